@@ -1,0 +1,58 @@
+PYTHON ?= python3
+PYTHON_NEWEST ?= $(shell command -v python3.13 || command -v python3.14 || echo /usr/bin/python3)
+
+# Arguments for pytest in every test target, for example: make test PYTEST_ARGS="-n 2 -k lstm"
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+
+.PHONY: demo examples test test-peer test-leaks test-newest lint docs clean
+
+demo: .venv/.demo
+	$(BIN)/python examples/digits_online.py
+
+examples: .venv/.demo
+	@set -e; for example in examples/*.py; do echo "$$example"; $(BIN)/python "$$example"; done
+
+test: .venv/.test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-peer: .venv-peer/.peer
+	.venv-peer/bin/python -m pytest -m peer $(PYTEST_ARGS)
+
+test-leaks: .venv/.test
+	JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest tests/test_docs.py $(PYTEST_ARGS)
+
+test-newest: .venv-newest/.test
+	.venv-newest/bin/python -m pytest -m "not slow and not peer" $(PYTEST_ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv .venv-peer .venv-newest dist site .hypothesis .pytest_cache .ruff_cache
+	find etpc tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Each set of packages has a stamp in the virtual environment that it is installed in.
+.venv/.demo: EXTRAS = demo
+.venv/.test: EXTRAS = demo,test
+.venv/.dev: EXTRAS = demo,test,dev
+.venv/.docs: EXTRAS = docs
+.venv-peer/.peer: EXTRAS = demo,test,peer
+.venv-newest/.test: EXTRAS = demo,test
+
+.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer: BASE = $(PYTHON)
+.venv-newest/.test: BASE = $(PYTHON_NEWEST)
+
+.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-newest/.test: pyproject.toml
+	test -x $(@D)/bin/python || $(BASE) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	touch $@
+
+# The stamps of one environment must not be made at the same time.
+.NOTPARALLEL:

@@ -1,0 +1,44 @@
+"""A compiler from recurrent and spiking models to eligibility-trace programs."""
+
+from . import algorithms as algorithms
+from . import analyse as analyse
+from . import emit as emit
+from . import nn as nn
+from . import ops as ops
+from . import plan as plan
+from . import surrogate as surrogate
+from . import trace as trace
+from ._errors import (
+    AlgorithmError,
+    EtpcError,
+    InputError,
+    InputTypeError,
+    ModelError,
+    SelectionError,
+    UnsupportedError,
+)
+from ._jax import mark
+from .algorithms import D_RTRL, ES_D_RTRL, RTRL
+from .run import Carry, Memory, Program, compile
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "D_RTRL",
+    "ES_D_RTRL",
+    "RTRL",
+    "AlgorithmError",
+    "Carry",
+    "EtpcError",
+    "InputError",
+    "InputTypeError",
+    "Memory",
+    "ModelError",
+    "Program",
+    "SelectionError",
+    "UnsupportedError",
+    "compile",
+    "mark",
+    "nn",
+    "surrogate",
+]

@@ -1,0 +1,45 @@
+"""The exceptions that `etpc` raises: one family, each also a built-in exception of the fitting kind."""
+
+from collections.abc import Iterable
+
+
+class EtpcError(Exception):
+    """Base of every error that `etpc` raises on purpose."""
+
+
+class ModelError(EtpcError, ValueError):
+    """The model does not keep the contract `model(x, state) -> (y, new_state)`."""
+
+
+class UnsupportedError(EtpcError, NotImplementedError):
+    """The model or the algorithm asks for something that `etpc` cannot do yet."""
+
+
+class SelectionError(EtpcError, ValueError):
+    """`weights=` selects nothing, or something that is not a parameter of the model."""
+
+
+class AlgorithmError(EtpcError, ValueError):
+    """An algorithm or one of its settings is unknown or out of range."""
+
+
+class InputError(EtpcError, ValueError):
+    """An argument of a compiled program does not fit what the program was compiled for."""
+
+
+class InputTypeError(EtpcError, TypeError):
+    """An argument is of the wrong type."""
+
+
+def raise_together(
+    problems: Iterable[str], error: type[EtpcError] = ModelError, heading: str = ""
+) -> None:
+    """Raise `error` with all the problems of a stage, or return where there are none."""
+    found = list(dict.fromkeys(problems))
+    if not found:
+        return
+    if len(found) == 1 and not heading:
+        raise error(found[0])
+    lines = [heading or f"{len(found)} problems were found:"]
+    lines += [f"  {i}. " + text.replace("\n", "\n     ") for i, text in enumerate(found, 1)]
+    raise error("\n".join(lines))

@@ -1,0 +1,279 @@
+"""Everything that `etpc` needs of JAX beyond its public transformations, in one place.
+
+No other module imports `jax.extend` or JAX internals. What JAX can do is asked of the objects it
+offers, not of its version number. Here are the marker primitive `etp`, the small program
+representation that the later stages read (`Variable`, `Equation`), and the canonicalisation of a
+Python function into it: a jaxpr with `jit`, `remat` and other plain calls inlined, and with fresh
+variables, because JAX shares the variables of a cached inner jaxpr between its calls.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import source_info_util
+from jax.extend.core import primitives as prims
+from jax.interpreters import ad, batching, mlir
+
+Primitive = jex.Primitive
+
+# --- the marker ---------------------------------------------------------------------------------
+
+etp_p = Primitive("etp")
+etp_p.def_impl(lambda x: x)
+etp_p.def_abstract_eval(lambda x: x)
+mlir.register_lowering(etp_p, lambda ctx, x: [x])
+ad.deflinear2(etp_p, lambda ct, x: [ct])
+batching.defvectorized(etp_p)
+
+
+def mark(weight: jax.Array) -> jax.Array:
+    """Mark a weight, where it is used, as one that learns by an eligibility trace.
+
+    An identity: the marked value equals `weight`, at no cost when the model runs on its own. It
+    survives `jit`, `vmap` and `grad`. Whatever operation consumes the marked value, or something
+    computed from it and other parameters alone, is an ETP weight operation; `etpc.compile`
+    gives those a trace and leaves the others without one (see `weights=`).
+
+    **Arguments:**
+
+    - `weight`: a float array of any shape.
+
+    **Returns** the same array.
+
+    ```pycon
+    >>> import jax.numpy as jnp, etpc
+    >>> etpc.mark(jnp.ones(3)).shape
+    (3,)
+
+    ```
+    """
+    return etp_p.bind(jnp.asarray(weight))
+
+
+# --- the program representation -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variable:
+    """A value of a traced program: written once, by an equation or as an argument."""
+
+    number: int
+    aval: jax.ShapeDtypeStruct
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.aval.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_float(self) -> bool:
+        return is_float(self.aval.dtype)
+
+    def __repr__(self) -> str:
+        return f"v{self.number}:{self.aval.dtype}{list(self.shape)}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """One operation: `outputs = primitive(inputs)`, and the user's line it comes from."""
+
+    primitive: Primitive
+    params: Mapping[str, Any]
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    source: str
+
+    def bind(self, *values: Any) -> list[Any]:
+        """Apply the operation to arrays or tracers."""
+        bound = self.primitive.get_bind_params(dict(self.params))
+        out = self.primitive.bind(*values, **bound)
+        return list(out) if self.primitive.multiple_results else [out]
+
+    def __repr__(self) -> str:
+        out = ", ".join(map(repr, self.outputs))
+        args = ", ".join(f"v{v.number}" for v in self.inputs)
+        return f"{out} = {self.primitive.name} {args}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flat:
+    """A function in canonical form: equations over variables, and the constants among them."""
+
+    equations: tuple[Equation, ...]
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    constants: Mapping[Variable, Any]
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether values of this dtype are differentiated."""
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+_INLINED = {prims.jit_p: "jaxpr", prims.closed_call_p: "call_jaxpr", prims.remat_p: "jaxpr"}
+
+
+def canonicalise(function: Callable, avals: Sequence[jax.ShapeDtypeStruct]) -> Flat:
+    """Trace `function` on flat arguments, and inline what only groups other operations."""
+    return flatten(jax.make_jaxpr(function)(*avals))
+
+
+def flatten(jaxpr: Any) -> Flat:
+    """A jaxpr, such as the body of a loop, in canonical form."""
+    numbers = iter(range(1 << 62))
+    constants: dict[Variable, Any] = {}
+    equations: list[Equation] = []
+
+    def fresh(aval: Any) -> Variable:
+        return Variable(next(numbers), jax.ShapeDtypeStruct(aval.shape, aval.dtype))
+
+    def constant(value: Any, aval: Any) -> Variable:
+        variable = fresh(aval)
+        constants[variable] = value
+        return variable
+
+    def walk(inner: Any, consts: Sequence[Variable], args: Sequence[Variable]) -> list[Variable]:
+        env: dict[Any, Variable] = dict(zip(inner.constvars, consts, strict=True))
+        env.update(zip(inner.invars, args, strict=True))
+
+        def read(atom: Any) -> Variable:
+            if isinstance(atom, jex.Literal):
+                return constant(np.asarray(atom.val, atom.aval.dtype), atom.aval)
+            return env[atom]
+
+        for eqn in inner.eqns:
+            operands = tuple(read(v) for v in eqn.invars)
+            grouped = _INLINED.get(eqn.primitive)
+            if grouped is not None:
+                outs = descend(eqn.params[grouped], operands)
+            else:
+                outs = [fresh(v.aval) for v in eqn.outvars]
+                source = source_info_util.summarize(eqn.source_info)
+                equations.append(
+                    Equation(eqn.primitive, eqn.params, operands, tuple(outs), source)
+                )
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(v) for v in inner.outvars]
+
+    def descend(inner: Any, args: Sequence[Variable]) -> list[Variable]:
+        opened, consts = open_jaxpr(inner)
+        return walk(opened, [constant(c, jax.typeof(c)) for c in consts], args)
+
+    inputs = tuple(fresh(v.aval) for v in open_jaxpr(jaxpr)[0].invars)
+    outputs = descend(jaxpr, inputs)
+    return Flat(tuple(equations), inputs, tuple(outputs), constants)
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants, whether it is closed, open, or both in one class."""
+    if isinstance(jaxpr, jex.ClosedJaxpr):
+        return jaxpr.jaxpr, jaxpr.consts
+    return jaxpr, ()
+
+
+# --- evaluation ---------------------------------------------------------------------------------
+
+Rule = Callable[[Equation, list[Any]], "list[Any] | None"]
+
+
+def evaluate(
+    equations: Iterable[Equation], env: dict[Variable, Any], rule: Rule | None = None
+) -> dict[Variable, Any]:
+    """Run equations over `env` (in place). `rule` may take over an equation, or return `None`."""
+    for eqn in equations:
+        values = [env.get(v) for v in eqn.inputs]
+        out = rule(eqn, values) if rule is not None else None
+        if out is None:
+            out = eqn.bind(*values)
+        env.update(zip(eqn.outputs, out, strict=True))
+    return env
+
+
+def prune(
+    equations: Sequence[Equation], wanted: Iterable[Variable], given: Iterable[Equation] = ()
+) -> tuple[Equation, ...]:
+    """The equations, in order, that the wanted variables need.
+
+    The outputs of equations in `given` are known, so that their inputs are not needed.
+    """
+    needed, known = set(wanted), set(given)
+    kept: list[Equation] = []
+    for eqn in reversed(equations):
+        if any(v in needed for v in eqn.outputs):
+            kept.append(eqn)
+            if eqn not in known:
+                needed.update(eqn.inputs)
+    return tuple(reversed(kept))
+
+
+def scan_counts(equation: Equation) -> tuple[int, int]:
+    """How many operands of a `scan` are constants and how many its carry, in this order."""
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
+    """The operation as a function that `jax.jvp` accepts.
+
+    A `custom_vjp` has no forward rule: its tangent map is the transpose of its backward rule, which
+    is linear in the cotangent.
+    """
+    if equation.primitive is not prims.custom_vjp_call_p:
+        return lambda *values: equation.bind(*values)
+    floats = [i for i, v in enumerate(equation.inputs) if v.is_float]
+    outs = [i for i, v in enumerate(equation.outputs) if v.is_float]
+
+    @jax.custom_jvp
+    def call(*values):
+        return equation.bind(*values)
+
+    @call.defjvp
+    def call_jvp(values, tangents):
+        def on_floats(*moving):
+            full = list(values)
+            for i, value in zip(floats, moving, strict=True):
+                full[i] = value
+            out = equation.bind(*full)
+            return [out[i] for i in outs]
+
+        moving = [values[i] for i in floats]
+        primal_out, pullback = jax.vjp(on_floats, *moving)
+        pushforward = jax.linear_transpose(lambda cts: pullback(cts), primal_out)
+        moved = pushforward(tuple(tangents[i] for i in floats))[0]
+        out = equation.bind(*values)
+        full: list[Any] = [np.zeros(o.shape, jax.dtypes.float0) for o in out]
+        for i, value in zip(outs, moved, strict=True):
+            full[i] = value
+        return out, full
+
+    return call
+
+
+__all__ = [
+    "Equation",
+    "Flat",
+    "Primitive",
+    "Variable",
+    "canonicalise",
+    "etp_p",
+    "evaluate",
+    "flatten",
+    "forward_mode",
+    "is_float",
+    "mark",
+    "open_jaxpr",
+    "prims",
+    "prune",
+    "scan_counts",
+]

@@ -1,0 +1,187 @@
+"""Learning rules, as data: what is cut, which trace each kind of weight operation carries.
+
+An algorithm is a frozen record. The compiler asks it for `cut`, for the form of the trace of each
+kind of operation (`trace_form`), and for the window. [`register_algorithm`][etpc.algorithms.
+register_algorithm] gives one a name.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Literal
+
+from ._errors import AlgorithmError, InputTypeError, UnsupportedError
+from .ops import Kind
+
+InWindow = Literal["truncated", "exact"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Full:
+    """The whole eligibility trace: one entry for every use of a weight and every block state."""
+
+    exact = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Decay:
+    """The trace as one pair of factors, each smoothed over time with a decay."""
+
+    decay: float
+    exact = False
+
+
+TraceForm = Full | Decay
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """What every learning rule has.
+
+    - `window`: how many steps of `value_and_grad` are processed at once; `"auto"` chooses.
+    - `in_window`: how credit flows inside a window. `"truncated"` cuts as the trace does, and its
+        gradient does not depend on the window. `"exact"` is plain reverse mode inside the window.
+    """
+
+    window: int | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
+    in_window: InWindow = dataclasses.field(default="truncated", kw_only=True)
+    name: ClassVar[str] = "algorithm"
+    cut: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        window = self.window
+        if isinstance(window, str):
+            if window != "auto":
+                raise AlgorithmError(f'window must be "auto" or an int >= 1, not {window!r}.')
+        elif isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            raise AlgorithmError(
+                f'window must be "auto" or an int >= 1, not {window!r}. It is the number of steps '
+                "that are processed at once."
+            )
+        if self.in_window not in ("truncated", "exact"):
+            raise AlgorithmError(
+                f'in_window must be "truncated" or "exact", not {self.in_window!r}.'
+            )
+
+    def trace_form(self, kind: Kind) -> TraceForm:
+        """The form of the trace of a kind of weight operation."""
+        return Full()
+
+    def __str__(self) -> str:
+        settings = ", ".join(
+            f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self)
+        )
+        return f"{type(self).__name__}({settings})"
+
+
+@dataclasses.dataclass(frozen=True)
+class D_RTRL(Algorithm):
+    """Diagonal real-time recurrent learning: the trace of the cut step.
+
+    Each operation that mixes positions has its data held constant, so a trace holds the states that
+    an output reaches without passing through another weight: O(weights x block) numbers. The
+    gradient equals that of BPTT where no influence escapes, which the program says for each weight.
+
+    **Source:** Wang et al., Nature Communications 2026, doi:10.1038/s41467-026-68453-w. Deviation:
+    the block of states is derived from the program and is not assumed to be diagonal; every path is
+    counted once also where a state reads another's new value.
+    """
+
+    name: ClassVar[str] = "d_rtrl"
+
+
+@dataclasses.dataclass(frozen=True)
+class ES_D_RTRL(Algorithm):
+    """D-RTRL with exponentially smoothed factors (pp-prop): O(I + O m) numbers for a weight matrix.
+
+    `eps_x' = a eps_x + x`, `eps_f' = a D eps_f + (1 - a) F`, and the gradient of step t is
+    `eps_x (L eps_f) / (1 - a^t)`. Element-wise weights keep the full trace, which is no larger.
+
+    - `decay_or_rank`: a float in (0, 1], the decay `a`. An int is the rank of the low-rank form,
+        which is not supported yet.
+
+    **Source:** Wang et al. 2026, as above. `eps_f` is stored without the factor `1 - a`, so that
+    a = 1 is allowed.
+    """
+
+    decay_or_rank: float | int = 0.99
+    name: ClassVar[str] = "es_d_rtrl"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        value = self.decay_or_rank
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputTypeError(
+                f"decay_or_rank must be a float in (0, 1] (a decay) or an int >= 1 (a rank), not "
+                f"{value!r}."
+            )
+        if isinstance(value, int):
+            if value < 1:
+                raise AlgorithmError(
+                    f"decay_or_rank={value} is an int and so a rank, which must be at least 1. For "
+                    "a decay pass a float in (0, 1]."
+                )
+            raise UnsupportedError(
+                f"decay_or_rank={value} is an int and so a rank: the low-rank form is not "
+                f"supported yet. Pass a float in (0, 1] for the decay form (1.0 is a decay)."
+            )
+        if not (math.isfinite(value) and 0 < value <= 1):
+            raise AlgorithmError(f"A decay must lie in (0, 1], and decay_or_rank is {value}.")
+
+    def trace_form(self, kind: Kind) -> TraceForm:
+        return Full() if kind.data is None else Decay(float(self.decay_or_rank))
+
+
+@dataclasses.dataclass(frozen=True)
+class RTRL(Algorithm):
+    """Real-time recurrent learning: nothing is cut, and every gradient equals that of BPTT.
+
+    The trace of a weight holds all states that it can ever reach: O(weights x S) numbers.
+
+    **Source:** Williams and Zipser, Neural Computation 1(2), 1989.
+    """
+
+    name: ClassVar[str] = "rtrl"
+    cut: ClassVar[bool] = False
+
+
+_NAMES: dict[str, type[Algorithm]] = {}
+
+
+def register_algorithm(algorithm: type[Algorithm]) -> type[Algorithm]:
+    """Let `etpc.compile` find an algorithm by its `name`.
+
+    **Raises** `ValueError` where the name is taken.
+    """
+    if algorithm.name in _NAMES:
+        raise ValueError(f"an algorithm named {algorithm.name!r} is registered already")
+    _NAMES[algorithm.name] = algorithm
+    return algorithm
+
+
+def resolve(algo: Algorithm | str) -> Algorithm:
+    """The algorithm that an argument `algo` means."""
+    if isinstance(algo, Algorithm):
+        return algo
+    if isinstance(algo, str):
+        if algo not in _NAMES:
+            known = ", ".join(repr(name) for name in _NAMES)
+            raise AlgorithmError(f"There is no algorithm {algo!r}. Known names: {known}.")
+        return _NAMES[algo]()
+    hint = " Call it: D_RTRL()." if isinstance(algo, type) and issubclass(algo, Algorithm) else ""
+    raise InputTypeError(f"algo must be an algorithm or its name, not {algo!r}.{hint}")
+
+
+for _algorithm in (D_RTRL, ES_D_RTRL, RTRL):
+    register_algorithm(_algorithm)
+
+__all__ = [
+    "ES_D_RTRL",
+    "D_RTRL",
+    "RTRL",
+    "Algorithm",
+    "Decay",
+    "Full",
+    "TraceForm",
+    "register_algorithm",
+    "resolve",
+]

@@ -1,0 +1,6 @@
+"""Second stage: which weights reach which hidden states, and how."""
+
+from ._analysis import Analysis, analyse
+from ._weights import WeightOp
+
+__all__ = ["Analysis", "WeightOp", "analyse"]

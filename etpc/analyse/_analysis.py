@@ -1,0 +1,325 @@
+"""Which weights reach which hidden states: the patterns of the cut step, and what follows."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+
+from .._jax import Equation, Variable, canonicalise, evaluate, forward_mode
+from ..trace import Step
+from ._patterns import Interpreter, Opaque, Pattern, empty
+from ._weights import Split, WeightOp, split
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HiddenStates:
+    """The float leaves of the state as one vector of S elements."""
+
+    leaves: tuple[int, ...]
+    """Which array leaves of the state."""
+    paths: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    offsets: tuple[int, ...]
+    """Where each leaf begins, and S at the end."""
+
+    @classmethod
+    def of(cls, step: Step) -> "HiddenStates":
+        leaves = step.state_leaves.floats
+        shapes = tuple(step.state[i].shape for i in leaves)
+        sizes = [step.state[i].size for i in leaves]
+        offsets = (0, *(int(n) for n in np.cumsum(sizes)))
+        return cls(leaves, tuple(step.state_leaves.paths[i] for i in leaves), shapes, offsets)
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return self.offsets[-1]
+
+    def leaf_of(self, elements: np.ndarray) -> np.ndarray:
+        """The number, among the float leaves, of the leaf that holds each element."""
+        return np.searchsorted(self.offsets, elements, side="right") - 1
+
+    def names(self, elements: np.ndarray) -> tuple[str, ...]:
+        """The paths of the leaves that hold some elements, in order."""
+        return tuple(self.paths[i] for i in np.unique(self.leaf_of(elements)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reach:
+    """What one weight operation reaches."""
+
+    role: str
+    """`"state"` (directly or through other operations), `"output"` alone, or `"nothing"`."""
+    block: Pattern
+    """`N(o)`: outputs x states; the states that each output has a lasting influence on."""
+    reads_states: np.ndarray
+    """Boolean over the S states: whether `x` depends on them within the cut step."""
+    reads_ops: np.ndarray
+    """Boolean over the operations: whether `x` depends on their outputs within the cut step."""
+    escapes: tuple[str, ...]
+    """Paths along which influence leaves the trace; empty where the trace is exact."""
+
+    @property
+    def states(self) -> np.ndarray:
+        """The states in any block, in order."""
+        return np.unique(self.block.indices)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Analysis:
+    """A step with its weight operations, sparsity patterns, and what each operation reaches."""
+
+    step: Step
+    split: Split
+    hidden: HiddenStates
+    cut: bool
+    """Whether the data of operations that mix was held constant."""
+    transition: Pattern
+    """`D`: new states x old states."""
+    immediate: tuple[Pattern, ...]
+    """`F`: for each operation, new states x outputs."""
+    reach: tuple[Reach, ...]
+    outputs_read_states: np.ndarray
+    outputs_read_ops: np.ndarray
+    """For each output leaf, booleans over the states and over the operations."""
+    opaque: tuple[Opaque, ...]
+    """Operations without a pattern rule, taken as dense."""
+
+    @property
+    def ops(self) -> tuple[WeightOp, ...]:
+        return self.split.ops
+
+    def __str__(self) -> str:
+        size = self.hidden.size
+        lines = [f"analysis of {size} hidden states, D has {self.transition.nnz} entries"]
+        for op, reach in zip(self.ops, self.reach, strict=True):
+            block = int(np.max(np.diff(reach.block.indptr), initial=0))
+            lines.append(f"  {op}: reaches {reach.role}, block {block}")
+            lines += [f"    escapes: {path}" for path in reach.escapes]
+        lines += [f"  taken as dense: {o.primitive} at {o.source}" for o in self.opaque]
+        return "\n".join(lines)
+
+
+def analyse(step: Step, *, cut: bool = True) -> Analysis:
+    """Find the weight operations of a step, the patterns of its Jacobians, and the blocks.
+
+    **Arguments:**
+
+    - `step`: from [`etpc.trace.trace`][].
+    - `cut`: whether the data of operations that mix positions is held constant, as in D-RTRL.
+    """
+    parts = split(step)
+    hidden = HiddenStates.of(step)
+    ops = parts.ops
+    bounds = np.cumsum([hidden.size, *(op.size for op in ops)])
+    seeds = int(bounds[-1])
+    floats = [v for v in step.outputs if v.is_float]
+    x_of = {op.number: op.equation.inputs[op.kind.data] for op in ops if op.kind.data is not None}
+    read = [k for k in x_of if x_of[k].is_float]
+    opaque, found = _patterns(step, parts, hidden, cut, seeds, read)
+    state_count = len(hidden.leaves)
+    stacked = found[:state_count]
+    new = sp.csr_array(sp.vstack(stacked, format="csr")) if stacked else empty(0, seeds)
+    x_rows = dict(zip(read, found[state_count : state_count + len(read)], strict=True))
+    y_rows = iter(found[state_count + len(read) :])
+    output_rows = [next(y_rows) if v in floats else None for v in step.outputs]
+
+    transition = sp.csr_array(new[:, : hidden.size])
+    immediate = tuple(sp.csr_array(new[:, bounds[k] : bounds[k + 1]]) for k in range(len(ops)))
+    reads = [_reads(x_rows.get(op.number), bounds) for op in ops]
+    y_reads = [_reads(rows, bounds) for rows in output_rows]
+    is_cut = [cut and op.kind.mixes for op in ops]
+    direct = [bool(pattern.nnz) for pattern in immediate]
+    into = np.array([r[1] for r in reads], bool).reshape(len(ops), len(ops))
+    into &= np.array(is_cut, bool)[:, None]
+    to_state = _upstream(np.array(direct, bool), into)
+    seen = np.array([r[1] for r in y_reads], bool).reshape(-1, len(ops)).any(0)
+    to_output = _upstream(seen, into)
+    reach = []
+    for k, op in enumerate(ops):
+        block = _closure(sp.csr_array(immediate[k].T), transition)
+        role = "state" if to_state[k] else "output" if to_output[k] else "nothing"
+        escapes = _escapes(op, block, ops, reads, into, to_state, immediate, hidden, is_cut)
+        reach.append(Reach(role, block, *reads[k], escapes))
+    return Analysis(
+        step,
+        parts,
+        hidden,
+        cut,
+        transition,
+        immediate,
+        tuple(reach),
+        np.array([r[0] for r in y_reads], bool).reshape(-1, hidden.size),
+        np.array([r[1] for r in y_reads], bool).reshape(-1, len(ops)),
+        opaque,
+    )
+
+
+def by_equation(ops: Sequence[WeightOp]) -> dict[Equation, list[WeightOp]]:
+    """The weight operations of each equation that has some."""
+    table: dict[Equation, list[WeightOp]] = {}
+    for op in ops:
+        table.setdefault(op.equation, []).append(op)
+    return table
+
+
+def _patterns(
+    step: Step, parts: Split, hidden: HiddenStates, cut: bool, seeds: int, read: Sequence[int]
+) -> tuple[tuple[Opaque, ...], list[Pattern]]:
+    """Patterns of new states, of the data of operations in `read`, and of float outputs."""
+    table = by_equation(parts.ops)
+    zeros = [_delta_aval(op) for op in parts.ops]
+    float_outputs = [v for v in parts.outputs if v.is_float]
+    new = [parts.next_state[i] for i in hidden.leaves]
+    x_values: dict[int, Variable] = {
+        k: parts.ops[k].equation.inputs[parts.ops[k].kind.data or 0] for k in read
+    }
+
+    def tangents(parameters, inputs, state, state_dots, delta_dots):
+        def moving(floats, deltas):
+            values = list(state)
+            for i, value in zip(hidden.leaves, floats, strict=True):
+                values[i] = value
+            env = dict(step.constants)
+            env.update(zip(step.parameters, parameters, strict=True))
+            env.update(zip(step.inputs, inputs, strict=True))
+            env.update(zip(step.state, values, strict=True))
+
+            def rule(eqn, operands):
+                here = table.get(eqn, ())
+                for op in here:
+                    operands = op.kind.shift_inputs(operands, deltas[op.number])
+                    if cut and op.kind.mixes:
+                        operands = list(operands)
+                        operands[op.kind.data] = jax.lax.stop_gradient(operands[op.kind.data])
+                outputs = forward_mode(eqn)(*operands)
+                for op in here:
+                    outputs = op.kind.shift_outputs(outputs, deltas[op.number])
+                return outputs
+
+            evaluate((*parts.prefix, *parts.body), env, rule)
+            wanted = [*new, *(x_values[k] for k in read), *float_outputs]
+            return [env[v] for v in wanted]
+
+        primals = [state[i] for i in hidden.leaves], [jnp.zeros(a.shape, a.dtype) for a in zeros]
+        return jax.jvp(moving, primals, (list(state_dots), list(delta_dots)))[1]
+
+    groups = [
+        [v.aval for v in step.parameters],
+        [v.aval for v in step.inputs],
+        [v.aval for v in step.state],
+        [step.state[i].aval for i in hidden.leaves],
+        zeros,
+    ]
+    counts = np.cumsum([0, *(len(g) for g in groups)])
+
+    def flat(*args):
+        return tangents(*(args[a:b] for a, b in zip(counts[:-1], counts[1:], strict=True)))
+
+    program = canonicalise(flat, [a for group in groups for a in group])
+    inputs: list[Pattern | None] = [None] * int(counts[3])
+    eye = sp.csr_array(sp.eye_array(seeds, dtype=bool, format="csr"))
+    start = 0
+    for aval in (*groups[3], *groups[4]):
+        size = int(np.prod(aval.shape, dtype=np.int64))
+        inputs.append(sp.csr_array(eye[start : start + size]))
+        start += size
+    interpreter = Interpreter(seeds)
+    found = interpreter.run(program, inputs)
+    filled = [
+        empty(v.size, seeds) if pattern is None else pattern
+        for v, pattern in zip(program.outputs, found, strict=True)
+    ]
+    return tuple(interpreter.opaque), filled
+
+
+def _delta_aval(op: WeightOp) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((op.kind.groups, op.kind.outputs), op.weight.aval.dtype)
+
+
+def _reads(pattern: Pattern | None, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which states, and which operations, any row of a pattern depends on."""
+    elements = np.zeros(int(bounds[0]), bool)
+    ops = np.zeros(len(bounds) - 1, bool)
+    if pattern is not None:
+        columns = np.unique(pattern.indices)
+        elements[columns[columns < bounds[0]]] = True
+        members = np.searchsorted(bounds, columns[columns >= bounds[0]], side="right") - 1
+        ops[members] = True
+    return elements, ops
+
+
+def _upstream(start: np.ndarray, into: np.ndarray) -> np.ndarray:
+    """`start`, and all operations whose output enters (`into[j, k]`: k enters j) one of them."""
+    reached = start.copy()
+    for _ in range(len(start)):
+        more = reached | into[reached].any(0)
+        if (more == reached).all():
+            break
+        reached = more
+    return reached
+
+
+def _closure(block: Pattern, transition: Pattern) -> Pattern:
+    """All states that the states in each row's block reach by any number of transitions."""
+    frontier, onward = block, sp.csr_array(transition.T)
+    for _ in range(transition.shape[0] + 1):
+        grown = sp.csr_array(block + sp.csr_array(frontier @ onward))
+        if grown.nnz == block.nnz:
+            grown.sort_indices()
+            return grown
+        frontier = sp.csr_array(grown > block)
+        block = grown
+    raise AssertionError("a closure over finitely many states did not end; this is a bug in etpc")
+
+
+def _escapes(
+    op: WeightOp,
+    block: Pattern,
+    ops: Sequence[WeightOp],
+    reads: Sequence[tuple[np.ndarray, np.ndarray]],
+    into: np.ndarray,
+    to_state: np.ndarray,
+    immediate: Sequence[Pattern],
+    hidden: HiddenStates,
+    is_cut: Sequence[bool],
+) -> tuple[str, ...]:
+    """Paths from an operation's block or output, through a cut, to a state."""
+    members = np.unique(block.indices)
+    paths = []
+    for j, other in enumerate(ops):
+        if not (is_cut[j] and to_state[j]):
+            continue
+        shared = members[reads[j][0][members]]
+        sources = [f"hidden {name}" for name in hidden.names(shared)] if shared.size else []
+        if into[j, op.number]:
+            sources.append(f"the output of {op.path}")
+        target = _target(j, ops, into, to_state, immediate, hidden)
+        paths += [f"{source} -> {other.path} -> {target}" for source in sources]
+    return tuple(dict.fromkeys(paths))
+
+
+def _target(
+    j: int,
+    ops: Sequence[WeightOp],
+    into: np.ndarray,
+    to_state: np.ndarray,
+    immediate: Sequence[Pattern],
+    hidden: HiddenStates,
+) -> str:
+    """The first state that operation j reaches, and the operations on the way."""
+    via: list[str] = []
+    seen: set[int] = set()
+    while not immediate[j].nnz:
+        seen.add(j)
+        onward = [k for k in np.flatnonzero(into[:, j]) if to_state[k] and k not in seen]
+        j = int(onward[0])
+        via.append(ops[j].path)
+    rows = np.flatnonzero(np.diff(immediate[j].indptr))
+    return " -> ".join([*via, f"hidden {hidden.names(rows)[0]}"])
+
+
+__all__ = ["Analysis", "HiddenStates", "Reach", "analyse", "by_equation"]

@@ -1,0 +1,135 @@
+"""Where effective weights meet data."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from .._errors import UnsupportedError, raise_together
+from .._jax import Equation, Variable, etp_p, prims
+from ..ops import Kind, kind_of
+from ..trace import Step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WeightOp:
+    """The first operation in which an effective weight meets data.
+
+    `weight` is the effective weight: a variable that depends on the parameters at `paths` alone.
+    """
+
+    number: int
+    equation: Equation
+    operand: int
+    weight: Variable
+    parameters: tuple[int, ...]
+    """Which array leaves of the model the effective weight depends on."""
+    path: str
+    marked: bool
+    kind: Kind
+
+    @property
+    def size(self) -> int:
+        """Number of outputs, G * O."""
+        return self.kind.groups * self.kind.outputs
+
+    def __str__(self) -> str:
+        mark = " marked" if self.marked else ""
+        return f"{self.path} {self.kind.name}{mark} at {self.equation.source}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """A step, split into what depends on parameters and constants alone, and the rest.
+
+    `prefix` is evaluated once for a call, `body` at every step. `boundary` are the prefix's
+    variables that the body reads: the effective weights, and values that are not differentiated.
+    """
+
+    prefix: tuple[Equation, ...]
+    body: tuple[Equation, ...]
+    weights: tuple[Variable, ...]
+    others: tuple[Variable, ...]
+    ops: tuple[WeightOp, ...]
+    outputs: tuple[Variable, ...]
+    next_state: tuple[Variable, ...]
+
+
+def split(step: Step) -> Split:
+    """Find the weight operations of a step."""
+    floats = set(step.model_leaves.floats)
+    reads: dict[Variable, frozenset[int]] = {}
+    marked: set[Variable] = set()
+    fixed: set[Variable] = set(step.constants)
+    for i, v in enumerate(step.parameters):
+        fixed.add(v)
+        if i in floats:
+            reads[v] = frozenset([i])
+
+    prefix: list[Equation] = []
+    body: list[Equation] = []
+    for eqn in step.equations:
+        if not all(v in fixed for v in eqn.inputs):
+            body.append(eqn)
+            continue
+        prefix.append(eqn)
+        fixed.update(eqn.outputs)
+        if eqn.primitive is prims.stop_gradient_p:
+            continue
+        used = frozenset().union(*(reads.get(v, frozenset()) for v in eqn.inputs))
+        is_marked = eqn.primitive is etp_p or any(v in marked for v in eqn.inputs)
+        for v in eqn.outputs:
+            if used and v.is_float:
+                reads[v] = used
+                if is_marked:
+                    marked.add(v)
+
+    body, outputs, next_state = _copies(step, body, reads)
+    needed: dict[Variable, None] = {}
+    for eqn in body:
+        needed.update((v, None) for v in eqn.inputs if v in fixed)
+    needed.update((v, None) for v in (*outputs, *next_state) if v in fixed)
+    weights = tuple(v for v in needed if v in reads)
+    others = tuple(v for v in needed if v not in reads)
+
+    ops: list[WeightOp] = []
+    problems: list[str] = []
+    for eqn in body:
+        for operand, v in enumerate(eqn.inputs):
+            if v not in reads:
+                continue
+            members = tuple(sorted(reads[v]))
+            path = ", ".join(step.model_leaves.paths[i] for i in members)
+            if eqn.primitive is prims.while_p:
+                problems.append(
+                    f"The weight {path} is used inside a `while_loop` ({eqn.source}). This is "
+                    "because the number of its iterations is not known, so that it has no "
+                    "reverse-mode derivative. Use `lax.fori_loop` with fixed bounds, or `lax.scan`."
+                )
+                continue
+            ops.append(
+                WeightOp(
+                    len(ops), eqn, operand, v, members, path, v in marked, kind_of(eqn, operand)
+                )
+            )
+    raise_together(problems, UnsupportedError)
+    return Split(tuple(prefix), tuple(body), weights, others, tuple(ops), outputs, next_state)
+
+
+def _copies(
+    step: Step, body: Sequence[Equation], reads: dict[Variable, frozenset[int]]
+) -> tuple[list[Equation], tuple[Variable, ...], tuple[Variable, ...]]:
+    """Give a weight that is itself an output or a new state an operation that it meets."""
+    body = list(body)
+    numbers = iter(range(-1, -(1 << 62), -1))
+
+    def through(v: Variable) -> Variable:
+        if v not in reads:
+            return v
+        copied = Variable(next(numbers), v.aval)
+        body.append(Equation(prims.copy_p, {}, (v,), (copied,), "the model's return value"))
+        return copied
+
+    outputs = tuple(through(v) for v in step.outputs)
+    return body, outputs, tuple(through(v) for v in step.next_state)
+
+
+__all__ = ["Split", "WeightOp", "split"]

@@ -1,0 +1,363 @@
+"""A window of a trace program, as one differentiable function on arrays.
+
+All arrays have axes [W, B, ...] here. A window runs the model forward, step by step; then
+everything else is computed for all its steps at once: the Jacobians of the cut step, the outputs,
+and, backwards, the learning signals. What remains sequential is element-wise code on blocks.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..algorithms import Full
+from ..plan import OpPlan, Plan
+from ._gather import take
+from ._step import StepFunctions
+from ._traces import (
+    Factors,
+    Signals,
+    Trace,
+    advance_full,
+    empty_trace,
+    gradient_full,
+    gradient_smooth,
+    gradient_smooth_start,
+    smooth,
+    suffix_products,
+)
+
+Arrays = Sequence[Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Jacobians:
+    """The compressed Jacobians of the cut step: one row for each of C colours."""
+
+    transition: Array
+    """[W, B, C, S]"""
+    immediate: list[Array]
+    """For each live operation, [W, B, C, outputs]."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Window:
+    """The functions of an emitted program.
+
+    - `prefix(parameters) -> (weights, others)`: once for each call.
+    - `run(weights, others, xs, state, traces) -> (ys, state, traces)`: a window; differentiable by
+        `weights` and `xs`, where the derivative is the online gradient.
+    """
+
+    plan: Plan
+    prefix: Callable[..., Any]
+    run: Callable[..., Any]
+    run_for_weights: Callable[..., Any]
+    """`run`, but differentiable by `weights` alone, which is cheaper."""
+
+    def fresh_traces(self, batch: int) -> list[Trace]:
+        """Traces of a stream that begins, [B, ...]."""
+        return [empty_trace(p, batch, self.plan.dtype) for p in self.plan.traced]
+
+
+def emit(plan: Plan) -> Window:
+    """Emit the functions of a plan."""
+    step = StepFunctions(plan.analysis)
+    emitters = [_Emitter(plan, step, through_inputs) for through_inputs in (True, False)]
+    return Window(plan, step.prefix, emitters[0].differentiable(), emitters[1].differentiable())
+
+
+class _Emitter:
+    def __init__(self, plan: Plan, step: StepFunctions, through_inputs: bool):
+        self.plan, self.step, self.through_inputs = plan, step, through_inputs
+        self.exact = plan.algorithm.in_window == "exact"
+        self.live = [plan.ops[op.number] for op in step.live]
+        self.reads_old = step.reads_old_states()
+        analysis = plan.analysis
+        self.weight_place = {v: i for i, v in enumerate(analysis.split.weights)}
+        self.float_inputs = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
+
+    def differentiable(self) -> Callable[..., Any]:
+        @jax.custom_vjp
+        def run(weights, others, xs, state, traces):
+            return self.forward(weights, others, xs, state, traces)[0]
+
+        def forward(weights, others, xs, state, traces):
+            return self.forward(weights, others, xs, state, traces)
+
+        def backward(residuals, cotangents):
+            weights, xs = self.backward(residuals, cotangents[0])
+            return weights, None, xs, None, None
+
+        run.defvjp(forward, backward)
+        return run
+
+    # --- forward ---
+
+    def forward(self, weights, others, xs, state, traces):
+        """Outputs, new state and new traces; and what the backward pass needs."""
+        step = self.step
+        parts = lax.stop_gradient if not self.exact else lambda w: w
+        olds, news, saved, last, exact_pull, ys = self._sequential(
+            parts(weights), others, xs, state
+        )
+        jacobians = self._jacobians(weights, others, xs, olds, saved)
+        pull = exact_pull
+        if not self.exact:
+            ys, pull, data = self._read(weights, others, xs, olds, news, saved)
+        else:
+            data = self._data(weights, others, xs, olds, news, saved)
+        factors = self._factors(jacobians, data)
+        after, paths = self._advance(factors, traces)
+        residuals = (pull, jacobians.transition, jacobians.immediate, data, traces, paths)
+        del step
+        return (ys, last, after), residuals
+
+    def _sequential(self, weights, others, xs, state):
+        """Run the model; keep the state before and after each step, and the outputs of cut ops."""
+        step = self.step
+        floats = self.plan.analysis.hidden.leaves
+
+        if not self.exact:
+
+            def body(now, x):
+                new, kept = jax.vmap(partial(step.forward, weights, others))(x, now)
+                return new, (new, kept)
+
+            last, (news, saved) = lax.scan(body, list(state), list(xs))
+            return _before(state, news), news, saved, last, None, None
+
+        def through(weights, moving, start):
+            def body(now, x):
+                y, new, kept = jax.vmap(partial(step.full, weights, others))(x, now)
+                return new, (y, new, kept)
+
+            begin = list(state)
+            for i, value in zip(floats, start, strict=True):
+                begin[i] = value
+            inputs = list(xs)
+            for i, value in zip(self.float_inputs, moving, strict=True):
+                inputs[i] = value
+            last, (ys, news, saved) = lax.scan(body, begin, inputs)
+            return ys, (last, news, saved)
+
+        ys, pull, (last, news, saved) = jax.vjp(
+            through,
+            list(weights),
+            [xs[i] for i in self.float_inputs],
+            [state[i] for i in floats],
+            has_aux=True,
+        )
+        return _before(state, news), news, saved, last, pull, ys
+
+    def _vectors(self, states) -> Array:
+        dtype = self.plan.dtype
+        return _over_time(lambda s: self.step.vector(s, dtype))(states)
+
+    def _zeros(self, xs) -> list[Array]:
+        shape = xs[0].shape[:2] if xs else ()
+        return [
+            jnp.zeros((*shape, p.op.kind.groups, p.op.kind.outputs), p.op.weight.aval.dtype)
+            for p in self.live
+        ]
+
+    def _read(self, weights, others, xs, olds, news, saved):
+        """The outputs of a window at once, how they depend on states and operations, and data."""
+
+        def read(weights, moving, old, new, deltas):
+            def one(x, state, kept, old, new, deltas):
+                return self.step.read(
+                    weights,
+                    others,
+                    x,
+                    state,
+                    kept,
+                    old,
+                    new,
+                    deltas,
+                    through_inputs=self.through_inputs,
+                )
+
+            inputs = list(xs)
+            for i, value in zip(self.float_inputs, moving, strict=True):
+                inputs[i] = value
+            return _over_time(one)(inputs, olds, saved, old, new, deltas)
+
+        moving = [xs[i] for i in self.float_inputs]
+        old, new = self._vectors(olds), self._vectors(news)
+        deltas = self._deltas(old)
+        return jax.vjp(read, list(weights), moving, old, new, deltas, has_aux=True)
+
+    def _deltas(self, vectors: Array) -> list[Array]:
+        return [
+            jnp.zeros(
+                (*vectors.shape[:2], p.op.kind.groups, p.op.kind.outputs), p.op.weight.aval.dtype
+            )
+            for p in self.live
+        ]
+
+    def _data(self, weights, others, xs, olds, news, saved):
+        _, _, data = self._read(weights, others, xs, olds, news, saved)
+        return data
+
+    def _jacobians(self, weights, others, xs, olds, saved) -> Jacobians:
+        vectors = self._vectors(olds)
+        dtype = self.plan.dtype
+
+        def cut(vectors, deltas):
+            def one(x, state, kept, vector, delta):
+                return self.step.cut(weights, others, x, state, kept, vector, delta, dtype)
+
+            return _over_time(one)(xs, olds, saved, vectors, deltas)
+
+        _, pull = jax.vjp(cut, vectors, self._deltas(vectors))
+        colours = self.plan.colours
+        seeds = jnp.asarray(colours.colour[None, :] == jnp.arange(colours.count)[:, None], dtype)
+        seeds = jnp.broadcast_to(seeds[:, None, None], (colours.count, *vectors.shape))
+        if colours.count == 1:
+            transition, immediate = jax.tree.map(lambda a: a[None], pull(seeds[0]))
+        else:
+            transition, immediate = jax.vmap(pull)(seeds)
+        flat = [j.reshape(*j.shape[:3], -1).astype(dtype) for j in immediate]
+        return Jacobians(jnp.moveaxis(transition, 0, 2), [jnp.moveaxis(j, 0, 2) for j in flat])
+
+    def _factors(self, jacobians: Jacobians, data: Arrays) -> dict[int, Factors]:
+        found, moves = {}, {}
+        flat = jacobians.transition.reshape(*jacobians.transition.shape[:2], -1)
+        xs = self._data_by_op(data)
+        for place, p in enumerate(self.live):
+            if p.layout is None or p.immediate is None:
+                continue
+            if p.layout not in moves:
+                moves[p.layout] = take(flat, p.layout.transition)
+            own = jacobians.immediate[place]
+            own = take(own.reshape(*own.shape[:2], -1), p.immediate)
+            found[p.op.number] = Factors(xs[place], own, moves[p.layout])
+        return found
+
+    def _data_by_op(self, data: Arrays) -> list[Array | None]:
+        """For each live operation, its `x` in canonical form, [W, B, G, I]."""
+        given = iter(data)
+        out: list[Array | None] = []
+        for p in self.live:
+            kind = p.op.kind
+            if kind.data is None:
+                out.append(None)
+                continue
+            values: list[Any] = [None] * len(p.op.equation.inputs)
+
+            def factor(x, kind=kind, values=values):
+                return kind.factor([x if i == kind.data else v for i, v in enumerate(values)])
+
+            out.append(_over_time(factor)(next(given)))
+        return out
+
+    def _advance(self, factors: dict[int, Factors], traces: Sequence[Trace]):
+        products, after, paths = {}, [], []
+        for p, trace in zip(self.plan.traced, traces, strict=True):
+            own = factors[p.op.number]
+            path = ()
+            if isinstance(p.form, Full):
+                if p.layout not in products:
+                    products[p.layout] = suffix_products(own.transition)
+                trace = advance_full(p, own, products[p.layout], trace)
+            else:
+                trace, path = smooth(p, own, trace)
+            after.append(trace)
+            paths.append(path)
+        return after, paths
+
+    # --- backward ---
+
+    def backward(self, residuals, ys_bar):
+        pull, transition, immediate, data, traces, paths = residuals
+        if self.exact:
+            weights_bar, moving_bar, start = pull(ys_bar)
+            vector = [jnp.reshape(s, (s.shape[0], -1)) for s in start]
+            signal_start = jnp.concatenate([v.astype(self.plan.dtype) for v in vector], -1)
+            weights_bar = self._add_start(list(weights_bar), signal_start, traces)
+            return tuple(weights_bar), self._inputs(moving_bar, ys_bar)
+        weights_bar, moving_bar, old, new, deltas = pull(ys_bar)
+        weights_bar = list(weights_bar)
+        xs = self._data_by_op(data)
+        credit, start = new, None
+        if any(isinstance(p.form, Full) for p in self.plan.traced):
+            credit, start = self._credit(transition, old, new)
+        for place, p in enumerate(self.live):
+            delta = deltas[place]
+            if p.form is None or isinstance(p.form, Full):
+                signal = new if p.form is None else credit
+                delta = delta + self._into_op(immediate[place], signal, p).reshape(delta.shape)
+            self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
+        for p, trace, path in zip(self.plan.traced, traces, paths, strict=True):
+            if isinstance(p.form, Full):
+                states = take(start, p.layout.states)
+                bar = gradient_full(p, Signals(new, None, states), trace)
+            else:
+                at = p.layout.states
+                past = take(old, at) if self.reads_old else None
+                bar = gradient_smooth(p, Signals(take(new, at), past, new[0]), path)
+            self._accumulate(weights_bar, p, bar)
+        return tuple(weights_bar), self._inputs(moving_bar, ys_bar)
+
+    def _credit(self, transition, old, new) -> tuple[Array, Array]:
+        """Reverse mode through the cut steps: the credit of each new state, and of the start."""
+        owner = self.plan.colours.transition
+
+        def back(after, now):
+            jacobian, by_old, by_new = now
+            here = by_new + after
+            before = by_old + (jacobian * take(here, owner)).sum(-2)
+            return before, here
+
+        start, credit = lax.scan(back, jnp.zeros_like(new[0]), (transition, old, new), reverse=True)
+        return credit, start
+
+    def _into_op(self, immediate, signal, p: OpPlan) -> Array:
+        """`F^T` on a signal."""
+        owner = self.plan.colours.immediate[p.op.number]
+        if owner.at.shape[-1] == 0:
+            return jnp.zeros((*immediate.shape[:2], immediate.shape[-1]), immediate.dtype)
+        return (immediate * take(signal, owner)).sum(-2)
+
+    def _weight(self, p: OpPlan, x: Array | None, delta: Array) -> Array:
+        kind = p.op.kind
+        delta = delta.reshape(-1, kind.groups, kind.outputs)
+        if x is None:
+            return kind.contract(None, delta)
+        x = x.reshape(-1, kind.groups, kind.inputs)
+        return kind.contract(x, delta.astype(jnp.result_type(x, delta)))
+
+    def _accumulate(self, weights_bar: list[Array], p: OpPlan, bar: Array) -> None:
+        place = self.weight_place[p.op.weight]
+        weights_bar[place] = weights_bar[place] + bar.astype(weights_bar[place].dtype)
+
+    def _add_start(self, weights_bar: list[Array], start: Array, traces) -> list[Array]:
+        for p, trace in zip(self.plan.traced, traces, strict=True):
+            signals = Signals(start[None], None, take(start, p.layout.states))
+            rule = gradient_full if isinstance(p.form, Full) else gradient_smooth_start
+            self._accumulate(weights_bar, p, rule(p, signals, trace))
+        return weights_bar
+
+    def _inputs(self, moving_bar, ys_bar):
+        """Cotangents of the inputs; `None` for those that are no floats."""
+        given = iter(moving_bar)
+        del ys_bar
+        return [next(given) if v.is_float else None for v in self.plan.analysis.step.inputs]
+
+
+def _before(state, news):
+    """The state before each step."""
+    return jax.tree.map(lambda s, n: jnp.concatenate([s[None], n[:-1]]), list(state), list(news))
+
+
+def _over_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one example at one step, over the axes [W, B]."""
+    return jax.vmap(jax.vmap(function))
+
+
+__all__ = ["Window", "emit"]

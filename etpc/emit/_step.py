@@ -1,0 +1,389 @@
+"""The step of one example as functions on arrays: forward, cut, and read.
+
+*Forward* is the model itself. *Cut* holds the data of mixing operations constant: its outputs are
+given, and a perturbation `delta` is added where each weight acts; its Jacobians are `D` and `F`.
+*Read* gives the output `y` as a function of everything that an eligibility trace is multiplied
+with, each path counted once; its derivatives are the learning signals.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .._jax import Equation, Variable, etp_p, evaluate, flatten, prims, prune
+from ..analyse import Analysis, WeightOp
+from ..analyse._analysis import by_equation
+
+Env = dict[Variable, Any]
+
+
+@jax.custom_jvp
+def superpose(value: Array, other: Array) -> Array:
+    """`value`, with the tangents of both: two evaluations of one quantity, sources apart."""
+    return value
+
+
+@superpose.defjvp
+def _superpose_jvp(primals, tangents):
+    return primals[0], tangents[0] + tangents[1]
+
+
+_split_eqn = flatten(jax.make_jaxpr(lambda x: lax.split(x, (1, 1)))(jnp.ones(2))).equations[0]
+_MOVES = frozenset(
+    [
+        _split_eqn.primitive,
+        etp_p,
+        *(
+            getattr(prims, name + "_p")
+            for name in (
+                "reshape transpose squeeze broadcast_in_dim rev slice concatenate pad copy "
+                "convert_element_type dynamic_slice dynamic_update_slice gather scatter"
+            ).split()
+        ),
+    ]
+)
+"""Operations that move values and do not change them."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepFunctions:
+    """One step of one example. States are lists of all array leaves unless called a vector."""
+
+    analysis: Analysis
+
+    def __post_init__(self) -> None:
+        a, body = self.analysis, self.analysis.split.body
+        live = [op for op in a.ops if a.reach[op.number].role == "state"]
+        saved = [op for op in live if a.cut and op.kind.mixes]
+        define = object.__setattr__
+        define(self, "live", live)
+        define(self, "saved", saved)
+        define(self, "saved_outputs", [op.equation.outputs[0] for op in saved])
+        define(self, "live_table", by_equation(live))
+        define(self, "saved_equations", {op.equation: i for i, op in enumerate(saved)})
+        new = [a.split.next_state[i] for i in a.hidden.leaves]
+        factors = [op.equation.inputs[op.kind.data] for op in live if op.kind.data is not None]
+        wanted = [*a.split.next_state, *self.saved_outputs]
+        define(self, "forward_body", prune(body, wanted))
+        define(self, "full_body", prune(body, [*a.split.next_state, *a.split.outputs]))
+        define(self, "cut_body", prune(body, new, self.saved_equations))
+        define(self, "read_body", prune(body, [*a.split.outputs, *factors], self.saved_equations))
+        define(self, "moves", _moved_states(a))
+
+    live: list[WeightOp] = dataclasses.field(init=False)
+    """Operations that reach a hidden state: each has a `delta`."""
+    saved: list[WeightOp] = dataclasses.field(init=False)
+    """Those of them whose data is cut: their outputs are kept from the forward pass."""
+    saved_outputs: list[Variable] = dataclasses.field(init=False)
+    live_table: Mapping[Equation, list[WeightOp]] = dataclasses.field(init=False)
+    saved_equations: Mapping[Equation, int] = dataclasses.field(init=False)
+    forward_body: tuple[Equation, ...] = dataclasses.field(init=False)
+    full_body: tuple[Equation, ...] = dataclasses.field(init=False)
+    cut_body: tuple[Equation, ...] = dataclasses.field(init=False)
+    read_body: tuple[Equation, ...] = dataclasses.field(init=False)
+    moves: "MovedStates" = dataclasses.field(init=False)
+
+    # --- vectors and leaves ---
+
+    def vector(self, state: Sequence[Array], dtype: Any) -> Array:
+        """The float leaves as one vector [S]."""
+        parts = [jnp.ravel(state[i]).astype(dtype) for i in self.analysis.hidden.leaves]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+    def pieces(self, vector: Array) -> list[Array]:
+        """The float leaves from their vector."""
+        hidden, step = self.analysis.hidden, self.analysis.step
+        bounds = zip(hidden.offsets[:-1], hidden.offsets[1:], hidden.leaves, strict=True)
+        return [
+            vector[a:b].reshape(step.state[i].shape).astype(step.state[i].aval.dtype)
+            for a, b, i in bounds
+        ]
+
+    def with_vector(self, state: Sequence[Array], vector: Array) -> list[Array]:
+        """A state whose float leaves are those of a vector."""
+        leaves = list(state)
+        for i, piece in zip(self.analysis.hidden.leaves, self.pieces(vector), strict=True):
+            leaves[i] = piece
+        return leaves
+
+    # --- environments ---
+
+    def prefix(self, parameters: Sequence[Array]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Effective weights, and the other values that depend on the model alone."""
+        a = self.analysis
+        env: Env = dict(a.step.constants)
+        env.update(zip(a.step.parameters, parameters, strict=True))
+        wanted = (*a.split.weights, *a.split.others)
+        evaluate(prune(a.split.prefix, wanted), env)
+        return (
+            tuple(jnp.asarray(env[v]) for v in a.split.weights),
+            tuple(env[v] for v in a.split.others),
+        )
+
+    def _start(self, weights, others, x, state) -> Env:
+        a = self.analysis
+        env: Env = dict(a.step.constants)
+        env.update(zip(a.split.others, others, strict=True))
+        env.update(zip(a.split.weights, weights, strict=True))
+        env.update(zip(a.step.inputs, x, strict=True))
+        env.update(zip(a.step.state, state, strict=True))
+        return env
+
+    # --- the three functions ---
+
+    def forward(self, weights, others, x, state) -> tuple[list[Array], list[Array]]:
+        """The new state, and the outputs of the operations in `saved`."""
+        env = evaluate(self.forward_body, self._start(weights, others, x, state))
+        new = [env[v] for v in self.analysis.split.next_state]
+        return new, [env[v] for v in self.saved_outputs]
+
+    def full(self, weights, others, x, state) -> tuple[list[Array], list[Array], list[Array]]:
+        """The output, the new state, and the outputs of the operations in `saved`."""
+        a = self.analysis
+        body = prune(a.split.body, [*a.split.next_state, *a.split.outputs, *self.saved_outputs])
+        env = evaluate(body, self._start(weights, others, x, state))
+        y, new, kept = a.split.outputs, a.split.next_state, self.saved_outputs
+        return [env[v] for v in y], [env[v] for v in new], [env[v] for v in kept]
+
+    def cut(self, weights, others, x, state, saved, vector, deltas, dtype) -> Array:
+        """The vector of new states of the cut step; `vector` holds the old ones."""
+        a = self.analysis
+        env = self._start(weights, others, x, self.with_vector(state, vector))
+        evaluate(self.cut_body, env, self._perturbing(saved, deltas))
+        new = [env.get(v) for v in a.split.next_state]
+        return self.vector(new, dtype)
+
+    def read(
+        self, weights, others, x, state, saved, old, new, deltas, *, through_inputs: bool
+    ) -> tuple[list[Array], list[Array]]:
+        """The output, and the data `x` of each live operation that has some.
+
+        `old` and `new` are the vectors of old and new states. A new state is what `new` says, also
+        where the step moves it on into another array, so that the derivative by `new` is the
+        learning signal. What reaches the output past the new states is differentiated by `old` and
+        `deltas`. An operation whose data is cut, but depends on new states or on other outputs of
+        its own step, passes on the influence of those: it crosses. That influence goes through the
+        rest of the step unhindered, so it is carried by a second evaluation.
+        """
+        a = self.analysis
+        stop = lax.stop_gradient
+        state_now = self.with_vector(state, old)
+        base = self._start(weights, others, x, state_now)
+        moved = self.moves.values(self.pieces(new), base, self, saved, deltas)
+        crossing = self.crossing(through_inputs)
+        first = self._run(base, saved, deltas, moved)
+        outputs = [first[v] for v in a.split.outputs]
+        if crossing:
+            held = self._start(weights, others, x, self.with_vector(state, stop(old)))
+            shared = self._run(held, saved, deltas, moved)
+            second = self._crossed(weights, others, x, state, saved, old, shared, crossing)
+            outputs = [
+                superpose(y, second[v]) if v.is_float else y
+                for v, y in zip(a.split.outputs, outputs, strict=True)
+            ]
+        factors = [op.equation.inputs[op.kind.data] for op in self.live if op.kind.data is not None]
+        return outputs, [stop(first[v]) for v in factors]
+
+    def _run(self, env: Env, saved, deltas, moved: "dict[Variable, Moved]") -> Env:
+        perturb = self._perturbing(saved, deltas)
+
+        def rule(eqn, values):
+            outputs = perturb(eqn, values)
+            if any(v in moved for v in eqn.outputs):
+                outputs = eqn.bind(*values) if outputs is None else outputs
+                outputs = [
+                    moved[v].over(value) if v in moved else value
+                    for v, value in zip(eqn.outputs, outputs, strict=True)
+                ]
+            return outputs
+
+        return evaluate(self.read_body, dict(env), rule)
+
+    def _crossed(self, weights, others, x, state, saved, old, shared: Env, crossing) -> Env:
+        stop = lax.stop_gradient
+        still = self._start(
+            [stop(w) for w in weights],
+            others,
+            [stop(v) for v in x],
+            self.with_vector(state, stop(old)),
+        )
+        body = prune(
+            self.analysis.split.body,
+            self.analysis.split.outputs,
+            [eqn for eqn in self.saved_equations if eqn not in crossing],
+        )
+
+        def rule(eqn, values):
+            place = self.saved_equations.get(eqn)
+            if place is None:
+                return None
+            if eqn not in crossing:
+                return [stop(saved[place])]
+            data = self.saved[place].kind.data
+            values = list(values)
+            values[data] = superpose(values[data], shared[eqn.inputs[data]])
+            return [superpose(stop(saved[place]), eqn.bind(*values)[0])]
+
+        return evaluate(body, still, rule)
+
+    def _perturbing(self, saved, deltas):
+        """The rule of the cut step: kept outputs in place of operations, `delta` where they act."""
+        stop = lax.stop_gradient
+        numbers = {op.number: i for i, op in enumerate(self.live)}
+
+        def rule(eqn, values):
+            here = self.live_table.get(eqn)
+            if here is None:
+                return None
+            place = self.saved_equations.get(eqn)
+            if place is None:
+                values = list(values)
+                for op in here:
+                    values[op.operand] = stop(values[op.operand])
+                    values = op.kind.shift_inputs(values, deltas[numbers[op.number]])
+                outputs = eqn.bind(*values)
+            else:
+                outputs = [stop(saved[place])]
+            for op in here:
+                outputs = op.kind.shift_outputs(outputs, deltas[numbers[op.number]])
+            return outputs
+
+        return rule
+
+    # --- what is known before any value ---
+
+    def crossing(self, through_inputs: bool) -> frozenset[Equation]:
+        """Equations of cut operations whose data depends on things of their own step."""
+        step = self.analysis.step
+        touched = set(self.moves.variables)
+        if through_inputs:
+            touched.update(v for v in step.inputs if v.is_float)
+        found = []
+        for eqn in self.analysis.split.body:
+            place = self.saved_equations.get(eqn)
+            if place is not None and eqn.inputs[self.saved[place].kind.data] in touched:
+                found.append(eqn)
+            alive = eqn in self.live_table or any(v in touched for v in eqn.inputs)
+            if alive and eqn.primitive is not prims.stop_gradient_p:
+                touched.update(v for v in eqn.outputs if v.is_float)
+        return frozenset(found)
+
+    def reads_old_states(self) -> bool:
+        """Whether an output depends on old states past the new ones."""
+        a = self.analysis
+        touched = {a.step.state[i] for i in a.hidden.leaves}
+        for eqn in self.read_body:
+            if eqn in self.saved_equations or eqn.primitive is prims.stop_gradient_p:
+                continue
+            if any(v in touched for v in eqn.inputs):
+                new = self.moves.new_states
+                touched.update(v for v in eqn.outputs if v.is_float and v not in new)
+        return any(v in touched for v in a.split.outputs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moved:
+    """The value that new states give to a variable, and for which of its elements (`None`: all)."""
+
+    value: Array
+    where: Array | None
+
+    def over(self, value: Array) -> Array:
+        moved = self.value.astype(value.dtype)
+        return moved if self.where is None else jnp.where(self.where, moved, value)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MovedStates:
+    """Which variables of a step are new states, or are moved on into them unchanged."""
+
+    new_states: Mapping[Variable, int]
+    """Each variable that is a new state, and the number of its float leaf."""
+    origins: tuple[tuple[Equation, tuple[int, ...]], ...]
+    """Moves that end in new states, last first, and which of their operands are moved."""
+    variables: frozenset[Variable]
+
+    def values(
+        self, pieces: Sequence[Array], env: Env, step: StepFunctions, saved, deltas
+    ) -> dict[Variable, Moved]:
+        """What the new states `pieces` say of every such variable."""
+        moved = {v: Moved(pieces[i], None) for v, i in self.new_states.items()}
+        if not self.origins:
+            return moved
+        places = [
+            v
+            for eqn, operands in self.origins
+            for i, v in enumerate(eqn.inputs)
+            if i not in operands
+        ]
+        body = prune(step.analysis.split.body, places, step.saved_equations)
+        env = evaluate(body, dict(env), step._perturbing(saved, deltas))
+        for eqn, operands in self.origins:
+            for i in operands:
+                if eqn.inputs[i] not in moved:
+                    moved[eqn.inputs[i]] = _inverse(eqn, i, moved, env)
+        return moved
+
+
+def _inverse(eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: Env) -> Moved:
+    """The operand of a move from its outputs: the transpose, averaged where values are repeated."""
+
+    def move(value):
+        values = [
+            value if i == operand else _still(env.get(v), v) for i, v in enumerate(eqn.inputs)
+        ]
+        return eqn.bind(*values)
+
+    v = eqn.inputs[operand]
+    _, back = jax.vjp(move, jnp.zeros(v.shape, v.aval.dtype))
+    known, counts = [], []
+    for out in eqn.outputs:
+        zeros = jnp.zeros(out.shape, out.aval.dtype)
+        if out not in moved:
+            known.append(zeros)
+            counts.append(zeros)
+            continue
+        here = moved[out]
+        one = zeros + 1 if here.where is None else here.where.astype(zeros.dtype)
+        known.append(jnp.where(one > 0, here.value.astype(zeros.dtype), 0))
+        counts.append(one)
+    (count,), (total,) = back(counts), back(known)
+    return Moved(total / jnp.maximum(count, 1), count > 0)
+
+
+def _still(value: Any, v: Variable) -> Any:
+    return jnp.zeros(v.shape, v.aval.dtype) if value is None else lax.stop_gradient(value)
+
+
+def _moved_states(a: Analysis) -> MovedStates:
+    old: set[Variable] = {a.step.state[i] for i in a.hidden.leaves}
+    fixed = {*a.step.constants, *a.split.weights, *a.split.others}
+    for eqn in a.split.body:
+        moving = [v for v in eqn.inputs if v.is_float and v not in fixed]
+        if eqn.primitive in _MOVES and moving and all(v in old for v in moving):
+            old.update(v for v in eqn.outputs if v.is_float)
+    made = {v for eqn in a.split.body for v in eqn.outputs}
+    new_states: dict[Variable, int] = {}
+    for number, i in enumerate(a.hidden.leaves):
+        v = a.split.next_state[i]
+        if v in made and v not in new_states:
+            new_states[v] = number
+    reached = set(new_states)
+    origins = []
+    for eqn in reversed(a.split.body):
+        if eqn.primitive not in _MOVES or not any(v in reached for v in eqn.outputs):
+            continue
+        operands = tuple(
+            i for i, v in enumerate(eqn.inputs) if v.is_float and v in made and v not in old
+        )
+        if operands:
+            origins.append((eqn, operands))
+            reached.update(eqn.inputs[i] for i in operands)
+    return MovedStates(new_states, tuple(origins), frozenset(reached))
+
+
+__all__ = ["StepFunctions", "superpose"]

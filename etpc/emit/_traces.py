@@ -1,0 +1,188 @@
+"""How a trace moves through a window, and the gradient that it gives.
+
+Axes: W steps, B examples, G groups, I inputs, m block states, O outputs of one group. A block's
+outputs are flat, G * O, in the tables of the plan. Each form of trace is three functions on the
+factors of a window; a trace is a tuple of arrays with a leading batch axis.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from ..algorithms import Decay, Full
+from ..plan import OpPlan
+
+Trace = tuple[Array, ...]
+UNROLLED = 8
+"""Blocks up to this size are multiplied by element-wise code."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Factors:
+    """What a window says of one weight operation."""
+
+    x: Float[Array, "W B G I"] | None
+    immediate: Float[Array, "W B m GO"]
+    """F."""
+    transition: Float[Array, "W B m m GO"]
+    """D; the last axis has length one where all outputs share a block."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Signals:
+    """Derivatives of the loss, read at the block states of one weight operation."""
+
+    new: Float[Array, "W B m GO"]
+    """By the new states of each step: the learning signal."""
+    old: Float[Array, "W B m GO"] | None
+    """By the old states of each step, past the new ones; `None` where there is none."""
+    start: Float[Array, "B m GO"]
+    """By the states at the start of the window, all credit inside the window included."""
+
+
+def compose(left: Float[Array, "... m m o"], right: Float[Array, "... m m O"]) -> Array:
+    """The product of two transitions, left after right."""
+    m = left.shape[-2]
+    if m <= UNROLLED:
+        terms = [left[..., :, c, None, :] * right[..., None, c, :, :] for c in range(m)]
+        return sum(terms[1:], terms[0])
+    if left.shape[-1] == 1 and right.shape[-1] == 1:
+        return (left[..., 0] @ right[..., 0])[..., None]
+    left, right = jnp.broadcast_arrays(left, right)
+    return jnp.einsum("...aco,...cbo->...abo", left, right)
+
+
+def apply(transition: Float[Array, "... m m o"], block: Float[Array, "... m O"]) -> Array:
+    """A transition on a vector of block states for each output."""
+    m = block.shape[-2]
+    if m <= UNROLLED:
+        terms = [transition[..., :, c, :] * block[..., None, c, :] for c in range(m)]
+        return sum(terms[1:], terms[0])
+    if transition.shape[-1] == 1:
+        return transition[..., 0] @ block
+    return jnp.einsum("...aco,...co->...ao", transition, block)
+
+
+def suffix_products(transition: Float[Array, "W B m m o"]) -> tuple[Array, Array]:
+    """The product of all transitions after each step, and the product of all."""
+    eye = jnp.eye(transition.shape[-2], dtype=transition.dtype)[None, :, :, None]
+    last = jnp.broadcast_to(eye, transition.shape[1:])
+    if transition.shape[0] == 1:
+        return last[None], transition[0]
+
+    def back(after, now):
+        return compose(after, now), after
+
+    whole, after = lax.scan(back, last, transition, reverse=True)
+    return after, whole
+
+
+def advance_full(
+    plan: OpPlan, factors: Factors, products: tuple[Array, Array], trace: Trace
+) -> Trace:
+    """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`."""
+    (eps,) = trace
+    kind, m = plan.op.kind, plan.block
+    after, whole = products
+    moved = apply(after, factors.immediate)  # [W, B, m, GO]
+    batch = eps.shape[0]
+    if factors.x is None:
+        flat = eps.reshape(batch, m, kind.outputs)
+        return ((apply(whole, flat) + moved.sum(0)).reshape(eps.shape),)
+    g, i, o = kind.groups, kind.inputs, kind.outputs
+    whole = whole.reshape(batch, m, m, -1, o if whole.shape[-1] > 1 else 1)
+    onward = jnp.moveaxis(whole, 3, 1)[:, :, None]  # [B, G or 1, 1, m, m, O or 1]
+    eps5 = eps.reshape(batch, g, i, m, o)
+    moved = moved.reshape(*moved.shape[:2], m, g, o)
+    fed = jnp.einsum("tbgi,tbmgo->bgimo", factors.x.astype(moved.dtype), moved)
+    return ((apply(onward, eps5) + fed).reshape(eps.shape),)
+
+
+def gradient_full(plan: OpPlan, signals: Signals, trace: Trace) -> Array:
+    """What the trace at the start of a window adds: `lambda_0 eps_0`."""
+    (eps,) = trace
+    kind, m = plan.op.kind, plan.block
+    g, i, o = kind.groups, kind.inputs, kind.outputs
+    start = signals.start.reshape(-1, m, g, o)
+    eps5 = eps.reshape(-1, g, i, m, o)
+    return kind.gather(jnp.einsum("bmgo,bgimo->gio", start, eps5))
+
+
+def smooth(
+    plan: OpPlan, factors: Factors, trace: Trace
+) -> tuple[Trace, tuple[Array, Array, Array]]:
+    """Move the factors of a decaying trace through a window; also all their values, 0 to W."""
+    form = plan.form
+    assert isinstance(form, Decay) and factors.x is not None
+    decay = jnp.asarray(form.decay, factors.immediate.dtype)
+    count = plan.op.kind.groups * plan.op.kind.outputs
+    eps_x, eps_f, norm = trace
+    eps_f = eps_f.reshape(-1, plan.block, count)
+
+    def step(now: Sequence[Array], given: Sequence[Array]):
+        x, immediate, transition = given
+        following = (
+            decay * now[0] + x,
+            decay * apply(transition, now[1]) + immediate,
+            decay * now[2] + 1,
+        )
+        return following, following
+
+    eps_x = eps_x.reshape(-1, *factors.x.shape[2:])
+    start = (eps_x, eps_f, norm)
+    given = (factors.x.astype(eps_x.dtype), factors.immediate, factors.transition)
+    end, rest = lax.scan(step, start, given)
+    path = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)
+    return tuple(b.reshape(a.shape) for a, b in zip(trace, end, strict=True)), path
+
+
+def gradient_smooth(
+    plan: OpPlan, signals: Signals, path: tuple[Array, Array, Array]
+) -> Array:
+    """`sum_t eps_x (L eps_f) / c`, and what reaches past the new states, by the trace before."""
+    eps_x, eps_f, norm = path  # W + 1 values each
+    kind = plan.op.kind
+    credit = jnp.sum(signals.new * eps_f[1:], -2) / norm[1:, :, None]
+    if signals.old is None:
+        eps_x = eps_x[1:]
+    else:
+        past = jnp.sum(signals.old * eps_f[:-1], -2) / _positive(norm[:-1])[..., None]
+        credit = jnp.pad(credit, ((1, 0), (0, 0), (0, 0))) + jnp.pad(past, ((0, 1), (0, 0), (0, 0)))
+    return _contract(kind, eps_x, credit)
+
+
+def gradient_smooth_start(plan: OpPlan, signals: Signals, trace: Trace) -> Array:
+    """`lambda_0` times the trace at the start of a window."""
+    eps_x, eps_f, norm = trace
+    kind = plan.op.kind
+    eps_f = eps_f.reshape(-1, plan.block, kind.groups * kind.outputs)
+    credit = jnp.sum(signals.start * eps_f, -2) / _positive(norm)[:, None]
+    return _contract(kind, eps_x, credit)
+
+
+def _positive(norm: Array) -> Array:
+    """The normaliser; one where there is no past, and so no trace either."""
+    return jnp.where(norm > 0, norm, jnp.ones((), norm.dtype))
+
+
+def _contract(kind, x: Array, credit: Array) -> Array:
+    x = x.reshape(-1, kind.groups, kind.inputs)
+    return kind.contract(x, credit.reshape(-1, kind.groups, kind.outputs))
+
+
+def empty_trace(plan: OpPlan, batch: int, dtype) -> Trace:
+    """The trace of a fresh carry."""
+    if isinstance(plan.form, Full):
+        return (jnp.zeros((batch, *plan.trace_shape), dtype),)
+    shape_x, shape_f = plan.trace_shape
+    return (
+        jnp.zeros((batch, *shape_x), dtype),
+        jnp.zeros((batch, *shape_f), dtype),
+        jnp.zeros((batch,), dtype),
+    )
+
+

@@ -1,0 +1,173 @@
+"""Blocks as index tables, and the colouring by which few products read a sparse Jacobian."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import networkx as nx
+import numpy as np
+import scipy.sparse as sp
+
+from ..analyse import Analysis
+from ..analyse._patterns import Pattern
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Index:
+    """Where the entries of an array lie in a flat vector; `mask` is `None` where all exist."""
+
+    at: np.ndarray
+    mask: np.ndarray | None
+
+    @classmethod
+    def of(cls, at: np.ndarray, present: np.ndarray) -> "Index":
+        return cls(at.astype(np.int32), None if present.all() else present)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Colouring:
+    """Rows of the step's Jacobian in C colours: rows of one colour share no column.
+
+    The sum of the rows of a colour is one vector-Jacobian product, and holds each of their entries
+    in a place of its own.
+    """
+
+    colour: np.ndarray
+    """The colour of each new state; int [S]."""
+    count: int
+    """C."""
+    transition: Index
+    """Which row an entry of the compressed `D` [C, S] belongs to."""
+    immediate: tuple[Index, ...]
+    """Likewise for the compressed `F` [C, outputs] of each operation."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """The blocks of the outputs of some operations: `rows[a, o]` is a state, or -1.
+
+    `shared` says that all outputs have the same block; then the last axis has length one.
+    """
+
+    rows: np.ndarray
+    states: Index
+    """`rows` as positions in the vector of states; [m, O]."""
+    transition: Index
+    """Where `D[a, b, o]` lies in the compressed `D`; [m, m, O], or [m, m, 1] if shared."""
+
+    @property
+    def block(self) -> int:
+        """m."""
+        return self.rows.shape[0]
+
+    @property
+    def shared(self) -> bool:
+        return self.transition.at.shape[-1] != self.rows.shape[1]
+
+
+def block_rows(block: Pattern) -> np.ndarray:
+    """The states of each output's block, sorted, as a table [m, O] padded with -1."""
+    counts = np.diff(block.indptr)
+    m = int(counts.max(initial=0))
+    rows = np.full((m, block.shape[0]), -1, np.int64)
+    column = np.repeat(np.arange(block.shape[0]), counts)
+    slot = np.arange(block.nnz) - np.repeat(block.indptr[:-1], counts)
+    rows[slot, column] = block.indices
+    return rows
+
+
+def colouring(analysis: Analysis, ops: Sequence[int]) -> Colouring:
+    """Colour the new states for the transition and the immediate Jacobians of some operations."""
+    patterns = [analysis.transition, *(analysis.immediate[k] for k in ops)]
+    whole = sp.csr_array(sp.hstack(patterns, format="csr"))
+    colour = _colours(whole, analysis.hidden.leaf_of(np.arange(whole.shape[0])))
+    count = int(colour.max(initial=0)) + 1
+    owners = [_owners(pattern, colour, count) for pattern in patterns]
+    immediate = dict(zip(ops, owners[1:], strict=True))
+    none = Index(np.zeros((count, 0), np.int32), None)
+    found = tuple(immediate.get(k, none) for k in range(len(analysis.ops)))
+    return Colouring(colour, count, owners[0], found)
+
+
+def _colours(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
+    rows = pattern.shape[0]
+    for trial in (np.zeros(rows, np.int64), leaf.astype(np.int64)):
+        if _valid(pattern, trial):
+            return trial
+    if np.bincount(pattern.indices, minlength=1).max() == rows:
+        return np.arange(rows)
+    overlap = sp.csr_array(pattern.astype(np.int32) @ pattern.T.astype(np.int32))
+    conflicts = nx.from_scipy_sparse_array(overlap)
+    conflicts.remove_edges_from(nx.selfloop_edges(conflicts))
+    chosen = nx.greedy_color(conflicts, strategy="largest_first")
+    return np.array([chosen[row] for row in range(rows)], np.int64)
+
+
+def _valid(pattern: Pattern, colour: np.ndarray) -> bool:
+    """Whether no two rows of one colour have an entry in the same column."""
+    row_colour = np.repeat(colour, np.diff(pattern.indptr))
+    keys = row_colour * pattern.shape[1] + pattern.indices
+    return np.unique(keys).size == keys.size
+
+
+def _owners(pattern: Pattern, colour: np.ndarray, count: int) -> Index:
+    """The row that each place (colour, column) belongs to."""
+    columns = pattern.shape[1]
+    owner = np.full((count, columns), -1, np.int64)
+    rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
+    owner[colour[rows], pattern.indices] = rows
+    return Index.of(_fill(owner), owner >= 0)
+
+
+def _fill(owner: np.ndarray) -> np.ndarray:
+    """Give absent entries (-1) numbers that continue their neighbours' where possible.
+
+    What stands there is masked; a table that runs on without a gap is read as one slice.
+    """
+    filled = owner.copy()
+    for row in filled.reshape(-1, filled.shape[-1]):
+        present = np.flatnonzero(row >= 0)
+        if present.size == 0:
+            row[:] = 0
+            continue
+        shift = row[present[0]] - present[0]
+        guess = np.clip(np.arange(row.size) + shift, 0, filled.max(initial=0))
+        row[row < 0] = guess[row < 0]
+    return filled
+
+
+def layout(rows: np.ndarray, transition: Pattern, colours: Colouring) -> Layout:
+    """The index tables of blocks `rows` [m, O]."""
+    m, outputs = rows.shape
+    states = transition.shape[0]
+    shared = outputs > 1 and bool((rows == rows[:, :1]).all())
+    table = rows[:, :1] if shared else rows
+    after, before = table[:, None, :], table[None, :, :]
+    after, before = np.broadcast_arrays(after, before)
+    inside = (after >= 0) & (before >= 0)
+    present = np.zeros(inside.shape, bool)
+    if inside.any():
+        dense = transition if transition.nnz else None
+        if dense is not None:
+            found = np.asarray(dense[after[inside], before[inside]]).reshape(-1)
+            present[inside] = found.astype(bool)
+    at = colours.colour[np.maximum(after, 0)] * states + np.maximum(before, 0)
+    members = rows >= 0
+    return Layout(rows, Index.of(_fill(rows), members), Index.of(at, present))
+
+
+def immediate_index(
+    rows: np.ndarray, immediate: Pattern, colours: Colouring
+) -> Index:
+    """Where `F[a, o]` lies in the compressed `F` of an operation; [m, O]."""
+    m, outputs = rows.shape
+    columns = np.broadcast_to(np.arange(outputs), (m, outputs))
+    inside = rows >= 0
+    present = np.zeros(rows.shape, bool)
+    if inside.any() and immediate.nnz:
+        found = np.asarray(immediate[rows[inside], columns[inside]]).reshape(-1)
+        present[inside] = found.astype(bool)
+    at = colours.colour[np.maximum(rows, 0)] * outputs + columns
+    return Index.of(at, present)
+
+
+__all__ = ["Colouring", "Index", "Layout", "block_rows", "colouring", "immediate_index", "layout"]

@@ -1,0 +1,96 @@
+"""From a model to a program, through all the stages."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .._errors import InputTypeError, SelectionError, raise_together
+from ..algorithms import Algorithm, resolve
+from ..analyse import analyse
+from ..emit import emit
+from ..plan import plan
+from ..trace import path_text, trace
+from ..trace._leaves import is_array
+from ._program import Program
+
+
+def compile(
+    model: Any,
+    algo: Algorithm | str = "d_rtrl",
+    *,
+    inputs: Any,
+    state: Any = None,
+    step: Callable[..., Any] | None = None,
+    weights: Any = None,
+) -> Program:
+    """Compile a model into an eligibility-trace program.
+
+    A model is any PyTree with `model(x, state) -> (y, new_state)`: one step of one example.
+
+    **Arguments:**
+
+    - `model`: the model. Its float arrays are the parameters.
+    - `algo`: an algorithm, such as `etpc.ES_D_RTRL(0.9)`, or its name.
+    - `inputs`: the input of one step of one example; arrays or `jax.ShapeDtypeStruct`s.
+    - `state`: the initial state of one example; by default `model.init_state()`.
+    - `step`: `step(model, x, state) -> (y, new_state)`, for models that are called another way.
+    - `weights`: which weight operations get a trace. `None`: the marked ones if the model marks
+        any, else all. `"all"`, `"marked"`, or a selector as in Equinox,
+        `lambda m: (m.cell.weight_hh, m.cell.bias)`.
+
+    **Returns** the [`Program`][etpc.Program].
+
+    **Raises** `etpc.ModelError`, `etpc.UnsupportedError`, `etpc.SelectionError`,
+    `etpc.AlgorithmError`; each says what, where, why, and what to do.
+    """
+    algorithm = resolve(algo)
+    chosen = _selected(model, weights)
+    traced = trace(model, inputs, state, step)
+    analysis = analyse(traced, cut=algorithm.cut)
+    return Program(emit(plan(analysis, algorithm, chosen)))
+
+
+class _Place:
+    """Stands for a leaf of the model while a selector runs."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+
+def _selected(model: Any, weights: Any) -> Any:
+    """`weights=` as `None`, `"all"`, `"marked"`, or a set of parameter paths."""
+    if weights is None or weights in ("all", "marked"):
+        return weights
+    if not callable(weights):
+        raise InputTypeError(
+            f'weights= must be None, "all", "marked" or a function of the model, not {weights!r}.'
+        )
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(model)
+    places = [_Place(path_text(path, "model")) for path, _ in leaves]
+    arrays = {
+        place.path for place, (_, leaf) in zip(places, leaves, strict=True) if is_array(leaf)
+    }
+    picked = weights(treedef.unflatten(places))
+    found = jax.tree_util.tree_leaves(picked, is_leaf=lambda x: isinstance(x, _Place))
+    if not found:
+        raise SelectionError(
+            "weights= selects nothing. Return one or more parameters of the model, such as "
+            "`lambda m: m.cell.weight_hh`."
+        )
+    problems = []
+    for leaf in found:
+        if not isinstance(leaf, _Place):
+            problems.append(
+                f"weights= returned {leaf!r}, which is no parameter of the model. Return the "
+                "model's own leaves, such as `lambda m: m.cell.weight_hh`."
+            )
+        elif leaf.path not in arrays:
+            problems.append(
+                f"weights= selects {leaf.path}, which is no array. Only arrays are trained."
+            )
+    raise_together(problems, SelectionError)
+    return {leaf.path for leaf in found}
+
+
+__all__ = ["compile"]

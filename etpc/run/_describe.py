@@ -1,0 +1,89 @@
+"""A program as text."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..algorithms import Decay
+from ..plan import OpPlan, Plan
+
+
+def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
+    """One row for each weight operation, and below what is left out and why."""
+    hidden = plan.analysis.hidden
+    window = "auto" if plan.algorithm.window == "auto" else str(plan.algorithm.window)
+    head = [
+        f"{plan.algorithm}",
+        f"  {hidden.size} hidden states: " + ", ".join(hidden.paths),
+        f"  window {plan.window}" + (" (chosen)" if window == "auto" else ""),
+        "",
+    ]
+    columns = ["weight", "operation", "reaches", "block", "trace", "bytes", "gradient"]
+    itemsize = np.dtype(plan.dtype).itemsize
+    rows = [
+        [
+            p.path,
+            p.kind,
+            ", ".join(p.states),
+            str(p.block),
+            shape_text(p),
+            f"{p.trace_size * itemsize:,}",
+            verdict(p),
+        ]
+        for p in plan.traced
+    ]
+    lines = [*head, *table(columns, rows)]
+    paths = escapes(plan)
+    if paths:
+        lines += ["", "left out (influence that leaves the trace)"]
+        lines += [f"  {text}" for text in paths]
+    if untraced:
+        lines += ["", "without a trace"]
+        width = max(map(len, untraced))
+        lines += [f"  {path:<{width}}  {reason}" for path, reason in untraced.items()]
+    if plan.analysis.opaque:
+        lines += ["", "taken as dense (no rule for their sparsity)"]
+        lines += [f"  {o.primitive} at {o.source}" for o in plan.analysis.opaque]
+    return "\n".join(lines)
+
+
+def verdict(p: OpPlan) -> str:
+    if p.exact:
+        return "exact"
+    if isinstance(p.form, Decay):
+        return f"decay {p.form.decay:g}"
+    return "approximate"
+
+
+def shape_text(p: OpPlan) -> str:
+    """The trace's shape; its factors joined by `+`."""
+    if isinstance(p.form, Decay):
+        return " + ".join("x".join(map(str, shape)) for shape in p.trace_shape)
+    return "x".join(map(str, p.trace_shape))
+
+
+def escapes(plan: Plan) -> list[str]:
+    """Each escape path once, with the weights that it concerns."""
+    found: dict[str, list[str]] = {}
+    for p in plan.ops:
+        for text in p.escapes:
+            found.setdefault(text, []).append(p.path)
+    return [f"{text}  (of {', '.join(dict.fromkeys(paths))})" for text, paths in found.items()]
+
+
+def table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Aligned text; columns of numbers to the right."""
+    widths = [max(len(r[i]) for r in [columns, *rows]) for i in range(len(columns))]
+    right = [all(r[i].replace(",", "").isdigit() for r in rows) for i in range(len(columns))]
+
+    def line(cells: list[str]) -> str:
+        parts = [
+            c.rjust(w) if to_right else c.ljust(w)
+            for c, w, to_right in zip(cells, widths, right, strict=True)
+        ]
+        return "  ".join(parts).rstrip()
+
+    return [line(columns), "  ".join("-" * w for w in widths), *map(line, rows)]
+
+
+__all__ = ["describe", "escapes", "shape_text", "table", "verdict"]

@@ -1,0 +1,483 @@
+"""A compiled trace program."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+from jax import Array
+
+from .._errors import InputError, InputTypeError, raise_together
+from ..emit import Window
+from ..plan import Group, OpPlan, Plan
+from ..trace import Leaves
+from ._describe import describe
+from ._graph import dependency_graph
+
+
+class Carry(eqx.Module):
+    """The hidden state and the eligibility traces of a stream. A PyTree of arrays.
+
+    - `state`: the hidden state, with the structure that the model's state has (`None` at leaves
+        that are no arrays), and a leading batch axis if the carry has one.
+    - `traces`: the arrays of each trace, in the order of `program.ops`.
+    """
+
+    state: Any
+    traces: tuple[tuple[Array, ...], ...]
+    program: str = eqx.field(static=True)
+    batched: bool = eqx.field(static=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes that a carry holds."""
+
+    traces: tuple[tuple[str, int], ...]
+    """Path and bytes of each trace, in the order of `program.ops`."""
+    state: int
+    batch_size: int | None
+
+    @property
+    def total(self) -> int:
+        return self.state + sum(size for _, size in self.traces)
+
+    def __str__(self) -> str:
+        rows = [*self.traces, ("hidden state", self.state), ("total", self.total)]
+        width = max(len(path) for path, _ in rows)
+        batch = "one example" if self.batch_size is None else f"batch size {self.batch_size}"
+        lines = [f"{path:<{width}}  {size:>14,} bytes" for path, size in rows]
+        return "\n".join([f"carry, {batch}", *lines])
+
+
+class Program:
+    """A trace program, called like the model with a carry in the place of the state.
+
+    Made by [`etpc.compile`][]. `print(program)` shows each weight operation, what it reaches, its
+    trace, and whether its gradient is exact.
+    """
+
+    def __init__(self, window: Window):
+        self._window = window
+        plan = window.plan
+        self.plan: Plan = plan
+        self._step = plan.analysis.step
+        self._id = _fingerprint(plan)
+        self._jit_scan = jax.jit(self._scan)
+        self._jit_value_and_grad = jax.jit(self._value_and_grad, static_argnums=(0, 1))
+
+    # --- to look at ---
+
+    @property
+    def algorithm(self) -> Any:
+        """The learning rule."""
+        return self.plan.algorithm
+
+    @property
+    def ops(self) -> tuple[OpPlan, ...]:
+        """One record for each traced weight operation: `path`, `kind`, `states`, `block`,
+        `trace_shape`, `exact`, `escapes`."""
+        return self.plan.traced
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Hidden states that share blocks, with the weights that reach them."""
+        return self.plan.groups
+
+    @cached_property
+    def untraced(self) -> Mapping[str, str]:
+        """Paths of parameters that have no trace, each with the reason."""
+        traced = {i for p in self.plan.traced for i in p.op.parameters}
+        paths = self._step.model_leaves.paths
+        found: dict[str, str] = {}
+        for i in self._step.model_leaves.floats:
+            if i in traced:
+                continue
+            reasons = [p.reason for p in self.plan.ops if i in p.op.parameters]
+            unused = "no operation of the step depends on it; its gradient is zero"
+            found[paths[i]] = "; ".join(dict.fromkeys(reasons)) or unused
+        return found
+
+    @cached_property
+    def graph(self) -> "nx.DiGraph":
+        """The dependency graph: inputs, parameters, weight operations, hidden states, outputs.
+
+        Each node has `kind` and `path`; each edge has `cut`: whether the trace drops it.
+        """
+        return dependency_graph(self.plan)
+
+    def memory(self, batch_size: int | None = None) -> Memory:
+        """Bytes of the carry: of each trace, of the state, in all."""
+        count = 1 if batch_size is None else batch_size
+        itemsize = np.dtype(self.plan.dtype).itemsize
+        traces = tuple((p.path, count * p.trace_size * itemsize) for p in self.ops)
+        state = sum(
+            math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
+            for a in self._step.state_leaves.avals
+            if not jnp.issubdtype(a.dtype, jax.dtypes.extended)
+        )
+        return Memory(traces, count * state, batch_size)
+
+    def __str__(self) -> str:
+        return describe(self.plan, self.untraced)
+
+    __repr__ = __str__
+
+    # --- to run ---
+
+    def init(self, batch_size: int | None = None) -> Carry:
+        """A fresh carry: the initial state, and traces of zeros.
+
+        **Arguments:**
+
+        - `batch_size`: `None` for one example without a batch axis.
+        """
+        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+            raise InputError(f"batch_size must be None or an int >= 1, not {batch_size!r}.")
+        leaves = self._step.state_leaves
+        state = []
+        for leaf, aval in zip(leaves.split(self._step.initial_state), leaves.avals, strict=True):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                value = jnp.zeros(aval.shape, aval.dtype)
+            elif jnp.issubdtype(aval.dtype, jax.dtypes.extended):
+                value = leaf
+            else:
+                value = jnp.asarray(leaf, aval.dtype)
+            state.append(_repeat(value, aval, batch_size))
+        traces = self._window.fresh_traces(1 if batch_size is None else batch_size)
+        return self._carry(
+            state, traces if batch_size is not None else _drop_batch(traces), batch_size is not None
+        )
+
+    def __call__(self, model: Any, x: Any, carry: Carry) -> tuple[Any, Carry]:
+        """One step. `jax.grad` through it gives the online gradient of this step.
+
+        **Arguments:**
+
+        - `model`: the model that was compiled, with these or other parameter values.
+        - `x`: the input of one step, with a leading axis B if the carry has one.
+        - `carry`: from `init` or from a call before.
+
+        **Returns** `(y, carry)`. Cotangents that reach the carry are dropped.
+        """
+        ys, carry = self.scan(model, jax.tree.map(lambda a: jnp.asarray(a)[None], x), carry)
+        return jax.tree.map(lambda a: a[0], ys), carry
+
+    def scan(self, model: Any, xs: Any, carry: Carry) -> tuple[Any, Carry]:
+        """T steps as one window; differentiable like a call.
+
+        **Arguments:** as for a call, and `xs` has a leading axis T, then B if the carry has one.
+
+        **Returns** `(ys, carry)`, `ys` with the leading axes of `xs`.
+        """
+        parameters = self._parameters(model)
+        self._check_carry(carry)
+        leaves = self._inputs(xs, carry)
+        outputs, carry = self._jit_scan(parameters, leaves, carry)
+        return self._step.output_leaves.join(outputs), carry
+
+    def value_and_grad(
+        self, loss_fn: Callable[[Any, Any], Array], reduction: str = "sum"
+    ) -> Callable[[Any, Any, Any, Carry], tuple[tuple[Array, Carry], Any]]:
+        """The loss of a sequence and its online gradient, in memory that does not grow with T.
+
+        **Arguments:**
+
+        - `loss_fn`: `loss_fn(y, target) -> scalar`, for one example at one step.
+        - `reduction`: over time, `"sum"` or `"mean"`. Over the batch it is the mean.
+
+        **Returns** a function `(model, xs, targets, carry) -> ((loss, carry), grads)`, compiled.
+        `xs` and `targets` have a leading axis T, then B if the carry has one. `grads` has the
+        structure of the model, with `None` at leaves that are no float arrays.
+        """
+        if reduction not in ("sum", "mean"):
+            raise InputError(f'reduction must be "sum" or "mean", not {reduction!r}.')
+        if not callable(loss_fn):
+            raise InputTypeError(f"loss_fn must be a function (y, target), not {loss_fn!r}.")
+
+        def run(model: Any, xs: Any, targets: Any, carry: Carry) -> tuple[tuple[Array, Carry], Any]:
+            parameters = self._parameters(model)
+            self._check_carry(carry)
+            leaves = self._inputs(xs, carry)
+            _check_targets(targets, leaves, carry.batched)
+            loss, carry, grads = self._jit_value_and_grad(
+                loss_fn, reduction, parameters, leaves, targets, carry
+            )
+            return (loss, carry), self._model_tree(grads)
+
+        return run
+
+    # --- the compiled parts ---
+
+    def _scan(self, parameters, xs, carry: Carry):
+        weights, others = self._window.prefix(parameters)
+        xs, state, traces = self._enter(xs, carry)
+        ys, state, traces = self._window.run(weights, others, xs, state, traces)
+        if not carry.batched:
+            ys = [y[:, 0] for y in ys]
+        return ys, self._leave(state, traces, carry)
+
+    def _value_and_grad(self, loss_fn, reduction, parameters, xs, targets, carry: Carry):
+        steps = _steps(xs, targets)
+        floats = self._step.model_leaves.floats
+
+        def prefix(moving):
+            values = list(parameters)
+            for i, value in zip(floats, moving, strict=True):
+                values[i] = value
+            return self._window.prefix(values)
+
+        weights, pull, others = jax.vjp(prefix, [parameters[i] for i in floats], has_aux=True)
+        xs, state, traces = self._enter(xs, carry)
+        if not carry.batched:
+            targets = jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
+        self._check_loss(loss_fn, targets)
+        batch = _batch(state)
+
+        def one_window(now, given):
+            state, traces, total, grads = now
+            xs, targets = given
+
+            def loss_of(weights):
+                ys, state_after, traces_after = self._window.run_for_weights(
+                    weights, others, xs, state, traces
+                )
+                ys = self._step.output_leaves.join(ys)
+                losses = jax.vmap(jax.vmap(loss_fn))(ys, targets)
+                return losses.sum() / batch, (state_after, traces_after)
+
+            (loss, (state, traces)), bar = jax.value_and_grad(loss_of, has_aux=True)(weights)
+            grads = jax.tree.map(jnp.add, grads, bar)
+            return (list(state), list(traces), total + loss, grads), None
+
+        window = min(self.plan.window, steps)
+        whole = steps // window
+        zero = jnp.zeros((), self._loss_dtype(loss_fn, targets))
+        now = (state, traces, zero, jax.tree.map(jnp.zeros_like, weights))
+        cut = whole * window
+        if whole == 1:
+            now, _ = one_window(now, _slice((xs, targets), 0, cut))
+        else:
+            stacked = jax.tree.map(
+                lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), (xs, targets)
+            )
+            now, _ = jax.lax.scan(one_window, now, stacked)
+        if cut < steps:
+            now, _ = one_window(now, _slice((xs, targets), cut, steps))
+        state, traces, loss, grads = now
+        (moving,) = pull(grads)
+        if reduction == "mean":
+            loss = loss / steps
+            moving = jax.tree.map(lambda g: g / steps, moving)
+        return loss, self._leave(state, traces, carry), moving
+
+    def _loss_aval(self, loss_fn, targets):
+        outputs = self._step.output_leaves.join(self._step.output_leaves.avals)
+        one = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[2:], jnp.asarray(a).dtype), targets
+        )
+        return jax.eval_shape(loss_fn, outputs, one)
+
+    def _loss_dtype(self, loss_fn, targets):
+        return self._loss_aval(loss_fn, targets).dtype
+
+    def _check_loss(self, loss_fn, targets) -> None:
+        aval = self._loss_aval(loss_fn, targets)
+        shape = getattr(aval, "shape", None)
+        if shape != () or not jnp.issubdtype(aval.dtype, jnp.floating):
+            found = f"{aval.dtype}{list(shape)}" if shape is not None else f"{aval!r}"
+            raise InputError(
+                f"loss_fn must return one float for one example at one step, and returns {found}. "
+                "Sum or average over the axes of y."
+            )
+
+    # --- arguments ---
+
+    def _enter(self, xs, carry: Carry):
+        """Arrays with axes [T, B, ...] and [B, ...]."""
+        state = self._step.state_leaves.split(carry.state)
+        traces = [tuple(t) for t in carry.traces]
+        if not carry.batched:
+            xs = [x[:, None] for x in xs]
+            state = [s[None] for s in state]
+            traces = [tuple(a[None] for a in t) for t in traces]
+        return list(xs), state, traces
+
+    def _leave(self, state, traces, carry: Carry) -> Carry:
+        if not carry.batched:
+            state, traces = [s[0] for s in state], _drop_batch(traces)
+        return self._carry(state, traces, carry.batched)
+
+    def _carry(self, state, traces, batched: bool) -> Carry:
+        leaves = dataclasses.replace(
+            self._step.state_leaves, static=(None,) * len(self._step.state_leaves.static)
+        )
+        return Carry(leaves.join(state), tuple(tuple(t) for t in traces), self._id, batched)
+
+    def _model_tree(self, grads) -> Any:
+        leaves = self._step.model_leaves
+        filled: list[Any] = [None] * len(leaves.static)
+        for i, value in zip(leaves.floats, grads, strict=True):
+            filled[leaves.places[i]] = value
+        return leaves.treedef.unflatten(filled)
+
+    def _parameters(self, model: Any) -> list[Any]:
+        """The array leaves of a model, checked against those that were compiled."""
+        expected = self._step.model_leaves
+        given = Leaves.of(model, "model")
+        if given.treedef != expected.treedef or given.places != expected.places:
+            ours, theirs = set(expected.paths), set(given.paths)
+            missing, extra = sorted(ours - theirs), sorted(theirs - ours)
+            detail = f" Missing: {', '.join(missing)}." if missing else ""
+            detail += f" Not in the compiled one: {', '.join(extra)}." if extra else ""
+            raise InputError(
+                "The model does not have the structure of the one that was compiled."
+                f"{detail} Compile it again, or pass a model that differs in array values alone."
+            )
+        problems = [
+            f"Parameter {path} is {_text(got)}, and was compiled as {_text(want)}. Compile again."
+            for path, got, want in zip(given.paths, given.avals, expected.avals, strict=True)
+            if got != want
+        ]
+        for ours, theirs in zip(expected.static, given.static, strict=True):
+            if ours is not theirs and not _same(ours, theirs):
+                problems.append(
+                    f"The model holds {theirs!r} where {ours!r} was compiled in. Values that are "
+                    "no arrays are part of the program: compile again, or make it an array."
+                )
+        raise_together(problems, InputError)
+        return [jnp.asarray(a) if isinstance(a, np.ndarray | np.generic) else a
+                for a in expected.split(model)]
+
+    def _check_carry(self, carry: Any) -> None:
+        if not isinstance(carry, Carry):
+            raise InputTypeError(
+                f"carry is a {type(carry).__name__}. Pass the carry of `program.init(...)` or of a "
+                "call before, not the model's state."
+            )
+        if carry.program != self._id:
+            raise InputError(
+                "This carry belongs to another program (another model, algorithm or selection of "
+                "weights). Make one with this program's `init`."
+            )
+
+    def _inputs(self, xs: Any, carry: Carry) -> list[Array]:
+        expected = self._step.input_leaves
+        try:
+            leaves = expected.split(xs)
+        except ValueError as error:
+            raise InputError(
+                f"The input does not have the structure that was compiled ({expected.treedef}): "
+                f"{error}"
+            ) from None
+        lead = 2 if carry.batched else 1
+        axes = "[T, B]" if carry.batched else "[T]"
+        values, problems, leads = [], [], set()
+        batch = _batch(self._step.state_leaves.split(carry.state)) if carry.batched else None
+        for path, leaf, aval in zip(expected.paths, leaves, expected.avals, strict=True):
+            value = jnp.asarray(leaf)
+            shape = value.shape
+            if len(shape) < lead or shape[lead:] != aval.shape:
+                problems.append(
+                    f"Input {path} has shape {list(shape)}, and should be {axes} + "
+                    f"{list(aval.shape)}: the carry has {'a' if carry.batched else 'no'} batch axis."
+                )
+            elif not _castable(value.dtype, aval.dtype):
+                problems.append(
+                    f"Input {path} is {value.dtype}, and was compiled as {aval.dtype}. Convert it."
+                )
+            else:
+                leads.add(shape[:lead])
+                if batch is not None and shape[1] != batch:
+                    problems.append(
+                        f"Input {path} has batch size {shape[1]}, and the carry has {batch}. "
+                        f"Make the carry by `init(batch_size={shape[1]})`."
+                    )
+            values.append(value)
+        if len(leads) > 1:
+            problems.append(f"The inputs disagree about their leading axes: {sorted(leads)}.")
+        if any(lead_shape[0] == 0 for lead_shape in leads):
+            problems.append("The input has no steps (T = 0).")
+        raise_together(problems, InputError)
+        return [
+            v if v.dtype == a.dtype else v.astype(a.dtype)
+            for v, a in zip(values, expected.avals, strict=True)
+        ]
+
+
+def _castable(given: Any, wanted: Any) -> bool:
+    if given == wanted:
+        return True
+    if any(jnp.issubdtype(d, jax.dtypes.extended) for d in (given, wanted)):
+        return False
+    kinds = [k for k in (jnp.bool_, jnp.integer, jnp.floating) if jnp.issubdtype(given, k)]
+    return any(jnp.issubdtype(wanted, k) for k in kinds)
+
+
+def _steps(xs: list[Array], targets: Any) -> int:
+    leaves = xs or jax.tree.leaves(targets)
+    return leaves[0].shape[0]
+
+
+def _check_targets(targets: Any, xs: list[Array], batched: bool) -> None:
+    if not xs:
+        return
+    lead = xs[0].shape[: 2 if batched else 1]
+    problems = [
+        f"A target has shape {list(jnp.shape(leaf))}, and should begin with "
+        f"{list(lead)}, as the input does ({'T, B' if batched else 'T'})."
+        for leaf in jax.tree.leaves(targets)
+        if jnp.shape(leaf)[: len(lead)] != lead
+    ]
+    raise_together(problems, InputError)
+
+
+def _slice(tree: Any, start: int, stop: int) -> Any:
+    return jax.tree.map(lambda a: a[start:stop], tree)
+
+
+def _batch(state: list[Array]) -> int:
+    return state[0].shape[0]
+
+
+def _drop_batch(traces):
+    return [tuple(a[0] for a in t) for t in traces]
+
+
+def _repeat(value: Array, aval: jax.ShapeDtypeStruct, batch_size: int | None) -> Array:
+    if batch_size is None:
+        return value
+    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        split = partial(jax.random.split, num=batch_size)
+        return jnp.moveaxis(jnp.vectorize(split, signature="()->(n)")(value), -1, 0)
+    return jnp.broadcast_to(value, (batch_size, *aval.shape))
+
+
+def _text(aval: jax.ShapeDtypeStruct) -> str:
+    return f"{aval.dtype}{list(aval.shape)}"
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except Exception:  # a leaf of unknown type may compare in any way
+        return False
+
+
+def _fingerprint(plan: Plan) -> str:
+    """What a carry must agree on: the states, and the traces in order."""
+    step = plan.analysis.step
+    parts = [str(plan.algorithm), str(step.state_leaves.treedef)]
+    parts += [f"{p} {a}" for p, a in zip(step.state_leaves.paths, step.state_leaves.avals)]
+    parts += [f"{p.path} {p.kind} {p.form} {p.trace_shape}" for p in plan.traced]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+__all__ = ["Carry", "Memory", "Program"]

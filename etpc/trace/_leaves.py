@@ -1,0 +1,74 @@
+"""PyTrees as flat lists of leaves with readable paths."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._jax import is_float
+
+
+def path_text(path: Any, root: str) -> str:
+    """A key path as the user would write it after the object's name; `root` for the whole."""
+    return jax.tree_util.keystr(path) or root
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is data (an array or its shape), and not part of the program itself."""
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct | np.ndarray | np.generic)
+
+
+def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array, a shape or a Python number."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        leaf = jnp.asarray(leaf) if not hasattr(leaf, "dtype") else leaf
+    dtype = leaf.dtype
+    if not jnp.issubdtype(dtype, jax.dtypes.extended):
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+    return jax.ShapeDtypeStruct(np.shape(leaf), dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaves:
+    """The array leaves of a PyTree: where they are, and what is around them."""
+
+    treedef: Any
+    paths: tuple[str, ...]
+    avals: tuple[jax.ShapeDtypeStruct, ...]
+    static: tuple[Any, ...]
+    """Every leaf that is no array, in order; `None` at the places of arrays."""
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tree: Any, root: str, *, numbers: bool = False) -> "Leaves":
+        """Flatten `tree`. With `numbers`, Python numbers count as arrays too."""
+        found, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        keep = [is_array(x) or (numbers and isinstance(x, bool | int | float)) for _, x in found]
+        places = tuple(i for i, k in enumerate(keep) if k)
+        return cls(
+            treedef,
+            tuple(path_text(found[i][0], root) for i in places),
+            tuple(shape_of(found[i][1]) for i in places),
+            tuple(None if k else x for (_, x), k in zip(found, keep, strict=True)),
+            places,
+        )
+
+    def split(self, tree: Any) -> list[Any]:
+        """The array leaves of another tree of the same structure."""
+        leaves = self.treedef.flatten_up_to(tree)
+        return [leaves[i] for i in self.places]
+
+    def join(self, arrays: Any) -> Any:
+        """Put arrays into the places of the array leaves."""
+        leaves = list(self.static)
+        for i, value in zip(self.places, arrays, strict=True):
+            leaves[i] = value
+        return self.treedef.unflatten(leaves)
+
+    @property
+    def floats(self) -> tuple[int, ...]:
+        """Which array leaves are differentiated."""
+        return tuple(i for i, a in enumerate(self.avals) if is_float(a.dtype))

@@ -1,0 +1,177 @@
+"""One step of a model as a canonical, flat program."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._errors import ModelError, UnsupportedError, raise_together
+from .._jax import Equation, Variable, canonicalise
+from ._leaves import Leaves
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """The canonical program of one step of one example.
+
+    `parameters` are all array leaves of the model in order, floats or not; likewise `state` and
+    `inputs`. Printable; `equations` holds what the model computes, with `jit` and `remat` inlined.
+    """
+
+    equations: tuple[Equation, ...]
+    constants: Mapping[Variable, Any]
+    parameters: tuple[Variable, ...]
+    inputs: tuple[Variable, ...]
+    state: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    next_state: tuple[Variable, ...]
+    model_leaves: Leaves
+    input_leaves: Leaves
+    state_leaves: Leaves
+    output_leaves: Leaves
+    initial_state: Any
+
+    def __str__(self) -> str:
+        groups = {
+            "parameters": zip(self.model_leaves.paths, self.parameters, strict=True),
+            "inputs": zip(self.input_leaves.paths, self.inputs, strict=True),
+            "state": zip(self.state_leaves.paths, self.state, strict=True),
+            "new state": zip(self.state_leaves.paths, self.next_state, strict=True),
+            "outputs": zip(self.output_leaves.paths, self.outputs, strict=True),
+        }
+        lines = ["step"]
+        for title, members in groups.items():
+            lines += [f"  {title}: " + ", ".join(f"{path} = {v!r}" for path, v in members)]
+        lines += [f"    {eqn!r}    # {eqn.source}" for eqn in self.equations]
+        return "\n".join(lines)
+
+
+def trace(
+    model: Any, inputs: Any, state: Any = None, step: Callable[..., Any] | None = None
+) -> Step:
+    """Trace one step of `model` on shapes alone.
+
+    **Arguments:** as in [`etpc.compile`][].
+
+    **Returns** the [`Step`][etpc.trace.Step].
+
+    **Raises** `ModelError` where the state changes its structure, shape or dtype, or where there
+    is no initial state; `UnsupportedError` for complex states.
+    """
+    call = step if step is not None else lambda m, x, s: m(x, s)
+    if step is None and not callable(model):
+        raise ModelError(
+            f"A {type(model).__name__} is not callable. etpc calls `model(x, state) -> (y, "
+            "new_state)`. Pass `step=lambda model, x, state: ...` to call it another way."
+        )
+    if state is None:
+        if not hasattr(model, "init_state"):
+            raise ModelError(
+                f"There is no initial state: a {type(model).__name__} has no `init_state()` and "
+                "`state=` was not given. Pass `state=` with the hidden state of one example."
+            )
+        state = model.init_state()
+    model_leaves = Leaves.of(model, "model")
+    input_leaves = Leaves.of(inputs, "x", numbers=True)
+    state_leaves = Leaves.of(state, "state", numbers=True)
+    counts = [len(leaves.avals) for leaves in (model_leaves, input_leaves, state_leaves)]
+    _check_state(state_leaves)
+    kept: dict[str, Any] = {}
+
+    def flat(*arrays):
+        parameters, xs, hidden = (
+            arrays[: counts[0]],
+            arrays[counts[0] : counts[0] + counts[1]],
+            arrays[counts[0] + counts[1] :],
+        )
+        result = call(
+            model_leaves.join(parameters), input_leaves.join(xs), state_leaves.join(hidden)
+        )
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise ModelError(
+                f"One step must return a pair `(y, new_state)`, and returned "
+                f"{_describe(result)}. Return both, or pass `step=` that does."
+            )
+        y, new_state = result
+        output_leaves = Leaves.of(y, "y", numbers=True)
+        new_leaves = Leaves.of(new_state, "state", numbers=True)
+        _check_new_state(state_leaves, new_leaves)
+        kept["output"] = output_leaves
+        new = [jnp.asarray(v) for v in new_leaves.split(new_state)]
+        return [jnp.asarray(v) for v in output_leaves.split(y)] + new
+
+    flat_program = canonicalise(
+        flat, [*model_leaves.avals, *input_leaves.avals, *state_leaves.avals]
+    )
+    outputs: Leaves = kept["output"]
+    y_count = len(outputs.avals)
+    args = flat_program.inputs
+    return Step(
+        equations=flat_program.equations,
+        constants=flat_program.constants,
+        parameters=args[: counts[0]],
+        inputs=args[counts[0] : counts[0] + counts[1]],
+        state=args[counts[0] + counts[1] :],
+        outputs=flat_program.outputs[:y_count],
+        next_state=flat_program.outputs[y_count:],
+        model_leaves=model_leaves,
+        input_leaves=input_leaves,
+        state_leaves=state_leaves,
+        output_leaves=outputs,
+        initial_state=state,
+    )
+
+
+def _describe(result: Any) -> str:
+    if isinstance(result, tuple):
+        return f"a tuple of {len(result)}"
+    return f"a {type(result).__name__}"
+
+
+def _check_state(leaves: Leaves) -> None:
+    if not leaves.floats:
+        raise ModelError(
+            "The state has no float leaf, so no weight can have an influence that lasts beyond a "
+            f"step (leaves: {', '.join(leaves.paths) or 'none'}). Train such a model by "
+            "`jax.grad` alone, or make the hidden state a float array."
+        )
+    complex_paths = [
+        path
+        for path, aval in zip(leaves.paths, leaves.avals, strict=True)
+        if jnp.issubdtype(aval.dtype, jnp.complexfloating)
+    ]
+    if complex_paths:
+        raise UnsupportedError(
+            f"Complex hidden states are not supported yet: {', '.join(complex_paths)}. This is "
+            "because a trace through them needs both parts. Carry the real and the imaginary part "
+            "as two float leaves."
+        )
+
+
+def _check_new_state(old: Leaves, new: Leaves) -> None:
+    remedy = "Return a state with the structure, shapes and dtypes of the one that came in."
+    if old.treedef != new.treedef:
+        raise ModelError(
+            "The step changes the structure of the state.\n"
+            f"  in:  {', '.join(old.paths)}  ({old.treedef})\n"
+            f"  out: {', '.join(new.paths)}  ({new.treedef})\n{remedy}"
+        )
+    problems = []
+    for path, before, after in zip(old.paths, old.avals, new.avals, strict=True):
+        if before.shape != after.shape or before.dtype != after.dtype:
+            problems.append(
+                f"The step changes state {path} from {_aval(before)} to {_aval(after)}. {remedy}"
+            )
+    for path, here, there in zip(old.static, old.static, new.static, strict=True):
+        if here is not there and here != there:
+            problems.append(f"The step changes the static state leaf {path}. {remedy}")
+    raise_together(problems)
+
+
+def _aval(aval: jax.ShapeDtypeStruct) -> str:
+    return f"{aval.dtype}{list(aval.shape)}"
+
+
+__all__ = ["Step", "trace"]

@@ -1,0 +1,292 @@
+"""LIF neurons against their equations, in closed form and as written by hand."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from etpc import nn
+from etpc.surrogate import ReluGrad, Sigmoid, SuperSpike
+
+SLOPE = SuperSpike(beta=2.0)  # zero nowhere
+
+
+def h(x: np.ndarray) -> np.ndarray:
+    return (1 + 2 * np.abs(x)) ** -2
+
+
+def run(lif: nn.LIF, currents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The spikes and potentials of a sequence."""
+
+    def step(V: jax.Array, current: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        spike, V = lif(current, V)
+        return V, (spike, V)
+
+    _, (spikes, Vs) = jax.lax.scan(step, lif.init_state(), jnp.asarray(currents))
+    return np.asarray(spikes), np.asarray(Vs)
+
+
+@pytest.mark.parametrize("dt", [1.0, 0.25])
+def test_exponential_euler_is_exact_below_threshold(dt: float) -> None:
+    lif = nn.LIF(3, tau=10.0, R=2.0, V_th=100.0, V_rest=-5.0, V_reset=-8.0, dt=dt)
+    current = np.array([0.0, 1.5, -4.0])
+    spikes, Vs = run(lif, np.tile(current, (40, 1)))
+    t = dt * np.arange(1, 41)[:, None]
+    np.testing.assert_allclose(Vs, -5 + 2 * current * (1 - np.exp(-t / 10)), rtol=1e-13)
+    assert not spikes.any()
+
+
+def test_euler_below_threshold() -> None:
+    lif = nn.LIF(1, tau=10.0, R=2.0, V_th=100.0, V_rest=-5.0, V_reset=-8.0, integration="euler")
+    _, Vs = run(lif, np.full((40, 1), 1.5))
+    n = np.arange(1, 41)[:, None]
+    np.testing.assert_allclose(Vs, -5 + 3 * (1 - 0.9**n), rtol=1e-13)
+
+
+def test_schemes_agree_for_small_steps() -> None:
+    # Per unit of time, Euler is off by dt / (2 tau) to first order.
+    Vs = {}
+    for integration in ("exp_euler", "euler"):
+        for dt in (0.01, 0.005):
+            lif = nn.LIF(1, tau=10.0, V_th=10.0, dt=dt, integration=integration)
+            Vs[integration, dt] = run(lif, np.full((round(5 / dt), 1), 2.0))[1][-1, 0]
+    error = {dt: abs(Vs["exp_euler", dt] - Vs["euler", dt]) for dt in (0.01, 0.005)}
+    assert 0 < error[0.005] < 1e-3
+    np.testing.assert_allclose(error[0.01] / error[0.005], 2, rtol=0.01)
+
+
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_reset_against_loops(reset: str) -> None:
+    tau, R, V_th, V_rest, V_reset = 8.0, 1.5, 1.2, 0.1, -0.4
+    lif = nn.LIF(4, tau=tau, R=R, V_th=V_th, V_rest=V_rest, V_reset=V_reset, reset=reset)
+    currents = np.random.default_rng(0).normal(2.0, 2.0, (60, 4))
+    spikes, Vs = run(lif, currents)
+
+    decay = np.exp(-1 / tau)
+    for k in range(4):
+        v, fires = V_rest, False
+        for t in range(60):
+            if fires:
+                v = v - (V_th - V_reset) if reset == "soft" else V_reset
+            v = V_rest + decay * (v - V_rest) + (1 - decay) * R * currents[t, k]
+            fires = v >= V_th
+            np.testing.assert_allclose(Vs[t, k], v, rtol=1e-12, atol=1e-12)
+            assert spikes[t, k] == fires
+    assert (spikes.sum(0) > 5).all()
+
+
+def test_reset_kinds_differ_by_the_overshoot() -> None:
+    V, current = jnp.array([0.5, 1.7]), jnp.zeros(2)
+    decay = np.exp(-1 / 20)
+    _, soft = nn.LIF(2, V_reset=0.25)(current, V)
+    _, hard = nn.LIF(2, V_reset=0.25, reset="hard")(current, V)
+    np.testing.assert_allclose(soft, decay * np.array([0.5, 1.7 - 0.75]), rtol=1e-14)
+    np.testing.assert_allclose(hard, decay * np.array([0.5, 0.25]), rtol=1e-14)
+
+
+def test_state_holds_the_spike() -> None:
+    lif = nn.LIF(5)
+    currents = np.random.default_rng(1).normal(20.0, 10.0, (30, 5))
+    spikes, Vs = run(lif, currents)
+    assert spikes.any()
+    assert not spikes.all()
+    np.testing.assert_array_equal(lif.spike(jnp.asarray(Vs)[7]), spikes[7])
+    np.testing.assert_array_equal(spikes, np.greater_equal(Vs, 1.0))
+
+
+def test_spike_at_the_threshold_itself() -> None:
+    np.testing.assert_array_equal(nn.LIF(3).spike(jnp.array([0.999, 1.0, 1.001])), [0, 1, 1])
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_derivatives(reset: str, detach: bool) -> None:
+    V_th, V_reset = 1.2, -0.4
+    lif = nn.LIF(
+        4,
+        tau=8.0,
+        R=1.5,
+        V_th=V_th,
+        V_reset=V_reset,
+        reset=reset,
+        surrogate=SLOPE,
+        detach_reset=detach,
+    )
+    old = np.array([-0.3, 0.9, 1.3, 2.5])
+    current = np.array([0.4, -1.0, 2.0, 0.1])
+    scale = V_th - V_reset
+    z, dz = np.array([0.0, 0.0, 1.0, 1.0]), h((old - V_th) / scale) / scale
+    keep = np.ones(4) if reset == "soft" else 1 - z
+    drop = scale if reset == "soft" else old - V_reset
+    transition = np.exp(-1 / 8) * (keep - (0.0 if detach else drop * dz))
+    immediate = 1.5 * (1 - np.exp(-1 / 8)) * np.ones(4)
+
+    arguments = jnp.asarray(current), jnp.asarray(old)
+    dnew = h((np.asarray(lif(*arguments)[1]) - V_th) / scale) / scale
+    by_spike, by_state = jax.jacobian(lif, argnums=(0, 1))(*arguments)
+    expected = [immediate * dnew, transition * dnew], [immediate, transition]
+    for found, diagonals in zip([*by_spike, *by_state], [*expected[0], *expected[1]], strict=True):
+        np.testing.assert_allclose(found, np.diag(diagonals), rtol=1e-12, atol=1e-15)
+
+
+def test_numbers_are_constants() -> None:
+    lif = nn.LIF(3, tau=10, R=np.float64(2.0))
+    assert not jax.tree.leaves(eqx.filter(lif, eqx.is_array))
+    assert type(lif.tau) is type(lif.R) is float
+    assert "etp" not in str(jax.make_jaxpr(lif)(jnp.ones(3), lif.init_state()))
+
+
+PARAMETERS = {"tau": 8.0, "R": 1.5, "V_th": 1.2, "V_rest": 0.1, "V_reset": -0.4}
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+@pytest.mark.parametrize(("integration", "reset"), [("exp_euler", "soft"), ("euler", "hard")])
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_arrays_are_marked_parameters(
+    name: str, integration: str, reset: str, shape: tuple[int, ...]
+) -> None:
+    fixed = nn.LIF(2, **PARAMETERS, reset=reset, integration=integration, surrogate=SLOPE)
+    given = PARAMETERS | {name: np.full(shape, PARAMETERS[name])}
+    lif = nn.LIF(2, **given, reset=reset, integration=integration, surrogate=SLOPE)
+    leaves = jax.tree.leaves(eqx.filter(lif, eqx.is_array))
+    assert [leaf.shape for leaf in leaves] == [shape]
+    current, V = jnp.array([0.3, 2.0]), jnp.array([0.7, 1.4])
+    assert "= etp " in str(jax.make_jaxpr(lif)(current, V))
+    np.testing.assert_allclose(lif(current, V), fixed(current, V), rtol=1e-14)
+    np.testing.assert_allclose(lif.init_state(), fixed.init_state(), rtol=1e-14)
+
+    # The new V away from the threshold does not see the surrogate: finite differences of the
+    # detached neuron are exact there.
+    def new_V(value: jax.Array) -> jax.Array:
+        detached = nn.LIF(
+            2,
+            **(given | {name: value}),
+            reset=reset,
+            integration=integration,
+            detach_reset=True,
+        )
+        return detached(current, V)[1]
+
+    value = jnp.asarray(given[name])
+    _, slope = jax.jvp(new_V, (value,), (jnp.ones_like(value),))
+    expected = (new_V(value + 1e-5) - new_V(value - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_surrogate_gets_the_distance_in_units_of_reset_to_threshold() -> None:
+    lif = nn.LIF(3, V_th=3.0, V_reset=-1.0, surrogate=lambda x: x)
+    np.testing.assert_allclose(lif.spike(jnp.array([-1.0, 3.0, 5.0])), [-1, 0, 0.5], rtol=1e-14)
+
+
+def test_defaults() -> None:
+    lif = nn.LIF(3)
+    assert (lif.tau, lif.R, lif.V_th, lif.V_rest, lif.V_reset, lif.dt) == (20, 1, 1, 0, 0, 1)
+    assert (lif.reset, lif.integration, lif.detach_reset) == ("soft", "exp_euler", False)
+    assert lif.surrogate == ReluGrad()
+    np.testing.assert_array_equal(nn.LIF(3, V_rest=-2.0).init_state(), [-2, -2, -2])
+
+
+@pytest.mark.parametrize("size", [1, (1,), (2, 3), (1, 1, 4)])
+def test_sizes(size: int | tuple[int, ...]) -> None:
+    lif = nn.LIF(size)
+    shape = size if isinstance(size, tuple) else (size,)
+    V = lif.init_state()
+    spike, V = lif(jnp.full(shape, 30.0), V)
+    assert spike.shape == V.shape == shape
+    np.testing.assert_array_equal(spike, np.ones(shape))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+@pytest.mark.parametrize("tau", [np.float64(9.0), np.array([9.0])])
+def test_dtype(dtype: type, tau: float | np.ndarray) -> None:
+    lif = nn.LIF(1, tau=tau, dtype=dtype)
+    V = lif.init_state()
+    assert V.dtype == dtype
+    spike, V = eqx.filter_jit(lif)(jnp.ones(1, dtype), V)
+    assert spike.dtype == V.dtype == dtype
+
+
+def test_small_steps_keep_their_precision() -> None:
+    # 1 - exp(-1e-6) in float32 would be off by 5 %.
+    lif = nn.LIF(1, tau=np.array([1e6]), dtype=jnp.float32)
+    _, V = lif(jnp.ones(1, jnp.float32), lif.init_state())
+    np.testing.assert_allclose(V, [1e-6], rtol=1e-5)
+
+
+def test_compiled_once_for_equal_neurons() -> None:
+    traces = 0
+
+    @jax.jit
+    def step(lif: nn.LIF, current: jax.Array, V: jax.Array) -> jax.Array:
+        nonlocal traces
+        traces += 1
+        return lif(current, V)[1]
+
+    for surrogate in (ReluGrad(), ReluGrad(0.3), Sigmoid()):
+        step(nn.LIF(2, surrogate=surrogate), jnp.ones(2), jnp.ones(2))
+    assert traces == 2
+    assert hash(nn.LIF(2)) == hash(nn.LIF(2))
+    assert nn.LIF(2) == nn.LIF(2)
+
+
+def test_can_be_built_under_vmap() -> None:
+    taus = jnp.array([5.0, 10.0, 20.0])
+    lifs = eqx.filter_vmap(lambda tau: nn.LIF(2, tau=tau, integration="euler"))(taus)
+    np.testing.assert_array_equal(lifs.tau, taus)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0}, "size must be an integer >= 1, got 0.*Pass"),
+        ({"size": (2, -1)}, "size must be an integer >= 1, got -1"),
+        ({"tau": 0.0}, "tau must be finite and > 0, got 0.0.*Pass"),
+        ({"tau": np.array([1.0, 0.0])}, "tau must be finite and > 0"),
+        ({"tau": np.ones(3)}, r"tau has shape \(3,\) where the layer has shape \(2,\).*Pass"),
+        ({"R": np.ones((2, 1))}, r"R has shape \(2, 1\)"),
+        ({"R": float("nan")}, "R must be finite, got nan"),
+        ({"V_th": float("inf")}, "V_th must be finite, got inf"),
+        ({"V_rest": -float("inf")}, "V_rest must be finite, got -inf"),
+        ({"V_reset": np.array([0.0, np.nan])}, "V_reset must be finite"),
+        ({"V_th": 0.0}, "V_th must be above V_reset, got V_th=0.0 and V_reset=0.0.*Raise"),
+        ({"V_reset": np.array([0.0, 2.0])}, "V_th must be above V_reset, got V_th=1.0"),
+        ({"dt": -1.0}, "dt must be a finite number > 0, got -1.0.*Pass"),
+        ({"dt": 21.0, "integration": "euler"}, "dt must not exceed tau .*got dt=21.0 and tau=20.0"),
+        ({"dtype": int}, "dtype must be a real floating-point type, got int"),
+        ({"surrogate": ReluGrad}, "surrogate must be a spike function.*Pass an instance"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nn.LIF(**({"size": 2} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 2.0}, "size must be an integer >= 1, got 2.0"),
+        ({"tau": "fast"}, "tau must be a number or an array, got 'fast'"),
+        ({"V_th": None}, "V_th must be a number or an array, got None"),
+        ({"dt": jnp.array(1.0)}, "dt must be a finite number > 0, got Array"),
+        ({"reset": "none"}, 'reset=\'none\' is unknown.*"soft".*"hard"'),
+        ({"integration": "rk4"}, "integration='rk4' is unknown.*exp_euler"),
+        ({"surrogate": 1.0}, "surrogate must be a spike function, got 1.0"),
+    ],
+)
+def test_arguments_of_another_type(
+    arguments: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+    with pytest.raises(ValueError, match=message):
+        nn.LIF(**({"size": 2} | arguments))
+
+
+def test_input_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+    lif = nn.LIF(2)
+    with pytest.raises(ValueError, match=r"LIF .* current of shape \(1,\) where \(2,\) .*vmap"):
+        lif(jnp.ones(1), jnp.ones(2))
+    with pytest.raises(ValueError, match=r"LIF was called with V of shape \(3, 2\)"):
+        lif(jnp.ones(2), jnp.ones((3, 2)))

@@ -1,0 +1,88 @@
+"""The leaky readout against its equation."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from etpc import nn
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(("tau", "dt"), [(5.0, 1.0), (20.0, 0.5), (2, 1)])
+def test_equation(tau: float, dt: float) -> None:
+    readout = nn.LeakyRateReadout(3, 2, tau=tau, dt=dt, key=KEY)
+    weight = np.asarray(readout.weight)
+    xs = jax.random.normal(jax.random.key(1), (7, 3))
+    r = readout.init_state()
+    np.testing.assert_array_equal(r, np.zeros(2))
+    for t in range(7):
+        y, r = eqx.filter_jit(readout)(xs[t], r)
+        np.testing.assert_array_equal(y, r)
+        closed = sum(np.exp(-(t - s) * dt / tau) * weight @ np.asarray(xs[s]) for s in range(t + 1))
+        np.testing.assert_allclose(r, closed, rtol=1e-13)
+
+
+def test_defaults() -> None:
+    readout = nn.LeakyRateReadout(400, 300, key=KEY)
+    assert readout.weight.shape == (300, 400)
+    np.testing.assert_allclose(jnp.var(readout.weight), 2 / 400, rtol=0.03)
+    assert (readout.tau, readout.dt) == (5.0, 1.0)
+    assert jax.tree.leaves(eqx.filter(readout, eqx.is_array)) == [readout.weight]
+
+
+@pytest.mark.parametrize("tau", [jnp.array(4.0), jnp.array([4.0, 8.0]), np.array([4, 8])])
+def test_array_tau_is_a_marked_parameter(tau: jax.Array | np.ndarray) -> None:
+    readout = nn.LeakyRateReadout(3, 2, tau=tau, key=KEY)
+    assert isinstance(readout.tau, jax.Array)
+    x, r = jnp.zeros(3), jnp.array([1.0, 2.0])
+    np.testing.assert_allclose(readout(x, r)[1], r * np.exp(-1 / np.asarray(tau)), rtol=1e-14)
+    assert str(jax.make_jaxpr(readout)(x, r)).count("= etp ") == 2
+    grads = jax.grad(lambda readout: readout(x, r)[0].sum())(readout)
+    slope = np.asarray(r) * np.exp(-1 / np.asarray(tau)) / np.square(np.asarray(tau, float))
+    np.testing.assert_allclose(grads.tau, slope if tau.shape else slope.sum(), rtol=1e-12)
+
+
+def test_number_tau_is_not_a_parameter() -> None:
+    readout = nn.LeakyRateReadout(3, 2, key=KEY)
+    jaxpr = str(jax.make_jaxpr(readout)(jnp.zeros(3), readout.init_state()))
+    assert jaxpr.count("= etp ") == 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_dtype(dtype: type) -> None:
+    readout = nn.LeakyRateReadout(1, 1, tau=np.array([3.0]), dtype=dtype, key=KEY)
+    assert readout.init_state().dtype == dtype
+    y, r = readout(jnp.ones(1, dtype), readout.init_state())
+    assert y.dtype == r.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_features": 0}, "in_features must be an integer >= 1, got 0"),
+        ({"out_features": -1}, "out_features must be an integer >= 1, got -1"),
+        ({"tau": 0.0}, "tau must be finite and > 0, got 0.0"),
+        ({"tau": float("inf")}, "tau must be finite and > 0, got inf"),
+        ({"tau": np.array([1.0, -1.0])}, "tau must be finite and > 0"),
+        ({"tau": np.ones(3)}, r"tau has shape \(3,\) where the layer has shape \(2,\)"),
+        ({"dt": 0.0}, "dt must be a finite number > 0, got 0.0"),
+        ({"dtype": int}, "dtype must be a real floating-point type, got int"),
+        ({"weight_init": lambda key, shape, dtype: jnp.ones(1)}, "weight_init returned float64"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nn.LeakyRateReadout(**({"in_features": 3, "out_features": 2, "key": KEY} | arguments))
+
+
+def test_input_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+    readout = nn.LeakyRateReadout(3, 2, key=KEY)
+    with pytest.raises(ValueError, match=r"with x of shape \(2,\) where \(3,\) is needed"):
+        readout(jnp.ones(2), jnp.ones(2))
+    with pytest.raises(ValueError, match=r"with r of shape \(1,\) where \(2,\) is needed"):
+        readout(jnp.ones(3), jnp.ones(1))

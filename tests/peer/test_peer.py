@@ -1,0 +1,342 @@
+"""The gradients of etpc beside those of braintrace, on the same networks, weights and data, in float64.
+
+Three comparisons hang together here. The peer and etpc are each compared with dense references written for these
+networks alone, and with each other. Where the peer's own gradient is known to be off, the test asserts what etpc gives
+and only prints what the peer gives (`pytest -rP`).
+"""
+
+import dataclasses
+import functools as ft
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("braintrace")
+
+import brainstate
+
+import etpc
+from tests.peer import networks, peers, reference
+from tests.peer.networks import Model, Weights
+
+pytestmark = [
+    pytest.mark.peer,
+    # The peer says this of every weight that it leaves out.
+    pytest.mark.filterwarnings("ignore:ETP primitive etp_m[mv] :UserWarning"),
+]
+
+T, B, DECAY = 12, 3, 0.9
+LOSSES = {"squared": reference.squared_error, "entropy": reference.cross_entropy}
+
+# No state reads another's new value but through a weight: the peer's gradient is that of the paper.
+AGREEING = (
+    networks.LIF,
+    networks.FeedforwardLIF,
+    networks.ALIF,
+    networks.Conductance,
+    networks.RNN,
+    networks.Gated,
+    networks.LearnedLeak,
+)
+# A state reads another's new value: the peer counts the path twice in its default mode.
+CASCADED = (networks.ConductanceNew, networks.Filter, networks.Cascade, networks.LSTM)
+# Something is left out of the peer's default mode.
+PARTIAL = (networks.GRU, networks.FeedforwardReadout)
+# The hidden state is moved between neurons or normalised: the peer's Jacobian is off in every mode.
+MIXED = (networks.Permuted, networks.MeanFree)
+# Nothing escapes a trace: D-RTRL equals BPTT.
+EXACT = (
+    networks.FeedforwardLIF,
+    networks.LearnedLeak,
+    networks.Filter,
+    networks.Cascade,
+    networks.FeedforwardReadout,
+    *MIXED,
+)
+# Between them these have element-wise weights, two states per neuron, spikes and rates.
+SOME = (networks.ALIF, networks.RNN, networks.LearnedLeak)
+
+
+def by_network(cases):
+    return pytest.mark.parametrize("network", cases, ids=lambda network: network.__name__)
+
+
+def by_network_and_batch(cases):
+    """Each network with a batch in one graph; some also with one sequence, and with a batch that is mapped over."""
+    pairs = [(network, "batch") for network in cases]
+    pairs += [(network, batch) for network in SOME for batch in ("one", "vmap")]
+    ids = [f"{network.__name__}-{batch}" for network, batch in pairs]
+    return pytest.mark.parametrize(("network", "batch"), pairs, ids=ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network with weights and data: "one" sequence, a "batch", or a batch that the peer is to "vmap"."""
+
+    network: type[Model]
+    batch: str = "batch"
+    loss: str = "squared"
+    seed: int = 0
+
+    @ft.cached_property
+    def weights(self) -> Weights:
+        return networks.random_weights(self.network, self.seed)
+
+    @ft.cached_property
+    def model(self) -> Model:
+        return networks.build(self.network, self.weights)
+
+    @ft.cached_property
+    def data(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, leading axis T, then B."""
+        rng = np.random.default_rng(self.seed + 1)
+        lead = (T,) if self.batch == "one" else (T, B)
+        y, _ = jax.eval_shape(self.model, jnp.zeros(networks.N_IN), self.model.init_state())
+        return rng.standard_normal((*lead, networks.N_IN)), rng.standard_normal((*lead, y.size))
+
+    def run(self) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Outputs and states of a batch, leading axes B and T."""
+
+        def sequence(xs):
+            def step(state, x):
+                y, state = self.model(x, state)
+                return state, (y, state)
+
+            return jax.lax.scan(step, self.model.init_state(), xs)[1]
+
+        return jax.vmap(sequence, in_axes=1)(self.data[0])
+
+
+@ft.cache
+def expected(case: Case, rule: str, *options) -> Weights:
+    """The gradient of a dense reference, or BPTT."""
+    return getattr(reference, rule)(case.model, *case.data, LOSSES[case.loss], *options)
+
+
+@ft.cache
+def peer(case: Case, algo="d_rtrl", vjp_method="single-step", decay=None, network=None) -> Weights:
+    return peers.peer_gradient(
+        network or case.network,
+        case.weights,
+        *case.data,
+        algo,
+        decay,
+        vjp_method,
+        loss=LOSSES[case.loss],
+        vmap=case.batch == "vmap",
+    )
+
+
+def ours(case: Case, algo, **options) -> Weights:
+    xs, targets = map(jnp.asarray, case.data)
+    one, batch_size = (xs[0], None) if case.batch == "one" else (xs[0, 0], B)
+    program = etpc.compile(case.model, algo, inputs=one, **options)
+    gradient = eqx.filter_jit(program.value_and_grad(LOSSES[case.loss], reduction="sum"))
+    _, grads = gradient(case.model, xs, targets, program.init(batch_size=batch_size))
+    return reference.by_name(grads)
+
+
+def differences(got: Weights, wanted: Weights) -> dict[str, float]:
+    """Relative difference of each weight's gradient; the wanted ones must be alive."""
+    found = {}
+    for name, value in wanted.items():
+        norm = np.linalg.norm(value)
+        assert np.isfinite(norm), f"gradient of {name} is not finite"
+        assert norm > 1e-3, f"gradient of {name} is dead"
+        found[name] = float(np.linalg.norm(got[name] - value) / norm)
+    return found
+
+
+def assert_same(got: Weights, wanted: Weights, names=None) -> None:
+    names = wanted.keys() if names is None else names
+    off = differences(got, {name: wanted[name] for name in names})
+    assert max(off.values()) < 1e-9, off
+
+
+def products(case: Case) -> list[str]:
+    """The weights that multiply data as matrices; the others are element-wise."""
+    return [name for name, w in case.weights.items() if w.ndim == 2]
+
+
+def record_peer(case: Case, wanted: Weights, **options) -> None:
+    """Print the peer's gradient as a factor of the wanted one (least squares) and its error; `pytest -rP` shows it."""
+    got = peer(case, **options)
+    error = differences(got, wanted)
+    for name, value in wanted.items():
+        factor = np.vdot(got[name], value) / np.vdot(value, value)
+        print(f"braintrace {name}: factor {factor:.4f}, relative error {error[name]:.1e}")
+
+
+# --- the networks are alive, and the same ----------------------------------------------------------------------------
+
+
+@by_network(tuple(peers.PEERS))
+def test_networks_are_alive_and_the_same_for_both(network):
+    case = Case(network)
+    ys, states = case.run()
+    for name, values in states.items():
+        assert np.std(values) > 0.1, f"state {name} hardly moves"
+    if "v" in states:
+        assert 0.02 < np.mean(states["v"] > 1.0) < 0.8, "silent, or always firing"
+
+    with jax.numpy_rank_promotion("allow"):
+        twin = peers.PEERS[network](case.weights)
+        brainstate.nn.init_all_states(twin, batch_size=B)
+        twin_ys = brainstate.transform.for_loop(twin.update, jnp.asarray(case.data[0]))
+    np.testing.assert_allclose(jnp.swapaxes(twin_ys, 0, 1), ys, rtol=1e-12, atol=1e-12)
+
+
+# --- the peer against dense references -------------------------------------------------------------------------------
+
+
+@by_network_and_batch(AGREEING)
+def test_peer_single_step_is_truncated_d_rtrl(network, batch):
+    case = Case(network, batch)
+    assert_same(peer(case), expected(case, "d_rtrl", "truncated"))
+
+
+@by_network_and_batch((*AGREEING, *CASCADED, *PARTIAL))
+def test_peer_multi_step_is_d_rtrl_with_exact_windows_of_one_step(network, batch):
+    case = Case(network, batch)
+    assert_same(peer(case, vjp_method="multi-step"), expected(case, "d_rtrl", "exact"))
+
+
+@by_network_and_batch(AGREEING)
+def test_peer_es_d_rtrl_is_the_paper_s(network, batch):
+    case = Case(network, batch)
+    theirs = peer(case, "es_d_rtrl", decay=DECAY)
+    assert_same(theirs, expected(case, "es_d_rtrl", DECAY), products(case))
+
+
+@by_network((networks.FeedforwardLIF, networks.LearnedLeak))
+def test_peer_is_bptt_where_it_should_be_exact(network):
+    case = Case(network)
+    for vjp_method in ("single-step", "multi-step"):
+        assert_same(peer(case, vjp_method=vjp_method), expected(case, "bptt"))
+
+
+@by_network((networks.LIF, networks.ALIF, networks.RNN, networks.Gated))
+def test_the_rules_differ_on_recurrent_networks(network):
+    """Controls: agreement below is no accident of networks on which all rules are one."""
+    case = Case(network)
+    rules = {
+        "bptt": expected(case, "bptt"),
+        "truncated": expected(case, "d_rtrl", "truncated"),
+        "exact": expected(case, "d_rtrl", "exact"),
+        "smoothed": expected(case, "es_d_rtrl", DECAY),
+        "smoothed more": expected(case, "es_d_rtrl", 0.5),
+    }
+    recurrent = "w_cand" if network is networks.Gated else "w_rec"
+    for a in rules:
+        for b in rules:
+            if a < b:
+                off = differences(rules[a], {recurrent: rules[b][recurrent]})
+                assert off[recurrent] > 1e-3, (a, b)
+
+
+# --- etpc against the peer -------------------------------------------------------------------------------------------
+
+
+@by_network_and_batch(AGREEING)
+def test_d_rtrl_equals_the_peer_in_single_step_mode(network, batch):
+    case = Case(network, batch)
+    theirs = peer(case)
+    for window in (1, 5):
+        assert_same(ours(case, etpc.D_RTRL(window=window, in_window="truncated")), theirs)
+
+
+@by_network_and_batch((*AGREEING, *CASCADED, *PARTIAL))
+def test_d_rtrl_equals_the_peer_in_multi_step_mode(network, batch):
+    case = Case(network, batch)
+    theirs = peer(case, vjp_method="multi-step")
+    assert_same(ours(case, etpc.D_RTRL(window=1, in_window="exact")), theirs)
+
+
+@by_network_and_batch(AGREEING)
+def test_es_d_rtrl_equals_the_peer(network, batch):
+    """Element-wise weights aside: the peer smooths their trace too, etpc keeps the trace of D-RTRL for them."""
+    case = Case(network, batch)
+    smoothed, whole = peer(case, "es_d_rtrl", decay=DECAY), peer(case)
+    found = ours(case, etpc.ES_D_RTRL(DECAY))
+    assert_same(found, smoothed, products(case))
+    elementwise = case.weights.keys() - set(products(case))
+    if elementwise:
+        assert_same(found, whole, elementwise)
+
+
+@by_network((networks.ALIF, networks.RNN))
+@pytest.mark.parametrize("seed", [1, 2])
+def test_agreement_with_another_loss_and_other_weights(network, seed):
+    case = Case(network, loss="entropy", seed=seed)
+    assert_same(ours(case, etpc.D_RTRL(window=5)), peer(case))
+    assert_same(
+        ours(case, etpc.D_RTRL(window=1, in_window="exact")), peer(case, vjp_method="multi-step")
+    )
+    es, theirs = ours(case, etpc.ES_D_RTRL(0.5)), peer(case, "es_d_rtrl", decay=0.5)
+    assert_same(es, theirs, products(case))
+
+
+# --- where the peer's gradient is off --------------------------------------------------------------------------------
+
+
+@by_network(EXACT)
+def test_d_rtrl_is_bptt_where_nothing_escapes(network):
+    case = Case(network)
+    bptt = expected(case, "bptt")
+    for in_window in ("truncated", "exact"):
+        for window in (1, 5):
+            assert_same(ours(case, etpc.D_RTRL(window=window, in_window=in_window)), bptt)
+    record_peer(case, bptt)
+
+
+@by_network(CASCADED)
+def test_a_state_that_reads_another_s_new_value_counts_once(network):
+    """The peer's factor is 2 for the filter and for the LSTM's w_i, w_g and w_f, 3 for the cascade."""
+    case = Case(network)
+    wanted = expected(case, "d_rtrl", "truncated")
+    assert_same(ours(case, etpc.D_RTRL(window=5)), wanted)
+    assert_same(ours(case, etpc.ES_D_RTRL(DECAY)), expected(case, "es_d_rtrl", DECAY))
+    record_peer(case, wanted)
+
+
+def test_a_readout_that_no_state_follows_learns():
+    """The peer gives it exactly zero in its default mode."""
+    case = Case(networks.GRU)
+    bptt, truncated = expected(case, "bptt"), expected(case, "d_rtrl", "truncated")
+    for algo in (etpc.D_RTRL(window=5), etpc.ES_D_RTRL(DECAY)):
+        assert_same(ours(case, algo), bptt, ["w_out"])
+    assert_same(ours(case, etpc.D_RTRL(window=5)), truncated, ["w_gate", "w_cand"])
+    record_peer(case, bptt)
+
+
+def test_a_gate_that_acts_through_another_weight_learns():
+    """A GRU's reset gate has no trace: it gets the gradient of each step. The peer gives it exactly zero."""
+    case = Case(networks.GRU)
+    wanted = {"w_reset": expected(case, "immediate")["w_reset"]}
+    assert_same(ours(case, etpc.D_RTRL(window=5)), wanted)
+    record_peer(case, wanted)
+
+
+def test_a_plain_weight_learns():
+    """A weight used outside the peer's operations gets exactly zero there. In etpc it needs no operation of its own."""
+    case = Case(networks.LearnedLeak)
+    bptt, immediate = expected(case, "bptt"), expected(case, "immediate")
+    assert_same(ours(case, etpc.D_RTRL(window=5)), bptt)
+    chosen = ours(case, etpc.D_RTRL(window=5), weights=lambda model: model.w_in)
+    assert_same(chosen, bptt, ["w_in"])
+    assert_same(chosen, immediate, ["leak", "threshold"])
+    assert min(differences(immediate, {k: bptt[k] for k in ("leak", "threshold")}).values()) > 1e-3
+
+    record_peer(case, bptt, network=peers.PeerPlainLeak)
+
+
+@by_network(MIXED)
+def test_hidden_states_that_mix_neurons_are_exact(network):
+    """The peer takes column sums of the Jacobian for its diagonal, in either mode."""
+    case = Case(network)
+    bptt = expected(case, "bptt")
+    assert_same(ours(case, etpc.D_RTRL(window=5, in_window="exact")), bptt)
+    record_peer(case, bptt, vjp_method="multi-step")
