@@ -20,6 +20,7 @@ from ._errors import (
 from ._jax import mark
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL
 from .run import Carry, Memory, Program, compile
+from .verify import bptt, verify
 
 __version__ = "0.1.0"
 
@@ -37,8 +38,10 @@ __all__ = [
     "Program",
     "SelectionError",
     "UnsupportedError",
+    "bptt",
     "compile",
     "mark",
     "nn",
     "surrogate",
+    "verify",
 ]

@@ -8,9 +8,11 @@ variables, because JAX shares the variables of a cached inner jaxpr between its 
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import equinox
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
@@ -20,6 +22,10 @@ from jax.extend.core import primitives as prims
 from jax.interpreters import ad, batching, mlir
 
 Primitive = jex.Primitive
+
+# Lines that errors and tables name are the user's, not those of the layers that etpc ships.
+for _package in (os.path.dirname(__file__), os.path.dirname(equinox.__file__)):
+    source_info_util.register_exclusion(_package)
 
 # --- the marker ---------------------------------------------------------------------------------
 
@@ -223,6 +229,24 @@ def scan_counts(equation: Equation) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def is_step_function(equation: Equation) -> bool:
+    """Whether an operation has a derivative of its own and no true one: a spike.
+
+    Its own rule is `custom_jvp` or `custom_vjp`; inside, no float output depends on a float input
+    through floats alone.
+    """
+    inner = equation.params.get("call_jaxpr")
+    if equation.primitive not in (prims.custom_jvp_call_p, prims.custom_vjp_call_p):
+        return False
+    flat = flatten(inner)
+    touched = {v for v in flat.inputs if v.is_float}
+    for eqn in flat.equations:
+        if any(v in touched for v in eqn.inputs):
+            touched.update(v for v in eqn.outputs if v.is_float)
+    floats = [v for v in flat.outputs if v.is_float]
+    return bool(floats) and not any(v in touched for v in floats)
+
+
 def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
     """The operation as a function that `jax.jvp` accepts.
 
@@ -271,6 +295,7 @@ __all__ = [
     "flatten",
     "forward_mode",
     "is_float",
+    "is_step_function",
     "mark",
     "open_jaxpr",
     "prims",

@@ -1,8 +1,8 @@
-"""Models to test with: a family described by `Spec`, drawn by Hypothesis (`specs`), and named models (`NAMED`).
+"""Models to test with: a family that `Spec` describes and Hypothesis draws (`specs`), and named ones (`named`).
 
-Every model is ``model(x, state) -> (y, new_state)`` with ``model.init_state()`` and ``model.n_in``. The step is written once, in
-``step(x, state, ops)``: each use of a parameter goes through ``ops``, so that an oracle can cut and perturb there. With
-`PLAIN` it is plain JAX.
+A model is ``model(x, state) -> (y, new_state)`` with ``model.init_state()`` and ``model.n_in``. Its step is written
+once, in ``step(x, state, ops)``: each use of a parameter goes through ``ops``, so that an oracle can cut and perturb
+there. With `PLAIN` it is plain JAX.
 """
 
 import dataclasses
@@ -31,6 +31,17 @@ class Plain:
     def state(self, name, value):
         """A new state value, as soon as it is computed."""
         return value
+
+
+class Marked(Plain):
+    """Marks each weight where it is used; the only thing here that needs `etpc`."""
+
+    def mix(self, name, fn, x, w):
+        import etpc
+
+        return fn(x, etpc.mark(w))
+
+    elem = mix
 
 
 PLAIN = Plain()
@@ -117,13 +128,17 @@ class Layer:
     bias: bool = True
     gain: bool = False  # of the current
     tau: Literal["fixed", "scalar", "neuron"] = "fixed"
-    synapse: Literal["none", "new", "old"] = "none"  # a current state, and which value of it is read
+    synapse: Literal["none", "new", "old"] = (
+        "none"  # a current state, and which value of it is read
+    )
     couple: str = "none"
     warp: str = "none"
     split: Literal["split", "slice", "separate"] = "split"  # gates of one fused weight, or not
     depth: int = 2  # stages of a chain, length of a delay line
     stage: Literal["new", "old"] = "new"  # which value of one stage the next one reads
-    reset: Literal["soft", "hard", "detached", "late"] = "soft"  # late: by the spike of the old state
+    reset: Literal["soft", "hard", "detached", "late"] = (
+        "soft"  # late: by the spike of the old state
+    )
     surrogate: Literal["jvp", "jvp_threshold", "vjp"] = "jvp"
 
 
@@ -162,7 +177,10 @@ class Draw:
             a, b = self.rng.normal(size=(n_out, 2)), self.rng.normal(size=(2, n_in))
             return {"a": jnp.asarray(a), "b": jnp.asarray(scale * b / np.sqrt(2 * n_in))}
         if form == "normalised":
-            return {"w": jnp.asarray(w), "g": jnp.asarray(scale * self.rng.uniform(0.5, 1, (n_out, 1)))}
+            return {
+                "w": jnp.asarray(w),
+                "g": jnp.asarray(scale * self.rng.uniform(0.5, 1, (n_out, 1))),
+            }
         return {"w": jnp.asarray(w)}
 
     def vector(self, n, low, high):
@@ -290,7 +308,7 @@ def synapse(layer, ops, current, old):
     """The current, or what is read of the state that low-passes it."""
     if layer.synapse == "none":
         return {}, current
-    g = ops.state("g", 0.6 * old["g"] + current)
+    g = ops.state("g", 0.6 * old["g"] + 0.5 * current)
     return {"g": g}, g if layer.synapse == "new" else old["g"]
 
 
@@ -448,7 +466,9 @@ class Network(Model):
             return {k: jnp.zeros((d, n) if d else n) for k, d in state_names(layer).items()}
 
         layers = [state_of_layer(layer, zeros(layer), self.spec.pack) for layer in self.spec.layers]
-        return (*layers, jnp.zeros(self.spec.n_out)) if self.spec.readout == "leaky" else tuple(layers)
+        return (
+            (*layers, jnp.zeros(self.spec.n_out)) if self.spec.readout == "leaky" else tuple(layers)
+        )
 
     def shared(self, i):
         """The parameters of layer i; its recurrent weight is that of layer 0 where it fits."""
@@ -644,12 +664,15 @@ def one(readout="new", **layer):
 
 NAMED = {
     "lif": one(kind="lif", reset="late", readout="spike"),
-    "lif_feedforward": one(kind="lif", reset="late", recurrent="none", readout="leaky"),
+    "lif_feedforward": one(kind="lif", reset="late", recurrent="none", readout="spike"),
+    "leaky_readout": one(kind="lif", reset="late", recurrent="none", readout="leaky"),
     "alif": one(kind="alif", tau="neuron", readout="leaky"),
     "mingru": one(kind="mingru", recurrent="none", split="split"),
     "mingru_recurrent": one(kind="mingru", recurrent="fused", split="slice"),
     "delay": one(kind="delay", depth=3, recurrent="none"),
-    "two_layer_lif": Spec((Layer("lif", 3), Layer("lif", 2, synapse="new")), readout="leaky"),
+    "two_layer_lif": Spec(
+        (Layer("lif", 3), Layer("lif", 2, synapse="new")), readout="leaky", seed=1
+    ),
     "cascade": one(kind="chain", depth=3, stage="new", recurrent="none"),
     "reset_gate": one(kind="leaky", recurrent="gated"),
     "permuted": one(couple="permute", recurrent="none"),
@@ -657,6 +680,7 @@ NAMED = {
     "cumulated": one(couple="cumsum", recurrent="none"),
     "mean_free": one(couple="mean_free", recurrent="none"),
     "mlp": Spec((Layer(recurrent="none"),), mlp=True),
+    "op_readout": one(readout="op"),
     "old_readout": one(readout="old", recurrent="none"),
     "hard_reset_spike": one(kind="lif", reset="hard", recurrent="none", readout="spike"),
 }

@@ -1,48 +1,55 @@
 r"""Dense references for online gradients: slow, small, and independent of the compiler.
 
 A model has ``model.step(x, state, ops) -> (y, new_state)`` and sends every use of a parameter through ``ops``
-(``tests.models.Plain``): ``ops.mix(name, fn, x, w)`` for an op that mixes positions (linear in the effective weight
-``w``), ``ops.elem(name, fn, x, w)`` for an element-wise one, and ``ops.state(name, value)`` for a new state value as
-soon as it is computed. The hooks below cut, perturb and record there, so that nothing is analysed: the cut is placed by
-hand. Model and hooks say everything; shapes are tiny and every Jacobian is dense.
+(`tests.models.Plain`): ``ops.mix(name, fn, x, w)`` for an op that mixes positions (linear in the effective weight w),
+``ops.elem(name, fn, x, w)`` for an element-wise one, and ``ops.state(name, value)`` for a new state value as soon as
+it is computed. The hooks below cut, perturb and record there: nothing is analysed, the cuts are placed by hand, and
+every Jacobian is dense.
 
 Definitions
 ===========
-Write ``s = s_{t-1}``, ``s' = s_t``, all float states in one vector; ``w_k`` the effective weight of op k, ``y_k = op_k(x_k, w_k)``.
+``s = s_{t-1}`` and ``s' = s_t`` are all float states in one vector; ``y_k = op_k(x_k, w_k)`` is the output of op k.
+Cuts concern derivatives only.
 
-*Cut step* (C): every mixing op reads ``stop(x_k)``. ``D = ds'/ds``, ``F_k = ds'/dy_k`` (mixing) or ``ds'/dw_k``
-(element-wise) are taken in C. ``J_k = dy_k/dw_k`` at ``x_k`` (the identity for element-wise ops). The trace, for every entry of
-``w_k`` and every state:  ``eps_t = D eps_{t-1} + F J``.
+*Cut step* C: every mixing op reads ``stop(x_k)``. In C, ``D = ds'/ds`` and ``F_k = ds'/dy_k`` (mixing) or
+``ds'/dw_k`` (element-wise). ``J_k = dy_k/dw_k`` (mixing) or the identity. Trace, for each entry of w_k and each
+state: ``eps_t = D eps_{t-1} + F J``.
 
-*Reaching a state.* A mixing op k reaches a state if ``ds'/dy_k`` is not structurally zero in the step as it is (through other
-ops as well). Structural: the union of the non-zeros at random points.
+*Reaching a state.* A mixing op does if ``ds'/dy_k`` is not structurally zero in the uncut step, that is directly or
+through other ops. Structurally: the union of the non-zeros at random points.
 
-*Environments.* The step is evaluated in two environments that differ in derivatives only. In A the old states are live, in B
-they are stopped. Parameters are live in both. New state values (``ops.state``) are those of A in both. A mixing op
-that reaches a state reads its input from B, in both; an op that reaches only the output, and an element-wise op, reads the
-environment it is in. The loss is that of A. This is the step E.
+*Step E*: the step in two environments. In A old states are live, in B they are stopped; parameters are live in both.
+New state values (``ops.state``) are those of A in both. A mixing op that reaches a state reads its input from B, in
+both. An op that reaches only the output, and an element-wise op, reads the environment it is in. The loss is A's.
 
-*Truncated gradient*, form "lambda":  ``G_k = sum_t dl_t/dw_k + lambda_t eps_{t-1}``, ``lambda_t = dl_t/ds_{t-1}``, both in E. In
-windows: reverse mode with ``(D, F J)`` between steps and ``lambda_t, dl_t/dw_k`` from E in each, plus ``lambda eps_0`` at the window's start.
+*Truncated D-RTRL*, form "lambda": ``G_k = sum_t dl_t/dw_k + lambda_t eps_{t-1}`` with ``lambda_t = dl_t/ds_{t-1}``,
+both in E. In windows: reverse mode with D and F J of C from step to step, and what E gives in each step, plus
+``lambda eps_0`` where the window starts.
 
-*Truncated gradient*, form "L":  ``G_k = sum_t L_t eps'_t + direct_w + direct_s eps_{t-1}``. A path from a weight or an old
-state to the loss in E has a first part, up to where it first enters a mixing op's input. Sort paths by the *last* new state
-value in that first part. What leads to it is ``eps'_t`` (C, taken at the new state values); what follows is ``L_t``: an uncut path
-from one new state value into another is therefore not in ``L_t``, a path through a mixing op is. Paths whose first part
-has no new state value: ``direct_w`` from weights (entering any op), ``direct_s`` from old states (entering only ops that
-reach nothing but the output).
+*Truncated D-RTRL*, form "L": ``G_k = sum_t L_t eps'_t + direct_w + direct_s eps_{t-1}``. A path in E from a weight or
+an old state to the loss has a first part, up to where it enters a mixing op's input. Sort the paths by the *last* new
+state value in that part. What leads there is ``eps'_t`` (the trace at the new state values, in C), what follows is
+``L_t``: so an uncut path from one new state value into another is not in L_t, and a path through a mixing op is.
+Paths whose first part has no new state value: ``direct_w`` from weights, entering any op; ``direct_s`` from old
+states, entering only ops that reach nothing but the output.
 
-*ES-D-RTRL, decay a*, for mixing ops (element-wise ops keep ``eps``): ``X_t = a X_{t-1} + J_t``, ``f_t = a D f_{t-1} + F``,
-``c_t = a c_{t-1} + 1``, ``hat_t = f_t X_t / c_t`` (this is design section 4 with ``eps_x (outer) eps_f / (1 - a^t)``, as J is linear in
-x). ``G_k = sum_t L_t f'_t X_t / c_t + direct_w + direct_s hat_{t-1}``, with ``f'_t = a D' f_{t-1} + F'`` at the new state values.
+*ES-D-RTRL, decay a*, for mixing ops (element-wise ops keep eps): ``X_t = a X_{t-1} + J_t``, ``f_t = a D f_{t-1} +
+F``, ``c_t = a c_{t-1} + 1``, ``hat_t = f_t X_t / c_t``. As J is linear in x_k, this is design section 4 with its
+eps_x, eps_f and ``1 - a^t``. ``G_k = sum_t L_t f'_t X_t / c_t + direct_w + direct_s hat_{t-1}``, f' being f at the
+new state values.
 
-*In-window exact*: reverse mode through the uncut steps of a window, plus ``lambda eps_0`` (``lambda hat_0``), ``lambda = d(sum l)/ds_0`` uncut.
+*In-window exact*: reverse mode through the uncut steps of a window, plus ``lambda eps_0`` (ES: ``lambda hat_0``) with
+``lambda = d(sum l)/ds_0``, uncut.
 
-Where the design leaves room, chosen here: an element-wise op on an old state on the way into a mixing op (``W @ (g * h)``) lets
-its weight through and not the old state; a value between an old state and a new one that is neither (``v`` before its reset) is
-not a new state value, so what a mixing op reads of it is stopped in the old states and live in the ops' outputs; an op that
-reaches a state only through another op (``W2 @ tanh(W1 @ h)``) is cut like any that reaches one; an old state that is moved
-unchanged into a new one (a delay line's tail) is new only when it is read from the new state.
+Where the design leaves room, this is chosen:
+
+- An element-wise op between an old state and a mixing op (``W @ (g * h)``): W's input is live in g, stopped in h.
+- A value on the way from an old to a new state that is neither (v before its reset) is no new state value: what a
+  mixing op reads of it is stopped in the old states and live in the ops' outputs of its own step.
+- An op that reaches a state only through another op (``W2 @ tanh(W1 @ h)``) is cut like one that does directly, and
+  so is an op that reaches a state and the output: on its way to the output, too, it reads old states stopped.
+- An old state that is moved unchanged into a new one (the tail of a delay line) is new only if read from the new one.
+- ES: ``direct_s`` (a readout of old states) meets the trace as step t-1 left it, normalised by c_{t-1}.
 """
 
 import functools
@@ -66,7 +73,11 @@ def compiled(fn):
         jax.jit, static_argnums=(1, 2), compiler_options={"xla_backend_optimization_level": 0}
     )
     def call(arrays, rest, tree):
-        return fn(*jax.tree.unflatten(tree, [r if a is None else a for a, r in zip(arrays, rest, strict=True)]))
+        return fn(
+            *jax.tree.unflatten(
+                tree, [r if a is None else a for a, r in zip(arrays, rest, strict=True)]
+            )
+        )
 
     def wrapper(*args):
         leaves, tree = jax.tree.flatten(args)
@@ -112,7 +123,7 @@ class Hook:
 
 
 class Blocked(Hook):
-    """No way through a new state value, nor from an old state into a mixing op that reaches a state: for ``direct_s``."""
+    """For ``direct_s``: no way through a new state value, nor into a mixing op that reaches a state."""
 
     def __init__(self, to_state):
         super().__init__()
@@ -140,8 +151,11 @@ class Environments(Hook):
 
 
 class Segments(Hook):
-    """For form "L", under a vmap over two copies of each value. The derivative of copy 0 has the paths that have not entered a
-    mixing op so far, that of copy 1 has all paths. A new state value restarts the former as an independent leaf."""
+    """For form "L", under a vmap over two copies of each value.
+
+    The derivative of copy 0 has the paths that have not entered a mixing op so far, that of copy 1 has all. A new
+    state value restarts the former as an independent leaf.
+    """
 
     def __init__(self, dw, leaves, copy):
         super().__init__(dw)
@@ -161,9 +175,11 @@ def take(value, copy):
 
 
 def in_copies(run: Callable, copy_of_result: int):
-    return jax.tree.map(
-        lambda a: a[copy_of_result], jax.vmap(run, axis_name="copy")(jnp.arange(2))
-    )
+    return jax.tree.map(lambda a: a[copy_of_result], jax.vmap(run, axis_name="copy")(jnp.arange(2)))
+
+
+def at(tree, index):
+    return jax.tree.map(lambda a: a[index], tree)
 
 
 # One step ------------------------------------------------------------------------------------------------------------
@@ -282,7 +298,10 @@ def step_pieces(model, x, state, target, loss_fn, to_state) -> Pieces:
 
 
 class Structure(NamedTuple):
-    """Patterns (union of non-zeros at random points, so subsets of the structural ones), by op. y_k: or w_k, if element-wise."""
+    """Patterns by op: non-zeros at some of many random points, so subsets of what an analysis may find.
+
+    y_k is to be read as w_k for element-wise ops.
+    """
 
     D: np.ndarray  # bool (S, S): ds'/ds in the cut step
     F: dict[str, np.ndarray]  # bool (S, size y_k)
@@ -324,10 +343,10 @@ def structure(model, x, state=None, points=12, seed=0) -> Structure:
 
 @compiled
 def jacobians_at(model, state, xs, s_points, dws):
-    """The Jacobians that `structure` needs, at several points; integer states are those of a rollout."""
+    """What `structure` needs, at several points; integer states are those of a rollout."""
     rollout = jax.lax.scan(lambda s, x: (model.step(x, s, Hook())[1], s), state, xs)[1]
 
-    def at(x, state, s, dw):
+    def here(x, state, s, dw):
         unflat = flat(state)[1]
         dy = {name: jnp.zeros_like(y) for name, y in record(model, x, state).y.items()}
 
@@ -347,7 +366,7 @@ def jacobians_at(model, state, xs, s_points, dws):
         X_y = {j: by_op(*by[1:], len(by[0])) for j, by in x_by.items()}
         return D, by_op(*F, s.size), X_s, X_y, matrix(jax.jacrev(uncut)(dy), s.size)
 
-    return jax.vmap(at)(xs, rollout, s_points, dws)
+    return jax.vmap(here)(xs, rollout, s_points, dws)
 
 
 # Gradients -----------------------------------------------------------------------------------------------------------
@@ -371,9 +390,9 @@ def gradient(
 ):
     """The gradient of ``mean_b sum_t loss_fn(y_t, target_t)``, with the model's structure (None at non-arrays).
 
-    ``xs``, ``targets``: leading axis T, then B where ``batched``. ``window``: W (default T). ``form``: "lambda" or "L", two ways
-    to the same truncated D-RTRL gradient. ES-D-RTRL in "truncated" is always form "L"; its windows change nothing.
-    ``by_op``: by op and effective weight, flat, in place of by parameter (not for "bptt": that knows no ops; take "rtrl").
+    ``xs``, ``targets``: leading axis T, then B where ``batched``. ``window``: W, or None for T. ``form``: "lambda" or
+    "L", two ways to the same truncated D-RTRL; truncated ES-D-RTRL is always computed in form "L", without windows.
+    ``by_op``: by op and effective weight, flat, in place of by parameter ("bptt" knows no ops; take "rtrl").
     """
     assert algo in ALGORITHMS
     T = len(jax.tree.leaves(xs)[0])
@@ -382,7 +401,7 @@ def gradient(
     examples = [(xs, targets)]
     if batched:
         B = jax.tree.leaves(xs)[0].shape[1]
-        examples = [jax.tree.map(lambda a: a[:, b], (xs, targets)) for b in range(B)]
+        examples = [at((xs, targets), (slice(None), b)) for b in range(B)]
     one = bptt
     if algo != "bptt":
         options = dict(algo=algo, decay=decay, W=window or T, in_window=in_window, form=form)
@@ -406,7 +425,6 @@ def bptt(model, xs, targets, loss_fn, state):
 
 
 def online(model, xs, targets, loss_fn, state, *, algo, decay, W, in_window, form, by_op):
-    at = lambda tree, t: jax.tree.map(lambda a: a[t], tree)
     to_state = structure(model, at(xs, 0), state).to_state
     pieces = all_pieces(model, xs, targets, loss_fn, state, to_state)
     pieces = jax.tree.map(np.asarray, pieces)

@@ -1,8 +1,9 @@
 """The oracle agrees with itself: two forms of each rule, literal equations, and BPTT where a rule is exact."""
 
-import dataclasses
+import collections
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +14,9 @@ from tests import models, oracle
 from tests.models import Layer, Spec
 
 T = 6
-INEXACT = (  # a recurrent weight, a gate or an MLP that another cut op hides
-    *("lif", "alif", "mingru_recurrent", "gru", "lstm", "reset_gate", "two_layer_lif", "mlp"),
+INEXACT = (  # a recurrent weight, a gate, a layer or a readout state above, an MLP below
+    *("lif", "alif", "mingru_recurrent", "gru", "lstm", "reset_gate"),
+    *("two_layer_lif", "leaky_readout", "op_readout", "mlp"),
 )
 EXACT = tuple(name for name in models.ALL_NAMED if name not in INEXACT)
 SPIKING = ("lif", "lif_feedforward", "alif", "two_layer_lif", "hard_reset_spike")
@@ -62,7 +64,7 @@ def check(model):
     full = gradient(model, "rtrl", by_op=True)
     for options in ({}, {"window": 2, "in_window": "exact"}):
         cut = gradient(model, "d_rtrl", by_op=True, **options)
-        assert same({op: cut[op] for op in exact} | {"all": full}, {op: full[op] for op in exact} | {"all": full})
+        assert same(full | {op: cut[op] for op in exact}, full)
     return structure
 
 
@@ -78,7 +80,7 @@ def test_named(name):
 
 
 @pytest.mark.slow
-@settings(max_examples=settings.default.max_examples // 2)  # each compiles four programs
+@settings(max_examples=settings.default.max_examples // 3)  # each compiles four programs
 @given(models.specs(max_layers=2, max_size=4))
 def test_drawn(spec):
     check(models.build(spec))
@@ -88,25 +90,25 @@ def test_drawn(spec):
 def test_spiking_networks_are_alive(name):
     model = models.named(name)
     xs, _ = models.data(model, 20)
-    state, spikes = model.init_state(), []
+    hook, state = SeeSpikes(), model.init_state()
     for x in xs:
-        hook = SeeSpikes()
-        state = model.step(x, state, hook)[1]
-        spikes.append(hook.spikes)
-    rate = np.mean(spikes)
-    assert 0.05 < rate < 0.8, rate
+        _, state = model.step(x, state, hook)
+    for layer, spikes in hook.spikes.items():
+        assert 0.05 < np.mean(spikes) < 0.9, layer
 
 
 class SeeSpikes(models.Plain):
-    """Takes as spikes the new state `z`, or else what the readout reads, or else whether `v` is over the threshold."""
+    """Collects the spikes of each layer: its state `z`, or else whether its state `v` is above 0.5."""
 
-    spikes = None
+    def __init__(self):
+        self.spikes = collections.defaultdict(list)
 
     def state(self, name, value):
-        if name.endswith(".z"):
-            self.spikes = np.ravel(value)
-        elif name.endswith(".v") and self.spikes is None:
-            self.spikes = np.ravel(value > 0.5)
+        layer, _, state = name.partition(".")
+        if state == "z":
+            self.spikes[layer].append(value)
+        elif state == "v" and layer not in self.spikes:
+            self.spikes[layer + " (late)"].append(value > 0.5)
         return value
 
 
@@ -115,10 +117,14 @@ def test_the_step_of_a_wrapped_cell_is_its_call(name):
     model = models.named(name)
     state = jax.tree.map(lambda a: a + 0.3, model.init_state())
     x = models.data(model)[0][0]
-    for a, b in itertools.pairwise(
-        jax.tree.map(np.asarray, (model(x, state), model.step(x, state, models.PLAIN)))
-    ):
-        jax.tree.map(np.testing.assert_allclose, a, b)
+    jax.tree.map(np.testing.assert_allclose, model(x, state), model.step(x, state, models.PLAIN))
+
+
+def test_marking_changes_nothing():
+    model = models.named("alif")
+    x, state = models.data(model)[0][0], model.init_state()
+    marked = model.step(x, state, models.Marked())
+    jax.tree.map(np.testing.assert_array_equal, marked, model(x, state))
 
 
 # Literal equations ---------------------------------------------------------------------------------------------------
@@ -218,9 +224,7 @@ def test_each_knob_turns_something(name):
 def test_a_batch_is_the_mean_of_its_examples(algo):
     model = models.named("mingru_recurrent")
     xs, targets = models.data(model, T, B=3)
-    each = [
-        oracle.gradient(model, xs[:, b], targets[:, b], models.loss, algo) for b in range(3)
-    ]
+    each = [oracle.gradient(model, xs[:, b], targets[:, b], models.loss, algo) for b in range(3)]
     mean = jax.tree.map(lambda *g: sum(g) / 3, *each)
     assert same(gradient(model, algo, B=3), mean)
     assert same(gradient(model, algo, B=3, reduction="mean"), jax.tree.map(lambda g: g / T, mean))
@@ -239,8 +243,6 @@ def test_batched_bptt_is_the_gradient_of_the_mean_loss():
             return total
 
         return jnp.mean(jax.vmap(one, in_axes=1)(xs, targets))
-
-    import equinox as eqx
 
     assert same(gradient(model, "bptt", B=3), eqx.filter_grad(mean_loss)(model))
 
@@ -268,5 +270,6 @@ def test_what_escapes_is_named():
     assert structure.escapes["layer0.w0"] == ("layer0.u0",)
     assert structure.escapes["out"] == ()
     assert structure.to_state == {"layer0.w0", "layer0.u0"}
-    stopped = dataclasses.replace(models.NAMED["lif"], layers=(Layer("lif", reset="late", recurrent="none"),))
-    assert all(oracle.structure(models.build(stopped), jnp.zeros(2)).exact.values())
+    # A readout with a state is a cut op like any other: what is below it is not exact.
+    structure = oracle.structure(models.named("leaky_readout"), jnp.zeros(2))
+    assert structure.escapes["layer0.w0"] == ("out",)

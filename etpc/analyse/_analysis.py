@@ -295,8 +295,8 @@ def _escapes(
             continue
         shared = members[reads[j][0][members]]
         sources = [f"hidden {name}" for name in hidden.names(shared)] if shared.size else []
-        if into[j, op.number]:
-            sources.append(f"the output of {op.path}")
+        if into[j, op.number] and not sources:
+            sources = [f"the output of {op.path}"]
         target = _target(j, ops, into, to_state, immediate, hidden)
         paths += [f"{source} -> {other.path} -> {target}" for source in sources]
     return tuple(dict.fromkeys(paths))
