@@ -10,7 +10,7 @@ for a primitive with [`register_kind`][etpc.ops.register_kind].
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jax import Array
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from ._jax import Equation, Primitive, prims
 
 
+@runtime_checkable
 class Kind(Protocol):
     """How one operand of one equation acts as a weight."""
 

@@ -84,6 +84,7 @@ def test_named(name):
 @given(models.specs(max_layers=2, max_size=4))
 def test_drawn(spec):
     check(models.build(spec))
+    jax.clear_caches()  # some fifty models' programs would use up the process's memory mappings
 
 
 @pytest.mark.parametrize("name", SPIKING)

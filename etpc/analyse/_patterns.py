@@ -68,7 +68,7 @@ def joined(pattern: Pattern, shape: Sequence[int], axes: Sequence[int]) -> Patte
     """Join over axes; the result is that of an array without them."""
     if not axes:
         return pattern
-    kept = np.array([1 if a in axes else n for a, n in enumerate(shape)])
+    kept = [1 if a in axes else n for a, n in enumerate(shape)]
     target = np.broadcast_to(numbering(kept), tuple(shape)).reshape(-1)
     return _select(target, np.arange(target.size), math.prod(kept), pattern)
 

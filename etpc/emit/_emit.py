@@ -20,7 +20,6 @@ from ._gather import take
 from ._step import StepFunctions
 from ._traces import (
     Factors,
-    Signals,
     Trace,
     advance_full,
     empty_trace,
@@ -100,21 +99,14 @@ class _Emitter:
 
     def forward(self, weights, others, xs, state, traces):
         """Outputs, new state and new traces; and what the backward pass needs."""
-        step = self.step
-        parts = lax.stop_gradient if not self.exact else lambda w: w
-        olds, news, saved, last, exact_pull, ys = self._sequential(
-            parts(weights), others, xs, state
-        )
+        olds, news, saved, last, pull, ys = self._sequential(weights, others, xs, state)
         jacobians = self._jacobians(weights, others, xs, olds, saved)
-        pull = exact_pull
+        read, read_pull, data = self._read(weights, others, xs, olds, news, saved)
         if not self.exact:
-            ys, pull, data = self._read(weights, others, xs, olds, news, saved)
-        else:
-            data = self._data(weights, others, xs, olds, news, saved)
+            ys, pull = read, read_pull
         factors = self._factors(jacobians, data)
         after, paths = self._advance(factors, traces)
         residuals = (pull, jacobians.transition, jacobians.immediate, data, traces, paths)
-        del step
         return (ys, last, after), residuals
 
     def _sequential(self, weights, others, xs, state):
@@ -158,13 +150,6 @@ class _Emitter:
         dtype = self.plan.dtype
         return _over_time(lambda s: self.step.vector(s, dtype))(states)
 
-    def _zeros(self, xs) -> list[Array]:
-        shape = xs[0].shape[:2] if xs else ()
-        return [
-            jnp.zeros((*shape, p.op.kind.groups, p.op.kind.outputs), p.op.weight.aval.dtype)
-            for p in self.live
-        ]
-
     def _read(self, weights, others, xs, olds, news, saved):
         """The outputs of a window at once, how they depend on states and operations, and data."""
 
@@ -199,10 +184,6 @@ class _Emitter:
             )
             for p in self.live
         ]
-
-    def _data(self, weights, others, xs, olds, news, saved):
-        _, _, data = self._read(weights, others, xs, olds, news, saved)
-        return data
 
     def _jacobians(self, weights, others, xs, olds, saved) -> Jacobians:
         vectors = self._vectors(olds)
@@ -280,7 +261,7 @@ class _Emitter:
             vector = [jnp.reshape(s, (s.shape[0], -1)) for s in start]
             signal_start = jnp.concatenate([v.astype(self.plan.dtype) for v in vector], -1)
             weights_bar = self._add_start(list(weights_bar), signal_start, traces)
-            return tuple(weights_bar), self._inputs(moving_bar, ys_bar)
+            return tuple(weights_bar), self._inputs(moving_bar)
         weights_bar, moving_bar, old, new, deltas = pull(ys_bar)
         weights_bar = list(weights_bar)
         xs = self._data_by_op(data)
@@ -295,14 +276,13 @@ class _Emitter:
             self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
         for p, trace, path in zip(self.plan.traced, traces, paths, strict=True):
             if isinstance(p.form, Full):
-                states = take(start, p.layout.states)
-                bar = gradient_full(p, Signals(new, None, states), trace)
+                bar = gradient_full(p, take(start, p.layout.states), trace)
             else:
                 at = p.layout.states
                 past = take(old, at) if self.reads_old else None
-                bar = gradient_smooth(p, Signals(take(new, at), past, new[0]), path)
+                bar = gradient_smooth(p, take(new, at), past, path)
             self._accumulate(weights_bar, p, bar)
-        return tuple(weights_bar), self._inputs(moving_bar, ys_bar)
+        return tuple(weights_bar), self._inputs(moving_bar)
 
     def _credit(self, transition, old, new) -> tuple[Array, Array]:
         """Reverse mode through the cut steps: the credit of each new state, and of the start."""
@@ -338,15 +318,14 @@ class _Emitter:
 
     def _add_start(self, weights_bar: list[Array], start: Array, traces) -> list[Array]:
         for p, trace in zip(self.plan.traced, traces, strict=True):
-            signals = Signals(start[None], None, take(start, p.layout.states))
             rule = gradient_full if isinstance(p.form, Full) else gradient_smooth_start
-            self._accumulate(weights_bar, p, rule(p, signals, trace))
+            bar = rule(p, take(start, p.layout.states), trace)
+            self._accumulate(weights_bar, p, bar)
         return weights_bar
 
-    def _inputs(self, moving_bar, ys_bar):
+    def _inputs(self, moving_bar):
         """Cotangents of the inputs; `None` for those that are no floats."""
         given = iter(moving_bar)
-        del ys_bar
         return [next(given) if v.is_float else None for v in self.plan.analysis.step.inputs]
 
 

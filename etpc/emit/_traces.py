@@ -28,20 +28,8 @@ class Factors:
     x: Float[Array, "W B G I"] | None
     immediate: Float[Array, "W B m GO"]
     """F."""
-    transition: Float[Array, "W B m m GO"]
+    transition: Float[Array, "W B m m o"]
     """D; the last axis has length one where all outputs share a block."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Signals:
-    """Derivatives of the loss, read at the block states of one weight operation."""
-
-    new: Float[Array, "W B m GO"]
-    """By the new states of each step: the learning signal."""
-    old: Float[Array, "W B m GO"] | None
-    """By the old states of each step, past the new ones; `None` where there is none."""
-    start: Float[Array, "B m GO"]
-    """By the states at the start of the window, all credit inside the window included."""
 
 
 def compose(left: Float[Array, "... m m o"], right: Float[Array, "... m m O"]) -> Array:
@@ -102,12 +90,15 @@ def advance_full(
     return ((apply(onward, eps5) + fed).reshape(eps.shape),)
 
 
-def gradient_full(plan: OpPlan, signals: Signals, trace: Trace) -> Array:
-    """What the trace at the start of a window adds: `lambda_0 eps_0`."""
+def gradient_full(plan: OpPlan, start: Float[Array, "B m GO"], trace: Trace) -> Array:
+    """What the trace at the start of a window adds: `lambda_0 eps_0`.
+
+    `start` is the derivative by the block states at the start, all credit in the window included.
+    """
     (eps,) = trace
     kind, m = plan.op.kind, plan.block
     g, i, o = kind.groups, kind.inputs, kind.outputs
-    start = signals.start.reshape(-1, m, g, o)
+    start = start.reshape(-1, m, g, o)
     eps5 = eps.reshape(-1, g, i, m, o)
     return kind.gather(jnp.einsum("bmgo,bgimo->gio", start, eps5))
 
@@ -141,26 +132,35 @@ def smooth(
 
 
 def gradient_smooth(
-    plan: OpPlan, signals: Signals, path: tuple[Array, Array, Array]
+    plan: OpPlan,
+    new: Float[Array, "W B m GO"],
+    old: Float[Array, "W B m GO"] | None,
+    path: tuple[Array, Array, Array],
 ) -> Array:
-    """`sum_t eps_x (L eps_f) / c`, and what reaches past the new states, by the trace before."""
+    """`sum_t eps_x (L eps_f) / c`, and what reaches past the new states, by the trace before.
+
+    `new` is the learning signal L, at the block states; `old` the derivative by the old states of
+    each step past the new ones, or `None` where there is none.
+    """
     eps_x, eps_f, norm = path  # W + 1 values each
     kind = plan.op.kind
-    credit = jnp.sum(signals.new * eps_f[1:], -2) / norm[1:, :, None]
-    if signals.old is None:
+    credit = jnp.sum(new * eps_f[1:], -2) / norm[1:, :, None]
+    if old is None:
         eps_x = eps_x[1:]
     else:
-        past = jnp.sum(signals.old * eps_f[:-1], -2) / _positive(norm[:-1])[..., None]
+        past = jnp.sum(old * eps_f[:-1], -2) / _positive(norm[:-1])[..., None]
         credit = jnp.pad(credit, ((1, 0), (0, 0), (0, 0))) + jnp.pad(past, ((0, 1), (0, 0), (0, 0)))
     return _contract(kind, eps_x, credit)
 
 
-def gradient_smooth_start(plan: OpPlan, signals: Signals, trace: Trace) -> Array:
+def gradient_smooth_start(
+    plan: OpPlan, start: Float[Array, "B m GO"], trace: Trace
+) -> Array:
     """`lambda_0` times the trace at the start of a window."""
     eps_x, eps_f, norm = trace
     kind = plan.op.kind
     eps_f = eps_f.reshape(-1, plan.block, kind.groups * kind.outputs)
-    credit = jnp.sum(signals.start * eps_f, -2) / _positive(norm)[:, None]
+    credit = jnp.sum(start * eps_f, -2) / _positive(norm)[:, None]
     return _contract(kind, eps_x, credit)
 
 

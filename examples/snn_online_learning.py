@@ -1,0 +1,120 @@
+"""A silent network learns nothing, and says so.
+
+The set-up of an early version of BrainTrace's tutorial "SNN Online Learning": 50 inputs that spike
+at random with probability 0.1, 128 recurrently connected LIF neurons, a leaky readout with 10
+outputs, random labels, ES-D-RTRL with decay 0.99, Adam, gradients clipped to norm 1. At that
+initialisation no neuron reaches its threshold: the outputs stay zero, the loss stays at ln 10 =
+2.3026, and nothing raises an error. `etpc.verify` says why before any training. (Later versions of
+the tutorial use larger weights and a lower threshold.)
+
+Then the same loop with larger initial weights, on one batch: it spikes, and it learns.
+
+    python examples/snn_online_learning.py              # some ten seconds on 2 cores
+"""
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+import etpc
+from etpc import nn
+
+FAST = os.environ.get("ETPC_EXAMPLE_FAST") == "1"  # a few updates, to see that it runs
+UPDATES = 5 if FAST else 50
+STEPS, BATCH, INPUTS, NEURONS, OUTPUTS = 50, 32, 50, 128, 10
+
+
+class State(NamedTuple):
+    V: Float[Array, " K"]  # membrane potentials (mV)
+    r: Float[Array, " O"]  # readout
+
+
+class SNN(eqx.Module):
+    """One step (1 ms) of one example: LIF neurons, and a leaky readout of their spikes."""
+
+    linear: nn.Linear
+    neuron: nn.LIF
+    readout: nn.LeakyRateReadout
+
+    def __init__(self, scale: float, *, key: PRNGKeyArray):
+        k1, k2 = jax.random.split(key)
+        init = nn.kaiming_normal(scale)
+        self.linear = nn.Linear(INPUTS + NEURONS, NEURONS, weight_init=init, key=k1)
+        self.neuron = nn.LIF(NEURONS, tau=20.0, V_th=1.0, reset="soft")  # with ReluGrad
+        self.readout = nn.LeakyRateReadout(NEURONS, OUTPUTS, tau=20.0, key=k2)
+
+    def init_state(self) -> State:
+        return State(self.neuron.init_state(), self.readout.init_state())
+
+    def __call__(self, x: Float[Array, " I"], state: State) -> tuple[Array, State]:
+        current = self.linear(jnp.concatenate([x, self.neuron.spike(state.V)]))
+        spikes, V = self.neuron(current, state.V)
+        y, r = self.readout(spikes, state.r)
+        return y, State(V, r)
+
+
+def random_batch(key: PRNGKeyArray) -> tuple[Float[Array, "T B I"], Int[Array, "T B"]]:
+    """Spikes, and a random label for each example: there is nothing to generalise."""
+    k1, k2 = jax.random.split(key)
+    xs = jax.random.bernoulli(k1, 0.1, (STEPS, BATCH, INPUTS)).astype(jnp.float32)
+    labels = jax.random.randint(k2, (BATCH,), 0, OUTPUTS)
+    return xs, jnp.broadcast_to(labels, (STEPS, BATCH))
+
+
+def loss_fn(y: Array, label: Array) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(y, label)
+
+
+@eqx.filter_jit
+def spikes_per_neuron(model: SNN, xs: Float[Array, "T B I"]) -> Array:
+    """How often a neuron spikes in a sequence, on average."""
+
+    def step(state: State, x: Array) -> tuple[State, Array]:
+        _, state = jax.vmap(model)(x, state)
+        return state, model.neuron.spike(state.V)
+
+    state = jax.vmap(lambda _: model.init_state())(xs[0])
+    return jax.lax.scan(step, state, xs)[1].sum(0).mean()
+
+
+def train(model: SNN, *, fixed_batch: bool) -> None:
+    algo = etpc.ES_D_RTRL(0.99)
+    program = etpc.compile(model, algo, inputs=jax.ShapeDtypeStruct((INPUTS,), jnp.float32))
+    gradient = program.value_and_grad(loss_fn, reduction="sum")
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    moments = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def update(model: Any, moments: Any, xs: Array, targets: Array) -> Any:
+        (loss, _), grads = gradient(model, xs, targets, program.init(BATCH))
+        changes, moments = optimiser.update(grads, moments)
+        return eqx.apply_updates(model, changes), moments, loss / STEPS
+
+    xs, targets = random_batch(jax.random.key(1))
+    print(etpc.verify(model, xs, targets, loss_fn, algo, batch_size=BATCH), "\n")
+    for n in range(UPDATES + 1):
+        if not fixed_batch:
+            xs, targets = random_batch(jax.random.key(n))
+        spikes = spikes_per_neuron(model, xs)
+        model, moments, loss = update(model, moments, xs, targets)
+        if n % 10 == 0:
+            print(f"update {n:3d}  loss {loss:.4f}  spikes per neuron {spikes:.2f}")
+    print()
+
+
+def main() -> None:
+    print(f"ln {OUTPUTS} = {math.log(OUTPUTS):.4f} is the loss of knowing nothing\n")
+    print("--- weights of variance 2 / fan-in, new random data at every update ---\n")
+    train(SNN(2.0, key=jax.random.key(0)), fixed_batch=False)
+    print("--- weights of variance 50 / fan-in, one batch to remember ---\n")
+    train(SNN(50.0, key=jax.random.key(0)), fixed_batch=True)
+
+
+if __name__ == "__main__":
+    main()

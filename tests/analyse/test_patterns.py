@@ -1,0 +1,365 @@
+"""Transition patterns against dense Jacobians, and the JAX equation layouts that they rely on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import etpc
+from etpc._jax import canonicalise, flatten, scan_counts
+from etpc.analyse import analyse
+from etpc.trace import trace
+
+POINTS = 6
+_RNG = np.random.default_rng(7)
+FIXED = _RNG.normal(size=(6, 6)) * (_RNG.random((6, 6)) < 0.4)
+DENSE = _RNG.normal(size=(6, 6))
+ORDER = np.array([3, 0, 5, 1, 4, 2])
+
+
+def step_of(function):
+    """One state of shape [6], an input that is an integer index, and a bias."""
+    return lambda bias, x, h: (h, function(h, x) + bias)
+
+
+@jax.custom_jvp
+def spike(v):
+    return jnp.where(v > 0, 1.0, 0.0)
+
+
+spike.defjvp(lambda p, t: (spike(p[0]), t[0] / (1 + p[0] ** 2)))
+
+
+@jax.custom_vjp
+def spike_vjp(v):
+    return jnp.where(v > 0, 1.0, 0.0)
+
+
+spike_vjp.defvjp(lambda v: (spike_vjp(v), v), lambda v, g: (g / (1 + v**2),))
+
+
+@jax.custom_vjp
+def reversed_vjp(v):
+    return jnp.sin(v)
+
+
+# Its derivative moves elements, which nothing but the backward rule says.
+reversed_vjp.defvjp(lambda v: (jnp.sin(v), v), lambda v, g: ((g * jnp.cos(v))[::-1],))
+
+
+def scan_over_slices(h, i):
+    """Row t of the result is the sum of the first t elements, by a scan over the elements."""
+    return lax.scan(lambda c, a: (c + a, c + jnp.sin(a)), 0.0, h)[1]
+
+
+def shift_twice(h, i):
+    return lax.fori_loop(0, 2, lambda _, c: c + 0.5 * jnp.roll(c, 1), h)
+
+
+def dynamic_while(h, i):
+    """A loop of unknown length over the state, with a neighbour each time."""
+    return lax.while_loop(
+        lambda c: c[0] < i, lambda c: (c[0] + 1, c[1] + 0.5 * jnp.roll(c[1], 1)), (0, h)
+    )[1]
+
+
+def still_while(h, i):
+    """A loop of unknown length that leaves each element to itself."""
+    return lax.while_loop(lambda c: c[0] < i, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, h))[1]
+
+
+def twice(a):
+    return jnp.concatenate([a, a])
+
+
+def three_stages(h, i):
+    """A delay line: [6] as three rows of two."""
+    rows = h.reshape(3, 2)
+    return jnp.concatenate([jnp.tanh(rows[2:]), rows[:-1]]).reshape(6)
+
+
+TIGHT = {
+    "identity": lambda h, i: h,
+    "element_wise": lambda h, i: jnp.tanh(h) * 0.5 + h**2 / (1 + jnp.abs(h)),
+    "detached": lambda h, i: lax.stop_gradient(h[::-1]) + h,
+    "roll": lambda h, i: jnp.roll(h, 2),
+    "flip": lambda h, i: h[::-1],
+    "permutation": lambda h, i: h[ORDER],
+    "permutation_beside_itself": lambda h, i: h * h[ORDER],
+    "strided": lambda h, i: jnp.concatenate([h[::2], h[1::2]]),
+    "cumsum": lambda h, i: jnp.cumsum(h),
+    "cumsum_reverse": lambda h, i: lax.cumsum(h, reverse=True),
+    "cumsum_rows": lambda h, i: jnp.cumsum(h.reshape(3, 2), axis=0).reshape(6),
+    "mean_free": lambda h, i: h - h.mean(),
+    "row_mean_free": lambda h, i: (h.reshape(2, 3) - h.reshape(2, 3).mean(1, keepdims=True)).ravel(),
+    "concatenate": lambda h, i: jnp.concatenate([h[4:], h[:4]]),
+    "split": lambda h, i: jnp.concatenate(jnp.split(h, [1, 4])[::-1]),
+    "stack": lambda h, i: jnp.stack([h[:3], h[3:] * h[:3]], axis=1).ravel(),
+    "tile": lambda h, i: jnp.tile(h[:3], 2),
+    "pad": lambda h, i: jnp.pad(h[1:5], (2, 0)),
+    "pad_negative_and_inner": lambda h, i: lax.pad(h[:4], 0.0, [(-1, 0, 1)]),
+    "transpose": lambda h, i: h.reshape(2, 3).T.ravel(),
+    "three_axes": lambda h, i: h.reshape(1, 2, 3).transpose(2, 0, 1).ravel(),
+    "three_stages": three_stages,
+    "slice_at_a_constant": lambda h, i: twice(lax.dynamic_slice(h, (2,), (3,))),
+    "slice_that_is_clamped": lambda h, i: twice(lax.dynamic_slice(h, (5,), (3,))),
+    "update_at_a_constant": lambda h, i: lax.dynamic_update_slice(h, jnp.sin(h[:2]), (3,)),
+    "add_at_a_constant": lambda h, i: h.at[2].add(h[5]),
+    "slice_at_an_input": lambda h, i: jnp.zeros(6) + lax.dynamic_slice(h, (i,), (1,)),
+    "gather_at_an_input": lambda h, i: jnp.zeros(6).at[3].set(h[i]),
+    "slice_of_whole_rows_at_an_input": lambda h, i: (
+        jnp.zeros((3, 2)) + lax.dynamic_slice(h.reshape(3, 2), (i % 3, jnp.int32(0)), (1, 2))
+    ).ravel(),
+    "cond": lambda h, i: lax.cond(i > 2, lambda a: a[::-1], lambda a: a * 2, h),
+    "switch": lambda h, i: lax.switch(
+        i, [lambda a: jnp.roll(a, 1), lambda a: 0 * a + 1.0, jnp.sin], h
+    ),
+    "where": lambda h, i: jnp.where(h > 0, jnp.roll(h, 1), jnp.sin(h)),
+    "scan_over_slices": lambda h, i: lax.scan(lambda c, a: (c + a, c * 2 + a), 0.0, h)[0]
+    + jnp.zeros(6),
+    "scan_each_alone": lambda h, i: lax.scan(lambda c, _: (jnp.sin(c) + c, None), h, length=3)[0],
+    "fori_to_neighbours": lambda h, i: lax.fori_loop(0, 5, lambda _, c: c + jnp.roll(c, 1), h),
+    "while_each_alone": still_while,
+    "einsum_dense": lambda h, i: jnp.einsum("ij,j->i", DENSE, h),
+    "einsum_rows": lambda h, i: jnp.einsum("ab,cb->ca", DENSE[:3, :3], h.reshape(2, 3)).ravel(),
+    "einsum_batch": lambda h, i: jnp.einsum(
+        "gab,gb->ga", DENSE[:4, :].reshape(2, 3, 4)[..., :3], h.reshape(2, 3)
+    ).ravel(),
+    "product_of_states": lambda h, i: jnp.einsum(
+        "ij,ij->i", h.reshape(3, 2), jnp.roll(h, 1).reshape(3, 2)
+    ).repeat(2),
+    "custom_jvp": lambda h, i: h - spike(h[::-1]),
+    "custom_vjp": lambda h, i: h - spike_vjp(h[ORDER]),
+    "custom_vjp_that_moves": lambda h, i: reversed_vjp(h),
+    "jit": lambda h, i: jax.jit(jnp.flip)(h) + jax.jit(jnp.flip)(jax.jit(jnp.flip)(h)),
+    "remat": lambda h, i: jax.checkpoint(lambda a: jnp.sin(jnp.roll(a, 1)))(h),
+    "max": lambda h, i: h - h.max(),
+}
+"""The pattern equals the non-zeros, joined over enough random points."""
+
+LOOSE = {
+    # Fewer iterations than the fixpoint assumes; each element of a scan's slices is joined.
+    "fori_twice": shift_twice,
+    "scan_outputs": scan_over_slices,
+    "while_to_neighbours": dynamic_while,
+    # A matrix is taken as dense whatever its zeros.
+    "einsum_sparse": lambda h, i: jnp.einsum("ij,j->i", FIXED, h),
+    # What a scatter overwrites is kept.
+    "set_at_a_constant": lambda h, i: h.at[np.array([1, 4])].set(h[:2] ** 2),
+    # Cancellation is not seen.
+    "cancels": lambda h, i: h + jnp.roll(h, 1) - jnp.roll(h, 1),
+    "update_at_an_input": lambda h, i: lax.dynamic_update_slice(h, jnp.sin(h[:2]), (i,)),
+    "set_at_an_input": lambda h, i: h.at[i].set(jnp.sin(h[0])),
+    "add_at_an_input": lambda h, i: h.at[i].add(h[0] * h[1]),
+    "sort": lambda h, i: jnp.sort(h),
+    "top_k": lambda h, i: jnp.concatenate([lax.top_k(h, 3)[0], h[:3]]),
+    "cumprod": lambda h, i: jnp.cumprod(h),
+    "cummax": lambda h, i: lax.cummax(h),
+    "softmax": lambda h, i: jax.nn.softmax(h),
+    "prod": lambda h, i: h * jnp.prod(h),
+    "norm": lambda h, i: h / jnp.linalg.norm(h),
+}
+"""The pattern contains the non-zeros."""
+
+PARTLY_SPARSE = {"set_at_a_constant", "cancels", "update_at_an_input", "set_at_an_input", "add_at_an_input"}
+
+
+def pattern_of(function):
+    index = jax.ShapeDtypeStruct((), jnp.int32)
+    analysis = analyse(trace(jnp.zeros(6), index, jnp.zeros(6), step_of(function)))
+    return analysis.transition.toarray(), analysis
+
+
+def non_zeros(function):
+    rng = np.random.default_rng(0)
+    # Forward mode: reverse mode cannot pass a while loop. A custom_vjp has reverse mode alone.
+    found = np.zeros((6, 6), bool)
+    for differentiate in (jax.jacfwd, jax.jacrev):
+        jacobian = jax.jit(differentiate(function))
+        try:
+            for point in range(POINTS):
+                for index in range(6) if point < 4 else [point]:
+                    h = jnp.asarray(rng.normal(size=6))
+                    found |= np.asarray(jacobian(h, jnp.int32(index))) != 0
+        except (TypeError, ValueError):  # no rule in this mode
+            continue
+        return found
+    raise AssertionError("neither mode differentiates this function")
+
+
+@pytest.mark.parametrize("name", TIGHT)
+def test_tight_patterns(name):
+    pattern, analysis = pattern_of(TIGHT[name])
+    np.testing.assert_array_equal(pattern, non_zeros(TIGHT[name]))
+    assert analysis.opaque == ()
+
+
+@pytest.mark.parametrize("name", LOOSE)
+def test_patterns_contain_the_non_zeros(name):
+    pattern, _ = pattern_of(LOOSE[name])
+    truth = non_zeros(LOOSE[name])
+    assert truth.any()
+    assert not (truth & ~pattern).any()
+    if name in PARTLY_SPARSE:
+        assert not pattern.all()
+
+
+def test_a_pattern_that_lacks_an_entry_is_seen():
+    """Negative control: the diagonal that others assume fails this comparison."""
+    truth = non_zeros(TIGHT["roll"])
+    assert (truth & ~np.eye(6, dtype=bool)).any()
+
+
+def test_several_leaves_are_one_vector_in_order():
+    def step(model, x, state):
+        a, b = state["a"], state["b"]
+        return x, {"a": jnp.stack([b, b * b]) + model, "b": a[1], "n": state["n"] + 1}
+
+    state = {"a": jnp.zeros(2), "b": jnp.zeros(()), "n": jnp.zeros((), jnp.int32)}
+    analysis = analyse(trace(jnp.zeros(2), jnp.zeros(()), state, step))
+    assert analysis.hidden.paths == ("['a']", "['b']")
+    expected = [[0, 0, 1], [0, 0, 1], [0, 1, 0]]
+    np.testing.assert_array_equal(analysis.transition.toarray(), np.array(expected, bool))
+
+
+def test_a_model_without_parameters_has_a_transition_too():
+    step = lambda model, x, h: (h, jnp.roll(h, 1))
+    analysis = analyse(trace(None, jnp.zeros(()), jnp.zeros(6), step))
+    assert analysis.ops == ()
+    np.testing.assert_array_equal(analysis.transition.toarray(), np.roll(np.eye(6), 1, 0) > 0)
+
+
+# --- what is not known is dense -------------------------------------------------------------------
+
+
+def test_an_operation_without_a_rule_is_dense_and_recorded():
+    def blur(h, i):
+        return lax.reduce_window(h, 0.0, lax.add, (3,), (1,), "SAME")
+
+    pattern, analysis = pattern_of(blur)
+    truth = non_zeros(blur)
+    assert not truth.all()  # a rule could do better ...
+    assert pattern.all()  # ... and dense is what there is without one
+    assert any("reduce_window" in o.primitive for o in analysis.opaque)
+    (line,) = {o.source for o in analysis.opaque}
+    assert "test_patterns.py" in line
+    assert f"taken as dense: {analysis.opaque[0].primitive}" in str(analysis)
+
+
+def test_dense_is_limited_to_what_the_operation_reads():
+    def blur_half(h, i):
+        return jnp.concatenate(
+            [lax.reduce_window(h[:3], 0.0, lax.add, (2,), (1,), "SAME"), jnp.sin(h[3:])]
+        )
+
+    pattern, analysis = pattern_of(blur_half)
+    assert analysis.opaque
+    expected = np.zeros((6, 6), bool)
+    expected[:3, :3] = True
+    expected[3:, 3:] = np.eye(3, dtype=bool)
+    np.testing.assert_array_equal(pattern, expected)
+
+
+def test_a_dense_operation_still_gives_the_true_gradient():
+    def step(model, x, h):
+        h = lax.reduce_window(h, 0.0, lax.add, (3,), (1,), "SAME") * 0.3 + model["w"] * x
+        return jnp.tanh(h), h
+
+    model = {"w": jnp.asarray(DENSE[0])}
+    xs = jnp.asarray(_RNG.normal(size=(20, 6)))
+    report = etpc.verify(
+        model, xs, xs, lambda y, t: jnp.sum((y - t) ** 2), step=step, state=jnp.zeros(6)
+    )
+    assert report.ok, str(report)
+    assert "taken as dense" in str(report.program)
+
+
+# --- JAX equation layouts -------------------------------------------------------------------------
+
+
+def equation(name, function, *shapes):
+    flat = canonicalise(function, [jax.ShapeDtypeStruct(s, jnp.float64) for s in shapes])
+    (found,) = [e for e in flat.equations if e.primitive.name == name]
+    return found
+
+
+def test_layout_of_scan():
+    """Operands: constants, carry, slices. Outputs: carry, stacked. The body takes them in order."""
+
+    def function(const, first, second, xs, more):
+        def body(carry, x):
+            a, b = carry
+            return (a + const, b * x[0]), 2 * x[1]
+
+        return lax.scan(body, (first, second), (xs, more))
+
+    found = equation("scan", function, (3,), (3,), (), (5,), (5, 2))
+    assert scan_counts(found) == (1, 2)
+    assert [v.shape for v in found.inputs] == [(3,), (3,), (), (5,), (5, 2)]
+    assert [v.shape for v in found.outputs] == [(3,), (), (5, 2)]
+    assert found.params["length"] == 5
+    body = flatten(found.params["jaxpr"])
+    assert [v.shape for v in body.inputs] == [(3,), (3,), (), (), (2,)]
+    assert [v.shape for v in body.outputs] == [(3,), (), (2,)]
+
+
+def test_layout_of_while():
+    """Operands: constants of the condition, constants of the body, carry."""
+
+    def function(limit, const, count, carry):
+        return lax.while_loop(
+            lambda c: c[0] < limit, lambda c: (c[0] + 1, c[1] + const), (count, carry)
+        )
+
+    found = equation("while", function, (), (3,), (), (3,))
+    assert found.params["cond_nconsts"] == 1
+    assert found.params["body_nconsts"] == 1
+    assert [v.shape for v in found.inputs] == [(), (3,), (), (3,)]
+    assert [v.shape for v in found.outputs] == [(), (3,)]
+    body = flatten(found.params["body_jaxpr"])
+    assert [v.shape for v in body.inputs] == [(3,), (), (3,)]
+    assert [v.shape for v in body.outputs] == [(), (3,)]
+
+
+def test_layout_of_cond():
+    """Operands: the branch number, then what every branch takes; all branches take the same."""
+
+    def function(a, b):
+        return lax.cond(a.sum() > 0, lambda x, y: (x * 2, y), lambda x, y: (x, y[:, 0:1] * y), a, b)
+
+    found = equation("cond", function, (3,), (3, 2))
+    assert found.inputs[0].shape == ()
+    assert not found.inputs[0].is_float
+    assert [v.shape for v in found.inputs[1:]] == [(3,), (3, 2)]
+    assert [v.shape for v in found.outputs] == [(3,), (3, 2)]
+    assert len(found.params["branches"]) == 2
+    for branch in found.params["branches"]:
+        assert [v.shape for v in flatten(branch).inputs] == [(3,), (3, 2)]
+
+
+def test_layout_of_a_linearised_scan():
+    """What the patterns are run on: tangents are further operands of the same scan, in order."""
+
+    def function(const, carry, xs, dcarry):
+        def forward(c):
+            return lax.scan(lambda c, x: (jnp.sin(c) * const + x, c), c, xs)
+
+        return jax.jvp(forward, (carry,), (dcarry,))[1]
+
+    found = equation("scan", function, (3,), (3,), (4, 3), (3,))
+    n_consts, n_carry = scan_counts(found)
+    assert n_carry == 2
+    body = flatten(found.params["jaxpr"])
+    assert len(body.inputs) == len(found.inputs)
+    assert len(found.inputs) == n_consts + 3
+    assert len(body.outputs) == len(found.outputs)
+
+
+def test_jit_and_remat_are_inlined_and_custom_rules_kept():
+    def function(a):
+        return spike_vjp(spike(jax.checkpoint(jnp.cos)(jax.jit(jnp.sin)(a))))
+
+    flat = canonicalise(function, [jax.ShapeDtypeStruct((3,), jnp.float64)])
+    names = [e.primitive.name for e in flat.equations]
+    assert names == ["sin", "cos", "custom_jvp_call", "custom_vjp_call"]

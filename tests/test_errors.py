@@ -1,0 +1,356 @@
+"""What bad input gets: an error that names the place, says why, and what to do."""
+
+import inspect
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import etpc
+
+X = jnp.zeros(2)
+W = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
+
+
+class Cell(eqx.Module):
+    weight: jax.Array
+    gain: float = 0.5
+    name: str = "cell"
+
+    def __call__(self, x, state):
+        h = jnp.tanh(self.gain * state["h"] + self.weight @ x)
+        return h, {"h": h}
+
+    def init_state(self):
+        return {"h": jnp.zeros(3)}
+
+
+def compiled(**options):
+    return etpc.compile(Cell(W), inputs=X, **options)
+
+
+def unchecked(function):
+    """Without the type checker of the tests, which users do not have."""
+    return inspect.unwrap(function)
+
+
+def squared(y, target):
+    return jnp.sum((y - target) ** 2)
+
+
+# --- the model's contract -------------------------------------------------------------------------
+
+
+def leaky(state):
+    return jax.tree.map(lambda a: 0.5 * a, state)
+
+
+CONTRACT = {
+    "structure": (
+        lambda m, x, s: (x, {"v": s["v"]}),
+        {"v": jnp.zeros(2), "u": jnp.zeros(2)},
+        r"(?s)changes the structure of the state.*\['u'\], \['v'\].*Return a state with the struct",
+    ),
+    "shape": (
+        lambda m, x, s: (x, {"v": jnp.zeros(3), "u": s["u"]}),
+        {"v": jnp.zeros(2), "u": jnp.zeros(2)},
+        r"state \['v'\] from float64\[2\] to float64\[3\]\. Return a state",
+    ),
+    "dtype": (
+        lambda m, x, s: (x, {"v": s["v"].astype(jnp.float32)}),
+        {"v": jnp.zeros(2)},
+        r"state \['v'\] from float64\[2\] to float32\[2\]\. Return",
+    ),
+    "two at once": (
+        lambda m, x, s: (x, {"v": jnp.zeros(3), "u": jnp.zeros(2, jnp.float32)}),
+        {"v": jnp.zeros(2), "u": jnp.zeros(2)},
+        r"(?s)2 problems.*\['u'\] from float64.*\['v'\] from",
+    ),
+    "static leaf": (
+        lambda m, x, s: (x, {"v": s["v"], "mode": "b"}),
+        {"v": jnp.zeros(2), "mode": "a"},
+        r"changes the static state leaf.*Return a state",
+    ),
+    "no pair": (
+        lambda m, x, s: s,
+        {"v": jnp.zeros(2)},
+        r"pair `\(y, new_state\)`, and returned a dict.*`step=`",
+    ),
+    "no float state": (
+        lambda m, x, s: (x, s),
+        {"count": jnp.zeros((), jnp.int32)},
+        r"no float leaf.*\['count'\].*make the hidden state a float",
+    ),
+    "empty state": (lambda m, x, s: (x, s), (), r"no float leaf.*none.*`jax\.grad` alone"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRACT)
+def test_contract(case):
+    step, state, words = CONTRACT[case]
+    with pytest.raises(etpc.ModelError, match=words) as caught:
+        etpc.compile({"w": W}, inputs=X, state=state, step=step)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_complex_state():
+    step = lambda m, x, s: (x, leaky(s))
+    state = {"z": jnp.zeros(2, complex), "v": jnp.zeros(2)}
+    with pytest.raises(etpc.UnsupportedError, match=r"\['z'\].*two float leaves") as caught:
+        etpc.compile({"w": W}, inputs=X, state=state, step=step)
+    assert isinstance(caught.value, NotImplementedError)
+
+
+def test_no_initial_state():
+    with pytest.raises(etpc.ModelError, match=r"Identity has no `init_state\(\)`.*Pass `state=`"):
+        etpc.compile(eqx.nn.Identity(), inputs=X)
+
+
+def test_model_that_cannot_be_called():
+    with pytest.raises(etpc.ModelError, match=r"A dict is not callable.*Pass `step="):
+        etpc.compile({"w": W}, inputs=X, state=jnp.zeros(3))
+
+
+def loop(w, h):
+    return lax.while_loop(lambda c: c[1].sum() < 1, lambda c: (w, c[1] + w), (w, h))[1]
+
+
+def test_while_loop_around_a_weight():
+    def step(model, x, h):
+        return h, loop(model["rec"], h)
+
+    words = r"\['rec'\] is used inside a `while_loop` \(.*test_errors\.py.*fori_loop.*lax\.scan"
+    with pytest.raises(etpc.UnsupportedError, match=words) as caught:
+        etpc.compile({"rec": jnp.ones(3)}, inputs=X, state=jnp.zeros(3), step=step)
+    line = loop.__code__.co_firstlineno + 1
+    assert f"test_errors.py:{line}" in str(caught.value)
+    assert isinstance(caught.value, NotImplementedError)
+
+
+# --- algorithms -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.1, 1.0001, float("nan"), float("inf")])
+def test_decay_out_of_range(decay):
+    with pytest.raises(etpc.AlgorithmError, match=rf"\(0, 1\], and decay_or_rank is {decay}"):
+        etpc.ES_D_RTRL(decay)
+
+
+@pytest.mark.parametrize("decay", [1e-3, 1.0])
+def test_decay_in_range(decay):
+    assert etpc.ES_D_RTRL(decay).decay_or_rank == decay
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+def test_rank_is_not_there_yet(rank):
+    with pytest.raises(etpc.UnsupportedError, match=rf"{rank} is an int.*rank.*Pass a float") as e:
+        etpc.ES_D_RTRL(rank)
+    assert isinstance(e.value, NotImplementedError)
+
+
+@pytest.mark.parametrize("rank", [0, -3])
+def test_rank_below_one(rank):
+    with pytest.raises(etpc.AlgorithmError, match=rf"{rank} is an int.*at least 1.*pass a float"):
+        etpc.ES_D_RTRL(rank)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_decay_that_is_a_bool(value):
+    with pytest.raises(etpc.InputTypeError, match=rf"float in \(0, 1\].*int >= 1.*{value}") as e:
+        etpc.ES_D_RTRL(value)
+    assert isinstance(e.value, TypeError)
+
+
+def test_unknown_name():
+    with pytest.raises(etpc.AlgorithmError, match=r"'rtlr'.*Known names: 'es_d_rtrl'|'d_rtrl'"):
+        compiled(algo="rtlr")
+
+
+def test_class_in_place_of_an_instance():
+    with pytest.raises(etpc.InputTypeError, match=r"not <class.*D_RTRL.*Call it: D_RTRL\(\)"):
+        unchecked(etpc.algorithms.resolve)(etpc.D_RTRL)
+
+
+def test_algorithm_of_a_wrong_type():
+    with pytest.raises(etpc.InputTypeError, match=r"algorithm or its name, not 3"):
+        unchecked(etpc.algorithms.resolve)(3)
+
+
+@pytest.mark.parametrize("window", [0, -1, True])
+def test_window_out_of_range(window):
+    with pytest.raises(etpc.AlgorithmError, match=rf'"auto" or an int >= 1, not {window}'):
+        etpc.D_RTRL(window=window)
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="'rtrl' is registered already"):
+        etpc.algorithms.register_algorithm(etpc.RTRL)
+
+
+# --- selectors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [
+        (lambda m: (), r"selects nothing.*Return one or more parameters"),
+        (lambda m: m.name, r"selects \.name, which is no array"),
+        (lambda m: m.gain, r"selects \.gain, which is no array"),
+    ],
+)
+def test_selector(select, words):
+    with pytest.raises(etpc.SelectionError, match=words) as caught:
+        compiled(weights=select)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_marked_where_nothing_is():
+    with pytest.raises(etpc.SelectionError, match=r'no weight passes through `etpc\.mark`.*"all"'):
+        compiled(weights="marked")
+
+
+# --- arguments of a program -----------------------------------------------------------------------
+
+
+def run(xs, targets=None, *, batch=None, model=None, carry=None, loss=squared):
+    program = compiled()
+    carry = program.init(batch) if carry is None else carry
+    lead = jnp.shape(xs)[: 1 if batch is None else 2] if not isinstance(xs, dict) else (4,)
+    targets = jnp.zeros((*lead, 3)) if targets is None else targets
+    return program.value_and_grad(loss)(Cell(W) if model is None else model, xs, targets, carry)
+
+
+def test_good_arguments_raise_nothing():
+    """Negative control for all that follows."""
+    run(jnp.zeros((4, 2)))
+    run(jnp.zeros((4, 5, 2)), batch=5)
+    run(np.zeros((4, 2), np.float32))
+    run(jnp.zeros((4, 2), jnp.int32))
+
+
+INPUTS = {
+    "shape": (lambda: run(jnp.zeros((4, 3))), r"Input x has shape \[4, 3\].*\[T\] \+ \[2\]"),
+    "no time axis": (lambda: run(jnp.zeros(2), jnp.zeros((4, 3))), r"Input x has shape \[2\]"),
+    "batch where there is none": (
+        lambda: run(jnp.zeros((4, 5, 2))),
+        r"Input x has shape \[4, 5, 2\].*carry has no batch axis",
+    ),
+    "no batch where there is one": (
+        lambda: run(jnp.zeros((4, 2)), jnp.zeros((4, 5, 3)), batch=5),
+        r"Input x has shape \[4, 2\].*\[T, B\].*carry has a batch axis",
+    ),
+    "batch size": (
+        lambda: run(jnp.zeros((4, 6, 2)), batch=5),
+        r"Input x has batch size 6, and the carry has 5.*init\(batch_size=6\)",
+    ),
+    "dtype": (
+        lambda: run(jnp.zeros((4, 2), complex)),
+        r"Input x is complex128, and was compiled as float64\. Convert",
+    ),
+    "structure": (lambda: run({"a": jnp.zeros((4, 2))}), r"input does not have the structure"),
+    "no steps": (lambda: run(jnp.zeros((0, 2))), r"no steps \(T = 0\)"),
+    "targets": (
+        lambda: run(jnp.zeros((4, 2)), jnp.zeros((5, 3))),
+        r"target has shape \[5, 3\], and should begin with \[4\]",
+    ),
+    "targets of a batch": (
+        lambda: run(jnp.zeros((4, 5, 2)), jnp.zeros((4, 3)), batch=5),
+        r"target has shape \[4, 3\], and should begin with \[4, 5\].*T, B",
+    ),
+    "carry of another program": (
+        lambda: run(jnp.zeros((4, 2)), carry=compiled(algo="es_d_rtrl").init()),
+        r"carry belongs to another program.*this program's `init`",
+    ),
+    "loss of an array": (
+        lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: (y - t) ** 2),
+        r"loss_fn must return one float.*returns float64\[3\]\. Sum or average",
+    ),
+    "loss of an integer": (
+        lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: jnp.argmax(y)),
+        r"loss_fn must return one float.*returns int",
+    ),
+    "loss of a pair": (
+        lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: (squared(y, t), y)),
+        r"loss_fn must return one float",
+    ),
+    "structure of the model": (
+        lambda: run(jnp.zeros((4, 2)), model={"weight": W}),
+        r"(?s)structure of the one that was compiled.*Missing: \.weight.*Compile it again",
+    ),
+    "shape of a parameter": (
+        lambda: run(jnp.zeros((4, 2)), model=Cell(jnp.zeros((3, 4)))),
+        r"Parameter \.weight is float64\[3, 4\].*compiled as float64\[3, 2\]\. Compile again",
+    ),
+    "dtype of a parameter": (
+        lambda: run(jnp.zeros((4, 2)), model=Cell(W.astype(jnp.float32))),
+        r"Parameter \.weight is float32\[3, 2\].*Compile again",
+    ),
+    "a number of the model": (
+        lambda: run(jnp.zeros((4, 2)), model=Cell(W, gain=0.7)),
+        r"model holds 0\.7 where 0\.5 was compiled in.*compile again, or make it an array",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INPUTS)
+def test_arguments(case):
+    call, words = INPUTS[case]
+    with pytest.raises(etpc.InputError, match=words) as caught:
+        call()
+    assert isinstance(caught.value, ValueError)
+
+
+def test_state_in_the_place_of_a_carry():
+    with pytest.raises(etpc.InputTypeError, match=r"carry is a dict.*program\.init") as caught:
+        compiled()._check_carry({"h": jnp.zeros(3)})
+    assert isinstance(caught.value, TypeError)
+
+
+def test_one_step_is_checked_as_a_sequence_is():
+    program = compiled()
+    with pytest.raises(etpc.InputError, match=r"Input x has"):
+        program(Cell(W), jnp.zeros(3), program.init())
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, True])
+def test_batch_size(batch_size):
+    with pytest.raises(etpc.InputError, match=rf"int >= 1, not {batch_size}"):
+        compiled().init(batch_size)
+
+
+def test_reduction():
+    with pytest.raises(etpc.InputError, match='"sum" or "mean", not \'max\''):
+        compiled().value_and_grad(squared, "max")
+    with pytest.raises(etpc.InputError, match='"sum" or "mean", not \'max\''):
+        etpc.bptt(Cell(W), jnp.zeros((2, 2)), jnp.zeros((2, 3)), squared, reduction="max")
+
+
+def test_input_problems_are_raised_together():
+    def step(model, x, h):
+        h = 0.5 * h + model["w"] @ x["a"] + x["b"]
+        return h, h
+
+    program = etpc.compile(
+        {"w": W}, inputs={"a": X, "b": jnp.zeros(3)}, state=jnp.zeros(3), step=step
+    )
+    xs = {"a": jnp.zeros((4, 5)), "b": jnp.zeros((4, 3), complex)}
+    with pytest.raises(etpc.InputError, match=r"(?s)2 problems.*\['a'\].*\['b'\] is complex"):
+        program.scan({"w": W}, xs, program.init())
+    disagree = {"a": jnp.zeros((4, 2)), "b": jnp.zeros((5, 3))}
+    with pytest.raises(etpc.InputError, match=r"disagree about their leading axes"):
+        program.scan({"w": W}, disagree, program.init())
+
+
+def test_verify_with_no_time_axis():
+    with pytest.raises(etpc.InputError, match=r"shape \[2\].*begin with T, B"):
+        etpc.verify(Cell(W), jnp.zeros(2), jnp.zeros(3), squared, batch_size=3)
+
+
+def test_not_a_number_passes_through():
+    (loss, carry), grads = run(jnp.full((4, 2), jnp.nan))
+    assert jnp.isnan(loss)
+    assert jnp.isnan(grads.weight).any()
+    assert jnp.isnan(carry.state["h"]).all()

@@ -1,0 +1,184 @@
+"""`etpc.mark`: an identity under every transformation, and what it selects."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc._jax import etp_p
+
+W = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
+V = jnp.asarray(np.random.default_rng(1).normal(size=(3, 2)))
+
+
+def primitives(function, *args):
+    return [eqn.primitive for eqn in jax.make_jaxpr(function)(*args).eqns]
+
+
+def test_identity():
+    np.testing.assert_array_equal(etpc.mark(W), W)
+    assert etpc.mark(W).dtype == W.dtype
+    assert etpc.mark(W.astype(jnp.float32)).dtype == jnp.float32
+
+
+def test_one_primitive_stays_in_the_program():
+    assert primitives(etpc.mark, W) == [etp_p]
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "re"])
+def test_derivatives_are_those_of_the_identity(wrap):
+    function = wrap(etpc.mark)
+    value, tangent = jax.jvp(function, (W,), (V,))
+    np.testing.assert_array_equal(value, W)
+    np.testing.assert_array_equal(tangent, V)
+    value, pull = jax.vjp(function, W)
+    np.testing.assert_array_equal(value, W)
+    np.testing.assert_array_equal(pull(V)[0], V)
+    np.testing.assert_array_equal(jax.linear_transpose(function, W)(V)[0], V)
+
+
+def test_second_derivatives():
+    hessian = jax.hessian(lambda w: jnp.sum(etpc.mark(w) ** 3))(W[0])
+    np.testing.assert_allclose(hessian, jnp.diag(6 * W[0]), rtol=1e-14)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_vmap(axis):
+    np.testing.assert_array_equal(jax.vmap(etpc.mark, axis, axis)(W), W)
+    assert etp_p in primitives(jax.vmap(etpc.mark), W)
+
+
+def test_it_is_no_part_of_the_compiled_code():
+    text = jax.jit(lambda w: etpc.mark(w) + 1).lower(W).as_text()
+    assert text.count("stablehlo.add") == 1
+    assert "custom_call" not in text
+    assert "etp" not in text.replace("etpc", "")
+
+
+# --- what it selects ------------------------------------------------------------------------------
+
+
+class Network(eqx.Module):
+    """Two layers; `win` and `out` are marked, `rec` and `bias` are not."""
+
+    win: jax.Array
+    rec: jax.Array
+    bias: jax.Array
+    out: jax.Array
+    name: str = "network"
+    marks: bool = eqx.field(static=True, default=True)
+
+    def __call__(self, x, h):
+        mark = etpc.mark if self.marks else lambda w: w
+        h = jnp.tanh(0.5 * h + mark(self.win) @ x + self.rec @ h + self.bias)
+        return mark(self.out) @ h, h
+
+    def init_state(self):
+        return jnp.zeros(3)
+
+
+def network(marks=True):
+    rng = np.random.default_rng(2)
+    win, rec, bias, out = (jnp.asarray(rng.normal(size=s)) for s in [(3, 2), (3, 3), (3,), (1, 3)])
+    return Network(win, rec, bias, out, marks=marks)
+
+
+def paths(weights=None, marks=True):
+    program = etpc.compile(network(marks), inputs=jnp.zeros(2), weights=weights)
+    return {op.path for op in program.ops}, dict(program.untraced)
+
+
+def test_only_marked_weights_get_traces_by_default():
+    traced, untraced = paths()
+    assert traced == {".win"}
+    assert set(untraced) == {".rec", ".bias", ".out"}
+    assert "not selected" in untraced[".rec"]
+    assert "not selected" in untraced[".bias"]
+    # Marked, but no state follows it.
+    assert "reaches no hidden state" in untraced[".out"]
+
+
+def test_all_weights_where_none_is_marked():
+    assert paths(marks=False)[0] == {".win", ".rec", ".bias"}
+
+
+def test_all():
+    traced, untraced = paths("all")
+    assert traced == {".win", ".rec", ".bias"}
+    assert set(untraced) == {".out"}
+
+
+def test_marked():
+    assert paths("marked") == paths(None)
+    with pytest.raises(etpc.SelectionError, match=r"selects nothing.*etpc\.mark.*\"all\""):
+        paths("marked", marks=False)
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        (lambda m: m.rec, {".rec"}),
+        (lambda m: (m.rec, m.bias), {".rec", ".bias"}),
+        (lambda m: [m.win, {"b": m.bias}], {".win", ".bias"}),
+        (lambda m: m.out, set()),
+    ],
+)
+def test_selector(select, expected):
+    assert paths(select)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("select", "error", "words"),
+    [
+        (lambda m: (), etpc.SelectionError, "selects nothing.*lambda m"),
+        (lambda m: None, etpc.SelectionError, "selects nothing"),
+        (lambda m: m.name, etpc.SelectionError, r"selects \.name, which is no array"),
+        (lambda m: 3.0, etpc.SelectionError, r"returned 3\.0, which is no parameter.*own leaves"),
+        (lambda m: (m.rec, m.name), etpc.SelectionError, r"\.name"),
+        (7, etpc.InputTypeError, 'None, "all", "marked" or a function.*7'),
+        ("some", etpc.InputTypeError, "'some'"),
+    ],
+)
+def test_selector_errors(select, error, words):
+    with pytest.raises(error, match=words):
+        paths(select)
+
+
+def test_all_selector_problems_are_raised_together():
+    with pytest.raises(etpc.SelectionError, match=r"(?s)2 problems.*\.name.*3\.0"):
+        paths(lambda m: (m.name, 3.0))
+
+
+def test_a_parameter_that_nothing_uses_cannot_be_selected():
+    model = {"w": jnp.ones(2), "spare": jnp.ones(2)}
+
+    def step(model, x, h):
+        return h, 0.5 * h + model["w"] * x
+
+    with pytest.raises(etpc.SelectionError, match=r"\['spare'\].*no operation.*[Rr]emove"):
+        etpc.compile(
+            model,
+            inputs=jnp.zeros(2),
+            state=jnp.zeros(2),
+            step=step,
+            weights=lambda m: (m["w"], m["spare"]),
+        )
+
+
+def test_marks_survive_transformations_of_the_weight_and_of_the_step():
+    def step(model, x, h):
+        effective = jax.vmap(lambda row: jnp.exp(row))(etpc.mark(model["w"]))
+        h = jax.jit(lambda h: jax.checkpoint(jnp.tanh)(h + effective @ x + model["b"]))(h)
+        return h, h
+
+    model = {"w": W, "b": jnp.ones(3)}
+    program = etpc.compile(model, inputs=jnp.zeros(2), state=jnp.zeros(3), step=step)
+    assert [(op.path, op.kind) for op in program.ops] == [("['w']", "dot_general")]
+
+
+def test_a_marked_model_computes_what_an_unmarked_one_does():
+    x, h = jnp.array([0.3, -1.0]), jnp.array([0.1, 0.2, 0.3])
+    for one, other in zip(network()(x, h), network(marks=False)(x, h), strict=True):
+        np.testing.assert_array_equal(one, other)

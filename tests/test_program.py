@@ -1,0 +1,372 @@
+"""A compiled program: its calls agree with each other, under JAX's transformations, and it can be read."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc.analyse import analyse
+from etpc.plan import plan
+from etpc.trace import trace
+
+T, B, I, O = 7, 3, 2, 3
+ES = etpc.ES_D_RTRL(0.7, window=2)
+D = etpc.D_RTRL(window=2)
+
+
+class Net(eqx.Module):
+    """Recurrent, with noise from a key, an integer input, a counter, and a dict as output."""
+
+    win: jax.Array
+    rec: jax.Array
+    bias: jax.Array
+    out: jax.Array
+    spare: jax.Array
+    name: str = "net"
+
+    def __call__(self, x, state):
+        drive = self.win @ x["x"] + self.rec @ jnp.tanh(state["h"]) + x["flag"] * self.bias
+        key, used = jax.random.split(state["key"])
+        noise = jax.random.normal(used, (O,), state["h"].dtype)
+        h = state["h"] * jnp.asarray(0.6) + drive + jnp.asarray(0.1) * noise
+        y = {"rate": self.out @ jnp.tanh(h), "count": state["count"]}
+        return y, {"h": h, "key": key, "count": state["count"] + 1}
+
+    def init_state(self):
+        return {"h": jnp.zeros(O), "key": jax.random.key(3), "count": jnp.zeros((), jnp.int32)}
+
+
+def build():
+    rng = np.random.default_rng(0)
+    shapes = [(O, I), (O, O), (O,), (1, O), (2,)]
+    return Net(*(jnp.asarray(rng.normal(size=s)) for s in shapes))
+
+
+MODEL = build()
+ONE = {"x": jnp.zeros(I), "flag": jnp.zeros((), jnp.int32)}
+
+
+def data(batch=None, steps=T, seed=1):
+    rng = np.random.default_rng(seed)
+    lead = (steps,) if batch is None else (steps, batch)
+    xs = {
+        "x": jnp.asarray(rng.normal(size=(*lead, I))),
+        "flag": jnp.asarray(rng.integers(0, 3, lead), jnp.int32),
+    }
+    return xs, jnp.asarray(rng.normal(size=(*lead, 1)))
+
+
+def loss(y, target):
+    return jnp.sum((y["rate"] - target) ** 2)
+
+
+_PROGRAMS = {}
+
+
+def program_of(algo=D):
+    if algo not in _PROGRAMS:
+        _PROGRAMS[algo] = etpc.compile(MODEL, algo, inputs=ONE)
+    return _PROGRAMS[algo]
+
+
+def close(one, other, tolerance=1e-10):
+    """The same structure and values; keys and integers exactly."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def at(tree, t):
+    return jax.tree.map(lambda a: a[t], tree)
+
+
+def total_loss(ys, targets, batched):
+    each = jax.vmap(jax.vmap(loss)) if batched else jax.vmap(loss)
+    losses = each(ys, targets)
+    return losses.sum() / (losses.shape[1] if batched else 1)
+
+
+def arrays(grads):
+    return [grads.win, grads.rec, grads.bias, grads.out, grads.spare]
+
+
+# --- the same thing in several ways ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algo", [D, ES], ids=["D", "ES"])
+@pytest.mark.parametrize("batch", [None, B])
+def test_calls_scan_and_value_and_grad_agree(algo, batch):
+    program, (xs, targets) = program_of(algo), data(batch)
+    start, batched = program.init(batch), batch is not None
+    (value, carry), grads = program.value_and_grad(loss)(MODEL, xs, targets, start)
+    assert isinstance(grads, Net)
+    assert grads.name is None
+    assert all(jnp.abs(g).max() > 1e-3 for g in arrays(grads)[:4])
+    assert not grads.spare.any()
+
+    def by_calls(model):
+        total, carry, outputs = 0.0, start, []
+        for t in range(T):
+            y, carry = program(model, at(xs, t), carry)
+            outputs.append(y)
+            each = jax.vmap(loss)(y, targets[t]).mean() if batched else loss(y, targets[t])
+            total = total + each
+        return total, (carry, jax.tree.map(lambda *a: jnp.stack(a), *outputs))
+
+    (stepped, (carry_of_calls, ys_of_calls)), grads_of_calls = eqx.filter_jit(
+        eqx.filter_value_and_grad(by_calls, has_aux=True)
+    )(MODEL)
+
+    def by_scan(model):
+        ys, after = program.scan(model, xs, start)
+        return total_loss(ys, targets, batched), (after, ys)
+
+    (scanned, (carry_of_scan, ys_of_scan)), grads_of_scan = eqx.filter_value_and_grad(
+        by_scan, has_aux=True
+    )(MODEL)
+    for got in (stepped, scanned):
+        assert float(got) == pytest.approx(float(value), rel=1e-12)
+    close(arrays(grads_of_calls), arrays(grads))
+    close(arrays(grads_of_scan), arrays(grads))
+    close(carry_of_calls, carry)
+    close(carry_of_scan, carry)
+    close(ys_of_scan, ys_of_calls)
+    assert set(ys_of_scan) == {"rate", "count"}
+    assert ys_of_scan["rate"].shape == (*xs["flag"].shape, 1)
+
+
+@pytest.mark.parametrize("algo", [D, ES], ids=["D", "ES"])
+def test_two_parts_of_a_stream_sum_to_the_whole(algo):
+    program, (xs, targets) = program_of(algo), data()
+    run = program.value_and_grad(loss)
+    (whole, end), grads = run(MODEL, xs, targets, program.init())
+    (first, carry), one = run(MODEL, *at((xs, targets), slice(0, 3)), program.init())
+    (second, carry), two = run(MODEL, *at((xs, targets), slice(3, T)), carry)
+    assert float(first + second) == pytest.approx(float(whole), rel=1e-12)
+    close([a + b for a, b in zip(arrays(one), arrays(two), strict=True)], arrays(grads))
+    close(carry, end)
+    # Negative control: without the traces of the first part it is another gradient.
+    fresh = etpc.Carry(carry.state, program.init().traces, carry.program, carry.batched)
+    (_, _), apart = run(MODEL, *at((xs, targets), slice(3, T)), fresh)
+    assert jnp.abs(apart.win - two.win).max() > 1e-6
+
+
+def test_mean_is_the_sum_over_steps():
+    program, (xs, targets) = program_of(), data()
+    (total, _), grads = program.value_and_grad(loss)(MODEL, xs, targets, program.init())
+    (mean, _), means = program.value_and_grad(loss, "mean")(MODEL, xs, targets, program.init())
+    assert float(mean) == pytest.approx(float(total) / T, rel=1e-12)
+    close(arrays(means), [g / T for g in arrays(grads)])
+
+
+def test_the_model_runs_as_it_does_alone():
+    program, (xs, _) = program_of(), data()
+    ys, carry = program.scan(MODEL, xs, program.init())
+    state = MODEL.init_state()
+    for t in range(T):
+        y, state = MODEL(at(xs, t), state)
+        close(at(ys, t), y)
+    close(carry.state, state)
+    assert int(carry.state["count"]) == T
+
+
+def test_cotangents_of_a_carry_are_dropped():
+    program, (xs, _) = program_of(), data()
+    grads = eqx.filter_grad(
+        lambda m: sum(a.sum() for a in program(m, at(xs, 0), program.init())[1].traces[0])
+        + program(m, at(xs, 0), program.init())[1].state["h"].sum()
+    )(MODEL)
+    assert not any(g.any() for g in arrays(grads))
+
+
+# --- transformations ------------------------------------------------------------------------------
+
+
+def test_under_filter_jit():
+    program, (xs, targets) = program_of(), data()
+    run = program.value_and_grad(loss)
+    (value, carry), grads = run(MODEL, xs, targets, program.init())
+    (value_, carry_), grads_ = eqx.filter_jit(run)(MODEL, xs, targets, program.init())
+    assert float(value) == pytest.approx(float(value_), rel=1e-12)
+    close(arrays(grads), arrays(grads_))
+    close(carry, carry_)
+
+
+def test_vmap_of_one_stream_is_a_batch():
+    program, (xs, targets) = program_of(), data(B)
+    run = program.value_and_grad(loss)
+    batched = program.init(B)
+    (value, carry), grads = run(MODEL, xs, targets, batched)
+    each = etpc.Carry(batched.state, batched.traces, batched.program, False)
+    (values, carries), many = jax.vmap(
+        lambda x, t, c: run(MODEL, x, t, c), in_axes=(1, 1, 0)
+    )(xs, targets, each)
+    assert float(values.mean()) == pytest.approx(float(value), rel=1e-12)
+    close([g.mean(0) for g in arrays(many)], arrays(grads))
+    close((carries.state, carries.traces), (carry.state, carry.traces))
+
+
+def test_scan_over_calls():
+    program, (xs, _) = program_of(), data()
+    ys, carry = program.scan(MODEL, xs, program.init())
+
+    def body(now, x):
+        y, now = program(MODEL, x, now)
+        return now, y
+
+    carry_, ys_ = jax.lax.scan(body, program.init(), xs)
+    close(ys, ys_)
+    close(carry, carry_)
+
+
+def test_each_example_of_a_batch_has_noise_of_its_own():
+    carry = program_of().init(B)
+    keys = np.asarray(jax.random.key_data(carry.state["key"]))
+    assert len({tuple(k) for k in keys}) == B
+
+
+def test_other_parameter_values_need_no_compilation():
+    program, (xs, _) = program_of(), data()
+    other = eqx.tree_at(lambda m: m.win, MODEL, 2 * MODEL.win)
+    ys, _ = program.scan(other, xs, program.init())
+    y, _ = other(at(xs, 0), other.init_state())
+    close(at(ys, 0), y)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algo", [D, etpc.RTRL()], ids=["D", "RTRL"])
+@pytest.mark.parametrize("batch", [None, 5])
+def test_memory_is_that_of_the_carry(algo, batch):
+    program = program_of(algo)
+    carry, memory = program.init(batch), program.memory(batch)
+    expected = [(op.path, sum(a.nbytes for a in t)) for op, t in zip(program.ops, carry.traces)]
+    assert list(memory.traces) == expected
+    state = carry.state["h"].nbytes + carry.state["count"].nbytes
+    assert memory.state == state  # a key has no size that JAX promises
+    assert memory.total == state + sum(size for _, size in expected)
+    assert f"{memory.total:,} bytes" in str(memory)
+    assert ("one example" if batch is None else "batch size 5") in str(memory)
+
+
+def test_memory_of_factored_traces():
+    program = program_of(ES)
+    carry = program.init(2)
+    sizes = [sum(a.nbytes for a in trace) for trace in carry.traces]
+    assert [size for _, size in program.memory(2).traces] == sizes
+
+
+def test_memory_does_not_grow_with_time():
+    program = program_of(etpc.D_RTRL(window=8))
+    run = program.value_and_grad(loss)
+
+    def bytes_for(steps):
+        xs, targets = data(4, steps)
+        compiled = jax.jit(
+            lambda win, xs, targets, carry: run(
+                eqx.tree_at(lambda m: m.win, MODEL, win), xs, targets, carry
+            )
+        )
+        analysis = compiled.lower(MODEL.win, xs, targets, program.init(4)).compile()
+        inputs = sum(a.nbytes for a in jax.tree.leaves((xs, targets)))
+        return analysis.memory_analysis().temp_size_in_bytes, inputs
+
+    (few, small), (many, large) = bytes_for(64), bytes_for(1024)
+    assert few > 0
+    assert many - few < large - small
+
+
+# --- to look at -----------------------------------------------------------------------------------
+
+
+def test_print():
+    program = program_of()
+    text = str(program)
+    assert repr(program) == text
+    assert "D_RTRL(window=2" in text
+    assert "3 hidden states: ['h']" in text
+    for op in program.ops:
+        (row,) = [line for line in text.splitlines() if line.startswith(f"{op.path} ")]
+        assert op.kind in row
+        assert "x".join(map(str, op.trace_shape)) in row
+    assert "hidden ['h'] -> .rec -> hidden ['h']" in text
+    assert "approximate" in text
+    assert "exact" in str(program_of(etpc.RTRL()))
+    assert "decay 0.7" in str(program_of(ES))
+
+
+def test_records():
+    program = program_of()
+    found = {op.path: op for op in program.ops}
+    assert set(found) == {".win", ".rec", ".bias"}
+    assert found[".win"].kind == "dot_general"
+    assert found[".win"].trace_shape == (I, 1, O)
+    assert found[".bias"].trace_shape == (1, O)
+    assert all(op.states == ("['h']",) and op.block == 1 for op in program.ops)
+    assert not any(op.exact for op in program.ops)
+    assert all(op.exact and op.block == O for op in program_of(etpc.RTRL()).ops)
+
+
+def test_untraced():
+    untraced = program_of().untraced
+    assert set(untraced) == {".out", ".spare"}
+    assert "reaches no hidden state" in untraced[".out"]
+    assert "no operation of the step depends on it" in untraced[".spare"]
+
+
+def test_graph():
+    graph = program_of().graph
+    kinds = {kind: [] for kind in ("input", "parameter", "op", "state", "output")}
+    for node, given in graph.nodes(data=True):
+        kinds[given["kind"]].append(given["path"])
+        assert node[0] == given["kind"]
+    assert sorted(kinds["input"]) == ["['flag']", "['x']"]
+    assert set(kinds["parameter"]) == {".win", ".rec", ".bias", ".out", ".spare"}
+    assert kinds["state"] == ["['h']"]
+    assert sorted(kinds["output"]) == ["['count']", "['rate']"]
+    assert sorted(kinds["op"]) == [".bias", ".out", ".rec", ".win"]
+    names = {given["path"]: n for n, given in graph.nodes(data=True) if given["kind"] == "op"}
+    state = ("state", "['h']")
+    assert graph.edges[state, names[".rec"]]["cut"] is True
+    assert graph.edges[state, names[".out"]]["cut"] is False
+    assert graph.edges[state, state]["cut"] is False
+    assert graph.edges[names[".win"], state]["cut"] is False
+    assert graph.edges[("input", "['x']"), names[".win"]]["cut"] is False
+    assert not any(given["cut"] for *_, given in program_of(etpc.RTRL()).graph.edges(data=True))
+
+
+def test_groups():
+    def step(model, x, state):
+        a, b, c = state
+        a = 0.5 * a + model["w"] * x
+        b = 0.5 * b + a
+        c = 0.5 * c + model["v"] * x
+        return a, (a, b, c)
+
+    model = {"w": jnp.ones(2), "v": jnp.ones(2)}
+    program = etpc.compile(model, inputs=jnp.zeros(2), state=(jnp.zeros(2),) * 3, step=step)
+    found = [(g.states, g.ops, g.block) for g in program.groups]
+    assert found == [(("[0]", "[1]"), ("['w']",), 2), (("[2]",), ("['v']",), 1)]
+
+
+def test_stages_can_be_used_alone():
+    step = trace(MODEL, ONE)
+    text = str(step)
+    for path in (".win", "['x']", "['h']", "['key']", "['rate']"):
+        assert path in text
+    assert "dot_general" in text
+    assert "test_program.py" in text
+    analysis = analyse(step)
+    assert "analysis of 3 hidden states, D has 3 entries" in str(analysis)
+    assert "escapes: hidden ['h'] -> .rec -> hidden ['h']" in str(analysis)
+    made = plan(analysis, D)
+    assert "plan for D_RTRL(window=2" in str(made)
+    assert ".win dot_general: trace (2, 1, 3)" in str(made)
+    assert ".out dot_general: no trace: it reaches no hidden state" in str(made)
+    assert "OpPlan(.win, dot_general, block=1, exact=False)" in repr(made.ops)

@@ -1,0 +1,305 @@
+"""`etpc.verify` and `etpc.bptt`: what they say, and that they can say no."""
+
+import dataclasses
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc.algorithms import Algorithm, Decay
+from etpc.verify import Report, _compare
+
+T, I, O = 24, 3, 4
+"""Longer than the default window."""
+
+
+class Leaky(eqx.Module):
+    """Exact under D-RTRL where it has no recurrent weight."""
+
+    win: jax.Array
+    log_tau: jax.Array
+    out: jax.Array
+    rec: jax.Array | None = None
+    spare: jax.Array | None = None
+
+    def __call__(self, x, h):
+        drive = self.win @ x
+        if self.rec is not None:
+            drive = drive + self.rec @ jnp.tanh(h)
+        h = jax.nn.sigmoid(self.log_tau) * h + drive
+        return self.out @ jnp.tanh(h), h
+
+    def init_state(self):
+        return jnp.zeros(O)
+
+
+class Spiking(eqx.Module):
+    """A feed-forward layer of LIF neurons and a dense readout."""
+
+    linear: etpc.nn.Linear
+    lif: etpc.nn.LIF
+    out: etpc.nn.Linear
+
+    def __init__(self, scale=1.0):
+        first, second = jax.random.split(jax.random.key(0))
+        self.linear = etpc.nn.Linear(I, O, key=first)
+        self.linear = eqx.tree_at(
+            lambda m: (m.weight, m.bias),
+            self.linear,
+            (scale * jnp.abs(self.linear.weight), jnp.full(O, 0.3 * scale)),
+        )
+        self.lif = etpc.nn.LIF(O, tau=3.0)
+        self.out = etpc.nn.Linear(O, 2, key=second)
+
+    def __call__(self, x, V):
+        spike, V = self.lif(self.linear(x), V)
+        return self.out(spike), V
+
+    def init_state(self):
+        return self.lif.init_state()
+
+
+def leaky(**more):
+    rng = np.random.default_rng(0)
+    win, tau, out, rec = (jnp.asarray(rng.normal(size=s)) for s in [(O, I), (O,), (2, O), (O, O)])
+    more = {k: rec if v is True else v for k, v in more.items()}
+    return Leaky(win, tau, out, **more)
+
+
+def data(batch=None, outputs=2):
+    rng = np.random.default_rng(1)
+    lead = (T,) if batch is None else (T, batch)
+    return jnp.asarray(rng.normal(size=(*lead, I))), jnp.asarray(rng.normal(size=(*lead, outputs)))
+
+
+def squared(y, target):
+    return jnp.sum((y - target) ** 2)
+
+
+def rows(report):
+    return {row.path: row for row in report.rows}
+
+
+def distance(a, b):
+    a, b = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(t)]) for t in (a, b))
+    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+
+
+# --- bptt -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("batch", [None, 3])
+def test_bptt_is_jax_grad_of_a_loop(batch, reduction):
+    model, (xs, targets) = leaky(rec=True), data(batch)
+
+    def one(model, xs, targets):
+        h, total = model.init_state(), 0.0
+        for x, target in zip(xs, targets, strict=True):
+            y, h = model(x, h)
+            total = total + squared(y, target)
+        return total
+
+    def total(model):
+        if batch is None:
+            value = one(model, xs, targets)
+        else:
+            value = sum(one(model, xs[:, b], targets[:, b]) for b in range(batch)) / batch
+        return value / T if reduction == "mean" else value
+
+    expected = jax.jit(jax.value_and_grad(total))(model)
+    loss, grads = etpc.bptt(model, xs, targets, squared, batch_size=batch, reduction=reduction)
+    assert float(loss) == pytest.approx(float(expected[0]), rel=1e-12)
+    assert distance(grads, expected[1]) < 1e-12
+
+
+def test_bptt_with_step_and_state():
+    xs, targets = data()
+    model, start = leaky(), jnp.linspace(-1, 1, O)
+    loss, grads = etpc.bptt(
+        {"cell": model},
+        xs,
+        targets,
+        squared,
+        state={"h": start},
+        step=lambda m, x, s: (lambda y, h: (y, {"h": h}))(*m["cell"](x, s["h"])),
+    )
+    plain, plain_grads = etpc.bptt(model, xs, targets, squared, state=start)
+    assert float(loss) == float(plain)
+    assert distance(grads, plain_grads) == 0.0
+    assert float(loss) != float(etpc.bptt(model, xs, targets, squared)[0])
+
+
+# --- what holds -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("build", [leaky, Spiking])
+def test_exact_claims_hold(build, batch):
+    report = etpc.verify(build(), *data(batch), squared, batch_size=batch)
+    assert report.ok, str(report)
+    assert not report.notes
+    for row in report.rows:
+        assert (row.claim, row.held) == ("exact", True)
+        assert row.error < 1e-9
+        assert row.cosine == pytest.approx(1, abs=1e-12)
+        assert row.norm > 0
+    assert str(report).count(" yes") == len(report.rows)
+    assert "ok  (exact means a relative error of at most 1e-09)" in str(report)
+
+
+def test_an_approximation_claims_nothing():
+    report = etpc.verify(leaky(rec=True), *data(), squared)
+    row = rows(report)[".win"]
+    assert (row.claim, row.held) == ("approximate", None)
+    assert row.error > 1e-3
+    assert report.ok  # nothing was claimed that does not hold
+    assert rows(report)[".out"].claim == "exact"
+
+
+def test_rtrl_claims_everything():
+    report = etpc.verify(leaky(rec=True), *data(), squared, algo="rtrl")
+    assert {row.claim for row in report.rows} == {"exact"}
+    assert report.ok, str(report)
+
+
+def test_decay_is_an_approximation():
+    report = etpc.verify(leaky(), *data(), squared, algo=etpc.ES_D_RTRL(0.5))
+    found = rows(report)
+    assert found[".win"].claim == "approximate"
+    assert found[".win"].error > 1e-3
+    assert found[".log_tau"].claim == "exact"  # element-wise: the full trace
+
+
+def test_an_untraced_weight_gets_the_current_step():
+    report = etpc.verify(leaky(), *data(), squared, weights=lambda m: m.log_tau)
+    row = rows(report)[".win"]
+    assert (row.claim, row.held) == ("current step", None)
+    assert row.error > 1e-3
+    assert row.norm > 0
+
+
+def test_an_unused_parameter_is_no_reason_for_doubt():
+    report = etpc.verify(leaky(spare=jnp.ones(2)), *data(), squared)
+    row = rows(report)[".spare"]
+    assert (row.claim, row.held, row.norm) == ("unused", True, 0.0)
+    assert np.isnan(row.cosine)
+    assert report.ok, str(report)
+
+
+def test_the_loss_is_that_of_bptt():
+    model, (xs, targets) = leaky(), data()
+    report = etpc.verify(model, xs, targets, squared)
+    assert report.loss == pytest.approx(float(etpc.bptt(model, xs, targets, squared)[0]), rel=1e-12)
+
+
+def test_table():
+    report = etpc.verify(leaky(rec=True), *data(), squared)
+    text = str(report)
+    head, _, columns, rule, *body = text.splitlines()
+    assert head.startswith("D_RTRL(")
+    assert "against BPTT (loss" in head
+    assert columns.split() == ["parameter", "cosine", "rel.", "error", "norm", "claim", "held"]
+    assert set(rule) == {"-", " "}
+    assert [line.split()[0] for line in body[:4]] == [".win", ".log_tau", ".out", ".rec"]
+    assert repr(report) == text
+
+
+# --- what is empty --------------------------------------------------------------------------------
+
+
+def test_a_silent_network_is_noted():
+    report = etpc.verify(Spiking(scale=1e-3), *data(), squared)
+    assert report.vacuous
+    assert not report.ok
+    assert any("no spike on this sequence: the layer is silent" in note for note in report.notes)
+    assert "test_verify.py" in report.notes[0]
+    assert "NOT ok: the comparison is vacuous in part" in str(report)
+    # Its readout has no gradient, which shows nothing about it.
+    row = rows(report)[".out.weight"]
+    assert row.norm == 0
+    assert row.held is None
+    assert any("gradient of .out.weight is zero" in note for note in report.notes)
+
+
+def test_a_network_that_spikes_is_not():
+    assert not etpc.verify(Spiking(), *data(), squared).vacuous
+
+
+def test_a_zero_gradient_is_noted():
+    model = eqx.tree_at(lambda m: m.out, leaky(), jnp.zeros((2, O)))
+    report = etpc.verify(model, *data(), squared)
+    assert not report.ok
+    assert any("BPTT gradient of .win is zero" in note for note in report.notes)
+    assert rows(report)[".win"].held is None
+    assert rows(report)[".out"].held is True
+
+
+# --- negative controls ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Boast(Decay):
+    """A factored trace that says it is exact."""
+
+    exact = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Boastful(Algorithm):
+    """Claims exactness for an approximation."""
+
+    name: ClassVar[str] = "boastful"
+
+    def trace_form(self, kind):
+        return etpc.algorithms.Full() if kind.data is None else Boast(0.5)
+
+
+def test_a_wrong_claim_of_an_algorithm_is_caught():
+    report = etpc.verify(leaky(), *data(), squared, algo=Boastful())
+    row = rows(report)[".win"]
+    assert (row.claim, row.held) == ("exact", False)
+    assert not report.ok
+    (line,) = [line for line in str(report).splitlines() if line.startswith(".win")]
+    assert line.endswith("NO")
+    assert "\nNOT ok  (" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "held"),
+    [
+        (1.0, 1.0, True),
+        (1.0 + 1e-12, 1.0, True),
+        (1.0 + 1e-6, 1.0, False),
+        (0.0, 1.0, False),
+        (-1.0, 1.0, False),
+        (2.0, 1.0, False),
+        (1.0, 0.0, False),
+        (0.0, 0.0, None),
+        (np.nan, 1.0, False),
+        (1.0, np.nan, False),
+    ],
+)
+def test_compare(got, want, held):
+    program = etpc.compile(leaky(), inputs=jnp.zeros(I))
+    row = _compare(program, 0, np.full(O * I, got), np.full(O * I, want), 1e-9)
+    assert row.path == ".win"
+    assert row.held is held
+    report = Report(program, (row,), (), 1e-9, 1.0)
+    assert report.ok is (held is not False)
+    assert ("NO" in str(report).splitlines()[4]) is (held is False)
+
+
+def test_tolerance():
+    model, (xs, targets) = leaky(), data()
+    strict = etpc.verify(model, xs, targets, squared, tolerance=0.0)
+    assert any(row.held is False for row in strict.rows)
+    single = jax.tree.map(lambda a: a.astype(jnp.float32), (model, xs, targets))
+    report = etpc.verify(*single, squared, state=jnp.zeros(O, jnp.float32))
+    assert report.tolerance == 1e-3
+    assert report.ok, str(report)
+    assert max(row.error for row in report.rows) > 1e-12  # it was float32
