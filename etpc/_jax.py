@@ -162,7 +162,7 @@ def flatten(jaxpr: Any) -> Flat:
                 outs = descend(eqn.params[grouped], operands)
             else:
                 outs = [fresh(v.aval) for v in eqn.outvars]
-                source = source_info_util.summarize(eqn.source_info)
+                source = source_info_util.summarize(eqn.source_info) or "an unknown line"
                 equations.append(
                     Equation(eqn.primitive, eqn.params, operands, tuple(outs), source)
                 )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 
+from .._errors import UnsupportedError, raise_together
 from .._jax import Equation, Variable, canonicalise, evaluate, forward_mode
 from ..trace import Step
 from ._patterns import Interpreter, Opaque, Pattern, empty
@@ -229,6 +230,16 @@ def _patterns(
         start += size
     interpreter = Interpreter(seeds)
     found = interpreter.run(program, inputs)
+    raise_together(
+        [
+            f"A derivative passes through the `while_loop` at {source}. This is because it changes "
+            "what depends on a hidden state or a weight, and as the number of its iterations is "
+            "not known it has no reverse-mode derivative. Use `lax.fori_loop` with fixed bounds or "
+            "`lax.scan`, or `lax.stop_gradient` on what enters the loop."
+            for source in interpreter.unbounded
+        ],
+        UnsupportedError,
+    )
     filled = [
         empty(v.size, seeds) if pattern is None else pattern
         for v, pattern in zip(program.outputs, found, strict=True)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import Equation, Flat, Primitive, Variable, flatten, prims, scan_counts
+from .._jax import Equation, Flat, Primitive, Variable, etp_p, flatten, prims, scan_counts
 
 Pattern = sp.csr_array
 """Boolean, elements x seeds."""
@@ -85,6 +85,8 @@ class Interpreter:
     def __init__(self, seeds: int):
         self.seeds = seeds
         self.opaque: dict[Opaque, None] = {}
+        self.unbounded: dict[str, None] = {}
+        """Source lines of `while` loops that a derivative passes through."""
 
     def run(self, flat: Flat, inputs: Sequence[Pattern | None]) -> list[Pattern | None]:
         env: dict[Variable, Pattern] = {}
@@ -185,6 +187,9 @@ def _elementwise(interpreter, eqn, patterns, known):
         else:
             return None
     return [union(joins)]
+
+
+_RULES[etp_p] = _elementwise
 
 
 # --- data movement ------------------------------------------------------------------------------
@@ -480,6 +485,7 @@ def _scan(interpreter, eqn, patterns, known):
 
 @_rule("while")
 def _while(interpreter, eqn, patterns, known):
+    interpreter.unbounded[eqn.source] = None
     skip, n_consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     consts, carry = patterns[skip : skip + n_consts], patterns[skip + n_consts :]
     flat = flatten(eqn.params["body_jaxpr"])

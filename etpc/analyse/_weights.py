@@ -88,7 +88,7 @@ def split(step: Step) -> Split:
         needed.update((v, None) for v in eqn.inputs if v in fixed)
     needed.update((v, None) for v in (*outputs, *next_state) if v in fixed)
     weights = tuple(v for v in needed if v in reads)
-    others = tuple(v for v in needed if v not in reads)
+    others = tuple(v for v in needed if v not in reads and v not in step.constants)
 
     ops: list[WeightOp] = []
     problems: list[str] = []
