@@ -16,6 +16,7 @@ import equinox
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import primitives as prims
@@ -24,8 +25,8 @@ from jax.interpreters import ad, batching, mlir
 Primitive = jex.Primitive
 
 # Lines that errors and tables name are the user's, not those of the layers that etpc ships.
-for _package in (os.path.dirname(__file__), os.path.dirname(equinox.__file__)):
-    source_info_util.register_exclusion(_package)
+for _file in (__file__, equinox.__file__, jaxtyping.__file__):
+    source_info_util.register_exclusion(os.path.dirname(_file))
 
 # --- the marker ---------------------------------------------------------------------------------
 
@@ -37,7 +38,7 @@ ad.deflinear2(etp_p, lambda ct, x: [ct])
 batching.defvectorized(etp_p)
 
 
-def mark(weight: jax.Array) -> jax.Array:
+def mark(weight: jax.Array | np.ndarray) -> jax.Array:
     """Mark a weight, where it is used, as one that learns by an eligibility trace.
 
     An identity: the marked value equals `weight`, at no cost when the model runs on its own. It
@@ -96,11 +97,13 @@ class Equation:
     inputs: tuple[Variable, ...]
     outputs: tuple[Variable, ...]
     source: str
+    traceback: Any = None
 
     def bind(self, *values: Any) -> list[Any]:
         """Apply the operation to arrays or tracers."""
         bound = self.primitive.get_bind_params(dict(self.params))
-        out = self.primitive.bind(*values, **bound)
+        with source_info_util.user_context(self.traceback):
+            out = self.primitive.bind(*values, **bound)
         return list(out) if self.primitive.multiple_results else [out]
 
     def __repr__(self) -> str:
@@ -163,8 +166,9 @@ def flatten(jaxpr: Any) -> Flat:
             else:
                 outs = [fresh(v.aval) for v in eqn.outvars]
                 source = source_info_util.summarize(eqn.source_info) or "an unknown line"
+                traceback = eqn.source_info.traceback
                 equations.append(
-                    Equation(eqn.primitive, eqn.params, operands, tuple(outs), source)
+                    Equation(eqn.primitive, eqn.params, operands, tuple(outs), source, traceback)
                 )
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in inner.outvars]
@@ -178,12 +182,23 @@ def flatten(jaxpr: Any) -> Flat:
     return Flat(tuple(equations), inputs, tuple(outputs), constants)
 
 
+def primitive_of(function: Callable, *args: Any) -> Primitive | None:
+    """The primitive of a function that is a single operation, for those that JAX does not list."""
+    equations = flatten(jax.make_jaxpr(function)(*args)).equations
+    return equations[0].primitive if len(equations) == 1 else None
+
+
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr and its constants, whether it is closed, open, or both in one class."""
     if isinstance(jaxpr, jex.ClosedJaxpr):
         return jaxpr.jaxpr, jaxpr.consts
     return jaxpr, ()
 
+
+_pair = np.ones((1, 2), np.float32)
+split_p = primitive_of(lambda x: jax.lax.split(x, (1, 1), 1), _pair)
+stack_p = primitive_of(lambda x, y: jnp.stack([x, y]), _pair, _pair)
+tile_p = primitive_of(lambda x: jnp.tile(x, (2, 1)), _pair)
 
 # --- evaluation ---------------------------------------------------------------------------------
 
@@ -298,7 +313,11 @@ __all__ = [
     "is_step_function",
     "mark",
     "open_jaxpr",
+    "primitive_of",
     "prims",
     "prune",
     "scan_counts",
+    "split_p",
+    "stack_p",
+    "tile_p",
 ]

@@ -92,10 +92,9 @@ def distance(a, b):
 # --- bptt -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize(("batch", "reduction"), [(None, "sum"), (2, "mean")])
 def test_bptt_is_jax_grad_of_a_loop(batch, reduction):
-    model, (xs, targets) = leaky(rec=True), data(batch)
+    model, (xs, targets) = leaky(rec=True), jax.tree.map(lambda a: a[:4], data(batch))
 
     def one(model, xs, targets):
         h, total = model.init_state(), 0.0
@@ -109,7 +108,7 @@ def test_bptt_is_jax_grad_of_a_loop(batch, reduction):
             value = one(model, xs, targets)
         else:
             value = sum(one(model, xs[:, b], targets[:, b]) for b in range(batch)) / batch
-        return value / T if reduction == "mean" else value
+        return value / 4 if reduction == "mean" else value
 
     expected = jax.jit(jax.value_and_grad(total))(model)
     loss, grads = etpc.bptt(model, xs, targets, squared, batch_size=batch, reduction=reduction)
@@ -137,8 +136,7 @@ def test_bptt_with_step_and_state():
 # --- what holds -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [None, 2])
-@pytest.mark.parametrize("build", [leaky, Spiking])
+@pytest.mark.parametrize(("build", "batch"), [(leaky, None), (Spiking, 2)])
 def test_exact_claims_hold(build, batch):
     report = etpc.verify(build(), *data(batch), squared, batch_size=batch)
     assert report.ok, str(report)
@@ -217,7 +215,6 @@ def test_a_silent_network_is_noted():
     assert report.vacuous
     assert not report.ok
     assert any("no spike on this sequence: the layer is silent" in note for note in report.notes)
-    assert "test_verify.py" in report.notes[0]
     assert "NOT ok: the comparison is vacuous in part" in str(report)
     # Its readout has no gradient, which shows nothing about it.
     row = rows(report)[".out.weight"]

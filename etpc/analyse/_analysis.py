@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 
-from .._errors import UnsupportedError, raise_together
 from .._jax import Equation, Variable, canonicalise, evaluate, forward_mode
 from ..trace import Step
 from ._patterns import Interpreter, Opaque, Pattern, empty
@@ -88,6 +87,8 @@ class Analysis:
     """For each output leaf, booleans over the states and over the operations."""
     opaque: tuple[Opaque, ...]
     """Operations without a pattern rule, taken as dense."""
+    unbounded: tuple[str, ...]
+    """Source lines of `while` loops that a derivative passes through."""
 
     @property
     def ops(self) -> tuple[WeightOp, ...]:
@@ -120,7 +121,7 @@ def analyse(step: Step, *, cut: bool = True) -> Analysis:
     floats = [v for v in step.outputs if v.is_float]
     x_of = {op.number: op.equation.inputs[op.kind.data] for op in ops if op.kind.data is not None}
     read = [k for k in x_of if x_of[k].is_float]
-    opaque, found = _patterns(step, parts, hidden, cut, seeds, read)
+    interpreter, found = _patterns(step, parts, hidden, cut, seeds, read)
     state_count = len(hidden.leaves)
     stacked = found[:state_count]
     new = sp.csr_array(sp.vstack(stacked, format="csr")) if stacked else empty(0, seeds)
@@ -137,7 +138,7 @@ def analyse(step: Step, *, cut: bool = True) -> Analysis:
     into = np.array([r[1] for r in reads], bool).reshape(len(ops), len(ops))
     into &= np.array(is_cut, bool)[:, None]
     to_state = _upstream(np.array(direct, bool), into)
-    seen = np.array([r[1] for r in y_reads], bool).reshape(-1, len(ops)).any(0)
+    seen = np.array([r[1] for r in y_reads], bool).reshape(len(y_reads), len(ops)).any(0)
     to_output = _upstream(seen, into)
     reach = []
     for k, op in enumerate(ops):
@@ -153,9 +154,10 @@ def analyse(step: Step, *, cut: bool = True) -> Analysis:
         transition,
         immediate,
         tuple(reach),
-        np.array([r[0] for r in y_reads], bool).reshape(-1, hidden.size),
-        np.array([r[1] for r in y_reads], bool).reshape(-1, len(ops)),
-        opaque,
+        np.array([r[0] for r in y_reads], bool).reshape(len(y_reads), hidden.size),
+        np.array([r[1] for r in y_reads], bool).reshape(len(y_reads), len(ops)),
+        tuple(interpreter.opaque),
+        tuple(interpreter.unbounded),
     )
 
 
@@ -169,7 +171,7 @@ def by_equation(ops: Sequence[WeightOp]) -> dict[Equation, list[WeightOp]]:
 
 def _patterns(
     step: Step, parts: Split, hidden: HiddenStates, cut: bool, seeds: int, read: Sequence[int]
-) -> tuple[tuple[Opaque, ...], list[Pattern]]:
+) -> tuple[Interpreter, list[Pattern]]:
     """Patterns of new states, of the data of operations in `read`, and of float outputs."""
     table = by_equation(parts.ops)
     zeros = [_delta_aval(op) for op in parts.ops]
@@ -230,21 +232,11 @@ def _patterns(
         start += size
     interpreter = Interpreter(seeds)
     found = interpreter.run(program, inputs)
-    raise_together(
-        [
-            f"A derivative passes through the `while_loop` at {source}. This is because it changes "
-            "what depends on a hidden state or a weight, and as the number of its iterations is "
-            "not known it has no reverse-mode derivative. Use `lax.fori_loop` with fixed bounds or "
-            "`lax.scan`, or `lax.stop_gradient` on what enters the loop."
-            for source in interpreter.unbounded
-        ],
-        UnsupportedError,
-    )
     filled = [
         empty(v.size, seeds) if pattern is None else pattern
         for v, pattern in zip(program.outputs, found, strict=True)
     ]
-    return tuple(interpreter.opaque), filled
+    return interpreter, filled
 
 
 def _delta_aval(op: WeightOp) -> jax.ShapeDtypeStruct:

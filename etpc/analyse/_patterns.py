@@ -17,7 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import Equation, Flat, Primitive, Variable, etp_p, flatten, prims, scan_counts
+from .._jax import (
+    Equation,
+    Flat,
+    Primitive,
+    Variable,
+    etp_p,
+    flatten,
+    prims,
+    scan_counts,
+    split_p,
+    stack_p,
+    tile_p,
+)
 
 Pattern = sp.csr_array
 """Boolean, elements x seeds."""
@@ -182,10 +194,8 @@ def _elementwise(interpreter, eqn, patterns, known):
             continue
         if v.shape == out.shape:
             joins.append(pattern)
-        elif v.size == 1:
-            joins.append(pick(pattern, np.zeros(out.size, np.int64)))
-        else:
-            return None
+        else:  # a scalar, or axes of length one
+            joins.append(pick(pattern, np.broadcast_to(numbering(v.shape), out.shape)))
     return [union(joins)]
 
 
@@ -242,8 +252,20 @@ def _split(interpreter, eqn, patterns, known):
     return [pick(patterns[0], part) for part in np.split(index, cuts, eqn.params["axis"])]
 
 
-(_split_eqn,) = flatten(jax.make_jaxpr(lambda x: jax.lax.split(x, (1, 1)))(np.ones(2))).equations
-_RULES[_split_eqn.primitive] = _split  # `jax.extend` does not list this primitive
+def _stack(interpreter, eqn, patterns, known):
+    parts, blocks = [], []
+    for i, (v, pattern) in enumerate(zip(eqn.inputs, patterns, strict=True)):
+        parts.append(numbering(v.shape) + i * v.size)
+        blocks.append(empty(v.size, interpreter.seeds) if pattern is None else pattern)
+    stacked = sp.csr_array(sp.vstack(blocks, format="csr"))
+    return [pick(stacked, np.stack(parts, eqn.params["axis"]))]
+
+
+_tile = _moved(lambda x, *, reps, **_: np.tile(x, reps))
+
+for _primitive, _unlisted in ((split_p, _split), (stack_p, _stack), (tile_p, _tile)):
+    if _primitive is not None and _primitive not in _RULES:
+        _RULES[_primitive] = _unlisted
 
 
 @_rule("pad")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import Equation, Variable, etp_p, evaluate, flatten, prims, prune
+from .._jax import Equation, Variable, etp_p, evaluate, prims, prune, split_p, stack_p, tile_p
 from ..analyse import Analysis, WeightOp
 from ..analyse._analysis import by_equation
 
@@ -32,11 +32,10 @@ def _superpose_jvp(primals, tangents):
     return primals[0], tangents[0] + tangents[1]
 
 
-_split_eqn = flatten(jax.make_jaxpr(lambda x: lax.split(x, (1, 1)))(jnp.ones(2))).equations[0]
 _MOVES = frozenset(
     [
-        _split_eqn.primitive,
         etp_p,
+        *(p for p in (split_p, stack_p, tile_p) if p is not None),
         *(
             getattr(prims, name + "_p")
             for name in (
@@ -89,7 +88,7 @@ class StepFunctions:
 
     # --- vectors and leaves ---
 
-    def vector(self, state: Sequence[Array], dtype: Any) -> Array:
+    def vector(self, state: Sequence[Any], dtype: Any) -> Array:
         """The float leaves as one vector [S]."""
         parts = [jnp.ravel(state[i]).astype(dtype) for i in self.analysis.hidden.leaves]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
@@ -103,7 +102,7 @@ class StepFunctions:
             for a, b, i in bounds
         ]
 
-    def with_vector(self, state: Sequence[Array], vector: Array) -> list[Array]:
+    def with_vector(self, state: Sequence[Any], vector: Array) -> list[Any]:
         """A state whose float leaves are those of a vector."""
         leaves = list(state)
         for i, piece in zip(self.analysis.hidden.leaves, self.pieces(vector), strict=True):
@@ -112,7 +111,7 @@ class StepFunctions:
 
     # --- environments ---
 
-    def prefix(self, parameters: Sequence[Array]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    def prefix(self, parameters: Sequence[Array]) -> tuple[tuple[Array, ...], tuple[Any, ...]]:
         """Effective weights, and the other values that depend on the model alone."""
         a = self.analysis
         env: Env = dict(a.step.constants)

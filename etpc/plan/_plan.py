@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 
-from .._errors import SelectionError, raise_together
+from .._errors import SelectionError, UnsupportedError, raise_together
 from ..algorithms import Algorithm, Decay, Full, TraceForm
 from ..analyse import Analysis, WeightOp
 from ._blocks import Colouring, Index, Layout, block_rows, colouring, immediate_index, layout
@@ -116,8 +116,19 @@ def plan(analysis: Analysis, algorithm: Algorithm, weights: Any = None) -> Plan:
     - `algorithm`: the learning rule.
     - `weights`: `None`, `"all"`, `"marked"`, or a set of parameter paths.
 
-    **Raises** `SelectionError` where nothing is selected.
+    **Raises** `SelectionError` where nothing is selected; `UnsupportedError` where a derivative
+    passes through a loop of unknown length.
     """
+    raise_together(
+        [
+            f"A derivative passes through the `while_loop` at {source}. This is because it changes "
+            "what depends on a hidden state or a weight, and as the number of its iterations is "
+            "not known it has no reverse-mode derivative. Use `lax.fori_loop` with fixed bounds or "
+            "`lax.scan`, or `lax.stop_gradient` on what enters the loop."
+            for source in analysis.unbounded
+        ],
+        UnsupportedError,
+    )
     chosen = _chosen(analysis, weights)
     with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
     colours = colouring(analysis, with_state)

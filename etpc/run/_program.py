@@ -370,13 +370,14 @@ class Program:
 
     def _inputs(self, xs: Any, carry: Carry) -> list[Array]:
         expected = self._step.input_leaves
-        try:
-            leaves = expected.split(xs)
-        except ValueError as error:
+        given = Leaves.of(xs, "x", numbers=True)
+        if given.treedef != expected.treedef or given.places != expected.places:
             raise InputError(
-                f"The input does not have the structure that was compiled ({expected.treedef}): "
-                f"{error}"
-            ) from None
+                "The input does not have the structure that was compiled: it has leaves "
+                f"{', '.join(given.paths)} ({given.treedef}), and the program {', '.join(expected.paths)} "
+                f"({expected.treedef}). Pass inputs of the compiled structure, or compile again."
+            )
+        leaves = expected.split(xs)
         lead = 2 if carry.batched else 1
         axes = "[T, B]" if carry.batched else "[T]"
         values, problems, leads = [], [], set()
@@ -417,8 +418,9 @@ def _castable(given: Any, wanted: Any) -> bool:
         return True
     if any(jnp.issubdtype(d, jax.dtypes.extended) for d in (given, wanted)):
         return False
-    kinds = [k for k in (jnp.bool_, jnp.integer, jnp.floating) if jnp.issubdtype(given, k)]
-    return any(jnp.issubdtype(wanted, k) for k in kinds)
+    order = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    rank = [next(i for i, k in enumerate(order) if jnp.issubdtype(d, k)) for d in (given, wanted)]
+    return rank[0] <= rank[1]
 
 
 def _steps(xs: list[Array], targets: Any) -> int:

@@ -92,7 +92,9 @@ TIGHT = {
     "cumsum_reverse": lambda h, i: lax.cumsum(h, reverse=True),
     "cumsum_rows": lambda h, i: jnp.cumsum(h.reshape(3, 2), axis=0).reshape(6),
     "mean_free": lambda h, i: h - h.mean(),
-    "row_mean_free": lambda h, i: (h.reshape(2, 3) - h.reshape(2, 3).mean(1, keepdims=True)).ravel(),
+    "row_mean_free": lambda h, i: (
+        h.reshape(2, 3) - h.reshape(2, 3).mean(1, keepdims=True)
+    ).ravel(),
     "concatenate": lambda h, i: jnp.concatenate([h[4:], h[:4]]),
     "split": lambda h, i: jnp.concatenate(jnp.split(h, [1, 4])[::-1]),
     "stack": lambda h, i: jnp.stack([h[:3], h[3:] * h[:3]], axis=1).ravel(),
@@ -116,8 +118,9 @@ TIGHT = {
         i, [lambda a: jnp.roll(a, 1), lambda a: 0 * a + 1.0, jnp.sin], h
     ),
     "where": lambda h, i: jnp.where(h > 0, jnp.roll(h, 1), jnp.sin(h)),
-    "scan_over_slices": lambda h, i: lax.scan(lambda c, a: (c + a, c * 2 + a), 0.0, h)[0]
-    + jnp.zeros(6),
+    "scan_over_slices": lambda h, i: (
+        lax.scan(lambda c, a: (c + a, c * 2 + a), 0.0, h)[0] + jnp.zeros(6)
+    ),
     "scan_each_alone": lambda h, i: lax.scan(lambda c, _: (jnp.sin(c) + c, None), h, length=3)[0],
     "fori_to_neighbours": lambda h, i: lax.fori_loop(0, 5, lambda _, c: c + jnp.roll(c, 1), h),
     "while_each_alone": still_while,
@@ -162,7 +165,13 @@ LOOSE = {
 }
 """The pattern contains the non-zeros."""
 
-PARTLY_SPARSE = {"set_at_a_constant", "cancels", "update_at_an_input", "set_at_an_input", "add_at_an_input"}
+PARTLY_SPARSE = {
+    "set_at_a_constant",
+    "cancels",
+    "update_at_an_input",
+    "set_at_an_input",
+    "add_at_an_input",
+}
 
 
 def pattern_of(function):
