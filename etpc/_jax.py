@@ -155,7 +155,8 @@ def flatten(jaxpr: Any) -> Flat:
 
         def read(atom: Any) -> Variable:
             if isinstance(atom, jex.Literal):
-                return constant(np.asarray(atom.val, atom.aval.dtype), atom.aval)
+                aval: Any = atom.aval
+                return constant(np.asarray(atom.val, aval.dtype), aval)
             return env[atom]
 
         for eqn in inner.eqns:

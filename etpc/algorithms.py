@@ -7,7 +7,7 @@ register_algorithm] gives one a name.
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from ._errors import AlgorithmError, InputTypeError, UnsupportedError
 from .ops import Kind
@@ -175,8 +175,8 @@ for _algorithm in (D_RTRL, ES_D_RTRL, RTRL):
     register_algorithm(_algorithm)
 
 __all__ = [
-    "ES_D_RTRL",
     "D_RTRL",
+    "ES_D_RTRL",
     "RTRL",
     "Algorithm",
     "Decay",

@@ -23,19 +23,35 @@ from ._jax import Equation, Primitive, prims
 class Kind(Protocol):
     """How one operand of one equation acts as a weight."""
 
-    name: str
-    """What the printed program calls it."""
-    mixes: bool
-    """Whether an output reads several positions of the data: D-RTRL then cuts the data."""
-    groups: int
-    """G."""
-    inputs: int
-    """I; 1 where the operation has no factor (`factor` is `None`)."""
-    outputs: int
-    """O."""
+    @property
+    def name(self) -> str:
+        """What the printed program calls it."""
+        ...
 
-    data: int | None
-    """Which operand is the data `x` that is multiplied with the weight, if one is."""
+    @property
+    def mixes(self) -> bool:
+        """Whether an output reads several positions of the data: D-RTRL then cuts the data."""
+        ...
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        ...
+
+    @property
+    def inputs(self) -> int:
+        """I; 1 where the operation has no factor."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """O."""
+        ...
+
+    @property
+    def data(self) -> Any:
+        """Which operand is the data `x` that is multiplied with the weight; `None` if none is."""
+        ...
 
     def shift_inputs(self, values: list[Any], delta: Float[Array, "G O"]) -> list[Any]:
         """The operands with `delta` added, if it acts on the weight (an op that does not mix)."""
@@ -193,7 +209,7 @@ def contraction(equation: Equation, operand: int) -> Contraction:
 
 def direct(equation: Equation, operand: int) -> Direct:
     """The form that any operation has."""
-    name = equation.params["name"] if "name" in equation.params else equation.primitive.name
+    name = equation.params.get("name", equation.primitive.name)
     return Direct(operand, equation.inputs[operand].shape, str(name))
 
 

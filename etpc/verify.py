@@ -266,8 +266,10 @@ def _silent(program: Program, model: Any, xs: Any, carry: Any) -> list[str]:
         return after, [jnp.any(f) for f in fired]
 
     state = step.state_leaves.split(carry.state)
-    xs = [jnp.asarray(x, a.dtype) for x, a in zip(
-        step.input_leaves.split(xs), step.input_leaves.avals, strict=True)]
+    xs = [
+        jnp.asarray(x, a.dtype)
+        for x, a in zip(step.input_leaves.split(xs), step.input_leaves.avals, strict=True)
+    ]
     _, fired = jax.jit(lambda s, x: jax.lax.scan(body, s, x))(state, xs)
     sources = dict.fromkeys(
         e.source for e, f in zip(functions, fired, strict=True) if not bool(np.any(f))

@@ -160,7 +160,7 @@ def test_every_setting_changes_the_gradient():
             assert distance(one, other) > 1e-4
 
 
-def test_a_broken_trace_is_seen(monkeypatch):
+def test_a_broken_trace_is_seen():
     """Negative control: if traces are dropped between windows, the comparison fails."""
     case = Case(models.named("mingru"))
     reference = case.reference("bptt")
@@ -175,8 +175,9 @@ def test_a_broken_trace_is_seen(monkeypatch):
 
 
 @given(models.specs(max_layers=2, max_size=3))
-@settings(max_examples=8)
+@settings(max_examples=6)
 def test_drawn_models(spec):
+    jax.clear_caches()  # compiled code of many models exhausts the process's memory mappings
     found = check(models.build(spec))
     record(found)
     assert all(error < TOLERANCE for error in found.values()), found
@@ -185,6 +186,7 @@ def test_drawn_models(spec):
 @pytest.mark.slow
 @given(models.specs())
 def test_many_drawn_models(spec):
+    jax.clear_caches()  # compiled code of many models exhausts the process's memory mappings
     found = check(models.build(spec))
     record(found)
     assert all(error < TOLERANCE for error in found.values()), found

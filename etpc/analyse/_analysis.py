@@ -1,6 +1,7 @@
 """Which weights reach which hidden states: the patterns of the cut step, and what follows."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -138,7 +139,9 @@ def analyse(step: Step, *, cut: bool = True) -> Analysis:
     into = np.array([r[1] for r in reads], bool).reshape(len(ops), len(ops))
     into &= np.array(is_cut, bool)[:, None]
     to_state = _upstream(np.array(direct, bool), into)
-    seen = np.array([r[1] for r in y_reads], bool).reshape(len(y_reads), len(ops)).any(0)
+    seen = np.zeros(len(ops), bool)
+    for _, through in y_reads:
+        seen |= through
     to_output = _upstream(seen, into)
     reach = []
     for k, op in enumerate(ops):
@@ -220,7 +223,7 @@ def _patterns(
     counts = np.cumsum([0, *(len(g) for g in groups)])
 
     def flat(*args):
-        return tangents(*(args[a:b] for a, b in zip(counts[:-1], counts[1:], strict=True)))
+        return tangents(*(args[a:b] for a, b in itertools.pairwise(counts)))
 
     program = canonicalise(flat, [a for group in groups for a in group])
     inputs: list[Pattern | None] = [None] * int(counts[3])

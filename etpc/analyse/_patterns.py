@@ -31,8 +31,8 @@ from .._jax import (
     tile_p,
 )
 
-Pattern = sp.csr_array
-"""Boolean, elements x seeds."""
+Pattern = Any
+"""A boolean `scipy.sparse.csr_array`, elements x seeds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +183,37 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 @_rule(
-    *("add add_jaxvals add_any sub mul div neg select_n convert_element_type reduce_precision".split()),
-    *("copy real imag conj complex integer_pow pow square sqrt clamp max min rem".split()),
+    *(
+        [
+            "add",
+            "add_jaxvals",
+            "add_any",
+            "sub",
+            "mul",
+            "div",
+            "neg",
+            "select_n",
+            "convert_element_type",
+            "reduce_precision",
+        ]
+    ),
+    *(
+        [
+            "copy",
+            "real",
+            "imag",
+            "conj",
+            "complex",
+            "integer_pow",
+            "pow",
+            "square",
+            "sqrt",
+            "clamp",
+            "max",
+            "min",
+            "rem",
+        ]
+    ),
 )
 def _elementwise(interpreter, eqn, patterns, known):
     (out,) = eqn.outputs
@@ -271,7 +300,7 @@ for _primitive, _unlisted in ((split_p, _split), (stack_p, _stack), (tile_p, _ti
 @_rule("pad")
 def _pad(interpreter, eqn, patterns, known):
     (out,) = eqn.outputs
-    operand, filler = eqn.inputs
+    operand, _ = eqn.inputs
     index = np.full(out.shape, -1)
     whole = numbering(operand.shape)
     source, target = [], []
@@ -360,7 +389,7 @@ def _dynamic_update_slice(interpreter, eqn, patterns, known):
 
 @_rule("scatter", "scatter_add")
 def _scatter(interpreter, eqn, patterns, known):
-    operand, indices, updates = eqn.inputs
+    indices = eqn.inputs[1]
     (out,) = eqn.outputs
     joins = [] if patterns[0] is None else [patterns[0]]
     if patterns[2] is not None:
@@ -447,9 +476,7 @@ def _dot_general(interpreter, eqn, patterns, known):
 
 @_rule("cond")
 def _cond(interpreter, eqn, patterns, known):
-    results = [
-        interpreter.run(flatten(branch), patterns[1:]) for branch in eqn.params["branches"]
-    ]
+    results = [interpreter.run(flatten(branch), patterns[1:]) for branch in eqn.params["branches"]]
     outs: list[Pattern | None] = []
     for several in zip(*results, strict=True):
         present = [p for p in several if p is not None]

@@ -265,7 +265,7 @@ class _Emitter:
         weights_bar, moving_bar, old, new, deltas = pull(ys_bar)
         weights_bar = list(weights_bar)
         xs = self._data_by_op(data)
-        credit, start = new, None
+        credit, start = new, new[0]
         if any(isinstance(p.form, Full) for p in self.plan.traced):
             credit, start = self._credit(transition, old, new)
         for place, p in enumerate(self.live):

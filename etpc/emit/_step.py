@@ -38,10 +38,22 @@ _MOVES = frozenset(
         *(p for p in (split_p, stack_p, tile_p) if p is not None),
         *(
             getattr(prims, name + "_p")
-            for name in (
-                "reshape transpose squeeze broadcast_in_dim rev slice concatenate pad copy "
-                "convert_element_type dynamic_slice dynamic_update_slice gather scatter"
-            ).split()
+            for name in [
+                "reshape",
+                "transpose",
+                "squeeze",
+                "broadcast_in_dim",
+                "rev",
+                "slice",
+                "concatenate",
+                "pad",
+                "copy",
+                "convert_element_type",
+                "dynamic_slice",
+                "dynamic_update_slice",
+                "gather",
+                "scatter",
+            ]
         ),
     ]
 )

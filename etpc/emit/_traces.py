@@ -108,7 +108,8 @@ def smooth(
 ) -> tuple[Trace, tuple[Array, Array, Array]]:
     """Move the factors of a decaying trace through a window; also all their values, 0 to W."""
     form = plan.form
-    assert isinstance(form, Decay) and factors.x is not None
+    assert isinstance(form, Decay)
+    assert factors.x is not None
     decay = jnp.asarray(form.decay, factors.immediate.dtype)
     count = plan.op.kind.groups * plan.op.kind.outputs
     eps_x, eps_f, norm = trace
@@ -153,9 +154,7 @@ def gradient_smooth(
     return _contract(kind, eps_x, credit)
 
 
-def gradient_smooth_start(
-    plan: OpPlan, start: Float[Array, "B m GO"], trace: Trace
-) -> Array:
+def gradient_smooth_start(plan: OpPlan, start: Float[Array, "B m GO"], trace: Trace) -> Array:
     """`lambda_0` times the trace at the start of a window."""
     eps_x, eps_f, norm = trace
     kind = plan.op.kind
@@ -184,5 +183,3 @@ def empty_trace(plan: OpPlan, batch: int, dtype) -> Trace:
         jnp.zeros((batch, *shape_f), dtype),
         jnp.zeros((batch,), dtype),
     )
-
-

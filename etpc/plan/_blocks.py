@@ -78,7 +78,7 @@ def block_rows(block: Pattern) -> np.ndarray:
 def colouring(analysis: Analysis, ops: Sequence[int]) -> Colouring:
     """Colour the new states for the transition and the immediate Jacobians of some operations."""
     patterns = [analysis.transition, *(analysis.immediate[k] for k in ops)]
-    whole = sp.csr_array(sp.hstack(patterns, format="csr"))
+    whole: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
     colour = _colours(whole, analysis.hidden.leaf_of(np.arange(whole.shape[0])))
     count = int(colour.max(initial=0)) + 1
     owners = [_owners(pattern, colour, count) for pattern in patterns]
@@ -137,7 +137,7 @@ def _fill(owner: np.ndarray) -> np.ndarray:
 
 def layout(rows: np.ndarray, transition: Pattern, colours: Colouring) -> Layout:
     """The index tables of blocks `rows` [m, O]."""
-    m, outputs = rows.shape
+    outputs = rows.shape[1]
     states = transition.shape[0]
     shared = outputs > 1 and bool((rows == rows[:, :1]).all())
     table = rows[:, :1] if shared else rows
@@ -155,9 +155,7 @@ def layout(rows: np.ndarray, transition: Pattern, colours: Colouring) -> Layout:
     return Layout(rows, Index.of(_fill(rows), members), Index.of(at, present))
 
 
-def immediate_index(
-    rows: np.ndarray, immediate: Pattern, colours: Colouring
-) -> Index:
+def immediate_index(rows: np.ndarray, immediate: Pattern, colours: Colouring) -> Index:
     """Where `F[a, o]` lies in the compressed `F` of an operation; [m, O]."""
     m, outputs = rows.shape
     columns = np.broadcast_to(np.arange(outputs), (m, outputs))

@@ -6,12 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import networkx as nx
-import numpy as np
 
 from .._errors import SelectionError, UnsupportedError, raise_together
 from ..algorithms import Algorithm, Decay, Full, TraceForm
 from ..analyse import Analysis, WeightOp
-from ._blocks import Colouring, Index, Layout, block_rows, colouring, immediate_index, layout
+from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
 
 AUTO_WINDOW = 16
 
@@ -23,8 +22,10 @@ class OpPlan:
     op: WeightOp
     form: TraceForm | None
     """The form of its trace, or `None` if it has none."""
-    layout: Layout | None
-    immediate: Index | None
+    layout: Any
+    """The [`Layout`][etpc.plan.Layout] of its blocks, or `None` if it has no trace."""
+    immediate: Any
+    """Where `F` lies in the compressed Jacobian, or `None`."""
     states: tuple[str, ...]
     exact: bool
     escapes: tuple[str, ...]
@@ -161,7 +162,7 @@ def plan(analysis: Analysis, algorithm: Algorithm, weights: Any = None) -> Plan:
             table = layouts[key]
             index = immediate_index(rows, analysis.immediate[op.number], colours)
         escapes = reach.escapes
-        if form is not None and not form.exact:
+        if isinstance(form, Decay):
             text = f"the trace is one pair of factors, smoothed with decay {form.decay}"
             escapes = (text, *escapes)
         traceless = reach.role == "state" and form is None

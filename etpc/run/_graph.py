@@ -89,7 +89,10 @@ def _input_edges(plan: Plan, graph: "nx.DiGraph", names: list[tuple[str, str]]) 
             read = empty
         from_inputs.update((v, read) for v in eqn.outputs)
     targets = [
-        *zip(a.split.outputs, [("output", path) for path in a.step.output_leaves.paths]),
+        *(
+            (v, ("output", path))
+            for v, path in zip(a.split.outputs, a.step.output_leaves.paths, strict=True)
+        ),
         *(
             (a.split.next_state[i], ("state", path))
             for i, path in zip(a.hidden.leaves, a.hidden.paths, strict=True)

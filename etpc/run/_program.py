@@ -353,8 +353,10 @@ class Program:
                     "no arrays are part of the program: compile again, or make it an array."
                 )
         raise_together(problems, InputError)
-        return [jnp.asarray(a) if isinstance(a, np.ndarray | np.generic) else a
-                for a in expected.split(model)]
+        return [
+            jnp.asarray(a) if isinstance(a, np.ndarray | np.generic) else a
+            for a in expected.split(model)
+        ]
 
     def _check_carry(self, carry: Any) -> None:
         if not isinstance(carry, Carry):
@@ -477,7 +479,9 @@ def _fingerprint(plan: Plan) -> str:
     """What a carry must agree on: the states, and the traces in order."""
     step = plan.analysis.step
     parts = [str(plan.algorithm), str(step.state_leaves.treedef)]
-    parts += [f"{p} {a}" for p, a in zip(step.state_leaves.paths, step.state_leaves.avals)]
+    parts += [
+        f"{p} {a}" for p, a in zip(step.state_leaves.paths, step.state_leaves.avals, strict=True)
+    ]
     parts += [f"{p.path} {p.kind} {p.form} {p.trace_shape}" for p in plan.traced]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -67,12 +67,13 @@ def trace(
             "new_state)`. Pass `step=lambda model, x, state: ...` to call it another way."
         )
     if state is None:
-        if not hasattr(model, "init_state"):
+        make = getattr(model, "init_state", None)
+        if make is None:
             raise ModelError(
                 f"There is no initial state: a {type(model).__name__} has no `init_state()` and "
                 "`state=` was not given. Pass `state=` with the hidden state of one example."
             )
-        state = model.init_state()
+        state = make()
     model_leaves = Leaves.of(model, "model")
     input_leaves = Leaves.of(inputs, "x", numbers=True)
     state_leaves = Leaves.of(state, "state", numbers=True)
