@@ -24,7 +24,7 @@ test-leaks: .venv/.test
 	JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest tests/test_docs.py $(PYTEST_ARGS)
 
 test-newest: .venv-newest/.test
-	.venv-newest/bin/python -m pytest -m "not slow and not peer" $(PYTEST_ARGS)
+	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check

@@ -40,7 +40,7 @@ FAST = os.environ.get("ETPC_EXAMPLE_FAST") == "1"  # a few updates, to see that 
 STEPS, BATCH, NEURONS = 50, 64, 128
 EPOCHS, BATCHES = (1, 3) if FAST else (40, None)
 # Chosen on validation images, like the sizes above and the time constants below.
-LEARNING_RATE, RATE = 3e-3, 0.5
+LEARNING_RATE, RATE = 5e-3, 0.5
 GOAL = 0.95
 
 
