@@ -23,7 +23,7 @@ class OpPlan:
     form: TraceForm | None
     """The form of its trace, or `None` if it has none."""
     layout: Any
-    """The [`Layout`][etpc.plan.Layout] of its blocks, or `None` if it has no trace."""
+    """The `Layout` of its blocks, or `None` if it has no trace."""
     immediate: Any
     """Where `F` lies in the compressed Jacobian, or `None`."""
     states: tuple[str, ...]
