@@ -24,7 +24,7 @@ class AlgorithmError(EtpcError, ValueError):
 
 
 class InputError(EtpcError, ValueError):
-    """An argument of a compiled program does not fit what the program was compiled for."""
+    """An argument is out of range, or does not fit what a program was compiled for."""
 
 
 class InputTypeError(EtpcError, TypeError):

@@ -67,9 +67,8 @@ class Algorithm:
         return Full()
 
     def __str__(self) -> str:
-        settings = ", ".join(
-            f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self)
-        )
+        fields = sorted(dataclasses.fields(self), key=lambda f: f.kw_only)
+        settings = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields)
         return f"{type(self).__name__}({settings})"
 
 

@@ -353,3 +353,15 @@ def test_not_a_number_passes_through():
     assert jnp.isnan(loss)
     assert jnp.isnan(grads.weight).any()
     assert jnp.isnan(carry.state["h"]).all()
+
+
+def test_a_derivative_through_a_loop_of_unknown_length_is_refused():
+    def step(w, x, h):
+        h = w * h + x
+        h = jax.lax.while_loop(lambda c: c.sum() > 10.0, lambda c: 0.5 * c, h)
+        return h, h
+
+    with pytest.raises(etpc.UnsupportedError, match=r"while_loop.*test_errors\.py:\d+") as caught:
+        etpc.compile(jnp.ones(3), inputs=jnp.ones(3), state=jnp.ones(3), step=step)
+    assert isinstance(caught.value, NotImplementedError)
+    assert "stop_gradient" in str(caught.value)
