@@ -365,3 +365,8 @@ def test_a_derivative_through_a_loop_of_unknown_length_is_refused():
         etpc.compile(jnp.ones(3), inputs=jnp.ones(3), state=jnp.ones(3), step=step)
     assert isinstance(caught.value, NotImplementedError)
     assert "stop_gradient" in str(caught.value)
+
+
+def test_a_model_needs_an_input_that_counts_the_steps():
+    with pytest.raises(etpc.ModelError, match=r"inputs= has no array.*jnp\.zeros"):
+        etpc.compile(jnp.ones(3), inputs=None, state=jnp.ones(3), step=lambda w, x, h: (h, w * h))

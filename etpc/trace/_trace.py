@@ -77,6 +77,12 @@ def trace(
     model_leaves = Leaves.of(model, "model")
     input_leaves = Leaves.of(inputs, "x", numbers=True)
     state_leaves = Leaves.of(state, "state", numbers=True)
+    if not input_leaves.avals:
+        raise ModelError(
+            "inputs= has no array. The number of steps is that of the input's leading axis, so a "
+            "model that reads nothing still needs one: pass an unused input, such as "
+            "`inputs=jnp.zeros(())`."
+        )
     counts = [len(leaves.avals) for leaves in (model_leaves, input_leaves, state_leaves)]
     _check_state(state_leaves)
     kept: dict[str, Any] = {}
