@@ -215,7 +215,7 @@ def table(arms: list[Arm], scores: list[float]) -> str:
     head = f"{'':<32}{'test':>7}{'validation':>12}{'updates':>9}{'training':>10}"
     lines = [head + f"{'per update':>12}{'compile':>9}{'carry':>10}"]
     for arm, score in zip(arms, scores, strict=True):
-        carry = "T steps" if arm.memory is None else f"{arm.memory / 2**20:.2f} MiB"
+        carry = f"{STEPS} steps" if arm.memory is None else f"{arm.memory / 2**20:.2f} MiB"
         lines.append(
             f"{arm.title:<32}{score:>7.1%}{arm.curve[-1]:>12.1%}{arm.updates:>9}"
             f"{arm.time:>8.1f} s{1e3 * arm.time / arm.updates:>9.2f} ms{arm.compile_time:>7.1f} s"

@@ -9,7 +9,7 @@ use larger weights and a lower threshold.)
 
 Then the same loop with larger initial weights, on one batch: the network spikes, and it learns.
 
-    python examples/snn_online_learning.py              # about ten seconds on 2 cores
+    python examples/snn_online_learning.py              # about 15 seconds on 2 cores
 """
 
 import math
