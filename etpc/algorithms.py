@@ -20,6 +20,7 @@ class Full:
     """The whole eligibility trace: one entry for every use of a weight and every block state."""
 
     exact = True
+    left_out = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Decay:
 
     decay: float
     exact = False
+
+    @property
+    def left_out(self) -> str:
+        """What a trace of this form leaves out, in words."""
+        return f"the trace is one pair of factors, smoothed with decay {self.decay}"
 
 
 TraceForm = Full | Decay

@@ -53,6 +53,7 @@ def _repeat(leaf: Any, batch_size: int) -> Array:
     return jnp.broadcast_to(leaf, (batch_size, *jnp.shape(leaf)))
 
 
+@eqx.filter_jit
 def _bptt(model, xs, targets, loss_fn, start, step, batched: bool, reduction: str):
     call = step if step is not None else lambda m, x, s: m(x, s)
 
@@ -72,15 +73,11 @@ def _bptt(model, xs, targets, loss_fn, start, step, batched: bool, reduction: st
         many = jax.vmap(lambda s, x, t: sequence(model, s, x, t), in_axes=(0, 1, 1))
         return many(start, xs, targets).mean()
 
-    @eqx.filter_jit
-    def run(model):
-        loss, grads = eqx.filter_value_and_grad(total)(model)
-        if reduction == "mean":
-            steps = jax.tree.leaves((xs, targets))[0].shape[0]
-            loss, grads = loss / steps, jax.tree.map(lambda g: g / steps, grads)
-        return loss, grads
-
-    return run(model)
+    loss, grads = eqx.filter_value_and_grad(total)(model)
+    if reduction == "mean":
+        steps = jax.tree.leaves((xs, targets))[0].shape[0]
+        loss, grads = loss / steps, jax.tree.map(lambda g: g / steps, grads)
+    return loss, grads
 
 
 @dataclasses.dataclass(frozen=True)

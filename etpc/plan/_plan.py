@@ -162,9 +162,8 @@ def plan(analysis: Analysis, algorithm: Algorithm, weights: Any = None) -> Plan:
             table = layouts[key]
             index = immediate_index(rows, analysis.immediate[op.number], colours)
         escapes = reach.escapes
-        if isinstance(form, Decay):
-            text = f"the trace is one pair of factors, smoothed with decay {form.decay}"
-            escapes = (text, *escapes)
+        if form is not None and not form.exact:
+            escapes = (form.left_out, *escapes)
         traceless = reach.role == "state" and form is None
         ops.append(
             OpPlan(

@@ -257,7 +257,7 @@ class Program:
             grads = jax.tree.map(jnp.add, grads, bar)
             return (list(state), list(traces), total + loss, grads), None
 
-        window = min(self.plan.window, steps)
+        window = self._window_for(steps)
         whole = steps // window
         zero = jnp.zeros((), self._loss_dtype(loss_fn, targets))
         now = (state, traces, zero, jax.tree.map(jnp.zeros_like, weights))
@@ -277,6 +277,14 @@ class Program:
             loss = loss / steps
             moving = jax.tree.map(lambda g: g / steps, moving)
         return loss, self._leave(state, traces, carry), moving
+
+    def _window_for(self, steps: int) -> int:
+        """The window; where it is chosen, one that leaves no remainder if such a one is near."""
+        wanted = self.plan.window
+        if self.algorithm.window == "auto":
+            even = [w for w in range(wanted // 2, 2 * wanted + 1) if steps % w == 0]
+            wanted = min(even, key=lambda w: abs(math.log(w / wanted)), default=wanted)
+        return min(wanted, steps)
 
     def _loss_aval(self, loss_fn, targets):
         outputs = self._step.output_leaves.join(self._step.output_leaves.avals)
