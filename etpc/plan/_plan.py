@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import networkx as nx
 
 from .._errors import SelectionError, UnsupportedError, raise_together
-from ..algorithms import Algorithm, Decay, Full, TraceForm
+from ..algorithms import Algorithm, Decay, TraceForm
 from ..analyse import Analysis, WeightOp
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
 
@@ -240,4 +240,4 @@ def _groups(ops: list[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-__all__ = ["Full", "Group", "OpPlan", "Plan", "plan"]
+__all__ = ["Group", "OpPlan", "Plan", "plan"]
