@@ -80,7 +80,7 @@ class StepFunctions:
         factors = [op.equation.inputs[op.kind.data] for op in live if op.kind.data is not None]
         wanted = [*a.split.next_state, *self.saved_outputs]
         define(self, "forward_body", prune(body, wanted))
-        define(self, "full_body", prune(body, [*a.split.next_state, *a.split.outputs]))
+        define(self, "full_body", prune(body, [*wanted, *a.split.outputs]))
         define(self, "cut_body", prune(body, new, self.saved_equations))
         define(self, "read_body", prune(body, [*a.split.outputs, *factors], self.saved_equations))
         define(self, "moves", _moved_states(a))
@@ -155,8 +155,7 @@ class StepFunctions:
     def full(self, weights, others, x, state) -> tuple[list[Array], list[Array], list[Array]]:
         """The output, the new state, and the outputs of the operations in `saved`."""
         a = self.analysis
-        body = prune(a.split.body, [*a.split.next_state, *a.split.outputs, *self.saved_outputs])
-        env = evaluate(body, self._start(weights, others, x, state))
+        env = evaluate(self.full_body, self._start(weights, others, x, state))
         y, new, kept = a.split.outputs, a.split.next_state, self.saved_outputs
         return [env[v] for v in y], [env[v] for v in new], [env[v] for v in kept]
 
