@@ -73,7 +73,7 @@ class Algorithm:
         return Full()
 
     def __str__(self) -> str:
-        fields = sorted(dataclasses.fields(self), key=lambda f: f.kw_only)
+        fields = sorted(dataclasses.fields(self), key=lambda f: f.kw_only is True)
         settings = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields)
         return f"{type(self).__name__}({settings})"
 
