@@ -15,7 +15,7 @@ from ._jax import Equation, evaluate, is_step_function
 from .algorithms import Algorithm
 from .run import Program, compile
 from .run._describe import table
-from .trace import Leaves
+from .trace import Leaves, repeat
 
 StepFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
 
@@ -41,16 +41,8 @@ def bptt(
         raise InputError(f'reduction must be "sum" or "mean", not {reduction!r}.')
     start = model.init_state() if state is None else state
     if batch_size is not None:
-        start = jax.tree.map(lambda a: _repeat(a, batch_size), start)
+        start = jax.tree.map(lambda a: repeat(a, batch_size), start)
     return _bptt(model, xs, targets, loss_fn, start, step, batch_size is not None, reduction)
-
-
-def _repeat(leaf: Any, batch_size: int) -> Array:
-    if not hasattr(leaf, "dtype"):
-        leaf = jnp.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.split(leaf, batch_size)
-    return jnp.broadcast_to(leaf, (batch_size, *jnp.shape(leaf)))
 
 
 @eqx.filter_jit

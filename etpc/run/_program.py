@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +17,7 @@ from jax import Array
 from .._errors import InputError, InputTypeError, raise_together
 from ..emit import Window
 from ..plan import Group, OpPlan, Plan
-from ..trace import Leaves
+from ..trace import Leaves, repeat
 from ._describe import describe
 from ._graph import dependency_graph
 
@@ -150,7 +150,7 @@ class Program:
                 value = leaf
             else:
                 value = jnp.asarray(leaf, aval.dtype)
-            state.append(_repeat(value, aval, batch_size))
+            state.append(value if batch_size is None else repeat(value, batch_size))
         traces = self._window.fresh_traces(1 if batch_size is None else batch_size)
         return self._carry(
             state, traces if batch_size is not None else _drop_batch(traces), batch_size is not None
@@ -461,15 +461,6 @@ def _batch(state: list[Array]) -> int:
 
 def _drop_batch(traces):
     return [tuple(a[0] for a in t) for t in traces]
-
-
-def _repeat(value: Array, aval: jax.ShapeDtypeStruct, batch_size: int | None) -> Array:
-    if batch_size is None:
-        return value
-    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        split = partial(jax.random.split, num=batch_size)
-        return jnp.moveaxis(jnp.vectorize(split, signature="()->(n)")(value), -1, 0)
-    return jnp.broadcast_to(value, (batch_size, *aval.shape))
 
 
 def _text(aval: jax.ShapeDtypeStruct) -> str:

@@ -1,6 +1,6 @@
 """First stage: from a model to the canonical program of one step."""
 
-from ._leaves import Leaves, path_text
+from ._leaves import Leaves, path_text, repeat
 from ._trace import Step, trace
 
-__all__ = ["Leaves", "Step", "path_text", "trace"]
+__all__ = ["Leaves", "Step", "path_text", "repeat", "trace"]

@@ -1,6 +1,7 @@
 """PyTrees as flat lists of leaves with readable paths."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -29,6 +30,15 @@ def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
     if not jnp.issubdtype(dtype, jax.dtypes.extended):
         dtype = jax.dtypes.canonicalize_dtype(dtype)
     return jax.ShapeDtypeStruct(np.shape(leaf), dtype)
+
+
+def repeat(leaf: Any, batch_size: int) -> jax.Array:
+    """A state leaf of one example for a batch: copies, and different keys where it is a PRNG key."""
+    value = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        split = partial(jax.random.split, num=batch_size)
+        return jnp.moveaxis(jnp.vectorize(split, signature="()->(n)")(value), -1, 0)
+    return jnp.broadcast_to(value, (batch_size, *jnp.shape(value)))
 
 
 @dataclasses.dataclass(frozen=True)
