@@ -8,7 +8,9 @@ variables, because JAX shares the variables of a cached inner jaxpr between its 
 """
 
 import dataclasses
+import functools
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +69,10 @@ def mark(weight: jax.Array | np.ndarray) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Variable:
-    """A value of a traced program: written once, by an equation or as an argument."""
+    """A value of a traced program: written once, by an equation or as an argument.
+
+    Numbers tell the variables of one program apart when it is printed, and mean nothing else.
+    """
 
     number: int
     aval: jax.ShapeDtypeStruct
@@ -201,6 +206,20 @@ split_p = primitive_of(lambda x: jax.lax.split(x, (1, 1), 1), _pair)
 stack_p = primitive_of(lambda x, y: jnp.stack([x, y]), _pair, _pair)
 tile_p = primitive_of(lambda x: jnp.tile(x, (2, 1)), _pair)
 
+
+def bcoo_dot_general_primitive() -> Primitive | None:
+    """The product of a sparse and a dense array; `None` as long as nothing imported it."""
+    return _bcoo_dot_general() if "jax.experimental.sparse" in sys.modules else None
+
+
+@functools.cache
+def _bcoo_dot_general() -> Primitive | None:
+    from jax.experimental import sparse
+
+    matrix = sparse.BCOO((np.ones(1, np.float32), np.zeros((1, 2), np.int32)), shape=(1, 1))
+    return primitive_of(lambda m, x: m @ x, matrix, np.ones(1, np.float32))
+
+
 # --- evaluation ---------------------------------------------------------------------------------
 
 Rule = Callable[[Equation, list[Any]], "list[Any] | None"]
@@ -236,6 +255,9 @@ def prune(
     return tuple(reversed(kept))
 
 
+# --- control flow -------------------------------------------------------------------------------
+
+
 def scan_counts(equation: Equation) -> tuple[int, int]:
     """How many operands of a `scan` are constants and how many its carry, in this order."""
     params = equation.params
@@ -243,6 +265,61 @@ def scan_counts(equation: Equation) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
     return len(consts), len(carry)
+
+
+def unrolled(equation: Equation) -> Flat:
+    """A `scan` as the operations of its iterations, one after another.
+
+    What depends on the loop's constants alone is computed once.
+    """
+    count_consts, count_carry = scan_counts(equation)
+    length, reverse = equation.params["length"], equation.params["reverse"]
+    body = flatten(equation.params["jaxpr"])
+    fixed = {*body.constants, *body.inputs[:count_consts]}
+    invariant: list[Equation] = []
+    varying: list[Equation] = []
+    for eqn in body.equations:
+        same = all(v in fixed for v in eqn.inputs)
+        (invariant if same else varying).append(eqn)
+        if same:
+            fixed.update(eqn.outputs)
+
+    def run(*operands: Any) -> list[Any]:
+        env: dict[Variable, Any] = dict(body.constants)
+        env.update(zip(body.inputs[:count_consts], operands, strict=False))
+        evaluate(invariant, env)
+        carry = list(operands[count_consts : count_consts + count_carry])
+        xs = operands[count_consts + count_carry :]
+        ys: list[Any] = [None] * length
+        for t in reversed(range(length)) if reverse else range(length):
+            now = [jax.lax.index_in_dim(x, t, 0, keepdims=False) for x in xs]
+            given = zip(body.inputs[count_consts:], [*carry, *now], strict=True)
+            here = evaluate(varying, {**env, **dict(given)})
+            out = [here[v] for v in body.outputs]
+            carry, ys[t] = out[:count_carry], out[count_carry:]
+        return [*carry, *(jnp.stack(several) for several in zip(*ys, strict=True))]
+
+    return canonicalise(run, [v.aval for v in equation.inputs])
+
+
+def all_branches(equation: Equation) -> Flat:
+    """A `cond` as the operations of all its branches, and a choice among their results."""
+    branches = [flatten(branch) for branch in equation.params["branches"]]
+
+    def run(index: Any, *operands: Any) -> list[Any]:
+        results = []
+        for branch in branches:
+            env = dict(branch.constants)
+            env.update(zip(branch.inputs, operands, strict=True))
+            evaluate(branch.equations, env)
+            results.append([env[v] for v in branch.outputs])
+        if len(branches) == 1:
+            return results[0]
+        index = jax.lax.clamp(0, index, len(branches) - 1)
+        which = index.astype(bool) if len(branches) == 2 else index
+        return [jax.lax.select_n(which, *cases) for cases in zip(*results, strict=True)]
+
+    return canonicalise(run, [v.aval for v in equation.inputs])
 
 
 def is_step_function(equation: Equation) -> bool:
@@ -305,6 +382,8 @@ __all__ = [
     "Flat",
     "Primitive",
     "Variable",
+    "all_branches",
+    "bcoo_dot_general_primitive",
     "canonicalise",
     "etp_p",
     "evaluate",
@@ -321,4 +400,5 @@ __all__ = [
     "split_p",
     "stack_p",
     "tile_p",
+    "unrolled",
 ]

@@ -31,8 +31,7 @@ from tests.test_oracle import as_dict, distance
 TOLERANCE = 1e-9
 T = 5
 DECAY = 0.8
-FULL_TRACE = ("embedding", "conv")
-"""Their weights mix, and carry the full trace under ES-D-RTRL: its reference keeps factors."""
+
 
 
 class Case:
@@ -74,7 +73,7 @@ def alive(grads):
     return any(np.abs(g).max(initial=0.0) > 1e-6 for g in as_dict(grads).values())
 
 
-def check(model, *, factored=True):
+def check(model):
     """Properties (a) to (f); returns the largest error of each."""
     case = Case(model)
     found = {}
@@ -88,9 +87,8 @@ def check(model, *, factored=True):
     found["c"] = distance(case.online(etpc.D_RTRL(window=T), split=3), online)
     found["d"] = distance(case.online(etpc.D_RTRL(window=T, in_window="exact")), bptt)
     found["e"] = distance(online, case.reference("d_rtrl", window=1))
-    if factored:
-        smoothed = case.online(etpc.ES_D_RTRL(DECAY, window=2))
-        found["e (ES)"] = distance(smoothed, case.reference("es_d_rtrl"))
+    smoothed = case.online(etpc.ES_D_RTRL(DECAY, window=2))
+    found["e (ES)"] = distance(smoothed, case.reference("es_d_rtrl"))
     patterns_hold(program, model, case.data[0][0])
     return found
 
@@ -114,7 +112,7 @@ def record(found):
 
 @pytest.mark.parametrize("name", models.ALL_NAMED)
 def test_named_models(name):
-    found = check(models.named(name), factored=name not in FULL_TRACE)
+    found = check(models.named(name))
     assert all(error < TOLERANCE for error in found.values()), found
 
 

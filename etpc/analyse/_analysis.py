@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +12,62 @@ import scipy.sparse as sp
 
 from .._jax import Equation, Variable, canonicalise, evaluate, forward_mode
 from ..trace import Step
+from ._known import Known
 from ._patterns import Interpreter, Opaque, Pattern, empty
 from ._weights import Split, WeightOp, split
 
 
+def is_complex(aval: jax.ShapeDtypeStruct) -> bool:
+    return jnp.issubdtype(aval.dtype, jnp.complexfloating)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class HiddenStates:
-    """The float leaves of the state as one vector of S elements."""
+    """The float leaves of the state as one vector of S real elements."""
 
     leaves: tuple[int, ...]
     """Which array leaves of the state."""
     paths: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    avals: tuple[jax.ShapeDtypeStruct, ...]
     offsets: tuple[int, ...]
     """Where each leaf begins, and S at the end."""
 
     @classmethod
     def of(cls, step: Step) -> "HiddenStates":
         leaves = step.state_leaves.floats
-        shapes = tuple(step.state[i].shape for i in leaves)
-        sizes = [step.state[i].size for i in leaves]
+        avals = tuple(step.state[i].aval for i in leaves)
+        sizes = [step.state[i].size * (1 + is_complex(step.state[i].aval)) for i in leaves]
         offsets = (0, *(int(n) for n in np.cumsum(sizes)))
-        return cls(leaves, tuple(step.state_leaves.paths[i] for i in leaves), shapes, offsets)
+        return cls(leaves, tuple(step.state_leaves.paths[i] for i in leaves), avals, offsets)
 
     @property
     def size(self) -> int:
         """S."""
         return self.offsets[-1]
+
+    @property
+    def parts(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Real arrays that make up the vector: a complex leaf is its real, then its imaginary one."""
+        found = []
+        for aval in self.avals:
+            real = jax.ShapeDtypeStruct(aval.shape, jnp.finfo(aval.dtype).dtype)
+            found += [real] * (1 + is_complex(aval))
+        return tuple(found)
+
+    def split(self, leaves: Sequence[Any]) -> list[Any]:
+        """The real parts of float leaves."""
+        found = []
+        for aval, leaf in zip(self.avals, leaves, strict=True):
+            found += [leaf.real, leaf.imag] if is_complex(aval) else [leaf]
+        return found
+
+    def join(self, parts: Sequence[Any]) -> list[Any]:
+        """Float leaves from their real parts."""
+        given = iter(parts)
+        return [
+            jax.lax.complex(next(given), next(given)) if is_complex(aval) else next(given)
+            for aval in self.avals
+        ]
 
     def leaf_of(self, elements: np.ndarray) -> np.ndarray:
         """The number, among the float leaves, of the leaf that holds each element."""
@@ -76,8 +106,8 @@ class Analysis:
     step: Step
     split: Split
     hidden: HiddenStates
-    cut: bool
-    """Whether the data of operations that mix was held constant."""
+    cut: frozenset[int]
+    """The numbers of the operations whose data is held constant."""
     transition: Pattern
     """`D`: new states x old states."""
     immediate: tuple[Pattern, ...]
@@ -90,6 +120,8 @@ class Analysis:
     """Operations without a pattern rule, taken as dense."""
     unbounded: tuple[str, ...]
     """Source lines of `while` loops that a derivative passes through."""
+    assumed: tuple[int, ...]
+    """Which array leaves of the model have values that the patterns rely on."""
 
     @property
     def ops(self) -> tuple[WeightOp, ...]:
@@ -106,24 +138,27 @@ class Analysis:
         return "\n".join(lines)
 
 
-def analyse(step: Step, *, cut: bool = True) -> Analysis:
+def analyse(step: Step, *, cut: bool | frozenset[int] = True) -> Analysis:
     """Find the weight operations of a step, the patterns of its Jacobians, and the blocks.
 
     **Arguments:**
 
     - `step`: from [`etpc.trace.trace`][].
-    - `cut`: whether the data of operations that mix positions is held constant, as in D-RTRL.
+    - `cut`: whether the data of operations that mix positions is held constant, as in D-RTRL; or
+        the numbers of those for which it is.
     """
     parts = split(step)
     hidden = HiddenStates.of(step)
     ops = parts.ops
+    if isinstance(cut, bool):
+        cut = frozenset(op.number for op in ops if cut and op.kind.mixes)
     bounds = np.cumsum([hidden.size, *(op.size for op in ops)])
     seeds = int(bounds[-1])
     floats = [v for v in step.outputs if v.is_float]
     x_of = {op.number: op.equation.inputs[op.kind.data] for op in ops if op.kind.data is not None}
     read = [k for k in x_of if x_of[k].is_float]
-    interpreter, found = _patterns(step, parts, hidden, cut, seeds, read)
-    state_count = len(hidden.leaves)
+    interpreter, found, relied = _patterns(step, parts, hidden, cut, seeds, read)
+    state_count = len(hidden.parts)
     stacked = found[:state_count]
     new = sp.csr_array(sp.vstack(stacked, format="csr")) if stacked else empty(0, seeds)
     x_rows = dict(zip(read, found[state_count : state_count + len(read)], strict=True))
@@ -134,7 +169,7 @@ def analyse(step: Step, *, cut: bool = True) -> Analysis:
     immediate = tuple(sp.csr_array(new[:, bounds[k] : bounds[k + 1]]) for k in range(len(ops)))
     reads = [_reads(x_rows.get(op.number), bounds) for op in ops]
     y_reads = [_reads(rows, bounds) for rows in output_rows]
-    is_cut = [cut and op.kind.mixes for op in ops]
+    is_cut = [op.number in cut for op in ops]
     direct = [bool(pattern.nnz) for pattern in immediate]
     into = np.array([r[1] for r in reads], bool).reshape(len(ops), len(ops))
     into &= np.array(is_cut, bool)[:, None]
@@ -161,6 +196,7 @@ def analyse(step: Step, *, cut: bool = True) -> Analysis:
         np.array([r[1] for r in y_reads], bool).reshape(len(y_reads), len(ops)),
         tuple(interpreter.opaque),
         tuple(interpreter.unbounded),
+        tuple(i for i, v in enumerate(step.parameters) if v in parts.assumed or i in relied),
     )
 
 
@@ -173,11 +209,19 @@ def by_equation(ops: Sequence[WeightOp]) -> dict[Equation, list[WeightOp]]:
 
 
 def _patterns(
-    step: Step, parts: Split, hidden: HiddenStates, cut: bool, seeds: int, read: Sequence[int]
-) -> tuple[Interpreter, list[Pattern]]:
-    """Patterns of new states, of the data of operations in `read`, and of float outputs."""
+    step: Step,
+    parts: Split,
+    hidden: HiddenStates,
+    cut: frozenset[int],
+    seeds: int,
+    read: Sequence[int],
+) -> tuple[Interpreter, list[Pattern], set[int]]:
+    """Patterns of new states, of the data of operations in `read`, and of float outputs.
+
+    Also which array leaves of the model have values that the patterns rely on.
+    """
     table = by_equation(parts.ops)
-    zeros = [_delta_aval(op) for op in parts.ops]
+    zeros = [op.delta for op in parts.ops]
     float_outputs = [v for v in parts.outputs if v.is_float]
     new = [parts.next_state[i] for i in hidden.leaves]
     x_values: dict[int, Variable] = {
@@ -185,9 +229,9 @@ def _patterns(
     }
 
     def tangents(parameters, inputs, state, state_dots, delta_dots):
-        def moving(floats, deltas):
+        def moving(real, deltas):
             values = list(state)
-            for i, value in zip(hidden.leaves, floats, strict=True):
+            for i, value in zip(hidden.leaves, hidden.join(real), strict=True):
                 values[i] = value
             env = dict(step.constants)
             env.update(zip(step.parameters, parameters, strict=True))
@@ -198,7 +242,7 @@ def _patterns(
                 here = table.get(eqn, ())
                 for op in here:
                     operands = op.kind.shift_inputs(operands, deltas[op.number])
-                    if cut and op.kind.mixes:
+                    if op.number in cut:
                         operands = list(operands)
                         operands[op.kind.data] = jax.lax.stop_gradient(operands[op.kind.data])
                 outputs = forward_mode(eqn)(*operands)
@@ -207,17 +251,18 @@ def _patterns(
                 return outputs
 
             evaluate((*parts.prefix, *parts.body), env, rule)
-            wanted = [*new, *(x_values[k] for k in read), *float_outputs]
-            return [env[v] for v in wanted]
+            wanted = [*(x_values[k] for k in read), *float_outputs]
+            return [*hidden.split([env[v] for v in new]), *(env[v] for v in wanted)]
 
-        primals = [state[i] for i in hidden.leaves], [jnp.zeros(a.shape, a.dtype) for a in zeros]
+        real = hidden.split([state[i] for i in hidden.leaves])
+        primals = real, [jnp.zeros(a.shape, a.dtype) for a in zeros]
         return jax.jvp(moving, primals, (list(state_dots), list(delta_dots)))[1]
 
     groups = [
         [v.aval for v in step.parameters],
         [v.aval for v in step.inputs],
         [v.aval for v in step.state],
-        [step.state[i].aval for i in hidden.leaves],
+        list(hidden.parts),
         zeros,
     ]
     counts = np.cumsum([0, *(len(g) for g in groups)])
@@ -234,16 +279,20 @@ def _patterns(
         inputs.append(sp.csr_array(eye[start : start + size]))
         start += size
     interpreter = Interpreter(seeds)
-    found = interpreter.run(program, inputs)
+    fixed = {
+        argument: step.fixed[v]
+        for argument, v in zip(program.inputs, step.parameters, strict=False)
+        if v in step.fixed
+    }
+    known = Known(program.equations, {**program.constants, **fixed})
+    found = interpreter.run(program, inputs, known)
+    sources = known.sources()
+    relied = {i for i, argument in enumerate(program.inputs) if argument in sources}
     filled = [
         empty(v.size, seeds) if pattern is None else pattern
         for v, pattern in zip(program.outputs, found, strict=True)
     ]
-    return interpreter, filled
-
-
-def _delta_aval(op: WeightOp) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((op.kind.groups, op.kind.outputs), op.weight.aval.dtype)
+    return interpreter, filled, relied
 
 
 def _reads(pattern: Pattern | None, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from .._jax import (
     Flat,
     Primitive,
     Variable,
+    bcoo_dot_general_primitive,
     etp_p,
     flatten,
     prims,
@@ -29,7 +30,13 @@ from .._jax import (
     split_p,
     stack_p,
     tile_p,
+    unrolled,
 )
+from ..ops._convolution import geometry
+from ._known import Known
+
+UNROLLED = 2048
+"""A loop of up to this many operations is followed from iteration to iteration."""
 
 Pattern = Any
 """A boolean `scipy.sparse.csr_array`, elements x seeds."""
@@ -100,17 +107,23 @@ class Interpreter:
         self.unbounded: dict[str, None] = {}
         """Source lines of `while` loops that a derivative passes through."""
 
-    def run(self, flat: Flat, inputs: Sequence[Pattern | None]) -> list[Pattern | None]:
+    def run(
+        self, flat: Flat, inputs: Sequence[Pattern | None], known: Known | None = None
+    ) -> list[Pattern | None]:
+        """Patterns of the outputs from those of the inputs; `None` stands for an empty one."""
         env: dict[Variable, Pattern] = {}
         for v, pattern in zip(flat.inputs, inputs, strict=True):
             if pattern is not None and pattern.nnz:
                 env[v] = pattern
-        known = _Known(flat)
+        if known is None:
+            known = Known(flat.equations, flat.constants)
         for eqn in flat.equations:
             patterns = [env.get(v) for v in eqn.inputs]
             if all(p is None for p in patterns):
                 continue
             rule = _RULES.get(eqn.primitive)
+            if rule is None and eqn.primitive is bcoo_dot_general_primitive():
+                rule = _bcoo_dot_general
             outs = rule(self, eqn, patterns, known) if rule is not None else None
             if outs is None:
                 outs = self.dense(eqn, patterns)
@@ -126,41 +139,8 @@ class Interpreter:
         return [pick(everything, np.zeros(v.size, np.int64)) for v in eqn.outputs]
 
 
-class _Known:
-    """Values of a program that do not depend on its arguments, computed when a rule asks."""
-
-    def __init__(self, flat: Flat):
-        self.values: dict[Variable, Any] = dict(flat.constants)
-        self.makers = {v: eqn for eqn in flat.equations for v in eqn.outputs}
-        self.unknown: set[Variable] = set(flat.inputs)
-
-    def __call__(self, variable: Variable) -> np.ndarray | None:
-        if not self._knowable(variable):
-            return None
-        with jax.ensure_compile_time_eval():
-            return np.asarray(self._value(variable))
-
-    def _knowable(self, variable: Variable) -> bool:
-        if variable in self.values:
-            return True
-        if variable in self.unknown:
-            return False
-        eqn = self.makers.get(variable)
-        if eqn is not None and all(self._knowable(v) for v in eqn.inputs):
-            return True
-        self.unknown.add(variable)
-        return False
-
-    def _value(self, variable: Variable) -> Any:
-        if variable not in self.values:
-            eqn = self.makers[variable]
-            out = eqn.bind(*[self._value(v) for v in eqn.inputs])
-            self.values.update(zip(eqn.outputs, out, strict=True))
-        return self.values[variable]
-
-
 Rule = Callable[
-    [Interpreter, Equation, "list[Pattern | None]", _Known], "Sequence[Pattern | None] | None"
+    [Interpreter, Equation, "list[Pattern | None]", Known], "Sequence[Pattern | None] | None"
 ]
 _RULES: dict[Primitive, Rule] = {}
 
@@ -471,12 +451,80 @@ def _dot_general(interpreter, eqn, patterns, known):
     return [union(joins)]
 
 
+def _bcoo_dot_general(interpreter, eqn, patterns, known):
+    """A sparse matrix and a dense array, one dimension of each summed."""
+    values, indices, rhs = eqn.inputs
+    (out,) = eqn.outputs
+    (contract, contract_rhs), batch = eqn.params["dimension_numbers"]
+    at = known(indices)
+    if at is None or values.shape != at.shape[:1] or len(contract) != 1 or any(map(len, batch)):
+        return None
+    shape = eqn.params["lhs_spinfo"].shape
+    inside = (at >= 0).all(1) & (at < np.asarray(shape)).all(1)
+    stored = np.flatnonzero(inside)
+    row, column = at[inside, 1 - contract[0]], at[inside, contract[0]]
+    others = np.moveaxis(numbering(rhs.shape), contract_rhs[0], 0).reshape(shape[contract[0]], -1)
+    free = others.shape[1]
+    target = (row[:, None] * free + np.arange(free)).reshape(-1)
+    joins = []
+    if patterns[0] is not None:
+        joins.append(_select(target, np.repeat(stored, free), out.size, patterns[0]))
+    if patterns[2] is not None:
+        joins.append(_select(target, others[column].reshape(-1), out.size, patterns[2]))
+    return [union(joins)]
+
+
+@_rule("conv_general_dilated")
+def _convolution(interpreter, eqn, patterns, known):
+    if eqn.params["batch_group_count"] != 1:
+        return None
+    (out,) = eqn.outputs
+    x_spec, w_spec, y_spec = eqn.params["dimension_numbers"]
+    g = geometry(eqn)
+    n = len(g.shape)
+    index, exists = g.patches()  # group, batch, *positions, channel, *kernel
+    own = out.shape[y_spec[1]] // g.groups
+    joins = []
+    y = np.transpose(numbering(out.shape), y_spec)  # batch, channel, *positions
+    y = y.reshape(g.batch, g.groups, own, *g.positions)
+    y = np.moveaxis(y, (1, 2), (0, -1))  # group, batch, *positions, channel
+    if patterns[0] is not None:
+        x = np.transpose(numbering(eqn.inputs[0].shape), x_spec).reshape(-1)
+        # what one position reads is the same for all its output channels
+        read = x[index].reshape(*index.shape[: 2 + n], -1)
+        real = exists.reshape(read.shape)
+        place = np.broadcast_to(numbering(read.shape[:-1])[..., None], read.shape)
+        small = _select(place[real], read[real], math.prod(read.shape[:-1]), patterns[0])
+        owner = np.empty(out.size, np.int64)
+        owner[y.reshape(-1)] = np.repeat(np.arange(math.prod(y.shape[:-1])), own)
+        joins.append(pick(small, owner))
+    if patterns[1] is not None:
+        kernel = eqn.inputs[1].shape
+        small = joined(patterns[1], kernel, [a for a in range(len(kernel)) if a != w_spec[0]])
+        channel = np.empty(out.size, np.int64)
+        channels = np.arange(g.groups * own).reshape(g.groups, *[1] * (1 + n), own)
+        channel[y.reshape(-1)] = np.broadcast_to(channels, y.shape).reshape(-1)
+        joins.append(pick(small, channel))
+    return [union(joins)]
+
+
 # --- control flow -------------------------------------------------------------------------------
+
+
+def _inside(flat: Flat, operands: Sequence[Variable], known: Known) -> Known:
+    """What is known inside a program whose arguments are these operands."""
+    given = zip(flat.inputs, operands, strict=False)
+    values = {inner: known(outer) for inner, outer in given if not outer.is_float}
+    values = {v: value for v, value in values.items() if value is not None}
+    return Known(flat.equations, {**flat.constants, **values})
 
 
 @_rule("cond")
 def _cond(interpreter, eqn, patterns, known):
-    results = [interpreter.run(flatten(branch), patterns[1:]) for branch in eqn.params["branches"]]
+    results = []
+    for branch in eqn.params["branches"]:
+        flat = flatten(branch)
+        results.append(interpreter.run(flat, patterns[1:], _inside(flat, eqn.inputs[1:], known)))
     outs: list[Pattern | None] = []
     for several in zip(*results, strict=True):
         present = [p for p in several if p is not None]
@@ -513,6 +561,10 @@ def _scan(interpreter, eqn, patterns, known):
     flat = flatten(eqn.params["jaxpr"])
     consts, carry = patterns[:n_consts], patterns[n_consts : n_consts + n_carry]
     length = eqn.params["length"]
+    if 0 < length * len(flat.equations) <= UNROLLED:
+        flat = unrolled(eqn)
+        return interpreter.run(flat, patterns, _inside(flat, eqn.inputs, known))
+    inside = _inside(flat, eqn.inputs[:n_consts], known)
     if length == 0:
         return [*carry, *([None] * (len(eqn.outputs) - n_carry))]
     slices = []
@@ -522,7 +574,7 @@ def _scan(interpreter, eqn, patterns, known):
         slices.append(None if pattern is None else joined(pattern, v.shape, (0,)))
 
     def body(current):
-        return interpreter.run(flat, [*consts, *current, *slices])
+        return interpreter.run(flat, [*consts, *current, *slices], inside)
 
     carry = _fixpoint(interpreter, lambda c: body(c)[:n_carry], list(carry))
     outs: list[Pattern | None] = list(carry)

@@ -3,10 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
+
 from .._errors import UnsupportedError, raise_together
 from .._jax import Equation, Variable, etp_p, prims
 from ..ops import Kind, kind_of
+from ..ops._sparse import register_sparse
 from ..trace import Step
+from ._known import Known
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +35,13 @@ class WeightOp:
         """Number of outputs, G * O."""
         return self.kind.groups * self.kind.outputs
 
+    @property
+    def delta(self) -> jax.ShapeDtypeStruct:
+        """The perturbation of the operation: of its output where it mixes, else of the weight."""
+        perturbed = self.equation.outputs[0] if self.kind.mixes else self.weight
+        shape = (self.kind.groups, self.kind.outputs)
+        return jax.ShapeDtypeStruct(shape, perturbed.aval.dtype)
+
     def __str__(self) -> str:
         mark = " marked" if self.marked else ""
         return f"{self.path} {self.kind.name}{mark} at {self.equation.source}"
@@ -51,10 +62,13 @@ class Split:
     ops: tuple[WeightOp, ...]
     outputs: tuple[Variable, ...]
     next_state: tuple[Variable, ...]
+    assumed: frozenset[Variable]
+    """Arrays of the model whose values the kinds rely on."""
 
 
 def split(step: Step) -> Split:
     """Find the weight operations of a step."""
+    register_sparse()
     floats = set(step.model_leaves.floats)
     reads: dict[Variable, frozenset[int]] = {}
     marked: set[Variable] = set()
@@ -90,6 +104,7 @@ def split(step: Step) -> Split:
     weights = tuple(v for v in needed if v in reads)
     others = tuple(v for v in needed if v not in reads and v not in step.constants)
 
+    known = Known(step.equations, {**step.constants, **step.fixed})
     ops: list[WeightOp] = []
     problems: list[str] = []
     for eqn in body:
@@ -105,13 +120,19 @@ def split(step: Step) -> Split:
                     "reverse-mode derivative. Use `lax.fori_loop` with fixed bounds, or `lax.scan`."
                 )
                 continue
-            ops.append(
-                WeightOp(
-                    len(ops), eqn, operand, v, members, path, v in marked, kind_of(eqn, operand)
-                )
-            )
+            kind = kind_of(eqn, operand, known)
+            ops.append(WeightOp(len(ops), eqn, operand, v, members, path, v in marked, kind))
     raise_together(problems, UnsupportedError)
-    return Split(tuple(prefix), tuple(body), weights, others, tuple(ops), outputs, next_state)
+    return Split(
+        tuple(prefix),
+        tuple(body),
+        weights,
+        others,
+        tuple(ops),
+        outputs,
+        next_state,
+        frozenset(known.sources() & step.fixed.keys()),
+    )
 
 
 def _copies(

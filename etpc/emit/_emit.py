@@ -6,6 +6,7 @@ and, backwards, the learning signals. What remains sequential is element-wise co
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -60,7 +61,7 @@ class Window:
 
     def fresh_traces(self, batch: int) -> list[Trace]:
         """Traces of a stream that begins, [B, ...]."""
-        return [empty_trace(p, batch, self.plan.dtype) for p in self.plan.traced]
+        return [empty_trace(p, batch) for p in self.plan.traced]
 
 
 def emit(plan: Plan) -> Window:
@@ -179,10 +180,7 @@ class _Emitter:
 
     def _deltas(self, vectors: Array) -> list[Array]:
         return [
-            jnp.zeros(
-                (*vectors.shape[:2], p.op.kind.groups, p.op.kind.outputs), p.op.weight.aval.dtype
-            )
-            for p in self.live
+            jnp.zeros((*vectors.shape[:2], *p.op.delta.shape), p.op.delta.dtype) for p in self.live
         ]
 
     def _jacobians(self, weights, others, xs, olds, saved) -> Jacobians:
@@ -203,7 +201,10 @@ class _Emitter:
             transition, immediate = jax.tree.map(lambda a: a[None], pull(seeds[0]))
         else:
             transition, immediate = jax.vmap(pull)(seeds)
-        flat = [j.reshape(*j.shape[:3], -1).astype(dtype) for j in immediate]
+        flat = [
+            j.reshape(*j.shape[:3], -1).astype(p.dtype)
+            for p, j in zip(self.live, immediate, strict=True)
+        ]
         return Jacobians(jnp.moveaxis(transition, 0, 2), [jnp.moveaxis(j, 0, 2) for j in flat])
 
     def _factors(self, jacobians: Jacobians, data: Arrays) -> dict[int, Factors]:
@@ -258,8 +259,7 @@ class _Emitter:
         pull, transition, immediate, data, traces, paths = residuals
         if self.exact:
             weights_bar, moving_bar, start = pull(ys_bar)
-            vector = [jnp.reshape(s, (s.shape[0], -1)) for s in start]
-            signal_start = jnp.concatenate([v.astype(self.plan.dtype) for v in vector], -1)
+            signal_start = self._signals(start)
             weights_bar = self._add_start(list(weights_bar), signal_start, traces)
             return tuple(weights_bar), self._inputs(moving_bar)
         weights_bar, moving_bar, old, new, deltas = pull(ys_bar)
@@ -283,6 +283,19 @@ class _Emitter:
                 bar = gradient_smooth(p, take(new, at), past, path)
             self._accumulate(weights_bar, p, bar)
         return tuple(weights_bar), self._inputs(moving_bar)
+
+    def _signals(self, start: Arrays) -> Array:
+        """Cotangents of the float leaves, as those of their real vector; [B, S].
+
+        That of a complex leaf is the derivative by its real part minus i times that by the other.
+        """
+        signs = [(1, -1) if jnp.issubdtype(s.dtype, jnp.complexfloating) else (1,) for s in start]
+        parts = self.plan.analysis.hidden.split(start)
+        flat = [
+            sign * part.reshape(part.shape[0], -1).astype(self.plan.dtype)
+            for sign, part in zip(itertools.chain(*signs), parts, strict=True)
+        ]
+        return jnp.concatenate(flat, -1)
 
     def _credit(self, transition, old, new) -> tuple[Array, Array]:
         """Reverse mode through the cut steps: the credit of each new state, and of the start."""
@@ -314,7 +327,10 @@ class _Emitter:
 
     def _accumulate(self, weights_bar: list[Array], p: OpPlan, bar: Array) -> None:
         place = self.weight_place[p.op.weight]
-        weights_bar[place] = weights_bar[place] + bar.astype(weights_bar[place].dtype)
+        dtype = weights_bar[place].dtype
+        if not jnp.issubdtype(dtype, jnp.complexfloating):
+            bar = bar.real
+        weights_bar[place] = weights_bar[place] + bar.astype(dtype)
 
     def _add_start(self, weights_bar: list[Array], start: Array, traces) -> list[Array]:
         for p, trace in zip(self.plan.traced, traces, strict=True):

@@ -7,6 +7,8 @@ with, each path counted once; its derivatives are the learning signals.
 """
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,7 +71,7 @@ class StepFunctions:
     def __post_init__(self) -> None:
         a, body = self.analysis, self.analysis.split.body
         live = [op for op in a.ops if a.reach[op.number].role == "state"]
-        saved = [op for op in live if a.cut and op.kind.mixes]
+        saved = [op for op in live if op.number in a.cut]
         define = object.__setattr__
         define(self, "live", live)
         define(self, "saved", saved)
@@ -101,18 +103,23 @@ class StepFunctions:
     # --- vectors and leaves ---
 
     def vector(self, state: Sequence[Any], dtype: Any) -> Array:
-        """The float leaves as one vector [S]."""
-        parts = [jnp.ravel(state[i]).astype(dtype) for i in self.analysis.hidden.leaves]
+        """The float leaves as one real vector [S]."""
+        hidden = self.analysis.hidden
+        parts = hidden.split([state[i] for i in hidden.leaves])
+        parts = [jnp.ravel(part).astype(dtype) for part in parts]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     def pieces(self, vector: Array) -> list[Array]:
         """The float leaves from their vector."""
-        hidden, step = self.analysis.hidden, self.analysis.step
-        bounds = zip(hidden.offsets[:-1], hidden.offsets[1:], hidden.leaves, strict=True)
-        return [
-            vector[a:b].reshape(step.state[i].shape).astype(step.state[i].aval.dtype)
-            for a, b, i in bounds
-        ]
+        hidden = self.analysis.hidden
+        sizes = [math.prod(part.shape) for part in hidden.parts]
+        bounds = itertools.pairwise(itertools.accumulate(sizes, initial=0))
+        return hidden.join(
+            [
+                vector[a:b].reshape(part.shape).astype(part.dtype)
+                for (a, b), part in zip(bounds, hidden.parts, strict=True)
+            ]
+        )
 
     def with_vector(self, state: Sequence[Any], vector: Array) -> list[Any]:
         """A state whose float leaves are those of a vector."""
@@ -358,10 +365,11 @@ def _inverse(eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: 
             counts.append(zeros)
             continue
         here = moved[out]
-        one = zeros + 1 if here.where is None else here.where.astype(zeros.dtype)
-        known.append(jnp.where(one > 0, here.value.astype(zeros.dtype), 0))
-        counts.append(one)
+        one = jnp.ones(out.shape, bool) if here.where is None else here.where
+        known.append(jnp.where(one, here.value.astype(zeros.dtype), 0))
+        counts.append(one.astype(zeros.dtype))
     (count,), (total,) = back(counts), back(known)
+    count = count.real
     return Moved(total / jnp.maximum(count, 1), count > 0)
 
 

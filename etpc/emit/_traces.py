@@ -14,6 +14,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from ..algorithms import Decay, Full
+from ..ops import Links
 from ..plan import OpPlan
 
 Trace = tuple[Array, ...]
@@ -82,12 +83,33 @@ def advance_full(
         flat = eps.reshape(batch, m, kind.outputs)
         return ((apply(whole, flat) + moved.sum(0)).reshape(eps.shape),)
     g, i, o = kind.groups, kind.inputs, kind.outputs
+    if kind.links is not None:
+        eps4 = eps.reshape(batch, g, m, -1)
+        return (_advance_links(kind.links, factors.x, moved, whole, eps4).reshape(eps.shape),)
     whole = whole.reshape(batch, m, m, -1, o if whole.shape[-1] > 1 else 1)
     onward = jnp.moveaxis(whole, 3, 1)[:, :, None]  # [B, G or 1, 1, m, m, O or 1]
     eps5 = eps.reshape(batch, g, i, m, o)
     moved = moved.reshape(*moved.shape[:2], m, g, o)
     fed = jnp.einsum("tbgi,tbmgo->bgimo", factors.x.astype(moved.dtype), moved)
     return ((apply(onward, eps5) + fed).reshape(eps.shape),)
+
+
+def _advance_links(
+    links: Links, x: Array, moved: Array, whole: Array, eps: Float[Array, "B G m U"]
+) -> Array:
+    """Likewise, where each entry belongs to a pair of an input and an output."""
+    batch, groups, m, _ = eps.shape
+    each = whole.shape[-1] > 1
+    whole = whole.reshape(batch, m, m, groups if each else 1, -1)
+    whole = whole[..., links.outputs] if each else whole
+    onward = jnp.moveaxis(whole, 3, 1)  # [B, G or 1, m, m, U or 1]
+
+    def add(total, now):
+        x, moved = now  # [B, G, I], [B, m, G, O]
+        moved = jnp.moveaxis(moved.reshape(batch, m, groups, -1), 2, 1)[..., links.outputs]
+        return total + x[:, :, None, links.inputs].astype(moved.dtype) * moved, None
+
+    return lax.scan(add, apply(onward, eps), (x, moved))[0]
 
 
 def gradient_full(plan: OpPlan, start: Float[Array, "B m GO"], trace: Trace) -> Array:
@@ -99,6 +121,9 @@ def gradient_full(plan: OpPlan, start: Float[Array, "B m GO"], trace: Trace) -> 
     kind, m = plan.op.kind, plan.block
     g, i, o = kind.groups, kind.inputs, kind.outputs
     start = start.reshape(-1, m, g, o)
+    if kind.links is not None:
+        eps4 = eps.reshape(eps.shape[0], g, m, -1)
+        return kind.gather(jnp.einsum("bmgu,bgmu->gu", start[..., kind.links.outputs], eps4))
     eps5 = eps.reshape(-1, g, i, m, o)
     return kind.gather(jnp.einsum("bmgo,bgimo->gio", start, eps5))
 
@@ -110,7 +135,7 @@ def smooth(
     form = plan.form
     assert isinstance(form, Decay)
     assert factors.x is not None
-    decay = jnp.asarray(form.decay, factors.immediate.dtype)
+    decay = jnp.asarray(form.decay, jnp.finfo(factors.immediate.dtype).dtype)
     count = plan.op.kind.groups * plan.op.kind.outputs
     eps_x, eps_f, norm = trace
     eps_f = eps_f.reshape(-1, plan.block, count)
@@ -173,13 +198,13 @@ def _contract(kind, x: Array, credit: Array) -> Array:
     return kind.contract(x, credit.reshape(-1, kind.groups, kind.outputs))
 
 
-def empty_trace(plan: OpPlan, batch: int, dtype) -> Trace:
+def empty_trace(plan: OpPlan, batch: int) -> Trace:
     """The trace of a fresh carry."""
     if isinstance(plan.form, Full):
-        return (jnp.zeros((batch, *plan.trace_shape), dtype),)
+        return (jnp.zeros((batch, *plan.trace_shape), plan.dtype),)
     shape_x, shape_f = plan.trace_shape
     return (
-        jnp.zeros((batch, *shape_x), dtype),
-        jnp.zeros((batch, *shape_f), dtype),
-        jnp.zeros((batch,), dtype),
+        jnp.zeros((batch, *shape_x), plan.dtype),
+        jnp.zeros((batch, *shape_f), plan.dtype),
+        jnp.zeros((batch,), jnp.finfo(plan.dtype).dtype),
     )

@@ -31,6 +31,8 @@ class OpPlan:
     escapes: tuple[str, ...]
     reason: str
     """Why there is no trace; empty if there is one."""
+    dtype: Any
+    """Of the trace: at least float32, and complex where the operation is."""
 
     @property
     def path(self) -> str:
@@ -56,6 +58,8 @@ class OpPlan:
             return (*group, kind.inputs), (m, *group, kind.outputs)
         if kind.data is None:
             return (m, kind.outputs)
+        if kind.links is not None:
+            return (*group, m, kind.links.outputs.size)
         return (*group, kind.inputs, m, kind.outputs)
 
     @property
@@ -64,8 +68,16 @@ class OpPlan:
         if self.form is None:
             return 0
         if isinstance(self.form, Decay):
-            return sum(math.prod(shape) for shape in self.trace_shape) + 1
+            return sum(math.prod(shape) for shape in self.trace_shape)
         return math.prod(self.trace_shape)
+
+    @property
+    def trace_bytes(self) -> int:
+        """Bytes carried for one example."""
+        size = jnp.dtype(self.dtype).itemsize * self.trace_size
+        if isinstance(self.form, Decay):  # and how many steps the factors have seen
+            size += jnp.finfo(self.dtype).dtype.itemsize
+        return size
 
     def __repr__(self) -> str:
         return f"OpPlan({self.path}, {self.kind}, block={self.block}, exact={self.exact})"
@@ -92,7 +104,7 @@ class Plan:
     colours: Colouring
     window: int
     dtype: Any
-    """Of the traces and of the vector of states."""
+    """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
     unused: tuple[str, ...]
     """Paths of float parameters that no operation reads."""
 
@@ -133,6 +145,7 @@ def plan(analysis: Analysis, algorithm: Algorithm, weights: Any = None) -> Plan:
     chosen = _chosen(analysis, weights)
     with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
     colours = colouring(analysis, with_state)
+    dtype = jnp.result_type(jnp.float32, *(part.dtype for part in analysis.hidden.parts))
     layouts: dict[tuple[tuple[int, ...], bytes], Layout] = {}
     ops = []
     for op, reach in zip(analysis.ops, analysis.reach, strict=True):
@@ -175,9 +188,9 @@ def plan(analysis: Analysis, algorithm: Algorithm, weights: Any = None) -> Plan:
                 not escapes and not traceless,
                 escapes,
                 reason,
+                jnp.result_type(dtype, op.delta.dtype),
             )
         )
-    floats = [analysis.step.state[i].aval.dtype for i in analysis.hidden.leaves]
     window = AUTO_WINDOW if algorithm.window == "auto" else int(algorithm.window)
     used = {i for op in analysis.ops for i in op.parameters}
     paths = analysis.step.model_leaves.paths
@@ -189,7 +202,7 @@ def plan(analysis: Analysis, algorithm: Algorithm, weights: Any = None) -> Plan:
         _groups(ops, analysis),
         colours,
         window,
-        jnp.result_type(*floats),
+        dtype,
         unused,
     )
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from ..algorithms import Decay
 from ..plan import OpPlan, Plan
 
@@ -19,7 +17,6 @@ def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
         "",
     ]
     columns = ["weight", "operation", "reaches", "block", "trace", "bytes", "gradient"]
-    itemsize = np.dtype(plan.dtype).itemsize
     rows = [
         [
             p.path,
@@ -27,7 +24,7 @@ def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
             ", ".join(p.states),
             str(p.block),
             shape_text(p),
-            f"{p.trace_size * itemsize:,}",
+            f"{p.trace_bytes:,}",
             verdict(p),
         ]
         for p in plan.traced

@@ -54,7 +54,7 @@ def dependency_graph(plan: Plan) -> "nx.DiGraph":
         immediate = a.immediate[p.op.number]
         for node in state_nodes(np.flatnonzero(np.diff(immediate.indptr))):
             graph.add_edge(name, node, cut=False)
-        cut = a.cut and p.op.kind.mixes and reach.role == "state"
+        cut = p.op.number in a.cut and reach.role == "state"
         for node in state_nodes(np.flatnonzero(reach.reads_states)):
             graph.add_edge(node, name, cut=cut)
         for k in np.flatnonzero(reach.reads_ops):

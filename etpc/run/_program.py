@@ -116,8 +116,7 @@ class Program:
     def memory(self, batch_size: int | None = None) -> Memory:
         """Bytes of the carry: of each trace, of the state, in all."""
         count = 1 if batch_size is None else batch_size
-        itemsize = np.dtype(self.plan.dtype).itemsize
-        traces = tuple((p.path, count * p.trace_size * itemsize) for p in self.ops)
+        traces = tuple((p.path, count * p.trace_bytes) for p in self.ops)
         state = sum(
             math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
             for a in self._step.state_leaves.avals

@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from .._errors import ModelError, UnsupportedError, raise_together
+from .._errors import ModelError, raise_together
 from .._jax import Equation, Variable, canonicalise
+from ._expand import expand
 from ._leaves import Leaves
 
 
@@ -32,6 +34,8 @@ class Step:
     state_leaves: Leaves
     output_leaves: Leaves
     initial_state: Any
+    fixed: Mapping[Variable, np.ndarray]
+    """Values of the model's integer and boolean arrays, where they are known: its connections."""
 
     def __str__(self) -> str:
         groups = {
@@ -58,7 +62,7 @@ def trace(
     **Returns** the [`Step`][etpc.trace.Step].
 
     **Raises** `ModelError` where the state changes its structure, shape or dtype, or where there
-    is no initial state; `UnsupportedError` for complex states.
+    is no initial state.
     """
     call = step if step is not None else lambda m, x, s: m(x, s)
     if step is None and not callable(model):
@@ -115,10 +119,12 @@ def trace(
     outputs: Leaves = kept["output"]
     y_count = len(outputs.avals)
     args = flat_program.inputs
+    parameters = args[: counts[0]]
+    flat_program = expand(flat_program, parameters)
     return Step(
         equations=flat_program.equations,
         constants=flat_program.constants,
-        parameters=args[: counts[0]],
+        parameters=parameters,
         inputs=args[counts[0] : counts[0] + counts[1]],
         state=args[counts[0] + counts[1] :],
         outputs=flat_program.outputs[:y_count],
@@ -128,7 +134,19 @@ def trace(
         state_leaves=state_leaves,
         output_leaves=outputs,
         initial_state=state,
+        fixed={
+            v: np.asarray(leaf)
+            for v, leaf in zip(parameters, model_leaves.split(model), strict=True)
+            if _is_connection(leaf)
+        },
     )
+
+
+def _is_connection(leaf: Any) -> bool:
+    """Whether a leaf of the model is an array of integers or booleans with values."""
+    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array | np.ndarray):
+        return False
+    return jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == bool
 
 
 def _describe(result: Any) -> str:
@@ -143,17 +161,6 @@ def _check_state(leaves: Leaves) -> None:
             "The state has no float leaf, so no weight can have an influence that lasts beyond a "
             f"step (leaves: {', '.join(leaves.paths) or 'none'}). Train such a model by "
             "`jax.grad` alone, or make the hidden state a float array."
-        )
-    complex_paths = [
-        path
-        for path, aval in zip(leaves.paths, leaves.avals, strict=True)
-        if jnp.issubdtype(aval.dtype, jnp.complexfloating)
-    ]
-    if complex_paths:
-        raise UnsupportedError(
-            f"Complex hidden states are not supported yet: {', '.join(complex_paths)}. This is "
-            "because a trace through them needs both parts. Carry the real and the imaginary part "
-            "as two float leaves."
         )
 
 

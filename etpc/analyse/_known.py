@@ -1,0 +1,46 @@
+"""Values of a program that neither a parameter nor data changes."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._jax import Equation, Variable, evaluate, prune
+
+
+class Known:
+    """Called with a variable: its value, computed when asked, or `None` where it is not known."""
+
+    def __init__(self, equations: Iterable[Equation], values: Mapping[Variable, Any]):
+        self._values = dict(values)
+        self.consulted: dict[Variable, None] = {}
+        """The variables that were asked for and are known."""
+        known = set(values)
+        self._equations: list[Equation] = []
+        for eqn in equations:
+            if all(v in known for v in eqn.inputs):
+                self._equations.append(eqn)
+                known.update(eqn.outputs)
+        self._known = known
+
+    def __call__(self, variable: Variable) -> np.ndarray | None:
+        if variable not in self._known:
+            return None
+        self.consulted[variable] = None
+        if variable not in self._values:
+            unknown = [eqn for eqn in self._equations if eqn.outputs[0] not in self._values]
+            with jax.ensure_compile_time_eval():
+                evaluate(prune(unknown, [variable]), self._values)
+        return np.asarray(self._values[variable])
+
+    def sources(self) -> set[Variable]:
+        """The variables that what was asked for was computed from, and those themselves."""
+        found = set(self.consulted)
+        for eqn in reversed(self._equations):
+            if any(v in found for v in eqn.outputs):
+                found.update(eqn.inputs)
+        return found
+
+
+__all__ = ["Known"]

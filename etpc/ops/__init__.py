@@ -1,0 +1,28 @@
+"""Kinds of weight operation: where an effective weight meets data, and how its gradient factors.
+
+A kind says, for one operand of one equation, how a perturbation of the operation enters the step,
+and which data the weight is multiplied with. Every kind is brought to one canonical form: `G`
+groups of `O` outputs, each output fed by `I` inputs, `y[g, o] = sum_i x[g, i] w[g, i, o]`, where
+groups may share a weight; or, where only some pairs (i, o) have a weight, the same sum over those.
+The other stages know only this form. A kind is one record, registered for a primitive with
+[`register_kind`][etpc.ops.register_kind].
+"""
+
+from ._contraction import Contraction
+from ._convolution import Convolution
+from ._kind import Direct, Kind, Links, direct, kind_of, register_kind
+from ._lookup import Lookup
+from ._sparse import Sparse
+
+__all__ = [
+    "Contraction",
+    "Convolution",
+    "Direct",
+    "Kind",
+    "Links",
+    "Lookup",
+    "Sparse",
+    "direct",
+    "kind_of",
+    "register_kind",
+]

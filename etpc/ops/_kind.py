@@ -1,0 +1,244 @@
+"""What a kind of weight operation is, the form that any operation has, and the registry."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Inexact
+
+from .._jax import Equation, Primitive, Variable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Links:
+    """Which inputs feed which outputs, where not all do: U pairs, in the order of the trace."""
+
+    inputs: np.ndarray
+    """The input i of each pair; int [U]."""
+    outputs: np.ndarray
+    """The output o of each pair; int [U]."""
+
+
+@runtime_checkable
+class Kind(Protocol):
+    """How one operand of one equation acts as a weight."""
+
+    @property
+    def name(self) -> str:
+        """What the printed program calls it."""
+        ...
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an output reads several positions of the data: D-RTRL then cuts the data."""
+        ...
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        ...
+
+    @property
+    def inputs(self) -> int:
+        """I; 1 where the operation has no factor."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """O."""
+        ...
+
+    @property
+    def data(self) -> Any:
+        """Which operand is the data `x` that is multiplied with the weight; `None` if none is."""
+        ...
+
+    @property
+    def links(self) -> Any:
+        """The `Links` of one group; `None` where every input feeds every output."""
+        ...
+
+    def shift_inputs(self, values: list[Any], delta: Inexact[Array, "G O"]) -> list[Any]:
+        """The operands with `delta` added, if it acts on the weight (an op that does not mix)."""
+        ...
+
+    def shift_outputs(self, outputs: list[Any], delta: Inexact[Array, "G O"]) -> list[Any]:
+        """The outputs with `delta` added, if it acts on them (an op that mixes)."""
+        ...
+
+    def factor(self, values: list[Any]) -> Inexact[Array, "G I"]:
+        """`x`, from the values of the equation's operands; only that of `data` is given."""
+        ...
+
+    def contract(
+        self, x: Inexact[Array, "N G I"] | None, delta: Inexact[Array, "N G O"]
+    ) -> Inexact[Array, "..."]:
+        """The gradient of the weight, summed over N examples or steps."""
+        ...
+
+    def gather(self, entries: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+        """The gradient of the weight from that of its uses: [G, I, O], or [G, U] with `links`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Direct:
+    """Any operation in which each weight element has a trace of its own.
+
+    The perturbation is added to the weight where it is used, so nothing is assumed of the
+    operation: it may be a product, a bias, an exponent, a threshold inside a surrogate, or a whole
+    loop. Nothing is cut. G = I = 1, and O is the number of weight elements.
+    """
+
+    operand: int
+    shape: tuple[int, ...]
+    name: str
+    mixes = False
+    groups = 1
+    inputs = 1
+    data = None
+    links = None
+
+    @property
+    def outputs(self) -> int:
+        return math.prod(self.shape)
+
+    def shift_inputs(self, values, delta):
+        values = list(values)
+        weight = values[self.operand]
+        values[self.operand] = weight + delta.reshape(self.shape).astype(weight.dtype)
+        return values
+
+    def shift_outputs(self, outputs, delta):
+        return outputs
+
+    def factor(self, values):
+        raise TypeError("an element-wise operation has no input factor")
+
+    def contract(self, x, delta):
+        return delta.sum(axis=(0, 1)).reshape(self.shape)
+
+    def gather(self, entries):
+        return entries.reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """Reshape, transpose, reshape: between canonical axes and those of an array."""
+
+    split: tuple[int, ...]
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def __call__(self, x: Array) -> Array:
+        return x.reshape(self.split).transpose(self.order).reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Factored:
+    """`y[h, f, o] = sum_i x[h, f, i] w[h, i, o]`: what dense operations that mix have in common.
+
+    Groups are pairs (h, f), and those of one h share a weight.
+    """
+
+    name: str
+    data: int
+    h: int
+    f: int
+    i: int
+    o: int
+    to_weight: Move
+    """From [h, i, o] to the weight's own axes."""
+    to_output: Move
+    """From [h, f, o] to the output's."""
+    mixes = True
+    links = None
+
+    @property
+    def groups(self) -> int:
+        return self.h * self.f
+
+    @property
+    def inputs(self) -> int:
+        return self.i
+
+    @property
+    def outputs(self) -> int:
+        return self.o
+
+    def shift_inputs(self, values, delta):
+        return values
+
+    def shift_outputs(self, outputs, delta):
+        (y,) = outputs
+        return [y + self.to_output(delta).astype(y.dtype)]
+
+    def contract(self, x, delta):
+        x = x.reshape(-1, self.h, self.f, self.i)
+        delta = delta.reshape(-1, self.h, self.f, self.o)
+        return self.to_weight(jnp.einsum("nhfi,nhfo->hio", x, delta))
+
+    def gather(self, entries):
+        return self.to_weight(entries.reshape(self.h, self.f, self.i, self.o).sum(1))
+
+
+def direct(equation: Equation, operand: int) -> Direct:
+    """The form that any operation has."""
+    name = equation.params.get("name", equation.primitive.name)
+    return Direct(operand, equation.inputs[operand].shape, str(name))
+
+
+Known = Callable[[Variable], "np.ndarray | None"]
+"""The value of a variable that neither a parameter nor data changes; `None` for others."""
+
+KindRule = Callable[[Equation, int, Known], "Kind | None"]
+
+_KINDS: dict[Primitive, KindRule] = {}
+
+
+def register_kind(primitive: Primitive, rule: KindRule) -> None:
+    """Give the weight operations of a primitive a kind of their own.
+
+    **Arguments:**
+
+    - `primitive`: the JAX primitive.
+    - `rule`: called with the equation, the number of the operand that is the weight, and a
+        function that gives the value of a variable where it is known at compile time, else `None`.
+        Returns the [`Kind`][etpc.ops.Kind], or `None` to have the general form, `Direct`.
+
+    **Raises** `ValueError` where the primitive has a kind already.
+    """
+    if primitive in _KINDS:
+        raise ValueError(f"the primitive {primitive.name} has a kind already: {_KINDS[primitive]}")
+    _KINDS[primitive] = rule
+
+
+def has_kind(primitive: Primitive) -> bool:
+    """Whether a primitive has a kind of its own."""
+    return primitive in _KINDS
+
+
+def kind_of(equation: Equation, operand: int, known: Known) -> Kind:
+    """The kind of a weight operation: a registered one, or `Direct`."""
+    rule = _KINDS.get(equation.primitive)
+    found = rule(equation, operand, known) if rule is not None else None
+    return direct(equation, operand) if found is None else found
+
+
+__all__ = [
+    "Direct",
+    "Factored",
+    "Kind",
+    "KindRule",
+    "Known",
+    "Links",
+    "Move",
+    "direct",
+    "has_kind",
+    "kind_of",
+    "register_kind",
+]

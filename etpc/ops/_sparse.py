@@ -1,0 +1,88 @@
+"""Products of a sparse weight and data, with one trace entry for each element that is stored."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._jax import Equation, bcoo_dot_general_primitive
+from ._kind import Known, Links, Move, has_kind, register_kind
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sparse:
+    """`bcoo_dot_general` of a sparse matrix, whose stored values are the weight, with data.
+
+    G are the columns of the data, U the stored values; the positions are known at compile time.
+    """
+
+    name: str
+    operand: int
+    data: int
+    groups: int
+    inputs: int
+    outputs: int
+    links: Links
+    axis: int
+    """The dimension of the data that is summed."""
+    to_output: Move
+    mixes = True
+
+    def shift_inputs(self, values, delta):
+        return values
+
+    def shift_outputs(self, outputs, delta):
+        (y,) = outputs
+        return [y + self.to_output(delta).astype(y.dtype)]
+
+    def factor(self, values):
+        x = jnp.moveaxis(values[self.data], self.axis, -1)
+        return x.reshape(self.groups, self.inputs)
+
+    def contract(self, x, delta):
+        def add(total, now):
+            x, delta = now
+            return total + (x[:, self.links.inputs] * delta[:, self.links.outputs]).sum(0), None
+
+        zero = jnp.zeros((self.links.inputs.size,), jnp.result_type(x, delta))
+        return jax.lax.scan(add, zero, (x, delta))[0]
+
+    def gather(self, entries):
+        return entries.sum(0)
+
+
+def sparse_product(equation: Equation, operand: int, known: Known) -> Sparse | None:
+    """The canonical form of a `bcoo_dot_general` of a matrix without batch or dense dimensions."""
+    values, indices, rhs = equation.inputs
+    (contract, contract_rhs), batch = equation.params["dimension_numbers"]
+    info = equation.params["lhs_spinfo"]
+    at = known(indices)
+    plain = values.shape == indices.shape[:1] and indices.shape[1:] == (2,)
+    if operand != 0 or at is None or not plain or len(contract) != 1 or any(map(len, batch)):
+        return None
+    summed = contract[0]
+    # Positions outside the matrix are padding, and stand for nothing.
+    if (at < 0).any() or (at >= np.asarray(info.shape)).any():
+        return None
+    rows, columns = info.shape[1 - summed], info.shape[summed]
+    free = [size for axis, size in enumerate(rhs.shape) if axis != contract_rhs[0]]
+    groups = int(np.prod(free, dtype=np.int64))
+    return Sparse(
+        name=equation.primitive.name,
+        operand=operand,
+        data=2,
+        groups=groups,
+        inputs=columns,
+        outputs=rows,
+        links=Links(at[:, summed].astype(np.int32), at[:, 1 - summed].astype(np.int32)),
+        axis=contract_rhs[0],
+        to_output=Move((groups, rows), (1, 0), equation.outputs[0].shape),
+    )
+
+
+def register_sparse() -> None:
+    """Register the kind once `jax.experimental.sparse` is there; a model that uses it imported it."""
+    primitive = bcoo_dot_general_primitive()
+    if primitive is not None and not has_kind(primitive):
+        register_kind(primitive, sparse_product)
