@@ -315,8 +315,7 @@ def all_branches(equation: Equation) -> Flat:
             results.append([env[v] for v in branch.outputs])
         if len(branches) == 1:
             return results[0]
-        index = jax.lax.clamp(0, index, len(branches) - 1)
-        which = index.astype(bool) if len(branches) == 2 else index
+        which = jnp.clip(index, 0, len(branches) - 1).astype(bool if len(branches) == 2 else "int32")
         return [jax.lax.select_n(which, *cases) for cases in zip(*results, strict=True)]
 
     return canonicalise(run, [v.aval for v in equation.inputs])

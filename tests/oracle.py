@@ -52,6 +52,8 @@ Where the design leaves room, this is chosen:
 - ES: ``direct_s`` (a readout of old states) meets the trace as step t-1 left it, normalised by c_{t-1}.
 """
 
+import contextlib
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -62,8 +64,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from tests import evaluate
+
 ALGORITHMS = ("bptt", "rtrl", "d_rtrl", "es_d_rtrl")
 stop = jax.lax.stop_gradient
+
+
+_in_numpy = contextvars.ContextVar("in_numpy", default=False)
+
+
+@contextlib.contextmanager
+def in_numpy():
+    """Here nothing is compiled: for many small models (`tests.evaluate`)."""
+    token = _in_numpy.set(True)
+    try:
+        yield
+    finally:
+        _in_numpy.reset(token)
 
 
 def compiled(fn):
@@ -80,6 +97,8 @@ def compiled(fn):
         )
 
     def wrapper(*args):
+        if _in_numpy.get():
+            return evaluate.run(fn)(*args)
         leaves, tree = jax.tree.flatten(args)
         array = [isinstance(a, jax.Array | np.ndarray) for a in leaves]
         arrays = [a if is_array else None for a, is_array in zip(leaves, array, strict=True)]
@@ -315,13 +334,16 @@ class Structure(NamedTuple):
         return {name: not through for name, through in self.escapes.items()}
 
 
-def structure(model, x, state=None, points=12, seed=0) -> Structure:
+def structure(model, x, state=None, points=12, seed=0, xs=None) -> Structure:
+    """At random points, or with the inputs `xs` (leading axis: points)."""
     state = model.init_state() if state is None else state
     rng = np.random.default_rng(seed)
+    points = points if xs is None else len(jax.tree.leaves(xs)[0])
     noise = lambda a, scale: scale * rng.normal(size=(points, *a.shape))
     w = eqx.filter_eval_shape(weights, model, x, state)
     dw = {name: noise(w, 0.3) for name, w in w.items()}
-    xs = noise(x, 1.5) if is_float(x) else jnp.repeat(x[None], points, axis=0)
+    if xs is None:
+        xs = noise(x, 1.5) if is_float(x) else jnp.repeat(x[None], points, axis=0)
     jacobians = jacobians_at(model, state, xs, noise(flat(state)[0], 1.5), dw)
     nonzero = lambda j: np.any(np.asarray(j) != 0, axis=0)
     D, F, X_s, X_y, S_y = jax.tree.map(nonzero, jacobians)
@@ -428,7 +450,13 @@ def online(model, xs, targets, loss_fn, state, *, algo, decay, W, in_window, for
     to_state = structure(model, at(xs, 0), state).to_state
     pieces = all_pieces(model, xs, targets, loss_fn, state, to_state)
     pieces = jax.tree.map(np.asarray, pieces)
-    steps = [at(pieces, t) for t in range(len(jax.tree.leaves(xs)[0]))]
+    grads = combine(pieces, algo=algo, decay=decay, W=W, in_window=in_window, form=form)
+    return grads if by_op else pull_back(model, at(xs, 0), state, grads)
+
+
+def combine(pieces: Pieces, *, algo, decay=0.9, W=1, in_window="truncated", form="lambda"):
+    """The gradient by op, from the pieces of all steps (NumPy, leading axis T)."""
+    steps = [at(pieces, t) for t in range(len(pieces.D))]
     exact = in_window == "exact" or algo == "rtrl"
     if algo == "es_d_rtrl" and not exact:
         traces = {k: Factors(decay) if k in pieces.J else Full() for k in pieces.F}
@@ -439,7 +467,7 @@ def online(model, xs, targets, loss_fn, state, *, algo, decay, W, in_window, for
         new = {"rtrl": RTRL, "d_rtrl": Full, "es_d_rtrl": lambda: Factors(decay)}[algo]
         traces = {k: new() if k in pieces.J or algo == "rtrl" else Full() for k in pieces.F}
         grads = by_windows(steps, traces, W, exact)
-    return grads if by_op else pull_back(model, at(xs, 0), state, grads)
+    return grads
 
 
 @compiled

@@ -70,6 +70,7 @@ class Program:
         self.plan: Plan = plan
         self._step = plan.analysis.step
         self._id = _fingerprint(plan)
+        self._seen: dict[int, Any] = {}
         self._jit_scan = jax.jit(self._scan)
         self._jit_value_and_grad = jax.jit(self._value_and_grad, static_argnums=(0, 1))
 
@@ -359,11 +360,33 @@ class Program:
                     f"The model holds {theirs!r} where {ours!r} was compiled in. Values that are "
                     "no arrays are part of the program: compile again, or make it an array."
                 )
+        values = expected.split(model)
+        for i in self.plan.analysis.assumed:
+            values[i] = self._connections(i, values[i], problems)
         raise_together(problems, InputError)
-        return [
-            jnp.asarray(a) if isinstance(a, np.ndarray | np.generic) else a
-            for a in expected.split(model)
-        ]
+        return [jnp.asarray(a) if isinstance(a, np.ndarray | np.generic) else a for a in values]
+
+    def _connections(self, i: int, given: Any, problems: list[str]) -> Any:
+        """An integer array of the model that the traces were laid out for, checked to be that one.
+
+        Inside a transformation its values are not known before the program runs, so they are
+        compared there.
+        """
+        if given is self._seen.get(i):
+            return given
+        compiled = self._step.fixed[self._step.parameters[i]]
+        message = (
+            f"The values of {self._step.model_leaves.paths[i]} differ from those that were "
+            "compiled. This is because integer arrays say what is connected with what, and the "
+            "traces are laid out for that. Compile again with the new ones."
+        )
+        if isinstance(given, jax.core.Tracer):
+            return eqx.error_if(given, _checksum(given) != _checksum(jnp.asarray(compiled)), message)
+        if np.shape(given) == compiled.shape and np.array_equal(given, compiled):
+            self._seen[i] = given
+        else:
+            problems.append(message)
+        return given
 
     def _check_carry(self, carry: Any) -> None:
         if not isinstance(carry, Carry):
@@ -471,6 +494,14 @@ def _same(a: Any, b: Any) -> bool:
         return bool(a == b)
     except Exception:  # a leaf of unknown type may compare in any way
         return False
+
+
+def _checksum(values: Array) -> Array:
+    """A number that differs, as good as always, for arrays that differ."""
+    words = values.astype(jnp.uint32).reshape(-1)
+    place = jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(2654435761)
+    mixed = (words ^ place) * jnp.uint32(2246822519)
+    return jnp.sum((mixed ^ (mixed >> 15)) * jnp.uint32(3266489917), dtype=jnp.uint32)
 
 
 def _fingerprint(plan: Plan) -> str:
