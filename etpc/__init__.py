@@ -13,12 +13,13 @@ from ._errors import (
     EtpcError,
     InputError,
     InputTypeError,
+    MemoryLimitError,
     ModelError,
     SelectionError,
     UnsupportedError,
 )
 from ._jax import mark
-from .algorithms import D_RTRL, ES_D_RTRL, RTRL
+from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
 from .run import Carry, Memory, Program, compile
 from .verify import bptt, verify
 
@@ -29,14 +30,17 @@ __all__ = [
     "ES_D_RTRL",
     "RTRL",
     "AlgorithmError",
+    "Auto",
     "Carry",
     "EtpcError",
     "InputError",
     "InputTypeError",
     "Memory",
+    "MemoryLimitError",
     "ModelError",
     "Program",
     "SelectionError",
+    "SnAp",
     "UnsupportedError",
     "bptt",
     "compile",

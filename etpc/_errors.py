@@ -23,6 +23,10 @@ class AlgorithmError(EtpcError, ValueError):
     """An algorithm or one of its settings is unknown or out of range."""
 
 
+class MemoryLimitError(EtpcError, MemoryError):
+    """A program would take more memory than it may; raised before any of it is allocated."""
+
+
 class InputError(EtpcError, ValueError):
     """An argument is out of range, or does not fit what a program was compiled for."""
 

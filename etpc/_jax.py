@@ -315,7 +315,9 @@ def all_branches(equation: Equation) -> Flat:
             results.append([env[v] for v in branch.outputs])
         if len(branches) == 1:
             return results[0]
-        which = jnp.clip(index, 0, len(branches) - 1).astype(bool if len(branches) == 2 else "int32")
+        which = jnp.clip(index, 0, len(branches) - 1).astype(
+            bool if len(branches) == 2 else "int32"
+        )
         return [jax.lax.select_n(which, *cases) for cases in zip(*results, strict=True)]
 
     return canonicalise(run, [v.aval for v in equation.inputs])

@@ -52,6 +52,12 @@ class Algorithm:
     in_window: InWindow = dataclasses.field(default="truncated", kw_only=True)
     name: ClassVar[str] = "algorithm"
     cut: ClassVar[bool] = True
+    """Whether the data of operations that mix positions is held constant in the trace."""
+
+    @property
+    def reach(self) -> int | None:
+        """In how many steps a trace follows influence; `None` for any number."""
+        return None
 
     def __post_init__(self) -> None:
         window = self.window
@@ -149,6 +155,58 @@ class RTRL(Algorithm):
     cut: ClassVar[bool] = False
 
 
+@dataclasses.dataclass(frozen=True)
+class SnAp(Algorithm):
+    """The sparse n-step approximation of RTRL: nothing is cut, influence is kept within n steps.
+
+    The trace of a weight holds the states that it reaches in fewer than `n` transitions after the
+    step in which it is used, and the transitions among those alone. It is exact where a weight
+    reaches no other states, and equals RTRL for a large enough `n`.
+
+    - `n`: the number of steps, at least 1.
+
+    **Source:** Menick et al., "Practical real time recurrent learning with a sparse approximation",
+    ICLR 2021, section 3.
+    """
+
+    n: int = 1
+    name: ClassVar[str] = "snap"
+    cut: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.n, bool) or not isinstance(self.n, int):
+            raise InputTypeError(f"n must be an int >= 1, not {self.n!r}.")
+        if self.n < 1:
+            raise AlgorithmError(
+                f"n must be at least 1, and is {self.n}. It is the number of steps within which "
+                "influence is kept."
+            )
+
+    @property
+    def reach(self) -> int | None:
+        return self.n
+
+
+@dataclasses.dataclass(frozen=True)
+class Auto(Algorithm):
+    """For each weight operation the most exact trace that fits into a memory limit.
+
+    Nothing is cut as long as it fits; then the data of operations is cut, as in D-RTRL, one after
+    the other, each time where that saves most; then the largest traces take the decay form. The
+    limit is `memory` of [`etpc.compile`][]. The printed program says what was chosen, and why.
+
+    - `decay`: of the decay form.
+    """
+
+    decay: float = 0.99
+    name: ClassVar[str] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ES_D_RTRL(float(self.decay))
+
+
 _NAMES: dict[str, type[Algorithm]] = {}
 
 
@@ -176,7 +234,7 @@ def resolve(algo: Algorithm | str) -> Algorithm:
     raise InputTypeError(f"algo must be an algorithm or its name, not {algo!r}.{hint}")
 
 
-for _algorithm in (D_RTRL, ES_D_RTRL, RTRL):
+for _algorithm in (D_RTRL, ES_D_RTRL, RTRL, SnAp, Auto):
     register_algorithm(_algorithm)
 
 __all__ = [
@@ -184,8 +242,10 @@ __all__ = [
     "ES_D_RTRL",
     "RTRL",
     "Algorithm",
+    "Auto",
     "Decay",
     "Full",
+    "SnAp",
     "TraceForm",
     "register_algorithm",
     "resolve",

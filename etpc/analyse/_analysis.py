@@ -14,6 +14,7 @@ from .._jax import Equation, Variable, canonicalise, evaluate, forward_mode
 from ..trace import Step
 from ._known import Known
 from ._patterns import Interpreter, Opaque, Pattern, empty
+from ._reach import closure, within
 from ._weights import Split, WeightOp, split
 
 
@@ -85,7 +86,10 @@ class Reach:
     role: str
     """`"state"` (directly or through other operations), `"output"` alone, or `"nothing"`."""
     block: Pattern
-    """`N(o)`: outputs x states; the states that each output has a lasting influence on."""
+    """`N(o)`: outputs x states; the states that each output has a lasting influence on, or those
+    that it reaches in a number of steps."""
+    closed: bool
+    """Whether what the block reaches is in the block."""
     reads_states: np.ndarray
     """Boolean over the S states: whether `x` depends on them within the cut step."""
     reads_ops: np.ndarray
@@ -138,7 +142,7 @@ class Analysis:
         return "\n".join(lines)
 
 
-def analyse(step: Step, *, cut: bool | frozenset[int] = True) -> Analysis:
+def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None = None) -> Analysis:
     """Find the weight operations of a step, the patterns of its Jacobians, and the blocks.
 
     **Arguments:**
@@ -146,6 +150,9 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True) -> Analysis:
     - `step`: from [`etpc.trace.trace`][].
     - `cut`: whether the data of operations that mix positions is held constant, as in D-RTRL; or
         the numbers of those for which it is.
+    - `steps`: keep in a block what is reached in so many steps; `None` for all that is ever reached.
+
+    **Raises** `MemoryLimitError` where the patterns would be too large to form.
     """
     parts = split(step)
     hidden = HiddenStates.of(step)
@@ -180,10 +187,17 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True) -> Analysis:
     to_output = _upstream(seen, into)
     reach = []
     for k, op in enumerate(ops):
-        block = _closure(sp.csr_array(immediate[k].T), transition)
+        block, beyond = sp.csr_array(immediate[k].T), empty(0, hidden.size)
+        if steps is None:
+            block = closure(block, transition)
+        else:
+            block, beyond = within(block, transition, steps)
         role = "state" if to_state[k] else "output" if to_output[k] else "nothing"
         escapes = _escapes(op, block, ops, reads, into, to_state, immediate, hidden, is_cut)
-        reach.append(Reach(role, block, *reads[k], escapes))
+        if beyond.nnz:
+            inside, outside = (" and ".join(_names(hidden, p)) for p in (block, beyond))
+            escapes = (f"{inside} -> {outside}, after {steps} steps", *escapes)
+        reach.append(Reach(role, block, not beyond.nnz, *reads[k], escapes))
     return Analysis(
         step,
         parts,
@@ -307,6 +321,10 @@ def _reads(pattern: Pattern | None, bounds: np.ndarray) -> tuple[np.ndarray, np.
     return elements, ops
 
 
+def _names(hidden: HiddenStates, pattern: Pattern) -> list[str]:
+    return [f"hidden {name}" for name in hidden.names(np.unique(pattern.indices))]
+
+
 def _upstream(start: np.ndarray, into: np.ndarray) -> np.ndarray:
     """`start`, and all operations whose output enters (`into[j, k]`: k enters j) one of them."""
     reached = start.copy()
@@ -316,19 +334,6 @@ def _upstream(start: np.ndarray, into: np.ndarray) -> np.ndarray:
             break
         reached = more
     return reached
-
-
-def _closure(block: Pattern, transition: Pattern) -> Pattern:
-    """All states that the states in each row's block reach by any number of transitions."""
-    frontier, onward = block, sp.csr_array(transition.T)
-    for _ in range(transition.shape[0] + 1):
-        grown = sp.csr_array(block + sp.csr_array(frontier @ onward))
-        if grown.nnz == block.nnz:
-            grown.sort_indices()
-            return grown
-        frontier = sp.csr_array(grown > block)
-        block = grown
-    raise AssertionError("a closure over finitely many states did not end; this is a bug in etpc")
 
 
 def _escapes(

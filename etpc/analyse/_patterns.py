@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 
+from .._errors import MemoryLimitError
 from .._jax import (
     Equation,
     Flat,
@@ -40,6 +41,24 @@ UNROLLED = 2048
 
 Pattern = Any
 """A boolean `scipy.sparse.csr_array`, elements x seeds."""
+
+
+MAX_ENTRIES = 100_000_000
+"""Patterns of more entries than this are not formed: about half a gigabyte each."""
+
+
+class TooDense(Exception):
+    """A pattern would have more than `MAX_ENTRIES` entries."""
+
+    def __init__(self, entries: int):
+        super().__init__(entries)
+        self.entries = entries
+
+
+def afford(entries: int) -> None:
+    """Raise `TooDense` before a pattern with so many entries is formed."""
+    if entries > MAX_ENTRIES:
+        raise TooDense(int(entries))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +87,14 @@ def pick(pattern: Pattern, index: np.ndarray) -> Pattern:
         return pattern
     inside = index >= 0
     if inside.all():
+        afford(np.diff(pattern.indptr)[index].sum())
         return pattern[index]
     return _select(np.flatnonzero(inside), index[inside], index.size, pattern)
 
 
 def _select(rows: np.ndarray, columns: np.ndarray, size: int, pattern: Pattern) -> Pattern:
     """Row `rows[i]` of the result joins row `columns[i]` of `pattern`, for all i."""
+    afford(np.diff(pattern.indptr)[columns].sum())
     ones = np.ones(rows.size, bool)
     chosen = sp.csr_array((ones, (rows, columns)), shape=(size, pattern.shape[0]))
     return sp.csr_array(chosen @ pattern)
@@ -96,6 +117,16 @@ def spread(pattern: Pattern, shape: Sequence[int], axes: Sequence[int]) -> Patte
     """The pattern in which every position along `axes` has the joined dependence of all."""
     kept = [1 if a in axes else n for a, n in enumerate(shape)]
     return pick(joined(pattern, shape, axes), np.broadcast_to(numbering(kept), tuple(shape)))
+
+
+def too_dense(entries: int, where: str) -> MemoryLimitError:
+    return MemoryLimitError(
+        f"The influence among hidden states has more than {entries:,} entries, from {where}. This "
+        "is because every state reaches every other there, and traces that keep it are larger "
+        "still. Use D_RTRL or ES_D_RTRL, which cut at each weight; where an operation without a "
+        "weight mixes all states, such as a mean over them, carry what it computes as a smaller "
+        'state, or let algo="auto" with memory= choose.'
+    )
 
 
 class Interpreter:
@@ -124,9 +155,12 @@ class Interpreter:
             rule = _RULES.get(eqn.primitive)
             if rule is None and eqn.primitive is bcoo_dot_general_primitive():
                 rule = _bcoo_dot_general
-            outs = rule(self, eqn, patterns, known) if rule is not None else None
-            if outs is None:
-                outs = self.dense(eqn, patterns)
+            try:
+                outs = rule(self, eqn, patterns, known) if rule is not None else None
+                if outs is None:
+                    outs = self.dense(eqn, patterns)
+            except TooDense as error:
+                raise too_dense(error.entries, f"{eqn.primitive.name} at {eqn.source}") from None
             for v, out in zip(eqn.outputs, outs, strict=True):
                 if out is not None and out.nnz and v.is_float:
                     env[v] = out
@@ -416,6 +450,7 @@ def _reduce(interpreter, eqn, patterns, known):
 def _cumulate(interpreter, eqn, patterns, known):
     shape, axis = eqn.inputs[0].shape, eqn.params["axis"]
     size = shape[axis]
+    afford(math.prod(shape) * size)
     steps = np.tril(np.ones((size, size), bool))
     if eqn.params["reverse"]:
         steps = steps.T
@@ -593,4 +628,15 @@ def _while(interpreter, eqn, patterns, known):
     return _fixpoint(interpreter, lambda c: interpreter.run(flat, [*consts, *c]), list(carry))
 
 
-__all__ = ["Interpreter", "Opaque", "Pattern", "empty", "numbering", "pick", "union"]
+__all__ = [
+    "Interpreter",
+    "Opaque",
+    "Pattern",
+    "TooDense",
+    "afford",
+    "empty",
+    "numbering",
+    "pick",
+    "too_dense",
+    "union",
+]

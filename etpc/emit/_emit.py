@@ -23,6 +23,7 @@ from ._traces import (
     Factors,
     Trace,
     advance_full,
+    credit_within,
     empty_trace,
     gradient_full,
     gradient_smooth,
@@ -107,7 +108,12 @@ class _Emitter:
             ys, pull = read, read_pull
         factors = self._factors(jacobians, data)
         after, paths = self._advance(factors, traces)
-        residuals = (pull, jacobians.transition, jacobians.immediate, data, traces, paths)
+        blocks = {
+            p.op.number: (factors[p.op.number].immediate, factors[p.op.number].transition)
+            for p in self.plan.traced
+            if not p.closed
+        }
+        residuals = (pull, jacobians.transition, jacobians.immediate, data, traces, paths, blocks)
         return (ys, last, after), residuals
 
     def _sequential(self, weights, others, xs, state):
@@ -256,7 +262,7 @@ class _Emitter:
     # --- backward ---
 
     def backward(self, residuals, ys_bar):
-        pull, transition, immediate, data, traces, paths = residuals
+        pull, transition, immediate, data, traces, paths, blocks = residuals
         if self.exact:
             weights_bar, moving_bar, start = pull(ys_bar)
             signal_start = self._signals(start)
@@ -266,17 +272,25 @@ class _Emitter:
         weights_bar = list(weights_bar)
         xs = self._data_by_op(data)
         credit, start = new, new[0]
-        if any(isinstance(p.form, Full) for p in self.plan.traced):
+        if any(isinstance(p.form, Full) and p.closed for p in self.plan.traced):
             credit, start = self._credit(transition, old, new)
+        starts = {}
         for place, p in enumerate(self.live):
             delta = deltas[place]
-            if p.form is None or isinstance(p.form, Full):
-                signal = new if p.form is None else credit
-                delta = delta + self._into_op(immediate[place], signal, p).reshape(delta.shape)
+            if p.form is None:
+                delta = delta + self._into_op(immediate[place], new, p).reshape(delta.shape)
+            elif isinstance(p.form, Full) and p.closed:
+                starts[p.op.number] = take(start, p.layout.states)
+                delta = delta + self._into_op(immediate[place], credit, p).reshape(delta.shape)
+            elif isinstance(p.form, Full):
+                own, moves = blocks[p.op.number]
+                at = p.layout.states
+                here, starts[p.op.number] = credit_within(moves, take(old, at), take(new, at))
+                delta = delta + (own * here).sum(-2).reshape(delta.shape)
             self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
         for p, trace, path in zip(self.plan.traced, traces, paths, strict=True):
             if isinstance(p.form, Full):
-                bar = gradient_full(p, take(start, p.layout.states), trace)
+                bar = gradient_full(p, starts[p.op.number], trace)
             else:
                 at = p.layout.states
                 past = take(old, at) if self.reads_old else None

@@ -112,6 +112,26 @@ def _advance_links(
     return lax.scan(add, apply(onward, eps), (x, moved))[0]
 
 
+def credit_within(
+    transition: Float[Array, "W B m m o"],
+    old: Float[Array, "W B m GO"],
+    new: Float[Array, "W B m GO"],
+) -> tuple[Array, Array]:
+    """The credit of the block of each output, of each new state and of the start.
+
+    For blocks that are not closed, where each output keeps to transitions inside its own.
+    """
+    backwards = jnp.swapaxes(transition, -3, -2)
+
+    def back(after, now):
+        moves, by_old, by_new = now
+        here = by_new + after
+        return by_old + apply(moves, here), here
+
+    start, credit = lax.scan(back, jnp.zeros_like(new[0]), (backwards, old, new), reverse=True)
+    return credit, start
+
+
 def gradient_full(plan: OpPlan, start: Float[Array, "B m GO"], trace: Trace) -> Array:
     """What the trace at the start of a window adds: `lambda_0 eps_0`.
 

@@ -1,6 +1,19 @@
 """Third stage: which trace each weight operation carries, and how the Jacobians are read."""
 
 from ._blocks import Colouring, Layout
-from ._plan import Group, OpPlan, Plan, plan
+from ._choose import Choice, Costs, choose
+from ._plan import DEFAULT_MEMORY, Group, OpPlan, Plan, plan, selected
 
-__all__ = ["Colouring", "Group", "Layout", "OpPlan", "Plan", "plan"]
+__all__ = [
+    "DEFAULT_MEMORY",
+    "Choice",
+    "Colouring",
+    "Costs",
+    "Group",
+    "Layout",
+    "OpPlan",
+    "Plan",
+    "choose",
+    "plan",
+    "selected",
+]

@@ -1,16 +1,18 @@
 """The plan of a trace program: what is carried for each weight operation, and how."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax.numpy as jnp
 import networkx as nx
+import numpy as np
 
-from .._errors import SelectionError, UnsupportedError, raise_together
-from ..algorithms import Algorithm, Decay, TraceForm
+from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
+from ..algorithms import Algorithm, TraceForm
 from ..analyse import Analysis, WeightOp
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
+from ._choose import Choice
+from ._size import trace_bytes, trace_shape
 
 AUTO_WINDOW = 16
 
@@ -22,6 +24,10 @@ class OpPlan:
     op: WeightOp
     form: TraceForm | None
     """The form of its trace, or `None` if it has none."""
+    block: int
+    """m, the largest number of states that one output has a lasting influence on."""
+    closed: bool
+    """Whether what a block reaches is in the block, so that nothing leaves the trace that way."""
     layout: Any
     """The `Layout` of its blocks, or `None` if it has no trace."""
     immediate: Any
@@ -31,6 +37,8 @@ class OpPlan:
     escapes: tuple[str, ...]
     reason: str
     """Why there is no trace; empty if there is one."""
+    choice: str
+    """Why the trace has the form that it has, where the algorithm chose it."""
     dtype: Any
     """Of the trace: at least float32, and complex where the operation is."""
 
@@ -43,41 +51,16 @@ class OpPlan:
         return self.op.kind.name
 
     @property
-    def block(self) -> int:
-        """m, the largest number of states that one output has a lasting influence on."""
-        return 0 if self.layout is None else self.layout.block
-
-    @property
     def trace_shape(self) -> Any:
         """Shape of the trace of one example; one shape for each factor where it is factored."""
-        kind, m = self.op.kind, self.block
-        group = (kind.groups,) if kind.groups > 1 else ()
-        if self.form is None:
-            return ()
-        if isinstance(self.form, Decay):
-            return (*group, kind.inputs), (m, *group, kind.outputs)
-        if kind.data is None:
-            return (m, kind.outputs)
-        if kind.links is not None:
-            return (*group, m, kind.links.outputs.size)
-        return (*group, kind.inputs, m, kind.outputs)
-
-    @property
-    def trace_size(self) -> int:
-        """Numbers carried for one example."""
-        if self.form is None:
-            return 0
-        if isinstance(self.form, Decay):
-            return sum(math.prod(shape) for shape in self.trace_shape)
-        return math.prod(self.trace_shape)
+        return () if self.form is None else trace_shape(self.op.kind, self.form, self.block)
 
     @property
     def trace_bytes(self) -> int:
         """Bytes carried for one example."""
-        size = jnp.dtype(self.dtype).itemsize * self.trace_size
-        if isinstance(self.form, Decay):  # and how many steps the factors have seen
-            size += jnp.finfo(self.dtype).dtype.itemsize
-        return size
+        if self.form is None:
+            return 0
+        return trace_bytes(self.op.kind, self.form, self.block, self.dtype)
 
     def __repr__(self) -> str:
         return f"OpPlan({self.path}, {self.kind}, block={self.block}, exact={self.exact})"
@@ -120,17 +103,28 @@ class Plan:
         return "\n".join(rows)
 
 
-def plan(analysis: Analysis, algorithm: Algorithm, weights: Any = None) -> Plan:
+def plan(
+    analysis: Analysis,
+    algorithm: Algorithm,
+    weights: Any = None,
+    *,
+    choice: Choice | None = None,
+    memory: int | None = None,
+    batch_size: int = 1,
+) -> Plan:
     """Choose the traces of a program.
 
     **Arguments:**
 
-    - `analysis`: from [`etpc.analyse.analyse`][], made with the algorithm's `cut`.
+    - `analysis`: from [`etpc.analyse.analyse`][], made as the algorithm asks.
     - `algorithm`: the learning rule.
     - `weights`: `None`, `"all"`, `"marked"`, or a set of parameter paths.
+    - `choice`: which operations take the decay form, where the algorithm leaves that open.
+    - `memory`: at most so many bytes of traces, for `batch_size` examples.
 
     **Raises** `SelectionError` where nothing is selected; `UnsupportedError` where a derivative
-    passes through a loop of unknown length.
+    passes through a loop of unknown length; `MemoryLimitError` before more is allocated than
+    `memory`.
     """
     raise_together(
         [
@@ -142,55 +136,21 @@ def plan(analysis: Analysis, algorithm: Algorithm, weights: Any = None) -> Plan:
         ],
         UnsupportedError,
     )
-    chosen = _chosen(analysis, weights)
+    chosen = selected(analysis, weights)
+    ops = [_describe(analysis, op, algorithm, chosen, choice) for op in analysis.ops]
+    _check_memory(analysis, ops, memory, batch_size)
     with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
     colours = colouring(analysis, with_state)
-    dtype = jnp.result_type(jnp.float32, *(part.dtype for part in analysis.hidden.parts))
     layouts: dict[tuple[tuple[int, ...], bytes], Layout] = {}
-    ops = []
-    for op, reach in zip(analysis.ops, analysis.reach, strict=True):
-        rows = block_rows(reach.block)
-        states = analysis.hidden.names(reach.states)
-        form: TraceForm | None = None
-        reason = ""
-        if reach.role != "state":
-            reason = {
-                "output": "it reaches no hidden state; the gradient of each step is exact",
-                "nothing": "it reaches neither a hidden state nor an output",
-            }[reach.role]
-        elif op.number not in chosen:
-            reason = "it was not selected; it gets the gradient of the current step"
-        elif not reach.block.nnz:
-            reason = (
-                "its output enters hidden states through other weights alone; it gets the "
-                "gradient of the current step"
-            )
-        else:
-            form = algorithm.trace_form(op.kind)
-        table = index = None
-        if form is not None:
-            key = (rows.shape, rows.tobytes())
-            if key not in layouts:
-                layouts[key] = layout(rows, analysis.transition, colours)
-            table = layouts[key]
-            index = immediate_index(rows, analysis.immediate[op.number], colours)
-        escapes = reach.escapes
-        if form is not None and not form.exact:
-            escapes = (form.left_out, *escapes)
-        traceless = reach.role == "state" and form is None
-        ops.append(
-            OpPlan(
-                op,
-                form,
-                table,
-                index,
-                states,
-                not escapes and not traceless,
-                escapes,
-                reason,
-                jnp.result_type(dtype, op.delta.dtype),
-            )
-        )
+    for n, p in enumerate(ops):
+        if p.form is None:
+            continue
+        rows = block_rows(analysis.reach[n].block)
+        key = (rows.shape, rows.tobytes())
+        if key not in layouts:
+            layouts[key] = layout(rows, analysis.transition, colours)
+        index = immediate_index(rows, analysis.immediate[n], colours)
+        ops[n] = dataclasses.replace(p, layout=layouts[key], immediate=index)
     window = AUTO_WINDOW if algorithm.window == "auto" else int(algorithm.window)
     used = {i for op in analysis.ops for i in op.parameters}
     paths = analysis.step.model_leaves.paths
@@ -202,12 +162,104 @@ def plan(analysis: Analysis, algorithm: Algorithm, weights: Any = None) -> Plan:
         _groups(ops, analysis),
         colours,
         window,
-        dtype,
+        vector_dtype(analysis),
         unused,
     )
 
 
-def _chosen(analysis: Analysis, weights: Any) -> set[int]:
+def vector_dtype(analysis: Analysis) -> Any:
+    """Of the vector of states."""
+    return jnp.result_type(jnp.float32, *(part.dtype for part in analysis.hidden.parts))
+
+
+def _describe(
+    analysis: Analysis,
+    op: WeightOp,
+    algorithm: Algorithm,
+    chosen: set[int],
+    choice: Choice | None,
+) -> OpPlan:
+    """What the program does with an operation, without the tables."""
+    reach = analysis.reach[op.number]
+    form: TraceForm | None = None
+    reason = why = ""
+    if reach.role != "state":
+        reason = {
+            "output": "it reaches no hidden state; the gradient of each step is exact",
+            "nothing": "it reaches neither a hidden state nor an output",
+        }[reach.role]
+    elif op.number not in chosen:
+        reason = "it was not selected; it gets the gradient of the current step"
+    elif not reach.block.nnz:
+        reason = (
+            "its output enters hidden states through other weights alone; it gets the "
+            "gradient of the current step"
+        )
+    elif choice is not None:
+        form, why = choice.forms[op.number], choice.reasons[op.number]
+    else:
+        form = algorithm.trace_form(op.kind)
+    escapes = reach.escapes
+    if form is not None and not form.exact:
+        escapes = (form.left_out, *escapes)
+    traceless = reach.role == "state" and form is None
+    return OpPlan(
+        op=op,
+        form=form,
+        block=0 if form is None else int(np.diff(reach.block.indptr).max(initial=0)),
+        closed=reach.closed,
+        layout=None,
+        immediate=None,
+        states=analysis.hidden.names(reach.states),
+        exact=not escapes and not traceless,
+        escapes=escapes,
+        reason=reason,
+        choice=why,
+        dtype=jnp.result_type(vector_dtype(analysis), op.delta.dtype),
+    )
+
+
+DEFAULT_MEMORY = 1 << 34
+"""Bytes of traces that a program may have where `memory` is not given: 16 GiB."""
+MAX_TABLE = 1 << 28
+"""Entries of an index table."""
+
+
+def _check_memory(
+    analysis: Analysis, ops: list[OpPlan], memory: int | None, batch_size: int
+) -> None:
+    limit = DEFAULT_MEMORY if memory is None else memory
+    traced = [p for p in ops if p.form is not None]
+    total = batch_size * sum(p.trace_bytes for p in traced)
+    stated = "memory=" if memory is not None else "the default limit of"
+    if total > limit:
+        largest = sorted(traced, key=lambda p: -p.trace_bytes)[:5]
+        rows = [
+            f"\n  {p.path} ({p.kind}): {batch_size * p.trace_bytes:,} bytes, a block of {p.block:,}"
+            for p in largest
+        ]
+        raise MemoryLimitError(
+            f"The traces would take {total:,} bytes for {batch_size} "
+            f"example{'s' if batch_size > 1 else ''}, and {stated} {limit:,} allows no more. "
+            f"The largest:{''.join(rows)}\n"
+             'Use `algo="auto"` to have each weight the most exact trace that fits, ES_D_RTRL, '
+            "fewer weights (`weights=`) or a smaller batch, or pass a larger `memory=`."
+        )
+    raise_together(
+        [
+            f"The trace of {p.path} ({p.kind}) needs a transition among {p.block} states for each "
+            f"of {p.op.size} outputs, more than {MAX_TABLE:,} numbers. Use D_RTRL or ES_D_RTRL, "
+            'or algo="auto" with memory=.'
+            for p in traced
+            if p.block**2 * p.op.size > MAX_TABLE
+            and analysis.reach[p.op.number].states.size > p.block  # not one block for all outputs
+        ],
+        MemoryLimitError,
+    )
+
+
+def selected(analysis: Analysis, weights: Any) -> set[int]:
+    """The numbers of the operations that `weights` selects."""
     ops = analysis.ops
     if weights is None:
         marked = {op.number for op in ops if op.marked}

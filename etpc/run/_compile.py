@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
-from .._errors import InputTypeError, SelectionError, raise_together
-from ..algorithms import Algorithm, resolve
+from .._errors import InputError, InputTypeError, SelectionError, raise_together
+from ..algorithms import Algorithm, Auto, resolve
 from ..analyse import analyse
 from ..emit import emit
-from ..plan import plan
+from ..plan import DEFAULT_MEMORY, choose, plan, selected
 from ..trace import path_text, trace
 from ..trace._leaves import is_array
 from ._program import Program
@@ -23,6 +23,8 @@ def compile(
     state: Any = None,
     step: Callable[..., Any] | None = None,
     weights: Any = None,
+    memory: int | None = None,
+    batch_size: int = 1,
 ) -> Program:
     """Compile a model into an eligibility-trace program.
 
@@ -38,17 +40,36 @@ def compile(
     - `weights`: which weight operations get a trace. `None`: the marked ones if the model marks
         any, else all. `"all"`, `"marked"`, or a selector as in Equinox,
         `lambda m: (m.cell.weight_hh, m.cell.bias)`.
+    - `memory`: at most so many bytes of traces, for `batch_size` examples; 16 GiB by default. A
+        program that would need more is refused, and `algo="auto"` chooses what fits.
+    - `batch_size`: the number of examples that `memory` is for.
 
     **Returns** the [`Program`][etpc.Program].
 
     **Raises** `etpc.ModelError`, `etpc.UnsupportedError`, `etpc.SelectionError`,
-    `etpc.AlgorithmError`; each says what, where, why, and what to do.
+    `etpc.AlgorithmError`, `etpc.MemoryLimitError`; each says what, where, why, and what to do.
     """
     algorithm = resolve(algo)
+    _check_size("batch_size", batch_size)
+    if memory is not None:
+        _check_size("memory", memory)
     chosen = _selected(model, weights)
     traced = trace(model, inputs, state, step)
-    analysis = analyse(traced, cut=algorithm.cut)
-    return Program(emit(plan(analysis, algorithm, chosen)))
+    analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
+    choice = None
+    if isinstance(algorithm, Auto):
+        limit = DEFAULT_MEMORY if memory is None else memory
+        ops = selected(analysis, chosen)
+        choice = choose(analysis, ops, algorithm.decay, limit, batch_size)
+        if choice.cut != analysis.cut:
+            analysis = analyse(traced, cut=choice.cut)
+    planned = plan(analysis, algorithm, chosen, choice=choice, memory=memory, batch_size=batch_size)
+    return Program(emit(planned))
+
+
+def _check_size(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be an int >= 1, not {value!r}.")
 
 
 class _Place:

@@ -30,6 +30,11 @@ def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
         for p in plan.traced
     ]
     lines = [*head, *table(columns, rows)]
+    chosen = {p.path: p.choice for p in plan.traced if p.choice}
+    if chosen:
+        width = max(map(len, chosen))
+        lines += ["", "chosen to fit into memory"]
+        lines += [f"  {path:<{width}}  {reason}" for path, reason in chosen.items()]
     paths = escapes(plan)
     if paths:
         lines += ["", "left out (influence that leaves the trace)"]

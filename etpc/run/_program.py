@@ -381,7 +381,9 @@ class Program:
             "traces are laid out for that. Compile again with the new ones."
         )
         if isinstance(given, jax.core.Tracer):
-            return eqx.error_if(given, _checksum(given) != _checksum(jnp.asarray(compiled)), message)
+            return eqx.error_if(
+                given, _checksum(given) != _checksum(jnp.asarray(compiled)), message
+            )
         if np.shape(given) == compiled.shape and np.array_equal(given, compiled):
             self._seen[i] = given
         else:

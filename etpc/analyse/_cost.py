@@ -1,0 +1,42 @@
+"""What a trace would hold if less were cut, without forming the patterns of it."""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from ._analysis import Analysis
+
+
+def uncut_block(analysis: Analysis, number: int, uncut: Collection[int]) -> int:
+    """At most how many states an output of operation `number` reaches if `uncut` are not cut.
+
+    `analysis` is one in which every operation that mixes is cut. An operation that is not cut is
+    taken to pass on whatever enters its data to all that it reaches; where each of its outputs
+    reads all of its inputs, the number is exact.
+    """
+    reach = analysis.reach
+    members = np.zeros(analysis.hidden.size, bool)
+    members[reach[number].states] = True
+    passed = np.zeros_like(members)
+    entered: set[int] = set()
+    sources = {number}
+    grew = True
+    while grew:
+        grew = False
+        for j in uncut:
+            if j in entered:
+                continue
+            if (members & reach[j].reads_states).any() or any(
+                reach[j].reads_ops[k] for k in sources
+            ):
+                entered.add(j)
+                sources.add(j)
+                passed[reach[j].states] = True
+                members |= passed
+                grew = True
+    own = reach[number].block
+    inside = np.concatenate([[0], np.cumsum(~passed[own.indices])])[own.indptr]
+    return int(passed.sum() + np.diff(inside).max(initial=0))
+
+
+__all__ = ["uncut_block"]

@@ -1,0 +1,65 @@
+"""Which states an operation has a lasting influence on, from the patterns of a step."""
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse import csgraph
+
+from ._patterns import Pattern, TooDense, afford, too_dense
+
+
+def closure(block: Pattern, transition: Pattern) -> Pattern:
+    """All states that the states in each row's block reach by any number of transitions.
+
+    States that reach each other are taken together, so that a network in which all do costs no more
+    than its answer.
+    """
+    if not block.nnz:
+        return block
+    count, label = csgraph.connected_components(transition.T, connection="strong")
+    size = transition.shape[0]
+    ones = np.ones(size, bool)
+    members: Pattern = sp.csr_array((ones, (label, np.arange(size))), shape=(count, size))
+    onward = sp.csr_array(members @ sp.csr_array(transition.T) @ members.T)
+    found = sp.csr_array(block @ members.T)
+    frontier = found
+    sizes = np.bincount(label, minlength=count)
+    try:
+        for _ in range(count + 1):
+            afford(np.diff(onward.indptr)[frontier.indices].sum())
+            grown = sp.csr_array(found + sp.csr_array(frontier @ onward))
+            if grown.nnz == found.nnz:
+                break
+            frontier = sp.csr_array(grown > found)
+            found = grown
+        else:
+            raise AssertionError("a closure over finitely many states did not end; a bug in etpc")
+        afford(sizes[found.indices].sum())
+    except TooDense as error:
+        raise too_dense(error.entries, "the states that influence each other") from None
+    whole = sp.csr_array(found @ members)
+    whole.sort_indices()
+    return whole
+
+
+def within(block: Pattern, transition: Pattern, steps: int) -> tuple[Pattern, Pattern]:
+    """The states that each row's block reaches in fewer than `steps` transitions.
+
+    Also those that one more transition would add.
+    """
+    onward = sp.csr_array(transition.T)
+    try:
+        for _ in range(steps - 1):
+            afford(np.diff(onward.indptr)[block.indices].sum())
+            grown = sp.csr_array(block + sp.csr_array(block @ onward))
+            if grown.nnz == block.nnz:
+                break
+            block = grown
+        afford(np.diff(onward.indptr)[block.indices].sum())
+    except TooDense as error:
+        raise too_dense(error.entries, f"what is reached in {steps} steps") from None
+    block.sort_indices()
+    beyond = sp.csr_array(sp.csr_array(block + sp.csr_array(block @ onward)) > block)
+    return block, beyond
+
+
+__all__ = ["closure", "within"]

@@ -1,0 +1,111 @@
+"""For each weight operation the most exact trace that fits into a memory limit."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._errors import MemoryLimitError
+from ..algorithms import Decay, Full, TraceForm
+from ..analyse import Analysis, WeightOp, uncut_block
+from ._size import trace_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is cut, and the form of each trace, with the reasons."""
+
+    cut: frozenset[int]
+    forms: Mapping[int, TraceForm]
+    reasons: Mapping[int, str]
+
+
+def choose(
+    analysis: Analysis, chosen: Collection[int], decay: float, memory: int, batch_size: int
+) -> Choice:
+    """Choose what to cut and which traces to factor.
+
+    `analysis` is one in which every operation that mixes is cut; `chosen` are the operations that
+    get a trace.
+
+    **Raises** `MemoryLimitError` where nothing fits.
+    """
+    traced = [
+        op
+        for op in analysis.ops
+        if op.number in chosen and analysis.reach[op.number].role == "state"
+    ]
+    state = [op.number for op in analysis.ops if analysis.reach[op.number].role == "state"]
+    uncut = [k for k in state if k in analysis.cut]
+    forms: dict[int, TraceForm] = {op.number: Full() for op in traced}
+    costs = Costs(analysis, batch_size)
+    whole = {op.number: costs.full(op, uncut) for op in traced}
+
+    def total() -> int:
+        return sum(costs.of(op, forms[op.number], uncut) for op in traced)
+
+    while uncut and total() > memory:
+        # What saves most is cut; of equal ones the last, so that the first layers stay exact.
+        rest = {j: [k for k in uncut if k != j] for j in uncut}
+        uncut = min(
+            (rest[j] for j in reversed(uncut)),
+            key=lambda kept: sum(costs.full(op, kept) for op in traced),
+        )
+    while total() > memory:
+        full = [op for op in traced if _can_smooth(op) and isinstance(forms[op.number], Full)]
+        if not full:
+            raise MemoryLimitError(
+                f"The smallest traces take {total():,} bytes for {batch_size} example"
+                f"{'s' if batch_size > 1 else ''}, and memory={memory:,} allows no more. Give "
+                "fewer weights a trace (`weights=`), use a smaller batch, or pass a larger memory=."
+            )
+        largest = max(full, key=lambda op: costs.full(op, uncut))
+        forms[largest.number] = Decay(decay)
+    cut = frozenset(analysis.cut) - frozenset(uncut)
+    reasons = {
+        op.number: _reason(op, forms[op.number], costs, uncut, whole[op.number], memory)
+        for op in traced
+    }
+    return Choice(cut, forms, reasons)
+
+
+class Costs:
+    """Bytes of traces for a batch; at most so many where something is not cut."""
+
+    def __init__(self, analysis: Analysis, batch_size: int):
+        self.analysis, self.batch_size = analysis, batch_size
+        real = jnp.result_type(jnp.float32, *(part.dtype for part in analysis.hidden.parts))
+        self.dtype = {op.number: jnp.result_type(real, op.delta.dtype) for op in analysis.ops}
+
+    def block(self, op: WeightOp, uncut: Collection[int]) -> int:
+        if uncut:
+            return uncut_block(self.analysis, op.number, uncut)
+        return int(np.diff(self.analysis.reach[op.number].block.indptr).max(initial=0))
+
+    def of(self, op: WeightOp, form: TraceForm, uncut: Collection[int]) -> int:
+        block = self.block(op, uncut)
+        return self.batch_size * trace_bytes(op.kind, form, block, self.dtype[op.number])
+
+    def full(self, op: WeightOp, uncut: Collection[int]) -> int:
+        return self.of(op, Full(), uncut)
+
+
+def _can_smooth(op: WeightOp) -> bool:
+    return op.kind.data is not None
+
+
+def _reason(
+    op: WeightOp, form: TraceForm, costs: Costs, uncut: Collection[int], whole: int, memory: int
+) -> str:
+    block, size = costs.block(op, uncut), costs.of(op, form, uncut)
+    exact = f"with nothing cut it would hold at most {whole:,} bytes"
+    if isinstance(form, Decay):
+        full = costs.full(op, uncut)
+        return f"decay form, {size:,} bytes; the whole trace would hold {full:,}"
+    if costs.full(op, uncut) == whole:
+        return f"nothing is cut that it reaches: a block of {block:,}, {size:,} bytes"
+    return f"cut as in D-RTRL: a block of {block:,}, {size:,} bytes; {exact}"
+
+
+__all__ = ["Choice", "Costs", "choose"]
