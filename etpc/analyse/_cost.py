@@ -5,6 +5,7 @@ from collections.abc import Collection
 import numpy as np
 
 from ._analysis import Analysis
+from ._patterns import Pattern
 
 
 def uncut_block(analysis: Analysis, number: int, uncut: Collection[int]) -> int:
@@ -34,9 +35,31 @@ def uncut_block(analysis: Analysis, number: int, uncut: Collection[int]) -> int:
                 passed[reach[j].states] = True
                 members |= passed
                 grew = True
-    own = reach[number].block
-    inside = np.concatenate([[0], np.cumsum(~passed[own.indices])])[own.indptr]
-    return int(passed.sum() + np.diff(inside).max(initial=0))
+    return int(passed.sum()) + _most(~passed, reach[number].block)
 
 
-__all__ = ["uncut_block"]
+def one_step_block(analysis: Analysis, number: int) -> int:
+    """At most how many states an output of operation `number` reaches in its own step, uncut."""
+    sources = {number}
+    passed = np.zeros(analysis.hidden.size, bool)
+    for _ in analysis.ops:
+        more = {
+            j
+            for j in analysis.cut - sources
+            if any(analysis.reach[j].reads_ops[k] for k in sources)
+        }
+        if not more:
+            break
+        sources |= more
+    for j in sources - {number}:
+        passed[np.flatnonzero(np.diff(analysis.immediate[j].indptr))] = True
+    return int(passed.sum()) + _most(~passed, analysis.immediate[number].T.tocsr())
+
+
+def _most(counted: np.ndarray, block: Pattern) -> int:
+    """The largest number of counted states in a row."""
+    before = np.concatenate([[0], np.cumsum(counted[block.indices])])[block.indptr]
+    return int(np.diff(before).max(initial=0))
+
+
+__all__ = ["one_step_block", "uncut_block"]

@@ -8,7 +8,7 @@ import numpy as np
 
 from .._errors import MemoryLimitError
 from ..algorithms import Decay, Full, TraceForm
-from ..analyse import Analysis, WeightOp, uncut_block
+from ..analyse import Analysis, WeightOp, one_step_block, uncut_block
 from ._size import trace_bytes
 
 
@@ -82,6 +82,23 @@ class Costs:
         if uncut:
             return uncut_block(self.analysis, op.number, uncut)
         return int(np.diff(self.analysis.reach[op.number].block.indptr).max(initial=0))
+
+    def by_rule(self, op: WeightOp, decay: float) -> dict[str, tuple[int, int]]:
+        """Block and bytes of the trace of an operation under each rule."""
+        every = sorted(self.analysis.cut)
+        cut, whole = self.block(op, ()), self.block(op, every)
+        rules: dict[str, tuple[TraceForm, int]] = {
+            "RTRL": (Full(), whole),
+            "SnAp(1)": (Full(), min(one_step_block(self.analysis, op.number), whole)),
+            "D_RTRL": (Full(), cut),
+        }
+        if _can_smooth(op):
+            rules["ES_D_RTRL"] = (Decay(decay), cut)
+        dtype = self.dtype[op.number]
+        return {
+            name: (block, self.batch_size * trace_bytes(op.kind, form, block, dtype))
+            for name, (form, block) in rules.items()
+        }
 
     def of(self, op: WeightOp, form: TraceForm, uncut: Collection[int]) -> int:
         block = self.block(op, uncut)

@@ -242,7 +242,7 @@ def _check_memory(
             f"The traces would take {total:,} bytes for {batch_size} "
             f"example{'s' if batch_size > 1 else ''}, and {stated} {limit:,} allows no more. "
             f"The largest:{''.join(rows)}\n"
-             'Use `algo="auto"` to have each weight the most exact trace that fits, ES_D_RTRL, '
+            'Use `algo="auto"` to have each weight the most exact trace that fits, ES_D_RTRL, '
             "fewer weights (`weights=`) or a smaller batch, or pass a larger `memory=`."
         )
     raise_together(

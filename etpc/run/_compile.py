@@ -88,7 +88,7 @@ def _selected(model: Any, weights: Any) -> Any:
             f'weights= must be None, "all", "marked" or a function of the model, not {weights!r}.'
         )
     leaves, treedef = jax.tree_util.tree_flatten_with_path(model)
-    places = [_Place(path_text(path, "model")) for path, _ in leaves]
+    places = [_Place(path_text(path, "model", model)) for path, _ in leaves]
     arrays = {place.path for place, (_, leaf) in zip(places, leaves, strict=True) if is_array(leaf)}
     picked = weights(treedef.unflatten(places))
     found = jax.tree_util.tree_leaves(picked, is_leaf=lambda x: isinstance(x, _Place))

@@ -15,10 +15,12 @@ import numpy as np
 from jax import Array
 
 from .._errors import InputError, InputTypeError, raise_together
+from ..analyse import Analysis, analyse
 from ..emit import Window
 from ..plan import Group, OpPlan, Plan
 from ..trace import Leaves, repeat
 from ._describe import describe
+from ._explain import explain
 from ._graph import dependency_graph
 
 
@@ -113,6 +115,26 @@ class Program:
         Each node has `kind` and `path`; each edge has `cut`: whether the trace drops it.
         """
         return dependency_graph(self.plan)
+
+    def explain(self, path: str) -> str:
+        """What the program does with one parameter, in sentences with numbers.
+
+        What it reaches, its trace, whether the gradient is exact or the paths along which influence
+        leaves, and what the trace would cost under other rules.
+
+        **Arguments:**
+
+        - `path`: a parameter path as `print(program)` shows them, such as `".cell.weight_hh"`.
+
+        **Raises** `etpc.SelectionError` where the model has no such parameter.
+        """
+        return explain(self.plan, self._all_cut, path, self.untraced.get(path, "it is no float"))
+
+    @cached_property
+    def _all_cut(self) -> Analysis:
+        a = self.plan.analysis
+        whole = a.cut == {op.number for op in a.ops if op.kind.mixes}
+        return a if whole else analyse(a.step)
 
     def memory(self, batch_size: int | None = None) -> Memory:
         """Bytes of the carry: of each trace, of the state, in all."""

@@ -12,9 +12,31 @@ import numpy as np
 from .._jax import is_float
 
 
-def path_text(path: Any, root: str) -> str:
-    """A key path as the user would write it after the object's name; `root` for the whole."""
-    return jax.tree_util.keystr(path) or root
+def path_text(path: Any, root: str, tree: Any) -> str:
+    """A key path of `tree` as the user would write it after its name; `root` for the whole.
+
+    A node that tells only the number of a child, such as a sparse matrix, has its attributes named.
+    """
+    if not any(isinstance(key, jax.tree_util.FlattenedIndexKey) for key in path):
+        return jax.tree_util.keystr(path) or root
+    named, node = [], tree
+    for key in path:
+        children, _ = jax.tree_util.tree_flatten_with_path(
+            node, is_leaf=lambda x, n=node: x is not n
+        )
+        child = next(value for (found,), value in children if found == key)
+        if isinstance(key, jax.tree_util.FlattenedIndexKey):
+            names = [name for name, value in _attributes(node) if value is child]
+            key = jax.tree_util.GetAttrKey(names[0]) if names else key
+        named.append(key)
+        node = child
+    return jax.tree_util.keystr(tuple(named))
+
+
+def _attributes(node: Any) -> list[tuple[str, Any]]:
+    slots = [name for cls in type(node).__mro__ for name in getattr(cls, "__slots__", ())]
+    found = {name: getattr(node, name, None) for name in (*slots, *getattr(node, "__dict__", ()))}
+    return sorted(((n.lstrip("_"), v) for n, v in found.items()), key=lambda item: item[0])
 
 
 def is_array(leaf: Any) -> bool:
@@ -60,7 +82,7 @@ class Leaves:
         places = tuple(i for i, k in enumerate(keep) if k)
         return cls(
             treedef,
-            tuple(path_text(found[i][0], root) for i in places),
+            tuple(path_text(found[i][0], root, tree) for i in places),
             tuple(shape_of(found[i][1]) for i in places),
             tuple(None if k else x for (_, x), k in zip(found, keep, strict=True)),
             places,

@@ -12,6 +12,7 @@ from .._errors import ModelError, raise_together
 from .._jax import Equation, Variable, canonicalise
 from ._expand import expand
 from ._leaves import Leaves
+from ._products import merge_products
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +121,7 @@ def trace(
     y_count = len(outputs.avals)
     args = flat_program.inputs
     parameters = args[: counts[0]]
-    flat_program = expand(flat_program, parameters)
+    flat_program = merge_products(expand(flat_program, parameters), parameters)
     return Step(
         equations=flat_program.equations,
         constants=flat_program.constants,

@@ -1,0 +1,68 @@
+"""What a program does with one parameter, in sentences."""
+
+import textwrap
+
+import jax.numpy as jnp
+
+from .._errors import SelectionError
+from ..algorithms import Decay
+from ..analyse import Analysis
+from ..plan import Costs, OpPlan, Plan
+from ._describe import shape_text, table
+
+
+def explain(plan: Plan, uncut: Analysis, path: str, unused: str) -> str:
+    """The operations of the parameter at `path`; `uncut` is an analysis that cuts all that mix.
+
+    **Raises** `SelectionError` where no parameter has this path.
+    """
+    paths = plan.analysis.step.model_leaves.paths
+    if path not in paths:
+        known = ", ".join(paths[i] for i in plan.analysis.step.model_leaves.floats)
+        raise SelectionError(f"The model has no parameter {path!r}. Its parameters: {known}.")
+    number = paths.index(path)
+    found = [p for p in plan.ops if number in p.op.parameters]
+    if not found:
+        return f"{path}: {unused}."
+    costs = Costs(uncut, 1)
+    return "\n\n".join(_operation(p, costs) for p in found)
+
+
+def _operation(p: OpPlan, costs: Costs) -> str:
+    kind = p.op.kind
+    size = f"{kind.inputs} x {kind.outputs}" if kind.links is None else f"{kind.links.inputs.size}"
+    many = f", in {kind.groups} groups" if kind.groups > 1 else ""
+    text = [f"{p.path} meets data in {p.kind} at {p.op.equation.source}: {size} uses{many}."]
+    if p.form is None:
+        text.append(f"It has no trace: {p.reason}.")
+        return _wrapped(text)
+    states = f"{p.block} hidden state{'s' if p.block > 1 else ''}"
+    text.append(
+        f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
+    )
+    held = (
+        "two smoothed factors" if isinstance(p.form, Decay) else "one entry for each use and state"
+    )
+    dtype = jnp.dtype(p.dtype).name
+    text.append(
+        f"Its trace is {held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
+    )
+    if p.choice:
+        text.append(f"It was chosen so: {p.choice}.")
+    if p.exact:
+        text.append("Its gradient is exact: no influence leaves the trace.")
+    else:
+        text.append("Its gradient is approximate. What is left out:")
+    lines = [_wrapped(text), *(f"  {escape}" for escape in p.escapes)]
+    rules = costs.by_rule(p.op, p.form.decay if isinstance(p.form, Decay) else 0.99)
+    rows = [[name, f"{block:,}", f"{size:,}"] for name, (block, size) in rules.items()]
+    lines += ["At most, for one example:"]
+    lines += [f"  {row}" for row in table(["rule", "block", "bytes"], rows)]
+    return "\n".join(lines)
+
+
+def _wrapped(text: list[str]) -> str:
+    return textwrap.fill(" ".join(text), 100, break_long_words=False, break_on_hyphens=False)
+
+
+__all__ = ["explain"]

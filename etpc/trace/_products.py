@@ -1,0 +1,100 @@
+"""Two products of data with weights, one right after the other, as one with their product.
+
+`(x @ A) @ B`, as low-rank weights are often written, is `x @ (A @ B)`: then the pair is one weight
+operation, whose gradient is pulled back to both. Else `A` would reach the state only through `B`,
+whose data a trace holds constant.
+"""
+
+import dataclasses
+import math
+from collections.abc import Collection
+
+import jax
+
+from .._jax import Equation, Flat, Variable, prims
+
+MAX_PRODUCT = 1 << 24
+"""Products of more elements than this are not formed: a rank is small for a reason."""
+
+
+def merge_products(flat: Flat, parameters: Collection[Variable]) -> Flat:
+    """The program with such pairs of `dot_general` merged."""
+    fixed: set[Variable] = {*flat.constants, *parameters}
+    weights: set[Variable] = {v for v in parameters if v.is_float}
+    makers: dict[Variable, Equation] = {}
+    kept: list[Equation] = []
+    for eqn in flat.equations:
+        if all(v in fixed for v in eqn.inputs):
+            fixed.update(eqn.outputs)
+            if any(v in weights for v in eqn.inputs):
+                weights.update(v for v in eqn.outputs if v.is_float)
+        elif eqn.primitive is prims.dot_general_p:
+            merged = _merged(eqn, makers, weights)
+            if merged is not None:
+                product, eqn = merged
+                kept.append(product)
+                fixed.update(product.outputs)
+                weights.update(product.outputs)
+            makers[eqn.outputs[0]] = eqn
+        kept.append(eqn)
+    return dataclasses.replace(flat, equations=tuple(kept))
+
+
+def _merged(
+    second: Equation, makers: dict[Variable, Equation], weights: Collection[Variable]
+) -> tuple[Equation, Equation] | None:
+    """The product of the weights, and of the data with it; `None` where the pair is none."""
+    for b in (0, 1):
+        weight, between = second.inputs[b], second.inputs[1 - b]
+        first = makers.get(between)
+        if weight not in weights or first is None:
+            continue
+        a = 0 if first.inputs[0] in weights else 1
+        if first.inputs[a] not in weights:
+            continue
+        found = _pair(first, a, second, b)
+        if found is not None:
+            return found
+    return None
+
+
+def _pair(first: Equation, a: int, second: Equation, b: int) -> tuple[Equation, Equation] | None:
+    contract1, batch1 = first.params["dimension_numbers"]
+    contract2, batch2 = second.params["dimension_numbers"]
+    if any(map(len, (*batch1, *batch2))):
+        return None
+    data, left, right = first.inputs[1 - a], first.inputs[a], second.inputs[b]
+    free_a = [d for d in range(len(left.shape)) if d not in contract1[a]]
+    free_x = len(data.shape) - len(contract1[1 - a])
+    # where the free dimensions of A are in the value between the two
+    between = {(0 if a == 0 else free_x) + n: d for n, d in enumerate(free_a)}
+    if set(contract2[1 - b]) != set(between):
+        return None
+    product_dims = (tuple(between[d] for d in contract2[1 - b]), tuple(contract2[b]))
+    free_b = [d for d in range(len(right.shape)) if d not in contract2[b]]
+    rest_a = [d for d in range(len(left.shape)) if d in contract1[a]]
+    shape = tuple([left.shape[d] for d in rest_a] + [right.shape[d] for d in free_b])
+    if math.prod(shape) > MAX_PRODUCT:
+        return None
+    aval = jax.ShapeDtypeStruct(shape, left.aval.dtype)
+    product = Variable(second.outputs[0].number, aval)
+    made = dataclasses.replace(
+        first,
+        params={**first.params, "dimension_numbers": (product_dims, ((), ()))},
+        inputs=(left, right),
+        outputs=(product,),
+    )
+    place = {d: n for n, d in enumerate(rest_a)}
+    summed = (tuple(contract1[1 - a]), tuple(place[d] for d in contract1[a]))
+    operands, dims = (data, product), summed
+    if b == 0:
+        operands, dims = (product, data), summed[::-1]
+    applied = dataclasses.replace(
+        second,
+        params={**second.params, "dimension_numbers": (dims, ((), ()))},
+        inputs=operands,
+    )
+    return made, applied
+
+
+__all__ = ["merge_products"]
