@@ -96,14 +96,6 @@ def test_contract(case):
     assert isinstance(caught.value, ValueError)
 
 
-def test_complex_state():
-    step = lambda m, x, s: (x, leaky(s))
-    state = {"z": jnp.zeros(2, complex), "v": jnp.zeros(2)}
-    with pytest.raises(etpc.UnsupportedError, match=r"\['z'\].*two float leaves") as caught:
-        etpc.compile({"w": W}, inputs=X, state=state, step=step)
-    assert isinstance(caught.value, NotImplementedError)
-
-
 def test_no_initial_state():
     with pytest.raises(etpc.ModelError, match=r"Identity has no `init_state\(\)`.*Pass `state=`"):
         etpc.compile(eqx.nn.Identity(), inputs=X)

@@ -55,7 +55,7 @@ class TooDense(Exception):
         self.entries = entries
 
 
-def afford(entries: int) -> None:
+def afford(entries: int | np.integer) -> None:
     """Raise `TooDense` before a pattern with so many entries is formed."""
     if entries > MAX_ENTRIES:
         raise TooDense(int(entries))
@@ -121,7 +121,7 @@ def spread(pattern: Pattern, shape: Sequence[int], axes: Sequence[int]) -> Patte
 
 def too_dense(entries: int, where: str) -> MemoryLimitError:
     return MemoryLimitError(
-        f"The influence among hidden states has more than {entries:,} entries, from {where}. This "
+        f"The influence among hidden states would have {entries:,} entries, from {where}. This "
         "is because every state reaches every other there, and traces that keep it are larger "
         "still. Use D_RTRL or ES_D_RTRL, which cut at each weight; where an operation without a "
         "weight mixes all states, such as a mean over them, carry what it computes as a smaller "

@@ -62,7 +62,7 @@ class Window:
 
     def fresh_traces(self, batch: int) -> list[Trace]:
         """Traces of a stream that begins, [B, ...]."""
-        return [empty_trace(p, batch) for p in self.plan.traced]
+        return [empty_trace(p, batch) for p in self.plan.carried]
 
 
 def emit(plan: Plan) -> Window:
@@ -246,13 +246,17 @@ class _Emitter:
 
     def _advance(self, factors: dict[int, Factors], traces: Sequence[Trace]):
         products, after, paths = {}, [], []
-        for p, trace in zip(self.plan.traced, traces, strict=True):
+        sharing: dict[int, list[Factors]] = {}
+        for p in self.plan.traced:
+            owner = p.op.number if p.shares is None else p.shares
+            sharing.setdefault(owner, []).append(factors[p.op.number])
+        for p, trace in zip(self.plan.carried, traces, strict=True):
             own = factors[p.op.number]
             path = ()
             if isinstance(p.form, Full):
                 if p.layout not in products:
                     products[p.layout] = suffix_products(own.transition)
-                trace = advance_full(p, own, products[p.layout], trace)
+                trace = advance_full(p, sharing[p.op.number], products[p.layout], trace)
             else:
                 trace, path = smooth(p, own, trace)
             after.append(trace)
@@ -288,7 +292,7 @@ class _Emitter:
                 here, starts[p.op.number] = credit_within(moves, take(old, at), take(new, at))
                 delta = delta + (own * here).sum(-2).reshape(delta.shape)
             self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
-        for p, trace, path in zip(self.plan.traced, traces, paths, strict=True):
+        for p, trace, path in zip(self.plan.carried, traces, paths, strict=True):
             if isinstance(p.form, Full):
                 bar = gradient_full(p, starts[p.op.number], trace)
             else:
@@ -347,7 +351,7 @@ class _Emitter:
         weights_bar[place] = weights_bar[place] + bar.astype(dtype)
 
     def _add_start(self, weights_bar: list[Array], start: Array, traces) -> list[Array]:
-        for p, trace in zip(self.plan.traced, traces, strict=True):
+        for p, trace in zip(self.plan.carried, traces, strict=True):
             rule = gradient_full if isinstance(p.form, Full) else gradient_smooth_start
             bar = rule(p, take(start, p.layout.states), trace)
             self._accumulate(weights_bar, p, bar)

@@ -71,45 +71,58 @@ def suffix_products(transition: Float[Array, "W B m m o"]) -> tuple[Array, Array
 
 
 def advance_full(
-    plan: OpPlan, factors: Factors, products: tuple[Array, Array], trace: Trace
+    plan: OpPlan, sharing: Sequence[Factors], products: tuple[Array, Array], trace: Trace
 ) -> Trace:
-    """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`."""
+    """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`.
+
+    `sharing` are the factors of all operations that the trace is for.
+    """
     (eps,) = trace
     kind, m = plan.op.kind, plan.block
     after, whole = products
-    moved = apply(after, factors.immediate)  # [W, B, m, GO]
+    moved = [apply(after, factors.immediate) for factors in sharing]  # [W, B, m, GO] each
     batch = eps.shape[0]
-    if factors.x is None:
+    if kind.data is None:
         flat = eps.reshape(batch, m, kind.outputs)
-        return ((apply(whole, flat) + moved.sum(0)).reshape(eps.shape),)
+        fed = sum(each.sum(0) for each in moved)
+        return ((apply(whole, flat) + fed).reshape(eps.shape),)
+    xs = [_given(factors.x).astype(eps.dtype) for factors in sharing]
     g, i, o = kind.groups, kind.inputs, kind.outputs
     if kind.links is not None:
         eps4 = eps.reshape(batch, g, m, -1)
-        return (_advance_links(kind.links, factors.x, moved, whole, eps4).reshape(eps.shape),)
+        for n, (x, each) in enumerate(zip(xs, moved, strict=True)):
+            eps4 = _advance_links(kind.links, x, each, None if n else whole, eps4)
+        return (eps4.reshape(eps.shape),)
     whole = whole.reshape(batch, m, m, -1, o if whole.shape[-1] > 1 else 1)
     onward = jnp.moveaxis(whole, 3, 1)[:, :, None]  # [B, G or 1, 1, m, m, O or 1]
-    eps5 = eps.reshape(batch, g, i, m, o)
-    moved = moved.reshape(*moved.shape[:2], m, g, o)
-    fed = jnp.einsum("tbgi,tbmgo->bgimo", factors.x.astype(moved.dtype), moved)
-    return ((apply(onward, eps5) + fed).reshape(eps.shape),)
+    eps5 = apply(onward, eps.reshape(batch, g, i, m, o))
+    x, each = jnp.concatenate(xs), jnp.concatenate(moved)
+    each = each.reshape(*each.shape[:2], m, g, o)
+    return ((eps5 + jnp.einsum("tbgi,tbmgo->bgimo", x, each)).reshape(eps.shape),)
+
+
+def _given(x: Array | None) -> Array:
+    assert x is not None
+    return x
 
 
 def _advance_links(
-    links: Links, x: Array, moved: Array, whole: Array, eps: Float[Array, "B G m U"]
+    links: Links, x: Array, moved: Array, whole: Array | None, eps: Float[Array, "B G m U"]
 ) -> Array:
     """Likewise, where each entry belongs to a pair of an input and an output."""
     batch, groups, m, _ = eps.shape
-    each = whole.shape[-1] > 1
-    whole = whole.reshape(batch, m, m, groups if each else 1, -1)
-    whole = whole[..., links.outputs] if each else whole
-    onward = jnp.moveaxis(whole, 3, 1)  # [B, G or 1, m, m, U or 1]
+    if whole is not None:
+        each = whole.shape[-1] > 1
+        whole = whole.reshape(batch, m, m, groups if each else 1, -1)
+        whole = whole[..., links.outputs] if each else whole
+        eps = apply(jnp.moveaxis(whole, 3, 1), eps)  # [B, G or 1, m, m, U or 1]
 
     def add(total, now):
         x, moved = now  # [B, G, I], [B, m, G, O]
         moved = jnp.moveaxis(moved.reshape(batch, m, groups, -1), 2, 1)[..., links.outputs]
-        return total + x[:, :, None, links.inputs].astype(moved.dtype) * moved, None
+        return total + x[:, :, None, links.inputs] * moved, None
 
-    return lax.scan(add, apply(onward, eps), (x, moved))[0]
+    return lax.scan(add, eps, (x, moved))[0]
 
 
 def credit_within(
@@ -154,7 +167,6 @@ def smooth(
     """Move the factors of a decaying trace through a window; also all their values, 0 to W."""
     form = plan.form
     assert isinstance(form, Decay)
-    assert factors.x is not None
     decay = jnp.asarray(form.decay, jnp.finfo(factors.immediate.dtype).dtype)
     count = plan.op.kind.groups * plan.op.kind.outputs
     eps_x, eps_f, norm = trace
@@ -169,9 +181,10 @@ def smooth(
         )
         return following, following
 
-    eps_x = eps_x.reshape(-1, *factors.x.shape[2:])
+    x = _given(factors.x)
+    eps_x = eps_x.reshape(-1, *x.shape[2:])
     start = (eps_x, eps_f, norm)
-    given = (factors.x.astype(eps_x.dtype), factors.immediate, factors.transition)
+    given = (x.astype(eps_x.dtype), factors.immediate, factors.transition)
     end, rest = lax.scan(step, start, given)
     path = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)
     return tuple(b.reshape(a.shape) for a, b in zip(trace, end, strict=True)), path

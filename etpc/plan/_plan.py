@@ -8,7 +8,7 @@ import networkx as nx
 import numpy as np
 
 from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
-from ..algorithms import Algorithm, TraceForm
+from ..algorithms import Algorithm, Full, TraceForm
 from ..analyse import Analysis, WeightOp
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
 from ._choose import Choice
@@ -39,6 +39,9 @@ class OpPlan:
     """Why there is no trace; empty if there is one."""
     choice: str
     """Why the trace has the form that it has, where the algorithm chose it."""
+    shares: int | None
+    """The number of an operation with the same weight and blocks, whose trace holds this one's too;
+    `None` where it has its own."""
     dtype: Any
     """Of the trace: at least float32, and complex where the operation is."""
 
@@ -57,8 +60,8 @@ class OpPlan:
 
     @property
     def trace_bytes(self) -> int:
-        """Bytes carried for one example."""
-        if self.form is None:
+        """Bytes carried for one example; none where it shares a trace."""
+        if self.form is None or self.shares is not None:
             return 0
         return trace_bytes(self.op.kind, self.form, self.block, self.dtype)
 
@@ -94,6 +97,11 @@ class Plan:
     @property
     def traced(self) -> tuple[OpPlan, ...]:
         return tuple(p for p in self.ops if p.form is not None)
+
+    @property
+    def carried(self) -> tuple[OpPlan, ...]:
+        """Those with a trace of their own."""
+        return tuple(p for p in self.traced if p.shares is None)
 
     def __str__(self) -> str:
         rows = [f"plan for {self.algorithm}: {self.colours.count} vector-Jacobian products a step"]
@@ -138,6 +146,7 @@ def plan(
     )
     chosen = selected(analysis, weights)
     ops = [_describe(analysis, op, algorithm, chosen, choice) for op in analysis.ops]
+    ops = _share(ops, analysis)
     _check_memory(analysis, ops, memory, batch_size)
     with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
     colours = colouring(analysis, with_state)
@@ -165,6 +174,22 @@ def plan(
         vector_dtype(analysis),
         unused,
     )
+
+
+def _share(ops: list[OpPlan], analysis: Analysis) -> list[OpPlan]:
+    """Let whole traces of one weight with the same blocks be one: their sum is all that counts."""
+    owners: dict[Any, int] = {}
+    shared = []
+    for p in ops:
+        if isinstance(p.form, Full):
+            kind, block = p.op.kind, analysis.reach[p.op.number].block
+            links = None if kind.links is None else kind.links.outputs.tobytes()
+            shape = (kind.groups, kind.inputs, kind.outputs, kind.data is None, links)
+            where = (block.indptr.tobytes(), block.indices.tobytes())
+            owner = owners.setdefault((p.op.weight, shape, where, p.closed), p.op.number)
+            p = p if owner == p.op.number else dataclasses.replace(p, shares=owner)
+        shared.append(p)
+    return shared
 
 
 def vector_dtype(analysis: Analysis) -> Any:
@@ -215,6 +240,7 @@ def _describe(
         escapes=escapes,
         reason=reason,
         choice=why,
+        shares=None,
         dtype=jnp.result_type(vector_dtype(analysis), op.delta.dtype),
     )
 

@@ -23,7 +23,7 @@ def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
             p.kind,
             ", ".join(p.states),
             str(p.block),
-            shape_text(p),
+            shape_text(p) if p.shares is None else "as above",
             f"{p.trace_bytes:,}",
             verdict(p),
         ]

@@ -47,6 +47,8 @@ def _operation(p: OpPlan, costs: Costs) -> str:
     text.append(
         f"Its trace is {held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
     )
+    if p.shares is not None:
+        text.append("It is added to the trace of another use of the same weight.")
     if p.choice:
         text.append(f"It was chosen so: {p.choice}.")
     if p.exact:

@@ -29,7 +29,8 @@ class Carry(eqx.Module):
 
     - `state`: the hidden state, with the structure that the model's state has (`None` at leaves
         that are no arrays), and a leading batch axis if the carry has one.
-    - `traces`: the arrays of each trace, in the order of `program.ops`.
+    - `traces`: the arrays of each trace, in the order of `program.ops`; uses of one weight that reach
+        the same states share one.
     """
 
     state: Any
@@ -43,7 +44,7 @@ class Memory:
     """Bytes that a carry holds."""
 
     traces: tuple[tuple[str, int], ...]
-    """Path and bytes of each trace, in the order of `program.ops`."""
+    """Path and bytes of each trace, in the order of the carry."""
     state: int
     batch_size: int | None
 
@@ -139,7 +140,7 @@ class Program:
     def memory(self, batch_size: int | None = None) -> Memory:
         """Bytes of the carry: of each trace, of the state, in all."""
         count = 1 if batch_size is None else batch_size
-        traces = tuple((p.path, count * p.trace_bytes) for p in self.ops)
+        traces = tuple((p.path, count * p.trace_bytes) for p in self.plan.carried)
         state = sum(
             math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
             for a in self._step.state_leaves.avals
@@ -535,7 +536,7 @@ def _fingerprint(plan: Plan) -> str:
     parts += [
         f"{p} {a}" for p, a in zip(step.state_leaves.paths, step.state_leaves.avals, strict=True)
     ]
-    parts += [f"{p.path} {p.kind} {p.form} {p.trace_shape}" for p in plan.traced]
+    parts += [f"{p.path} {p.kind} {p.form} {p.trace_shape}" for p in plan.carried]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
