@@ -55,6 +55,7 @@ Where the design leaves room, this is chosen:
 import contextlib
 import contextvars
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -232,7 +233,7 @@ def weights(model, x, state):
 
 def matrix(jacobian, rows):
     """{op: (rows, *shape)} as {op: (rows, size)}."""
-    return {name: j.reshape(rows, -1) for name, j in jacobian.items()}
+    return {name: j.reshape(rows, math.prod(j.shape[1:])) for name, j in jacobian.items()}
 
 
 class Pieces(NamedTuple):
@@ -386,7 +387,8 @@ def jacobians_at(model, state, xs, s_points, dws):
         (D, *F), x_by = jax.jacrev(cut, (0, 1, 2))(s, dy, dw)
         X_s = {j: by[0] for j, by in x_by.items()}
         X_y = {j: by_op(*by[1:], len(by[0])) for j, by in x_by.items()}
-        return D, by_op(*F, s.size), X_s, X_y, matrix(jax.jacrev(uncut)(dy), s.size)
+        S_y = matrix(jax.jacrev(uncut)(dy), s.size) if dy else {}
+        return D, by_op(*F, s.size), X_s, X_y, S_y
 
     return jax.vmap(here)(xs, rollout, s_points, dws)
 

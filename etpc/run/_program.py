@@ -166,7 +166,7 @@ class Program:
             raise InputError(f"batch_size must be None or an int >= 1, not {batch_size!r}.")
         leaves = self._step.state_leaves
         state = []
-        for leaf, aval in zip(leaves.split(self._step.initial_state), leaves.avals, strict=True):
+        for leaf, aval in zip(self._step.initial_state, leaves.avals, strict=True):
             if isinstance(leaf, jax.ShapeDtypeStruct):
                 value = jnp.zeros(aval.shape, aval.dtype)
             elif jnp.issubdtype(aval.dtype, jax.dtypes.extended):

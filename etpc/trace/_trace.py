@@ -34,7 +34,8 @@ class Step:
     input_leaves: Leaves
     state_leaves: Leaves
     output_leaves: Leaves
-    initial_state: Any
+    initial_state: tuple[Any, ...]
+    """The array leaves of the state of one example as given: values or shapes."""
     fixed: Mapping[Variable, np.ndarray]
     """Values of the model's integer and boolean arrays, where they are known: its connections."""
 
@@ -134,7 +135,7 @@ def trace(
         input_leaves=input_leaves,
         state_leaves=state_leaves,
         output_leaves=outputs,
-        initial_state=state,
+        initial_state=tuple(state_leaves.split(state)),
         fixed={
             v: np.asarray(leaf)
             for v, leaf in zip(parameters, model_leaves.split(model), strict=True)
