@@ -1,0 +1,238 @@
+"""SnAp against a dense reference, and the choice of traces within a memory limit."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import sparse
+
+import etpc
+
+T, N, IN = 6, 5, 3
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+XS = normal(T, IN, seed=1)
+
+
+class Ring(eqx.Module):
+    """Each unit reads itself and its left neighbour, so influence moves on by one unit a step."""
+
+    w: jax.Array
+    b: jax.Array
+
+    def __call__(self, x, h):
+        h = jnp.tanh(0.6 * h + 0.5 * jnp.roll(h, 1) + self.w @ x + self.b)
+        return h, h
+
+
+class Sparse(eqx.Module):
+    """A sparse recurrent network: what a unit reaches follows its connections."""
+
+    w: sparse.BCOO
+    u: jax.Array
+
+    def __call__(self, x, h):
+        h = jnp.tanh(self.w @ h + self.u @ x)
+        return h, h
+
+
+class Stack(eqx.Module):
+    """Two layers of independent units; the second reads the new state of the first."""
+
+    w1: jax.Array
+    w2: jax.Array
+
+    def __call__(self, x, state):
+        a, b = state
+        a = 0.6 * a + jnp.tanh(self.w1 @ x)
+        b = 0.8 * b + jnp.tanh(self.w2 @ a)
+        return b, (a, b)
+
+
+class Dense(eqx.Module):
+    """A recurrent network with a decay of its own, and a readout."""
+
+    w: jax.Array
+    u: jax.Array
+    out: jax.Array
+
+    def __call__(self, x, h):
+        h = 0.5 * h + jnp.tanh(self.w @ h + self.u @ x)
+        return self.out @ h, h
+
+
+CONNECTIONS = np.array([[0, 4], [1, 0], [2, 1], [3, 2], [4, 3], [2, 2], [0, 2]])
+RING = Ring(normal(N, IN), normal(N, seed=2))
+SPARSE = Sparse(
+    sparse.BCOO((normal(7), jnp.asarray(CONNECTIONS)), shape=(N, N)), normal(N, IN, seed=3)
+)
+STACK = Stack(normal(N, IN), normal(N, N, seed=2))
+DENSE = Dense(0.5 * normal(N, N), normal(N, IN, seed=2), normal(2, N, seed=3))
+ZERO = jnp.zeros(N)
+
+
+def loss(y, target):
+    return jnp.sum((y - 0.3) ** 2)
+
+
+def online(program, model, state=None, split=T):
+    carry, total = program.init(), None
+    for part in (slice(0, split), slice(split, T)):
+        if len(XS[part]):
+            run = program.value_and_grad(loss)
+            (_, carry), grads = run(model, XS[part], jnp.zeros(len(XS[part])), carry)
+            total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(total)])
+
+
+def flat(model):
+    """The step on vectors of parameters and of states; the output is the state."""
+    floats, rest = eqx.partition(model, eqx.is_inexact_array)
+    start, unravel = jax.flatten_util.ravel_pytree(floats)
+    return start, lambda theta, x, h: eqx.combine(unravel(theta), rest)(x, h)[1]
+
+
+def snap(model, n):
+    """`J_t = mask * (D_t J_{t-1} + F_t)`, `sum_t dl_t/ds_t J_t`, all dense (Menick et al. 2021)."""
+    theta, step = flat(model)
+    by_state = jax.jit(jax.jacobian(step, 2))
+    by_theta = jax.jit(jax.jacobian(step, 0))
+    points = [(normal(IN, seed=s), normal(N, seed=s + 50)) for s in range(4)]
+    D = sum(np.abs(by_state(theta, x, h)) for x, h in points) > 0
+    F = sum(np.abs(by_theta(theta, x, h)) for x, h in points) > 0
+    mask, reached = F, F
+    for _ in range(n - 1):
+        reached = (D.astype(int) @ reached.astype(int)) > 0
+        mask = mask | reached
+    h, J, total = ZERO, np.zeros_like(F, float), 0.0
+    for x in XS:
+        J = mask * (np.asarray(by_state(theta, x, h)) @ J + np.asarray(by_theta(theta, x, h)))
+        h = step(theta, x, h)
+        total = total + np.asarray(jax.grad(loss)(h, 0.0)) @ J
+    return total
+
+
+@pytest.mark.parametrize("model", [RING, SPARSE], ids=["ring", "sparse"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_snap_equals_its_dense_reference(model, n):
+    reference = snap(model, n)
+    for window, split in ((1, T), (2, T), (T, 4)):
+        algo = etpc.SnAp(n, window=window)
+        program = etpc.compile(model, algo, inputs=XS[0], state=ZERO, weights="all")
+        assert not any(op.exact for op in program.ops)
+        grads = online(program, model, split=split)
+        np.testing.assert_allclose(grads, reference, rtol=0, atol=1e-9 * np.abs(reference).max())
+
+
+def test_more_steps_change_the_gradient_until_nothing_leaves():
+    found = [
+        online(etpc.compile(RING, etpc.SnAp(n), inputs=XS[0], state=ZERO, weights="all"), RING)
+        for n in range(1, N + 1)
+    ]
+    for one, other in zip(found, found[1:], strict=False):
+        assert np.abs(one - other).max() > 1e-6
+    program = etpc.compile(RING, etpc.SnAp(N), inputs=XS[0], state=ZERO, weights="all")
+    assert all(op.exact for op in program.ops)
+    assert [op.block for op in program.ops] == [N, N]
+    _, exact = etpc.bptt(RING, XS, jnp.zeros(T), loss, state=ZERO)
+    exact = jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(exact)])
+    np.testing.assert_allclose(found[-1], exact, rtol=0, atol=1e-9 * np.abs(exact).max())
+
+
+def test_what_leaves_a_snap_trace_is_said():
+    program = etpc.compile(RING, etpc.SnAp(2), inputs=XS[0], state=ZERO)
+    assert [op.block for op in program.ops] == [2, 2]
+    assert program.ops[0].escapes == ("hidden state -> hidden state, after 2 steps",)
+
+
+def test_rtrl_blocks_follow_the_structure():
+    """A unit of the first layer reaches itself and the second layer; one of the second, itself."""
+    program = etpc.compile(STACK, "rtrl", inputs=XS[0], state=(ZERO, ZERO), weights="all")
+    assert [op.block for op in program.ops] == [N + 1, 1]
+    assert all(op.exact for op in program.ops)
+
+
+# --- algo="auto" ---
+
+
+def auto(model, memory, batch_size=1, state=ZERO):
+    return etpc.compile(
+        model,
+        "auto",
+        inputs=XS[0],
+        state=state,
+        weights="all",
+        memory=memory,
+        batch_size=batch_size,
+    )
+
+
+def total(program):
+    return sum(op.trace_bytes for op in program.ops)
+
+
+def test_auto_takes_the_most_exact_trace_that_fits():
+    whole = etpc.compile(DENSE, "rtrl", inputs=XS[0], state=ZERO, weights="all")
+    cut = etpc.compile(DENSE, "d_rtrl", inputs=XS[0], state=ZERO, weights="all")
+    least = etpc.compile(DENSE, "es_d_rtrl", inputs=XS[0], state=ZERO, weights="all")
+    sizes = {name: total(p) for name, p in (("all", whole), ("cut", cut), ("least", least))}
+    assert sizes["all"] > sizes["cut"] > sizes["least"]
+    assert all(op.exact for op in auto(DENSE, sizes["all"]).ops)
+    middle = auto(DENSE, sizes["all"] - 1)
+    assert not any(op.exact for op in middle.ops)
+    assert [op.block for op in middle.ops] == [1, 1]
+    assert total(middle) == sizes["cut"]
+    mixed = auto(DENSE, sizes["cut"] - 1)
+    assert [type(op.form).__name__ for op in mixed.ops] == ["Decay", "Full"]
+    assert total(auto(DENSE, sizes["least"])) == sizes["least"]
+    for program in (middle, mixed):
+        assert total(program) <= sizes["all"]
+        assert "chosen to fit into memory" in str(program)
+        for op in program.ops:
+            assert f"{op.trace_bytes:,} bytes" in op.choice
+
+
+def test_auto_gives_the_gradients_of_the_rules_it_chose():
+    whole = online(auto(DENSE, 10**6), DENSE)
+    rtrl = online(etpc.compile(DENSE, "rtrl", inputs=XS[0], state=ZERO, weights="all"), DENSE)
+    np.testing.assert_allclose(whole, rtrl, rtol=1e-9)
+    size = total(etpc.compile(DENSE, "d_rtrl", inputs=XS[0], state=ZERO, weights="all"))
+    cut = online(auto(DENSE, size), DENSE)
+    drtrl = online(etpc.compile(DENSE, "d_rtrl", inputs=XS[0], state=ZERO, weights="all"), DENSE)
+    np.testing.assert_allclose(cut, drtrl, rtol=1e-9)
+    assert np.abs(cut - whole).max() > 1e-6
+
+
+def test_auto_cuts_some_and_not_others():
+    """Two stacks beside each other: the large one is cut, the small one is not."""
+
+    class Two(eqx.Module):
+        large: Stack
+        small: Stack
+
+        def __call__(self, x, state):
+            y, first = self.large(x, state[0])
+            z, second = self.small(x, state[1])
+            return jnp.concatenate([y, z]), (first, second)
+
+    small = Stack(normal(2, IN), normal(2, 2, seed=4))
+    model = Two(STACK, small)
+    state = ((ZERO, ZERO), (jnp.zeros(2), jnp.zeros(2)))
+    exact = total(etpc.compile(model, "rtrl", inputs=XS[0], state=state, weights="all"))
+    program = auto(model, exact - 1, state=state)
+    by_path = {op.path: op for op in program.ops}
+    assert not by_path[".large.w1"].exact
+    assert by_path[".small.w1"].exact
+    assert by_path[".small.w1"].block == 3
+    assert "cut as in D-RTRL" in by_path[".large.w1"].choice
+
+
+def test_memory_is_that_of_a_batch():
+    one = total(auto(DENSE, 10**6))
+    assert all(op.exact for op in auto(DENSE, 8 * one, batch_size=8).ops)
+    assert not all(op.exact for op in auto(DENSE, 8 * one, batch_size=9).ops)
