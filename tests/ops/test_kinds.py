@@ -1,0 +1,236 @@
+"""Each kind of weight operation against the derivative of the operation itself.
+
+A kind says how a weight enters `y = op(x, w)`: by its factor `x`, and by a perturbation of the
+output. So for any cotangent of `y`, the gradient of the weight is `contract` of the factor with the
+cotangent in canonical form, and `gather` of the product of the two for each use.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.experimental import sparse
+
+import etpc
+from etpc import ops
+from etpc._jax import evaluate, prims
+from etpc.analyse._weights import split
+from etpc.trace import trace
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def found(function, model, x):
+    """The operation in which the model's float array meets data, and its operands' values."""
+    step = trace(model, x, jnp.zeros(()), lambda m, x, s: (function(m, x), s))
+    (op,) = split(step).ops
+    env = dict(step.constants)
+    leaves = [leaf for leaf in jax.tree.leaves(model) if hasattr(leaf, "dtype")]
+    env.update(zip(step.parameters, leaves, strict=True))
+    env.update(zip(step.inputs, jax.tree.leaves(x), strict=True))
+    env.update(zip(step.state, [jnp.zeros(())], strict=True))
+    evaluate(step.equations, env)
+    return op, [env[v] for v in op.equation.inputs]
+
+
+def check(function, model, x, kind):
+    op, values = found(function, model, x)
+    assert type(op.kind) is kind
+    (y,) = op.equation.bind(*values)
+    delta = jnp.zeros(op.delta.shape, op.delta.dtype)
+    (shifted,), back = jax.vjp(lambda d: op.kind.shift_outputs([y], d), delta)
+    np.testing.assert_array_equal(shifted, y)
+    bar = normal(*y.shape, seed=8).astype(y.dtype)
+    (credit,) = back([bar])
+
+    def of_weight(w):
+        return op.equation.bind(*[w if i == op.operand else v for i, v in enumerate(values)])[0]
+
+    (expected,) = jax.vjp(of_weight, values[op.operand])[1](bar)
+    assert np.abs(expected).max() > 0
+    factor = op.kind.factor([v if i == op.kind.data else None for i, v in enumerate(values)])
+    assert factor.shape == (op.kind.groups, op.kind.inputs)
+    summed = op.kind.contract(factor[None], credit[None])
+    np.testing.assert_allclose(summed, expected, rtol=0, atol=1e-12)
+    links = op.kind.links
+    if links is None:
+        uses = factor[:, :, None] * credit[:, None, :]
+    else:
+        uses = factor[:, links.inputs] * credit[:, links.outputs]
+    np.testing.assert_allclose(op.kind.gather(uses), expected, rtol=0, atol=1e-12)
+    return op.kind
+
+
+CONTRACTIONS = {
+    "matrix times vector": ("oi,i->o", (4, 3), (3,)),
+    "vector times matrix": ("i,io->o", (3, 4), (3,)),
+    "two axes summed": ("oij,ij->o", (4, 2, 3), (2, 3)),
+    "data with free axes": ("oi,fig->fog", (4, 3), (2, 3, 5)),
+    "groups": ("gi,gio->go", (2, 3, 4), (2, 3)),
+    "groups and free axes": ("hoi,hif->hof", (2, 4, 3), (2, 3, 5)),
+    "scalar output": ("i,i->", (3,), (3,)),
+    "outer product": ("o,f->of", (4,), (3,)),
+    "complex": ("oi,i->o", (4, 3), (3,)),
+}
+
+
+@pytest.mark.parametrize("name", CONTRACTIONS)
+def test_contraction(name):
+    formula, weight, data = CONTRACTIONS[name]
+    w, x = normal(*weight), normal(*data, seed=1)
+    if name == "complex":
+        w, x = w + 1j * normal(*weight, seed=2), x + 1j * normal(*data, seed=3)
+    weight_first = formula.split(",")[0] not in ("i", "gi") or name == "scalar output"
+
+    def function(m, x):
+        return jnp.einsum(formula, *((m, x) if weight_first else (x, m)))
+
+    check(function, w, x, ops.Contraction)
+
+
+@st.composite
+def convolutions(draw):
+    n = draw(st.integers(1, 3))
+    small = st.integers(1, 2)
+    groups = draw(small)
+    kernel = draw(st.lists(st.integers(1, 3), min_size=n, max_size=n))
+    names = "DHW"[-n:]
+    return dict(
+        groups=groups,
+        weight=(groups * draw(small), draw(small), *kernel),
+        batch=draw(small),
+        shape=draw(st.lists(st.integers(3, 5), min_size=n, max_size=n)),
+        strides=draw(st.lists(small, min_size=n, max_size=n)),
+        padding=draw(
+            st.lists(
+                st.tuples(st.integers(0, 2), st.integers(0, 2)).filter(lambda p: sum(p) > 0)
+                | st.just((2, 2)),
+                min_size=n,
+                max_size=n,
+            )
+        ),
+        lhs_dilation=draw(st.lists(small, min_size=n, max_size=n)),
+        rhs_dilation=draw(st.lists(small, min_size=n, max_size=n)),
+        layout=draw(
+            st.sampled_from(
+                [
+                    ("NC" + names, "OI" + names, "NC" + names),
+                    ("N" + names + "C", names + "IO", "N" + names + "C"),
+                    (names + "NC", "I" + names + "O", "C" + names + "N"),
+                ]
+            )
+        ),
+    )
+
+
+@given(convolutions())
+@settings(max_examples=20)
+def test_convolution(c):
+    n = len(c["shape"])
+    plain_x = normal(c["batch"], c["groups"] * c["weight"][1], *c["shape"], seed=1)
+    plain_w = normal(*c["weight"])
+    logical_x = "NC" + "DHW"[-n:]
+    logical_w = "OI" + "DHW"[-n:]
+    x = plain_x.transpose([logical_x.index(a) for a in c["layout"][0]])
+    w = plain_w.transpose([logical_w.index(a) for a in c["layout"][1]])
+
+    def function(w, x):
+        return lax.conv_general_dilated(
+            x,
+            w,
+            c["strides"],
+            c["padding"],
+            c["lhs_dilation"],
+            c["rhs_dilation"],
+            c["layout"],
+            feature_group_count=c["groups"],
+        )
+
+    if function(w, x).size and np.abs(jax.grad(lambda w: function(w, x).sum())(w)).max() > 0:
+        check(function, w, x, ops.Convolution)
+
+
+def test_transposed_convolution():
+    def function(w, x):
+        return lax.conv_transpose(x, w, (2,), "SAME", dimension_numbers=("NCH", "OIH", "NCH"))
+
+    check(function, normal(2, 3, 3), normal(1, 3, 4, seed=1), ops.Convolution)
+
+
+LOOKUPS = {
+    "take": lambda w, i: jnp.take(w, i[:2], axis=0),
+    "take along the second axis": lambda w, i: jnp.take(w, i[:2], axis=1),
+    "clip": lambda w, i: jnp.take(w, i[:3] + 2, axis=0, mode="clip"),
+    "two indices": lambda w, i: w[i[:2], i[1:3]],
+    "a batch of indices": lambda w, i: w[i.reshape(2, 2)],
+    "out of range is zero": lambda w, i: w.at[i + 2].get(mode="fill", fill_value=0),
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_lookup(name):
+    weight = normal(4, 5, 2) if name != "two indices" else normal(4, 5)
+    check(LOOKUPS[name], weight, jnp.array([2, 0, 3, 0]), ops.Lookup)
+
+
+def test_row_by_a_moving_index():
+    check(lambda w, i: w[i], normal(4, 3), jnp.array(2), ops.Lookup)
+    check(lambda w, i: lax.dynamic_slice(w, (0, i), (4, 1)), normal(4, 3), jnp.array(9), ops.Lookup)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_sparse_product(shape):
+    at = jnp.array([[0, 1], [3, 2], [1, 1], [3, 0], [0, 1]])  # one place twice
+    matrix = sparse.BCOO((normal(5), at), shape=(4, 3))
+    check(lambda m, x: m @ x, matrix, normal(*shape, seed=1), ops.Sparse)
+    other = sparse.BCOO((normal(5), at[:, ::-1]), shape=(3, 4))
+    check(lambda m, x: x @ m, other, normal(*shape[::-1], seed=1), ops.Sparse)
+
+
+@pytest.mark.parametrize(
+    ("function", "model", "x"),
+    [
+        (lambda w, x: w * x, normal(3), normal(3)),
+        (lambda w, x: jnp.power(jnp.abs(x), w), normal(3), normal(3)),
+        (lambda w, i: lax.dynamic_slice(w, (i,), (2,)), normal(4), jnp.array(1)),
+        (lambda w, i: jnp.zeros(4).at[i].add(w), normal(2), jnp.array([1, 3])),
+        (lambda w, x: lax.cumsum(w) * 1.0 + x, normal(3), normal(3)),
+    ],
+    ids=["product", "power", "part of a row", "scatter", "sum"],
+)
+def test_what_has_no_form_of_its_own_is_direct(function, model, x):
+    op, values = found(function, model, x)
+    assert isinstance(op.kind, ops.Direct)
+    delta = normal(*op.delta.shape, seed=4)
+    moved = op.kind.shift_inputs(values, delta)
+    np.testing.assert_allclose(moved[op.operand], values[op.operand] + delta.reshape(op.kind.shape))
+
+
+def test_connections_that_are_not_known_give_no_sparse_form():
+    matrix = sparse.BCOO((normal(2), jnp.array([[0, 1], [1, 0]])), shape=(2, 2))
+
+    def step(model, x, state):
+        return sparse.BCOO((model["w"], x[1]), shape=(2, 2)) @ x[0], state
+
+    traced = trace({"w": matrix.data}, (normal(2), matrix.indices), jnp.zeros(()), step)
+    (op,) = split(traced).ops
+    assert isinstance(op.kind, ops.Direct)
+
+
+def test_a_primitive_has_one_kind():
+    with pytest.raises(ValueError, match="has a kind already"):
+        ops.register_kind(prims.dot_general_p, lambda equation, operand, known: None)
+
+
+def test_kinds_keep_the_protocol():
+    for function, model, x in (
+        (lambda w, x: w @ x, normal(4, 3), normal(3)),
+        (lambda w, i: w[i], normal(4, 3), jnp.array(2)),
+        (lambda w, x: w * x, normal(3), normal(3)),
+    ):
+        assert isinstance(found(function, model, x)[0].kind, etpc.ops.Kind)
