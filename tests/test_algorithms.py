@@ -1,5 +1,7 @@
 """SnAp against a dense reference, and the choice of traces within a memory limit."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -134,7 +136,7 @@ def test_more_steps_change_the_gradient_until_nothing_leaves():
         online(etpc.compile(RING, etpc.SnAp(n), inputs=XS[0], state=ZERO, weights="all"), RING)
         for n in range(1, N + 1)
     ]
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in itertools.pairwise(found):
         assert np.abs(one - other).max() > 1e-6
     program = etpc.compile(RING, etpc.SnAp(N), inputs=XS[0], state=ZERO, weights="all")
     assert all(op.exact for op in program.ops)

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental import sparse
 
 import etpc
 from etpc._jax import canonicalise, flatten, scan_counts
-from etpc.analyse import analyse
+from etpc.analyse import _patterns, analyse
 from etpc.trace import trace
 
 POINTS = 6
@@ -79,6 +80,14 @@ def three_stages(h, i):
     return jnp.concatenate([jnp.tanh(rows[2:]), rows[:-1]]).reshape(6)
 
 
+def convolved(h, shape, kernel, window_strides=(1,), **options):
+    weight = jnp.asarray(_RNG.normal(size=kernel))
+    return lax.conv_general_dilated(h.reshape(shape), weight, window_strides, **options).ravel()
+
+
+ENTRIES = np.array([[0, 1], [0, 4], [2, 2], [3, 5], [5, 0], [5, 1], [1, 1]])
+MATRIX = sparse.BCOO((jnp.asarray(_RNG.normal(size=7)), jnp.asarray(ENTRIES)), shape=(6, 6))
+
 TIGHT = {
     "identity": lambda h, i: h,
     "element_wise": lambda h, i: jnp.tanh(h) * 0.5 + h**2 / (1 + jnp.abs(h)),
@@ -138,13 +147,40 @@ TIGHT = {
     "jit": lambda h, i: jax.jit(jnp.flip)(h) + jax.jit(jnp.flip)(jax.jit(jnp.flip)(h)),
     "remat": lambda h, i: jax.checkpoint(lambda a: jnp.sin(jnp.roll(a, 1)))(h),
     "max": lambda h, i: h - h.max(),
+    "fori_twice": shift_twice,
+    "scan_outputs": scan_over_slices,
+    "map": lambda h, i: lax.map(lambda a: jnp.sin(a) * a, h),
+    "map_backwards": lambda h, i: lax.scan(
+        lambda c, a: (c + 1, a * h[c]), 0, h.reshape(6, 1), reverse=True
+    )[1].ravel(),
+    "associative_scan": lambda h, i: lax.associative_scan(jnp.add, h),
+    "convolution": lambda h, i: convolved(h, (1, 1, 6), (1, 1, 3), padding=[(1, 1)]),
+    "convolution_of_channels": lambda h, i: convolved(h, (1, 2, 3), (2, 2, 2), padding=[(1, 0)]),
+    "convolution_in_groups": lambda h, i: convolved(
+        h, (1, 2, 3), (2, 1, 2), padding=[(0, 1)], feature_group_count=2
+    ),
+    "convolution_with_strides": lambda h, i: convolved(
+        h, (1, 1, 6), (2, 1, 2), padding=[(0, 0)], window_strides=(2,)
+    ),
+    "convolution_dilated": lambda h, i: convolved(
+        h, (1, 1, 6), (1, 1, 2), padding=[(2, 0)], rhs_dilation=(2,)
+    ),
+    "convolution_transposed": lambda h, i: convolved(
+        h[:3], (1, 1, 3), (1, 1, 2), padding=[(1, 1)], lhs_dilation=(2,)
+    ),
+    "convolution_2d": lambda h, i: convolved(
+        h, (1, 1, 2, 3), (1, 1, 2, 2), padding=[(1, 0), (0, 1)], window_strides=(1, 1)
+    ),
+    "kernel": lambda h, i: lax.conv_general_dilated(
+        jnp.ones((1, 1, 5)), h.reshape(2, 1, 3), (1,), [(0, 0)]
+    ).ravel(),
+    "sparse_matrix": lambda h, i: MATRIX @ h,
+    "sparse_values": lambda h, i: sparse.BCOO((h, MATRIX.indices[:6]), shape=(6, 6)) @ jnp.ones(6),
+    "sparse_columns": lambda h, i: (h.reshape(2, 3) @ MATRIX[:3, :3]).ravel(),
 }
 """The pattern equals the non-zeros, joined over enough random points."""
 
 LOOSE = {
-    # Fewer iterations than the fixpoint assumes; each element of a scan's slices is joined.
-    "fori_twice": shift_twice,
-    "scan_outputs": scan_over_slices,
     "while_to_neighbours": dynamic_while,
     # A matrix is taken as dense whatever its zeros.
     "einsum_sparse": lambda h, i: jnp.einsum("ij,j->i", FIXED, h),
@@ -212,6 +248,36 @@ def test_patterns_contain_the_non_zeros(name):
     assert not (truth & ~pattern).any()
     if name in PARTLY_SPARSE:
         assert not pattern.all()
+
+
+@pytest.mark.parametrize("name", ["fori_twice", "scan_outputs", "map", "scan_each_alone"])
+def test_long_loops_are_joined_over_their_iterations(name, monkeypatch):
+    """More iterations than there are, and all slices at once: a superset."""
+    monkeypatch.setattr(_patterns, "UNROLLED", 0)
+    pattern, _ = pattern_of(TIGHT[name])
+    truth = non_zeros(TIGHT[name])
+    assert not (truth & ~pattern).any()
+    assert (pattern == truth).all() == (name == "scan_each_alone")
+
+
+def test_indices_in_the_model_are_known():
+    def step(model, x, h):
+        return h, h[model["order"]] + model["bias"]
+
+    model = {"order": jnp.asarray(ORDER), "bias": jnp.zeros(6)}
+    analysis = analyse(trace(model, jnp.zeros(()), jnp.zeros(6), step))
+    np.testing.assert_array_equal(analysis.transition.toarray(), np.eye(6, dtype=bool)[ORDER])
+    assert [analysis.step.model_leaves.paths[i] for i in analysis.assumed] == ["['order']"]
+
+
+def test_indices_without_values_may_be_any():
+    def step(model, x, h):
+        return h, h[model["order"]] + model["bias"]
+
+    model = {"order": jax.ShapeDtypeStruct((6,), jnp.int32), "bias": jnp.zeros(6)}
+    analysis = analyse(trace(model, jnp.zeros(()), jnp.zeros(6), step))
+    assert analysis.transition.toarray().all()
+    assert analysis.assumed == ()
 
 
 def test_a_pattern_that_lacks_an_entry_is_seen():
