@@ -341,11 +341,17 @@ def is_step_function(equation: Equation) -> bool:
     return bool(floats) and not any(v in touched for v in floats)
 
 
+nonlinear_p = Primitive("nonlinear_backward_rule")
+"""Stands for the tangent map of a `custom_vjp` that has none, as its rule is not linear."""
+nonlinear_p.multiple_results = True
+nonlinear_p.def_abstract_eval(lambda *tangents, avals: list(avals))
+
+
 def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
     """The operation as a function that `jax.jvp` accepts.
 
-    A `custom_vjp` has no forward rule: its tangent map is the transpose of its backward rule, which
-    is linear in the cotangent.
+    A `custom_vjp` has no forward rule: its tangent map is the transpose of its backward rule. Where
+    that is not linear in the cotangent, `nonlinear_p` stands for the tangent map.
     """
     if equation.primitive is not prims.custom_vjp_call_p:
         return lambda *values: equation.bind(*values)
@@ -367,8 +373,14 @@ def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
 
         moving = [values[i] for i in floats]
         primal_out, pullback = jax.vjp(on_floats, *moving)
-        pushforward = jax.linear_transpose(lambda cts: pullback(cts), primal_out)
-        moved = pushforward(tuple(tangents[i] for i in floats))[0]
+        given = tuple(tangents[i] for i in floats)
+        try:
+            pushforward = jax.linear_transpose(lambda cts: pullback(cts), primal_out)
+            moved = pushforward(given)[0]
+        except Exception:  # whatever the transpose of an operation that is not linear raises
+            avals = tuple(jax.typeof(o) for o in primal_out)
+            with source_info_util.user_context(equation.traceback):
+                moved = nonlinear_p.bind(*given, avals=avals)
         out = equation.bind(*values)
         full: list[Any] = [np.zeros(o.shape, jax.dtypes.float0) for o in out]
         for i, value in zip(outs, moved, strict=True):
@@ -393,6 +405,7 @@ __all__ = [
     "is_float",
     "is_step_function",
     "mark",
+    "nonlinear_p",
     "open_jaxpr",
     "primitive_of",
     "prims",

@@ -124,6 +124,8 @@ class Analysis:
     """Operations without a pattern rule, taken as dense."""
     unbounded: tuple[str, ...]
     """Source lines of `while` loops that a derivative passes through."""
+    nonlinear: tuple[str, ...]
+    """Source lines of backward rules that are not linear and between states or weights and states."""
     assumed: tuple[int, ...]
     """Which array leaves of the model have values that the patterns rely on."""
 
@@ -160,7 +162,7 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
     if isinstance(cut, bool):
         cut = frozenset(op.number for op in ops if cut and op.kind.mixes)
     bounds = np.cumsum([hidden.size, *(op.size for op in ops)])
-    seeds = int(bounds[-1])
+    seeds = int(bounds[-1]) + 1
     floats = [v for v in step.outputs if v.is_float]
     x_of = {op.number: op.equation.inputs[op.kind.data] for op in ops if op.kind.data is not None}
     read = [k for k in x_of if x_of[k].is_float]
@@ -210,6 +212,7 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
         np.array([r[1] for r in y_reads], bool).reshape(len(y_reads), len(ops)),
         tuple(interpreter.opaque),
         tuple(interpreter.unbounded),
+        tuple(interpreter.nonlinear) if new[:, [seeds - 1]].nnz else (),
         tuple(i for i, v in enumerate(step.parameters) if v in parts.assumed or i in relied),
     )
 
@@ -315,6 +318,7 @@ def _reads(pattern: Pattern | None, bounds: np.ndarray) -> tuple[np.ndarray, np.
     ops = np.zeros(len(bounds) - 1, bool)
     if pattern is not None:
         columns = np.unique(pattern.indices)
+        columns = columns[columns < bounds[-1]]
         elements[columns[columns < bounds[0]]] = True
         members = np.searchsorted(bounds, columns[columns >= bounds[0]], side="right") - 1
         ops[members] = True

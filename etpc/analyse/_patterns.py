@@ -26,6 +26,7 @@ from .._jax import (
     bcoo_dot_general_primitive,
     etp_p,
     flatten,
+    nonlinear_p,
     prims,
     scan_counts,
     split_p,
@@ -33,7 +34,7 @@ from .._jax import (
     tile_p,
     unrolled,
 )
-from ..ops._convolution import geometry
+from ..ops._convolution import Geometry, geometry
 from ._known import Known
 
 UNROLLED = 2048
@@ -130,10 +131,16 @@ def too_dense(entries: int, where: str) -> MemoryLimitError:
 
 
 class Interpreter:
-    """Runs a canonical linear program on patterns."""
+    """Runs a canonical linear program on patterns.
+
+    The last seed stands for no element: what depends on it has passed a backward rule that is not
+    linear.
+    """
 
     def __init__(self, seeds: int):
         self.seeds = seeds
+        self.nonlinear: dict[str, None] = {}
+        """Source lines of backward rules that are not linear."""
         self.opaque: dict[Opaque, None] = {}
         self.unbounded: dict[str, None] = {}
         """Source lines of `while` loops that a derivative passes through."""
@@ -243,6 +250,17 @@ def _elementwise(interpreter, eqn, patterns, known):
 
 
 _RULES[etp_p] = _elementwise
+
+
+def _nonlinear(interpreter, eqn, patterns, known):
+    interpreter.nonlinear[eqn.source] = None
+    places = ([0], [interpreter.seeds - 1])
+    mark = sp.csr_array((np.ones(1, bool), places), shape=(1, interpreter.seeds))
+    present = [joined(p, (p.shape[0],), (0,)) for p in patterns if p is not None]
+    return [pick(union([mark, *present]), np.zeros(v.size, np.int64)) for v in eqn.outputs]
+
+
+_RULES[nonlinear_p] = _nonlinear
 
 
 # --- data movement ------------------------------------------------------------------------------
@@ -401,7 +419,7 @@ def _dynamic_update_slice(interpreter, eqn, patterns, known):
     return [union(joins)]
 
 
-@_rule("scatter", "scatter_add")
+@_rule("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_min", "scatter_max")
 def _scatter(interpreter, eqn, patterns, known):
     indices = eqn.inputs[1]
     (out,) = eqn.outputs
@@ -540,6 +558,32 @@ def _convolution(interpreter, eqn, patterns, known):
         channels = np.arange(g.groups * own).reshape(g.groups, *[1] * (1 + n), own)
         channel[y.reshape(-1)] = np.broadcast_to(channels, y.shape).reshape(-1)
         joins.append(pick(small, channel))
+    return [union(joins)]
+
+
+@_rule("reduce_window_sum", "reduce_window_max", "reduce_window_min", "select_and_gather_add")
+def _windows(interpreter, eqn, patterns, known):
+    """Each output reads a window of the operands."""
+    params = eqn.params
+    shape = eqn.inputs[0].shape
+    n = len(shape)
+    index, exists = Geometry(
+        batch=1,
+        channels=1,
+        groups=1,
+        shape=shape,
+        kernel=tuple(params["window_dimensions"]),
+        positions=eqn.outputs[0].shape,
+        strides=tuple(params["window_strides"]),
+        padding=tuple(tuple(p) for p in params["padding"]),
+        lhs_dilation=tuple(params.get("base_dilation", (1,) * n)),
+        rhs_dilation=tuple(params.get("window_dilation", (1,) * n)),
+    ).patches()
+    size = eqn.outputs[0].size
+    place = np.broadcast_to(np.arange(size)[:, None], (size, index.size // max(size, 1)))
+    real = exists.reshape(place.shape)
+    read = index.reshape(place.shape)[real]
+    joins = [_select(place[real], read, size, p) for p in patterns if p is not None]
     return [union(joins)]
 
 

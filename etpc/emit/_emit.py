@@ -241,7 +241,9 @@ class _Emitter:
             def factor(x, kind=kind, values=values):
                 return kind.factor([x if i == kind.data else v for i, v in enumerate(values)])
 
-            out.append(_over_time(factor)(next(given)))
+            x = _over_time(factor)(next(given))
+            exact = jnp.issubdtype(x.dtype, jnp.inexact)
+            out.append(x if exact else x.astype(p.op.delta.dtype))  # spikes may be booleans
         return out
 
     def _advance(self, factors: dict[int, Factors], traces: Sequence[Trace]):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Inexact
 
 from ..algorithms import Decay, Full
 from ..ops import Links
@@ -26,14 +26,14 @@ UNROLLED = 8
 class Factors:
     """What a window says of one weight operation."""
 
-    x: Float[Array, "W B G I"] | None
-    immediate: Float[Array, "W B m GO"]
+    x: Inexact[Array, "W B G I"] | None
+    immediate: Inexact[Array, "W B m GO"]
     """F."""
-    transition: Float[Array, "W B m m o"]
+    transition: Inexact[Array, "W B m m o"]
     """D; the last axis has length one where all outputs share a block."""
 
 
-def compose(left: Float[Array, "... m m o"], right: Float[Array, "... m m O"]) -> Array:
+def compose(left: Inexact[Array, "... m m o"], right: Inexact[Array, "... m m O"]) -> Array:
     """The product of two transitions, left after right."""
     m = left.shape[-2]
     if m <= UNROLLED:
@@ -45,7 +45,7 @@ def compose(left: Float[Array, "... m m o"], right: Float[Array, "... m m O"]) -
     return jnp.einsum("...aco,...cbo->...abo", left, right)
 
 
-def apply(transition: Float[Array, "... m m o"], block: Float[Array, "... m O"]) -> Array:
+def apply(transition: Inexact[Array, "... m m o"], block: Inexact[Array, "... m O"]) -> Array:
     """A transition on a vector of block states for each output."""
     m = block.shape[-2]
     if m <= UNROLLED:
@@ -56,7 +56,7 @@ def apply(transition: Float[Array, "... m m o"], block: Float[Array, "... m O"])
     return jnp.einsum("...aco,...co->...ao", transition, block)
 
 
-def suffix_products(transition: Float[Array, "W B m m o"]) -> tuple[Array, Array]:
+def suffix_products(transition: Inexact[Array, "W B m m o"]) -> tuple[Array, Array]:
     """The product of all transitions after each step, and the product of all."""
     eye = jnp.eye(transition.shape[-2], dtype=transition.dtype)[None, :, :, None]
     last = jnp.broadcast_to(eye, transition.shape[1:])
@@ -107,7 +107,7 @@ def _given(x: Array | None) -> Array:
 
 
 def _advance_links(
-    links: Links, x: Array, moved: Array, whole: Array | None, eps: Float[Array, "B G m U"]
+    links: Links, x: Array, moved: Array, whole: Array | None, eps: Inexact[Array, "B G m U"]
 ) -> Array:
     """Likewise, where each entry belongs to a pair of an input and an output."""
     batch, groups, m, _ = eps.shape
@@ -126,9 +126,9 @@ def _advance_links(
 
 
 def credit_within(
-    transition: Float[Array, "W B m m o"],
-    old: Float[Array, "W B m GO"],
-    new: Float[Array, "W B m GO"],
+    transition: Inexact[Array, "W B m m o"],
+    old: Inexact[Array, "W B m GO"],
+    new: Inexact[Array, "W B m GO"],
 ) -> tuple[Array, Array]:
     """The credit of the block of each output, of each new state and of the start.
 
@@ -145,7 +145,7 @@ def credit_within(
     return credit, start
 
 
-def gradient_full(plan: OpPlan, start: Float[Array, "B m GO"], trace: Trace) -> Array:
+def gradient_full(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Array:
     """What the trace at the start of a window adds: `lambda_0 eps_0`.
 
     `start` is the derivative by the block states at the start, all credit in the window included.
@@ -192,8 +192,8 @@ def smooth(
 
 def gradient_smooth(
     plan: OpPlan,
-    new: Float[Array, "W B m GO"],
-    old: Float[Array, "W B m GO"] | None,
+    new: Inexact[Array, "W B m GO"],
+    old: Inexact[Array, "W B m GO"] | None,
     path: tuple[Array, Array, Array],
 ) -> Array:
     """`sum_t eps_x (L eps_f) / c`, and what reaches past the new states, by the trace before.
@@ -212,7 +212,7 @@ def gradient_smooth(
     return _contract(kind, eps_x, credit)
 
 
-def gradient_smooth_start(plan: OpPlan, start: Float[Array, "B m GO"], trace: Trace) -> Array:
+def gradient_smooth_start(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Array:
     """`lambda_0` times the trace at the start of a window."""
     eps_x, eps_f, norm = trace
     kind = plan.op.kind

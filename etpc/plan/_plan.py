@@ -141,6 +141,14 @@ def plan(
             "not known it has no reverse-mode derivative. Use `lax.fori_loop` with fixed bounds or "
             "`lax.scan`, or `lax.stop_gradient` on what enters the loop."
             for source in analysis.unbounded
+        ]
+        + [
+            f"The backward rule of the `custom_vjp` at {source} is not linear in the cotangent, as "
+            "one that clips it is, and it lies on the way from a weight or a state to the next "
+            "state. This is because a trace carries influence forward, by the transpose of that "
+            "rule, and there is none. Put it on the way to the output, where it works, or clip the "
+            "gradient in the optimiser."
+            for source in analysis.nonlinear
         ],
         UnsupportedError,
     )

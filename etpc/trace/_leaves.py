@@ -51,7 +51,8 @@ def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
     dtype = leaf.dtype
     if not jnp.issubdtype(dtype, jax.dtypes.extended):
         dtype = jax.dtypes.canonicalize_dtype(dtype)
-    return jax.ShapeDtypeStruct(np.shape(leaf), dtype)
+    weak = bool(getattr(leaf, "weak_type", False))
+    return jax.ShapeDtypeStruct(np.shape(leaf), dtype, weak_type=weak)
 
 
 def repeat(leaf: Any, batch_size: int) -> jax.Array:
