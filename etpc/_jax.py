@@ -9,6 +9,7 @@ variables, because JAX shares the variables of a cached inner jaxpr between its 
 
 import dataclasses
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,9 +27,12 @@ from jax.interpreters import ad, batching, mlir
 
 Primitive = jex.Primitive
 
-# Lines that errors and tables name are the user's, not those of the layers that etpc ships.
+# Lines that errors and tables name are the user's, not those of libraries in between.
 for _file in (__file__, equinox.__file__, jaxtyping.__file__):
     source_info_util.register_exclusion(os.path.dirname(_file))
+_spec = importlib.util.find_spec("saiunit")
+if _spec is not None and _spec.origin is not None:
+    source_info_util.register_exclusion(os.path.dirname(_spec.origin))
 
 # --- the marker ---------------------------------------------------------------------------------
 

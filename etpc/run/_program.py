@@ -321,6 +321,12 @@ class Program:
 
     def _check_loss(self, loss_fn, targets) -> None:
         aval = self._loss_aval(loss_fn, targets)
+        unit = getattr(aval, "unit", None)
+        if unit is not None:
+            raise InputError(
+                f"loss_fn returns a quantity in {unit}, and a loss is a plain number. Divide y and "
+                "target by a unit, or take `.to_decimal(unit)` of the loss."
+            )
         shape = getattr(aval, "shape", None)
         if shape != () or not jnp.issubdtype(aval.dtype, jnp.floating):
             found = f"{aval.dtype}{list(shape)}" if shape is not None else f"{aval!r}"
