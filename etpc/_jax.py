@@ -21,6 +21,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+from jax.core import Tracer
 from jax.extend import source_info_util
 from jax.extend.core import primitives as prims
 from jax.interpreters import ad, batching, mlir
@@ -158,7 +159,9 @@ def flatten(jaxpr: Any) -> Flat:
         constants[variable] = value
         return variable
 
-    def walk(inner: Any, consts: Sequence[Variable], args: Sequence[Variable]) -> list[Variable]:
+    def walk(
+        inner: Any, consts: Sequence[Variable], args: Sequence[Variable], around: Any
+    ) -> list[Variable]:
         env: dict[Any, Variable] = dict(zip(inner.constvars, consts, strict=True))
         env.update(zip(inner.invars, args, strict=True))
 
@@ -171,25 +174,34 @@ def flatten(jaxpr: Any) -> Flat:
         for eqn in inner.eqns:
             operands = tuple(read(v) for v in eqn.invars)
             grouped = _INLINED.get(eqn.primitive)
+            # A function of a library that JAX has traced before has no line of the user's.
+            source, traceback = _line(eqn.source_info), eqn.source_info.traceback
+            if source is None and around is not None:
+                source, traceback = around
             if grouped is not None:
-                outs = descend(eqn.params[grouped], operands)
+                outs = descend(eqn.params[grouped], operands, (source, traceback))
             else:
                 outs = [fresh(v.aval) for v in eqn.outvars]
-                source = source_info_util.summarize(eqn.source_info) or "an unknown line"
-                traceback = eqn.source_info.traceback
+                where = source or "an unknown line"
                 equations.append(
-                    Equation(eqn.primitive, eqn.params, operands, tuple(outs), source, traceback)
+                    Equation(eqn.primitive, eqn.params, operands, tuple(outs), where, traceback)
                 )
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in inner.outvars]
 
-    def descend(inner: Any, args: Sequence[Variable]) -> list[Variable]:
+    def descend(inner: Any, args: Sequence[Variable], around: Any = None) -> list[Variable]:
         opened, consts = open_jaxpr(inner)
-        return walk(opened, [constant(c, jax.typeof(c)) for c in consts], args)
+        return walk(opened, [constant(c, jax.typeof(c)) for c in consts], args, around)
 
     inputs = tuple(fresh(v.aval) for v in open_jaxpr(jaxpr)[0].invars)
     outputs = descend(jaxpr, inputs)
     return Flat(tuple(equations), inputs, tuple(outputs), constants)
+
+
+def _line(info: Any) -> str | None:
+    """The user's line; `None` where JAX knows of none."""
+    text = source_info_util.summarize(info)
+    return text if text and text != "unknown" else None
 
 
 def primitive_of(function: Callable, *args: Any) -> Primitive | None:
@@ -220,7 +232,7 @@ def bcoo_dot_general_primitive() -> Primitive | None:
 def _bcoo_dot_general() -> Primitive | None:
     from jax.experimental import sparse
 
-    matrix = sparse.BCOO((np.ones(1, np.float32), np.zeros((1, 2), np.int32)), shape=(1, 1))
+    matrix = sparse.BCOO((jnp.ones(1), jnp.zeros((1, 2), jnp.int32)), shape=(1, 1))
     return primitive_of(lambda m, x: m @ x, matrix, np.ones(1, np.float32))
 
 
@@ -359,25 +371,26 @@ def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
     """
     if equation.primitive is not prims.custom_vjp_call_p:
         return lambda *values: equation.bind(*values)
-    floats = [i for i, v in enumerate(equation.inputs) if v.is_float]
     outs = [i for i, v in enumerate(equation.outputs) if v.is_float]
 
     @jax.custom_jvp
     def call(*values):
         return equation.bind(*values)
 
-    @call.defjvp
     def call_jvp(values, tangents):
-        def on_floats(*moving):
+        # Only what moves: a rule may refuse the derivative by what it closes over.
+        zero = jax.custom_derivatives.SymbolicZero
+        moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, zero)]
+
+        def on_moving(*given):
             full = list(values)
-            for i, value in zip(floats, moving, strict=True):
+            for i, value in zip(moving, given, strict=True):
                 full[i] = value
             out = equation.bind(*full)
             return [out[i] for i in outs]
 
-        moving = [values[i] for i in floats]
-        primal_out, pullback = jax.vjp(on_floats, *moving)
-        given = tuple(tangents[i] for i in floats)
+        primal_out, pullback = jax.vjp(on_moving, *(values[i] for i in moving))
+        given = tuple(tangents[i] for i in moving)
         try:
             pushforward = jax.linear_transpose(lambda cts: pullback(cts), primal_out)
             moved = pushforward(given)[0]
@@ -391,6 +404,7 @@ def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
             full[i] = value
         return out, full
 
+    call.defjvp(call_jvp, symbolic_zeros=True)
     return call
 
 
@@ -398,6 +412,7 @@ __all__ = [
     "Equation",
     "Flat",
     "Primitive",
+    "Tracer",
     "Variable",
     "all_branches",
     "bcoo_dot_general_primitive",

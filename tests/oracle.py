@@ -210,10 +210,20 @@ def is_float(a):
 
 
 def flat(state):
-    """The float states as one vector, and the way back."""
-    floats, rest = eqx.partition(state, is_float)
-    vector, unravel = ravel_pytree(floats)
-    return vector, lambda v: eqx.combine(unravel(v), rest)
+    """The float states as one real vector, and the way back; a complex one as its real and its imaginary part."""
+    floats, rest = eqx.partition(state, lambda a: is_float(a) or jnp.iscomplexobj(a))
+    leaves, tree = jax.tree.flatten(floats)
+    parts = [jnp.stack([a.real, a.imag]) if jnp.iscomplexobj(a) else a for a in leaves]
+    vector, unravel = ravel_pytree(parts)
+
+    def unflat(v):
+        joined = [
+            jax.lax.complex(*part) if jnp.iscomplexobj(a) else part
+            for a, part in zip(leaves, unravel(v), strict=True)
+        ]
+        return eqx.combine(jax.tree.unflatten(tree, joined), rest)
+
+    return vector, unflat
 
 
 def join(values: dict):

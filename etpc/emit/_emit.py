@@ -80,7 +80,8 @@ class _Emitter:
         self.reads_old = step.reads_old_states()
         analysis = plan.analysis
         self.weight_place = {v: i for i, v in enumerate(analysis.split.weights)}
-        self.float_inputs = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
+        floats = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
+        self.float_inputs = floats if through_inputs else []
 
     def differentiable(self) -> Callable[..., Any]:
         @jax.custom_vjp
@@ -360,9 +361,9 @@ class _Emitter:
         return weights_bar
 
     def _inputs(self, moving_bar):
-        """Cotangents of the inputs; `None` for those that are no floats."""
-        given = iter(moving_bar)
-        return [next(given) if v.is_float else None for v in self.plan.analysis.step.inputs]
+        """Cotangents of the inputs; `None` for those that are not differentiated."""
+        given = dict(zip(self.float_inputs, moving_bar, strict=True))
+        return [given.get(i) for i in range(len(self.plan.analysis.step.inputs))]
 
 
 def _before(state, news):

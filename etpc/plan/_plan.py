@@ -143,11 +143,12 @@ def plan(
             for source in analysis.unbounded
         ]
         + [
-            f"The backward rule of the `custom_vjp` at {source} is not linear in the cotangent, as "
-            "one that clips it is, and it lies on the way from a weight or a state to the next "
-            "state. This is because a trace carries influence forward, by the transpose of that "
-            "rule, and there is none. Put it on the way to the output, where it works, or clip the "
-            "gradient in the optimiser."
+            f"The backward rule of the `custom_vjp` at {source} has no transpose, and it lies on "
+            "the way from a weight or a state to the next state. This is because a trace carries "
+            "influence forward, by the transpose of that rule; one that clips the cotangent is not "
+            "linear, and one that has a `while_loop`, as adaptive solvers do, does not have one "
+            "either. Take a fixed number of steps by `lax.scan`, clip the gradient in the "
+            "optimiser, or put the rule on the way to the output, where it works."
             for source in analysis.nonlinear
         ],
         UnsupportedError,

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from .._errors import InputError, InputTypeError, raise_together
+from .._jax import Tracer
 from ..analyse import Analysis, analyse
 from ..emit import Window
 from ..plan import Group, OpPlan, Plan
@@ -409,7 +410,7 @@ class Program:
             "compiled. This is because integer arrays say what is connected with what, and the "
             "traces are laid out for that. Compile again with the new ones."
         )
-        if isinstance(given, jax.core.Tracer):
+        if isinstance(given, Tracer):
             return eqx.error_if(
                 given, _checksum(given) != _checksum(jnp.asarray(compiled)), message
             )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import ModelError, raise_together
-from .._jax import Equation, Variable, canonicalise
+from .._jax import Equation, Tracer, Variable, canonicalise
 from ._expand import expand
 from ._leaves import Leaves
 from ._products import merge_products
@@ -146,7 +146,7 @@ def trace(
 
 def _is_connection(leaf: Any) -> bool:
     """Whether a leaf of the model is an array of integers or booleans with values."""
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array | np.ndarray):
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray):
         return False
     return jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == bool
 
