@@ -8,6 +8,7 @@ The other stages know only this form. A kind is one record, registered for a pri
 [`register_kind`][etpc.ops.register_kind].
 """
 
+from .._jax import primitive_of
 from ._contraction import Contraction
 from ._convolution import Convolution
 from ._kind import Direct, Kind, Links, direct, kind_of, register_kind
@@ -24,5 +25,6 @@ __all__ = [
     "Sparse",
     "direct",
     "kind_of",
+    "primitive_of",
     "register_kind",
 ]
