@@ -362,3 +362,67 @@ def test_a_derivative_through_a_loop_of_unknown_length_is_refused():
 def test_a_model_needs_an_input_that_counts_the_steps():
     with pytest.raises(etpc.ModelError, match=r"inputs= has no array.*jnp\.zeros"):
         etpc.compile(jnp.ones(3), inputs=None, state=jnp.ones(3), step=lambda w, x, h: (h, w * h))
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def recurrent(n=4):
+    """Each unit reaches every other; a trace of RTRL holds n numbers for each use of a weight."""
+
+    def step(w, x, h):
+        h = jnp.tanh(w @ h + x)
+        return h, h
+
+    model = jax.ShapeDtypeStruct((n, n), jnp.float32)
+    state = jax.ShapeDtypeStruct((n,), jnp.float32)
+    return dict(model=model, step=step, inputs=state, state=state)
+
+
+def test_a_program_over_the_memory_limit_is_refused():
+    size = 4 * 4 * 4 * 4  # uses, block, bytes
+    etpc.compile(algo="rtrl", memory=size, **recurrent())
+    words = rf"would take {size} bytes.*memory={size - 1}.*(?s:.*)model \(dot_general\): .*auto"
+    with pytest.raises(etpc.MemoryLimitError, match=words) as caught:
+        etpc.compile(algo="rtrl", memory=size - 1, **recurrent())
+    assert isinstance(caught.value, MemoryError)
+    with pytest.raises(etpc.MemoryLimitError, match=rf"would take {8 * size:,} bytes for 8 examp"):
+        etpc.compile(algo="rtrl", memory=size, batch_size=8, **recurrent())
+
+
+def test_the_default_limit_refuses_what_no_one_would_want():
+    """A trace of 32 GiB, and a pattern of 10^10 entries: neither is formed."""
+    with pytest.raises(etpc.MemoryLimitError, match="the default limit of 17,179,869,184"):
+        etpc.compile(algo="rtrl", **recurrent(2048))
+    etpc.compile(algo="d_rtrl", **recurrent(2048))
+    words = r"(?s)influence among hidden states.*entries.*test_errors\.py.*D_RTRL"
+    with pytest.raises(etpc.MemoryLimitError, match=words):
+        etpc.compile(algo="rtrl", **recurrent(100_000))
+
+
+def test_auto_that_does_not_fit():
+    with pytest.raises(etpc.MemoryLimitError, match=r"smallest traces take \d+ bytes.*memory=10 "):
+        etpc.compile(algo="auto", memory=10, **recurrent())
+
+
+@pytest.mark.parametrize("name", ["memory", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1, True])
+def test_sizes(name, value):
+    with pytest.raises(etpc.InputError, match=f"{name} must be an int >= 1"):
+        etpc.compile(**recurrent(), **{name: value})
+
+
+@pytest.mark.parametrize("n", [0, -2])
+def test_steps_of_snap(n):
+    with pytest.raises(etpc.AlgorithmError, match=f"n must be at least 1, and is {n}"):
+        etpc.SnAp(n)
+
+
+def test_steps_of_snap_of_a_wrong_type():
+    with pytest.raises(etpc.InputTypeError, match="n must be an int >= 1, not True"):
+        etpc.SnAp(True)
+
+
+def test_explain_of_no_parameter():
+    with pytest.raises(etpc.SelectionError, match=r"no parameter '\.w'. Its parameters: \.weight"):
+        compiled().explain(".w")

@@ -266,7 +266,7 @@ def _check_memory(
     limit = DEFAULT_MEMORY if memory is None else memory
     traced = [p for p in ops if p.form is not None]
     total = batch_size * sum(p.trace_bytes for p in traced)
-    stated = "memory=" if memory is not None else "the default limit of"
+    stated = f"memory={limit:,}" if memory is not None else f"the default limit of {limit:,}"
     if total > limit:
         largest = sorted(traced, key=lambda p: -p.trace_bytes)[:5]
         rows = [
@@ -275,7 +275,7 @@ def _check_memory(
         ]
         raise MemoryLimitError(
             f"The traces would take {total:,} bytes for {batch_size} "
-            f"example{'s' if batch_size > 1 else ''}, and {stated} {limit:,} allows no more. "
+            f"example{'s' if batch_size > 1 else ''}, and {stated} allows no more. "
             f"The largest:{''.join(rows)}\n"
             'Use `algo="auto"` to have each weight the most exact trace that fits, ES_D_RTRL, '
             "fewer weights (`weights=`) or a smaller batch, or pass a larger `memory=`."

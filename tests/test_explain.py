@@ -1,0 +1,127 @@
+"""`program.explain`: what it says of a parameter is what the program holds."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import sparse
+
+import etpc
+
+
+class Model(eqx.Module):
+    up: jax.Array
+    rec: jax.Array
+    tau: jax.Array
+    out: jax.Array
+    idle: jax.Array
+
+    def __call__(self, x, state):
+        a, b = state
+        a = jnp.tanh(self.tau) * a + self.up @ x
+        b = 0.5 * b + jnp.tanh(self.rec @ b + a)
+        return self.out @ b, (a, b)
+
+
+MODEL = Model(jnp.ones((4, 3)), jnp.ones((4, 4)), jnp.ones(4), jnp.ones((2, 4)), jnp.ones(2))
+STATE = (jnp.zeros(4), jnp.zeros(4))
+
+
+def compiled(algo="d_rtrl", **options):
+    return etpc.compile(MODEL, algo, inputs=jnp.zeros(3), state=STATE, weights="all", **options)
+
+
+def said(program, path):
+    return " ".join(program.explain(path).split())
+
+
+def test_an_approximate_weight():
+    text = said(compiled(), ".up")
+    assert ".up meets data in dot_general at" in text
+    assert "test_explain.py" in text
+    assert "3 x 4 uses" in text
+    assert "at most 2 hidden states, of [0], [1]" in text
+    assert "3x2x4 of float64: 192 bytes for one example" in text
+    assert "approximate. What is left out: hidden [1] -> .rec -> hidden [1]" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "rtrl", "snap", "d_rtrl"), [(".up", 5, 2, 2), (".rec", 4, 1, 1), (".tau", 5, 2, 2)]
+)
+def test_costs_are_those_of_the_other_rules(path, rtrl, snap, d_rtrl):
+    """At most, and here just that: a dense layer passes on everything to all it reaches."""
+    text = compiled().explain(path)
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()[-4:] if line.split()}
+    for name, block in (("rtrl", rtrl), (etpc.SnAp(1), snap), ("d_rtrl", d_rtrl)):
+        op = next(op for op in compiled(name).ops if op.path == path)
+        label = {"rtrl": "RTRL", "d_rtrl": "D_RTRL"}.get(name, "SnAp(1)")
+        assert op.block == block
+        assert rows[label] == [str(op.block), f"{op.trace_bytes:,}"]
+    if path != ".tau":
+        op = next(op for op in compiled("es_d_rtrl").ops if op.path == path)
+        assert rows["ES_D_RTRL"][1] == f"{op.trace_bytes:,}"
+
+
+def test_a_program_that_cuts_nothing_tells_the_same_costs():
+    table = lambda program: program.explain(".up").split("At most")[1]
+    assert table(compiled("rtrl")) == table(compiled("d_rtrl"))
+
+
+def test_an_exact_weight():
+    text = said(compiled("rtrl"), ".rec")
+    assert "exact: no influence leaves the trace" in text
+    assert "left out" not in text
+
+
+def test_a_factored_trace():
+    text = said(compiled("es_d_rtrl"), ".rec")
+    assert "two smoothed factors, 4 + 1x4 of float64: 72 bytes" in text
+    assert "smoothed with decay 0.99" in text
+
+
+def test_a_weight_without_a_trace():
+    assert "It has no trace: it reaches no hidden state" in said(compiled(), ".out")
+    assert said(compiled(), ".idle") == (
+        ".idle: no operation of the step depends on it; its gradient is zero."
+    )
+
+
+def test_a_choice_is_told():
+    text = said(compiled("auto", memory=600), ".up")
+    assert "It was chosen so: cut as in D-RTRL" in text
+
+
+def test_shared_traces_are_told_of():
+    def step(w, x, h):
+        for _ in range(2):
+            h = 0.5 * h + w @ jnp.tanh(h)
+        return h, h
+
+    program = etpc.compile(jnp.eye(3), inputs=jnp.zeros(()), state=jnp.zeros(3), step=step)
+    first, second = program.explain("model").split("\n\n")
+    assert "trace of another use" not in " ".join(first.split())
+    assert "added to the trace of another use of the same weight" in " ".join(second.split())
+    assert program.memory().traces == (("model", 3 * 3 * 8),)
+    assert "as above" in str(program)
+
+
+def test_no_large_pattern_is_formed_to_decide():
+    """100,000 neurons, a million connections: each verdict is there in seconds."""
+    size = 100_000
+    key = jax.random.key(0)
+    places = jax.random.randint(key, (1_000_000, 2), 0, size, jnp.int32)
+    matrix = sparse.BCOO((jnp.ones(1_000_000, jnp.float32), places), shape=(size, size))
+
+    def step(model, x, v):
+        v = 0.9 * v + model["rec"] @ jnp.tanh(v) + model["in"] * x
+        return v, v
+
+    model = {"rec": matrix, "in": jnp.ones(size, jnp.float32)}
+    state = jnp.zeros(size, jnp.float32)
+    program = etpc.compile(
+        model, inputs=jnp.zeros((), jnp.float32), state=state, step=step, weights="all"
+    )
+    assert program.plan.analysis.transition.nnz == size
+    text = said(program, "['rec'].data")
+    assert "hidden state -> ['rec'].data -> hidden state" in text
+    assert "RTRL 100,000 400,000,000,000" in text

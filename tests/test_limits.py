@@ -1,0 +1,143 @@
+"""The README's list of what is not supported is what is not supported, point by point."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.experimental import sparse
+
+import etpc
+from etpc import ops
+
+X, STATE = jnp.ones(2), jnp.zeros(3)
+W = jnp.ones((3, 2))
+README = Path(__file__).parent.parent / "README.md"
+
+
+def compiled(function, model=W, algo="d_rtrl"):
+    def step(model, x, h):
+        h = function(model, x, h)
+        return h, h
+
+    return etpc.compile(model, algo, inputs=X, state=STATE, step=step)
+
+
+def low_rank():
+    with pytest.raises(etpc.UnsupportedError, match="rank"):
+        etpc.ES_D_RTRL(4)
+
+
+def loops_of_unknown_length():
+    def weight_inside(w, x, h):
+        return lax.while_loop(lambda h: h.sum() < 9, lambda h: h + w @ x, h)
+
+    def derivative_through(w, x, h):
+        return lax.while_loop(lambda h: h.sum() < 9, lambda h: h + 1.0, h + w @ x)
+
+    for function in (weight_inside, derivative_through):
+        with pytest.raises(etpc.UnsupportedError, match=r"(?s)while_loop.*test_limits\.py.*scan"):
+            compiled(function)
+
+
+@jax.custom_vjp
+def clipped(h):
+    return h
+
+
+clipped.defvjp(lambda h: (h, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
+
+
+@jax.custom_vjp
+def solved(h):
+    return lax.while_loop(lambda h: jnp.abs(h).max() > 1.0, lambda h: h / 2, h)
+
+
+solved.defvjp(
+    lambda h: (solved(h), None),
+    lambda _, g: (lax.while_loop(lambda g: jnp.abs(g).max() > 1.0, lambda g: g / 2, g),),
+)
+
+
+def backward_rules_without_a_transpose():
+    for rule in (clipped, solved):
+        words = r"(?s)custom_vjp.*test_limits\.py.*no transpose.*output"
+        with pytest.raises(etpc.UnsupportedError, match=words):
+            compiled(lambda w, x, h, rule=rule: rule(0.5 * h) + w @ x)
+
+        def to_the_output(w, x, h, rule=rule):
+            h = 0.5 * h + w @ x
+            return rule(h), h
+
+        xs = jnp.ones((4, 2))
+        report = etpc.verify(
+            W, xs, jnp.zeros(4), lambda y, t: (y**2).sum(), state=STATE, step=to_the_output
+        )
+        assert report.ok
+
+
+def rewiring():
+    places = jnp.array([[0, 1], [1, 0], [2, 1]])
+    model = sparse.BCOO((jnp.ones(3), places), shape=(3, 2))
+    program = compiled(lambda m, x, h: 0.5 * h + m @ x, model)
+    other = sparse.BCOO((jnp.ones(3), places[::-1]), shape=(3, 2))
+    program(model, X, program.init())
+    with pytest.raises(etpc.InputError, match=r"\.indices.*connected.*Compile again"):
+        program(other, X, program.init())
+    with pytest.raises(RuntimeError, match=r"(?s)\.indices.*connected"):
+        jax.block_until_ready(jax.jit(program)(other, X, program.init()))
+    jax.block_until_ready(jax.jit(program)(model, X, program.init()))
+
+
+def long_loops():
+    def step(length):
+        def function(w, x, h):
+            return lax.fori_loop(0, length, lambda _, h: 0.9 * h + w @ jnp.tanh(h), h)
+
+        return compiled(function, jnp.ones((3, 3)))
+
+    assert {type(op.op.kind) for op in step(256).ops} == {ops.Contraction}
+    (whole,) = step(257).ops
+    assert isinstance(whole.op.kind, ops.Direct)
+    assert whole.exact
+
+
+def forward_mode():
+    program = compiled(lambda w, x, h: 0.5 * h + w @ x)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda w: program(w, X, program.init())[0], (W,), (W,))
+
+
+def effects():
+    def noisy(w, x, h):
+        jax.debug.print("not printed {}", h)
+        return 0.5 * h + w @ x
+
+    program = compiled(noisy)
+    run = program.value_and_grad(lambda y, t: (y**2).sum())
+    jax.block_until_ready(run(W, jnp.ones((3, 2)), jnp.zeros(3), program.init()))
+    jax.effects_barrier()
+
+
+CASES = {
+    "Low rank": low_rank,
+    "Loops of unknown length": loops_of_unknown_length,
+    "Backward rules without a transpose": backward_rules_without_a_transpose,
+    "Rewiring": rewiring,
+    "Long loops": long_loops,
+    "Forward mode": forward_mode,
+    "Effects": effects,
+}
+
+
+def test_the_list_is_complete():
+    section = README.read_text().split("## What is not supported yet")[1].split("\n## ")[0]
+    assert re.findall(r"^- \*\*(.+?)\.\*\*", section, re.MULTILINE) == list(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_point_is_so(name, capfd):
+    CASES[name]()
+    assert "not printed" not in capfd.readouterr().out
