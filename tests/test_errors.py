@@ -382,7 +382,7 @@ def recurrent(n=4):
 def test_a_program_over_the_memory_limit_is_refused():
     size = 4 * 4 * 4 * 4  # uses, block, bytes
     etpc.compile(algo="rtrl", memory=size, **recurrent())
-    words = rf"would take {size} bytes.*memory={size - 1}.*(?s:.*)model \(dot_general\): .*auto"
+    words = rf"(?s)would take {size} bytes.*memory={size - 1} .*model \(dot_general\): .*auto"
     with pytest.raises(etpc.MemoryLimitError, match=words) as caught:
         etpc.compile(algo="rtrl", memory=size - 1, **recurrent())
     assert isinstance(caught.value, MemoryError)
