@@ -258,7 +258,7 @@ class _Emitter:
             path = ()
             if isinstance(p.form, Full):
                 if p.layout not in products:
-                    products[p.layout] = suffix_products(own.transition)
+                    products[p.layout] = suffix_products(p.layout.pairs, own.transition)
                 trace = advance_full(p, sharing[p.op.number], products[p.layout], trace)
             else:
                 trace, path = smooth(p, own, trace)
@@ -292,7 +292,9 @@ class _Emitter:
             elif isinstance(p.form, Full):
                 own, moves = blocks[p.op.number]
                 at = p.layout.states
-                here, starts[p.op.number] = credit_within(moves, take(old, at), take(new, at))
+                here, starts[p.op.number] = credit_within(
+                    p.layout.pairs, moves, take(old, at), take(new, at)
+                )
                 delta = delta + (own * here).sum(-2).reshape(delta.shape)
             self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
         for p, trace, path in zip(self.plan.carried, traces, paths, strict=True):

@@ -14,12 +14,10 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from ..algorithms import Decay, Full
-from ..ops import Links
-from ..plan import OpPlan
+from ..plan import OpPlan, Pairs
+from ._transitions import apply, apply_back, compose, identity
 
 Trace = tuple[Array, ...]
-UNROLLED = 8
-"""Blocks up to this size are multiplied by element-wise code."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,42 +27,18 @@ class Factors:
     x: Inexact[Array, "W B G I"] | None
     immediate: Inexact[Array, "W B m GO"]
     """F."""
-    transition: Inexact[Array, "W B m m o"]
-    """D; the last axis has length one where all outputs share a block."""
+    transition: Inexact[Array, "W B P o"]
+    """D, a number for each of the plan's pairs; the last axis has length one where all outputs share a block."""
 
 
-def compose(left: Inexact[Array, "... m m o"], right: Inexact[Array, "... m m O"]) -> Array:
-    """The product of two transitions, left after right."""
-    m = left.shape[-2]
-    if m <= UNROLLED:
-        terms = [left[..., :, c, None, :] * right[..., None, c, :, :] for c in range(m)]
-        return sum(terms[1:], terms[0])
-    if left.shape[-1] == 1 and right.shape[-1] == 1:
-        return (left[..., 0] @ right[..., 0])[..., None]
-    left, right = jnp.broadcast_arrays(left, right)
-    return jnp.einsum("...aco,...cbo->...abo", left, right)
-
-
-def apply(transition: Inexact[Array, "... m m o"], block: Inexact[Array, "... m O"]) -> Array:
-    """A transition on a vector of block states for each output."""
-    m = block.shape[-2]
-    if m <= UNROLLED:
-        terms = [transition[..., :, c, :] * block[..., None, c, :] for c in range(m)]
-        return sum(terms[1:], terms[0])
-    if transition.shape[-1] == 1:
-        return transition[..., 0] @ block
-    return jnp.einsum("...aco,...co->...ao", transition, block)
-
-
-def suffix_products(transition: Inexact[Array, "W B m m o"]) -> tuple[Array, Array]:
+def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tuple[Array, Array]:
     """The product of all transitions after each step, and the product of all."""
-    eye = jnp.eye(transition.shape[-2], dtype=transition.dtype)[None, :, :, None]
-    last = jnp.broadcast_to(eye, transition.shape[1:])
+    last = jnp.broadcast_to(identity(pairs, transition.dtype), transition.shape[1:])
     if transition.shape[0] == 1:
         return last[None], transition[0]
 
     def back(after, now):
-        return compose(after, now), after
+        return compose(pairs, after, now), after
 
     whole, after = lax.scan(back, last, transition, reverse=True)
     return after, whole
@@ -78,24 +52,24 @@ def advance_full(
     `sharing` are the factors of all operations that the trace is for.
     """
     (eps,) = trace
-    kind, m = plan.op.kind, plan.block
+    kind, m, pairs = plan.op.kind, plan.block, plan.layout.pairs
     after, whole = products
-    moved = [apply(after, factors.immediate) for factors in sharing]  # [W, B, m, GO] each
+    moved = [apply(pairs, after, factors.immediate) for factors in sharing]  # [W, B, m, GO] each
     batch = eps.shape[0]
     if kind.data is None:
         flat = eps.reshape(batch, m, kind.outputs)
         fed = sum(each.sum(0) for each in moved)
-        return ((apply(whole, flat) + fed).reshape(eps.shape),)
+        return ((apply(pairs, whole, flat) + fed).reshape(eps.shape),)
     xs = [_given(factors.x).astype(eps.dtype) for factors in sharing]
     g, i, o = kind.groups, kind.inputs, kind.outputs
     if kind.links is not None:
         eps4 = eps.reshape(batch, g, m, -1)
         for n, (x, each) in enumerate(zip(xs, moved, strict=True)):
-            eps4 = _advance_links(kind.links, x, each, None if n else whole, eps4)
+            eps4 = _advance_links(plan, x, each, None if n else whole, eps4)
         return (eps4.reshape(eps.shape),)
-    whole = whole.reshape(batch, m, m, -1, o if whole.shape[-1] > 1 else 1)
-    onward = jnp.moveaxis(whole, 3, 1)[:, :, None]  # [B, G or 1, 1, m, m, O or 1]
-    eps5 = apply(onward, eps.reshape(batch, g, i, m, o))
+    whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
+    onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
+    eps5 = apply(pairs, onward, eps.reshape(batch, g, i, m, o))
     x, each = jnp.concatenate(xs), jnp.concatenate(moved)
     each = each.reshape(*each.shape[:2], m, g, o)
     return ((eps5 + jnp.einsum("tbgi,tbmgo->bgimo", x, each)).reshape(eps.shape),)
@@ -107,15 +81,16 @@ def _given(x: Array | None) -> Array:
 
 
 def _advance_links(
-    links: Links, x: Array, moved: Array, whole: Array | None, eps: Inexact[Array, "B G m U"]
+    plan: OpPlan, x: Array, moved: Array, whole: Array | None, eps: Inexact[Array, "B G m U"]
 ) -> Array:
     """Likewise, where each entry belongs to a pair of an input and an output."""
+    links = plan.op.kind.links
     batch, groups, m, _ = eps.shape
     if whole is not None:
         each = whole.shape[-1] > 1
-        whole = whole.reshape(batch, m, m, groups if each else 1, -1)
+        whole = whole.reshape(*whole.shape[:2], groups if each else 1, -1)
         whole = whole[..., links.outputs] if each else whole
-        eps = apply(jnp.moveaxis(whole, 3, 1), eps)  # [B, G or 1, m, m, U or 1]
+        eps = apply(plan.layout.pairs, jnp.moveaxis(whole, 2, 1), eps)  # [B, G or 1, P, U or 1]
 
     def add(total, now):
         x, moved = now  # [B, G, I], [B, m, G, O]
@@ -126,7 +101,8 @@ def _advance_links(
 
 
 def credit_within(
-    transition: Inexact[Array, "W B m m o"],
+    pairs: Pairs,
+    transition: Inexact[Array, "W B P o"],
     old: Inexact[Array, "W B m GO"],
     new: Inexact[Array, "W B m GO"],
 ) -> tuple[Array, Array]:
@@ -134,14 +110,13 @@ def credit_within(
 
     For blocks that are not closed, where each output keeps to transitions inside its own.
     """
-    backwards = jnp.swapaxes(transition, -3, -2)
 
     def back(after, now):
         moves, by_old, by_new = now
         here = by_new + after
-        return by_old + apply(moves, here), here
+        return by_old + apply_back(pairs, moves, here), here
 
-    start, credit = lax.scan(back, jnp.zeros_like(new[0]), (backwards, old, new), reverse=True)
+    start, credit = lax.scan(back, jnp.zeros_like(new[0]), (transition, old, new), reverse=True)
     return credit, start
 
 
@@ -176,7 +151,7 @@ def smooth(
         x, immediate, transition = given
         following = (
             decay * now[0] + x,
-            decay * apply(transition, now[1]) + immediate,
+            decay * apply(plan.layout.pairs, transition, now[1]) + immediate,
             decay * now[2] + 1,
         )
         return following, following

@@ -2,6 +2,7 @@
 
 from ._blocks import Colouring, Layout
 from ._choose import Choice, Costs, choose
+from ._pairs import Pairs
 from ._plan import DEFAULT_MEMORY, Group, OpPlan, Plan, plan, selected
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Group",
     "Layout",
     "OpPlan",
+    "Pairs",
     "Plan",
     "choose",
     "plan",

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 from ..analyse import Analysis
 from ..analyse._patterns import Pattern
+from ._pairs import Pairs, check_table, pairs_of, uses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,8 +52,11 @@ class Layout:
     rows: np.ndarray
     states: Index
     """`rows` as positions in the vector of states; [m, O]."""
+    pairs: Pairs
+    """The transitions among the places of a block."""
     transition: Index
-    """Where `D[a, b, o]` lies in the compressed `D`; [m, m, O], or [m, m, 1] if shared."""
+    """Where the entries of `D` for each pair and output lie in the compressed `D`; [P, O], or
+    [P, 1] if shared."""
 
     @property
     def block(self) -> int:
@@ -137,22 +141,19 @@ def _fill(owner: np.ndarray) -> np.ndarray:
 
 def layout(rows: np.ndarray, transition: Pattern, colours: Colouring) -> Layout:
     """The index tables of blocks `rows` [m, O]."""
-    outputs = rows.shape[1]
-    states = transition.shape[0]
+    m, outputs = rows.shape
     shared = outputs > 1 and bool((rows == rows[:, :1]).all())
     table = rows[:, :1] if shared else rows
-    after, before = table[:, None, :], table[None, :, :]
-    after, before = np.broadcast_arrays(after, before)
-    inside = (after >= 0) & (before >= 0)
-    present = np.zeros(inside.shape, bool)
-    if inside.any():
-        dense = transition if transition.nnz else None
-        if dense is not None:
-            found = np.asarray(dense[after[inside], before[inside]]).reshape(-1)
-            present[inside] = found.astype(bool)
-    at = colours.colour[np.maximum(after, 0)] * states + np.maximum(before, 0)
-    members = rows >= 0
-    return Layout(rows, Index.of(_fill(rows), members), Index.of(at, present))
+    used = uses(table, transition)
+    pairs = pairs_of(used, m)
+    check_table(pairs, table.shape[1])
+    number = np.searchsorted(pairs.after * m + pairs.before, used.after * m + used.before)
+    present = np.zeros((pairs.after.size, table.shape[1]), bool)
+    present[number, used.output] = True
+    # what stands at an absent entry is masked; a place that continues its neighbours reads faster
+    after, before = table[pairs.after], table[pairs.before]
+    at = colours.colour[np.maximum(after, 0)] * transition.shape[0] + np.maximum(before, 0)
+    return Layout(rows, Index.of(_fill(rows), rows >= 0), pairs, Index.of(at, present))
 
 
 def immediate_index(rows: np.ndarray, immediate: Pattern, colours: Colouring) -> Index:

@@ -156,7 +156,7 @@ def plan(
     chosen = selected(analysis, weights)
     ops = [_describe(analysis, op, algorithm, chosen, choice) for op in analysis.ops]
     ops = _share(ops, analysis)
-    _check_memory(analysis, ops, memory, batch_size)
+    _check_memory(ops, memory, batch_size)
     with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
     colours = colouring(analysis, with_state)
     layouts: dict[tuple[tuple[int, ...], bytes], Layout] = {}
@@ -256,13 +256,9 @@ def _describe(
 
 DEFAULT_MEMORY = 1 << 34
 """Bytes of traces that a program may have where `memory` is not given: 16 GiB."""
-MAX_TABLE = 1 << 28
-"""Entries of an index table."""
 
 
-def _check_memory(
-    analysis: Analysis, ops: list[OpPlan], memory: int | None, batch_size: int
-) -> None:
+def _check_memory(ops: list[OpPlan], memory: int | None, batch_size: int) -> None:
     limit = DEFAULT_MEMORY if memory is None else memory
     traced = [p for p in ops if p.form is not None]
     total = batch_size * sum(p.trace_bytes for p in traced)
@@ -280,17 +276,6 @@ def _check_memory(
             'Use `algo="auto"` to have each weight the most exact trace that fits, ES_D_RTRL, '
             "fewer weights (`weights=`) or a smaller batch, or pass a larger `memory=`."
         )
-    raise_together(
-        [
-            f"The trace of {p.path} ({p.kind}) needs a transition among {p.block} states for each "
-            f"of {p.op.size} outputs, more than {MAX_TABLE:,} numbers. Use D_RTRL or ES_D_RTRL, "
-            'or algo="auto" with memory=.'
-            for p in traced
-            if p.block**2 * p.op.size > MAX_TABLE
-            and analysis.reach[p.op.number].states.size > p.block  # not one block for all outputs
-        ],
-        MemoryLimitError,
-    )
 
 
 def selected(analysis: Analysis, weights: Any) -> set[int]:

@@ -1,0 +1,143 @@
+"""Which transitions there are among the states of a block, by their places in it."""
+
+import dataclasses
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sp
+
+from .._errors import MemoryLimitError
+from ..analyse._patterns import Pattern
+from ..analyse._reach import closure
+
+DENSE_UP_TO = 8
+"""Blocks up to this size have all transitions: code without gaps is faster."""
+MAX_TABLE = 1 << 28
+"""Entries of an index table."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+    """P transitions from a place `before` to a place `after` of a block of m states.
+
+    Closed under composition, and with each place's transition to itself, so that products of
+    transitions have the same places. Ordered by `after`, then by `before`.
+    """
+
+    m: int
+    after: np.ndarray
+    before: np.ndarray
+
+    @property
+    def dense(self) -> bool:
+        """Whether all m x m transitions are there."""
+        return self.after.size == self.m * self.m
+
+    @cached_property
+    def into(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each place, the transitions that end there: [m, k], and which of them exist."""
+        return _grouped(self.after, np.arange(self.after.size), self.m)
+
+    @cached_property
+    def out_of(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each place, the transitions that begin there."""
+        return _grouped(self.before, np.arange(self.before.size), self.m)
+
+    @cached_property
+    def products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each transition, the pairs of transitions (later, earlier) that make it up: [P, k]."""
+        number = sp.csr_array(
+            (np.arange(1, self.after.size + 1), (self.after, self.before)), shape=(self.m, self.m)
+        )
+        counts = np.bincount(self.after, minlength=self.m)[self.before]
+        later = np.repeat(np.arange(self.after.size), counts)
+        starts = np.searchsorted(self.after, np.arange(self.m))
+        offset = np.arange(later.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        earlier = starts[self.before[later]] + offset
+        made = np.asarray(number[self.after[later], self.before[earlier]]).reshape(-1) - 1
+        which, exists = _grouped(made, np.arange(later.size), self.after.size)
+        return later[which], earlier[which], exists
+
+
+def _grouped(group: np.ndarray, member: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The members of each group as a table [count, k], padded with 0, and which entries exist."""
+    order = np.argsort(group, kind="stable")
+    sizes = np.bincount(group, minlength=count)
+    column = np.arange(group.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    table = np.zeros((count, int(sizes.max(initial=0))), np.int64)
+    exists = np.zeros(table.shape, bool)
+    table[group[order], column] = member[order]
+    exists[group[order], column] = True
+    return table, exists
+
+
+def every_pair(m: int) -> Pairs:
+    """All transitions of a block."""
+    after, before = np.divmod(np.arange(m * m), max(m, 1))
+    return Pairs(m, after, before)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Uses:
+    """Where the transitions of the step are in the blocks: one entry for each, five arrays."""
+
+    output: np.ndarray
+    after: np.ndarray
+    """Place in the block of the output."""
+    before: np.ndarray
+    new: np.ndarray
+    """The states that the places are."""
+    old: np.ndarray
+
+
+def uses(rows: np.ndarray, transition: Pattern) -> Uses:
+    """The transitions of the step inside each output's block `rows` [m, O] (-1 where there is none)."""
+    m, outputs = rows.shape
+    size = transition.shape[0]
+    place, output = np.nonzero(rows >= 0)
+    state = rows[place, output]
+    counts = np.diff(transition.indptr)[state]
+    if counts.sum() > MAX_TABLE:
+        raise _too_many(m, outputs)
+    which = np.repeat(np.arange(state.size), counts)
+    offset = np.arange(which.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    old = transition.indices[transition.indptr[state[which]] + offset].astype(np.int64)
+    # where the old state is in the block of the same output, if it is there
+    keys = output * size + state
+    order = np.argsort(keys)
+    wanted = output[which] * size + old
+    found = np.minimum(np.searchsorted(keys[order], wanted), max(keys.size - 1, 0))
+    inside = keys[order][found] == wanted if keys.size else np.zeros(0, bool)
+    which, old, found = which[inside], old[inside], found[inside]
+    return Uses(output[which], place[which], place[order][found], state[which], old)
+
+
+def pairs_of(used: Uses, m: int) -> Pairs:
+    """The transitions of a block, closed under composition."""
+    if m <= DENSE_UP_TO:
+        return every_pair(m)
+    ones = np.ones(used.after.size, bool)
+    direct: Pattern = sp.csr_array((ones, (used.after, used.before)), shape=(m, m), dtype=bool)
+    itself: Pattern = sp.csr_array(sp.eye_array(m, dtype=bool, format="csr"))
+    closed = sp.coo_array(closure(itself, sp.csr_array(direct.T + itself)))
+    if closed.nnz > m * m // 2:
+        return every_pair(m)
+    order = np.lexsort((closed.col, closed.row))
+    return Pairs(m, closed.row[order].astype(np.int64), closed.col[order].astype(np.int64))
+
+
+def check_table(pairs: Pairs, outputs: int) -> None:
+    """Raise where the tables of a layout would be too large."""
+    if pairs.after.size * outputs > MAX_TABLE:
+        raise _too_many(pairs.m, outputs)
+
+
+def _too_many(m: int, outputs: int) -> MemoryLimitError:
+    return MemoryLimitError(
+        f"The transitions among {m:,} states for each of {outputs:,} outputs are more than "
+        f'{MAX_TABLE:,} numbers. Use D_RTRL or ES_D_RTRL, SnAp with fewer steps, or algo="auto" '
+        "with memory=."
+    )
+
+
+__all__ = ["Pairs", "Uses", "check_table", "every_pair", "pairs_of", "uses"]
