@@ -356,7 +356,7 @@ def _pad(interpreter, eqn, patterns, known):
 def _run_on_numbers(eqn: Equation, operands: Sequence[Any]) -> np.ndarray:
     """The element numbers, from 0, that an indexing operation puts at each place of its output."""
     with jax.ensure_compile_time_eval():
-        return np.asarray(eqn.bind(*operands)[0]) - 1
+        return np.asarray(np.asarray(eqn.bind(*operands)[0]) - 1)
 
 
 @_rule("gather")

@@ -10,6 +10,8 @@ import numpy as np
 from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
 from ..algorithms import Algorithm, Full, TraceForm
 from ..analyse import Analysis, WeightOp
+from ..ops import Direct, Kind, Sparse
+from ..ops._kind import Factored
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
 from ._choose import Choice
 from ._size import trace_bytes, trace_shape
@@ -190,15 +192,25 @@ def _share(ops: list[OpPlan], analysis: Analysis) -> list[OpPlan]:
     owners: dict[Any, int] = {}
     shared = []
     for p in ops:
-        if isinstance(p.form, Full):
-            kind, block = p.op.kind, analysis.reach[p.op.number].block
-            links = None if kind.links is None else kind.links.outputs.tobytes()
-            shape = (kind.groups, kind.inputs, kind.outputs, kind.data is None, links)
+        entries = _entries(p.op.kind)
+        if isinstance(p.form, Full) and entries is not None:
+            block = analysis.reach[p.op.number].block
             where = (block.indptr.tobytes(), block.indices.tobytes())
-            owner = owners.setdefault((p.op.weight, shape, where, p.closed), p.op.number)
+            owner = owners.setdefault((p.op.weight, entries, where, p.closed), p.op.number)
             p = p if owner == p.op.number else dataclasses.replace(p, shares=owner)
         shared.append(p)
     return shared
+
+
+def _entries(kind: Kind) -> Any:
+    """What the entries of a trace are; equal for two kinds if the same entry is the same element
+    of the weight and the same output. `None` where that is not known."""
+    if isinstance(kind, Factored):
+        return kind.h, kind.f, kind.i, kind.o, kind.to_weight
+    if isinstance(kind, Sparse):
+        links = kind.links
+        return kind.groups, links.inputs.tobytes(), links.outputs.tobytes()
+    return kind.shape if isinstance(kind, Direct) else None
 
 
 def vector_dtype(analysis: Analysis) -> Any:
