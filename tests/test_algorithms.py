@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import sparse
+from jax.flatten_util import ravel_pytree
 
 import etpc
 
@@ -95,7 +96,7 @@ def online(program, model, state=None, split=T):
 def flat(model):
     """The step on vectors of parameters and of states; the output is the state."""
     floats, rest = eqx.partition(model, eqx.is_inexact_array)
-    start, unravel = jax.flatten_util.ravel_pytree(floats)
+    start, unravel = ravel_pytree(floats)
     return start, lambda theta, x, h: eqx.combine(unravel(theta), rest)(x, h)[1]
 
 
