@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ..algorithms import Full
@@ -51,14 +52,13 @@ class Window:
 
     - `prefix(parameters) -> (weights, others)`: once for each call.
     - `run(weights, others, xs, state, traces) -> (ys, state, traces)`: a window; differentiable by
-        `weights` and `xs`, where the derivative is the online gradient.
+        `weights` and `xs`, where the derivative is the online gradient. By `xs` it costs more, and
+        is done only where it is asked for.
     """
 
     plan: Plan
     prefix: Callable[..., Any]
     run: Callable[..., Any]
-    run_for_weights: Callable[..., Any]
-    """`run`, but differentiable by `weights` alone, which is cheaper."""
 
     def fresh_traces(self, batch: int) -> list[Trace]:
         """Traces of a stream that begins, [B, ...]."""
@@ -68,8 +68,32 @@ class Window:
 def emit(plan: Plan) -> Window:
     """Emit the functions of a plan."""
     step = StepFunctions(plan.analysis)
-    emitters = [_Emitter(plan, step, through_inputs) for through_inputs in (True, False)]
-    return Window(plan, step.prefix, emitters[0].differentiable(), emitters[1].differentiable())
+    for_weights, for_inputs = (_Emitter(plan, step, through) for through in (False, True))
+
+    @jax.custom_vjp
+    def run(*arguments):
+        return for_weights.forward(*arguments)[0]
+
+    def forward(*arguments):
+        _, _, xs, _, _ = arguments
+        chosen = for_inputs if any(x.perturbed for x in xs) else for_weights
+        values = jax.tree.map(lambda a: a.value, arguments, is_leaf=lambda a: hasattr(a, "value"))
+        out, residuals = chosen.forward(*values)
+        return out, jax.tree_util.Partial(chosen.backward, residuals)
+
+    def backward(back, cotangents):
+        weights, xs = back([_instantiated(ct) for ct in cotangents[0]])
+        return weights, None, xs, None, None
+
+    run.defvjp(forward, backward, symbolic_zeros=True)
+    return Window(plan, step.prefix, run)
+
+
+def _instantiated(cotangent: Any) -> Any:
+    if not isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        return cotangent
+    make = np.zeros if cotangent.dtype == jax.dtypes.float0 else jnp.zeros
+    return make(cotangent.shape, cotangent.dtype)
 
 
 class _Emitter:
@@ -82,21 +106,6 @@ class _Emitter:
         self.weight_place = {v: i for i, v in enumerate(analysis.split.weights)}
         floats = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
         self.float_inputs = floats if through_inputs else []
-
-    def differentiable(self) -> Callable[..., Any]:
-        @jax.custom_vjp
-        def run(weights, others, xs, state, traces):
-            return self.forward(weights, others, xs, state, traces)[0]
-
-        def forward(weights, others, xs, state, traces):
-            return self.forward(weights, others, xs, state, traces)
-
-        def backward(residuals, cotangents):
-            weights, xs = self.backward(residuals, cotangents[0])
-            return weights, None, xs, None, None
-
-        run.defvjp(forward, backward)
-        return run
 
     # --- forward ---
 

@@ -270,9 +270,7 @@ class Program:
             xs, targets = given
 
             def loss_of(weights):
-                ys, state_after, traces_after = self._window.run_for_weights(
-                    weights, others, xs, state, traces
-                )
+                ys, state_after, traces_after = self._window.run(weights, others, xs, state, traces)
                 ys = self._step.output_leaves.join(ys)
                 losses = jax.vmap(jax.vmap(loss_fn))(ys, targets)
                 return losses.sum() / batch, (state_after, traces_after)
