@@ -296,15 +296,22 @@ _rule("broadcast_in_dim")(_moved(_broadcast))
 _rule("slice")(_moved(_slice))
 
 
-@_rule("concatenate")
-def _concatenate(interpreter, eqn, patterns, known):
-    parts, blocks, offset = [], [], 0
-    for v, pattern in zip(eqn.inputs, patterns, strict=True):
-        parts.append(numbering(v.shape) + offset)
-        blocks.append(empty(v.size, interpreter.seeds) if pattern is None else pattern)
-        offset += v.size
-    stacked = sp.csr_array(sp.vstack(blocks, format="csr"))
-    return [pick(stacked, np.concatenate(parts, eqn.params["dimension"]))]
+def _together(join: Callable[[list[np.ndarray], Equation], np.ndarray]) -> Rule:
+    """A rule for operations that put several arrays into one."""
+
+    def rule(interpreter, eqn, patterns, known):
+        parts, blocks, offset = [], [], 0
+        for v, pattern in zip(eqn.inputs, patterns, strict=True):
+            parts.append(numbering(v.shape) + offset)
+            blocks.append(empty(v.size, interpreter.seeds) if pattern is None else pattern)
+            offset += v.size
+        stacked = sp.csr_array(sp.vstack(blocks, format="csr"))
+        return [pick(stacked, join(parts, eqn))]
+
+    return rule
+
+
+_rule("concatenate")(_together(lambda parts, eqn: np.concatenate(parts, eqn.params["dimension"])))
 
 
 def _split(interpreter, eqn, patterns, known):
@@ -313,15 +320,7 @@ def _split(interpreter, eqn, patterns, known):
     return [pick(patterns[0], part) for part in np.split(index, cuts, eqn.params["axis"])]
 
 
-def _stack(interpreter, eqn, patterns, known):
-    parts, blocks = [], []
-    for i, (v, pattern) in enumerate(zip(eqn.inputs, patterns, strict=True)):
-        parts.append(numbering(v.shape) + i * v.size)
-        blocks.append(empty(v.size, interpreter.seeds) if pattern is None else pattern)
-    stacked = sp.csr_array(sp.vstack(blocks, format="csr"))
-    return [pick(stacked, np.stack(parts, eqn.params["axis"]))]
-
-
+_stack = _together(lambda parts, eqn: np.stack(parts, eqn.params["axis"]))
 _tile = _moved(lambda x, *, reps, **_: np.tile(x, reps))
 
 for _primitive, _unlisted in ((split_p, _split), (stack_p, _stack), (tile_p, _tile)):
