@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import ClassVar, Literal
 
-from ._errors import AlgorithmError, InputTypeError, UnsupportedError
+from ._errors import AlgorithmError, InputTypeError
 from .ops import Kind
 
 InWindow = Literal["truncated", "exact"]
@@ -36,7 +36,21 @@ class Decay:
         return f"the trace is one pair of factors, smoothed with decay {self.decay}"
 
 
-TraceForm = Full | Decay
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """The trace as R pairs of factors: its R leading modes, chosen anew after each window."""
+
+    rank: int
+    exact = False
+
+    @property
+    def left_out(self) -> str:
+        """What a trace of this form leaves out, in words."""
+        modes = "leading mode" if self.rank == 1 else f"{self.rank} leading modes"
+        return f"after each window the trace is reduced to its {modes}"
+
+
+TraceForm = Full | Decay | LowRank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,16 +116,21 @@ class D_RTRL(Algorithm):
 
 @dataclasses.dataclass(frozen=True)
 class ES_D_RTRL(Algorithm):
-    """D-RTRL with exponentially smoothed factors (pp-prop): O(I + O m) numbers for a weight matrix.
+    """D-RTRL with factored traces (pp-prop): O(I + O m) numbers for a weight matrix, times a rank.
 
-    `eps_x' = a eps_x + x`, `eps_f' = a D eps_f + (1 - a) F`, and the gradient of step t is
-    `eps_x (L eps_f) / (1 - a^t)`. Element-wise weights keep the full trace, which is no larger.
+    With a decay `a`, `eps_x' = a eps_x + x`, `eps_f' = a D eps_f + (1 - a) F`, and the gradient of
+    step t is `eps_x (L eps_f) / (1 - a^t)`. With a rank R, the trace is R pairs of factors: D acts
+    on the second ones, exactly; each window adds its own pairs, and then the sum is reduced to its
+    R leading modes, the best approximation of that rank. Inside a window nothing is reduced, so the
+    gradient is nearer to that of D-RTRL the longer the window. Element-wise weights keep the full
+    trace, which is no larger, and so does a weight whose trace cannot have a higher rank.
 
-    - `decay_or_rank`: a float in (0, 1], the decay `a`. An int is the rank of the low-rank form,
-        which is not supported yet.
+    - `decay_or_rank`: a float in (0, 1], the decay; or an int >= 1, the rank.
 
-    **Source:** Wang et al. 2026, as above. `eps_f` is stored without the factor `1 - a`, so that
-    a = 1 is allowed.
+    **Source:** Wang et al. 2026, as above, for the decay form. `eps_f` is stored without the factor
+    `1 - a`, so that a = 1 is allowed. In that work an int renames a decay; here it is a rank.
+    Low-rank influence matrices: Benzing et al., "Optimal Kronecker-sum approximation of real time
+    recurrent learning", arXiv 1902.03993.
     """
 
     decay_or_rank: float | int = 0.99
@@ -125,21 +144,19 @@ class ES_D_RTRL(Algorithm):
                 f"decay_or_rank must be a float in (0, 1] (a decay) or an int >= 1 (a rank), not "
                 f"{value!r}."
             )
-        if isinstance(value, int):
-            if value < 1:
-                raise AlgorithmError(
-                    f"decay_or_rank={value} is an int and so a rank, which must be at least 1. For "
-                    "a decay pass a float in (0, 1]."
-                )
-            raise UnsupportedError(
-                f"decay_or_rank={value} is an int and so a rank: the low-rank form is not "
-                f"supported yet. Pass a float in (0, 1] for the decay form (1.0 is a decay)."
+        if isinstance(value, int) and value < 1:
+            raise AlgorithmError(
+                f"decay_or_rank={value} is an int and so a rank, which must be at least 1. For "
+                "a decay pass a float in (0, 1]."
             )
-        if not (math.isfinite(value) and 0 < value <= 1):
+        if isinstance(value, float) and not (math.isfinite(value) and 0 < value <= 1):
             raise AlgorithmError(f"A decay must lie in (0, 1], and decay_or_rank is {value}.")
 
     def trace_form(self, kind: Kind) -> TraceForm:
-        return Full() if kind.data is None else Decay(float(self.decay_or_rank))
+        if kind.data is None:
+            return Full()
+        value = self.decay_or_rank
+        return LowRank(value) if isinstance(value, int) else Decay(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,18 +210,12 @@ class Auto(Algorithm):
     """For each weight operation the most exact trace that fits into a memory limit.
 
     Nothing is cut as long as it fits; then the data of operations is cut, as in D-RTRL, one after
-    the other, each time where that saves most; then the largest traces take the decay form. The
-    limit is `memory` of [`etpc.compile`][]. The printed program says what was chosen, and why.
-
-    - `decay`: of the decay form.
+    the other, each time where that saves most; then the largest traces are kept to fewer and fewer
+    modes, down to rank 1. The limit is `memory` of [`etpc.compile`][]. The printed program says
+    what was chosen, and why.
     """
 
-    decay: float = 0.99
     name: ClassVar[str] = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        ES_D_RTRL(float(self.decay))
 
 
 _NAMES: dict[str, type[Algorithm]] = {}
@@ -245,6 +256,7 @@ __all__ = [
     "Auto",
     "Decay",
     "Full",
+    "LowRank",
     "SnAp",
     "TraceForm",
     "register_algorithm",

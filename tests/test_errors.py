@@ -136,13 +136,6 @@ def test_decay_in_range(decay):
     assert etpc.ES_D_RTRL(decay).decay_or_rank == decay
 
 
-@pytest.mark.parametrize("rank", [1, 8])
-def test_rank_is_not_there_yet(rank):
-    with pytest.raises(etpc.UnsupportedError, match=rf"{rank} is an int.*rank.*Pass a float") as e:
-        etpc.ES_D_RTRL(rank)
-    assert isinstance(e.value, NotImplementedError)
-
-
 @pytest.mark.parametrize("rank", [0, -3])
 def test_rank_below_one(rank):
     with pytest.raises(etpc.AlgorithmError, match=rf"{rank} is an int.*at least 1.*pass a float"):

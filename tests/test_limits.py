@@ -25,11 +25,6 @@ def compiled(function, model=W, algo="d_rtrl"):
     return etpc.compile(model, algo, inputs=X, state=STATE, step=step)
 
 
-def low_rank():
-    with pytest.raises(etpc.UnsupportedError, match="rank"):
-        etpc.ES_D_RTRL(4)
-
-
 def loops_of_unknown_length():
     def weight_inside(w, x, h):
         return lax.while_loop(lambda h: h.sum() < 9, lambda h: h + w @ x, h)
@@ -122,7 +117,6 @@ def effects():
 
 
 CASES = {
-    "Low rank": low_rank,
     "Loops of unknown length": loops_of_unknown_length,
     "Backward rules without a transpose": backward_rules_without_a_transpose,
     "Rewiring": rewiring,

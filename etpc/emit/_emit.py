@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..algorithms import Full
+from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Plan
 from ._gather import take
 from ._step import StepFunctions
@@ -27,8 +27,10 @@ from ._traces import (
     credit_within,
     empty_trace,
     gradient_full,
+    gradient_modes,
     gradient_smooth,
     gradient_smooth_start,
+    reduce_modes,
     smooth,
     suffix_products,
 )
@@ -90,10 +92,12 @@ def emit(plan: Plan) -> Window:
 
 
 def _instantiated(cotangent: Any) -> Any:
-    if not isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+    zero: Any = jax.custom_derivatives.SymbolicZero
+    if not isinstance(cotangent, zero):
         return cotangent
-    make = np.zeros if cotangent.dtype == jax.dtypes.float0 else jnp.zeros
-    return make(cotangent.shape, cotangent.dtype)
+    if cotangent.dtype == jax.dtypes.float0:
+        return np.zeros(cotangent.shape, jax.dtypes.float0)
+    return jnp.zeros(cotangent.shape, cotangent.dtype)
 
 
 class _Emitter:
@@ -265,10 +269,12 @@ class _Emitter:
         for p, trace in zip(self.plan.carried, traces, strict=True):
             own = factors[p.op.number]
             path = ()
+            if not isinstance(p.form, Decay) and p.layout not in products:
+                products[p.layout] = suffix_products(p.layout.pairs, own.transition)
             if isinstance(p.form, Full):
-                if p.layout not in products:
-                    products[p.layout] = suffix_products(p.layout.pairs, own.transition)
                 trace = advance_full(p, sharing[p.op.number], products[p.layout], trace)
+            elif isinstance(p.form, LowRank):
+                trace = reduce_modes(p, own, products[p.layout], trace)
             else:
                 trace, path = smooth(p, own, trace)
             after.append(trace)
@@ -288,17 +294,17 @@ class _Emitter:
         weights_bar = list(weights_bar)
         xs = self._data_by_op(data)
         credit, start = new, new[0]
-        if any(isinstance(p.form, Full) and p.closed for p in self.plan.traced):
+        if any(not isinstance(p.form, Decay) and p.closed for p in self.plan.traced):
             credit, start = self._credit(transition, old, new)
         starts = {}
         for place, p in enumerate(self.live):
             delta = deltas[place]
             if p.form is None:
                 delta = delta + self._into_op(immediate[place], new, p).reshape(delta.shape)
-            elif isinstance(p.form, Full) and p.closed:
+            elif not isinstance(p.form, Decay) and p.closed:
                 starts[p.op.number] = take(start, p.layout.states)
                 delta = delta + self._into_op(immediate[place], credit, p).reshape(delta.shape)
-            elif isinstance(p.form, Full):
+            elif not isinstance(p.form, Decay):
                 own, moves = blocks[p.op.number]
                 at = p.layout.states
                 here, starts[p.op.number] = credit_within(
@@ -309,6 +315,8 @@ class _Emitter:
         for p, trace, path in zip(self.plan.carried, traces, paths, strict=True):
             if isinstance(p.form, Full):
                 bar = gradient_full(p, starts[p.op.number], trace)
+            elif isinstance(p.form, LowRank):
+                bar = gradient_modes(p, starts[p.op.number], trace)
             else:
                 at = p.layout.states
                 past = take(old, at) if self.reads_old else None
@@ -366,8 +374,8 @@ class _Emitter:
 
     def _add_start(self, weights_bar: list[Array], start: Array, traces) -> list[Array]:
         for p, trace in zip(self.plan.carried, traces, strict=True):
-            rule = gradient_full if isinstance(p.form, Full) else gradient_smooth_start
-            bar = rule(p, take(start, p.layout.states), trace)
+            rules = {Full: gradient_full, LowRank: gradient_modes, Decay: gradient_smooth_start}
+            bar = rules[type(p.form)](p, take(start, p.layout.states), trace)
             self._accumulate(weights_bar, p, bar)
         return weights_bar
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
-from ..algorithms import Decay, Full
+from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Pairs
 from ._transitions import apply, apply_back, compose, identity
 
@@ -196,6 +196,54 @@ def gradient_smooth_start(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: 
     return _contract(kind, eps_x, credit)
 
 
+def reduce_modes(
+    plan: OpPlan, factors: Factors, products: tuple[Array, Array], trace: Trace
+) -> Trace:
+    """Add the factor pairs of a window to those of a low-rank trace, and keep the leading modes.
+
+    The trace is `sum_r a_r b_r^T` for each group. All pairs together are `A B^T`; with
+    `A^H A = U s^2 U^H` and `(B conj(U) s)^H (B conj(U) s) = V q^2 V^H`, its singular values are q,
+    and its leading modes are `A U s^-1 conj(V_R)` and `B conj(U) s V_R`: two small Gram matrices
+    and their eigenvectors. Pairs are scaled so that every `a_r` has length one first; what is left
+    out by the rounding of the Gram matrices is of the relative size of the root of the machine
+    precision.
+    """
+    form, pairs = plan.form, plan.layout.pairs
+    assert isinstance(form, LowRank)
+    kind, m = plan.op.kind, plan.block
+    g, i, o = kind.groups, kind.inputs, kind.outputs
+    after, whole = products
+    a, b = trace
+    batch = a.shape[0]
+    moved = jnp.moveaxis(apply(pairs, after, factors.immediate), 0, 1)  # [B, W, m, GO]
+    b = apply(pairs, whole[:, None], b.reshape(batch, -1, m, g * o))
+    x = jnp.moveaxis(_given(factors.x), 0, 1).astype(a.dtype)
+    a = jnp.concatenate([a.reshape(batch, -1, g, i), x], 1)  # [B, Q, G, I]
+    b = jnp.concatenate([b, moved], 1).reshape(batch, -1, m, g, o)
+    length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
+    a, b = a / _positive(length), b * length[:, :, None]
+    of_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
+    of_b = jnp.einsum("bqmgo,brmgo->bgqr", b.conj(), b)
+    square, u = jnp.linalg.eigh(of_a)
+    small = jnp.finfo(a.dtype).eps * square.shape[-1] * square[..., -1:]
+    s = jnp.sqrt(jnp.where(square > small, square, 0))[..., None, :]
+    onto = u.conj() * s
+    core = jnp.swapaxes(onto.conj(), -1, -2) @ of_b @ onto
+    v = jnp.linalg.eigh(core)[1][..., -form.rank :]
+    to_a = (u * jnp.where(s > 0, 1 / _positive(s), 0)) @ v.conj()
+    a = jnp.einsum("bqgi,bgqr->brgi", a, to_a)
+    b = jnp.einsum("bqmgo,bgqr->brmgo", b, onto @ v)
+    return tuple(new.reshape(old.shape) for new, old in zip((a, b), trace, strict=True))
+
+
+def gradient_modes(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Array:
+    """`lambda_0` times a low-rank trace."""
+    a, b = trace
+    kind = plan.op.kind
+    b = b.reshape(b.shape[0], -1, plan.block, kind.groups * kind.outputs)
+    return _contract(kind, a, jnp.sum(start[:, None] * b, -2))
+
+
 def _positive(norm: Array) -> Array:
     """The normaliser; one where there is no past, and so no trace either."""
     return jnp.where(norm > 0, norm, jnp.ones((), norm.dtype))
@@ -211,6 +259,11 @@ def empty_trace(plan: OpPlan, batch: int) -> Trace:
     if isinstance(plan.form, Full):
         return (jnp.zeros((batch, *plan.trace_shape), plan.dtype),)
     shape_x, shape_f = plan.trace_shape
+    if isinstance(plan.form, LowRank):
+        return (
+            jnp.zeros((batch, *shape_x), plan.dtype),
+            jnp.zeros((batch, *shape_f), plan.dtype),
+        )
     return (
         jnp.zeros((batch, *shape_x), plan.dtype),
         jnp.zeros((batch, *shape_f), plan.dtype),

@@ -79,13 +79,13 @@ def _sum(
     """`out[n] = sum_k left[left_at[n, k]] right[right_at[n, k]]` over the terms that exist."""
     count, terms = exists.shape
     if terms <= UNROLLED:
-        out = None
+        parts = []
         for k in range(terms):
-            term = left[..., left_at[:, k], :] * right[..., right_at[:, k], :]
+            part = left[..., left_at[:, k], :] * right[..., right_at[:, k], :]
             if not exists[:, k].all():
-                term = jnp.where(jnp.asarray(exists[:, k])[:, None], term, 0)
-            out = term if out is None else out + term
-        return out
+                part = jnp.where(jnp.asarray(exists[:, k])[:, None], part, 0)
+            parts.append(part)
+        return sum(parts[1:], parts[0])
     owner = np.broadcast_to(np.arange(count)[:, None], exists.shape)[exists]
     term = left[..., left_at[exists], :] * right[..., right_at[exists], :]
     zero = jnp.zeros((*term.shape[:-2], count, term.shape[-1]), term.dtype)

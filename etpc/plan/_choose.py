@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import MemoryLimitError
-from ..algorithms import Decay, Full, TraceForm
+from ..algorithms import Decay, Full, LowRank, TraceForm
 from ..analyse import Analysis, WeightOp, one_step_block, uncut_block
-from ._size import trace_bytes
+from ._size import settled, trace_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +21,11 @@ class Choice:
     reasons: Mapping[int, str]
 
 
-def choose(
-    analysis: Analysis, chosen: Collection[int], decay: float, memory: int, batch_size: int
-) -> Choice:
+RANKS = (32, 16, 8, 4, 2, 1)
+"""What a trace that does not fit is reduced to, one after the other."""
+
+
+def choose(analysis: Analysis, chosen: Collection[int], memory: int, batch_size: int) -> Choice:
     """Choose what to cut and which traces to factor.
 
     `analysis` is one in which every operation that mixes is cut; `chosen` are the operations that
@@ -53,15 +55,16 @@ def choose(
             key=lambda kept: sum(costs.full(op, kept) for op in traced),
         )
     while total() > memory:
-        full = [op for op in traced if _can_smooth(op) and isinstance(forms[op.number], Full)]
-        if not full:
+        lower = {op: costs.lower(op, forms[op.number], uncut) for op in traced}
+        left = {op: form for op, form in lower.items() if form is not None}
+        if not left:
             raise MemoryLimitError(
                 f"The smallest traces take {total():,} bytes for {batch_size} example"
                 f"{'s' if batch_size > 1 else ''}, and memory={memory:,} allows no more. Give "
                 "fewer weights a trace (`weights=`), use a smaller batch, or pass a larger memory=."
             )
-        largest = max(full, key=lambda op: costs.full(op, uncut))
-        forms[largest.number] = Decay(decay)
+        largest = max(left, key=lambda op: costs.of(op, forms[op.number], uncut))
+        forms[largest.number] = left[largest]
     cut = frozenset(analysis.cut) - frozenset(uncut)
     reasons = {
         op.number: _reason(op, forms[op.number], costs, uncut, whole[op.number], memory)
@@ -83,7 +86,15 @@ class Costs:
             return uncut_block(self.analysis, op.number, uncut)
         return int(np.diff(self.analysis.reach[op.number].block.indptr).max(initial=0))
 
-    def by_rule(self, op: WeightOp, decay: float) -> dict[str, tuple[int, int]]:
+    def lower(self, op: WeightOp, form: TraceForm, uncut: Collection[int]) -> TraceForm | None:
+        """The next form that is smaller; `None` where there is none."""
+        if op.kind.data is None:
+            return None
+        size = self.of(op, form, uncut)
+        forms = (LowRank(rank) for rank in RANKS)
+        return next((f for f in forms if self.of(op, f, uncut) < size), None)
+
+    def by_rule(self, op: WeightOp) -> dict[str, tuple[int, int]]:
         """Block and bytes of the trace of an operation under each rule."""
         every = sorted(self.analysis.cut)
         cut, whole = self.block(op, ()), self.block(op, every)
@@ -92,8 +103,9 @@ class Costs:
             "SnAp(1)": (Full(), min(one_step_block(self.analysis, op.number), whole)),
             "D_RTRL": (Full(), cut),
         }
-        if _can_smooth(op):
-            rules["ES_D_RTRL"] = (Decay(decay), cut)
+        if op.kind.data is not None:
+            rules["ES_D_RTRL(0.99)"] = (Decay(0.99), cut)
+            rules["ES_D_RTRL(4)"] = (settled(LowRank(4), op.kind, cut), cut)
         dtype = self.dtype[op.number]
         return {
             name: (block, self.batch_size * trace_bytes(op.kind, form, block, dtype))
@@ -108,18 +120,14 @@ class Costs:
         return self.of(op, Full(), uncut)
 
 
-def _can_smooth(op: WeightOp) -> bool:
-    return op.kind.data is not None
-
-
 def _reason(
     op: WeightOp, form: TraceForm, costs: Costs, uncut: Collection[int], whole: int, memory: int
 ) -> str:
     block, size = costs.block(op, uncut), costs.of(op, form, uncut)
     exact = f"with nothing cut it would hold at most {whole:,} bytes"
-    if isinstance(form, Decay):
+    if isinstance(form, LowRank):
         full = costs.full(op, uncut)
-        return f"decay form, {size:,} bytes; the whole trace would hold {full:,}"
+        return f"rank {form.rank}, {size:,} bytes; the whole trace would hold {full:,}"
     if costs.full(op, uncut) == whole:
         return f"nothing is cut that it reaches: a block of {block:,}, {size:,} bytes"
     return f"cut as in D-RTRL: a block of {block:,}, {size:,} bytes; {exact}"

@@ -14,7 +14,7 @@ from ..ops import Direct, Kind, Sparse
 from ..ops._kind import Factored
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
 from ._choose import Choice
-from ._size import trace_bytes, trace_shape
+from ._size import settled, trace_bytes, trace_shape
 
 AUTO_WINDOW = 16
 
@@ -245,6 +245,9 @@ def _describe(
         form, why = choice.forms[op.number], choice.reasons[op.number]
     else:
         form = algorithm.trace_form(op.kind)
+    block = int(np.diff(reach.block.indptr).max(initial=0))
+    if form is not None:
+        form = settled(form, op.kind, block)
     escapes = reach.escapes
     if form is not None and not form.exact:
         escapes = (form.left_out, *escapes)
@@ -252,7 +255,7 @@ def _describe(
     return OpPlan(
         op=op,
         form=form,
-        block=0 if form is None else int(np.diff(reach.block.indptr).max(initial=0)),
+        block=0 if form is None else block,
         closed=reach.closed,
         layout=None,
         immediate=None,

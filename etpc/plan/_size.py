@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..algorithms import Decay, TraceForm
+from ..algorithms import Decay, Full, LowRank, TraceForm
 from ..ops import Kind
 
 
@@ -14,6 +14,8 @@ def trace_shape(kind: Kind, form: TraceForm, block: int) -> Any:
     group = (kind.groups,) if kind.groups > 1 else ()
     if isinstance(form, Decay):
         return (*group, kind.inputs), (block, *group, kind.outputs)
+    if isinstance(form, LowRank):
+        return (form.rank, *group, kind.inputs), (form.rank, block, *group, kind.outputs)
     if kind.data is None:
         return (block, kind.outputs)
     if kind.links is not None:
@@ -24,10 +26,22 @@ def trace_shape(kind: Kind, form: TraceForm, block: int) -> Any:
 def trace_bytes(kind: Kind, form: TraceForm, block: int, dtype: Any) -> int:
     """Bytes of the trace of one example."""
     shape = trace_shape(kind, form, block)
-    if not isinstance(form, Decay):
+    if isinstance(form, Full):
         return math.prod(shape) * jnp.dtype(dtype).itemsize
     size = sum(map(math.prod, shape)) * jnp.dtype(dtype).itemsize
-    return size + jnp.finfo(dtype).dtype.itemsize  # and how many steps the factors have seen
+    if isinstance(form, Decay):  # and how many steps the factors have seen
+        size += jnp.finfo(dtype).dtype.itemsize
+    return size
 
 
-__all__ = ["trace_bytes", "trace_shape"]
+def settled(form: TraceForm, kind: Kind, block: int) -> TraceForm:
+    """The form itself, or the whole trace where that can have no higher rank, or is no larger."""
+    if not isinstance(form, LowRank):
+        return form
+    whole = math.prod(trace_shape(kind, Full(), block))
+    factors = sum(map(math.prod, trace_shape(kind, form, block)))
+    full_rank = form.rank >= min(kind.inputs, block * kind.outputs)
+    return Full() if full_rank or whole <= factors else form
+
+
+__all__ = ["settled", "trace_bytes", "trace_shape"]

@@ -60,7 +60,7 @@ def compile(
     if isinstance(algorithm, Auto):
         limit = DEFAULT_MEMORY if memory is None else memory
         ops = selected(analysis, chosen)
-        choice = choose(analysis, ops, algorithm.decay, limit, batch_size)
+        choice = choose(analysis, ops, limit, batch_size)
         if choice.cut != analysis.cut:
             analysis = analyse(traced, cut=choice.cut)
     planned = plan(analysis, algorithm, chosen, choice=choice, memory=memory, batch_size=batch_size)

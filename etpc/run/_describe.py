@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ..algorithms import Decay
+from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Plan
 
 
@@ -54,12 +54,14 @@ def verdict(p: OpPlan) -> str:
         return "exact"
     if isinstance(p.form, Decay):
         return f"decay {p.form.decay:g}"
+    if isinstance(p.form, LowRank):
+        return f"rank {p.form.rank}"
     return "approximate"
 
 
 def shape_text(p: OpPlan) -> str:
     """The trace's shape; its factors joined by `+`."""
-    if isinstance(p.form, Decay):
+    if not isinstance(p.form, Full):
         return " + ".join("x".join(map(str, shape)) for shape in p.trace_shape)
     return "x".join(map(str, p.trace_shape))
 

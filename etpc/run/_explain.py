@@ -56,7 +56,7 @@ def _operation(p: OpPlan, costs: Costs) -> str:
     else:
         text.append("Its gradient is approximate. What is left out:")
     lines = [_wrapped(text), *(f"  {escape}" for escape in p.escapes)]
-    rules = costs.by_rule(p.op, p.form.decay if isinstance(p.form, Decay) else 0.99)
+    rules = costs.by_rule(p.op)
     rows = [[name, f"{block:,}", f"{size:,}"] for name, (block, size) in rules.items()]
     lines += ["At most, for one example:"]
     lines += [f"  {row}" for row in table(["rule", "block", "bytes"], rows)]

@@ -1,0 +1,225 @@
+"""The low-rank form against dense traces that are reduced by a singular value decomposition."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import etpc
+from etpc.algorithms import Full, LowRank
+
+T, W = 9, 3
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+class Cell(eqx.Module):
+    """One weight matrix; with a dense state of its own it is exact under D-RTRL."""
+
+    w: jax.Array
+
+    def __call__(self, x, state):
+        return self.step(self.w, x, state)
+
+
+class Gated(Cell):
+    """A gate from the input: D depends on data, so traces have full rank."""
+
+    size = 4
+
+    def step(self, w, x, h):
+        z, new = jnp.split(w @ x, 2)
+        z = jax.nn.sigmoid(z)
+        h = (1 - z) * h + z * jnp.tanh(new)
+        return h, h
+
+    outputs, place = 8, lambda self, o: [o % 4]
+
+
+class Adaptive(Cell):
+    """Two states for each neuron."""
+
+    size = 8
+
+    def step(self, w, x, s):
+        v, a = jnp.split(s, 2)
+        z = jax.nn.sigmoid(4 * (v - a))
+        v = 0.9 * v * (1 - z) + w @ x
+        a = 0.8 * a + 0.3 * z
+        s = jnp.concatenate([v, a])
+        return v * z, s
+
+    outputs, place = 4, lambda self, o: [o, o + 4]
+
+
+class Rotated(Cell):
+    """Complex states, as pairs of real ones."""
+
+    size = 4
+
+    def step(self, w, x, h):
+        h = (0.5 + 0.4j) * jnp.abs(jnp.tanh(x[0])) * h + w.astype(complex) @ x.astype(complex)
+        return jnp.stack([h.real, h.imag]), h
+
+    outputs = 4
+
+
+XS = normal(T, 6, seed=1)
+MODELS = {
+    "gated": (Gated(normal(8, 6)), jnp.zeros(4)),
+    "adaptive": (Adaptive(normal(4, 6)), jnp.zeros(8)),
+}
+
+
+def loss(y, target):
+    return jnp.sum((y - target) ** 2)
+
+
+def online(model, algo, state, window=W):
+    program = etpc.compile(model, algo, inputs=XS[0], state=state, weights="all")
+    run = program.value_and_grad(loss)
+    (_, carry), grads = run(model, XS, jnp.full(T, 0.3), program.init())
+    return program, grads.w, carry
+
+
+def reduced(model, state, rank):
+    """Windows of reverse mode, and between them a dense trace, cut to `rank` by an SVD."""
+    w, unravel = ravel_pytree(model)
+
+    def window(w, s, xs):
+        total = 0.0
+        for x in xs:
+            y, s = unravel(w)(x, s)
+            total = total + loss(y, 0.3)
+        return total, s
+
+    of_loss = jax.jit(jax.grad(lambda w, s, xs: window(w, s, xs)[0], (0, 1)))
+    of_state = jax.jit(jax.jacrev(lambda w, s, xs: window(w, s, xs)[1], (0, 1)))
+    rows = np.array([model.place(o) for o in range(model.outputs)])  # [O, m]
+    trace, total = np.zeros((model.size, w.size)), 0.0
+    for start in range(0, T, W):
+        xs = XS[start : start + W]
+        by_w, by_s = of_loss(w, state, xs)
+        total = total + np.asarray(by_w) + np.asarray(by_s) @ trace
+        new, moved = of_state(w, state, xs)
+        trace = np.asarray(moved) @ trace + np.asarray(new)
+        entries = trace.reshape(model.size, model.outputs, -1)
+        matrix = np.stack([entries[rows[o], o] for o in range(model.outputs)])  # [O, m, I]
+        flat = matrix.reshape(-1, matrix.shape[-1])
+        u, s, v = np.linalg.svd(flat, full_matrices=False)
+        kept = ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(matrix.shape)
+        trace = np.zeros_like(entries)
+        for o in range(model.outputs):
+            trace[rows[o], o] = kept[o]
+        trace = trace.reshape(model.size, -1)
+        state = window(w, state, xs)[1]
+    return total.reshape(model.w.shape)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_equals_the_reduced_dense_trace(name, rank):
+    model, state = MODELS[name]
+    program, grads, _ = online(model, etpc.ES_D_RTRL(rank, window=W), state)
+    assert isinstance(program.ops[0].form, LowRank)
+    expected = reduced(model, state, rank)
+    # the Gram matrices leave the root of the precision of float64
+    np.testing.assert_allclose(grads, expected, rtol=0, atol=1e-7 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_more_modes_are_nearer_to_d_rtrl(name):
+    model, state = MODELS[name]
+    _, exact, _ = online(model, etpc.D_RTRL(window=W), state)
+    errors = []
+    for rank in (1, 2, 3):
+        program, grads, _ = online(model, etpc.ES_D_RTRL(rank, window=W), state)
+        assert not program.ops[0].exact
+        assert f"rank {rank}" in str(program)
+        errors.append(np.abs(grads - exact).max() / np.abs(exact).max())
+    assert errors[0] > errors[2] > 1e-6
+    assert errors[0] < 0.5
+
+
+def test_a_rank_that_holds_everything_is_the_whole_trace():
+    model, state = MODELS["gated"]
+    program, grads, _ = online(model, etpc.ES_D_RTRL(6, window=W), state)
+    assert isinstance(program.ops[0].form, Full)
+    assert program.ops[0].exact
+    np.testing.assert_allclose(grads, online(model, etpc.D_RTRL(), state)[1], rtol=1e-9)
+
+
+def test_a_trace_of_low_rank_is_kept_without_error():
+    """A leak that is the same for all inputs and times: the trace has rank one, for ever."""
+
+    def step(w, x, h):
+        h = 0.9 * h + w @ x
+        return jnp.tanh(h), h
+
+    w, state = normal(5, 6), jnp.zeros(5)
+    grads = []
+    for algo in (etpc.ES_D_RTRL(1, window=2), etpc.D_RTRL(window=2)):
+        program = etpc.compile(w, algo, inputs=XS[0], state=state, step=step)
+        grads.append(program.value_and_grad(loss)(w, XS, jnp.zeros(T), program.init(None))[1])
+    np.testing.assert_allclose(*grads, rtol=0, atol=1e-7 * np.abs(grads[1]).max())
+
+
+def test_a_window_of_the_whole_sequence_reduces_nothing():
+    model, state = MODELS["gated"]
+    _, grads, _ = online(model, etpc.ES_D_RTRL(1, window=T), state)
+    np.testing.assert_allclose(grads, online(model, etpc.D_RTRL(), state)[1], rtol=1e-9)
+
+
+def test_memory_is_that_of_the_factors():
+    model, state = MODELS["adaptive"]
+    program, _, carry = online(model, etpc.ES_D_RTRL(1, window=W), state)
+    (op,) = program.ops
+    assert op.trace_shape == ((1, 6), (1, 2, 4))
+    assert op.trace_bytes == 8 * (6 + 8)
+    assert sum(a.nbytes for a in jax.tree.leaves(carry.traces)) == op.trace_bytes
+
+
+def test_a_batch_is_the_mean_of_its_examples():
+    model, state = MODELS["adaptive"]
+    program = etpc.compile(model, etpc.ES_D_RTRL(2, window=W), inputs=XS[0], state=state)
+    run = program.value_and_grad(loss)
+    several = [XS, XS[::-1], 0.5 * XS]
+    alone = [run(model, xs, jnp.zeros(T), program.init())[1].w for xs in several]
+    xs = jnp.stack(several, 1)
+    _, together = run(model, xs, jnp.zeros((T, 3)), program.init(batch_size=3))
+    np.testing.assert_allclose(together.w, sum(alone) / 3, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("in_window", ["truncated", "exact"])
+def test_complex_factors(in_window):
+    model, state = Rotated(normal(4, 6)), jnp.zeros(4, complex)
+    _, exact, _ = online(model, etpc.D_RTRL(window=W, in_window=in_window), state)
+    errors = []
+    for rank in (1, 2, 3):
+        algo = etpc.ES_D_RTRL(rank, window=W, in_window=in_window)
+        _, grads, _ = online(model, algo, state)
+        errors.append(np.abs(grads - exact).max() / np.abs(exact).max())
+    # all units share a decay: one mode is all there is
+    assert max(errors) < 1e-7
+
+
+def test_float32_is_stable_over_a_long_stream():
+    model, state = jax.tree.map(lambda a: a.astype(jnp.float32), MODELS["adaptive"])
+    program = etpc.compile(
+        model, etpc.ES_D_RTRL(2, window=5), inputs=XS[0].astype(jnp.float32), state=state
+    )
+    whole = etpc.compile(
+        model, etpc.D_RTRL(window=5), inputs=XS[0].astype(jnp.float32), state=state
+    )
+    xs = normal(20_000, 6, seed=3).astype(jnp.float32)
+    targets = jnp.full(len(xs), 0.3, jnp.float32)
+    grads = []
+    for p in (program, whole):
+        (_, carry), g = p.value_and_grad(loss, reduction="mean")(model, xs, targets, p.init())
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves(carry))
+        grads.append(np.asarray(g.w))
+    assert np.linalg.norm(grads[0] - grads[1]) < 0.1 * np.linalg.norm(grads[1])
