@@ -460,7 +460,8 @@ def _landing(eqn: Equation, at: np.ndarray) -> np.ndarray:
 
 @_rule("reduce_sum", "reduce_max", "reduce_min")
 def _reduce(interpreter, eqn, patterns, known):
-    return [joined(patterns[0], eqn.inputs[0].shape, eqn.params["axes"])]
+    axes = [int(axis) for axis in eqn.params["axes"]]  # vmap leaves NumPy integers
+    return [joined(patterns[0], eqn.inputs[0].shape, axes)]
 
 
 @_rule("cumsum", "cumlogsumexp", "cummax", "cummin", "cumprod")
