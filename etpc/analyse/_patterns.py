@@ -105,7 +105,11 @@ def numbering(shape: Sequence[int]) -> np.ndarray:
     return np.arange(math.prod(shape), dtype=np.int64).reshape(tuple(shape))
 
 
-def joined(pattern: Pattern, shape: Sequence[int], axes: Sequence[int]) -> Pattern:
+Axes = Sequence[int | np.integer]
+"""`vmap` leaves NumPy integers."""
+
+
+def joined(pattern: Pattern, shape: Sequence[int], axes: Axes) -> Pattern:
     """Join over axes; the result is that of an array without them."""
     if not axes:
         return pattern
@@ -114,7 +118,7 @@ def joined(pattern: Pattern, shape: Sequence[int], axes: Sequence[int]) -> Patte
     return _select(target, np.arange(target.size), math.prod(kept), pattern)
 
 
-def spread(pattern: Pattern, shape: Sequence[int], axes: Sequence[int]) -> Pattern:
+def spread(pattern: Pattern, shape: Sequence[int], axes: Axes) -> Pattern:
     """The pattern in which every position along `axes` has the joined dependence of all."""
     kept = [1 if a in axes else n for a, n in enumerate(shape)]
     return pick(joined(pattern, shape, axes), np.broadcast_to(numbering(kept), tuple(shape)))
@@ -460,8 +464,7 @@ def _landing(eqn: Equation, at: np.ndarray) -> np.ndarray:
 
 @_rule("reduce_sum", "reduce_max", "reduce_min")
 def _reduce(interpreter, eqn, patterns, known):
-    axes = [int(axis) for axis in eqn.params["axes"]]  # vmap leaves NumPy integers
-    return [joined(patterns[0], eqn.inputs[0].shape, axes)]
+    return [joined(patterns[0], eqn.inputs[0].shape, eqn.params["axes"])]
 
 
 @_rule("cumsum", "cumlogsumexp", "cummax", "cummin", "cumprod")

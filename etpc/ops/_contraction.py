@@ -23,7 +23,9 @@ class Contraction(Factored):
 
 def contraction(equation: Equation, operand: int, known: Known) -> Contraction:
     """The canonical form of a `dot_general` whose operand number `operand` is the weight."""
-    contract, batch = equation.params["dimension_numbers"]
+    contract, batch = (
+        [tuple(map(int, axes)) for axes in both] for both in equation.params["dimension_numbers"]
+    )
     shapes = [v.shape for v in equation.inputs]
     w, x = operand, 1 - operand
     free = [
