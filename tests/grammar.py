@@ -1,0 +1,1265 @@
+"""Random step functions from a grammar: models that nobody would write, for faults that nobody thinks of.
+
+A `Program` is data: some hidden state leaves, each with operations before its update, and what is read in the end.
+`DrawnModel` runs it. Operations read from a pool of values (inputs, old states, earlier values, new states) and add
+to it; a place in the pool is counted from the newest value, so that any operation can be taken out of a program and
+the rest still runs. Every use of a parameter goes through hooks, as in `tests.models`: an oracle cuts and perturbs
+there, and sees no jaxpr.
+
+Weights inside control flow: the model itself uses `lax.cond`, `lax.switch`, `lax.scan`; for the hooks of an oracle
+both branches are computed and one is selected, and a loop is unrolled, so that each sub-step has operations of its
+own.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+from jax import lax
+from jax.experimental.sparse import BCOO
+
+from tests import models
+from tests.models import COUPLINGS, PLAIN, Draw, Model
+
+STATES = ("vector", "stacked", "scalar", "delay", "ring", "counter", "noisy")
+COMPLEX_STATES = ("complex",)
+RULES = (
+    *("leaky", "raw", "gated", "hard_reset", "soft_reset", "detached_reset", "tau", "replace"),
+    *("where", "times", "normalised", "max", "mirror", "previous", "mixed_by_weight"),
+    *("roll", "sort", "cumsum", "mean_free", "permute", "reverse", "lateral"),
+    *("row_by_row", "one_column", "in_parts", "masked_write"),
+)
+FORMS = (*models.WEIGHTS, "quantised", "softmax")
+N_INT = 3  # integer inputs are 0, 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One operation: adds a value to the pool."""
+
+    kind: str
+    a: int = 0  # the values that it reads, counted from the newest in the pool
+    b: int = 0
+    n: int = 2  # a size, or a number of sub-steps
+    form: str = "plain"  # of a weight
+    shared: bool = False  # takes the parameter of an earlier operation, if one fits
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A hidden state, and how it is updated."""
+
+    kind: str = "vector"
+    n: int = 2
+    k: int = 2  # rows, or a delay
+    rule: str = "leaky"
+    a: int = 0
+    b: int = 0
+    before: tuple[Op, ...] = ()  # computed before the update
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    leaves: tuple[Leaf, ...] = (Leaf(),)
+    after: tuple[Op, ...] = ()
+    reads: tuple[int, ...] = (0,)  # what the output consists of
+    readout: bool = True
+    separate: bool = False  # the output is a tuple of values, with an integer
+    pack: str = "tuple"
+    n_in: int = 2
+    seed: int = 0
+
+    @property
+    def ops(self):
+        return (*(op for leaf in self.leaves for op in leaf.before), *self.after)
+
+    @property
+    def signature(self):
+        """The same for two programs that differ in the values of parameters alone."""
+        text = repr(dataclasses.replace(self, seed=0))
+        return hashlib.sha1(text.encode()).hexdigest()[:16]
+
+    def __str__(self):
+        return describe(self)
+
+
+# Operations without parameters ---------------------------------------------------------------------------------------
+#
+# f(v) of a value of any shape, or f(v, w) of two values of one shape.
+
+
+def along(f):
+    """A function of a vector, on all elements of a value."""
+    return lambda v: jnp.reshape(f(jnp.ravel(v)), v.shape)
+
+
+def if_many(f):
+    """Where a single element has a derivative that is zero by accident, nothing is done."""
+    return lambda v: f(v) if v.size > 1 else jnp.tanh(v)
+
+
+@jax.custom_jvp
+def own_derivative(v):
+    return jnp.round(2 * v) / 2
+
+
+@own_derivative.defjvp
+def _(primals, tangents):
+    (v,), (dv,) = primals, tangents
+    return own_derivative(v), jnp.cumsum(dv.ravel()).reshape(dv.shape) * jnp.exp(-(v**2))
+
+
+@jax.custom_vjp
+def own_transpose(v):
+    return jnp.tanh(v[::-1])
+
+
+own_transpose.defvjp(
+    lambda v: (own_transpose(v), v), lambda v, g: ((g * (1.5 - jnp.tanh(v[::-1]) ** 2))[::-1],)
+)
+
+
+def linear_recurrence(decay, v):
+    def join(left, right):
+        return left[0] * right[0], left[1] * right[0] + right[1]
+
+    return lax.associative_scan(join, (decay, v))[1]
+
+
+def running(v):
+    def body(h, x):
+        h = 0.5 * h + jnp.tanh(x)
+        return h, h * x
+
+    return lax.scan(body, jnp.zeros((), v.dtype), v)[1]
+
+
+def relaxed(v):
+    return lax.fori_loop(0, 2, lambda _, u: u - 0.3 * jnp.tanh(jnp.roll(u, 1) + u), v)
+
+
+def positive(v):
+    return jnp.sum(v) > 0.117
+
+
+def lateral(v):
+    return v - 0.2 * jnp.asarray(models._ring(len(v))) @ v
+
+
+ONE = {
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "relu": lambda v: jax.nn.relu(v + 0.0617),
+    "softplus": jax.nn.softplus,
+    "abs": lambda v: jnp.abs(v - 0.0523),
+    "sin": jnp.sin,
+    "bump": lambda v: jnp.exp(-(v**2)),
+    "square": lambda v: v * jnp.tanh(v),
+    "clip": lambda v: jnp.clip(v, -0.61, 0.73),
+    "round": lambda v: v + 0.3 * jnp.round(3 * v),
+    "straight_through": lambda v: v + lax.stop_gradient(jnp.round(2 * v) / 2 - v),
+    "stop": lambda v: lax.stop_gradient(v),
+    "stop_half": lambda v: 0.5 * v + 0.5 * lax.stop_gradient(v),
+    "spike": lambda v: models.spike(v - 0.31),
+    "spike_vjp": lambda v: models.spike_vjp(v - 0.27),
+    "surrogate_by_stop": lambda v: (
+        jax.nn.sigmoid(3 * v)
+        + lax.stop_gradient((v > 0.11).astype(v.dtype) - jax.nn.sigmoid(3 * v))
+    ),
+    "roll": along(lambda v: jnp.roll(v, 1)),
+    "reverse": along(lambda v: v[::-1]),
+    "permute": along(COUPLINGS["permute"]),
+    "transpose": jnp.transpose,
+    "ravel": jnp.ravel,
+    "swap_halves": along(lambda v: jnp.concatenate([v[len(v) // 2 :], v[: len(v) // 2]])),
+    "every_second": lambda v: jnp.ravel(v)[::2],
+    "head": lambda v: jnp.ravel(v)[0],
+    "tail": lambda v: jnp.ravel(v)[-2:],
+    "pad": lambda v: jnp.pad(jnp.ravel(v)[:3], (1, 0)),
+    "mirrored": lambda v: jnp.concatenate([jnp.ravel(v)[:2], -jnp.ravel(v)[:2]]),
+    "tile": lambda v: jnp.tile(jnp.ravel(v)[:2], (2, 1)),
+    "repeat": lambda v: jnp.repeat(jnp.ravel(v)[:2], 2),
+    "cumsum": along(lambda v: 0.6 * jnp.cumsum(v)),
+    "cumsum_back": along(lambda v: 0.6 * lax.cumsum(v, reverse=True)),
+    "cumprod": along(lambda v: jnp.cumprod(jnp.tanh(v) + 1.1)),
+    "cummax": along(lambda v: lax.cummax(v)),
+    "difference": along(lambda v: jnp.diff(v, prepend=0.1)),
+    "sort": along(jnp.sort),
+    "descending": along(lambda v: -jnp.sort(-v)),
+    "top": lambda v: lax.top_k(jnp.ravel(v), min(2, v.size))[0],
+    "mean_free": if_many(lambda v: v - jnp.mean(v)),
+    "variance": if_many(lambda v: jnp.var(v)),
+    "softmax": if_many(lambda v: jax.nn.softmax(jnp.ravel(v)).reshape(v.shape)),
+    "log_sum_exp": lambda v: jax.nn.logsumexp(v),
+    "unit": lambda v: v / jnp.sqrt(0.1 + jnp.sum(v**2)),
+    "norm": lambda v: jnp.linalg.norm(jnp.ravel(v) + 0.211),
+    "sum": jnp.sum,
+    "row_sums": lambda v: jnp.sum(v, axis=-1) if v.ndim else v,
+    "below_max": if_many(lambda v: v - 0.5 * jnp.max(v)),
+    "above_min": if_many(lambda v: v - 0.5 * jnp.min(v)),
+    "product_of_all": lambda v: jnp.prod(jnp.tanh(v) + 1.2),
+    "winner": if_many(lambda v: v * (v == jnp.max(v))),
+    "winner_by_argmax": along(lambda v: v * jax.nn.one_hot(jnp.argmax(v), len(v), dtype=v.dtype)),
+    "lateral": along(lateral),
+    "fixed_conv": along(lambda v: jnp.convolve(v, jnp.array([0.5, 0.3, -0.2]))[: len(v)]),
+    "self_outer": lambda v: jnp.ravel(v)[:2, None] * jnp.ravel(v)[None, :2],
+    "segments": lambda v: jax.ops.segment_sum(
+        jnp.ravel(v), np.arange(v.size) % 2, num_segments=2, indices_are_sorted=False
+    ),
+    "set_one": along(lambda v: v.at[0].set(jnp.tanh(jnp.sum(v)))),
+    "add_to_one": along(lambda v: v.at[-1].add(0.5 * v[0])),
+    "checkpoint": jax.checkpoint(lambda v: jnp.tanh(v * v) + 0.3 * v),
+    "jit": jax.jit(lambda v: jnp.tanh(v) - 0.2 * v),
+    "nested_jit": jax.jit(lambda v: jax.jit(jnp.sin)(v) * jax.jit(jax.nn.sigmoid)(v)),
+    "custom_jvp": own_derivative,
+    "custom_vjp": along(own_transpose),
+    "vmap": along(jax.vmap(lambda x: models.spike(x - 0.19) * x)),
+    "vmap_cond": along(jax.vmap(lambda x: lax.cond(x > 0.13, jnp.sin, lambda x: 0.3 * x, x))),
+    "associative_scan": along(lambda v: linear_recurrence(jnp.full_like(v, 0.6), v)),
+    "map": along(lambda v: lax.map(lambda x: jnp.tanh(x) * x, v)),
+    "scan": along(running),
+    "scan_back": along(lambda v: running(v[::-1])[::-1]),
+    "fori_loop": along(relaxed),
+    "cond": along(lambda v: lax.cond(positive(v), jnp.tanh, lambda v: -0.5 * v[::-1], v)),
+    "cond_stop": along(lambda v: lax.cond(positive(v), lax.stop_gradient, jnp.sin, v)),
+    "gradient": along(lambda v: jax.grad(lambda u: jnp.sum(jnp.sin(u) * jnp.cumsum(u)))(v)),
+    "jvp": along(lambda v: jax.jvp(jnp.tanh, (v,), (jnp.roll(v, 1),))[1]),
+    "fft": along(lambda v: jnp.real(jnp.fft.fft(v))),
+    "solve": along(lambda v: jnp.linalg.inv(jnp.outer(v, v) + 2 * jnp.eye(len(v))) @ v),
+}
+TWO = {
+    "add": lambda v, w: v + w,
+    "subtract": lambda v, w: 0.7 * v - 0.4 * w,
+    "multiply": lambda v, w: v * w,
+    "gate": lambda v, w: jax.nn.sigmoid(v) * w,
+    "interpolate": lambda v, w: v + jax.nn.sigmoid(w) * (w - v),
+    "where": lambda v, w: jnp.where(v > 0.117, v, w),
+    "where_not": lambda v, w: jnp.where(w > 0.093, 0.5, v),
+    "where_any": lambda v, w: jnp.where(positive(w), v, 0.3 * w),
+    "maximum": lambda v, w: jnp.maximum(v, 0.9 * w),
+    "divide": lambda v, w: v / (1 + w**2),
+    "atan2": lambda v, w: jnp.arctan2(v, w + 2.3),
+    "dot": lambda v, w: jnp.vdot(v, w),
+    "outer": lambda v, w: jnp.outer(jnp.ravel(v)[:3], jnp.ravel(w)[:2]),
+    "concatenate": lambda v, w: jnp.concatenate([jnp.ravel(v)[:2], jnp.ravel(w)[-2:]]),
+    "stack": lambda v, w: jnp.stack([jnp.ravel(v)[:3], jnp.ravel(w)[:3]]),
+    "attend": lambda v, w: (
+        jax.nn.softmax(jnp.outer(jnp.ravel(v), jnp.ravel(v)), axis=0) @ jnp.ravel(w)
+    ),
+    "take_by_order": lambda v, w: jnp.ravel(v)[jnp.argsort(jnp.ravel(w))],
+    "sort_pairs": lambda v, w: lax.sort([jnp.ravel(v), jnp.ravel(w)], num_keys=1)[1],
+    "take_at_max": lambda v, w: jnp.ravel(v)[jnp.argmax(jnp.ravel(w))],
+    "spike_over": lambda v, w: models.spike_over(v, 0.5 * w + 0.21),
+    "recurrence": lambda v, w: linear_recurrence(
+        jax.nn.sigmoid(jnp.ravel(v)), jnp.ravel(w)
+    ).reshape(v.shape),
+    "cond_two": lambda v, w: lax.cond(positive(v), lambda v, w: v * w, lambda v, w: w, v, w),
+    "cond_choose": lambda v, w: lax.cond(positive(v), lambda: v, lambda: w),
+    "scan_two": lambda v, w: lax.scan(
+        lambda h, x: (jnp.tanh(h + x), None), jnp.ravel(v)[0], jnp.ravel(w)
+    )[0],
+    "vmap_two": lambda v, w: jax.vmap(lambda x, y: jnp.where(x > y + 0.07, x, x * y))(
+        jnp.ravel(v), jnp.ravel(w)
+    ),
+}
+
+
+def switch(v, i):
+    return lax.switch(i % 3, [jnp.tanh, lambda v: 0.5 * v * v, lambda v: v - 0.3], v)
+
+
+BY_NUMBER = {  # of a value and an integer, which comes from the input or the state
+    "switch": switch,
+    "take": lambda v, i: jnp.ravel(v)[i % v.size],
+    "dynamic_slice": lambda v, i: lax.dynamic_slice(jnp.ravel(v), (i,), (min(2, v.size),)),
+    "dynamic_roll": lambda v, i: jnp.roll(jnp.ravel(v), i),
+    "where_number": lambda v, i: jnp.where(i > 0, v, jnp.tanh(-v)),
+    "one_hot": lambda v, i: jnp.ravel(v) * jax.nn.one_hot(i % v.size, v.size, dtype=v.dtype),
+    "set_at": lambda v, i: jnp.ravel(v).at[i % v.size].set(jnp.sin(jnp.ravel(v)[0])),
+    "times_number": lambda v, i: v * (0.5 * i.astype(v.dtype) - 0.3),
+    "while": lambda v, i: v * lax.while_loop(lambda n: n < i + 2, lambda n: 2 * n + 1, i),
+    "add_at": lambda v, i: jnp.ravel(v).at[i % v.size].add(0.4 * jnp.ravel(v)[-1]),
+}
+
+# Operations with weights ---------------------------------------------------------------------------------------------
+#
+# f(run, op, name, v, w): `run` makes parameters and has the hooks.
+
+
+def effective(p, form):
+    """The effective weight of a form, (O, I)."""
+    if form == "quantised":
+        return p["w"] + lax.stop_gradient(jnp.round(4 * p["w"]) / 4 - p["w"])
+    if form == "softmax":
+        return 1.5 * jax.nn.softmax(p["w"], axis=1)
+    return models.effective(p, form)
+
+
+def rows(v):
+    """A matrix: a vector is one row."""
+    return v if v.ndim == 2 else jnp.ravel(v)[None]
+
+
+def contraction(run, op, name, v, _):
+    layout, use = models.CONTRACTIONS[op.kind]
+    v = jnp.ravel(v)
+    return run.mix(name, use, v, layout(run.weight(name, op, op.n, v.size)))
+
+
+def by_rows(use):
+    """Each row of a matrix meets the same weight (O, I)."""
+
+    def apply(run, op, name, v, _):
+        v = rows(v)
+        return run.mix(name, use, v, run.weight(name, op, op.n, v.shape[1]))
+
+    return apply
+
+
+def by_groups(use):
+    """Each row of a matrix meets a weight of its own (K, O, I)."""
+
+    def apply(run, op, name, v, _):
+        v = rows(v)
+        w = run.weight(name, op, op.n * len(v), v.shape[1]).reshape(len(v), op.n, -1)
+        return run.mix(name, use, v, w)
+
+    return apply
+
+
+def by_data_weight(run, op, name, v, _):
+    """The weight on the left or on the right of data with free dimensions of its own."""
+    v = rows(v)
+    w = run.weight(name, op, op.n, v.shape[0])
+    return run.mix(name, lambda x, w: jnp.einsum("oi,ik->ok", w, x), v, w)
+
+
+def chain(run, op, name, v, _):
+    """A low-rank product, written as two: they count as one."""
+    v = jnp.ravel(v)
+    a, b = run.weight(f"{name}.a", op, 2, v.size), run.weight(f"{name}.b", op, op.n, 2)
+    if run.plain(run.ops):
+        return b @ (a @ v)
+    return run.mix(name, lambda x, w: w @ x, v, b @ a)
+
+
+def convolution(stride=1, padding="SAME", dilation=1, groups=1, channels=False):
+    def apply(run, op, name, v, _):
+        def use(v, w):
+            return lax.conv_general_dilated(
+                v[None], w, (stride,), padding, rhs_dilation=(dilation,), feature_group_count=groups
+            )[0]
+
+        v = rows(v) if channels else jnp.ravel(v)[None]
+        if groups > 1:
+            v = jnp.concatenate([v, v[:, ::-1]])
+        own = v.shape[0] // groups
+        w = run.weight(name, op, op.n * groups, 2 * own).reshape(op.n * groups, own, 2)
+        return run.mix(name, use, v, w)
+
+    return apply
+
+
+def embedding(run, op, name, v, _):
+    w = run.weight(name, op, N_INT, op.n)
+    return run.mix(name, lambda i, w: w[i], run.number(op.a) % N_INT, w)
+
+
+def embedding_of_max(run, op, name, v, _):
+    w = run.weight(name, op, max(v.size, 2), op.n)
+    return run.mix(name, lambda i, w: w[i], jnp.argmax(jnp.ravel(v)), w)
+
+
+def embedding_of_two(run, op, name, v, _):
+    """Two rows at once, one of which may lie outside the table."""
+    i = jnp.stack([run.number(op.a) % N_INT, run.number(op.b) + 1]).astype(jnp.int32)
+    w = run.weight(name, op, N_INT, op.n)
+    use = lambda i, w: w.at[i].get(mode="fill", fill_value=0.0)
+    return jnp.sum(run.mix(name, use, i, w), axis=0)
+
+
+def embedding_of_columns(run, op, name, v, _):
+    i = jnp.argsort(jnp.ravel(v))[:2]
+    w = run.weight(name, op, op.n, max(v.size, 2))
+    return run.mix(name, lambda i, w: jnp.take(w, i, axis=1), i, w)
+
+
+def sparse(run, op, name, v, _):
+    v = jnp.ravel(v)
+    at = np.array([[o, i] for o in range(op.n) for i in range(v.size) if (o + i) % 3 != 1])
+    at = at if len(at) else np.zeros((1, 2), int)
+    values = jnp.ravel(run.weight(name, op, len(at), 1))
+
+    def use(x, values):
+        return BCOO((values, jnp.asarray(at)), shape=(op.n, v.size)) @ x
+
+    return run.mix(name, use, v, values)
+
+
+def complex_weight(run, op, name, v, w):
+    v = jnp.ravel(v)
+    return complex_product(run, name, op, v, v[::-1], op.n)[op.a % 2]
+
+
+def bilinear(run, op, name, v, w):
+    """v W w: the second product is one of data."""
+    v, w = jnp.ravel(v), jnp.ravel(w)
+    return v * jnp.tanh(run.mix(name, lambda x, m: m @ x, w, run.weight(name, op, v.size, w.size)))
+
+
+def perceptron(run, op, name, v, _):
+    v = jnp.ravel(v)
+    matvec = lambda x, w: w @ x
+    hidden = jnp.tanh(run.mix(f"{name}.in", matvec, v, run.weight(f"{name}.in", op, 2, v.size)))
+    return run.mix(f"{name}.out", matvec, hidden, run.weight(f"{name}.out", op, op.n, 2))
+
+
+def element(f, low=0.6, high=1.2, scalar=False):
+    """An element-wise operation f(v, w) with one weight for each element, or one for all."""
+
+    def apply(run, op, name, v, _):
+        return run.elem(name, f, v, run.vector(name, op, () if scalar else v.shape, low, high))
+
+    return apply
+
+
+@jax.custom_jvp
+def own_product(x, w):
+    return jnp.tanh(w @ x)
+
+
+@own_product.defjvp
+def _(primals, tangents):
+    (x, w), (dx, dw) = primals, tangents
+    y = own_product(x, w)
+    return y, (1.2 - y**2) * (w @ dx + dw @ x)
+
+
+def opaque_product(run, op, name, v, _):
+    """A weight inside a function with a derivative of its own: nothing in there is looked at."""
+    v = jnp.ravel(v)
+    return run.elem(name, own_product, v, run.weight(name, op, op.n, v.size))
+
+
+def summed_product(run, op, name, v, _):
+    v = jnp.ravel(v)
+    use = lambda v, w: w * v[None]
+    return jnp.sum(run.elem(name, use, v, run.weight(name, op, op.n, v.size)), axis=1)
+
+
+def decay(run, op, name, v, w):
+    a = jnp.exp(-1 / run.vector(name, op, v.shape, 1.0, 4.0))
+    return run.elem(f"{name}.a", models.times, v, a) + run.elem(
+        f"{name}.1-a", models.times, w, 1 - a
+    )
+
+
+MIX = {
+    **dict.fromkeys(models.CONTRACTIONS, contraction),
+    "rows": by_rows(lambda x, w: x @ w.T),
+    "rows_einsum": by_rows(lambda x, w: jnp.einsum("ki,oi->ok", x, w)),
+    "vmap_rows": by_rows(lambda x, w: jax.vmap(lambda row: w @ row)(x)),
+    "groups": by_groups(lambda x, w: jnp.einsum("ki,koi->ko", x, w)),
+    "vmap_groups": by_groups(jax.vmap(lambda x, w: w @ x)),
+    "all_groups": by_groups(lambda x, w: jnp.tensordot(x, w, ((0, 1), (0, 2)))),
+    "jit_product": by_rows(jax.jit(lambda x, w: x @ w.T)),
+    "checkpoint_product": by_rows(jax.checkpoint(lambda x, w: x @ w.T)),
+    "columns": by_data_weight,
+    "chain": chain,
+    "conv": convolution(),
+    "conv_valid": convolution(padding=((1, 0),)),
+    "conv_stride": convolution(stride=2),
+    "conv_dilated": convolution(dilation=2),
+    "conv_channels": convolution(channels=True),
+    "conv_groups": convolution(groups=2),
+    "embedding": embedding,
+    "embedding_of_max": embedding_of_max,
+    "embedding_of_two": embedding_of_two,
+    "embedding_of_columns": embedding_of_columns,
+    "sparse": sparse,
+    "complex_weight": complex_weight,
+    "bilinear": bilinear,
+    "perceptron": perceptron,
+}
+ELEM = {
+    "gain": element(models.times),
+    "gain_scalar": element(models.times, scalar=True),
+    "bias": element(models.add, -0.4, 0.4),
+    "bias_scalar": element(models.add, -0.4, 0.4, scalar=True),
+    "power": element(lambda v, w: (0.1 + jnp.abs(v)) ** w),
+    "sin_gain": element(lambda v, w: jnp.sin(w * v)),
+    "threshold": element(models.spike_over, 0.1, 0.4),
+    "threshold_vjp": element(lambda v, w: models.spike_vjp(v - w), 0.1, 0.4),
+    "leaky_relu": element(lambda v, w: jnp.where(v > 0.083, v, w * v), scalar=True),
+    "clip_to": element(jnp.minimum, 0.1, 0.5),
+    "divide_by": element(lambda v, w: v / w),
+    "interpolate_by": element(lambda v, w: jnp.tanh(v) + w * (v - jnp.tanh(v)), 0.2, 0.8),
+    "reset_to": element(lambda v, w: jnp.where(v > 0.137, w, v), 0.0, 0.3),
+    "last_is": element(lambda v, w: jnp.ravel(v).at[-1].set(w), -0.5, 0.5, scalar=True),
+    "append": element(lambda v, w: jnp.concatenate([jnp.ravel(v), w[None]]), -1, 1, scalar=True),
+    "decay": decay,
+    "summed_product": summed_product,
+    "opaque_product": opaque_product,
+}
+
+# Weights inside control flow
+
+
+def cond_one(run, op, name, v, w):
+    """A weight in one branch."""
+    v, w = jnp.ravel(v), jnp.ravel(w)
+    ops, m = run.inside(name, {"w": run.weight(name, op, w.size, v.size)})
+    return run.branches(
+        ops,
+        positive(v).astype(int),
+        [lambda: w, lambda: jnp.tanh(ops.mix(f"{name}.1", lambda x, m: m @ x, v, m["w"]))],
+    )
+
+
+def cond_both(run, op, name, v, w):
+    """A weight of its own in each branch."""
+    v, w = jnp.ravel(v), jnp.ravel(w)
+    weights = {
+        "0": run.weight(f"{name}.0", op, op.n, v.size),
+        "1": run.weight(f"{name}.1", op, op.n, w.size),
+    }
+    ops, m = run.inside(name, weights)
+    return run.branches(
+        ops,
+        positive(w).astype(int),
+        [
+            lambda: jnp.sin(ops.mix(f"{name}.0", lambda x, m: m @ x, v, m["0"])),
+            lambda: ops.mix(f"{name}.1", lambda x, m: x @ m.T, w, m["1"]),
+        ],
+    )
+
+
+def cond_same(run, op, name, v, w):
+    """One weight in both branches, on different data."""
+    v = jnp.ravel(v)
+    ops, m = run.inside(name, {"w": run.weight(name, op, op.n, v.size)})
+    return run.branches(
+        ops,
+        positive(v).astype(int),
+        [
+            lambda: ops.mix(f"{name}.0", lambda x, m: m @ x, v, m["w"]),
+            lambda: -jnp.tanh(ops.mix(f"{name}.1", lambda x, m: m @ x, v[::-1] * v, m["w"])),
+        ],
+    )
+
+
+def cond_gain(run, op, name, v, _):
+    ops, m = run.inside(name, {"w": run.vector(name, op, v.shape, 0.6, 1.2)})
+    return run.branches(
+        ops,
+        positive(v).astype(int),
+        [lambda: ops.elem(f"{name}.0", models.times, v, m["w"]), lambda: jnp.tanh(v)],
+    )
+
+
+def switch_weights(run, op, name, v, _):
+    v = jnp.ravel(v)
+    weights = {str(k): run.weight(f"{name}.{k}", op, v.size, v.size) for k in range(2)}
+    ops, m = run.inside(name, weights)
+    product = lambda k: ops.mix(f"{name}.{k}", lambda x, m: m @ x, v, m[str(k)])
+    return run.branches(
+        ops, run.number(op.b) % 3, [lambda: product(0), lambda: jnp.tanh(product(1)), lambda: v]
+    )
+
+
+def scan_weight(run, op, name, v, _):
+    """Sub-steps of a recurrent network, one weight in each."""
+    v = jnp.ravel(v)
+    ops, m = run.inside(name, {"w": run.weight(name, op, v.size, v.size)})
+
+    def body(h, x, at):
+        h = jnp.tanh(ops.mix(f"{name}.{at}", lambda x, m: m @ x, h, m["w"]) + x)
+        return h, 0.5 * h
+
+    return run.loop(ops, body, v, jnp.stack([v, 0.3 * v])[: op.n])[0]
+
+
+def scan_outputs(run, op, name, v, w):
+    """As above, but the data is that of the loop, and what is read are the outputs of the loop."""
+    v, w = rows(v), jnp.ravel(w)
+    ops, m = run.inside(name, {"w": run.weight(name, op, w.size, v.shape[1])})
+
+    def body(h, x, at):
+        h = 0.6 * h + ops.mix(f"{name}.{at}", lambda x, m: m @ x, x, m["w"])
+        return h, jnp.sin(h)
+
+    return run.loop(ops, body, w, v)[1]
+
+
+def scan_gain(run, op, name, v, _):
+    ops, m = run.inside(name, {"w": run.vector(name, op, v.shape, 0.6, 1.2)})
+
+    def body(h, x, at):
+        return ops.elem(f"{name}.{at}", models.times, h, m["w"]) + 0.2 * x, None
+
+    return run.loop(ops, body, v, jnp.stack([v, jnp.tanh(v)])[: op.n])[0]
+
+
+def scan_layers(run, op, name, v, _):
+    """A loop over layers: each sub-step has a weight of its own."""
+    v = jnp.ravel(v)
+    stack = run.weight(name, op, v.size * op.n, v.size).reshape(op.n, v.size, v.size)
+    ops, m = run.inside(name, {"w": stack})
+
+    def body(h, w, at):
+        return jnp.tanh(ops.mix(f"{name}.{at}", lambda x, m: m @ x, h, w)) - 0.1 * h, None
+
+    return run.loop(ops, body, v, m["w"])[0]
+
+
+def fori_weight(run, op, name, v, _):
+    v = jnp.ravel(v)
+    ops, m = run.inside(name, {"w": run.weight(name, op, v.size, v.size)})
+
+    def body(at, h):
+        return h + 0.5 * jnp.sin(ops.mix(f"{name}.{at}", lambda x, m: x @ m, h, m["w"]))
+
+    if not run.plain(ops):
+        for at in range(op.n):
+            v = body(at, v)
+        return v
+    return lax.fori_loop(0, op.n, lambda _, h: body("all", h), v)
+
+
+def map_weight(run, op, name, v, _):
+    v = rows(v)
+    ops, m = run.inside(name, {"w": run.weight(name, op, op.n, v.shape[1])})
+    body = lambda row, at: jnp.tanh(ops.mix(f"{name}.{at}", lambda x, m: m @ x, row, m["w"]))
+    if not run.plain(ops):
+        return jnp.stack([body(row, at) for at, row in enumerate(v)])
+    return lax.map(lambda row: body(row, "all"), v)
+
+
+def nested_loops(run, op, name, v, w):
+    """A loop with a branch in it, with a loop in that."""
+    v = jnp.ravel(v)
+    ops, m = run.inside(name, {"w": run.weight(name, op, v.size, v.size)})
+    product = lambda x, m: m @ x
+
+    def outer(h, x, at):
+        def inner(h, x, k):
+            return h + 0.3 * jnp.tanh(ops.mix(f"{name}.{at}.{k}", product, h * x, m["w"])), None
+
+        def other():
+            return jnp.sin(ops.mix(f"{name}.{at}.other", product, h, m["w"]))
+
+        which = positive(h + x).astype(int)
+        h = run.branches(ops, which, [lambda: run.loop(ops, inner, h, x[:2])[0], other])
+        return h, None
+
+    return run.loop(ops, outer, v, jnp.stack([v, jnp.tanh(v)])[: op.n])[0]
+
+
+def energy(run, op, name, v, _):
+    """A step down an energy: the weight is used forwards and, by `jax.grad`, backwards."""
+    v = jnp.ravel(v)
+    w = run.weight(name, op, op.n, v.size)
+    if run.plain(run.ops):
+        return v - 0.3 * jax.grad(lambda u: jnp.sum(jnp.sin(w @ u)))(v)
+    forwards = run.mix(f"{name}.forwards", lambda x, w: w @ x, v, w)
+    return v - 0.3 * run.mix(f"{name}.backwards", lambda x, w: w.T @ x, jnp.cos(forwards), w)
+
+
+def branch_by_row(run, op, name, v, _):
+    """A branch by row, which `vmap` makes a selection."""
+    v = rows(v)
+    w = run.weight(name, op, v.shape[1], v.shape[1])
+    if run.plain(run.ops):
+        one = lambda x: lax.cond(x[0] > 0.117, lambda x: jnp.tanh(w @ x), lambda x: 0.4 * x, x)
+        return jax.vmap(one)(v)
+    y = jnp.tanh(run.mix(name, lambda x, w: x @ w.T, v, w))
+    return jnp.where(v[:, :1] > 0.117, y, 0.4 * v)
+
+
+CONTROL = {
+    "nested_loops": nested_loops,
+    "energy": energy,
+    "branch_by_row": branch_by_row,
+    "cond_one": cond_one,
+    "cond_both": cond_both,
+    "cond_same": cond_same,
+    "cond_gain": cond_gain,
+    "switch_weights": switch_weights,
+    "scan_weight": scan_weight,
+    "scan_outputs": scan_outputs,
+    "scan_gain": scan_gain,
+    "scan_layers": scan_layers,
+    "fori_weight": fori_weight,
+    "map_weight": map_weight,
+}
+WEIGHTED = {**MIX, **ELEM, **CONTROL}
+KINDS = (*ONE, *TWO, *BY_NUMBER, *WEIGHTED)
+LARGEST = 6  # elements of a value in the pool
+
+# The model -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Treatment:
+    """How a compiler takes what can be taken in more than one way."""
+
+    unrolled: bool = True  # loops and branches with weights; or else each weight is used uncut
+    uncut: tuple[str, ...] = ()  # first words of kinds of `MIX` whose data is not cut
+
+
+class Parameters:
+    """Made when they are first asked for, in the order of use."""
+
+    def __init__(self, seed):
+        self.draw, self.made, self.first, self.shared = Draw(seed), {}, {}, {}
+
+    def get(self, name, key, shared, make):
+        if name not in self.made and name not in self.shared:
+            if shared and key in self.first:
+                self.shared[name] = self.first[key]
+            else:
+                self.first.setdefault(key, name)
+                with jax.ensure_compile_time_eval():
+                    self.made[name] = jax.tree.map(np.asarray, make())
+        return self.made[self.shared.get(name, name)]
+
+
+class Given:
+    """The parameters of a model that has been made."""
+
+    def __init__(self, made, shared):
+        self.made, self.shared = made, dict(shared)
+
+    def get(self, name, key, shared, make):
+        return self.made[self.shared.get(name, name)]
+
+
+class Run:
+    """One step: the pool, the hooks, the parameters."""
+
+    def __init__(self, parameters, ops, treatment, log=None):
+        self.parameters, self.ops, self.treatment, self.log = parameters, ops, treatment, log
+        self.pool, self.numbers, self.names = [], [], []
+
+    # Values
+
+    def add(self, value, text=""):
+        if value.size > LARGEST:
+            value = jnp.ravel(value)[:LARGEST]
+        self.pool.append(value)
+        self.names.append(f"v{len(self.pool) - 1}")
+        self.note(f"{self.names[-1]} = {text}", value)
+        return value
+
+    def note(self, text, value=None):
+        if self.log is not None:
+            shape = "" if value is None else f"    # {value.dtype}{list(value.shape)}"
+            self.log.append(text + shape)
+
+    def place(self, back):
+        return len(self.pool) - 1 - back % len(self.pool)
+
+    def read(self, back):
+        return self.pool[self.place(back)]
+
+    def name(self, back):
+        return self.names[self.place(back)]
+
+    def number(self, back):
+        return self.numbers[back % len(self.numbers)]
+
+    def apply(self, op: Op, name):
+        v, w = self.read(op.a), self.read(op.b)
+        args = [self.name(op.a)]
+        if op.kind in ONE:
+            out = ONE[op.kind](v)
+        elif op.kind in BY_NUMBER:
+            out = BY_NUMBER[op.kind](v, self.number(op.b))
+            args.append(f"number{op.b % len(self.numbers)}")
+        else:
+            args.append(self.name(op.b))
+            if op.kind in TWO:
+                out = TWO[op.kind](v, fit(w, v.shape))
+            elif op.kind in ELEM:
+                out = ELEM[op.kind](self, op, name, v, fit(w, v.shape))
+            else:
+                out = WEIGHTED[op.kind](self, op, name, v, w)
+                args.append(f"n={op.n}, {op.form}")
+                # A product of a product with a weight, with nothing between, counts as one (`chain`).
+                out = 1.1 * out if op.kind in MIX else out
+        self.add(out, f"{op.kind}({', '.join(args)})" + (" shared" if op.shared else ""))
+
+    # Parameters
+
+    def weight(self, name, op: Op, n_out, n_in):
+        """An effective weight (O, I)."""
+        form = op.form if op.form in models.WEIGHTS else "plain"
+        make = lambda: self.parameters.draw.weight(n_out, n_in, form, 0.9)
+        p = self.parameters.get(name, (n_out, n_in, form), op.shared, make)
+        return effective(jax.tree.map(jnp.asarray, p), op.form)
+
+    def vector(self, name, op: Op, shape, low, high):
+        make = lambda: self.parameters.draw.rng.uniform(low, high, shape)
+        return jnp.asarray(self.parameters.get(name, (shape, low, high), op.shared, make))
+
+    # Hooks
+
+    def mix(self, name, fn, x, w):
+        family = name.split(":")[-1].split(".")[0].split("_")[0]
+        return (self.elem if family in self.treatment.uncut else self.ops.mix)(name, fn, x, w)
+
+    def elem(self, name, fn, x, w):
+        return self.ops.elem(name, fn, x, w)
+
+    @staticmethod
+    def plain(ops):
+        return isinstance(ops, models.Plain)
+
+    def inside(self, name, weights):
+        """The hooks and the weights for use inside a branch or a loop."""
+        if self.plain(self.ops) or self.treatment.unrolled:
+            return self.ops, weights
+        use = lambda _, w: w
+        return PLAIN, {k: self.ops.elem(f"{name}:{k}", use, None, w) for k, w in weights.items()}
+
+    def branches(self, ops, which, functions):
+        if self.plain(ops):
+            return lax.switch(which, functions)
+        out = functions[0]()
+        for k, function in enumerate(functions[1:], 1):
+            out = jnp.where(which == k, function(), out)
+        return out
+
+    def loop(self, ops, body, start, xs):
+        if self.plain(ops):
+            return lax.scan(lambda h, x: body(h, x, "all"), start, xs)
+        outs = []
+        for at, x in enumerate(xs):
+            start, out = body(start, x, at)
+            outs.append(out)
+        return start, None if outs[0] is None else jnp.stack(outs)
+
+
+def fit(v, shape):
+    """A value of another shape, by movement alone."""
+    if v.shape == shape:
+        return v
+    size = int(np.prod(shape))
+    if v.ndim == 0:
+        return jnp.broadcast_to(v, shape)
+    v = jnp.ravel(v)
+    if v.size < size:
+        v = jnp.tile(v, -(-size // v.size))
+    return v[:size].reshape(shape)
+
+
+# States
+
+
+def initial(leaf: Leaf):
+    """The initial state; random, so that no derivative is zero by accident."""
+    shapes = {"stacked": (leaf.k, leaf.n), "scalar": (), "delay": (leaf.k, leaf.n)}
+    shapes["ring"] = leaf.k, leaf.n
+    rng = Draw(leaf.n + 7 * leaf.k).rng
+    value = rng.normal(0, 0.5, shapes.get(leaf.kind, (leaf.n,)))
+    if leaf.kind == "complex":
+        value = value + 1j * rng.normal(0, 0.5, value.shape)
+    return {
+        "ring": {"buffer": jnp.asarray(value), "i": jnp.asarray(leaf.n % leaf.k, jnp.int32)},
+        "counter": (jnp.asarray(value), jnp.ones(value.shape, jnp.int32)),
+        "noisy": (jnp.asarray(value), jax.random.key_data(jax.random.key(leaf.n))),
+    }.get(leaf.kind, jnp.asarray(value))
+
+
+def readable(leaf: Leaf, old):
+    """The floats and the integers of an old state."""
+    if leaf.kind == "delay":
+        return [old[-1]], []
+    if leaf.kind == "ring":
+        return [old["buffer"][old["i"]]], [old["i"]]
+    if leaf.kind == "counter":
+        return [old[0]], [old[1][0]]
+    if leaf.kind == "noisy":
+        return [old[0]], []
+    if leaf.kind == "complex":
+        return [jnp.concatenate([old.real, old.imag])], []
+    return [old], []
+
+
+def blend(run: Run, name, leaf: Leaf, h, v, w):
+    """h' of h and what drives it, v, and another value w."""
+    rule = leaf.rule
+    couple = {"roll", "sort", "cumsum", "mean_free", "permute", "reverse", "lateral"}
+    if rule in couple:
+        return 0.6 * along(COUPLINGS[rule])(h) + 0.4 * jnp.tanh(v)
+    if rule == "tau":
+        a = jnp.exp(-1 / run.vector(name, Op("tau"), h.shape, 1.0, 4.0))
+        return run.elem(f"{name}.a", models.times, h, a) + run.elem(
+            f"{name}.1-a", models.times, v, 1 - a
+        )
+    if rule == "mixed_by_weight":
+        m = run.weight(name, Op("mixed"), h.size, h.size)
+        u = run.mix(name, lambda x, m: m @ x, jnp.ravel(h), m).reshape(h.shape)
+        return 0.5 * h + 0.5 * jnp.tanh(u + v)
+    if rule in ("hard_reset", "soft_reset", "detached_reset"):
+        h = 0.7 * h + v
+        z = models.spike(h - 0.41)
+        return {
+            "hard_reset": lambda: h * (1 - z),
+            "soft_reset": lambda: h - 0.5 * z,
+            "detached_reset": lambda: h - 0.5 * lax.stop_gradient(z),
+        }[rule]()
+    return {
+        "leaky": lambda: 0.7 * h + 0.3 * jnp.tanh(v),
+        "raw": lambda: 0.6 * h + 0.5 * v,
+        "gated": lambda: (1 - jax.nn.sigmoid(w)) * h + jax.nn.sigmoid(w) * jnp.tanh(v),
+        "replace": lambda: jnp.tanh(v),
+        "where": lambda: jnp.where(w > 0.071, 0.9 * h, jnp.tanh(v)),
+        "times": lambda: h * jax.nn.sigmoid(v) + 0.1,
+        "normalised": lambda: (0.7 * h + v) / jnp.sqrt(0.1 + jnp.sum((0.7 * h + v) ** 2)),
+        "max": lambda: jnp.maximum(0.8 * h, jnp.tanh(v)),
+    }.get(rule, lambda: 0.7 * h + 0.3 * jnp.tanh(v))()
+
+
+def rotating(run: Run, name, leaf: Leaf, h, v, w):
+    """h' of a complex h; v and w are real."""
+    v, w = (fit(u, h.shape) for u in (v, w))
+    if leaf.rule in ("tau", "gated", "max"):
+        p = run.vector(name, Op("polar"), (2, *h.shape), 0.5, 1.2)
+        use = lambda h, p: h * jnp.exp(lax.complex(-0.5 * p[0], p[1]))
+        h = run.elem(name, use, h, p) + v
+    elif leaf.rule == "mixed_by_weight":
+        h = 0.6j * h + lax.complex(*complex_product(run, name, Op("mixed"), v, w, h.size))
+    elif leaf.rule in ("where", "hard_reset"):
+        h = jnp.where(jnp.abs(h) > w + 0.531, 0.5j * h, h) + 0.4 * v
+    elif leaf.rule in ("normalised", "times"):
+        h = 0.7 * h * jnp.exp(1j * v)
+        h = h / jnp.sqrt(0.3 + jnp.sum(jnp.abs(h) ** 2))
+    elif leaf.rule in ("roll", "permute", "reverse"):
+        h = 0.6 * jnp.roll(h, 1) + lax.complex(v, 0.3 * w)
+    elif leaf.rule in ("cumsum", "lateral", "mean_free"):
+        h = 0.3j * jnp.cumsum(jnp.conj(h)) + v
+    else:
+        h = np.exp(-0.3 + 0.7j) * h + lax.complex(jnp.tanh(v), 0.5 * w)
+    if run.plain(run.ops):
+        return h
+    return lax.complex(*run.ops.state(name, jnp.stack([h.real, h.imag])))
+
+
+def complex_product(run: Run, name, op: Op, re, im, n_out):
+    """The real and imaginary parts of a product with a complex weight."""
+    w = run.weight(name, op, 2 * n_out, re.size).reshape(2, n_out, re.size)
+    if run.plain(run.ops):
+        y = lax.complex(w[0], w[1]) @ lax.complex(re, im)
+        return jnp.stack([y.real, y.imag])
+
+    def in_parts(x, w):
+        return jnp.stack([w[0] @ x[0] - w[1] @ x[1], w[0] @ x[1] + w[1] @ x[0]])
+
+    return run.mix(name, in_parts, jnp.stack([re, im]), w)
+
+
+def row_by_row(run: Run, name, h, v, w):
+    """Written in place: each row reads the new value of the one before."""
+    for j in range(len(h)):
+        row = run.ops.state(f"{name}.{j}", 0.7 * h[j] + 0.3 * jnp.tanh(v[j] + h[j - 1]))
+        h = h.at[j].set(row)
+    return run.ops.state(name, h)
+
+
+def one_column(run: Run, name, h, v, w):
+    """The last elements are written, and the others stay."""
+    last = run.ops.state(f"{name}.last", 0.6 * h[..., -1] + jnp.tanh(v[..., -1] * w[..., 0]))
+    return run.ops.state(name, h.at[..., -1].set(last))
+
+
+def in_parts(run: Run, name, h, v, w):
+    """Two states in one array; the second reads the new value of the first."""
+    half = len(h) // 2
+    a, b = h[:half], h[half:]
+    a = run.ops.state(f"{name}.a", 0.7 * a + 0.3 * jnp.tanh(v[:half]))
+    b = run.ops.state(f"{name}.b", 0.5 * b + 0.4 * fit(a, b.shape) * w[half:] if half else 0.5 * b)
+    return run.ops.state(name, jnp.concatenate([a, b]))
+
+
+def masked_write(run: Run, name, h, v, w):
+    """Every second element is written, by a mask that is known."""
+    mask = (np.arange(h.size) % 2 == 0).reshape(h.shape)
+    return run.ops.state(name, jnp.where(mask, 0.5 * h + jnp.tanh(v), h))
+
+
+IN_PLACE = {
+    "row_by_row": row_by_row,
+    "one_column": one_column,
+    "in_parts": in_parts,
+    "masked_write": masked_write,
+}
+
+
+def update(run: Run, name, leaf: Leaf, old, olds, news):
+    """The new state of a leaf."""
+    if leaf.kind == "complex":
+        text = f"complex {leaf.rule}({name}, {run.name(leaf.a)}, {run.name(leaf.b)})"
+        new = rotating(run, name, leaf, old, run.read(leaf.a), run.read(leaf.b))
+        run.add(readable(leaf, new)[0][0], text)
+        return new
+    floats, _ = readable(leaf, old)
+    h = floats[0]
+    v, w = fit(run.read(leaf.a), h.shape), fit(run.read(leaf.b), h.shape)
+    text = f"{leaf.rule}({name}, {run.name(leaf.a)}, {run.name(leaf.b)})"
+    if leaf.kind in ("vector", "stacked", "scalar"):
+        if leaf.rule == "mirror" and news:
+            return fit(news[leaf.a % len(news)], h.shape)
+        if leaf.rule == "previous":
+            return fit(olds[leaf.a % len(olds)], h.shape)
+        if leaf.rule in IN_PLACE and h.ndim:
+            new = IN_PLACE[leaf.rule](run, name, h, v, w)
+            run.add(new, text)
+            return new
+    h = blend(run, name, leaf, h, v, w)
+    if leaf.kind == "delay":
+        h = run.ops.state(f"{name}.h", h)
+        if leaf.rule == "raw":
+            new = run.ops.state(name, jnp.roll(old, 1, axis=0).at[0].set(h))
+        else:
+            new = run.ops.state(name, jnp.concatenate([h[None], old[:-1]]))
+    elif leaf.kind == "ring":
+        i, d = old["i"], leaf.k
+        if leaf.rule == "raw":
+            one_hot = jnp.arange(d)[:, None] == i
+            buffer = jnp.where(one_hot, h[None], old["buffer"])
+        else:
+            h = run.ops.state(f"{name}.h", h)
+            buffer = old["buffer"].at[i].set(h)
+        new = {"buffer": run.ops.state(name, buffer), "i": (i + 1) % d}
+    elif leaf.kind == "counter":
+        quiet = old[1] > 0
+        h = run.ops.state(name, jnp.where(quiet, 0.9 * old[0], h))
+        fired = h > 0.213
+        new = h, jnp.where(fired, 2, jnp.maximum(old[1] - 1, 0)).astype(jnp.int32)
+    elif leaf.kind == "noisy":
+        key, now = jax.random.split(jax.random.wrap_key_data(old[1]))
+        h = run.ops.state(name, h + 0.2 * jax.random.normal(now, h.shape, h.dtype) * w)
+        new = h, jax.random.key_data(key)
+    else:
+        h = new = run.ops.state(name, h)
+    run.add(h, text)
+    return new
+
+
+def packed(program: Program, values):
+    names = [f"s{i}" for i in range(len(values))]
+    if program.pack == "dict":
+        return dict(zip(names, values, strict=True))
+    if program.pack == "nested":
+        return {"first": values[0], "rest": {"deep": tuple(values[1:])}}
+    return tuple(values)
+
+
+def unpacked(program: Program, state):
+    if program.pack == "dict":
+        return [state[f"s{i}"] for i in range(len(program.leaves))]
+    if program.pack == "nested":
+        return [state["first"], *state["rest"]["deep"]]
+    return list(state)
+
+
+def run_step(program: Program, run: Run, x, state):
+    olds = unpacked(program, state)
+    run.numbers.append(x["i"])
+    run.add(x["x"], "x")
+    for leaf, old in zip(program.leaves, olds, strict=True):
+        floats, numbers = readable(leaf, old)
+        for value in floats:
+            run.add(value, f"old {leaf.kind}")
+        run.numbers += numbers
+    values = [readable(leaf, old)[0][0] for leaf, old in zip(program.leaves, olds, strict=True)]
+    news, floats = [], []
+    for i, (leaf, old) in enumerate(zip(program.leaves, olds, strict=True)):
+        for j, op in enumerate(leaf.before):
+            run.apply(op, f"{i}.{j}:{op.kind}")
+        new = update(run, f"s{i}", leaf, old, values, floats)
+        news.append(new)
+        floats += [new] if leaf.kind in ("vector", "stacked", "scalar", "delay") else []
+    for j, op in enumerate(program.after):
+        run.apply(op, f"after.{j}:{op.kind}")
+    run.note("y of " + ", ".join(run.name(back) for back in program.reads))
+    if program.separate:
+        y = {"values": tuple(run.read(back) for back in program.reads), "n": run.numbers[-1] + 1}
+        return y, packed(program, news)
+    y = jnp.concatenate([jnp.ravel(run.read(back)) for back in program.reads])
+    if program.readout:
+        w = run.weight("out", Op("out"), 2, y.size)
+        y = run.mix("out", lambda x, w: w @ x, y, w)
+    return y, packed(program, news)
+
+
+class DrawnModel(Model):
+    """A program with parameters."""
+
+    parameters: dict[str, Any]
+    program: Program = eqx.field(static=True)
+    shared: tuple = eqx.field(static=True)
+    treatment: Treatment = eqx.field(static=True)
+
+    def __init__(self, program: Program, treatment: Treatment = Treatment()):
+        made = Parameters(program.seed)
+        trace(program, made)
+        self.parameters = jax.tree.map(jnp.asarray, made.made)
+        self.shared = tuple(made.shared.items())
+        self.program, self.treatment = dataclasses.replace(program, seed=0), treatment
+
+    @property
+    def n_in(self):
+        return self.program.n_in
+
+    def init_state(self):
+        return packed(self.program, [initial(leaf) for leaf in self.program.leaves])
+
+    def step(self, x, state, ops):
+        run = Run(Given(self.parameters, self.shared), ops, self.treatment)
+        return run_step(self.program, run, x, state)
+
+
+def trace(program: Program, parameters, log=None):
+    state = packed(program, [initial(leaf) for leaf in program.leaves])
+    run = Run(parameters, PLAIN, Treatment(), log)
+    return jax.eval_shape(lambda x, s: run_step(program, run, x, s), data(program, 1, at=0), state)
+
+
+def describe(program: Program):
+    """The program, one line for each value."""
+    log = []
+    trace(program, Parameters(program.seed), log)
+    how = "separate values" if program.separate else f"readout: {program.readout}"
+    return "\n".join([*log, f"state: {program.pack}, {how}"])
+
+
+def loss(y, target):
+    """Of the float leaves of the output."""
+    leaves = [a for a in jax.tree.leaves(y) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return sum(jnp.sum((a - b) ** 2) for a, b in zip(leaves, target, strict=True))
+
+
+def data(program: Program, T, seed=0, at=None):
+    """Inputs, leading axis T."""
+    rng = np.random.default_rng(program.seed + seed + 1)
+    xs = {
+        "x": jnp.asarray(rng.normal(0.3, 1, (T, program.n_in))),
+        "i": jnp.asarray(rng.integers(0, N_INT, T), jnp.int32),
+    }
+    return xs if at is None else jax.tree.map(lambda a: a[at], xs)
+
+
+# Drawing -------------------------------------------------------------------------------------------------------------
+
+
+Choose = Callable[[Sequence], Any]
+
+
+def draw_op(choose: Choose, kinds) -> Op:
+    """With a weight in half of the cases."""
+    groups = [[k for k in kinds if (k in WEIGHTED) == weighted] for weighted in (False, True)]
+    return Op(
+        kind=choose(choose([group for group in groups if group])),
+        a=choose(NEAR),
+        b=choose(NEAR),
+        n=choose((1, 2, 3)),
+        form=choose(FORMS),
+        shared=choose((False, True)),
+    )
+
+
+def draw_leaf(choose: Choose, kinds, states) -> Leaf:
+    return Leaf(
+        kind=choose(states),
+        n=choose((1, 2, 3)),
+        k=choose((1, 2, 3)),
+        rule=choose(RULES),
+        a=choose(NEAR),
+        b=choose(NEAR),
+        before=tuple(draw_op(choose, kinds) for _ in range(choose((0, 1, 1, 2, 2, 3)))),
+    )
+
+
+def draw_program(choose: Choose, kinds=KINDS, complex=False) -> Program:
+    """A program; `choose` picks one of some things, the simplest first."""
+    states = STATES + COMPLEX_STATES * complex
+    leaves = tuple(draw_leaf(choose, kinds, states) for _ in range(choose((1, 2, 3))))
+    return Program(
+        leaves=leaves,
+        after=tuple(draw_op(choose, kinds) for _ in range(choose((0, 1, 2)))),
+        reads=tuple(choose(NEAR) for _ in range(choose((1, 2)))),
+        readout=choose((True, True, False)),
+        separate=choose((False, False, False, True)),
+        pack=choose(("tuple", "dict", "nested")),
+        n_in=choose((1, 2, 3)),
+        seed=choose(range(2**16)),
+    )
+
+
+NEAR = (0, 0, 0, 1, 1, 2, 3, 4, 5, 6)
+
+
+def random_program(rng: np.random.Generator, **options) -> Program:
+    return draw_program(lambda options: options[rng.integers(len(options))], **options)
+
+
+@st.composite
+def programs(draw, **options):
+    """Whole programs; they shrink towards one small leaky vector."""
+    return draw_program(lambda options: draw(st.sampled_from(options)), **options)
+
+
+def simpler(program: Program):
+    """Programs with less in them."""
+    if len(program.leaves) > 1:
+        for i in range(len(program.leaves)):
+            yield dataclasses.replace(program, leaves=program.leaves[:i] + program.leaves[i + 1 :])
+    for i, leaf in enumerate(program.leaves):
+        for smaller in [*_shorter(leaf, "before"), *_plainer(leaf, Leaf(), ("before",))]:
+            changed = (*program.leaves[:i], smaller, *program.leaves[i + 1 :])
+            yield dataclasses.replace(program, leaves=changed)
+    yield from _shorter(program, "after")
+    if len(program.reads) > 1:
+        for i in range(len(program.reads)):
+            yield dataclasses.replace(program, reads=program.reads[:i] + program.reads[i + 1 :])
+    yield from _plainer(program, Program(), ("leaves", "after", "seed"))
+
+
+def _shorter(owner, field):
+    ops = getattr(owner, field)
+    for i, op in enumerate(ops):
+        yield dataclasses.replace(owner, **{field: ops[:i] + ops[i + 1 :]})
+        for smaller in _plainer(op, Op("tanh"), ()):
+            yield dataclasses.replace(owner, **{field: (*ops[:i], smaller, *ops[i + 1 :])})
+
+
+def _plainer(value, plain, kept):
+    for field in dataclasses.fields(value):
+        simple = getattr(plain, field.name)
+        if field.name not in kept and getattr(value, field.name) != simple:
+            yield dataclasses.replace(value, **{field.name: simple})
+
+
+def shrink(program: Program, fails: Callable[[Program], bool], budget=150) -> Program:
+    """The smallest program that is found to fail in the same way."""
+    seen = {program}
+    while budget > 0:
+        for candidate in simpler(program):
+            if candidate in seen or budget <= 0:
+                continue
+            seen.add(candidate)
+            budget -= 1
+            if fails(candidate):
+                program = candidate
+                break
+        else:
+            break
+    return program
