@@ -48,10 +48,11 @@ def choose(analysis: Analysis, chosen: Collection[int], memory: int, batch_size:
         return sum(costs.of(op, forms[op.number], uncut) for op in traced)
 
     while uncut and total() > memory:
-        # What saves most is cut; of equal ones the last, so that the first layers stay exact.
-        rest = {j: [k for k in uncut if k != j] for j in uncut}
+        # All uses of a weight are cut together: of that which saves most, and of equal ones the
+        # last, so that the first layers stay exact.
+        weights = dict.fromkeys(analysis.ops[k].weight for k in reversed(uncut))
         uncut = min(
-            (rest[j] for j in reversed(uncut)),
+            ([k for k in uncut if analysis.ops[k].weight is not weight] for weight in weights),
             key=lambda kept: sum(costs.full(op, kept) for op in traced),
         )
     while total() > memory:
@@ -67,8 +68,7 @@ def choose(analysis: Analysis, chosen: Collection[int], memory: int, batch_size:
         forms[largest.number] = left[largest]
     cut = frozenset(analysis.cut) - frozenset(uncut)
     reasons = {
-        op.number: _reason(op, forms[op.number], costs, uncut, whole[op.number], memory)
-        for op in traced
+        op.number: _reason(op, forms[op.number], costs, uncut, whole[op.number]) for op in traced
     }
     return Choice(cut, forms, reasons)
 
@@ -120,9 +120,7 @@ class Costs:
         return self.of(op, Full(), uncut)
 
 
-def _reason(
-    op: WeightOp, form: TraceForm, costs: Costs, uncut: Collection[int], whole: int, memory: int
-) -> str:
+def _reason(op: WeightOp, form: TraceForm, costs: Costs, uncut: Collection[int], whole: int) -> str:
     block, size = costs.block(op, uncut), costs.of(op, form, uncut)
     exact = f"with nothing cut it would hold at most {whole:,} bytes"
     if isinstance(form, LowRank):
