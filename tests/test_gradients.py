@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,7 +167,7 @@ def test_a_broken_trace_is_seen():
     run, carry, total = program.value_and_grad(models.loss), program.init(), None
     for start in range(0, T, 2):
         xs, targets = jax.tree.map(lambda a, start=start: a[start : start + 2], case.data)
-        fresh = etpc.Carry(carry.state, program.init().traces, carry.program, carry.batched)
+        fresh = eqx.tree_at(lambda c: c.traces, carry, program.init().traces)
         (_, carry), grads = run(case.model, xs, targets, fresh)
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     assert distance(total, reference) > 1e-4

@@ -150,7 +150,7 @@ def test_two_parts_of_a_stream_sum_to_the_whole(algo):
     close([a + b for a, b in zip(arrays(one), arrays(two), strict=True)], arrays(grads))
     close(carry, end)
     # Negative control: without the traces of the first part it is another gradient.
-    fresh = etpc.Carry(carry.state, program.init().traces, carry.program, carry.batched)
+    fresh = eqx.tree_at(lambda c: c.traces, carry, program.init().traces)
     (_, _), apart = run(MODEL, *at((xs, targets), slice(3, T)), fresh)
     assert jnp.abs(apart.win - two.win).max() > 1e-6
 
@@ -203,7 +203,7 @@ def test_vmap_of_one_stream_is_a_batch():
     run = program.value_and_grad(loss)
     batched = program.init(B)
     (value, carry), grads = run(MODEL, xs, targets, batched)
-    each = etpc.Carry(batched.state, batched.traces, batched.program, False)
+    each = etpc.Carry(batched.state, batched.traces, batched.fresh, batched.program, False)
     (values, carries), many = jax.vmap(lambda x, t, c: run(MODEL, x, t, c), in_axes=(1, 1, 0))(
         xs, targets, each
     )
@@ -252,7 +252,7 @@ def test_memory_is_that_of_the_carry(algo, batch):
     ]
     assert list(memory.traces) == expected
     state = carry.state["h"].nbytes + carry.state["count"].nbytes
-    assert memory.state == state  # a key has no size that JAX promises
+    assert memory.state == state + carry.fresh.size  # a key has no size that JAX promises
     assert memory.total == state + sum(size for _, size in expected)
     assert f"{memory.total:,} bytes" in str(memory)
     assert ("one example" if batch is None else "batch size 5") in str(memory)
@@ -373,3 +373,26 @@ def test_stages_can_be_used_alone():
     assert ".win dot_general: trace (2, 1, 3)" in str(made)
     assert ".out dot_general: no trace: it reaches no hidden state" in str(made)
     assert "OpPlan(.win, dot_general, block=1, exact=False)" in repr(made.ops)
+
+
+@pytest.mark.parametrize("in_window", ["truncated", "exact"])
+def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(in_window):
+    """That of a norm at zero: BPTT does not need it, and later states are not zero."""
+
+    def step(w, x, h):
+        h = 0.5 * h / jnp.maximum(1.0, jnp.linalg.norm(h)) + w @ x
+        return h, h
+
+    w, xs, state = jnp.ones((3, 2)), jnp.ones((5, 2)), jnp.zeros(3)
+    loss = lambda y, target: jnp.sum((y - target) ** 2)
+    _, expected = etpc.bptt(w, xs, jnp.zeros(5), loss, state=state, step=step)
+    assert np.isfinite(expected).all()
+    for algo in (etpc.D_RTRL, etpc.ES_D_RTRL):
+        program = etpc.compile(
+            w, algo(window=2, in_window=in_window), inputs=xs[0], state=state, step=step
+        )
+        (_, carry), grads = program.value_and_grad(loss)(w, xs, jnp.zeros(5), program.init())
+        assert np.isfinite(grads).all()
+        assert not carry.fresh
+        if program.ops[0].exact:
+            np.testing.assert_allclose(grads, expected, rtol=1e-9)

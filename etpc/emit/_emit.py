@@ -53,7 +53,8 @@ class Window:
     """The functions of an emitted program.
 
     - `prefix(parameters) -> (weights, others)`: once for each call.
-    - `run(weights, others, xs, state, traces) -> (ys, state, traces)`: a window; differentiable by
+    - `run(weights, others, xs, state, traces, fresh) -> (ys, state, traces)`: a window; `fresh` [B]
+        says where the stream begins with it, so that nothing was before. Differentiable by
         `weights` and `xs`, where the derivative is the online gradient. By `xs` it costs more, and
         is done only where it is asked for.
     """
@@ -77,7 +78,7 @@ def emit(plan: Plan) -> Window:
         return for_weights.forward(*arguments)[0]
 
     def forward(*arguments):
-        _, _, xs, _, _ = arguments
+        xs = arguments[2]
         chosen = for_inputs if any(x.perturbed for x in xs) else for_weights
         values = jax.tree.map(lambda a: a.value, arguments, is_leaf=lambda a: hasattr(a, "value"))
         out, residuals = chosen.forward(*values)
@@ -85,7 +86,7 @@ def emit(plan: Plan) -> Window:
 
     def backward(back, cotangents):
         weights, xs = back([_instantiated(ct) for ct in cotangents[0]])
-        return weights, None, xs, None, None
+        return weights, None, xs, None, None, None
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return Window(plan, step.prefix, run)
@@ -113,10 +114,10 @@ class _Emitter:
 
     # --- forward ---
 
-    def forward(self, weights, others, xs, state, traces):
+    def forward(self, weights, others, xs, state, traces, fresh):
         """Outputs, new state and new traces; and what the backward pass needs."""
         olds, news, saved, last, pull, ys = self._sequential(weights, others, xs, state)
-        jacobians = self._jacobians(weights, others, xs, olds, saved)
+        jacobians = self._jacobians(weights, others, xs, olds, saved, fresh)
         read, read_pull, data = self._read(weights, others, xs, olds, news, saved)
         if not self.exact:
             ys, pull = read, read_pull
@@ -127,7 +128,10 @@ class _Emitter:
             for p in self.plan.traced
             if not p.closed
         }
-        residuals = (pull, jacobians.transition, jacobians.immediate, data, traces, paths, blocks)
+        residuals = (
+            *(pull, jacobians.transition, jacobians.immediate, data),
+            *(traces, paths, blocks, fresh),
+        )
         return (ys, last, after), residuals
 
     def _sequential(self, weights, others, xs, state):
@@ -203,7 +207,7 @@ class _Emitter:
             jnp.zeros((*vectors.shape[:2], *p.op.delta.shape), p.op.delta.dtype) for p in self.live
         ]
 
-    def _jacobians(self, weights, others, xs, olds, saved) -> Jacobians:
+    def _jacobians(self, weights, others, xs, olds, saved, fresh) -> Jacobians:
         vectors = self._vectors(olds)
         dtype = self.plan.dtype
 
@@ -225,7 +229,8 @@ class _Emitter:
             j.reshape(*j.shape[:3], -1).astype(p.dtype)
             for p, j in zip(self.live, immediate, strict=True)
         ]
-        return Jacobians(jnp.moveaxis(transition, 0, 2), [jnp.moveaxis(j, 0, 2) for j in flat])
+        transition = _without_past(jnp.moveaxis(transition, 0, 2), fresh)
+        return Jacobians(transition, [jnp.moveaxis(j, 0, 2) for j in flat])
 
     def _factors(self, jacobians: Jacobians, data: Arrays) -> dict[int, Factors]:
         found, moves = {}, {}
@@ -284,13 +289,14 @@ class _Emitter:
     # --- backward ---
 
     def backward(self, residuals, ys_bar):
-        pull, transition, immediate, data, traces, paths, blocks = residuals
+        pull, transition, immediate, data, traces, paths, blocks, fresh = residuals
         if self.exact:
             weights_bar, moving_bar, start = pull(ys_bar)
-            signal_start = self._signals(start)
+            signal_start = _without_past(self._signals(start)[None], fresh)[0]
             weights_bar = self._add_start(list(weights_bar), signal_start, traces)
             return tuple(weights_bar), self._inputs(moving_bar)
         weights_bar, moving_bar, old, new, deltas = pull(ys_bar)
+        old = _without_past(old, fresh)
         weights_bar = list(weights_bar)
         xs = self._data_by_op(data)
         credit, start = new, new[0]
@@ -383,6 +389,15 @@ class _Emitter:
         """Cotangents of the inputs; `None` for those that are not differentiated."""
         given = dict(zip(self.float_inputs, moving_bar, strict=True))
         return [given.get(i) for i in range(len(self.plan.analysis.step.inputs))]
+
+
+def _without_past(by_state: Array, fresh: Array) -> Array:
+    """Derivatives [W, B, ...] by old states, with none by a state that comes first.
+
+    There a derivative may be no number, as that of a norm at zero is not, and no one asks for it.
+    """
+    where = fresh.reshape(-1, *[1] * (by_state.ndim - 2))
+    return by_state.at[0].set(jnp.where(where, 0, by_state[0]))
 
 
 def _before(state, news):

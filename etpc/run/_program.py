@@ -32,10 +32,12 @@ class Carry(eqx.Module):
         that are no arrays), and a leading batch axis if the carry has one.
     - `traces`: the arrays of each trace, in the order of `program.ops`; uses of one weight that reach
         the same states share one.
+    - `fresh`: whether the stream begins with the next step; a boolean for each example.
     """
 
     state: Any
     traces: tuple[tuple[Array, ...], ...]
+    fresh: Array
     program: str = eqx.field(static=True)
     batched: bool = eqx.field(static=True)
 
@@ -147,7 +149,7 @@ class Program:
             for a in self._step.state_leaves.avals
             if not jnp.issubdtype(a.dtype, jax.dtypes.extended)
         )
-        return Memory(traces, count * state, batch_size)
+        return Memory(traces, count * (state + 1), batch_size)  # one byte says if it is fresh
 
     def __str__(self) -> str:
         return describe(self.plan, self.untraced)
@@ -176,9 +178,9 @@ class Program:
                 value = jnp.asarray(leaf, aval.dtype)
             state.append(value if batch_size is None else repeat(value, batch_size))
         traces = self._window.fresh_traces(1 if batch_size is None else batch_size)
-        return self._carry(
-            state, traces if batch_size is not None else _drop_batch(traces), batch_size is not None
-        )
+        batched = batch_size is not None
+        fresh = jnp.ones(batch_size if batched else (), bool)
+        return self._carry(state, traces if batched else _drop_batch(traces), fresh, batched)
 
     def __call__(self, model: Any, x: Any, carry: Carry) -> tuple[Any, Carry]:
         """One step. `jax.grad` through it gives the online gradient of this step.
@@ -242,8 +244,8 @@ class Program:
 
     def _scan(self, parameters, xs, carry: Carry):
         weights, others = self._window.prefix(parameters)
-        xs, state, traces = self._enter(xs, carry)
-        ys, state, traces = self._window.run(weights, others, xs, state, traces)
+        xs, state, traces, fresh = self._enter(xs, carry)
+        ys, state, traces = self._window.run(weights, others, xs, state, traces, fresh)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
         return ys, self._leave(state, traces, carry)
@@ -259,30 +261,32 @@ class Program:
             return self._window.prefix(values)
 
         weights, pull, others = jax.vjp(prefix, [parameters[i] for i in floats], has_aux=True)
-        xs, state, traces = self._enter(xs, carry)
+        xs, state, traces, fresh = self._enter(xs, carry)
         if not carry.batched:
             targets = jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
         self._check_loss(loss_fn, targets)
         batch = _batch(state)
 
         def one_window(now, given):
-            state, traces, total, grads = now
+            state, traces, fresh, total, grads = now
             xs, targets = given
 
             def loss_of(weights):
-                ys, state_after, traces_after = self._window.run(weights, others, xs, state, traces)
+                ys, state_after, traces_after = self._window.run(
+                    weights, others, xs, state, traces, fresh
+                )
                 ys = self._step.output_leaves.join(ys)
                 losses = jax.vmap(jax.vmap(loss_fn))(ys, targets)
                 return losses.sum() / batch, (state_after, traces_after)
 
             (loss, (state, traces)), bar = jax.value_and_grad(loss_of, has_aux=True)(weights)
             grads = jax.tree.map(jnp.add, grads, bar)
-            return (list(state), list(traces), total + loss, grads), None
+            return (list(state), list(traces), jnp.zeros_like(fresh), total + loss, grads), None
 
         window = self._window_for(steps)
         whole = steps // window
         zero = jnp.zeros((), self._loss_dtype(loss_fn, targets))
-        now = (state, traces, zero, jax.tree.map(jnp.zeros_like, weights))
+        now = (state, traces, fresh, zero, jax.tree.map(jnp.zeros_like, weights))
         cut = whole * window
         if whole == 1:
             now, _ = one_window(now, _slice((xs, targets), 0, cut))
@@ -293,7 +297,7 @@ class Program:
             now, _ = jax.lax.scan(one_window, now, stacked)
         if cut < steps:
             now, _ = one_window(now, _slice((xs, targets), cut, steps))
-        state, traces, loss, grads = now
+        state, traces, _, loss, grads = now
         (moving,) = pull(grads)
         if reduction == "mean":
             loss = loss / steps
@@ -339,23 +343,24 @@ class Program:
     def _enter(self, xs, carry: Carry):
         """Arrays with axes [T, B, ...] and [B, ...]."""
         state = self._step.state_leaves.split(carry.state)
-        traces = [tuple(t) for t in carry.traces]
+        traces, fresh = [tuple(t) for t in carry.traces], carry.fresh
         if not carry.batched:
             xs = [x[:, None] for x in xs]
             state = [s[None] for s in state]
-            traces = [tuple(a[None] for a in t) for t in traces]
-        return list(xs), state, traces
+            traces, fresh = [tuple(a[None] for a in t) for t in traces], fresh[None]
+        return list(xs), state, traces, fresh
 
     def _leave(self, state, traces, carry: Carry) -> Carry:
         if not carry.batched:
             state, traces = [s[0] for s in state], _drop_batch(traces)
-        return self._carry(state, traces, carry.batched)
+        return self._carry(state, traces, jnp.zeros_like(carry.fresh), carry.batched)
 
-    def _carry(self, state, traces, batched: bool) -> Carry:
+    def _carry(self, state, traces, fresh: Array, batched: bool) -> Carry:
         leaves = dataclasses.replace(
             self._step.state_leaves, static=(None,) * len(self._step.state_leaves.static)
         )
-        return Carry(leaves.join(state), tuple(tuple(t) for t in traces), self._id, batched)
+        traces = tuple(tuple(t) for t in traces)
+        return Carry(leaves.join(state), traces, fresh, self._id, batched)
 
     def _model_tree(self, grads) -> Any:
         leaves = self._step.model_leaves
