@@ -1,0 +1,144 @@
+"""Recurrent cells beyond those of Equinox, and networks of them."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+
+class TwoLayerGRU(eqx.Module):
+    cells: list[eqx.nn.GRUCell]
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        one, two, three = jax.random.split(key, 3)
+        self.cells = [eqx.nn.GRUCell(2, 3, key=one), eqx.nn.GRUCell(3, 2, key=two)]
+        self.head = eqx.nn.Linear(2, 1, key=three)
+
+    def __call__(self, x, state):
+        after = []
+        for cell, h in zip(self.cells, state, strict=True):
+            x = cell(x, h)
+            after.append(x)
+        return self.head(x), after
+
+
+class NormalisedLSTM(eqx.Module):
+    """An LSTM with layer normalisation of its gates and of its cell."""
+
+    weight_ih: eqx.nn.Linear
+    weight_hh: eqx.nn.Linear
+    gates: eqx.nn.LayerNorm
+    cell: eqx.nn.LayerNorm
+
+    def __init__(self, inputs, size, key):
+        one, two = jax.random.split(key)
+        self.weight_ih = eqx.nn.Linear(inputs, 4 * size, key=one)
+        self.weight_hh = eqx.nn.Linear(size, 4 * size, use_bias=False, key=two)
+        self.gates = eqx.nn.LayerNorm(4 * size)
+        self.cell = eqx.nn.LayerNorm(size)
+
+    def __call__(self, x, state):
+        h, c = state
+        i, f, g, o = jnp.split(self.gates(self.weight_ih(x) + self.weight_hh(h)), 4)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(self.cell(c))
+        return h, (h, c)
+
+
+class MinGRU(eqx.Module):
+    """Feng et al., 2024: no gate reads the hidden state."""
+
+    gate: eqx.nn.Linear
+    candidate: eqx.nn.Linear
+
+    def __init__(self, inputs, size, key):
+        one, two = jax.random.split(key)
+        self.gate = eqx.nn.Linear(inputs, size, key=one)
+        self.candidate = eqx.nn.Linear(inputs, size, key=two)
+
+    def __call__(self, x, h):
+        z = jax.nn.sigmoid(self.gate(x))
+        h = (1 - z) * h + z * self.candidate(x)
+        return h, h
+
+
+class MinLSTM(eqx.Module):
+    linear: eqx.nn.Linear
+
+    def __init__(self, inputs, size, key):
+        self.linear = eqx.nn.Linear(inputs, 3 * size, key=key)
+
+    def __call__(self, x, h):
+        f, i, candidate = jnp.split(self.linear(x), 3)
+        f, i = jax.nn.sigmoid(f), jax.nn.sigmoid(i)
+        h = f / (f + i) * h + i / (f + i) * candidate
+        return h, h
+
+
+class IndRNN(eqx.Module):
+    """Li et al., 2018: each neuron reads itself alone."""
+
+    linear: eqx.nn.Linear
+    u: jax.Array
+
+    def __init__(self, inputs, size, key):
+        self.linear = eqx.nn.Linear(inputs, size, key=key)
+        self.u = jnp.linspace(0.4, 0.9, size)
+
+    def __call__(self, x, h):
+        h = jax.nn.softplus(self.linear(x) + self.u * h)
+        return h, h
+
+
+class Sandwich(eqx.Module):
+    """A perceptron, a cell, and another perceptron."""
+
+    before: eqx.nn.MLP | eqx.nn.Identity
+    cell: MinGRU
+    after: eqx.nn.MLP
+
+    def __init__(self, key, encode=True):
+        one, two, three = jax.random.split(key, 3)
+        self.before = eqx.nn.Identity()
+        if encode:
+            self.before = eqx.nn.MLP(2, 2, 3, 1, activation=jnp.tanh, key=one)
+        self.cell = MinGRU(2, 3, two)
+        self.after = eqx.nn.MLP(3, 1, 3, 1, activation=jnp.tanh, key=three)
+
+    def __call__(self, x, h):
+        y, h = self.cell(self.before(x), h)
+        return self.after(y), h
+
+
+class ResidualStack(eqx.Module):
+    """Cells of one kind with their parameters stacked, as for a scan over layers."""
+
+    cells: MinGRU
+    depth: int = eqx.field(static=True)
+
+    def __init__(self, size, depth, key):
+        self.depth = depth
+        make = lambda key: MinGRU(size, size, key)
+        self.cells = eqx.filter_vmap(make)(jax.random.split(key, depth))
+
+    def __call__(self, x, state):
+        arrays, rest = eqx.partition(self.cells, eqx.is_array)
+
+        def layer(x, given):
+            arrays, h = given
+            y, h = eqx.combine(arrays, rest)(x, h)
+            return x + y, h
+
+        return jax.lax.scan(layer, x, (arrays, state))
+
+
+class FastWeights(eqx.Module):
+    """A recurrent cell that multiplies its input by its state (second order)."""
+
+    w: jax.Array
+    u: jax.Array
+    v: jax.Array
+
+    def __call__(self, x, h):
+        h = jnp.tanh(jnp.einsum("ijk,j,k->i", self.w, x, h) + self.u @ x + self.v @ h)
+        return h, h

@@ -1,0 +1,175 @@
+"""Spiking neurons and networks, with surrogates of every make."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from tests.zoo.check import weights
+
+
+@jax.custom_jvp
+def spike(v):
+    """A step whose derivative is that of a fast sigmoid."""
+    return jnp.where(v > 0, 1.0, 0.0)
+
+
+@spike.defjvp
+def _(primals, tangents):
+    (v,), (dv,) = primals, tangents
+    return spike(v), dv / (1 + jnp.abs(v)) ** 2
+
+
+@jax.custom_vjp
+def spike_vjp(v):
+    return jnp.where(v > 0, 1.0, 0.0)
+
+
+spike_vjp.defvjp(lambda v: (spike_vjp(v), v), lambda v, g: (g * jax.nn.sigmoid(-jnp.abs(v)),))
+
+
+def spike_straight_through(v):
+    soft = jax.nn.sigmoid(4 * v)
+    return soft + jax.lax.stop_gradient(jnp.where(v > 0, 1.0, 0.0) - soft)
+
+
+class LIF(eqx.Module):
+    """Learnable time constants and thresholds, soft or hard reset, feed-forward or recurrent."""
+
+    weight: jax.Array
+    recurrent: jax.Array | None
+    tau: jax.Array
+    threshold: jax.Array
+    surrogate: callable = eqx.field(static=True, default=spike)
+    hard: bool = eqx.field(static=True, default=False)
+
+    def __call__(self, x, v):
+        z = self.surrogate(v - self.threshold)
+        current = self.weight @ x
+        if self.recurrent is not None:
+            current = current + self.recurrent @ z
+        alpha = jnp.exp(-1.0 / self.tau)
+        if self.hard:
+            v = alpha * v * (1 - z) + current
+        else:
+            v = alpha * v + current - self.threshold * jax.lax.stop_gradient(z)
+        return self.surrogate(v - self.threshold), v
+
+
+class ALIF(eqx.Module):
+    """Adaptive thresholds (Bellec et al., 2018)."""
+
+    weight: jax.Array
+    recurrent: jax.Array | None
+    beta: jax.Array
+    decay_v: float = 0.8
+    decay_a: float = 0.9
+
+    def __call__(self, x, state):
+        v, a, z = state["v"], state["a"], state["z"]
+        current = self.weight @ x
+        if self.recurrent is not None:
+            current = current + self.recurrent @ z
+        a = self.decay_a * a + z
+        threshold = 0.5 + self.beta * a
+        v = self.decay_v * v + current - z * threshold
+        z = spike(v - threshold)
+        return z, {"v": v, "a": a, "z": z}
+
+
+class COBA(eqx.Module):
+    """Conductance-based synapses, excitatory and inhibitory, with a refractory period."""
+
+    excitatory: jax.Array
+    inhibitory: jax.Array
+    recurrent: jax.Array | None
+    reversal: jax.Array
+
+    def __call__(self, x, state):
+        v, ge, gi, z, wait = state
+        ge = 0.7 * ge + jnp.abs(self.excitatory) @ x
+        gi = 0.8 * gi + jax.nn.softplus(self.inhibitory) @ x
+        if self.recurrent is not None:
+            gi = gi + jnp.abs(self.recurrent) @ z
+        dv = (-60.0 - v + ge * (0.0 - v) + gi * (self.reversal - v)) * 0.05
+        v = jnp.where(wait > 0, -60.0, v + dv)
+        fired = v > -50.0
+        z = spike((v + 50.0) / 5.0)
+        v = jnp.where(fired, -60.0, v)
+        return z, (v, ge, gi, z, jnp.where(fired, 2, jnp.maximum(wait - 1, 0)))
+
+
+class ConvSNN(eqx.Module):
+    """An image a step, a spiking convolutional layer, and a readout of its spikes."""
+
+    conv: eqx.nn.Conv2d
+    pool: eqx.nn.AvgPool2d
+    readout: eqx.nn.Linear
+
+    def __init__(self, key):
+        one, two = jax.random.split(key)
+        self.conv = eqx.nn.Conv2d(1, 2, 3, padding=1, key=one)
+        self.pool = eqx.nn.AvgPool2d(2, 2)
+        self.readout = eqx.nn.Linear(8, 2, key=two)
+
+    def __call__(self, image, v):
+        z = spike(v - 0.5)
+        v = 0.8 * v * (1 - z) + self.conv(image)
+        return self.readout(self.pool(spike(v - 0.5)).reshape(-1)), v
+
+
+class SynapticLIF(eqx.Module):
+    """A current that follows the input, a membrane that follows the new current, a leaky readout."""
+
+    weight: jax.Array
+    out: jax.Array
+
+    def __call__(self, x, state):
+        i, v, r = state
+        i = 0.6 * i + self.weight @ x
+        v = 0.8 * v + i
+        z = spike(v - 0.5)
+        r = 0.9 * r + self.out @ z
+        return r, (i, v - jax.lax.stop_gradient(z), r)
+
+
+class EProp(eqx.Module):
+    """Recurrent spikes are detached by the user, so nothing escapes."""
+
+    weight: jax.Array
+    recurrent: jax.Array
+
+    def __call__(self, x, state):
+        v, z = state
+        v = 0.8 * v + self.weight @ x + self.recurrent @ jax.lax.stop_gradient(z)
+        z = spike(v - 0.3)
+        return z, (v, z)
+
+
+class HodgkinHuxley(eqx.Module):
+    """Gates with their own rates, by exponential Euler."""
+
+    weight: jax.Array
+    g_na: jax.Array
+
+    def __call__(self, x, state):
+        v, m, n = state
+        current = self.weight @ x
+        for _ in range(2):
+            m = m + 0.2 * (jax.nn.sigmoid(v) - m)
+            n = n + 0.1 * (jax.nn.sigmoid(v - 0.5) - n)
+            conductance = self.g_na * m**3 + 0.5 * n**4 + 0.1
+            steady = (self.g_na * m**3 + current) / conductance
+            v = steady + (v - steady) * jnp.exp(-0.3 * conductance)
+        return v, (v, m, n)
+
+
+def lif(surrogate=spike, recurrent=False, hard=False):
+    n = 3
+    return LIF(
+        weights(n, 2),
+        weights(n, n, seed=1) if recurrent else None,
+        jnp.linspace(2.0, 6.0, n),
+        jnp.linspace(0.3, 0.6, n),
+        surrogate,
+        hard,
+    )

@@ -1,0 +1,200 @@
+"""Control flow and nested transformations, with weights inside and outside."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.experimental.ode import odeint
+
+import etpc
+from tests.zoo import control_flow as zoo
+from tests.zoo.check import call, cell, check, integers, normal, weights
+
+H = jnp.zeros(3)
+DRIVES = tuple(weights(3, 2, seed=i) for i in range(3))
+
+
+def chosen(high, seed=0):
+    return normal(2), integers(high, seed=seed)
+
+
+# --- branches -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choose", "count"),
+    [
+        (zoo.by_cond, 2),
+        (zoo.by_switch, 3),
+        (zoo.by_where, 2),
+        (zoo.by_select_n, 3),
+        (zoo.by_piecewise, 2),
+        (zoo.by_nested_cond, 3),
+    ],
+)
+def test_branches(choose, count):
+    inputs = normal(2), jnp.arange(6, dtype=jnp.int32) % count
+    model = zoo.Branches(DRIVES[:count], choose)
+    check(model, inputs, H, exact=True, every=choose is zoo.by_cond)
+
+
+def test_the_state_chooses():
+    check(zoo.StateCond(weights(3, 2), weights(3, 3)), normal(2), H)
+
+
+def test_a_branch_that_leaves_the_state():
+    model = zoo.Gated(weights(3, 2), jnp.linspace(1.0, 3.0, 3))
+    check(model, normal(2), H, exact=True)
+
+
+# --- loops ----------------------------------------------------------------------------------------
+
+LOOPS = [zoo.by_scan, zoo.by_fori, zoo.by_python, zoo.by_checkpoint, zoo.by_jit]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_substeps(loop):
+    model = zoo.Substeps(weights(3, 2), weights(3, 3), jnp.linspace(0.5, 1.0, 3), loop)
+    check(model, normal(2), H + 0.1)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_leak_in_a_loop(loop):
+    model = zoo.LeakInLoop(weights(3, 2), jnp.linspace(0.5, 1.0, 3), loop)
+    program = check(model, normal(2), H, exact=True)
+    assert {op.block for op in program.ops} == {1}
+
+
+def test_scan_over_the_weight():
+    check(zoo.WeightsOverScan(weights(3, 2)), normal(2), H, exact=True)
+
+
+def test_weight_as_a_carry():
+    check(zoo.WeightAsCarry(weights(3, 2)), normal(2), H, exact=True)
+
+
+def test_loop_over_parameters():
+    check(zoo.Powers(weights(3, 3)), normal(3), H, exact=True)
+
+
+@pytest.mark.parametrize("mapping", [lax.map, lambda f, x: jax.vmap(f)(x)], ids=["map", "vmap"])
+def test_map(mapping):
+    check(zoo.Mapped(weights(3, 2), mapping), normal(2, 2), jnp.zeros((2, 3)), exact=True)
+
+
+def test_vmap_of_a_cell():
+    model = zoo.VmappedCell(eqx.nn.GRUCell(2, 2, key=jax.random.key(0)))
+    check(model, normal(2, 2), jnp.zeros((2, 2)))
+
+
+def test_while_without_weights():
+    check(zoo.WhileWithoutWeights(weights(3, 2)), normal(2), H, exact=True)
+
+
+def test_while_on_integers():
+    state = H, jnp.zeros((), jnp.int32)
+    check(zoo.WhileOnIntegers(weights(3, 2)), normal(2), state, exact=True)
+
+
+def test_while_around_a_weight():
+    with pytest.raises(etpc.UnsupportedError, match=r"\.weight is used inside a `while_loop` \(.*"):
+        etpc.compile(zoo.WhileAroundWeight(weights(3, 3)), inputs=H, state=H)
+
+
+# --- derivatives of the user's own ----------------------------------------------------------------
+
+
+def test_custom_jvp_of_a_weight():
+    model = zoo.Threshold(weights(3, 2), jnp.linspace(0.2, 0.5, 3))
+    check(model, normal(2), H, exact=True)
+
+
+def test_custom_vjp_of_a_weight():
+    check(zoo.CustomProduct(weights(3, 2)), normal(2), H, exact=True)
+
+
+def test_custom_vjp_on_the_way_out():
+    check(zoo.ClippedCotangent(weights(3, 2)), normal(2), H, exact=True)
+
+
+def test_nonlinear_backward_rule_between_states():
+    step = lambda w, x, h: (h, zoo.clipped(0.7 * h) + w * x)
+    with pytest.raises(etpc.UnsupportedError, match=r"backward rule.*test_control_flow\.py:\d+"):
+        etpc.compile(weights(3), inputs=H, state=H, step=step)
+
+
+@pytest.mark.parametrize("function", [zoo.filtered, zoo.rounded])
+def test_custom_derivatives_of_equinox(function):
+    model = zoo.Filtered(eqx.nn.Linear(2, 3, key=jax.random.key(0)), function)
+    check(model, normal(2), H, exact=True)
+
+
+def test_implicit_derivatives():
+    check(zoo.Equilibrium(weights(3, 2), jnp.linspace(0.5, 1.0, 3)), normal(2), H, exact=True)
+
+
+@pytest.mark.parametrize("passed", [False, True])
+def test_an_adaptive_solver(passed):
+    """Its backward rule is a loop of unknown length, which no trace passes through."""
+    times = jnp.array([0.0, 0.5])
+
+    def step(model, x, h):
+        if passed:
+            h = odeint(lambda h, t, i: -h + i, h, times, model @ x)[-1]
+        else:
+            h = odeint(lambda h, t: -h + jnp.tanh(model @ x), h, times)[-1]
+        return h, h
+
+    with pytest.raises(etpc.UnsupportedError, match=r"test_control_flow\.py:\d+"):
+        etpc.compile(weights(3, 2), inputs=jnp.zeros(2), state=H, step=step)
+
+
+# --- transformations ------------------------------------------------------------------------------
+
+MODEL = eqx.nn.GRUCell(2, 3, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [eqx.filter_jit, eqx.filter_checkpoint, lambda f: eqx.filter_jit(eqx.filter_checkpoint(f))],
+    ids=["jit", "checkpoint", "both"],
+)
+def test_wrapped_cells(wrap):
+    check(MODEL, normal(2), H, wrap(cell))
+
+
+def test_a_wrapped_model():
+    step = lambda model, x, h: eqx.filter_jit(call)(eqx.filter_jit(model), x, h)
+    check(zoo.Threshold(weights(3, 2), jnp.linspace(0.2, 0.5, 3)), normal(2), H, step, exact=True)
+
+
+def test_associative_scan():
+    model = zoo.Chunk(jnp.linspace(-1.0, 1.0, 3), weights(3, 2))
+    check(model, normal(4, 2), H, exact=True)
+
+
+def test_what_changes_nothing():
+    check(zoo.Effects(weights(3, 2)), normal(2), H, exact=True)
+
+
+def test_error_if():
+    check(zoo.Checked(weights(3, 2)), normal(2), H, exact=True)
+
+
+@pytest.mark.slow
+def test_bounded_loop():
+    model = zoo.Bounded(weights(3, 2), jnp.linspace(0.5, 1.0, 3))
+    check(model, normal(2), H, exact=True)
+
+
+def test_matrix_exponential():
+    check(zoo.Unitary(weights(3, 3), weights(3, 2)), normal(2), H)
+
+
+def test_implicit_step():
+    check(zoo.Implicit(weights(3, 2), weights(3, 3)), normal(2), H)
+
+
+def test_all_at_once():
+    check(zoo.Assembled(weights(3, 2), jnp.linspace(0.4, 0.8, 3)), normal(2), H, exact=True)

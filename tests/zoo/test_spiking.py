@@ -1,0 +1,67 @@
+"""Spiking networks."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.zoo import spiking
+from tests.zoo.check import check, normal, weights
+
+V = jnp.zeros(3)
+
+
+@pytest.mark.parametrize(
+    "surrogate", [spiking.spike, spiking.spike_vjp, spiking.spike_straight_through]
+)
+def test_surrogates(surrogate):
+    check(spiking.lif(surrogate), normal(2), V, exact=True)
+
+
+def test_hard_reset():
+    check(spiking.lif(hard=True), normal(2), V, exact=True)
+
+
+def test_recurrent_lif():
+    check(spiking.lif(recurrent=True), normal(2), V, smoothed=True, every=True)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_alif(recurrent):
+    model = spiking.ALIF(
+        weights(3, 2, scale=2.0), weights(3, 3) if recurrent else None, jnp.linspace(0.1, 0.5, 3)
+    )
+    program = check(model, normal(2), {"v": V, "a": V, "z": V}, exact=not recurrent)
+    assert {op.block for op in program.ops} == {3}
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_coba(recurrent):
+    model = spiking.COBA(
+        weights(3, 2),
+        weights(3, 2, seed=1),
+        weights(3, 3) if recurrent else None,
+        jnp.linspace(-80.0, -70.0, 3),
+    )
+    state = (V - jnp.asarray([60.0, 55.0, 51.0]), V, V, V, jnp.zeros(3, jnp.int32))
+    check(model, jnp.abs(normal(2)), state, exact=not recurrent, smoothed=True)
+
+
+def test_convolutional():
+    model = spiking.ConvSNN(jax.random.key(0))
+    check(model, normal(1, 4, 4), jnp.zeros((2, 4, 4)), exact=True)
+
+
+def test_synaptic_current_and_leaky_readout():
+    model = spiking.SynapticLIF(weights(3, 2), weights(2, 3))
+    program = check(model, normal(2), (V, V, jnp.zeros(2)))
+    assert {op.path: op.block for op in program.ops} == {".weight": 2, ".out": 1}
+
+
+def test_detached_recurrence():
+    model = spiking.EProp(weights(3, 2), weights(3, 3))
+    check(model, normal(2), (V, V), exact=True)
+
+
+def test_gates_of_ion_channels():
+    model = spiking.HodgkinHuxley(weights(3, 2), jnp.linspace(0.5, 2.0, 3))
+    check(model, normal(2), (V, V + 0.1, V + 0.2), exact=True)

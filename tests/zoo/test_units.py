@@ -1,0 +1,121 @@
+"""Models with physical units, by saiunit.
+
+A quantity is a PyTree of one array, and its unit is part of the tree's structure. So `jax.grad`, and a program as well,
+give gradients in quantities that are labelled with the unit of the *parameter*; their numbers are derivatives with
+respect to the numbers of the parameter in that unit. Optax takes that. The unit of the gradient as physics knows it is
+that of the loss over that of the parameter, which is what `saiunit.autograd` gives.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from tests.zoo.check import bptt, check, normal, online
+
+u = pytest.importorskip("saiunit")
+optax = pytest.importorskip("optax")
+
+from etpc.units import physical  # noqa: E402
+from tests.zoo import units as zoo  # noqa: E402
+
+INPUTS = jnp.abs(normal(2))
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_lif(recurrent):
+    model = zoo.LIF(2, 3, recurrent)
+    check(model, INPUTS, model.init_state(), exact=not recurrent, every=recurrent)
+
+
+def in_volts(y, target):
+    return jnp.sum((y / (10.0 * u.mV) - target) ** 2)
+
+
+def test_coba():
+    model = zoo.COBA(2, 3)
+    program = check(model, INPUTS, model.init_state(), exact=True, loss=in_volts)
+    assert {op.block for op in program.ops} == {1, 2}
+
+
+def test_gradients_have_the_structure_of_the_model():
+    model = zoo.COBA(2, 3)
+    program = etpc.compile(model, inputs=INPUTS[0])
+    grads = online(program, model, INPUTS, in_volts)
+    assert jax.tree.structure(grads) == jax.tree.structure(eqx.filter(model, eqx.is_array))
+    assert grads.weight.unit == u.nS
+    assert grads.reversal.unit == u.mV
+
+
+def test_the_unit_of_physics():
+    model = zoo.COBA(2, 3)
+    program = etpc.compile(model, inputs=INPUTS[0])
+    grads = online(program, model, INPUTS, in_volts)
+
+    def total(weight):
+        moved = eqx.tree_at(lambda m: m.weight, model, weight)
+        state, losses = moved.init_state(), []
+        for t, x in enumerate(INPUTS):
+            y, state = moved(x, state)
+            losses.append(in_volts(y, jnp.cos(2.0 * t)))
+        return sum(losses)
+
+    expected = u.autograd.grad(total)(model.weight)
+    assert expected.unit == u.UNITLESS / u.nS
+    got = physical(grads).weight
+    assert got.unit == u.UNITLESS / u.nS
+    np.testing.assert_allclose(got.to_decimal(expected.unit), expected.mantissa, rtol=1e-9)
+
+
+def test_optax_takes_the_gradients():
+    model = zoo.COBA(2, 3)
+    program = etpc.compile(model, inputs=INPUTS[0])
+    optimiser = optax.adam(0.01)
+    parameters = eqx.filter(model, eqx.is_array)
+    losses, moments = [], optimiser.init(parameters)
+    for _ in range(3):
+        run = program.value_and_grad(in_volts)
+        (value, _), grads = run(model, INPUTS, jnp.zeros(len(INPUTS)), program.init())
+        updates, moments = optimiser.update(grads, moments)
+        model = eqx.apply_updates(model, updates)
+        losses.append(float(value))
+    assert losses[2] < losses[1] < losses[0]
+    assert model.weight.unit == u.nS
+
+
+def test_marked_quantities():
+    def step(model, x, v):
+        weight = jax.tree.map(etpc.mark, model)
+        v = v * 0.9 + (weight @ x * u.ohm).in_unit(u.mV)
+        return v, v
+
+    weight = zoo.LIF(2, 3).weight
+    program = etpc.compile(weight, inputs=INPUTS[0], state=jnp.zeros(3) * u.mV, step=step)
+    assert [op.exact for op in program.ops] == [True]
+    expected = bptt(weight, INPUTS, jnp.zeros(3) * u.mV, step)
+    got = online(program, weight, INPUTS)
+    np.testing.assert_allclose(got.mantissa, expected.mantissa, rtol=1e-9)
+
+
+def test_a_state_whose_unit_changes():
+    model = zoo.Drifting(zoo.LIF(2, 3).weight.mantissa * u.mV)
+    with pytest.raises(etpc.ModelError, match=r"(?s)structure of the state.*mV"):
+        etpc.compile(model, inputs=INPUTS[0], state=jnp.zeros(3) * u.mV)
+
+
+def test_a_carry_keeps_its_units():
+    model = zoo.COBA(2, 3)
+    program = etpc.compile(model, inputs=INPUTS[0])
+    ys, carry = program.scan(model, jnp.stack([INPUTS, INPUTS], 1), program.init(batch_size=2))
+    assert ys.unit == u.mV
+    assert ys.shape == (len(INPUTS), 2, 3)
+    assert carry.state["g"].unit == u.nS
+
+
+def test_a_loss_with_a_unit_is_refused():
+    model = zoo.COBA(2, 3)
+    program = etpc.compile(model, inputs=INPUTS[0])
+    with pytest.raises(etpc.InputError, match=r"quantity in mV\^2.*plain number"):
+        online(program, model, INPUTS, lambda y, t: jnp.sum((y - t * u.mV) ** 2))

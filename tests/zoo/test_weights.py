@@ -1,0 +1,246 @@
+"""Whatever operation a weight meets data in."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import sparse
+
+import etpc
+from tests.zoo import weights as zoo
+from tests.zoo.check import cell, check, integers, normal, weights
+
+KEY = jax.random.key(0)
+H = jnp.zeros(3)
+
+
+def drives(op, inputs, *shape, **options):
+    """An operation that drives a leaky state."""
+    options = {"exact": True, **options}
+    return check(zoo.Leaky(op), inputs, jnp.zeros(shape), **options)
+
+
+# --- convolutions ---------------------------------------------------------------------------------
+
+
+def test_conv1d_with_stride():
+    op = eqx.nn.Conv1d(2, 3, 3, stride=2, padding=1, key=KEY)
+    drives(op, normal(2, 5), 3, 3, every=True)
+
+
+def test_conv2d_with_groups_and_dilation():
+    drives(zoo.Dilated(weights(2, 1, 2, 2)), normal(2, 3, 3), 2, 4, 2)
+
+
+def test_conv3d():
+    op = eqx.nn.Conv3d(1, 2, 2, use_bias=False, key=KEY)
+    drives(op, normal(1, 2, 3, 2), 2, 1, 2, 1)
+
+
+def test_transposed_convolution():
+    op = eqx.nn.ConvTranspose2d(2, 1, 2, stride=2, key=KEY)
+    drives(op, normal(2, 2, 2), 1, 4, 4)
+
+
+def test_convolution_of_channels_last():
+    drives(zoo.ChannelsLast(weights(2, 2, 3)), normal(3, 2), 5, 3)
+
+
+def test_convolution_by_numpy():
+    drives(zoo.Convolve(weights(3)), normal(4), 4)
+
+
+def test_conv_lstm():
+    model = zoo.ConvLSTM(1, 2, 3, KEY)
+    state = (jnp.zeros((2, 3)), jnp.zeros((2, 3)))
+    check(model, normal(1, 3), state)
+
+
+def test_depthwise_convolution_of_a_state():
+    op = eqx.nn.Conv1d(2, 2, 3, padding="SAME", groups=2, padding_mode="CIRCULAR", key=KEY)
+    check(zoo.Rolled(op), normal(2, 4), jnp.zeros((2, 4)))
+
+
+def test_transposed_convolution_of_a_state():
+    op = eqx.nn.ConvTranspose1d(1, 1, 3, padding="SAME", use_bias=False, key=KEY)
+    check(zoo.Rolled(op), normal(1, 4), jnp.zeros((1, 4)))
+
+
+# --- gathers and scatters -------------------------------------------------------------------------
+
+
+def test_embedding():
+    drives(eqx.nn.Embedding(4, 3, key=KEY), integers(4), 3, every=True)
+
+
+def test_gathers_by_data():
+    op = zoo.Take(weights(4, 3), weights(4, 4, 3), weights(3, 4))
+    drives(op, integers(4, 2), 3)
+
+
+def test_gather_along_an_axis():
+    drives(zoo.AlongAxis(weights(4, 3)), integers(4, 3), 3)
+
+
+def test_dynamic_slice():
+    drives(zoo.DynamicSlice(weights(6)), integers(4), 3)
+
+
+def test_scatter_add_of_a_weight():
+    drives(zoo.Scatter(weights(2), 4), integers(4, 2), 4)
+
+
+def test_edges():
+    op = zoo.SegmentSum(weights(5), np.array([0, 0, 1, 2, 2]), np.array([0, 1, 2, 1, 0]), 3)
+    drives(op, normal(3), 3)
+
+
+def test_edges_of_a_state():
+    op = zoo.SegmentSum(weights(5), np.array([0, 0, 1, 2, 2]), np.array([0, 1, 2, 1, 0]), 3)
+    check(zoo.Rolled(op), normal(3), H)
+
+
+# --- sparse weights -------------------------------------------------------------------------------
+
+INDICES = ((0, 0), (0, 1), (1, 1), (2, 0))
+
+
+def test_sparse():
+    matrix = sparse.BCOO((weights(4), jnp.asarray(INDICES)), shape=(3, 2))
+    drives(zoo.Sparse(matrix), normal(2), 3, every=True)
+
+
+def test_sparse_data():
+    drives(zoo.SparseData(weights(4), INDICES, (3, 2)), normal(2), 3)
+
+
+def test_sparse_recurrence():
+    matrix = sparse.BCOO((weights(4), jnp.asarray(INDICES)), shape=(3, 3))
+    check(zoo.Rolled(zoo.Sparse(matrix)), normal(3), H + 0.1)
+
+
+# --- contractions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("equation", "weight", "data", "state"),
+    [
+        ("goi,gi->go", (2, 3, 2), (2, 2), (2, 3)),
+        ("oi,ti->to", (3, 2), (2, 2), (2, 3)),
+        ("hdi,ti->thd", (2, 2, 3), (2, 3), (2, 2, 2)),
+        ("goi,tgi->tgo", (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        ("o,i->oi", (3,), (2,), (3, 2)),
+        ("i,i->", (3,), (3,), ()),
+        ("ii,i->i", (3, 3), (3,), (3,)),
+        ("ab,cb->ac", (2, 3), (2, 3), (2, 2)),
+    ],
+)
+def test_einsum(equation, weight, data, state):
+    drives(zoo.Einsum(weights(*weight), equation), normal(*data), *state)
+
+
+def test_grouped_einsum_smoothed():
+    drives(zoo.Einsum(weights(2, 3, 2), "goi,gi->go"), normal(2, 2), 2, 3, smoothed=True)
+
+
+def test_bilinear():
+    drives(zoo.Bilinear(weights(3, 2, 2)), normal(2), 3)
+
+
+# --- parameters that make a weight ----------------------------------------------------------------
+
+
+def test_low_rank_folded():
+    op = zoo.FoldedLoRA(weights(3, 2), weights(3, 1), weights(1, 2))
+    drives(op, normal(2), 3, smoothed=True)
+
+
+def test_low_rank_applied():
+    op = zoo.AppliedLoRA(weights(3, 2), weights(3, 1), weights(1, 2))
+    drives(op, normal(2), 3)
+
+
+def test_weight_normalisation():
+    drives(eqx.nn.WeightNorm(eqx.nn.Linear(2, 3, key=KEY)), normal(2), 3)
+
+
+def test_mask():
+    drives(zoo.Masked(weights(3, 2), np.array([[1, 0], [1, 1], [0, 1]], bool)), normal(2), 3)
+
+
+def test_straight_through_quantisation():
+    drives(zoo.Quantised(weights(3, 2)), normal(2), 3)
+
+
+def test_signs_and_normalised_rows():
+    op = zoo.Dale(weights(3, 2), jnp.array([[1.0, -1.0]] * 3))
+    drives(op, normal(2), 3, dead=(".op.sign",))
+
+
+def test_weight_of_a_network():
+    drives(zoo.Hyper(weights(2), eqx.nn.MLP(2, 6, 2, 1, jnp.tanh, key=KEY)), normal(2), 3)
+
+
+def test_cayley_transform():
+    drives(zoo.Orthogonal(weights(3, 3)), normal(3), 3)
+
+
+def test_slices_of_one_matrix():
+    check(zoo.Fused(weights(3, 7)), normal(2), H)
+
+
+def test_one_matrix_in_and_out():
+    check(zoo.Tied(weights(3, 2)), normal(2), H, exact=True)
+
+
+def test_one_matrix_twice():
+    check(zoo.Twice(weights(3, 3)), normal(3), H)
+
+
+def test_shared_layers():
+    one, two = eqx.nn.Linear(3, 3, key=KEY), eqx.nn.Linear(3, 3, key=jax.random.key(1))
+    model = eqx.nn.Shared((one, two), lambda m: m[1].weight, lambda m: m[0].weight)
+
+    def step(model, x, h):
+        one, two = model()
+        h = jnp.tanh(0.5 * h + one(x))
+        return two(h), h
+
+    check(model, normal(3), H, step, exact=True)
+
+
+# --- weights that act element by element ----------------------------------------------------------
+
+
+def test_elementwise_operations():
+    size = jnp.linspace(1.1, 2.0, 3)
+    check(zoo.Elementwise(size, size - 1.6, size, size / 2), normal(3), H, exact=True)
+
+
+def test_interpolated_table():
+    check(zoo.Interpolated(weights(5)), normal(3), H, exact=True)
+
+
+def test_mixture_of_experts():
+    op = zoo.Mixture(eqx.nn.Linear(2, 3, key=KEY), weights(3, 3, 2))
+    drives(op, normal(2), 3)
+
+
+# --- ensembles and marks --------------------------------------------------------------------------
+
+
+def test_ensemble():
+    make = eqx.filter_vmap(lambda key: eqx.nn.GRUCell(2, 3, key=key))
+    model = make(jax.random.split(KEY, 2))
+    run = eqx.filter_vmap(cell, in_axes=(eqx.if_array(0), None, 0))
+    check(model, normal(2), jnp.zeros((2, 3)), run, smoothed=True)
+
+
+@pytest.mark.parametrize("mark", [etpc.mark, lambda w: etpc.mark(2.0 * w)])
+def test_marked(mark):
+    model = zoo.Leaky(zoo.Marked(weights(3, 2), weights(3), mark))
+    check(model, normal(2), H, exact=True)
+    program = etpc.compile(model, inputs=jnp.zeros(2), state=H)
+    assert [op.path for op in program.ops] == [".op.weight"]
+    assert "not selected" in program.untraced[".op.bias"]
