@@ -34,7 +34,6 @@ T = 5
 DECAY = 0.8
 
 
-
 class Case:
     """A model with a sequence, its programs and its references."""
 
@@ -174,7 +173,7 @@ def test_a_broken_trace_is_seen():
 
 
 @given(models.specs(max_layers=2, max_size=3))
-@settings(max_examples=6)
+@settings(max_examples=3)
 def test_drawn_models(spec):
     jax.clear_caches()  # compiled code of many models exhausts the process's memory mappings
     found = check(models.build(spec))
