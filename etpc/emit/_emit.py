@@ -365,10 +365,9 @@ class _Emitter:
 
     def _weight(self, p: OpPlan, x: Array | None, delta: Array) -> Array:
         kind = p.op.kind
-        delta = delta.reshape(-1, kind.groups, kind.outputs)
+        delta = delta.reshape(*delta.shape[:2], kind.groups, kind.outputs)
         if x is None:
             return kind.contract(None, delta)
-        x = x.reshape(-1, kind.groups, kind.inputs)
         return kind.contract(x, delta.astype(jnp.result_type(x, delta)))
 
     def _accumulate(self, weights_bar: list[Array], p: OpPlan, bar: Array) -> None:

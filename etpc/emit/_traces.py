@@ -250,8 +250,9 @@ def _positive(norm: Array) -> Array:
 
 
 def _contract(kind, x: Array, credit: Array) -> Array:
-    x = x.reshape(-1, kind.groups, kind.inputs)
-    return kind.contract(x, credit.reshape(-1, kind.groups, kind.outputs))
+    lead = credit.shape[:-1]
+    x = x.reshape(*lead, kind.groups, kind.inputs)
+    return kind.contract(x, credit.reshape(*lead, kind.groups, kind.outputs))
 
 
 def empty_trace(plan: OpPlan, batch: int) -> Trace:

@@ -75,9 +75,9 @@ class Kind(Protocol):
         ...
 
     def contract(
-        self, x: Inexact[Array, "N G I"] | None, delta: Inexact[Array, "N G O"]
+        self, x: Inexact[Array, "*n G I"] | None, delta: Inexact[Array, "*n G O"]
     ) -> Inexact[Array, "..."]:
-        """The gradient of the weight, summed over N examples or steps."""
+        """The gradient of the weight, summed over all leading axes: steps and examples."""
         ...
 
     def gather(self, entries: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
@@ -120,7 +120,7 @@ class Direct:
         raise TypeError("an element-wise operation has no input factor")
 
     def contract(self, x, delta):
-        return delta.sum(axis=(0, 1)).reshape(self.shape)
+        return delta.sum(axis=tuple(range(delta.ndim - 1))).reshape(self.shape)
 
     def gather(self, entries):
         return entries.reshape(self.shape)
@@ -178,9 +178,12 @@ class Factored:
         return [y + self.to_output(delta).astype(y.dtype)]
 
     def contract(self, x, delta):
-        x = x.reshape(-1, self.h, self.f, self.i)
-        delta = delta.reshape(-1, self.h, self.f, self.o)
-        return self.to_weight(jnp.einsum("nhfi,nhfo->hio", x, delta))
+        # One product; the leading axes stay apart, so that a batch may be spread over devices.
+        lead = x.shape[:-2]
+        x = x.reshape(*lead, self.h, self.f, self.i)
+        delta = delta.reshape(*lead, self.h, self.f, self.o)
+        n = "abcde"[: len(lead)]
+        return self.to_weight(jnp.einsum(f"{n}hfi,{n}hfo->hio", x, delta))
 
     def gather(self, entries):
         return self.to_weight(entries.reshape(self.h, self.f, self.i, self.o).sum(1))

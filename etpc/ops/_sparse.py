@@ -45,6 +45,8 @@ class Sparse:
             x, delta = now
             return total + (x[:, self.links.inputs] * delta[:, self.links.outputs]).sum(0), None
 
+        x = x.reshape(-1, *x.shape[-2:])
+        delta = delta.reshape(-1, *delta.shape[-2:])
         zero = jnp.zeros((self.links.inputs.size,), jnp.result_type(x, delta))
         return jax.lax.scan(add, zero, (x, delta))[0]
 

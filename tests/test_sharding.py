@@ -1,0 +1,80 @@
+"""A batch spread over eight devices: the same gradients, and no trace is gathered.
+
+In a process of its own, because the number of devices is fixed when JAX starts.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import etpc
+
+jax.config.update("jax_enable_x64", True)
+assert jax.device_count() == 8
+mesh = Mesh(np.array(jax.devices()), ("batch",))
+on = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+keys = jax.random.split(jax.random.key(0), 4)
+model = {
+    "rec": 0.3 * jax.random.normal(keys[0], (6, 6)),
+    "win": jax.random.normal(keys[1], (6, 5)),
+    "tau": jnp.linspace(0.5, 0.9, 6),
+}
+xs, targets = jax.random.normal(keys[2], (6, 16, 5)), jnp.zeros((6, 16))
+
+
+def step(m, x, h):
+    h = jnp.tanh(m["tau"] * h + m["rec"] @ h + m["win"] @ x)
+    return h, h
+
+
+for algo in (
+    etpc.D_RTRL(window=2),
+    etpc.ES_D_RTRL(0.9, window=2),
+    etpc.ES_D_RTRL(2, window=2),
+    etpc.D_RTRL(window=3, in_window="exact"),
+    etpc.SnAp(1, window=2),
+):
+    program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(6), step=step)
+    run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum())
+    _, alone = run(model, xs, targets, program.init(16))
+    arguments = (
+        jax.device_put(model, on()),
+        jax.device_put(xs, on(None, "batch")),
+        jax.device_put(targets, on(None, "batch")),
+        jax.device_put(program.init(16), on("batch")),
+    )
+    spread = jax.jit(run)
+    (_, carry), grads = spread(*arguments)
+    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+    assert len(jax.tree.leaves(carry.traces)) >= 3
+    for trace in jax.tree.leaves((carry.traces, carry.state)):
+        assert trace.sharding.is_equivalent_to(on("batch"), trace.ndim), algo
+    compiled = spread.lower(*arguments).compile().as_text()
+    moves = re.findall("all-gather|all-to-all|collective-permute|all-reduce", compiled)
+    assert set(moves) == {"all-reduce"}, (algo, set(moves))
+print("the same on eight devices")
+"""
+
+
+def test_a_batch_over_devices():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "the same on eight devices"
