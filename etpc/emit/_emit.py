@@ -107,6 +107,7 @@ class _Emitter:
         self.exact = plan.algorithm.in_window == "exact"
         self.live = [plan.ops[op.number] for op in step.live]
         self.reads_old = step.reads_old_states()
+        self.reads_output = [step.reads_output_of(op) for op in step.live]
         analysis = plan.analysis
         self.weight_place = {v: i for i, v in enumerate(analysis.split.weights)}
         floats = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
@@ -317,7 +318,8 @@ class _Emitter:
                     p.layout.pairs, moves, take(old, at), take(new, at)
                 )
                 delta = delta + (own * here).sum(-2).reshape(delta.shape)
-            self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
+            if self.reads_output[place] or not isinstance(p.form, Decay):
+                self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
         for p, trace, path in zip(self.plan.carried, traces, paths, strict=True):
             if isinstance(p.form, Full):
                 bar = gradient_full(p, starts[p.op.number], trace)

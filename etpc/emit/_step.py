@@ -9,7 +9,7 @@ with, each path counted once; its derivatives are the learning signals.
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -292,14 +292,21 @@ class StepFunctions:
     def reads_old_states(self) -> bool:
         """Whether an output depends on old states past the new ones."""
         a = self.analysis
-        touched = {a.step.state[i] for i in a.hidden.leaves}
-        for eqn in self.read_body:
-            if eqn in self.saved_equations or eqn.primitive is prims.stop_gradient_p:
-                continue
-            if any(v in touched for v in eqn.inputs):
+        past = [eqn for eqn in self.read_body if eqn not in self.saved_equations]
+        return self._past_new_states({a.step.state[i] for i in a.hidden.leaves}, past)
+
+    def reads_output_of(self, op: WeightOp) -> bool:
+        """Whether an output may depend on that of an operation past the new states."""
+        new = self.moves.new_states
+        start = {v for v in op.equation.outputs if v not in new}
+        return self._past_new_states(start, self.analysis.split.body)
+
+    def _past_new_states(self, touched: set[Variable], equations: Iterable[Equation]) -> bool:
+        for eqn in equations:
+            if eqn.primitive is not prims.stop_gradient_p and any(v in touched for v in eqn.inputs):
                 new = self.moves.new_states
                 touched.update(v for v in eqn.outputs if v.is_float and v not in new)
-        return any(v in touched for v in a.split.outputs)
+        return any(v in touched for v in self.analysis.split.outputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
