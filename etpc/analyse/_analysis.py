@@ -12,8 +12,12 @@ import scipy.sparse as sp
 
 from .._jax import Equation, Variable, canonicalise, evaluate, forward_mode
 from ..trace import Step
+
+# the modules of rules register them
+from . import _rules_control, _rules_indexing, _rules_moving, _rules_sums  # noqa: F401
+from ._interpreter import Interpreter, Opaque
 from ._known import Known
-from ._patterns import Interpreter, Opaque, Pattern, empty
+from ._pattern import Pattern, empty
 from ._reach import closure, within
 from ._weights import Split, WeightOp, split
 

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import numpy as np
 
 from ._analysis import Analysis
-from ._patterns import Pattern
+from ._pattern import Pattern
 
 
 def uncut_block(analysis: Analysis, number: int, uncut: Collection[int]) -> int:

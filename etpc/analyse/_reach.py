@@ -4,7 +4,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse import csgraph
 
-from ._patterns import Pattern, TooDense, afford, too_dense
+from ._interpreter import too_dense
+from ._pattern import Pattern, TooDense, afford
 
 
 def closure(block: Pattern, transition: Pattern) -> Pattern:

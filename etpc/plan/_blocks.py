@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..analyse import Analysis
-from ..analyse._patterns import Pattern
+from ..analyse._pattern import Pattern
 from ._pairs import Pairs, check_table, pairs_of, uses
 
 

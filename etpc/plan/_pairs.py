@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._errors import MemoryLimitError
-from ..analyse._patterns import Pattern
+from ..analyse._pattern import Pattern
 from ..analyse._reach import closure
 
 DENSE_UP_TO = 8

@@ -9,7 +9,7 @@ from jax.experimental import sparse
 
 import etpc
 from etpc._jax import canonicalise, flatten, scan_counts
-from etpc.analyse import _patterns, analyse
+from etpc.analyse import _rules_control, analyse
 from etpc.trace import trace
 
 POINTS = 6
@@ -258,7 +258,7 @@ def test_patterns_contain_the_non_zeros(name):
 @pytest.mark.parametrize("name", ["fori_twice", "scan_outputs", "map", "scan_each_alone"])
 def test_long_loops_are_joined_over_their_iterations(name, monkeypatch):
     """More iterations than there are, and all slices at once: a superset."""
-    monkeypatch.setattr(_patterns, "UNROLLED", 0)
+    monkeypatch.setattr(_rules_control, "UNROLLED", 0)
     pattern, _ = pattern_of(TIGHT[name])
     truth = non_zeros(TIGHT[name])
     assert not (truth & ~pattern).any()

@@ -1,0 +1,116 @@
+"""Sparsity patterns of a linear program, by abstract interpretation.
+
+The program is the tangent part of a step. Each value that depends on a tangent input is described
+by a boolean sparse matrix: which of the seeds (elements of the tangent inputs) each of its elements
+can depend on. Element-wise operations join; data movement is run on element numbers; reductions and
+contractions join over what they sum; branches are joined and loops run to a fixpoint. What has no
+rule is dense, which is a superset of any truth, and is recorded.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .._errors import MemoryLimitError
+from .._jax import Equation, Flat, Primitive, Variable, prims
+from ._known import Known
+from ._pattern import Pattern, TooDense, joined, pick, union
+
+
+@dataclasses.dataclass(frozen=True)
+class Opaque:
+    """An operation that has no rule and was taken as dense."""
+
+    primitive: str
+    source: str
+
+
+def too_dense(entries: int, where: str) -> MemoryLimitError:
+    return MemoryLimitError(
+        f"The influence among hidden states would have {entries:,} entries, from {where}. This "
+        "is because every state reaches every other there, and traces that keep it are larger "
+        "still. Use D_RTRL or ES_D_RTRL, which cut at each weight; where an operation without a "
+        "weight mixes all states, such as a mean over them, carry what it computes as a smaller "
+        'state, or let algo="auto" with memory= choose.'
+    )
+
+
+class Interpreter:
+    """Runs a canonical linear program on patterns.
+
+    The last seed stands for no element: what depends on it has passed a backward rule that is not
+    linear.
+    """
+
+    def __init__(self, seeds: int):
+        self.seeds = seeds
+        self.nonlinear: dict[str, None] = {}
+        """Source lines of backward rules that are not linear."""
+        self.opaque: dict[Opaque, None] = {}
+        self.unbounded: dict[str, None] = {}
+        """Source lines of `while` loops that a derivative passes through."""
+
+    def run(
+        self, flat: Flat, inputs: Sequence[Pattern | None], known: Known | None = None
+    ) -> list[Pattern | None]:
+        """Patterns of the outputs from those of the inputs; `None` stands for an empty one."""
+        env: dict[Variable, Pattern] = {}
+        for v, pattern in zip(flat.inputs, inputs, strict=True):
+            if pattern is not None and pattern.nnz:
+                env[v] = pattern
+        if known is None:
+            known = Known(flat.equations, flat.constants)
+        for eqn in flat.equations:
+            patterns = [env.get(v) for v in eqn.inputs]
+            if all(p is None for p in patterns):
+                continue
+            found = _rule_of(eqn.primitive)
+            try:
+                outs = found(self, eqn, patterns, known) if found is not None else None
+                if outs is None:
+                    outs = self.dense(eqn, patterns)
+            except TooDense as error:
+                raise too_dense(error.entries, f"{eqn.primitive.name} at {eqn.source}") from None
+            for v, out in zip(eqn.outputs, outs, strict=True):
+                if out is not None and out.nnz and v.is_float:
+                    env[v] = out
+        return [env.get(v) for v in flat.outputs]
+
+    def dense(self, eqn: Equation, patterns: Sequence[Pattern | None]) -> list[Pattern]:
+        self.opaque[Opaque(eqn.primitive.name, eqn.source)] = None
+        present = [p for p in patterns if p is not None]
+        everything = union([joined(p, (p.shape[0],), (0,)) for p in present])
+        return [pick(everything, np.zeros(v.size, np.int64)) for v in eqn.outputs]
+
+
+Rule = Callable[
+    [Interpreter, Equation, "list[Pattern | None]", Known], "Sequence[Pattern | None] | None"
+]
+RULES: dict[Primitive, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        for name in names:
+            primitive = getattr(prims, name + "_p", None)
+            if primitive is None:
+                continue
+            if primitive in RULES:
+                raise ValueError(f"{name} has a rule already")
+            RULES[primitive] = rule
+        return rule
+
+    return register
+
+
+LATE: list[tuple[Callable[[], Primitive | None], Rule]] = []
+"""Rules of primitives that exist once a module is imported."""
+
+
+def _rule_of(primitive: Primitive) -> Rule | None:
+    found = RULES.get(primitive)
+    return found or next((late for find, late in LATE if find() is primitive), None)
+
+
+__all__ = ["LATE", "RULES", "Interpreter", "Opaque", "Rule", "rule", "too_dense"]

@@ -1,0 +1,98 @@
+"""Sparsity patterns as boolean sparse matrices, and what is done with them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+Pattern = Any
+"""A boolean `scipy.sparse.csr_array`, elements x seeds."""
+
+
+MAX_ENTRIES = 100_000_000
+"""Patterns of more entries than this are not formed: about half a gigabyte each."""
+
+
+class TooDense(Exception):
+    """A pattern would have more than `MAX_ENTRIES` entries."""
+
+    def __init__(self, entries: int):
+        super().__init__(entries)
+        self.entries = entries
+
+
+def afford(entries: int | np.integer) -> None:
+    """Raise `TooDense` before a pattern with so many entries is formed."""
+    if entries > MAX_ENTRIES:
+        raise TooDense(int(entries))
+
+
+def empty(rows: int, seeds: int) -> Pattern:
+    return sp.csr_array((rows, seeds), dtype=bool)
+
+
+def union(patterns: Sequence[Pattern]) -> Pattern:
+    total = patterns[0]
+    for other in patterns[1:]:
+        total = total + other
+    return total
+
+
+def pick(pattern: Pattern, index: np.ndarray) -> Pattern:
+    """Rows of a pattern by number, flattened; -1 for an empty row."""
+    index = np.asarray(index).reshape(-1)
+    if index.size == pattern.shape[0] and np.array_equal(index, np.arange(index.size)):
+        return pattern
+    inside = index >= 0
+    if inside.all():
+        afford(np.diff(pattern.indptr)[index].sum())
+        return pattern[index]
+    return select(np.flatnonzero(inside), index[inside], index.size, pattern)
+
+
+def select(rows: np.ndarray, columns: np.ndarray, size: int, pattern: Pattern) -> Pattern:
+    """Row `rows[i]` of the result joins row `columns[i]` of `pattern`, for all i."""
+    afford(np.diff(pattern.indptr)[columns].sum())
+    ones = np.ones(rows.size, bool)
+    chosen = sp.csr_array((ones, (rows, columns)), shape=(size, pattern.shape[0]))
+    return sp.csr_array(chosen @ pattern)
+
+
+def numbering(shape: Sequence[int]) -> np.ndarray:
+    return np.arange(math.prod(shape), dtype=np.int64).reshape(tuple(shape))
+
+
+Axes = Sequence[int | np.integer]
+"""`vmap` leaves NumPy integers."""
+
+
+def joined(pattern: Pattern, shape: Sequence[int], axes: Axes) -> Pattern:
+    """Join over axes; the result is that of an array without them."""
+    if not axes:
+        return pattern
+    kept = [1 if a in axes else n for a, n in enumerate(shape)]
+    target = np.broadcast_to(numbering(kept), tuple(shape)).reshape(-1)
+    return select(target, np.arange(target.size), math.prod(kept), pattern)
+
+
+def spread(pattern: Pattern, shape: Sequence[int], axes: Axes) -> Pattern:
+    """The pattern in which every position along `axes` has the joined dependence of all."""
+    kept = [1 if a in axes else n for a, n in enumerate(shape)]
+    return pick(joined(pattern, shape, axes), np.broadcast_to(numbering(kept), tuple(shape)))
+
+
+__all__ = [
+    "Axes",
+    "Pattern",
+    "TooDense",
+    "afford",
+    "empty",
+    "joined",
+    "numbering",
+    "pick",
+    "select",
+    "spread",
+    "union",
+]

@@ -1,0 +1,116 @@
+"""Pattern rules of reads and writes by index, known or not."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._jax import Equation, prims
+from ._interpreter import rule
+from ._pattern import numbering, pick, select, spread, union
+
+
+def _run_on_numbers(eqn: Equation, operands: Sequence[Any]) -> np.ndarray:
+    """The element numbers, from 0, that an indexing operation puts at each place of its output."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(np.asarray(eqn.bind(*operands)[0]) - 1)
+
+
+@rule("gather")
+def _gather(interpreter, eqn, patterns, known):
+    operand, indices = eqn.inputs
+    if patterns[0] is None:
+        return None
+    pattern, at = patterns[0], known(indices)
+    numbers = jnp.asarray(numbering(operand.shape) + 1, jnp.int32)
+    if at is None:
+        at = np.zeros(indices.shape, indices.aval.dtype)
+        axes = eqn.params["dimension_numbers"].start_index_map
+        pattern = spread(pattern, operand.shape, axes)
+    filled = {**eqn.params, "fill_value": 0}
+    moved = dataclasses.replace(eqn, params=filled)
+    return [pick(pattern, _run_on_numbers(moved, [numbers, jnp.asarray(at)]))]
+
+
+@rule("dynamic_slice")
+def _dynamic_slice(interpreter, eqn, patterns, known):
+    operand, *starts = eqn.inputs
+    if patterns[0] is None:
+        return None
+    pattern, sizes = patterns[0], eqn.params["slice_sizes"]
+    at = []
+    for axis, start in enumerate(starts):
+        value = known(start)
+        if value is None:
+            if sizes[axis] < operand.shape[axis]:
+                pattern = spread(pattern, operand.shape, (axis,))
+            value = np.zeros((), np.int32)
+        at.append(min(max(int(value), 0), operand.shape[axis] - sizes[axis]))
+    window = tuple(slice(a, a + n) for a, n in zip(at, sizes, strict=True))
+    return [pick(pattern, numbering(operand.shape)[window])]
+
+
+@rule("dynamic_update_slice")
+def _dynamic_update_slice(interpreter, eqn, patterns, known):
+    operand, update, *starts = eqn.inputs
+    (out,) = eqn.outputs
+    at, loose = [], []
+    for axis, start in enumerate(starts):
+        value = known(start)
+        if value is None:
+            if update.shape[axis] < operand.shape[axis]:
+                loose.append(axis)
+            value = np.zeros((), np.int32)
+        at.append(min(max(int(value), 0), operand.shape[axis] - update.shape[axis]))
+    window = tuple(slice(a, a + n) for a, n in zip(at, update.shape, strict=True))
+    index = np.full(out.shape, -1)
+    index[window] = numbering(update.shape)
+    joins = []
+    if patterns[0] is not None:
+        kept = numbering(out.shape)
+        if not loose:
+            kept[window] = -1
+        joins.append(pick(patterns[0], kept))
+    if patterns[1] is not None:
+        joins.append(spread(pick(patterns[1], index), out.shape, loose))
+    return [union(joins)]
+
+
+@rule("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_min", "scatter_max")
+def _scatter(interpreter, eqn, patterns, known):
+    indices = eqn.inputs[1]
+    (out,) = eqn.outputs
+    joins = [] if patterns[0] is None else [patterns[0]]
+    if patterns[2] is not None:
+        if out.size >= 1 << 24:  # element numbers must be exact in float32
+            return None
+        at, loose = known(indices), ()
+        if at is None:
+            at = np.zeros(indices.shape, indices.aval.dtype)
+            loose = eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
+        placed = _landing(eqn, at)
+        inside = placed >= 0
+        pattern = select(placed[inside], np.flatnonzero(inside), out.size, patterns[2])
+        joins.append(spread(pattern, out.shape, loose))
+    return [union(joins)] if joins else None
+
+
+def _landing(eqn: Equation, at: np.ndarray) -> np.ndarray:
+    """Where each update of a scatter lands: the transpose of the scatter, on element numbers."""
+    operand, _, updates = eqn.inputs
+    adder = dataclasses.replace(
+        eqn,
+        primitive=prims.scatter_add_p,
+        params={**eqn.params, "update_jaxpr": None, "update_consts": ()},
+    )
+    with jax.ensure_compile_time_eval():
+        zeros = jnp.zeros(operand.shape, jnp.float32)
+        where = jnp.asarray(at)
+        like = jax.ShapeDtypeStruct(updates.shape, jnp.float32)
+        back = jax.linear_transpose(lambda u: adder.bind(zeros, where, u)[0], like)
+        numbers = jnp.asarray(numbering(operand.shape) + 1, jnp.float32)
+        (landed,) = back(numbers)
+    return np.asarray(landed).astype(np.int64).reshape(-1) - 1
