@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import etpc
+from etpc.emit._step import StepFunctions
 from tests import evaluate, grammar, oracle
 
 T = 4
@@ -179,4 +180,47 @@ def check(program: grammar.Program, seed=0, thorough=False, points=POINTS) -> di
         found["snap"] = distance(case.online(case.program_of(etpc.SnAp(64, window=2))), bptt)
         found["auto"] = distance(case.online(case.program_of(etpc.algorithms.Auto())), bptt)
         found["batch"] = batch(case, compiled, online)
+    return found
+
+
+def check_patterns(program: grammar.Program, seed=0, points=4) -> dict[str, float]:
+    """Whether the patterns of D and F hold at random points, with the data of operations cut and not.
+
+    Nothing else is compared, so that this is some times faster than `check`.
+    """
+    model = grammar.DrawnModel(program, treatment())
+    x, state = grammar.data(program, 1, at=0), model.init_state()
+    step = etpc.trace.trace(model, x)
+    parameters = step.model_leaves.split(model)
+    rng = np.random.default_rng(program.seed + seed)
+    found = {}
+    for cut in (True, False):
+        analysis = etpc.analyse.analyse(step, cut=cut)
+        functions = StepFunctions(analysis)
+
+        def jacobians(x, state, functions=functions):
+            weights, others = functions.prefix(parameters)
+            _, saved = functions.forward(weights, others, x, state)
+
+            def new(vector, deltas):
+                return functions.cut(weights, others, x, state, saved, vector, deltas, jnp.float64)
+
+            vector = functions.vector(state, jnp.float64)
+            deltas = [jnp.zeros(op.delta.shape, op.delta.dtype) for op in functions.live]
+            return jax.jacrev(new, (0, 1))(vector, deltas)
+
+        run = evaluate.run(jacobians)
+        outside = 0
+        for point in range(points):
+            values = step.input_leaves.split(grammar.data(program, 1, seed=500 + point, at=0))
+            moved = [
+                a + rng.normal(size=np.shape(a)) if jnp.issubdtype(a.dtype, jnp.inexact) else a
+                for a in step.state_leaves.split(state)
+            ]
+            transition, immediate = run(values, moved)
+            outside += np.sum((transition != 0) & ~analysis.transition.toarray())
+            for op, entries in zip(functions.live, immediate, strict=True):
+                pattern = analysis.immediate[op.number].toarray()
+                outside += np.sum((entries.reshape(pattern.shape) != 0) & ~pattern)
+        found["cut" if cut else "uncut"] = float(outside)
     return found

@@ -8,6 +8,7 @@ for as long as it fails in the same way; the smallest one is in its line too, as
 
 import argparse
 import collections
+import functools
 import json
 import pathlib
 import time
@@ -28,10 +29,13 @@ CLEAR_EVERY = 200
 """Compiled code of many models exhausts the process's memory mappings."""
 
 
-def outcome(program, seed=0, thorough=False):
+def outcome(program, seed=0, thorough=False, patterns=False):
     """What became of a model, and a word for how it failed (empty where it did not)."""
     try:
-        found = fast.check(program, seed, thorough)
+        check = (
+            fast.check_patterns if patterns else functools.partial(fast.check, thorough=thorough)
+        )
+        found = check(program, seed)
     except fast.Dead as error:
         return {"dead": str(error)}, ""
     except Exception as error:  # whatever it is, the run goes on
@@ -43,14 +47,14 @@ def outcome(program, seed=0, thorough=False):
     return {"errors": found}, " ".join(failed)
 
 
-def smallest(program, failure, budget=150):
+def smallest(program, failure, patterns, budget=150):
     def fails(candidate):
-        return outcome(candidate)[1] == failure
+        return outcome(candidate, patterns=patterns)[1] == failure
 
     return grammar.shrink(program, fails, budget)
 
 
-def main(minutes, seed, out, kinds, thorough_every, complex):
+def main(minutes, seed, out, kinds, thorough_every, complex, patterns):
     rng = np.random.default_rng(seed)
     end, seen, counts = time.time() + 60 * minutes, set(), collections.Counter()
     failures = collections.Counter()
@@ -62,14 +66,14 @@ def main(minutes, seed, out, kinds, thorough_every, complex):
             seen.add(program.signature)
             begin = time.time()
             thorough = len(seen) % thorough_every == 0
-            line, failure = outcome(program, thorough=thorough)
+            line, failure = outcome(program, thorough=thorough, patterns=patterns)
             line = {"signature": program.signature, "seconds": time.time() - begin} | line
             counts["dead" if "dead" in line else failure or "ok"] += 1
             if failure:
                 failures[failure] += 1
                 line |= {"failure": failure, "program": repr(program)}
                 if failures[failure] <= 3:
-                    small = smallest(program, failure)
+                    small = smallest(program, failure, patterns)
                     line |= {"smallest": repr(small), "text": text(small)}
                 print(
                     f"{failure}\n{line.get('smallest', '')}\n{line.get('text', '')}\n", flush=True
@@ -97,5 +101,6 @@ if __name__ == "__main__":
     parser.add_argument("--kinds", nargs="*", default=grammar.KINDS, help="operations to draw")
     parser.add_argument("--thorough-every", type=int, default=5, help="with all windows")
     parser.add_argument("--complex", action="store_true", help="complex states too")
+    parser.add_argument("--patterns", action="store_true", help="check the patterns alone")
     warnings.simplefilter("error")
     main(**vars(parser.parse_args()))

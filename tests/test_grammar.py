@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 
 import etpc
+from etpc._jax import prims
+from etpc.analyse._interpreter import RULES
 from tests import evaluate, fast, grammar
 from tests.grammar import Leaf, Op, Program
 
@@ -93,3 +95,20 @@ def test_every_operation_is_in_one_family():
         program = Program((Leaf(before=(Op("w_x", a=1, n=3), Op(kind, b=1))),))
         model = grammar.DrawnModel(program)
         jax.eval_shape(model, grammar.data(program, 1, at=0), model.init_state())
+
+
+def test_patterns_of_drawn_programs():
+    rng = np.random.default_rng(3)
+    for _ in range(25):
+        program = grammar.random_program(rng, complex=True)
+        assert fast.check_patterns(program) == {"cut": 0.0, "uncut": 0.0}, str(program)
+
+
+@pytest.mark.parametrize("name", ["concatenate", "reduce_sum", "dot_general"])
+def test_a_rule_that_loses_influence_is_found(name, monkeypatch):
+    """Negative control: a rule that says that nothing depends on anything."""
+    lost = lambda interpreter, eqn, patterns, known: [None] * len(eqn.outputs)
+    monkeypatch.setitem(RULES, getattr(prims, name + "_p"), lost)
+    rng = np.random.default_rng(4)
+    found = [fast.check_patterns(grammar.random_program(rng)) for _ in range(12)]
+    assert any(sum(each.values()) > 0 for each in found)
