@@ -102,6 +102,11 @@ class Reach:
     """Paths along which influence leaves the trace; empty where the trace is exact."""
 
     @property
+    def size(self) -> int:
+        """m, the largest number of states in the block of an output."""
+        return int(np.diff(self.block.indptr).max(initial=0))
+
+    @property
     def states(self) -> np.ndarray:
         """The states in any block, in order."""
         return np.unique(self.block.indices)
@@ -141,8 +146,7 @@ class Analysis:
         size = self.hidden.size
         lines = [f"analysis of {size} hidden states, D has {self.transition.nnz} entries"]
         for op, reach in zip(self.ops, self.reach, strict=True):
-            block = int(np.max(np.diff(reach.block.indptr), initial=0))
-            lines.append(f"  {op}: reaches {reach.role}, block {block}")
+            lines.append(f"  {op}: reaches {reach.role}, block {reach.size}")
             lines += [f"    escapes: {path}" for path in reach.escapes]
         lines += [f"  taken as dense: {o.primitive} at {o.source}" for o in self.opaque]
         return "\n".join(lines)

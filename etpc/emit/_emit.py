@@ -6,7 +6,6 @@ and, backwards, the learning signals. What remains sequential is element-wise co
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -337,12 +336,8 @@ class _Emitter:
 
         That of a complex leaf is the derivative by its real part minus i times that by the other.
         """
-        signs = [(1, -1) if jnp.issubdtype(s.dtype, jnp.complexfloating) else (1,) for s in start]
-        parts = self.plan.analysis.hidden.split(start)
-        flat = [
-            sign * part.reshape(part.shape[0], -1).astype(self.plan.dtype)
-            for sign, part in zip(itertools.chain(*signs), parts, strict=True)
-        ]
+        parts = self.plan.analysis.hidden.split([s.conj() for s in start])
+        flat = [part.reshape(part.shape[0], -1).astype(self.plan.dtype) for part in parts]
         return jnp.concatenate(flat, -1)
 
     def _credit(self, transition, old, new) -> tuple[Array, Array]:

@@ -260,13 +260,7 @@ def empty_trace(plan: OpPlan, batch: int) -> Trace:
     if isinstance(plan.form, Full):
         return (jnp.zeros((batch, *plan.trace_shape), plan.dtype),)
     shape_x, shape_f = plan.trace_shape
+    factors = jnp.zeros((batch, *shape_x), plan.dtype), jnp.zeros((batch, *shape_f), plan.dtype)
     if isinstance(plan.form, LowRank):
-        return (
-            jnp.zeros((batch, *shape_x), plan.dtype),
-            jnp.zeros((batch, *shape_f), plan.dtype),
-        )
-    return (
-        jnp.zeros((batch, *shape_x), plan.dtype),
-        jnp.zeros((batch, *shape_f), plan.dtype),
-        jnp.zeros((batch,), jnp.finfo(plan.dtype).dtype),
-    )
+        return factors
+    return *factors, jnp.zeros((batch,), jnp.finfo(plan.dtype).dtype)

@@ -25,8 +25,6 @@ def compose(
 ) -> Array:
     """The product of two transitions."""
     m = pairs.m
-    if m == 1:
-        return later * earlier
     if not pairs.dense:
         first, second, exists = pairs.products
         return _sum(later, first, earlier, second, exists)
@@ -47,8 +45,6 @@ def apply(
 ) -> Array:
     """A transition on the block states of each output."""
     m = pairs.m
-    if m == 1:
-        return transition * block
     if not pairs.dense:
         which, exists = pairs.into
         return _sum(transition, which, block, pairs.before[which], exists)

@@ -3,13 +3,10 @@
 import dataclasses
 from collections.abc import Collection, Mapping
 
-import jax.numpy as jnp
-import numpy as np
-
 from .._errors import MemoryLimitError
 from ..algorithms import Decay, Full, LowRank, TraceForm
 from ..analyse import Analysis, WeightOp, one_step_block, uncut_block
-from ._size import settled, trace_bytes
+from ._size import settled, trace_bytes, trace_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +75,12 @@ class Costs:
 
     def __init__(self, analysis: Analysis, batch_size: int):
         self.analysis, self.batch_size = analysis, batch_size
-        real = jnp.result_type(jnp.float32, *(part.dtype for part in analysis.hidden.parts))
-        self.dtype = {op.number: jnp.result_type(real, op.delta.dtype) for op in analysis.ops}
+        self.dtype = {op.number: trace_dtype(analysis, op) for op in analysis.ops}
 
     def block(self, op: WeightOp, uncut: Collection[int]) -> int:
         if uncut:
             return uncut_block(self.analysis, op.number, uncut)
-        return int(np.diff(self.analysis.reach[op.number].block.indptr).max(initial=0))
+        return self.analysis.reach[op.number].size
 
     def lower(self, op: WeightOp, form: TraceForm, uncut: Collection[int]) -> TraceForm | None:
         """The next form that is smaller; `None` where there is none."""

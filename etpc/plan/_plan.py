@@ -3,9 +3,7 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 import networkx as nx
-import numpy as np
 
 from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
 from ..algorithms import Algorithm, Full, TraceForm
@@ -14,7 +12,7 @@ from ..ops import Direct, Kind, Sparse
 from ..ops._kind import Factored
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
 from ._choose import Choice
-from ._size import settled, trace_bytes, trace_shape
+from ._size import settled, trace_bytes, trace_dtype, trace_shape, vector_dtype
 
 AUTO_WINDOW = 16
 
@@ -213,11 +211,6 @@ def _entries(kind: Kind) -> Any:
     return kind.shape if isinstance(kind, Direct) else None
 
 
-def vector_dtype(analysis: Analysis) -> Any:
-    """Of the vector of states."""
-    return jnp.result_type(jnp.float32, *(part.dtype for part in analysis.hidden.parts))
-
-
 def _describe(
     analysis: Analysis,
     op: WeightOp,
@@ -245,9 +238,8 @@ def _describe(
         form, why = choice.forms[op.number], choice.reasons[op.number]
     else:
         form = algorithm.trace_form(op.kind)
-    block = int(np.diff(reach.block.indptr).max(initial=0))
     if form is not None:
-        form = settled(form, op.kind, block)
+        form = settled(form, op.kind, reach.size)
     escapes = reach.escapes
     if form is not None and not form.exact:
         escapes = (form.left_out, *escapes)
@@ -255,7 +247,7 @@ def _describe(
     return OpPlan(
         op=op,
         form=form,
-        block=0 if form is None else block,
+        block=0 if form is None else reach.size,
         closed=reach.closed,
         layout=None,
         immediate=None,
@@ -265,7 +257,7 @@ def _describe(
         reason=reason,
         choice=why,
         shares=None,
-        dtype=jnp.result_type(vector_dtype(analysis), op.delta.dtype),
+        dtype=trace_dtype(analysis, op),
     )
 
 

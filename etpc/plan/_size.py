@@ -6,7 +6,18 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..algorithms import Decay, Full, LowRank, TraceForm
+from ..analyse import Analysis, WeightOp
 from ..ops import Kind
+
+
+def vector_dtype(analysis: Analysis) -> Any:
+    """Of the vector of states and its Jacobians: at least float32."""
+    return jnp.result_type(jnp.float32, *(part.dtype for part in analysis.hidden.parts))
+
+
+def trace_dtype(analysis: Analysis, op: WeightOp) -> Any:
+    """Of the trace of an operation: that of the states, and complex where the operation is."""
+    return jnp.result_type(vector_dtype(analysis), op.delta.dtype)
 
 
 def trace_shape(kind: Kind, form: TraceForm, block: int) -> Any:
@@ -44,4 +55,4 @@ def settled(form: TraceForm, kind: Kind, block: int) -> TraceForm:
     return Full() if full_rank or whole <= factors else form
 
 
-__all__ = ["settled", "trace_bytes", "trace_shape"]
+__all__ = ["settled", "trace_bytes", "trace_dtype", "trace_shape", "vector_dtype"]

@@ -6,19 +6,9 @@ import jax.numpy as jnp
 import saiunit as u
 
 from tests.zoo.check import weights
+from tests.zoo.spiking import spike
 
 DT = 1.0 * u.ms
-
-
-@jax.custom_jvp
-def spike(v):
-    return jnp.where(v > 0, 1.0, 0.0)
-
-
-@spike.defjvp
-def _(primals, tangents):
-    (v,), (dv,) = primals, tangents
-    return spike(v), dv / (1 + jnp.abs(v)) ** 2
 
 
 class LIF(eqx.Module):
