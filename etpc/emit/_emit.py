@@ -56,11 +56,15 @@ class Window:
         says where the stream begins with it, so that nothing was before. Differentiable by
         `weights` and `xs`, where the derivative is the online gradient. By `xs` it costs more, and
         is done only where it is asked for.
+    - `learn(weights, others, xs, state, traces, fresh, loss_of) -> (loss, grads, state, traces)`:
+        a window and the gradient of `loss_of(ys)` by the weights. As it knows that the traces are
+        read no more, they are overwritten.
     """
 
     plan: Plan
     prefix: Callable[..., Any]
     run: Callable[..., Any]
+    learn: Callable[..., Any]
 
     def fresh_traces(self, batch: int) -> list[Trace]:
         """Traces of a stream that begins, [B, ...]."""
@@ -88,7 +92,17 @@ def emit(plan: Plan) -> Window:
         return weights, None, xs, None, None, None
 
     run.defvjp(forward, backward, symbolic_zeros=True)
-    return Window(plan, step.prefix, run)
+
+    def learn(weights, others, xs, state, traces, fresh, loss_of):
+        (ys, last), factors, residuals = for_weights.window(
+            weights, others, xs, state, traces, fresh
+        )
+        loss, pull = jax.vjp(loss_of, ys)
+        (ys_bar,) = pull(jnp.ones_like(loss))
+        grads, _ = for_weights.backward(residuals, ys_bar)
+        return loss, grads, last, for_weights.advance(factors, traces, grads)
+
+    return Window(plan, step.prefix, run, learn)
 
 
 def _instantiated(cotangent: Any) -> Any:
@@ -116,13 +130,21 @@ class _Emitter:
 
     def forward(self, weights, others, xs, state, traces, fresh):
         """Outputs, new state and new traces; and what the backward pass needs."""
+        (ys, last), factors, residuals = self.window(weights, others, xs, state, traces, fresh)
+        return (ys, last, self.advance(factors, traces)), residuals
+
+    def window(self, weights, others, xs, state, traces, fresh):
+        """Outputs and new state; what moves the traces; and what the backward pass needs."""
         olds, news, saved, last, pull, ys = self._sequential(weights, others, xs, state)
         jacobians = self._jacobians(weights, others, xs, olds, saved, fresh)
         read, read_pull, data = self._read(weights, others, xs, olds, news, saved)
         if not self.exact:
             ys, pull = read, read_pull
         factors = self._factors(jacobians, data)
-        after, paths = self._advance(factors, traces)
+        smoothed = [
+            smooth(p, factors[p.op.number], trace) if isinstance(p.form, Decay) else (None, ())
+            for p, trace in zip(self.plan.carried, traces, strict=True)
+        ]
         blocks = {
             p.op.number: (factors[p.op.number].immediate, factors[p.op.number].transition)
             for p in self.plan.traced
@@ -130,9 +152,9 @@ class _Emitter:
         }
         residuals = (
             *(pull, jacobians.transition, jacobians.immediate, data),
-            *(traces, paths, blocks, fresh),
+            *(traces, [path for _, path in smoothed], blocks, fresh),
         )
-        return (ys, last, after), residuals
+        return (ys, last), (factors, [trace for trace, _ in smoothed]), residuals
 
     def _sequential(self, weights, others, xs, state):
         """Run the model; keep the state before and after each step, and the outputs of cut ops."""
@@ -265,26 +287,25 @@ class _Emitter:
             out.append(x if exact else x.astype(p.op.delta.dtype))  # spikes may be booleans
         return out
 
-    def _advance(self, factors: dict[int, Factors], traces: Sequence[Trace]):
-        products, after, paths = {}, [], []
+    def advance(self, moves, traces: Sequence[Trace], grads: Sequence[Array] | None = None):
+        """The traces at the end of a window; `grads` is computed from those at its start."""
+        factors, smoothed = moves
+        products, after = {}, []
         sharing: dict[int, list[Factors]] = {}
         for p in self.plan.traced:
             owner = p.op.number if p.shares is None else p.shares
             sharing.setdefault(owner, []).append(factors[p.op.number])
-        for p, trace in zip(self.plan.carried, traces, strict=True):
+        for p, trace, moved in zip(self.plan.carried, traces, smoothed, strict=True):
             own = factors[p.op.number]
-            path = ()
             if not isinstance(p.form, Decay) and p.layout not in products:
                 products[p.layout] = suffix_products(p.layout.pairs, own.transition)
             if isinstance(p.form, Full):
-                trace = advance_full(p, sharing[p.op.number], products[p.layout], trace)
+                read = None if grads is None else grads[self.weight_place[p.op.weight]]
+                moved = advance_full(p, sharing[p.op.number], products[p.layout], trace, read)
             elif isinstance(p.form, LowRank):
-                trace = reduce_modes(p, own, products[p.layout], trace)
-            else:
-                trace, path = smooth(p, own, trace)
-            after.append(trace)
-            paths.append(path)
-        return after, paths
+                moved = reduce_modes(p, own, products[p.layout], trace)
+            after.append(moved)
+        return after
 
     # --- backward ---
 

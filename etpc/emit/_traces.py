@@ -15,6 +15,8 @@ from jaxtyping import Inexact
 
 from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Pairs
+from ._modes import leading
+from ._pieces import over_examples, overwrite, zero_after
 from ._transitions import apply, apply_back, compose, identity
 
 Trace = tuple[Array, ...]
@@ -45,21 +47,31 @@ def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tupl
 
 
 def advance_full(
-    plan: OpPlan, sharing: Sequence[Factors], products: tuple[Array, Array], trace: Trace
+    plan: OpPlan,
+    sharing: Sequence[Factors],
+    products: tuple[Array, Array],
+    trace: Trace,
+    after_reads: Array | None = None,
 ) -> Trace:
     """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`.
 
-    `sharing` are the factors of all operations that the trace is for.
+    `sharing` are the factors of all operations that the trace is for. `after_reads` is any array
+    that was computed from the trace, so that the trace is overwritten and not copied.
     """
     (eps,) = trace
     kind, m, pairs = plan.op.kind, plan.block, plan.layout.pairs
     after, whole = products
     moved = [apply(pairs, after, factors.immediate) for factors in sharing]  # [W, B, m, GO] each
     batch = eps.shape[0]
+    zero = 0 if after_reads is None else zero_after(after_reads)
     if kind.data is None:
-        flat = eps.reshape(batch, m, kind.outputs)
         fed = sum(each.sum(0) for each in moved)
-        return ((apply(pairs, whole, flat) + fed).reshape(eps.shape),)
+
+        def element_wise(eps, cut):
+            return apply(pairs, cut(whole, 2), eps) + cut(fed, 2)
+
+        flat = eps.reshape(batch, m, kind.outputs)
+        return (overwrite(flat, 2, element_wise, zero).reshape(eps.shape),)
     xs = [_given(factors.x).astype(eps.dtype) for factors in sharing]
     g, i, o = kind.groups, kind.inputs, kind.outputs
     if kind.links is not None:
@@ -69,10 +81,17 @@ def advance_full(
         return (eps4.reshape(eps.shape),)
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
     onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
-    eps5 = apply(pairs, onward, eps.reshape(batch, g, i, m, o))
-    x, each = jnp.concatenate(xs), jnp.concatenate(moved)
-    each = each.reshape(*each.shape[:2], m, g, o)
-    return ((eps5 + jnp.einsum("tbgi,tbmgo->bgimo", x, each)).reshape(eps.shape),)
+    x = jnp.moveaxis(jnp.concatenate(xs), 0, 3)  # [B, G, I, T]
+    each = jnp.concatenate(moved).reshape(-1, batch, m, g, o)
+    each = each.transpose(1, 3, 0, 2, 4).reshape(batch, g, -1, m * o)  # [B, G, T, mO]
+    axis = 1 if g > i else 2
+
+    def product(eps, cut):
+        by_group = (lambda a: cut(a, 1)) if axis == 1 else lambda a: a
+        fed = cut(x, axis) @ by_group(each)
+        return apply(pairs, by_group(onward), eps) + fed.reshape(*fed.shape[:3], m, o)
+
+    return (overwrite(eps.reshape(batch, g, i, m, o), axis, product, zero).reshape(eps.shape),)
 
 
 def _given(x: Array | None) -> Array:
@@ -128,12 +147,14 @@ def gradient_full(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -
     (eps,) = trace
     kind, m = plan.op.kind, plan.block
     g, i, o = kind.groups, kind.inputs, kind.outputs
-    start = start.reshape(-1, m, g, o)
+    start = start.reshape(-1, m, g, o).swapaxes(1, 2)  # [B, G, m, O]
     if kind.links is not None:
         eps4 = eps.reshape(eps.shape[0], g, m, -1)
-        return kind.gather(jnp.einsum("bmgu,bgmu->gu", start[..., kind.links.outputs], eps4))
+        signal = start[..., kind.links.outputs]
+        return kind.gather(over_examples(eps4, 3, signal).sum(1))
     eps5 = eps.reshape(-1, g, i, m, o)
-    return kind.gather(jnp.einsum("bmgo,bgimo->gio", start, eps5))
+    axis = 4 if kind.data is None else 1 if g > i else 2
+    return kind.gather(over_examples(eps5, axis, start[:, :, None]).sum(2))
 
 
 def smooth(
@@ -201,12 +222,12 @@ def reduce_modes(
 ) -> Trace:
     """Add the factor pairs of a window to those of a low-rank trace, and keep the leading modes.
 
-    The trace is `sum_r a_r b_r^T` for each group. All pairs together are `A B^T`; with
-    `A^H A = U s^2 U^H` and `(B conj(U) s)^H (B conj(U) s) = V q^2 V^H`, its singular values are q,
-    and its leading modes are `A U s^-1 conj(V_R)` and `B conj(U) s V_R`: two small Gram matrices
-    and their eigenvectors. Pairs are scaled so that every `a_r` has length one first; what is left
-    out by the rounding of the Gram matrices is of the relative size of the root of the machine
-    precision.
+    The trace is `sum_r a_r b_r^T` for each group, and all Q pairs together are `A B^T`. The span of
+    its R leading left modes is found as `A c` by subspace iteration in the coordinates of the
+    pairs, `c <- (B^T B*) (A^H A) c`, which needs two Gram matrices and no product of the size of the
+    weight; then `A B^T` is projected onto that span. Written out in products and sums: XLA loops
+    eigendecompositions over a batch on accelerators, and on few CPU cores two of them at the same
+    time may wait for each other for ever.
     """
     form, pairs = plan.form, plan.layout.pairs
     assert isinstance(form, LowRank)
@@ -223,16 +244,11 @@ def reduce_modes(
     length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
     a, b = a / _positive(length), b * length[:, :, None]
     of_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
-    of_b = jnp.einsum("bqmgo,brmgo->bgqr", b.conj(), b)
-    square, u = jnp.linalg.eigh(of_a)
-    small = jnp.finfo(a.dtype).eps * square.shape[-1] * square[..., -1:]
-    s = jnp.sqrt(jnp.where(square > small, square, 0))[..., None, :]
-    onto = u.conj() * s
-    core = jnp.swapaxes(onto.conj(), -1, -2) @ of_b @ onto
-    v = jnp.linalg.eigh(core)[1][..., -form.rank :]
-    to_a = (u * jnp.where(s > 0, 1 / _positive(s), 0)) @ v.conj()
-    a = jnp.einsum("bqgi,bgqr->brgi", a, to_a)
-    b = jnp.einsum("bqmgo,bgqr->brmgo", b, onto @ v)
+    of_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj())
+    c = leading(of_a, of_b, form.rank)
+    onto = (of_a @ c).conj()
+    a = jnp.einsum("bqgi,bgqr->brgi", a, c)
+    b = jnp.einsum("bqmgo,bgqr->brmgo", b, onto)
     return tuple(new.reshape(old.shape) for new, old in zip((a, b), trace, strict=True))
 
 

@@ -271,15 +271,13 @@ class Program:
             state, traces, fresh, total, grads = now
             xs, targets = given
 
-            def loss_of(weights):
-                ys, state_after, traces_after = self._window.run(
-                    weights, others, xs, state, traces, fresh
-                )
+            def loss_of(ys):
                 ys = self._step.output_leaves.join(ys)
-                losses = jax.vmap(jax.vmap(loss_fn))(ys, targets)
-                return losses.sum() / batch, (state_after, traces_after)
+                return jax.vmap(jax.vmap(loss_fn))(ys, targets).sum() / batch
 
-            (loss, (state, traces)), bar = jax.value_and_grad(loss_of, has_aux=True)(weights)
+            loss, bar, state, traces = self._window.learn(
+                weights, others, xs, state, traces, fresh, loss_of
+            )
             grads = jax.tree.map(jnp.add, grads, bar)
             return (list(state), list(traces), jnp.zeros_like(fresh), total + loss, grads), None
 
