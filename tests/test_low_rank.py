@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 import etpc
 from etpc.algorithms import Full, LowRank
+from etpc.emit import _modes
 
 T, W = 9, 3
 
@@ -122,12 +123,14 @@ def reduced(model, state, rank):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_equals_the_reduced_dense_trace(name, rank):
+def test_equals_the_reduced_dense_trace(name, rank, monkeypatch):
+    """Where the iteration goes on until the modes are the leading ones."""
+    monkeypatch.setattr(_modes, "ROUNDS", 40)
     model, state = MODELS[name]
     program, grads, _ = online(model, etpc.ES_D_RTRL(rank, window=W), state)
     assert isinstance(program.ops[0].form, LowRank)
     expected = reduced(model, state, rank)
-    # the Gram matrices leave the root of the precision of float64
+    # Gram matrices and two modes of nearly the same size leave the root of the precision
     np.testing.assert_allclose(grads, expected, rtol=0, atol=1e-7 * np.abs(expected).max())
 
 

@@ -23,7 +23,8 @@ def leading(
     of_b = of_b / jnp.where(size > 0, size, 1)
     power = of_b @ of_a
     # where pairs depend on each other, coordinates must not grow without bound
-    gram = of_a + jnp.finfo(of_a.dtype).eps * pairs * jnp.eye(pairs, dtype=of_a.dtype)
+    least = jnp.finfo(of_a.dtype).eps * pairs * np.eye(pairs)
+    gram = of_a + jnp.broadcast_to(jnp.asarray(least, of_a.dtype), of_a.shape)
     c = orthonormal(of_b @ jnp.asarray(_start(pairs, rank), of_a.dtype), gram)
     for _ in range(ROUNDS):
         c = orthonormal(power @ c, gram)

@@ -1,0 +1,78 @@
+"""The leading modes of factor pairs, against a singular value decomposition."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from etpc.emit._modes import leading, orthonormal
+
+Q, I, O = 12, 9, 20
+
+
+def projected(a, b, rank):
+    """What is kept of `A B^T`, where the columns of A have length one or zero."""
+    of_a, of_b = a.conj().T @ a, b.T @ b.conj()
+    u = a @ np.asarray(leading(jnp.asarray(of_a), jnp.asarray(of_b), rank))
+    return u, u @ u.conj().T @ a @ b.T
+
+
+def pairs(kind, dtype, seed=0):
+    draw = np.random.default_rng(seed)
+    a, b = draw.normal(size=(I, Q)), draw.normal(size=(O, Q))
+    if np.issubdtype(dtype, np.complexfloating):
+        a, b = a + 1j * draw.normal(size=(I, Q)), b + 1j * draw.normal(size=(O, Q))
+    if kind == "decaying":
+        b = b * 0.5 ** np.arange(Q)
+    elif kind == "one large mode":
+        a, b = a + 30.0, b + 30.0
+    elif kind == "repeated inputs":
+        a[:, 6:] = a[:, :6]
+    elif kind == "spikes":
+        a = (a.real > 0.8).astype(a.dtype)
+    elif kind == "rank one":
+        a[:, 1:] = a[:, :1]
+    elif kind == "silent":
+        b[:] = 0
+    length = np.linalg.norm(a, axis=0)
+    return (a / np.where(length > 0, length, 1)).astype(dtype), b.astype(dtype)
+
+
+KINDS = ["flat", "decaying", "one large mode", "repeated inputs", "spikes", "rank one", "silent"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
+def test_little_more_is_lost_than_must_be(kind, rank, dtype):
+    lost, least = [], []
+    for seed in range(8):
+        a, b = pairs(kind, dtype, seed)
+        _, kept = projected(a, b, rank)
+        s = np.linalg.svd(a @ b.T, compute_uv=False)
+        whole = np.linalg.norm(s) or 1.0
+        lost.append(np.linalg.norm(a @ b.T - kept) / whole)
+        least.append(np.linalg.norm(s[rank:]) / whole)
+    rounding = 3e-4 if dtype == np.float32 else 1e-7
+    assert np.mean(lost) <= 1.08 * np.mean(least) + rounding
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_vectors_are_orthonormal_or_vanish(kind, rank, dtype):
+    a, b = pairs(kind, dtype)
+    u, _ = projected(a, b, rank)
+    assert np.isfinite(u).all()
+    size = np.linalg.svd(u, compute_uv=False)
+    assert size.max() <= 1 + 1e-3
+    if kind in ("flat", "decaying"):
+        tolerance = 1e-4 if dtype == np.float32 else 1e-9
+        np.testing.assert_allclose(u.T @ u, np.eye(rank), atol=tolerance)
+
+
+def test_orthonormal_keeps_the_span():
+    draw = np.random.default_rng(0)
+    a, c = draw.normal(size=(I, 6)), draw.normal(size=(6, 3))
+    out = np.asarray(orthonormal(jnp.asarray(c), jnp.asarray(a.T @ a)))
+    np.testing.assert_allclose(out.T @ a.T @ a @ out, np.eye(3), atol=1e-12)
+    assert np.linalg.matrix_rank(np.hstack([c, out]), tol=1e-9) == 3
