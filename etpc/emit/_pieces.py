@@ -17,8 +17,10 @@ def over_examples(
     """`(signal * trace).sum(0)`; `axis` is the axis of the trace that is cut into pieces.
 
     The sum is a product with ones: XLA's CPU backend reduces a leading axis column by column,
-    which was twenty times slower, and copies the whole trace for an einsum.
+    which was twenty times slower, and copies the whole trace for an einsum, which is faster only
+    where that stays in a cache (`small`).
     """
+    size, whole = _pieces(trace, axis)
     ones = jnp.ones(trace.shape[0], trace.dtype)
 
     def total(trace, signal):
@@ -26,7 +28,6 @@ def over_examples(
         flat = product.reshape(product.shape[0], -1)
         return jnp.matmul(ones, flat, precision=lax.Precision.HIGHEST).reshape(product.shape[1:])
 
-    size, whole = _pieces(trace, axis)
     if whole == 1:
         return total(trace, signal)
 
@@ -69,6 +70,11 @@ def overwrite(
     return piece(whole * size, rest, trace) if rest else trace
 
 
+def small(trace: Array) -> bool:
+    """Whether a trace is one piece."""
+    return trace.nbytes <= PIECE
+
+
 def zero_after(array: Array) -> Int[Array, ""]:
     """The number 0, computed from an array in a way that XLA does not see through.
 
@@ -93,4 +99,4 @@ def _cut(array: Array, axis: int, start, size: int) -> Array:
     return lax.dynamic_slice_in_dim(array, start, size, axis)
 
 
-__all__ = ["over_examples", "overwrite", "zero_after"]
+__all__ = ["over_examples", "overwrite", "small", "zero_after"]

@@ -16,7 +16,7 @@ from jaxtyping import Inexact
 from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Pairs
 from ._modes import leading
-from ._pieces import over_examples, overwrite, zero_after
+from ._pieces import over_examples, overwrite, small, zero_after
 from ._transitions import apply, apply_back, compose, identity
 
 Trace = tuple[Array, ...]
@@ -81,15 +81,16 @@ def advance_full(
         return (eps4.reshape(eps.shape),)
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
     onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
-    x = jnp.moveaxis(jnp.concatenate(xs), 0, 3)  # [B, G, I, T]
+    x = jnp.concatenate(xs)
     each = jnp.concatenate(moved).reshape(-1, batch, m, g, o)
-    each = each.transpose(1, 3, 0, 2, 4).reshape(batch, g, -1, m * o)  # [B, G, T, mO]
     axis = 1 if g > i else 2
 
     def product(eps, cut):
-        by_group = (lambda a: cut(a, 1)) if axis == 1 else lambda a: a
-        fed = cut(x, axis) @ by_group(each)
-        return apply(pairs, by_group(onward), eps) + fed.reshape(*fed.shape[:3], m, o)
+        x_here, each_here, onward_here = cut(x, axis + 1), each, onward
+        if axis == 1:
+            each_here, onward_here = cut(each, 3), cut(onward, 1)
+        fed = jnp.einsum("tbgi,tbmgo->bgimo", x_here, each_here)
+        return apply(pairs, onward_here, eps) + fed
 
     return (overwrite(eps.reshape(batch, g, i, m, o), axis, product, zero).reshape(eps.shape),)
 
@@ -153,6 +154,8 @@ def gradient_full(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -
         signal = start[..., kind.links.outputs]
         return kind.gather(over_examples(eps4, 3, signal).sum(1))
     eps5 = eps.reshape(-1, g, i, m, o)
+    if small(eps):
+        return kind.gather(jnp.einsum("bgmo,bgimo->gio", start, eps5))
     axis = 4 if kind.data is None else 1 if g > i else 2
     return kind.gather(over_examples(eps5, axis, start[:, :, None]).sum(2))
 
