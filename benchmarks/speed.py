@@ -1,0 +1,182 @@
+"""How long does a gradient take, and how wrong is it?
+
+Every contestant computes the gradient of the same sequence from the same weights, as one compiled
+function that starts from a fresh state. They are timed in turns. `compile` is from nothing to the
+first result. Errors are of the weight matrix of the hidden layer, as the norm of the difference
+over the norm of the reference; the last column is the largest over all parameters.
+"""
+
+import dataclasses
+import functools as ft
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from rich.console import Console
+
+import etpc
+from benchmarks import measure, network, peer
+from benchmarks.network import Problem
+from benchmarks.table import Column, Table, mebibytes, ratio, seconds
+from etpc import D_RTRL, ES_D_RTRL, SnAp
+
+DECAY = 0.9
+RANKS = (1, 4, 8)
+
+TABLE = Table(
+    "How long does a gradient take, and how wrong is it?",
+    [
+        Column("name", "contestant"),
+        Column("min_ms", "min\nms", ".2f"),
+        Column("median_ms", "median\nms", ".2f"),
+        Column("to_bptt", "time to\nBPTT", ratio),
+        Column("to_peer", "time to\nbraintrace", ratio),
+        Column("bytes", "temp + arg\nMiB", mebibytes),
+        Column("compile_s", "compile\ns", seconds),
+        Column("error_bptt", "error to\nBPTT", ".1e"),
+        Column("cosine_bptt", "cosine\nto BPTT", ".4f"),
+        Column("error_d_rtrl", "error to\nD-RTRL", ".1e"),
+        Column("error_rule", "error to\nits rule", ".1e"),
+    ],
+    [
+        "time to braintrace: to its default mode of the same algorithm.",
+        "its rule: the first other contestant that computes the same gradient by definition.",
+        "etpc keeps the full trace of a bias under ES-D-RTRL, which is no larger; braintrace smooths "
+        "it too. The bias is left out of that comparison.",
+        "braintrace's windows of ES-D-RTRL count calls, not steps, in the correction of their decay.",
+    ],
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """A way to the gradient. Two with the same `rule` compute the same gradient by definition."""
+
+    name: str
+    build: Callable[[Problem], Any]
+    algorithm: str
+    rule: str
+
+
+def contestants(steps: int) -> Iterator[Contestant]:
+    """All of them, for sequences of so many steps. The first is BPTT, the third D-RTRL."""
+    windows = sorted({w for w in (1, 10, 25, 50) if w < steps} | {steps})
+    yield Contestant("BPTT", network.bptt, "BPTT", "BPTT")
+    yield Contestant("BPTT, checkpoints", ft.partial(network.bptt, checkpoint=True), "BPTT", "BPTT")
+    for window in (*windows, "auto"):
+        yield _etpc(f"etpc D-RTRL W={window}", D_RTRL(window=window), "D-RTRL", "D-RTRL")
+    for window in (1, *(w for w in windows if w in (10, 25)), "auto"):
+        rule = f"ES-D-RTRL {DECAY}"
+        yield _etpc(f"etpc {rule} W={window}", ES_D_RTRL(DECAY, window=window), "ES-D-RTRL", rule)
+    for rank in RANKS:
+        name = f"ES-D-RTRL rank {rank} W=10"
+        yield _etpc(f"etpc {name}", ES_D_RTRL(rank, window=10), "ES-D-RTRL", name)
+    yield _etpc("etpc SnAp(1) W=10", SnAp(1, window=10), "SnAp", "SnAp(1)")
+    for algorithm, rule in ((D_RTRL, "D-RTRL"), (ft.partial(ES_D_RTRL, DECAY), "ES-D-RTRL")):
+        for window in (w for w in windows if w > 1):
+            if rule == "ES-D-RTRL" and window != 10:
+                continue
+            yield _etpc(
+                f"etpc {rule} exact W={window}",
+                algorithm(window=window, in_window="exact"),
+                rule,
+                f"{rule} exact {window}",
+            )
+    if not peer.available():
+        return
+    for algorithm, rule in (("d_rtrl", "D-RTRL"), ("es_d_rtrl", "ES-D-RTRL")):
+        options = {} if rule == "D-RTRL" else {"decay_or_rank": DECAY}
+        single = rule if rule == "D-RTRL" else f"{rule} {DECAY}"
+        for mode in ("vmap", "batch"):
+            build = ft.partial(peer.Gradient, algorithm=algorithm, mode=mode, **options)
+            yield Contestant(f"braintrace {rule} {mode}", build, rule, single)
+        for window in (w for w in windows if w > 1):
+            build = ft.partial(
+                peer.Gradient, algorithm=algorithm, mode="window", window=window, **options
+            )
+            name = f"braintrace {rule} window W={window}"
+            yield Contestant(name, build, rule, f"{rule} exact {window}")
+
+
+def _etpc(name: str, algorithm: etpc.algorithms.Algorithm, family: str, rule: str) -> Contestant:
+    return Contestant(name, ft.partial(network.online, algorithm=algorithm), family, rule)
+
+
+def run(
+    console: Console, sizes: tuple[int, ...], steps: int, batch: int, repeats: int
+) -> list[dict[str, Any]]:
+    """A row for each contestant at each size."""
+    _import_everything()
+    rows = []
+    for size in sizes:
+        problem = Problem.make(size, steps, batch)
+        about = f"N={size} B={batch} T={steps}, firing rate {problem.firing_rate():.3f} per step"
+        console.print(f"\nspeed: {about}")
+        found = _measure(console, problem, list(contestants(steps)), repeats)
+        TABLE.show(console, found, about)
+        rows += [{"size": size, "batch": batch, "steps": steps, **row} for row in found]
+    return rows
+
+
+def _import_everything() -> None:
+    """So that the first contestant does not pay for what the libraries load when first used."""
+    problem = Problem.make(4, 2, 2)
+    network.online(problem, D_RTRL())()
+    if peer.available():
+        peer.Gradient(problem, "d_rtrl", "vmap")()
+
+
+def _measure(
+    console: Console, problem: Problem, field: list[Contestant], repeats: int
+) -> list[dict[str, Any]]:
+    gradients, results, rows = [], [], []
+    for contestant in field:
+        gradient, building = measure.timed(lambda c=contestant: c.build(problem))
+        result, first = measure.timed(gradient)
+        gradients.append(gradient)
+        results.append(result)
+        size = measure.memory(gradient.lowered().compile())
+        rows.append(
+            {
+                "name": contestant.name,
+                "algorithm": contestant.algorithm,
+                "rule": contestant.rule,
+                "compile_s": building + first,
+                "bytes": size["temp"] + size["argument"],
+                "memory": size,
+            }
+        )
+        console.print(f"  {contestant.name}: first result after {building + first:.2f} s")
+    for row, taken in zip(rows, measure.interleaved(gradients, repeats), strict=True):
+        row |= taken
+    _compare(field, results, rows)
+    return rows
+
+
+def _compare(field: list[Contestant], results: list[Any], rows: list[dict[str, Any]]) -> None:
+    rules = [c.rule for c in field]
+    bptt, d_rtrl = 0, rules.index("D-RTRL")
+    for i, (contestant, row) in enumerate(zip(field, rows, strict=True)):
+        row["to_bptt"] = row["min_ms"] / rows[bptt]["min_ms"]
+        default = f"braintrace {contestant.algorithm} vmap"
+        for other in (r for r in rows if r["name"] == default):
+            row["to_peer"] = row["min_ms"] / other["min_ms"]
+        row["to_bptt_by_parameter"] = measure.difference(results[i], results[bptt])
+        weight = row["to_bptt_by_parameter"]["hidden.weight"]
+        row["error_bptt"], row["cosine_bptt"] = weight["error"], weight["cosine"]
+        weight = measure.difference(results[i], results[d_rtrl])["hidden.weight"]
+        row["error_d_rtrl"] = weight["error"]
+        same = [j for j, rule in enumerate(rules) if rule == contestant.rule and j != i]
+        if same:
+            found = measure.difference(results[i], results[same[0]])
+            row["reference"] = field[same[0]].name
+            row["to_rule_by_parameter"] = found
+            row["error_rule"] = max(
+                d["error"] for name, d in found.items() if name not in _left_out(contestant)
+            )
+
+
+def _left_out(contestant: Contestant) -> tuple[str, ...]:
+    """The parameters that etpc and the peer treat differently by definition."""
+    smoothed = contestant.algorithm == "ES-D-RTRL" and contestant.name.startswith("braintrace")
+    return ("hidden.bias",) if smoothed else ()
