@@ -8,7 +8,7 @@ over the norm of the reference; the last column is the largest over all paramete
 
 import dataclasses
 import functools as ft
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from etpc import D_RTRL, ES_D_RTRL, SnAp
 
 DECAY = 0.9
 RANKS = (1, 4, 8)
+SNAP_SIZE = 128  # its traces hold all states that a weight reaches in a step
 
 TABLE = Table(
     "How long does a gradient take, and how wrong is it?",
@@ -58,44 +59,44 @@ class Contestant:
     rule: str
 
 
-def contestants(steps: int) -> Iterator[Contestant]:
-    """All of them, for sequences of so many steps. The first is BPTT, the third D-RTRL."""
-    windows = sorted({w for w in (1, 10, 25, 50) if w < steps} | {steps})
+def contestants(size: int, steps: int) -> Iterator[Contestant]:
+    """All that fit a network of this size and sequences of this length. The first is BPTT."""
+    windows = [w for w in (10, 25) if w < steps]
     yield Contestant("BPTT", network.bptt, "BPTT", "BPTT")
     yield Contestant("BPTT, checkpoints", ft.partial(network.bptt, checkpoint=True), "BPTT", "BPTT")
-    for window in (*windows, "auto"):
+    for window in (1, *windows, steps, "auto"):
         yield _etpc(f"etpc D-RTRL W={window}", D_RTRL(window=window), "D-RTRL", "D-RTRL")
-    for window in (1, *(w for w in windows if w in (10, 25)), "auto"):
+    for window in (1, *windows, "auto"):
         rule = f"ES-D-RTRL {DECAY}"
         yield _etpc(f"etpc {rule} W={window}", ES_D_RTRL(DECAY, window=window), "ES-D-RTRL", rule)
     for rank in RANKS:
         name = f"ES-D-RTRL rank {rank} W=10"
         yield _etpc(f"etpc {name}", ES_D_RTRL(rank, window=10), "ES-D-RTRL", name)
-    yield _etpc("etpc SnAp(1) W=10", SnAp(1, window=10), "SnAp", "SnAp(1)")
-    for algorithm, rule in ((D_RTRL, "D-RTRL"), (ft.partial(ES_D_RTRL, DECAY), "ES-D-RTRL")):
-        for window in (w for w in windows if w > 1):
-            if rule == "ES-D-RTRL" and window != 10:
-                continue
-            yield _etpc(
-                f"etpc {rule} exact W={window}",
-                algorithm(window=window, in_window="exact"),
-                rule,
-                f"{rule} exact {window}",
-            )
-    if not peer.available():
-        return
-    for algorithm, rule in (("d_rtrl", "D-RTRL"), ("es_d_rtrl", "ES-D-RTRL")):
-        options = {} if rule == "D-RTRL" else {"decay_or_rank": DECAY}
-        single = rule if rule == "D-RTRL" else f"{rule} {DECAY}"
-        for mode in ("vmap", "batch"):
-            build = ft.partial(peer.Gradient, algorithm=algorithm, mode=mode, **options)
-            yield Contestant(f"braintrace {rule} {mode}", build, rule, single)
-        for window in (w for w in windows if w > 1):
-            build = ft.partial(
-                peer.Gradient, algorithm=algorithm, mode="window", window=window, **options
-            )
-            name = f"braintrace {rule} window W={window}"
-            yield Contestant(name, build, rule, f"{rule} exact {window}")
+    if size <= SNAP_SIZE:
+        yield _etpc("etpc SnAp(1) W=10", SnAp(1, window=10), "SnAp", "SnAp(1)")
+    for window in (*windows, steps):
+        rule = f"D-RTRL exact W={window}"
+        yield _etpc(f"etpc {rule}", D_RTRL(window=window, in_window="exact"), "D-RTRL", rule)
+    for window in windows:
+        rule = f"ES-D-RTRL {DECAY} exact W={window}"
+        algorithm = ES_D_RTRL(DECAY, window=window, in_window="exact")
+        yield _etpc(f"etpc {rule}", algorithm, "ES-D-RTRL", rule)
+    if peer.available():
+        yield from _peers("D-RTRL", "D-RTRL", (*windows, steps), algorithm="d_rtrl")
+        options = {"algorithm": "es_d_rtrl", "decay_or_rank": DECAY}
+        yield from _peers("ES-D-RTRL", f"ES-D-RTRL {DECAY}", windows, **options)
+
+
+def _peers(
+    family: str, rule: str, windows: Sequence[int], **options: Any
+) -> Iterator[Contestant]:
+    for mode in ("vmap", "batch"):
+        build = ft.partial(peer.Gradient, mode=mode, **options)
+        yield Contestant(f"braintrace {rule} {mode}", build, family, rule)
+    for window in windows:
+        build = ft.partial(peer.Gradient, mode="window", window=window, **options)
+        name = f"braintrace {rule} window W={window}"
+        yield Contestant(name, build, family, f"{rule} exact W={window}")
 
 
 def _etpc(name: str, algorithm: etpc.algorithms.Algorithm, family: str, rule: str) -> Contestant:
@@ -112,7 +113,7 @@ def run(
         problem = Problem.make(size, steps, batch)
         about = f"N={size} B={batch} T={steps}, firing rate {problem.firing_rate():.3f} per step"
         console.print(f"\nspeed: {about}")
-        found = _measure(console, problem, list(contestants(steps)), repeats)
+        found = _measure(console, problem, list(contestants(size, steps)), repeats)
         TABLE.show(console, found, about)
         rows += [{"size": size, "batch": batch, "steps": steps, **row} for row in found]
     return rows
@@ -158,9 +159,9 @@ def _compare(field: list[Contestant], results: list[Any], rows: list[dict[str, A
     bptt, d_rtrl = 0, rules.index("D-RTRL")
     for i, (contestant, row) in enumerate(zip(field, rows, strict=True)):
         row["to_bptt"] = row["min_ms"] / rows[bptt]["min_ms"]
-        default = f"braintrace {contestant.algorithm} vmap"
-        for other in (r for r in rows if r["name"] == default):
-            row["to_peer"] = row["min_ms"] / other["min_ms"]
+        for other in rows:
+            if other["algorithm"] == row["algorithm"] and other["name"].endswith(" vmap"):
+                row["to_peer"] = row["min_ms"] / other["min_ms"]
         row["to_bptt_by_parameter"] = measure.difference(results[i], results[bptt])
         weight = row["to_bptt_by_parameter"]["hidden.weight"]
         row["error_bptt"], row["cosine_bptt"] = weight["error"], weight["cosine"]
