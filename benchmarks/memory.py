@@ -8,7 +8,7 @@ is online. On the CPU, a process of its own also runs one length and says by how
 
 import functools as ft
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,10 @@ TABLE = Table(
         "inputs: the whole sequence and its targets, which are arguments of every contestant.",
         "promised carry: the bytes that program.memory(batch_size) says.",
         "carry in place: what XLA writes over the donated carry.",
-        "process grew: the peak resident memory of a process that compiles and runs it once, over what "
-        "it was with the inputs alone. The compiler's own memory is part of it.",
+        (
+            "process grew: the peak resident memory of a process that compiles and runs it once, over what "
+            "it was with the inputs alone. The compiler's own memory is part of it."
+        ),
     ],
 )
 
@@ -65,17 +67,26 @@ PEERS: dict[str, Callable[[Problem], Any]] = {
 
 
 def run(
-    console: Console, size: int, lengths: tuple[int, ...], batch: int, peak_steps: int
+    console: Console,
+    size: int,
+    lengths: Sequence[int],
+    batch: int,
+    peak_steps: int | None = None,
+    only: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each contestant and length."""
+    """A row for each contestant, or those in `only`, and length; `peak_steps` is what is run."""
     console.print(f"\nmemory: N={size} B={batch}")
     problem = Problem.make(size, 2, batch)
     others = OTHERS | (PEERS if peer.available() else {})
     rows = []
     for name, algorithm in ALGORITHMS.items():
+        if only is not None and name not in only:
+            continue
         rows += [_online(problem, name, algorithm, steps) for steps in lengths]
         console.print(f"  {name}")
     for name, build in others.items():
+        if only is not None and name not in only:
+            continue
         gradient = build(problem)
         for steps in lengths:
             found = measure.memory(gradient.lowered(steps).compile())
@@ -125,10 +136,10 @@ def _peak(name: str, size: int, steps: int, batch: int) -> int:
     jax.block_until_ready(network.bptt(Problem.make(4, 2, 2))())
     CLEAR_REFS.write_text("5")  # forgets the peak so far
     before = _status("VmRSS")
-    if name in ALGORITHMS:
-        gradient = network.online(problem, ALGORITHMS[name])
-    else:
-        gradient = (OTHERS | PEERS)[name](problem)
+    builders = OTHERS | PEERS
+    for own, algorithm in ALGORITHMS.items():
+        builders[own] = ft.partial(network.online, algorithm=algorithm)
+    gradient = builders[name](problem)
     jax.block_until_ready(gradient())
     return _status("VmHWM") - before
 
