@@ -171,9 +171,9 @@ def first(
         "etpc ES-D-RTRL rank 4": ft.partial(network.online, algorithm=ES_D_RTRL(4)),
     }
     if peer.available():
-        for mode, window in (("vmap", 1), ("batch", 1), ("window", 10)):
+        for mode in peer.MODES:
             builders[f"braintrace D-RTRL {mode}"] = ft.partial(
-                peer.Gradient, algorithm="d_rtrl", mode=mode, window=window
+                peer.Gradient, algorithm="d_rtrl", mode=mode, window=10 if mode == "window" else 1
             )
     if only is not None:
         builders = {name: build for name, build in builders.items() if name in only}

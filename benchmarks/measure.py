@@ -54,7 +54,7 @@ def compilations() -> Iterator[Counter[str]]:
     """Count what JAX does inside: programs that are traced, `"trace"`, and compiled, `"compile"`."""
     found: Counter[str] = Counter()
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
         match event:
             case "/jax/core/compile/jaxpr_trace_duration":
                 found["trace"] += 1
@@ -93,7 +93,7 @@ def environment() -> dict[str, str]:
         "cores": str(_cores()),
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
-        "matmul precision": jax.config.jax_default_matmul_precision or "default",
+        "matmul precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
     }
 
 

@@ -89,10 +89,11 @@ class Problem:
 
     def shapes(self, steps: int | None = None) -> tuple[Any, Any]:
         """Inputs and targets of `steps` steps, as shapes."""
-        return tuple(
-            jax.ShapeDtypeStruct((steps or a.shape[0], *a.shape[1:]), a.dtype)
-            for a in (self.xs, self.targets)
+        steps = steps or self.xs.shape[0]
+        xs, targets = (
+            jax.ShapeDtypeStruct((steps, *a.shape[1:]), a.dtype) for a in (self.xs, self.targets)
         )
+        return xs, targets
 
     def firing_rate(self) -> float:
         """Spikes of a neuron per step, on average. Raises where there are none."""

@@ -12,10 +12,11 @@ the states, is inside one `brainstate.transform.jit`, as in its tutorial.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from benchmarks import network
 from benchmarks.network import Gradients, Problem
 
 Mode = Literal["vmap", "batch", "window"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 def available() -> bool:
@@ -34,24 +36,20 @@ def available() -> bool:
 
 def build_model(problem: Problem) -> Any:
     """Its layers with the weights of the problem. The current is in mA, the potential in mV."""
-    import brainpy.state
-    import brainstate
-    import braintools
-    import braintrace
-    import brainunit as u
-
+    brainstate, braintools, u = _load("brainstate"), _load("braintools"), _load("brainunit")
+    layers, neurons = _load("braintrace.nn"), _load("brainpy.state")
     ours = problem.model
 
     class Peer(brainstate.nn.Module):
         def __init__(self):
             super().__init__()
-            self.linear = braintrace.nn.Linear(
+            self.linear = layers.Linear(
                 ours.hidden.in_features,
                 problem.size,
                 w_init=ours.hidden.weight.T * u.mA,
                 b_init=ours.hidden.bias * u.mA,
             )
-            self.neuron = brainpy.state.LIF(
+            self.neuron = neurons.LIF(
                 problem.size,
                 R=1.0 * u.ohm,
                 tau=network.TAU * u.ms,
@@ -61,7 +59,7 @@ def build_model(problem: Problem) -> Any:
                 spk_fun=braintools.surrogate.ReluGrad(),
                 spk_reset="soft",
             )
-            self.readout = braintrace.nn.LeakyRateReadout(
+            self.readout = layers.LeakyRateReadout(
                 problem.size,
                 network.N_OUT,
                 tau=network.TAU_OUT * u.ms,
@@ -82,20 +80,17 @@ class Gradient:
     def __init__(
         self, problem: Problem, algorithm: str, mode: Mode, window: int = 1, **options: Any
     ):
-        import brainstate
-        import braintools
-        import braintrace
-
+        brainstate, braintrace = _load("brainstate"), _load("braintrace")
         self._problem = problem
         batch = problem.batch
         if mode == "window":
             options["vjp_method"] = "multi-step"
         with _environment():
             model = build_model(problem)
-            learner: Any = braintrace.compile(
+            learner = braintrace.compile(
                 model, algorithm, problem.xs[0], batch_size=batch, vmap=mode == "vmap", **options
             )
-        entropy = braintools.metric.softmax_cross_entropy_with_integer_labels
+        entropy = _load("braintools").metric.softmax_cross_entropy_with_integer_labels
 
         def loss(x: Array, target: Array) -> Array:
             if mode == "window":
@@ -115,7 +110,7 @@ class Gradient:
                 reduction="sum",
             )
 
-        self._run: Any = run
+        self._run = run
         self._traced = False
 
     def __call__(self) -> Gradients:
@@ -136,6 +131,11 @@ class Gradient:
             return self._run.lower(*self._problem.shapes(steps))
 
 
+def _load(module: str) -> Any:
+    """One of its modules, which bring no types."""
+    return importlib.import_module(module)
+
+
 def _number(value: Any) -> Array:
     """A quantity without its unit."""
     return getattr(value, "mantissa", value)
@@ -143,10 +143,8 @@ def _number(value: Any) -> Array:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    import brainstate
-    import brainunit as u
-
-    with warnings.catch_warnings(), brainstate.environ.context(dt=1.0 * u.ms):
+    step = _load("brainstate").environ.context(dt=1.0 * _load("brainunit").ms)
+    with warnings.catch_warnings(), step:
         # It says of each weight which states it does not follow.
         warnings.filterwarnings("ignore", "ETP primitive")
         yield

@@ -25,7 +25,7 @@ TABLES: dict[str, Table] = {
     "low-rank": low_rank.TABLE,
 }
 COLOURS = {"BPTT": "#6b6b6b", "etpc": "#0072b2", "braintrace": "#d55e00"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",  # legible on a dark page too
     "font.size": 9,
     "axes.spines.top": False,
@@ -71,9 +71,10 @@ def plots(results: dict[str, Any], folder: Path) -> list[Path]:
     with mpl.rc_context(STYLE):
         for name in draw.keys() & results["results"].keys():
             for stem, figure in draw[name](results["results"][name]):
-                for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 150})):
+                for kind in ("svg", "png"):
                     path = folder / f"{stem}.{kind}"
-                    figure.savefig(path, bbox_inches="tight", **options)
+                    date = {"Date": None} if kind == "svg" else {}
+                    figure.savefig(path, bbox_inches="tight", dpi=150, metadata=date)
                     written.append(path)
     return sorted(written)
 

@@ -8,7 +8,7 @@ first result. An error is the norm of the difference over the norm of the refere
 import dataclasses
 import functools as ft
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from rich.console import Console
@@ -19,8 +19,10 @@ from benchmarks.network import Problem
 from benchmarks.table import Column, Table, mebibytes, ratio, seconds
 from etpc import D_RTRL, ES_D_RTRL, SnAp
 
+Window = int | Literal["auto"]
+
 DECAY = 0.9
-WINDOWS = (1, 10, 25, 50, "auto")
+WINDOWS: tuple[Window, ...] = (1, 10, 25, 50, "auto")
 RANKS = (1, 4, 8)
 
 TABLE = Table(
@@ -66,7 +68,7 @@ class Contestant:
 
 
 def contestants(
-    windows: Sequence[int | str], ranks: Sequence[int], snap: bool
+    windows: Sequence[Window], ranks: Sequence[int], snap: bool
 ) -> Iterator[Contestant]:
     """All of them. The first is BPTT."""
     yield Contestant("BPTT", network.bptt, "BPTT", "BPTT")
@@ -115,7 +117,7 @@ def run(
     steps: int,
     batch: int,
     repeats: int,
-    windows: Sequence[int | str] = WINDOWS,
+    windows: Sequence[Window] = WINDOWS,
     ranks: Sequence[int] = RANKS,
     snap_size: int = 128,
 ) -> list[dict[str, Any]]:

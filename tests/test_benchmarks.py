@@ -10,11 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-pytest.importorskip("rich")
-pytest.importorskip("matplotlib")
-
 import etpc
-from benchmarks import measure, network, peer, report
+from benchmarks import measure, network, peer
 from benchmarks.network import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,9 +37,11 @@ def largest_error(got, want, names=("hidden.weight", "hidden.bias", "readout.wei
     return max(found[name]["error"] for name in names)
 
 
-@pytest.mark.slow
+@pytest.mark.peer
 def test_quick_run_writes_results(tmp_path):
     """As a reader runs it: in a process of its own, in float32."""
+    pytest.importorskip("rich")
+    report = pytest.importorskip("benchmarks.report")
     path = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--json", path, "--plots", tmp_path]
     subprocess.run(command, cwd=ROOT, env={**os.environ, "JAX_ENABLE_X64": "0"}, check=True)
@@ -66,7 +65,6 @@ def test_quick_run_writes_results(tmp_path):
     assert (tmp_path / "speed-32.svg").exists()
 
 
-@pytest.mark.slow
 def test_checkpoints_do_not_change_bptt(problem):
     assert largest_error(network.bptt(problem, checkpoint=True)(), network.bptt(problem)()) < 1e-5
 
