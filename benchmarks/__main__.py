@@ -29,12 +29,12 @@ def _full(console: Console, sizes: tuple[int, ...], repeats: int) -> dict[str, C
 
 
 def _quick(console: Console, sizes: tuple[int, ...], repeats: int) -> dict[str, Callable[[], Rows]]:
-    few = ("BPTT", "etpc D-RTRL", "etpc D-RTRL W=auto", "braintrace D-RTRL vmap")
+    few = ("BPTT", "etpc D-RTRL", "etpc D-RTRL W=auto")
     small = min(sizes)
     return {
         "speed": lambda: speed.run(console, sizes, 20, 4, repeats, (1, 10), (4,), 0),
         "memory": lambda: memory.run(console, small, (20, 200), 4, only=few),
-        "compile": lambda: compile_time.first(console, small, 20, 4, few[:2]),
+        "compile": lambda: compile_time.first(console, small, 20, 4, few),
         "compile-growth": lambda: compile_time.growth(console, (2,), 50, (200,)),
         "low-rank": lambda: low_rank.run(console, small, 20, 4, 1, repeats, (4,), (0.9,), ("LIF",)),
     }
