@@ -4,9 +4,12 @@ PYTHON_NEWEST ?= $(shell command -v python3.13 || command -v python3.14 || echo 
 # Arguments for pytest in every test target, for example: make test PYTEST_ARGS="-n 2 -k lstm"
 PYTEST_ARGS ?=
 
+# Arguments for the benchmarks, for example: make bench BENCH_ARGS="speed --sizes 128,512"
+BENCH_ARGS ?= --json benchmarks/out/results.json --plots benchmarks/out
+
 BIN := .venv/bin
 
-.PHONY: demo examples test test-peer test-leaks test-newest lint docs clean
+.PHONY: demo examples test test-peer test-leaks test-newest bench lint docs clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/digits_online.py
@@ -26,6 +29,9 @@ test-leaks: .venv/.test
 test-newest: .venv-newest/.test
 	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
 
+bench: .venv-peer/.peer
+	.venv-peer/bin/python -m benchmarks $(BENCH_ARGS)
+
 lint: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -35,15 +41,15 @@ docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv .venv-peer .venv-newest dist site .hypothesis .pytest_cache .ruff_cache
-	find etpc tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv .venv-peer .venv-newest dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
+	find etpc tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Each set of packages has a stamp in the virtual environment that it is installed in.
 .venv/.demo: EXTRAS = demo
 .venv/.test: EXTRAS = demo,test
 .venv/.dev: EXTRAS = demo,test,dev
 .venv/.docs: EXTRAS = docs
-.venv-peer/.peer: EXTRAS = demo,test,peer
+.venv-peer/.peer: EXTRAS = demo,test,peer,bench
 .venv-newest/.test: EXTRAS = demo,test
 
 .venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer: BASE = $(PYTHON)

@@ -1,0 +1,84 @@
+"""The command `python -m benchmarks`."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import compile_time, low_rank, measure, memory, report, speed
+
+WIDTH = 150  # of a table where the terminal does not say its own
+
+Rows = list[dict[str, Any]]
+
+
+def _full(console: Console, sizes: tuple[int, ...], repeats: int) -> dict[str, Callable[[], Rows]]:
+    small = min(sizes)
+    return {
+        "speed": lambda: speed.run(console, sizes, 50, 32, repeats),
+        "memory": lambda: memory.run(console, small, (50, 500, 5000, 50_000), 32, 5000),
+        "compile": lambda: compile_time.first(console, small, 50, 32),
+        "compile-growth": lambda: compile_time.growth(
+            console, (1, 2, 4, 6, 8, 10), 2000, (1000, 10_000, 100_000)
+        ),
+        "low-rank": lambda: low_rank.run(console, small, 100, 16, 3, repeats),
+    }
+
+
+def _quick(console: Console, sizes: tuple[int, ...], repeats: int) -> dict[str, Callable[[], Rows]]:
+    few = ("BPTT", "etpc D-RTRL", "etpc D-RTRL W=auto")
+    small = min(sizes)
+    return {
+        "speed": lambda: speed.run(console, sizes, 20, 4, repeats, (1, 10), (4,), 0),
+        "memory": lambda: memory.run(console, small, (20, 200), 4, only=few),
+        "compile": lambda: compile_time.first(console, small, 20, 4, few),
+        "compile-growth": lambda: compile_time.growth(console, (2,), 50, (200,)),
+        "low-rank": lambda: low_rank.run(console, small, 20, 4, 1, repeats, (4,), (0.9,), ("LIF",)),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is asked for, print it, and write it down."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "what", nargs="*", default=["all"], help="speed, memory, compile, low-rank or all"
+    )
+    parser.add_argument("--sizes", type=_sizes, help="neurons of the network, as in 128,512,1024")
+    parser.add_argument("--repeats", type=int, help="how often each gradient is timed")
+    parser.add_argument("--quick", action="store_true", help="a small run, to see that it works")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--plots", type=Path, help="folder to draw the results into")
+    given = parser.parse_args(arguments)
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    sizes = given.sizes or ((32,) if given.quick else (128,))
+    repeats = given.repeats or (2 if given.quick else 20)
+    benchmarks = (_quick if given.quick else _full)(console, sizes, repeats)
+    known = {name.partition("-growth")[0] for name in benchmarks}
+    if unknown := set(given.what) - known - {"all"}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+
+    results: dict[str, Any] = {"environment": measure.environment(), "results": {}}
+    for name, value in results["environment"].items():
+        console.print(f"{name:<18}{value}", highlight=False)
+    for name, run in benchmarks.items():
+        if "all" in given.what or name.partition("-growth")[0] in given.what:
+            results["results"][name] = run()
+            if given.json:  # after each, so that a run that is stopped leaves something
+                given.json.write_text(json.dumps(results, indent=1))
+    if given.plots:
+        for path in report.plots(results, given.plots):
+            console.print(f"drew {path}")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Results as a page in Markdown, and as plots.
+
+`python -m benchmarks.report results.json --plots DIR > page.md`
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from benchmarks import compile_time, low_rank, memory, speed
+from benchmarks.table import Table
+
+TABLES: dict[str, Table] = {
+    "speed": speed.TABLE,
+    "memory": memory.TABLE,
+    "compile": compile_time.FIRST,
+    "compile-growth": compile_time.GROWTH,
+    "low-rank": low_rank.TABLE,
+}
+COLOURS = {"BPTT": "#6b6b6b", "etpc": "#0072b2", "braintrace": "#d55e00"}
+STYLE: dict[Any, Any] = {
+    "figure.facecolor": "white",  # legible on a dark page too
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "benchmarks",
+}
+
+Rows = list[dict[str, Any]]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """A section for each benchmark, and what it ran on."""
+    lines = [f"- {name}: {value}" for name, value in results["environment"].items()]
+    sections = ["\n".join(lines)]
+    for name, rows in results["results"].items():
+        table = TABLES[name]
+        sections.append(f"## {table.title}")
+        for shape, group in groupby(rows, _shape):
+            sections += ([shape] if shape else []) + [table.markdown(list(group))]
+        sections += ["\n".join(f"- {note}" for note in table.notes)] if table.notes else []
+    return "\n\n".join(sections)
+
+
+def _shape(row: dict[str, Any]) -> str:
+    letters = {"size": "N", "batch": "B"}
+    if "traces" not in row and "inputs" not in row:
+        letters["steps"] = "T"
+    return ", ".join(f"{letter} = {row[key]}" for key, letter in letters.items() if key in row)
+
+
+def plots(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw what there is, each plot as SVG and PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw: dict[str, Callable[[Rows], Iterator[tuple[str, Figure]]]] = {
+        "speed": _speed,
+        "memory": _memory,
+        "compile-growth": _growth,
+        "low-rank": _low_rank,
+    }
+    written = []
+    with mpl.rc_context(STYLE):
+        for name in draw.keys() & results["results"].keys():
+            for stem, figure in draw[name](results["results"][name]):
+                for kind in ("svg", "png"):
+                    path = folder / f"{stem}.{kind}"
+                    date = {"Date": None} if kind == "svg" else {}
+                    figure.savefig(path, bbox_inches="tight", dpi=150, metadata=date)
+                    written.append(path)
+    return sorted(written)
+
+
+def _colour(name: str) -> str:
+    return next(colour for start, colour in COLOURS.items() if name.startswith(start))
+
+
+def _speed(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    for size, group in groupby(rows, lambda row: row["size"]):
+        found = list(group)[::-1]
+        figure = Figure((8, 0.24 * len(found) + 0.8))
+        axes = figure.subplots()
+        times = [row["min_ms"] for row in found]
+        names = [row["name"] for row in found]
+        bars = axes.barh(names, times, color=[_colour(name) for name in names])
+        errors = [f" {row['min_ms']:.3g} ms, error {row['error_bptt']:.2g}" for row in found]
+        axes.bar_label(bars, errors, fontsize=7)
+        axes.set(xscale="log", xlabel="ms for a gradient (least of all repeats)")
+        axes.set_xlim(min(times) / 2, max(times) * 8)
+        axes.set_title(f"N = {size}; error: of the hidden weights, to BPTT", loc="left")
+        yield f"speed-{size}", figure
+
+
+def _memory(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    figure = Figure((8, 4))
+    axes = figure.subplots()
+    styles = iter("osvD^<>Pp*")
+    for name, group in groupby(rows, lambda row: row["name"]):
+        found = list(group)
+        axes.plot(
+            [row["steps"] for row in found],
+            [row["temp"] / 2**20 for row in found],
+            marker=next(styles),
+            color=_colour(name),
+            label=name,
+        )
+    axes.set(xscale="log", yscale="log", xlabel="steps T", ylabel="temporary memory, MiB")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    yield "memory", figure
+
+
+def _growth(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    figure = Figure((8, 3))
+    kinds = ("feed-forward", "recurrent", "sparse")
+    for axes, kind in zip(figure.subplots(1, 3, sharey=True), kinds, strict=True):
+        found = [row for row in rows if kind in row["name"]]
+        for key, label in (("plan_s", "etpc"), ("lower_s", "lower"), ("xla_s", "XLA")):
+            x, y = [row["neurons"] for row in found], [row[key] for row in found]
+            axes.plot(x, y, marker="o", label=label)
+        axes.set(title=kind, xlabel="neurons", ylim=(0, None))
+        axes.set_xscale("log" if kind == "sparse" else "linear")
+        axes.label_outer()
+    figure.axes[0].set_ylabel("seconds")
+    figure.axes[0].legend()
+    yield "compile", figure
+
+
+def _low_rank(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    figure = Figure((2.4 * len(names), 2.8))
+    for axes, name in zip(
+        figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True
+    ):
+        for kind, colour in (("rank", COLOURS["etpc"]), ("decay", COLOURS["braintrace"])):
+            found = [r for r in rows if r["network"] == name and r["rule"].startswith(kind)]
+            x = [row["trace_bytes"] / 2**20 for row in found]
+            y = [row["error_d_rtrl"] for row in found]
+            axes.plot(x, y, marker="o", ls="-" if kind == "rank" else "", color=colour, label=kind)
+        full = next(r for r in rows if r["network"] == name)["trace_bytes"] / 2**20
+        axes.axvline(full, color=COLOURS["BPTT"], ls=":", label="full trace")
+        axes.set(title=name, xlabel="traces, MiB", xscale="log", yscale="log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.label_outer()
+    figure.axes[0].set_ylabel("error to D-RTRL")
+    figure.axes[0].legend()
+    yield "low-rank", figure
+
+
+def main() -> None:
+    """Read results, draw them and print the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--plots", type=Path)
+    given = parser.parse_args()
+    results = json.loads(given.results.read_text())
+    if given.plots:
+        plots(results, given.plots)
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    main()

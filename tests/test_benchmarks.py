@@ -1,0 +1,110 @@
+"""The benchmarks run, and what they compare is the same network."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import etpc
+from benchmarks import measure, network, peer
+from benchmarks.network import Problem
+
+ROOT = Path(__file__).resolve().parents[1]
+DECAY = 0.9
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_the_peer_needs_it():
+    """float32, and arrays of different rank may be added."""
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    made = Problem.make(16, steps=20, batch=4)
+    assert 0.05 < made.firing_rate() < 0.9
+    return made
+
+
+def largest_error(got, want, names=("hidden.weight", "hidden.bias", "readout.weight")) -> float:
+    found = measure.difference(got, want)
+    return max(found[name]["error"] for name in names)
+
+
+@pytest.mark.peer
+def test_quick_run_writes_results(tmp_path):
+    """As a reader runs it: in a process of its own, in float32."""
+    pytest.importorskip("rich")
+    report = pytest.importorskip("benchmarks.report")
+    path = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--json", path, "--plots", tmp_path]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "JAX_ENABLE_X64": "0"}, check=True)
+    found = json.loads(path.read_text())
+    assert set(found["results"]) == set(report.TABLES)
+    assert {"device", "cpu", "cores", "python", "jax", "etpc", "braintrace"} <= set(
+        found["environment"]
+    )
+    rows = {row["name"]: row for row in found["results"]["speed"]}
+    assert all(row["min_ms"] > 0 for row in rows.values())
+    assert rows["etpc D-RTRL W=10"]["error_rule"] < 1e-5
+    assert rows["etpc D-RTRL W=10"]["error_bptt"] > 1e-3  # it does leave something out
+    again = {row["name"]: row["again"] for row in found["results"]["compile"]}
+    assert again["etpc D-RTRL"] == 0
+    for row in found["results"]["memory"]:
+        if "promised" in row:
+            assert row["alias"] == row["promised"]
+            assert row["growth"] < 1.5
+    page = report.markdown(found)
+    assert all(table.title in page for table in report.TABLES.values())
+    assert (tmp_path / "speed-32.svg").exists()
+
+
+def test_checkpoints_do_not_change_bptt(problem):
+    assert largest_error(network.bptt(problem, checkpoint=True)(), network.bptt(problem)()) < 1e-5
+
+
+def test_difference_is_relative_and_refuses_zeros():
+    found = measure.difference({"w": jnp.array([3.0, 5.0])}, {"w": jnp.array([3.0, 4.0])})["w"]
+    assert found["error"] == pytest.approx(0.2)
+    assert found["cosine"] == pytest.approx(29 / (5 * 34**0.5))
+    with pytest.raises(ValueError, match="zero"):
+        measure.difference({"w": jnp.ones(2)}, {"w": jnp.zeros(2)})
+
+
+def test_silent_network_is_refused(problem):
+    silent = Problem(problem.model, jnp.zeros_like(problem.xs), problem.targets)
+    with pytest.raises(ValueError, match="No neuron spikes"):
+        silent.firing_rate()
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("mode", ["vmap", "batch"])
+def test_peer_computes_d_rtrl(problem, mode):
+    pytest.importorskip("braintrace")
+    ours = network.online(problem, etpc.D_RTRL(window=5))()
+    assert largest_error(peer.Gradient(problem, "d_rtrl", mode)(), ours) < 1e-5
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("mode", ["vmap", "batch"])
+def test_peer_computes_es_d_rtrl(problem, mode):
+    pytest.importorskip("braintrace")
+    ours = network.online(problem, etpc.ES_D_RTRL(DECAY, window=5))()
+    theirs = peer.Gradient(problem, "es_d_rtrl", mode, decay_or_rank=DECAY)()
+    # The peer smooths the trace of the bias too; etpc keeps it whole.
+    assert largest_error(theirs, ours, ("hidden.weight", "readout.weight")) < 1e-5
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("window", [5, 20])
+def test_window_of_the_peer_is_exact_inside(problem, window):
+    pytest.importorskip("braintrace")
+    algorithm = etpc.D_RTRL(window=window, in_window="exact")
+    ours = network.online(problem, algorithm)()
+    assert largest_error(peer.Gradient(problem, "d_rtrl", "window", window)(), ours) < 1e-5
