@@ -1,4 +1,4 @@
-"""A batch spread over eight devices: the same gradients, and no trace is gathered.
+"""A batch, or connections, spread over eight devices: the same gradients, and no trace is gathered.
 
 In a process of its own, because the number of devices is fixed when JAX starts.
 """
@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 PROGRAM = """
 import re
@@ -66,7 +68,58 @@ print("the same on eight devices")
 """
 
 
-def test_a_batch_over_devices():
+CONNECTIONS = """
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import sparse
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import etpc
+
+jax.config.update("jax_enable_x64", True)
+mesh = Mesh(np.array(jax.devices()), ("connection",))
+rng = np.random.default_rng(0)
+N, U = 12, 64
+indices = np.stack(np.divmod(np.sort(rng.choice(N * N, U, replace=False)), N), 1)
+model = sparse.BCOO((jnp.asarray(0.3 * rng.normal(size=U)), jnp.asarray(indices)), shape=(N, N))
+xs, targets = jnp.asarray(rng.normal(size=(6, 2, N))), jnp.zeros((6, 2, N))
+
+
+def spread(a):
+    axes = ["connection" if size == U else None for size in a.shape]
+    return jax.device_put(a, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def step(m, x, h):
+    h = 0.5 * h + jnp.tanh(m @ h + x)
+    return h, h
+
+
+program = etpc.compile(
+    model, etpc.D_RTRL(window=2), inputs=xs[0, 0], state=jnp.zeros(N), step=step
+)
+run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum())
+_, alone = run(model, xs, targets, program.init(2))
+arguments = (jax.tree.map(spread, (model, xs, targets, program.init(2))))
+(_, carry), grads = run(*arguments)
+np.testing.assert_allclose(alone.data, grads.data, rtol=1e-9)
+assert np.abs(grads.data).min() > 0
+((trace,),) = carry.traces
+for array in (trace, grads.data):
+    assert array.sharding.is_equivalent_to(spread(array).sharding, array.ndim)
+step_by_step = jax.jit(lambda data, *rest: run(sparse.BCOO((data, model.indices), shape=(N, N)), *rest))
+compiled = step_by_step.lower(arguments[0].data, *arguments[1:]).compile().as_text()
+moves = re.findall("(all-gather|all-to-all|collective-permute|all-reduce).*", compiled)
+assert set(moves) == {"all-reduce"}, moves
+print("the same on eight devices")
+"""
+
+
+@pytest.mark.parametrize("program", [PROGRAM, CONNECTIONS], ids=["batch", "connections"])
+def test_spread_over_devices(program):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -74,7 +127,7 @@ def test_a_batch_over_devices():
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "the same on eight devices"

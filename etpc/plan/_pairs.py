@@ -97,8 +97,8 @@ def uses(rows: np.ndarray, transition: Pattern) -> Uses:
     place, output = np.nonzero(rows >= 0)
     state = rows[place, output]
     counts = np.diff(transition.indptr)[state]
-    if counts.sum() > MAX_TABLE:
-        raise _too_many(m, outputs)
+    if counts.sum() > min(m * m * outputs, MAX_TABLE):  # a state that reads many has few in a block
+        return _uses_by_pair(rows, transition)
     which = np.repeat(np.arange(state.size), counts)
     offset = np.arange(which.size) - np.repeat(np.cumsum(counts) - counts, counts)
     old = transition.indices[transition.indptr[state[which]] + offset].astype(np.int64)
@@ -110,6 +110,22 @@ def uses(rows: np.ndarray, transition: Pattern) -> Uses:
     inside = keys[order][found] == wanted if keys.size else np.zeros(0, bool)
     which, old, found = which[inside], old[inside], found[inside]
     return Uses(output[which], place[which], place[order][found], state[which], old)
+
+
+def _uses_by_pair(rows: np.ndarray, transition: Pattern) -> Uses:
+    """Likewise, by asking of each pair of states in a block whether the step has the transition."""
+    m, outputs = rows.shape
+    if m * m * outputs > MAX_TABLE:
+        raise _too_many(m, outputs)
+    size = transition.shape[0]
+    of = np.repeat(np.arange(size, dtype=np.int64), np.diff(transition.indptr))
+    exists = np.sort(of * size + transition.indices)
+    after, before, output = np.indices((m, m, outputs)).reshape(3, -1)
+    new, old = rows[after, output], rows[before, output]
+    wanted = np.where((new >= 0) & (old >= 0), new * size + old, -1)
+    found = np.minimum(np.searchsorted(exists, wanted), exists.size - 1)
+    inside = exists[found] == wanted
+    return Uses(output[inside], after[inside], before[inside], new[inside], old[inside])
 
 
 def pairs_of(used: Uses, m: int) -> Pairs:
