@@ -22,13 +22,15 @@ from ._step import StepFunctions
 from ._traces import (
     Factors,
     Trace,
+    advance_element_wise,
     advance_full,
+    credit_smooth,
     credit_within,
     empty_trace,
     gradient_full,
     gradient_modes,
-    gradient_smooth,
     gradient_smooth_start,
+    gradient_start,
     reduce_modes,
     smooth,
     suffix_products,
@@ -145,6 +147,9 @@ class _Emitter:
             smooth(p, factors[p.op.number], trace) if isinstance(p.form, Decay) else (None, ())
             for p, trace in zip(self.plan.carried, traces, strict=True)
         ]
+        paths = {
+            p.op.number: path for p, (_, path) in zip(self.plan.carried, smoothed, strict=True)
+        }
         blocks = {
             p.op.number: (factors[p.op.number].immediate, factors[p.op.number].transition)
             for p in self.plan.traced
@@ -152,7 +157,7 @@ class _Emitter:
         }
         residuals = (
             *(pull, jacobians.transition, jacobians.immediate, data),
-            *(traces, [path for _, path in smoothed], blocks, fresh),
+            *(traces, paths, blocks, fresh),
         )
         return (ys, last), (factors, [trace for trace, _ in smoothed]), residuals
 
@@ -296,21 +301,25 @@ class _Emitter:
             owner = p.op.number if p.shares is None else p.shares
             sharing.setdefault(owner, []).append(factors[p.op.number])
         for p, trace, moved in zip(self.plan.carried, traces, smoothed, strict=True):
-            own = factors[p.op.number]
-            if not isinstance(p.form, Decay) and p.layout not in products:
-                products[p.layout] = suffix_products(p.layout.pairs, own.transition)
-            if isinstance(p.form, Full):
-                read = None if grads is None else grads[self.weight_place[p.op.weight]]
-                moved = advance_full(p, sharing[p.op.number], products[p.layout], trace, read)
-            elif isinstance(p.form, LowRank):
-                moved = reduce_modes(p, own, products[p.layout], trace)
+            own = sharing[p.op.number]
+            if p.op.kind.data is None:
+                moved = advance_element_wise(p, own, trace)
+            elif not isinstance(p.form, Decay):
+                if p.layout not in products:
+                    products[p.layout] = suffix_products(p.layout.pairs, own[0].transition)
+                whole = products[p.layout]
+                if isinstance(p.form, LowRank):
+                    moved = reduce_modes(p, own[0], whole, trace)
+                else:
+                    read = None if grads is None else grads[self.weight_place[p.op.weight]]
+                    moved = advance_full(p, own, whole, trace, read)
             after.append(moved)
         return after
 
     # --- backward ---
 
     def backward(self, residuals, ys_bar):
-        pull, transition, immediate, data, traces, paths, blocks, fresh = residuals
+        pull, transition, immediate, data, traces, smoothed, blocks, fresh = residuals
         if self.exact:
             weights_bar, moving_bar, start = pull(ys_bar)
             signal_start = _without_past(self._signals(start)[None], fresh)[0]
@@ -338,17 +347,19 @@ class _Emitter:
                     p.layout.pairs, moves, take(old, at), take(new, at)
                 )
                 delta = delta + (own * here).sum(-2).reshape(delta.shape)
-            if self.reads_output[place] or not isinstance(p.form, Decay):
-                self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
-        for p, trace, path in zip(self.plan.carried, traces, paths, strict=True):
-            if isinstance(p.form, Full):
-                bar = gradient_full(p, starts[p.op.number], trace)
-            elif isinstance(p.form, LowRank):
-                bar = gradient_modes(p, starts[p.op.number], trace)
-            else:
+            elif not self.reads_output[place]:
+                delta = jnp.zeros_like(delta)
+            if isinstance(p.form, Decay):
                 at = p.layout.states
                 past = take(old, at) if self.reads_old else None
-                bar = gradient_smooth(p, take(new, at), past, path)
+                here, starts[p.op.number] = credit_smooth(
+                    p, take(new, at), past, smoothed[p.op.number]
+                )
+                delta = delta + here.reshape(delta.shape)
+            self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
+        for p, trace in zip(self.plan.carried, traces, strict=True):
+            rule = {Full: gradient_full, LowRank: gradient_modes, Decay: gradient_start}
+            bar = rule[type(p.form)](p, starts[p.op.number], trace)
             self._accumulate(weights_bar, p, bar)
         return tuple(weights_bar), self._inputs(moving_bar)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
@@ -46,6 +47,19 @@ def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tupl
     return after, whole
 
 
+def advance_element_wise(plan: OpPlan, sharing: Sequence[Factors], trace: Trace) -> Trace:
+    """The trace of an operation without a factor: no larger than `F`, it is moved step by step."""
+    (eps,) = trace
+
+    def step(eps, now):
+        transition, fed = now
+        return apply(plan.layout.pairs, transition, eps) + sum(fed[1:], fed[0]), None
+
+    start = eps.reshape(eps.shape[0], plan.block, plan.op.kind.outputs)
+    given = sharing[0].transition, [factors.immediate for factors in sharing]
+    return (lax.scan(step, start, given)[0].reshape(eps.shape),)
+
+
 def advance_full(
     plan: OpPlan,
     sharing: Sequence[Factors],
@@ -60,18 +74,10 @@ def advance_full(
     """
     (eps,) = trace
     kind, m, pairs = plan.op.kind, plan.block, plan.layout.pairs
+    batch = eps.shape[0]
     after, whole = products
     moved = [apply(pairs, after, factors.immediate) for factors in sharing]  # [W, B, m, GO] each
-    batch = eps.shape[0]
     zero = 0 if after_reads is None else zero_after(after_reads)
-    if kind.data is None:
-        fed = sum(each.sum(0) for each in moved)
-
-        def element_wise(eps, cut):
-            return apply(pairs, cut(whole, 2), eps) + cut(fed, 2)
-
-        flat = eps.reshape(batch, m, kind.outputs)
-        return (overwrite(flat, 2, element_wise, zero).reshape(eps.shape),)
     xs = [_given(factors.x).astype(eps.dtype) for factors in sharing]
     g, i, o = kind.groups, kind.inputs, kind.outputs
     if kind.links is not None:
@@ -160,55 +166,74 @@ def gradient_full(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -
     return kind.gather(over_examples(eps5, axis, start[:, :, None]).sum(2))
 
 
-def smooth(
-    plan: OpPlan, factors: Factors, trace: Trace
-) -> tuple[Trace, tuple[Array, Array, Array]]:
-    """Move the factors of a decaying trace through a window; also all their values, 0 to W."""
-    form = plan.form
-    assert isinstance(form, Decay)
-    decay = jnp.asarray(form.decay, jnp.finfo(factors.immediate.dtype).dtype)
+def smooth(plan: OpPlan, factors: Factors, trace: Trace) -> tuple[Trace, tuple[Array, Array]]:
+    """Move the factors of a decaying trace through a window.
+
+    Also all values, 0 to W, of the second factor and of the normaliser.
+    """
+    decay, real = _decay(plan), jnp.finfo(factors.immediate.dtype).dtype
     count = plan.op.kind.groups * plan.op.kind.outputs
     eps_x, eps_f, norm = trace
     eps_f = eps_f.reshape(-1, plan.block, count)
 
     def step(now: Sequence[Array], given: Sequence[Array]):
-        x, immediate, transition = given
+        immediate, transition = given
         following = (
-            decay * now[0] + x,
-            decay * apply(plan.layout.pairs, transition, now[1]) + immediate,
-            decay * now[2] + 1,
+            real.type(decay) * apply(plan.layout.pairs, transition, now[0]) + immediate,
+            real.type(decay) * now[1] + 1,
         )
         return following, following
 
-    x = _given(factors.x)
-    eps_x = eps_x.reshape(-1, *x.shape[2:])
-    start = (eps_x, eps_f, norm)
-    given = (x.astype(eps_x.dtype), factors.immediate, factors.transition)
-    end, rest = lax.scan(step, start, given)
+    start = (eps_f, norm)
+    (last_f, last_norm), rest = lax.scan(step, start, (factors.immediate, factors.transition))
     path = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)
-    return tuple(b.reshape(a.shape) for a, b in zip(trace, end, strict=True)), path
+    x = _given(factors.x).astype(eps_x.dtype)
+    powers = decay ** np.arange(x.shape[0], -1.0, -1.0)
+    fed = jnp.tensordot(
+        jnp.asarray(powers[1:], x.dtype), x, axes=1, precision=lax.Precision.HIGHEST
+    )
+    last_x = real.type(powers[0]) * eps_x + fed.reshape(eps_x.shape)
+    return (last_x, last_f.reshape(trace[1].shape), last_norm), path
 
 
-def gradient_smooth(
+def _decay(plan: OpPlan) -> float:
+    assert isinstance(plan.form, Decay)
+    return float(plan.form.decay)
+
+
+def credit_smooth(
     plan: OpPlan,
     new: Inexact[Array, "W B m GO"],
     old: Inexact[Array, "W B m GO"] | None,
-    path: tuple[Array, Array, Array],
-) -> Array:
-    """`sum_t eps_x (L eps_f) / c`, and what reaches past the new states, by the trace before.
+    path: tuple[Array, Array],
+) -> tuple[Inexact[Array, "W B GO"], Inexact[Array, "B GO"]]:
+    """The credit of each step's data, and that of the first factor at the start of the window.
 
-    `new` is the learning signal L, at the block states; `old` the derivative by the old states of
-    each step past the new ones, or `None` where there is none.
+    The gradient is `sum_t eps_x,t (L_t eps_f,t) / c_t`, and what reaches past the new states, by the
+    trace before. As `eps_x` is a sum of decayed data, the same decay on the credit, backwards in
+    time, leaves a product with the data itself. `new` is the learning signal L, at the block states;
+    `old` the derivative by the old states of each step past the new ones, or `None` where there is
+    none.
     """
-    eps_x, eps_f, norm = path  # W + 1 values each
-    kind = plan.op.kind
+    eps_f, norm = path  # W + 1 values each
     credit = jnp.sum(new * eps_f[1:], -2) / norm[1:, :, None]
-    if old is None:
-        eps_x = eps_x[1:]
-    else:
-        past = jnp.sum(old * eps_f[:-1], -2) / _positive(norm[:-1])[..., None]
-        credit = jnp.pad(credit, ((1, 0), (0, 0), (0, 0))) + jnp.pad(past, ((0, 1), (0, 0), (0, 0)))
-    return _contract(kind, eps_x, credit)
+    before = jnp.zeros_like(credit)
+    if old is not None:
+        before = jnp.sum(old * eps_f[:-1], -2) / _positive(norm[:-1])[..., None]
+    decay = jnp.finfo(credit.dtype).dtype.type(_decay(plan))
+
+    def back(after, now):
+        by_new, by_old = now
+        here = by_new + after
+        return by_old + decay * here, here
+
+    start, here = lax.scan(back, jnp.zeros_like(credit[0]), (credit, before), reverse=True)
+    return here, start
+
+
+def gradient_start(plan: OpPlan, start: Inexact[Array, "B GO"], trace: Trace) -> Array:
+    """The product of the first factor of a decaying trace and its credit."""
+    return _contract(plan.op.kind, trace[0], start)
 
 
 def gradient_smooth_start(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Array:
