@@ -20,7 +20,7 @@ from ._errors import (
 )
 from ._jax import mark
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
-from .run import Carry, Memory, Program, compile
+from .run import Carry, Certificate, Memory, Program, compile
 from .verify import bptt, verify
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ __all__ = [
     "AlgorithmError",
     "Auto",
     "Carry",
+    "Certificate",
     "EtpcError",
     "InputError",
     "InputTypeError",

@@ -41,16 +41,24 @@ class LowRank:
     """The trace as R pairs of factors: its R leading modes, chosen anew after each window."""
 
     rank: int
-    exact = False
+    exact: bool = dataclasses.field(default=False, repr=False)
+    """Whether the trace is known to have no higher rank."""
+    certificate: bool = dataclasses.field(default=False, repr=False)
+    """Whether a bound of what is left out is carried."""
 
     @property
     def left_out(self) -> str:
         """What a trace of this form leaves out, in words."""
+        if self.exact:
+            return ""
         modes = "leading mode" if self.rank == 1 else f"{self.rank} leading modes"
         return f"after each window the trace is reduced to its {modes}"
 
 
 TraceForm = Full | Decay | LowRank
+
+PROBED = 64
+"""The rank from which a lower one is chosen where that is left open."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +102,8 @@ class Algorithm:
 
     def __str__(self) -> str:
         fields = sorted(dataclasses.fields(self), key=lambda f: f.kw_only is True)
-        settings = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields)
+        shown = [f for f in fields if f.repr or getattr(self, f.name) != f.default]
+        settings = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in shown)
         return f"{type(self).__name__}({settings})"
 
 
@@ -125,7 +134,13 @@ class ES_D_RTRL(Algorithm):
     gradient is nearer to that of D-RTRL the longer the window. Element-wise weights keep the full
     trace, which is no larger, and so does a weight whose trace cannot have a higher rank.
 
-    - `decay_or_rank`: a float in (0, 1], the decay; or an int >= 1, the rank.
+    - `decay_or_rank`: a float in (0, 1], the decay; or an int >= 1, the rank; or `"auto"`: where the
+        program proves that a trace has a low rank, as that of a leaky readout has, that rank, which
+        is exact; and elsewhere the smallest rank that keeps `error`, measured on `sample` of
+        [`etpc.compile`][].
+    - `error`: with `"auto"`, how far a trace may be from the best one, relative to its norm, by one
+        reduction; in (0, 1). The gradient is nearer, as it is a sum over steps and examples.
+    - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
 
     **Source:** Wang et al. 2026, as above, for the decay form. `eps_f` is stored without the factor
     `1 - a`, so that a = 1 is allowed. In that work an int renames a decay; here it is a rank.
@@ -133,16 +148,26 @@ class ES_D_RTRL(Algorithm):
     recurrent learning", arXiv 1902.03993.
     """
 
-    decay_or_rank: float | int = 0.99
+    decay_or_rank: float | int | str = 0.99
+    error: float = dataclasses.field(default=0.05, kw_only=True, repr=False)
+    certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "es_d_rtrl"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         value = self.decay_or_rank
+        if not 0 < self.error < 1:
+            raise AlgorithmError(f"error must lie in (0, 1), and is {self.error!r}.")
+        if self.certificate and isinstance(value, float):
+            raise AlgorithmError(
+                "certificate=True needs a rank: what a decay leaves out has no such bound."
+            )
+        if value == "auto":
+            return
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputTypeError(
-                f"decay_or_rank must be a float in (0, 1] (a decay) or an int >= 1 (a rank), not "
-                f"{value!r}."
+                'decay_or_rank must be a float in (0, 1] (a decay), an int >= 1 (a rank) or "auto", '
+                f"not {value!r}."
             )
         if isinstance(value, int) and value < 1:
             raise AlgorithmError(
@@ -156,7 +181,10 @@ class ES_D_RTRL(Algorithm):
         if kind.data is None:
             return Full()
         value = self.decay_or_rank
-        return LowRank(value) if isinstance(value, int) else Decay(value)
+        if isinstance(value, float):
+            return Decay(value)
+        rank = PROBED if isinstance(value, str) else value
+        return LowRank(rank, certificate=self.certificate)
 
 
 @dataclasses.dataclass(frozen=True)

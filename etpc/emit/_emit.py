@@ -90,7 +90,7 @@ def emit(plan: Plan) -> Window:
         return out, jax.tree_util.Partial(chosen.backward, residuals)
 
     def backward(back, cotangents):
-        weights, xs = back([_instantiated(ct) for ct in cotangents[0]])
+        weights, xs, _ = back([_instantiated(ct) for ct in cotangents[0]])
         return weights, None, xs, None, None, None
 
     run.defvjp(forward, backward, symbolic_zeros=True)
@@ -101,8 +101,8 @@ def emit(plan: Plan) -> Window:
         )
         loss, pull = jax.vjp(loss_of, ys)
         (ys_bar,) = pull(jnp.ones_like(loss))
-        grads, _ = for_weights.backward(residuals, ys_bar)
-        return loss, grads, last, for_weights.advance(factors, traces, grads)
+        grads, _, starts = for_weights.backward(residuals, ys_bar)
+        return loss, grads, last, for_weights.advance(factors, traces, grads, starts)
 
     return Window(plan, step.prefix, run, learn)
 
@@ -160,6 +160,14 @@ class _Emitter:
             *(traces, paths, blocks, fresh),
         )
         return (ys, last), (factors, [trace for trace, _ in smoothed]), residuals
+
+    def factors_of(self, weights, others, xs, state) -> dict[int, Factors]:
+        """The factors of a window whose stream goes on."""
+        olds, news, saved, *_ = self._sequential(weights, others, xs, state)
+        goes_on = jnp.zeros(xs[0].shape[1] if xs else state[0].shape[0], bool)
+        jacobians = self._jacobians(weights, others, xs, olds, saved, goes_on)
+        data = self._read(weights, others, xs, olds, news, saved)[2]
+        return self._factors(jacobians, data)
 
     def _sequential(self, weights, others, xs, state):
         """Run the model; keep the state before and after each step, and the outputs of cut ops."""
@@ -292,8 +300,12 @@ class _Emitter:
             out.append(x if exact else x.astype(p.op.delta.dtype))  # spikes may be booleans
         return out
 
-    def advance(self, moves, traces: Sequence[Trace], grads: Sequence[Array] | None = None):
-        """The traces at the end of a window; `grads` is computed from those at its start."""
+    def advance(self, moves, traces: Sequence[Trace], grads=None, starts=None):
+        """The traces at the end of a window.
+
+        `grads` is computed from those at its start; `starts` is the credit that they got, by the
+        number of the operation.
+        """
         factors, smoothed = moves
         products, after = {}, []
         sharing: dict[int, list[Factors]] = {}
@@ -309,7 +321,8 @@ class _Emitter:
                     products[p.layout] = suffix_products(p.layout.pairs, own[0].transition)
                 whole = products[p.layout]
                 if isinstance(p.form, LowRank):
-                    moved = reduce_modes(p, own[0], whole, trace)
+                    start = None if starts is None else starts[p.op.number]
+                    moved = reduce_modes(p, own[0], whole, trace, start)
                 else:
                     read = None if grads is None else grads[self.weight_place[p.op.weight]]
                     moved = advance_full(p, own, whole, trace, read)
@@ -319,12 +332,13 @@ class _Emitter:
     # --- backward ---
 
     def backward(self, residuals, ys_bar):
+        """Cotangents of weights and inputs, and the credit of each trace at the start."""
         pull, transition, immediate, data, traces, smoothed, blocks, fresh = residuals
         if self.exact:
             weights_bar, moving_bar, start = pull(ys_bar)
             signal_start = _without_past(self._signals(start)[None], fresh)[0]
-            weights_bar = self._add_start(list(weights_bar), signal_start, traces)
-            return tuple(weights_bar), self._inputs(moving_bar)
+            weights_bar, starts = self._add_start(list(weights_bar), signal_start, traces)
+            return tuple(weights_bar), self._inputs(moving_bar), starts
         weights_bar, moving_bar, old, new, deltas = pull(ys_bar)
         old = _without_past(old, fresh)
         weights_bar = list(weights_bar)
@@ -361,7 +375,7 @@ class _Emitter:
             rule = {Full: gradient_full, LowRank: gradient_modes, Decay: gradient_start}
             bar = rule[type(p.form)](p, starts[p.op.number], trace)
             self._accumulate(weights_bar, p, bar)
-        return tuple(weights_bar), self._inputs(moving_bar)
+        return tuple(weights_bar), self._inputs(moving_bar), starts
 
     def _signals(self, start: Arrays) -> Array:
         """Cotangents of the float leaves, as those of their real vector; [B, S].
@@ -406,12 +420,14 @@ class _Emitter:
             bar = bar.real
         weights_bar[place] = weights_bar[place] + bar.astype(dtype)
 
-    def _add_start(self, weights_bar: list[Array], start: Array, traces) -> list[Array]:
+    def _add_start(self, weights_bar: list[Array], start: Array, traces):
+        starts = {}
         for p, trace in zip(self.plan.carried, traces, strict=True):
             rules = {Full: gradient_full, LowRank: gradient_modes, Decay: gradient_smooth_start}
-            bar = rules[type(p.form)](p, take(start, p.layout.states), trace)
+            starts[p.op.number] = take(start, p.layout.states)
+            bar = rules[type(p.form)](p, starts[p.op.number], trace)
             self._accumulate(weights_bar, p, bar)
-        return weights_bar
+        return weights_bar, starts
 
     def _inputs(self, moving_bar):
         """Cotangents of the inputs; `None` for those that are not differentiated."""

@@ -168,11 +168,14 @@ class StepFunctions:
 
     def cut(self, weights, others, x, state, saved, vector, deltas, dtype) -> Array:
         """The vector of new states of the cut step; `vector` holds the old ones."""
-        a = self.analysis
-        env = self._start(weights, others, x, self.with_vector(state, vector))
+        state = self.with_vector(state, vector)
+        return self.vector(self.cut_leaves(weights, others, x, state, saved, deltas), dtype)
+
+    def cut_leaves(self, weights, others, x, state, saved, deltas) -> list[Any]:
+        """The new state of the cut step; `None` for leaves that are no floats."""
+        env = self._start(weights, others, x, state)
         evaluate(self.cut_body, env, self._perturbing(saved, deltas))
-        new = [env.get(v) for v in a.split.next_state]
-        return self.vector(new, dtype)
+        return [env.get(v) for v in self.analysis.split.next_state]
 
     def read(
         self, weights, others, x, state, saved, old, new, deltas, *, through_inputs: bool

@@ -246,7 +246,11 @@ def gradient_smooth_start(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: 
 
 
 def reduce_modes(
-    plan: OpPlan, factors: Factors, products: tuple[Array, Array], trace: Trace
+    plan: OpPlan,
+    factors: Factors,
+    products: tuple[Array, Array],
+    trace: Trace,
+    start: Inexact[Array, "B m GO"] | None = None,
 ) -> Trace:
     """Add the factor pairs of a window to those of a low-rank trace, and keep the leading modes.
 
@@ -262,7 +266,7 @@ def reduce_modes(
     kind, m = plan.op.kind, plan.block
     g, i, o = kind.groups, kind.inputs, kind.outputs
     after, whole = products
-    a, b = trace
+    a, b = trace[:2]
     batch = a.shape[0]
     moved = jnp.moveaxis(apply(pairs, after, factors.immediate), 0, 1)  # [B, W, m, GO]
     b = apply(pairs, whole[:, None], b.reshape(batch, -1, m, g * o))
@@ -275,14 +279,34 @@ def reduce_modes(
     of_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj())
     c = leading(of_a, of_b, form.rank)
     onto = (of_a @ c).conj()
-    a = jnp.einsum("bqgi,bgqr->brgi", a, c)
-    b = jnp.einsum("bqmgo,bgqr->brmgo", b, onto)
-    return tuple(new.reshape(old.shape) for new, old in zip((a, b), trace, strict=True))
+    kept = jnp.einsum("bqmgo,bgqr->brmgo", b, onto)
+    new = [jnp.einsum("bqgi,bgqr->brgi", a, c), kept]
+    if form.certificate:
+        lost = _lost(of_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, kept))
+        off, gradient = (bound.reshape(batch, -1, g * o) for bound in trace[2:])
+        if start is not None:
+            gradient = gradient + jnp.sum(jnp.abs(start) * off, -2, keepdims=True)
+        moved = apply(pairs, jnp.abs(whole), off)
+        new += [moved + lost.reshape(moved.shape), gradient]
+    return tuple(after.reshape(before.shape) for after, before in zip(new, trace, strict=True))
+
+
+def _lost(
+    of_a: Inexact[Array, "B G Q Q"],
+    b: Inexact[Array, "B Q m G O"],
+    rest: Inexact[Array, "B Q m G O"],
+) -> Inexact[Array, "B m G O"]:
+    """The norm of each column of `A rest^T`, which is what a reduction of `A b^T` leaves out, and of
+    what rounding may add."""
+    rounding = jnp.finfo(b.dtype).eps * b.shape[1]
+    square = jnp.sum((rest.conj() * jnp.einsum("bgqr,brmgo->bqmgo", of_a, rest)).real, 1)
+    square = jnp.maximum(square, 0) + rounding * jnp.sum(jnp.abs(rest) ** 2, 1)
+    return jnp.sqrt(square) + rounding * jnp.sqrt(jnp.sum(jnp.abs(b) ** 2, 1))
 
 
 def gradient_modes(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Array:
     """`lambda_0` times a low-rank trace."""
-    a, b = trace
+    a, b = trace[:2]
     kind = plan.op.kind
     b = b.reshape(b.shape[0], -1, plan.block, kind.groups * kind.outputs)
     return _contract(kind, a, jnp.sum(start[:, None] * b, -2))
@@ -303,8 +327,11 @@ def empty_trace(plan: OpPlan, batch: int) -> Trace:
     """The trace of a fresh carry."""
     if isinstance(plan.form, Full):
         return (jnp.zeros((batch, *plan.trace_shape), plan.dtype),)
-    shape_x, shape_f = plan.trace_shape
-    factors = jnp.zeros((batch, *shape_x), plan.dtype), jnp.zeros((batch, *shape_f), plan.dtype)
-    if isinstance(plan.form, LowRank):
-        return factors
-    return *factors, jnp.zeros((batch,), jnp.finfo(plan.dtype).dtype)
+    real = jnp.finfo(plan.dtype).dtype
+    factors, bounds = plan.trace_shape[:2], plan.trace_shape[2:]
+    if isinstance(plan.form, Decay):
+        bounds = ((),)  # in its place, the normaliser
+    return (
+        *(jnp.zeros((batch, *shape), plan.dtype) for shape in factors),
+        *(jnp.zeros((batch, *shape), real) for shape in bounds),
+    )

@@ -26,7 +26,9 @@ def trace_shape(kind: Kind, form: TraceForm, block: int) -> Any:
     if isinstance(form, Decay):
         return (*group, kind.inputs), (block, *group, kind.outputs)
     if isinstance(form, LowRank):
-        return (form.rank, *group, kind.inputs), (form.rank, block, *group, kind.outputs)
+        factors = (form.rank, *group, kind.inputs), (form.rank, block, *group, kind.outputs)
+        bounds = (block, *group, kind.outputs), (*group, kind.outputs)
+        return (*factors, *bounds) if form.certificate else factors
     if kind.data is None:
         return (block, kind.outputs)
     if kind.links is not None:
@@ -37,11 +39,13 @@ def trace_shape(kind: Kind, form: TraceForm, block: int) -> Any:
 def trace_bytes(kind: Kind, form: TraceForm, block: int, dtype: Any) -> int:
     """Bytes of the trace of one example."""
     shape = trace_shape(kind, form, block)
+    item, real = (jnp.dtype(d).itemsize for d in (dtype, jnp.finfo(dtype).dtype))
     if isinstance(form, Full):
-        return math.prod(shape) * jnp.dtype(dtype).itemsize
-    size = sum(map(math.prod, shape)) * jnp.dtype(dtype).itemsize
+        return math.prod(shape) * item
+    factors, bounds = shape[:2], shape[2:]
+    size = item * sum(map(math.prod, factors)) + real * sum(map(math.prod, bounds))
     if isinstance(form, Decay):  # and how many steps the factors have seen
-        size += jnp.finfo(dtype).dtype.itemsize
+        size += real
     return size
 
 

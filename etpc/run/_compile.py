@@ -6,13 +6,16 @@ from typing import Any
 import jax
 
 from .._errors import InputError, InputTypeError, SelectionError, raise_together
-from ..algorithms import Algorithm, Auto, resolve
+from ..algorithms import ES_D_RTRL, Algorithm, Auto, resolve
 from ..analyse import analyse
 from ..emit import emit
 from ..plan import DEFAULT_MEMORY, choose, plan, selected
 from ..trace import path_text, trace
 from ..trace._leaves import is_array
 from ._program import Program
+from ._ranks import choose_ranks
+
+UNLIMITED = 1 << 62
 
 
 def compile(
@@ -25,6 +28,7 @@ def compile(
     weights: Any = None,
     memory: int | None = None,
     batch_size: int = 1,
+    sample: Any = None,
 ) -> Program:
     """Compile a model into an eligibility-trace program.
 
@@ -43,6 +47,8 @@ def compile(
     - `memory`: at most so many bytes of traces, for `batch_size` examples; 16 GiB by default. A
         program that would need more is refused, and `algo="auto"` chooses what fits.
     - `batch_size`: the number of examples that `memory` is for.
+    - `sample`: inputs of some steps of one example, with a leading axis T, such as a typical
+        sequence. `ES_D_RTRL("auto")` measures on it which rank a trace needs.
 
     **Returns** the [`Program`][etpc.Program].
 
@@ -63,6 +69,8 @@ def compile(
         choice = choose(analysis, ops, limit, batch_size)
         if choice.cut != analysis.cut:
             analysis = analyse(traced, cut=choice.cut)
+    elif isinstance(algorithm, ES_D_RTRL) and not isinstance(algorithm.decay_or_rank, float):
+        choice = choose_ranks(plan(analysis, algorithm, chosen, memory=UNLIMITED), model, sample)
     planned = plan(analysis, algorithm, chosen, choice=choice, memory=memory, batch_size=batch_size)
     return Program(emit(planned))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ..algorithms import Decay, Full, LowRank
+from ..algorithms import Auto, Decay, Full, LowRank
 from ..plan import OpPlan, Plan
 
 
@@ -33,7 +33,8 @@ def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
     chosen = {p.path: p.choice for p in plan.traced if p.choice}
     if chosen:
         width = max(map(len, chosen))
-        lines += ["", "chosen to fit into memory"]
+        fits = isinstance(plan.algorithm, Auto)
+        lines += ["", "chosen to fit into memory" if fits else "chosen"]
         lines += [f"  {path:<{width}}  {reason}" for path, reason in chosen.items()]
     paths = escapes(plan)
     if paths:
@@ -62,7 +63,7 @@ def verdict(p: OpPlan) -> str:
 def shape_text(p: OpPlan) -> str:
     """The trace's shape; its factors joined by `+`."""
     if not isinstance(p.form, Full):
-        return " + ".join("x".join(map(str, shape)) for shape in p.trace_shape)
+        return " + ".join("x".join(map(str, shape)) for shape in p.trace_shape[:2])
     return "x".join(map(str, p.trace_shape))
 
 

@@ -1,0 +1,326 @@
+"""Ranks that are proved or measured, and certificates of what low-rank traces leave out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import etpc
+from etpc.algorithms import Full, LowRank
+
+T, I, N = 12, 6, 5
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+XS = normal(T, I, seed=1)
+
+
+def loss(y, target):
+    return jnp.sum((y - target) ** 2)
+
+
+@jax.custom_jvp
+def spike(v):
+    return (v > 0).astype(v.dtype)
+
+
+spike.defjvp(lambda p, t: (spike(p[0]), t[0] / (1 + jnp.abs(p[0])) ** 2))
+stop = jax.lax.stop_gradient
+
+DECAYS = np.array([0.9, 0.9, 0.7, 0.7, 0.7])
+
+
+def leak(m, x, h):
+    h = 0.9 * h + m["w"] @ x
+    return jnp.tanh(h), h
+
+
+def trained_leak(m, x, h):
+    h = jax.nn.sigmoid(m["a"]) * h + m["w"] @ x
+    return jnp.tanh(h), h
+
+
+def two_leaks(m, x, h):
+    h = jnp.asarray(DECAYS) * h + m["w"] @ x
+    return jnp.tanh(h), h
+
+
+def halves(m, x, h):
+    """Two parameters that begin with the same value."""
+    decay = jnp.concatenate([jnp.full(2, m["a"]), jnp.full(3, m["b"])])
+    h = decay * h + m["w"] @ x
+    return jnp.tanh(h), h
+
+
+def detached(m, x, v):
+    v = 0.9 * v * (1 - stop(spike(v - 1))) + m["w"] @ x
+    return v * spike(v - 1), v
+
+
+def detached_soft(m, x, v):
+    v = 0.9 * (v - stop(spike(v - 1))) + m["w"] @ x
+    return v * spike(v - 1), v
+
+
+def soft(m, x, v):
+    v = 0.9 * (v - spike(v - 1)) + m["w"] @ x
+    return v * spike(v - 1), v
+
+
+def synapse(m, x, s):
+    g, v = s
+    g = 0.8 * g + m["w"] @ x
+    v = 0.9 * v + 0.1 * g
+    return jnp.tanh(v), (g, v)
+
+
+def gain(m, x, h):
+    """F differs from neuron to neuron and is trained; that adds no mode."""
+    h = 0.9 * h + m["gain"] * (m["w"] @ x)
+    return jnp.tanh(h), h
+
+
+def gated_input(m, x, h):
+    h = 0.9 * h + jax.nn.sigmoid(x[0]) * jnp.tanh(m["w"] @ x)
+    return h, h
+
+
+def each_its_own(m, x, h):
+    h = m["each"] * h + m["w"] @ x
+    return jnp.tanh(h), h
+
+
+def below_a_spiking_layer(m, x, s):
+    """The readout's trace is of rank one, that of the layer is not."""
+    v, r = s
+    v = 0.9 * (v - spike(v - 1)) + m["w"] @ x
+    r = 0.8 * r + m["out"] @ spike(v - 1)
+    return r, (v, r)
+
+
+MODEL = {
+    "w": normal(N, I),
+    "out": normal(4, N, seed=2),
+    "a": jnp.asarray(0.7),
+    "b": jnp.asarray(0.7),
+    "gain": jnp.linspace(0.5, 1.5, N),
+    "each": jnp.full(N, 0.9),
+}
+ZEROS = jnp.zeros(N)
+# the step, its state, and the rank of the trace of `w` that is proved
+STEPS = {
+    "leak": (leak, ZEROS, 1),
+    "trained leak": (trained_leak, ZEROS, 1),
+    "two leaks": (two_leaks, ZEROS, 2),
+    "two equal parameters": (halves, ZEROS, 2),
+    "a detached hard reset": (detached, ZEROS, None),
+    "a detached soft reset": (detached_soft, ZEROS, 1),
+    "a reset": (soft, ZEROS, None),
+    "a synapse and a membrane": (synapse, (ZEROS, ZEROS), 2),
+    "a gain for each neuron": (gain, ZEROS, 1),
+    "a gate from the input": (gated_input, ZEROS, None),
+    "a trained leak for each neuron": (each_its_own, ZEROS, None),
+    "a spiking layer": (below_a_spiking_layer, (ZEROS, jnp.zeros(4)), None),
+}
+
+
+def compiled(name, algo, **options):
+    step, state, _ = STEPS[name]
+    return etpc.compile(MODEL, algo, inputs=XS[0], state=state, step=step, weights="all", **options)
+
+
+def gradient(program, window_of=XS):
+    targets = jnp.full(len(window_of), 0.3)
+    (_, carry), grads = program.value_and_grad(loss)(MODEL, window_of, targets, program.init())
+    return carry, grads
+
+
+def op_of(program, path="['w']"):
+    return next(p for p in program.ops if p.path == path and p.op.kind.data is not None)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_ranks_that_are_proved(name):
+    step, state, rank = STEPS[name]
+    program = compiled(name, etpc.ES_D_RTRL(2, window=2))
+    form = op_of(program).form
+    assert isinstance(form, LowRank)
+    if rank is None:
+        assert form == LowRank(2)
+        assert not op_of(program).exact
+        return
+    assert form == LowRank(rank, exact=True)
+    exact = op_of(compiled(name, etpc.D_RTRL())).exact
+    assert op_of(program).exact == exact
+    _, grads = gradient(program)
+    _, full = gradient(compiled(name, etpc.D_RTRL(window=2)))
+    np.testing.assert_allclose(grads["w"], full["w"], rtol=0, atol=1e-9 * np.abs(full["w"]).max())
+    if exact:
+        targets = jnp.full(T, 0.3)
+        _, bptt = etpc.bptt(MODEL, XS, targets, loss, state=state, step=step)
+        np.testing.assert_allclose(grads["w"], bptt["w"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, rank) in STEPS.items() if rank])
+def test_a_trace_has_the_rank_that_was_proved(name):
+    """And not a lower one: of the traces of D-RTRL, by their singular values."""
+    carry, _ = gradient(compiled(name, etpc.D_RTRL(window=3)))
+    program = compiled(name, etpc.D_RTRL(window=3))
+    place = [p.path for p in program.plan.carried].index("['w']")
+    trace = np.asarray(carry.traces[place][0]).reshape(I, -1)
+    sizes = np.linalg.svd(trace, compute_uv=False)
+    rank = 1 if name == "two equal parameters" else STEPS[name][2]
+    assert (sizes > 1e-10 * sizes[0]).sum() == rank
+
+
+def test_the_readout_of_a_spiking_layer():
+    program = compiled("a spiking layer", etpc.ES_D_RTRL(2, window=2))
+    assert op_of(program, "['out']").form == LowRank(1, exact=True)
+    assert op_of(program, "['out']").exact
+    assert "rank 1 holds all of it" in str(program)
+
+
+def test_auto_needs_a_sample_only_where_it_proves_nothing():
+    program = compiled("leak", etpc.ES_D_RTRL("auto"))
+    assert op_of(program).form == LowRank(1, exact=True)
+    with pytest.raises(etpc.AlgorithmError, match=r"\['w'\].*depend on data.*sample="):
+        wide(0.1, sample=None)
+    with pytest.raises(etpc.AlgorithmError, match="fewer than two steps"):
+        wide(0.1, sample=jnp.zeros((1, 150)))
+    small = compiled("a reset", etpc.ES_D_RTRL("auto"))
+    assert isinstance(op_of(small).form, Full)  # no larger than the pairs that would be measured
+
+
+def wide(error, sample=...):
+    """A spiking layer whose trace may be of any rank."""
+    model, xs = {"w": 0.3 * normal(160, 150, seed=3)}, normal(100, 150, seed=4)
+    return etpc.compile(
+        model,
+        etpc.ES_D_RTRL("auto", error=error, window=4),
+        inputs=xs[0],
+        state=jnp.zeros(160),
+        step=soft,
+        sample=xs if sample is ... else sample,
+    )
+
+
+def test_a_smaller_error_takes_more_modes():
+    ranks = []
+    for error in (0.5, 0.2, 0.1):
+        program = wide(error)
+        (op,) = program.ops
+        assert isinstance(op.form, LowRank)
+        assert "on the sample" in str(program)
+        ranks.append(op.form.rank)
+    assert 1 <= ranks[0] < ranks[1] < ranks[2] < 40
+    (op,) = wide(1e-9).ops
+    assert isinstance(op.form, Full)
+
+
+def test_arguments():
+    for error in (0.0, 1.0, -0.1):
+        with pytest.raises(etpc.AlgorithmError, match="error must lie"):
+            etpc.ES_D_RTRL("auto", error=error)
+    with pytest.raises(etpc.AlgorithmError, match="needs a rank"):
+        etpc.ES_D_RTRL(0.9, certificate=True)
+    with pytest.raises(etpc.InputTypeError, match='or "auto"'):
+        etpc.ES_D_RTRL("all")
+    program = compiled("a reset", etpc.ES_D_RTRL(2))
+    with pytest.raises(etpc.AlgorithmError, match="certificate=True"):
+        program.certificate(program.init())
+
+
+# --- certificates ---
+
+
+def gated(m, x, h):
+    z, new = jnp.split(m["w2"] @ jnp.concatenate([x, stop(h)]), 2)
+    z = jax.nn.sigmoid(z)
+    h = (1 - z) * h + z * jnp.tanh(new)
+    return h, h
+
+
+def adaptive(m, x, s):
+    v, a = s
+    z = spike(v - 1 - a)
+    v = 0.9 * v - z * (1 + a) + m["w"] @ x
+    a = 0.95 * a + 0.2 * z
+    return v * spike(v - 1 - a), (v, a)
+
+
+CERTIFIED = {
+    "a reset": (soft, jnp.zeros(8), "w"),
+    "adaptive": (adaptive, (jnp.zeros(8), jnp.zeros(8)), "w"),
+    "gated": (gated, jnp.zeros(8), "w2"),
+}
+
+
+@given(
+    name=st.sampled_from(sorted(CERTIFIED)),
+    rank=st.integers(1, 4),
+    window=st.sampled_from([1, 2, 5]),
+    in_window=st.sampled_from(["truncated", "exact"]),
+    batch=st.sampled_from([1, 3]),
+    scale=st.sampled_from([0.3, 1.0, 3.0]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])
+def test_a_certificate_is_never_violated(name, rank, window, in_window, batch, scale, seed):
+    step, state, weight = CERTIFIED[name]
+    model = {weight: scale * normal(*((8, 10) if weight == "w" else (16, 18)), seed=seed)}
+    xs = normal(15, batch, 10, seed=seed + 1)
+    traces, grads, carries, programs = [], [], [], []
+    for algo in (
+        etpc.D_RTRL(window=window, in_window=in_window),
+        etpc.ES_D_RTRL(rank, window=window, in_window=in_window, certificate=True),
+    ):
+        program = etpc.compile(model, algo, inputs=xs[0, 0], state=state, step=step, weights="all")
+        carry = program.init(batch_size=batch)
+        run, total = program.value_and_grad(loss), 0.0
+        for half in (xs[:7], xs[7:]):  # a carry that is passed on
+            (_, carry), grad = run(model, half, jnp.zeros((len(half), batch)), carry)
+            total = total + np.asarray(grad[weight])
+        programs.append(program)
+        carries.append(carry)
+        grads.append(total)
+        traces.append(carry.traces[0])
+    (bound,) = programs[1].certificate(carries[1])
+    full = np.asarray(traces[0][0])  # [B, I, m, O]
+    a, b = traces[1][:2]
+    off = np.linalg.norm(full - np.einsum("bri,brmo->bimo", a, b), axis=1)
+    assert bound.trace.shape == off.shape
+    assert (off <= np.asarray(bound.trace) * (1 + 1e-9) + 1e-13).all()
+    error = np.linalg.norm(grads[1] - grads[0], axis=1)
+    assert bound.gradient.shape == error.shape
+    assert (error <= np.asarray(bound.gradient) * (1 + 1e-9) + 1e-12).all()
+
+
+def test_a_certificate_says_something():
+    """It is no looser than a few times the error, and smaller with more modes."""
+    step, state, _ = CERTIFIED["adaptive"]
+    model, xs = {"w": normal(8, 10, seed=5)}, normal(30, 10, seed=6)
+    bounds, errors = [], []
+    targets = jnp.zeros(30)
+    full = etpc.compile(model, etpc.D_RTRL(window=3), inputs=xs[0], state=state, step=step)
+    exact = full.value_and_grad(loss)(model, xs, targets, full.init())[1]["w"]
+    for rank in (1, 2, 4):
+        algo = etpc.ES_D_RTRL(rank, window=3, certificate=True)
+        program = etpc.compile(model, algo, inputs=xs[0], state=state, step=step)
+        run = program.value_and_grad(loss)
+        (_, carry), grads = run(model, xs, targets, program.init())
+        (bound,) = program.certificate(carry)
+        assert bound.path == "['w']"
+        errors.append(np.linalg.norm(grads["w"] - exact, axis=1).sum())
+        bounds.append(float(bound.gradient.sum()))
+        assert sum(a.nbytes for a in jax.tree.leaves(carry.traces)) == program.memory().total - (
+            program.memory().state
+        )
+    assert bounds[0] > bounds[1] > bounds[2] > 0
+    assert errors[0] > 1e-3
+    for bound, error in zip(bounds, errors, strict=True):
+        assert error <= bound < 30 * error
