@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._errors import AlgorithmError, raise_together
+from .._errors import AlgorithmError
 from ..algorithms import ES_D_RTRL, PROBED, Full, LowRank, TraceForm
 from ..emit import emit, mode_counts
 from ..plan import Choice, OpPlan, Plan
@@ -85,7 +85,7 @@ def _errors(plan: Plan, model: Any, sample: Any, ops: list[OpPlan]) -> dict[int,
     totals = {p.op.number: np.zeros(PROBED + 1) for p in ops}
     places = {p.op.number: n for n, p in enumerate(plan.carried)}
     for start in range(0, steps, window):
-        xs = jax.tree.map(lambda a: jnp.asarray(a)[start : start + window], sample)
+        xs = jax.tree.map(lambda a, at=slice(start, start + window): jnp.asarray(a)[at], sample)
         _, carry = program.scan(model, xs, carry)
         for p in ops:
             b = np.asarray(carry.traces[places[p.op.number]][1], complex)
