@@ -1,4 +1,4 @@
-"""What a program holds beside its carry, as XLA lays it out: nothing of the size of the trace, nothing that grows with T."""
+"""What a program holds beside its carry, as XLA lays it out: nothing as large as a trace, nothing that grows with T."""
 
 import functools
 

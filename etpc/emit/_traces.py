@@ -15,6 +15,7 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from ..algorithms import Decay, Full, LowRank
+from ..ops._kind import summed
 from ..plan import OpPlan, Pairs
 from ._modes import leading
 from ._pieces import over_examples, overwrite, small, zero_after
@@ -36,7 +37,7 @@ class Factors:
 
 def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tuple[Array, Array]:
     """The product of all transitions after each step, and the product of all."""
-    last = jnp.broadcast_to(identity(pairs, transition.dtype), transition.shape[1:])
+    last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
     if transition.shape[0] == 1:
         return last[None], transition[0]
 
@@ -170,7 +171,7 @@ def gradient_full(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -
     if kind.data is not None and kind.links is None:
         if small(eps):
             eps = eps.reshape(-1, g, i, m, o)
-            return kind.gather(jnp.einsum("bgmo,bgimo->gio", start, eps))
+            return kind.gather(summed("bgmo,bgimo->gio", start, eps))
         start = start[:, :, None]
     elif kind.links is not None:
         start = start[..., kind.links.outputs]
