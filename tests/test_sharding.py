@@ -10,19 +10,30 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = """
+BATCH = """
+import contextlib
+import logging
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import etpc
+import etpc.emit._pieces
 
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 8
-mesh = Mesh(np.array(jax.devices()), ("batch",))
+log = []
+logging.basicConfig(handlers=[logging.Handler()])
+logging.root.handlers[0].emit = lambda record: log.append(record.getMessage())
+explicit = "explicit" in sys.argv
+if "pieces" in sys.argv:
+    etpc.emit._pieces.PIECE = 1 << 10
+axis_type = AxisType.Explicit if explicit else AxisType.Auto
+mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,))
 on = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
 keys = jax.random.split(jax.random.key(0), 4)
 model = {
@@ -47,21 +58,32 @@ for algo in (
 ):
     program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(6), step=step)
     run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum())
-    _, alone = run(model, xs, targets, program.init(16))
-    arguments = (
-        jax.device_put(model, on()),
-        jax.device_put(xs, on(None, "batch")),
-        jax.device_put(targets, on(None, "batch")),
-        jax.device_put(program.init(16), on("batch")),
-    )
-    spread = jax.jit(run)
-    (_, carry), grads = spread(*arguments)
-    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(grads), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-9)
+    fresh = program.init(16)
+    (alone, after), grads_alone = run(model, xs, targets, fresh)
+    (_, _), later_alone = run(model, xs, targets, after)
+    with jax.set_mesh(mesh) if explicit else contextlib.nullcontext():
+        arguments = (
+            jax.device_put(model, on()),
+            jax.device_put(xs, on(None, "batch")),
+            jax.device_put(targets, on(None, "batch")),
+        )
+        start = jax.device_put(fresh, on("batch"))
+        spread = jax.jit(run)
+        (loss, carry), grads = spread(*arguments, start)
+        np.testing.assert_allclose(alone, np.asarray(loss), rtol=1e-9)
+        with jax.log_compiles():
+            _, later = spread(*arguments, carry)
+        assert not [text for text in log if "Compiling" in text], "compiled for its own carry"
+        compiled = spread.lower(*arguments, start).compile().as_text()
+    for one, other in zip(
+        jax.tree.leaves((grads_alone, later_alone)), jax.tree.leaves((grads, later)), strict=True
+    ):
+        np.testing.assert_allclose(one, np.asarray(other), rtol=1e-9)
+        assert other.sharding.is_fully_replicated
     assert len(jax.tree.leaves(carry.traces)) >= 3
-    for trace in jax.tree.leaves((carry.traces, carry.state)):
-        assert trace.sharding.is_equivalent_to(on("batch"), trace.ndim), algo
-    compiled = spread.lower(*arguments).compile().as_text()
+    for old, new in zip(jax.tree.leaves(start), jax.tree.leaves(carry), strict=True):
+        assert new.sharding.is_equivalent_to(on("batch"), new.ndim), algo
+        assert old.sharding.is_equivalent_to(new.sharding, new.ndim), algo
     moves = re.findall("all-gather|all-to-all|collective-permute|all-reduce", compiled)
     assert set(moves) == {"all-reduce"}, (algo, set(moves))
 print("the same on eight devices")
@@ -118,8 +140,18 @@ print("the same on eight devices")
 """
 
 
-@pytest.mark.parametrize("program", [PROGRAM, CONNECTIONS], ids=["batch", "connections"])
-def test_spread_over_devices(program):
+@pytest.mark.parametrize(
+    ("program", "options"),
+    [
+        (BATCH, []),
+        (BATCH, ["explicit"]),
+        (BATCH, ["pieces"]),
+        (BATCH, ["pieces", "explicit"]),
+        (CONNECTIONS, []),
+    ],
+    ids=["batch", "explicit", "pieces", "explicit pieces", "connections"],
+)
+def test_spread_over_devices(program, options):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -127,7 +159,7 @@ def test_spread_over_devices(program):
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", program, *options], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "the same on eight devices"

@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Plan
-from ._gather import take
+from ._gather import take, zeros_over
 from ._step import StepFunctions
 from ._traces import (
     Factors,
@@ -238,9 +238,7 @@ class _Emitter:
         return jax.vjp(read, list(weights), moving, old, new, deltas, has_aux=True)
 
     def _deltas(self, vectors: Array) -> list[Array]:
-        return [
-            jnp.zeros((*vectors.shape[:2], *p.op.delta.shape), p.op.delta.dtype) for p in self.live
-        ]
+        return [zeros_over(vectors[:, :, 0], p.op.delta.shape, p.op.delta.dtype) for p in self.live]
 
     def _jacobians(self, weights, others, xs, olds, saved, fresh) -> Jacobians:
         vectors = self._vectors(olds)
@@ -255,7 +253,7 @@ class _Emitter:
         _, pull = jax.vjp(cut, vectors, self._deltas(vectors))
         colours = self.plan.colours
         seeds = jnp.asarray(colours.colour[None, :] == jnp.arange(colours.count)[:, None], dtype)
-        seeds = jnp.broadcast_to(seeds[:, None, None], (colours.count, *vectors.shape))
+        seeds = seeds[:, None, None] + jnp.zeros_like(vectors)[None]  # spread over devices as those
         if colours.count == 1:
             transition, immediate = jax.tree.map(lambda a: a[None], pull(seeds[0]))
         else:

@@ -1,5 +1,8 @@
 """Static reads of the last axis of an array, as slices where the places run on without a gap."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -23,3 +26,9 @@ def take(x: Array, index: Index) -> Array:
     if index.mask is not None:
         out = jnp.where(jnp.asarray(index.mask), out, jnp.zeros((), out.dtype))
     return out
+
+
+def zeros_over(lead: Array, shape: Sequence[int], dtype: Any) -> Array:
+    """Zeros of `lead.shape + shape`, spread over devices as `lead` is."""
+    zero = jnp.zeros_like(lead, dtype).reshape(*lead.shape, *[1] * len(shape))
+    return jnp.broadcast_to(zero, (*lead.shape, *shape))

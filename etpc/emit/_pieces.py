@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact, Int
 
+from ..ops._kind import summed
+
 PIECE = 1 << 22
 """Bytes of a piece: what stays in a cache. A sixteenth of the trace where that is more."""
 
@@ -26,7 +28,9 @@ def over_examples(
     def total(trace, signal):
         product = signal * trace
         flat = product.reshape(product.shape[0], -1)
-        return jnp.matmul(ones, flat, precision=lax.Precision.HIGHEST).reshape(product.shape[1:])
+        return summed("b,bn->n", ones, flat, precision=lax.Precision.HIGHEST).reshape(
+            product.shape[1:]
+        )
 
     if whole == 1:
         return total(trace, signal)

@@ -15,6 +15,7 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from ..algorithms import Decay, Full, LowRank
+from ..ops._kind import summed
 from ..plan import OpPlan, Pairs
 from ._modes import leading
 from ._pieces import over_examples, overwrite, small, zero_after
@@ -36,7 +37,7 @@ class Factors:
 
 def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tuple[Array, Array]:
     """The product of all transitions after each step, and the product of all."""
-    last = jnp.broadcast_to(identity(pairs, transition.dtype), transition.shape[1:])
+    last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
     if transition.shape[0] == 1:
         return last[None], transition[0]
 
@@ -81,24 +82,35 @@ def advance_full(
     xs = [_given(factors.x).astype(eps.dtype) for factors in sharing]
     g, i, o = kind.groups, kind.inputs, kind.outputs
     if kind.links is not None:
-        eps4 = eps.reshape(batch, g, m, -1)
         for n, (x, each) in enumerate(zip(xs, moved, strict=True)):
-            eps4 = _advance_links(plan, x, each, None if n else whole, eps4)
-        return (eps4.reshape(eps.shape),)
+            eps = _advance_links(plan, x, each, None if n else whole, eps)
+        return (eps,)
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
     onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
     x = jnp.concatenate(xs)
     each = jnp.concatenate(moved).reshape(-1, batch, m, g, o)
-    axis = 1 if g > i else 2
+    by_group = g > i
 
     def product(eps, cut):
-        x_here, each_here, onward_here = cut(x, axis + 1), each, onward
-        if axis == 1:
+        x_here, each_here, onward_here = cut(x, 2 if by_group else 3), each, onward
+        if by_group:
             each_here, onward_here = cut(each, 3), cut(onward, 1)
         fed = jnp.einsum("tbgi,tbmgo->bgimo", x_here, each_here)
-        return apply(pairs, onward_here, eps) + fed
+        return (apply(pairs, onward_here, eps.reshape(fed.shape)) + fed).reshape(eps.shape)
 
-    return (overwrite(eps.reshape(batch, g, i, m, o), axis, product, zero).reshape(eps.shape),)
+    return (overwrite(eps, _longest(plan), product, zero),)
+
+
+def _longest(plan: OpPlan) -> int:
+    """The axis of a trace that is cut into pieces.
+
+    Of the trace as the carry has it. Reshaped, even by an axis of length one, it may get another
+    layout in the loop over the pieces, and is copied before and after.
+    """
+    kind = plan.op.kind
+    if kind.data is None or kind.links is not None:
+        return len(plan.trace_shape)
+    return 2 if 1 < kind.groups <= kind.inputs else 1
 
 
 def _given(x: Array | None) -> Array:
@@ -107,21 +119,22 @@ def _given(x: Array | None) -> Array:
 
 
 def _advance_links(
-    plan: OpPlan, x: Array, moved: Array, whole: Array | None, eps: Inexact[Array, "B G m U"]
+    plan: OpPlan, x: Array, moved: Array, whole: Array | None, eps: Inexact[Array, "B *Gm U"]
 ) -> Array:
     """Likewise, where each entry belongs to a pair of an input and an output."""
     links = plan.op.kind.links
-    batch, groups, m, _ = eps.shape
+    batch, groups, m = eps.shape[0], plan.op.kind.groups, plan.block
     if whole is not None:
         each = whole.shape[-1] > 1
         whole = whole.reshape(*whole.shape[:2], groups if each else 1, -1)
         whole = whole[..., links.outputs] if each else whole
-        eps = apply(plan.layout.pairs, jnp.moveaxis(whole, 2, 1), eps)  # [B, G or 1, P, U or 1]
+        onward = jnp.moveaxis(whole, 2, 1)  # [B, G or 1, P, U or 1]
+        eps = apply(plan.layout.pairs, onward, eps.reshape(batch, groups, m, -1)).reshape(eps.shape)
 
     def add(total, now):
         x, moved = now  # [B, G, I], [B, m, G, O]
         moved = jnp.moveaxis(moved.reshape(batch, m, groups, -1), 2, 1)[..., links.outputs]
-        return total + x[:, :, None, links.inputs] * moved, None
+        return total + (x[:, :, None, links.inputs] * moved).reshape(total.shape), None
 
     return lax.scan(add, eps, (x, moved))[0]
 
@@ -155,15 +168,16 @@ def gradient_full(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -
     kind, m = plan.op.kind, plan.block
     g, i, o = kind.groups, kind.inputs, kind.outputs
     start = start.reshape(-1, m, g, o).swapaxes(1, 2)  # [B, G, m, O]
-    if kind.links is not None:
-        eps4 = eps.reshape(eps.shape[0], g, m, -1)
-        signal = start[..., kind.links.outputs]
-        return kind.gather(over_examples(eps4, 3, signal).sum(1))
-    eps5 = eps.reshape(-1, g, i, m, o)
-    if small(eps):
-        return kind.gather(jnp.einsum("bgmo,bgimo->gio", start, eps5))
-    axis = 4 if kind.data is None else 1 if g > i else 2
-    return kind.gather(over_examples(eps5, axis, start[:, :, None]).sum(2))
+    if kind.data is not None and kind.links is None:
+        if small(eps):
+            eps = eps.reshape(-1, g, i, m, o)
+            return kind.gather(summed("bgmo,bgimo->gio", start, eps))
+        start = start[:, :, None]
+    elif kind.links is not None:
+        start = start[..., kind.links.outputs]
+    start = start.reshape(eps.shape[0], *start.shape[1 if g > 1 else 2 :])
+    entries = over_examples(eps, _longest(plan), start).sum(-2)
+    return kind.gather(entries.reshape((g, i, o) if kind.links is None else (g, -1)))
 
 
 def smooth(plan: OpPlan, factors: Factors, trace: Trace) -> tuple[Trace, tuple[Array, Array]]:

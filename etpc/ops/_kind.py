@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -83,6 +84,27 @@ class Kind(Protocol):
     def gather(self, entries: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
         """The gradient of the weight from that of its uses: [G, I, O], or [G, U] with `links`."""
         ...
+
+
+def summed(subscripts: str, *operands: Array, precision: Any = None) -> Array:
+    """`einsum` with sums over steps and examples.
+
+    Where a mesh has explicit axes, JAX asks what a sum over one of them shall be: whole, on every
+    device. Other axes stay spread as they are.
+    """
+    given, out = subscripts.split("->")
+    types = [jax.typeof(operand) for operand in operands]
+    spread = {
+        letter: axis
+        for letters, of in zip(given.split(","), types, strict=True)
+        for letter, axis in zip(letters, of.sharding.spec, strict=True)
+        if axis is not None
+    }
+    whole = None
+    if spread:
+        mesh = next(of.sharding.mesh for of in types if any(of.sharding.spec))
+        whole = jax.sharding.NamedSharding(mesh, jax.P(*(spread.get(letter) for letter in out)))
+    return jnp.einsum(subscripts, *operands, precision=precision, out_sharding=whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +205,7 @@ class Factored:
         x = x.reshape(*lead, self.h, self.f, self.i)
         delta = delta.reshape(*lead, self.h, self.f, self.o)
         n = "abcde"[: len(lead)]
-        return self.to_weight(jnp.einsum(f"{n}hfi,{n}hfo->hio", x, delta))
+        return self.to_weight(summed(f"{n}hfi,{n}hfo->hio", x, delta))
 
     def gather(self, entries):
         return self.to_weight(entries.reshape(self.h, self.f, self.i, self.o).sum(1))

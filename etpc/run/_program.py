@@ -388,7 +388,10 @@ class Program:
     def _leave(self, state, traces, carry: Carry) -> Carry:
         if not carry.batched:
             state, traces = [s[0] for s in state], _drop_batch(traces)
-        return self._carry(state, traces, jnp.zeros_like(carry.fresh), carry.batched)
+        # False, in a way that XLA does not see through: a constant is not spread over devices as
+        # the old array was, and the next call would be compiled for that.
+        begun = jnp.minimum(carry.fresh.astype(jnp.int8), 0) > 0
+        return self._carry(state, traces, begun, carry.batched)
 
     def _carry(self, state, traces, fresh: Array, batched: bool) -> Carry:
         leaves = dataclasses.replace(

@@ -1,0 +1,177 @@
+"""What a program holds beside its carry, as XLA lays it out: nothing as large as a trace, nothing that grows with T."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+import etpc
+
+B, N, I, O = 16, 1024, 16, 2
+"""So that the recurrent trace is many pieces, and much larger than the gradient; only compiled."""
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32) / shape[-1] ** 0.5
+
+
+class Leaky(eqx.Module):
+    """One state for each neuron."""
+
+    rec: jax.Array
+    win: jax.Array
+    out: jax.Array
+
+    def __call__(self, x, V):
+        V = 0.9 * V + self.rec @ jnp.tanh(V) + self.win @ x
+        return self.out @ jnp.tanh(V), V
+
+
+class Adaptive(Leaky):
+    """A potential and a threshold that follows it."""
+
+    def __call__(self, x, state):
+        V, a = state
+        z = jnp.tanh(V - a)
+        V, a = 0.9 * V + self.rec @ z + self.win @ x, 0.95 * a + 0.1 * z
+        return self.out @ z, (V, a)
+
+
+def build(cls, neurons=N):
+    zero = jnp.zeros(neurons, jnp.float32)
+    model = cls(normal(0, neurons, neurons), normal(1, neurons, I), normal(2, O, neurons))
+    return model, (zero, zero) if cls is Adaptive else zero
+
+
+def loss(y, target):
+    return jnp.mean((y - target) ** 2)
+
+
+def sequence(steps):
+    return tuple(jax.ShapeDtypeStruct((steps, B, n), jnp.float32) for n in (I, O))
+
+
+@functools.cache
+def compiled(cls, window):
+    model, state = build(cls)
+    inputs = jax.ShapeDtypeStruct((I,), jnp.float32)
+    return etpc.compile(model, etpc.D_RTRL(window=window), inputs=inputs, state=state)
+
+
+@functools.cache
+def of_gradient(cls, window, steps, donate=True):
+    """Bytes of the compiled `value_and_grad`, by use."""
+    arrays, static = eqx.partition(build(cls)[0], eqx.is_array)
+    program = compiled(cls, window)
+    run = program.value_and_grad(loss)
+
+    def call(arrays, xs, targets, carry):
+        return run(eqx.combine(arrays, static), xs, targets, carry)
+
+    carry = jax.eval_shape(lambda: program.init(B))
+    lowered = jax.jit(call, donate_argnums=3 if donate else ()).lower(
+        arrays, *sequence(steps), carry
+    )
+    return lowered.compile().memory_analysis()
+
+
+def held(cls, window, steps, donate=True):
+    """Bytes beside the arguments."""
+    found = of_gradient(cls, window, steps, donate)
+    return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+
+
+MODELS = pytest.mark.parametrize("cls", [Leaky, Adaptive])
+
+
+@MODELS
+@pytest.mark.parametrize("window", [1, 10, 25])
+def test_a_donated_carry_is_overwritten(cls, window):
+    memory, found = compiled(cls, window).memory(B), of_gradient(cls, window, 100)
+    assert found.alias_size_in_bytes == pytest.approx(memory.total, rel=0.1)
+    assert found.temp_size_in_bytes < max(size for _, size in memory.traces) / 2
+
+
+@MODELS
+def test_one_window_copies_no_trace_either(cls):
+    assert of_gradient(cls, 10, 10).temp_size_in_bytes < compiled(cls, 10).memory(B).total / 2
+
+
+@MODELS
+def test_a_carry_that_is_kept_is_seen(cls):
+    """So what is measured is the trace: where the old one has to stay, there is one more."""
+    total = compiled(cls, 10).memory(B).total
+    assert held(cls, 10, 100, donate=False) > 0.95 * total + held(cls, 10, 100)
+
+
+@MODELS
+def test_differentiating_a_scan_is_seen(cls):
+    """The trace before a call is read after that call; the new one is beside it."""
+    arrays, static = eqx.partition(build(cls)[0], eqx.is_array)
+    program = compiled(cls, 10)
+
+    def gradient(arrays, xs, carry):
+        def total(arrays):
+            ys, after = program.scan(eqx.combine(arrays, static), xs, carry)
+            return jnp.sum(ys**2), after
+
+        return jax.grad(total, has_aux=True)(arrays)
+
+    carry = jax.eval_shape(lambda: program.init(B))
+    lowered = jax.jit(gradient, donate_argnums=2).lower(arrays, sequence(10)[0], carry)
+    found = lowered.compile().memory_analysis()
+    assert found.temp_size_in_bytes > program.memory(B).total
+
+
+@MODELS
+def test_memory_does_not_grow_with_time(cls):
+    short, long = (of_gradient(cls, 10, steps).temp_size_in_bytes for steps in (40, 4000))
+    assert long == pytest.approx(short, rel=0.1)
+
+
+def test_that_of_backpropagation_through_time_does():
+    model, state = build(Leaky)
+    arrays, static = eqx.partition(model, eqx.is_array)
+
+    def reference(arrays, xs, targets):
+        model = eqx.combine(arrays, static)
+        return etpc.bptt(model, xs, targets, loss, state=state, batch_size=B)
+
+    short, long = (
+        jax.jit(reference).lower(arrays, *sequence(steps)).compile().memory_analysis()
+        for steps in (40, 4000)
+    )
+    assert long.temp_size_in_bytes > 10 * short.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("batch", [3, None], ids=["batch", "one"])
+def test_nothing_is_compiled_again(batch, caplog):
+    """Neither with other weights, nor with a carry of a call or one whose arrays come from elsewhere."""
+    model, state = build(Leaky, 8)
+    lead = (6,) if batch is None else (6, batch)
+    xs, targets = jnp.ones((*lead, I), jnp.float32), jnp.ones((*lead, O), jnp.float32)
+    program = etpc.compile(model, etpc.D_RTRL(window=2), inputs=xs[(0,) * len(lead)], state=state)
+    alone = program.value_and_grad(loss)
+    runs = alone, jax.jit(alone), lambda model, xs, _, carry: program.scan(model, xs, carry)
+    fresh = program.init(batch)
+
+    starts = [fresh]
+    for run in runs:
+        out = run(model, xs, targets, fresh)
+        starts += [one for one in jax.tree.leaves(out, is_leaf=is_carry) if is_carry(one)]
+    starts += [jax.tree.map(lambda a: jnp.asarray(jax.device_get(a)), starts[-1])]
+    other = jax.tree.map(lambda a: 0.9 * a, model)
+    assert len(starts) == 5
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for run in runs:
+            for start in starts:
+                run(other, xs, targets, start)
+        assert not caplog.messages
+        program.scan(model, xs[:4], fresh)
+        assert caplog.messages
+
+
+def is_carry(node):
+    return hasattr(node, "traces")
