@@ -1,5 +1,7 @@
 """The leading modes of a sum of factor pairs, from two Gram matrices."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -51,27 +53,39 @@ def orthonormal(
     """
     image = gram @ c
     scale = _inverse_root(jnp.sum(c.conj() * image, -2, keepdims=True).real)
-    numbers = jnp.arange(c.shape[-1])
+    c, image = c * scale, image * scale
+    if c.shape[-1] > UNROLLED:
+        return _one_by_one(c, image)
+    done = []
+    for _ in range(c.shape[-1]):
+        one, its = _of_length_one(c[..., :1], image[..., :1])
+        done.append(one)
+        c, image = _without(c[..., 1:], image[..., 1:], one, its, True)
+    return jnp.concatenate(done, -1)
+
+
+def _one_by_one(c: Array, image: Array) -> Array:
+    """The same in a loop, which is slower and compiles in a time that does not grow with R."""
+    numbers = jnp.broadcast_to(jnp.arange(c.shape[-1]), (*c.shape[:-2], 1, c.shape[-1]))
 
     def column(j, now):
-        c, image = now
-        one, its = (lax.dynamic_slice_in_dim(a, j, 1, -1) for a in (c, image))
-        scale = _inverse_root(jnp.sum(one.conj() * its, -2, keepdims=True).real)
-        one, its = one * scale, its * scale
-        share = jnp.sum(one.conj() * image, -2, keepdims=True)
-        here, after = (jnp.broadcast_to(a, share.shape) for a in (numbers == j, numbers > j))
-        share = jnp.where(after, share, 0)
-        return (
-            jnp.where(here, one, c - one * share),
-            jnp.where(here, its, image - its * share),
-        )
+        one, its = _of_length_one(*(lax.dynamic_slice_in_dim(a, j, 1, -1) for a in now))
+        c, image = _without(*now, one, its, numbers > j)
+        return jnp.where(numbers == j, one, c), jnp.where(numbers == j, its, image)
 
-    now = c * scale, image * scale
-    if numbers.size > UNROLLED:
-        return lax.fori_loop(0, numbers.size, column, now)[0]
-    for j in range(numbers.size):
-        now = column(j, now)
-    return now[0]
+    return lax.fori_loop(0, c.shape[-1], column, (c, image))[0]
+
+
+def _of_length_one(one: Array, its: Array) -> tuple[Array, Array]:
+    """A vector and its image, scaled."""
+    scale = _inverse_root(jnp.sum(one.conj() * its, -2, keepdims=True).real)
+    return one * scale, its * scale
+
+
+def _without(c: Array, image: Array, one: Array, its: Array, where: Any) -> tuple[Array, Array]:
+    """Vectors and their images, less their components along one, where they are asked to be."""
+    share = jnp.where(where, jnp.sum(one.conj() * image, -2, keepdims=True), 0)
+    return c - one * share, image - its * share
 
 
 def _inverse_root(square: Array) -> Array:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from etpc.emit._modes import leading, orthonormal
+from etpc.emit._modes import _one_by_one, leading, orthonormal
 
 Q, I, O = 12, 9, 20
 
@@ -76,3 +76,13 @@ def test_orthonormal_keeps_the_span():
     out = np.asarray(orthonormal(jnp.asarray(c), jnp.asarray(a.T @ a)))
     np.testing.assert_allclose(out.T @ a.T @ a @ out, np.eye(3), atol=1e-12)
     assert np.linalg.matrix_rank(np.hstack([c, out]), tol=1e-9) == 3
+
+
+def test_a_loop_gives_the_same():
+    draw = np.random.default_rng(0)
+    a, c = jnp.asarray(draw.normal(size=(I, 6))), jnp.asarray(draw.normal(size=(2, 6, 3)))
+    gram = jnp.broadcast_to(a.T @ a, (2, 6, 6))
+    scale = 1 / jnp.sqrt(jnp.sum(c * (gram @ c), -2, keepdims=True))
+    np.testing.assert_allclose(
+        _one_by_one(c * scale, gram @ c * scale), orthonormal(c, gram), atol=1e-12
+    )
