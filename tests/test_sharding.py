@@ -140,6 +140,68 @@ print("the same on eight devices")
 """
 
 
+NEURONS = """
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+import etpc
+import etpc.emit._pieces
+
+jax.config.update("jax_enable_x64", True)
+etpc.emit._pieces.PIECE = 1 << 10
+mesh = jax.make_mesh((8,), ("neuron",), axis_types=(jax.sharding.AxisType.Auto,))
+T, B, I, N = 6, 3, 20, 48
+keys = jax.random.split(jax.random.key(0), 3)
+model = {
+    "rec": 0.3 * jax.random.normal(keys[0], (N, N)),
+    "win": jax.random.normal(keys[1], (N, I)),
+    "tau": jnp.linspace(0.5, 0.9, N),
+}
+xs, targets = jax.random.normal(keys[2], (T, B, I)), jnp.zeros((T, B, N))
+
+
+def by_neuron(array, axis):
+    axes = ["neuron" if n == axis % array.ndim else None for n in range(array.ndim)]
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def step(m, x, h):
+    h = m["tau"] * h + jnp.tanh(m["rec"] @ h + m["win"] @ x)
+    return h, h
+
+
+for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(0.9, window=2):
+    program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(N), step=step)
+    run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum())
+    fresh = program.init(B)
+    _, alone = run(model, xs, targets, fresh)
+    weights = jax.tree.map(lambda a: by_neuron(a, 0), model)
+    start = jax.tree.map(
+        lambda a: by_neuron(a, -1) if a.ndim > 1 and a.shape[-1] == N else a, fresh
+    )
+    everywhere = jax.device_put(xs, NamedSharding(mesh, PartitionSpec()))
+    arguments = weights, everywhere, by_neuron(targets, 2), start
+    spread = jax.jit(run, out_shardings=(None, jax.tree.map(lambda a: a.sharding, weights)))
+    (_, carry), grads = spread(*arguments)
+    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+    for old, new in zip(jax.tree.leaves(start.traces), jax.tree.leaves(carry.traces), strict=True):
+        if old.shape[-1] == N and old.ndim > 2:
+            assert new.sharding.is_equivalent_to(old.sharding, new.ndim), (algo, new.sharding)
+    compiled = spread.lower(*arguments).compile().as_text()
+    found = re.findall(r"= \\w+\\[([\\d,]*)\\]\\S* (all-gather|all-to-all|collective-permute)\\(", compiled)
+    sizes = {tuple(map(int, shape.split(","))) for shape, _ in found}
+    assert {kind for _, kind in found} == {"all-gather"}
+    # What neurons read and hear of, in a window and before; a device's part of the trace is larger.
+    assert max(map(np.prod, sizes)) <= 3 * B * N < B * N * N // 8, sizes
+print("the same on eight devices")
+"""
+
+
 @pytest.mark.parametrize(
     ("program", "options"),
     [
@@ -148,8 +210,9 @@ print("the same on eight devices")
         (BATCH, ["pieces"]),
         (BATCH, ["pieces", "explicit"]),
         (CONNECTIONS, []),
+        (NEURONS, []),
     ],
-    ids=["batch", "explicit", "pieces", "explicit pieces", "connections"],
+    ids=["batch", "explicit", "pieces", "explicit pieces", "connections", "neurons"],
 )
 def test_spread_over_devices(program, options):
     environment = {

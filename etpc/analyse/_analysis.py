@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from ..trace import Step
 from . import _rules_control, _rules_indexing, _rules_moving, _rules_sums  # noqa: F401
 from ._interpreter import Interpreter, Opaque
 from ._known import Known
-from ._pattern import Pattern, empty
+from ._pattern import Pattern, columns_of, empty
 from ._reach import closure, within
 from ._weights import Split, WeightOp, split
 
@@ -106,10 +107,10 @@ class Reach:
         """m, the largest number of states in the block of an output."""
         return int(np.diff(self.block.indptr).max(initial=0))
 
-    @property
+    @cached_property
     def states(self) -> np.ndarray:
         """The states in any block, in order."""
-        return np.unique(self.block.indices)
+        return columns_of(self.block)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -325,7 +326,7 @@ def _reads(pattern: Pattern | None, bounds: np.ndarray) -> tuple[np.ndarray, np.
     elements = np.zeros(int(bounds[0]), bool)
     ops = np.zeros(len(bounds) - 1, bool)
     if pattern is not None:
-        columns = np.unique(pattern.indices)
+        columns = columns_of(pattern)
         columns = columns[columns < bounds[-1]]
         elements[columns[columns < bounds[0]]] = True
         members = np.searchsorted(bounds, columns[columns >= bounds[0]], side="right") - 1
@@ -334,7 +335,7 @@ def _reads(pattern: Pattern | None, bounds: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _names(hidden: HiddenStates, pattern: Pattern) -> list[str]:
-    return [f"hidden {name}" for name in hidden.names(np.unique(pattern.indices))]
+    return [f"hidden {name}" for name in hidden.names(columns_of(pattern))]
 
 
 def _upstream(start: np.ndarray, into: np.ndarray) -> np.ndarray:
@@ -360,7 +361,7 @@ def _escapes(
     is_cut: Sequence[bool],
 ) -> tuple[str, ...]:
     """Paths from an operation's block or output, through a cut, to a state."""
-    members = np.unique(block.indices)
+    members = columns_of(block)
     paths = []
     for j, other in enumerate(ops):
         if not (is_cut[j] and to_state[j]):

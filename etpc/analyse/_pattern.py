@@ -40,6 +40,14 @@ def union(patterns: Sequence[Pattern]) -> Pattern:
     return total
 
 
+def columns_of(pattern: Pattern) -> np.ndarray:
+    """The seeds that any element depends on, in order."""
+    # Marked, and not by `np.unique`, which is slow on as many entries as a large network has.
+    found = np.zeros(pattern.shape[1], bool)
+    found[pattern.indices] = True
+    return np.flatnonzero(found)
+
+
 def pick(pattern: Pattern, index: np.ndarray) -> Pattern:
     """Rows of a pattern by number, flattened; -1 for an empty row."""
     index = np.asarray(index).reshape(-1)
@@ -88,6 +96,7 @@ __all__ = [
     "Pattern",
     "TooDense",
     "afford",
+    "columns_of",
     "empty",
     "joined",
     "numbering",

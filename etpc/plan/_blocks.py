@@ -109,8 +109,8 @@ def _colours(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
 def _valid(pattern: Pattern, colour: np.ndarray) -> bool:
     """Whether no two rows of one colour have an entry in the same column."""
     row_colour = np.repeat(colour, np.diff(pattern.indptr))
-    keys = row_colour * pattern.shape[1] + pattern.indices
-    return np.unique(keys).size == keys.size
+    keys = np.sort(row_colour * pattern.shape[1] + pattern.indices)  # far faster than `np.unique`
+    return bool((keys[1:] != keys[:-1]).all())
 
 
 def _owners(pattern: Pattern, colour: np.ndarray, count: int) -> Index:
@@ -159,13 +159,16 @@ def layout(rows: np.ndarray, transition: Pattern, colours: Colouring) -> Layout:
 def immediate_index(rows: np.ndarray, immediate: Pattern, colours: Colouring) -> Index:
     """Where `F[a, o]` lies in the compressed `F` of an operation; [m, O]."""
     m, outputs = rows.shape
-    columns = np.broadcast_to(np.arange(outputs), (m, outputs))
-    inside = rows >= 0
+    states = immediate.shape[0]
+    by_output = sp.csc_array(immediate)
+    by_output.sort_indices()
+    entries = np.repeat(np.arange(outputs), np.diff(by_output.indptr)) * states + by_output.indices
     present = np.zeros(rows.shape, bool)
-    if inside.any() and immediate.nnz:
-        found = np.asarray(immediate[rows[inside], columns[inside]]).reshape(-1)
-        present[inside] = found.astype(bool)
-    at = colours.colour[np.maximum(rows, 0)] * outputs + columns
+    for slot in range(m if entries.size else 0):  # in order, so that the search is fast
+        wanted = np.arange(outputs) * states + rows[slot]
+        place = np.minimum(np.searchsorted(entries, wanted), entries.size - 1)
+        present[slot] = (rows[slot] >= 0) & (entries[place] == wanted)
+    at = colours.colour[np.maximum(rows, 0)] * outputs + np.arange(outputs)
     return Index.of(at, present)
 
 

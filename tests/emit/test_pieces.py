@@ -1,0 +1,116 @@
+"""Passes over a trace in pieces, against NumPy on the whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc.emit._pieces as pieces
+from etpc.emit._pieces import over_examples, overwrite, small, zero_after
+
+SHAPE = (3, 7, 5, 11)
+DTYPES = ["float32", "float64", "complex64", "complex128"]
+PIECE = pytest.mark.parametrize("piece", [1, 2000, 1 << 22])
+"""Bytes, of a trace of 1155 entries: as many pieces as there may be, some and a rest, and one."""
+
+
+def draw(shape, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=shape)
+    if np.dtype(dtype).kind == "c":
+        values = values + 1j * rng.normal(size=shape)
+    return values.astype(dtype)
+
+
+def tolerance(dtype):
+    return 100 * np.finfo(dtype).eps
+
+
+def shape_of_signal(axis):
+    """As the trace, or of length one along an axis, which may be the one that is cut."""
+    return [SHAPE, (3, 1, 5, 11), tuple(1 if n == axis else s for n, s in enumerate(SHAPE))]
+
+
+@PIECE
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_sum_over_examples(axis, dtype, piece, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", piece)
+    trace = draw(SHAPE, dtype)
+    for shape in shape_of_signal(axis):
+        signal = draw(shape, dtype, seed=1)
+        found = jax.jit(lambda t, s: over_examples(t, axis, s))(trace, signal)
+        assert found.dtype == trace.dtype
+        np.testing.assert_allclose(
+            found, (signal * trace).sum(0), rtol=tolerance(dtype), atol=tolerance(dtype)
+        )
+
+
+@PIECE
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_overwrite(axis, dtype, piece, monkeypatch):
+    """What is cut along need not be the same axis of another array, nor longer than one there."""
+    monkeypatch.setattr(pieces, "PIECE", piece)
+    trace, gain = draw(SHAPE, dtype), draw((SHAPE[axis], 2), dtype, seed=1)
+    shift = draw((1, 2), dtype, seed=2)
+
+    axes = [1] * len(SHAPE)
+    axes[axis] = -1
+
+    def update(part, cut):
+        gain_here, shift_here = cut(jnp.asarray(gain), 0), cut(jnp.asarray(shift), 0)
+        return gain_here[:, 0].reshape(axes) * part + shift_here[:, 1].reshape((1,) * 4)
+
+    wanted = gain[:, 0].reshape(axes) * trace + shift[0, 1]
+    for zero in (lambda t: 0, zero_after):
+        found = jax.jit(lambda t, zero=zero: overwrite(t, axis, update, zero(t)))(trace)
+        assert found.dtype == trace.dtype
+        np.testing.assert_allclose(found, wanted, rtol=tolerance(dtype), atol=tolerance(dtype))
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+@pytest.mark.parametrize("piece", [200, 1 << 22])
+def test_what_is_no_number_stays_in_its_example(axis, piece, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", piece)
+    trace = draw(SHAPE, "float64")
+    trace[1] = [[[np.nan]]]
+    trace[1, 0] = np.inf
+    found = jax.jit(lambda t: overwrite(t, axis, lambda part, _: 0.5 * part + 1))(trace)
+    np.testing.assert_array_equal(found[0::2], 0.5 * trace[0::2] + 1)
+    assert not np.isfinite(found[1]).any()
+
+
+def test_every_piece_is_some_share(monkeypatch):
+    """At most sixteen whole ones and a rest, each within the limit where that is more."""
+    for piece in (1, 100, 1000, 5000, 10000):
+        monkeypatch.setattr(pieces, "PIECE", piece)
+        for places in (1, 2, 15, 16, 17, 31, 100, 257):
+            trace = jnp.zeros((2, places, 3))
+            size, whole = pieces._pieces(trace, 1)
+            assert 1 <= size <= places
+            assert places - size < size * whole <= places
+            assert whole <= 16
+            row = trace.nbytes // places
+            assert size * row <= max(piece, trace.nbytes / 16) + row
+            assert small(trace) == (trace.nbytes <= piece)
+            assert whole == 1 or not small(trace)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize("value", [0, 1, -1, np.nan, np.inf, -np.inf])
+def test_zero_after_anything(value, dtype):
+    for shape in ((), (1,), (2, 3)):
+        found = jax.jit(zero_after)(jnp.full(shape, value, dtype))
+        assert found.shape == ()
+        assert found.dtype == jnp.int32
+        assert found == 0
+
+
+def test_zero_after_is_not_seen_through():
+    """XLA would drop what the order of reading and writing hangs on."""
+    text = jax.jit(zero_after).lower(jnp.ones(3)).compile().as_text()
+    entry = text[text.index("ENTRY") :]
+    assert "parameter(0)" in entry
+    assert "constant(0)" not in entry.splitlines()[-2]
+    assert "fusion(" in entry or "minimum(" in entry

@@ -1,0 +1,48 @@
+"""Index tables of blocks against dense arrays."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from etpc.analyse._pattern import columns_of
+from etpc.plan._blocks import Colouring, Index, _valid, block_rows, immediate_index
+
+
+def random_pattern(rows, columns, density, seed):
+    rng = np.random.default_rng(seed)
+    return sp.csr_array(rng.random((rows, columns)) < density)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_where_immediate_jacobians_lie(seed, density):
+    """Some states of a block are not reached in the step itself, and blocks differ in size."""
+    states, outputs = 13, 9
+    immediate = random_pattern(states, outputs, density, seed)
+    block = random_pattern(outputs, states, 0.3, seed + 100)
+    rows = block_rows(block)
+    colour = np.arange(states) % 3
+    none = Index(np.zeros((3, 0), np.int32), None)
+    found = immediate_index(rows, immediate, Colouring(colour, 3, none, (none,)))
+    dense = immediate.toarray()
+    for slot, output in np.ndindex(rows.shape):
+        state = rows[slot, output]
+        present = state >= 0 and dense[state, output]
+        assert (found.mask is None or found.mask[slot, output]) == present
+        if present:
+            assert found.at[slot, output] == colour[state] * outputs + output
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.9])
+def test_columns_of_a_pattern(density):
+    pattern = random_pattern(6, 20, density, seed=0)
+    np.testing.assert_array_equal(columns_of(pattern), np.unique(pattern.indices))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whether_colours_keep_rows_apart(seed):
+    pattern = random_pattern(6, 20, 0.08, seed)
+    colour = np.random.default_rng(seed).integers(0, 3, 6)
+    dense = pattern.toarray()
+    apart = all(dense[colour == c].sum(0).max(initial=0) <= 1 for c in range(3))
+    assert _valid(pattern, colour) == apart
