@@ -5,7 +5,7 @@ recurrence of order m, and outputs with the same D share it, so that there are a
 each D that differs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,9 @@ from ._emit import _Emitter
 from ._step import StepFunctions
 
 
+KEY: Any = jax.dtypes.extended
+
+
 def mode_counts(plan: Plan, parameters: Sequence[Any]) -> dict[int, int]:
     """For operations with a trace and a factor, by number: the rank that the trace cannot exceed.
 
@@ -26,23 +29,23 @@ def mode_counts(plan: Plan, parameters: Sequence[Any]) -> dict[int, int]:
     may change one by one.
     """
     step = StepFunctions(plan.analysis)
-    if any(jnp.issubdtype(v.aval.dtype, jax.dtypes.extended) for v in plan.analysis.step.inputs):
+    traced = plan.analysis.step
+    keys = [v for v in (*traced.inputs, *traced.state) if jnp.issubdtype(v.aval.dtype, KEY)]
+    if keys or any(isinstance(a, jax.ShapeDtypeStruct) for a in parameters):
         return {}
-    factored = [p for p in plan.traced if p.op.kind.data is not None]
-    constant = [p for p in factored if _constant(step, plan, p)]
-    if not constant:
-        return {}
-    found: dict[int, int] = {}
     draw = np.random.default_rng(0)
-    for spread in (0.0, 0.3):  # what is equal by chance differs at the second
-        moved = [
-            (1 - spread * draw.uniform()) * a if v.is_float and v.size == 1 else a
-            for v, a in zip(plan.analysis.step.parameters, parameters, strict=True)
-        ]
-        for p in constant:
-            count = _distinct(_transitions(plan, step, moved, p))
-            if count is not None:
-                found[p.op.number] = max(found.get(p.op.number, 0), p.block * count)
+    moved = [  # what is equal by chance differs there
+        (1 - 0.3 * draw.uniform()) * a if v.is_float and v.size == 1 else a
+        for v, a in zip(traced.parameters, parameters, strict=True)
+    ]
+    found: dict[int, int] = {}
+    for p in plan.traced:
+        if p.op.kind.data is None or not _constant(step, plan, p):
+            continue
+        transition = _transition(plan, step, p)
+        counts = [_distinct(transition(list(given))) for given in (parameters, moved)]
+        if None not in counts:
+            found[p.op.number] = p.block * max(count or 0 for count in counts)
     return found
 
 
@@ -109,22 +112,23 @@ def _single(plan: Plan) -> list[bool]:
     return [single.get(v, True) for v in (*split.weights, *split.others)]
 
 
-def _transitions(plan: Plan, step: StepFunctions, parameters, p: OpPlan) -> np.ndarray:
-    """D of one step, [P, o]."""
+def _transition(plan: Plan, step: StepFunctions, p: OpPlan) -> Callable[[list[Any]], Array]:
+    """D of one step, [P, o], as a function of the parameters."""
     emitter = _Emitter(plan, step, False)
     traced = plan.analysis.step
 
-    def at(parameters: Sequence[Any]) -> Array:
+    def at(parameters: list[Any]) -> Array:
         weights, others = step.prefix(parameters)
         xs = [jnp.zeros((1, 1, *v.shape), v.aval.dtype) for v in traced.inputs]
         state = [jnp.zeros((1, *v.shape), v.aval.dtype) for v in traced.state]
         return emitter.factors_of(weights, others, xs, state)[p.op.number].transition[0, 0]
 
-    return np.asarray(jax.jit(at)(list(parameters)))
+    return jax.jit(at)
 
 
-def _distinct(transition: np.ndarray) -> int | None:
+def _distinct(array: Array) -> int | None:
     """How many columns differ by more than rounding; `None` where they are no numbers."""
+    transition = np.asarray(array)
     if not np.isfinite(transition).all():
         return None
     size = np.abs(transition).max(initial=0) or 1.0
