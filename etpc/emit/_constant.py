@@ -18,7 +18,6 @@ from ..plan import OpPlan, Plan
 from ._emit import _Emitter
 from ._step import StepFunctions
 
-
 KEY: Any = jax.dtypes.extended
 
 

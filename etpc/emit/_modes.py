@@ -69,8 +69,10 @@ def _one_by_one(c: Array, image: Array) -> Array:
     numbers = jnp.broadcast_to(jnp.arange(c.shape[-1]), (*c.shape[:-2], 1, c.shape[-1]))
 
     def column(j, now):
-        one, its = _of_length_one(*(lax.dynamic_slice_in_dim(a, j, 1, -1) for a in now))
-        c, image = _without(*now, one, its, numbers > j)
+        one, its = (lax.dynamic_slice_in_dim(a, j, 1, -1) for a in now)
+        one, its = _of_length_one(one, its)
+        c, image = now
+        c, image = _without(c, image, one, its, numbers > j)
         return jnp.where(numbers == j, one, c), jnp.where(numbers == j, its, image)
 
     return lax.fori_loop(0, c.shape[-1], column, (c, image))[0]
