@@ -49,13 +49,9 @@ def step(m, x, h):
     return h, h
 
 
-for algo in (
-    etpc.D_RTRL(window=2),
-    etpc.ES_D_RTRL(0.9, window=2),
-    etpc.ES_D_RTRL(2, window=2),
-    etpc.D_RTRL(window=3, in_window="exact"),
-    etpc.SnAp(1, window=2),
-):
+whole = [etpc.D_RTRL(window=2), etpc.D_RTRL(window=3, in_window="exact")]
+others = [etpc.ES_D_RTRL(0.9, window=2), etpc.ES_D_RTRL(2, window=2), etpc.SnAp(1, window=2)]
+for algo in whole if "pieces" in sys.argv else whole + others:
     program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(6), step=step)
     run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum())
     fresh = program.init(16)

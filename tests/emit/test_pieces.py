@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import sparse
 
+import etpc
 import etpc.emit._pieces as pieces
 from etpc.emit._pieces import over_examples, overwrite, small, zero_after
 
@@ -114,3 +116,60 @@ def test_zero_after_is_not_seen_through():
     assert "parameter(0)" in entry
     assert "constant(0)" not in entry.splitlines()[-2]
     assert "fusion(" in entry or "minimum(" in entry
+
+
+def normal(*shape):
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape))
+
+
+def sparse_matrix(size):
+    at = np.stack([np.repeat(np.arange(size), 3), np.arange(3 * size) * 5 % size], 1)
+    return sparse.BCOO((0.3 * normal(3 * size), jnp.asarray(at)), shape=(size, size))
+
+
+def heads(w, h):
+    """One matrix for each of some groups; there are more groups than inputs, or fewer."""
+    return jnp.einsum("gij,gj->gi", w, h.reshape(w.shape[0], -1)).reshape(-1)
+
+
+def convolved(w, h):
+    """The groups share a weight."""
+    return jax.lax.conv_general_dilated(h[None, None], w, (1,), "SAME")[0, 0]
+
+
+LAYERS = {
+    "dense": (lambda w, h: w @ h, 0.3 * normal(12, 12)),
+    "more inputs than groups": (heads, 0.3 * normal(2, 6, 6)),
+    "more groups than inputs": (heads, 0.3 * normal(6, 2, 2)),
+    "convolution": (convolved, 0.3 * normal(1, 1, 3)),
+    "sparse": (lambda w, h: w @ h, sparse_matrix(12)),
+    "element-wise": (lambda w, h: w * h, normal(12)),
+}
+
+
+@pytest.mark.parametrize("states", [1, 2])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_programs_in_pieces(layer, states, monkeypatch):
+    function, weight = LAYERS[layer]
+
+    def step(weight, x, state):
+        h, *slow = state
+        h = 0.5 * h + jnp.tanh(function(weight, h) + x) - (0.2 * slow[0] if slow else 0)
+        return h, (h, *(0.9 * s + 0.1 * h for s in slow))
+
+    xs = normal(6, 3, 12)
+    zero = (jnp.zeros(12),) * states
+
+    def gradient():
+        program = etpc.compile(
+            weight, etpc.D_RTRL(window=2), inputs=xs[0, 0], state=zero, step=step
+        )
+        run = program.value_and_grad(lambda y, t: jnp.sum((y - t) ** 2))
+        (_, carry), grads = run(weight, xs, 0 * xs, program.init(3))
+        return jax.tree.leaves((grads, carry.traces))
+
+    whole = gradient()
+    monkeypatch.setattr(pieces, "PIECE", 1 << 8)
+    for one, other in zip(gradient(), whole, strict=True):
+        assert np.abs(other).max() > 1e-3
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
