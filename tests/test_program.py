@@ -396,3 +396,18 @@ def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(in_w
         assert not carry.fresh
         if program.ops[0].exact:
             np.testing.assert_allclose(grads, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("algo", [etpc.D_RTRL(window=2), etpc.ES_D_RTRL(0.9), etpc.ES_D_RTRL(1)])
+def test_a_weight_without_inputs(algo):
+    def step(m, x, h):
+        h = 0.9 * h + m["none"] @ x[:0] + m["w"] @ x
+        return h, h
+
+    model = {"none": jnp.zeros((5, 0)), "w": jnp.ones((5, 3))}
+    xs = jnp.ones((6, 3))
+    program = etpc.compile(model, algo, inputs=xs[0], state=jnp.zeros(5), step=step)
+    run = program.value_and_grad(lambda y, t: jnp.sum(y**2))
+    _, grads = run(model, xs, jnp.zeros(6), program.init())
+    assert grads["none"].shape == (5, 0)
+    assert jnp.abs(grads["w"]).min() > 0

@@ -85,6 +85,8 @@ def zero_after(array: Array) -> Int[Array, ""]:
     XLA overwrites an array in place only where all that reads it is known to come before, and it
     knows that from data alone: `lax.optimization_barrier` is gone when it decides.
     """
+    if array.size == 0:
+        return jnp.zeros((), jnp.int32)
     first = array[(0,) * array.ndim]
     return jnp.minimum(jnp.isnan(first).astype(jnp.int32), 0)
 

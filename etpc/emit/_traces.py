@@ -88,7 +88,7 @@ def advance_full(
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
     onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
     x = jnp.concatenate(xs)
-    each = jnp.concatenate(moved).reshape(-1, batch, m, g, o)
+    each = jnp.concatenate(moved).reshape(x.shape[0], batch, m, g, o)
     by_group = g > i
 
     def product(eps, cut):
@@ -167,10 +167,10 @@ def gradient_full(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -
     (eps,) = trace
     kind, m = plan.op.kind, plan.block
     g, i, o = kind.groups, kind.inputs, kind.outputs
-    start = start.reshape(-1, m, g, o).swapaxes(1, 2)  # [B, G, m, O]
+    start = start.reshape(eps.shape[0], m, g, o).swapaxes(1, 2)  # [B, G, m, O]
     if kind.data is not None and kind.links is None:
         if small(eps):
-            eps = eps.reshape(-1, g, i, m, o)
+            eps = eps.reshape(eps.shape[0], g, i, m, o)
             return kind.gather(summed("bgmo,bgimo->gio", start, eps))
         start = start[:, :, None]
     elif kind.links is not None:
@@ -188,7 +188,7 @@ def smooth(plan: OpPlan, factors: Factors, trace: Trace) -> tuple[Trace, tuple[A
     decay, real = _decay(plan), jnp.finfo(factors.immediate.dtype).dtype
     count = plan.op.kind.groups * plan.op.kind.outputs
     eps_x, eps_f, norm = trace
-    eps_f = eps_f.reshape(-1, plan.block, count)
+    eps_f = eps_f.reshape(eps_f.shape[0], plan.block, count)
 
     def step(now: Sequence[Array], given: Sequence[Array]):
         immediate, transition = given
@@ -254,7 +254,7 @@ def gradient_smooth_start(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: 
     """`lambda_0` times the trace at the start of a window."""
     eps_x, eps_f, norm = trace
     kind = plan.op.kind
-    eps_f = eps_f.reshape(-1, plan.block, kind.groups * kind.outputs)
+    eps_f = eps_f.reshape(eps_f.shape[0], plan.block, kind.groups * kind.outputs)
     credit = jnp.sum(start * eps_f, -2) / _positive(norm)[:, None]
     return _contract(kind, eps_x, credit)
 
