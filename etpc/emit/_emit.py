@@ -370,8 +370,7 @@ class _Emitter:
                 delta = delta + here.reshape(delta.shape)
             self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
         for p, trace in zip(self.plan.carried, traces, strict=True):
-            rule = {Full: gradient_full, LowRank: gradient_modes, Decay: gradient_start}
-            bar = rule[type(p.form)](p, starts[p.op.number], trace)
+            bar = _gradient(p, gradient_start)(p, starts[p.op.number], trace)
             self._accumulate(weights_bar, p, bar)
         return tuple(weights_bar), self._inputs(moving_bar), starts
 
@@ -421,9 +420,8 @@ class _Emitter:
     def _add_start(self, weights_bar: list[Array], start: Array, traces):
         starts = {}
         for p, trace in zip(self.plan.carried, traces, strict=True):
-            rules = {Full: gradient_full, LowRank: gradient_modes, Decay: gradient_smooth_start}
             starts[p.op.number] = take(start, p.layout.states)
-            bar = rules[type(p.form)](p, starts[p.op.number], trace)
+            bar = _gradient(p, gradient_smooth_start)(p, starts[p.op.number], trace)
             self._accumulate(weights_bar, p, bar)
         return weights_bar, starts
 
@@ -431,6 +429,13 @@ class _Emitter:
         """Cotangents of the inputs; `None` for those that are not differentiated."""
         given = dict(zip(self.float_inputs, moving_bar, strict=True))
         return [given.get(i) for i in range(len(self.plan.analysis.step.inputs))]
+
+
+def _gradient(p: OpPlan, of_decay: Callable[..., Array]) -> Callable[..., Array]:
+    """The rule for what a trace adds, from the credit at the start of a window."""
+    if isinstance(p.form, Full):
+        return gradient_full
+    return gradient_modes if isinstance(p.form, LowRank) else of_decay
 
 
 def _without_past(by_state: Array, fresh: Array) -> Array:
