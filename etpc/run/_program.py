@@ -325,6 +325,12 @@ class Program:
         cut = whole * window
         if whole == 1:
             now, _ = one_window(now, _slice((xs, targets), 0, cut))
+        elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
+
+            def one_step(now, given):
+                return one_window(now, jax.tree.map(lambda a: a[None], given))
+
+            now, _ = jax.lax.scan(one_step, now, (xs, targets))
         else:
             stacked = jax.tree.map(
                 lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), (xs, targets)
