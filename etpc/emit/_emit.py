@@ -335,7 +335,8 @@ class _Emitter:
         if self.exact:
             weights_bar, moving_bar, start = pull(ys_bar)
             signal_start = _without_past(self._signals(start)[None], fresh)[0]
-            weights_bar, starts = self._add_start(list(weights_bar), signal_start, traces)
+            starts = {p.op.number: take(signal_start, p.layout.states) for p in self.plan.carried}
+            weights_bar = self._add_past(list(weights_bar), starts, traces, gradient_smooth_start)
             return tuple(weights_bar), self._inputs(moving_bar), starts
         weights_bar, moving_bar, old, new, deltas = pull(ys_bar)
         old = _without_past(old, fresh)
@@ -369,9 +370,7 @@ class _Emitter:
                 )
                 delta = delta + here.reshape(delta.shape)
             self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
-        for p, trace in zip(self.plan.carried, traces, strict=True):
-            bar = _gradient(p, gradient_start)(p, starts[p.op.number], trace)
-            self._accumulate(weights_bar, p, bar)
+        weights_bar = self._add_past(weights_bar, starts, traces, gradient_start)
         return tuple(weights_bar), self._inputs(moving_bar), starts
 
     def _signals(self, start: Arrays) -> Array:
@@ -417,25 +416,20 @@ class _Emitter:
             bar = bar.real
         weights_bar[place] = weights_bar[place] + bar.astype(dtype)
 
-    def _add_start(self, weights_bar: list[Array], start: Array, traces):
-        starts = {}
+    def _add_past(self, weights_bar: list[Array], starts, traces, of_decay) -> list[Array]:
+        """What the traces add, from their credit at the start of the window."""
         for p, trace in zip(self.plan.carried, traces, strict=True):
-            starts[p.op.number] = take(start, p.layout.states)
-            bar = _gradient(p, gradient_smooth_start)(p, starts[p.op.number], trace)
-            self._accumulate(weights_bar, p, bar)
-        return weights_bar, starts
+            if isinstance(p.form, Full):
+                gradient = gradient_full
+            else:
+                gradient = gradient_modes if isinstance(p.form, LowRank) else of_decay
+            self._accumulate(weights_bar, p, gradient(p, starts[p.op.number], trace))
+        return weights_bar
 
     def _inputs(self, moving_bar):
         """Cotangents of the inputs; `None` for those that are not differentiated."""
         given = dict(zip(self.float_inputs, moving_bar, strict=True))
         return [given.get(i) for i in range(len(self.plan.analysis.step.inputs))]
-
-
-def _gradient(p: OpPlan, of_decay: Callable[..., Array]) -> Callable[..., Array]:
-    """The rule for what a trace adds, from the credit at the start of a window."""
-    if isinstance(p.form, Full):
-        return gradient_full
-    return gradient_modes if isinstance(p.form, LowRank) else of_decay
 
 
 def _without_past(by_state: Array, fresh: Array) -> Array:

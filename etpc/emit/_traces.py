@@ -252,11 +252,11 @@ def gradient_start(plan: OpPlan, start: Inexact[Array, "B GO"], trace: Trace) ->
 
 def gradient_smooth_start(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Array:
     """`lambda_0` times the trace at the start of a window."""
-    eps_x, eps_f, norm = trace
+    _, eps_f, norm = trace
     kind = plan.op.kind
     eps_f = eps_f.reshape(eps_f.shape[0], plan.block, kind.groups * kind.outputs)
     credit = jnp.sum(start * eps_f, -2) / _positive(norm)[:, None]
-    return _contract(kind, eps_x, credit)
+    return gradient_start(plan, credit, trace)
 
 
 def reduce_modes(
