@@ -200,15 +200,26 @@ class Factored:
         return [y + self.to_output(delta).astype(y.dtype)]
 
     def contract(self, x, delta):
-        # One product; the leading axes stay apart, so that a batch may be spread over devices.
-        lead = x.shape[:-2]
-        x = x.reshape(*lead, self.h, self.f, self.i)
-        delta = delta.reshape(*lead, self.h, self.f, self.o)
+        # One product that has the weight's own order of axes, as a transpose of the result is a pass
+        # over the weight. The leading axes stay apart, so that a batch may be spread over devices.
+        lead, split = x.shape[:-2], self.to_weight.split
+        axes = "hijklmnopqrstuvwxyz"[: len(split)]
+        first = _axes_of(split, self.h)
+        second = first + _axes_of(split[first:], self.i)
+        h, i, o = axes[:first], axes[first:second], axes[second:]
+        x = x.reshape(*lead, *split[:first], self.f, *split[first:second])
+        delta = delta.reshape(*lead, *split[:first], self.f, *split[second:])
         n = "abcde"[: len(lead)]
-        return self.to_weight(summed(f"{n}hfi,{n}hfo->hio", x, delta))
+        out = "".join(axes[axis] for axis in self.to_weight.order)
+        return summed(f"{n}{h}f{i},{n}{h}f{o}->{out}", x, delta).reshape(self.to_weight.shape)
 
     def gather(self, entries):
         return self.to_weight(entries.reshape(self.h, self.f, self.i, self.o).sum(1))
+
+
+def _axes_of(shape: tuple[int, ...], size: int) -> int:
+    """How many of the first axes hold `size` places."""
+    return next(n for n in range(len(shape) + 1) if math.prod(shape[:n]) == size)
 
 
 def direct(equation: Equation, operand: int) -> Direct:
