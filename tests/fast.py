@@ -202,10 +202,16 @@ def check_patterns(program: grammar.Program, seed=0, points=4) -> dict[str, floa
             weights, others = functions.prefix(parameters)
             _, saved = functions.forward(weights, others, x, state)
 
-            def new(vector, deltas):
-                return functions.cut(weights, others, x, state, saved, vector, deltas, jnp.float64)
+            parts = functions.parts(state, jnp.float64)
+            bounds = np.cumsum([part.size for part in parts])[:-1]
 
-            vector = functions.vector(state, jnp.float64)
+            def new(vector, deltas):
+                old = jnp.split(vector, bounds)
+                return jnp.concatenate(
+                    functions.cut(weights, others, x, state, saved, old, deltas, jnp.float64)
+                )
+
+            vector = jnp.concatenate(parts)
             deltas = [jnp.zeros(op.delta.shape, op.delta.dtype) for op in functions.live]
             return jax.jacrev(new, (0, 1))(vector, deltas)
 

@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Plan
-from ._gather import take, zeros_over
+from ._gather import columns, rows, take, zeros_over
 from ._step import StepFunctions
 from ._traces import (
     Factors,
@@ -43,8 +43,8 @@ Arrays = Sequence[Array]
 class Jacobians:
     """The compressed Jacobians of the cut step: one row for each of C colours."""
 
-    transition: Array
-    """[W, B, C, S]"""
+    transition: list[Array]
+    """For each part of the states, [W, B, C, n]."""
     immediate: list[Array]
     """For each live operation, [W, B, C, outputs]."""
 
@@ -206,9 +206,10 @@ class _Emitter:
         )
         return _before(state, news), news, saved, last, pull, ys
 
-    def _vectors(self, states) -> Array:
+    def _parts(self, states) -> list[Array]:
+        """The real vectors, [W, B, n] each, that make up the states."""
         dtype = self.plan.dtype
-        return _over_time(lambda s: self.step.vector(s, dtype))(states)
+        return _over_time(lambda s: self.step.parts(s, dtype))(states)
 
     def _read(self, weights, others, xs, olds, news, saved):
         """The outputs of a window at once, how they depend on states and operations, and data."""
@@ -233,41 +234,49 @@ class _Emitter:
             return _over_time(one)(inputs, olds, saved, old, new, deltas)
 
         moving = [xs[i] for i in self.float_inputs]
-        old, new = self._vectors(olds), self._vectors(news)
+        old, new = self._parts(olds), self._parts(news)
         deltas = self._deltas(old)
         return jax.vjp(read, list(weights), moving, old, new, deltas, has_aux=True)
 
-    def _deltas(self, vectors: Array) -> list[Array]:
-        return [zeros_over(vectors[:, :, 0], p.op.delta.shape, p.op.delta.dtype) for p in self.live]
+    def _deltas(self, parts: Arrays) -> list[Array]:
+        lead = next(part[:, :, 0] for part in parts if part.shape[-1])
+        return [zeros_over(lead, p.op.delta.shape, p.op.delta.dtype) for p in self.live]
 
     def _jacobians(self, weights, others, xs, olds, saved, fresh) -> Jacobians:
-        vectors = self._vectors(olds)
+        parts = self._parts(olds)
         dtype = self.plan.dtype
 
-        def cut(vectors, deltas):
-            def one(x, state, kept, vector, delta):
-                return self.step.cut(weights, others, x, state, kept, vector, delta, dtype)
+        def cut(parts, deltas):
+            def one(x, state, kept, old, delta):
+                return self.step.cut(weights, others, x, state, kept, old, delta, dtype)
 
-            return _over_time(one)(xs, olds, saved, vectors, deltas)
+            return _over_time(one)(xs, olds, saved, parts, deltas)
 
-        _, pull = jax.vjp(cut, vectors, self._deltas(vectors))
+        _, pull = jax.vjp(cut, parts, self._deltas(parts))
         colours = self.plan.colours
-        seeds = jnp.asarray(colours.colour[None, :] == jnp.arange(colours.count)[:, None], dtype)
-        seeds = seeds[:, None, None] + jnp.zeros_like(vectors)[None]  # spread over devices as those
+        wanted = colours.colour[None, :] == np.arange(colours.count)[:, None]
+        bounds = np.cumsum([part.shape[-1] for part in parts])[:-1]
+        seeds = [  # spread over devices as the parts
+            jnp.asarray(seed, dtype)[:, None, None] + jnp.zeros_like(part)[None]
+            for seed, part in zip(np.split(wanted, bounds, 1), parts, strict=True)
+        ]
         if colours.count == 1:
-            transition, immediate = jax.tree.map(lambda a: a[None], pull(seeds[0]))
+            one = pull([seed[0] for seed in seeds])
+            transition, immediate = jax.tree.map(lambda a: a[None], one)
         else:
             transition, immediate = jax.vmap(pull)(seeds)
         flat = [
             j.reshape(*j.shape[:3], -1).astype(p.dtype)
             for p, j in zip(self.live, immediate, strict=True)
         ]
-        transition = _without_past(jnp.moveaxis(transition, 0, 2), fresh)
-        return Jacobians(transition, [jnp.moveaxis(j, 0, 2) for j in flat])
+        return Jacobians(
+            [_without_past(jnp.moveaxis(j, 0, 2), fresh) for j in transition],
+            [jnp.moveaxis(j, 0, 2) for j in flat],
+        )
 
     def _factors(self, jacobians: Jacobians, data: Arrays) -> dict[int, Factors]:
         found, moves = {}, {}
-        flat = jacobians.transition.reshape(*jacobians.transition.shape[:2], -1)
+        flat = rows(jacobians.transition)
         xs = self._data_by_op(data)
         for place, p in enumerate(self.live):
             if p.layout is None or p.immediate is None:
@@ -275,7 +284,7 @@ class _Emitter:
             if p.layout not in moves:
                 moves[p.layout] = take(flat, p.layout.transition)
             own = jacobians.immediate[place]
-            own = take(own.reshape(*own.shape[:2], -1), p.immediate)
+            own = take([own.reshape(*own.shape[:2], -1)], p.immediate)
             found[p.op.number] = Factors(xs[place], own, moves[p.layout])
         return found
 
@@ -334,15 +343,15 @@ class _Emitter:
         pull, transition, immediate, data, traces, smoothed, blocks, fresh = residuals
         if self.exact:
             weights_bar, moving_bar, start = pull(ys_bar)
-            signal_start = _without_past(self._signals(start)[None], fresh)[0]
+            signal_start = [_without_past(s[None], fresh)[0] for s in self._signals(start)]
             starts = {p.op.number: take(signal_start, p.layout.states) for p in self.plan.carried}
             weights_bar = self._add_past(list(weights_bar), starts, traces, gradient_smooth_start)
             return tuple(weights_bar), self._inputs(moving_bar), starts
         weights_bar, moving_bar, old, new, deltas = pull(ys_bar)
-        old = _without_past(old, fresh)
+        old = [_without_past(part, fresh) for part in old]
         weights_bar = list(weights_bar)
         xs = self._data_by_op(data)
-        credit, start = new, new[0]
+        credit, start = new, []
         if any(not isinstance(p.form, Decay) and p.closed for p in self.plan.traced):
             credit, start = self._credit(transition, old, new)
         starts = {}
@@ -373,29 +382,32 @@ class _Emitter:
         weights_bar = self._add_past(weights_bar, starts, traces, gradient_start)
         return tuple(weights_bar), self._inputs(moving_bar), starts
 
-    def _signals(self, start: Arrays) -> Array:
-        """Cotangents of the float leaves, as those of their real vector; [B, S].
+    def _signals(self, start: Arrays) -> list[Array]:
+        """Cotangents of the float leaves, as those of their parts; [B, n] each.
 
         That of a complex leaf is the derivative by its real part minus i times that by the other.
         """
         parts = self.plan.analysis.hidden.split([s.conj() for s in start])
-        flat = [part.reshape(part.shape[0], -1).astype(self.plan.dtype) for part in parts]
-        return jnp.concatenate(flat, -1)
+        return [part.reshape(part.shape[0], -1).astype(self.plan.dtype) for part in parts]
 
-    def _credit(self, transition, old, new) -> tuple[Array, Array]:
+    def _credit(self, transition, old, new) -> tuple[list[Array], list[Array]]:
         """Reverse mode through the cut steps: the credit of each new state, and of the start."""
-        owner = self.plan.colours.transition
+        owners = columns(self.plan.colours.transition, new)
 
         def back(after, now):
             jacobian, by_old, by_new = now
-            here = by_new + after
-            before = by_old + (jacobian * take(here, owner)).sum(-2)
+            here = [n + a for n, a in zip(by_new, after, strict=True)]
+            before = [
+                o + (j * take(here, owner)).sum(-2)
+                for o, j, owner in zip(by_old, jacobian, owners, strict=True)
+            ]
             return before, here
 
-        start, credit = lax.scan(back, jnp.zeros_like(new[0]), (transition, old, new), reverse=True)
+        last = [jnp.zeros_like(part[0]) for part in new]
+        start, credit = lax.scan(back, last, (transition, old, new), reverse=True)
         return credit, start
 
-    def _into_op(self, immediate, signal, p: OpPlan) -> Array:
+    def _into_op(self, immediate, signal: Arrays, p: OpPlan) -> Array:
         """`F^T` on a signal."""
         owner = self.plan.colours.immediate[p.op.number]
         if owner.at.shape[-1] == 0:

@@ -7,8 +7,6 @@ with, each path counted once; its derivatives are the learning signals.
 """
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -64,7 +62,7 @@ _MOVES = frozenset(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepFunctions:
-    """One step of one example. States are lists of all array leaves unless called a vector."""
+    """One step of one example. States are lists of all array leaves unless called parts."""
 
     analysis: Analysis
 
@@ -100,32 +98,29 @@ class StepFunctions:
     read_body: tuple[Equation, ...] = dataclasses.field(init=False)
     moves: "MovedStates" = dataclasses.field(init=False)
 
-    # --- vectors and leaves ---
+    # --- parts and leaves ---
 
-    def vector(self, state: Sequence[Any], dtype: Any) -> Array:
-        """The float leaves as one real vector [S]."""
+    def parts(self, state: Sequence[Any], dtype: Any) -> list[Array]:
+        """The float leaves as real vectors that make up the S states."""
         hidden = self.analysis.hidden
         parts = hidden.split([state[i] for i in hidden.leaves])
-        parts = [jnp.ravel(part).astype(dtype) for part in parts]
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+        return [jnp.ravel(part).astype(dtype) for part in parts]
 
-    def pieces(self, vector: Array) -> list[Array]:
-        """The float leaves from their vector."""
+    def leaves(self, parts: Sequence[Array]) -> list[Array]:
+        """The float leaves from their parts."""
         hidden = self.analysis.hidden
-        sizes = [math.prod(part.shape) for part in hidden.parts]
-        bounds = itertools.pairwise(itertools.accumulate(sizes, initial=0))
         return hidden.join(
             [
-                vector[a:b].reshape(part.shape).astype(part.dtype)
-                for (a, b), part in zip(bounds, hidden.parts, strict=True)
+                part.reshape(own.shape).astype(own.dtype)
+                for part, own in zip(parts, hidden.parts, strict=True)
             ]
         )
 
-    def with_vector(self, state: Sequence[Any], vector: Array) -> list[Any]:
-        """A state whose float leaves are those of a vector."""
+    def with_parts(self, state: Sequence[Any], parts: Sequence[Array]) -> list[Any]:
+        """A state whose float leaves have these parts."""
         leaves = list(state)
-        for i, piece in zip(self.analysis.hidden.leaves, self.pieces(vector), strict=True):
-            leaves[i] = piece
+        for i, leaf in zip(self.analysis.hidden.leaves, self.leaves(parts), strict=True):
+            leaves[i] = leaf
         return leaves
 
     # --- environments ---
@@ -166,10 +161,10 @@ class StepFunctions:
         y, new, kept = a.split.outputs, a.split.next_state, self.saved_outputs
         return [env[v] for v in y], [env[v] for v in new], [env[v] for v in kept]
 
-    def cut(self, weights, others, x, state, saved, vector, deltas, dtype) -> Array:
-        """The vector of new states of the cut step; `vector` holds the old ones."""
-        state = self.with_vector(state, vector)
-        return self.vector(self.cut_leaves(weights, others, x, state, saved, deltas), dtype)
+    def cut(self, weights, others, x, state, saved, old, deltas, dtype) -> list[Array]:
+        """The parts of the new states of the cut step, from those of the old ones."""
+        state = self.with_parts(state, old)
+        return self.parts(self.cut_leaves(weights, others, x, state, saved, deltas), dtype)
 
     def cut_leaves(self, weights, others, x, state, saved, deltas) -> list[Any]:
         """The new state of the cut step; `None` for leaves that are no floats."""
@@ -182,7 +177,7 @@ class StepFunctions:
     ) -> tuple[list[Array], list[Array]]:
         """The output, and the data `x` of each live operation that has some.
 
-        `old` and `new` are the vectors of old and new states. A new state is what `new` says, also
+        `old` and `new` are the parts of old and new states. A new state is what `new` says, also
         where the step moves it on into another array, so that the derivative by `new` is the
         learning signal. What reaches the output past the new states is differentiated by `old` and
         `deltas`. An operation whose data is cut, but depends on new states or on other outputs of
@@ -191,14 +186,13 @@ class StepFunctions:
         """
         a = self.analysis
         stop = lax.stop_gradient
-        state_now = self.with_vector(state, old)
-        base = self._start(weights, others, x, state_now)
-        moved = self.moves.values(self.pieces(new), base, self, saved, deltas)
+        base = self._start(weights, others, x, self.with_parts(state, old))
+        moved = self.moves.values(self.leaves(new), base, self, saved, deltas)
         crossing = self.crossing(through_inputs)
         first = self._run(base, saved, deltas, moved)
         outputs = [first[v] for v in a.split.outputs]
         if crossing:
-            held = self._start(weights, others, x, self.with_vector(state, stop(old)))
+            held = self._start(weights, others, x, self.with_parts(state, [stop(p) for p in old]))
             shared = self._run(held, saved, deltas, moved)
             second = self._crossed(weights, others, x, state, saved, old, shared, crossing)
             outputs = [
@@ -229,7 +223,7 @@ class StepFunctions:
             [stop(w) for w in weights],
             others,
             [stop(v) for v in x],
-            self.with_vector(state, stop(old)),
+            self.with_parts(state, [stop(p) for p in old]),
         )
         body = prune(
             self.analysis.split.body,
@@ -335,10 +329,10 @@ class MovedStates:
     variables: frozenset[Variable]
 
     def values(
-        self, pieces: Sequence[Array], env: Env, step: StepFunctions, saved, deltas
+        self, leaves: Sequence[Array], env: Env, step: StepFunctions, saved, deltas
     ) -> dict[Variable, Moved]:
-        """What the new states `pieces` say of every such variable."""
-        moved = {v: Moved(pieces[i], None) for v, i in self.new_states.items()}
+        """What the new states `leaves` say of every such variable."""
+        moved = {v: Moved(leaves[i], None) for v, i in self.new_states.items()}
         if not self.origins:
             return moved
         places = [
