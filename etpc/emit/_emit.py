@@ -28,9 +28,9 @@ from ._traces import (
     credit_within,
     empty_trace,
     gradient_full,
-    gradient_modes,
-    gradient_smooth_start,
-    gradient_start,
+    past_modes,
+    past_smooth,
+    past_smooth_whole,
     reduce_modes,
     smooth,
     suffix_products,
@@ -345,7 +345,15 @@ class _Emitter:
             weights_bar, moving_bar, start = pull(ys_bar)
             signal_start = [_without_past(s[None], fresh)[0] for s in self._signals(start)]
             starts = {p.op.number: take(signal_start, p.layout.states) for p in self.plan.carried}
-            weights_bar = self._add_past(list(weights_bar), starts, traces, gradient_smooth_start)
+            weights_bar = list(weights_bar)
+            for p, trace in zip(self.plan.carried, traces, strict=True):
+                given = p, starts[p.op.number], trace
+                if isinstance(p.form, Full):
+                    gradient = gradient_full(*given)
+                else:
+                    past = past_modes if isinstance(p.form, LowRank) else past_smooth_whole
+                    gradient = self._product(p, past(*given))
+                self._accumulate(weights_bar, p, gradient)
             return tuple(weights_bar), self._inputs(moving_bar), starts
         weights_bar, moving_bar, old, new, deltas = pull(ys_bar)
         old = [_without_past(part, fresh) for part in old]
@@ -354,32 +362,34 @@ class _Emitter:
         credit, start = new, []
         if any(not isinstance(p.form, Decay) and p.closed for p in self.plan.traced):
             credit, start = self._credit(transition, old, new)
+        carried = dict(zip([p.op.number for p in self.plan.carried], traces, strict=True))
         starts = {}
         for place, p in enumerate(self.live):
-            delta = deltas[place]
+            delta, number, past = deltas[place], p.op.number, []
             if p.form is None:
                 delta = delta + self._into_op(immediate[place], new, p).reshape(delta.shape)
-            elif not isinstance(p.form, Decay) and p.closed:
-                starts[p.op.number] = take(start, p.layout.states)
-                delta = delta + self._into_op(immediate[place], credit, p).reshape(delta.shape)
-            elif not isinstance(p.form, Decay):
-                own, moves = blocks[p.op.number]
+            elif isinstance(p.form, Decay):
                 at = p.layout.states
-                here, starts[p.op.number] = credit_within(
+                by_old = take(old, at) if self.reads_old else None
+                here, starts[number] = credit_smooth(p, take(new, at), by_old, smoothed[number])
+                here = here.reshape(delta.shape)
+                delta = delta + here if self.reads_output[place] else here
+                past = [past_smooth(starts[number], carried[number])]
+            elif p.closed:
+                starts[number] = take(start, p.layout.states)
+                delta = delta + self._into_op(immediate[place], credit, p).reshape(delta.shape)
+            else:
+                own, moves = blocks[number]
+                at = p.layout.states
+                here, starts[number] = credit_within(
                     p.layout.pairs, moves, take(old, at), take(new, at)
                 )
                 delta = delta + (own * here).sum(-2).reshape(delta.shape)
-            elif not self.reads_output[place]:
-                delta = jnp.zeros_like(delta)
-            if isinstance(p.form, Decay):
-                at = p.layout.states
-                past = take(old, at) if self.reads_old else None
-                here, starts[p.op.number] = credit_smooth(
-                    p, take(new, at), past, smoothed[p.op.number]
-                )
-                delta = delta + here.reshape(delta.shape)
-            self._accumulate(weights_bar, p, self._weight(p, xs[place], delta))
-        weights_bar = self._add_past(weights_bar, starts, traces, gradient_start)
+            if isinstance(p.form, LowRank):
+                past = [past_modes(p, starts[number], carried[number])]
+            elif isinstance(p.form, Full) and number in carried:
+                self._accumulate(weights_bar, p, gradient_full(p, starts[number], carried[number]))
+            self._accumulate(weights_bar, p, self._product(p, (xs[place], delta), *past))
         return tuple(weights_bar), self._inputs(moving_bar), starts
 
     def _signals(self, start: Arrays) -> list[Array]:
@@ -414,11 +424,14 @@ class _Emitter:
             return jnp.zeros((*immediate.shape[:2], immediate.shape[-1]), immediate.dtype)
         return (immediate * take(signal, owner)).sum(-2)
 
-    def _weight(self, p: OpPlan, x: Array | None, delta: Array) -> Array:
+    def _product(self, p: OpPlan, *rows: tuple[Array | None, Array]) -> Array:
+        """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
         kind = p.op.kind
-        delta = delta.reshape(*delta.shape[:2], kind.groups, kind.outputs)
-        if x is None:
+        delta = _stacked([d.reshape(*d.shape[:2], kind.groups, kind.outputs) for _, d in rows])
+        data = [x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in rows if x is not None]
+        if not data:
             return kind.contract(None, delta)
+        x = _stacked(data)
         return kind.contract(x, delta.astype(jnp.result_type(x, delta)))
 
     def _accumulate(self, weights_bar: list[Array], p: OpPlan, bar: Array) -> None:
@@ -427,16 +440,6 @@ class _Emitter:
         if not jnp.issubdtype(dtype, jnp.complexfloating):
             bar = bar.real
         weights_bar[place] = weights_bar[place] + bar.astype(dtype)
-
-    def _add_past(self, weights_bar: list[Array], starts, traces, of_decay) -> list[Array]:
-        """What the traces add, from their credit at the start of the window."""
-        for p, trace in zip(self.plan.carried, traces, strict=True):
-            if isinstance(p.form, Full):
-                gradient = gradient_full
-            else:
-                gradient = gradient_modes if isinstance(p.form, LowRank) else of_decay
-            self._accumulate(weights_bar, p, gradient(p, starts[p.op.number], trace))
-        return weights_bar
 
     def _inputs(self, moving_bar):
         """Cotangents of the inputs; `None` for those that are not differentiated."""
@@ -451,6 +454,11 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
     """
     where = fresh.reshape(-1, *[1] * (by_state.ndim - 2))
     return by_state.at[0].set(jnp.where(where, 0, by_state[0]))
+
+
+def _stacked(rows: Arrays) -> Array:
+    dtype = jnp.result_type(*rows)
+    return rows[0] if len(rows) == 1 else jnp.concatenate([row.astype(dtype) for row in rows])
 
 
 def _before(state, news):

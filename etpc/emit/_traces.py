@@ -22,6 +22,8 @@ from ._pieces import over_examples, overwrite, small, zero_after
 from ._transitions import apply, apply_back, compose, identity
 
 Trace = tuple[Array, ...]
+Rows = tuple[Inexact[Array, "n B ..."], Inexact[Array, "n B ..."]]
+"""Data and credit whose products, summed, are a gradient: as those of n steps are."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -245,18 +247,16 @@ def credit_smooth(
     return here, start
 
 
-def gradient_start(plan: OpPlan, start: Inexact[Array, "B GO"], trace: Trace) -> Array:
-    """The product of the first factor of a decaying trace and its credit."""
-    return _contract(plan.op.kind, trace[0], start)
+def past_smooth(start: Inexact[Array, "B GO"], trace: Trace) -> Rows:
+    """The first factor of a decaying trace, and its credit."""
+    return trace[0][None], start[None]
 
 
-def gradient_smooth_start(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Array:
-    """`lambda_0` times the trace at the start of a window."""
+def past_smooth_whole(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Rows:
+    """Likewise, from the credit `lambda_0` of the whole trace."""
     _, eps_f, norm = trace
-    kind = plan.op.kind
-    eps_f = eps_f.reshape(eps_f.shape[0], plan.block, kind.groups * kind.outputs)
-    credit = jnp.sum(start * eps_f, -2) / _positive(norm)[:, None]
-    return gradient_start(plan, credit, trace)
+    eps_f = eps_f.reshape(eps_f.shape[0], plan.block, plan.op.kind.groups * plan.op.kind.outputs)
+    return past_smooth(jnp.sum(start * eps_f, -2) / _positive(norm)[:, None], trace)
 
 
 def reduce_modes(
@@ -318,23 +318,16 @@ def _lost(
     return jnp.sqrt(square) + rounding * jnp.sqrt(jnp.sum(jnp.abs(b) ** 2, 1))
 
 
-def gradient_modes(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Array:
-    """`lambda_0` times a low-rank trace."""
+def past_modes(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Rows:
+    """The left modes of a low-rank trace, and their credit `lambda_0 b`."""
     a, b = trace[:2]
-    kind = plan.op.kind
-    b = b.reshape(b.shape[0], -1, plan.block, kind.groups * kind.outputs)
-    return _contract(kind, a, jnp.sum(start[:, None] * b, -2))
+    b = b.reshape(b.shape[0], -1, plan.block, plan.op.kind.groups * plan.op.kind.outputs)
+    return jnp.moveaxis(a, 1, 0), jnp.moveaxis(jnp.sum(start[:, None] * b, -2), 1, 0)
 
 
 def _positive(norm: Array) -> Array:
     """The normaliser; one where there is no past, and so no trace either."""
     return jnp.where(norm > 0, norm, jnp.ones((), norm.dtype))
-
-
-def _contract(kind, x: Array, credit: Array) -> Array:
-    lead = credit.shape[:-1]
-    x = x.reshape(*lead, kind.groups, kind.inputs)
-    return kind.contract(x, credit.reshape(*lead, kind.groups, kind.outputs))
 
 
 def empty_trace(plan: OpPlan, batch: int) -> Trace:
