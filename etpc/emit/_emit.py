@@ -101,8 +101,10 @@ def emit(plan: Plan) -> Window:
         )
         loss, pull = jax.vjp(loss_of, ys)
         (ys_bar,) = pull(jnp.ones_like(loss))
-        grads, _, starts = for_weights.backward(residuals, ys_bar)
-        return loss, grads, last, for_weights.advance(factors, traces, grads, starts)
+        grads, _, starts = for_weights.backward(residuals, ys_bar, read_traces=False)
+        grads = list(grads)
+        traces = for_weights.advance(factors, traces, grads, starts)
+        return loss, tuple(grads), last, traces
 
     return Window(plan, step.prefix, run, learn)
 
@@ -310,8 +312,8 @@ class _Emitter:
     def advance(self, moves, traces: Sequence[Trace], grads=None, starts=None):
         """The traces at the end of a window.
 
-        `grads` is computed from those at its start; `starts` is the credit that they got, by the
-        number of the operation.
+        Where `starts`, the credit of those at its start, is given by the number of the operation,
+        what the full ones give is added to `grads`, and they are overwritten.
         """
         factors, smoothed = moves
         products, after = {}, []
@@ -321,25 +323,31 @@ class _Emitter:
             sharing.setdefault(owner, []).append(factors[p.op.number])
         for p, trace, moved in zip(self.plan.carried, traces, smoothed, strict=True):
             own = sharing[p.op.number]
+            start = None if starts is None else starts[p.op.number]
+            gradient = None
             if p.op.kind.data is None:
                 moved = advance_element_wise(p, own, trace)
+                gradient = None if start is None else gradient_full(p, start, trace)
             elif not isinstance(p.form, Decay):
                 if p.layout not in products:
                     products[p.layout] = suffix_products(p.layout.pairs, own[0].transition)
                 whole = products[p.layout]
                 if isinstance(p.form, LowRank):
-                    start = None if starts is None else starts[p.op.number]
                     moved = reduce_modes(p, own[0], whole, trace, start)
                 else:
-                    read = None if grads is None else grads[self.weight_place[p.op.weight]]
-                    moved = advance_full(p, own, whole, trace, read)
+                    moved, gradient = advance_full(p, own, whole, trace, start)
+            if gradient is not None and grads is not None:
+                self._accumulate(grads, p, gradient)
             after.append(moved)
         return after
 
     # --- backward ---
 
-    def backward(self, residuals, ys_bar):
-        """Cotangents of weights and inputs, and the credit of each trace at the start."""
+    def backward(self, residuals, ys_bar, read_traces: bool = True):
+        """Cotangents of weights and inputs, and the credit of each trace at the start.
+
+        Without `read_traces`, what full traces give is left to `advance`.
+        """
         pull, transition, immediate, data, traces, smoothed, blocks, fresh = residuals
         if self.exact:
             weights_bar, moving_bar, start = pull(ys_bar)
@@ -349,6 +357,8 @@ class _Emitter:
             for p, trace in zip(self.plan.carried, traces, strict=True):
                 given = p, starts[p.op.number], trace
                 if isinstance(p.form, Full):
+                    if not read_traces:
+                        continue
                     gradient = gradient_full(*given)
                 else:
                     past = past_modes if isinstance(p.form, LowRank) else past_smooth_whole
@@ -387,7 +397,7 @@ class _Emitter:
                 delta = delta + (own * here).sum(-2).reshape(delta.shape)
             if isinstance(p.form, LowRank):
                 past = [past_modes(p, starts[number], carried[number])]
-            elif isinstance(p.form, Full) and number in carried:
+            elif isinstance(p.form, Full) and number in carried and read_traces:
                 self._accumulate(weights_bar, p, gradient_full(p, starts[number], carried[number]))
             self._accumulate(weights_bar, p, self._product(p, (xs[place], delta), *past))
         return tuple(weights_bar), self._inputs(moving_bar), starts

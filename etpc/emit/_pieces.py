@@ -9,69 +9,64 @@ from jaxtyping import Inexact, Int
 
 from ..ops._kind import summed
 
-PIECE = 1 << 22
+Update = Callable[[Array, Callable[[Array, int], Array]], Array]
+
+PIECE = 1 << 21
 """Bytes of a piece: what stays in a cache. A sixteenth of the trace where that is more."""
 
 
 def over_examples(
     trace: Inexact[Array, "B ..."], axis: int, signal: Inexact[Array, "B ..."]
 ) -> Inexact[Array, "..."]:
-    """`(signal * trace).sum(0)`; `axis` is the axis of the trace that is cut into pieces.
-
-    The sum is a product with ones: XLA's CPU backend reduces a leading axis column by column,
-    which was twenty times slower, and copies the whole trace for an einsum, which is faster only
-    where that stays in a cache (`small`).
-    """
+    """`(signal * trace).sum(0)`; `axis` is the axis of the trace that is cut into pieces."""
     size, whole = _pieces(trace, axis)
-    ones = jnp.ones(trace.shape[0], trace.dtype)
-
-    def total(trace, signal):
-        product = signal * trace
-        flat = product.reshape(product.shape[0], -1)
-        return summed("b,bn->n", ones, flat, precision=lax.Precision.HIGHEST).reshape(
-            product.shape[1:]
-        )
-
     if whole == 1:
-        return total(trace, signal)
+        return _total(trace, signal)
 
     def piece(start, size):
-        return total(*(_cut(a, axis, start, size) for a in (trace, signal)))
+        return _total(*(_cut(a, axis, start, size) for a in (trace, signal)))
 
-    out = lax.map(lambda n: piece(n * size, size), jnp.arange(whole))
-    out = jnp.moveaxis(out, 0, axis - 1)
-    out = out.reshape(*out.shape[: axis - 1], -1, *out.shape[axis + 1 :])
+    found = lax.map(lambda n: piece(n * size, size), jnp.arange(whole))
     rest = trace.shape[axis] - whole * size
-    if rest:
-        out = jnp.concatenate([out, piece(whole * size, rest)], axis - 1)
-    return out
+    return _joined(found, axis - 1, piece(whole * size, rest) if rest else None)
 
 
-def overwrite(
-    trace: Inexact[Array, "B ..."],
-    axis: int,
-    update: Callable[[Array, Callable[[Array, int], Array]], Array],
-    zero: Int[Array, ""] | int = 0,
-) -> Array:
+def overwrite(trace: Inexact[Array, "B ..."], axis: int, update: Update) -> Array:
     """`update(trace, cut)`, a piece of an axis at a time.
 
     `update` is given a piece and a function that cuts the same piece from an axis of another
-    array. `zero` is the number 0, of a form that says after what the trace may be overwritten.
+    array.
     """
     size, whole = _pieces(trace, axis)
     if whole == 1:
         return update(trace, lambda a, _: a)
 
-    def piece(start, size, trace):
-        new = update(
-            lax.dynamic_slice_in_dim(trace, start, size, axis),
-            lambda a, axis: _cut(a, axis, start, size),
-        )
-        return lax.dynamic_update_slice_in_dim(trace, new, start, axis)
+    def body(n, trace):
+        return _overwritten(trace, axis, n * size, size, update)
 
-    trace = lax.fori_loop(zero, whole, lambda n, trace: piece(n * size, size, trace), trace)
+    trace = lax.fori_loop(0, whole, body, trace)
     rest = trace.shape[axis] - whole * size
-    return piece(whole * size, rest, trace) if rest else trace
+    return _overwritten(trace, axis, whole * size, rest, update) if rest else trace
+
+
+def read_and_overwrite(
+    trace: Inexact[Array, "B ..."], axis: int, signal: Inexact[Array, "B ..."], update: Update
+) -> tuple[Array, Array]:
+    """`over_examples` and `overwrite` in one pass over the trace."""
+    size, whole = _pieces(trace, axis)
+
+    def piece(trace, start, size):
+        read = _total(*(_cut(a, axis, start, size) for a in (trace, signal)))
+        return _overwritten(trace, axis, start + zero_after(read), size, update), read
+
+    if whole == 1:
+        read = _total(trace, signal)
+        return update(trace, lambda a, _: a), read
+    trace, found = lax.scan(lambda trace, n: piece(trace, n * size, size), trace, jnp.arange(whole))
+    rest, last = trace.shape[axis] - whole * size, None
+    if rest:
+        trace, last = piece(trace, whole * size, rest)
+    return trace, _joined(found, axis - 1, last)
 
 
 def small(trace: Array) -> bool:
@@ -105,4 +100,30 @@ def _cut(array: Array, axis: int, start, size: int) -> Array:
     return lax.dynamic_slice_in_dim(array, start, size, axis)
 
 
-__all__ = ["over_examples", "overwrite", "small", "zero_after"]
+def _total(trace: Array, signal: Array) -> Array:
+    """The sum is a product with ones: XLA's CPU backend reduces a leading axis column by column,
+    which was twenty times slower, and copies the whole trace for an einsum, which is faster only
+    where that stays in a cache (`small`)."""
+    product = signal * trace
+    flat = product.reshape(product.shape[0], -1)
+    ones = jnp.ones(trace.shape[0], trace.dtype)
+    whole = summed("b,bn->n", ones, flat, precision=lax.Precision.HIGHEST)
+    return whole.reshape(product.shape[1:])
+
+
+def _overwritten(trace: Array, axis: int, start, size: int, update: Update) -> Array:
+    new = update(
+        lax.dynamic_slice_in_dim(trace, start, size, axis),
+        lambda a, axis: _cut(a, axis, start, size),
+    )
+    return lax.dynamic_update_slice_in_dim(trace, new, start, axis)
+
+
+def _joined(pieces: Array, axis: int, last: Array | None) -> Array:
+    """Pieces [n, ...] side by side along an axis of what each is, and a last one."""
+    whole = jnp.moveaxis(pieces, 0, axis)
+    whole = whole.reshape(*whole.shape[:axis], -1, *whole.shape[axis + 2 :])
+    return whole if last is None else jnp.concatenate([whole, last], axis)
+
+
+__all__ = ["over_examples", "overwrite", "read_and_overwrite", "small", "zero_after"]

@@ -18,7 +18,7 @@ from ..algorithms import Decay, Full, LowRank
 from ..ops._kind import summed
 from ..plan import OpPlan, Pairs
 from ._modes import leading
-from ._pieces import over_examples, overwrite, small, zero_after
+from ._pieces import over_examples, overwrite, read_and_overwrite, small
 from ._transitions import apply, apply_back, compose, identity
 
 Trace = tuple[Array, ...]
@@ -68,39 +68,45 @@ def advance_full(
     sharing: Sequence[Factors],
     products: tuple[Array, Array],
     trace: Trace,
-    after_reads: Array | None = None,
-) -> Trace:
+    start: Inexact[Array, "B m GO"] | None = None,
+) -> tuple[Trace, Array | None]:
     """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`.
 
-    `sharing` are the factors of all operations that the trace is for. `after_reads` is any array
-    that was computed from the trace, so that the trace is overwritten and not copied.
+    `sharing` are the factors of all operations that the trace is for. Where the credit `start` is
+    given, also `gradient_full`, and the trace is overwritten: nothing reads it any more.
     """
     (eps,) = trace
     kind, m, pairs = plan.op.kind, plan.block, plan.layout.pairs
     batch = eps.shape[0]
     after, whole = products
     moved = [apply(pairs, after, factors.immediate) for factors in sharing]  # [W, B, m, GO] each
-    zero = 0 if after_reads is None else zero_after(after_reads)
     xs = [_given(factors.x).astype(eps.dtype) for factors in sharing]
     g, i, o = kind.groups, kind.inputs, kind.outputs
     if kind.links is not None:
+        gradient = None if start is None else gradient_full(plan, start, trace)
         for n, (x, each) in enumerate(zip(xs, moved, strict=True)):
             eps = _advance_links(plan, x, each, None if n else whole, eps)
-        return (eps,)
+        return (eps,), gradient
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
     onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
     x = jnp.concatenate(xs)
     each = jnp.concatenate(moved).reshape(x.shape[0], batch, m, g, o)
     by_group = g > i
 
-    def product(eps, cut):
+    def update(eps, cut):
         x_here, each_here, onward_here = cut(x, 2 if by_group else 3), each, onward
         if by_group:
             each_here, onward_here = cut(each, 3), cut(onward, 1)
         fed = jnp.einsum("tbgi,tbmgo->bgimo", x_here, each_here)
         return (apply(pairs, onward_here, eps.reshape(fed.shape)) + fed).reshape(eps.shape)
 
-    return (overwrite(eps, _longest(plan), product, zero),)
+    axis = _longest(plan)
+    if start is None:
+        return (overwrite(eps, axis, update),), None
+    if small(eps):
+        return (overwrite(eps, axis, update),), gradient_full(plan, start, trace)
+    eps, entries = read_and_overwrite(eps, axis, _spread(plan, start), update)
+    return (eps,), kind.gather(entries.sum(-2).reshape(g, i, o))
 
 
 def _longest(plan: OpPlan) -> int:
@@ -169,17 +175,23 @@ def gradient_full(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -
     (eps,) = trace
     kind, m = plan.op.kind, plan.block
     g, i, o = kind.groups, kind.inputs, kind.outputs
-    start = start.reshape(eps.shape[0], m, g, o).swapaxes(1, 2)  # [B, G, m, O]
-    if kind.data is not None and kind.links is None:
-        if small(eps):
-            eps = eps.reshape(eps.shape[0], g, i, m, o)
-            return kind.gather(summed("bgmo,bgimo->gio", start, eps))
-        start = start[:, :, None]
-    elif kind.links is not None:
-        start = start[..., kind.links.outputs]
-    start = start.reshape(eps.shape[0], *start.shape[1 if g > 1 else 2 :])
-    entries = over_examples(eps, _longest(plan), start).sum(-2)
+    if kind.data is not None and kind.links is None and small(eps):
+        start = start.reshape(eps.shape[0], m, g, o).swapaxes(1, 2)
+        eps = eps.reshape(eps.shape[0], g, i, m, o)
+        return kind.gather(summed("bgmo,bgimo->gio", start, eps))
+    entries = over_examples(eps, _longest(plan), _spread(plan, start)).sum(-2)
     return kind.gather(entries.reshape((g, i, o) if kind.links is None else (g, -1)))
+
+
+def _spread(plan: OpPlan, start: Inexact[Array, "B m GO"]) -> Array:
+    """Credit as it is multiplied with the entries of a trace."""
+    kind, batch, g = plan.op.kind, start.shape[0], plan.op.kind.groups
+    start = start.reshape(batch, plan.block, g, kind.outputs).swapaxes(1, 2)  # [B, G, m, O]
+    if kind.links is not None:
+        start = start[..., kind.links.outputs]
+    elif kind.data is not None:
+        start = start[:, :, None]
+    return start.reshape(batch, *start.shape[1 if g > 1 else 2 :])
 
 
 def smooth(plan: OpPlan, factors: Factors, trace: Trace) -> tuple[Trace, tuple[Array, Array]]:

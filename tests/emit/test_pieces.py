@@ -8,7 +8,7 @@ from jax.experimental import sparse
 
 import etpc
 import etpc.emit._pieces as pieces
-from etpc.emit._pieces import over_examples, overwrite, small, zero_after
+from etpc.emit._pieces import over_examples, overwrite, read_and_overwrite, small, zero_after
 
 SHAPE = (3, 7, 5, 11)
 DTYPES = ["float32", "float64", "complex64", "complex128"]
@@ -65,10 +65,16 @@ def test_overwrite(axis, dtype, piece, monkeypatch):
         return gain_here[:, 0].reshape(axes) * part + shift_here[:, 1].reshape((1,) * 4)
 
     wanted = gain[:, 0].reshape(axes) * trace + shift[0, 1]
-    for zero in (lambda t: 0, zero_after):
-        found = jax.jit(lambda t, zero=zero: overwrite(t, axis, update, zero(t)))(trace)
-        assert found.dtype == trace.dtype
-        np.testing.assert_allclose(found, wanted, rtol=tolerance(dtype), atol=tolerance(dtype))
+    close = dict(rtol=tolerance(dtype), atol=tolerance(dtype))
+    found = jax.jit(lambda t: overwrite(t, axis, update))(trace)
+    assert found.dtype == trace.dtype
+    np.testing.assert_allclose(found, wanted, **close)
+    for shape in shape_of_signal(axis) if axis else []:
+        signal = draw(shape, dtype, seed=3)
+        both = jax.jit(lambda t, s: read_and_overwrite(t, axis, s, update))
+        found, read = both(trace, signal)
+        np.testing.assert_allclose(found, wanted, **close)
+        np.testing.assert_allclose(read, (signal * trace).sum(0), **close)
 
 
 @pytest.mark.parametrize("axis", [1, 2, 3])
