@@ -139,7 +139,9 @@ class Neuron(eqx.Module):
         """
         return self._spike(self._unpacked(state))
 
-    def __call__(self, current: Float[Array, "*K"], state: State) -> tuple[Float[Array, "*K"], State]:
+    def __call__(
+        self, current: Float[Array, "*K"], state: State
+    ) -> tuple[Float[Array, "*K"], State]:
         """One step of `dt` under the input `current` from `state`.
 
         **Returns** the spikes of this step and the new state, from which they can be read again as
@@ -154,15 +156,15 @@ class Neuron(eqx.Module):
             if part is not None:
                 check_shape(layer, name, part, self.shape)
         spike = self._spike(old)
-        before = self._jump(old, spike, jax.lax.stop_gradient(spike) if self.detach_reset else spike)
+        before = self._jump(
+            old, spike, jax.lax.stop_gradient(spike) if self.detach_reset else spike
+        )
         new = self._advance(current, before)
         if old.wait is not None:
             # The tolerance is for a period that is a whole number of steps but for rounding.
             steps = math.ceil(self.refractory / self.dt - 1e-6)
             wait = jnp.where(spike > 0, steps, jnp.maximum(old.wait - 1, 0))
-            kept = {
-                n: jnp.where(wait > 0, getattr(before, n), getattr(new, n)) for n in self.held
-            }
+            kept = {n: jnp.where(wait > 0, getattr(before, n), getattr(new, n)) for n in self.held}
             new = new._replace(wait=wait, **kept)
         return self._spike(new), self._packed(new)
 
@@ -171,27 +173,25 @@ class Neuron(eqx.Module):
         return spike if state.wait is None else jnp.where(state.wait > 0, 0, spike)
 
     def _unpacked(self, state: State) -> Any:
-        if self.state_type is Membrane and not self.refractory:
-            if isinstance(state, tuple):
-                self._refuse(state)
-            return Membrane(state)
-        if type(state) is not self.state_type or (state.wait is None) == (self.refractory > 0):
-            self._refuse(state)
-        return state
+        bare = self.state_type is Membrane and not self.refractory
+        fits = (
+            not isinstance(state, tuple)
+            if bare
+            else isinstance(state, self.state_type)
+            and (state.wait is None) != (self.refractory > 0)
+        )
+        if not fits:
+            names = self.state_type._fields if self.refractory else self.state_type._fields[:-1]
+            wanted = "an array" if bare else f"a {self.state_type.__name__} of {', '.join(names)}"
+            raise InputError(
+                f"{type(self).__name__} was called with a state of type {type(state).__name__} where "
+                f"{wanted} is needed. This is because the state of a neuron has the structure that "
+                "`init_state()` gives it. Pass that, or the state that the step before returned."
+            )
+        return Membrane(state) if bare else state
 
     def _packed(self, state: Any) -> State:
         return state.V if self.state_type is Membrane and not self.refractory else state
-
-    def _refuse(self, state: State) -> None:
-        wanted = "an array"
-        if self.state_type is not Membrane or self.refractory:
-            names = self.state_type._fields if self.refractory else self.state_type._fields[:-1]
-            wanted = f"a {self.state_type.__name__} of {', '.join(names)}"
-        raise InputError(
-            f"{type(self).__name__} was called with a state of type {type(state).__name__} where "
-            f"{wanted} is needed. This is because the state of a neuron has the structure that "
-            "`init_state()` gives it. Pass that, or the state that the step before returned."
-        )
 
     def _constant(self, name: str, value: Constant, unit: str, positive: bool = False) -> Parameter:
         return constant_or_parameter(name, value, self.shape, self.dtype, unit, positive=positive)

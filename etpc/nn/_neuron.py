@@ -187,17 +187,17 @@ class ALIF(Neuron):
     >>> from etpc import nn
     >>> alif = nn.ALIF(1, tau=10.0, tau_a=100.0, beta=0.5)
     >>> state, spikes = alif.init_state(), []
-    >>> for _ in range(30):
+    >>> for _ in range(32):
     ...     spike, state = alif(jnp.array([3.0]), state)
     ...     spikes.append(int(spike[0]))
     >>> [t for t, spike in enumerate(spikes) if spike]  # ever longer intervals
-    [4, 10, 18, 28]
+    [4, 11, 19, 30]
 
     ```
 
     **Source** Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking
-    neurons", Nature Communications 11, 2020, section "LIF neurons" and "ALIF neurons" of the methods. There
-    the input has the gain 1 in place of `(1 - d) R`, the reset is soft and `V_rest = V_reset = 0`.
+    neurons", Nature Communications 11, 2020, the LIF and ALIF neurons of the methods. There the input
+    has the gain 1 in place of `(1 - d) R`, the reset is soft and `V_rest = V_reset = 0`.
     """
 
     tau: Parameter
@@ -309,7 +309,7 @@ class GIF(Neuron):
     ...     spike, state = gif(jnp.array([4.0]), state)
     ...     spikes.append(int(spike[0]))
     >>> [t for t, spike in enumerate(spikes) if spike]
-    [5, 12, 20, 29, 40, 53]
+    [5, 12, 20, 29, 41, 54]
 
     ```
 

@@ -4,9 +4,11 @@ In the first four a spike is an upswing that diverges, so `V_th` only says where
 far the last step goes beyond `V_th` says nothing about the input. Their reset is therefore the hard one.
 """
 
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -28,7 +30,50 @@ from etpc.nn._neuron import BELOW_THRESHOLD
 from etpc.surrogate import ReluGrad
 
 
-class QIF(Neuron):
+class Upswing(Neuron):
+    """What QIF, EIF and AdEx share: a membrane with a rest, a threshold and a hard reset."""
+
+    tau: Parameter
+    R: Parameter
+    V_th: Parameter
+    V_rest: Parameter
+    V_reset: Parameter
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...],
+        tau: Constant,
+        R: Constant,
+        V_th: Constant,
+        V_rest: Constant,
+        V_reset: Constant,
+        dt: Number,
+        surrogate: Surrogate,
+        detach_reset: bool,
+        refractory: Number,
+        dtype: DTypeLike | None,
+    ):
+        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
+        self.tau = self._constant("tau", tau, "ms", positive=True)
+        self.R = self._constant("R", R, "Mohm")
+        self.V_th = self._constant("V_th", V_th, "mV")
+        self.V_rest = self._constant("V_rest", V_rest, "mV")
+        self.V_reset = self._constant("V_reset", V_reset, "mV")
+        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
+
+    def _rest(self) -> Any:
+        return Membrane(self._full(self.V_rest))
+
+    def _distance(self, state: Any) -> Array:
+        V_th = used(self.V_th)
+        return (state.V - V_th) / (V_th - used(self.V_reset))
+
+    def _jump(self, state: Any, spike: Array, reset: Array) -> Any:
+        V = reset_to("hard", state.V, used(self.V_th), used(self.V_reset), reset)
+        return state._replace(V=V)
+
+
+class QIF(Upswing):
     """Quadratic integrate-and-fire neurons: `tau dV/dt = c (V - V_rest) (V - V_c) + R I`, a spike and
     a reset to `V_reset` where `V >= V_th`.
 
@@ -45,7 +90,7 @@ class QIF(Neuron):
     >>> from etpc import nn
     >>> qif = nn.QIF(2)
     >>> V = qif.init_state()
-    >>> for _ in range(21):
+    >>> for _ in range(31):
     ...     spike, V = qif(jnp.array([2.0, 10.0]), V)
     >>> spike.tolist()
     [0.0, 1.0]
@@ -56,13 +101,8 @@ class QIF(Neuron):
     2014, section 5.3.
     """
 
-    tau: Parameter
-    R: Parameter
     c: Parameter
     V_c: Parameter
-    V_th: Parameter
-    V_rest: Parameter
-    V_reset: Parameter
 
     def __init__(
         self,
@@ -88,26 +128,12 @@ class QIF(Neuron):
 
         **Raises** `InputError` as `LIF` does, and for a `V_c` that is not above `V_rest`.
         """
-        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
-        self.tau = self._constant("tau", tau, "ms", positive=True)
-        self.R = self._constant("R", R, "Mohm")
+        super().__init__(
+            size, tau, R, V_th, V_rest, V_reset, dt, surrogate, detach_reset, refractory, dtype
+        )
         self.c = self._constant("c", c, "1/mV", positive=True)
         self.V_c = self._constant("V_c", V_c, "mV")
-        self.V_th = self._constant("V_th", V_th, "mV")
-        self.V_rest = self._constant("V_rest", V_rest, "mV")
-        self.V_reset = self._constant("V_reset", V_reset, "mV")
-        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
         check_above("V_c", self.V_c, "V_rest", self.V_rest, "V would run away from rest")
-
-    def _rest(self) -> Membrane:
-        return Membrane(self._full(self.V_rest))
-
-    def _distance(self, state: Membrane) -> Array:
-        V_th = used(self.V_th)
-        return (state.V - V_th) / (V_th - used(self.V_reset))
-
-    def _jump(self, state: Membrane, spike: Array, reset: Array) -> Membrane:
-        return state._replace(V=(1 - reset) * state.V + reset * used(self.V_reset))
 
     def _advance(self, current: Array, state: Membrane) -> Membrane:
         V = state.V
@@ -116,7 +142,7 @@ class QIF(Neuron):
         return state._replace(V=V + steps * (slope + used(self.R) * current))
 
 
-class EIF(Neuron):
+class EIF(Upswing):
     """Exponential integrate-and-fire neurons: `tau dV/dt = -(V - V_rest) + delta_T exp((V - V_T) /
     delta_T) + R I`, a spike and a reset to `V_reset` where `V >= V_th`.
 
@@ -136,7 +162,7 @@ class EIF(Neuron):
     >>> from etpc import nn
     >>> eif = nn.EIF(2)
     >>> V = eif.init_state()
-    >>> for _ in range(18):
+    >>> for _ in range(29):
     ...     spike, V = eif(jnp.array([1.0, 5.0]), V)
     >>> spike.tolist()
     [0.0, 1.0]
@@ -148,13 +174,8 @@ class EIF(Neuron):
     `delta_T` and `V_reset` are the defaults.
     """
 
-    tau: Parameter
-    R: Parameter
     delta_T: Parameter
     V_T: Parameter
-    V_th: Parameter
-    V_rest: Parameter
-    V_reset: Parameter
 
     def __init__(
         self,
@@ -180,25 +201,11 @@ class EIF(Neuron):
 
         **Raises** `InputError` as `LIF` does, and for a `delta_T` that is not positive.
         """
-        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
-        self.tau = self._constant("tau", tau, "ms", positive=True)
-        self.R = self._constant("R", R, "Mohm")
+        super().__init__(
+            size, tau, R, V_th, V_rest, V_reset, dt, surrogate, detach_reset, refractory, dtype
+        )
         self.delta_T = self._constant("delta_T", delta_T, "mV", positive=True)
         self.V_T = self._constant("V_T", V_T, "mV")
-        self.V_th = self._constant("V_th", V_th, "mV")
-        self.V_rest = self._constant("V_rest", V_rest, "mV")
-        self.V_reset = self._constant("V_reset", V_reset, "mV")
-        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
-
-    def _rest(self) -> Membrane:
-        return Membrane(self._full(self.V_rest))
-
-    def _distance(self, state: Membrane) -> Array:
-        V_th = used(self.V_th)
-        return (state.V - V_th) / (V_th - used(self.V_reset))
-
-    def _jump(self, state: Membrane, spike: Array, reset: Array) -> Membrane:
-        return state._replace(V=(1 - reset) * state.V + reset * used(self.V_reset))
 
     def _advance(self, current: Array, state: Membrane) -> Membrane:
         V_rest = used(self.V_rest)
@@ -215,7 +222,7 @@ class AdExState(NamedTuple):
     wait: Int[Array, "*K"] | None = None
 
 
-class AdEx(Neuron):
+class AdEx(Upswing):
     """Adaptive exponential integrate-and-fire neurons.
 
     ```text
@@ -240,7 +247,7 @@ class AdEx(Neuron):
     ...     spike, state = adex(jnp.array([1.2]), state)
     ...     spikes.append(int(spike[0]))
     >>> [t for t, spike in enumerate(spikes) if spike]
-    [11, 26, 45, 71]
+    [9, 22, 40, 67]
 
     ```
 
@@ -249,13 +256,8 @@ class AdEx(Neuron):
     1 / (30 nS) and `tau` 281 pF / (30 nS). There `V_th` is 20 mV, for a shorter step.
     """
 
-    tau: Parameter
-    R: Parameter
     delta_T: Parameter
     V_T: Parameter
-    V_th: Parameter
-    V_rest: Parameter
-    V_reset: Parameter
     tau_w: Parameter
     a: Parameter
     b: Parameter
@@ -292,29 +294,21 @@ class AdEx(Neuron):
 
         **Raises** `InputError` as `LIF` does, and for a `delta_T` or `tau_w` that is not positive.
         """
-        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
-        self.tau = self._constant("tau", tau, "ms", positive=True)
-        self.R = self._constant("R", R, "Mohm")
+        super().__init__(
+            size, tau, R, V_th, V_rest, V_reset, dt, surrogate, detach_reset, refractory, dtype
+        )
         self.delta_T = self._constant("delta_T", delta_T, "mV", positive=True)
         self.V_T = self._constant("V_T", V_T, "mV")
-        self.V_th = self._constant("V_th", V_th, "mV")
-        self.V_rest = self._constant("V_rest", V_rest, "mV")
-        self.V_reset = self._constant("V_reset", V_reset, "mV")
         self.tau_w = self._constant("tau_w", tau_w, "ms", positive=True)
         self.a = self._constant("a", a, "uS")
         self.b = self._constant("b", b, "nA")
-        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
 
     def _rest(self) -> AdExState:
         return AdExState(self._full(self.V_rest), self._full(0.0))
 
-    def _distance(self, state: AdExState) -> Array:
-        V_th = used(self.V_th)
-        return (state.V - V_th) / (V_th - used(self.V_reset))
-
     def _jump(self, state: AdExState, spike: Array, reset: Array) -> AdExState:
-        V = (1 - reset) * state.V + reset * used(self.V_reset)
-        return state._replace(V=V, w=state.w + spike * used(self.b))
+        state = super()._jump(state, spike, reset)
+        return state._replace(w=state.w + spike * used(self.b))
 
     def _advance(self, current: Array, state: AdExState) -> AdExState:
         V_rest = used(self.V_rest)
@@ -358,7 +352,7 @@ class Izhikevich(Neuron):
     ...     spike, state = cell(jnp.array([10.0]), state)
     ...     spikes.append(int(spike[0]))
     >>> [t for t, spike in enumerate(spikes) if spike]
-    [4, 30, 72]
+    [4, 31, 78]
 
     ```
 
@@ -422,7 +416,7 @@ class Izhikevich(Neuron):
         return (state.V - V_th) / (V_th - used(self.c))
 
     def _jump(self, state: IzhikevichState, spike: Array, reset: Array) -> IzhikevichState:
-        V = (1 - reset) * state.V + reset * used(self.c)
+        V = reset_to("hard", state.V, used(self.V_th), used(self.c), reset)
         return state._replace(V=V, u=state.u + spike * used(self.d))
 
     def _advance(self, current: Array, state: IzhikevichState) -> IzhikevichState:
@@ -462,14 +456,14 @@ class ResonateAndFire(Neuron):
     ```pycon
     >>> import jax.numpy as jnp
     >>> from etpc import nn
-    >>> cell = nn.ResonateAndFire(1, omega=0.5, tau=20.0)  # a period of 12.6 ms
-    >>> state, spikes = cell.init_state(), []
-    >>> for t in range(40):
-    ...     pulse = 0.6 if t in (0, 13, 20) else 0.0  # 13 is in phase with 0, and 20 is not
-    ...     spike, state = cell(jnp.array([pulse]), state)
-    ...     spikes.append(int(spike[0]))
-    >>> spikes.index(1)
-    15
+    >>> cell = nn.ResonateAndFire(2, omega=0.5, tau=20.0)  # a period of 12.6 ms
+    >>> state, spikes = cell.init_state(), 0
+    >>> for t in range(20):  # a second pulse after half a period, and after a whole one
+    ...     pulses = jnp.array([t in (0, 6), t in (0, 13)]) * 0.8
+    ...     spike, state = cell(pulses, state)
+    ...     spikes += spike
+    >>> spikes.tolist()
+    [0.0, 1.0]
 
     ```
 
@@ -548,8 +542,9 @@ class ResonateAndFire(Neuron):
         decay, _ = leak(self.dt, self.tau)
         rate, omega = -1 / used(self.tau), used(self.omega)
         # exp(l dt) and the input's gain (exp(l dt) - 1) / l, each by its real and imaginary part.
-        angle = jnp.asarray(self.dt * omega, self.dtype)
-        real, imag = decay * jnp.cos(angle), decay * jnp.sin(angle)
+        angle = self.dt * omega
+        xp = jnp if isinstance(angle, jax.Array) else math
+        real, imag = decay * xp.cos(angle), decay * xp.sin(angle)
         size = rate * rate + omega * omega
         gain_x = ((real - 1) * rate + imag * omega) / size
         gain_V = (imag * rate - (real - 1) * omega) / size
