@@ -36,7 +36,7 @@ State: TypeAlias = Any
 
 def leak(dt: float, tau: Parameter) -> tuple[Parameter, Parameter]:
     """The factor `exp(-dt / tau)` by which a state decays in a step, and what it lacks to 1."""
-    steps = dt / used(tau)
+    steps = dt / tau
     if isinstance(steps, jax.Array):
         return jnp.exp(-steps), -jnp.expm1(-steps)
     return math.exp(-steps), -math.expm1(-steps)
@@ -195,6 +195,9 @@ class Neuron(eqx.Module):
 
     def _constant(self, name: str, value: Constant, unit: str, positive: bool = False) -> Parameter:
         return constant_or_parameter(name, value, self.shape, self.dtype, unit, positive=positive)
+
+    def _used(self, value: Parameter) -> Parameter:
+        return used(value, self.shape)
 
     def _full(self, value: Parameter) -> Array:
         return jnp.full(self.shape, value, self.dtype)

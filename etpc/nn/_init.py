@@ -206,9 +206,13 @@ def known(*values: object) -> bool:
     return not any(isinstance(value, Tracer) for value in values)
 
 
-def used(value: Parameter) -> Parameter:
-    """A constant as it is, a parameter with the mark that says: this is a weight."""
-    return mark(value) if isinstance(value, jax.Array) else value
+def used(value: Parameter, shape: tuple[int, ...]) -> Parameter:
+    """A constant as it is, a parameter with the mark that says: this is a weight.
+
+    One that all units share is spread over them first. So its trace is one for each unit with that
+    unit's states, and not one with the states of all.
+    """
+    return mark(jnp.broadcast_to(value, shape)) if isinstance(value, jax.Array) else value
 
 
 def check_shape(layer: str, name: str, array: Array, shape: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from etpc.nn._dynamics import (
     leak,
     reset_to,
 )
-from etpc.nn._init import Constant, Number, Parameter, known, used
+from etpc.nn._init import Constant, Number, Parameter, known
 from etpc.surrogate import ReluGrad
 
 BELOW_THRESHOLD = (
@@ -141,21 +141,21 @@ class LIF(Neuron):
         return Membrane(self._full(self.V_rest))
 
     def _distance(self, state: Membrane) -> Array:
-        V_th = used(self.V_th)
-        return (state.V - V_th) / (V_th - used(self.V_reset))
+        V_th = self._used(self.V_th)
+        return (state.V - V_th) / (V_th - self._used(self.V_reset))
 
     def _jump(self, state: Membrane, spike: Array, reset: Array) -> Membrane:
-        V = reset_to(self.reset, state.V, used(self.V_th), used(self.V_reset), reset)
+        V = reset_to(self.reset, state.V, self._used(self.V_th), self._used(self.V_reset), reset)
         return state._replace(V=V)
 
     def _advance(self, current: Array, state: Membrane) -> Membrane:
-        V_rest = used(self.V_rest)
+        V_rest = self._used(self.V_rest)
         if self.integration == "euler":
-            gain = self.dt / used(self.tau)
+            gain = self.dt / self._used(self.tau)
             decay = 1 - gain
         else:
-            decay, gain = leak(self.dt, self.tau)
-        V = V_rest + decay * (state.V - V_rest) + gain * used(self.R) * current
+            decay, gain = leak(self.dt, self._used(self.tau))
+        V = V_rest + decay * (state.V - V_rest) + gain * self._used(self.R) * current
         return state._replace(V=V)
 
 
@@ -255,18 +255,20 @@ class ALIF(Neuron):
         return ALIFState(self._full(self.V_rest), self._full(0.0))
 
     def _distance(self, state: ALIFState) -> Array:
-        V_th = used(self.V_th)
-        return (state.V - V_th - used(self.beta) * state.a) / (V_th - used(self.V_reset))
+        V_th = self._used(self.V_th)
+        return (state.V - V_th - self._used(self.beta) * state.a) / (
+            V_th - self._used(self.V_reset)
+        )
 
     def _jump(self, state: ALIFState, spike: Array, reset: Array) -> ALIFState:
-        V = reset_to(self.reset, state.V, used(self.V_th), used(self.V_reset), reset)
-        rho, _ = leak(self.dt, self.tau_a)
+        V = reset_to(self.reset, state.V, self._used(self.V_th), self._used(self.V_reset), reset)
+        rho, _ = leak(self.dt, self._used(self.tau_a))
         return state._replace(V=V, a=rho * state.a + spike)
 
     def _advance(self, current: Array, state: ALIFState) -> ALIFState:
-        V_rest = used(self.V_rest)
-        decay, gain = leak(self.dt, self.tau)
-        V = V_rest + decay * (state.V - V_rest) + gain * used(self.R) * current
+        V_rest = self._used(self.V_rest)
+        decay, gain = leak(self.dt, self._used(self.tau))
+        V = V_rest + decay * (state.V - V_rest) + gain * self._used(self.R) * current
         return state._replace(V=V)
 
 
@@ -404,29 +406,29 @@ class GIF(Neuron):
         return GIFState(self._full(self.V_rest), zero, zero, self._full(self.V_th))
 
     def _distance(self, state: GIFState) -> Array:
-        return (state.V - state.V_th) / (used(self.V_th) - used(self.V_reset))
+        return (state.V - state.V_th) / (self._used(self.V_th) - self._used(self.V_reset))
 
     def _jump(self, state: GIFState, spike: Array, reset: Array) -> GIFState:
-        V_th = state.V_th + spike * used(self.A_th)
+        V_th = state.V_th + spike * self._used(self.A_th)
         if self.V_th_reset is not None:
-            V_th = V_th + spike * jnp.maximum(used(self.V_th_reset) - state.V_th, 0)
+            V_th = V_th + spike * jnp.maximum(self._used(self.V_th_reset) - state.V_th, 0)
         return state._replace(
-            V=reset_to(self.reset, state.V, state.V_th, used(self.V_reset), reset),
-            I1=state.I1 + spike * ((used(self.R1) - 1) * state.I1 + used(self.A1)),
-            I2=state.I2 + spike * ((used(self.R2) - 1) * state.I2 + used(self.A2)),
+            V=reset_to(self.reset, state.V, state.V_th, self._used(self.V_reset), reset),
+            I1=state.I1 + spike * ((self._used(self.R1) - 1) * state.I1 + self._used(self.A1)),
+            I2=state.I2 + spike * ((self._used(self.R2) - 1) * state.I2 + self._used(self.A2)),
             V_th=V_th,
         )
 
     def _advance(self, current: Array, state: GIFState) -> GIFState:
-        V_rest, V_inf = used(self.V_rest), used(self.V_th)
-        decay, gain = leak(self.dt, self.tau)
-        decay_th, gain_th = leak(self.dt, self.tau_th)
+        V_rest, V_inf = self._used(self.V_rest), self._used(self.V_th)
+        decay, gain = leak(self.dt, self._used(self.tau))
+        decay_th, gain_th = leak(self.dt, self._used(self.tau_th))
         above = state.V - V_rest
         return state._replace(
-            V=V_rest + decay * above + gain * used(self.R) * (current + state.I1 + state.I2),
-            I1=leak(self.dt, self.tau_I1)[0] * state.I1,
-            I2=leak(self.dt, self.tau_I2)[0] * state.I2,
+            V=V_rest + decay * above + gain * self._used(self.R) * (current + state.I1 + state.I2),
+            I1=leak(self.dt, self._used(self.tau_I1))[0] * state.I1,
+            I2=leak(self.dt, self._used(self.tau_I2))[0] * state.I2,
             V_th=V_inf
             + decay_th * (state.V_th - V_inf)
-            + gain_th * used(self.tau_th) * used(self.a) * above,
+            + gain_th * self._used(self.tau_th) * self._used(self.a) * above,
         )

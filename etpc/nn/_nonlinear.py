@@ -25,7 +25,7 @@ from etpc.nn._dynamics import (
     leak,
     reset_to,
 )
-from etpc.nn._init import Constant, Number, Parameter, known, used
+from etpc.nn._init import Constant, Number, Parameter, known
 from etpc.nn._neuron import BELOW_THRESHOLD
 from etpc.surrogate import ReluGrad
 
@@ -65,11 +65,11 @@ class Upswing(Neuron):
         return Membrane(self._full(self.V_rest))
 
     def _distance(self, state: Any) -> Array:
-        V_th = used(self.V_th)
-        return (state.V - V_th) / (V_th - used(self.V_reset))
+        V_th = self._used(self.V_th)
+        return (state.V - V_th) / (V_th - self._used(self.V_reset))
 
     def _jump(self, state: Any, spike: Array, reset: Array) -> Any:
-        V = reset_to("hard", state.V, used(self.V_th), used(self.V_reset), reset)
+        V = reset_to("hard", state.V, self._used(self.V_th), self._used(self.V_reset), reset)
         return state._replace(V=V)
 
 
@@ -137,9 +137,9 @@ class QIF(Upswing):
 
     def _advance(self, current: Array, state: Membrane) -> Membrane:
         V = state.V
-        slope = used(self.c) * (V - used(self.V_rest)) * (V - used(self.V_c))
-        steps = self.dt / used(self.tau)
-        return state._replace(V=V + steps * (slope + used(self.R) * current))
+        slope = self._used(self.c) * (V - self._used(self.V_rest)) * (V - self._used(self.V_c))
+        steps = self.dt / self._used(self.tau)
+        return state._replace(V=V + steps * (slope + self._used(self.R) * current))
 
 
 class EIF(Upswing):
@@ -208,9 +208,12 @@ class EIF(Upswing):
         self.V_T = self._constant("V_T", V_T, "mV")
 
     def _advance(self, current: Array, state: Membrane) -> Membrane:
-        V_rest = used(self.V_rest)
-        decay, gain = leak(self.dt, self.tau)
-        drive = _upswing(state.V, self.V_T, self.delta_T) + used(self.R) * current
+        V_rest = self._used(self.V_rest)
+        decay, gain = leak(self.dt, self._used(self.tau))
+        drive = (
+            _upswing(state.V, self._used(self.V_T), self._used(self.delta_T))
+            + self._used(self.R) * current
+        )
         return state._replace(V=V_rest + decay * (state.V - V_rest) + gain * drive)
 
 
@@ -308,17 +311,17 @@ class AdEx(Upswing):
 
     def _jump(self, state: AdExState, spike: Array, reset: Array) -> AdExState:
         state = super()._jump(state, spike, reset)
-        return state._replace(w=state.w + spike * used(self.b))
+        return state._replace(w=state.w + spike * self._used(self.b))
 
     def _advance(self, current: Array, state: AdExState) -> AdExState:
-        V_rest = used(self.V_rest)
+        V_rest = self._used(self.V_rest)
         above = state.V - V_rest
-        decay, gain = leak(self.dt, self.tau)
-        decay_w, gain_w = leak(self.dt, self.tau_w)
-        upswing = _upswing(state.V, self.V_T, self.delta_T)
+        decay, gain = leak(self.dt, self._used(self.tau))
+        decay_w, gain_w = leak(self.dt, self._used(self.tau_w))
+        upswing = _upswing(state.V, self._used(self.V_T), self._used(self.delta_T))
         return state._replace(
-            V=V_rest + decay * above + gain * (upswing + used(self.R) * (current - state.w)),
-            w=decay_w * state.w + gain_w * used(self.a) * above,
+            V=V_rest + decay * above + gain * (upswing + self._used(self.R) * (current - state.w)),
+            w=decay_w * state.w + gain_w * self._used(self.a) * above,
         )
 
 
@@ -412,18 +415,18 @@ class Izhikevich(Neuron):
         return IzhikevichState(self._full(self.c), self._full(self.b) * self.c)
 
     def _distance(self, state: IzhikevichState) -> Array:
-        V_th = used(self.V_th)
-        return (state.V - V_th) / (V_th - used(self.c))
+        V_th = self._used(self.V_th)
+        return (state.V - V_th) / (V_th - self._used(self.c))
 
     def _jump(self, state: IzhikevichState, spike: Array, reset: Array) -> IzhikevichState:
-        V = reset_to("hard", state.V, used(self.V_th), used(self.c), reset)
-        return state._replace(V=V, u=state.u + spike * used(self.d))
+        V = reset_to("hard", state.V, self._used(self.V_th), self._used(self.c), reset)
+        return state._replace(V=V, u=state.u + spike * self._used(self.d))
 
     def _advance(self, current: Array, state: IzhikevichState) -> IzhikevichState:
         V, u = state.V, state.u
         return state._replace(
             V=V + self.dt * (0.04 * jnp.square(V) + 5 * V + 140 - u + current),
-            u=u + self.dt * used(self.a) * (used(self.b) * V - u),
+            u=u + self.dt * self._used(self.a) * (self._used(self.b) * V - u),
         )
 
 
@@ -530,17 +533,17 @@ class ResonateAndFire(Neuron):
         return ResonatorState(self._full(0.0), self._full(0.0))
 
     def _distance(self, state: ResonatorState) -> Array:
-        V_th = used(self.V_th)
+        V_th = self._used(self.V_th)
         return (state.V - V_th) / V_th
 
     def _jump(self, state: ResonatorState, spike: Array, reset: Array) -> ResonatorState:
-        V = reset_to(self.reset, state.V, used(self.V_th), used(self.V_reset), reset)
+        V = reset_to(self.reset, state.V, self._used(self.V_th), self._used(self.V_reset), reset)
         return state._replace(x=state.x if self.reset == "soft" else (1 - reset) * state.x, V=V)
 
     def _advance(self, current: Array, state: ResonatorState) -> ResonatorState:
         x, V = state.x, state.V
-        decay, _ = leak(self.dt, self.tau)
-        rate, omega = -1 / used(self.tau), used(self.omega)
+        decay, _ = leak(self.dt, self._used(self.tau))
+        rate, omega = -1 / self._used(self.tau), self._used(self.omega)
         # exp(l dt) and the input's gain (exp(l dt) - 1) / l, each by its real and imaginary part.
         angle = self.dt * omega
         xp = jnp if isinstance(angle, jax.Array) else math
@@ -554,5 +557,4 @@ class ResonateAndFire(Neuron):
 
 
 def _upswing(V: Array, V_T: Parameter, delta_T: Parameter) -> Array:
-    sharpness = used(delta_T)
-    return sharpness * jnp.exp((V - used(V_T)) / sharpness)
+    return delta_T * jnp.exp((V - V_T) / delta_T)

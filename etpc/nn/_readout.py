@@ -21,6 +21,7 @@ from etpc.nn._init import (
     kaiming_normal,
     positive_int,
     positive_number,
+    used,
     zeros,
 )
 
@@ -101,7 +102,7 @@ class LeakyRateReadout(eqx.Module):
         """
         check_shape("LeakyRateReadout", "x", x, (self.in_features,))
         check_shape("LeakyRateReadout", "r", r, (self.out_features,))
-        decay, _ = leak(self.dt, self.tau)
+        decay, _ = leak(self.dt, used(self.tau, (self.out_features,)))
         r = decay * r + mark(self.weight) @ x
         return r, r
 
@@ -193,7 +194,7 @@ class MembraneReadout(eqx.Module):
         """
         check_shape("MembraneReadout", "x", x, (self.in_features,))
         check_shape("MembraneReadout", "V", V, (self.out_features,))
-        decay, gain = leak(self.dt, self.tau)
+        decay, gain = leak(self.dt, used(self.tau, (self.out_features,)))
         drive = mark(self.weight) @ x
         if self.bias is not None:
             drive = drive + mark(self.bias)

@@ -92,7 +92,7 @@ class ExponentialSynapse(eqx.Module):
         """
         check_shape("ExponentialSynapse", "x", x, self.shape)
         check_shape("ExponentialSynapse", "g", g, self.shape)
-        g = leak(self.dt, self.tau)[0] * g + x
+        g = leak(self.dt, used(self.tau, self.shape))[0] * g + x
         return g, g
 
 
@@ -187,15 +187,15 @@ class DualExponentialSynapse(eqx.Module):
         check_shape("DualExponentialSynapse", "x", x, self.shape)
         for name, part in state._asdict().items():
             check_shape("DualExponentialSynapse", name, part, self.shape)
-        rise = leak(self.dt, self.tau_rise)[0] * state.rise + x
-        decay = leak(self.dt, self.tau_decay)[0] * state.decay + x
+        rise = leak(self.dt, used(self.tau_rise, self.shape))[0] * state.rise + x
+        decay = leak(self.dt, used(self.tau_decay, self.shape))[0] * state.decay + x
         g = decay - rise
         if self.normalise:
             g = g / self._peak()
         return g, DualExponentialState(rise, decay)
 
     def _peak(self) -> Parameter:
-        rise, decay = used(self.tau_rise), used(self.tau_decay)
+        rise, decay = used(self.tau_rise, self.shape), used(self.tau_decay, self.shape)
         ratio = decay / rise
         xp = jnp if isinstance(ratio, jax.Array) else math
         time = decay * rise / (decay - rise) * xp.log(ratio)
@@ -243,7 +243,7 @@ class CUBA(eqx.Module):
         **Raises** `InputError` where `g` has another shape than the layer.
         """
         check_shape("CUBA", "g", g, self.shape)
-        return used(self.scale) * g
+        return used(self.scale, self.shape) * g
 
 
 class COBA(eqx.Module):
@@ -291,7 +291,7 @@ class COBA(eqx.Module):
         """
         check_shape("COBA", "g", g, self.shape)
         check_shape("COBA", "V", V, self.shape)
-        return g * (used(self.E) - V)
+        return g * (used(self.E, self.shape) - V)
 
 
 class PlasticityState(NamedTuple):
@@ -394,8 +394,8 @@ class ShortTermPlasticity(eqx.Module):
         check_shape("ShortTermPlasticity", "spikes", spikes, self.shape)
         for name, part in state._asdict().items():
             check_shape("ShortTermPlasticity", name, part, self.shape)
-        u = leak(self.dt, self.tau_f)[0] * state.u
-        x = 1 + leak(self.dt, self.tau_d)[0] * (state.x - 1)
-        u = u + used(self.U) * (1 - u) * spikes
+        u = leak(self.dt, used(self.tau_f, self.shape))[0] * state.u
+        x = 1 + leak(self.dt, used(self.tau_d, self.shape))[0] * (state.x - 1)
+        u = u + used(self.U, self.shape) * (1 - u) * spikes
         y = u * x * spikes
         return y, PlasticityState(u, x - y)
