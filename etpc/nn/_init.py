@@ -198,7 +198,9 @@ def in_unit(name: str, value: Any, unit: str) -> Any:
             f"in fixed units, to which a quantity is converted. Pass {needed}, in any scale, or "
             "a plain number."
         )
-    return value.to_decimal(wanted)
+    number = value.to_decimal(wanted)
+    # NumPy makes an array of no axes that is scaled a number.
+    return np.asarray(number) if isinstance(value.mantissa, np.ndarray) else number
 
 
 def known(*values: object) -> bool:
