@@ -1,5 +1,7 @@
 """Delays of signals, one for each neuron or for each connection."""
 
+from typing import TypeAlias
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from etpc.nn._init import (
     positive_int,
 )
 
-Steps = int | np.ndarray | Int[Array, "..."]
+Steps: TypeAlias = int | np.ndarray | Int[Array, "..."]
 
 
 class Delay(eqx.Module):

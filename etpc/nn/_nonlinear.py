@@ -542,15 +542,16 @@ class ResonateAndFire(Neuron):
 
     def _advance(self, current: Array, state: ResonatorState) -> ResonatorState:
         x, V = state.x, state.V
-        decay, _ = leak(self.dt, self._used(self.tau))
+        decay, lack = leak(self.dt, self._used(self.tau))
         rate, omega = -1 / self._used(self.tau), self._used(self.omega)
         # exp(l dt) and the input's gain (exp(l dt) - 1) / l, each by its real and imaginary part.
         angle = self.dt * omega
         xp = jnp if isinstance(angle, jax.Array) else math
         real, imag = decay * xp.cos(angle), decay * xp.sin(angle)
+        lost = lack * xp.cos(angle) + 2 * xp.sin(angle / 2) ** 2  # 1 - real, also for small steps
         size = rate * rate + omega * omega
-        gain_x = ((real - 1) * rate + imag * omega) / size
-        gain_V = (imag * rate - (real - 1) * omega) / size
+        gain_x = (imag * omega - lost * rate) / size
+        gain_V = (imag * rate + lost * omega) / size
         return state._replace(
             x=real * x - imag * V + gain_x * current, V=imag * x + real * V + gain_V * current
         )

@@ -6,7 +6,7 @@
 import cmath
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ SLOPE = SuperSpike(beta=0.5)  # zero nowhere
 
 
 class Model(NamedTuple):
-    layer: Callable[..., nn.LIF]
+    layer: Callable[..., Any]
     arguments: dict[str, float | str]
     """All parameters of the layer, each with a value that is not its default."""
     fields: tuple[str, ...]

@@ -102,6 +102,13 @@ def test_the_resonator_is_exact_below_threshold(dt: float) -> None:
     np.testing.assert_allclose(states.x[:, 0] + 1j * states.V[:, 0], z, rtol=1e-11)
 
 
+def test_small_steps_of_the_resonator_keep_their_precision() -> None:
+    # (exp(l dt) - 1) / l in float32 by its formula would be off by 10 %.
+    neuron = nn.ResonateAndFire(1, tau=np.array(10.0), dt=1e-6, dtype=jnp.float32)
+    _, state = neuron(jnp.ones(1, jnp.float32), neuron.init_state())
+    np.testing.assert_allclose(state.x, [1e-6], rtol=1e-5)
+
+
 class Network(eqx.Module):
     """Weights into neurons, and the spikes weighted: nothing escapes."""
 
@@ -161,6 +168,36 @@ def test_in_a_network(name: str, names: tuple[str, ...], options: dict) -> None:
 
 def _ones(key, shape, dtype):
     return jnp.ones(shape, dtype)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_detached_reset_is_that_of_the_potential_alone(name: str) -> None:
+    model, slopes = MODELS[name], []
+    # Without a, the second variable follows the spikes and not the potential.
+    given = {n: 0.0 if n == "a" else v for n, v in model.arguments.items()}
+    for detach in (False, True):
+        neuron = model.layer(1, **given, surrogate=SLOPE, detach_reset=detach)
+        state = neuron.init_state()
+        near = jnp.array([model.arguments["V_th"] + 0.1])
+
+        def after(V, neuron=neuron, state=state):
+            old = state._replace(V=V) if isinstance(state, tuple) else V
+            new = neuron(jnp.zeros(1), old)[1]
+            return new._asdict() if isinstance(new, tuple) else {"V": new}
+
+        slopes.append(jax.jvp(after, (near,), (jnp.ones(1),))[1])
+    whole, detached = slopes
+    assert abs(whole["V"] - detached["V"]) > 1e-3
+    for field in set(model.fields) - {"V", "x"}:
+        assert abs(whole[field]) > 1e-6, field
+        np.testing.assert_allclose(detached[field], whole[field], rtol=1e-12, err_msg=field)
+
+
+def test_a_parameter_that_all_units_share_is_followed_unit_by_unit() -> None:
+    alif = nn.ALIF(5, tau=np.array(4.0), beta=np.array(0.3))
+    program = etpc.compile(alif, "d_rtrl", inputs=jnp.zeros(5))
+    assert {op.path for op in program.ops} == {".tau", ".beta"}
+    assert {op.block for op in program.ops} == {2}
 
 
 @pytest.mark.parametrize("name", MODELS)
