@@ -5,8 +5,9 @@ An initialiser is a callable `(key, shape, dtype) -> array`. Weights have the la
 axis 0.
 """
 
+import sys
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +18,29 @@ from jax.nn.initializers import orthogonal as orthogonal
 from jax.nn.initializers import variance_scaling
 from jax.nn.initializers import zeros as zeros
 from jax.typing import DTypeLike
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
 
 Initializer: TypeAlias = Callable[[PRNGKeyArray, tuple[int, ...], DTypeLike], Array]
+
+
+@runtime_checkable
+class Quantity(Protocol):
+    """A quantity of `saiunit`, which is imported by those alone who use it."""
+
+    @property
+    def mantissa(self) -> Any: ...
+    @property
+    def unit(self) -> Any: ...
+
+
 # A number is a fixed constant, an array a trainable parameter.
-Constant: TypeAlias = float | int | np.ndarray | Array
+Number: TypeAlias = float | int | Quantity
+Constant: TypeAlias = Number | np.ndarray | Array
+# What becomes of a `Constant`.
+Parameter: TypeAlias = float | Float[Array, "..."]
 
 
 def kaiming_normal(scale: float = 2.0) -> Initializer:
@@ -87,7 +103,13 @@ def positive_int(name: str, value: int) -> int:
     return int(value)
 
 
-def positive_number(name: str, value: float | int) -> float:
+def layer_shape(size: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a layer that is given as a number of units or a shape."""
+    return tuple(positive_int("size", n) for n in (size if isinstance(size, tuple) else (size,)))
+
+
+def positive_number(name: str, value: Number, unit: str = "1") -> float:
+    value = in_unit(name, value, unit)
     if not (isinstance(value, int | float | np.number) and 0 < value < np.inf):
         raise InputError(
             f"{name} must be a finite number > 0, got {value!r}. This is because it is a fixed "
@@ -126,10 +148,15 @@ def constant_or_parameter(
     value: Constant,
     shape: tuple[int, ...],
     dtype: np.dtype,
+    unit: str = "1",
     *,
     positive: bool = False,
-) -> float | Array:
-    """A number stays a fixed Python float; an array becomes a parameter of type `dtype`."""
+) -> Parameter:
+    """A number stays a fixed Python float; an array becomes a parameter of type `dtype`.
+
+    A quantity is converted to `unit` before.
+    """
+    value = in_unit(name, value, unit)
     if isinstance(value, np.ndarray | jax.Array):
         value = jnp.asarray(value, dtype)
         if value.shape not in ((), shape):
@@ -154,14 +181,40 @@ def constant_or_parameter(
     return value
 
 
+def in_unit(name: str, value: Any, unit: str) -> Any:
+    """The number, or array, of a `saiunit` quantity in `unit`; anything else as it is.
+
+    `unit` is a name of `saiunit`, a quotient of two such as "mV/ms", or "1" for no dimension.
+    """
+    saiunit = sys.modules.get("saiunit")  # imported by whoever made the quantity
+    if saiunit is None or not isinstance(value, saiunit.Quantity):
+        return value
+    above, *below = (saiunit.UNITLESS if n == "1" else getattr(saiunit, n) for n in unit.split("/"))
+    wanted = above / below[0] if below else above
+    if not wanted.has_same_dim(value.unit):
+        needed = "a number without a dimension" if unit == "1" else f"a quantity in {unit}"
+        raise InputError(
+            f"{name} must be {needed}, got {value}. This is because the equations of the layer are "
+            f"in fixed units, to which a quantity is converted. Pass {needed}, in any scale, or "
+            "a plain number."
+        )
+    number = value.to_decimal(wanted)
+    # NumPy makes an array of no axes that is scaled a number.
+    return np.asarray(number) if isinstance(value.mantissa, np.ndarray) else number
+
+
 def known(*values: object) -> bool:
     """Whether values can be looked at: not in a traced constructor, as under `eqx.filter_vmap`."""
     return not any(isinstance(value, Tracer) for value in values)
 
 
-def used(value: float | Array) -> float | Array:
-    """A constant as it is, a parameter with the mark that says: this is a weight."""
-    return mark(value) if isinstance(value, jax.Array) else value
+def used(value: Parameter, shape: tuple[int, ...]) -> Parameter:
+    """A constant as it is, a parameter with the mark that says: this is a weight.
+
+    One that all units share is spread over them first. So its trace is one for each unit with that
+    unit's states, and not one with the states of all.
+    """
+    return mark(jnp.broadcast_to(value, shape)) if isinstance(value, jax.Array) else value
 
 
 def check_shape(layer: str, name: str, array: Array, shape: tuple[int, ...]) -> None:

@@ -1,10 +1,13 @@
-"""The dense layer."""
+"""Dense layers."""
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
     Initializer,
@@ -76,3 +79,79 @@ class Linear(eqx.Module):
         check_shape("Linear", "x", x, (self.in_features,))
         y = mark(self.weight) @ x
         return y if self.bias is None else y + mark(self.bias)
+
+
+class DaleLinear(eqx.Module):
+    """`y = |W| s * x`, where each input has a sign: the first ones excite, and the others inhibit all
+    outputs, whatever is learnt (Dale's law).
+
+    The stored weight is free and its absolute value is used. So the scale of an initialiser is kept,
+    and the derivative is 1 or -1 everywhere; a weight that is moved across zero is reflected.
+
+    ```pycon
+    >>> import jax, jax.numpy as jnp
+    >>> from etpc import nn
+    >>> dale = nn.DaleLinear(5, 2, excitatory=4, key=jax.random.key(0))
+    >>> bool((dale.effective_weight()[:, :4] >= 0).all())
+    True
+    >>> bool((dale.effective_weight()[:, 4:] <= 0).all())
+    True
+
+    ```
+
+    **Source** Song, Yang & Wang, "Training excitatory-inhibitory recurrent neural networks for
+    cognitive tasks: a simple and flexible framework", PLoS Computational Biology 12(2), 2016, which
+    rectifies the weight: there, one that is below zero has no derivative and stays there.
+    """
+
+    weight: Float[Array, "O I"]
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
+    excitatory: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        excitatory: int,
+        weight_init: Initializer = kaiming_normal(),
+        dtype: DTypeLike | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
+        - `excitatory`: how many of the inputs excite, the first ones; from 0 to I.
+        - `weight_init`: a callable `(key, shape, dtype) -> array`; the weight's shape is `(O, I)`.
+        - `dtype`: of the weight; JAX's default float where None.
+        - `key`: a PRNG key for the initial weight.
+
+        **Raises** `InputError` as `Linear` does, and for an `excitatory` that is out of range.
+        """
+        self.in_features = positive_int("in_features", in_features)
+        self.out_features = positive_int("out_features", out_features)
+        number = isinstance(excitatory, int | np.integer) and not isinstance(excitatory, bool)
+        if not number or not 0 <= excitatory <= in_features:
+            raise InputError(
+                f"excitatory must be an integer from 0 to in_features={in_features}, got "
+                f"{excitatory!r}. This is because it is the number of inputs, from the first, with "
+                f"weights above zero. Pass a count, such as excitatory={4 * in_features // 5}."
+            )
+        self.excitatory = int(excitatory)
+        shape = (self.out_features, self.in_features)
+        self.weight = initialise("weight_init", weight_init, key, shape, float_dtype(dtype))
+
+    def effective_weight(self) -> Float[Array, "O I"]:
+        """**Returns** the weight that the input meets, with the sign of each input."""
+        excites = jnp.arange(self.in_features) < self.excitatory
+        size = jnp.abs(mark(self.weight))
+        return jnp.where(excites[None, :], size, -size)
+
+    def __call__(self, x: Float[Array, " I"]) -> Float[Array, " O"]:
+        """**Returns** `y` for one example.
+
+        **Raises** `InputError` where `x` has another shape than `(I,)`.
+        """
+        check_shape("DaleLinear", "x", x, (self.in_features,))
+        return self.effective_weight() @ x

@@ -1,31 +1,34 @@
-"""Spiking neurons."""
+"""Spiking neurons with a leaky membrane: LIF, and with adaptation ALIF and GIF."""
 
-import math
-from collections.abc import Callable
-from typing import Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from etpc._errors import InputError
-from etpc.nn._init import (
-    Constant,
-    check_shape,
-    constant_or_parameter,
-    float_dtype,
-    known,
-    positive_int,
-    positive_number,
-    used,
+from etpc.nn._dynamics import (
+    Membrane,
+    Neuron,
+    Reset,
+    Surrogate,
+    check_above,
+    check_reset,
+    leak,
+    reset_to,
 )
+from etpc.nn._init import Constant, Number, Parameter, known
 from etpc.surrogate import ReluGrad
 
+BELOW_THRESHOLD = (
+    "a reset has to take a neuron below its threshold, and the argument of the surrogate is divided "
+    "by `V_th - V_reset`"
+)
 
-class LIF(eqx.Module):
+
+class LIF(Neuron):
     """Leaky integrate-and-fire neurons: `tau dV/dt = -(V - V_rest) + R I`, a spike and a reset
     where `V >= V_th`.
 
@@ -41,8 +44,13 @@ class LIF(eqx.Module):
     the next step. So `V` is the whole state: the last spikes are a function of it (`lif.spike(V)`),
     and a recurrent layer needs no second state to feed them back.
 
+    With a refractory period, for that time after a spike the potential stays at `U` and no spike is
+    given. The state is then a named tuple of `V` and the counter `wait`, an integer: the number of
+    steps, with the present one, for which a neuron is held.
+
     A parameter given as a number is a fixed constant. One given as an array, of shape `()` or
-    `size`, is a trainable parameter and marked as a weight.
+    `size`, is a trainable parameter and marked as a weight. Each may be a `saiunit` quantity, which is
+    converted to a plain number or array in the unit that is named below.
 
     ```pycon
     >>> import jax.numpy as jnp
@@ -62,18 +70,13 @@ class LIF(eqx.Module):
     of `1 - z`.
     """
 
-    tau: float | Float[Array, "..."]
-    R: float | Float[Array, "..."]
-    V_th: float | Float[Array, "..."]
-    V_rest: float | Float[Array, "..."]
-    V_reset: float | Float[Array, "..."]
-    shape: tuple[int, ...] = eqx.field(static=True)
-    reset: Literal["soft", "hard"] = eqx.field(static=True)
-    dt: float = eqx.field(static=True)
-    surrogate: Callable[[Array], Array] = eqx.field(static=True)
-    detach_reset: bool = eqx.field(static=True)
+    tau: Parameter
+    R: Parameter
+    V_th: Parameter
+    V_rest: Parameter
+    V_reset: Parameter
+    reset: Reset = eqx.field(static=True)
     integration: Literal["exp_euler", "euler"] = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
 
     def __init__(
         self,
@@ -84,10 +87,11 @@ class LIF(eqx.Module):
         V_th: Constant = 1.0,
         V_rest: Constant = 0.0,
         V_reset: Constant = 0.0,
-        reset: Literal["soft", "hard"] = "soft",
-        dt: float | int = 1.0,
-        surrogate: Callable[[Array], Array] = ReluGrad(),
+        reset: Reset = "soft",
+        dt: Number = 1.0,
+        surrogate: Surrogate = ReluGrad(),
         detach_reset: bool = False,
+        refractory: Number = 0.0,
         integration: Literal["exp_euler", "euler"] = "exp_euler",
         dtype: DTypeLike | None = None,
     ):
@@ -100,47 +104,27 @@ class LIF(eqx.Module):
         - `reset`: `"soft"` subtracts `V_th - V_reset` at a spike; `"hard"` puts V to `V_reset`.
         - `surrogate`: the spike function, a hashable callable such as those of `etpc.surrogate`. It
           gets `(V - V_th) / (V_th - V_reset)`.
-        - `detach_reset`: whether the spike in the reset is held constant under differentiation.
+        - `detach_reset`: whether the spike in the reset of V is held constant under differentiation.
+        - `refractory`: refractory period (ms), in whole steps, rounded up; none by default.
         - `integration`: `"exp_euler"` or `"euler"`, as above.
         - `dtype`: of the state and of the trainable parameters; JAX's default float where None.
 
-        **Raises** `InputError` for a size below 1, a parameter that is not finite or does not fit
-        `size`, `tau` or `dt` that is not positive, a threshold that is not above the reset
-        potential, and an unknown `reset`, `integration` or `surrogate`.
+        **Raises** `InputError` for a size below 1, a parameter that is not finite, does not fit
+        `size` or is a quantity of another dimension, `tau` or `dt` that is not positive, a negative
+        `refractory`, a threshold that is not above the reset potential, and an unknown `reset`,
+        `integration` or `surrogate`.
         """
-        sizes = size if isinstance(size, tuple) else (size,)
-        self.shape = tuple(positive_int("size", n) for n in sizes)
-        self.dtype = float_dtype(dtype)
-        self.tau = constant_or_parameter("tau", tau, self.shape, self.dtype, positive=True)
-        self.R = constant_or_parameter("R", R, self.shape, self.dtype)
-        self.V_th = constant_or_parameter("V_th", V_th, self.shape, self.dtype)
-        self.V_rest = constant_or_parameter("V_rest", V_rest, self.shape, self.dtype)
-        self.V_reset = constant_or_parameter("V_reset", V_reset, self.shape, self.dtype)
-        self.dt = positive_number("dt", dt)
+        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
+        self.tau = self._constant("tau", tau, "ms", positive=True)
+        self.R = self._constant("R", R, "Mohm")
+        self.V_th = self._constant("V_th", V_th, "mV")
+        self.V_rest = self._constant("V_rest", V_rest, "mV")
+        self.V_reset = self._constant("V_reset", V_reset, "mV")
         self.reset = reset
-        self.surrogate = surrogate
-        self.detach_reset = detach_reset
         self.integration = integration
 
-        if known(self.V_th, self.V_reset) and not np.all(
-            np.asarray(self.V_th) > np.asarray(self.V_reset)
-        ):
-            raise InputError(
-                f"V_th must be above V_reset, got V_th={self.V_th} and V_reset={self.V_reset}. This "
-                "is because a reset has to take a neuron below its threshold, and the argument of "
-                "the surrogate is divided by `V_th - V_reset`. Raise V_th or lower V_reset."
-            )
-        if isinstance(surrogate, type) or not callable(surrogate):
-            raise InputError(
-                f"surrogate must be a spike function, got {surrogate!r}. This is because it is called "
-                "as `surrogate(x)` with the distance of V from the threshold. Pass an instance, such "
-                "as `etpc.surrogate.ReluGrad()`."
-            )
-        if reset not in ("soft", "hard"):
-            raise InputError(
-                f"reset={reset!r} is unknown. This is because a reset either subtracts or "
-                'overwrites. Pass "soft" (to V - (V_th - V_reset)) or "hard" (to V_reset).'
-            )
+        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
+        check_reset(reset)
         if integration not in ("exp_euler", "euler"):
             raise InputError(
                 f"integration={integration!r} is unknown. This is because there are two schemes. "
@@ -153,46 +137,298 @@ class LIF(eqx.Module):
                 "is negative. Pass a smaller dt or integration='exp_euler'."
             )
 
-    def init_state(self) -> Float[Array, "*K"]:
-        """**Returns** the resting potential (mV) of every neuron."""
-        return jnp.full(self.shape, self.V_rest, self.dtype)
+    def _rest(self) -> Membrane:
+        return Membrane(self._full(self.V_rest))
 
-    def spike(self, V: Float[Array, "*K"]) -> Float[Array, "*K"]:
-        """**Returns** 1 where the potential `V` (mV) is at or above the threshold and 0 elsewhere."""
-        V_th, V_reset = used(self.V_th), used(self.V_reset)
-        return self.surrogate((V - V_th) / (V_th - V_reset))
+    def _distance(self, state: Membrane) -> Array:
+        V_th = self._used(self.V_th)
+        return (state.V - V_th) / (V_th - self._used(self.V_reset))
 
-    def __call__(
-        self, current: Float[Array, "*K"], V: Float[Array, "*K"]
-    ) -> tuple[Float[Array, "*K"], Float[Array, "*K"]]:
-        """One step of `dt` under the input `current` (nA) from the potential `V` (mV).
+    def _jump(self, state: Membrane, spike: Array, reset: Array) -> Membrane:
+        V = reset_to(self.reset, state.V, self._used(self.V_th), self._used(self.V_reset), reset)
+        return state._replace(V=V)
 
-        **Returns** the spikes of this step and the new `V`, from which they can be read again as
-        `lif.spike(V)`.
-
-        **Raises** `InputError` where `current` or `V` has another shape than the layer.
-        """
-        check_shape("LIF", "current", current, self.shape)
-        check_shape("LIF", "V", V, self.shape)
-        decay, gain = self._leak()
-        V_rest = used(self.V_rest)
-        V = V_rest + decay * (self._after_reset(V) - V_rest) + gain * used(self.R) * current
-        return self.spike(V), V
-
-    def _after_reset(self, V: Array) -> Array:
-        spike = self.spike(V)
-        if self.detach_reset:
-            spike = jax.lax.stop_gradient(spike)
-        V_reset = used(self.V_reset)
-        if self.reset == "soft":
-            return V - (used(self.V_th) - V_reset) * spike
-        return (1 - spike) * V + spike * V_reset
-
-    def _leak(self) -> tuple[float | Array, float | Array]:
-        """The factor by which a potential decays in a step, and what it lacks to 1."""
-        steps = self.dt / used(self.tau)
+    def _advance(self, current: Array, state: Membrane) -> Membrane:
+        V_rest = self._used(self.V_rest)
         if self.integration == "euler":
-            return 1 - steps, steps
-        if isinstance(steps, jax.Array):
-            return jnp.exp(-steps), -jnp.expm1(-steps)
-        return math.exp(-steps), -math.expm1(-steps)
+            gain = self.dt / self._used(self.tau)
+            decay = 1 - gain
+        else:
+            decay, gain = leak(self.dt, self._used(self.tau))
+        V = V_rest + decay * (state.V - V_rest) + gain * self._used(self.R) * current
+        return state._replace(V=V)
+
+
+class ALIFState(NamedTuple):
+    """Potential (mV), adaptation (spikes) and, with a refractory period, its counter."""
+
+    V: Float[Array, "*K"]
+    a: Float[Array, "*K"]
+    wait: Int[Array, "*K"] | None = None
+
+
+class ALIF(Neuron):
+    """Leaky integrate-and-fire neurons whose threshold rises with each spike and decays again.
+
+    One step from the state `(V, a)` with the input current `I`, held constant over the step; `d` and
+    `rho` are `exp(-dt / tau)` and `exp(-dt / tau_a)`:
+
+    1. reset: `z = H((V - V_th - beta a) / (V_th - V_reset))`, then `U = V - (V_th - V_reset) z`
+       (`reset="soft"`) or `U = (1 - z) V + z V_reset` (`reset="hard"`);
+    2. potential: `V' = V_rest + d (U - V_rest) + (1 - d) R I`;
+    3. adaptation: `a' = rho a + z`, a leaky sum of the spikes;
+    4. spike: `z' = H((V' - V_th - beta a') / (V_th - V_reset))`.
+
+    As in [`LIF`][etpc.nn.LIF], the state is that before the reset, so the last spikes are a function
+    of it, and a number is a fixed constant where an array is a trainable parameter.
+
+    ```pycon
+    >>> import jax.numpy as jnp
+    >>> from etpc import nn
+    >>> alif = nn.ALIF(1, tau=10.0, tau_a=100.0, beta=0.5)
+    >>> state, spikes = alif.init_state(), []
+    >>> for _ in range(32):
+    ...     spike, state = alif(jnp.array([3.0]), state)
+    ...     spikes.append(int(spike[0]))
+    >>> [t for t, spike in enumerate(spikes) if spike]  # ever longer intervals
+    [4, 11, 19, 30]
+
+    ```
+
+    **Source** Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking
+    neurons", Nature Communications 11, 2020, the LIF and ALIF neurons of the methods. There the input
+    has the gain 1 in place of `(1 - d) R`, the reset is soft and `V_rest = V_reset = 0`.
+    """
+
+    tau: Parameter
+    tau_a: Parameter
+    beta: Parameter
+    R: Parameter
+    V_th: Parameter
+    V_rest: Parameter
+    V_reset: Parameter
+    reset: Reset = eqx.field(static=True)
+
+    state_type: ClassVar[Any] = ALIFState
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...],
+        *,
+        tau: Constant = 20.0,
+        tau_a: Constant = 200.0,
+        beta: Constant = 0.2,
+        R: Constant = 1.0,
+        V_th: Constant = 1.0,
+        V_rest: Constant = 0.0,
+        V_reset: Constant = 0.0,
+        reset: Reset = "soft",
+        dt: Number = 1.0,
+        surrogate: Surrogate = ReluGrad(),
+        detach_reset: bool = False,
+        refractory: Number = 0.0,
+        dtype: DTypeLike | None = None,
+    ):
+        """**Arguments:**
+
+        - `tau_a`: time constant of the adaptation (ms).
+        - `beta`: by how much one spike raises the threshold (mV).
+        - `V_th`: the threshold without adaptation (mV).
+        - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike that enters the
+          adaptation is differentiated all the same, as in the source.
+
+        **Raises** `InputError` as `LIF` does.
+        """
+        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
+        self.tau = self._constant("tau", tau, "ms", positive=True)
+        self.tau_a = self._constant("tau_a", tau_a, "ms", positive=True)
+        self.beta = self._constant("beta", beta, "mV")
+        self.R = self._constant("R", R, "Mohm")
+        self.V_th = self._constant("V_th", V_th, "mV")
+        self.V_rest = self._constant("V_rest", V_rest, "mV")
+        self.V_reset = self._constant("V_reset", V_reset, "mV")
+        self.reset = reset
+        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
+        check_reset(reset)
+
+    def _rest(self) -> ALIFState:
+        return ALIFState(self._full(self.V_rest), self._full(0.0))
+
+    def _distance(self, state: ALIFState) -> Array:
+        V_th = self._used(self.V_th)
+        return (state.V - V_th - self._used(self.beta) * state.a) / (
+            V_th - self._used(self.V_reset)
+        )
+
+    def _jump(self, state: ALIFState, spike: Array, reset: Array) -> ALIFState:
+        V = reset_to(self.reset, state.V, self._used(self.V_th), self._used(self.V_reset), reset)
+        rho, _ = leak(self.dt, self._used(self.tau_a))
+        return state._replace(V=V, a=rho * state.a + spike)
+
+    def _advance(self, current: Array, state: ALIFState) -> ALIFState:
+        V_rest = self._used(self.V_rest)
+        decay, gain = leak(self.dt, self._used(self.tau))
+        V = V_rest + decay * (state.V - V_rest) + gain * self._used(self.R) * current
+        return state._replace(V=V)
+
+
+class GIFState(NamedTuple):
+    """Potential (mV), internal currents (nA), threshold (mV) and, with a refractory period, its
+    counter."""
+
+    V: Float[Array, "*K"]
+    I1: Float[Array, "*K"]
+    I2: Float[Array, "*K"]
+    V_th: Float[Array, "*K"]
+    wait: Int[Array, "*K"] | None = None
+
+
+class GIF(Neuron):
+    """Generalised integrate-and-fire neurons: two currents that a spike sets off, and a threshold
+    that follows the potential and the spikes.
+
+    ```text
+    tau dV/dt = -(V - V_rest) + R (I + I1 + I2)
+    dI_j/dt   = -I_j / tau_Ij
+    dV_th/dt  = a (V - V_rest) - (V_th - V_inf) / tau_th
+    at a spike: I_j <- R_j I_j + A_j,  V_th <- max(V_th, V_th_reset) + A_th,  V <- V_reset
+    ```
+
+    where `V_inf` is the argument `V_th`. One step from the state `(V, I1, I2, V_th)`: the jumps, where
+    `z = H((V - V_th) / (V_inf - V_reset))`; then each equation by exponential Euler, with what it takes
+    from the others held at its value after the jumps; then the new spike. The soft reset subtracts
+    `V_th - V_reset` with the present threshold.
+
+    As in [`LIF`][etpc.nn.LIF], the state is that before the jumps, so the last spikes are a function
+    of it, and a number is a fixed constant where an array is a trainable parameter.
+
+    ```pycon
+    >>> import jax.numpy as jnp
+    >>> from etpc import nn
+    >>> gif = nn.GIF(1, tau_I2=100.0, A2=-0.5)  # a slow current against each spike
+    >>> state, spikes = gif.init_state(), []
+    >>> for _ in range(60):
+    ...     spike, state = gif(jnp.array([4.0]), state)
+    ...     spikes.append(int(spike[0]))
+    >>> [t for t, spike in enumerate(spikes) if spike]
+    [5, 12, 20, 29, 41, 54]
+
+    ```
+
+    **Source** Mihalaş & Niebur, "A generalized linear integrate-and-fire neural model produces
+    diverse spiking behaviors", Neural Computation 21(3), 2009, section 2. Here the rates `k_j` and `b` are
+    given as `1 / tau_Ij` and `1 / tau_th`. `A_th` is that of BrainPy's neuron for the
+    delayed-match-to-sample task, whose `I1` is set to `A1` (`R1 = 0`) and to whose `I2` `A2` is added
+    (`R2 = 1`), as by default here. In the source the reset is hard.
+    """
+
+    tau: Parameter
+    R: Parameter
+    V_th: Parameter
+    V_rest: Parameter
+    V_reset: Parameter
+    V_th_reset: Parameter | None
+    A_th: Parameter
+    a: Parameter
+    tau_th: Parameter
+    tau_I1: Parameter
+    tau_I2: Parameter
+    R1: Parameter
+    R2: Parameter
+    A1: Parameter
+    A2: Parameter
+    reset: Reset = eqx.field(static=True)
+
+    state_type: ClassVar[Any] = GIFState
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...],
+        *,
+        tau: Constant = 20.0,
+        R: Constant = 1.0,
+        V_th: Constant = 1.0,
+        V_rest: Constant = 0.0,
+        V_reset: Constant = 0.0,
+        V_th_reset: Constant | None = None,
+        A_th: Constant = 0.0,
+        a: Constant = 0.0,
+        tau_th: Constant = 100.0,
+        tau_I1: Constant = 5.0,
+        tau_I2: Constant = 50.0,
+        R1: Constant = 0.0,
+        R2: Constant = 1.0,
+        A1: Constant = 0.0,
+        A2: Constant = 0.0,
+        reset: Reset = "soft",
+        dt: Number = 1.0,
+        surrogate: Surrogate = ReluGrad(),
+        detach_reset: bool = False,
+        refractory: Number = 0.0,
+        dtype: DTypeLike | None = None,
+    ):
+        """**Arguments:**
+
+        - `V_th`: where the threshold rests (mV). `V_th_reset`: the lowest threshold after a spike (mV);
+          no bound where None. `A_th`: by how much a spike raises the threshold (mV).
+        - `a`: how the threshold follows the potential (1/ms). `tau_th`: its time constant (ms).
+        - `tau_I1`, `tau_I2`: time constants of the internal currents (ms).
+        - `R1`, `R2`: the part of the currents that a spike leaves. `A1`, `A2`: what it adds (nA).
+        - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike in the jumps of the
+          currents and the threshold is differentiated all the same.
+
+        **Raises** `InputError` as `LIF` does.
+        """
+        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
+        self.tau = self._constant("tau", tau, "ms", positive=True)
+        self.R = self._constant("R", R, "Mohm")
+        self.V_th = self._constant("V_th", V_th, "mV")
+        self.V_rest = self._constant("V_rest", V_rest, "mV")
+        self.V_reset = self._constant("V_reset", V_reset, "mV")
+        self.V_th_reset = (
+            None if V_th_reset is None else self._constant("V_th_reset", V_th_reset, "mV")
+        )
+        self.A_th = self._constant("A_th", A_th, "mV")
+        self.a = self._constant("a", a, "1/ms")
+        self.tau_th = self._constant("tau_th", tau_th, "ms", positive=True)
+        self.tau_I1 = self._constant("tau_I1", tau_I1, "ms", positive=True)
+        self.tau_I2 = self._constant("tau_I2", tau_I2, "ms", positive=True)
+        self.R1 = self._constant("R1", R1, "1")
+        self.R2 = self._constant("R2", R2, "1")
+        self.A1 = self._constant("A1", A1, "nA")
+        self.A2 = self._constant("A2", A2, "nA")
+        self.reset = reset
+        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
+        check_reset(reset)
+
+    def _rest(self) -> GIFState:
+        zero = self._full(0.0)
+        return GIFState(self._full(self.V_rest), zero, zero, self._full(self.V_th))
+
+    def _distance(self, state: GIFState) -> Array:
+        return (state.V - state.V_th) / (self._used(self.V_th) - self._used(self.V_reset))
+
+    def _jump(self, state: GIFState, spike: Array, reset: Array) -> GIFState:
+        V_th = state.V_th + spike * self._used(self.A_th)
+        if self.V_th_reset is not None:
+            V_th = V_th + spike * jnp.maximum(self._used(self.V_th_reset) - state.V_th, 0)
+        return state._replace(
+            V=reset_to(self.reset, state.V, state.V_th, self._used(self.V_reset), reset),
+            I1=state.I1 + spike * ((self._used(self.R1) - 1) * state.I1 + self._used(self.A1)),
+            I2=state.I2 + spike * ((self._used(self.R2) - 1) * state.I2 + self._used(self.A2)),
+            V_th=V_th,
+        )
+
+    def _advance(self, current: Array, state: GIFState) -> GIFState:
+        V_rest, V_inf = self._used(self.V_rest), self._used(self.V_th)
+        decay, gain = leak(self.dt, self._used(self.tau))
+        decay_th, gain_th = leak(self.dt, self._used(self.tau_th))
+        above = state.V - V_rest
+        return state._replace(
+            V=V_rest + decay * above + gain * self._used(self.R) * (current + state.I1 + state.I2),
+            I1=leak(self.dt, self._used(self.tau_I1))[0] * state.I1,
+            I2=leak(self.dt, self._used(self.tau_I2))[0] * state.I2,
+            V_th=V_inf
+            + decay_th * (state.V_th - V_inf)
+            + gain_th * self._used(self.tau_th) * self._used(self.a) * above,
+        )

@@ -1,7 +1,5 @@
 """Readouts: layers that turn spikes into a continuous output."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,9 +8,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
+from etpc.nn._dynamics import leak
 from etpc.nn._init import (
     Constant,
     Initializer,
+    Number,
+    Parameter,
     check_shape,
     constant_or_parameter,
     float_dtype,
@@ -21,6 +22,7 @@ from etpc.nn._init import (
     positive_int,
     positive_number,
     used,
+    zeros,
 )
 
 
@@ -29,7 +31,8 @@ class LeakyRateReadout(eqx.Module):
     `r'`.
 
     `tau` given as a number is a fixed constant; as an array, of shape `()` or `(O,)`, it is a
-    trainable parameter and marked as a weight.
+    trainable parameter and marked as a weight. Either may be a `saiunit` quantity, which is converted
+    to ms.
 
     ```pycon
     >>> import jax, jax.numpy as jnp
@@ -47,7 +50,7 @@ class LeakyRateReadout(eqx.Module):
     """
 
     weight: Float[Array, "O I"]
-    tau: float | Float[Array, "..."]
+    tau: Parameter
     in_features: int = eqx.field(static=True)
     out_features: int = eqx.field(static=True)
     dt: float = eqx.field(static=True)
@@ -59,7 +62,7 @@ class LeakyRateReadout(eqx.Module):
         out_features: int,
         *,
         tau: Constant = 5.0,
-        dt: float | int = 1.0,
+        dt: Number = 1.0,
         weight_init: Initializer = kaiming_normal(),
         dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
@@ -72,16 +75,16 @@ class LeakyRateReadout(eqx.Module):
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial weight.
 
-        **Raises** `InputError` for a size below 1, `tau` or `dt` that is not positive, a `tau` that
-        does not fit `(O,)`, a dtype that is not a float, or an initialiser that returns another
-        shape or dtype.
+        **Raises** `InputError` for a size below 1, `tau` or `dt` that is not positive or is a quantity
+        other than a time, a `tau` that does not fit `(O,)`, a dtype that is not a float, or an
+        initialiser that returns another shape or dtype.
         """
         self.in_features = positive_int("in_features", in_features)
         self.out_features = positive_int("out_features", out_features)
         self.dtype = float_dtype(dtype)
         shape = (self.out_features, self.in_features)
-        self.tau = constant_or_parameter("tau", tau, shape[:1], self.dtype, positive=True)
-        self.dt = positive_number("dt", dt)
+        self.tau = constant_or_parameter("tau", tau, shape[:1], self.dtype, "ms", positive=True)
+        self.dt = positive_number("dt", dt, "ms")
         self.weight = initialise("weight_init", weight_init, key, shape, self.dtype)
 
     def init_state(self) -> Float[Array, " O"]:
@@ -99,7 +102,101 @@ class LeakyRateReadout(eqx.Module):
         """
         check_shape("LeakyRateReadout", "x", x, (self.in_features,))
         check_shape("LeakyRateReadout", "r", r, (self.out_features,))
-        steps = self.dt / used(self.tau)
-        decay = jnp.exp(-steps) if isinstance(steps, jax.Array) else math.exp(-steps)
+        decay, _ = leak(self.dt, used(self.tau, (self.out_features,)))
         r = decay * r + mark(self.weight) @ x
         return r, r
+
+
+class MembraneReadout(eqx.Module):
+    """Membranes that do not spike: `tau dV/dt = -V + W x + b`, so `V' = d V + (1 - d) (W x + b)` with
+    `d = exp(-dt / tau)`. The output is the new state `V'`.
+
+    Unlike that of [`LeakyRateReadout`][etpc.nn.LeakyRateReadout], the input has the gain `1 - d`, and
+    a constant input is reached for every `tau`.
+
+    `tau` given as a number is a fixed constant; as an array, of shape `()` or `(O,)`, it is a
+    trainable parameter and marked as a weight. Either may be a `saiunit` quantity, which is converted
+    to ms.
+
+    ```pycon
+    >>> import jax, jax.numpy as jnp
+    >>> from etpc import nn
+    >>> readout = nn.MembraneReadout(4, 2, tau=10.0, key=jax.random.key(0))
+    >>> y, V = readout(jnp.ones(4), readout.init_state())
+    >>> y.shape
+    (2,)
+
+    ```
+
+    **Source** Gerstner, Kistler, Naud & Paninski, "Neuronal Dynamics", Cambridge University Press
+    2014, section 1.3: the membrane of a leaky integrate-and-fire neuron, without its threshold.
+    """
+
+    weight: Float[Array, "O I"]
+    bias: Float[Array, " O"] | None
+    tau: Parameter
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
+    dt: float = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        use_bias: bool = True,
+        *,
+        tau: Constant = 20.0,
+        dt: Number = 1.0,
+        weight_init: Initializer = kaiming_normal(),
+        bias_init: Initializer = zeros,
+        dtype: DTypeLike | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_features`, `out_features`: I and O, the lengths of `x` and `V`.
+        - `use_bias`: whether there is a `b`.
+        - `tau`: time constant (ms). `dt`: length of one step (ms).
+        - `weight_init`, `bias_init`: callables `(key, shape, dtype) -> array`; the weight's shape is
+          `(O, I)`.
+        - `dtype`: of the parameters and the state; JAX's default float where None.
+        - `key`: a PRNG key for the initial parameters.
+
+        **Raises** `InputError` as `LeakyRateReadout` does.
+        """
+        self.in_features = positive_int("in_features", in_features)
+        self.out_features = positive_int("out_features", out_features)
+        self.dtype = float_dtype(dtype)
+        shape = (self.out_features, self.in_features)
+        self.tau = constant_or_parameter("tau", tau, shape[:1], self.dtype, "ms", positive=True)
+        self.dt = positive_number("dt", dt, "ms")
+        weight_key, bias_key = jax.random.split(key)
+        self.weight = initialise("weight_init", weight_init, weight_key, shape, self.dtype)
+        self.bias = (
+            initialise("bias_init", bias_init, bias_key, shape[:1], self.dtype)
+            if use_bias
+            else None
+        )
+
+    def init_state(self) -> Float[Array, " O"]:
+        """**Returns** zeros."""
+        return jnp.zeros(self.out_features, self.dtype)
+
+    def __call__(
+        self, x: Float[Array, " I"], V: Float[Array, " O"]
+    ) -> tuple[Float[Array, " O"], Float[Array, " O"]]:
+        """One step of `dt` with the input `x` from the state `V`.
+
+        **Returns** the output and the new state, which are equal.
+
+        **Raises** `InputError` where `x` or `V` has another shape than `(I,)` and `(O,)`.
+        """
+        check_shape("MembraneReadout", "x", x, (self.in_features,))
+        check_shape("MembraneReadout", "V", V, (self.out_features,))
+        decay, gain = leak(self.dt, used(self.tau, (self.out_features,)))
+        drive = mark(self.weight) @ x
+        if self.bias is not None:
+            drive = drive + mark(self.bias)
+        V = decay * V + gain * drive
+        return V, V

@@ -7,6 +7,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+import etpc
 from etpc import nn
 
 KEY = jax.random.key(0)
@@ -120,3 +121,45 @@ def test_input_that_does_not_fit(shape: tuple[int, ...], monkeypatch: pytest.Mon
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
     with pytest.raises(ValueError, match=r"Linear was called with x of shape .* \(3,\) .*vmap"):
         nn.Linear(3, 2, key=KEY)(jnp.ones(shape))
+
+
+@pytest.mark.parametrize("excitatory", [0, 2, 5])
+def test_dale(excitatory: int) -> None:
+    dale = nn.DaleLinear(5, 3, excitatory=excitatory, weight_init=nn.normal(1.0), key=KEY)
+    weight, x = np.asarray(dale.weight), np.asarray(jax.random.normal(jax.random.key(1), (5,)))
+    assert (weight < 0).any()
+    assert (weight > 0).any()
+    signs = np.where(np.arange(5) < excitatory, 1.0, -1.0)
+    np.testing.assert_allclose(dale(jnp.asarray(x)), (np.abs(weight) * signs) @ x, rtol=1e-13)
+    np.testing.assert_array_equal(np.sign(dale.effective_weight()), np.tile(signs, (3, 1)))
+    grads = jax.grad(lambda dale: jnp.sum(dale(jnp.asarray(x))))(dale)
+    np.testing.assert_allclose(grads.weight, np.sign(weight) * signs * x, rtol=1e-13)
+    assert marks(dale, jnp.asarray(x)) == 1
+
+
+def test_dale_in_a_network() -> None:
+    dale = nn.DaleLinear(5, 3, excitatory=3, weight_init=nn.normal(1.0), key=KEY)
+
+    def step(model, x, s):
+        s = 0.7 * s + jnp.tanh(model(x))
+        return s, s
+
+    xs, targets = jax.random.normal(jax.random.key(1), (11, 5)), jnp.ones((11, 3))
+    loss = lambda y, target: jnp.sum(jnp.square(y - target))
+    given = {"state": jnp.zeros(3), "step": step}
+    report = etpc.verify(dale, xs, targets, loss, etpc.D_RTRL(window=3), **given)
+    assert report.ok, str(report)
+    assert [(row.path, row.claim) for row in report.rows] == [(".weight", "exact")]
+
+
+@pytest.mark.parametrize("excitatory", [-1, 6, 2.5, True])
+def test_dale_with_a_count_out_of_range(excitatory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+    with pytest.raises(ValueError, match=r"excitatory must be an integer from 0 to in_features=5"):
+        nn.DaleLinear(5, 3, excitatory=excitatory, key=KEY)
+
+
+def test_dale_with_an_input_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+    with pytest.raises(ValueError, match=r"DaleLinear was called with x of shape \(4,\)"):
+        nn.DaleLinear(5, 3, excitatory=3, key=KEY)(jnp.ones(4))

@@ -7,6 +7,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+import etpc
 from etpc import nn
 
 KEY = jax.random.key(0)
@@ -85,4 +86,53 @@ def test_input_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"with x of shape \(2,\) where \(3,\) is needed"):
         readout(jnp.ones(2), jnp.ones(2))
     with pytest.raises(ValueError, match=r"with r of shape \(1,\) where \(2,\) is needed"):
+        readout(jnp.ones(3), jnp.ones(1))
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize(("tau", "dt"), [(5.0, 1.0), (np.array([4.0, 20.0]), 0.5)])
+def test_membrane(tau, dt: float, use_bias: bool) -> None:
+    readout = nn.MembraneReadout(3, 2, use_bias, tau=tau, dt=dt, bias_init=nn.normal(1.0), key=KEY)
+    weight = np.asarray(readout.weight)
+    bias = np.zeros(2) if readout.bias is None else np.asarray(readout.bias)
+    assert bias.any() == use_bias
+    xs = np.asarray(jax.random.normal(jax.random.key(1), (7, 3)))
+    V, expected = readout.init_state(), np.zeros(2)
+    np.testing.assert_array_equal(V, expected)
+    for t in range(7):
+        y, V = eqx.filter_jit(readout)(jnp.asarray(xs[t]), V)
+        np.testing.assert_array_equal(y, V)
+        goal = weight @ xs[t] + bias
+        expected = goal + np.exp(-dt / tau) * (expected - goal)
+        np.testing.assert_allclose(V, expected, rtol=1e-12)
+
+
+def test_a_membrane_reaches_its_input_for_every_time_constant() -> None:
+    x = jnp.ones(3)
+    for tau in (2.0, 50.0):
+        readout = nn.MembraneReadout(3, 2, tau=tau, key=KEY)
+        V = readout.init_state()
+        for _ in range(round(30 * tau)):
+            _, V = readout(x, V)
+        np.testing.assert_allclose(V, np.asarray(readout.weight).sum(1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("layer", [nn.LeakyRateReadout, nn.MembraneReadout])
+def test_against_bptt(layer) -> None:
+    readout = layer(3, 2, tau=np.array([2.0, 5.0]), key=KEY)
+    xs, targets = jax.random.normal(jax.random.key(1), (11, 3)), jnp.ones((11, 2))
+    loss = lambda y, target: jnp.sum(jnp.square(y - target))
+    report = etpc.verify(readout, xs, targets, loss, etpc.D_RTRL(window=3))
+    assert report.ok, str(report)
+    assert {row.claim for row in report.rows} == {"exact"}
+
+
+def test_a_membrane_refuses_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"tau must be finite and > 0, got 0\.0"):
+        nn.MembraneReadout(3, 2, tau=0.0, key=KEY)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+    readout = nn.MembraneReadout(3, 2, key=KEY)
+    with pytest.raises(ValueError, match=r"with x of shape \(2,\) where \(3,\) is needed"):
+        readout(jnp.ones(2), jnp.ones(2))
+    with pytest.raises(ValueError, match=r"with V of shape \(1,\) where \(2,\) is needed"):
         readout(jnp.ones(3), jnp.ones(1))

@@ -1,0 +1,219 @@
+"""What layers with a state share: the decay of a step, and the spikes, resets and refractory period
+of neurons."""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from etpc._errors import InputError
+from etpc.nn._init import (
+    Constant,
+    Number,
+    Parameter,
+    check_shape,
+    constant_or_parameter,
+    float_dtype,
+    in_unit,
+    known,
+    layer_shape,
+    positive_number,
+    used,
+)
+
+Reset: TypeAlias = Literal["soft", "hard"]
+Surrogate: TypeAlias = Callable[[Array], Array]
+# The state of a neuron: a membrane potential alone, or a named tuple of arrays.
+State: TypeAlias = Any
+
+
+def leak(dt: float, tau: Parameter) -> tuple[Parameter, Parameter]:
+    """The factor `exp(-dt / tau)` by which a state decays in a step, and what it lacks to 1."""
+    steps = dt / tau
+    if isinstance(steps, jax.Array):
+        return jnp.exp(-steps), -jnp.expm1(-steps)
+    return math.exp(-steps), -math.expm1(-steps)
+
+
+def reset_to(
+    kind: Reset, V: Array, V_th: Parameter | Array, V_reset: Parameter, spike: Array
+) -> Array:
+    """`V` after the reset that `spike` calls for."""
+    if kind == "soft":
+        return V - (V_th - V_reset) * spike
+    return (1 - spike) * V + spike * V_reset
+
+
+def check_reset(reset: str) -> None:
+    if reset not in ("soft", "hard"):
+        raise InputError(
+            f"reset={reset!r} is unknown. This is because a reset either subtracts or "
+            'overwrites. Pass "soft" (to V - (V_th - V_reset)) or "hard" (to V_reset).'
+        )
+
+
+def check_above(name: str, upper: Parameter, below: str, lower: Parameter, why: str) -> None:
+    if known(upper, lower) and not np.all(np.asarray(upper) > np.asarray(lower)):
+        raise InputError(
+            f"{name} must be above {below}, got {name}={upper} and {below}={lower}. This is "
+            f"because {why}. Raise {name} or lower {below}."
+        )
+
+
+class Membrane(NamedTuple):
+    """The state of a neuron that is a membrane potential and, with a refractory period, a counter."""
+
+    V: Float[Array, "*K"]
+    wait: Int[Array, "*K"] | None = None
+
+
+class Neuron(eqx.Module):
+    """Spiking neurons. A subclass gives the equations, in the four methods at the end.
+
+    The new state is the one *before* the reset that a spike calls for; that reset opens the next
+    step. So the last spikes are a function of the state, `neuron.spike(state)`.
+
+    The refractory period is a counter `wait` in the state: the number of steps, with the present
+    one, for which the potential is held and no spike is given. It is an integer, which is carried and
+    not differentiated.
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    dt: float = eqx.field(static=True)
+    surrogate: Surrogate = eqx.field(static=True)
+    detach_reset: bool = eqx.field(static=True)
+    refractory: float = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+    # Membrane or a named tuple with the fields `V` and `wait`, and what a refractory period holds.
+    state_type: ClassVar[Any] = Membrane
+    held: ClassVar[tuple[str, ...]] = ("V",)
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...],
+        dt: Number,
+        surrogate: Surrogate,
+        detach_reset: bool,
+        refractory: Number,
+        dtype: DTypeLike | None,
+    ):
+        self.shape = layer_shape(size)
+        self.dtype = float_dtype(dtype)
+        self.dt = positive_number("dt", dt, "ms")
+        refractory = in_unit("refractory", refractory, "ms")
+        if not (isinstance(refractory, int | float | np.number) and 0 <= refractory < np.inf):
+            raise InputError(
+                f"refractory must be a finite number >= 0, got {refractory!r}. This is because it "
+                "is the time for which a neuron is held after a spike. Pass a number of ms, or 0."
+            )
+        self.refractory = float(refractory)
+        self.surrogate = surrogate
+        self.detach_reset = detach_reset
+        if isinstance(surrogate, type) or not callable(surrogate):
+            raise InputError(
+                f"surrogate must be a spike function, got {surrogate!r}. This is because it is called "
+                "as `surrogate(x)` with the distance of V from the threshold. Pass an instance, such "
+                "as `etpc.surrogate.ReluGrad()`."
+            )
+
+    def init_state(self) -> State:
+        """**Returns** the state at rest."""
+        state = self._rest()
+        if self.refractory:
+            state = state._replace(wait=jnp.zeros(self.shape, jnp.int32))
+        return self._packed(state)
+
+    def spike(self, state: State) -> Float[Array, "*K"]:
+        """**Returns** 1 where a neuron spikes in `state`, at or above the threshold and not
+        refractory, and 0 elsewhere.
+
+        **Raises** `InputError` where `state` is not one that `init_state` gives.
+        """
+        return self._spike(self._unpacked(state))
+
+    def __call__(
+        self, current: Float[Array, "*K"], state: State
+    ) -> tuple[Float[Array, "*K"], State]:
+        """One step of `dt` under the input `current` from `state`.
+
+        **Returns** the spikes of this step and the new state, from which they can be read again as
+        `neuron.spike(state)`.
+
+        **Raises** `InputError` where `current` or a part of `state` has another shape than the layer.
+        """
+        layer = type(self).__name__
+        check_shape(layer, "current", current, self.shape)
+        old = self._unpacked(state)
+        for name, part in old._asdict().items():
+            if part is not None:
+                check_shape(layer, name, part, self.shape)
+        spike = self._spike(old)
+        before = self._jump(
+            old, spike, jax.lax.stop_gradient(spike) if self.detach_reset else spike
+        )
+        new = self._advance(current, before)
+        if old.wait is not None:
+            # The tolerance is for a period that is a whole number of steps but for rounding.
+            steps = math.ceil(self.refractory / self.dt - 1e-6)
+            wait = jnp.where(spike > 0, steps, jnp.maximum(old.wait - 1, 0))
+            kept = {n: jnp.where(wait > 0, getattr(before, n), getattr(new, n)) for n in self.held}
+            new = new._replace(wait=wait, **kept)
+        return self._spike(new), self._packed(new)
+
+    def _spike(self, state: Any) -> Array:
+        spike = self.surrogate(self._distance(state))
+        return spike if state.wait is None else jnp.where(state.wait > 0, 0, spike)
+
+    def _unpacked(self, state: State) -> Any:
+        bare = self.state_type is Membrane and not self.refractory
+        fits = (
+            not isinstance(state, tuple)
+            if bare
+            else isinstance(state, self.state_type)
+            and (state.wait is None) != (self.refractory > 0)
+        )
+        if not fits:
+            names = self.state_type._fields if self.refractory else self.state_type._fields[:-1]
+            wanted = "an array" if bare else f"a {self.state_type.__name__} of {', '.join(names)}"
+            raise InputError(
+                f"{type(self).__name__} was called with a state of type {type(state).__name__} where "
+                f"{wanted} is needed. This is because the state of a neuron has the structure that "
+                "`init_state()` gives it. Pass that, or the state that the step before returned."
+            )
+        return Membrane(state) if bare else state
+
+    def _packed(self, state: Any) -> State:
+        return state.V if self.state_type is Membrane and not self.refractory else state
+
+    def _constant(self, name: str, value: Constant, unit: str, positive: bool = False) -> Parameter:
+        return constant_or_parameter(name, value, self.shape, self.dtype, unit, positive=positive)
+
+    def _used(self, value: Parameter) -> Parameter:
+        return used(value, self.shape)
+
+    def _full(self, value: Parameter) -> Array:
+        return jnp.full(self.shape, value, self.dtype)
+
+    @abc.abstractmethod
+    def _rest(self) -> Any:
+        """The state at rest, without a counter."""
+
+    @abc.abstractmethod
+    def _distance(self, state: Any) -> Array:
+        """What the surrogate gets: the distance from the threshold, without a unit."""
+
+    @abc.abstractmethod
+    def _jump(self, state: Any, spike: Array, reset: Array) -> Any:
+        """The state after `spike`. `reset` is the spike that puts the potential back."""
+
+    @abc.abstractmethod
+    def _advance(self, current: Array, state: Any) -> Any:
+        """The state after one step without a spike."""

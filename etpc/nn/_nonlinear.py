@@ -1,0 +1,561 @@
+"""Spiking neurons whose membrane is not a leak: QIF, EIF, AdEx, Izhikevich, resonate-and-fire.
+
+In the first four a spike is an upswing that diverges, so `V_th` only says where it is cut off, and how
+far the last step goes beyond `V_th` says nothing about the input. Their reset is therefore the hard one.
+"""
+
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from etpc._errors import InputError
+from etpc.nn._dynamics import (
+    Membrane,
+    Neuron,
+    Reset,
+    Surrogate,
+    check_above,
+    check_reset,
+    leak,
+    reset_to,
+)
+from etpc.nn._init import Constant, Number, Parameter, known
+from etpc.nn._neuron import BELOW_THRESHOLD
+from etpc.surrogate import ReluGrad
+
+
+class Upswing(Neuron):
+    """What QIF, EIF and AdEx share: a membrane with a rest, a threshold and a hard reset."""
+
+    tau: Parameter
+    R: Parameter
+    V_th: Parameter
+    V_rest: Parameter
+    V_reset: Parameter
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...],
+        tau: Constant,
+        R: Constant,
+        V_th: Constant,
+        V_rest: Constant,
+        V_reset: Constant,
+        dt: Number,
+        surrogate: Surrogate,
+        detach_reset: bool,
+        refractory: Number,
+        dtype: DTypeLike | None,
+    ):
+        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
+        self.tau = self._constant("tau", tau, "ms", positive=True)
+        self.R = self._constant("R", R, "Mohm")
+        self.V_th = self._constant("V_th", V_th, "mV")
+        self.V_rest = self._constant("V_rest", V_rest, "mV")
+        self.V_reset = self._constant("V_reset", V_reset, "mV")
+        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
+
+    def _rest(self) -> Any:
+        return Membrane(self._full(self.V_rest))
+
+    def _distance(self, state: Any) -> Array:
+        V_th = self._used(self.V_th)
+        return (state.V - V_th) / (V_th - self._used(self.V_reset))
+
+    def _jump(self, state: Any, spike: Array, reset: Array) -> Any:
+        V = reset_to("hard", state.V, self._used(self.V_th), self._used(self.V_reset), reset)
+        return state._replace(V=V)
+
+
+class QIF(Upswing):
+    """Quadratic integrate-and-fire neurons: `tau dV/dt = c (V - V_rest) (V - V_c) + R I`, a spike and
+    a reset to `V_reset` where `V >= V_th`.
+
+    One step from the stored potential `V` with the input current `I`:
+
+    1. reset: `z = H((V - V_th) / (V_th - V_reset))`, `U = (1 - z) V + z V_reset`;
+    2. Euler: `V' = U + dt / tau (c (U - V_rest) (U - V_c) + R I)`;
+    3. spike: `z' = H((V' - V_th) / (V_th - V_reset))`.
+
+    The state and its refractory period, numbers and arrays are as in [`LIF`][etpc.nn.LIF].
+
+    ```pycon
+    >>> import jax.numpy as jnp
+    >>> from etpc import nn
+    >>> qif = nn.QIF(2)
+    >>> V = qif.init_state()
+    >>> for _ in range(31):
+    ...     spike, V = qif(jnp.array([2.0, 10.0]), V)
+    >>> spike.tolist()
+    [0.0, 1.0]
+
+    ```
+
+    **Source** Gerstner, Kistler, Naud & Paninski, "Neuronal Dynamics", Cambridge University Press
+    2014, section 5.3.
+    """
+
+    c: Parameter
+    V_c: Parameter
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...],
+        *,
+        tau: Constant = 10.0,
+        R: Constant = 1.0,
+        c: Constant = 0.07,
+        V_c: Constant = -50.0,
+        V_th: Constant = -30.0,
+        V_rest: Constant = -65.0,
+        V_reset: Constant = -68.0,
+        dt: Number = 1.0,
+        surrogate: Surrogate = ReluGrad(),
+        detach_reset: bool = False,
+        refractory: Number = 0.0,
+        dtype: DTypeLike | None = None,
+    ):
+        """**Arguments:**
+
+        - `c`: curvature (1/mV). `V_c`: the critical potential, above which V runs away (mV).
+        - the others as for [`LIF`][etpc.nn.LIF].
+
+        **Raises** `InputError` as `LIF` does, and for a `V_c` that is not above `V_rest`.
+        """
+        super().__init__(
+            size, tau, R, V_th, V_rest, V_reset, dt, surrogate, detach_reset, refractory, dtype
+        )
+        self.c = self._constant("c", c, "1/mV", positive=True)
+        self.V_c = self._constant("V_c", V_c, "mV")
+        check_above("V_c", self.V_c, "V_rest", self.V_rest, "V would run away from rest")
+
+    def _advance(self, current: Array, state: Membrane) -> Membrane:
+        V = state.V
+        slope = self._used(self.c) * (V - self._used(self.V_rest)) * (V - self._used(self.V_c))
+        steps = self.dt / self._used(self.tau)
+        return state._replace(V=V + steps * (slope + self._used(self.R) * current))
+
+
+class EIF(Upswing):
+    """Exponential integrate-and-fire neurons: `tau dV/dt = -(V - V_rest) + delta_T exp((V - V_T) /
+    delta_T) + R I`, a spike and a reset to `V_reset` where `V >= V_th`.
+
+    One step from the stored potential `V` with the input current `I`:
+
+    1. reset: `z = H((V - V_th) / (V_th - V_reset))`, `U = (1 - z) V + z V_reset`;
+    2. leak by its exact solution, with the rest held constant over the step, `d = exp(-dt / tau)`:
+       `V' = V_rest + d (U - V_rest) + (1 - d) (delta_T exp((U - V_T) / delta_T) + R I)`;
+    3. spike: `z' = H((V' - V_th) / (V_th - V_reset))`.
+
+    Where V is close to `V_th`, one step of the exponential may go far beyond it: with long steps, take a
+    `V_th` a few `delta_T` above `V_T`, as by default, or the surrogate derivative of the spikes is zero.
+    The state and its refractory period, numbers and arrays are as in [`LIF`][etpc.nn.LIF].
+
+    ```pycon
+    >>> import jax.numpy as jnp
+    >>> from etpc import nn
+    >>> eif = nn.EIF(2)
+    >>> V = eif.init_state()
+    >>> for _ in range(29):
+    ...     spike, V = eif(jnp.array([1.0, 5.0]), V)
+    >>> spike.tolist()
+    [0.0, 1.0]
+
+    ```
+
+    **Source** Fourcaud-Trocmé, Hansel, van Vreeswijk & Brunel, "How spike generation mechanisms determine
+    the neuronal response to fluctuating inputs", Journal of Neuroscience 23(37), 2003, whose `V_T`,
+    `delta_T` and `V_reset` are the defaults.
+    """
+
+    delta_T: Parameter
+    V_T: Parameter
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...],
+        *,
+        tau: Constant = 10.0,
+        R: Constant = 1.0,
+        delta_T: Constant = 3.48,
+        V_T: Constant = -59.9,
+        V_th: Constant = -45.0,
+        V_rest: Constant = -65.0,
+        V_reset: Constant = -68.0,
+        dt: Number = 1.0,
+        surrogate: Surrogate = ReluGrad(),
+        detach_reset: bool = False,
+        refractory: Number = 0.0,
+        dtype: DTypeLike | None = None,
+    ):
+        """**Arguments:**
+
+        - `delta_T`: sharpness of the upswing (mV). `V_T`: where it begins (mV).
+        - the others as for [`LIF`][etpc.nn.LIF].
+
+        **Raises** `InputError` as `LIF` does, and for a `delta_T` that is not positive.
+        """
+        super().__init__(
+            size, tau, R, V_th, V_rest, V_reset, dt, surrogate, detach_reset, refractory, dtype
+        )
+        self.delta_T = self._constant("delta_T", delta_T, "mV", positive=True)
+        self.V_T = self._constant("V_T", V_T, "mV")
+
+    def _advance(self, current: Array, state: Membrane) -> Membrane:
+        V_rest = self._used(self.V_rest)
+        decay, gain = leak(self.dt, self._used(self.tau))
+        drive = (
+            _upswing(state.V, self._used(self.V_T), self._used(self.delta_T))
+            + self._used(self.R) * current
+        )
+        return state._replace(V=V_rest + decay * (state.V - V_rest) + gain * drive)
+
+
+class AdExState(NamedTuple):
+    """Potential (mV), adaptation current (nA) and, with a refractory period, its counter."""
+
+    V: Float[Array, "*K"]
+    w: Float[Array, "*K"]
+    wait: Int[Array, "*K"] | None = None
+
+
+class AdEx(Upswing):
+    """Adaptive exponential integrate-and-fire neurons.
+
+    ```text
+    tau dV/dt   = -(V - V_rest) + delta_T exp((V - V_T) / delta_T) - R w + R I
+    tau_w dw/dt = a (V - V_rest) - w
+    at a spike (V >= V_th): V <- V_reset,  w <- w + b
+    ```
+
+    One step from the state `(V, w)`: the jumps, with `z = H((V - V_th) / (V_th - V_reset))`; then each
+    equation by exponential Euler, as in [`EIF`][etpc.nn.EIF], with what it takes from the other held
+    at its value after the jumps; then the new spike. The remarks there on `V_th` hold here too.
+
+    The state is that before the jumps, so the last spikes are a function of it. Numbers and arrays are
+    as in [`LIF`][etpc.nn.LIF].
+
+    ```pycon
+    >>> import jax.numpy as jnp
+    >>> from etpc import nn
+    >>> adex = nn.AdEx(1, b=0.2)
+    >>> state, spikes = adex.init_state(), []
+    >>> for _ in range(80):
+    ...     spike, state = adex(jnp.array([1.2]), state)
+    ...     spikes.append(int(spike[0]))
+    >>> [t for t, spike in enumerate(spikes) if spike]
+    [9, 22, 40, 67]
+
+    ```
+
+    **Source** Brette & Gerstner, "Adaptive exponential integrate-and-fire model as an effective description
+    of neuronal activity", Journal of Neurophysiology 94(5), 2005, whose parameters are the defaults: `R` is
+    1 / (30 nS) and `tau` 281 pF / (30 nS). There `V_th` is 20 mV, for a shorter step.
+    """
+
+    delta_T: Parameter
+    V_T: Parameter
+    tau_w: Parameter
+    a: Parameter
+    b: Parameter
+
+    state_type: ClassVar[Any] = AdExState
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...],
+        *,
+        tau: Constant = 281 / 30,
+        R: Constant = 1000 / 30,
+        delta_T: Constant = 2.0,
+        V_T: Constant = -50.4,
+        V_th: Constant = -40.0,
+        V_rest: Constant = -70.6,
+        V_reset: Constant = -70.6,
+        tau_w: Constant = 144.0,
+        a: Constant = 0.004,
+        b: Constant = 0.0805,
+        dt: Number = 1.0,
+        surrogate: Surrogate = ReluGrad(),
+        detach_reset: bool = False,
+        refractory: Number = 0.0,
+        dtype: DTypeLike | None = None,
+    ):
+        """**Arguments:**
+
+        - `delta_T`: sharpness of the upswing (mV). `V_T`: where it begins (mV).
+        - `tau_w`: time constant of the adaptation (ms). `a`: how it follows the potential (microsiemens).
+          `b`: what a spike adds to it (nA).
+        - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike that adds to the
+          adaptation is differentiated all the same.
+
+        **Raises** `InputError` as `LIF` does, and for a `delta_T` or `tau_w` that is not positive.
+        """
+        super().__init__(
+            size, tau, R, V_th, V_rest, V_reset, dt, surrogate, detach_reset, refractory, dtype
+        )
+        self.delta_T = self._constant("delta_T", delta_T, "mV", positive=True)
+        self.V_T = self._constant("V_T", V_T, "mV")
+        self.tau_w = self._constant("tau_w", tau_w, "ms", positive=True)
+        self.a = self._constant("a", a, "uS")
+        self.b = self._constant("b", b, "nA")
+
+    def _rest(self) -> AdExState:
+        return AdExState(self._full(self.V_rest), self._full(0.0))
+
+    def _jump(self, state: AdExState, spike: Array, reset: Array) -> AdExState:
+        state = super()._jump(state, spike, reset)
+        return state._replace(w=state.w + spike * self._used(self.b))
+
+    def _advance(self, current: Array, state: AdExState) -> AdExState:
+        V_rest = self._used(self.V_rest)
+        above = state.V - V_rest
+        decay, gain = leak(self.dt, self._used(self.tau))
+        decay_w, gain_w = leak(self.dt, self._used(self.tau_w))
+        upswing = _upswing(state.V, self._used(self.V_T), self._used(self.delta_T))
+        return state._replace(
+            V=V_rest + decay * above + gain * (upswing + self._used(self.R) * (current - state.w)),
+            w=decay_w * state.w + gain_w * self._used(self.a) * above,
+        )
+
+
+class IzhikevichState(NamedTuple):
+    """Potential (mV), recovery (mV/ms) and, with a refractory period, its counter."""
+
+    V: Float[Array, "*K"]
+    u: Float[Array, "*K"]
+    wait: Int[Array, "*K"] | None = None
+
+
+class Izhikevich(Neuron):
+    """Izhikevich's neurons: two equations with the firing patterns of many cell types.
+
+    ```text
+    dV/dt = 0.04 V^2 + 5 V + 140 - u + I
+    du/dt = a (b V - u)
+    at a spike (V >= V_th): V <- c,  u <- u + d
+    ```
+
+    One step from the state `(V, u)`: the jumps, with `z = H((V - V_th) / (V_th - c))`; then both equations
+    by Euler; then the new spike. The state is that before the jumps, so the last spikes are a function of
+    it. Numbers and arrays are as in [`LIF`][etpc.nn.LIF].
+
+    ```pycon
+    >>> import jax.numpy as jnp
+    >>> from etpc import nn
+    >>> cell = nn.Izhikevich(1)  # regular spiking
+    >>> state, spikes = cell.init_state(), []
+    >>> for _ in range(100):
+    ...     spike, state = cell(jnp.array([10.0]), state)
+    ...     spikes.append(int(spike[0]))
+    >>> [t for t, spike in enumerate(spikes) if spike]
+    [4, 31, 78]
+
+    ```
+
+    **Source** Izhikevich, "Simple model of spiking neurons", IEEE Transactions on Neural Networks
+    14(6), 2003, equations 1 to 3, with the parameters of regular spiking as defaults. The program
+    printed there takes two half steps for V; here it is one, of `dt`.
+    """
+
+    a: Parameter
+    b: Parameter
+    c: Parameter
+    d: Parameter
+    V_th: Parameter
+
+    state_type: ClassVar[Any] = IzhikevichState
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...],
+        *,
+        a: Constant = 0.02,
+        b: Constant = 0.2,
+        c: Constant = -65.0,
+        d: Constant = 8.0,
+        V_th: Constant = 30.0,
+        dt: Number = 1.0,
+        surrogate: Surrogate = ReluGrad(),
+        detach_reset: bool = False,
+        refractory: Number = 0.0,
+        dtype: DTypeLike | None = None,
+    ):
+        """**Arguments:**
+
+        - `a`: rate of the recovery (1/ms). `b`: how it follows the potential (1/ms).
+        - `c`: the reset potential (mV). `d`: what a spike adds to the recovery (mV/ms).
+        - `V_th`: where a spike is cut off (mV).
+        - the others as for [`LIF`][etpc.nn.LIF]; the surrogate gets `(V - V_th) / (V_th - c)`. With
+          `detach_reset`, the spike that adds to the recovery is differentiated all the same.
+
+        The input current of the layer has the unit mV/ms: it is divided by the capacitance.
+
+        **Raises** `InputError` as `LIF` does, and for a `V_th` that is not above `c`.
+        """
+        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
+        self.a = self._constant("a", a, "1/ms")
+        self.b = self._constant("b", b, "1/ms")
+        self.c = self._constant("c", c, "mV")
+        self.d = self._constant("d", d, "mV/ms")
+        self.V_th = self._constant("V_th", V_th, "mV")
+        check_above("V_th", self.V_th, "c", self.c, BELOW_THRESHOLD)
+
+    def init_state(self) -> Any:
+        """**Returns** V at `c` and u at `b c`, from where the source's program starts."""
+        return super().init_state()
+
+    def _rest(self) -> IzhikevichState:
+        return IzhikevichState(self._full(self.c), self._full(self.b) * self.c)
+
+    def _distance(self, state: IzhikevichState) -> Array:
+        V_th = self._used(self.V_th)
+        return (state.V - V_th) / (V_th - self._used(self.c))
+
+    def _jump(self, state: IzhikevichState, spike: Array, reset: Array) -> IzhikevichState:
+        V = reset_to("hard", state.V, self._used(self.V_th), self._used(self.c), reset)
+        return state._replace(V=V, u=state.u + spike * self._used(self.d))
+
+    def _advance(self, current: Array, state: IzhikevichState) -> IzhikevichState:
+        V, u = state.V, state.u
+        return state._replace(
+            V=V + self.dt * (0.04 * jnp.square(V) + 5 * V + 140 - u + current),
+            u=u + self.dt * self._used(self.a) * (self._used(self.b) * V - u),
+        )
+
+
+class ResonatorState(NamedTuple):
+    """The current-like and the voltage-like variable and, with a refractory period, the counter."""
+
+    x: Float[Array, "*K"]
+    V: Float[Array, "*K"]
+    wait: Int[Array, "*K"] | None = None
+
+
+class ResonateAndFire(Neuron):
+    """Resonate-and-fire neurons: `dz/dt = (-1 / tau + i omega) z + I`, a damped oscillation with
+    `z = x + i V`, and a spike and a reset where `V >= V_th`.
+
+    One step from the state `(x, V)` with the input current `I`, held constant over the step, with
+    `l = -1 / tau + i omega`:
+
+    1. reset, with `s = H((V - V_th) / V_th)`: `V - (V_th - V_reset) s` (`reset="soft"`), or
+       `z` to `i V_reset` (`reset="hard"`);
+    2. the exact solution: `z' = exp(l dt) z + I (exp(l dt) - 1) / l`;
+    3. spike: `s' = H((V' - V_th) / V_th)`.
+
+    The state is two real arrays and not a complex one: the spike and the reset take its parts, and
+    real states have real gradients, which every optimiser takes.
+
+    The state is that before the reset, so the last spikes are a function of it. Numbers and arrays are
+    as in [`LIF`][etpc.nn.LIF].
+
+    ```pycon
+    >>> import jax.numpy as jnp
+    >>> from etpc import nn
+    >>> cell = nn.ResonateAndFire(2, omega=0.5, tau=20.0)  # a period of 12.6 ms
+    >>> state, spikes = cell.init_state(), 0
+    >>> for t in range(20):  # a second pulse after half a period, and after a whole one
+    ...     pulses = jnp.array([t in (0, 6), t in (0, 13)]) * 0.8
+    ...     spike, state = cell(pulses, state)
+    ...     spikes += spike
+    >>> spikes.tolist()
+    [0.0, 1.0]
+
+    ```
+
+    **Source** Izhikevich, "Resonate-and-fire neurons", Neural Networks 14(6-7), 2001. There the threshold
+    is 1 and a spike puts `z` to `i`, onto the threshold (`V_th = V_reset = 1`, `reset="hard"`). The default
+    here is the soft reset to 0 and thus, as in the other neurons, away from the threshold.
+    """
+
+    tau: Parameter
+    omega: Parameter
+    V_th: Parameter
+    V_reset: Parameter
+    reset: Reset = eqx.field(static=True)
+
+    state_type: ClassVar[Any] = ResonatorState
+    held: ClassVar[tuple[str, ...]] = ("x", "V")
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...],
+        *,
+        tau: Constant = 20.0,
+        omega: Constant = 0.5,
+        V_th: Constant = 1.0,
+        V_reset: Constant = 0.0,
+        reset: Reset = "soft",
+        dt: Number = 1.0,
+        surrogate: Surrogate = ReluGrad(),
+        detach_reset: bool = False,
+        refractory: Number = 0.0,
+        dtype: DTypeLike | None = None,
+    ):
+        """**Arguments:**
+
+        - `tau`: time constant of the damping (ms). `omega`: angular frequency (rad/ms).
+        - `V_th`: threshold of the voltage-like variable. `V_reset`: where a spike puts it. Both are in
+          mV; the input current of the layer is in mV/ms.
+        - the others as for [`LIF`][etpc.nn.LIF]; the surrogate gets `(V - V_th) / V_th`. A refractory
+          neuron keeps both variables.
+
+        **Raises** `InputError` as `LIF` does, for a `V_th` that is not positive, and for a `V_reset` above
+        `V_th`.
+        """
+        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
+        self.tau = self._constant("tau", tau, "ms", positive=True)
+        self.omega = self._constant("omega", omega, "1/ms")
+        self.V_th = self._constant("V_th", V_th, "mV", positive=True)
+        self.V_reset = self._constant("V_reset", V_reset, "mV")
+        self.reset = reset
+        check_reset(reset)
+        if known(self.V_th, self.V_reset) and np.any(
+            np.asarray(self.V_reset) > np.asarray(self.V_th)
+        ):
+            raise InputError(
+                f"V_reset must not exceed V_th, got V_reset={self.V_reset} and V_th={self.V_th}. This is "
+                "because a reset must not take a neuron further above its threshold. Lower V_reset."
+            )
+
+    def init_state(self) -> Any:
+        """**Returns** zeros."""
+        return super().init_state()
+
+    def _rest(self) -> ResonatorState:
+        return ResonatorState(self._full(0.0), self._full(0.0))
+
+    def _distance(self, state: ResonatorState) -> Array:
+        V_th = self._used(self.V_th)
+        return (state.V - V_th) / V_th
+
+    def _jump(self, state: ResonatorState, spike: Array, reset: Array) -> ResonatorState:
+        V = reset_to(self.reset, state.V, self._used(self.V_th), self._used(self.V_reset), reset)
+        return state._replace(x=state.x if self.reset == "soft" else (1 - reset) * state.x, V=V)
+
+    def _advance(self, current: Array, state: ResonatorState) -> ResonatorState:
+        x, V = state.x, state.V
+        decay, lack = leak(self.dt, self._used(self.tau))
+        rate, omega = -1 / self._used(self.tau), self._used(self.omega)
+        # exp(l dt) and the input's gain (exp(l dt) - 1) / l, each by its real and imaginary part.
+        angle = self.dt * omega
+        xp = jnp if isinstance(angle, jax.Array) else math
+        real, imag = decay * xp.cos(angle), decay * xp.sin(angle)
+        lost = lack * xp.cos(angle) + 2 * xp.sin(angle / 2) ** 2  # 1 - real, also for small steps
+        size = rate * rate + omega * omega
+        gain_x = (imag * omega - lost * rate) / size
+        gain_V = (imag * rate + lost * omega) / size
+        return state._replace(
+            x=real * x - imag * V + gain_x * current, V=imag * x + real * V + gain_V * current
+        )
+
+
+def _upswing(V: Array, V_T: Parameter, delta_T: Parameter) -> Array:
+    return delta_T * jnp.exp((V - V_T) / delta_T)

@@ -1,0 +1,255 @@
+"""Every spiking neuron against its equations in loops, and in a network against BPTT."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import etpc
+from etpc import nn
+from tests.nn.reference import MODELS, SLOPE, simulate
+
+KEY = jax.random.key(0)
+T = 33  # windows of 3, and no shorter one at the end
+RESETS = [(name, {}) for name in MODELS] + [
+    (name, {"reset": "hard"}) for name in MODELS if "reset" in MODELS[name].arguments
+]
+
+
+def currents(name: str, steps: int, size: int) -> np.ndarray:
+    mean, deviation = MODELS[name].drive
+    return np.random.default_rng(0).normal(mean, deviation, (steps, size))
+
+
+def run(neuron: nn.LIF, inputs: np.ndarray):
+    """The spikes and states of a sequence."""
+
+    def step(state, current):
+        spike, state = neuron(current, state)
+        return state, (spike, state)
+
+    _, (spikes, states) = jax.lax.scan(step, neuron.init_state(), jnp.asarray(inputs))
+    return np.asarray(spikes), states
+
+
+@pytest.mark.parametrize("refractory", [0, 3])
+@pytest.mark.parametrize(("name", "changed"), RESETS)
+def test_against_loops(name: str, changed: dict, refractory: int) -> None:
+    model = MODELS[name]
+    given = model.arguments | changed
+    neuron = model.layer(3, **given, refractory=refractory * given["dt"])
+    inputs = currents(name, 120, 3)
+    spikes, states = run(neuron, inputs)
+    expected, trace = simulate(model, inputs, refractory, **changed)
+    np.testing.assert_array_equal(spikes, expected)
+    assert (spikes.sum(0) > 2).all()
+    assert (spikes.mean(0) < 0.8).all()
+    if not isinstance(states, tuple):
+        states = {"V": states}
+    else:
+        states = states._asdict()
+        wait = states.pop("wait")
+        assert (wait is None) == (refractory == 0)
+        if wait is not None:
+            assert wait.dtype == jnp.int32
+            assert wait.max() == refractory
+    assert states.keys() == trace.keys()
+    for field, values in trace.items():
+        np.testing.assert_allclose(states[field], values, rtol=1e-9, atol=1e-9, err_msg=field)
+
+
+def test_refractory_neurons_wait_and_then_integrate() -> None:
+    lif = nn.LIF(1, tau=10.0, reset="hard", refractory=2.5)  # three steps
+    spikes, state = run(lif, np.full((12, 1), 100.0))
+    assert spikes[:, 0].tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
+    assert state.wait[:, 0].tolist() == [0, 3, 2, 1, 0, 3, 2, 1, 0, 3, 2, 1]
+    np.testing.assert_array_equal(state.V[1:4, 0], 0)
+
+
+def test_a_soft_reset_that_stays_above_threshold_is_no_spike_while_refractory() -> None:
+    lif = nn.LIF(1, refractory=2.0)
+    high = lif.init_state()._replace(V=jnp.array([5.0]))
+    assert lif.spike(high).tolist() == [1]
+    spike, state = lif(jnp.zeros(1), high)
+    assert spike.tolist() == lif.spike(state).tolist() == [0]
+    assert state.V.tolist() == [4.0]
+    slope = jax.grad(lambda V: lif.spike(state._replace(V=V)).sum())(state.V)
+    assert slope.tolist() == [0]
+
+
+def test_an_exponential_neuron_without_upswing_is_a_lif() -> None:
+    shared = {"tau": 8.0, "R": 2.0, "V_th": -50.0, "V_rest": -65.0, "V_reset": -70.0}
+    inputs = np.random.default_rng(0).normal(8.0, 6.0, (60, 2))
+    spikes, V = run(nn.LIF(2, **shared, reset="hard"), inputs)
+    for neuron in (
+        nn.EIF(2, **shared, V_T=2000.0, delta_T=2.0),
+        nn.AdEx(2, **shared, V_T=2000.0, a=0.0, b=0.0),
+    ):
+        found, states = run(neuron, inputs)
+        np.testing.assert_array_equal(found, spikes)
+        np.testing.assert_allclose(getattr(states, "V", states), V, rtol=1e-12)
+    assert spikes.any()
+
+
+@pytest.mark.parametrize("dt", [0.1, 0.7])
+def test_the_resonator_is_exact_below_threshold(dt: float) -> None:
+    neuron = nn.ResonateAndFire(1, omega=0.4, tau=12.0, V_th=100.0, dt=dt)
+    _, states = run(neuron, np.full((40, 1), 0.3))
+    rate, t = complex(-1 / 12, 0.4), dt * np.arange(1, 41)
+    z = 0.3 * (np.exp(rate * t) - 1) / rate
+    np.testing.assert_allclose(states.x[:, 0] + 1j * states.V[:, 0], z, rtol=1e-11)
+
+
+def test_small_steps_of_the_resonator_keep_their_precision() -> None:
+    # (exp(l dt) - 1) / l in float32 by its formula would be off by 10 %.
+    neuron = nn.ResonateAndFire(1, tau=np.array(10.0), dt=1e-6, dtype=jnp.float32)
+    _, state = neuron(jnp.ones(1, jnp.float32), neuron.init_state())
+    np.testing.assert_allclose(state.x, [1e-6], rtol=1e-5)
+
+
+class Network(eqx.Module):
+    """Weights into neurons, and the spikes weighted: nothing escapes."""
+
+    hidden: nn.Linear
+    neuron: nn.LIF
+    out: nn.Linear
+    scale: float
+
+    def init_state(self):
+        return self.neuron.init_state()
+
+    def __call__(self, x, state):
+        spikes, state = self.neuron(self.scale * self.hidden(x), state)
+        return self.out(spikes), state
+
+
+def squared(y, target):
+    return jnp.sum(jnp.square(y - target))
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "options"),
+    [
+        ("LIF", ("tau", "V_th"), {"refractory": 1.0}),
+        ("ALIF", ("tau_a", "beta"), {}),
+        ("ALIF", ("beta",), {"refractory": 1.0, "detach_reset": True}),
+        ("GIF", ("A2", "V_th_reset"), {}),
+        ("QIF", ("c", "V_reset"), {}),
+        ("EIF", ("delta_T",), {"detach_reset": True}),
+        ("AdEx", ("a", "b"), {"refractory": 1.0}),
+        ("Izhikevich", ("b", "d"), {}),
+        ("ResonateAndFire", ("omega", "tau"), {"refractory": 1.0, "reset": "hard"}),
+    ],
+)
+def test_in_a_network(name: str, names: tuple[str, ...], options: dict) -> None:
+    model = MODELS[name]
+    trained = {n: np.full(2, model.arguments[n]) for n in names}
+    neuron = model.layer(2, **(model.arguments | trained | options), surrogate=SLOPE)
+    mean, deviation = model.drive
+    keys = jax.random.split(KEY, 2)
+    network = Network(
+        nn.Linear(3, 2, weight_init=nn.normal(0.6), bias_init=_ones, key=keys[0]),
+        neuron,
+        nn.Linear(2, 2, key=keys[1]),
+        mean + deviation,
+    )
+    xs = jax.random.normal(jax.random.key(2), (T, 3))
+    targets = jnp.ones((T, 2))
+    report = etpc.verify(network, xs, targets, squared, etpc.D_RTRL(window=3))
+    assert report.ok, str(report)
+    assert {row.claim for row in report.rows} == {"exact"}
+    paths = {row.path for row in report.rows}
+    assert paths >= {".hidden.weight", *(f".neuron.{n}" for n in names)}
+    blocks = {op.path: op.block for op in report.program.ops}
+    assert blocks[".hidden.weight"] == len(model.fields)
+
+
+def _ones(key, shape, dtype):
+    return jnp.ones(shape, dtype)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_detached_reset_is_that_of_the_potential_alone(name: str) -> None:
+    model, slopes = MODELS[name], []
+    # Without a, the second variable follows the spikes and not the potential.
+    given = {n: 0.0 if n == "a" else v for n, v in model.arguments.items()}
+    for detach in (False, True):
+        neuron = model.layer(1, **given, surrogate=SLOPE, detach_reset=detach)
+        state = neuron.init_state()
+        near = jnp.array([model.arguments["V_th"] + 0.1])
+
+        def after(V, neuron=neuron, state=state):
+            old = state._replace(V=V) if isinstance(state, tuple) else V
+            new = neuron(jnp.zeros(1), old)[1]
+            return new._asdict() if isinstance(new, tuple) else {"V": new}
+
+        slopes.append(jax.jvp(after, (near,), (jnp.ones(1),))[1])
+    whole, detached = slopes
+    assert abs(whole["V"] - detached["V"]) > 1e-3
+    for field in set(model.fields) - {"V", "x"}:
+        assert abs(whole[field]) > 1e-6, field
+        np.testing.assert_allclose(detached[field], whole[field], rtol=1e-12, err_msg=field)
+
+
+def test_a_parameter_that_all_units_share_is_followed_unit_by_unit() -> None:
+    alif = nn.ALIF(5, tau=np.array(4.0), beta=np.array(0.3))
+    program = etpc.compile(alif, "d_rtrl", inputs=jnp.zeros(5))
+    assert {op.path for op in program.ops} == {".tau", ".beta"}
+    assert {op.block for op in program.ops} == {2}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dtype_and_shape(name: str) -> None:
+    neuron = MODELS[name].layer((2, 3), dtype=jnp.float32, refractory=2.0)
+    state = neuron.init_state()
+    spike, after = jax.eval_shape(neuron, jnp.ones((2, 3), jnp.float32), state)
+    assert (spike.shape, spike.dtype) == ((2, 3), jnp.float32)
+    assert after == jax.eval_shape(lambda: state)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_defaults_spike(name: str) -> None:
+    current = {"QIF": 20.0, "EIF": 10.0, "Izhikevich": 10.0, "ResonateAndFire": 0.35}.get(name, 5.0)
+    spikes, _ = run(MODELS[name].layer(1), np.full((100, 1), current))
+    assert 0 < spikes.sum() < 100
+    assert not run(MODELS[name].layer(1), np.zeros((100, 1)))[0].any()
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "message"),
+    [
+        (nn.LIF, {"refractory": -1.0}, "refractory must be a finite number >= 0, got -1.0"),
+        (nn.ALIF, {"V_th": 0.0}, "V_th must be above V_reset, got V_th=0.0 and V_reset=0.0"),
+        (nn.ALIF, {"tau_a": 0.0}, "tau_a must be finite and > 0"),
+        (nn.GIF, {"A1": np.ones(3)}, r"A1 has shape \(3,\)"),
+        (nn.GIF, {"tau_th": -1.0}, "tau_th must be finite and > 0"),
+        (nn.QIF, {"V_c": -65.0}, "V_c must be above V_rest, got V_c=-65.0 and V_rest=-65.0.*Raise"),
+        (nn.EIF, {"delta_T": 0.0}, "delta_T must be finite and > 0"),
+        (nn.AdEx, {"V_reset": -30.0}, "V_th must be above V_reset"),
+        (nn.Izhikevich, {"c": 30.0}, "V_th must be above c, got V_th=30.0 and c=30.0.*lower c"),
+        (nn.ResonateAndFire, {"V_reset": 2.0}, "V_reset must not exceed V_th"),
+        (nn.ResonateAndFire, {"V_th": 0.0}, "V_th must be finite and > 0"),
+    ],
+)
+def test_arguments_out_of_range(layer, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        layer(2, **arguments)
+
+
+def test_state_of_another_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+    plain, waiting, alif = nn.LIF(2), nn.LIF(2, refractory=1.0), nn.ALIF(2)
+    for neuron, state, wanted in [
+        (plain, waiting.init_state(), "of type Membrane where an array is needed"),
+        (waiting, plain.init_state(), "where a Membrane of V, wait is needed"),
+        (alif, plain.init_state(), "where a ALIFState of V, a is needed"),
+        (alif, nn.ALIF(2, refractory=1.0).init_state(), "where a ALIFState of V, a is needed"),
+    ]:
+        with pytest.raises(ValueError, match=wanted):
+            neuron(jnp.ones(2), state)
+        with pytest.raises(ValueError, match=wanted):
+            neuron.spike(state)
+    with pytest.raises(ValueError, match=r"ALIF was called with a of shape \(3,\) where \(2,\)"):
+        alif(jnp.ones(2), alif.init_state()._replace(a=jnp.ones(3)))
