@@ -45,7 +45,9 @@ def bptt(
     start = model.init_state() if state is None else state
     if batch_size is not None:
         start = jax.tree.map(lambda a: repeat(a, batch_size), start)
-    return _bptt(model, xs, targets, loss_fn, start, step, batch_size is not None, reduction, window)
+    return _bptt(
+        model, xs, targets, loss_fn, start, step, batch_size is not None, reduction, window
+    )
 
 
 def check_window(window: Any) -> None:
@@ -258,18 +260,20 @@ def full_state(program: Program, carry: Any) -> Any:
 
 
 def flat_gradients(program: Program, tree: Any) -> dict[str, np.ndarray]:
-    """The gradient of each parameter as a vector, by path."""
+    """The gradient of each parameter as a vector of real numbers, by path."""
     leaves = program.plan.analysis.step.model_leaves
     values = leaves.treedef.flatten_up_to(tree)
-    return {
-        leaves.paths[i]: np.asarray(values[leaves.places[i]], np.float64).reshape(-1)
-        for i in leaves.floats
-    }
+    return {leaves.paths[i]: _flat(values[leaves.places[i]]) for i in leaves.floats}
 
 
-def compare_all(
-    program: Program, online: Any, reference: Any, tolerance: float
-) -> tuple[Row, ...]:
+def _flat(value: Any) -> np.ndarray:
+    flat = np.asarray(value).reshape(-1)
+    if np.iscomplexobj(flat):
+        flat = np.concatenate([flat.real, flat.imag])
+    return flat.astype(np.float64)
+
+
+def compare_all(program: Program, online: Any, reference: Any, tolerance: float) -> tuple[Row, ...]:
     """A row for each parameter."""
     got, want = (flat_gradients(program, tree) for tree in (online, reference))
     return tuple(
@@ -289,9 +293,7 @@ def _claim(program: Program, path: str) -> str:
     return "approximate"
 
 
-def compare_one(
-    path: str, got: np.ndarray, want: np.ndarray, claim: str, tolerance: float
-) -> Row:
+def compare_one(path: str, got: np.ndarray, want: np.ndarray, claim: str, tolerance: float) -> Row:
     """The row of one gradient, and whether its claim holds."""
     norm, size = float(np.linalg.norm(want)), float(np.linalg.norm(got))
     difference = float(np.linalg.norm(got - want))
