@@ -267,10 +267,8 @@ def flat_gradients(program: Program, tree: Any) -> dict[str, np.ndarray]:
 
 
 def _flat(value: Any) -> np.ndarray:
-    flat = np.asarray(value).reshape(-1)
-    if np.iscomplexobj(flat):
-        flat = np.concatenate([flat.real, flat.imag])
-    return flat.astype(np.float64)
+    parts = (np.real(value), np.imag(value)) if np.iscomplexobj(value) else (value,)
+    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
 
 
 def compare_all(program: Program, online: Any, reference: Any, tolerance: float) -> tuple[Row, ...]:

@@ -22,10 +22,8 @@ def is_of_user(error: BaseException) -> bool:
 
 def described(error: BaseException) -> str:
     """An error in a few lines, with the last line of the user's code on the way to it."""
-    if isinstance(error, EtpcError):
-        lines = [str(error)]
-    else:
-        lines = ["".join(traceback.format_exception_only(error)).strip()]
+    own_kind = isinstance(error, EtpcError)
+    lines = [str(error) if own_kind else "".join(traceback.format_exception_only(error)).strip()]
     own = [frame for frame in _frames(error) if not _in_package(frame)]
     if own:
         path = os.path.relpath(own[-1].filename)
