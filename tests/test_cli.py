@@ -245,7 +245,7 @@ def test_verify(capsys):
     assert (status, err) == (0, "")
     head, data, against, _, columns, *_, last = out.splitlines()
     assert head == "tiny_models:make: 20 steps, batch 2"
-    assert data.startswith("random inputs (normal, integers 0 or 1, seed 0); the loss is the mean")
+    assert data.startswith("random normal inputs (integers are 0 or 1), seed 0; the loss is a mean")
     assert against.startswith("against BPTT (loss ")
     assert columns.startswith("algorithm ")
     assert last == "ok  (exact means a relative error of at most 1e-09)"
@@ -274,7 +274,7 @@ def test_verify_as_json_is_the_comparison(capsys):
     assert record["ok"] is True
     assert record["notes"] == []
     assert (record["steps"], record["batch_size"]) == (40, 4)
-    assert record["data"] == "the task's inputs and loss"
+    assert record["data"] == "inputs of the task; its loss"
     assert record["loss"] == pytest.approx(expected.loss, rel=1e-12)
     for got, want in zip(record["results"], expected.results, strict=True):
         assert got["name"] == want.name

@@ -197,8 +197,7 @@ def _bench(arguments: argparse.Namespace) -> Answer:
     task = load_task(arguments.target, arguments.inputs, arguments.seed)
     data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
     found = bench(task, data, algorithms, memory=arguments.memory, repeats=arguments.repeats)
-    device = jax.devices()[0]
-    where = f"{device.platform}, {device.device_kind}"
+    where = jax.devices()[0].device_kind
     lines = [_data_text(arguments, data), f"on {where}, shortest of {arguments.repeats}", ""]
     columns = ["gradient", "ms/step", "to BPTT", "compile s", "carry bytes", "temp bytes"]
     columns += ["rel. error", "cosine"]

@@ -158,16 +158,16 @@ def make_data(task: Task, *, seed: int, steps: int | None, batch: int | None) ->
         raise CommandError("A task with targets and loss_fn needs xs too.")
     x_key, target_key = jax.random.split(jax.random.key(seed))
     if task.xs is None:
-        text = f"random inputs (normal, integers 0 or 1, seed {seed})"
+        text = f"random normal inputs (integers are 0 or 1), seed {seed}"
         steps = STEPS if steps is None else steps
         batch_size: int | None = BATCH if batch is None else batch
         xs = _random(task.inputs, (steps, batch_size), x_key)
         targets = None
     else:
-        text = "the task's inputs"
+        text = "inputs of the task"
         (xs, targets), steps, batch_size = _own(task, steps, batch)
     if task.loss_fn is not None:
-        return Data(xs, targets, task.loss_fn, steps, batch_size, f"{text} and loss")
+        return Data(xs, targets, task.loss_fn, steps, batch_size, f"{text}; its loss")
     lead = (steps,) if batch_size is None else (steps, batch_size)
     outputs = trace(task.model, task.inputs, task.state, task.step).output_leaves.avals
     outputs = [a for a in outputs if is_float(a.dtype)]
@@ -177,7 +177,7 @@ def make_data(task: Task, *, seed: int, steps: int | None, batch: int | None) ->
             "function return an `etpc.cli.Task` with targets and loss_fn."
         )
     targets = _random(outputs, lead, target_key)
-    text += "; the loss is the mean square of all outputs against random targets"
+    text += "; the loss is a mean square against random targets"
     return Data(xs, targets, mean_square, steps, batch_size, text)
 
 
