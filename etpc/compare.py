@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from ._errors import InputError
 from .algorithms import Algorithm, resolve
 from .run import Program, compile
 from .run._describe import table
@@ -145,7 +146,8 @@ def compare(
     it as data, `.ok` is the verdict, as for a report of [`etpc.verify`][]. What is not claimed to be
     exact cannot fail.
 
-    **Raises** what `etpc.compile` raises, for the first algorithm that it refuses.
+    **Raises** what `etpc.compile` raises, for the first algorithm that it refuses; `etpc.InputError`
+    where there is no algorithm.
 
     ```pycon
     >>> import jax, jax.numpy as jnp, etpc
@@ -164,6 +166,10 @@ def compare(
 
     ```
     """
+    if isinstance(algos, str) or not algos:
+        raise InputError(
+            f"algos is a list of algorithms or their names, with at least one, not {algos!r}."
+        )
     chosen = [algo if isinstance(algo, TBPTT) else resolve(algo) for algo in algos]
     inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
     sample = xs if batch_size is None else jax.tree.map(lambda a: a[:, 0], xs)
@@ -205,7 +211,7 @@ def compare(
             size = program.memory(batch_size).total
         total = _total(any_program, grads, reference, rows, tolerance)
         results.append(Result(algorithm, rows, total, size, program))
-    notes = doubts(any_program, model, xs, carry, results[0].rows) if results else ()
+    notes = doubts(any_program, model, xs, carry, results[0].rows)
     return Comparison(tuple(results), notes, tolerance, float(loss))
 
 

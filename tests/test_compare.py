@@ -195,6 +195,12 @@ def test_windows(window):
         inspect.unwrap(TBPTT.__init__)(object.__new__(TBPTT), window)
 
 
+@pytest.mark.parametrize("algos", [[], "d_rtrl"])
+def test_a_list_of_algorithms_is_needed(algos):
+    with pytest.raises(etpc.InputError, match="with at least one, not"):
+        etpc.compare(leaky(), *data(), squared, algos)
+
+
 def test_tbptt_is_not_compiled():
     with pytest.raises(etpc.InputTypeError, match=r"must be an algorithm or its name, not TBPTT"):
         inspect.unwrap(resolve)(TBPTT(3))

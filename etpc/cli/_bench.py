@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..algorithms import Algorithm
@@ -47,10 +48,12 @@ class _Call:
             return gradient(eqx.combine(arrays, static), xs, targets, carry)
 
         self.name = name
-        self._arguments, self._carry = (arrays, data.xs, data.targets), carry
+        self._arguments = (arrays, data.xs, data.targets)
+        # A copy, as it is donated: its arrays may be the user's, or one of them twice.
+        self._carry = jax.tree.map(lambda a: jnp.array(a, copy=True), carry)
         self.carry_bytes = sum(a.nbytes for a in jax.tree.leaves(carry))
         start = time.perf_counter()
-        lowered = jax.jit(run, donate_argnums=3).lower(*self._arguments, carry)
+        lowered = jax.jit(run, donate_argnums=3).lower(*self._arguments, self._carry)
         self._compiled = lowered.compile()
         self.compile_s = time.perf_counter() - start
 

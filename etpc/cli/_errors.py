@@ -7,7 +7,9 @@ import traceback
 from .._errors import EtpcError
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+_LIBRARIES = tuple(
+    sysconfig.get_paths()[name] + os.sep for name in ("stdlib", "purelib", "platlib")
+)
 
 
 class CommandError(EtpcError, ValueError):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from .. import __version__
 from .._errors import EtpcError
 from ..algorithms import Algorithm
 from ..compare import TBPTT, Result, compare
@@ -268,8 +269,6 @@ def _window(text: str) -> int | str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .. import __version__
-
     parser = argparse.ArgumentParser(
         prog="etpc",
         description="Eligibility-trace programs of JAX models: explain, verify, draw and time them.",

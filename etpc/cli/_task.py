@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .._errors import EtpcError
 from .._jax import is_float
 from ..run import Program, compile
 from ..trace import trace
-from ._errors import CommandError
+from ._errors import CommandError, described
 from ._find import find
 
 STEPS, BATCH = 50, 8
@@ -78,9 +79,14 @@ class Data:
 def load_task(target: str, inputs: str | None, seed: int) -> Task:
     """The task that `package.module:name` means.
 
-    **Raises** `CommandError`; and whatever the user's code raises.
+    **Raises** `CommandError`, also for what the user's code raises, unless that is an `EtpcError`.
     """
-    found = _made(find(target), target, seed)
+    try:
+        found = _made(find(target), target, seed)
+    except EtpcError:
+        raise
+    except Exception as error:
+        raise CommandError(described(error)) from error
     if isinstance(found, Task):
         task = found
     elif type(found) is tuple and len(found) == 2:
