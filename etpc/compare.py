@@ -202,14 +202,15 @@ def compare(
             window = algorithm.window
             _, grads = _bptt(model, xs, targets, loss_fn, start, step, batched, window=window)
             rows = _tbptt_rows(any_program, grads, reference, window, steps, tolerance)
-            size = sum(a.nbytes for a in jax.tree.leaves(carry.state))
+            passed_on = carry.state
         else:
             assert program is not None
             run = program.value_and_grad(loss_fn)
-            _, grads = run(model, xs, targets, program.init(batch_size))
+            passed_on = program.init(batch_size)
+            _, grads = run(model, xs, targets, passed_on)
             rows = compare_all(program, grads, reference, tolerance)
-            size = program.memory(batch_size).total
         total = _total(any_program, grads, reference, rows, tolerance)
+        size = sum(a.nbytes for a in jax.tree.leaves(passed_on))
         results.append(Result(algorithm, rows, total, size, program))
     notes = doubts(any_program, model, xs, carry, results[0].rows)
     return Comparison(tuple(results), notes, tolerance, float(loss))
