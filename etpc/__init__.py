@@ -20,6 +20,7 @@ from ._errors import (
 )
 from ._jax import mark
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
+from .compare import TBPTT, compare
 from .run import Carry, Certificate, Memory, Program, compile
 from .verify import bptt, verify
 
@@ -29,6 +30,7 @@ __all__ = [
     "D_RTRL",
     "ES_D_RTRL",
     "RTRL",
+    "TBPTT",
     "AlgorithmError",
     "Auto",
     "Carry",
@@ -44,6 +46,7 @@ __all__ = [
     "SnAp",
     "UnsupportedError",
     "bptt",
+    "compare",
     "compile",
     "mark",
     "nn",

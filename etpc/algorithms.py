@@ -260,6 +260,11 @@ def register_algorithm(algorithm: type[Algorithm]) -> type[Algorithm]:
     return algorithm
 
 
+def registered() -> dict[str, type[Algorithm]]:
+    """The algorithms that have a name, by name."""
+    return dict(_NAMES)
+
+
 def resolve(algo: Algorithm | str) -> Algorithm:
     """The algorithm that an argument `algo` means."""
     if isinstance(algo, Algorithm):
@@ -288,5 +293,6 @@ __all__ = [
     "SnAp",
     "TraceForm",
     "register_algorithm",
+    "registered",
     "resolve",
 ]

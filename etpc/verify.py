@@ -30,23 +30,49 @@ def bptt(
     step: StepFunction | None = None,
     batch_size: int | None = None,
     reduction: str = "sum",
+    window: int | None = None,
 ) -> tuple[Array, Any]:
     """Loss and gradient of a sequence by backpropagation through time: the plain reference.
 
-    **Arguments:** as for [`etpc.verify`][]; `state` is that of one example.
+    **Arguments:** as for [`etpc.verify`][]; `state` is that of one example. With `window`, it is
+    truncated: after every so many steps the state is passed on without its derivative.
 
     **Returns** `(loss, grads)`, as `value_and_grad` of a program gives them.
     """
     if reduction not in ("sum", "mean"):
         raise InputError(f'reduction must be "sum" or "mean", not {reduction!r}.')
+    check_window(window)
     start = model.init_state() if state is None else state
     if batch_size is not None:
         start = jax.tree.map(lambda a: repeat(a, batch_size), start)
-    return _bptt(model, xs, targets, loss_fn, start, step, batch_size is not None, reduction)
+    return _bptt(
+        model, xs, targets, loss_fn, start, step, batch_size is not None, reduction, window
+    )
+
+
+def check_window(window: Any) -> None:
+    """**Raises** `InputError` unless `window` is `None` or a number of steps."""
+    if window is None:
+        return
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise InputError(
+            f"window must be an int >= 1, not {window!r}. It is the number of steps after which "
+            "the gradient is cut."
+        )
 
 
 @eqx.filter_jit
-def _bptt(model, xs, targets, loss_fn, start, step, batched: bool, reduction: str):
+def _bptt(
+    model,
+    xs,
+    targets,
+    loss_fn,
+    start,
+    step,
+    batched: bool,
+    reduction: str = "sum",
+    window: int | None = None,
+):
     call = step if step is not None else lambda m, x, s: m(x, s)
 
     def sequence(model, start, xs, targets):
@@ -56,37 +82,82 @@ def _bptt(model, xs, targets, loss_fn, start, step, batched: bool, reduction: st
             after = jax.tree.map(lambda a, b: jnp.asarray(a, jnp.asarray(b).dtype), after, now)
             return after, loss_fn(y, target)
 
-        start = jax.tree.map(lambda a: a if hasattr(a, "dtype") else jnp.asarray(a), start)
-        return jax.lax.scan(body, start, (xs, targets))[1].sum()
+        after, losses = jax.lax.scan(body, start, (xs, targets))
+        return losses.sum(), after
 
-    def total(model):
+    def total(model, start, xs, targets):
         if not batched:
             return sequence(model, start, xs, targets)
         many = jax.vmap(lambda s, x, t: sequence(model, s, x, t), in_axes=(0, 1, 1))
-        return many(start, xs, targets).mean()
+        losses, after = many(start, xs, targets)
+        return losses.mean(), after
 
-    loss, grads = eqx.filter_value_and_grad(total)(model)
+    gradient = eqx.filter_value_and_grad(total, has_aux=True)
+    start = jax.tree.map(lambda a: a if hasattr(a, "dtype") else jnp.asarray(a), start)
+    given = (xs, targets)
+    steps = jax.tree.leaves(given)[0].shape[0]
+    if window is None or window >= steps:
+        (loss, _), grads = gradient(model, start, xs, targets)
+    else:
+        loss, grads = _windows(gradient, model, start, given, steps, window)
     if reduction == "mean":
-        steps = jax.tree.leaves((xs, targets))[0].shape[0]
         loss, grads = loss / steps, jax.tree.map(lambda g: g / steps, grads)
     return loss, grads
+
+
+def _windows(gradient, model, start, given, steps: int, window: int):
+    """The sums of loss and gradient over windows, each differentiated on its own."""
+
+    def one_window(now, given):
+        state, loss, grads = now
+        (value, state), more = gradient(model, state, *given)
+        return (state, loss + value, jax.tree.map(jnp.add, grads, more)), None
+
+    cut = steps - steps % window
+    first = jax.tree.map(lambda a: a[:window], given)
+    (loss, _), grads = eqx.filter_eval_shape(gradient, model, start, *first)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (loss, grads))
+    whole = jax.tree.map(lambda a: a[:cut].reshape(-1, window, *a.shape[1:]), given)
+    now, _ = jax.lax.scan(one_window, (start, *zeros), whole)
+    if cut < steps:
+        now, _ = one_window(now, jax.tree.map(lambda a: a[cut:], given))
+    return now[1:]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One parameter of a comparison.
 
-    `cosine` and `error` (the norm of the difference over the norm of the BPTT gradient) are `nan`
-    where a gradient is zero. `claim` is what the program says, `held` whether it is so: `None`
+    `cosine`, `error` (the norm of the difference over the norm of the BPTT gradient) and `ratio`
+    (the norm over that of the BPTT gradient) are `nan` where the BPTT gradient is zero; the cosine
+    also where the other is. `claim` is what the program says, `held` whether it is so: `None`
     where nothing was claimed, or where zero gradients show nothing.
     """
 
     path: str
     cosine: float
     error: float
+    ratio: float
     norm: float
     claim: str
     held: bool | None
+
+
+HELD = {True: "yes", False: "NO", None: "-"}
+
+
+def fidelity(row: Row) -> list[str]:
+    """Cosine, error and ratio of a row, for a table."""
+    return [f"{row.cosine:.6f}", f"{row.error:.2e}", f"{row.ratio:.4f}"]
+
+
+def verdict(ok: bool, notes: tuple[str, ...], tolerance: float) -> list[str]:
+    """The lines below a table."""
+    found = "ok" if ok else "NOT ok"
+    if notes:
+        found += ": the comparison is vacuous in part"
+    lines = [f"note: {text}" for text in notes]
+    return [*lines, f"{found}  (exact means a relative error of at most {tolerance:.0e})"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,26 +182,14 @@ class Report:
         return not self.vacuous and all(row.held is not False for row in self.rows)
 
     def __str__(self) -> str:
-        columns = ["parameter", "cosine", "rel. error", "norm", "claim", "held"]
-        held = {True: "yes", False: "NO", None: "-"}
+        columns = ["parameter", "cosine", "rel. error", "ratio", "norm", "claim", "held"]
         rows = [
-            [
-                row.path,
-                f"{row.cosine:.6f}",
-                f"{row.error:.2e}",
-                f"{row.norm:.3e}",
-                row.claim,
-                held[row.held],
-            ]
+            [row.path, *fidelity(row), f"{row.norm:.3e}", row.claim, HELD[row.held]]
             for row in self.rows
         ]
         head = f"{self.program.algorithm} against BPTT (loss {self.loss:.6g})"
-        verdict = "ok" if self.ok else "NOT ok"
-        if self.vacuous:
-            verdict += ": the comparison is vacuous in part"
         lines = [head, "", *table(columns, rows), ""]
-        lines += [f"note: {text}" for text in self.notes]
-        lines += [f"{verdict}  (exact means a relative error of at most {self.tolerance:.0e})"]
+        lines += verdict(self.ok, self.notes, self.tolerance)
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -164,31 +223,26 @@ def verify(
     It is not ok where a claim of exactness does not hold, and where the comparison says nothing
     because a gradient is zero or no neuron of a layer spikes.
     """
-    inputs = jax.tree.map(lambda a: _one(a, batch_size), xs)
+    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
     program = compile(model, algo, inputs=inputs, state=state, step=step, weights=weights)
     carry = program.init(batch_size)
     (loss, _), online = program.value_and_grad(loss_fn)(model, xs, targets, carry)
-    batched = batch_size is not None
-    _, reference = _bptt(
-        model, xs, targets, loss_fn, _full_state(program, carry), step, batched, "sum"
-    )
-    leaves = program.plan.analysis.step.model_leaves
+    start = full_state(program, carry)
+    _, reference = _bptt(model, xs, targets, loss_fn, start, step, batch_size is not None)
     if tolerance is None:
-        tolerance = 1e-9 if jnp.finfo(program.plan.dtype).bits == 64 else 1e-3
-    rows, notes = [], []
-    for i in leaves.floats:
-        got, want = (_flat(tree, leaves, i) for tree in (online, reference))
-        row = _compare(program, i, got, want, tolerance)
-        rows.append(row)
-        if row.norm == 0 and leaves.paths[i] not in program.plan.unused:
-            notes.append(
-                f"the BPTT gradient of {row.path} is zero on this sequence, so nothing is compared"
-            )
-    notes = [*_silent(program, model, xs, carry), *notes]
-    return Report(program, tuple(rows), tuple(notes), tolerance, float(loss))
+        tolerance = default_tolerance(program)
+    rows = compare_all(program, online, reference, tolerance)
+    notes = doubts(program, model, xs, carry, rows)
+    return Report(program, rows, notes, tolerance, float(loss))
 
 
-def _one(leaf: Any, batch_size: int | None) -> jax.ShapeDtypeStruct:
+def default_tolerance(program: Program) -> float:
+    """The largest relative error that counts as exact."""
+    return 1e-9 if jnp.finfo(program.plan.dtype).bits == 64 else 1e-3
+
+
+def one_step(leaf: Any, batch_size: int | None) -> jax.ShapeDtypeStruct:
+    """The shape of one step of one example of a leaf of `xs`."""
     leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     lead = 1 if batch_size is None else 2
     if leaf.ndim < lead:
@@ -199,36 +253,68 @@ def _one(leaf: Any, batch_size: int | None) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape[lead:], leaf.dtype)
 
 
-def _full_state(program: Program, carry: Any) -> Any:
+def full_state(program: Program, carry: Any) -> Any:
+    """The hidden state of a carry, with the leaves that are no arrays."""
     leaves: Leaves = program.plan.analysis.step.state_leaves
     return leaves.join(leaves.split(carry.state))
 
 
-def _flat(tree: Any, leaves: Leaves, i: int) -> np.ndarray:
-    value = leaves.treedef.flatten_up_to(tree)[leaves.places[i]]
-    return np.asarray(value, np.float64).reshape(-1)
+def flat_gradients(program: Program, tree: Any) -> dict[str, np.ndarray]:
+    """The gradient of each parameter as a vector of real numbers, by path."""
+    leaves = program.plan.analysis.step.model_leaves
+    values = leaves.treedef.flatten_up_to(tree)
+    return {leaves.paths[i]: _flat(values[leaves.places[i]]) for i in leaves.floats}
 
 
-def _compare(program: Program, i: int, got: np.ndarray, want: np.ndarray, tolerance) -> Row:
-    path = program.plan.analysis.step.model_leaves.paths[i]
-    own = [p for p in program.plan.ops if i in p.op.parameters]
+def _flat(value: Any) -> np.ndarray:
+    parts = (np.real(value), np.imag(value)) if np.iscomplexobj(value) else (value,)
+    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
+
+
+def compare_all(program: Program, online: Any, reference: Any, tolerance: float) -> tuple[Row, ...]:
+    """A row for each parameter."""
+    got, want = (flat_gradients(program, tree) for tree in (online, reference))
+    return tuple(
+        compare_one(path, got[path], want[path], _claim(program, path), tolerance) for path in got
+    )
+
+
+def _claim(program: Program, path: str) -> str:
+    number = program.plan.analysis.step.model_leaves.paths.index(path)
+    own = [p for p in program.plan.ops if number in p.op.parameters]
+    if not own:
+        return "unused"
+    if all(p.exact for p in own):
+        return "exact"
+    if all(p.form is None for p in own):
+        return "current step"
+    return "approximate"
+
+
+def compare_one(path: str, got: np.ndarray, want: np.ndarray, claim: str, tolerance: float) -> Row:
+    """The row of one gradient, and whether its claim holds."""
     norm, size = float(np.linalg.norm(want)), float(np.linalg.norm(got))
     difference = float(np.linalg.norm(got - want))
     error = difference / norm if norm else float("nan")
+    ratio = size / norm if norm else float("nan")
     cosine = float(got @ want) / (norm * size) if norm and size else float("nan")
-    exact = all(p.exact for p in own)
-    if not own:
-        claim = "unused"
-    elif exact:
-        claim = "exact"
-    elif all(p.form is None for p in own):
-        claim = "current step"
-    else:
-        claim = "approximate"
     held: bool | None = None
-    if exact:
-        held = error <= tolerance if norm else (None if own and size == 0 else size == 0)
-    return Row(path, cosine, error, norm, claim, held)
+    if claim in ("exact", "unused"):
+        shows_nothing = claim == "exact" and size == 0
+        held = error <= tolerance if norm else (None if shows_nothing else size == 0)
+    return Row(path, cosine, error, ratio, norm, claim, held)
+
+
+def doubts(
+    program: Program, model: Any, xs: Any, carry: Any, rows: tuple[Row, ...]
+) -> tuple[str, ...]:
+    """What makes a comparison say less than it seems to."""
+    zero = [
+        f"the BPTT gradient of {row.path} is zero on this sequence, so nothing is compared"
+        for row in rows
+        if row.norm == 0 and row.path not in program.plan.unused
+    ]
+    return (*_silent(program, model, xs, carry), *zero)
 
 
 def _silent(program: Program, model: Any, xs: Any, carry: Any) -> list[str]:

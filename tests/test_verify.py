@@ -1,6 +1,7 @@
 """`etpc.verify` and `etpc.bptt`: what they say, and that they can say no."""
 
 import dataclasses
+import inspect
 from typing import ClassVar
 
 import equinox as eqx
@@ -11,7 +12,7 @@ import pytest
 
 import etpc
 from etpc.algorithms import Algorithm, Decay
-from etpc.verify import Report, _compare
+from etpc.verify import Report, compare_one
 
 T, I, O = 24, 3, 4
 """Longer than the default window."""
@@ -133,6 +134,44 @@ def test_bptt_with_step_and_state():
     assert float(loss) != float(etpc.bptt(model, xs, targets, squared)[0])
 
 
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("window", [1, 3, 7, 8])
+def test_truncated_bptt_is_a_loop_over_windows(batch, window):
+    """A window that leaves a remainder, one that holds all, and one that is longer."""
+    steps, model = 7, leaky(rec=True)
+    xs, targets = jax.tree.map(lambda a: a[:steps], data(batch))
+
+    def one(model, h, xs, targets):
+        total = 0.0
+        for x, target in zip(xs, targets, strict=True):
+            y, h = model(x, h)
+            total = total + squared(y, target)
+        return total, h
+
+    gradient = jax.jit(jax.value_and_grad(one, has_aux=True))
+    examples = [(xs, targets)] if batch is None else [(xs[:, b], targets[:, b]) for b in (0, 1)]
+    loss, expected = 0.0, jax.tree.map(jnp.zeros_like, model)
+    for x, target in examples:
+        h = model.init_state()
+        for at in range(0, steps, window):
+            (value, h), grads = gradient(model, h, x[at : at + window], target[at : at + window])
+            loss += float(value)
+            expected = jax.tree.map(jnp.add, expected, grads)
+    found, grads = etpc.bptt(model, xs, targets, squared, batch_size=batch, window=window)
+    count = len(examples)
+    assert float(found) == pytest.approx(loss / count, rel=1e-12)
+    assert distance(grads, jax.tree.map(lambda g: g / count, expected)) < 1e-12
+    whole = etpc.bptt(model, xs, targets, squared, batch_size=batch)[1]
+    assert (distance(grads, whole) > 1e-3) == (window < steps)
+
+
+@pytest.mark.parametrize("window", [0, -1, True, 2.0])
+def test_a_window_that_is_none(window):
+    bptt = inspect.unwrap(etpc.bptt)
+    with pytest.raises(etpc.InputError, match=r"window must be an int >= 1, not"):
+        bptt(leaky(), *data(), squared, window=window)
+
+
 # --- what holds -----------------------------------------------------------------------------------
 
 
@@ -195,13 +234,41 @@ def test_the_loss_is_that_of_bptt():
     assert report.loss == pytest.approx(float(etpc.bptt(model, xs, targets, squared)[0]), rel=1e-12)
 
 
+def test_the_ratio_is_that_of_the_norms():
+    model, (xs, targets) = leaky(rec=True), data()
+    report = etpc.verify(model, xs, targets, squared)
+    program = report.program
+    (_, _), online = program.value_and_grad(squared)(model, xs, targets, program.init())
+    _, whole = etpc.bptt(model, xs, targets, squared)
+    for row, name in zip(report.rows, ("win", "log_tau", "out", "rec"), strict=True):
+        expected = jnp.linalg.norm(getattr(online, name)) / jnp.linalg.norm(getattr(whole, name))
+        assert row.ratio == pytest.approx(float(expected), rel=1e-12)
+    assert rows(report)[".rec"].ratio != pytest.approx(1, abs=0.1)
+
+
+def test_both_parts_of_a_complex_gradient_are_compared():
+    def step(w, x, h):
+        h = w * h + x
+        return jnp.real(h) ** 2, h
+
+    w, start = jnp.asarray([0.5 + 0.6j, -0.2 + 0.3j]), jnp.ones(2, complex)
+    xs, targets = jnp.ones((T, 2), complex), jnp.zeros((T, 2))
+    report = etpc.verify(w, xs, targets, squared, state=start, step=step)
+    _, whole = etpc.bptt(w, xs, targets, squared, state=start, step=step)
+    assert report.ok
+    assert float(jnp.linalg.norm(jnp.imag(whole))) > 1
+    assert report.rows[0].norm == pytest.approx(float(jnp.linalg.norm(whole)), rel=1e-12)
+
+
 def test_table():
     report = etpc.verify(leaky(rec=True), *data(), squared)
     text = str(report)
     head, _, columns, rule, *body = text.splitlines()
     assert head.startswith("D_RTRL(")
     assert "against BPTT (loss" in head
-    assert columns.split() == ["parameter", "cosine", "rel.", "error", "norm", "claim", "held"]
+    assert columns.split() == [
+        *("parameter", "cosine", "rel.", "error", "ratio", "norm", "claim", "held")
+    ]
     assert set(rule) == {"-", " "}
     assert [line.split()[0] for line in body[:4]] == [".win", ".log_tau", ".out", ".rec"]
     assert repr(report) == text
@@ -283,8 +350,7 @@ def test_a_wrong_claim_of_an_algorithm_is_caught():
 )
 def test_compare(got, want, held):
     program = etpc.compile(leaky(), inputs=jnp.zeros(I))
-    row = _compare(program, 0, np.full(O * I, got), np.full(O * I, want), 1e-9)
-    assert row.path == ".win"
+    row = compare_one(".win", np.full(O * I, got), np.full(O * I, want), "exact", 1e-9)
     assert row.held is held
     report = Report(program, (row,), (), 1e-9, 1.0)
     assert report.ok is (held is not False)

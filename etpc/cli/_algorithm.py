@@ -1,0 +1,66 @@
+"""Algorithms as text: `es_d_rtrl:0.95,window=10`."""
+
+import ast
+import dataclasses
+from typing import Any
+
+from ..algorithms import Algorithm, registered
+from ..compare import TBPTT
+from ._errors import CommandError
+from ._find import near
+
+FORM = (
+    "name[:value][,setting=value...], such as d_rtrl, es_d_rtrl:0.95, es_d_rtrl:8,window=10, snap:2"
+)
+
+
+def parse(text: str) -> Algorithm | TBPTT:
+    """The algorithm of a text.
+
+    **Raises** `CommandError` where there is no such algorithm or setting, and what the algorithm
+    raises where a value is out of range.
+    """
+    head, *rest = text.split(",")
+    name, _, value = head.partition(":")
+    name = name.strip().lower().replace("-", "_")
+    known: dict[str, type[Any]] = {**registered(), "tbptt": TBPTT}
+    if name not in known:
+        raise CommandError(
+            f"There is no algorithm {name!r}.{near(name, known)} Known: {', '.join(known)}."
+        )
+    fields = [field for field in dataclasses.fields(known[name]) if field.init]
+    first = [field.name for field in fields if field.kw_only is not True][:1]
+    names = [field.name for field in fields]
+    settings: dict[str, Any] = {}
+    if value:
+        if not first:
+            raise CommandError(f"{name} takes no value, and {text!r} gives it {value!r}.")
+        settings[first[0]] = _literal(value)
+    for part in rest:
+        setting, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or setting not in names:
+            raise CommandError(
+                f"{part!r} is no setting of {name}.{near(setting, names)} Its settings: "
+                f"{', '.join(names)}. An algorithm is written {FORM}."
+            )
+        settings[setting] = _literal(value)
+    missing = [
+        field.name
+        for field in fields
+        if field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+        and field.name not in settings
+    ]
+    if missing:
+        raise CommandError(f"{name} needs {', '.join(missing)}: write {name}:VALUE.")
+    return known[name](**settings)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+__all__ = ["FORM", "parse"]

@@ -1,0 +1,142 @@
+"""Time and memory of the gradients of one model, with their error beside them."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..algorithms import Algorithm
+from ..compare import TBPTT, TOTAL, short_name
+from ..run import Program
+from ..verify import _bptt, compare_one, flat_gradients, full_state
+from ._task import Data, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One way to the gradient. Bytes are for the whole batch.
+
+    - `step_ms`: the shortest time of a call, over its steps, in ms.
+    - `compile_s`: from the Python functions to the executable, in s.
+    - `carry_bytes`: what is passed on from call to call.
+    - `temp_bytes`: what XLA allocates besides arguments and results; `None` where it does not say.
+    - `error`, `cosine`: of all parameters as one vector, against BPTT.
+    """
+
+    name: str
+    step_ms: float
+    compile_s: float
+    carry_bytes: int
+    temp_bytes: int | None
+    error: float
+    cosine: float
+
+
+class _Call:
+    """A compiled gradient. Called again, it goes on with the carry that the last call returned."""
+
+    def __init__(self, name: str, gradient: Callable[..., Any], model: Any, data: Data, carry: Any):
+        # Integer arrays stay with the code: they say what is connected, and are no parameters.
+        arrays, static = eqx.partition(model, eqx.is_inexact_array)
+
+        def run(arrays: Any, xs: Any, targets: Any, carry: Any) -> tuple[Any, Any]:
+            return gradient(eqx.combine(arrays, static), xs, targets, carry)
+
+        self.name = name
+        self._arguments = (arrays, data.xs, data.targets)
+        # A copy, as it is donated: its arrays may be the user's, or one of them twice.
+        self._carry = jax.tree.map(lambda a: jnp.array(a, copy=True), carry)
+        self.carry_bytes = sum(a.nbytes for a in jax.tree.leaves(carry))
+        start = time.perf_counter()
+        lowered = jax.jit(run, donate_argnums=3).lower(*self._arguments, self._carry)
+        self._compiled = lowered.compile()
+        self.compile_s = time.perf_counter() - start
+
+    def __call__(self) -> Any:
+        grads, self._carry = self._compiled(*self._arguments, self._carry)
+        return grads
+
+    @property
+    def temp_bytes(self) -> int | None:
+        found: Any = self._compiled.memory_analysis()
+        return None if found is None else int(found.temp_size_in_bytes)
+
+
+def bench(
+    task: Task,
+    data: Data,
+    algorithms: Sequence[Algorithm | TBPTT],
+    *,
+    memory: int | None = None,
+    repeats: int = 10,
+) -> list[Timing]:
+    """Time the gradient of a sequence under BPTT, which is the first result, and algorithms.
+
+    They take turns `repeats` times, so that what slows the machine down for a while slows all.
+    """
+    batch_size = data.batch_size
+    compiled = [
+        None if isinstance(a, TBPTT) else task.compile(a, memory, batch_size or 1)
+        for a in algorithms
+    ]
+    any_program = next((p for p in compiled if p is not None), None) or task.compile("d_rtrl")
+    calls = [_reverse("BPTT", None, task, data, any_program)]
+    for algorithm, program in zip(algorithms, compiled, strict=True):
+        name = short_name(algorithm)
+        if isinstance(algorithm, TBPTT):
+            calls.append(_reverse(name, algorithm.window, task, data, any_program))
+        else:
+            assert program is not None
+            calls.append(_online(name, program, task, data))
+    grads = [np.concatenate([*flat_gradients(any_program, call()).values()]) for call in calls]
+    shortest = [float("inf")] * len(calls)
+    for _ in range(repeats):
+        for n, call in enumerate(calls):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            shortest[n] = min(shortest[n], time.perf_counter() - start)
+    timings = []
+    for call, got, seconds in zip(calls, grads, shortest, strict=True):
+        row = compare_one(TOTAL, got, grads[0], "approximate", 0.0)
+        timings.append(
+            Timing(
+                name=call.name,
+                step_ms=1e3 * seconds / data.steps,
+                compile_s=call.compile_s,
+                carry_bytes=call.carry_bytes,
+                temp_bytes=call.temp_bytes,
+                error=row.error,
+                cosine=row.cosine,
+            )
+        )
+    return timings
+
+
+def _online(name: str, program: Program, task: Task, data: Data) -> _Call:
+    run = program.value_and_grad(data.loss_fn)
+
+    def gradient(model: Any, xs: Any, targets: Any, carry: Any) -> tuple[Any, Any]:
+        (_, carry), grads = run(model, xs, targets, carry)
+        return grads, carry
+
+    return _Call(name, gradient, task.model, data, program.init(data.batch_size))
+
+
+def _reverse(name: str, window: int | None, task: Task, data: Data, program: Program) -> _Call:
+    """BPTT from the initial state, cut after each window if there is one."""
+
+    def gradient(model: Any, xs: Any, targets: Any, start: Any) -> tuple[Any, Any]:
+        batched = data.batch_size is not None
+        _, grads = _bptt(model, xs, targets, data.loss_fn, start, task.step, batched, window=window)
+        return grads, start
+
+    start = full_state(program, program.init(data.batch_size))
+    return _Call(name, gradient, task.model, data, start)
+
+
+__all__ = ["Timing", "bench"]

@@ -1,0 +1,263 @@
+"""Algorithms side by side, each against backpropagation through time."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from ._errors import InputError
+from .algorithms import Algorithm, resolve
+from .run import Program, compile
+from .run._describe import table
+from .verify import (
+    HELD,
+    Row,
+    StepFunction,
+    _bptt,
+    check_window,
+    compare_all,
+    compare_one,
+    default_tolerance,
+    doubts,
+    fidelity,
+    flat_gradients,
+    full_state,
+    one_step,
+    verdict,
+)
+
+TOTAL = "(all)"
+"""In the place of a path, in the row of all parameters together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TBPTT:
+    """Truncated backpropagation through time, a reference for [`etpc.compare`][].
+
+    After every `window` steps the state is passed on without its derivative. `TBPTT(1)` is the
+    gradient of each step alone, with no trace of the steps before (SnAp-0). It is not an online
+    algorithm of [`etpc.compile`][]; the gradient itself is that of `etpc.bptt(..., window=W)`.
+
+    - `window`: the number of steps, at least 1.
+
+    **Source:** Williams and Peng, "An efficient gradient-based algorithm for on-line training of
+    recurrent network trajectories", Neural Computation 2(4), 1990, with h' = h = `window`.
+    """
+
+    window: int
+
+    def __post_init__(self) -> None:
+        check_window(self.window)
+
+    def __str__(self) -> str:
+        return f"TBPTT({self.window})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """One algorithm of a comparison.
+
+    - `rows`: a [`Row`][etpc.verify.Row] for each parameter.
+    - `total`: that of all parameters as one vector, so of the update that an optimiser sees; large
+        gradients count for more in it.
+    - `carry_bytes`: what is passed on from window to window, for the whole batch: the hidden state,
+        and the traces where there are any.
+    - `program`: the compiled program; `None` for `TBPTT`.
+    """
+
+    algorithm: Algorithm | TBPTT
+    rows: tuple[Row, ...]
+    total: Row
+    carry_bytes: int
+    program: Program | None
+
+    @property
+    def name(self) -> str:
+        """The algorithm with those of its settings that are not the default."""
+        return short_name(self.algorithm)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """The result of [`etpc.compare`][]. `print` it for a table."""
+
+    results: tuple[Result, ...]
+    notes: tuple[str, ...]
+    """What makes the comparison say less than it seems to: zero gradients, silent neurons."""
+    tolerance: float
+    loss: float
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether something that should have been compared was zero or silent."""
+        return bool(self.notes)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every claim held, and none of them emptily."""
+        rows = [row for result in self.results for row in result.rows]
+        return not self.vacuous and all(row.held is not False for row in rows)
+
+    def __str__(self) -> str:
+        columns = ["algorithm", "carry bytes", "parameter", "cosine", "rel. error", "ratio"]
+        columns += ["claim", "held"]
+        rows = []
+        for result in self.results:
+            first = [result.name, f"{result.carry_bytes:,}"]
+            for row in (*result.rows, result.total):
+                rows.append([*first, row.path, *fidelity(row), row.claim, HELD[row.held]])
+                first = ["", ""]
+        lines = [f"against BPTT (loss {self.loss:.6g})", "", *table(columns, rows), ""]
+        lines += verdict(self.ok, self.notes, self.tolerance)
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def compare(
+    model: Any,
+    xs: Any,
+    targets: Any,
+    loss_fn: Callable[[Any, Any], Array],
+    algos: Sequence[Algorithm | TBPTT | str] = ("d_rtrl", "es_d_rtrl", TBPTT(10), TBPTT(1)),
+    *,
+    state: Any = None,
+    step: StepFunction | None = None,
+    weights: Any = None,
+    batch_size: int | None = None,
+    memory: int | None = None,
+    tolerance: float | None = None,
+) -> Comparison:
+    """Compare the gradients of algorithms with BPTT, side by side, parameter by parameter.
+
+    **Arguments:**
+
+    - `model`, `state`, `step`, `weights`, `memory`: as in [`etpc.compile`][].
+    - `xs`, `targets`, `loss_fn`, `tolerance`: as in [`etpc.verify`][].
+    - `algos`: algorithms or their names, and `TBPTT(W)`, truncated BPTT.
+    - `batch_size`: B where the data has a batch axis, `None` where it has none.
+
+    BPTT is computed once. `ES_D_RTRL("auto")` measures ranks on the first example of `xs`.
+
+    **Returns** a [`Comparison`][etpc.compare.Comparison]: `print` shows the table, `.results` holds
+    it as data, `.ok` is the verdict, as for a report of [`etpc.verify`][]. What is not claimed to be
+    exact cannot fail.
+
+    **Raises** what `etpc.compile` raises, for the first algorithm that it refuses; `etpc.InputError`
+    where there is no algorithm.
+
+    ```pycon
+    >>> import jax, jax.numpy as jnp, etpc
+    >>> def step(w, x, h):
+    ...     h = jnp.tanh(w * h + x)
+    ...     return h, h
+    >>> xs = jax.random.normal(jax.random.key(0), (40, 3))
+    >>> def loss(y, target):
+    ...     return jnp.sum((y - target) ** 2)
+    >>> found = etpc.compare(
+    ...     jnp.full(3, 0.9), xs, 0 * xs, loss, ["d_rtrl", etpc.TBPTT(1)], state=jnp.zeros(3),
+    ...     step=step,
+    ... )
+    >>> [(result.name, result.total.claim) for result in found.results]
+    [('D_RTRL()', 'exact'), ('TBPTT(1)', 'current step')]
+
+    ```
+    """
+    if isinstance(algos, str) or not algos:
+        raise InputError(
+            f"algos is a list of algorithms or their names, with at least one, not {algos!r}."
+        )
+    chosen = [algo if isinstance(algo, TBPTT) else resolve(algo) for algo in algos]
+    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
+    sample = xs if batch_size is None else jax.tree.map(lambda a: a[:, 0], xs)
+
+    def compiled(algorithm: Algorithm | str) -> Program:
+        return compile(
+            model,
+            algorithm,
+            inputs=inputs,
+            state=state,
+            step=step,
+            weights=weights,
+            memory=memory,
+            batch_size=1 if batch_size is None else batch_size,
+            sample=sample,
+        )
+
+    programs = [None if isinstance(algo, TBPTT) else compiled(algo) for algo in chosen]
+    any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")
+    if tolerance is None:
+        tolerance = default_tolerance(any_program)
+    carry = any_program.init(batch_size)
+    start = full_state(any_program, carry)
+    batched = batch_size is not None
+    loss, reference = _bptt(model, xs, targets, loss_fn, start, step, batched)
+    steps = jax.tree.leaves((xs, targets))[0].shape[0]
+    results = []
+    for algorithm, program in zip(chosen, programs, strict=True):
+        if isinstance(algorithm, TBPTT):
+            window = algorithm.window
+            _, grads = _bptt(model, xs, targets, loss_fn, start, step, batched, window=window)
+            rows = _tbptt_rows(any_program, grads, reference, window, steps, tolerance)
+            passed_on = carry.state
+        else:
+            assert program is not None
+            run = program.value_and_grad(loss_fn)
+            passed_on = program.init(batch_size)
+            _, grads = run(model, xs, targets, passed_on)
+            rows = compare_all(program, grads, reference, tolerance)
+        total = _total(any_program, grads, reference, rows, tolerance)
+        size = sum(a.nbytes for a in jax.tree.leaves(passed_on))
+        results.append(Result(algorithm, rows, total, size, program))
+    notes = doubts(any_program, model, xs, carry, results[0].rows)
+    return Comparison(tuple(results), notes, tolerance, float(loss))
+
+
+def _tbptt_rows(
+    program: Program, grads: Any, reference: Any, window: int, steps: int, tolerance: float
+) -> tuple[Row, ...]:
+    claim = "exact" if window >= steps else "current step" if window == 1 else "approximate"
+    got, want = (flat_gradients(program, tree) for tree in (grads, reference))
+    return tuple(
+        compare_one(
+            path,
+            got[path],
+            want[path],
+            "unused" if path in program.plan.unused else claim,
+            tolerance,
+        )
+        for path in got
+    )
+
+
+def _total(
+    program: Program, grads: Any, reference: Any, rows: tuple[Row, ...], tolerance: float
+) -> Row:
+    got, want = (
+        np.concatenate([*flat_gradients(program, tree).values()]) for tree in (grads, reference)
+    )
+    claims = {row.claim for row in rows} - {"unused"}
+    claim = claims.pop() if len(claims) == 1 else "approximate"
+    return compare_one(TOTAL, got, want, claim, tolerance)
+
+
+def short_name(algorithm: Algorithm | TBPTT) -> str:
+    """An algorithm with those of its settings that are not the default."""
+    if isinstance(algorithm, TBPTT):
+        return str(algorithm)
+    settings = []
+    for field in dataclasses.fields(algorithm):
+        value = getattr(algorithm, field.name)
+        if field.kw_only is not True:
+            settings.append(repr(value))
+        elif value != field.default:
+            settings.append(f"{field.name}={value!r}")
+    # Fields that need no name stand first, wherever their class declares them.
+    settings.sort(key=lambda text: "=" in text)
+    return f"{type(algorithm).__name__}({', '.join(settings)})"
+
+
+__all__ = ["TBPTT", "TOTAL", "Comparison", "Result", "compare"]

@@ -1,0 +1,638 @@
+"""The command line: what it prints, its exit statuses, and what a mistake gets."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc.cli import Task, main
+from etpc.cli._algorithm import parse
+from etpc.cli._errors import CommandError
+from etpc.cli._task import _shape, load_task, make_data, mean_square
+from tests.test_imports import PACKAGE, modules, reached
+from tests.test_verify import Boastful
+
+MODELS = """
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+import etpc
+from etpc.cli import Task
+
+
+class Leaky(eqx.Module):
+    win: jax.Array
+    out: jax.Array
+    decay: jax.Array
+
+    def __init__(self, key=jax.random.key(0)):
+        self.win = jax.random.normal(key, (3, 2))
+        self.out = jax.random.normal(key, (2, 3))
+        self.decay = jnp.zeros(3)
+
+    def init_state(self):
+        return jnp.zeros(3)
+
+    def __call__(self, x, h):
+        h = jax.nn.sigmoid(self.decay) * h + self.win @ x
+        return self.out @ jnp.tanh(h), h
+
+
+class Makers:
+    @staticmethod
+    def make():
+        return make()
+
+
+def make(key=jax.random.key(0)):
+    return Leaky(key), jnp.zeros(2)
+
+
+def seeded(seed):
+    return make(jax.random.key(seed))
+
+
+def chatty():
+    print("hello")
+    return make()
+
+
+def silent():
+    return eqx.tree_at(lambda m: m.out, Leaky(), jnp.zeros((2, 3))), jnp.zeros(2)
+
+
+def plain_step(w, x, h):
+    h = w * h + x
+    return h, h
+
+
+def loss(y, target):
+    return jnp.sum((y - target) ** 2)
+
+
+def task(batch=()):
+    xs = jnp.arange(40 * 3.0 * max(1, sum(batch))).reshape(40, *batch, 3) % 7 - 3
+    return Task(
+        jnp.full(3, 0.5), jnp.zeros(3), xs, 0 * xs, loss, state=jnp.ones(3), step=plain_step
+    )
+
+
+def batched():
+    return task((4,))
+
+
+def no_inputs():
+    return Task(**{**vars(batched()), "inputs": None})
+
+
+def half():
+    return Task(jnp.ones(3), jnp.zeros(3), loss_fn=loss, state=jnp.ones(3), step=plain_step)
+
+
+def no_xs():
+    return Task(jnp.ones(3), jnp.zeros(3), None, jnp.zeros((5, 3)), loss, jnp.ones(3), plain_step)
+
+
+def odd():
+    return Task(jnp.ones(3), jnp.zeros((2, 3, 3)), jnp.zeros((5, 3)), state=jnp.ones(3), step=plain_step)
+
+
+def spikes():
+    def step(w, x, h):
+        return h > 0, w * h + x
+
+    return Task(jnp.ones(3), jnp.zeros(3), state=jnp.ones(3), step=step)
+
+
+model = Leaky()
+nothing = None
+a_task = batched()
+
+
+def forgot():
+    make()
+
+
+def raises():
+    return make(1 // 0)
+
+
+def misuses():
+    etpc.mark(None)
+
+
+def wrong_shape():
+    return Leaky(), jnp.zeros(5)
+
+
+def needs(width, depth=2):
+    return width
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder with models, as the current one; what a command imports is forgotten after it."""
+    (tmp_path / "tiny_models.py").write_text(MODELS)
+    (tmp_path / "tiny_package").mkdir()
+    (tmp_path / "tiny_package" / "__init__.py").write_text("")
+    (tmp_path / "tiny_package" / "nets.py").write_text("from tiny_models import make\n")
+    (tmp_path / "tiny_package" / "lacks.py").write_text("import no_such_library\n")
+    (tmp_path / "unfinished.py").write_text("def make(:\n    pass\n")
+    (tmp_path / "tiny_script.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if "tiny_" in name:
+            del sys.modules[name]
+
+
+def strict(text):
+    """JSON as its standard has it, without NaN."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def run(capsys, *argv):
+    """Exit status and the two streams of a command."""
+    status = main([str(a) for a in argv])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+# --- explain --------------------------------------------------------------------------------------
+
+
+def leaky_program(algo="d_rtrl"):
+    from tiny_models import Leaky  # pyright: ignore[reportMissingImports]
+
+    return etpc.compile(Leaky(), algo, inputs=jnp.zeros(2))
+
+
+def test_explain(capsys):
+    status, out, err = run(capsys, "explain", "tiny_models:make", "--algo", "es_d_rtrl:0.5")
+    assert (status, err) == (0, "")
+    assert out == f"{leaky_program(etpc.ES_D_RTRL(0.5))}\n"
+    assert "decay 0.5" in out
+
+
+def test_explain_of_a_parameter(capsys):
+    status, out, _ = run(capsys, "explain", "tiny_models:make", ".win")
+    assert (status, out) == (0, leaky_program().explain(".win") + "\n")
+    status, out, _ = run(capsys, "explain", "tiny_models:make", ".win", "--json")
+    record = strict(out)
+    assert [w["path"] for w in record["weights"]] == [".win"]
+    assert record["explanation"] == leaky_program().explain(".win")
+    assert record["parameter"] == ".win"
+
+
+def test_explain_as_json(capsys):
+    status, out, _ = run(capsys, "explain", "tiny_models:make", "--json")
+    program, record = leaky_program(), strict(out)
+    assert status == 0
+    assert record["algorithm"] == str(program.algorithm)
+    assert record["hidden_states"] == ["state"]
+    assert record["carry_bytes"] == program.memory().total
+    assert record["untraced"] == dict(program.untraced)
+    assert [w["path"] for w in record["weights"]] == [p.path for p in program.ops]
+    first = record["weights"][[w["path"] for w in record["weights"]].index(".win")]
+    assert (first["operation"], first["block"], first["exact"]) == ("dot_general", 1, True)
+    assert first["trace_bytes"] == 3 * 2 * 8
+    assert "tiny_models.py:" in first["source"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "tiny_models.py:make",
+        "./tiny_models.py:make",
+        "tiny_package.nets:make",
+        "tiny_models:Makers.make",
+        "tiny_models:model --inputs 2",
+        "tiny_models:Leaky --inputs 2",
+        "tiny_models:Leaky --inputs float64[2]",
+    ],
+)
+def test_targets(capsys, target):
+    _, expected, _ = run(capsys, "explain", "tiny_models:make")
+    assert run(capsys, "explain", *target.split()) == (0, expected, "")
+
+
+def test_the_seed_reaches_the_factory():
+    made, seeded = (
+        [load_task(f"tiny_models.py:{name}", None, seed).model.win for seed in (0, 1)]
+        for name in ("make", "seeded")
+    )
+    assert jnp.array_equal(made[0], seeded[0])
+    assert jnp.array_equal(made[1], seeded[1])
+    assert not jnp.array_equal(made[0], made[1])
+
+
+# --- verify ---------------------------------------------------------------------------------------
+
+
+def test_verify(capsys):
+    status, out, err = run(capsys, "verify", "tiny_models:make", "--steps", 20, "--batch", 2)
+    assert (status, err) == (0, "")
+    head, data, against, _, columns, *_, last = out.splitlines()
+    assert head == "tiny_models:make: 20 steps, batch 2"
+    assert data.startswith("random normal inputs (integers are 0 or 1), seed 0; the loss is a mean")
+    assert against.startswith("against BPTT (loss ")
+    assert columns.startswith("algorithm ")
+    assert last == "ok  (exact means a relative error of at most 1e-09)"
+    for name in ("D_RTRL()", "ES_D_RTRL(0.99)", "TBPTT(10)", "TBPTT(1)"):
+        assert f"\n{name} " in out
+
+
+def test_verify_as_json_is_the_comparison(capsys):
+    argv = ["--algo", "d_rtrl", "--algo", "es_d_rtrl:0.5", "--tbptt", "3", "--json"]
+    status, out, _ = run(capsys, "verify", "tiny_models:batched", *argv)
+    record = strict(out)
+    from tiny_models import batched, loss  # pyright: ignore[reportMissingImports]
+
+    task = batched()
+    expected = etpc.compare(
+        task.model,
+        task.xs,
+        task.targets,
+        loss,
+        ["d_rtrl", etpc.ES_D_RTRL(0.5), etpc.TBPTT(3)],
+        state=task.state,
+        step=task.step,
+        batch_size=4,
+    )
+    assert status == 0
+    assert record["ok"] is True
+    assert record["notes"] == []
+    assert (record["steps"], record["batch_size"]) == (40, 4)
+    assert record["data"] == "inputs of the task; its loss"
+    assert record["loss"] == pytest.approx(expected.loss, rel=1e-12)
+    for got, want in zip(record["results"], expected.results, strict=True):
+        assert got["name"] == want.name
+        assert got["carry_bytes"] == want.carry_bytes
+        rows = zip([*got["parameters"], got["total"]], [*want.rows, want.total], strict=True)
+        for row, wanted in rows:
+            assert row.keys() == vars(wanted).keys()
+            assert row["path"] == wanted.path
+            assert row["claim"] == wanted.claim
+            assert row["held"] is wanted.held
+            assert row["error"] == pytest.approx(wanted.error, rel=1e-6, abs=1e-12)
+    assert record["results"][0]["total"]["error"] < 1e-9
+    assert record["results"][2]["total"]["error"] > 1e-3
+
+
+def test_a_vacuous_comparison_fails(capsys):
+    argv = ["tiny_models:silent", "--steps", 3, "--algo", "d_rtrl", "--tbptt", 1]
+    status, out, _ = run(capsys, "verify", *argv)
+    assert status == 1
+    assert "NOT ok: the comparison is vacuous in part" in out
+    status, out, _ = run(capsys, "verify", *argv, "--json")
+    record = strict(out)  # a cosine of nan is null
+    assert status == 1
+    assert record["ok"] is False
+    assert record["notes"]
+    assert record["results"][0]["parameters"][0]["cosine"] is None
+
+
+def test_a_claim_that_does_not_hold_fails(capsys, monkeypatch):
+    monkeypatch.setitem(etpc.algorithms._NAMES, "boastful", Boastful)
+    status, out, _ = run(capsys, "verify", "tiny_models:make", "--algo", "boastful", "--tbptt", 1)
+    assert status == 1
+    assert " NO\n" in out
+    assert "vacuous" not in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "steps", "batch"),
+    [
+        (["task"], 40, None),
+        (["task", "--steps", 5], 5, None),
+        (["batched", "--steps", 5, "--batch", 2], 5, 2),
+        (["no_inputs", "--steps", 5], 5, 4),
+        (["a_task", "--steps", 5], 5, 4),
+    ],
+)
+def test_data_of_a_task(capsys, argv, steps, batch):
+    argv = [f"tiny_models:{argv[0]}", *argv[1:], "--algo", "d_rtrl", "--tbptt", "1", "--json"]
+    status, out, _ = run(capsys, "verify", *argv)
+    record = strict(out)
+    assert status == 0
+    assert (record["steps"], record["batch_size"]) == (steps, batch)
+
+
+def test_what_the_model_prints_does_not_mix_with_json(capsys):
+    _, out, err = run(capsys, "explain", "tiny_models:chatty", "--json")
+    strict(out)
+    assert err == "hello\n"
+    _, out, _ = run(capsys, "explain", "tiny_models:chatty")
+    assert out.startswith("hello\n")
+
+
+# --- bench ----------------------------------------------------------------------------------------
+
+BENCH = ["tiny_models:make", "--steps", 20, "--batch", 2, "--repeats", 2, "--algo", "d_rtrl"]
+
+
+def test_bench_as_json(capsys):
+    argv = [*BENCH, "--algo", "es_d_rtrl:0.5", "--window", 1, "--window", 5, "--tbptt", 4, "--json"]
+    status, out, _ = run(capsys, "bench", *argv)
+    record = strict(out)
+    rows = {row["name"]: row for row in record["results"]}
+    assert status == 0
+    assert list(rows) == [
+        *("BPTT", "D_RTRL(window=1)", "D_RTRL(window=5)"),
+        *("ES_D_RTRL(0.5, window=1)", "ES_D_RTRL(0.5, window=5)", "TBPTT(4)"),
+    ]
+    for row in rows.values():
+        assert row["step_ms"] > 0
+        assert row["compile_s"] > 0
+        assert row["temp_bytes"] > 0
+    assert rows["BPTT"]["error"] == 0
+    assert rows["D_RTRL(window=1)"]["error"] < 1e-9
+    assert rows["D_RTRL(window=5)"]["error"] < 1e-9
+    assert rows["ES_D_RTRL(0.5, window=1)"]["error"] > 1e-3
+    assert rows["TBPTT(4)"]["error"] > 1e-3
+    assert rows["BPTT"]["carry_bytes"] == 2 * 3 * 8
+    assert rows["D_RTRL(window=1)"]["carry_bytes"] == leaky_program().memory(2).total
+    assert record["repeats"] == 2
+    assert record["device"].startswith("cpu")
+
+
+def test_bench(capsys):
+    status, out, _ = run(capsys, "bench", *BENCH)
+    lines = out.splitlines()
+    assert status == 0
+    assert lines[0] == "tiny_models:make: 20 steps, batch 2"
+    assert "shortest of 2" in lines[2]
+    assert lines[4].split()[:3] == ["gradient", "ms/step", "to"]
+    assert [line.split()[0] for line in lines[6:]] == ["BPTT", "D_RTRL()"]
+    assert lines[6].split()[2] == "1.00"
+
+
+def test_bench_leaves_the_state_of_a_task_alone(capsys):
+    argv = ["tiny_models:task", "--steps", 20, "--repeats", 1, "--algo", "d_rtrl", "--json"]
+    status, out, err = run(capsys, "bench", *argv)
+    assert (status, err) == (0, "")
+    assert strict(out)["results"][1]["error"] < 1e-9
+
+
+# --- draw -----------------------------------------------------------------------------------------
+
+
+def test_draw(capsys, monkeypatch, folder):
+    def write(program, path):
+        Path(path).write_text(str(program))
+
+    module = types.ModuleType("etpc.draw")
+    module.write = write  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "etpc.draw", module)
+    argv = ["draw", "tiny_models:make", "--algo", "snap:1", "-o"]
+    assert run(capsys, *argv, "graph.svg") == (0, "wrote graph.svg\n", "")
+    assert (folder / "graph.svg").read_text().startswith("SnAp(n=1")
+    status, out, _ = run(capsys, *argv, "graph.svg", "--json")
+    assert (status, strict(out)) == (0, {"model": "tiny_models:make", "written": "graph.svg"})
+    status, _, err = run(capsys, *argv, "no_folder/graph.svg")
+    assert status == 2
+    assert "no_folder/graph.svg cannot be written: No such file" in err
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "no name": ("explain tiny_models", r"'tiny_models' does not name a model\. Write package"),
+    "no module": ("explain tiny_modles:make", r"no module 'tiny_modles' in this folder.*tiny_mod"),
+    "no submodule": ("explain tiny_package.nest:make", r"'nest' in tiny_package\. .*mean nets\?"),
+    "a dot": ("explain .tiny_models:make", r"'\.tiny_models' is no name of a module"),
+    "no file": ("explain tiny_model.py:make", r"no file tiny_model\.py\. .*mean tiny_models\.py\?"),
+    "no such name": ("explain tiny_models:mak", r"no 'mak' in tiny_models\. Did you mean make"),
+    "no attribute": ("explain tiny_models:Makers.mak", r"no 'mak' in tiny_models:Makers\. .*make"),
+    "an import of its own": (
+        "explain tiny_package.lacks:make",
+        r"(?s)No module named 'no_such_library'.*at tiny_package.lacks\.py:1, in <module>:\n +import",
+    ),
+    "syntax": (
+        "explain unfinished:make",
+        r'(?s)unfinished\.py", line 1\n    def make\(:\n.*SyntaxError: invalid syntax',
+    ),
+    "a script": ("explain tiny_script:make", r"tiny_script calls sys\.exit.*__main__"),
+    "a factory that raises": (
+        "explain tiny_models:raises",
+        r"(?s)ZeroDivisionError: .*at tiny_models\.py:\d+, in raises:\n    return make\(1 // 0\)",
+    ),
+    "a factory that misuses etpc": (
+        "explain tiny_models:misuses",
+        r"(?s)None.*at tiny_models\.py:\d+, in misuses:\n    etpc\.mark\(None\)",
+    ),
+    "an error inside the model": (
+        "explain tiny_models:wrong_shape",
+        r"(?s)TypeError: .*at tiny_models\.py:\d+, in __call__:\n    h = jax",
+    ),
+    "a factory with arguments": ("explain tiny_models:needs", r"needs width\. Only `key`"),
+    "a factory that forgets": ("explain tiny_models:forgot", r"forgot gives None"),
+    "no model": ("explain tiny_models:nothing", r"nothing gives None"),
+    "no inputs": ("explain tiny_models:model", r"does not say what the model reads.*--inputs 20"),
+    "inputs": ("explain tiny_models:model --inputs 2x", r"--inputs 2x is no shape\. Write 20"),
+    "dtype": ("explain tiny_models:model --inputs flaot32[2]", r"there is no dtype 'flaot32'"),
+    "algorithm": ("explain tiny_models:make --algo d_rtlr", r"'d_rtlr'\. Did you mean d_rtrl"),
+    "setting": ("explain tiny_models:make --algo snap,windw=2", r"'windw=2' is no .*mean window"),
+    "value": ("explain tiny_models:make --algo d_rtrl:2", r"d_rtrl takes no value"),
+    "range": ("explain tiny_models:make --algo es_d_rtrl:1.5", r"decay must lie in \(0, 1\]"),
+    "tbptt without a window": ("verify tiny_models:make --algo tbptt", r"tbptt needs window"),
+    "tbptt as a program": ("explain tiny_models:make --algo tbptt:2", r"tbptt has no program"),
+    "parameter": ("explain tiny_models:make .wni", r"no parameter '\.wni'.*\.win"),
+    "memory": ("verify tiny_models:make --memory 10", r"memory=10 allows no more"),
+    "half a task": ("verify tiny_models:half", r"both targets and loss_fn, or none"),
+    "targets alone": ("verify tiny_models:no_xs", r"needs xs too"),
+    "axes": ("verify tiny_models:odd", r"xs has a leaf of shape \[5, 3\]"),
+    "outputs": ("verify tiny_models:spikes", r"no output that is a float.*etpc\.cli\.Task"),
+    "too many steps": ("verify tiny_models:task --steps 41", r"--steps 41 is more than the 40"),
+    "too large a batch": ("bench tiny_models:batched --batch 5", r"--batch 5 is more than the 4"),
+    "a batch of none": ("verify tiny_models:task --batch 2", r"xs has no batch axis"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes(capsys, case):
+    argv, words = MISTAKES[case]
+    status, out, err = run(capsys, *argv.split())
+    assert (status, out) == (2, "")
+    assert err.startswith(f"etpc {argv.split()[0]}: error: ")
+    assert "Traceback" not in err
+    assert re.search(words, err), err
+
+
+def test_traceback_on_request(capsys):
+    status, _, err = run(capsys, "explain", "tiny_models:raises", "--traceback")
+    assert status == 2
+    assert err.startswith("Traceback")
+    assert "in raises" in err.partition("etpc explain: error: ")[0]
+
+
+def test_an_error_of_etpc_is_shown_in_full(capsys, monkeypatch):
+    monkeypatch.setattr("etpc.cli._main.compare", int)
+    status, out, err = run(capsys, "verify", "tiny_models:make", "--steps", 2)
+    assert (status, out) == (3, "")
+    assert err.startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["explain"],
+        ["train", "tiny_models:make"],
+        ["draw", "tiny_models:make"],
+        ["verify", "tiny_models:make", "--steps", "0"],
+        ["bench", "tiny_models:make", "--window", "x"],
+    ],
+)
+def test_arguments(capsys, argv):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert "usage: etpc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["explain", "verify", "draw", "bench", None])
+def test_help(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([*([] if command is None else [command]), "--help"])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert f"example: etpc {command or 'verify'} models.py:make" in out
+    assert "exit status: 0" in out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"etpc {etpc.__version__}\n"
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "algorithm"),
+    [
+        ("d_rtrl", etpc.D_RTRL()),
+        ("D-RTRL", etpc.D_RTRL()),
+        ("es_d_rtrl", etpc.ES_D_RTRL()),
+        ("es_d_rtrl:0.95", etpc.ES_D_RTRL(0.95)),
+        ("es_d_rtrl:8", etpc.ES_D_RTRL(8)),
+        ("es_d_rtrl:auto,error=0.1", etpc.ES_D_RTRL("auto", error=0.1)),
+        ("es_d_rtrl:0.95,window=10", etpc.ES_D_RTRL(0.95, window=10)),
+        ("es_d_rtrl:4, certificate=True", etpc.ES_D_RTRL(4, certificate=True)),
+        ("d_rtrl,window=auto,in_window=exact", etpc.D_RTRL(in_window="exact")),
+        ("snap:2", etpc.SnAp(2)),
+        ("snap,n=3", etpc.SnAp(3)),
+        ("rtrl", etpc.RTRL()),
+        ("auto", etpc.Auto()),
+        ("tbptt:7", etpc.TBPTT(7)),
+    ],
+)
+def test_algorithms(text, algorithm):
+    assert parse(text) == algorithm
+
+
+def test_an_int_is_a_rank_and_a_float_a_decay():
+    assert parse("es_d_rtrl:1") != parse("es_d_rtrl:0.5")
+    assert isinstance(getattr(parse("es_d_rtrl:1"), "decay_or_rank"), int)  # noqa: B009
+    assert isinstance(getattr(parse("es_d_rtrl:1.0"), "decay_or_rank"), float)  # noqa: B009
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "dtype"),
+    [
+        ("20", (20,), "float64"),
+        ("3,4", (3, 4), "float64"),
+        ("float32[20]", (20,), "float32"),
+        ("int32[3, 4]", (3, 4), "int32"),
+        ("bool[2]", (2,), "bool"),
+        ("float32[]", (), "float32"),
+    ],
+)
+def test_shapes(text, shape, dtype):
+    found = _shape(text)
+    assert (found.shape, found.dtype) == (shape, dtype)
+
+
+@pytest.mark.parametrize("text", ["", "x", "[20]", "20[", "-3", "3.5", "float32"])
+def test_what_is_no_shape(text):
+    with pytest.raises(CommandError, match="is no shape"):
+        _shape(text)
+
+
+def test_random_data():
+    def step(w, x, h):
+        h = w * h + x["a"]
+        return {"h": h, "spike": h > 0, "count": 3}, h
+
+    inputs = {
+        "a": jnp.zeros(3),
+        "i": jax.ShapeDtypeStruct((2,), jnp.int32),
+        "b": np.zeros((), bool),
+        "c": jnp.zeros(2, jnp.complex64),
+        "k": jax.random.key(0),
+    }
+    task = Task(jnp.ones(3), inputs, state=jnp.zeros(3), step=step)
+    data = make_data(task, seed=0, steps=30, batch=4)
+    assert (data.steps, data.batch_size) == (30, 4)
+    shapes = {name: (x.shape, x.dtype) for name, x in data.xs.items() if name != "k"}
+    assert shapes == {
+        "a": ((30, 4, 3), "float64"),
+        "i": ((30, 4, 2), "int32"),
+        "b": ((30, 4), "bool"),
+        "c": ((30, 4, 2), "complex64"),
+    }
+    assert set(np.unique(data.xs["i"])) == {0, 1}
+    assert data.xs["k"].shape == (30, 4)
+    assert [t.shape for t in data.targets] == [(30, 4, 3)]
+    assert data.loss_fn is mean_square
+    again, other = (make_data(task, seed=s, steps=30, batch=4) for s in (0, 1))
+    assert jnp.array_equal(data.xs["a"], again.xs["a"])
+    assert not jnp.array_equal(data.xs["a"], other.xs["a"])
+
+
+def test_mean_square():
+    y = {"a": jnp.asarray([1.0, 2.0]), "b": jnp.asarray(3 + 4j), "spike": jnp.asarray(True)}
+    targets = [jnp.asarray([0.0, 4.0]), jnp.asarray(0j)]
+    assert float(mean_square(y, targets)) == pytest.approx((1 + 4 + 25) / 3)
+
+
+def test_import_of_etpc_leaves_the_command_line_alone():
+    names = reached("etpc.__init__", modules(PACKAGE))
+    assert "etpc.compare" in names
+    assert not [name for name in names if name.startswith("etpc.cli")]
+
+
+def test_as_a_module():
+    """In a process of its own, where float64 is off unless asked for."""
+    command = [sys.executable, "-m", "etpc", "verify", "tiny_models:make", "--algo", "d_rtrl"]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [*command, "--tbptt", "1", "--x64", "--json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    record = strict(done.stdout)
+    assert record["tolerance"] == 1e-9
+    assert record["results"][0]["total"]["error"] < 1e-12

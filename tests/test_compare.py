@@ -1,0 +1,228 @@
+"""`etpc.compare`: algorithms and truncated BPTT, side by side."""
+
+import dataclasses
+import inspect
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+import etpc
+from etpc import D_RTRL, ES_D_RTRL, RTRL, TBPTT, SnAp
+from etpc.algorithms import resolve
+from etpc.compare import short_name
+from tests.test_verify import Boastful, Spiking, T, data, leaky, squared
+
+ALGORITHMS = ["d_rtrl", ES_D_RTRL(0.5), SnAp(1), RTRL(), TBPTT(T), TBPTT(6), TBPTT(1)]
+
+
+def recurrent():
+    """Weakly enough that influence fades, in units that leak less than it."""
+    model = leaky(rec=True)
+    return eqx.tree_at(lambda m: m.rec, model, 0.2 * model.rec)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """A recurrent net under all of them, with a batch."""
+    return etpc.compare(recurrent(), *data(2), squared, ALGORITHMS, batch_size=2)
+
+
+def by_name(comparison):
+    return {result.name: result for result in comparison.results}
+
+
+def test_names_and_order(found):
+    assert [result.name for result in found.results] == [
+        "D_RTRL()",
+        "ES_D_RTRL(0.5)",
+        "SnAp(1)",
+        "RTRL()",
+        f"TBPTT({T})",
+        "TBPTT(6)",
+        "TBPTT(1)",
+    ]
+    for result in found.results:
+        assert [row.path for row in result.rows] == [".win", ".log_tau", ".out", ".rec"]
+        assert (result.program is None) == isinstance(result.algorithm, TBPTT)
+    assert found.ok, str(found)
+
+
+def test_what_is_exact_is_exact(found):
+    for name in ("RTRL()", f"TBPTT({T})"):
+        result = by_name(found)[name]
+        for row in (*result.rows, result.total):
+            assert (row.claim, row.held) == ("exact", True)
+            assert row.error <= 1e-9
+            assert row.norm > 0
+
+
+def test_what_is_not_is_not(found):
+    claims = {
+        "D_RTRL()": "approximate",
+        "ES_D_RTRL(0.5)": "approximate",
+        "SnAp(1)": "approximate",
+        "TBPTT(6)": "approximate",
+        "TBPTT(1)": "current step",
+    }
+    for name, claim in claims.items():
+        total = by_name(found)[name].total
+        assert (total.claim, total.held) == (claim, None)
+        assert total.error > 1e-2
+
+
+def test_a_longer_window_is_nearer(found):
+    short, long, whole = (by_name(found)[f"TBPTT({w})"].total for w in (1, 6, T))
+    assert short.error > 1.5 * long.error > 100 * whole.error
+    assert short.cosine < long.cosine < whole.cosine
+
+
+def test_rows_are_those_of_verify(found):
+    for algorithm in (D_RTRL(), ES_D_RTRL(0.5)):
+        report = etpc.verify(recurrent(), *data(2), squared, algorithm, batch_size=2)
+        result = by_name(found)[short_name(algorithm)]
+        for got, want in zip(result.rows, report.rows, strict=True):
+            assert dataclasses.astuple(got)[4:] == dataclasses.astuple(want)[4:]
+            assert got.cosine == pytest.approx(want.cosine, rel=1e-9)
+        assert found.loss == pytest.approx(report.loss, rel=1e-12)
+
+
+def test_tbptt_of_one_step_is_the_immediate_gradient():
+    """Each step's own gradient with the state held, written out."""
+    model, (xs, targets) = leaky(rec=True), data()
+    found = etpc.compare(model, xs, targets, squared, [TBPTT(1)])
+
+    def loss(model, h, x, target):
+        return squared(model(x, h)[0], target)
+
+    gradient, h = jax.jit(jax.grad(loss)), model.init_state()
+    total = jax.tree.map(jnp.zeros_like, model)
+    for x, target in zip(xs, targets, strict=True):
+        total = jax.tree.map(jnp.add, total, gradient(model, h, x, target))
+        _, h = model(x, h)
+    whole = etpc.bptt(model, xs, targets, squared)[1]
+    got, want = (
+        jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(t)]) for t in (total, whole)
+    )
+    row = found.results[0].total
+    assert row.norm == pytest.approx(float(jnp.linalg.norm(want)), rel=1e-12)
+    assert row.ratio == pytest.approx(
+        float(jnp.linalg.norm(got) / jnp.linalg.norm(want)), rel=1e-12
+    )
+    assert row.error == pytest.approx(
+        float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want)), rel=1e-12
+    )
+
+
+def test_bytes_of_carries(found):
+    results = by_name(found)
+    for result in found.results:
+        if result.program is not None:
+            assert result.carry_bytes == result.program.memory(2).total
+    assert results["TBPTT(6)"].carry_bytes == 2 * 4 * 8  # batch, states, float64
+
+
+def test_table(found):
+    head, _, columns, rule, *body = str(found).splitlines()
+    assert head.startswith("against BPTT (loss ")
+    assert columns.split() == [
+        *("algorithm", "carry", "bytes", "parameter", "cosine", "rel.", "error", "ratio"),
+        *("claim", "held"),
+    ]
+    assert set(rule) == {"-", " "}
+    width = len(ALGORITHMS) * 5
+    names = [line.split()[0] for line in body[:width]]
+    assert names[::5] == [result.name for result in found.results]
+    assert names[1:5] == [".log_tau", ".out", ".rec", "(all)"]
+    assert body[-1] == "ok  (exact means a relative error of at most 1e-09)"
+    assert repr(found) == str(found)
+
+
+def test_a_wrong_claim_is_caught():
+    found = etpc.compare(leaky(), *data(), squared, [D_RTRL(), Boastful()])
+    assert not found.ok
+    assert not found.vacuous
+    honest, boastful = found.results
+    assert all(row.held for row in honest.rows)
+    assert boastful.rows[0].held is False
+    assert boastful.total.held is False
+    assert "NO" in str(found)
+
+
+def test_a_silent_network_is_noted():
+    found = etpc.compare(Spiking(scale=1e-3), *data(), squared, [TBPTT(1)])
+    assert found.vacuous
+    assert not found.ok
+    assert any("the layer is silent" in note for note in found.notes)
+    assert any("gradient of .out.weight is zero" in note for note in found.notes)
+
+
+def test_options_reach_the_compiler():
+    model, (xs, targets) = leaky(spare=jnp.ones(2)), data()
+    found = etpc.compare(
+        {"m": model},
+        xs,
+        targets,
+        squared,
+        ["d_rtrl", TBPTT(2)],
+        state=jnp.ones(4),
+        step=lambda m, x, s: m["m"](x, s),
+        weights=lambda m: m["m"].log_tau,
+        tolerance=1e-5,
+    )
+    online, cut = ({row.path: row for row in result.rows} for result in found.results)
+    assert online["['m'].win"].claim == "current step"
+    assert online["['m'].log_tau"].held is True
+    assert online["['m'].spare"].claim == cut["['m'].spare"].claim == "unused"
+    assert found.tolerance == 1e-5
+    assert found.ok, str(found)
+    with pytest.raises(etpc.MemoryLimitError, match="for 2 examples"):
+        etpc.compare(model, *data(2), squared, ["d_rtrl"], batch_size=2, memory=100)
+
+
+def test_ranks_are_measured_on_the_sequence():
+    found = etpc.compare(
+        leaky(rec=True), *data(2), squared, [ES_D_RTRL("auto"), TBPTT(1)], batch_size=2
+    )
+    assert found.results[0].name == "ES_D_RTRL('auto')"
+    assert found.results[0].total.norm > 0
+
+
+@pytest.mark.parametrize("window", [0, True, 1.5])
+def test_windows(window):
+    with pytest.raises(etpc.InputError, match="window must be an int >= 1"):
+        inspect.unwrap(TBPTT.__init__)(object.__new__(TBPTT), window)
+
+
+@pytest.mark.parametrize("algos", [[], "d_rtrl"])
+def test_a_list_of_algorithms_is_needed(algos):
+    with pytest.raises(etpc.InputError, match="with at least one, not"):
+        etpc.compare(leaky(), *data(), squared, algos)
+
+
+def test_tbptt_is_not_compiled():
+    with pytest.raises(etpc.InputTypeError, match=r"must be an algorithm or its name, not TBPTT"):
+        inspect.unwrap(resolve)(TBPTT(3))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [
+        (D_RTRL(), "D_RTRL()"),
+        (D_RTRL(window=10, in_window="exact"), "D_RTRL(window=10, in_window='exact')"),
+        (ES_D_RTRL(), "ES_D_RTRL(0.99)"),
+        (ES_D_RTRL(8, certificate=True), "ES_D_RTRL(8, certificate=True)"),
+        (SnAp(2, window=3), "SnAp(2, window=3)"),
+        (TBPTT(5), "TBPTT(5)"),
+    ],
+)
+def test_short_names(algorithm, name):
+    assert short_name(algorithm) == name
+
+
+def test_without_recurrence_a_trace_is_exact_and_cutting_is_not():
+    found = etpc.compare(leaky(), *data(), squared, ["d_rtrl", TBPTT(6)])
+    online, cut = found.results
+    assert online.total.error < 1e-12 < 1e-2 < cut.total.error
+    assert found.ok
