@@ -109,6 +109,7 @@ class MinGRU(DiagonalCell):
     """
 
     gates: ClassVar[int] = 2
+    __init__ = DiagonalCell.__init__
 
     def __call__(
         self, x: Float[Array, " I"], h: Float[Array, " H"]
@@ -136,6 +137,7 @@ class MinLSTM(DiagonalCell):
     """
 
     gates: ClassVar[int] = 3
+    __init__ = DiagonalCell.__init__
 
     def __call__(
         self, x: Float[Array, " I"], h: Float[Array, " H"]

@@ -77,6 +77,8 @@ class LayerNorm(Norm):
     `equinox.nn.LayerNorm`.
     """
 
+    __init__ = Norm.__init__
+
     def _normalised(self, x: Array) -> Array:
         return _standard(x, tuple(range(x.ndim)), self.eps)
 
@@ -89,6 +91,8 @@ class RMSNorm(Norm):
     **Source** Zhang & Sennrich, "Root mean square layer normalization", NeurIPS 2019, equation 4; the
     same as `equinox.nn.RMSNorm`.
     """
+
+    __init__ = Norm.__init__
 
     def _normalised(self, x: Array) -> Array:
         return x * jax.lax.rsqrt(jnp.mean(x**2, keepdims=True) + self.eps)

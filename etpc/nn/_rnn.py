@@ -76,10 +76,6 @@ class Cell(eqx.Module):
         self.weight_hh = initialise("recurrent_init", recurrent_init, keys[1], (G, H), self.dtype)
         self.bias = optional(use_bias, "bias_init", bias_init, keys[2], (G,), self.dtype)
 
-    def init_state(self) -> Float[Array, " H"]:
-        """**Returns** zeros."""
-        return jnp.zeros(self.hidden_size, self.dtype)
-
     def _drives(self, x: Array, h: Array) -> tuple[list[Array], list[Array]]:
         """What the input, with the bias, and the last output give to each gate."""
         name = type(self).__name__
@@ -92,7 +88,17 @@ class Cell(eqx.Module):
         return jnp.split(from_x, self.gates), jnp.split(from_h, self.gates)
 
 
-class VanillaRNN(Cell):
+class OutputCell(Cell):
+    """A cell whose whole state is its last output."""
+
+    __init__ = Cell.__init__
+
+    def init_state(self) -> Float[Array, " H"]:
+        """**Returns** zeros."""
+        return jnp.zeros(self.hidden_size, self.dtype)
+
+
+class VanillaRNN(OutputCell):
     """`h' = f(W_ih x + W_hh h + b)`. The output is `h'`.
 
     The matrix `W_hh` is the only memory, and D-RTRL cuts it: what is left is the gradient of the
@@ -164,7 +170,7 @@ class VanillaRNN(Cell):
         return h, h
 
 
-class GRU(Cell):
+class GRU(OutputCell):
     """The gated recurrent unit, with the weights and the equations of `equinox.nn.GRUCell`:
 
     - `r = sigmoid(W_ir x + b_r + W_hr h)`, `z = sigmoid(W_iz x + b_z + W_hz h)`
@@ -236,7 +242,7 @@ class GRU(Cell):
         return h, h
 
 
-class MGU(Cell):
+class MGU(OutputCell):
     """The minimal gated unit: a GRU with one gate for both of its tasks.
 
     - `f = sigmoid(W_if x + b_f + W_hf h)`, `n = tanh(W_in x + b_n + f * (W_hn h))`
@@ -250,6 +256,7 @@ class MGU(Cell):
     """
 
     gates: ClassVar[int] = 2
+    __init__ = Cell.__init__
 
     def __call__(
         self, x: Float[Array, " I"], h: Float[Array, " H"]
@@ -284,6 +291,7 @@ class LSTM(Cell):
     """
 
     gates: ClassVar[int] = 4
+    __init__ = Cell.__init__
 
     def init_state(self) -> LSTMState:
         """**Returns** zeros."""

@@ -48,7 +48,8 @@ class Sequential(eqx.Module):
 
     def init_state(self) -> tuple[Any, ...]:
         """**Returns** the initial state of each layer, `None` for a layer without one."""
-        return tuple(layer.init_state() if _stateful(layer) else None for layer in self.layers)
+        starts = (getattr(layer, "init_state", None) for layer in self.layers)
+        return tuple(None if start is None else start() for start in starts)
 
     def __call__(self, x: Any, state: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         """**Returns** the output of the last layer, and the new state of each layer.
@@ -62,13 +63,9 @@ class Sequential(eqx.Module):
             )
         after = []
         for layer, now in zip(self.layers, state, strict=True):
-            if _stateful(layer):
+            if hasattr(layer, "init_state"):
                 x, now = layer(x, now)
             else:
                 x = layer(x)
             after.append(now)
         return x, tuple(after)
-
-
-def _stateful(layer: Any) -> bool:
-    return hasattr(layer, "init_state")

@@ -1,12 +1,14 @@
 """The layer with few connections."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax.experimental import sparse
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc._errors import InputError
@@ -23,7 +25,8 @@ from etpc.nn._init import (
 )
 
 Pair = tuple[np.ndarray, np.ndarray]
-Connections = tuple[ArrayLike, ArrayLike] | scipy.sparse.sparray | scipy.sparse.spmatrix | float
+Indices = Sequence[int] | np.ndarray | Array
+Matrix = scipy.sparse.sparray | scipy.sparse.spmatrix
 
 
 class SparseLinear(eqx.Module):
@@ -54,7 +57,7 @@ class SparseLinear(eqx.Module):
         self,
         in_features: int,
         out_features: int,
-        connections: Connections,
+        connections: tuple[Indices, Indices] | Matrix | float | int,
         use_bias: bool = True,
         *,
         weight_init: Initializer | None = None,
@@ -86,14 +89,14 @@ class SparseLinear(eqx.Module):
         dtype = float_dtype(dtype)
         keys = jax.random.split(key, 3)
         values = None
-        if scipy.sparse.issparse(connections):
-            matrix = connections.tocoo()
-            rows, columns, values = matrix.row, matrix.col, matrix.data
+        if isinstance(connections, Matrix):
+            matrix = scipy.sparse.coo_array(connections)
             if matrix.shape != (O, I):
                 raise InputError(
                     f"connections is a matrix of shape {matrix.shape} where {(O, I)} is needed. This is "
                     "because rows are outputs and columns inputs. Pass its transpose, or other sizes."
                 )
+            rows, columns, values = matrix.row, matrix.col, matrix.data
         elif isinstance(connections, tuple):
             rows, columns = _integers(*connections)
         else:
@@ -129,7 +132,7 @@ class SparseLinear(eqx.Module):
         return y if self.bias is None else y + mark(self.bias)
 
 
-def _integers(rows: ArrayLike, columns: ArrayLike) -> Pair:
+def _integers(rows: Indices, columns: Indices) -> Pair:
     rows, columns = np.asarray(rows), np.asarray(columns)
     whole = all(np.issubdtype(a.dtype, np.integer) and a.ndim == 1 for a in (rows, columns))
     if not whole or rows.shape != columns.shape:
@@ -141,7 +144,7 @@ def _integers(rows: ArrayLike, columns: ArrayLike) -> Pair:
     return rows, columns
 
 
-def _drawn(density: float, O: int, I: int, key: PRNGKeyArray) -> Pair:
+def _drawn(density: float | int, O: int, I: int, key: PRNGKeyArray) -> Pair:
     """Each connection with the same probability, in time and memory of their number."""
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
         raise InputError(

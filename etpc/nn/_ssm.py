@@ -9,6 +9,8 @@ under every rule.
 Parameters are real arrays, as optimisers want them.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -114,9 +116,10 @@ class LRU(eqx.Module):
         # Neither zero, whose logarithm is infinite, nor one.
         tiny = float(jnp.finfo(self.dtype).eps)
         radius, phase = (jax.random.uniform(k, (N,), self.dtype, minval=tiny) for k in keys[:2])
-        nu = -0.5 * jnp.log(radius * (r_max**2 - r_min**2) + r_min**2)
+        inner, outer = float(r_min) ** 2, float(r_max) ** 2
+        nu = -0.5 * jnp.log(radius * (outer - inner) + inner)
         self.nu_log = jnp.log(nu)
-        self.theta_log = jnp.log(max_phase * phase)
+        self.theta_log = jnp.log(float(max_phase) * phase)
         self.gamma_log = 0.5 * jnp.log(-jnp.expm1(-2 * nu))
         self.B_re = initialise("B_init", B_init, keys[2], (N, I), self.dtype)
         self.B_im = initialise("B_init", B_init, keys[3], (N, I), self.dtype)
@@ -222,10 +225,12 @@ class S5(eqx.Module):
         self.log_decay = jnp.log(jnp.asarray(decay, self.dtype))
         self.frequency = jnp.asarray(frequency, self.dtype)
         spread = jax.random.uniform(keys[0], (P // 2,), self.dtype)
-        self.log_step = np.log(step_min) + spread * np.log(step_max / step_min)
+        self.log_step = math.log(step_min) + spread * math.log(step_max / step_min)
         B = initialise("B_init", B_init, keys[1], (P, I), self.dtype)
         C = initialise("C_init", C_init, keys[2], (O, P), self.dtype)
-        turn_re, turn_im = (jnp.asarray(a, self.dtype) for a in (vectors.real, vectors.imag))
+        turn_re, turn_im = (
+            jnp.asarray(a, self.dtype) for a in (np.real(vectors), np.imag(vectors))
+        )
         self.B_re, self.B_im = turn_re.T @ B, -turn_im.T @ B
         self.C_re, self.C_im = C @ turn_re, C @ turn_im
         self.D = initialise("D_init", D_init, keys[3], (O, I), self.dtype)
