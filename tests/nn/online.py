@@ -50,7 +50,7 @@ def verify(model, xs, algo=etpc.D_RTRL(window=3)) -> Report:
     """Against BPTT, on a loss that depends on time and on each output in another way."""
 
     def loss(y, target):
-        return jnp.sum((y - target * (1.0 + jnp.arange(y.size))) ** 2)
+        return jnp.sum((y.ravel() - target * (1.0 + jnp.arange(y.size))) ** 2)
 
     report = etpc.verify(model, xs, jnp.cos(jnp.arange(len(xs))), loss, algo)
     assert report.ok, str(report)

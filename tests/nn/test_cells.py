@@ -137,7 +137,7 @@ def test_activation(kind, monkeypatch) -> None:
     expected = np.sin(np.asarray(cell.weight_ih) @ np.asarray(x))
     np.testing.assert_allclose(cell(x, jnp.zeros(H))[0], expected, rtol=1e-14)
     as_a_user(monkeypatch)
-    with pytest.raises(etpc.InputError, match="activation must be a function .* got None"):
+    with pytest.raises(etpc.InputError, match=r"activation must be a function .* got None"):
         kind(I, H, activation=None, key=KEY)
 
 
