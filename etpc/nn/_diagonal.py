@@ -94,7 +94,8 @@ class MinGRU(DiagonalCell):
     - `z = sigmoid(W_z x + b_z)`, `n = W_n x + b_n`
     - `h' = (1 - z) * h + z * n`. The output is `h'`.
 
-    `weight_ih` and `bias` hold both in the order z, n.
+    `weight_ih` and `bias` hold both in the order z, n. The arguments are
+    those of [`etpc.nn.IndRNN`][] but `activation` and `recurrent_init`.
 
     ```pycon
     >>> import etpc, jax, jax.numpy as jnp
@@ -130,7 +131,8 @@ class MinLSTM(DiagonalCell):
     - `f = sigmoid(W_f x + b_f)`, `i = sigmoid(W_i x + b_i)`, `n = W_n x + b_n`
     - `h' = (f * h + i * n) / (f + i)`. The output is `h'`.
 
-    `weight_ih` and `bias` hold the three in the order f, i, n.
+    `weight_ih` and `bias` hold the three in the order f, i, n. The arguments are
+    those of [`etpc.nn.IndRNN`][] but `activation` and `recurrent_init`.
 
     **Source** Feng et al., "Were RNNs all we needed?", arXiv 2410.01201, 2024, section 3.2. The
     normalised gate is computed as `sigmoid(log f - log i)`, which is finite where both are zero.

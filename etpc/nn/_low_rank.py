@@ -24,7 +24,8 @@ class LowRankLinear(eqx.Module):
     The compiler reads the two products as one with the effective weight `U V`, whose trace is that
     of [`etpc.nn.Linear`][], and pulls the gradient back to both factors. So they are as exact as a
     `Linear` in the same place, and the trace is as large. With a trace for each factor, that of
-    `V` would be cut where its product enters `U`, and nothing of it would be left.
+    `V` would be cut where its product enters `U`, and nothing of it would be left. A model that runs
+    on its own never forms `U V`.
 
     ```pycon
     >>> import jax, jax.numpy as jnp
@@ -84,5 +85,6 @@ class LowRankLinear(eqx.Module):
         **Raises** `InputError` where `x` has another shape than `(I,)`.
         """
         check_shape("LowRankLinear", "x", x, (self.in_features,))
-        y = mark(self.U) @ (mark(self.V) @ x)
+        # Written from the right: XLA multiplies the merged factors faster in this layout on CPUs.
+        y = (x @ mark(self.V).T) @ mark(self.U).T
         return y if self.bias is None else y + mark(self.bias)

@@ -1,5 +1,7 @@
 """Normalisation of one example, with marked gain and bias."""
 
+import abc
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -54,16 +56,18 @@ class Norm(eqx.Module):
         check_shape(type(self).__name__, "x", x, self.shape)
         return _scaled(self._normalised(_wide(x)), self.weight, self.bias).astype(x.dtype)
 
-    def _normalised(self, x: Array) -> Array:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _normalised(self, x: Array) -> Array: ...
 
 
 class LayerNorm(Norm):
     """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, over all of `x`.
 
-    Every output depends on every input. Between a weight and the matrix that follows, this costs
-    nothing; where it feeds hidden states directly, each weight before it reaches all of them, and its
-    trace is as many times larger.
+    Built as `LayerNorm(shape, eps, use_weight, use_bias, dtype=dtype)`, as in Equinox.
+
+    Every output depends on every input. Where it feeds a matrix, this costs nothing; where it feeds
+    hidden states directly, each weight before it reaches all of them, and its trace is as many times
+    larger.
 
     ```pycon
     >>> import jax.numpy as jnp
@@ -85,6 +89,8 @@ class LayerNorm(Norm):
 
 class RMSNorm(Norm):
     """`x / sqrt(mean(x^2) + eps) * weight + bias`, over all of `x`.
+
+    Built as `RMSNorm(shape, eps, use_weight, use_bias, dtype=dtype)`, as in Equinox.
 
     Every output depends on every input, as with [`etpc.nn.LayerNorm`][].
 

@@ -173,8 +173,8 @@ class VanillaRNN(OutputCell):
 class GRU(OutputCell):
     """The gated recurrent unit, with the weights and the equations of `equinox.nn.GRUCell`:
 
-    - `r = sigmoid(W_ir x + b_r + W_hr h)`, `z = sigmoid(W_iz x + b_z + W_hz h)`
-    - `n = tanh(W_in x + b_n' + r * (W_hn h + b_n))`
+    - `r = sigmoid(W_ir x + b_ir + W_hr h)`, `z = sigmoid(W_iz x + b_iz + W_hz h)`
+    - `n = tanh(W_in x + b_in + r * (W_hn h + b_n))`
     - `h' = (1 - z) * n + z * h`. The output is `h'`.
 
     `weight_ih`, `weight_hh` and `bias` hold the three gates in the order r, z, n. The reset gate
@@ -248,7 +248,8 @@ class MGU(OutputCell):
     - `f = sigmoid(W_if x + b_f + W_hf h)`, `n = tanh(W_in x + b_n + f * (W_hn h))`
     - `h' = (1 - f) * h + f * n`. The output is `h'`.
 
-    `weight_ih`, `weight_hh` and `bias` hold the two gates in the order f, n.
+    `weight_ih`, `weight_hh` and `bias` hold the two gates in the order f, n. The arguments are those
+    of [`etpc.nn.GRU`][].
 
     **Source** Zhou et al., "Minimal gated unit for recurrent neural networks", International Journal
     of Automation and Computing 13, 2016, with the gate behind the matrix, `f * (W_hn h)`, where the
@@ -284,7 +285,8 @@ class LSTM(Cell):
     - `i, f, o = sigmoid(...)` and `g = tanh(...)` of `W_ih x + W_hh h + b`
     - `c' = f * c + i * g`, `h' = o * tanh(c')`. The output is `h'`.
 
-    `weight_ih`, `weight_hh` and `bias` hold the four gates in the order i, f, g, o.
+    `weight_ih`, `weight_hh` and `bias` hold the four gates in the order i, f, g, o. The arguments are
+    those of [`etpc.nn.GRU`][].
 
     **Source** Hochreiter & Schmidhuber, "Long short-term memory", Neural Computation 9, 1997, with
     the forget gate of Gers et al., Neural Computation 12, 2000.

@@ -146,7 +146,11 @@ def _integers(rows: Indices, columns: Indices) -> Pair:
 
 def _drawn(density: float | int, O: int, I: int, key: PRNGKeyArray) -> Pair:
     """Each connection with the same probability, in time and memory of their number."""
-    if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
+    if (
+        isinstance(density, bool)
+        or not isinstance(density, int | float | np.number)
+        or not 0 < density <= 1
+    ):
         raise InputError(
             f"connections must be a pair of index arrays, a matrix of scipy.sparse, or a density in "
             f"(0, 1], got {density!r}. This is because they say which inputs feed which outputs. Pass "
