@@ -1,6 +1,7 @@
 """The layer with few connections."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -97,7 +98,7 @@ class SparseLinear(eqx.Module):
                     "because rows are outputs and columns inputs. Pass its transpose, or other sizes."
                 )
             rows, columns, values = matrix.row, matrix.col, matrix.data
-        elif isinstance(connections, tuple):
+        elif isinstance(connections, tuple) and len(connections) == 2:
             rows, columns = _integers(*connections)
         else:
             rows, columns = _drawn(connections, O, I, keys[2])
@@ -144,7 +145,7 @@ def _integers(rows: Indices, columns: Indices) -> Pair:
     return rows, columns
 
 
-def _drawn(density: float | int, O: int, I: int, key: PRNGKeyArray) -> Pair:
+def _drawn(density: Any, O: int, I: int, key: PRNGKeyArray) -> Pair:
     """Each connection with the same probability, in time and memory of their number."""
     if (
         isinstance(density, bool)

@@ -1,4 +1,4 @@
-"""Recurrent cells against their equations, Equinox and backpropagation through time."""
+"""Recurrent cells against their equations and Equinox."""
 
 import equinox as eqx
 import jax
@@ -8,9 +8,9 @@ import pytest
 
 import etpc
 from etpc import nn
-from tests.nn.online import KEY, as_a_user, exact, marks, normal, parameters, shuffled, verify
+from tests.nn.online import KEY, as_a_user, marks, normal, parameters, shuffled
 
-I, H, T = 3, 4, 11
+I, H = 3, 4
 
 
 def sigmoid(a):
@@ -58,9 +58,7 @@ EQUATIONS = {
     nn.MinLSTM: min_lstm,
     nn.IndRNN: ind_rnn,
 }
-GATED = (nn.VanillaRNN, nn.GRU, nn.MGU, nn.LSTM)
-DIAGONAL = (nn.MinGRU, nn.MinLSTM, nn.IndRNN)
-CELLS = (*GATED, *DIAGONAL)
+CELLS = (*EQUATIONS, nn.LSTM)
 
 
 @pytest.mark.parametrize("kind", EQUATIONS)
@@ -142,40 +140,13 @@ def test_activation(kind, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_d_rtrl(kind) -> None:
-    """Exact where no matrix reads the state; else only what no state follows."""
-    cell = shuffled(kind(I, H, key=KEY))
-    model = nn.Sequential([cell, jnp.sin, nn.Linear(H, 2, key=KEY)])
-    report = verify(model, normal(T, I))
-    readout = {".layers[2].weight", ".layers[2].bias"}
-    everything = {row.path for row in report.rows}
-    assert len(everything) == parameters(cell) + 2
-    assert exact(report) == (everything if kind in DIAGONAL else readout)
-
-
-@pytest.mark.parametrize(("kind", "gates"), [(nn.GRU, 3), (nn.MGU, 2)])
-def test_every_gate_has_a_gradient(kind, gates) -> None:
-    """None is cut off, as one in front of a matrix would be."""
-    cell = kind(I, H, key=KEY)
-    program = etpc.compile(cell, inputs=jnp.zeros(I))
-
-    def loss(cell):
-        carry = program.init()
-        return jnp.sum(program.scan(cell, normal(3, I), carry)[0])
-
-    weight = jax.grad(loss)(cell).weight_ih
-    for gate in jnp.split(weight, gates):
-        assert jnp.linalg.norm(gate) > 1e-2 * jnp.linalg.norm(weight)
-
-
-@pytest.mark.parametrize("kind", CELLS)
 def test_parameters(kind) -> None:
     for use_bias in (True, False):
         cell = kind(I, H, use_bias, key=KEY)
         assert marks(cell, jnp.ones(I), cell.init_state()) == parameters(cell)
     cell = kind(I, H, bias_init=nn.normal(1.0), dtype=jnp.float32, key=KEY)
-    drawn = jnp.concatenate([a.ravel() for a in jax.tree.leaves(cell)])
-    assert len(jnp.unique(drawn)) == drawn.size
+    drawn = np.concatenate([np.ravel(a) for a in jax.tree.leaves(cell)])
+    assert len(np.unique(drawn)) == drawn.size
     y, state = cell(jnp.ones(I, jnp.float32), cell.init_state())
     assert {a.dtype for a in jax.tree.leaves((cell, y, state, cell.init_state()))} == {
         jnp.dtype("float32")

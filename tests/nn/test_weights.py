@@ -156,6 +156,13 @@ def test_sparse_from_a_density() -> None:
     np.testing.assert_array_equal(whole.indices, np.argwhere(np.ones((3, 4))))
 
 
+def test_sparse_from_something_else(monkeypatch) -> None:
+    as_a_user(monkeypatch)
+    for wrong in (([0], [1], [2]), "all", None):
+        with pytest.raises(etpc.InputError, match="connections must be a pair of index arrays, a"):
+            nn.SparseLinear(4, 3, wrong, key=KEY)
+
+
 def test_sparse_ensemble() -> None:
     build = lambda key: nn.SparseLinear(4, 3, (ROWS, COLUMNS), key=key).weight
     assert eqx.filter_vmap(build)(jax.random.split(KEY, 2)).shape == (2, 4)
@@ -242,6 +249,7 @@ SPARSE = DENSE | {"connections": (ROWS, COLUMNS)}
         (nn.SparseLinear, SPARSE | {"weight_init": none}, "weight_init returned float64"),
         (nn.SparseLinear, SPARSE | {"connections": 0.0}, "connections must be .* got 0.0"),
         (nn.SparseLinear, SPARSE | {"connections": 1.5}, "connections must be .* got 1.5"),
+        (nn.SparseLinear, SPARSE | {"connections": True}, "connections must be .* got True"),
         (nn.SparseLinear, SPARSE | {"connections": 1e-9}, "connections has no connection"),
         (nn.SparseLinear, SPARSE | {"connections": ([0], [4])}, r"the pair \(0, 4\), outside"),
         (nn.SparseLinear, SPARSE | {"connections": ([-1], [0])}, r"the pair \(-1, 0\), outside"),
