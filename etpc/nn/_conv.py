@@ -20,7 +20,7 @@ from etpc.nn._init import (
     zeros,
 )
 
-Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
+Padding = str | int | Sequence[int | Sequence[int]]
 
 
 class Conv(eqx.Module):

@@ -149,7 +149,7 @@ def _drawn(density: Any, O: int, I: int, key: PRNGKeyArray) -> Pair:
     """Each connection with the same probability, in time and memory of their number."""
     if (
         isinstance(density, bool)
-        or not isinstance(density, int | float | np.number)
+        or not isinstance(density, int | float | np.floating)
         or not 0 < density <= 1
     ):
         raise InputError(
@@ -163,7 +163,7 @@ def _drawn(density: Any, O: int, I: int, key: PRNGKeyArray) -> Pair:
             "because their number depends on it. Draw (rows, columns) before, and pass those."
         )
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    counts = rng.binomial(I, density, O)
+    counts = rng.binomial(I, float(density), O)
     columns = [rng.choice(I, count, replace=False, shuffle=False) for count in counts]
     return np.repeat(np.arange(O), counts), np.concatenate(columns)
 

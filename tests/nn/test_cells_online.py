@@ -13,7 +13,7 @@ GATED = (nn.VanillaRNN, nn.GRU, nn.MGU, nn.LSTM)
 DIAGONAL = (nn.MinGRU, nn.MinLSTM, nn.IndRNN)
 
 
-@pytest.mark.parametrize("kind", (*GATED, *DIAGONAL))
+@pytest.mark.parametrize("kind", [*GATED, *DIAGONAL])
 def test_d_rtrl(kind) -> None:
     """Exact where no matrix reads the state; else only what no state follows."""
     cell = shuffled(kind(I, H, key=KEY))
