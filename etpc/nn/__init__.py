@@ -1,6 +1,9 @@
 """Layers with marked weights, in the conventions of `equinox.nn`, and initialisers for them."""
 
 from etpc.nn._delay import Delay, DelayedLinear
+from etpc.nn._conv import Conv, Conv1d, Conv2d
+from etpc.nn._diagonal import IndRNN, MinGRU, MinLSTM
+from etpc.nn._embedding import Embedding
 from etpc.nn._init import (
     kaiming_normal,
     kaiming_uniform,
@@ -42,6 +45,40 @@ __all__ = [
     "MembraneReadout",
     "ResonateAndFire",
     "ShortTermPlasticity",
+from etpc.nn._linear import Linear
+from etpc.nn._low_rank import LowRankLinear
+from etpc.nn._neuron import LIF
+from etpc.nn._norm import GroupNorm, LayerNorm, RMSNorm
+from etpc.nn._readout import LeakyRateReadout
+from etpc.nn._rnn import GRU, LSTM, MGU, LSTMState, VanillaRNN
+from etpc.nn._sequential import Sequential
+from etpc.nn._sparse import SparseLinear
+from etpc.nn._ssm import LRU, S5
+
+__all__ = [
+    "GRU",
+    "LIF",
+    "LRU",
+    "LSTM",
+    "MGU",
+    "S5",
+    "Conv",
+    "Conv1d",
+    "Conv2d",
+    "Embedding",
+    "GroupNorm",
+    "IndRNN",
+    "LSTMState",
+    "LayerNorm",
+    "LeakyRateReadout",
+    "Linear",
+    "LowRankLinear",
+    "MinGRU",
+    "MinLSTM",
+    "RMSNorm",
+    "Sequential",
+    "SparseLinear",
+    "VanillaRNN",
     "kaiming_normal",
     "kaiming_uniform",
     "normal",

@@ -143,6 +143,27 @@ def initialise(
     return value
 
 
+def optional(
+    wanted: bool,
+    name: str,
+    init: Initializer,
+    key: PRNGKeyArray,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+) -> Array | None:
+    """A weight that a layer may be without, such as a bias."""
+    return initialise(name, init, key, shape, dtype) if wanted else None
+
+
+def check_callable(name: str, function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    if not callable(function):
+        raise InputError(
+            f"{name} must be a function of an array, got {function!r}. This is because it is applied "
+            "to the input of the units. Pass one such as `jnp.tanh`."
+        )
+    return function
+
+
 def constant_or_parameter(
     name: str,
     value: Constant,

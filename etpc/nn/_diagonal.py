@@ -1,0 +1,218 @@
+"""Recurrent cells in which each unit remembers itself alone.
+
+No matrix reads the hidden state, so nothing escapes a trace of one number for each weight and
+unit: D-RTRL gives the gradient of BPTT. In a stack that holds for the last such layer; the influence
+of the layers before it enters its states through a matrix, which D-RTRL cuts.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn.initializers import uniform
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from etpc._jax import mark
+from etpc.nn._init import (
+    Initializer,
+    check_callable,
+    check_shape,
+    float_dtype,
+    initialise,
+    kaiming_normal,
+    optional,
+    positive_int,
+    zeros,
+)
+
+
+class DiagonalCell(eqx.Module):
+    """What these cells have in common: one weight of the input, for all gates together."""
+
+    weight_ih: Float[Array, "G I"]
+    bias: Float[Array, " G"] | None
+    input_size: int = eqx.field(static=True)
+    hidden_size: int = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+    gates: ClassVar[int]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        use_bias: bool = True,
+        *,
+        weight_init: Initializer = kaiming_normal(1.0),
+        bias_init: Initializer = zeros,
+        dtype: DTypeLike | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
+        - `use_bias`: whether there are biases.
+        - `weight_init`, `bias_init`: callables `(key, shape, dtype) -> array`, for `weight_ih` and
+            `bias`. They draw all gates at once.
+        - `dtype`: of the parameters and the state; JAX's default float where None.
+        - `key`: a PRNG key for the initial parameters.
+
+        **Raises** `InputError` for a size below 1, a dtype that is not a float, or an initialiser
+        that returns another shape or dtype.
+        """
+        self.input_size = positive_int("input_size", input_size)
+        self.hidden_size = positive_int("hidden_size", hidden_size)
+        self.dtype = float_dtype(dtype)
+        keys = jax.random.split(key)
+        G = self.gates * self.hidden_size
+        shape = (G, self.input_size)
+        self.weight_ih = initialise("weight_init", weight_init, keys[0], shape, self.dtype)
+        self.bias = optional(use_bias, "bias_init", bias_init, keys[1], (G,), self.dtype)
+
+    def init_state(self) -> Float[Array, " H"]:
+        """**Returns** zeros."""
+        return jnp.zeros(self.hidden_size, self.dtype)
+
+    def _drives(self, x: Array, h: Array) -> list[Array]:
+        """What the input, with the bias, gives to each gate."""
+        name = type(self).__name__
+        check_shape(name, "x", x, (self.input_size,))
+        check_shape(name, "h", h, (self.hidden_size,))
+        from_x = mark(self.weight_ih) @ x
+        if self.bias is not None:
+            from_x = from_x + mark(self.bias)
+        return jnp.split(from_x, self.gates)
+
+
+class MinGRU(DiagonalCell):
+    """A GRU whose gate and candidate read the input alone. Exact under D-RTRL.
+
+    - `z = sigmoid(W_z x + b_z)`, `n = W_n x + b_n`
+    - `h' = (1 - z) * h + z * n`. The output is `h'`.
+
+    `weight_ih` and `bias` hold both in the order z, n. The arguments are
+    those of [`etpc.nn.IndRNN`][] but `activation` and `recurrent_init`.
+
+    ```pycon
+    >>> import etpc, jax, jax.numpy as jnp
+    >>> from etpc import nn
+    >>> cell = nn.MinGRU(3, 2, key=jax.random.key(0))
+    >>> [op.exact for op in etpc.compile(cell, inputs=jnp.zeros(3)).ops]
+    [True, True]
+
+    ```
+
+    **Source** Feng et al., "Were RNNs all we needed?", arXiv 2410.01201, 2024, section 3.1.
+    """
+
+    gates: ClassVar[int] = 2
+    __init__ = DiagonalCell.__init__
+
+    def __call__(
+        self, x: Float[Array, " I"], h: Float[Array, " H"]
+    ) -> tuple[Float[Array, " H"], Float[Array, " H"]]:
+        """**Returns** the output and the new state, which are equal.
+
+        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(H,)`.
+        """
+        z, n = self._drives(x, h)
+        h = h + jax.nn.sigmoid(z) * (n - h)
+        return h, h
+
+
+class MinLSTM(DiagonalCell):
+    """An LSTM whose gates and candidate read the input alone, and whose gates add up to one. Exact
+    under D-RTRL.
+
+    - `f = sigmoid(W_f x + b_f)`, `i = sigmoid(W_i x + b_i)`, `n = W_n x + b_n`
+    - `h' = (f * h + i * n) / (f + i)`. The output is `h'`.
+
+    `weight_ih` and `bias` hold the three in the order f, i, n. The arguments are
+    those of [`etpc.nn.IndRNN`][] but `activation` and `recurrent_init`.
+
+    **Source** Feng et al., "Were RNNs all we needed?", arXiv 2410.01201, 2024, section 3.2. The
+    normalised gate is computed as `sigmoid(log f - log i)`, which is finite where both are zero.
+    """
+
+    gates: ClassVar[int] = 3
+    __init__ = DiagonalCell.__init__
+
+    def __call__(
+        self, x: Float[Array, " I"], h: Float[Array, " H"]
+    ) -> tuple[Float[Array, " H"], Float[Array, " H"]]:
+        """**Returns** the output and the new state, which are equal.
+
+        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(H,)`.
+        """
+        f, i, n = self._drives(x, h)
+        h = n + jax.nn.sigmoid(jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)) * (h - n)
+        return h, h
+
+
+class IndRNN(DiagonalCell):
+    """Independent recurrent units: `h' = f(W_ih x + u * h + b)`. The output is `h'`. Exact under
+    D-RTRL.
+
+    **Source** Li et al., "Independently recurrent neural network (IndRNN): building a longer and
+    deeper RNN", CVPR 2018, equation 2. The paper clips `u` (`weight_hh`) after each update so that
+    gradients stay bounded; that is left to the optimiser.
+    """
+
+    weight_hh: Float[Array, " H"]
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+    gates: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        use_bias: bool = True,
+        *,
+        activation: Callable[[Array], Array] = jax.nn.relu,
+        weight_init: Initializer = kaiming_normal(1.0),
+        recurrent_init: Initializer = uniform(1.0),
+        bias_init: Initializer = zeros,
+        dtype: DTypeLike | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
+        - `use_bias`: whether there is a `b`.
+        - `activation`: f, a hashable function of an array that acts on each element.
+        - `weight_init`, `recurrent_init`, `bias_init`: callables `(key, shape, dtype) -> array`, for
+            `weight_ih`, `weight_hh` of shape `(H,)`, by default uniform on [0, 1), and `bias`.
+        - `dtype`: of the parameters and the state; JAX's default float where None.
+        - `key`: a PRNG key for the initial parameters.
+
+        **Raises** `InputError` for a size below 1, a dtype that is not a float, an activation that
+        cannot be called, or an initialiser that returns another shape or dtype.
+        """
+        key, own = jax.random.split(key)
+        super().__init__(
+            input_size,
+            hidden_size,
+            use_bias,
+            weight_init=weight_init,
+            bias_init=bias_init,
+            dtype=dtype,
+            key=key,
+        )
+        shape = (self.hidden_size,)
+        self.weight_hh = initialise("recurrent_init", recurrent_init, own, shape, self.dtype)
+        self.activation = check_callable("activation", activation)
+
+    def __call__(
+        self, x: Float[Array, " I"], h: Float[Array, " H"]
+    ) -> tuple[Float[Array, " H"], Float[Array, " H"]]:
+        """**Returns** the output and the new state, which are equal.
+
+        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(H,)`.
+        """
+        (x,) = self._drives(x, h)
+        h = self.activation(x + mark(self.weight_hh) * h)
+        return h, h

@@ -1,0 +1,71 @@
+"""Layers one after another."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+
+from etpc._errors import InputError
+
+
+class Sequential(eqx.Module):
+    """Layers one after another, with and without state.
+
+    A layer that has `init_state` is called as `layer(x, state) -> (y, new_state)`, any other
+    callable as `layer(x) -> y`: a layer, a module of Equinox, or a function such as `jax.nn.relu`.
+
+    ```pycon
+    >>> import jax, jax.numpy as jnp
+    >>> from etpc import nn
+    >>> keys = jax.random.split(jax.random.key(0))
+    >>> model = nn.Sequential(
+    ...     [nn.MinGRU(3, 8, key=keys[0]), jnp.tanh, nn.Linear(8, 2, key=keys[1])]
+    ... )
+    >>> y, state = model(jnp.ones(3), model.init_state())
+    >>> y.shape, [None if s is None else s.shape for s in state]
+    ((2,), [(8,), None, None])
+
+    ```
+    """
+
+    layers: tuple[Callable[..., Any], ...]
+
+    def __init__(self, layers: Sequence[Callable[..., Any]]):
+        """**Arguments:**
+
+        - `layers`: callables, the first of which gets the input.
+
+        **Raises** `InputError` where there is none, or one that cannot be called.
+        """
+        self.layers = tuple(layers)
+        wrong = [n for n, layer in enumerate(self.layers) if not callable(layer)]
+        if wrong or not self.layers:
+            what = f"layer {wrong[0]} is {self.layers[wrong[0]]!r}" if wrong else "there is none"
+            raise InputError(
+                f"layers must be callables, but {what}. This is because each is called with the output "
+                "of the one before. Pass layers, modules or functions."
+            )
+
+    def init_state(self) -> tuple[Any, ...]:
+        """**Returns** the initial state of each layer, `None` for a layer without one."""
+        starts = (getattr(layer, "init_state", None) for layer in self.layers)
+        return tuple(None if start is None else start() for start in starts)
+
+    def __call__(self, x: Any, state: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+        """**Returns** the output of the last layer, and the new state of each layer.
+
+        **Raises** `InputError` where there are more or fewer states than layers.
+        """
+        if len(state) != len(self.layers):
+            raise InputError(
+                f"Sequential was called with {len(state)} states where it has {len(self.layers)} layers. "
+                "This is because each layer has one, or None. Start from `init_state()`."
+            )
+        after = []
+        for layer, now in zip(self.layers, state, strict=True):
+            if hasattr(layer, "init_state"):
+                x, now = layer(x, now)
+            else:
+                x = layer(x)
+            after.append(now)
+        return x, tuple(after)

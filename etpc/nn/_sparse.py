@@ -1,0 +1,194 @@
+"""The layer with few connections."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jax.experimental import sparse
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from etpc._errors import InputError
+from etpc._jax import mark
+from etpc.nn._init import (
+    Initializer,
+    check_shape,
+    float_dtype,
+    initialise,
+    known,
+    optional,
+    positive_int,
+    zeros,
+)
+
+Pair = tuple[np.ndarray, np.ndarray]
+Indices = Sequence[int] | np.ndarray | Array
+Matrix = scipy.sparse.sparray | scipy.sparse.spmatrix
+
+
+class SparseLinear(eqx.Module):
+    """`y = W x + b` with U connections that are fixed; a weight for each of them, and `b`, are
+    marked.
+
+    The product is that of `jax.experimental.sparse.BCOO`, for which D-RTRL keeps one number for
+    each connection and state of a block, and ES-D-RTRL factors as for [`etpc.nn.Linear`][]. What
+    `weight[u]` connects is `indices[u]`, a pair (output, input), in order.
+
+    ```pycon
+    >>> import jax, jax.numpy as jnp
+    >>> from etpc import nn
+    >>> layer = nn.SparseLinear(3, 2, ([0, 1, 1], [2, 0, 1]), key=jax.random.key(0))
+    >>> layer.weight.shape, layer(jnp.ones(3)).shape
+    ((3,), (2,))
+
+    ```
+    """
+
+    weight: Float[Array, " U"]
+    bias: Float[Array, " O"] | None
+    indices: Int[Array, "U 2"]
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        connections: tuple[Indices, Indices] | Matrix | float | int,
+        use_bias: bool = True,
+        *,
+        weight_init: Initializer | None = None,
+        bias_init: Initializer = zeros,
+        dtype: DTypeLike | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
+        - `connections`: which inputs feed which outputs. Either a pair of integer arrays (rows,
+            columns): outputs and inputs. Or a matrix of `scipy.sparse` of shape `(O, I)`, with the
+            initial weights as its stored values. Or a density in (0, 1], the probability of each
+            connection, to be drawn with `key`.
+        - `use_bias`: whether there is a `b`.
+        - `weight_init`: a callable `(key, shape, dtype) -> array`; the shape is `(U,)`. Where None:
+            the values of a matrix, else normal with variance `2 / fan_in`, the number of connections
+            of the output.
+        - `bias_init`: likewise, of shape `(O,)`.
+        - `dtype`: of the parameters; JAX's default float where None.
+        - `key`: a PRNG key for the initial parameters.
+
+        **Raises** `InputError` for a size below 1, connections that are none, lie outside of the
+        matrix or are given twice, a dtype that is not a float, or an initialiser that returns another
+        shape or dtype.
+        """
+        I = self.in_features = positive_int("in_features", in_features)
+        O = self.out_features = positive_int("out_features", out_features)
+        dtype = float_dtype(dtype)
+        keys = jax.random.split(key, 3)
+        values = None
+        if isinstance(connections, Matrix):
+            matrix = scipy.sparse.coo_array(connections)
+            if matrix.shape != (O, I):
+                raise InputError(
+                    f"connections is a matrix of shape {matrix.shape} where {(O, I)} is needed. This is "
+                    "because rows are outputs and columns inputs. Pass its transpose, or other sizes."
+                )
+            rows, columns, values = matrix.row, matrix.col, matrix.data
+        elif isinstance(connections, tuple) and len(connections) == 2:
+            rows, columns = _integers(*connections)
+        else:
+            rows, columns = _drawn(connections, O, I, keys[2])
+        order = _order(rows, columns, O, I)
+        rows, columns = rows[order], columns[order]
+        self.indices = jnp.asarray(np.stack([rows, columns], 1), jnp.int32)
+
+        shape = rows.shape
+        if weight_init is not None:
+            self.weight = initialise("weight_init", weight_init, keys[0], shape, dtype)
+        elif values is not None:
+            self.weight = jnp.asarray(values[order], dtype)
+        else:
+            fan_in = np.bincount(rows, minlength=O)[rows]
+            scale = jnp.asarray(np.sqrt(2 / fan_in), dtype)
+            self.weight = scale * jax.random.normal(keys[0], shape, dtype)
+        self.bias = optional(use_bias, "bias_init", bias_init, keys[1], (O,), dtype)
+
+    def __call__(self, x: Float[Array, " I"]) -> Float[Array, " O"]:
+        """**Returns** `W x + b` for one example.
+
+        **Raises** `InputError` where `x` has another shape than `(I,)`.
+        """
+        check_shape("SparseLinear", "x", x, (self.in_features,))
+        matrix = sparse.BCOO(
+            (mark(self.weight), self.indices),
+            shape=(self.out_features, self.in_features),
+            indices_sorted=True,
+            unique_indices=True,
+        )
+        y = matrix @ x
+        return y if self.bias is None else y + mark(self.bias)
+
+
+def _integers(rows: Indices, columns: Indices) -> Pair:
+    rows, columns = np.asarray(rows), np.asarray(columns)
+    whole = all(np.issubdtype(a.dtype, np.integer) and a.ndim == 1 for a in (rows, columns))
+    if not whole or rows.shape != columns.shape:
+        raise InputError(
+            f"connections is a pair of {rows.dtype}{list(rows.shape)} and {columns.dtype}"
+            f"{list(columns.shape)} where two integer arrays of one length are needed. This is because "
+            "each connection has an output and an input. Pass (rows, columns)."
+        )
+    return rows, columns
+
+
+def _drawn(density: Any, O: int, I: int, key: PRNGKeyArray) -> Pair:
+    """Each connection with the same probability, in time and memory of their number."""
+    if (
+        isinstance(density, bool)
+        or not isinstance(density, int | float | np.floating)
+        or not 0 < density <= 1
+    ):
+        raise InputError(
+            f"connections must be a pair of index arrays, a matrix of scipy.sparse, or a density in "
+            f"(0, 1], got {density!r}. This is because they say which inputs feed which outputs. Pass "
+            "one of the three."
+        )
+    if not known(key):
+        raise InputError(
+            "connections cannot be drawn where key is traced, as under `eqx.filter_vmap`. This is "
+            "because their number depends on it. Draw (rows, columns) before, and pass those."
+        )
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    counts = rng.binomial(I, float(density), O)
+    columns = [rng.choice(I, count, replace=False, shuffle=False) for count in counts]
+    return np.repeat(np.arange(O), counts), np.concatenate(columns)
+
+
+def _order(rows: np.ndarray, columns: np.ndarray, O: int, I: int) -> np.ndarray:
+    """What sorts connections by row and column, after a check of them."""
+    if rows.size == 0:
+        raise InputError(
+            "connections has no connection. This is because a layer without one has no weight. Pass at "
+            "least one, or a higher density."
+        )
+    outside = (rows < 0) | (rows >= O) | (columns < 0) | (columns >= I)
+    if outside.any():
+        at = int(np.argmax(outside))
+        raise InputError(
+            f"connections has the pair {(int(rows[at]), int(columns[at]))}, outside of a matrix of shape "
+            f"{(O, I)}. This is because rows are outputs and columns inputs. Pass indices in range."
+        )
+    place = rows.astype(np.int64) * I + columns
+    order = np.argsort(place, kind="stable")
+    again = np.flatnonzero(np.diff(place[order]) == 0)
+    if again.size:
+        row, column = divmod(int(place[order][again[0]]), I)
+        raise InputError(
+            f"connections has the pair {(row, column)} more than once. This is because each connection "
+            "has one weight. Pass each pair once."
+        )
+    return order

@@ -1,0 +1,283 @@
+"""Linear recurrences with a complex diagonal: state-space layers.
+
+No matrix reads the state on its way into the next one, so nothing escapes and D-RTRL gives the
+gradient of BPTT, with a trace of one complex number for each weight and state. The output matrix
+reads the state, but is followed by no state of its own layer. What scales a row of the input matrix
+(a normalisation, a step) multiplies the product and not the matrix, and so keeps a trace of its own
+under every rule.
+
+Parameters are real arrays, as optimisers want them.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Complex, Float, PRNGKeyArray
+
+from etpc._errors import InputError
+from etpc._jax import mark
+from etpc.nn._init import (
+    Initializer,
+    check_shape,
+    float_dtype,
+    initialise,
+    kaiming_normal,
+    positive_int,
+    positive_number,
+)
+
+
+class LRU(eqx.Module):
+    """The linear recurrent unit. Exact under D-RTRL.
+
+    - `h' = λ * h + γ * (B x)`, with `λ = exp(-exp(nu_log) + i exp(theta_log))` and
+      `γ = exp(gamma_log)`
+    - `y = Re(C h') + D x`. The state `h` is complex.
+
+    At first, λ is uniform on the ring between the radii `r_min` and `r_max`, with phases below
+    `max_phase`, and `γ = sqrt(1 - |λ|^2)`, which gives states of unit variance for white noise.
+
+    ```pycon
+    >>> import jax, jax.numpy as jnp
+    >>> from etpc import nn
+    >>> lru = nn.LRU(3, 2, 8, key=jax.random.key(0))
+    >>> y, h = lru(jnp.ones(3), lru.init_state())
+    >>> y.shape, h.shape
+    ((2,), (8,))
+
+    ```
+
+    **Source** Orvieto et al., "Resurrecting recurrent neural networks for long sequences", ICML 2023,
+    section 3 and appendix A. D is a matrix, as in equation 1; the code of the appendix has a diagonal.
+    """
+
+    nu_log: Float[Array, " N"]
+    theta_log: Float[Array, " N"]
+    gamma_log: Float[Array, " N"]
+    B_re: Float[Array, "N I"]
+    B_im: Float[Array, "N I"]
+    C_re: Float[Array, "O N"]
+    C_im: Float[Array, "O N"]
+    D: Float[Array, "O I"]
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
+    state_size: int = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        state_size: int,
+        *,
+        r_min: float | int = 0.0,
+        r_max: float | int = 1.0,
+        max_phase: float | int = 2 * np.pi,
+        B_init: Initializer = kaiming_normal(0.5),
+        C_init: Initializer = kaiming_normal(1.0),
+        D_init: Initializer = kaiming_normal(1.0),
+        dtype: DTypeLike | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
+        - `state_size`: N, the number of complex states.
+        - `r_min`, `r_max`: the radii of the ring, `0 <= r_min < r_max <= 1`.
+        - `max_phase`: the largest phase (radian), in (0, 2π].
+        - `B_init`, `C_init`: callables `(key, shape, dtype) -> array` for the real and the imaginary
+            parts of B, of shape `(N, I)`, and C, `(O, N)`. `D_init`: likewise for D, `(O, I)`.
+        - `dtype`: of the parameters, float32 or float64; JAX's default float where None.
+        - `key`: a PRNG key for the initial parameters.
+
+        **Raises** `InputError` for a size below 1, radii or a phase out of range, a dtype without a
+        complex counterpart, or an initialiser that returns another shape or dtype.
+        """
+        I = self.in_features = positive_int("in_features", in_features)
+        O = self.out_features = positive_int("out_features", out_features)
+        N = self.state_size = positive_int("state_size", state_size)
+        self.dtype = _paired_dtype(dtype)
+        if not 0 <= r_min < r_max <= 1:
+            raise InputError(
+                f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got r_min={r_min} and "
+                f"r_max={r_max}. This is because they are the moduli of stable eigenvalues. Pass radii "
+                "inside the unit circle, such as r_min=0.9, r_max=0.999."
+            )
+        if not 0 < max_phase <= 2 * np.pi:
+            raise InputError(
+                f"max_phase must be in (0, 2π], got {max_phase}. This is because it bounds the phase "
+                "of an eigenvalue. Pass an angle in radian, such as max_phase=0.3."
+            )
+        keys = jax.random.split(key, 7)
+        # Neither zero, whose logarithm is infinite, nor one.
+        tiny = float(jnp.finfo(self.dtype).eps)
+        radius, phase = (jax.random.uniform(k, (N,), self.dtype, minval=tiny) for k in keys[:2])
+        inner, outer = float(r_min) ** 2, float(r_max) ** 2
+        nu = -0.5 * jnp.log(radius * (outer - inner) + inner)
+        self.nu_log = jnp.log(nu)
+        self.theta_log = jnp.log(float(max_phase) * phase)
+        self.gamma_log = 0.5 * jnp.log(-jnp.expm1(-2 * nu))
+        self.B_re = initialise("B_init", B_init, keys[2], (N, I), self.dtype)
+        self.B_im = initialise("B_init", B_init, keys[3], (N, I), self.dtype)
+        self.C_re = initialise("C_init", C_init, keys[4], (O, N), self.dtype)
+        self.C_im = initialise("C_init", C_init, keys[5], (O, N), self.dtype)
+        self.D = initialise("D_init", D_init, keys[6], (O, I), self.dtype)
+
+    def init_state(self) -> Complex[Array, " N"]:
+        """**Returns** zeros."""
+        return jnp.zeros(self.state_size, _complex_of(self.dtype))
+
+    def __call__(
+        self, x: Float[Array, " I"], h: Complex[Array, " N"]
+    ) -> tuple[Float[Array, " O"], Complex[Array, " N"]]:
+        """**Returns** the output `y` and the new state.
+
+        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
+        """
+        check_shape("LRU", "x", x, (self.in_features,))
+        check_shape("LRU", "h", h, (self.state_size,))
+        nu, theta = jnp.exp(mark(self.nu_log)), jnp.exp(mark(self.theta_log))
+        B = jax.lax.complex(mark(self.B_re), mark(self.B_im))
+        h = jnp.exp(jax.lax.complex(-nu, theta)) * h
+        h = h + jnp.exp(mark(self.gamma_log)) * (B @ x.astype(h.dtype))
+        y = mark(self.C_re) @ h.real - mark(self.C_im) @ h.imag + mark(self.D) @ x
+        return y, h
+
+
+class S5(eqx.Module):
+    """A diagonal state-space layer: `dh/dt = Λ h + B x`, `y = 2 Re(C h) + D x`, with the input held
+    constant over each step (zero-order hold). Exact under D-RTRL.
+
+    - `h' = exp(Λ Δ) * h + (exp(Λ Δ) - 1) / Λ * (B x)`, with `Λ = -exp(log_decay) + i frequency`
+      and the steps `Δ = exp(log_step)`, one for each state
+    - `y = 2 Re(C h') + D x`
+
+    A real system has its eigenvalues in conjugate pairs, so one state of each pair is kept:
+    `state_size / 2` complex states stand for `state_size` real ones. At first Λ holds the
+    eigenvalues of HiPPO-N, the normal part of the HiPPO-LegS matrix, and B and C are drawn for the
+    dense system and rotated into its eigenvectors.
+
+    **Source** Smith et al., "Simplified state space layers for sequence modeling", ICLR 2023,
+    equations 4 to 6 and section 3. Deviations: the real part of Λ is minus an exponential, as in S4D
+    (Gu et al., 2022), so that no update makes it unstable; D is a matrix; HiPPO-N is one block.
+    """
+
+    log_decay: Float[Array, " N"]
+    frequency: Float[Array, " N"]
+    log_step: Float[Array, " N"]
+    B_re: Float[Array, "N I"]
+    B_im: Float[Array, "N I"]
+    C_re: Float[Array, "O N"]
+    C_im: Float[Array, "O N"]
+    D: Float[Array, "O I"]
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
+    state_size: int = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        state_size: int,
+        *,
+        step_min: float | int = 0.001,
+        step_max: float | int = 0.1,
+        B_init: Initializer = kaiming_normal(1.0),
+        C_init: Initializer = kaiming_normal(1.0),
+        D_init: Initializer = kaiming_normal(1.0),
+        dtype: DTypeLike | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
+        - `state_size`: 2N, the number of states of the real system; even.
+        - `step_min`, `step_max`: Δ is at first log-uniform between them, in the unit of time of Λ.
+        - `B_init`, `C_init`, `D_init`: callables `(key, shape, dtype) -> array` for the dense
+            system's B, of shape `(2N, I)`, C, `(O, 2N)`, and D, `(O, I)`.
+        - `dtype`: of the parameters, float32 or float64; JAX's default float where None.
+        - `key`: a PRNG key for the initial parameters.
+
+        **Raises** `InputError` for a size below 1, an odd `state_size`, steps out of range, a dtype
+        without a complex counterpart, or an initialiser that returns another shape or dtype.
+        """
+        I = self.in_features = positive_int("in_features", in_features)
+        O = self.out_features = positive_int("out_features", out_features)
+        P = self.state_size = positive_int("state_size", state_size)
+        self.dtype = _paired_dtype(dtype)
+        if P % 2:
+            raise InputError(
+                f"state_size must be even, got {P}. This is because eigenvalues come in conjugate "
+                "pairs, of which one is kept. Pass an even number."
+            )
+        if not positive_number("step_min", step_min) <= positive_number("step_max", step_max):
+            raise InputError(
+                f"step_min must not exceed step_max, got step_min={step_min} and step_max={step_max}. "
+                "This is because steps are drawn between them. Pass the smaller one as step_min."
+            )
+        keys = jax.random.split(key, 4)
+        decay, frequency, vectors = _hippo_normal(P)
+        self.log_decay = jnp.log(jnp.asarray(decay, self.dtype))
+        self.frequency = jnp.asarray(frequency, self.dtype)
+        spread = jax.random.uniform(keys[0], (P // 2,), self.dtype)
+        self.log_step = math.log(step_min) + spread * math.log(step_max / step_min)
+        B = initialise("B_init", B_init, keys[1], (P, I), self.dtype)
+        C = initialise("C_init", C_init, keys[2], (O, P), self.dtype)
+        turn_re, turn_im = (
+            jnp.asarray(a, self.dtype) for a in (np.real(vectors), np.imag(vectors))
+        )
+        self.B_re, self.B_im = turn_re.T @ B, -turn_im.T @ B
+        self.C_re, self.C_im = C @ turn_re, C @ turn_im
+        self.D = initialise("D_init", D_init, keys[3], (O, I), self.dtype)
+
+    def init_state(self) -> Complex[Array, " N"]:
+        """**Returns** zeros."""
+        return jnp.zeros(self.state_size // 2, _complex_of(self.dtype))
+
+    def __call__(
+        self, x: Float[Array, " I"], h: Complex[Array, " N"]
+    ) -> tuple[Float[Array, " O"], Complex[Array, " N"]]:
+        """**Returns** the output `y` and the new state.
+
+        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
+        """
+        check_shape("S5", "x", x, (self.in_features,))
+        check_shape("S5", "h", h, (self.state_size // 2,))
+        rate = jax.lax.complex(-jnp.exp(mark(self.log_decay)), mark(self.frequency))
+        turn = rate * jnp.exp(mark(self.log_step))
+        B = jax.lax.complex(mark(self.B_re), mark(self.B_im))
+        h = jnp.exp(turn) * h + jnp.expm1(turn) / rate * (B @ x.astype(h.dtype))
+        read = mark(self.C_re) @ h.real - mark(self.C_im) @ h.imag
+        return 2 * read + mark(self.D) @ x, h
+
+
+def _hippo_normal(P: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decay rates, frequencies > 0 and eigenvectors [P, P/2] of HiPPO-N, one of each pair.
+
+    The matrix is minus half the identity plus a skew-symmetric one (Smith et al., appendix B).
+    """
+    p = np.sqrt(np.arange(P) + 0.5)
+    skew = np.triu(np.outer(p, p), 1)
+    frequencies, vectors = np.linalg.eigh(-1j * (skew - skew.T))
+    half = slice(P // 2, None)
+    return np.full(P // 2, 0.5), frequencies[half], vectors[:, half]
+
+
+def _paired_dtype(dtype: DTypeLike | None) -> np.dtype:
+    """`dtype`, checked to have a complex type of the same precision."""
+    found = float_dtype(dtype)
+    if found not in (jnp.float32, jnp.float64):
+        raise InputError(
+            f"dtype must be float32 or float64, got {found}. This is because the state is complex, and "
+            "there is no complex type of another precision. Pass `jnp.float32`."
+        )
+    return found
+
+
+def _complex_of(dtype: np.dtype) -> np.dtype:
+    return np.result_type(dtype, np.complex64)

@@ -1,0 +1,186 @@
+"""Recurrent cells against their equations and Equinox."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc import nn
+from tests.nn.online import KEY, as_a_user, marks, normal, parameters, shuffled
+
+I, H = 3, 4
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+# One step of each cell, unit by unit; `W(g)` is a gate's row of the input weights times x plus its
+# bias, `U(g)` its row of the recurrent weights times h.
+
+
+def vanilla(k, W, U, h, cell):
+    return np.tanh(W(0) + U(0))
+
+
+def gru(k, W, U, h, cell):
+    r, z = sigmoid(W(0) + U(0)), sigmoid(W(1) + U(1))
+    n = np.tanh(W(2) + r * (U(2) + cell.bias_n[k]))
+    return (1 - z) * n + z * h[k]
+
+
+def mgu(k, W, U, h, cell):
+    f = sigmoid(W(0) + U(0))
+    return (1 - f) * h[k] + f * np.tanh(W(1) + f * U(1))
+
+
+def min_gru(k, W, U, h, cell):
+    z = sigmoid(W(0))
+    return (1 - z) * h[k] + z * W(1)
+
+
+def min_lstm(k, W, U, h, cell):
+    f, i = sigmoid(W(0)), sigmoid(W(1))
+    return f / (f + i) * h[k] + i / (f + i) * W(2)
+
+
+def ind_rnn(k, W, U, h, cell):
+    return max(W(0) + cell.weight_hh[k] * h[k], 0.0)
+
+
+EQUATIONS = {
+    nn.VanillaRNN: vanilla,
+    nn.GRU: gru,
+    nn.MGU: mgu,
+    nn.MinGRU: min_gru,
+    nn.MinLSTM: min_lstm,
+    nn.IndRNN: ind_rnn,
+}
+CELLS = (*EQUATIONS, nn.LSTM)
+
+
+@pytest.mark.parametrize("kind", EQUATIONS)
+def test_equation(kind) -> None:
+    cell = shuffled(kind(I, H, key=KEY))
+    h = cell.init_state()
+    np.testing.assert_array_equal(h, np.zeros(H))
+    run = eqx.filter_jit(cell)
+    weights = jax.tree.map(np.asarray, cell)
+    for x in normal(3, I):
+
+        def one(k, x=np.asarray(x), h=np.asarray(h)):
+            W = lambda g: weights.weight_ih[g * H + k] @ x + weights.bias[g * H + k]
+            U = lambda g: weights.weight_hh[g * H + k] @ h
+            return EQUATIONS[kind](k, W, U, h, weights)
+
+        expected = [one(k) for k in range(H)]
+        y, h = run(x, h)
+        np.testing.assert_array_equal(y, h)
+        np.testing.assert_allclose(h, expected, rtol=1e-13)
+    assert np.count_nonzero(np.asarray(h)) > H / 2
+
+
+def test_lstm_equation() -> None:
+    cell = shuffled(nn.LSTM(I, H, key=KEY))
+    state = nn.LSTMState(normal(H), normal(H, seed=2))
+    W, U, b, x = (np.asarray(a) for a in (cell.weight_ih, cell.weight_hh, cell.bias, normal(I)))
+    y, new = cell(jnp.asarray(x), state)
+    for k in range(H):
+        i, f, g, o = (
+            W[n * H + k] @ x + U[n * H + k] @ np.asarray(state.h) + b[n * H + k] for n in range(4)
+        )
+        c = sigmoid(f) * state.c[k] + sigmoid(i) * np.tanh(g)
+        np.testing.assert_allclose(new.c[k], c, rtol=1e-13)
+        np.testing.assert_allclose(new.h[k], sigmoid(o) * np.tanh(c), rtol=1e-13)
+    np.testing.assert_array_equal(y, new.h)
+    for leaf in cell.init_state():
+        np.testing.assert_array_equal(leaf, np.zeros(H))
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (nn.GRU, ("weight_ih", "weight_hh", "bias", "bias_n")),
+        (nn.LSTM, ("weight_ih", "weight_hh", "bias")),
+    ],
+)
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_same_as_equinox(kind, names, use_bias) -> None:
+    peer = {nn.GRU: eqx.nn.GRUCell, nn.LSTM: eqx.nn.LSTMCell}[kind](I, H, use_bias, key=KEY)
+    cell = kind(I, H, use_bias, key=KEY)
+    where = lambda m: [getattr(m, name) for name in names if getattr(m, name) is not None]
+    cell = eqx.tree_at(where, cell, where(peer))
+    state = (normal(H), normal(H, seed=2)) if kind is nn.LSTM else normal(H)
+    ours = nn.LSTMState(*state) if kind is nn.LSTM else state
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14),
+        tuple(cell(normal(I), ours)[1]),
+        tuple(peer(normal(I), state)),
+    )
+
+
+def test_min_lstm_with_both_gates_shut() -> None:
+    cell = nn.MinLSTM(1, 1, dtype=jnp.float32, key=KEY)
+    weight = jnp.array([[-200.0], [-200.0], [1.0]], jnp.float32)
+    cell = eqx.tree_at(lambda c: c.weight_ih, cell, weight)
+    _, h = cell(jnp.ones(1, jnp.float32), cell.init_state())
+    np.testing.assert_allclose(h, [0.5])
+
+
+@pytest.mark.parametrize("kind", [nn.VanillaRNN, nn.IndRNN])
+def test_activation(kind, monkeypatch) -> None:
+    cell, x = kind(I, H, activation=jnp.sin, key=KEY), normal(I)
+    expected = np.sin(np.asarray(cell.weight_ih) @ np.asarray(x))
+    np.testing.assert_allclose(cell(x, jnp.zeros(H))[0], expected, rtol=1e-14)
+    as_a_user(monkeypatch)
+    with pytest.raises(etpc.InputError, match=r"activation must be a function .* got None"):
+        kind(I, H, activation=None, key=KEY)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_parameters(kind) -> None:
+    for use_bias in (True, False):
+        cell = kind(I, H, use_bias, key=KEY)
+        assert marks(cell, jnp.ones(I), cell.init_state()) == parameters(cell)
+    cell = kind(I, H, bias_init=nn.normal(1.0), dtype=jnp.float32, key=KEY)
+    drawn = np.concatenate([np.ravel(a) for a in jax.tree.leaves(cell)])
+    assert len(np.unique(drawn)) == drawn.size
+    y, state = cell(jnp.ones(I, jnp.float32), cell.init_state())
+    assert {a.dtype for a in jax.tree.leaves((cell, y, state, cell.init_state()))} == {
+        jnp.dtype("float32")
+    }
+
+
+def test_an_ensemble_can_be_built_under_vmap() -> None:
+    many = eqx.filter_vmap(lambda key: nn.IndRNN(I, H, key=key))(jax.random.split(KEY, 2))
+    assert many.weight_ih.shape == (2, H, I)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_size": 0}, "input_size must be an integer >= 1, got 0"),
+        ({"hidden_size": -1}, "hidden_size must be an integer >= 1, got -1"),
+        ({"dtype": int}, "dtype must be a real floating-point type, got int"),
+        ({"weight_init": lambda key, shape, dtype: jnp.ones(1)}, "weight_init returned float64"),
+        ({"bias_init": lambda key, shape, dtype: jnp.ones(1)}, "bias_init returned float64"),
+    ],
+)
+def test_arguments_out_of_range(kind, arguments: dict, message: str) -> None:
+    with pytest.raises(etpc.InputError, match=message):
+        kind(**({"input_size": I, "hidden_size": H, "key": KEY} | arguments))
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_input_that_does_not_fit(kind, monkeypatch) -> None:
+    as_a_user(monkeypatch)
+    cell = kind(I, H, key=KEY)
+    with pytest.raises(
+        etpc.InputError, match=rf"{kind.__name__} was called with x of shape \(2,\)"
+    ):
+        cell(jnp.ones(2), cell.init_state())
+    with pytest.raises(etpc.InputError, match=r"with . of shape \(1,\) where \(4,\) is needed"):
+        cell(jnp.ones(I), jax.tree.map(lambda a: a[:1], cell.init_state()))

@@ -1,0 +1,40 @@
+"""Recurrent cells in small networks against backpropagation through time."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import etpc
+from etpc import nn
+from tests.nn.online import KEY, exact, normal, parameters, shuffled, verify
+
+I, H, T = 3, 4, 11
+GATED = (nn.VanillaRNN, nn.GRU, nn.MGU, nn.LSTM)
+DIAGONAL = (nn.MinGRU, nn.MinLSTM, nn.IndRNN)
+
+
+@pytest.mark.parametrize("kind", [*GATED, *DIAGONAL])
+def test_d_rtrl(kind) -> None:
+    """Exact where no matrix reads the state; else only what no state follows."""
+    cell = shuffled(kind(I, H, key=KEY))
+    model = nn.Sequential([cell, jnp.sin, nn.Linear(H, 2, key=KEY)])
+    report = verify(model, normal(T, I))
+    readout = {".layers[2].weight", ".layers[2].bias"}
+    everything = {row.path for row in report.rows}
+    assert len(everything) == parameters(cell) + 2
+    assert exact(report) == (everything if kind in DIAGONAL else readout)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.GRU, 3), (nn.MGU, 2)])
+def test_every_gate_has_a_gradient(kind, gates) -> None:
+    """None is cut off, as one in front of a matrix would be."""
+    cell = kind(I, H, key=KEY)
+    program = etpc.compile(cell, inputs=jnp.zeros(I))
+
+    def loss(cell):
+        carry = program.init()
+        return jnp.sum(program.scan(cell, normal(3, I), carry)[0])
+
+    weight = jax.grad(loss)(cell).weight_ih
+    for gate in jnp.split(weight, gates):
+        assert jnp.linalg.norm(gate) > 1e-2 * jnp.linalg.norm(weight)

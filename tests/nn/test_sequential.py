@@ -1,0 +1,82 @@
+"""Layers one after another against the same layers called by hand."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc import nn
+from tests.nn.online import KEY, as_a_user, exact, marks, normal, verify
+
+KEYS = jax.random.split(KEY, 5)
+FIRST, SECOND = nn.MinGRU(3, 4, key=KEYS[0]), nn.LSTM(4, 4, key=KEYS[1])
+LINEAR, PLAIN = nn.Linear(4, 4, key=KEYS[2]), eqx.nn.Linear(4, 2, key=KEYS[3])
+
+
+def test_calls_each_layer_with_its_own_state() -> None:
+    model = nn.Sequential([FIRST, jax.nn.relu, LINEAR, SECOND, PLAIN])
+    state = model.init_state()
+    assert isinstance(state, tuple)
+    assert [type(s) for s in state[1:]] == [type(None), type(None), nn.LSTMState, type(None)]
+    h, lstm = FIRST.init_state(), SECOND.init_state()
+    run = eqx.filter_jit(model)
+    for x in normal(3, 3):
+        y, state = run(x, state)
+        z, h = FIRST(x, h)
+        z, lstm = SECOND(LINEAR(jax.nn.relu(z)), lstm)
+        np.testing.assert_allclose(y, PLAIN(z), rtol=1e-12)
+        np.testing.assert_allclose(state[0], h, rtol=1e-12)
+        np.testing.assert_allclose(state[3].c, lstm.c, rtol=1e-12)
+    assert marks(model, normal(3), model.init_state()) == 7
+
+
+def test_nested_is_the_same_as_flat() -> None:
+    flat = nn.Sequential([FIRST, jnp.tanh, SECOND, LINEAR])
+    inner = nn.Sequential((FIRST, jnp.tanh))
+    nested = nn.Sequential([inner, nn.Sequential([nn.Sequential([SECOND]), LINEAR])])
+    a, b = flat.init_state(), nested.init_state()
+    assert jax.tree.leaves(a)[0].shape == jax.tree.leaves(b)[0].shape
+    for x in normal(3, 3):
+        y, a = flat(x, a)
+        z, b = nested(x, b)
+        np.testing.assert_array_equal(y, z)
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
+
+
+def test_without_any_state() -> None:
+    model = nn.Sequential([LINEAR, jnp.tanh])
+    y, state = model(normal(4), model.init_state())
+    assert state == model.init_state() == (None, None)
+    np.testing.assert_array_equal(y, jnp.tanh(LINEAR(normal(4))))
+
+
+def test_a_stack_against_bptt() -> None:
+    """The last layer with a state is exact; what comes before it enters through a matrix."""
+    second = nn.Sequential([nn.MinGRU(4, 2, key=KEYS[4]), jnp.sin])
+    report = verify(nn.Sequential([FIRST, jnp.tanh, second]), normal(11, 3))
+    last = ".layers[2].layers[0]"
+    assert exact(report) == {f"{last}.weight_ih", f"{last}.bias"}
+    states = {state for op in report.program.ops for state in op.states}
+    assert states == {"[0]", "[2][0]"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], "layers must be callables, but there is none"),
+        ([LINEAR, 3], "layers must be callables, but layer 1 is 3"),
+        ([None], "layers must be callables, but layer 0 is None"),
+    ],
+)
+def test_layers_that_are_none(layers, message: str, monkeypatch) -> None:
+    as_a_user(monkeypatch)
+    with pytest.raises(etpc.InputError, match=message):
+        nn.Sequential(layers)
+
+
+def test_state_that_does_not_fit() -> None:
+    model = nn.Sequential([FIRST, LINEAR])
+    with pytest.raises(etpc.InputError, match="called with 1 states where it has 2 layers"):
+        model(normal(3), (FIRST.init_state(),))

@@ -1,0 +1,196 @@
+"""State-space layers against the dense recurrences that they stand for."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+import etpc
+from etpc import nn
+from tests.nn.online import KEY, as_a_user, exact, marks, normal, parameters, shuffled, verify
+
+I, O, N, T = 3, 2, 4, 11
+SIZES = {"in_features": I, "out_features": O, "key": KEY}
+BUILD = {
+    nn.LRU: lambda **more: nn.LRU(**(SIZES | {"state_size": N} | more)),
+    nn.S5: lambda **more: nn.S5(**(SIZES | {"state_size": 2 * N, "step_max": 1.0} | more)),
+}
+
+
+def run(layer, xs):
+    """The outputs of a layer."""
+
+    def step(h, x):
+        y, h = layer(x, h)
+        return h, y
+
+    return jax.lax.scan(step, layer.init_state(), xs)[1]
+
+
+def dense(A, B, C, D, xs):
+    """The outputs of a linear recurrence with a real matrix."""
+    h, ys = np.zeros(len(A)), []
+    for x in np.asarray(xs):
+        h = A @ h + B @ x
+        ys.append(C @ h + D @ x)
+    return np.array(ys)
+
+
+def real(a):
+    """A complex diagonal as a real matrix that acts on (real parts, imaginary parts)."""
+    return np.block([[np.diag(a.real), -np.diag(a.imag)], [np.diag(a.imag), np.diag(a.real)]])
+
+
+def test_lru_equation() -> None:
+    layer = shuffled(nn.LRU(I, O, N, key=KEY))
+    p = jax.tree.map(np.asarray, layer)
+    radius, angle = np.exp(-np.exp(p.nu_log)), np.exp(p.theta_log)
+    A = real(radius * np.cos(angle) + 1j * radius * np.sin(angle))
+    gamma = np.tile(np.exp(p.gamma_log), 2)[:, None]
+    B, C = gamma * np.concatenate([p.B_re, p.B_im]), np.concatenate([p.C_re, -p.C_im], 1)
+    xs = normal(T, I)
+    np.testing.assert_allclose(run(layer, xs), dense(A, B, C, p.D, xs), rtol=1e-12)
+
+
+def test_lru_starts_on_the_ring() -> None:
+    layer = nn.LRU(1, 1, 20_000, r_min=0.4, r_max=0.9, max_phase=0.5, key=KEY)
+    radius, angle = np.exp(-np.exp(layer.nu_log)), np.exp(layer.theta_log)
+    # Uniform on the ring: the squares of the radii are uniform.
+    places = np.arange(1, 10) / 10
+    np.testing.assert_allclose(np.quantile(radius**2, places), 0.16 + 0.65 * places, atol=0.01)
+    np.testing.assert_allclose(np.quantile(angle, places), 0.5 * places, atol=0.01)
+    np.testing.assert_allclose(np.exp(layer.gamma_log), np.sqrt(1 - radius**2), rtol=1e-12)
+    assert radius.min() >= 0.4
+    assert radius.max() < 0.9
+
+
+def test_lru_has_states_of_unit_variance() -> None:
+    layer = nn.LRU(1, 1, 64, r_min=0.5, r_max=0.9, key=KEY)
+    # B x of variance one, half in each part
+    layer = eqx.tree_at(lambda m: (m.B_re, m.B_im), layer, 2 * (jnp.full((64, 1), np.sqrt(0.5)),))
+    step = lambda h, x: (layer(x, h)[1],) * 2
+    _, hs = jax.lax.scan(step, layer.init_state(), normal(20_000, 1))
+    np.testing.assert_allclose(np.mean(np.abs(hs[100:]) ** 2, 0), 1, atol=0.15)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_lru_is_finite_at_both_ends_of_the_ring(dtype) -> None:
+    layer = nn.LRU(1, 1, 100_000, dtype=dtype, key=KEY)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(layer))
+
+
+def hippo_normal(P):
+    """Element by element, as in the paper."""
+    A = np.zeros((P, P))
+    for n in range(P):
+        for k in range(P):
+            if n == k:
+                A[n, k] = -0.5
+            else:
+                A[n, k] = np.sqrt((n + 0.5) * (k + 0.5)) * (-1 if n > k else 1)
+    return A
+
+
+def hold(A, B, steps):
+    """Zero-order hold by the exponential of the system and its input."""
+    n, m = B.shape
+    system = np.zeros((n + m, n + m))
+    system[:n, :n], system[:n, n:] = steps[:, None] * A, steps[:, None] * B
+    moved = scipy.linalg.expm(system)
+    return moved[:n, :n], moved[:n, n:]
+
+
+def test_s5_equation() -> None:
+    layer = shuffled(BUILD[nn.S5]())
+    p = jax.tree.map(np.asarray, layer)
+    A, B = hold(
+        real(-np.exp(p.log_decay) + 1j * p.frequency),
+        np.concatenate([p.B_re, p.B_im]),
+        np.tile(np.exp(p.log_step), 2),
+    )
+    xs, C = normal(T, I), 2 * np.concatenate([p.C_re, -p.C_im], 1)
+    np.testing.assert_allclose(run(layer, xs), dense(A, B, C, p.D, xs), rtol=1e-11)
+
+
+def test_s5_starts_as_hippo_n() -> None:
+    """One step for all states: then the layer is the real system of HiPPO-N, turned."""
+    B, C = normal(8, I), normal(O, 8)
+    fixed = {"B_init": lambda *_: B, "C_init": lambda *_: C}
+    layer = BUILD[nn.S5](step_min=0.1, step_max=0.1, **fixed)
+    xs, A = normal(T, I), hold(hippo_normal(8), np.asarray(B), np.full(8, 0.1))
+    expected = dense(*A, np.asarray(C), np.asarray(layer.D), xs)
+    np.testing.assert_allclose(run(layer, xs), expected, rtol=1e-11, atol=1e-12)
+
+
+def test_hippo_n_is_the_normal_part_of_hippo_legs() -> None:
+    n = np.arange(8)
+    legs = -np.sqrt(np.outer(2 * n + 1, 2 * n + 1))
+    legs = np.tril(legs, -1) - np.diag(n + 1.0)
+    low_rank = np.sqrt(n + 0.5)
+    np.testing.assert_allclose(legs + np.outer(low_rank, low_rank), hippo_normal(8), rtol=1e-14)
+
+
+def test_s5_steps() -> None:
+    layer = nn.S5(1, 1, 200, step_min=0.01, step_max=1.0, key=KEY)
+    assert layer.init_state().shape == layer.log_step.shape == (100,)
+    steps = np.exp(layer.log_step)
+    assert 0.01 <= steps.min() < 0.02
+    assert 0.5 < steps.max() <= 1.0
+    assert 0.05 < np.median(steps) < 0.2
+
+
+@pytest.mark.parametrize("kind", BUILD)
+def test_d_rtrl_is_exact(kind) -> None:
+    layer = shuffled(BUILD[kind]())
+    report = verify(nn.Sequential([layer, jnp.sin, nn.Linear(O, 2, key=KEY)]), normal(T, I))
+    assert len(exact(report)) == len(report.rows) == parameters(layer) + 2
+
+
+@pytest.mark.parametrize("kind", BUILD)
+def test_parameters(kind) -> None:
+    layer = BUILD[kind]()
+    x, h = jnp.ones(I), layer.init_state()
+    assert marks(layer, x, h) == parameters(layer) == 8
+    layer = BUILD[kind](dtype=jnp.float32)
+    y, h = layer(jnp.ones(I, jnp.float32), layer.init_state())
+    assert {a.dtype for a in jax.tree.leaves((layer, y))} == {jnp.dtype("float32")}
+    assert h.dtype == layer.init_state().dtype == jnp.complex64
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (nn.LRU, {"in_features": 0}, "in_features must be an integer >= 1, got 0"),
+        (nn.LRU, {"out_features": 0}, "out_features must be an integer >= 1, got 0"),
+        (nn.LRU, {"state_size": 0}, "state_size must be an integer >= 1, got 0"),
+        (nn.LRU, {"dtype": jnp.float16}, "dtype must be float32 or float64, got float16"),
+        (nn.LRU, {"B_init": lambda *_: jnp.ones(1)}, "B_init returned float64"),
+        (nn.LRU, {"r_min": 0.9, "r_max": 0.5}, "r_min < r_max <= 1, got r_min=0.9 and r_max=0.5"),
+        (nn.LRU, {"r_max": 1.5}, "r_min < r_max <= 1, got r_min=0.0 and r_max=1.5"),
+        (nn.LRU, {"max_phase": 0.0}, "max_phase must be in"),
+        (nn.S5, {"in_features": 0}, "in_features must be an integer >= 1, got 0"),
+        (nn.S5, {"out_features": 0}, "out_features must be an integer >= 1, got 0"),
+        (nn.S5, {"state_size": 5}, "state_size must be even, got 5"),
+        (nn.S5, {"dtype": jnp.float16}, "dtype must be float32 or float64, got float16"),
+        (nn.S5, {"C_init": lambda *_: jnp.ones(1)}, "C_init returned float64"),
+        (nn.S5, {"step_min": 0.0}, "step_min must be a finite number > 0"),
+        (nn.S5, {"step_min": 2.0}, "step_min must not exceed step_max, got step_min=2.0"),
+    ],
+)
+def test_arguments_out_of_range(kind, arguments: dict, message: str) -> None:
+    with pytest.raises(etpc.InputError, match=message):
+        BUILD[kind](**arguments)
+
+
+@pytest.mark.parametrize("kind", BUILD)
+def test_input_that_does_not_fit(kind, monkeypatch) -> None:
+    as_a_user(monkeypatch)
+    layer = BUILD[kind]()
+    with pytest.raises(
+        etpc.InputError, match=rf"{kind.__name__} was called with x of shape \(2,\)"
+    ):
+        layer(jnp.ones(2), layer.init_state())
+    with pytest.raises(etpc.InputError, match=r"with h of shape \(1,\) where \(4,\) is needed"):
+        layer(jnp.ones(I), layer.init_state()[:1])

@@ -1,0 +1,297 @@
+"""Convolution, embedding, sparse and low-rank layers: equations, Equinox, and BPTT."""
+
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+
+import etpc
+from etpc import nn
+from tests.nn.online import (
+    KEY,
+    Leaky,
+    as_a_user,
+    exact,
+    marks,
+    normal,
+    parameters,
+    shuffled,
+    verify,
+)
+
+T = 11
+PAIRS = [(2, 1), (0, 0), (1, 3), (0, 2)]
+ROWS, COLUMNS = (np.array(side) for side in zip(*PAIRS, strict=True))
+
+
+# --- convolution ----------------------------------------------------------------------------------
+
+
+def convolved(x, weight, bias, stride, padding, dilation, groups):
+    """One output element after another."""
+    x, (O, J, *kernel) = np.asarray(x), weight.shape
+    x = np.pad(x, [(0, 0), *padding])
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    places = [(n - r) // s + 1 for n, r, s in zip(x.shape[1:], reach, stride, strict=True)]
+    y = np.zeros((O, *places))
+    for o, *at in itertools.product(range(O), *map(range, places)):
+        y[o, *at] = bias.reshape(-1)[o]
+        for j, *tap in itertools.product(range(J), *map(range, kernel)):
+            where = (a * s + k * d for a, s, k, d in zip(at, stride, tap, dilation, strict=True))
+            y[o, *at] += weight[o, j, *tap] * x[o // (O // groups) * J + j, *where]
+    return y
+
+
+@pytest.mark.parametrize(
+    ("space", "kernel", "stride", "padding", "explicit", "dilation", "groups"),
+    [
+        ((7,), 3, 1, "VALID", ((0, 0),), 1, 1),
+        ((7,), 4, 2, "same", ((1, 2),), 1, 2),
+        ((7,), 4, 2, "SAME_LOWER", ((2, 1),), 1, 1),
+        ((5, 6), (2, 3), (1, 2), 1, ((1, 1), (1, 1)), (2, 1), 2),
+        ((4, 5), 3, 1, (0, 1), ((0, 0), (1, 1)), 1, 1),
+        ((3, 4, 3), 2, 1, ((0, 1), (1, 0), (0, 0)), ((0, 1), (1, 0), (0, 0)), 1, 1),
+    ],
+)
+def test_convolution(space, kernel, stride, padding, explicit, dilation, groups) -> None:
+    n = len(space)
+    settings = {"dilation": dilation, "groups": groups}
+    conv = shuffled(nn.Conv(n, 2, 4, kernel, stride, padding, **settings, key=KEY))
+    x = normal(2, *space)
+    weight, bias = np.asarray(conv.weight), np.asarray(conv.bias)
+    strides, dilations = np.broadcast_to(stride, n), np.broadcast_to(dilation, n)
+    expected = convolved(x, weight, bias, strides, explicit, dilations, groups)
+    np.testing.assert_allclose(conv(x), expected, rtol=1e-12, atol=1e-13)
+
+    peer = eqx.nn.Conv(n, 2, 4, kernel, stride, padding, **settings, key=KEY)
+    where = lambda m: (m.weight, m.bias)
+    peer = eqx.tree_at(where, peer, where(conv))
+    np.testing.assert_allclose(conv(x), peer(x), rtol=1e-14)
+
+
+@pytest.mark.parametrize(("kind", "n"), [(nn.Conv1d, 1), (nn.Conv2d, 2)])
+def test_convolution_of_known_dimension(kind, n) -> None:
+    settings = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2, "key": KEY}
+    conv, general = kind(2, 4, 3, **settings), nn.Conv(n, 2, 4, 3, **settings)
+    assert conv.num_spatial_dims == n
+    x = normal(2, *[7] * n)
+    np.testing.assert_array_equal(conv(x), general(x))
+
+
+def test_fan_in_of_a_kernel() -> None:
+    conv = nn.Conv2d(8, 400, 5, groups=2, key=KEY)
+    np.testing.assert_allclose(jnp.var(conv.weight), 2 / (4 * 25), rtol=0.03)
+
+
+# --- embedding, low rank --------------------------------------------------------------------------
+
+
+def test_embedding() -> None:
+    embedding = nn.Embedding(5, 3, key=KEY)
+    peer = eqx.nn.Embedding(weight=embedding.weight)
+    for run in (embedding, eqx.filter_jit(embedding)):
+        for index in (0, 3, -1, 7):
+            np.testing.assert_array_equal(run(jnp.array(index)), peer(jnp.array(index)))
+        np.testing.assert_array_equal(run(jnp.array(3)), embedding.weight[3])
+        np.testing.assert_array_equal(run(jnp.array(-1)), embedding.weight[4])
+        np.testing.assert_array_equal(run(jnp.array(7)), embedding.weight[4])
+
+
+def test_low_rank() -> None:
+    layer = shuffled(nn.LowRankLinear(6, 5, 2, key=KEY))
+    x, dense = normal(6), np.asarray(layer.U) @ np.asarray(layer.V)
+    assert np.linalg.matrix_rank(dense) == 2
+    expected = dense @ np.asarray(x) + np.asarray(layer.bias)
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-13)
+    many = nn.LowRankLinear(400, 300, 50, key=KEY)
+    np.testing.assert_allclose(jnp.var(many.U @ many.V), 2 / 400, rtol=0.05)
+
+
+# --- sparse ---------------------------------------------------------------------------------------
+
+
+def test_sparse_from_indices() -> None:
+    layer = shuffled(nn.SparseLinear(4, 3, (ROWS, COLUMNS), key=KEY))
+    assert [tuple(map(int, pair)) for pair in layer.indices] == sorted(PAIRS)
+    dense = np.zeros((3, 4))
+    for (row, column), weight in zip(sorted(PAIRS), layer.weight, strict=True):
+        dense[row, column] = weight
+    x = normal(4)
+    expected = dense @ np.asarray(x) + np.asarray(layer.bias)
+    for run in (layer, eqx.filter_jit(layer)):
+        np.testing.assert_allclose(run(x), expected, rtol=1e-14)
+    lists = nn.SparseLinear(4, 3, (ROWS.tolist(), COLUMNS.tolist()), key=KEY)
+    np.testing.assert_array_equal(lists.indices, layer.indices)
+
+
+@pytest.mark.parametrize("form", [scipy.sparse.csr_array, scipy.sparse.coo_matrix])
+def test_sparse_from_a_matrix(form) -> None:
+    dense = np.array([[0.5, 0.0, -1.0, 0.0], [0.0, 0.0, 0.0, 2.0], [0.0, 3.0, 0.0, 0.0]])
+    layer = nn.SparseLinear(4, 3, form(dense), key=KEY)
+    x = normal(4)
+    np.testing.assert_allclose(layer(x), dense @ np.asarray(x), rtol=1e-14)
+    drawn = nn.SparseLinear(4, 3, form(dense), weight_init=nn.normal(1.0), key=KEY)
+    np.testing.assert_array_equal(drawn.indices, layer.indices)
+    assert not np.intersect1d(drawn.weight, layer.weight).size
+
+
+def test_sparse_from_a_density() -> None:
+    layer = nn.SparseLinear(500, 400, 0.1, key=KEY)
+    rows, columns = layer.indices.T
+    np.testing.assert_allclose(len(rows), 0.1 * 500 * 400, rtol=0.03)
+    assert len({*zip(rows.tolist(), columns.tolist(), strict=True)}) == len(rows)
+    for side, size in ((rows, 400), (columns, 500)):
+        degrees = np.bincount(side, minlength=size)
+        binomial = len(rows) / size * 0.9  # the variance of a degree
+        np.testing.assert_allclose(degrees.var(), binomial, rtol=0.2)
+    fan_in = np.bincount(rows)[rows]
+    np.testing.assert_allclose(np.var(layer.weight * np.sqrt(fan_in)), 2, rtol=0.03)
+    again, other = (nn.SparseLinear(500, 400, 0.1, key=k) for k in jax.random.split(KEY))
+    assert again.indices.shape != other.indices.shape or (again.indices != other.indices).any()
+    whole = nn.SparseLinear(4, 3, 1, key=KEY)
+    np.testing.assert_array_equal(whole.indices, np.argwhere(np.ones((3, 4))))
+
+
+def test_sparse_from_something_else(monkeypatch) -> None:
+    as_a_user(monkeypatch)
+    for wrong in (([0], [1], [2]), "all", None):
+        with pytest.raises(etpc.InputError, match="connections must be a pair of index arrays, a"):
+            nn.SparseLinear(4, 3, wrong, key=KEY)
+
+
+def test_sparse_ensemble() -> None:
+    build = lambda key: nn.SparseLinear(4, 3, (ROWS, COLUMNS), key=key).weight
+    assert eqx.filter_vmap(build)(jax.random.split(KEY, 2)).shape == (2, 4)
+    with pytest.raises(etpc.InputError, match="cannot be drawn where key is traced"):
+        eqx.filter_vmap(lambda key: nn.SparseLinear(4, 3, 0.5, key=key))(jax.random.split(KEY, 2))
+
+
+def test_sparse_has_one_trace_entry_for_each_connection() -> None:
+    layer = nn.SparseLinear(40, 30, 0.1, key=KEY)
+    model = nn.Sequential([layer, Leaky((30,))])
+    op, bias = etpc.compile(model, inputs=jnp.zeros(40)).ops
+    assert (op.path, op.kind) == (".layers[0].weight", "bcoo_dot_general")
+    assert op.trace_shape == (1, len(layer.weight))
+    assert bias.trace_shape == (1, 30)
+
+
+# --- all ------------------------------------------------------------------------------------------
+
+LAYERS = {
+    nn.Conv: (lambda **more: nn.Conv(1, 2, 2, 3, padding="SAME", key=KEY, **more), normal(T, 2, 3)),
+    nn.Embedding: (lambda **more: nn.Embedding(4, 3, key=KEY, **more), jnp.arange(T) * 3 % 4),
+    nn.LowRankLinear: (lambda **more: nn.LowRankLinear(4, 3, 2, key=KEY, **more), normal(T, 4)),
+    nn.SparseLinear: (
+        lambda **more: nn.SparseLinear(4, 3, (ROWS, COLUMNS), key=KEY, **more),
+        normal(T, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_d_rtrl_is_exact_in_front_of_a_state(kind) -> None:
+    build, xs = LAYERS[kind]
+    layer = shuffled(build())
+    report = verify(nn.Sequential([layer, Leaky(layer(xs[0]).shape)]), xs)
+    assert len(exact(report)) == len(report.rows) == parameters(layer)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_parameters(kind) -> None:
+    build, xs = LAYERS[kind]
+    layer = build(dtype=jnp.float32)
+    x = xs[0].astype(jnp.float32) if jnp.issubdtype(xs.dtype, jnp.floating) else xs[0]
+    assert marks(layer, x) == parameters(layer)
+    weights = jax.tree.leaves(eqx.filter(layer, eqx.is_inexact_array))
+    assert {a.dtype for a in (*weights, layer(x))} == {jnp.dtype("float32")}
+    if kind is nn.Embedding:
+        return
+    plain = build(use_bias=False)
+    assert plain.bias is None
+    assert marks(plain, xs[0]) == parameters(layer) - 1
+    np.testing.assert_array_equal(plain(0 * xs[0]), 0)
+
+
+def none(*_):
+    return jnp.ones(7)
+
+
+CONV = {"num_spatial_dims": 2, "in_channels": 2, "out_channels": 4, "kernel_size": 3}
+EMBEDDING = {"num_embeddings": 4, "embedding_size": 3}
+DENSE = {"in_features": 4, "out_features": 3}
+SPARSE = DENSE | {"connections": (ROWS, COLUMNS)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (nn.Conv, CONV | {"num_spatial_dims": 0}, "num_spatial_dims must be an integer >= 1"),
+        (nn.Conv, CONV | {"in_channels": 0}, "in_channels must be an integer >= 1, got 0"),
+        (nn.Conv, CONV | {"kernel_size": (3, 0)}, "kernel_size must be an integer >= 1, got 0"),
+        (nn.Conv, CONV | {"stride": (1, 1, 1)}, r"stride=\(1, 1, 1\) has 3 elements"),
+        (nn.Conv, CONV | {"groups": 4}, "groups=4 must divide in_channels=2 and out_channels=4"),
+        (nn.Conv, CONV | {"padding": "FULL"}, "padding='FULL' is unknown"),
+        (nn.Conv, CONV | {"padding": -1}, "padding=-1 is unknown"),
+        (nn.Conv, CONV | {"padding": (1, 1, 1)}, r"padding=\(1, 1, 1\) is unknown"),
+        (nn.Conv, CONV | {"padding": ((1, 1, 1), 0)}, r"padding=\(\(1, 1, 1\), 0\) is unknown"),
+        (nn.Conv, CONV | {"weight_init": none}, "weight_init returned float64"),
+        (nn.Embedding, EMBEDDING | {"num_embeddings": 0}, "num_embeddings must be an integer"),
+        (nn.Embedding, EMBEDDING | {"embedding_size": 0}, "embedding_size must be an integer"),
+        (nn.Embedding, EMBEDDING | {"weight_init": none}, "weight_init returned float64"),
+        (nn.Embedding, EMBEDDING | {"dtype": int}, "dtype must be a real floating-point type"),
+        (nn.LowRankLinear, DENSE | {"rank": 0}, "rank must be an integer >= 1, got 0"),
+        (nn.LowRankLinear, DENSE | {"rank": 2, "U_init": none}, "U_init returned float64"),
+        (nn.LowRankLinear, DENSE | {"rank": 2, "V_init": none}, "V_init returned float64"),
+        (nn.SparseLinear, SPARSE | {"weight_init": none}, "weight_init returned float64"),
+        (nn.SparseLinear, SPARSE | {"connections": 0.0}, "connections must be .* got 0.0"),
+        (nn.SparseLinear, SPARSE | {"connections": 1.5}, "connections must be .* got 1.5"),
+        (nn.SparseLinear, SPARSE | {"connections": True}, "connections must be .* got True"),
+        (nn.SparseLinear, SPARSE | {"connections": 1e-9}, "connections has no connection"),
+        (nn.SparseLinear, SPARSE | {"connections": ([0], [4])}, r"the pair \(0, 4\), outside"),
+        (nn.SparseLinear, SPARSE | {"connections": ([-1], [0])}, r"the pair \(-1, 0\), outside"),
+        (
+            nn.SparseLinear,
+            SPARSE | {"connections": ([1, 0, 1], [2, 0, 2])},
+            r"the pair \(1, 2\) more than once",
+        ),
+        (
+            nn.SparseLinear,
+            SPARSE | {"connections": ([0, 1], [0])},
+            r"a pair of int64\[2\] and int64\[1\]",
+        ),
+        (
+            nn.SparseLinear,
+            SPARSE | {"connections": (np.ones(1), np.ones(1))},
+            "two integer arrays of one length",
+        ),
+        (
+            nn.SparseLinear,
+            SPARSE | {"connections": scipy.sparse.eye_array(4)},
+            r"a matrix of shape \(4, 4\) where \(3, 4\) is needed",
+        ),
+    ],
+)
+def test_arguments_out_of_range(kind, arguments: dict, message: str) -> None:
+    with pytest.raises(etpc.InputError, match=message):
+        kind(**arguments, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("kind", "x", "message"),
+    [
+        (nn.Conv, jnp.ones((3, 3)), r"Conv was called with x of shape \(3, 3\) where \(2, n1\)"),
+        (nn.Conv, jnp.ones(2), r"Conv was called with x of shape \(2,\) where \(2, n1\)"),
+        (nn.Embedding, jnp.ones(()), r"Embedding was called with x of type float64\[\]"),
+        (nn.Embedding, jnp.ones(2, int), r"Embedding was called with x of type int64\[2\]"),
+        (nn.LowRankLinear, jnp.ones(3), r"LowRankLinear was called with x of shape \(3,\)"),
+        (nn.SparseLinear, jnp.ones(3), r"SparseLinear was called with x of shape \(3,\)"),
+    ],
+)
+def test_input_that_does_not_fit(kind, x, message: str, monkeypatch) -> None:
+    as_a_user(monkeypatch)
+    with pytest.raises(etpc.InputError, match=message):
+        LAYERS[kind][0]()(x)
