@@ -1,7 +1,7 @@
 """Layers with marked weights, in the conventions of `equinox.nn`, and initialisers for them."""
 
-from etpc.nn._delay import Delay, DelayedLinear
 from etpc.nn._conv import Conv, Conv1d, Conv2d
+from etpc.nn._delay import Delay, DelayedLinear
 from etpc.nn._diagonal import IndRNN, MinGRU, MinLSTM
 from etpc.nn._embedding import Embedding
 from etpc.nn._init import (
@@ -14,9 +14,15 @@ from etpc.nn._init import (
     zeros,
 )
 from etpc.nn._linear import DaleLinear, Linear
+from etpc.nn._low_rank import LowRankLinear
 from etpc.nn._neuron import ALIF, GIF, LIF
 from etpc.nn._nonlinear import EIF, QIF, AdEx, Izhikevich, ResonateAndFire
+from etpc.nn._norm import GroupNorm, LayerNorm, RMSNorm
 from etpc.nn._readout import LeakyRateReadout, MembraneReadout
+from etpc.nn._rnn import GRU, LSTM, MGU, LSTMState, VanillaRNN
+from etpc.nn._sequential import Sequential
+from etpc.nn._sparse import SparseLinear
+from etpc.nn._ssm import LRU, S5
 from etpc.nn._synapse import (
     COBA,
     CUBA,
@@ -31,52 +37,38 @@ __all__ = [
     "CUBA",
     "EIF",
     "GIF",
-    "LIF",
-    "QIF",
-    "AdEx",
-    "DaleLinear",
-    "Delay",
-    "DelayedLinear",
-    "DualExponentialSynapse",
-    "ExponentialSynapse",
-    "Izhikevich",
-    "LeakyRateReadout",
-    "Linear",
-    "MembraneReadout",
-    "ResonateAndFire",
-    "ShortTermPlasticity",
-from etpc.nn._linear import Linear
-from etpc.nn._low_rank import LowRankLinear
-from etpc.nn._neuron import LIF
-from etpc.nn._norm import GroupNorm, LayerNorm, RMSNorm
-from etpc.nn._readout import LeakyRateReadout
-from etpc.nn._rnn import GRU, LSTM, MGU, LSTMState, VanillaRNN
-from etpc.nn._sequential import Sequential
-from etpc.nn._sparse import SparseLinear
-from etpc.nn._ssm import LRU, S5
-
-__all__ = [
     "GRU",
     "LIF",
     "LRU",
     "LSTM",
     "MGU",
+    "QIF",
     "S5",
+    "AdEx",
     "Conv",
     "Conv1d",
     "Conv2d",
+    "DaleLinear",
+    "Delay",
+    "DelayedLinear",
+    "DualExponentialSynapse",
     "Embedding",
+    "ExponentialSynapse",
     "GroupNorm",
     "IndRNN",
+    "Izhikevich",
     "LSTMState",
     "LayerNorm",
     "LeakyRateReadout",
     "Linear",
     "LowRankLinear",
+    "MembraneReadout",
     "MinGRU",
     "MinLSTM",
     "RMSNorm",
+    "ResonateAndFire",
     "Sequential",
+    "ShortTermPlasticity",
     "SparseLinear",
     "VanillaRNN",
     "kaiming_normal",
