@@ -2,6 +2,7 @@
 
 from . import algorithms as algorithms
 from . import analyse as analyse
+from . import draw as draw
 from . import emit as emit
 from . import nn as nn
 from . import ops as ops
@@ -45,6 +46,7 @@ __all__ = [
     "UnsupportedError",
     "bptt",
     "compile",
+    "draw",
     "mark",
     "nn",
     "surrogate",

@@ -44,45 +44,58 @@ def column_width(column: list[Node]) -> float:
 def _width(node: Node) -> float:
     label, detail = texts(node)
     inner = ADVANCE * max(len(label) * LABEL, len(detail) * DETAIL)
-    sides = {"op": BADGE, "state": 1.5 * BADGE}.get(node.kind, 2 * PAD)
+    sides = {"op": BADGE, "state": 1.75 * BADGE}.get(node.kind, 2 * PAD)
     return math.ceil(inner + 2 * PAD + sides)
 
 
-def forward_edges(picture: Picture) -> "nx.DiGraph":
-    """The edges that point to the right: those of one step, without what comes from the step before.
+def ranks(picture: Picture) -> dict[Name, int]:
+    """The column of each node: right of what it depends on within a step.
 
-    A state is its value before and after a step, so its edges are taken last, and only where they
-    close no circle; first those to operations that what enters the state enters too.
+    A state is its value before and after a step, so what leads from it counts last, and only where it
+    closes no circle; first what leads to operations that what enters the state enters too. States
+    that enter each other stand in one column.
     """
-    graph: nx.DiGraph = nx.DiGraph()
-    graph.add_nodes_from(node.name for node in picture.nodes)
-    entered: dict[Name, set[Name]] = {}
+    entered: dict[Name, set[Name]] = {node.name: set() for node in picture.nodes}
+    between: nx.DiGraph = nx.DiGraph()
     for e in picture.edges:
-        entered.setdefault(e.target, set()).add(e.source)
+        entered[e.target].add(e.source)
+        if e.source[0] == e.target[0] == "state":
+            between.add_edge(e.source, e.target)
+    home = {name: name for name in entered}
+    for together in nx.strongly_connected_components(between):
+        home.update(dict.fromkeys(together, min(together)))
 
     def order(e: Edge) -> int:
         if e.source[0] != "state":
             return 0
-        before = {n for n in entered.get(e.source, ()) if n[0] != "state"}
-        if e.target[0] == "state":  # side by side where the step enters both
-            return 4 if any(n[0] != "state" for n in entered[e.target]) else 2
-        return 1 if before & entered[e.target] else 3
+        outside = {n for n in entered[e.source] if n[0] != "state"}
+        if e.target[0] != "state":
+            return 1 if outside & entered[e.target] else 3
+        directly = any(n[0] != "state" for n in entered[e.target])
+        return BESIDE_EACH_OTHER if directly else 2
 
+    graph: nx.DiGraph = nx.DiGraph()
+    graph.add_nodes_from(home.values())
     for e in sorted(picture.edges, key=order):
-        if order(e) < 4 and not nx.has_path(graph, e.target, e.source):
-            graph.add_edge(e.source, e.target)
-    return graph
-
-
-def _columns(picture: Picture) -> list[list[Node]]:
-    graph = forward_edges(picture)
+        a, b = home[e.source], home[e.target]
+        if order(e) != BESIDE_EACH_OTHER and not nx.has_path(graph, b, a):
+            graph.add_edge(a, b)
     rank: dict[Name, int] = {}
     for depth, names in enumerate(nx.topological_generations(graph)):
         rank.update(dict.fromkeys(names, depth))
-    for name in reversed(list(nx.topological_sort(graph))):  # to what it enters, as near as can be
+    for name in graph:  # what nothing enters goes next to what it enters
         after = [rank[n] for n in graph.successors(name)]
-        if after and name[0] in ("op", "input") and not graph.in_degree(name):
+        if after and not graph.in_degree(name):
             rank[name] = min(after) - 1
+    return {name: rank[home[name]] for name in home}
+
+
+BESIDE_EACH_OTHER = 4
+"""The order of edges that do not tell left from right."""
+
+
+def _columns(picture: Picture) -> list[list[Node]]:
+    rank = ranks(picture)
     columns: list[list[Node]] = [[] for _ in range(max(rank.values(), default=0) + 1)]
     for node in picture.nodes:
         columns[rank[node.name]].append(node)
@@ -137,4 +150,4 @@ def _rows(columns: list[list[Node]]) -> Grid:
     return rows
 
 
-__all__ = ["ADVANCE", "BADGE", "BESIDE", "DETAIL", "LABEL", "PAD", "Grid", "column_width", "forward_edges", "grid", "texts"]
+__all__ = ["ADVANCE", "BADGE", "BESIDE", "DETAIL", "LABEL", "PAD", "Grid", "column_width", "grid", "ranks", "texts"]

@@ -17,7 +17,7 @@ from ..run._describe import shape_text, verdict
 Name = tuple[str, str]
 """Kind and name, as in `program.graph`."""
 
-LARGEST = 100
+LARGEST = 150
 """From more nodes on, those of one module are drawn as one."""
 
 STRENGTH = {"kept": 0, "cut": 1, "escape": 2}
@@ -229,7 +229,7 @@ def _grouped(whole: Picture) -> Picture:
         kinds[pair] = max(kinds.get(pair, "kept"), edge.kind, key=STRENGTH.__getitem__)
     nodes = []
     for name, found in members.items():
-        loops = [n.loop for n in found if n.loop] + [kinds[name, name]] * ((name, name) in kinds)
+        loops = [n.loop for n in found if n.loop] + [k for pair, k in kinds.items() if pair == (name, name)]
         nodes.append(_one_for(name, found, max(loops, key=STRENGTH.__getitem__, default="")))
     edges = [Edge(a, b, kind) for (a, b), kind in kinds.items() if a != b]
     note = f"{len(whole.nodes):,} nodes, grouped by module: a box stands for all under its path"
@@ -244,6 +244,9 @@ def _one_for(name: Name, found: list[Node], loop: str) -> Node:
     traced = any(n.traced for n in found)
     listed = [n.label for n in found[:12]] + ["…"] * (len(found) > 12)
     text = f"{len(found):,} {kind}s"
+    exact = sum(n.claim == "exact" for n in found)
+    if claim == "approximate" and exact:
+        text += f", {exact:,} exact"
     return Node(name, name[1], text, claim, traced, (f"{name[1]}: {text}", *listed), loop)
 
 

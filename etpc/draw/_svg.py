@@ -220,12 +220,12 @@ def _tag(x: float, y: float, w: float, h: float) -> str:
 def _loop(x: float, y: float, node: Node) -> str:
     """An arrow in a circle, for a state that its next value depends on."""
     r = 7.0
-    start, end = f"{number(x - 0.5 * r)} {number(y - 0.87 * r)}", f"{number(x + r)} {number(y)}"
+    start, end = f"{number(x + 0.5 * r)} {number(y - 0.87 * r)}", f"{number(x + 0.87 * r)} {number(y + 0.5 * r)}"
     key = _key(node.name)
     return (
         f'<g class="edge {node.loop}" data-from={key} data-to={key}>'
         f'<path class="line" d="M{start} A{number(r)} {number(r)} 0 1 0 {end}"/>'
-        f"{_head((x + r, y - 4), (0.0, -1.0))}</g>"
+        f"{_head((x + r + 0.5, y - 3.5), (0.26, -0.97))}</g>"
     )
 
 
@@ -285,7 +285,7 @@ def _sample_box(kind: str) -> str:
         if kind == "input"
         else f'<rect class="box" x="1" y="-11" width="26" height="14" rx="{7 if kind == "state" else 3}"/>'
     )
-    return f'<g class="{kind}">{shape}</g>'
+    return f'<g class="node {kind}">{shape}</g>'
 
 
 def _sample_arrow(kind: str) -> str:

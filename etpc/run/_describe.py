@@ -16,20 +16,7 @@ def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
         f"  window {plan.window}" + (" (chosen)" if window == "auto" else ""),
         "",
     ]
-    columns = ["weight", "operation", "reaches", "block", "trace", "bytes", "gradient"]
-    rows = [
-        [
-            p.path,
-            p.kind,
-            ", ".join(p.states),
-            str(p.block),
-            shape_text(p) if p.shares is None else "as above",
-            f"{p.trace_bytes:,}",
-            verdict(p),
-        ]
-        for p in plan.traced
-    ]
-    lines = [*head, *table(columns, rows)]
+    lines = [*head, *table(COLUMNS, rows(plan))]
     chosen = {p.path: p.choice for p in plan.traced if p.choice}
     if chosen:
         width = max(map(len, chosen))
@@ -48,6 +35,25 @@ def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
         lines += ["", "taken as dense (no rule for their sparsity)"]
         lines += [f"  {o.primitive} at {o.source}" for o in plan.analysis.opaque]
     return "\n".join(lines)
+
+
+COLUMNS = ["weight", "operation", "reaches", "block", "trace", "bytes", "gradient"]
+
+
+def rows(plan: Plan) -> list[list[str]]:
+    """What is said of each traced weight operation, in these columns."""
+    return [
+        [
+            p.path,
+            p.kind,
+            ", ".join(p.states),
+            str(p.block),
+            shape_text(p) if p.shares is None else "as above",
+            f"{p.trace_bytes:,}",
+            verdict(p),
+        ]
+        for p in plan.traced
+    ]
 
 
 def verdict(p: OpPlan) -> str:
@@ -91,4 +97,4 @@ def table(columns: list[str], rows: list[list[str]]) -> list[str]:
     return [line(columns), "  ".join("-" * w for w in widths), *map(line, rows)]
 
 
-__all__ = ["describe", "escapes", "shape_text", "table", "verdict"]
+__all__ = ["COLUMNS", "describe", "escapes", "rows", "shape_text", "table", "verdict"]

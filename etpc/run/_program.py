@@ -135,6 +135,26 @@ class Program:
         """
         return dependency_graph(self.plan)
 
+    def draw(self, path: Any = None) -> Any:
+        """The dependency graph as a picture, or written to a file.
+
+        **Arguments:**
+
+        - `path`: of the file, which ends in `.svg`, `.html`, `.mmd` or `.mermaid`. `None` for none.
+
+        **Returns** the text of an SVG file, which notebooks show as the picture; with `path`, `None`.
+
+        **Raises** `etpc.InputError` where the ending is another.
+        """
+        from ..draw import to_svg, write
+
+        return to_svg(self) if path is None else write(self, path)
+
+    def _repr_html_(self) -> str:
+        from ..draw import fragment
+
+        return fragment(self)
+
     def explain(self, path: str) -> str:
         """What the program does with one parameter, in sentences with numbers.
 
