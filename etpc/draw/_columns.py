@@ -142,7 +142,9 @@ def _rows(columns: list[list[Node]]) -> Grid:
     for n, (column, width) in enumerate(zip(columns, widths, strict=True)):
         behind_states = bool(rows[-1]) and any(node.kind == "state" for node in rows[-1][-1])
         full = used + width > (WIDEST if n < len(columns) - 1 else 1.2 * WIDEST)
-        if rows[-1] and (full or (used + width / 2 > share and behind_states and n < len(columns) - 1)):
+        if rows[-1] and (
+            full or (used + width / 2 > share and behind_states and n < len(columns) - 1)
+        ):
             rows.append([])
             used = 0.0
         rows[-1].append(column)
@@ -150,4 +152,16 @@ def _rows(columns: list[list[Node]]) -> Grid:
     return rows
 
 
-__all__ = ["ADVANCE", "BADGE", "BESIDE", "DETAIL", "LABEL", "PAD", "Grid", "column_width", "grid", "ranks", "texts"]
+__all__ = [
+    "ADVANCE",
+    "BADGE",
+    "BESIDE",
+    "DETAIL",
+    "LABEL",
+    "PAD",
+    "Grid",
+    "column_width",
+    "grid",
+    "ranks",
+    "texts",
+]

@@ -14,12 +14,12 @@ def fragment(program: Program) -> str:
     plan = program.plan
     shown = picture(program)
     hidden = plan.analysis.hidden
+    states = ", ".join(f"<code>{escape(path)}</code>" for path in hidden.paths)
     chosen = {p.path: p.choice for p in plan.traced if p.choice}
     parts = [
         '<div class="etpc-program">',
         f"<style>\n{_style()}</style>",
-        f"<p>{escape(str(plan.algorithm))}<br>"
-        f"{hidden.size:,} hidden states: {_codes(hidden.paths)}</p>",
+        f"<p>{escape(str(plan.algorithm))}<br>{hidden.size:,} hidden states: {states}</p>",
         f'<div class="etpc-scroll">\n{draw(shown)}</div>',
         _table(program),
         _list("Chosen", [f"<code>{escape(p)}</code> {escape(why)}" for p, why in chosen.items()]),
@@ -47,10 +47,6 @@ def page(program: Program) -> str:
         f"<style>\n{_PAGE}</style>\n</head>\n<body>\n{fragment(program)}"
         f"<script>\n{_SCRIPT}</script>\n</body>\n</html>\n"
     )
-
-
-def _codes(paths: Iterable[str]) -> str:
-    return ", ".join(f"<code>{escape(path)}</code>" for path in paths)
 
 
 def _table(program: Program) -> str:

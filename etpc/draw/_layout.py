@@ -257,7 +257,9 @@ def _ports(ways: list[_Way], boxes: dict[Name, Box]) -> dict[tuple[int, str], Po
                 away = other.x - box.x
                 order = (0.0, -away) if away < 0 else (1.0, -away)
             elif w.gutters:  # first or last, as it comes from above or below
-                gutter, row = (w.gutters[0], w.start[0]) if end == "leave" else (w.gutters[-1], w.end[0])
+                gutter, row = (
+                    (w.gutters[0], w.start[0]) if end == "leave" else (w.gutters[-1], w.end[0])
+                )
                 order = -math.inf if gutter == row else math.inf, other.x
             else:
                 order = other.y, other.x

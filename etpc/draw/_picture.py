@@ -127,7 +127,9 @@ def _leaving(plan: Plan) -> set[tuple[Name, Name]]:
     for p, reach in zip(plan.ops, a.reach, strict=True):
         if p.form is None or reach.closed:
             continue
-        for path, start, stop in zip(a.hidden.paths, a.hidden.offsets, a.hidden.offsets[1:], strict=False):
+        for path, start, stop in zip(
+            a.hidden.paths, a.hidden.offsets, a.hidden.offsets[1:], strict=False
+        ):
             reached = sp.csr_array(reach.block[:, start:stop] @ onward[start:stop])
             beyond = sp.csr_array(reached > reach.block)
             for after in a.hidden.names(np.unique(beyond.nonzero()[1])):
@@ -156,14 +158,18 @@ def _nodes(plan: Plan, loops: dict[Name, str]) -> Iterator[Node]:
     step, hidden = plan.analysis.step, plan.analysis.hidden
 
     def plain(kind: str, path: str, aval: Any, *more: str, loop: str = "") -> Node:
-        text = f"{jnp.dtype(aval.dtype).name}{list(aval.shape)}" if _known(aval) else str(aval.dtype)
+        text = (
+            f"{jnp.dtype(aval.dtype).name}{list(aval.shape)}" if _known(aval) else str(aval.dtype)
+        )
         return Node((kind, path), path, text, "", True, (f"{kind} {path}", text, *more), loop)
 
     for path, aval in zip(step.input_leaves.paths, step.input_leaves.avals, strict=True):
         yield plain("input", path, aval)
     for i in step.model_leaves.floats:
         path = step.model_leaves.paths[i]
-        yield plain("parameter", path, step.model_leaves.avals[i], "no operation of the step reads it")
+        yield plain(
+            "parameter", path, step.model_leaves.avals[i], "no operation of the step reads it"
+        )
     for p in plan.ops:
         yield _op(p, plan)
     for path, aval in zip(hidden.paths, hidden.avals, strict=True):
@@ -215,9 +221,7 @@ def _grouped(whole: Picture) -> Picture:
     deepest = max(map(len, keys.values()))
     group: dict[Name, Name] = {}
     for depth in range(deepest - 1, 0, -1):
-        group = {
-            n.name: (n.kind, "".join(keys[n.name][:depth]) or n.label) for n in whole.nodes
-        }
+        group = {n.name: (n.kind, "".join(keys[n.name][:depth]) or n.label) for n in whole.nodes}
         if len(set(group.values())) <= LARGEST:
             break
     members: dict[Name, list[Node]] = {}
@@ -229,7 +233,9 @@ def _grouped(whole: Picture) -> Picture:
         kinds[pair] = max(kinds.get(pair, "kept"), edge.kind, key=STRENGTH.__getitem__)
     nodes = []
     for name, found in members.items():
-        loops = [n.loop for n in found if n.loop] + [k for pair, k in kinds.items() if pair == (name, name)]
+        loops = [n.loop for n in found if n.loop] + [
+            k for pair, k in kinds.items() if pair == (name, name)
+        ]
         nodes.append(_one_for(name, found, max(loops, key=STRENGTH.__getitem__, default="")))
     edges = [Edge(a, b, kind) for (a, b), kind in kinds.items() if a != b]
     note = f"{len(whole.nodes):,} nodes, grouped by module: a box stands for all under its path"

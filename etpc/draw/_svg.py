@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from xml.sax.saxutils import escape, quoteattr
 
 from ._columns import ADVANCE, BADGE, DETAIL, LABEL, PAD
-from ._layout import HEAD, Arrow, Box, Layout, layout, number
+from ._layout import HEAD, Arrow, Box, layout, number
 from ._picture import STRENGTH, Name, Node, Picture
 
 MARGIN = 24.0
@@ -113,14 +113,21 @@ def draw(picture: Picture) -> Svg:
     legend, legend_height = _legend(picture, inner)
     header = HEADER + (18.0 if picture.note else 0.0)
     width, height = inner + 2 * MARGIN, placed.height + header + legend_height + 3 * MARGIN
-    size = f"{number(width)} {number(height)}"
+    attributes = {
+        "xmlns": "http://www.w3.org/2000/svg",
+        "class": "etpc",
+        "viewBox": f"0 0 {number(width)} {number(height)}",
+        "width": number(width),
+        "height": number(height),
+        "role": "img",
+        "aria-label": f"{picture.title}: {picture.subtitle}",
+        "font-family": FONT,
+    }
+    page = f'width="{number(width - 1)}" height="{number(height - 1)}" rx="10"'
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="etpc" viewBox="0 0 {size}"'
-        f' width="{number(width)}" height="{number(height)}" role="img"'
-        f' aria-label={_quoted(f"{picture.title}: {picture.subtitle}")} font-family="{FONT}">',
+        f"<svg {' '.join(f'{name}={quoteattr(text)}' for name, text in attributes.items())}>",
         f"<style>\n{style()}</style>",
-        f'<rect class="page" x="0.5" y="0.5" width="{number(width - 1)}"'
-        f' height="{number(height - 1)}" rx="10"/>',
+        f'<rect class="page" x="0.5" y="0.5" {page}/>',
         _text("title", MARGIN, MARGIN + 12, picture.title),
         _text("detail", MARGIN, MARGIN + 30, picture.subtitle),
     ]
@@ -141,12 +148,8 @@ def _text(name: str, x: float, y: float, text: str) -> str:
     return f'<text class="{name}" x="{number(x)}" y="{number(y)}">{escape(text)}</text>'
 
 
-def _quoted(text: str) -> str:
-    return quoteattr(text)
-
-
 def _key(name: Name) -> str:
-    return _quoted(f"{name[0]}:{name[1]}")
+    return quoteattr(f"{name[0]}:{name[1]}")
 
 
 def _hover(lines: Iterable[str]) -> str:
@@ -173,14 +176,20 @@ MEANING = {
 def _head(tip: tuple[float, float], direction: tuple[float, float]) -> str:
     (x, y), (dx, dy) = tip, direction
     back_x, back_y, half = x - HEAD * dx, y - HEAD * dy, 0.45 * HEAD
-    corners = (x, y), (back_x - half * dy, back_y + half * dx), (back_x + half * dy, back_y - half * dx)
+    corners = (
+        (x, y),
+        (back_x - half * dy, back_y + half * dx),
+        (back_x + half * dy, back_y - half * dx),
+    )
     points = " L".join(f"{number(a)} {number(b)}" for a, b in corners)
     return f'<path class="head" d="M{points}Z"/>'
 
 
 def _box(box: Box) -> str:
     node = box.node
-    classes = " ".join(filter(None, ["node", node.kind, node.claim, "" if node.traced else "untraced"]))
+    classes = " ".join(
+        filter(None, ["node", node.kind, node.claim, "" if node.traced else "untraced"])
+    )
     x, y, w, h = box.x, box.y, box.width, box.height
     text_x = x + PAD
     shape = f'<rect class="box" x="{number(x)}" y="{number(y)}" width="{number(w)}" height="{number(h)}" rx="7"/>'
@@ -197,9 +206,7 @@ def _box(box: Box) -> str:
         text_x += PAD
         shape = _tag(x, y, w, h)
     texts = _text("label", text_x, y + 19, box.label) + _text("detail", text_x, y + 34, box.detail)
-    return (
-        f'<g class="{classes}" data-node={_key(node.name)}>{_hover(node.hover)}{shape}{more}{texts}</g>'
-    )
+    return f'<g class="{classes}" data-node={_key(node.name)}>{_hover(node.hover)}{shape}{more}{texts}</g>'
 
 
 def _badge(x: float, y: float, node: Node) -> str:
@@ -220,7 +227,10 @@ def _tag(x: float, y: float, w: float, h: float) -> str:
 def _loop(x: float, y: float, node: Node) -> str:
     """An arrow in a circle, for a state that its next value depends on."""
     r = 7.0
-    start, end = f"{number(x + 0.5 * r)} {number(y - 0.87 * r)}", f"{number(x + 0.87 * r)} {number(y + 0.5 * r)}"
+    start, end = (
+        f"{number(x + 0.5 * r)} {number(y - 0.87 * r)}",
+        f"{number(x + 0.87 * r)} {number(y + 0.5 * r)}",
+    )
     key = _key(node.name)
     return (
         f'<g class="edge {node.loop}" data-from={key} data-to={key}>'
@@ -244,7 +254,12 @@ def _legend(picture: Picture, width: float) -> tuple[list[str], float]:
     ]
     if any(node.loop for node in picture.nodes):
         loop = Node(("state", ""), "", "", "", True, (), "kept")
-        entries.append((_loop(14, -4, loop).replace(' data-from="state:" data-to="state:"', ""), "depends on itself"))
+        entries.append(
+            (
+                _loop(14, -4, loop).replace(' data-from="state:" data-to="state:"', ""),
+                "depends on itself",
+            )
+        )
     x = y = 0.0
     lines = []
     for sample, text in entries:
@@ -289,9 +304,7 @@ def _sample_box(kind: str) -> str:
 
 
 def _sample_arrow(kind: str) -> str:
-    return (
-        f'<g class="edge {kind}"><path class="line" d="M0 -4L22 -4"/>{_head((28, -4), (1.0, 0.0))}</g>'
-    )
+    return f'<g class="edge {kind}"><path class="line" d="M0 -4L22 -4"/>{_head((28, -4), (1.0, 0.0))}</g>'
 
 
 __all__ = ["Svg", "draw", "style"]
