@@ -15,9 +15,10 @@ import numpy as np
 
 from ._errors import InputError, SelectionError, UnsupportedError
 from ._jax import evaluate, is_step_function
-from .algorithms import Algorithm, Decay, Full
+from .algorithms import Algorithm, Decay, Full, resolve
 from .plan import OpPlan
 from .run import Program, compile
+from .run._describe import rule
 from .trace._leaves import shape_of
 from .verify import Report, StepFunction, bptt
 
@@ -37,7 +38,7 @@ SMALLEST = 1e-17
 
 
 def gradient_agreement(
-    reports: Report | Mapping[str, Report], *, axes: Sequence[Axes] | None = None
+    reports: Report | Mapping[str, Report], *, axes: Sequence[Axes] | np.ndarray | None = None
 ) -> Figure:
     """Relative error and cosine of each parameter's gradient against BPTT.
 
@@ -56,7 +57,7 @@ def gradient_agreement(
     parameters.
     """
     if isinstance(reports, Report):
-        reports = {str(type(reports.program.algorithm).__name__): reports}
+        reports = {rule(reports.program.algorithm): reports}
     paths = [row.path for row in next(iter(reports.values())).rows] if reports else []
     if not paths or any([r.path for r in report.rows] != paths for report in reports.values()):
         raise InputError(
@@ -65,7 +66,7 @@ def gradient_agreement(
             "Pass reports of one model."
         )
     height = 1.4 + 0.4 * len(paths)
-    errors, cosines = axes or _axes(1, 2, sharey=True, figsize=(8, height))
+    errors, cosines = _axes(axes, 1, 2, sharey=True, figsize=(8, height))
     places = np.arange(len(paths))
     for n, (label, report) in enumerate(reports.items()):
         shift = 0.5 * ((n + 0.5) / len(reports) - 0.5)
@@ -75,9 +76,9 @@ def gradient_agreement(
             np.array([row.cosine for row in report.rows]),
         )
         for ax, value in zip((errors, cosines), values, strict=True):
-            (line,) = ax.plot(value, places + shift, "o", color=f"C{n}", label=label)
-            line.set_data(value[~exact], (places + shift)[~exact])
-            ax.plot(value[exact], (places + shift)[exact], "s", color=f"C{n}")
+            for marker, which in (("o", ~exact), ("s", exact)):
+                name = label if marker == "o" else None
+                ax.plot(value[which], (places + shift)[which], marker, color=f"C{n}", label=name)
     tolerance = max(report.tolerance for report in reports.values())
     errors.axvline(tolerance, color="grey", linestyle=":", linewidth=1)
     errors.set(xscale="log", xlabel="relative error", yticks=places)
@@ -103,7 +104,7 @@ def traces(
     *,
     example: int = 0,
     units: int | Sequence[tuple[int, ...]] = 5,
-    axes: Sequence[Axes] | None = None,
+    axes: Sequence[Axes] | np.ndarray | None = None,
 ) -> Figure:
     """Eligibility traces over time, below the input and the spikes that make them.
 
@@ -140,7 +141,7 @@ def traces(
     )
     sizes = [1.0, 1.0, *(1.2 for _ in names)]
     count = len(sizes)
-    drawn = axes or _axes(count, 1, sharex=True, height_ratios=sizes, figsize=(8, 1.7 * count))
+    drawn = _axes(axes, count, 1, sharex=True, height_ratios=sizes, figsize=(8, 1.7 * count))
     _raster(drawn[0], run.inputs, "inputs")
     _raster(drawn[1], run.active, run.what)
     for ax, values, indices, name in zip(drawn[2:], run.entries, chosen, names, strict=True):
@@ -181,7 +182,8 @@ def memory(
 
     **Raises** as [`etpc.compile`][]; `etpc.UnsupportedError` where a device does not tell.
     """
-    labelled = algos if isinstance(algos, Mapping) else {_label(a): a for a in algos}
+    if not isinstance(algos, Mapping):
+        algos = {rule(resolve(a)): a for a in algos}
     arrays, static = eqx.partition(model, eqx.is_array)
     one = jax.tree.map(shape_of, inputs)
 
@@ -195,7 +197,7 @@ def memory(
         return bptt(whole, xs, targets, _squares, state=state, step=step, batch_size=batch_size)
 
     found = {"BPTT": [_temporary(jax.jit(through_time).lower(arrays, *sequence(t))) for t in steps]}
-    for label, algo in labelled.items():
+    for label, algo in algos.items():
         program = compile(model, algo, inputs=inputs, state=state, step=step, batch_size=batch_size)
         learn = program.value_and_grad(_squares)
         carry = jax.eval_shape(lambda p=program: p.init(batch_size))
@@ -206,7 +208,7 @@ def memory(
 
         jitted = jax.jit(online, donate_argnums=3)
         found[label] = [held + _temporary(jitted.lower(arrays, *sequence(t), carry)) for t in steps]
-    ax = ax or _axes(1, 1, figsize=(6, 4))[0]
+    (ax,) = _axes(None if ax is None else [ax], 1, 1, figsize=(6, 4))
     for (label, values), marker in zip(found.items(), "osv^D<>Pp*" * len(found), strict=False):
         ax.plot(list(steps), values, marker=marker, label=label)
     ax.set(xscale="log", yscale="log", xlabel="steps T", ylabel="bytes")
@@ -214,19 +216,20 @@ def memory(
     return _figure(ax)
 
 
-def _axes(rows: int, columns: int, **settings: Any) -> list[Axes]:
-    grid = plt.subplots(rows, columns, squeeze=False, layout="constrained", **settings)[1]
-    return list(grid.flat)
+def _axes(given: Any, rows: int, columns: int, **settings: Any) -> list[Axes]:
+    """The axes to draw into, in one list: those that are given, or new ones."""
+    if given is None:
+        given = plt.subplots(rows, columns, squeeze=False, layout="constrained", **settings)[1]
+    found = list(np.ravel(given))
+    if len(found) != rows * columns:
+        raise InputError(f"axes should be {rows * columns} axes, and are {len(found)}.")
+    return found
 
 
 def _figure(ax: Axes) -> Figure:
     figure = ax.get_figure(root=True)
     assert isinstance(figure, Figure)
     return figure
-
-
-def _label(algo: Algorithm | str) -> str:
-    return algo if isinstance(algo, str) else str(algo)
 
 
 def _squares(y: Any, target: Any) -> jax.Array:

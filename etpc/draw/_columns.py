@@ -45,7 +45,7 @@ def _width(node: Node) -> float:
     label, detail = texts(node)
     inner = ADVANCE * max(len(label) * LABEL, len(detail) * DETAIL)
     sides = {"op": BADGE, "state": 1.75 * BADGE}.get(node.kind, 2 * PAD)
-    return math.ceil(inner + 2 * PAD + sides)
+    return float(math.ceil(inner + 2 * PAD + sides))
 
 
 def ranks(picture: Picture) -> dict[Name, int]:

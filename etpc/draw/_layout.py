@@ -168,8 +168,8 @@ def _boxes(
     margin = TRACK * sum(len(w.gutters) == 2 for w in ways)
     y = 0.0
     for r, row in enumerate(rows):
-        gutters.append(y + (1.5 * TRACK if r else 0.0))
-        y += _gutter(counts[r]) - (0.0 if r else 0.5 * TRACK)
+        gutters.append(y + (1.5 * TRACK if r else 0.5 * TRACK))
+        y += _gutter(counts[r])
         height = max(len(column) * (HEIGHT + ABOVE) - ABOVE for column in row)
         x = margin
         for c, column in enumerate(row):

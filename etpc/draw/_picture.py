@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from ..plan import OpPlan, Plan
 from ..run import Program
-from ..run._describe import shape_text, verdict
+from ..run._describe import rule, shape_text, verdict
 
 Name = tuple[str, str]
 """Kind and name, as in `program.graph`."""
@@ -84,7 +84,7 @@ def picture(program: Program) -> Picture:
     size = plan.analysis.hidden.size
     traces = sum(p.trace_bytes for p in plan.traced)
     subtitle = f"{size:,} hidden states · {traces:,} bytes of traces for one example"
-    whole = Picture(_rule(plan), subtitle, tuple(nodes), tuple(found), "")
+    whole = Picture(rule(plan.algorithm), subtitle, tuple(nodes), tuple(found), "")
     return whole if len(nodes) <= LARGEST else _grouped(whole)
 
 
@@ -94,14 +94,6 @@ def shortened(text: str, length: int) -> str:
         return text
     head = (length - 1) // 2
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
-
-
-def _rule(plan: Plan) -> str:
-    fields = dataclasses.fields(plan.algorithm)
-    given = [f for f in fields if not f.kw_only and f.repr]
-    settings = ", ".join(repr(getattr(plan.algorithm, f.name)) for f in given)
-    name = type(plan.algorithm).__name__
-    return f"{name}({settings})" if settings else name
 
 
 # --- edges ---

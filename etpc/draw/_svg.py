@@ -256,7 +256,7 @@ def _legend(picture: Picture, width: float) -> tuple[list[str], float]:
         loop = Node(("state", ""), "", "", "", True, (), "kept")
         entries.append(
             (
-                _loop(14, -4, loop).replace(' data-from="state:" data-to="state:"', ""),
+                _loop(14.0, -4.0, loop).replace(' data-from="state:" data-to="state:"', ""),
                 "depends on itself",
             )
         )
@@ -267,7 +267,7 @@ def _legend(picture: Picture, width: float) -> tuple[list[str], float]:
         if x and x + size > width:
             x, y = 0.0, y + LINE
         lines.append(
-            f'<g transform="translate({number(x)} {number(y)})">{sample}{_text("detail", 36, 0, text)}</g>'
+            f'<g transform="translate({number(x)} {number(y)})">{sample}{_text("detail", 36.0, 0.0, text)}</g>'
         )
         x += size + 22
     return lines, y
@@ -296,7 +296,7 @@ def _sample_badge(claim: str) -> str:
 
 def _sample_box(kind: str) -> str:
     shape = (
-        _tag(1, -11, 26, 14)
+        _tag(1.0, -11.0, 26.0, 14.0)
         if kind == "input"
         else f'<rect class="box" x="1" y="-11" width="26" height="14" rx="{7 if kind == "state" else 3}"/>'
     )
@@ -304,7 +304,7 @@ def _sample_box(kind: str) -> str:
 
 
 def _sample_arrow(kind: str) -> str:
-    return f'<g class="edge {kind}"><path class="line" d="M0 -4L22 -4"/>{_head((28, -4), (1.0, 0.0))}</g>'
+    return f'<g class="edge {kind}"><path class="line" d="M0 -4L22 -4"/>{_head((28.0, -4.0), (1.0, 0.0))}</g>'
 
 
 __all__ = ["Svg", "draw", "style"]

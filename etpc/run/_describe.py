@@ -1,8 +1,9 @@
 """A program as text."""
 
+import dataclasses
 from collections.abc import Mapping
 
-from ..algorithms import Auto, Decay, Full, LowRank
+from ..algorithms import Algorithm, Auto, Decay, Full, LowRank
 from ..plan import OpPlan, Plan
 
 
@@ -56,6 +57,14 @@ def rows(plan: Plan) -> list[list[str]]:
     ]
 
 
+def rule(algorithm: Algorithm) -> str:
+    """The algorithm in short: its name, and what it cannot be without."""
+    fields = dataclasses.fields(algorithm)
+    given = [repr(getattr(algorithm, f.name)) for f in fields if not f.kw_only and f.repr]
+    name = type(algorithm).__name__
+    return f"{name}({', '.join(given)})" if given else name
+
+
 def verdict(p: OpPlan) -> str:
     if p.exact:
         return "exact"
@@ -97,4 +106,4 @@ def table(columns: list[str], rows: list[list[str]]) -> list[str]:
     return [line(columns), "  ".join("-" * w for w in widths), *map(line, rows)]
 
 
-__all__ = ["COLUMNS", "describe", "escapes", "rows", "shape_text", "table", "verdict"]
+__all__ = ["COLUMNS", "describe", "escapes", "rows", "rule", "shape_text", "table", "verdict"]
