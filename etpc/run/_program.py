@@ -151,7 +151,7 @@ class Program:
         return to_svg(self) if path is None else write(self, path)
 
     def _repr_html_(self) -> str:
-        from ..draw import fragment
+        from ..draw._html import fragment
 
         return fragment(self)
 
