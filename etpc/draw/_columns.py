@@ -105,8 +105,10 @@ def _columns(picture: Picture) -> list[list[Node]]:
 def _ordered(
     columns: list[list[Node]], picture: Picture, rank: dict[Name, int]
 ) -> list[list[Node]]:
-    """Columns in the order of the mean place of their neighbours; at the ends what has no forward
-    neighbours, and below what an arrow leads back to."""
+    """Columns in the order of the mean place of their neighbours.
+
+    Of those with the same, the ones with arrows that lead back come last.
+    """
     number = {node.name: i for i, node in enumerate(picture.nodes)}
     beside: dict[Name, list[Name]] = {node.name: [] for node in picture.nodes}
     back = {n.name: False for n in picture.nodes}

@@ -63,8 +63,9 @@ class _Way:
     """Row and column of the source."""
     end: tuple[int, int]
     leave: str
-    """`"left"`, `"right"`, `"up"` or `"down"`."""
+    """`"right"`, `"up"` or `"down"`."""
     enter: str
+    """`"left"`, `"right"`, `"up"` or `"down"`."""
     gutters: tuple[int, ...]
     """Which it takes: none if it is a curve, two if it passes rows between."""
 
@@ -86,13 +87,17 @@ def layout(picture: Picture) -> Layout:
     arrows = _arrows(ways, boxes, tracks, gutters)
     found = tuple(boxes[node.name] for node in picture.nodes)
     right = max((b.x + b.width for b in found), default=0.0)
-    return Layout(found, arrows, right + TRACK * (1 + _beyond(rows, ways)), bottom)
+    return Layout(found, arrows, right + _beyond(rows, ways), bottom)
 
 
-def _beyond(rows: Grid, ways: list[_Way]) -> int:
-    """At most so many arrows run right of the last column of a row."""
-    last = [(r, len(row) - 1) for r, row in enumerate(rows)]
-    return max(sum(w.leave == "right" and w.start == place for w in ways) for place in last)
+def _beyond(rows: Grid, ways: list[_Way]) -> float:
+    """The room that arrows need right of the last column of a row."""
+    room = 0.0
+    for r, row in enumerate(rows):
+        here = [w for w in ways if w.leave == "right" and w.start == (r, len(row) - 1)]
+        room = max(room, TRACK * sum(bool(w.gutters) for w in here))
+        room = max(room, BESIDE * any(w.enter == "right" for w in here))
+    return room
 
 
 def _ways(picture: Picture, rows: Grid) -> list[_Way]:

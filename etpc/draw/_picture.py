@@ -212,8 +212,11 @@ def _grouped(whole: Picture) -> Picture:
     keys = {node.name: _KEY.findall(node.label) for node in whole.nodes}
     deepest = max(map(len, keys.values()))
     group: dict[Name, Name] = {}
-    for depth in range(deepest - 1, 0, -1):
-        group = {n.name: (n.kind, "".join(keys[n.name][:depth]) or n.label) for n in whole.nodes}
+    for depth in range(deepest - 1, -1, -1):
+        group = {
+            n.name: (n.kind, "".join(keys[n.name][:depth]) or ("all" if keys[n.name] else n.label))
+            for n in whole.nodes
+        }
         if len(set(group.values())) <= LARGEST:
             break
     members: dict[Name, list[Node]] = {}

@@ -96,6 +96,12 @@ def adaptive(m, x, state):
     return v, (v, a)
 
 
+def entangled(m, x, state):
+    """Three states that enter each other, in the last column."""
+    a, b, c = state
+    return (), (0.5 * a + m["w"] @ x + b + c, 0.5 * b + a + c, 0.5 * c + a + b)
+
+
 def delayed(m, x, state):
     new = 0.5 * state[0] + m["w"] @ x + m["rec"] @ jnp.tanh(state[-1])
     return state[-1], (new, *state[:-1])
@@ -134,6 +140,9 @@ BUILD = {
         inputs=Z(3),
         state=(Z(4), Z(4)),
         step=adaptive,
+    ),
+    "entangled": lambda: etpc.compile(
+        dense(("w", (4, 3))), inputs=Z(3), state=(Z(4), Z(4), Z(4)), step=entangled
     ),
     "delayed": lambda: etpc.compile(
         dense(("w", (3, 3)), ("rec", (3, 3))), inputs=Z(3), state=(Z(3),) * 9, step=delayed
@@ -411,6 +420,14 @@ def test_a_large_program_is_drawn_by_module(monkeypatch):
     assert names["op", ".layers[3]"].detail == "2 operations"
     assert names["op", ".readout.weight"].claim == "exact"
     assert {e.kind for e in shown.edges if e.target == ("op", ".layers[3]")} == {"escape"}
+
+
+def test_many_states_without_modules_are_drawn_as_one(monkeypatch):
+    monkeypatch.setattr("etpc.draw._picture.LARGEST", 10)
+    shown = picture(built("delayed"))
+    assert [n.detail for n in shown.nodes if n.kind == "state"] == ["9 states"]
+    assert [n.loop for n in shown.nodes if n.kind == "state"] == ["kept"]
+    ElementTree.fromstring(draw.to_svg(built("delayed")))
 
 
 def test_html_shows_what_print_shows(program):
