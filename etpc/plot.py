@@ -118,7 +118,8 @@ def traces(
     - `xs`: inputs of T steps, `[T, ...]` or `[T, B, ...]`.
     - `op`: which one, by its place in `program.ops` or by the path of its parameter.
     - `example`: which, where `xs` has a batch axis.
-    - `units`: how many entries, large ones at the last step; or their indices in the arrays shown.
+    - `units`: how many entries, large ones at the last step; or their indices in the whole trace,
+        such as `(i, m, o)`.
     - `axes`: three axes, one below the other; four for a smoothed trace.
 
     **Returns** the figure.
@@ -135,7 +136,7 @@ def traces(
         last = record([np.zeros(units, int)] * len(names)).last
         chosen = [_largest(entries, units) for entries in last]
     else:
-        chosen = [list(units) for _ in names]
+        chosen = _by_array(units, p)
     run = record(
         [_flat(indices, shape, p) for indices, shape in zip(chosen, _shapes(p), strict=True)]
     )
@@ -275,6 +276,12 @@ def _one_example(program: Program, xs: Any, example: int) -> Any:
         if not 0 <= example < min(sizes):
             raise InputError(f"example is {example}, and xs has {min(sizes)} of them.")
         return jax.tree.map(lambda x: jnp.asarray(x)[:, example], xs)
+    if extra != {1}:
+        raise InputError(
+            "xs should have the shape of the program's input with T, or T and B, before it; its leaves "
+            f"have the shapes {', '.join(str(list(jnp.shape(x))) for x in leaves)}, and the input has "
+            f"{', '.join(str(list(a.shape)) for a in avals)}."
+        )
     return xs
 
 
@@ -296,6 +303,18 @@ def _shapes(p: OpPlan) -> list[tuple[int, ...]]:
         return [tuple(factors)]
     arrays = tuple(jax.ShapeDtypeStruct(shape, p.dtype) for shape in factors)
     return [a.shape for a in jax.eval_shape(lambda *t: _entries(p, t), *arrays)]
+
+
+def _by_array(units: Sequence[tuple[int, ...]], p: OpPlan) -> list[list[tuple[int, ...]]]:
+    """Indices into a whole trace as indices into each array that is shown."""
+    if not isinstance(p.form, Decay):
+        return [list(units)]
+    split = len(p.trace_shape[0])  # [(G,) I] and [m, (G,) O]
+    group = [u[: split - 1] for u in units]
+    right = [
+        (*u[split : split + 1], *g, *u[split + 1 :]) for u, g in zip(units, group, strict=True)
+    ]
+    return [[u[:split] for u in units], right]
 
 
 def _names(p: OpPlan) -> list[str]:

@@ -150,6 +150,18 @@ def test_traces(algo):
     assert spikes.get_ylabel() == "spikes"
 
 
+def test_chosen_entries_of_a_smoothed_trace():
+    program = compiled(etpc.ES_D_RTRL(0.8))
+    *_, left, right = plot.traces(program, MODEL, XS, units=[(3, 0, 2), (5, 0, 1)]).axes
+    last_left, last_right, _ = stepped(program, 0)[-1][0]
+    assert [line.get_ydata()[-1] for line in left.lines] == pytest.approx(
+        last_left[np.array([3, 5])]
+    )
+    assert [line.get_ydata()[-1] for line in right.lines] == pytest.approx(
+        last_right[0, np.array([2, 1])]
+    )
+
+
 def test_spikes_are_those_of_the_model():
     """Each once, though the step reads the last spikes again."""
     figure = plot.traces(compiled("d_rtrl"), MODEL, XS, example=1)
@@ -190,6 +202,8 @@ def test_traces_that_are_not_there():
         plot.traces(program, MODEL, XS, example=3)
     with pytest.raises(etpc.InputError, match=r"index \(0, 7\).*shape \(10, 1, 6\)"):
         plot.traces(program, MODEL, XS, units=[(0, 7)])
+    with pytest.raises(etpc.InputError, match=r"shapes \[20\], and the input has \[4\]"):
+        plot.traces(program, MODEL, XS[:, 0, 0])
     with pytest.raises(etpc.InputError, match="at least 1"):
         plot.traces(program, MODEL, XS, units=0)
 
