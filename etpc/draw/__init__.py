@@ -2,7 +2,7 @@
 
 An arrow is solid where the traces follow it, dotted where they are cut and nothing is lost, and
 dashed, in a colour of its own, where influence of a weight leaves its trace. Nothing beside `etpc`
-is needed; charts of numbers are in `etpc.plot`.
+is needed; charts of numbers are in [`etpc.plot`][].
 """
 
 import os

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -135,7 +136,7 @@ class Program:
         """
         return dependency_graph(self.plan)
 
-    def draw(self, path: Any = None) -> Any:
+    def draw(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """The dependency graph as a picture, or written to a file.
 
         **Arguments:**
