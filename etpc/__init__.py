@@ -2,6 +2,7 @@
 
 from . import algorithms as algorithms
 from . import analyse as analyse
+from . import draw as draw
 from . import emit as emit
 from . import nn as nn
 from . import ops as ops
@@ -48,6 +49,7 @@ __all__ = [
     "bptt",
     "compare",
     "compile",
+    "draw",
     "mark",
     "nn",
     "surrogate",

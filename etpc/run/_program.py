@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -134,6 +135,26 @@ class Program:
         Each node has `kind` and `path`; each edge has `cut`: whether the trace drops it.
         """
         return dependency_graph(self.plan)
+
+    def draw(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """The dependency graph as a picture, or written to a file.
+
+        **Arguments:**
+
+        - `path`: of the file, which ends in `.svg`, `.html`, `.mmd` or `.mermaid`. `None` for none.
+
+        **Returns** the text of an SVG file, which notebooks show as the picture; with `path`, `None`.
+
+        **Raises** `etpc.InputError` where the ending is another.
+        """
+        from ..draw import to_svg, write
+
+        return to_svg(self) if path is None else write(self, path)
+
+    def _repr_html_(self) -> str:
+        from ..draw._html import fragment
+
+        return fragment(self)
 
     def explain(self, path: str) -> str:
         """What the program does with one parameter, in sentences with numbers.
