@@ -10,7 +10,7 @@ import pytest
 
 import etpc
 from etpc import nn
-from etpc.verify import Report, Row
+from etpc._verify import Report, Row
 
 plt = pytest.importorskip("matplotlib.pyplot")
 

@@ -14,12 +14,12 @@ from typing import Any
 import jax
 
 from .. import __version__
+from .._compare import TBPTT, Result, compare
 from .._errors import EtpcError
+from .._verify import Row
 from ..algorithms import Algorithm
-from ..compare import TBPTT, Result, compare
 from ..run import Program
 from ..run._describe import table
-from ..verify import Row
 from ._algorithm import FORM, parse
 from ._bench import Timing, bench
 from ._errors import CommandError, described, is_of_user
