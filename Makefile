@@ -9,7 +9,7 @@ BENCH_ARGS ?= --json benchmarks/out/results.json --plots benchmarks/out
 
 BIN := .venv/bin
 
-.PHONY: demo examples test test-peer test-leaks test-newest bench lint docs clean
+.PHONY: demo examples test test-peer test-leaks test-newest test-wheel bench lint docs clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/digits_online.py
@@ -29,6 +29,14 @@ test-leaks: .venv/.test
 test-newest: .venv-newest/.test
 	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
 
+# The wheel in an environment with nothing else, as a reader installs it.
+test-wheel:
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir .venv-wheel/dist .
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check .venv-wheel/dist/*.whl
+	.venv-wheel/bin/python tests/wheel.py
+
 bench: .venv-peer/.peer
 	.venv-peer/bin/python -m benchmarks $(BENCH_ARGS)
 
@@ -41,7 +49,7 @@ docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv .venv-peer .venv-newest dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
+	rm -rf .venv .venv-peer .venv-newest .venv-wheel dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
 	find etpc tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Each set of packages has a stamp in the virtual environment that it is installed in.

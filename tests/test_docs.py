@@ -15,6 +15,7 @@ import jax
 import pytest
 
 import etpc
+from tests.pages import code_blocks
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,18 +31,6 @@ def _as_a_reader_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.chdir(tmp_path)
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         yield
-
-
-def code_blocks(page: str) -> Iterator[tuple[str, str | None]]:
-    """Yields each `python` block, placed on its own lines, and the `text` block right after it."""
-    block = re.compile(
-        r"^```python\b[^\n]*\n(?P<code>.*?)^```$(?:\s*^```text\n(?P<output>.*?)^```$)?",
-        re.MULTILINE | re.DOTALL,
-    )
-    found = list(block.finditer(page))
-    assert len(found) == page.count("```python"), "a python block is indented or not closed"
-    for match in found:
-        yield "\n" * page.count("\n", 0, match.start("code")) + match["code"], match["output"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
