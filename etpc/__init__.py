@@ -20,7 +20,16 @@ from ._errors import (
 )
 from ._jax import mark
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
-from .run import Carry, Certificate, Memory, Program, compile
+from .run import (
+    Carry,
+    Certificate,
+    Memory,
+    Online,
+    Program,
+    RewardCarry,
+    compile,
+    online,
+)
 from .verify import bptt, verify
 
 __version__ = "0.1.0"
@@ -39,7 +48,9 @@ __all__ = [
     "Memory",
     "MemoryLimitError",
     "ModelError",
+    "Online",
     "Program",
+    "RewardCarry",
     "SelectionError",
     "SnAp",
     "UnsupportedError",
@@ -47,6 +58,7 @@ __all__ = [
     "compile",
     "mark",
     "nn",
+    "online",
     "surrogate",
     "verify",
 ]
