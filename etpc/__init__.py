@@ -10,6 +10,7 @@ from . import surrogate as surrogate
 from . import trace as trace
 from ._errors import (
     AlgorithmError,
+    CheckpointError,
     EtpcError,
     InputError,
     InputTypeError,
@@ -20,6 +21,7 @@ from ._errors import (
 )
 from ._jax import mark
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
+from .checkpoint import load, save
 from .run import (
     Carry,
     Certificate,
@@ -42,6 +44,7 @@ __all__ = [
     "Auto",
     "Carry",
     "Certificate",
+    "CheckpointError",
     "EtpcError",
     "InputError",
     "InputTypeError",
@@ -56,9 +59,11 @@ __all__ = [
     "UnsupportedError",
     "bptt",
     "compile",
+    "load",
     "mark",
     "nn",
     "online",
+    "save",
     "surrogate",
     "verify",
 ]

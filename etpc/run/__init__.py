@@ -4,4 +4,13 @@ from ._compile import compile
 from ._online import Online, RewardCarry, online
 from ._program import Carry, Certificate, Memory, Program
 
-__all__ = ["Carry", "Certificate", "Memory", "Online", "Program", "RewardCarry", "compile", "online"]
+__all__ = [
+    "Carry",
+    "Certificate",
+    "Memory",
+    "Online",
+    "Program",
+    "RewardCarry",
+    "compile",
+    "online",
+]

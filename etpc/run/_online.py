@@ -129,7 +129,9 @@ class Online:
         self._check_opt_state(floats, opt_state)
         stream = self._stream(carry)
         loss_fn = self.loss_fn
-        one = targets if stream.batched else jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
+        one = (
+            targets if stream.batched else jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
+        )
         program._check_loss(loss_fn, one)
         if mask is not None:
             xs = [_finite_where_masked(x, mask) for x in xs]
@@ -181,7 +183,9 @@ class Online:
         weights = jnp.ones(xs[0].shape[: 2 if stream.batched else 1]) if mask is None else mask
         late, after = None, None
         if reward is not None:
-            late, after, weights = self._late(parameters, carry, xs, targets, weights, reward, reset)
+            late, after, weights = self._late(
+                parameters, carry, xs, targets, weights, reward, reset
+            )
         loss, stream, grads = program._value_and_grad(
             weighted, "sum", parameters, xs, (targets, weights), stream, reset
         )

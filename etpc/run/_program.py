@@ -215,9 +215,7 @@ class Program:
     def _initial_state(self) -> list[Any]:
         """The array leaves of the initial state of one example."""
         state = []
-        for leaf, aval in zip(
-            self._step.initial_state, self._step.state_leaves.avals, strict=True
-        ):
+        for leaf, aval in zip(self._step.initial_state, self._step.state_leaves.avals, strict=True):
             if isinstance(leaf, jax.ShapeDtypeStruct):
                 state.append(jnp.zeros(aval.shape, aval.dtype))
             elif jnp.issubdtype(aval.dtype, jax.dtypes.extended):
@@ -332,7 +330,9 @@ class Program:
             after.append((*zero, *trace[kept:]))
         return state, after, fresh | where
 
-    def _value_and_grad(self, loss_fn, reduction, parameters, xs, targets, carry: Carry, reset=None):
+    def _value_and_grad(
+        self, loss_fn, reduction, parameters, xs, targets, carry: Carry, reset=None
+    ):
         """`reset` [T, B] says which examples begin anew at which step; windows are one step then."""
         steps = _steps(xs, targets)
         floats = self._step.model_leaves.floats
@@ -382,9 +382,7 @@ class Program:
 
             now, _ = jax.lax.scan(one_step, now, given)
         else:
-            stacked = jax.tree.map(
-                lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), given
-            )
+            stacked = jax.tree.map(lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), given)
             now, _ = jax.lax.scan(one_window, now, stacked)
         if cut < steps:
             now, _ = one_window(now, _slice(given, cut, steps))
