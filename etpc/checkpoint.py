@@ -328,7 +328,9 @@ def _text(entry: dict[str, Any]) -> str:
         return f"{entry['dtype']}{entry['shape']}"
     if entry["kind"] == "str":
         return repr(entry["value"])
-    return "a leaf that is not saved" if entry["kind"] == "not saved" else f"a Python {entry['kind']}"
+    return (
+        "a leaf that is not saved" if entry["kind"] == "not saved" else f"a Python {entry['kind']}"
+    )
 
 
 __all__ = ["load", "save"]

@@ -69,7 +69,7 @@ class Online:
         mask: Any = None,
         reset: Any = None,
         reward: Any = None,
-    ) -> tuple[Any, Any, Any, Float[Array, " T/W"]]:
+    ) -> tuple[Any, Any, Any, Float[Array, " N"]]:
         """T steps of the stream, and an update after every W of them, on the device in one go.
 
         **Arguments:**
@@ -86,7 +86,8 @@ class Online:
             long, which is slower; or [T / W, B] at the first steps after updates alone.
         - `reward`: [T, B], with `reward_decay` alone: the third factor.
 
-        **Returns** `(model, opt_state, carry, losses)`, with the loss before each update.
+        **Returns** `(model, opt_state, carry, losses)`, with the loss of each of the
+        N = T / W updates, before it.
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
