@@ -240,7 +240,7 @@ def _notes(tree: Any, root: str = "") -> dict[str, str]:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(getattr(leaf, "dtype", bool), jax.dtypes.prng_key)
+    return jnp.issubdtype(getattr(leaf, "dtype", bool), jax.dtypes.prng_key)
 
 
 def _described(leaf: Any) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _stored(leaf: Any) -> tuple[dict[str, Any], np.ndarray | None]:
 
 
 def _bytes(array: np.ndarray) -> Bytes:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 _READ = {"bool": lambda text: text == "True", "int": int, "float": float, "complex": complex}
@@ -304,7 +304,9 @@ def _restored(entry: dict[str, Any], data: memoryview, like: Any) -> Any:
             value = value.byteswap()
         if isinstance(like, np.generic):
             return value[()]
-        value = value.copy() if isinstance(like, np.ndarray) else jnp.array(value)
+        if isinstance(like, np.ndarray):
+            return value.copy()
+        value = jnp.array(value)
     return jax.device_put(value, like.sharding) if getattr(like, "committed", False) else value
 
 

@@ -1,6 +1,7 @@
 """Training on a stream: against loops and backpropagation that are written by hand."""
 
 import inspect
+import itertools
 
 import equinox as eqx
 import jax
@@ -312,7 +313,7 @@ def test_resets_at_any_step_against_backpropagation():
     expected, total = None, 0.0
     for b in range(B):
         starts = [*np.flatnonzero(reset[:, b]), T]
-        for one, end in zip(starts[:-1], starts[1:], strict=True):
+        for one, end in itertools.pairwise(starts):
             value, grads = etpc.bptt(PLAIN, xs[one:end, b], targets[one:end, b], loss)
             total = total + value / B
             grads = jax.tree.map(lambda g: g / B, grads)

@@ -215,7 +215,7 @@ class Online:
         weights.
         """
         program, stream = self.program, carry.stream
-        decay = jnp.full(reward.shape, self.reward_decay, jnp.result_type(reward, float))
+        decay = jnp.full_like(reward, self.reward_decay or 0.0, jnp.result_type(reward, float))
         if reset is not None:
             decay = jnp.where(reset, 0, decay)
         reward = reward.astype(decay.dtype)
