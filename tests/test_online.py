@@ -1,5 +1,6 @@
 """Training on a stream: against loops and backpropagation that are written by hand."""
 
+import functools
 import inspect
 import itertools
 
@@ -198,8 +199,13 @@ def test_complex_parameters_go_downhill():
 # --- masks ----------------------------------------------------------------------------------------
 
 
-def masked_bptt(model, xs, targets, mask, reduction):
-    """Backpropagation through each sequence on its own, for as long as it is."""
+MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 2, 0], [0.5, 1, 0], [1, 0, 0], [1, 0, 0]])
+
+
+@functools.cache
+def masked_bptt():
+    """`sum(mask * loss)` and its gradient, through each sequence on its own for as long as it is."""
+    (xs, targets), mask = data(), MASK
 
     def total(model):
         out = 0.0
@@ -211,22 +217,22 @@ def masked_bptt(model, xs, targets, mask, reduction):
                 y, state = model(xs[t, b], state)
                 if mask[t, b]:
                     out = out + mask[t, b] * loss(y, targets[t, b])
-        return out / (mask.sum() if reduction == "mean" else xs.shape[1])
+        return out
 
-    return eqx.filter_value_and_grad(total)(model)
+    return eqx.filter_jit(eqx.filter_value_and_grad(total))(PLAIN)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_mask_against_backpropagation(reduction):
     """Sequences of lengths 6, 4 and 1, padded with what is no number; weights of any size."""
     xs, targets = data()
-    mask = np.array([[1, 1, 1], [1, 0, 0], [0, 2, 0], [0.5, 1, 0], [1, 0, 0], [1, 0, 0]])
-    expected = masked_bptt(PLAIN, xs, targets, mask, reduction)
+    total = MASK.sum() if reduction == "mean" else B
+    expected = jax.tree.map(lambda a: a / total, masked_bptt())
     assert min(jnp.abs(g).max() for g in arrays(expected[1])) > 1e-2
     for b, length in enumerate([6, 4, 1]):
         xs = xs.at[length:, b].set(jnp.nan)
         targets = targets.at[length:, b].set(jnp.inf)
-    losses, grads, carry = gradient(PLAIN, xs, targets, mask=mask, reduction=reduction)
+    losses, grads, carry = gradient(PLAIN, xs, targets, mask=MASK, reduction=reduction)
     close((losses[0], grads), expected)
     assert all(np.isfinite(a).all() for a in arrays(carry))
     _, unmasked, _ = gradient(PLAIN, xs, targets, reduction=reduction)
@@ -418,12 +424,11 @@ def test_late_rewards_against_sums_by_hand(algo, resets):
     reset = np.zeros((T, 2), bool)
     if resets:
         reset[3, 0] = reset[4, 1] = True
-    learner = etpc.online(program, loss, optax.sgd(0.0), 2, reduction="sum", reward_decay=decay)
     recorder = optax.GradientTransformation(
         lambda p: jax.tree.map(jnp.zeros_like, p),
         lambda g, s, p=None: (jax.tree.map(jnp.zeros_like, g), jax.tree.map(jnp.add, s, g)),
     )
-    learner.optimizer = recorder
+    learner = etpc.online(program, loss, recorder, 2, reduction="sum", reward_decay=decay)
     opt_state, carry = learner.init(PLAIN, 2)
     _, total, carry, _ = learner.update(
         PLAIN, opt_state, carry, xs, targets,
@@ -484,20 +489,24 @@ def updated(steps=T, learner=None, opt_state=None, carry=None, **options):
 
 
 BAD = {
-    "every of 0": (lambda: made(0), etpc.InputError, "every must be an int >= 1, not 0"),
-    "every of True": (lambda: made(True), etpc.InputError, "every must be an int >= 1, not True"),
-    "reduction": (lambda: made(reduction="max"), etpc.InputError, '"sum" or "mean", not \'max\''),
-    "decay of a reward": (
+    "`every=0`": (lambda: made(0), etpc.InputError, "every must be an int >= 1, not 0"),
+    "`every=True`": (lambda: made(True), etpc.InputError, "every must be an int >= 1, not True"),
+    "a reduction that is not there": (
+        lambda: made(reduction="max"),
+        etpc.InputError,
+        '"sum" or "mean", not \'max\'',
+    ),
+    "`reward_decay=1.0`": (
         lambda: made(reward_decay=1.0),
         etpc.InputError,
         r"reward_decay must lie in \[0, 1\), and is 1\.0",
     ),
-    "an optimizer that is none": (
+    "a number as the optimizer": (
         lambda: made(optimizer=0.1),
         etpc.InputTypeError,
         "optimizer is 0.1, which has no `init` and `update`.*optax",
     ),
-    "a loss that is none": (
+    "a number as the loss": (
         lambda: inspect.unwrap(etpc.online)(program_of(), 3, optax.sgd(0.1)),
         etpc.InputTypeError,
         "loss_fn must be a function",
@@ -542,7 +551,7 @@ BAD = {
         etpc.InputError,
         "reward and reward_decay belong together",
     ),
-    "the carry of a program where there are rewards": (
+    "a carry without gradients where rewards come late": (
         lambda: updated(learner=made(reward_decay=0.5), carry=program_of().init(B)),
         etpc.InputTypeError,
         "carry is a Carry, and with reward_decay it should be the `etpc.RewardCarry`",

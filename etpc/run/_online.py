@@ -79,7 +79,9 @@ class Online:
         - `mask`: [T, B], the weight of the loss of each example at each step; booleans or numbers.
             Where it is zero nothing comes from the loss, be the output or the target no number, and
             an input that is no finite number is read as zero, so that sequences may be padded with
-            anything. The mean is then over the weights: `sum(mask * loss) / sum(mask)` for each
+            anything. Elsewhere what is no number makes the gradient of the whole batch so; the other
+            examples' states and traces stay as they are, and `program.reset` sets that one back. The
+            mean is then over the weights: `sum(mask * loss) / sum(mask)` for each
             update, and zero where all are zero. With `reduction="sum"` it is `sum(mask * loss) / B`.
         - `reset`: booleans; True where an example begins a new stream (see
             [`Program.reset`][etpc.Program.reset]). [T, B] at any step, and then windows are one step
@@ -195,7 +197,7 @@ class Online:
             stream = RewardCarry(stream, after)
         if self.reduction == "mean":
             scale = 1 / jnp.asarray(xs[0].shape[0], loss.dtype)
-            if mask is not None:
+            if mask is not None and reward is None:
                 total = mask.sum(dtype=loss.dtype) / (mask.shape[1] if mask.ndim == 2 else 1)
                 scale = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
             loss, grads = jax.tree.map(lambda a: a * scale.astype(a.dtype), (loss, grads))
@@ -239,15 +241,12 @@ class Online:
         own = stream.state, stream.traces, stream.fresh
         if stream.batched:
             grads = jax.vmap(one, in_axes=(*[1] * 4, *[0] * 3))(*given, *own)
-            late = [jnp.tensordot(of_start.astype(g.dtype), g, 1) / len(of_start) for g in past]
+            late = [_times(of_start, g).mean(0) for g in past]
         else:
             grads = one(*given, *own)
-            late = [of_start.astype(g.dtype) * g for g in past]
+            late = [_times(of_start, g) for g in past]
         kept = decay.prod(0)
-        after = [
-            jnp.where(_over(kept, g) == 0, 0, _over(kept, g).astype(g.dtype) * g) + new
-            for g, new in zip(past, grads, strict=True)
-        ]
+        after = [_times(kept, g) + new for g, new in zip(past, grads, strict=True)]
         return late, program._model_tree(after), factors * weights.astype(factors.dtype)
 
     def _stream(self, carry: Any) -> Any:
@@ -335,7 +334,7 @@ def online(
     - `reward_decay`: for rewards that come later than what earned them: a number in [0, 1), and each
         update gets a `reward` for each example and step. The gradient is then
         `sum_t r_t G_t` with `G_t = reward_decay G_{t-1} + g_t` for each example, where `g_t` is the
-        gradient of `loss_fn` at step t. The carry holds G, which is one gradient for each example,
+        gradient of `mask * loss_fn` at step t, over B and, with `"mean"`, over W. The carry holds G, which is one gradient for each example,
         as large as a trace of D-RTRL, and each step costs twice as much. The loss that is returned
         is weighted with the rewards too. Where a reward comes with its own step (three-factor rules
         without a delay), pass it as `mask`, with `reduction="sum"`, at no cost.
@@ -431,6 +430,12 @@ def _weighted(loss_fn: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Arra
         return jnp.where(counts, weight.astype(loss.dtype) * loss, 0)
 
     return weighted
+
+
+def _times(by_example: Array, a: Array) -> Array:
+    """A number for each example times its part of `a`; zero also where that is no number."""
+    factor = _over(by_example, a).astype(a.dtype)
+    return jnp.where(factor == 0, 0, factor * a)
 
 
 def _over(by_example: Array, a: Array) -> Array:
