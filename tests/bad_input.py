@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import etpc
-from tests import test_errors, test_online
+jax.config.update("jax_enable_x64", True)
+
+import etpc  # noqa: E402
+from tests import test_errors, test_online  # noqa: E402
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
 HEAD = """# Bad input
@@ -260,5 +262,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_enable_x64", True)
     PAGE.write_text(page())

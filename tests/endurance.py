@@ -3,8 +3,8 @@
     python -m tests.endurance --steps 1000000
 
 A recurrent spiking network follows a random target and learns all the time. Every block is printed:
-resident memory, the error, the largest number in the traces. After each checkpoint a second learner
-goes on from the file; at the next one both must be the same, bit by bit. Exit status 1 where memory
+resident memory, the error, the largest number in the traces. After each checkpoint a second run goes on from
+the file; at the next one both must be the same, bit by bit. Exit status 1 where memory
 grew, a number was not finite, or the two went apart.
 """
 
@@ -105,9 +105,8 @@ def finite(tree):
 def run(algo, blocks, steps, checkpoints, say=lambda line: None):
     """The figures of each block, and whether the runs from checkpoints were the same."""
     given = block_of(steps)
-    learner, now = learner_of(algo)
-    other, start = learner_of(algo)
-    beside, rows, same = None, [], []
+    learner, start = learner_of(algo)
+    now, beside, rows, same = start, None, [], []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.etpc"
         for n in range(blocks):
@@ -120,7 +119,7 @@ def run(algo, blocks, steps, checkpoints, say=lambda line: None):
             *now, losses = learner.update(*now, *given(n))
             now = jax.block_until_ready(tuple(now))
             seconds = time.perf_counter() - begin
-            *beside, _ = other.update(*beside, *given(n))
+            *beside, _ = learner.update(*beside, *given(n))
             beside = tuple(beside)
             rows.append(
                 {

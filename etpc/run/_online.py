@@ -334,10 +334,11 @@ def online(
     - `reward_decay`: for rewards that come later than what earned them: a number in [0, 1), and each
         update gets a `reward` for each example and step. The gradient is then
         `sum_t r_t G_t` with `G_t = reward_decay G_{t-1} + g_t` for each example, where `g_t` is the
-        gradient of `mask * loss_fn` at step t, over B and, with `"mean"`, over W. The carry holds G, which is one gradient for each example,
-        as large as a trace of D-RTRL, and each step costs twice as much. The loss that is returned
-        is weighted with the rewards too. Where a reward comes with its own step (three-factor rules
-        without a delay), pass it as `mask`, with `reduction="sum"`, at no cost.
+        gradient of `mask * loss_fn` at step t; it is divided by B, and with `"mean"` by W. The carry
+        holds G, one gradient for each example, as large as a trace of D-RTRL, and a step costs twice
+        as much. The loss that is returned is weighted with the rewards too. Where a reward comes with
+        its own step (three-factor rules without a delay), pass it as `mask`, with
+        `reduction="sum"`, at no cost.
 
     **Returns** an [`Online`][etpc.Online] with `init` and `update`.
 
