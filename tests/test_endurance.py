@@ -1,5 +1,7 @@
 """A long stream: memory does not grow, numbers stay finite, a checkpoint changes nothing."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -7,6 +9,7 @@ import etpc
 from tests import endurance
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from Linux")
 @pytest.mark.parametrize(
     ("blocks", "steps"),
     [(8, 500), pytest.param(100, 10_000, marks=pytest.mark.slow)],

@@ -79,10 +79,11 @@ class Online:
         - `mask`: [T, B], the weight of the loss of each example at each step; booleans or numbers.
             Where it is zero nothing comes from the loss, be the output or the target no number, and
             an input that is no finite number is read as zero, so that sequences may be padded with
-            anything. Elsewhere what is no number makes the gradient of the whole batch so; the other
-            examples' states and traces stay as they are, and `program.reset` sets that one back. The
-            mean is then over the weights: `sum(mask * loss) / sum(mask)` for each
+            anything. The mean is then over the weights: `sum(mask * loss) / sum(mask)` for each
             update, and zero where all are zero. With `reduction="sum"` it is `sum(mask * loss) / B`.
+            Where nothing is masked, an example that is no number makes the gradient so, which is a
+            sum over the batch; the states and traces of the others stay as they are, and
+            `program.reset` sets that one back.
         - `reset`: booleans; True where an example begins a new stream (see
             [`Program.reset`][etpc.Program.reset]). [T, B] at any step, and then windows are one step
             long, which is slower; or [T / W, B] at the first steps after updates alone.
@@ -345,8 +346,8 @@ def online(
     **Raises** `etpc.InputError`, `etpc.InputTypeError`.
 
     **Source:** the third factor is that of reward-based e-prop, Bellec et al. 2020,
-    doi:10.1038/s41467-020-17236-y, equation (5): r is the error of the predicted reward, and
-    `loss_fn` has as its derivative the learning signal of the policy and the value.
+    doi:10.1038/s41467-020-17236-y: there r is the error of the predicted reward, and the derivative
+    of `loss_fn` is the learning signal of policy and value. Deviation: any program's traces.
 
     ```pycon
     >>> import etpc, jax.numpy as jnp, optax

@@ -235,6 +235,9 @@ class Program:
 
         - `carry`: from `init` or from a call before.
         - `where`: booleans [B], which examples; one boolean if the carry has no batch axis.
+
+        **Returns** the new carry. **Raises** `etpc.InputError` where `where` has another shape or no
+        booleans.
         """
         self._check_carry(carry)
         where = checked_reset(where, [jnp.shape(carry.fresh)], ["[B]" if carry.batched else "[]"])
