@@ -19,7 +19,7 @@ RULES = {
     "D": D,
     "exact windows": etpc.D_RTRL(window=2, in_window="exact"),
     "decay": etpc.ES_D_RTRL(0.8, window=2),
-    "rank": etpc.ES_D_RTRL(2, window=2, certificate=True),
+    "rank": etpc.ES_D_RTRL(1, window=2, certificate=True),
 }
 
 
@@ -301,6 +301,8 @@ def test_reset_of_one_example(algo):
         bound = trace[3:]
         assert not any(a[1].any() for a in trace[:3])
         assert all(a[1].any() for a in bound), p.path
+    if algo == RULES["rank"]:
+        assert all(len(trace) == 4 for trace in again.traces)
     if algo == D:
         alone = program.init()
         (_, moved), _ = program.value_and_grad(loss)(RECURRENT, xs[:, 0], targets[:, 0], alone)
