@@ -228,8 +228,9 @@ class Program:
         """Let chosen examples of a batch begin a new stream; the others go on untouched.
 
         Their state is the initial one again, and their traces are zero, also where they were not a
-        number. PRNG keys go on, so that noise does not repeat; so do the bounds of
-        [`certificate`][etpc.Program.certificate], which are of all gradients since `init`.
+        number. PRNG keys go on, so that noise does not repeat. So do the bounds of
+        [`certificate`][etpc.Program.certificate], which are of all gradients since `init`: where
+        one of those was no number, neither is its bound.
 
         **Arguments:**
 
