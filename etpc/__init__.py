@@ -11,6 +11,7 @@ from . import surrogate as surrogate
 from . import trace as trace
 from ._errors import (
     AlgorithmError,
+    CheckpointError,
     EtpcError,
     InputError,
     InputTypeError,
@@ -21,8 +22,22 @@ from ._errors import (
 )
 from ._jax import mark
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
+<<<<<<< HEAD
 from .compare import TBPTT, compare
 from .run import Carry, Certificate, Memory, Program, compile
+=======
+from .checkpoint import load, save
+from .run import (
+    Carry,
+    Certificate,
+    Memory,
+    Online,
+    Program,
+    RewardCarry,
+    compile,
+    online,
+)
+>>>>>>> online
 from .verify import bptt, verify
 
 __version__ = "0.1.0"
@@ -36,22 +51,31 @@ __all__ = [
     "Auto",
     "Carry",
     "Certificate",
+    "CheckpointError",
     "EtpcError",
     "InputError",
     "InputTypeError",
     "Memory",
     "MemoryLimitError",
     "ModelError",
+    "Online",
     "Program",
+    "RewardCarry",
     "SelectionError",
     "SnAp",
     "UnsupportedError",
     "bptt",
     "compare",
     "compile",
+<<<<<<< HEAD
     "draw",
+=======
+    "load",
+>>>>>>> online
     "mark",
     "nn",
+    "online",
+    "save",
     "surrogate",
     "verify",
 ]
