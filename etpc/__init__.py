@@ -22,11 +22,8 @@ from ._errors import (
 )
 from ._jax import mark
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
-<<<<<<< HEAD
-from .compare import TBPTT, compare
-from .run import Carry, Certificate, Memory, Program, compile
-=======
 from .checkpoint import load, save
+from .compare import TBPTT, compare
 from .run import (
     Carry,
     Certificate,
@@ -37,7 +34,6 @@ from .run import (
     compile,
     online,
 )
->>>>>>> online
 from .verify import bptt, verify
 
 __version__ = "0.1.0"
@@ -67,11 +63,8 @@ __all__ = [
     "bptt",
     "compare",
     "compile",
-<<<<<<< HEAD
     "draw",
-=======
     "load",
->>>>>>> online
     "mark",
     "nn",
     "online",
