@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._errors import (
     AlgorithmError,
+    CheckpointError,
     EtpcError,
     InputError,
     InputTypeError,
@@ -30,16 +31,27 @@ if TYPE_CHECKING:
     from ._compare import TBPTT, Comparison, Result, compare
     from ._verify import Report, Row, bptt, verify
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
-    from .run import Carry, Certificate, Memory, Program, compile
+    from .checkpoint import load, save
+    from .run import (
+        Carry,
+        Certificate,
+        Memory,
+        Online,
+        Program,
+        RewardCarry,
+        compile,
+        online,
+    )
 else:
     _NAMES = {
-        "": ["algorithms", "analyse", "draw", "emit", "nn", "ops", "plan", "surrogate", "trace"],
-        "_compare": ["TBPTT", "Comparison", "Result", "compare"],
-        "_verify": ["Report", "Row", "bptt", "verify"],
-        "algorithms": ["D_RTRL", "ES_D_RTRL", "RTRL", "Auto", "SnAp"],
-        "run": ["Carry", "Certificate", "Memory", "Program", "compile"],
+        "": "algorithms analyse draw emit nn ops plan surrogate trace",
+        "_compare": "TBPTT Comparison Result compare",
+        "_verify": "Report Row bptt verify",
+        "algorithms": "D_RTRL ES_D_RTRL RTRL Auto SnAp",
+        "checkpoint": "load save",
+        "run": "Carry Certificate Memory Online Program RewardCarry compile online",
     }
-    _PLACES = {name: place for place, names in _NAMES.items() for name in names}
+    _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
 
     def __getattr__(name: str) -> Any:
         if name not in _PLACES:
@@ -67,6 +79,7 @@ __all__ = [
     "Auto",
     "Carry",
     "Certificate",
+    "CheckpointError",
     "Comparison",
     "EtpcError",
     "InputError",
@@ -74,9 +87,11 @@ __all__ = [
     "Memory",
     "MemoryLimitError",
     "ModelError",
+    "Online",
     "Program",
     "Report",
     "Result",
+    "RewardCarry",
     "Row",
     "SelectionError",
     "SnAp",
@@ -85,8 +100,11 @@ __all__ = [
     "compare",
     "compile",
     "draw",
+    "load",
     "mark",
     "nn",
+    "online",
+    "save",
     "surrogate",
     "verify",
 ]
