@@ -4,24 +4,20 @@ Run as a script, by the Python of the environment that holds the wheel, where th
 runs the README in an empty folder, so that nothing comes from the source tree, and then the command.
 """
 
-import doctest
 import importlib.util
 import os
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import types
-from contextlib import redirect_stdout
 from importlib.metadata import version
-from io import StringIO
 from pathlib import Path
 
-from pages import code_blocks  # of the folder of this script
+from pages import ROOT, run_page  # of the folder of this script
 
 import etpc
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 OF_EXTRAS = ("rich", "matplotlib", "optax", "saiunit", "pytest")
 MODEL = """\
 import jax.numpy as jnp
@@ -38,21 +34,6 @@ def check_environment() -> None:
     assert (Path(etpc.__file__).parent / "py.typed").exists()
     found = [name for name in OF_EXTRAS if importlib.util.find_spec(name)]
     assert not found, f"the environment has packages of extras: {found}"
-
-
-def check_readme() -> int:
-    """Run its blocks, and compare what they print. Returns how many there are."""
-    page = sys.modules["page"] = types.ModuleType("page")
-    blocks = list(code_blocks(README.read_text()))
-    for code, expected in blocks:
-        printed = StringIO()
-        with redirect_stdout(printed):
-            exec(compile(code, str(README), "exec"), page.__dict__)
-        options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-        assert expected is None or doctest.OutputChecker().check_output(
-            expected, printed.getvalue(), options
-        ), f"the README says:\n{expected}\nit prints:\n{printed.getvalue()}"
-    return len(blocks)
 
 
 def check_command() -> None:
@@ -74,6 +55,6 @@ if __name__ == "__main__":
     check_environment()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        blocks = check_readme()
+        blocks = run_page(README)
         check_command()
     print(f"the wheel of etpc {etpc.__version__} runs {blocks} blocks of the README, and `etpc`")
