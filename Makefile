@@ -9,7 +9,10 @@ BENCH_ARGS ?= --json benchmarks/out/results.json --plots benchmarks/out
 
 BIN := .venv/bin
 
-.PHONY: demo examples test test-peer test-leaks test-newest test-wheel bench lint docs clean
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' etpc/__init__.py)
+MKDOCS := NO_MKDOCS_2_WARNING=1 ETPC_DOCS_OF="etpc $(VERSION)"
+
+.PHONY: demo examples test test-peer test-leaks test-newest test-wheel bench lint docs docs-release clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/digits_online.py
@@ -46,7 +49,12 @@ lint: .venv/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: .venv/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(MKDOCS) $(BIN)/mkdocs build --strict
+
+# Adds the pages of this version to the branch gh-pages. Pushing it publishes them.
+docs-release: .venv/.docs
+	$(MKDOCS) PATH="$(BIN):$$PATH" $(BIN)/mike deploy --update-aliases $(basename $(VERSION)) latest
+	$(BIN)/mike set-default latest
 
 clean:
 	rm -rf .venv .venv-peer .venv-newest .venv-wheel dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
