@@ -32,12 +32,12 @@ test-leaks: .venv/.test
 test-newest: .venv-newest/.test
 	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
 
-# The wheel in an environment with nothing else, as a reader installs it.
+# The wheel in an environment with nothing else but Optax, which the README asks for.
 test-wheel:
 	rm -rf .venv-wheel
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir .venv-wheel/dist .
-	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check .venv-wheel/dist/*.whl
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check .venv-wheel/dist/*.whl optax
 	.venv-wheel/bin/python tests/wheel.py
 
 bench: .venv-peer/.peer

@@ -1,4 +1,4 @@
-"""What a reader gets who installs the wheel and no more: `make test-wheel`.
+"""What a reader gets who installs the wheel, and what the README says: `make test-wheel`.
 
 Run as a script, by the Python of the environment that holds the wheel, where there is no pytest. It
 runs the README in an empty folder, so that nothing comes from the source tree, and then the command.
@@ -18,7 +18,7 @@ from pages import ROOT, run_page  # of the folder of this script
 import etpc
 
 README = ROOT / "README.md"
-OF_EXTRAS = ("rich", "matplotlib", "optax", "saiunit", "pytest")
+OF_EXTRAS = ("rich", "matplotlib", "saiunit", "pytest")
 MODEL = """\
 import jax.numpy as jnp
 from etpc import nn
