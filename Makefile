@@ -9,7 +9,7 @@ BENCH_ARGS ?= --json benchmarks/out/results.json --plots benchmarks/out
 
 BIN := .venv/bin
 
-.PHONY: demo examples test test-peer test-leaks test-newest bench lint docs clean
+.PHONY: demo examples test test-peer test-leaks test-newest bench lint docs notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/digits_online.py
@@ -36,6 +36,9 @@ lint: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+notebooks: .venv/.test
+	$(BIN)/python -m tests.notebooks
 
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
