@@ -12,7 +12,7 @@ BIN := .venv/bin
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' etpc/__init__.py)
 MKDOCS := NO_MKDOCS_2_WARNING=1 ETPC_DOCS_OF="etpc $(VERSION)"
 
-.PHONY: demo examples test test-peer test-leaks test-newest test-wheel bench lint docs docs-release clean
+.PHONY: demo examples test test-peer test-leaks test-newest test-wheel bench lint docs docs-release notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/digits_online.py
@@ -47,6 +47,9 @@ lint: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+notebooks: .venv/.test
+	$(BIN)/python -m tests.notebooks
 
 docs: .venv/.docs
 	$(MKDOCS) $(BIN)/mkdocs build --strict
