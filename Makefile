@@ -9,13 +9,18 @@ BENCH_ARGS ?= --json benchmarks/out/results.json --plots benchmarks/out
 
 BIN := .venv/bin
 
+EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
+# Each is a module of its own; arms.py is what they share.
+TASKS := $(filter-out __init__ arms,$(basename $(notdir $(wildcard examples/tasks/*.py))))
+
 .PHONY: demo examples test test-peer test-leaks test-newest bench lint docs clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/digits_online.py
 
 examples: .venv/.demo
-	@set -e; for example in examples/*.py; do echo "$$example"; $(BIN)/python "$$example"; done
+	@set -e; for example in $(EXAMPLES); do echo "$$example"; $(BIN)/python "$$example"; done
+	@set -e; for task in $(TASKS); do echo "$$task"; $(BIN)/python -m "examples.tasks.$$task"; done
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
