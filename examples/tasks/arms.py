@@ -42,6 +42,14 @@ Batch = tuple[Any, Any, Array | None]
 [T, B], `None` where all count."""
 
 
+def adam(rate: float) -> optax.GradientTransformation:
+    """Adam on gradients whose norm is clipped to 1."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+
+ADAM = adam(3e-3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """A learning rule under the name it has in tables; `None` is BPTT."""
@@ -84,9 +92,7 @@ class Task:
     unit: str = "accuracy"
     batch_size: int = 32
     updates: int = 500
-    optimiser: optax.GradientTransformation = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(3e-3)
-    )
+    optimiser: optax.GradientTransformation = ADAM
     window: int = 10
     decay: float = 0.99
     rank: int = 4
@@ -440,11 +446,8 @@ def save(rows: Sequence[Row], path: Path) -> None:
 
 
 def load(path: Path) -> list[Row]:
-    lists = ("batches", "curve")
-    return [
-        Row(**{k: tuple(v) if k in lists else v for k, v in row.items()})
-        for row in json.loads(path.read_text())
-    ]
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return [Row(**row | {key: tuple(row[key]) for key in ("batches", "curve")}) for row in rows]
 
 
 def main(task: Task) -> None:

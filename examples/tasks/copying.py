@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc import nn
 
-from .arms import Batch, Curriculum, Task, main
+from .arms import Batch, Curriculum, Task, adam, main
 
 STEPS, BATCH, UNITS = 64, 16, 48
 
@@ -74,7 +74,7 @@ TASK = Task(
     unit="length",
     batch_size=BATCH,
     updates=800,
-    optimiser=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3)),
+    optimiser=adam(3e-3),
     window=8,
     every=8,
     curriculum=Curriculum(threshold=0.15, last=(STEPS - 1) // 2),
