@@ -9,7 +9,8 @@ A task is a module of this folder with a `Task` in it. Its command line:
 An arm differs from the others in its gradient alone: initial weights, data and the number of updates
 are the same for each seed. The weights move once for a batch of sequences, or, where a task is
 online, after every so many steps, with the traces carried on. Backpropagation through time (BPTT)
-always waits for the end of the sequence.
+always waits for the end of the sequence. In a stream, each batch goes on where the one before stopped;
+the traces are carried on from batch to batch, and BPTT begins anew with each.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,9 @@ class Task:
     - `chance`: the score of not remembering anything.
     - `window`: W of truncated BPTT, also the window of the low-rank traces; it divides T.
     - `every`: in an online task, the number of steps between updates; it divides T, and W it.
+    - `stream`: whether each batch goes on where the one before stopped. A batch is then drawn by
+      `batch(key, number)`, with the number of batches before it.
+    - `test`: what the score is measured on, one `Batch` of any size; `None` for new batches.
     """
 
     name: str
@@ -97,11 +102,13 @@ class Task:
     decay: float = 0.99
     rank: int = 4
     every: int | None = None
+    stream: bool = False
+    test: Batch | None = None
     curriculum: Curriculum | None = None
     points: int = 20
     """How often the score is measured while training."""
     test_batches: int = 8
-    """So many batches are a measurement of the score; the same ones each time."""
+    """So many new batches are a measurement of the score; the same ones each time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,13 +234,13 @@ class Learner:
         self.task, self.arm, self.chunk = task, arm, chunk
         model = task.make_model(jax.random.key(0))
         weights, self.static = eqx.partition(model, eqx.is_inexact_array)
-        self.level = jnp.asarray(task.curriculum.first if task.curriculum else 0)
+        level = jnp.asarray(task.curriculum.first if task.curriculum else 0)
         key = jax.random.key(0)
-        sample = self.draw(key, self.level)
+        sample = self.draw(key, level)
         self.rule = make_rule(task, arm, model, sample[0])
-        moments = task.optimiser.init(weights)
+        self.begin = (level, self.rule.carry)
         self.gradient = jax.jit(self._gradient).lower(weights, *sample).compile()
-        start = (weights, moments, self.level)
+        start = (weights, task.optimiser.init(weights), self.begin)
         self.train = jax.jit(self._train).lower(start, jax.random.split(key, chunk)).compile()
 
     @property
@@ -246,8 +253,11 @@ class Learner:
         return sum(a.nbytes for a in jax.tree.leaves(self.rule.carry))
 
     def draw(self, key: PRNGKeyArray, level: Array) -> tuple[Any, Any]:
-        """Inputs, and targets with the weight of each step; the weights add up to 1 over time."""
-        given = (key,) if self.task.curriculum is None else (key, level)
+        """Inputs, and targets with the weight of each step; the weights add up to 1 over time.
+
+        `level` is that of the curriculum, or in a stream the number of the batch.
+        """
+        given = (key, level) if self.task.curriculum or self.task.stream else (key,)
         xs, targets, mask = self.task.batch(*given)
         mask = full_mask(xs, mask)
         return xs, (targets, mask / mask.sum(0).mean())
@@ -267,16 +277,20 @@ class Learner:
             return (optax.apply_updates(weights, changes), moments, carry), loss
 
         def one_batch(now: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
-            weights, moments, level = now
+            weights, moments, (level, carry) = now
             xs, targets = self.draw(key, level)
             size = self.rule.every or jax.tree.leaves(xs)[0].shape[0]
-            start = (weights, moments, self.rule.carry)
+            start = (weights, moments, carry)
             now, losses = jax.lax.scan(update, start, in_windows((xs, targets), size))
-            weights, moments, _ = now
+            weights, moments, carry = now
+            if self.task.stream:
+                level = level + 1
+            else:
+                carry = self.rule.carry
             if (rises := self.task.curriculum) is not None:
                 up = level + (losses.sum() < rises.threshold)
                 level = jnp.minimum(up, rises.last)
-            return (weights, moments, level), losses.sum()
+            return (weights, moments, (level, carry)), losses.sum()
 
         return jax.lax.scan(one_batch, start, keys)
 
@@ -293,9 +307,9 @@ def evaluator(task: Task) -> Callable[[Any], Array]:
     if score is None:
         raise ValueError(f"{task.name} has neither a score nor a curriculum")
 
-    def one_batch(model: Any, key: PRNGKeyArray) -> Array:
-        xs, targets, mask = task.batch(key)
-        state = jax.vmap(lambda _: model.init_state())(jnp.arange(task.batch_size))
+    def measure(model: Any, xs: Any, targets: Any, mask: Array | None) -> Array:
+        size = jax.tree.leaves(xs)[0].shape[1]
+        state = jax.vmap(lambda _: model.init_state())(jnp.arange(size))
 
         def step(state: Any, x: Any) -> tuple[Any, Any]:
             y, state = jax.vmap(model)(x, state)
@@ -304,8 +318,14 @@ def evaluator(task: Task) -> Callable[[Any], Array]:
         _, ys = jax.lax.scan(step, state, xs)
         return score(ys, targets, full_mask(xs, mask))
 
+    if task.test is not None:
+        return partial(eqx.filter_jit(lambda test, model: measure(model, *test)), task.test)
     keys = jax.random.split(jax.random.key(2**31), task.test_batches)
-    return eqx.filter_jit(lambda model: jax.lax.map(lambda k: one_batch(model, k), keys).mean())
+
+    def measure_all(model: Any) -> Array:
+        return jax.lax.map(lambda key: measure(model, *task.batch(key)), keys).mean()
+
+    return eqx.filter_jit(measure_all)
 
 
 def run(
@@ -326,7 +346,7 @@ def run(
             model_key, data_key = jax.random.split(jax.random.key(seed))
             model = task.make_model(model_key)
             weights = eqx.filter(model, eqx.is_inexact_array)
-            now = (weights, task.optimiser.init(weights), learner.level)
+            now = (weights, task.optimiser.init(weights), learner.begin)
             batches, curve, times = [0], [score_of(learner, evaluate, now)], []
             name = f"{task.name}: {arm.name}, seed {seed}"
             with tqdm(total=points * chunk, desc=f"{name:<48}", unit="batch", ncols=110) as bar:
@@ -340,7 +360,7 @@ def run(
                     bar.set_postfix({task.unit: f"{curve[-1]:.3g}"})
             probe = jax.random.fold_in(data_key, 0)
             if arm.rule is None:
-                points_ = ((weights, learner.level), (now[0], now[2]))
+                points_ = ((weights, learner.begin[0]), (now[0], now[2][0]))
                 drawn = [(w, learner.draw(probe, level)) for w, level in points_]
                 reference[seed] = [(w, given, learner.gradient(w, *given)) for w, given in drawn]
             found = [fidelity(learner.gradient(w, *d), g) for w, d, g in reference[seed]]
@@ -367,7 +387,7 @@ def run(
 
 
 def score_of(learner: Learner, evaluate: Callable[[Any], Array] | None, now: Any) -> float:
-    weights, _, level = now
+    weights, _, (level, _) = now
     if evaluate is None:
         return float(level)
     return float(evaluate(eqx.combine(weights, learner.static)))
