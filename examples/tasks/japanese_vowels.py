@@ -73,6 +73,8 @@ def read_ts(lines: Iterable[str]) -> tuple[list[Float[np.ndarray, "T D"]], list[
         if row:
             *dimensions, label = row.split(":")
             values = [np.array(d.split(","), np.float32) for d in dimensions]
+            if len({len(v) for v in values}) != 1:
+                raise ValueError(f"The dimensions of series {len(series)} are not equally long.")
             series.append(np.stack(values, axis=1))
             labels.append(label)
     return series, labels
