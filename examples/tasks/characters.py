@@ -28,12 +28,13 @@ from etpc import nn
 
 from .arms import Batch, Task, adam, main
 
-TOPICS = (
-    "attribute-references bitwise bltin-code-objects bltin-ellipsis-object bltin-null-object "
-    "bltin-type-objects booleans break comparisons continue del dynamic-features exceptions for "
-    "id-classes if integers lambda operator-summary pass return slicings truth typesfunctions "
-    "typesmodules unary while with"
-).split()
+TOPICS = [
+    "attribute-references", "bitwise", "bltin-code-objects", "bltin-ellipsis-object",
+    "bltin-null-object", "bltin-type-objects", "booleans", "break", "comparisons", "continue",
+    "del", "dynamic-features", "exceptions", "for", "id-classes", "if", "integers", "lambda",
+    "operator-summary", "pass", "return", "slicings", "truth", "typesfunctions", "typesmodules",
+    "unary", "while", "with",
+]  # fmt: skip
 TEXT_HASH = "b49227cd7c9e714f3dc936cac2c2ca9b6f80357028740641dfef4cb493ef5630"  # SHA-256
 HELD_OUT, TEST_READERS = 0.1, 8
 STEPS, READERS, UNITS = 32, 16, 64

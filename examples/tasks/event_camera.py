@@ -48,9 +48,7 @@ class Network(eqx.Module):
     def __init__(self, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
         n_in = 2 * 8 * 8
-        self.hidden = nn.Linear(
-            n_in + NEURONS, NEURONS, weight_init=nn.kaiming_normal(1.0), key=k1
-        )
+        self.hidden = nn.Linear(n_in + NEURONS, NEURONS, weight_init=nn.kaiming_normal(1.0), key=k1)
         self.alif = nn.ALIF(NEURONS, tau=20.0, tau_a=100.0, beta=0.2, R=20.0)
         self.readout = nn.LeakyRateReadout(
             NEURONS, CLASSES, tau=10.0, weight_init=nn.kaiming_normal(0.02), key=k2

@@ -50,12 +50,12 @@ class Network(eqx.Module):
 
 def digits() -> tuple[Images, Images]:
     """1437 images for training and 360 for the test, with brightness in [0, 1], and their labels."""
-    found = load_digits()
-    images = np.asarray(found.images / 16, np.float32)
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.asarray(pixels / 16, np.float32).reshape(-1, 8, 8)
     train, test = train_test_split(
-        np.arange(len(images)), test_size=360, stratify=found.target, random_state=0
+        np.arange(len(images)), test_size=360, stratify=labels, random_state=0
     )
-    return (images[train], found.target[train]), (images[test], found.target[test])
+    return (images[train], labels[train]), (images[test], labels[test])
 
 
 def sequences(images: Float[np.ndarray, "N 8 8"], labels: np.ndarray) -> Examples:
