@@ -134,8 +134,8 @@ class Row:
     ms_per_batch: float
     carry_bytes: int
     temp_bytes: int
-    batches: tuple[int, ...]
-    curve: tuple[float, ...]
+    batches: list[int]
+    curve: list[float]
 
 
 def default_arms(task: Task) -> tuple[Arm, ...]:
@@ -379,8 +379,8 @@ def run(
                     ms_per_batch=min(times),
                     carry_bytes=learner.carry_bytes,
                     temp_bytes=learner.temp_bytes,
-                    batches=tuple(batches),
-                    curve=tuple(curve),
+                    batches=batches,
+                    curve=curve,
                 )
             )
     return rows
@@ -466,8 +466,7 @@ def save(rows: Sequence[Row], path: Path) -> None:
 
 
 def load(path: Path) -> list[Row]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text())
-    return [Row(**row | {key: tuple(row[key]) for key in ("batches", "curve")}) for row in rows]
+    return [Row(**row) for row in json.loads(path.read_text())]
 
 
 def main(task: Task) -> None:
