@@ -57,12 +57,16 @@ clean:
 .venv-peer/.peer: EXTRAS = demo,test,peer,bench
 .venv-newest/.test: EXTRAS = demo,test
 
+# Packages of which an example reads a data file only: what they depend on stays away.
+.venv/.demo .venv/.test: DATA = aeon==1.6.0
+
 .venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer: BASE = $(PYTHON)
 .venv-newest/.test: BASE = $(PYTHON_NEWEST)
 
 .venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-newest/.test: pyproject.toml
 	test -x $(@D)/bin/python || $(BASE) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	$(if $(DATA),$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(DATA))
 	touch $@
 
 # The stamps of one environment must not be made at the same time.

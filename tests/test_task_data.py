@@ -160,6 +160,7 @@ def test_batch_keeps_sequences_labels_and_masks_together():
     train.mask[1] = [True, False, True, False, True, False]
     task = classify.classification("a", lambda key: None, train, test, batch_size=4)
     xs, targets, mask = task.batch(jax.random.key(0))
+    assert mask is not None
     chosen = np.asarray(xs[0, :, 0], int)  # the number of an example is its first input
     assert len(set(chosen)) == 4
     assert np.array_equal(xs, train.xs[:, chosen])
