@@ -84,8 +84,10 @@ class Task:
     - `window`: W of truncated BPTT, also the window of the low-rank traces; it divides T.
     - `every`: in an online task, the number of steps between updates; it divides T, and W it.
     - `stream`: whether each batch goes on where the one before stopped. A batch is then drawn by
-      `batch(key, number)`, with the number of batches before it.
+        `batch(key, number)`, with the number of batches before it.
     - `test`: what the score is measured on, one `Batch` of any size; `None` for new batches.
+    - `snap`: whether SnAp(1) is among the arms. It can take many times as long as all other rules
+        together.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Task:
     every: int | None = None
     stream: bool = False
     test: Batch | None = None
+    snap: bool = True
     curriculum: Curriculum | None = None
     points: int = 20
     """How often the score is measured while training."""
@@ -140,12 +143,13 @@ class Row:
 
 def default_arms(task: Task) -> tuple[Arm, ...]:
     """The rules that each task is learnt by."""
+    snap = [Arm("SnAp(1)", etpc.SnAp(1))] if task.snap else []
     return (
         Arm("BPTT", None),
         Arm("D-RTRL", etpc.D_RTRL()),
         Arm(f"ES-D-RTRL, decay {task.decay:g}", etpc.ES_D_RTRL(task.decay)),
         Arm(f"ES-D-RTRL, rank {task.rank}", etpc.ES_D_RTRL(task.rank, window=task.window)),
-        Arm("SnAp(1)", etpc.SnAp(1)),
+        *snap,
         Arm(f"TBPTT({task.window})", etpc.TBPTT(task.window)),
         Arm("immediate gradient", etpc.TBPTT(1)),
     )
@@ -219,8 +223,8 @@ def in_windows(tree: Any, size: int) -> Any:
 def fidelity(grads: Any, reference: Any) -> tuple[float, float]:
     """Relative error and cosine of a gradient, all weights as one vector."""
     got, want = (ravel_pytree(tree)[0] for tree in (grads, reference))
-    norm = jnp.linalg.norm(want)
-    cosine = got @ want / (jnp.linalg.norm(got) * norm)
+    norm, size = jnp.linalg.norm(want), jnp.linalg.norm(got)
+    cosine = got @ want / (size * norm) if size else 0.0
     return float(jnp.linalg.norm(got - want) / norm), float(cosine)
 
 

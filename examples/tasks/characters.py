@@ -137,6 +137,7 @@ def make_task(text: str) -> Task:
         batch_size=READERS,
         updates=800,
         optimiser=adam(5e-3),
+        snap=False,
         window=8,
         stream=True,
         test=(inputs, targets, None),

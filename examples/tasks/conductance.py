@@ -106,7 +106,8 @@ TASK = Task(
     score=accuracy,
     batch_size=BATCH,
     updates=400,
-    optimiser=adam(3e-3),
+    optimiser=adam(1e-2),
+    snap=False,
 )
 
 if __name__ == "__main__":

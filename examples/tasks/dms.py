@@ -24,7 +24,10 @@ DT = 10.0  # ms
 BEFORE, SAMPLE, DELAY, TEST = 5, 15, 40, 20  # steps
 STEPS, BATCH = BEFORE + SAMPLE + DELAY + TEST, 32
 STIMULI, GROUP, NEURONS = 4, 10, 64
-ACTIVE, SILENT = 0.5, 0.02  # spikes per step of the inputs that prefer the stimulus, and of the others
+ACTIVE, SILENT = (
+    0.5,
+    0.02,
+)  # spikes per step of the inputs that prefer the stimulus, and of the others
 
 
 class State(NamedTuple):
@@ -64,9 +67,9 @@ def batch(key: PRNGKeyArray) -> Batch:
     other = (first + jax.random.randint(keys[2], (BATCH,), 1, STIMULI)) % STIMULI
     second = jnp.where(same, first, other)
     t = jnp.arange(STEPS)[:, None]
-    shown = jnp.where((t >= BEFORE) & (t < BEFORE + SAMPLE), first, -1)
-    shown = jnp.where(t >= STEPS - TEST, second, shown)  # [T, B]
-    rates = jnp.where(shown[:, :, None] == jnp.arange(STIMULI), ACTIVE, SILENT)
+    shown = jnp.where((t >= BEFORE) & (t < BEFORE + SAMPLE), first[None], -1)
+    shown = jnp.where(t >= STEPS - TEST, second[None], shown)  # [T, B]
+    rates = jnp.where(jax.nn.one_hot(shown, STIMULI, dtype=bool), ACTIVE, SILENT)
     spikes = jax.random.bernoulli(keys[3], jnp.repeat(rates, GROUP, 2))
     mask = jnp.broadcast_to(t >= STEPS - TEST, shown.shape).astype(jnp.float32)
     targets = jnp.broadcast_to(same.astype(jnp.int32), shown.shape)
@@ -86,8 +89,9 @@ TASK = Task(
     loss_fn=optax.softmax_cross_entropy_with_integer_labels,
     score=accuracy,
     batch_size=BATCH,
-    updates=800,
+    updates=600,
     optimiser=adam(3e-3),
+    snap=False,
 )
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ def make_task() -> Task:
         recordings(*test),
         updates=400,
         optimiser=adam(5e-3),
+        snap=False,
     )
 
 

@@ -52,9 +52,7 @@ class Network(eqx.Module):
         self.readout = nn.LeakyRateReadout(2 * NEURONS, 2, tau=20.0, dt=DT, key=k2)
 
     def init_state(self) -> State:
-        return State(
-            self.lif.init_state(), self.alif.init_state(), self.readout.init_state()
-        )
+        return State(self.lif.init_state(), self.alif.init_state(), self.readout.init_state())
 
     def __call__(self, x: Float[Array, " I"], state: State) -> tuple[Array, State]:
         last = [self.lif.spike(state.lif), self.alif.spike(state.alif)]
@@ -98,6 +96,7 @@ TASK = Task(
     batch_size=BATCH,
     updates=400,
     optimiser=adam(3e-3),
+    snap=False,
 )
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def make_task() -> Task:
         sequences(*test),
         updates=600,
         optimiser=adam(1e-2),
+        snap=False,
         window=16,
     )
 
