@@ -158,7 +158,9 @@ def small() -> tuple[classify.Examples, classify.Examples]:
 def test_batch_keeps_sequences_labels_and_masks_together():
     train, test = small()
     train.mask[1] = [True, False, True, False, True, False]
-    task = classify.classification("a", lambda key: None, train, test, batch_size=4)
+    task = classify.classification(
+        "a", lambda key: None, train, test, rate=0.1, updates=1, batch_size=4
+    )
     xs, targets, mask = task.batch(jax.random.key(0))
     assert mask is not None
     chosen = np.asarray(xs[0, :, 0], int)  # the number of an example is its first input

@@ -44,7 +44,7 @@ Batch = tuple[Any, Any, Array | None]
 [T, B], `None` where all count."""
 
 
-def adam(rate: float) -> optax.GradientTransformation:
+def adam(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """Adam on gradients whose norm is clipped to 1."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 

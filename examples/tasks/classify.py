@@ -10,7 +10,7 @@ import optax
 from jax import Array
 from jaxtyping import PRNGKeyArray
 
-from .arms import Batch, Task
+from .arms import Batch, Task, adam
 
 
 class Examples(NamedTuple):
@@ -26,11 +26,15 @@ def classification(
     make_model: Callable[[PRNGKeyArray], Any],
     train: Examples,
     test: Examples,
+    *,
+    rate: float,
+    updates: int,
     **settings: Any,
 ) -> Task:
     """The task of naming the class at each step that counts. Other `settings` are those of `Task`.
 
     Batches are drawn from `train` without an example twice, and the score is that on all of `test`.
+    The learning rate falls from `rate` to zero, so that the score settles.
     """
     xs, labels, mask = (jnp.asarray(a) for a in train)
     size = settings.get("batch_size", 32)
@@ -47,6 +51,8 @@ def classification(
         score=accuracy,
         chance=float(np.bincount(test.labels).max() / len(test.labels)),
         test=prepared(*(jnp.asarray(a) for a in test)),
+        updates=updates,
+        optimiser=adam(optax.cosine_decay_schedule(rate, updates)),
         **settings,
     )
 

@@ -22,7 +22,7 @@ from scipy.ndimage import shift
 
 from etpc import nn
 
-from .arms import Task, adam, main
+from .arms import Task, main
 from .classify import Examples, classification
 from .sequential_digits import CLASSES, digits
 
@@ -111,7 +111,7 @@ def make_task() -> Task:
         recordings(*train),
         recordings(*test),
         updates=400,
-        optimiser=adam(5e-3),
+        rate=5e-3,
         snap=False,
     )
 

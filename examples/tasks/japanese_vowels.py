@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from etpc import nn
 
-from .arms import Task, adam, main
+from .arms import Task, main
 from .classify import Examples, classification
 
 STEPS, FEATURES, SPEAKERS, UNITS = 30, 12, 9, 32  # no recording is longer than 29 steps
@@ -120,7 +120,7 @@ def make_task() -> Task | None:
         *found,
         batch_size=30,
         updates=200,
-        optimiser=adam(1e-2),
+        rate=1e-2,
         window=5,
     )
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 
 from etpc import nn
 
-from .arms import Task, adam, main
+from .arms import Task, main
 from .classify import Examples, classification
 
 STEPS, CLASSES, UNITS = 64, 10, 48
@@ -73,7 +73,7 @@ def make_task() -> Task:
         sequences(*train),
         sequences(*test),
         updates=600,
-        optimiser=adam(1e-2),
+        rate=1e-2,
         snap=False,
         window=16,
     )

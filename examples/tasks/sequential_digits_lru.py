@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc import nn
 
-from .arms import Task, adam, main
+from .arms import Task, main
 from .classify import classification
 from .sequential_digits import CLASSES, digits, sequences
 
@@ -48,7 +48,7 @@ def make_task() -> Task:
         sequences(*train),
         sequences(*test),
         updates=600,
-        optimiser=adam(1e-2),
+        rate=1e-2,
         snap=False,
         window=16,
     )
