@@ -87,6 +87,10 @@ def test_image_moves_along_a_closed_triangle():
     assert down[5, 4] == 1.0
     assert between[4, 4] == pytest.approx(0.75)
     assert between[4, 3] == pytest.approx(0.25)
+    edge = np.zeros((1, 8, 8))
+    edge[0, 0, 0] = 1.0
+    (moved,) = event_camera.film(edge, np.array([[0.25, 0.0]]))[:, 0]
+    assert moved[:2, 0] == pytest.approx([0.75, 0.25])  # black comes in from outside
 
 
 def test_on_lines_come_before_off_lines_in_the_recording():

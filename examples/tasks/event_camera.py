@@ -73,8 +73,11 @@ def saccades(steps: int = STEPS) -> Float[np.ndarray, "T+1 2"]:
 def film(
     images: Float[np.ndarray, "N 8 8"], places: Float[np.ndarray, "F 2"]
 ) -> Float[np.ndarray, "F N 8 8"]:
-    """The images, moved to each place in turn; between pixels brightness is interpolated."""
-    return np.stack([shift(images, (0, *place), order=1) for place in places])
+    """The images, moved to each place in turn; between pixels brightness is interpolated.
+
+    What is around an image is black.
+    """
+    return np.stack([shift(images, (0, *place), order=1, mode="grid-constant") for place in places])
 
 
 def events(
