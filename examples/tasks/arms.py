@@ -445,8 +445,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = rows[0].task  # the same picture each time
-    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    # The same rows give the same file.
+    plt.rcParams.update({"svg.hashsalt": rows[0].task, "svg.fonttype": "none"})
+    figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
     styles = ["-", "--", "-.", ":"]
     for i, name in enumerate(dict.fromkeys(row.arm for row in rows)):
         same = [row for row in rows if row.arm == name]
@@ -457,7 +458,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         ax.fill_between(x, curves.min(0), curves.max(0), color=color, alpha=0.12, linewidth=0)
     ax.axhline(rows[0].chance, color="0.6", linewidth=1)
     ax.set(xlabel="batches", ylabel=rows[0].unit, title=rows[0].task)
-    ax.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
