@@ -10,10 +10,10 @@ BENCH_ARGS ?= --json benchmarks/out/results.json --plots benchmarks/out
 BIN := .venv/bin
 
 EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
-# Each is a module of its own; arms.py is what they share.
-TASKS := $(filter-out __init__ arms,$(basename $(notdir $(wildcard examples/tasks/*.py))))
+# The modules that are a task, by name; the others are what tasks share.
+TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 
-.PHONY: demo examples test test-peer test-leaks test-newest bench lint docs clean
+.PHONY: demo examples test test-peer test-leaks test-newest bench lint docs notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/digits_online.py
@@ -41,6 +41,9 @@ lint: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+notebooks: .venv/.test
+	$(BIN)/python -m tests.notebooks
 
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

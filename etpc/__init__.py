@@ -2,6 +2,7 @@
 
 from . import algorithms as algorithms
 from . import analyse as analyse
+from . import draw as draw
 from . import emit as emit
 from . import nn as nn
 from . import ops as ops
@@ -10,6 +11,7 @@ from . import surrogate as surrogate
 from . import trace as trace
 from ._errors import (
     AlgorithmError,
+    CheckpointError,
     EtpcError,
     InputError,
     InputTypeError,
@@ -20,8 +22,18 @@ from ._errors import (
 )
 from ._jax import mark
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
+from .checkpoint import load, save
 from .compare import TBPTT, compare
-from .run import Carry, Certificate, Memory, Program, compile
+from .run import (
+    Carry,
+    Certificate,
+    Memory,
+    Online,
+    Program,
+    RewardCarry,
+    compile,
+    online,
+)
 from .verify import bptt, verify
 
 __version__ = "0.1.0"
@@ -35,21 +47,28 @@ __all__ = [
     "Auto",
     "Carry",
     "Certificate",
+    "CheckpointError",
     "EtpcError",
     "InputError",
     "InputTypeError",
     "Memory",
     "MemoryLimitError",
     "ModelError",
+    "Online",
     "Program",
+    "RewardCarry",
     "SelectionError",
     "SnAp",
     "UnsupportedError",
     "bptt",
     "compare",
     "compile",
+    "draw",
+    "load",
     "mark",
     "nn",
+    "online",
+    "save",
     "surrogate",
     "verify",
 ]

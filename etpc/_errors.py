@@ -35,6 +35,10 @@ class InputTypeError(EtpcError, TypeError):
     """An argument is of the wrong type."""
 
 
+class CheckpointError(EtpcError, ValueError):
+    """A file is no whole checkpoint or does not fit, or a tree cannot be saved in one."""
+
+
 def raise_together(
     problems: Iterable[str], error: type[EtpcError] = ModelError, heading: str = ""
 ) -> None:

@@ -1,13 +1,10 @@
 """The README, the documentation and the examples in docstrings do what they say."""
 
-import contextlib
 import doctest
 import importlib
 import io
 import pkgutil
 import re
-import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +12,12 @@ import jax
 import pytest
 
 import etpc
+from tests.pages import OUTPUT_OPTIONS, ROOT, code_blocks, run_page
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODULES = sorted(
     ["etpc", *(module.name for module in pkgutil.walk_packages(etpc.__path__, "etpc."))]
 )
-OUTPUT_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @pytest.fixture(autouse=True)
@@ -32,30 +28,9 @@ def _as_a_reader_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield
 
 
-def code_blocks(page: str) -> Iterator[tuple[str, str | None]]:
-    """Yields each `python` block, placed on its own lines, and the `text` block right after it."""
-    block = re.compile(
-        r"^```python\b[^\n]*\n(?P<code>.*?)^```$(?:\s*^```text\n(?P<output>.*?)^```$)?",
-        re.MULTILINE | re.DOTALL,
-    )
-    found = list(block.finditer(page))
-    assert len(found) == page.count("```python"), "a python block is indented or not closed"
-    for match in found:
-        yield "\n" * page.count("\n", 0, match.start("code")) + match["code"], match["output"]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("page")
-    monkeypatch.setitem(sys.modules, "page", module)
-    for code, expected in code_blocks(page.read_text()):
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, str(page), "exec"), module.__dict__)
-        if expected is not None and not doctest.OutputChecker().check_output(
-            expected, printed.getvalue(), OUTPUT_OPTIONS
-        ):
-            pytest.fail(f"the page says:\n{expected}\nit prints:\n{printed.getvalue()}")
+    run_page(page, monkeypatch)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -79,3 +54,14 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
 def test_code_blocks_are_found_with_their_place_and_output() -> None:
     page = "a\n```python\nx\n```\n\n```text\n1\n```\nb\n```text\nc\n```\n```python\ny\n```\n"
     assert list(code_blocks(page)) == [("\n\nx\n", "1\n"), ("\n" * 13 + "y\n", None)]
+
+
+def test_blocks_of_another_language_are_left_out() -> None:
+    page = "```py\nx\n```\n```python\ny\n```\n"
+    assert [code.strip() for code, _ in code_blocks(page)] == ["y"]
+    assert [code.strip() for code, _ in code_blocks(page, "python|py")] == ["x", "y"]
+
+
+def test_an_indented_block_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="indented"):
+        list(code_blocks("  ```python\n  x\n  ```\n"))

@@ -45,8 +45,8 @@ class Jacobians:
 
     transition: list[Array]
     """For each part of the states, [W, B, C, n]."""
-    immediate: list[Array]
-    """For each live operation, [W, B, C, outputs]."""
+    immediate: list[list[Array]]
+    """For each live operation, [W, B, C, outputs]; in parts, [W, B, C, n], where it is read by columns."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -240,9 +240,10 @@ class _Emitter:
         deltas = self._deltas(old)
         return jax.vjp(read, list(weights), moving, old, new, deltas, has_aux=True)
 
-    def _deltas(self, parts: Arrays) -> list[Array]:
+    def _deltas(self, parts: Arrays, ops: Sequence[OpPlan] | None = None) -> list[Array]:
         lead = next(part[:, :, 0] for part in parts if part.shape[-1])
-        return [zeros_over(lead, p.op.delta.shape, p.op.delta.dtype) for p in self.live]
+        ops = self.live if ops is None else ops
+        return [zeros_over(lead, p.op.delta.shape, p.op.delta.dtype) for p in ops]
 
     def _jacobians(self, weights, others, xs, olds, saved, fresh) -> Jacobians:
         parts = self._parts(olds)
@@ -267,14 +268,30 @@ class _Emitter:
             transition, immediate = jax.tree.map(lambda a: a[None], one)
         else:
             transition, immediate = jax.vmap(pull)(seeds)
-        flat = [
-            j.reshape(*j.shape[:3], -1).astype(p.dtype)
-            for p, j in zip(self.live, immediate, strict=True)
-        ]
+        compressed = []
+        for place, p in enumerate(self.live):
+            if p.op.number in colours.columns:
+                own = self._by_columns(p, lambda bars, place=place: pull(bars)[1][place], parts)
+            else:
+                own = [immediate[place].reshape(*immediate[place].shape[:3], -1)]
+            compressed.append([jnp.moveaxis(j, 0, 2).astype(p.dtype) for j in own])
         return Jacobians(
-            [_without_past(jnp.moveaxis(j, 0, 2), fresh) for j in transition],
-            [jnp.moveaxis(j, 0, 2) for j in flat],
+            [_without_past(jnp.moveaxis(j, 0, 2), fresh) for j in transition], compressed
         )
+
+    def _by_columns(self, p: OpPlan, pull, parts: Arrays) -> list[Array]:
+        """The compressed `F` of an operation, [C, W, B, n] for each part of the states.
+
+        `pull` takes cotangents of the new states to that of the operation.
+        """
+        columns = self.plan.colours.columns[p.op.number]
+        seeds = columns.colour[None, :] == np.arange(columns.count)[:, None]
+        (zero,) = self._deltas(parts, [p])
+        seeds = jnp.asarray(seeds, zero.dtype).reshape(-1, 1, 1, *zero.shape[2:]) + zero[None]
+        push = jax.linear_transpose(pull, parts)
+        if columns.count == 1:
+            return [j[None] for j in push(seeds[0])[0]]
+        return jax.vmap(lambda seed: push(seed)[0])(seeds)
 
     def _factors(self, jacobians: Jacobians, data: Arrays) -> dict[int, Factors]:
         found, moves = {}, {}
@@ -285,8 +302,7 @@ class _Emitter:
                 continue
             if p.layout not in moves:
                 moves[p.layout] = take(flat, p.layout.transition)
-            own = jacobians.immediate[place]
-            own = take([own.reshape(*own.shape[:2], -1)], p.immediate)
+            own = take(rows(jacobians.immediate[place]), p.immediate)
             found[p.op.number] = Factors(xs[place], own, moves[p.layout])
         return found
 
@@ -427,12 +443,25 @@ class _Emitter:
         start, credit = lax.scan(back, last, (transition, old, new), reverse=True)
         return credit, start
 
-    def _into_op(self, immediate, signal: Arrays, p: OpPlan) -> Array:
+    def _into_op(self, immediate: Arrays, signal: Arrays, p: OpPlan) -> Array:
         """`F^T` on a signal."""
+        columns = self.plan.colours.columns.get(p.op.number)
+        if columns is not None:
+            parts = [j * s[:, :, None] for j, s in zip(immediate, signal, strict=True)]
+            if columns.colour.size == 1:
+                return sum((part.sum((2, 3)) for part in parts[1:]), parts[0].sum((2, 3)))[
+                    ..., None
+                ]
+            flat, owner = jnp.concatenate(parts, -1), columns.owner
+            if owner.mask is not None:
+                flat = jnp.where(jnp.asarray(owner.mask), flat, 0)
+            out = jnp.zeros((*flat.shape[:2], columns.colour.size), flat.dtype)
+            return out.at[..., owner.at].add(flat)
+        (own,) = immediate
         owner = self.plan.colours.immediate[p.op.number]
         if owner.at.shape[-1] == 0:
-            return jnp.zeros((*immediate.shape[:2], immediate.shape[-1]), immediate.dtype)
-        return (immediate * take(signal, owner)).sum(-2)
+            return jnp.zeros((*own.shape[:2], own.shape[-1]), own.dtype)
+        return (own * take(signal, owner)).sum(-2)
 
     def _product(self, p: OpPlan, *rows: tuple[Array | None, Array]) -> Array:
         """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""

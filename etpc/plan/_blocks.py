@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..analyse import Analysis
+from ..analyse._analysis import is_complex
 from ..analyse._pattern import Pattern
 from ._pairs import Pairs, check_table, pairs_of, uses
 
@@ -22,6 +23,21 @@ class Index:
     @classmethod
     def of(cls, at: np.ndarray, present: np.ndarray) -> "Index":
         return cls(at.astype(np.int32), None if present.all() else present)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Columns:
+    """Columns of an operation's `F` in C colours: columns of one colour share no row.
+
+    The sum of the columns of a colour is one Jacobian-vector product.
+    """
+
+    colour: np.ndarray
+    """The colour of each output; int [outputs]."""
+    count: int
+    """C."""
+    owner: Index
+    """Which output an entry of the compressed `F` [C, S] belongs to."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +56,9 @@ class Colouring:
     """Which row an entry of the compressed `D` [C, S] belongs to."""
     immediate: tuple[Index, ...]
     """Likewise for the compressed `F` [C, outputs] of each operation."""
+    columns: dict[int, Columns]
+    """The operations whose `F` is read by columns instead, by number: a parameter that many states
+    share is one column, and a row for each of them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,15 +100,35 @@ def block_rows(block: Pattern) -> np.ndarray:
 
 def colouring(analysis: Analysis, ops: Sequence[int]) -> Colouring:
     """Colour the new states for the transition and the immediate Jacobians of some operations."""
-    patterns = [analysis.transition, *(analysis.immediate[k] for k in ops)]
+    columns = {
+        k: _columns(analysis.immediate[k])
+        for k in ops
+        if not is_complex(analysis.ops[k].delta) and _read_by_columns(analysis.immediate[k])
+    }
+    by_rows = [k for k in ops if k not in columns]
+    patterns = [analysis.transition, *(analysis.immediate[k] for k in by_rows)]
     whole: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
     colour = _colours(whole, analysis.hidden.leaf_of(np.arange(whole.shape[0])))
     count = int(colour.max(initial=0)) + 1
     owners = [_owners(pattern, colour, count) for pattern in patterns]
-    immediate = dict(zip(ops, owners[1:], strict=True))
+    immediate = dict(zip(by_rows, owners[1:], strict=True))
     none = Index(np.zeros((count, 0), np.int32), None)
     found = tuple(immediate.get(k, none) for k in range(len(analysis.ops)))
-    return Colouring(colour, count, owners[0], found)
+    return Colouring(colour, count, owners[0], found, columns)
+
+
+def _read_by_columns(immediate: Pattern) -> bool:
+    """Whether an output reaches many states, and a state is reached by few outputs."""
+    states = np.bincount(immediate.indices, minlength=1).max()
+    outputs = np.diff(immediate.indptr).max(initial=0)
+    return bool(states > max(8, 4 * outputs))
+
+
+def _columns(immediate: Pattern) -> Columns:
+    turned: Pattern = sp.csr_array(immediate.T)
+    colour = _colours(turned, np.zeros(turned.shape[0], np.int64))
+    count = int(colour.max(initial=0)) + 1
+    return Columns(colour, count, _owners(turned, colour, count))
 
 
 def _colours(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
@@ -156,7 +195,9 @@ def layout(rows: np.ndarray, transition: Pattern, colours: Colouring) -> Layout:
     return Layout(rows, Index.of(_fill(rows), rows >= 0), pairs, Index.of(at, present))
 
 
-def immediate_index(rows: np.ndarray, immediate: Pattern, colours: Colouring) -> Index:
+def immediate_index(
+    rows: np.ndarray, immediate: Pattern, colours: Colouring, columns: Columns | None = None
+) -> Index:
     """Where `F[a, o]` lies in the compressed `F` of an operation; [m, O]."""
     m, outputs = rows.shape
     states = immediate.shape[0]
@@ -168,7 +209,10 @@ def immediate_index(rows: np.ndarray, immediate: Pattern, colours: Colouring) ->
         wanted = np.arange(outputs) * states + rows[slot]
         place = np.minimum(np.searchsorted(entries, wanted), entries.size - 1)
         present[slot] = (rows[slot] >= 0) & (entries[place] == wanted)
-    at = colours.colour[np.maximum(rows, 0)] * outputs + np.arange(outputs)
+    if columns is None:
+        at = colours.colour[np.maximum(rows, 0)] * outputs + np.arange(outputs)
+    else:
+        at = columns.colour * states + np.maximum(rows, 0)
     return Index.of(at, present)
 
 

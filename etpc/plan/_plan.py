@@ -104,7 +104,10 @@ class Plan:
         return tuple(p for p in self.traced if p.shares is None)
 
     def __str__(self) -> str:
-        rows = [f"plan for {self.algorithm}: {self.colours.count} vector-Jacobian products a step"]
+        columns = sum(columns.count for columns in self.colours.columns.values())
+        more = f" and {columns} Jacobian-vector products" if columns else ""
+        count = self.colours.count
+        rows = [f"plan for {self.algorithm}: {count} vector-Jacobian products{more} a step"]
         for p in self.ops:
             what = f"trace {p.trace_shape}" if p.form is not None else f"no trace: {p.reason}"
             rows.append(f"  {p.path} {p.kind}: {what}")
@@ -167,7 +170,7 @@ def plan(
         key = (rows.shape, rows.tobytes())
         if key not in layouts:
             layouts[key] = layout(rows, analysis.transition, colours)
-        index = immediate_index(rows, analysis.immediate[n], colours)
+        index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
         ops[n] = dataclasses.replace(p, layout=layouts[key], immediate=index)
     window = AUTO_WINDOW if algorithm.window == "auto" else int(algorithm.window)
     used = {i for op in analysis.ops for i in op.parameters}

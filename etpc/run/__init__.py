@@ -1,6 +1,16 @@
 """Last stage: the compiled program, and how it is called."""
 
 from ._compile import compile
+from ._online import Online, RewardCarry, online
 from ._program import Carry, Certificate, Memory, Program
 
-__all__ = ["Carry", "Certificate", "Memory", "Program", "compile"]
+__all__ = [
+    "Carry",
+    "Certificate",
+    "Memory",
+    "Online",
+    "Program",
+    "RewardCarry",
+    "compile",
+    "online",
+]

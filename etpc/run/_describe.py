@@ -1,8 +1,9 @@
 """A program as text."""
 
+import dataclasses
 from collections.abc import Mapping
 
-from ..algorithms import Auto, Decay, Full, LowRank
+from ..algorithms import Algorithm, Auto, Decay, Full, LowRank
 from ..plan import OpPlan, Plan
 
 
@@ -16,20 +17,7 @@ def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
         f"  window {plan.window}" + (" (chosen)" if window == "auto" else ""),
         "",
     ]
-    columns = ["weight", "operation", "reaches", "block", "trace", "bytes", "gradient"]
-    rows = [
-        [
-            p.path,
-            p.kind,
-            ", ".join(p.states),
-            str(p.block),
-            shape_text(p) if p.shares is None else "as above",
-            f"{p.trace_bytes:,}",
-            verdict(p),
-        ]
-        for p in plan.traced
-    ]
-    lines = [*head, *table(columns, rows)]
+    lines = [*head, *table(COLUMNS, rows(plan))]
     chosen = {p.path: p.choice for p in plan.traced if p.choice}
     if chosen:
         width = max(map(len, chosen))
@@ -48,6 +36,33 @@ def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
         lines += ["", "taken as dense (no rule for their sparsity)"]
         lines += [f"  {o.primitive} at {o.source}" for o in plan.analysis.opaque]
     return "\n".join(lines)
+
+
+COLUMNS = ["weight", "operation", "reaches", "block", "trace", "bytes", "gradient"]
+
+
+def rows(plan: Plan) -> list[list[str]]:
+    """What is said of each traced weight operation, in these columns."""
+    return [
+        [
+            p.path,
+            p.kind,
+            ", ".join(p.states),
+            str(p.block),
+            shape_text(p) if p.shares is None else "as above",
+            f"{p.trace_bytes:,}",
+            verdict(p),
+        ]
+        for p in plan.traced
+    ]
+
+
+def rule(algorithm: Algorithm) -> str:
+    """The algorithm in short: its name, and what it cannot be without."""
+    fields = dataclasses.fields(algorithm)
+    given = [repr(getattr(algorithm, f.name)) for f in fields if not f.kw_only and f.repr]
+    name = type(algorithm).__name__
+    return f"{name}({', '.join(given)})" if given else name
 
 
 def verdict(p: OpPlan) -> str:
@@ -91,4 +106,4 @@ def table(columns: list[str], rows: list[list[str]]) -> list[str]:
     return [line(columns), "  ".join("-" * w for w in widths), *map(line, rows)]
 
 
-__all__ = ["describe", "escapes", "shape_text", "table", "verdict"]
+__all__ = ["COLUMNS", "describe", "escapes", "rows", "rule", "shape_text", "table", "verdict"]

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -135,6 +136,26 @@ class Program:
         """
         return dependency_graph(self.plan)
 
+    def draw(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """The dependency graph as a picture, or written to a file.
+
+        **Arguments:**
+
+        - `path`: of the file, which ends in `.svg`, `.html`, `.mmd` or `.mermaid`. `None` for none.
+
+        **Returns** the text of an SVG file, which notebooks show as the picture; with `path`, `None`.
+
+        **Raises** `etpc.InputError` where the ending is another.
+        """
+        from ..draw import to_svg, write
+
+        return to_svg(self) if path is None else write(self, path)
+
+    def _repr_html_(self) -> str:
+        from ..draw._html import fragment
+
+        return fragment(self)
+
     def explain(self, path: str) -> str:
         """What the program does with one parameter, in sentences with numbers.
 
@@ -204,20 +225,50 @@ class Program:
         """
         if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
             raise InputError(f"batch_size must be None or an int >= 1, not {batch_size!r}.")
-        leaves = self._step.state_leaves
-        state = []
-        for leaf, aval in zip(self._step.initial_state, leaves.avals, strict=True):
-            if isinstance(leaf, jax.ShapeDtypeStruct):
-                value = jnp.zeros(aval.shape, aval.dtype)
-            elif jnp.issubdtype(aval.dtype, jax.dtypes.extended):
-                value = leaf
-            else:
-                value = jnp.asarray(leaf, aval.dtype)
-            state.append(value if batch_size is None else repeat(value, batch_size))
+        state = self._initial_state()
+        if batch_size is not None:
+            state = [repeat(value, batch_size) for value in state]
         traces = self._window.fresh_traces(1 if batch_size is None else batch_size)
         batched = batch_size is not None
         fresh = jnp.ones(batch_size if batched else (), bool)
         return self._carry(state, traces if batched else _drop_batch(traces), fresh, batched)
+
+    def _initial_state(self) -> list[Any]:
+        """The array leaves of the initial state of one example."""
+        state = []
+        for leaf, aval in zip(self._step.initial_state, self._step.state_leaves.avals, strict=True):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                state.append(jnp.zeros(aval.shape, aval.dtype))
+            elif jnp.issubdtype(aval.dtype, jax.dtypes.extended):
+                state.append(leaf)
+            else:
+                state.append(jnp.asarray(leaf, aval.dtype))
+        return state
+
+    def reset(self, carry: Carry, where: Any) -> Carry:
+        """Let chosen examples of a batch begin a new stream; the others go on untouched.
+
+        Their state is the initial one again, and their traces are zero, also where they were not a
+        number. PRNG keys go on, so that noise does not repeat. So do the bounds of
+        [`certificate`][etpc.Program.certificate], which are of all gradients since `init`: where
+        one of those was no number, neither is its bound.
+
+        **Arguments:**
+
+        - `carry`: from `init` or from a call before.
+        - `where`: booleans [B], which examples; one boolean if the carry has no batch axis.
+
+        **Returns** the new carry. **Raises** `etpc.InputError` where `where` has another shape or no
+        booleans.
+        """
+        self._check_carry(carry)
+        where = checked_reset(where, [jnp.shape(carry.fresh)], ["[B]" if carry.batched else "[]"])
+        _, state, traces, fresh = self._enter([], carry)
+        where = where if carry.batched else where[None]
+        state, traces, fresh = self._restart(state, traces, fresh, where)
+        if not carry.batched:
+            state, traces, fresh = [s[0] for s in state], _drop_batch(traces), fresh[0]
+        return self._carry(state, traces, fresh, carry.batched)
 
     def __call__(self, model: Any, x: Any, carry: Carry) -> tuple[Any, Carry]:
         """One step. `jax.grad` through it gives the online gradient of this step.
@@ -269,7 +320,7 @@ class Program:
             parameters = self._parameters(model)
             self._check_carry(carry)
             leaves = self._inputs(xs, carry)
-            _check_targets(targets, leaves, carry.batched)
+            check_targets(targets, leaves, carry.batched)
             loss, carry, grads = self._jit_value_and_grad(
                 loss_fn, reduction, parameters, leaves, targets, carry
             )
@@ -287,7 +338,27 @@ class Program:
             ys = [y[:, 0] for y in ys]
         return ys, self._leave(state, traces, carry)
 
-    def _value_and_grad(self, loss_fn, reduction, parameters, xs, targets, carry: Carry):
+    def _restart(self, state, traces, fresh, where: Array):
+        """Arrays with a batch axis; those of examples in `where` as at the start of a stream."""
+
+        def instead(value, old):
+            return jnp.where(where.reshape(-1, *[1] * (old.ndim - 1)), value, old)
+
+        state = [
+            old if jnp.issubdtype(old.dtype, jax.dtypes.extended) else instead(value[None], old)
+            for value, old in zip(self._initial_state(), state, strict=True)
+        ]
+        after = []
+        for p, trace in zip(self.plan.carried, traces, strict=True):
+            kept = 3 if isinstance(p.form, LowRank) else len(trace)  # the bound of all gradients
+            zero = [instead(jnp.zeros((), a.dtype), a) for a in trace[:kept]]
+            after.append((*zero, *trace[kept:]))
+        return state, after, fresh | where
+
+    def _value_and_grad(
+        self, loss_fn, reduction, parameters, xs, targets, carry: Carry, reset=None
+    ):
+        """`reset` [T, B] says which examples begin anew at which step; windows are one step then."""
         steps = _steps(xs, targets)
         floats = self._step.model_leaves.floats
 
@@ -301,12 +372,15 @@ class Program:
         xs, state, traces, fresh = self._enter(xs, carry)
         if not carry.batched:
             targets = jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
+            reset = None if reset is None else reset[:, None]
         self._check_loss(loss_fn, targets)
         batch = _batch(state)
 
         def one_window(now, given):
             state, traces, fresh, total, grads = now
-            xs, targets = given
+            xs, targets, reset = given
+            if reset is not None:
+                state, traces, fresh = self._restart(state, traces, fresh, reset[0])
 
             def loss_of(ys):
                 ys = self._step.output_leaves.join(ys)
@@ -318,26 +392,25 @@ class Program:
             grads = jax.tree.map(jnp.add, grads, bar)
             return (list(state), list(traces), jnp.zeros_like(fresh), total + loss, grads), None
 
-        window = self._window_for(steps)
+        window = self._window_for(steps) if reset is None else 1
+        given = xs, targets, reset
         whole = steps // window
         zero = jnp.zeros((), self._loss_dtype(loss_fn, targets))
         now = (state, traces, fresh, zero, jax.tree.map(jnp.zeros_like, weights))
         cut = whole * window
         if whole == 1:
-            now, _ = one_window(now, _slice((xs, targets), 0, cut))
+            now, _ = one_window(now, _slice(given, 0, cut))
         elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
 
             def one_step(now, given):
                 return one_window(now, jax.tree.map(lambda a: a[None], given))
 
-            now, _ = jax.lax.scan(one_step, now, (xs, targets))
+            now, _ = jax.lax.scan(one_step, now, given)
         else:
-            stacked = jax.tree.map(
-                lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), (xs, targets)
-            )
+            stacked = jax.tree.map(lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), given)
             now, _ = jax.lax.scan(one_window, now, stacked)
         if cut < steps:
-            now, _ = one_window(now, _slice((xs, targets), cut, steps))
+            now, _ = one_window(now, _slice(given, cut, steps))
         state, traces, _, loss, grads = now
         (moving,) = pull(grads)
         if reduction == "mean":
@@ -534,12 +607,29 @@ def _castable(given: Any, wanted: Any) -> bool:
     return rank[0] <= rank[1]
 
 
+def checked_reset(where: Any, shapes: list[tuple[int, ...]], axes: list[str]) -> Array:
+    """`reset` or `where` as an array, if it has booleans and one of the shapes."""
+    where = jnp.asarray(where)
+    if where.dtype != bool:
+        raise InputError(
+            f"A reset is {where.dtype}{list(where.shape)}, and should be booleans: True where an "
+            "example begins a new stream."
+        )
+    if where.shape not in shapes:
+        expected = " or ".join(f"{a} = {list(s)}" for a, s in zip(axes, shapes, strict=True))
+        raise InputError(
+            f"A reset has shape {list(where.shape)}, and should have {expected}: one boolean for "
+            "each example."
+        )
+    return where
+
+
 def _steps(xs: list[Array], targets: Any) -> int:
     leaves = xs or jax.tree.leaves(targets)
     return leaves[0].shape[0]
 
 
-def _check_targets(targets: Any, xs: list[Array], batched: bool) -> None:
+def check_targets(targets: Any, xs: list[Array], batched: bool) -> None:
     if not xs:
         return
     lead = xs[0].shape[: 2 if batched else 1]

@@ -23,7 +23,7 @@ def test_where_immediate_jacobians_lie(seed, density):
     rows = block_rows(block)
     colour = np.arange(states) % 3
     none = Index(np.zeros((3, 0), np.int32), None)
-    found = immediate_index(rows, immediate, Colouring(colour, 3, none, (none,)))
+    found = immediate_index(rows, immediate, Colouring(colour, 3, none, (none,), {}))
     dense = immediate.toarray()
     for slot, output in np.ndindex(rows.shape):
         state = rows[slot, output]

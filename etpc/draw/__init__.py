@@ -1,0 +1,76 @@
+"""Pictures of a program: its operations, states, and what the traces keep, cut and leave out.
+
+An arrow is solid where the traces follow it, dotted where they are cut and nothing is lost, and
+dashed, in a colour of its own, where influence of a weight leaves its trace. Nothing beside `etpc`
+is needed; charts of numbers are in [`etpc.plot`][].
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from .._errors import InputError
+from ..run import Program
+from ._html import page
+from ._mermaid import flowchart
+from ._picture import picture
+from ._svg import Svg, draw
+
+
+def to_svg(program: Program) -> Svg:
+    """The dependency graph of a program as SVG.
+
+    Weights stand in the operations that use them. Pointing at a box shows its numbers: shape,
+    block, bytes, what is left out, and the source line. The picture follows the light or dark
+    scheme of the page, has a background of its own, and loads nothing. The same program gives the
+    same text. From 150 boxes on, those of one module are drawn as one.
+
+    **Returns** the text of an SVG file, which notebooks show as the picture.
+    """
+    return draw(picture(program))
+
+
+def to_html(program: Program) -> str:
+    """A program as one page of HTML that loads nothing: its picture, and what `print` shows.
+
+    Pointing at a box, or at a row of the table, shows the arrows that lead to and from it.
+    """
+    return page(program)
+
+
+def to_mermaid(program: Program) -> str:
+    """The dependency graph of a program as a Mermaid flowchart, for Markdown pages that draw these.
+
+    **Source:** the syntax of https://mermaid.js.org/syntax/flowchart.html.
+    """
+    return flowchart(picture(program))
+
+
+_FORMATS = {".svg": to_svg, ".html": to_html, ".mmd": to_mermaid, ".mermaid": to_mermaid}
+
+
+def write(program: Program, path: str | os.PathLike[str]) -> None:
+    """Write the picture of a program to a file.
+
+    **Arguments:**
+
+    - `path`: ends in `.svg`, `.html`, `.mmd` or `.mermaid`, which says the format. A file that is
+        there is replaced once the new one is complete.
+
+    **Raises** `etpc.InputError` for other endings; `OSError` where the file cannot be written.
+    """
+    path = Path(path)
+    to_text = _FORMATS.get(path.suffix.lower())
+    if to_text is None:
+        raise InputError(
+            f"A picture cannot be written to {path.name!r}: the format is not known from the ending "
+            f"{path.suffix!r}. Use one of {', '.join(_FORMATS)}."
+        )
+    text = to_text(program)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        complete = Path(folder) / path.name
+        complete.write_text(text, encoding="utf-8")
+        complete.replace(path)
+
+
+__all__ = ["Svg", "to_html", "to_mermaid", "to_svg", "write"]

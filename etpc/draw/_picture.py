@@ -1,0 +1,254 @@
+"""What a picture of a program shows: nodes and edges with their texts, before any of it has a place."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import scipy.sparse as sp
+
+from ..plan import OpPlan, Plan
+from ..run import Program
+from ..run._describe import rule, shape_text, verdict
+
+Name = tuple[str, str]
+"""Kind and name, as in `program.graph`."""
+
+LARGEST = 150
+"""From more nodes on, those of one module are drawn as one."""
+
+STRENGTH = {"kept": 0, "cut": 1, "escape": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A box of the picture."""
+
+    name: Name
+    label: str
+    detail: str
+    claim: str
+    """Of an operation: whether its gradient is `"exact"` or `"approximate"`; empty for others."""
+    traced: bool
+    hover: tuple[str, ...]
+    loop: str
+    """How the state keeps itself: the kind of an edge to itself, or empty."""
+
+    @property
+    def kind(self) -> str:
+        return self.name[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge:
+    """An arrow of the picture.
+
+    `kind` is `"kept"`; `"cut"`, where the trace drops it and no trace is poorer for it; or
+    `"escape"`, where influence of a weight leaves its trace.
+    """
+
+    source: Name
+    target: Name
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """All that is drawn, in the order of the program."""
+
+    title: str
+    subtitle: str
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    note: str
+
+
+def picture(program: Program) -> Picture:
+    """The nodes and edges to draw.
+
+    Parameters are part of the operations that use them. An edge from one operation to another, or
+    to an output, is left out where the same is said by the way through a state.
+    """
+    plan = program.plan
+    graph = program.graph
+    kinds = _edge_kinds(plan, graph)
+    drawn = {node for node in graph if node[0] != "parameter" or not graph.out_degree(node)}
+    implied = _implied(kinds)
+    edges = {p: kind for p, kind in kinds.items() if p[0] in drawn and p not in implied}
+    loops = {a: kind for (a, b), kind in edges.items() if a == b}
+    nodes = [node for node in _nodes(plan, loops) if node.name in drawn]
+    found = [Edge(a, b, kind) for (a, b), kind in edges.items() if a != b]
+    size = plan.analysis.hidden.size
+    traces = sum(p.trace_bytes for p in plan.traced)
+    subtitle = f"{size:,} hidden states · {traces:,} bytes of traces for one example"
+    whole = Picture(rule(plan.algorithm), subtitle, tuple(nodes), tuple(found), "")
+    return whole if len(nodes) <= LARGEST else _grouped(whole)
+
+
+def shortened(text: str, length: int) -> str:
+    """`text`, with its middle left out where it is longer than `length`."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+# --- edges ---
+
+
+def _edge_kinds(plan: Plan, graph: "nx.DiGraph") -> dict[tuple[Name, Name], str]:
+    leaving = _leaving(plan)
+    blocks = {state for p in plan.ops for state in p.states}
+    kinds: dict[tuple[Name, Name], str] = {}
+    for a, b, cut in graph.edges(data="cut"):
+        # what a cut keeps out is missed where it is influence of a weight: the output of an
+        # operation, or a state that is in the block of one
+        lost = a[0] == "op" or a[1] in blocks if cut else (a, b) in leaving
+        kinds[a, b] = "escape" if lost else "cut" if cut else "kept"
+    return kinds
+
+
+def _leaving(plan: Plan) -> set[tuple[Name, Name]]:
+    """Pairs of states between which influence leaves a block that is not closed."""
+    a = plan.analysis
+    found: set[tuple[Name, Name]] = set()
+    onward = sp.csr_array(a.transition.T)
+    for p, reach in zip(plan.ops, a.reach, strict=True):
+        if p.form is None or reach.closed:
+            continue
+        for path, start, stop in zip(
+            a.hidden.paths, a.hidden.offsets, a.hidden.offsets[1:], strict=False
+        ):
+            reached = sp.csr_array(reach.block[:, start:stop] @ onward[start:stop])
+            beyond = sp.csr_array(reached > reach.block)
+            for after in a.hidden.names(np.unique(beyond.nonzero()[1])):
+                found.add((("state", path), ("state", after)))
+    return found
+
+
+def _implied(kinds: dict[tuple[Name, Name], str]) -> set[tuple[Name, Name]]:
+    """Edges of operations that say the same as one from a state that the operation enters."""
+    states: dict[Name, list[Name]] = {}
+    for a, b in kinds:
+        if a[0] == "op" and b[0] == "state":
+            states.setdefault(a, []).append(b)
+    return {
+        (a, b)
+        for (a, b), kind in kinds.items()
+        if a[0] == "op" and b[0] in ("op", "output")
+        if any(kinds.get((state, b)) == kind for state in states.get(a, ()))
+    }
+
+
+# --- nodes ---
+
+
+def _nodes(plan: Plan, loops: dict[Name, str]) -> Iterator[Node]:
+    step, hidden = plan.analysis.step, plan.analysis.hidden
+
+    def plain(kind: str, path: str, aval: Any, *more: str, loop: str = "") -> Node:
+        text = (
+            f"{jnp.dtype(aval.dtype).name}{list(aval.shape)}" if _known(aval) else str(aval.dtype)
+        )
+        return Node((kind, path), path, text, "", True, (f"{kind} {path}", text, *more), loop)
+
+    for path, aval in zip(step.input_leaves.paths, step.input_leaves.avals, strict=True):
+        yield plain("input", path, aval)
+    for i in step.model_leaves.floats:
+        path = step.model_leaves.paths[i]
+        yield plain(
+            "parameter", path, step.model_leaves.avals[i], "no operation of the step reads it"
+        )
+    for p in plan.ops:
+        yield _op(p, plan)
+    for path, aval in zip(hidden.paths, hidden.avals, strict=True):
+        loop = loops.get(("state", path), "")
+        yield plain("state", path, aval, *([_LOOPS[loop]] if loop else []), loop=loop)
+    for path, aval in zip(step.output_leaves.paths, step.output_leaves.avals, strict=True):
+        yield plain("output", path, aval)
+
+
+_LOOPS = {
+    "kept": "its next value depends on it, and the trace follows that",
+    "escape": "its next value depends on it in ways that leave the trace",
+}
+
+
+def _known(aval: Any) -> bool:
+    return jnp.issubdtype(aval.dtype, jnp.number) or jnp.issubdtype(aval.dtype, jnp.bool_)
+
+
+def _op(p: OpPlan, plan: Plan) -> Node:
+    name = ("op", f"{p.path}#{p.op.number}")
+    claim = "exact" if p.exact else "approximate"
+    hover = [p.path, f"{p.kind} at {re.split(_FOLDER, p.op.equation.source)[-1]}"]
+    if p.form is None:
+        hover.append(f"no trace: {p.reason}")
+        return Node(name, p.path, f"{p.kind} · no trace", claim, False, tuple(hover), "")
+    shape = shape_text(p)
+    size = "part of another trace" if p.shares is not None else f"{p.trace_bytes:,} bytes"
+    hover += [
+        f"reaches {', '.join(p.states)}, in blocks of at most {p.block:,}",
+        f"trace {shape} of {jnp.dtype(p.dtype).name}: {size}",
+        f"gradient: {verdict(p)}",
+        *(f"left out: {text}" for text in p.escapes),
+    ]
+    return Node(name, p.path, f"{p.kind} · {shape}", claim, True, tuple(hover), "")
+
+
+_FOLDER = r"[/\\]"
+
+
+# --- large programs ---
+
+_KEY = re.compile(r"\.\w+|\[(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\]'\"]*)\]")
+
+
+def _grouped(whole: Picture) -> Picture:
+    """The same with one box for all nodes of a kind under one prefix of their paths."""
+    keys = {node.name: _KEY.findall(node.label) for node in whole.nodes}
+    deepest = max(map(len, keys.values()))
+    group: dict[Name, Name] = {}
+    for depth in range(deepest - 1, -1, -1):
+        group = {
+            n.name: (n.kind, "".join(keys[n.name][:depth]) or ("all" if keys[n.name] else n.label))
+            for n in whole.nodes
+        }
+        if len(set(group.values())) <= LARGEST:
+            break
+    members: dict[Name, list[Node]] = {}
+    for node in whole.nodes:
+        members.setdefault(group[node.name], []).append(node)
+    kinds: dict[tuple[Name, Name], str] = {}
+    for edge in whole.edges:
+        pair = group[edge.source], group[edge.target]
+        kinds[pair] = max(kinds.get(pair, "kept"), edge.kind, key=STRENGTH.__getitem__)
+    nodes = []
+    for name, found in members.items():
+        loops = [n.loop for n in found if n.loop] + [
+            k for pair, k in kinds.items() if pair == (name, name)
+        ]
+        nodes.append(_one_for(name, found, max(loops, key=STRENGTH.__getitem__, default="")))
+    edges = [Edge(a, b, kind) for (a, b), kind in kinds.items() if a != b]
+    note = f"{len(whole.nodes):,} nodes, grouped by module: a box stands for all under its path"
+    return Picture(whole.title, whole.subtitle, tuple(nodes), tuple(edges), note)
+
+
+def _one_for(name: Name, found: list[Node], loop: str) -> Node:
+    if len(found) == 1:
+        return dataclasses.replace(found[0], name=name, loop=loop)
+    kind = "operation" if name[0] == "op" else name[0]
+    claim = min(n.claim for n in found)  # one that is approximate makes all of them so
+    traced = any(n.traced for n in found)
+    listed = [n.label for n in found[:12]] + ["…"] * (len(found) > 12)
+    text = f"{len(found):,} {kind}s"
+    exact = sum(n.claim == "exact" for n in found)
+    if claim == "approximate" and exact:
+        text += f", {exact:,} exact"
+    return Node(name, name[1], text, claim, traced, (f"{name[1]}: {text}", *listed), loop)
+
+
+__all__ = ["Edge", "Name", "Node", "Picture", "picture", "shortened"]

@@ -1,0 +1,448 @@
+"""Training on a stream: the weights move every few steps, and the traces go on."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from .._errors import InputError, InputTypeError, raise_together
+from ._program import Carry, Program, check_targets, checked_reset
+
+
+class RewardCarry(eqx.Module):
+    """The carry of a stream whose rewards come late. A PyTree of arrays.
+
+    - `stream`: the hidden state and the traces.
+    - `gradients`: for each parameter, the decayed sum of past gradients of each example, with a
+        leading batch axis if the stream has one; `None` at leaves that are no float arrays.
+    """
+
+    stream: Carry
+    gradients: Any
+
+
+class Online:
+    """Updates on a stream. Made by [`etpc.online`][]."""
+
+    def __init__(
+        self,
+        program: Program,
+        loss_fn: Callable[[Any, Any], Array],
+        optimizer: Any,
+        every: int,
+        reduction: str,
+        reward_decay: float | None,
+    ):
+        self.program, self.loss_fn, self.optimizer = program, loss_fn, optimizer
+        self.every, self.reduction, self.reward_decay = every, reduction, reward_decay
+        self._jit_updates = jax.jit(self._updates)
+
+    def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
+        """The state of the optimizer, and a fresh carry.
+
+        **Returns** `(opt_state, carry)`; the carry is `program.init(batch_size)`, and with
+        `reward_decay` a [`RewardCarry`][etpc.RewardCarry] of it.
+        """
+        program = self.program
+        floats, _ = self._split(program._parameters(model))
+        opt_state = self.optimizer.init(program._model_tree(floats))
+        carry: Any = program.init(batch_size)
+        if self.reward_decay is not None:
+            lead = () if batch_size is None else (batch_size,)
+            zeros = [jnp.zeros((*lead, *jnp.shape(a)), a.dtype) for a in floats]
+            carry = RewardCarry(carry, program._model_tree(zeros))
+        return opt_state, carry
+
+    def update(
+        self,
+        model: Any,
+        opt_state: Any,
+        carry: Any,
+        xs: Any,
+        targets: Any,
+        *,
+        mask: Any = None,
+        reset: Any = None,
+        reward: Any = None,
+    ) -> tuple[Any, Any, Any, Float[Array, " N"]]:
+        """T steps of the stream, and an update after every W of them, on the device in one go.
+
+        **Arguments:**
+
+        - `model`, `opt_state`, `carry`: from `init` or from an update before.
+        - `xs`, `targets`: leading axis T, a multiple of W, then B if the carry has a batch axis.
+        - `mask`: [T, B], the weight of the loss of each example at each step; booleans or numbers.
+            Where it is zero nothing comes from the loss, be the output or the target no number, and
+            an input that is no finite number is read as zero, so that sequences may be padded with
+            anything. The mean is then over the weights: `sum(mask * loss) / sum(mask)` for each
+            update, and zero where all are zero. With `reduction="sum"` it is `sum(mask * loss) / B`.
+            Where nothing is masked, an example that is no number makes the gradient so, which is a
+            sum over the batch; the states and traces of the others stay as they are, and
+            `program.reset` sets that one back.
+        - `reset`: booleans; True where an example begins a new stream (see
+            [`Program.reset`][etpc.Program.reset]). [T, B] at any step, and then windows are one step
+            long, which is slower; or [T / W, B] at the first steps after updates alone.
+        - `reward`: [T, B], with `reward_decay` alone: the third factor.
+
+        **Returns** `(model, opt_state, carry, losses)`, with the loss of each of the
+        N = T / W updates, before it.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
+        """
+        program = self.program
+        parameters = program._parameters(model)
+        stream = self._stream(carry)
+        program._check_carry(stream)
+        leaves = program._inputs(xs, stream)
+        check_targets(targets, leaves, stream.batched)
+        lead = leaves[0].shape[: 2 if stream.batched else 1]
+        if lead[0] % self.every:
+            raise InputError(
+                f"xs has {lead[0]} steps, and the weights move every {self.every}. Pass a multiple "
+                f"of {self.every} steps; the carry goes on from call to call."
+            )
+        mask = _checked_weights("mask", mask, lead)
+        reward = _checked_weights("reward", reward, lead)
+        if (reward is None) != (self.reward_decay is None):
+            raise InputError(
+                "reward and reward_decay belong together: pass `reward=` to each update of an "
+                "`online(..., reward_decay=)`, and to no other. A factor that comes with its own "
+                "step is a `mask`."
+            )
+        if reset is not None:
+            by_update = lead[0] // self.every, *lead[1:]
+            axes = ["[T, B]", "[T / W, B]"] if stream.batched else ["[T]", "[T / W]"]
+            reset = checked_reset(reset, [lead, by_update], axes)
+        floats, others = self._split(parameters)
+        floats, opt_state, carry, losses = self._jit_updates(
+            floats, others, opt_state, carry, leaves, targets, mask, reset, reward
+        )
+        return self._with_floats(model, floats), opt_state, carry, losses
+
+    # --- the compiled part ---
+
+    def _updates(
+        self, floats, others, opt_state, carry, xs, targets, mask, reset, reward
+    ) -> tuple[Any, ...]:
+        program, every = self.program, self.every
+        self._check_opt_state(floats, opt_state)
+        stream = self._stream(carry)
+        loss_fn = self.loss_fn
+        one = (
+            targets if stream.batched else jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
+        )
+        program._check_loss(loss_fn, one)
+        if mask is not None:
+            xs = [_finite_where_masked(x, mask) for x in xs]
+        steps = xs[0].shape[0]
+        fine = reset is not None and every > 1 and reset.shape[0] == steps
+
+        def body(now, given):
+            floats, opt_state, carry = now
+            xs, targets, mask, reward, reset = given
+            if every == 1:
+                xs, targets, mask, reward = jax.tree.map(
+                    lambda a: a[None], (xs, targets, mask, reward)
+                )
+            if reset is not None and not fine:
+                carry = self._restarted(carry, reset)
+            parameters = self._join(floats, others)
+            loss, carry, grads = self._gradient(
+                parameters, carry, xs, targets, mask, reward, reset if fine else None
+            )
+            tree = program._model_tree
+            changes, opt_state = self.optimizer.update(
+                tree([g.conj() for g in grads]),  # JAX gives the conjugate of the steepest ascent
+                opt_state,
+                tree(floats),
+            )
+            floats = [
+                a if change is None else a + change.astype(a.dtype)
+                for a, change in zip(floats, self._floats_of(changes), strict=True)
+            ]
+            return (floats, opt_state, carry), loss
+
+        def in_pieces(a):
+            a = jnp.asarray(a)
+            return a if every == 1 else a.reshape(steps // every, every, *a.shape[1:])
+
+        given = jax.tree.map(in_pieces, (xs, targets, mask, reward))
+        reset = in_pieces(reset) if fine else reset
+        now, losses = lax.scan(body, (floats, opt_state, carry), (*given, reset))
+        return (*now, losses)
+
+    def _gradient(self, parameters, carry, xs, targets, mask, reward, reset):
+        """Loss, carry and gradients of W steps. `reset` says which examples begin at which step."""
+        program, stream = self.program, self._stream(carry)
+        if mask is None and reward is None:
+            return program._value_and_grad(
+                self.loss_fn, self.reduction, parameters, xs, targets, stream, reset
+            )
+        weighted = _weighted(self.loss_fn)
+        weights = jnp.ones(xs[0].shape[: 2 if stream.batched else 1]) if mask is None else mask
+        late, after = None, None
+        if reward is not None:
+            late, after, weights = self._late(
+                parameters, carry, xs, targets, weights, reward, reset
+            )
+        loss, stream, grads = program._value_and_grad(
+            weighted, "sum", parameters, xs, (targets, weights), stream, reset
+        )
+        if late is not None:
+            grads = jax.tree.map(jnp.add, grads, late)
+            stream = RewardCarry(stream, after)
+        if self.reduction == "mean":
+            scale = 1 / jnp.asarray(xs[0].shape[0], loss.dtype)
+            if mask is not None and reward is None:
+                total = mask.sum(dtype=loss.dtype) / (mask.shape[1] if mask.ndim == 2 else 1)
+                scale = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
+            loss, grads = jax.tree.map(lambda a: a * scale.astype(a.dtype), (loss, grads))
+        return loss, stream, grads
+
+    # --- rewards ---
+
+    def _late(self, parameters, carry: RewardCarry, xs, targets, weights, reward, reset):
+        """What rewards make of the gradients of earlier steps.
+
+        With `G_t = d_t G_{t-1} + g_t` of each example, where d is the decay, and zero where an
+        example begins anew, `sum_t r_t G_t` is that of the steps before, `G_0 sum_t r_t d_1 .. d_t`,
+        and of each step of these, `g_s sum_{t >= s} r_t d_{s+1} .. d_t`. The second one needs no
+        gradient for each example: it is that of a loss with weights.
+
+        **Returns** the first one, averaged over the batch, the gradients to carry on, and the
+        weights.
+        """
+        program, stream = self.program, carry.stream
+        decay = jnp.full_like(reward, self.reward_decay or 0.0, jnp.result_type(reward, float))
+        if reset is not None:
+            decay = jnp.where(reset, 0, decay)
+        reward = reward.astype(decay.dtype)
+
+        def back(later, now):
+            reward, decay = now
+            here = reward + later
+            return decay * here, here
+
+        of_start, factors = lax.scan(back, jnp.zeros_like(reward[0]), (reward, decay), reverse=True)
+        passed = lax.cumprod(jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])]), reverse=True)
+        past = self._floats_of(carry.gradients)
+
+        def one(xs, targets, weights, reset, state, traces, fresh):
+            alone = Carry(state, traces, fresh, stream.program, False)
+            return program._value_and_grad(
+                _weighted(self.loss_fn), "sum", parameters, xs, (targets, weights), alone, reset
+            )[2]
+
+        given = xs, targets, passed * weights.astype(passed.dtype), reset
+        own = stream.state, stream.traces, stream.fresh
+        if stream.batched:
+            grads = jax.vmap(one, in_axes=(*[1] * 4, *[0] * 3))(*given, *own)
+            late = [_times(of_start, g).mean(0) for g in past]
+        else:
+            grads = one(*given, *own)
+            late = [_times(of_start, g) for g in past]
+        kept = decay.prod(0)
+        after = [_times(kept, g) + new for g, new in zip(past, grads, strict=True)]
+        return late, program._model_tree(after), factors * weights.astype(factors.dtype)
+
+    def _stream(self, carry: Any) -> Any:
+        if self.reward_decay is None:
+            return carry
+        if not isinstance(carry, RewardCarry):
+            raise InputTypeError(
+                f"carry is a {type(carry).__name__}, and with reward_decay it should be the "
+                "`etpc.RewardCarry` of `init` or of an update before."
+            )
+        return carry.stream
+
+    def _restarted(self, carry: Any, where: Array) -> Any:
+        if self.reward_decay is None:
+            return self.program.reset(carry, where)
+        gradients = jax.tree.map(lambda g: jnp.where(_over(where, g), 0, g), carry.gradients)
+        return RewardCarry(self.program.reset(carry.stream, where), gradients)
+
+    # --- parameters ---
+
+    def _split(self, parameters: list[Any]) -> tuple[list[Array], list[Any]]:
+        """The floats, which are trained, and the rest."""
+        chosen = self.program._step.model_leaves.floats
+        rest = [a for i, a in enumerate(parameters) if i not in chosen]
+        return [parameters[i] for i in chosen], rest
+
+    def _join(self, floats: list[Array], rest: list[Any]) -> list[Any]:
+        leaves = self.program._step.model_leaves
+        trained, fixed = dict(zip(leaves.floats, floats, strict=True)), iter(rest)
+        return [trained[i] if i in trained else next(fixed) for i in range(len(leaves.places))]
+
+    def _floats_of(self, tree: Any) -> list[Any]:
+        """The leaves of a tree of gradients."""
+        leaves = self.program._step.model_leaves
+        flat = leaves.treedef.flatten_up_to(tree)
+        return [flat[leaves.places[i]] for i in leaves.floats]
+
+    def _with_floats(self, model: Any, floats: list[Array]) -> Any:
+        leaves = self.program._step.model_leaves
+        flat = leaves.treedef.flatten_up_to(model)
+        for i, value in zip(leaves.floats, floats, strict=True):
+            flat[leaves.places[i]] = value
+        return leaves.treedef.unflatten(flat)
+
+    def _check_opt_state(self, floats: list[Array], opt_state: Any) -> None:
+        wanted = jax.eval_shape(self.optimizer.init, self.program._model_tree(floats))
+        ours, theirs = (
+            (jax.tree.structure(tree), [(a.shape, a.dtype) for a in jax.tree.leaves(tree)])
+            for tree in (wanted, opt_state)
+        )
+        if ours != theirs:
+            raise InputError(
+                "opt_state is not one of this optimizer and this model. Make it by `init` of this "
+                "`online`, or by `optimizer.init(eqx.filter(model, eqx.is_inexact_array))`."
+            )
+
+
+def online(
+    program: Program,
+    loss_fn: Callable[[Any, Any], Array],
+    optimizer: Any,
+    every: int = 1,
+    *,
+    reduction: str = "mean",
+    reward_decay: float | None = None,
+) -> Online:
+    """Train on a stream without an end: the weights move every W steps, in constant memory.
+
+    State and traces go on over the updates, as in the papers; what they hold of steps before an
+    update was computed with the weights of then.
+
+    **Arguments:**
+
+    - `program`: from [`etpc.compile`][].
+    - `loss_fn`: `loss_fn(y, target) -> scalar`, for one example at one step. A learning signal that
+        is no loss, a cotangent `c` of `y` that is computed elsewhere, is the target of
+        `lambda y, c: jnp.vdot(c, y)`.
+    - `optimizer`: anything with Optax's `init(parameters)` and
+        `update(gradients, state, parameters)`. To clip gradients, chain it:
+        `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))`. For complex parameters it
+        gets the conjugate of JAX's gradient, the direction of steepest ascent.
+    - `every`: W, the number of steps between updates.
+    - `reduction`: the loss of an update is the `"mean"` or the `"sum"` over its steps. Over the
+        batch it is the mean.
+    - `reward_decay`: for rewards that come later than what earned them: a number in [0, 1), and each
+        update gets a `reward` for each example and step. The gradient is then
+        `sum_t r_t G_t` with `G_t = reward_decay G_{t-1} + g_t` for each example, where `g_t` is the
+        gradient of `mask * loss_fn` at step t; it is divided by B, and with `"mean"` by W. The carry
+        holds G, one gradient for each example, as large as a trace of D-RTRL, and a step costs twice
+        as much. The loss that is returned is weighted with the rewards too. Where a reward comes with
+        its own step (three-factor rules without a delay), pass it as `mask`, with
+        `reduction="sum"`, at no cost.
+
+    **Returns** an [`Online`][etpc.Online] with `init` and `update`.
+
+    **Raises** `etpc.InputError`, `etpc.InputTypeError`.
+
+    **Source:** the third factor is that of reward-based e-prop, Bellec et al. 2020,
+    doi:10.1038/s41467-020-17236-y: there r is the error of the predicted reward, and the derivative
+    of `loss_fn` is the learning signal of policy and value. Deviation: any program's traces.
+
+    ```pycon
+    >>> import etpc, jax.numpy as jnp, optax
+    >>> def step(w, x, h):
+    ...     h = 0.9 * h + w * x
+    ...     return h, h
+    >>> w = jnp.zeros(3)
+    >>> program = etpc.compile(w, inputs=w, state=w, step=step)
+    >>> learner = etpc.online(program, lambda y, t: jnp.sum((y - t) ** 2), optax.sgd(0.01), every=5)
+    >>> opt_state, carry = learner.init(w, batch_size=2)
+    >>> xs = targets = jnp.ones((100, 2, 3))  # T, B, I
+    >>> w, opt_state, carry, losses = learner.update(w, opt_state, carry, xs, targets)
+    >>> losses.shape, bool(losses[-1] < losses[0] / 10)
+    ((20,), True)
+
+    ```
+    """
+    problems = []
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        problems.append(
+            f"every must be an int >= 1, not {every!r}. It is the number of steps between updates."
+        )
+    if reduction not in ("sum", "mean"):
+        problems.append(f'reduction must be "sum" or "mean", not {reduction!r}.')
+    if reward_decay is not None and not (
+        isinstance(reward_decay, int | float)
+        and not isinstance(reward_decay, bool)
+        and math.isfinite(reward_decay)
+        and 0 <= reward_decay < 1
+    ):
+        problems.append(f"reward_decay must lie in [0, 1), and is {reward_decay!r}.")
+    raise_together(problems, InputError)
+    wrong = []
+    if not isinstance(program, Program):
+        wrong.append(f"program is a {type(program).__name__}. Pass what `etpc.compile` returns.")
+    if not callable(loss_fn):
+        wrong.append(f"loss_fn must be a function (y, target), not {loss_fn!r}.")
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        wrong.append(
+            f"optimizer is {optimizer!r}, which has no `init` and `update`. Pass one of Optax's, "
+            "such as `optax.adam(1e-3)`."
+        )
+    raise_together(wrong, InputTypeError)
+    return Online(program, loss_fn, optimizer, every, reduction, reward_decay)
+
+
+def _checked_weights(name: str, weights: Any, lead: tuple[int, ...]) -> Array | None:
+    if weights is None:
+        return None
+    weights = jnp.asarray(weights)
+    axes = "[T, B]" if len(lead) == 2 else "[T]"
+    if weights.shape != lead:
+        raise InputError(
+            f"{name} has shape {list(weights.shape)}, and should have {axes} = {list(lead)}, as "
+            "the input does: one weight for each example at each step."
+        )
+    if jnp.issubdtype(weights.dtype, jnp.complexfloating):
+        raise InputError(f"{name} is {weights.dtype}, and should be booleans or real numbers.")
+    return weights
+
+
+def _finite_where_masked(x: Array, mask: Array) -> Array:
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+    masked = (mask == 0).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
+    return jnp.where(masked & ~jnp.isfinite(x), jnp.zeros((), x.dtype), x)
+
+
+def _weighted(loss_fn: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Array]:
+    """A loss with a weight; one of zero keeps out what is no number, also from the derivative."""
+
+    def weighted(y, given):
+        target, weight = given
+        counts = weight != 0
+
+        def only_there(a):
+            if not eqx.is_inexact_array(a):
+                return a
+            return jnp.where(counts, a, jnp.zeros((), a.dtype))
+
+        loss = loss_fn(*jax.tree.map(only_there, (y, target)))
+        return jnp.where(counts, weight.astype(loss.dtype) * loss, 0)
+
+    return weighted
+
+
+def _times(by_example: Array, a: Array) -> Array:
+    """A number for each example times its part of `a`; zero also where that is no number."""
+    factor = _over(by_example, a).astype(a.dtype)
+    return jnp.where(factor == 0, 0, factor * a)
+
+
+def _over(by_example: Array, a: Array) -> Array:
+    """A number for each example, with axes of length one for the rest of `a`."""
+    return by_example.reshape(*by_example.shape, *[1] * (a.ndim - by_example.ndim))
+
+
+__all__ = ["Online", "RewardCarry", "online"]

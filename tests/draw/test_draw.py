@@ -1,0 +1,495 @@
+"""Pictures of programs: what is in the graph is in the picture, once, legible, and right."""
+
+import itertools
+import re
+from collections import Counter
+from xml.etree import ElementTree
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+import etpc
+from etpc import draw, nn
+from etpc.draw._columns import ADVANCE, BADGE, DETAIL, LABEL, PAD
+from etpc.draw._layout import layout
+from etpc.draw._picture import picture, shortened
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+class Deep(eqx.Module):
+    """Layers of LIF neurons, each of which may read its own last spikes."""
+
+    layers: list
+    lif: nn.LIF
+    readout: nn.LeakyRateReadout
+    recurrent: bool = eqx.field(static=True)
+
+    def __init__(self, depth, recurrent, bias=True):
+        keys = jax.random.split(jax.random.key(0), depth + 1)
+        size = 3 + 3 * recurrent
+        self.layers = [nn.Linear(size, 3, use_bias=bias, key=k) for k in keys[1:]]
+        self.lif = nn.LIF(3, tau=10.0, R=10.0)
+        self.readout = nn.LeakyRateReadout(3, 2, key=keys[0])
+        self.recurrent = recurrent
+
+    def init_state(self):
+        return {"V": [self.lif.init_state() for _ in self.layers], "r": self.readout.init_state()}
+
+    def __call__(self, x, state):
+        after = []
+        for layer, V in zip(self.layers, state["V"], strict=True):
+            if self.recurrent:
+                x = jnp.concatenate([x, self.lif.spike(V)])
+            x, V = self.lif(layer(x), V)
+            after.append(V)
+        y, r = self.readout(x, state["r"])
+        return y, {"V": after, "r": r}
+
+
+class Conv(eqx.Module):
+    conv: eqx.nn.Conv2d
+    out: eqx.nn.Linear
+
+    def __init__(self):
+        self.conv = eqx.nn.Conv2d(1, 2, 3, padding=1, key=jax.random.key(0))
+        self.out = eqx.nn.Linear(32, 2, key=jax.random.key(1))
+
+    def init_state(self):
+        return jnp.zeros((2, 4, 4))
+
+    def __call__(self, x, h):
+        h = 0.9 * h + self.conv(x)
+        return self.out(jnp.ravel(jnp.tanh(h))), h
+
+
+def cell(kind):
+    keys = jax.random.split(jax.random.key(0))
+    return {"cell": kind(3, 4, key=keys[0]), "out": eqx.nn.Linear(4, 2, key=keys[1])}
+
+
+def call_gru(model, x, h):
+    h = model["cell"](x, h)
+    return model["out"](h), h
+
+
+def call_lstm(model, x, state):
+    state = model["cell"](x, state)
+    return model["out"](state[0]), state
+
+
+def top_down(m, x, state):
+    """Two layers, the second of which leads back to the first; a state that reads inputs alone."""
+    a, b, filtered = state
+    filtered = 0.9 * filtered + x
+    a = 0.9 * a + m["a"] @ jnp.concatenate([filtered, jnp.tanh(b)])
+    b = 0.9 * b + m["b"] @ jnp.tanh(a)
+    only_input = m["c"] @ jnp.tanh(filtered)
+    return m["out"] @ jnp.concatenate([a, b]), (a + only_input, b, filtered)
+
+
+def adaptive(m, x, state):
+    v, a = state
+    v, a = 0.9 * v + m["w"] @ x + m["rec"] @ jnp.tanh(v) - a, 0.9 * a + jnp.tanh(v)
+    return v, (v, a)
+
+
+def entangled(m, x, state):
+    """Three states that enter each other, in the last column."""
+    a, b, c = state
+    return (), (0.5 * a + m["w"] @ x + b + c, 0.5 * b + a + c, 0.5 * c + a + b)
+
+
+def delayed(m, x, state):
+    new = 0.5 * state[0] + m["w"] @ x + m["rec"] @ jnp.tanh(state[-1])
+    return state[-1], (new, *state[:-1])
+
+
+def odd(m, x, state):
+    h = jnp.tanh(m["a<b&\"c'"] @ state["<state>"] + x["in&put"])
+    return {'y"<': h}, {"<state>": h}
+
+
+def dense(*connections):
+    return {name: jnp.ones(shape) for name, shape in connections}
+
+
+Z = jnp.zeros
+TOP_DOWN = dense(("a", (4, 6)), ("b", (3, 4)), ("c", (4, 3)), ("out", (2, 7)), ("idle", (2,)))
+BUILD = {
+    "three layers": lambda: etpc.compile(Deep(3, True), inputs=Z(3), weights="all"),
+    "ten layers": lambda: etpc.compile(Deep(10, False), inputs=Z(3), weights="all"),
+    "decay": lambda: etpc.compile(Deep(1, True), etpc.ES_D_RTRL(0.9), inputs=Z(3), weights="all"),
+    "gru": lambda: etpc.compile(cell(eqx.nn.GRUCell), inputs=Z(3), state=Z(4), step=call_gru),
+    "lstm": lambda: etpc.compile(
+        cell(eqx.nn.LSTMCell), inputs=Z(3), state=(Z(4), Z(4)), step=call_lstm
+    ),
+    "conv": lambda: etpc.compile(Conv(), inputs=Z((1, 4, 4))),
+    "rtrl": lambda: etpc.compile(Deep(2, True), "rtrl", inputs=Z(3), weights="all"),
+    "top down": lambda: etpc.compile(
+        TOP_DOWN, inputs=Z(3), state=(Z(4), Z(3), Z(3)), step=top_down
+    ),
+    "adaptive": lambda: etpc.compile(
+        dense(("w", (4, 3)), ("rec", (4, 4))), inputs=Z(3), state=(Z(4), Z(4)), step=adaptive
+    ),
+    "snap": lambda: etpc.compile(
+        dense(("w", (4, 3)), ("rec", (4, 4))),
+        etpc.SnAp(1),
+        inputs=Z(3),
+        state=(Z(4), Z(4)),
+        step=adaptive,
+    ),
+    "entangled": lambda: etpc.compile(
+        dense(("w", (4, 3))), inputs=Z(3), state=(Z(4), Z(4), Z(4)), step=entangled
+    ),
+    "delayed": lambda: etpc.compile(
+        dense(("w", (3, 3)), ("rec", (3, 3))), inputs=Z(3), state=(Z(3),) * 9, step=delayed
+    ),
+    "odd": lambda: etpc.compile(
+        {"a<b&\"c'": jnp.eye(3)}, inputs={"in&put": Z(3)}, state={"<state>": Z(3)}, step=odd
+    ),
+    "no output": lambda: etpc.compile(
+        {"w": jnp.ones(3)},
+        inputs=Z(3),
+        state={"h": Z(3)},
+        step=lambda m, x, s: ((), {"h": s["h"] * m["w"]}),
+    ),
+}
+PROGRAMS = {}
+
+
+@pytest.fixture(params=BUILD)
+def program(request):
+    return built(request.param)
+
+
+def built(name):
+    if name not in PROGRAMS:
+        PROGRAMS[name] = BUILD[name]()
+    return PROGRAMS[name]
+
+
+def parsed(program):
+    return ElementTree.fromstring(draw.to_svg(program))
+
+
+def key(name):
+    return ":".join(name)
+
+
+def edges_of(svg):
+    """The edges of a picture with the classes that say what the traces do with them."""
+    found = {}
+    for g in svg.iter(f"{SVG}g"):
+        if "data-from" in g.attrib:
+            pair = g.attrib["data-from"], g.attrib["data-to"]
+            assert pair not in found
+            found[pair] = g.attrib["class"].removeprefix("edge ")
+    return found
+
+
+def test_every_node_is_there_once(program):
+    shown = Counter(
+        g.attrib["data-node"] for g in parsed(program).iter(f"{SVG}g") if "data-node" in g.attrib
+    )
+    graph = program.graph
+    wanted = [n for n in graph if n[0] != "parameter" or not graph.out_degree(n)]
+    assert shown == Counter(map(key, wanted))
+
+
+def test_every_edge_is_there_once_or_its_way_through_a_state_is(program):
+    graph = program.graph
+    shown = edges_of(parsed(program))
+    wanted = {(a, b): cut for a, b, cut in graph.edges(data="cut") if a[0] != "parameter"}
+    assert shown.keys() <= {(key(a), key(b)) for a, b in wanted}
+    for (a, b), cut in wanted.items():
+        kind = shown.get((key(a), key(b)))
+        if kind is not None:
+            assert (kind == "kept") <= (not cut)
+            continue
+        assert a[0] == "op"
+        assert b[0] in ("op", "output")
+        states = [s for s in graph.successors(a) if s[0] == "state" and graph.has_edge(s, b)]
+        assert any(graph.edges[s, b]["cut"] == cut for s in states)
+
+
+def test_an_escape_is_drawn_where_one_is_reported(program):
+    """An edge into an operation is an escape if and only if a path of `op.escapes` passes there."""
+    plan = program.plan
+    text = " ; ".join(path for p in plan.ops for path in p.escapes)
+    for (a, b), kind in edges_of(parsed(program)).items():
+        if not b.startswith("op:"):
+            continue
+        start = (
+            f"hidden {a[6:]}" if a.startswith("state:") else f"the output of {a[3:].split('#')[0]}"
+        )
+        reported = f"{start} -> {b[3:].rsplit('#', 1)[0]} -> " in text
+        assert (kind == "escape") == reported
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("gru", {"kept": 9, "escape": 1}),
+        ("lstm", {"kept": 12, "escape": 1}),
+        ("top down", {"kept": 12, "cut": 2, "escape": 2}),
+        ("adaptive", {"kept": 9, "escape": 1}),
+    ],
+)
+def test_the_kinds_of_edges_of_known_models(name, kinds):
+    assert Counter(edges_of(parsed(built(name))).values()) == kinds
+
+
+def test_rtrl_cuts_nothing():
+    assert set(edges_of(parsed(built("rtrl"))).values()) == {"kept"}
+
+
+def test_which_edges_of_a_known_model_are_cut():
+    found = edges_of(parsed(built("top down")))
+    ops = {p.path: f"op:{p.path}#{p.op.number}" for p in built("top down").plan.ops}
+    assert found["state:[2]", ops["['a']"]] == "cut"
+    assert found["state:[2]", ops["['c']"]] == "cut"
+    assert found["state:[1]", ops["['a']"]] == "escape"
+    assert found["state:[0]", ops["['b']"]] == "escape"
+    assert found["state:[0]", ops["['out']"]] == "kept"
+    assert found["state:[0]", "state:[0]"] == "kept"
+
+
+def test_what_a_block_of_few_steps_leaves_out_is_drawn():
+    found = edges_of(parsed(built("snap")))
+    assert found["state:[0]", "state:[1]"] == "escape"
+    assert found["state:[0]", "state:[0]"] == "escape"
+    assert found["state:[1]", "state:[1]"] == "kept"  # diagonal, and in a block only as whole
+
+
+def test_exact_and_approximate_differ_without_colour():
+    signs = {}
+    for g in parsed(built("ten layers")).iter(f"{SVG}g"):
+        if g.attrib.get("data-node", "").startswith("op:"):
+            sign = next(t.text for t in g.iter(f"{SVG}text") if t.attrib["class"] == "sign")
+            signs[g.attrib["data-node"].split("#")[0][3:]] = sign
+    for p in built("ten layers").ops:
+        assert signs[p.path] == ("=" if p.exact else "≈")
+    assert set(signs.values()) == {"=", "≈"}
+
+
+def test_boxes_do_not_overlap_and_hold_their_texts(program):
+    placed = layout(picture(program))
+    for a, b in itertools.combinations(placed.boxes, 2):
+        apart_x = a.x + a.width <= b.x or b.x + b.width <= a.x
+        apart_y = a.y + a.height <= b.y or b.y + b.height <= a.y
+        assert apart_x or apart_y
+    for box in placed.boxes:
+        assert box.x >= 0
+        assert box.y >= 0
+        assert box.x + box.width <= placed.width
+        assert box.y + box.height <= placed.height
+        text = ADVANCE * max(LABEL * len(box.label), DETAIL * len(box.detail))
+        signs = BADGE if box.node.kind == "op" or box.node.loop else 0
+        assert text + signs + PAD <= box.width
+
+
+def points(path):
+    """Points along the `d` of a path, with those of its curves."""
+    found = []
+    for command, numbers in re.findall(r"([MLQC]) ?([^MLQC]*)", path):
+        values = list(map(float, numbers.split()))
+        ends = list(zip(values[::2], values[1::2], strict=True))
+        start = found[-1] if found else ends[0]
+        steps = [k / 20 for k in range(1, 21)]
+        if command in "ML":
+            found += [
+                (start[0] + t * (ends[0][0] - start[0]), start[1] + t * (ends[0][1] - start[1]))
+                for t in steps
+            ]
+        elif command == "Q":
+            found.append(ends[-1])
+        else:
+            weights = [
+                ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3) for t in steps
+            ]
+            found += [
+                tuple(
+                    sum(w * p[i] for w, p in zip(ws, [start, *ends], strict=True)) for i in (0, 1)
+                )
+                for ws in weights
+            ]
+    return found
+
+
+def test_no_arrow_passes_under_a_text(program):
+    placed = layout(picture(program))
+    boxes = {box.node.name: box for box in placed.boxes}
+    assert len(placed.arrows) == len(picture(program).edges)
+    for arrow in placed.arrows:
+        for x, y in points(arrow.path):
+            assert -0.1 <= x <= placed.width + 0.1
+            assert -0.1 <= y <= placed.height + 0.1
+            inside = [
+                name
+                for name, box in boxes.items()
+                if box.x + 1 < x < box.x + box.width - 1 and box.y + 1 < y < box.y + box.height - 1
+            ]
+            assert not inside, (arrow.edge, inside)
+
+
+def test_an_arrow_begins_and_ends_at_its_boxes(program):
+    placed = layout(picture(program))
+    boxes = {box.node.name: box for box in placed.boxes}
+    for arrow in placed.arrows:
+        for (x, y), box in (
+            (points(arrow.path)[0], boxes[arrow.edge.source]),
+            (arrow.tip, boxes[arrow.edge.target]),
+        ):
+            at_side = min(abs(x - box.x), abs(x - box.x - box.width)) < 0.1
+            at_end = min(abs(y - box.y), abs(y - box.y - box.height)) < 0.1
+            assert at_side or at_end
+            assert box.x - 0.1 <= x <= box.x + box.width + 0.1
+            assert box.y - 0.1 <= y <= box.y + box.height + 0.1
+
+
+def test_the_same_model_gives_the_same_text(program):
+    again = next(build for name, build in BUILD.items() if PROGRAMS.get(name) is program)()
+    assert again is not program
+    assert draw.to_svg(again) == draw.to_svg(program)
+    assert draw.to_html(again) == draw.to_html(program)
+    assert draw.to_mermaid(again) == draw.to_mermaid(program)
+
+
+def test_nothing_is_loaded_from_elsewhere(program):
+    text = draw.to_html(program).replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?:|url\(|@import|src=|href=", text)
+
+
+def test_light_and_dark():
+    text = draw.to_svg(built("gru"))
+    light, dark = text.split("@media (prefers-color-scheme: dark)")
+    rule = re.compile(r"^\.etpc (.*?) \{ (.*) \}$", re.MULTILINE)
+    of_light = {s: c for s, c in rule.findall(light) if "#" in c}
+    of_dark = {s: c for s, c in rule.findall(dark) if "#" in c}
+    assert of_light.keys() == of_dark.keys()
+    assert all(of_light[s] != of_dark[s] for s in of_light)
+
+
+def test_hovering_tells_the_numbers():
+    titles = {
+        g.attrib["data-node"]: g.find(f"{SVG}title").text
+        for g in parsed(built("decay")).iter(f"{SVG}g")
+        if "data-node" in g.attrib
+    }
+    p = built("decay").ops[0]
+    told = titles[f"op:{p.path}#{p.op.number}"]
+    for text in (
+        p.path,
+        "dot_general at test_draw.py:",
+        "6 + 1x3 of float64: 80 bytes",
+        "decay 0.9",
+        *p.escapes,
+    ):
+        assert text in told
+    assert p.trace_bytes == 80
+    assert "/" not in told.split(" at ")[1].splitlines()[0]
+    assert "float64[3]" in titles["state:['V'][0]"]
+
+
+def test_long_paths_are_shortened_in_the_middle():
+    assert shortened("abcdefghij", 10) == "abcdefghij"
+    assert shortened("abcdefghijk", 10) == "abcd…ghijk"
+    long = "a_name_that_is_much_longer_than_a_box_may_be_wide"
+    program = etpc.compile(
+        {long: jnp.ones(3)}, inputs=Z(3), state=Z(3), step=lambda m, x, s: (s, s * m[long] + x)
+    )
+    text = draw.to_svg(program)
+    shown = [t.text for t in ElementTree.fromstring(text).iter(f"{SVG}text")]
+    assert shortened(f"['{long}']", 26) in shown
+    assert f"['{long}']" not in shown
+    assert f"<title>['{long}']" in text
+
+
+def test_a_large_program_is_drawn_by_module(monkeypatch):
+    monkeypatch.setattr("etpc.draw._picture.LARGEST", 30)
+    assert not picture(built("three layers")).note
+    program = built("ten layers")
+    shown = picture(program)
+    assert len(shown.nodes) <= 30
+    assert shown.note.startswith("34 nodes, grouped by module")
+    assert shown.note in draw.to_svg(program)
+    names = {n.name: n for n in shown.nodes}
+    assert names["op", ".layers[3]"].detail == "2 operations"
+    assert names["op", ".readout.weight"].claim == "exact"
+    assert {e.kind for e in shown.edges if e.target == ("op", ".layers[3]")} == {"escape"}
+
+
+def test_many_states_without_modules_are_drawn_as_one(monkeypatch):
+    monkeypatch.setattr("etpc.draw._picture.LARGEST", 10)
+    shown = picture(built("delayed"))
+    assert [n.detail for n in shown.nodes if n.kind == "state"] == ["9 states"]
+    assert [n.loop for n in shown.nodes if n.kind == "state"] == ["kept"]
+    ElementTree.fromstring(draw.to_svg(built("delayed")))
+
+
+def test_html_shows_what_print_shows(program):
+    page = draw.to_html(program)
+    assert page.count("<svg ") == 1
+    unescaped = re.sub(
+        r"<style>.*?</style>|<script>.*?</script>|<svg.*?</svg>", "", page, flags=re.DOTALL
+    )
+    for p in program.ops:
+        assert f"<td class=right>{p.trace_bytes:,}</td>" in unescaped
+    assert unescaped.count("<tr class=") == len(program.ops)
+    for reason in program.untraced.values():
+        assert reason in unescaped
+    assert ("Left out" in unescaped) == any(p.escapes for p in program.plan.ops)
+
+
+def test_html_names_are_escaped():
+    page = draw.to_html(built("odd"))
+    assert "<state>" not in page
+    assert "&lt;state&gt;" in page
+
+
+def test_notebooks_show_a_program():
+    program = built("odd")
+    assert "<script" not in program._repr_html_()
+    assert program._repr_html_() in draw.to_html(program)
+    assert program.draw()._repr_svg_() == draw.to_svg(program)
+
+
+def test_mermaid(program):
+    first, *lines = draw.to_mermaid(program).splitlines()
+    assert first == "flowchart LR"
+    text = r'"[^"<>]*(?:<br/>)[^"<>]*"'
+    node = re.compile(rf"  (n\d+)(?:\[{text}\]|\(\[{text}\]\)|\[/{text}/\]):::(\w+)")
+    edge = re.compile(r"  (n\d+) (?:-->|-\.->|-\. left out \.->) (n\d+)")
+    style = re.compile(r"  classDef (\w+) |  linkStyle [\d,]+ ")
+    nodes = [m for m in map(node.fullmatch, lines) if m]
+    edges = [m for m in map(edge.fullmatch, lines) if m]
+    styles = [m for m in map(style.match, lines) if m]
+    assert len(nodes) + len(edges) + len(styles) == len(lines)
+    ids = [m[1] for m in nodes]
+    assert len(set(ids)) == len(ids) == len(picture(program).nodes)
+    assert {m[2] for m in nodes} <= {m[1] for m in styles}
+    assert {i for m in edges for i in m.groups()} <= set(ids)
+    assert len(edges) == len(edges_of(parsed(program)))
+    linked = [int(i) for line in lines if "linkStyle" in line for i in line.split()[1].split(",")]
+    assert [edges[i][0] for i in linked] == [m[0] for m in edges if "left out" in m[0]]
+
+
+@pytest.mark.parametrize(
+    ("ending", "start"),
+    [(".svg", "<svg"), (".html", "<!DOCTYPE"), (".mmd", "flowchart"), (".MERMAID", "flowchart")],
+)
+def test_files(tmp_path, ending, start):
+    path = tmp_path / f"picture{ending}"
+    path.write_text("before")
+    assert built("gru").draw(path) is None
+    assert path.read_text(encoding="utf-8").startswith(start)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_of_another_format(tmp_path):
+    with pytest.raises(etpc.InputError, match=r"picture\.png.*\.svg, \.html"):
+        draw.write(built("gru"), tmp_path / "picture.png")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,60 @@
+"""The notebooks of the documentation, made from its pages: `python -m tests.notebooks` writes them.
+
+They have the text and the code of their page. What a page says that a block prints is left out, as
+running the cell shows it.
+"""
+
+import re
+from pathlib import Path
+
+import nbformat
+from nbformat import v4
+
+from tests.pages import ROOT
+
+DOCS = ROOT / "docs"
+FOLDER = DOCS / "notebooks"
+NOTEBOOKS = {"start": "index", "tutorial": "tutorial"}
+"""The page of each notebook."""
+
+_BLOCK = re.compile(
+    r"^```python\n(?P<code>.*?)^```$\n?(?:\s*^```text\n.*?^```$\n?)?", re.MULTILINE | re.DOTALL
+)
+
+
+def notebook(page: str) -> nbformat.NotebookNode:
+    """A page as a notebook."""
+    text = (DOCS / f"{page}.md").read_text()
+    cells, end = [], 0
+    for block in _BLOCK.finditer(text):
+        cells += _prose(text[end : block.start()])
+        cells.append(v4.new_code_cell(block["code"].strip()))
+        end = block.end()
+    cells += _prose(text[end:])
+    for number, cell in enumerate(cells):
+        cell["id"] = f"{page}-{number}"
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+
+
+def _prose(text: str) -> list[nbformat.NotebookNode]:
+    """Text as a cell, with links that work from the folder of the notebooks."""
+    text = re.sub(r"\[(`[^`\]]+`)\]\[[^\]]+\]", r"\1", text)  # a name in the reference
+    text = re.sub(r"\]\((?=[\w/-]+\.(?:md|svg|ipynb))", "](../", text)
+    text = text.replace("](../notebooks/", "](").strip()
+    return [v4.new_markdown_cell(text)] if text else []
+
+
+def path(name: str) -> Path:
+    return FOLDER / f"{name}.ipynb"
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, page in NOTEBOOKS.items():
+        nbformat.write(notebook(page), path(name))
+        print(f"wrote {path(name)}")
+
+
+if __name__ == "__main__":
+    main()

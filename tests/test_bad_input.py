@@ -1,0 +1,8 @@
+"""The page on bad input says what happens."""
+
+from tests import bad_input
+
+
+def test_the_page_is_what_happens():
+    written, found = bad_input.PAGE.read_text().splitlines(), bad_input.page().splitlines()
+    assert written == found, "write it anew: python -m tests.bad_input"

@@ -1,0 +1,44 @@
+"""The notebooks are what their pages make, and have all of their code, which `test_docs` runs."""
+
+import re
+
+import nbformat
+import pytest
+
+from tests.notebooks import DOCS, FOLDER, NOTEBOOKS, notebook, path
+from tests.pages import code_blocks
+
+by_name = pytest.mark.parametrize("name", NOTEBOOKS)
+
+
+def test_every_notebook_has_a_page() -> None:
+    assert sorted(FOLDER.glob("*.ipynb")) == sorted(path(name) for name in NOTEBOOKS)
+
+
+@by_name
+def test_a_notebook_is_what_its_page_makes(name: str) -> None:
+    kept = path(name).read_text()
+    made = nbformat.writes(notebook(NOTEBOOKS[name])) + "\n"
+    assert kept == made, f"{path(name)} is stale: run `python -m tests.notebooks`"
+
+
+@by_name
+def test_a_notebook_is_valid_and_has_the_code_of_its_page(name: str) -> None:
+    kept = nbformat.read(path(name), as_version=4)
+    nbformat.validate(kept)
+    page = (DOCS / f"{NOTEBOOKS[name]}.md").read_text()
+    code = [cell.source for cell in kept.cells if cell.cell_type == "code"]
+    assert code == [block.strip() for block, _ in code_blocks(page)]
+    assert not any(cell.outputs for cell in kept.cells if cell.cell_type == "code")
+
+
+@by_name
+def test_links_of_a_notebook_lead_somewhere(name: str) -> None:
+    kept = nbformat.read(path(name), as_version=4)
+    text = "\n".join(cell.source for cell in kept.cells if cell.cell_type == "markdown")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert links
+    missing = [link for link in links if not (FOLDER / link).exists()]
+    assert not missing
+    assert "```text" not in text
+    assert "][" not in text, "a reference that only MkDocs resolves"

@@ -1,0 +1,583 @@
+"""Training on a stream: against loops and backpropagation that are written by hand."""
+
+import functools
+import inspect
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import etpc
+
+T, B, I, O = 6, 3, 4, 6
+D = etpc.D_RTRL(window=2)
+RULES = {
+    "D": D,
+    "exact windows": etpc.D_RTRL(window=2, in_window="exact"),
+    "decay": etpc.ES_D_RTRL(0.8, window=2),
+    "rank": etpc.ES_D_RTRL(1, window=2, certificate=True),
+}
+
+
+class Net(eqx.Module):
+    """Leaky units with a readout; recurrent, with a key and a counter in the state, if so asked."""
+
+    win: jax.Array
+    rec: jax.Array | None
+    out: jax.Array
+    name: str = "net"
+
+    def __call__(self, x, state):
+        drive = 0.7 * state["h"] + self.win @ x
+        if self.rec is None:
+            h = jnp.tanh(drive)
+            return self.out @ h, {"h": h}
+        h = jnp.tanh(drive + self.rec @ state["h"])
+        return self.out @ h, {"h": h, "key": state["key"], "n": state["n"] + 1}
+
+    def init_state(self):
+        state = {"h": jnp.full(O, 0.3)}
+        if self.rec is not None:
+            state |= {"key": jax.random.key(3), "n": jnp.zeros((), jnp.int32)}
+        return state
+
+
+def build(recurrent):
+    rng = np.random.default_rng(0)
+    win, rec, out = (jnp.asarray(rng.normal(size=s)) / 2 for s in [(O, I), (O, O), (1, O)])
+    return Net(win, rec if recurrent else None, out)
+
+
+PLAIN, RECURRENT = build(False), build(True)
+"""D-RTRL is exact for the first one."""
+
+
+def data(steps=T, batch: int | None = B, seed=1):
+    rng = np.random.default_rng(seed)
+    lead = (steps,) if batch is None else (steps, batch)
+    return jnp.asarray(rng.normal(size=(*lead, I))), jnp.asarray(rng.normal(size=(*lead, 1)))
+
+
+def loss(y, target):
+    return jnp.sum((y - target) ** 2)
+
+
+_PROGRAMS = {}
+
+
+def program_of(model=PLAIN, algo=D):
+    key = model is RECURRENT, algo
+    if key not in _PROGRAMS:
+        _PROGRAMS[key] = etpc.compile(model, algo, inputs=jnp.zeros(I))
+    return _PROGRAMS[key]
+
+
+def arrays(tree):
+    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+    return [
+        jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+        for a in leaves
+    ]
+
+
+def close(one, other, tolerance=1e-12):
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def same(one, other):
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def differ(one, other):
+    pairs = zip(arrays(one), arrays(other), strict=True)
+    return any(not np.array_equal(a, b) for a, b in pairs)
+
+
+def entry(carry, b):
+    """The arrays of one example of a batch, as a tree."""
+    return jax.tree.map(lambda a: a[b], (carry.state, carry.traces, carry.fresh))
+
+
+_LEARNERS = {}
+
+
+def learner_of(program, every, **options):
+    """Plain descent with rate one, compiled once."""
+    key = program, every, *options.items()
+    if key not in _LEARNERS:
+        _LEARNERS[key] = etpc.online(program, loss, optax.sgd(1.0), every, **options)
+    return _LEARNERS[key]
+
+
+def gradient(model, xs, targets, *, program=None, carry=None, every=None, **options):
+    """Loss, gradient and carry of one update: what plain descent with rate one takes away."""
+    weights = {name: options.pop(name, None) for name in ("mask", "reset", "reward")}
+    learner = learner_of(program or program_of(model), every or len(xs), **options)
+    batch = xs.shape[1] if xs.ndim == 3 else None
+    opt_state, fresh = learner.init(model, batch)
+    carry = fresh if carry is None else carry
+    after, _, carry, losses = learner.update(model, opt_state, carry, xs, targets, **weights)
+    grads = jax.tree.map(
+        lambda a, b: a - b, *(eqx.filter(m, eqx.is_inexact_array) for m in (model, after))
+    )
+    return losses, grads, carry
+
+
+# --- updates --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("every", "reduction", "batch"), [(1, "mean", B), (3, "sum", B), (2, "mean", None)]
+)
+def test_updates_are_those_of_a_loop(every, reduction, batch):
+    program, (xs, targets) = program_of(), data(batch=batch)
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.05))
+    learner = etpc.online(program, loss, optimizer, every, reduction=reduction)
+    start = learner.init(PLAIN, batch)
+    got = learner.update(PLAIN, *start, xs, targets)
+
+    model, carry, losses = PLAIN, program.init(batch), []
+    opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    same(start, (opt_state, carry))
+    value_and_grad = program.value_and_grad(loss, reduction)
+    for t in range(0, T, every):
+        (value, carry), grads = value_and_grad(
+            model, xs[t : t + every], targets[t : t + every], carry
+        )
+        parameters = eqx.filter(model, eqx.is_inexact_array)
+        changes, opt_state = optimizer.update(grads, opt_state, parameters)
+        model = eqx.apply_updates(model, changes)
+        losses.append(value)
+    assert differ(model, PLAIN)
+    close(got, (model, opt_state, carry, jnp.stack(losses)))
+    assert got[0].name == "net"
+
+
+def test_a_stream_in_one_call_and_in_several():
+    program, (xs, targets) = program_of(), data(8)
+    learner = etpc.online(program, loss, optax.sgd(0.1), 2)
+    start = PLAIN, *learner.init(PLAIN, B)
+    *whole, losses = learner.update(*start, xs, targets)
+    *parts, first = learner.update(*start, xs[:4], targets[:4])
+    *parts, second = learner.update(*parts, xs[4:], targets[4:])
+    same((whole, losses), (parts, jnp.concatenate([first, second])))
+    *jitted, _ = eqx.filter_jit(learner.update)(*start, xs, targets)
+    close(jitted, whole)
+
+
+def test_integer_arrays_of_a_model_stay():
+    def step(m, x, h):
+        h = 0.5 * h + m["w"][m["of"]] * x
+        return h, h
+
+    model = {"of": jnp.array([1, 0, 1]), "w": jnp.array([0.5, -0.5])}
+    program = etpc.compile(model, inputs=jnp.zeros(3), state=jnp.zeros(3), step=step)
+    learner = etpc.online(program, loss, optax.sgd(0.01), 2)
+    after, *_ = learner.update(model, *learner.init(model), jnp.ones((4, 3)), jnp.zeros((4, 3)))
+    assert list(after["of"]) == [1, 0, 1]
+    assert differ(after["w"], model["w"])
+
+
+def test_complex_parameters_go_downhill():
+    def step(w, x, h):
+        h = 0.5j * h + w * x
+        return h, h
+
+    target = jnp.full((40, 2), 0.3 + 1.2j)
+    w, h = jnp.array([0.1 + 0.2j, -0.4j]), jnp.zeros(2, complex)
+    program = etpc.compile(w, inputs=jnp.zeros(2), state=h, step=step)
+    learner = etpc.online(program, lambda y, t: jnp.sum(jnp.abs(y - t) ** 2), optax.sgd(0.1), 1)
+    *_, losses = learner.update(w, *learner.init(w), jnp.ones((40, 2)), target)
+    assert losses[-1] < losses[0] / 100
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 2, 0], [0.5, 1, 0], [1, 0, 0], [1, 0, 0]])
+
+
+@functools.cache
+def masked_bptt():
+    """`sum(mask * loss)` and its gradient, through each sequence on its own for as long as it is."""
+    (xs, targets), mask = data(), MASK
+
+    def total(model):
+        out = 0.0
+        for b in range(xs.shape[1]):
+            state = model.init_state()
+            for t in range(len(xs)):
+                if not mask[t:, b].any():
+                    break
+                y, state = model(xs[t, b], state)
+                if mask[t, b]:
+                    out = out + mask[t, b] * loss(y, targets[t, b])
+        return out
+
+    return eqx.filter_jit(eqx.filter_value_and_grad(total))(PLAIN)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_mask_against_backpropagation(reduction):
+    """Sequences of lengths 6, 4 and 1, padded with what is no number; weights of any size."""
+    xs, targets = data()
+    total = MASK.sum() if reduction == "mean" else B
+    expected = jax.tree.map(lambda a: a / total, masked_bptt())
+    assert min(jnp.abs(g).max() for g in arrays(expected[1])) > 1e-2
+    for b, length in enumerate([6, 4, 1]):
+        xs = xs.at[length:, b].set(jnp.nan)
+        targets = targets.at[length:, b].set(jnp.inf)
+    losses, grads, carry = gradient(PLAIN, xs, targets, mask=MASK, reduction=reduction)
+    close((losses[0], grads), expected)
+    assert all(np.isfinite(a).all() for a in arrays(carry))
+    _, unmasked, _ = gradient(PLAIN, xs, targets, reduction=reduction)
+    assert all(np.isnan(g).any() for g in arrays(unmasked))
+
+
+def test_a_mask_of_booleans_and_one_of_zeros():
+    xs, targets = data()
+    plain = gradient(RECURRENT, xs, targets)
+    close(gradient(RECURRENT, xs, targets, mask=np.ones((T, B), bool)), plain)
+    losses, grads, carry = gradient(RECURRENT, xs, targets, mask=np.zeros((T, B), bool))
+    assert not losses.any()
+    assert not any(g.any() for g in arrays(grads))
+    close(carry, plain[2])
+
+
+@pytest.mark.parametrize("algo", [D, RULES["decay"], RULES["rank"]], ids=["D", "decay", "rank"])
+def test_what_is_no_number_stays_in_its_example(algo):
+    program, (xs, targets) = program_of(RECURRENT, algo), data()
+    bad = xs.at[2, 1].set(jnp.nan)
+    _, clean_grads, clean = gradient(RECURRENT, xs, targets, program=program)
+    losses, grads, carry = gradient(RECURRENT, bad, targets, program=program)
+    assert np.isnan(losses).all()
+    assert np.isnan(grads.win).any()
+    assert np.isnan(carry.state["h"][1]).all()
+    assert any(np.isnan(a[1]).any() for trace in carry.traces for a in trace)
+    for b in (0, 2):
+        same(entry(carry, b), entry(clean, b))
+    if algo == D:
+        bad_ys, good_ys = (program.scan(RECURRENT, x, program.init(B))[0] for x in (bad, xs))
+        same(bad_ys[:, [0, 2]], good_ys[:, [0, 2]])
+
+    # Masked from there on, it is as if the input had been zero, and the others learn.
+    mask = np.ones((T, B), bool)
+    mask[2:, 1] = False
+    one = gradient(RECURRENT, bad, targets, program=program, mask=mask)
+    zero = gradient(RECURRENT, xs.at[2, 1].set(0), targets, program=program, mask=mask)
+    same(one, zero)
+    assert all(np.isfinite(a).all() for a in arrays(one))
+    assert differ(one[1], clean_grads)
+
+    # Set back, the example begins anew, and nothing of it is left.
+    again = program.reset(carry, jnp.arange(B) == 1)
+    assert np.isfinite(again.state["h"]).all()
+    assert all(np.isfinite(a).all() for trace in again.traces for a in trace[:3])
+    for trace in again.traces:  # of the gradients so far nothing is known
+        assert all(np.isnan(bound[1]).any() for bound in trace[3:])
+    for b in (0, 2):
+        same(entry(again, b), entry(carry, b))
+
+
+# --- episodes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algo", RULES.values(), ids=RULES)
+def test_reset_of_one_example(algo):
+    program, (xs, targets) = program_of(RECURRENT, algo), data()
+    _, _, carry = gradient(RECURRENT, xs, targets, program=program)
+    other = jax.random.split(jax.random.key(9), B)
+    carry, fresh = eqx.tree_at(lambda c: c.state["key"], carry, other), program.init(B)
+    again = program.reset(carry, np.array([False, True, False]))
+    for b in (0, 2):
+        same(entry(again, b), entry(carry, b))
+    same(again.state["h"][1], fresh.state["h"][1])
+    assert again.state["n"].tolist() == [T, 0, T]
+    assert again.fresh.tolist() == [False, True, False]
+    same(again.state["key"], carry.state["key"])  # noise goes on
+    for p, trace in zip(program.ops, again.traces, strict=True):
+        bound = trace[3:]
+        assert not any(a[1].any() for a in trace[:3])
+        assert all(a[1].any() for a in bound), p.path
+    if algo == RULES["rank"]:
+        assert any(len(trace) == 4 for trace in again.traces)
+    if algo == D:
+        alone = program.init()
+        (_, moved), _ = program.value_and_grad(loss)(RECURRENT, xs[:, 0], targets[:, 0], alone)
+        same(program.reset(moved, False), moved)
+        key = moved.state["key"]
+        expected = eqx.tree_at(lambda c: c.state["key"], alone, key)
+        same(program.reset(moved, True), expected)
+
+
+def test_resets_at_any_step_against_backpropagation():
+    """Episodes that end at steps of their own: the gradient is that of each of them alone."""
+    xs, targets = data()
+    reset = np.zeros((T, B), bool)
+    reset[0] = True
+    reset[[2, 5], 0] = reset[3, 1] = True
+    expected, total = None, 0.0
+    for b in range(B):
+        starts = [*np.flatnonzero(reset[:, b]), T]
+        for one, end in itertools.pairwise(starts):
+            value, grads = etpc.bptt(PLAIN, xs[one:end, b], targets[one:end, b], loss)
+            total = total + value / B
+            grads = jax.tree.map(lambda g: g / B, grads)
+            expected = grads if expected is None else jax.tree.map(jnp.add, expected, grads)
+    for algo in (D, RULES["exact windows"]):
+        losses, grads, _ = gradient(
+            PLAIN, xs, targets, reset=reset, reduction="sum", program=program_of(PLAIN, algo)
+        )
+        close((losses[0], grads), (total, expected))
+    without = gradient(PLAIN, xs, targets, reset=reset & False, reduction="sum")
+    assert abs(float(without[0][0] - total)) > 1e-3
+
+
+@pytest.mark.parametrize("algo", RULES.values(), ids=RULES)
+def test_an_example_that_begins_anew_is_a_stream_of_its_own(algo):
+    program, (xs, targets) = program_of(PLAIN, algo), data()
+    reset = np.zeros((T, B), bool)
+    reset[3, 1] = True
+    _, _, carry = gradient(PLAIN, xs, targets, program=program, reset=reset)
+    _, _, others = gradient(PLAIN, xs, targets, program=program, reset=reset & False)
+    for b in (0, 2):
+        same(entry(carry, b), entry(others, b))
+    _, _, alone = gradient(
+        PLAIN, xs, targets, program=program, reset=reset | (np.arange(T) == 3)[:, None]
+    )
+    for p, got, want in zip(program.ops, carry.traces, alone.traces, strict=True):
+        same([a[1] for a in got[:3]], [a[1] for a in want[:3]]), p.path
+    close(carry.state["h"][1], alone.state["h"][1])
+
+
+def test_resets_where_the_weights_move():
+    """[T / W, B]: as by hand between calls, with windows as long as ever."""
+    program, (xs, targets) = program_of(), data()
+    learner = etpc.online(program, loss, optax.sgd(0.1), 2)
+    reset = np.zeros((3, B), bool)
+    reset[1, 0] = reset[2, 2] = True
+    start = learner.init(PLAIN, B)
+    got = learner.update(PLAIN, *start, xs, targets, reset=reset)
+    now = PLAIN, *start
+    for n, where in enumerate(reset):
+        piece = slice(2 * n, 2 * n + 2)
+        *now, carry = now
+        *now, _ = learner.update(*now, program.reset(carry, where), xs[piece], targets[piece])
+    close(got[:3], now)
+    assert differ(got[:3], learner.update(PLAIN, *start, xs, targets)[:3])
+    by_step = np.zeros((T, B), bool)
+    by_step[::2] = reset
+    close(got, learner.update(PLAIN, *start, xs, targets, reset=by_step))
+
+
+# --- learning signals -----------------------------------------------------------------------------
+
+
+def test_cotangents_in_the_place_of_a_loss():
+    xs, signal = data()
+    learner = etpc.online(
+        program_of(), lambda y, c: jnp.vdot(c, y), optax.sgd(1.0), T, reduction="sum"
+    )
+    after, *_ = learner.update(PLAIN, *learner.init(PLAIN, B), xs, signal)
+
+    def outputs(parameters):
+        model = eqx.combine(parameters, PLAIN)
+
+        def one(xs):
+            step = lambda state, x: model(x, state)[::-1]
+            return jax.lax.scan(step, model.init_state(), xs)[1]
+
+        return jax.vmap(one, 1, 1)(xs)
+
+    parameters = eqx.filter(PLAIN, eqx.is_inexact_array)
+    _, pull = jax.vjp(outputs, parameters)
+    (expected,) = pull(signal / B)
+    close(jax.tree.map(lambda a, g: a - g, parameters, expected), arrays(after))
+
+
+def gradients_of_each_step(program, model, xs, targets, mask, reset):
+    """For each step and example the online gradient, by `jax.grad` through single calls."""
+    found = []
+    parameters, static = eqx.partition(model, eqx.is_inexact_array)
+    for b in range(xs.shape[1]):
+        carry, own = program.init(), []
+        for t in range(len(xs)):
+            carry = program.reset(carry, reset[t, b])
+
+            def one(parameters, t=t, b=b, carry=carry):
+                y, after = program(eqx.combine(parameters, static), xs[t, b], carry)
+                return mask[t, b] * loss(y, targets[t, b]), after
+
+            grads, carry = jax.grad(one, has_aux=True)(parameters)
+            own.append(arrays(grads))
+        found.append(own)
+    return found
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("algo", [D, RULES["decay"]], ids=["D", "decay"])
+def test_late_rewards_against_sums_by_hand(algo, resets):
+    """`sum_t r_t G_t`, `G_t = decay G_{t-1} + g_t`, over three updates of two steps each."""
+    decay, program, (xs, targets) = 0.6, program_of(PLAIN, algo), data(T, 2)
+    rng = np.random.default_rng(5)
+    reward, mask = rng.normal(size=(T, 2)), rng.integers(0, 3, (T, 2)).astype(float)
+    reset = np.zeros((T, 2), bool)
+    if resets:
+        reset[3, 0] = reset[4, 1] = True
+    recorder = optax.GradientTransformation(
+        lambda p: jax.tree.map(jnp.zeros_like, p),
+        lambda g, s, p=None: (jax.tree.map(jnp.zeros_like, g), jax.tree.map(jnp.add, s, g)),
+    )
+    learner = etpc.online(program, loss, recorder, 2, reduction="sum", reward_decay=decay)
+    opt_state, carry = learner.init(PLAIN, 2)
+    _, total, carry, _ = learner.update(
+        PLAIN, opt_state, carry, xs, targets,
+        mask=mask, reward=reward, reset=reset if resets else None,
+    )  # fmt: skip
+    each = gradients_of_each_step(program, PLAIN, xs, targets, mask, reset)
+    expected, last = [0.0] * 2, []
+    for b, own in enumerate(each):
+        sums = [0.0] * 2
+        for t, grads in enumerate(own):
+            keep = 0.0 if reset[t, b] else decay
+            sums = [keep * s + g for s, g in zip(sums, grads, strict=True)]
+            expected = [e + reward[t, b] * s / 2 for e, s in zip(expected, sums, strict=True)]
+        last.append(sums)
+    assert min(np.abs(e).max() for e in expected) > 1e-2
+    close(total, expected, 1e-10)
+    close(carry.gradients, [jnp.stack(g) for g in zip(*last, strict=True)], 1e-10)
+    if algo == D and not resets:  # one example, without a batch axis
+        alone = etpc.online(program, loss, recorder, 3, reduction="sum", reward_decay=decay)
+        totals, ends = [], []
+        for b in range(2):
+            given = xs[:, b], targets[:, b]
+            _, t, c, _ = alone.update(
+                PLAIN, *alone.init(PLAIN), *given, mask=mask[:, b], reward=reward[:, b]
+            )
+            totals.append(t)
+            ends.append(c.gradients)
+        close(jax.tree.map(lambda a, b: (a + b) / 2, *totals), total, 1e-10)
+        close(jax.tree.map(lambda a, b: jnp.stack([a, b]), *ends), carry.gradients, 1e-10)
+
+
+def test_a_reward_at_its_own_step_is_a_mask():
+    xs, targets = data()
+    reward = np.random.default_rng(2).normal(size=(T, B))
+    reset = np.zeros((T, B), bool)
+    each = gradients_of_each_step(program_of(), PLAIN, xs, targets, reward, reset)
+    expected = [sum(g) / B for g in zip(*(g for own in each for g in own), strict=True)]
+    _, grads, _ = gradient(PLAIN, xs, targets, mask=reward, reduction="sum")
+    close(grads, expected, 1e-10)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def made(every=2, optimizer=None, **options):
+    return etpc.online(program_of(), loss, optimizer or optax.sgd(0.1), every, **options)
+
+
+def updated(steps=T, learner=None, opt_state=None, carry=None, **options):
+    learner = learner or made()
+    start = learner.init(PLAIN, B)
+    xs, targets = data(steps)
+    return learner.update(PLAIN, opt_state or start[0], carry or start[1], xs, targets, **options)
+
+
+BAD = {
+    "`every=0`": (lambda: made(0), etpc.InputError, "every must be an int >= 1, not 0"),
+    "`every=True`": (lambda: made(True), etpc.InputError, "every must be an int >= 1, not True"),
+    "a reduction that is not there": (
+        lambda: made(reduction="max"),
+        etpc.InputError,
+        '"sum" or "mean", not \'max\'',
+    ),
+    "`reward_decay=1.0`": (
+        lambda: made(reward_decay=1.0),
+        etpc.InputError,
+        r"reward_decay must lie in \[0, 1\), and is 1\.0",
+    ),
+    "a number as the optimizer": (
+        lambda: made(optimizer=0.1),
+        etpc.InputTypeError,
+        "optimizer is 0.1, which has no `init` and `update`.*optax",
+    ),
+    "a number as the loss": (
+        lambda: inspect.unwrap(etpc.online)(program_of(), 3, optax.sgd(0.1)),
+        etpc.InputTypeError,
+        "loss_fn must be a function",
+    ),
+    "steps that are no multiple": (
+        lambda: updated(5),
+        etpc.InputError,
+        "xs has 5 steps, and the weights move every 2. Pass a multiple of 2",
+    ),
+    "a mask of another shape": (
+        lambda: updated(mask=jnp.ones((T, 1))),
+        etpc.InputError,
+        r"mask has shape \[6, 1\], and should have \[T, B\] = \[6, 3\]",
+    ),
+    "a mask of complex numbers": (
+        lambda: updated(mask=jnp.ones((T, B), complex)),
+        etpc.InputError,
+        "mask is complex128, and should be booleans or real numbers",
+    ),
+    "resets of another shape": (
+        lambda: updated(reset=jnp.zeros((T,), bool)),
+        etpc.InputError,
+        r"reset has shape \[6\].*\[T, B\] = \[6, 3\] or \[T / W, B\] = \[3, 3\]",
+    ),
+    "resets that are numbers": (
+        lambda: updated(reset=jnp.zeros((T, B))),
+        etpc.InputError,
+        r"reset is float64\[6, 3\], and should be booleans",
+    ),
+    "a reset by hand of another shape": (
+        lambda: program_of().reset(program_of().init(B), True),
+        etpc.InputError,
+        r"reset has shape \[\], and should have \[B\] = \[3\]",
+    ),
+    "rewards without a decay": (
+        lambda: updated(reward=jnp.ones((T, B))),
+        etpc.InputError,
+        "reward and reward_decay belong together",
+    ),
+    "a decay without rewards": (
+        lambda: updated(learner=made(reward_decay=0.5)),
+        etpc.InputError,
+        "reward and reward_decay belong together",
+    ),
+    "a carry without gradients where rewards come late": (
+        lambda: updated(learner=made(reward_decay=0.5), carry=program_of().init(B)),
+        etpc.InputTypeError,
+        "carry is a Carry, and with reward_decay it should be the `etpc.RewardCarry`",
+    ),
+    "the carry of another program": (
+        lambda: updated(carry=program_of(PLAIN, RULES["decay"]).init(B)),
+        etpc.InputError,
+        "carry belongs to another program",
+    ),
+    "the state of another optimizer": (
+        lambda: updated(opt_state=optax.adam(0.1).init(eqx.filter(PLAIN, eqx.is_array))),
+        etpc.InputError,
+        "opt_state is not one of this optimizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    call, kind, words = BAD[case]
+    with pytest.raises(kind, match=words):
+        call()
+
+
+def test_good_input():
+    """Negative control for all of that."""
+    updated(mask=jnp.ones((T, B)), reset=jnp.zeros((T, B), bool))

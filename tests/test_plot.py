@@ -1,0 +1,229 @@
+"""Charts: what is drawn is what was computed, into the axes that were given."""
+
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc import nn
+from etpc.verify import Report, Row
+
+plt = pytest.importorskip("matplotlib.pyplot")
+
+from etpc import plot  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+class Network(eqx.Module):
+    """Recurrent LIF neurons and a leaky readout."""
+
+    hidden: nn.Linear
+    lif: nn.LIF
+    readout: nn.LeakyRateReadout
+
+    def __init__(self):
+        keys = jax.random.split(jax.random.key(0))
+        self.hidden = nn.Linear(4 + 6, 6, use_bias=False, key=keys[0])
+        self.lif = nn.LIF(6, tau=10.0, R=20.0)
+        self.readout = nn.LeakyRateReadout(6, 2, key=keys[1])
+
+    def init_state(self):
+        return self.lif.init_state(), self.readout.init_state()
+
+    def __call__(self, x, state):
+        V, r = state
+        spikes, V = self.lif(self.hidden(jnp.concatenate([x, self.lif.spike(V)])), V)
+        y, r = self.readout(spikes, r)
+        return y, (V, r)
+
+
+MODEL = Network()
+XS = jax.random.bernoulli(jax.random.key(1), 0.4, (20, 3, 4)).astype(float)  # T, B, I
+
+
+def compiled(algo):
+    return etpc.compile(MODEL, algo, inputs=jnp.zeros(4))
+
+
+def report(program, *rows):
+    return Report(program, rows, (), 1e-9, 1.0)
+
+
+def marks(ax):
+    """What is drawn in an axis, by the place of the parameter and the mark."""
+    return {
+        (float(x), round(float(y), 6), line.get_marker())
+        for line in ax.lines
+        for x, y in zip(*line.get_data(), strict=True)
+        if line.get_linestyle() == "None"
+    }
+
+
+def test_gradient_agreement_of_one_report():
+    program = compiled("d_rtrl")
+    found = report(
+        program,
+        Row(".a", 0.9, 0.3, 1.0, "approximate", None),
+        Row(".b", 1.0, 1e-12, 1.0, "exact", True),
+        Row(".c", 1.0, 0.0, 1.0, "exact", True),
+    )
+    figure = plot.gradient_agreement(found)
+    errors, cosines = figure.axes
+    assert marks(errors) == {(0.3, 0.0, "o"), (1e-12, 1.0, "s"), (plot.SMALLEST, 2.0, "s")}
+    assert marks(cosines) == {(0.9, 0.0, "o"), (1.0, 1.0, "s"), (1.0, 2.0, "s")}
+    assert [label.get_text() for label in errors.get_yticklabels()] == [".a", ".b", ".c"]
+    assert errors.get_xscale() == "log"
+    assert errors.get_ylim() == cosines.get_ylim() == (2.5, -0.5)
+
+
+def test_gradient_agreement_of_several_reports():
+    loss = lambda y, target: jnp.sum((y - target) ** 2)
+    online = etpc.verify(MODEL, XS, jnp.ones((20, 3, 2)), loss, batch_size=3)
+    assert online.ok
+    other = (Row(row.path, 0.5, 0.7, 1.0, "approximate", None) for row in online.rows)
+    reports = {"online": online, "other": report(online.program, *other)}
+    figure, given = plt.subplots(2, 1)
+    assert plot.gradient_agreement(reports, axes=given) is figure
+    drawn = marks(given[0])
+    for shift, found in zip((-0.125, 0.125), reports.values(), strict=True):
+        for place, row in enumerate(found.rows):
+            mark = "s" if row.claim == "exact" else "o"
+            assert (max(row.error, plot.SMALLEST), place + shift, mark) in drawn
+    assert len(drawn) == 4
+    assert {m for *_, m in drawn} == {"s", "o"}
+    texts = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert texts == ["said to be exact", "approximate", "online", "other"]
+
+
+def test_reports_that_cannot_be_compared():
+    program = compiled("d_rtrl")
+    a, b = (report(program, Row(path, 1.0, 0.1, 1.0, "approximate", None)) for path in (".a", ".b"))
+    with pytest.raises(etpc.InputError, match=r"'\.a', '\.b'"):
+        plot.gradient_agreement({"a": a, "b": b})
+    with pytest.raises(etpc.InputError, match="0 reports"):
+        plot.gradient_agreement({})
+    with pytest.raises(etpc.InputError, match="should be 2 axes, and are 1"):
+        plot.gradient_agreement(a, axes=[plt.figure().add_subplot()])
+
+
+def stepped(program, example):
+    """The traces of an example at every step, by calls."""
+    carry = program.init()
+    found = []
+    for x in XS[:, example]:
+        _, carry = program(MODEL, x, carry)
+        found.append(carry.traces)
+    return found
+
+
+@pytest.mark.parametrize("algo", ["d_rtrl", etpc.ES_D_RTRL(0.8), etpc.ES_D_RTRL(2)])
+def test_traces(algo):
+    program = compiled(algo)
+    figure = plot.traces(program, MODEL, XS, ".hidden.weight", example=2, units=3)
+    all_steps = [t[0] for t in stepped(program, 2)]
+    if isinstance(algo, str):
+        wanted = [[np.asarray(t[0]) for t in all_steps]]
+    elif algo.decay_or_rank == 2:
+        wanted = [[np.einsum("ri,rmo->imo", t[0], t[1]) for t in all_steps]]
+    else:
+        wanted = [[np.asarray(t[i]) for t in all_steps] for i in (0, 1)]
+    inputs, spikes, *below = figure.axes
+    assert len(below) == len(wanted)
+    for ax, values in zip(below, wanted, strict=True):
+        assert len(ax.lines) == 3
+        assert len({line.get_label() for line in ax.lines}) == 3
+        for line in ax.lines:
+            index = tuple(map(int, line.get_label().strip("[]").split(",")))
+            np.testing.assert_allclose(line.get_ydata(), [v[index] for v in values], 1e-9, 1e-12)
+            assert np.ptp(line.get_ydata()) > 0
+    times, units = np.nonzero(XS[:, 2])
+    np.testing.assert_array_equal(inputs.lines[0].get_data(), (times, units))
+    assert spikes.get_ylabel() == "spikes"
+
+
+def test_chosen_entries_of_a_smoothed_trace():
+    program = compiled(etpc.ES_D_RTRL(0.8))
+    *_, left, right = plot.traces(program, MODEL, XS, units=[(3, 0, 2), (5, 0, 1)]).axes
+    last_left, last_right, _ = stepped(program, 0)[-1][0]
+    assert [line.get_ydata()[-1] for line in left.lines] == pytest.approx(
+        last_left[np.array([3, 5])]
+    )
+    assert [line.get_ydata()[-1] for line in right.lines] == pytest.approx(
+        last_right[0, np.array([2, 1])]
+    )
+
+
+def test_spikes_are_those_of_the_model():
+    """Each once, though the step reads the last spikes again."""
+    figure = plot.traces(compiled("d_rtrl"), MODEL, XS, example=1)
+    state, times, units = MODEL.init_state(), [], []
+    for t, x in enumerate(XS[:, 1]):
+        _, state = MODEL(x, state)
+        fired = np.flatnonzero(MODEL.lif.spike(state[0]))
+        times += [t] * len(fired)
+        units += list(fired)
+    assert 5 < len(times) < 100
+    drawn = figure.axes[1].lines[0].get_data()
+    np.testing.assert_array_equal(drawn, (times, units))
+
+
+def test_a_network_without_spikes_shows_its_states():
+    weights = jax.random.normal(jax.random.key(0), (3, 3 + 4))
+    cell = lambda x, h: 0.5 * h + weights @ jnp.concatenate([jnp.tanh(h), x])
+    step = lambda w, x, h: (h, 0.5 * h + w @ jnp.concatenate([jnp.tanh(h), x]))
+    program = etpc.compile(weights, inputs=jnp.zeros(4), state=jnp.zeros(3), step=step)
+    xs = jax.random.normal(jax.random.key(1), (6, 4))
+    _, given = plt.subplots(3, 1)
+    plot.traces(program, weights, xs, "model", units=[(0, 0, 2), (5, 0, 1)], axes=given)
+    states, h = [], jnp.zeros(3)
+    for x in xs:
+        h = cell(x, h)
+        states.append(h)
+    np.testing.assert_allclose(given[1].images[0].get_array(), np.stack(states).T, 1e-9)
+    np.testing.assert_allclose(given[0].images[0].get_array(), xs.T)
+    assert given[1].get_ylabel() == "state"
+    assert [line.get_label() for line in given[2].lines] == ["[0, 0, 2]", "[5, 0, 1]"]
+
+
+def test_traces_that_are_not_there():
+    program = compiled("d_rtrl")
+    with pytest.raises(etpc.SelectionError, match=r"no traced operation '\.out'.*\.hidden\.weight"):
+        plot.traces(program, MODEL, XS, ".out")
+    with pytest.raises(etpc.InputError, match="example is 3"):
+        plot.traces(program, MODEL, XS, example=3)
+    with pytest.raises(etpc.InputError, match=r"index \(0, 7\).*shape \(10, 1, 6\)"):
+        plot.traces(program, MODEL, XS, units=[(0, 7)])
+    with pytest.raises(etpc.InputError, match=r"shapes \[20\], and the input has \[4\]"):
+        plot.traces(program, MODEL, XS[:, 0, 0])
+    with pytest.raises(etpc.InputError, match="at least 1"):
+        plot.traces(program, MODEL, XS, units=0)
+
+
+def test_memory():
+    figure, ax = plt.subplots()
+    given = dict(steps=(32, 512), batch_size=2, ax=ax)
+    assert plot.memory(MODEL, jnp.zeros(4), [etpc.ES_D_RTRL(0.5)], **given) is figure
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    assert list(lines) == ["BPTT", "ES_D_RTRL(0.5)"]
+    for line in ax.lines:
+        np.testing.assert_array_equal(line.get_xdata(), (32, 512))
+    bptt, online = lines.values()
+    assert bptt[1] > 8 * bptt[0]
+    assert online[1] < 1.1 * online[0]
+    assert online[0] > compiled(etpc.ES_D_RTRL(0.5)).memory(2).total
+
+
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.delitem(sys.modules, "etpc.plot")
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ModuleNotFoundError, match="Install the extra `plot`"):
+        import etpc.plot  # noqa: F401
