@@ -10,8 +10,8 @@ BENCH_ARGS ?= --json benchmarks/out/results.json --plots benchmarks/out
 BIN := .venv/bin
 
 EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
-# Each is a module of its own; arms.py and classify.py are what they share.
-TASKS := $(filter-out __init__ arms classify,$(basename $(notdir $(wildcard examples/tasks/*.py))))
+# The modules that are a task, by name; the others are what tasks share.
+TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 
 .PHONY: demo examples test test-peer test-leaks test-newest bench lint docs notebooks clean
 
