@@ -1,0 +1,1 @@
+"""Scripts that show what `etpc` does."""

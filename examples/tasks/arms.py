@@ -1,0 +1,501 @@
+"""One model and one task, trained by several learning rules with the same data and updates.
+
+A task is a module of this folder with a `Task` in it. Its command line:
+
+    python -m examples.tasks.copying                         # a table; minutes on 2 cores
+    python -m examples.tasks.copying --seeds 1 --arms "D-RTRL" "BPTT"
+    python -m examples.tasks.copying --json copying.json --plot copying.svg
+
+An arm differs from the others in its gradient alone: initial weights, data and the number of updates
+are the same for each seed. The weights move once for a batch of sequences, or, where a task is
+online, after every so many steps, with the traces carried on. Backpropagation through time (BPTT)
+always waits for the end of the sequence. In a stream, each batch goes on where the one before stopped;
+the traces are carried on from batch to batch, and BPTT begins anew with each.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib
+import optax
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Float, PRNGKeyArray
+from tqdm import tqdm
+
+import etpc
+from etpc.algorithms import Algorithm
+
+FAST = os.environ.get("ETPC_EXAMPLE_FAST") == "1"  # a few updates, to see that it runs
+
+Batch = tuple[Any, Any, Array | None]
+"""`xs` and `targets` with the leading axes T and B, and the weight of each step in loss and score
+[T, B], `None` where all count."""
+
+
+def adam(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Adam on gradients whose norm is clipped to 1."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+
+ADAM = adam(3e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A learning rule under the name it has in tables; `None` is BPTT."""
+
+    name: str
+    rule: Algorithm | etpc.TBPTT | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum:
+    """The task's level rises by one after each batch whose loss is below `threshold`.
+
+    A batch is then drawn by `batch(key, level)`, and the score is the level reached.
+    """
+
+    threshold: float
+    first: int = 1
+    last: int = 10**6
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is learnt, and how.
+
+    - `make_model(key)`: a model as `etpc.compile` takes it, with `init_state`.
+    - `batch(key)`: a `Batch`; traced by JAX. With a curriculum, `batch(key, level)`.
+    - `loss_fn(y, target)`: of one example at one step.
+    - `score(ys, targets, mask)`: of outputs [T, B, ...], from 0 to 1 unless `unit` says otherwise.
+    - `chance`: the score of not remembering anything.
+    - `window`: W of truncated BPTT, also the window of the low-rank traces; it divides T.
+    - `every`: in an online task, the number of steps between updates; it divides T, and W it.
+    - `stream`: whether each batch goes on where the one before stopped. A batch is then drawn by
+        `batch(key, number)`, with the number of batches before it.
+    - `test`: what the score is measured on, one `Batch` of any size; `None` for new batches.
+    - `snap`: whether SnAp(1) is among the arms. It can take many times as long as all other rules
+        together.
+    """
+
+    name: str
+    make_model: Callable[[PRNGKeyArray], Any]
+    batch: Callable[..., Batch]
+    loss_fn: Callable[[Any, Any], Array]
+    score: Callable[[Any, Any, Array], Array] | None = None
+    chance: float = 0.5
+    unit: str = "accuracy"
+    batch_size: int = 32
+    updates: int = 500
+    optimiser: optax.GradientTransformation = ADAM
+    window: int = 10
+    decay: float = 0.99
+    rank: int = 4
+    every: int | None = None
+    stream: bool = False
+    test: Batch | None = None
+    snap: bool = True
+    curriculum: Curriculum | None = None
+    points: int = 20
+    """How often the score is measured while training."""
+    test_batches: int = 8
+    """So many new batches are a measurement of the score; the same ones each time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One arm with one seed.
+
+    `error` (of the norm) and `cosine` are those of the gradient of a whole sequence against BPTT,
+    over all weights, at the initial weights and at those that BPTT has trained. `carry_bytes` is
+    what is passed on from step to step, `temp_bytes` what XLA needs beside it for the gradient of
+    one batch. `batches` and `curve` are the learning curve.
+    """
+
+    task: str
+    arm: str
+    seed: int
+    score: float
+    chance: float
+    unit: str
+    error_initial: float
+    cosine_initial: float
+    error_trained: float
+    cosine_trained: float
+    ms_per_batch: float
+    carry_bytes: int
+    temp_bytes: int
+    batches: list[int]
+    curve: list[float]
+
+
+def default_arms(task: Task) -> tuple[Arm, ...]:
+    """The rules that each task is learnt by."""
+    snap = [Arm("SnAp(1)", etpc.SnAp(1))] if task.snap else []
+    return (
+        Arm("BPTT", None),
+        Arm("D-RTRL", etpc.D_RTRL()),
+        Arm(f"ES-D-RTRL, decay {task.decay:g}", etpc.ES_D_RTRL(task.decay)),
+        Arm(f"ES-D-RTRL, rank {task.rank}", etpc.ES_D_RTRL(task.rank, window=task.window)),
+        *snap,
+        Arm(f"TBPTT({task.window})", etpc.TBPTT(task.window)),
+        Arm("immediate gradient", etpc.TBPTT(1)),
+    )
+
+
+# --- gradients ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """`gradient(model, xs, targets, carry) -> ((loss, carry), grads)`, and a fresh carry."""
+
+    gradient: Callable[..., Any]
+    carry: Any
+    every: int | None
+
+
+def make_rule(task: Task, arm: Arm, model: Any, xs: Any) -> Rule:
+    """The gradient of an arm, summed over time and averaged over the batch."""
+    if isinstance(arm.rule, Algorithm):
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), xs)
+        program = etpc.compile(model, arm.rule, inputs=one, batch_size=task.batch_size)
+        carry = program.init(task.batch_size)
+        return Rule(program.value_and_grad(weighted(task.loss_fn)), carry, task.every)
+    window = None if arm.rule is None else arm.rule.window
+    state = jax.vmap(lambda _: model.init_state())(jnp.arange(task.batch_size))
+    gradient = backpropagation(weighted(task.loss_fn), window)
+    return Rule(gradient, state, None if arm.rule is None else task.every)
+
+
+def weighted(loss_fn: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Array]:
+    """A loss whose target comes with the weight of the step."""
+    return lambda y, target: target[1] * loss_fn(y, target[0])
+
+
+def backpropagation(loss_fn: Callable[[Any, Any], Array], window: int | None) -> Callable[..., Any]:
+    """BPTT, cut after every `window` steps; the state is passed on, as a carry is."""
+
+    def one_window(model: Any, state: Any, xs: Any, targets: Any) -> tuple[Array, Any]:
+        def step(state: Any, given: Any) -> tuple[Any, Array]:
+            x, target = given
+            y, state = jax.vmap(model)(x, state)
+            return state, jax.vmap(loss_fn)(y, target).mean()
+
+        state, losses = jax.lax.scan(step, state, (xs, targets))
+        return losses.sum(), state
+
+    value_and_grad = eqx.filter_value_and_grad(one_window, has_aux=True)
+
+    def gradient(model: Any, xs: Any, targets: Any, state: Any) -> Any:
+        size = window or jax.tree.leaves(xs)[0].shape[0]
+
+        def body(carry: Any, given: Any) -> tuple[Any, None]:
+            loss, state, grads = carry
+            (more, state), now = value_and_grad(model, state, *given)
+            return (loss + more, state, jax.tree.map(jnp.add, grads, now)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
+        start = (jnp.zeros(()), state, zeros)
+        (loss, state, grads), _ = jax.lax.scan(body, start, in_windows((xs, targets), size))
+        return (loss, state), grads
+
+    return gradient
+
+
+def in_windows(tree: Any, size: int) -> Any:
+    """[T, ...] as [T / size, size, ...]."""
+    return jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), tree)
+
+
+def fidelity(grads: Any, reference: Any) -> tuple[float, float]:
+    """Relative error and cosine of a gradient, all weights as one vector."""
+    got, want = (ravel_pytree(tree)[0] for tree in (grads, reference))
+    norm, size = jnp.linalg.norm(want), jnp.linalg.norm(got)
+    cosine = got @ want / (size * norm) if size else 0.0
+    return float(jnp.linalg.norm(got - want) / norm), float(cosine)
+
+
+# --- training ---
+
+
+class Learner:
+    """An arm on a task, compiled once for all seeds."""
+
+    def __init__(self, task: Task, arm: Arm, chunk: int):
+        self.task, self.arm, self.chunk = task, arm, chunk
+        model = task.make_model(jax.random.key(0))
+        weights, self.static = eqx.partition(model, eqx.is_inexact_array)
+        level = jnp.asarray(task.curriculum.first if task.curriculum else 0)
+        key = jax.random.key(0)
+        sample = self.draw(key, level)
+        self.rule = make_rule(task, arm, model, sample[0])
+        self.begin = (level, self.rule.carry)
+        self.gradient = jax.jit(self._gradient).lower(weights, *sample).compile()
+        start = (weights, task.optimiser.init(weights), self.begin)
+        self.train = jax.jit(self._train).lower(start, jax.random.split(key, chunk)).compile()
+
+    @property
+    def temp_bytes(self) -> int:
+        found: Any = self.gradient.memory_analysis()
+        return found.temp_size_in_bytes
+
+    @property
+    def carry_bytes(self) -> int:
+        return sum(a.nbytes for a in jax.tree.leaves(self.rule.carry))
+
+    def draw(self, key: PRNGKeyArray, level: Array) -> tuple[Any, Any]:
+        """Inputs, and targets with the weight of each step; the weights add up to 1 over time.
+
+        `level` is that of the curriculum, or in a stream the number of the batch.
+        """
+        given = (key, level) if self.task.curriculum or self.task.stream else (key,)
+        xs, targets, mask = self.task.batch(*given)
+        mask = full_mask(xs, mask)
+        return xs, (targets, mask / mask.sum(0).mean())
+
+    def _gradient(self, weights: Any, xs: Any, targets: Any) -> Any:
+        model = eqx.combine(weights, self.static)
+        return self.rule.gradient(model, xs, targets, self.rule.carry)[1]
+
+    def _train(self, start: Any, keys: PRNGKeyArray) -> tuple[Any, Array]:
+        """One batch for each key."""
+
+        def update(now: Any, given: Any) -> tuple[Any, Array]:
+            weights, moments, carry = now
+            model = eqx.combine(weights, self.static)
+            (loss, carry), grads = self.rule.gradient(model, *given, carry)
+            changes, moments = self.task.optimiser.update(grads, moments, weights)
+            return (optax.apply_updates(weights, changes), moments, carry), loss
+
+        def one_batch(now: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
+            weights, moments, (level, carry) = now
+            xs, targets = self.draw(key, level)
+            size = self.rule.every or jax.tree.leaves(xs)[0].shape[0]
+            start = (weights, moments, carry)
+            now, losses = jax.lax.scan(update, start, in_windows((xs, targets), size))
+            weights, moments, carry = now
+            if self.task.stream:
+                level = level + 1
+            else:
+                carry = self.rule.carry
+            if (rises := self.task.curriculum) is not None:
+                up = level + (losses.sum() < rises.threshold)
+                level = jnp.minimum(up, rises.last)
+            return (weights, moments, (level, carry)), losses.sum()
+
+        return jax.lax.scan(one_batch, start, keys)
+
+
+def full_mask(xs: Any, mask: Array | None) -> Float[Array, "T B"]:
+    if mask is None:
+        return jnp.ones(jax.tree.leaves(xs)[0].shape[:2])
+    return jnp.asarray(mask, jnp.float32)
+
+
+def evaluator(task: Task) -> Callable[[Any], Array]:
+    """The score of a model on test data. The model runs without any gradient."""
+    score = task.score
+    if score is None:
+        raise ValueError(f"{task.name} has neither a score nor a curriculum")
+
+    def measure(model: Any, xs: Any, targets: Any, mask: Array | None) -> Array:
+        size = jax.tree.leaves(xs)[0].shape[1]
+        state = jax.vmap(lambda _: model.init_state())(jnp.arange(size))
+
+        def step(state: Any, x: Any) -> tuple[Any, Any]:
+            y, state = jax.vmap(model)(x, state)
+            return state, y
+
+        _, ys = jax.lax.scan(step, state, xs)
+        return score(ys, targets, full_mask(xs, mask))
+
+    if task.test is not None:
+        return partial(eqx.filter_jit(lambda test, model: measure(model, *test)), task.test)
+    keys = jax.random.split(jax.random.key(2**31), task.test_batches)
+
+    def measure_all(model: Any) -> Array:
+        return jax.lax.map(lambda key: measure(model, *task.batch(key)), keys).mean()
+
+    return eqx.filter_jit(measure_all)
+
+
+def run(
+    task: Task, arms: Sequence[Arm] | None = None, seeds: Sequence[int] = (0, 1, 2)
+) -> list[Row]:
+    """Train each arm with each seed. BPTT is always among them, as gradients are compared with it."""
+    chosen = list(default_arms(task) if arms is None else arms)
+    chosen.sort(key=lambda arm: arm.rule is not None)
+    if chosen[0].rule is not None:
+        chosen.insert(0, Arm("BPTT", None))
+    chunk, points = max(1, task.updates // task.points), min(task.points, task.updates)
+    evaluate = None if task.curriculum else evaluator(task)
+    reference: dict[int, list[Any]] = {}  # for each seed: weights and BPTT's gradient, twice
+    rows = []
+    for arm in chosen:
+        learner = Learner(task, arm, chunk)
+        for seed in seeds:
+            model_key, data_key = jax.random.split(jax.random.key(seed))
+            model = task.make_model(model_key)
+            weights = eqx.filter(model, eqx.is_inexact_array)
+            now = (weights, task.optimiser.init(weights), learner.begin)
+            batches, curve, times = [0], [score_of(learner, evaluate, now)], []
+            name = f"{task.name}: {arm.name}, seed {seed}"
+            with tqdm(total=points * chunk, desc=f"{name:<48}", unit="batch", ncols=110) as bar:
+                for keys in jax.random.split(data_key, (points, chunk)):
+                    begin = time.perf_counter()
+                    now, _ = jax.block_until_ready(learner.train(now, keys))
+                    times.append(1e3 * (time.perf_counter() - begin) / chunk)
+                    batches.append(batches[-1] + chunk)
+                    curve.append(score_of(learner, evaluate, now))
+                    bar.update(chunk)
+                    bar.set_postfix({task.unit: f"{curve[-1]:.3g}"})
+            probe = jax.random.fold_in(data_key, 0)
+            if arm.rule is None:
+                points_ = ((weights, learner.begin[0]), (now[0], now[2][0]))
+                drawn = [(w, learner.draw(probe, level)) for w, level in points_]
+                reference[seed] = [(w, given, learner.gradient(w, *given)) for w, given in drawn]
+            found = [fidelity(learner.gradient(w, *d), g) for w, d, g in reference[seed]]
+            rows.append(
+                Row(
+                    task=task.name,
+                    arm=arm.name,
+                    seed=seed,
+                    score=curve[-1],
+                    chance=task.chance,
+                    unit=task.unit,
+                    error_initial=found[0][0],
+                    cosine_initial=found[0][1],
+                    error_trained=found[1][0],
+                    cosine_trained=found[1][1],
+                    ms_per_batch=min(times),
+                    carry_bytes=learner.carry_bytes,
+                    temp_bytes=learner.temp_bytes,
+                    batches=batches,
+                    curve=curve,
+                )
+            )
+    return rows
+
+
+def score_of(learner: Learner, evaluate: Callable[[Any], Array] | None, now: Any) -> float:
+    weights, _, (level, _) = now
+    if evaluate is None:
+        return float(level)
+    return float(evaluate(eqx.combine(weights, learner.static)))
+
+
+# --- what there is to see ---
+
+COLUMNS = (
+    "arm",
+    "{unit}",
+    "range",
+    "error, initial",
+    "error, trained",
+    "cosine, trained",
+    "ms per batch",
+    "carry KiB",
+    "temp KiB",
+)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table with a line for each arm; means over the seeds, and the score's range."""
+    lines = [
+        "| " + " | ".join(COLUMNS).format(unit=rows[0].unit) + " |",
+        "| --- |" + " ---: |" * (len(COLUMNS) - 1),
+    ]
+    for name in dict.fromkeys(row.arm for row in rows):
+        same = [row for row in rows if row.arm == name]
+
+        def mean(field: str, same: list[Row] = same) -> float:
+            return statistics.fmean(getattr(row, field) for row in same)
+
+        scores = [row.score for row in same]
+        cells = [
+            name,
+            f"{mean('score'):.3g}",
+            f"{min(scores):.3g} to {max(scores):.3g}",
+            f"{mean('error_initial'):.2g}",
+            f"{mean('error_trained'):.2g}",
+            f"{mean('cosine_trained'):.3f}",
+            f"{min(row.ms_per_batch for row in same):.1f}",
+            f"{same[0].carry_bytes / 1024:.0f}",
+            f"{same[0].temp_bytes / 1024:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Learning curves: the mean over the seeds, and their range."""
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    # The same rows give the same file.
+    plt.rcParams.update({"svg.hashsalt": rows[0].task, "svg.fonttype": "none"})
+    figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    styles = ["-", "--", "-.", ":"]
+    for i, name in enumerate(dict.fromkeys(row.arm for row in rows)):
+        same = [row for row in rows if row.arm == name]
+        curves = jnp.asarray([row.curve for row in same])
+        x = same[0].batches
+        color = "black" if name == "BPTT" else f"C{i}"
+        ax.plot(x, curves.mean(0), styles[i % 4], color=color, label=name)
+        ax.fill_between(x, curves.min(0), curves.max(0), color=color, alpha=0.12, linewidth=0)
+    ax.axhline(rows[0].chance, color="0.6", linewidth=1)
+    ax.set(xlabel="batches", ylabel=rows[0].unit, title=rows[0].task)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def save(rows: Sequence[Row], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps([dataclasses.asdict(row) for row in rows], indent=0)
+    path.write_text(text + "\n")
+
+
+def load(path: Path) -> list[Row]:
+    return [Row(**row) for row in json.loads(path.read_text())]
+
+
+def main(task: Task) -> None:
+    """The command line of a task."""
+    arms = {arm.name: arm for arm in default_arms(task)}
+    parser = argparse.ArgumentParser(description=f"Learn by several rules: {task.name}.")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--arms", nargs="+", choices=list(arms), default=list(arms))
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--plot", type=Path, help="write the learning curves here")
+    args = parser.parse_args()
+    chosen, seeds = [arms[name] for name in args.arms], range(args.seeds)
+    if FAST:
+        task, chosen, seeds = fast(task), list(arms.values())[:2], range(1)
+    begin = time.perf_counter()
+    rows = run(task, chosen, seeds)
+    print(f"\n{task.name}: chance is {task.chance:g}\n\n{table(rows)}\n")
+    print(f"{time.perf_counter() - begin:.0f} s")
+    if args.json:
+        save(rows, args.json)
+    if args.plot:
+        plot(rows, args.plot)
+
+
+def fast(task: Task) -> Task:
+    """A few updates of a task."""
+    return dataclasses.replace(task, updates=2, points=1, test_batches=1)

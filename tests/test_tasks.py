@@ -1,0 +1,216 @@
+"""The tasks of the examples: their data follows the rule, and the harness compares what it says."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import etpc
+from etpc import nn
+from examples.tasks import arms, conductance, copying, dms, evidence
+
+DOCS = Path(__file__).parents[1] / "docs"
+MODULES = [copying, dms, evidence, conductance]
+
+
+# --- data ---
+
+
+copies = jax.jit(copying.batch)
+
+
+@pytest.mark.parametrize("level", [1, 4, 12])
+def test_copying_asks_for_the_bits_that_were_shown(level: int) -> None:
+    xs, targets, mask = map(np.asarray, copies(jax.random.key(0), jnp.asarray(level)))
+    assert xs.shape == (copying.STEPS, copying.BATCH, 3)
+    assert targets.shape == mask.shape == xs.shape[:2]
+    lengths = []
+    for x, target, asked in zip(*(a.swapaxes(0, 1) for a in (xs, targets, mask)), strict=True):
+        t = 0
+        while t < len(x):
+            bits = []
+            while t < len(x) and x[t, 1]:
+                assert abs(x[t, 0]) == 1
+                assert not asked[t]
+                bits.append(x[t, 0] > 0)
+                t += 1
+            if t == len(x):
+                break
+            assert x[t].tolist() == [0, 0, 1]
+            assert not asked[t]
+            lengths.append(len(bits))
+            answer = slice(t + 1, t + 1 + len(bits))
+            assert asked[answer].all()
+            assert not x[answer].any()
+            wanted = bits[: len(target[answer])]
+            assert target[answer].tolist() == wanted
+            t = answer.stop
+    assert set(lengths) == set(range(max(level - 5, 1), level + 1))
+
+
+def test_the_label_is_the_side_with_more_cues() -> None:
+    E = evidence
+    assert conductance.TASK.batch is E.TASK.batch
+    xs, targets, mask = map(np.asarray, jax.jit(E.batch)(jax.random.key(0)))
+    assert xs.shape == (E.STEPS, E.BATCH, 4 * E.GROUP)
+    left, right, ask, noise = np.split(xs, 4, axis=2)
+    cues = (E.CUES, E.CUE + E.GAP)
+    per_cue = [
+        a[: E.CUES * (E.CUE + E.GAP)].reshape(*cues, E.BATCH, E.GROUP).any((1, 3))
+        for a in (left, right)
+    ]
+    assert (per_cue[0] ^ per_cue[1]).all()  # each cue has one side
+    more = per_cue[1].sum(0) > per_cue[0].sum(0)
+    assert 0 < more.sum() < E.BATCH
+    assert (targets == more).all()
+    assert (mask == (np.arange(E.STEPS) >= E.STEPS - E.ASK)[:, None]).all()
+    assert ask[-E.ASK :].any((0, 2)).all()
+    assert not ask[: -E.ASK].any()
+    assert not xs[E.CUES * (E.CUE + E.GAP) : -E.ASK, :, : 3 * E.GROUP].any()  # the delay
+    assert noise.any()
+
+
+def test_the_label_is_whether_the_stimuli_match() -> None:
+    xs, targets, mask = map(np.asarray, jax.jit(dms.batch)(jax.random.key(0)))
+    assert xs.shape == (dms.STEPS, dms.BATCH, dms.STIMULI * dms.GROUP)
+    groups = xs.reshape(*xs.shape[:2], dms.STIMULI, dms.GROUP).sum(3)
+    first = groups[dms.BEFORE : dms.BEFORE + dms.SAMPLE].sum(0).argmax(1)
+    second = groups[-dms.TEST :].sum(0).argmax(1)
+    assert set(first) == set(range(dms.STIMULI))
+    assert 0 < (first == second).sum() < dms.BATCH
+    assert (targets == (first == second)).all()
+    assert (mask == (np.arange(dms.STEPS) >= dms.STEPS - dms.TEST)[:, None]).all()
+    delay = groups[dms.BEFORE + dms.SAMPLE : -dms.TEST]
+    assert delay.mean() < 2 * dms.SILENT * dms.GROUP
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_networks_are_alive(module) -> None:
+    task = module.TASK
+    learner_key, data_key = jax.random.split(jax.random.key(0))
+    model = task.make_model(learner_key)
+    level = [] if task.curriculum is None else [jnp.asarray(2)]
+    xs, targets, mask = jax.jit(task.batch)(data_key, *level)
+    steps = xs.shape[0]
+    assert steps % task.window == 0
+    assert steps % (task.every or steps) == 0
+    weights = arms.full_mask(xs, mask)
+    _, grads = etpc.bptt(
+        model, xs, (targets, weights), arms.weighted(task.loss_fn), batch_size=task.batch_size
+    )
+    for grad in jax.tree.leaves(grads):
+        assert jnp.isfinite(grad).all()
+        assert jnp.abs(grad).max() > 0
+
+
+# --- the harness ---
+
+
+def tiny_model(key):
+    return nn.LeakyRateReadout(1, 2, key=key)
+
+
+def tiny_batch(key):
+    """The sign of the first input is asked at the last of 6 steps."""
+    first = jax.random.normal(key, (8,))
+    xs = jnp.zeros((6, 8, 1)).at[0, :, 0].set(first)
+    mask = jnp.broadcast_to((jnp.arange(6) == 5)[:, None], (6, 8))
+    return xs, jnp.broadcast_to((first > 0).astype(jnp.int32), (6, 8)), mask
+
+
+def tiny_score(ys, targets, mask):
+    return ((ys.argmax(-1) == targets) * mask).sum() / mask.sum()
+
+
+TINY = arms.Task(
+    name="first sign",
+    make_model=tiny_model,
+    batch=tiny_batch,
+    loss_fn=optax.softmax_cross_entropy_with_integer_labels,
+    score=tiny_score,
+    batch_size=8,
+    window=2,
+)
+
+
+def test_rows() -> None:
+    task = dataclasses.replace(arms.fast(TINY), every=2)
+    chosen = [arms.Arm("D-RTRL", etpc.D_RTRL()), arms.Arm("immediate", etpc.TBPTT(1))]
+    rows = arms.run(task, chosen, seeds=(0,))
+    assert [row.arm for row in rows] == ["BPTT", "D-RTRL", "immediate"]
+    bptt, d_rtrl, immediate = rows
+    assert bptt.error_initial == bptt.error_trained == 0
+    assert max(d_rtrl.error_initial, d_rtrl.error_trained) < 1e-9  # a leak escapes no trace
+    assert min(immediate.error_initial, immediate.error_trained) > 0.1
+    assert len({row.curve[0] for row in rows}) == 1  # the same initial weights and test data
+    assert d_rtrl.carry_bytes > immediate.carry_bytes > 0
+    assert bptt.batches == [0, 2]
+    for row in rows:
+        assert 0 <= row.score <= 1
+        assert row.ms_per_batch > 0
+
+
+@pytest.mark.parametrize("window", [1, 2, None])
+def test_truncated_backpropagation_is_that_of_the_package(window: int | None) -> None:
+    model = tiny_model(jax.random.key(0))
+    xs, targets, mask = tiny_batch(jax.random.key(1))
+    mask = arms.full_mask(xs, mask) + 0.5
+    loss_fn = arms.weighted(TINY.loss_fn)
+    state = jnp.zeros((8, 2))
+    gradient = arms.backpropagation(loss_fn, window)
+    (loss, _), grads = gradient(model, xs, (targets, mask), state)
+    loss_wanted, wanted = etpc.bptt(
+        model, xs, (targets, mask), loss_fn, batch_size=8, window=window
+    )
+    np.testing.assert_allclose(loss, loss_wanted, rtol=1e-12)
+    assert arms.fidelity(grads, wanted)[0] < 1e-12
+
+
+def test_training_learns_and_levels_rise() -> None:
+    def batch(key, level):
+        return tiny_batch(key)
+
+    rises = arms.Curriculum(threshold=0.3, last=5)
+    task = dataclasses.replace(
+        TINY, batch=batch, curriculum=rises, updates=120, points=2, optimiser=arms.adam(0.1)
+    )
+    (row,) = arms.run(task, [arms.Arm("BPTT", None)], seeds=(0,))
+    assert row.curve[0] == 1
+    assert row.curve[-1] == 5
+
+
+def test_a_table_has_a_line_for_each_arm(tmp_path: Path) -> None:
+    row = arms.Row(
+        "t", "A", 0, 0.5, 0.1, "u", 0.0, 1.0, 0.25, 0.5, 2.0, 2048, 1024, [0, 1], [0.1, 0.5]
+    )
+    rows = [row, dataclasses.replace(row, seed=1, score=0.7), dataclasses.replace(row, arm="B")]
+    lines = arms.table(rows).splitlines()
+    assert lines[2:] == [
+        "| A | 0.6 | 0.5 to 0.7 | 0 | 0.25 | 0.500 | 2.0 | 2 | 1 |",
+        "| B | 0.5 | 0.5 to 0.5 | 0 | 0.25 | 0.500 | 2.0 | 2 | 1 |",
+    ]
+    arms.save(rows, tmp_path / "rows.json")
+    assert arms.load(tmp_path / "rows.json") == rows
+    arms.plot(rows, tmp_path / "rows.svg")
+    assert (tmp_path / "rows.svg").stat().st_size > 1000
+
+
+# --- the page ---
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "tasks").glob("*.json")), ids=lambda p: p.stem)
+def test_the_page_shows_what_was_measured(path: Path) -> None:
+    page = (DOCS / "tasks.md").read_text()
+    assert arms.table(arms.load(path)) in page
+    assert f"tasks/{path.stem}.svg" in page
+    assert path.with_suffix(".svg").exists()
+
+
+def test_the_page_has_measurements_of_each_task() -> None:
+    assert {m.__name__.rpartition(".")[2] for m in MODULES} <= {
+        p.stem for p in (DOCS / "tasks").glob("*.json")
+    }
