@@ -13,7 +13,10 @@ EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
 # The modules that are a task, by name; the others are what tasks share.
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 
-.PHONY: demo examples test test-peer test-leaks test-newest bench lint docs notebooks clean
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' etpc/__init__.py)
+MKDOCS := NO_MKDOCS_2_WARNING=1 ETPC_DOCS_OF="etpc $(VERSION)"
+
+.PHONY: demo examples test test-peer test-leaks test-newest test-wheel bench lint docs docs-release notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/digits_online.py
@@ -34,6 +37,14 @@ test-leaks: .venv/.test
 test-newest: .venv-newest/.test
 	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
 
+# The wheel in an environment with nothing else but Optax, which the README asks for.
+test-wheel:
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir .venv-wheel/dist .
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check .venv-wheel/dist/*.whl optax
+	.venv-wheel/bin/python tests/wheel.py
+
 bench: .venv-peer/.peer
 	.venv-peer/bin/python -m benchmarks $(BENCH_ARGS)
 
@@ -46,10 +57,15 @@ notebooks: .venv/.test
 	$(BIN)/python -m tests.notebooks
 
 docs: .venv/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(MKDOCS) $(BIN)/mkdocs build --strict
+
+# Adds the pages of this version to the branch gh-pages. Pushing it publishes them.
+docs-release: .venv/.docs
+	$(MKDOCS) PATH="$(BIN):$$PATH" $(BIN)/mike deploy --update-aliases $(basename $(VERSION)) latest
+	$(BIN)/mike set-default latest
 
 clean:
-	rm -rf .venv .venv-peer .venv-newest dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
+	rm -rf .venv .venv-peer .venv-newest .venv-wheel dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
 	find etpc tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Each set of packages has a stamp in the virtual environment that it is installed in.

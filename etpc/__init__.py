@@ -1,14 +1,8 @@
 """A compiler from recurrent and spiking models to eligibility-trace programs."""
 
-from . import algorithms as algorithms
-from . import analyse as analyse
-from . import draw as draw
-from . import emit as emit
-from . import nn as nn
-from . import ops as ops
-from . import plan as plan
-from . import surrogate as surrogate
-from . import trace as trace
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ._errors import (
     AlgorithmError,
     CheckpointError,
@@ -21,20 +15,58 @@ from ._errors import (
     UnsupportedError,
 )
 from ._jax import mark
-from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
-from .checkpoint import load, save
-from .compare import TBPTT, compare
-from .run import (
-    Carry,
-    Certificate,
-    Memory,
-    Online,
-    Program,
-    RewardCarry,
-    compile,
-    online,
-)
-from .verify import bptt, verify
+
+# The rest is imported when it is first asked for, so that `import etpc` takes hardly longer than
+# `import jax, equinox`: the compiler needs SciPy and NetworkX.
+if TYPE_CHECKING:
+    from . import algorithms as algorithms
+    from . import analyse as analyse
+    from . import draw as draw
+    from . import emit as emit
+    from . import nn as nn
+    from . import ops as ops
+    from . import plan as plan
+    from . import surrogate as surrogate
+    from . import trace as trace
+    from ._compare import TBPTT, Comparison, Result, compare
+    from ._verify import Report, Row, bptt, verify
+    from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
+    from .checkpoint import load, save
+    from .run import (
+        Carry,
+        Certificate,
+        Memory,
+        Online,
+        Program,
+        RewardCarry,
+        compile,
+        online,
+    )
+else:
+    _NAMES = {
+        "": "algorithms analyse draw emit nn ops plan surrogate trace",
+        "_compare": "TBPTT Comparison Result compare",
+        "_verify": "Report Row bptt verify",
+        "algorithms": "D_RTRL ES_D_RTRL RTRL Auto SnAp",
+        "checkpoint": "load save",
+        "run": "Carry Certificate Memory Online Program RewardCarry compile online",
+    }
+    _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
+
+    def __getattr__(name: str) -> Any:
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        place = _PLACES[name]
+        if place:
+            found = getattr(importlib.import_module(f".{place}", __name__), name)
+        else:
+            found = importlib.import_module(f".{name}", __name__)
+        globals()[name] = found  # so that it is found at once from now on
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_PLACES})
+
 
 __version__ = "0.1.0"
 
@@ -48,6 +80,7 @@ __all__ = [
     "Carry",
     "Certificate",
     "CheckpointError",
+    "Comparison",
     "EtpcError",
     "InputError",
     "InputTypeError",
@@ -56,7 +89,10 @@ __all__ = [
     "ModelError",
     "Online",
     "Program",
+    "Report",
+    "Result",
     "RewardCarry",
+    "Row",
     "SelectionError",
     "SnAp",
     "UnsupportedError",

@@ -15,12 +15,12 @@ import numpy as np
 
 from ._errors import InputError, SelectionError, UnsupportedError
 from ._jax import evaluate, is_step_function
+from ._verify import Report, StepFunction, bptt
 from .algorithms import Algorithm, Decay, Full, resolve
 from .plan import OpPlan
 from .run import Program, compile
 from .run._describe import rule
 from .trace._leaves import shape_of
-from .verify import Report, StepFunction, bptt
 
 try:
     import matplotlib.pyplot as plt

@@ -1,4 +1,7 @@
-"""The code of a page of the documentation, and what the page says that it prints."""
+"""The code of a page of the documentation, and what the page says that it prints.
+
+It imports no test framework, as it also runs where only the wheel is installed (`tests/wheel.py`).
+"""
 
 import contextlib
 import doctest
@@ -8,8 +11,6 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 OUTPUT_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -31,15 +32,24 @@ def code_blocks(page: str, languages: str = "python") -> Iterator[tuple[str, str
         yield "\n" * page.count("\n", 0, match.start("code")) + match["code"], match["output"]
 
 
-def run_page(page: Path, monkeypatch: pytest.MonkeyPatch, languages: str = "python") -> None:
-    """Run the blocks of a page as one module, and compare what they print."""
-    module = types.ModuleType("page")
-    monkeypatch.setitem(sys.modules, "page", module)
-    for code, expected in code_blocks(page.read_text(), languages):
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, str(page), "exec"), module.__dict__)
-        if expected is not None and not doctest.OutputChecker().check_output(
-            expected, printed.getvalue(), OUTPUT_OPTIONS
-        ):
-            pytest.fail(f"the page says:\n{expected}\nit prints:\n{printed.getvalue()}")
+def run_page(page: Path, languages: str = "python") -> int:
+    """Run the blocks of a page as one module, and compare what they print.
+
+    Returns how many there are, and raises `AssertionError` where one prints something else.
+    """
+    blocks = list(code_blocks(page.read_text(), languages))
+    # Classes of the page find their module here.
+    module = sys.modules["page"] = types.ModuleType("page")
+    try:
+        for code, expected in blocks:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(code, str(page), "exec"), module.__dict__)
+            said = printed.getvalue()
+            if expected is not None and not doctest.OutputChecker().check_output(
+                expected, said, OUTPUT_OPTIONS
+            ):
+                raise AssertionError(f"the page says:\n{expected}\nit prints:\n{said}")
+    finally:
+        del sys.modules["page"]
+    return len(blocks)

@@ -10,8 +10,8 @@ import pytest
 
 import etpc
 from etpc import D_RTRL, ES_D_RTRL, RTRL, TBPTT, SnAp
+from etpc._compare import short_name
 from etpc.algorithms import resolve
-from etpc.compare import short_name
 from tests.test_verify import Boastful, Spiking, T, data, leaky, squared
 
 ALGORITHMS = ["d_rtrl", ES_D_RTRL(0.5), SnAp(1), RTRL(), TBPTT(T), TBPTT(6), TBPTT(1)]

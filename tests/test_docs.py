@@ -5,6 +5,7 @@ import importlib
 import io
 import pkgutil
 import re
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def _as_a_reader_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_page(page, monkeypatch)
+def test_page(page: Path) -> None:
+    run_page(page)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -45,10 +46,12 @@ def test_docstring_examples(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["etpc", "etpc.nn", "etpc.surrogate"])
 def test_every_public_name_is_in_the_reference(name: str) -> None:
-    documented = set(re.findall(r"^::: (\S+)$", (ROOT / "docs/reference.md").read_text(), re.M))
+    page = (ROOT / "docs/reference.md").read_text()
+    # A name that is taken over from JAX is named in the text.
+    documented = {a or b for a, b in re.findall(r"^::: (\S+)$|`(etpc\.\S+)`", page, re.M)}
     module = importlib.import_module(name)
-    missing = [public for public in module.__all__ if not documented & {name, f"{name}.{public}"}]
-    assert not missing
+    parts = [n for n in module.__all__ if not isinstance(getattr(module, n), types.ModuleType)]
+    assert not [part for part in parts if f"{name}.{part}" not in documented]
 
 
 def test_code_blocks_are_found_with_their_place_and_output() -> None:

@@ -44,7 +44,7 @@ def within(name: str, package: str) -> bool:
 def loaded(name: str, trees: dict[str, ast.Module]) -> set[str]:
     """The modules of the package that importing a dotted name runs.
 
-    `etpc/__init__.py` always runs and imports everything, so it counts only where the name is its own.
+    `etpc/__init__.py` always runs and names everything, so it counts only where the name is its own.
     """
     parts = name.split(".")
     prefixes = [".".join(parts[:end]) for end in range(2, len(parts) + 1)]

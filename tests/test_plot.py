@@ -10,7 +10,7 @@ import pytest
 
 import etpc
 from etpc import nn
-from etpc.verify import Report, Row
+from etpc._verify import Report, Row
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -72,9 +72,9 @@ def test_gradient_agreement_of_one_report():
     program = compiled("d_rtrl")
     found = report(
         program,
-        Row(".a", 0.9, 0.3, 1.0, "approximate", None),
-        Row(".b", 1.0, 1e-12, 1.0, "exact", True),
-        Row(".c", 1.0, 0.0, 1.0, "exact", True),
+        Row(".a", 0.9, 0.3, 1.0, 1.0, "approximate", None),
+        Row(".b", 1.0, 1e-12, 1.0, 1.0, "exact", True),
+        Row(".c", 1.0, 0.0, 1.0, 1.0, "exact", True),
     )
     figure = plot.gradient_agreement(found)
     errors, cosines = figure.axes
@@ -89,7 +89,7 @@ def test_gradient_agreement_of_several_reports():
     loss = lambda y, target: jnp.sum((y - target) ** 2)
     online = etpc.verify(MODEL, XS, jnp.ones((20, 3, 2)), loss, batch_size=3)
     assert online.ok
-    other = (Row(row.path, 0.5, 0.7, 1.0, "approximate", None) for row in online.rows)
+    other = (Row(row.path, 0.5, 0.7, 1.0, 1.0, "approximate", None) for row in online.rows)
     reports = {"online": online, "other": report(online.program, *other)}
     figure, given = plt.subplots(2, 1)
     assert plot.gradient_agreement(reports, axes=given) is figure
@@ -106,7 +106,9 @@ def test_gradient_agreement_of_several_reports():
 
 def test_reports_that_cannot_be_compared():
     program = compiled("d_rtrl")
-    a, b = (report(program, Row(path, 1.0, 0.1, 1.0, "approximate", None)) for path in (".a", ".b"))
+    a, b = (
+        report(program, Row(path, 1.0, 0.1, 1.0, 1.0, "approximate", None)) for path in (".a", ".b")
+    )
     with pytest.raises(etpc.InputError, match=r"'\.a', '\.b'"):
         plot.gradient_agreement({"a": a, "b": b})
     with pytest.raises(etpc.InputError, match="0 reports"):

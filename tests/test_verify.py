@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import etpc
+from etpc._verify import Report, compare_one
 from etpc.algorithms import Algorithm, Decay
-from etpc.verify import Report, compare_one
 
 T, I, O = 24, 3, 4
 """Longer than the default window."""

@@ -65,6 +65,13 @@ class Split:
     assumed: frozenset[Variable]
     """Arrays of the model whose values the kinds rely on."""
 
+    def __str__(self) -> str:
+        weights = [f"{op.path} = {op.weight!r}" for op in self.ops]
+        lines = ["once for a call", *(f"  {equation!r}" for equation in self.prefix)]
+        lines += ["effective weights: " + ", ".join(weights)]
+        lines += ["at each step", *(f"  {equation!r}" for equation in self.body)]
+        return "\n".join(lines)
+
 
 def split(step: Step) -> Split:
     """Find the weight operations of a step."""

@@ -4,8 +4,8 @@ import ast
 import dataclasses
 from typing import Any
 
+from .._compare import TBPTT
 from ..algorithms import Algorithm, registered
-from ..compare import TBPTT
 from ._errors import CommandError
 from ._find import near
 

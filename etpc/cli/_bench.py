@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._compare import TBPTT, TOTAL, short_name
+from .._verify import _bptt, compare_one, flat_gradients, full_state
 from ..algorithms import Algorithm
-from ..compare import TBPTT, TOTAL, short_name
 from ..run import Program
-from ..verify import _bptt, compare_one, flat_gradients, full_state
 from ._task import Data, Task
 
 

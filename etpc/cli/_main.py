@@ -14,15 +14,16 @@ from typing import Any
 import jax
 
 from .. import __version__
+from .._compare import TBPTT, Result, compare
 from .._errors import EtpcError
+from .._verify import Row
 from ..algorithms import Algorithm
-from ..compare import TBPTT, Result, compare
 from ..run import Program
 from ..run._describe import table
-from ..verify import Row
 from ._algorithm import FORM, parse
 from ._bench import Timing, bench
 from ._errors import CommandError, described, is_of_user
+from ._show import show
 from ._task import BATCH, STEPS, Data, load_task, make_data
 
 OK, FAILED, MISTAKE, UNFORESEEN = range(4)
@@ -64,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"etpc {arguments.command}: error: {described(error)}", file=sys.stderr)
         return MISTAKE
-    print(json.dumps(_plain(answer.record), indent=2) if arguments.json else answer.text)
+    if arguments.json:
+        print(json.dumps(_plain(answer.record), indent=2))
+    else:
+        show(answer.text)
     return OK if answer.ok else FAILED
 
 

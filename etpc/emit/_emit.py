@@ -72,6 +72,21 @@ class Window:
         """Traces of a stream that begins, [B, ...]."""
         return [empty_trace(p, batch) for p in self.plan.carried]
 
+    def __str__(self) -> str:
+        plan, split = self.plan, self.plan.analysis.split
+        products = f"{plan.colours.count} vector-Jacobian products"
+        lines = [
+            f"window of {plan.window} steps for {plan.algorithm}",
+            f"  prefix: {len(split.prefix)} equations, once for a call",
+            f"  run, learn: {len(split.body)} equations and {products}, at each step",
+            "  traces of one example",
+        ]
+        traces = jax.eval_shape(lambda: self.fresh_traces(1))
+        for p, trace in zip(plan.carried, traces, strict=True):
+            shapes = [f"{a.dtype.name}{list(a.shape[1:])}" for a in jax.tree.leaves(trace)]
+            lines.append(f"    {p.path}: {' + '.join(shapes)}")
+        return "\n".join(lines)
+
 
 def emit(plan: Plan) -> Window:
     """Emit the functions of a plan."""

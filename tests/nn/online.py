@@ -7,7 +7,7 @@ import jaxtyping
 import numpy as np
 
 import etpc
-from etpc.verify import Report
+from etpc._verify import Report
 
 KEY = jax.random.key(0)
 

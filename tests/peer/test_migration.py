@@ -14,6 +14,6 @@ pytestmark = [
 ]
 
 
-def test_the_page_runs_with_braintrace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_runs_with_braintrace() -> None:
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        run_page(ROOT / "docs/migration.md", monkeypatch, "python|py")
+        run_page(ROOT / "docs/migration.md", "python|py")

@@ -219,7 +219,7 @@ def verify(
     - `tolerance`: the largest relative error that counts as exact; by default 1e-9 in float64 and
         1e-3 in float32.
 
-    **Returns** a [`Report`][etpc.verify.Report]: `print` shows the table, `.ok` is the verdict.
+    **Returns** a [`Report`][etpc.Report]: `print` shows the table, `.ok` is the verdict.
     It is not ok where a claim of exactness does not hold, and where the comparison says nothing
     because a gradient is zero or no neuron of a layer spikes.
     """

@@ -9,10 +9,7 @@ import numpy as np
 from jax import Array
 
 from ._errors import InputError
-from .algorithms import Algorithm, resolve
-from .run import Program, compile
-from .run._describe import table
-from .verify import (
+from ._verify import (
     HELD,
     Row,
     StepFunction,
@@ -28,6 +25,9 @@ from .verify import (
     one_step,
     verdict,
 )
+from .algorithms import Algorithm, resolve
+from .run import Program, compile
+from .run._describe import table
 
 TOTAL = "(all)"
 """In the place of a path, in the row of all parameters together."""
@@ -60,7 +60,7 @@ class TBPTT:
 class Result:
     """One algorithm of a comparison.
 
-    - `rows`: a [`Row`][etpc.verify.Row] for each parameter.
+    - `rows`: a [`Row`][etpc.Row] for each parameter.
     - `total`: that of all parameters as one vector, so of the update that an optimiser sees; large
         gradients count for more in it.
     - `carry_bytes`: what is passed on from window to window, for the whole batch: the hidden state,
@@ -142,7 +142,7 @@ def compare(
 
     BPTT is computed once. `ES_D_RTRL("auto")` measures ranks on the first example of `xs`.
 
-    **Returns** a [`Comparison`][etpc.compare.Comparison]: `print` shows the table, `.results` holds
+    **Returns** a [`Comparison`][etpc.Comparison]: `print` shows the table, `.results` holds
     it as data, `.ok` is the verdict, as for a report of [`etpc.verify`][]. What is not claimed to be
     exact cannot fail.
 

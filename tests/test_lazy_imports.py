@@ -1,0 +1,75 @@
+"""`import etpc` takes hardly longer than `import jax, equinox`, and everything is there all the same."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import etpc
+
+SOURCE = Path(etpc.__file__)
+
+# What is slow to import, or installed by an extra.
+LATER = (
+    *("scipy", "networkx", "jax.experimental.sparse", "argparse", "rich", "matplotlib", "optax"),
+    *("saiunit", "brainunit", "braintrace", "tqdm", "sklearn"),
+)
+
+
+def new_modules(code: str) -> set[str]:
+    """What code imports in a new process, beyond JAX and Equinox."""
+    script = (
+        "import sys, jax, equinox\nbefore = set(sys.modules)\n"
+        f"{code}\nprint(*set(sys.modules) - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=SOURCE.parents[1],
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_imports_little() -> None:
+    found = new_modules("import etpc")
+    assert {"etpc", "etpc._errors", "etpc._jax"} == {m for m in found if m.split(".")[0] == "etpc"}
+    assert not [m for m in found if m.startswith(LATER)]
+
+
+def test_layers_do_not_import_the_compiler() -> None:
+    found = new_modules("import etpc.nn")
+    assert "etpc.nn" in found
+    assert not [m for m in found if m.startswith(("networkx", "etpc.run", "etpc.plan", "etpc.cli"))]
+
+
+def test_compiling_imports_no_extra() -> None:
+    found = new_modules("import etpc; etpc.compile; etpc.verify; etpc.compare; etpc.draw; etpc.nn")
+    assert {"scipy", "networkx", "etpc.run", "etpc.draw"} <= found  # the control of the test
+    extras = ("rich", "matplotlib", "optax", "saiunit", "braintrace", "tqdm", "sklearn", "etpc.cli")
+    assert not [m for m in found if m.startswith(extras)]
+
+
+def test_every_name_is_what_type_checkers_see() -> None:
+    """The imports under `TYPE_CHECKING` and the names that are imported late are the same."""
+    tree = ast.parse(SOURCE.read_text())
+    block = next(n for n in tree.body if isinstance(n, ast.If))
+    seen = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            home = f"etpc.{node.module}" if node.module else f"etpc.{alias.name}"
+            module = importlib.import_module(home)
+            seen[alias.name] = getattr(module, alias.name) if node.module else module
+    assert {name: getattr(etpc, name) for name in etpc._PLACES} == seen
+    assert {*etpc.__all__} <= {*dir(etpc)}
+    assert all(hasattr(etpc, name) for name in etpc.__all__)
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'etpc' has no attribute 'compil'"):
+        _ = etpc.compil  # pyright: ignore[reportAttributeAccessIssue]
