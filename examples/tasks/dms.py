@@ -4,8 +4,8 @@ One of four stimuli is shown, as spikes of the inputs that prefer it; after a de
 that is shown the network says whether it is the same. Generalised integrate-and-fire neurons hold the
 first one: each of their spikes sets off a slow current.
 
-Source: the task and the neurons of Wang et al., Nature Communications, 2026, with steps of 10 ms. Scaled:
-64 neurons in place of hundreds, 4 directions in place of 8, a delay of 400 ms in place of a second.
+Source: the task and the neurons of Wang et al., Nature Communications, 2026, scaled to 64 neurons, steps of
+10 ms, four stimuli and a delay of 400 ms.
 """
 
 from typing import Any, NamedTuple

@@ -6,8 +6,8 @@ fires at random throughout. Half of the neurons have a threshold that adapts slo
 the cues can be kept.
 
 Source: Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking neurons",
-Nature Communications 11, 2020, the task of figure 4, with LIF and ALIF neurons. Scaled: steps of 5 ms
-in place of 1 ms, cues of 20 ms, a delay of 240 ms, and 32 + 32 neurons in place of 50 + 50.
+Nature Communications 11, 2020, with LIF and ALIF neurons, scaled to steps of 5 ms, cues of 20 ms, a delay
+of 240 ms and 32 + 32 neurons.
 """
 
 from typing import Any, NamedTuple
