@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import ops as ops
     from . import plan as plan
+    from . import plot as plot
     from . import surrogate as surrogate
     from . import trace as trace
+    from . import units as units
     from ._compare import TBPTT, Comparison, Result, compare
     from ._verify import Report, Row, bptt, verify
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     )
 else:
     _NAMES = {
-        "": "algorithms analyse draw emit nn ops plan surrogate trace",
+        "": "algorithms analyse draw emit nn ops plan plot surrogate trace units",
         "_compare": "TBPTT Comparison Result compare",
         "_verify": "Report Row bptt verify",
         "algorithms": "D_RTRL ES_D_RTRL RTRL Auto SnAp",

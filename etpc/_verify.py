@@ -13,6 +13,7 @@ from jax import Array
 from ._errors import InputError
 from ._jax import Equation, evaluate, is_step_function
 from .algorithms import Algorithm
+from .plan import UNMARKED
 from .run import Program, compile
 from .run._describe import table
 from .trace import Leaves, repeat
@@ -170,6 +171,8 @@ class Report:
     """What makes the comparison say less than it seems to: zero gradients, silent neurons."""
     tolerance: float
     loss: float
+    remarks: tuple[str, ...] = ()
+    """What a reader may want to change; no doubts of the verdict."""
 
     @property
     def vacuous(self) -> bool:
@@ -189,6 +192,7 @@ class Report:
         ]
         head = f"{self.program.algorithm} against BPTT (loss {self.loss:.6g})"
         lines = [head, "", *table(columns, rows), ""]
+        lines += [f"remark: {text}" for text in self.remarks]
         lines += verdict(self.ok, self.notes, self.tolerance)
         return "\n".join(lines)
 
@@ -233,7 +237,8 @@ def verify(
         tolerance = default_tolerance(program)
     rows = compare_all(program, online, reference, tolerance)
     notes = doubts(program, model, xs, carry, rows)
-    return Report(program, rows, notes, tolerance, float(loss))
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    return Report(program, rows, notes, tolerance, float(loss), _remarks(program, steps))
 
 
 def default_tolerance(program: Program) -> float:
@@ -303,6 +308,23 @@ def compare_one(path: str, got: np.ndarray, want: np.ndarray, claim: str, tolera
         shows_nothing = claim == "exact" and size == 0
         held = error <= tolerance if norm else (None if shows_nothing else size == 0)
     return Row(path, cosine, error, ratio, norm, claim, held)
+
+
+def _remarks(program: Program, steps: int) -> tuple[str, ...]:
+    """What a reader may want to change."""
+    plan, found = program.plan, []
+    if steps <= plan.window and plan.traced:
+        found.append(
+            f"{steps} steps fit into one window ({plan.window}), so that no trace was read; take "
+            "more, or a smaller `window=`"
+        )
+    unmarked = dict.fromkeys(p.path for p in plan.ops if p.reason == UNMARKED)
+    if unmarked:
+        found.append(
+            f"{', '.join(unmarked)}: not marked, as other weights are, and so without a trace; pass "
+            'weights="all" to give it one'
+        )
+    return tuple(found)
 
 
 def doubts(

@@ -175,7 +175,10 @@ class ES_D_RTRL(Algorithm):
                 "a decay pass a float in (0, 1]."
             )
         if isinstance(value, float) and not (math.isfinite(value) and 0 < value <= 1):
-            raise AlgorithmError(f"A decay must lie in (0, 1], and decay_or_rank is {value}.")
+            raise AlgorithmError(
+                f"A decay must lie in (0, 1], and decay_or_rank is {value}. For a rank pass an int, "
+                "such as ES_D_RTRL(2)."
+            )
 
     def trace_form(self, kind: Kind) -> TraceForm:
         if kind.data is None:
@@ -272,7 +275,10 @@ def resolve(algo: Algorithm | str) -> Algorithm:
     if isinstance(algo, str):
         if algo not in _NAMES:
             known = ", ".join(repr(name) for name in _NAMES)
-            raise AlgorithmError(f"There is no algorithm {algo!r}. Known names: {known}.")
+            raise AlgorithmError(
+                f"There is no algorithm {algo!r}. Known names: {known}. A name has no settings: "
+                "pass an algorithm for those, such as etpc.ES_D_RTRL(0.9)."
+            )
         return _NAMES[algo]()
     hint = " Call it: D_RTRL()." if isinstance(algo, type) and issubclass(algo, Algorithm) else ""
     raise InputTypeError(f"algo must be an algorithm or its name, not {algo!r}.{hint}")

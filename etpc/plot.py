@@ -253,11 +253,18 @@ def _temporary(lowered: Any) -> int:
 
 def _find(program: Program, op: int | str) -> OpPlan:
     paths = [p.path for p in program.ops]
-    if isinstance(op, str) and op in paths:
-        op = paths.index(op)
+    names = program.plan.analysis.step.model_leaves.paths
+    if isinstance(op, str):
+        wanted = op
+        found = [
+            n
+            for n, p in enumerate(program.ops)
+            if wanted == p.path or wanted in (names[i] for i in p.op.parameters)
+        ]
+        op = found[0] if found else op
     if isinstance(op, str) or not 0 <= op < len(paths):
         raise SelectionError(
-            f"The program has no traced operation {op!r}. It has {len(paths)}: {', '.join(paths)}."
+            f"The program has no traced operation {op!r}. It has {len(paths)}: {'; '.join(paths)}."
         )
     return program.ops[op]
 

@@ -228,7 +228,7 @@ INPUTS = {
     ),
     "batch size": (
         lambda: run(jnp.zeros((4, 6, 2)), batch=5),
-        r"Input x has batch size 6, and the carry has 5.*init\(batch_size=6\)",
+        r"a batch of 6; the carry has 5.*init\(batch_size=6\)",
     ),
     "dtype": (
         lambda: run(jnp.zeros((4, 2), complex)),

@@ -94,8 +94,8 @@ def test_only_marked_weights_get_traces_by_default():
     traced, untraced = paths()
     assert traced == {".win"}
     assert set(untraced) == {".rec", ".bias", ".out"}
-    assert "not selected" in untraced[".rec"]
-    assert "not selected" in untraced[".bias"]
+    assert "not marked" in untraced[".rec"]
+    assert "not marked" in untraced[".bias"]
     # Marked, but no state follows it.
     assert "reaches no hidden state" in untraced[".out"]
 
@@ -111,7 +111,9 @@ def test_all():
 
 
 def test_marked():
-    assert paths("marked") == paths(None)
+    (traced, untraced), (chosen, rest) = paths("marked"), paths(None)
+    assert (traced, set(untraced)) == (chosen, set(rest))
+    assert "not selected" in untraced[".rec"]
     with pytest.raises(etpc.SelectionError, match=r"selects nothing.*etpc\.mark.*\"all\""):
         paths("marked", marks=False)
 

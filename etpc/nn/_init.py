@@ -240,8 +240,14 @@ def used(value: Parameter, shape: tuple[int, ...]) -> Parameter:
 
 def check_shape(layer: str, name: str, array: Array, shape: tuple[int, ...]) -> None:
     if jnp.shape(array) != shape:
+        if jnp.ndim(array) > len(shape):
+            advice = (
+                "This is because a layer takes one time step of one example. Use `jax.vmap` for a "
+                "batch and `jax.lax.scan` for time."
+            )
+        else:
+            advice = "Make the sizes of the layers, of the input and of the state agree."
         raise InputError(
             f"{layer} was called with {name} of shape {jnp.shape(array)} where {shape} is needed. "
-            "This is because a layer takes one time step of one example. Use `jax.vmap` for a batch "
-            "and `jax.lax.scan` for time."
+            f"{advice}"
         )

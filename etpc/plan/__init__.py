@@ -3,10 +3,11 @@
 from ._blocks import Colouring, Layout
 from ._choose import Choice, Costs, choose
 from ._pairs import Pairs
-from ._plan import DEFAULT_MEMORY, Group, OpPlan, Plan, plan, selected
+from ._plan import DEFAULT_MEMORY, UNMARKED, Group, OpPlan, Plan, plan, selected
 
 __all__ = [
     "DEFAULT_MEMORY",
+    "UNMARKED",
     "Choice",
     "Colouring",
     "Costs",

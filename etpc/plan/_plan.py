@@ -157,7 +157,8 @@ def plan(
         UnsupportedError,
     )
     chosen = selected(analysis, weights)
-    ops = [_describe(analysis, op, algorithm, chosen, choice) for op in analysis.ops]
+    unchosen = UNMARKED if weights is None else _UNSELECTED
+    ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
     ops = _share(ops, analysis)
     _check_memory(ops, memory, batch_size)
     with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
@@ -214,12 +215,20 @@ def _entries(kind: Kind) -> Any:
     return kind.shape if isinstance(kind, Direct) else None
 
 
+_UNSELECTED = "it was not selected; it gets the gradient of the current step"
+UNMARKED = (
+    "it is not marked and other weights are, as those of etpc.nn; it gets the gradient of the "
+    'current step. Pass weights="all" to give it a trace'
+)
+
+
 def _describe(
     analysis: Analysis,
     op: WeightOp,
     algorithm: Algorithm,
     chosen: set[int],
     choice: Choice | None,
+    unchosen: str,
 ) -> OpPlan:
     """What the program does with an operation, without the tables."""
     reach = analysis.reach[op.number]
@@ -231,7 +240,7 @@ def _describe(
             "nothing": "it reaches neither a hidden state nor an output",
         }[reach.role]
     elif op.number not in chosen:
-        reason = "it was not selected; it gets the gradient of the current step"
+        reason = unchosen
     elif not reach.block.nnz:
         reason = (
             "its output enters hidden states through other weights alone; it gets the "
@@ -335,4 +344,4 @@ def _groups(ops: list[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-__all__ = ["Group", "OpPlan", "Plan", "plan"]
+__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "plan"]

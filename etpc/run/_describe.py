@@ -85,7 +85,7 @@ def shape_text(p: OpPlan) -> str:
 def escapes(plan: Plan) -> list[str]:
     """Each escape path once, with the weights that it concerns."""
     found: dict[str, list[str]] = {}
-    for p in plan.ops:
+    for p in plan.traced:
         for text in p.escapes:
             found.setdefault(text, []).append(p.path)
     return [f"{text}  (of {', '.join(dict.fromkeys(paths))})" for text, paths in found.items()]

@@ -493,6 +493,12 @@ class Program:
         if given.treedef != expected.treedef or given.places != expected.places:
             ours, theirs = set(expected.paths), set(given.paths)
             missing, extra = sorted(ours - theirs), sorted(theirs - ours)
+            leaves = dict(zip(given.paths, given.split(model), strict=True))
+            if extra and not missing and all(isinstance(leaves[p], Tracer) for p in extra):
+                raise InputError(
+                    f"The model's numbers {', '.join(extra)} came in as arrays. This is because "
+                    "`jax.jit` makes arrays of all leaves of its arguments. Use `eqx.filter_jit`."
+                )
             detail = f" Missing: {', '.join(missing)}." if missing else ""
             detail += f" Not in the compiled one: {', '.join(extra)}." if extra else ""
             raise InputError(
@@ -573,6 +579,7 @@ class Program:
                 problems.append(
                     f"Input {path} has shape {list(shape)}, and should be {axes} + "
                     f"{list(aval.shape)}: the carry has {'a' if carry.batched else 'no'} batch axis."
+                    f"{_advice(shape, aval.shape, carry.batched)}"
                 )
             elif not _castable(value.dtype, aval.dtype):
                 problems.append(
@@ -582,8 +589,11 @@ class Program:
                 leads.add(shape[:lead])
                 if batch is not None and shape[1] != batch:
                     problems.append(
-                        f"Input {path} has batch size {shape[1]}, and the carry has {batch}. "
-                        f"Make the carry by `init(batch_size={shape[1]})`."
+                        f"Input {path} has shape {list(shape)}, read as {axes} + "
+                        f"{list(aval.shape)}, a batch of {shape[1]}; the carry has {batch}. Where "
+                        "the batch is the first axis of your data, swap it with time, as in "
+                        "`xs.swapaxes(0, 1)`, in the targets too. Else make the carry by "
+                        f"`init(batch_size={shape[1]})`."
                     )
             values.append(value)
         if len(leads) > 1:
@@ -605,6 +615,15 @@ def _castable(given: Any, wanted: Any) -> bool:
     order = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
     rank = [next(i for i, k in enumerate(order) if jnp.issubdtype(d, k)) for d in (given, wanted)]
     return rank[0] <= rank[1]
+
+
+def _advice(shape: tuple[int, ...], one: tuple[int, ...], batched: bool) -> str:
+    """What to do about an input whose leading axes are not those of the carry."""
+    if not batched and len(shape) == 2 + len(one) and shape[2:] == one:
+        return f" Make the carry by `init(batch_size={shape[1]})`."
+    if batched and len(shape) == 1 + len(one) and shape[1:] == one:
+        return " Make the carry by `init()` for one example without a batch axis."
+    return ""
 
 
 def checked_reset(where: Any, shapes: list[tuple[int, ...]], axes: list[str]) -> Array:

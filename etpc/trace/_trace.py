@@ -77,7 +77,8 @@ def trace(
         if make is None:
             raise ModelError(
                 f"There is no initial state: a {type(model).__name__} has no `init_state()` and "
-                "`state=` was not given. Pass `state=` with the hidden state of one example."
+                "`state=` was not given. Pass `state=` with the hidden state of one example, and "
+                "`step=` where it is not called as `model(x, state) -> (y, new_state)`."
             )
         state = make()
     model_leaves = Leaves.of(model, "model")
@@ -99,13 +100,25 @@ def trace(
             arrays[counts[0] : counts[0] + counts[1]],
             arrays[counts[0] + counts[1] :],
         )
-        result = call(
-            model_leaves.join(parameters), input_leaves.join(xs), state_leaves.join(hidden)
-        )
+        try:
+            result = call(
+                model_leaves.join(parameters), input_leaves.join(xs), state_leaves.join(hidden)
+            )
+        except Exception as error:
+            given, now = (
+                ", ".join(map(_aval, leaves.avals)) for leaves in (input_leaves, state_leaves)
+            )
+            error.add_note(
+                f"etpc called the model with x {given} and state {now}: one step of one example, "
+                "without axes for time and batch. Where these shapes are not meant, mend `inputs=` "
+                "and `state=`, or pass `batch_size=` to what takes whole sequences."
+            )
+            raise
         if not (isinstance(result, tuple) and len(result) == 2):
             raise ModelError(
                 f"One step must return a pair `(y, new_state)`, and returned "
-                f"{_describe(result)}. Return both, or pass `step=` that does."
+                f"{_describe(result)}. Return both, or pass `step=` that does; for a model that "
+                "returns the new state alone, one that gives it twice."
             )
         y, new_state = result
         output_leaves = Leaves.of(y, "y", numbers=True)
@@ -154,6 +167,8 @@ def _is_connection(leaf: Any) -> bool:
 def _describe(result: Any) -> str:
     if isinstance(result, tuple):
         return f"a tuple of {len(result)}"
+    if isinstance(result, jax.Array):
+        return f"one array {result.dtype}{list(result.shape)}"
     return f"a {type(result).__name__}"
 
 
@@ -177,8 +192,9 @@ def _check_new_state(old: Leaves, new: Leaves) -> None:
     problems = []
     for path, before, after in zip(old.paths, old.avals, new.avals, strict=True):
         if before.shape != after.shape or before.dtype != after.dtype:
+            where = "the state" if path == "state" else f"state {path}"
             problems.append(
-                f"The step changes state {path} from {_aval(before)} to {_aval(after)}. {remedy}"
+                f"The step changes {where} from {_aval(before)} to {_aval(after)}. {remedy}"
             )
     for path, here, there in zip(old.static, old.static, new.static, strict=True):
         if here is not there and here != there:

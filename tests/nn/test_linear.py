@@ -116,10 +116,14 @@ def test_initialiser_that_returns_something_else(name: str, init) -> None:
         nn.Linear(3, 2, key=KEY, **{name: init})
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (5, 3)])
-def test_input_that_does_not_fit(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("shape", "advice"), [((), "sizes"), ((4,), "sizes"), ((5, 3), r"vmap")])
+def test_input_that_does_not_fit(
+    shape: tuple[int, ...], advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
-    with pytest.raises(ValueError, match=r"Linear was called with x of shape .* \(3,\) .*vmap"):
+    with pytest.raises(
+        ValueError, match=rf"Linear was called with x of shape .* \(3,\) .*{advice}"
+    ):
         nn.Linear(3, 2, key=KEY)(jnp.ones(shape))
 
 

@@ -286,7 +286,7 @@ def test_arguments_of_another_type(
 def test_input_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
     lif = nn.LIF(2)
-    with pytest.raises(ValueError, match=r"LIF .* current of shape \(1,\) where \(2,\) .*vmap"):
+    with pytest.raises(ValueError, match=r"LIF .* current of shape \(1,\) where \(2,\) .*sizes"):
         lif(jnp.ones(1), jnp.ones(2))
     with pytest.raises(ValueError, match=r"LIF was called with V of shape \(3, 2\)"):
         lif(jnp.ones(2), jnp.ones((3, 2)))

@@ -243,4 +243,4 @@ def test_marked(mark):
     check(model, normal(2), H, exact=True)
     program = etpc.compile(model, inputs=jnp.zeros(2), state=H)
     assert [op.path for op in program.ops] == [".op.weight"]
-    assert "not selected" in program.untraced[".op.bias"]
+    assert "not marked" in program.untraced[".op.bias"]
