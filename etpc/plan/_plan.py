@@ -197,7 +197,8 @@ def _share(ops: list[OpPlan], analysis: Analysis) -> list[OpPlan]:
         if isinstance(p.form, Full) and entries is not None:
             block = analysis.reach[p.op.number].block
             where = (block.indptr.tobytes(), block.indices.tobytes())
-            owner = owners.setdefault((p.op.weight, entries, where, p.closed), p.op.number)
+            same = (p.op.weight, entries, where, p.closed, p.dtype)
+            owner = owners.setdefault(same, p.op.number)
             p = p if owner == p.op.number else dataclasses.replace(p, shares=owner)
         shared.append(p)
     return shared
