@@ -74,11 +74,10 @@ class Window:
 
     def __str__(self) -> str:
         plan, split = self.plan, self.plan.analysis.split
-        products = f"{plan.colours.count} vector-Jacobian products"
         lines = [
             f"window of {plan.window} steps for {plan.algorithm}",
             f"  prefix: {len(split.prefix)} equations, once for a call",
-            f"  run, learn: {len(split.body)} equations and {products}, at each step",
+            f"  run, learn: {len(split.body)} equations and {plan.colours}, at each step",
             "  traces of one example",
         ]
         traces = jax.eval_shape(lambda: self.fresh_traces(1))

@@ -60,6 +60,11 @@ class Colouring:
     """The operations whose `F` is read by columns instead, by number: a parameter that many states
     share is one column, and a row for each of them."""
 
+    def __str__(self) -> str:
+        columns = sum(columns.count for columns in self.columns.values())
+        more = f" and {columns} Jacobian-vector products" if columns else ""
+        return f"{self.count} vector-Jacobian products{more}"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:

@@ -104,10 +104,7 @@ class Plan:
         return tuple(p for p in self.traced if p.shares is None)
 
     def __str__(self) -> str:
-        columns = sum(columns.count for columns in self.colours.columns.values())
-        more = f" and {columns} Jacobian-vector products" if columns else ""
-        count = self.colours.count
-        rows = [f"plan for {self.algorithm}: {count} vector-Jacobian products{more} a step"]
+        rows = [f"plan for {self.algorithm}: {self.colours} a step"]
         for p in self.ops:
             what = f"trace {p.trace_shape}" if p.form is not None else f"no trace: {p.reason}"
             rows.append(f"  {p.path} {p.kind}: {what}")
