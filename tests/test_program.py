@@ -411,3 +411,23 @@ def test_a_weight_without_inputs(algo):
     _, grads = run(model, xs, jnp.zeros(6), program.init())
     assert grads["none"].shape == (5, 0)
     assert jnp.abs(grads["w"]).min() > 0
+
+
+def test_a_carry_that_is_donated_is_a_copy():
+    """Of the state that was given, which may hold an array twice, and a key."""
+    zero, key = jnp.zeros(2), jax.random.key(0)
+
+    def step(w, x, state):
+        a, b, key = state
+        a = 0.5 * a + w * x
+        return a + b, (a, 0.5 * b, key)
+
+    program = etpc.compile(jnp.ones(2), inputs=zero, state=(zero, zero, key), step=step)
+    run = program.value_and_grad(lambda y, t: jnp.sum((y - t) ** 2))
+    donating = jax.jit(lambda w, xs, carry: run(w, xs, xs, carry), donate_argnums=2)
+    xs = jnp.arange(6.0).reshape(3, 2)
+    for _ in range(2):
+        (loss, _), grads = donating(jnp.ones(2), xs, program.init())
+    (expected, _), expected_grads = run(jnp.ones(2), xs, xs, program.init())
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    np.testing.assert_allclose(grads, expected_grads, rtol=1e-12)

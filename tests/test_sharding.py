@@ -37,22 +37,24 @@ mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,))
 on = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
 keys = jax.random.split(jax.random.key(0), 4)
 model = {
-    "rec": 0.3 * jax.random.normal(keys[0], (6, 6)),
-    "win": jax.random.normal(keys[1], (6, 5)),
-    "tau": jnp.linspace(0.5, 0.9, 6),
+    "rec": 0.2 * jax.random.normal(keys[0], (20, 20)),
+    "win": jax.random.normal(keys[1], (20, 5)),
+    "tau": jnp.linspace(0.5, 0.9, 20),
+    "gain": jnp.array([0.7, 1.3]),
 }
 xs, targets = jax.random.normal(keys[2], (6, 16, 5)), jnp.zeros((6, 16))
 
 
 def step(m, x, h):
-    h = jnp.tanh(m["tau"] * h + m["rec"] @ h + m["win"] @ x)
+    fed = m["gain"][:, None] * (m["win"] @ x).reshape(2, 10)  # ten units share a gain
+    h = jnp.tanh(m["tau"] * h + m["rec"] @ h + fed.reshape(20))
     return h, h
 
 
 whole = [etpc.D_RTRL(window=2), etpc.D_RTRL(window=3, in_window="exact")]
 others = [etpc.ES_D_RTRL(0.9, window=2), etpc.ES_D_RTRL(2, window=2), etpc.SnAp(1, window=2)]
 for algo in whole if "pieces" in sys.argv else whole + others:
-    program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(6), step=step)
+    program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(20), step=step)
     run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum())
     fresh = program.init(16)
     (alone, after), grads_alone = run(model, xs, targets, fresh)

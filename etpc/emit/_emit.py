@@ -74,11 +74,10 @@ class Window:
 
     def __str__(self) -> str:
         plan, split = self.plan, self.plan.analysis.split
-        products = f"{plan.colours.count} vector-Jacobian products"
         lines = [
             f"window of {plan.window} steps for {plan.algorithm}",
             f"  prefix: {len(split.prefix)} equations, once for a call",
-            f"  run, learn: {len(split.body)} equations and {products}, at each step",
+            f"  run, learn: {len(split.body)} equations and {plan.colours}, at each step",
             "  traces of one example",
         ]
         traces = jax.eval_shape(lambda: self.fresh_traces(1))
@@ -299,12 +298,12 @@ class _Emitter:
 
         `pull` takes cotangents of the new states to that of the operation.
         """
-        columns = self.plan.colours.columns[p.op.number]
-        seeds = columns.colour[None, :] == np.arange(columns.count)[:, None]
+        given = self.plan.colours.columns[p.op.number]
+        seeds = given.colour[None, :] == np.arange(given.count)[:, None]
         (zero,) = self._deltas(parts, [p])
         seeds = jnp.asarray(seeds, zero.dtype).reshape(-1, 1, 1, *zero.shape[2:]) + zero[None]
         push = jax.linear_transpose(pull, parts)
-        if columns.count == 1:
+        if given.count == 1:
             return [j[None] for j in push(seeds[0])[0]]
         return jax.vmap(lambda seed: push(seed)[0])(seeds)
 
@@ -460,18 +459,14 @@ class _Emitter:
 
     def _into_op(self, immediate: Arrays, signal: Arrays, p: OpPlan) -> Array:
         """`F^T` on a signal."""
-        columns = self.plan.colours.columns.get(p.op.number)
-        if columns is not None:
+        by_columns = self.plan.colours.columns.get(p.op.number)
+        if by_columns is not None:
             parts = [j * s[:, :, None] for j, s in zip(immediate, signal, strict=True)]
-            if columns.colour.size == 1:
+            if by_columns.colour.size == 1:
                 return sum((part.sum((2, 3)) for part in parts[1:]), parts[0].sum((2, 3)))[
                     ..., None
                 ]
-            flat, owner = jnp.concatenate(parts, -1), columns.owner
-            if owner.mask is not None:
-                flat = jnp.where(jnp.asarray(owner.mask), flat, 0)
-            out = jnp.zeros((*flat.shape[:2], columns.colour.size), flat.dtype)
-            return out.at[..., owner.at].add(flat)
+            return take(rows(parts), by_columns.entries).sum(-1)
         (own,) = immediate
         owner = self.plan.colours.immediate[p.op.number]
         if owner.at.shape[-1] == 0:

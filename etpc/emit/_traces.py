@@ -1,8 +1,9 @@
 """How a trace moves through a window, and the gradient that it gives.
 
 Axes: W steps, B examples, G groups, I inputs, m block states, O outputs of one group. A block's
-outputs are flat, G * O, in the tables of the plan. Each form of trace is three functions on the
-factors of a window; a trace is a tuple of arrays with a leading batch axis.
+outputs are flat, G * O, in the tables of the plan. Each form of trace has functions that move it
+by the factors of a window, and one that says what it gives to the gradient; a trace is a tuple of
+arrays with a leading batch axis.
 """
 
 import dataclasses

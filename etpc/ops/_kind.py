@@ -1,6 +1,7 @@
 """What a kind of weight operation is, the form that any operation has, and the registry."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -204,8 +205,7 @@ class Factored:
         # over the weight. The leading axes stay apart, so that a batch may be spread over devices.
         lead, split = x.shape[:-2], self.to_weight.split
         axes = "hijklmnopqrstuvwxyz"[: len(split)]
-        first = _axes_of(split, self.h)
-        second = first + _axes_of(split[first:], self.i)
+        first, second = _cuts(split, (self.h, self.i, self.o))
         h, i, o = axes[:first], axes[first:second], axes[second:]
         x = x.reshape(*lead, *split[:first], self.f, *split[first:second])
         delta = delta.reshape(*lead, *split[:first], self.f, *split[second:])
@@ -217,9 +217,14 @@ class Factored:
         return self.to_weight(entries.reshape(self.h, self.f, self.i, self.o).sum(1))
 
 
-def _axes_of(shape: tuple[int, ...], size: int) -> int:
-    """How many of the first axes hold `size` places."""
-    return next(n for n in range(len(shape) + 1) if math.prod(shape[:n]) == size)
+def _cuts(shape: tuple[int, ...], sizes: tuple[int, int, int]) -> tuple[int, int]:
+    """Where to cut the axes of a shape into three runs that hold so many places each."""
+    places = itertools.combinations_with_replacement(range(len(shape) + 1), 2)
+    return next(
+        (a, b)
+        for a, b in places
+        if (math.prod(shape[:a]), math.prod(shape[a:b]), math.prod(shape[b:])) == sizes
+    )
 
 
 def direct(equation: Equation, operand: int) -> Direct:

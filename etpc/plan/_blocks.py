@@ -36,8 +36,8 @@ class Columns:
     """The colour of each output; int [outputs]."""
     count: int
     """C."""
-    owner: Index
-    """Which output an entry of the compressed `F` [C, S] belongs to."""
+    entries: Index
+    """Where the entries of each output lie in the compressed `F` [C, S]; [outputs, most states]."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +59,11 @@ class Colouring:
     columns: dict[int, Columns]
     """The operations whose `F` is read by columns instead, by number: a parameter that many states
     share is one column, and a row for each of them."""
+
+    def __str__(self) -> str:
+        columns = sum(columns.count for columns in self.columns.values())
+        more = f" and {columns} Jacobian-vector products" if columns else ""
+        return f"{self.count} vector-Jacobian products{more}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,7 +133,9 @@ def _columns(immediate: Pattern) -> Columns:
     turned: Pattern = sp.csr_array(immediate.T)
     colour = _colours(turned, np.zeros(turned.shape[0], np.int64))
     count = int(colour.max(initial=0)) + 1
-    return Columns(colour, count, _owners(turned, colour, count))
+    states = block_rows(turned).T
+    at = colour[:, None] * turned.shape[1] + _fill(states)
+    return Columns(colour, count, Index.of(at, states >= 0))
 
 
 def _colours(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:

@@ -104,10 +104,7 @@ class Plan:
         return tuple(p for p in self.traced if p.shares is None)
 
     def __str__(self) -> str:
-        columns = sum(columns.count for columns in self.colours.columns.values())
-        more = f" and {columns} Jacobian-vector products" if columns else ""
-        count = self.colours.count
-        rows = [f"plan for {self.algorithm}: {count} vector-Jacobian products{more} a step"]
+        rows = [f"plan for {self.algorithm}: {self.colours} a step"]
         for p in self.ops:
             what = f"trace {p.trace_shape}" if p.form is not None else f"no trace: {p.reason}"
             rows.append(f"  {p.path} {p.kind}: {what}")
@@ -198,7 +195,8 @@ def _share(ops: list[OpPlan], analysis: Analysis) -> list[OpPlan]:
         if isinstance(p.form, Full) and entries is not None:
             block = analysis.reach[p.op.number].block
             where = (block.indptr.tobytes(), block.indices.tobytes())
-            owner = owners.setdefault((p.op.weight, entries, where, p.closed), p.op.number)
+            same = (p.op.weight, entries, where, p.closed, p.dtype)
+            owner = owners.setdefault(same, p.op.number)
             p = p if owner == p.op.number else dataclasses.replace(p, shares=owner)
         shared.append(p)
     return shared

@@ -226,7 +226,9 @@ class Program:
         if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
             raise InputError(f"batch_size must be None or an int >= 1, not {batch_size!r}.")
         state = self._initial_state()
-        if batch_size is not None:
+        if batch_size is None:  # whoever donates a carry keeps the arrays it began with
+            state = [jnp.copy(value) for value in state]
+        else:
             state = [repeat(value, batch_size) for value in state]
         traces = self._window.fresh_traces(1 if batch_size is None else batch_size)
         batched = batch_size is not None

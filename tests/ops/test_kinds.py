@@ -93,6 +93,27 @@ def test_contraction(name):
     check(function, w, x, ops.Contraction)
 
 
+EMPTY = {
+    "no inputs": ("ij,ijo->o", (0, 3, 2), (0, 3)),
+    "no groups": ("hgi,hgio->hgo", (0, 3, 4, 2), (0, 3, 4)),
+    "no outputs": ("i,iop->op", (2, 0, 3), (2,)),
+    "no data": ("fi,io->fo", (2, 3), (0, 2)),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_contraction_of_nothing(name):
+    formula, weight, data = EMPTY[name]
+    op, values = found(
+        lambda m, x: jnp.einsum(formula, x, m), jnp.zeros(weight), normal(*data, seed=1)
+    )
+    kind = op.kind
+    assert isinstance(kind, ops.Contraction)
+    credit = normal(1, kind.groups, kind.outputs, seed=2)
+    summed = kind.contract(kind.factor(values)[None], credit)
+    np.testing.assert_array_equal(summed, jnp.zeros(values[op.operand].shape))
+
+
 @st.composite
 def convolutions(draw):
     n = draw(st.integers(1, 3))

@@ -38,6 +38,12 @@ def test_mixed_precision(dtype):
     check(model, inputs, h, exact=True, tolerance=TOLERANCES[dtype])
 
 
+def test_one_matrix_in_products_of_two_precisions():
+    model, inputs, h = dtypes.TwoPrecisions(weights(3, 2)), normal(2), jnp.zeros(3)
+    model, inputs, h = dtypes.cast((model, inputs, h), jnp.float32)
+    check(model, inputs, h, exact=True, tolerance=TOLERANCES[jnp.float32])
+
+
 def test_complex64():
     model = ssm.ComplexLRU(2, 3, 1, jnp.complex64)
     inputs, h = normal(2).astype(jnp.float32), jnp.zeros(3, jnp.complex64)
