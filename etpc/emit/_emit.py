@@ -473,11 +473,13 @@ class _Emitter:
             return jnp.zeros((*own.shape[:2], own.shape[-1]), own.dtype)
         return (own * take(signal, owner)).sum(-2)
 
-    def _product(self, p: OpPlan, *rows: tuple[Array | None, Array]) -> Array:
+    def _product(self, p: OpPlan, *given: tuple[Array | None, Array]) -> Array:
         """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
         kind = p.op.kind
-        delta = _stacked([d.reshape(*d.shape[:2], kind.groups, kind.outputs) for _, d in rows])
-        data = [x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in rows if x is not None]
+        delta = _stacked([d.reshape(*d.shape[:2], kind.groups, kind.outputs) for _, d in given])
+        data = [
+            x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in given if x is not None
+        ]
         if not data:
             return kind.contract(None, delta)
         x = _stacked(data)
@@ -505,9 +507,9 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
     return by_state.at[0].set(jnp.where(where, 0, by_state[0]))
 
 
-def _stacked(rows: Arrays) -> Array:
-    dtype = jnp.result_type(*rows)
-    return rows[0] if len(rows) == 1 else jnp.concatenate([row.astype(dtype) for row in rows])
+def _stacked(arrays: Arrays) -> Array:
+    dtype = jnp.result_type(*arrays)
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate([a.astype(dtype) for a in arrays])
 
 
 def _before(state, news):

@@ -352,7 +352,8 @@ class Program:
         ]
         after = []
         for p, trace in zip(self.plan.carried, traces, strict=True):
-            kept = 3 if isinstance(p.form, LowRank) else len(trace)  # the bound of all gradients
+            # all but the last of a certificate: the bound of all gradients since `init`
+            kept = 3 if isinstance(p.form, LowRank) else len(trace)
             zero = [instead(jnp.zeros((), a.dtype), a) for a in trace[:kept]]
             after.append((*zero, *trace[kept:]))
         return state, after, fresh | where
@@ -360,7 +361,8 @@ class Program:
     def _value_and_grad(
         self, loss_fn, reduction, parameters, xs, targets, carry: Carry, reset=None
     ):
-        """`reset` [T, B] says which examples begin anew at which step; windows are one step then."""
+        """`reset` [T, B], or [T] without a batch axis, says which examples begin anew at which step;
+        windows are one step then."""
         steps = _steps(xs, targets)
         floats = self._step.model_leaves.floats
 
