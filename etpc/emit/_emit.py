@@ -462,10 +462,6 @@ class _Emitter:
         by_columns = self.plan.colours.columns.get(p.op.number)
         if by_columns is not None:
             parts = [j * s[:, :, None] for j, s in zip(immediate, signal, strict=True)]
-            if by_columns.colour.size == 1:
-                return sum((part.sum((2, 3)) for part in parts[1:]), parts[0].sum((2, 3)))[
-                    ..., None
-                ]
             return take(rows(parts), by_columns.entries).sum(-1)
         (own,) = immediate
         owner = self.plan.colours.immediate[p.op.number]

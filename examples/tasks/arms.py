@@ -235,7 +235,7 @@ class Learner:
     """An arm on a task, compiled once for all seeds."""
 
     def __init__(self, task: Task, arm: Arm, chunk: int):
-        self.task, self.arm, self.chunk = task, arm, chunk
+        self.task, self.arm = task, arm
         model = task.make_model(jax.random.key(0))
         weights, self.static = eqx.partition(model, eqx.is_inexact_array)
         level = jnp.asarray(task.curriculum.first if task.curriculum else 0)
