@@ -18,6 +18,7 @@ from ._jax import evaluate, is_step_function
 from ._verify import Report, StepFunction, bptt
 from .algorithms import Algorithm, Decay, Full, resolve
 from .plan import OpPlan
+from .plan._size import trace_shape
 from .run import Program, compile
 from .run._describe import rule
 from .trace._leaves import shape_of
@@ -298,10 +299,11 @@ def _entries(p: OpPlan, trace: tuple[jax.Array, ...]) -> list[jax.Array]:
         return [trace[0]]
     if isinstance(p.form, Decay):
         return list(trace[:2])
-    left, right = trace[:2]  # [R, (G,) I] and [R, m, (G,) O]
-    if p.op.kind.groups > 1:
-        return [jnp.einsum("rgi,rmgo->gimo", left, right)]
-    return [jnp.einsum("ri,rmo->imo", left, right)]
+    left, right = trace[:2]  # [R, (G,) I] and [R, (m,) (G,) O]
+    right = right.reshape(len(right), p.block, *left.shape[1:-1], -1)
+    written_out = "rgi,rmgo->gimo" if p.op.kind.groups > 1 else "ri,rmo->imo"
+    whole = jnp.einsum(written_out, left, right)
+    return [whole.reshape(trace_shape(p.op.kind, Full(), p.block))]
 
 
 def _shapes(p: OpPlan) -> list[tuple[int, ...]]:
@@ -316,12 +318,8 @@ def _by_array(units: Sequence[tuple[int, ...]], p: OpPlan) -> list[list[tuple[in
     """Indices into a whole trace as indices into each array that is shown."""
     if not isinstance(p.form, Decay):
         return [list(units)]
-    split = len(p.trace_shape[0])  # [(G,) I] and [m, (G,) O]
-    group = [u[: split - 1] for u in units]
-    right = [
-        (*u[split : split + 1], *g, *u[split + 1 :]) for u, g in zip(units, group, strict=True)
-    ]
-    return [[u[:split] for u in units], right]
+    split = len(p.trace_shape[0])  # [(G,) I] and [(m,) (G,) O]
+    return [[u[:split] for u in units], [(*u[split:-1], *u[: split - 1], *u[-1:]) for u in units]]
 
 
 def _names(p: OpPlan) -> list[str]:

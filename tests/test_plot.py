@@ -135,7 +135,7 @@ def test_traces(algo):
     if isinstance(algo, str):
         wanted = [[np.asarray(t[0]) for t in all_steps]]
     elif algo.decay_or_rank == 2:
-        wanted = [[np.einsum("ri,rmo->imo", t[0], t[1]) for t in all_steps]]
+        wanted = [[np.einsum("ri,rmo->io", t[0], t[1]) for t in all_steps]]
     else:
         wanted = [[np.asarray(t[i]) for t in all_steps] for i in (0, 1)]
     inputs, spikes, *below = figure.axes
@@ -154,7 +154,7 @@ def test_traces(algo):
 
 def test_chosen_entries_of_a_smoothed_trace():
     program = compiled(etpc.ES_D_RTRL(0.8))
-    *_, left, right = plot.traces(program, MODEL, XS, units=[(3, 0, 2), (5, 0, 1)]).axes
+    *_, left, right = plot.traces(program, MODEL, XS, units=[(3, 2), (5, 1)]).axes
     last_left, last_right, _ = stepped(program, 0)[-1][0]
     assert [line.get_ydata()[-1] for line in left.lines] == pytest.approx(
         last_left[np.array([3, 5])]
@@ -185,7 +185,7 @@ def test_a_network_without_spikes_shows_its_states():
     program = etpc.compile(weights, inputs=jnp.zeros(4), state=jnp.zeros(3), step=step)
     xs = jax.random.normal(jax.random.key(1), (6, 4))
     _, given = plt.subplots(3, 1)
-    plot.traces(program, weights, xs, "model", units=[(0, 0, 2), (5, 0, 1)], axes=given)
+    plot.traces(program, weights, xs, "model", units=[(0, 2), (5, 1)], axes=given)
     states, h = [], jnp.zeros(3)
     for x in xs:
         h = cell(x, h)
@@ -193,7 +193,7 @@ def test_a_network_without_spikes_shows_its_states():
     np.testing.assert_allclose(given[1].images[0].get_array(), np.stack(states).T, 1e-9)
     np.testing.assert_allclose(given[0].images[0].get_array(), xs.T)
     assert given[1].get_ylabel() == "state"
-    assert [line.get_label() for line in given[2].lines] == ["[0, 0, 2]", "[5, 0, 1]"]
+    assert [line.get_label() for line in given[2].lines] == ["[0, 2]", "[5, 1]"]
 
 
 def test_traces_that_are_not_there():
@@ -202,7 +202,7 @@ def test_traces_that_are_not_there():
         plot.traces(program, MODEL, XS, ".out")
     with pytest.raises(etpc.InputError, match="example is 3"):
         plot.traces(program, MODEL, XS, example=3)
-    with pytest.raises(etpc.InputError, match=r"index \(0, 7\).*shape \(10, 1, 6\)"):
+    with pytest.raises(etpc.InputError, match=r"index \(0, 7\).*shape \(10, 6\)"):
         plot.traces(program, MODEL, XS, units=[(0, 7)])
     with pytest.raises(etpc.InputError, match=r"shapes \[20\], and the input has \[4\]"):
         plot.traces(program, MODEL, XS[:, 0, 0])

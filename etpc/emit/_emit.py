@@ -27,7 +27,9 @@ from ._traces import (
     credit_smooth,
     credit_within,
     empty_trace,
-    gradient_full,
+    entries_full,
+    gathered,
+    no_entries,
     past_modes,
     past_smooth,
     past_smooth_whole,
@@ -37,6 +39,7 @@ from ._traces import (
 )
 
 Arrays = Sequence[Array]
+Sums = tuple[list[Array], dict[int, Array]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,20 +56,35 @@ class Jacobians:
 class Window:
     """The functions of an emitted program.
 
-    - `prefix(parameters) -> (weights, others)`: once for each call.
+    - `prefix(parameters, steps) -> (weights, others)`: once for each call.
     - `run(weights, others, xs, state, traces, fresh) -> (ys, state, traces)`: a window; `fresh` [B]
         says where the stream begins with it, so that nothing was before. Differentiable by
         `weights` and `xs`, where the derivative is the online gradient. By `xs` it costs more, and
         is done only where it is asked for.
-    - `learn(weights, others, xs, state, traces, fresh, loss_of) -> (loss, grads, state, traces)`:
+    - `learn(weights, others, xs, state, traces, fresh, loss_of) -> (loss, sums, state, traces)`:
         a window and the gradient of `loss_of(ys)` by the weights. As it knows that the traces are
-        read no more, they are overwritten.
+        read no more, they are overwritten. The gradient is in sums that several windows may add to,
+        from `no_sums(weights)` to `gradient(sums)`: what traces give is added up in their own order
+        of axes.
     """
 
     plan: Plan
     prefix: Callable[..., Any]
     run: Callable[..., Any]
     learn: Callable[..., Any]
+
+    def no_sums(self, weights: Arrays) -> Sums:
+        """Where `learn` begins."""
+        full = {p.op.number: no_entries(p) for p in self.plan.carried if isinstance(p.form, Full)}
+        return [jnp.zeros_like(w) for w in weights], full
+
+    def gradient(self, sums: Sums) -> list[Array]:
+        """By the weights."""
+        grads, entries = sums
+        for p in self.plan.carried:
+            if p.op.number in entries:
+                grads = _accumulated(self.plan, grads, p, gathered(p, entries[p.op.number]))
+        return grads
 
     def fresh_traces(self, batch: int) -> list[Trace]:
         """Traces of a stream that begins, [B, ...]."""
@@ -116,9 +134,8 @@ def emit(plan: Plan) -> Window:
         loss, pull = jax.vjp(loss_of, ys)
         (ys_bar,) = pull(jnp.ones_like(loss))
         grads, _, starts = for_weights.backward(residuals, ys_bar, read_traces=False)
-        grads = list(grads)
-        traces = for_weights.advance(factors, traces, grads, starts)
-        return loss, tuple(grads), last, traces
+        traces, entries = for_weights.advance(factors, traces, starts)
+        return loss, (list(grads), entries), last, traces
 
     return Window(plan, step.prefix, run, learn)
 
@@ -140,7 +157,6 @@ class _Emitter:
         self.reads_old = step.reads_old_states()
         self.reads_output = [step.reads_output_of(op) for op in step.live]
         analysis = plan.analysis
-        self.weight_place = {v: i for i, v in enumerate(analysis.split.weights)}
         floats = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
         self.float_inputs = floats if through_inputs else []
 
@@ -149,7 +165,7 @@ class _Emitter:
     def forward(self, weights, others, xs, state, traces, fresh):
         """Outputs, new state and new traces; and what the backward pass needs."""
         (ys, last), factors, residuals = self.window(weights, others, xs, state, traces, fresh)
-        return (ys, last, self.advance(factors, traces)), residuals
+        return (ys, last, self.advance(factors, traces)[0]), residuals
 
     def window(self, weights, others, xs, state, traces, fresh):
         """Outputs and new state; what moves the traces; and what the backward pass needs."""
@@ -192,16 +208,19 @@ class _Emitter:
 
         if not self.exact:
 
-            def body(now, x):
-                new, kept = jax.vmap(partial(step.forward, weights, others))(x, now)
+            def body(now, given):
+                x, ahead = given
+                new, kept = jax.vmap(partial(step.forward, weights, others))(x, now, ahead)
                 return new, (new, kept)
 
-            last, (news, saved) = lax.scan(body, list(state), list(xs))
-            return _before(state, news), news, saved, last, None, None
+            ahead = _over_time(partial(step.ahead, weights, others))(list(xs))
+            last, (news, kept) = lax.scan(body, list(state), (list(xs), ahead))
+            return _before(state, news), news, step.all_saved(ahead, kept), last, None, None
 
         def through(weights, moving, start):
-            def body(now, x):
-                y, new, kept = jax.vmap(partial(step.full, weights, others))(x, now)
+            def body(now, given):
+                x, ahead = given
+                y, new, kept = jax.vmap(partial(step.full, weights, others))(x, now, ahead)
                 return new, (y, new, kept)
 
             begin = list(state)
@@ -210,8 +229,9 @@ class _Emitter:
             inputs = list(xs)
             for i, value in zip(self.float_inputs, moving, strict=True):
                 inputs[i] = value
-            last, (ys, news, saved) = lax.scan(body, begin, inputs)
-            return ys, (last, news, saved)
+            ahead = _over_time(partial(step.ahead, weights, others))(inputs)
+            last, (ys, news, kept) = lax.scan(body, begin, (inputs, ahead))
+            return ys, (last, news, step.all_saved(ahead, kept))
 
         ys, pull, (last, news, saved) = jax.vjp(
             through,
@@ -339,25 +359,25 @@ class _Emitter:
             out.append(x if exact else x.astype(p.op.delta.dtype))  # spikes may be booleans
         return out
 
-    def advance(self, moves, traces: Sequence[Trace], grads=None, starts=None):
+    def advance(self, moves, traces: Sequence[Trace], starts=None):
         """The traces at the end of a window.
 
         Where `starts`, the credit of those at its start, is given by the number of the operation,
-        what the full ones give is added to `grads`, and they are overwritten.
+        also what the entries of the full ones give, and they are overwritten.
         """
         factors, smoothed = moves
-        products, after = {}, []
+        products, after, entries = {}, [], {}
         sharing: dict[int, list[Factors]] = {}
         for p in self.plan.traced:
             owner = p.op.number if p.shares is None else p.shares
             sharing.setdefault(owner, []).append(factors[p.op.number])
         for p, trace, moved in zip(self.plan.carried, traces, smoothed, strict=True):
-            own = sharing[p.op.number]
-            start = None if starts is None else starts[p.op.number]
-            gradient = None
+            own, number = sharing[p.op.number], p.op.number
+            start = None if starts is None else starts[number]
             if p.op.kind.data is None:
                 moved = advance_element_wise(p, own, trace)
-                gradient = None if start is None else gradient_full(p, start, trace)
+                if start is not None:
+                    entries[number] = entries_full(p, start, trace)
             elif not isinstance(p.form, Decay):
                 if p.layout not in products:
                     products[p.layout] = suffix_products(p.layout.pairs, own[0].transition)
@@ -365,11 +385,11 @@ class _Emitter:
                 if isinstance(p.form, LowRank):
                     moved = reduce_modes(p, own[0], whole, trace, start)
                 else:
-                    moved, gradient = advance_full(p, own, whole, trace, start)
-            if gradient is not None and grads is not None:
-                self._accumulate(grads, p, gradient)
+                    moved, read = advance_full(p, own, whole, trace, start)
+                    if start is not None:
+                        entries[number] = read
             after.append(moved)
-        return after
+        return after, entries
 
     # --- backward ---
 
@@ -389,11 +409,11 @@ class _Emitter:
                 if isinstance(p.form, Full):
                     if not read_traces:
                         continue
-                    gradient = gradient_full(*given)
+                    gradient = gathered(p, entries_full(*given))
                 else:
                     past = past_modes if isinstance(p.form, LowRank) else past_smooth_whole
                     gradient = self._product(p, past(*given))
-                self._accumulate(weights_bar, p, gradient)
+                weights_bar = _accumulated(self.plan, weights_bar, p, gradient)
             return tuple(weights_bar), self._inputs(moving_bar), starts
         weights_bar, moving_bar, old, new, deltas = pull(ys_bar)
         old = [_without_past(part, fresh) for part in old]
@@ -428,8 +448,10 @@ class _Emitter:
             if isinstance(p.form, LowRank):
                 past = [past_modes(p, starts[number], carried[number])]
             elif isinstance(p.form, Full) and number in carried and read_traces:
-                self._accumulate(weights_bar, p, gradient_full(p, starts[number], carried[number]))
-            self._accumulate(weights_bar, p, self._product(p, (xs[place], delta), *past))
+                read = entries_full(p, starts[number], carried[number])
+                weights_bar = _accumulated(self.plan, weights_bar, p, gathered(p, read))
+            gradient = self._product(p, (xs[place], delta), *past)
+            weights_bar = _accumulated(self.plan, weights_bar, p, gradient)
         return tuple(weights_bar), self._inputs(moving_bar), starts
 
     def _signals(self, start: Arrays) -> list[Array]:
@@ -481,17 +503,21 @@ class _Emitter:
         x = _stacked(data)
         return kind.contract(x, delta.astype(jnp.result_type(x, delta)))
 
-    def _accumulate(self, weights_bar: list[Array], p: OpPlan, bar: Array) -> None:
-        place = self.weight_place[p.op.weight]
-        dtype = weights_bar[place].dtype
-        if not jnp.issubdtype(dtype, jnp.complexfloating):
-            bar = bar.real
-        weights_bar[place] = weights_bar[place] + bar.astype(dtype)
-
     def _inputs(self, moving_bar):
         """Cotangents of the inputs; `None` for those that are not differentiated."""
         given = dict(zip(self.float_inputs, moving_bar, strict=True))
         return [given.get(i) for i in range(len(self.plan.analysis.step.inputs))]
+
+
+def _accumulated(plan: Plan, grads: Arrays, p: OpPlan, more: Array) -> list[Array]:
+    """Gradients by the weights, with more of that of one operation's."""
+    place = plan.analysis.split.weights.index(p.op.weight)
+    dtype = grads[place].dtype
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
+        more = more.real
+    new = list(grads)
+    new[place] = grads[place] + more.astype(dtype)
+    return new
 
 
 def _without_past(by_state: Array, fresh: Array) -> Array:

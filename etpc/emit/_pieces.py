@@ -1,129 +1,247 @@
 """Passes over a large trace, piece by piece, so that nothing of its size is made beside it."""
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact, Int
 
 from ..ops._kind import summed
 
-Update = Callable[[Array, Callable[[Array, int], Array]], Array]
+Given = tuple[Array, int | None]
+"""An array [B, ...], and its axis that is cut where the trace's is; `None` where none is."""
 
-PIECE = 1 << 21
-"""Bytes of a piece: what stays in a cache. A sixteenth of the trace where that is more."""
+PIECE = 3 << 20
+"""Bytes of a piece, about: what stays in a cache. Up to three times as much is not cut again."""
+
+UNROLLED = 64
+"""Sums over up to this many examples are written out."""
 
 
 def over_examples(
-    trace: Inexact[Array, "B ..."], axis: int, signal: Inexact[Array, "B ..."]
+    trace: Inexact[Array, "B ..."], axis: int | None, signal: Inexact[Array, "B ..."]
 ) -> Inexact[Array, "..."]:
-    """`(signal * trace).sum(0)`; `axis` is the axis of the trace that is cut into pieces."""
-    size, whole = _pieces(trace, axis)
-    if whole == 1:
-        return _total(trace, signal)
-
-    def piece(start, size):
-        return _total(*(_cut(a, axis, start, size) for a in (trace, signal)))
-
-    found = lax.map(lambda n: piece(n * size, size), jnp.arange(whole))
-    rest = trace.shape[axis] - whole * size
-    return _joined(found, axis - 1, piece(whole * size, rest) if rest else None)
+    """`(signal * trace).sum(0)`. `axis` is the trace's axis that may be cut, if there is one."""
+    return _pass(trace, axis, signal, None, ())[1]
 
 
-def overwrite(trace: Inexact[Array, "B ..."], axis: int, update: Update) -> Array:
-    """`update(trace, cut)`, a piece of an axis at a time.
-
-    `update` is given a piece and a function that cuts the same piece from an axis of another
-    array.
-    """
-    size, whole = _pieces(trace, axis)
-    if whole == 1:
-        return update(trace, lambda a, _: a)
-
-    def body(n, trace):
-        return _overwritten(trace, axis, n * size, size, update)
-
-    trace = lax.fori_loop(0, whole, body, trace)
-    rest = trace.shape[axis] - whole * size
-    return _overwritten(trace, axis, whole * size, rest, update) if rest else trace
+def overwrite(
+    trace: Inexact[Array, "B ..."],
+    axis: int | None,
+    update: Callable[..., Array],
+    given: Sequence[Given],
+) -> Array:
+    """`update(trace, *given)`, a piece of each at a time."""
+    return _pass(trace, axis, None, update, given)[0]
 
 
 def read_and_overwrite(
-    trace: Inexact[Array, "B ..."], axis: int, signal: Inexact[Array, "B ..."], update: Update
+    trace: Inexact[Array, "B ..."],
+    axis: int | None,
+    signal: Inexact[Array, "B ..."],
+    update: Callable[..., Array],
+    given: Sequence[Given],
 ) -> tuple[Array, Array]:
-    """`over_examples` and `overwrite` in one pass over the trace."""
-    size, whole = _pieces(trace, axis)
-
-    def piece(trace, start, size):
-        read = _total(*(_cut(a, axis, start, size) for a in (trace, signal)))
-        return _overwritten(trace, axis, start + zero_after(read), size, update), read
-
-    if whole == 1:
-        read = _total(trace, signal)
-        return update(trace, lambda a, _: a), read
-    trace, found = lax.scan(lambda trace, n: piece(trace, n * size, size), trace, jnp.arange(whole))
-    rest, last = trace.shape[axis] - whole * size, None
-    if rest:
-        trace, last = piece(trace, whole * size, rest)
-    return trace, _joined(found, axis - 1, last)
+    """`overwrite` and `over_examples` in one pass over the trace."""
+    return _pass(trace, axis, signal, update, given)
 
 
-def small(trace: Array) -> bool:
-    """Whether a trace is one piece."""
-    return trace.nbytes <= PIECE
-
-
-def zero_after(array: Array) -> Int[Array, ""]:
-    """The number 0, computed from an array in a way that XLA does not see through.
+def zero_after(array: Array) -> Int[Array, " n"]:
+    """Zeros along the first axis, computed from an array in a way that XLA does not see through.
 
     XLA overwrites an array in place only where all that reads it is known to come before, and it
     knows that from data alone: `lax.optimization_barrier` is gone when it decides.
     """
     if array.size == 0:
-        return jnp.zeros((), jnp.int32)
-    first = array[(0,) * array.ndim]
+        return jnp.zeros(array.shape[0], jnp.int32)
+    first = array[(slice(None), *[0] * (array.ndim - 1))]
     return jnp.minimum(jnp.isnan(first).astype(jnp.int32), 0)
 
 
-def _pieces(trace: Array, axis: int) -> tuple[int, int]:
-    """Places of an axis in a piece, and how many whole pieces there are."""
-    places = trace.shape[axis]
-    count = min(math.ceil(trace.nbytes / max(PIECE, trace.nbytes // 16)), places)
-    size = math.ceil(places / max(count, 1))
-    return size, places // max(size, 1)
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """How a trace is cut: into examples, and where one of them is large, along an axis of it too.
+
+    A batch may be spread over devices, each of which has a run of it. A piece has as many examples
+    of each run, so that no device needs what another one has. With one run there is no axis for
+    it: a trace of another shape may get another layout in the loop, and be copied for it.
+    """
+
+    runs: int
+    examples: int
+    """Of each run, in a piece."""
+    rounds: int
+    """Pieces that have all examples."""
+    size: int
+    """Places of the axis in a piece."""
+
+    @classmethod
+    def of(cls, trace: Array, axis: int | None) -> "_Cut":
+        batch = trace.shape[0]
+        places = 1 if axis is None else trace.shape[axis]
+        runs = math.gcd(batch, jax.device_count())
+        if trace.nbytes <= PIECE:
+            return cls(runs, batch // runs, 1, places)
+        one = trace.nbytes / batch
+        examples = _examples(batch // runs, PIECE / one)
+        parts = math.ceil(examples * one / (3 * PIECE))
+        size = math.ceil(places / min(places, parts))
+        return cls(runs, examples, batch // (runs * examples), size)
+
+    def apart(self, array: Array) -> Array:
+        """With an axis of runs, if there are several."""
+        if self.runs == 1:
+            return array
+        return array.reshape(self.runs, array.shape[0] // self.runs, *array.shape[1:])
+
+    def together(self, array: Array) -> Array:
+        """Without an axis of runs."""
+        return array if self.runs == 1 else array.reshape(-1, *array.shape[2:])
+
+    def start(self, array: Array, axis: int | None, n, place) -> list:
+        """Where a piece of an array begins."""
+        extra = self.runs > 1
+        at = [0] * array.ndim
+        at[extra] = n * self.examples
+        if axis is not None and array.shape[axis + extra] > 1:
+            at[axis + extra] = place
+        return at
+
+    def piece(self, array: Array, axis: int | None, n, place, size: int) -> Array:
+        """Without an axis of runs."""
+        extra = self.runs > 1
+        shape = list(array.shape)
+        shape[extra] = self.examples
+        if axis is not None and array.shape[axis + extra] > 1:
+            shape[axis + extra] = size
+        return self.together(lax.dynamic_slice(array, self.start(array, axis, n, place), shape))
+
+    def by_run(self, piece: Array) -> Array:
+        """With axes of runs and of their examples."""
+        return piece.reshape(self.runs, self.examples, *piece.shape[1:])
+
+    def all_after(self, zeros: Int[Array, " runs"], pieces: list[Array]) -> list[Array]:
+        """Pieces, the smallest of which is known only when the zeros of each run are."""
+        if not pieces:
+            return pieces
+        smallest = min(range(len(pieces)), key=lambda n: pieces[n].size)
+        piece = self.by_run(pieces[smallest])
+        piece = piece + zeros.astype(piece.dtype).reshape(-1, *[1] * (piece.ndim - 1))
+        return [*pieces[:smallest], piece.reshape(pieces[smallest].shape), *pieces[smallest + 1 :]]
 
 
-def _cut(array: Array, axis: int, start, size: int) -> Array:
-    if array.shape[axis] == 1:
-        return array
-    return lax.dynamic_slice_in_dim(array, start, size, axis)
+def _pass(trace, axis, signal, update, given):
+    """The new trace, and the sum over examples of a signal with the old one."""
+    cut = _Cut.of(trace, axis)
+    places = 1 if axis is None else trace.shape[axis]
+    if cut.rounds == 1 and cut.size == places:
+        read, arrays = None, [a for a, _ in given]
+        if signal is not None:
+            sums = _sums(cut.by_run(signal), cut.by_run(trace))
+            read, arrays = _over_runs(sums), cut.all_after(zero_after(sums), arrays)
+        return None if update is None else update(trace, *arrays), read
+    arrays = [(cut.apart(a), of) for a, of in given]
+    trace = cut.apart(trace)
+    signal = None if signal is None else cut.apart(signal)
+
+    def part(trace, place, size):
+        """All examples, for some places of the axis."""
+
+        def one(now, n):
+            (trace, read), zeros = now, None
+            if signal is not None:
+                of_both = (cut.piece(a, axis, n, place, size) for a in (signal, trace))
+                read, zeros = _added(read, *map(cut.by_run, of_both))
+            if update is not None:
+                here = cut.piece(trace, axis, n, place, size)
+                pieces = [cut.piece(a, of, n, place, size) for a, of in arrays]
+                if zeros is not None:
+                    pieces = cut.all_after(zeros, pieces)
+                new = cut.apart(update(here, *pieces))
+                trace = lax.dynamic_update_slice(trace, new, cut.start(trace, axis, n, place))
+            return (trace, read), None
+
+        read = None
+        if signal is not None:
+            first = cut.piece(signal, axis, 0, 0, size), cut.piece(trace, axis, 0, 0, size)
+            read = jnp.zeros_like(_sums(*map(cut.by_run, first)))
+        return lax.scan(one, (trace, read), jnp.arange(cut.rounds))[0]
+
+    whole = places // cut.size
+    if whole == 1:
+        trace, read = part(trace, 0, cut.size)
+    else:
+        trace, read = lax.scan(
+            lambda trace, n: part(trace, n * cut.size, cut.size), trace, jnp.arange(whole)
+        )
+        if read is not None:
+            read = _joined(read, axis)
+    if whole * cut.size < places:
+        trace, last = part(trace, whole * cut.size, places - whole * cut.size)
+        if read is not None:
+            read = jnp.concatenate([read, last], axis)
+    return cut.together(trace), None if read is None else _over_runs(read)
 
 
-def _total(trace: Array, signal: Array) -> Array:
-    """The sum is a product with ones: XLA's CPU backend reduces a leading axis column by column,
-    which was twenty times slower, and copies the whole trace for an einsum, which is faster only
-    where that stays in a cache (`small`)."""
-    product = signal * trace
-    flat = product.reshape(product.shape[0], -1)
-    ones = jnp.ones(trace.shape[0], trace.dtype)
-    whole = summed("b,bn->n", ones, flat, precision=lax.Precision.HIGHEST)
-    return whole.reshape(product.shape[1:])
+def _examples(n: int, wanted: float) -> int:
+    """How many of n examples make a piece: about so many, and several if that is not far more."""
+    divisors = [d for d in range(1, n + 1) if n % d == 0]
+    several = [d for d in divisors if 1 < d <= max(8, wanted)]
+    return min(several or [1], key=lambda d: abs(math.log(d / wanted)))
 
 
-def _overwritten(trace: Array, axis: int, start, size: int, update: Update) -> Array:
-    new = update(
-        lax.dynamic_slice_in_dim(trace, start, size, axis),
-        lambda a, axis: _cut(a, axis, start, size),
-    )
-    return lax.dynamic_update_slice_in_dim(trace, new, start, axis)
+def _sums(signal: Inexact[Array, "n q ..."], trace: Inexact[Array, "n q ..."]) -> Array:
+    """Products, summed over examples.
+
+    Written out, or a product with ones: XLA's CPU backend reduces such an axis column by column,
+    which was twenty times slower, and copies the trace for an einsum.
+    """
+    count = trace.shape[1]
+    if count > UNROLLED:
+        return _ones("a,nab->nb", signal * trace, 1)
+    terms = [signal[:, n] * trace[:, n] for n in range(count)]
+    return sum(terms[1:], terms[0])
 
 
-def _joined(pieces: Array, axis: int, last: Array | None) -> Array:
-    """Pieces [n, ...] side by side along an axis of what each is, and a last one."""
+def _added(
+    sums: Inexact[Array, "n ..."],
+    signal: Inexact[Array, "n q ..."],
+    trace: Inexact[Array, "n q ..."],
+) -> tuple[Array, Int[Array, " n"]]:
+    """Sums over examples with more of them; and zeros, when that is known.
+
+    A product with ones, because XLA computes what is element-wise again for who reads a part of it,
+    and that would be known before.
+    """
+    products = signal * trace
+    if products.shape[1] == 1:
+        sums = _ones("a,nab->nb", jnp.concatenate([products, sums[:, None]], 1), 1)
+        return sums, zero_after(sums)
+    more = _ones("a,nab->nb", products, 1)
+    return sums + more, zero_after(more)
+
+
+def _over_runs(totals: Inexact[Array, "n ..."]) -> Array:
+    if totals.shape[0] == 1:
+        return totals[0]
+    return _ones("a,ab->b", totals, 0)
+
+
+def _ones(subscripts: str, array: Array, axis: int) -> Array:
+    """The sum over an axis as a product."""
+    flat = array.reshape(*array.shape[: axis + 1], -1)
+    ones = jnp.ones(array.shape[axis], array.dtype)
+    out = summed(subscripts, ones, flat, precision=lax.Precision.HIGHEST)
+    return out.reshape(*array.shape[:axis], *array.shape[axis + 1 :])
+
+
+def _joined(pieces: Inexact[Array, "k n ..."], axis: int) -> Array:
+    """Pieces side by side along an axis of what each is."""
     whole = jnp.moveaxis(pieces, 0, axis)
-    whole = whole.reshape(*whole.shape[:axis], -1, *whole.shape[axis + 2 :])
-    return whole if last is None else jnp.concatenate([whole, last], axis)
+    return whole.reshape(*whole.shape[:axis], -1, *whole.shape[axis + 2 :])
 
 
-__all__ = ["over_examples", "overwrite", "read_and_overwrite", "small", "zero_after"]
+__all__ = ["over_examples", "overwrite", "read_and_overwrite", "zero_after"]

@@ -16,11 +16,14 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from ..algorithms import Decay, Full, LowRank
-from ..ops._kind import summed
 from ..plan import OpPlan, Pairs
 from ._modes import leading
-from ._pieces import over_examples, overwrite, read_and_overwrite, small
+from ._pieces import over_examples, overwrite, read_and_overwrite
 from ._transitions import apply, apply_back, compose, identity
+
+WRITTEN_OUT = 32
+"""Up to so many steps, and so many numbers of an output's block, a sum of outer products is written
+out: as products of matrices they were two to four times slower on CPU."""
 
 Trace = tuple[Array, ...]
 Rows = tuple[Inexact[Array, "n B ..."], Inexact[Array, "n B ..."]]
@@ -74,7 +77,7 @@ def advance_full(
     """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`.
 
     `sharing` are the factors of all operations that the trace is for. Where the credit `start` is
-    given, also `gradient_full`, and the trace is overwritten: nothing reads it any more.
+    given, also `entries_full`, and the trace is overwritten: nothing reads it any more.
     """
     (eps,) = trace
     kind, m, pairs = plan.op.kind, plan.block, plan.layout.pairs
@@ -84,42 +87,33 @@ def advance_full(
     xs = [_given(factors.x).astype(eps.dtype) for factors in sharing]
     g, i, o = kind.groups, kind.inputs, kind.outputs
     if kind.links is not None:
-        gradient = None if start is None else gradient_full(plan, start, trace)
+        entries = None if start is None else entries_full(plan, start, trace)
         for n, (x, each) in enumerate(zip(xs, moved, strict=True)):
             eps = _advance_links(plan, x, each, None if n else whole, eps)
-        return (eps,), gradient
+        return (eps,), entries
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
     onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
-    x = jnp.concatenate(xs)
-    each = jnp.concatenate(moved).reshape(x.shape[0], batch, m, g, o)
-    by_group = g > i
+    steps = xs[0].shape[0] * len(xs)
+    x = jnp.concatenate(xs).transpose(1, 2, 3, 0)  # [B, G, I, W]
+    each = jnp.concatenate(moved).reshape(steps, batch, m, g, o)
+    each = each.transpose(1, 3, 0, 2, 4).reshape(batch, g, steps, m * o)
 
-    def update(eps, cut):
-        x_here, each_here, onward_here = cut(x, 2 if by_group else 3), each, onward
-        if by_group:
-            each_here, onward_here = cut(each, 3), cut(onward, 1)
-        fed = jnp.einsum("tbgi,tbmgo->bgimo", x_here, each_here)
-        return (apply(pairs, onward_here, eps.reshape(fed.shape)) + fed).reshape(eps.shape)
+    def update(eps, x, each, onward):
+        if steps == 1 or (steps <= WRITTEN_OUT and m * o <= WRITTEN_OUT):
+            terms = [x[..., t, None] * each[:, :, None, t] for t in range(steps)]
+            fed = sum(terms[1:], terms[0])
+        else:
+            fed = x @ each if g > 1 else x[:, 0] @ each[:, 0]
+        blocks = eps.reshape(*x.shape[:3], m, o)
+        return apply(pairs, onward, blocks).reshape(eps.shape) + fed.reshape(eps.shape)
 
-    axis = _longest(plan)
+    given = [(x, 1), (each, 1), (onward, 1)] if g > i else [(x, 2), (each, None), (onward, None)]
+    eps, axis = _flat(plan, eps)
     if start is None:
-        return (overwrite(eps, axis, update),), None
-    if small(eps):
-        return (overwrite(eps, axis, update),), gradient_full(plan, start, trace)
-    eps, entries = read_and_overwrite(eps, axis, _spread(plan, start), update)
-    return (eps,), kind.gather(entries.sum(-2).reshape(g, i, o))
-
-
-def _longest(plan: OpPlan) -> int:
-    """The axis of a trace that is cut into pieces.
-
-    Of the trace as the carry has it. Reshaped, even by an axis of length one, it may get another
-    layout in the loop over the pieces, and is copied before and after.
-    """
-    kind = plan.op.kind
-    if kind.data is None or kind.links is not None:
-        return len(plan.trace_shape)
-    return 2 if 1 < kind.groups <= kind.inputs else 1
+        eps, entries = overwrite(eps, axis, update, given), None
+    else:
+        eps, entries = read_and_overwrite(eps, axis, _spread(plan, start), update, given)
+    return (eps.reshape(trace[0].shape),), entries
 
 
 def _given(x: Array | None) -> Array:
@@ -168,31 +162,51 @@ def credit_within(
     return credit, start
 
 
-def gradient_full(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Array:
-    """What the trace at the start of a window adds: `lambda_0 eps_0`.
+def entries_full(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> Array:
+    """What the trace at the start of a window adds: `lambda_0 eps_0`, for each of its entries.
 
     `start` is the derivative by the block states at the start, all credit in the window included.
     """
-    (eps,) = trace
+    return over_examples(*_flat(plan, trace[0]), _spread(plan, start))
+
+
+def no_entries(plan: OpPlan) -> Array:
+    """Zeros, as `entries_full`."""
+    return _flat(plan, jnp.zeros((1, *plan.trace_shape), plan.dtype))[0][0]
+
+
+def gathered(plan: OpPlan, entries: Array) -> Array:
+    """The gradient of the weight from `entries_full`."""
     kind, m = plan.op.kind, plan.block
     g, i, o = kind.groups, kind.inputs, kind.outputs
-    if kind.data is not None and kind.links is None and small(eps):
-        start = start.reshape(eps.shape[0], m, g, o).swapaxes(1, 2)
-        eps = eps.reshape(eps.shape[0], g, i, m, o)
-        return kind.gather(summed("bgmo,bgimo->gio", start, eps))
-    entries = over_examples(eps, _longest(plan), _spread(plan, start)).sum(-2)
-    return kind.gather(entries.reshape((g, i, o) if kind.links is None else (g, -1)))
+    if kind.links is not None:
+        return kind.gather(entries.reshape(g, m, -1).sum(1))
+    return kind.gather(entries.reshape(g, i, m, o).sum(2))
+
+
+def _flat(plan: OpPlan, eps: Array) -> tuple[Array, int | None]:
+    """A trace as passes go over it, and the axis that they may cut.
+
+    Of a dense operation [B, I, m O], of one with links [B, m U], after G where there are several;
+    of others [B, m O].
+    """
+    kind = plan.op.kind
+    group = (kind.groups,) if kind.groups > 1 else ()
+    if kind.data is None or kind.links is not None:
+        return eps.reshape(eps.shape[0], *group, -1), None
+    eps = eps.reshape(eps.shape[0], *group, kind.inputs, plan.block * kind.outputs)
+    return eps, 2 if 1 < kind.groups <= kind.inputs else 1
 
 
 def _spread(plan: OpPlan, start: Inexact[Array, "B m GO"]) -> Array:
-    """Credit as it is multiplied with the entries of a trace."""
+    """Credit as it is multiplied with the entries of a flat trace."""
     kind, batch, g = plan.op.kind, start.shape[0], plan.op.kind.groups
     start = start.reshape(batch, plan.block, g, kind.outputs).swapaxes(1, 2)  # [B, G, m, O]
     if kind.links is not None:
         start = start[..., kind.links.outputs]
-    elif kind.data is not None:
-        start = start[:, :, None]
-    return start.reshape(batch, *start.shape[1 if g > 1 else 2 :])
+    each = (1,) if kind.data is not None and kind.links is None else ()
+    group = (g,) if g > 1 else ()
+    return start.reshape(batch, *group, *each, -1)
 
 
 def smooth(plan: OpPlan, factors: Factors, trace: Trace) -> tuple[Trace, tuple[Array, Array]]:

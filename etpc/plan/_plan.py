@@ -55,7 +55,8 @@ class OpPlan:
 
     @property
     def trace_shape(self) -> Any:
-        """Shape of the trace of one example; one shape for each factor where it is factored."""
+        """Shape of the trace of one example, [(G,) I, (m,) O] where it is full; one shape for each
+        factor where it is factored. Axes of length one are left out for G and m."""
         return () if self.form is None else trace_shape(self.op.kind, self.form, self.block)
 
     @property

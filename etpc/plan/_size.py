@@ -21,19 +21,24 @@ def trace_dtype(analysis: Analysis, op: WeightOp) -> Any:
 
 
 def trace_shape(kind: Kind, form: TraceForm, block: int) -> Any:
-    """Shape of the trace of one example; one shape for each factor where it is factored."""
+    """Shape of the trace of one example; one shape for each factor where it is factored.
+
+    Axes of groups and of block states are left out where they have length one: they would leave the
+    layout of an array open, and XLA may copy it from one to another.
+    """
     group = (kind.groups,) if kind.groups > 1 else ()
+    states = (block,) if block > 1 else ()
     if isinstance(form, Decay):
-        return (*group, kind.inputs), (block, *group, kind.outputs)
+        return (*group, kind.inputs), (*states, *group, kind.outputs)
     if isinstance(form, LowRank):
-        factors = (form.rank, *group, kind.inputs), (form.rank, block, *group, kind.outputs)
-        bounds = (block, *group, kind.outputs), (*group, kind.outputs)
+        factors = (form.rank, *group, kind.inputs), (form.rank, *states, *group, kind.outputs)
+        bounds = (*states, *group, kind.outputs), (*group, kind.outputs)
         return (*factors, *bounds) if form.certificate else factors
     if kind.data is None:
-        return (block, kind.outputs)
+        return (*states, kind.outputs)
     if kind.links is not None:
-        return (*group, block, kind.links.outputs.size)
-    return (*group, kind.inputs, block, kind.outputs)
+        return (*group, *states, kind.links.outputs.size)
+    return (*group, kind.inputs, *states, kind.outputs)
 
 
 def trace_bytes(kind: Kind, form: TraceForm, block: int, dtype: Any) -> int:

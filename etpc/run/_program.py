@@ -203,9 +203,11 @@ class Program:
         found = []
         for p, trace in zip(self.plan.carried, carry.traces, strict=True):
             if isinstance(p.form, LowRank):
-                trace, gradient = trace[2:]
+                off, gradient = trace[2:]
+                batch = off.shape[:1] if carry.batched else ()
+                off = off.reshape(*batch, p.block, *p.trace_shape[3])
                 found.append(
-                    Certificate(p.path, trace, gradient.sum(0) if carry.batched else gradient)
+                    Certificate(p.path, off, gradient.sum(0) if carry.batched else gradient)
                 )
         return tuple(found)
 
@@ -333,7 +335,7 @@ class Program:
     # --- the compiled parts ---
 
     def _scan(self, parameters, xs, carry: Carry):
-        weights, others = self._window.prefix(parameters)
+        weights, others = self._window.prefix(parameters, xs[0].shape[0])
         xs, state, traces, fresh = self._enter(xs, carry)
         ys, state, traces = self._window.run(weights, others, xs, state, traces, fresh)
         if not carry.batched:
@@ -370,7 +372,7 @@ class Program:
             values = list(parameters)
             for i, value in zip(floats, moving, strict=True):
                 values[i] = value
-            return self._window.prefix(values)
+            return self._window.prefix(values, steps)
 
         weights, pull, others = jax.vjp(prefix, [parameters[i] for i in floats], has_aux=True)
         xs, state, traces, fresh = self._enter(xs, carry)
@@ -381,7 +383,7 @@ class Program:
         batch = _batch(state)
 
         def one_window(now, given):
-            state, traces, fresh, total, grads = now
+            state, traces, fresh, total, sums = now
             xs, targets, reset = given
             if reset is not None:
                 state, traces, fresh = self._restart(state, traces, fresh, reset[0])
@@ -390,17 +392,17 @@ class Program:
                 ys = self._step.output_leaves.join(ys)
                 return jax.vmap(jax.vmap(loss_fn))(ys, targets).sum() / batch
 
-            loss, bar, state, traces = self._window.learn(
+            loss, more, state, traces = self._window.learn(
                 weights, others, xs, state, traces, fresh, loss_of
             )
-            grads = jax.tree.map(jnp.add, grads, bar)
-            return (list(state), list(traces), jnp.zeros_like(fresh), total + loss, grads), None
+            sums = jax.tree.map(jnp.add, sums, more)
+            return (list(state), list(traces), jnp.zeros_like(fresh), total + loss, sums), None
 
         window = self._window_for(steps) if reset is None else 1
         given = xs, targets, reset
         whole = steps // window
         zero = jnp.zeros((), self._loss_dtype(loss_fn, targets))
-        now = (state, traces, fresh, zero, jax.tree.map(jnp.zeros_like, weights))
+        now = (state, traces, fresh, zero, self._window.no_sums(weights))
         cut = whole * window
         if whole == 1:
             now, _ = one_window(now, _slice(given, 0, cut))
@@ -415,8 +417,8 @@ class Program:
             now, _ = jax.lax.scan(one_window, now, stacked)
         if cut < steps:
             now, _ = one_window(now, _slice(given, cut, steps))
-        state, traces, _, loss, grads = now
-        (moving,) = pull(grads)
+        state, traces, _, loss, sums = now
+        (moving,) = pull(tuple(self._window.gradient(sums)))
         if reduction == "mean":
             loss = loss / steps
             moving = jax.tree.map(lambda g: g / steps, moving)

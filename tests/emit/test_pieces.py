@@ -8,12 +8,26 @@ from jax.experimental import sparse
 
 import etpc
 import etpc.emit._pieces as pieces
-from etpc.emit._pieces import over_examples, overwrite, read_and_overwrite, small, zero_after
+from etpc.emit._pieces import over_examples, overwrite, read_and_overwrite, zero_after
 
-SHAPE = (3, 7, 5, 11)
+SHAPE = (6, 7, 5, 11)
 DTYPES = ["float32", "float64", "complex64", "complex128"]
-PIECE = pytest.mark.parametrize("piece", [1, 2000, 1 << 22])
-"""Bytes, of a trace of 1155 entries: as many pieces as there may be, some and a rest, and one."""
+PIECE = pytest.mark.parametrize("piece", [1, 1100, 10_000, 1 << 22])
+"""Bytes, of a trace of 2310 entries: as many pieces as there may be, parts of an example and a rest,
+some examples, and one."""
+AXIS = pytest.mark.parametrize("axis", [None, 1, 2, 3])
+DEVICES = pytest.mark.parametrize("devices", [1, 2, 4, 6])
+
+
+@pytest.fixture
+def cut_for(monkeypatch):
+    """As on so many devices, in pieces of so many bytes."""
+
+    def cut(devices, piece):
+        monkeypatch.setattr(pieces, "PIECE", piece)
+        monkeypatch.setattr(jax, "device_count", lambda: devices)
+
+    return cut
 
 
 def draw(shape, dtype, seed=0):
@@ -24,95 +38,115 @@ def draw(shape, dtype, seed=0):
     return values.astype(dtype)
 
 
-def tolerance(dtype):
-    return 100 * np.finfo(dtype).eps
+def close(found, wanted):
+    assert found.dtype == wanted.dtype
+    tolerance = 100 * np.finfo(wanted.dtype).eps
+    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
 
 
-def shape_of_signal(axis):
+def shapes_of_signal(axis):
     """As the trace, or of length one along an axis, which may be the one that is cut."""
-    return [SHAPE, (3, 1, 5, 11), tuple(1 if n == axis else s for n, s in enumerate(SHAPE))]
+    some = (SHAPE[0], 1, *SHAPE[2:])
+    return [SHAPE, some, tuple(1 if n == axis else s for n, s in enumerate(SHAPE))]
 
 
+@DEVICES
 @PIECE
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("axis", [1, 2, 3])
-def test_sum_over_examples(axis, dtype, piece, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", piece)
-    trace = draw(SHAPE, dtype)
-    for shape in shape_of_signal(axis):
-        signal = draw(shape, dtype, seed=1)
-        found = jax.jit(lambda t, s: over_examples(t, axis, s))(trace, signal)
-        assert found.dtype == trace.dtype
-        np.testing.assert_allclose(
-            found, (signal * trace).sum(0), rtol=tolerance(dtype), atol=tolerance(dtype)
-        )
+@AXIS
+def test_sum_over_examples(axis, piece, devices, cut_for):
+    cut_for(devices, piece)
+    for dtype in DTYPES:
+        trace = draw(SHAPE, dtype)
+        for shape in shapes_of_signal(axis):
+            signal = draw(shape, dtype, seed=1)
+            found = jax.jit(lambda t, s: over_examples(t, axis, s))(trace, signal)
+            close(found, (signal * trace).sum(0))
 
 
+@DEVICES
 @PIECE
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("axis", [0, 1, 2, 3])
-def test_overwrite(axis, dtype, piece, monkeypatch):
+@AXIS
+def test_overwrite(axis, piece, devices, cut_for):
     """What is cut along need not be the same axis of another array, nor longer than one there."""
-    monkeypatch.setattr(pieces, "PIECE", piece)
-    trace, gain = draw(SHAPE, dtype), draw((SHAPE[axis], 2), dtype, seed=1)
-    shift = draw((1, 2), dtype, seed=2)
+    cut_for(devices, piece)
+    places = 1 if axis is None else SHAPE[axis]
+    along = [places if n == axis else 1 for n in range(1, len(SHAPE))]
+    axes = [None, None, None] if axis is None else [2, 1, None]
 
-    axes = [1] * len(SHAPE)
-    axes[axis] = -1
+    def update(part, gain, shift, whole):
+        cut = [-1 if n == axis else 1 for n in range(1, len(SHAPE))]
+        gain = gain[:, 1].reshape(gain.shape[0], *cut)
+        return gain * part + shift[:, 0, 1].reshape(-1, 1, 1, 1) + whole
 
-    def update(part, cut):
-        gain_here, shift_here = cut(jnp.asarray(gain), 0), cut(jnp.asarray(shift), 0)
-        return gain_here[:, 0].reshape(axes) * part + shift_here[:, 1].reshape((1,) * 4)
+    @jax.jit
+    def alone(trace, given):
+        return overwrite(trace, axis, update, list(zip(given, axes, strict=True)))
 
-    wanted = gain[:, 0].reshape(axes) * trace + shift[0, 1]
-    close = dict(rtol=tolerance(dtype), atol=tolerance(dtype))
-    found = jax.jit(lambda t: overwrite(t, axis, update))(trace)
-    assert found.dtype == trace.dtype
-    np.testing.assert_allclose(found, wanted, **close)
-    for shape in shape_of_signal(axis) if axis else []:
-        signal = draw(shape, dtype, seed=3)
-        both = jax.jit(lambda t, s: read_and_overwrite(t, axis, s, update))
-        found, read = both(trace, signal)
-        np.testing.assert_allclose(found, wanted, **close)
-        np.testing.assert_allclose(read, (signal * trace).sum(0), **close)
+    @jax.jit
+    def both(trace, signal, given):
+        given = list(zip(given, axes, strict=True))
+        return read_and_overwrite(trace, axis, signal, update, given)
+
+    for dtype in DTYPES:
+        trace = draw(SHAPE, dtype)
+        shapes = (SHAPE[0], 2, places), (SHAPE[0], 1, 2), (SHAPE[0], 1, 1, 1)
+        given = [draw(shape, dtype, seed) for seed, shape in enumerate(shapes)]
+        gain, shift, whole = given
+        wanted = (
+            gain[:, 1].reshape(-1, *along) * trace + shift[:, 0, 1].reshape(-1, 1, 1, 1) + whole
+        )
+        close(alone(trace, given), wanted)
+        for shape in shapes_of_signal(axis):
+            signal = draw(shape, dtype, seed=3)
+            found, read = both(trace, signal, given)
+            close(found, wanted)
+            close(read, (signal * trace).sum(0))
 
 
-@pytest.mark.parametrize("axis", [1, 2, 3])
-@pytest.mark.parametrize("piece", [200, 1 << 22])
-def test_what_is_no_number_stays_in_its_example(axis, piece, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", piece)
+@AXIS
+@pytest.mark.parametrize("piece", [200, 3000, 1 << 22])
+def test_what_is_no_number_stays_in_its_example(axis, piece, cut_for):
+    cut_for(1, piece)
     trace = draw(SHAPE, "float64")
     trace[1] = [[[np.nan]]]
     trace[1, 0] = np.inf
-    found = jax.jit(lambda t: overwrite(t, axis, lambda part, _: 0.5 * part + 1))(trace)
-    np.testing.assert_array_equal(found[0::2], 0.5 * trace[0::2] + 1)
+    others = np.arange(SHAPE[0]) != 1
+    found = jax.jit(lambda t: overwrite(t, axis, lambda part: 0.5 * part + 1, []))(trace)
+    np.testing.assert_array_equal(found[others], 0.5 * trace[others] + 1)
     assert not np.isfinite(found[1]).any()
 
 
-def test_every_piece_is_some_share(monkeypatch):
-    """At most sixteen whole ones and a rest, each within the limit where that is more."""
-    for piece in (1, 100, 1000, 5000, 10000):
-        monkeypatch.setattr(pieces, "PIECE", piece)
-        for places in (1, 2, 15, 16, 17, 31, 100, 257):
-            trace = jnp.zeros((2, places, 3))
-            size, whole = pieces._pieces(trace, 1)
-            assert 1 <= size <= places
-            assert places - size < size * whole <= places
-            assert whole <= 16
-            row = trace.nbytes // places
-            assert size * row <= max(piece, trace.nbytes / 16) + row
-            assert small(trace) == (trace.nbytes <= piece)
-            assert whole == 1 or not small(trace)
+def test_every_piece_is_some_share(cut_for):
+    """Near the limit, or one example of each run and as few of its places as are within it."""
+    for devices in (1, 2, 3, 8):
+        for piece in (1, 100, 1000, 5000, 10000):
+            cut_for(devices, piece)
+            for batch in (1, 2, 6, 16, 31):
+                for places in (1, 2, 15, 17, 100, 257):
+                    trace = jnp.zeros((batch, places, 3))
+                    cut = pieces._Cut.of(trace, 1)
+                    assert cut.runs * cut.examples * cut.rounds == batch
+                    assert devices % cut.runs == 0
+                    assert 1 <= cut.size <= places
+                    one = trace.nbytes / batch
+                    if trace.nbytes <= piece:
+                        assert cut.rounds == 1
+                        assert cut.size == places
+                    else:
+                        assert cut.examples <= max(8, 2 * piece / one)
+                        row = cut.examples * one / places
+                        assert cut.size == 1 or (cut.size - 1) * row < 3 * piece
+                        assert cut.size == places or places * row > 3 * piece
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
 @pytest.mark.parametrize("value", [0, 1, -1, np.nan, np.inf, -np.inf])
 def test_zero_after_anything(value, dtype):
-    for shape in ((), (1,), (2, 3)):
+    for shape in ((1,), (2, 3), (2, 3, 4)):
         found = jax.jit(zero_after)(jnp.full(shape, value, dtype))
-        assert found.shape == ()
+        assert found.shape == shape[:1]
         assert found.dtype == jnp.int32
-        assert found == 0
+        np.testing.assert_array_equal(found, 0)
 
 
 def test_zero_after_is_not_seen_through():

@@ -175,8 +175,8 @@ def test_sparse_has_one_trace_entry_for_each_connection() -> None:
     model = nn.Sequential([layer, Leaky((30,))])
     op, bias = etpc.compile(model, inputs=jnp.zeros(40)).ops
     assert (op.path, op.kind) == (".layers[0].weight", "bcoo_dot_general")
-    assert op.trace_shape == (1, len(layer.weight))
-    assert bias.trace_shape == (1, 30)
+    assert op.trace_shape == (len(layer.weight),)
+    assert bias.trace_shape == (30,)
 
 
 # --- all ------------------------------------------------------------------------------------------
