@@ -4,6 +4,9 @@ PYTHON_NEWEST ?= $(shell command -v python3.13 || command -v python3.14 || echo 
 # Arguments for pytest in every test target, for example: make test PYTEST_ARGS="-n 2 -k lstm"
 PYTEST_ARGS ?=
 
+# How many examples `make examples` runs at once.
+JOBS ?= 1
+
 # Arguments for the benchmarks, for example: make bench BENCH_ARGS="speed --sizes 128,512"
 BENCH_ARGS ?= --json benchmarks/out/results.json --plots benchmarks/out
 
@@ -22,8 +25,8 @@ demo: .venv/.demo
 	$(BIN)/python examples/digits_online.py
 
 examples: .venv/.demo
-	@set -e; for example in $(EXAMPLES); do echo "$$example"; $(BIN)/python "$$example"; done
-	@set -e; for task in $(TASKS); do echo "$$task"; $(BIN)/python -m "examples.tasks.$$task"; done
+	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) \
+		| xargs -P $(JOBS) -I {} sh -c 'echo "{}"; exec $(BIN)/python "{}"'
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

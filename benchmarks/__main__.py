@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plots", type=Path, help="folder to draw the results into")
     given = parser.parse_args(arguments)
 
+    kept = measure.keep_memory()
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := set(given.what) - known - {"all"}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
 
-    results: dict[str, Any] = {"environment": measure.environment(), "results": {}}
+    results: dict[str, Any] = {"environment": measure.environment(kept), "results": {}}
     for name, value in results["environment"].items():
         console.print(f"{name:<18}{value}", highlight=False)
     for name, run in benchmarks.items():

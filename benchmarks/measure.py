@@ -1,6 +1,7 @@
 """Time, memory and compilation of compiled functions, and what they ran on."""
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -14,6 +15,23 @@ from typing import Any
 import jax
 import jax.monitoring
 import jax.numpy as jnp
+
+ALLOCATOR = {"M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_MAX": (-4, 0), "M_ARENA_MAX": (-8, 1)}
+"""Options of `mallopt` by their numbers: give nothing back, and ask for nothing that is given back."""
+
+
+def keep_memory() -> bool:
+    """Have glibc keep the memory that it was given; whether it does. Before JAX starts its threads.
+
+    Else it gives large blocks back after each call, and the next one waits for the pages to be
+    mapped and zeroed: up to half of the time of a call, for every contestant. On accelerators XLA
+    keeps its memory by itself.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    return all(mallopt(option, value) for option, value in ALLOCATOR.values())
 
 
 def interleaved(calls: Sequence[Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
@@ -83,14 +101,15 @@ def difference(got: Mapping[str, Any], want: Mapping[str, Any]) -> dict[str, dic
     return found
 
 
-def environment() -> dict[str, str]:
-    """What the numbers were measured on."""
+def environment(kept: bool = False) -> dict[str, str]:
+    """What the numbers were measured on. `kept`: what `keep_memory` said."""
     device = jax.devices()[0]
     packages = ("jax", "jaxlib", "equinox", "etpc", "braintrace", "brainstate")
     return {
         "device": f"{device.platform}, {device.device_kind} x {jax.device_count()}",
         "cpu": _cpu(),
         "cores": str(_cores()),
+        "allocator": "keeps its memory" if kept else "as the system has it",
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
         "matmul precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),

@@ -75,7 +75,7 @@ def test_an_exact_weight():
 
 def test_a_factored_trace():
     text = said(compiled("es_d_rtrl"), ".rec")
-    assert "two smoothed factors, 4 + 1x4 of float64: 72 bytes" in text
+    assert "two smoothed factors, 4 + 4 of float64: 72 bytes" in text
     assert "smoothed with decay 0.99" in text
 
 

@@ -135,7 +135,7 @@ def test_traces(algo):
     if isinstance(algo, str):
         wanted = [[np.asarray(t[0]) for t in all_steps]]
     elif algo.decay_or_rank == 2:
-        wanted = [[np.einsum("ri,rmo->io", t[0], t[1]) for t in all_steps]]
+        wanted = [[np.einsum("ri,ro->io", t[0], t[1]) for t in all_steps]]
     else:
         wanted = [[np.asarray(t[i]) for t in all_steps] for i in (0, 1)]
     inputs, spikes, *below = figure.axes
@@ -160,7 +160,7 @@ def test_chosen_entries_of_a_smoothed_trace():
         last_left[np.array([3, 5])]
     )
     assert [line.get_ydata()[-1] for line in right.lines] == pytest.approx(
-        last_right[0, np.array([2, 1])]
+        last_right[np.array([2, 1])]
     )
 
 

@@ -7,7 +7,6 @@ and, backwards, the learning signals. What remains sequential is element-wise co
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -207,31 +206,18 @@ class _Emitter:
         floats = self.plan.analysis.hidden.leaves
 
         if not self.exact:
-
-            def body(now, given):
-                x, ahead = given
-                new, kept = jax.vmap(partial(step.forward, weights, others))(x, now, ahead)
-                return new, (new, kept)
-
-            ahead = _over_time(partial(step.ahead, weights, others))(list(xs))
-            last, (news, kept) = lax.scan(body, list(state), (list(xs), ahead))
-            return _before(state, news), news, step.all_saved(ahead, kept), last, None, None
+            _, news, saved, last = step.run(weights, others, xs, state, outputs=False)
+            return _before(state, news), news, saved, last, None, None
 
         def through(weights, moving, start):
-            def body(now, given):
-                x, ahead = given
-                y, new, kept = jax.vmap(partial(step.full, weights, others))(x, now, ahead)
-                return new, (y, new, kept)
-
             begin = list(state)
             for i, value in zip(floats, start, strict=True):
                 begin[i] = value
             inputs = list(xs)
             for i, value in zip(self.float_inputs, moving, strict=True):
                 inputs[i] = value
-            ahead = _over_time(partial(step.ahead, weights, others))(inputs)
-            last, (ys, news, kept) = lax.scan(body, begin, (inputs, ahead))
-            return ys, (last, news, step.all_saved(ahead, kept))
+            ys, news, saved, last = step.run(weights, others, inputs, begin, outputs=True)
+            return ys, (last, news, saved)
 
         ys, pull, (last, news, saved) = jax.vjp(
             through,

@@ -71,10 +71,10 @@ class _Cut:
     """
 
     runs: int
+    count: int
+    """Examples of each run."""
     examples: int
-    """Of each run, in a piece."""
-    rounds: int
-    """Pieces that have all examples."""
+    """Those of a piece."""
     size: int
     """Places of the axis in a piece."""
 
@@ -82,14 +82,14 @@ class _Cut:
     def of(cls, trace: Array, axis: int | None) -> "_Cut":
         batch = trace.shape[0]
         places = 1 if axis is None else trace.shape[axis]
-        runs = math.gcd(batch, jax.device_count())
+        runs = math.gcd(batch, _devices(trace))
+        count = batch // runs
         if trace.nbytes <= PIECE:
-            return cls(runs, batch // runs, 1, places)
+            return cls(runs, count, count, places)
         one = trace.nbytes / batch
-        examples = _examples(batch // runs, PIECE / one)
-        parts = math.ceil(examples * one / (3 * PIECE))
-        size = math.ceil(places / min(places, parts))
-        return cls(runs, examples, batch // (runs * examples), size)
+        examples = _examples(count, PIECE / one)
+        parts = math.ceil(examples * one / (3 * PIECE))  # of what one device has of a piece
+        return cls(runs, count, examples, math.ceil(places / min(places, parts)))
 
     def apart(self, array: Array) -> Array:
         """With an axis of runs, if there are several."""
@@ -101,33 +101,36 @@ class _Cut:
         """Without an axis of runs."""
         return array if self.runs == 1 else array.reshape(-1, *array.shape[2:])
 
-    def start(self, array: Array, axis: int | None, n, place) -> list:
+    def start(self, array: Array, axis: int | None, first, place) -> list:
         """Where a piece of an array begins."""
         extra = self.runs > 1
         at = [0] * array.ndim
-        at[extra] = n * self.examples
+        at[extra] = first
         if axis is not None and array.shape[axis + extra] > 1:
             at[axis + extra] = place
         return at
 
-    def piece(self, array: Array, axis: int | None, n, place, size: int) -> Array:
+    def piece(
+        self, array: Array, axis: int | None, first, examples: int, place, size: int
+    ) -> Array:
         """Without an axis of runs."""
         extra = self.runs > 1
         shape = list(array.shape)
-        shape[extra] = self.examples
+        shape[extra] = examples
         if axis is not None and array.shape[axis + extra] > 1:
             shape[axis + extra] = size
-        return self.together(lax.dynamic_slice(array, self.start(array, axis, n, place), shape))
+        return self.together(lax.dynamic_slice(array, self.start(array, axis, first, place), shape))
 
     def by_run(self, piece: Array) -> Array:
         """With axes of runs and of their examples."""
-        return piece.reshape(self.runs, self.examples, *piece.shape[1:])
+        return piece.reshape(self.runs, piece.shape[0] // self.runs, *piece.shape[1:])
 
     def all_after(self, zeros: Int[Array, " runs"], pieces: list[Array]) -> list[Array]:
         """Pieces, the smallest of which is known only when the zeros of each run are."""
-        if not pieces:
+        sizes = {n: piece.size for n, piece in enumerate(pieces) if piece.size}
+        if not sizes:
             return pieces
-        smallest = min(range(len(pieces)), key=lambda n: pieces[n].size)
+        smallest = min(sizes, key=lambda n: sizes[n])
         piece = self.by_run(pieces[smallest])
         piece = piece + zeros.astype(piece.dtype).reshape(-1, *[1] * (piece.ndim - 1))
         return [*pieces[:smallest], piece.reshape(pieces[smallest].shape), *pieces[smallest + 1 :]]
@@ -137,7 +140,7 @@ def _pass(trace, axis, signal, update, given):
     """The new trace, and the sum over examples of a signal with the old one."""
     cut = _Cut.of(trace, axis)
     places = 1 if axis is None else trace.shape[axis]
-    if cut.rounds == 1 and cut.size == places:
+    if (cut.examples, cut.size) == (cut.count, places):
         read, arrays = None, [a for a, _ in given]
         if signal is not None:
             sums = _sums(cut.by_run(signal), cut.by_run(trace))
@@ -147,28 +150,34 @@ def _pass(trace, axis, signal, update, given):
     trace = cut.apart(trace)
     signal = None if signal is None else cut.apart(signal)
 
+    def one(now, first, examples, place, size):
+        (trace, read), zeros = now, None
+        if signal is not None:
+            both = (cut.piece(a, axis, first, examples, place, size) for a in (signal, trace))
+            read, zeros = _added(read, *map(cut.by_run, both))
+        if update is not None:
+            here = cut.piece(trace, axis, first, examples, place, size)
+            pieces = [cut.piece(a, of, first, examples, place, size) for a, of in arrays]
+            if zeros is not None:
+                pieces = cut.all_after(zeros, pieces)
+            new = cut.apart(update(here, *pieces))
+            trace = lax.dynamic_update_slice(trace, new, cut.start(trace, axis, first, place))
+        return trace, read
+
     def part(trace, place, size):
         """All examples, for some places of the axis."""
-
-        def one(now, n):
-            (trace, read), zeros = now, None
-            if signal is not None:
-                of_both = (cut.piece(a, axis, n, place, size) for a in (signal, trace))
-                read, zeros = _added(read, *map(cut.by_run, of_both))
-            if update is not None:
-                here = cut.piece(trace, axis, n, place, size)
-                pieces = [cut.piece(a, of, n, place, size) for a, of in arrays]
-                if zeros is not None:
-                    pieces = cut.all_after(zeros, pieces)
-                new = cut.apart(update(here, *pieces))
-                trace = lax.dynamic_update_slice(trace, new, cut.start(trace, axis, n, place))
-            return (trace, read), None
-
         read = None
         if signal is not None:
-            first = cut.piece(signal, axis, 0, 0, size), cut.piece(trace, axis, 0, 0, size)
+            first = (cut.piece(a, axis, 0, 1, 0, size) for a in (signal, trace))
             read = jnp.zeros_like(_sums(*map(cut.by_run, first)))
-        return lax.scan(one, (trace, read), jnp.arange(cut.rounds))[0]
+        rounds, rest = divmod(cut.count, cut.examples)
+        starts = jnp.arange(rounds) * cut.examples
+        now = lax.scan(
+            lambda now, first: (one(now, first, cut.examples, place, size), None),
+            (trace, read),
+            starts,
+        )[0]
+        return one(now, cut.count - rest, rest, place, size) if rest else now
 
     whole = places // cut.size
     if whole == 1:
@@ -186,11 +195,24 @@ def _pass(trace, axis, signal, update, given):
     return cut.together(trace), None if read is None else _over_runs(read)
 
 
-def _examples(n: int, wanted: float) -> int:
-    """How many of n examples make a piece: about so many, and several if that is not far more."""
-    divisors = [d for d in range(1, n + 1) if n % d == 0]
-    several = [d for d in divisors if 1 < d <= max(8, wanted)]
-    return min(several or [1], key=lambda d: abs(math.log(d / wanted)))
+def _devices(trace: Array) -> int:
+    """Over how many devices a batch may be spread: as its mesh says, where the axes of that are explicit."""
+    sharding = jax.typeof(trace).sharding
+    names = sharding.spec[0] if sharding.spec else None
+    if names is None:
+        return jax.device_count()
+    names = names if isinstance(names, tuple) else (names,)
+    return math.prod(sharding.mesh.shape[name] for name in names)
+
+
+def _examples(count: int, wanted: float) -> int:
+    """How many of some examples make a piece: about so many, and several if there are.
+
+    A number that leaves no rest, if one is near.
+    """
+    wanted = max(wanted, 2)
+    near = [n for n in range(2, count + 1) if count % n == 0 and wanted / 2 <= n <= 2 * wanted]
+    return min(near, key=lambda n: abs(math.log(n / wanted)), default=min(count, round(wanted)))
 
 
 def _sums(signal: Inexact[Array, "n q ..."], trace: Inexact[Array, "n q ..."]) -> Array:

@@ -1,25 +1,23 @@
-"""The step of one example as functions on arrays: forward, cut, and read.
+"""The step as functions on arrays: forward, and of one example cut and read.
 
-*Forward* is the model itself. *Cut* holds the data of mixing operations constant: its outputs are
+*Forward* is the model itself, over a window. *Cut* holds the data of mixing operations constant: its outputs are
 given, and a perturbation `delta` is added where each weight acts; its Jacobians are `D` and `F`.
 *Read* gives the output `y` as a function of everything that an eligibility trace is multiplied
 with, each path counted once; its derivatives are the learning signals.
 """
 
 import dataclasses
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import Equation, Rule, Variable, etp_p, evaluate, prims, prune, split_p, stack_p, tile_p
+from .._jax import Equation, Variable, etp_p, evaluate, prims, prune, split_p, stack_p, tile_p
 from ..analyse import Analysis, WeightOp
 from ..analyse._analysis import by_equation
-
-TURNED = 16
-"""From so many steps on, weights are copied to the layout that is read fastest."""
+from ._forward import TURNED, Forward
 
 Env = dict[Variable, Any]
 
@@ -81,17 +79,7 @@ class StepFunctions:
         define(self, "saved_equations", {op.equation: i for i, op in enumerate(saved)})
         new = [a.split.next_state[i] for i in a.hidden.leaves]
         factors = [op.equation.inputs[op.kind.data] for op in live if op.kind.data is not None]
-        wanted = [*a.split.next_state, *self.saved_outputs]
-        forward, full = prune(body, wanted), prune(body, [*wanted, *a.split.outputs])
-        ahead = self._independent_of_states(forward)
-        define(self, "ahead_body", ahead)
-        define(self, "ahead_outputs", _read_after(ahead, full, [*wanted, *a.split.outputs]))
-        define(self, "forward_body", tuple(eqn for eqn in forward if eqn not in ahead))
-        define(self, "full_body", tuple(eqn for eqn in full if eqn not in ahead))
-        weights = {*a.split.weights, *a.split.others}
-        operands = [(eqn, _turned_operand(eqn, weights)) for eqn in self.forward_body]
-        turned = [eqn.inputs[operand] for eqn, operand in operands if operand is not None]
-        define(self, "turned", tuple(dict.fromkeys(turned)))
+        define(self, "forward", Forward(a, tuple(self.saved_outputs)))
         define(self, "cut_body", prune(body, new, self.saved_equations))
         define(self, "read_body", prune(body, [*a.split.outputs, *factors], self.saved_equations))
         define(self, "moves", _moved_states(a))
@@ -103,15 +91,7 @@ class StepFunctions:
     saved_outputs: list[Variable] = dataclasses.field(init=False)
     live_table: Mapping[Equation, list[WeightOp]] = dataclasses.field(init=False)
     saved_equations: Mapping[Equation, int] = dataclasses.field(init=False)
-    ahead_body: tuple[Equation, ...] = dataclasses.field(init=False)
-    """What the model needs of its inputs alone, up to weight operations: computed for all steps of a
-    window at once, before its states are."""
-    ahead_outputs: tuple[Variable, ...] = dataclasses.field(init=False)
-    forward_body: tuple[Equation, ...] = dataclasses.field(init=False)
-    turned: tuple[Variable, ...] = dataclasses.field(init=False)
-    """Weights [O, I] that `forward` multiplies with a vector of length I: with a batch of those,
-    a product with [I, O] is faster, and has a result that needs no transpose."""
-    full_body: tuple[Equation, ...] = dataclasses.field(init=False)
+    forward: Forward = dataclasses.field(init=False)
     cut_body: tuple[Equation, ...] = dataclasses.field(init=False)
     read_body: tuple[Equation, ...] = dataclasses.field(init=False)
     moves: "MovedStates" = dataclasses.field(init=False)
@@ -148,89 +128,41 @@ class StepFunctions:
     ) -> tuple[tuple[Array, ...], tuple[Any, ...]]:
         """Effective weights, and the other values that depend on the model alone.
 
-        For many steps, then also copies of weights that `forward` reads in another layout.
+        For many steps, copies of some weights follow those, as `forward` reads them.
         """
         a = self.analysis
         env: Env = dict(a.step.constants)
         env.update(zip(a.step.parameters, parameters, strict=True))
         wanted = (*a.split.weights, *a.split.others)
         evaluate(prune(a.split.prefix, wanted), env)
-        turned = [lax.stop_gradient(env[v]).T for v in self.turned if steps >= TURNED]
+        turned = [env[v] for v in self.forward.turned] if steps >= TURNED else []
         return (
             tuple(jnp.asarray(env[v]) for v in a.split.weights),
-            (*(env[v] for v in a.split.others), *map(lax.optimization_barrier, turned)),
+            (*(env[v] for v in a.split.others), *self.forward.copies(turned)),
         )
 
-    def _turning(self, others) -> Rule | None:
-        """The rule of a step that reads its weights as `turned` has them, if they are given."""
-        copies = others[len(self.analysis.split.others) :]
-        if not copies:
-            return None
-        turned = dict(zip(self.turned, copies, strict=True))
+    def run(self, weights, others, xs, state, outputs: bool):
+        """The model over a window of a batch: outputs, new states, what is saved, and the last state.
 
-        def rule(eqn, values):
-            operand = _turned_operand(eqn, turned)
-            if operand is None:
-                return None
-            params, x = dict(eqn.params), values[1 - operand]
-            params["dimension_numbers"] = ((0,), (0,)), ((), ())
-            return [prims.dot_general_p.bind(x, turned[eqn.inputs[operand]], **params)]
+        With outputs it is differentiated, and copies of weights pass on no derivative.
+        """
+        copies = () if outputs else others[len(self.analysis.split.others) :]
+        return self.forward(self._fixed(weights, others), copies, xs, state, outputs)
 
-        return rule
-
-    def _independent_of_states(self, body: Sequence[Equation]) -> tuple[Equation, ...]:
-        a = self.analysis
-        known = {*a.step.constants, *a.step.inputs, *a.split.weights, *a.split.others}
-        found = []
-        for eqn in body:
-            if all(v in known for v in eqn.inputs):
-                known.update(eqn.outputs)
-                found.append(eqn)
-        return prune(found, [v for v in self.saved_outputs if v in known])
-
-    def _start(self, weights, others, x, state) -> Env:
+    def _fixed(self, weights, others) -> Env:
         a = self.analysis
         env: Env = dict(a.step.constants)
-        env.update(zip(a.split.others, others, strict=False))  # those that are no copies
+        env.update(zip(a.split.others, others[: len(a.split.others)], strict=True))
         env.update(zip(a.split.weights, weights, strict=True))
-        env.update(zip(a.step.inputs, x, strict=True))
-        env.update(zip(a.step.state, state, strict=False))  # none where it is not needed
         return env
 
-    # --- the three functions ---
+    def _start(self, weights, others, x, state) -> Env:
+        a, env = self.analysis, self._fixed(weights, others)
+        env.update(zip(a.step.inputs, x, strict=True))
+        env.update(zip(a.step.state, state, strict=True))
+        return env
 
-    def ahead(self, weights, others, x) -> list[Array]:
-        """What `forward` and `full` need that depends on no state."""
-        env = evaluate(self.ahead_body, self._start(weights, others, x, []))
-        return [env[v] for v in self.ahead_outputs]
-
-    def _kept_outputs(self) -> list[Variable]:
-        return [v for v in self.saved_outputs if v not in self.ahead_outputs]
-
-    def all_saved(self, ahead: Iterable[Any], kept: Iterable[Any]) -> list[Any]:
-        """The outputs of the operations in `saved`, in order."""
-        found = dict(zip(self.ahead_outputs, ahead, strict=True))
-        found.update(zip(self._kept_outputs(), kept, strict=True))
-        return [found[v] for v in self.saved_outputs]
-
-    def forward(self, weights, others, x, state, ahead) -> tuple[list[Array], list[Array]]:
-        """The new state, and the outputs of the operations in `saved` that are not ahead."""
-        env = self._start(weights, others, x, state)
-        env.update(zip(self.ahead_outputs, ahead, strict=True))
-        evaluate(self.forward_body, env, self._turning(others))
-        new = [env[v] for v in self.analysis.split.next_state]
-        return new, [env[v] for v in self._kept_outputs()]
-
-    def full(
-        self, weights, others, x, state, ahead
-    ) -> tuple[list[Array], list[Array], list[Array]]:
-        """The output, the new state, and the outputs of the operations in `saved` that are not ahead."""
-        a = self.analysis
-        env = self._start(weights, others, x, state)
-        env.update(zip(self.ahead_outputs, ahead, strict=True))
-        evaluate(self.full_body, env)
-        y, new, kept = a.split.outputs, a.split.next_state, self._kept_outputs()
-        return [env[v] for v in y], [env[v] for v in new], [env[v] for v in kept]
+    # --- cut and read ---
 
     def cut(self, weights, others, x, state, saved, old, deltas, dtype) -> list[Array]:
         """The parts of the new states of the cut step, from those of the old ones."""
@@ -375,27 +307,6 @@ class StepFunctions:
                 new = self.moves.new_states
                 touched.update(v for v in eqn.outputs if v.is_float and v not in new)
         return any(v in touched for v in self.analysis.split.outputs)
-
-
-def _turned_operand(eqn: Equation, weights: Container[Variable]) -> int | None:
-    """Which operand of a product is a weight [O, I] that meets a vector of length I."""
-    if eqn.primitive is not prims.dot_general_p:
-        return None
-    contract, batch = eqn.params["dimension_numbers"]
-    for n in (0, 1):
-        w, x = eqn.inputs[n], eqn.inputs[1 - n]
-        if w in weights and (len(w.shape), len(x.shape)) == (2, 1) and not any(map(len, batch)):
-            return n if tuple(contract[n]) == (1,) else None
-    return None
-
-
-def _read_after(
-    first: Sequence[Equation], body: Sequence[Equation], wanted: Sequence[Variable]
-) -> tuple[Variable, ...]:
-    """The outputs of the first equations that the others of a body, or who wants them, read."""
-    done = set(first)
-    read = {*wanted, *(v for eqn in body if eqn not in done for v in eqn.inputs)}
-    return tuple(v for eqn in first for v in eqn.outputs if v in read)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -384,7 +384,7 @@ def test_hovering_tells_the_numbers():
     for text in (
         p.path,
         "dot_general at test_draw.py:",
-        "6 + 1x3 of float64: 80 bytes",
+        "6 + 3 of float64: 80 bytes",
         "decay 0.9",
         *p.escapes,
     ):

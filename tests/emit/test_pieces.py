@@ -125,15 +125,17 @@ def test_every_piece_is_some_share(cut_for):
                 for places in (1, 2, 15, 17, 100, 257):
                     trace = jnp.zeros((batch, places, 3))
                     cut = pieces._Cut.of(trace, 1)
-                    assert cut.runs * cut.examples * cut.rounds == batch
+                    assert cut.runs * cut.count == batch
+                    assert 1 <= cut.examples <= cut.count
                     assert devices % cut.runs == 0
                     assert 1 <= cut.size <= places
                     one = trace.nbytes / batch
                     if trace.nbytes <= piece:
-                        assert cut.rounds == 1
+                        assert cut.examples == cut.count
                         assert cut.size == places
                     else:
-                        assert cut.examples <= max(8, 2 * piece / one)
+                        assert cut.examples <= 2 * max(2, piece / one)
+                        assert cut.examples >= min(cut.count, max(2, piece / one / 2))
                         row = cut.examples * one / places
                         assert cut.size == 1 or (cut.size - 1) * row < 3 * piece
                         assert cut.size == places or places * row > 3 * piece

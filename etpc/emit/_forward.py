@@ -1,0 +1,270 @@
+"""The model over a window: what feeds back step by step, and the rest for all steps at once.
+
+Operations and states that depend on each other are a loop over the steps. What lies between such
+loops, the products with weights above all, is computed for a whole window: the input of each layer
+of a deep network passes through its weights as one product.
+"""
+
+import dataclasses
+from collections.abc import Collection, Container, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import networkx as nx
+from jax import Array, lax
+
+from .._jax import Equation, Rule, Variable, bcoo_dot_general_primitive, evaluate, prims, prune
+from ..analyse import Analysis
+
+TURNED = 16
+"""From so many steps on, weights are copied to the layout that is read fastest."""
+
+_HEAVY = frozenset([prims.dot_general_p, prims.conv_general_dilated_p])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """What is computed for all steps at once, and the states that are then run together."""
+
+    batch: tuple[Equation, ...]
+    leaves: tuple[int, ...]
+    """Which array leaves of the state."""
+    loop: tuple[Equation, ...]
+    given: tuple[Variable, ...]
+    """What the loop reads of inputs and of stages before."""
+    kept: tuple[Variable, ...]
+    """What is kept of the loop beside the states: the results of operations that are worth it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Forward:
+    """The model over a window, in stages."""
+
+    analysis: Analysis
+    wanted: tuple[Variable, ...]
+    """What is asked of it beside new states and outputs: at each step, of one example."""
+    stages: tuple[Stage, ...] = dataclasses.field(init=False)
+    after: tuple[Equation, ...] = dataclasses.field(init=False)
+    """What remains for the outputs."""
+    turned: tuple[Variable, ...] = dataclasses.field(init=False)
+    """Matrices [O, I] that depend on the model alone, and are multiplied with a vector of length I.
+    With a batch of those, a product with [I, O] is faster, and its result needs no transpose."""
+
+    def __post_init__(self) -> None:
+        a = self.analysis
+        stages, known = _stages(a, self.wanted)
+        fixed = {*a.split.weights, *a.split.others}
+        equations = [eqn for stage in stages for eqn in (*stage.loop, *stage.batch)]
+        operands = [(eqn, _matrix_operand(eqn, fixed)) for eqn in equations]
+        turned = [eqn.inputs[operand] for eqn, operand in operands if operand is not None]
+        define = object.__setattr__
+        define(self, "stages", stages)
+        define(self, "after", _until(a.split.body, a.split.outputs, known))
+        define(self, "turned", tuple(dict.fromkeys(turned)))
+
+    def copies(self, matrices: Iterable[Array]) -> list[Array]:
+        """Those in `turned`, given in order, as the stages read them."""
+        return [lax.optimization_barrier(lax.stop_gradient(w).T) for w in matrices]
+
+    def __call__(
+        self,
+        fixed: dict[Variable, Any],
+        copies: Sequence[Array],
+        xs: Sequence[Array],
+        state: Sequence[Array],
+        outputs: bool,
+    ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
+        """The outputs [W, B, ...] if they are asked for; the new states [W, B, ...]; what is wanted; and
+        the last state.
+
+        `fixed` has what does not change over the window. `copies` may be empty; they pass on no
+        derivative.
+        """
+        a = self.analysis
+        over: dict[Variable, Array] = dict(zip(a.step.inputs, xs, strict=True))
+        last: list[Any] = [None] * len(a.step.state)
+        news: list[Any] = list(last)
+        lead = xs[0].shape[:2]
+        rule = _turning(dict(zip(self.turned, copies, strict=True))) if copies else None
+        for stage in self.stages:
+            _at_once(stage.batch, fixed, over, rule, lead)
+            if stage.leaves:
+                begin = [state[i] for i in stage.leaves]
+                given = [over[v] for v in stage.given]
+                ends, (states, kept) = lax.scan(
+                    _body(a, stage, fixed, rule), begin, given, length=xs[0].shape[0]
+                )
+                over.update(zip(stage.kept, kept, strict=True))
+                for i, begun, new, end in zip(stage.leaves, begin, states, ends, strict=True):
+                    over[a.step.state[i]] = jnp.concatenate([begun[None], new[:-1]])
+                    over[a.split.next_state[i]] = news[i] = new
+                    last[i] = end
+        if outputs:
+            _at_once(self.after, fixed, over, None, lead)
+        read = lambda v: over[v] if v in over else _repeated(fixed[v], xs[0])
+        ys = [read(v) for v in a.split.outputs] if outputs else []
+        return ys, news, [over[v] for v in self.wanted], last
+
+
+def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Rule | None):
+    old = [a.step.state[i] for i in stage.leaves]
+    new = [a.split.next_state[i] for i in stage.leaves]
+
+    def one(now, given):
+        env = {**fixed, **dict(zip(stage.given, given, strict=True))}
+        env.update(zip(old, now, strict=True))
+        evaluate(stage.loop, env, rule)
+        return [env[v] for v in new], [env[v] for v in stage.kept]
+
+    def body(now, given):
+        following, kept = jax.vmap(one)(now, given)
+        return following, (following, kept)
+
+    return body
+
+
+def _at_once(
+    equations: Sequence[Equation],
+    fixed: dict[Variable, Any],
+    over: dict,
+    rule: Rule | None,
+    lead: tuple[int, ...],
+) -> None:
+    """Evaluate equations over the axes [W, B], into `over`."""
+    if not equations:
+        return
+    made = [v for eqn in equations for v in eqn.outputs]
+    read = list(dict.fromkeys(v for eqn in equations for v in eqn.inputs if v in over))
+    steps, batch = lead
+
+    def one(given):
+        env = evaluate(equations, {**fixed, **dict(zip(read, given, strict=True))}, rule)
+        return [env[v] for v in made]
+
+    by_example = jax.vmap(one, axis_size=batch)
+    given = [over[v] for v in read]
+    if any(eqn.primitive is bcoo_dot_general_primitive() for eqn in equations):
+        # JAX makes an array of the size of all entries for each vector
+        values = lax.scan(lambda _, now: (None, by_example(now)), None, given, length=steps)[1]
+    else:
+        values = jax.vmap(by_example, axis_size=steps)(given)
+    over.update(zip(made, values, strict=True))
+
+
+def _repeated(value: Any, like: Array) -> Array:
+    return jnp.broadcast_to(value, (*like.shape[:2], *jnp.shape(value)))
+
+
+def _stages(a: Analysis, wanted: Sequence[Variable]) -> tuple[tuple[Stage, ...], set[Variable]]:
+    """The stages, and what is known after them.
+
+    Heavy are the operations that are worth to be done at once: products, and all that have a trace.
+    The stage of a state, or of an equation, is how many of them that are in no loop lie before it, one
+    after the other.
+    """
+    leaves = range(len(a.step.state))
+    body = prune(a.split.body, [*a.split.next_state, *wanted])
+    heavy = {op.equation for op in a.ops} | {e for e in body if e.primitive in _HEAVY}
+    graph = nx.DiGraph()
+    graph.add_nodes_from([*leaves, *body])
+    made: dict[Variable, Any] = {v: eqn for eqn in body for v in eqn.outputs}
+    made.update((v, i) for i, v in enumerate(a.step.state))
+    for eqn in body:
+        graph.add_edges_from((made[v], eqn) for v in eqn.inputs if v in made)
+    for i, v in enumerate(a.split.next_state):
+        if v in made:
+            graph.add_edge(made[v], i)
+    parts = nx.condensation(graph)
+    members = {part: parts.nodes[part]["members"] for part in parts}
+    depth: dict[Any, int] = {}  # of parts, and so of equations and leaves
+    alone: dict[int, list[Equation]] = {}  # heavy ones in no loop, by their depth
+    for part in nx.topological_sort(parts):
+        before = parts.predecessors(part)
+        depth[part] = max((depth[p] + (members[p] <= heavy) for p in before), default=0)
+        if members[part] <= heavy:  # a part of several has a state in it
+            alone.setdefault(depth[part], []).extend(members[part])
+    leaf_depth = {n: depth[part] for part in parts for n in members[part] if isinstance(n, int)}
+    fixed = {*a.step.constants, *a.split.weights, *a.split.others}
+    over = set(a.step.inputs)
+    stages = []
+    for level in range(max(depth.values(), default=0) + 2):
+        heads = [v for eqn in alone.get(level - 1, ()) for v in eqn.outputs]
+        batch = _until(body, heads, fixed | over)
+        over.update(v for eqn in batch for v in eqn.outputs)
+        mine = tuple(i for i in leaves if leaf_depth[i] == level)
+        old, new = [a.step.state[i] for i in mine], [a.split.next_state[i] for i in mine]
+        loop = _until(body, new, {*fixed, *over, *old})
+        ahead = _ahead(loop, over, fixed)
+        over.update(v for eqn in ahead for v in eqn.outputs)
+        loop = tuple(eqn for eqn in loop if eqn not in set(ahead))
+        given = [v for v in (*(v for eqn in loop for v in eqn.inputs), *new) if v in over]
+        kept = [v for eqn in loop if eqn in heavy for v in eqn.outputs if v not in new]
+        over.update((*kept, *old, *new))
+        given, batch = tuple(dict.fromkeys(given)), (*batch, *ahead)
+        if batch or mine:
+            stages.append(Stage(batch, mine, loop, given, tuple(kept)))
+    return tuple(stages), fixed | over
+
+
+def _ahead(
+    loop: Sequence[Equation],
+    over: Collection[Variable],
+    fixed: Collection[Variable],
+) -> tuple[Equation, ...]:
+    """What a loop computes from what is known, if the result is no larger than that."""
+    known, found = {*over, *fixed}, []
+    for eqn in loop:
+        read = [v for v in eqn.inputs if v not in fixed]
+        larger = sum(v.size for v in eqn.outputs) > sum(v.size for v in set(read))
+        if read and not larger and all(v in known for v in read):
+            known.update(eqn.outputs)
+            found.append(eqn)
+    return tuple(found)
+
+
+def _until(
+    body: Sequence[Equation], wanted: Sequence[Variable], known: Container[Variable]
+) -> tuple[Equation, ...]:
+    """What the wanted variables need beside those that are known."""
+    needed = {v for v in wanted if v not in known}
+    found = []
+    for eqn in reversed(body):
+        if any(v in needed for v in eqn.outputs):
+            found.append(eqn)
+            needed.update(v for v in eqn.inputs if v not in known)
+    return tuple(reversed(found))
+
+
+def _matrix_operand(eqn: Equation, matrices: Container[Variable]) -> int | None:
+    """Which operand of a product is one of some matrices [O, I], and meets a vector of length I."""
+    if eqn.primitive is not prims.dot_general_p:
+        return None
+    precision = eqn.params["precision"]
+    if isinstance(precision, jax.lax.DotAlgorithm):  # which may treat the operands differently
+        return None
+    contract, batch = eqn.params["dimension_numbers"]
+    for n in (0, 1):
+        w, x = eqn.inputs[n], eqn.inputs[1 - n]
+        if w in matrices and (len(w.shape), len(x.shape)) == (2, 1) and not any(map(len, batch)):
+            return n if tuple(contract[n]) == (1,) else None
+    return None
+
+
+def _turning(turned: dict[Variable, Array]) -> Rule:
+    """The rule that reads such matrices as copies."""
+
+    def rule(eqn, values):
+        operand = _matrix_operand(eqn, turned)
+        if operand is None:
+            return None
+        params, x = dict(eqn.params), values[1 - operand]
+        params["dimension_numbers"] = ((0,), (0,)), ((), ())
+        if operand == 0 and isinstance(params["precision"], tuple):
+            params["precision"] = params["precision"][::-1]
+        return [eqn.primitive.bind(x, turned[eqn.inputs[operand]], **params)]
+
+    return rule
+
+
+__all__ = ["Forward"]

@@ -1,0 +1,216 @@
+"""The model over a window in stages, against the model step by step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import sparse
+
+from etpc.analyse import analyse
+from etpc.emit._step import StepFunctions
+from etpc.trace import trace
+
+T, B, I, N = 20, 3, 4, 6
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def deep(p, x, state):
+    """A recurrent layer, one that only follows it, and a filter of its product with a weight."""
+    h, v, r = state
+    h = jnp.tanh(0.5 * h + p["rec"] @ h + p["first"] @ x)
+    v = 0.9 * v + p["second"] @ h
+    r = 0.8 * r + jnp.tanh(v) @ p["last"]
+    return {"r": r, "h": h}, (h, v, r)
+
+
+def all_sorts(p, x, state):
+    """A counter, a key, values that are passed on, an input and a constant as states."""
+    v, before, earlier, _, count, key, still = state
+    key, own = jax.random.split(key)
+    fed = p["first"] @ x + 0.1 * jax.random.normal(own, (N,))
+    new = 0.9 * v + jnp.where(count % 2 == 0, fed, jnp.tanh(earlier))
+    return new + still, (new, v, before, x, count + 1, key, jnp.ones(N))
+
+
+def looped_back(p, x, state):
+    """The first layer hears of the second a step later, so that all is one loop."""
+    a, b = state
+    a = jnp.tanh(p["first"] @ x + p["rec"] @ b)
+    b = 0.5 * b + p["second"] @ a
+    return b, (a, b)
+
+
+def frozen(p, x, state):
+    """A product without a weight, a convolution, and a weight that is used twice."""
+    h, v = state
+    smooth = jnp.convolve(x, jnp.ones(3), "same")
+    h = jnp.tanh(p["rec"] @ h + p["first"] @ (jnp.ones((I, I)) @ smooth))
+    v = 0.9 * v + p["second"] @ jnp.tanh(p["second"] @ h)
+    return (v, jnp.ones(2)), (h, v)
+
+
+def weights_as_states(p, x, state):
+    """A weight is a state and an output as it is."""
+    h, _ = state
+    h = jnp.tanh(p["first"] @ x + h)
+    return (h, p["rec"]), (h, p["second"])
+
+
+def precisions(p, x, state):
+    """Products that say how exact each of their operands is."""
+    exact = jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT
+    fed = jax.lax.dot_general(p["first"], x, (((1,), (0,)), ((), ())), precision=exact)
+    h, _ = state
+    return h, (jnp.tanh(fed + p["rec"] @ h), fed)
+
+
+ZERO = jnp.zeros(N)
+MODELS = {
+    "deep": (deep, (ZERO, ZERO, jnp.zeros(2))),
+    "all sorts": (
+        all_sorts,
+        (ZERO, ZERO, ZERO, jnp.zeros(I), jnp.zeros((), int), jax.random.key(3), jnp.ones(N)),
+    ),
+    "looped back": (looped_back, (ZERO, ZERO)),
+    "frozen": (frozen, (ZERO, ZERO)),
+    "weights as states": (weights_as_states, (ZERO, jnp.zeros((N, N)))),
+    "precisions": (precisions, (ZERO, ZERO)),
+}
+
+
+def parameters():
+    shapes = {"first": (N, I), "rec": (N, N), "second": (N, N), "last": (N, 2)}
+    return {name: 0.4 * normal(*shape, seed=n) for n, (name, shape) in enumerate(shapes.items())}
+
+
+def functions(name):
+    step, state = MODELS[name]
+    traced = trace(parameters(), jnp.zeros(I), state, step)
+    return StepFunctions(analyse(traced)), traced
+
+
+def batched(state):
+    def repeated(a):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jax.random.split(a, B)
+        return jnp.repeat(a[None], B, 0)
+
+    return jax.tree.map(repeated, state)
+
+
+def plain(tree):
+    """Arrays that NumPy can compare."""
+    key = lambda a: jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+    return [jax.random.key_data(a) if key(a) else a for a in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("steps", [1, T])
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_window_is_its_steps(name, outputs, steps):
+    step, state = MODELS[name]
+    run, traced = functions(name)
+    p, xs, state = parameters(), normal(steps, B, I, seed=9), batched(state)
+
+    def one(now, x):
+        y, new = jax.vmap(step, (None, 0, 0))(p, x, now)
+        return new, (y, new)
+
+    last, (ys, news) = jax.lax.scan(one, state, xs)
+    weights, others = run.prefix(traced.model_leaves.split(p), steps)
+    found = run.run(weights, others, [xs], traced.state_leaves.split(state), outputs)
+    for ours, theirs in zip(found, [ys if outputs else [], news, None, last], strict=True):
+        if theirs is not None:
+            for a, b in zip(plain(ours), plain(theirs), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    saved = {op.path: value for op, value in zip(run.saved, found[2], strict=True)}
+    np.testing.assert_allclose(saved["['first']"].shape, (steps, B, N))
+
+
+def paths(run, equations):
+    return [op.path for eqn in equations for op in run.analysis.ops if op.equation is eqn]
+
+
+def test_a_deep_network_is_run_layer_by_layer():
+    run, _ = functions("deep")
+    stages = run.forward.stages
+    loops = [(stage.leaves, paths(run, stage.loop)) for stage in stages if stage.leaves]
+    assert loops == [((0,), ["['rec']"]), ((1,), []), ((2,), [])]
+    assert [paths(run, stage.batch) for stage in stages if stage.batch] == [
+        ["['first']"],
+        ["['second']"],
+        ["['last']"],
+    ]
+
+
+def test_what_feeds_back_is_one_loop():
+    run, _ = functions("looped back")
+    (loop,) = [stage for stage in run.forward.stages if stage.leaves]
+    assert loop.leaves == (0, 1)
+    assert sorted(paths(run, loop.loop)) == ["['rec']", "['second']"]
+
+
+def test_what_grows_stays_in_the_loop():
+    """Values that are small before they are spread out are not kept for a whole window."""
+
+    def spread(w, x, h):
+        return h, 0.5 * h + w @ jnp.tanh(h) * jnp.repeat(x, N)
+
+    traced = trace(0.1 * normal(N, N), jnp.zeros(1), ZERO, spread)
+    (stage,) = [s for s in StepFunctions(analyse(traced)).forward.stages if s.leaves]
+    assert sum(v.size for v in stage.given) == 1
+
+
+def test_weights_are_copied_for_many_steps_alone():
+    run, traced = functions("deep")
+    given = traced.model_leaves.split(parameters())
+    few, many = run.prefix(given, 1)[1], run.prefix(given, T)[1]
+    copies = many[len(few) :]
+    names = dict(zip(traced.parameters, traced.model_leaves.paths, strict=True))
+    turned = [names[v] for v in run.forward.turned]
+    assert sorted(turned) == ["['first']", "['rec']", "['second']"]  # "last" is read as it is
+    for name, copy in zip(turned, copies, strict=True):
+        np.testing.assert_array_equal(copy, parameters()[name[2:-2]].T)
+
+
+def test_a_copy_is_read_as_exactly_as_its_weight():
+    run, traced = functions("precisions")
+    weights, others = run.prefix(traced.model_leaves.split(parameters()), T)
+    text = str(
+        jax.make_jaxpr(lambda xs, state: run.run(weights, others, xs, state, False)[1])(
+            [jnp.zeros((T, B, I))], [jnp.zeros((B, N))] * 2
+        )
+    )
+    assert "Precision.DEFAULT, Precision.HIGHEST" in text.replace("\n", " ").replace("  ", " ")
+
+
+def test_sparse_products_are_done_step_by_step():
+    """JAX makes an array of all entries for each vector: for a window it would be as large as all its
+    steps."""
+    size, steps = 100, 64
+    rng = np.random.default_rng(0)
+    dense = np.where(rng.random((size, size)) < 0.2, rng.normal(size=(size, size)), 0)
+    model = sparse.BCOO.fromdense(jnp.asarray(dense))
+
+    def step(m, x, h):
+        return h, 0.5 * h + jnp.tanh(m @ x)
+
+    traced = trace(model, jnp.zeros(size), jnp.zeros(size), step)
+    run = StepFunctions(analyse(traced))
+    assert [stage.leaves for stage in run.forward.stages if stage.batch] == [(0,)]
+    weights, others = run.prefix(traced.model_leaves.split(model))
+
+    @jax.jit
+    def news(xs, h):
+        return run.run(weights, others, [xs], [h], False)[1][0]
+
+    xs, h = normal(steps, B, size), jnp.zeros((B, size))
+    compiled = news.lower(xs, h).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < steps * B * model.nse * 8 / 4
+    now = h
+    for x, found in zip(xs, news(xs, h), strict=True):
+        now = 0.5 * now + jnp.tanh(x @ dense.T)
+        np.testing.assert_allclose(found, now, rtol=1e-12, atol=1e-12)
