@@ -31,10 +31,14 @@ def leading(
     # where pairs depend on each other, coordinates must not grow without bound
     least = jnp.finfo(of_a.dtype).eps * pairs * np.eye(pairs)
     gram = of_a + jnp.broadcast_to(jnp.asarray(least, of_a.dtype), of_a.shape)
-    c = orthonormal(of_b @ jnp.asarray(_start(pairs, rank), of_a.dtype), gram)
-    for _ in range(ROUNDS):
-        c = orthonormal(power @ c, gram)
-    return orthonormal(c, gram)  # once more, for what rounding left
+
+    def again(c, onward):
+        return orthonormal(jnp.where(onward, power @ c, c), gram), None
+
+    begin = of_b @ jnp.asarray(_start(pairs, rank), of_a.dtype)
+    # the last time for what rounding left; a loop, as this is most of what there is to compile
+    onward = np.array([False, *[True] * ROUNDS, False])
+    return lax.scan(again, begin, onward)[0]
 
 
 def _start(pairs: int, rank: int) -> np.ndarray:
