@@ -16,6 +16,7 @@ from jax import Array, lax
 
 from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Plan
+from ._forward import Forward
 from ._gather import columns, rows, take, zeros_over
 from ._step import StepFunctions
 from ._traces import (
@@ -68,6 +69,8 @@ class Window:
     """
 
     plan: Plan
+    forward: Forward
+    """How the model itself is run."""
     prefix: Callable[..., Any]
     run: Callable[..., Any]
     learn: Callable[..., Any]
@@ -95,6 +98,7 @@ class Window:
             f"window of {plan.window} steps for {plan.algorithm}",
             f"  prefix: {len(split.prefix)} equations, once for a call",
             f"  run, learn: {len(split.body)} equations and {plan.colours}, at each step",
+            *(f"    {line}" for line in self.forward.lines()),
             "  traces of one example",
         ]
         traces = jax.eval_shape(lambda: self.fresh_traces(1))
@@ -136,7 +140,7 @@ def emit(plan: Plan) -> Window:
         traces, entries = for_weights.advance(factors, traces, starts)
         return loss, (list(grads), entries), last, traces
 
-    return Window(plan, step.prefix, run, learn)
+    return Window(plan, step.forward, step.prefix, run, learn)
 
 
 def _instantiated(cotangent: Any) -> Any:

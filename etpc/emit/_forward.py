@@ -63,6 +63,21 @@ class Forward:
         define(self, "after", _until(a.split.body, a.split.outputs, known))
         define(self, "turned", tuple(dict.fromkeys(turned)))
 
+    def lines(self) -> list[str]:
+        """What is done in which order, in words."""
+        a = self.analysis
+        paths = {op.equation: op.path for op in a.ops}
+        found = []
+        for stage in self.stages:
+            weights = dict.fromkeys(paths[eqn] for eqn in stage.batch if eqn in paths)
+            if weights:
+                found.append(f"for all steps at once: {', '.join(weights)}")
+            if stage.leaves:
+                states = ", ".join(a.step.state_leaves.paths[i] for i in stage.leaves)
+                weights = dict.fromkeys(paths[eqn] for eqn in stage.loop if eqn in paths)
+                found.append(f"step by step: {states}{' by ' * bool(weights)}{', '.join(weights)}")
+        return found
+
     def copies(self, matrices: Iterable[Array]) -> list[Array]:
         """Those in `turned`, given in order, as the stages read them."""
         return [lax.optimization_barrier(lax.stop_gradient(w).T) for w in matrices]

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,7 @@ class _Cut:
         return [*pieces[:smallest], piece.reshape(pieces[smallest].shape), *pieces[smallest + 1 :]]
 
 
-def _pass(trace, axis, signal, update, given):
+def _pass(trace: Array, axis: int | None, signal: Any, update: Any, given: Any) -> tuple[Any, Any]:
     """The new trace, and the sum over examples of a signal with the old one."""
     cut = _Cut.of(trace, axis)
     places = 1 if axis is None else trace.shape[axis]
@@ -166,7 +167,7 @@ def _pass(trace, axis, signal, update, given):
 
     def part(trace, place, size):
         """All examples, for some places of the axis."""
-        read = None
+        read: Any = None
         if signal is not None:
             first = (cut.piece(a, axis, 0, 1, 0, size) for a in (signal, trace))
             read = jnp.zeros_like(_sums(*map(cut.by_run, first)))
@@ -187,6 +188,7 @@ def _pass(trace, axis, signal, update, given):
             lambda trace, n: part(trace, n * cut.size, cut.size), trace, jnp.arange(whole)
         )
         if read is not None:
+            assert axis is not None
             read = _joined(read, axis)
     if whole * cut.size < places:
         trace, last = part(trace, whole * cut.size, places - whole * cut.size)

@@ -146,6 +146,17 @@ def test_a_deep_network_is_run_layer_by_layer():
     ]
 
 
+def test_the_order_in_words():
+    assert functions("deep")[0].forward.lines() == [
+        "for all steps at once: ['first']",
+        "step by step: [0] by ['rec']",
+        "for all steps at once: ['second']",
+        "step by step: [1]",
+        "for all steps at once: ['last']",
+        "step by step: [2]",
+    ]
+
+
 def test_what_feeds_back_is_one_loop():
     run, _ = functions("looped back")
     (loop,) = [stage for stage in run.forward.stages if stage.leaves]
