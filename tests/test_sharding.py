@@ -33,7 +33,8 @@ explicit = "explicit" in sys.argv
 if "pieces" in sys.argv:
     etpc.emit._pieces.PIECE = 1 << 10
 axis_type = AxisType.Explicit if explicit else AxisType.Auto
-mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,))
+few = jax.devices()[: 4 if "few" in sys.argv else 8]
+mesh = jax.make_mesh((len(few),), ("batch",), axis_types=(axis_type,), devices=few)
 on = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
 keys = jax.random.split(jax.random.key(0), 4)
 model = {
@@ -207,10 +208,11 @@ print("the same on eight devices")
         (BATCH, ["explicit"]),
         (BATCH, ["pieces"]),
         (BATCH, ["pieces", "explicit"]),
+        (BATCH, ["pieces", "explicit", "few"]),
         (CONNECTIONS, []),
         (NEURONS, []),
     ],
-    ids=["batch", "explicit", "pieces", "explicit pieces", "connections", "neurons"],
+    ids=["batch", "explicit", "pieces", "explicit pieces", "few", "connections", "neurons"],
 )
 def test_spread_over_devices(program, options):
     environment = {

@@ -11,12 +11,12 @@ import etpc.emit._pieces as pieces
 from etpc.emit._pieces import over_examples, overwrite, read_and_overwrite, zero_after
 
 SHAPE = (6, 7, 5, 11)
-DTYPES = ["float32", "float64", "complex64", "complex128"]
+DTYPES = ["float32", "complex128"]
 PIECE = pytest.mark.parametrize("piece", [1, 1100, 10_000, 1 << 22])
 """Bytes, of a trace of 2310 entries: as many pieces as there may be, parts of an example and a rest,
 some examples, and one."""
 AXIS = pytest.mark.parametrize("axis", [None, 1, 2, 3])
-DEVICES = pytest.mark.parametrize("devices", [1, 2, 4, 6])
+DEVICES = pytest.mark.parametrize("devices", [1, 2, 6])
 
 
 @pytest.fixture
