@@ -91,7 +91,7 @@ def _speed(rows: Rows) -> Iterator[tuple[str, Figure]]:
         times = [row["min_ms"] for row in found]
         names = [row["name"] for row in found]
         bars = axes.barh(names, times, color=[_colour(name) for name in names])
-        errors = [f" {row['min_ms']:.3g} ms, error {row['error_bptt']:.2g}" for row in found]
+        errors = [f" {row['min_ms']:.4g} ms, error {row['error_bptt']:.2g}" for row in found]
         axes.bar_label(bars, errors, fontsize=7)
         axes.set(xscale="log", xlabel="ms for a gradient (least of all repeats)")
         axes.set_xlim(min(times) / 2, max(times) * 8)
@@ -125,10 +125,10 @@ def _growth(rows: Rows) -> Iterator[tuple[str, Figure]]:
         for key, label in (("plan_s", "etpc"), ("lower_s", "lower"), ("xla_s", "XLA")):
             x, y = [row["neurons"] for row in found], [row[key] for row in found]
             axes.plot(x, y, marker="o", label=label)
-        axes.set(title=kind, xlabel="neurons", ylim=(0, None))
+        axes.set(title=kind, xlabel="neurons")
         axes.set_xscale("log" if kind == "sparse" else "linear")
         axes.label_outer()
-    figure.axes[0].set_ylabel("seconds")
+    figure.axes[0].set(ylabel="seconds", ylim=(0, None))  # of all, which share the axis
     figure.axes[0].legend()
     yield "compile", figure
 
