@@ -36,8 +36,9 @@ def leading(
         return orthonormal(jnp.where(onward, power @ c, c), gram), None
 
     begin = of_b @ jnp.asarray(_start(pairs, rank), of_a.dtype)
-    # the last time for what rounding left; a loop, as this is most of what there is to compile
-    onward = np.array([False, *[True] * ROUNDS, False])
+    # The last times are for what rounding left: a vector that depends on others is only that after the
+    # first of them, and no projection is right with it. A loop, as this is most of what is compiled.
+    onward = np.array([False, *[True] * ROUNDS, False, False])
     return lax.scan(again, begin, onward)[0]
 
 
