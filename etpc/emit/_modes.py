@@ -96,7 +96,7 @@ def _without(c: Array, image: Array, one: Array, its: Array, where: Any) -> tupl
 
 
 def _inverse_root(square: Array) -> Array:
-    some = square > jnp.finfo(square.dtype).eps ** 2
+    some = square > jnp.finfo(square.dtype).eps ** 1.5
     return jnp.where(some, lax.rsqrt(jnp.where(some, square, 1)), 0)
 
 
