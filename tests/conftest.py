@@ -10,6 +10,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # Importing braintrace turns float64 off for the whole process, so it comes first where it is there.
@@ -26,3 +27,10 @@ install_import_hook("etpc", "beartype.beartype")
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("ETPC_HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_code_is_dropped():
+    """A compiled function takes about 15 memory mappings, and Linux gives a process 65,530 of them."""
+    yield
+    jax.clear_caches()
