@@ -1,5 +1,6 @@
 """The leading modes of factor pairs, against a singular value decomposition."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ from etpc.emit._modes import _one_by_one, leading, orthonormal
 
 Q, I, O = 12, 9, 20
 
+compiled = jax.jit(leading, static_argnums=2)
+
 
 def projected(a, b, rank):
     """What is kept of `A B^T`, where the columns of A have length one or zero."""
     of_a, of_b = a.conj().T @ a, b.T @ b.conj()
-    u = a @ np.asarray(leading(jnp.asarray(of_a), jnp.asarray(of_b), rank))
+    u = a @ np.asarray(compiled(jnp.asarray(of_a), jnp.asarray(of_b), rank))
     return u, u @ u.conj().T @ a @ b.T
 
 
@@ -68,6 +71,28 @@ def test_the_vectors_are_orthonormal_or_vanish(kind, rank, dtype):
     if kind in ("flat", "decaying"):
         tolerance = 1e-4 if dtype == np.float32 else 1e-9
         np.testing.assert_allclose(u.T @ u, np.eye(rank), atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["modes that decay fast", "fewer modes than vectors"])
+@pytest.mark.parametrize("rank", [8, 16, 24])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_vectors_of_rounding_spoil_nothing(kind, rank, dtype):
+    """What Gram-Schmidt leaves of a vector that depends on others is rounding, and is along them again."""
+    inputs, outputs, count = 30, 25, rank + 6
+    for seed in range(12):
+        draw = np.random.default_rng(seed)
+        a, b = draw.normal(size=(inputs, count)), draw.normal(size=(outputs, count))
+        if kind == "modes that decay fast":
+            b = b * 0.01 ** np.arange(count)
+        else:
+            a = draw.normal(size=(inputs, rank // 2)) @ draw.normal(size=(rank // 2, count))
+        a, b = (a / np.linalg.norm(a, axis=0)).astype(dtype), b.astype(dtype)
+        u, kept = projected(a, b, rank)
+        s = np.linalg.svd(a @ b.T, compute_uv=False)
+        rounding = 3e-4 if dtype == np.float32 else 1e-7
+        assert np.linalg.svd(u, compute_uv=False).max() <= 1 + rounding
+        lost = np.linalg.norm(a @ b.T - kept)
+        assert lost <= 1.08 * np.linalg.norm(s[rank:]) + rounding * np.linalg.norm(s)
 
 
 def test_orthonormal_keeps_the_span():
