@@ -201,7 +201,8 @@ def check_patterns(program: grammar.Program, seed=0, points=4) -> dict[str, floa
         def jacobians(x, state, functions=functions):
             weights, others = functions.prefix(parameters)
             one = [[a[None, None] for a in x], [a[None] for a in state]]
-            saved = [a[0, 0] for a in functions.run(weights, others, *one, False)[2]]
+            course = functions.run(weights, others, *one, outputs=False)
+            saved = [a[0, 0] for a in course.wanted]
             parts = functions.parts(state, jnp.float64)
             bounds = np.cumsum([part.size for part in parts])[:-1]
 

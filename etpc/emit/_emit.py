@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Plan
-from ._forward import Forward
+from ._forward import TURNED, Course, Forward
 from ._gather import columns, rows, take, zeros_over
 from ._step import StepFunctions
 from ._traces import (
@@ -113,6 +113,9 @@ def emit(plan: Plan) -> Window:
     step = StepFunctions(plan.analysis)
     for_weights, for_inputs = (_Emitter(plan, step, through) for through in (False, True))
 
+    def prefix(parameters, steps):
+        return step.prefix(parameters, copies=steps >= TURNED and not for_weights.exact)
+
     @jax.custom_vjp
     def run(*arguments):
         return for_weights.forward(*arguments)[0]
@@ -140,7 +143,7 @@ def emit(plan: Plan) -> Window:
         traces, entries = for_weights.advance(factors, traces, starts)
         return loss, (list(grads), entries), last, traces
 
-    return Window(plan, step.forward, step.prefix, run, learn)
+    return Window(plan, step.forward, prefix, run, learn)
 
 
 def _instantiated(cotangent: Any) -> Any:
@@ -172,11 +175,13 @@ class _Emitter:
 
     def window(self, weights, others, xs, state, traces, fresh):
         """Outputs and new state; what moves the traces; and what the backward pass needs."""
-        olds, news, saved, last, pull, ys = self._sequential(weights, others, xs, state)
-        jacobians = self._jacobians(weights, others, xs, olds, saved, fresh)
-        read, read_pull, data = self._read(weights, others, xs, olds, news, saved)
-        if not self.exact:
-            ys, pull = read, read_pull
+        course, pull = self._sequential(weights, others, xs, state)
+        jacobians = self._jacobians(weights, others, xs, course, fresh)
+        ys, read_pull, data = self._read(weights, others, xs, course)
+        if self.exact:
+            ys = course.outputs
+        else:
+            pull = read_pull
         factors = self._factors(jacobians, data)
         smoothed = [
             smooth(p, factors[p.op.number], trace) if isinstance(p.form, Decay) else (None, ())
@@ -194,24 +199,23 @@ class _Emitter:
             *(pull, jacobians.transition, jacobians.immediate, data),
             *(traces, paths, blocks, fresh),
         )
-        return (ys, last), (factors, [trace for trace, _ in smoothed]), residuals
+        return (ys, course.last), (factors, [trace for trace, _ in smoothed]), residuals
 
     def factors_of(self, weights, others, xs, state) -> dict[int, Factors]:
         """The factors of a window whose stream goes on."""
-        olds, news, saved, *_ = self._sequential(weights, others, xs, state)
+        course, _ = self._sequential(weights, others, xs, state)
         goes_on = jnp.zeros(xs[0].shape[1] if xs else state[0].shape[0], bool)
-        jacobians = self._jacobians(weights, others, xs, olds, saved, goes_on)
-        data = self._read(weights, others, xs, olds, news, saved)[2]
+        jacobians = self._jacobians(weights, others, xs, course, goes_on)
+        data = self._read(weights, others, xs, course)[2]
         return self._factors(jacobians, data)
 
     def _sequential(self, weights, others, xs, state):
-        """Run the model; keep the state before and after each step, and the outputs of cut ops."""
+        """Run the model; under "exact" also how its outputs depend on weights, inputs and states."""
         step = self.step
         floats = self.plan.analysis.hidden.leaves
 
         if not self.exact:
-            _, news, saved, last = step.run(weights, others, xs, state, outputs=False)
-            return _before(state, news), news, saved, last, None, None
+            return step.run(weights, others, xs, state, outputs=False), None
 
         def through(weights, moving, start):
             begin = list(state)
@@ -220,24 +224,24 @@ class _Emitter:
             inputs = list(xs)
             for i, value in zip(self.float_inputs, moving, strict=True):
                 inputs[i] = value
-            ys, news, saved, last = step.run(weights, others, inputs, begin, outputs=True)
-            return ys, (last, news, saved)
+            course = step.run(weights, others, inputs, begin, outputs=True)
+            return course.outputs, course
 
-        ys, pull, (last, news, saved) = jax.vjp(
+        _, pull, course = jax.vjp(
             through,
             list(weights),
             [xs[i] for i in self.float_inputs],
             [state[i] for i in floats],
             has_aux=True,
         )
-        return _before(state, news), news, saved, last, pull, ys
+        return course, pull
 
     def _parts(self, states) -> list[Array]:
         """The real vectors, [W, B, n] each, that make up the states."""
         dtype = self.plan.dtype
         return _over_time(lambda s: self.step.parts(s, dtype))(states)
 
-    def _read(self, weights, others, xs, olds, news, saved):
+    def _read(self, weights, others, xs, course: Course):
         """The outputs of a window at once, how they depend on states and operations, and data."""
 
         def read(weights, moving, old, new, deltas):
@@ -257,10 +261,10 @@ class _Emitter:
             inputs = list(xs)
             for i, value in zip(self.float_inputs, moving, strict=True):
                 inputs[i] = value
-            return _over_time(one)(inputs, olds, saved, old, new, deltas)
+            return _over_time(one)(inputs, course.before, course.wanted, old, new, deltas)
 
         moving = [xs[i] for i in self.float_inputs]
-        old, new = self._parts(olds), self._parts(news)
+        old, new = self._parts(course.before), self._parts(course.after)
         deltas = self._deltas(old)
         return jax.vjp(read, list(weights), moving, old, new, deltas, has_aux=True)
 
@@ -269,15 +273,15 @@ class _Emitter:
         ops = self.live if ops is None else ops
         return [zeros_over(lead, p.op.delta.shape, p.op.delta.dtype) for p in ops]
 
-    def _jacobians(self, weights, others, xs, olds, saved, fresh) -> Jacobians:
-        parts = self._parts(olds)
+    def _jacobians(self, weights, others, xs, course: Course, fresh) -> Jacobians:
+        parts = self._parts(course.before)
         dtype = self.plan.dtype
 
         def cut(parts, deltas):
             def one(x, state, kept, old, delta):
                 return self.step.cut(weights, others, x, state, kept, old, delta, dtype)
 
-            return _over_time(one)(xs, olds, saved, parts, deltas)
+            return _over_time(one)(xs, course.before, course.wanted, parts, deltas)
 
         _, pull = jax.vjp(cut, parts, self._deltas(parts))
         colours = self.plan.colours
@@ -522,11 +526,6 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
 def _stacked(arrays: Arrays) -> Array:
     dtype = jnp.result_type(*arrays)
     return arrays[0] if len(arrays) == 1 else jnp.concatenate([a.astype(dtype) for a in arrays])
-
-
-def _before(state, news):
-    """The state before each step."""
-    return jax.tree.map(lambda s, n: jnp.concatenate([s[None], n[:-1]]), list(state), list(news))
 
 
 def _over_time(function: Callable[..., Any]) -> Callable[..., Any]:

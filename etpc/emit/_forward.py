@@ -7,7 +7,7 @@ of a deep network passes through its weights as one product.
 
 import dataclasses
 from collections.abc import Collection, Container, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,20 @@ class Stage:
     """What the loop reads of inputs and of stages before."""
     kept: tuple[Variable, ...]
     """What is kept of the loop beside the states: the results of operations that are worth it."""
+
+
+class Course(NamedTuple):
+    """What a model does over a window: arrays [W, B, ...], but for the last."""
+
+    outputs: list[Array]
+    """None, where they are not asked for."""
+    before: list[Array]
+    """The states before each step."""
+    after: list[Array]
+    """And after it."""
+    wanted: list[Array]
+    last: list[Array]
+    """The states in the end, [B, ...]."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,9 +103,8 @@ class Forward:
         xs: Sequence[Array],
         state: Sequence[Array],
         outputs: bool,
-    ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-        """The outputs [W, B, ...] if they are asked for; the new states [W, B, ...]; what is wanted; and
-        the last state.
+    ) -> Course:
+        """Run the model over a window of a batch.
 
         `fixed` has what does not change over the window. `copies` may be empty; they pass on no
         derivative.
@@ -108,7 +121,7 @@ class Forward:
                 begin = [state[i] for i in stage.leaves]
                 given = [over[v] for v in stage.given]
                 ends, (states, kept) = lax.scan(
-                    _body(a, stage, fixed, rule), begin, given, length=xs[0].shape[0]
+                    _body(a, stage, fixed, rule), begin, given, length=lead[0]
                 )
                 over.update(zip(stage.kept, kept, strict=True))
                 for i, begun, new, end in zip(stage.leaves, begin, states, ends, strict=True):
@@ -117,9 +130,10 @@ class Forward:
                     last[i] = end
         if outputs:
             _at_once(self.after, fixed, over, None, lead)
-        read = lambda v: over[v] if v in over else _repeated(fixed[v], xs[0])
+        read = lambda v: over[v] if v in over else _repeated(fixed[v], lead)
         ys = [read(v) for v in a.split.outputs] if outputs else []
-        return ys, news, [over[v] for v in self.wanted], last
+        before, wanted = [over[v] for v in a.step.state], [over[v] for v in self.wanted]
+        return Course(ys, before, news, wanted, last)
 
 
 def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Rule | None):
@@ -167,8 +181,8 @@ def _at_once(
     over.update(zip(made, values, strict=True))
 
 
-def _repeated(value: Any, like: Array) -> Array:
-    return jnp.broadcast_to(value, (*like.shape[:2], *jnp.shape(value)))
+def _repeated(value: Any, lead: tuple[int, ...]) -> Array:
+    return jnp.broadcast_to(value, (*lead, *jnp.shape(value)))
 
 
 def _stages(a: Analysis, wanted: Sequence[Variable]) -> tuple[tuple[Stage, ...], set[Variable]]:

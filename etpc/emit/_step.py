@@ -17,7 +17,7 @@ from jax import Array, lax
 from .._jax import Equation, Variable, etp_p, evaluate, prims, prune, split_p, stack_p, tile_p
 from ..analyse import Analysis, WeightOp
 from ..analyse._analysis import by_equation
-from ._forward import TURNED, Forward
+from ._forward import Course, Forward
 
 Env = dict[Variable, Any]
 
@@ -124,25 +124,25 @@ class StepFunctions:
     # --- environments ---
 
     def prefix(
-        self, parameters: Sequence[Array], steps: int = 1
+        self, parameters: Sequence[Array], copies: bool = False
     ) -> tuple[tuple[Array, ...], tuple[Any, ...]]:
         """Effective weights, and the other values that depend on the model alone.
 
-        For many steps, copies of some weights follow those, as `forward` reads them.
+        With copies, those of some weights follow them, as `forward` reads them.
         """
         a = self.analysis
         env: Env = dict(a.step.constants)
         env.update(zip(a.step.parameters, parameters, strict=True))
         wanted = (*a.split.weights, *a.split.others)
         evaluate(prune(a.split.prefix, wanted), env)
-        turned = [env[v] for v in self.forward.turned] if steps >= TURNED else []
+        turned = [env[v] for v in self.forward.turned] if copies else []
         return (
             tuple(jnp.asarray(env[v]) for v in a.split.weights),
             (*(env[v] for v in a.split.others), *self.forward.copies(turned)),
         )
 
-    def run(self, weights, others, xs, state, outputs: bool):
-        """The model over a window of a batch: outputs, new states, what is saved, and the last state.
+    def run(self, weights, others, xs, state, outputs: bool) -> Course:
+        """The model over a window of a batch. What is wanted of it is what is saved.
 
         With outputs it is differentiated, and copies of weights pass on no derivative.
         """

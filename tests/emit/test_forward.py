@@ -117,16 +117,17 @@ def test_a_window_is_its_steps(name, outputs, steps):
 
     def one(now, x):
         y, new = jax.vmap(step, (None, 0, 0))(p, x, now)
-        return new, (y, new)
+        return new, (y, now, new)
 
-    last, (ys, news) = jax.lax.scan(one, state, xs)
-    weights, others = run.prefix(traced.model_leaves.split(p), steps)
+    last, (ys, olds, news) = jax.lax.scan(one, state, xs)
+    weights, others = run.prefix(traced.model_leaves.split(p), copies=steps > 1)
     found = run.run(weights, others, [xs], traced.state_leaves.split(state), outputs)
-    for ours, theirs in zip(found, [ys if outputs else [], news, None, last], strict=True):
+    expected = [ys if outputs else [], olds, news, None, last]
+    for ours, theirs in zip(found, expected, strict=True):
         if theirs is not None:
             for a, b in zip(plain(ours), plain(theirs), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-    saved = {op.path: value for op, value in zip(run.saved, found[2], strict=True)}
+    saved = {op.path: value for op, value in zip(run.saved, found.wanted, strict=True)}
     np.testing.assert_allclose(saved["['first']"].shape, (steps, B, N))
 
 
@@ -175,11 +176,10 @@ def test_what_grows_stays_in_the_loop():
     assert sum(v.size for v in stage.given) == 1
 
 
-def test_weights_are_copied_for_many_steps_alone():
+def test_copies_of_weights():
     run, traced = functions("deep")
     given = traced.model_leaves.split(parameters())
-    few, many = run.prefix(given, 1)[1], run.prefix(given, T)[1]
-    copies = many[len(few) :]
+    copies = run.prefix(given, copies=True)[1][len(run.prefix(given)[1]) :]
     names = dict(zip(traced.parameters, traced.model_leaves.paths, strict=True))
     turned = [names[v] for v in run.forward.turned]
     assert sorted(turned) == ["['first']", "['rec']", "['second']"]  # "last" is read as it is
@@ -189,9 +189,9 @@ def test_weights_are_copied_for_many_steps_alone():
 
 def test_a_copy_is_read_as_exactly_as_its_weight():
     run, traced = functions("precisions")
-    weights, others = run.prefix(traced.model_leaves.split(parameters()), T)
+    weights, others = run.prefix(traced.model_leaves.split(parameters()), copies=True)
     text = str(
-        jax.make_jaxpr(lambda xs, state: run.run(weights, others, xs, state, False)[1])(
+        jax.make_jaxpr(lambda xs, state: run.run(weights, others, xs, state, False).after)(
             [jnp.zeros((T, B, I))], [jnp.zeros((B, N))] * 2
         )
     )
@@ -216,7 +216,7 @@ def test_sparse_products_are_done_step_by_step():
 
     @jax.jit
     def news(xs, h):
-        return run.run(weights, others, [xs], [h], False)[1][0]
+        return run.run(weights, others, [xs], [h], False).after[0]
 
     xs, h = normal(steps, B, size), jnp.zeros((B, size))
     compiled = news.lower(xs, h).compile()
