@@ -29,17 +29,20 @@ def leading(
     of_b = of_b / jnp.where(size > 0, size, 1)
     power = of_b @ of_a
     # where pairs depend on each other, coordinates must not grow without bound
-    least = jnp.finfo(of_a.dtype).eps * pairs * np.eye(pairs)
-    gram = of_a + jnp.broadcast_to(jnp.asarray(least, of_a.dtype), of_a.shape)
+    eps = jnp.finfo(of_a.dtype).eps
+    gram = of_a + jnp.broadcast_to(jnp.asarray(eps * pairs * np.eye(pairs), of_a.dtype), of_a.shape)
 
-    def again(c, onward):
-        return orthonormal(jnp.where(onward, power @ c, c), gram), None
+    def again(c, given):
+        onward, least = given
+        return orthonormal(jnp.where(onward, power @ c, c), gram, least), None
 
     begin = of_b @ jnp.asarray(_start(pairs, rank), of_a.dtype)
-    # The last times are for what rounding left: a vector that depends on others is only that after the
-    # first of them, and no projection is right with it. A loop, as this is most of what is compiled.
-    onward = np.array([False, *[True] * ROUNDS, False, False])
-    return lax.scan(again, begin, onward)[0]
+    # On the way no mode is lost that is small. The last time the vectors are orthonormal but for rounding:
+    # one of which little is left was nothing else, and no projection is right with it.
+    # A loop, as this is most of what is compiled.
+    onward = np.array([False, *[True] * ROUNDS, False])
+    least = jnp.asarray([*[eps**2] * (ROUNDS + 1), eps**0.5], size.dtype)
+    return lax.scan(again, begin, (onward, least))[0]
 
 
 def _start(pairs: int, rank: int) -> np.ndarray:
@@ -50,32 +53,31 @@ def _start(pairs: int, rank: int) -> np.ndarray:
 
 
 def orthonormal(
-    c: Inexact[Array, "*n Q R"], gram: Inexact[Array, "*n Q Q"]
+    c: Inexact[Array, "*n Q R"], gram: Inexact[Array, "*n Q Q"], least: Any
 ) -> Inexact[Array, "*n Q R"]:
     """The columns of `c` made orthonormal in the inner product `gram`; zero where they depend.
 
-    Gram-Schmidt on columns of length one.
+    Gram-Schmidt on columns of length one. One depends if no more than `least` of its squared length
+    is left.
     """
-    image = gram @ c
-    scale = _inverse_root(jnp.sum(c.conj() * image, -2, keepdims=True).real)
-    c, image = c * scale, image * scale
+    c, image = _of_length_one(c, gram @ c, jnp.finfo(c.dtype).eps ** 2)
     if c.shape[-1] > UNROLLED:
-        return _one_by_one(c, image)
+        return _one_by_one(c, image, least)
     done = []
     for _ in range(c.shape[-1]):
-        one, its = _of_length_one(c[..., :1], image[..., :1])
+        one, its = _of_length_one(c[..., :1], image[..., :1], least)
         done.append(one)
         c, image = _without(c[..., 1:], image[..., 1:], one, its, True)
     return jnp.concatenate(done, -1)
 
 
-def _one_by_one(c: Array, image: Array) -> Array:
+def _one_by_one(c: Array, image: Array, least: Any) -> Array:
     """The same in a loop, which is slower and compiles in a time that does not grow with R."""
     numbers = jnp.broadcast_to(jnp.arange(c.shape[-1]), (*c.shape[:-2], 1, c.shape[-1]))
 
     def column(j, now):
         one, its = (lax.dynamic_slice_in_dim(a, j, 1, -1) for a in now)
-        one, its = _of_length_one(one, its)
+        one, its = _of_length_one(one, its, least)
         c, image = now
         c, image = _without(c, image, one, its, numbers > j)
         return jnp.where(numbers == j, one, c), jnp.where(numbers == j, its, image)
@@ -83,21 +85,18 @@ def _one_by_one(c: Array, image: Array) -> Array:
     return lax.fori_loop(0, c.shape[-1], column, (c, image))[0]
 
 
-def _of_length_one(one: Array, its: Array) -> tuple[Array, Array]:
-    """A vector and its image, scaled."""
-    scale = _inverse_root(jnp.sum(one.conj() * its, -2, keepdims=True).real)
-    return one * scale, its * scale
+def _of_length_one(c: Array, image: Array, least: Any) -> tuple[Array, Array]:
+    """Vectors and their images, scaled; zero where the squared length is no more than the least."""
+    square = jnp.sum(c.conj() * image, -2, keepdims=True).real
+    some = square > least
+    scale = jnp.where(some, lax.rsqrt(jnp.where(some, square, 1)), 0)
+    return c * scale, image * scale
 
 
 def _without(c: Array, image: Array, one: Array, its: Array, where: Any) -> tuple[Array, Array]:
     """Vectors and their images, less their components along one, where they are asked to be."""
     share = jnp.where(where, jnp.sum(one.conj() * image, -2, keepdims=True), 0)
     return c - one * share, image - its * share
-
-
-def _inverse_root(square: Array) -> Array:
-    some = square > jnp.finfo(square.dtype).eps ** 1.5
-    return jnp.where(some, lax.rsqrt(jnp.where(some, square, 1)), 0)
 
 
 __all__ = ["leading"]
