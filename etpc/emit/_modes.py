@@ -12,8 +12,8 @@ ROUNDS = 2
 stays within 1 % of that of the best modes."""
 
 
-UNROLLED = 16
-"""Up to this rank the loop over vectors is written out."""
+BLOCK = 4
+"""So many vectors are made orthonormal in code that is written out; more than these, block by block."""
 
 
 def leading(
@@ -61,28 +61,34 @@ def orthonormal(
     is left.
     """
     c, image = _of_length_one(c, gram @ c, jnp.finfo(c.dtype).eps ** 2)
-    if c.shape[-1] > UNROLLED:
-        return _one_by_one(c, image, least)
+    count = c.shape[-1]
+    if count <= BLOCK:
+        return _block(c, image, least)[0]
+    c, image = (jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, -count % BLOCK)]) for a in (c, image))
+    numbers = jnp.arange(c.shape[-1])
+
+    def block(k, now):
+        begin = k * BLOCK
+        own = _block(*(lax.dynamic_slice_in_dim(a, begin, BLOCK, -1) for a in now), least)
+        share = own[0].conj().swapaxes(-1, -2) @ now[1]
+        share = jnp.where(numbers >= begin + BLOCK, share, 0)
+        return tuple(
+            lax.dynamic_update_slice_in_dim(a - its @ share, its, begin, -1)
+            for a, its in zip(now, own, strict=True)
+        )
+
+    return lax.fori_loop(0, c.shape[-1] // BLOCK, block, (c, image))[0][..., :count]
+
+
+def _block(c: Array, image: Array, least: Any) -> tuple[Array, Array]:
+    """Few columns, written out, and their images."""
     done = []
     for _ in range(c.shape[-1]):
         one, its = _of_length_one(c[..., :1], image[..., :1], least)
-        done.append(one)
-        c, image = _without(c[..., 1:], image[..., 1:], one, its, True)
-    return jnp.concatenate(done, -1)
-
-
-def _one_by_one(c: Array, image: Array, least: Any) -> Array:
-    """The same in a loop, which is slower and compiles in a time that does not grow with R."""
-    numbers = jnp.broadcast_to(jnp.arange(c.shape[-1]), (*c.shape[:-2], 1, c.shape[-1]))
-
-    def column(j, now):
-        one, its = (lax.dynamic_slice_in_dim(a, j, 1, -1) for a in now)
-        one, its = _of_length_one(one, its, least)
-        c, image = now
-        c, image = _without(c, image, one, its, numbers > j)
-        return jnp.where(numbers == j, one, c), jnp.where(numbers == j, its, image)
-
-    return lax.fori_loop(0, c.shape[-1], column, (c, image))[0]
+        done.append((one, its))
+        share = jnp.sum(one.conj() * image[..., 1:], -2, keepdims=True)
+        c, image = c[..., 1:] - one * share, image[..., 1:] - its * share
+    return tuple(jnp.concatenate(columns, -1) for columns in zip(*done, strict=True))
 
 
 def _of_length_one(c: Array, image: Array, least: Any) -> tuple[Array, Array]:
@@ -91,12 +97,6 @@ def _of_length_one(c: Array, image: Array, least: Any) -> tuple[Array, Array]:
     some = square > least
     scale = jnp.where(some, lax.rsqrt(jnp.where(some, square, 1)), 0)
     return c * scale, image * scale
-
-
-def _without(c: Array, image: Array, one: Array, its: Array, where: Any) -> tuple[Array, Array]:
-    """Vectors and their images, less their components along one, where they are asked to be."""
-    share = jnp.where(where, jnp.sum(one.conj() * image, -2, keepdims=True), 0)
-    return c - one * share, image - its * share
 
 
 __all__ = ["leading"]

@@ -316,19 +316,20 @@ def reduce_modes(
     b = jnp.concatenate([b, moved], 1).reshape(batch, -1, m, g, o)
     length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
     a, b = a / _positive(length), b * length[:, :, None]
-    of_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
-    of_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj())
-    c = leading(of_a, of_b, form.rank)
-    onto = (of_a @ c).conj()
-    kept = jnp.einsum("bqmgo,bgqr->brmgo", b, onto)
-    new = [jnp.einsum("bqgi,bgqr->brgi", a, c), kept]
-    if form.certificate:
-        lost = _lost(of_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, kept))
-        off, gradient = (bound.reshape(batch, -1, g * o) for bound in trace[2:])
-        if start is not None:
-            gradient = gradient + jnp.sum(jnp.abs(start) * off, -2, keepdims=True)
-        moved = apply(pairs, jnp.abs(whole), off)
-        new += [moved + lost.reshape(moved.shape), gradient]
+    # with less the vectors are not orthonormal on accelerators
+    with jax.default_matmul_precision("highest"):
+        of_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
+        of_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj())
+        c = leading(of_a, of_b, form.rank)
+        kept = jnp.einsum("bqmgo,bgqr->brmgo", b, (of_a @ c).conj())
+        new = [jnp.einsum("bqgi,bgqr->brgi", a, c), kept]
+        if form.certificate:
+            lost = _lost(of_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, kept))
+            off, gradient = (bound.reshape(batch, -1, g * o) for bound in trace[2:])
+            if start is not None:
+                gradient = gradient + jnp.sum(jnp.abs(start) * off, -2, keepdims=True)
+            moved = apply(pairs, jnp.abs(whole), off)
+            new += [moved + lost.reshape(moved.shape), gradient]
     return tuple(after.reshape(before.shape) for after, before in zip(new, trace, strict=True))
 
 
