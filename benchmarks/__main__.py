@@ -25,6 +25,7 @@ def _full(console: Console, sizes: tuple[int, ...], repeats: int) -> dict[str, C
             console, (1, 2, 4, 6, 8, 10), 2000, (1000, 10_000, 100_000)
         ),
         "low-rank": lambda: low_rank.run(console, small, 100, 16, 3, repeats),
+        "low-rank-windows": lambda: low_rank.over_windows(console, small, 500, 16, 3),
     }
 
 
@@ -37,6 +38,7 @@ def _quick(console: Console, sizes: tuple[int, ...], repeats: int) -> dict[str, 
         "compile": lambda: compile_time.first(console, small, 20, 4, few),
         "compile-growth": lambda: compile_time.growth(console, (2,), 50, (200,)),
         "low-rank": lambda: low_rank.run(console, small, 20, 4, 1, repeats, (4,), (0.9,), ("LIF",)),
+        "low-rank-windows": lambda: low_rank.over_windows(console, small, 20, 4, 1, (5,), ("LIF",)),
     }
 
 
@@ -60,15 +62,19 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = given.sizes or ((32,) if given.quick else (128,))
     repeats = given.repeats or (2 if given.quick else 20)
     benchmarks = (_quick if given.quick else _full)(console, sizes, repeats)
-    known = {name.partition("-growth")[0] for name in benchmarks}
-    if unknown := set(given.what) - known - {"all"}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    asked = {
+        what: [name for name in benchmarks if what == "all" or f"{name}-".startswith(f"{what}-")]
+        for what in given.what
+    }
+    if unknown := [what for what, names in asked.items() if not names]:
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(benchmarks)}")
+    chosen = {name for names in asked.values() for name in names}
 
     results: dict[str, Any] = {"environment": measure.environment(kept), "results": {}}
     for name, value in results["environment"].items():
         console.print(f"{name:<18}{value}", highlight=False)
     for name, run in benchmarks.items():
-        if "all" in given.what or name.partition("-growth")[0] in given.what:
+        if name in chosen:
             results["results"][name] = run()
             if given.json:  # after each, so that a run that is stopped leaves something
                 given.json.write_text(json.dumps(results, indent=1))

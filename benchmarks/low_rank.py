@@ -2,7 +2,8 @@
 
 The trace of a weight matrix under ES-D-RTRL is one pair of factors smoothed with a decay, or R pairs
 (a rank). Networks of four kinds of neurons say how near each comes to the gradient of D-RTRL, whose
-full trace it stands for, and how near that is to BPTT. Errors are of the one weight matrix into the
+full trace it stands for, and how near that is to BPTT; and how much nearer a rank is with longer
+windows, between which alone something is dropped. Errors are of the one weight matrix into the
 neurons: means over seeds of weights and data. All times of a network are taken in turns.
 """
 
@@ -26,6 +27,8 @@ RATE = 0.2  # spikes of an input per step
 WINDOW = 10
 RANKS = (1, 2, 4, 8, 16, 32)
 DECAYS = (0.5, 0.8, 0.9, 0.95, 0.99)
+FEW = (1, 2, 4)
+WINDOWS = (10, 25, 50, 100)
 
 TABLE = Table(
     "What does a rank buy?",
@@ -39,6 +42,23 @@ TABLE = Table(
         Column("trace_bytes", "traces\nMiB", mebibytes),
         Column("min_ms", "min\nms", ".2f"),
         Column("to_d_rtrl", "time to\nD-RTRL", ratio),
+    ],
+)
+
+OVER_WINDOWS = Table(
+    "How much nearer is it with longer windows?",
+    [
+        Column("network", "network"),
+        Column("window", "window", "d"),
+        *(
+            column
+            for r in FEW
+            for column in (
+                Column(f"error_{r}", f"rank {r}\nerror", ".4f"),
+                Column(f"worst_{r}", "worst\nseed", ".4f"),
+            )
+        ),
+        Column("temp", f"temp MiB,\nrank {FEW[-1]}", mebibytes),
     ],
 )
 
@@ -189,6 +209,46 @@ def _network(
         row |= taken
         row["to_d_rtrl"] = row["min_ms"] / rows[0]["min_ms"]
     return rows
+
+
+def over_windows(
+    console: Console,
+    size: int,
+    steps: int,
+    batch: int,
+    seeds: int,
+    windows: Sequence[int] = WINDOWS,
+    networks: Sequence[str] = tuple(NETWORKS),
+) -> list[dict[str, Any]]:
+    """A row for each network and window: errors to the gradient of D-RTRL, which is the same for all."""
+    rows = []
+    for name in networks:
+        draws = [draw(name, size, steps, batch, seed) for seed in range(seeds)]
+        full, _ = _gradients(D_RTRL(window=WINDOW), draws, batch)
+        for window in windows:
+            row = {"network": name, "window": window}
+            for r in FEW:
+                found, row["temp"] = _gradients(ES_D_RTRL(r, window=window), draws, batch)
+                errors = [
+                    measure.difference(a, b)["w"]["error"] for a, b in zip(found, full, strict=True)
+                ]
+                row |= {f"error_{r}": _mean(errors), f"worst_{r}": max(errors)}
+            rows.append(row)
+    about = f"N={size} B={batch} T={steps}, {seeds} seeds; errors to D-RTRL"
+    OVER_WINDOWS.show(console, rows, about)
+    return [{"size": size, "batch": batch, "steps": steps, "seeds": seeds, **row} for row in rows]
+
+
+def _gradients(
+    algorithm: etpc.algorithms.Algorithm, draws: list[tuple[Any, Array, Array]], batch: int
+) -> tuple[list[dict[str, Array]], int]:
+    """By the weight matrix; and the bytes that the compiled function allocates beside arguments and
+    results."""
+    model, xs, _ = draws[0]
+    program = etpc.compile(model, algorithm, inputs=xs[0, 0], weights="all")
+    gradient, carry = program.value_and_grad(loss), program.init(batch)
+    compiled = jax.jit(lambda *drawn: gradient(*drawn, carry)[1].w).lower(*draws[0]).compile()
+    return [{"w": compiled(*drawn)} for drawn in draws], measure.memory(compiled)["temp"]
 
 
 def _mean(values: list[float]) -> float:

@@ -23,6 +23,7 @@ TABLES: dict[str, Table] = {
     "compile": compile_time.FIRST,
     "compile-growth": compile_time.GROWTH,
     "low-rank": low_rank.TABLE,
+    "low-rank-windows": low_rank.OVER_WINDOWS,
 }
 COLOURS = {"BPTT": "#6b6b6b", "etpc": "#0072b2", "braintrace": "#d55e00"}
 STYLE: dict[Any, Any] = {
@@ -66,6 +67,7 @@ def plots(results: dict[str, Any], folder: Path) -> list[Path]:
         "memory": _memory,
         "compile-growth": _growth,
         "low-rank": _low_rank,
+        "low-rank-windows": _over_windows,
     }
     written = []
     with mpl.rc_context(STYLE):
@@ -152,6 +154,25 @@ def _low_rank(rows: Rows) -> Iterator[tuple[str, Figure]]:
     figure.axes[0].set_ylabel("error to D-RTRL")
     figure.axes[0].legend()
     yield "low-rank", figure
+
+
+def _over_windows(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    figure = Figure((2.4 * len(names), 2.8))
+    for axes, name in zip(
+        figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True
+    ):
+        found = [row for row in rows if row["network"] == name]
+        for rank in low_rank.FEW:
+            x, y = [row["window"] for row in found], [row[f"error_{rank}"] for row in found]
+            axes.plot(x, y, marker="o", label=f"rank {rank}")
+        axes.set(title=name, xlabel="window", xscale="log", yscale="log")
+        axes.set_xticks(x, [str(w) for w in x])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.label_outer()
+    figure.axes[0].set_ylabel("error to D-RTRL")
+    figure.axes[0].legend()
+    yield "low-rank-windows", figure
 
 
 def main() -> None:
