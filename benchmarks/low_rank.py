@@ -247,7 +247,11 @@ def _gradients(
     model, xs, _ = draws[0]
     program = etpc.compile(model, algorithm, inputs=xs[0, 0], weights="all")
     gradient, carry = program.value_and_grad(loss), program.init(batch)
-    compiled = jax.jit(lambda *drawn: gradient(*drawn, carry)[1].w).lower(*draws[0]).compile()
+
+    def of_weight(model, xs, targets):
+        return gradient(model, xs, targets, carry)[1].w
+
+    compiled = jax.jit(of_weight).lower(*draws[0]).compile()
     return [{"w": compiled(*drawn)} for drawn in draws], measure.memory(compiled)["temp"]
 
 

@@ -163,11 +163,12 @@ def _over_windows(rows: Rows) -> Iterator[tuple[str, Figure]]:
         figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True
     ):
         found = [row for row in rows if row["network"] == name]
+        windows = [row["window"] for row in found]
         for rank in low_rank.FEW:
-            x, y = [row["window"] for row in found], [row[f"error_{rank}"] for row in found]
-            axes.plot(x, y, marker="o", label=f"rank {rank}")
+            errors = [row[f"error_{rank}"] for row in found]
+            axes.plot(windows, errors, marker="o", label=f"rank {rank}")
         axes.set(title=name, xlabel="window", xscale="log", yscale="log")
-        axes.set_xticks(x, [str(w) for w in x])
+        axes.set_xticks(windows, [str(w) for w in windows])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.label_outer()
     figure.axes[0].set_ylabel("error to D-RTRL")

@@ -41,7 +41,7 @@ class Course(NamedTuple):
     """What a model does over a window: arrays [W, B, ...], but for the last."""
 
     outputs: list[Array]
-    """None, where they are not asked for."""
+    """Empty where they are not asked for."""
     before: list[Array]
     """The states before each step."""
     after: list[Array]

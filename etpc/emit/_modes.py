@@ -11,7 +11,6 @@ ROUNDS = 2
 """Of the iteration. The first vectors are the modes that were kept the last time, so few are enough: the error
 stays within 1 % of that of the best modes."""
 
-
 BLOCK = 4
 """So many vectors are made orthonormal in code that is written out; more than these, block by block."""
 
@@ -68,14 +67,13 @@ def orthonormal(
     numbers = jnp.arange(c.shape[-1])
 
     def block(k, now):
-        begin = k * BLOCK
-        own = _block(*(lax.dynamic_slice_in_dim(a, begin, BLOCK, -1) for a in now), least)
-        share = own[0].conj().swapaxes(-1, -2) @ now[1]
-        share = jnp.where(numbers >= begin + BLOCK, share, 0)
-        return tuple(
-            lax.dynamic_update_slice_in_dim(a - its @ share, its, begin, -1)
-            for a, its in zip(now, own, strict=True)
-        )
+        begin, (c, image) = k * BLOCK, now
+        own = lambda a: lax.dynamic_slice_in_dim(a, begin, BLOCK, -1)
+        done, its = _block(own(c), own(image), least)
+        share = done.conj().swapaxes(-1, -2) @ image
+        share = jnp.where(numbers >= begin + BLOCK, share, 0)  # of those that follow
+        put = lambda a, new: lax.dynamic_update_slice_in_dim(a - new @ share, new, begin, -1)
+        return put(c, done), put(image, its)
 
     return lax.fori_loop(0, c.shape[-1] // BLOCK, block, (c, image))[0][..., :count]
 
@@ -88,7 +86,7 @@ def _block(c: Array, image: Array, least: Any) -> tuple[Array, Array]:
         done.append((one, its))
         share = jnp.sum(one.conj() * image[..., 1:], -2, keepdims=True)
         c, image = c[..., 1:] - one * share, image[..., 1:] - its * share
-    return tuple(jnp.concatenate(columns, -1) for columns in zip(*done, strict=True))
+    return jnp.concatenate([a for a, _ in done], -1), jnp.concatenate([b for _, b in done], -1)
 
 
 def _of_length_one(c: Array, image: Array, least: Any) -> tuple[Array, Array]:
