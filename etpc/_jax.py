@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox
@@ -255,19 +255,23 @@ def evaluate(
 
 
 def prune(
-    equations: Sequence[Equation], wanted: Iterable[Variable], given: Iterable[Equation] = ()
+    equations: Sequence[Equation],
+    wanted: Iterable[Variable],
+    given: Iterable[Equation] = (),
+    known: Container[Variable] = (),
 ) -> tuple[Equation, ...]:
     """The equations, in order, that the wanted variables need.
 
-    The outputs of equations in `given` are known, so that their inputs are not needed.
+    The outputs of equations in `given` are given, so that their inputs are not needed. Variables that
+    are known need nothing.
     """
-    needed, known = set(wanted), set(given)
+    needed, stops = {v for v in wanted if v not in known}, set(given)
     kept: list[Equation] = []
     for eqn in reversed(equations):
         if any(v in needed for v in eqn.outputs):
             kept.append(eqn)
-            if eqn not in known:
-                needed.update(eqn.inputs)
+            if eqn not in stops:
+                needed.update(v for v in eqn.inputs if v not in known)
     return tuple(reversed(kept))
 
 

@@ -91,9 +91,8 @@ MODELS = pytest.mark.parametrize("cls", [Leaky, Adaptive])
 def test_a_donated_carry_is_overwritten(cls, window):
     memory, found = compiled(cls, window).memory(B), of_gradient(cls, window, 100)
     assert found.alias_size_in_bytes == pytest.approx(memory.total, rel=0.1)
-    copies = sum(
-        a.nbytes for a in jax.tree.leaves(build(cls)[0])
-    )  # of weights, once for a sequence
+    # of weights, once for a sequence
+    copies = sum(a.nbytes for a in jax.tree.leaves(build(cls)[0]))
     beside = found.temp_size_in_bytes - copies
     assert beside < max(size for _, size in memory.traces) / 2
 

@@ -74,7 +74,7 @@ class Forward:
         turned = [eqn.inputs[operand] for eqn, operand in operands if operand is not None]
         define = object.__setattr__
         define(self, "stages", stages)
-        define(self, "after", _until(a.split.body, a.split.outputs, known))
+        define(self, "after", prune(a.split.body, a.split.outputs, known=known))
         define(self, "turned", tuple(dict.fromkeys(turned)))
 
     def lines(self) -> list[str]:
@@ -219,14 +219,15 @@ def _stages(a: Analysis, wanted: Sequence[Variable]) -> tuple[tuple[Stage, ...],
     stages = []
     for level in range(max(depth.values(), default=0) + 2):
         heads = [v for eqn in alone.get(level - 1, ()) for v in eqn.outputs]
-        batch = _until(body, heads, fixed | over)
+        batch = prune(body, heads, known=fixed | over)
         over.update(v for eqn in batch for v in eqn.outputs)
         mine = tuple(i for i in leaves if leaf_depth[i] == level)
         old, new = [a.step.state[i] for i in mine], [a.split.next_state[i] for i in mine]
-        loop = _until(body, new, {*fixed, *over, *old})
+        loop = prune(body, new, known={*fixed, *over, *old})
         ahead = _ahead(loop, over, fixed)
         over.update(v for eqn in ahead for v in eqn.outputs)
-        loop = tuple(eqn for eqn in loop if eqn not in set(ahead))
+        done = set(ahead)
+        loop = tuple(eqn for eqn in loop if eqn not in done)
         given = [v for v in (*(v for eqn in loop for v in eqn.inputs), *new) if v in over]
         kept = [v for eqn in loop if eqn in heavy for v in eqn.outputs if v not in new]
         over.update((*kept, *old, *new))
@@ -250,19 +251,6 @@ def _ahead(
             known.update(eqn.outputs)
             found.append(eqn)
     return tuple(found)
-
-
-def _until(
-    body: Sequence[Equation], wanted: Sequence[Variable], known: Container[Variable]
-) -> tuple[Equation, ...]:
-    """What the wanted variables need beside those that are known."""
-    needed = {v for v in wanted if v not in known}
-    found = []
-    for eqn in reversed(body):
-        if any(v in needed for v in eqn.outputs):
-            found.append(eqn)
-            needed.update(v for v in eqn.inputs if v not in known)
-    return tuple(reversed(found))
 
 
 def _matrix_operand(eqn: Equation, matrices: Container[Variable]) -> int | None:
@@ -296,4 +284,4 @@ def _turning(turned: dict[Variable, Array]) -> Rule:
     return rule
 
 
-__all__ = ["Forward"]
+__all__ = ["TURNED", "Course", "Forward"]
