@@ -7,7 +7,7 @@ windows, between which alone something is dropped. Errors are of the one weight 
 neurons: means over seeds of weights and data. All times of a network are taken in turns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -183,17 +183,15 @@ def _network(
     repeats: int,
     rules: dict[str, etpc.algorithms.Algorithm],
 ) -> list[dict[str, Any]]:
-    model, xs, _ = draws[0]
     bptt = [{"w": etpc.bptt(*drawn, loss, batch_size=batch)[1].w} for drawn in draws]
     calls, rows, full = [], [], []
     for rule, algorithm in rules.items():
-        program = etpc.compile(model, algorithm, inputs=xs[0, 0], weights="all")
-        gradient, carry = program.value_and_grad(loss), program.init(batch)
-        found = [{"w": gradient(*drawn, carry)[1].w} for drawn in draws]
+        program, gradient = _compiled(algorithm, draws, batch)
+        found = [{"w": gradient(*drawn)} for drawn in draws]
         full = full or found
         to_full = [measure.difference(a, b)["w"] for a, b in zip(found, full, strict=True)]
         to_bptt = [measure.difference(a, b)["w"] for a, b in zip(found, bptt, strict=True)]
-        calls.append(lambda gradient=gradient, carry=carry: gradient(*draws[0], carry))
+        calls.append(lambda gradient=gradient: gradient(*draws[0]))
         rows.append(
             {
                 "network": name,
@@ -244,15 +242,19 @@ def _gradients(
 ) -> tuple[list[dict[str, Array]], int]:
     """By the weight matrix; and the bytes that the compiled function allocates beside arguments and
     results."""
+    _, gradient = _compiled(algorithm, draws, batch)
+    compiled = jax.jit(gradient).lower(*draws[0]).compile()
+    return [{"w": compiled(*drawn)} for drawn in draws], measure.memory(compiled)["temp"]
+
+
+def _compiled(
+    algorithm: etpc.algorithms.Algorithm, draws: list[tuple[Any, Array, Array]], batch: int
+) -> tuple[etpc.Program, Callable[[Any, Array, Array], Array]]:
+    """A program, and its gradient by the weight matrix from a fresh carry."""
     model, xs, _ = draws[0]
     program = etpc.compile(model, algorithm, inputs=xs[0, 0], weights="all")
     gradient, carry = program.value_and_grad(loss), program.init(batch)
-
-    def of_weight(model, xs, targets):
-        return gradient(model, xs, targets, carry)[1].w
-
-    compiled = jax.jit(of_weight).lower(*draws[0]).compile()
-    return [{"w": compiled(*drawn)} for drawn in draws], measure.memory(compiled)["temp"]
+    return program, lambda model, xs, targets: gradient(model, xs, targets, carry)[1].w
 
 
 def _mean(values: list[float]) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -136,44 +137,43 @@ def _growth(rows: Rows) -> Iterator[tuple[str, Figure]]:
 
 
 def _low_rank(rows: Rows) -> Iterator[tuple[str, Figure]]:
-    names = list(dict.fromkeys(row["network"] for row in rows))
-    figure = Figure((2.4 * len(names), 2.8))
-    for axes, name in zip(
-        figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True
-    ):
+    def draw(axes: Axes, rows: Rows) -> None:
         for kind, colour in (("rank", COLOURS["etpc"]), ("decay", COLOURS["braintrace"])):
-            found = [r for r in rows if r["network"] == name and r["rule"].startswith(kind)]
+            found = [row for row in rows if row["rule"].startswith(kind)]
             x = [row["trace_bytes"] / 2**20 for row in found]
             y = [row["error_d_rtrl"] for row in found]
             axes.plot(x, y, marker="o", ls="-" if kind == "rank" else "", color=colour, label=kind)
-        full = next(r for r in rows if r["network"] == name)["trace_bytes"] / 2**20
+        full = rows[0]["trace_bytes"] / 2**20
         axes.axvline(full, color=COLOURS["BPTT"], ls=":", label="full trace")
-        axes.set(title=name, xlabel="traces, MiB", xscale="log", yscale="log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.label_outer()
-    figure.axes[0].set_ylabel("error to D-RTRL")
-    figure.axes[0].legend()
-    yield "low-rank", figure
+
+    yield "low-rank", _of_networks(rows, "traces, MiB", draw)
 
 
 def _over_windows(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    def draw(axes: Axes, rows: Rows) -> None:
+        windows = [row["window"] for row in rows]
+        for rank in low_rank.FEW:
+            errors = [row[f"error_{rank}"] for row in rows]
+            axes.plot(windows, errors, marker="o", label=f"rank {rank}")
+        axes.set_xticks(windows, [str(w) for w in windows])
+
+    yield "low-rank-windows", _of_networks(rows, "window", draw)
+
+
+def _of_networks(rows: Rows, xlabel: str, draw: Callable[[Axes, Rows], None]) -> Figure:
+    """Errors to D-RTRL: axes for each network, with logarithms, into which its rows are drawn."""
     names = list(dict.fromkeys(row["network"] for row in rows))
     figure = Figure((2.4 * len(names), 2.8))
     for axes, name in zip(
         figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True
     ):
-        found = [row for row in rows if row["network"] == name]
-        windows = [row["window"] for row in found]
-        for rank in low_rank.FEW:
-            errors = [row[f"error_{rank}"] for row in found]
-            axes.plot(windows, errors, marker="o", label=f"rank {rank}")
-        axes.set(title=name, xlabel="window", xscale="log", yscale="log")
-        axes.set_xticks(windows, [str(w) for w in windows])
+        axes.set(title=name, xlabel=xlabel, xscale="log", yscale="log")
+        draw(axes, [row for row in rows if row["network"] == name])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.label_outer()
     figure.axes[0].set_ylabel("error to D-RTRL")
     figure.axes[0].legend()
-    yield "low-rank-windows", figure
+    return figure
 
 
 def main() -> None:
