@@ -113,7 +113,7 @@ def _single(plan: Plan) -> list[bool]:
 
 def _transition(plan: Plan, step: StepFunctions, p: OpPlan) -> Callable[[list[Any]], Array]:
     """D of one step, [P, o], as a function of the parameters."""
-    emitter = _Emitter(plan, step, False)
+    emitter = _Emitter(plan, step)
     traced = plan.analysis.step
 
     def at(parameters: list[Any]) -> Array:

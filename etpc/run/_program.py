@@ -418,7 +418,7 @@ class Program:
         if cut < steps:
             now, _ = one_window(now, _slice(given, cut, steps))
         state, traces, _, loss, sums = now
-        (moving,) = pull(tuple(self._window.gradient(sums)))
+        moving = _pulled(pull, weights, self._window.gradient(sums))
         if reduction == "mean":
             loss = loss / steps
             moving = jax.tree.map(lambda g: g / steps, moving)
@@ -611,6 +611,23 @@ class Program:
             v if v.dtype == a.dtype else v.astype(a.dtype)
             for v, a in zip(values, expected.avals, strict=True)
         ]
+
+
+def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[Array]:
+    """The gradient of the parameters from that of the effective weights.
+
+    A weight in low precision has a gradient that is more precise, which is passed on in two parts.
+    """
+    high = [g.astype(w.dtype) for g, w in zip(grads, weights, strict=True)]
+    (moving,) = pull(tuple(high))
+    if all(g.dtype == w.dtype for g, w in zip(grads, weights, strict=True)):
+        return moving
+    rest = [
+        jnp.where(jnp.isfinite(h), g - h.astype(g.dtype), 0)
+        for g, h in zip(grads, high, strict=True)
+    ]
+    (more,) = pull(tuple(r.astype(w.dtype) for r, w in zip(rest, weights, strict=True)))
+    return jax.tree.map(jnp.add, moving, more)
 
 
 def _castable(given: Any, wanted: Any) -> bool:
