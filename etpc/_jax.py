@@ -322,27 +322,6 @@ def unrolled(equation: Equation) -> Flat:
     return canonicalise(run, [v.aval for v in equation.inputs])
 
 
-def all_branches(equation: Equation) -> Flat:
-    """A `cond` as the operations of all its branches, and a choice among their results."""
-    branches = [flatten(branch) for branch in equation.params["branches"]]
-
-    def run(index: Any, *operands: Any) -> list[Any]:
-        results = []
-        for branch in branches:
-            env = dict(branch.constants)
-            env.update(zip(branch.inputs, operands, strict=True))
-            evaluate(branch.equations, env)
-            results.append([env[v] for v in branch.outputs])
-        if len(branches) == 1:
-            return results[0]
-        which = jnp.clip(index, 0, len(branches) - 1).astype(
-            bool if len(branches) == 2 else "int32"
-        )
-        return [jax.lax.select_n(which, *cases) for cases in zip(*results, strict=True)]
-
-    return canonicalise(run, [v.aval for v in equation.inputs])
-
-
 def is_step_function(equation: Equation) -> bool:
     """Whether an operation has a derivative of its own and no true one: a spike.
 
@@ -418,7 +397,6 @@ __all__ = [
     "Primitive",
     "Tracer",
     "Variable",
-    "all_branches",
     "bcoo_dot_general_primitive",
     "canonicalise",
     "etp_p",

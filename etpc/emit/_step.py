@@ -69,6 +69,40 @@ def _is_move(eqn: Equation) -> bool:
     return eqn.primitive in _MOVES
 
 
+_SINGULAR = frozenset(
+    getattr(prims, name + "_p")
+    for name in "sqrt rsqrt cbrt log log1p pow integer_pow div acos asin acosh atanh".split()
+)
+"""Element-wise operations with a derivative that is infinite somewhere."""
+
+
+def _zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
+    """The rule of the prefix: where no gradient comes in, none goes out, be the derivative infinite.
+
+    The gradient of an effective weight is zero where the branch that reads it was never taken.
+    """
+    if eqn.primitive not in _SINGULAR:
+        return None
+    floats = [i for i, v in enumerate(eqn.inputs) if v.is_float]
+
+    def bind(*moving):
+        given = list(values)
+        for i, value in zip(floats, moving, strict=True):
+            given[i] = value
+        return eqn.bind(*given)[0]
+
+    def back(pull, bar):
+        nothing = bar == 0
+        return tuple(  # of an operand that is a scalar, where nothing comes in at all
+            jnp.where(nothing if g.shape == bar.shape else nothing.all(), jnp.zeros_like(g), g)
+            for g in pull(bar)
+        )
+
+    guarded = jax.custom_vjp(bind)
+    guarded.defvjp(lambda *moving: jax.vjp(bind, *moving), back)
+    return [guarded(*(values[i] for i in floats))]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepFunctions:
     """One step of one example. States are lists of all array leaves unless called parts."""
@@ -142,7 +176,7 @@ class StepFunctions:
         env: Env = dict(a.step.constants)
         env.update(zip(a.step.parameters, parameters, strict=True))
         wanted = (*a.split.weights, *a.split.others)
-        evaluate(prune(a.split.prefix, wanted), env)
+        evaluate(prune(a.split.prefix, wanted), env, _zero_stays_zero)
         turned = [env[v] for v in self.forward.turned] if copies else []
         return (
             tuple(jnp.asarray(env[v]) for v in a.split.weights),
