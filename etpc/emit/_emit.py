@@ -7,6 +7,7 @@ and, backwards, the learning signals. What remains sequential is element-wise co
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ from ._traces import (
     smooth,
     suffix_products,
 )
+from ._transitions import times
 
 Arrays = Sequence[Array]
 Sums = tuple[list[Array], dict[int, Array]]
@@ -321,8 +323,32 @@ class _Emitter:
         seeds = jnp.asarray(seeds, zero.dtype).reshape(-1, 1, 1, *zero.shape[2:]) + zero[None]
         push = jax.linear_transpose(pull, parts)
         if given.count == 1:
-            return [j[None] for j in push(seeds[0])[0]]
-        return jax.vmap(lambda seed: push(seed)[0])(seeds)
+            found = [j[None] for j in push(seeds[0])[0]]
+        else:
+            found = jax.vmap(lambda seed: push(seed)[0])(seeds)
+
+        def by_rows() -> list[Array]:
+            """The same by reverse mode, which meets no derivative that nothing passes through."""
+            bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
+
+            def row(state):
+                bars = [
+                    jnp.where(np.arange(a, b) == state, jnp.ones_like(part), 0)
+                    for part, (a, b) in zip(parts, itertools.pairwise(bounds), strict=True)
+                ]
+                bar = pull(bars)
+                bar = bar.reshape(*bar.shape[:2], -1)
+                mine = given.colour == np.arange(given.count)[:, None, None, None]
+                return jnp.where(mine, bar, 0).sum(-1)
+
+            whole = jnp.moveaxis(lax.map(row, np.arange(bounds[-1])), 0, -1)  # [C, W, B, S]
+            return [
+                whole[..., a:b].astype(part.dtype)
+                for part, (a, b) in zip(parts, itertools.pairwise(bounds), strict=True)
+            ]
+
+        finite = jnp.stack([jnp.isfinite(j).all() for j in found]).all()
+        return lax.cond(finite, lambda: found, by_rows)
 
     def _factors(self, jacobians: Jacobians, data: Arrays) -> dict[int, Factors]:
         found, moves = {}, {}
@@ -442,7 +468,7 @@ class _Emitter:
                 here, starts[number] = credit_within(
                     p.layout.pairs, moves, take(old, at), take(new, at)
                 )
-                delta = delta + (own * here).sum(-2).reshape(delta.shape)
+                delta = delta + times(here, own).sum(-2).reshape(delta.shape)
             if isinstance(p.form, LowRank):
                 past = [past_modes(p, starts[number], carried[number])]
             elif isinstance(p.form, Full) and number in carried and read_traces:
@@ -468,7 +494,7 @@ class _Emitter:
             jacobian, by_old, by_new = now
             here = [n + a for n, a in zip(by_new, after, strict=True)]
             before = [
-                o + (j * take(here, owner)).sum(-2)
+                o + times(take(here, owner), j).sum(-2)
                 for o, j, owner in zip(by_old, jacobian, owners, strict=True)
             ]
             return before, here
@@ -481,13 +507,13 @@ class _Emitter:
         """`F^T` on a signal."""
         by_columns = self.plan.colours.columns.get(p.op.number)
         if by_columns is not None:
-            parts = [j * s[:, :, None] for j, s in zip(immediate, signal, strict=True)]
+            parts = [times(s[:, :, None], j) for j, s in zip(immediate, signal, strict=True)]
             return take(rows(parts), by_columns.entries).sum(-1)
         (own,) = immediate
         owner = self.plan.colours.immediate[p.op.number]
         if owner.at.shape[-1] == 0:
             return jnp.zeros((*own.shape[:2], own.shape[-1]), own.dtype)
-        return (own * take(signal, owner)).sum(-2)
+        return times(take(signal, owner), own).sum(-2)
 
     def _product(self, p: OpPlan, *given: tuple[Array | None, Array]) -> Array:
         """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""

@@ -71,7 +71,20 @@ def _is_move(eqn: Equation) -> bool:
 
 _SINGULAR = frozenset(
     getattr(prims, name + "_p")
-    for name in "sqrt rsqrt cbrt log log1p pow integer_pow div acos asin acosh atanh".split()
+    for name in (
+        "sqrt",
+        "rsqrt",
+        "cbrt",
+        "log",
+        "log1p",
+        "pow",
+        "integer_pow",
+        "div",
+        "acos",
+        "asin",
+        "acosh",
+        "atanh",
+    )
 )
 """Element-wise operations with a derivative that is infinite somewhere."""
 

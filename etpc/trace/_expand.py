@@ -91,7 +91,9 @@ class _Expansion:
             given = [index] if taken is None else [index, taken]
             (here,) = self.inline(todo, _is_taken(number, len(branches)), given)
             entering = [
-                v if v in self.fixed or not v.is_float else self.inline(todo, _or_zero, [here, v])[0]
+                v
+                if v in self.fixed or not v.is_float
+                else self.inline(todo, _or_zero, [here, v])[0]
                 for v in operands
             ]
             held = [
