@@ -115,7 +115,7 @@ class Window:
 def emit(plan: Plan) -> Window:
     """Emit the functions of a plan."""
     step = StepFunctions(plan.analysis)
-    emitter = _Emitter(plan, step)
+    emitter = Emitter(plan, step)
 
     def prefix(parameters, steps):
         return step.prefix(parameters, copies=steps >= TURNED and not emitter.exact)
@@ -158,7 +158,9 @@ def _instantiated(cotangent: Any) -> Any:
     return jnp.zeros(cotangent.shape, cotangent.dtype)
 
 
-class _Emitter:
+class Emitter:
+    """Makes the functions of a window."""
+
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
         self.exact = plan.algorithm.in_window == "exact"
@@ -207,13 +209,11 @@ class _Emitter:
         )
         return (ys, course.last), (factors, [trace for trace, _ in smoothed]), residuals
 
-    def factors_of(self, weights, others, xs, state) -> dict[int, Factors]:
-        """The factors of a window whose stream goes on."""
-        course, _ = self._sequential(weights, others, xs, state, by_inputs=False)
-        goes_on = jnp.zeros(xs[0].shape[1] if xs else state[0].shape[0], bool)
-        jacobians = self._jacobians(weights, others, xs, course, goes_on)
-        data = self._read(weights, others, xs, course)[2]
-        return self._factors(jacobians, data)
+    def jacobians_of(self, weights, others, xs, state) -> dict[int, Factors]:
+        """The factors D and F of a window whose stream goes on."""
+        course = self.step.run(weights, others, xs, state, outputs=False)
+        goes_on = jnp.zeros(state[0].shape[0], bool)
+        return self._factors(self._jacobians(weights, others, xs, course, goes_on), None)
 
     def _sequential(self, weights, others, xs, state, by_inputs: bool):
         """Run the model; under "exact" also how its outputs depend on weights, inputs and states."""
@@ -350,10 +350,10 @@ class _Emitter:
         finite = jnp.stack([jnp.isfinite(j).all() for j in found]).all()
         return lax.cond(finite, lambda: found, by_rows)
 
-    def _factors(self, jacobians: Jacobians, data: Arrays) -> dict[int, Factors]:
+    def _factors(self, jacobians: Jacobians, data: Arrays | None) -> dict[int, Factors]:
         found, moves = {}, {}
         flat = rows(jacobians.transition)
-        xs = self._data_by_op(data)
+        xs = [None] * len(self.live) if data is None else self._data_by_op(data)
         for place, p in enumerate(self.live):
             if p.layout is None or p.immediate is None:
                 continue
@@ -558,8 +558,9 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
 
     There a derivative may be no number, as that of a norm at zero is not, and no one asks for it.
     """
-    where = fresh.reshape(-1, *[1] * (by_state.ndim - 2))
-    return by_state.at[0].set(jnp.where(where, 0, by_state[0]))
+    first = np.arange(by_state.shape[0]) == 0
+    where = first[:, None] & fresh[None]
+    return jnp.where(where.reshape(*where.shape, *[1] * (by_state.ndim - 2)), 0, by_state)
 
 
 def _stacked(arrays: Arrays) -> Array:
@@ -572,4 +573,4 @@ def _over_time(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.vmap(jax.vmap(function))
 
 
-__all__ = ["Window", "emit"]
+__all__ = ["Emitter", "Window", "emit"]
