@@ -46,12 +46,13 @@ batching.defvectorized(etp_p)
 
 
 def mark(weight: jax.Array | np.ndarray) -> jax.Array:
-    """Mark a weight, where it is used, as one that learns by an eligibility trace.
+    """Mark a weight, where it is used, as one that learns by an eligibility trace where not all do.
 
     An identity: the marked value equals `weight`, at no cost when the model runs on its own. It
     survives `jit`, `vmap` and `grad`. Whatever operation consumes the marked value, or something
-    computed from it and other parameters alone, is an ETP weight operation; `etpc.compile`
-    gives those a trace and leaves the others without one (see `weights=`).
+    computed from it and other parameters alone, is an ETP weight operation.
+    `etpc.compile(..., weights="marked")` gives a trace to those alone; by default every weight that
+    reaches a hidden state has one.
 
     **Arguments:**
 

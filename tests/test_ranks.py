@@ -198,7 +198,7 @@ DECAYS_OF = {
     "spread by a scalar": (lambda a, b: jnp.exp(-0.2 - a * C), False),
     "spread behind a step": (lambda a, b: jnp.where(a > 0, C, 0.9), False),
     "spread behind a relu": (lambda a, b: 0.9 - 0.5 * C * jax.nn.relu(a), False),
-    "each a maximum": (lambda a, b: jnp.maximum(0.3 * a, C * (a > 1)) + 0.0 * b, False),
+    "each a maximum": (lambda a, b: jnp.maximum(0.1 * a, C * (a > 1)) + 0.0 * b, False),
     "a product with zero": (lambda a, b: 0.9 + a * b * (C - C[0]) * 0.1, False),
     "rounded": (lambda a, b: 0.9 - 0.1 * jnp.round(a) * C, False),
 }
