@@ -87,7 +87,7 @@ def online(program, model, state=None, split=T):
     carry, total = program.init(), None
     for part in (slice(0, split), slice(split, T)):
         if len(XS[part]):
-            run = program.value_and_grad(loss)
+            run = program.value_and_grad(loss, "sum")
             (_, carry), grads = run(model, XS[part], jnp.zeros(len(XS[part])), carry)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(total)])
@@ -142,7 +142,7 @@ def test_more_steps_change_the_gradient_until_nothing_leaves():
     program = etpc.compile(RING, etpc.SnAp(N), inputs=XS[0], state=ZERO, weights="all")
     assert all(op.exact for op in program.ops)
     assert [op.block for op in program.ops] == [N, N]
-    _, exact = etpc.bptt(RING, XS, jnp.zeros(T), loss, state=ZERO)
+    _, exact = etpc.bptt(RING, XS, jnp.zeros(T), loss, state=ZERO, reduction="sum")
     exact = jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(exact)])
     np.testing.assert_allclose(found[-1], exact, rtol=0, atol=1e-9 * np.abs(exact).max())
 

@@ -205,7 +205,9 @@ def run(xs, targets=None, *, batch=None, model=None, carry=None, loss=squared):
     carry = program.init(batch) if carry is None else carry
     lead = jnp.shape(xs)[: 1 if batch is None else 2] if not isinstance(xs, dict) else (4,)
     targets = jnp.zeros((*lead, 3)) if targets is None else targets
-    return program.value_and_grad(loss)(Cell(W) if model is None else model, xs, targets, carry)
+    return program.value_and_grad(loss, "sum")(
+        Cell(W) if model is None else model, xs, targets, carry
+    )
 
 
 def test_good_arguments_raise_nothing():

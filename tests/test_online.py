@@ -309,7 +309,9 @@ def test_reset_of_one_example(algo):
         assert any(len(trace) == 4 for trace in again.traces)
     if algo == D:
         alone = program.init()
-        (_, moved), _ = program.value_and_grad(loss)(RECURRENT, xs[:, 0], targets[:, 0], alone)
+        (_, moved), _ = program.value_and_grad(loss, "sum")(
+            RECURRENT, xs[:, 0], targets[:, 0], alone
+        )
         same(program.reset(moved, False), moved)
         key = moved.state["key"]
         expected = eqx.tree_at(lambda c: c.state["key"], alone, key)
@@ -326,7 +328,9 @@ def test_resets_at_any_step_against_backpropagation():
     for b in range(B):
         starts = [*np.flatnonzero(reset[:, b]), T]
         for one, end in itertools.pairwise(starts):
-            value, grads = etpc.bptt(PLAIN, xs[one:end, b], targets[one:end, b], loss)
+            value, grads = etpc.bptt(
+                PLAIN, xs[one:end, b], targets[one:end, b], loss, reduction="sum"
+            )
             total = total + value / B
             grads = jax.tree.map(lambda g: g / B, grads)
             expected = grads if expected is None else jax.tree.map(jnp.add, expected, grads)

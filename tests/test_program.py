@@ -102,7 +102,7 @@ def arrays(grads):
 def test_calls_scan_and_value_and_grad_agree(algo, batch):
     program, (xs, targets) = program_of(algo), data(batch)
     start, batched = program.init(batch), batch is not None
-    (value, carry), grads = program.value_and_grad(loss)(MODEL, xs, targets, start)
+    (value, carry), grads = program.value_and_grad(loss, "sum")(MODEL, xs, targets, start)
     assert isinstance(grads, Net)
     assert grads.name is None
     assert all(jnp.abs(g).max() > 1e-3 for g in arrays(grads)[:4])
@@ -142,7 +142,7 @@ def test_calls_scan_and_value_and_grad_agree(algo, batch):
 @pytest.mark.parametrize("algo", [D, ES], ids=["D", "ES"])
 def test_two_parts_of_a_stream_sum_to_the_whole(algo):
     program, (xs, targets) = program_of(algo), data()
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
     (whole, end), grads = run(MODEL, xs, targets, program.init())
     (first, carry), one = run(MODEL, *at((xs, targets), slice(0, 3)), program.init())
     (second, carry), two = run(MODEL, *at((xs, targets), slice(3, T)), carry)
@@ -157,8 +157,8 @@ def test_two_parts_of_a_stream_sum_to_the_whole(algo):
 
 def test_mean_is_the_sum_over_steps():
     program, (xs, targets) = program_of(), data()
-    (total, _), grads = program.value_and_grad(loss)(MODEL, xs, targets, program.init())
-    (mean, _), means = program.value_and_grad(loss, "mean")(MODEL, xs, targets, program.init())
+    (total, _), grads = program.value_and_grad(loss, "sum")(MODEL, xs, targets, program.init())
+    (mean, _), means = program.value_and_grad(loss)(MODEL, xs, targets, program.init())
     assert float(mean) == pytest.approx(float(total) / T, rel=1e-12)
     close(arrays(means), [g / T for g in arrays(grads)])
 
@@ -190,7 +190,7 @@ def test_cotangents_of_a_carry_are_dropped():
 
 def test_under_filter_jit():
     program, (xs, targets) = program_of(), data()
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
     (value, carry), grads = run(MODEL, xs, targets, program.init())
     (value_, carry_), grads_ = eqx.filter_jit(run)(MODEL, xs, targets, program.init())
     assert float(value) == pytest.approx(float(value_), rel=1e-12)
@@ -200,7 +200,7 @@ def test_under_filter_jit():
 
 def test_vmap_of_one_stream_is_a_batch():
     program, (xs, targets) = program_of(), data(B)
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
     batched = program.init(B)
     (value, carry), grads = run(MODEL, xs, targets, batched)
     each = etpc.Carry(batched.state, batched.traces, batched.fresh, batched.program, False)
@@ -267,7 +267,7 @@ def test_memory_of_factored_traces():
 
 def test_memory_does_not_grow_with_time():
     program = program_of(etpc.D_RTRL(window=8))
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
 
     def bytes_for(steps):
         xs, targets = data(4, steps)
@@ -385,13 +385,13 @@ def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(in_w
 
     w, xs, state = jnp.ones((3, 2)), jnp.ones((5, 2)), jnp.zeros(3)
     loss = lambda y, target: jnp.sum((y - target) ** 2)
-    _, expected = etpc.bptt(w, xs, jnp.zeros(5), loss, state=state, step=step)
+    _, expected = etpc.bptt(w, xs, jnp.zeros(5), loss, state=state, step=step, reduction="sum")
     assert np.isfinite(expected).all()
     for algo in (etpc.D_RTRL, etpc.ES_D_RTRL):
         program = etpc.compile(
             w, algo(window=2, in_window=in_window), inputs=xs[0], state=state, step=step
         )
-        (_, carry), grads = program.value_and_grad(loss)(w, xs, jnp.zeros(5), program.init())
+        (_, carry), grads = program.value_and_grad(loss, "sum")(w, xs, jnp.zeros(5), program.init())
         assert np.isfinite(grads).all()
         assert not carry.fresh
         if program.ops[0].exact:
@@ -407,7 +407,7 @@ def test_a_weight_without_inputs(algo):
     model = {"none": jnp.zeros((5, 0)), "w": jnp.ones((5, 3))}
     xs = jnp.ones((6, 3))
     program = etpc.compile(model, algo, inputs=xs[0], state=jnp.zeros(5), step=step)
-    run = program.value_and_grad(lambda y, t: jnp.sum(y**2))
+    run = program.value_and_grad(lambda y, t: jnp.sum(y**2), "sum")
     _, grads = run(model, xs, jnp.zeros(6), program.init())
     assert grads["none"].shape == (5, 0)
     assert jnp.abs(grads["w"]).min() > 0
@@ -423,7 +423,7 @@ def test_a_carry_that_is_donated_is_a_copy():
         return a + b, (a, 0.5 * b, key)
 
     program = etpc.compile(jnp.ones(2), inputs=zero, state=(zero, zero, key), step=step)
-    run = program.value_and_grad(lambda y, t: jnp.sum((y - t) ** 2))
+    run = program.value_and_grad(lambda y, t: jnp.sum((y - t) ** 2), "sum")
     donating = jax.jit(lambda w, xs, carry: run(w, xs, xs, carry), donate_argnums=2)
     xs = jnp.arange(6.0).reshape(3, 2)
     for _ in range(2):
