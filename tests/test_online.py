@@ -285,6 +285,19 @@ def test_what_is_no_number_stays_in_its_example(algo):
         same(entry(again, b), entry(carry, b))
 
 
+def test_numbers_of_other_types():
+    make = inspect.unwrap(etpc.online)
+    xs, targets = data()
+    found = []
+    for every, decay in ((2, 0.5), (np.int64(2), np.float32(0.5)), (jnp.int32(2), np.float64(0.5))):
+        learner = make(program_of(), loss, optax.sgd(0.1), every, reward_decay=decay)
+        assert (type(learner.every), type(learner.reward_decay)) == (int, float)
+        reward = jnp.ones((T, B))
+        found.append(learner.update(PLAIN, *learner.init(PLAIN, B), xs, targets, reward=reward))
+    same(found[0], found[1])
+    same(found[0], found[2])
+
+
 # --- episodes -------------------------------------------------------------------------------------
 
 

@@ -107,6 +107,8 @@ def _cut(a: Any, counts: Array) -> Any:
 
 
 def _shown(aval: Any) -> str:
+    if isinstance(aval, tuple):
+        return f"({', '.join(map(_shown, aval))})"
     shape = getattr(aval, "shape", None)
     return f"{aval!r}" if shape is None else f"{aval.dtype}{list(shape)}"
 
