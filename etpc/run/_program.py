@@ -85,7 +85,8 @@ class Certificate:
     this. A group axis stands before O where the operation has groups."""
     gradient: Float[Array, " *G O"]
     """For each output, the norm over its inputs of the error of all gradients since `init`, added
-    up, is at most this: those of `value_and_grad(..., reduction="sum")`."""
+    up, is at most this: those of `value_and_grad(..., reduction="sum")`, of the masked losses where
+    there was a mask. With another reduction the bound is still that of the sums."""
 
 
 class Program:
