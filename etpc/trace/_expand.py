@@ -10,6 +10,8 @@ from collections import deque
 from typing import Any
 
 from .._jax import Equation, Flat, Variable, all_branches, flatten, prims, unrolled
+from ._known import Known
+from ._loops import written_out
 
 MAX_ITERATIONS = 256
 MAX_EQUATIONS = 4096
@@ -37,7 +39,14 @@ def expand(flat: Flat, parameters: tuple[Variable, ...]) -> Flat:
         operands = tuple(resolve(v) for v in eqn.inputs)
         is_fixed = all(v in fixed for v in operands)
         uses_weights = any(v in weights for v in operands)
-        inner = _opened(eqn) if uses_weights and not is_fixed else None
+        inner = None
+        if not is_fixed:
+            opened = dataclasses.replace(eqn, inputs=operands)
+            inner = written_out(
+                opened, lambda v: Known(kept, constants)(v), MAX_ITERATIONS, MAX_EQUATIONS
+            )
+            if inner is None and uses_weights:
+                inner = _opened(eqn)
         if inner is not None:
             constants.update(inner.constants)
             fixed.update(inner.constants)
