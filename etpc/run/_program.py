@@ -22,7 +22,7 @@ from ..algorithms import LowRank
 from ..analyse import Analysis, analyse
 from ..emit import Window
 from ..plan import Group, OpPlan, Plan
-from ..trace import Leaves, repeat
+from ..trace import Leaves, path_text, repeat
 from ._describe import describe
 from ._explain import explain
 from ._graph import dependency_graph
@@ -496,17 +496,19 @@ class Program:
         """The array leaves of a model, checked against those that were compiled."""
         expected = self._step.model_leaves
         given = Leaves.of(model, "model")
-        if given.treedef != expected.treedef or given.places != expected.places:
+        if not _same(given.treedef, expected.treedef) or given.places != expected.places:
             ours, theirs = set(expected.paths), set(given.paths)
             missing, extra = sorted(ours - theirs), sorted(theirs - ours)
             leaves = dict(zip(given.paths, given.split(model), strict=True))
             if extra and not missing and all(isinstance(leaves[p], Tracer) for p in extra):
                 raise InputError(
                     f"The model's numbers {', '.join(extra)} came in as arrays. This is because "
-                    "`jax.jit` makes arrays of all leaves of its arguments. Use `eqx.filter_jit`."
+                    "`jax.jit` makes arrays of all leaves of its arguments, and `eqx.filter_jit` of "
+                    "NumPy's numbers. Use `eqx.filter_jit`, and Python's numbers."
                 )
             detail = f" Missing: {', '.join(missing)}." if missing else ""
             detail += f" Not in the compiled one: {', '.join(extra)}." if extra else ""
+            detail = detail or " Its static fields or the types of its nodes differ."
             raise InputError(
                 "The model does not have the structure of the one that was compiled."
                 f"{detail} Compile it again, or pass a model that differs in array values alone."
@@ -516,12 +518,22 @@ class Program:
             for path, got, want in zip(given.paths, given.avals, expected.avals, strict=True)
             if (got.shape, got.dtype) != (want.shape, want.dtype)
         ]
-        for ours, theirs in zip(expected.static, given.static, strict=True):
+        for n, (ours, theirs) in enumerate(zip(expected.static, given.static, strict=True)):
             if ours is not theirs and not _same(ours, theirs):
+                path = jax.tree_util.tree_leaves_with_path(model)[n][0]
                 problems.append(
-                    f"The model holds {theirs!r} where {ours!r} was compiled in. Values that are "
-                    "no arrays are part of the program: compile again, or make it an array."
+                    f"The model holds {theirs!r} where {ours!r} was compiled in, at "
+                    f"{path_text(path, 'model', model)}. Values that are no arrays are part of the "
+                    "program, such as the flag that `eqx.nn.inference_mode` sets: compile again, or "
+                    "make it an array."
                 )
+        pairs = zip(expected.static_arrays, given.static_arrays, strict=True)
+        if not all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs):
+            problems.append(
+                "A NumPy array in a static field of the model has other values than when it was "
+                "compiled. Static fields are part of the program: compile again, or make it a "
+                "field that is not static."
+            )
         values = expected.split(model)
         for i in self.plan.analysis.assumed:
             values[i] = self._connections(i, values[i], problems)
@@ -546,10 +558,12 @@ class Program:
             return eqx.error_if(
                 given, _checksum(given) != _checksum(jnp.asarray(compiled)), message
             )
-        if np.shape(given) == compiled.shape and np.array_equal(given, compiled):
-            self._seen[i] = given
-        else:
+        if np.shape(given) != compiled.shape or not np.array_equal(given, compiled):
             problems.append(message)
+        elif isinstance(given, jax.Array):
+            self._seen[i] = given  # what nobody can write to is compared once
+        else:
+            given = compiled  # and not what may be written to while the program runs
         return given
 
     def _check_carry(self, carry: Any) -> None:
@@ -692,6 +706,8 @@ def _same(a: Any, b: Any) -> bool:
 
 def _checksum(values: Array) -> Array:
     """A number that differs, as good as always, for arrays that differ."""
+    if values.dtype.itemsize > 4:
+        values = jnp.stack([values, values >> 32])
     words = values.astype(jnp.uint32).reshape(-1)
     place = jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(2654435761)
     mixed = (words ^ place) * jnp.uint32(2246822519)
