@@ -285,7 +285,9 @@ class Program:
 
         **Returns** `(y, carry)`. Cotangents that reach the carry are dropped.
         """
-        ys, carry = self.scan(model, jax.tree.map(lambda a: jnp.asarray(a)[None], x), carry)
+        # numbers by NumPy, which has a type for those that JAX's default type can't hold
+        one_step = jax.tree.map(lambda a: (a if hasattr(a, "dtype") else np.asarray(a))[None], x)
+        ys, carry = self.scan(model, one_step, carry)
         return jax.tree.map(lambda a: a[0], ys), carry
 
     def scan(self, model: Any, xs: Any, carry: Carry) -> tuple[Any, Carry]:
@@ -593,18 +595,15 @@ class Program:
         values, problems, leads = [], [], set()
         batch = _batch(self._step.state_leaves.split(carry.state)) if carry.batched else None
         for path, leaf, aval in zip(expected.paths, leaves, expected.avals, strict=True):
-            value = jnp.asarray(leaf)
-            shape = value.shape
+            shape = jnp.shape(leaf)
             if len(shape) < lead or shape[lead:] != aval.shape:
                 problems.append(
                     f"Input {path} has shape {list(shape)}, and should be {axes} + "
                     f"{list(aval.shape)}: the carry has {'a' if carry.batched else 'no'} batch axis."
                     f"{_advice(shape, aval.shape, carry.batched)}"
                 )
-            elif not _castable(value.dtype, aval.dtype):
-                problems.append(
-                    f"Input {path} is {value.dtype}, and was compiled as {aval.dtype}. Convert it."
-                )
+            elif (problem := _cast_problem(leaf, aval.dtype)) is not None:
+                problems.append(f"Input {path} {problem}")
             else:
                 leads.add(shape[:lead])
                 if batch is not None and shape[1] != batch:
@@ -615,26 +614,57 @@ class Program:
                         "`xs.swapaxes(0, 1)`, in the targets too. Else make the carry by "
                         f"`init(batch_size={shape[1]})`."
                     )
-            values.append(value)
+            values.append(leaf)
         if len(leads) > 1:
             problems.append(f"The inputs disagree about their leading axes: {sorted(leads)}.")
         if any(lead_shape[0] == 0 for lead_shape in leads):
             problems.append("The input has no steps (T = 0).")
         raise_together(problems, InputError)
         return [
-            v if v.dtype == a.dtype else v.astype(a.dtype)
+            v if isinstance(v, jax.Array) and v.dtype == a.dtype else jnp.asarray(v, a.dtype)
             for v, a in zip(values, expected.avals, strict=True)
         ]
 
 
-def _castable(given: Any, wanted: Any) -> bool:
-    if given == wanted:
-        return True
-    if any(jnp.issubdtype(d, jax.dtypes.extended) for d in (given, wanted)):
-        return False
+def _cast_problem(given: Any, wanted: Any) -> str | None:
+    """Why an input cannot be cast to the dtype that was compiled; `None` where it can.
+
+    Integers are cast where no value changes. Floats are rounded, as by `astype`.
+    """
+    dtype = given.dtype if hasattr(given, "dtype") else np.asarray(given).dtype
+    if dtype == wanted:
+        return None
+    convert = f"is {dtype}, and was compiled as {wanted}. Convert it."
+    if any(jnp.issubdtype(d, jax.dtypes.extended) for d in (dtype, wanted)):
+        return convert
     order = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-    rank = [next(i for i, k in enumerate(order) if jnp.issubdtype(d, k)) for d in (given, wanted)]
-    return rank[0] <= rank[1]
+    ranks = [
+        next((i for i, kind in enumerate(order) if jnp.issubdtype(d, kind)), len(order))
+        for d in (dtype, wanted)
+    ]
+    if ranks[0] > ranks[1]:
+        return convert
+    if not (jnp.issubdtype(dtype, jnp.integer) and jnp.issubdtype(wanted, jnp.integer)):
+        return None
+    own, into = jnp.iinfo(dtype), jnp.iinfo(wanted)
+    if into.min <= own.min and own.max <= into.max:
+        return None
+    remedy = f"Compile with `inputs=` of {dtype}, or of another type that holds all values"
+    if isinstance(given, Tracer):
+        return (
+            f"is {dtype}, and was compiled as {wanted}, which does not hold all values of that "
+            f"type; inside a transformation they are not known. {remedy}, or convert it yourself "
+            f"where the values are known to fit: `.astype({str(wanted)!r})`."
+        )
+    if not np.size(given):
+        return None
+    least, most = int(given.min()), int(given.max())
+    if into.min <= least and most <= into.max:
+        return None
+    return (
+        f"is {dtype} with values from {least} to {most}, and was compiled as {wanted}, which holds "
+        f"{into.min} to {into.max}: others would wrap around. {remedy}."
+    )
 
 
 def _advice(shape: tuple[int, ...], one: tuple[int, ...], batched: bool) -> str:
