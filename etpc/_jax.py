@@ -137,6 +137,23 @@ def is_float(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
+def promoting(function: Callable) -> Callable:
+    """The function, in which JAX promotes dtypes, also where the user told JAX not to."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def result_type(*values: Any) -> Any:
+    """The dtype that holds all of them, also where JAX is told to promote none by itself."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*values)
+
+
 _INLINED = {prims.jit_p: "jaxpr", prims.closed_call_p: "call_jaxpr", prims.remat_p: "jaxpr"}
 
 
@@ -270,7 +287,7 @@ def bcoo_dot_general_primitive() -> Primitive | None:
 def _bcoo_dot_general() -> Primitive | None:
     from jax.experimental import sparse
 
-    matrix = sparse.BCOO((jnp.ones(1), jnp.zeros((1, 2), jnp.int32)), shape=(1, 1))
+    matrix = sparse.BCOO((jnp.ones(1, jnp.float32), jnp.zeros((1, 2), jnp.int32)), shape=(1, 1))
     return primitive_of(lambda m, x: m @ x, matrix, np.ones(1, np.float32))
 
 
@@ -502,7 +519,9 @@ __all__ = [
     "open_jaxpr",
     "primitive_of",
     "prims",
+    "promoting",
     "prune",
+    "result_type",
     "scan_counts",
     "split_p",
     "stack_p",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .._jax import promoting, result_type
 from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Plan
 from ._forward import TURNED, Course, Forward
@@ -80,6 +81,7 @@ class Window:
         full = {p.op.number: no_entries(p) for p in self.plan.carried if isinstance(p.form, Full)}
         return [jnp.zeros_like(w) for w in weights], full
 
+    @promoting
     def gradient(self, sums: Sums) -> list[Array]:
         """By the weights."""
         grads, entries = sums
@@ -117,9 +119,11 @@ def emit(plan: Plan) -> Window:
         return step.prefix(parameters, copies=steps >= TURNED and not for_weights.exact)
 
     @jax.custom_vjp
+    @promoting
     def run(*arguments):
         return for_weights.forward(*arguments)[0]
 
+    @promoting
     def forward(*arguments):
         xs = arguments[2]
         chosen = for_inputs if any(x.perturbed for x in xs) else for_weights
@@ -127,12 +131,14 @@ def emit(plan: Plan) -> Window:
         out, residuals = chosen.forward(*values)
         return out, jax.tree_util.Partial(chosen.backward, residuals)
 
+    @promoting
     def backward(back, cotangents):
         weights, xs, _ = back([_instantiated(ct) for ct in cotangents[0]])
         return weights, None, xs, None, None, None
 
     run.defvjp(forward, backward, symbolic_zeros=True)
 
+    @promoting
     def learn(weights, others, xs, state, traces, fresh, loss_of):
         (ys, last), factors, residuals = for_weights.window(
             weights, others, xs, state, traces, fresh
@@ -495,7 +501,7 @@ class _Emitter:
         if not data:
             return kind.contract(None, delta)
         x = _stacked(data)
-        return kind.contract(x, delta.astype(jnp.result_type(x, delta)))
+        return kind.contract(x, delta.astype(result_type(x, delta)))
 
     def _inputs(self, moving_bar):
         """Cotangents of the inputs; `None` for those that are not differentiated."""
@@ -524,7 +530,7 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
 
 
 def _stacked(arrays: Arrays) -> Array:
-    dtype = jnp.result_type(*arrays)
+    dtype = result_type(*arrays)
     return arrays[0] if len(arrays) == 1 else jnp.concatenate([a.astype(dtype) for a in arrays])
 
 
