@@ -498,6 +498,7 @@ class Program:
     def _parameters(self, model: Any) -> list[Any]:
         """The array leaves of a model, checked against those that were compiled."""
         expected = self._step.model_leaves
+        model, traced = self._with_numbers(model)
         given = Leaves.of(model, "model")
         if not _same(given.treedef, expected.treedef) or given.places != expected.places:
             ours, theirs = set(expected.paths), set(given.paths)
@@ -506,8 +507,7 @@ class Program:
             if extra and not missing and all(isinstance(leaves[p], Tracer) for p in extra):
                 raise InputError(
                     f"The model's numbers {', '.join(extra)} came in as arrays. This is because "
-                    "`jax.jit` makes arrays of all leaves of its arguments, and `eqx.filter_jit` of "
-                    "NumPy's numbers. Use `eqx.filter_jit`, and Python's numbers."
+                    "`jax.jit` makes arrays of all leaves of its arguments. Use `eqx.filter_jit`."
                 )
             detail = f" Missing: {', '.join(missing)}." if missing else ""
             detail += f" Not in the compiled one: {', '.join(extra)}." if extra else ""
@@ -541,7 +541,28 @@ class Program:
         for i in self.plan.analysis.assumed:
             values[i] = self._connections(i, values[i], problems)
         raise_together(problems, InputError)
-        return [jnp.asarray(a) if isinstance(a, np.ndarray | np.generic) else a for a in values]
+        values = [jnp.asarray(a) if isinstance(a, np.ndarray | np.generic) else a for a in values]
+        for value, compiled in traced if values else ():
+            message = f"The model holds another number where {compiled!r} was compiled in."
+            values[0] = eqx.error_if(values[0], value != jnp.asarray(compiled), message)
+        return values
+
+    def _with_numbers(self, model: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+        """The model with NumPy's integers and flags as they were compiled, where `eqx.filter_jit` made
+        arrays of them; and these arrays, which are compared when the program runs."""
+        expected = self._step.model_leaves
+        leaves, treedef = jax.tree.flatten(model)
+        numbers = [
+            i
+            for i, static in enumerate(expected.static)
+            if isinstance(static, np.integer | np.bool_)
+            and i < len(leaves)
+            and isinstance(leaves[i], Tracer)
+        ]
+        traced = [(leaves[i], expected.static[i]) for i in numbers]
+        for i in numbers:
+            leaves[i] = expected.static[i]
+        return (treedef.unflatten(leaves), traced) if numbers else (model, [])
 
     def _connections(self, i: int, given: Any, problems: list[str]) -> Any:
         """An integer array of the model that the traces were laid out for, checked to be that one.
