@@ -176,7 +176,9 @@ def backpropagation(
 
 def learner_of(arm: Arm, model: Network) -> tuple[Callable[..., Any], Any, Any]:
     """`update(model, opt_state, carry, xs, targets, mask)`, and what it begins with."""
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE))
+    updates = BLOCKS * BLOCK * STEPS // arm.every
+    rate = optax.cosine_decay_schedule(LEARNING_RATE, updates)  # so that the score settles
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     if arm.window is not None:
         opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
         update = backpropagation(optimizer, arm.window, arm.every)
