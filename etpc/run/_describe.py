@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from ..algorithms import Algorithm, Auto, Decay, Full, LowRank
+from ..algorithms import Algorithm, Auto
 from ..plan import Claim, OpPlan, Plan
 from ._window import gradient_depends_on_window
 
@@ -83,18 +83,13 @@ def verdict(plan: Plan, p: OpPlan, claims: Claims) -> str:
         paths = [plan.analysis.step.model_leaves.paths[i] for i in p.op.parameters]
         whole = all(claims[path].holds_exactly for path in paths if path in claims)
         return "exact" if whole else "exact in this use"
-    if isinstance(p.form, Decay):
-        return f"decay {p.form.decay:g}"
-    if isinstance(p.form, LowRank):
-        return f"rank {p.form.rank}"
-    return "approximate"
+    return "approximate" if p.form is None or p.form.exact else p.form.verdict
 
 
 def shape_text(p: OpPlan) -> str:
     """The trace's shape; its factors joined by `+`."""
-    if not isinstance(p.form, Full):
-        return " + ".join("x".join(map(str, shape)) for shape in p.trace_shape[:2])
-    return "x".join(map(str, p.trace_shape))
+    shapes = () if p.form is None else p.form.shapes(p.site)
+    return " + ".join("x".join(map(str, shape)) for shape in shapes)
 
 
 def escapes(plan: Plan) -> list[str]:

@@ -5,7 +5,6 @@ import textwrap
 import jax.numpy as jnp
 
 from .._errors import SelectionError
-from ..algorithms import Decay
 from ..analyse import Analysis
 from ..plan import Costs, OpPlan, Plan
 from ._describe import Claims, shape_text, table
@@ -46,12 +45,9 @@ def _operation(p: OpPlan, costs: Costs) -> str:
     text.append(
         f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
     )
-    held = (
-        "two smoothed factors" if isinstance(p.form, Decay) else "one entry for each use and state"
-    )
     dtype = jnp.dtype(p.dtype).name
     text.append(
-        f"Its trace is {held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
+        f"Its trace is {p.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
     )
     if p.shares is not None:
         text.append("It is added to the trace of another use of the same weight.")

@@ -19,7 +19,6 @@ from jaxtyping import Float
 
 from .._errors import AlgorithmError, InputError, InputTypeError, checked_count, raise_together
 from .._jax import Tracer
-from ..algorithms import LowRank
 from ..analyse import Analysis, analyse
 from ..emit import Window
 from ..plan import Claim, Group, OpPlan, Plan, claims
@@ -239,10 +238,11 @@ class Program:
             )
         found = []
         for p, trace in zip(self.plan.carried, carry.traces, strict=True):
-            if isinstance(p.form, LowRank):
-                off, gradient = trace[2:]
+            bounds = p.trace.bounds(p.site, trace)
+            if bounds is not None:
+                off, gradient = bounds
                 batch = off.shape[:1] if carry.batched else ()
-                off = off.reshape(*batch, p.block, *p.trace_shape[3])
+                off = off.reshape(*batch, p.block, *p.site.group, p.op.kind.outputs)
                 found.append(
                     Certificate(p.path, off, gradient.sum(0) if carry.batched else gradient)
                 )
@@ -415,12 +415,11 @@ class Program:
             old if jnp.issubdtype(old.dtype, jax.dtypes.extended) else instead(value[None], old)
             for value, old in zip(self._initial_state(), state, strict=True)
         ]
-        after = []
-        for p, trace in zip(self.plan.carried, traces, strict=True):
-            # all but the last of a certificate: the bound of all gradients since `init`
-            kept = 3 if isinstance(p.form, LowRank) else len(trace)
-            zero = [instead(jnp.zeros((), a.dtype), a) for a in trace[:kept]]
-            after.append((*zero, *trace[kept:]))
+        zeroed = lambda a: instead(jnp.zeros((), a.dtype), a)
+        after = [
+            p.trace.restart(p.site, trace, zeroed)
+            for p, trace in zip(self.plan.carried, traces, strict=True)
+        ]
         return state, after, fresh | where
 
     def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask):
