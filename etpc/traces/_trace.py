@@ -6,7 +6,7 @@ hands over, a block's outputs are flat, G * O.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,7 @@ class Factors:
     """D, a number for each of the site's pairs; the last axis has length one where all outputs share a block."""
 
 
+@runtime_checkable
 class Signals(Protocol):
     """The learning signals of a window, as one weight operation sees them."""
 
