@@ -178,7 +178,6 @@ class Emitter:
         self.exact = plan.algorithm.in_window == "exact"
         self.live = [plan.ops[op.number] for op in step.live]
         self.reads_old = step.reads_old_states()
-        self.reads_output = [step.reads_output_of(op) for op in step.live]
         analysis = plan.analysis
         self.float_inputs = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
 
@@ -461,8 +460,7 @@ class Emitter:
                     starts[number], trace = start, carried[number]
                     past = p.trace.rows(p.site, start, trace)
                     weights_bar = self._past(weights_bar, p, start, trace, read_traces)
-            here = here.reshape(delta.shape)
-            delta = delta + here if self.reads_output[place] else here
+            delta = delta + here.reshape(delta.shape)
             gradient = self._product(p, (xs[place], delta), *past)
             weights_bar = _accumulated(self.plan, weights_bar, p, gradient)
         return tuple(weights_bar), self._inputs(moving_bar), starts

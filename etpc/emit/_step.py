@@ -350,12 +350,6 @@ class StepFunctions:
         past = [eqn for eqn in self.read_body if eqn not in self.saved_equations]
         return self._past_new_states({a.step.state[i] for i in a.hidden.leaves}, past)
 
-    def reads_output_of(self, op: WeightOp) -> bool:
-        """Whether an output may depend on that of an operation past the new states."""
-        new = self.moves.new_states
-        start = {v for v in op.equation.outputs if v not in new}
-        return self._past_new_states(start, self.analysis.split.body)
-
     def _past_new_states(self, touched: set[Variable], equations: Iterable[Equation]) -> bool:
         for eqn in equations:
             if eqn.primitive is not prims.stop_gradient_p and any(v in touched for v in eqn.inputs):
