@@ -81,6 +81,7 @@ class Window:
     run: Callable[..., Any]
     learn: Callable[..., Any]
 
+    @promoting
     def no_sums(self, weights: Arrays) -> Sums:
         """Where `learn` begins."""
         entries: dict[int, Array] = {}
@@ -529,7 +530,7 @@ class Emitter:
 
 def sum_dtype(weight: Array) -> Any:
     """The dtype in which a gradient is summed over windows: at least float32."""
-    return jnp.promote_types(weight.dtype, jnp.float32)
+    return result_type(weight.dtype, jnp.float32)
 
 
 def _summable(grads: Arrays) -> list[Array]:

@@ -15,7 +15,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import Equation, Variable, etp_p, evaluate, prims, prune, split_p, stack_p, tile_p
+from .._jax import (
+    Equation,
+    Variable,
+    etp_p,
+    evaluate,
+    prims,
+    prune,
+    result_type,
+    split_p,
+    stack_p,
+    tile_p,
+)
 from ..analyse import Analysis, WeightOp
 from ..analyse._analysis import by_equation
 from ._forward import Course, Forward
@@ -65,7 +76,7 @@ _MOVES = frozenset(
 def _is_move(eqn: Equation) -> bool:
     if eqn.primitive is prims.convert_element_type_p:
         old, new = (v.aval.dtype for v in (*eqn.inputs, *eqn.outputs))
-        return jnp.promote_types(old, new) == new
+        return result_type(old, new) == new
     return eqn.primitive in _MOVES
 
 
