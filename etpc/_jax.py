@@ -178,8 +178,13 @@ def flatten(jaxpr: Any) -> Flat:
             source, traceback = _line(eqn.source_info), eqn.source_info.traceback
             if source is None and around is not None:
                 source, traceback = around
+            meaning = _meaning(eqn.primitive)
             if grouped is not None:
                 outs = descend(eqn.params[grouped], operands, (source, traceback))
+            elif meaning is not None:
+                call = functools.partial(meaning, **eqn.params)
+                avals = [v.aval for v in operands]
+                outs = descend(jax.make_jaxpr(call)(*avals), operands, (source, traceback))
             else:
                 outs = [fresh(v.aval) for v in eqn.outvars]
                 where = source or "an unknown line"
@@ -196,6 +201,14 @@ def flatten(jaxpr: Any) -> Flat:
     inputs = tuple(fresh(v.aval) for v in open_jaxpr(jaxpr)[0].invars)
     outputs = descend(jaxpr, inputs)
     return Flat(tuple(equations), inputs, tuple(outputs), constants)
+
+
+def _meaning(primitive: Primitive) -> Callable | None:
+    """The function that a marker of braintrace stands for, such as the product of its `etp_mm`."""
+    braintrace = sys.modules.get("braintrace")
+    if isinstance(primitive, getattr(braintrace, "ETPPrimitive", ())):
+        return primitive.impl
+    return None
 
 
 def _line(info: Any) -> str | None:
