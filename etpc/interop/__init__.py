@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from ._haiku import from_haiku
     from ._linen import from_linen
     from ._model import Adapted, Named
-    from ._nir import from_nir, to_nir
+    from ._nir import NIRModel, from_nir
+    from ._nir_export import to_nir
     from ._nnx import from_nnx, into_nnx
     from ._shapes import batched, keyed, swapped, unrolled
 else:
@@ -17,7 +18,8 @@ else:
         "_haiku": "from_haiku",
         "_linen": "from_linen",
         "_model": "Adapted Named",
-        "_nir": "from_nir to_nir",
+        "_nir": "NIRModel from_nir",
+        "_nir_export": "to_nir",
         "_nnx": "from_nnx into_nnx",
         "_shapes": "batched keyed swapped unrolled",
     }

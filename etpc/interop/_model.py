@@ -132,7 +132,10 @@ def _array(leaf: Any) -> Any:
 
 def shape_text(value: Any) -> str:
     """Dtypes and shapes of the leaves of a value."""
-    return ", ".join(f"{jnp.result_type(a)}{list(np.shape(a))}" for a in jax.tree.leaves(value))
+    return ", ".join(
+        f"{a.dtype if hasattr(a, 'dtype') else jnp.result_type(a)}{list(np.shape(a))}"
+        for a in jax.tree.leaves(value)
+    )
 
 
 def check_written(paths: Iterable[Any], into: dict[Any, Any], model: dict[Any, Any]) -> None:
