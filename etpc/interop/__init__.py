@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ._nir import NIRModel, from_nir
     from ._nir_export import to_nir
     from ._nnx import from_nnx, into_nnx
-    from ._shapes import batched, keyed, swapped, unrolled
+    from ._shapes import batched, keyed, stepwise
 else:
     _NAMES = {
         "_brainstate": "from_brainstate into_brainstate",
@@ -21,7 +21,7 @@ else:
         "_nir": "NIRModel from_nir",
         "_nir_export": "to_nir",
         "_nnx": "from_nnx into_nnx",
-        "_shapes": "batched keyed swapped unrolled",
+        "_shapes": "batched keyed stepwise",
     }
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
 
