@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,7 +21,6 @@ from etpc.surrogate import ReluGrad
 from ._graph import Layout, Path, layout_of
 from ._model import Held, Named, shape_text, written
 
-Method = Literal["exact", "euler"]
 Values = dict[str, Array]
 
 # --- what the nodes compute -------------------------------------------------------------------------
@@ -43,7 +42,7 @@ class Settings(NamedTuple):
     """How a graph is computed, step by step."""
 
     dt: float
-    method: Method
+    method: str
     surrogate: Callable[[Array], Array]
 
 
@@ -276,7 +275,7 @@ class NIRModel(eqx.Module):
 
 
 @contextlib.contextmanager
-def _named(path: Path, node: Any, incoming: Array) -> Iterator[None]:
+def _named(path: Path, node: Any, incoming: Any) -> Iterator[None]:
     """Errors within name the node."""
     try:
         yield
@@ -323,8 +322,8 @@ def _by_node(tree: Named) -> dict[Path, Values]:
 def from_nir(
     graph: Any,
     *,
-    dt: float,
-    method: Method = "exact",
+    dt: int | float,
+    method: str = "exact",
     surrogate: Callable[[Array], Array] = ReluGrad(),
 ) -> NIRModel:
     """The model of a NIR graph, which says what is computed in continuous time.
@@ -396,10 +395,10 @@ def _initial(model: NIRModel, layout: Layout) -> Named:
 
 def _coming(layout: Layout, path: Path, shapes: dict[Path, tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of what comes into a node."""
-    node = layout.nodes[path]
-    if path in layout.inputs and node.input_type["input"] is not None:
-        return tuple(int(n) for n in np.atleast_1d(node.input_type["input"]))
     known = [shapes[a] for a in (*layout.sources[path], *layout.back[path]) if a in shapes]
+    said = layout.nodes[path].input_type["input"]
+    if not known and said is not None:
+        return tuple(int(n) for n in np.atleast_1d(said))
     if not known:
         raise InputError(
             f"The shape of what comes into the node {written(path)} is not known. Give the graph's inputs their "

@@ -3,14 +3,16 @@
 import copy
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import nir
 import numpy as np
 
 from etpc import nn
-from etpc._errors import InputError, InputTypeError, UnsupportedError, raise_together
+from etpc._errors import InputError, InputTypeError, ModelError, UnsupportedError, raise_together
 from etpc.nn._conv import Conv
 
-from ._nir import NIRModel
+from ._nir import NIRModel, from_nir
 
 MS = 1e-3
 """The layers of `etpc.nn` count in ms, NIR in seconds."""
@@ -103,7 +105,16 @@ class _Writer:
         metadata["method"] = next(iter(self.methods), "exact")
         if self.approximations:
             metadata["approximations"] = " ".join(self.approximations)
-        return nir.NIRGraph(nodes, list(zip(names, names[1:], strict=False)), metadata)
+        try:
+            graph = nir.NIRGraph(nodes, list(zip(names, names[1:], strict=False)), metadata)
+            # Its own inference of shapes knows square kernels alone.
+            model = from_nir(graph, dt=metadata.get("dt", MS))
+            jax.eval_shape(lambda s: model(jnp.zeros(shape), s), model.init_state())
+        except (ValueError, ModelError) as error:
+            raise UnsupportedError(
+                f"The package `nir` finds other shapes than the model has, and would not read the graph: {error}"
+            ) from error
+        return graph
 
     def nodes(self, n: int, layer: Any) -> list[tuple[str, Any]]:
         """The nodes of a layer, one after another."""
@@ -123,9 +134,8 @@ class _Writer:
             weight = np.asarray(layer.weight)
         else:
             # What the layer makes of each unit vector, less the bias.
-            eye = np.eye(layer.in_features, dtype=_dtype(layer))
-            zero = np.asarray(layer(np.zeros_like(eye[0])))
-            weight = np.stack([np.asarray(layer(row)) - zero for row in eye], 1)
+            eye = jnp.eye(layer.in_features, dtype=_dtype(layer))
+            weight = np.asarray(jax.vmap(layer)(eye) - layer(jnp.zeros_like(eye[0]))).T
         bias = getattr(layer, "bias", None)
         if bias is None:
             return [("linear", nir.Linear(weight))]
