@@ -16,7 +16,10 @@ def loss(y, target):
     return sum(jnp.sum(jnp.abs(a - target) ** 2) for a in leaves)
 
 
-def outcome(case: Case) -> dict[str, str]:
+COLUMNS = ("package", "model", "wrapper", "parameters", "states", "exact under D-RTRL")
+
+
+def outcome(case: Case) -> tuple[str, ...]:
     """The row of a model in the table. **Raises** `AssertionError` where something does not hold."""
     model, xs, state, step, adapter = case.build()
     state = model.init_state() if state is None else state
@@ -51,12 +54,12 @@ def outcome(case: Case) -> dict[str, str]:
     for path in set(exact) - dead:
         wrong = np.max(np.abs(d_rtrl_grads[path] - reference[path]), initial=0) / sizes[path]
         assert wrong < case.tolerance, f"{path} was said to be exact, and differs by {wrong:.1e}"
-    plan = d_rtrl.plan.analysis
-    return {
-        "package": case.package,
-        "model": case.name,
-        "wrapper": adapter or {0: "none", 1: "1 line"}.get(lines(step), f"{lines(step)} lines"),
-        "parameters": str(len(sizes)),
-        "hidden states": str(plan.size if hasattr(plan, "size") else plan.transition.shape[0]),
-        "exact under D-RTRL": "all" if len(exact) == len(sizes) else f"{len(exact)}",
-    }
+    states = d_rtrl.plan.analysis.transition.shape[0]
+    return (
+        case.package,
+        case.name,
+        adapter or {0: "none", 1: "1 line"}.get(lines(step), f"{lines(step)} lines"),
+        str(len(sizes)),
+        str(states),
+        "all" if len(exact) == len(sizes) else f"{len(exact)}",
+    )
