@@ -34,3 +34,21 @@ else:
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_PLACES})
+
+
+__all__ = [
+    "Adapted",
+    "NIRModel",
+    "Named",
+    "batched",
+    "from_brainstate",
+    "from_haiku",
+    "from_linen",
+    "from_nir",
+    "from_nnx",
+    "into_brainstate",
+    "into_nnx",
+    "keyed",
+    "stepwise",
+    "to_nir",
+]

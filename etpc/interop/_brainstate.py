@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import brainstate
+import brainstate  # pyright: ignore[reportMissingImports]
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +16,9 @@ _CLOCK = ("i",)
 """Where the number of the step is in the state, for layers that ask for it."""
 
 
-def from_brainstate(module: Any, x: Any, *, call: Callable[[Any, Any], Any] | None = None) -> Adapted:
+def from_brainstate(
+    module: Any, x: Any, *, call: Callable[[Any, Any], Any] | None = None
+) -> Adapted:
     """The model of a `brainstate` module, layers of `braintrace.nn` and `brainpy.state` among them.
 
     The module is traced once and left as it was. Its `ParamState`s become the parameters; whatever other state
@@ -52,7 +54,7 @@ def from_brainstate(module: Any, x: Any, *, call: Callable[[Any, Any], Any] | No
     clock = jnp.int32(0)
     traced = _trace(module, call, example, clock)
     states, changed = traced.get_states(example, clock), traced.get_write_states(example, clock)
-    members = {path: s for path, s in brainstate.graph.states(module).items()}
+    members = dict(brainstate.graph.states(module).items())
     parameters = {p: s for p, s in members.items() if isinstance(s, brainstate.ParamState)}
     known = {id(state): path for path, state in members.items()}
     paths = [known.get(id(s)) or (f"{type(s).__name__}_{n}",) for n, s in enumerate(states)]
@@ -97,9 +99,7 @@ def _trace(module: Any, call: Any, x: Any, clock: Any) -> Any:
     try:
         return traced.make_jaxpr(x, clock)
     except AttributeError as error:
-        where = [
-            path for path, node in brainstate.graph.nodes(module).items() if node is error.obj
-        ]
+        where = [path for path, node in brainstate.graph.nodes(module).items() if node is error.obj]
         if not where:
             raise
         raise ModelError(
@@ -127,9 +127,9 @@ def _frozen(
     def on_leaves(*leaves: Any) -> list[Any]:
         out = function(*jax.tree.unflatten(structure, leaves))
         _check_state(hidden, out[1])
-        leaves, treedef = jax.tree.flatten(out)
+        out_leaves, treedef = jax.tree.flatten(out)
         outer.append(treedef)
-        return leaves
+        return out_leaves
 
     flat = canonicalise(on_leaves, avals)
     equations = prune(flat.equations, flat.outputs)
@@ -190,7 +190,9 @@ def into_brainstate(model: Adapted, module: Any) -> None:
     }
     values = dict(model.params.items())
     check_written(
-        dict.fromkeys([*values, *states]), {path: arrays(s.value) for path, s in states.items()}, values
+        dict.fromkeys([*values, *states]),
+        {path: arrays(s.value) for path, s in states.items()},
+        values,
     )
     for path, state in states.items():
         state.value = values[path]

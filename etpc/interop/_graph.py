@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-import nir
+import nir  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from etpc._errors import InputError, UnsupportedError, raise_together
@@ -178,7 +178,7 @@ def _back_edges(nodes: dict[Path, Any], edges: list[Edge], neurons: set[Path]) -
     # handed on, which are a function of the state, and not what is made of them.
     waiting = sorted(back)
     while waiting:
-        a, b = waiting.pop()
+        a, _ = waiting.pop()
         if a in neurons or len(before[a]) != 1 or any((a, n) not in back for n in after[a]):
             continue
         back -= {(a, n) for n in after[a]}

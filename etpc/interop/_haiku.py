@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-import haiku as hk
+import haiku as hk  # pyright: ignore[reportMissingImports]
 import jax
 
 from etpc._errors import InputError, InputTypeError
@@ -46,7 +46,9 @@ def from_haiku(
             else "variables= is for functions that `hk.transform_with_state` transformed."
         )
     if not jax.tree.leaves(params):
-        raise InputError("params holds no parameter. Pass what `transformed.init(key, x, state)` gives.")
+        raise InputError(
+            "params holds no parameter. Pass what `transformed.init(key, x, state)` gives."
+        )
     draws = "rng" in inspect.signature(transformed.apply).parameters
     plain = not stateful and key is None
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as linen
+import flax.linen as linen  # pyright: ignore[reportMissingImports]
 import jax
 
 from etpc._errors import InputError, InputTypeError

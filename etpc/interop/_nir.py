@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import nir
+import nir  # pyright: ignore[reportMissingImports]
 import numpy as np
 from jax import Array
 
@@ -218,9 +218,7 @@ class NIRModel(eqx.Module):
             values[path] = _read(before[path]["past"], layout.delays[path] - 1)
         for path in layout.read_back:
             if isinstance(layout.nodes[path], NEURONS):
-                last[path] = _output(
-                    layout.nodes[path], params[path], before[path], self.settings
-                )
+                last[path] = _output(layout.nodes[path], params[path], before[path], self.settings)
             else:
                 last[path] = before[path]["last"]
 

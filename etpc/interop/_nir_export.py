@@ -1,11 +1,12 @@
 """Models as graphs of NIR."""
 
 import copy
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import nir
+import nir  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from etpc import nn
@@ -23,9 +24,10 @@ def to_nir(
 ) -> nir.NIRGraph:
     """The NIR graph of a model.
 
-    NIR says what is computed in continuous time, and its neurons are put to `v_reset` by a spike. The length of
-    a step, the method and the kind of reset are in the metadata of the graph, as `dt` (seconds),
-    `method` and `reset`: [`from_nir`][etpc.interop.from_nir] with the same `dt` and `method` gives the outputs of the model.
+    NIR says what is computed in continuous time, and its neurons are put to `v_reset` by a spike. The
+    length of a step, the method and the kind of reset are in the metadata of the graph, as `dt`
+    (seconds), `method` and `reset`: [`from_nir`][etpc.interop.from_nir] with the same `dt` and
+    `method` gives the outputs of the model.
 
     **Arguments:**
 
@@ -106,7 +108,7 @@ class _Writer:
         if self.approximations:
             metadata["approximations"] = " ".join(self.approximations)
         try:
-            graph = nir.NIRGraph(nodes, list(zip(names, names[1:], strict=False)), metadata)
+            graph = nir.NIRGraph(nodes, list(itertools.pairwise(names)), metadata)
             # Its own inference of shapes knows square kernels alone.
             model = from_nir(graph, dt=metadata.get("dt", MS))
             jax.eval_shape(lambda s: model(jnp.zeros(shape), s), model.init_state())

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx  # pyright: ignore[reportMissingImports]
 
 from etpc._errors import InputTypeError, ModelError, raise_together
 
@@ -108,9 +108,9 @@ def _changed(run: Any, params: Named, x: Any, start: dict[Any, Any]) -> set[Any]
     def traced(params: Named, x: Any, now: list[Any]) -> None:
         before = dict(zip(start, now, strict=True))
         _, after, kept = run(params, x, before)
-        same = lambda old, new: [id(a) for a in jax.tree.leaves(old)] == [
-            id(a) for a in jax.tree.leaves(new)
-        ]
+        same = lambda old, new: (
+            [id(a) for a in jax.tree.leaves(old)] == [id(a) for a in jax.tree.leaves(new)]
+        )
         found["state"] = {p for p in start if p == _CARRY or not same(before[p], after.get(p))}
         found["params"] = [p for p, old in params.items() if not same(old, kept.get(p))]
         found["new"] = [p for p in after if p not in start]

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 warnings.simplefilter("ignore")  # of the packages
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import braintrace  # noqa: E402  (importing it turns 64 bits off)
-
 import brainpy.state  # noqa: E402
 import brainstate  # noqa: E402
+import braintrace  # noqa: E402  (importing it turns 64 bits off)
 import brainunit as u  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -150,6 +149,7 @@ def own_gradient(network: Any, model: Any, xs: Any) -> dict[str, Any]:
     """BPTT through the module itself: steps by brainstate, and its gradient, with no part of `etpc`."""
     targets = targets_of(xs)
     parameters = brainstate.graph.states(network, brainstate.ParamState)
+
     def total():
         losses = []
         for t, (x, target) in enumerate(zip(xs, targets, strict=True)):
@@ -215,12 +215,19 @@ def row(kind: Kind) -> tuple[str, ...]:
         found = own_gradient(network, model, xs)
     except Exception as error:
         return kind.package, kind.name, "refused", refusal(error)
-    reference = jax.tree.unflatten(jax.tree.structure(model), jax.tree.leaves(interop.Named.of(found)))
+    reference = jax.tree.unflatten(
+        jax.tree.structure(model), jax.tree.leaves(interop.Named.of(found))
+    )
     sizes = [float(np.max(np.abs(g))) for g in by_path(reference).values()]
     if not all(np.isfinite(sizes)):
         return kind.package, kind.name, "refused", "its own gradient is NaN"
     if not any(sizes):
-        return kind.package, kind.name, "no gradient", "its own gradient is zero: a spike without a surrogate"
+        return (
+            kind.package,
+            kind.name,
+            "no gradient",
+            "its own gradient is zero: a spike without a surrogate",
+        )
     error = differs(one, reference)
     assert error < 1e-9, f"RTRL differs from BPTT by {error:.1e}"
     exact = all(op.exact for op in d_rtrl.plan.ops)

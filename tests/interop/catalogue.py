@@ -228,7 +228,9 @@ def spyx(name, scale=1.0, size=N, shape=(N,), **options):
         start = jax.tree.map(lambda a: a[0], net.initial_state(1))
         call = lambda net, state, x: interop.batched(lambda m, x, s: m(x, s))(net, x, state)[::-1]
         model = interop.from_nnx(net, normal(3)[0], carry=double(start), call=call)
-        return Model(double(model), normal(3), double(model.init_state()), None, "from_nnx, batched")
+        return Model(
+            double(model), normal(3), double(model.init_state()), None, "from_nnx, batched"
+        )
 
 
 spyx("IF", 2.0)
@@ -390,8 +392,12 @@ def diffrax_solver(name):
         import diffrax
 
         solver = getattr(diffrax, name)()
-        if hasattr(solver, "scan_kind"):  # else a loop over stages whose derivative has no transpose
-            solver = eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=lambda x: x is None)
+        if hasattr(
+            solver, "scan_kind"
+        ):  # else a loop over stages whose derivative has no transpose
+            solver = eqx.tree_at(
+                lambda s: s.scan_kind, solver, "bounded", is_leaf=lambda x: x is None
+            )
 
         def step(field, x, y):
             term = diffrax.ODETerm(lambda t, y, x: field(jnp.concatenate([y, x])))

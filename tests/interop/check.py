@@ -26,9 +26,7 @@ def outcome(case: Case) -> tuple[str, ...]:
     one = jax.tree.map(lambda a: a[0], xs)
 
     def program(algorithm):
-        return etpc.compile(
-            model, algorithm, inputs=one, state=state, step=step, weights="all"
-        )
+        return etpc.compile(model, algorithm, inputs=one, state=state, step=step, weights="all")
 
     rtrl, d_rtrl = program(etpc.RTRL(window=2)), program(etpc.D_RTRL(window=2))
 

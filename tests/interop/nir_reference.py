@@ -1,7 +1,7 @@
 """The equations that NIR publishes, in NumPy, step by step; it shares nothing with `etpc`.
 
-<https://neuroir.org/docs/primitives>: `tau v' = (v_leak - v) + R I` and the like. A neuron spikes where `v > v_threshold`, and
-is then put to `v_reset`. Neurons begin at rest: `v_leak`, or `v_reset` of an IF.
+<https://neuroir.org/docs/primitives>: `tau v' = (v_leak - v) + R I` and the like. A neuron spikes where
+`v > v_threshold`, and is then put to `v_reset`. Neurons begin at rest: `v_leak`, or `v_reset` of an IF.
 """
 
 import nir
@@ -13,7 +13,13 @@ class Reference:
     """A graph of nodes without nested ones, computed in the order that is given; `last` edges read the last step."""
 
     def __init__(self, graph, dt, method, order, last=()):
-        self.graph, self.dt, self.method, self.order, self.last = graph, dt, method, order, set(last)
+        self.graph, self.dt, self.method, self.order, self.last = (
+            graph,
+            dt,
+            method,
+            order,
+            set(last),
+        )
         self.state = {}
         self.values = {}
         for name, node in graph.nodes.items():
@@ -133,7 +139,9 @@ def convolution(node, x):
         for place in np.ndindex(*shape):
             for c in range(per_group):
                 for k in np.ndindex(*kernel):
-                    at = tuple(p * s + a * d for p, s, a, d in zip(place, stride, k, dilation, strict=True))
+                    at = tuple(
+                        p * s + a * d for p, s, a, d in zip(place, stride, k, dilation, strict=True)
+                    )
                     y[(o, *place)] += node.weight[(o, c, *k)] * x[(group * per_group + c, *at)]
         y[o] += node.bias[o]
     return y

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-braintrace = pytest.importorskip("braintrace")
+pytest.importorskip("braintrace")
 
 import brainpy.state
 import brainstate
 import braintools
+import braintrace
 import brainunit as u
 
 import etpc
@@ -79,7 +80,7 @@ def test_the_tutorial_network_has_the_gradients_of_braintrace(tutorial, algorith
     ours = etpc.ES_D_RTRL(0.9) if options else etpc.D_RTRL()
     program = etpc.compile(model, ours, inputs=xs[0, 0], weights="all")
     loss = optax.softmax_cross_entropy_with_integer_labels
-    (_, carry), grads = program.value_and_grad(loss)(model, xs, labels, program.init(B))
+    _, grads = program.value_and_grad(loss)(model, xs, labels, program.init(B))
     for path in (("linear", "weight"), ("readout", "W")):
         one, other = (u.get_mantissa(g) for g in (dict(grads.params.items())[path], wanted[path]))
         if path[0] == "linear":
@@ -194,7 +195,9 @@ def test_random_numbers_are_those_of_each_example():
             self.h = brainstate.HiddenState(jnp.zeros(5))
 
     model = interop.from_brainstate(initialised(Noisy()), jnp.zeros(3))
-    keys = [a for a in jax.tree.leaves(model.init_state()) if not jnp.issubdtype(a.dtype, jnp.floating)]
+    keys = [
+        a for a in jax.tree.leaves(model.init_state()) if not jnp.issubdtype(a.dtype, jnp.floating)
+    ]
     assert len(keys) == 1
     program = etpc.compile(model, inputs=jnp.zeros(3), weights="all")
     carry = program.init(2)
@@ -315,7 +318,7 @@ def test_training_checkpoints_and_the_way_back(tmp_path: Path):
     program = etpc.compile(model, inputs=xs[0, 0], weights="all")
     learner = etpc.online(program, squared, optax.adam(1e-2), every=10)
     moments, carry = learner.init(model, batch_size=B)
-    trained, moments, carry, losses = learner.update(model, moments, carry, xs, targets)
+    trained, moments, carry, _ = learner.update(model, moments, carry, xs, targets)
     assert np.abs(trained.params.w.mantissa - model.params.w.mantissa).max() > 1e-3
 
     etpc.save(tmp_path / "run.etpc", (trained, moments, carry))
@@ -367,11 +370,23 @@ class Lost(Net):
 
 
 ERRORS = {
-    "no module": (lambda: (lambda x: x), etpc.InputTypeError, "takes a brainstate.nn.Module"),
+    "no module": (lambda: lambda x: x, etpc.InputTypeError, "takes a brainstate.nn.Module"),
     "not initialised": (lambda: Net(lif()), etpc.ModelError, r"The module\.layer has no 'V'"),
-    "another shape": (lambda: initialised(Growing()), etpc.ModelError, r"state \.h from float64\[5\] to"),
-    "another dtype": (lambda: initialised(Narrowing()), etpc.ModelError, r"\.h from float64\[5\] to float16"),
-    "a written parameter": (lambda: initialised(Plastic(lif())), etpc.ModelError, r"parameter \.w\b"),
+    "another shape": (
+        lambda: initialised(Growing()),
+        etpc.ModelError,
+        r"state \.h from float64\[5\] to",
+    ),
+    "another dtype": (
+        lambda: initialised(Narrowing()),
+        etpc.ModelError,
+        r"\.h from float64\[5\] to float16",
+    ),
+    "a written parameter": (
+        lambda: initialised(Plastic(lif())),
+        etpc.ModelError,
+        r"parameter \.w\b",
+    ),
     "an environment": (lambda: initialised(Lost(lif())), etpc.ModelError, "Key 'temperature'"),
 }
 
@@ -385,7 +400,9 @@ def test_errors_name_the_path(name):
 
 def test_an_input_of_another_shape():
     model = interop.from_brainstate(initialised(Net(lif())), jnp.zeros(3))
-    with pytest.raises(etpc.InputError, match=re.escape("for an input of float64[3], and was given float64[4]")):
+    with pytest.raises(
+        etpc.InputError, match=re.escape("for an input of float64[3], and was given float64[4]")
+    ):
         model(jnp.zeros(4), model.init_state())
 
 
@@ -399,7 +416,10 @@ def test_values_that_do_not_fit_the_module():
     for wrong, message in (
         (other, r"\.w is float64\[3, 4\] in the module and float64\[3, 5\] in the model"),
         (unitless, r"\.w is float64"),
-        (renamed, r"no parameter \.w, which the model has(.|\n)*no parameter \.v, which the module has"),
+        (
+            renamed,
+            r"no parameter \.w, which the model has(.|\n)*no parameter \.v, which the module has",
+        ),
     ):
         with pytest.raises(etpc.InputError, match=message):
             interop.into_brainstate(model, wrong)
