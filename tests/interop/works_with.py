@@ -1,8 +1,11 @@
 """Writes the table of `docs/works-with.md`, in an environment that has all the packages:
 
 python -m tests.interop.works_with
+
+With names of packages as arguments, only their rows are written anew.
 """
 
+import sys
 import warnings
 
 import jax
@@ -16,6 +19,11 @@ if __name__ == "__main__":
 
     from tests.interop.catalogue import CASES
     from tests.interop.check import COLUMNS, outcome
-    from tests.interop.tables import write
+    from tests.interop.tables import read, write
 
-    write(PAGE, MODULE, COLUMNS, [outcome(case) for case in CASES])
+    rows = {row[:2]: row for row in read(PAGE, MODULE)}
+    for case in CASES:
+        if case.package in (sys.argv[1:] or [case.package]):
+            rows[case.package, case.name] = outcome(case)
+            known = [(c.package, c.name) for c in CASES]
+            write(PAGE, MODULE, COLUMNS, [rows[name] for name in known if name in rows])
