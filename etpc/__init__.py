@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from . import analyse as analyse
     from . import draw as draw
     from . import emit as emit
+    from . import interop as interop
     from . import nn as nn
     from . import ops as ops
     from . import plan as plan
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     )
 else:
     _NAMES = {
-        "": "algorithms analyse draw emit nn ops plan plot surrogate trace units",
+        "": "algorithms analyse draw emit interop nn ops plan plot surrogate trace units",
         "_compare": "TBPTT Comparison Result compare",
         "_verify": "Report Row bptt verify",
         "algorithms": "D_RTRL ES_D_RTRL RTRL Auto SnAp",
@@ -106,6 +107,7 @@ __all__ = [
     "compare",
     "compile",
     "draw",
+    "interop",
     "load",
     "mark",
     "nn",
