@@ -27,13 +27,14 @@ def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims) -> str:
     if not claim.uses:
         return f"{path}: {claim.reasons[0].text}."
     costs = Costs(uncut, 1)
-    found = [_operation(p, costs) for p in claim.uses]
+    gradient = "Its gradient" if len(claim.uses) == 1 else "The gradient through it"
+    found = [_operation(p, costs, gradient) for p in claim.uses]
     if len(found) > 1:
         found[0] = f"{path} is used {len(found)} times. Its gradient: {claim.claim}.\n{found[0]}"
     return "\n\n".join(found)
 
 
-def _operation(p: OpPlan, costs: Costs) -> str:
+def _operation(p: OpPlan, costs: Costs, gradient: str) -> str:
     kind = p.op.kind
     size = f"{kind.inputs} x {kind.outputs}" if kind.links is None else f"{kind.links.inputs.size}"
     many = f", in {kind.groups} groups" if kind.groups > 1 else ""
@@ -54,9 +55,9 @@ def _operation(p: OpPlan, costs: Costs) -> str:
     if p.choice:
         text.append(f"It was chosen so: {p.choice}.")
     if p.exact:
-        text.append("The gradient through it is exact: no influence leaves the trace.")
+        text.append(f"{gradient} is exact: no influence leaves the trace.")
     else:
-        text.append("The gradient through it is approximate. What is left out:")
+        text.append(f"{gradient} is approximate. What is left out:")
     lines = [_wrapped(text), *(f"  {escape}" for escape in p.escapes)]
     rules = costs.by_rule(p.op)
     rows = [[name, f"{block:,}", f"{size:,}"] for name, (block, size) in rules.items()]
