@@ -22,7 +22,7 @@ TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 .PHONY: demo examples test test-peer test-third-party test-leaks test-newest test-wheel bench lint docs docs-release notebooks clean
 
 demo: .venv/.demo
-	$(BIN)/python examples/digits_online.py
+	$(BIN)/python examples/marked_digit.py
 
 examples: .venv/.demo
 	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) \

@@ -156,17 +156,17 @@ def train(model: Brain, excites: Bool[np.ndarray, " N"], args: argparse.Namespac
     signs = jnp.where(excites, 1, -1).astype(jnp.int8)[model.connections.indices[:, 1]]
     del model
     optimiser = optax.lamb(LEARNING_RATE[args.small])
-    moments = optimiser.init(weights)
+    opt_state = optimiser.init(weights)
 
     @eqx.filter_jit(donate="all-except-first")
-    def learn(signs: Array, weights: Any, moments: Any, grads: Any) -> Any:
+    def learn(signs: Array, weights: Any, opt_state: Any, grads: Any) -> Any:
         if args.connections_only:
             others = lambda g: (g.senses, g.readout.weight)
             grads = eqx.tree_at(others, grads, replace_fn=jnp.zeros_like)
-        changes, moments = optimiser.update(grads, moments, weights)
+        changes, opt_state = optimiser.update(grads, opt_state, weights)
         weights = eqx.apply_updates(weights, changes)
         dale = lambda w: jnp.where(w * signs > 0, w, 0)
-        return eqx.tree_at(lambda w: w.connections.data, weights, replace_fn=dale), moments
+        return eqx.tree_at(lambda w: w.connections.data, weights, replace_fn=dale), opt_state
 
     @jax.jit
     def firing(V: Array) -> Array:
@@ -179,7 +179,7 @@ def train(model: Brain, excites: Bool[np.ndarray, " N"], args: argparse.Namespac
         xs = show(jax.random.key(2 + n), patterns, shown)
         targets = jnp.broadcast_to(shown, xs.shape[:2])
         (loss, carry), grads = gradient(eqx.combine(weights, rest), xs, targets, carry)
-        weights, moments = learn(signs, weights, moments, grads)
+        weights, opt_state = learn(signs, weights, opt_state, grads)
         losses.append(float(loss))
         rates.append(float(firing(carry.state.V)))
         if n == 0:

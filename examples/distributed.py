@@ -91,24 +91,24 @@ def train() -> tuple[list[float], list[np.ndarray]]:
     optimiser = optax.adam(3e-3)
     weights, rest = eqx.partition(model, eqx.is_inexact_array)
     weights = spread(everywhere, weights)
-    moments = spread(everywhere, optimiser.init(weights))
+    opt_state = spread(everywhere, optimiser.init(weights))
     carry = fresh = spread(by_example, program.init(BATCH // processes))
 
     @jax.jit
-    def update(weights: Any, moments: Any, carry: Any, xs: Array, targets: Array) -> Any:
+    def update(weights: Any, opt_state: Any, carry: Any, xs: Array, targets: Array) -> Any:
         (loss, carry), grads = gradient(eqx.combine(weights, rest), xs, targets, carry)
-        changes, moments = optimiser.update(grads, moments)
-        weights, moments = jax.lax.with_sharding_constraint(
-            (eqx.apply_updates(weights, changes), moments), everywhere
+        changes, opt_state = optimiser.update(grads, opt_state)
+        weights, opt_state = jax.lax.with_sharding_constraint(
+            (eqx.apply_updates(weights, changes), opt_state), everywhere
         )
-        return weights, moments, carry, loss
+        return weights, opt_state, carry, loss
 
     rng, losses = np.random.default_rng(0), []  # the same numbers in every process
     for _ in range(UPDATES):
         chosen = rng.choice(len(images), BATCH, replace=False)[own]
         xs = spread(by_step, images[chosen].swapaxes(0, 1))
         targets = spread(by_step, np.broadcast_to(labels[chosen], (ROWS, len(chosen))))
-        weights, moments, carry, loss = update(weights, moments, fresh, xs, targets)
+        weights, opt_state, carry, loss = update(weights, opt_state, fresh, xs, targets)
         for a in jax.tree.leaves((carry.traces, carry.state)):
             assert a.sharding.is_equivalent_to(by_example, a.ndim), (a.shape, a.sharding)
         losses.append(float(loss))

@@ -1,16 +1,16 @@
-"""Learning without an end: a network follows a system that changes.
+"""Streaming training: a network follows a system that changes.
 
 Eight streams of two random inputs each pass through a system with memory: a mix of slow and fast
-filters. The mix changes again and again, and nobody tells the network when. It sees the inputs, is
-told the system's output, and moves its weights every 5 steps, in memory that does not grow. The
+filters. The mix changes again and again, without warning. It sees the inputs, is
+told the system's output, and moves its weights every 5 steps, in constant memory. The
 error jumps at each change and falls again: with ES-D-RTRL and with D-RTRL.
 
-On the way one stream begins anew while the others go on, and the run is saved, loaded and continued.
+On the way one stream is reset while the others go on, and the run is saved, loaded and resumed.
 
     python examples/online_stream.py                    # about 20 seconds on 2 cores
 
 The exit status says whether the error fell after every change, and whether the run that was loaded
-went on as the one that was not stopped, bit by bit.
+continued exactly as the one that was not stopped.
 """
 
 import os
@@ -128,7 +128,7 @@ def follow(name: str, algo: etpc.algorithms.Algorithm) -> bool:
 
 
 def resumes(learner: etpc.Online, algo: etpc.algorithms.Algorithm, now: Any, given: Any) -> bool:
-    """Whether a run that was saved and loaded goes on as the one that was not stopped."""
+    """Whether a run that was saved and loaded continues as the one that was not stopped."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.etpc"
         etpc.save(path, now)
@@ -138,7 +138,7 @@ def resumes(learner: etpc.Online, algo: etpc.algorithms.Algorithm, now: Any, giv
         loaded = etpc.load(path, like=(model, *again.init(model, BATCH)))
     went_on = [one.update(*start, *given) for one, start in ((learner, now), (again, loaded))]
     same = eqx.tree_equal(*went_on)
-    print(f"  saved and loaded: it goes on {'the same' if same else 'in another way'}")
+    print(f"  saved and loaded: it continues {'identically' if same else 'differently'}")
     return bool(same)
 
 

@@ -88,13 +88,13 @@ def train(model: SNN, updates: int, *, fixed_batch: bool) -> float:
     program = etpc.compile(model, algo, inputs=jax.ShapeDtypeStruct((INPUTS,), jnp.float32))
     gradient = program.value_and_grad(loss_fn, reduction="sum")
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-    moments = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+    opt_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
 
     @eqx.filter_jit
-    def update(model: Any, moments: Any, xs: Array, targets: Array) -> Any:
+    def update(model: Any, opt_state: Any, xs: Array, targets: Array) -> Any:
         (loss, _), grads = gradient(model, xs, targets, program.init(BATCH))
-        changes, moments = optimiser.update(grads, moments)
-        return eqx.apply_updates(model, changes), moments, loss / STEPS
+        changes, opt_state = optimiser.update(grads, opt_state)
+        return eqx.apply_updates(model, changes), opt_state, loss / STEPS
 
     xs, targets = random_batch(jax.random.key(1))
     print(etpc.verify(model, xs, targets, loss_fn, algo, batch_size=BATCH), "\n")
@@ -103,7 +103,7 @@ def train(model: SNN, updates: int, *, fixed_batch: bool) -> float:
         if not fixed_batch:
             xs, targets = random_batch(jax.random.key(1 + n))
         before = model
-        model, moments, loss = update(model, moments, xs, targets)
+        model, opt_state, loss = update(model, opt_state, xs, targets)
         if n % (updates // 5) == 0:
             spikes = int(count_spikes(before, xs))
             each = spikes / (BATCH * NEURONS)

@@ -1,10 +1,15 @@
 """The notebooks of the documentation, made from its pages: `python -m tests.notebooks` writes them.
 
-They have the text and the code of their page. What a page says that a block prints is left out, as
-running the cell shows it.
+They have the text and the code of their page, and as outputs what the cells printed when the notebook
+was written. What the page says that a block prints is left out.
 """
 
+import contextlib
+import io
 import re
+import sys
+import tempfile
+import types
 from pathlib import Path
 
 import nbformat
@@ -23,7 +28,7 @@ _BLOCK = re.compile(
 
 
 def notebook(page: str) -> nbformat.NotebookNode:
-    """A page as a notebook."""
+    """A page as a notebook without outputs."""
     text = (DOCS / f"{page}.md").read_text()
     cells, end = [], 0
     for block in _BLOCK.finditer(text):
@@ -45,6 +50,26 @@ def _prose(text: str) -> list[nbformat.NotebookNode]:
     return [v4.new_markdown_cell(text)] if text else []
 
 
+def run(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Runs the cells in order, in one namespace, and adds what each prints.
+
+    No kernel is needed: no cell of a page shows anything but what it prints.
+    """
+    # Classes of the notebook find their module here.
+    module = sys.modules["notebook"] = types.ModuleType("notebook")
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for number, cell in enumerate(cells, 1):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(cell.source, f"cell {number}", "exec"), module.__dict__)
+            cell.execution_count = number
+            if text := printed.getvalue():
+                cell.outputs = [v4.new_output("stream", name="stdout", text=text)]
+    del sys.modules["notebook"]
+    return book
+
+
 def path(name: str) -> Path:
     return FOLDER / f"{name}.ipynb"
 
@@ -52,7 +77,7 @@ def path(name: str) -> Path:
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, page in NOTEBOOKS.items():
-        nbformat.write(notebook(page), path(name))
+        nbformat.write(run(notebook(page)), path(name))
         print(f"wrote {path(name)}")
 
 

@@ -274,19 +274,19 @@ class Learner:
         """One batch for each key."""
 
         def update(now: Any, given: Any) -> tuple[Any, Array]:
-            weights, moments, carry = now
+            weights, opt_state, carry = now
             model = eqx.combine(weights, self.static)
             (loss, carry), grads = self.rule.gradient(model, *given, carry)
-            changes, moments = self.task.optimiser.update(grads, moments, weights)
-            return (optax.apply_updates(weights, changes), moments, carry), loss
+            changes, opt_state = self.task.optimiser.update(grads, opt_state, weights)
+            return (optax.apply_updates(weights, changes), opt_state, carry), loss
 
         def one_batch(now: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
-            weights, moments, (level, carry) = now
+            weights, opt_state, (level, carry) = now
             xs, targets = self.draw(key, level)
             size = self.rule.every or jax.tree.leaves(xs)[0].shape[0]
-            start = (weights, moments, carry)
+            start = (weights, opt_state, carry)
             now, losses = jax.lax.scan(update, start, in_windows((xs, targets), size))
-            weights, moments, carry = now
+            weights, opt_state, carry = now
             if self.task.stream:
                 level = level + 1
             else:
@@ -294,7 +294,7 @@ class Learner:
             if (rises := self.task.curriculum) is not None:
                 up = level + (losses.sum() < rises.threshold)
                 level = jnp.minimum(up, rises.last)
-            return (weights, moments, (level, carry)), losses.sum()
+            return (weights, opt_state, (level, carry)), losses.sum()
 
         return jax.lax.scan(one_batch, start, keys)
 
