@@ -12,6 +12,7 @@ from ._errors import (
     MemoryLimitError,
     ModelError,
     SelectionError,
+    SilentNetworkWarning,
     UnsupportedError,
 )
 from ._jax import mark
@@ -100,6 +101,7 @@ __all__ = [
     "RewardCarry",
     "Row",
     "SelectionError",
+    "SilentNetworkWarning",
     "SnAp",
     "UnsupportedError",
     "bptt",

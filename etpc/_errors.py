@@ -41,6 +41,10 @@ class CheckpointError(EtpcError, ValueError):
     """A file is no whole checkpoint or does not fit, or a tree cannot be saved in one."""
 
 
+class SilentNetworkWarning(UserWarning):
+    """No neuron of a layer spikes, so that its weights get no useful gradient."""
+
+
 def raise_together(
     problems: Iterable[str], error: type[EtpcError] = ModelError, heading: str = ""
 ) -> None:

@@ -21,6 +21,7 @@ from ._loss import (
     reduced,
 )
 from ._program import Carry, Program, check_targets, checked_reset
+from ._spikes import warn_of_silence
 
 
 class RewardCarry(eqx.Module):
@@ -138,6 +139,22 @@ class Online:
         )
         result = self._with_floats(model, floats), opt_state, carry, losses
         return (*result, aux) if self.has_aux else result
+
+    def check(self, model: Any, carry: Any, xs: Any, *, mask: Any = None) -> tuple[str, ...]:
+        """Warn where a layer of neurons gives no spike: its weights would not learn.
+
+        Call it once, with the first inputs of a stream; it runs the model alone, and no traces.
+
+        **Arguments:** as in `update`; the carry is left as it is.
+
+        **Returns** what [`Program.silent`][etpc.Program.silent] does, after an
+        `etpc.SilentNetworkWarning` where there is something.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError`.
+        """
+        silent = self.program.silent(model, xs, self._stream(carry), mask=mask)
+        warn_of_silence(silent, stacklevel=2)
+        return silent
 
     # --- the compiled part ---
 
