@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from . import trace as trace
     from . import units as units
     from ._compare import TBPTT, Comparison, Result, compare
+    from ._fit import Run, fit
     from ._verify import Report, Row, bptt, verify
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
     from .checkpoint import load, save
@@ -50,6 +51,7 @@ else:
     _NAMES = {
         "": "algorithms analyse draw emit nn ops plan plot surrogate trace units",
         "_compare": "TBPTT Comparison Result compare",
+        "_fit": "Run fit",
         "_verify": "Report Row bptt verify",
         "algorithms": "D_RTRL ES_D_RTRL RTRL Auto SnAp",
         "checkpoint": "load save",
@@ -100,6 +102,7 @@ __all__ = [
     "Result",
     "RewardCarry",
     "Row",
+    "Run",
     "SelectionError",
     "SilentNetworkWarning",
     "SnAp",
@@ -108,6 +111,7 @@ __all__ = [
     "compare",
     "compile",
     "draw",
+    "fit",
     "load",
     "mark",
     "nn",

@@ -54,6 +54,7 @@ class Online:
         self.has_aux = has_aux
         self._loss = Loss.of(loss_fn, has_aux)
         self._jit_updates = jax.jit(self._updates)
+        self._jit_restarted = jax.jit(self._restarted)
 
     def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
         """The state of the optimizer, and a fresh carry.
@@ -139,6 +140,17 @@ class Online:
         )
         result = self._with_floats(model, floats), opt_state, carry, losses
         return (*result, aux) if self.has_aux else result
+
+    def restarted(self, carry: Any) -> Any:
+        """A carry with which all examples begin a new stream; see [`Program.reset`][etpc.Program.reset].
+
+        **Returns** it. PRNG keys in the state go on, so that noise does not repeat.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError` for another thing than a carry.
+        """
+        stream = self._stream(carry)
+        self.program._check_carry(stream)
+        return self._jit_restarted(carry, jnp.ones(jnp.shape(stream.fresh), bool))
 
     def check(self, model: Any, carry: Any, xs: Any, *, mask: Any = None) -> tuple[str, ...]:
         """Warn where a layer of neurons gives no spike: its weights would not learn.
