@@ -184,7 +184,7 @@ class Program:
 
         return fragment(self)
 
-    def explain(self, path: str) -> str:
+    def explain(self, path: str, width: int = 100) -> str:
         """What the program does with one parameter, in sentences with numbers.
 
         What it reaches, its trace, whether the gradient is exact or the paths along which influence
@@ -193,10 +193,13 @@ class Program:
         **Arguments:**
 
         - `path`: a parameter path as `print(program)` shows them, such as `".cell.weight_hh"`.
+        - `width`: of the lines at most, but for tables and long words.
 
-        **Raises** `etpc.SelectionError` where the model has no such parameter.
+        **Raises** `etpc.SelectionError` where the model has no such parameter, `etpc.InputError` for a
+        width below 1.
         """
-        return explain(self.plan, self._all_cut, path, self.claims)
+        width = checked_count("width", width)
+        return explain(self.plan, self._all_cut, path, self.claims, width)
 
     @cached_property
     def _all_cut(self) -> Analysis:
