@@ -1,4 +1,7 @@
-"""A hook of MkDocs: formulas in `math` blocks as MathML, which browsers show without a script."""
+"""A hook of MkDocs: formulas as MathML, which browsers show without a script.
+
+They are written as GitHub reads them: a block of the language `math`, or inline between $` and `$.
+"""
 
 import re
 from typing import Any
@@ -6,10 +9,12 @@ from typing import Any
 from latex2mathml.converter import convert
 
 BLOCK = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"\$`([^`]+)`\$")
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    return BLOCK.sub(lambda block: as_html(block[1]), markdown)
+    markdown = BLOCK.sub(lambda block: as_html(block[1]), markdown)
+    return INLINE.sub(lambda formula: convert(formula[1]), markdown)
 
 
 def as_html(formulas: str) -> str:
