@@ -52,8 +52,9 @@ def test_docstring_examples(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["etpc", "etpc.interop", "etpc.nn", "etpc.surrogate"])
 def test_every_public_name_is_in_the_reference(name: str) -> None:
-    pages = ["reference.md", "brainstate.md", "flax-haiku.md", "nir.md"]
-    page = "\n".join((ROOT / "docs" / name).read_text() for name in pages)
+    pages = [*(ROOT / "docs/reference").glob("*.md")]
+    pages += [ROOT / "docs" / name for name in ("brainstate.md", "flax-haiku.md", "nir.md")]
+    page = "\n".join(path.read_text() for path in pages)
     # A name that is taken over from JAX is named in the text.
     documented = {a or b for a, b in re.findall(r"^::: (\S+)$|`(etpc\.\S+)`", page, re.M)}
     module = importlib.import_module(name)

@@ -33,6 +33,7 @@ from ._loss import (
     finite_where_masked,
     reduced,
 )
+from ._spikes import silent_layers
 from ._window import window_for
 
 
@@ -182,7 +183,7 @@ class Program:
 
         return fragment(self)
 
-    def explain(self, path: str) -> str:
+    def explain(self, path: str, width: int = 100) -> str:
         """What the program does with one parameter, in sentences with numbers.
 
         What it reaches, its trace, whether the gradient is exact or the paths along which influence
@@ -191,10 +192,13 @@ class Program:
         **Arguments:**
 
         - `path`: a parameter path as `print(program)` shows them, such as `".cell.weight_hh"`.
+        - `width`: of the lines at most, but for tables and long words.
 
-        **Raises** `etpc.SelectionError` where the model has no such parameter.
+        **Raises** `etpc.SelectionError` where the model has no such parameter, `etpc.InputError` for a
+        width below 1.
         """
-        return explain(self.plan, self._all_cut, path, self.claims)
+        width = checked_count("width", width)
+        return explain(self.plan, self._all_cut, path, self.claims, width)
 
     @cached_property
     def _all_cut(self) -> Analysis:
@@ -247,6 +251,29 @@ class Program:
                     Certificate(p.path, off, gradient.sum(0) if carry.batched else gradient)
                 )
         return tuple(found)
+
+    def silent(self, model: Any, xs: Any, carry: Carry, *, mask: Any = None) -> tuple[str, ...]:
+        """Which layers of neurons give no spike on a sequence; it runs the model and no traces.
+
+        **Arguments:**
+
+        - `model`, `xs`, `carry`: as in [`scan`][etpc.Program.scan]; the carry is left as it is.
+        - `mask`: as in [`value_and_grad`][etpc.Program.value_and_grad]: where it is zero, an input that
+            is not finite is read as zero.
+
+        **Returns** a sentence for each spike function that gives no spike, with its place in the code;
+        nothing where all layers spike, or where there is no spike function. One inside a `lax.scan`
+        of the model is not looked at.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError` as `scan` does.
+        """
+        parameters = self._parameters(model)
+        self._check_carry(carry)
+        leaves = self._inputs(xs, carry)
+        mask = checked_weights("mask", mask, leaves[0].shape[: 2 if carry.batched else 1])
+        leaves = [finite_where_masked(x, mask) for x in leaves]
+        state = self._step.state_leaves.split(carry.state)
+        return silent_layers(self._step, parameters, leaves, state, carry.batched)
 
     def __str__(self) -> str:
         return describe(self.plan, self.claims, self.untraced)
