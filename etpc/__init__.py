@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._verify import Report, Row, bptt, verify
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
     from .checkpoint import load, save
+    from .plan import Claim, Reason
     from .run import (
         Carry,
         Certificate,
@@ -51,6 +52,7 @@ else:
         "_verify": "Report Row bptt verify",
         "algorithms": "D_RTRL ES_D_RTRL RTRL Auto SnAp",
         "checkpoint": "load save",
+        "plan": "Claim Reason",
         "run": "Carry Certificate Memory Online Program RewardCarry compile online",
     }
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
@@ -82,6 +84,7 @@ __all__ = [
     "Carry",
     "Certificate",
     "CheckpointError",
+    "Claim",
     "Comparison",
     "EtpcError",
     "InputError",
@@ -91,6 +94,7 @@ __all__ = [
     "ModelError",
     "Online",
     "Program",
+    "Reason",
     "Report",
     "Result",
     "RewardCarry",

@@ -226,7 +226,7 @@ def _tbptt_rows(
             path,
             got[path],
             want[path],
-            "unused" if path in program.plan.unused else claim,
+            "unused" if program.claims[path].claim == "unused" else claim,
             tolerance,
         )
         for path in got

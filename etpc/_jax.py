@@ -46,12 +46,13 @@ batching.defvectorized(etp_p)
 
 
 def mark(weight: jax.Array | np.ndarray) -> jax.Array:
-    """Mark a weight, where it is used, as one that learns by an eligibility trace.
+    """Mark a weight, where it is used, as one that learns by an eligibility trace where not all do.
 
     An identity: the marked value equals `weight`, at no cost when the model runs on its own. It
     survives `jit`, `vmap` and `grad`. Whatever operation consumes the marked value, or something
-    computed from it and other parameters alone, is an ETP weight operation; `etpc.compile`
-    gives those a trace and leaves the others without one (see `weights=`).
+    computed from it and other parameters alone, is an ETP weight operation.
+    `etpc.compile(..., weights="marked")` gives a trace to those alone; by default every weight that
+    reaches a hidden state has one.
 
     **Arguments:**
 
@@ -322,27 +323,6 @@ def unrolled(equation: Equation) -> Flat:
     return canonicalise(run, [v.aval for v in equation.inputs])
 
 
-def all_branches(equation: Equation) -> Flat:
-    """A `cond` as the operations of all its branches, and a choice among their results."""
-    branches = [flatten(branch) for branch in equation.params["branches"]]
-
-    def run(index: Any, *operands: Any) -> list[Any]:
-        results = []
-        for branch in branches:
-            env = dict(branch.constants)
-            env.update(zip(branch.inputs, operands, strict=True))
-            evaluate(branch.equations, env)
-            results.append([env[v] for v in branch.outputs])
-        if len(branches) == 1:
-            return results[0]
-        which = jnp.clip(index, 0, len(branches) - 1).astype(
-            bool if len(branches) == 2 else "int32"
-        )
-        return [jax.lax.select_n(which, *cases) for cases in zip(*results, strict=True)]
-
-    return canonicalise(run, [v.aval for v in equation.inputs])
-
-
 def is_step_function(equation: Equation) -> bool:
     """Whether an operation has a derivative of its own and no true one: a spike.
 
@@ -418,7 +398,6 @@ __all__ = [
     "Primitive",
     "Tracer",
     "Variable",
-    "all_branches",
     "bcoo_dot_general_primitive",
     "canonicalise",
     "etp_p",

@@ -280,20 +280,9 @@ def compare_all(program: Program, online: Any, reference: Any, tolerance: float)
     """A row for each parameter."""
     got, want = (flat_gradients(program, tree) for tree in (online, reference))
     return tuple(
-        compare_one(path, got[path], want[path], _claim(program, path), tolerance) for path in got
+        compare_one(path, got[path], want[path], claim.claim, tolerance)
+        for path, claim in program.claims.items()
     )
-
-
-def _claim(program: Program, path: str) -> str:
-    number = program.plan.analysis.step.model_leaves.paths.index(path)
-    own = [p for p in program.plan.ops if number in p.op.parameters]
-    if not own:
-        return "unused"
-    if all(p.exact for p in own):
-        return "exact"
-    if all(p.form is None for p in own):
-        return "current step"
-    return "approximate"
 
 
 def compare_one(path: str, got: np.ndarray, want: np.ndarray, claim: str, tolerance: float) -> Row:
@@ -321,8 +310,8 @@ def _remarks(program: Program, steps: int) -> tuple[str, ...]:
     unmarked = dict.fromkeys(p.path for p in plan.ops if p.reason == UNMARKED)
     if unmarked:
         found.append(
-            f"{', '.join(unmarked)}: not marked, as other weights are, and so without a trace; pass "
-            'weights="all" to give it one'
+            f"{', '.join(unmarked)}: not marked, and so without a trace; leave weights= out to give "
+            "every weight one"
         )
     return tuple(found)
 
@@ -334,7 +323,7 @@ def doubts(
     zero = [
         f"the BPTT gradient of {row.path} is zero on this sequence, so nothing is compared"
         for row in rows
-        if row.norm == 0 and row.path not in program.plan.unused
+        if row.norm == 0 and program.claims[row.path].claim != "unused"
     ]
     return (*_silent(program, model, xs, carry), *zero)
 

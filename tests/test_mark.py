@@ -90,32 +90,36 @@ def paths(weights=None, marks=True):
     return {op.path for op in program.ops}, dict(program.untraced)
 
 
-def test_only_marked_weights_get_traces_by_default():
-    traced, untraced = paths()
+def test_all_weights_get_traces_by_default():
+    for weights in (None, "all"):
+        traced, untraced = paths(weights)
+        assert traced == {".win", ".rec", ".bias"}
+        # Marked, but no state follows it.
+        assert set(untraced) == {".out"}
+        assert "reaches no hidden state" in untraced[".out"]
+    assert paths(marks=False)[0] == {".win", ".rec", ".bias"}
+
+
+def test_marked():
+    traced, untraced = paths("marked")
     assert traced == {".win"}
     assert set(untraced) == {".rec", ".bias", ".out"}
     assert "not marked" in untraced[".rec"]
     assert "not marked" in untraced[".bias"]
-    # Marked, but no state follows it.
-    assert "reaches no hidden state" in untraced[".out"]
-
-
-def test_all_weights_where_none_is_marked():
-    assert paths(marks=False)[0] == {".win", ".rec", ".bias"}
-
-
-def test_all():
-    traced, untraced = paths("all")
-    assert traced == {".win", ".rec", ".bias"}
-    assert set(untraced) == {".out"}
-
-
-def test_marked():
-    (traced, untraced), (chosen, rest) = paths("marked"), paths(None)
-    assert (traced, set(untraced)) == (chosen, set(rest))
-    assert "not selected" in untraced[".rec"]
     with pytest.raises(etpc.SelectionError, match=r"selects nothing.*etpc\.mark.*\"all\""):
         paths("marked", marks=False)
+
+
+def test_marks_that_reach_no_state():
+    """A layer of Equinox below neurons, and a readout of `etpc.nn`, which marks its weight."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    parts = eqx.nn.Linear(4, 3, key=keys[0]), etpc.nn.LIF(3), etpc.nn.Linear(3, 2, key=keys[1])
+    model = etpc.nn.Sequential(parts)
+    program = etpc.compile(model, inputs=jnp.zeros(4))
+    assert {op.path for op in program.ops} >= {".layers[0].weight", ".layers[0].bias"}
+    match = r"no weight a trace.*layers\[2\].*reach no hidden state.*layers\[0\]\.weight"
+    with pytest.raises(etpc.SelectionError, match=match):
+        etpc.compile(model, inputs=jnp.zeros(4), weights="marked")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +180,9 @@ def test_marks_survive_transformations_of_the_weight_and_of_the_step():
         return h, h
 
     model = {"w": W, "b": jnp.ones(3)}
-    program = etpc.compile(model, inputs=jnp.zeros(2), state=jnp.zeros(3), step=step)
+    program = etpc.compile(
+        model, inputs=jnp.zeros(2), state=jnp.zeros(3), step=step, weights="marked"
+    )
     assert [(op.path, op.kind) for op in program.ops] == [("['w']", "dot_general")]
 
 

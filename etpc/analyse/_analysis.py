@@ -84,6 +84,23 @@ class HiddenStates:
         return tuple(self.paths[i] for i in np.unique(self.leaf_of(elements)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Escape:
+    """A path along which influence leaves a trace."""
+
+    source: str
+    """`hidden v`, or `the output of .weight`."""
+    through: tuple[str, ...]
+    """The paths of the weights whose data is held constant, in order; empty where nothing is cut."""
+    target: str
+    steps: int | None = None
+    """After how many steps, where a trace follows influence for so many."""
+
+    def __str__(self) -> str:
+        late = "" if self.steps is None else f", after {self.steps} steps"
+        return " -> ".join((self.source, *self.through, self.target)) + late
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reach:
     """What one weight operation reaches."""
@@ -99,7 +116,7 @@ class Reach:
     """Boolean over the S states: whether `x` depends on them within the cut step."""
     reads_ops: np.ndarray
     """Boolean over the operations: whether `x` depends on their outputs within the cut step."""
-    escapes: tuple[str, ...]
+    escapes: tuple[Escape, ...]
     """Paths along which influence leaves the trace; empty where the trace is exact."""
 
     @property
@@ -207,7 +224,7 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
         escapes = _escapes(op, block, ops, reads, into, to_state, immediate, hidden, is_cut)
         if beyond.nnz:
             inside, outside = (" and ".join(_names(hidden, p)) for p in (block, beyond))
-            escapes = (f"{inside} -> {outside}, after {steps} steps", *escapes)
+            escapes = (Escape(inside, (), outside, steps), *escapes)
         reach.append(Reach(role, block, not beyond.nnz, *reads[k], escapes))
     return Analysis(
         step,
@@ -359,7 +376,7 @@ def _escapes(
     immediate: Sequence[Pattern],
     hidden: HiddenStates,
     is_cut: Sequence[bool],
-) -> tuple[str, ...]:
+) -> tuple[Escape, ...]:
     """Paths from an operation's block or output, through a cut, to a state."""
     members = columns_of(block)
     paths = []
@@ -370,8 +387,8 @@ def _escapes(
         sources = [f"hidden {name}" for name in hidden.names(shared)] if shared.size else []
         if into[j, op.number] and not sources:
             sources = [f"the output of {op.path}"]
-        target = _target(j, ops, into, to_state, immediate, hidden)
-        paths += [f"{source} -> {other.path} -> {target}" for source in sources]
+        via, target = _target(j, ops, into, to_state, immediate, hidden)
+        paths += [Escape(source, (other.path, *via), target) for source in sources]
     return tuple(dict.fromkeys(paths))
 
 
@@ -382,8 +399,8 @@ def _target(
     to_state: np.ndarray,
     immediate: Sequence[Pattern],
     hidden: HiddenStates,
-) -> str:
-    """The first state that operation j reaches, and the operations on the way."""
+) -> tuple[list[str], str]:
+    """The operations on the way from operation j to the first state that it reaches, and that."""
     via: list[str] = []
     seen: set[int] = set()
     while not immediate[j].nnz:
@@ -392,7 +409,7 @@ def _target(
         j = int(onward[0])
         via.append(ops[j].path)
     rows = np.flatnonzero(np.diff(immediate[j].indptr))
-    return " -> ".join([*via, f"hidden {hidden.names(rows)[0]}"])
+    return via, f"hidden {hidden.names(rows)[0]}"
 
 
-__all__ = ["Analysis", "HiddenStates", "Reach", "analyse", "by_equation"]
+__all__ = ["Analysis", "Escape", "HiddenStates", "Reach", "analyse", "by_equation"]

@@ -107,6 +107,7 @@ def _explain(arguments: argparse.Namespace) -> Answer:
             "explanation": text,
             "weights": [w for w in record["weights"] if w["path"] == path],
             "untraced": {p: why for p, why in record["untraced"].items() if p == path},
+            "claims": {p: claim for p, claim in record["claims"].items() if p == path},
         }
     return Answer(text, record)
 
@@ -133,6 +134,14 @@ def _program_record(program: Program) -> dict[str, Any]:
             for p in program.ops
         ],
         "untraced": dict(program.untraced),
+        "exact": program.exact,
+        "claims": {
+            path: {
+                "claim": claim.claim,
+                "reasons": [{"kind": r.kind, "text": r.text} for r in claim.reasons],
+            }
+            for path, claim in program.claims.items()
+        },
     }
 
 

@@ -59,7 +59,7 @@ def _table(program: Program) -> str:
         )
 
     lines = [f"<table>\n<thead><tr>{cells('th', COLUMNS)}</tr></thead>\n<tbody>"]
-    for p, row in zip(program.ops, rows(program.plan), strict=True):
+    for p, row in zip(program.ops, rows(program.plan, program.claims), strict=True):
         key = escape(f"op:{p.path}#{p.op.number}")
         claim = "exact" if p.exact else "approximate"
         lines.append(f'<tr class="{claim}" data-node="{key}">{cells("td", row)}</tr>')

@@ -79,7 +79,7 @@ def picture(program: Program) -> Picture:
     implied = _implied(kinds)
     edges = {p: kind for p, kind in kinds.items() if p[0] in drawn and p not in implied}
     loops = {a: kind for (a, b), kind in edges.items() if a == b}
-    nodes = [node for node in _nodes(plan, loops) if node.name in drawn]
+    nodes = [node for node in _nodes(program, loops) if node.name in drawn]
     found = [Edge(a, b, kind) for (a, b), kind in edges.items() if a != b]
     size = plan.analysis.hidden.size
     traces = sum(p.trace_bytes for p in plan.traced)
@@ -146,7 +146,8 @@ def _implied(kinds: dict[tuple[Name, Name], str]) -> set[tuple[Name, Name]]:
 # --- nodes ---
 
 
-def _nodes(plan: Plan, loops: dict[Name, str]) -> Iterator[Node]:
+def _nodes(program: Program, loops: dict[Name, str]) -> Iterator[Node]:
+    plan = program.plan
     step, hidden = plan.analysis.step, plan.analysis.hidden
 
     def plain(kind: str, path: str, aval: Any, *more: str, loop: str = "") -> Node:
@@ -163,7 +164,7 @@ def _nodes(plan: Plan, loops: dict[Name, str]) -> Iterator[Node]:
             "parameter", path, step.model_leaves.avals[i], "no operation of the step reads it"
         )
     for p in plan.ops:
-        yield _op(p, plan)
+        yield _op(p, program)
     for path, aval in zip(hidden.paths, hidden.avals, strict=True):
         loop = loops.get(("state", path), "")
         yield plain("state", path, aval, *([_LOOPS[loop]] if loop else []), loop=loop)
@@ -181,7 +182,7 @@ def _known(aval: Any) -> bool:
     return jnp.issubdtype(aval.dtype, jnp.number) or jnp.issubdtype(aval.dtype, jnp.bool_)
 
 
-def _op(p: OpPlan, plan: Plan) -> Node:
+def _op(p: OpPlan, program: Program) -> Node:
     name = ("op", f"{p.path}#{p.op.number}")
     claim = "exact" if p.exact else "approximate"
     hover = [p.path, f"{p.kind} at {re.split(_FOLDER, p.op.equation.source)[-1]}"]
@@ -193,7 +194,7 @@ def _op(p: OpPlan, plan: Plan) -> Node:
     hover += [
         f"reaches {', '.join(p.states)}, in blocks of at most {p.block:,}",
         f"trace {shape} of {jnp.dtype(p.dtype).name}: {size}",
-        f"gradient: {verdict(p)}",
+        f"gradient: {verdict(program.plan, p, program.claims)}",
         *(f"left out: {text}" for text in p.escapes),
     ]
     return Node(name, p.path, f"{p.kind} · {shape}", claim, True, tuple(hover), "")

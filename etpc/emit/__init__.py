@@ -1,6 +1,6 @@
 """Fourth stage: from a plan to functions on arrays."""
 
-from ._constant import mode_counts
 from ._emit import Window, emit
+from ._proofs import Bound, rank_bounds
 
-__all__ = ["Window", "emit", "mode_counts"]
+__all__ = ["Bound", "Window", "emit", "rank_bounds"]

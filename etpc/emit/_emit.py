@@ -6,6 +6,8 @@ and, backwards, the learning signals. What remains sequential is element-wise co
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +39,7 @@ from ._traces import (
     smooth,
     suffix_products,
 )
+from ._transitions import times
 
 Arrays = Sequence[Array]
 Sums = tuple[list[Array], dict[int, Array]]
@@ -59,8 +62,9 @@ class Window:
     - `prefix(parameters, steps) -> (weights, others)`: once for each call.
     - `run(weights, others, xs, state, traces, fresh) -> (ys, state, traces)`: a window; `fresh` [B]
         says where the stream begins with it, so that nothing was before. Differentiable by
-        `weights` and `xs`, where the derivative is the online gradient. By `xs` it costs more, and
-        is done only where it is asked for.
+        `weights`, where the derivative is the online gradient, and by `xs`: under "truncated" an
+        input has the gradient of its own step, and under "exact" that of its window. By `xs` it
+        costs more, and is done only where it is asked for.
     - `learn(weights, others, xs, state, traces, fresh, loss_of) -> (loss, sums, state, traces)`:
         a window and the gradient of `loss_of(ys)` by the weights. As it knows that the traces are
         read no more, they are overwritten. The gradient is in sums that several windows may add to,
@@ -78,15 +82,15 @@ class Window:
     def no_sums(self, weights: Arrays) -> Sums:
         """Where `learn` begins."""
         full = {p.op.number: no_entries(p) for p in self.plan.carried if isinstance(p.form, Full)}
-        return [jnp.zeros_like(w) for w in weights], full
+        return [jnp.zeros_like(w, sum_dtype(w)) for w in weights], full
 
     def gradient(self, sums: Sums) -> list[Array]:
-        """By the weights."""
+        """By the weights, at least in float32."""
         grads, entries = sums
         for p in self.plan.carried:
             if p.op.number in entries:
                 grads = _accumulated(self.plan, grads, p, gathered(p, entries[p.op.number]))
-        return grads
+        return list(grads)
 
     def fresh_traces(self, batch: int) -> list[Trace]:
         """Traces of a stream that begins, [B, ...]."""
@@ -111,36 +115,35 @@ class Window:
 def emit(plan: Plan) -> Window:
     """Emit the functions of a plan."""
     step = StepFunctions(plan.analysis)
-    for_weights, for_inputs = (_Emitter(plan, step, through) for through in (False, True))
+    emitter = Emitter(plan, step)
 
     def prefix(parameters, steps):
-        return step.prefix(parameters, copies=steps >= TURNED and not for_weights.exact)
+        return step.prefix(parameters, copies=steps >= TURNED and not emitter.exact)
 
     @jax.custom_vjp
     def run(*arguments):
-        return for_weights.forward(*arguments)[0]
+        return emitter.forward(*arguments)[0]
 
     def forward(*arguments):
-        xs = arguments[2]
-        chosen = for_inputs if any(x.perturbed for x in xs) else for_weights
+        by_inputs = any(x.perturbed for x in arguments[2])
         values = jax.tree.map(lambda a: a.value, arguments, is_leaf=lambda a: hasattr(a, "value"))
-        out, residuals = chosen.forward(*values)
-        return out, jax.tree_util.Partial(chosen.backward, residuals)
+        out, residuals = emitter.forward(*values, by_inputs=by_inputs)
+        return out, jax.tree_util.Partial(emitter.backward, residuals)
 
     def backward(back, cotangents):
-        weights, xs, _ = back([_instantiated(ct) for ct in cotangents[0]])
+        sums, xs, _ = back([_instantiated(ct) for ct in cotangents[0]])
+        dtypes = [v.aval.dtype for v in plan.analysis.split.weights]
+        weights = tuple(g.astype(dtype) for g, dtype in zip(sums, dtypes, strict=True))
         return weights, None, xs, None, None, None
 
     run.defvjp(forward, backward, symbolic_zeros=True)
 
     def learn(weights, others, xs, state, traces, fresh, loss_of):
-        (ys, last), factors, residuals = for_weights.window(
-            weights, others, xs, state, traces, fresh
-        )
+        (ys, last), factors, residuals = emitter.window(weights, others, xs, state, traces, fresh)
         loss, pull = jax.vjp(loss_of, ys)
         (ys_bar,) = pull(jnp.ones_like(loss))
-        grads, _, starts = for_weights.backward(residuals, ys_bar, read_traces=False)
-        traces, entries = for_weights.advance(factors, traces, starts)
+        grads, _, starts = emitter.backward(residuals, ys_bar, read_traces=False)
+        traces, entries = emitter.advance(factors, traces, starts)
         return loss, (list(grads), entries), last, traces
 
     return Window(plan, step.forward, prefix, run, learn)
@@ -155,33 +158,38 @@ def _instantiated(cotangent: Any) -> Any:
     return jnp.zeros(cotangent.shape, cotangent.dtype)
 
 
-class _Emitter:
-    def __init__(self, plan: Plan, step: StepFunctions, through_inputs: bool):
-        self.plan, self.step, self.through_inputs = plan, step, through_inputs
+class Emitter:
+    """Makes the functions of a window."""
+
+    def __init__(self, plan: Plan, step: StepFunctions):
+        self.plan, self.step = plan, step
         self.exact = plan.algorithm.in_window == "exact"
         self.live = [plan.ops[op.number] for op in step.live]
         self.reads_old = step.reads_old_states()
         self.reads_output = [step.reads_output_of(op) for op in step.live]
         analysis = plan.analysis
-        floats = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
-        self.float_inputs = floats if through_inputs else []
+        self.float_inputs = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
 
     # --- forward ---
 
-    def forward(self, weights, others, xs, state, traces, fresh):
+    def forward(self, weights, others, xs, state, traces, fresh, by_inputs: bool = False):
         """Outputs, new state and new traces; and what the backward pass needs."""
-        (ys, last), factors, residuals = self.window(weights, others, xs, state, traces, fresh)
+        given = weights, others, xs, state, traces, fresh
+        (ys, last), factors, residuals = self.window(*given, by_inputs=by_inputs)
         return (ys, last, self.advance(factors, traces)[0]), residuals
 
-    def window(self, weights, others, xs, state, traces, fresh):
+    def window(self, weights, others, xs, state, traces, fresh, by_inputs: bool = False):
         """Outputs and new state; what moves the traces; and what the backward pass needs."""
-        course, pull = self._sequential(weights, others, xs, state)
+        course, pull = self._sequential(weights, others, xs, state, by_inputs)
         jacobians = self._jacobians(weights, others, xs, course, fresh)
         ys, read_pull, data = self._read(weights, others, xs, course)
+        pull_inputs = None
         if self.exact:
             ys = course.outputs
         else:
             pull = read_pull
+            if by_inputs:
+                pull_inputs = self._by_inputs(weights, others, xs, course)
         factors = self._factors(jacobians, data)
         smoothed = [
             smooth(p, factors[p.op.number], trace) if isinstance(p.form, Decay) else (None, ())
@@ -196,22 +204,21 @@ class _Emitter:
             if not p.closed
         }
         residuals = (
-            *(pull, jacobians.transition, jacobians.immediate, data),
+            *(pull, pull_inputs, jacobians.transition, jacobians.immediate, data),
             *(traces, paths, blocks, fresh),
         )
         return (ys, course.last), (factors, [trace for trace, _ in smoothed]), residuals
 
-    def factors_of(self, weights, others, xs, state) -> dict[int, Factors]:
-        """The factors of a window whose stream goes on."""
-        course, _ = self._sequential(weights, others, xs, state)
-        goes_on = jnp.zeros(xs[0].shape[1] if xs else state[0].shape[0], bool)
-        jacobians = self._jacobians(weights, others, xs, course, goes_on)
-        data = self._read(weights, others, xs, course)[2]
-        return self._factors(jacobians, data)
+    def jacobians_of(self, weights, others, xs, state) -> dict[int, Factors]:
+        """The factors D and F of a window whose stream goes on."""
+        course = self.step.run(weights, others, xs, state, outputs=False)
+        goes_on = jnp.zeros(state[0].shape[0], bool)
+        return self._factors(self._jacobians(weights, others, xs, course, goes_on), None)
 
-    def _sequential(self, weights, others, xs, state):
+    def _sequential(self, weights, others, xs, state, by_inputs: bool):
         """Run the model; under "exact" also how its outputs depend on weights, inputs and states."""
         step = self.step
+        moved = self.float_inputs if by_inputs else []
         floats = self.plan.analysis.hidden.leaves
 
         if not self.exact:
@@ -222,15 +229,15 @@ class _Emitter:
             for i, value in zip(floats, start, strict=True):
                 begin[i] = value
             inputs = list(xs)
-            for i, value in zip(self.float_inputs, moving, strict=True):
+            for i, value in zip(moved, moving, strict=True):
                 inputs[i] = value
             course = step.run(weights, others, inputs, begin, outputs=True)
             return course.outputs, course
 
         _, pull, course = jax.vjp(
             through,
-            list(weights),
-            [xs[i] for i in self.float_inputs],
+            [w.astype(sum_dtype(w)) for w in weights],
+            [xs[i] for i in moved],
             [state[i] for i in floats],
             has_aux=True,
         )
@@ -244,29 +251,27 @@ class _Emitter:
     def _read(self, weights, others, xs, course: Course):
         """The outputs of a window at once, how they depend on states and operations, and data."""
 
-        def read(weights, moving, old, new, deltas):
+        def read(weights, old, new, deltas):
             def one(x, state, kept, old, new, deltas):
-                return self.step.read(
-                    weights,
-                    others,
-                    x,
-                    state,
-                    kept,
-                    old,
-                    new,
-                    deltas,
-                    through_inputs=self.through_inputs,
-                )
+                return self.step.read(weights, others, x, state, kept, old, new, deltas)
 
+            return _over_time(one)(xs, course.before, course.wanted, old, new, deltas)
+
+        old, new = self._parts(course.before), self._parts(course.after)
+        deltas = self._deltas(old)
+        return jax.vjp(read, list(weights), old, new, deltas, has_aux=True)
+
+    def _by_inputs(self, weights, others, xs, course: Course):
+        """How the output of each step depends on the input of that step, with the old state held."""
+
+        def outputs(moving):
             inputs = list(xs)
             for i, value in zip(self.float_inputs, moving, strict=True):
                 inputs[i] = value
-            return _over_time(one)(inputs, course.before, course.wanted, old, new, deltas)
+            one = functools.partial(self.step.outputs, weights, others)
+            return _over_time(one)(inputs, course.before)
 
-        moving = [xs[i] for i in self.float_inputs]
-        old, new = self._parts(course.before), self._parts(course.after)
-        deltas = self._deltas(old)
-        return jax.vjp(read, list(weights), moving, old, new, deltas, has_aux=True)
+        return jax.vjp(outputs, [xs[i] for i in self.float_inputs])[1]
 
     def _deltas(self, parts: Arrays, ops: Sequence[OpPlan] | None = None) -> list[Array]:
         lead = next(part[:, :, 0] for part in parts if part.shape[-1])
@@ -318,13 +323,37 @@ class _Emitter:
         seeds = jnp.asarray(seeds, zero.dtype).reshape(-1, 1, 1, *zero.shape[2:]) + zero[None]
         push = jax.linear_transpose(pull, parts)
         if given.count == 1:
-            return [j[None] for j in push(seeds[0])[0]]
-        return jax.vmap(lambda seed: push(seed)[0])(seeds)
+            found = [j[None] for j in push(seeds[0])[0]]
+        else:
+            found = jax.vmap(lambda seed: push(seed)[0])(seeds)
 
-    def _factors(self, jacobians: Jacobians, data: Arrays) -> dict[int, Factors]:
+        def by_rows() -> list[Array]:
+            """The same by reverse mode, which meets no derivative that nothing passes through."""
+            bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
+
+            def row(state):
+                bars = [
+                    jnp.where(np.arange(a, b) == state, jnp.ones_like(part), 0)
+                    for part, (a, b) in zip(parts, itertools.pairwise(bounds), strict=True)
+                ]
+                bar = pull(bars)
+                bar = bar.reshape(*bar.shape[:2], -1)
+                mine = given.colour == np.arange(given.count)[:, None, None, None]
+                return jnp.where(mine, bar, 0).sum(-1)
+
+            whole = jnp.moveaxis(lax.map(row, np.arange(bounds[-1])), 0, -1)  # [C, W, B, S]
+            return [
+                whole[..., a:b].astype(part.dtype)
+                for part, (a, b) in zip(parts, itertools.pairwise(bounds), strict=True)
+            ]
+
+        finite = jnp.stack([jnp.isfinite(j).all() for j in found]).all()
+        return lax.cond(finite, lambda: found, by_rows)
+
+    def _factors(self, jacobians: Jacobians, data: Arrays | None) -> dict[int, Factors]:
         found, moves = {}, {}
         flat = rows(jacobians.transition)
-        xs = self._data_by_op(data)
+        xs = [None] * len(self.live) if data is None else self._data_by_op(data)
         for place, p in enumerate(self.live):
             if p.layout is None or p.immediate is None:
                 continue
@@ -392,12 +421,12 @@ class _Emitter:
 
         Without `read_traces`, what full traces give is left to `advance`.
         """
-        pull, transition, immediate, data, traces, smoothed, blocks, fresh = residuals
+        pull, pull_inputs, transition, immediate, data, traces, smoothed, blocks, fresh = residuals
         if self.exact:
             weights_bar, moving_bar, start = pull(ys_bar)
             signal_start = [_without_past(s[None], fresh)[0] for s in self._signals(start)]
             starts = {p.op.number: take(signal_start, p.layout.states) for p in self.plan.carried}
-            weights_bar = list(weights_bar)
+            weights_bar = _summable(weights_bar)
             for p, trace in zip(self.plan.carried, traces, strict=True):
                 given = p, starts[p.op.number], trace
                 if isinstance(p.form, Full):
@@ -409,9 +438,10 @@ class _Emitter:
                     gradient = self._product(p, past(*given))
                 weights_bar = _accumulated(self.plan, weights_bar, p, gradient)
             return tuple(weights_bar), self._inputs(moving_bar), starts
-        weights_bar, moving_bar, old, new, deltas = pull(ys_bar)
+        weights_bar, old, new, deltas = pull(ys_bar)
+        moving_bar = [] if pull_inputs is None else pull_inputs(ys_bar)[0]
         old = [_without_past(part, fresh) for part in old]
-        weights_bar = list(weights_bar)
+        weights_bar = _summable(weights_bar)
         xs = self._data_by_op(data)
         credit, start = new, []
         if any(not isinstance(p.form, Decay) and p.closed for p in self.plan.traced):
@@ -438,7 +468,7 @@ class _Emitter:
                 here, starts[number] = credit_within(
                     p.layout.pairs, moves, take(old, at), take(new, at)
                 )
-                delta = delta + (own * here).sum(-2).reshape(delta.shape)
+                delta = delta + times(here, own).sum(-2).reshape(delta.shape)
             if isinstance(p.form, LowRank):
                 past = [past_modes(p, starts[number], carried[number])]
             elif isinstance(p.form, Full) and number in carried and read_traces:
@@ -464,7 +494,7 @@ class _Emitter:
             jacobian, by_old, by_new = now
             here = [n + a for n, a in zip(by_new, after, strict=True)]
             before = [
-                o + (j * take(here, owner)).sum(-2)
+                o + times(take(here, owner), j).sum(-2)
                 for o, j, owner in zip(by_old, jacobian, owners, strict=True)
             ]
             return before, here
@@ -477,13 +507,13 @@ class _Emitter:
         """`F^T` on a signal."""
         by_columns = self.plan.colours.columns.get(p.op.number)
         if by_columns is not None:
-            parts = [j * s[:, :, None] for j, s in zip(immediate, signal, strict=True)]
+            parts = [times(s[:, :, None], j) for j, s in zip(immediate, signal, strict=True)]
             return take(rows(parts), by_columns.entries).sum(-1)
         (own,) = immediate
         owner = self.plan.colours.immediate[p.op.number]
         if owner.at.shape[-1] == 0:
             return jnp.zeros((*own.shape[:2], own.shape[-1]), own.dtype)
-        return (own * take(signal, owner)).sum(-2)
+        return times(take(signal, owner), own).sum(-2)
 
     def _product(self, p: OpPlan, *given: tuple[Array | None, Array]) -> Array:
         """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
@@ -499,8 +529,17 @@ class _Emitter:
 
     def _inputs(self, moving_bar):
         """Cotangents of the inputs; `None` for those that are not differentiated."""
-        given = dict(zip(self.float_inputs, moving_bar, strict=True))
+        given = dict(zip(self.float_inputs if moving_bar else (), moving_bar, strict=True))
         return [given.get(i) for i in range(len(self.plan.analysis.step.inputs))]
+
+
+def sum_dtype(weight: Array) -> Any:
+    """The dtype in which a gradient is summed over windows: at least float32."""
+    return jnp.promote_types(weight.dtype, jnp.float32)
+
+
+def _summable(grads: Arrays) -> list[Array]:
+    return [g.astype(sum_dtype(g)) for g in grads]
 
 
 def _accumulated(plan: Plan, grads: Arrays, p: OpPlan, more: Array) -> list[Array]:
@@ -519,8 +558,9 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
 
     There a derivative may be no number, as that of a norm at zero is not, and no one asks for it.
     """
-    where = fresh.reshape(-1, *[1] * (by_state.ndim - 2))
-    return by_state.at[0].set(jnp.where(where, 0, by_state[0]))
+    first = np.arange(by_state.shape[0]) == 0
+    where = first[:, None] & fresh[None]
+    return jnp.where(where.reshape(*where.shape, *[1] * (by_state.ndim - 2)), 0, by_state)
 
 
 def _stacked(arrays: Arrays) -> Array:
@@ -533,4 +573,4 @@ def _over_time(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.vmap(jax.vmap(function))
 
 
-__all__ = ["Window", "emit"]
+__all__ = ["Emitter", "Window", "emit"]

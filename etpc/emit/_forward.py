@@ -106,8 +106,9 @@ class Forward:
     ) -> Course:
         """Run the model over a window of a batch.
 
-        `fixed` has what does not change over the window. `copies` may be empty; they pass on no
-        derivative.
+        `fixed` has what does not change over the window; weights may be wider than the step has
+        them, and then their gradient is summed over steps as precisely. `copies` may be empty; they
+        pass on no derivative.
         """
         a = self.analysis
         over: dict[Variable, Array] = dict(zip(a.step.inputs, xs, strict=True))
@@ -141,7 +142,7 @@ def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Rule | No
     new = [a.split.next_state[i] for i in stage.leaves]
 
     def one(now, given):
-        env = {**fixed, **dict(zip(stage.given, given, strict=True))}
+        env = {**_narrowed(fixed), **dict(zip(stage.given, given, strict=True))}
         env.update(zip(old, now, strict=True))
         evaluate(stage.loop, env, rule)
         return [env[v] for v in new], [env[v] for v in stage.kept]
@@ -168,7 +169,8 @@ def _at_once(
     steps, batch = lead
 
     def one(given):
-        env = evaluate(equations, {**fixed, **dict(zip(read, given, strict=True))}, rule)
+        env = {**_narrowed(fixed), **dict(zip(read, given, strict=True))}
+        evaluate(equations, env, rule)
         return [env[v] for v in made]
 
     by_example = jax.vmap(one, axis_size=batch)
@@ -179,6 +181,16 @@ def _at_once(
     else:
         values = jax.vmap(by_example, axis_size=steps)(given)
     over.update(zip(made, values, strict=True))
+
+
+def _narrowed(fixed: dict[Variable, Any]) -> dict[Variable, Any]:
+    """Values that do not change, in the dtypes that the step has them in."""
+    return {
+        v: value
+        if getattr(value, "dtype", None) in (None, v.aval.dtype)
+        else value.astype(v.aval.dtype)
+        for v, value in fixed.items()
+    }
 
 
 def _repeated(value: Any, lead: tuple[int, ...]) -> Array:

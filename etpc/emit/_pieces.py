@@ -11,6 +11,7 @@ from jax import Array, lax
 from jaxtyping import Inexact, Int
 
 from ..ops._kind import summed
+from ._transitions import times
 
 Given = tuple[Array, int | None]
 """An array [B, ...], and its axis that is cut where the trace's is; `None` where none is."""
@@ -225,8 +226,8 @@ def _sums(signal: Inexact[Array, "n q ..."], trace: Inexact[Array, "n q ..."]) -
     """
     count = trace.shape[1]
     if count > UNROLLED:
-        return _ones("a,nab->nb", signal * trace, 1)
-    terms = [signal[:, n] * trace[:, n] for n in range(count)]
+        return _ones("a,nab->nb", times(signal, trace), 1)
+    terms = [times(signal[:, n], trace[:, n]) for n in range(count)]
     return sum(terms[1:], terms[0])
 
 
@@ -240,7 +241,7 @@ def _added(
     A product with ones, because XLA computes what is element-wise again for who reads a part of it,
     and that would be known before.
     """
-    products = signal * trace
+    products = times(signal, trace)
     if products.shape[1] == 1:
         sums = _ones("a,nab->nb", jnp.concatenate([products, sums[:, None]], 1), 1)
         return sums, zero_after(sums)

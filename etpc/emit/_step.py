@@ -8,6 +8,7 @@ with, each path counted once; its derivatives are the learning signals.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -58,7 +59,61 @@ _MOVES = frozenset(
         ),
     ]
 )
-"""Operations that move values and do not change them."""
+"""Operations that move values and do not change them, but for a conversion that rounds."""
+
+
+def _is_move(eqn: Equation) -> bool:
+    if eqn.primitive is prims.convert_element_type_p:
+        old, new = (v.aval.dtype for v in (*eqn.inputs, *eqn.outputs))
+        return jnp.promote_types(old, new) == new
+    return eqn.primitive in _MOVES
+
+
+_SINGULAR = frozenset(
+    getattr(prims, name + "_p")
+    for name in (
+        "sqrt",
+        "rsqrt",
+        "cbrt",
+        "log",
+        "log1p",
+        "pow",
+        "integer_pow",
+        "div",
+        "acos",
+        "asin",
+        "acosh",
+        "atanh",
+    )
+)
+"""Element-wise operations with a derivative that is infinite somewhere."""
+
+
+def _zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
+    """The rule of the prefix: where no gradient comes in, none goes out, be the derivative infinite.
+
+    The gradient of an effective weight is zero where the branch that reads it was never taken.
+    """
+    if eqn.primitive not in _SINGULAR:
+        return None
+    floats = [i for i, v in enumerate(eqn.inputs) if v.is_float]
+
+    def bind(*moving):
+        given = list(values)
+        for i, value in zip(floats, moving, strict=True):
+            given[i] = value
+        return eqn.bind(*given)[0]
+
+    def back(pull, bar):
+        nothing = bar == 0
+        return tuple(  # of an operand that is a scalar, where nothing comes in at all
+            jnp.where(nothing if g.shape == bar.shape else nothing.all(), jnp.zeros_like(g), g)
+            for g in pull(bar)
+        )
+
+    guarded = jax.custom_vjp(bind)
+    guarded.defvjp(lambda *moving: jax.vjp(bind, *moving), back)
+    return [guarded(*(values[i] for i in floats))]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,7 +189,7 @@ class StepFunctions:
         env: Env = dict(a.step.constants)
         env.update(zip(a.step.parameters, parameters, strict=True))
         wanted = (*a.split.weights, *a.split.others)
-        evaluate(prune(a.split.prefix, wanted), env)
+        evaluate(prune(a.split.prefix, wanted), env, _zero_stays_zero)
         turned = [env[v] for v in self.forward.turned] if copies else []
         return (
             tuple(jnp.asarray(env[v]) for v in a.split.weights),
@@ -175,8 +230,15 @@ class StepFunctions:
         evaluate(self.cut_body, env, self._perturbing(saved, deltas))
         return [env.get(v) for v in self.analysis.split.next_state]
 
+    def outputs(self, weights, others, x, state) -> list[Array]:
+        """The output of the model itself."""
+        split = self.analysis.split
+        env = self._start(weights, others, x, state)
+        evaluate(prune(split.body, split.outputs), env)
+        return [env[v] for v in split.outputs]
+
     def read(
-        self, weights, others, x, state, saved, old, new, deltas, *, through_inputs: bool
+        self, weights, others, x, state, saved, old, new, deltas
     ) -> tuple[list[Array], list[Array]]:
         """The output, and the data `x` of each live operation that has some.
 
@@ -191,13 +253,12 @@ class StepFunctions:
         stop = lax.stop_gradient
         base = self._start(weights, others, x, self.with_parts(state, old))
         moved = self.moves.values(self.leaves(new), base, self, saved, deltas)
-        crossing = self.crossing(through_inputs)
         first = self._run(base, saved, deltas, moved)
         outputs = [first[v] for v in a.split.outputs]
-        if crossing:
+        if self.crossing:
             held = self._start(weights, others, x, self.with_parts(state, [stop(p) for p in old]))
             shared = self._run(held, saved, deltas, moved)
-            second = self._crossed(weights, others, x, state, saved, old, shared, crossing)
+            second = self._crossed(weights, others, x, state, saved, old, shared)
             outputs = [
                 superpose(y, second[v]) if v.is_float else y
                 for v, y in zip(a.split.outputs, outputs, strict=True)
@@ -220,14 +281,10 @@ class StepFunctions:
 
         return evaluate(self.read_body, dict(env), rule)
 
-    def _crossed(self, weights, others, x, state, saved, old, shared: Env, crossing) -> Env:
-        stop = lax.stop_gradient
-        still = self._start(
-            [stop(w) for w in weights],
-            others,
-            [stop(v) for v in x],
-            self.with_parts(state, [stop(p) for p in old]),
-        )
+    def _crossed(self, weights, others, x, state, saved, old, shared: Env) -> Env:
+        stop, crossing = lax.stop_gradient, self.crossing
+        held = self.with_parts(state, [stop(p) for p in old])
+        still = self._start([stop(w) for w in weights], others, x, held)
         body = prune(
             self.analysis.split.body,
             self.analysis.split.outputs,
@@ -273,12 +330,10 @@ class StepFunctions:
 
     # --- what is known before any value ---
 
-    def crossing(self, through_inputs: bool) -> frozenset[Equation]:
+    @cached_property
+    def crossing(self) -> frozenset[Equation]:
         """Equations of cut operations whose data depends on things of their own step."""
-        step = self.analysis.step
         touched = set(self.moves.variables)
-        if through_inputs:
-            touched.update(v for v in step.inputs if v.is_float)
         found = []
         for eqn in self.analysis.split.body:
             place = self.saved_equations.get(eqn)
@@ -318,7 +373,10 @@ class Moved:
 
     def over(self, value: Array) -> Array:
         moved = self.value.astype(value.dtype)
-        return moved if self.where is None else jnp.where(self.where, moved, value)
+        if self.where is None:
+            return moved
+        # an average of copies may be off by rounding: the derivative is that of the copies alone
+        return superpose(lax.stop_gradient(value), jnp.where(self.where, moved, value))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -389,7 +447,7 @@ def _moved_states(a: Analysis) -> MovedStates:
     fixed = {*a.step.constants, *a.split.weights, *a.split.others}
     for eqn in a.split.body:
         moving = [v for v in eqn.inputs if v.is_float and v not in fixed]
-        if eqn.primitive in _MOVES and moving and all(v in old for v in moving):
+        if _is_move(eqn) and moving and all(v in old for v in moving):
             old.update(v for v in eqn.outputs if v.is_float)
     made = {v for eqn in a.split.body for v in eqn.outputs}
     new_states: dict[Variable, int] = {}
@@ -400,7 +458,7 @@ def _moved_states(a: Analysis) -> MovedStates:
     reached = set(new_states)
     origins = []
     for eqn in reversed(a.split.body):
-        if eqn.primitive not in _MOVES or not any(v in reached for v in eqn.outputs):
+        if not _is_move(eqn) or not any(v in reached for v in eqn.outputs):
             continue
         operands = tuple(
             i for i, v in enumerate(eqn.inputs) if v.is_float and v in made and v not in old

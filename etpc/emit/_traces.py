@@ -19,7 +19,7 @@ from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Pairs
 from ._modes import leading
 from ._pieces import over_examples, overwrite, read_and_overwrite
-from ._transitions import apply, apply_back, compose, identity
+from ._transitions import apply, apply_back, compose, identity, times
 
 WRITTEN_OUT = 32
 """Up to so many steps, and so many numbers of an output's block, a sum of outer products is written
@@ -259,10 +259,10 @@ def credit_smooth(
     none.
     """
     eps_f, norm = path  # W + 1 values each
-    credit = jnp.sum(new * eps_f[1:], -2) / norm[1:, :, None]
+    credit = jnp.sum(times(new, eps_f[1:]), -2) / norm[1:, :, None]
     before = jnp.zeros_like(credit)
     if old is not None:
-        before = jnp.sum(old * eps_f[:-1], -2) / _positive(norm[:-1])[..., None]
+        before = jnp.sum(times(old, eps_f[:-1]), -2) / _positive(norm[:-1])[..., None]
     decay = jnp.finfo(credit.dtype).dtype.type(_decay(plan))
 
     def back(after, now):
@@ -283,7 +283,7 @@ def past_smooth_whole(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trac
     """Likewise, from the credit `lambda_0` of the whole trace."""
     _, eps_f, norm = trace
     eps_f = eps_f.reshape(eps_f.shape[0], plan.block, plan.op.kind.groups * plan.op.kind.outputs)
-    return past_smooth(jnp.sum(start * eps_f, -2) / _positive(norm)[:, None], trace)
+    return past_smooth(jnp.sum(times(start, eps_f), -2) / _positive(norm)[:, None], trace)
 
 
 def reduce_modes(
@@ -327,7 +327,7 @@ def reduce_modes(
             lost = _lost(of_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, kept))
             off, gradient = (bound.reshape(batch, -1, g * o) for bound in trace[2:])
             if start is not None:
-                gradient = gradient + jnp.sum(jnp.abs(start) * off, -2, keepdims=True)
+                gradient = gradient + jnp.sum(times(jnp.abs(start), off), -2, keepdims=True)
             moved = apply(pairs, jnp.abs(whole), off)
             new += [moved + lost.reshape(moved.shape), gradient]
     return tuple(after.reshape(before.shape) for after, before in zip(new, trace, strict=True))
@@ -350,7 +350,7 @@ def past_modes(plan: OpPlan, start: Inexact[Array, "B m GO"], trace: Trace) -> R
     """The left modes of a low-rank trace, and their credit `lambda_0 b`."""
     a, b = trace[:2]
     b = b.reshape(b.shape[0], -1, plan.block, plan.op.kind.groups * plan.op.kind.outputs)
-    return jnp.moveaxis(a, 1, 0), jnp.moveaxis(jnp.sum(start[:, None] * b, -2), 1, 0)
+    return jnp.moveaxis(a, 1, 0), jnp.moveaxis(jnp.sum(times(start[:, None], b), -2), 1, 0)
 
 
 def _positive(norm: Array) -> Array:

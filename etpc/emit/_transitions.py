@@ -2,17 +2,40 @@
 
 A transition is an array [..., P, o]: a number for each pair of places of the plan's `Pairs`, for
 each of o outputs, or for all at once where o is 1.
+
+A derivative may be infinite or NaN where no influence arrives: that of a norm at zero, behind a relu
+that gives zero. Backpropagation does not see it, as the relu passes nothing on, and nor may a trace.
+So the product of two derivatives is zero where the earlier one is (`times`).
 """
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Inexact
 
 from ..plan import Pairs
 
 UNROLLED = 8
 """Sums of up to this many terms are written out."""
+
+
+def times(later: Array, earlier: Array) -> Array:
+    """`later * earlier`, element by element, and zero where `earlier` is."""
+    return jnp.where(earlier == 0, jnp.zeros((), earlier.dtype), later * earlier)
+
+
+def _contracted(contract: Callable[[Array, Array], Array], later: Array, earlier: Array) -> Array:
+    """Sums of such products, as one contraction."""
+
+    def guarded() -> Array:
+        finite = jnp.isfinite(later)
+        lost = contract((~finite).astype(later.dtype), (earlier != 0).astype(earlier.dtype))
+        sums = contract(jnp.where(finite, later, 0), earlier)
+        return jnp.where(lost == 0, sums, jnp.nan)
+
+    return lax.cond(jnp.isfinite(later).all(), lambda: contract(later, earlier), guarded)
 
 
 def identity(pairs: Pairs, dtype) -> Inexact[Array, "P 1"]:
@@ -30,13 +53,13 @@ def compose(
         return _sum(later, first, earlier, second, exists)
     later, earlier = _square(later, m), _square(earlier, m)
     if m <= UNROLLED:
-        terms = [later[..., :, c, None, :] * earlier[..., None, c, :, :] for c in range(m)]
+        terms = [times(later[..., :, c, None, :], earlier[..., None, c, :, :]) for c in range(m)]
         out = sum(terms[1:], terms[0])
     elif later.shape[-1] == 1 and earlier.shape[-1] == 1:
-        out = (later[..., 0] @ earlier[..., 0])[..., None]
+        out = _contracted(jnp.matmul, later[..., 0], earlier[..., 0])[..., None]
     else:
         later, earlier = jnp.broadcast_arrays(later, earlier)
-        out = jnp.einsum("...aco,...cbo->...abo", later, earlier)
+        out = _contracted(lambda a, b: jnp.einsum("...aco,...cbo->...abo", a, b), later, earlier)
     return out.reshape(*out.shape[:-3], m * m, out.shape[-1])
 
 
@@ -50,11 +73,11 @@ def apply(
         return _sum(transition, which, block, pairs.before[which], exists)
     square = _square(transition, m)
     if m <= UNROLLED:
-        terms = [square[..., :, c, :] * block[..., None, c, :] for c in range(m)]
+        terms = [times(square[..., :, c, :], block[..., None, c, :]) for c in range(m)]
         return sum(terms[1:], terms[0])
     if square.shape[-1] == 1:
-        return square[..., 0] @ block
-    return jnp.einsum("...aco,...co->...ao", square, block)
+        return _contracted(jnp.matmul, square[..., 0], block)
+    return _contracted(lambda a, b: jnp.einsum("...aco,...co->...ao", a, b), square, block)
 
 
 def apply_back(
@@ -64,9 +87,15 @@ def apply_back(
     m = pairs.m
     if not pairs.dense:
         which, exists = pairs.out_of
-        return _sum(transition, which, block, pairs.after[which], exists)
-    back = jnp.swapaxes(_square(transition, m), -3, -2)
-    return apply(pairs, back.reshape(transition.shape), block)
+        return _sum(block, pairs.after[which], transition, which, exists)
+    square = _square(transition, m)
+    if m <= UNROLLED:
+        terms = [times(block[..., None, c, :], square[..., c, :, :]) for c in range(m)]
+        return sum(terms[1:], terms[0])
+    if square.shape[-1] == 1:
+        back = lambda credit, moves: jnp.swapaxes(moves, -2, -1) @ credit
+        return _contracted(back, block, square[..., 0])
+    return _contracted(lambda a, b: jnp.einsum("...co,...cao->...ao", a, b), block, square)
 
 
 def _square(transition: Array, m: int) -> Array:
@@ -74,22 +103,22 @@ def _square(transition: Array, m: int) -> Array:
 
 
 def _sum(
-    left: Array, left_at: np.ndarray, right: Array, right_at: np.ndarray, exists: np.ndarray
+    later: Array, later_at: np.ndarray, earlier: Array, earlier_at: np.ndarray, exists: np.ndarray
 ) -> Array:
-    """`out[n] = sum_k left[left_at[n, k]] right[right_at[n, k]]` over the terms that exist."""
+    """`out[n] = sum_k later[later_at[n, k]] earlier[earlier_at[n, k]]` over the terms that exist."""
     count, terms = exists.shape
     if terms <= UNROLLED:
         parts = []
         for k in range(terms):
-            part = left[..., left_at[:, k], :] * right[..., right_at[:, k], :]
+            part = times(later[..., later_at[:, k], :], earlier[..., earlier_at[:, k], :])
             if not exists[:, k].all():
                 part = jnp.where(jnp.asarray(exists[:, k])[:, None], part, 0)
             parts.append(part)
         return sum(parts[1:], parts[0])
     owner = np.broadcast_to(np.arange(count)[:, None], exists.shape)[exists]
-    term = left[..., left_at[exists], :] * right[..., right_at[exists], :]
+    term = times(later[..., later_at[exists], :], earlier[..., earlier_at[exists], :])
     zero = jnp.zeros((*term.shape[:-2], count, term.shape[-1]), term.dtype)
     return zero.at[..., owner, :].add(term, indices_are_sorted=True)
 
 
-__all__ = ["apply", "apply_back", "compose", "identity"]
+__all__ = ["apply", "apply_back", "compose", "identity", "times"]

@@ -2,6 +2,7 @@
 
 from ._blocks import Colouring, Layout
 from ._choose import Choice, Costs, choose
+from ._claims import Claim, Reason, claims
 from ._pairs import Pairs
 from ._plan import DEFAULT_MEMORY, UNMARKED, Group, OpPlan, Plan, plan, selected
 
@@ -9,6 +10,7 @@ __all__ = [
     "DEFAULT_MEMORY",
     "UNMARKED",
     "Choice",
+    "Claim",
     "Colouring",
     "Costs",
     "Group",
@@ -16,7 +18,9 @@ __all__ = [
     "OpPlan",
     "Pairs",
     "Plan",
+    "Reason",
     "choose",
+    "claims",
     "plan",
     "selected",
 ]

@@ -34,7 +34,9 @@ class OpPlan:
     """Where `F` lies in the compressed Jacobian, or `None`."""
     states: tuple[str, ...]
     exact: bool
+    """Whether the gradient through this operation is that of BPTT."""
     escapes: tuple[str, ...]
+    """What is left out, in words: what the form does, and paths along which influence leaves."""
     reason: str
     """Why there is no trace; empty if there is one."""
     choice: str
@@ -92,8 +94,6 @@ class Plan:
     window: int
     dtype: Any
     """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
-    unused: tuple[str, ...]
-    """Paths of float parameters that no operation reads."""
 
     @property
     def traced(self) -> tuple[OpPlan, ...]:
@@ -127,7 +127,7 @@ def plan(
 
     - `analysis`: from [`etpc.analyse.analyse`][], made as the algorithm asks.
     - `algorithm`: the learning rule.
-    - `weights`: `None`, `"all"`, `"marked"`, or a set of parameter paths.
+    - `weights`: `None` or `"all"`, `"marked"`, or a set of parameter paths.
     - `choice`: which operations take the decay form, where the algorithm leaves that open.
     - `memory`: at most so many bytes of traces, for `batch_size` examples.
 
@@ -155,7 +155,7 @@ def plan(
         UnsupportedError,
     )
     chosen = selected(analysis, weights)
-    unchosen = UNMARKED if weights is None else _UNSELECTED
+    unchosen = UNMARKED if weights == "marked" else _UNSELECTED
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
     ops = _share(ops, analysis)
     _check_memory(ops, memory, batch_size)
@@ -172,9 +172,6 @@ def plan(
         index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
         ops[n] = dataclasses.replace(p, layout=layouts[key], immediate=index)
     window = AUTO_WINDOW if algorithm.window == "auto" else int(algorithm.window)
-    used = {i for op in analysis.ops for i in op.parameters}
-    paths = analysis.step.model_leaves.paths
-    unused = tuple(paths[i] for i in analysis.step.model_leaves.floats if i not in used)
     return Plan(
         analysis,
         algorithm,
@@ -183,7 +180,6 @@ def plan(
         colours,
         window,
         vector_dtype(analysis),
-        unused,
     )
 
 
@@ -215,10 +211,7 @@ def _entries(kind: Kind) -> Any:
 
 
 _UNSELECTED = "it was not selected; it gets the gradient of the current step"
-UNMARKED = (
-    "it is not marked and other weights are, as those of etpc.nn; it gets the gradient of the "
-    'current step. Pass weights="all" to give it a trace'
-)
+UNMARKED = "it is not marked; it gets the gradient of the current step"
 
 
 def _describe(
@@ -251,7 +244,7 @@ def _describe(
         form = algorithm.trace_form(op.kind)
     if form is not None:
         form = settled(form, op.kind, reach.size)
-    escapes = reach.escapes
+    escapes = tuple(map(str, reach.escapes))
     if form is not None and not form.exact:
         escapes = (form.left_out, *escapes)
     traceless = reach.role == "state" and form is None
@@ -299,19 +292,10 @@ def _check_memory(ops: list[OpPlan], memory: int | None, batch_size: int) -> Non
 def selected(analysis: Analysis, weights: Any) -> set[int]:
     """The numbers of the operations that `weights` selects."""
     ops = analysis.ops
-    if weights is None:
-        marked = {op.number for op in ops if op.marked}
-        return marked or {op.number for op in ops}
-    if weights == "all":
+    if weights is None or weights == "all":
         return {op.number for op in ops}
     if weights == "marked":
-        marked = {op.number for op in ops if op.marked}
-        if ops and not marked:
-            raise SelectionError(
-                'weights="marked" selects nothing: no weight passes through `etpc.mark`. Mark the '
-                'weights where they are used, or pass weights="all" or a selector.'
-            )
-        return marked
+        return _marked(analysis)
     paths = analysis.step.model_leaves.paths
     numbers = {paths.index(path): path for path in sorted(weights)}
     chosen = {op.number for op in ops if any(i in numbers for i in op.parameters)}
@@ -325,6 +309,24 @@ def selected(analysis: Analysis, weights: Any) -> set[int]:
         SelectionError,
     )
     return chosen
+
+
+def _marked(analysis: Analysis) -> set[int]:
+    marked = [op for op in analysis.ops if op.marked]
+    if analysis.ops and not marked:
+        raise SelectionError(
+            'weights="marked" selects nothing: no weight passes through `etpc.mark`. Mark the '
+            'weights where they are used, or pass weights="all" or a selector.'
+        )
+    reached = [op for op in analysis.ops if analysis.reach[op.number].role == "state"]
+    if reached and not any(op.marked for op in reached):
+        raise SelectionError(
+            'weights="marked" gives no weight a trace: those that are marked '
+            f"({', '.join(dict.fromkeys(op.path for op in marked))}) reach no hidden state, and "
+            f"those that do ({', '.join(dict.fromkeys(op.path for op in reached))}) are not marked. "
+            "Mark these where they are used, or leave weights= out, which traces all of them."
+        )
+    return {op.number for op in marked}
 
 
 def _groups(ops: list[OpPlan], analysis: Analysis) -> tuple[Group, ...]:

@@ -41,8 +41,8 @@ def compile(
     - `inputs`: the input of one step of one example; arrays or `jax.ShapeDtypeStruct`s.
     - `state`: the initial state of one example; by default `model.init_state()`.
     - `step`: `step(model, x, state) -> (y, new_state)`, for models that are called another way.
-    - `weights`: which weight operations get a trace. `None`: the marked ones if the model marks
-        any, else all. `"all"`, `"marked"`, or a selector as in Equinox,
+    - `weights`: which weights get a trace. `None` or `"all"`: every one that reaches a hidden
+        state. `"marked"`: those that pass through [`etpc.mark`][]. Or a selector as in Equinox,
         `lambda m: (m.cell.weight_hh, m.cell.bias)`.
     - `memory`: at most so many bytes of traces, for `batch_size` examples; 16 GiB by default. A
         program that would need more is refused, and `algo="auto"` chooses what fits.

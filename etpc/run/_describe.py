@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 
 from ..algorithms import Algorithm, Auto, Decay, Full, LowRank
-from ..plan import OpPlan, Plan
+from ..plan import Claim, OpPlan, Plan
+
+Claims = Mapping[str, Claim]
 
 
-def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
+def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     """One row for each weight operation, and below what is left out and why."""
     hidden = plan.analysis.hidden
     window = "auto" if plan.algorithm.window == "auto" else str(plan.algorithm.window)
@@ -17,7 +19,9 @@ def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
         f"  window {plan.window}" + (" (chosen)" if window == "auto" else ""),
         "",
     ]
-    lines = [*head, *table(COLUMNS, rows(plan))]
+    lines = [*head, *table(COLUMNS, rows(plan, claims))]
+    if not plan.traced:
+        lines += ["", "no weight has a trace: nothing of the steps before enters a gradient"]
     chosen = {p.path: p.choice for p in plan.traced if p.choice}
     if chosen:
         width = max(map(len, chosen))
@@ -41,7 +45,7 @@ def describe(plan: Plan, untraced: Mapping[str, str]) -> str:
 COLUMNS = ["weight", "operation", "reaches", "block", "trace", "bytes", "gradient"]
 
 
-def rows(plan: Plan) -> list[list[str]]:
+def rows(plan: Plan, claims: Claims) -> list[list[str]]:
     """What is said of each traced weight operation, in these columns."""
     return [
         [
@@ -51,7 +55,7 @@ def rows(plan: Plan) -> list[list[str]]:
             str(p.block),
             shape_text(p) if p.shares is None else "as above",
             f"{p.trace_bytes:,}",
-            verdict(p),
+            verdict(plan, p, claims),
         ]
         for p in plan.traced
     ]
@@ -65,9 +69,12 @@ def rule(algorithm: Algorithm) -> str:
     return f"{name}({', '.join(given)})" if given else name
 
 
-def verdict(p: OpPlan) -> str:
+def verdict(plan: Plan, p: OpPlan, claims: Claims) -> str:
+    """What is said of the gradient in the row of an operation."""
     if p.exact:
-        return "exact"
+        paths = [plan.analysis.step.model_leaves.paths[i] for i in p.op.parameters]
+        whole = all(claims[path].holds_exactly for path in paths if path in claims)
+        return "exact" if whole else "exact in this use"
     if isinstance(p.form, Decay):
         return f"decay {p.form.decay:g}"
     if isinstance(p.form, LowRank):

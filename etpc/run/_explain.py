@@ -8,11 +8,13 @@ from .._errors import SelectionError
 from ..algorithms import Decay
 from ..analyse import Analysis
 from ..plan import Costs, OpPlan, Plan
-from ._describe import shape_text, table
+from ._describe import Claims, shape_text, table
 
 
-def explain(plan: Plan, uncut: Analysis, path: str, unused: str) -> str:
-    """The operations of the parameter at `path`; `uncut` is an analysis that cuts all that mix.
+def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims) -> str:
+    """The claim for the parameter at `path`, and its operations.
+
+    `uncut` is an analysis that cuts all that mix.
 
     **Raises** `SelectionError` where no parameter has this path.
     """
@@ -20,12 +22,16 @@ def explain(plan: Plan, uncut: Analysis, path: str, unused: str) -> str:
     if path not in paths:
         known = ", ".join(paths[i] for i in plan.analysis.step.model_leaves.floats)
         raise SelectionError(f"The model has no parameter {path!r}. Its parameters: {known}.")
-    number = paths.index(path)
-    found = [p for p in plan.ops if number in p.op.parameters]
-    if not found:
-        return f"{path}: {unused}."
+    claim = claims.get(path)
+    if claim is None:
+        return f"{path}: it is no float, and has no gradient."
+    if not claim.uses:
+        return f"{path}: {claim.reasons[0].text}."
     costs = Costs(uncut, 1)
-    return "\n\n".join(_operation(p, costs) for p in found)
+    found = [_operation(p, costs) for p in claim.uses]
+    if len(found) > 1:
+        found[0] = f"{path} is used {len(found)} times. Its gradient: {claim.claim}.\n{found[0]}"
+    return "\n\n".join(found)
 
 
 def _operation(p: OpPlan, costs: Costs) -> str:
@@ -52,9 +58,9 @@ def _operation(p: OpPlan, costs: Costs) -> str:
     if p.choice:
         text.append(f"It was chosen so: {p.choice}.")
     if p.exact:
-        text.append("Its gradient is exact: no influence leaves the trace.")
+        text.append("The gradient through it is exact: no influence leaves the trace.")
     else:
-        text.append("Its gradient is approximate. What is left out:")
+        text.append("The gradient through it is approximate. What is left out:")
     lines = [_wrapped(text), *(f"  {escape}" for escape in p.escapes)]
     rules = costs.by_rule(p.op)
     rows = [[name, f"{block:,}", f"{size:,}"] for name, (block, size) in rules.items()]

@@ -21,7 +21,7 @@ from .._jax import Tracer
 from ..algorithms import LowRank
 from ..analyse import Analysis, analyse
 from ..emit import Window
-from ..plan import Group, OpPlan, Plan
+from ..plan import Claim, Group, OpPlan, Plan, claims
 from ..trace import Leaves, repeat
 from ._describe import describe
 from ._explain import explain
@@ -115,17 +115,34 @@ class Program:
         return self.plan.groups
 
     @cached_property
+    def claims(self) -> Mapping[str, Claim]:
+        """What is claimed of the gradient of each float parameter, by its path.
+
+        A [`Claim`][etpc.Claim] says whether the gradient is exact, the reasons where it is not, and
+        the operations in which the parameter is used. It holds for all values of the parameters,
+        and for those that are the same over a stream: BPTT and traces differ where weights move.
+        """
+        return claims(self.plan)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every gradient is that of BPTT."""
+        return all(claim.holds_exactly for claim in self.claims.values())
+
+    @cached_property
     def untraced(self) -> Mapping[str, str]:
-        """Paths of parameters that have no trace, each with the reason."""
-        traced = {i for p in self.plan.traced for i in p.op.parameters}
-        paths = self._step.model_leaves.paths
+        """Paths of parameters without a trace, or with a use that reaches a hidden state and has
+        none, each with the reason."""
         found: dict[str, str] = {}
-        for i in self._step.model_leaves.floats:
-            if i in traced:
-                continue
-            reasons = [p.reason for p in self.plan.ops if i in p.op.parameters]
-            unused = "no operation of the step depends on it; its gradient is zero"
-            found[paths[i]] = "; ".join(dict.fromkeys(reasons)) or unused
+        for path, claim in self.claims.items():
+            without = [p.reason for p in claim.uses if p.form is None]
+            if len(without) < len(claim.uses):
+                missing = [r for r in claim.reasons if r.kind == "untraced" and r.use is not None]
+                without = [f"in one use ({r.use.kind}) {r.text}" for r in missing if r.use]
+                if not without:
+                    continue
+            unused = [reason.text for reason in claim.reasons if reason.kind == "unused"]
+            found[path] = "; ".join(dict.fromkeys(without or unused))
         return found
 
     @cached_property
@@ -168,7 +185,7 @@ class Program:
 
         **Raises** `etpc.SelectionError` where the model has no such parameter.
         """
-        return explain(self.plan, self._all_cut, path, self.untraced.get(path, "it is no float"))
+        return explain(self.plan, self._all_cut, path, self.claims)
 
     @cached_property
     def _all_cut(self) -> Analysis:
@@ -212,7 +229,7 @@ class Program:
         return tuple(found)
 
     def __str__(self) -> str:
-        return describe(self.plan, self.untraced)
+        return describe(self.plan, self.claims, self.untraced)
 
     __repr__ = __str__
 
@@ -418,7 +435,7 @@ class Program:
         if cut < steps:
             now, _ = one_window(now, _slice(given, cut, steps))
         state, traces, _, loss, sums = now
-        (moving,) = pull(tuple(self._window.gradient(sums)))
+        moving = _pulled(pull, weights, self._window.gradient(sums))
         if reduction == "mean":
             loss = loss / steps
             moving = jax.tree.map(lambda g: g / steps, moving)
@@ -611,6 +628,23 @@ class Program:
             v if v.dtype == a.dtype else v.astype(a.dtype)
             for v, a in zip(values, expected.avals, strict=True)
         ]
+
+
+def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[Array]:
+    """The gradient of the parameters from that of the effective weights.
+
+    A weight in low precision has a gradient that is more precise, which is passed on in two parts.
+    """
+    high = [g.astype(w.dtype) for g, w in zip(grads, weights, strict=True)]
+    (moving,) = pull(tuple(high))
+    if all(g.dtype == w.dtype for g, w in zip(grads, weights, strict=True)):
+        return moving
+    rest = [
+        jnp.where(jnp.isfinite(h), g - h.astype(g.dtype), 0)
+        for g, h in zip(grads, high, strict=True)
+    ]
+    (more,) = pull(tuple(r.astype(w.dtype) for r, w in zip(rest, weights, strict=True)))
+    return jax.tree.map(jnp.add, moving, more)
 
 
 def _castable(given: Any, wanted: Any) -> bool:

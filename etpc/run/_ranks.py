@@ -10,7 +10,7 @@ import numpy as np
 
 from .._errors import AlgorithmError
 from ..algorithms import ES_D_RTRL, PROBED, Full, LowRank, TraceForm
-from ..emit import emit, mode_counts
+from ..emit import Bound, emit, rank_bounds
 from ..plan import Choice, OpPlan, Plan
 from ._program import Program
 
@@ -27,19 +27,19 @@ def choose_ranks(plan: Plan, model: Any, sample: Any) -> Choice:
     assert isinstance(algorithm, ES_D_RTRL)
     forms: dict[int, TraceForm] = {}
     reasons: dict[int, str] = {}
-    known = mode_counts(plan, plan.analysis.step.model_leaves.split(model))
+    bounds = rank_bounds(plan)
     measure = []
     for p in plan.traced:
         forms[p.op.number], reasons[p.op.number] = _form(p), ""
         form = algorithm.trace_form(p.op.kind)
         if not isinstance(form, LowRank):
             continue
-        count = known.get(p.op.number, PROBED + 1)
-        if count <= form.rank:
-            forms[p.op.number] = dataclasses.replace(form, rank=count, exact=True)
-            reasons[p.op.number] = (
-                f"rank {count} holds all of it: its transitions depend on no data"
-            )
+        bound = bounds[p.op.number]
+        if bound.fixed <= form.rank:
+            asked = form.rank if isinstance(algorithm.decay_or_rank, int) else bound.fixed
+            rank = min(asked, bound.rank)
+            forms[p.op.number] = dataclasses.replace(form, rank=rank, exact=True)
+            reasons[p.op.number] = f"rank {rank} holds all of it: {_why(bound)}"
         elif algorithm.decay_or_rank == "auto" and isinstance(p.form, LowRank):
             measure.append(p)
     if measure and sample is None:
@@ -55,6 +55,12 @@ def choose_ranks(plan: Plan, model: Any, sample: Any) -> Choice:
             form, reason = _smallest(p, errors[p.op.number], algorithm.error)
             forms[p.op.number], reasons[p.op.number] = form, reason
     return Choice(plan.analysis.cut, forms, reasons)
+
+
+def _why(bound: Bound) -> str:
+    if bound.rank == bound.fixed:
+        return "outputs have the same transitions, whatever the parameters are"
+    return "its transitions depend on no data"
 
 
 def _form(p: OpPlan) -> TraceForm:

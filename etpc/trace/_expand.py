@@ -3,16 +3,28 @@
 A weight operation inside a `scan` or a `cond` has its data, its perturbation and its trace at each
 iteration or in each branch, so these must be visible: a short loop is unrolled, and of a branch all
 sides are computed and one is chosen, which is what `vmap` makes of it too.
+
+A branch may be there because its operations have no derivative elsewhere, as a square root has none
+at zero. So in a branch that is not taken the data of each weight operation and its result are zeros,
+and so is all data that comes in: then no derivative passes through it, whatever is in between.
 """
 
 import dataclasses
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .._jax import Equation, Flat, Variable, all_branches, flatten, prims, unrolled
+import jax
+import jax.numpy as jnp
+
+from .._jax import Equation, Flat, Variable, canonicalise, flatten, prims, unrolled
+from ._products import merge_products
 
 MAX_ITERATIONS = 256
 MAX_EQUATIONS = 4096
+
+Taken = Variable | None
+"""The condition under which an equation is in the branch that is taken; `None` outside of branches."""
 
 
 def expand(flat: Flat, parameters: tuple[Variable, ...]) -> Flat:
@@ -20,50 +32,148 @@ def expand(flat: Flat, parameters: tuple[Variable, ...]) -> Flat:
 
     `parameters` are the arguments that are parameters, floats or not.
     """
-    constants: dict[Variable, Any] = dict(flat.constants)
-    fixed: set[Variable] = {*constants, *parameters}
-    weights: set[Variable] = {v for v in parameters if v.is_float}
-    alias: dict[Variable, Variable] = {}
+    return _Expansion(flat, parameters).run()
 
-    def resolve(v: Variable) -> Variable:
-        while v in alias:
-            v = alias[v]
+
+class _Expansion:
+    def __init__(self, flat: Flat, parameters: tuple[Variable, ...]):
+        self.flat = flat
+        self.constants: dict[Variable, Any] = dict(flat.constants)
+        self.fixed: set[Variable] = {*flat.constants, *parameters}
+        self.weights: set[Variable] = {v for v in parameters if v.is_float}
+        self.alias: dict[Variable, Variable] = {}
+        self.waiting: deque[tuple[Equation, Taken]] = deque((eqn, None) for eqn in flat.equations)
+        self.kept: list[Equation] = []
+
+    def run(self) -> Flat:
+        while self.waiting:
+            eqn, taken = self.waiting.popleft()
+            eqn = dataclasses.replace(eqn, inputs=tuple(self.resolve(v) for v in eqn.inputs))
+            is_fixed = all(v in self.fixed for v in eqn.inputs)
+            uses_weights = any(v in self.weights for v in eqn.inputs)
+            if uses_weights and not is_fixed:
+                if eqn.primitive is prims.cond_p:
+                    self.open_cond(eqn, taken)
+                elif eqn.primitive is prims.scan_p and _is_short(eqn):
+                    self.open_scan(eqn, taken)
+                elif taken is not None:
+                    self.guard(eqn, taken)
+                else:
+                    self.kept.append(eqn)
+                continue
+            self.kept.append(eqn)
+            if is_fixed:
+                self.fixed.update(eqn.outputs)
+                if uses_weights and eqn.primitive is not prims.stop_gradient_p:
+                    self.weights.update(v for v in eqn.outputs if v.is_float)
+        outputs = tuple(self.resolve(v) for v in self.flat.outputs)
+        return Flat(tuple(self.kept), self.flat.inputs, outputs, self.constants)
+
+    def resolve(self, v: Variable) -> Variable:
+        while v in self.alias:
+            v = self.alias[v]
         return v
 
-    kept: list[Equation] = []
-    waiting = deque(flat.equations)
-    while waiting:
-        eqn = waiting.popleft()
-        operands = tuple(resolve(v) for v in eqn.inputs)
-        is_fixed = all(v in fixed for v in operands)
-        uses_weights = any(v in weights for v in operands)
-        inner = _opened(eqn) if uses_weights and not is_fixed else None
-        if inner is not None:
-            constants.update(inner.constants)
-            fixed.update(inner.constants)
-            alias.update(zip(inner.inputs, operands, strict=True))
-            alias.update(zip(eqn.outputs, inner.outputs, strict=True))
-            waiting.extendleft(reversed(inner.equations))
-            continue
-        kept.append(dataclasses.replace(eqn, inputs=operands))
-        if is_fixed:
-            fixed.update(eqn.outputs)
-            if uses_weights and eqn.primitive is not prims.stop_gradient_p:
-                weights.update(v for v in eqn.outputs if v.is_float)
-    outputs = tuple(resolve(v) for v in flat.outputs)
-    return Flat(tuple(kept), flat.inputs, outputs, constants)
+    # --- what is put in the place of an equation ---
+
+    def open_scan(self, eqn: Equation, taken: Taken) -> None:
+        todo: list[tuple[Equation, Taken]] = []
+        outputs = self.splice(todo, unrolled(eqn), eqn.inputs, taken)
+        self.alias.update(zip(eqn.outputs, outputs, strict=True))
+        self.waiting.extendleft(reversed(todo))
+
+    def open_cond(self, eqn: Equation, taken: Taken) -> None:
+        index, *operands = eqn.inputs
+        todo: list[tuple[Equation, Taken]] = []
+        branches = [flatten(branch) for branch in eqn.params["branches"]]
+        results: list[Variable] = []
+        for number, branch in enumerate(branches):
+            given = [index] if taken is None else [index, taken]
+            (here,) = self.inline(todo, _is_taken(number, len(branches)), given)
+            entering = [
+                v
+                if v in self.fixed or not v.is_float
+                else self.inline(todo, _or_zero, [here, v])[0]
+                for v in operands
+            ]
+            held = [
+                inner for inner, v in zip(branch.inputs, operands, strict=True) if v in self.fixed
+            ]
+            results += self.splice(todo, merge_products(branch, held), entering, here)
+        if len(branches) > 1:
+            results = self.inline(todo, _choose(len(branches)), [index, *results])
+        self.alias.update(zip(eqn.outputs, results, strict=True))
+        self.waiting.extendleft(reversed(todo))
+
+    def guard(self, eqn: Equation, taken: Variable) -> None:
+        """A weight operation of a branch, with zeros for its data and its result where it is not taken."""
+        before: list[tuple[Equation, Taken]] = []
+        operands = [
+            v if v in self.fixed or not v.is_float else self.inline(before, _or_zero, [taken, v])[0]
+            for v in eqn.inputs
+        ]
+        results = tuple(Variable(v.number, v.aval) for v in eqn.outputs)
+        after: list[tuple[Equation, Taken]] = []
+        for v, result in zip(eqn.outputs, results, strict=True):
+            guarded = self.inline(after, _or_zero, [taken, result])[0] if v.is_float else result
+            self.alias[v] = guarded
+        for side, _ in before:
+            self.kept.append(
+                dataclasses.replace(side, inputs=tuple(self.resolve(v) for v in side.inputs))
+            )
+        operands = tuple(self.resolve(v) for v in operands)
+        self.kept.append(dataclasses.replace(eqn, inputs=operands, outputs=results))
+        self.waiting.extendleft(reversed(after))
+
+    def inline(
+        self, todo: list[tuple[Equation, Taken]], function: Callable, operands: Sequence[Variable]
+    ) -> list[Variable]:
+        """The results of a function of operands, whose equations are added to `todo`."""
+        flat = canonicalise(function, [v.aval for v in operands])
+        return self.splice(todo, flat, operands, None)
+
+    def splice(
+        self,
+        todo: list[tuple[Equation, Taken]],
+        inner: Flat,
+        operands: Sequence[Variable],
+        taken: Taken,
+    ) -> list[Variable]:
+        """The results of a program, whose equations are added to `todo`."""
+        self.constants.update(inner.constants)
+        self.fixed.update(inner.constants)
+        self.alias.update(zip(inner.inputs, operands, strict=True))
+        todo += [(eqn, taken) for eqn in inner.equations]
+        return list(inner.outputs)
 
 
-def _opened(eqn: Equation) -> Flat | None:
-    """A loop or branch as plain operations; `None` where it is none, or too long."""
-    if eqn.primitive is prims.cond_p:
-        return all_branches(eqn)
-    if eqn.primitive is prims.scan_p:
-        length = eqn.params["length"]
-        size = length * len(flatten(eqn.params["jaxpr"]).equations)
-        if 0 < length <= MAX_ITERATIONS and size <= MAX_EQUATIONS:
-            return unrolled(eqn)
-    return None
+def _is_short(eqn: Equation) -> bool:
+    length = eqn.params["length"]
+    size = length * len(flatten(eqn.params["jaxpr"]).equations)
+    return 0 < length <= MAX_ITERATIONS and size <= MAX_EQUATIONS
+
+
+def _is_taken(number: int, count: int) -> Callable:
+    def taken(index: Any, around: Any = True) -> Any:
+        return (jnp.clip(index, 0, count - 1) == number) & around
+
+    return taken
+
+
+def _or_zero(taken: Any, value: Any) -> Any:
+    return jnp.where(taken, value, jnp.zeros_like(value))
+
+
+def _choose(count: int) -> Callable:
+    """One of several results for each output: those of the first branch come first, and so on."""
+
+    def choose(index: Any, *results: Any) -> list[Any]:
+        which = jnp.clip(index, 0, count - 1).astype(bool if count == 2 else "int32")
+        size = len(results) // count
+        cases = [results[n * size : (n + 1) * size] for n in range(count)]
+        return [jax.lax.select_n(which, *several) for several in zip(*cases, strict=True)]
+
+    return choose
 
 
 __all__ = ["expand"]

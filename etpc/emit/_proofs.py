@@ -1,0 +1,78 @@
+"""Traces of a rank that is known before any number, from the program of D and F alone.
+
+A trace is `eps_o' = D_o eps_o + F_o x^T` for each output o. Outputs whose D and F are the same
+scalars at each step, whatever those are, have the same trace of m rows: so its rank is at most m for
+each pair (D, F) that differs, also while the weights move.
+
+Where D and F depend on parameters and constants alone, the sequences `D_o^n F_o` solve a recurrence of
+order m that outputs with the same D share: then the rank is at most m for each D that differs, as
+long as the weights stay as they are.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._jax import canonicalise
+from ..analyse._values import Numbering, Numbers, distinct_columns
+from ..plan import Plan
+from ._emit import Emitter
+from ._step import StepFunctions
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The rank that a trace cannot exceed."""
+
+    rank: int
+    """While the weights move."""
+    fixed: int
+    """Between two of their updates; no larger."""
+
+
+def rank_bounds(plan: Plan) -> dict[int, Bound]:
+    """For operations with a trace and a factor, by number: what their rank cannot exceed."""
+    emitter = Emitter(plan, StepFunctions(plan.analysis))
+    step = plan.analysis.step
+    ops = [p for p in plan.traced if p.op.kind.data is not None]
+    groups = [step.parameters, step.inputs, step.state]
+    avals, treedef = jax.tree.flatten([[v.aval for v in group] for group in groups])
+
+    def tables(*flat: Any) -> Any:
+        parameters, xs, state = jax.tree.unflatten(treedef, flat)
+        weights, others = emitter.step.prefix(parameters)
+        one_step = [jnp.asarray(x)[None, None] for x in xs], [jnp.asarray(s)[None] for s in state]
+        factors = emitter.jacobians_of(weights, others, *one_step)
+        return [
+            [factors[p.op.number].transition[0, 0], factors[p.op.number].immediate[0, 0]]
+            for p in ops
+        ]
+
+    if not ops:
+        return {}
+    flat = canonicalise(lambda *given: jax.tree.leaves(tables(*given)), avals)
+    numbering = Numbering()
+    of_model = len(step.parameters)
+    given = [numbering.new(aval, data=i >= of_model) for i, aval in enumerate(avals)]
+    found = iter(numbering.run(flat, given))
+    return {p.op.number: _bound(p, next(found), next(found)) for p in ops}
+
+
+def _bound(p: Any, transition: Numbers, immediate: Numbers) -> Bound:
+    kind, m = p.op.kind, p.block
+    outputs = kind.groups * kind.outputs
+    moves = np.broadcast_to(transition.at, (transition.at.shape[0], outputs))
+    by_group = [
+        [table.reshape(-1, kind.groups, kind.outputs)[:, g] for table in (moves, immediate.at)]
+        for g in range(kind.groups)
+    ]
+    rank = max(distinct_columns(both) for both in by_group)
+    if transition.data or immediate.data:
+        return Bound(m * rank, m * rank)
+    return Bound(m * rank, m * max(distinct_columns([moves]) for moves, _ in by_group))
+
+
+__all__ = ["Bound", "rank_bounds"]

@@ -1,0 +1,86 @@
+"""What a program says of the gradient of each parameter."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from ..analyse import Escape
+from ._plan import OpPlan, Plan
+
+ClaimName = Literal["exact", "approximate", "current step", "unused"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """One reason why a gradient is not exact.
+
+    - `kind`: `"escape"`: influence leaves the trace along a path; `"form"`: the form of the trace
+        leaves something out; `"untraced"`: this use reaches a hidden state and has no trace;
+        `"unused"`: nothing that the step returns depends on the parameter.
+    - `text`: what is left out, in words.
+    - `use`: the weight operation that it is about; `None` for a parameter without one.
+    - `escape`: the path, where the kind is `"escape"`.
+    """
+
+    kind: Literal["escape", "form", "untraced", "unused"]
+    text: str
+    use: OpPlan | None = dataclasses.field(default=None, repr=False)
+    escape: Escape | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a program says of the gradient of one parameter, whatever the values of all of them are.
+
+    - `claim`: `"exact"`: it equals that of BPTT; `"approximate"`: a trace follows it, and something
+        is left out; `"current step"`: no trace follows it, and its influence on later steps is left
+        out (under `in_window="exact"`, on later windows); `"unused"`: it is zero.
+    - `reasons`: why it is not exact; empty where it is.
+    - `uses`: the weight operations in which it meets data, traced (`use.form` says how) or not.
+    """
+
+    path: str
+    claim: ClaimName
+    reasons: tuple[Reason, ...]
+    uses: tuple[OpPlan, ...]
+
+    @property
+    def holds_exactly(self) -> bool:
+        """Whether the gradient is that of BPTT: `"exact"`, or zero because it is unused."""
+        return self.claim in ("exact", "unused")
+
+
+UNUSED = "no operation of the step depends on it; its gradient is zero"
+
+
+def claims(plan: Plan) -> Mapping[str, Claim]:
+    """The claim for each float parameter, by its path, in the model's order."""
+    leaves = plan.analysis.step.model_leaves
+    return {leaves.paths[i]: _claim(plan, i, leaves.paths[i]) for i in leaves.floats}
+
+
+def _claim(plan: Plan, number: int, path: str) -> Claim:
+    uses = tuple(p for p in plan.ops if number in p.op.parameters)
+    relevant = [p for p in uses if plan.analysis.reach[p.op.number].role != "nothing"]
+    if not relevant:
+        text = "; ".join(dict.fromkeys(p.reason for p in uses)) or UNUSED
+        return Claim(path, "unused", (Reason("unused", text),), uses)
+    reasons = tuple(reason for p in relevant for reason in reasons_of(plan, p))
+    if not reasons:
+        return Claim(path, "exact", (), uses)
+    traced = any(p.form is not None for p in relevant)
+    return Claim(path, "approximate" if traced else "current step", reasons, uses)
+
+
+def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
+    """Why the gradient through one weight operation is not exact; empty where it is."""
+    reach = plan.analysis.reach[p.op.number]
+    if reach.role != "state":
+        return []
+    if p.form is None:
+        return [Reason("untraced", p.reason, p)]
+    found = [Reason("form", p.form.left_out, p)] if not p.form.exact else []
+    return found + [Reason("escape", str(escape), p, escape) for escape in reach.escapes]
+
+
+__all__ = ["Claim", "Reason", "claims"]
