@@ -303,12 +303,17 @@ def compare(online: Online, found: stepwise.Gradients, wanted: References):
     exact = [claim == "exact" for claim in claimed]
     errors = {"loss": (found.loss - bptt.loss) / np.maximum(1, np.abs(bptt.loss))}
     errors["exact"] = off(found.parameters, bptt.parameters, exact) / scale
+    unused = [claim == "unused" for claim in claimed]
+    for grads in (found.parameters, bptt.parameters):
+        zero = [np.zeros((1,) * a.ndim) for a in grads]
+        errors["unused"] = np.maximum(errors.get("unused", 0), off(grads, zero, unused) / scale)
+    if rule.in_window == "truncated":
+        step = [claim == "current step" for claim in claimed]
+        errors["step"] = off(found.parameters, wanted.alone.parameters, step) / scale
     if isinstance(rule, etpc.RTRL) or (rule.in_window == "exact" and online.parts == 1):
         errors["bptt"] = off(found.parameters, bptt.parameters) / scale
     elif isinstance(rule, etpc.D_RTRL):
-        step = [claim == "current step" for claim in claimed]
         errors["reference"] = off(found.parameters, wanted.d_rtrl.parameters) / scale
-        errors["step"] = off(found.parameters, wanted.alone.parameters, step) / scale
     if found.inputs:
         by_inputs = bptt.inputs if rule.in_window == "exact" else wanted.alone.inputs
         errors["inputs"] = off(found.inputs, by_inputs) / np.maximum(scale, largest(bptt.inputs))
