@@ -66,17 +66,17 @@ def run(function):
     return call
 
 
-def at_points(function):
+def at_points(function, like=None):
     """`function` of PyTrees of NumPy arrays, at several points: all arrays have a first axis of points.
 
-    Traced once; the shapes of all calls are those of the first.
+    Traced once, with arguments as in the first call or as in `like`, which have no axis of points.
     """
     jaxpr = tree = None
 
     def call(*args):
         nonlocal jaxpr, tree
         if jaxpr is None:
-            jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*at(args, 0))
+            jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*(like or at(args, 0)))
             tree = jax.tree.structure(shape)
         with np.errstate(all="ignore"):
             out = evaluate(jaxpr, jax.tree.leaves(args))

@@ -58,7 +58,8 @@ def treatment() -> grammar.Treatment:
 
 def compiled(model, algo) -> etpc.Program:
     x = grammar.data(model.program, 1, at=0)
-    return etpc.compile(model, algo, inputs=x, weights="all")
+    weights = model.program.weights if model.program.marked else "all"
+    return etpc.compile(model, algo, inputs=x, weights=weights)
 
 
 def summed(run: Callable, model, xs, targets, carry, parts=2):

@@ -64,7 +64,8 @@ def smallest(program, number, failure, args, budget=80):
 
 def drawn(seed, number, args):
     rng = np.random.default_rng((seed, number))
-    return grammar.random_program(rng, kinds=args.kinds, complex=number % 5 == 0)
+    options = {"narrow": number % 3 == 1, "marks": number % 4 == 2, "complex": number % 5 == 0}
+    return grammar.random_program(rng, kinds=args.kinds, **options)
 
 
 def work(worker, args):
