@@ -98,11 +98,16 @@ class Structure:
         return Point(point.parameters, xs, [a[:, ::-1] for a in point.targets], state)
 
     def find_reach(self, count):
-        """Whether an operation reaches a state is asked at random points."""
-        at = self.points(count, np.random.default_rng(self.program.seed + 1), HOW[:2])
-        x = jax.tree.map(lambda a: a[:, 0], at.xs)
-        self.to_state = self.reference.reach(at.parameters, x, at.state)
-        return self.to_state
+        """Whether an operation reaches a state is asked at random points; integer states are those of a rollout."""
+        at = self.points(count // T, np.random.default_rng(self.program.seed + 1), HOW[:2])
+        found = frozenset()
+        for t, state in enumerate(self.reference.forward(at)[0]):
+            x = jax.tree.map(lambda a, t=t: a[:, t], at.xs)
+            floats = [2 * a for a in self.of_state.values(at.state)]
+            state = self.of_state.join(floats, self.of_state.rest(state))
+            found |= self.reference.reach(at.parameters, x, state)
+        self.to_state = found
+        return found
 
 
 # Ways into a program --------------------------------------------------------------------------------------------------
@@ -251,8 +256,11 @@ def check(program: grammar.Program, number=0, count=10, second=True, reach=32) -
 
 def _check(program, number, count, second, reach) -> Result:
     structure = Structure(program)
-    rule = etpc.D_RTRL(window=2)
-    runs = [Online(structure, fast.compiled(structure.model, rule), entry_of(number))]
+    try:
+        compiled = fast.compiled(structure.model, etpc.D_RTRL(window=2))
+    except etpc.SelectionError:  # no use that is marked has an effect
+        return _check(dataclasses.replace(program, weights="all"), number, count, second, reach)
+    runs = [Online(structure, compiled, entry_of(number))]
     if second:
         rule = rules(number)
         parts = 1 if rule.in_window == "exact" else 2
