@@ -135,7 +135,7 @@ def _split(model: Any, n_in: int) -> dict[str, Any]:
     program, plan_s = measure.timed(
         lambda: etpc.compile(model, D_RTRL(), inputs=x, weights=_weights(model))
     )
-    gradient = program.value_and_grad(lambda y, target: jnp.sum((y - target) ** 2))
+    gradient = program.value_and_grad(lambda y, target: jnp.sum((y - target) ** 2), "sum")
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
 
     def run(arrays: Any, xs: Array, carry: etpc.Carry) -> Any:

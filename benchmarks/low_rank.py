@@ -183,7 +183,9 @@ def _network(
     repeats: int,
     rules: dict[str, etpc.algorithms.Algorithm],
 ) -> list[dict[str, Any]]:
-    bptt = [{"w": etpc.bptt(*drawn, loss, batch_size=batch)[1].w} for drawn in draws]
+    bptt = [
+        {"w": etpc.bptt(*drawn, loss, batch_size=batch, reduction="sum")[1].w} for drawn in draws
+    ]
     calls, rows, full = [], [], []
     for rule, algorithm in rules.items():
         program, gradient = _compiled(algorithm, draws, batch)
@@ -253,7 +255,7 @@ def _compiled(
     """A program, and its gradient by the weight matrix from a fresh carry."""
     model, xs, _ = draws[0]
     program = etpc.compile(model, algorithm, inputs=xs[0, 0], weights="all")
-    gradient, carry = program.value_and_grad(loss), program.init(batch)
+    gradient, carry = program.value_and_grad(loss, "sum"), program.init(batch)
     return program, lambda model, xs, targets: gradient(model, xs, targets, carry)[1].w
 
 

@@ -113,7 +113,7 @@ def _online(
 ) -> dict[str, Any]:
     program = etpc.compile(problem.model, algorithm, inputs=problem.xs[0, 0])
     arrays, static = eqx.partition(problem.model, eqx.is_array)
-    gradient = program.value_and_grad(network.loss)
+    gradient = program.value_and_grad(network.loss, "sum")
 
     def run(arrays: Any, xs: Any, targets: Any, carry: etpc.Carry) -> Any:
         return gradient(eqx.combine(arrays, static), xs, targets, carry)

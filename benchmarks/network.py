@@ -141,7 +141,7 @@ class Gradient:
 def online(problem: Problem, algorithm: etpc.algorithms.Algorithm) -> Gradient:
     """The gradient of a trace program."""
     program = etpc.compile(problem.model, algorithm, inputs=problem.xs[0, 0])
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
     return Gradient(
         problem,
         lambda model, xs, targets: run(model, xs, targets, program.init(problem.batch))[1],
@@ -154,6 +154,6 @@ def bptt(problem: Problem, checkpoint: bool = False) -> Gradient:
     return Gradient(
         problem,
         lambda model, xs, targets: etpc.bptt(
-            model, xs, targets, loss, step=step, batch_size=problem.batch
+            model, xs, targets, loss, step=step, batch_size=problem.batch, reduction="sum"
         )[1],
     )

@@ -6,28 +6,30 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
-from ._errors import InputError
+from ._errors import InputError, checked_count
 from ._verify import (
     HELD,
     Row,
     StepFunction,
     _bptt,
-    check_window,
+    checked_window,
     compare_all,
     compare_one,
+    compiled_for,
     default_tolerance,
     doubts,
     fidelity,
     flat_gradients,
     full_state,
-    one_step,
+    lead_of,
+    rounding,
     verdict,
 )
 from .algorithms import Algorithm, resolve
-from .run import Program, compile
+from .run import Program
 from .run._describe import table
+from .run._loss import Loss, check_reduction, checked_weights, finite_where_masked
 
 TOTAL = "(all)"
 """In the place of a path, in the row of all parameters together."""
@@ -50,7 +52,7 @@ class TBPTT:
     window: int
 
     def __post_init__(self) -> None:
-        check_window(self.window)
+        object.__setattr__(self, "window", checked_window(self.window))
 
     def __str__(self) -> str:
         return f"TBPTT({self.window})"
@@ -121,7 +123,7 @@ def compare(
     model: Any,
     xs: Any,
     targets: Any,
-    loss_fn: Callable[[Any, Any], Array],
+    loss_fn: Callable[[Any, Any], Any],
     algos: Sequence[Algorithm | TBPTT | str] = ("d_rtrl", "es_d_rtrl", TBPTT(10), TBPTT(1)),
     *,
     state: Any = None,
@@ -130,13 +132,17 @@ def compare(
     batch_size: int | None = None,
     memory: int | None = None,
     tolerance: float | None = None,
+    reduction: str = "mean",
+    mask: Any = None,
+    has_aux: bool = False,
 ) -> Comparison:
     """Compare the gradients of algorithms with BPTT, side by side, parameter by parameter.
 
     **Arguments:**
 
     - `model`, `state`, `step`, `weights`, `memory`: as in [`etpc.compile`][].
-    - `xs`, `targets`, `loss_fn`, `tolerance`: as in [`etpc.verify`][].
+    - `xs`, `targets`, `loss_fn`, `tolerance`, `reduction`, `mask`, `has_aux`: as in
+        [`etpc.verify`][].
     - `algos`: algorithms or their names, and `TBPTT(W)`, truncated BPTT.
     - `batch_size`: B where the data has a batch axis, `None` where it has none.
 
@@ -170,20 +176,23 @@ def compare(
         raise InputError(
             f"algos is a list of algorithms or their names, with at least one, not {algos!r}."
         )
+    check_reduction(reduction)
     chosen = [algo if isinstance(algo, TBPTT) else resolve(algo) for algo in algos]
-    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
-    sample = xs if batch_size is None else jax.tree.map(lambda a: a[:, 0], xs)
+    batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
+    mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
+    sample = jax.tree.map(lambda x: finite_where_masked(x, mask), xs)
+    sample = sample if batch_size is None else jax.tree.map(lambda a: a[:, 0], sample)
 
     def compiled(algorithm: Algorithm | str) -> Program:
-        return compile(
+        return compiled_for(
+            xs,
+            batch_size,
             model,
             algorithm,
-            inputs=inputs,
             state=state,
             step=step,
             weights=weights,
             memory=memory,
-            batch_size=1 if batch_size is None else batch_size,
             sample=sample,
         )
 
@@ -194,26 +203,28 @@ def compare(
     carry = any_program.init(batch_size)
     start = full_state(any_program, carry)
     batched = batch_size is not None
-    loss, reference = _bptt(model, xs, targets, loss_fn, start, step, batched)
-    steps = jax.tree.leaves((xs, targets))[0].shape[0]
+    loss = Loss.of(loss_fn, has_aux)
+    given = model, xs, targets, loss, start, step, mask, batched, reduction
+    value, reference, _ = _bptt(*given)
+    steps = lead_of((xs, targets), batch_size)[0]
     results = []
     for algorithm, program in zip(chosen, programs, strict=True):
         if isinstance(algorithm, TBPTT):
             window = algorithm.window
-            _, grads = _bptt(model, xs, targets, loss_fn, start, step, batched, window=window)
+            _, grads, _ = _bptt(*given, window=window)
             rows = _tbptt_rows(any_program, grads, reference, window, steps, tolerance)
             passed_on = carry.state
         else:
             assert program is not None
-            run = program.value_and_grad(loss_fn)
+            run = program.value_and_grad(loss_fn, reduction, has_aux=has_aux)
             passed_on = program.init(batch_size)
-            _, grads = run(model, xs, targets, passed_on)
+            _, grads = run(model, xs, targets, passed_on, mask=mask)
             rows = compare_all(program, grads, reference, tolerance)
         total = _total(any_program, grads, reference, rows, tolerance)
         size = sum(a.nbytes for a in jax.tree.leaves(passed_on))
         results.append(Result(algorithm, rows, total, size, program))
-    notes = doubts(any_program, model, xs, carry, results[0].rows)
-    return Comparison(tuple(results), notes, tolerance, float(loss))
+    notes = doubts(any_program, model, xs, carry, results[0].rows, mask)
+    return Comparison(tuple(results), notes, tolerance, float(value))
 
 
 def _tbptt_rows(
@@ -221,6 +232,7 @@ def _tbptt_rows(
 ) -> tuple[Row, ...]:
     claim = "exact" if window >= steps else "current step" if window == 1 else "approximate"
     got, want = (flat_gradients(program, tree) for tree in (grads, reference))
+    noise = rounding(program, reference, tolerance)
     return tuple(
         compare_one(
             path,
@@ -228,6 +240,7 @@ def _tbptt_rows(
             want[path],
             "unused" if program.claims[path].claim == "unused" else claim,
             tolerance,
+            noise,
         )
         for path in got
     )

@@ -1,6 +1,8 @@
 """The exceptions that `etpc` raises: one family, each also a built-in exception of the fitting kind."""
 
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 
 class EtpcError(Exception):
@@ -51,3 +53,23 @@ def raise_together(
     lines = [heading or f"{len(found)} problems were found:"]
     lines += [f"  {i}. " + text.replace("\n", "\n     ") for i, text in enumerate(found, 1)]
     raise error("\n".join(lines))
+
+
+def whole_number(value: Any) -> int | None:
+    """An integer of any type, NumPy's and JAX's among them, as an int; `None` for anything else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def checked_count(
+    name: str, value: Any, wanted: str = "an int >= 1", why: str = "", error: Any = InputError
+) -> int:
+    """A number that counts something, as an int. **Raises** `error` where it is below one, or none."""
+    count = whole_number(value)
+    if count is None or count < 1:
+        raise error(f"{name} must be {wanted}, not {value!r}.{why and f' {why}'}")
+    return count

@@ -8,14 +8,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from ._errors import InputError
+from ._errors import InputError, checked_count
 from ._jax import Equation, evaluate, is_step_function
 from .algorithms import Algorithm
 from .plan import UNMARKED
 from .run import Program, compile
+from .run._compile import fits, shapes_text
 from .run._describe import table
+from .run._loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced
 from .trace import Leaves, repeat
 
 StepFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -25,41 +26,49 @@ def bptt(
     model: Any,
     xs: Any,
     targets: Any,
-    loss_fn: Callable[[Any, Any], Array],
+    loss_fn: Callable[[Any, Any], Any],
     *,
     state: Any = None,
     step: StepFunction | None = None,
     batch_size: int | None = None,
-    reduction: str = "sum",
+    reduction: str = "mean",
     window: int | None = None,
-) -> tuple[Array, Any]:
+    mask: Any = None,
+    has_aux: bool = False,
+) -> tuple[Any, Any]:
     """Loss and gradient of a sequence by backpropagation through time: the plain reference.
 
     **Arguments:** as for [`etpc.verify`][]; `state` is that of one example. With `window`, it is
     truncated: after every so many steps the state is passed on without its derivative.
 
-    **Returns** `(loss, grads)`, as `value_and_grad` of a program gives them.
+    **Returns** `(loss, grads)`, with the values that `value_and_grad` of a program gives. With
+    `has_aux` it is `((loss, aux), grads)`, and `aux` has leading axes [T, B], or [T].
+
+    **Raises** `etpc.InputError` and `etpc.InputTypeError`.
     """
-    if reduction not in ("sum", "mean"):
-        raise InputError(f'reduction must be "sum" or "mean", not {reduction!r}.')
-    check_window(window)
+    check_reduction(reduction)
+    window = checked_window(window)
+    batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
+    loss = Loss.of(loss_fn, has_aux)
+    mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
     start = model.init_state() if state is None else state
     if batch_size is not None:
         start = jax.tree.map(lambda a: repeat(a, batch_size), start)
-    return _bptt(
-        model, xs, targets, loss_fn, start, step, batch_size is not None, reduction, window
-    )
-
-
-def check_window(window: Any) -> None:
-    """**Raises** `InputError` unless `window` is `None` or a number of steps."""
-    if window is None:
-        return
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise InputError(
-            f"window must be an int >= 1, not {window!r}. It is the number of steps after which "
-            "the gradient is cut."
+    batched = batch_size is not None
+    try:
+        value, grads, aux = _bptt(
+            model, xs, targets, loss, start, step, mask, batched, reduction, window
         )
+    except Exception as error:
+        _blame_batch_axis(error, model, xs, state, step, batch_size)
+        raise
+    return ((value, aux) if has_aux else value), grads
+
+
+def checked_window(window: Any) -> int | None:
+    """A number of steps as an int. **Raises** `InputError` unless it is that or `None`."""
+    why = "It is the number of steps after which the gradient is cut."
+    return None if window is None else checked_count("window", window, why=why)
 
 
 @eqx.filter_jit
@@ -67,62 +76,71 @@ def _bptt(
     model,
     xs,
     targets,
-    loss_fn,
+    loss: Loss,
     start,
     step,
+    mask,
     batched: bool,
-    reduction: str = "sum",
+    reduction: str = "mean",
     window: int | None = None,
 ):
+    """Loss, gradient, and what the loss returns besides."""
     call = step if step is not None else lambda m, x, s: m(x, s)
 
-    def sequence(model, start, xs, targets):
+    def sequence(model, start, given):
         def body(now, given):
-            x, target = given
-            y, after = call(model, x, now)
-            after = jax.tree.map(lambda a, b: jnp.asarray(a, jnp.asarray(b).dtype), after, now)
-            return after, loss_fn(y, target)
+            x, target, weight = given
+            before, treedef = jax.tree.flatten(now)
+            # An `eqx.nn.State` may be used once: `now` itself stays, and another one goes in.
+            y, after = call(model, x, treedef.unflatten(before))
+            after, treedef = jax.tree.flatten(after)
+            after = [
+                jnp.asarray(a, jnp.asarray(b).dtype) for a, b in zip(after, before, strict=True)
+            ]
+            return treedef.unflatten(after), loss(y, target, weight)
 
-        after, losses = jax.lax.scan(body, start, (xs, targets))
-        return losses.sum(), after
+        after, (losses, aux) = jax.lax.scan(body, start, given)
+        return losses.sum(), (after, aux)
 
-    def total(model, start, xs, targets):
+    def total(model, start, given):
         if not batched:
-            return sequence(model, start, xs, targets)
-        many = jax.vmap(lambda s, x, t: sequence(model, s, x, t), in_axes=(0, 1, 1))
-        losses, after = many(start, xs, targets)
-        return losses.mean(), after
+            return sequence(model, start, given)
+        many = jax.vmap(
+            lambda s, given: sequence(model, s, given), in_axes=(0, 1), out_axes=(0, (0, 1))
+        )
+        losses, rest = many(start, given)
+        return losses.mean(), rest
 
     gradient = eqx.filter_value_and_grad(total, has_aux=True)
     start = jax.tree.map(lambda a: a if hasattr(a, "dtype") else jnp.asarray(a), start)
-    given = (xs, targets)
+    given = jax.tree.map(lambda x: finite_where_masked(x, mask), xs), targets, mask
     steps = jax.tree.leaves(given)[0].shape[0]
     if window is None or window >= steps:
-        (loss, _), grads = gradient(model, start, xs, targets)
+        (value, (_, aux)), grads = gradient(model, start, given)
     else:
-        loss, grads = _windows(gradient, model, start, given, steps, window)
-    if reduction == "mean":
-        loss, grads = loss / steps, jax.tree.map(lambda g: g / steps, grads)
-    return loss, grads
+        value, grads, aux = _windows(gradient, model, start, given, steps, window)
+    return (*reduced(reduction, (value, grads), mask, steps), aux)
 
 
 def _windows(gradient, model, start, given, steps: int, window: int):
     """The sums of loss and gradient over windows, each differentiated on its own."""
 
     def one_window(now, given):
-        state, loss, grads = now
-        (value, state), more = gradient(model, state, *given)
-        return (state, loss + value, jax.tree.map(jnp.add, grads, more)), None
+        state, value, grads = now
+        (more, (state, aux)), more_grads = gradient(model, state, given)
+        return (state, value + more, jax.tree.map(jnp.add, grads, more_grads)), aux
 
     cut = steps - steps % window
     first = jax.tree.map(lambda a: a[:window], given)
-    (loss, _), grads = eqx.filter_eval_shape(gradient, model, start, *first)
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (loss, grads))
+    (value, _), grads = eqx.filter_eval_shape(gradient, model, start, first)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (value, grads))
     whole = jax.tree.map(lambda a: a[:cut].reshape(-1, window, *a.shape[1:]), given)
-    now, _ = jax.lax.scan(one_window, (start, *zeros), whole)
+    now, aux = jax.lax.scan(one_window, (start, *zeros), whole)
+    aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
     if cut < steps:
-        now, _ = one_window(now, jax.tree.map(lambda a: a[cut:], given))
-    return now[1:]
+        now, rest = one_window(now, jax.tree.map(lambda a: a[cut:], given))
+        aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
+    return (*now[1:], aux)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +221,7 @@ def verify(
     model: Any,
     xs: Any,
     targets: Any,
-    loss_fn: Callable[[Any, Any], Array],
+    loss_fn: Callable[[Any, Any], Any],
     algo: Algorithm | str = "d_rtrl",
     *,
     state: Any = None,
@@ -211,6 +229,9 @@ def verify(
     weights: Any = None,
     batch_size: int | None = None,
     tolerance: float | None = None,
+    reduction: str = "mean",
+    mask: Any = None,
+    has_aux: bool = False,
 ) -> Report:
     """Compare the gradient of an algorithm with BPTT, parameter by parameter.
 
@@ -219,26 +240,81 @@ def verify(
     - `model`, `algo`, `state`, `step`, `weights`: as in [`etpc.compile`][].
     - `xs`, `targets`: a sequence; leading axis T, then B where `batch_size` is given. Take T
         longer than the window (16 by default), or a fault of the traces stays hidden.
-    - `loss_fn`: `loss_fn(y, target) -> scalar` for one example at one step.
+    - `loss_fn`, `reduction`, `mask`, `has_aux`: as in `value_and_grad` of a
+        [`Program`][etpc.Program.value_and_grad].
     - `tolerance`: the largest relative error that counts as exact; by default 1e-9 in float64 and
-        1e-3 in float32.
+        1e-3 in float32. What rounding alone explains counts as exact too: a difference of at most
+        64 times the precision of the dtype, relative to the gradient of all parameters (and to
+        `tolerance`, if that is smaller).
 
     **Returns** a [`Report`][etpc.Report]: `print` shows the table, `.ok` is the verdict.
     It is not ok where a claim of exactness does not hold, and where the comparison says nothing
     because a gradient is zero or no neuron of a layer spikes.
+
+    **Raises** what `etpc.compile` and `value_and_grad` raise.
     """
-    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
-    program = compile(model, algo, inputs=inputs, state=state, step=step, weights=weights)
+    batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
+    mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
+    program = compiled_for(xs, batch_size, model, algo, state=state, step=step, weights=weights)
     carry = program.init(batch_size)
-    (loss, _), online = program.value_and_grad(loss_fn)(model, xs, targets, carry)
+    run = program.value_and_grad(loss_fn, reduction, has_aux=has_aux)
+    (value, _), online = run(model, xs, targets, carry, mask=mask)
     start = full_state(program, carry)
-    _, reference = _bptt(model, xs, targets, loss_fn, start, step, batch_size is not None)
+    loss, batched = Loss.of(loss_fn, has_aux), batch_size is not None
+    _, reference, _ = _bptt(model, xs, targets, loss, start, step, mask, batched, reduction)
     if tolerance is None:
         tolerance = default_tolerance(program)
     rows = compare_all(program, online, reference, tolerance)
-    notes = doubts(program, model, xs, carry, rows)
-    steps = jax.tree.leaves(xs)[0].shape[0]
-    return Report(program, rows, notes, tolerance, float(loss), _remarks(program, steps))
+    notes = doubts(program, model, xs, carry, rows, mask)
+    remarks = _remarks(program, lead_of(xs, batch_size)[0])
+    return Report(program, rows, notes, tolerance, float(value), remarks)
+
+
+def lead_of(tree: Any, batch_size: int | None) -> tuple[int, ...]:
+    """The leading axes [T, B], or [T], of a sequence."""
+    return jnp.shape(jax.tree.leaves(tree)[0])[: 1 if batch_size is None else 2]
+
+
+def compiled_for(xs: Any, batch_size: int | None, model: Any, algo: Any, **options: Any) -> Program:
+    """The program of a model for the steps of a sequence.
+
+    **Raises** what `etpc.compile` raises; `InputError` where the sequence seems to have a batch axis
+    and no batch size was given, or the other way round.
+    """
+    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
+    try:
+        return compile(model, algo, inputs=inputs, batch_size=batch_size or 1, **options)
+    except Exception as error:
+        _blame_batch_axis(error, model, xs, options["state"], options["step"], batch_size)
+        raise
+
+
+def _blame_batch_axis(
+    error: Exception, model: Any, xs: Any, state: Any, step: Any, batch_size: int | None
+) -> None:
+    """Raise `InputError` if the model cannot take a step of `xs`, but can if its axes are read the
+    other way: with a batch axis in the place of none, or without one."""
+    other = 1 if batch_size is None else None  # any number says that there is an axis
+    if any(jnp.ndim(a) < (2 if batch_size is None else 1) for a in jax.tree.leaves(xs)):
+        return
+    given, instead = (
+        jax.tree.map(lambda a, size=size: one_step(a, size), xs) for size in (batch_size, other)
+    )
+    if fits(model, given, state, step) or not fits(model, instead, state, step):
+        return
+    shapes, read, wanted = (shapes_text(tree) for tree in (xs, given, instead))
+    if batch_size is None:
+        size = jnp.shape(jax.tree.leaves(xs)[0])[1]
+        raise InputError(
+            f"xs has shape {shapes}, and as batch_size= is not given it is read as T steps of shape "
+            f"{read}, which the model does not take; it takes {wanted}. Pass batch_size={size} if "
+            "the second axis is the batch."
+        ) from error
+    raise InputError(
+        f"xs has shape {shapes}, and as batch_size={batch_size} is given it is read as T steps of B "
+        f"examples of shape {read}, which the model does not take; it takes {wanted}. Leave "
+        "batch_size= out if the data has no batch axis."
+    ) from error
 
 
 def default_tolerance(program: Program) -> float:
@@ -276,17 +352,36 @@ def _flat(value: Any) -> np.ndarray:
     return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
 
 
+ROUNDING = 64
+"""What rounding alone may make of a gradient, in units of the precision of the dtype, relative to the
+gradient of all parameters. A gradient is a sum of many products, rounded in another order by BPTT: that
+of a parameter whose terms cancel is noise of a few units."""
+
+
+def rounding(program: Program, reference: Any, tolerance: float) -> float:
+    """The norm of a difference that rounding alone explains; none below what was asked for."""
+    whole = np.linalg.norm(np.concatenate([*flat_gradients(program, reference).values()]))
+    unit = float(jnp.finfo(program.plan.dtype).eps)
+    return min(ROUNDING * unit, tolerance) * float(whole)
+
+
 def compare_all(program: Program, online: Any, reference: Any, tolerance: float) -> tuple[Row, ...]:
     """A row for each parameter."""
     got, want = (flat_gradients(program, tree) for tree in (online, reference))
+    noise = rounding(program, reference, tolerance)
     return tuple(
-        compare_one(path, got[path], want[path], claim.claim, tolerance)
+        compare_one(path, got[path], want[path], claim.claim, tolerance, noise)
         for path, claim in program.claims.items()
     )
 
 
-def compare_one(path: str, got: np.ndarray, want: np.ndarray, claim: str, tolerance: float) -> Row:
-    """The row of one gradient, and whether its claim holds."""
+def compare_one(
+    path: str, got: np.ndarray, want: np.ndarray, claim: str, tolerance: float, noise: float = 0.0
+) -> Row:
+    """The row of one gradient, and whether its claim holds.
+
+    - `noise`: the norm of a difference that rounding alone explains.
+    """
     norm, size = float(np.linalg.norm(want)), float(np.linalg.norm(got))
     difference = float(np.linalg.norm(got - want))
     error = difference / norm if norm else float("nan")
@@ -294,18 +389,20 @@ def compare_one(path: str, got: np.ndarray, want: np.ndarray, claim: str, tolera
     cosine = float(got @ want) / (norm * size) if norm and size else float("nan")
     held: bool | None = None
     if claim in ("exact", "unused"):
-        shows_nothing = claim == "exact" and size == 0
-        held = error <= tolerance if norm else (None if shows_nothing else size == 0)
+        held = error <= tolerance or difference <= noise
+        if held and claim == "exact" and not norm:
+            held = None
     return Row(path, cosine, error, ratio, norm, claim, held)
 
 
 def _remarks(program: Program, steps: int) -> tuple[str, ...]:
     """What a reader may want to change."""
     plan, found = program.plan, []
-    if steps <= plan.window and plan.traced:
+    window = program.window_for(steps)
+    if steps <= window and plan.traced:
         found.append(
-            f"{steps} steps fit into one window ({plan.window}), so that no trace was read; take "
-            "more, or a smaller `window=`"
+            f"{steps} steps fit into one window ({window}), so that no trace was read; take more, or "
+            "a smaller `window=`"
         )
     unmarked = dict.fromkeys(p.path for p in plan.ops if p.reason == UNMARKED)
     if unmarked:
@@ -317,7 +414,7 @@ def _remarks(program: Program, steps: int) -> tuple[str, ...]:
 
 
 def doubts(
-    program: Program, model: Any, xs: Any, carry: Any, rows: tuple[Row, ...]
+    program: Program, model: Any, xs: Any, carry: Any, rows: tuple[Row, ...], mask: Any = None
 ) -> tuple[str, ...]:
     """What makes a comparison say less than it seems to."""
     zero = [
@@ -325,6 +422,7 @@ def doubts(
         for row in rows
         if row.norm == 0 and program.claims[row.path].claim != "unused"
     ]
+    xs = jax.tree.map(lambda x: finite_where_masked(x, mask), xs)
     return (*_silent(program, model, xs, carry), *zero)
 
 

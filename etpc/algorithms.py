@@ -7,9 +7,11 @@ register_algorithm] gives one a name.
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from ._errors import AlgorithmError, InputTypeError
+import jax.numpy as jnp
+
+from ._errors import AlgorithmError, InputTypeError, checked_count, whole_number
 from .ops import Kind
 
 InWindow = Literal["truncated", "exact"]
@@ -86,11 +88,10 @@ class Algorithm:
         if isinstance(window, str):
             if window != "auto":
                 raise AlgorithmError(f'window must be "auto" or an int >= 1, not {window!r}.')
-        elif isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise AlgorithmError(
-                f'window must be "auto" or an int >= 1, not {window!r}. It is the number of steps '
-                "that are processed at once."
-            )
+        else:
+            why = "It is the number of steps that are processed at once."
+            count = checked_count("window", window, '"auto" or an int >= 1', why, AlgorithmError)
+            object.__setattr__(self, "window", count)
         if self.in_window not in ("truncated", "exact"):
             raise AlgorithmError(
                 f'in_window must be "truncated" or "exact", not {self.in_window!r}.'
@@ -155,7 +156,9 @@ class ES_D_RTRL(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        value = self.decay_or_rank
+        value = _plain_number(self.decay_or_rank)
+        object.__setattr__(self, "decay_or_rank", value)
+        object.__setattr__(self, "error", _plain_number(self.error))
         if not 0 < self.error < 1:
             raise AlgorithmError(f"error must lie in (0, 1), and is {self.error!r}.")
         if self.certificate and isinstance(value, float):
@@ -223,9 +226,11 @@ class SnAp(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.n, bool) or not isinstance(self.n, int):
+        count = whole_number(self.n)
+        if count is None:
             raise InputTypeError(f"n must be an int >= 1, not {self.n!r}.")
-        if self.n < 1:
+        object.__setattr__(self, "n", count)
+        if count < 1:
             raise AlgorithmError(
                 f"n must be at least 1, and is {self.n}. It is the number of steps within which "
                 "influence is kept."
@@ -247,6 +252,16 @@ class Auto(Algorithm):
     """
 
     name: ClassVar[str] = "auto"
+
+
+def _plain_number(value: Any) -> Any:
+    """A scalar of NumPy or JAX as the Python number that it is, so that it prints and hashes so."""
+    count = whole_number(value)
+    if count is not None:
+        return count
+    if getattr(value, "shape", None) == () and jnp.issubdtype(value.dtype, jnp.floating):
+        return float(value)
+    return value
 
 
 _NAMES: dict[str, type[Algorithm]] = {}

@@ -148,7 +148,7 @@ def train(model: Brain, excites: Bool[np.ndarray, " N"], args: argparse.Namespac
     program = etpc.compile(model, rules[args.algo], inputs=inputs, batch_size=args.batch)
     print(f"\n{program}\n\n{program.memory(args.batch)}\n")
     watch.lap("etpc.compile")
-    gradient = program.value_and_grad(cross_entropy, reduction="mean")
+    gradient = program.value_and_grad(cross_entropy)
 
     # Outside of a `jit`, the program sees that the connections are those that it was compiled for.
     weights, rest = eqx.partition(model, eqx.is_inexact_array)

@@ -153,15 +153,13 @@ def rule(arm: Arm, model: Network) -> tuple[Callable[..., Any], Any]:
     if arm.algo is None:
 
         def bptt(model: Network, xs: Array, targets: Array, carry: None) -> Any:
-            loss, grads = etpc.bptt(
-                model, xs, targets, cross_entropy, batch_size=BATCH, reduction="mean"
-            )
+            loss, grads = etpc.bptt(model, xs, targets, cross_entropy, batch_size=BATCH)
             return (loss, carry), grads
 
         return bptt, None
     program = etpc.compile(model, arm.algo, inputs=jax.ShapeDtypeStruct((64,), jnp.float32))
     arm.memory = program.memory(BATCH).total
-    return program.value_and_grad(cross_entropy, "mean"), program.init(BATCH)
+    return program.value_and_grad(cross_entropy), program.init(BATCH)
 
 
 def train(arm: Arm, model: Network, data: dict[str, Split]) -> None:

@@ -87,7 +87,7 @@ def train() -> tuple[list[float], list[np.ndarray]]:
 
     model = Reader(key=jax.random.key(0))
     program = etpc.compile(model, etpc.D_RTRL(window=4), inputs=jnp.zeros(COLUMNS))
-    gradient = program.value_and_grad(cross_entropy, reduction="mean")
+    gradient = program.value_and_grad(cross_entropy)
     optimiser = optax.adam(3e-3)
     weights, rest = eqx.partition(model, eqx.is_inexact_array)
     weights = spread(everywhere, weights)

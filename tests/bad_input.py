@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import inspect
 import os
 import re
 import tempfile
@@ -73,6 +74,19 @@ def while_loop():
         return h, test_errors.loop(model["rec"], h)
 
     etpc.compile({"rec": jnp.ones(3)}, inputs=jnp.zeros(2), state=jnp.zeros(3), step=step)
+
+
+def batch_of_inputs():
+    etpc.compile(test_errors.Cell(test_errors.W), inputs=jnp.zeros((5, 2)))
+
+
+def fraction_of_a_batch():
+    inspect.unwrap(etpc.Program.init)(test_errors.compiled(), 1.5)
+
+
+def checked(*lead, **options):
+    given = jnp.zeros((*lead, 2)), jnp.zeros((*lead, 3)), test_errors.squared
+    return lambda: etpc.verify(test_errors.Cell(test_errors.W), *given, **options)
 
 
 def checkpoint(change=lambda content: content, like=None, save=None):
@@ -170,6 +184,7 @@ SECTIONS = {
         ),
         Case("no initial state", model_without_initial_state),
         Case("a weight in a loop of unknown length", while_loop),
+        Case("`inputs=` with a batch axis", batch_of_inputs),
     ],
     "Algorithms and weights": [
         Case("a decay of 0", lambda: etpc.ES_D_RTRL(0.0)),
@@ -191,13 +206,21 @@ SECTIONS = {
         Case("an input of another structure", argument("structure")),
         Case("no steps", argument("no steps")),
         Case("targets of another length", argument("targets")),
+        Case("a mask of another shape", argument("mask")),
         Case("a loss that returns an array", argument("loss of an array")),
         Case("a loss that returns an int", argument("loss of an integer")),
+        Case("a loss that returns a pair", argument("loss of a pair")),
         Case("a model of another structure", argument("structure of the model")),
         Case("a parameter of another shape", argument("shape of a parameter")),
         Case("a number of the model that is another", argument("a number of the model")),
         Case("the carry of another program", argument("carry of another program")),
         Case("`init(0)`", lambda: test_errors.compiled().init(0)),
+        Case("`init(1.5)`", fraction_of_a_batch),
+    ],
+    "Checks of a model": [
+        Case("`batch_size=` forgotten in `verify`", checked(4, 5)),
+        Case("`batch_size=` where there is no batch", checked(4, batch_size=4)),
+        Case("a mask of another shape", checked(4, 5, batch_size=5, mask=jnp.ones(4))),
     ],
     "Training on a stream": [Case(name, online(name)) for name in test_online.BAD],
     "Checkpoints": [

@@ -128,7 +128,7 @@ class Case:
 
     def online(self, program: etpc.Program, parts=2):
         """The gradient of a program."""
-        run = evaluate.run(program.value_and_grad(grammar.loss))
+        run = evaluate.run(program.value_and_grad(grammar.loss, "sum"))
         carry = evaluate.run(program.init)()
         return summed(run, self.model, self.xs, self.targets, carry, parts)[1]
 
@@ -137,7 +137,7 @@ def batch(case: Case, program: etpc.Program, first):
     """A batch of two against its examples."""
     order = np.array([2, 0, 3, 1])
     other = jax.tree.map(lambda a: a[order], (case.xs, case.targets))
-    run = evaluate.run(program.value_and_grad(grammar.loss))
+    run = evaluate.run(program.value_and_grad(grammar.loss, "sum"))
     second = summed(run, case.model, *other, evaluate.run(program.init)())[1]
     both = jax.tree.map(lambda a, b: np.stack([a, b], 1), (case.xs, case.targets), other)
     carry = evaluate.run(lambda: program.init(2))()

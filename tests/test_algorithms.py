@@ -1,5 +1,6 @@
 """SnAp against a dense reference, and the choice of traces within a memory limit."""
 
+import inspect
 import itertools
 
 import equinox as eqx
@@ -87,7 +88,7 @@ def online(program, model, state=None, split=T):
     carry, total = program.init(), None
     for part in (slice(0, split), slice(split, T)):
         if len(XS[part]):
-            run = program.value_and_grad(loss)
+            run = program.value_and_grad(loss, "sum")
             (_, carry), grads = run(model, XS[part], jnp.zeros(len(XS[part])), carry)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(total)])
@@ -142,7 +143,7 @@ def test_more_steps_change_the_gradient_until_nothing_leaves():
     program = etpc.compile(RING, etpc.SnAp(N), inputs=XS[0], state=ZERO, weights="all")
     assert all(op.exact for op in program.ops)
     assert [op.block for op in program.ops] == [N, N]
-    _, exact = etpc.bptt(RING, XS, jnp.zeros(T), loss, state=ZERO)
+    _, exact = etpc.bptt(RING, XS, jnp.zeros(T), loss, state=ZERO, reduction="sum")
     exact = jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(exact)])
     np.testing.assert_allclose(found[-1], exact, rtol=0, atol=1e-9 * np.abs(exact).max())
 
@@ -240,3 +241,37 @@ def test_memory_is_that_of_a_batch():
     one = total(auto(DENSE, 10**6))
     assert all(op.exact for op in auto(DENSE, 8 * one, batch_size=8).ops)
     assert not all(op.exact for op in auto(DENSE, 8 * one, batch_size=9).ops)
+
+
+# --- numbers of other types -----------------------------------------------------------------------
+
+
+NUMBERS = [
+    (etpc.D_RTRL, "window", 4),
+    (etpc.SnAp, "n", 3),
+    (etpc.ES_D_RTRL, "decay_or_rank", 2),
+    (etpc.ES_D_RTRL, "decay_or_rank", 0.5),
+    (etpc.ES_D_RTRL, "error", 0.25),
+    (etpc.TBPTT, "window", 7),
+]
+TYPES = {int: [np.int64, np.uint8, jnp.int32], float: [np.float64, np.float32, jnp.float32]}
+
+
+@pytest.mark.parametrize(("algorithm", "name", "value"), NUMBERS)
+def test_scalars_of_numpy_and_jax_are_numbers(algorithm, name, value):
+    """They make an algorithm that is equal, prints and hashes the same, and so compiles the same."""
+    expected = algorithm(**{name: value})
+    for kind in TYPES[type(value)]:
+        found = object.__new__(algorithm)
+        inspect.unwrap(algorithm.__init__)(found, **{name: kind(value)})
+        assert type(getattr(found, name)) is type(value)
+        assert (found, str(found), hash(found)) == (expected, str(expected), hash(expected))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name"), [(etpc.D_RTRL, "window"), (etpc.SnAp, "n"), (etpc.TBPTT, "window")]
+)
+@pytest.mark.parametrize("value", [np.bool_(True), np.float64(2), 2.5, np.int64(0)])
+def test_scalars_that_count_nothing(algorithm, name, value):
+    with pytest.raises(etpc.EtpcError, match=rf"{name} must be"):
+        inspect.unwrap(algorithm.__init__)(object.__new__(algorithm), **{name: value})

@@ -91,7 +91,7 @@ def test_rows_are_those_of_verify(found):
 def test_tbptt_of_one_step_is_the_immediate_gradient():
     """Each step's own gradient with the state held, written out."""
     model, (xs, targets) = leaky(rec=True), data()
-    found = etpc.compare(model, xs, targets, squared, [TBPTT(1)])
+    found = etpc.compare(model, xs, targets, squared, [TBPTT(1)], reduction="sum")
 
     def loss(model, h, x, target):
         return squared(model(x, h)[0], target)
@@ -101,7 +101,7 @@ def test_tbptt_of_one_step_is_the_immediate_gradient():
     for x, target in zip(xs, targets, strict=True):
         total = jax.tree.map(jnp.add, total, gradient(model, h, x, target))
         _, h = model(x, h)
-    whole = etpc.bptt(model, xs, targets, squared)[1]
+    whole = etpc.bptt(model, xs, targets, squared, reduction="sum")[1]
     got, want = (
         jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(t)]) for t in (total, whole)
     )

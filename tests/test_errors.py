@@ -200,12 +200,13 @@ def test_marked_where_nothing_is():
 # --- arguments of a program -----------------------------------------------------------------------
 
 
-def run(xs, targets=None, *, batch=None, model=None, carry=None, loss=squared):
+def run(xs, targets=None, *, batch=None, model=None, carry=None, loss=squared, mask=None):
     program = compiled()
     carry = program.init(batch) if carry is None else carry
     lead = jnp.shape(xs)[: 1 if batch is None else 2] if not isinstance(xs, dict) else (4,)
     targets = jnp.zeros((*lead, 3)) if targets is None else targets
-    return program.value_and_grad(loss)(Cell(W) if model is None else model, xs, targets, carry)
+    model = Cell(W) if model is None else model
+    return program.value_and_grad(loss)(model, xs, targets, carry, mask=mask)
 
 
 def test_good_arguments_raise_nothing():
@@ -258,7 +259,11 @@ INPUTS = {
     ),
     "loss of a pair": (
         lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: (squared(y, t), y)),
-        r"loss_fn must return one float",
+        r"loss_fn must return one float.*Pass has_aux=True",
+    ),
+    "mask": (
+        lambda: run(jnp.zeros((4, 5, 2)), batch=5, mask=jnp.ones(4)),
+        r"mask has shape \[4\], and should have \[T, B\] = \[4, 5\]",
     ),
     "structure of the model": (
         lambda: run(jnp.zeros((4, 2)), model={"weight": W}),
@@ -303,6 +308,73 @@ def test_one_step_is_checked_as_a_sequence_is():
 def test_batch_size(batch_size):
     with pytest.raises(etpc.InputError, match=rf"int >= 1, not {batch_size}"):
         compiled().init(batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1.5, "2", np.bool_(True)])
+def test_batch_size_of_another_type(batch_size):
+    init = inspect.unwrap(etpc.Program.init)
+    with pytest.raises(etpc.InputError, match=r"batch_size must be None or an int >= 1, not"):
+        init(compiled(), batch_size)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint8, jnp.int32])
+def test_integers_of_other_types(kind):
+    """They count as ints: what they make is the same, and prints and hashes the same."""
+    program, init, memory = (
+        compiled(),
+        *map(inspect.unwrap, (etpc.Program.init, etpc.Program.memory)),
+    )
+    assert init(program, kind(2)).fresh.shape == (2,)
+    assert str(memory(program, kind(2))) == str(program.memory(2))
+    given = recurrent()
+    compile_ = inspect.unwrap(etpc.compile)
+    sizes = {"memory": kind(200), "batch_size": kind(2)}
+    assert str(compile_(**given, **sizes)) == str(etpc.compile(**given))
+    with pytest.raises(etpc.MemoryLimitError, match=r"for 4 examples, and memory=200 "):
+        compile_(**given, memory=kind(200), batch_size=kind(4))
+    arguments = Cell(W), jnp.zeros((4, 2, 2)), jnp.zeros((4, 2, 3)), squared
+    for name in ("verify", "compare", "bptt"):
+        inspect.unwrap(getattr(etpc, name))(*arguments, batch_size=kind(2))
+    window = inspect.unwrap(etpc.bptt)(*arguments, batch_size=2, window=kind(3))
+    expected = etpc.bptt(*arguments, batch_size=2, window=3)
+    np.testing.assert_array_equal(window[1].weight, expected[1].weight)
+
+
+@pytest.mark.parametrize("lead", [(5,), (4, 5)])
+def test_inputs_with_axes_of_time_and_batch(lead):
+    words = r"inputs= has shape \[(4, )?5, 2\].*it takes \[2\].*one step of one example.*xs\[0, 0\]"
+    with pytest.raises(etpc.InputError, match=words) as caught:
+        etpc.compile(Cell(W), inputs=jnp.zeros((*lead, 2)))
+    assert "dot_general" in str(caught.value.__cause__)
+
+
+def test_inputs_that_never_fit_keep_their_error():
+    with pytest.raises(TypeError, match="dot_general"):
+        etpc.compile(Cell(W), inputs=jnp.zeros((5, 7)))
+
+
+BATCHES = {
+    "verify": lambda *given, **more: etpc.verify(*given, **more),
+    "compare": lambda *given, **more: etpc.compare(*given, ["d_rtrl", etpc.TBPTT(2)], **more),
+    "compare, TBPTT alone": lambda *given, **more: etpc.compare(*given, [etpc.TBPTT(2)], **more),
+    "bptt": lambda *given, **more: etpc.bptt(*given, **more),
+}
+
+
+@pytest.mark.parametrize("call", BATCHES.values(), ids=BATCHES)
+def test_a_batch_size_that_was_forgotten(call):
+    given = Cell(W), jnp.zeros((4, 5, 2)), jnp.zeros((4, 5, 3)), squared
+    words = r"xs has shape \[4, 5, 2\], and as batch_size= is not given.*takes \[2\].*batch_size=5"
+    with pytest.raises(etpc.InputError, match=words):
+        call(*given)
+    call(*given, batch_size=5)
+    words = (
+        r"xs has shape \[4, 2\], and as batch_size=4 is given.*it takes \[2\]\. Leave batch_size"
+    )
+    with pytest.raises(etpc.InputError, match=words):
+        call(Cell(W), jnp.zeros((4, 2)), jnp.zeros((4, 3)), squared, batch_size=4)
+    with pytest.raises(TypeError, match="dot_general"):
+        call(Cell(W), jnp.zeros((4, 5, 7)), jnp.zeros((4, 5, 3)), squared)
 
 
 def test_reduction():

@@ -48,7 +48,11 @@ class Case:
     def online(self, algo, split=T):
         """The gradient of a program; in two calls where `split` is less than T."""
         program = self.program(algo)
-        run, carry, total = program.value_and_grad(models.loss), program.init(self.batch), None
+        run, carry, total = (
+            program.value_and_grad(models.loss, "sum"),
+            program.init(self.batch),
+            None,
+        )
         for part in (slice(0, split), slice(split, T)):
             xs, targets = jax.tree.map(lambda a, part=part: a[part], self.data)
             if len(jax.tree.leaves(xs)[0]):
@@ -163,7 +167,7 @@ def test_a_broken_trace_is_seen():
     case = Case(models.named("mingru"))
     reference = case.reference("bptt")
     program = case.program(etpc.D_RTRL(window=2))
-    run, carry, total = program.value_and_grad(models.loss), program.init(), None
+    run, carry, total = program.value_and_grad(models.loss, "sum"), program.init(), None
     for start in range(0, T, 2):
         xs, targets = jax.tree.map(lambda a, start=start: a[start : start + 2], case.data)
         fresh = eqx.tree_at(lambda c: c.traces, carry, program.init().traces)

@@ -56,7 +56,7 @@ def test_every_property_on_a_recurrent_program():
 def test_an_evaluation_equals_a_compiled_one():
     case = fast.Case(RECURRENT)
     program = case.program_of(etpc.D_RTRL(window=2))
-    run = program.value_and_grad(grammar.loss)
+    run = program.value_and_grad(grammar.loss, "sum")
     given = case.model, case.xs, case.targets, program.init()
     (loss, _), grads = evaluate.run(run)(*given)
     (compiled_loss, _), compiled = run(*given)

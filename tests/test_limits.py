@@ -111,7 +111,7 @@ def effects():
         return 0.5 * h + w @ x
 
     program = compiled(noisy)
-    run = program.value_and_grad(lambda y, t: (y**2).sum())
+    run = program.value_and_grad(lambda y, t: (y**2).sum(), "sum")
     jax.block_until_ready(run(W, jnp.ones((3, 2)), jnp.zeros(3), program.init()))
     jax.effects_barrier()
 

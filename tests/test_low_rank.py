@@ -82,7 +82,7 @@ def loss(y, target):
 
 def online(model, algo, state, window=W):
     program = etpc.compile(model, algo, inputs=XS[0], state=state, weights="all")
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
     (_, carry), grads = run(model, XS, jnp.full(T, 0.3), program.init())
     return program, grads.w, carry
 
@@ -167,7 +167,9 @@ def test_a_trace_of_low_rank_is_kept_without_error():
     grads = []
     for algo in (etpc.ES_D_RTRL(1, window=2), etpc.D_RTRL(window=2)):
         program = etpc.compile(w, algo, inputs=XS[0], state=state, step=step)
-        grads.append(program.value_and_grad(loss)(w, XS, jnp.zeros(T), program.init(None))[1])
+        grads.append(
+            program.value_and_grad(loss, "sum")(w, XS, jnp.zeros(T), program.init(None))[1]
+        )
     np.testing.assert_allclose(*grads, rtol=0, atol=1e-7 * np.abs(grads[1]).max())
 
 
@@ -189,7 +191,7 @@ def test_memory_is_that_of_the_factors():
 def test_a_batch_is_the_mean_of_its_examples():
     model, state = MODELS["adaptive"]
     program = etpc.compile(model, etpc.ES_D_RTRL(2, window=W), inputs=XS[0], state=state)
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
     several = [XS, XS[::-1], 0.5 * XS]
     alone = [run(model, xs, jnp.zeros(T), program.init())[1].w for xs in several]
     xs = jnp.stack(several, 1)

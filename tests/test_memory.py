@@ -65,7 +65,7 @@ def of_gradient(cls, window, steps, donate=True):
     """Bytes of the compiled `value_and_grad`, by use."""
     arrays, static = eqx.partition(build(cls)[0], eqx.is_array)
     program = compiled(cls, window)
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
 
     def call(arrays, xs, targets, carry):
         return run(eqx.combine(arrays, static), xs, targets, carry)
@@ -141,7 +141,7 @@ def test_that_of_backpropagation_through_time_does():
 
     def reference(arrays, xs, targets):
         model = eqx.combine(arrays, static)
-        return etpc.bptt(model, xs, targets, loss, state=state, batch_size=B)
+        return etpc.bptt(model, xs, targets, loss, state=state, batch_size=B, reduction="sum")
 
     short, long = (
         jax.jit(reference).lower(arrays, *sequence(steps)).compile().memory_analysis()
@@ -157,7 +157,7 @@ def test_nothing_is_compiled_again(batch, caplog):
     lead = (6,) if batch is None else (6, batch)
     xs, targets = jnp.ones((*lead, I), jnp.float32), jnp.ones((*lead, O), jnp.float32)
     program = etpc.compile(model, etpc.D_RTRL(window=2), inputs=xs[(0,) * len(lead)], state=state)
-    alone = program.value_and_grad(loss)
+    alone = program.value_and_grad(loss, "sum")
     runs = alone, jax.jit(alone), lambda model, xs, _, carry: program.scan(model, xs, carry)
     fresh = program.init(batch)
 

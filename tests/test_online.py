@@ -285,6 +285,19 @@ def test_what_is_no_number_stays_in_its_example(algo):
         same(entry(again, b), entry(carry, b))
 
 
+def test_numbers_of_other_types():
+    make = inspect.unwrap(etpc.online)
+    xs, targets = data()
+    found = []
+    for every, decay in ((2, 0.5), (np.int64(2), np.float32(0.5)), (jnp.int32(2), np.float64(0.5))):
+        learner = make(program_of(), loss, optax.sgd(0.1), every, reward_decay=decay)
+        assert (type(learner.every), type(learner.reward_decay)) == (int, float)
+        reward = jnp.ones((T, B))
+        found.append(learner.update(PLAIN, *learner.init(PLAIN, B), xs, targets, reward=reward))
+    same(found[0], found[1])
+    same(found[0], found[2])
+
+
 # --- episodes -------------------------------------------------------------------------------------
 
 
@@ -309,7 +322,9 @@ def test_reset_of_one_example(algo):
         assert any(len(trace) == 4 for trace in again.traces)
     if algo == D:
         alone = program.init()
-        (_, moved), _ = program.value_and_grad(loss)(RECURRENT, xs[:, 0], targets[:, 0], alone)
+        (_, moved), _ = program.value_and_grad(loss, "sum")(
+            RECURRENT, xs[:, 0], targets[:, 0], alone
+        )
         same(program.reset(moved, False), moved)
         key = moved.state["key"]
         expected = eqx.tree_at(lambda c: c.state["key"], alone, key)
@@ -326,7 +341,9 @@ def test_resets_at_any_step_against_backpropagation():
     for b in range(B):
         starts = [*np.flatnonzero(reset[:, b]), T]
         for one, end in itertools.pairwise(starts):
-            value, grads = etpc.bptt(PLAIN, xs[one:end, b], targets[one:end, b], loss)
+            value, grads = etpc.bptt(
+                PLAIN, xs[one:end, b], targets[one:end, b], loss, reduction="sum"
+            )
             total = total + value / B
             grads = jax.tree.map(lambda g: g / B, grads)
             expected = grads if expected is None else jax.tree.map(jnp.add, expected, grads)

@@ -1,5 +1,8 @@
 """A compiled program: its calls agree with each other, under JAX's transformations, and it can be read."""
 
+import dataclasses
+import inspect
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import etpc
 from etpc.analyse import analyse
 from etpc.plan import plan
 from etpc.trace import trace
+from tests import test_online
 
 T, B, I, O = 5, 3, 2, 3
 ES = etpc.ES_D_RTRL(0.7, window=2)
@@ -102,7 +106,7 @@ def arrays(grads):
 def test_calls_scan_and_value_and_grad_agree(algo, batch):
     program, (xs, targets) = program_of(algo), data(batch)
     start, batched = program.init(batch), batch is not None
-    (value, carry), grads = program.value_and_grad(loss)(MODEL, xs, targets, start)
+    (value, carry), grads = program.value_and_grad(loss, "sum")(MODEL, xs, targets, start)
     assert isinstance(grads, Net)
     assert grads.name is None
     assert all(jnp.abs(g).max() > 1e-3 for g in arrays(grads)[:4])
@@ -142,7 +146,7 @@ def test_calls_scan_and_value_and_grad_agree(algo, batch):
 @pytest.mark.parametrize("algo", [D, ES], ids=["D", "ES"])
 def test_two_parts_of_a_stream_sum_to_the_whole(algo):
     program, (xs, targets) = program_of(algo), data()
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
     (whole, end), grads = run(MODEL, xs, targets, program.init())
     (first, carry), one = run(MODEL, *at((xs, targets), slice(0, 3)), program.init())
     (second, carry), two = run(MODEL, *at((xs, targets), slice(3, T)), carry)
@@ -157,8 +161,8 @@ def test_two_parts_of_a_stream_sum_to_the_whole(algo):
 
 def test_mean_is_the_sum_over_steps():
     program, (xs, targets) = program_of(), data()
-    (total, _), grads = program.value_and_grad(loss)(MODEL, xs, targets, program.init())
-    (mean, _), means = program.value_and_grad(loss, "mean")(MODEL, xs, targets, program.init())
+    (total, _), grads = program.value_and_grad(loss, "sum")(MODEL, xs, targets, program.init())
+    (mean, _), means = program.value_and_grad(loss)(MODEL, xs, targets, program.init())
     assert float(mean) == pytest.approx(float(total) / T, rel=1e-12)
     close(arrays(means), [g / T for g in arrays(grads)])
 
@@ -190,7 +194,7 @@ def test_cotangents_of_a_carry_are_dropped():
 
 def test_under_filter_jit():
     program, (xs, targets) = program_of(), data()
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
     (value, carry), grads = run(MODEL, xs, targets, program.init())
     (value_, carry_), grads_ = eqx.filter_jit(run)(MODEL, xs, targets, program.init())
     assert float(value) == pytest.approx(float(value_), rel=1e-12)
@@ -200,7 +204,7 @@ def test_under_filter_jit():
 
 def test_vmap_of_one_stream_is_a_batch():
     program, (xs, targets) = program_of(), data(B)
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
     batched = program.init(B)
     (value, carry), grads = run(MODEL, xs, targets, batched)
     each = etpc.Carry(batched.state, batched.traces, batched.fresh, batched.program, False)
@@ -223,6 +227,119 @@ def test_scan_over_calls():
     carry_, ys_ = jax.lax.scan(body, program.init(), xs)
     close(ys, ys_)
     close(carry, carry_)
+
+
+RANK = etpc.ES_D_RTRL(1, window=1)
+IN_SCAN = {
+    "D": D,
+    "ES": ES,
+    "RTRL": etpc.RTRL(window=2),
+    "rank": RANK,
+    "exact": etpc.D_RTRL(window=1, in_window="exact"),
+}
+
+
+@pytest.mark.parametrize("batch", [None, B])
+@pytest.mark.parametrize("algo", IN_SCAN.values(), ids=IN_SCAN)
+def test_gradients_of_calls_in_a_scan(algo, batch):
+    """As a training loop of one's own has them: `jax.grad` around a `lax.scan` of calls."""
+    program, (xs, targets) = program_of(algo), data(batch)
+    parameters, rest = eqx.partition(MODEL, eqx.is_inexact_array)
+    each = loss if batch is None else lambda y, t: jax.vmap(loss)(y, t).mean()
+
+    @jax.jit
+    @jax.value_and_grad
+    def total(parameters):
+        model = eqx.combine(parameters, rest)
+
+        def body(carry, given):
+            x, target = given
+            y, carry = program(model, x, carry)
+            return carry, each(y, target)
+
+        return jax.lax.scan(body, program.init(batch), (xs, targets))[1].mean()
+
+    value, grads = total(parameters)
+    run = program.value_and_grad(loss)
+    (expected, _), expected_grads = run(MODEL, xs, targets, program.init(batch))
+    assert all(jnp.abs(g).max() > 1e-3 for g in arrays(grads)[:4])
+    assert float(value) == pytest.approx(float(expected), rel=1e-12)
+    close(arrays(grads), arrays(expected_grads))
+
+
+def online_gradient(model, algo, steps):
+    """Of a model whose transitions depend on data, so that a rank of one is an approximation."""
+    program, (xs, targets) = test_online.program_of(model, algo), test_online.data(steps)
+    run, carry = program.value_and_grad(test_online.loss), program.init(test_online.B)
+    return program, xs, targets, run(model, xs, targets, carry)[1]
+
+
+def test_gradients_of_windows_in_a_scan():
+    """The same around windows, which then are those of the program."""
+    model, algo = test_online.RECURRENT, etpc.ES_D_RTRL(1, window=2)
+    program, xs, targets, expected = online_gradient(model, algo, 6)
+    parameters, rest = eqx.partition(model, eqx.is_inexact_array)
+
+    def total(parameters):
+        def body(carry, given):
+            ys, carry = program.scan(eqx.combine(parameters, rest), given[0], carry)
+            return carry, jax.vmap(jax.vmap(test_online.loss))(ys, given[1]).mean()
+
+        pieces = jax.tree.map(lambda a: a.reshape(3, 2, *a.shape[1:]), (xs, targets))
+        return jax.lax.scan(body, program.init(test_online.B), pieces)[1].mean()
+
+    grads = jax.jit(jax.grad(total))(parameters)
+    close(jax.tree.leaves(grads), jax.tree.leaves(expected))
+    other = online_gradient(model, RANK, 6)[-1]
+    assert jnp.abs(other.rec - expected.rec).max() > 1e-6
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+WINDOWS = {
+    "D": (etpc.D_RTRL(), {20: 20, 26: 13, 37: 16, 48: 16, 10: 10}),
+    "decay": (etpc.ES_D_RTRL(0.9), {20: 20, 26: 13, 37: 16}),
+    "given": (etpc.D_RTRL(window=16), {20: 16, 26: 16, 10: 10}),
+    "exact": (etpc.D_RTRL(in_window="exact"), {20: 16, 26: 16, 10: 10}),
+    "rank": (etpc.ES_D_RTRL(1), {20: 16, 26: 16, 10: 10}),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_window_for(case):
+    """Near the one that is shown only where that does not matter."""
+    algo, expected = WINDOWS[case]
+    program = program_of(algo)
+    assert "window 16" in str(program)
+    assert {steps: program.window_for(steps) for steps in expected} == expected
+    window_for = inspect.unwrap(etpc.Program.window_for)
+    assert window_for(program, np.int64(26)) == expected[26]
+    with pytest.raises(etpc.InputError, match="steps must be an int >= 1, not 0"):
+        program.window_for(0)
+
+
+@pytest.mark.parametrize("case", ["exact", "rank"])
+def test_the_window_shown_is_the_window_used(case):
+    """20 steps in windows of 16 and 4, and not in one of 20, nor in two of 10."""
+    algo, _ = WINDOWS[case]
+    found, *others = (
+        online_gradient(test_online.RECURRENT, rule, 20)[-1]
+        for rule in (algo, *(dataclasses.replace(algo, window=w) for w in (16, 10, 20)))
+    )
+    close(jax.tree.leaves(found), jax.tree.leaves(others[0]))
+    for other in others[1:]:
+        assert jnp.abs(found.rec - other.rec).max() > 1e-6
+
+
+def test_the_window_that_is_near_gives_the_same_gradient():
+    xs, targets = data(steps=26)
+    grads = []
+    for algo in (etpc.D_RTRL(), etpc.D_RTRL(window=16), etpc.D_RTRL(window=1)):
+        program = program_of(algo)
+        grads.append(program.value_and_grad(loss)(MODEL, xs, targets, program.init())[1])
+    for other in grads[1:]:
+        close(arrays(grads[0]), arrays(other))
 
 
 def test_each_example_of_a_batch_has_noise_of_its_own():
@@ -267,7 +384,7 @@ def test_memory_of_factored_traces():
 
 def test_memory_does_not_grow_with_time():
     program = program_of(etpc.D_RTRL(window=8))
-    run = program.value_and_grad(loss)
+    run = program.value_and_grad(loss, "sum")
 
     def bytes_for(steps):
         xs, targets = data(4, steps)
@@ -385,13 +502,13 @@ def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(in_w
 
     w, xs, state = jnp.ones((3, 2)), jnp.ones((5, 2)), jnp.zeros(3)
     loss = lambda y, target: jnp.sum((y - target) ** 2)
-    _, expected = etpc.bptt(w, xs, jnp.zeros(5), loss, state=state, step=step)
+    _, expected = etpc.bptt(w, xs, jnp.zeros(5), loss, state=state, step=step, reduction="sum")
     assert np.isfinite(expected).all()
     for algo in (etpc.D_RTRL, etpc.ES_D_RTRL):
         program = etpc.compile(
             w, algo(window=2, in_window=in_window), inputs=xs[0], state=state, step=step
         )
-        (_, carry), grads = program.value_and_grad(loss)(w, xs, jnp.zeros(5), program.init())
+        (_, carry), grads = program.value_and_grad(loss, "sum")(w, xs, jnp.zeros(5), program.init())
         assert np.isfinite(grads).all()
         assert not carry.fresh
         if program.ops[0].exact:
@@ -407,7 +524,7 @@ def test_a_weight_without_inputs(algo):
     model = {"none": jnp.zeros((5, 0)), "w": jnp.ones((5, 3))}
     xs = jnp.ones((6, 3))
     program = etpc.compile(model, algo, inputs=xs[0], state=jnp.zeros(5), step=step)
-    run = program.value_and_grad(lambda y, t: jnp.sum(y**2))
+    run = program.value_and_grad(lambda y, t: jnp.sum(y**2), "sum")
     _, grads = run(model, xs, jnp.zeros(6), program.init())
     assert grads["none"].shape == (5, 0)
     assert jnp.abs(grads["w"]).min() > 0
@@ -423,7 +540,7 @@ def test_a_carry_that_is_donated_is_a_copy():
         return a + b, (a, 0.5 * b, key)
 
     program = etpc.compile(jnp.ones(2), inputs=zero, state=(zero, zero, key), step=step)
-    run = program.value_and_grad(lambda y, t: jnp.sum((y - t) ** 2))
+    run = program.value_and_grad(lambda y, t: jnp.sum((y - t) ** 2), "sum")
     donating = jax.jit(lambda w, xs, carry: run(w, xs, xs, carry), donate_argnums=2)
     xs = jnp.arange(6.0).reshape(3, 2)
     for _ in range(2):

@@ -136,7 +136,9 @@ def compiled(name, algo, **options):
 
 def gradient(program, window_of=XS):
     targets = jnp.full(len(window_of), 0.3)
-    (_, carry), grads = program.value_and_grad(loss)(MODEL, window_of, targets, program.init())
+    (_, carry), grads = program.value_and_grad(loss, "sum")(
+        MODEL, window_of, targets, program.init()
+    )
     return carry, grads
 
 
@@ -163,7 +165,7 @@ def test_ranks_that_are_proved(name):
     np.testing.assert_allclose(grads["w"], full["w"], rtol=0, atol=1e-9 * np.abs(full["w"]).max())
     if exact:
         targets = jnp.full(T, 0.3)
-        _, bptt = etpc.bptt(MODEL, XS, targets, loss, state=state, step=step)
+        _, bptt = etpc.bptt(MODEL, XS, targets, loss, state=state, step=step, reduction="sum")
         np.testing.assert_allclose(grads["w"], bptt["w"], rtol=0, atol=1e-9)
 
 
@@ -361,7 +363,7 @@ def test_a_certificate_is_never_violated(name, rank, window, in_window, batch, s
     ):
         program = etpc.compile(model, algo, inputs=xs[0, 0], state=state, step=step, weights="all")
         carry = program.init(batch_size=batch)
-        run, total = program.value_and_grad(loss), 0.0
+        run, total = program.value_and_grad(loss, "sum"), 0.0
         for half in (xs[:7], xs[7:]):  # a carry that is passed on
             (_, carry), grad = run(model, half, jnp.zeros((len(half), batch)), carry)
             total = total + np.asarray(grad[weight])
@@ -388,11 +390,11 @@ def test_a_certificate_says_something():
     bounds, errors = [], []
     targets = jnp.zeros(30)
     full = etpc.compile(model, etpc.D_RTRL(window=3), inputs=xs[0], state=state, step=step)
-    exact = full.value_and_grad(loss)(model, xs, targets, full.init())[1]["w"]
+    exact = full.value_and_grad(loss, "sum")(model, xs, targets, full.init())[1]["w"]
     for rank in (1, 2, 4):
         algo = etpc.ES_D_RTRL(rank, window=3, certificate=True)
         program = etpc.compile(model, algo, inputs=xs[0], state=state, step=step)
-        run = program.value_and_grad(loss)
+        run = program.value_and_grad(loss, "sum")
         (_, carry), grads = run(model, xs, targets, program.init())
         (bound,) = program.certificate(carry)
         assert bound.path == "['w']"

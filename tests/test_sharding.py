@@ -56,7 +56,7 @@ whole = [etpc.D_RTRL(window=2), etpc.D_RTRL(window=3, in_window="exact")]
 others = [etpc.ES_D_RTRL(0.9, window=2), etpc.ES_D_RTRL(2, window=2), etpc.SnAp(1, window=2)]
 for algo in whole if "pieces" in sys.argv else whole + others:
     program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(20), step=step)
-    run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum())
+    run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum(), "sum")
     fresh = program.init(16)
     (alone, after), grads_alone = run(model, xs, targets, fresh)
     (_, _), later_alone = run(model, xs, targets, after)
@@ -122,7 +122,7 @@ def step(m, x, h):
 program = etpc.compile(
     model, etpc.D_RTRL(window=2), inputs=xs[0, 0], state=jnp.zeros(N), step=step
 )
-run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum())
+run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum(), "sum")
 _, alone = run(model, xs, targets, program.init(2))
 arguments = (jax.tree.map(spread, (model, xs, targets, program.init(2))))
 (_, carry), grads = run(*arguments)
@@ -175,7 +175,7 @@ def step(m, x, h):
 
 for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(0.9, window=2):
     program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(N), step=step)
-    run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum())
+    run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum(), "sum")
     fresh = program.init(B)
     _, alone = run(model, xs, targets, fresh)
     weights = jax.tree.map(lambda a: by_neuron(a, 0), model)

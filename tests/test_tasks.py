@@ -100,7 +100,12 @@ def test_networks_are_alive(module) -> None:
     assert steps % (task.every or steps) == 0
     weights = arms.full_mask(xs, mask)
     _, grads = etpc.bptt(
-        model, xs, (targets, weights), arms.weighted(task.loss_fn), batch_size=task.batch_size
+        model,
+        xs,
+        (targets, weights),
+        arms.weighted(task.loss_fn),
+        batch_size=task.batch_size,
+        reduction="sum",
     )
     for grad in jax.tree.leaves(grads):
         assert jnp.isfinite(grad).all()
@@ -164,7 +169,7 @@ def test_truncated_backpropagation_is_that_of_the_package(window: int | None) ->
     gradient = arms.backpropagation(loss_fn, window)
     (loss, _), grads = gradient(model, xs, (targets, mask), state)
     loss_wanted, wanted = etpc.bptt(
-        model, xs, (targets, mask), loss_fn, batch_size=8, window=window
+        model, xs, (targets, mask), loss_fn, batch_size=8, window=window, reduction="sum"
     )
     np.testing.assert_allclose(loss, loss_wanted, rtol=1e-12)
     assert arms.fidelity(grads, wanted)[0] < 1e-12

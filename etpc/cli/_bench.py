@@ -14,6 +14,7 @@ from .._compare import TBPTT, TOTAL, short_name
 from .._verify import _bptt, compare_one, flat_gradients, full_state
 from ..algorithms import Algorithm
 from ..run import Program
+from ..run._loss import Loss
 from ._task import Data, Task
 
 
@@ -118,7 +119,7 @@ def bench(
 
 
 def _online(name: str, program: Program, task: Task, data: Data) -> _Call:
-    run = program.value_and_grad(data.loss_fn)
+    run = program.value_and_grad(data.loss_fn, reduction="sum")
 
     def gradient(model: Any, xs: Any, targets: Any, carry: Any) -> tuple[Any, Any]:
         (_, carry), grads = run(model, xs, targets, carry)
@@ -130,9 +131,12 @@ def _online(name: str, program: Program, task: Task, data: Data) -> _Call:
 def _reverse(name: str, window: int | None, task: Task, data: Data, program: Program) -> _Call:
     """BPTT from the initial state, cut after each window if there is one."""
 
+    loss = Loss.of(data.loss_fn, has_aux=False)
+
     def gradient(model: Any, xs: Any, targets: Any, start: Any) -> tuple[Any, Any]:
         batched = data.batch_size is not None
-        _, grads = _bptt(model, xs, targets, data.loss_fn, start, task.step, batched, window=window)
+        given = model, xs, targets, loss, start, task.step, None, batched, "sum", window
+        _, grads, _ = _bptt(*given)
         return grads, start
 
     start = full_state(program, program.init(data.batch_size))

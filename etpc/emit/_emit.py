@@ -65,8 +65,9 @@ class Window:
         `weights`, where the derivative is the online gradient, and by `xs`: under "truncated" an
         input has the gradient of its own step, and under "exact" that of its window. By `xs` it
         costs more, and is done only where it is asked for.
-    - `learn(weights, others, xs, state, traces, fresh, loss_of) -> (loss, sums, state, traces)`:
-        a window and the gradient of `loss_of(ys)` by the weights. As it knows that the traces are
+    - `learn(weights, others, xs, state, traces, fresh, loss_of) -> (loss, aux, sums, state, traces)`:
+        a window, `loss_of(ys) -> (loss, aux)` and the gradient of the loss by the weights. As it knows
+        that the traces are
         read no more, they are overwritten. The gradient is in sums that several windows may add to,
         from `no_sums(weights)` to `gradient(sums)`: what traces give is added up in their own order
         of axes.
@@ -140,11 +141,11 @@ def emit(plan: Plan) -> Window:
 
     def learn(weights, others, xs, state, traces, fresh, loss_of):
         (ys, last), factors, residuals = emitter.window(weights, others, xs, state, traces, fresh)
-        loss, pull = jax.vjp(loss_of, ys)
+        loss, pull, aux = jax.vjp(loss_of, ys, has_aux=True)
         (ys_bar,) = pull(jnp.ones_like(loss))
         grads, _, starts = emitter.backward(residuals, ys_bar, read_traces=False)
         traces, entries = emitter.advance(factors, traces, starts)
-        return loss, (list(grads), entries), last, traces
+        return loss, aux, (list(grads), entries), last, traces
 
     return Window(plan, step.forward, prefix, run, learn)
 

@@ -4,14 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from .._errors import InputError, InputTypeError, SelectionError, raise_together
+from .._errors import (
+    InputError,
+    InputTypeError,
+    SelectionError,
+    checked_count,
+    raise_together,
+)
 from ..algorithms import ES_D_RTRL, Algorithm, Auto, resolve
 from ..analyse import analyse
 from ..emit import emit
 from ..plan import DEFAULT_MEMORY, choose, plan, selected
 from ..trace import path_text, trace
-from ..trace._leaves import is_array
+from ..trace._leaves import is_array, shape_of
 from ._program import Program
 from ._ranks import choose_ranks
 
@@ -53,14 +60,17 @@ def compile(
     **Returns** the [`Program`][etpc.Program].
 
     **Raises** `etpc.ModelError`, `etpc.UnsupportedError`, `etpc.SelectionError`,
-    `etpc.AlgorithmError`, `etpc.MemoryLimitError`; each says what, where, why, and what to do.
+    `etpc.AlgorithmError`, `etpc.MemoryLimitError`, `etpc.InputError`; each says what, where, why, and what to do.
     """
     algorithm = resolve(algo)
-    _check_size("batch_size", batch_size)
-    if memory is not None:
-        _check_size("memory", memory)
+    batch_size = checked_count("batch_size", batch_size)
+    memory = None if memory is None else checked_count("memory", memory)
     chosen = _selected(model, weights)
-    traced = trace(model, inputs, state, step)
+    try:
+        traced = trace(model, inputs, state, step)
+    except Exception as error:
+        _blame_axes(error, model, inputs, state, step)
+        raise
     analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
     choice = None
     if isinstance(algorithm, Auto):
@@ -75,9 +85,33 @@ def compile(
     return Program(emit(planned))
 
 
-def _check_size(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be an int >= 1, not {value!r}.")
+def fits(model: Any, inputs: Any, state: Any, step: Any) -> bool:
+    """Whether the model takes inputs of these shapes."""
+    try:
+        trace(model, inputs, state, step)
+    except Exception:
+        return False
+    return True
+
+
+def _blame_axes(error: Exception, model: Any, inputs: Any, state: Any, step: Any) -> None:
+    """Raise `InputError` if the model takes the inputs without their first one or two axes."""
+    shapes = jax.tree.map(shape_of, inputs)
+    for count in (1, 2):
+        if not all(a.ndim >= count for a in jax.tree.leaves(shapes)):
+            return
+        fewer = jax.tree.map(lambda a, n=count: jax.ShapeDtypeStruct(a.shape[n:], a.dtype), shapes)
+        if fits(model, fewer, state, step):
+            raise InputError(
+                f"inputs= has shape {shapes_text(shapes)}, which the model does not take; it takes "
+                f"{shapes_text(fewer)}. `inputs=` is the input of one step of one example: leave axes "
+                "for time and batch out, as in `xs[0, 0]` of data with axes [T, B, ...]."
+            ) from error
+
+
+def shapes_text(tree: Any) -> str:
+    """The shapes of the leaves of a tree."""
+    return ", ".join(str(list(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree))
 
 
 class _Place:

@@ -1,6 +1,7 @@
 """Training on a stream: the weights move every few steps, and the traces go on."""
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
 
-from .._errors import InputError, InputTypeError, raise_together
+from .._errors import InputError, InputTypeError, raise_together, whole_number
+from ._loss import (
+    NO_LOSS,
+    NO_REDUCTION,
+    REDUCTIONS,
+    Loss,
+    checked_weights,
+    finite_where_masked,
+    reduced,
+)
 from ._program import Carry, Program, check_targets, checked_reset
 
 
@@ -32,14 +41,17 @@ class Online:
     def __init__(
         self,
         program: Program,
-        loss_fn: Callable[[Any, Any], Array],
+        loss_fn: Callable[[Any, Any], Any],
         optimizer: Any,
         every: int,
         reduction: str,
         reward_decay: float | None,
+        has_aux: bool = False,
     ):
         self.program, self.loss_fn, self.optimizer = program, loss_fn, optimizer
         self.every, self.reduction, self.reward_decay = every, reduction, reward_decay
+        self.has_aux = has_aux
+        self._loss = Loss.of(loss_fn, has_aux)
         self._jit_updates = jax.jit(self._updates)
 
     def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
@@ -69,28 +81,30 @@ class Online:
         mask: Any = None,
         reset: Any = None,
         reward: Any = None,
-    ) -> tuple[Any, Any, Any, Float[Array, " N"]]:
+    ) -> tuple[Any, ...]:
         """T steps of the stream, and an update after every W of them, on the device in one go.
 
         **Arguments:**
 
         - `model`, `opt_state`, `carry`: from `init` or from an update before.
         - `xs`, `targets`: leading axis T, a multiple of W, then B if the carry has a batch axis.
-        - `mask`: [T, B], the weight of the loss of each example at each step; booleans or numbers.
-            Where it is zero nothing comes from the loss, be the output or the target no number, and
-            an input that is no finite number is read as zero, so that sequences may be padded with
-            anything. The mean is then over the weights: `sum(mask * loss) / sum(mask)` for each
+        - `mask`: [T, B], the weight of the loss of each example at each step; booleans or real
+            numbers. Where it is zero nothing comes from the loss, be the output, the target or the
+            loss NaN, and an input that is not finite is read as zero, so that sequences may be padded
+            with anything. The mean is then over the weights: `sum(mask * loss) / sum(mask)` for each
             update, and zero where all are zero. With `reduction="sum"` it is `sum(mask * loss) / B`.
-            Where nothing is masked, an example that is no number makes the gradient so, which is a
-            sum over the batch; the states and traces of the others stay as they are, and
+            Where nothing is masked, an example that is NaN makes the gradient NaN, which is a sum
+            over the batch; the states and traces of the others stay as they are, and
             `program.reset` sets that one back.
         - `reset`: booleans; True where an example begins a new stream (see
             [`Program.reset`][etpc.Program.reset]). [T, B] at any step, and then windows are one step
-            long, which is slower; or [T / W, B] at the first steps after updates alone.
+            long, which is slower, and another gradient where that depends on the window; or
+            [T / W, B] at the first steps after updates alone.
         - `reward`: [T, B], with `reward_decay` alone: the third factor.
 
         **Returns** `(model, opt_state, carry, losses)`, with the loss of each of the
-        N = T / W updates, before it.
+        N = T / W updates, before it; and with `has_aux` as a fifth one what `loss_fn` returned
+        besides, with leading axes [T, B], or [T].
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
@@ -106,8 +120,8 @@ class Online:
                 f"xs has {lead[0]} steps, and the weights move every {self.every}. Pass a multiple "
                 f"of {self.every} steps; the carry goes on from call to call."
             )
-        mask = _checked_weights("mask", mask, lead)
-        reward = _checked_weights("reward", reward, lead)
+        mask = checked_weights("mask", mask, lead)
+        reward = checked_weights("reward", reward, lead)
         if (reward is None) != (self.reward_decay is None):
             raise InputError(
                 "reward and reward_decay belong together: pass `reward=` to each update of an "
@@ -119,26 +133,25 @@ class Online:
             axes = ["[T, B]", "[T / W, B]"] if stream.batched else ["[T]", "[T / W]"]
             reset = checked_reset(reset, [lead, by_update], axes)
         floats, others = self._split(parameters)
-        floats, opt_state, carry, losses = self._jit_updates(
-            floats, others, opt_state, carry, leaves, targets, mask, reset, reward
+        floats, opt_state, carry, losses, aux = self._jit_updates(
+            self._loss, floats, others, opt_state, carry, leaves, targets, mask, reset, reward
         )
-        return self._with_floats(model, floats), opt_state, carry, losses
+        result = self._with_floats(model, floats), opt_state, carry, losses
+        return (*result, aux) if self.has_aux else result
 
     # --- the compiled part ---
 
     def _updates(
-        self, floats, others, opt_state, carry, xs, targets, mask, reset, reward
+        self, loss, floats, others, opt_state, carry, xs, targets, mask, reset, reward
     ) -> tuple[Any, ...]:
         program, every = self.program, self.every
         self._check_opt_state(floats, opt_state)
         stream = self._stream(carry)
-        loss_fn = self.loss_fn
         one = (
             targets if stream.batched else jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
         )
-        program._check_loss(loss_fn, one)
-        if mask is not None:
-            xs = [_finite_where_masked(x, mask) for x in xs]
+        program._check_loss(loss, one)
+        xs = [finite_where_masked(x, mask) for x in xs]
         steps = xs[0].shape[0]
         fine = reset is not None and every > 1 and reset.shape[0] == steps
 
@@ -152,8 +165,8 @@ class Online:
             if reset is not None and not fine:
                 carry = self._restarted(carry, reset)
             parameters = self._join(floats, others)
-            loss, carry, grads = self._gradient(
-                parameters, carry, xs, targets, mask, reward, reset if fine else None
+            value, carry, grads, aux = self._gradient(
+                loss, parameters, carry, xs, targets, mask, reward, reset if fine else None
             )
             tree = program._model_tree
             changes, opt_state = self.optimizer.update(
@@ -165,7 +178,7 @@ class Online:
                 a if change is None else a + change.astype(a.dtype)
                 for a, change in zip(floats, self._floats_of(changes), strict=True)
             ]
-            return (floats, opt_state, carry), loss
+            return (floats, opt_state, carry), (value, aux)
 
         def in_pieces(a):
             a = jnp.asarray(a)
@@ -173,40 +186,30 @@ class Online:
 
         given = jax.tree.map(in_pieces, (xs, targets, mask, reward))
         reset = in_pieces(reset) if fine else reset
-        now, losses = lax.scan(body, (floats, opt_state, carry), (*given, reset))
-        return (*now, losses)
+        now, (losses, aux) = lax.scan(body, (floats, opt_state, carry), (*given, reset))
+        return (*now, losses, jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux))
 
-    def _gradient(self, parameters, carry, xs, targets, mask, reward, reset):
-        """Loss, carry and gradients of W steps. `reset` says which examples begin at which step."""
+    def _gradient(self, loss: Loss, parameters, carry, xs, targets, mask, reward, reset):
+        """Loss, carry and gradients of W steps, and what the loss returns besides.
+
+        `reset` says which examples begin at which step.
+        """
         program, stream = self.program, self._stream(carry)
-        if mask is None and reward is None:
+        if reward is None:
             return program._value_and_grad(
-                self.loss_fn, self.reduction, parameters, xs, targets, stream, reset
+                loss, self.reduction, parameters, xs, targets, stream, mask, reset
             )
-        weighted = _weighted(self.loss_fn)
-        weights = jnp.ones(xs[0].shape[: 2 if stream.batched else 1]) if mask is None else mask
-        late, after = None, None
-        if reward is not None:
-            late, after, weights = self._late(
-                parameters, carry, xs, targets, weights, reward, reset
-            )
-        loss, stream, grads = program._value_and_grad(
-            weighted, "sum", parameters, xs, (targets, weights), stream, reset
+        late, after, weights = self._late(loss, parameters, carry, xs, targets, mask, reward, reset)
+        value, stream, grads, aux = program._value_and_grad(
+            loss, "sum", parameters, xs, targets, stream, weights, reset
         )
-        if late is not None:
-            grads = jax.tree.map(jnp.add, grads, late)
-            stream = RewardCarry(stream, after)
-        if self.reduction == "mean":
-            scale = 1 / jnp.asarray(xs[0].shape[0], loss.dtype)
-            if mask is not None and reward is None:
-                total = mask.sum(dtype=loss.dtype) / (mask.shape[1] if mask.ndim == 2 else 1)
-                scale = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
-            loss, grads = jax.tree.map(lambda a: a * scale.astype(a.dtype), (loss, grads))
-        return loss, stream, grads
+        sums = value, jax.tree.map(jnp.add, grads, late)
+        value, grads = reduced(self.reduction, sums, None, xs[0].shape[0])
+        return value, RewardCarry(stream, after), grads, aux
 
     # --- rewards ---
 
-    def _late(self, parameters, carry: RewardCarry, xs, targets, weights, reward, reset):
+    def _late(self, loss: Loss, parameters, carry: RewardCarry, xs, targets, mask, reward, reset):
         """What rewards make of the gradients of earlier steps.
 
         With `G_t = d_t G_{t-1} + g_t` of each example, where d is the decay, and zero where an
@@ -222,6 +225,7 @@ class Online:
         if reset is not None:
             decay = jnp.where(reset, 0, decay)
         reward = reward.astype(decay.dtype)
+        weights = jnp.ones_like(reward) if mask is None else mask.astype(decay.dtype)
 
         def back(later, now):
             reward, decay = now
@@ -235,10 +239,10 @@ class Online:
         def one(xs, targets, weights, reset, state, traces, fresh):
             alone = Carry(state, traces, fresh, stream.program, False)
             return program._value_and_grad(
-                _weighted(self.loss_fn), "sum", parameters, xs, (targets, weights), alone, reset
+                loss, "sum", parameters, xs, targets, alone, weights, reset
             )[2]
 
-        given = xs, targets, passed * weights.astype(passed.dtype), reset
+        given = xs, targets, passed * weights, reset
         own = stream.state, stream.traces, stream.fresh
         if stream.batched:
             grads = jax.vmap(one, in_axes=(*[1] * 4, *[0] * 3))(*given, *own)
@@ -248,7 +252,7 @@ class Online:
             late = [_times(of_start, g) for g in past]
         kept = decay.prod(0)
         after = [_times(kept, g) + new for g, new in zip(past, grads, strict=True)]
-        return late, program._model_tree(after), factors * weights.astype(factors.dtype)
+        return late, program._model_tree(after), factors * weights
 
     def _stream(self, carry: Any) -> Any:
         if self.reward_decay is None:
@@ -307,12 +311,13 @@ class Online:
 
 def online(
     program: Program,
-    loss_fn: Callable[[Any, Any], Array],
+    loss_fn: Callable[[Any, Any], Any],
     optimizer: Any,
     every: int = 1,
     *,
     reduction: str = "mean",
     reward_decay: float | None = None,
+    has_aux: bool = False,
 ) -> Online:
     """Train on a stream without an end: the weights move every W steps, in constant memory.
 
@@ -330,8 +335,8 @@ def online(
         `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))`. For complex parameters it
         gets the conjugate of JAX's gradient, the direction of steepest ascent.
     - `every`: W, the number of steps between updates.
-    - `reduction`: the loss of an update is the `"mean"` or the `"sum"` over its steps. Over the
-        batch it is the mean.
+    - `reduction`: the loss of an update is the `"mean"` over its steps and the batch, or the
+        `"sum"` over its steps and the mean over the batch.
     - `reward_decay`: for rewards that come later than what earned them: a number in [0, 1), and each
         update gets a `reward` for each example and step. The gradient is then
         `sum_t r_t G_t` with `G_t = reward_decay G_{t-1} + g_t` for each example, where `g_t` is the
@@ -340,6 +345,9 @@ def online(
         as much. The loss that is returned is weighted with the rewards too. Where a reward comes with
         its own step (three-factor rules without a delay), pass it as `mask`, with
         `reduction="sum"`, at no cost.
+    - `has_aux`: `loss_fn` returns `(scalar, aux)`, where `aux` is any PyTree of arrays, such as
+        whether the example was classified correctly or its spikes. It is not differentiated, and
+        `update` returns it too.
 
     **Returns** an [`Online`][etpc.Online] with `init` and `update`.
 
@@ -366,72 +374,35 @@ def online(
     ```
     """
     problems = []
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+    steps = whole_number(every)
+    if steps is None or steps < 1:
         problems.append(
             f"every must be an int >= 1, not {every!r}. It is the number of steps between updates."
         )
-    if reduction not in ("sum", "mean"):
-        problems.append(f'reduction must be "sum" or "mean", not {reduction!r}.')
+    if reduction not in REDUCTIONS:
+        problems.append(NO_REDUCTION.format(reduction))
     if reward_decay is not None and not (
-        isinstance(reward_decay, int | float)
+        isinstance(reward_decay, numbers.Real)
         and not isinstance(reward_decay, bool)
         and math.isfinite(reward_decay)
         and 0 <= reward_decay < 1
     ):
         problems.append(f"reward_decay must lie in [0, 1), and is {reward_decay!r}.")
     raise_together(problems, InputError)
+    assert steps is not None
     wrong = []
     if not isinstance(program, Program):
         wrong.append(f"program is a {type(program).__name__}. Pass what `etpc.compile` returns.")
     if not callable(loss_fn):
-        wrong.append(f"loss_fn must be a function (y, target), not {loss_fn!r}.")
+        wrong.append(NO_LOSS.format(loss_fn))
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         wrong.append(
             f"optimizer is {optimizer!r}, which has no `init` and `update`. Pass one of Optax's, "
             "such as `optax.adam(1e-3)`."
         )
     raise_together(wrong, InputTypeError)
-    return Online(program, loss_fn, optimizer, every, reduction, reward_decay)
-
-
-def _checked_weights(name: str, weights: Any, lead: tuple[int, ...]) -> Array | None:
-    if weights is None:
-        return None
-    weights = jnp.asarray(weights)
-    axes = "[T, B]" if len(lead) == 2 else "[T]"
-    if weights.shape != lead:
-        raise InputError(
-            f"{name} has shape {list(weights.shape)}, and should have {axes} = {list(lead)}, as "
-            "the input does: one weight for each example at each step."
-        )
-    if jnp.issubdtype(weights.dtype, jnp.complexfloating):
-        raise InputError(f"{name} is {weights.dtype}, and should be booleans or real numbers.")
-    return weights
-
-
-def _finite_where_masked(x: Array, mask: Array) -> Array:
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return x
-    masked = (mask == 0).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
-    return jnp.where(masked & ~jnp.isfinite(x), jnp.zeros((), x.dtype), x)
-
-
-def _weighted(loss_fn: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Array]:
-    """A loss with a weight; one of zero keeps out what is no number, also from the derivative."""
-
-    def weighted(y, given):
-        target, weight = given
-        counts = weight != 0
-
-        def only_there(a):
-            if not eqx.is_inexact_array(a):
-                return a
-            return jnp.where(counts, a, jnp.zeros((), a.dtype))
-
-        loss = loss_fn(*jax.tree.map(only_there, (y, target)))
-        return jnp.where(counts, weight.astype(loss.dtype) * loss, 0)
-
-    return weighted
+    decay = None if reward_decay is None else float(reward_decay)
+    return Online(program, loss_fn, optimizer, steps, reduction, decay, has_aux)
 
 
 def _times(by_example: Array, a: Array) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from .._errors import AlgorithmError, InputError, InputTypeError, raise_together
+from .._errors import AlgorithmError, InputError, InputTypeError, checked_count, raise_together
 from .._jax import Tracer
 from ..algorithms import LowRank
 from ..analyse import Analysis, analyse
@@ -26,6 +26,14 @@ from ..trace import Leaves, repeat
 from ._describe import describe
 from ._explain import explain
 from ._graph import dependency_graph
+from ._loss import (
+    Loss,
+    check_reduction,
+    checked_weights,
+    finite_where_masked,
+    reduced,
+)
+from ._window import window_for
 
 
 class Carry(eqx.Module):
@@ -76,7 +84,8 @@ class Certificate:
     this. A group axis stands before O where the operation has groups."""
     gradient: Float[Array, " *G O"]
     """For each output, the norm over its inputs of the error of all gradients since `init`, added
-    up, is at most this: those of `value_and_grad(..., reduction="sum")`."""
+    up, is at most this: those of `value_and_grad(..., reduction="sum")`, of the masked losses where
+    there was a mask. With another reduction the bound is still that of the sums."""
 
 
 class Program:
@@ -94,7 +103,7 @@ class Program:
         self._id = _fingerprint(plan)
         self._seen: dict[int, Any] = {}
         self._jit_scan = jax.jit(self._scan)
-        self._jit_value_and_grad = jax.jit(self._value_and_grad, static_argnums=(0, 1))
+        self._jit_value_and_grad = jax.jit(self._masked_value_and_grad, static_argnums=1)
 
     # --- to look at ---
 
@@ -193,8 +202,18 @@ class Program:
         whole = a.cut == {op.number for op in a.ops if op.kind.mixes}
         return a if whole else analyse(a.step)
 
+    def window_for(self, steps: int) -> int:
+        """The window in which `value_and_grad` works on a sequence of so many steps.
+
+        The window that `print(program)` shows, or all steps where there are fewer. Where that window
+        was chosen and the gradient does not depend on it (no low-rank trace, and not
+        `in_window="exact"`), it is one near it that divides `steps`, so that none are left over.
+        """
+        return window_for(self.plan, checked_count("steps", steps))
+
     def memory(self, batch_size: int | None = None) -> Memory:
         """Bytes of the carry: of each trace, of the state, in all."""
+        batch_size = self._batch_size(batch_size)
         count = 1 if batch_size is None else batch_size
         traces = tuple((p.path, count * p.trace_bytes) for p in self.plan.carried)
         state = sum(
@@ -241,9 +260,10 @@ class Program:
         **Arguments:**
 
         - `batch_size`: `None` for one example without a batch axis.
+
+        **Raises** `etpc.InputError` where it is another thing than that or an int >= 1.
         """
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-            raise InputError(f"batch_size must be None or an int >= 1, not {batch_size!r}.")
+        batch_size = self._batch_size(batch_size)
         state = self._initial_state()
         if batch_size is None:  # whoever donates a carry keeps the arrays it began with
             state = [jnp.copy(value) for value in state]
@@ -253,6 +273,10 @@ class Program:
         batched = batch_size is not None
         fresh = jnp.ones(batch_size if batched else (), bool)
         return self._carry(state, traces if batched else _drop_batch(traces), fresh, batched)
+
+    @staticmethod
+    def _batch_size(given: Any) -> int | None:
+        return None if given is None else checked_count("batch_size", given, "None or an int >= 1")
 
     def _initial_state(self) -> list[Any]:
         """The array leaves of the initial state of one example."""
@@ -319,33 +343,52 @@ class Program:
         return self._step.output_leaves.join(outputs), carry
 
     def value_and_grad(
-        self, loss_fn: Callable[[Any, Any], Array], reduction: str = "sum"
-    ) -> Callable[[Any, Any, Any, Carry], tuple[tuple[Array, Carry], Any]]:
+        self,
+        loss_fn: Callable[[Any, Any], Any],
+        reduction: str = "mean",
+        *,
+        has_aux: bool = False,
+    ) -> Callable[..., tuple[tuple[Array, Any], Any]]:
         """The loss of a sequence and its online gradient, in memory that does not grow with T.
 
         **Arguments:**
 
-        - `loss_fn`: `loss_fn(y, target) -> scalar`, for one example at one step.
-        - `reduction`: over time, `"sum"` or `"mean"`. Over the batch it is the mean.
+        - `loss_fn`: `loss_fn(y, target) -> scalar`, for one example at one step. A function, or an
+            `eqx.Module` that may hold arrays; these are no parameters.
+        - `reduction`: `"mean"` over time and batch, or the `"sum"` over time and the mean over the
+            batch.
+        - `has_aux`: `loss_fn` returns `(scalar, aux)`, where `aux` is any PyTree of arrays, such as
+            whether the example was classified correctly. It is not differentiated.
 
-        **Returns** a function `(model, xs, targets, carry) -> ((loss, carry), grads)`, compiled.
-        `xs` and `targets` have a leading axis T, then B if the carry has one. `grads` has the
-        structure of the model, with `None` at leaves that are no float arrays.
+        **Returns** a function `(model, xs, targets, carry, *, mask=None) -> ((loss, carry), grads)`,
+        compiled. With `has_aux` it returns `((loss, (carry, aux)), grads)`, and `aux` has leading
+        axes [T, B], or [T].
+
+        - `xs`, `targets`: leading axis T, then B if the carry has one.
+        - `mask`: [T, B], or [T] without a batch axis: the weight of the loss of each example at each
+            step; booleans or real numbers. The mean is then `sum(mask * loss) / sum(mask)`, zero
+            where all are zero, and the sum `sum(mask * loss) / B`. Where it is zero, neither loss
+            nor gradient comes from there, be the output, the target or the loss NaN; an input that is
+            not finite is read as zero there. The state moves on at such steps too.
+        - `grads`: the structure of the model, with `None` at leaves that are no float arrays.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
-        if reduction not in ("sum", "mean"):
-            raise InputError(f'reduction must be "sum" or "mean", not {reduction!r}.')
-        if not callable(loss_fn):
-            raise InputTypeError(f"loss_fn must be a function (y, target), not {loss_fn!r}.")
+        check_reduction(reduction)
+        loss = Loss.of(loss_fn, has_aux)
 
-        def run(model: Any, xs: Any, targets: Any, carry: Carry) -> tuple[tuple[Array, Carry], Any]:
+        def run(
+            model: Any, xs: Any, targets: Any, carry: Carry, *, mask: Any = None
+        ) -> tuple[tuple[Array, Any], Any]:
             parameters = self._parameters(model)
             self._check_carry(carry)
             leaves = self._inputs(xs, carry)
             check_targets(targets, leaves, carry.batched)
-            loss, carry, grads = self._jit_value_and_grad(
-                loss_fn, reduction, parameters, leaves, targets, carry
+            mask = checked_weights("mask", mask, leaves[0].shape[: 2 if carry.batched else 1])
+            value, carry, grads, aux = self._jit_value_and_grad(
+                loss, reduction, parameters, leaves, targets, carry, mask
             )
-            return (loss, carry), self._model_tree(grads)
+            return (value, (carry, aux) if has_aux else carry), self._model_tree(grads)
 
         return run
 
@@ -377,11 +420,26 @@ class Program:
             after.append((*zero, *trace[kept:]))
         return state, after, fresh | where
 
+    def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask):
+        xs = [finite_where_masked(x, mask) for x in xs]
+        return self._value_and_grad(loss, reduction, parameters, xs, targets, carry, mask)
+
     def _value_and_grad(
-        self, loss_fn, reduction, parameters, xs, targets, carry: Carry, reset=None
+        self,
+        loss: Loss,
+        reduction: str,
+        parameters,
+        xs,
+        targets,
+        carry: Carry,
+        weights=None,
+        reset=None,
     ):
-        """`reset` [T, B], or [T] without a batch axis, says which examples begin anew at which step;
-        windows are one step then."""
+        """Loss, carry, gradients of the float leaves, and what the loss returns besides.
+
+        `weights` and `reset` have axes [T, B], or [T] without a batch axis: what the losses are
+        multiplied with, and which examples begin anew at which step; windows are one step then.
+        """
         steps = _steps(xs, targets)
         floats = self._step.model_leaves.floats
 
@@ -391,89 +449,68 @@ class Program:
                 values[i] = value
             return self._window.prefix(values, steps)
 
-        weights, pull, others = jax.vjp(prefix, [parameters[i] for i in floats], has_aux=True)
+        effective, pull, others = jax.vjp(prefix, [parameters[i] for i in floats], has_aux=True)
         xs, state, traces, fresh = self._enter(xs, carry)
+        given = targets, weights, reset
         if not carry.batched:
-            targets = jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
-            reset = None if reset is None else reset[:, None]
-        self._check_loss(loss_fn, targets)
+            given = jax.tree.map(lambda a: jnp.asarray(a)[:, None], given)
+        value_aval = self._check_loss(loss, given[0])
         batch = _batch(state)
 
         def one_window(now, given):
             state, traces, fresh, total, sums = now
-            xs, targets, reset = given
+            xs, (targets, weights, reset) = given
             if reset is not None:
                 state, traces, fresh = self._restart(state, traces, fresh, reset[0])
 
             def loss_of(ys):
                 ys = self._step.output_leaves.join(ys)
-                return jax.vmap(jax.vmap(loss_fn))(ys, targets).sum() / batch
+                losses, aux = jax.vmap(jax.vmap(loss))(ys, targets, weights)
+                return losses.sum() / batch, aux
 
-            loss, more, state, traces = self._window.learn(
-                weights, others, xs, state, traces, fresh, loss_of
+            value, aux, more, state, traces = self._window.learn(
+                effective, others, xs, state, traces, fresh, loss_of
             )
             sums = jax.tree.map(jnp.add, sums, more)
-            return (list(state), list(traces), jnp.zeros_like(fresh), total + loss, sums), None
+            after = list(state), list(traces), jnp.zeros_like(fresh), total + value, sums
+            return after, aux
 
-        window = self._window_for(steps) if reset is None else 1
-        given = xs, targets, reset
+        window = self.window_for(steps) if reset is None else 1
+        given = xs, given
         whole = steps // window
-        zero = jnp.zeros((), self._loss_dtype(loss_fn, targets))
-        now = (state, traces, fresh, zero, self._window.no_sums(weights))
+        zero = jnp.zeros((), value_aval.dtype)
+        now = (state, traces, fresh, zero, self._window.no_sums(effective))
         cut = whole * window
         if whole == 1:
-            now, _ = one_window(now, _slice(given, 0, cut))
+            now, aux = one_window(now, _slice(given, 0, cut))
         elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
 
             def one_step(now, given):
-                return one_window(now, jax.tree.map(lambda a: a[None], given))
+                now, aux = one_window(now, jax.tree.map(lambda a: a[None], given))
+                return now, jax.tree.map(lambda a: a[0], aux)
 
-            now, _ = jax.lax.scan(one_step, now, given)
+            now, aux = jax.lax.scan(one_step, now, given)
         else:
             stacked = jax.tree.map(lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), given)
-            now, _ = jax.lax.scan(one_window, now, stacked)
+            now, aux = jax.lax.scan(one_window, now, stacked)
+            aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
         if cut < steps:
-            now, _ = one_window(now, _slice(given, cut, steps))
-        state, traces, _, loss, sums = now
-        moving = _pulled(pull, weights, self._window.gradient(sums))
-        if reduction == "mean":
-            loss = loss / steps
-            moving = jax.tree.map(lambda g: g / steps, moving)
-        return loss, self._leave(state, traces, carry), moving
+            now, rest = one_window(now, _slice(given, cut, steps))
+            aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
+        if not carry.batched:
+            aux = jax.tree.map(lambda a: a[:, 0], aux)
+        state, traces, _, value, sums = now
+        moving = _pulled(pull, effective, self._window.gradient(sums))
+        value, moving = reduced(reduction, (value, moving), weights, steps)
+        return value, self._leave(state, traces, carry), moving, aux
 
-    def _window_for(self, steps: int) -> int:
-        """The window; where it is chosen, one that leaves no remainder if such a one is near."""
-        wanted = self.plan.window
-        if self.algorithm.window == "auto":
-            even = [w for w in range(wanted // 2, 2 * wanted + 1) if steps % w == 0]
-            wanted = min(even, key=lambda w: abs(math.log(w / wanted)), default=wanted)
-        return min(wanted, steps)
-
-    def _loss_aval(self, loss_fn, targets):
+    def _check_loss(self, loss: Loss, targets) -> jax.ShapeDtypeStruct:
+        """The shape of the loss; targets have axes [T, B]."""
         outputs = self._step.output_leaves.join(self._step.output_leaves.avals)
         one = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[2:], jnp.asarray(a).dtype), targets
         )
-        return jax.eval_shape(loss_fn, outputs, one)
-
-    def _loss_dtype(self, loss_fn, targets):
-        return self._loss_aval(loss_fn, targets).dtype
-
-    def _check_loss(self, loss_fn, targets) -> None:
-        aval = self._loss_aval(loss_fn, targets)
-        unit = getattr(aval, "unit", None)
-        if unit is not None:
-            raise InputError(
-                f"loss_fn returns a quantity in {unit}, and a loss is a plain number. Divide y and "
-                "target by a unit, or take `.to_decimal(unit)` of the loss."
-            )
-        shape = getattr(aval, "shape", None)
-        if shape != () or not jnp.issubdtype(aval.dtype, jnp.floating):
-            found = f"{aval.dtype}{list(shape)}" if shape is not None else f"{aval!r}"
-            raise InputError(
-                f"loss_fn must return one float for one example at one step, and returns {found}. "
-                "Sum or average over the axes of y."
-            )
+        return loss.check(outputs, one)
 
     # --- arguments ---
 

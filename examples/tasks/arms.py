@@ -173,7 +173,7 @@ def make_rule(task: Task, arm: Arm, model: Any, xs: Any) -> Rule:
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), xs)
         program = etpc.compile(model, arm.rule, inputs=one, batch_size=task.batch_size)
         carry = program.init(task.batch_size)
-        return Rule(program.value_and_grad(weighted(task.loss_fn)), carry, task.every)
+        return Rule(program.value_and_grad(weighted(task.loss_fn), "sum"), carry, task.every)
     window = None if arm.rule is None else arm.rule.window
     state = jax.vmap(lambda _: model.init_state())(jnp.arange(task.batch_size))
     gradient = backpropagation(weighted(task.loss_fn), window)

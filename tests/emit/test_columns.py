@@ -90,7 +90,7 @@ def test_a_shared_parameter_without_a_trace(step):
     """It gets the gradient of the current step: all that it reaches, times their credit."""
     p, xs, targets = draw()
     program = etpc.compile(p, inputs=xs[0, 0], state=STATE, step=step, weights=lambda m: m["w"])
-    _, grads = program.value_and_grad(loss)(p, xs, targets, program.init(2))
+    _, grads = program.value_and_grad(loss, "sum")(p, xs, targets, program.init(2))
 
     def total(shared):
         def one(state, given):

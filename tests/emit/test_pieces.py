@@ -206,7 +206,7 @@ def test_programs_in_pieces(layer, states, monkeypatch):
         program = etpc.compile(
             weight, etpc.D_RTRL(window=2), inputs=xs[0, 0], state=zero, step=step
         )
-        run = program.value_and_grad(lambda y, t: jnp.sum((y - t) ** 2))
+        run = program.value_and_grad(lambda y, t: jnp.sum((y - t) ** 2), "sum")
         (_, carry), grads = run(weight, xs, 0 * xs, program.init(3))
         return jax.tree.leaves((grads, carry.traces))
 

@@ -122,7 +122,7 @@ def test_rtrl_of_a_deep_stack_of_independent_units(window):
     )
     assert [op.block for op in program.ops] == [2 * n + 1, n + 1, 1]
     assert not program.ops[0].layout.pairs.dense
-    _, grads = program.value_and_grad(loss)(model, xs, jnp.zeros(t), program.init())
-    _, expected = etpc.bptt(model, xs, jnp.zeros(t), loss, state=state, step=step)
+    _, grads = program.value_and_grad(loss, "sum")(model, xs, jnp.zeros(t), program.init())
+    _, expected = etpc.bptt(model, xs, jnp.zeros(t), loss, state=state, step=step, reduction="sum")
     for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-9 * np.abs(want).max())

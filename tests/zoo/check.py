@@ -109,7 +109,7 @@ def online(program, model, inputs, loss=squared, calls=1, batched=False, carry=N
         inputs = jax.tree.map(lambda a: jnp.stack([a, a[::-1]], 1), inputs)
         targets = jnp.stack([targets, targets], 1)
     carry = program.init(2 if batched else None) if carry is None else carry
-    grad = program.value_and_grad(loss)
+    grad = program.value_and_grad(loss, "sum")
     total, length = None, len(targets) // calls
     for i in range(calls):
         part = jax.tree.map(lambda a, i=i: a[i * length : (i + 1) * length], (inputs, targets))

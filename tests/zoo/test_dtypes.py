@@ -84,7 +84,7 @@ def test_traces_of_slow_decays(dtype, algo):
     program = etpc.compile(w, algo(window=4), inputs=xs[0], state=h, step=dtypes.slow)
     targets = jnp.zeros(steps, jnp.float32).at[-1].set(1.0)
     loss = lambda y, target: target * y.astype(jnp.float32).sum()
-    (_, carry), grad = program.value_and_grad(loss)(w, xs, targets, program.init())
+    (_, carry), grad = program.value_and_grad(loss, "sum")(w, xs, targets, program.init())
     assert grad.dtype == dtype
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(carry.traces))
 

@@ -76,7 +76,7 @@ def test_optax_takes_the_gradients():
     parameters = eqx.filter(model, eqx.is_array)
     losses, moments = [], optimiser.init(parameters)
     for _ in range(3):
-        run = program.value_and_grad(in_volts)
+        run = program.value_and_grad(in_volts, "sum")
         (value, _), grads = run(model, INPUTS, jnp.zeros(len(INPUTS)), program.init())
         updates, moments = optimiser.update(grads, moments)
         model = eqx.apply_updates(model, updates)

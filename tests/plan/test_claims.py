@@ -1,0 +1,260 @@
+"""What a program claims of each parameter: one record, which all that is shown reads."""
+
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc import nn
+from etpc.cli import main
+from tests import evaluate, models
+
+N = 3
+STATE = jnp.zeros(N)
+X = jnp.zeros(N)
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+MODEL = {
+    "w": 0.5 * normal(N, N),
+    "rec": 0.5 * normal(N, N, seed=1),
+    "gain": normal(N, seed=2),
+    "out": normal(2, N, seed=3),
+    "spare": normal(2, seed=4),
+    "steps": jnp.arange(2),
+}
+
+
+def step(m, x, h):
+    h = jnp.tanh(m["gain"] * h + m["w"] @ x + m["rec"] @ h)
+    return m["out"] @ h, h
+
+
+def compiled(algo="d_rtrl", step=step, model=MODEL, **options):
+    return etpc.compile(model, algo, inputs=X, state=STATE, step=step, **options)
+
+
+def named(program):
+    return {path: claim.claim for path, claim in program.claims.items()}
+
+
+def test_every_float_parameter_has_its_claim():
+    program = compiled()
+    assert named(program) == {
+        "['gain']": "approximate",
+        "['out']": "exact",
+        "['rec']": "approximate",
+        "['spare']": "unused",
+        "['w']": "approximate",
+    }
+    assert not program.exact
+    assert list(program.claims) == [
+        path
+        for path, aval in zip(
+            program.plan.analysis.step.model_leaves.paths,
+            program.plan.analysis.step.model_leaves.avals,
+            strict=True,
+        )
+        if jnp.issubdtype(aval.dtype, jnp.floating)
+    ]
+    assert all(claim == "exact" for claim in named(compiled("rtrl")).values() if claim != "unused")
+    assert compiled("rtrl").exact
+
+
+def test_reasons_are_data():
+    claim = compiled().claims["['w']"]
+    (reason,) = claim.reasons
+    assert reason.kind == "escape"
+    assert reason.escape is not None
+    assert reason.escape.source == reason.escape.target == "hidden state"
+    assert reason.escape.through == ("['rec']",)
+    assert str(reason.escape) == reason.text
+    assert reason.use is claim.uses[0]
+    kinds = [r.kind for r in compiled(etpc.ES_D_RTRL(0.9)).claims["['w']"].reasons]
+    assert kinds == ["form", "escape"]
+    kinds = [r.kind for r in compiled(etpc.ES_D_RTRL(1)).claims["['gain']"].reasons]
+    assert kinds == ["escape"]  # element-wise: the form is the whole trace
+    (reason,) = compiled(etpc.SnAp(1)).claims["['w']"].reasons
+    assert reason.escape is not None
+    assert reason.escape.steps == 1
+    assert [r.kind for r in compiled().claims["['spare']"].reasons] == ["unused"]
+    assert compiled().claims["['out']"].reasons == ()
+
+
+def test_no_trace_for_what_is_not_selected():
+    program = compiled(weights=lambda m: m["w"])
+    assert named(program)["['rec']"] == "current step"
+    assert [r.kind for r in program.claims["['rec']"].reasons] == ["untraced"]
+    assert not program.exact
+
+
+# --- several uses of one parameter ---
+
+
+def marked_once(m, x, h):
+    h = 0.5 * h + etpc.mark(m["w"]) @ x + m["w"] @ x[::-1]
+    return h, h
+
+
+def marked_in_an_effective_weight(m, x, h):
+    h = 0.5 * h + etpc.mark(m["w"] * m["gain"][None]) @ x + jnp.tanh(m["w"]) @ x[::-1]
+    return h, h
+
+
+def selected_by_the_other(m, x, h):
+    """A selector of `gain` takes the product, and not the other use of `w`."""
+    h = 0.5 * h + (m["w"] * m["gain"][None]) @ x + m["w"] @ x[::-1]
+    return h, h
+
+
+USES = {
+    "marked once": (marked_once, "marked"),
+    "marked in an effective weight": (marked_in_an_effective_weight, "marked"),
+    "selected with another": (selected_by_the_other, lambda m: m["gain"]),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+@pytest.mark.parametrize("algo", ["d_rtrl", "rtrl"])
+def test_a_use_without_a_trace(name, algo):
+    use, weights = USES[name]
+    program = compiled(algo, use, weights=weights)
+    claim = program.claims["['w']"]
+    assert claim.claim == "approximate"
+    assert [r.kind for r in claim.reasons] == ["untraced"]
+    assert [p.form is None for p in claim.uses].count(True) == 1
+    assert "in one use" in program.untraced["['w']"]
+    assert not program.exact
+    # what is shown says so too
+    assert "exact in this use" in str(program)
+    assert "in one use" in str(program)
+    assert "is used 2 times. Its gradient: approximate." in program.explain("['w']")
+    xs, targets = normal(12, N, seed=6), normal(12, N, seed=7)
+    report = etpc.verify(
+        MODEL, xs, targets, models.loss, algo, state=STATE, step=use, weights=weights
+    )
+    row = next(row for row in report.rows if row.path == "['w']")
+    assert (row.claim, row.held) == ("approximate", None)
+    assert row.error > 1e-3  # and so it is
+    whole = compiled(algo, use)
+    assert whole.claims["['w']"].claim == "exact"
+    assert whole.exact
+    assert "['w']" not in whole.untraced
+
+
+def test_a_use_that_reaches_no_state_needs_no_trace():
+    def tied(m, x, h):
+        h = 0.5 * h + m["w"] @ x
+        return m["w"] @ h, h
+
+    program = compiled(step=tied)
+    assert program.claims["['w']"].claim == "exact"
+    assert "['w']" not in program.untraced
+
+
+def test_what_nothing_reads_in_the_end_is_unused():
+    def idle(m, x, h):
+        _ = m["w"] @ x
+        lost = jnp.where(m["gain"] > 0, 1, 0)  # an integer: no derivative
+        return h, 0.5 * h + m["rec"] @ x, lost
+
+    def two(m, x, h):
+        y, h, _ = idle(m, x, h)
+        return y, h
+
+    program = compiled(step=two)
+    assert named(program)["['w']"] == "unused"
+    assert named(program)["['rec']"] == "exact"
+    assert program.exact
+
+
+def test_a_program_without_a_trace_says_so():
+    program = compiled(weights=lambda m: m["out"])
+    assert not program.ops
+    assert "no weight has a trace" in str(program)
+
+
+def test_layers_of_two_libraries():
+    keys = jax.random.split(jax.random.key(0), 2)
+    parts = eqx.nn.Linear(4, 3, key=keys[0]), nn.LIF(3), nn.Linear(3, 2, key=keys[1])
+    program = etpc.compile(nn.Sequential(parts), inputs=jnp.zeros(4))
+    assert named(program)[".layers[0].weight"] == "exact"
+    assert {op.path for op in program.ops} >= {".layers[0].weight", ".layers[0].bias"}
+
+
+# --- what is shown ---
+
+
+def test_the_command_line_gives_the_claims(tmp_path, capsys, monkeypatch):
+    (tmp_path / "shown.py").write_text(
+        "import jax.numpy as jnp\n"
+        "class Model:\n"
+        "    pass\n"
+        "import equinox as eqx\n"
+        "class Leak(eqx.Module):\n"
+        "    w: object\n"
+        "    spare: object\n"
+        "    def __init__(self):\n"
+        "        self.w, self.spare = jnp.ones(2), jnp.ones(2)\n"
+        "    def init_state(self):\n"
+        "        return jnp.zeros(2)\n"
+        "    def __call__(self, x, h):\n"
+        "        h = 0.5 * h + self.w * x\n"
+        "        return h, h\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["explain", "shown.py:Leak", "--inputs", "2", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["exact"] is True
+    assert record["claims"][".w"] == {"claim": "exact", "reasons": []}
+    assert record["claims"][".spare"]["claim"] == "unused"
+    assert record["claims"][".spare"]["reasons"][0]["kind"] == "unused"
+
+
+# --- claims hold wherever the parameters are moved to ---
+
+
+def moved(model, kind, seed):
+    rng = np.random.default_rng(seed)
+
+    def one(a):
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            return a
+        value = {
+            "zero": np.zeros(a.shape),
+            "negative": -np.abs(np.asarray(a)) - 0.1,
+            "far": np.asarray(a) + rng.normal(0, 2.0, a.shape),
+            "equal": np.full(a.shape, 0.3),
+        }[kind]
+        return jnp.asarray(value, a.dtype)
+
+    return jax.tree.map(one, model)
+
+
+@pytest.mark.parametrize("kind", ["zero", "negative", "far", "equal"])
+@pytest.mark.parametrize("name", ["lif", "mingru", "delay", "leaky_readout", "lstm", "cascade"])
+def test_claims_hold_at_other_parameters(name, kind):
+    model = models.named(name)
+    xs, targets = models.data(model, 6)
+    other = moved(model, kind, seed=1)
+    bptt = evaluate.run(lambda m: etpc.bptt(m, xs, targets, models.loss, reduction="sum")[1])
+    reference = {
+        jax.tree_util.keystr(path): np.asarray(g)
+        for path, g in jax.tree.leaves_with_path(bptt(other))
+    }
+    scale = max(np.abs(g).max() for g in reference.values())
+    for algo in (etpc.D_RTRL(window=2), etpc.RTRL(window=2), etpc.ES_D_RTRL(1, window=2)):
+        program = etpc.compile(model, algo, inputs=jax.tree.map(lambda a: a[0], xs))
+        run = evaluate.run(program.value_and_grad(models.loss, reduction="sum"))
+        grads = run(other, xs, targets, program.init())[1]
+        for path, got in jax.tree.leaves_with_path(grads):
+            name_of = jax.tree_util.keystr(path)
+            if program.claims[name_of].holds_exactly:
+                assert np.abs(np.asarray(got) - reference[name_of]).max() <= 1e-9 * scale + 1e-15

@@ -1,0 +1,434 @@
+"""The loss of a sequence, in everything that takes one: masks, reductions, aux, and losses with arrays."""
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import etpc
+from tests.test_online import (
+    MASK,
+    PLAIN,
+    RECURRENT,
+    RULES,
+    B,
+    I,
+    T,
+    arrays,
+    close,
+    data,
+    differ,
+    loss,
+    masked_bptt,
+    program_of,
+    same,
+)
+
+D = RULES["D"]
+
+
+def by_program(loss_fn, model, xs, targets, *, algo=D, batch=B, mask=None, has_aux=False, **more):
+    """Loss, aux and gradient of a program from a fresh carry."""
+    run = program_of(model, algo).value_and_grad(loss_fn, has_aux=has_aux, **more)
+    carry = program_of(model, algo).init(batch)
+    (value, rest), grads = run(model, xs, targets, carry, mask=mask)
+    return value, rest[1] if has_aux else None, grads
+
+
+def by_online(loss_fn, model, xs, targets, *, batch=B, mask=None, has_aux=False, **more):
+    """The same as the one update of a learner, by plain descent with rate one."""
+    learner = etpc.online(
+        program_of(model), loss_fn, optax.sgd(1.0), len(xs), has_aux=has_aux, **more
+    )
+    start = learner.init(model, batch)
+    after, _, _, losses, *aux = learner.update(model, *start, xs, targets, mask=mask)
+    before, after = (eqx.filter(m, eqx.is_inexact_array) for m in (model, after))
+    grads = jax.tree.map(lambda a, b: a - b, before, after)
+    return losses[0], aux[0] if has_aux else None, grads
+
+
+def by_bptt(loss_fn, model, xs, targets, *, batch=B, mask=None, has_aux=False, **more):
+    value, grads = etpc.bptt(
+        model, xs, targets, loss_fn, batch_size=batch, mask=mask, has_aux=has_aux, **more
+    )
+    return (*value, grads) if has_aux else (value, None, grads)
+
+
+WAYS = {"program": by_program, "online": by_online, "bptt": by_bptt}
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    return WAYS[request.param]
+
+
+def single(way, loss_fn, model, xs, targets, mask, **options):
+    """As a batch of one example after the other, without a batch axis: sums over all of them."""
+    found = [
+        way(
+            loss_fn, model, xs[:, b], targets[:, b],
+            batch=None, mask=mask[:, b], reduction="sum", **options,
+        )
+        for b in range(xs.shape[1])
+    ]  # fmt: skip
+    return jax.tree.map(lambda *a: sum(a), *[(value, grads) for value, _, grads in found])
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def padded():
+    """Sequences of lengths 6, 4 and 1, padded with what is not finite."""
+    xs, targets = data()
+    for b, length in enumerate([6, 4, 1]):
+        xs = xs.at[length:, b].set(jnp.nan)
+        targets = targets.at[length:, b].set(jnp.inf)
+    return xs, targets
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_mask_against_backpropagation_by_hand(way, reduction):
+    total = MASK.sum() if reduction == "mean" else B
+    expected = jax.tree.map(lambda a: a / total, masked_bptt())
+    assert min(jnp.abs(g).max() for g in arrays(expected[1])) > 1e-2
+    value, _, grads = way(loss, PLAIN, *padded(), mask=MASK, reduction=reduction)
+    close((value, grads), expected)
+    unmasked = way(loss, PLAIN, *padded(), reduction=reduction)[2]
+    assert all(np.isnan(g).any() for g in arrays(unmasked))
+
+
+def test_a_mask_without_a_batch_axis(way):
+    close(single(way, loss, PLAIN, *padded(), MASK), masked_bptt())
+
+
+@pytest.mark.parametrize("algo", [r for r in RULES.values() if r != D], ids=str)
+def test_a_mask_under_other_rules(algo):
+    """What is masked is as if the loss had been multiplied with the mask, and the data were numbers."""
+    xs, targets = data()
+    plain = by_program(
+        lambda y, given: given[1] * loss(y, given[0]),
+        PLAIN, xs * (MASK != 0)[..., None], (targets, jnp.asarray(MASK)), algo=algo, reduction="sum",
+    )  # fmt: skip
+    xs, targets = (jnp.where(jnp.asarray(MASK != 0)[..., None], a, jnp.nan) for a in (xs, targets))
+    found = by_program(loss, PLAIN, xs, targets, algo=algo, mask=MASK, reduction="sum")
+    close(found, plain)
+    assert differ(found[2], by_program(loss, PLAIN, xs, targets, mask=MASK, reduction="sum")[2])
+
+
+def root(y, target):
+    """Has no finite derivative where the target is zero, and is infinite where it is minus one."""
+    return jnp.sum(jnp.sqrt(jnp.abs(y) * target) - jnp.log(1 + target))
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, jnp.nan, jnp.inf, -jnp.inf])
+def test_a_loss_that_is_not_finite_where_it_is_masked(way, bad):
+    xs, targets = data()
+    targets, mask = jnp.abs(targets), np.ones((T, B))
+    mask[2, 1] = mask[4:, 2] = 0
+    hidden = jnp.where(mask[..., None] == 0, bad, targets)
+    expected = way(root, PLAIN, xs, targets, mask=mask)
+    close(way(root, PLAIN, xs, hidden, mask=mask), expected)
+    assert all(np.isfinite(a).all() and a.any() for a in arrays(expected[2]))
+    assert all(np.isnan(a).any() for a in arrays(way(root, PLAIN, xs, hidden)[2]))
+
+
+def reciprocal(w, x, h):
+    h = 0.5 * h + w * x
+    return 1e3 * h / x, h
+
+
+@pytest.mark.parametrize("way", ["program", "bptt"])
+def test_an_output_that_overflows_where_it_is_masked(way):
+    w, zero = jnp.linspace(0.5, 1.5, I), jnp.zeros(I)
+    xs, _ = data()
+    xs, targets = xs.at[3, 1].set(3e-308), jnp.ones((T, B, I))
+    program = etpc.compile(w, D, inputs=zero, state=zero, step=reciprocal)
+
+    def gradient(**mask):
+        if way == "program":
+            (value, _), grads = program.value_and_grad(loss)(
+                w, xs, targets, program.init(B), **mask
+            )
+            return value, grads
+        return etpc.bptt(w, xs, targets, loss, state=zero, step=reciprocal, batch_size=B, **mask)
+
+    ys, _ = program.scan(w, xs, program.init(B))
+    assert not np.isfinite(ys[3, 1]).all()
+    mask = np.ones((T, B))
+    mask[3, 1] = 0
+    value, grads = gradient(mask=mask)
+    assert np.isfinite(value)
+    assert np.isfinite(grads).all()
+    assert grads.all()
+    assert not np.isfinite(gradient()[0])
+
+
+def test_zeros_and_booleans(way):
+    xs, targets = data()
+    plain = way(loss, RECURRENT, xs, targets)
+    close(way(loss, RECURRENT, xs, targets, mask=np.ones((T, B), bool)), plain)
+    close(way(loss, RECURRENT, xs, targets, mask=np.ones((T, B), np.int32)), plain)
+    value, _, grads = way(loss, RECURRENT, xs, targets, mask=np.zeros((T, B), bool))
+    assert value == 0
+    assert not any(g.any() for g in arrays(grads))
+
+
+def test_the_state_moves_on_at_masked_steps():
+    xs, targets = data()
+    run, start = program_of().value_and_grad(loss), program_of().init(B)
+    (_, carry), _ = run(PLAIN, xs, targets, start, mask=np.zeros((T, B)))
+    close(carry, run(PLAIN, xs, targets, start)[0][1])
+
+
+def test_verify_and_compare_a_delayed_loss():
+    xs, targets = data(24)
+    mask = np.zeros((24, B))
+    mask[20:] = 1
+    targets = targets.at[:20].set(jnp.nan)
+    given = PLAIN, xs, targets, loss
+    report = etpc.verify(*given, batch_size=B, mask=mask)
+    assert report.ok, str(report)
+    value, grads = etpc.bptt(*given, batch_size=B, mask=mask)
+    assert report.loss == pytest.approx(float(value), rel=1e-12)
+    norms = [float(jnp.linalg.norm(g)) for g in arrays(grads)]
+    assert [row.norm for row in report.rows] == pytest.approx(norms, rel=1e-12)
+    found = etpc.compare(*given, ["d_rtrl", etpc.TBPTT(5)], batch_size=B, mask=mask)
+    assert found.ok, str(found)
+    assert [row.norm for row in found.results[0].rows] == pytest.approx(norms, rel=1e-12)
+    cut = found.results[1]
+    _, grads = etpc.bptt(*given, batch_size=B, mask=mask, window=5)
+    ratios = [float(jnp.linalg.norm(g)) / n for g, n in zip(arrays(grads), norms, strict=True)]
+    assert [row.ratio for row in cut.rows] == pytest.approx(ratios, rel=1e-9)
+    assert cut.total.error > 1e-3
+
+
+def test_bounds_of_a_low_rank_are_those_of_the_masked_sum():
+    algo, (xs, targets) = RULES["rank"], padded()
+    program = program_of(RECURRENT, algo)
+    found = {}
+    for reduction in ("sum", "mean"):
+        (_, carry), grads = program.value_and_grad(loss, reduction)(
+            RECURRENT, xs, targets, program.init(B), mask=MASK
+        )
+        found[reduction] = program.certificate(carry), grads
+    exact = by_program(loss, RECURRENT, xs, targets, mask=MASK, reduction="sum")[2]
+    bounds, grads = found["sum"]
+    close([b.gradient for b in bounds], [b.gradient for b in found["mean"][0]])
+    assert bounds
+    for bound in bounds:
+        got, want = (getattr(tree, bound.path[1:]) for tree in (grads, exact))
+        error = jnp.linalg.norm(got - want, axis=1)
+        assert (error <= bound.gradient + 1e-12).all()
+        assert error.max() > 1e-6
+
+
+# --- reductions -----------------------------------------------------------------------------------
+
+
+def test_the_mean_is_the_default_everywhere(way):
+    functions = etpc.bptt, etpc.verify, etpc.compare, etpc.online, etpc.Program.value_and_grad
+    for function in functions:
+        parameters = inspect.signature(inspect.unwrap(function)).parameters
+        assert parameters["reduction"].default == "mean", function
+    xs, targets = data()
+    total = way(loss, PLAIN, xs, targets, reduction="sum")
+    mean = jax.tree.map(lambda a: a / T, total)
+    close(way(loss, PLAIN, xs, targets), mean)
+    close(way(loss, PLAIN, xs, targets, reduction="mean"), mean)
+
+
+def test_reductions_of_reports():
+    xs, targets = data(24)
+    given = PLAIN, xs, targets, loss
+    for function, loss_of in (
+        (etpc.verify, lambda report: report.loss),
+        (functools.partial(etpc.compare, algos=["d_rtrl"]), lambda found: found.loss),
+    ):
+        total, mean = (function(*given, batch_size=B, reduction=r) for r in ("sum", "mean"))
+        assert loss_of(total) == pytest.approx(24 * loss_of(mean), rel=1e-12)
+        with pytest.raises(etpc.InputError, match='"sum" or "mean", not \'max\''):
+            function(*given, batch_size=B, reduction="max")
+
+
+# --- aux ------------------------------------------------------------------------------------------
+
+
+def with_aux(y, target):
+    """Something that could be differentiated, a boolean, and a number that is always the same."""
+    return loss(y, target), {"y": y, "above": jnp.sum(y) > jnp.sum(target), "one": 1}
+
+
+def expected_aux(model, xs, targets, batch: int | None = B, mask=None):
+    program = program_of(model)
+    ys, _ = program.scan(model, xs, program.init(batch))
+    lead = xs.shape[:-1]
+    return {"y": ys, "above": ys.sum(-1) > targets.sum(-1), "one": jnp.ones(lead, int)}
+
+
+def check_aux(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [B, None])
+@pytest.mark.parametrize("masked", [False, True])
+def test_aux_has_axes_of_time_and_batch(way, batch, masked):
+    xs, targets = data(batch=batch)
+    mask = (MASK if batch else MASK[:, 1]) if masked else None
+    value, aux, grads = way(with_aux, PLAIN, xs, targets, batch=batch, mask=mask, has_aux=True)
+    check_aux(aux, expected_aux(PLAIN, xs, targets, batch))
+    close((value, grads), way(loss, PLAIN, xs, targets, batch=batch, mask=mask)[::2])
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 5, 9])
+def test_aux_in_windows(window):
+    """One step, a divisor, with a remainder, one step left over, and longer than the sequence."""
+    xs, targets = data()
+    algo = dataclasses.replace(D, window=window)
+    _, aux, grads = by_program(with_aux, RECURRENT, xs, targets, algo=algo, has_aux=True)
+    check_aux(aux, expected_aux(RECURRENT, xs, targets))
+    close(grads, by_program(loss, RECURRENT, xs, targets, algo=algo)[2])
+    (_, aux), grads = etpc.bptt(
+        PLAIN, xs, targets, with_aux, batch_size=B, window=window, has_aux=True
+    )
+    check_aux(aux, expected_aux(PLAIN, xs, targets))
+    close(grads, etpc.bptt(PLAIN, xs, targets, loss, batch_size=B, window=window)[1])
+
+
+def test_aux_under_transformations():
+    xs, targets = data()
+    program = program_of()
+    run, start = program.value_and_grad(with_aux, has_aux=True), program.init(B)
+    plain = run(PLAIN, xs, targets, start)
+    close(eqx.filter_jit(run)(PLAIN, xs, targets, start), plain)
+    each = etpc.Carry(start.state, start.traces, start.fresh, start.program, False)
+    (_, (_, aux)), _ = jax.vmap(lambda x, t, c: run(PLAIN, x, t, c), in_axes=(1, 1, 0))(
+        xs, targets, each
+    )
+    check_aux(jax.tree.map(lambda a: a.swapaxes(0, 1), aux), expected_aux(PLAIN, xs, targets))
+    with jax.checking_leaks():
+        close(program.value_and_grad(with_aux, has_aux=True)(PLAIN, xs, targets, start), plain)
+
+
+@pytest.mark.parametrize("every", [1, 2, 6])
+@pytest.mark.parametrize("case", ["plain", "by step", "by update", "rewards"])
+def test_aux_of_a_stream(every, case):
+    xs, targets = data()
+    more: dict[str, Any] = {"reward_decay": 0.5} if case == "rewards" else {}
+    weights: dict[str, Any] = {"mask": MASK}
+    if case == "rewards":
+        weights["reward"] = np.linspace(-1, 1, T * B).reshape(T, B)
+    elif case != "plain":
+        weights["reset"] = np.zeros((T if case == "by step" else T // every, B), bool)
+        weights["reset"][0, 1] = True
+    found = []
+    for loss_fn, has_aux in ((loss, False), (with_aux, True)):
+        learner = etpc.online(program_of(), loss_fn, optax.sgd(0.1), every, has_aux=has_aux, **more)
+        start = learner.init(PLAIN, B)
+        found.append(learner.update(PLAIN, *start, xs, targets, **weights))
+    same(found[0], found[1][:4])
+    aux = found[1][4]
+    assert (aux["y"].shape, aux["one"].shape) == ((T, B, 1), (T, B))
+    # The outputs of the steps before the first update are those of the first weights.
+    expected = expected_aux(PLAIN, xs[:every], targets[:every])
+    check_aux(jax.tree.map(lambda a: a[:every], aux), expected)
+    first = expected_aux(PLAIN, xs, targets)["y"]
+    assert (every < T) == (float(jnp.abs(aux["y"] - first).max()) > 1e-6)
+
+
+def test_aux_in_reports():
+    xs, targets = data(24)
+    given = PLAIN, xs, targets
+    plain = etpc.verify(*given, loss, batch_size=B)
+    report = etpc.verify(*given, with_aux, batch_size=B, has_aux=True)
+    assert report.ok
+    assert report.rows == plain.rows
+    found = etpc.compare(*given, with_aux, ["d_rtrl", etpc.TBPTT(5)], batch_size=B, has_aux=True)
+    assert found.ok
+    assert found.loss == pytest.approx(plain.loss, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "has_aux", "words"),
+    [
+        (with_aux, False, r"loss_fn must return one float.*Pass has_aux=True"),
+        (loss, True, r"With has_aux=True loss_fn must return a pair \(loss, aux\).*float64\[\]"),
+        (lambda y, t: (y, t), True, r"loss_fn must return one float.*float64\[1\]\. Sum or"),
+        (lambda y, t: (1, t), True, r"loss_fn must return one float"),
+    ],
+)
+def test_pairs_that_are_none(loss_fn, has_aux, words):
+    with pytest.raises(etpc.InputError, match=words):
+        by_program(loss_fn, PLAIN, *data(), has_aux=has_aux)
+
+
+# --- losses with arrays ---------------------------------------------------------------------------
+
+
+class Weighted(eqx.Module):
+    """A loss with an array of its own, a NumPy one, and a number."""
+
+    scale: jax.Array
+    table: np.ndarray
+    power: int = 2
+
+    def __call__(self, y, target):
+        return self.scale.sum() * self.table[0] * jnp.sum((y - target) ** self.power)
+
+
+def test_a_loss_that_is_a_module(way):
+    xs, targets = data()
+    module = Weighted(jnp.array([1.0, 2.0]), np.array([0.5]))
+    expected = way(lambda y, t: 1.5 * loss(y, t), PLAIN, xs, targets)
+    close(way(module, PLAIN, xs, targets), expected)
+    other = eqx.tree_at(lambda m: m.scale, module, jnp.array([4.0, 2.0]))
+    close(way(other, PLAIN, xs, targets), jax.tree.map(lambda a: 2 * a, expected))
+    assert differ(way(eqx.tree_at(lambda m: m.power, module, 4), PLAIN, xs, targets), expected)
+
+
+def test_a_loss_that_is_a_module_in_reports():
+    xs, targets = data(24)
+    module = Weighted(jnp.array([1.0, 2.0]), np.array([0.5]))
+    assert etpc.verify(PLAIN, xs, targets, module, batch_size=B).ok
+    assert etpc.compare(PLAIN, xs, targets, module, ["d_rtrl", etpc.TBPTT(5)], batch_size=B).ok
+
+
+def test_other_arrays_of_a_loss_are_not_compiled_again():
+    traced = []
+
+    class Counting(eqx.Module):
+        scale: jax.Array
+
+        def __call__(self, y, target):
+            traced.append(1)
+            return self.scale * loss(y, target)
+
+    xs, targets = data()
+    first = by_program(Counting(jnp.array(1.0)), PLAIN, xs, targets)
+    count = len(traced)
+    second = by_program(Counting(jnp.array(3.0)), PLAIN, xs, targets)
+    assert count == len(traced) > 0
+    close(second[2], jax.tree.map(lambda g: 3 * g, first[2]))
+
+
+def test_a_loss_that_cannot_be_hashed(way):
+    @dataclasses.dataclass
+    class Unhashable:
+        scale: float
+
+        def __call__(self, y, target):
+            return self.scale * loss(y, target)
+
+    with pytest.raises(
+        etpc.InputTypeError, match=r"loss_fn is a Unhashable, which cannot be hashed"
+    ):
+        way(Unhashable(2.0), PLAIN, *data())

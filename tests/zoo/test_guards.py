@@ -1,0 +1,252 @@
+"""Derivatives that are infinite or NaN where backpropagation does not meet them: no trace may either.
+
+Behind a condition, behind a relu, behind a state that is zero: in whatever order the steps come, and whether the
+trace is moved by element-wise code, by matrix products, by columns of the Jacobian, or as factors.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import etpc
+from tests import evaluate
+
+N = 3
+XS = np.random.default_rng(5).normal(size=(8, N))
+XS[2], XS[3], XS[6] = 0.0, -1.0, -2.0
+XS = jnp.asarray(XS)
+W = jnp.asarray(np.abs(np.random.default_rng(6).normal(size=(N, N))))
+V = jnp.asarray([0.3, 0.5, 0.9])
+RULES = [
+    etpc.D_RTRL(window=2),
+    etpc.D_RTRL(window=1),
+    etpc.D_RTRL(window=3, in_window="exact"),
+    etpc.RTRL(window=2),
+    etpc.SnAp(1, window=2),
+    etpc.ES_D_RTRL(1, window=2),
+    etpc.ES_D_RTRL(0.9, window=2),
+]
+
+
+def loss(y, target):
+    return jnp.sum((y - target) ** 2)
+
+
+def by_path(grads):
+    return {
+        jax.tree_util.keystr(path) or "model": np.asarray(g)
+        for path, g in jax.tree.leaves_with_path(grads)
+    }
+
+
+def holds(step, model, state, exact=True, compiled=True):
+    """Every gradient is finite, and equals that of BPTT where it is said to; that of RTRL always does.
+
+    Two of the rules are compiled by XLA, which has ways of its own with zeros; the others are run in NumPy.
+    """
+    bptt = evaluate.run(
+        lambda m: etpc.bptt(m, XS, XS, loss, state=state, step=step, reduction="sum")[1]
+    )(model)
+    bptt = by_path(bptt)
+    assert all(np.isfinite(g).all() for g in bptt.values()), "a case without an answer"
+    scale = max(np.abs(g).max() for g in bptt.values())
+    assert scale > 1e-3
+    claimed = 0
+    for rule in RULES:
+        program = etpc.compile(model, rule, inputs=XS[0], state=state, step=step)
+        run = program.value_and_grad(loss, reduction="sum")
+        if not (compiled and rule.window == 2 and isinstance(rule, etpc.D_RTRL | etpc.RTRL)):
+            run = evaluate.run(run)
+        for path, got in by_path(run(model, XS, XS, program.init())[1]).items():
+            assert np.isfinite(got).all(), f"{rule}: {path}"
+            if program.claims[path].claim == "exact":
+                claimed += 1
+                error = np.abs(got - bptt[path]).max() / scale
+                assert error < 1e-9, f"{rule}: {path} is {error} off"
+        if isinstance(rule, etpc.RTRL):
+            assert program.exact
+    assert claimed >= (5 if exact else 1)
+
+
+# --- behind a condition ---------------------------------------------------------------------------
+
+
+def leaky(drive):
+    def step(p, x, h):
+        h = 0.5 * h + drive(p, x, h)
+        return h, h
+
+    return step
+
+
+def positive(x):
+    return jnp.all(x > 0)
+
+
+BRANCHES = {
+    "a root of a product": lambda p, x, h: lax.cond(
+        positive(x), lambda: jnp.sqrt(p * x), lambda: jnp.zeros(N)
+    ),
+    "a logarithm of a state": lambda p, x, h: lax.cond(
+        positive(h), lambda: p * jnp.log(h), lambda: p * x
+    ),
+    "a root of a root": lambda p, x, h: lax.cond(
+        positive(x), lambda: jnp.sqrt(p * jnp.sqrt(p * x)), lambda: p * h
+    ),
+    "a switch": lambda p, x, h: lax.switch(
+        jnp.where(x[0] > 0, 2, jnp.where(x[0] < 0, 0, 1)),
+        [
+            lambda: p * h,
+            lambda: jnp.ones(N) * p,
+            lambda: jnp.log(p * jnp.abs(x)) + h / x[0],
+        ],
+    ),
+    "a branch in a branch": lambda p, x, h: lax.cond(
+        x[0] >= 0,
+        lambda: lax.cond(x[0] > 0, lambda: jnp.sqrt(p * jnp.abs(x) / x[0]), lambda: p * h),
+        lambda: p * jnp.sqrt(-x[0]) * h,
+    ),
+    "a loop in a branch": lambda p, x, h: lax.cond(
+        positive(x), lambda: lax.fori_loop(0, 2, lambda i, u: jnp.sqrt(p * u), x), lambda: h * p
+    ),
+    "a branch in a loop": lambda p, x, h: lax.scan(
+        lambda c, i: (lax.cond(i > 0, lambda: jnp.sqrt(c * p * i), lambda: c * p), None),
+        jnp.abs(h) + 0.1,
+        x,
+    )[0],
+    "a product with a matrix": lambda p, x, h: lax.cond(
+        positive(x), lambda: jnp.sqrt(jnp.diag(p) @ jnp.sqrt(x)), lambda: p * x
+    ),
+    "no number at all": lambda p, x, h: lax.cond(
+        x[0] > 0, lambda: p * jnp.log(x[0]) / x[0], lambda: p * x
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_branch_that_is_not_taken(name):
+    drive = BRANCHES[name]
+    holds(leaky(drive), V, jnp.full(N, 0.1))
+    holds(leaky(drive), 2.3 * V, jnp.full(N, 0.1), compiled=False)
+
+
+@pytest.mark.parametrize(
+    "effective",
+    [jnp.sqrt, jnp.log, lambda p: p / jnp.sqrt(jnp.sum(p**2)), lambda p: 1 / p, lambda p: p**0.5],
+    ids=["root", "logarithm", "norm", "inverse", "power"],
+)
+def test_what_depends_on_weights_alone_in_a_branch_that_is_never_taken(effective):
+    def drive(p, x, h):
+        return lax.cond(x[0] > 50, lambda: effective(p) * x, lambda: x + 0 * p[0])
+
+    def step(m, x, h):
+        h = 0.5 * h + drive(m["p"], x, h) + m["b"] * x
+        return h, h
+
+    holds(step, {"p": jnp.zeros(N), "b": V}, jnp.full(N, 0.1))
+
+
+def test_a_matrix_in_a_branch():
+    def step(m, x, h):
+        h = 0.5 * h + lax.cond(
+            positive(x), lambda: m["b"] @ jnp.sqrt(m["a"] @ jnp.sqrt(x)), lambda: jnp.zeros(N)
+        )
+        return h, h
+
+    holds(step, {"a": W, "b": W.T}, jnp.full(N, 0.1), exact=False)
+
+
+# --- behind a relu --------------------------------------------------------------------------------
+
+
+def unit(k):
+    return k / (jnp.linalg.norm(k) + 1e-2)
+
+
+def key_now(m, x, s):
+    """The key is normalised in the step that makes it."""
+    k = unit(jax.nn.relu(m @ x))
+    s = 0.9 * s + k * x.sum()
+    return s, s
+
+
+def key_later(m, x, s):
+    """The key is a state, and is normalised one step later."""
+    s, k = s
+    s = 0.9 * s + unit(k) * x.sum()
+    return s, (s, jax.nn.relu(m @ x))
+
+
+def key_much_later(m, x, s):
+    s, k, before = s
+    s = 0.9 * s + unit(before) * x.sum()
+    return s, (s, jax.nn.relu(m @ x), k)
+
+
+def root_later(m, x, s):
+    s, k = s
+    s = 0.9 * s + jnp.sqrt(k) * x.sum()
+    return s, (s, jax.nn.relu(m @ x))
+
+
+def shared_scalar(p, x, s):
+    """One parameter for all states: its Jacobian is read by columns."""
+    s = 0.9 * s + unit(jax.nn.relu(p * x))
+    return s, s
+
+
+def shared_scalar_later(p, x, s):
+    s, k = s
+    s = 0.9 * s + unit(jnp.tile(k, 4))
+    return s[:N], (s, jax.nn.relu(p * x))
+
+
+def many_states_behind(p, x, s):
+    """Blocks of more states than are written out, which all read each other."""
+    s, k = s
+    mixing = 0.5 * jnp.eye(12) + jnp.asarray(0.01)
+    s = 0.9 * mixing @ s + jnp.tile(k, 4) / (jnp.linalg.norm(k) + 1e-2) * x.sum()
+    return s[:N], (s, jax.nn.relu(p * x))
+
+
+def key_by_selection(m, x, s):
+    s, k = s
+    passed = x[0] > 0
+    safe = jnp.where(passed, k, 1.0)
+    s = 0.9 * s + jnp.where(passed, jnp.sqrt(safe), 0.0)
+    return s, (s, jax.nn.relu(m @ x) + 0.5 * jax.nn.relu(k - 0.2))
+
+
+ONES = jnp.ones(N)
+KEYS = {
+    "now": (key_now, W, ONES),
+    "later": (key_later, W, (ONES, ONES)),
+    "much later": (key_much_later, W, (ONES, ONES, ONES)),
+    "a root": (root_later, W, (ONES, ONES)),
+    "one parameter": (shared_scalar, jnp.asarray(0.7), ONES),
+    "one parameter, later": (shared_scalar_later, jnp.asarray(0.7), (jnp.ones(12), ONES)),
+    "many states": (many_states_behind, V, (jnp.ones(12), ONES)),
+    "a selection": (key_by_selection, W, (ONES, ONES)),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_derivative_that_nothing_passes_through(name):
+    step, model, state = KEYS[name]
+    holds(step, model, state, exact=False)
+
+
+def test_nan_that_backpropagation_meets_is_not_hidden():
+    """Negative control: where the influence arrives, an infinite derivative is the gradient's."""
+
+    def step(p, x, h):
+        h = jnp.sqrt(p * x)
+        return h, h
+
+    xs = jnp.zeros((4, N))
+    for rule in RULES:
+        program = etpc.compile(V, rule, inputs=xs[0], state=ONES, step=step)
+        grads = program.value_and_grad(loss)(V, xs, xs + 1, program.init())[1]
+        assert not np.isfinite(grads).any()
