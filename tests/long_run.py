@@ -41,7 +41,7 @@ def outcome(program, number, args):
             found = check(program, **({} if args.patterns else {"thorough": True}))
             line = {"points": 1, "dead": 0}
         else:
-            result = sweep.check(program, number, args.points, second=number % 2 == 0)
+            result = sweep.check(program, number, args.points, second=number % 4 == 0)
             found, line = result.errors, {"points": result.points, "dead": result.dead}
     except fast.Dead:
         return {"points": 0, "dead": 1}, ""
@@ -64,7 +64,7 @@ def smallest(program, number, failure, args, budget=80):
 
 def drawn(seed, number, args):
     rng = np.random.default_rng((seed, number))
-    options = {"narrow": number % 3 == 1, "marks": number % 4 == 2, "complex": number % 5 == 0}
+    options = {"narrow": number % 3 == 1, "marks": number % 7 < 2, "complex": number % 11 == 0}
     return grammar.random_program(rng, kinds=args.kinds, **options)
 
 
@@ -157,7 +157,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--structures", type=int, default=1 << 40, help="draw no more than this")
-    parser.add_argument("--points", type=int, default=10, help="models of each structure")
+    parser.add_argument("--points", type=int, default=20, help="models of each structure")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="long_run", help="a folder")

@@ -118,7 +118,7 @@ class Online:
 
     def __init__(self, structure: Structure, program: etpc.Program, entry, parts=2):
         self.structure, self.program, self.entry, self.parts = structure, program, entry, parts
-        fresh = program.init(2 if entry == "batch" else None)
+        fresh = evaluate.run(lambda: program.init(2 if entry == "batch" else None))()
         self.fresh = jax.tree.map(lambda a: np.asarray(a)[None], fresh)
 
     def carry(self, *states):
@@ -227,11 +227,11 @@ def rules(number):
     """The second rule of a structure is one of several in turn."""
     return (
         etpc.RTRL(window=2),
-        etpc.ES_D_RTRL(1 + number // 5 % 4, window=2),
-        etpc.SnAp(1 + number // 5 % 2, window=2),
+        etpc.ES_D_RTRL(1 + number // 20 % 4, window=2),
+        etpc.SnAp(1 + number // 20 % 2, window=2),
         etpc.D_RTRL(window=T, in_window="exact"),
         etpc.ES_D_RTRL(fast.DECAY, window=2),
-    )[number // 2 % 5]
+    )[number // 4 % 5]
 
 
 class References(NamedTuple):
@@ -264,7 +264,7 @@ def _check(program, number, count, second, reach) -> Result:
     if second:
         rule = rules(number)
         parts = 1 if rule.in_window == "exact" else 2
-        entry = "scan" if number % 8 == 7 else "learn"
+        entry = "scan" if number // 20 % 4 == 3 else "learn"
         runs.append(Online(structure, fast.compiled(structure.model, rule), entry, parts))
     cut = structure.reference.cut(structure.find_reach(reach))
     point = structure.points(count)
@@ -297,7 +297,7 @@ def _check(program, number, count, second, reach) -> Result:
 
 def entry_of(number):
     """Most programs learn, and the others are entered in other ways in turn, which takes longer."""
-    return "learn" if number % 3 else ENTRIES[1:][number // 3 % 4]
+    return "learn" if number % 5 else ENTRIES[1:][number // 5 % 4]
 
 
 def mean(a, b):
