@@ -138,7 +138,7 @@ class Online:
         if self.entry in ("learn", "batch"):
 
             def call(parameters, xs, targets, carry):
-                run = program.value_and_grad(grammar.loss)
+                run = program.value_and_grad(grammar.loss, reduction="sum")
                 (loss, carry), grads = run(s.of_model.join(parameters), xs, targets, carry)
                 return loss, jax.tree.leaves(grads), [], carry
 
