@@ -122,7 +122,7 @@ def evaluate(jaxpr, args):
     """The outputs of a jaxpr; all values have an axis of points."""
     consts = []
     if isinstance(jaxpr, jex.ClosedJaxpr):
-        jaxpr, consts = jaxpr.jaxpr, [to_numpy(c)[None] for c in jaxpr.consts]
+        jaxpr, consts = jaxpr.jaxpr, [_constant(c) for c in jaxpr.consts]
     inputs, constants, instructions, outputs, size = prepared(jaxpr)
     env = [None] * size
     for place, value in constants:
@@ -143,32 +143,70 @@ def evaluate(jaxpr, args):
 
 
 def prepared(jaxpr):
-    """The instructions of a jaxpr: a function for each equation, and places of values in a list."""
+    """The instructions of a jaxpr: a function for each equation, and places of values in a list.
+
+    Calls are written out. What nothing reads is left out, and what depends on constants alone is computed here.
+    """
     key = id(jaxpr), _wide.get()
     if key in PREPARED:
         return PREPARED[key][1]
     if len(PREPARED) > MOST_PREPARED:
         PREPARED.clear()
-    places, constants = {}, []
+    constants, equations, size = {}, [], 0
 
-    def place_of(v):
-        if not isinstance(v, jex.Literal):
-            return places.setdefault(v, len(places))
-        value = np.asarray(np.asarray(v.val, v.aval.dtype), dtype_of(v))[None]
-        constants.append((len(places), value))
-        places[object()] = len(places)
-        return constants[-1][0]
+    def place(value=None):
+        nonlocal size
+        size += 1
+        if value is not None:
+            constants[size - 1] = value
+        return size - 1
 
-    inputs = [place_of(v) for v in (*jaxpr.constvars, *jaxpr.invars)]
+    def write_out(jaxpr, inputs):
+        places = dict(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
+
+        def place_of(v):
+            if not isinstance(v, jex.Literal):
+                return places[v]
+            return place(np.asarray(np.asarray(v.val, v.aval.dtype), dtype_of(v))[None])
+
+        for eqn in jaxpr.eqns:
+            read = [place_of(v) for v in eqn.invars]
+            if eqn.primitive.name in INLINED:
+                inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+                consts = []
+                if isinstance(inner, jex.ClosedJaxpr):
+                    inner, consts = inner.jaxpr, [place(_constant(c)) for c in inner.consts]
+                write = write_out(inner, [*consts, *read])
+            else:
+                write = [place() for _ in eqn.outvars]
+                equations.append((eqn, read, write))
+            places.update(zip(eqn.outvars, write, strict=True))
+        return [place_of(v) for v in jaxpr.outvars]
+
+    inputs = [place() for _ in (*jaxpr.constvars, *jaxpr.invars)]
+    outputs = write_out(jaxpr, inputs)
+    needed, used = set(outputs), []
+    for eqn, read, write in reversed(equations):
+        if not needed.isdisjoint(write):
+            needed.update(read)
+            used.append((eqn, read, write))
     instructions = []
-    for eqn in jaxpr.eqns:
-        read = [place_of(v) for v in eqn.invars]
-        write = [places.setdefault(v, len(places)) for v in eqn.outvars]
-        instructions.append((_instruction(eqn), read, write, eqn.primitive.multiple_results))
-    outputs = [place_of(v) for v in jaxpr.outvars]
-    result = inputs, constants, instructions, outputs, len(places)
+    for eqn, read, write in reversed(used):
+        apply, many = _instruction(eqn), eqn.primitive.multiple_results
+        if all(r in constants for r in read) and eqn.primitive.name not in LOOPS:
+            out = apply(*(constants[r] for r in read))
+            constants.update(zip(write, out if many else [out], strict=True))
+        else:
+            instructions.append((apply, read, write, many))
+    result = inputs, list(constants.items()), instructions, outputs, size
     PREPARED[key] = jaxpr, result
     return result
+
+
+def _constant(value):
+    value = to_numpy(value)
+    dtype = WIDE.get(value.dtype) if _wide.get() else None
+    return (value if dtype is None else value.astype(dtype))[None]
 
 
 def _instruction(eqn):
@@ -178,7 +216,7 @@ def _instruction(eqn):
     else:
         apply = functools.partial(RULES.get(name, by_jax), eqn)
     narrow = any(v.aval.dtype in NARROW for v in (*eqn.invars, *eqn.outvars))
-    if _wide.get() or not narrow or name in CALLS or apply.func is by_jax:
+    if _wide.get() or not narrow or name in LOOPS or apply.func is by_jax:
         return apply
     many = eqn.primitive.multiple_results
 
@@ -249,8 +287,9 @@ def by_jax(eqn, *values):
 
 REMEMBERED = {"random_bits", "random_split", "random_wrap", "random_unwrap", "random_fold_in"}
 _remembered = {}
-CALLS = {"scan", "while", "cond", "jit", "pjit", "closed_call", "core_call", "remat", "remat2"}
-CALLS |= {"checkpoint", "custom_lin", "custom_jvp_call", "custom_vjp_call"}
+LOOPS = {"scan", "while", "cond"}
+INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+INLINED |= {"custom_lin", "custom_jvp_call", "custom_vjp_call"}
 
 
 def rule(*names):
@@ -711,17 +750,6 @@ def _dilated(x, factors):
 
 
 # Calls and control flow ----------------------------------------------------------------------------------------------
-
-
-@rule("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_lin")
-def _(eqn, *values):
-    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    return evaluate(inner, values)
-
-
-@rule("custom_jvp_call", "custom_vjp_call")
-def _(eqn, *values):
-    return evaluate(eqn.params["call_jaxpr"], values)
 
 
 @rule("cond")
