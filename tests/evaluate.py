@@ -803,9 +803,15 @@ def _(eqn, *values):
         outs.append(result[m:])
     outs = outs[::-1] if p["reverse"] else outs
     stacked = [
-        np.stack(level([o[i] for o in outs]), 1)
+        _stack([o[i] for o in outs])
         if outs
         else np.zeros((1, *v.aval.shape), dtype_of(v))
         for i, v in enumerate(eqn.outvars[m:])
     ]
     return [*carry, *stacked]
+
+
+def _stack(steps):
+    if is_key(steps[0]):
+        return jax.numpy.stack(steps, 1)  # nothing about keys differs between points
+    return np.stack(level(steps), 1)

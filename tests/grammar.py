@@ -778,7 +778,8 @@ def energy(run, op, name, v, _):
     if run.plain(run.ops):
         return v - 0.3 * jax.grad(lambda u: jnp.sum(jnp.sin(w @ u)))(v)
     forwards = run.mix(f"{name}.forwards", lambda x, w: w @ x, v, w)
-    return v - 0.3 * run.mix(f"{name}.backwards", lambda x, w: w.T @ x, jnp.cos(forwards), w)
+    backwards = run.mix(f"{name}.backwards", lambda x, w: w.T @ x, jnp.cos(forwards), w)
+    return v - 0.3 * backwards.astype(v.dtype)
 
 
 def branch_by_row(run, op, name, v, _):
