@@ -114,6 +114,13 @@ class Program:
         )
 
     @property
+    def narrowest(self):
+        """The type with the fewest digits."""
+        used = {leaf.low for leaf in self.leaves}
+        used |= {a for op in self.ops for a in (op.low, op.store, op.cast)}
+        return max({*used, "float64"} - {""}, key=lambda name: jnp.finfo(name).eps)
+
+    @property
     def widened(self):
         """The same in float64."""
         wide = lambda op: dataclasses.replace(op, low="", store="", cast="")

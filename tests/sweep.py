@@ -72,14 +72,14 @@ class Structure:
             "i": rng.integers(0, grammar.N_INT, steps).astype(np.int32),
         }
 
-    def points(self, count, rng=None, kinds=HOW):
+    def points(self, count, rng=None, kinds=HOW, steps=T):
         """Points in the ways of `kinds` in turn."""
         rng = np.random.default_rng(self.program.seed) if rng is None else rng
         y = [a for a in jax.tree.leaves(self.reference.hooked[1][0]) if stepwise.is_float(a)]
         parameters = [
             np.stack([moved(rng, kinds[k % len(kinds)], p) for k in range(count)]) for p in self.own
         ]
-        each = [self.data(rng, T, rng.choice([1.0, 1.0, 2.5])) for _ in range(count)]
+        each = [self.data(rng, steps, rng.choice([1.0, 1.0, 2.5])) for _ in range(count)]
         xs = jax.tree.map(lambda *a: np.stack(a), *each)
         floats = [0.7 * stepwise.like(rng, a, count) for a in self.of_state.values(self.state)]
         floats = [
@@ -87,7 +87,7 @@ class Structure:
             for a, b in zip(floats, self.of_state.values(self.state), strict=True)
         ]
         rest = [a[None] for a in self.of_state.rest(self.state)]
-        targets = [rng.normal(0, 0.5, (count, T, *a.shape)) for a in y]
+        targets = [rng.normal(0, 0.5, (count, steps, *a.shape)) for a in y]
         return Point(parameters, xs, targets, self.of_state.join(floats, rest))
 
     def beside(self, point: Point):
@@ -185,9 +185,10 @@ class Online:
             carry = self.carry(point.state, other.state)
         else:
             carry = self.carry(point.state)
-        steps = 1 if self.entry == "call" else T // self.parts
+        whole = len(xs["i"][0])
+        steps = 1 if self.entry == "call" else whole // self.parts
         loss, total, inputs = 0.0, None, []
-        for start in range(0, T, steps):
+        for start in range(0, whole, steps):
             at = start if self.entry == "call" else slice(start, start + steps)
             here = jax.tree.map(lambda a, at=at: a[:, at], (xs, targets))
             value, grads, by_x, carry = self.traced(point.parameters, *here, carry)
@@ -336,3 +337,68 @@ def compare(online: Online, found: stepwise.Gradients, wanted: References):
         by_inputs = bptt.inputs if rule.in_window == "exact" else wanted.alone.inputs
         errors["inputs"] = off(found.inputs, by_inputs) / np.maximum(scale, largest(bptt.inputs))
     return {f"{rule.name} {name}": error for name, error in errors.items()}
+
+
+# In the types that a model asks for -----------------------------------------------------------------------------------
+
+LONG = 512
+"""Steps after which a sum in bfloat16 has stopped growing."""
+
+
+def check_narrow(program: grammar.Program, count=9) -> Result:
+    """Losses and gradients rounded as the types of a model say, against BPTT rounded so.
+
+    A state that is stored in fewer bits leaves the outputs of its step as they are. Where data or weights are cast,
+    rounding depends on the order of operations: then the median over some points is compared, by the narrowest type.
+    The gradient of a long sequence is compared with that in float64: summed in a narrow type it would be far off.
+    """
+    begin = time.process_time()
+    with np.errstate(all="ignore"):
+        found = _check_narrow(program, count)
+    return found._replace(seconds=time.process_time() - begin)
+
+
+def _check_narrow(program: grammar.Program, count) -> Result:
+    structure = Structure(program)
+    try:
+        structure.reference.forward(structure.points(1))
+    except TypeError:  # derivatives of narrow types that JAX itself refuses
+        return Result(0, count, {}, (), 0.0)
+    online = Online(structure, fast.compiled(structure.model, etpc.D_RTRL(window=2)), "learn")
+    exact = [claim == "exact" for claim in claims(online.program)]
+    point = structure.points(count)
+    states, alone = structure.reference.forward(point)
+    bptt = structure.reference.bptt(point, states)
+    scale = largest(bptt.parameters)
+    alive = np.broadcast_to(np.isfinite(scale) & (scale > 1e-4) & (scale < 1e4), (count,))
+    if not alive.any():
+        return Result(0, count, {}, (), 0.0)
+    found = online(point)
+    eps = float(jnp.finfo(program.narrowest).eps)
+    rounded = any(op.low or op.cast or op.store for op in program.ops)
+    loss = np.abs(found.loss - alone.loss) / np.maximum(1, np.abs(alone.loss))
+    grads = off(found.parameters, bptt.parameters, exact) / scale
+    middle = lambda error: float(np.median(np.broadcast_to(error, alive.shape)[alive]))
+    errors = {"narrow loss": middle(loss) / (32 * eps if rounded else TOLERANCE)}
+    errors["narrow exact"] = middle(grads) / (32 * eps)
+    if eps > 1e-4 and any(op.cast or op.store for op in program.ops) and any(exact):
+        errors["long sum"] = long_sum(structure, exact) / (6 * eps)
+    failures = tuple(name for name, error in errors.items() if not error < 1)
+    return Result(int(alive.sum()), int((~alive).sum()), errors, failures, 0.0)
+
+
+def long_sum(structure: Structure, exact, count=3):
+    """The relative error of a sum of gradients over many steps, in the middle of some points."""
+    program = fast.compiled(structure.model, etpc.D_RTRL(window=1))
+    point = structure.points(count, kinds=HOW[:1], steps=LONG)
+    point = point._replace(targets=[a + 2 for a in point.targets])
+    found = Online(structure, program, "learn", 1)(point)
+    with evaluate.wide():
+        states, _ = structure.reference.forward(point)
+        wanted = structure.reference.bptt(point, states)
+    each = [
+        np.max(np.abs(a - b)) / np.max(np.abs(b))
+        for a, b, one in zip(found.parameters, wanted.parameters, exact, strict=True)
+        if one and np.max(np.abs(b)) > 1e-3
+    ]
+    return float(np.median(each)) if each else 0.0
