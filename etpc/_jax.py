@@ -138,6 +138,23 @@ def is_float(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
+def promoting(function: Callable) -> Callable:
+    """The function, in which JAX promotes dtypes, also where the user told JAX not to."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def result_type(*values: Any) -> Any:
+    """The dtype that holds all of them, also where JAX is told to promote none by itself."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*values)
+
+
 _INLINED = {prims.jit_p: "jaxpr", prims.closed_call_p: "call_jaxpr", prims.remat_p: "jaxpr"}
 
 
@@ -179,11 +196,18 @@ def flatten(jaxpr: Any) -> Flat:
             source, traceback = _line(eqn.source_info), eqn.source_info.traceback
             if source is None and around is not None:
                 source, traceback = around
+            around_this = source, traceback
             if grouped is not None:
-                outs = descend(eqn.params[grouped], operands, (source, traceback))
+                outs = descend(eqn.params[grouped], operands, around_this)
             else:
                 outs = [fresh(v.aval) for v in eqn.outvars]
                 where = source or "an unknown line"
+                operands = tuple(
+                    descend(jax.make_jaxpr(_wide)(v.aval), (v,), around_this)[0]
+                    if n in _indices(eqn.primitive, len(operands)) and _is_narrow(v.aval.dtype)
+                    else v
+                    for n, v in enumerate(operands)
+                )
                 equations.append(
                     Equation(eqn.primitive, eqn.params, operands, tuple(outs), where, traceback)
                 )
@@ -197,6 +221,37 @@ def flatten(jaxpr: Any) -> Flat:
     inputs = tuple(fresh(v.aval) for v in open_jaxpr(jaxpr)[0].invars)
     outputs = descend(jaxpr, inputs)
     return Flat(tuple(equations), inputs, tuple(outputs), constants)
+
+
+def _indices(primitive: Primitive, count: int) -> range:
+    """Which operands of a primitive, that has so many, are indices."""
+    if primitive is prims.dynamic_slice_p:
+        return range(1, count)
+    if primitive is prims.dynamic_update_slice_p:
+        return range(2, count)
+    if primitive in _INDEXED or primitive.name == "bcoo_dot_general":  # not listed by JAX
+        return range(1, 2)
+    return range(0)
+
+
+_INDEXED = {prims.gather_p} | {
+    getattr(prims, f"scatter{suffix}_p")
+    for suffix in ("", "_add", "_sub", "_mul", "_min", "_max")
+    if hasattr(prims, f"scatter{suffix}_p")
+}
+
+
+def _is_narrow(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 32
+
+
+def _wide(index: Any) -> jax.Array:
+    """An index in a type that holds the size of any axis.
+
+    XLA compares an index with sizes in the index's own type: on CPUs a scatter into 300 rows by
+    `uint8` leaves out what lies beyond 300 - 256.
+    """
+    return jax.lax.convert_element_type(index, jnp.int32)
 
 
 def _line(info: Any) -> str | None:
@@ -233,7 +288,7 @@ def bcoo_dot_general_primitive() -> Primitive | None:
 def _bcoo_dot_general() -> Primitive | None:
     from jax.experimental import sparse
 
-    matrix = sparse.BCOO((jnp.ones(1), jnp.zeros((1, 2), jnp.int32)), shape=(1, 1))
+    matrix = sparse.BCOO((jnp.ones(1, jnp.float32), jnp.zeros((1, 2), jnp.int32)), shape=(1, 1))
     return primitive_of(lambda m, x: m @ x, matrix, np.ones(1, np.float32))
 
 
@@ -323,6 +378,37 @@ def unrolled(equation: Equation) -> Flat:
     return canonicalise(run, [v.aval for v in equation.inputs])
 
 
+def is_checkpointed_loop(equation: Equation) -> bool:
+    """Whether a `custom_vjp` is a loop of Equinox, whose backward rule is the loop's derivative.
+
+    The rule is told by the object that it closes over, and not by a name that others may have too.
+    """
+    own = _checkpointed_loop()
+    if own is None or equation.primitive is not prims.custom_vjp_call_p:
+        return False
+    waiting, seen = [equation.params.get("bwd")], set()
+    while waiting:
+        value = waiting.pop()
+        if value is own:
+            return True
+        if value is None or id(value) in seen or len(seen) > 64:
+            continue
+        seen.add(id(value))
+        waiting += [getattr(value, name, None) for name in ("f", "func", "__wrapped__")]
+        waiting += [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    return False
+
+
+@functools.cache
+def _checkpointed_loop() -> Any:
+    """The object behind Equinox's checkpointed loops; `None` where this version has none."""
+    try:
+        from equinox.internal._loop import checkpointed
+    except ImportError:
+        return None
+    return getattr(checkpointed, "_checkpointed_while_loop", None)
+
+
 def is_step_function(equation: Equation) -> bool:
     """Whether an operation has a derivative of its own and no true one: a spike.
 
@@ -404,6 +490,7 @@ __all__ = [
     "evaluate",
     "flatten",
     "forward_mode",
+    "is_checkpointed_loop",
     "is_float",
     "is_step_function",
     "mark",
@@ -411,7 +498,9 @@ __all__ = [
     "open_jaxpr",
     "primitive_of",
     "prims",
+    "promoting",
     "prune",
+    "result_type",
     "scan_counts",
     "split_p",
     "stack_p",

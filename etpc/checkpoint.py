@@ -5,9 +5,12 @@ header, JSON that describes each leaf; the bytes of the arrays, little-endian. N
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import math
 import os
+import stat
 import struct
 import sys
 from collections.abc import Iterator
@@ -39,8 +42,9 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
 
     The file at `path` is replaced in one go: whenever the process is killed or the disk is full, it
     holds all of what was saved last, or all of what was saved before. While it is written it is
-    beside it, as `.<name>.saving`; one that was left by a process that was killed is overwritten by
-    the next save.
+    beside it, as `.<name>.saving`; one that was left by a process that was killed is removed by the
+    next save. A file that is replaced keeps its mode, and where `path` is a link, what it points to is
+    replaced.
 
     **Arguments:**
 
@@ -50,7 +54,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         are not; only that they were there.
 
     **Raises** `etpc.CheckpointError` where a leaf cannot be saved, and `OSError` where the file
-    cannot be written. What was at `path` is still there then.
+    cannot be written, or `path` is there and no regular file. What was at `path` is still there then.
 
     ```pycon
     >>> import etpc, jax.numpy as jnp
@@ -100,11 +104,16 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
     **Returns** a PyTree with the structure of `like`. Arrays are on the devices of those of `like`
     and spread over them in the same way; leaves that are not saved are those of `like`.
 
-    **Raises** `etpc.CheckpointError` where the file is no checkpoint, is cut short or damaged, or does
-    not fit `like`: other leaves, shapes, dtypes or units, or a carry of another program. The message
-    names each. `OSError` where the file cannot be read.
+    **Raises** `etpc.CheckpointError` where the file is no checkpoint, is cut short or damaged, has a
+    header that `etpc` does not write, or does not fit `like`: other leaves, shapes, dtypes or units,
+    or a carry of another program. The message names each. `OSError` where the file cannot be read.
     """
     path = Path(path)
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(
+        mode
+    ):  # reading a pipe or a device may never end
+        raise CheckpointError(f"{path} is no checkpoint of etpc: it is no regular file.")
     content = memoryview(path.read_bytes())
     header, payload = _checked(path, content)
     leaves, treedef = jax.tree.flatten(like)
@@ -129,10 +138,12 @@ def _replace(path: Path, chunks: list[Bytes]) -> None:
     """Write a file beside `path`, see to it that it is on the disk, and put it in its place."""
     temporary = path.with_name(f".{path.name}.saving")
     try:
+        mode = _mode(path)
         file = _opened_alone(temporary)
         with file:
             try:
-                file.truncate(0)
+                if mode is not None and hasattr(os, "fchmod"):
+                    os.fchmod(file.fileno(), mode)
                 for chunk in chunks:
                     file.write(chunk)
                 file.flush()
@@ -150,18 +161,58 @@ def _replace(path: Path, chunks: list[Bytes]) -> None:
     _sync_folder(path.parent)
 
 
+def _mode(path: Path) -> int | None:
+    """Who may do what with the file at `path`; `None` where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise FileExistsError(errno.EEXIST, "It is no regular file, and is not replaced", str(path))
+    return stat.S_IMODE(status.st_mode)
+
+
 def _opened_alone(path: Path) -> IO[bytes]:
-    """A file to write, which no other process writes as long as it is open."""
+    """A new file to write, which no other process writes as long as it is open.
+
+    One that a killed process left is removed. A link that someone placed there is not followed, and
+    what has a second name is not written to.
+    """
+    flags = os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    exists = flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     while True:
-        file = path.open("ab")
-        if fcntl is None:
-            return file
-        with contextlib.suppress(OSError):  # some network disks have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, or the process ends
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        is_new = True
+        try:
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            is_new = False
+            try:
+                status = path.lstat()
+                if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                    reason = "It is no file that a save left; remove it"
+                    raise FileExistsError(errno.EEXIST, reason, str(path)) from None
+                descriptor = os.open(path, exists)
+            except FileNotFoundError:
+                continue  # another save has just ended
+        file = os.fdopen(descriptor, "wb")
+        try:
+            if fcntl is None:
+                file.truncate(0)
                 return file
-        file.close()  # while this one waited, another save put it in its place
+            with contextlib.suppress(OSError):  # some network disks have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, or the process ends
+            if os.path.samestat(os.fstat(file.fileno()), path.lstat()):
+                if is_new:
+                    return file
+                path.unlink()
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # it was left by a killed process, or another save put it in its place
 
 
 def _sync_folder(folder: Path) -> None:
@@ -199,7 +250,9 @@ def _checked(path: Path, content: memoryview) -> tuple[dict[str, Any], memoryvie
         )
     if hashlib.sha256(text).digest() != digest:
         raise refuse(f"is damaged: the checksum of its header is wrong. {damaged}")
-    header = json.loads(bytes(text))
+    header = _parsed(text)
+    if header is None:
+        raise refuse("has a header that etpc does not write. Use another copy.")
     if len(payload) != header["bytes"]:
         word = "cut short" if len(payload) < header["bytes"] else "damaged"
         raise refuse(
@@ -209,6 +262,62 @@ def _checked(path: Path, content: memoryview) -> tuple[dict[str, Any], memoryvie
     if hashlib.sha256(payload).hexdigest() != header["sha256"]:
         raise refuse(f"is damaged: the checksum of its arrays is wrong. {damaged}")
     return header, payload
+
+
+def _parsed(text: memoryview) -> dict[str, Any] | None:
+    """The header, if all that is read of it is there and of the right type; else `None`."""
+    try:
+        header = json.loads(bytes(text))
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, a number of too many digits
+        return None
+    fields = {"leaves": list, "notes": dict, "bytes": int, "sha256": str}
+    if not _has(header, fields) or not all(
+        isinstance(note, str) for note in header["notes"].values()
+    ):
+        return None
+    if not all(_is_entry(entry) for entry in header["leaves"]):
+        return None
+    total = sum(entry.get("bytes", 0) for entry in header["leaves"])
+    return header if total == header["bytes"] else None
+
+
+def _has(value: Any, fields: dict[str, type]) -> bool:
+    """Whether a value is a dict with fields of these types. A bool is no int here."""
+    return isinstance(value, dict) and all(type(value.get(k)) is kind for k, kind in fields.items())
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry is one that describes a leaf."""
+    if not _has(entry, {"path": str, "kind": str}):
+        return False
+    kind = entry["kind"]
+    if kind not in ("array", "key"):
+        if "bytes" in entry or kind == "not saved":
+            return "bytes" not in entry
+        return _has(entry, {"value": str}) and _is_value(kind, entry["value"])
+    if not _has(entry, {"shape": list, "dtype": str, "bytes": int}):
+        return False
+    if not all(type(size) is int and size >= 0 for size in entry["shape"]):
+        return False
+    count = math.prod(entry["shape"])
+    try:
+        if kind == "array":
+            return entry["bytes"] == count * jnp.dtype(entry["dtype"]).itemsize
+        key = jax.eval_shape(lambda: jax.random.key(0, impl=entry["impl"]))
+        words = jax.eval_shape(jax.random.key_data, key).size
+        return entry["bytes"] == count * words * 4 and str(key.dtype) == entry["dtype"]
+    except Exception:  # whatever NumPy and JAX say of a name that they do not know
+        return False
+
+
+def _is_value(kind: str, text: str) -> bool:
+    """Whether a text stands for a number of Python as `repr` writes it, or is one."""
+    if kind == "str":
+        return True
+    try:
+        return kind in _READ and repr(_READ[kind](text)) == text
+    except ValueError:
+        return False
 
 
 # --- leaves ---
@@ -261,7 +370,12 @@ def _stored(leaf: Any) -> tuple[dict[str, Any], np.ndarray | None]:
     entry = _described(leaf)
     if entry["kind"] not in ("array", "key"):
         if entry["kind"] not in ("not saved", "str"):
-            entry["value"] = repr(leaf)
+            try:
+                entry["value"] = repr(leaf)
+            except ValueError:
+                raise CheckpointError(
+                    "is an int of more digits than Python writes. Save it as an array or as text."
+                ) from None
         return entry, None
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise CheckpointError("is a shape, which has no values to save.")
@@ -321,7 +435,8 @@ def _differences(
             here, there = ours.get(where, "not there"), theirs.get(where, "not there")
             if here != there:
                 yield f"{where} is {here} in `like`, and {there} in the file."
-    if wanted == found and list(wanted) != list(found):
+    order = [where for where, _ in expected], [entry["path"] for entry in header["leaves"]]
+    if wanted == found and order[0] != order[1]:
         yield "The leaves have another order."
 
 

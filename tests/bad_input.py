@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import hashlib
 import inspect
 import os
 import re
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ import numpy as np
 jax.config.update("jax_enable_x64", True)
 
 import etpc  # noqa: E402
+from etpc import checkpoint as store  # noqa: E402
 from tests import test_errors, test_online  # noqa: E402
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
@@ -100,6 +103,57 @@ def checkpoint(change=lambda content: content, like=None, save=None):
             etpc.load(path, {"w": jnp.zeros(3)} if like is None else like())
 
     return call
+
+
+def foreign_header(content):
+    """Another header, with its right checksum."""
+    length = store._START.unpack_from(content)[2]
+    text = b'{"leaves": 3}'
+    start = store._START.pack(store._MAGIC, 1, len(text), hashlib.sha256(text).digest())
+    return start + text + content[store._START.size + length :]
+
+
+def placed(place):
+    """A save into a folder where something was placed."""
+
+    def call():
+        with tempfile.TemporaryDirectory() as folder:
+            place(Path(folder))
+            etpc.save(Path(folder) / "run.etpc", {"w": jnp.zeros(3)})
+
+    return call
+
+
+def rewired():
+    order = np.array([1, 2, 0])
+    model = {"w": jnp.ones(3), "order": order}
+    step = lambda m, x, h: (h[m["order"]] + m["w"] * x,) * 2
+    program = etpc.compile(model, inputs=jnp.zeros(3), state=jnp.zeros(3), step=step)
+    order[:] = [0, 1, 2]
+    program(model, jnp.zeros(3), program.init())
+
+
+def token(value):
+    def call():
+        step = lambda table, x, h: (table[x] + 0.5 * h,) * 2
+        table, one = jnp.ones((256, 3)), jax.ShapeDtypeStruct((), "uint8")
+        program = etpc.compile(table, inputs=one, state=jnp.zeros(3), step=step)
+        program(table, value, program.init())
+
+    return call
+
+
+def inference():
+    class Network(eqx.Module):
+        w: jax.Array
+        dropout: eqx.nn.Dropout
+
+        def __call__(self, x, h):
+            return (self.w * self.dropout(x, key=jax.random.key(0)) + 0.5 * h,) * 2
+
+    model = Network(jnp.ones(3), eqx.nn.Dropout(0.5))
+    program = etpc.compile(model, inputs=jnp.zeros(3), state=jnp.zeros(3))
+    program(eqx.nn.inference_mode(model), jnp.zeros(3), program.init())
 
 
 def flipped(content):
@@ -213,6 +267,9 @@ SECTIONS = {
         Case("a model of another structure", argument("structure of the model")),
         Case("a parameter of another shape", argument("shape of a parameter")),
         Case("a number of the model that is another", argument("a number of the model")),
+        Case("a model after `eqx.nn.inference_mode`", inference),
+        Case("connections that were written to in place", rewired),
+        Case("a token that its type cannot hold", token(256)),
         Case("the carry of another program", argument("carry of another program")),
         Case("`init(0)`", lambda: test_errors.compiled().init(0)),
         Case("`init(1.5)`", fraction_of_a_batch),
@@ -228,6 +285,14 @@ SECTIONS = {
         Case("one bit of an array changed", checkpoint(flipped)),
         Case("a file of another kind", checkpoint(lambda content: b"PK" + content)),
         Case("an empty file", checkpoint(lambda content: b"")),
+        Case("a header made by hand", checkpoint(foreign_header)),
+        Case(
+            "a link where a save writes first",
+            placed(lambda folder: (folder / ".run.etpc.saving").symlink_to("other")),
+        ),
+        Case(
+            "a pipe in the place of the file", placed(lambda folder: os.mkfifo(folder / "run.etpc"))
+        ),
         Case("other shapes and leaves", checkpoint(like=lambda: {"w": jnp.zeros(4), "b": 0.0})),
         Case("another dtype", checkpoint(like=lambda: {"w": jnp.zeros(3, jnp.float32)})),
         Case(

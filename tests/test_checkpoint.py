@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import equinox as eqx
@@ -364,3 +366,185 @@ def test_killed_at_any_time(tmp_path):
     assert found["saved"] > 20
     assert found["most_files"] <= 2
     assert found["left"] == ["run.etpc"]
+
+
+# --- headers that etpc does not write -------------------------------------------------------------
+
+
+def varied():
+    return {
+        "array": jnp.arange(3.0),
+        "numpy": [np.ones((2, 1), np.int8), np.float32(2.0)],
+        "key": jax.random.key(1),
+        "numbers": [True, 7, 0.5, 1j, "text", None, jnp.tanh],
+        "carry": etpc.Carry(jnp.ones(2), (), jnp.ones((), bool), "program", False),
+    }
+
+
+def rewritten(path, header):
+    """The file with another header, which has the right checksum."""
+    content = path.read_bytes()
+    _, version, length, _ = checkpoint._START.unpack_from(content)
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    digest = checkpoint.hashlib.sha256(text).digest()
+    start = checkpoint._START.pack(checkpoint._MAGIC, version, len(text), digest)
+    path.write_bytes(start + text + content[checkpoint._START.size + length :])
+
+
+def header_of(path):
+    content = path.read_bytes()
+    length = checkpoint._START.unpack_from(content)[2]
+    return json.loads(content[checkpoint._START.size :][:length])
+
+
+def places(node, above=()):
+    """Every place in a header, from the outermost."""
+    yield above
+    for key in (
+        node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+    ):
+        yield from places(node[key], (*above, key))
+
+
+DELETE = object()
+VALUES = [
+    *(None, True, -1, 0, 1, 10**15, 10**40, -(10**40), 0.5, 1e308, float("nan"), float("inf")),
+    *("", "x", "\ud800", "é" * 50, "float64", "array", "key", "int", "1" * 5000, "not saved"),
+    *([], [[]], [0], [10**15], [-1], {}, {"path": 1}, {"kind": "array"}, DELETE),
+]
+
+
+def changed(header, place, value):
+    header = json.loads(json.dumps(header))
+    if not place:
+        return None if value is DELETE else value
+    node = header
+    for key in place[:-1]:
+        node = node[key]
+    if value is DELETE:
+        del node[place[-1]]
+    else:
+        node[place[-1]] = value
+    return header
+
+
+def test_every_field_of_a_header_changed(tmp_path):
+    """A wrong type, a missing field, a huge number: refused, or of no account, and nothing else."""
+    path, tree = tmp_path / "a", varied()
+    etpc.save(path, tree)
+    header, whole = header_of(path), path.read_bytes()
+    tracemalloc.start()
+    count = 0
+    for place in places(header):
+        for value in VALUES:
+            path.write_bytes(whole)
+            rewritten(path, changed(header, place, value))
+            count += 1
+            try:
+                found = etpc.load(path, varied())
+            except etpc.CheckpointError:
+                continue
+            same = bits(found) == bits(tree)
+            assert same or place[-1] == "value" or place[0] == "versions", (place, value)
+    assert count > 2000
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+RAW = {
+    "no JSON": b"{",
+    "no UTF-8": b'{"leaves": "\xff"}',
+    "nothing": b"",
+    "deep lists": b"[" * 200_000 + b"]" * 200_000,
+    "deep dicts": b'{"leaves":' * 100_000 + b"1" + b"}" * 100_000,
+    "a number of many digits": b'{"bytes": ' + b"9" * 10_000 + b"}",
+    "a null": b"null",
+}
+
+
+@pytest.mark.parametrize("case", RAW)
+def test_what_is_no_header(case, tmp_path):
+    etpc.save(tmp_path / "a", small())
+    rewritten(tmp_path / "a", RAW[case])
+    refused(tmp_path / "a", small(), "has a header that etpc does not write")
+
+
+def test_entries_twice_or_in_another_order(tmp_path):
+    path = tmp_path / "a"
+    tree = {"a": 1, "b": 2}
+    etpc.save(path, tree)
+    header = header_of(path)
+    first, second = header["leaves"]
+    for leaves, words in (
+        ([second, first], "another order"),
+        ([first, second, second], "another order"),
+        ([first], "not there in the file"),
+    ):
+        rewritten(path, {**header, "leaves": leaves})
+        refused(path, tree, words)
+
+
+def test_an_int_of_too_many_digits(tmp_path):
+    with pytest.raises(etpc.CheckpointError, match=r"\['n'\] is an int of more digits"):
+        etpc.save(tmp_path / "a", {"n": 10**5000})
+
+
+# --- what else may be in a folder -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "folder", "pipe"])
+def test_what_was_placed_where_a_save_writes(kind, tmp_path):
+    """It is not written to, and the error names it."""
+    victim, place = tmp_path / "victim", tmp_path / ".a.saving"
+    victim.write_bytes(b"precious")
+    {
+        "link": lambda: place.symlink_to(victim),
+        "dangling link": lambda: place.symlink_to(tmp_path / "none"),
+        "second name": lambda: place.hardlink_to(victim),
+        "folder": place.mkdir,
+        "pipe": lambda: os.mkfifo(place),
+    }[kind]()
+    with pytest.raises(FileExistsError, match=r"no file that a save left; remove it.*\.a\.saving"):
+        etpc.save(tmp_path / "a", small())
+    assert victim.read_bytes() == b"precious"
+    assert sorted(os.listdir(tmp_path)) == [".a.saving", "victim"]
+    place.rmdir() if kind == "folder" else place.unlink()
+    etpc.save(tmp_path / "a", small())
+    assert bits(etpc.load(tmp_path / "a", small())) == bits(small())
+
+
+def test_a_target_that_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(FileExistsError, match=r"no regular file, and is not replaced.*pipe"):
+            etpc.save(tmp_path / name, small())
+        refused(tmp_path / name, small(), "it is no regular file")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    refused("/dev/zero", small(), "it is no regular file")
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+@pytest.mark.parametrize("leftover", [False, True])
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, None])
+def test_the_mode_of_a_file_stays(mode, leftover, tmp_path):
+    """That of a new file is what the process gives to new files."""
+    path, new = tmp_path / "a", tmp_path / "new"
+    new.touch()
+    if mode is not None:
+        etpc.save(path, {"other": 1})
+        path.chmod(mode)
+    if leftover:
+        (tmp_path / ".a.saving").touch()
+        (tmp_path / ".a.saving").chmod(0o777)
+    etpc.save(path, small())
+    expected = stat.S_IMODE(new.stat().st_mode) if mode is None else mode
+    assert stat.S_IMODE(path.stat().st_mode) == expected
+
+
+def test_a_link_to_what_is_not_there_yet(tmp_path):
+    (tmp_path / "link").symlink_to("a")
+    for tree in (small(), {"other": 1}):
+        etpc.save(tmp_path / "link", tree)
+        assert (tmp_path / "link").is_symlink()
+        assert bits(etpc.load(tmp_path / "a", tree)) == bits(tree)

@@ -292,6 +292,91 @@ def test_arguments(case):
     assert isinstance(caught.value, ValueError)
 
 
+# --- integers of other types than were compiled ---------------------------------------------------
+
+
+def read(dtype, token, *, jit=False, x64=True):
+    """The row of a table of 256 rows that is read by a token, given a dtype that was compiled."""
+    with jax.enable_x64(x64):
+        table = jnp.arange(256.0)[:, None]
+        step = lambda m, x, h: (m[x] + 0 * h, m[x] + 0 * h)
+        inputs = jax.ShapeDtypeStruct((), dtype)
+        program = etpc.compile(table, inputs=inputs, state=jnp.zeros(1), step=step)
+        run = lambda token: program(table, token, program.init())[0]
+        (found,) = (jax.jit(run) if jit else run)(token)
+        sequence = token if isinstance(token, int) else token[None, None]
+        if not isinstance(token, int):
+            loss = lambda y, t: y.sum()
+            run = lambda tokens: program.value_and_grad(loss)(
+                table, tokens, jnp.zeros((1, 1)), program.init(1)
+            )
+            (_, carry), _ = (jax.jit(run) if jit else run)(sequence)
+            assert carry.state == found
+        return int(found)
+
+
+FITTING = [
+    ("uint8", np.array(255, np.int64)),
+    ("uint8", np.array(200, np.uint64)),
+    ("int8", np.array(7, np.uint8)),
+    ("int32", np.array(255, np.int64)),
+    ("int32", np.array(255, np.uint32)),
+    ("uint64", np.array(255, np.int16)),
+    ("int16", np.array(True)),
+    ("uint8", 255),
+    ("int32", 255),
+]
+
+
+@pytest.mark.parametrize(("dtype", "token"), FITTING)
+def test_integers_that_fit_are_cast(dtype, token):
+    assert read(dtype, token) == int(token)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "token"),
+    [
+        ("uint8", np.array(256)),
+        ("uint8", np.array(-1)),
+        ("int8", np.array(128, np.uint8)),
+        ("int8", np.array(-129, np.int16)),
+        ("int32", np.array(2**32 + 1)),
+        ("int32", np.array(2**31, np.uint32)),
+        ("uint32", np.array(-1, np.int32)),
+        ("int64", np.array(2**63, np.uint64)),
+        ("uint8", 256),
+        ("int32", 2**32 + 1),
+    ],
+)
+@pytest.mark.parametrize("x64", [True, False])
+def test_integers_that_do_not_fit_are_refused(dtype, token, x64):
+    """They would wrap around, so that 256 reads row 0."""
+    if dtype == "int64" and not x64:
+        pytest.skip("there is none")
+    words = rf"Input x is \w+ with values from {int(token)} to .*compiled as {dtype}.*wrap around"
+    with pytest.raises(etpc.InputError, match=words):
+        read(dtype, token, x64=x64)
+
+
+@pytest.mark.parametrize(("dtype", "token"), [("uint8", "uint16"), ("int8", "uint8")])
+def test_integers_that_are_not_known_are_refused(dtype, token):
+    words = rf"Input x is {token}, and was compiled as {dtype}.*not known.*astype\('{dtype}'\)"
+    with pytest.raises(etpc.InputError, match=words):
+        read(dtype, np.array(3, token), jit=True)
+    assert read("int32", np.array(3, token), jit=True) == 3
+    assert read(dtype, np.array(3, dtype), jit=True) == 3
+
+
+def test_an_integer_beyond_any_type():
+    with pytest.raises(etpc.InputError, match=r"Input x is object, and was compiled as int32"):
+        read("int32", 2**70)
+
+
+def test_floats_for_integers_are_refused():
+    with pytest.raises(etpc.InputError, match=r"x is float64, and was compiled as int32. Convert"):
+        read("int32", np.array(3.0))
+
+
 def test_state_in_the_place_of_a_carry():
     with pytest.raises(etpc.InputTypeError, match=r"carry is a dict.*program\.init") as caught:
         compiled()._check_carry({"h": jnp.zeros(3)})

@@ -2,6 +2,11 @@
 
 import dataclasses
 import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -548,3 +553,82 @@ def test_a_carry_that_is_donated_is_a_copy():
     (expected, _), expected_grads = run(jnp.ones(2), xs, xs, program.init())
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
     np.testing.assert_allclose(grads, expected_grads, rtol=1e-12)
+
+
+# --- which program a carry belongs to -------------------------------------------------------------
+
+
+class Named(eqx.Module):
+    """A state with a function in a static field, whose text names a place in memory."""
+
+    h: jax.Array
+    f: Any = eqx.field(static=True, default=jnp.tanh)
+    g: Any = eqx.field(static=True, default_factory=lambda: lambda a: a)
+
+
+def wired(order=(1, 2, 3, 0), *, scale=1.0, twice=False, matrix=True, algo=D, weights="all"):
+    """A program of four states that read each other in an order."""
+
+    def step(m, x, state):
+        h = m["a"] * state.h[m["order"]] + m["w"] @ x
+        if twice:
+            h = h + m["w"] @ x[::-1]
+        if matrix:
+            h = h + m["rec"] @ jnp.tanh(state.h)
+        return h, Named(h, state.f, state.g)
+
+    model = {
+        "a": scale * jnp.linspace(0.1, 0.4, 4),
+        "w": scale * jnp.ones((4, 2)),
+        "rec": scale * jnp.eye(4),
+        "order": jnp.asarray(order),
+    }
+    if weights == "some":
+        weights = lambda m: (m["a"], m["w"])
+    return etpc.compile(
+        model,
+        algo,
+        inputs=jnp.zeros(2),
+        state=Named(jnp.zeros(4), g=lambda a: a),
+        step=step,
+        weights=weights,
+    )
+
+
+def program_id(program):
+    return program.init().program
+
+
+OTHERS = {
+    "another order, with blocks of the same size": dict(order=(2, 3, 1, 0)),
+    "another order, with smaller blocks": dict(order=(1, 0, 3, 2)),
+    "a weight that is used twice": dict(twice=True),
+    "without a matrix": dict(matrix=False),
+    "a weight without a trace": dict(weights="some"),
+    "another rule": dict(algo=ES),
+    "another window": dict(algo=etpc.D_RTRL(window=3)),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_the_carry_of_another_program_is_refused(case):
+    program, other = wired(), wired(**OTHERS[case])
+    with pytest.raises(etpc.InputError, match="carry belongs to another program"):
+        program._check_carry(other.init())
+
+
+def test_a_carry_of_the_same_program_compiled_again():
+    """With other values of the parameters too, and in another process."""
+    found = {program_id(wired()), program_id(wired()), program_id(wired(scale=-3.0))}
+    code = "from tests.test_program import *; print(program_id(wired()))"
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", "import tests.conftest; " + code],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.add(done.stdout.strip())
+    assert len(found) == 1

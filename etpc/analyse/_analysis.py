@@ -12,12 +12,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._jax import Equation, Variable, canonicalise, evaluate, forward_mode
-from ..trace import Step
+from ..trace import Known, Step
 
 # the modules of rules register them
 from . import _rules_control, _rules_indexing, _rules_moving, _rules_sums  # noqa: F401
 from ._interpreter import Interpreter, Opaque
-from ._known import Known
 from ._pattern import Pattern, columns_of, empty
 from ._reach import closure, within
 from ._weights import Split, WeightOp, split

@@ -14,7 +14,7 @@ import numpy as np
 
 from .._errors import MemoryLimitError
 from .._jax import Equation, Flat, Primitive, Variable, prims
-from ._known import Known
+from ..trace import Known
 from ._pattern import Pattern, TooDense, joined, pick, union
 
 

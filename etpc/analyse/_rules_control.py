@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .._jax import Flat, Variable, flatten, scan_counts, unrolled
+from ..trace import Known
 from ._interpreter import Interpreter, rule
-from ._known import Known
 from ._pattern import Pattern, joined, numbering, pick, union
 
 UNROLLED = 2048

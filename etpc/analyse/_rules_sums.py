@@ -64,10 +64,13 @@ def _bcoo_dot_general(interpreter, eqn, patterns, known):
     at = known(indices)
     if at is None or values.shape != at.shape[:1] or len(contract) != 1 or any(map(len, batch)):
         return None
+    if (at < 0).any():  # which JAX counts from the end, or not, as the platform has it
+        return None
     shape = eqn.params["lhs_spinfo"].shape
-    inside = (at >= 0).all(1) & (at < np.asarray(shape)).all(1)
+    inside = (at < np.asarray(shape)).all(1)
     stored = np.flatnonzero(inside)
-    row, column = at[inside, 1 - contract[0]], at[inside, contract[0]]
+    at = at[inside].astype(np.int64)  # its own type may be too narrow for element numbers
+    row, column = at[:, 1 - contract[0]], at[:, contract[0]]
     others = np.moveaxis(numbering(rhs.shape), contract_rhs[0], 0).reshape(shape[contract[0]], -1)
     free = others.shape[1]
     target = (row[:, None] * free + np.arange(free)).reshape(-1)

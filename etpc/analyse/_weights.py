@@ -9,8 +9,7 @@ from .._errors import UnsupportedError, raise_together
 from .._jax import Equation, Variable, etp_p, prims
 from ..ops import Kind, kind_of
 from ..ops._sparse import register_sparse
-from ..trace import Step
-from ._known import Known
+from ..trace import Known, Step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .._jax import promoting, result_type
 from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Plan
 from ._forward import TURNED, Course, Forward
@@ -85,6 +86,7 @@ class Window:
         full = {p.op.number: no_entries(p) for p in self.plan.carried if isinstance(p.form, Full)}
         return [jnp.zeros_like(w, sum_dtype(w)) for w in weights], full
 
+    @promoting
     def gradient(self, sums: Sums) -> list[Array]:
         """By the weights, at least in float32."""
         grads, entries = sums
@@ -122,15 +124,18 @@ def emit(plan: Plan) -> Window:
         return step.prefix(parameters, copies=steps >= TURNED and not emitter.exact)
 
     @jax.custom_vjp
+    @promoting
     def run(*arguments):
         return emitter.forward(*arguments)[0]
 
+    @promoting
     def forward(*arguments):
         by_inputs = any(x.perturbed for x in arguments[2])
         values = jax.tree.map(lambda a: a.value, arguments, is_leaf=lambda a: hasattr(a, "value"))
         out, residuals = emitter.forward(*values, by_inputs=by_inputs)
         return out, jax.tree_util.Partial(emitter.backward, residuals)
 
+    @promoting
     def backward(back, cotangents):
         sums, xs, _ = back([_instantiated(ct) for ct in cotangents[0]])
         dtypes = [v.aval.dtype for v in plan.analysis.split.weights]
@@ -139,6 +144,7 @@ def emit(plan: Plan) -> Window:
 
     run.defvjp(forward, backward, symbolic_zeros=True)
 
+    @promoting
     def learn(weights, others, xs, state, traces, fresh, loss_of):
         (ys, last), factors, residuals = emitter.window(weights, others, xs, state, traces, fresh)
         loss, pull, aux = jax.vjp(loss_of, ys, has_aux=True)
@@ -526,7 +532,7 @@ class Emitter:
         if not data:
             return kind.contract(None, delta)
         x = _stacked(data)
-        return kind.contract(x, delta.astype(jnp.result_type(x, delta)))
+        return kind.contract(x, delta.astype(result_type(x, delta)))
 
     def _inputs(self, moving_bar):
         """Cotangents of the inputs; `None` for those that are not differentiated."""
@@ -565,7 +571,7 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
 
 
 def _stacked(arrays: Arrays) -> Array:
-    dtype = jnp.result_type(*arrays)
+    dtype = result_type(*arrays)
     return arrays[0] if len(arrays) == 1 else jnp.concatenate([a.astype(dtype) for a in arrays])
 
 

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
@@ -52,7 +52,7 @@ class Embedding(eqx.Module):
         shape = (self.num_embeddings, self.embedding_size)
         self.weight = initialise("weight_init", weight_init, key, shape, float_dtype(dtype))
 
-    def __call__(self, x: int | Int[Array, ""]) -> Float[Array, " O"]:
+    def __call__(self, x: int | Integer[Array, ""]) -> Float[Array, " O"]:
         """**Returns** row `x`. As in JAX, a negative index counts from the end, and one out of range
         reads the row that is nearest.
 

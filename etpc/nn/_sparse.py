@@ -182,7 +182,7 @@ def _order(rows: np.ndarray, columns: np.ndarray, O: int, I: int) -> np.ndarray:
             f"connections has the pair {(int(rows[at]), int(columns[at]))}, outside of a matrix of shape "
             f"{(O, I)}. This is because rows are outputs and columns inputs. Pass indices in range."
         )
-    place = rows.astype(np.int64) * I + columns
+    place = rows.astype(np.int64) * I + columns.astype(np.int64)
     order = np.argsort(place, kind="stable")
     again = np.flatnonzero(np.diff(place[order]) == 0)
     if again.size:

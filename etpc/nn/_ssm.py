@@ -143,7 +143,7 @@ class LRU(eqx.Module):
         nu, theta = jnp.exp(mark(self.nu_log)), jnp.exp(mark(self.theta_log))
         B = jax.lax.complex(mark(self.B_re), mark(self.B_im))
         h = jnp.exp(jax.lax.complex(-nu, theta)) * h
-        h = h + jnp.exp(mark(self.gamma_log)) * (B @ x.astype(h.dtype))
+        h = h + jnp.exp(mark(self.gamma_log)).astype(h.dtype) * (B @ x.astype(h.dtype))
         y = mark(self.C_re) @ h.real - mark(self.C_im) @ h.imag + mark(self.D) @ x
         return y, h
 
@@ -249,7 +249,7 @@ class S5(eqx.Module):
         check_shape("S5", "x", x, (self.in_features,))
         check_shape("S5", "h", h, (self.state_size // 2,))
         rate = jax.lax.complex(-jnp.exp(mark(self.log_decay)), mark(self.frequency))
-        turn = rate * jnp.exp(mark(self.log_step))
+        turn = rate * jnp.exp(mark(self.log_step)).astype(rate.dtype)
         B = jax.lax.complex(mark(self.B_re), mark(self.B_im))
         h = jnp.exp(turn) * h + jnp.expm1(turn) / rate * (B @ x.astype(h.dtype))
         read = mark(self.C_re) @ h.real - mark(self.C_im) @ h.imag

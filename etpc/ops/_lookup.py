@@ -25,13 +25,15 @@ class Lookup(Factored):
 
     def factor(self, values):
         index = jnp.asarray(values[self.data]).reshape(self.f, len(self.rows))
-        number = jnp.zeros((self.f,), index.dtype)
+        # The type of the index may be too narrow for the number of a row, or of the rows.
+        number = jnp.zeros((self.f,), jnp.int32)
         inside = jnp.ones((self.f,), bool)
         for axis, size in enumerate(self.rows):
             at = index[:, axis]
-            inside &= (at >= 0) & (at < size)
-            number = number * size + jnp.clip(at, 0, size - 1)
-        here = number[:, None] == jnp.arange(self.i, dtype=number.dtype)[None, :]
+            near = jnp.clip(at, 0, min(size - 1, jnp.iinfo(at.dtype).max))
+            inside &= at == near
+            number = number * size + near.astype(jnp.int32)
+        here = number[:, None] == jnp.arange(self.i, dtype=jnp.int32)[None, :]
         if not self.clip:
             here &= inside[:, None]
         return here.astype(self.dtype)

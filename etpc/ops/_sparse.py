@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation, bcoo_dot_general_primitive
+from .._jax import Equation, bcoo_dot_general_primitive, result_type
 from ._kind import Known, Links, Move, has_kind, register_kind
 
 
@@ -47,7 +47,7 @@ class Sparse:
 
         x = x.reshape(-1, *x.shape[-2:])
         delta = delta.reshape(-1, *delta.shape[-2:])
-        zero = jnp.zeros((self.links.inputs.size,), jnp.result_type(x, delta))
+        zero = jnp.zeros((self.links.inputs.size,), result_type(x, delta))
         return jax.lax.scan(add, zero, (x, delta))[0]
 
     def gather(self, entries):

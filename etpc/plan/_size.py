@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from .._jax import result_type
 from ..algorithms import Decay, Full, LowRank, TraceForm
 from ..analyse import Analysis, WeightOp
 from ..ops import Kind
@@ -12,12 +13,12 @@ from ..ops import Kind
 
 def vector_dtype(analysis: Analysis) -> Any:
     """Of the vector of states and its Jacobians: at least float32."""
-    return jnp.result_type(jnp.float32, *(part.dtype for part in analysis.hidden.parts))
+    return result_type(jnp.float32, *(part.dtype for part in analysis.hidden.parts))
 
 
 def trace_dtype(analysis: Analysis, op: WeightOp) -> Any:
     """Of the trace of an operation: that of the states, and complex where the operation is."""
-    return jnp.result_type(vector_dtype(analysis), op.delta.dtype)
+    return result_type(vector_dtype(analysis), op.delta.dtype)
 
 
 def trace_shape(kind: Kind, form: TraceForm, block: int) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from ..algorithms import Algorithm, Auto, Decay, Full, LowRank
 from ..plan import Claim, OpPlan, Plan
+from ._window import gradient_depends_on_window
 
 Claims = Mapping[str, Claim]
 
@@ -12,11 +13,10 @@ Claims = Mapping[str, Claim]
 def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     """One row for each weight operation, and below what is left out and why."""
     hidden = plan.analysis.hidden
-    window = "auto" if plan.algorithm.window == "auto" else str(plan.algorithm.window)
     head = [
         f"{plan.algorithm}",
         f"  {hidden.size} hidden states: " + ", ".join(hidden.paths),
-        f"  window {plan.window}" + (" (chosen)" if window == "auto" else ""),
+        f"  window {plan.window}{_chosen(plan)}",
         "",
     ]
     lines = [*head, *table(COLUMNS, rows(plan, claims))]
@@ -40,6 +40,14 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
         lines += ["", "taken as dense (no rule for their sparsity)"]
         lines += [f"  {o.primitive} at {o.source}" for o in plan.analysis.opaque]
     return "\n".join(lines)
+
+
+def _chosen(plan: Plan) -> str:
+    if plan.algorithm.window != "auto":
+        return ""
+    if gradient_depends_on_window(plan):
+        return " (chosen)"
+    return ", or a divisor of T near it (chosen)"
 
 
 COLUMNS = ["weight", "operation", "reaches", "block", "trace", "bytes", "gradient"]

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -22,7 +23,7 @@ from ..algorithms import LowRank
 from ..analyse import Analysis, analyse
 from ..emit import Window
 from ..plan import Claim, Group, OpPlan, Plan, claims
-from ..trace import Leaves, repeat
+from ..trace import Leaves, path_text, repeat
 from ._describe import describe
 from ._explain import explain
 from ._graph import dependency_graph
@@ -326,7 +327,9 @@ class Program:
 
         **Returns** `(y, carry)`. Cotangents that reach the carry are dropped.
         """
-        ys, carry = self.scan(model, jax.tree.map(lambda a: jnp.asarray(a)[None], x), carry)
+        # numbers by NumPy, which has a type for those that JAX's default type can't hold
+        one_step = jax.tree.map(lambda a: (a if hasattr(a, "dtype") else np.asarray(a))[None], x)
+        ys, carry = self.scan(model, one_step, carry)
         return jax.tree.map(lambda a: a[0], ys), carry
 
     def scan(self, model: Any, xs: Any, carry: Carry) -> tuple[Any, Carry]:
@@ -549,8 +552,9 @@ class Program:
     def _parameters(self, model: Any) -> list[Any]:
         """The array leaves of a model, checked against those that were compiled."""
         expected = self._step.model_leaves
+        model, traced = self._with_numbers(model)
         given = Leaves.of(model, "model")
-        if given.treedef != expected.treedef or given.places != expected.places:
+        if not _same(given.treedef, expected.treedef) or given.places != expected.places:
             ours, theirs = set(expected.paths), set(given.paths)
             missing, extra = sorted(ours - theirs), sorted(theirs - ours)
             leaves = dict(zip(given.paths, given.split(model), strict=True))
@@ -561,6 +565,7 @@ class Program:
                 )
             detail = f" Missing: {', '.join(missing)}." if missing else ""
             detail += f" Not in the compiled one: {', '.join(extra)}." if extra else ""
+            detail = detail or " Its static fields or the types of its nodes differ."
             raise InputError(
                 "The model does not have the structure of the one that was compiled."
                 f"{detail} Compile it again, or pass a model that differs in array values alone."
@@ -570,17 +575,48 @@ class Program:
             for path, got, want in zip(given.paths, given.avals, expected.avals, strict=True)
             if (got.shape, got.dtype) != (want.shape, want.dtype)
         ]
-        for ours, theirs in zip(expected.static, given.static, strict=True):
+        for n, (ours, theirs) in enumerate(zip(expected.static, given.static, strict=True)):
             if ours is not theirs and not _same(ours, theirs):
+                path = jax.tree_util.tree_leaves_with_path(model)[n][0]
                 problems.append(
-                    f"The model holds {theirs!r} where {ours!r} was compiled in. Values that are "
-                    "no arrays are part of the program: compile again, or make it an array."
+                    f"The model holds {theirs!r} where {ours!r} was compiled in, at "
+                    f"{path_text(path, 'model', model)}. Values that are no arrays are part of the "
+                    "program, such as the flag that `eqx.nn.inference_mode` sets: compile again, or "
+                    "make it an array."
                 )
+        pairs = zip(expected.static_arrays, given.static_arrays, strict=True)
+        if not all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs):
+            problems.append(
+                "A NumPy array in a static field of the model has other values than when it was "
+                "compiled. Static fields are part of the program: compile again, or make it a "
+                "field that is not static."
+            )
         values = expected.split(model)
         for i in self.plan.analysis.assumed:
             values[i] = self._connections(i, values[i], problems)
         raise_together(problems, InputError)
-        return [jnp.asarray(a) if isinstance(a, np.ndarray | np.generic) else a for a in values]
+        values = [jnp.asarray(a) if isinstance(a, np.ndarray | np.generic) else a for a in values]
+        for value, compiled in traced if values else ():
+            message = f"The model holds another number where {compiled!r} was compiled in."
+            values[0] = eqx.error_if(values[0], value != jnp.asarray(compiled), message)
+        return values
+
+    def _with_numbers(self, model: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+        """The model with NumPy's integers and flags as they were compiled, where `eqx.filter_jit` made
+        arrays of them; and these arrays, which are compared when the program runs."""
+        expected = self._step.model_leaves
+        leaves, treedef = jax.tree.flatten(model)
+        numbers = [
+            i
+            for i, static in enumerate(expected.static)
+            if isinstance(static, np.integer | np.bool_)
+            and i < len(leaves)
+            and isinstance(leaves[i], Tracer)
+        ]
+        traced = [(leaves[i], expected.static[i]) for i in numbers]
+        for i in numbers:
+            leaves[i] = expected.static[i]
+        return (treedef.unflatten(leaves), traced) if numbers else (model, [])
 
     def _connections(self, i: int, given: Any, problems: list[str]) -> Any:
         """An integer array of the model that the traces were laid out for, checked to be that one.
@@ -600,10 +636,12 @@ class Program:
             return eqx.error_if(
                 given, _checksum(given) != _checksum(jnp.asarray(compiled)), message
             )
-        if np.shape(given) == compiled.shape and np.array_equal(given, compiled):
-            self._seen[i] = given
-        else:
+        if np.shape(given) != compiled.shape or not np.array_equal(given, compiled):
             problems.append(message)
+        elif isinstance(given, jax.Array):
+            self._seen[i] = given  # what nobody can write to is compared once
+        else:
+            given = compiled  # and not what may be written to while the program runs
         return given
 
     def _check_carry(self, carry: Any) -> None:
@@ -633,18 +671,15 @@ class Program:
         values, problems, leads = [], [], set()
         batch = _batch(self._step.state_leaves.split(carry.state)) if carry.batched else None
         for path, leaf, aval in zip(expected.paths, leaves, expected.avals, strict=True):
-            value = jnp.asarray(leaf)
-            shape = value.shape
+            shape = jnp.shape(leaf)
             if len(shape) < lead or shape[lead:] != aval.shape:
                 problems.append(
                     f"Input {path} has shape {list(shape)}, and should be {axes} + "
                     f"{list(aval.shape)}: the carry has {'a' if carry.batched else 'no'} batch axis."
                     f"{_advice(shape, aval.shape, carry.batched)}"
                 )
-            elif not _castable(value.dtype, aval.dtype):
-                problems.append(
-                    f"Input {path} is {value.dtype}, and was compiled as {aval.dtype}. Convert it."
-                )
+            elif (problem := _cast_problem(leaf, aval.dtype)) is not None:
+                problems.append(f"Input {path} {problem}")
             else:
                 leads.add(shape[:lead])
                 if batch is not None and shape[1] != batch:
@@ -655,14 +690,14 @@ class Program:
                         "`xs.swapaxes(0, 1)`, in the targets too. Else make the carry by "
                         f"`init(batch_size={shape[1]})`."
                     )
-            values.append(value)
+            values.append(leaf)
         if len(leads) > 1:
             problems.append(f"The inputs disagree about their leading axes: {sorted(leads)}.")
         if any(lead_shape[0] == 0 for lead_shape in leads):
             problems.append("The input has no steps (T = 0).")
         raise_together(problems, InputError)
         return [
-            v if v.dtype == a.dtype else v.astype(a.dtype)
+            v if isinstance(v, jax.Array) and v.dtype == a.dtype else jnp.asarray(v, a.dtype)
             for v, a in zip(values, expected.avals, strict=True)
         ]
 
@@ -684,14 +719,45 @@ def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[
     return jax.tree.map(jnp.add, moving, more)
 
 
-def _castable(given: Any, wanted: Any) -> bool:
-    if given == wanted:
-        return True
-    if any(jnp.issubdtype(d, jax.dtypes.extended) for d in (given, wanted)):
-        return False
+def _cast_problem(given: Any, wanted: Any) -> str | None:
+    """Why an input cannot be cast to the dtype that was compiled; `None` where it can.
+
+    Integers are cast where no value changes. Floats are rounded, as by `astype`.
+    """
+    dtype = given.dtype if hasattr(given, "dtype") else np.asarray(given).dtype
+    if dtype == wanted:
+        return None
+    convert = f"is {dtype}, and was compiled as {wanted}. Convert it."
+    if any(jnp.issubdtype(d, jax.dtypes.extended) for d in (dtype, wanted)):
+        return convert
     order = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-    rank = [next(i for i, k in enumerate(order) if jnp.issubdtype(d, k)) for d in (given, wanted)]
-    return rank[0] <= rank[1]
+    ranks = [
+        next((i for i, kind in enumerate(order) if jnp.issubdtype(d, kind)), len(order))
+        for d in (dtype, wanted)
+    ]
+    if ranks[0] > ranks[1]:
+        return convert
+    if not (jnp.issubdtype(dtype, jnp.integer) and jnp.issubdtype(wanted, jnp.integer)):
+        return None
+    own, into = jnp.iinfo(dtype), jnp.iinfo(wanted)
+    if into.min <= own.min and own.max <= into.max:
+        return None
+    remedy = f"Compile with `inputs=` of {dtype}, or of another type that holds all values"
+    if isinstance(given, Tracer):
+        return (
+            f"is {dtype}, and was compiled as {wanted}, which does not hold all values of that "
+            f"type; inside a transformation they are not known. {remedy}, or convert it yourself "
+            f"where the values are known to fit: `.astype({str(wanted)!r})`."
+        )
+    if not np.size(given):
+        return None
+    least, most = int(given.min()), int(given.max())
+    if into.min <= least and most <= into.max:
+        return None
+    return (
+        f"is {dtype} with values from {least} to {most}, and was compiled as {wanted}, which holds "
+        f"{into.min} to {into.max}: others would wrap around. {remedy}."
+    )
 
 
 def _advice(shape: tuple[int, ...], one: tuple[int, ...], batched: bool) -> str:
@@ -763,6 +829,8 @@ def _same(a: Any, b: Any) -> bool:
 
 def _checksum(values: Array) -> Array:
     """A number that differs, as good as always, for arrays that differ."""
+    if values.dtype.itemsize > 4:
+        values = jnp.stack([values, values >> 32])
     words = values.astype(jnp.uint32).reshape(-1)
     place = jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(2654435761)
     mixed = (words ^ place) * jnp.uint32(2246822519)
@@ -770,14 +838,49 @@ def _checksum(values: Array) -> Array:
 
 
 def _fingerprint(plan: Plan) -> str:
-    """What a carry must agree on: the states, and the traces in order."""
-    step = plan.analysis.step
-    parts = [str(plan.algorithm), str(step.state_leaves.treedef)]
-    parts += [
-        f"{p} {a}" for p, a in zip(step.state_leaves.paths, step.state_leaves.avals, strict=True)
-    ]
-    parts += [f"{p.path} {p.kind} {p.form} {p.trace_shape}" for p in plan.carried]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    """What a carry must agree on: the states, every use of a weight, and what reaches what.
+
+    The same in every process, for the same model; the values of its parameters do not matter.
+    """
+    analysis = plan.analysis
+    step = analysis.step
+    digest = hashlib.sha256()
+
+    def add(*parts: Any) -> None:
+        # without where functions and objects are in the memory of this process
+        text = re.sub(r" at 0x[0-9a-fA-F]+", "", "\n".join(map(str, parts)))
+        digest.update(text.encode() + b"\0")
+
+    add(plan.algorithm, step.state_leaves.treedef)
+    for leaves in (step.state_leaves, step.model_leaves):
+        add(*(f"{p} {_text(a)}" for p, a in zip(leaves.paths, leaves.avals, strict=True)))
+    for p, reach in zip(plan.ops, analysis.reach, strict=True):
+        kind = p.op.kind
+        add(p.path, kind.name, kind.groups, kind.inputs, kind.outputs, kind.data, p.op.operand)
+        add(p.form, p.trace_shape, p.dtype, p.shares, p.op.number in analysis.cut)
+        _add_pattern(digest, reach.block)
+    for pattern in (analysis.transition, *analysis.immediate):
+        _add_pattern(digest, pattern)
+    for i in analysis.assumed:
+        values = step.fixed[step.parameters[i]]
+        add(i, values.dtype, values.shape)
+        _add_numbers(digest, values)
+    return digest.hexdigest()[:16]
+
+
+def _add_pattern(digest: Any, pattern: Any) -> None:
+    digest.update(repr(pattern.shape).encode())
+    if not pattern.has_sorted_indices:
+        pattern = pattern.sorted_indices()
+    _add_numbers(digest, pattern.indptr)
+    _add_numbers(digest, pattern.indices)
+
+
+def _add_numbers(digest: Any, values: np.ndarray) -> None:
+    """Integers or booleans of any type, a part at a time, as one type for all machines."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, 1 << 20):
+        digest.update(flat[start : start + (1 << 20)].astype("<i8").tobytes())
 
 
 __all__ = ["Carry", "Certificate", "Memory", "Program"]

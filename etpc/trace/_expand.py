@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from .._jax import Equation, Flat, Variable, canonicalise, flatten, prims, unrolled
+from ._known import Known
+from ._loops import written_out
 from ._products import merge_products
 
 MAX_ITERATIONS = 256
@@ -51,21 +53,24 @@ class _Expansion:
             eqn = dataclasses.replace(eqn, inputs=tuple(self.resolve(v) for v in eqn.inputs))
             is_fixed = all(v in self.fixed for v in eqn.inputs)
             uses_weights = any(v in self.weights for v in eqn.inputs)
-            if uses_weights and not is_fixed:
+            loop = None if is_fixed else self.written_out(eqn)
+            if loop is not None:
+                self.open(eqn, loop, taken)
+            elif uses_weights and not is_fixed:
                 if eqn.primitive is prims.cond_p:
                     self.open_cond(eqn, taken)
                 elif eqn.primitive is prims.scan_p and _is_short(eqn):
-                    self.open_scan(eqn, taken)
+                    self.open(eqn, unrolled(eqn), taken)
                 elif taken is not None:
                     self.guard(eqn, taken)
                 else:
                     self.kept.append(eqn)
-                continue
-            self.kept.append(eqn)
-            if is_fixed:
-                self.fixed.update(eqn.outputs)
-                if uses_weights and eqn.primitive is not prims.stop_gradient_p:
-                    self.weights.update(v for v in eqn.outputs if v.is_float)
+            else:
+                self.kept.append(eqn)
+                if is_fixed:
+                    self.fixed.update(eqn.outputs)
+                    if uses_weights and eqn.primitive is not prims.stop_gradient_p:
+                        self.weights.update(v for v in eqn.outputs if v.is_float)
         outputs = tuple(self.resolve(v) for v in self.flat.outputs)
         return Flat(tuple(self.kept), self.flat.inputs, outputs, self.constants)
 
@@ -76,9 +81,14 @@ class _Expansion:
 
     # --- what is put in the place of an equation ---
 
-    def open_scan(self, eqn: Equation, taken: Taken) -> None:
+    def written_out(self, eqn: Equation) -> Flat | None:
+        """A loop that Equinox differentiates by checkpoints; `None` where it is none, or too long."""
+        known = lambda v: Known(self.kept, self.constants)(v)
+        return written_out(eqn, known, MAX_ITERATIONS, MAX_EQUATIONS)
+
+    def open(self, eqn: Equation, inner: Flat, taken: Taken) -> None:
         todo: list[tuple[Equation, Taken]] = []
-        outputs = self.splice(todo, unrolled(eqn), eqn.inputs, taken)
+        outputs = self.splice(todo, inner, eqn.inputs, taken)
         self.alias.update(zip(eqn.outputs, outputs, strict=True))
         self.waiting.extendleft(reversed(todo))
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from .._jax import is_float
 
+_NUMBERS = (bool, int, float, np.generic)
+
 
 def path_text(path: Any, root: str, tree: Any) -> str:
     """A key path of `tree` as the user would write it after its name; `root` for the whole.
@@ -40,8 +42,44 @@ def _attributes(node: Any) -> list[tuple[str, Any]]:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is data (an array or its shape), and not part of the program itself."""
+    """Whether a leaf is data (an array or its shape), and not part of the program itself.
+
+    An integer or boolean of NumPy's is a number as Python's is: a size, a flag.
+    """
+    if isinstance(leaf, np.integer | np.bool_):
+        return False
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct | np.ndarray | np.generic)
+
+
+def frozen(value: Any) -> Any:
+    """A NumPy array as it is now: a copy that nobody writes to. Others, as they are."""
+    if isinstance(value, np.ndarray):
+        value = value.copy()
+        value.setflags(write=False)
+    return value
+
+
+def static_arrays(treedef: Any) -> list[np.ndarray]:
+    """The NumPy arrays in the static fields of a tree, in order."""
+    found: list[np.ndarray] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            for member in value:
+                look(member)
+        elif isinstance(value, dict):
+            look(list(value.values()))
+
+    waiting = [treedef]
+    while waiting:
+        node = waiting.pop()
+        data = node.node_data()
+        if data is not None:
+            look(data[1])
+            waiting += reversed(node.children())
+    return found
 
 
 def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -74,12 +112,14 @@ class Leaves:
     static: tuple[Any, ...]
     """Every leaf that is no array, in order; `None` at the places of arrays."""
     places: tuple[int, ...]
+    static_arrays: tuple[np.ndarray, ...]
+    """Copies of the NumPy arrays in static fields, which JAX takes to be part of the structure."""
 
     @classmethod
     def of(cls, tree: Any, root: str, *, numbers: bool = False) -> "Leaves":
         """Flatten `tree`. With `numbers`, Python numbers count as arrays too."""
         found, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        keep = [is_array(x) or (numbers and isinstance(x, bool | int | float)) for _, x in found]
+        keep = [is_array(x) or (numbers and isinstance(x, _NUMBERS)) for _, x in found]
         places = tuple(i for i, k in enumerate(keep) if k)
         return cls(
             treedef,
@@ -87,6 +127,7 @@ class Leaves:
             tuple(shape_of(found[i][1]) for i in places),
             tuple(None if k else x for (_, x), k in zip(found, keep, strict=True)),
             places,
+            tuple(frozen(a) for a in static_arrays(treedef)),
         )
 
     def split(self, tree: Any) -> list[Any]:

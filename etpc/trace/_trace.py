@@ -11,7 +11,7 @@ import numpy as np
 from .._errors import ModelError, raise_together
 from .._jax import Equation, Tracer, Variable, canonicalise
 from ._expand import expand
-from ._leaves import Leaves
+from ._leaves import Leaves, frozen
 from ._products import merge_products
 
 
@@ -138,7 +138,7 @@ def trace(
     flat_program = merge_products(expand(flat_program, parameters), parameters)
     return Step(
         equations=flat_program.equations,
-        constants=flat_program.constants,
+        constants={v: frozen(a) for v, a in flat_program.constants.items()},
         parameters=parameters,
         inputs=args[counts[0] : counts[0] + counts[1]],
         state=args[counts[0] + counts[1] :],
@@ -148,9 +148,9 @@ def trace(
         input_leaves=input_leaves,
         state_leaves=state_leaves,
         output_leaves=outputs,
-        initial_state=tuple(state_leaves.split(state)),
+        initial_state=tuple(map(frozen, state_leaves.split(state))),
         fixed={
-            v: np.asarray(leaf)
+            v: frozen(np.asarray(leaf))
             for v, leaf in zip(parameters, model_leaves.split(model), strict=True)
             if _is_connection(leaf)
         },

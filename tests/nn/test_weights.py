@@ -295,3 +295,16 @@ def test_input_that_does_not_fit(kind, x, message: str, monkeypatch) -> None:
     as_a_user(monkeypatch)
     with pytest.raises(etpc.InputError, match=message):
         LAYERS[kind][0]()(x)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32", "int64", "uint64"])
+def test_connections_of_every_integer_type(dtype):
+    rows, columns = np.array([0, 3, 100, 3], dtype), np.array([7, 120, 0, 2], dtype)
+    layer = nn.SparseLinear(300, 300, (rows, columns), key=KEY)
+    plain = nn.SparseLinear(300, 300, (rows.astype(int), columns.astype(int)), key=KEY)
+    np.testing.assert_array_equal(layer.indices, plain.indices)
+    x = normal(300)
+    np.testing.assert_array_equal(layer(x), plain(x))
+    steps = np.array([1, 100, 2], dtype)
+    delay = nn.Delay(3, steps)
+    assert delay.init_state().shape == (100, 3)

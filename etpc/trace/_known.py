@@ -29,9 +29,8 @@ class Known:
             return None
         self.consulted[variable] = None
         if variable not in self._values:
-            unknown = [eqn for eqn in self._equations if eqn.outputs[0] not in self._values]
             with jax.ensure_compile_time_eval():
-                evaluate(prune(unknown, [variable]), self._values)
+                evaluate(prune(self._equations, [variable], known=self._values), self._values)
         return np.asarray(self._values[variable])
 
     def sources(self) -> set[Variable]:

@@ -1,0 +1,111 @@
+"""Loops that Equinox differentiates by checkpoints, written out.
+
+`equinox.internal.while_loop(kind="checkpointed")`, in which solvers of differential equations run
+the stages of a step, is a `while` in a `custom_vjp` whose backward rule runs another `while`. Neither
+has a derivative that goes forward. Where the number of iterations has a bound that is known, the loop
+is its iterations one after another, and those beyond the end change nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._jax import (
+    Equation,
+    Flat,
+    Tracer,
+    Variable,
+    canonicalise,
+    evaluate,
+    flatten,
+    is_checkpointed_loop,
+    prims,
+)
+
+_ONE_EXAMPLE = ("maybe_set", "nonbatchable", "select_if_vmap", "unvmap_any")
+"""Equinox's primitives in such loops, that act otherwise under `vmap`: not once they are written out."""
+
+
+class _NoBound(Exception):
+    """The number of iterations is not known, or too large."""
+
+
+def written_out(
+    eqn: Equation, known: Callable[[Variable], Any], max_iterations: int, max_equations: int
+) -> Flat | None:
+    """Such a loop as plain operations; `None` for others, and for those without a known bound.
+
+    `known` gives the value of an operand, and `None` where data or a parameter changes it.
+    """
+    if not is_checkpointed_loop(eqn):
+        return None
+    whole = flatten(eqn.params["call_jaxpr"])
+    given = [known(v) for v in eqn.inputs]
+
+    def loop(loop: Equation, operands: Sequence[Any]) -> list[Any]:
+        skip, count = loop.params["cond_nconsts"], loop.params["body_nconsts"]
+        cond, body = flatten(loop.params["cond_jaxpr"]), flatten(loop.params["body_jaxpr"])
+        most = min(max_iterations, max_equations // max(len(body.equations), 1))
+        start = list(operands[skip + count :])
+        goes_on: Any = True
+        state = result = start
+        for _ in range(most + 1):
+            (more,) = run(cond, [*operands[:skip], *state])
+            if not isinstance(more, Tracer):
+                if not np.asarray(more):
+                    return result
+            else:
+                goes_on = more if goes_on is True else goes_on & more
+            state = run(body, [*operands[skip : skip + count], *state])
+            if goes_on is True:
+                result = state
+            else:
+                cases = zip(state, result, strict=True)
+                result = [jax.lax.select(goes_on, jnp.asarray(a), jnp.asarray(b)) for a, b in cases]
+        raise _NoBound
+
+    def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
+        if eqn.primitive is prims.while_p:
+            return loop(eqn, operands)
+        if eqn.primitive.name in _ONE_EXAMPLE:
+            plain = canonicalise(partial(_of_impl, eqn), [v.aval for v in eqn.inputs])
+            return run(plain, operands)
+        if eqn.primitive is prims.and_p and any(_is_false(v) for v in operands):
+            return [np.zeros(eqn.outputs[0].shape, bool)]
+        if not any(isinstance(v, Tracer) for v in operands):
+            with jax.ensure_compile_time_eval():
+                return eqn.bind(*operands)
+        return None
+
+    def run(flat: Flat, operands: Sequence[Any]) -> list[Any]:
+        env = {**flat.constants, **dict(zip(flat.inputs, operands, strict=True))}
+        evaluate(flat.equations, env, rule)
+        return [env[v] for v in flat.outputs]
+
+    def unrolled(*operands: Any) -> list[Any]:
+        pairs = zip(given, operands, strict=True)
+        return run(whole, [v if value is None else value for value, v in pairs])
+
+    try:
+        return canonicalise(unrolled, [v.aval for v in eqn.inputs])
+    except _NoBound:
+        return None
+
+
+def _of_impl(eqn: Equation, *operands: Any) -> list[Any]:
+    """What a primitive does, where a rule of its own stands for that in JAX functions."""
+    if eqn.primitive.name == "select_if_vmap":  # its iteration runs, or its result is not used
+        return [operands[1]]
+    found = eqn.primitive.impl(*operands, **eqn.params)
+    return list(found) if eqn.primitive.multiple_results else [found]
+
+
+def _is_false(value: Any) -> bool:
+    return not isinstance(value, Tracer) and value.dtype == bool and not np.any(np.asarray(value))
+
+
+__all__ = ["written_out"]
