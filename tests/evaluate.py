@@ -803,9 +803,7 @@ def _(eqn, *values):
         outs.append(result[m:])
     outs = outs[::-1] if p["reverse"] else outs
     stacked = [
-        _stack([o[i] for o in outs])
-        if outs
-        else np.zeros((1, *v.aval.shape), dtype_of(v))
+        _stack([o[i] for o in outs]) if outs else np.zeros((1, *v.aval.shape), dtype_of(v))
         for i, v in enumerate(eqn.outvars[m:])
     ]
     return [*carry, *stacked]

@@ -106,6 +106,10 @@ class Program:
         """Whether this use of a parameter is to have no trace."""
         return self.weights == "marked" and bool(self.marked) and base(name) not in self.marked
 
+    def rounded(self, name):
+        """Whether this state is stored in a narrower type."""
+        return any(leaf.low and base(name) == f"s{i}" for i, leaf in enumerate(self.leaves))
+
     @property
     def narrow(self):
         """Whether a type is narrower than float64."""

@@ -98,11 +98,16 @@ class Gradients(NamedTuple):
 
 
 class Reference:
-    """The references of a model. `untraced`: names of operations that have no trace."""
+    """The references of a model.
 
-    def __init__(self, model, x, state, loss, untraced=lambda name: False):
+    `untraced`: of an operation, whether it has no trace. `rounded`: of a state, whether it is stored in fewer bits: then
+    what is computed is not what is stored, but a value on the way there, as a potential before its reset is.
+    """
+
+    def __init__(self, model, x, state, loss, untraced=None, rounded=None):
+        never = lambda name: False
         self.model, self.x, self.state, self.loss = model, x, state, loss
-        self.untraced = untraced
+        self.untraced, self.rounded = untraced or never, rounded or never
         self.of_model, self.of_state, self.of_x = map(Split.of, (model, state, x))
 
     # One step ---------------------------------------------------------------------------------------------------------
@@ -220,7 +225,7 @@ class Reference:
         def in_e(kind, name, pair):
             if kind == "x" and name in to_state:
                 return pair[1], pair[1]
-            return (pair[0], pair[0]) if kind == "new" else pair
+            return (pair[0], pair[0]) if kind == "new" and not self.rounded(name) else pair
 
         def call(parameters, x, state, target, adjoint):
             rest = self.of_state.rest(state)

@@ -60,7 +60,7 @@ class Structure:
         self.x = self.data(np.random.default_rng(0), 1, 1.0)
         self.x = jax.tree.map(lambda a: a[0], self.x)
         given = self.model, self.x, self.state, grammar.loss
-        self.reference = stepwise.Reference(*given, program.untraced)
+        self.reference = stepwise.Reference(*given, program.untraced, program.rounded)
         self.of_model, self.of_x = self.reference.of_model, self.reference.of_x
         self.of_state = self.reference.of_state
         self.own = self.of_model.values(self.model)
