@@ -14,7 +14,6 @@ own.
 import dataclasses
 import hashlib
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,7 +98,7 @@ class Program:
             f"after.{j}:{op.kind}" for j, op in enumerate(self.after) if op.kind not in UNMARKED
         ]
         names += [f"s{i}" for i, leaf in enumerate(self.leaves) if leaf.kind != "complex"] + ["out"]
-        odd = lambda name: zlib.crc32(f"{self.marks} {name}".encode()) % 2
+        odd = lambda name: hashlib.sha1(f"{self.marks} {name}".encode()).digest()[0] % 2
         return frozenset(name for name in names if self.marks and odd(name))
 
     def untraced(self, name):
@@ -1503,7 +1502,7 @@ def is_step(program: Program):
         return True
     try:
         trace(program, Parameters(program.seed))
-    except (TypeError, ValueError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError, FutureWarning):
         return False
     return True
 

@@ -100,8 +100,8 @@ class Gradients(NamedTuple):
 class Reference:
     """The references of a model.
 
-    `untraced`: of an operation, whether it has no trace. `rounded`: of a state, whether it is stored in fewer bits: then
-    what is computed is not what is stored, but a value on the way there, as a potential before its reset is.
+    `untraced`: of an operation, whether it has no trace. `rounded`: of a state, whether it is stored in fewer bits:
+    what is computed is then not what is stored, but a value on the way there, as a potential before its reset is.
     """
 
     def __init__(self, model, x, state, loss, untraced=None, rounded=None):
