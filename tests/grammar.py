@@ -1448,9 +1448,10 @@ Choose = Callable[[Sequence], Any]
 def draw_op(choose: Choose, kinds, narrow=False) -> Op:
     """With a weight in half of the cases."""
     groups = [[k for k in kinds if (k in WEIGHTED) == weighted] for weighted in (False, True)]
-    types = dict.fromkeys(("low", "store", "cast"), "")
+    types = {}
     if narrow and choose((False, True)):
-        types[choose(tuple(types))] = choose(NARROW)
+        fields = (("low",), ("store",), ("cast",), ("low", "store"), ("low", "cast"))
+        types = dict.fromkeys(choose(fields), choose(NARROW))
     return Op(
         kind=choose(choose([group for group in groups if group])),
         a=choose(NEAR),

@@ -8,7 +8,6 @@ import functools
 import time
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,7 +128,8 @@ class Online:
             if self.entry != "batch"
             else [np.stack(a, 1) for a in zip(*arrays, strict=True)]
         )
-        return eqx.tree_at(lambda carry: jax.tree.leaves(carry.state), self.fresh, new)
+        leaves, tree = jax.tree.flatten(self.fresh)  # the state comes first
+        return jax.tree.unflatten(tree, [*new, *leaves[len(new) :]])
 
     @functools.cached_property
     def traced(self):

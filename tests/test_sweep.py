@@ -246,9 +246,9 @@ def test_connections_that_change_without_a_word_are_found(monkeypatch):
     assert sweep.check_rewired(program) > 1e-3
 
 
-@pytest.mark.parametrize("field", ["low", "store", "cast"])
-def test_influence_that_a_narrow_type_loses_is_found(field, monkeypatch):
-    ops = (dataclasses.replace(Op("w_x", a=1, n=3), **{field: "bfloat16"}),)
+@pytest.mark.parametrize("fields", [["low"], ["store"], ["cast"], ["low", "cast"]])
+def test_influence_that_a_narrow_type_loses_is_found(fields, monkeypatch):
+    ops = (Op("w_x", a=1, n=3, **dict.fromkeys(fields, "bfloat16")),)
     program = Program((Leaf(n=3, before=ops, low="float16"),), n_in=3)
     agrees(program)
     half = lambda a: 0.5 * a + 0.5 * lax.stop_gradient(a)
@@ -275,7 +275,8 @@ def test_an_output_that_is_computed_of_a_rounded_state_is_found(monkeypatch):
 
 
 def test_a_sum_in_a_narrow_type_is_found(monkeypatch):
-    program = Program(after=(Op("bias", cast="bfloat16"),), readout=False)
+    bias = Op("bias", low="bfloat16", cast="bfloat16")
+    program = Program(after=(bias,), readout=False)
     assert not sweep.check_narrow(program).failures
     monkeypatch.setattr(_emit, "sum_dtype", lambda weight: weight.dtype)
     assert "long sum" in sweep.check_narrow(program).failures
