@@ -3,14 +3,16 @@
     python -m tests.long_run --seconds 3600 --processes 2 --out run      # goes on where it stopped
     python -m tests.long_run --out run --summary
 
-The n-th structure of a seed is always the same. Each is compiled once and checked at many points (`tests.sweep`); with
-`--thorough` it is checked at one point with all windows (`tests.fast`), with `--patterns` for its patterns alone. Each
-process writes one line of JSON for each structure: its signature, and the errors or the exception. One that fails is
-made smaller for as long as it fails in the same way; the smallest one is in its line too, as a `Program` and as text.
+The n-th structure of a seed is always the same. With `--check points` it is compiled once and checked at many points,
+and with `narrow` in the types that it asks for (`tests.sweep`); with `rewired` its connections are changed in place;
+with `windows` it is checked at one point with all windows, and with `patterns` for its patterns alone (`tests.fast`).
+Each process writes one line of JSON for each structure: its signature, and the errors or the exception. One that fails
+is made smaller for as long as it fails in the same way; the smallest one is in its line too.
 """
 
 import argparse
 import collections
+import functools
 import gc
 import json
 import multiprocessing
@@ -29,6 +31,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 from tests import evaluate, fast, grammar, sweep  # noqa: E402
 
 TOLERANCE = 1e-9
+ONE_POINT = {
+    "windows": functools.partial(fast.check, thorough=True),
+    "patterns": fast.check_patterns,
+    "rewired": lambda program: {"rewired": sweep.check_rewired(program)},
+}
+CHECKS = ("points", "narrow", *ONE_POINT)
 CLEAR_EVERY = 100
 """Compiled code of many models exhausts the process's memory mappings."""
 
@@ -36,13 +44,14 @@ CLEAR_EVERY = 100
 def outcome(program, number, args):
     """What became of a structure, and a word for how it failed (empty where it did not)."""
     try:
-        if args.patterns or args.thorough:
-            check = fast.check_patterns if args.patterns else fast.check
-            found = check(program, **({} if args.patterns else {"thorough": True}))
-            line = {"points": 1, "dead": 0}
-        else:
+        if args.check == "points":
             result = sweep.check(program, number, args.points, second=number % 4 == 0)
             found, line = result.errors, {"points": result.points, "dead": result.dead}
+        elif args.check == "narrow":
+            result = sweep.check_narrow(program)
+            found, line = result.errors, {"points": result.points, "dead": result.dead}
+        else:
+            found, line = ONE_POINT[args.check](program), {"points": 1, "dead": 0}
     except fast.Dead:
         return {"points": 0, "dead": 1}, ""
     except Exception as error:  # whatever it is, the run goes on
@@ -51,7 +60,8 @@ def outcome(program, number, args):
         kind = f"{type(error).__name__} at {place}"
         return {"exception": f"{type(error).__name__}: {error}", "trace": lines[-30:]}, kind
     found = {name: error for name, error in found.items() if name.split()[-1] not in args.skip}
-    failed = [name for name, error in found.items() if not error < TOLERANCE]
+    tolerance = 1 if args.check == "narrow" else TOLERANCE
+    failed = [name for name, error in found.items() if not error < tolerance]
     return line | {"errors": found}, " ".join(failed)
 
 
@@ -65,7 +75,14 @@ def smallest(program, number, failure, args, budget=80):
 def drawn(seed, number, args):
     rng = np.random.default_rng((seed, number))
     options = {"narrow": number % 3 == 1, "marks": number % 7 < 2, "complex": number % 11 == 0}
-    return grammar.random_program(rng, kinds=args.kinds, **options)
+    kinds = args.kinds
+    if args.check == "windows":
+        kinds, options = [k for k in kinds if k in grammar.FIXED_BRANCHES], {"complex": True}
+    elif args.check == "narrow":
+        options = {"narrow": True}
+    elif args.check == "rewired":
+        kinds = [*grammar.CONNECTED] * 20 + [*kinds]
+    return grammar.random_program(rng, kinds=kinds, **options)
 
 
 def work(worker, args):
@@ -76,7 +93,7 @@ def work(worker, args):
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
     path = pathlib.Path(args.out) / f"{args.seed}-{worker}of{args.processes}.jsonl"
-    done = [json.loads(line) for line in path.open()] if path.exists() else []
+    done = lines_of(path) if path.exists() else []
     number = done[-1]["number"] + args.processes if done else worker
     failures = collections.Counter(line["failure"] for line in done if line.get("failure"))
     end = time.time() + args.seconds
@@ -110,12 +127,14 @@ def text(program):
         return repr(error)
 
 
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def summary(out):
     """Counts, times and the largest error of each property, of all files of a run."""
     lines = [
-        json.loads(line)
-        for path in sorted(pathlib.Path(out).glob("*.jsonl"))
-        for line in path.open()
+        line for path in sorted(pathlib.Path(out).glob("**/*.jsonl")) for line in lines_of(path)
     ]
     largest, failures = collections.Counter(), collections.defaultdict(list)
     for line in lines:
@@ -157,14 +176,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--structures", type=int, default=1 << 40, help="draw no more than this")
-    parser.add_argument("--points", type=int, default=20, help="models of each structure")
+    parser.add_argument("--points", type=int, default=40, help="models of each structure")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="long_run", help="a folder")
     parser.add_argument("--kinds", nargs="*", default=grammar.KINDS, help="operations to draw")
     parser.add_argument("--skip", nargs="*", default=[], help="properties not to look at")
     parser.add_argument("--shrunk", type=int, default=2, help="failures of one sort made smaller")
-    parser.add_argument("--thorough", action="store_true", help="one point, all windows")
-    parser.add_argument("--patterns", action="store_true", help="check the patterns alone")
+    parser.add_argument("--check", choices=CHECKS, default="points")
     parser.add_argument("--summary", action="store_true", help="of what is there")
     main(parser.parse_args())
