@@ -45,7 +45,9 @@ BATCH, CELLS, INPUTS, CLASSES = 32, 32, 64 + 2, 10
 EVERY = 10  # steps between updates
 BLOCK = 50  # trials between two measurements of the accuracy
 BLOCKS = 1 if FAST else 30
-LEARNING_RATE = 5e-3
+# Both were tried for all rules, with one seed. BPTT has a fourth of the updates and takes the larger one;
+# truncated gradients stay at chance with either.
+LEARNING_RATE, LARGER_RATE = 3e-3, 1e-2
 LONG = 4000  # steps of a sequence for which the memory of BPTT is shown
 
 
@@ -131,6 +133,7 @@ class Arm:
     name: str
     every: int
     window: int | None  # of backpropagation; None: eligibility traces
+    rate: float = LEARNING_RATE
     curve: list[float] = dataclasses.field(default_factory=list)
     time: float = 0.0
     memory: int = 0
@@ -176,9 +179,7 @@ def backpropagation(
 
 def learner_of(arm: Arm, model: Network) -> tuple[Callable[..., Any], Any, Any]:
     """`update(model, opt_state, carry, xs, targets, mask)`, and what it begins with."""
-    updates = BLOCKS * BLOCK * STEPS // arm.every
-    rate = optax.cosine_decay_schedule(LEARNING_RATE, updates)  # so that the score settles
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(arm.rate))
     if arm.window is not None:
         opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
         update = backpropagation(optimizer, arm.window, arm.every)
@@ -290,7 +291,7 @@ def main() -> int:
         Arm("immediate gradient", EVERY, 1),
         Arm("BPTT, 10 steps", EVERY, EVERY),
         Arm("traces, online", EVERY, None),
-        Arm("BPTT, all 40 steps", STEPS, STEPS),
+        Arm("BPTT, all 40 steps", STEPS, STEPS, LARGER_RATE),
     ]
     train_data, test_data = digits()
     test = stream(jax.random.key(2**31), test_data, 20)
