@@ -14,7 +14,8 @@ INLINE = re.compile(r"\$`([^`]+)`\$")
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     markdown = BLOCK.sub(lambda block: as_html(block[1]), markdown)
-    return INLINE.sub(lambda formula: convert(formula[1]), markdown)
+    # In a span, as Markdown takes an element that it does not know for a paragraph of its own.
+    return INLINE.sub(lambda formula: f"<span>{convert(formula[1])}</span>", markdown)
 
 
 def as_html(formulas: str) -> str:
