@@ -70,8 +70,17 @@ def checked_window(window: Any) -> int | None:
     return None if window is None else checked_count("window", window, why=why)
 
 
+def _bptt(model, *given: Any, **options: Any):
+    """Loss, gradient, and what the loss returns besides.
+
+    NumPy's integers and flags in a model are numbers of its program, and not arrays to trace.
+    """
+    plain = lambda a: a.item() if isinstance(a, np.integer | np.bool_) else a
+    return _compiled_bptt(jax.tree.map(plain, model), *given, **options)
+
+
 @eqx.filter_jit
-def _bptt(
+def _compiled_bptt(
     model,
     xs,
     targets,

@@ -88,7 +88,8 @@ class _Writer:
                 "The shape of the input is not known from the first layer, "
                 f"a {type(layers[0]).__name__}. Pass `input_shape=`, without axes for time and batch."
             )
-        nodes: dict[str, Any] = {"input": nir.Input(input_type=np.array(shape))}
+        inputs: Any = np.array(shape)
+        nodes: dict[str, Any] = {"input": nir.Input(input_type=inputs)}
         for n, layer in enumerate(layers):
             nodes |= {f"{n}_{name}": node for name, node in self.nodes(n, layer)}
         raise_together(self.problems, UnsupportedError)
@@ -99,7 +100,8 @@ class _Writer:
                 + ", ".join(f"{value} in {where}" for value, where in several.items())
                 + ". Give all layers the same."
             )
-        nodes["output"] = nir.Output(output_type=None)
+        unknown: Any = None
+        nodes["output"] = nir.Output(output_type=unknown)
         names = list(nodes)
         metadata: dict[str, Any] = {"reset": "hard"}
         if self.steps:
@@ -162,7 +164,7 @@ class _Writer:
         weight = np.asarray(layer.weight)
         bias = np.zeros(len(weight)) if layer.bias is None else np.asarray(layer.bias).reshape(-1)
         one = (lambda v: v if isinstance(v, str) else v[0]) if n == 1 else (lambda v: v)
-        make = nir.Conv1d if n == 1 else nir.Conv2d
+        make: Any = nir.Conv1d if n == 1 else nir.Conv2d
         return [
             (
                 "conv",
