@@ -19,7 +19,7 @@ EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
 # The modules that are a task, by name; the others are what tasks share.
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 
-.PHONY: demo examples test test-peer test-leaks test-newest test-wheel bench lint docs docs-release notebooks clean
+.PHONY: demo examples test test-peer test-third-party test-leaks test-newest test-wheel bench lint docs docs-release notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
@@ -33,6 +33,9 @@ test: .venv/.test
 
 test-peer: .venv-peer/.peer
 	.venv-peer/bin/python -m pytest -m peer $(PYTEST_ARGS)
+
+test-third-party: .venv-third-party/.test
+	.venv-third-party/bin/python -m pytest tests/interop -m third_party $(PYTEST_ARGS)
 
 test-leaks: .venv/.test
 	JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest tests/test_docs.py -k "not tutorial and not choose and not pictures" $(PYTEST_ARGS)
@@ -68,7 +71,7 @@ docs-release: .venv/.docs
 	$(BIN)/mike set-default latest
 
 clean:
-	rm -rf .venv .venv-peer .venv-newest .venv-wheel dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
+	rm -rf .venv .venv-peer .venv-third-party .venv-newest .venv-wheel dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
 	find etpc tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Each set of packages has a stamp in the virtual environment that it is installed in.
@@ -78,16 +81,22 @@ clean:
 .venv/.docs: EXTRAS = docs
 .venv-peer/.peer: EXTRAS = demo,test,peer,bench
 .venv-newest/.test: EXTRAS = demo,test
+.venv-third-party/.test: EXTRAS = test
 
 # Packages of which an example reads a data file only: what they depend on stays away.
 .venv/.demo .venv/.test: DATA = aeon==1.6.0
 
-.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer: BASE = $(PYTHON)
-.venv-newest/.test: BASE = $(PYTHON_NEWEST)
+# Packages of other people's models; of the latter, too, what they depend on stays away.
+.venv-third-party/.test: PINNED = -r tests/interop/requirements.txt
+.venv-third-party/.test: DATA = noxton==0.1.4 rnn-jax==0.0.2 spyx==1.0.0
 
-.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-newest/.test: pyproject.toml
+.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer: BASE = $(PYTHON)
+.venv-newest/.test .venv-third-party/.test: BASE = $(PYTHON_NEWEST)
+.venv-third-party/.test: tests/interop/requirements.txt
+
+.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-newest/.test .venv-third-party/.test: pyproject.toml
 	test -x $(@D)/bin/python || $(BASE) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' $(PINNED)
 	$(if $(DATA),$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(DATA))
 	touch $@
 

@@ -12,6 +12,7 @@ from ._errors import (
     MemoryLimitError,
     ModelError,
     SelectionError,
+    SilentNetworkWarning,
     UnsupportedError,
 )
 from ._jax import mark
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from . import analyse as analyse
     from . import draw as draw
     from . import emit as emit
+    from . import interop as interop
     from . import nn as nn
     from . import ops as ops
     from . import plan as plan
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from . import trace as trace
     from . import units as units
     from ._compare import TBPTT, Comparison, Result, compare
+    from ._fit import Run, fit
     from ._verify import Report, Row, bptt, verify
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
     from .checkpoint import load, save
@@ -47,8 +50,9 @@ if TYPE_CHECKING:
     )
 else:
     _NAMES = {
-        "": "algorithms analyse draw emit nn ops plan plot surrogate trace units",
+        "": "algorithms analyse draw emit interop nn ops plan plot surrogate trace units",
         "_compare": "TBPTT Comparison Result compare",
+        "_fit": "Run fit",
         "_verify": "Report Row bptt verify",
         "algorithms": "D_RTRL ES_D_RTRL RTRL Auto SnAp",
         "checkpoint": "load save",
@@ -99,13 +103,17 @@ __all__ = [
     "Result",
     "RewardCarry",
     "Row",
+    "Run",
     "SelectionError",
+    "SilentNetworkWarning",
     "SnAp",
     "UnsupportedError",
     "bptt",
     "compare",
     "compile",
     "draw",
+    "fit",
+    "interop",
     "load",
     "mark",
     "nn",

@@ -1,5 +1,6 @@
 """The exceptions that `etpc` raises: one family, each also a built-in exception of the fitting kind."""
 
+import difflib
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -41,6 +42,10 @@ class CheckpointError(EtpcError, ValueError):
     """A file is no whole checkpoint or does not fit, or a tree cannot be saved in one."""
 
 
+class SilentNetworkWarning(UserWarning):
+    """No neuron of a layer spikes, so that its weights get no useful gradient."""
+
+
 def raise_together(
     problems: Iterable[str], error: type[EtpcError] = ModelError, heading: str = ""
 ) -> None:
@@ -73,3 +78,9 @@ def checked_count(
     if count is None or count < 1:
         raise error(f"{name} must be {wanted}, not {value!r}.{why and f' {why}'}")
     return count
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """A sentence with the names that are nearly `name`, or nothing."""
+    found = difflib.get_close_matches(name, list(names), n=2, cutoff=0.7)
+    return f" Did you mean {' or '.join(found)}?" if found else ""

@@ -197,8 +197,13 @@ def flatten(jaxpr: Any) -> Flat:
             if source is None and around is not None:
                 source, traceback = around
             around_this = source, traceback
+            meaning = _meaning(eqn.primitive)
             if grouped is not None:
                 outs = descend(eqn.params[grouped], operands, around_this)
+            elif meaning is not None:
+                call = functools.partial(meaning, **eqn.params)
+                avals = [v.aval for v in operands]
+                outs = descend(jax.make_jaxpr(call)(*avals), operands, around_this)
             else:
                 outs = [fresh(v.aval) for v in eqn.outvars]
                 where = source or "an unknown line"
@@ -252,6 +257,14 @@ def _wide(index: Any) -> jax.Array:
     `uint8` leaves out what lies beyond 300 - 256.
     """
     return jax.lax.convert_element_type(index, jnp.int32)
+
+
+def _meaning(primitive: Primitive) -> Callable | None:
+    """The function that a marker of braintrace stands for, such as the product of its `etp_mm`."""
+    braintrace = sys.modules.get("braintrace")
+    if isinstance(primitive, getattr(braintrace, "ETPPrimitive", ())):
+        return primitive.impl
+    return None
 
 
 def _line(info: Any) -> str | None:

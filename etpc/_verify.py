@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._errors import InputError, checked_count
-from ._jax import Equation, evaluate, is_step_function
 from .algorithms import Algorithm
 from .plan import UNMARKED
 from .run import Program, compile
@@ -71,8 +70,17 @@ def checked_window(window: Any) -> int | None:
     return None if window is None else checked_count("window", window, why=why)
 
 
+def _bptt(model, *given: Any, **options: Any):
+    """Loss, gradient, and what the loss returns besides.
+
+    NumPy's integers and flags in a model are numbers of its program, and not arrays to trace.
+    """
+    plain = lambda a: a.item() if isinstance(a, np.integer | np.bool_) else a
+    return _compiled_bptt(jax.tree.map(plain, model), *given, **options)
+
+
 @eqx.filter_jit
-def _bptt(
+def _compiled_bptt(
     model,
     xs,
     targets,
@@ -422,46 +430,7 @@ def doubts(
         for row in rows
         if row.norm == 0 and program.claims[row.path].claim != "unused"
     ]
-    xs = jax.tree.map(lambda x: finite_where_masked(x, mask), xs)
-    return (*_silent(program, model, xs, carry), *zero)
-
-
-def _silent(program: Program, model: Any, xs: Any, carry: Any) -> list[str]:
-    """Spike functions of the step that never give a spike, or always one, on a sequence."""
-    step = program.plan.analysis.step
-    functions: list[Equation] = [e for e in step.equations if is_step_function(e)]
-    if not functions:
-        return []
-    parameters = step.model_leaves.split(model)
-
-    def one(x, state):
-        env = dict(step.constants)
-        env.update(zip(step.parameters, parameters, strict=True))
-        env.update(zip(step.inputs, x, strict=True))
-        env.update(zip(step.state, state, strict=True))
-        evaluate(step.equations, env)
-        fired = [jnp.stack([jnp.any(env[v] != 0) for v in e.outputs]).any() for e in functions]
-        return [env[v] for v in step.next_state], fired
-
-    many = jax.vmap(one) if carry.batched else one
-
-    def body(now, x):
-        after, fired = many(x, now)
-        return after, [jnp.any(f) for f in fired]
-
-    state = step.state_leaves.split(carry.state)
-    xs = [
-        jnp.asarray(x, a.dtype)
-        for x, a in zip(step.input_leaves.split(xs), step.input_leaves.avals, strict=True)
-    ]
-    _, fired = jax.jit(lambda s, x: jax.lax.scan(body, s, x))(state, xs)
-    sources = dict.fromkeys(
-        e.source for e, f in zip(functions, fired, strict=True) if not bool(np.any(f))
-    )
-    return [
-        f"the spike function at {source} gives no spike on this sequence: the layer is silent"
-        for source in sources
-    ]
+    return (*program.silent(model, xs, carry, mask=mask), *zero)
 
 
 __all__ = ["Report", "Row", "bptt", "verify"]

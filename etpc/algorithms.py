@@ -13,51 +13,12 @@ import jax.numpy as jnp
 
 from ._errors import AlgorithmError, InputTypeError, checked_count, whole_number
 from .ops import Kind
+from .traces import Decay, Full, LowRank, Trace
 
 InWindow = Literal["truncated", "exact"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Full:
-    """The whole eligibility trace: one entry for every use of a weight and every block state."""
-
-    exact = True
-    left_out = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Decay:
-    """The trace as one pair of factors, each smoothed over time with a decay."""
-
-    decay: float
-    exact = False
-
-    @property
-    def left_out(self) -> str:
-        """What a trace of this form leaves out, in words."""
-        return f"the trace is one pair of factors, smoothed with decay {self.decay}"
-
-
-@dataclasses.dataclass(frozen=True)
-class LowRank:
-    """The trace as R pairs of factors: its R leading modes, chosen anew after each window."""
-
-    rank: int
-    exact: bool = dataclasses.field(default=False, repr=False)
-    """Whether the trace is known to have no higher rank."""
-    certificate: bool = dataclasses.field(default=False, repr=False)
-    """Whether a bound of what is left out is carried."""
-
-    @property
-    def left_out(self) -> str:
-        """What a trace of this form leaves out, in words."""
-        if self.exact:
-            return ""
-        modes = "leading mode" if self.rank == 1 else f"{self.rank} leading modes"
-        return f"after each window the trace is reduced to its {modes}"
-
-
-TraceForm = Full | Decay | LowRank
+TraceForm = Trace
 
 PROBED = 64
 """The rank from which a lower one is chosen where that is left open."""

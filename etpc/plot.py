@@ -16,9 +16,8 @@ import numpy as np
 from ._errors import InputError, SelectionError, UnsupportedError
 from ._jax import evaluate, is_step_function
 from ._verify import Report, StepFunction, bptt
-from .algorithms import Algorithm, Decay, Full, resolve
+from .algorithms import Algorithm, resolve
 from .plan import OpPlan
-from .plan._size import trace_shape
 from .run import Program, compile
 from .run._describe import rule
 from .trace._leaves import shape_of
@@ -293,37 +292,38 @@ def _one_example(program: Program, xs: Any, example: int) -> Any:
     return xs
 
 
+def _shown(p: OpPlan, trace: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
+    """The arrays to show of a trace of one example, by name."""
+    return p.trace.shown(p.site, trace)
+
+
 def _entries(p: OpPlan, trace: tuple[jax.Array, ...]) -> list[jax.Array]:
-    """The arrays to show of a trace of one example."""
-    if isinstance(p.form, Full):
-        return [trace[0]]
-    if isinstance(p.form, Decay):
-        return list(trace[:2])
-    left, right = trace[:2]  # [R, (G,) I] and [R, (m,) (G,) O]
-    right = right.reshape(len(right), p.block, *left.shape[1:-1], -1)
-    written_out = "rgi,rmgo->gimo" if p.op.kind.groups > 1 else "ri,rmo->imo"
-    whole = jnp.einsum(written_out, left, right)
-    return [whole.reshape(trace_shape(p.op.kind, Full(), p.block))]
+    return list(_shown(p, trace).values())
+
+
+def _arrays(p: OpPlan) -> dict[str, Any]:
+    """Shapes of the arrays to show, by name."""
+
+    def one() -> dict[str, jax.Array]:
+        return _shown(p, tuple(a[0] for a in p.trace.init(p.site, 1)))
+
+    return jax.eval_shape(one)
 
 
 def _shapes(p: OpPlan) -> list[tuple[int, ...]]:
-    factors = p.trace_shape if isinstance(p.form, Full) else p.trace_shape[:2]
-    if isinstance(p.form, Full):
-        return [tuple(factors)]
-    arrays = tuple(jax.ShapeDtypeStruct(shape, p.dtype) for shape in factors)
-    return [a.shape for a in jax.eval_shape(lambda *t: _entries(p, t), *arrays)]
+    return [a.shape for a in _arrays(p).values()]
 
 
 def _by_array(units: Sequence[tuple[int, ...]], p: OpPlan) -> list[list[tuple[int, ...]]]:
     """Indices into a whole trace as indices into each array that is shown."""
-    if not isinstance(p.form, Decay):
+    if len(_arrays(p)) == 1:
         return [list(units)]
     split = len(p.trace_shape[0])  # [(G,) I] and [(m,) (G,) O]
     return [[u[:split] for u in units], [(*u[split:-1], *u[: split - 1], *u[-1:]) for u in units]]
 
 
 def _names(p: OpPlan) -> list[str]:
-    return ["input factor", "state factor"] if isinstance(p.form, Decay) else ["trace"]
+    return list(_arrays(p))
 
 
 def _largest(entries: np.ndarray, count: int) -> list[tuple[int, ...]]:

@@ -61,7 +61,7 @@ class Network(eqx.Module):
         cell_key, readout_key = jax.random.split(key)
         cell = nn.MinGRU(INPUTS, CELLS, key=cell_key)
         # Time constants from 2 to 55 steps, before training.
-        biases = cell.bias.at[:CELLS].set(jnp.linspace(0.0, -4.0, CELLS))
+        biases = jnp.asarray(cell.bias).at[:CELLS].set(jnp.linspace(0.0, -4.0, CELLS))
         self.cell = eqx.tree_at(lambda cell: cell.bias, cell, biases)
         self.readout = eqx.nn.Linear(CELLS, CLASSES, key=readout_key)
 
@@ -88,7 +88,10 @@ def digits() -> tuple[Digits, Digits]:
     order = np.random.default_rng(0).permutation(len(images))
     train, test = order[:1437], order[1437:]
     images = np.asarray(images / 16, np.float32)
-    return tuple((jnp.asarray(images[part]), jnp.asarray(labels[part])) for part in (train, test))
+    first, second = (
+        (jnp.asarray(images[part]), jnp.asarray(labels[part])) for part in (train, test)
+    )
+    return first, second
 
 
 def stream(key: PRNGKeyArray, data: Digits, trials: int) -> Stream:
@@ -102,7 +105,8 @@ def stream(key: PRNGKeyArray, data: Digits, trials: int) -> Stream:
     xs = jnp.concatenate([images[drawn], flags], -1)
     targets = jnp.broadcast_to(labels[drawn[:, :1]], shape)
     mask = asked.astype(jnp.float32)
-    return tuple(a.reshape(trials * STEPS, *a.shape[2:]) for a in (xs, targets, mask))
+    xs, targets, mask = (a.reshape(trials * STEPS, *a.shape[2:]) for a in (xs, targets, mask))
+    return xs, targets, mask
 
 
 @eqx.filter_jit
@@ -201,9 +205,9 @@ def temporary(lowered: Any) -> int:
 
 def train(arm: Arm, model: Network, train_data: Digits, test: Stream, seed: int) -> None:
     start = time.perf_counter()
-    update, opt_state, carry = learner_of(arm, model)
+    given, opt_state, carry = learner_of(arm, model)
     draw = jax.jit(lambda key: stream(key, train_data, BLOCK))
-    update = eqx.filter_jit(update)
+    update: Any = eqx.filter_jit(given)
     trial = stream(jax.random.key(0), train_data, 1)
     arm.memory = sum(a.nbytes for a in jax.tree.leaves(carry))
     arm.memory += temporary(update.lower(model, opt_state, carry, *trial))
@@ -222,7 +226,8 @@ def long_memory(model: Network) -> int:
     shapes = (LONG, BATCH, INPUTS), (LONG, BATCH), (LONG, BATCH)
     data = [jnp.zeros(s, d) for s, d in zip(shapes, (float, int, float), strict=True)]
     update, opt_state, h = learner_of(Arm("", LONG, LONG), model)
-    return temporary(eqx.filter_jit(update).lower(model, opt_state, h, *data))
+    compiled: Any = eqx.filter_jit(update)
+    return temporary(compiled.lower(model, opt_state, h, *data))
 
 
 # --- what there is to see ---
@@ -243,6 +248,7 @@ def table(arms: list[Arm]) -> str:
 def picture(arms: list[Arm], test: Stream, path: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
 
     figure, axes = plt.subplot_mosaic(
         [["digits", "curves"], ["hidden", "curves"], ["answer", "curves"]],
@@ -256,7 +262,7 @@ def picture(arms: list[Arm], test: Stream, path: Path) -> None:
     images = np.asarray(xs[:, :64]).reshape(STEPS, 8, 8)
     rows = [np.hstack(list(images[n : n + STEPS // 2])) for n in (0, STEPS // 2)]
     ax.imshow(np.vstack(rows), cmap="gray_r", aspect="equal")
-    ax.add_patch(plt.Rectangle((-0.5, -0.5), 8, 8, fill=False, color="C3", linewidth=2.5))
+    ax.add_patch(Rectangle((-0.5, -0.5), 8, 8, fill=False, color="C3", linewidth=2.5))
     ax.set(xticks=[], yticks=[], title="One digit a step; the first one is marked")
     ax = axes["hidden"]
     ax.imshow(np.asarray(hidden).T, cmap="RdBu", aspect="auto", vmin=-3, vmax=3)

@@ -58,7 +58,8 @@ def treatment() -> grammar.Treatment:
 
 def compiled(model, algo) -> etpc.Program:
     x = grammar.data(model.program, 1, at=0)
-    return etpc.compile(model, algo, inputs=x, weights="all")
+    weights = model.program.weights if model.program.marked else "all"
+    return etpc.compile(model, algo, inputs=x, weights=weights)
 
 
 def summed(run: Callable, model, xs, targets, carry, parts=2):
@@ -221,7 +222,9 @@ def check_patterns(program: grammar.Program, seed=0, points=4) -> dict[str, floa
         for point in range(points):
             values = step.input_leaves.split(grammar.data(program, 1, seed=500 + point, at=0))
             moved = [
-                a + rng.normal(size=np.shape(a)) if jnp.issubdtype(a.dtype, jnp.inexact) else a
+                a + rng.normal(size=np.shape(a)).astype(a.dtype)
+                if jnp.issubdtype(a.dtype, jnp.inexact)
+                else a
                 for a in step.state_leaves.split(state)
             ]
             transition, immediate = run(values, moved)

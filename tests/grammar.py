@@ -13,6 +13,7 @@ own.
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.experimental.sparse import BCOO
 
+import etpc
 from tests import models
 from tests.models import COUPLINGS, PLAIN, Draw, Model
 
@@ -34,7 +36,9 @@ RULES = (
     *("where", "times", "normalised", "max", "mirror", "previous", "mixed_by_weight"),
     *("roll", "sort", "cumsum", "mean_free", "permute", "reverse", "lateral"),
     *("row_by_row", "one_column", "in_parts", "masked_write"),
+    *("decay_scalar", "decay_minimum", "decay_where", "decay_exp", "decay_steps"),
 )
+NARROW = ("float32", "bfloat16", "float16")
 FORMS = (*models.WEIGHTS, "quantised", "softmax")
 N_INT = 3  # integer inputs are 0, 1, 2
 
@@ -49,6 +53,9 @@ class Op:
     n: int = 2  # a size, or a number of sub-steps
     form: str = "plain"  # of a weight
     shared: bool = False  # takes the parameter of an earlier operation, if one fits
+    low: str = ""  # a narrower type that its data is cast to, and its result from
+    store: str = ""  # a narrower type of its parameter
+    cast: str = ""  # a narrower type that its effective weight is cast to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Leaf:
     a: int = 0
     b: int = 0
     before: tuple[Op, ...] = ()  # computed before the update
+    low: str = ""  # a narrower type that the state is stored in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +82,56 @@ class Program:
     pack: str = "tuple"
     n_in: int = 2
     seed: int = 0
+    marks: int = 0  # which uses of parameters are marked: none, or every second one by this number
+    weights: str = "all"  # which get a trace: all, or those that are marked
+
+    @property
+    def marked(self) -> frozenset[str]:
+        """The names of the uses that are marked."""
+        names = [
+            f"{i}.{j}:{op.kind}"
+            for i, leaf in enumerate(self.leaves)
+            for j, op in enumerate(leaf.before)
+            if op.kind not in UNMARKED
+        ]
+        names += [
+            f"after.{j}:{op.kind}" for j, op in enumerate(self.after) if op.kind not in UNMARKED
+        ]
+        names += [f"s{i}" for i, leaf in enumerate(self.leaves) if leaf.kind != "complex"] + ["out"]
+        odd = lambda name: hashlib.sha1(f"{self.marks} {name}".encode()).digest()[0] % 2
+        return frozenset(name for name in names if self.marks and odd(name))
+
+    def untraced(self, name):
+        """Whether this use of a parameter is to have no trace."""
+        return self.weights == "marked" and bool(self.marked) and base(name) not in self.marked
+
+    def rounded(self, name):
+        """Whether this state is stored in a narrower type."""
+        return any(leaf.low and base(name) == f"s{i}" for i, leaf in enumerate(self.leaves))
+
+    @property
+    def narrow(self):
+        """Whether a type is narrower than float64."""
+        return any(op.low or op.store or op.cast for op in self.ops) or any(
+            leaf.low for leaf in self.leaves
+        )
+
+    @property
+    def narrowest(self):
+        """The type with the fewest digits."""
+        used = {leaf.low for leaf in self.leaves}
+        used |= {a for op in self.ops for a in (op.low, op.store, op.cast)}
+        return max({*used, "float64"} - {""}, key=lambda name: jnp.finfo(name).eps)
+
+    @property
+    def widened(self):
+        """The same in float64."""
+        wide = lambda op: dataclasses.replace(op, low="", store="", cast="")
+        leaves = tuple(
+            dataclasses.replace(leaf, low="", before=tuple(map(wide, leaf.before)))
+            for leaf in self.leaves
+        )
+        return dataclasses.replace(self, leaves=leaves, after=tuple(map(wide, self.after)))
 
     @property
     def ops(self):
@@ -87,6 +145,13 @@ class Program:
 
     def __str__(self):
         return describe(self)
+
+
+def base(name):
+    """The operation or the state that a use of a parameter belongs to."""
+    found = re.match(r"\d+\.\d+:\w+|after\.\d+:\w+|s\d+|out", name)
+    assert found, name
+    return found[0]
 
 
 # Operations without parameters ---------------------------------------------------------------------------------------
@@ -233,6 +298,55 @@ ONE = {
     "fft": along(lambda v: jnp.real(jnp.fft.fft(v))),
     "solve": along(lambda v: jnp.linalg.inv(jnp.outer(v, v) + 2 * jnp.eye(len(v))) @ v),
 }
+
+
+def guarded_switch(v):
+    s = jnp.sum(v)
+    which = jnp.clip(jnp.floor(s) + 1, 0, 2).astype(int)
+    return lax.switch(
+        which, [jnp.zeros_like, lambda v: v * jnp.sqrt(jnp.sum(v)), lambda v: v / jnp.sum(v)], v
+    )
+
+
+def guarded_twice(v):
+    s = jnp.sum(v)
+    inner = lambda v: lax.cond(
+        jnp.sum(v) < 1.5, lambda v: v * jnp.sqrt(1.5 - jnp.sum(v)), lambda v: 0.3 * v, v
+    )
+    return lax.cond(s > 0.05, lambda v: inner(v) + jnp.log(jnp.sum(v)), lambda v: -v, v)
+
+
+def guarded_loop(v):
+    def body(h, x):
+        h = lax.cond(x > 0.03, lambda: h + jnp.sqrt(x), lambda: 0.5 * h)
+        return h, h
+
+    return lax.scan(body, jnp.zeros((), v.dtype), v)[1]
+
+
+def unit_or_zero(v, low):
+    k = jax.nn.relu(v - low)
+    return k / (jnp.linalg.norm(k) + 1e-3)
+
+
+GUARDED = {  # data that is guarded against has no finite derivative in the branch that is not taken
+    "guarded_sqrt": lambda v: lax.cond(
+        jnp.sum(v) > 0.05, lambda v: v * jnp.sqrt(jnp.sum(v)), jnp.zeros_like, v
+    ),
+    "guarded_log": lambda v: lax.cond(
+        jnp.sum(v) > 0.0, lambda v: jnp.log(jnp.sum(v)) + v, lambda v: 0.7 * v, v
+    ),
+    "guarded_divide": lambda v: lax.cond(
+        jnp.max(v) > 0.5, lambda v: v / jnp.max(jax.nn.relu(v - 0.5)), lambda v: -0.4 * v, v
+    ),
+    "guarded_switch": guarded_switch,
+    "guarded_twice": guarded_twice,
+    "guarded_loop": along(guarded_loop),
+    "double_where": lambda v: jnp.where(v > 0.1, jnp.sqrt(jnp.where(v > 0.1, v, 1.0)), 0.0),
+    "unit_or_zero": along(lambda v: unit_or_zero(v, 0.4)),
+    "unit_or_zero_often": along(lambda v: unit_or_zero(v, 1.2)),
+}
+ONE |= GUARDED
 TWO = {
     "add": lambda v, w: v + w,
     "subtract": lambda v, w: 0.7 * v - 0.4 * w,
@@ -274,6 +388,11 @@ def switch(v, i):
     return lax.switch(i % 3, [jnp.tanh, lambda v: 0.5 * v * v, lambda v: v - 0.3], v)
 
 
+def branch_without_outputs(v, i):
+    lax.cond(i > 0, lambda: (), lambda: ())
+    return 0.9 * v
+
+
 BY_NUMBER = {  # of a value and an integer, which comes from the input or the state
     "switch": switch,
     "take": lambda v, i: jnp.ravel(v)[i % v.size],
@@ -284,6 +403,7 @@ BY_NUMBER = {  # of a value and an integer, which comes from the input or the st
     "set_at": lambda v, i: jnp.ravel(v).at[i % v.size].set(jnp.sin(jnp.ravel(v)[0])),
     "times_number": lambda v, i: v * (0.5 * i.astype(v.dtype) - 0.3),
     "while": lambda v, i: v * lax.while_loop(lambda n: n < i + 2, lambda n: 2 * n + 1, i),
+    "branch_without_outputs": branch_without_outputs,
     "add_at": lambda v, i: jnp.ravel(v).at[i % v.size].add(0.4 * jnp.ravel(v)[-1]),
 }
 
@@ -668,7 +788,8 @@ def energy(run, op, name, v, _):
     if run.plain(run.ops):
         return v - 0.3 * jax.grad(lambda u: jnp.sum(jnp.sin(w @ u)))(v)
     forwards = run.mix(f"{name}.forwards", lambda x, w: w @ x, v, w)
-    return v - 0.3 * run.mix(f"{name}.backwards", lambda x, w: w.T @ x, jnp.cos(forwards), w)
+    backwards = run.mix(f"{name}.backwards", lambda x, w: w.T @ x, jnp.cos(forwards), w)
+    return v - 0.3 * backwards.astype(v.dtype)
 
 
 def branch_by_row(run, op, name, v, _):
@@ -682,7 +803,101 @@ def branch_by_row(run, op, name, v, _):
     return jnp.where(v[:, :1] > 0.117, y, 0.4 * v)
 
 
+def guarded_gain(run, op, name, v, _):
+    """The square root of a weight times data that may be negative, behind a branch."""
+    weights = {"w": jnp.exp(run.vector(name, op, (), -0.5, 0.5))}
+    ops, m = run.inside(name, weights)
+    s = jnp.sum(v)
+    on = s > 0.05
+    safe = s if run.plain(ops) else jnp.where(on, s, 1.0)
+    root = lambda: v * jnp.sqrt(ops.elem(f"{name}.1", models.times, safe, m["w"]))
+    return run.branches(ops, on.astype(int), [lambda: jnp.zeros_like(v), root])
+
+
+def guarded_by_weight(run, op, name, v, _):
+    """The branch depends on what the weight gives."""
+    t = run.elem(name, models.times, jnp.sum(v), run.vector(name, op, (), 0.6, 1.2))
+    on = t > 0.05
+    safe = t if run.plain(run.ops) else jnp.where(on, t, 1.0)
+    return run.branches(
+        run.ops, on.astype(int), [lambda: 0.2 * v, lambda: v * jnp.log(safe) + jnp.sqrt(safe)]
+    )
+
+
+def guarded_product(run, op, name, v, _):
+    v = jnp.ravel(v)
+    ops, m = run.inside(name, {"w": run.weight(name, op, op.n, v.size)})
+    s = jnp.sum(v)
+    on = s > 0.05
+    safe = s if run.plain(ops) else jnp.where(on, s, 1.0)
+    product = lambda: jnp.sqrt(safe) * ops.mix(f"{name}.1", lambda x, m: m @ x, v / safe, m["w"])
+    return run.branches(ops, on.astype(int), [lambda: jnp.zeros(op.n, v.dtype), product])
+
+
+GUARDED_WEIGHTS = {
+    "guarded_gain": guarded_gain,
+    "guarded_by_weight": guarded_by_weight,
+    "guarded_product": guarded_product,
+}
+
+# Connections: integer arrays of the model, of narrow types, in tables that are larger than those count
+
+
+def integers(run, name, shape, high, dtype, seed):
+    make = lambda: np.random.default_rng(seed).integers(0, high, shape).astype(dtype)
+    return run.parameters.get(f"{name}.at", (shape, high, dtype), False, make)
+
+
+def pairs(run, op, name, v, _):
+    """Single entries of a matrix, by pairs of numbers: an effective weight for each element."""
+    v = jnp.ravel(v)
+    at = integers(run, name, (v.size, 2), 20, ("int8", "uint8", "int32")[op.b % 3], op.n)
+    w = run.weight(name, op, 20, 20)
+    numbers = lax.GatherDimensionNumbers((), (0, 1), (0, 1))
+    return run.elem(name, models.times, v, lax.gather(w, jnp.asarray(at), numbers, (1, 1)))
+
+
+def embedding_of_bytes(run, op, name, v, _):
+    """Rows of a table that is larger than its index type counts."""
+    token = (run.number(op.a) % N_INT).astype(jnp.uint8) * jnp.uint8(85) + jnp.uint8(80)
+    w = run.weight(name, op, 259, op.n)
+    numbers = lax.GatherDimensionNumbers((0,), (0,), (0,))
+    use = (
+        lambda i, w: w[i],
+        lambda i, w: jnp.take(w, i, axis=0),
+        lambda i, w: lax.gather(w, i[None], numbers, (1, w.shape[1])),
+    )[op.b % 3]
+    return run.mix(name, use, token, w)
+
+
+def sparse_of_bytes(run, op, name, v, _):
+    """A sparse matrix with narrow indices, times a matrix."""
+    x = fit(v, (16, 2)) if v.ndim else jnp.broadcast_to(v, (16, 2))
+    at = integers(run, name, (7, 2), 16, ("int8", "uint8", "int32")[op.b % 3], op.n)
+    values = jnp.ravel(run.weight(name, op, 7, 1))
+
+    def use(x, values):
+        return BCOO((values, jnp.asarray(at)), shape=(16, 16)) @ x
+
+    y = run.mix(name, use, x, values)
+    return jnp.sum(y.reshape(4, 4, 2), axis=1)[: op.n]
+
+
+def wired(run, op, name, v, _):
+    """Data in an order that the model holds."""
+    v = jnp.ravel(v)
+    return jnp.tanh(v[jnp.asarray(integers(run, name, (v.size,), v.size, "int8", op.n))])
+
+
+CONNECTED = {
+    "pairs": pairs,
+    "embedding_of_bytes": embedding_of_bytes,
+    "sparse_of_bytes": sparse_of_bytes,
+    "wired": wired,
+}
 CONTROL = {
+    **GUARDED_WEIGHTS,
+    **CONNECTED,
     "nested_loops": nested_loops,
     "energy": energy,
     "branch_by_row": branch_by_row,
@@ -700,6 +915,10 @@ CONTROL = {
 }
 WEIGHTED = {**MIX, **ELEM, **CONTROL}
 KINDS = (*ONE, *TWO, *BY_NUMBER, *WEIGHTED)
+FIXED_BRANCHES = tuple(kind for kind in KINDS if kind not in (*GUARDED, *GUARDED_WEIGHTS))
+"""Those that an oracle which takes `vmap` of a branch can follow."""
+UNMARKED = ("chain", "energy", "branch_by_row", "complex_weight")
+"""Those that use their weight past the hooks when they run on their own."""
 LARGEST = 6  # elements of a value in the pool
 
 # The model -----------------------------------------------------------------------------------------------------------
@@ -740,11 +959,32 @@ class Given:
         return self.made[self.shared.get(name, name)]
 
 
+class MarkedByName(models.Plain):
+    """Marks the weights of some uses."""
+
+    def __init__(self, marked):
+        self.marked = marked
+
+    def mix(self, name, fn, x, w):
+        return fn(x, etpc.mark(w) if base(name) in self.marked else w)
+
+    elem = mix
+
+
+def stored(make, op: Op):
+    return (lambda: jax.tree.map(lambda a: np.asarray(a, op.store), make())) if op.store else make
+
+
+def cast(w, op: Op):
+    return w.astype(op.cast) if op.cast else w
+
+
 class Run:
     """One step: the pool, the hooks, the parameters."""
 
-    def __init__(self, parameters, ops, treatment, log=None):
+    def __init__(self, parameters, ops, treatment, log=None, marked=frozenset()):
         self.parameters, self.ops, self.treatment, self.log = parameters, ops, treatment, log
+        self.ops = MarkedByName(marked) if self.plain(ops) and marked else ops
         self.pool, self.numbers, self.names = [], [], []
 
     # Values
@@ -776,6 +1016,8 @@ class Run:
 
     def apply(self, op: Op, name):
         v, w = self.read(op.a), self.read(op.b)
+        if op.low:
+            v, w = v.astype(op.low), w.astype(op.low)
         args = [self.name(op.a)]
         if op.kind in ONE:
             out = ONE[op.kind](v)
@@ -793,7 +1035,14 @@ class Run:
                 args.append(f"n={op.n}, {op.form}")
                 # A product of a product with a weight, with nothing between, counts as one (`chain`).
                 out = 1.1 * out if op.kind in MIX else out
-        self.add(out, f"{op.kind}({', '.join(args)})" + (" shared" if op.shared else ""))
+        if op.low:
+            out = out.astype(float)
+        types = [
+            f" {field}={getattr(op, field)}"
+            for field in ("low", "store", "cast")
+            if getattr(op, field)
+        ]
+        self.add(out, f"{op.kind}({', '.join(args)}){' shared' * op.shared}{''.join(types)}")
 
     # Parameters
 
@@ -801,12 +1050,13 @@ class Run:
         """An effective weight (O, I)."""
         form = op.form if op.form in models.WEIGHTS else "plain"
         make = lambda: self.parameters.draw.weight(n_out, n_in, form, 0.9)
-        p = self.parameters.get(name, (n_out, n_in, form), op.shared, make)
-        return effective(jax.tree.map(jnp.asarray, p), op.form)
+        p = self.parameters.get(name, (n_out, n_in, form, op.store), op.shared, stored(make, op))
+        return cast(effective(jax.tree.map(jnp.asarray, p), op.form), op)
 
     def vector(self, name, op: Op, shape, low, high):
         make = lambda: self.parameters.draw.rng.uniform(low, high, shape)
-        return jnp.asarray(self.parameters.get(name, (shape, low, high), op.shared, make))
+        key = shape, low, high, op.store
+        return cast(jnp.asarray(self.parameters.get(name, key, op.shared, stored(make, op))), op)
 
     # Hooks
 
@@ -877,6 +1127,16 @@ def initial(leaf: Leaf):
     }.get(leaf.kind, jnp.asarray(value))
 
 
+def as_stored(leaf: Leaf, state):
+    """A state in the type that it is stored in."""
+    return as_type(state, leaf.low) if leaf.low else state
+
+
+def as_type(tree, dtype):
+    is_real = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
+    return jax.tree.map(lambda a: a.astype(dtype) if is_real(a) else a, tree)
+
+
 def readable(leaf: Leaf, old):
     """The floats and the integers of an old state."""
     if leaf.kind == "delay":
@@ -903,6 +1163,8 @@ def blend(run: Run, name, leaf: Leaf, h, v, w):
         return run.elem(f"{name}.a", models.times, h, a) + run.elem(
             f"{name}.1-a", models.times, v, 1 - a
         )
+    if rule.startswith("decay_"):
+        return run.elem(f"{name}.a", models.times, h, decay_of(run, name, rule, h.shape)) + v
     if rule == "mixed_by_weight":
         m = run.weight(name, Op("mixed"), h.size, h.size)
         u = run.mix(name, lambda x, m: m @ x, jnp.ravel(h), m).reshape(h.shape)
@@ -925,6 +1187,20 @@ def blend(run: Run, name, leaf: Leaf, h, v, w):
         "normalised": lambda: (0.7 * h + v) / jnp.sqrt(0.1 + jnp.sum((0.7 * h + v) ** 2)),
         "max": lambda: jnp.maximum(0.8 * h, jnp.tanh(v)),
     }.get(rule, lambda: 0.7 * h + 0.3 * jnp.tanh(v))()
+
+
+def decay_of(run: Run, name, rule, shape):
+    """Decays that agree for some parameters and not for others."""
+    one = rule in ("decay_scalar", "decay_exp")
+    p = run.vector(name, Op(rule), () if one else shape, 0.3, 1.6)
+    places = 0.1 * np.arange(int(np.prod(shape))).reshape(shape)
+    return {
+        "decay_scalar": lambda: jnp.full(shape, jax.nn.sigmoid(p)),
+        "decay_minimum": lambda: jnp.minimum(p, 0.6),
+        "decay_where": lambda: jnp.where(p > 0.2, 0.7, 0.5 * jnp.tanh(p)),
+        "decay_exp": lambda: jnp.exp(-0.2 - jnp.tanh(jnp.round(p)) * places),
+        "decay_steps": lambda: 0.4 + 0.2 * jnp.sign(p) + 0.2 * jax.nn.relu(jnp.tanh(p) - 0.5),
+    }[rule]()
 
 
 def rotating(run: Run, name, leaf: Leaf, h, v, w):
@@ -1062,6 +1338,10 @@ def packed(program: Program, values):
     return tuple(values)
 
 
+def initial_state(program: Program):
+    return packed(program, [as_stored(leaf, initial(leaf)) for leaf in program.leaves])
+
+
 def unpacked(program: Program, state):
     if program.pack == "dict":
         return [state[f"s{i}"] for i in range(len(program.leaves))]
@@ -1071,7 +1351,7 @@ def unpacked(program: Program, state):
 
 
 def run_step(program: Program, run: Run, x, state):
-    olds = unpacked(program, state)
+    olds = [as_type(old, float) for old in unpacked(program, state)]
     run.numbers.append(x["i"])
     run.add(x["x"], "x")
     for leaf, old in zip(program.leaves, olds, strict=True):
@@ -1085,7 +1365,7 @@ def run_step(program: Program, run: Run, x, state):
         for j, op in enumerate(leaf.before):
             run.apply(op, f"{i}.{j}:{op.kind}")
         new = update(run, f"s{i}", leaf, old, values, floats)
-        news.append(new)
+        news.append(as_stored(leaf, new))
         floats += [new] if leaf.kind in ("vector", "stacked", "scalar", "delay") else []
     for j, op in enumerate(program.after):
         run.apply(op, f"after.{j}:{op.kind}")
@@ -1111,7 +1391,8 @@ class DrawnModel(Model):
     def __init__(self, program: Program, treatment: Treatment = Treatment()):
         made = Parameters(program.seed)
         trace(program, made)
-        self.parameters = jax.tree.map(jnp.asarray, made.made)
+        is_whole = lambda a: jnp.issubdtype(a.dtype, jnp.integer)
+        self.parameters = jax.tree.map(lambda a: a if is_whole(a) else jnp.asarray(a), made.made)
         self.shared = tuple(made.shared.items())
         self.program, self.treatment = dataclasses.replace(program, seed=0), treatment
 
@@ -1120,15 +1401,16 @@ class DrawnModel(Model):
         return self.program.n_in
 
     def init_state(self):
-        return packed(self.program, [initial(leaf) for leaf in self.program.leaves])
+        return initial_state(self.program)
 
     def step(self, x, state, ops):
-        run = Run(Given(self.parameters, self.shared), ops, self.treatment)
+        given = Given(self.parameters, self.shared)
+        run = Run(given, ops, self.treatment, marked=self.program.marked)
         return run_step(self.program, run, x, state)
 
 
 def trace(program: Program, parameters, log=None):
-    state = packed(program, [initial(leaf) for leaf in program.leaves])
+    state = initial_state(program)
     run = Run(parameters, PLAIN, Treatment(), log)
     return jax.eval_shape(lambda x, s: run_step(program, run, x, s), data(program, 1, at=0), state)
 
@@ -1163,9 +1445,13 @@ def data(program: Program, T, seed=0, at=None):
 Choose = Callable[[Sequence], Any]
 
 
-def draw_op(choose: Choose, kinds) -> Op:
+def draw_op(choose: Choose, kinds, narrow=False) -> Op:
     """With a weight in half of the cases."""
     groups = [[k for k in kinds if (k in WEIGHTED) == weighted] for weighted in (False, True)]
+    types = {}
+    if narrow and choose((False, True)):
+        fields = (("low",), ("store",), ("cast",), ("low", "store"), ("low", "cast"))
+        types = dict.fromkeys(choose(fields), choose(NARROW))
     return Op(
         kind=choose(choose([group for group in groups if group])),
         a=choose(NEAR),
@@ -1173,35 +1459,53 @@ def draw_op(choose: Choose, kinds) -> Op:
         n=choose((1, 2, 3)),
         form=choose(FORMS),
         shared=choose((False, True)),
+        **types,
     )
 
 
-def draw_leaf(choose: Choose, kinds, states) -> Leaf:
+def draw_leaf(choose: Choose, kinds, states, narrow=False) -> Leaf:
+    kind = choose(states)
+    low = narrow and kind != "complex" and choose((False, False, True))
     return Leaf(
-        kind=choose(states),
+        kind=kind,
         n=choose((1, 2, 3)),
         k=choose((1, 2, 3)),
         rule=choose(RULES),
         a=choose(NEAR),
         b=choose(NEAR),
-        before=tuple(draw_op(choose, kinds) for _ in range(choose((0, 1, 1, 2, 2, 3)))),
+        before=tuple(draw_op(choose, kinds, narrow) for _ in range(choose((0, 1, 1, 2, 2, 3)))),
+        low=choose(NARROW) if low else "",
     )
 
 
-def draw_program(choose: Choose, kinds=KINDS, complex=False) -> Program:
+def draw_program(choose: Choose, kinds=KINDS, complex=False, narrow=False, marks=False) -> Program:
     """A program; `choose` picks one of some things, the simplest first."""
     states = STATES + COMPLEX_STATES * complex
-    leaves = tuple(draw_leaf(choose, kinds, states) for _ in range(choose((1, 2, 3))))
-    return Program(
+    leaves = tuple(draw_leaf(choose, kinds, states, narrow) for _ in range(choose((1, 2, 3))))
+    program = Program(
         leaves=leaves,
-        after=tuple(draw_op(choose, kinds) for _ in range(choose((0, 1, 2)))),
+        after=tuple(draw_op(choose, kinds, narrow) for _ in range(choose((0, 1, 2)))),
         reads=tuple(choose(NEAR) for _ in range(choose((1, 2)))),
         readout=choose((True, True, False)),
         separate=choose((False, False, False, True)),
         pack=choose(("tuple", "dict", "nested")),
         n_in=choose((1, 2, 3)),
         seed=choose(range(2**16)),
+        marks=1 + choose(range(8)) if marks else 0,
+        weights=choose(("all", "marked")) if marks else "all",
     )
+    return program if is_step(program) else program.widened
+
+
+def is_step(program: Program):
+    """Not every operation of JAX takes narrow types."""
+    if not program.narrow:
+        return True
+    try:
+        trace(program, Parameters(program.seed))
+    except (TypeError, ValueError, NotImplementedError, FutureWarning):
+        return False
+    return True
 
 
 NEAR = (0, 0, 0, 1, 1, 2, 3, 4, 5, 6)

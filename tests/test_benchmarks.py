@@ -38,6 +38,17 @@ def largest_error(got, want, names=("hidden.weight", "hidden.bias", "readout.wei
 
 
 @pytest.mark.peer
+def test_a_module_of_brainstate_has_the_gradients_of_the_same_network_in_equinox():
+    pytest.importorskip("braintrace")
+    rich = pytest.importorskip("rich.console")
+    from benchmarks import interop
+
+    rows = {row["name"]: row for row in interop.run(rich.Console(), 16, 20, 4, 1)}
+    assert len(rows) == 6
+    assert all(row["min_ms"] > 0 and row["error"] < 1e-5 for row in rows.values())
+
+
+@pytest.mark.peer
 def test_quick_run_writes_results(tmp_path):
     """As a reader runs it: in a process of its own, in float32."""
     pytest.importorskip("rich")

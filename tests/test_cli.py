@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit statuses, and what a mistake gets."""
 
+import io
 import json
 import os
 import re
@@ -411,6 +412,72 @@ def test_draw(capsys, monkeypatch, folder):
     assert "no_folder/graph.svg cannot be written: No such file" in err
 
 
+# --- on a terminal, and scripts ---
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("argv", "doing"),
+    [
+        ("explain", "compiling"),
+        ("verify --steps 3", "compiling and comparing"),
+        ("bench --steps 3 --repeats 1", "compiling and timing"),
+    ],
+)
+def test_says_on_a_terminal_what_it_does(capsys, monkeypatch, argv, doing):
+    command, *rest = argv.split()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert main([command, "tiny_models:make", *rest, "--json"]) == 0
+    err = sys.stderr.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert err == f"{doing} tiny_models:make ...\n"
+    strict(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("columns", [40, 70, 200])
+def test_sentences_are_as_wide_as_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Terminal())
+    assert main(["explain", "tiny_models:make", ".win"]) == 0
+    said = sys.stdout.getvalue().split("At most")[0]  # pyright: ignore[reportAttributeAccessIssue]
+    lengths = [len(line) for line in said.splitlines()]
+    # The place in the code is one long word.
+    assert sum(length > columns for length in lengths) <= 1
+    assert columns > 100 or max(lengths) > columns - 20
+    assert max(lengths) <= max(100, max(map(len, said.split())))
+    assert main(["explain", "tiny_models:make", "win"]) == 2
+    err = sys.stderr.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert max(map(len, err.splitlines())) <= columns
+    assert "Did you mean .win?" in " ".join(err.split())
+
+
+def test_a_script_that_runs_when_it_is_imported_is_said_to(capsys, folder):
+    head = "from tiny_models import make\n\ndef train():\n    print('trained')\n\n"
+    for name, body, line in (
+        ("call", "train()\n", 6),
+        ("loop", "for step in range(2):\n    train()\n", 6),
+        ("main", 'if __name__ == "__main__":\n    train()\n', None),
+        ("settings", "import jax\njax.config.update('jax_enable_x64', True)\nx = make()\n", None),
+    ):
+        (folder / f"script_{name}.py").write_text(head + body)
+        status, out, err = run(capsys, "explain", f"script_{name}.py:make")
+        assert status == 0
+        assert ("trained" in out) == (line is not None)
+        if line is None:
+            assert not err
+        else:
+            assert re.search(
+                rf"note: script_{name}\.py is imported, and runs .*\(line {line}\)", err
+            )
+            assert '`if __name__ == "__main__":`, which is left out' in err
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 MISTAKES = {
@@ -455,6 +522,10 @@ MISTAKES = {
     "tbptt without a window": ("verify tiny_models:make --algo tbptt", r"tbptt needs window"),
     "tbptt as a program": ("explain tiny_models:make --algo tbptt:2", r"tbptt has no program"),
     "parameter": ("explain tiny_models:make .wni", r"no parameter '\.wni'.*\.win"),
+    "a parameter without its dot": (
+        "explain tiny_models:make win",
+        r"'win'\. Did you mean \.win\? Its",
+    ),
     "memory": ("verify tiny_models:make --memory 10", r"memory=10 allows no more"),
     "half a task": ("verify tiny_models:half", r"both targets and loss_fn, or none"),
     "targets alone": ("verify tiny_models:no_xs", r"needs xs too"),

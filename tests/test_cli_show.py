@@ -98,3 +98,14 @@ def test_a_pipe_gets_text(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     _show.show(TEXT)
     assert capsys.readouterr().out == f"{TEXT}\n"
+
+
+def test_long_lines_are_wrapped_with_their_indent():
+    line = "    " + "influence that leaves " * 10
+    for text in (in_rich(line, width=50, color_system=None), _show.wrapped(line, 50)):
+        first, *others = text.rstrip().splitlines()
+        assert first.startswith("    influence")
+        assert others
+        assert all(other.startswith("      ") and len(other) <= 50 for other in others)
+        assert text.split() == line.split()
+    assert _show.wrapped("a" * 80, 50) == "a" * 80

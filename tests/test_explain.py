@@ -105,6 +105,42 @@ def test_shared_traces_are_told_of():
     assert "as above" in str(program)
 
 
+def test_uses_of_one_weight_are_told_apart():
+    def step(w, x, h):
+        h = 0.5 * h + w @ jnp.tanh(h)
+        h = 0.5 * h + jnp.sin(w @ h)
+        return h, h
+
+    program = etpc.compile(jnp.eye(3), inputs=jnp.zeros(()), state=jnp.zeros(3), step=step)
+    text = str(program)
+    names = [line.split("  ")[0] for line in text.splitlines() if line.startswith("model")]
+    assert names == ["model (1 of 2)", "model (2 of 2)"]
+    places = [line for line in text.splitlines() if line.startswith("  model (")]
+    first = step.__code__.co_firstlineno
+    assert [f"{__file__}:{first + n}:" in line for n, line in enumerate(places, 1)] == [True, True]
+    assert "(of model)" in text
+    assert "used more than once" not in str(compiled())
+
+
+def test_lines_are_as_long_as_asked_for():
+    for width in (50, 100):
+        text = compiled().explain(".rec", width).split("At most")[0]
+        lines = [line for line in text.splitlines() if __file__ not in line]
+        assert max(map(len, lines)) <= width
+    assert len(compiled().explain(".rec", 50).splitlines()) > len(
+        compiled().explain(".rec").splitlines()
+    )
+    with pytest.raises(etpc.InputError, match="width must be an int >= 1"):
+        compiled().explain(".rec", 0)
+
+
+def test_a_path_without_its_dot_is_suggested():
+    with pytest.raises(etpc.SelectionError, match=r"no parameter 'rec'\. Did you mean \.rec\? Its"):
+        compiled().explain("rec")
+    with pytest.raises(etpc.SelectionError, match=r"Did you mean \.idle\?"):
+        compiled().explain(".idel")
+
+
 def test_no_large_pattern_is_formed_to_decide():
     """100,000 neurons, a million connections: each verdict is there in seconds."""
     size = 100_000

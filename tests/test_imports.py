@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "etpc"
-STAGES = ["trace", "analyse", "plan", "emit"]
+STAGES = ["trace", "analyse", "traces", "plan", "emit"]
 INTERNALS = ("jax.extend", "jax._src")
 
 

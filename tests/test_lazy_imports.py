@@ -16,6 +16,7 @@ SOURCE = Path(etpc.__file__)
 LATER = (
     *("scipy", "networkx", "jax.experimental.sparse", "argparse", "rich", "matplotlib", "optax"),
     *("saiunit", "brainunit", "braintrace", "tqdm", "sklearn"),
+    *("brainstate", "flax", "haiku", "nir"),
 )
 
 
@@ -45,6 +46,12 @@ def test_layers_do_not_import_the_compiler() -> None:
     found = new_modules("import etpc.nn")
     assert "etpc.nn" in found
     assert not [m for m in found if m.startswith(("networkx", "etpc.run", "etpc.plan", "etpc.cli"))]
+
+
+def test_adapters_import_no_library_before_one_is_asked_for() -> None:
+    found = new_modules("import etpc; etpc.interop; etpc.interop.batched; etpc.interop.Named")
+    assert {"etpc.interop", "etpc.interop._shapes"} <= found
+    assert not [m for m in found if m.startswith(LATER)]
 
 
 def test_compiling_imports_no_extra() -> None:

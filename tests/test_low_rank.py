@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 import etpc
 from etpc.algorithms import Full, LowRank
-from etpc.emit import _modes
+from etpc.traces import _modes
 
 T, W = 9, 3
 

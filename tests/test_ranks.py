@@ -371,7 +371,12 @@ def test_a_certificate_is_never_violated(name, rank, window, in_window, batch, s
         carries.append(carry)
         grads.append(total)
         traces.append(carry.traces[0])
-    (bound,) = programs[1].certificate(carries[1])
+    bounds = programs[1].certificate(carries[1])
+    if not bounds:  # the pairs and their bounds are no smaller than the whole trace, which is kept
+        assert isinstance(programs[1].ops[0].form, Full)
+        np.testing.assert_array_equal(*grads)
+        return
+    (bound,) = bounds
     a, b = map(np.asarray, traces[1][:2])
     b = b.reshape(*b.shape[:2], programs[1].ops[0].block, -1)
     kept = np.einsum("bri,brmo->bimo", a, b)

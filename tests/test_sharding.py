@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import etpc
-import etpc.emit._pieces
+import etpc.traces._pieces
 
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 8
@@ -31,7 +31,7 @@ logging.basicConfig(handlers=[logging.Handler()])
 logging.root.handlers[0].emit = lambda record: log.append(record.getMessage())
 explicit = "explicit" in sys.argv
 if "pieces" in sys.argv:
-    etpc.emit._pieces.PIECE = 1 << 10
+    etpc.traces._pieces.PIECE = 1 << 10
 axis_type = AxisType.Explicit if explicit else AxisType.Auto
 few = jax.devices()[: 4 if "few" in sys.argv else 8]
 mesh = jax.make_mesh((len(few),), ("batch",), axis_types=(axis_type,), devices=few)
@@ -148,10 +148,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 import etpc
-import etpc.emit._pieces
+import etpc.traces._pieces
 
 jax.config.update("jax_enable_x64", True)
-etpc.emit._pieces.PIECE = 1 << 10
+etpc.traces._pieces.PIECE = 1 << 10
 mesh = jax.make_mesh((8,), ("neuron",), axis_types=(jax.sharding.AxisType.Auto,))
 T, B, I, N = 6, 3, 20, 48
 keys = jax.random.split(jax.random.key(0), 3)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -539,3 +539,24 @@ def test_a_remark_where_the_window_used_holds_all():
         report = etpc.verify(model, xs[:steps], targets[:steps], squared, algo)
         remark = f"{steps} steps fit into one window ({steps})"
         assert any(text.startswith(remark) for text in report.remarks) is said, (steps, algo)
+
+
+@pytest.mark.parametrize("number", [3, np.int64(3), np.uint8(3)])
+def test_a_model_with_a_number_of_numpy(number):
+    """A size that is NumPy's integer is part of the program, as Python's is."""
+
+    class Sized(eqx.Module):
+        w: jax.Array
+        size: Any
+
+        def init_state(self):
+            return jnp.zeros(3)
+
+        def __call__(self, x, h):
+            h = 0.5 * h + self.w * jnp.ones(self.size) * x
+            return h, h
+
+    xs = jnp.ones((20, 3))
+    report = etpc.verify(Sized(jnp.ones(3), number), xs, 2 * xs, lambda y, t: jnp.sum((y - t) ** 2))
+    assert report.ok
+    assert [row.claim for row in report.rows] == ["exact"]

@@ -5,9 +5,9 @@ import dataclasses
 from typing import Any
 
 from .._compare import TBPTT
+from .._errors import near
 from ..algorithms import Algorithm, registered
 from ._errors import CommandError
-from ._find import near
 
 FORM = (
     "name[:value][,setting=value...], such as d_rtrl, es_d_rtrl:0.95, es_d_rtrl:8,window=10, snap:2"

@@ -1,15 +1,15 @@
 """From `package.module:name` or `path/to/file.py:name` to the object of that name."""
 
-import difflib
+import ast
 import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .._errors import near
 from ._errors import CommandError
 
 
@@ -41,12 +41,6 @@ def find(target: str) -> Any:
     return found
 
 
-def near(name: str, names: Iterable[str]) -> str:
-    """A sentence with the names that are nearly `name`, or nothing."""
-    found = difflib.get_close_matches(name, list(names), n=2, cutoff=0.7)
-    return f" Did you mean {' or '.join(found)}?" if found else ""
-
-
 def _module(name: str) -> ModuleType:
     if not all(name.split(".")):
         raise CommandError(f"{name!r} is no name of a module. Write it in full, as package.module.")
@@ -69,6 +63,12 @@ def _file(path: Path) -> ModuleType:
     if not path.is_file():
         others = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise CommandError(f"There is no file {path}.{near(path.name, others)}")
+    if (line := _runs(path)) is not None:
+        print(
+            f"etpc: note: {path} is imported, and runs what it does as a script (line {line}). Put that "
+            'under `if __name__ == "__main__":`, which is left out.',
+            file=sys.stderr,
+        )
     name = f"_etpc_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None
@@ -80,4 +80,21 @@ def _file(path: Path) -> ModuleType:
     return module
 
 
-__all__ = ["find", "near"]
+def _runs(path: Path) -> int | None:
+    """The first line of a file with a loop, or with a call of one of its own functions, that is not in a
+    function, nor under an `if`; `None` where there is none, or the file is no Python."""
+    try:
+        statements = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return None  # importing it will say so
+    own = {s.name for s in statements if isinstance(s, ast.FunctionDef | ast.ClassDef)}
+    for statement in statements:
+        call = statement.value if isinstance(statement, ast.Expr) else None
+        if isinstance(statement, ast.For | ast.While) or (
+            isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in own
+        ):
+            return statement.lineno
+    return None
+
+
+__all__ = ["find"]

@@ -23,7 +23,7 @@ from ..run._describe import table
 from ._algorithm import FORM, parse
 from ._bench import Timing, bench
 from ._errors import CommandError, described, is_of_user
-from ._show import show
+from ._show import PROSE, columns, show, wrapped
 from ._task import BATCH, STEPS, Data, load_task, make_data
 
 OK, FAILED, MISTAKE, UNFORESEEN = range(4)
@@ -32,6 +32,14 @@ OK, FAILED, MISTAKE, UNFORESEEN = range(4)
 STATUS = """\
 exit status: 0 if all is well, 1 if a claim of exactness did not hold or the comparison showed
 nothing, 2 if the command or the model cannot be used, 3 for an error that etpc did not foresee."""
+
+DOING = {
+    "explain": "compiling",
+    "draw": "compiling",
+    "verify": "compiling and comparing",
+    "bench": "compiling and timing",
+}
+"""What a command says on a terminal before it has an answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.insert(0, folder)  # as for `python -m`
     try:
         with _setting(arguments):
+            if sys.stderr.isatty():
+                print(f"{DOING[arguments.command]} {arguments.target} ...", file=sys.stderr)
             answer: Answer = arguments.run(arguments)
     except Exception as error:
         if not isinstance(error, EtpcError) and not is_of_user(error):
@@ -63,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return UNFORESEEN
         if arguments.traceback:
             traceback.print_exc()
-        print(f"etpc {arguments.command}: error: {described(error)}", file=sys.stderr)
+        text = f"etpc {arguments.command}: error: {described(error)}"
+        if sys.stderr.isatty():
+            text = "\n".join(wrapped(line, columns()) for line in text.splitlines())
+        print(text, file=sys.stderr)
         return MISTAKE
     if arguments.json:
         print(json.dumps(_plain(answer.record), indent=2))
@@ -99,7 +112,11 @@ def _plain(value: Any) -> Any:
 def _explain(arguments: argparse.Namespace) -> Answer:
     program = _program(arguments)
     path = arguments.parameter
-    text = str(program) if path is None else program.explain(path)
+    if path is None:
+        text = str(program)
+    else:
+        width = min(PROSE, columns()) if sys.stdout.isatty() else PROSE
+        text = program.explain(path, width)
     record: dict[str, Any] = {"model": arguments.target, **_program_record(program)}
     if path is not None:
         record |= {

@@ -1,7 +1,10 @@
 """Answers on a terminal: tables in colour where Rich, the extra `cli`, is installed."""
 
 import re
+import shutil
 import sys
+import textwrap
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,17 +18,55 @@ RULE = re.compile(r" *-+(?:  -+)+")
 """The line below the heading of a table: dashes as wide as each column."""
 
 
+PROSE = 100
+"""The longest line of sentences, however wide the terminal."""
+
+
 def show(text: str) -> None:
-    """Print an answer. To a pipe or a file, and without Rich, it goes as it is."""
-    if sys.stdout.isatty():
-        try:
-            from rich.console import Console
-        except ModuleNotFoundError:
-            pass
-        else:
-            show_rich(text, Console())
-            return
-    print(text)
+    """Print an answer. To a pipe or a file it goes as it is; on a terminal long lines are wrapped, and
+    tables too where Rich is installed."""
+    if not sys.stdout.isatty():
+        print(text)
+        return
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError:
+        lines = text.splitlines()
+        for start, end, is_table in _parts(lines):
+            for line in lines[start:end]:
+                print(line if is_table else wrapped(line, columns()))
+    else:
+        show_rich(text, Console())
+
+
+def columns() -> int:
+    """The width of the terminal."""
+    return shutil.get_terminal_size().columns
+
+
+def wrapped(line: str, width: int) -> str:
+    """A line in lines of at most `width`, but for long words, those after the first one indented
+    further."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.fill(
+        line.strip(),
+        max(width, len(indent) + 20),
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _parts(lines: list[str]) -> Iterator[tuple[int, int, bool]]:
+    """Where each table begins and ends, and each line of text that is in none."""
+    at = 0
+    while at < len(lines):
+        end, is_table = at + 1, False
+        if end < len(lines) and RULE.fullmatch(lines[end]):
+            end, is_table = lines.index("", at) if "" in lines[at:] else len(lines), True
+        yield at, end, is_table
+        at = end
 
 
 def show_rich(text: str, console: "Console") -> None:
@@ -33,17 +74,13 @@ def show_rich(text: str, console: "Console") -> None:
     from rich.text import Text
 
     lines = text.splitlines()
-    at = 0
-    while at < len(lines):
-        if at + 1 < len(lines) and RULE.fullmatch(lines[at + 1]):
-            end = lines.index("", at) if "" in lines[at:] else len(lines)
-            console.print(_table(lines[at], lines[at + 1], lines[at + 2 : end]))
-            at = end
-        else:
-            verdict = re.match(r"(NOT )?ok\b", lines[at])
-            style = "" if verdict is None else BAD if verdict[1] else GOOD
-            console.print(Text(lines[at], style), soft_wrap=True)
-            at += 1
+    for start, end, is_table in _parts(lines):
+        if is_table:
+            console.print(_table(lines[start], lines[start + 1], lines[start + 2 : end]))
+            continue
+        verdict = re.match(r"(NOT )?ok\b", lines[start])
+        style = "" if verdict is None else BAD if verdict[1] else GOOD
+        console.print(Text(wrapped(lines[start], console.width), style), soft_wrap=True)
 
 
 def _table(heading: str, rule: str, rows: list[str]) -> Any:
@@ -63,4 +100,4 @@ def _table(heading: str, rule: str, rows: list[str]) -> Any:
     return made
 
 
-__all__ = ["show", "show_rich"]
+__all__ = ["PROSE", "columns", "show", "show_rich", "wrapped"]

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,30 +17,12 @@ import numpy as np
 from jax import Array, lax
 
 from .._jax import promoting, result_type
-from ..algorithms import Decay, Full, LowRank
 from ..plan import OpPlan, Plan
+from ..traces import Carry, Factors
+from ..traces._transitions import apply_back, suffix_products, times
 from ._forward import TURNED, Course, Forward
 from ._gather import columns, rows, take, zeros_over
 from ._step import StepFunctions
-from ._traces import (
-    Factors,
-    Trace,
-    advance_element_wise,
-    advance_full,
-    credit_smooth,
-    credit_within,
-    empty_trace,
-    entries_full,
-    gathered,
-    no_entries,
-    past_modes,
-    past_smooth,
-    past_smooth_whole,
-    reduce_modes,
-    smooth,
-    suffix_products,
-)
-from ._transitions import times
 
 Arrays = Sequence[Array]
 Sums = tuple[list[Array], dict[int, Array]]
@@ -54,6 +36,24 @@ class Jacobians:
     """For each part of the states, [W, B, C, n]."""
     immediate: list[list[Array]]
     """For each live operation, [W, B, C, outputs]; in parts, [W, B, C, n], where it is read by columns."""
+
+
+class Residuals(NamedTuple):
+    """What the backward pass of a window needs of the forward one."""
+
+    pull: Any
+    """From cotangents of the outputs to those of weights, states and operations."""
+    pull_inputs: Any
+    """Likewise to those of the inputs; `None` where it is not asked for."""
+    transition: list[Array]
+    immediate: list[list[Array]]
+    data: list[Array]
+    traces: list[Carry]
+    paths: dict[int, Any]
+    """What each trace follows through the window."""
+    blocks: dict[int, tuple[Array, Array]]
+    """F and D of operations whose blocks are not closed."""
+    fresh: Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,10 +81,15 @@ class Window:
     run: Callable[..., Any]
     learn: Callable[..., Any]
 
+    @promoting
     def no_sums(self, weights: Arrays) -> Sums:
         """Where `learn` begins."""
-        full = {p.op.number: no_entries(p) for p in self.plan.carried if isinstance(p.form, Full)}
-        return [jnp.zeros_like(w, sum_dtype(w)) for w in weights], full
+        entries: dict[int, Array] = {}
+        for p in self.plan.carried:
+            shape = jax.eval_shape(lambda p=p: _no_entries(p))
+            if shape is not None:
+                entries[p.op.number] = jnp.zeros(shape.shape, shape.dtype)
+        return [jnp.zeros_like(w, sum_dtype(w)) for w in weights], entries
 
     @promoting
     def gradient(self, sums: Sums) -> list[Array]:
@@ -92,12 +97,13 @@ class Window:
         grads, entries = sums
         for p in self.plan.carried:
             if p.op.number in entries:
-                grads = _accumulated(self.plan, grads, p, gathered(p, entries[p.op.number]))
+                gradient = p.trace.gathered(p.site, entries[p.op.number])
+                grads = _accumulated(self.plan, grads, p, gradient)
         return list(grads)
 
-    def fresh_traces(self, batch: int) -> list[Trace]:
+    def fresh_traces(self, batch: int) -> list[Carry]:
         """Traces of a stream that begins, [B, ...]."""
-        return [empty_trace(p, batch) for p in self.plan.carried]
+        return [p.trace.init(p.site, batch) for p in self.plan.carried]
 
     def __str__(self) -> str:
         plan, split = self.plan, self.plan.analysis.split
@@ -173,7 +179,6 @@ class Emitter:
         self.exact = plan.algorithm.in_window == "exact"
         self.live = [plan.ops[op.number] for op in step.live]
         self.reads_old = step.reads_old_states()
-        self.reads_output = [step.reads_output_of(op) for op in step.live]
         analysis = plan.analysis
         self.float_inputs = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
 
@@ -198,23 +203,23 @@ class Emitter:
             if by_inputs:
                 pull_inputs = self._by_inputs(weights, others, xs, course)
         factors = self._factors(jacobians, data)
-        smoothed = [
-            smooth(p, factors[p.op.number], trace) if isinstance(p.form, Decay) else (None, ())
+        followed = [
+            p.trace.follow(p.site, factors[p.op.number], trace)
             for p, trace in zip(self.plan.carried, traces, strict=True)
         ]
         paths = {
-            p.op.number: path for p, (_, path) in zip(self.plan.carried, smoothed, strict=True)
+            p.op.number: path for p, (_, path) in zip(self.plan.carried, followed, strict=True)
         }
         blocks = {
             p.op.number: (factors[p.op.number].immediate, factors[p.op.number].transition)
             for p in self.plan.traced
             if not p.closed
         }
-        residuals = (
+        residuals = Residuals(
             *(pull, pull_inputs, jacobians.transition, jacobians.immediate, data),
-            *(traces, paths, blocks, fresh),
+            *(list(traces), paths, blocks, fresh),
         )
-        return (ys, course.last), (factors, [trace for trace, _ in smoothed]), residuals
+        return (ys, course.last), (factors, [moved for moved, _ in followed]), residuals
 
     def jacobians_of(self, weights, others, xs, state) -> dict[int, Factors]:
         """The factors D and F of a window whose stream goes on."""
@@ -389,101 +394,84 @@ class Emitter:
             out.append(x if exact else x.astype(p.op.delta.dtype))  # spikes may be booleans
         return out
 
-    def advance(self, moves, traces: Sequence[Trace], starts=None):
+    def advance(self, moves, traces: Sequence[Carry], starts=None):
         """The traces at the end of a window.
 
         Where `starts`, the credit of those at its start, is given by the number of the operation,
-        also what the entries of the full ones give, and they are overwritten.
+        also what the entries of those that have some give, and they are overwritten.
         """
-        factors, smoothed = moves
+        factors, followed = moves
         products, after, entries = {}, [], {}
         sharing: dict[int, list[Factors]] = {}
         for p in self.plan.traced:
             owner = p.op.number if p.shares is None else p.shares
             sharing.setdefault(owner, []).append(factors[p.op.number])
-        for p, trace, moved in zip(self.plan.carried, traces, smoothed, strict=True):
-            own, number = sharing[p.op.number], p.op.number
-            start = None if starts is None else starts[number]
-            if p.op.kind.data is None:
-                moved = advance_element_wise(p, own, trace)
-                if start is not None:
-                    entries[number] = entries_full(p, start, trace)
-            elif not isinstance(p.form, Decay):
-                if p.layout not in products:
-                    products[p.layout] = suffix_products(p.layout.pairs, own[0].transition)
-                whole = products[p.layout]
-                if isinstance(p.form, LowRank):
-                    moved = reduce_modes(p, own[0], whole, trace, start)
-                else:
-                    moved, read = advance_full(p, own, whole, trace, start)
-                    if start is not None:
-                        entries[number] = read
-            after.append(moved)
+        for p, trace, moved in zip(self.plan.carried, traces, followed, strict=True):
+            own = sharing[p.op.number]
+
+            def transitions(layout=p.layout, own=own):
+                if layout not in products:
+                    products[layout] = suffix_products(layout.pairs, own[0].transition)
+                return products[layout]
+
+            start = None if starts is None else starts[p.op.number]
+            now, read = p.trace.advance(p.site, own, transitions, trace, moved, start)
+            after.append(now)
+            if read is not None:
+                entries[p.op.number] = read
         return after, entries
 
     # --- backward ---
 
-    def backward(self, residuals, ys_bar, read_traces: bool = True):
+    def backward(self, residuals: "Residuals", ys_bar, read_traces: bool = True):
         """Cotangents of weights and inputs, and the credit of each trace at the start.
 
-        Without `read_traces`, what full traces give is left to `advance`.
+        Without `read_traces`, what traces give entry by entry is left to `advance`.
         """
-        pull, pull_inputs, transition, immediate, data, traces, smoothed, blocks, fresh = residuals
+        r = residuals
+        carried = {p.op.number: c for p, c in zip(self.plan.carried, r.traces, strict=True)}
         if self.exact:
-            weights_bar, moving_bar, start = pull(ys_bar)
-            signal_start = [_without_past(s[None], fresh)[0] for s in self._signals(start)]
-            starts = {p.op.number: take(signal_start, p.layout.states) for p in self.plan.carried}
-            weights_bar = _summable(weights_bar)
-            for p, trace in zip(self.plan.carried, traces, strict=True):
-                given = p, starts[p.op.number], trace
-                if isinstance(p.form, Full):
-                    if not read_traces:
-                        continue
-                    gradient = gathered(p, entries_full(*given))
-                else:
-                    past = past_modes if isinstance(p.form, LowRank) else past_smooth_whole
-                    gradient = self._product(p, past(*given))
-                weights_bar = _accumulated(self.plan, weights_bar, p, gradient)
+            weights_bar, moving_bar, start = r.pull(ys_bar)
+            signal_start = [_without_past(s[None], r.fresh)[0] for s in self._signals(start)]
+            weights_bar, starts = _summable(weights_bar), {}
+            for p in self.plan.carried:
+                number, trace = p.op.number, carried[p.op.number]
+                starts[number] = p.trace.start(p.site, take(signal_start, p.layout.states), trace)
+                rows_of = p.trace.rows(p.site, starts[number], trace)
+                weights_bar = self._past(weights_bar, p, starts[number], trace, read_traces)
+                if rows_of:
+                    weights_bar = _accumulated(
+                        self.plan, weights_bar, p, self._product(p, *rows_of)
+                    )
             return tuple(weights_bar), self._inputs(moving_bar), starts
-        weights_bar, old, new, deltas = pull(ys_bar)
-        moving_bar = [] if pull_inputs is None else pull_inputs(ys_bar)[0]
-        old = [_without_past(part, fresh) for part in old]
-        weights_bar = _summable(weights_bar)
-        xs = self._data_by_op(data)
-        credit, start = new, []
-        if any(not isinstance(p.form, Decay) and p.closed for p in self.plan.traced):
-            credit, start = self._credit(transition, old, new)
-        carried = dict(zip([p.op.number for p in self.plan.carried], traces, strict=True))
-        starts = {}
+        weights_bar, old, new, deltas = r.pull(ys_bar)
+        moving_bar = [] if r.pull_inputs is None else r.pull_inputs(ys_bar)[0]
+        old = [_without_past(part, r.fresh) for part in old]
+        weights_bar, starts = _summable(weights_bar), {}
+        xs = self._data_by_op(r.data)
+        credit = _Credit(self, r, old, new)
         for place, p in enumerate(self.live):
             delta, number, past = deltas[place], p.op.number, []
             if p.form is None:
-                delta = delta + self._into_op(immediate[place], new, p).reshape(delta.shape)
-            elif isinstance(p.form, Decay):
-                at = p.layout.states
-                by_old = take(old, at) if self.reads_old else None
-                here, starts[number] = credit_smooth(p, take(new, at), by_old, smoothed[number])
-                here = here.reshape(delta.shape)
-                delta = delta + here if self.reads_output[place] else here
-                past = [past_smooth(starts[number], carried[number])]
-            elif p.closed:
-                starts[number] = take(start, p.layout.states)
-                delta = delta + self._into_op(immediate[place], credit, p).reshape(delta.shape)
+                here = self._into_op(r.immediate[place], new, p)
             else:
-                own, moves = blocks[number]
-                at = p.layout.states
-                here, starts[number] = credit_within(
-                    p.layout.pairs, moves, take(old, at), take(new, at)
-                )
-                delta = delta + times(here, own).sum(-2).reshape(delta.shape)
-            if isinstance(p.form, LowRank):
-                past = [past_modes(p, starts[number], carried[number])]
-            elif isinstance(p.form, Full) and number in carried and read_traces:
-                read = entries_full(p, starts[number], carried[number])
-                weights_bar = _accumulated(self.plan, weights_bar, p, gathered(p, read))
+                signals = _OpSignals(credit, p, place)
+                here, start = p.trace.credit(p.site, signals, r.paths.get(number, ()))
+                if number in carried:
+                    starts[number], trace = start, carried[number]
+                    past = p.trace.rows(p.site, start, trace)
+                    weights_bar = self._past(weights_bar, p, start, trace, read_traces)
+            delta = delta + here.reshape(delta.shape)
             gradient = self._product(p, (xs[place], delta), *past)
             weights_bar = _accumulated(self.plan, weights_bar, p, gradient)
         return tuple(weights_bar), self._inputs(moving_bar), starts
+
+    def _past(self, weights_bar, p: OpPlan, start, trace: Carry, read: bool) -> list[Array]:
+        """The gradient with what a trace gives entry by entry, if it does and is to be read."""
+        entries = p.trace.entries(p.site, start, trace) if read else None
+        if entries is None:
+            return weights_bar
+        return _accumulated(self.plan, weights_bar, p, p.trace.gathered(p.site, entries))
 
     def _signals(self, start: Arrays) -> list[Array]:
         """Cotangents of the float leaves, as those of their parts; [B, n] each.
@@ -542,11 +530,73 @@ class Emitter:
 
 def sum_dtype(weight: Array) -> Any:
     """The dtype in which a gradient is summed over windows: at least float32."""
-    return jnp.promote_types(weight.dtype, jnp.float32)
+    return result_type(weight.dtype, jnp.float32)
 
 
 def _summable(grads: Arrays) -> list[Array]:
     return [g.astype(sum_dtype(g)) for g in grads]
+
+
+class _Credit:
+    """The learning signals of a window, and their credit through the cut steps, once it is asked for."""
+
+    def __init__(self, emitter: Emitter, residuals: Residuals, old: Arrays, new: Arrays):
+        self.emitter, self.residuals, self.old, self.new = emitter, residuals, old, new
+
+    @functools.cached_property
+    def through(self) -> tuple[list[Array], list[Array]]:
+        return self.emitter._credit(self.residuals.transition, self.old, self.new)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _OpSignals:
+    """Them, as one operation sees them."""
+
+    credit: _Credit
+    p: OpPlan
+    place: int
+
+    def new(self) -> Array:
+        return take(self.credit.new, self.p.layout.states)
+
+    def old(self) -> Array | None:
+        reads = self.credit.emitter.reads_old
+        return take(self.credit.old, self.p.layout.states) if reads else None
+
+    def through(self) -> tuple[Array, Array]:
+        credit, p, residuals = self.credit, self.p, self.credit.residuals
+        if p.closed:
+            by_step, start = credit.through
+            here = credit.emitter._into_op(residuals.immediate[self.place], by_step, p)
+            return here, take(start, p.layout.states)
+        immediate, moves = residuals.blocks[p.op.number]
+        at = p.layout.states
+        here, start = _credit_within(
+            p.layout.pairs, moves, take(credit.old, at), take(credit.new, at)
+        )
+        return times(here, immediate).sum(-2), start
+
+
+def _credit_within(pairs, moves: Array, old: Array, new: Array) -> tuple[Array, Array]:
+    """The credit of the block of each output, of each new state and of the start.
+
+    For blocks that are not closed, where each output keeps to transitions inside its own.
+    """
+
+    def back(after, now):
+        moves, by_old, by_new = now
+        here = by_new + after
+        return by_old + apply_back(pairs, moves, here), here
+
+    start, credit = lax.scan(back, jnp.zeros_like(new[0]), (moves, old, new), reverse=True)
+    return credit, start
+
+
+def _no_entries(p: OpPlan) -> Array | None:
+    """What `entries` of a trace is like."""
+    credit = jnp.zeros((1, p.block, p.op.kind.groups * p.op.kind.outputs), p.dtype)
+    carry = p.trace.init(p.site, 1)
+    return p.trace.entries(p.site, p.trace.start(p.site, credit, carry), carry)
 
 
 def _accumulated(plan: Plan, grads: Arrays, p: OpPlan, more: Array) -> list[Array]:

@@ -15,7 +15,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import Equation, Variable, etp_p, evaluate, prims, prune, split_p, stack_p, tile_p
+from .._jax import (
+    Equation,
+    Variable,
+    etp_p,
+    evaluate,
+    prims,
+    prune,
+    result_type,
+    split_p,
+    stack_p,
+    tile_p,
+)
 from ..analyse import Analysis, WeightOp
 from ..analyse._analysis import by_equation
 from ._forward import Course, Forward
@@ -65,7 +76,7 @@ _MOVES = frozenset(
 def _is_move(eqn: Equation) -> bool:
     if eqn.primitive is prims.convert_element_type_p:
         old, new = (v.aval.dtype for v in (*eqn.inputs, *eqn.outputs))
-        return jnp.promote_types(old, new) == new
+        return result_type(old, new) == new
     return eqn.primitive in _MOVES
 
 
@@ -349,12 +360,6 @@ class StepFunctions:
         a = self.analysis
         past = [eqn for eqn in self.read_body if eqn not in self.saved_equations]
         return self._past_new_states({a.step.state[i] for i in a.hidden.leaves}, past)
-
-    def reads_output_of(self, op: WeightOp) -> bool:
-        """Whether an output may depend on that of an operation past the new states."""
-        new = self.moves.new_states
-        start = {v for v in op.equation.outputs if v not in new}
-        return self._past_new_states(start, self.analysis.split.body)
 
     def _past_new_states(self, touched: set[Variable], equations: Iterable[Equation]) -> bool:
         for eqn in equations:

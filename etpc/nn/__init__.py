@@ -4,6 +4,7 @@ from etpc.nn._conv import Conv, Conv1d, Conv2d
 from etpc.nn._delay import Delay, DelayedLinear
 from etpc.nn._diagonal import IndRNN, MinGRU, MinLSTM
 from etpc.nn._embedding import Embedding
+from etpc.nn._from_data import init_from_data
 from etpc.nn._init import (
     kaiming_normal,
     kaiming_uniform,
@@ -71,6 +72,7 @@ __all__ = [
     "ShortTermPlasticity",
     "SparseLinear",
     "VanillaRNN",
+    "init_from_data",
     "kaiming_normal",
     "kaiming_uniform",
     "normal",

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Collection, Mapping
 
 from .._errors import MemoryLimitError
-from ..algorithms import Decay, Full, LowRank, TraceForm
 from ..analyse import Analysis, WeightOp, one_step_block, uncut_block
-from ._size import settled, trace_bytes, trace_dtype
+from ..traces import Decay, Full, LowRank, Site, Trace, bytes_of
+from ._size import trace_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Choice:
     """What is cut, and the form of each trace, with the reasons."""
 
     cut: frozenset[int]
-    forms: Mapping[int, TraceForm]
+    forms: Mapping[int, Trace]
     reasons: Mapping[int, str]
 
 
@@ -37,7 +37,7 @@ def choose(analysis: Analysis, chosen: Collection[int], memory: int, batch_size:
     ]
     state = [op.number for op in analysis.ops if analysis.reach[op.number].role == "state"]
     uncut = [k for k in state if k in analysis.cut]
-    forms: dict[int, TraceForm] = {op.number: Full() for op in traced}
+    forms: dict[int, Trace] = {op.number: Full() for op in traced}
     costs = Costs(analysis, batch_size)
     whole = {op.number: costs.full(op, uncut) for op in traced}
 
@@ -75,14 +75,24 @@ class Costs:
 
     def __init__(self, analysis: Analysis, batch_size: int):
         self.analysis, self.batch_size = analysis, batch_size
-        self.dtype = {op.number: trace_dtype(analysis, op) for op in analysis.ops}
+        self._bytes: dict[tuple[int, Trace, int], int] = {}
 
     def block(self, op: WeightOp, uncut: Collection[int]) -> int:
         if uncut:
             return uncut_block(self.analysis, op.number, uncut)
         return self.analysis.reach[op.number].size
 
-    def lower(self, op: WeightOp, form: TraceForm, uncut: Collection[int]) -> TraceForm | None:
+    def site(self, op: WeightOp, block: int) -> Site:
+        return Site(op.kind, block, trace_dtype(self.analysis, op))
+
+    def bytes(self, op: WeightOp, form: Trace, block: int) -> int:
+        """Of a trace of a form, with blocks of a size."""
+        key = op.number, form, block
+        if key not in self._bytes:
+            self._bytes[key] = self.batch_size * bytes_of(form, self.site(op, block))
+        return self._bytes[key]
+
+    def lower(self, op: WeightOp, form: Trace, uncut: Collection[int]) -> Trace | None:
         """The next form that is smaller; `None` where there is none."""
         if op.kind.data is None:
             return None
@@ -94,34 +104,29 @@ class Costs:
         """Block and bytes of the trace of an operation under each rule."""
         every = sorted(self.analysis.cut)
         cut, whole = self.block(op, ()), self.block(op, every)
-        rules: dict[str, tuple[TraceForm, int]] = {
+        rules: dict[str, tuple[Trace, int]] = {
             "RTRL": (Full(), whole),
             "SnAp(1)": (Full(), min(one_step_block(self.analysis, op.number), whole)),
             "D_RTRL": (Full(), cut),
         }
         if op.kind.data is not None:
             rules["ES_D_RTRL(0.99)"] = (Decay(0.99), cut)
-            rules["ES_D_RTRL(4)"] = (settled(LowRank(4), op.kind, cut), cut)
-        dtype = self.dtype[op.number]
-        return {
-            name: (block, self.batch_size * trace_bytes(op.kind, form, block, dtype))
-            for name, (form, block) in rules.items()
-        }
+            rules["ES_D_RTRL(4)"] = (LowRank(4).settle(self.site(op, cut)), cut)
+        return {name: (block, self.bytes(op, form, block)) for name, (form, block) in rules.items()}
 
-    def of(self, op: WeightOp, form: TraceForm, uncut: Collection[int]) -> int:
-        block = self.block(op, uncut)
-        return self.batch_size * trace_bytes(op.kind, form, block, self.dtype[op.number])
+    def of(self, op: WeightOp, form: Trace, uncut: Collection[int]) -> int:
+        return self.bytes(op, form, self.block(op, uncut))
 
     def full(self, op: WeightOp, uncut: Collection[int]) -> int:
         return self.of(op, Full(), uncut)
 
 
-def _reason(op: WeightOp, form: TraceForm, costs: Costs, uncut: Collection[int], whole: int) -> str:
+def _reason(op: WeightOp, form: Trace, costs: Costs, uncut: Collection[int], whole: int) -> str:
     block, size = costs.block(op, uncut), costs.of(op, form, uncut)
     exact = f"with nothing cut it would hold at most {whole:,} bytes"
-    if isinstance(form, LowRank):
+    if not form.exact:
         full = costs.full(op, uncut)
-        return f"rank {form.rank}, {size:,} bytes; the whole trace would hold {full:,}"
+        return f"{form.verdict}, {size:,} bytes; the whole trace would hold {full:,}"
     if costs.full(op, uncut) == whole:
         return f"nothing is cut that it reaches: a block of {block:,}, {size:,} bytes"
     return f"cut as in D-RTRL: a block of {block:,}, {size:,} bytes; {exact}"

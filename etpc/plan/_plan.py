@@ -6,13 +6,12 @@ from typing import Any
 import networkx as nx
 
 from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
-from ..algorithms import Algorithm, Full, TraceForm
+from ..algorithms import Algorithm
 from ..analyse import Analysis, WeightOp
-from ..ops import Direct, Kind, Sparse
-from ..ops._kind import Factored
+from ..traces import Site, Trace, bytes_of
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
 from ._choose import Choice
-from ._size import settled, trace_bytes, trace_dtype, trace_shape, vector_dtype
+from ._size import trace_dtype, vector_dtype
 
 AUTO_WINDOW = 16
 
@@ -22,7 +21,7 @@ class OpPlan:
     """What the program does with one weight operation."""
 
     op: WeightOp
-    form: TraceForm | None
+    form: Trace | None
     """The form of its trace, or `None` if it has none."""
     block: int
     """m, the largest number of states that one output has a lasting influence on."""
@@ -48,6 +47,18 @@ class OpPlan:
     """Of the trace: at least float32, and complex where the operation is."""
 
     @property
+    def site(self) -> Site:
+        """What the trace knows of the operation."""
+        pairs = None if self.layout is None else self.layout.pairs
+        return Site(self.op.kind, self.block, self.dtype, self.closed, pairs)
+
+    @property
+    def trace(self) -> Trace:
+        """The form, of an operation that has a trace."""
+        assert self.form is not None
+        return self.form
+
+    @property
     def path(self) -> str:
         return self.op.path
 
@@ -59,14 +70,15 @@ class OpPlan:
     def trace_shape(self) -> Any:
         """Shape of the trace of one example, [(G,) I, (m,) O] where it is full; one shape for each
         factor where it is factored. Axes of length one are left out for G and m."""
-        return () if self.form is None else trace_shape(self.op.kind, self.form, self.block)
+        shapes = () if self.form is None else self.form.shapes(self.site)
+        return shapes[0] if len(shapes) == 1 else shapes
 
     @property
     def trace_bytes(self) -> int:
         """Bytes carried for one example; none where it shares a trace."""
         if self.form is None or self.shares is not None:
             return 0
-        return trace_bytes(self.op.kind, self.form, self.block, self.dtype)
+        return bytes_of(self.form, self.site)
 
     def __repr__(self) -> str:
         return f"OpPlan({self.path}, {self.kind}, block={self.block}, exact={self.exact})"
@@ -191,8 +203,8 @@ def _share(ops: list[OpPlan], analysis: Analysis) -> list[OpPlan]:
     owners: dict[Any, int] = {}
     shared = []
     for p in ops:
-        entries = _entries(p.op.kind)
-        if isinstance(p.form, Full) and entries is not None:
+        entries = None if p.form is None else p.form.same(p.site)
+        if entries is not None:
             block = analysis.reach[p.op.number].block
             where = (block.indptr.tobytes(), block.indices.tobytes())
             same = (p.op.weight, entries, where, p.closed, p.dtype)
@@ -200,17 +212,6 @@ def _share(ops: list[OpPlan], analysis: Analysis) -> list[OpPlan]:
             p = p if owner == p.op.number else dataclasses.replace(p, shares=owner)
         shared.append(p)
     return shared
-
-
-def _entries(kind: Kind) -> Any:
-    """What the entries of a trace are; equal for two kinds if the same entry is the same element
-    of the weight and the same output. `None` where that is not known."""
-    if isinstance(kind, Factored):
-        return kind.h, kind.f, kind.i, kind.o, kind.to_weight
-    if isinstance(kind, Sparse):
-        links = kind.links
-        return kind.groups, links.inputs.tobytes(), links.outputs.tobytes()
-    return kind.shape if isinstance(kind, Direct) else None
 
 
 _UNSELECTED = "it was not selected; it gets the gradient of the current step"
@@ -227,7 +228,7 @@ def _describe(
 ) -> OpPlan:
     """What the program does with an operation, without the tables."""
     reach = analysis.reach[op.number]
-    form: TraceForm | None = None
+    form: Trace | None = None
     reason = why = ""
     if reach.role != "state":
         reason = {
@@ -245,8 +246,9 @@ def _describe(
         form, why = choice.forms[op.number], choice.reasons[op.number]
     else:
         form = algorithm.trace_form(op.kind)
+    dtype = trace_dtype(analysis, op)
     if form is not None:
-        form = settled(form, op.kind, reach.size)
+        form = form.settle(Site(op.kind, reach.size, dtype, reach.closed))
     escapes = tuple(map(str, reach.escapes))
     if form is not None and not form.exact:
         escapes = (form.left_out, *escapes)
@@ -264,7 +266,7 @@ def _describe(
         reason=reason,
         choice=why,
         shares=None,
-        dtype=trace_dtype(analysis, op),
+        dtype=dtype,
     )
 
 

@@ -1,9 +1,10 @@
 """A program as text."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 
-from ..algorithms import Algorithm, Auto, Decay, Full, LowRank
+from ..algorithms import Algorithm, Auto
 from ..plan import Claim, OpPlan, Plan
 from ._window import gradient_depends_on_window
 
@@ -22,7 +23,13 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     lines = [*head, *table(COLUMNS, rows(plan, claims))]
     if not plan.traced:
         lines += ["", "no weight has a trace: nothing of the steps before enters a gradient"]
-    chosen = {p.path: p.choice for p in plan.traced if p.choice}
+    names = use_names(plan)
+    several = {name: p for name, p in zip(names, plan.traced, strict=True) if name != p.path}
+    if several:
+        width = max(map(len, several))
+        lines += ["", "used more than once"]
+        lines += [f"  {name:<{width}}  at {p.op.equation.source}" for name, p in several.items()]
+    chosen = {name: p.choice for name, p in zip(names, plan.traced, strict=True) if p.choice}
     if chosen:
         width = max(map(len, chosen))
         fits = isinstance(plan.algorithm, Auto)
@@ -57,7 +64,7 @@ def rows(plan: Plan, claims: Claims) -> list[list[str]]:
     """What is said of each traced weight operation, in these columns."""
     return [
         [
-            p.path,
+            name,
             p.kind,
             ", ".join(p.states),
             str(p.block),
@@ -65,8 +72,20 @@ def rows(plan: Plan, claims: Claims) -> list[list[str]]:
             f"{p.trace_bytes:,}",
             verdict(plan, p, claims),
         ]
-        for p in plan.traced
+        for name, p in zip(use_names(plan), plan.traced, strict=True)
     ]
+
+
+def use_names(plan: Plan) -> list[str]:
+    """The path of each traced operation, numbered where others have the same."""
+    totals = Counter(p.path for p in plan.traced)
+    seen: Counter[str] = Counter()
+    names = []
+    for p in plan.traced:
+        seen[p.path] += 1
+        number = f" ({seen[p.path]} of {totals[p.path]})" if totals[p.path] > 1 else ""
+        names.append(p.path + number)
+    return names
 
 
 def rule(algorithm: Algorithm) -> str:
@@ -83,18 +102,13 @@ def verdict(plan: Plan, p: OpPlan, claims: Claims) -> str:
         paths = [plan.analysis.step.model_leaves.paths[i] for i in p.op.parameters]
         whole = all(claims[path].holds_exactly for path in paths if path in claims)
         return "exact" if whole else "exact in this use"
-    if isinstance(p.form, Decay):
-        return f"decay {p.form.decay:g}"
-    if isinstance(p.form, LowRank):
-        return f"rank {p.form.rank}"
-    return "approximate"
+    return "approximate" if p.form is None or p.form.exact else p.form.verdict
 
 
 def shape_text(p: OpPlan) -> str:
     """The trace's shape; its factors joined by `+`."""
-    if not isinstance(p.form, Full):
-        return " + ".join("x".join(map(str, shape)) for shape in p.trace_shape[:2])
-    return "x".join(map(str, p.trace_shape))
+    shapes = () if p.form is None else p.form.shapes(p.site)
+    return " + ".join("x".join(map(str, shape)) for shape in shapes)
 
 
 def escapes(plan: Plan) -> list[str]:
@@ -121,4 +135,14 @@ def table(columns: list[str], rows: list[list[str]]) -> list[str]:
     return [line(columns), "  ".join("-" * w for w in widths), *map(line, rows)]
 
 
-__all__ = ["COLUMNS", "describe", "escapes", "rows", "rule", "shape_text", "table", "verdict"]
+__all__ = [
+    "COLUMNS",
+    "describe",
+    "escapes",
+    "rows",
+    "rule",
+    "shape_text",
+    "table",
+    "use_names",
+    "verdict",
+]

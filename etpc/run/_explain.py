@@ -4,15 +4,14 @@ import textwrap
 
 import jax.numpy as jnp
 
-from .._errors import SelectionError
-from ..algorithms import Decay
+from .._errors import SelectionError, near
 from ..analyse import Analysis
 from ..plan import Costs, OpPlan, Plan
 from ._describe import Claims, shape_text, table
 
 
-def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims) -> str:
-    """The claim for the parameter at `path`, and its operations.
+def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims, width: int) -> str:
+    """The claim for the parameter at `path`, and its operations, in lines of at most `width`.
 
     `uncut` is an analysis that cuts all that mix.
 
@@ -21,47 +20,48 @@ def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims) -> str:
     paths = plan.analysis.step.model_leaves.paths
     if path not in paths:
         known = ", ".join(paths[i] for i in plan.analysis.step.model_leaves.floats)
-        raise SelectionError(f"The model has no parameter {path!r}. Its parameters: {known}.")
+        dotted = [f".{path}"] if f".{path}" in paths else []
+        raise SelectionError(
+            f"The model has no parameter {path!r}.{near(path, dotted or paths)} Its parameters: {known}."
+        )
     claim = claims.get(path)
     if claim is None:
-        return f"{path}: it is no float, and has no gradient."
+        return _wrapped([f"{path}: it is no float, and has no gradient."], width)
     if not claim.uses:
-        return f"{path}: {claim.reasons[0].text}."
+        return _wrapped([f"{path}: {claim.reasons[0].text}."], width)
     costs = Costs(uncut, 1)
-    found = [_operation(p, costs) for p in claim.uses]
+    gradient = "Its gradient" if len(claim.uses) == 1 else "The gradient through it"
+    found = [_operation(p, costs, gradient, width) for p in claim.uses]
     if len(found) > 1:
         found[0] = f"{path} is used {len(found)} times. Its gradient: {claim.claim}.\n{found[0]}"
     return "\n\n".join(found)
 
 
-def _operation(p: OpPlan, costs: Costs) -> str:
+def _operation(p: OpPlan, costs: Costs, gradient: str, width: int) -> str:
     kind = p.op.kind
     size = f"{kind.inputs} x {kind.outputs}" if kind.links is None else f"{kind.links.inputs.size}"
     many = f", in {kind.groups} groups" if kind.groups > 1 else ""
     text = [f"{p.path} meets data in {p.kind} at {p.op.equation.source}: {size} uses{many}."]
     if p.form is None:
         text.append(f"It has no trace: {p.reason}.")
-        return _wrapped(text)
+        return _wrapped(text, width)
     states = f"{p.block} hidden state{'s' if p.block > 1 else ''}"
     text.append(
         f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
     )
-    held = (
-        "two smoothed factors" if isinstance(p.form, Decay) else "one entry for each use and state"
-    )
     dtype = jnp.dtype(p.dtype).name
     text.append(
-        f"Its trace is {held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
+        f"Its trace is {p.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
     )
     if p.shares is not None:
         text.append("It is added to the trace of another use of the same weight.")
     if p.choice:
         text.append(f"It was chosen so: {p.choice}.")
     if p.exact:
-        text.append("The gradient through it is exact: no influence leaves the trace.")
+        text.append(f"{gradient} is exact: no influence leaves the trace.")
     else:
-        text.append("The gradient through it is approximate. What is left out:")
-    lines = [_wrapped(text), *(f"  {escape}" for escape in p.escapes)]
+        text.append(f"{gradient} is approximate. What is left out:")
+    lines = [_wrapped(text, width), *(f"  {escape}" for escape in p.escapes)]
     rules = costs.by_rule(p.op)
     rows = [[name, f"{block:,}", f"{size:,}"] for name, (block, size) in rules.items()]
     lines += ["At most, for one example:"]
@@ -69,8 +69,8 @@ def _operation(p: OpPlan, costs: Costs) -> str:
     return "\n".join(lines)
 
 
-def _wrapped(text: list[str]) -> str:
-    return textwrap.fill(" ".join(text), 100, break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: list[str], width: int) -> str:
+    return textwrap.fill(" ".join(text), width, break_long_words=False, break_on_hyphens=False)
 
 
 __all__ = ["explain"]

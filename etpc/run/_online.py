@@ -21,6 +21,7 @@ from ._loss import (
     reduced,
 )
 from ._program import Carry, Program, check_targets, checked_reset
+from ._spikes import warn_of_silence
 
 
 class RewardCarry(eqx.Module):
@@ -53,6 +54,7 @@ class Online:
         self.has_aux = has_aux
         self._loss = Loss.of(loss_fn, has_aux)
         self._jit_updates = jax.jit(self._updates)
+        self._jit_restarted = jax.jit(self._restarted)
 
     def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
         """The state of the optimizer, and a fresh carry.
@@ -138,6 +140,33 @@ class Online:
         )
         result = self._with_floats(model, floats), opt_state, carry, losses
         return (*result, aux) if self.has_aux else result
+
+    def restarted(self, carry: Any) -> Any:
+        """A carry with which all examples begin a new stream; see [`Program.reset`][etpc.Program.reset].
+
+        **Returns** it. PRNG keys in the state go on, so that noise does not repeat.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError` for another thing than a carry.
+        """
+        stream = self._stream(carry)
+        self.program._check_carry(stream)
+        return self._jit_restarted(carry, jnp.ones(jnp.shape(stream.fresh), bool))
+
+    def check(self, model: Any, carry: Any, xs: Any, *, mask: Any = None) -> tuple[str, ...]:
+        """Warn where a layer of neurons gives no spike: its weights would not learn.
+
+        Call it once, with the first inputs of a stream; it runs the model alone, and no traces.
+
+        **Arguments:** as in `update`; the carry is left as it is.
+
+        **Returns** what [`Program.silent`][etpc.Program.silent] does, after an
+        `etpc.SilentNetworkWarning` where there is something.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError`.
+        """
+        silent = self.program.silent(model, xs, self._stream(carry), mask=mask)
+        warn_of_silence(silent, stacklevel=2)
+        return silent
 
     # --- the compiled part ---
 

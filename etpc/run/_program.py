@@ -19,7 +19,6 @@ from jaxtyping import Float
 
 from .._errors import AlgorithmError, InputError, InputTypeError, checked_count, raise_together
 from .._jax import Tracer
-from ..algorithms import LowRank
 from ..analyse import Analysis, analyse
 from ..emit import Window
 from ..plan import Claim, Group, OpPlan, Plan, claims
@@ -34,6 +33,7 @@ from ._loss import (
     finite_where_masked,
     reduced,
 )
+from ._spikes import silent_layers
 from ._window import window_for
 
 
@@ -183,7 +183,7 @@ class Program:
 
         return fragment(self)
 
-    def explain(self, path: str) -> str:
+    def explain(self, path: str, width: int = 100) -> str:
         """What the program does with one parameter, in sentences with numbers.
 
         What it reaches, its trace, whether the gradient is exact or the paths along which influence
@@ -192,10 +192,13 @@ class Program:
         **Arguments:**
 
         - `path`: a parameter path as `print(program)` shows them, such as `".cell.weight_hh"`.
+        - `width`: of the lines at most, but for tables and long words.
 
-        **Raises** `etpc.SelectionError` where the model has no such parameter.
+        **Raises** `etpc.SelectionError` where the model has no such parameter, `etpc.InputError` for a
+        width below 1.
         """
-        return explain(self.plan, self._all_cut, path, self.claims)
+        width = checked_count("width", width)
+        return explain(self.plan, self._all_cut, path, self.claims, width)
 
     @cached_property
     def _all_cut(self) -> Analysis:
@@ -239,14 +242,38 @@ class Program:
             )
         found = []
         for p, trace in zip(self.plan.carried, carry.traces, strict=True):
-            if isinstance(p.form, LowRank):
-                off, gradient = trace[2:]
+            bounds = p.trace.bounds(p.site, trace)
+            if bounds is not None:
+                off, gradient = bounds
                 batch = off.shape[:1] if carry.batched else ()
-                off = off.reshape(*batch, p.block, *p.trace_shape[3])
+                off = off.reshape(*batch, p.block, *p.site.group, p.op.kind.outputs)
                 found.append(
                     Certificate(p.path, off, gradient.sum(0) if carry.batched else gradient)
                 )
         return tuple(found)
+
+    def silent(self, model: Any, xs: Any, carry: Carry, *, mask: Any = None) -> tuple[str, ...]:
+        """Which layers of neurons give no spike on a sequence; it runs the model and no traces.
+
+        **Arguments:**
+
+        - `model`, `xs`, `carry`: as in [`scan`][etpc.Program.scan]; the carry is left as it is.
+        - `mask`: as in [`value_and_grad`][etpc.Program.value_and_grad]: where it is zero, an input that
+            is not finite is read as zero.
+
+        **Returns** a sentence for each spike function that gives no spike, with its place in the code;
+        nothing where all layers spike, or where there is no spike function. One inside a `lax.scan`
+        of the model is not looked at.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError` as `scan` does.
+        """
+        parameters = self._parameters(model)
+        self._check_carry(carry)
+        leaves = self._inputs(xs, carry)
+        mask = checked_weights("mask", mask, leaves[0].shape[: 2 if carry.batched else 1])
+        leaves = [finite_where_masked(x, mask) for x in leaves]
+        state = self._step.state_leaves.split(carry.state)
+        return silent_layers(self._step, parameters, leaves, state, carry.batched)
 
     def __str__(self) -> str:
         return describe(self.plan, self.claims, self.untraced)
@@ -415,12 +442,11 @@ class Program:
             old if jnp.issubdtype(old.dtype, jax.dtypes.extended) else instead(value[None], old)
             for value, old in zip(self._initial_state(), state, strict=True)
         ]
-        after = []
-        for p, trace in zip(self.plan.carried, traces, strict=True):
-            # all but the last of a certificate: the bound of all gradients since `init`
-            kept = 3 if isinstance(p.form, LowRank) else len(trace)
-            zero = [instead(jnp.zeros((), a.dtype), a) for a in trace[:kept]]
-            after.append((*zero, *trace[kept:]))
+        zeroed = lambda a: instead(jnp.zeros((), a.dtype), a)
+        after = [
+            p.trace.restart(p.site, trace, zeroed)
+            for p, trace in zip(self.plan.carried, traces, strict=True)
+        ]
         return state, after, fresh | where
 
     def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask):

@@ -2,7 +2,6 @@
 
 import math
 
-from ..algorithms import LowRank
 from ..plan import Plan
 
 
@@ -13,7 +12,7 @@ def gradient_depends_on_window(plan: Plan) -> bool:
     each.
     """
     exact = plan.algorithm.in_window == "exact"
-    return exact or any(isinstance(p.form, LowRank) for p in plan.carried)
+    return exact or any(p.form is not None and p.form.window_matters for p in plan.carried)
 
 
 def window_for(plan: Plan, steps: int) -> int:

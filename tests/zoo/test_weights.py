@@ -241,6 +241,6 @@ def test_ensemble():
 def test_marked(mark):
     model = zoo.Leaky(zoo.Marked(weights(3, 2), weights(3), mark))
     check(model, normal(2), H, exact=True)
-    program = etpc.compile(model, inputs=jnp.zeros(2), state=H)
+    program = etpc.compile(model, inputs=jnp.zeros(2), state=H, weights="marked")
     assert [op.path for op in program.ops] == [".op.weight"]
     assert "not marked" in program.untraced[".op.bias"]

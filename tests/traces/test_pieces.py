@@ -7,8 +7,8 @@ import pytest
 from jax.experimental import sparse
 
 import etpc
-import etpc.emit._pieces as pieces
-from etpc.emit._pieces import over_examples, overwrite, read_and_overwrite, zero_after
+import etpc.traces._pieces as pieces
+from etpc.traces._pieces import over_examples, overwrite, read_and_overwrite, zero_after
 
 SHAPE = (6, 7, 5, 11)
 DTYPES = ["float32", "complex128"]

@@ -9,13 +9,15 @@ So the product of two derivatives is zero where the earlier one is (`times`).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
-from ..plan import Pairs
+Pairs = Any
+"""`etpc.plan.Pairs`, which this stage does not know."""
 
 UNROLLED = 8
 """Sums of up to this many terms are written out."""
@@ -98,6 +100,19 @@ def apply_back(
     return _contracted(lambda a, b: jnp.einsum("...co,...cao->...ao", a, b), block, square)
 
 
+def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tuple[Array, Array]:
+    """The product of all transitions after each step, and the product of all."""
+    last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
+    if transition.shape[0] == 1:
+        return last[None], transition[0]
+
+    def back(after, now):
+        return compose(pairs, after, now), after
+
+    whole, after = lax.scan(back, last, transition, reverse=True)
+    return after, whole
+
+
 def _square(transition: Array, m: int) -> Array:
     return transition.reshape(*transition.shape[:-2], m, m, transition.shape[-1])
 
@@ -121,4 +136,4 @@ def _sum(
     return zero.at[..., owner, :].add(term, indices_are_sorted=True)
 
 
-__all__ = ["apply", "apply_back", "compose", "identity", "times"]
+__all__ = ["apply", "apply_back", "compose", "identity", "suffix_products", "times"]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from etpc.emit._modes import leading, orthonormal
+from etpc.traces._modes import leading, orthonormal
 
 Q, I, O = 12, 9, 20
 

@@ -1,0 +1,108 @@
+"""Does a model of another library cost anything when it runs?
+
+`python -m benchmarks.interop` takes the reference network twice, with the same weights: in Equinox, and
+as a module of brainstate by `etpc.interop.from_brainstate`. Both are compiled by etpc, run in turns in one
+process, and their gradients are compared. braintrace's own gradient of the module, in its default mode,
+stands beside them. It needs braintrace (`make bench` installs it).
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from rich.console import Console
+
+import etpc
+from benchmarks import measure, network, peer
+from benchmarks.network import Gradients, Problem
+from benchmarks.table import Column, Table, ratio, seconds
+
+DECAY = 0.9
+RULES: dict[str, tuple[etpc.algorithms.Algorithm, dict[str, Any]]] = {
+    "D-RTRL": (etpc.D_RTRL(), {"algorithm": "d_rtrl"}),
+    "ES-D-RTRL": (etpc.ES_D_RTRL(DECAY), {"algorithm": "es_d_rtrl", "decay_or_rank": DECAY}),
+}
+TABLE = Table(
+    "Does a model of another library cost anything when it runs?",
+    [
+        Column("name", "gradient"),
+        Column("min_ms", "min\nms", ".2f"),
+        Column("median_ms", "median\nms", ".2f"),
+        Column("to_equinox", "time to\nEquinox", ratio),
+        Column("compile_s", "compile\ns", seconds),
+        Column("error", "error to\nEquinox", ".2g"),
+    ],
+    [
+        "error: the largest of the two matrices, relative to the norm of the gradient.",
+        "braintrace: its default mode, one step per call.",
+    ],
+)
+
+
+def adapted(problem: Problem, algorithm: etpc.algorithms.Algorithm) -> Callable[[], Gradients]:
+    """The gradient of the brainstate module's program."""
+    import brainstate  # pyright: ignore[reportMissingImports]
+
+    with peer._environment():
+        module = peer.build_model(problem)
+        brainstate.nn.init_all_states(module)
+        model = etpc.interop.from_brainstate(module, problem.xs[0, 0])
+    program = etpc.compile(model, algorithm, inputs=problem.xs[0, 0])
+    gradient = program.value_and_grad(network.loss)
+
+    @jax.jit
+    def run(model: Any, xs: Any, targets: Any) -> Gradients:
+        found = gradient(model, xs, targets, program.init(problem.batch))[1].params
+        return {
+            "hidden.weight": found.linear.weight["weight"].mantissa.T,
+            "hidden.bias": found.linear.weight["bias"].mantissa,
+            "readout.weight": found.readout.W.T,
+        }
+
+    return lambda: run(model, problem.xs, problem.targets)
+
+
+def run(console: Console, size: int, steps: int, batch: int, repeats: int) -> list[dict[str, Any]]:
+    """A row for each gradient."""
+    problem = Problem.make(size, steps, batch)
+    about = f"N={size} B={batch} T={steps}, {problem.firing_rate():.3f} spikes per neuron and step"
+    rows = []
+    for rule, (algorithm, options) in RULES.items():
+        ways: dict[str, Callable[[], Any]] = {
+            "Equinox": lambda a=algorithm: network.online(problem, a),
+            "brainstate": lambda a=algorithm: adapted(problem, a),
+            "braintrace": lambda o=options: peer.Gradient(problem, mode="vmap", **o),
+        }
+        calls, found = [], []
+        for name, build in ways.items():
+            call, building = measure.timed(build)
+            result, first = measure.timed(call)
+            jax.block_until_ready(call())  # braintrace compiles again when it is called again
+            calls.append(call)
+            wrong = measure.difference(result, result if not found else found[0]["result"])
+            error = max(wrong[key]["error"] for key in ("hidden.weight", "readout.weight"))
+            row = {"name": f"{rule}, {name}", "compile_s": building + first, "error": error}
+            found.append({**row, "result": result})
+        for row, taken in zip(found, measure.interleaved(calls, repeats), strict=True):
+            row |= taken
+            row["to_equinox"] = row["min_ms"] / found[0]["min_ms"]
+            del row["result"]
+        rows += found
+    TABLE.show(console, rows, about)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.interop", description=__doc__)
+    parser.add_argument("--size", type=int, default=512, help="neurons")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=20)
+    given = parser.parse_args()
+    measure.keep_memory()
+    run(Console(width=120), given.size, given.steps, given.batch, given.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The training loop around `etpc.online`: progress, callbacks, and a checkpoint to go on from."""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ._errors import InputError, InputTypeError, checked_count, raise_together
+from .checkpoint import load, save
+from .run import Online
+from .run._spikes import warn_of_silence
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """Where a run of [`etpc.fit`][] is: what callbacks get, and what it returns."""
+
+    model: Any
+    opt_state: Any
+    carry: Any
+    block: int
+    """How many blocks were trained on, those before a resume among them."""
+    losses: Any
+    """The loss before each update of the last block, [N]; `None` where this call had no block."""
+    aux: Any
+    """What the loss function returned besides, for the last block, with `has_aux`; else `None`."""
+    history: np.ndarray
+    """The mean loss of each block of this call."""
+    stopped: bool
+    """Whether a callback ended the run."""
+
+
+def fit(
+    learner: Online,
+    model: Any,
+    blocks: Iterable[Any],
+    *,
+    batch_size: int | None = None,
+    opt_state: Any = None,
+    carry: Any = None,
+    independent: bool = False,
+    callbacks: Sequence[Callable[[Run], Any]] = (),
+    progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    save_every: int = 100,
+) -> Run:
+    """Train on block after block of data. It is this loop, and nothing that it does is hidden:
+
+    ```py
+    opt_state, carry = learner.init(model, batch_size)
+    for xs, targets in blocks:
+        model, opt_state, carry, losses = learner.update(model, opt_state, carry, xs, targets)
+    ```
+
+    with a progress bar, callbacks, a checkpoint from which the same call goes on, and a check of the
+    first block, which warns where a layer of neurons is silent.
+
+    **Arguments:**
+
+    - `learner`: from [`etpc.online`][].
+    - `model`: with the parameters to begin with.
+    - `blocks`: an iterable of pairs `(xs, targets)`, or of dicts with the arguments of
+        [`Online.update`][etpc.Online.update] that come with data: `xs`, `targets`, `mask`, `reset` and
+        `reward`. Each has leading axes T, B, or T alone where `batch_size` is not given. A block of
+        many updates keeps the device busy; one that differs in T compiles again.
+    - `batch_size`, `opt_state`, `carry`: of `learner.init`. Pass `opt_state` and `carry` to go on with
+        those of a run before.
+    - `independent`: whether a block holds new sequences, which begin in the initial state and with
+        traces of zeros, rather than the next part of a stream. PRNG keys in the state go on.
+    - `callbacks`: functions that get the [`Run`][etpc.Run] after each block. Where one returns True
+        the run ends; the others are called first.
+    - `progress`: whether to show a bar, which needs tqdm. By default there is one where tqdm is
+        installed and stderr is a terminal.
+    - `checkpoint`: a file. It is written by [`etpc.save`][] after every `save_every` blocks and at the
+        end. Where it is there already, the run goes on from it: `blocks` should be the same again, and
+        those that were trained on are skipped; of `model`, `opt_state` and `carry` only the structure
+        counts. A run that was stopped, or has come to the end of `blocks`, is returned as it is. What
+        callbacks remember is not saved.
+    - `save_every`: a number of blocks.
+
+    **Returns** the [`Run`][etpc.Run] after the last block.
+
+    **Raises** `etpc.InputTypeError` and `etpc.InputError`; `etpc.CheckpointError` where the file is
+    of another run; what `learner.update` raises; `ModuleNotFoundError` with `progress=True` without
+    tqdm. Warns with `etpc.SilentNetworkWarning`.
+
+    ```pycon
+    >>> import etpc, jax.numpy as jnp, optax
+    >>> def step(w, x, h):
+    ...     h = 0.9 * h + w * x
+    ...     return h, h
+    >>> w = jnp.zeros(3)
+    >>> program = etpc.compile(w, inputs=w, state=w, step=step)
+    >>> learner = etpc.online(program, lambda y, t: jnp.sum((y - t) ** 2), optax.sgd(0.01), every=5)
+    >>> blocks = [(jnp.ones((20, 2, 3)), jnp.ones((20, 2, 3)))] * 5  # T, B, I
+    >>> run = etpc.fit(learner, w, blocks, batch_size=2)
+    >>> run.block, bool(run.history[-1] < run.history[0] / 10)
+    (5, True)
+
+    ```
+    """
+    _check(learner, callbacks)
+    save_every = checked_count("save_every", save_every, why="It is a number of blocks.")
+    fresh_opt_state, fresh_carry = learner.init(model, batch_size)
+    opt_state = fresh_opt_state if opt_state is None else opt_state
+    carry = fresh_carry if carry is None else carry
+    block, stopped = 0, False
+    if checkpoint is not None and Path(checkpoint).exists():
+        model, opt_state, carry, block, stopped = load(
+            checkpoint, like=(model, opt_state, carry, block, stopped)
+        )
+    run = Run(model, opt_state, carry, block, None, None, np.zeros(0), stopped)
+    bar = _bar(progress, blocks, block)
+    history: list[float] = []
+    saved = block
+    remaining = () if stopped else itertools.islice(blocks, block, None)
+    with bar:
+        for data in remaining:
+            given = _arguments(data, run.block)
+            if not history:
+                stream = learner._stream(run.carry)
+                silent = learner.program.silent(
+                    run.model, given["xs"], stream, mask=given.get("mask")
+                )
+                warn_of_silence(silent, stacklevel=2)
+            carry = learner.restarted(run.carry) if independent else run.carry
+            model, opt_state, carry, losses, *aux = learner.update(
+                run.model, run.opt_state, carry, **given
+            )
+            history.append(float(jnp.mean(losses)))
+            bar.set_postfix_str(f"loss {history[-1]:.4g}", refresh=False)
+            bar.update()
+            block = run.block + 1
+            run = Run(
+                *(model, opt_state, carry, block, losses, aux[0] if aux else None),
+                np.asarray(history),
+                False,
+            )
+            answers = [callback(run) for callback in callbacks]
+            if any(answer is True for answer in answers):
+                run = dataclasses.replace(run, stopped=True)
+            if checkpoint is not None and (run.stopped or not run.block % save_every):
+                _save(checkpoint, run)
+                saved = run.block
+            if run.stopped:
+                break
+    if checkpoint is not None and saved != run.block:
+        _save(checkpoint, run)
+    return run
+
+
+def _save(path: str | os.PathLike[str], run: Run) -> None:
+    save(path, (run.model, run.opt_state, run.carry, run.block, run.stopped))
+
+
+def _check(learner: Any, callbacks: Any) -> None:
+    wrong = []
+    if not isinstance(learner, Online):
+        wrong.append(f"learner is a {type(learner).__name__}. Pass what `etpc.online` returns.")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        wrong.append(
+            f"callbacks is {callbacks!r}. Pass a list of functions, each of which is called with the "
+            "`etpc.Run` after every block."
+        )
+    raise_together(wrong, InputTypeError)
+
+
+ARGUMENTS = ("xs", "targets", "mask", "reset", "reward")
+
+
+def _arguments(data: Any, block: int) -> dict[str, Any]:
+    """The arguments of an update from a block of data."""
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return dict(zip(("xs", "targets"), data, strict=True))
+    if not isinstance(data, dict):
+        what = f"{len(data)} parts" if isinstance(data, tuple | list) else type(data).__name__
+        raise InputTypeError(
+            f"Block {block} of the data is {what}. Let each block be a pair `(xs, targets)`, or a dict with "
+            f"{', '.join(ARGUMENTS)}."
+        )
+    problems = [f"Block {block} of the data has no {n!r}." for n in ARGUMENTS[:2] if n not in data]
+    problems += [
+        f"Block {block} of the data has {name!r}, which `Online.update` does not take with data. It takes "
+        f"{', '.join(ARGUMENTS)}."
+        for name in data
+        if name not in ARGUMENTS
+    ]
+    raise_together(problems, InputError)
+    return data
+
+
+class _NoBar:
+    """In the place of a progress bar."""
+
+    def __enter__(self) -> "_NoBar":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def update(self) -> None: ...
+
+    def set_postfix_str(self, text: str, refresh: bool) -> None: ...
+
+
+def _bar(progress: bool | None, blocks: Any, done: int) -> Any:
+    if progress is False:
+        return _NoBar()
+    try:
+        from tqdm.auto import tqdm
+    except ModuleNotFoundError:
+        if progress is None:
+            return _NoBar()
+        raise
+    total = len(blocks) if hasattr(blocks, "__len__") else None
+    disable = None if progress is None else False  # None: where stderr is no terminal
+    return tqdm(total=total, initial=done, unit="block", disable=disable)
+
+
+__all__ = ["Run", "fit"]

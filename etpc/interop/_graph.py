@@ -1,0 +1,196 @@
+"""The order in which the nodes of a NIR graph are computed, and where its cycles are broken."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import nir  # pyright: ignore[reportMissingImports]
+import numpy as np
+
+from etpc._errors import InputError, UnsupportedError, raise_together
+
+from ._model import written
+
+Path = tuple[str, ...]
+Edge = tuple[Path, Path]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """A graph with its nested graphs opened: nodes by path, and the order of a step."""
+
+    nodes: dict[Path, Any]
+    sources: dict[Path, tuple[Path, ...]]
+    """What comes into each node in the same step, to be summed."""
+    back: dict[Path, tuple[Path, ...]]
+    """What comes into each node from the step before."""
+    order: tuple[Path, ...]
+    """All nodes but the late ones."""
+    late: tuple[Path, ...]
+    """Delays of at least a step everywhere, whose output needs nothing of this step."""
+    delays: dict[Path, np.ndarray]
+    """The delay of each element of a delay node, in steps."""
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+
+    @property
+    def read_back(self) -> tuple[Path, ...]:
+        """The nodes whose output of the step before is read."""
+        return tuple(dict.fromkeys(a for several in self.back.values() for a in several))
+
+
+def layout_of(graph: Any, dt: float, known: tuple[type, ...], stateful: tuple[type, ...]) -> Layout:
+    """The layout of a graph.
+
+    **Arguments:** the graph; the length of a step in seconds; the types of nodes that can be computed, and those
+    of them that are neurons.
+
+    **Raises** `UnsupportedError` and `InputError` with the names of the nodes that are not understood.
+    """
+    nodes, edges, problems = _opened(graph, ())
+    for path, node in nodes.items():
+        if not isinstance(node, known):
+            problems.append(
+                f"The node {written(path)} is of the type {type(node).__name__}, for which there is no "
+                "equation here. Replace it by nodes that there are: "
+                f"{', '.join(sorted(t.__name__ for t in known))}."
+            )
+    raise_together(problems, UnsupportedError)
+    delays = _delays(nodes, dt)
+    for edge, times in Counter(edges).items():
+        if times > 1:
+            problems.append(
+                f"The edge from {written(edge[0])} to {written(edge[1])} is there {times} times. Leave one, and "
+                "scale the weights if it is meant to count more than once."
+            )
+    inputs = tuple(p for p, n in nodes.items() if isinstance(n, nir.Input) and len(p) == 1)
+    outputs = tuple(p for p, n in nodes.items() if isinstance(n, nir.Output) and len(p) == 1)
+    fed = {b for _, b in edges}
+    problems += [
+        f"Nothing comes into the node {written(p)}. Add an edge to it, or take it out."
+        for p in nodes
+        if p not in fed and p not in inputs
+    ]
+    problems += [
+        f"The graph has no {what} node. Add one, as `nir.NIRGraph.from_list` does."
+        for what, found in (("Input", inputs), ("Output", outputs))
+        if not found
+    ]
+    raise_together(problems, InputError)
+    late = tuple(p for p, steps in delays.items() if steps.size and steps.min() >= 1)
+    neurons = {p for p, n in nodes.items() if isinstance(n, stateful)}
+    back = _back_edges(nodes, [e for e in edges if e[1] not in late], neurons)
+    forward = [e for e in edges if e not in back]
+    return Layout(
+        nodes,
+        {p: tuple(a for a, b in forward if b == p) for p in nodes},
+        {p: tuple(a for a, b in back if b == p) for p in nodes},
+        _order(nodes, [e for e in forward if e[1] not in late], late),
+        late,
+        delays,
+        inputs,
+        outputs,
+    )
+
+
+def _opened(graph: Any, where: Path) -> tuple[dict[Path, Any], list[Edge], list[str]]:
+    """The nodes and edges of a graph and of those in it. An edge to a graph goes to its input."""
+    nodes: dict[Path, Any] = {}
+    edges: list[Edge] = []
+    problems: list[str] = []
+    ends: dict[str, tuple[Path, Path]] = {}
+    for name, node in graph.nodes.items():
+        path = (*where, name)
+        if not isinstance(node, nir.NIRGraph):
+            nodes[path] = node
+            ends[name] = (path, path)
+            continue
+        inside = _opened(node, path)
+        nodes |= inside[0]
+        edges += inside[1]
+        problems += inside[2]
+        found = [
+            [p for p, n in inside[0].items() if isinstance(n, kind) and len(p) == len(path) + 1]
+            for kind in (nir.Input, nir.Output)
+        ]
+        if [len(f) for f in found] != [1, 1]:
+            problems.append(
+                f"The graph {written(path)} within the graph has {len(found[0])} inputs and "
+                f"{len(found[1])} outputs. An edge does not say which it is for: give it one of each."
+            )
+            continue
+        ends[name] = (found[0][0], found[1][0])
+    for a, b in graph.edges:
+        missing = [name for name in (a, b) if name not in graph.nodes]
+        if missing:
+            problems.append(
+                f"The edge from {written((*where, a))} to {written((*where, b))} names a node that is not there."
+            )
+        elif a in ends and b in ends:
+            edges.append((ends[a][1], ends[b][0]))
+    return nodes, edges, problems
+
+
+def _delays(nodes: dict[Path, Any], dt: float) -> dict[Path, np.ndarray]:
+    """The delays in steps. **Raises** `UnsupportedError` for one that is no whole number of them."""
+    found, problems = {}, []
+    for path, node in nodes.items():
+        if not isinstance(node, nir.Delay):
+            continue
+        steps = np.asarray(node.delay, np.float64) / dt
+        whole = np.round(steps)
+        if np.any(whole < 0) or np.any(np.abs(steps - whole) > 1e-3):
+            wrong = np.asarray(node.delay)[(whole < 0) | (np.abs(steps - whole) > 1e-3)]
+            problems.append(
+                f"The node {written(path)} (Delay) has a delay of {float(wrong.flat[0]):g} s, which is no "
+                f"whole number of steps of {dt:g} s. Choose a `dt` that divides it."
+            )
+        found[path] = whole.astype(int)
+    raise_together(problems, UnsupportedError)
+    return found
+
+
+def _back_edges(nodes: dict[Path, Any], edges: list[Edge], neurons: set[Path]) -> set[Edge]:
+    """Edges without which there is no cycle, from neurons where it can be."""
+    after = {p: [b for a, b in edges if a == p] for p in nodes}
+    before = {p: [a for a, b in edges if b == p] for p in nodes}
+    back: set[Edge] = set()
+    entered: set[Path] = set()
+    left: set[Path] = set()
+    roots = [p for p, n in nodes.items() if isinstance(n, nir.Input)]
+    for root in [*roots, *nodes]:
+        if root in entered:
+            continue
+        entered.add(root)
+        stack = [(root, iter(after[root]))]
+        while stack:
+            node, rest = stack[-1]
+            following = next(rest, None)
+            if following is None:
+                left.add(node)
+                stack.pop()
+            elif following not in entered:
+                entered.add(following)
+                stack.append((following, iter(after[following])))
+            elif following not in left:
+                back.add((node, following))
+    # What is computed from last spikes alone may as well be computed from them a step later: then the spikes are
+    # handed on, which are a function of the state, and not what is made of them.
+    waiting = sorted(back)
+    while waiting:
+        a, _ = waiting.pop()
+        if a in neurons or len(before[a]) != 1 or any((a, n) not in back for n in after[a]):
+            continue
+        back -= {(a, n) for n in after[a]}
+        back.add((before[a][0], a))
+        waiting = [e for e in waiting if e in back] + [(before[a][0], a)]
+    return back
+
+
+def _order(nodes: dict[Path, Any], edges: list[Edge], late: tuple[Path, ...]) -> tuple[Path, ...]:
+    waiting = {p: {a for a, b in edges if b == p and a not in late} for p in nodes}
+    order: list[Path] = []
+    while len(order) < len(nodes):
+        ready = next(p for p in nodes if p not in order and not waiting[p] - set(order))
+        order.append(ready)
+    return tuple(p for p in order if p not in late)

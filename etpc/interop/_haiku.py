@@ -1,0 +1,76 @@
+"""Transformed functions of Haiku as models."""
+
+import inspect
+from typing import Any
+
+import haiku as hk  # pyright: ignore[reportMissingImports]
+import jax
+
+from etpc._errors import InputError, InputTypeError
+
+from ._model import Adapted, adapted, arrays
+
+
+def from_haiku(
+    transformed: Any, params: Any, state: Any, *, variables: Any = None, key: Any = None
+) -> Adapted:
+    """The model of a transformed Haiku function that calls a recurrent core.
+
+    **Arguments:**
+
+    - `transformed`: from `hk.transform` or `hk.transform_with_state` of a function
+        `(x, state) -> (y, new_state)`, with or without `hk.without_apply_rng`.
+    - `params`: from `transformed.init`.
+    - `state`: the core's state of one example, such as `core.initial_state(None)`.
+    - `variables`: Haiku's own state, where `hk.transform_with_state` was used. It becomes a part of
+        the hidden state.
+    - `key`: for a function that draws random numbers. It becomes a part of the hidden state, and is split
+        at each step; each example of a batch gets its own.
+
+    **Returns** the [model][etpc.interop.Adapted]. Its `params` have the structure of Haiku, and go
+    to `transformed.apply` as they are.
+
+    **Raises** `etpc.InputError` where `variables` are missing or not wanted.
+    """
+    stateful = isinstance(transformed, hk.TransformedWithState)
+    if not stateful and not isinstance(transformed, hk.Transformed):
+        raise InputTypeError(
+            "from_haiku takes what `hk.transform` or `hk.transform_with_state` gives, not a "
+            f"{type(transformed).__name__}."
+        )
+    if stateful != (variables is not None):
+        raise InputError(
+            "The function was transformed by `hk.transform_with_state`: pass the state that its `init` gave "
+            "as `variables=`."
+            if stateful
+            else "variables= is for functions that `hk.transform_with_state` transformed."
+        )
+    if not jax.tree.leaves(params):
+        raise InputError(
+            "params holds no parameter. Pass what `transformed.init(key, x, state)` gives."
+        )
+    draws = "rng" in inspect.signature(transformed.apply).parameters
+    plain = not stateful and key is None
+
+    def step(params: Any, x: Any, state: Any) -> tuple[Any, Any]:
+        now = {"core": state} if plain else dict(state)
+        args: list[Any] = [params]
+        if stateful:
+            args.append(now["variables"])
+        if draws:
+            now_key = None
+            if key is not None:
+                now["key"], now_key = jax.random.split(now["key"])
+            args.append(now_key)
+        out = transformed.apply(*args, x, now["core"])
+        if stateful:
+            out, now["variables"] = out
+        y, now["core"] = out
+        return y, now["core"] if plain else now
+
+    start: dict[str, Any] = {"core": arrays(state)}
+    if stateful:
+        start["variables"] = arrays(variables)
+    if key is not None:
+        start["key"] = key
+    return adapted(arrays(params), step, start["core"] if plain else start)

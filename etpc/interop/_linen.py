@@ -1,0 +1,61 @@
+"""Recurrent cells of Flax Linen as models."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as linen  # pyright: ignore[reportMissingImports]
+import jax
+
+from etpc._errors import InputError, InputTypeError
+
+from ._model import Adapted, adapted, arrays
+
+
+def from_linen(
+    cell: Any,
+    params: Any,
+    carry: Any,
+    *,
+    call: Callable[..., tuple[Any, Any]] | None = None,
+) -> Adapted:
+    """The model of a Flax Linen module that hands a carry on, such as a cell of `RNNCellBase`.
+
+    **Arguments:**
+
+    - `cell`: the module, called as `cell(carry, x) -> (carry, y)`.
+    - `params`: from `cell.init`: `variables["params"]`, or all the variables. Collections other than
+        `params`, such as running means, become a part of the hidden state.
+    - `carry`: of one example, such as `cell.initialize_carry(key, x.shape)`.
+    - `call`: `call(cell, carry, x) -> (carry, y)`, run on the bound module, for a module that is called another
+        way.
+
+    **Returns** the [model][etpc.interop.Adapted]. Its `params` have the structure of Flax: write them back as
+    `{"params": model.params}`.
+
+    **Raises** `etpc.InputError` where the variables hold no parameters.
+    """
+    if not isinstance(cell, linen.Module):
+        raise InputTypeError(f"from_linen takes a flax.linen.Module, not a {type(cell).__name__}.")
+    if not isinstance(params, Mapping):
+        raise InputTypeError(
+            f"params must be a dict, as `cell.init(key, carry, x)` gives it, not {params!r}."
+        )
+    others: dict[str, Any] = {}
+    if "params" in params and isinstance(params["params"], Mapping):
+        others = {name: arrays(v) for name, v in params.items() if name != "params"}
+        params = params["params"]
+    if not jax.tree.leaves(params):
+        raise InputError(
+            "params holds no parameter: the module is not initialised. Pass what `cell.init(key, carry, x)` gives."
+        )
+
+    def step(params: Any, x: Any, state: Any) -> tuple[Any, Any]:
+        variables = {name: state[name] for name in others}
+        carry = state["carry"] if others else state
+        (carry, y), after = cell.apply(
+            {"params": params, **variables}, carry, x, method=call, mutable=list(others)
+        )
+        return y, {"carry": carry, **{name: after[name] for name in others}} if others else carry
+
+    start = arrays(carry)
+    return adapted(arrays(params), step, {"carry": start, **others} if others else start)

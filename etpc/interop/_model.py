@@ -1,0 +1,169 @@
+"""What every adapter gives: a model whose parameters are a PyTree, and what names its parts."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey
+
+from etpc._errors import InputError, raise_together
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Named:
+    """Values by path: a PyTree that prints and is read as the object that the paths are of.
+
+    ```pycon
+    >>> from etpc.interop import Named
+    >>> tree = Named.of({("cell", "w"): 1.0, ("cell", "b"): 2.0})
+    >>> tree.cell.w
+    1.0
+    >>> {path: value for path, value in tree.items()}
+    {('cell', 'w'): 1.0, ('cell', 'b'): 2.0}
+
+    ```
+    """
+
+    def __init__(self, parts: dict[Any, Any]):
+        self._parts = parts
+
+    @classmethod
+    def of(cls, values: dict[tuple[Any, ...], Any]) -> "Named":
+        """The tree of some values, each with its path: names, and numbers of list items."""
+        parts: dict[Any, Any] = {}
+        for first in dict.fromkeys(path[0] for path in values):
+            inside = {path[1:]: v for path, v in values.items() if path[0] == first}
+            parts[first] = inside[()] if () in inside else cls.of(inside)
+        return cls(parts)
+
+    def items(self) -> Iterable[tuple[tuple[Any, ...], Any]]:
+        """The paths and values that the tree was made of."""
+        for name, part in self._parts.items():
+            if isinstance(part, Named):
+                yield from (((name, *path), value) for path, value in part.items())
+            else:
+                yield (name,), part
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["_parts"][name]
+        except KeyError:
+            known = ", ".join(map(str, self.__dict__.get("_parts", ())))
+            raise AttributeError(f"There is no {name!r} here, but: {known}.") from None
+
+    def __getitem__(self, name: Any) -> Any:
+        return self._parts[name]
+
+    def __repr__(self) -> str:
+        return "Named(" + ", ".join(f"{k}={v!r}" for k, v in self._parts.items()) + ")"
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        return [(_key(k), v) for k, v in self._parts.items()], tuple(self._parts)
+
+    def tree_flatten(self) -> tuple[list[Any], tuple[Any, ...]]:
+        return list(self._parts.values()), tuple(self._parts)
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[Any, ...], values: Iterable[Any]) -> "Named":
+        return cls(dict(zip(names, values, strict=True)))
+
+
+def _key(name: Any) -> Any:
+    if isinstance(name, int):
+        return SequenceKey(name)
+    return GetAttrKey(name) if isinstance(name, str) and name.isidentifier() else DictKey(name)
+
+
+def written(path: Iterable[Any]) -> str:
+    """A path as the tree of its values prints it."""
+    return jax.tree_util.keystr(tuple(map(_key, path)))
+
+
+class Held:
+    """A value that is no part of a PyTree: it is equal to itself alone."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+class Adapted(eqx.Module):
+    """A model of another library as a model of `etpc`: `model(x, state) -> (y, new_state)`.
+
+    A PyTree whose leaves are those of `params`. It goes wherever a model goes: to
+    [`etpc.compile`][], [`etpc.verify`][], [`etpc.compare`][], [`etpc.online`][], checkpoints and the
+    command line.
+    """
+
+    params: Any
+    """The parameters, in the structure that the library gives them, or by their path."""
+    _step: Callable[[Any, Any, Any], tuple[Any, Any]] = eqx.field(static=True, repr=False)
+    _start: Held = eqx.field(static=True, repr=False)
+
+    def init_state(self) -> Any:
+        """The state of one example before its first step."""
+        return self._start.value
+
+    def __call__(self, x: Any, state: Any) -> tuple[Any, Any]:
+        """One step of one example.
+
+        **Returns** the output and the new state.
+        """
+        return self._step(self.params, x, state)
+
+
+def adapted(params: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], start: Any) -> Adapted:
+    """The model of a step, with the state that it begins with."""
+    return Adapted(params, step, Held(start))
+
+
+def arrays(tree: Any) -> Any:
+    """A tree whose Python numbers and NumPy arrays are JAX arrays."""
+    return jax.tree.map(_array, tree)
+
+
+def _array(leaf: Any) -> Any:
+    if isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic):
+        return jnp.asarray(leaf)
+    return leaf
+
+
+def shape_text(value: Any) -> str:
+    """Dtypes and shapes of the leaves of a value."""
+    return ", ".join(
+        f"{a.dtype if hasattr(a, 'dtype') else jnp.result_type(a)}{list(np.shape(a))}"
+        for a in jax.tree.leaves(value)
+    )
+
+
+def check_written(paths: Iterable[Any], into: dict[Any, Any], model: dict[Any, Any]) -> None:
+    """**Raises** `InputError` where values cannot be written back, with the paths.
+
+    **Arguments:** the values that are in a module now, and those of a model, by path.
+    """
+    problems = []
+    for path in paths:
+        if path not in into:
+            problems.append(f"The module has no parameter {written(path)}, which the model has.")
+        elif path not in model:
+            problems.append(f"The model has no parameter {written(path)}, which the module has.")
+        elif jax.tree.structure(into[path]) != jax.tree.structure(model[path]) or (
+            shape_text(into[path]) != shape_text(model[path])
+        ):
+            problems.append(
+                f"{written(path)} is {shape_text(into[path])} in the module and "
+                f"{shape_text(model[path])} in the model."
+            )
+    raise_together(
+        problems,
+        InputError,
+        "The values of the model do not fit into the module. Write them into the module that the "
+        "model was made from, or into another one of its kind:"
+        if problems
+        else "",
+    )
+
+
+__all__ = ["Adapted", "Named"]

@@ -1,0 +1,253 @@
+"""Weights scaled until each layer of neurons fires at a given rate on a sample."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from etpc._errors import InputError, ModelError, checked_count, raise_together
+
+if TYPE_CHECKING:  # layers do not import the compiler
+    from etpc._jax import Equation
+    from etpc.trace import Step
+
+Model = TypeVar("Model")
+
+NEAR = 1.1
+"""A rate within this factor of what was asked for ends the search for a layer's scale."""
+ENOUGH = 2.0
+"""A final rate that is off by more than this factor is an error."""
+OCTAVES, HALVINGS, SWEEPS = 20, 12, 4
+
+
+def init_from_data(
+    model: Model,
+    xs: Any,
+    rate: float = 0.05,
+    *,
+    batch_size: int | None = None,
+    state: Any = None,
+    step: Callable[..., Any] | None = None,
+) -> Model:
+    """Scale the weights of a spiking network so that each of its layers fires at a given rate on a
+    sample of the data.
+
+    Layer by layer, in the order in which they are computed, the weights that drive a layer's neurons
+    are multiplied by one number: those of each matrix product, convolution or look-up that is the
+    last on the way to the spikes, recurrent ones among them, be there synapses between or not. Biases,
+    readouts and everything else stay as they are. The layers need not be those of `etpc.nn`.
+
+    **Arguments:**
+
+    - `model`: a model as [`etpc.compile`][] takes it, with its initial weights.
+    - `xs`: a typical sequence, with leading axes T, B, or T alone where `batch_size` is not given; as
+        long as a few time constants of the neurons.
+    - `rate`: the fraction of neurons and steps with a spike, in each layer; between 0 and 1.
+    - `batch_size`, `state`, `step`: as in [`etpc.verify`][].
+
+    **Returns** the model with the scaled weights. The rates are within a factor of 1.1 of `rate` where
+    layers do not drive each other in a loop and the scale can be chosen so finely, and always within a
+    factor of 2.
+
+    **Raises** `etpc.ModelError` where the model has no spike function, or a layer has no weights in
+    front of it; `etpc.InputError` for a rate out of range, and where a layer reaches it with no scale,
+    as for inputs of zeros.
+
+    **Source** Rossbroich, Gygax & Zenke, "Fluctuation-driven initialization for spiking neural network
+    training", Neuromorphic Computing and Engineering 2(4), 2022, arXiv 2206.10226: weights that depend on
+    the data, refined until firing rates reach a target. Layer by layer, with one factor for each that
+    is searched on a sample, as in Mishkin & Matas, "All you need is a good init", ICLR 2016, arXiv
+    1511.06422. Deviations: the target is the rate alone, and not the fluctuations of the membrane, so that
+    it holds for any neuron; initial weights are not replaced by orthonormal ones.
+
+    ```pycon
+    >>> import jax, jax.numpy as jnp
+    >>> from etpc import nn
+    >>> model = nn.Sequential([nn.Linear(100, 64, key=jax.random.key(0)), nn.LIF(64)])
+    >>> xs = 1.0 * jax.random.bernoulli(jax.random.key(1), 0.1, (200, 100))  # T, I
+    >>> def firing_rate(model):
+    ...     _, spikes = jax.lax.scan(lambda s, x: model(x, s)[::-1], model.init_state(), xs)
+    ...     return float(spikes.mean())
+    >>> firing_rate(model), round(firing_rate(nn.init_from_data(model, xs)), 2)
+    (0.0, 0.05)
+
+    ```
+    """
+    from etpc._verify import one_step
+    from etpc.run._spikes import firing_rates
+    from etpc.trace import repeat, trace
+
+    if not (isinstance(rate, int | float | np.number) and 0 < rate < 1):
+        raise InputError(
+            f"rate must lie between 0 and 1, not {rate!r}. It is the fraction of neurons and steps with a "
+            "spike."
+        )
+    batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
+    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
+    traced = trace(model, inputs, state, step)
+    layers = _layers(traced)
+    functions = [e for layer in layers for e in layer.functions]
+    leaves = traced.model_leaves
+    values = leaves.split(model)
+    driven = {i: k for k, layer in enumerate(layers) for i in layer.weights}
+    start = traced.initial_state
+    if any(isinstance(a, jax.ShapeDtypeStruct) for a in start):
+        raise InputError(
+            "state= has shapes without values. Pass the arrays that a stream begins with."
+        )
+    if batch_size is not None:
+        start = [repeat(a, batch_size) for a in start]
+    sample = [
+        jnp.asarray(a, v.aval.dtype)
+        for a, v in zip(traced.input_leaves.split(xs), traced.inputs, strict=True)
+    ]
+    of_layer = np.array([[e in layer.functions for e in functions] for layer in layers], float)
+    of_layer /= of_layer.sum(1, keepdims=True)
+
+    def scaled(values: Sequence[Any], scales: Any) -> list[Any]:
+        return [
+            (scales[driven[i]] * a).astype(a.dtype) if i in driven else a
+            for i, a in enumerate(values)
+        ]
+
+    @jax.jit
+    def measure(values: Any, scales: Any, sample: Any, start: Any) -> Any:
+        parameters = scaled(values, scales)
+        return firing_rates(traced, functions, parameters, sample, start, batch_size is not None)
+
+    def rates(octaves: np.ndarray) -> np.ndarray:
+        found = measure(values, jnp.asarray(2.0**octaves, jnp.float32), sample, start)
+        return of_layer @ np.asarray(found, float)
+
+    octaves = np.zeros(len(layers))
+    reached = rates(octaves)
+    for _ in range(SWEEPS):
+        if all(_off(r, rate) <= NEAR for r in reached):
+            break
+        for k in range(len(layers)):
+            octaves[k] = _searched(octaves, k, rates, rate)
+        reached = rates(octaves)
+    raise_together(
+        [
+            f"The layer with the spike function at {layer.functions[-1].source} fires at {r:.3g} where "
+            f"{rate:.3g} was asked for, and no scale of {', '.join(leaves.paths[i] for i in layer.weights)} "
+            "brings it nearer. Pass a sample that drives it, longer than its time constants, or ask for "
+            "another rate."
+            for layer, r in zip(layers, reached, strict=True)
+            if _off(r, rate) > ENOUGH
+        ],
+        InputError,
+    )
+    scaled_values = scaled(values, 2.0**octaves)
+    flat = leaves.treedef.flatten_up_to(model)
+    for i in driven:
+        flat[leaves.places[i]] = jnp.asarray(scaled_values[i])
+    return leaves.treedef.unflatten(flat)
+
+
+def _off(reached: float, wanted: float) -> float:
+    """By which factor a rate is off."""
+    return float("inf") if reached <= 0 else max(reached / wanted, wanted / reached)
+
+
+def _searched(
+    octaves: np.ndarray, k: int, rates: Callable[[np.ndarray], np.ndarray], wanted: float
+) -> float:
+    """The binary logarithm of the scale of layer k with the rate that is nearest, the others as they
+    are: first by octaves until the rate is bracketed, then by halving."""
+    tried: dict[float, float] = {}
+
+    def at(octave: float) -> float:
+        if octave not in tried:
+            trial = octaves.copy()
+            trial[k] = octave
+            tried[octave] = float(rates(trial)[k])
+        return tried[octave]
+
+    def best() -> float:
+        return min(tried, key=lambda octave: _off(tried[octave], wanted))
+
+    low = high = octaves[k]
+    while at(high) < wanted and high < OCTAVES:
+        low, high = high, high + 1
+    while at(low) > wanted and low > -OCTAVES:
+        low, high = low - 1, low
+    for _ in range(HALVINGS):
+        if _off(tried[best()], wanted) <= NEAR:
+            break
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle) < wanted else (low, middle)
+    return best()
+
+
+class _Layer:
+    """Spike functions that the same weights drive."""
+
+    def __init__(self, functions: "list[Equation]", weights: set[int]):
+        self.functions, self.weights = functions, sorted(weights)
+
+
+def _layers(step: "Step") -> list[_Layer]:
+    """The spike functions of a step with the weights that drive them, in the order of the step.
+
+    A weight drives a spike function where its operation is the last but for others that mix nothing:
+    a path leads from there to the function, in this step or through the state of later ones, and
+    neither through another operation that mixes nor through another spike function.
+    """
+    from etpc.analyse._weights import split
+    from etpc.run._spikes import spike_functions
+
+    functions = spike_functions(step)
+    if not functions:
+        raise ModelError(
+            "The model has no spike function, or has it inside a `lax.scan`. A spike function is one of "
+            "`etpc.surrogate`, or a `jax.custom_jvp` whose output is a step of its input. Weights of other "
+            "networks need no scale for their rates: take an initialiser such as `etpc.nn.orthogonal`."
+        )
+    parts = split(step)
+    ends = {e: n for n, e in enumerate(functions)}
+    mixing = [op for op in parts.ops if op.kind.mixes]
+    ends_path = {id(op.equation) for op in mixing} | {id(e) for e in functions}
+    carried = dict(zip(parts.next_state, step.state, strict=True))
+    drivers: list[set[int]] = [set() for _ in functions]
+    for op in mixing:
+        touched = set(op.equation.outputs)
+        reached: set[int] = set()
+        while True:
+            before = len(touched)
+            for equation in parts.body:
+                if not any(v in touched for v in equation.inputs):
+                    continue
+                if equation in ends:
+                    reached.add(ends[equation])
+                elif id(equation) not in ends_path:
+                    touched.update(equation.outputs)
+            touched.update(old for new, old in carried.items() if new in touched)
+            if len(touched) == before:
+                break
+        for n in reached:
+            drivers[n].update(op.parameters)
+    lonely = dict.fromkeys(
+        e.source for e, weights in zip(functions, drivers, strict=True) if not weights
+    )
+    raise_together(
+        [
+            f"The spike function at {source} has no weights in front of it that could be scaled. Put a "
+            "layer such as `etpc.nn.Linear` between it and the input."
+            for source in lonely
+        ],
+        ModelError,
+    )
+    layers: list[_Layer] = []
+    for function, weights in zip(functions, drivers, strict=True):
+        shared = [layer for layer in layers if weights & set(layer.weights)]
+        joined = _Layer(
+            [*(e for layer in shared for e in layer.functions), function],
+            weights.union(*(layer.weights for layer in shared)),
+        )
+        layers = [layer for layer in layers if layer not in shared] + [joined]
+    order = {e: n for n, e in enumerate(step.equations)}
+    # Where the new spikes are: after what computes them from the weights.
+    return sorted(layers, key=lambda layer: max(order[e] for e in layer.functions))

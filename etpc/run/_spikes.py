@@ -1,0 +1,82 @@
+"""Which part of the neurons of each layer spikes on a sequence."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .._errors import SilentNetworkWarning
+from .._jax import Equation, evaluate, is_step_function
+from ..trace import Step
+
+
+def spike_functions(step: Step) -> list[Equation]:
+    """The operations of a step that give spikes."""
+    return [e for e in step.equations if is_step_function(e)]
+
+
+def firing_rates(
+    step: Step,
+    functions: Sequence[Equation],
+    parameters: Sequence[Any],
+    xs: Sequence[Any],
+    state: Sequence[Any],
+    batched: bool,
+) -> Array:
+    """The fraction of outputs of each spike function that are not zero, over time, batch and neurons.
+
+    - `parameters`, `xs`, `state`: array leaves; those of `xs` begin with T, or T and B.
+    """
+
+    def one_example(x, state):
+        env = dict(step.constants)
+        env.update(zip(step.parameters, parameters, strict=True))
+        env.update(zip(step.inputs, x, strict=True))
+        env.update(zip(step.state, state, strict=True))
+        evaluate(step.equations, env)
+        spiking = [jnp.stack([jnp.mean(env[v] != 0) for v in e.outputs]).mean() for e in functions]
+        return [env[v] for v in step.next_state], jnp.stack(spiking)
+
+    one_step = jax.vmap(one_example) if batched else one_example
+
+    def body(state, x):
+        state, rates = one_step(x, state)
+        return state, rates.reshape(-1, len(functions)).mean(0)
+
+    return lax.scan(body, list(state), list(xs))[1].mean(0)
+
+
+def silent_layers(
+    step: Step, parameters: Sequence[Any], xs: Sequence[Any], state: Sequence[Any], batched: bool
+) -> tuple[str, ...]:
+    """A sentence for each spike function that gives no spike on a sequence."""
+    functions = spike_functions(step)
+    if not functions:
+        return ()
+    rates = jax.jit(
+        lambda parameters, xs, state: firing_rates(step, functions, parameters, xs, state, batched)
+    )(list(parameters), list(xs), list(state))
+    sources = dict.fromkeys(
+        e.source for e, rate in zip(functions, rates, strict=True) if not float(rate) > 0
+    )
+    return tuple(
+        f"the spike function at {source} gives no spike on this sequence: the layer is silent"
+        for source in sources
+    )
+
+
+def warn_of_silence(silent: Sequence[str], stacklevel: int) -> None:
+    """Warn where a layer is silent."""
+    if silent:
+        warnings.warn(
+            "; ".join(silent)
+            + ". Its weights get no useful gradient. Scale them with `etpc.nn.init_from_data`.",
+            SilentNetworkWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+__all__ = ["firing_rates", "silent_layers", "spike_functions", "warn_of_silence"]

@@ -1,0 +1,127 @@
+"""The trace as one pair of factors, each smoothed over time with a decay."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Inexact
+
+from ._trace import Carry, Factors, Products, Rows, Signals, Site, Trace, zeros
+from ._transitions import apply, times
+
+
+@dataclasses.dataclass(frozen=True)
+class Decay(Trace):
+    """`eps_x' = a eps_x + x`, `eps_f' = a D eps_f + F`, and their normaliser `c' = a c + 1`.
+
+    The carry is `eps_x` [B, I], `eps_f` [B, m, O], with G before I and O where there are several, and
+    `c` [B].
+    """
+
+    decay: float
+    exact = False
+
+    @property
+    def left_out(self) -> str:
+        return f"the trace is one pair of factors, smoothed with decay {self.decay}"
+
+    @property
+    def verdict(self) -> str:
+        return f"decay {self.decay:g}"
+
+    @property
+    def held(self) -> str:
+        return "two smoothed factors"
+
+    def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
+        kind = site.kind
+        return (*site.group, kind.inputs), (*site.states, *site.group, kind.outputs)
+
+    def init(self, site: Site, batch: int) -> Carry:
+        norm = jnp.zeros(batch, jnp.finfo(site.dtype).dtype)
+        return (*zeros(batch, self.shapes(site), site.dtype), norm)
+
+    def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
+        """Also all values, 0 to W, of the second factor and of the normaliser."""
+        decay, real = float(self.decay), jnp.finfo(factors.immediate.dtype).dtype
+        eps_x, eps_f, norm = carry
+        eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
+
+        def step(now: Sequence[Array], given: Sequence[Array]):
+            immediate, transition = given
+            following = (
+                real.type(decay) * apply(site.pairs, transition, now[0]) + immediate,
+                real.type(decay) * now[1] + 1,
+            )
+            return following, following
+
+        start = (eps_f, norm)
+        (last_f, last_norm), rest = lax.scan(step, start, (factors.immediate, factors.transition))
+        path = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)
+        assert factors.x is not None
+        x = factors.x.astype(eps_x.dtype)
+        powers = decay ** np.arange(x.shape[0], -1.0, -1.0)
+        fed = jnp.tensordot(
+            jnp.asarray(powers[1:], x.dtype), x, axes=1, precision=lax.Precision.HIGHEST
+        )
+        last_x = real.type(powers[0]) * eps_x + fed.reshape(eps_x.shape)
+        return (last_x, last_f.reshape(carry[1].shape), last_norm), path
+
+    def credit(
+        self, site: Site, signals: Signals, path: tuple[Array, Array]
+    ) -> tuple[Inexact[Array, "W B GO"], Inexact[Array, "B GO"]]:
+        """The second one is the credit of the first factor at the start of the window.
+
+        The gradient is `sum_t eps_x,t (L_t eps_f,t) / c_t`, and what reaches past the new states, by the
+        trace before. As `eps_x` is a sum of decayed data, the same decay on the credit, backwards in
+        time, leaves a product with the data itself.
+        """
+        eps_f, norm = path  # W + 1 values each
+        old = signals.old()
+        credit = jnp.sum(times(signals.new(), eps_f[1:]), -2) / norm[1:, :, None]
+        before = jnp.zeros_like(credit)
+        if old is not None:
+            before = jnp.sum(times(old, eps_f[:-1]), -2) / _positive(norm[:-1])[..., None]
+        decay = jnp.finfo(credit.dtype).dtype.type(self.decay)
+
+        def back(after, now):
+            by_new, by_old = now
+            here = by_new + after
+            return by_old + decay * here, here
+
+        start, here = lax.scan(back, jnp.zeros_like(credit[0]), (credit, before), reverse=True)
+        return here, start
+
+    def start(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
+        _, eps_f, norm = carry
+        eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
+        return jnp.sum(times(credit, eps_f), -2) / _positive(norm)[:, None]
+
+    def rows(self, site: Site, start: Inexact[Array, "B GO"], carry: Carry) -> list[Rows]:
+        return [(carry[0][None], start[None])]
+
+    def advance(
+        self,
+        site: Site,
+        sharing: Sequence[Factors],
+        products: Callable[[], Products],
+        carry: Carry,
+        moved: Carry,
+        start: Array | None,
+    ) -> tuple[Carry, None]:
+        return moved, None
+
+    def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
+        return {"input factor": carry[0], "state factor": carry[1]}
+
+
+def _positive(norm: Array) -> Array:
+    """The normaliser; one where there is no past, and so no trace either."""
+    return jnp.where(norm > 0, norm, jnp.ones((), norm.dtype))
+
+
+__all__ = ["Decay"]

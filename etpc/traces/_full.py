@@ -1,0 +1,182 @@
+"""The whole eligibility trace: one entry for every use of a weight and every block state."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Inexact
+
+from ..ops import Direct, Sparse
+from ..ops._kind import Factored
+from ._pieces import over_examples, overwrite, read_and_overwrite
+from ._trace import Carry, Factors, Products, Site, Trace, zeros
+from ._transitions import apply
+
+WRITTEN_OUT = 32
+"""Up to so many steps, and so many numbers of an output's block, a sum of outer products is written
+out: as products of matrices they were two to four times slower on CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Full(Trace):
+    """The whole eligibility trace, `eps' = D eps + F x^T`.
+
+    Of a dense operation it is [B, I, m, O], of one with links [B, m, U], after G where there are
+    several; of an element-wise one [B, m, O].
+    """
+
+    def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
+        kind = site.kind
+        if not site.factored:
+            return ((*site.states, kind.outputs),)
+        if kind.links is not None:
+            return ((*site.group, *site.states, kind.links.outputs.size),)
+        return ((*site.group, kind.inputs, *site.states, kind.outputs),)
+
+    def init(self, site: Site, batch: int) -> Carry:
+        return zeros(batch, self.shapes(site), site.dtype)
+
+    def same(self, site: Site) -> Any:
+        kind = site.kind
+        if isinstance(kind, Factored):
+            return kind.h, kind.f, kind.i, kind.o, kind.to_weight
+        if isinstance(kind, Sparse):
+            links = kind.links
+            return kind.groups, links.inputs.tobytes(), links.outputs.tobytes()
+        return kind.shape if isinstance(kind, Direct) else None
+
+    def entries(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
+        return over_examples(*_flat(site, carry[0]), _spread(site, start))
+
+    def gathered(self, site: Site, entries: Array) -> Array:
+        kind, m = site.kind, site.block
+        g, i, o = kind.groups, kind.inputs, kind.outputs
+        if kind.links is not None:
+            return kind.gather(entries.reshape(g, m, -1).sum(1))
+        return kind.gather(entries.reshape(g, i, m, o).sum(2))
+
+    def advance(
+        self,
+        site: Site,
+        sharing: Sequence[Factors],
+        products: Callable[[], Products],
+        carry: Carry,
+        moved: Carry,
+        start: Array | None,
+    ) -> tuple[Carry, Array | None]:
+        if not site.factored:
+            entries = None if start is None else self.entries(site, start, carry)
+            return _element_wise(site, sharing, carry), entries
+        if site.kind.links is not None:
+            entries = None if start is None else self.entries(site, start, carry)
+            return _with_links(site, sharing, products(), carry), entries
+        return _dense(site, sharing, products(), carry, start)
+
+
+def _element_wise(site: Site, sharing: Sequence[Factors], carry: Carry) -> Carry:
+    """No larger than `F`, it is moved step by step."""
+    (eps,) = carry
+
+    def step(eps, now):
+        transition, fed = now
+        return apply(site.pairs, transition, eps) + sum(fed[1:], fed[0]), None
+
+    start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
+    given = sharing[0].transition, [factors.immediate for factors in sharing]
+    return (lax.scan(step, start, given)[0].reshape(eps.shape),)
+
+
+def _moved_on(
+    site: Site, sharing: Sequence[Factors], products: Products, eps: Array
+) -> tuple[list[Array], list[Array]]:
+    """Data of each operation, and `(prod_{after t} D) F_t`, [W, B, m, GO]."""
+    moved = [apply(site.pairs, products[0], factors.immediate) for factors in sharing]
+    xs = [factors.x.astype(eps.dtype) for factors in sharing if factors.x is not None]
+    return xs, moved
+
+
+def _dense(
+    site: Site,
+    sharing: Sequence[Factors],
+    products: Products,
+    carry: Carry,
+    start: Inexact[Array, "B m GO"] | None,
+) -> tuple[Carry, Array | None]:
+    """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`."""
+    (eps,) = carry
+    kind, m, pairs, batch = site.kind, site.block, site.pairs, eps.shape[0]
+    xs, moved = _moved_on(site, sharing, products, eps)
+    g, i, o, whole = kind.groups, kind.inputs, kind.outputs, products[1]
+    whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
+    onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
+    steps = xs[0].shape[0] * len(xs)
+    x = jnp.concatenate(xs).transpose(1, 2, 3, 0)  # [B, G, I, W]
+    each = jnp.concatenate(moved).reshape(steps, batch, m, g, o)
+    each = each.transpose(1, 3, 0, 2, 4).reshape(batch, g, steps, m * o)
+
+    def update(eps, x, each, onward):
+        if steps == 1 or (steps <= WRITTEN_OUT and m * o <= WRITTEN_OUT):
+            terms = [x[..., t, None] * each[:, :, None, t] for t in range(steps)]
+            fed = sum(terms[1:], terms[0])
+        else:
+            fed = x @ each if g > 1 else x[:, 0] @ each[:, 0]
+        blocks = eps.reshape(*x.shape[:3], m, o)
+        return apply(pairs, onward, blocks).reshape(eps.shape) + fed.reshape(eps.shape)
+
+    given = [(x, 1), (each, 1), (onward, 1)] if g > i else [(x, 2), (each, None), (onward, None)]
+    eps, axis = _flat(site, eps)
+    if start is None:
+        eps, entries = overwrite(eps, axis, update, given), None
+    else:
+        eps, entries = read_and_overwrite(eps, axis, _spread(site, start), update, given)
+    return (eps.reshape(carry[0].shape),), entries
+
+
+def _with_links(site: Site, sharing: Sequence[Factors], products: Products, carry: Carry) -> Carry:
+    """Likewise, where each entry belongs to a pair of an input and an output."""
+    links, groups, m = site.kind.links, site.kind.groups, site.block
+    assert links is not None
+    (eps,) = carry
+    batch, whole = eps.shape[0], products[1]
+    each = whole.shape[-1] > 1
+    whole = whole.reshape(*whole.shape[:2], groups if each else 1, -1)
+    whole = whole[..., links.outputs] if each else whole
+    onward = jnp.moveaxis(whole, 2, 1)  # [B, G or 1, P, U or 1]
+    eps = apply(site.pairs, onward, eps.reshape(batch, groups, m, -1)).reshape(eps.shape)
+
+    def add(total, now):
+        x, moved = now  # [B, G, I], [B, m, G, O]
+        moved = jnp.moveaxis(moved.reshape(batch, m, groups, -1), 2, 1)[..., links.outputs]
+        return total + (x[:, :, None, links.inputs] * moved).reshape(total.shape), None
+
+    for x, moved in zip(*_moved_on(site, sharing, products, eps), strict=True):
+        eps = lax.scan(add, eps, (x, moved))[0]
+    return (eps,)
+
+
+def _flat(site: Site, eps: Array) -> tuple[Array, int | None]:
+    """A trace as passes go over it, and the axis that they may cut.
+
+    Of a dense operation [B, I, m O], of one with links [B, m U], after G where there are several;
+    of others [B, m O].
+    """
+    kind = site.kind
+    if not site.factored or kind.links is not None:
+        return eps.reshape(eps.shape[0], *site.group, -1), None
+    eps = eps.reshape(eps.shape[0], *site.group, kind.inputs, site.block * kind.outputs)
+    return eps, 2 if 1 < kind.groups <= kind.inputs else 1
+
+
+def _spread(site: Site, start: Inexact[Array, "B m GO"]) -> Array:
+    """Credit as it is multiplied with the entries of a flat trace."""
+    kind, batch, g = site.kind, start.shape[0], site.kind.groups
+    start = start.reshape(batch, site.block, g, kind.outputs).swapaxes(1, 2)  # [B, G, m, O]
+    if kind.links is not None:
+        start = start[..., kind.links.outputs]
+    each = (1,) if site.factored and kind.links is None else ()
+    return start.reshape(batch, *site.group, *each, -1)
+
+
+__all__ = ["Full"]

@@ -1,0 +1,149 @@
+"""The trace as R pairs of factors: its leading modes, chosen anew after each window."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Inexact
+
+from ._full import Full
+from ._modes import leading
+from ._trace import Carry, Factors, Products, Rows, Site, Trace, size_of, zeros
+from ._transitions import apply, times
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank(Trace):
+    """`sum_r a_r b_r^T` for each group, with a [B, R, G, I] and b [B, R, m, G, O].
+
+    With a certificate, also the bounds of what was left out, of the trace [B, m, G, O] and of the
+    gradients since the stream began [B, G, O].
+    """
+
+    rank: int
+    exact: bool = dataclasses.field(default=False, repr=False)
+    """Whether the trace is known to have no higher rank."""
+    certificate: bool = dataclasses.field(default=False, repr=False)
+    """Whether a bound of what is left out is carried."""
+    window_matters = True
+
+    @property
+    def left_out(self) -> str:
+        if self.exact:
+            return ""
+        modes = "leading mode" if self.rank == 1 else f"{self.rank} leading modes"
+        return f"after each window the trace is reduced to its {modes}"
+
+    @property
+    def verdict(self) -> str:
+        return f"rank {self.rank}"
+
+    def settle(self, site: Site) -> Trace:
+        """The whole trace, where that can have no higher rank, or is no larger."""
+        if not site.factored:
+            return Full()
+        full_rank = self.rank >= min(site.kind.inputs, site.block * site.kind.outputs)
+        full = Full()
+        return full if full_rank or size_of(full, site) <= size_of(self, site) else self
+
+    def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
+        kind = site.kind
+        return (
+            (self.rank, *site.group, kind.inputs),
+            (self.rank, *site.states, *site.group, kind.outputs),
+        )
+
+    def init(self, site: Site, batch: int) -> Carry:
+        factors = zeros(batch, self.shapes(site), site.dtype)
+        if not self.certificate:
+            return factors
+        kind, real = site.kind, jnp.finfo(site.dtype).dtype
+        bounds = (*site.states, *site.group, kind.outputs), (*site.group, kind.outputs)
+        return (*factors, *zeros(batch, bounds, real))
+
+    def rows(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
+        """The left modes, and their credit `lambda_0 b`."""
+        a, b = carry[:2]
+        b = b.reshape(b.shape[0], -1, site.block, site.count)
+        return [(jnp.moveaxis(a, 1, 0), jnp.moveaxis(jnp.sum(times(start[:, None], b), -2), 1, 0))]
+
+    def advance(
+        self,
+        site: Site,
+        sharing: Sequence[Factors],
+        products: Callable[[], Products],
+        carry: Carry,
+        moved: Carry,
+        start: Array | None,
+    ) -> tuple[Carry, None]:
+        """Add the factor pairs of a window to those of the trace, and keep the leading modes.
+
+        All Q pairs together are `A B^T`. The span of its R leading left modes is found as `A c` by
+        subspace iteration in the coordinates of the pairs, `c <- (B^T B*) (A^H A) c`, which needs two
+        Gram matrices and no product of the size of the weight; then `A B^T` is projected onto that
+        span. Written out in products and sums: XLA loops eigendecompositions over a batch on
+        accelerators, and on few CPU cores two of them at the same time may wait for each other for ever.
+        """
+        (factors,) = sharing
+        kind, m, pairs = site.kind, site.block, site.pairs
+        g, i, o = kind.groups, kind.inputs, kind.outputs
+        after, whole = products()
+        a, b = carry[:2]
+        batch = a.shape[0]
+        fed = jnp.moveaxis(apply(pairs, after, factors.immediate), 0, 1)  # [B, W, m, GO]
+        b = apply(pairs, whole[:, None], b.reshape(batch, -1, m, g * o))
+        assert factors.x is not None
+        x = jnp.moveaxis(factors.x, 0, 1).astype(a.dtype)
+        a = jnp.concatenate([a.reshape(batch, -1, g, i), x], 1)  # [B, Q, G, I]
+        b = jnp.concatenate([b, fed], 1).reshape(batch, -1, m, g, o)
+        length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
+        a, b = a / jnp.where(length > 0, length, jnp.ones((), length.dtype)), b * length[:, :, None]
+        # with less the vectors are not orthonormal on accelerators
+        with jax.default_matmul_precision("highest"):
+            of_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
+            of_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj())
+            c = leading(of_a, of_b, self.rank)
+            kept = jnp.einsum("bqmgo,bgqr->brmgo", b, (of_a @ c).conj())
+            new = [jnp.einsum("bqgi,bgqr->brgi", a, c), kept]
+            if self.certificate:
+                lost = _lost(of_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, kept))
+                off, gradient = (bound.reshape(batch, -1, g * o) for bound in carry[2:])
+                if start is not None:
+                    error = times(jnp.abs(start), off)
+                    gradient = gradient + jnp.sum(error, -2, keepdims=True)
+                bound = apply(pairs, jnp.abs(whole), off)
+                new += [bound + lost.reshape(bound.shape), gradient]
+        return tuple(a.reshape(before.shape) for a, before in zip(new, carry, strict=True)), None
+
+    def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
+        """All but the last of the bounds, which is of all gradients since the stream began."""
+        return (*map(fresh, carry[:3]), *carry[3:])
+
+    def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
+        """The sum of the pairs, in the shape of the whole trace."""
+        left, right = carry[:2]  # [R, (G,) I] and [R, (m,) (G,) O]
+        right = right.reshape(len(right), site.block, *left.shape[1:-1], -1)
+        written_out = "rgi,rmgo->gimo" if site.kind.groups > 1 else "ri,rmo->imo"
+        (shape,) = Full().shapes(site)
+        return {"trace": jnp.einsum(written_out, left, right).reshape(shape)}
+
+    def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
+        return (carry[2], carry[3]) if self.certificate else None
+
+
+def _lost(
+    of_a: Inexact[Array, "B G Q Q"],
+    b: Inexact[Array, "B Q m G O"],
+    rest: Inexact[Array, "B Q m G O"],
+) -> Inexact[Array, "B m G O"]:
+    """The norm of each column of `A rest^T`, which is what a reduction of `A b^T` leaves out, and of
+    what rounding may add."""
+    rounding = jnp.finfo(b.dtype).eps * b.shape[1]
+    square = jnp.sum((rest.conj() * jnp.einsum("bgqr,brmgo->bqmgo", of_a, rest)).real, 1)
+    square = jnp.maximum(square, 0) + rounding * jnp.sum(jnp.abs(rest) ** 2, 1)
+    return jnp.sqrt(square) + rounding * jnp.sqrt(jnp.sum(jnp.abs(b) ** 2, 1))
+
+
+__all__ = ["LowRank"]

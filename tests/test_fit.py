@@ -1,0 +1,326 @@
+"""`etpc.fit` against the loop that it stands for."""
+
+import sys
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import etpc
+from etpc import nn
+
+B, I = 3, 4
+
+
+class Noisy(eqx.Module):
+    """Recurrent units with noise, whose key is in the state."""
+
+    into: jax.Array
+    back: jax.Array
+
+    def init_state(self):
+        return jnp.zeros(5), jax.random.key(7)
+
+    def __call__(self, x, state):
+        h, key = state
+        key, noise_key = jax.random.split(key)
+        noise = 0.1 * jax.random.normal(noise_key, h.shape)
+        h = jnp.tanh(0.8 * h + self.into @ x + self.back @ h + noise)
+        return h, (h, key)
+
+
+def loss(y, target):
+    return jnp.sum((y - target) ** 2)
+
+
+def build(every=5, has_aux=False, batch_size=B, reward_decay=None):
+    keys = jax.random.split(jax.random.key(0), 2)
+    model = Noisy(jax.random.normal(keys[0], (5, I)) / 2, jax.random.normal(keys[1], (5, 5)) / 3)
+    program = etpc.compile(model, inputs=jnp.zeros(I))
+    loss_fn = (lambda y, t: (loss(y, t), {"y": y})) if has_aux else loss
+    optimizer = optax.adam(1e-2)
+    learner = etpc.online(
+        program, loss_fn, optimizer, every, has_aux=has_aux, reward_decay=reward_decay
+    )
+    return model, learner
+
+
+def make_blocks(count=6, batch_size=B):
+    lead = (10,) if batch_size is None else (10, batch_size)
+    rng = np.random.default_rng(0)
+    return [(rng.normal(size=(*lead, I)), rng.normal(size=(*lead, 5))) for _ in range(count)]
+
+
+def assert_same(run, other):
+    """Bit by bit, PRNG keys too."""
+    trees = [(r.model, r.opt_state, r.carry, r.block, r.stopped) for r in (run, other)]
+    assert jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
+    for a, b in zip(*map(jax.tree.leaves, trees), strict=True):
+        if jnp.issubdtype(getattr(a, "dtype", bool), jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("batch_size", [None, B])
+def test_is_the_loop_of_its_docstring(batch_size):
+    model, learner = build()
+    blocks = make_blocks(batch_size=batch_size)
+    run = etpc.fit(learner, model, iter(blocks), batch_size=batch_size)
+    opt_state, carry = learner.init(model, batch_size)
+    means = []
+    for xs, targets in blocks:
+        model, opt_state, carry, losses = learner.update(model, opt_state, carry, xs, targets)
+        means.append(losses.mean())
+    expected = etpc.Run(model, opt_state, carry, 6, losses, None, np.array(means), False)
+    assert_same(run, expected)
+    np.testing.assert_array_equal(run.losses, losses)
+    np.testing.assert_allclose(run.history, means, rtol=1e-12)
+    assert run.aux is None
+
+
+def test_blocks_as_dicts_with_masks_and_resets_and_an_auxiliary_output():
+    model, learner = build(has_aux=True)
+    mask = np.ones((10, B))
+    mask[7:, 1] = 0
+    begins = np.zeros((2, B), bool)
+    begins[1, 2] = True
+    blocks = [dict(xs=x, targets=t, mask=mask, reset=begins) for x, t in make_blocks(2)]
+    run = etpc.fit(learner, model, blocks, batch_size=B)
+    opt_state, carry = learner.init(model, B)
+    for block in blocks:
+        model, opt_state, carry, losses, aux = learner.update(model, opt_state, carry, **block)
+    assert_same(run, etpc.Run(model, opt_state, carry, 2, losses, aux, run.history, False))
+    np.testing.assert_array_equal(run.aux["y"], aux["y"])
+
+
+@pytest.mark.parametrize("reward_decay", [None, 0.9])
+@pytest.mark.parametrize("batch_size", [None, B])
+def test_independent_sequences_begin_anew_with_other_noise(batch_size, reward_decay):
+    model, learner = build(every=10, reward_decay=reward_decay)
+    blocks = make_blocks(3, batch_size)
+    if reward_decay is not None:
+        blocks = [dict(xs=x, targets=t, reward=np.ones(x.shape[:-1])) for x, t in blocks]
+    runs = [
+        etpc.fit(learner, model, blocks, batch_size=batch_size, independent=independent)
+        for independent in (True, False)
+    ]
+    assert not np.allclose(runs[0].model.back, runs[1].model.back, rtol=1e-6)
+    opt_state, first = learner.init(model, batch_size)
+    keys = []
+    for block in blocks:
+        given = (
+            block if isinstance(block, dict) else dict(zip(("xs", "targets"), block, strict=True))
+        )
+        stream = first if reward_decay is None else first.stream
+        key = stream.state[1]
+        keys.append(np.asarray(jax.random.key_data(key)))
+        model, opt_state, carry, _ = learner.update(model, opt_state, first, **given)
+        # A new carry, but for the key.
+        _, fresh = learner.init(model, batch_size)
+        last = (carry if reward_decay is None else carry.stream).state[1]
+        where = lambda c: (c if reward_decay is None else c.stream).state[1]
+        first = eqx.tree_at(where, fresh, last)
+    np.testing.assert_allclose(runs[0].model.back, model.back, rtol=1e-12)
+    assert len({key.tobytes() for key in keys}) == len(blocks)
+
+
+def test_goes_on_from_a_run_before():
+    model, learner = build()
+    blocks = make_blocks()
+    whole = etpc.fit(learner, model, blocks, batch_size=B)
+    half = etpc.fit(learner, model, blocks[:3], batch_size=B)
+    rest = etpc.fit(
+        learner, half.model, blocks[3:], batch_size=B, opt_state=half.opt_state, carry=half.carry
+    )
+    np.testing.assert_array_equal(rest.model.back, whole.model.back)
+
+
+# --- callbacks ------------------------------------------------------------------------------------
+
+
+def test_callbacks_are_called_after_each_block_and_one_may_end_the_run():
+    model, learner = build()
+    seen, also = [], []
+
+    def stop(run):
+        seen.append((run.block, run.stopped, len(run.history), run.losses.shape))
+        return run.block == 4
+
+    run = etpc.fit(
+        learner,
+        model,
+        make_blocks(),
+        batch_size=B,
+        callbacks=[stop, lambda r: also.append(r.block)],
+    )
+    assert seen == [(n, False, n, (2,)) for n in (1, 2, 3, 4)]
+    assert also == [1, 2, 3, 4]
+    assert run.stopped
+    assert run.block == 4
+    np.testing.assert_array_equal(
+        run.model.back, etpc.fit(learner, model, make_blocks(4), batch_size=B).model.back
+    )
+
+
+def test_only_true_ends_a_run():
+    model, learner = build()
+    answers = iter([1, "yes", jnp.array(3.0), None, False, {}])
+    run = etpc.fit(learner, model, make_blocks(), batch_size=B, callbacks=[lambda r: next(answers)])
+    assert not run.stopped
+    assert run.block == 6
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 5])
+def test_a_run_that_is_killed_goes_on_bit_by_bit(tmp_path, killed_at):
+    model, learner = build()
+    whole = etpc.fit(learner, model, make_blocks(), batch_size=B)
+
+    def kill(run):
+        if run.block == killed_at:
+            raise Killed
+
+    path = tmp_path / "run.etpc"
+    with pytest.raises(Killed):
+        etpc.fit(
+            *(learner, model, make_blocks()),
+            **dict(batch_size=B, callbacks=[kill], checkpoint=path, save_every=2),
+        )
+    assert path.exists() == (killed_at > 1)
+    other_model, other_learner = build()  # as in another process
+    seen = []
+    resumed = etpc.fit(
+        *(other_learner, other_model, iter(make_blocks())),
+        **dict(batch_size=B, callbacks=[lambda r: seen.append(r.block)]),
+        **dict(checkpoint=path, save_every=2),
+    )
+    assert seen == [*range(2 * (killed_at // 2) + 1, 7)]  # from the last one that was saved
+    assert_same(resumed, whole)
+
+
+def test_a_run_that_ended_or_was_stopped_is_returned_as_it_is(tmp_path):
+    model, learner = build()
+    for name, callbacks in {"end": [], "stop": [lambda r: r.block == 3]}.items():
+        path = tmp_path / f"{name}.etpc"
+        arguments = dict(batch_size=B, checkpoint=path, save_every=100)
+        run = etpc.fit(learner, model, make_blocks(), callbacks=callbacks, **arguments)
+        again = etpc.fit(
+            *(learner, model, make_blocks()),
+            **dict(callbacks=[lambda r: pytest.fail("it was trained on")], **arguments),
+        )
+        assert_same(again, run)
+        assert again.losses is None
+    more = etpc.fit(learner, model, make_blocks(8), batch_size=B, checkpoint=tmp_path / "end.etpc")
+    assert more.block == 8
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    model, learner = build()
+    etpc.save(tmp_path / "run.etpc", {"something": jnp.zeros(3)})
+    with pytest.raises(etpc.CheckpointError):
+        etpc.fit(learner, model, make_blocks(), batch_size=B, checkpoint=tmp_path / "run.etpc")
+
+
+# --- silence --------------------------------------------------------------------------------------
+
+
+def spiking(scale):
+    linear = nn.Linear(I, 6, weight_init=nn.kaiming_normal(scale), key=jax.random.key(0))
+    model = nn.Sequential([linear, nn.LIF(6), nn.Linear(6, 5, key=jax.random.key(1))])
+    program = etpc.compile(model, inputs=jnp.zeros(I))
+    return model, etpc.online(program, loss, optax.sgd(1e-3), every=5)
+
+
+def test_warns_once_where_a_layer_is_silent():
+    model, learner = spiking(1e-6)
+    with pytest.warns(etpc.SilentNetworkWarning, match="gives no spike") as found:
+        etpc.fit(learner, model, make_blocks(3), batch_size=B)
+    assert len(found) == 1
+    assert "nn.init_from_data" in str(found[0].message)
+    _, carry = learner.init(model, B)
+    with pytest.warns(etpc.SilentNetworkWarning):
+        silent = learner.check(model, carry, make_blocks(1)[0][0])
+    assert len(silent) == 1
+
+
+def test_does_not_warn_where_all_layers_spike():
+    model, learner = spiking(1e4)
+    _, carry = learner.init(model, B)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        etpc.fit(learner, model, make_blocks(2), batch_size=B)
+        assert learner.check(model, carry, make_blocks(1)[0][0]) == ()
+
+
+def test_a_masked_input_that_is_not_finite_hides_no_silence():
+    model, learner = spiking(1e-6)
+    xs, _ = make_blocks(1)[0]
+    xs[5:, 0] = np.inf
+    mask = np.ones((10, B))
+    mask[5:, 0] = 0
+    _, carry = learner.init(model, B)
+    with pytest.warns(etpc.SilentNetworkWarning):
+        assert learner.check(model, carry, xs, mask=mask)
+
+
+# --- progress and errors --------------------------------------------------------------------------
+
+
+def test_a_progress_bar_on_request(capsys):
+    model, learner = build()
+    etpc.fit(learner, model, make_blocks(2), batch_size=B, progress=True)
+    assert "2/2" in (err := capsys.readouterr().err)
+    assert "loss " in err
+    etpc.fit(learner, model, make_blocks(2), batch_size=B)  # stderr is no terminal
+    etpc.fit(learner, model, make_blocks(2), batch_size=B, progress=False)
+    assert not capsys.readouterr().err
+
+
+def test_without_tqdm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    model, learner = build()
+    assert etpc.fit(learner, model, make_blocks(2), batch_size=B).block == 2
+    with pytest.raises(ModuleNotFoundError, match="tqdm"):
+        etpc.fit(learner, model, make_blocks(2), batch_size=B, progress=True)
+
+
+def test_errors():
+    model, learner = build()
+    good = make_blocks(1)
+    with pytest.raises(etpc.InputError, match="save_every must be an int >= 1"):
+        etpc.fit(learner, model, good, batch_size=B, save_every=0)
+    for data, message in {
+        "three": ([(1, 2, 3)], "Block 0 of the data is 3 parts"),
+        "array": ([*good, np.zeros((10, B, I))], "Block 1 of the data is ndarray"),
+    }.values():
+        with pytest.raises(etpc.InputTypeError, match=message):
+            etpc.fit(learner, model, data, batch_size=B)
+    for data, message in {
+        "no targets": (dict(xs=good[0][0]), "Block 0 of the data has no 'targets'"),
+        "a name": (dict(xs=1, targets=2, masks=3), "has 'masks', which `Online.update` does not"),
+    }.values():
+        with pytest.raises(etpc.InputError, match=message):
+            etpc.fit(learner, model, [data], batch_size=B)
+
+
+def test_arguments_of_another_type():
+    _, learner = build()
+    import etpc._fit as module
+
+    for wrong, callbacks, message in (
+        (learner.program, [], "learner is a Program. Pass what `etpc.online` returns"),
+        (learner, [3], r"callbacks is \[3\]"),
+        (learner, len, "callbacks is <built-in function len>"),
+    ):
+        with pytest.raises(etpc.InputTypeError, match=message):
+            module._check(wrong, callbacks)  # beartype is before it in the tests

@@ -1,0 +1,281 @@
+"""Drawn structures at many points, and what this finds: each feature of the grammar has a fault that it shows."""
+
+import copy
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+import etpc
+from etpc.emit import _emit, _proofs
+from etpc.plan import _claims
+from etpc.trace import _expand
+from tests import evaluate, fast, grammar, oracle, sweep
+from tests.grammar import Leaf, Op, Program
+
+TOLERANCE = 1e-9
+RECURRENT = Program(
+    leaves=(
+        Leaf("stacked", 2, 2, before=(Op("rows", a=1), Op("threshold"))),
+        Leaf("ring", 2, 3, before=(Op("scan_gain", a=2), Op("w_x"), Op("sort"))),
+    ),
+    pack="nested",
+)
+PLAIN = Program((Leaf(n=3, rule="raw", before=(Op("w_x", a=1, n=3),)),), readout=False)
+WAYS = {"call": 0, "scan": 5, "inside a scan": 10, "batch": 15}  # numbers of structures
+RANK = 4  # the number of a structure whose second rule has a rank
+
+
+def agrees(program, number=1, **options):
+    result = sweep.check(program, number, **options)
+    assert not result.failures, f"{result.errors}\n{program}"
+    return result
+
+
+def compiled_wrongly(monkeypatch, change):
+    """Programs are compiled from `change(model, x, state)` in the place of `model(x, state)`."""
+
+    def compiled(model, algo):
+        x = grammar.data(model.program, 1, at=0)
+        return etpc.compile(model, algo, inputs=x, step=change, weights="all")
+
+    monkeypatch.setattr(fast, "compiled", compiled)
+
+
+def is_found(program, number=1, words=("exact",), **options):
+    failures = sweep.check(program, number, **options).failures
+    assert failures
+    assert {name.split()[-1] for name in failures} & set(words), failures
+
+
+# What is drawn
+
+
+@given(grammar.programs(), st.integers(0, 400))
+@settings(max_examples=6)
+def test_drawn_structures(program, number):
+    agrees(program, number)
+
+
+@given(grammar.programs(narrow=True, marks=True, complex=True), st.integers(0, 400))
+@settings(max_examples=6)
+def test_drawn_structures_with_narrow_types_and_marks(program, number):
+    agrees(program, number)
+
+
+@pytest.mark.slow
+@given(grammar.programs(narrow=True, marks=True, complex=True), st.integers(0, 4000))
+@settings(max_examples=500)
+def test_many_drawn_structures(program, number):
+    agrees(program, number, second=True)
+
+
+@pytest.mark.slow
+@given(grammar.programs(narrow=True))
+@settings(max_examples=50)
+def test_many_narrow_structures(program):
+    assert not sweep.check_narrow(program).failures
+
+
+@pytest.mark.parametrize("number", WAYS.values(), ids=WAYS)
+def test_every_way_into_a_recurrent_program(number):
+    assert agrees(RECURRENT, number).points >= 8
+
+
+@pytest.mark.parametrize("number", range(0, 20, 4))
+def test_every_second_rule_of_a_recurrent_program(number):
+    assert len({name.split()[0] for name in agrees(RECURRENT, number).errors}) >= 2
+
+
+# The tools
+
+
+@pytest.mark.parametrize("program", [RECURRENT, PLAIN], ids=["recurrent", "plain"])
+def test_references_of_single_steps_are_those_of_the_oracle(program):
+    structure = sweep.Structure(program)
+    assert structure.find_reach(32) == fast.Case(program).structure.to_state
+    point = structure.points(2)
+    found = sweep.References.at(structure, point, structure.reference.cut(structure.to_state))
+    for k in range(2):
+        model = structure.of_model.join([a[k] for a in point.parameters])
+        xs, targets = evaluate.at((point.xs, point.targets), k)
+        state = jax.tree.map(lambda a, k=k: a[min(k, len(a) - 1)], point.state)
+        given = model, xs, targets, grammar.loss, state
+        with oracle.in_numpy():
+            pieces = oracle.all_pieces(*given, structure.to_state)
+            cut = oracle.pull_back(
+                model, structure.x, state, oracle.combine(pieces, algo="d_rtrl", form="L")
+            )
+            wanted = {"bptt": oracle.bptt(*given), "d_rtrl": cut}
+        for name, tree in wanted.items():
+            grads = [a[k] for a in getattr(found, name).parameters]
+            assert largest_difference(grads, jax.tree.leaves(tree)) < 1e-12
+    apart = largest_difference(found.bptt.parameters, found.d_rtrl.parameters)
+    assert (apart > 1e-4) == (program is RECURRENT)
+
+
+def largest_difference(found, wanted):
+    return max(np.max(np.abs(a - b)) for a, b in zip(found, wanted, strict=True))
+
+
+def test_points_are_evaluated_together_as_alone():
+    def function(x, i):
+        y = lax.cond(x[0] > 0, lambda x: jnp.sqrt(x[0]) * x, lambda x: -x, x)
+        y = lax.dynamic_update_slice(y, y[:1] * 3.0, (i,)) + x[i] + lax.top_k(x, 2)[0].sum()
+        y = y * lax.while_loop(lambda n: n < i + 2, lambda n: 2 * n + 1, i)
+        y = lax.scan(lambda h, x: (h + jnp.sort(h * x), h), y, jnp.stack([x, y, x]))[0]
+        return y.at[jnp.array([0, 2])].add(x[1]) + jnp.arange(3.0) + (x > i)
+
+    xs = np.random.default_rng(0).normal(size=(6, 3))
+    numbers = np.array([0, 1, 2, 2, 1, 0])
+    together = evaluate.at_points(jax.value_and_grad(lambda x, i: jnp.sum(jnp.sin(function(x, i)))))
+    values, grads = together(xs, numbers)
+    one = jax.value_and_grad(lambda x, i: jnp.sum(jnp.sin(function(x, i))))
+    for k, (x, i) in enumerate(zip(xs, numbers, strict=True)):
+        value, grad = one(jnp.asarray(x), jnp.asarray(i))
+        assert abs(values[k] - value) < 1e-12
+        assert np.max(np.abs(grads[k] - grad)) < 1e-12
+
+
+def test_wide_evaluation_rounds_nothing():
+    function = lambda x: (x.astype(jnp.bfloat16) * 3).astype(jnp.float64) + x.astype(jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=5))
+    assert np.array_equal(evaluate.run(function)(x), function(x))
+    with evaluate.wide():
+        found = evaluate.run(function)(x)
+    assert np.max(np.abs(found - 4 * x)) < 1e-12
+    assert np.max(np.abs(function(x) - 4 * x)) > 1e-4
+
+
+# Faults that are to be found
+
+
+@pytest.mark.parametrize("number", [0, 5, 10], ids=["call", "scan", "inside a scan"])
+def test_a_wrong_gradient_by_inputs_is_found(number, monkeypatch):
+    agrees(PLAIN, number)
+    stopped = lambda model, x, state: model(jax.tree.map(lax.stop_gradient, x), state)
+    compiled_wrongly(monkeypatch, stopped)
+    is_found(PLAIN, number, ["inputs"])
+
+
+def test_a_claim_that_holds_where_it_was_compiled_alone_is_found(monkeypatch):
+    def change(model, x, state):
+        """Passes on no gradient to parameters of another sign than they had."""
+        same = lambda p, q: jnp.where(p * q >= 0, p, lax.stop_gradient(p))
+        return jax.tree.map(same, model, made[0])(x, state)
+
+    made = [grammar.DrawnModel(PLAIN, fast.treatment())]
+    compiled_wrongly(monkeypatch, change)
+    agrees(PLAIN, count=1)
+    is_found(PLAIN, count=5)
+
+
+GUARDS = ("guarded_sqrt", "guarded_loop", "guarded_gain", "guarded_twice")
+
+
+@pytest.mark.parametrize("kind", GUARDS)
+def test_a_branch_that_is_computed_where_it_is_not_taken_is_found(kind, monkeypatch):
+    """A weight inside of it, or one before it, opens the branch."""
+    program = Program((Leaf(n=3, before=(Op("w_x", a=1, n=3), Op(kind), Op("guarded_gain"))),))
+    agrees(program)
+    monkeypatch.setattr(_expand, "_or_zero", lambda taken, value: value)
+    monkeypatch.setattr(_expand, "merge_products", lambda branch, held: branch)
+    is_found(program, words=["exact", "reference"])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_trace_that_is_missing_without_a_word_is_found(seed, monkeypatch):
+    """Of a parameter with two uses, one of them marked."""
+    ops = Op("w_x", a=1, n=3), Op("w_x", a=2, n=3, shared=True), Op("add", b=1)
+    program = Program((Leaf("vector", 3, rule="raw", before=ops),), n_in=3, weights="marked")
+    uses = {"0.0:w_x", "0.1:w_x"}
+    marks = [
+        m for m in range(1, 60) if len(dataclasses.replace(program, marks=m).marked & uses) == 1
+    ]
+    program = dataclasses.replace(program, marks=marks[seed])
+    agrees(program)
+    reasons = _claims.reasons_of
+    silent = lambda plan, p: [] if p.form is None else reasons(plan, p)
+    monkeypatch.setattr(_claims, "reasons_of", silent)
+    is_found(program)
+
+
+DECAYS = ("decay_minimum", "decay_where", "decay_exp", "decay_steps")
+
+
+@pytest.mark.parametrize("rule", DECAYS)
+def test_a_rank_that_is_proved_too_low_is_found(rule, monkeypatch):
+    program = Program((Leaf(n=3, rule=rule, before=(Op("w_x", a=1, n=3),)),), n_in=3)
+    agrees(program, RANK)
+    monkeypatch.setattr(_proofs, "_bound", lambda *given: _proofs.Bound(1, 1))
+    is_found(program, RANK)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "wired"])
+def test_other_connections_are_found(kind, monkeypatch):
+    program = Program((Leaf(n=3, before=(Op("w_x", a=1, n=3), Op(kind, n=3, b=1))),), n_in=3)
+    agrees(program)
+    assert sweep.check_rewired(program) < TOLERANCE
+    whole = lambda a: jnp.issubdtype(a.dtype, jnp.integer)
+
+    def change(model, x, state):
+        other = jax.tree.map(lambda a: jnp.roll(a, 1, axis=0) if whole(a) else a, model)
+        return other(x, state)
+
+    compiled_wrongly(monkeypatch, change)
+    is_found(program, words=["exact", "loss"])
+
+
+def test_indices_that_wrap_are_found(monkeypatch):
+    program = Program((Leaf(n=3, before=(Op("embedding_of_bytes", n=3),)),))
+    agrees(program)
+    compiled_wrongly(monkeypatch, lambda model, x, state: model(x | {"i": x["i"] & 1}, state))
+    is_found(program, words=["exact", "loss"])
+
+
+def test_connections_that_change_without_a_word_are_found(monkeypatch):
+    program = Program((Leaf(n=3, before=(Op("w_x", a=1, n=3), Op("wired"))),), n_in=3)
+    unseen = lambda self, i, given, problems: self._step.fixed[self._step.parameters[i]]
+    monkeypatch.setattr(etpc.Program, "_connections", unseen)
+    assert sweep.check_rewired(program) > 1e-3
+
+
+@pytest.mark.parametrize("fields", [["low"], ["store"], ["cast"], ["low", "cast"]])
+def test_influence_that_a_narrow_type_loses_is_found(fields, monkeypatch):
+    ops = (Op("w_x", a=1, n=3, **dict.fromkeys(fields, "bfloat16")),)
+    program = Program((Leaf(n=3, before=ops, low="float16"),), n_in=3)
+    agrees(program)
+    half = lambda a: 0.5 * a + 0.5 * lax.stop_gradient(a)
+    compiled_wrongly(monkeypatch, lambda model, x, state: model(x, jax.tree.map(half, state)))
+    is_found(program)
+
+
+def test_an_output_that_is_computed_of_a_rounded_state_is_found(monkeypatch):
+    """The broken program is that of a model which rounds what it reads."""
+    read = Op("sin_gain", low=""), Op("sin")
+    program = Program((Leaf(n=3, rule="raw", low="bfloat16"),), after=read, n_in=3)
+    assert not sweep.check_narrow(program).failures
+    rounded = dataclasses.replace(
+        program, after=(dataclasses.replace(read[0], low="bfloat16"), read[1])
+    )
+
+    def change(model, x, state):
+        other = copy.copy(model)
+        object.__setattr__(other, "program", rounded)
+        return other(x, state)
+
+    compiled_wrongly(monkeypatch, change)
+    assert "narrow loss" in sweep.check_narrow(program).failures
+
+
+def test_a_sum_in_a_narrow_type_is_found(monkeypatch):
+    bias = Op("bias", low="bfloat16", cast="bfloat16")
+    program = Program(after=(bias,), readout=False)
+    assert not sweep.check_narrow(program).failures
+    monkeypatch.setattr(_emit, "sum_dtype", lambda weight: weight.dtype)
+    assert "long sum" in sweep.check_narrow(program).failures

@@ -1,0 +1,140 @@
+"""A form of trace that a user writes, in one class that touches nothing of the compiler.
+
+Online training through time (OTTT; Xiao et al., "Online training through time for spiking neural networks", NeurIPS
+2022, equations 9 and 10): the trace is the low-passed input alone, and the learning signal that of the step.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import etpc
+from etpc.algorithms import Algorithm
+from etpc.traces import Full, Trace, zeros
+
+T, B, I, N = 7, 3, 4, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Presynaptic(Trace):
+    decay: float
+    exact = False
+    left_out = "the trace is the low-passed input alone"
+    verdict = "presynaptic"
+
+    def init(self, site, batch):
+        return zeros(batch, [(*site.group, site.kind.inputs)], site.dtype)
+
+    def follow(self, site, factors, carry):
+        def step(a, x):
+            return self.decay * a + x.reshape(a.shape), None
+
+        (a,) = carry
+        return (lax.scan(step, a, factors.x.astype(a.dtype))[0],), factors.immediate
+
+    def credit(self, site, signals, immediate):
+        now = jnp.sum(signals.new() * immediate, -2)
+
+        def back(after, here):
+            here = here + self.decay * after
+            return here, here
+
+        start, here = lax.scan(back, jnp.zeros_like(now[0]), now, reverse=True)
+        return here, self.decay * start
+
+    def rows(self, site, start, carry):
+        return [(carry[0][None], start[None])]
+
+    def advance(self, site, sharing, products, carry, moved, start):
+        return moved, None
+
+
+@dataclasses.dataclass(frozen=True)
+class OTTT(Algorithm):
+    decay: float = 0.8
+
+    def trace_form(self, kind):
+        return Full() if kind.data is None else Presynaptic(self.decay)
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+W, BIAS = 0.5 * normal(N, I + N), 0.1 * normal(N, seed=1)
+XS, TARGETS = normal(T, B, I, seed=2), normal(T, B, N, seed=3)
+
+
+def step(m, x, v):
+    v = 0.8 * v + m["w"] @ jnp.concatenate([x, jnp.tanh(v)]) + m["b"]
+    return jnp.sin(v), v
+
+
+def loss(y, target):
+    return jnp.sum((y - target) ** 2)
+
+
+def by_hand(decay):
+    """The sum of L_t F_t and the low-passed input, in loops."""
+    grad = np.zeros((N, I + N))
+    for b in range(B):
+        v, trace = np.zeros(N), np.zeros(I + N)
+        for x, target in zip(np.asarray(XS[:, b]), np.asarray(TARGETS[:, b]), strict=True):
+            read = np.concatenate([x, np.tanh(v)])
+            trace = decay * trace + read
+            v = 0.8 * v + np.asarray(W) @ read + np.asarray(BIAS)
+            grad += np.outer(2 * (np.sin(v) - target) * np.cos(v), trace) / B
+    return grad
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+@pytest.mark.parametrize("decay", [0.5, 0.8])
+def test_a_form_of_a_user(decay, window):
+    model = {"w": W, "b": BIAS}
+    program = etpc.compile(
+        model, OTTT(decay, window=window), inputs=XS[0, 0], state=jnp.zeros(N), step=step
+    )
+    run, carry, total = program.value_and_grad(loss, "sum"), program.init(B), 0.0
+    for part in (slice(0, 4), slice(4, T)):
+        (_, carry), grads = run(model, XS[part], TARGETS[part], carry)
+        total = total + np.asarray(grads["w"])
+    np.testing.assert_allclose(total, by_hand(decay), rtol=0, atol=1e-12)
+    assert np.abs(total).max() > 0.1
+    claim = program.claims["['w']"]
+    assert claim.claim == "approximate"
+    assert [reason.kind for reason in claim.reasons] == ["form", "escape"]
+    assert "presynaptic" in str(program)
+    assert program.memory(B).traces[0] == ("['w']", B * (I + N) * 8)
+    fresh = program.reset(carry, jnp.asarray([True, False, False]))
+    assert not np.any(fresh.traces[0][0][0])
+    assert np.any(fresh.traces[0][0][1])
+
+
+def test_a_form_that_is_exact_by_chance_is_not_called_so():
+    """Where the decay is that of the neurons and nothing recurs, this trace is that of D-RTRL."""
+
+    def feedforward(m, x, v):
+        v = 0.8 * v + m @ x
+        return jnp.sin(v), v
+
+    model = W[:, :I]
+    grads = []
+    for algo in (OTTT(0.8, window=2), etpc.D_RTRL(window=2)):
+        program = etpc.compile(model, algo, inputs=XS[0, 0], state=jnp.zeros(N), step=feedforward)
+        grads.append(program.value_and_grad(loss)(model, XS, TARGETS, program.init(B))[1])
+        assert program.exact == isinstance(algo, etpc.D_RTRL)
+    np.testing.assert_allclose(*grads, rtol=0, atol=1e-12)
+
+
+def test_pictures_and_checkpoints_need_nothing_of_a_form(tmp_path):
+    model = {"w": W, "b": BIAS}
+    program = etpc.compile(model, OTTT(0.5), inputs=XS[0, 0], state=jnp.zeros(N), step=step)
+    assert "presynaptic" in str(program.draw())
+    carry = program.init(B)
+    etpc.save(tmp_path / "carry.etpc", carry)
+    again = etpc.load(tmp_path / "carry.etpc", like=program.init(B))
+    assert jax.tree.structure(again) == jax.tree.structure(carry)
