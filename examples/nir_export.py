@@ -42,7 +42,7 @@ def recurrent_network(rng: np.random.Generator) -> Any:
     ones = np.ones(NEURONS)
     draw = lambda out, into, scale: scale * rng.normal(size=(out, into)) / np.sqrt(into)
     nodes = {
-        "input": nir.Input(np.array([INPUTS])),
+        "input": nir.Input({"input": np.array([INPUTS])}),
         "in": nir.Affine(draw(NEURONS, INPUTS, 8.0), 0.3 * ones),
         "lif": nir.CubaLIF(
             tau_syn=5e-3 * ones,
@@ -54,7 +54,7 @@ def recurrent_network(rng: np.random.Generator) -> Any:
         "rec": nir.Linear(draw(NEURONS, NEURONS, 1.0)),
         "out": nir.Linear(draw(2, NEURONS, 1.0)),
         "readout": nir.LI(tau=np.full(2, 1e-2), r=np.full(2, 5.0), v_leak=np.zeros(2)),
-        "output": nir.Output(np.array([2])),
+        "output": nir.Output({"output": np.array([2])}),
     }
     edges = [("input", "in"), ("in", "lif"), ("lif", "rec"), ("rec", "lif")]
     return nir.NIRGraph(nodes, [*edges, ("lif", "out"), ("out", "readout"), ("readout", "output")])
