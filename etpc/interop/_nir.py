@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -211,6 +211,12 @@ class NIRModel(eqx.Module):
         """
         layout: Layout = self._layout.value
         params, before = _by_node(self.params), _by_node(state)
+        if len(layout.inputs) > 1 and not isinstance(x, Mapping):
+            names = ", ".join(path[0] for path in layout.inputs)
+            raise InputError(
+                f"The graph has several inputs, {names}, and x is a {type(x).__name__}. Pass a dict "
+                "with an array for each of them."
+            )
         values: dict[Path, Array] = {}
         last: dict[Path, Array] = {}
         after: dict[Path, Values] = {}

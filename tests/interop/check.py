@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import etpc
-from etpc._verify import _claim
 from tests.interop.catalogue import Case, lines
 from tests.zoo.check import bptt, by_path, call, compiled, online
 
@@ -46,7 +45,8 @@ def outcome(case: Case) -> tuple[str, ...]:
     for path in sizes.keys() - dead:
         wrong = np.max(np.abs(rtrl_grads[path] - reference[path]), initial=0) / sizes[path]
         assert wrong < case.tolerance, f"{path}: RTRL differs from BPTT by {wrong:.1e}"
-    found = {path: _claim(d_rtrl, path) for path in sizes}
+    found = {path: claim.claim for path, claim in d_rtrl.claims.items()}
+    assert found.keys() == sizes.keys()
     assert {p for p, claim in found.items() if claim == "unused"} <= set(case.dead)
     exact = [path for path, claim in found.items() if claim == "exact"]
     for path in set(exact) - dead:

@@ -398,8 +398,26 @@ def fan_in_of_two_shapes():
         {"w": nir.Linear(np.ones((N + 1, N))), "li": neuron("LI")},
         [("input", "li"), ("li", "output")],
     )
+    # Some versions of nir give a node without edges an input and an output of its own.
+    for name in ("input_w", "output_w"):
+        graph.nodes.pop(name, None)
+    graph.edges = [edge for edge in graph.edges if set(edge) <= set(graph.nodes)]
     graph.edges += [("input", "w"), ("w", "li")]
     return graph
+
+
+def test_several_inputs_are_a_dict():
+    nodes = {name: neuron("LI") for name in ("a", "b")}
+    nodes |= {f"in_{n}": nir.Input(np.array([N])) for n in nodes}
+    graph = nir.NIRGraph(
+        nodes | {"out": nir.Output(np.array([N]))},
+        [("in_a", "a"), ("in_b", "b"), ("a", "out"), ("b", "out")],
+    )
+    model = interop.from_nir(graph, dt=DT)
+    y, _ = model({"in_a": jnp.ones(N), "in_b": jnp.ones(N)}, model.init_state())
+    assert y.shape == (N,)
+    with pytest.raises(etpc.InputError, match=r"in_a, in_b.*dict"):
+        model(jnp.ones(N), model.init_state())
 
 
 def novel():
