@@ -49,7 +49,7 @@ def adapted(problem: Problem, algorithm: etpc.algorithms.Algorithm) -> Callable[
         brainstate.nn.init_all_states(module)
         model = etpc.interop.from_brainstate(module, problem.xs[0, 0])
     program = etpc.compile(model, algorithm, inputs=problem.xs[0, 0])
-    gradient = program.value_and_grad(network.loss)
+    gradient = program.value_and_grad(network.loss, "sum")
 
     @jax.jit
     def run(model: Any, xs: Any, targets: Any) -> Gradients:

@@ -335,7 +335,7 @@ def test_aux_of_a_stream(every, case):
         learner = etpc.online(program_of(), loss_fn, optax.sgd(0.1), every, has_aux=has_aux, **more)
         start = learner.init(PLAIN, B)
         found.append(learner.update(PLAIN, *start, xs, targets, **weights))
-    same(found[0], found[1][:4])
+    close(found[0], found[1][:4])  # two programs, which XLA may round differently
     aux = found[1][4]
     assert (aux["y"].shape, aux["one"].shape) == ((T, B, 1), (T, B))
     # The outputs of the steps before the first update are those of the first weights.

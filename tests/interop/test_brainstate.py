@@ -80,7 +80,7 @@ def test_the_tutorial_network_has_the_gradients_of_braintrace(tutorial, algorith
     ours = etpc.ES_D_RTRL(0.9) if options else etpc.D_RTRL()
     program = etpc.compile(model, ours, inputs=xs[0, 0], weights="all")
     loss = optax.softmax_cross_entropy_with_integer_labels
-    _, grads = program.value_and_grad(loss)(model, xs, labels, program.init(B))
+    _, grads = program.value_and_grad(loss, "sum")(model, xs, labels, program.init(B))
     for path in (("linear", "weight"), ("readout", "W")):
         one, other = (u.get_mantissa(g) for g in (dict(grads.params.items())[path], wanted[path]))
         if path[0] == "linear":
