@@ -129,7 +129,7 @@ def pattern(f, at, known):
         out = f(state["h"], jnp.asarray(at) if known else x)
         return out, {"h": model * jnp.ones(SHAPE), "out": out}
 
-    out = jax.eval_shape(f, jax.ShapeDtypeStruct(SHAPE, float), at)
+    out = jax.eval_shape(f, jnp.zeros(SHAPE), at)
     state = {"h": jnp.zeros(SHAPE), "out": jnp.zeros(out.shape)}
     analysis = analyse(trace(jnp.ones(()), at, state, step))
     size = analysis.hidden.offsets[1]
