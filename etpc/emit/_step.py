@@ -109,22 +109,30 @@ def _zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
         return None
     floats = [i for i, v in enumerate(eqn.inputs) if v.is_float]
 
-    def bind(*moving):
-        given = list(values)
-        for i, value in zip(floats, moving, strict=True):
-            given[i] = value
+    def bind(*given):  # all operands are arguments: a rule that closes over tracers would keep them
         return eqn.bind(*given)[0]
+
+    def forward(*given):
+        def of_floats(*moving):
+            full = list(given)
+            for i, value in zip(floats, moving, strict=True):
+                full[i] = value
+            return bind(*full)
+
+        return jax.vjp(of_floats, *(given[i] for i in floats))
 
     def back(pull, bar):
         nothing = bar == 0
-        return tuple(  # of an operand that is a scalar, where nothing comes in at all
-            jnp.where(nothing if g.shape == bar.shape else nothing.all(), jnp.zeros_like(g), g)
-            for g in pull(bar)
-        )
+        bars: list[Any] = [None] * len(eqn.inputs)
+        for i, g in zip(floats, pull(bar), strict=True):
+            # of an operand that is a scalar, where nothing comes in at all
+            where = nothing if g.shape == bar.shape else nothing.all()
+            bars[i] = jnp.where(where, jnp.zeros_like(g), g)
+        return tuple(bars)
 
     guarded = jax.custom_vjp(bind)
-    guarded.defvjp(lambda *moving: jax.vjp(bind, *moving), back)
-    return [guarded(*(values[i] for i in floats))]
+    guarded.defvjp(forward, back)
+    return [guarded(*values)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
