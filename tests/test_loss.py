@@ -28,7 +28,6 @@ from tests.test_online import (
     loss,
     masked_bptt,
     program_of,
-    same,
 )
 
 D = RULES["D"]
