@@ -196,11 +196,10 @@ class NIRModel(eqx.Module):
     settings: Settings = eqx.field(static=True)
     _layout: Held = eqx.field(static=True, repr=False)
     _graph: Held = eqx.field(static=True, repr=False)
-    _start: Held = eqx.field(static=True, repr=False)
 
     def init_state(self) -> Named:
-        """The state before the first step: neurons at rest, and nothing in the delays."""
-        return self._start.value
+        """The state before the first step: neurons at rest, as the parameters are, and empty delays."""
+        return _initial(self, self._layout.value)
 
     def __call__(self, x: Any, state: Named) -> tuple[Any, Named]:
         """One step of `dt`.
@@ -211,11 +210,12 @@ class NIRModel(eqx.Module):
         """
         layout: Layout = self._layout.value
         params, before = _by_node(self.params), _by_node(state)
-        if len(layout.inputs) > 1 and not isinstance(x, Mapping):
-            names = ", ".join(path[0] for path in layout.inputs)
+        names = [path[0] for path in layout.inputs]
+        if len(names) > 1 and not (isinstance(x, Mapping) and set(x) == set(names)):
+            given = f"a dict of {', '.join(map(str, x))}" if isinstance(x, Mapping) else "no dict"
             raise InputError(
-                f"The graph has several inputs, {names}, and x is a {type(x).__name__}. Pass a dict "
-                "with an array for each of them."
+                f"The graph has several inputs, {', '.join(names)}, and x is {given}. Pass a dict with "
+                "an array for each of them."
             )
         values: dict[Path, Array] = {}
         last: dict[Path, Array] = {}
@@ -367,8 +367,9 @@ def from_nir(
         for name, value in _arrays(node).items()
     }
     tree = Named.of(params)
-    start = _initial(NIRModel(tree, settings, Held(layout), Held(graph), Held(None)), layout)
-    return NIRModel(tree, settings, Held(layout), Held(graph), Held(start))
+    model = NIRModel(tree, settings, Held(layout), Held(graph))
+    model.init_state()  # finds shapes that do not fit
+    return model
 
 
 def _initial(model: NIRModel, layout: Layout) -> Named:
