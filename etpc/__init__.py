@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ._compare import TBPTT, Comparison, Result, compare
     from ._fit import Run, fit
     from ._verify import Report, Row, bptt, verify
-    from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, SnAp
+    from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, CreditRTRL, SnAp
     from .checkpoint import load, save
     from .plan import Claim, Reason
     from .run import (
@@ -54,7 +54,7 @@ else:
         "_compare": "TBPTT Comparison Result compare",
         "_fit": "Run fit",
         "_verify": "Report Row bptt verify",
-        "algorithms": "D_RTRL ES_D_RTRL RTRL Auto SnAp",
+        "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL Auto SnAp",
         "checkpoint": "load save",
         "plan": "Claim Reason",
         "run": "Carry Certificate Memory Online Program RewardCarry compile online",
@@ -80,6 +80,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "D_RTRL",
+    "CreditRTRL",
     "ES_D_RTRL",
     "RTRL",
     "TBPTT",

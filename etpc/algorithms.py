@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ._errors import AlgorithmError, InputTypeError, checked_count, whole_number
 from .ops import Kind
-from .traces import Decay, Full, LowRank, Trace
+from .traces import CreditSubspace, Decay, Directions, Full, LowRank, Trace
 
 InWindow = Literal["truncated", "exact"]
 
@@ -61,6 +61,10 @@ class Algorithm:
     def trace_form(self, kind: Kind) -> TraceForm:
         """The form of the trace of a kind of weight operation."""
         return Full()
+
+    def directions(self, size: int) -> Directions | None:
+        """Along which the influence is followed that the cut drops, of a program with `size` states."""
+        return None
 
     def __str__(self) -> str:
         fields = sorted(dataclasses.fields(self), key=lambda f: f.kw_only is True)
@@ -152,6 +156,42 @@ class ES_D_RTRL(Algorithm):
             return Decay(value)
         rank = PROBED if isinstance(value, str) else value
         return LowRank(rank, certificate=self.certificate)
+
+
+@dataclasses.dataclass(frozen=True)
+class CreditRTRL(Algorithm):
+    """D-RTRL with exact windows, and what it cuts along the directions in which credit arrives.
+
+    Credit, the derivative of later losses by a hidden state, lies in few directions of state space.
+    Beside the trace of D-RTRL, a weight from which influence escapes carries that influence's
+    projection on `q` of them. It passes from unit to unit and from layer to layer. The directions
+    follow the credit as windows of `value_and_grad` or `etpc.online` bring it; calls of the program
+    and `scan` leave them as they are. Where nothing escapes it is D-RTRL; with as many directions as
+    there are states, RTRL.
+
+    - `q`: the number of directions.
+    - `rank`: R, of the traces from which influence escapes: R pairs of factors, O(R (I + (m + q) O))
+        numbers for a weight matrix. `None` for whole traces, O((m + q) I O).
+    - `rate`, `ahead`, `clip`: as of [`CreditSubspace`][etpc.traces.CreditSubspace].
+
+    **Source:** none that we know for the rule. Near are certified low-rank RTRL (Yi and Wang,
+    preprint, SSRN 7070381), which takes its directions from the influence matrix of a dense network,
+    and Benzing et al., arXiv 1902.03993.
+    """
+
+    q: int = 4
+    rank: int | None = 4
+    rate: float = dataclasses.field(default=0.05, kw_only=True, repr=False)
+    ahead: float = dataclasses.field(default=0.9, kw_only=True, repr=False)
+    clip: bool = dataclasses.field(default=True, kw_only=True, repr=False)
+    in_window: InWindow = dataclasses.field(default="exact", kw_only=True)
+    name: ClassVar[str] = "credit"
+
+    def directions(self, size: int) -> Directions | None:
+        return CreditSubspace(self.q, self.rate, self.ahead, self.clip).settle(size)
+
+    def trace_form(self, kind: Kind) -> TraceForm:
+        return Full() if kind.data is None or self.rank is None else LowRank(self.rank)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +300,7 @@ def resolve(algo: Algorithm | str) -> Algorithm:
     raise InputTypeError(f"algo must be an algorithm or its name, not {algo!r}.{hint}")
 
 
-for _algorithm in (D_RTRL, ES_D_RTRL, RTRL, SnAp, Auto):
+for _algorithm in (D_RTRL, ES_D_RTRL, CreditRTRL, RTRL, SnAp, Auto):
     register_algorithm(_algorithm)
 
 __all__ = [
@@ -269,6 +309,7 @@ __all__ = [
     "RTRL",
     "Algorithm",
     "Auto",
+    "CreditRTRL",
     "Decay",
     "Full",
     "LowRank",

@@ -1,16 +1,18 @@
 """The plan of a trace program: what is carried for each weight operation, and how."""
 
 import dataclasses
+from functools import cached_property
 from typing import Any
 
 import networkx as nx
 
 from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
 from ..algorithms import Algorithm
-from ..analyse import Analysis, WeightOp
-from ..traces import Site, Trace, bytes_of
+from ..analyse import Analysis, Reach, WeightOp
+from ..traces import Directions, Full, Site, Trace, bytes_of
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
 from ._choose import Choice
+from ._pairs import with_virtual
 from ._size import trace_dtype, vector_dtype
 
 AUTO_WINDOW = 16
@@ -45,12 +47,21 @@ class OpPlan:
     `None` where it has its own."""
     dtype: Any
     """Of the trace: at least float32, and complex where the operation is."""
+    directions: Directions | None = None
+    """Along which what escapes from the trace is followed; `None` where nothing is."""
 
     @property
+    def virtual(self) -> int:
+        """How many virtual states the trace has besides the block."""
+        return 0 if self.directions is None else self.directions.count
+
+    @cached_property
     def site(self) -> Site:
         """What the trace knows of the operation."""
         pairs = None if self.layout is None else self.layout.pairs
-        return Site(self.op.kind, self.block, self.dtype, self.closed, pairs)
+        if pairs is not None and self.virtual:
+            pairs = with_virtual(pairs, self.virtual)
+        return Site(self.op.kind, self.block + self.virtual, self.dtype, self.closed, pairs)
 
     @property
     def trace(self) -> Trace:
@@ -106,6 +117,9 @@ class Plan:
     window: int
     dtype: Any
     """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
+    directions: Directions | None = None
+    """Along which influence is followed that escapes from the traces; `None` where none escapes, or
+    the algorithm follows none."""
 
     @property
     def traced(self) -> tuple[OpPlan, ...]:
@@ -195,6 +209,7 @@ def plan(
         colours,
         window,
         vector_dtype(analysis),
+        next((p.directions for p in ops if p.directions is not None), None),
     )
 
 
@@ -207,7 +222,7 @@ def _share(ops: list[OpPlan], analysis: Analysis) -> list[OpPlan]:
         if entries is not None:
             block = analysis.reach[p.op.number].block
             where = (block.indptr.tobytes(), block.indices.tobytes())
-            same = (p.op.weight, entries, where, p.closed, p.dtype)
+            same = (p.op.weight, entries, where, p.closed, p.dtype, p.virtual)
             owner = owners.setdefault(same, p.op.number)
             p = p if owner == p.op.number else dataclasses.replace(p, shares=owner)
         shared.append(p)
@@ -230,6 +245,9 @@ def _describe(
     reach = analysis.reach[op.number]
     form: Trace | None = None
     reason = why = ""
+    directions = algorithm.directions(analysis.hidden.size)
+    if reach.block.nnz and not reach.escapes:
+        directions = None
     if reach.role != "state":
         reason = {
             "output": "it reaches no hidden state; the gradient of each step is exact",
@@ -237,7 +255,7 @@ def _describe(
         }[reach.role]
     elif op.number not in chosen:
         reason = unchosen
-    elif not reach.block.nnz:
+    elif not reach.block.nnz and directions is None:
         reason = (
             "its output enters hidden states through other weights alone; it gets the "
             "gradient of the current step"
@@ -245,11 +263,15 @@ def _describe(
     elif choice is not None:
         form, why = choice.forms[op.number], choice.reasons[op.number]
     else:
-        form = algorithm.trace_form(op.kind)
+        followed = directions is not None or algorithm.directions(analysis.hidden.size) is None
+        form = algorithm.trace_form(op.kind) if followed else Full()
     dtype = trace_dtype(analysis, op)
+    if form is None:
+        directions = None
+    virtual = 0 if directions is None else directions.count
     if form is not None:
-        form = form.settle(Site(op.kind, reach.size, dtype, reach.closed))
-    escapes = tuple(map(str, reach.escapes))
+        form = form.settle(Site(op.kind, reach.size + virtual, dtype, reach.closed))
+    escapes = left_out(reach, directions)
     if form is not None and not form.exact:
         escapes = (form.left_out, *escapes)
     traceless = reach.role == "state" and form is None
@@ -267,7 +289,19 @@ def _describe(
         choice=why,
         shares=None,
         dtype=dtype,
+        directions=directions,
     )
+
+
+def left_out(reach: Reach, directions: Directions | None) -> tuple[str, ...]:
+    """Influence that leaves a trace, in words."""
+    if directions is None:
+        return tuple(map(str, reach.escapes))
+    if directions.exact:
+        return ()
+    if not reach.block.nnz:
+        return (f"its influence on hidden states is {directions.left_out}",)
+    return tuple(f"{escape}, {directions.left_out}" for escape in reach.escapes)
 
 
 DEFAULT_MEMORY = 1 << 34

@@ -23,6 +23,7 @@ from ..analyse import Analysis, analyse
 from ..emit import Window
 from ..plan import Claim, Group, OpPlan, Plan, claims
 from ..trace import Leaves, path_text, repeat
+from ..traces import Traces
 from ._describe import describe
 from ._explain import explain
 from ._graph import dependency_graph
@@ -45,6 +46,8 @@ class Carry(eqx.Module):
     - `traces`: the arrays of each trace, in the order of `program.ops`; uses of one weight that reach
         the same states share one.
     - `fresh`: whether the stream begins with the next step; a boolean for each example.
+    - `shared`, `each`: of the directions along which escaping influence is followed, what the batch
+        shares, which has no batch axis and outlives a reset, and what each example has; else empty.
     """
 
     state: Any
@@ -52,6 +55,8 @@ class Carry(eqx.Module):
     fresh: Array
     program: str = eqx.field(static=True)
     batched: bool = eqx.field(static=True)
+    shared: tuple[Array, ...] = ()
+    each: tuple[Array, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,7 +305,7 @@ class Program:
         traces = self._window.fresh_traces(1 if batch_size is None else batch_size)
         batched = batch_size is not None
         fresh = jnp.ones(batch_size if batched else (), bool)
-        return self._carry(state, traces if batched else _drop_batch(traces), fresh, batched)
+        return self._carry(state, traces if batched else _without_batch(traces), fresh, batched)
 
     @staticmethod
     def _batch_size(given: Any) -> int | None:
@@ -340,7 +345,7 @@ class Program:
         where = where if carry.batched else where[None]
         state, traces, fresh = self._restart(state, traces, fresh, where)
         if not carry.batched:
-            state, traces, fresh = [s[0] for s in state], _drop_batch(traces), fresh[0]
+            state, traces, fresh = [s[0] for s in state], _without_batch(traces), fresh[0]
         return self._carry(state, traces, fresh, carry.batched)
 
     def __call__(self, model: Any, x: Any, carry: Carry) -> tuple[Any, Carry]:
@@ -443,11 +448,13 @@ class Program:
             for value, old in zip(self._initial_state(), state, strict=True)
         ]
         zeroed = lambda a: instead(jnp.zeros((), a.dtype), a)
-        after = [
+        own = [
             p.trace.restart(p.site, trace, zeroed)
-            for p, trace in zip(self.plan.carried, traces, strict=True)
+            for p, trace in zip(self.plan.carried, traces.own, strict=True)
         ]
-        return state, after, fresh | where
+        begun = self._window.fresh_traces(fresh.shape[0]).each
+        each = tuple(map(instead, begun, traces.each))
+        return state, Traces(own, traces.shared, each), fresh | where
 
     def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask):
         xs = [finite_where_masked(x, mask) for x in xs]
@@ -501,7 +508,7 @@ class Program:
                 effective, others, xs, state, traces, fresh, loss_of
             )
             sums = jax.tree.map(jnp.add, sums, more)
-            after = list(state), list(traces), jnp.zeros_like(fresh), total + value, sums
+            after = list(state), traces, jnp.zeros_like(fresh), total + value, sums
             return after, aux
 
         window = self.window_for(steps) if reset is None else 1
@@ -546,27 +553,28 @@ class Program:
     def _enter(self, xs, carry: Carry):
         """Arrays with axes [T, B, ...] and [B, ...]."""
         state = self._step.state_leaves.split(carry.state)
-        traces, fresh = [tuple(t) for t in carry.traces], carry.fresh
+        own, each, fresh = [tuple(t) for t in carry.traces], carry.each, carry.fresh
         if not carry.batched:
             xs = [x[:, None] for x in xs]
             state = [s[None] for s in state]
-            traces, fresh = [tuple(a[None] for a in t) for t in traces], fresh[None]
-        return list(xs), state, traces, fresh
+            own, each, fresh = jax.tree.map(lambda a: a[None], (own, each, fresh))
+        return list(xs), state, Traces(own, carry.shared, each), fresh
 
     def _leave(self, state, traces, carry: Carry) -> Carry:
         if not carry.batched:
-            state, traces = [s[0] for s in state], _drop_batch(traces)
+            state, traces = [s[0] for s in state], _without_batch(traces)
         # False, in a way that XLA does not see through: a constant is not spread over devices as
         # the old array was, and the next call would be compiled for that.
         begun = jnp.minimum(carry.fresh.astype(jnp.int8), 0) > 0
         return self._carry(state, traces, begun, carry.batched)
 
-    def _carry(self, state, traces, fresh: Array, batched: bool) -> Carry:
+    def _carry(self, state, traces: Traces, fresh: Array, batched: bool) -> Carry:
         leaves = dataclasses.replace(
             self._step.state_leaves, static=(None,) * len(self._step.state_leaves.static)
         )
-        traces = tuple(tuple(t) for t in traces)
-        return Carry(leaves.join(state), traces, fresh, self._id, batched)
+        own = tuple(tuple(t) for t in traces.own)
+        shared, each = tuple(traces.shared), tuple(traces.each)
+        return Carry(leaves.join(state), own, fresh, self._id, batched, shared, each)
 
     def _model_tree(self, grads) -> Any:
         leaves = self._step.model_leaves
@@ -838,8 +846,9 @@ def _batch(state: list[Array]) -> int:
     return state[0].shape[0]
 
 
-def _drop_batch(traces):
-    return [tuple(a[0] for a in t) for t in traces]
+def _without_batch(traces: Traces) -> Traces:
+    own, each = jax.tree.map(lambda a: a[0], (traces.own, traces.each))
+    return Traces(own, traces.shared, each)
 
 
 def _text(aval: jax.ShapeDtypeStruct) -> str:

@@ -3,19 +3,24 @@
 from ._decay import Decay
 from ._full import Full
 from ._low_rank import LowRank
-from ._trace import Carry, Factors, Products, Rows, Signals, Site, Trace, bytes_of, zeros
+from ._credit import CreditSubspace
+from ._directions import Directions
+from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, Traces, bytes_of, zeros
 
 __all__ = [
     "Carry",
+    "CreditSubspace",
     "Decay",
+    "Directions",
     "Factors",
     "Full",
     "LowRank",
-    "Products",
+    "Passage",
     "Rows",
     "Signals",
     "Site",
     "Trace",
+    "Traces",
     "bytes_of",
     "zeros",
 ]

@@ -1,7 +1,7 @@
 """The trace as one pair of factors, each smoothed over time with a decay."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
-from ._trace import Carry, Factors, Products, Rows, Signals, Site, Trace, zeros
+from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
 from ._transitions import apply, times
 
 
@@ -107,13 +107,12 @@ class Decay(Trace):
     def advance(
         self,
         site: Site,
-        sharing: Sequence[Factors],
-        products: Callable[[], Products],
+        passage: Passage,
         carry: Carry,
-        moved: Carry,
+        followed: Carry,
         start: Array | None,
     ) -> tuple[Carry, None]:
-        return moved, None
+        return followed, None
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return {"input factor": carry[0], "state factor": carry[1]}

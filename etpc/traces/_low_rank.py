@@ -1,7 +1,7 @@
 """The trace as R pairs of factors: its leading modes, chosen anew after each window."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Inexact
 
 from ._full import Full
 from ._modes import leading
-from ._trace import Carry, Factors, Products, Rows, Site, Trace, size_of, zeros
+from ._trace import Carry, Passage, Rows, Site, Trace, size_of, zeros
 from ._transitions import apply, times
 
 
@@ -72,10 +72,9 @@ class LowRank(Trace):
     def advance(
         self,
         site: Site,
-        sharing: Sequence[Factors],
-        products: Callable[[], Products],
+        passage: Passage,
         carry: Carry,
-        moved: Carry,
+        followed: Carry,
         start: Array | None,
     ) -> tuple[Carry, None]:
         """Add the factor pairs of a window to those of the trace, and keep the leading modes.
@@ -86,16 +85,14 @@ class LowRank(Trace):
         span. Written out in products and sums: XLA loops eigendecompositions over a batch on
         accelerators, and on few CPU cores two of them at the same time may wait for each other for ever.
         """
-        (factors,) = sharing
         kind, m, pairs = site.kind, site.block, site.pairs
         g, i, o = kind.groups, kind.inputs, kind.outputs
-        after, whole = products()
+        whole, ((moved,), (x,)) = passage.whole(), (passage.moved(), passage.xs)
         a, b = carry[:2]
         batch = a.shape[0]
-        fed = jnp.moveaxis(apply(pairs, after, factors.immediate), 0, 1)  # [B, W, m, GO]
+        fed = jnp.moveaxis(moved, 0, 1)  # [B, W, m, GO]
         b = apply(pairs, whole[:, None], b.reshape(batch, -1, m, g * o))
-        assert factors.x is not None
-        x = jnp.moveaxis(factors.x, 0, 1).astype(a.dtype)
+        x = jnp.moveaxis(x, 0, 1).astype(a.dtype)
         a = jnp.concatenate([a.reshape(batch, -1, g, i), x], 1)  # [B, Q, G, I]
         b = jnp.concatenate([b, fed], 1).reshape(batch, -1, m, g, o)
         length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
