@@ -80,7 +80,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "D_RTRL",
-    "CreditRTRL",
     "ES_D_RTRL",
     "RTRL",
     "TBPTT",
@@ -91,6 +90,7 @@ __all__ = [
     "CheckpointError",
     "Claim",
     "Comparison",
+    "CreditRTRL",
     "EtpcError",
     "InputError",
     "InputTypeError",

@@ -75,8 +75,8 @@ class Moves:
     factors: dict[int, Factors]
     followed: list[Any]
     """Each trace as its form followed the window."""
-    along: Any
-    """What the window does along the directions: `Directed`, or `None`."""
+    along: "Directed | None"
+    """What the window does along the directions that are followed, if some are."""
 
 
 class Directed(NamedTuple):
@@ -301,6 +301,7 @@ class Emitter:
     def _along(self, course: Course, pull, traces: Traces, fresh) -> Directed:
         """The window along the directions that are followed."""
         d, batch = self.plan.directions, fresh.shape[0]
+        assert d is not None
         ends, chosen = d.ends(traces.shared, traces.each)
         parts = self._parts_at(course.last)
         bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
@@ -317,7 +318,7 @@ class Emitter:
 
         whole = jnp.broadcast_to(ends, (batch, *ends.shape[1:]))
         starts, deltas = jax.vmap(back, in_axes=1)(whole)
-        starts = [_without_past(part.swapaxes(0, 1)[None], fresh)[0] for part in starts]
+        starts = [_finite_where(part.swapaxes(0, 1), fresh) for part in starts]
 
         def push(ahead: Array) -> Array:
             """Of perturbations [B, q, S] of the states at the start."""
@@ -496,10 +497,12 @@ class Emitter:
         for p in self.plan.traced:
             sharing.setdefault(p.op.number if p.shares is None else p.shares, []).append(p)
         shared, each, along = traces.shared, traces.each, None
-        if moves.along is not None:
-            d, given = self.plan.directions, moves.along
+        d, given = self.plan.directions, moves.along
+        if d is not None and given is not None:
             credit = None if starts is None else starts.credit
-            transition, shared, each = d.advance(shared, each, *given[:3], credit, given.push)
+            transition, shared, each = d.advance(
+                *(shared, each, given.ends, given.chosen, given.starts, credit, given.push)
+            )
             along = Followed(given.ends, given.starts, transition, given.deltas)
         for p, trace, followed in zip(self.plan.carried, traces.own, moves.followed, strict=True):
             ops = sharing[p.op.number]
@@ -511,7 +514,7 @@ class Emitter:
                 return products[layout]
 
             passage: Any = CutPassage(p, factors, transitions)
-            if p.directions is not None:
+            if p.directions is not None and along is not None:
                 passage = FollowedPassage(passage, ops, along)
             start = None if starts is None else starts.of_trace[p.op.number]
             now, read = p.trace.advance(p.site, passage, trace, followed, start)
@@ -534,16 +537,16 @@ class Emitter:
             d = self.plan.directions
             ends = [] if d is None else self._parts_at_zero(r.fresh)
             weights_bar, moving_bar, start, _ = r.pull((ys_bar, ends))
-            signal_start = [_without_past(s[None], r.fresh)[0] for s in self._signals(start)]
-            weights_bar = _summable(weights_bar)
-            whole = virtual = None
+            signals = self._signals(start)
+            signal_start = [_without_past(s[None], r.fresh)[0] for s in signals]
+            weights_bar, credit, virtual = _summable(weights_bar), None, None
             if d is not None:
-                whole = jnp.concatenate(signal_start, -1)
-                virtual = d.coefficients(r.traces.shared, r.traces.each, whole)
+                credit = jnp.concatenate([_finite_where(s, r.fresh) for s in signals], -1)
+                virtual = d.coefficients(r.traces.shared, r.traces.each, credit)
             for p in self.plan.carried:
                 number, trace = p.op.number, carried[p.op.number]
                 of_block = take(signal_start, p.layout.states)
-                if p.directions is not None:
+                if p.directions is not None and virtual is not None:
                     shape = (*virtual.shape, of_block.shape[-1])
                     of_virtual = jnp.broadcast_to(virtual[..., None], shape)
                     of_block = jnp.concatenate([of_block, of_virtual.astype(of_block.dtype)], 1)
@@ -554,7 +557,7 @@ class Emitter:
                     weights_bar = _accumulated(
                         self.plan, weights_bar, p, self._product(p, *rows_of)
                     )
-            return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, whole)
+            return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, credit)
         weights_bar, old, new, deltas = r.pull(ys_bar)
         moving_bar = [] if r.pull_inputs is None else r.pull_inputs(ys_bar)[0]
         old = [_without_past(part, r.fresh) for part in old]
@@ -645,6 +648,12 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
     first = np.arange(by_state.shape[0]) == 0
     where = first[:, None] & fresh[None]
     return jnp.where(where.reshape(*where.shape, *[1] * (by_state.ndim - 2)), 0, by_state)
+
+
+def _finite_where(by_state: Array, fresh: Array) -> Array:
+    """Derivatives [B, ...] by states; zero where one is not finite and its stream begins there."""
+    where = fresh.reshape(-1, *[1] * (by_state.ndim - 1)) & ~jnp.isfinite(by_state)
+    return jnp.where(where, 0, by_state)
 
 
 def _stacked(arrays: Arrays) -> Array:

@@ -232,10 +232,12 @@ class StepFunctions:
         numbers = {op.number: i for i, op in enumerate(self.live)}
 
         def rule(eqn, values):
-            here = self.live_table.get(eqn, ())
+            here = self.live_table.get(eqn)
+            if here is None:
+                return None
             for op in here:
                 values = op.kind.shift_inputs(values, shifts[numbers[op.number]])
-            outputs = eqn.bind(*values) if here else None
+            outputs = eqn.bind(*values)
             for op in here:
                 outputs = op.kind.shift_outputs(outputs, shifts[numbers[op.number]])
             return outputs

@@ -378,7 +378,7 @@ def _groups(ops: list[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
     components = [sorted(c, key=order.__getitem__) for c in nx.connected_components(graph)]
     groups = []
     for states in sorted(components, key=lambda c: order[c[0]]):
-        members = [p for p in ops if p.form is not None and p.states[0] in states]
+        members = [p for p in ops if p.form is not None and set(p.states) & set(states)]
         names = tuple(dict.fromkeys(p.path for p in members))
         groups.append(Group(tuple(states), names, max(p.block for p in members)))
     return tuple(groups)
