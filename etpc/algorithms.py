@@ -31,10 +31,15 @@ class Algorithm:
     - `window`: how many steps of `value_and_grad` are processed at once; `"auto"` chooses.
     - `in_window`: how credit flows inside a window. `"truncated"` cuts as the trace does, and its
         gradient does not depend on the window. `"exact"` is plain reverse mode inside the window.
+    - `lookback`: K, the number of steps, the window among them, through which the credit of its
+        losses goes back exactly; no less than the window. Windows are exact then, and the traces
+        carry what is older. The inputs and states of K - W steps are kept, and run again each window,
+        with the weights of now at the states as they were.
     """
 
     window: int | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
     in_window: InWindow = dataclasses.field(default="truncated", kw_only=True)
+    lookback: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
     name: ClassVar[str] = "algorithm"
     cut: ClassVar[bool] = True
     """Whether the data of operations that mix positions is held constant in the trace."""
@@ -53,13 +58,25 @@ class Algorithm:
             why = "It is the number of steps that are processed at once."
             count = checked_count("window", window, '"auto" or an int >= 1', why, AlgorithmError)
             object.__setattr__(self, "window", count)
+        if self.lookback is not None:
+            why = "It is the number of steps through which credit goes back exactly."
+            count = checked_count(
+                "lookback", self.lookback, "None or an int >= 1", why, AlgorithmError
+            )
+            if self.window != "auto" and count < self.window:
+                raise AlgorithmError(
+                    f"lookback={count} is less than window={self.window}. Credit goes back through the "
+                    "whole window anyway: pass a larger lookback= or a smaller window=."
+                )
+            object.__setattr__(self, "lookback", count)
+            object.__setattr__(self, "in_window", "exact")
         if self.in_window not in ("truncated", "exact"):
             raise AlgorithmError(
                 f'in_window must be "truncated" or "exact", not {self.in_window!r}.'
             )
 
-    def trace_form(self, kind: Kind) -> TraceForm:
-        """The form of the trace of a kind of weight operation."""
+    def trace_form(self, kind: Kind) -> TraceForm | None:
+        """The form of the trace of a kind of weight operation; `None` for no trace."""
         return Full()
 
     def directions(self, size: int) -> Directions | None:
@@ -208,6 +225,54 @@ class RTRL(Algorithm):
 
 
 @dataclasses.dataclass(frozen=True)
+class TBPTT(Algorithm):
+    """Truncated backpropagation through time: no trace, and credit of each window through K steps.
+
+    The gradient of each parameter is that through the last `steps` steps alone. `TBPTT(1)` is the
+    gradient of the current step (SnAp-0).
+
+    - `steps`: K, at least 1.
+    - `every`: W, the window: how many steps are processed at once, at most K. The credit of the
+        losses of each window goes back through K steps, so windows overlap where W < K ("rolling").
+        By default K: the sequence is cut into blocks.
+
+    **Source:** Williams and Peng, "An efficient gradient-based algorithm for on-line training of
+    recurrent network trajectories", Neural Computation 2(4), 1990: BPTT(h; h') with h = `steps` and
+    h' = `every`.
+    """
+
+    steps: int
+    every: int | None = None
+    window: int | Literal["auto"] = dataclasses.field(default="auto", init=False, repr=False)
+    in_window: InWindow = dataclasses.field(default="exact", init=False, repr=False)
+    lookback: int | None = dataclasses.field(default=None, init=False, repr=False)
+    name: ClassVar[str] = "tbptt"
+
+    def __post_init__(self) -> None:
+        why = "It is the number of steps that credit goes back through."
+        steps = checked_count("steps", self.steps, "an int >= 1", why)
+        every = steps
+        if self.every is not None:
+            why = "It is the number of steps that are processed at once."
+            every = checked_count("every", self.every, "None or an int >= 1", why)
+            object.__setattr__(self, "every", every)
+        if every > steps:
+            raise AlgorithmError(
+                f"every={every} is more than steps={steps}: the credit of a loss would not reach the "
+                "start of its own window."
+            )
+        for field, value in (("steps", steps), ("window", every), ("lookback", steps)):
+            object.__setattr__(self, field, value)
+        super().__post_init__()
+
+    def trace_form(self, kind: Kind) -> TraceForm | None:
+        return None
+
+    def __str__(self) -> str:
+        return f"TBPTT({self.steps}{'' if self.every is None else f', every={self.every}'})"
+
+
+@dataclasses.dataclass(frozen=True)
 class SnAp(Algorithm):
     """The sparse n-step approximation of RTRL: nothing is cut, influence is kept within n steps.
 
@@ -307,6 +372,7 @@ __all__ = [
     "D_RTRL",
     "ES_D_RTRL",
     "RTRL",
+    "TBPTT",
     "Algorithm",
     "Auto",
     "CreditRTRL",

@@ -71,7 +71,7 @@ class _Call:
 def bench(
     task: Task,
     data: Data,
-    algorithms: Sequence[Algorithm | TBPTT],
+    algorithms: Sequence[Algorithm],
     *,
     memory: int | None = None,
     repeats: int = 10,

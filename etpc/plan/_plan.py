@@ -122,6 +122,12 @@ class Plan:
     the algorithm follows none."""
 
     @property
+    def behind(self) -> int:
+        """How many steps before a window its credit goes back through, exactly."""
+        lookback = self.algorithm.lookback
+        return 0 if lookback is None else max(lookback - self.window, 0)
+
+    @property
     def traced(self) -> tuple[OpPlan, ...]:
         return tuple(p for p in self.ops if p.form is not None)
 
@@ -201,6 +207,8 @@ def plan(
         index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
         ops[n] = dataclasses.replace(p, layout=layouts[key], immediate=index)
     window = AUTO_WINDOW if algorithm.window == "auto" else int(algorithm.window)
+    if algorithm.lookback is not None and algorithm.window == "auto":
+        window = min(window, algorithm.lookback)
     return Plan(
         analysis,
         algorithm,
@@ -265,6 +273,8 @@ def _describe(
     else:
         followed = directions is not None or algorithm.directions(analysis.hidden.size) is None
         form = algorithm.trace_form(op.kind) if followed else Full()
+        if form is None:
+            reason = f"{type(algorithm).__name__} keeps no traces; it gets the gradient of the last steps"
     dtype = trace_dtype(analysis, op)
     if form is None:
         directions = None

@@ -1,7 +1,5 @@
 """The rule that follows escaping influence along directions of credit, against its equations with dense matrices."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,9 +72,11 @@ def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9, clip=True):
     """The gradient by op: the trace of D-RTRL, and `Y = V (ds/dw - eps)`, with dense matrices."""
     examples = case.pieces()
     names, size = list(examples[0][0].F), len(examples[0][0].D)
-    eps = [{k: np.zeros((size, examples[0][0].F_full[k].shape[1])) for k in names} for _ in examples]
+    eps = [
+        {k: np.zeros((size, examples[0][0].F_full[k].shape[1])) for k in names} for _ in examples
+    ]
     Y = [{k: v @ e[k] for k in names} for e in eps]
-    grads = {k: 0.0 for k in names}
+    grads = dict.fromkeys(names, 0.0)
     M, U, count = np.zeros((size, size)), spare, 0
     for begin, end in windows(W=W):
         size_of_m = np.trace(M)
@@ -87,7 +87,7 @@ def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9, clip=True):
         for b, steps in enumerate(examples):
             inside = steps[begin:end]
             credit, back, cut = np.zeros(size), v_next, v_next
-            new = {k: 0.0 for k in names}
+            new = dict.fromkeys(names, 0.0)
             for p in reversed(inside):
                 for k in names:
                     grads[k] = grads[k] + (p.l_w_full[k] + credit @ p.F_full[k]) / B
@@ -130,9 +130,7 @@ def test_equals_its_equations(name):
         algo = etpc.CreditRTRL(q, None, window=W)
         program = case.program(algo)
         shared = CreditSubspace(q).init(size, jnp.float64)
-        reference = case.pull_back(
-            by_equations(case, *map(np.asarray, shared[:2]), W)
-        )
+        reference = case.pull_back(by_equations(case, *map(np.asarray, shared[:2]), W))
         assert distance(case.online(algo)[0], reference) < 1e-9
         if program.exact:
             assert program.plan.directions is None
