@@ -239,17 +239,12 @@ def _total(
 
 def short_name(algorithm: Algorithm) -> str:
     """An algorithm with those of its settings that are not the default."""
-    if isinstance(algorithm, TBPTT):
-        return str(algorithm)
-    settings = []
+    main = algorithm.short.partition("(")[2].removesuffix(")")
+    settings = [main] if main else []
     for field in dataclasses.fields(algorithm):
         value = getattr(algorithm, field.name)
-        if field.kw_only is not True:
-            settings.append(repr(value))
-        elif value != field.default:
+        if field.kw_only is True and field.compare and value != field.default:
             settings.append(f"{field.name}={value!r}")
-    # Fields that need no name stand first, wherever their class declares them.
-    settings.sort(key=lambda text: "=" in text)
     return f"{type(algorithm).__name__}({', '.join(settings)})"
 
 

@@ -127,6 +127,9 @@ class Window:
     prefix: Callable[..., Any]
     run: Callable[..., Any]
     learn: Callable[..., Any]
+    credit: Callable[..., Any]
+    """`credit(weights, others, xs, state, ys_bar, ends) -> starts`: of the states at the start of a window
+    from that of its outputs and of the states at its end, [B, S] both, where directions are followed."""
 
     @promoting
     def no_sums(self, weights: Arrays) -> Sums:
@@ -216,7 +219,14 @@ def emit(plan: Plan) -> Window:
         traces, entries = emitter.advance(moves, traces, starts)
         return loss, aux, (list(grads), entries), last, traces
 
-    return Window(plan, step.forward, prefix, run, learn)
+    @promoting
+    def credit(weights, others, xs, state, ys_bar, ends):
+        _, pull = emitter._sequential(weights, others, xs, state, by_inputs=False)
+        assert pull is not None
+        start = pull((ys_bar, emitter._split(ends)))[2]
+        return jnp.concatenate(emitter._signals(start), -1)
+
+    return Window(plan, step.forward, prefix, run, learn, credit)
 
 
 def _instantiated(cotangent: Any) -> Any:
@@ -379,17 +389,11 @@ class Emitter:
         d, batch = self.plan.directions, fresh.shape[0]
         assert d is not None
         ends, chosen = d.ends(traces.shared, traces.each)
-        parts = self._parts_at(course.last)
-        bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
         still = jax.tree.map(jnp.zeros_like, course.outputs)
 
         def back(end: Array) -> tuple[list[Array], list[Array]]:
             """From a cotangent [B, S] of the states at the end."""
-            bars = [
-                end[:, a:b].astype(part.dtype)
-                for part, (a, b) in zip(parts, itertools.pairwise(bounds), strict=True)
-            ]
-            _, _, start, deltas = pull((still, bars))
+            _, _, start, deltas = pull((still, self._split(end)))
             if valid is not None:
                 deltas = [_where_over(valid, delta) for delta in deltas]
             return self._signals(start), deltas
@@ -411,9 +415,11 @@ class Emitter:
         }
         return Directed(ends, chosen, jnp.concatenate(starts, -1), of_op, push)
 
-    def _parts_at_zero(self, fresh: Array) -> list[Array]:
-        shapes = self.plan.analysis.hidden.parts
-        return [zeros_over(fresh, (math.prod(a.shape),), self.plan.dtype) for a in shapes]
+    def _split(self, states: Array) -> list[Array]:
+        """A vector of all states, [B, S], in parts."""
+        sizes = [math.prod(a.shape) for a in self.plan.analysis.hidden.parts]
+        parts = jnp.split(states, np.cumsum(sizes)[:-1], -1)
+        return [part.astype(self.plan.dtype) for part in parts]
 
     def _parts_at(self, states) -> list[Array]:
         """The real vectors, [B, n] each, that make up the states at one time."""
@@ -614,7 +620,10 @@ class Emitter:
         starts: dict[int, Array] = {}
         if self.exact:
             d = self.plan.directions
-            ends = [] if d is None or self.behind else self._parts_at_zero(r.fresh)
+            ends = []
+            if d is not None and not self.behind:
+                size = self.plan.analysis.hidden.size
+                ends = self._split(zeros_over(r.fresh, (size,), self.plan.dtype))
             weights_bar, moving_bar, start, _ = r.pull((ys_bar, ends))
             signals = self._signals(start)
             signal_start = [_without_past(s[None], r.fresh)[0] for s in signals]

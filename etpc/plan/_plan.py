@@ -1,19 +1,18 @@
 """The plan of a trace program: what is carried for each weight operation, and how."""
 
 import dataclasses
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
 import networkx as nx
 
 from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
-from ..algorithms import Algorithm
-from ..analyse import Analysis, Reach, WeightOp
-from ..traces import Directions, Full, Site, Trace, bytes_of
+from ..algorithms import Algorithm, Choice, Context
+from ..analyse import Analysis, Reach, WeightOp, trace_dtype, vector_dtype
+from ..traces import Directions, Site, Trace, bytes_of
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
-from ._choose import Choice
 from ._pairs import with_virtual
-from ._size import trace_dtype, vector_dtype
 
 AUTO_WINDOW = 16
 
@@ -160,7 +159,7 @@ def plan(
     - `analysis`: from [`etpc.analyse.analyse`][], made as the algorithm asks.
     - `algorithm`: the learning rule.
     - `weights`: `None` or `"all"`, `"marked"`, or a set of parameter paths.
-    - `choice`: which operations take the decay form, where the algorithm leaves that open.
+    - `choice`: the forms of the traces, where the algorithm has chosen them already.
     - `memory`: at most so many bytes of traces, for `batch_size` examples.
 
     **Raises** `SelectionError` where nothing is selected; `UnsupportedError` where a derivative
@@ -190,6 +189,10 @@ def plan(
         UnsupportedError,
     )
     chosen = selected(analysis, weights)
+    if choice is None:
+        limit = DEFAULT_MEMORY if memory is None else memory
+        ops = traceable(analysis, algorithm, chosen)
+        choice = algorithm.choose(Context(analysis, ops, limit, batch_size))
     unchosen = UNMARKED if weights == "marked" else _UNSELECTED
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
     ops = _share(ops, analysis)
@@ -221,6 +224,20 @@ def plan(
     )
 
 
+def traceable(
+    analysis: Analysis, algorithm: Algorithm, chosen: Collection[int]
+) -> tuple[WeightOp, ...]:
+    """The chosen operations that may have a trace."""
+    reach = analysis.reach
+    return tuple(
+        op
+        for op in analysis.ops
+        if op.number in chosen
+        and reach[op.number].role == "state"
+        and (algorithm.follows or reach[op.number].block.nnz)
+    )
+
+
 def _share(ops: list[OpPlan], analysis: Analysis) -> list[OpPlan]:
     """Let whole traces of one weight with the same blocks be one: their sum is all that counts."""
     owners: dict[Any, int] = {}
@@ -246,14 +263,14 @@ def _describe(
     op: WeightOp,
     algorithm: Algorithm,
     chosen: set[int],
-    choice: Choice | None,
+    choice: Choice,
     unchosen: str,
 ) -> OpPlan:
     """What the program does with an operation, without the tables."""
     reach = analysis.reach[op.number]
     form: Trace | None = None
     reason = why = ""
-    directions = algorithm.directions(analysis.hidden.size)
+    directions = choice.directions
     if reach.block.nnz and not reach.escapes:
         directions = None
     if reach.role != "state":
@@ -268,11 +285,8 @@ def _describe(
             "its output enters hidden states through other weights alone; it gets the "
             "gradient of the current step"
         )
-    elif choice is not None:
-        form, why = choice.forms[op.number], choice.reasons[op.number]
     else:
-        followed = directions is not None or algorithm.directions(analysis.hidden.size) is None
-        form = algorithm.trace_form(op.kind) if followed else Full()
+        form, why = choice.forms[op.number], choice.reasons.get(op.number, "")
         if form is None:
             reason = f"{type(algorithm).__name__} keeps no traces; it gets the gradient of the last steps"
     dtype = trace_dtype(analysis, op)
@@ -394,4 +408,4 @@ def _groups(ops: list[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "plan"]
+__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "plan", "traceable"]

@@ -259,6 +259,24 @@ class Program:
                 )
         return tuple(found)
 
+    def credit_lost(self, carry: Carry) -> float | None:
+        """The part of the energy of credit that lies in no direction that is followed, on a running mean.
+
+        For a program of [`CreditRTRL`][etpc.CreditRTRL]: `E |lambda - V^T V lambda|^2 / E |lambda|^2`
+        over the windows of `value_and_grad` and `etpc.online`, where `lambda` is the credit of the
+        states at the start of a window. Where it is not small, take a larger `q`.
+
+        **Returns** a number in [0, 1]; `None` where nothing escapes, or no window had credit yet.
+
+        **Raises** `etpc.AlgorithmError` for another rule.
+        """
+        self._check_carry(carry)
+        if not self.algorithm.follows:
+            raise AlgorithmError(
+                f"{self.algorithm} follows no directions. Compile with CreditRTRL()."
+            )
+        return None if self.plan.directions is None else self.plan.directions.lost(carry.shared)
+
     def silent(self, model: Any, xs: Any, carry: Carry, *, mask: Any = None) -> tuple[str, ...]:
         """Which layers of neurons give no spike on a sequence; it runs the model and no traces.
 

@@ -59,6 +59,10 @@ class CreditSubspace(Directions):
         zero = jnp.zeros((), dtype)
         return basis[: self.count], basis, jnp.zeros((spare, spare), dtype), zero, zero, zero
 
+    def lost(self, shared: Carry) -> float | None:
+        whole, lost = map(float, shared[-2:])
+        return max(lost, 0.0) / whole if whole > 0 else None
+
     def ends(self, shared: Carry, each: Carry) -> tuple[Float[Array, "1 q S"], None]:
         v, u, h = shared[:3]
         size = jnp.trace(h)
