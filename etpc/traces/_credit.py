@@ -108,20 +108,20 @@ class CreditSubspace(Directions):
         with jax.default_matmul_precision("highest"):
             image = ends @ u.T
             inner = image @ h @ image.T  # V' M V'^T
-            root = _root(inner)
-            ahead = jnp.einsum("pq,bqs->bps", root, starts).reshape(-1, starts.shape[-1])
-            energy, now = jnp.sum(ahead**2) / batch, jnp.sum(credit**2) / batch
+            onward = jnp.einsum("pq,bqs->bps", inner, starts)
+            energy = jnp.sum(onward * starts) / batch
+            now = jnp.sum(credit**2) / batch
             some = now > 0
             bound = jnp.where(some, self.ahead * jnp.trace(inner), jnp.trace(h))
             scale = jnp.where(some, self.ahead, jnp.inf)
             scale = jnp.minimum(scale, bound / jnp.where(energy > 0, energy, 1))
             windows = windows + some
             rate = jnp.maximum(self.rate, 1 / jnp.maximum(windows, 1)).astype(h.dtype)
-            rows = jnp.concatenate([credit, jnp.sqrt(scale) * ahead]) * jnp.sqrt(rate / batch)
-            keep = 1 - rate
 
             def times(a: Float[Array, "S k"]) -> Float[Array, "S k"]:
-                return keep * (u.T @ (h @ (u @ a))) + rows.T @ (rows @ a)
+                ahead = jnp.einsum("bqs,bqk->sk", onward, starts @ a)
+                new = (credit.T @ (credit @ a) + scale * ahead) / batch
+                return (1 - rate) * (u.T @ (h @ (u @ a))) + rate * new
 
             basis = jnp.linalg.qr(times(u.T))[0]
             moment = basis.T @ times(basis)
@@ -131,12 +131,6 @@ class CreditSubspace(Directions):
         own = jnp.where(some, rate, 0)
         new = basis.T, kept, windows, whole + own * (now - whole), lost + own * (part - lost)
         return ends, *(jnp.where(known, a, b) for a, b in zip(new, shared[1:], strict=True))
-
-
-def _root(a: Float[Array, "q q"]) -> Float[Array, "q q"]:
-    """`R` with `R^T R = a`, of a matrix that has no negative eigenvalues but by rounding."""
-    values, vectors = jnp.linalg.eigh((a + a.T) / 2)
-    return jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
 
 
 def _norm_bound(a: Float[Array, "B q q"]) -> Float[Array, " B"]:
