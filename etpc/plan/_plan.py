@@ -176,14 +176,14 @@ def plan(
     _check_memory(ops, memory, batch_size)
     with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
     colours = colouring(analysis, with_state)
-    layouts: dict[tuple[tuple[int, ...], bytes], Layout] = {}
+    layouts: dict[tuple[tuple[int, ...], bytes, bool], Layout] = {}
     for n, p in enumerate(ops):
         if p.form is None:
             continue
         rows = block_rows(analysis.reach[n].block)
-        key = (rows.shape, rows.tobytes())
+        key = (rows.shape, rows.tobytes(), p.closed)
         if key not in layouts:
-            layouts[key] = layout(rows, analysis.transition, colours)
+            layouts[key] = layout(rows, analysis.transition, colours, p.closed)
         index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
         ops[n] = dataclasses.replace(p, layout=layouts[key], immediate=index)
     window = AUTO_WINDOW if algorithm.window == "auto" else int(algorithm.window)

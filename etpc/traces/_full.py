@@ -12,7 +12,7 @@ from ..ops import Direct, Sparse
 from ..ops._kind import Factored
 from ._pieces import over_examples, overwrite, read_and_overwrite
 from ._trace import Carry, Factors, Products, Site, Trace, zeros
-from ._transitions import apply, times
+from ._transitions import apply, of_each, times
 
 WRITTEN_OUT = 32
 """Up to so many steps, and so many numbers of an output's block, a sum of outer products is written
@@ -108,7 +108,7 @@ def _dense(
     (eps,) = carry
     kind, m, pairs, batch = site.kind, site.block, site.pairs, eps.shape[0]
     xs, moved = _moved_on(site, sharing, products, eps)
-    g, i, o, whole = kind.groups, kind.inputs, kind.outputs, products[1]
+    g, i, o, whole = kind.groups, kind.inputs, kind.outputs, of_each(products[1], site.count)
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
     onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
     steps = xs[0].shape[0] * len(xs)
@@ -148,7 +148,7 @@ def _with_links(site: Site, sharing: Sequence[Factors], products: Products, carr
     links, groups, m = site.kind.links, site.kind.groups, site.block
     assert links is not None
     (eps,) = carry
-    batch, whole = eps.shape[0], products[1]
+    batch, whole = eps.shape[0], of_each(products[1], site.count)
     each = whole.shape[-1] > 1
     whole = whole.reshape(*whole.shape[:2], groups if each else 1, -1)
     whole = whole[..., links.outputs] if each else whole

@@ -70,7 +70,7 @@ class Factors:
     immediate: Inexact[Array, "W B m GO"]
     """F."""
     transition: Inexact[Array, "W B P o"]
-    """D, a number for each of the site's pairs; the last axis has length one where all outputs share a block."""
+    """D, a number for each of the site's pairs; output n has those of n modulo o, the length of the last axis."""
 
 
 @runtime_checkable
