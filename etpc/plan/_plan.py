@@ -4,10 +4,13 @@ import dataclasses
 from typing import Any
 
 import networkx as nx
+import numpy as np
+import scipy.sparse as sp
 
 from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
 from ..algorithms import Algorithm
 from ..analyse import Analysis, WeightOp
+from ..analyse._pattern import Pattern
 from ..traces import Site, Trace, bytes_of
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
 from ._choose import Choice
@@ -23,8 +26,10 @@ class OpPlan:
     op: WeightOp
     form: Trace | None
     """The form of its trace, or `None` if it has none."""
+    members: Pattern
+    """Outputs x states: the states that the trace of each output holds."""
     block: int
-    """m, the largest number of states that one output has a lasting influence on."""
+    """m, the most of them that one output has."""
     closed: bool
     """Whether what a block reaches is in the block, so that nothing leaves the trace that way."""
     layout: Any
@@ -172,7 +177,7 @@ def plan(
     chosen = selected(analysis, weights)
     unchosen = UNMARKED if weights == "marked" else _UNSELECTED
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
-    ops = _share(ops, analysis)
+    ops = _share(ops)
     _check_memory(ops, memory, batch_size)
     with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
     colours = colouring(analysis, with_state)
@@ -180,7 +185,7 @@ def plan(
     for n, p in enumerate(ops):
         if p.form is None:
             continue
-        rows = block_rows(analysis.reach[n].block)
+        rows = block_rows(p.members)
         key = (rows.shape, rows.tobytes(), p.closed)
         if key not in layouts:
             layouts[key] = layout(rows, analysis.transition, colours, p.closed)
@@ -198,15 +203,14 @@ def plan(
     )
 
 
-def _share(ops: list[OpPlan], analysis: Analysis) -> list[OpPlan]:
+def _share(ops: list[OpPlan]) -> list[OpPlan]:
     """Let whole traces of one weight with the same blocks be one: their sum is all that counts."""
     owners: dict[Any, int] = {}
     shared = []
     for p in ops:
         entries = None if p.form is None else p.form.same(p.site)
         if entries is not None:
-            block = analysis.reach[p.op.number].block
-            where = (block.indptr.tobytes(), block.indices.tobytes())
+            where = (p.members.indptr.tobytes(), p.members.indices.tobytes())
             same = (p.op.weight, entries, where, p.closed, p.dtype)
             owner = owners.setdefault(same, p.op.number)
             p = p if owner == p.op.number else dataclasses.replace(p, shares=owner)
@@ -230,6 +234,7 @@ def _describe(
     reach = analysis.reach[op.number]
     form: Trace | None = None
     reason = why = ""
+    block = 0
     if reach.role != "state":
         reason = {
             "output": "it reaches no hidden state; the gradient of each step is exact",
@@ -247,8 +252,12 @@ def _describe(
     else:
         form = algorithm.trace_form(op.kind)
     dtype = trace_dtype(analysis, op)
+    members = reach.block
     if form is not None:
-        form = form.settle(Site(op.kind, reach.size, dtype, reach.closed))
+        if form.start_alone and reach.closed and algorithm.in_window == "truncated":
+            members = _lasting(analysis, members)
+        block = int(np.diff(members.indptr).max(initial=0))
+        form = form.settle(Site(op.kind, block, dtype, reach.closed))
     escapes = tuple(map(str, reach.escapes))
     if form is not None and not form.exact:
         escapes = (form.left_out, *escapes)
@@ -256,7 +265,8 @@ def _describe(
     return OpPlan(
         op=op,
         form=form,
-        block=0 if form is None else reach.size,
+        members=members,
+        block=block,
         closed=reach.closed,
         layout=None,
         immediate=None,
@@ -268,6 +278,20 @@ def _describe(
         shares=None,
         dtype=dtype,
     )
+
+
+def _lasting(analysis: Analysis, block: Pattern) -> Pattern:
+    """The states of blocks without those that nothing reads but data that is cut, as that of an LSTM's last
+    output: the credit of one at the start of a window is zero. All, where nothing would be left."""
+    read = np.diff(sp.csc_array(analysis.transition).indptr) > 0
+    read |= analysis.outputs_read_states.any(0)
+    for reach in analysis.reach:
+        if reach.role != "state":
+            read |= reach.reads_states
+    onward: Pattern = sp.csr_array(block.multiply(read[None]))
+    onward.eliminate_zeros()
+    onward.sort_indices()
+    return onward if onward.nnz else block
 
 
 DEFAULT_MEMORY = 1 << 34

@@ -27,6 +27,8 @@ class Full(Trace):
     several; of an element-wise one [B, m, O].
     """
 
+    start_alone = True
+
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind
         if not site.factored:

@@ -101,6 +101,9 @@ class Trace:
 
     exact: bool = True
     """Whether the form leaves nothing out."""
+    start_alone: bool = False
+    """Whether the trace is multiplied with the credit of its block at the start of a window alone. Then states whose
+    influence ends with the step are left out of the blocks."""
     window_matters: bool = False
     """Whether the gradient depends on the window for the form's sake."""
 
