@@ -15,9 +15,7 @@ from ..traces import Site, Trace, bytes_of
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
 from ._choose import Choice
 from ._size import trace_dtype, vector_dtype
-
-AUTO_WINDOW = 16
-
+from ._window import AT_LEAST, chosen_window, window_matters
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OpPlan:
@@ -109,6 +107,8 @@ class Plan:
     groups: tuple[Group, ...]
     colours: Colouring
     window: int
+    window_reason: str
+    """Why a window that was chosen is not the least; else empty."""
     dtype: Any
     """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
 
@@ -191,7 +191,11 @@ def plan(
             layouts[key] = layout(rows, analysis.transition, colours, p.closed)
         index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
         ops[n] = dataclasses.replace(p, layout=layouts[key], immediate=index)
-    window = AUTO_WINDOW if algorithm.window == "auto" else int(algorithm.window)
+    window, why = AT_LEAST, ""
+    if algorithm.window != "auto":
+        window = int(algorithm.window)
+    elif not window_matters(algorithm, ops):
+        window, why = chosen_window(analysis, ops, colours.count)
     return Plan(
         analysis,
         algorithm,
@@ -199,6 +203,7 @@ def plan(
         _groups(ops, analysis),
         colours,
         window,
+        why,
         vector_dtype(analysis),
     )
 
