@@ -81,10 +81,7 @@ class FollowedPassage:
         p, whole = self.inner.p, self.inner.whole()  # [B, P, o]
         layout, q, m = p.layout, p.virtual, p.block
         batch, _, o = whole.shape
-        at = layout.states
-        v, starts = (take([a], at) for a in (self.followed.ends, self.followed.starts))
-        if layout.shared:
-            v, starts = v[..., :1], starts[..., :1]
+        v, starts = (take([a], layout.places) for a in (self.followed.ends, self.followed.starts))
         square = _square(layout.pairs, whole)
         known = times(v[:, :, :, None], square[:, None]).sum(2)  # [B, q, m, o]
         among = jnp.broadcast_to(self.followed.transition[..., None], (batch, q, q, o))

@@ -54,7 +54,7 @@ def rank_bounds(plan: Plan) -> dict[int, Bound]:
 def _bound(p: Any, transition: Numbers, immediate: Numbers) -> Bound:
     kind, m = p.op.kind, p.block
     outputs = kind.groups * kind.outputs
-    moves = np.broadcast_to(transition.at, (transition.at.shape[0], outputs))
+    moves = np.tile(transition.at, outputs // transition.at.shape[-1])
     by_group = [
         [table.reshape(-1, kind.groups, kind.outputs)[:, g] for table in (moves, immediate.at)]
         for g in range(kind.groups)

@@ -68,10 +68,7 @@ class Colouring:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """The blocks of the outputs of some operations: `rows[a, o]` is a state, or -1.
-
-    `shared` says that all outputs have the same block; then the last axis has length one.
-    """
+    """The blocks of the outputs of some operations: `rows[a, o]` is a state, or -1."""
 
     rows: np.ndarray
     states: Index
@@ -79,17 +76,15 @@ class Layout:
     pairs: Pairs
     """The transitions among the places of a block."""
     transition: Index
-    """Where the entries of `D` for each pair and output lie in the compressed `D`; [P, O], or
-    [P, 1] if shared."""
+    """Where the entries of `D` for each pair and output lie in the compressed `D`; [P, o], where output n has
+    those of n modulo o."""
+    places: Index
+    """The states that those transitions are of, as positions in the vector of states; [m, o]."""
 
     @property
     def block(self) -> int:
         """m."""
         return self.rows.shape[0]
-
-    @property
-    def shared(self) -> bool:
-        return self.transition.at.shape[-1] != self.rows.shape[1]
 
 
 def block_rows(block: Pattern) -> np.ndarray:
@@ -185,11 +180,12 @@ def _fill(owner: np.ndarray) -> np.ndarray:
     return filled
 
 
-def layout(rows: np.ndarray, transition: Pattern, colours: Colouring) -> Layout:
-    """The index tables of blocks `rows` [m, O]."""
-    m, outputs = rows.shape
-    shared = outputs > 1 and bool((rows == rows[:, :1]).all())
-    table = rows[:, :1] if shared else rows
+def layout(
+    rows: np.ndarray, transition: Pattern, colours: Colouring, closed: bool = False
+) -> Layout:
+    """The index tables of blocks `rows` [m, O]; `closed` says that no transition leads out of one."""
+    m = rows.shape[0]
+    table = _repeated(rows, closed)
     used = uses(table, transition)
     pairs = pairs_of(used, m)
     check_table(pairs, table.shape[1])
@@ -199,7 +195,26 @@ def layout(rows: np.ndarray, transition: Pattern, colours: Colouring) -> Layout:
     # what stands at an absent entry is masked; a place that continues its neighbours reads faster
     after, before = table[pairs.after], table[pairs.before]
     at = colours.colour[np.maximum(after, 0)] * transition.shape[0] + np.maximum(before, 0)
-    return Layout(rows, Index.of(_fill(rows), rows >= 0), pairs, Index.of(at, present))
+    states, places = (Index.of(_fill(each), each >= 0) for each in (rows, table))
+    return Layout(rows, states, pairs, Index.of(at, present), places)
+
+
+def _repeated(rows: np.ndarray, closed: bool) -> np.ndarray:
+    """The blocks [m, o] of the first outputs, that those of the others repeat.
+
+    A place that an output has no state at may be taken for that of another one, if no transition leads
+    out of its block: what stands there is zero and remains so.
+    """
+    m, outputs = rows.shape
+    if not m:
+        return rows[:, :1]
+    for count in (n for n in range(1, outputs) if outputs % n == 0):
+        apart = rows.reshape(m, -1, count)
+        first = apart.max(1, initial=-1) if closed else apart[:, 0]
+        same = apart == first[:, None]
+        if (same | (apart < 0) if closed else same).all():
+            return first
+    return rows
 
 
 def immediate_index(

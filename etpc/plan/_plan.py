@@ -6,15 +6,17 @@ from functools import cached_property
 from typing import Any
 
 import networkx as nx
+import numpy as np
+import scipy.sparse as sp
 
 from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
 from ..algorithms import Algorithm, Choice, Context
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype, vector_dtype
+from ..analyse._pattern import Pattern
 from ..traces import Directions, Site, Trace, bytes_of
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
 from ._pairs import with_virtual
-
-AUTO_WINDOW = 16
+from ._window import AT_LEAST, chosen_window, window_matters
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,8 +26,10 @@ class OpPlan:
     op: WeightOp
     form: Trace | None
     """The form of its trace, or `None` if it has none."""
+    members: Pattern
+    """Outputs x states: the states that the trace of each output holds."""
     block: int
-    """m, the largest number of states that one output has a lasting influence on."""
+    """m, the most of them that one output has."""
     closed: bool
     """Whether what a block reaches is in the block, so that nothing leaves the trace that way."""
     layout: Any
@@ -114,6 +118,8 @@ class Plan:
     groups: tuple[Group, ...]
     colours: Colouring
     window: int
+    window_reason: str
+    """Why a window that was chosen is not the least; else empty."""
     dtype: Any
     """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
     directions: Directions | None = None
@@ -195,22 +201,26 @@ def plan(
         choice = algorithm.choose(Context(analysis, ops, limit, batch_size))
     unchosen = UNMARKED if weights == "marked" else _UNSELECTED
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
-    ops = _share(ops, analysis)
+    ops = _share(ops)
     _check_memory(ops, memory, batch_size)
     with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
     colours = colouring(analysis, with_state)
-    layouts: dict[tuple[tuple[int, ...], bytes], Layout] = {}
+    layouts: dict[tuple[tuple[int, ...], bytes, bool], Layout] = {}
     for n, p in enumerate(ops):
         if p.form is None:
             continue
-        rows = block_rows(analysis.reach[n].block)
-        key = (rows.shape, rows.tobytes())
+        rows = block_rows(p.members)
+        key = (rows.shape, rows.tobytes(), p.closed)
         if key not in layouts:
-            layouts[key] = layout(rows, analysis.transition, colours)
+            layouts[key] = layout(rows, analysis.transition, colours, p.closed)
         index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
         ops[n] = dataclasses.replace(p, layout=layouts[key], immediate=index)
-    window = AUTO_WINDOW if algorithm.window == "auto" else int(algorithm.window)
-    if algorithm.lookback is not None and algorithm.window == "auto":
+    window, why = AT_LEAST, ""
+    if algorithm.window != "auto":
+        window = int(algorithm.window)
+    elif not window_matters(algorithm, ops):
+        window, why = chosen_window(analysis, ops, colours.count)
+    elif algorithm.lookback is not None:
         window = min(window, algorithm.lookback)
     return Plan(
         analysis,
@@ -219,6 +229,7 @@ def plan(
         _groups(ops, analysis),
         colours,
         window,
+        why,
         vector_dtype(analysis),
         next((p.directions for p in ops if p.directions is not None), None),
     )
@@ -238,15 +249,14 @@ def traceable(
     )
 
 
-def _share(ops: list[OpPlan], analysis: Analysis) -> list[OpPlan]:
+def _share(ops: list[OpPlan]) -> list[OpPlan]:
     """Let whole traces of one weight with the same blocks be one: their sum is all that counts."""
     owners: dict[Any, int] = {}
     shared = []
     for p in ops:
         entries = None if p.form is None else p.form.same(p.site)
         if entries is not None:
-            block = analysis.reach[p.op.number].block
-            where = (block.indptr.tobytes(), block.indices.tobytes())
+            where = (p.members.indptr.tobytes(), p.members.indices.tobytes())
             same = (p.op.weight, entries, where, p.closed, p.dtype, p.virtual)
             owner = owners.setdefault(same, p.op.number)
             p = p if owner == p.op.number else dataclasses.replace(p, shares=owner)
@@ -270,6 +280,7 @@ def _describe(
     reach = analysis.reach[op.number]
     form: Trace | None = None
     reason = why = ""
+    block = 0
     directions = choice.directions
     if reach.block.nnz and not reach.escapes:
         directions = None
@@ -293,8 +304,12 @@ def _describe(
     if form is None:
         directions = None
     virtual = 0 if directions is None else directions.count
+    members = reach.block
     if form is not None:
-        form = form.settle(Site(op.kind, reach.size + virtual, dtype, reach.closed))
+        if form.start_alone and reach.closed and algorithm.in_window == "truncated":
+            members = _lasting(analysis, members)
+        block = int(np.diff(members.indptr).max(initial=0))
+        form = form.settle(Site(op.kind, block + virtual, dtype, reach.closed))
     escapes = left_out(reach, directions)
     if form is not None and not form.exact:
         escapes = (form.left_out, *escapes)
@@ -302,7 +317,8 @@ def _describe(
     return OpPlan(
         op=op,
         form=form,
-        block=0 if form is None else reach.size,
+        members=members,
+        block=block,
         closed=reach.closed,
         layout=None,
         immediate=None,
@@ -326,6 +342,20 @@ def left_out(reach: Reach, directions: Directions | None) -> tuple[str, ...]:
     if not reach.block.nnz:
         return (f"its influence on hidden states is {directions.left_out}",)
     return tuple(f"{escape}, {directions.left_out}" for escape in reach.escapes)
+
+
+def _lasting(analysis: Analysis, block: Pattern) -> Pattern:
+    """The states of blocks without those that nothing reads but data that is cut, as that of an LSTM's last
+    output: the credit of one at the start of a window is zero. All, where nothing would be left."""
+    read = np.diff(sp.csc_array(analysis.transition).indptr) > 0
+    read |= analysis.outputs_read_states.any(0)
+    for reach in analysis.reach:
+        if reach.role != "state":
+            read |= reach.reads_states
+    onward: Pattern = sp.csr_array(block.multiply(read[None]))
+    onward.eliminate_zeros()
+    onward.sort_indices()
+    return onward if onward.nnz else block
 
 
 DEFAULT_MEMORY = 1 << 34

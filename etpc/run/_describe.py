@@ -51,7 +51,8 @@ def _chosen(plan: Plan) -> str:
         return ""
     if gradient_depends_on_window(plan):
         return " (chosen)"
-    return ", or a divisor of T near it (chosen)"
+    why = f": {plan.window_reason}" if plan.window_reason else ""
+    return f", or a divisor of T near it (chosen{why})"
 
 
 COLUMNS = ["weight", "operation", "reaches", "block", "trace", "bytes", "gradient"]

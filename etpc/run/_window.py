@@ -3,16 +3,12 @@
 import math
 
 from ..plan import Plan
+from ..plan._window import window_matters
 
 
 def gradient_depends_on_window(plan: Plan) -> bool:
-    """Whether another window would give another gradient.
-
-    Under `in_window="exact"` nothing is cut inside a window, and a low-rank trace is reduced after
-    each.
-    """
-    exact = plan.algorithm.in_window == "exact"
-    return exact or any(p.form is not None and p.form.window_matters for p in plan.carried)
+    """Whether another window would give another gradient."""
+    return window_matters(plan.algorithm, plan.carried)
 
 
 def window_for(plan: Plan, steps: int) -> int:

@@ -11,7 +11,7 @@ from ..ops import Direct, Sparse
 from ..ops._kind import Factored
 from ._pieces import over_examples, overwrite, read_and_overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
-from ._transitions import apply
+from ._transitions import apply, of_each, times
 
 WRITTEN_OUT = 32
 """Up to so many steps, and so many numbers of an output's block, a sum of outer products is written
@@ -25,6 +25,8 @@ class Full(Trace):
     Of a dense operation it is [B, I, m, O], of one with links [B, m, U], after G where there are
     several; of an element-wise one [B, m, O].
     """
+
+    start_alone = True
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind
@@ -47,7 +49,7 @@ class Full(Trace):
         return kind.shape if isinstance(kind, Direct) else None
 
     def entries(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        return over_examples(*_flat(site, carry[0]), _spread(site, start))
+        return over_examples(carry[0], _spread(site, start))
 
     def gathered(self, site: Site, entries: Array) -> Array:
         kind, m = site.kind, site.block
@@ -104,30 +106,42 @@ def _dense(
     (eps,) = carry
     kind, m, pairs, batch = site.kind, site.block, site.pairs, eps.shape[0]
     xs, moved = [x.astype(eps.dtype) for x in passage.xs], passage.moved()
-    g, i, o, whole = kind.groups, kind.inputs, kind.outputs, passage.whole()
+    whole = of_each(passage.whole(), site.count)
+    g, i, o = kind.groups, kind.inputs, kind.outputs
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
     onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
     steps = xs[0].shape[0] * len(xs)
     x = jnp.concatenate(xs).transpose(1, 2, 3, 0)  # [B, G, I, W]
     each = jnp.concatenate(moved).reshape(steps, batch, m, g, o)
-    each = each.transpose(1, 3, 0, 2, 4).reshape(batch, g, steps, m * o)
+    each = each.transpose(1, 3, 0, 2, 4).reshape(batch, g, steps, *site.states, o)
+    if g == 1:
+        onward, x, each = onward[:, 0], x[:, 0], each[:, 0]
+    n = each.ndim - len(site.states) - 2  # the axis of steps
 
     def update(eps, x, each, onward):
         if steps == 1 or (steps <= WRITTEN_OUT and m * o <= WRITTEN_OUT):
-            terms = [x[..., t, None] * each[:, :, None, t] for t in range(steps)]
+            along = x[..., None] if m == 1 else x[..., None, None]
+            at = lambda t: jnp.expand_dims(lax.index_in_dim(each, t, n, keepdims=False), n)
+            terms = [
+                lax.index_in_dim(along, t, n + 1, keepdims=False) * at(t) for t in range(steps)
+            ]
             fed = sum(terms[1:], terms[0])
         else:
-            fed = x @ each if g > 1 else x[:, 0] @ each[:, 0]
-        blocks = eps.reshape(*x.shape[:3], m, o)
-        return apply(pairs, onward, blocks).reshape(eps.shape) + fed.reshape(eps.shape)
+            fed = (x @ each.reshape(*each.shape[: n + 1], -1)).reshape(eps.shape)
+        if m == 1:
+            return times(onward[..., 0, :], eps) + fed
+        return apply(pairs, onward, eps) + fed
 
-    given = [(x, 1), (each, 1), (onward, 1)] if g > i else [(x, 2), (each, None), (onward, None)]
-    eps, axis = _flat(site, eps)
+    last = 1 + len(site.group)  # the axis of inputs
+    given = [(x, last), (each, None), (onward, None)]
+    axis = last
+    if g > i:
+        axis, given = 1, [(x, 1), (each, 1), (onward, 1)]
     if start is None:
         eps, entries = overwrite(eps, axis, update, given), None
     else:
         eps, entries = read_and_overwrite(eps, axis, _spread(site, start), update, given)
-    return (eps.reshape(carry[0].shape),), entries
+    return (eps,), entries
 
 
 def _with_links(site: Site, passage: Passage, carry: Carry) -> Carry:
@@ -135,7 +149,7 @@ def _with_links(site: Site, passage: Passage, carry: Carry) -> Carry:
     links, groups, m = site.kind.links, site.kind.groups, site.block
     assert links is not None
     (eps,) = carry
-    batch, whole = eps.shape[0], passage.whole()
+    batch, whole = eps.shape[0], of_each(passage.whole(), site.count)
     each = whole.shape[-1] > 1
     whole = whole.reshape(*whole.shape[:2], groups if each else 1, -1)
     whole = whole[..., links.outputs] if each else whole
@@ -152,27 +166,14 @@ def _with_links(site: Site, passage: Passage, carry: Carry) -> Carry:
     return (eps,)
 
 
-def _flat(site: Site, eps: Array) -> tuple[Array, int | None]:
-    """A trace as passes go over it, and the axis that they may cut.
-
-    Of a dense operation [B, I, m O], of one with links [B, m U], after G where there are several;
-    of others [B, m O].
-    """
-    kind = site.kind
-    if not site.factored or kind.links is not None:
-        return eps.reshape(eps.shape[0], *site.group, -1), None
-    eps = eps.reshape(eps.shape[0], *site.group, kind.inputs, site.block * kind.outputs)
-    return eps, 2 if 1 < kind.groups <= kind.inputs else 1
-
-
 def _spread(site: Site, start: Inexact[Array, "B m GO"]) -> Array:
-    """Credit as it is multiplied with the entries of a flat trace."""
+    """Credit as it is multiplied with the entries of a trace."""
     kind, batch, g = site.kind, start.shape[0], site.kind.groups
     start = start.reshape(batch, site.block, g, kind.outputs).swapaxes(1, 2)  # [B, G, m, O]
     if kind.links is not None:
         start = start[..., kind.links.outputs]
     each = (1,) if site.factored and kind.links is None else ()
-    return start.reshape(batch, *site.group, *each, -1)
+    return start.reshape(batch, *site.group, *each, *site.states, -1)
 
 
 __all__ = ["Full"]

@@ -68,7 +68,7 @@ class Factors:
     immediate: Inexact[Array, "W B m GO"]
     """F."""
     transition: Inexact[Array, "W B P o"]
-    """D, a number for each of the site's pairs; the last axis has length one where all outputs share a block."""
+    """D, a number for each of the site's pairs; output n has those of n modulo o, the length of the last axis."""
     counted: Inexact[Array, "W B"] | None = None
     """One for each step of the stream, zero for what is none; `None` where all are."""
 
@@ -131,6 +131,9 @@ class Trace:
 
     exact: bool = True
     """Whether the form leaves nothing out."""
+    start_alone: bool = False
+    """Whether the trace is multiplied with the credit of its block at the start of a window alone. Then states whose
+    influence ends with the step are left out of the blocks."""
     window_matters: bool = False
     """Whether the gradient depends on the window for the form's sake."""
 

@@ -1,13 +1,15 @@
 """Products with transitions among the states of blocks.
 
 A transition is an array [..., P, o]: a number for each pair of places of the plan's `Pairs`, for
-each of o outputs, or for all at once where o is 1.
+each of o outputs. Where there are O outputs, a multiple of o, output n has the transition of n modulo o: so
+have the gates of one cell, which act on the same states; and o is 1 where all outputs share a block.
 
 A derivative may be infinite or NaN where no influence arrives: that of a norm at zero, behind a relu
 that gives zero. Backpropagation does not see it, as the relu passes nothing on, and nor may a trace.
 So the product of two derivatives is zero where the earlier one is (`times`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +42,14 @@ def _contracted(contract: Callable[[Array, Array], Array], later: Array, earlier
     return lax.cond(jnp.isfinite(later).all(), lambda: contract(later, earlier), guarded)
 
 
+def of_each(transition: Inexact[Array, "... P o"], outputs: int) -> Array:
+    """With an entry for each output, or for all at once."""
+    period = transition.shape[-1]
+    if period in (1, outputs):
+        return transition
+    return jnp.tile(transition, (*[1] * (transition.ndim - 1), outputs // period))
+
+
 def identity(pairs: Pairs, dtype) -> Inexact[Array, "P 1"]:
     """The transition that changes nothing."""
     return jnp.asarray(pairs.after == pairs.before, dtype)[:, None]
@@ -53,7 +63,17 @@ def compose(
     if not pairs.dense:
         first, second, exists = pairs.products
         return _sum(later, first, earlier, second, exists)
-    later, earlier = _square(later, m), _square(earlier, m)
+    out = _compose_dense(_square(later, m), _square(earlier, m))
+    return out.reshape(*out.shape[:-3], m * m, out.shape[-1])
+
+
+def _compose_dense(
+    later: Inexact[Array, "... m m o"], earlier: Inexact[Array, "... m m O"]
+) -> Array:
+    """Likewise, where all pairs are there."""
+    m = later.shape[-2]
+    if m == 1:
+        return times(later, earlier)
     if m <= UNROLLED:
         terms = [times(later[..., :, c, None, :], earlier[..., None, c, :, :]) for c in range(m)]
         out = sum(terms[1:], terms[0])
@@ -62,9 +82,27 @@ def compose(
     else:
         later, earlier = jnp.broadcast_arrays(later, earlier)
         out = _contracted(lambda a, b: jnp.einsum("...aco,...cbo->...abo", a, b), later, earlier)
-    return out.reshape(*out.shape[:-3], m * m, out.shape[-1])
+    return out
 
 
+def _by_period(
+    product: Callable[[Pairs, Array, Array], Array],
+) -> Callable[[Pairs, Array, Array], Array]:
+    """A product with block states, for fewer transitions than outputs too."""
+
+    @functools.wraps(product)
+    def whole(pairs: Pairs, transition: Array, block: Array) -> Array:
+        period, outputs = transition.shape[-1], block.shape[-1]
+        if period in (1, outputs):
+            return product(pairs, transition, block)
+        apart = jnp.moveaxis(block.reshape(*block.shape[:-1], outputs // period, period), -2, -3)
+        out = jnp.moveaxis(product(pairs, transition[..., None, :, :], apart), -3, -2)
+        return out.reshape(*out.shape[:-2], outputs)
+
+    return whole
+
+
+@_by_period
 def apply(
     pairs: Pairs, transition: Inexact[Array, "... P o"], block: Inexact[Array, "... m O"]
 ) -> Array:
@@ -72,6 +110,8 @@ def apply(
     m = pairs.m
     if not m:
         return block
+    if m == 1:
+        return times(transition, block)
     if not pairs.dense:
         which, exists = pairs.into
         return _sum(transition, which, block, pairs.before[which], exists)
@@ -84,11 +124,14 @@ def apply(
     return _contracted(lambda a, b: jnp.einsum("...aco,...co->...ao", a, b), square, block)
 
 
+@_by_period
 def apply_back(
     pairs: Pairs, transition: Inexact[Array, "... P o"], block: Inexact[Array, "... m O"]
 ) -> Array:
     """The transpose of a transition on credit of the block states of each output."""
     m = pairs.m
+    if m == 1:
+        return times(block, transition)
     if not pairs.dense:
         which, exists = pairs.out_of
         return _sum(block, pairs.after[which], transition, which, exists)
@@ -109,12 +152,18 @@ def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tupl
         return last[None], transition[0]
     if not pairs.m:
         return jnp.zeros_like(transition), transition[0]
+    product = functools.partial(compose, pairs)
+    given = last, transition
+    if pairs.dense:  # in a loop a reshape would keep XLA's CPU backend from vectorising it
+        given = tuple(_square(a, pairs.m) for a in given)
+        product = _compose_dense
 
     def back(after, now):
-        return compose(pairs, after, now), after
+        return product(after, now), after
 
-    whole, after = lax.scan(back, last, transition, reverse=True)
-    return after, whole
+    begin, steps = given
+    whole, after = lax.scan(back, begin, steps, reverse=True)
+    return after.reshape(transition.shape), whole.reshape(last.shape)
 
 
 def _square(transition: Array, m: int) -> Array:
@@ -140,4 +189,12 @@ def _sum(
     return zero.at[..., owner, :].add(term, indices_are_sorted=True)
 
 
-__all__ = ["apply", "apply_back", "compose", "identity", "suffix_products", "times"]
+__all__ = [
+    "apply",
+    "apply_back",
+    "compose",
+    "identity",
+    "of_each",
+    "suffix_products",
+    "times",
+]

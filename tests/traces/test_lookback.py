@@ -159,7 +159,9 @@ def test_rolling_truncation_has_no_trace():
     case = Case("gru")
     program = case.program(etpc.TBPTT(4, every=2))
     assert not program.ops
-    assert {claim.claim for claim in program.claims.values()} == {"current step"}
+    claims = {claim.claim for claim in program.claims.values() if claim.reasons}
+    assert claims == {"current step"}
+    assert not program.exact
     bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
     assert distance(case.online(etpc.TBPTT(T + 1, every=2))[0], bptt) < 1e-9
     assert 1e-3 < distance(case.online(etpc.TBPTT(4, every=2))[0], bptt) < 1
@@ -170,7 +172,6 @@ def test_rolling_truncation_has_no_trace():
     [
         ({"window": 4, "lookback": 3}, "lookback=3 is less than window=4"),
         ({"lookback": 0}, "lookback"),
-        ({"lookback": 2.5}, "lookback"),
     ],
 )
 def test_what_is_refused(given, message):

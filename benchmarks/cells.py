@@ -1,0 +1,315 @@
+"""How does the time depend on the cell?
+
+Every neuron and recurrent cell of `etpc.nn` with N units and a linear readout, a network of two layers, the
+GIF network of the delayed match task, and a GRU with a wide readout. A spiking layer reads the input and its own
+last spikes through one dense layer. All contestants of a cell compute the gradient of the same sequence from
+the same weights, from a fresh state, and are timed in turns. An error is that of the whole gradient, all
+parameters as one vector.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from rich.console import Console
+
+import etpc
+from benchmarks import cells_peer, measure
+from benchmarks.network import N_IN, N_OUT, RATE, loss
+from benchmarks.table import Column, Table, mebibytes, ratio
+from etpc import D_RTRL, ES_D_RTRL, nn
+
+DECAY, RANK = 0.9, 4
+WIDE = 1000  # outputs of the wide readout
+
+TABLE = Table(
+    "How does the time depend on the cell?",
+    [
+        Column("cell", "cell"),
+        Column("block", "m", "d"),
+        Column("name", "contestant"),
+        Column("window", "window"),
+        Column("min_ms", "min\nms", ".2f"),
+        Column("to_bptt", "time to\nBPTT", ratio),
+        Column("temp", "temp\nMiB", mebibytes),
+        Column("error_bptt", "error to\nBPTT", ".2g"),
+        Column("cosine_bptt", "cosine\nto BPTT", ".4f"),
+        Column("error_d_rtrl", "error to\nD-RTRL", ".2g"),
+    ],
+    [
+        "m: the most states of a block, which is how many numbers a trace has for a use of a weight.",
+        "errors: of the whole gradient, all parameters as one vector.",
+        "exact: plain reverse mode inside a window.",
+        "mean: the geometric mean over the cells of `etpc.nn`, without the networks that are named in words.",
+    ],
+)
+
+
+class Spiking(eqx.Module):
+    """Neurons that read the input and each other's last spikes, and a linear readout of their spikes."""
+
+    hidden: nn.Linear
+    neurons: Any
+    readout: nn.Linear
+
+    def __init__(self, neurons: Any, size: int, scale: float, key: Array):
+        keys = jax.random.split(key)
+        init = nn.kaiming_normal(scale)
+        self.hidden = nn.Linear(N_IN + size, size, weight_init=init, key=keys[0])
+        self.neurons = neurons
+        self.readout = nn.Linear(size, N_OUT, key=keys[1])
+
+    def init_state(self) -> Any:
+        return self.neurons.init_state()
+
+    def __call__(self, x: Array, state: Any) -> tuple[Array, Any]:
+        spikes = self.neurons.spike(state)
+        spikes, state = self.neurons(self.hidden(jnp.concatenate([x, spikes])), state)
+        return self.readout(spikes), state
+
+
+class Layers(eqx.Module):
+    """Cells, each driven by the one before, and a linear readout."""
+
+    cells: tuple[Any, ...]
+    readout: nn.Linear
+
+    def __init__(self, *cells: Any, outputs: int, size: int, key: Array):
+        self.cells = cells
+        self.readout = nn.Linear(size, outputs, key=key)
+
+    def init_state(self) -> tuple[Any, ...]:
+        return tuple(cell.init_state() for cell in self.cells)
+
+    def __call__(self, x: Array, state: tuple[Any, ...]) -> tuple[Array, tuple[Any, ...]]:
+        after = []
+        for cell, old in zip(self.cells, state, strict=True):
+            x, new = cell(x, old)
+            after.append(new)
+        return self.readout(x), tuple(after)
+
+
+class Recurrent(eqx.Module):
+    """A layer of spiking neurons with recurrent weights, as a cell of `Layers`."""
+
+    hidden: nn.Linear
+    neurons: Any
+
+    def init_state(self) -> Any:
+        return self.neurons.init_state()
+
+    def __call__(self, x: Array, state: Any) -> tuple[Array, Any]:
+        spikes = self.neurons.spike(state)
+        return self.neurons(self.hidden(jnp.concatenate([x, spikes])), state)
+
+
+# Each with the scale of its weights that lets the neurons spike.
+NEURONS: dict[str, tuple[Callable[[int], Any], float]] = {
+    "LIF": (nn.LIF, 200.0),
+    "ALIF": (nn.ALIF, 200.0),
+    "GIF": (nn.GIF, 200.0),
+    "QIF": (nn.QIF, 200.0),
+    "EIF": (nn.EIF, 200.0),
+    "AdEx": (nn.AdEx, 200.0),
+    "Izhikevich": (nn.Izhikevich, 200.0),
+    "ResonateAndFire": (nn.ResonateAndFire, 200.0),
+}
+RECURRENT: dict[str, Any] = {
+    "VanillaRNN": nn.VanillaRNN,
+    "IndRNN": nn.IndRNN,
+    "GRU": nn.GRU,
+    "MGU": nn.MGU,
+    "LSTM": nn.LSTM,
+    "MinGRU": nn.MinGRU,
+    "MinLSTM": nn.MinLSTM,
+}
+OTHERS = ("LRU", "S5", "two layers of LIF", "task of 64 GIF", "GRU, wide readout")
+NAMES = (*NEURONS, *RECURRENT, *OTHERS)
+OF_SIZE = tuple(name for name in NAMES if name != "task of 64 GIF")
+
+
+class Example(NamedTuple):
+    """A network with data."""
+
+    model: Any
+    xs: Array
+    targets: Array
+
+
+def example(name: str, size: int, steps: int, batch: int, seed: int = 0) -> Example:
+    """The network of a cell. Raises `ValueError` where a spiking one does not spike."""
+    model_key, cell_key, x_key, target_key = jax.random.split(jax.random.key(seed), 4)
+    n_in, n_out, at = N_IN, N_OUT, jax.random.split(cell_key, 4)
+    if name in NEURONS:
+        make, scale = NEURONS[name]
+        model = Spiking(make(size), size, scale, model_key)
+    elif name in RECURRENT:
+        cell = RECURRENT[name](N_IN, size, key=at[0])
+        model = Layers(cell, outputs=N_OUT, size=size, key=model_key)
+    elif name in ("LRU", "S5"):
+        cell = {"LRU": nn.LRU, "S5": nn.S5}[name](N_IN, size, size, key=at[0])
+        model = Layers(cell, outputs=N_OUT, size=size, key=model_key)
+    elif name == "two layers of LIF":
+        init = nn.kaiming_normal(200.0)
+        cells = [
+            Recurrent(nn.Linear(n + size, size, weight_init=init, key=key), nn.LIF(size))
+            for n, key in zip((N_IN, size), at, strict=False)
+        ]
+        model = Layers(*cells, outputs=N_OUT, size=size, key=model_key)
+    elif name == "task of 64 GIF":
+        from examples.tasks import dms
+
+        model, n_in, n_out = dms.Network(model_key), dms.STIMULI * dms.GROUP, 2
+    elif name == "GRU, wide readout":
+        n_out = WIDE
+        cell = nn.GRU(N_IN, size, key=at[0])
+        model = Layers(cell, outputs=WIDE, size=size, key=model_key)
+    else:
+        raise ValueError(f"There is no cell {name!r}. Known: {', '.join(NAMES)}.")
+    xs = jax.random.bernoulli(x_key, RATE, (steps, batch, n_in)).astype(jnp.float32)
+    return Example(model, xs, jax.random.randint(target_key, (steps, batch), 0, n_out))
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """A way to the gradient; `algorithm` is `None` for BPTT."""
+
+    name: str
+    algorithm: etpc.algorithms.Algorithm | None
+
+
+def contestants() -> list[Contestant]:
+    """All of them. The first is BPTT, the second D-RTRL."""
+    return [
+        Contestant("BPTT", None),
+        Contestant("D-RTRL", D_RTRL()),
+        Contestant("D-RTRL exact", D_RTRL(in_window="exact")),
+        Contestant(f"ES-D-RTRL {DECAY}", ES_D_RTRL(DECAY)),
+        Contestant(f"ES-D-RTRL rank {RANK}", ES_D_RTRL(RANK)),
+    ]
+
+
+class Gradient:
+    """A gradient as one compiled function, from a fresh state and fresh traces."""
+
+    def __init__(self, given: Example, algorithm: etpc.algorithms.Algorithm | None):
+        arrays, static = eqx.partition(given.model, eqx.is_array)
+        steps, batch = given.xs.shape[:2]
+        self.window = self.block = None
+        if algorithm is None:
+
+            def grads(model: Any, xs: Array, targets: Array) -> Any:
+                return etpc.bptt(model, xs, targets, loss, batch_size=batch, reduction="sum")[1]
+
+        else:
+            program = etpc.compile(given.model, algorithm, inputs=given.xs[0, 0])
+            gradient = program.value_and_grad(loss, "sum")
+            self.window = program.window_for(steps)
+            self.block = max((op.block for op in program.plan.ops), default=0)
+
+            def grads(model: Any, xs: Array, targets: Array) -> Any:
+                return gradient(model, xs, targets, program.init(batch))[1]
+
+        @jax.jit
+        def run(arrays: Any, xs: Array, targets: Array) -> Any:
+            found = grads(eqx.combine(arrays, static), xs, targets)
+            return {
+                jax.tree_util.keystr(path): g for path, g in jax.tree.leaves_with_path(found)
+            }
+
+        self._arguments = arrays, given.xs, given.targets
+        self._run = run.lower(*self._arguments).compile()
+
+    def __call__(self) -> Mapping[str, Array]:
+        return self._run(*self._arguments)
+
+    @property
+    def compiled(self) -> jax.stages.Compiled:
+        return self._run
+
+
+def run(
+    console: Console,
+    sizes: Sequence[int],
+    steps: int,
+    batch: int,
+    repeats: int,
+    only: Collection[str] | None = None,
+) -> list[dict[str, Any]]:
+    """A row for each cell and contestant at each size; `only` some cells, or all.
+
+    **Raises** `ValueError` for a cell that is not known.
+    """
+    names = NAMES if only is None else tuple(only)
+    if unknown := [name for name in names if name not in NAMES]:
+        raise ValueError(f"unknown cells: {', '.join(unknown)}; known: {', '.join(NAMES)}")
+    console.print(f"\ncells: B={batch} T={steps}")
+    rows = []
+    for size in sizes:
+        found = []
+        for name in names:
+            if name == "task of 64 GIF" and size != sizes[0]:  # which has a size of its own
+                continue
+            found += [{"cell": name, **row} for row in _cell(name, size, steps, batch, repeats)]
+            said = ", ".join(
+                f"{row['name']} {row['to_bptt']:.2f}" for row in found if row["cell"] == name
+            )
+            console.print(f"  N={size} {name}: {said}")
+        found += _means(found)
+        TABLE.show(console, found, f"N={size} B={batch} T={steps}")
+        rows += [{"size": size, "batch": batch, "steps": steps, **row} for row in found]
+    return rows
+
+
+def _cell(name: str, size: int, steps: int, batch: int, repeats: int) -> list[dict[str, Any]]:
+    given = example(name, size, steps, batch)
+    field = contestants()
+    calls: list[Any] = [Gradient(given, c.algorithm) for c in field]
+    names = [c.name for c in field]
+    peer = cells_peer.gradient(name, given)
+    if peer is not None:
+        calls.append(peer)
+        names.append("braintrace D-RTRL")
+    results = [jax.block_until_ready(call()) for call in calls]
+    rows = []
+    taken = measure.interleaved(calls, repeats)
+    for contestant, call, result, times in zip(names, calls, results, taken, strict=True):
+        to_bptt = _difference(result, results[0])
+        row = {
+            "name": contestant,
+            "window": call.window,
+            "block": calls[1].block,
+            "temp": measure.memory(call.compiled)["temp"],
+            **times,
+            "to_bptt": times["min_ms"] / taken[0]["min_ms"],
+            "error_bptt": to_bptt["error"],
+            "cosine_bptt": to_bptt["cosine"],
+        }
+        if "D-RTRL" in contestant and "exact" not in contestant:
+            row["error_d_rtrl"] = _difference(result, results[1])["error"]
+        rows.append(row)
+    return rows
+
+
+def _difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> dict[str, float]:
+    """Of the parameters that both have, as one vector."""
+    names = [name for name in want if name in got]
+    as_one = lambda of: {"all": jnp.concatenate([jnp.ravel(of[name]) for name in names])}
+    return measure.difference(as_one(got), as_one(want))["all"]
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Geometric means over the cells of `etpc.nn`."""
+    of_nn = [row for row in rows if " " not in row["cell"]]
+    names = [name for name in dict.fromkeys(row["name"] for row in of_nn) if "brain" not in name]
+    found = []
+    for name in names:
+        times = [row["to_bptt"] for row in of_nn if row["name"] == name]
+        mean = math.exp(sum(map(math.log, times)) / len(times))
+        found.append({"cell": f"mean of {len(times)}", "name": name, "to_bptt": mean})
+    return found

@@ -1,0 +1,2 @@
+def gradient(name, given):
+    return None

@@ -1,0 +1,63 @@
+"""How many steps are processed at once where that is left open, from what moves and what is kept."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..algorithms import Algorithm
+from ..analyse import Analysis, vector_dtype
+
+AT_LEAST, AT_MOST = 16, 64
+"""Steps. Beyond, what a window saves is less than the rest of a step on every network that was measured."""
+
+
+def window_matters(algorithm: Algorithm, ops: Sequence[Any]) -> bool:
+    """Whether another window would give another gradient.
+
+    Under `in_window="exact"` nothing is cut inside a window, and a low-rank trace is reduced after
+    each.
+    """
+    exact = algorithm.in_window == "exact"
+    return exact or any(p.form is not None and p.form.window_matters for p in ops)
+
+
+def chosen_window(analysis: Analysis, ops: Sequence[Any], colours: int) -> tuple[int, str]:
+    """A window, and why it is not the least.
+
+    A pass over the traces moves their bytes two or three times, once for a window; a window keeps the arrays
+    of each of its steps. So it is as long as it may be while these take no more than the traces.
+    """
+    traces = sum(p.trace_bytes for p in ops)
+    window = traces // max(bytes_of_step(analysis, ops, colours), 1)
+    if window <= AT_LEAST:
+        return AT_LEAST, ""
+    if window >= AT_MOST:
+        return AT_MOST, "what its steps keep takes less than the traces"
+    return int(window), "what its steps keep takes as much as the traces"
+
+
+def bytes_of_step(analysis: Analysis, ops: Sequence[Any], colours: int) -> int:
+    """What a window keeps of one step of one example, about.
+
+    Inputs, states before and after, the compressed Jacobians, the data of operations; and of those with a
+    trace of their own F and D, as they are and moved to the end of the window.
+    """
+    step, states = analysis.step, analysis.hidden.size
+    numbers = sum(v.size for v in step.inputs) + (2 + colours) * states
+    layouts = {}
+    for p in ops:
+        kind = p.op.kind
+        outputs = kind.groups * kind.outputs
+        if analysis.reach[p.op.number].role == "state":
+            numbers += colours * outputs + (
+                kind.groups * kind.inputs if kind.data is not None else 0
+            )
+        if p.form is not None:
+            layouts[p.layout] = p.layout.transition.at.size
+            numbers += 2 * p.block * outputs
+    numbers += 2 * sum(layouts.values())
+    return numbers * np.dtype(vector_dtype(analysis)).itemsize
+
+
+__all__ = ["AT_LEAST", "AT_MOST", "bytes_of_step", "chosen_window", "window_matters"]
