@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.experimental.sparse import BCOO
 
 import etpc
 from etpc.emit import _emit, _proofs
@@ -92,6 +93,40 @@ def test_every_second_rule_of_a_recurrent_program(number):
     assert len({name.split()[0] for name in agrees(RECURRENT, number).errors}) >= 2
 
 
+NARROW = {
+    "sparse": Op("sparse", low="float32"),
+    "sparse, half": Op("sparse", n=2, low="float16", store="float16"),
+    "sparse of bytes": Op("sparse_of_bytes", low="float32", cast="float32"),
+    "clip": Op("clip", low="float16"),
+    "fft": Op("fft", low="float32"),
+    "solve": Op("solve", low="float32"),
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_operations_in_narrow_types_agree(name):
+    """Those that NumPy has not, and constants that a type has not."""
+    program = Program((Leaf(n=3, before=(Op("w_x", a=1, n=3), NARROW[name])),), n_in=3)
+    agrees(program, count=5)
+
+
+def test_an_operation_that_reaches_a_state_at_rare_parameters_is_cut():
+    """The state is the larger one of two, and only a weight far from that drawn makes the product of a branch so."""
+    ops = Op("tanh", a=3), Op("cond_both", a=0, b=1, form="low_rank"), Op("decay", a=6)
+    leaf = Leaf("vector", 1, rule="max", a=1, before=ops)
+    program = Program((leaf,), reads=(2,), pack="nested", n_in=3, seed=7747)
+    assert not agrees(program, 129, count=40).unsettled
+
+
+def test_what_rounding_decides_is_not_compared():
+    """At one of these points a decay is 1e67, and the state is the difference of two products with it."""
+    leaf = Leaf("noisy", 1, rule="tau", a=4, b=6, before=(Op("fori_weight", a=4, b=6, n=3),))
+    program = Program((leaf,), reads=(1,), readout=False, seed=8554)
+    result = agrees(program, 2, count=40)
+    assert result.unsettled == 1
+    assert result.points > 30
+
+
 # The tools
 
 
@@ -142,14 +177,68 @@ def test_points_are_evaluated_together_as_alone():
         assert np.max(np.abs(grads[k] - grad)) < 1e-12
 
 
-def test_wide_evaluation_rounds_nothing():
-    function = lambda x: (x.astype(jnp.bfloat16) * 3).astype(jnp.float64) + x.astype(jnp.float32)
+def sparse_product(x):
+    """With JAX's own operations on sparse arrays, forwards and backwards."""
+    at = jnp.array([[0, 1], [1, 0], [1, 2]])
+    product = lambda values, x: BCOO((values, at), shape=(2, 3)) @ x
+    return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(product(x, x))))(x[:3])[1]
+
+
+OF_JAX = {
+    "sparse product": sparse_product,
+    "fft": lambda x: jnp.fft.fft(x).imag,
+    "solve": lambda x: jnp.linalg.solve(jnp.outer(x, x) + 2 * jnp.eye(len(x), dtype=x.dtype), x),
+    "product": lambda x: x * 3 + x @ x,
+}
+
+
+@pytest.mark.parametrize("name", OF_JAX)
+def test_wide_evaluation_rounds_nothing(name):
+    narrow = lambda x: OF_JAX[name](x.astype(jnp.float32)).astype(float)
     x = jnp.asarray(np.random.default_rng(0).normal(size=5))
-    assert np.array_equal(evaluate.run(function)(x), function(x))
+    assert np.max(np.abs(evaluate.run(narrow)(x) - narrow(x))) < 1e-6
     with evaluate.wide():
-        found = evaluate.run(function)(x)
-    assert np.max(np.abs(found - 4 * x)) < 1e-12
-    assert np.max(np.abs(function(x) - 4 * x)) > 1e-4
+        found = evaluate.run(narrow)(x)
+    wanted = OF_JAX[name](x)
+    assert np.max(np.abs(found - wanted)) < 1e-14
+    assert np.max(np.abs(narrow(x) - wanted)) > 1e-9
+
+
+def test_constants_are_rounded_in_wide_evaluation_too():
+    """Here the constant is converted in one program, and in the other it was before."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=5))
+    half, table = jnp.float16(0.61), np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    as_half = jnp.asarray(table, jnp.float16)
+    with evaluate.wide():
+        one = evaluate.run(lambda x: jnp.clip(x.astype(jnp.float16), -0.61, 0.61) * as_half)(x)
+        other = evaluate.run(
+            lambda x: jnp.clip(x.astype(jnp.float16), -half, half) * table.astype(jnp.float16)
+        )(x)
+        late = evaluate.run(
+            lambda x: (
+                jnp.clip(x.astype(jnp.float16), -0.61, 0.61)
+                * lax.convert_element_type(jnp.asarray(table), jnp.float16)
+            )
+        )(x)
+    assert one.dtype == float
+    assert np.array_equal(one, other)
+    assert np.array_equal(one, late)
+
+
+def test_rounding_at_random_is_of_the_size_of_rounding():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=50))
+    functions = {
+        1e-15: lambda x: jnp.exp(jnp.sin(x)) * 3.0,
+        1e-3: lambda x: (x + 1e12) - 1e12,
+        1e-2: lambda x: jnp.stack([x, jnp.full_like(x, 1e13), jnp.full_like(x, -1e13)]).sum(0),
+        0: lambda x: jnp.sort(-jnp.maximum(x, 0.3))[::2],
+    }
+    for size, function in functions.items():
+        exact = evaluate.run(function)(x)
+        with evaluate.rounding_at_random(np.random.default_rng(1)):
+            found = evaluate.run(function)(x)
+        assert size / 10 <= np.max(np.abs(found - exact)) <= 10 * size
+        assert np.array_equal(evaluate.run(function)(x), exact)
 
 
 # Faults that are to be found
