@@ -28,12 +28,13 @@ RECURRENT = Program(
     pack="nested",
 )
 PLAIN = Program((Leaf(n=3, rule="raw", before=(Op("w_x", a=1, n=3),)),), readout=False)
-WAYS = {"call": 0, "scan": 5, "inside a scan": 10, "batch": 15}  # numbers of structures
+WAYS = {"call": 0, "scan": 5, "inside a scan": 10, "batch": 15, "learn": 16}
+"""Numbers of structures; each has another second rule."""
 RANK = 4  # the number of a structure whose second rule has a rank
 
 
-def agrees(program, number=1, **options):
-    result = sweep.check(program, number, **options)
+def agrees(program, number=1, second=False, **options):
+    result = sweep.check(program, number, second=second, **options)
     assert not result.failures, f"{result.errors}\n{program}"
     return result
 
@@ -48,8 +49,8 @@ def compiled_wrongly(monkeypatch, change):
     monkeypatch.setattr(fast, "compiled", compiled)
 
 
-def is_found(program, number=1, words=("exact",), **options):
-    failures = sweep.check(program, number, **options).failures
+def is_found(program, number=1, words=("exact",), second=False, **options):
+    failures = sweep.check(program, number, second=second, **options).failures
     assert failures
     assert {name.split()[-1] for name in failures} & set(words), failures
 
@@ -58,15 +59,15 @@ def is_found(program, number=1, words=("exact",), **options):
 
 
 @given(grammar.programs(), st.integers(0, 400))
-@settings(max_examples=6)
+@settings(max_examples=3)
 def test_drawn_structures(program, number):
-    agrees(program, number)
+    agrees(program, number, second=True)
 
 
 @given(grammar.programs(narrow=True, marks=True, complex=True), st.integers(0, 400))
-@settings(max_examples=6)
+@settings(max_examples=3)
 def test_drawn_structures_with_narrow_types_and_marks(program, number):
-    agrees(program, number)
+    agrees(program, number, second=True)
 
 
 @pytest.mark.slow
@@ -84,22 +85,17 @@ def test_many_narrow_structures(program):
 
 
 @pytest.mark.parametrize("number", WAYS.values(), ids=WAYS)
-def test_every_way_into_a_recurrent_program(number):
-    assert agrees(RECURRENT, number).points >= 8
-
-
-@pytest.mark.parametrize("number", range(0, 20, 4))
-def test_every_second_rule_of_a_recurrent_program(number):
-    assert len({name.split()[0] for name in agrees(RECURRENT, number).errors}) >= 2
+def test_every_way_into_a_recurrent_program_and_every_second_rule(number):
+    result = agrees(RECURRENT, number, second=True)
+    assert result.points >= 8
+    assert len({name.split()[0] for name in result.errors}) >= 2
 
 
 NARROW = {
-    "sparse": Op("sparse", low="float32"),
-    "sparse, half": Op("sparse", n=2, low="float16", store="float16"),
+    "sparse": Op("sparse", n=2, low="float16", store="float16"),
     "sparse of bytes": Op("sparse_of_bytes", low="float32", cast="float32"),
     "clip": Op("clip", low="float16"),
     "fft": Op("fft", low="float32"),
-    "solve": Op("solve", low="float32"),
 }
 
 
@@ -170,7 +166,7 @@ def test_points_are_evaluated_together_as_alone():
     numbers = np.array([0, 1, 2, 2, 1, 0])
     together = evaluate.at_points(jax.value_and_grad(lambda x, i: jnp.sum(jnp.sin(function(x, i)))))
     values, grads = together(xs, numbers)
-    one = jax.value_and_grad(lambda x, i: jnp.sum(jnp.sin(function(x, i))))
+    one = jax.jit(jax.value_and_grad(lambda x, i: jnp.sum(jnp.sin(function(x, i)))))
     for k, (x, i) in enumerate(zip(xs, numbers, strict=True)):
         value, grad = one(jnp.asarray(x), jnp.asarray(i))
         assert abs(values[k] - value) < 1e-12
@@ -195,13 +191,12 @@ OF_JAX = {
 @pytest.mark.parametrize("name", OF_JAX)
 def test_wide_evaluation_rounds_nothing(name):
     narrow = lambda x: OF_JAX[name](x.astype(jnp.float32)).astype(float)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=5))
-    assert np.max(np.abs(evaluate.run(narrow)(x) - narrow(x))) < 1e-6
+    x = np.random.default_rng(0).normal(size=5)
+    wanted, rounded = evaluate.run(OF_JAX[name])(x), evaluate.run(narrow)(x)
     with evaluate.wide():
         found = evaluate.run(narrow)(x)
-    wanted = OF_JAX[name](x)
     assert np.max(np.abs(found - wanted)) < 1e-14
-    assert np.max(np.abs(narrow(x) - wanted)) > 1e-9
+    assert 1e-9 < np.max(np.abs(rounded - wanted)) < 1e-6
 
 
 def test_constants_are_rounded_in_wide_evaluation_too():
@@ -300,9 +295,9 @@ DECAYS = ("decay_minimum", "decay_where", "decay_exp", "decay_steps")
 @pytest.mark.parametrize("rule", DECAYS)
 def test_a_rank_that_is_proved_too_low_is_found(rule, monkeypatch):
     program = Program((Leaf(n=3, rule=rule, before=(Op("w_x", a=1, n=3),)),), n_in=3)
-    agrees(program, RANK)
+    agrees(program, RANK, second=True)
     monkeypatch.setattr(_proofs, "_bound", lambda *given: _proofs.Bound(1, 1))
-    is_found(program, RANK)
+    is_found(program, RANK, second=True)
 
 
 @pytest.mark.parametrize("kind", ["pairs", "wired"])
