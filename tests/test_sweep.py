@@ -118,8 +118,9 @@ def test_an_operation_that_reaches_a_state_at_rare_states_is_cut():
     """The sum that takes the other branch is of products, nearly all positive where states are not small."""
     ops = Op("scan_back", a=1), Op("cond_both")
     delay = Leaf("delay", rule="previous", a=3, b=3, before=(Op("winner", a=1),))
-    program = Program((Leaf("stacked", before=ops), delay), reads=(1,), n_in=1, seed=6399)
-    assert not agrees(program, 230, count=40).unsettled
+    leaves, after = (Leaf("stacked", before=ops), delay), (Op("decay", a=4, b=4),)
+    program = Program(leaves, after, reads=(0, 2), pack="dict", n_in=1, seed=6399)
+    assert not agrees(program, count=40).unsettled
 
 
 def test_what_rounding_decides_is_not_compared():
