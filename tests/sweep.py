@@ -103,8 +103,8 @@ class Structure:
     def find_reach(self, count):
         """Whether an operation reaches a state is asked at random points.
 
-        Parameters and states decide which branch is taken. Those are as far from their values as where gradients are
-        compared, and these are in turn random, beside integers of a rollout, and what a rollout comes to.
+        Parameters and states decide which branch is taken: parameters are moved in all ways of `HOW`, and float
+        states are random at even steps and those of a rollout at odd ones. Integer states are always of the rollout.
         """
         at = self.points(count // T, np.random.default_rng(self.program.seed + 1))
         found = frozenset()
@@ -255,11 +255,11 @@ class References(NamedTuple):
         return cls(alone, bptt, structure.reference.d_rtrl(point, states, cut))
 
     def uncertainty(self, structure: Structure, point: Point, cut):
-        """What rounding does to these at each point, relative to the gradient: infinite where it may be anything.
+        """How far rounding may move these at each point, relative to the gradient; infinite where nothing is certain.
 
-        Where a decay is 1e60, a state that is the difference of two such products has no digit that is right, and
-        neither has a gradient. The references are computed some times with rounding errors at random: ten times as
-        far as they are apart, which other orders of the same operations do not reach.
+        Ten times the largest difference from `SAMPLES` computations with rounding at random. It is large where the
+        computation is ill-conditioned: with a decay of 1e60, a state that is the difference of two products with it
+        has no correct digit, and neither has a gradient.
         """
         rng = np.random.default_rng(0)
         apart = np.zeros(1)
@@ -326,12 +326,12 @@ def _check(program, number, count, second, reach) -> Result:
         errors[name] = np.broadcast_to(error, alive.shape)
     largest_error = np.max(np.stack([*errors.values()]), axis=0)
     unsettled = np.zeros_like(alive)
-    if np.any(alive & ~(largest_error < TOLERANCE)):
+    wrong = alive & ~(largest_error < TOLERANCE)
+    if wrong.any():
         uncertain = wanted.uncertainty(structure, point, cut)
         if any(online.entry == "batch" for online in runs):
             other = References.at(structure, beside, cut).uncertainty(structure, beside, cut)
             uncertain = np.maximum(uncertain, other)
-        wrong = alive & ~(largest_error < TOLERANCE)
         unsettled = wrong & np.isfinite(largest_error) & (largest_error <= uncertain)
         alive = alive & ~unsettled
     worst = {name: float(np.max(a[alive], initial=0.0)) for name, a in errors.items()}
