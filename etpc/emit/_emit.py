@@ -8,6 +8,7 @@ and, backwards, the learning signals. What remains sequential is element-wise co
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,10 +19,13 @@ from jax import Array, lax
 
 from .._jax import promoting, result_type
 from ..plan import OpPlan, Plan
-from ..traces import Carry, Factors
-from ..traces._transitions import apply_back, suffix_products, times
-from ._forward import TURNED, Course, Forward
-from ._gather import columns, rows, take, zeros_over
+from ..traces import Factors, Traces
+from ..traces._transitions import suffix_products
+from ._forward import TURNED, Course, Forward, Stored
+from ._gather import rows, take, zeros_over
+from ._lookback import Steps, entering, kept, none_yet, recent, taken
+from ._passage import CutPassage, Followed, FollowedPassage, Products
+from ._signals import Credit, OpSignals, into_op
 from ._step import StepFunctions
 
 Arrays = Sequence[Array]
@@ -37,6 +41,23 @@ class Jacobians:
     immediate: list[list[Array]]
     """For each live operation, [W, B, C, outputs]; in parts, [W, B, C, n], where it is read by columns."""
 
+    def within(self, first: Array, valid: Array) -> "Jacobians":
+        """Those inside streams: nothing passes into a step that is the first, or from one that is no
+        step of a stream."""
+        return Jacobians(
+            [_where_over(~first, j) for j in self.transition],
+            [[_where_over(valid, j) for j in parts] for parts in self.immediate],
+        )
+
+
+class Starts(NamedTuple):
+    """Credit at the start of a window."""
+
+    of_trace: dict[int, Array]
+    """Of each trace that is carried, by the number of its operation."""
+    credit: Array | None
+    """Of all states, [B, S], where directions are followed."""
+
 
 class Residuals(NamedTuple):
     """What the backward pass of a window needs of the forward one."""
@@ -48,12 +69,38 @@ class Residuals(NamedTuple):
     transition: list[Array]
     immediate: list[list[Array]]
     data: list[Array]
-    traces: list[Carry]
+    traces: Traces
     paths: dict[int, Any]
     """What each trace follows through the window."""
-    blocks: dict[int, tuple[Array, Array]]
-    """F and D of operations whose blocks are not closed."""
+    blocks: dict[int, Factors]
+    """Of operations whose blocks are not closed."""
     fresh: Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moves:
+    """What moves the traces of a window."""
+
+    factors: dict[int, Factors]
+    followed: list[Any]
+    """Each trace as its form followed the window."""
+    along: "Directed | None"
+    """What the window does along the directions that are followed, if some are."""
+    past: tuple[Array, ...] | None = None
+    """The steps that are behind after the window, where some are kept."""
+
+
+class Directed(NamedTuple):
+    """A window along the directions that are followed."""
+
+    ends: Array
+    """[B, q, S], or [1, q, S]."""
+    chosen: Any
+    starts: Array
+    """[B, q, S]."""
+    deltas: dict[int, Array]
+    """[W, B, q, GO]."""
+    push: Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +127,9 @@ class Window:
     prefix: Callable[..., Any]
     run: Callable[..., Any]
     learn: Callable[..., Any]
+    credit: Callable[..., Any]
+    """`credit(weights, others, xs, state, ys_bar, ends) -> starts`: of the states at the start of a window
+    from that of its outputs and of the states at its end, [B, S] both, where directions are followed."""
 
     @promoting
     def no_sums(self, weights: Arrays) -> Sums:
@@ -101,9 +151,19 @@ class Window:
                 grads = _accumulated(self.plan, grads, p, gradient)
         return list(grads)
 
-    def fresh_traces(self, batch: int) -> list[Carry]:
+    def fresh_traces(self, batch: int) -> Traces:
         """Traces of a stream that begins, [B, ...]."""
-        return [p.trace.init(p.site, batch) for p in self.plan.carried]
+        own = [p.trace.init(p.site, batch) for p in self.plan.carried]
+        d, size, dtype = self.plan.directions, self.plan.analysis.hidden.size, self.plan.dtype
+        if d is None:
+            return Traces(own)
+        return Traces(own, d.init(size, dtype), d.each(size, batch, dtype))
+
+    def none_yet(self, state: Arrays) -> tuple[Array, ...]:
+        """The steps behind a stream that begins with a state [B, ...]."""
+        if not self.plan.behind:
+            return ()
+        return none_yet(self.plan.analysis.step.input_leaves.avals, state, self.plan.behind)
 
     def __str__(self) -> str:
         plan, split = self.plan, self.plan.analysis.split
@@ -115,7 +175,7 @@ class Window:
             "  traces of one example",
         ]
         traces = jax.eval_shape(lambda: self.fresh_traces(1))
-        for p, trace in zip(plan.carried, traces, strict=True):
+        for p, trace in zip(plan.carried, traces.own, strict=True):
             shapes = [f"{a.dtype.name}{list(a.shape[1:])}" for a in jax.tree.leaves(trace)]
             lines.append(f"    {p.path}: {' + '.join(shapes)}")
         return "\n".join(lines)
@@ -152,14 +212,21 @@ def emit(plan: Plan) -> Window:
 
     @promoting
     def learn(weights, others, xs, state, traces, fresh, loss_of):
-        (ys, last), factors, residuals = emitter.window(weights, others, xs, state, traces, fresh)
+        (ys, last), moves, residuals = emitter.window(weights, others, xs, state, traces, fresh)
         loss, pull, aux = jax.vjp(loss_of, ys, has_aux=True)
         (ys_bar,) = pull(jnp.ones_like(loss))
         grads, _, starts = emitter.backward(residuals, ys_bar, read_traces=False)
-        traces, entries = emitter.advance(factors, traces, starts)
+        traces, entries = emitter.advance(moves, traces, starts)
         return loss, aux, (list(grads), entries), last, traces
 
-    return Window(plan, step.forward, prefix, run, learn)
+    @promoting
+    def credit(weights, others, xs, state, ys_bar, ends):
+        _, pull = emitter._sequential(weights, others, xs, state, by_inputs=False)
+        assert pull is not None
+        start = pull((ys_bar, emitter._split(ends)))[2]
+        return jnp.concatenate(emitter._signals(start), -1)
+
+    return Window(plan, step.forward, prefix, run, learn, credit)
 
 
 def _instantiated(cotangent: Any) -> Any:
@@ -177,6 +244,8 @@ class Emitter:
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
         self.exact = plan.algorithm.in_window == "exact"
+        self.directions = plan.directions is not None
+        self.behind = plan.behind
         self.live = [plan.ops[op.number] for op in step.live]
         self.reads_old = step.reads_old_states()
         analysis = plan.analysis
@@ -187,12 +256,15 @@ class Emitter:
     def forward(self, weights, others, xs, state, traces, fresh, by_inputs: bool = False):
         """Outputs, new state and new traces; and what the backward pass needs."""
         given = weights, others, xs, state, traces, fresh
-        (ys, last), factors, residuals = self.window(*given, by_inputs=by_inputs)
-        return (ys, last, self.advance(factors, traces)[0]), residuals
+        (ys, last), moves, residuals = self.window(*given, by_inputs=by_inputs)
+        return (ys, last, self.advance(moves, traces)[0]), residuals
 
-    def window(self, weights, others, xs, state, traces, fresh, by_inputs: bool = False):
+    def window(self, weights, others, xs, state, traces: Traces, fresh, by_inputs: bool = False):
         """Outputs and new state; what moves the traces; and what the backward pass needs."""
-        course, pull = self._sequential(weights, others, xs, state, by_inputs)
+        behind = recent(traces.past, xs, state) if self.behind else None
+        course, pull = self._sequential(weights, others, xs, state, by_inputs, behind, fresh)
+        if behind is not None:
+            return self._looking_back(weights, others, xs, traces, fresh, behind, course, pull)
         jacobians = self._jacobians(weights, others, xs, course, fresh)
         ys, read_pull, data = self._read(weights, others, xs, course)
         pull_inputs = None
@@ -203,23 +275,52 @@ class Emitter:
             if by_inputs:
                 pull_inputs = self._by_inputs(weights, others, xs, course)
         factors = self._factors(jacobians, data)
-        followed = [
-            p.trace.follow(p.site, factors[p.op.number], trace)
-            for p, trace in zip(self.plan.carried, traces, strict=True)
-        ]
-        paths = {
-            p.op.number: path for p, (_, path) in zip(self.plan.carried, followed, strict=True)
-        }
-        blocks = {
-            p.op.number: (factors[p.op.number].immediate, factors[p.op.number].transition)
-            for p in self.plan.traced
-            if not p.closed
-        }
+        followed, paths = self._follow(factors, traces)
+        blocks = {p.op.number: factors[p.op.number] for p in self.plan.traced if not p.closed}
+        along = self._along(course, pull, traces, fresh) if self.directions else None
         residuals = Residuals(
             *(pull, pull_inputs, jacobians.transition, jacobians.immediate, data),
-            *(list(traces), paths, blocks, fresh),
+            *(traces, paths, blocks, fresh),
         )
-        return (ys, course.last), (factors, [moved for moved, _ in followed]), residuals
+        return (ys, course.last), Moves(factors, followed, along), residuals
+
+    def _follow(self, factors: dict[int, Factors], traces: Traces):
+        """Each trace as its form follows the window, and by number what its credit needs of that."""
+        pairs = [
+            p.trace.follow(p.site, factors[p.op.number], trace)
+            for p, trace in zip(self.plan.carried, traces.own, strict=True)
+        ]
+        paths = {p.op.number: path for p, (_, path) in zip(self.plan.carried, pairs, strict=True)}
+        return [followed for followed, _ in pairs], paths
+
+    def _looking_back(
+        self, weights, others, xs, traces: Traces, fresh, behind: Steps, course: Course, pull
+    ):
+        """Likewise, where the traces are at the start of the steps behind: as many leave as come."""
+        steps = behind.then(taken(xs, course.before, fresh))
+        count = xs[0].shape[0]
+        leaving, past = steps.part(None, count), kept(steps.part(count, None))
+        stored = Stored(leaving.states, leaving.first)
+        begin = [s[0] for s in leaving.states]
+        begins = leaving.first[0] | ~leaving.valid[0]
+        old, out = self._sequential(
+            weights, others, leaving.xs, begin, False, None, begins, stored, bool(self.directions)
+        )
+        jacobians = self._jacobians(weights, others, leaving.xs, old, begins)
+        jacobians = jacobians.within(leaving.first, leaving.valid)
+        data = self._read(weights, others, leaving.xs, old)[2]
+        counted = leaving.valid.astype(self.plan.dtype)
+        factors = {k: f.counting(counted) for k, f in self._factors(jacobians, data).items()}
+        followed, paths = self._follow(factors, traces)
+        along = None
+        if self.directions:
+            along = self._along(old, out, traces, begins, leaving.valid)
+        traces = traces._replace(past=past)
+        residuals = Residuals(
+            *(pull, None, jacobians.transition, jacobians.immediate, data),
+            *(traces, paths, {}, begins),
+        )
+        return (course.outputs, course.last), Moves(factors, followed, along, past), residuals
 
     def jacobians_of(self, weights, others, xs, state) -> dict[int, Factors]:
         """The factors D and F of a window whose stream goes on."""
@@ -227,33 +328,107 @@ class Emitter:
         goes_on = jnp.zeros(state[0].shape[0], bool)
         return self._factors(self._jacobians(weights, others, xs, course, goes_on), None)
 
-    def _sequential(self, weights, others, xs, state, by_inputs: bool):
-        """Run the model; under "exact" also how its outputs depend on weights, inputs and states."""
+    def _sequential(
+        self,
+        weights,
+        others,
+        xs,
+        state,
+        by_inputs: bool,
+        behind: Steps | None = None,
+        fresh=None,
+        stored: Stored | None = None,
+        differentiate: bool = True,
+    ):
+        """Run the model; under "exact" also how its outputs, and where directions are followed the
+        states at its end, depend on weights, inputs, the states at the start, and the outputs of
+        operations.
+
+        With the steps behind, the states at the start of those. With `stored`, states before each step
+        are those.
+        """
         step = self.step
         moved = self.float_inputs if by_inputs else []
         floats = self.plan.analysis.hidden.leaves
 
-        if not self.exact:
-            return step.run(weights, others, xs, state, outputs=False), None
+        if not (self.exact and differentiate):
+            return step.run(weights, others, xs, state, outputs=False, stored=stored), None
 
-        def through(weights, moving, start):
-            begin = list(state)
+        along = self.directions and (behind is None)
+        shifts = self._deltas_of(xs, state) if along else []
+        origin = state if behind is None else [s[0] for s in behind.states]
+
+        def through(weights, moving, start, shifts):
+            begin = list(origin)
             for i, value in zip(floats, start, strict=True):
                 begin[i] = value
             inputs = list(xs)
             for i, value in zip(moved, moving, strict=True):
                 inputs[i] = value
-            course = step.run(weights, others, inputs, begin, outputs=True)
-            return course.outputs, course
+            if behind is not None and fresh is not None:
+                given = Stored(behind.states, behind.first)
+                before = step.run(weights, others, behind.xs, begin, outputs=False, stored=given)
+                begin = entering(state, before.last, fresh)
+            course = step.run(
+                weights, others, inputs, begin, outputs=True, shifts=shifts, stored=stored
+            )
+            return (course.outputs, self._parts_at(course.last) if shifts else []), course
 
         _, pull, course = jax.vjp(
             through,
             [w.astype(sum_dtype(w)) for w in weights],
             [xs[i] for i in moved],
-            [state[i] for i in floats],
+            [origin[i] for i in floats],
+            shifts,
             has_aux=True,
         )
         return course, pull
+
+    def _along(self, course: Course, pull, traces: Traces, fresh, valid=None) -> Directed:
+        """The window along the directions that are followed; `valid` [W, B] says which steps count."""
+        d, batch = self.plan.directions, fresh.shape[0]
+        assert d is not None
+        ends, chosen = d.ends(traces.shared, traces.each)
+        still = jax.tree.map(jnp.zeros_like, course.outputs)
+
+        def back(end: Array) -> tuple[list[Array], list[Array]]:
+            """From a cotangent [B, S] of the states at the end."""
+            _, _, start, deltas = pull((still, self._split(end)))
+            if valid is not None:
+                deltas = [_where_over(valid, delta) for delta in deltas]
+            return self._signals(start), deltas
+
+        whole = jnp.broadcast_to(ends, (batch, *ends.shape[1:]))
+        starts, deltas = jax.vmap(back, in_axes=1)(whole)
+        starts = [_finite_where(part.swapaxes(0, 1), fresh) for part in starts]
+
+        def push(ahead: Array) -> Array:
+            """Of perturbations [B, q, S] of the states at the start."""
+            by_start = lambda end: jnp.concatenate(back(end)[0], -1)
+            onward = jax.linear_transpose(by_start, jnp.zeros_like(whole[:, 0]))
+            return jax.vmap(lambda one: onward(one)[0], in_axes=1, out_axes=1)(ahead)
+
+        of_op = {
+            p.op.number: jnp.moveaxis(delta.reshape(*delta.shape[:3], -1), 0, 2)
+            for p, delta in zip(self.live, deltas, strict=True)
+            if p.directions is not None
+        }
+        return Directed(ends, chosen, jnp.concatenate(starts, -1), of_op, push)
+
+    def _split(self, states: Array) -> list[Array]:
+        """A vector of all states, [B, S], in parts."""
+        sizes = [math.prod(a.shape) for a in self.plan.analysis.hidden.parts]
+        parts = jnp.split(states, np.cumsum(sizes)[:-1], -1)
+        return [part.astype(self.plan.dtype) for part in parts]
+
+    def _parts_at(self, states) -> list[Array]:
+        """The real vectors, [B, n] each, that make up the states at one time."""
+        return jax.vmap(lambda s: self.step.parts(s, self.plan.dtype))(states)
+
+    def _deltas_of(self, xs, state) -> list[Array]:
+        """Zeros, [W, B, ...], that are added where live operations act."""
+        lead = jnp.zeros((xs[0].shape[0], state[0].shape[0]))  # steps and examples
+        return [zeros_over(lead, p.op.delta.shape, p.op.delta.dtype) for p in self.live]
 
     def _parts(self, states) -> list[Array]:
         """The real vectors, [W, B, n] each, that make up the states."""
@@ -394,32 +569,44 @@ class Emitter:
             out.append(x if exact else x.astype(p.op.delta.dtype))  # spikes may be booleans
         return out
 
-    def advance(self, moves, traces: Sequence[Carry], starts=None):
+    def advance(self, moves: Moves, traces: Traces, starts: "Starts | None" = None):
         """The traces at the end of a window.
 
-        Where `starts`, the credit of those at its start, is given by the number of the operation,
-        also what the entries of those that have some give, and they are overwritten.
+        Where the credit at its start is given, also what the entries of those that have some give, and
+        they are overwritten.
         """
-        factors, followed = moves
-        products, after, entries = {}, [], {}
-        sharing: dict[int, list[Factors]] = {}
+        products: dict[Any, Products] = {}
+        own, entries = [], {}
+        sharing: dict[int, list[OpPlan]] = {}
         for p in self.plan.traced:
-            owner = p.op.number if p.shares is None else p.shares
-            sharing.setdefault(owner, []).append(factors[p.op.number])
-        for p, trace, moved in zip(self.plan.carried, traces, followed, strict=True):
-            own = sharing[p.op.number]
+            sharing.setdefault(p.op.number if p.shares is None else p.shares, []).append(p)
+        shared, each, along = traces.shared, traces.each, None
+        d, given = self.plan.directions, moves.along
+        if d is not None and given is not None:
+            credit = None if starts is None else starts.credit
+            transition, shared, each = d.advance(
+                *(shared, each, given.ends, given.chosen, given.starts, credit, given.push)
+            )
+            along = Followed(given.ends, given.starts, transition, given.deltas)
+        for p, trace, followed in zip(self.plan.carried, traces.own, moves.followed, strict=True):
+            ops = sharing[p.op.number]
+            factors = [moves.factors[q.op.number] for q in ops]
 
-            def transitions(layout=p.layout, own=own):
+            def transitions(layout=p.layout, factors=factors):
                 if layout not in products:
-                    products[layout] = suffix_products(layout.pairs, own[0].transition)
+                    products[layout] = suffix_products(layout.pairs, factors[0].transition)
                 return products[layout]
 
-            start = None if starts is None else starts[p.op.number]
-            now, read = p.trace.advance(p.site, own, transitions, trace, moved, start)
-            after.append(now)
+            passage: Any = CutPassage(p, factors, transitions)
+            if p.directions is not None and along is not None:
+                passage = FollowedPassage(passage, ops, along)
+            start = None if starts is None else starts.of_trace[p.op.number]
+            now, read = p.trace.advance(p.site, passage, trace, followed, start)
+            own.append(now)
             if read is not None:
                 entries[p.op.number] = read
-        return after, entries
+        past = traces.past if moves.past is None else moves.past
+        return Traces(own, shared, each, past), entries
 
     # --- backward ---
 
@@ -429,33 +616,48 @@ class Emitter:
         Without `read_traces`, what traces give entry by entry is left to `advance`.
         """
         r = residuals
-        carried = {p.op.number: c for p, c in zip(self.plan.carried, r.traces, strict=True)}
+        carried = {p.op.number: c for p, c in zip(self.plan.carried, r.traces.own, strict=True)}
+        starts: dict[int, Array] = {}
         if self.exact:
-            weights_bar, moving_bar, start = r.pull(ys_bar)
-            signal_start = [_without_past(s[None], r.fresh)[0] for s in self._signals(start)]
-            weights_bar, starts = _summable(weights_bar), {}
+            d = self.plan.directions
+            ends = []
+            if d is not None and not self.behind:
+                size = self.plan.analysis.hidden.size
+                ends = self._split(zeros_over(r.fresh, (size,), self.plan.dtype))
+            weights_bar, moving_bar, start, _ = r.pull((ys_bar, ends))
+            signals = self._signals(start)
+            signal_start = [_without_past(s[None], r.fresh)[0] for s in signals]
+            weights_bar, credit, virtual = _summable(weights_bar), None, None
+            if d is not None:
+                credit = jnp.concatenate([_finite_where(s, r.fresh) for s in signals], -1)
+                virtual = d.coefficients(r.traces.shared, r.traces.each, credit)
             for p in self.plan.carried:
                 number, trace = p.op.number, carried[p.op.number]
-                starts[number] = p.trace.start(p.site, take(signal_start, p.layout.states), trace)
+                of_block = take(signal_start, p.layout.states)
+                if p.directions is not None and virtual is not None:
+                    shape = (*virtual.shape, of_block.shape[-1])
+                    of_virtual = jnp.broadcast_to(virtual[..., None], shape)
+                    of_block = jnp.concatenate([of_block, of_virtual.astype(of_block.dtype)], 1)
+                starts[number] = p.trace.start(p.site, of_block, trace)
                 rows_of = p.trace.rows(p.site, starts[number], trace)
                 weights_bar = self._past(weights_bar, p, starts[number], trace, read_traces)
                 if rows_of:
                     weights_bar = _accumulated(
                         self.plan, weights_bar, p, self._product(p, *rows_of)
                     )
-            return tuple(weights_bar), self._inputs(moving_bar), starts
+            return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, credit)
         weights_bar, old, new, deltas = r.pull(ys_bar)
         moving_bar = [] if r.pull_inputs is None else r.pull_inputs(ys_bar)[0]
         old = [_without_past(part, r.fresh) for part in old]
-        weights_bar, starts = _summable(weights_bar), {}
+        weights_bar = _summable(weights_bar)
         xs = self._data_by_op(r.data)
-        credit = _Credit(self, r, old, new)
+        credit = Credit(self.plan, r.transition, old, new, self.reads_old)
         for place, p in enumerate(self.live):
             delta, number, past = deltas[place], p.op.number, []
             if p.form is None:
-                here = self._into_op(r.immediate[place], new, p)
+                here = into_op(self.plan, r.immediate[place], new, p)
             else:
-                signals = _OpSignals(credit, p, place)
+                signals = OpSignals(credit, p, r.immediate[place], r.blocks.get(number))
                 here, start = p.trace.credit(p.site, signals, r.paths.get(number, ()))
                 if number in carried:
                     starts[number], trace = start, carried[number]
@@ -464,9 +666,9 @@ class Emitter:
             delta = delta + here.reshape(delta.shape)
             gradient = self._product(p, (xs[place], delta), *past)
             weights_bar = _accumulated(self.plan, weights_bar, p, gradient)
-        return tuple(weights_bar), self._inputs(moving_bar), starts
+        return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, None)
 
-    def _past(self, weights_bar, p: OpPlan, start, trace: Carry, read: bool) -> list[Array]:
+    def _past(self, weights_bar, p: OpPlan, start, trace, read: bool) -> list[Array]:
         """The gradient with what a trace gives entry by entry, if it does and is to be read."""
         entries = p.trace.entries(p.site, start, trace) if read else None
         if entries is None:
@@ -480,35 +682,6 @@ class Emitter:
         """
         parts = self.plan.analysis.hidden.split([s.conj() for s in start])
         return [part.reshape(part.shape[0], -1).astype(self.plan.dtype) for part in parts]
-
-    def _credit(self, transition, old, new) -> tuple[list[Array], list[Array]]:
-        """Reverse mode through the cut steps: the credit of each new state, and of the start."""
-        owners = columns(self.plan.colours.transition, new)
-
-        def back(after, now):
-            jacobian, by_old, by_new = now
-            here = [n + a for n, a in zip(by_new, after, strict=True)]
-            before = [
-                o + times(take(here, owner), j).sum(-2)
-                for o, j, owner in zip(by_old, jacobian, owners, strict=True)
-            ]
-            return before, here
-
-        last = [jnp.zeros_like(part[0]) for part in new]
-        start, credit = lax.scan(back, last, (transition, old, new), reverse=True)
-        return credit, start
-
-    def _into_op(self, immediate: Arrays, signal: Arrays, p: OpPlan) -> Array:
-        """`F^T` on a signal."""
-        by_columns = self.plan.colours.columns.get(p.op.number)
-        if by_columns is not None:
-            parts = [times(s[:, :, None], j) for j, s in zip(immediate, signal, strict=True)]
-            return take(rows(parts), by_columns.entries).sum(-1)
-        (own,) = immediate
-        owner = self.plan.colours.immediate[p.op.number]
-        if owner.at.shape[-1] == 0:
-            return jnp.zeros((*own.shape[:2], own.shape[-1]), own.dtype)
-        return times(take(signal, owner), own).sum(-2)
 
     def _product(self, p: OpPlan, *given: tuple[Array | None, Array]) -> Array:
         """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
@@ -537,64 +710,9 @@ def _summable(grads: Arrays) -> list[Array]:
     return [g.astype(sum_dtype(g)) for g in grads]
 
 
-class _Credit:
-    """The learning signals of a window, and their credit through the cut steps, once it is asked for."""
-
-    def __init__(self, emitter: Emitter, residuals: Residuals, old: Arrays, new: Arrays):
-        self.emitter, self.residuals, self.old, self.new = emitter, residuals, old, new
-
-    @functools.cached_property
-    def through(self) -> tuple[list[Array], list[Array]]:
-        return self.emitter._credit(self.residuals.transition, self.old, self.new)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _OpSignals:
-    """Them, as one operation sees them."""
-
-    credit: _Credit
-    p: OpPlan
-    place: int
-
-    def new(self) -> Array:
-        return take(self.credit.new, self.p.layout.states)
-
-    def old(self) -> Array | None:
-        reads = self.credit.emitter.reads_old
-        return take(self.credit.old, self.p.layout.states) if reads else None
-
-    def through(self) -> tuple[Array, Array]:
-        credit, p, residuals = self.credit, self.p, self.credit.residuals
-        if p.closed:
-            by_step, start = credit.through
-            here = credit.emitter._into_op(residuals.immediate[self.place], by_step, p)
-            return here, take(start, p.layout.states)
-        immediate, moves = residuals.blocks[p.op.number]
-        at = p.layout.states
-        here, start = _credit_within(
-            p.layout.pairs, moves, take(credit.old, at), take(credit.new, at)
-        )
-        return times(here, immediate).sum(-2), start
-
-
-def _credit_within(pairs, moves: Array, old: Array, new: Array) -> tuple[Array, Array]:
-    """The credit of the block of each output, of each new state and of the start.
-
-    For blocks that are not closed, where each output keeps to transitions inside its own.
-    """
-
-    def back(after, now):
-        moves, by_old, by_new = now
-        here = by_new + after
-        return by_old + apply_back(pairs, moves, here), here
-
-    start, credit = lax.scan(back, jnp.zeros_like(new[0]), (moves, old, new), reverse=True)
-    return credit, start
-
-
 def _no_entries(p: OpPlan) -> Array | None:
     """What `entries` of a trace is like."""
-    credit = jnp.zeros((1, p.block, p.op.kind.groups * p.op.kind.outputs), p.dtype)
+    credit = jnp.zeros((1, p.site.block, p.site.count), p.dtype)
     carry = p.trace.init(p.site, 1)
     return p.trace.entries(p.site, p.trace.start(p.site, credit, carry), carry)
 
@@ -618,6 +736,17 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
     first = np.arange(by_state.shape[0]) == 0
     where = first[:, None] & fresh[None]
     return jnp.where(where.reshape(*where.shape, *[1] * (by_state.ndim - 2)), 0, by_state)
+
+
+def _where_over(where: Array, a: Array) -> Array:
+    """An array, and zero where not; the axes of `where` lead."""
+    return jnp.where(where.reshape(*where.shape, *[1] * (a.ndim - where.ndim)), a, 0)
+
+
+def _finite_where(by_state: Array, fresh: Array) -> Array:
+    """Derivatives [B, ...] by states; zero where one is not finite and its stream begins there."""
+    where = fresh.reshape(-1, *[1] * (by_state.ndim - 1)) & ~jnp.isfinite(by_state)
+    return jnp.where(where, 0, by_state)
 
 
 def _stacked(arrays: Arrays) -> Array:

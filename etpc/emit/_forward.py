@@ -6,7 +6,7 @@ of a deep network passes through its weights as one product.
 """
 
 import dataclasses
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -103,6 +103,8 @@ class Forward:
         xs: Sequence[Array],
         state: Sequence[Array],
         outputs: bool,
+        shifts: "Shifts | None" = None,
+        stored: "Stored | None" = None,
     ) -> Course:
         """Run the model over a window of a batch.
 
@@ -115,40 +117,92 @@ class Forward:
         last: list[Any] = [None] * len(a.step.state)
         news: list[Any] = list(last)
         lead = xs[0].shape[:2]
-        rule = _turning(dict(zip(self.turned, copies, strict=True))) if copies else None
+        turning = _turning(dict(zip(self.turned, copies, strict=True))) if copies else None
+        added, rule = ([], lambda now: turning) if shifts is None else shifts
         for stage in self.stages:
-            _at_once(stage.batch, fixed, over, rule, lead)
+            _at_once(stage.batch, fixed, over, rule, added, lead)
             if stage.leaves:
                 begin = [state[i] for i in stage.leaves]
+                own = None
+                if stored is not None:
+                    own = Stored([stored.states[i] for i in stage.leaves], stored.first)
                 given = [over[v] for v in stage.given]
                 ends, (states, kept) = lax.scan(
-                    _body(a, stage, fixed, rule), begin, given, length=lead[0]
+                    _body(a, stage, fixed, rule), begin, (given, added, own), length=lead[0]
                 )
                 over.update(zip(stage.kept, kept, strict=True))
                 for i, begun, new, end in zip(stage.leaves, begin, states, ends, strict=True):
-                    over[a.step.state[i]] = jnp.concatenate([begun[None], new[:-1]])
+                    old = jnp.concatenate([begun[None], new[:-1]])
+                    if stored is not None:
+                        old = enter(stored.states[i], old, stored.first)
+                    over[a.step.state[i]] = old
                     over[a.split.next_state[i]] = news[i] = new
                     last[i] = end
         if outputs:
-            _at_once(self.after, fixed, over, None, lead)
+            _at_once(self.after, fixed, over, rule if shifts else _plain, added, lead)
         read = lambda v: over[v] if v in over else _repeated(fixed[v], lead)
         ys = [read(v) for v in a.split.outputs] if outputs else []
         before, wanted = [over[v] for v in a.step.state], [over[v] for v in self.wanted]
         return Course(ys, before, news, wanted, last)
 
 
-def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Rule | None):
+@jax.custom_jvp
+def superpose(value: Array, other: Array) -> Array:
+    """`value`, with the tangents of both: two evaluations of one quantity, sources apart."""
+    return value
+
+
+@superpose.defjvp
+def _superpose_jvp(primals, tangents):
+    return primals[0], tangents[0] + tangents[1]
+
+
+def enter(stored: Array, running: Array, first: Array) -> Array:
+    """`stored`, with the derivatives of `running` but where `first`, whose axes lead."""
+    if not jnp.issubdtype(stored.dtype, jnp.inexact):
+        return stored
+    where = first.reshape(*first.shape, *[1] * (stored.ndim - first.ndim))
+    return superpose(
+        lax.stop_gradient(stored), jnp.where(where, lax.stop_gradient(running), running)
+    )
+
+
+class Stored(NamedTuple):
+    """States before each step, [W, B, ...], and at which steps [W, B] the stream begins."""
+
+    states: Sequence[Array]
+    first: Array
+
+
+class Shifts(NamedTuple):
+    """What is added where operations act, and how."""
+
+    added: Sequence[Array]
+    """[W, B, ...] each."""
+    rule: Callable[[Sequence[Array]], Rule | None]
+    """The rule of one step of one example, from what is added there."""
+
+
+def _plain(now: Sequence[Array]) -> None:
+    return None
+
+
+def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Callable[..., Rule | None]):
     old = [a.step.state[i] for i in stage.leaves]
     new = [a.split.next_state[i] for i in stage.leaves]
 
-    def one(now, given):
+    def one(now, here):
+        given, added = here
         env = {**_narrowed(fixed), **dict(zip(stage.given, given, strict=True))}
         env.update(zip(old, now, strict=True))
-        evaluate(stage.loop, env, rule)
+        evaluate(stage.loop, env, rule(added))
         return [env[v] for v in new], [env[v] for v in stage.kept]
 
-    def body(now, given):
-        following, kept = jax.vmap(one)(now, given)
+    def body(now, here):
+        given, added, stored = here
+        if stored is not None:
+            now = [enter(s, n, stored.first) for s, n in zip(stored.states, now, strict=True)]
+        following, kept = jax.vmap(one)(now, (given, added))
         return following, (following, kept)
 
     return body
@@ -158,7 +212,8 @@ def _at_once(
     equations: Sequence[Equation],
     fixed: dict[Variable, Any],
     over: dict,
-    rule: Rule | None,
+    rule: Callable[..., Rule | None],
+    added: Sequence[Array],
     lead: tuple[int, ...],
 ) -> None:
     """Evaluate equations over the axes [W, B], into `over`."""
@@ -168,13 +223,14 @@ def _at_once(
     read = list(dict.fromkeys(v for eqn in equations for v in eqn.inputs if v in over))
     steps, batch = lead
 
-    def one(given):
+    def one(here):
+        given, added = here
         env = {**_narrowed(fixed), **dict(zip(read, given, strict=True))}
-        evaluate(equations, env, rule)
+        evaluate(equations, env, rule(added))
         return [env[v] for v in made]
 
     by_example = jax.vmap(one, axis_size=batch)
-    given = [over[v] for v in read]
+    given = [over[v] for v in read], list(added)
     if any(eqn.primitive is bcoo_dot_general_primitive() for eqn in equations):
         # JAX makes an array of the size of all entries for each vector
         values = lax.scan(lambda _, now: (None, by_example(now)), None, given, length=steps)[1]
@@ -296,4 +352,4 @@ def _turning(turned: dict[Variable, Array]) -> Rule:
     return rule
 
 
-__all__ = ["TURNED", "Course", "Forward"]
+__all__ = ["TURNED", "Course", "Forward", "Shifts", "Stored", "enter", "superpose"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from ..analyse import Escape
-from ._plan import OpPlan, Plan
+from ._plan import OpPlan, Plan, left_out
 
 ClaimName = Literal["exact", "approximate", "current step", "unused"]
 
@@ -80,7 +80,13 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     if p.form is None:
         return [Reason("untraced", p.reason, p)]
     found = [Reason("form", p.form.left_out, p)] if not p.form.exact else []
-    return found + [Reason("escape", str(escape), p, escape) for escape in reach.escapes]
+    texts = left_out(reach, p.directions)
+    if not reach.escapes:  # but what is followed along directions alone
+        return found + [Reason("form", text, p) for text in texts]
+    return found + [
+        Reason("escape", text, p, escape)
+        for text, escape in zip(texts, reach.escapes if texts else (), strict=True)
+    ]
 
 
 __all__ = ["Claim", "Reason", "claims"]

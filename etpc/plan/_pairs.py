@@ -77,6 +77,17 @@ def every_pair(m: int) -> Pairs:
     return Pairs(m, after, before)
 
 
+def with_virtual(pairs: Pairs, count: int) -> Pairs:
+    """Those of a block and so many virtual states after it, which all of the block and all of them
+    enter."""
+    m = pairs.m + count
+    if m <= DENSE_UP_TO:
+        return every_pair(m)
+    after = np.concatenate([pairs.after, np.repeat(np.arange(pairs.m, m), m)])
+    before = np.concatenate([pairs.before, np.tile(np.arange(m), count)])
+    return Pairs(m, after, before)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Uses:
     """Where the transitions of the step are in the blocks: one entry for each, five arrays."""

@@ -1,17 +1,18 @@
 """The plan of a trace program: what is carried for each weight operation, and how."""
 
 import dataclasses
+from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 import networkx as nx
 
 from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
-from ..algorithms import Algorithm
-from ..analyse import Analysis, WeightOp
-from ..traces import Site, Trace, bytes_of
+from ..algorithms import Algorithm, Choice, Context
+from ..analyse import Analysis, Reach, WeightOp, trace_dtype, vector_dtype
+from ..traces import Directions, Site, Trace, bytes_of
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
-from ._choose import Choice
-from ._size import trace_dtype, vector_dtype
+from ._pairs import with_virtual
 
 AUTO_WINDOW = 16
 
@@ -45,12 +46,21 @@ class OpPlan:
     `None` where it has its own."""
     dtype: Any
     """Of the trace: at least float32, and complex where the operation is."""
+    directions: Directions | None = None
+    """Along which what escapes from the trace is followed; `None` where nothing is."""
 
     @property
+    def virtual(self) -> int:
+        """How many virtual states the trace has besides the block."""
+        return 0 if self.directions is None else self.directions.count
+
+    @cached_property
     def site(self) -> Site:
         """What the trace knows of the operation."""
         pairs = None if self.layout is None else self.layout.pairs
-        return Site(self.op.kind, self.block, self.dtype, self.closed, pairs)
+        if pairs is not None and self.virtual:
+            pairs = with_virtual(pairs, self.virtual)
+        return Site(self.op.kind, self.block + self.virtual, self.dtype, self.closed, pairs)
 
     @property
     def trace(self) -> Trace:
@@ -106,6 +116,15 @@ class Plan:
     window: int
     dtype: Any
     """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
+    directions: Directions | None = None
+    """Along which influence is followed that escapes from the traces; `None` where none escapes, or
+    the algorithm follows none."""
+
+    @property
+    def behind(self) -> int:
+        """How many steps before a window its credit goes back through, exactly."""
+        lookback = self.algorithm.lookback
+        return 0 if lookback is None else max(lookback - self.window, 0)
 
     @property
     def traced(self) -> tuple[OpPlan, ...]:
@@ -140,7 +159,7 @@ def plan(
     - `analysis`: from [`etpc.analyse.analyse`][], made as the algorithm asks.
     - `algorithm`: the learning rule.
     - `weights`: `None` or `"all"`, `"marked"`, or a set of parameter paths.
-    - `choice`: which operations take the decay form, where the algorithm leaves that open.
+    - `choice`: the forms of the traces, where the algorithm has chosen them already.
     - `memory`: at most so many bytes of traces, for `batch_size` examples.
 
     **Raises** `SelectionError` where nothing is selected; `UnsupportedError` where a derivative
@@ -170,6 +189,10 @@ def plan(
         UnsupportedError,
     )
     chosen = selected(analysis, weights)
+    if choice is None:
+        limit = DEFAULT_MEMORY if memory is None else memory
+        ops = traceable(analysis, algorithm, chosen)
+        choice = algorithm.choose(Context(analysis, ops, limit, batch_size))
     unchosen = UNMARKED if weights == "marked" else _UNSELECTED
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
     ops = _share(ops, analysis)
@@ -187,6 +210,8 @@ def plan(
         index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
         ops[n] = dataclasses.replace(p, layout=layouts[key], immediate=index)
     window = AUTO_WINDOW if algorithm.window == "auto" else int(algorithm.window)
+    if algorithm.lookback is not None and algorithm.window == "auto":
+        window = min(window, algorithm.lookback)
     return Plan(
         analysis,
         algorithm,
@@ -195,6 +220,21 @@ def plan(
         colours,
         window,
         vector_dtype(analysis),
+        next((p.directions for p in ops if p.directions is not None), None),
+    )
+
+
+def traceable(
+    analysis: Analysis, algorithm: Algorithm, chosen: Collection[int]
+) -> tuple[WeightOp, ...]:
+    """The chosen operations that may have a trace."""
+    reach = analysis.reach
+    return tuple(
+        op
+        for op in analysis.ops
+        if op.number in chosen
+        and reach[op.number].role == "state"
+        and (algorithm.follows or reach[op.number].block.nnz)
     )
 
 
@@ -207,7 +247,7 @@ def _share(ops: list[OpPlan], analysis: Analysis) -> list[OpPlan]:
         if entries is not None:
             block = analysis.reach[p.op.number].block
             where = (block.indptr.tobytes(), block.indices.tobytes())
-            same = (p.op.weight, entries, where, p.closed, p.dtype)
+            same = (p.op.weight, entries, where, p.closed, p.dtype, p.virtual)
             owner = owners.setdefault(same, p.op.number)
             p = p if owner == p.op.number else dataclasses.replace(p, shares=owner)
         shared.append(p)
@@ -223,13 +263,16 @@ def _describe(
     op: WeightOp,
     algorithm: Algorithm,
     chosen: set[int],
-    choice: Choice | None,
+    choice: Choice,
     unchosen: str,
 ) -> OpPlan:
     """What the program does with an operation, without the tables."""
     reach = analysis.reach[op.number]
     form: Trace | None = None
     reason = why = ""
+    directions = choice.directions
+    if reach.block.nnz and not reach.escapes:
+        directions = None
     if reach.role != "state":
         reason = {
             "output": "it reaches no hidden state; the gradient of each step is exact",
@@ -237,19 +280,22 @@ def _describe(
         }[reach.role]
     elif op.number not in chosen:
         reason = unchosen
-    elif not reach.block.nnz:
+    elif not reach.block.nnz and directions is None:
         reason = (
             "its output enters hidden states through other weights alone; it gets the "
             "gradient of the current step"
         )
-    elif choice is not None:
-        form, why = choice.forms[op.number], choice.reasons[op.number]
     else:
-        form = algorithm.trace_form(op.kind)
+        form, why = choice.forms[op.number], choice.reasons.get(op.number, "")
+        if form is None:
+            reason = f"{type(algorithm).__name__} keeps no traces; it gets the gradient of the last steps"
     dtype = trace_dtype(analysis, op)
+    if form is None:
+        directions = None
+    virtual = 0 if directions is None else directions.count
     if form is not None:
-        form = form.settle(Site(op.kind, reach.size, dtype, reach.closed))
-    escapes = tuple(map(str, reach.escapes))
+        form = form.settle(Site(op.kind, reach.size + virtual, dtype, reach.closed))
+    escapes = left_out(reach, directions)
     if form is not None and not form.exact:
         escapes = (form.left_out, *escapes)
     traceless = reach.role == "state" and form is None
@@ -267,7 +313,19 @@ def _describe(
         choice=why,
         shares=None,
         dtype=dtype,
+        directions=directions,
     )
+
+
+def left_out(reach: Reach, directions: Directions | None) -> tuple[str, ...]:
+    """Influence that leaves a trace, in words."""
+    if directions is None:
+        return tuple(map(str, reach.escapes))
+    if directions.exact:
+        return ()
+    if not reach.block.nnz:
+        return (f"its influence on hidden states is {directions.left_out}",)
+    return tuple(f"{escape}, {directions.left_out}" for escape in reach.escapes)
 
 
 DEFAULT_MEMORY = 1 << 34
@@ -344,10 +402,10 @@ def _groups(ops: list[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
     components = [sorted(c, key=order.__getitem__) for c in nx.connected_components(graph)]
     groups = []
     for states in sorted(components, key=lambda c: order[c[0]]):
-        members = [p for p in ops if p.form is not None and p.states[0] in states]
+        members = [p for p in ops if p.form is not None and set(p.states) & set(states)]
         names = tuple(dict.fromkeys(p.path for p in members))
         groups.append(Group(tuple(states), names, max(p.block for p in members)))
     return tuple(groups)
 
 
-__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "plan"]
+__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "plan", "traceable"]

@@ -23,6 +23,7 @@ from ..analyse import Analysis, analyse
 from ..emit import Window
 from ..plan import Claim, Group, OpPlan, Plan, claims
 from ..trace import Leaves, path_text, repeat
+from ..traces import Traces
 from ._describe import describe
 from ._explain import explain
 from ._graph import dependency_graph
@@ -45,6 +46,9 @@ class Carry(eqx.Module):
     - `traces`: the arrays of each trace, in the order of `program.ops`; uses of one weight that reach
         the same states share one.
     - `fresh`: whether the stream begins with the next step; a boolean for each example.
+    - `shared`, `each`: of the directions along which escaping influence is followed, what the batch
+        shares, which has no batch axis and outlives a reset, and what each example has; else empty.
+    - `past`: the last steps, where the algorithm looks back through them; else empty.
     """
 
     state: Any
@@ -52,6 +56,9 @@ class Carry(eqx.Module):
     fresh: Array
     program: str = eqx.field(static=True)
     batched: bool = eqx.field(static=True)
+    shared: tuple[Array, ...] = ()
+    each: tuple[Array, ...] = ()
+    past: tuple[Array, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +259,24 @@ class Program:
                 )
         return tuple(found)
 
+    def credit_lost(self, carry: Carry) -> float | None:
+        """The part of the energy of credit that lies in no direction that is followed, on a running mean.
+
+        For a program of [`CreditRTRL`][etpc.CreditRTRL]: `E |lambda - V^T V lambda|^2 / E |lambda|^2`
+        over the windows of `value_and_grad` and `etpc.online`, where `lambda` is the credit of the
+        states at the start of a window. Where it is not small, take a larger `q`.
+
+        **Returns** a number in [0, 1]; `None` where nothing escapes, or no window had credit yet.
+
+        **Raises** `etpc.AlgorithmError` for another rule.
+        """
+        self._check_carry(carry)
+        if not self.algorithm.follows:
+            raise AlgorithmError(
+                f"{self.algorithm} follows no directions. Compile with CreditRTRL()."
+            )
+        return None if self.plan.directions is None else self.plan.directions.lost(carry.shared)
+
     def silent(self, model: Any, xs: Any, carry: Carry, *, mask: Any = None) -> tuple[str, ...]:
         """Which layers of neurons give no spike on a sequence; it runs the model and no traces.
 
@@ -299,8 +324,10 @@ class Program:
             state = [repeat(value, batch_size) for value in state]
         traces = self._window.fresh_traces(1 if batch_size is None else batch_size)
         batched = batch_size is not None
+        of_batch = state if batched else [value[None] for value in state]
+        traces = traces._replace(past=self._window.none_yet(of_batch))
         fresh = jnp.ones(batch_size if batched else (), bool)
-        return self._carry(state, traces if batched else _drop_batch(traces), fresh, batched)
+        return self._carry(state, traces if batched else _without_batch(traces), fresh, batched)
 
     @staticmethod
     def _batch_size(given: Any) -> int | None:
@@ -340,7 +367,7 @@ class Program:
         where = where if carry.batched else where[None]
         state, traces, fresh = self._restart(state, traces, fresh, where)
         if not carry.batched:
-            state, traces, fresh = [s[0] for s in state], _drop_batch(traces), fresh[0]
+            state, traces, fresh = [s[0] for s in state], _without_batch(traces), fresh[0]
         return self._carry(state, traces, fresh, carry.batched)
 
     def __call__(self, model: Any, x: Any, carry: Carry) -> tuple[Any, Carry]:
@@ -443,11 +470,16 @@ class Program:
             for value, old in zip(self._initial_state(), state, strict=True)
         ]
         zeroed = lambda a: instead(jnp.zeros((), a.dtype), a)
-        after = [
+        own = [
             p.trace.restart(p.site, trace, zeroed)
-            for p, trace in zip(self.plan.carried, traces, strict=True)
+            for p, trace in zip(self.plan.carried, traces.own, strict=True)
         ]
-        return state, after, fresh | where
+        begun = self._window.fresh_traces(fresh.shape[0]).each
+        each = tuple(map(instead, begun, traces.each))
+        past = traces.past
+        if past:  # nothing of it is a step of the stream that begins
+            past = (*past[:-1], past[-1] & ~where[:, None])
+        return state, Traces(own, traces.shared, each, past), fresh | where
 
     def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask):
         xs = [finite_where_masked(x, mask) for x in xs]
@@ -501,7 +533,7 @@ class Program:
                 effective, others, xs, state, traces, fresh, loss_of
             )
             sums = jax.tree.map(jnp.add, sums, more)
-            after = list(state), list(traces), jnp.zeros_like(fresh), total + value, sums
+            after = list(state), traces, jnp.zeros_like(fresh), total + value, sums
             return after, aux
 
         window = self.window_for(steps) if reset is None else 1
@@ -546,27 +578,29 @@ class Program:
     def _enter(self, xs, carry: Carry):
         """Arrays with axes [T, B, ...] and [B, ...]."""
         state = self._step.state_leaves.split(carry.state)
-        traces, fresh = [tuple(t) for t in carry.traces], carry.fresh
+        own, each, past = [tuple(t) for t in carry.traces], carry.each, carry.past
+        fresh = carry.fresh
         if not carry.batched:
             xs = [x[:, None] for x in xs]
             state = [s[None] for s in state]
-            traces, fresh = [tuple(a[None] for a in t) for t in traces], fresh[None]
-        return list(xs), state, traces, fresh
+            own, each, past, fresh = jax.tree.map(lambda a: a[None], (own, each, past, fresh))
+        return list(xs), state, Traces(own, carry.shared, each, past), fresh
 
     def _leave(self, state, traces, carry: Carry) -> Carry:
         if not carry.batched:
-            state, traces = [s[0] for s in state], _drop_batch(traces)
+            state, traces = [s[0] for s in state], _without_batch(traces)
         # False, in a way that XLA does not see through: a constant is not spread over devices as
         # the old array was, and the next call would be compiled for that.
         begun = jnp.minimum(carry.fresh.astype(jnp.int8), 0) > 0
         return self._carry(state, traces, begun, carry.batched)
 
-    def _carry(self, state, traces, fresh: Array, batched: bool) -> Carry:
+    def _carry(self, state, traces: Traces, fresh: Array, batched: bool) -> Carry:
         leaves = dataclasses.replace(
             self._step.state_leaves, static=(None,) * len(self._step.state_leaves.static)
         )
-        traces = tuple(tuple(t) for t in traces)
-        return Carry(leaves.join(state), traces, fresh, self._id, batched)
+        own = tuple(tuple(t) for t in traces.own)
+        rest = tuple(traces.shared), tuple(traces.each), tuple(traces.past)
+        return Carry(leaves.join(state), own, fresh, self._id, batched, *rest)
 
     def _model_tree(self, grads) -> Any:
         leaves = self._step.model_leaves
@@ -838,8 +872,9 @@ def _batch(state: list[Array]) -> int:
     return state[0].shape[0]
 
 
-def _drop_batch(traces):
-    return [tuple(a[0] for a in t) for t in traces]
+def _without_batch(traces: Traces) -> Traces:
+    own, each, past = jax.tree.map(lambda a: a[0], (traces.own, traces.each, traces.past))
+    return Traces(own, traces.shared, each, past)
 
 
 def _text(aval: jax.ShapeDtypeStruct) -> str:

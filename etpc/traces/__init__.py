@@ -1,21 +1,26 @@
 """The forms of a trace: each one file, and one object that the compiler asks."""
 
+from ._credit import CreditSubspace
 from ._decay import Decay
+from ._directions import Directions
 from ._full import Full
 from ._low_rank import LowRank
-from ._trace import Carry, Factors, Products, Rows, Signals, Site, Trace, bytes_of, zeros
+from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, Traces, bytes_of, zeros
 
 __all__ = [
     "Carry",
+    "CreditSubspace",
     "Decay",
+    "Directions",
     "Factors",
     "Full",
     "LowRank",
-    "Products",
+    "Passage",
     "Rows",
     "Signals",
     "Site",
     "Trace",
+    "Traces",
     "bytes_of",
     "zeros",
 ]

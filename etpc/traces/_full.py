@@ -1,7 +1,6 @@
 """The whole eligibility trace: one entry for every use of a weight and every block state."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jaxtyping import Inexact
 from ..ops import Direct, Sparse
 from ..ops._kind import Factored
 from ._pieces import over_examples, overwrite, read_and_overwrite
-from ._trace import Carry, Factors, Products, Site, Trace, zeros
+from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import apply
 
 WRITTEN_OUT = 32
@@ -60,55 +59,49 @@ class Full(Trace):
     def advance(
         self,
         site: Site,
-        sharing: Sequence[Factors],
-        products: Callable[[], Products],
+        passage: Passage,
         carry: Carry,
-        moved: Carry,
+        followed: Carry,
         start: Array | None,
     ) -> tuple[Carry, Array | None]:
         if not site.factored:
             entries = None if start is None else self.entries(site, start, carry)
-            return _element_wise(site, sharing, carry), entries
+            return _element_wise(site, passage, carry), entries
         if site.kind.links is not None:
             entries = None if start is None else self.entries(site, start, carry)
-            return _with_links(site, sharing, products(), carry), entries
-        return _dense(site, sharing, products(), carry, start)
+            return _with_links(site, passage, carry), entries
+        return _dense(site, passage, carry, start)
 
 
-def _element_wise(site: Site, sharing: Sequence[Factors], carry: Carry) -> Carry:
-    """No larger than `F`, it is moved step by step."""
+def _element_wise(site: Site, passage: Passage, carry: Carry) -> Carry:
+    """No larger than `F`, it is moved step by step where all steps are known."""
     (eps,) = carry
+    start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
+    if passage.factors is None:
+        fed = [moved.sum(0) for moved in passage.moved()]
+        return (
+            (apply(site.pairs, passage.whole(), start) + sum(fed[1:], fed[0])).reshape(eps.shape),
+        )
 
     def step(eps, now):
         transition, fed = now
         return apply(site.pairs, transition, eps) + sum(fed[1:], fed[0]), None
 
-    start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
-    given = sharing[0].transition, [factors.immediate for factors in sharing]
+    given = passage.factors[0].transition, [factors.immediate for factors in passage.factors]
     return (lax.scan(step, start, given)[0].reshape(eps.shape),)
-
-
-def _moved_on(
-    site: Site, sharing: Sequence[Factors], products: Products, eps: Array
-) -> tuple[list[Array], list[Array]]:
-    """Data of each operation, and `(prod_{after t} D) F_t`, [W, B, m, GO]."""
-    moved = [apply(site.pairs, products[0], factors.immediate) for factors in sharing]
-    xs = [factors.x.astype(eps.dtype) for factors in sharing if factors.x is not None]
-    return xs, moved
 
 
 def _dense(
     site: Site,
-    sharing: Sequence[Factors],
-    products: Products,
+    passage: Passage,
     carry: Carry,
     start: Inexact[Array, "B m GO"] | None,
 ) -> tuple[Carry, Array | None]:
     """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`."""
     (eps,) = carry
     kind, m, pairs, batch = site.kind, site.block, site.pairs, eps.shape[0]
-    xs, moved = _moved_on(site, sharing, products, eps)
-    g, i, o, whole = kind.groups, kind.inputs, kind.outputs, products[1]
+    xs, moved = [x.astype(eps.dtype) for x in passage.xs], passage.moved()
+    g, i, o, whole = kind.groups, kind.inputs, kind.outputs, passage.whole()
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
     onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
     steps = xs[0].shape[0] * len(xs)
@@ -134,12 +127,12 @@ def _dense(
     return (eps.reshape(carry[0].shape),), entries
 
 
-def _with_links(site: Site, sharing: Sequence[Factors], products: Products, carry: Carry) -> Carry:
+def _with_links(site: Site, passage: Passage, carry: Carry) -> Carry:
     """Likewise, where each entry belongs to a pair of an input and an output."""
     links, groups, m = site.kind.links, site.kind.groups, site.block
     assert links is not None
     (eps,) = carry
-    batch, whole = eps.shape[0], products[1]
+    batch, whole = eps.shape[0], passage.whole()
     each = whole.shape[-1] > 1
     whole = whole.reshape(*whole.shape[:2], groups if each else 1, -1)
     whole = whole[..., links.outputs] if each else whole
@@ -151,8 +144,8 @@ def _with_links(site: Site, sharing: Sequence[Factors], products: Products, carr
         moved = jnp.moveaxis(moved.reshape(batch, m, groups, -1), 2, 1)[..., links.outputs]
         return total + (x[:, :, None, links.inputs] * moved).reshape(total.shape), None
 
-    for x, moved in zip(*_moved_on(site, sharing, products, eps), strict=True):
-        eps = lax.scan(add, eps, (x, moved))[0]
+    for x, moved in zip(passage.xs, passage.moved(), strict=True):
+        eps = lax.scan(add, eps, (x.astype(eps.dtype), moved))[0]
     return (eps,)
 
 

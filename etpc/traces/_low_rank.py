@@ -1,16 +1,17 @@
 """The trace as R pairs of factors: its leading modes, chosen anew after each window."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Inexact
 
 from ._full import Full
 from ._modes import leading
-from ._trace import Carry, Factors, Products, Rows, Site, Trace, size_of, zeros
+from ._trace import Carry, Passage, Rows, Site, Trace, size_of, zeros
 from ._transitions import apply, times
 
 
@@ -72,10 +73,9 @@ class LowRank(Trace):
     def advance(
         self,
         site: Site,
-        sharing: Sequence[Factors],
-        products: Callable[[], Products],
+        passage: Passage,
         carry: Carry,
-        moved: Carry,
+        followed: Carry,
         start: Array | None,
     ) -> tuple[Carry, None]:
         """Add the factor pairs of a window to those of the trace, and keep the leading modes.
@@ -86,16 +86,14 @@ class LowRank(Trace):
         span. Written out in products and sums: XLA loops eigendecompositions over a batch on
         accelerators, and on few CPU cores two of them at the same time may wait for each other for ever.
         """
-        (factors,) = sharing
         kind, m, pairs = site.kind, site.block, site.pairs
         g, i, o = kind.groups, kind.inputs, kind.outputs
-        after, whole = products()
+        whole, ((moved,), (x,)) = passage.whole(), (passage.moved(), passage.xs)
         a, b = carry[:2]
         batch = a.shape[0]
-        fed = jnp.moveaxis(apply(pairs, after, factors.immediate), 0, 1)  # [B, W, m, GO]
+        fed = jnp.moveaxis(moved, 0, 1)  # [B, W, m, GO]
         b = apply(pairs, whole[:, None], b.reshape(batch, -1, m, g * o))
-        assert factors.x is not None
-        x = jnp.moveaxis(factors.x, 0, 1).astype(a.dtype)
+        x = jnp.moveaxis(x, 0, 1).astype(a.dtype)
         a = jnp.concatenate([a.reshape(batch, -1, g, i), x], 1)  # [B, Q, G, I]
         b = jnp.concatenate([b, fed], 1).reshape(batch, -1, m, g, o)
         length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
@@ -128,6 +126,13 @@ class LowRank(Trace):
         written_out = "rgi,rmgo->gimo" if site.kind.groups > 1 else "ri,rmo->imo"
         (shape,) = Full().shapes(site)
         return {"trace": jnp.einsum(written_out, left, right).reshape(shape)}
+
+    def squares(self, site: Site, carry: Carry) -> np.ndarray:
+        """The squares of the singular values of the trace of one example, largest first, summed over
+        groups."""
+        b = np.asarray(carry[1], complex).reshape(self.rank, site.block, -1, site.kind.outputs)
+        groups = b.transpose(2, 0, 1, 3).reshape(b.shape[2], b.shape[0], -1)
+        return (np.linalg.svd(groups, compute_uv=False) ** 2).sum(0)
 
     def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
         return (carry[2], carry[3]) if self.certificate else None

@@ -6,7 +6,7 @@ hands over, a block's outputs are flat, G * O.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,6 @@ Carry = tuple[Array, ...]
 """What a trace carries from window to window: arrays with a leading batch axis."""
 Rows = tuple[Inexact[Array, "n B ..."], Inexact[Array, "n B ..."]]
 """Data and credit whose products, summed, are a gradient: as those of n steps are."""
-Products = tuple[Inexact[Array, "W B P o"], Inexact[Array, "B P o"]]
-"""The product of all transitions after each step of a window, and the product of all."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +69,15 @@ class Factors:
     """F."""
     transition: Inexact[Array, "W B P o"]
     """D, a number for each of the site's pairs; the last axis has length one where all outputs share a block."""
+    counted: Inexact[Array, "W B"] | None = None
+    """One for each step of the stream, zero for what is none; `None` where all are."""
+
+    def counting(self, counted: Inexact[Array, "W B"]) -> "Factors":
+        """Without what is no step of the stream."""
+        x = self.x
+        if x is not None:
+            x = jnp.where(counted.reshape(*counted.shape, 1, 1) > 0, x, 0)
+        return Factors(x, self.immediate, self.transition, counted)
 
 
 @runtime_checkable
@@ -88,6 +95,29 @@ class Signals(Protocol):
     def through(self) -> tuple[Inexact[Array, "W B GO"], Inexact[Array, "B m GO"]]:
         """The credit of the operation's output at each step, and of its block at the start of the
         window: all signals of the window, passed back through the cut steps."""
+        ...
+
+
+@runtime_checkable
+class Passage(Protocol):
+    """A window, as it moves one trace."""
+
+    @property
+    def xs(self) -> Sequence[Inexact[Array, "W B G I"]]:
+        """The data of each operation that the trace is for."""
+        ...
+
+    @property
+    def factors(self) -> Sequence[Factors] | None:
+        """What the window says of each of them, step by step; `None` where that is not known."""
+        ...
+
+    def moved(self) -> Sequence[Inexact[Array, "W B m GO"]]:
+        """What each output adds at each step, moved on to the end of the window: `(prod_{after t} D) F_t`."""
+        ...
+
+    def whole(self) -> Inexact[Array, "B P o"]:
+        """The transition of the window, `prod D`."""
         ...
 
 
@@ -166,16 +196,15 @@ class Trace:
     def advance(
         self,
         site: Site,
-        sharing: Sequence[Factors],
-        products: Callable[[], Products],
+        passage: Passage,
         carry: Carry,
-        moved: Carry,
+        followed: Carry,
         start: Array | None,
     ) -> tuple[Carry, Array | None]:
         """The carry at the end of a window.
 
-        - `sharing`: the factors of all operations that the trace is for.
-        - `moved`: the carry as `follow` returned it.
+        - `passage`: the window, as it moves this trace.
+        - `followed`: the carry as `follow` returned it.
         - `start`: the credit of the carry, where it is read no more: then also its `entries`, and
             the carry is overwritten.
         """
@@ -192,6 +221,19 @@ class Trace:
     def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
         """Bounds of what the trace, and the gradients so far, left out; `None` where none is carried."""
         return None
+
+
+class Traces(NamedTuple):
+    """All that is carried beside the state."""
+
+    own: list[Carry]
+    """Of each trace."""
+    shared: Carry = ()
+    """Of the directions, what the batch shares; empty where there are none."""
+    each: Carry = ()
+    """Of the directions, what each example has."""
+    past: Carry = ()
+    """The last steps, [B, n, ...], where the algorithm looks back through them."""
 
 
 def bytes_of(form: Trace, site: Site) -> int:
@@ -212,11 +254,12 @@ def zeros(batch: int, shapes: Sequence[tuple[int, ...]], dtype: Any) -> Carry:
 __all__ = [
     "Carry",
     "Factors",
-    "Products",
+    "Passage",
     "Rows",
     "Signals",
     "Site",
     "Trace",
+    "Traces",
     "bytes_of",
     "size_of",
     "zeros",

@@ -70,6 +70,8 @@ def apply(
 ) -> Array:
     """A transition on the block states of each output."""
     m = pairs.m
+    if not m:
+        return block
     if not pairs.dense:
         which, exists = pairs.into
         return _sum(transition, which, block, pairs.before[which], exists)
@@ -105,6 +107,8 @@ def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tupl
     last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
     if transition.shape[0] == 1:
         return last[None], transition[0]
+    if not pairs.m:
+        return jnp.zeros_like(transition), transition[0]
 
     def back(after, now):
         return compose(pairs, after, now), after

@@ -1,0 +1,105 @@
+"""The learning signals of a window, and their credit through the cut steps."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..plan import OpPlan, Plan
+from ..traces import Factors
+from ..traces._transitions import apply_back, times
+from ._gather import columns, rows, take
+
+Arrays = Sequence[Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Credit:
+    """Learning signals by old and new states, in parts [W, B, n], and the Jacobians of the window."""
+
+    plan: Plan
+    transition: Arrays
+    """The compressed D, [W, B, C, n] for each part of the states."""
+    old: Arrays
+    new: Arrays
+    reads_old: bool
+    """Whether any output reads old states past the new ones."""
+
+    @cached_property
+    def through(self) -> tuple[list[Array], list[Array]]:
+        """Reverse mode through the cut steps: the credit of each new state, and of the start."""
+        owners = columns(self.plan.colours.transition, self.new)
+
+        def back(after, now):
+            jacobian, by_old, by_new = now
+            here = [n + a for n, a in zip(by_new, after, strict=True)]
+            before = [
+                o + times(take(here, owner), j).sum(-2)
+                for o, j, owner in zip(by_old, jacobian, owners, strict=True)
+            ]
+            return before, here
+
+        last = [jnp.zeros_like(part[0]) for part in self.new]
+        given = (self.transition, self.old, self.new)
+        start, credit = lax.scan(back, last, given, reverse=True)
+        return credit, start
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpSignals:
+    """The learning signals of a window, as one operation sees them."""
+
+    credit: Credit
+    p: OpPlan
+    immediate: Arrays
+    """The compressed F of the operation."""
+    factors: Factors | None
+    """Where its blocks are not closed."""
+
+    def new(self) -> Array:
+        return take(self.credit.new, self.p.layout.states)
+
+    def old(self) -> Array | None:
+        return take(self.credit.old, self.p.layout.states) if self.credit.reads_old else None
+
+    def through(self) -> tuple[Array, Array]:
+        credit, p, at = self.credit, self.p, self.p.layout.states
+        if self.factors is None:
+            by_step, start = credit.through
+            return into_op(credit.plan, self.immediate, by_step, p), take(start, at)
+        old, new = take(credit.old, at), take(credit.new, at)
+        here, start = _within(p.layout.pairs, self.factors.transition, old, new)
+        return times(here, self.factors.immediate).sum(-2), start
+
+
+def into_op(plan: Plan, immediate: Arrays, signal: Arrays, p: OpPlan) -> Array:
+    """`F^T` on a signal."""
+    by_columns = plan.colours.columns.get(p.op.number)
+    if by_columns is not None:
+        parts = [times(s[:, :, None], j) for j, s in zip(immediate, signal, strict=True)]
+        return take(rows(parts), by_columns.entries).sum(-1)
+    (own,) = immediate
+    owner = plan.colours.immediate[p.op.number]
+    if owner.at.shape[-1] == 0:
+        return jnp.zeros((*own.shape[:2], own.shape[-1]), own.dtype)
+    return times(take(signal, owner), own).sum(-2)
+
+
+def _within(pairs, moves: Array, old: Array, new: Array) -> tuple[Array, Array]:
+    """The credit of the block of each output, of each new state and of the start.
+
+    For blocks that are not closed, where each output keeps to transitions inside its own.
+    """
+
+    def back(after, now):
+        moves, by_old, by_new = now
+        here = by_new + after
+        return by_old + apply_back(pairs, moves, here), here
+
+    start, credit = lax.scan(back, jnp.zeros_like(new[0]), (moves, old, new), reverse=True)
+    return credit, start
+
+
+__all__ = ["Credit", "OpSignals", "into_op"]

@@ -1,0 +1,153 @@
+"""The directions of state space along which credit arrives."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from ._directions import Directions, Push
+from ._trace import Carry
+
+SPARE = 4
+"""So many directions more than are followed does the estimate of the moment have."""
+SQUARINGS = 4
+"""`tr((A^T A)^p)^(1/2p)` with p = 2^4 bounds the norm of A from above, by 1.05 of it at most for q = 4."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CreditSubspace(Directions):
+    """The leading directions of the second moment of the credit of all later windows.
+
+    Credit `lambda_0` at the start of windows lies in few directions of state space. Its moment follows
+    the recursion of an observability Gramian,
+
+        M' = M + r [<lambda_0 lambda_0^T> + gamma <Lambda^T (V M V^T) Lambda> - M]
+
+    with the mean over the batch, the trace of the second term at most gamma times that of `V M V^T`, and
+    `r` the larger of `rate` and 1 / windows. It is kept on a few more directions than are followed,
+    `M = U^T H U`. The directions of the next window are one step of subspace iteration,
+    `V' = orth(M V^T)^T`. A window without credit keeps the size of M.
+
+    The batch shares V [q, S], U [k, S], H [k, k], the number of windows with credit, and the running
+    means of `|lambda_0|^2` and of what of it lies in no direction of V.
+    """
+
+    count: int
+    rate: float = 0.05
+    ahead: float = 0.9
+    clip: bool = True
+    """Whether the transition of the virtual states is kept at a norm of at most one."""
+    exact: bool = False
+
+    @property
+    def left_out(self) -> str:
+        many = "direction" if self.count == 1 else f"{self.count} directions"
+        return f"followed along {many} of credit"
+
+    def settle(self, size: int) -> "CreditSubspace":
+        """That of a program with so many states."""
+        if self.count < size:
+            return self
+        return dataclasses.replace(self, count=size, clip=False, exact=True)
+
+    def init(self, size: int, dtype: Any) -> Carry:
+        spare = min(size, 2 * self.count + SPARE)
+        basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, spare), dtype))[0].T
+        zero = jnp.zeros((), dtype)
+        return basis[: self.count], basis, jnp.zeros((spare, spare), dtype), zero, zero, zero
+
+    def lost(self, shared: Carry) -> float | None:
+        whole, lost = map(float, shared[-2:])
+        return max(lost, 0.0) / whole if whole > 0 else None
+
+    def ends(self, shared: Carry, each: Carry) -> tuple[Float[Array, "1 q S"], None]:
+        v, u, h = shared[:3]
+        size = jnp.trace(h)
+        with jax.default_matmul_precision("highest"):
+            onward = u.T @ (h @ (u @ v.T)) / jnp.where(size > 0, size, 1)
+            # of directions that no credit has come from, the old ones are kept
+            basis = jnp.linalg.qr(onward + jnp.finfo(h.dtype).eps ** 0.5 * v.T)[0].T
+        return jnp.where(size > 0, basis, v)[None], None
+
+    def coefficients(
+        self, shared: Carry, each: Carry, credit: Float[Array, "B S"]
+    ) -> Float[Array, "B q"]:
+        return credit @ shared[0].T
+
+    def advance(
+        self,
+        shared: Carry,
+        each: Carry,
+        ends: Float[Array, "1 q S"],
+        chosen: None,
+        starts: Float[Array, "B q S"],
+        credit: Float[Array, "B S"] | None,
+        push: Push,
+    ) -> tuple[Float[Array, "B q q"], Carry, Carry]:
+        v = shared[0]
+        transition = starts @ v.T
+        if self.clip:
+            transition = transition / jnp.maximum(_norm_bound(transition), 1)[:, None, None]
+        after = (ends[0], *shared[1:])
+        if credit is not None:
+            after = self._with_credit(shared, ends[0], starts, credit)
+        return transition, after, each
+
+    def _with_credit(
+        self,
+        shared: Carry,
+        ends: Float[Array, "q S"],
+        starts: Float[Array, "B q S"],
+        credit: Float[Array, "B S"],
+    ) -> Carry:
+        v, u, h, windows, whole, lost = shared
+        batch = credit.shape[0]
+        with jax.default_matmul_precision("highest"):
+            image = ends @ u.T
+            inner = image @ h @ image.T  # V' M V'^T
+            root = _root(inner)
+            ahead = jnp.einsum("pq,bqs->bps", root, starts).reshape(-1, starts.shape[-1])
+            energy, now = jnp.sum(ahead**2) / batch, jnp.sum(credit**2) / batch
+            some = now > 0
+            bound = jnp.where(some, self.ahead * jnp.trace(inner), jnp.trace(h))
+            scale = jnp.where(some, self.ahead, jnp.inf)
+            scale = jnp.minimum(scale, bound / jnp.where(energy > 0, energy, 1))
+            windows = windows + some
+            rate = jnp.maximum(self.rate, 1 / jnp.maximum(windows, 1)).astype(h.dtype)
+            rows = jnp.concatenate([credit, jnp.sqrt(scale) * ahead]) * jnp.sqrt(rate / batch)
+            keep = 1 - rate
+
+            def times(a: Float[Array, "S k"]) -> Float[Array, "S k"]:
+                return keep * (u.T @ (h @ (u @ a))) + rows.T @ (rows @ a)
+
+            basis = jnp.linalg.qr(times(u.T))[0]
+            moment = basis.T @ times(basis)
+            kept = (moment + moment.T) / 2
+        known = jnp.isfinite(kept).all() & (jnp.trace(kept) > 0)
+        part = now - jnp.sum((credit @ v.T) ** 2) / batch
+        own = jnp.where(some, rate, 0)
+        new = basis.T, kept, windows, whole + own * (now - whole), lost + own * (part - lost)
+        return ends, *(jnp.where(known, a, b) for a, b in zip(new, shared[1:], strict=True))
+
+
+def _root(a: Float[Array, "q q"]) -> Float[Array, "q q"]:
+    """`R` with `R^T R = a`, of a matrix that has no negative eigenvalues but by rounding."""
+    values, vectors = jnp.linalg.eigh((a + a.T) / 2)
+    return jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
+
+
+def _norm_bound(a: Float[Array, "B q q"]) -> Float[Array, " B"]:
+    """A bound of the largest singular value of each matrix."""
+    power, log = a.swapaxes(-1, -2) @ a, jnp.zeros(a.shape[0], a.dtype)
+    for n in range(SQUARINGS + 1):
+        power = power if n == 0 else power @ power
+        trace = jnp.trace(power, axis1=-2, axis2=-1)
+        log = log + jnp.log(trace) / 2**n
+        power = power / jnp.where(trace > 0, trace, 1)[:, None, None]
+    return jnp.exp(log / 2)
+
+
+__all__ = ["CreditSubspace"]
