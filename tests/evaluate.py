@@ -27,10 +27,12 @@ PREPARED = {}
 """From the identity of a jaxpr to the jaxpr and its instructions."""
 MOST_PREPARED = 2000
 _wide = contextvars.ContextVar("wide", default=False)
+_random = contextvars.ContextVar("random", default=None)
 WIDE = {
     **dict.fromkeys(map(np.dtype, (ml_dtypes.bfloat16, np.float16, np.float32)), np.dtype(float)),
     np.dtype(np.complex64): np.dtype(complex),
 }
+EPS = np.finfo(float).eps
 NARROW = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
 
 
@@ -38,13 +40,31 @@ NARROW = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
 def wide():
     """Here no float is rounded to fewer bits than 64, whatever its type says.
 
-    What two programs of narrow types have in common but for rounding agrees here as float64 does.
+    What two programs of narrow types have in common but for rounding agrees here as float64 does. Only a constant is
+    converted as its type says: one of two programs may have been given it as a value.
     """
-    token = _wide.set(True)
+    with _setting(_wide, True):
+        yield
+
+
+@contextlib.contextmanager
+def rounding_at_random(rng):
+    """Here each result that is rounded is off by up to its rounding error, and so are the terms of a sum.
+
+    What is computed several times differs by what rounding does to it (Monte Carlo arithmetic: Parker, 1997,
+    "Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic"). Constants stay as they are.
+    """
+    with _setting(_random, rng):
+        yield
+
+
+@contextlib.contextmanager
+def _setting(variable, value):
+    token = variable.set(value)
     try:
         yield
     finally:
-        _wide.reset(token)
+        variable.reset(token)
 
 
 def run(function):
@@ -120,18 +140,12 @@ def dtype_of(var):
 
 def evaluate(jaxpr, args):
     """The outputs of a jaxpr; all values have an axis of points."""
-    consts = []
-    if isinstance(jaxpr, jex.ClosedJaxpr):
-        jaxpr, consts = jaxpr.jaxpr, [_constant(c) for c in jaxpr.consts]
     inputs, constants, instructions, outputs, size = prepared(jaxpr)
     env = [None] * size
     for place, value in constants:
         env[place] = value
-    widen = _wide.get()
-    for place, value in zip(inputs, [*consts, *args], strict=True):
-        if widen and (dtype := WIDE.get(value.dtype)) is not None:
-            value = value.astype(dtype)
-        env[place] = value
+    for place, value in zip(inputs, args, strict=True):
+        env[place] = widened(value)
     for apply, read, write, many in instructions:
         out = apply(*[env[place] for place in read])
         if many:
@@ -146,8 +160,9 @@ def prepared(jaxpr):
     """The instructions of a jaxpr: a function for each equation, and places of values in a list.
 
     Calls are written out. What nothing reads is left out, and what depends on constants alone is computed here.
+    Of these, `given` are moved or converted, and nothing else: they are as the program has them.
     """
-    key = id(jaxpr), _wide.get()
+    key = id(jaxpr), _wide.get(), _random.get() is not None
     if key in PREPARED:
         return PREPARED[key][1]
     if len(PREPARED) > MOST_PREPARED:
@@ -167,15 +182,12 @@ def prepared(jaxpr):
         def place_of(v):
             if not isinstance(v, jex.Literal):
                 return places[v]
-            return place(np.asarray(np.asarray(v.val, v.aval.dtype), dtype_of(v))[None])
+            return place(np.asarray(v.val, v.aval.dtype)[None])
 
         for eqn in jaxpr.eqns:
             read = [place_of(v) for v in eqn.invars]
             if eqn.primitive.name in INLINED:
-                inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-                consts = []
-                if isinstance(inner, jex.ClosedJaxpr):
-                    inner, consts = inner.jaxpr, [place(_constant(c)) for c in inner.consts]
+                inner, consts = opened(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
                 write = write_out(inner, [*consts, *read])
             else:
                 write = [place() for _ in eqn.outvars]
@@ -183,33 +195,60 @@ def prepared(jaxpr):
             places.update(zip(eqn.outvars, write, strict=True))
         return [place_of(v) for v in jaxpr.outvars]
 
-    inputs = [place() for _ in (*jaxpr.constvars, *jaxpr.invars)]
-    outputs = write_out(jaxpr, inputs)
+    def opened(jaxpr):
+        if not isinstance(jaxpr, jex.ClosedJaxpr):
+            return jaxpr, []
+        return jaxpr.jaxpr, [place(to_numpy(c)[None]) for c in jaxpr.consts]
+
+    whole, consts = opened(jaxpr)
+    inputs = [place() for _ in whole.invars]
+    outputs = write_out(whole, [*consts, *inputs])
     needed, used = set(outputs), []
     for eqn, read, write in reversed(equations):
         if not needed.isdisjoint(write):
             needed.update(read)
             used.append((eqn, read, write))
-    instructions = []
+    instructions, given = [], set(constants)
     for eqn, read, write in reversed(used):
-        apply, many = _instruction(eqn), eqn.primitive.multiple_results
-        if all(r in constants for r in read) and eqn.primitive.name not in LOOPS:
-            out = apply(*(constants[r] for r in read))
+        name, many = eqn.primitive.name, eqn.primitive.multiple_results
+        if all(r in constants for r in read) and name not in LOOPS:
+            as_given = name in CONVERTED and all(r in given for r in read)
+            with _setting(_wide, _wide.get() and not as_given), _setting(_random, None):
+                out = _instruction(eqn)(*(widened(constants[r]) for r in read))
             constants.update(zip(write, out if many else [out], strict=True))
+            given.update(write if as_given else [])
         else:
-            instructions.append((apply, read, write, many))
-    result = inputs, list(constants.items()), instructions, outputs, size
+            instructions.append((_instruction(eqn), read, write, many))
+    constants = [(place, widened(value)) for place, value in constants.items()]
+    result = inputs, constants, instructions, outputs, size
     PREPARED[key] = jaxpr, result
     return result
 
 
-def _constant(value):
-    value = to_numpy(value)
+def widened(value):
     dtype = WIDE.get(value.dtype) if _wide.get() else None
-    return (value if dtype is None else value.astype(dtype))[None]
+    return value if dtype is None else value.astype(dtype)
 
 
 def _instruction(eqn):
+    apply = _exactly(eqn)
+    if _random.get() is None or eqn.primitive.name in {*EXACT, *LOOPS}:
+        return apply
+    many, is_sum = eqn.primitive.multiple_results, eqn.primitive.name in SUMS
+
+    def off(value):
+        if is_key(value) or value.dtype.kind not in "fc":
+            return value
+        return value * (1 + EPS * _random.get().uniform(-1, 1, value.shape))
+
+    def at_random(*values):
+        out = apply(*map(off, values)) if is_sum else apply(*values)
+        return list(map(off, out)) if many else off(out)
+
+    return at_random
+
+
+def _exactly(eqn):
     name = eqn.primitive.name
     if name in ELEMENT_WISE:
         apply = _element_wise(ELEMENT_WISE[name], eqn)
@@ -258,19 +297,21 @@ def each(rule):
 
 @each
 def by_jax(eqn, *values):
-    """By JAX's own implementation, of values of the types that it expects."""
+    """By JAX's own implementation, of values of the types that it expects, or of the wide ones in their place."""
+    name, params = eqn.primitive.name, eqn.params
+    if _wide.get() and any(v.aval.dtype in WIDE for v in eqn.invars):
+        params = {key: _widened_parameter(name, value) for key, value in params.items()}
     values = [
-        a[0] if is_key(a) else np.asarray(a[0], v.aval.dtype)
+        a[0] if is_key(a) else np.asarray(a[0], dtype_of(v))
         for a, v in zip(values, eqn.invars, strict=True)
     ]
-    name = eqn.primitive.name
     key = None
     if name in REMEMBERED:
         data = [np.asarray(jax.random.key_data(a)) if is_key(a) else a for a in values]
-        key = name, str(eqn.params), *((a.shape, a.tobytes()) for a in data)
+        key = name, str(params), *((a.shape, a.tobytes()) for a in data)
         if key in _remembered:
             return _remembered[key]
-    out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(params))
     many = eqn.primitive.multiple_results
     out = [to_numpy(a) for a in (out if many else [out])]
     out = [
@@ -283,6 +324,15 @@ def by_jax(eqn, *values):
             _remembered.clear()
         _remembered[key] = out
     return out
+
+
+def _widened_parameter(name, value):
+    """A parameter of a primitive without narrow types."""
+    if isinstance(value, (np.dtype, type)):
+        return WIDE.get(np.dtype(value), value)
+    if isinstance(value, (jex.Jaxpr, jex.ClosedJaxpr)) or "bitcast" in name:
+        raise NotImplementedError(f"{name} would be rounded")
+    return value
 
 
 REMEMBERED = {"random_bits", "random_split", "random_wrap", "random_unwrap", "random_fold_in"}
@@ -412,6 +462,26 @@ def _(eqn, x):
     if eqn.params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
         return by_jax(eqn, x)
     return np.rint(x)
+
+
+def _names(text):
+    return set(text.split())
+
+
+CONVERTED = _names(
+    "convert_element_type broadcast_in_dim reshape squeeze expand_dims transpose slice"
+)
+EXACT = CONVERTED | _names(
+    """neg sign abs floor ceil round max min real imag conj complex stop_gradient copy copy_p etp clamp select_n
+    reduce_precision reduce_max reduce_min cummax cummin sort top_k rev concatenate stack unstack tile split pad
+    dynamic_slice dynamic_update_slice gather scatter"""
+)
+"""What does not round, if its results are floats."""
+SUMS = _names(
+    """reduce_sum cumsum dot_general conv_general_dilated scatter-add scatter_add bcoo_dot_general
+    bcoo_dot_general_sampled fft lu triangular_solve"""
+)
+"""What adds products or operands that no other operation has rounded."""
 
 
 # Movement ------------------------------------------------------------------------------------------------------------
@@ -784,6 +854,14 @@ def _(eqn, *values):
             for a, b in zip(carry, new, strict=True)
         ]
     return carry
+
+
+@rule("custom_linear_solve")
+def _(eqn, *values):
+    lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    start = lengths.matvec + lengths.vecmat
+    consts = values[start : start + lengths.solve]
+    return evaluate(jaxprs.solve, [*consts, *values[sum(lengths) :]])
 
 
 @rule("scan")

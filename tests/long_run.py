@@ -44,22 +44,23 @@ CLEAR_EVERY = 100
 def outcome(program, number, args):
     """What became of a structure, and a word for how it failed (empty where it did not)."""
     try:
-        if args.check == "points":
-            result = sweep.check(program, number, args.points, second=number % 4 == 0)
-            found, line = result.errors, {"points": result.points, "dead": result.dead}
+        if args.check in ONE_POINT:
+            result = sweep.Result(1, 0, 0, ONE_POINT[args.check](program), (), 0.0)
         elif args.check == "narrow":
             result = sweep.check_narrow(program)
-            found, line = result.errors, {"points": result.points, "dead": result.dead}
         else:
-            found, line = ONE_POINT[args.check](program), {"points": 1, "dead": 0}
+            result = sweep.check(program, number, args.points, second=number % 4 == 0)
     except fast.Dead:
-        return {"points": 0, "dead": 1}, ""
+        return {"points": 0, "dead": 1, "unsettled": 0}, ""
     except Exception as error:  # whatever it is, the run goes on
         lines = traceback.format_exc().splitlines()
         place = next((line.strip() for line in reversed(lines) if "etpc/" in line), "")
         kind = f"{type(error).__name__} at {place}"
         return {"exception": f"{type(error).__name__}: {error}", "trace": lines[-30:]}, kind
-    found = {name: error for name, error in found.items() if name.split()[-1] not in args.skip}
+    line = {"points": result.points, "dead": result.dead, "unsettled": result.unsettled}
+    found = {
+        name: error for name, error in result.errors.items() if name.split()[-1] not in args.skip
+    }
     tolerance = 1 if args.check == "narrow" else TOLERANCE
     failed = [name for name, error in found.items() if not error < tolerance]
     return line | {"errors": found}, " ".join(failed)
@@ -150,6 +151,7 @@ def summary(out):
         "with a gradient": sum(line.get("points", 0) > 0 for line in lines),
         "models checked": sum(line.get("points", 0) for line in lines),
         "models without a finite gradient": sum(line.get("dead", 0) for line in lines),
+        "models that rounding alone decides": sum(line.get("unsettled", 0) for line in lines),
         "models of structures without a failure": sum(line["points"] for line in good),
         "processor hours": sum(line["cpu"] for line in lines) / 3600,
         "largest error of an exact claim": max(

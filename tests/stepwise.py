@@ -206,12 +206,14 @@ class Reference:
         return evaluate.at_points(call)
 
     def reach(self, parameters, x, state):
-        """The mixing operations that reach a state, at one of some points at least."""
+        """The mixing operations that reach a state, at one of some points at least where that is finite."""
         rng = np.random.default_rng(0)
         n = len(parameters[0]) if parameters else 1
         adjoint = [like(rng, a, n) for a in self.of_state.values(self.state)]
         bars = self.reaching(parameters, x, state, adjoint)
-        return frozenset(name for name, bar in bars.items() if np.any(bar != 0))
+        return frozenset(
+            name for name, bar in bars.items() if np.any((bar != 0) & np.isfinite(bar))
+        )
 
     def cut(self, to_state):
         """(parameters, x, state, target, adjoint) -> the loss, and what D-RTRL adds for one step."""
