@@ -43,7 +43,7 @@ class Result:
         gradients count for more in it.
     - `carry_bytes`: what is passed on from window to window, for the whole batch: the hidden state,
         and the traces where there are any.
-    - `program`: the compiled program; `None` for `TBPTT(K)`.
+    - `program`: the compiled program; `None` for `TBPTT(K)`, which is computed as BPTT of blocks.
     """
 
     algorithm: Algorithm
@@ -119,10 +119,10 @@ def compare(
     - `model`, `state`, `step`, `weights`, `memory`: as in [`etpc.compile`][].
     - `xs`, `targets`, `loss_fn`, `tolerance`, `reduction`, `mask`, `has_aux`: as in
         [`etpc.verify`][].
-    - `algos`: algorithms or their names; `TBPTT(K)` for truncated BPTT.
+    - `algos`: algorithms or their names; `TBPTT(K)` or `TBPTT(K, every=W)` for truncated BPTT.
     - `batch_size`: B where the data has a batch axis, `None` where it has none.
 
-    BPTT is computed once. `ES_D_RTRL("auto")` measures ranks on the first example of `xs`.
+    BPTT is computed once. `ES_D_RTRL(rank="auto")` measures ranks on the first example of `xs`.
 
     **Returns** a [`Comparison`][etpc.Comparison]: `print` shows the table, `.results` holds
     it as data, `.ok` is the verdict, as for a report of [`etpc.verify`][]. What is not claimed to be
@@ -172,7 +172,7 @@ def compare(
             sample=sample,
         )
 
-    programs = [None if _in_blocks(algo) else compiled(algo) for algo in chosen]
+    programs = [None if in_blocks(algo) else compiled(algo) for algo in chosen]
     any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")
     if tolerance is None:
         tolerance = default_tolerance(any_program)
@@ -202,7 +202,7 @@ def compare(
     return Comparison(tuple(results), notes, tolerance, float(value))
 
 
-def _in_blocks(algorithm: Algorithm) -> bool:
+def in_blocks(algorithm: Algorithm) -> bool:
     """Whether it is backpropagation cut into blocks, which needs no program."""
     return isinstance(algorithm, TBPTT) and algorithm.every is None
 

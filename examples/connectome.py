@@ -142,7 +142,10 @@ def show(key: PRNGKeyArray, patterns: Bool[Array, "2 I"], shown: Int[Array, " B"
 
 
 def train(model: Brain, excites: Bool[np.ndarray, " N"], args: argparse.Namespace) -> bool:
-    rules = {"es_d_rtrl": etpc.ES_D_RTRL(0.95, window=STEPS), "d_rtrl": etpc.D_RTRL(window=STEPS)}
+    rules = {
+        "es_d_rtrl": etpc.ES_D_RTRL(decay=0.95, window=STEPS),
+        "d_rtrl": etpc.D_RTRL(window=STEPS),
+    }
     watch = Stopwatch()
     inputs = jax.ShapeDtypeStruct((CHANNELS,), jnp.float32)
     program = etpc.compile(model, rules[args.algo], inputs=inputs, batch_size=args.batch)

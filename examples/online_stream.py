@@ -143,7 +143,7 @@ def resumes(learner: etpc.Online, algo: etpc.algorithms.Algorithm, now: Any, giv
 
 
 def main() -> int:
-    good = [follow("ES-D-RTRL", etpc.ES_D_RTRL(0.95)), follow("D-RTRL", etpc.D_RTRL())]
+    good = [follow("ES-D-RTRL", etpc.ES_D_RTRL(decay=0.95)), follow("D-RTRL", etpc.D_RTRL())]
     if all(good):
         return 0
     print("the error did not fall after every change", file=sys.stderr)

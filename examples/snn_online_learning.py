@@ -84,7 +84,7 @@ def count_spikes(model: SNN, xs: Float[Array, "T B I"]) -> Array:
 
 
 def train(model: SNN, updates: int, *, fixed_batch: bool) -> float:
-    algo = etpc.ES_D_RTRL(0.99)
+    algo = etpc.ES_D_RTRL(decay=0.99)
     program = etpc.compile(model, algo, inputs=jax.ShapeDtypeStruct((INPUTS,), jnp.float32))
     gradient = program.value_and_grad(loss_fn, reduction="sum")
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))

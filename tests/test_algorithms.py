@@ -252,7 +252,7 @@ NUMBERS = [
     (etpc.ES_D_RTRL, "decay_or_rank", 2),
     (etpc.ES_D_RTRL, "decay_or_rank", 0.5),
     (etpc.ES_D_RTRL, "error", 0.25),
-    (etpc.TBPTT, "window", 7),
+    (etpc.TBPTT, "steps", 7),
 ]
 TYPES = {int: [np.int64, np.uint8, jnp.int32], float: [np.float64, np.float32, jnp.float32]}
 
@@ -269,7 +269,7 @@ def test_scalars_of_numpy_and_jax_are_numbers(algorithm, name, value):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "name"), [(etpc.D_RTRL, "window"), (etpc.SnAp, "n"), (etpc.TBPTT, "window")]
+    ("algorithm", "name"), [(etpc.D_RTRL, "window"), (etpc.SnAp, "n"), (etpc.TBPTT, "steps")]
 )
 @pytest.mark.parametrize("value", [np.bool_(True), np.float64(2), 2.5, np.int64(0)])
 def test_scalars_that_count_nothing(algorithm, name, value):

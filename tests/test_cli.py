@@ -256,7 +256,7 @@ def test_verify(capsys):
     assert against.startswith("against BPTT (loss ")
     assert columns.startswith("algorithm ")
     assert last == "ok  (exact means a relative error of at most 1e-09)"
-    for name in ("D_RTRL()", "ES_D_RTRL(0.99)", "TBPTT(10)", "TBPTT(1)"):
+    for name in ("D_RTRL()", "ES_D_RTRL(decay=0.99)", "TBPTT(10)", "TBPTT(1)"):
         assert f"\n{name} " in out
 
 
@@ -311,7 +311,7 @@ def test_a_vacuous_comparison_fails(capsys):
 
 
 def test_a_claim_that_does_not_hold_fails(capsys, monkeypatch):
-    monkeypatch.setitem(etpc.algorithms._NAMES, "boastful", Boastful)
+    monkeypatch.setitem(etpc.algorithms._algorithm._NAMES, "boastful", Boastful)
     status, out, _ = run(capsys, "verify", "tiny_models:make", "--algo", "boastful", "--tbptt", 1)
     assert status == 1
     assert " NO\n" in out
@@ -357,7 +357,7 @@ def test_bench_as_json(capsys):
     assert status == 0
     assert list(rows) == [
         *("BPTT", "D_RTRL(window=1)", "D_RTRL(window=5)"),
-        *("ES_D_RTRL(0.5, window=1)", "ES_D_RTRL(0.5, window=5)", "TBPTT(4)"),
+        *("ES_D_RTRL(decay=0.5, window=1)", "ES_D_RTRL(decay=0.5, window=5)", "TBPTT(4)"),
     ]
     for row in rows.values():
         assert row["step_ms"] > 0
@@ -366,7 +366,7 @@ def test_bench_as_json(capsys):
     assert rows["BPTT"]["error"] == 0
     assert rows["D_RTRL(window=1)"]["error"] < 1e-9
     assert rows["D_RTRL(window=5)"]["error"] < 1e-9
-    assert rows["ES_D_RTRL(0.5, window=1)"]["error"] > 1e-3
+    assert rows["ES_D_RTRL(decay=0.5, window=1)"]["error"] > 1e-3
     assert rows["TBPTT(4)"]["error"] > 1e-3
     assert rows["BPTT"]["carry_bytes"] == 2 * 3 * 8
     assert rows["D_RTRL(window=1)"]["carry_bytes"] == leaky_program().memory(2).total
@@ -519,8 +519,7 @@ MISTAKES = {
     "setting": ("explain tiny_models:make --algo snap,windw=2", r"'windw=2' is no .*mean window"),
     "value": ("explain tiny_models:make --algo d_rtrl:2", r"d_rtrl takes no value"),
     "range": ("explain tiny_models:make --algo es_d_rtrl:1.5", r"decay must lie in \(0, 1\]"),
-    "tbptt without a window": ("verify tiny_models:make --algo tbptt", r"tbptt needs window"),
-    "tbptt as a program": ("explain tiny_models:make --algo tbptt:2", r"tbptt has no program"),
+    "tbptt without steps": ("verify tiny_models:make --algo tbptt", r"tbptt needs steps"),
     "parameter": ("explain tiny_models:make .wni", r"no parameter '\.wni'.*\.win"),
     "a parameter without its dot": (
         "explain tiny_models:make win",
@@ -607,6 +606,13 @@ def test_version(capsys):
         ("es_d_rtrl:0.95", etpc.ES_D_RTRL(0.95)),
         ("es_d_rtrl:8", etpc.ES_D_RTRL(8)),
         ("es_d_rtrl:auto,error=0.1", etpc.ES_D_RTRL("auto", error=0.1)),
+        ("es_d_rtrl,decay=0.95", etpc.ES_D_RTRL(decay=0.95)),
+        ("es_d_rtrl:rank=8,window=10", etpc.ES_D_RTRL(rank=8, window=10)),
+        ("d_rtrl,window=4,lookback=8", etpc.D_RTRL(window=4, lookback=8)),
+        ("rtrl:4", etpc.RTRL(rank=4)),
+        ("rtrl,rank=auto", etpc.RTRL(rank="auto")),
+        ("credit", etpc.CreditRTRL()),
+        ("credit:q=2,rank=None", etpc.CreditRTRL(q=2, rank=None)),
         ("es_d_rtrl:0.95,window=10", etpc.ES_D_RTRL(0.95, window=10)),
         ("es_d_rtrl:4, certificate=True", etpc.ES_D_RTRL(4, certificate=True)),
         ("d_rtrl,window=auto,in_window=exact", etpc.D_RTRL(in_window="exact")),
@@ -615,6 +621,7 @@ def test_version(capsys):
         ("rtrl", etpc.RTRL()),
         ("auto", etpc.Auto()),
         ("tbptt:7", etpc.TBPTT(7)),
+        ("tbptt:8,every=2", etpc.TBPTT(8, every=2)),
     ],
 )
 def test_algorithms(text, algorithm):

@@ -11,7 +11,6 @@ import pytest
 import etpc
 from etpc import D_RTRL, ES_D_RTRL, RTRL, TBPTT, SnAp
 from etpc._compare import short_name
-from etpc.algorithms import resolve
 from tests.test_verify import Boastful, Spiking, T, data, leaky, squared
 
 ALGORITHMS = ["d_rtrl", ES_D_RTRL(0.5), SnAp(1), RTRL(), TBPTT(T), TBPTT(6), TBPTT(1)]
@@ -36,7 +35,7 @@ def by_name(comparison):
 def test_names_and_order(found):
     assert [result.name for result in found.results] == [
         "D_RTRL()",
-        "ES_D_RTRL(0.5)",
+        "ES_D_RTRL(decay=0.5)",
         "SnAp(1)",
         "RTRL()",
         f"TBPTT({T})",
@@ -61,7 +60,7 @@ def test_what_is_exact_is_exact(found):
 def test_what_is_not_is_not(found):
     claims = {
         "D_RTRL()": "approximate",
-        "ES_D_RTRL(0.5)": "approximate",
+        "ES_D_RTRL(decay=0.5)": "approximate",
         "SnAp(1)": "approximate",
         "TBPTT(6)": "approximate",
         "TBPTT(1)": "current step",
@@ -185,14 +184,14 @@ def test_ranks_are_measured_on_the_sequence():
     found = etpc.compare(
         leaky(rec=True), *data(2), squared, [ES_D_RTRL("auto"), TBPTT(1)], batch_size=2
     )
-    assert found.results[0].name == "ES_D_RTRL('auto')"
+    assert found.results[0].name == "ES_D_RTRL(rank='auto')"
     assert found.results[0].total.norm > 0
 
 
-@pytest.mark.parametrize("window", [0, True, 1.5])
-def test_windows(window):
-    with pytest.raises(etpc.InputError, match="window must be an int >= 1"):
-        inspect.unwrap(TBPTT.__init__)(object.__new__(TBPTT), window)
+@pytest.mark.parametrize("steps", [0, True, 1.5])
+def test_steps(steps):
+    with pytest.raises(etpc.InputError, match="steps must be an int >= 1"):
+        inspect.unwrap(TBPTT.__init__)(object.__new__(TBPTT), steps)
 
 
 @pytest.mark.parametrize("algos", [[], "d_rtrl"])
@@ -201,9 +200,18 @@ def test_a_list_of_algorithms_is_needed(algos):
         etpc.compare(leaky(), *data(), squared, algos)
 
 
-def test_tbptt_is_not_compiled():
-    with pytest.raises(etpc.InputTypeError, match=r"must be an algorithm or its name, not TBPTT"):
-        inspect.unwrap(resolve)(TBPTT(3))
+def test_tbptt_compiles_without_a_trace():
+    """And is backpropagation in blocks; the last one of 30 steps in blocks of 7 is shorter."""
+    model, (xs, targets) = leaky(rec=True), data()
+    program = etpc.compile(model, TBPTT(7), inputs=xs[0])
+    assert not program.memory().traces
+    _, grads = program.value_and_grad(squared)(model, xs, targets, program.init())
+    assert T % 7 and not program.exact
+    for window, equal in ((7, True), (5, False)):
+        _, want = etpc.bptt(model, xs, targets, squared, window=window)
+        pairs = zip(*map(jax.tree.leaves, (grads, want)), strict=True)
+        errors = [float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in pairs]
+        assert (max(errors) < 1e-12) is equal
 
 
 @pytest.mark.parametrize(
@@ -211,8 +219,8 @@ def test_tbptt_is_not_compiled():
     [
         (D_RTRL(), "D_RTRL()"),
         (D_RTRL(window=10, in_window="exact"), "D_RTRL(window=10, in_window='exact')"),
-        (ES_D_RTRL(), "ES_D_RTRL(0.99)"),
-        (ES_D_RTRL(8, certificate=True), "ES_D_RTRL(8, certificate=True)"),
+        (ES_D_RTRL(), "ES_D_RTRL(decay=0.99)"),
+        (ES_D_RTRL(8, certificate=True), "ES_D_RTRL(rank=8, certificate=True)"),
         (SnAp(2, window=3), "SnAp(2, window=3)"),
         (TBPTT(5), "TBPTT(5)"),
     ],

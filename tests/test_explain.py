@@ -59,7 +59,7 @@ def test_costs_are_those_of_the_other_rules(path, rtrl, snap, d_rtrl):
         assert rows[label] == [str(op.block), f"{op.trace_bytes:,}"]
     if path != ".tau":
         op = next(op for op in compiled("es_d_rtrl").ops if op.path == path)
-        assert rows["ES_D_RTRL(0.99)"][1] == f"{op.trace_bytes:,}"
+        assert rows["ES_D_RTRL(decay=0.99)"][1] == f"{op.trace_bytes:,}"
 
 
 def test_a_program_that_cuts_nothing_tells_the_same_costs():

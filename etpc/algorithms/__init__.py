@@ -20,8 +20,8 @@ from ._algorithm import (
 from ._auto import Auto, Costs
 from ._rules import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
 
-for _algorithm in (D_RTRL, ES_D_RTRL, CreditRTRL, RTRL, SnAp, Auto):
-    register_algorithm(_algorithm)
+for _rule in (D_RTRL, ES_D_RTRL, CreditRTRL, RTRL, SnAp, Auto):
+    register_algorithm(_rule)
 
 __all__ = [
     "D_RTRL",

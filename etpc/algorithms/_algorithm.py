@@ -190,7 +190,7 @@ def resolve(algo: Algorithm | str) -> Algorithm:
             known = ", ".join(repr(name) for name in _NAMES)
             raise AlgorithmError(
                 f"There is no algorithm {algo!r}. Known names: {known}. A name has no settings: "
-                "pass an algorithm for those, such as etpc.ES_D_RTRL(0.9)."
+                "pass an algorithm for those, such as etpc.ES_D_RTRL(decay=0.9)."
             )
         return _NAMES[algo]()
     hint = " Call it: D_RTRL()." if isinstance(algo, type) and issubclass(algo, Algorithm) else ""

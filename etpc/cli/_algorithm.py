@@ -1,4 +1,4 @@
-"""Algorithms as text: `es_d_rtrl:0.95,window=10`."""
+"""Algorithms as text: `es_d_rtrl:rank=8,window=10`, `snap:2`."""
 
 import ast
 import dataclasses
@@ -8,9 +8,7 @@ from .._errors import near
 from ..algorithms import TBPTT, Algorithm, registered
 from ._errors import CommandError
 
-FORM = (
-    "name[:value][,setting=value...], such as d_rtrl, es_d_rtrl:0.95, es_d_rtrl:8,window=10, snap:2"
-)
+FORM = "name[:value][,setting=value...], such as d_rtrl, es_d_rtrl:rank=8,window=10, snap:2"
 
 
 def parse(text: str) -> Algorithm:
@@ -31,7 +29,9 @@ def parse(text: str) -> Algorithm:
     first = [field.name for field in fields if field.kw_only is not True][:1]
     names = [field.name for field in fields]
     settings: dict[str, Any] = {}
-    if value:
+    if "=" in value:
+        rest = [value, *rest]
+    elif value:
         if not first:
             raise CommandError(f"{name} takes no value, and {text!r} gives it {value!r}.")
         settings[first[0]] = _literal(value)

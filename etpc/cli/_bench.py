@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compare import TBPTT, TOTAL, short_name
+from .._compare import TOTAL, in_blocks, short_name
 from .._verify import _bptt, compare_one, flat_gradients, full_state
 from ..algorithms import Algorithm
 from ..run import Program
@@ -82,17 +82,15 @@ def bench(
     """
     batch_size = data.batch_size
     compiled = [
-        None if isinstance(a, TBPTT) else task.compile(a, memory, batch_size or 1)
-        for a in algorithms
+        None if in_blocks(a) else task.compile(a, memory, batch_size or 1) for a in algorithms
     ]
     any_program = next((p for p in compiled if p is not None), None) or task.compile("d_rtrl")
     calls = [_reverse("BPTT", None, task, data, any_program)]
     for algorithm, program in zip(algorithms, compiled, strict=True):
         name = short_name(algorithm)
-        if isinstance(algorithm, TBPTT):
-            calls.append(_reverse(name, algorithm.steps, task, data, any_program))
+        if program is None:
+            calls.append(_reverse(name, algorithm.lookback, task, data, any_program))
         else:
-            assert program is not None
             calls.append(_online(name, program, task, data))
     grads = [np.concatenate([*flat_gradients(any_program, call()).values()]) for call in calls]
     shortest = [float("inf")] * len(calls)

@@ -257,8 +257,6 @@ def _timing_row(timing: Timing, bptt: Timing) -> list[str]:
 
 def _program(arguments: argparse.Namespace) -> Program:
     algorithm = parse(arguments.algo)
-    if isinstance(algorithm, TBPTT):
-        raise CommandError("tbptt has no program. It is a reference of `verify` and `bench`.")
     task = load_task(arguments.target, arguments.inputs, arguments.seed)
     return task.compile(algorithm, arguments.memory)
 
@@ -349,7 +347,7 @@ def _parser() -> argparse.ArgumentParser:
         "verify",
         _verify,
         "compare gradients with those of backpropagation through time (BPTT)",
-        "models.py:make --inputs 20 --algo d_rtrl --algo es_d_rtrl:8 --x64",
+        "models.py:make --inputs 20 --algo d_rtrl --algo es_d_rtrl:rank=8 --x64",
     )
     timing = command(
         "bench",

@@ -47,7 +47,7 @@ def compile(
     **Arguments:**
 
     - `model`: the model. Its float arrays are the parameters.
-    - `algo`: an algorithm, such as `etpc.ES_D_RTRL(0.9)`, or its name.
+    - `algo`: an algorithm, such as `etpc.ES_D_RTRL(decay=0.9)`, or its name.
     - `inputs`: the input of one step of one example; arrays or `jax.ShapeDtypeStruct`s.
     - `state`: the initial state of one example; by default `model.init_state()`.
     - `step`: `step(model, x, state) -> (y, new_state)`, for models that are called another way.
@@ -58,7 +58,7 @@ def compile(
         program that would need more is refused, and `algo="auto"` chooses what fits.
     - `batch_size`: the number of examples that `memory` is for.
     - `sample`: inputs of some steps of one example, with a leading axis T, such as a typical
-        sequence. `ES_D_RTRL("auto")` measures on it which rank a trace needs.
+        sequence. `ES_D_RTRL(rank="auto")` measures on it which rank a trace needs.
 
     **Returns** the [`Program`][etpc.Program].
 
