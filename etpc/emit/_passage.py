@@ -72,7 +72,7 @@ class FollowedPassage:
         v = take([self.followed.ends], self.inner.p.layout.states)  # [B, q, m, GO]
         found = []
         for p, moved in zip(self.ops, self.inner.moved(), strict=True):
-            known = times(v, moved[:, :, None]).sum(-2)
+            known = times(v[None], moved[:, :, None]).sum(-2)
             beyond = self.followed.deltas[p.op.number].astype(moved.dtype) - known
             found.append(jnp.concatenate([moved, beyond], 2))
         return found
