@@ -91,6 +91,8 @@ TASK = Task(
     batch_size=BATCH,
     updates=600,
     rate=3e-3,
+    schedule=lambda rate: optax.cosine_decay_schedule(rate, 600),
+    last=2,
     snap=False,
 )
 
