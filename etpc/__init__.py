@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from . import surrogate as surrogate
     from . import trace as trace
     from . import units as units
-    from ._compare import TBPTT, Comparison, Result, compare
+    from ._compare import Comparison, Result, compare
     from ._fit import Run, fit
     from ._verify import Report, Row, bptt, verify
-    from .algorithms import D_RTRL, ES_D_RTRL, RTRL, Auto, CreditRTRL, SnAp
+    from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Auto, CreditRTRL, SnAp
     from .checkpoint import load, save
     from .plan import Claim, Reason
     from .run import (
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
 else:
     _NAMES = {
         "": "algorithms analyse draw emit interop nn ops plan plot surrogate trace units",
-        "_compare": "TBPTT Comparison Result compare",
+        "_compare": "Comparison Result compare",
         "_fit": "Run fit",
         "_verify": "Report Row bptt verify",
-        "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL Auto SnAp",
+        "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL Auto SnAp TBPTT",
         "checkpoint": "load save",
         "plan": "Claim Reason",
         "run": "Carry Certificate Memory Online Program RewardCarry compile online",
@@ -80,7 +80,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "D_RTRL",
-    "CreditRTRL",
     "ES_D_RTRL",
     "RTRL",
     "TBPTT",
@@ -91,6 +90,7 @@ __all__ = [
     "CheckpointError",
     "Claim",
     "Comparison",
+    "CreditRTRL",
     "EtpcError",
     "InputError",
     "InputTypeError",

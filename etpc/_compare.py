@@ -13,7 +13,6 @@ from ._verify import (
     Row,
     StepFunction,
     _bptt,
-    checked_window,
     compare_all,
     compare_one,
     compiled_for,
@@ -26,36 +25,13 @@ from ._verify import (
     rounding,
     verdict,
 )
-from .algorithms import Algorithm, resolve
+from .algorithms import TBPTT, Algorithm, resolve
 from .run import Program
 from .run._describe import table
 from .run._loss import Loss, check_reduction, checked_weights, finite_where_masked
 
 TOTAL = "(all)"
 """In the place of a path, in the row of all parameters together."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TBPTT:
-    """Truncated backpropagation through time, a reference for [`etpc.compare`][].
-
-    After every `window` steps the state is passed on without its derivative. `TBPTT(1)` is the
-    gradient of each step alone, with no trace of the steps before (SnAp-0). It is not an online
-    algorithm of [`etpc.compile`][]; the gradient itself is that of `etpc.bptt(..., window=W)`.
-
-    - `window`: the number of steps, at least 1.
-
-    **Source:** Williams and Peng, "An efficient gradient-based algorithm for on-line training of
-    recurrent network trajectories", Neural Computation 2(4), 1990, with h' = h = `window`.
-    """
-
-    window: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "window", checked_window(self.window))
-
-    def __str__(self) -> str:
-        return f"TBPTT({self.window})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,10 +43,10 @@ class Result:
         gradients count for more in it.
     - `carry_bytes`: what is passed on from window to window, for the whole batch: the hidden state,
         and the traces where there are any.
-    - `program`: the compiled program; `None` for `TBPTT`.
+    - `program`: the compiled program; `None` for `TBPTT(K)`.
     """
 
-    algorithm: Algorithm | TBPTT
+    algorithm: Algorithm
     rows: tuple[Row, ...]
     total: Row
     carry_bytes: int
@@ -124,7 +100,7 @@ def compare(
     xs: Any,
     targets: Any,
     loss_fn: Callable[[Any, Any], Any],
-    algos: Sequence[Algorithm | TBPTT | str] = ("d_rtrl", "es_d_rtrl", TBPTT(10), TBPTT(1)),
+    algos: Sequence[Algorithm | str] = ("d_rtrl", "es_d_rtrl", TBPTT(10), TBPTT(1)),
     *,
     state: Any = None,
     step: StepFunction | None = None,
@@ -143,7 +119,7 @@ def compare(
     - `model`, `state`, `step`, `weights`, `memory`: as in [`etpc.compile`][].
     - `xs`, `targets`, `loss_fn`, `tolerance`, `reduction`, `mask`, `has_aux`: as in
         [`etpc.verify`][].
-    - `algos`: algorithms or their names, and `TBPTT(W)`, truncated BPTT.
+    - `algos`: algorithms or their names; `TBPTT(K)` for truncated BPTT.
     - `batch_size`: B where the data has a batch axis, `None` where it has none.
 
     BPTT is computed once. `ES_D_RTRL("auto")` measures ranks on the first example of `xs`.
@@ -177,7 +153,7 @@ def compare(
             f"algos is a list of algorithms or their names, with at least one, not {algos!r}."
         )
     check_reduction(reduction)
-    chosen = [algo if isinstance(algo, TBPTT) else resolve(algo) for algo in algos]
+    chosen = [resolve(algo) for algo in algos]
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
     mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
     sample = jax.tree.map(lambda x: finite_where_masked(x, mask), xs)
@@ -196,7 +172,7 @@ def compare(
             sample=sample,
         )
 
-    programs = [None if isinstance(algo, TBPTT) else compiled(algo) for algo in chosen]
+    programs = [None if _in_blocks(algo) else compiled(algo) for algo in chosen]
     any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")
     if tolerance is None:
         tolerance = default_tolerance(any_program)
@@ -209,13 +185,12 @@ def compare(
     steps = lead_of((xs, targets), batch_size)[0]
     results = []
     for algorithm, program in zip(chosen, programs, strict=True):
-        if isinstance(algorithm, TBPTT):
-            window = algorithm.window
+        if program is None:
+            window = algorithm.lookback or steps
             _, grads, _ = _bptt(*given, window=window)
             rows = _tbptt_rows(any_program, grads, reference, window, steps, tolerance)
             passed_on = carry.state
         else:
-            assert program is not None
             run = program.value_and_grad(loss_fn, reduction, has_aux=has_aux)
             passed_on = program.init(batch_size)
             _, grads = run(model, xs, targets, passed_on, mask=mask)
@@ -225,6 +200,11 @@ def compare(
         results.append(Result(algorithm, rows, total, size, program))
     notes = doubts(any_program, model, xs, carry, results[0].rows, mask)
     return Comparison(tuple(results), notes, tolerance, float(value))
+
+
+def _in_blocks(algorithm: Algorithm) -> bool:
+    """Whether it is backpropagation cut into blocks, which needs no program."""
+    return isinstance(algorithm, TBPTT) and algorithm.every is None
 
 
 def _tbptt_rows(
@@ -257,19 +237,14 @@ def _total(
     return compare_one(TOTAL, got, want, claim, tolerance)
 
 
-def short_name(algorithm: Algorithm | TBPTT) -> str:
+def short_name(algorithm: Algorithm) -> str:
     """An algorithm with those of its settings that are not the default."""
-    if isinstance(algorithm, TBPTT):
-        return str(algorithm)
-    settings = []
+    main = algorithm.short.partition("(")[2].removesuffix(")")
+    settings = [main] if main else []
     for field in dataclasses.fields(algorithm):
         value = getattr(algorithm, field.name)
-        if field.kw_only is not True:
-            settings.append(repr(value))
-        elif value != field.default:
+        if field.kw_only is True and field.compare and value != field.default:
             settings.append(f"{field.name}={value!r}")
-    # Fields that need no name stand first, wherever their class declares them.
-    settings.sort(key=lambda text: "=" in text)
     return f"{type(algorithm).__name__}({', '.join(settings)})"
 
 

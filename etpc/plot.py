@@ -19,7 +19,6 @@ from ._verify import Report, StepFunction, bptt
 from .algorithms import Algorithm, resolve
 from .plan import OpPlan
 from .run import Program, compile
-from .run._describe import rule
 from .trace._leaves import shape_of
 
 try:
@@ -57,7 +56,7 @@ def gradient_agreement(
     parameters.
     """
     if isinstance(reports, Report):
-        reports = {rule(reports.program.algorithm): reports}
+        reports = {reports.program.algorithm.short: reports}
     paths = [row.path for row in next(iter(reports.values())).rows] if reports else []
     if not paths or any([r.path for r in report.rows] != paths for report in reports.values()):
         raise InputError(
@@ -184,7 +183,7 @@ def memory(
     **Raises** as [`etpc.compile`][]; `etpc.UnsupportedError` where a device does not tell.
     """
     if not isinstance(algos, Mapping):
-        algos = {rule(resolve(a)): a for a in algos}
+        algos = {resolve(a).short: a for a in algos}
     arrays, static = eqx.partition(model, eqx.is_array)
     one = jax.tree.map(shape_of, inputs)
 

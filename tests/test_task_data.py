@@ -275,7 +275,7 @@ def test_stream_carries_the_state_on(rule, stream):
         batch_size=1,
         stream=stream,
     )
-    learner = arms.Learner(task, arms.Arm("a", rule), chunk=2)
+    learner = arms.Learner(task, arms.Arm("a", rule))
     weights = jax.tree.map(jnp.asarray, Counter(jnp.ones(())))
     start = (weights, learner.optimiser(0.0).init(weights), learner.begin)
     _, losses = learner.train(0.0, start, jax.random.split(jax.random.key(0), 2))

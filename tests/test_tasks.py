@@ -170,11 +170,11 @@ def test_rows() -> None:
 
 def test_the_rate_is_that_with_the_lowest_loss() -> None:
     task = dataclasses.replace(TINY, updates=60, points=2, rate=1e-3)
-    learner = arms.Learner(task, arms.Arm("BPTT", None), chunk=30)
+    learner = arms.Learner(task, arms.Arm("BPTT", None))
     evaluate = arms.evaluator(task)
     assert arms.tuned(learner, evaluate, 30) == pytest.approx(3e-3)  # all of them are small
     wild = dataclasses.replace(task, schedule=lambda rate: jnp.where(rate > 5e-4, jnp.nan, rate))
-    learner = arms.Learner(wild, arms.Arm("BPTT", None), chunk=30)
+    learner = arms.Learner(wild, arms.Arm("BPTT", None))
     assert arms.tuned(learner, evaluate, 30) == pytest.approx(1e-3 / 3)
 
 

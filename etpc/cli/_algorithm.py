@@ -4,9 +4,8 @@ import ast
 import dataclasses
 from typing import Any
 
-from .._compare import TBPTT
 from .._errors import near
-from ..algorithms import Algorithm, registered
+from ..algorithms import TBPTT, Algorithm, registered
 from ._errors import CommandError
 
 FORM = (
@@ -14,7 +13,7 @@ FORM = (
 )
 
 
-def parse(text: str) -> Algorithm | TBPTT:
+def parse(text: str) -> Algorithm:
     """The algorithm of a text.
 
     **Raises** `CommandError` where there is no such algorithm or setting, and what the algorithm

@@ -71,7 +71,7 @@ class _Call:
 def bench(
     task: Task,
     data: Data,
-    algorithms: Sequence[Algorithm | TBPTT],
+    algorithms: Sequence[Algorithm],
     *,
     memory: int | None = None,
     repeats: int = 10,
@@ -90,7 +90,7 @@ def bench(
     for algorithm, program in zip(algorithms, compiled, strict=True):
         name = short_name(algorithm)
         if isinstance(algorithm, TBPTT):
-            calls.append(_reverse(name, algorithm.window, task, data, any_program))
+            calls.append(_reverse(name, algorithm.steps, task, data, any_program))
         else:
             assert program is not None
             calls.append(_online(name, program, task, data))

@@ -163,7 +163,7 @@ def _program_record(program: Program) -> dict[str, Any]:
 
 
 def _verify(arguments: argparse.Namespace) -> Answer:
-    algorithms: list[Algorithm | TBPTT] = [parse(text) for text in arguments.algo]
+    algorithms: list[Algorithm] = [parse(text) for text in arguments.algo]
     algorithms += [TBPTT(window) for window in arguments.tbptt]
     task = load_task(arguments.target, arguments.inputs, arguments.seed)
     data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
@@ -217,7 +217,7 @@ def _draw(arguments: argparse.Namespace) -> Answer:
 
 
 def _bench(arguments: argparse.Namespace) -> Answer:
-    algorithms: list[Algorithm | TBPTT] = []
+    algorithms: list[Algorithm] = []
     for text in arguments.algo:
         algorithm = parse(text)
         if isinstance(algorithm, TBPTT) or not arguments.window:

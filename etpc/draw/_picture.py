@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from ..plan import OpPlan, Plan
 from ..run import Program
-from ..run._describe import rule, shape_text, verdict
+from ..run._describe import shape_text, verdict
 
 Name = tuple[str, str]
 """Kind and name, as in `program.graph`."""
@@ -84,7 +84,7 @@ def picture(program: Program) -> Picture:
     size = plan.analysis.hidden.size
     traces = sum(p.trace_bytes for p in plan.traced)
     subtitle = f"{size:,} hidden states · {traces:,} bytes of traces for one example"
-    whole = Picture(rule(plan.algorithm), subtitle, tuple(nodes), tuple(found), "")
+    whole = Picture(plan.algorithm.short, subtitle, tuple(nodes), tuple(found), "")
     return whole if len(nodes) <= LARGEST else _grouped(whole)
 
 

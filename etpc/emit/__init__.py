@@ -1,6 +1,6 @@
 """Fourth stage: from a plan to functions on arrays."""
 
 from ._emit import Window, emit
-from ._proofs import Bound, rank_bounds
+from ._proofs import rank_bounds
 
-__all__ = ["Bound", "Window", "emit", "rank_bounds"]
+__all__ = ["Window", "emit", "rank_bounds"]

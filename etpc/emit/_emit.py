@@ -21,8 +21,9 @@ from .._jax import promoting, result_type
 from ..plan import OpPlan, Plan
 from ..traces import Factors, Traces
 from ..traces._transitions import suffix_products
-from ._forward import TURNED, Course, Forward
+from ._forward import TURNED, Course, Forward, Stored
 from ._gather import rows, take, zeros_over
+from ._lookback import Steps, entering, kept, none_yet, recent, taken
 from ._passage import CutPassage, Followed, FollowedPassage, Products
 from ._signals import Credit, OpSignals, into_op
 from ._step import StepFunctions
@@ -39,6 +40,14 @@ class Jacobians:
     """For each part of the states, [W, B, C, n]."""
     immediate: list[list[Array]]
     """For each live operation, [W, B, C, outputs]; in parts, [W, B, C, n], where it is read by columns."""
+
+    def within(self, first: Array, valid: Array) -> "Jacobians":
+        """Those inside streams: nothing passes into a step that is the first, or from one that is no
+        step of a stream."""
+        return Jacobians(
+            [_where_over(~first, j) for j in self.transition],
+            [[_where_over(valid, j) for j in parts] for parts in self.immediate],
+        )
 
 
 class Starts(NamedTuple):
@@ -75,8 +84,10 @@ class Moves:
     factors: dict[int, Factors]
     followed: list[Any]
     """Each trace as its form followed the window."""
-    along: Any
-    """What the window does along the directions: `Directed`, or `None`."""
+    along: "Directed | None"
+    """What the window does along the directions that are followed, if some are."""
+    past: tuple[Array, ...] | None = None
+    """The steps that are behind after the window, where some are kept."""
 
 
 class Directed(NamedTuple):
@@ -116,6 +127,9 @@ class Window:
     prefix: Callable[..., Any]
     run: Callable[..., Any]
     learn: Callable[..., Any]
+    credit: Callable[..., Any]
+    """`credit(weights, others, xs, state, ys_bar, ends) -> starts`: of the states at the start of a window
+    from that of its outputs and of the states at its end, [B, S] both, where directions are followed."""
 
     @promoting
     def no_sums(self, weights: Arrays) -> Sums:
@@ -142,8 +156,14 @@ class Window:
         own = [p.trace.init(p.site, batch) for p in self.plan.carried]
         d, size, dtype = self.plan.directions, self.plan.analysis.hidden.size, self.plan.dtype
         if d is None:
-            return Traces(own, (), ())
+            return Traces(own)
         return Traces(own, d.init(size, dtype), d.each(size, batch, dtype))
+
+    def none_yet(self, state: Arrays) -> tuple[Array, ...]:
+        """The steps behind a stream that begins with a state [B, ...]."""
+        if not self.plan.behind:
+            return ()
+        return none_yet(self.plan.analysis.step.input_leaves.avals, state, self.plan.behind)
 
     def __str__(self) -> str:
         plan, split = self.plan, self.plan.analysis.split
@@ -199,7 +219,14 @@ def emit(plan: Plan) -> Window:
         traces, entries = emitter.advance(moves, traces, starts)
         return loss, aux, (list(grads), entries), last, traces
 
-    return Window(plan, step.forward, prefix, run, learn)
+    @promoting
+    def credit(weights, others, xs, state, ys_bar, ends):
+        _, pull = emitter._sequential(weights, others, xs, state, by_inputs=False)
+        assert pull is not None
+        start = pull((ys_bar, emitter._split(ends)))[2]
+        return jnp.concatenate(emitter._signals(start), -1)
+
+    return Window(plan, step.forward, prefix, run, learn, credit)
 
 
 def _instantiated(cotangent: Any) -> Any:
@@ -217,6 +244,8 @@ class Emitter:
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
         self.exact = plan.algorithm.in_window == "exact"
+        self.directions = plan.directions is not None
+        self.behind = plan.behind
         self.live = [plan.ops[op.number] for op in step.live]
         self.reads_old = step.reads_old_states()
         analysis = plan.analysis
@@ -232,7 +261,10 @@ class Emitter:
 
     def window(self, weights, others, xs, state, traces: Traces, fresh, by_inputs: bool = False):
         """Outputs and new state; what moves the traces; and what the backward pass needs."""
-        course, pull = self._sequential(weights, others, xs, state, by_inputs)
+        behind = recent(traces.past, xs, state) if self.behind else None
+        course, pull = self._sequential(weights, others, xs, state, by_inputs, behind, fresh)
+        if behind is not None:
+            return self._looking_back(weights, others, xs, traces, fresh, behind, course, pull)
         jacobians = self._jacobians(weights, others, xs, course, fresh)
         ys, read_pull, data = self._read(weights, others, xs, course)
         pull_inputs = None
@@ -243,21 +275,52 @@ class Emitter:
             if by_inputs:
                 pull_inputs = self._by_inputs(weights, others, xs, course)
         factors = self._factors(jacobians, data)
-        followed = [
-            p.trace.follow(p.site, factors[p.op.number], trace)
-            for p, trace in zip(self.plan.carried, traces.own, strict=True)
-        ]
-        paths = {
-            p.op.number: path for p, (_, path) in zip(self.plan.carried, followed, strict=True)
-        }
+        followed, paths = self._follow(factors, traces)
         blocks = {p.op.number: factors[p.op.number] for p in self.plan.traced if not p.closed}
-        along = None if self.plan.directions is None else self._along(course, pull, traces, fresh)
+        along = self._along(course, pull, traces, fresh) if self.directions else None
         residuals = Residuals(
             *(pull, pull_inputs, jacobians.transition, jacobians.immediate, data),
             *(traces, paths, blocks, fresh),
         )
-        moves = Moves(factors, [moved for moved, _ in followed], along)
-        return (ys, course.last), moves, residuals
+        return (ys, course.last), Moves(factors, followed, along), residuals
+
+    def _follow(self, factors: dict[int, Factors], traces: Traces):
+        """Each trace as its form follows the window, and by number what its credit needs of that."""
+        pairs = [
+            p.trace.follow(p.site, factors[p.op.number], trace)
+            for p, trace in zip(self.plan.carried, traces.own, strict=True)
+        ]
+        paths = {p.op.number: path for p, (_, path) in zip(self.plan.carried, pairs, strict=True)}
+        return [followed for followed, _ in pairs], paths
+
+    def _looking_back(
+        self, weights, others, xs, traces: Traces, fresh, behind: Steps, course: Course, pull
+    ):
+        """Likewise, where the traces are at the start of the steps behind: as many leave as come."""
+        steps = behind.then(taken(xs, course.before, fresh))
+        count = xs[0].shape[0]
+        leaving, past = steps.part(None, count), kept(steps.part(count, None))
+        stored = Stored(leaving.states, leaving.first)
+        begin = [s[0] for s in leaving.states]
+        begins = leaving.first[0] | ~leaving.valid[0]
+        old, out = self._sequential(
+            weights, others, leaving.xs, begin, False, None, begins, stored, bool(self.directions)
+        )
+        jacobians = self._jacobians(weights, others, leaving.xs, old, begins)
+        jacobians = jacobians.within(leaving.first, leaving.valid)
+        data = self._read(weights, others, leaving.xs, old)[2]
+        counted = leaving.valid.astype(self.plan.dtype)
+        factors = {k: f.counting(counted) for k, f in self._factors(jacobians, data).items()}
+        followed, paths = self._follow(factors, traces)
+        along = None
+        if self.directions:
+            along = self._along(old, out, traces, begins, leaving.valid)
+        traces = traces._replace(past=past)
+        residuals = Residuals(
+            *(pull, None, jacobians.transition, jacobians.immediate, data),
+            *(traces, paths, {}, begins),
+        )
+        return (course.outputs, course.last), Moves(factors, followed, along, past), residuals
 
     def jacobians_of(self, weights, others, xs, state) -> dict[int, Factors]:
         """The factors D and F of a window whose stream goes on."""
@@ -265,59 +328,79 @@ class Emitter:
         goes_on = jnp.zeros(state[0].shape[0], bool)
         return self._factors(self._jacobians(weights, others, xs, course, goes_on), None)
 
-    def _sequential(self, weights, others, xs, state, by_inputs: bool):
+    def _sequential(
+        self,
+        weights,
+        others,
+        xs,
+        state,
+        by_inputs: bool,
+        behind: Steps | None = None,
+        fresh=None,
+        stored: Stored | None = None,
+        differentiate: bool = True,
+    ):
         """Run the model; under "exact" also how its outputs, and where directions are followed the
         states at its end, depend on weights, inputs, the states at the start, and the outputs of
-        operations."""
+        operations.
+
+        With the steps behind, the states at the start of those. With `stored`, states before each step
+        are those.
+        """
         step = self.step
         moved = self.float_inputs if by_inputs else []
         floats = self.plan.analysis.hidden.leaves
 
-        if not self.exact:
-            return step.run(weights, others, xs, state, outputs=False), None
+        if not (self.exact and differentiate):
+            return step.run(weights, others, xs, state, outputs=False, stored=stored), None
 
-        shifts = [] if self.plan.directions is None else self._deltas_of(xs, state)
+        along = self.directions and (behind is None)
+        shifts = self._deltas_of(xs, state) if along else []
+        origin = state if behind is None else [s[0] for s in behind.states]
 
         def through(weights, moving, start, shifts):
-            begin = list(state)
+            begin = list(origin)
             for i, value in zip(floats, start, strict=True):
                 begin[i] = value
             inputs = list(xs)
             for i, value in zip(moved, moving, strict=True):
                 inputs[i] = value
-            course = step.run(weights, others, inputs, begin, outputs=True, shifts=shifts)
+            if behind is not None and fresh is not None:
+                given = Stored(behind.states, behind.first)
+                before = step.run(weights, others, behind.xs, begin, outputs=False, stored=given)
+                begin = entering(state, before.last, fresh)
+            course = step.run(
+                weights, others, inputs, begin, outputs=True, shifts=shifts, stored=stored
+            )
             return (course.outputs, self._parts_at(course.last) if shifts else []), course
 
         _, pull, course = jax.vjp(
             through,
             [w.astype(sum_dtype(w)) for w in weights],
             [xs[i] for i in moved],
-            [state[i] for i in floats],
+            [origin[i] for i in floats],
             shifts,
             has_aux=True,
         )
         return course, pull
 
-    def _along(self, course: Course, pull, traces: Traces, fresh) -> Directed:
-        """The window along the directions that are followed."""
+    def _along(self, course: Course, pull, traces: Traces, fresh, valid=None) -> Directed:
+        """The window along the directions that are followed; `valid` [W, B] says which steps count."""
         d, batch = self.plan.directions, fresh.shape[0]
+        assert d is not None
         ends, chosen = d.ends(traces.shared, traces.each)
-        parts = self._parts_at(course.last)
-        bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
         still = jax.tree.map(jnp.zeros_like, course.outputs)
 
         def back(end: Array) -> tuple[list[Array], list[Array]]:
             """From a cotangent [B, S] of the states at the end."""
-            bars = [
-                end[:, a:b].astype(part.dtype)
-                for part, (a, b) in zip(parts, itertools.pairwise(bounds), strict=True)
-            ]
-            _, _, start, deltas = pull((still, bars))
+            _, _, start, deltas = pull((still, self._split(end)))
+            if valid is not None:
+                deltas = [_where_over(valid, delta) for delta in deltas]
             return self._signals(start), deltas
 
         whole = jnp.broadcast_to(ends, (batch, *ends.shape[1:]))
         starts, deltas = jax.vmap(back, in_axes=1)(whole)
-        starts = [_without_past(part.swapaxes(0, 1)[None], fresh)[0] for part in starts]
+        starts = [_finite_where(part.swapaxes(0, 1), fresh) for part in starts]
 
         def push(ahead: Array) -> Array:
             """Of perturbations [B, q, S] of the states at the start."""
@@ -332,9 +415,11 @@ class Emitter:
         }
         return Directed(ends, chosen, jnp.concatenate(starts, -1), of_op, push)
 
-    def _parts_at_zero(self, fresh: Array) -> list[Array]:
-        shapes = self.plan.analysis.hidden.parts
-        return [zeros_over(fresh, (math.prod(a.shape),), self.plan.dtype) for a in shapes]
+    def _split(self, states: Array) -> list[Array]:
+        """A vector of all states, [B, S], in parts."""
+        sizes = [math.prod(a.shape) for a in self.plan.analysis.hidden.parts]
+        parts = jnp.split(states, np.cumsum(sizes)[:-1], -1)
+        return [part.astype(self.plan.dtype) for part in parts]
 
     def _parts_at(self, states) -> list[Array]:
         """The real vectors, [B, n] each, that make up the states at one time."""
@@ -496,10 +581,12 @@ class Emitter:
         for p in self.plan.traced:
             sharing.setdefault(p.op.number if p.shares is None else p.shares, []).append(p)
         shared, each, along = traces.shared, traces.each, None
-        if moves.along is not None:
-            d, given = self.plan.directions, moves.along
+        d, given = self.plan.directions, moves.along
+        if d is not None and given is not None:
             credit = None if starts is None else starts.credit
-            transition, shared, each = d.advance(shared, each, *given[:3], credit, given.push)
+            transition, shared, each = d.advance(
+                *(shared, each, given.ends, given.chosen, given.starts, credit, given.push)
+            )
             along = Followed(given.ends, given.starts, transition, given.deltas)
         for p, trace, followed in zip(self.plan.carried, traces.own, moves.followed, strict=True):
             ops = sharing[p.op.number]
@@ -511,14 +598,15 @@ class Emitter:
                 return products[layout]
 
             passage: Any = CutPassage(p, factors, transitions)
-            if p.directions is not None:
+            if p.directions is not None and along is not None:
                 passage = FollowedPassage(passage, ops, along)
             start = None if starts is None else starts.of_trace[p.op.number]
             now, read = p.trace.advance(p.site, passage, trace, followed, start)
             own.append(now)
             if read is not None:
                 entries[p.op.number] = read
-        return Traces(own, shared, each), entries
+        past = traces.past if moves.past is None else moves.past
+        return Traces(own, shared, each, past), entries
 
     # --- backward ---
 
@@ -532,18 +620,21 @@ class Emitter:
         starts: dict[int, Array] = {}
         if self.exact:
             d = self.plan.directions
-            ends = [] if d is None else self._parts_at_zero(r.fresh)
+            ends = []
+            if d is not None and not self.behind:
+                size = self.plan.analysis.hidden.size
+                ends = self._split(zeros_over(r.fresh, (size,), self.plan.dtype))
             weights_bar, moving_bar, start, _ = r.pull((ys_bar, ends))
-            signal_start = [_without_past(s[None], r.fresh)[0] for s in self._signals(start)]
-            weights_bar = _summable(weights_bar)
-            whole = virtual = None
+            signals = self._signals(start)
+            signal_start = [_without_past(s[None], r.fresh)[0] for s in signals]
+            weights_bar, credit, virtual = _summable(weights_bar), None, None
             if d is not None:
-                whole = jnp.concatenate(signal_start, -1)
-                virtual = d.coefficients(r.traces.shared, r.traces.each, whole)
+                credit = jnp.concatenate([_finite_where(s, r.fresh) for s in signals], -1)
+                virtual = d.coefficients(r.traces.shared, r.traces.each, credit)
             for p in self.plan.carried:
                 number, trace = p.op.number, carried[p.op.number]
                 of_block = take(signal_start, p.layout.states)
-                if p.directions is not None:
+                if p.directions is not None and virtual is not None:
                     shape = (*virtual.shape, of_block.shape[-1])
                     of_virtual = jnp.broadcast_to(virtual[..., None], shape)
                     of_block = jnp.concatenate([of_block, of_virtual.astype(of_block.dtype)], 1)
@@ -554,7 +645,7 @@ class Emitter:
                     weights_bar = _accumulated(
                         self.plan, weights_bar, p, self._product(p, *rows_of)
                     )
-            return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, whole)
+            return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, credit)
         weights_bar, old, new, deltas = r.pull(ys_bar)
         moving_bar = [] if r.pull_inputs is None else r.pull_inputs(ys_bar)[0]
         old = [_without_past(part, r.fresh) for part in old]
@@ -645,6 +736,17 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
     first = np.arange(by_state.shape[0]) == 0
     where = first[:, None] & fresh[None]
     return jnp.where(where.reshape(*where.shape, *[1] * (by_state.ndim - 2)), 0, by_state)
+
+
+def _where_over(where: Array, a: Array) -> Array:
+    """An array, and zero where not; the axes of `where` lead."""
+    return jnp.where(where.reshape(*where.shape, *[1] * (a.ndim - where.ndim)), a, 0)
+
+
+def _finite_where(by_state: Array, fresh: Array) -> Array:
+    """Derivatives [B, ...] by states; zero where one is not finite and its stream begins there."""
+    where = fresh.reshape(-1, *[1] * (by_state.ndim - 1)) & ~jnp.isfinite(by_state)
+    return jnp.where(where, 0, by_state)
 
 
 def _stacked(arrays: Arrays) -> Array:

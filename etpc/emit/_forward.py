@@ -104,6 +104,7 @@ class Forward:
         state: Sequence[Array],
         outputs: bool,
         shifts: "Shifts | None" = None,
+        stored: "Stored | None" = None,
     ) -> Course:
         """Run the model over a window of a batch.
 
@@ -122,13 +123,19 @@ class Forward:
             _at_once(stage.batch, fixed, over, rule, added, lead)
             if stage.leaves:
                 begin = [state[i] for i in stage.leaves]
+                own = None
+                if stored is not None:
+                    own = Stored([stored.states[i] for i in stage.leaves], stored.first)
                 given = [over[v] for v in stage.given]
                 ends, (states, kept) = lax.scan(
-                    _body(a, stage, fixed, rule), begin, (given, added), length=lead[0]
+                    _body(a, stage, fixed, rule), begin, (given, added, own), length=lead[0]
                 )
                 over.update(zip(stage.kept, kept, strict=True))
                 for i, begun, new, end in zip(stage.leaves, begin, states, ends, strict=True):
-                    over[a.step.state[i]] = jnp.concatenate([begun[None], new[:-1]])
+                    old = jnp.concatenate([begun[None], new[:-1]])
+                    if stored is not None:
+                        old = enter(stored.states[i], old, stored.first)
+                    over[a.step.state[i]] = old
                     over[a.split.next_state[i]] = news[i] = new
                     last[i] = end
         if outputs:
@@ -137,6 +144,34 @@ class Forward:
         ys = [read(v) for v in a.split.outputs] if outputs else []
         before, wanted = [over[v] for v in a.step.state], [over[v] for v in self.wanted]
         return Course(ys, before, news, wanted, last)
+
+
+@jax.custom_jvp
+def superpose(value: Array, other: Array) -> Array:
+    """`value`, with the tangents of both: two evaluations of one quantity, sources apart."""
+    return value
+
+
+@superpose.defjvp
+def _superpose_jvp(primals, tangents):
+    return primals[0], tangents[0] + tangents[1]
+
+
+def enter(stored: Array, running: Array, first: Array) -> Array:
+    """`stored`, with the derivatives of `running` but where `first`, whose axes lead."""
+    if not jnp.issubdtype(stored.dtype, jnp.inexact):
+        return stored
+    where = first.reshape(*first.shape, *[1] * (stored.ndim - first.ndim))
+    return superpose(
+        lax.stop_gradient(stored), jnp.where(where, lax.stop_gradient(running), running)
+    )
+
+
+class Stored(NamedTuple):
+    """States before each step, [W, B, ...], and at which steps [W, B] the stream begins."""
+
+    states: Sequence[Array]
+    first: Array
 
 
 class Shifts(NamedTuple):
@@ -163,8 +198,11 @@ def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Callable[
         evaluate(stage.loop, env, rule(added))
         return [env[v] for v in new], [env[v] for v in stage.kept]
 
-    def body(now, given):
-        following, kept = jax.vmap(one)(now, given)
+    def body(now, here):
+        given, added, stored = here
+        if stored is not None:
+            now = [enter(s, n, stored.first) for s, n in zip(stored.states, now, strict=True)]
+        following, kept = jax.vmap(one)(now, (given, added))
         return following, (following, kept)
 
     return body
@@ -314,4 +352,4 @@ def _turning(turned: dict[Variable, Array]) -> Rule:
     return rule
 
 
-__all__ = ["TURNED", "Course", "Forward", "Shifts"]
+__all__ = ["TURNED", "Course", "Forward", "Shifts", "Stored", "enter", "superpose"]

@@ -9,7 +9,6 @@ order m that outputs with the same D share: then the rank is at most m for each 
 long as the weights stay as they are.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -17,20 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax import canonicalise
+from ..algorithms import Bound
 from ..analyse._values import Numbering, Numbers, distinct_columns
 from ..plan import Plan
 from ._emit import Emitter
 from ._step import StepFunctions
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """The rank that a trace cannot exceed."""
-
-    rank: int
-    """While the weights move."""
-    fixed: int
-    """Between two of their updates; no larger."""
 
 
 def rank_bounds(plan: Plan) -> dict[int, Bound]:
@@ -75,4 +65,4 @@ def _bound(p: Any, transition: Numbers, immediate: Numbers) -> Bound:
     return Bound(m * rank, m * max(distinct_columns([moves]) for moves, _ in by_group))
 
 
-__all__ = ["Bound", "rank_bounds"]
+__all__ = ["rank_bounds"]

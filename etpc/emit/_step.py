@@ -29,20 +29,9 @@ from .._jax import (
 )
 from ..analyse import Analysis, WeightOp
 from ..analyse._analysis import by_equation
-from ._forward import Course, Forward, Shifts
+from ._forward import Course, Forward, Shifts, Stored, superpose
 
 Env = dict[Variable, Any]
-
-
-@jax.custom_jvp
-def superpose(value: Array, other: Array) -> Array:
-    """`value`, with the tangents of both: two evaluations of one quantity, sources apart."""
-    return value
-
-
-@superpose.defjvp
-def _superpose_jvp(primals, tangents):
-    return primals[0], tangents[0] + tangents[1]
 
 
 _MOVES = frozenset(
@@ -215,27 +204,33 @@ class StepFunctions:
             (*(env[v] for v in a.split.others), *self.forward.copies(turned)),
         )
 
-    def run(self, weights, others, xs, state, outputs: bool, shifts=()) -> Course:
+    def run(
+        self, weights, others, xs, state, outputs: bool, shifts=(), stored: Stored | None = None
+    ) -> Course:
         """The model over a window of a batch. What is wanted of it is what is saved.
 
         With outputs it is differentiated, and copies of weights pass on no derivative. `shifts`, one for
-        each live operation or none, are added where it acts.
+        each live operation or none, are added where it acts. With `stored`, states before each step are
+        those, as a function of what they were made from.
         """
         copies = () if outputs else others[len(self.analysis.split.others) :]
         fixed = self._fixed(weights, others)
         if not shifts:
-            return self.forward(fixed, copies, xs, state, outputs)
-        return self.forward(fixed, (), xs, state, outputs, Shifts(shifts, self._shifting))
+            return self.forward(fixed, copies, xs, state, outputs, stored=stored)
+        added = Shifts(shifts, self._shifting)
+        return self.forward(fixed, (), xs, state, outputs, added, stored)
 
     def _shifting(self, shifts):
         """The rule that adds something where each weight acts."""
         numbers = {op.number: i for i, op in enumerate(self.live)}
 
         def rule(eqn, values):
-            here = self.live_table.get(eqn, ())
+            here = self.live_table.get(eqn)
+            if here is None:
+                return None
             for op in here:
                 values = op.kind.shift_inputs(values, shifts[numbers[op.number]])
-            outputs = eqn.bind(*values) if here else None
+            outputs = eqn.bind(*values)
             for op in here:
                 outputs = op.kind.shift_outputs(outputs, shifts[numbers[op.number]])
             return outputs

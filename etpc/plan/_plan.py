@@ -1,19 +1,18 @@
 """The plan of a trace program: what is carried for each weight operation, and how."""
 
 import dataclasses
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
 import networkx as nx
 
 from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
-from ..algorithms import Algorithm
-from ..analyse import Analysis, Reach, WeightOp
-from ..traces import Directions, Full, Site, Trace, bytes_of
+from ..algorithms import Algorithm, Choice, Context
+from ..analyse import Analysis, Reach, WeightOp, trace_dtype, vector_dtype
+from ..traces import Directions, Site, Trace, bytes_of
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
-from ._choose import Choice
 from ._pairs import with_virtual
-from ._size import trace_dtype, vector_dtype
 
 AUTO_WINDOW = 16
 
@@ -122,6 +121,12 @@ class Plan:
     the algorithm follows none."""
 
     @property
+    def behind(self) -> int:
+        """How many steps before a window its credit goes back through, exactly."""
+        lookback = self.algorithm.lookback
+        return 0 if lookback is None else max(lookback - self.window, 0)
+
+    @property
     def traced(self) -> tuple[OpPlan, ...]:
         return tuple(p for p in self.ops if p.form is not None)
 
@@ -154,7 +159,7 @@ def plan(
     - `analysis`: from [`etpc.analyse.analyse`][], made as the algorithm asks.
     - `algorithm`: the learning rule.
     - `weights`: `None` or `"all"`, `"marked"`, or a set of parameter paths.
-    - `choice`: which operations take the decay form, where the algorithm leaves that open.
+    - `choice`: the forms of the traces, where the algorithm has chosen them already.
     - `memory`: at most so many bytes of traces, for `batch_size` examples.
 
     **Raises** `SelectionError` where nothing is selected; `UnsupportedError` where a derivative
@@ -184,6 +189,10 @@ def plan(
         UnsupportedError,
     )
     chosen = selected(analysis, weights)
+    if choice is None:
+        limit = DEFAULT_MEMORY if memory is None else memory
+        ops = traceable(analysis, algorithm, chosen)
+        choice = algorithm.choose(Context(analysis, ops, limit, batch_size))
     unchosen = UNMARKED if weights == "marked" else _UNSELECTED
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
     ops = _share(ops, analysis)
@@ -201,6 +210,8 @@ def plan(
         index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
         ops[n] = dataclasses.replace(p, layout=layouts[key], immediate=index)
     window = AUTO_WINDOW if algorithm.window == "auto" else int(algorithm.window)
+    if algorithm.lookback is not None and algorithm.window == "auto":
+        window = min(window, algorithm.lookback)
     return Plan(
         analysis,
         algorithm,
@@ -210,6 +221,20 @@ def plan(
         window,
         vector_dtype(analysis),
         next((p.directions for p in ops if p.directions is not None), None),
+    )
+
+
+def traceable(
+    analysis: Analysis, algorithm: Algorithm, chosen: Collection[int]
+) -> tuple[WeightOp, ...]:
+    """The chosen operations that may have a trace."""
+    reach = analysis.reach
+    return tuple(
+        op
+        for op in analysis.ops
+        if op.number in chosen
+        and reach[op.number].role == "state"
+        and (algorithm.follows or reach[op.number].block.nnz)
     )
 
 
@@ -238,14 +263,14 @@ def _describe(
     op: WeightOp,
     algorithm: Algorithm,
     chosen: set[int],
-    choice: Choice | None,
+    choice: Choice,
     unchosen: str,
 ) -> OpPlan:
     """What the program does with an operation, without the tables."""
     reach = analysis.reach[op.number]
     form: Trace | None = None
     reason = why = ""
-    directions = algorithm.directions(analysis.hidden.size)
+    directions = choice.directions
     if reach.block.nnz and not reach.escapes:
         directions = None
     if reach.role != "state":
@@ -260,11 +285,10 @@ def _describe(
             "its output enters hidden states through other weights alone; it gets the "
             "gradient of the current step"
         )
-    elif choice is not None:
-        form, why = choice.forms[op.number], choice.reasons[op.number]
     else:
-        followed = directions is not None or algorithm.directions(analysis.hidden.size) is None
-        form = algorithm.trace_form(op.kind) if followed else Full()
+        form, why = choice.forms[op.number], choice.reasons.get(op.number, "")
+        if form is None:
+            reason = f"{type(algorithm).__name__} keeps no traces; it gets the gradient of the last steps"
     dtype = trace_dtype(analysis, op)
     if form is None:
         directions = None
@@ -378,10 +402,10 @@ def _groups(ops: list[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
     components = [sorted(c, key=order.__getitem__) for c in nx.connected_components(graph)]
     groups = []
     for states in sorted(components, key=lambda c: order[c[0]]):
-        members = [p for p in ops if p.form is not None and p.states[0] in states]
+        members = [p for p in ops if p.form is not None and set(p.states) & set(states)]
         names = tuple(dict.fromkeys(p.path for p in members))
         groups.append(Group(tuple(states), names, max(p.block for p in members)))
     return tuple(groups)
 
 
-__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "plan"]
+__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "plan", "traceable"]

@@ -1,26 +1,29 @@
 """From a model to a program, through all the stages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._errors import (
+    AlgorithmError,
     InputError,
     InputTypeError,
     SelectionError,
     checked_count,
     raise_together,
 )
-from ..algorithms import ES_D_RTRL, Algorithm, Auto, resolve
-from ..analyse import analyse
-from ..emit import emit
-from ..plan import DEFAULT_MEMORY, choose, plan, selected
+from ..algorithms import Algorithm, Choice, Context, CreditRTRL, Full, resolve
+from ..analyse import Analysis, analyse
+from ..emit import emit, rank_bounds
+from ..plan import DEFAULT_MEMORY, Plan, plan, selected, traceable
 from ..trace import path_text, trace
 from ..trace._leaves import is_array, shape_of
+from ..traces import Trace
 from ._program import Program
-from ._ranks import choose_ranks
+from ._sample import credit, lost
 
 UNLIMITED = 1 << 62
 
@@ -72,17 +75,54 @@ def compile(
         _blame_axes(error, model, inputs, state, step)
         raise
     analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
-    choice = None
-    if isinstance(algorithm, Auto):
-        limit = DEFAULT_MEMORY if memory is None else memory
-        ops = selected(analysis, chosen)
-        choice = choose(analysis, ops, limit, batch_size)
-        if choice.cut != analysis.cut:
-            analysis = analyse(traced, cut=choice.cut)
-    elif isinstance(algorithm, ES_D_RTRL) and not isinstance(algorithm.decay_or_rank, float):
-        choice = choose_ranks(plan(analysis, algorithm, chosen, memory=UNLIMITED), model, sample)
+    choice = algorithm.choose(
+        _context(algorithm, analysis, chosen, memory, batch_size, model, sample)
+    )
+    if choice.cut is not None and choice.cut != analysis.cut:
+        analysis = analyse(traced, cut=choice.cut)
     planned = plan(analysis, algorithm, chosen, choice=choice, memory=memory, batch_size=batch_size)
     return Program(emit(planned))
+
+
+def _context(
+    algorithm: Algorithm,
+    analysis: Analysis,
+    chosen: Any,
+    memory: int | None,
+    batch_size: int,
+    model: Any,
+    sample: Any,
+) -> Context:
+    """What the algorithm chooses from."""
+    ops = traceable(analysis, algorithm, selected(analysis, chosen))
+
+    def with_traces(forms: Mapping[int, Trace]) -> Plan:
+        whole = {op.number: forms.get(op.number, Full()) for op in ops}
+        return plan(analysis, algorithm, chosen, choice=Choice(whole), memory=UNLIMITED)
+
+    def lost_by_rank(forms: Mapping[int, Trace]) -> Mapping[int, np.ndarray]:
+        if sample is None:
+            paths = ", ".join(dict.fromkeys(analysis.ops[n].path for n in forms))
+            raise AlgorithmError(
+                f'rank="auto" cannot prove a rank for the trace of {paths}. This is because its '
+                "transitions depend on data. Pass sample=, the inputs of some steps of one example, "
+                "to have the rank measured, or name one."
+            )
+        return lost(Program(emit(with_traces(forms))), model, sample)
+
+    def credit_of_states() -> np.ndarray:
+        if sample is None:
+            raise AlgorithmError(
+                'q="auto" measures in how many directions credit lies. Pass sample=, the inputs of some '
+                "steps of one example, or name a number."
+            )
+        one = CreditRTRL(1, None)
+        planned = plan(analysis, one, chosen, memory=UNLIMITED)
+        return credit(Program(emit(planned)), model, sample)
+
+    limit = DEFAULT_MEMORY if memory is None else memory
+    bounds = lambda forms: rank_bounds(with_traces(forms))
+    return Context(analysis, ops, limit, batch_size, bounds, lost_by_rank, credit_of_states)
 
 
 def fits(model: Any, inputs: Any, state: Any, step: Any) -> bool:

@@ -1,10 +1,8 @@
 """A program as text."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 
-from ..algorithms import Algorithm, Auto
 from ..plan import Claim, OpPlan, Plan
 from ._window import gradient_depends_on_window
 
@@ -32,8 +30,7 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     chosen = {name: p.choice for name, p in zip(names, plan.traced, strict=True) if p.choice}
     if chosen:
         width = max(map(len, chosen))
-        fits = isinstance(plan.algorithm, Auto)
-        lines += ["", "chosen to fit into memory" if fits else "chosen"]
+        lines += ["", plan.algorithm.chosen]
         lines += [f"  {path:<{width}}  {reason}" for path, reason in chosen.items()]
     paths = escapes(plan)
     if paths:
@@ -88,14 +85,6 @@ def use_names(plan: Plan) -> list[str]:
     return names
 
 
-def rule(algorithm: Algorithm) -> str:
-    """The algorithm in short: its name, and what it cannot be without."""
-    fields = dataclasses.fields(algorithm)
-    given = [repr(getattr(algorithm, f.name)) for f in fields if not f.kw_only and f.repr]
-    name = type(algorithm).__name__
-    return f"{name}({', '.join(given)})" if given else name
-
-
 def verdict(plan: Plan, p: OpPlan, claims: Claims) -> str:
     """What is said of the gradient in the row of an operation."""
     if p.exact:
@@ -140,7 +129,6 @@ __all__ = [
     "describe",
     "escapes",
     "rows",
-    "rule",
     "shape_text",
     "table",
     "use_names",

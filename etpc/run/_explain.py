@@ -5,8 +5,9 @@ import textwrap
 import jax.numpy as jnp
 
 from .._errors import SelectionError, near
+from ..algorithms import Costs
 from ..analyse import Analysis
-from ..plan import Costs, OpPlan, Plan
+from ..plan import OpPlan, Plan
 from ._describe import Claims, shape_text, table
 
 

@@ -266,14 +266,14 @@ class Online:
         past = self._floats_of(carry.gradients)
 
         def one(xs, targets, weights, reset, state, traces, fresh):
-            own, each = traces
-            alone = Carry(state, own, fresh, stream.program, False, stream.shared, each)
+            own, each, past = traces
+            alone = Carry(state, own, fresh, stream.program, False, stream.shared, each, past)
             return program._value_and_grad(
                 loss, "sum", parameters, xs, targets, alone, weights, reset
             )[2]
 
         given = xs, targets, passed * weights, reset
-        own = stream.state, (stream.traces, stream.each), stream.fresh
+        own = stream.state, (stream.traces, stream.each, stream.past), stream.fresh
         if stream.batched:
             grads = jax.vmap(one, in_axes=(*[1] * 4, *[0] * 3))(*given, *own)
             late = [_times(of_start, g).mean(0) for g in past]

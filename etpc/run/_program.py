@@ -48,6 +48,7 @@ class Carry(eqx.Module):
     - `fresh`: whether the stream begins with the next step; a boolean for each example.
     - `shared`, `each`: of the directions along which escaping influence is followed, what the batch
         shares, which has no batch axis and outlives a reset, and what each example has; else empty.
+    - `past`: the last steps, where the algorithm looks back through them; else empty.
     """
 
     state: Any
@@ -57,6 +58,7 @@ class Carry(eqx.Module):
     batched: bool = eqx.field(static=True)
     shared: tuple[Array, ...] = ()
     each: tuple[Array, ...] = ()
+    past: tuple[Array, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +259,24 @@ class Program:
                 )
         return tuple(found)
 
+    def credit_lost(self, carry: Carry) -> float | None:
+        """The part of the energy of credit that lies in no direction that is followed, on a running mean.
+
+        For a program of [`CreditRTRL`][etpc.CreditRTRL]: `E |lambda - V^T V lambda|^2 / E |lambda|^2`
+        over the windows of `value_and_grad` and `etpc.online`, where `lambda` is the credit of the
+        states at the start of a window. Where it is not small, take a larger `q`.
+
+        **Returns** a number in [0, 1]; `None` where nothing escapes, or no window had credit yet.
+
+        **Raises** `etpc.AlgorithmError` for another rule.
+        """
+        self._check_carry(carry)
+        if not self.algorithm.follows:
+            raise AlgorithmError(
+                f"{self.algorithm} follows no directions. Compile with CreditRTRL()."
+            )
+        return None if self.plan.directions is None else self.plan.directions.lost(carry.shared)
+
     def silent(self, model: Any, xs: Any, carry: Carry, *, mask: Any = None) -> tuple[str, ...]:
         """Which layers of neurons give no spike on a sequence; it runs the model and no traces.
 
@@ -304,6 +324,8 @@ class Program:
             state = [repeat(value, batch_size) for value in state]
         traces = self._window.fresh_traces(1 if batch_size is None else batch_size)
         batched = batch_size is not None
+        of_batch = state if batched else [value[None] for value in state]
+        traces = traces._replace(past=self._window.none_yet(of_batch))
         fresh = jnp.ones(batch_size if batched else (), bool)
         return self._carry(state, traces if batched else _without_batch(traces), fresh, batched)
 
@@ -454,7 +476,10 @@ class Program:
         ]
         begun = self._window.fresh_traces(fresh.shape[0]).each
         each = tuple(map(instead, begun, traces.each))
-        return state, Traces(own, traces.shared, each), fresh | where
+        past = traces.past
+        if past:  # nothing of it is a step of the stream that begins
+            past = (*past[:-1], past[-1] & ~where[:, None])
+        return state, Traces(own, traces.shared, each, past), fresh | where
 
     def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask):
         xs = [finite_where_masked(x, mask) for x in xs]
@@ -553,12 +578,13 @@ class Program:
     def _enter(self, xs, carry: Carry):
         """Arrays with axes [T, B, ...] and [B, ...]."""
         state = self._step.state_leaves.split(carry.state)
-        own, each, fresh = [tuple(t) for t in carry.traces], carry.each, carry.fresh
+        own, each, past = [tuple(t) for t in carry.traces], carry.each, carry.past
+        fresh = carry.fresh
         if not carry.batched:
             xs = [x[:, None] for x in xs]
             state = [s[None] for s in state]
-            own, each, fresh = jax.tree.map(lambda a: a[None], (own, each, fresh))
-        return list(xs), state, Traces(own, carry.shared, each), fresh
+            own, each, past, fresh = jax.tree.map(lambda a: a[None], (own, each, past, fresh))
+        return list(xs), state, Traces(own, carry.shared, each, past), fresh
 
     def _leave(self, state, traces, carry: Carry) -> Carry:
         if not carry.batched:
@@ -573,8 +599,8 @@ class Program:
             self._step.state_leaves, static=(None,) * len(self._step.state_leaves.static)
         )
         own = tuple(tuple(t) for t in traces.own)
-        shared, each = tuple(traces.shared), tuple(traces.each)
-        return Carry(leaves.join(state), own, fresh, self._id, batched, shared, each)
+        rest = tuple(traces.shared), tuple(traces.each), tuple(traces.past)
+        return Carry(leaves.join(state), own, fresh, self._id, batched, *rest)
 
     def _model_tree(self, grads) -> Any:
         leaves = self._step.model_leaves
@@ -847,8 +873,8 @@ def _batch(state: list[Array]) -> int:
 
 
 def _without_batch(traces: Traces) -> Traces:
-    own, each = jax.tree.map(lambda a: a[0], (traces.own, traces.each))
-    return Traces(own, traces.shared, each)
+    own, each, past = jax.tree.map(lambda a: a[0], (traces.own, traces.each, traces.past))
+    return Traces(own, traces.shared, each, past)
 
 
 def _text(aval: jax.ShapeDtypeStruct) -> str:

@@ -1,10 +1,10 @@
 """The forms of a trace: each one file, and one object that the compiler asks."""
 
+from ._credit import CreditSubspace
 from ._decay import Decay
+from ._directions import Directions
 from ._full import Full
 from ._low_rank import LowRank
-from ._credit import CreditSubspace
-from ._directions import Directions
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, Traces, bytes_of, zeros
 
 __all__ = [

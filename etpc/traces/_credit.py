@@ -61,6 +61,10 @@ class CreditSubspace(Directions):
         moment, counts = jnp.zeros((spare, spare), dtype), jnp.zeros(2, dtype)
         return basis[: self.count], basis, moment, counts, zero, zero
 
+    def lost(self, shared: Carry) -> float | None:
+        whole, lost = map(float, shared[-2:])
+        return max(lost, 0.0) / whole if whole > 0 else None
+
     def ends(self, shared: Carry, each: Carry) -> tuple[Float[Array, "1 q S"], None]:
         v, u, h = shared[:3]
         size = jnp.trace(h)
@@ -106,19 +110,19 @@ class CreditSubspace(Directions):
         with jax.default_matmul_precision("highest"):
             image = ends @ u.T
             inner = image @ h @ image.T  # V' M V'^T
-            root = _root(inner)
-            ahead = jnp.einsum("pq,bqs->bps", root, starts).reshape(-1, starts.shape[-1])
-            energy, now = jnp.sum(ahead**2) / batch, jnp.sum(credit**2) / batch
+            onward = jnp.einsum("pq,bqs->bps", inner, starts)
+            energy = jnp.sum(onward * starts) / batch
+            now = jnp.sum(credit**2) / batch
             some = now > 0
             bound = jnp.trace(inner) / jnp.where(energy > 0, energy, 1)
             scale = self.ahead * jnp.minimum(1, bound)
             counts = counts + jnp.stack([some, jnp.ones_like(some)])
             rate = jnp.maximum(self.rate * counts[0], 1) / counts[1]
-            rows = jnp.concatenate([credit, jnp.sqrt(scale) * ahead]) * jnp.sqrt(rate / batch)
-            keep = 1 - rate
 
             def times(a: Float[Array, "S k"]) -> Float[Array, "S k"]:
-                return keep * (u.T @ (h @ (u @ a))) + rows.T @ (rows @ a)
+                ahead = jnp.einsum("bqs,bqk->sk", onward, starts @ a)
+                new = (credit.T @ (credit @ a) + scale * ahead) / batch
+                return (1 - rate) * (u.T @ (h @ (u @ a))) + rate * new
 
             basis = jnp.linalg.qr(times(u.T))[0]
             moment = basis.T @ times(basis)
@@ -128,12 +132,6 @@ class CreditSubspace(Directions):
         own = jnp.where(some, jnp.maximum(self.rate, 1 / jnp.maximum(counts[0], 1)), 0)
         new = basis.T, kept, counts, whole + own * (now - whole), lost + own * (part - lost)
         return ends, *(jnp.where(known, a, b) for a, b in zip(new, shared[1:], strict=True))
-
-
-def _root(a: Float[Array, "q q"]) -> Float[Array, "q q"]:
-    """`R` with `R^T R = a`, of a matrix that has no negative eigenvalues but by rounding."""
-    values, vectors = jnp.linalg.eigh((a + a.T) / 2)
-    return jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
 
 
 def _norm_bound(a: Float[Array, "B q q"]) -> Float[Array, " B"]:

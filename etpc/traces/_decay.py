@@ -52,15 +52,18 @@ class Decay(Trace):
         eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
 
         def step(now: Sequence[Array], given: Sequence[Array]):
-            immediate, transition = given
+            immediate, transition, counted = given
             following = (
                 real.type(decay) * apply(site.pairs, transition, now[0]) + immediate,
-                real.type(decay) * now[1] + 1,
+                real.type(decay) * now[1] + counted,
             )
             return following, following
 
-        start = (eps_f, norm)
-        (last_f, last_norm), rest = lax.scan(step, start, (factors.immediate, factors.transition))
+        start, counted = (eps_f, norm), factors.counted
+        if counted is None:
+            counted = jnp.ones((factors.immediate.shape[0], 1), norm.dtype)
+        given = factors.immediate, factors.transition, counted.astype(norm.dtype)
+        (last_f, last_norm), rest = lax.scan(step, start, given)
         path = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)
         assert factors.x is not None
         x = factors.x.astype(eps_x.dtype)

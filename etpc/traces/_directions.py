@@ -47,6 +47,10 @@ class Directions:
         """What each example has when its stream begins."""
         return ()
 
+    def lost(self, shared: Carry) -> float | None:
+        """The part of the energy of credit that lies in no direction; `None` where it is not known."""
+        return None
+
     def ends(self, shared: Carry, each: Carry) -> tuple[Float[Array, "B q S"], Any]:
         """The cotangents `V` at the end of the window that begins, the first axis of length one where
         the batch shares them; and what `advance` is to know of how they were chosen."""

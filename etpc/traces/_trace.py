@@ -69,6 +69,15 @@ class Factors:
     """F."""
     transition: Inexact[Array, "W B P o"]
     """D, a number for each of the site's pairs; the last axis has length one where all outputs share a block."""
+    counted: Inexact[Array, "W B"] | None = None
+    """One for each step of the stream, zero for what is none; `None` where all are."""
+
+    def counting(self, counted: Inexact[Array, "W B"]) -> "Factors":
+        """Without what is no step of the stream."""
+        x = self.x
+        if x is not None:
+            x = jnp.where(counted.reshape(*counted.shape, 1, 1) > 0, x, 0)
+        return Factors(x, self.immediate, self.transition, counted)
 
 
 @runtime_checkable
@@ -219,10 +228,12 @@ class Traces(NamedTuple):
 
     own: list[Carry]
     """Of each trace."""
-    shared: Carry
+    shared: Carry = ()
     """Of the directions, what the batch shares; empty where there are none."""
-    each: Carry
+    each: Carry = ()
     """Of the directions, what each example has."""
+    past: Carry = ()
+    """The last steps, [B, n, ...], where the algorithm looks back through them."""
 
 
 def bytes_of(form: Trace, site: Site) -> int:

@@ -85,8 +85,10 @@ class RandomDirections(CreditSubspace):
 class RandomRTRL(etpc.CreditRTRL):
     """The control of `CreditRTRL`: what escapes is followed along random directions."""
 
-    def directions(self, size: int) -> CreditSubspace:
-        return RandomDirections(self.q).settle(size)
+    def choose(self, context: Any) -> Any:
+        choice = super().choose(context)
+        size = context.analysis.hidden.size
+        return dataclasses.replace(choice, directions=RandomDirections(4).settle(size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,9 +286,9 @@ def fidelity(grads: Any, reference: Any) -> tuple[float, float]:
 
 
 class Learner:
-    """An arm on a task, compiled once for all seeds."""
+    """An arm on a task, compiled once for all seeds and rates."""
 
-    def __init__(self, task: Task, arm: Arm, chunk: int):
+    def __init__(self, task: Task, arm: Arm):
         self.task, self.arm = task, arm
         model = task.make_model(jax.random.key(0))
         weights, self.static = eqx.partition(model, eqx.is_inexact_array)
@@ -295,11 +297,9 @@ class Learner:
         sample = self.draw(key, level)
         self.rule = make_rule(task, arm, model, sample[0])
         self.begin = (level, self.rule.carry)
-        self.gradient = jax.jit(self._gradient).lower(weights, *sample, self.rule.carry).compile()
-        self.settled = jax.jit(self._settled)
-        start = (weights, self.optimiser(task.rate).init(weights), self.begin)
-        keys = jax.random.split(key, chunk)
-        self.train = jax.jit(self._train).lower(task.rate, start, keys).compile()
+        given = (weights, *sample, self.rule.carry)
+        self.gradient = jax.jit(self._gradient).lower(*given).compile()
+        self.train = jax.jit(self._train)
 
     @property
     def temp_bytes(self) -> int:
@@ -331,21 +331,13 @@ class Learner:
         (_, carry), grads = self.rule.gradient(model, xs, targets, carry)
         return grads, self.rule.restart(carry)
 
-    def _settled(self, weights: Any, key: PRNGKeyArray, level: Array) -> Any:
-        """A carry for new sequences whose directions have followed the credit at some weights."""
-
-        def one_batch(carry: Any, key: PRNGKeyArray) -> tuple[Any, None]:
-            return self._gradient(weights, *self.draw(key, level), carry)[1], None
-
-        return jax.lax.scan(one_batch, self.rule.carry, jax.random.split(key, SETTLING))[0]
-
     def gradient_at(self, weights: Any, level: Array, key: PRNGKeyArray) -> Any:
-        """The gradient of a batch at any weights."""
-        drawn = self.draw(jax.random.fold_in(key, 0), level)
+        """The gradient of a batch at any weights, with directions that have followed the credit there."""
         carry = self.rule.carry
         if getattr(carry, "shared", ()):
-            carry = self.settled(weights, jax.random.fold_in(key, 1), level)
-        return self.gradient(weights, *drawn, carry)[0]
+            for one in jax.random.split(jax.random.fold_in(key, 1), SETTLING):
+                carry = self.gradient(weights, *self.draw(one, level), carry)[1]
+        return self.gradient(weights, *self.draw(jax.random.fold_in(key, 0), level), carry)[0]
 
     def _train(self, rate: Any, start: Any, keys: PRNGKeyArray) -> tuple[Any, Array]:
         """One batch for each key."""
@@ -495,9 +487,9 @@ def run(
     references: dict[int, tuple[Reference, Reference]] = {}
     rows = []
     for arm in chosen:
-        learner = Learner(task, arm, chunk)
+        learner = Learner(task, arm)
         exact = exact or learner
-        truncated = truncated or Learner(task, Arm("", etpc.TBPTT(task.window)), 1)
+        truncated = truncated or Learner(task, Arm("", etpc.TBPTT(task.window)))
         rate = tuned(learner, evaluate, chunk) if tune else task.rate
         for seed in seeds:
             end = trained(learner, seed, rate, evaluate, chunk)

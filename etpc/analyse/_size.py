@@ -5,7 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._jax import result_type
-from ..analyse import Analysis, WeightOp
+from ._analysis import Analysis
+from ._weights import WeightOp
 
 
 def vector_dtype(analysis: Analysis) -> Any:

@@ -1,73 +1,68 @@
 """For each weight operation the most exact trace that fits into a memory limit."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
+from typing import ClassVar
 
 from .._errors import MemoryLimitError
-from ..analyse import Analysis, WeightOp, one_step_block, uncut_block
+from ..analyse import Analysis, WeightOp, one_step_block, trace_dtype, uncut_block
 from ..traces import Decay, Full, LowRank, Site, Trace, bytes_of
-from ._size import trace_dtype
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What is cut, and the form of each trace, with the reasons."""
-
-    cut: frozenset[int]
-    forms: Mapping[int, Trace]
-    reasons: Mapping[int, str]
-
+from ._algorithm import Algorithm, Choice, Context
 
 RANKS = (32, 16, 8, 4, 2, 1)
 """What a trace that does not fit is reduced to, one after the other."""
 
 
-def choose(analysis: Analysis, chosen: Collection[int], memory: int, batch_size: int) -> Choice:
-    """Choose what to cut and which traces to factor.
+@dataclasses.dataclass(frozen=True)
+class Auto(Algorithm):
+    """For each weight operation the most exact trace that fits into a memory limit.
 
-    `analysis` is one in which every operation that mixes is cut; `chosen` are the operations that
-    get a trace.
-
-    **Raises** `MemoryLimitError` where nothing fits.
+    Nothing is cut as long as it fits; then the data of operations is cut, as in D-RTRL, one after
+    the other, each time where that saves most; then the largest traces are kept to fewer and fewer
+    modes, down to rank 1. The limit is `memory` of [`etpc.compile`][]. The printed program says
+    what was chosen, and why.
     """
-    traced = [
-        op
-        for op in analysis.ops
-        if op.number in chosen and analysis.reach[op.number].role == "state"
-    ]
-    state = [op.number for op in analysis.ops if analysis.reach[op.number].role == "state"]
-    uncut = [k for k in state if k in analysis.cut]
-    forms: dict[int, Trace] = {op.number: Full() for op in traced}
-    costs = Costs(analysis, batch_size)
-    whole = {op.number: costs.full(op, uncut) for op in traced}
 
-    def total() -> int:
-        return sum(costs.of(op, forms[op.number], uncut) for op in traced)
+    name: ClassVar[str] = "auto"
+    chosen: ClassVar[str] = "chosen to fit into memory"
 
-    while uncut and total() > memory:
-        # All uses of a weight are cut together: of that which saves most, and of equal ones the
-        # last, so that the first layers stay exact.
-        weights = dict.fromkeys(analysis.ops[k].weight for k in reversed(uncut))
-        uncut = min(
-            ([k for k in uncut if analysis.ops[k].weight is not weight] for weight in weights),
-            key=lambda kept: sum(costs.full(op, kept) for op in traced),
-        )
-    while total() > memory:
-        lower = {op: costs.lower(op, forms[op.number], uncut) for op in traced}
-        left = {op: form for op, form in lower.items() if form is not None}
-        if not left:
-            raise MemoryLimitError(
-                f"The smallest traces take {total():,} bytes for {batch_size} example"
-                f"{'s' if batch_size > 1 else ''}, and memory={memory:,} allows no more. Give "
-                "fewer weights a trace (`weights=`), use a smaller batch, or pass a larger memory=."
+    def choose(self, context: Context) -> Choice:
+        """**Raises** `MemoryLimitError` where nothing fits."""
+        analysis = context.analysis
+        state = [op.number for op in analysis.ops if analysis.reach[op.number].role == "state"]
+        uncut = [k for k in state if k in analysis.cut]
+        forms: dict[int, Trace] = {op.number: Full() for op in context.ops}
+        costs = Costs(analysis, context.batch_size)
+        whole = {op.number: costs.full(op, uncut) for op in context.ops}
+
+        def total() -> int:
+            return sum(costs.of(op, forms[op.number], uncut) for op in context.ops)
+
+        while uncut and total() > context.memory:
+            # All uses of a weight are cut together: of that which saves most, and of equal ones the
+            # last, so that the first layers stay exact.
+            weights = dict.fromkeys(analysis.ops[k].weight for k in reversed(uncut))
+            uncut = min(
+                ([k for k in uncut if analysis.ops[k].weight is not weight] for weight in weights),
+                key=lambda kept: sum(costs.full(op, kept) for op in context.ops),
             )
-        largest = max(left, key=lambda op: costs.of(op, forms[op.number], uncut))
-        forms[largest.number] = left[largest]
-    cut = frozenset(analysis.cut) - frozenset(uncut)
-    reasons = {
-        op.number: _reason(op, forms[op.number], costs, uncut, whole[op.number]) for op in traced
-    }
-    return Choice(cut, forms, reasons)
+        while total() > context.memory:
+            lower = {op: costs.lower(op, forms[op.number], uncut) for op in context.ops}
+            left = {op: form for op, form in lower.items() if form is not None}
+            if not left:
+                raise MemoryLimitError(
+                    f"The smallest traces take {total():,} bytes for {context.batch_size} example"
+                    f"{'s' if context.batch_size > 1 else ''}, and memory={context.memory:,} allows no more. Give "
+                    "fewer weights a trace (`weights=`), use a smaller batch, or pass a larger memory=."
+                )
+            largest = max(left, key=lambda op: costs.of(op, forms[op.number], uncut))
+            forms[largest.number] = left[largest]
+        cut = frozenset(analysis.cut) - frozenset(uncut)
+        reasons = {
+            op.number: _reason(op, forms[op.number], costs, uncut, whole[op.number])
+            for op in context.ops
+        }
+        return Choice(forms, reasons, cut)
 
 
 class Costs:
@@ -110,8 +105,8 @@ class Costs:
             "D_RTRL": (Full(), cut),
         }
         if op.kind.data is not None:
-            rules["ES_D_RTRL(0.99)"] = (Decay(0.99), cut)
-            rules["ES_D_RTRL(4)"] = (LowRank(4).settle(self.site(op, cut)), cut)
+            rules["ES_D_RTRL(decay=0.99)"] = (Decay(0.99), cut)
+            rules["ES_D_RTRL(rank=4)"] = (LowRank(4).settle(self.site(op, cut)), cut)
         return {name: (block, self.bytes(op, form, block)) for name, (form, block) in rules.items()}
 
     def of(self, op: WeightOp, form: Trace, uncut: Collection[int]) -> int:
@@ -132,4 +127,4 @@ def _reason(op: WeightOp, form: Trace, costs: Costs, uncut: Collection[int], who
     return f"cut as in D-RTRL: a block of {block:,}, {size:,} bytes; {exact}"
 
 
-__all__ = ["Choice", "Costs", "choose"]
+__all__ = ["Auto", "Costs"]

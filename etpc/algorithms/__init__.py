@@ -1,0 +1,47 @@
+"""Learning rules, as data: what is cut, and which trace each weight operation carries.
+
+An algorithm is a frozen record. The compiler asks it for `cut`, for the form of each trace (`choose`, or
+`trace_form` of each kind of operation), for the directions that are followed, and for the window.
+[`register_algorithm`][etpc.algorithms.register_algorithm] gives one a name.
+"""
+
+from ..traces import Decay, Full, LowRank
+from ._algorithm import (
+    Algorithm,
+    Bound,
+    Choice,
+    Context,
+    InWindow,
+    TraceForm,
+    register_algorithm,
+    registered,
+    resolve,
+)
+from ._auto import Auto, Costs
+from ._rules import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
+
+for _algorithm in (D_RTRL, ES_D_RTRL, CreditRTRL, RTRL, SnAp, Auto):
+    register_algorithm(_algorithm)
+
+__all__ = [
+    "D_RTRL",
+    "ES_D_RTRL",
+    "RTRL",
+    "TBPTT",
+    "Algorithm",
+    "Auto",
+    "Bound",
+    "Choice",
+    "Context",
+    "Costs",
+    "CreditRTRL",
+    "Decay",
+    "Full",
+    "InWindow",
+    "LowRank",
+    "SnAp",
+    "TraceForm",
+    "register_algorithm",
+    "registered",
+    "resolve",
+]

@@ -1,0 +1,210 @@
+"""What every learning rule has, and what it is asked: data, and a choice of traces."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from .._errors import AlgorithmError, InputTypeError, checked_count
+from ..analyse import Analysis, WeightOp, trace_dtype
+from ..ops import Kind
+from ..traces import Directions, Full, Site, Trace
+
+InWindow = Literal["truncated", "exact"]
+TraceForm = Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The rank that a trace cannot exceed."""
+
+    rank: int
+    """While the weights move."""
+    fixed: int
+    """Between two of their updates; no larger."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The form of each trace, by the number of its operation, and why, where there is more to say."""
+
+    forms: Mapping[int, Trace | None]
+    """`None` for no trace."""
+    reasons: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    cut: frozenset[int] | None = None
+    """The operations whose data is held constant, where they are others than those of the analysis."""
+    directions: Directions | None = None
+    """Along which influence is followed that escapes from the traces."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What an algorithm chooses from."""
+
+    analysis: Analysis
+    ops: tuple[WeightOp, ...]
+    """The operations that may have a trace."""
+    memory: int
+    """Bytes that all traces may take for the batch."""
+    batch_size: int
+    bounds: Callable[[Mapping[int, Trace]], Mapping[int, Bound]] | None = None
+    """For operations with a factor that have such traces: what their rank cannot exceed, proved from the
+    program."""
+    lost: Callable[[Mapping[int, Trace]], Mapping[int, np.ndarray]] | None = None
+    """For low-rank traces: how much a reduction to rank 1, 2, ... leaves out on the sample, relative to
+    the norm of the trace. **Raises** `AlgorithmError` where there is no sample."""
+    credit: Callable[[], np.ndarray] | None = None
+    """The singular values of the credit of the states, [S], on the sample, from random cotangents of
+    all outputs that follow. **Raises** likewise."""
+
+    def site(self, op: WeightOp) -> Site:
+        """What the trace of an operation knows of it."""
+        reach = self.analysis.reach[op.number]
+        return Site(op.kind, reach.size, trace_dtype(self.analysis, op), reach.closed)
+
+    def escapes(self, op: WeightOp) -> bool:
+        """Whether influence leaves the block of an operation."""
+        reach = self.analysis.reach[op.number]
+        return bool(reach.escapes) or not reach.block.nnz
+
+
+NAMED = ("decay", "rank")
+"""Settings that are shown with their names."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Algorithm:
+    """What every learning rule has.
+
+    - `window`: how many steps of `value_and_grad` are processed at once; `"auto"` chooses.
+    - `in_window`: how credit flows inside a window. `"truncated"` cuts as the trace does, and its
+        gradient does not depend on the window. `"exact"` is plain reverse mode inside the window.
+    - `lookback`: K, the number of steps, the window among them, through which the credit of its
+        losses goes back exactly; no less than the window. Windows are exact then, and the traces
+        carry what is older. The inputs and states of K - W steps are kept, and run again each window,
+        with the weights of now at the states as they were.
+    """
+
+    window: int | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
+    in_window: InWindow = dataclasses.field(default="truncated", kw_only=True)
+    lookback: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
+    name: ClassVar[str] = "algorithm"
+    cut: ClassVar[bool] = True
+    """Whether the data of operations that mix positions is held constant in the trace."""
+    follows: ClassVar[bool] = False
+    """Whether `choose` gives directions along which escaping influence is followed."""
+    chosen: ClassVar[str] = "chosen"
+    """What stands above the reasons for what `choose` chose."""
+
+    @property
+    def reach(self) -> int | None:
+        """In how many steps a trace follows influence; `None` for any number."""
+        return None
+
+    def __post_init__(self) -> None:
+        window = self.window
+        if isinstance(window, str):
+            if window != "auto":
+                raise AlgorithmError(f'window must be "auto" or an int >= 1, not {window!r}.')
+        else:
+            why = "It is the number of steps that are processed at once."
+            count = checked_count("window", window, '"auto" or an int >= 1', why, AlgorithmError)
+            object.__setattr__(self, "window", count)
+        if self.lookback is not None:
+            why = "It is the number of steps through which credit goes back exactly."
+            count = checked_count(
+                "lookback", self.lookback, "None or an int >= 1", why, AlgorithmError
+            )
+            if self.window != "auto" and count < self.window:
+                raise AlgorithmError(
+                    f"lookback={count} is less than window={self.window}. Credit goes back through the "
+                    "whole window anyway: pass a larger lookback= or a smaller window=."
+                )
+            object.__setattr__(self, "lookback", count)
+            object.__setattr__(self, "in_window", "exact")
+        if self.in_window not in ("truncated", "exact"):
+            raise AlgorithmError(
+                f'in_window must be "truncated" or "exact", not {self.in_window!r}.'
+            )
+
+    def trace_form(self, kind: Kind) -> TraceForm | None:
+        """The form of the trace of a kind of weight operation; `None` for no trace."""
+        return Full()
+
+    def choose(self, context: Context) -> Choice:
+        """The form of the trace of each operation of a program."""
+        return Choice({op.number: self.trace_form(op.kind) for op in context.ops})
+
+    @property
+    def main(self) -> dict[str, Any]:
+        """The settings that it is not understood without."""
+        fields = dataclasses.fields(self)
+        return {f.name: getattr(self, f.name) for f in fields if f.kw_only is not True and f.repr}
+
+    @property
+    def short(self) -> str:
+        """It in short: its name, and what it is not understood without."""
+        given = [f"{n}={v!r}" if n in NAMED else repr(v) for n, v in self.main.items()]
+        return f"{type(self).__name__}({', '.join(given)})" if given else type(self).__name__
+
+    def __str__(self) -> str:
+        more = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.kw_only is True and f.name not in self.main
+            if f.repr or (f.compare and getattr(self, f.name) != f.default)
+        }
+        settings = ", ".join(f"{n}={v!r}" for n, v in (self.main | more).items())
+        return f"{type(self).__name__}({settings})"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+_NAMES: dict[str, type[Algorithm]] = {}
+
+
+def register_algorithm(algorithm: type[Algorithm]) -> type[Algorithm]:
+    """Let `etpc.compile` find an algorithm by its `name`.
+
+    **Raises** `ValueError` where the name is taken.
+    """
+    if algorithm.name in _NAMES:
+        raise ValueError(f"an algorithm named {algorithm.name!r} is registered already")
+    _NAMES[algorithm.name] = algorithm
+    return algorithm
+
+
+def registered() -> dict[str, type[Algorithm]]:
+    """The algorithms that have a name, by name."""
+    return dict(_NAMES)
+
+
+def resolve(algo: Algorithm | str) -> Algorithm:
+    """The algorithm that an argument `algo` means."""
+    if isinstance(algo, Algorithm):
+        return algo
+    if isinstance(algo, str):
+        if algo not in _NAMES:
+            known = ", ".join(repr(name) for name in _NAMES)
+            raise AlgorithmError(
+                f"There is no algorithm {algo!r}. Known names: {known}. A name has no settings: "
+                "pass an algorithm for those, such as etpc.ES_D_RTRL(0.9)."
+            )
+        return _NAMES[algo]()
+    hint = " Call it: D_RTRL()." if isinstance(algo, type) and issubclass(algo, Algorithm) else ""
+    raise InputTypeError(f"algo must be an algorithm or its name, not {algo!r}.{hint}")
+
+
+__all__ = [
+    "Algorithm",
+    "Bound",
+    "Choice",
+    "Context",
+    "InWindow",
+    "TraceForm",
+    "register_algorithm",
+    "registered",
+    "resolve",
+]

@@ -1,0 +1,63 @@
+"""Which rank each low-rank trace gets: proved, or measured on a sample."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from ..traces import Full, LowRank, Trace
+from ._algorithm import Bound, Choice, Context
+
+PROBED = 64
+"""The rank from which a lower one is chosen where that is left open."""
+
+
+def asked_rank(rank: "int | Literal['auto'] | None") -> int:
+    """The rank of the traces that others are chosen from."""
+    return rank if isinstance(rank, int) else PROBED
+
+
+def settle_ranks(
+    context: Context, choice: Choice, rank: "int | Literal['auto']", error: float
+) -> Choice:
+    """The form of each trace of a rule with a rank, or with `"auto"`.
+
+    **Raises** `AlgorithmError` where a rank must be measured and there is no sample.
+    """
+    if context.bounds is None:
+        return choice
+    low = {n: form for n, form in choice.forms.items() if isinstance(form, LowRank)}
+    bounds = context.bounds(low)
+    forms, reasons = dict(choice.forms), dict(choice.reasons)
+    measure: dict[int, Trace] = {}
+    ops = {op.number: op for op in context.ops}
+    for n, form in low.items():
+        bound = bounds[n]
+        if bound.fixed <= form.rank:
+            found = min(bound.fixed if rank == "auto" else form.rank, bound.rank)
+            forms[n] = dataclasses.replace(form, rank=found, exact=True)
+            reasons[n] = f"rank {found} holds all of it: {_why(bound)}"
+        elif rank == "auto" and form.settle(context.site(ops[n])) == form:
+            measure[n] = form
+    if measure and context.lost is not None:
+        for n, lost in context.lost(measure).items():
+            forms[n], reasons[n] = _smallest(low[n], lost, error)
+    return Choice(forms, reasons)
+
+
+def _why(bound: Bound) -> str:
+    if bound.rank == bound.fixed:
+        return "outputs have the same transitions, whatever the parameters are"
+    return "its transitions depend on no data"
+
+
+def _smallest(form: LowRank, lost: np.ndarray, wanted: float) -> tuple[Trace, str]:
+    enough = np.flatnonzero(lost <= wanted)
+    if not enough.size:
+        return Full(), f"no rank up to {PROBED} keeps an error of {wanted:g}, so it is kept whole"
+    rank = int(enough[0]) + 1
+    reason = f"on the sample, rank {rank} leaves out {lost[rank - 1]:.2g} of it, of {wanted:g}"
+    return dataclasses.replace(form, rank=rank), reason
+
+
+__all__ = ["asked_rank", "settle_ranks"]

@@ -1,0 +1,95 @@
+"""What an algorithm asks of a sample before it chooses."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._errors import AlgorithmError
+from ._program import Program
+
+WINDOW = 16
+"""Steps between two reductions of the traces of a sample."""
+
+
+def lost(program: Program, model: Any, sample: Any) -> dict[int, np.ndarray]:
+    """For each low-rank trace, by operation: what a reduction to rank 1, 2, ... leaves out, relative to
+    its norm, on a sample."""
+    steps = _steps(sample)
+    carry = program.init()
+    window = min(WINDOW, math.ceil(steps / 2))
+    ranked: list[tuple[int, Any, Any]] = [
+        (n, p.op.number, p)
+        for n, p in enumerate(program.plan.carried)
+        if hasattr(p.form, "squares")
+    ]
+    totals = {number: np.zeros(p.form.rank + 1) for _, number, p in ranked}
+    for start in range(0, steps, window):
+        xs = jax.tree.map(lambda a, at=slice(start, start + window): jnp.asarray(a)[at], sample)
+        _, carry = program.scan(model, xs, carry)
+        for place, number, p in ranked:
+            squares = p.form.squares(p.site, carry.traces[place])
+            beyond = np.append(np.cumsum(squares[::-1])[::-1], 0)  # left out by rank 0, 1, ...
+            totals[number][: beyond.size] += beyond
+    whole = {n: total[0] if total[0] > 0 else 1.0 for n, total in totals.items()}
+    return {n: np.sqrt(total[1:-1] / whole[n]) for n, total in totals.items()}
+
+
+DRAWS = 8
+"""Random cotangents of the outputs of a sample."""
+
+
+def credit(program: Program, model: Any, sample: Any) -> np.ndarray:
+    """The singular values of the credit of the states at the start of each window of a sample, [S], from
+    random cotangents of all outputs after it."""
+    steps = _steps(sample)
+    size = min(WINDOW, math.ceil(steps / 2))
+    window, key = program._window, jax.random.key(0)
+    parameters = program._parameters(model)
+    weights, others = window.prefix(parameters, steps)
+    carry, found, ys = program.init(), [], None
+    starts = []
+    for start in range(0, steps - size + 1, size):
+        xs = jax.tree.map(lambda a, at=slice(start, start + size): jnp.asarray(a)[at], sample)
+        leaves, state, _, _ = program._enter(program._inputs(xs, carry), carry)
+        starts.append((leaves, state))
+        ys, carry = program.scan(model, xs, carry)
+    outputs = program._step.output_leaves.split(ys)
+    back = jax.jit(
+        jax.vmap(
+            lambda bars, ends, xs, state: window.credit(weights, others, xs, state, bars, ends),
+            in_axes=(0, 0, None, None),
+        )
+    )
+    ends = jnp.zeros((DRAWS, 1, program.plan.analysis.hidden.size), program.plan.dtype)
+    for n, (xs, state) in enumerate(reversed(starts)):
+        bars = [_random(jax.random.fold_in(key, n), y) for y in outputs]
+        ends = back(bars, ends, xs, state)
+        found.append(np.asarray(ends[:, 0]))
+    values = np.zeros(ends.shape[-1])
+    singular = np.linalg.svd(np.concatenate(found), compute_uv=False)
+    values[: singular.size] = singular
+    return values
+
+
+def _random(key: Any, y: Any) -> Any:
+    """Cotangents [draws, W, B, ...] of an output [W, ...]."""
+    shape = (DRAWS, y.shape[0], 1, *y.shape[1:])
+    if not jnp.issubdtype(y.dtype, jnp.inexact):
+        return np.zeros(shape, jax.dtypes.float0)
+    return jax.random.normal(key, shape, y.dtype)
+
+
+def _steps(sample: Any) -> int:
+    leaves = jax.tree.leaves(sample)
+    steps = leaves[0].shape[0] if leaves else 0
+    if steps < 2:
+        raise AlgorithmError(
+            "sample= has fewer than two steps. Pass a sequence of inputs with a leading axis T."
+        )
+    return steps
+
+
+__all__ = ["credit", "lost"]

@@ -1,0 +1,188 @@
+"""The rule that follows escaping influence along directions of credit, against its equations with dense matrices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc.traces import CreditSubspace
+from tests import models, oracle
+
+T, B = 7, 2
+NAMES = [name for name in models.ALL_NAMED if name != "embedding"]
+
+
+class Case:
+    def __init__(self, name, batch=B):
+        self.model = models.named(name)
+        self.xs, self.targets = models.data(self.model, T, batch)
+        self.state = self.model.init_state()
+
+    def program(self, algo):
+        x = oracle.at(self.xs, (0, 0))
+        return etpc.compile(self.model, algo, inputs=x)
+
+    def online(self, algo, parts=2):
+        program = self.program(algo)
+        run, carry = program.value_and_grad(models.loss, "sum"), program.init(B)
+        total = None
+        half = -(-T // parts)
+        for start in range(0, T, half):
+            part = lambda a, at=slice(start, start + half): a[at]
+            xs, targets = jax.tree.map(part, (self.xs, self.targets))
+            (_, carry), grads = run(self.model, xs, targets, carry)
+            total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        return total, carry
+
+    def pieces(self):
+        structure = oracle.structure(self.model, oracle.at(self.xs, (0, 0)), self.state)
+        found = []
+        for b in range(B):
+            xs, targets = oracle.at((self.xs, self.targets), (slice(None), b))
+            pieces = oracle.all_pieces(
+                self.model, xs, targets, models.loss, self.state, structure.to_state
+            )
+            pieces = jax.tree.map(np.asarray, pieces)
+            found.append([oracle.at(pieces, t) for t in range(T)])
+        return found
+
+    def pull_back(self, grads):
+        x = oracle.at(self.xs, (0, 0))
+        return oracle.pull_back(self.model, x, self.state, grads)
+
+
+def distance(a, b):
+    a, b = (np.concatenate([np.ravel(g) for g in jax.tree.leaves(t)]) for t in (a, b))
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+def windows(parts=2, W=3):
+    """The windows of a sequence in parts, none of which goes over the end of one."""
+    half = -(-T // parts)
+    return [
+        (t, min(t + W, T, start + half))
+        for start in range(0, T, half)
+        for t in range(start, min(start + half, T), W)
+    ]
+
+
+def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9, clip=True):
+    """The gradient by op: the trace of D-RTRL, and `Y = V (ds/dw - eps)`, with dense matrices."""
+    examples = case.pieces()
+    names, size = list(examples[0][0].F), len(examples[0][0].D)
+    eps = [
+        {k: np.zeros((size, examples[0][0].F_full[k].shape[1])) for k in names} for _ in examples
+    ]
+    Y = [{k: v @ e[k] for k in names} for e in eps]
+    grads = dict.fromkeys(names, 0.0)
+    M, U = np.zeros((size, size)), spare
+    for count, (begin, end) in enumerate(windows(W=W), 1):
+        size_of_m = np.trace(M)
+        v_next = v
+        if size_of_m > 0:
+            v_next = np.linalg.qr(M @ v.T / size_of_m + np.finfo(float).eps ** 0.5 * v.T)[0].T
+        credits, through = [], []
+        for b, steps in enumerate(examples):
+            inside = steps[begin:end]
+            credit, back, cut = np.zeros(size), v_next, v_next
+            new = dict.fromkeys(names, 0.0)
+            for p in reversed(inside):
+                for k in names:
+                    grads[k] = grads[k] + (p.l_w_full[k] + credit @ p.F_full[k]) / B
+                    new[k] = new[k] + back @ p.F_full[k] - cut @ oracle.immediate(p.F, p, k)
+                credit, back, cut = p.l_s_full + credit @ p.D_full, back @ p.D_full, cut @ p.D
+            virtual = back @ v.T
+            if clip:
+                virtual = virtual / max(1, bound(virtual))
+            for k in names:
+                grads[k] = grads[k] + (credit @ eps[b][k] + (v @ credit) @ Y[b][k]) / B
+                Y[b][k] = virtual @ Y[b][k] + (back - cut) @ eps[b][k] + new[k]
+                for p in inside:
+                    eps[b][k] = p.D @ eps[b][k] + oracle.immediate(p.F, p, k)
+            credits.append(credit / B)  # of the mean over the batch
+            through.append(back)
+        inner = v_next @ M @ v_next.T
+        now = sum(np.outer(c, c) for c in credits) / B
+        later = sum(L.T @ inner @ L for L in through) / B
+        assert np.trace(now) > 0
+        r = max(rate, 1 / count)
+        later *= min(ahead, ahead * np.trace(inner) / max(np.trace(later), 1e-300))
+        M = (1 - r) * M + r * (now + later)
+        U = np.linalg.qr(M @ U.T)[0].T  # of its leading directions alone
+        M = U.T @ (U @ M @ U.T) @ U
+        v = v_next
+    return grads
+
+
+def bound(a):
+    """Of the largest singular value: the 32nd root of the sum of their 32nd powers."""
+    return (np.linalg.svd(a, compute_uv=False) ** 32).sum() ** (1 / 32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_its_equations(name):
+    case = Case(name)
+    size = case.program(etpc.D_RTRL()).plan.analysis.hidden.size
+    q, W = ((1, 3), (2, 2))[NAMES.index(name) % 2]
+    algo = etpc.CreditRTRL(q, None, window=W)
+    shared = CreditSubspace(q).init(size, jnp.float64)
+    reference = case.pull_back(by_equations(case, *map(np.asarray, shared[:2]), W))
+    assert distance(case.online(algo)[0], reference) < 1e-9
+
+
+def test_moment_lasts_through_windows_without_credit():
+    """Against dense matrices, with as many spare directions as there are states."""
+    rng = np.random.default_rng(0)
+    size, q, batch, rate, ahead = 6, 2, 3, 0.3, 0.9
+    d = CreditSubspace(q, rate, ahead)
+    shared = d.init(size, jnp.float64)
+    M, with_credit = np.zeros((size, size)), 0
+    for count in range(1, 30):
+        some = count % 5 == 0
+        credit = rng.normal(size=(batch, size)) * some
+        starts = 0.5 * rng.normal(size=(batch, q, size))
+        ends, chosen = d.ends(shared, ())
+        inner = np.asarray(ends[0] @ M @ ends[0].T)
+        given = ends, chosen, jnp.asarray(starts), jnp.asarray(credit), lambda ahead: ahead
+        _, shared, _ = d.advance(shared, (), *given)
+        if not with_credit and not some:
+            assert not shared[2].any()
+            continue
+        with_credit += some
+        counted = count - 4  # from the first window with credit
+        later = sum(L.T @ inner @ L for L in starts) / batch
+        later *= ahead * min(1, np.trace(inner) / max(np.trace(later), 1e-300))
+        r = max(rate * with_credit, 1) / counted
+        M = (1 - r) * M + r * (credit.T @ credit / batch + later)
+        found = shared[1].T @ shared[2] @ shared[1]
+        np.testing.assert_allclose(found, M, rtol=1e-9, atol=1e-12)
+        assert np.linalg.matrix_rank(M) == size or with_credit < 2
+    assert with_credit == 5
+
+
+@pytest.mark.parametrize("name", ["alif", "two_layer_lif", "reset_gate", "mlp", "lstm", "summed"])
+def test_all_directions_are_rtrl(name):
+    case = Case(name)
+    size = case.program(etpc.D_RTRL()).plan.analysis.hidden.size
+    program = case.program(etpc.CreditRTRL(size, None, window=2))
+    assert program.exact
+    found, _ = case.online(etpc.CreditRTRL(size, None, window=2))
+    assert distance(found, case.online(etpc.RTRL(window=2))[0]) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["gru", "two_layer_lif", "lstm"])
+def test_full_rank_is_the_whole_trace(name):
+    case = Case(name)
+    found = [case.online(etpc.CreditRTRL(2, rank, window=3))[0] for rank in (None, 1000)]
+    assert distance(*found) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["lif", "delay"])
+def test_where_nothing_escapes_it_is_d_rtrl(name):
+    case = Case(name)
+    program = case.program(etpc.CreditRTRL(2, None, window=3))
+    if program.plan.directions is not None:
+        pytest.skip("influence escapes here")
+    found = case.online(etpc.CreditRTRL(2, None, window=3))[0]
+    assert distance(found, case.online(etpc.D_RTRL(window=3, in_window="exact"))[0]) < 1e-12

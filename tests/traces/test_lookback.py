@@ -1,0 +1,192 @@
+"""Credit that goes back through the last K steps exactly, with traces of what is older."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import etpc
+from tests import models, oracle
+from tests.traces.test_credit import B, Case, T, distance
+
+RULES = [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.CreditRTRL, etpc.RTRL]
+
+
+def by_equations(case: Case, K, W):
+    """D-RTRL behind the last K steps, in one call: dense matrices, step by step."""
+    grads = None
+    for steps in case.pieces():
+        names, size = list(steps[0].F), len(steps[0].D)
+        of_one = dict.fromkeys(names, 0.0)
+        for begin in range(0, T, W):
+            end = min(begin + W, T)
+            path = max(0, begin - (K - W))
+            credit = np.zeros(size)
+            for t in reversed(range(path, end)):
+                p = steps[t]
+                for k in names:
+                    own = p.l_w_full[k] if t >= begin else 0.0
+                    of_one[k] = of_one[k] + own + credit @ p.F_full[k]
+                credit = (p.l_s_full if t >= begin else 0.0) + credit @ p.D_full
+            for k in names:
+                eps = np.zeros((size, steps[0].F_full[k].shape[1]))
+                for p in steps[:path]:
+                    eps = p.D @ eps + oracle.immediate(p.F, p, k)
+                of_one[k] = of_one[k] + credit @ eps
+        scaled = {k: g / B for k, g in of_one.items()}
+        grads = scaled if grads is None else {k: grads[k] + scaled[k] for k in names}
+    return case.pull_back(grads)
+
+
+@pytest.mark.parametrize("name", models.ALL_NAMED)
+def test_equals_its_equations_and_bptt_where_it_is_long_enough(name):
+    case = Case(name)
+    bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
+    for K in (4, T + 1):
+        found = case.online(etpc.D_RTRL(window=2, lookback=K), parts=1)[0]
+        assert distance(found, by_equations(case, K, 2)) < 1e-9
+    assert distance(found, bptt) < 1e-9
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_long_enough_it_is_bptt_under_every_rule(rule):
+    case = Case("two_layer_lif")
+    bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
+    found = case.online(rule(window=2, lookback=T + 1), parts=2)[0]
+    assert distance(found, bptt) < 1e-9
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_window_is_the_exact_window(rule):
+    case = Case("gru")
+    found = [
+        case.online(rule(window=2, **more))[0] for more in ({"lookback": 2}, {"in_window": "exact"})
+    ]
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_windows_of_one_step_and_of_a_part_in_several_calls(rule):
+    """A sequence that windows do not divide; calls in which windows are cut short."""
+    case = Case("alif")
+    program = case.program(rule(window=3, lookback=5))
+    run = program.value_and_grad(models.loss, "sum")
+    total, carry = 0.0, program.init(B)
+    bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
+    for start, stop in itertools.pairwise((0, 1, 2, 5, T)):
+        (_, carry), grads = run(case.model, case.xs[start:stop], case.targets[start:stop], carry)
+        total = total + np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)])
+    wanted = np.concatenate([np.ravel(g) for g in jax.tree.leaves(bptt)])
+    assert total @ wanted / np.linalg.norm(total) / np.linalg.norm(wanted) > 0.9
+    exact = np.abs(total - wanted).max() < 1e-12 * np.abs(wanted).max()
+    assert exact == (rule is etpc.RTRL)  # five steps are too few for the others
+
+
+@pytest.mark.parametrize("rule", [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.CreditRTRL])
+def test_an_example_that_begins_anew_is_a_stream_of_its_own(rule):
+    case = Case("gru")
+    kw = {"rank": None} if rule is etpc.CreditRTRL else {}
+    program = case.program(rule(window=1, lookback=3, **kw))
+    run = program.value_and_grad(models.loss, "sum")
+
+    def gradient(carry, xs, targets):
+        return run(case.model, xs, targets, carry)
+
+    (_, carry), _ = gradient(program.init(B), case.xs[:3], case.targets[:3])
+    carry = program.reset(carry, jnp.asarray([True, False]))
+    one = lambda tree: jax.tree.map(lambda a: a[:, :1], tree)
+    (_, after), found = gradient(carry, case.xs[3:], case.targets[3:])
+    # the reset example in a stream of its own, with the directions as they were
+    alone = program.init(1)
+    alone = type(alone)(
+        *(alone.state, alone.traces, alone.fresh, alone.program, True),
+        *(carry.shared, alone.each, alone.past),
+    )
+    (_, alone), of_one = gradient(alone, one(case.xs[3:]), one(case.targets[3:]))
+    for a, b in zip(jax.tree.leaves(after.state), jax.tree.leaves(alone.state), strict=True):
+        np.testing.assert_allclose(a[:1], b, atol=1e-12)
+    if rule is not etpc.CreditRTRL:  # whose directions follow the credit of the whole batch
+        for a, b in zip(jax.tree.leaves(after.traces), jax.tree.leaves(alone.traces), strict=True):
+            np.testing.assert_allclose(a[:1], b, atol=1e-12)
+    assert distance(found, of_one) > 1e-3
+
+
+def test_weights_that_move():
+    """Each step of the path is linearised at the state as it was, with the weights of now."""
+    key = jax.random.key(0)
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)))
+    xs = jax.random.normal(key, (6, 2, 3))
+    targets = jax.random.normal(jax.random.key(1), (6, 2, 3))
+
+    def step(w, x, h):
+        h = jnp.tanh(w @ h + x)
+        return h, h
+
+    def loss(y, t):
+        return jnp.sum((y - t) ** 2)
+
+    K, rate = 3, 0.05
+    program = etpc.compile(
+        w, etpc.TBPTT(K, every=1), inputs=xs[0, 0], state=jnp.zeros(3), step=step
+    )
+    learner = etpc.online(program, loss, optax.sgd(rate), every=1, reduction="sum")
+    opt_state, carry = learner.init(w, batch_size=2)
+    found = learner.update(w, opt_state, carry, xs, targets)[0]
+
+    by_hand, states = w, [np.zeros((2, 3))]
+    for t in range(6):
+        states.append(np.stack([step(by_hand, xs[t, b], states[t][b])[1] for b in range(2)]))
+        grad = 0.0
+        for b in range(2):
+            bar = jax.grad(loss)(jnp.asarray(states[t + 1][b]), targets[t, b])
+            for s in reversed(range(max(0, t + 1 - K), t + 1)):
+                _, pull = jax.vjp(
+                    lambda w, h, s=s, b=b: step(w, xs[s, b], h)[1],
+                    by_hand,
+                    jnp.asarray(states[s][b]),
+                )
+                own, bar = pull(bar)
+                grad = grad + own / 2
+        by_hand = by_hand - rate * grad
+    np.testing.assert_allclose(found, by_hand, atol=1e-12)
+
+
+def test_rolling_truncation_has_no_trace():
+    case = Case("gru")
+    program = case.program(etpc.TBPTT(4, every=2))
+    assert not program.ops
+    assert {claim.claim for claim in program.claims.values()} == {"current step"}
+    bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
+    assert distance(case.online(etpc.TBPTT(T + 1, every=2))[0], bptt) < 1e-9
+    assert 1e-3 < distance(case.online(etpc.TBPTT(4, every=2))[0], bptt) < 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"window": 4, "lookback": 3}, "lookback=3 is less than window=4"),
+        ({"lookback": 0}, "lookback"),
+        ({"lookback": 2.5}, "lookback"),
+    ],
+)
+def test_what_is_refused(given, message):
+    with pytest.raises(etpc.EtpcError, match=message):
+        etpc.D_RTRL(**given)
+
+
+def test_a_derivative_that_is_infinite_at_rest_is_met_no_more_than_by_bptt():
+    def step(w, x, h):
+        h = w * jnp.sqrt(jnp.sum(h**2) + x**2)
+        return h, h
+
+    w, xs = jnp.full(2, 0.7), 1 + jnp.arange(8.0).reshape(4, 2)
+    program = etpc.compile(
+        w, etpc.D_RTRL(window=1, lookback=3), inputs=xs[0], state=jnp.zeros(2), step=step
+    )
+    run = program.value_and_grad(lambda y, t: jnp.sum(y), "sum")
+    grads = run(w, xs, xs, program.init())[1]
+    assert np.isfinite(grads).all()
