@@ -144,8 +144,8 @@ def test_moment_lasts_through_windows_without_credit():
         starts = 0.5 * rng.normal(size=(batch, q, size))
         ends, chosen = d.ends(shared, ())
         inner = np.asarray(ends[0] @ M @ ends[0].T)
-        given = ends, chosen, jnp.asarray(starts), jnp.asarray(credit), lambda ahead: ahead
-        _, shared, _ = d.advance(shared, (), *given)
+        credits, push = jnp.asarray(credit), lambda ahead: ahead
+        _, shared, _ = d.advance(shared, (), ends, chosen, jnp.asarray(starts), credits, push)
         if not with_credit and not some:
             assert not shared[2].any()
             continue
