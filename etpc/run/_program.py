@@ -69,13 +69,19 @@ class Memory:
     """Path and bytes of each trace, in the order of the carry."""
     state: int
     batch_size: int | None
+    directions: int = 0
+    """Of the directions along which escaping influence is followed."""
+    past: int = 0
+    """Of the steps that are looked back through."""
 
     @property
     def total(self) -> int:
-        return self.state + sum(size for _, size in self.traces)
+        return self.state + self.directions + self.past + sum(size for _, size in self.traces)
 
     def __str__(self) -> str:
-        rows = [*self.traces, ("hidden state", self.state), ("total", self.total)]
+        more = [("directions", self.directions), ("last steps", self.past)]
+        rows = [*self.traces, ("hidden state", self.state), *(row for row in more if row[1])]
+        rows.append(("total", self.total))
         width = max(len(path) for path, _ in rows)
         batch = "one example" if self.batch_size is None else f"batch size {self.batch_size}"
         lines = [f"{path:<{width}}  {size:>14,} bytes" for path, size in rows]
@@ -232,7 +238,18 @@ class Program:
             for a in self._step.state_leaves.avals
             if not jnp.issubdtype(a.dtype, jax.dtypes.extended)
         )
-        return Memory(traces, count * (state + 1), batch_size)  # one byte says if it is fresh
+        size = lambda tree: sum(
+            math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
+            for a in jax.tree.leaves(tree)
+            if not jnp.issubdtype(a.dtype, jax.dtypes.extended)
+        )
+        fresh = jax.eval_shape(lambda: self._window.fresh_traces(count))
+        past = jax.eval_shape(
+            lambda: self._window.none_yet([repeat(s, count) for s in self._initial_state()])
+        )
+        directions = size((fresh.shared, fresh.each))
+        state = count * (state + 1)  # one byte says if it is fresh
+        return Memory(traces, state, batch_size, directions, size(past))
 
     def certificate(self, carry: Carry) -> tuple[Certificate, ...]:
         """Bounds of what low-rank traces left out, one for each; they hold always.

@@ -190,3 +190,16 @@ def test_a_derivative_that_is_infinite_at_rest_is_met_no_more_than_by_bptt():
     run = program.value_and_grad(lambda y, t: jnp.sum(y), "sum")
     grads = run(w, xs, xs, program.init())[1]
     assert np.isfinite(grads).all()
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_memory_is_that_of_the_carry(batch_size):
+    case = Case("gru")
+    for algo in (
+        etpc.CreditRTRL(2, 2, window=2, lookback=6),
+        etpc.TBPTT(5, every=2),
+        etpc.D_RTRL(window=2, lookback=3),
+    ):
+        program = case.program(algo)
+        carry = program.init(batch_size)
+        assert program.memory(batch_size).total == sum(a.nbytes for a in jax.tree.leaves(carry))
