@@ -210,17 +210,14 @@ def test_new_rows_replace_those_of_their_arm() -> None:
     assert found == [("BPTT", 0.9), ("TBPTT(2)", 0.5), ("D-RTRL", 0.5)]
 
 
-@pytest.mark.parametrize("window", [1, 2, None])
-def test_truncated_backpropagation_is_that_of_the_package(window: int | None) -> None:
+def test_backpropagation_is_that_of_the_package() -> None:
     model = tiny_model(jax.random.key(0))
     xs, targets, mask = tiny_batch(jax.random.key(1))
     mask = arms.full_mask(xs, mask) + 0.5
     loss_fn = arms.weighted(TINY.loss_fn)
-    state = jnp.zeros((8, 2))
-    gradient = arms.backpropagation(loss_fn, window)
-    (loss, _), grads = gradient(model, xs, (targets, mask), state)
+    (loss, _), grads = arms.backpropagation(loss_fn)(model, xs, (targets, mask), jnp.zeros((8, 2)))
     loss_wanted, wanted = etpc.bptt(
-        model, xs, (targets, mask), loss_fn, batch_size=8, window=window, reduction="sum"
+        model, xs, (targets, mask), loss_fn, batch_size=8, reduction="sum"
     )
     np.testing.assert_allclose(loss, loss_wanted, rtol=1e-12)
     assert arms.fidelity(grads, wanted)[0] < 1e-12

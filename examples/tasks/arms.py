@@ -63,7 +63,7 @@ class Arm:
     """A learning rule under the name it has in tables; `None` is BPTT."""
 
     name: str
-    rule: Algorithm | etpc.TBPTT | None
+    rule: Algorithm | None
     optimiser: Callable[..., optax.GradientTransformation] = optax.adam
 
 
@@ -192,9 +192,13 @@ def default_arms(task: Task) -> tuple[Arm, ...]:
         Arm("BPTT", None),
         Arm("immediate gradient", etpc.TBPTT(1)),
         Arm("immediate gradient, RMSprop", etpc.TBPTT(1), optax.rmsprop),
-        Arm(f"TBPTT({w})", etpc.TBPTT(w)),
+        *(
+            Arm(str(rule), rule)
+            for rule in (etpc.TBPTT(w), etpc.TBPTT(2 * w, w), etpc.TBPTT(4 * w, w))
+        ),
         Arm("D-RTRL", etpc.D_RTRL()),
-        Arm("D-RTRL, exact windows", etpc.D_RTRL(window=w, in_window="exact")),
+        Arm("D-RTRL, exact windows", exact := etpc.D_RTRL(window=w, in_window="exact")),
+        Arm(f"D-RTRL, look-back {2 * w}", dataclasses.replace(exact, lookback=2 * w)),
         Arm(f"ES-D-RTRL, decay {task.decay:g}", etpc.ES_D_RTRL(task.decay)),
         Arm(f"ES-D-RTRL, rank {r}", etpc.ES_D_RTRL(r, window=w)),
         *snap,
@@ -221,17 +225,15 @@ class Rule:
 
 def make_rule(task: Task, arm: Arm, model: Any, xs: Any) -> Rule:
     """The gradient of an arm, summed over time and averaged over the batch."""
-    if isinstance(arm.rule, Algorithm):
+    if arm.rule is not None:
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), xs)
         program = etpc.compile(model, arm.rule, inputs=one, batch_size=task.batch_size)
         gradient = program.value_and_grad(weighted(task.loss_fn), "sum")
         everyone = jnp.ones(task.batch_size, bool)
         restart = lambda carry: program.reset(carry, everyone)
         return Rule(gradient, program.init(task.batch_size), restart, task.every)
-    window = None if arm.rule is None else arm.rule.window
     state = jax.vmap(lambda _: model.init_state())(jnp.arange(task.batch_size))
-    gradient = backpropagation(weighted(task.loss_fn), window)
-    return Rule(gradient, state, lambda _: state, None if arm.rule is None else task.every)
+    return Rule(backpropagation(weighted(task.loss_fn)), state, lambda _: state, None)
 
 
 def weighted(loss_fn: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Array]:
@@ -239,10 +241,10 @@ def weighted(loss_fn: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Array
     return lambda y, target: target[1] * loss_fn(y, target[0])
 
 
-def backpropagation(loss_fn: Callable[[Any, Any], Array], window: int | None) -> Callable[..., Any]:
-    """BPTT, cut after every `window` steps; the state is passed on, as a carry is."""
+def backpropagation(loss_fn: Callable[[Any, Any], Array]) -> Callable[..., Any]:
+    """BPTT; the state is passed on, as a carry is."""
 
-    def one_window(model: Any, state: Any, xs: Any, targets: Any) -> tuple[Array, Any]:
+    def sequence(model: Any, xs: Any, targets: Any, state: Any) -> tuple[Array, Any]:
         def step(state: Any, given: Any) -> tuple[Any, Array]:
             x, target = given
             y, state = jax.vmap(model)(x, state)
@@ -251,22 +253,7 @@ def backpropagation(loss_fn: Callable[[Any, Any], Array], window: int | None) ->
         state, losses = jax.lax.scan(step, state, (xs, targets))
         return losses.sum(), state
 
-    value_and_grad = eqx.filter_value_and_grad(one_window, has_aux=True)
-
-    def gradient(model: Any, xs: Any, targets: Any, state: Any) -> Any:
-        size = window or jax.tree.leaves(xs)[0].shape[0]
-
-        def body(carry: Any, given: Any) -> tuple[Any, None]:
-            loss, state, grads = carry
-            (more, state), now = value_and_grad(model, state, *given)
-            return (loss + more, state, jax.tree.map(jnp.add, grads, now)), None
-
-        zeros = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
-        start = (jnp.zeros(()), state, zeros)
-        (loss, state, grads), _ = jax.lax.scan(body, start, in_windows((xs, targets), size))
-        return (loss, state), grads
-
-    return gradient
+    return eqx.filter_value_and_grad(sequence, has_aux=True)
 
 
 def in_windows(tree: Any, size: int) -> Any:
