@@ -201,8 +201,8 @@ def test_random_directions_stay_and_those_of_credit_move() -> None:
 
 def test_new_rows_replace_those_of_their_arm() -> None:
     row = arms.Row(
-        *("t", "BPTT", 0, 1e-3, 0.5, 0.1, "u", 0.0, 1.0, 0.25, 0.5, 0.7, 0.8, 0.9),
-        *(2.0, 2048, 1024, [0, 1], [0.1, 0.5]),
+        *("t", "BPTT", 0, 0.5, 0.1, "u", 0.0, 1.0, 0.25, 0.5, 2.0, 2048, 1024, [0, 1], [0.1, 0.5]),
+        *(1e-3, 0.7, 0.8, 0.9),
     )
     before = [row, dataclasses.replace(row, arm="D-RTRL"), dataclasses.replace(row, seed=1)]
     new = [dataclasses.replace(row, score=0.9), dataclasses.replace(row, arm="TBPTT(2)")]
@@ -236,14 +236,15 @@ def test_training_learns_and_levels_rise() -> None:
 
 def test_a_table_has_a_line_for_each_arm(tmp_path: Path) -> None:
     row = arms.Row(
-        *("t", "A", 0, 1e-3, 0.5, 0.1, "u", 0.0, 1.0, 0.25, 0.5, 0.7, 0.8, 0.9),
-        *(2.0, 2048, 1024, [0, 1], [0.1, 0.5]),
+        *("t", "A", 0, 0.5, 0.1, "u", 0.0, 1.0, 0.25, 0.5, 2.0, 2048, 1024, [0, 1], [0.1, 0.5]),
+        *(1e-3, 0.7, 0.8, 0.9),
     )
-    rows = [row, dataclasses.replace(row, seed=1, score=0.7), dataclasses.replace(row, arm="B")]
+    other = dataclasses.replace(row, arm="B", rate=None, past_trained=None)
+    rows = [row, dataclasses.replace(row, seed=1, score=0.7), other]
     lines = arms.table(rows).splitlines()
     assert lines[2:] == [
         "| A | 0.001 | 0.6 | 0.5 to 0.7 | 1.000 | 0.500 | 0.700 | 0.80 | 0.90 | 2.0 | 2 | 1 |",
-        "| B | 0.001 | 0.5 | 0.5 to 0.5 | 1.000 | 0.500 | 0.700 | 0.80 | 0.90 | 2.0 | 2 | 1 |",
+        "| B | - | 0.5 | 0.5 to 0.5 | 1.000 | 0.500 | 0.700 | 0.80 | - | 2.0 | 2 | 1 |",
     ]
     arms.save(rows, tmp_path / "rows.json")
     assert arms.load(tmp_path / "rows.json") == rows

@@ -159,13 +159,12 @@ class Row:
     itself has. `past` is the cosine of the part that TBPTT(W) lacks: between what is left of both
     gradients when that of TBPTT(W) is subtracted. `carry_bytes` is what is passed on from step to
     step, `temp_bytes` what XLA needs beside it for the gradient of one batch. `batches` and `curve`
-    are the learning curve.
+    are the learning curve. `None`: not measured.
     """
 
     task: str
     arm: str
     seed: int
-    rate: float
     score: float
     chance: float
     unit: str
@@ -173,14 +172,15 @@ class Row:
     cosine_initial: float
     error_trained: float
     cosine_trained: float
-    cosine_own: float
-    past_initial: float
-    past_trained: float
     ms_per_batch: float
     carry_bytes: int
     temp_bytes: int
     batches: list[int]
     curve: list[float]
+    rate: float | None = None
+    cosine_own: float | None = None
+    past_initial: float | None = None
+    past_trained: float | None = None
 
 
 def default_arms(task: Task) -> tuple[Arm, ...]:
@@ -559,20 +559,18 @@ def table(rows: Sequence[Row]) -> str:
     for name in dict.fromkeys(row.arm for row in rows):
         same = [row for row in rows if row.arm == name]
 
-        def mean(field: str, same: list[Row] = same) -> float:
-            return statistics.fmean(getattr(row, field) for row in same)
+        def mean(field: str, digits: int, same: list[Row] = same) -> str:
+            found = [getattr(row, field) for row in same]
+            return "-" if None in found else f"{statistics.fmean(found):.{digits}f}"
 
         scores = [row.score for row in same]
         cells = [
             name,
-            f"{same[0].rate:.1g}",
-            f"{mean('score'):.3g}",
+            "-" if same[0].rate is None else f"{same[0].rate:.1g}",
+            f"{statistics.fmean(scores):.3g}",
             f"{min(scores):.3g} to {max(scores):.3g}",
-            f"{mean('cosine_initial'):.3f}",
-            f"{mean('cosine_trained'):.3f}",
-            f"{mean('cosine_own'):.3f}",
-            f"{mean('past_initial'):.2f}",
-            f"{mean('past_trained'):.2f}",
+            *(mean(f"cosine_{at}", 3) for at in ("initial", "trained", "own")),
+            *(mean(f"past_{at}", 2) for at in ("initial", "trained")),
             f"{min(row.ms_per_batch for row in same):.1f}",
             f"{same[0].carry_bytes / 1024:.0f}",
             f"{same[0].temp_bytes / 1024:.0f}",
