@@ -11,10 +11,10 @@ import pytest
 
 import etpc
 from etpc import nn
-from examples.tasks import arms, conductance, copying, dms, evidence
+from examples.tasks import arms, conductance, copying, dms, evidence, memory_chain
 
 DOCS = Path(__file__).parents[1] / "docs"
-MODULES = [copying, dms, evidence, conductance]
+MODULES = [copying, dms, memory_chain, evidence, conductance]
 
 
 # --- data ---
@@ -86,6 +86,23 @@ def test_the_label_is_whether_the_stimuli_match() -> None:
     assert (mask == (np.arange(dms.STEPS) >= dms.STEPS - dms.TEST)[:, None]).all()
     delay = groups[dms.BEFORE + dms.SAMPLE : -dms.TEST]
     assert delay.mean() < 2 * dms.SILENT * dms.GROUP
+
+
+def test_the_answer_is_one_of_the_first_bits() -> None:
+    C = memory_chain
+    xs, targets, mask = map(np.asarray, jax.jit(C.batch)(jax.random.key(0)))
+    assert xs.shape == (C.STEPS, C.BATCH, 2 * C.BITS + 1)
+    shown, first, asked = np.split(xs, [C.BITS, C.BITS + 1], axis=2)
+    assert (np.abs(shown[:-1]) == 1).all()
+    assert not shown[-1].any()
+    assert first[0].all()
+    assert not first[1:].any()
+    assert not asked[:-1].any()
+    assert (asked[-1].sum(1) == 1).all()
+    assert set(asked[-1].argmax(1)) == set(range(C.BITS))
+    assert (targets == (shown[0] * asked[-1] > 0).any(1)).all()
+    assert 0 < targets[0].sum() < C.BATCH
+    assert (mask == (np.arange(C.STEPS) == C.STEPS - 1)[:, None]).all()
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -52,7 +52,7 @@ def batch(key: PRNGKeyArray) -> Batch:
     asked = jax.nn.one_hot(jax.random.randint(ask_key, (BATCH,), 0, BITS), BITS)
     t = jnp.arange(STEPS)[:, None, None]
     first, last = (jnp.broadcast_to(t == at, (STEPS, BATCH, 1)) for at in (0, STEPS - 1))
-    xs = jnp.concatenate([(2.0 * bits - 1) * ~last, 1.0 * first, asked * last], 2)
+    xs = jnp.concatenate([(2.0 * bits - 1) * ~last, 1.0 * first, asked[None] * last], 2)
     answer = (bits[0] * asked).sum(1)
     return xs, jnp.broadcast_to(answer, (STEPS, BATCH)), last[..., 0].astype(jnp.float32)
 
