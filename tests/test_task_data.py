@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import etpc
@@ -272,14 +271,14 @@ def test_stream_carries_the_state_on(rule, stream):
         make_model=lambda key: Counter(jnp.ones(())),
         batch=batch,
         loss_fn=lambda y, target: y - target,
-        optimiser=optax.sgd(0.0),
+        rate=0.0,
         batch_size=1,
         stream=stream,
     )
-    learner = arms.Learner(task, arms.Arm("a", rule), chunk=2)
+    learner = arms.Learner(task, arms.Arm("a", rule))
     weights = jax.tree.map(jnp.asarray, Counter(jnp.ones(())))
-    start = (weights, task.optimiser.init(weights), learner.begin)
-    _, losses = learner.train(start, jax.random.split(jax.random.key(0), 2))
+    start = (weights, learner.optimiser(0.0).init(weights), learner.begin)
+    _, losses = learner.train(0.0, start, jax.random.split(jax.random.key(0), 2))
     second = 5.0 if stream else 1.5  # states 2 + 2 and 2 + 2 + 2; or 1 and 2 again
     assert losses.tolist() == pytest.approx([1.5, second])
 

@@ -11,10 +11,10 @@ import pytest
 
 import etpc
 from etpc import nn
-from examples.tasks import arms, conductance, copying, dms, evidence
+from examples.tasks import arms, conductance, copying, dms, evidence, memory_chain
 
 DOCS = Path(__file__).parents[1] / "docs"
-MODULES = [copying, dms, evidence, conductance]
+MODULES = [copying, dms, memory_chain, evidence, conductance]
 
 
 # --- data ---
@@ -88,6 +88,23 @@ def test_the_label_is_whether_the_stimuli_match() -> None:
     assert delay.mean() < 2 * dms.SILENT * dms.GROUP
 
 
+def test_the_answer_is_one_of_the_first_bits() -> None:
+    C = memory_chain
+    xs, targets, mask = map(np.asarray, jax.jit(C.batch)(jax.random.key(0)))
+    assert xs.shape == (C.STEPS, C.BATCH, 2 * C.BITS + 1)
+    shown, first, asked = np.split(xs, [C.BITS, C.BITS + 1], axis=2)
+    assert (np.abs(shown[:-1]) == 1).all()
+    assert not shown[-1].any()
+    assert first[0].all()
+    assert not first[1:].any()
+    assert not asked[:-1].any()
+    assert (asked[-1].sum(1) == 1).all()
+    assert set(asked[-1].argmax(1)) == set(range(C.BITS))
+    assert (targets == (shown[0] * asked[-1] > 0).any(1)).all()
+    assert 0 < targets[0].sum() < C.BATCH
+    assert (mask == (np.arange(C.STEPS) == C.STEPS - 1)[:, None]).all()
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_networks_are_alive(module) -> None:
     task = module.TASK
@@ -144,12 +161,20 @@ TINY = arms.Task(
 
 def test_rows() -> None:
     task = dataclasses.replace(arms.fast(TINY), every=2)
-    chosen = [arms.Arm("D-RTRL", etpc.D_RTRL()), arms.Arm("immediate", etpc.TBPTT(1))]
-    rows = arms.run(task, chosen, seeds=(0,))
-    assert [row.arm for row in rows] == ["BPTT", "D-RTRL", "immediate"]
-    bptt, d_rtrl, immediate = rows
+    chosen = [
+        arms.Arm("D-RTRL", etpc.D_RTRL()),
+        arms.Arm("immediate", etpc.TBPTT(1)),
+        arms.Arm("credit", etpc.CreditRTRL(1, window=2)),
+    ]
+    so_far = []
+    rows = arms.run(task, chosen, seeds=(0,), found=lambda rows: so_far.append(len(rows)))
+    assert [row.arm for row in rows] == ["BPTT", "D-RTRL", "immediate", "credit"]
+    assert so_far == [1, 2, 3, 4]
+    bptt, d_rtrl, immediate, credit = rows
     assert bptt.error_initial == bptt.error_trained == 0
-    assert max(d_rtrl.error_initial, d_rtrl.error_trained) < 1e-9  # a leak escapes no trace
+    for exact in (d_rtrl, credit):  # a leak escapes no trace
+        assert max(exact.error_initial, exact.error_trained) < 1e-9
+        assert min(exact.past_initial, exact.past_trained, exact.cosine_own) > 1 - 1e-9
     assert min(immediate.error_initial, immediate.error_trained) > 0.1
     assert len({row.curve[0] for row in rows}) == 1  # the same initial weights and test data
     assert d_rtrl.carry_bytes > immediate.carry_bytes > 0
@@ -157,19 +182,59 @@ def test_rows() -> None:
     for row in rows:
         assert 0 <= row.score <= 1
         assert row.ms_per_batch > 0
+        assert row.rate in [factor * task.rate for factor in arms.GRID]
 
 
-@pytest.mark.parametrize("window", [1, 2, None])
-def test_truncated_backpropagation_is_that_of_the_package(window: int | None) -> None:
+def test_the_rate_is_that_with_the_lowest_loss() -> None:
+    task = dataclasses.replace(TINY, updates=60, points=2, rate=1e-3)
+    learner = arms.Learner(task, arms.Arm("BPTT", None))
+    evaluate = arms.evaluator(task)
+    assert arms.tuned(learner, evaluate, 30) == pytest.approx(3e-3)  # all of them are small
+    wild = dataclasses.replace(task, schedule=lambda rate: jnp.where(rate > 5e-4, jnp.nan, rate))
+    learner = arms.Learner(wild, arms.Arm("BPTT", None))
+    assert arms.tuned(learner, evaluate, 30) == pytest.approx(1e-3 / 3)
+
+
+def test_random_directions_stay_and_those_of_credit_move() -> None:
+    xs, targets, mask = tiny_batch(jax.random.key(1))
+    cell = nn.GRU(1, 6, key=jax.random.key(0))
+    moved = {}
+    for rule in (arms.RandomRTRL(2, None, window=2), etpc.CreditRTRL(2, None, window=2)):
+        task = dataclasses.replace(
+            TINY, make_model=lambda key: cell, loss_fn=lambda y, t: (y.sum() - t) ** 2
+        )
+        fresh = arms.make_rule(task, arms.Arm("", rule), cell, xs)
+        assert fresh.carry.traces
+        carry, wanted = fresh.carry, (targets, arms.full_mask(xs, mask))
+        for _ in range(2):  # the first one ends with the only window that has a loss
+            (_, carry), _ = fresh.gradient(cell, xs, wanted, fresh.restart(carry))
+        restarted = fresh.restart(carry)
+        assert bool(restarted.fresh.all())
+        assert not any(bool(a.any()) for a in jax.tree.leaves(restarted.traces))
+        assert (restarted.shared[0] == carry.shared[0]).all()
+        moved[type(rule)] = bool((carry.shared[0] != fresh.carry.shared[0]).any())
+    assert moved == {arms.RandomRTRL: False, etpc.CreditRTRL: True}
+
+
+def test_new_rows_replace_those_of_their_arm() -> None:
+    row = arms.Row(
+        *("t", "BPTT", 0, 0.5, 0.1, "u", 0.0, 1.0, 0.25, 0.5, 2.0, 2048, 1024, [0, 1], [0.1, 0.5]),
+        *(1e-3, 0.7, 0.8, 0.9),
+    )
+    before = [row, dataclasses.replace(row, arm="D-RTRL"), dataclasses.replace(row, seed=1)]
+    new = [dataclasses.replace(row, score=0.9), dataclasses.replace(row, arm="TBPTT(2)")]
+    found = [(r.arm, r.score) for r in arms.merged(TINY, before, new)]
+    assert found == [("BPTT", 0.9), ("TBPTT(2)", 0.5), ("D-RTRL", 0.5)]
+
+
+def test_backpropagation_is_that_of_the_package() -> None:
     model = tiny_model(jax.random.key(0))
     xs, targets, mask = tiny_batch(jax.random.key(1))
     mask = arms.full_mask(xs, mask) + 0.5
     loss_fn = arms.weighted(TINY.loss_fn)
-    state = jnp.zeros((8, 2))
-    gradient = arms.backpropagation(loss_fn, window)
-    (loss, _), grads = gradient(model, xs, (targets, mask), state)
+    (loss, _), grads = arms.backpropagation(loss_fn)(model, xs, (targets, mask), jnp.zeros((8, 2)))
     loss_wanted, wanted = etpc.bptt(
-        model, xs, (targets, mask), loss_fn, batch_size=8, window=window, reduction="sum"
+        model, xs, (targets, mask), loss_fn, batch_size=8, reduction="sum"
     )
     np.testing.assert_allclose(loss, loss_wanted, rtol=1e-12)
     assert arms.fidelity(grads, wanted)[0] < 1e-12
@@ -180,9 +245,7 @@ def test_training_learns_and_levels_rise() -> None:
         return tiny_batch(key)
 
     rises = arms.Curriculum(threshold=0.3, last=5)
-    task = dataclasses.replace(
-        TINY, batch=batch, curriculum=rises, updates=120, points=2, optimiser=arms.adam(0.1)
-    )
+    task = dataclasses.replace(TINY, batch=batch, curriculum=rises, updates=120, points=2, rate=0.1)
     (row,) = arms.run(task, [arms.Arm("BPTT", None)], seeds=(0,))
     assert row.curve[0] == 1
     assert row.curve[-1] == 5
@@ -190,13 +253,15 @@ def test_training_learns_and_levels_rise() -> None:
 
 def test_a_table_has_a_line_for_each_arm(tmp_path: Path) -> None:
     row = arms.Row(
-        "t", "A", 0, 0.5, 0.1, "u", 0.0, 1.0, 0.25, 0.5, 2.0, 2048, 1024, [0, 1], [0.1, 0.5]
+        *("t", "A", 0, 0.5, 0.1, "u", 0.0, 1.0, 0.25, 0.5, 2.0, 2048, 1024, [0, 1], [0.1, 0.5]),
+        *(1e-3, 0.7, 0.8, 0.9),
     )
-    rows = [row, dataclasses.replace(row, seed=1, score=0.7), dataclasses.replace(row, arm="B")]
+    other = dataclasses.replace(row, arm="B", rate=None, past_trained=None)
+    rows = [row, dataclasses.replace(row, seed=1, score=0.7), other]
     lines = arms.table(rows).splitlines()
     assert lines[2:] == [
-        "| A | 0.6 | 0.5 to 0.7 | 0 | 0.25 | 0.500 | 2.0 | 2 | 1 |",
-        "| B | 0.5 | 0.5 to 0.5 | 0 | 0.25 | 0.500 | 2.0 | 2 | 1 |",
+        "| A | 0.001 | 0.6 | 0.5 to 0.7 | 1.000 | 0.500 | 0.700 | 0.80 | 0.90 | 2.0 | 2 | 1 |",
+        "| B | - | 0.5 | 0.5 to 0.5 | 1.000 | 0.500 | 0.700 | 0.80 | - | 2.0 | 2 | 1 |",
     ]
     arms.save(rows, tmp_path / "rows.json")
     assert arms.load(tmp_path / "rows.json") == rows

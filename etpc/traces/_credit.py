@@ -26,13 +26,14 @@ class CreditSubspace(Directions):
 
         M' = M + r [<lambda_0 lambda_0^T> + gamma <Lambda^T (V M V^T) Lambda> - M]
 
-    with the mean over the batch, the trace of the second term at most gamma times that of `V M V^T`, and
-    `r` the larger of `rate` and 1 / windows. It is kept on a few more directions than are followed,
-    `M = U^T H U`. The directions of the next window are one step of subspace iteration,
-    `V' = orth(M V^T)^T`. A window without credit keeps the size of M.
+    with the mean over the batch, and the trace of the second term at most gamma times that of
+    `V M V^T`. So that M lasts for as many windows with credit however rare they are, `r` is `rate`
+    times the share of windows that had some, and at least 1 / windows. M is kept on a few more
+    directions than are followed, `M = U^T H U`. The directions of the next window are one step of
+    subspace iteration, `V' = orth(M V^T)^T`.
 
-    The batch shares V [q, S], U [k, S], H [k, k], the number of windows with credit, and the running
-    means of `|lambda_0|^2` and of what of it lies in no direction of V.
+    The batch shares V [q, S], U [k, S], H [k, k], the numbers of windows with credit and of all since
+    the first one, and the running means of `|lambda_0|^2` and of what of it lies in no direction of V.
     """
 
     count: int
@@ -57,7 +58,8 @@ class CreditSubspace(Directions):
         spare = min(size, 2 * self.count + SPARE)
         basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, spare), dtype))[0].T
         zero = jnp.zeros((), dtype)
-        return basis[: self.count], basis, jnp.zeros((spare, spare), dtype), zero, zero, zero
+        moment, counts = jnp.zeros((spare, spare), dtype), jnp.zeros(2, dtype)
+        return basis[: self.count], basis, moment, counts, zero, zero
 
     def lost(self, shared: Carry) -> float | None:
         whole, lost = map(float, shared[-2:])
@@ -103,7 +105,7 @@ class CreditSubspace(Directions):
         starts: Float[Array, "B q S"],
         credit: Float[Array, "B S"],
     ) -> Carry:
-        v, u, h, windows, whole, lost = shared
+        v, u, h, counts, whole, lost = shared
         batch = credit.shape[0]
         with jax.default_matmul_precision("highest"):
             image = ends @ u.T
@@ -112,11 +114,10 @@ class CreditSubspace(Directions):
             energy = jnp.sum(onward * starts) / batch
             now = jnp.sum(credit**2) / batch
             some = now > 0
-            bound = jnp.where(some, self.ahead * jnp.trace(inner), jnp.trace(h))
-            scale = jnp.where(some, self.ahead, jnp.inf)
-            scale = jnp.minimum(scale, bound / jnp.where(energy > 0, energy, 1))
-            windows = windows + some
-            rate = jnp.maximum(self.rate, 1 / jnp.maximum(windows, 1)).astype(h.dtype)
+            bound = jnp.trace(inner) / jnp.where(energy > 0, energy, 1)
+            scale = self.ahead * jnp.minimum(1, bound)
+            counts = counts + jnp.stack([some, jnp.ones_like(some)])
+            rate = jnp.maximum(self.rate * counts[0], 1) / counts[1]
 
             def times(a: Float[Array, "S k"]) -> Float[Array, "S k"]:
                 ahead = jnp.einsum("bqs,bqk->sk", onward, starts @ a)
@@ -128,8 +129,8 @@ class CreditSubspace(Directions):
             kept = (moment + moment.T) / 2
         known = jnp.isfinite(kept).all() & (jnp.trace(kept) > 0)
         part = now - jnp.sum((credit @ v.T) ** 2) / batch
-        own = jnp.where(some, rate, 0)
-        new = basis.T, kept, windows, whole + own * (now - whole), lost + own * (part - lost)
+        own = jnp.where(some, jnp.maximum(self.rate, 1 / jnp.maximum(counts[0], 1)), 0)
+        new = basis.T, kept, counts, whole + own * (now - whole), lost + own * (part - lost)
         return ends, *(jnp.where(known, a, b) for a, b in zip(new, shared[1:], strict=True))
 
 

@@ -6,8 +6,11 @@ A task is a module of this folder with a `Task` in it. Its command line:
     python -m examples.tasks.copying --seeds 1 --arms "D-RTRL" "BPTT"
     python -m examples.tasks.copying --json copying.json --plot copying.svg
 
-An arm differs from the others in its gradient alone: initial weights, data and the number of updates
-are the same for each seed. The weights move once for a batch of sequences, or, where a task is
+With `--json`, arms that the file has and that are not run again are kept.
+
+An arm differs from the others in its gradient and its learning rate: initial weights, data and the
+number of updates are the same for each seed. The rate is chosen for each arm from a grid of three, by
+the training loss of one more seed. The weights move once for a batch of sequences, or, where a task is
 online, after every so many steps, with the traces carried on. Backpropagation through time (BPTT)
 always waits for the end of the sequence. In a stream, each batch goes on where the one before stopped;
 the traces are carried on from batch to batch, and BPTT begins anew with each.
@@ -36,6 +39,7 @@ from tqdm import tqdm
 
 import etpc
 from etpc.algorithms import Algorithm
+from etpc.traces import CreditSubspace
 
 FAST = os.environ.get("ETPC_EXAMPLE_FAST") == "1"  # a few updates, to see that it runs
 
@@ -44,12 +48,14 @@ Batch = tuple[Any, Any, Array | None]
 [T, B], `None` where all count."""
 
 
-def adam(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """Adam on gradients whose norm is clipped to 1."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+GRID = (1.0, 1 / 3, 3.0)
+"""The learning rates that are tried, relative to the task's."""
 
+TUNING_SEED = 100
 
-ADAM = adam(3e-3)
+SETTLING = 20
+"""So many batches follow the directions of credit at weights that other arms have trained, before the
+gradient is compared there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,32 @@ class Arm:
     """A learning rule under the name it has in tables; `None` is BPTT."""
 
     name: str
-    rule: Algorithm | etpc.TBPTT | None
+    rule: Algorithm | None
+    optimiser: Callable[..., optax.GradientTransformation] = optax.adam
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomDirections(CreditSubspace):
+    """Directions drawn at random, which stay."""
+
+    def ends(self, shared: Any, each: Any) -> tuple[Array, None]:
+        return shared[0][None], None
+
+    def advance(
+        self, shared: Any, each: Any, ends: Any, chosen: Any, starts: Any, credit: Any, push: Any
+    ) -> tuple[Array, Any, Any]:
+        moved = super().advance(shared, each, ends, chosen, starts, None, push)
+        return moved[0], shared, each
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomRTRL(etpc.CreditRTRL):
+    """The control of `CreditRTRL`: what escapes is followed along random directions."""
+
+    def choose(self, context: Any) -> Any:
+        choice = super().choose(context)
+        size = context.analysis.hidden.size
+        return dataclasses.replace(choice, directions=RandomDirections(4).settle(size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +112,15 @@ class Task:
     - `loss_fn(y, target)`: of one example at one step.
     - `score(ys, targets, mask)`: of outputs [T, B, ...], from 0 to 1 unless `unit` says otherwise.
     - `chance`: the score of not remembering anything.
-    - `window`: W of truncated BPTT, also the window of the low-rank traces; it divides T.
+    - `rate`: the middle of the grid of learning rates; `schedule(rate)` is what the optimiser gets.
+    - `last`: the score is the mean of so many last measurements.
+    - `window`: W of truncated BPTT, of exact windows and of low-rank traces; it divides T.
     - `every`: in an online task, the number of steps between updates; it divides T, and W it.
     - `stream`: whether each batch goes on where the one before stopped. A batch is then drawn by
         `batch(key, number)`, with the number of batches before it.
     - `test`: what the score is measured on, one `Batch` of any size; `None` for new batches.
-    - `snap`: whether SnAp(1) is among the arms. It can take many times as long as all other rules
-        together.
+    - `snap`, `rtrl`: whether SnAp(1) and RTRL are among the arms. They can take many times as long as
+        all other rules together.
     """
 
     name: str
@@ -99,7 +132,9 @@ class Task:
     unit: str = "accuracy"
     batch_size: int = 32
     updates: int = 500
-    optimiser: optax.GradientTransformation = ADAM
+    rate: float = 3e-3
+    schedule: Callable[[Any], Any] = lambda rate: rate
+    last: int = 1
     window: int = 10
     decay: float = 0.99
     rank: int = 4
@@ -107,6 +142,7 @@ class Task:
     stream: bool = False
     test: Batch | None = None
     snap: bool = True
+    rtrl: bool = False
     curriculum: Curriculum | None = None
     points: int = 20
     """How often the score is measured while training."""
@@ -119,9 +155,11 @@ class Row:
     """One arm with one seed.
 
     `error` (of the norm) and `cosine` are those of the gradient of a whole sequence against BPTT,
-    over all weights, at the initial weights and at those that BPTT has trained. `carry_bytes` is
-    what is passed on from step to step, `temp_bytes` what XLA needs beside it for the gradient of
-    one batch. `batches` and `curve` are the learning curve.
+    over all weights, at the initial weights, at those that BPTT has trained, and at those that the arm
+    itself has. `past` is the cosine of the part that TBPTT(W) lacks: between what is left of both
+    gradients when that of TBPTT(W) is subtracted. `carry_bytes` is what is passed on from step to
+    step, `temp_bytes` what XLA needs beside it for the gradient of one batch. `batches` and `curve`
+    are the learning curve. `None`: not measured.
     """
 
     task: str
@@ -139,19 +177,35 @@ class Row:
     temp_bytes: int
     batches: list[int]
     curve: list[float]
+    rate: float | None = None
+    cosine_own: float | None = None
+    past_initial: float | None = None
+    past_trained: float | None = None
 
 
 def default_arms(task: Task) -> tuple[Arm, ...]:
     """The rules that each task is learnt by."""
     snap = [Arm("SnAp(1)", etpc.SnAp(1))] if task.snap else []
+    rtrl = [Arm("RTRL", etpc.RTRL())] if task.rtrl else []
+    w, r = task.window, task.rank
     return (
         Arm("BPTT", None),
-        Arm("D-RTRL", etpc.D_RTRL()),
-        Arm(f"ES-D-RTRL, decay {task.decay:g}", etpc.ES_D_RTRL(task.decay)),
-        Arm(f"ES-D-RTRL, rank {task.rank}", etpc.ES_D_RTRL(task.rank, window=task.window)),
-        *snap,
-        Arm(f"TBPTT({task.window})", etpc.TBPTT(task.window)),
         Arm("immediate gradient", etpc.TBPTT(1)),
+        Arm("immediate gradient, RMSprop", etpc.TBPTT(1), optax.rmsprop),
+        *(
+            Arm(str(rule), rule)
+            for rule in (etpc.TBPTT(w), etpc.TBPTT(2 * w, w), etpc.TBPTT(4 * w, w))
+        ),
+        Arm("D-RTRL", etpc.D_RTRL()),
+        Arm("D-RTRL, exact windows", exact := etpc.D_RTRL(window=w, in_window="exact")),
+        Arm(f"D-RTRL, look-back {2 * w}", dataclasses.replace(exact, lookback=2 * w)),
+        Arm(f"ES-D-RTRL, decay {task.decay:g}", etpc.ES_D_RTRL(task.decay)),
+        Arm(f"ES-D-RTRL, rank {r}", etpc.ES_D_RTRL(r, window=w)),
+        *snap,
+        Arm(f"credit, q = 4, rank {r}, random directions", RandomRTRL(4, r, window=w)),
+        *(Arm(f"credit, q = {q}, rank {r}", etpc.CreditRTRL(q, r, window=w)) for q in (2, 4, 8)),
+        Arm("credit, q = 4, whole", etpc.CreditRTRL(4, None, window=w)),
+        *rtrl,
     )
 
 
@@ -160,24 +214,26 @@ def default_arms(task: Task) -> tuple[Arm, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """`gradient(model, xs, targets, carry) -> ((loss, carry), grads)`, and a fresh carry."""
+    """`gradient(model, xs, targets, carry) -> ((loss, carry), grads)`, a fresh carry, and from a carry
+    that with which new sequences begin."""
 
     gradient: Callable[..., Any]
     carry: Any
+    restart: Callable[[Any], Any]
     every: int | None
 
 
 def make_rule(task: Task, arm: Arm, model: Any, xs: Any) -> Rule:
     """The gradient of an arm, summed over time and averaged over the batch."""
-    if isinstance(arm.rule, Algorithm):
+    if arm.rule is not None:
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), xs)
         program = etpc.compile(model, arm.rule, inputs=one, batch_size=task.batch_size)
-        carry = program.init(task.batch_size)
-        return Rule(program.value_and_grad(weighted(task.loss_fn), "sum"), carry, task.every)
-    window = None if arm.rule is None else arm.rule.window
+        gradient = program.value_and_grad(weighted(task.loss_fn), "sum")
+        everyone = jnp.ones(task.batch_size, bool)
+        restart = lambda carry: program.reset(carry, everyone)
+        return Rule(gradient, program.init(task.batch_size), restart, task.every)
     state = jax.vmap(lambda _: model.init_state())(jnp.arange(task.batch_size))
-    gradient = backpropagation(weighted(task.loss_fn), window)
-    return Rule(gradient, state, None if arm.rule is None else task.every)
+    return Rule(backpropagation(weighted(task.loss_fn)), state, lambda _: state, None)
 
 
 def weighted(loss_fn: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Array]:
@@ -185,10 +241,10 @@ def weighted(loss_fn: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Array
     return lambda y, target: target[1] * loss_fn(y, target[0])
 
 
-def backpropagation(loss_fn: Callable[[Any, Any], Array], window: int | None) -> Callable[..., Any]:
-    """BPTT, cut after every `window` steps; the state is passed on, as a carry is."""
+def backpropagation(loss_fn: Callable[[Any, Any], Array]) -> Callable[..., Any]:
+    """BPTT; the state is passed on, as a carry is."""
 
-    def one_window(model: Any, state: Any, xs: Any, targets: Any) -> tuple[Array, Any]:
+    def sequence(model: Any, xs: Any, targets: Any, state: Any) -> tuple[Array, Any]:
         def step(state: Any, given: Any) -> tuple[Any, Array]:
             x, target = given
             y, state = jax.vmap(model)(x, state)
@@ -197,22 +253,7 @@ def backpropagation(loss_fn: Callable[[Any, Any], Array], window: int | None) ->
         state, losses = jax.lax.scan(step, state, (xs, targets))
         return losses.sum(), state
 
-    value_and_grad = eqx.filter_value_and_grad(one_window, has_aux=True)
-
-    def gradient(model: Any, xs: Any, targets: Any, state: Any) -> Any:
-        size = window or jax.tree.leaves(xs)[0].shape[0]
-
-        def body(carry: Any, given: Any) -> tuple[Any, None]:
-            loss, state, grads = carry
-            (more, state), now = value_and_grad(model, state, *given)
-            return (loss + more, state, jax.tree.map(jnp.add, grads, now)), None
-
-        zeros = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
-        start = (jnp.zeros(()), state, zeros)
-        (loss, state, grads), _ = jax.lax.scan(body, start, in_windows((xs, targets), size))
-        return (loss, state), grads
-
-    return gradient
+    return eqx.filter_value_and_grad(sequence, has_aux=True)
 
 
 def in_windows(tree: Any, size: int) -> Any:
@@ -232,9 +273,9 @@ def fidelity(grads: Any, reference: Any) -> tuple[float, float]:
 
 
 class Learner:
-    """An arm on a task, compiled once for all seeds."""
+    """An arm on a task, compiled once for all seeds and rates."""
 
-    def __init__(self, task: Task, arm: Arm, chunk: int):
+    def __init__(self, task: Task, arm: Arm):
         self.task, self.arm = task, arm
         model = task.make_model(jax.random.key(0))
         weights, self.static = eqx.partition(model, eqx.is_inexact_array)
@@ -243,9 +284,9 @@ class Learner:
         sample = self.draw(key, level)
         self.rule = make_rule(task, arm, model, sample[0])
         self.begin = (level, self.rule.carry)
-        self.gradient = jax.jit(self._gradient).lower(weights, *sample).compile()
-        start = (weights, task.optimiser.init(weights), self.begin)
-        self.train = jax.jit(self._train).lower(start, jax.random.split(key, chunk)).compile()
+        given = (weights, *sample, self.rule.carry)
+        self.gradient = jax.jit(self._gradient).lower(*given).compile()
+        self.train = jax.jit(self._train)
 
     @property
     def temp_bytes(self) -> int:
@@ -255,6 +296,11 @@ class Learner:
     @property
     def carry_bytes(self) -> int:
         return sum(a.nbytes for a in jax.tree.leaves(self.rule.carry))
+
+    def optimiser(self, rate: Any) -> optax.GradientTransformation:
+        """The norm of gradients is clipped to 1."""
+        moves = self.arm.optimiser(self.task.schedule(rate))
+        return optax.chain(optax.clip_by_global_norm(1.0), moves)
 
     def draw(self, key: PRNGKeyArray, level: Array) -> tuple[Any, Any]:
         """Inputs, and targets with the weight of each step; the weights add up to 1 over time.
@@ -266,18 +312,29 @@ class Learner:
         mask = full_mask(xs, mask)
         return xs, (targets, mask / mask.sum(0).mean())
 
-    def _gradient(self, weights: Any, xs: Any, targets: Any) -> Any:
+    def _gradient(self, weights: Any, xs: Any, targets: Any, carry: Any) -> tuple[Any, Any]:
+        """The gradient of a batch, and the carry with which the next one begins."""
         model = eqx.combine(weights, self.static)
-        return self.rule.gradient(model, xs, targets, self.rule.carry)[1]
+        (_, carry), grads = self.rule.gradient(model, xs, targets, carry)
+        return grads, self.rule.restart(carry)
 
-    def _train(self, start: Any, keys: PRNGKeyArray) -> tuple[Any, Array]:
+    def gradient_at(self, weights: Any, level: Array, key: PRNGKeyArray) -> Any:
+        """The gradient of a batch at any weights, with directions that have followed the credit there."""
+        carry = self.rule.carry
+        if getattr(carry, "shared", ()):
+            for one in jax.random.split(jax.random.fold_in(key, 1), SETTLING):
+                carry = self.gradient(weights, *self.draw(one, level), carry)[1]
+        return self.gradient(weights, *self.draw(jax.random.fold_in(key, 0), level), carry)[0]
+
+    def _train(self, rate: Any, start: Any, keys: PRNGKeyArray) -> tuple[Any, Array]:
         """One batch for each key."""
+        optimiser = self.optimiser(rate)
 
         def update(now: Any, given: Any) -> tuple[Any, Array]:
             weights, opt_state, carry = now
             model = eqx.combine(weights, self.static)
             (loss, carry), grads = self.rule.gradient(model, *given, carry)
-            changes, opt_state = self.task.optimiser.update(grads, opt_state, weights)
+            changes, opt_state = optimiser.update(grads, opt_state, weights)
             return (optax.apply_updates(weights, changes), opt_state, carry), loss
 
         def one_batch(now: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
@@ -290,7 +347,7 @@ class Learner:
             if self.task.stream:
                 level = level + 1
             else:
-                carry = self.rule.carry
+                carry = self.rule.restart(carry)
             if (rises := self.task.curriculum) is not None:
                 up = level + (losses.sum() < rises.threshold)
                 level = jnp.minimum(up, rises.last)
@@ -332,61 +389,139 @@ def evaluator(task: Task) -> Callable[[Any], Array]:
     return eqx.filter_jit(measure_all)
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run ends with."""
+
+    weights: Any
+    level: Array
+    carry: Any
+    batches: list[int]
+    curve: list[float]
+    ms_per_batch: float
+    loss: float
+    """That of training, over the last tenth."""
+
+
+def trained(learner: Learner, seed: int, rate: float, evaluate: Any, chunk: int) -> Trained:
+    task = learner.task
+    model_key, data_key = jax.random.split(jax.random.key(seed))
+    weights = eqx.filter(task.make_model(model_key), eqx.is_inexact_array)
+    now = (weights, learner.optimiser(rate).init(weights), learner.begin)
+    points = min(task.points, task.updates)
+    batches, curve, times, losses = [0], [score_of(learner, evaluate, now)], [], []
+    name = f"{task.name}: {learner.arm.name}, seed {seed}, rate {rate:.2g}"
+    with tqdm(total=points * chunk, desc=f"{name:<48}", unit="batch", ncols=130) as bar:
+        for keys in jax.random.split(data_key, (points, chunk)):
+            begin = time.perf_counter()
+            now, loss = jax.block_until_ready(learner.train(rate, now, keys))
+            times.append(1e3 * (time.perf_counter() - begin) / chunk)
+            losses += loss.tolist()
+            batches.append(batches[-1] + chunk)
+            curve.append(score_of(learner, evaluate, now))
+            bar.update(chunk)
+            bar.set_postfix({task.unit: f"{curve[-1]:.3g}"})
+    last = statistics.fmean(losses[-max(1, len(losses) // 10) :])
+    weights, _, (level, carry) = now
+    return Trained(weights, level, carry, batches, curve, min(times), last)
+
+
+def tuned(learner: Learner, evaluate: Any, chunk: int) -> float:
+    """The rate of the grid with the lowest loss at the end; with a curriculum, the highest level."""
+
+    def rank(rate: float) -> tuple[float, float]:
+        end = trained(learner, TUNING_SEED, rate, evaluate, chunk)
+        loss = end.loss if end.loss == end.loss else float("inf")
+        return (-float(end.level) if learner.task.curriculum else 0.0), loss
+
+    return min((factor * learner.task.rate for factor in GRID), key=rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What gradients are compared with at some weights: those of BPTT and of TBPTT(W)."""
+
+    weights: Any
+    level: Array
+    whole: Any
+    window: Any
+
+    def past(self, grads: Any) -> float:
+        """The cosine of the part that TBPTT(W) lacks."""
+        beyond = [jax.tree.map(jnp.subtract, g, self.window) for g in (grads, self.whole)]
+        return fidelity(*beyond)[1]
+
+
 def run(
-    task: Task, arms: Sequence[Arm] | None = None, seeds: Sequence[int] = (0, 1, 2)
+    task: Task,
+    arms: Sequence[Arm] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    tune: bool = True,
+    found: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row]:
-    """Train each arm with each seed. BPTT is always among them, as gradients are compared with it."""
+    """Train each arm with each seed. BPTT is always among them, as gradients are compared with it.
+
+    Each arm has the best rate of the grid, or without `tune` that of the task. `found` gets the rows so
+    far after each arm.
+    """
     chosen = list(default_arms(task) if arms is None else arms)
     chosen.sort(key=lambda arm: arm.rule is not None)
     if chosen[0].rule is not None:
         chosen.insert(0, Arm("BPTT", None))
-    chunk, points = max(1, task.updates // task.points), min(task.points, task.updates)
+    chunk = max(1, task.updates // task.points)
     evaluate = None if task.curriculum else evaluator(task)
-    reference: dict[int, list[Any]] = {}  # for each seed: weights and BPTT's gradient, twice
+    exact = truncated = None
+    references: dict[int, tuple[Reference, Reference]] = {}
     rows = []
     for arm in chosen:
-        learner = Learner(task, arm, chunk)
+        learner = Learner(task, arm)
+        exact = exact or learner
+        truncated = truncated or Learner(task, Arm("", etpc.TBPTT(task.window)))
+        rate = tuned(learner, evaluate, chunk) if tune else task.rate
         for seed in seeds:
+            end = trained(learner, seed, rate, evaluate, chunk)
             model_key, data_key = jax.random.split(jax.random.key(seed))
-            model = task.make_model(model_key)
-            weights = eqx.filter(model, eqx.is_inexact_array)
-            now = (weights, task.optimiser.init(weights), learner.begin)
-            batches, curve, times = [0], [score_of(learner, evaluate, now)], []
-            name = f"{task.name}: {arm.name}, seed {seed}"
-            with tqdm(total=points * chunk, desc=f"{name:<48}", unit="batch", ncols=110) as bar:
-                for keys in jax.random.split(data_key, (points, chunk)):
-                    begin = time.perf_counter()
-                    now, _ = jax.block_until_ready(learner.train(now, keys))
-                    times.append(1e3 * (time.perf_counter() - begin) / chunk)
-                    batches.append(batches[-1] + chunk)
-                    curve.append(score_of(learner, evaluate, now))
-                    bar.update(chunk)
-                    bar.set_postfix({task.unit: f"{curve[-1]:.3g}"})
             probe = jax.random.fold_in(data_key, 0)
             if arm.rule is None:
-                points_ = ((weights, learner.begin[0]), (now[0], now[2][0]))
-                drawn = [(w, learner.draw(probe, level)) for w, level in points_]
-                reference[seed] = [(w, given, learner.gradient(w, *given)) for w, given in drawn]
-            found = [fidelity(learner.gradient(w, *d), g) for w, d, g in reference[seed]]
+                first = eqx.filter(task.make_model(model_key), eqx.is_inexact_array)
+                points = (first, learner.begin[0]), (end.weights, end.level)
+                one, other = (
+                    Reference(*p, *(by.gradient_at(*p, probe) for by in (exact, truncated)))
+                    for p in points
+                )
+                references[seed] = one, other
+            initial, final = references[seed]
+            at = [learner.gradient_at(r.weights, r.level, probe) for r in (initial, final)]
+            drawn = learner.draw(jax.random.fold_in(probe, 0), end.level)
+            # of a stream that begins, with the directions that training has found
+            begins = learner.rule.restart(end.carry)
+            own = learner.gradient(end.weights, *drawn, begins)[0]
+            wanted = exact.gradient(end.weights, *drawn, exact.rule.carry)[0]
+            compared = fidelity(at[0], initial.whole), fidelity(at[1], final.whole)
             rows.append(
                 Row(
                     task=task.name,
                     arm=arm.name,
                     seed=seed,
-                    score=curve[-1],
+                    rate=rate,
+                    score=statistics.fmean(end.curve[-task.last :]),
                     chance=task.chance,
                     unit=task.unit,
-                    error_initial=found[0][0],
-                    cosine_initial=found[0][1],
-                    error_trained=found[1][0],
-                    cosine_trained=found[1][1],
-                    ms_per_batch=min(times),
+                    error_initial=compared[0][0],
+                    cosine_initial=compared[0][1],
+                    error_trained=compared[1][0],
+                    cosine_trained=compared[1][1],
+                    cosine_own=fidelity(own, wanted)[1],
+                    past_initial=initial.past(at[0]),
+                    past_trained=final.past(at[1]),
+                    ms_per_batch=end.ms_per_batch,
                     carry_bytes=learner.carry_bytes,
                     temp_bytes=learner.temp_bytes,
-                    batches=batches,
-                    curve=curve,
+                    batches=end.batches,
+                    curve=end.curve,
                 )
             )
+        found(rows)
     return rows
 
 
@@ -401,11 +536,14 @@ def score_of(learner: Learner, evaluate: Callable[[Any], Array] | None, now: Any
 
 COLUMNS = (
     "arm",
+    "rate",
     "{unit}",
     "range",
-    "error, initial",
-    "error, trained",
+    "cosine, initial",
     "cosine, trained",
+    "cosine, own",
+    "past, initial",
+    "past, trained",
     "ms per batch",
     "carry KiB",
     "temp KiB",
@@ -421,17 +559,18 @@ def table(rows: Sequence[Row]) -> str:
     for name in dict.fromkeys(row.arm for row in rows):
         same = [row for row in rows if row.arm == name]
 
-        def mean(field: str, same: list[Row] = same) -> float:
-            return statistics.fmean(getattr(row, field) for row in same)
+        def mean(field: str, digits: int, same: list[Row] = same) -> str:
+            found = [getattr(row, field) for row in same]
+            return "-" if None in found else f"{statistics.fmean(found):.{digits}f}"
 
         scores = [row.score for row in same]
         cells = [
             name,
-            f"{mean('score'):.3g}",
+            "-" if same[0].rate is None else f"{same[0].rate:.1g}",
+            f"{statistics.fmean(scores):.3g}",
             f"{min(scores):.3g} to {max(scores):.3g}",
-            f"{mean('error_initial'):.2g}",
-            f"{mean('error_trained'):.2g}",
-            f"{mean('cosine_trained'):.3f}",
+            *(mean(f"cosine_{at}", 3) for at in ("initial", "trained", "own")),
+            *(mean(f"past_{at}", 2) for at in ("initial", "trained")),
             f"{min(row.ms_per_batch for row in same):.1f}",
             f"{same[0].carry_bytes / 1024:.0f}",
             f"{same[0].temp_bytes / 1024:.0f}",
@@ -474,24 +613,38 @@ def load(path: Path) -> list[Row]:
     return [Row(**row) for row in json.loads(path.read_text())]
 
 
+def merged(task: Task, before: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """The new rows, and those of arms that were not run again, in the order of the arms."""
+    names = [arm.name for arm in default_arms(task)]
+    kept = [row for row in before if row.arm not in {new.arm for new in rows}]
+    return sorted([*kept, *rows], key=lambda row: (names.index(row.arm), row.seed))
+
+
 def main(task: Task) -> None:
     """The command line of a task."""
     arms = {arm.name: arm for arm in default_arms(task)}
     parser = argparse.ArgumentParser(description=f"Learn by several rules: {task.name}.")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--arms", nargs="+", choices=list(arms), default=list(arms))
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--json", type=Path, help="write the rows here, arm by arm")
     parser.add_argument("--plot", type=Path, help="write the learning curves here")
+    parser.add_argument("--rate", type=float, help="for all arms, in place of the grid")
     args = parser.parse_args()
     chosen, seeds = [arms[name] for name in args.arms], range(args.seeds)
+    if args.rate:
+        task = dataclasses.replace(task, rate=args.rate)
     if FAST:
         task, chosen, seeds = fast(task), list(arms.values())[:2], range(1)
+    before = load(args.json) if args.json and args.json.exists() else []
+
+    def found(rows: list[Row]) -> None:
+        if args.json:
+            save(merged(task, before, rows), args.json)
+
     begin = time.perf_counter()
-    rows = run(task, chosen, seeds)
+    rows = merged(task, before, run(task, chosen, seeds, not (args.rate or FAST), found))
     print(f"\n{task.name}: chance is {task.chance:g}\n\n{table(rows)}\n")
     print(f"{time.perf_counter() - begin:.0f} s")
-    if args.json:
-        save(rows, args.json)
     if args.plot:
         plot(rows, args.plot)
 

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc import nn
 
-from .arms import Batch, Task, adam, main
+from .arms import Batch, Task, main
 
 TOPICS = [
     "attribute-references", "bitwise", "bltin-code-objects", "bltin-ellipsis-object",
@@ -136,7 +136,7 @@ def make_task(text: str) -> Task:
         unit="bits per character",
         batch_size=READERS,
         updates=800,
-        optimiser=adam(5e-3),
+        rate=5e-3,
         snap=False,
         window=8,
         stream=True,

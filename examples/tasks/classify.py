@@ -10,7 +10,7 @@ import optax
 from jax import Array
 from jaxtyping import PRNGKeyArray
 
-from .arms import Batch, Task, adam
+from .arms import Batch, Task
 
 
 class Examples(NamedTuple):
@@ -52,7 +52,8 @@ def classification(
         chance=float(np.bincount(test.labels).max() / len(test.labels)),
         test=prepared(*(jnp.asarray(a) for a in test)),
         updates=updates,
-        optimiser=adam(optax.cosine_decay_schedule(rate, updates)),
+        rate=rate,
+        schedule=lambda rate: optax.cosine_decay_schedule(rate, updates),
         **settings,
     )
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc import nn
 
-from .arms import Task, adam, main
+from .arms import Task, main
 from .evidence import BATCH, DT, GROUP, accuracy, batch
 
 EXCITATORY, INHIBITORY = 64, 16
@@ -106,7 +106,7 @@ TASK = Task(
     score=accuracy,
     batch_size=BATCH,
     updates=400,
-    optimiser=adam(1e-2),
+    rate=1e-2,
     snap=False,
 )
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc import nn
 
-from .arms import Batch, Curriculum, Task, adam, main
+from .arms import Batch, Curriculum, Task, main
 
 STEPS, BATCH, UNITS = 64, 16, 48
 
@@ -73,7 +73,7 @@ TASK = Task(
     unit="length",
     batch_size=BATCH,
     updates=600,
-    optimiser=adam(3e-3),
+    rate=3e-3,
     window=8,
     every=8,
     curriculum=Curriculum(threshold=0.15, last=(STEPS - 1) // 2),

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc import nn
 
-from .arms import Batch, Task, adam, main
+from .arms import Batch, Task, main
 
 DT = 10.0  # ms
 BEFORE, SAMPLE, DELAY, TEST = 5, 15, 40, 20  # steps
@@ -90,7 +90,9 @@ TASK = Task(
     score=accuracy,
     batch_size=BATCH,
     updates=600,
-    optimiser=adam(3e-3),
+    rate=3e-3,
+    schedule=lambda rate: optax.cosine_decay_schedule(rate, 600),
+    last=2,
     snap=False,
 )
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc import nn
 
-from .arms import Batch, Task, adam, main
+from .arms import Batch, Task, main
 
 DT = 5.0  # ms
 CUES, CUE, GAP, DELAY, ASK = 7, 4, 2, 48, 10  # the last four in steps
@@ -95,7 +95,7 @@ TASK = Task(
     score=accuracy,
     batch_size=BATCH,
     updates=400,
-    optimiser=adam(3e-3),
+    rate=3e-3,
     snap=False,
 )
 

@@ -131,6 +131,36 @@ def test_equals_its_equations(name):
     assert distance(case.online(algo)[0], reference) < 1e-9
 
 
+def test_moment_lasts_through_windows_without_credit():
+    """Against dense matrices, with as many spare directions as there are states."""
+    rng = np.random.default_rng(0)
+    size, q, batch, rate, ahead = 6, 2, 3, 0.3, 0.9
+    d = CreditSubspace(q, rate, ahead)
+    shared = d.init(size, jnp.float64)
+    M, with_credit = np.zeros((size, size)), 0
+    for count in range(1, 30):
+        some = count % 5 == 0
+        credit = rng.normal(size=(batch, size)) * some
+        starts = 0.5 * rng.normal(size=(batch, q, size))
+        ends, chosen = d.ends(shared, ())
+        inner = np.asarray(ends[0] @ M @ ends[0].T)
+        credits, push = jnp.asarray(credit), lambda ahead: ahead
+        _, shared, _ = d.advance(shared, (), ends, chosen, jnp.asarray(starts), credits, push)
+        if not with_credit and not some:
+            assert not shared[2].any()
+            continue
+        with_credit += some
+        counted = count - 4  # from the first window with credit
+        later = sum(L.T @ inner @ L for L in starts) / batch
+        later *= ahead * min(1, np.trace(inner) / max(np.trace(later), 1e-300))
+        r = max(rate * with_credit, 1) / counted
+        M = (1 - r) * M + r * (credit.T @ credit / batch + later)
+        found = shared[1].T @ shared[2] @ shared[1]
+        np.testing.assert_allclose(found, M, rtol=1e-9, atol=1e-12)
+        assert np.linalg.matrix_rank(M) == size or with_credit < 2
+    assert with_credit == 5
+
+
 @pytest.mark.parametrize("name", ["alif", "two_layer_lif", "reset_gate", "mlp", "lstm", "summed"])
 def test_all_directions_are_rtrl(name):
     case = Case(name)
