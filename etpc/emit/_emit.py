@@ -21,7 +21,7 @@ from ..plan import OpPlan, Plan
 from ..traces import Carry, Factors
 from ..traces._transitions import apply_back, suffix_products, times
 from ._forward import TURNED, Course, Forward
-from ._gather import columns, rows, take, zeros_over
+from ._gather import by_step, columns, rows, take, weighted, zeros_over
 from ._step import StepFunctions
 
 Arrays = Sequence[Array]
@@ -33,9 +33,9 @@ class Jacobians:
     """The compressed Jacobians of the cut step: one row for each of C colours."""
 
     transition: list[Array]
-    """For each part of the states, [W, B, C, n]."""
+    """For each part of the states, [C, W, B, n]."""
     immediate: list[list[Array]]
-    """For each live operation, [W, B, C, outputs]; in parts, [W, B, C, n], where it is read by columns."""
+    """For each live operation, [C, W, B, outputs]; in parts, [C, W, B, n], where it is read by columns."""
 
 
 class Residuals(NamedTuple):
@@ -319,10 +319,9 @@ class Emitter:
                 own = self._by_columns(p, lambda bars, place=place: pull(bars)[1][place], parts)
             else:
                 own = [immediate[place].reshape(*immediate[place].shape[:3], -1)]
-            compressed.append([jnp.moveaxis(j, 0, 2).astype(p.dtype) for j in own])
-        return Jacobians(
-            [_without_past(jnp.moveaxis(j, 0, 2), fresh) for j in transition], compressed
-        )
+            compressed.append([j.astype(p.dtype) for j in own])
+        without_past = jax.vmap(lambda by_state: _without_past(by_state, fresh))
+        return Jacobians([without_past(j) for j in transition], compressed)
 
     def _by_columns(self, p: OpPlan, pull, parts: Arrays) -> list[Array]:
         """The compressed `F` of an operation, [C, W, B, n] for each part of the states.
@@ -489,11 +488,12 @@ class Emitter:
             jacobian, by_old, by_new = now
             here = [n + a for n, a in zip(by_new, after, strict=True)]
             before = [
-                o + times(take(here, owner), j).sum(-2)
+                o + weighted(here, owner, j)
                 for o, j, owner in zip(by_old, jacobian, owners, strict=True)
             ]
             return before, here
 
+        transition = [by_step(j) for j in transition]
         last = [jnp.zeros_like(part[0]) for part in new]
         start, credit = lax.scan(back, last, (transition, old, new), reverse=True)
         return credit, start
@@ -502,13 +502,13 @@ class Emitter:
         """`F^T` on a signal."""
         by_columns = self.plan.colours.columns.get(p.op.number)
         if by_columns is not None:
-            parts = [times(s[:, :, None], j) for j, s in zip(immediate, signal, strict=True)]
+            parts = [times(s[None], j) for j, s in zip(immediate, signal, strict=True)]
             return take(rows(parts), by_columns.entries).sum(-1)
         (own,) = immediate
         owner = self.plan.colours.immediate[p.op.number]
         if owner.at.shape[-1] == 0:
-            return jnp.zeros((*own.shape[:2], own.shape[-1]), own.dtype)
-        return times(take(signal, owner), own).sum(-2)
+            return jnp.zeros(own.shape[1:], own.dtype)
+        return weighted(signal, owner, own)
 
     def _product(self, p: OpPlan, *given: tuple[Array | None, Array]) -> Array:
         """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
