@@ -17,6 +17,7 @@ from ._choose import Choice
 from ._size import trace_dtype, vector_dtype
 from ._window import AT_LEAST, chosen_window, window_matters
 
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class OpPlan:
     """What the program does with one weight operation."""

@@ -51,7 +51,9 @@ def bytes_of_step(analysis: Analysis, ops: Sequence[Any], colours: int) -> int:
         kind = p.op.kind
         outputs = kind.groups * kind.outputs
         if analysis.reach[p.op.number].role == "state":
-            numbers += colours * outputs + (kind.groups * kind.inputs if kind.data is not None else 0)
+            numbers += colours * outputs + (
+                kind.groups * kind.inputs if kind.data is not None else 0
+            )
         if p.form is not None:
             layouts[p.layout] = p.layout.transition.at.size
             numbers += 2 * p.block * outputs

@@ -125,7 +125,9 @@ def _dense(
         if steps == 1 or (steps <= WRITTEN_OUT and m * o <= WRITTEN_OUT):
             along = x[..., None] if m == 1 else x[..., None, None]
             at = lambda t: jnp.expand_dims(lax.index_in_dim(each, t, n, keepdims=False), n)
-            terms = [lax.index_in_dim(along, t, n + 1, keepdims=False) * at(t) for t in range(steps)]
+            terms = [
+                lax.index_in_dim(along, t, n + 1, keepdims=False) * at(t) for t in range(steps)
+            ]
             fed = sum(terms[1:], terms[0])
         else:
             fed = (x @ each.reshape(*each.shape[: n + 1], -1)).reshape(eps.shape)
