@@ -8,17 +8,20 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import compile_time, low_rank, measure, memory, report, speed
+from benchmarks import cells, compile_time, low_rank, measure, memory, report, speed
 
 WIDTH = 150  # of a table where the terminal does not say its own
 
 Rows = list[dict[str, Any]]
 
 
-def _full(console: Console, sizes: tuple[int, ...], repeats: int) -> dict[str, Callable[[], Rows]]:
+def _full(
+    console: Console, sizes: tuple[int, ...], repeats: int, only: tuple[str, ...] | None
+) -> dict[str, Callable[[], Rows]]:
     small = min(sizes)
     return {
         "speed": lambda: speed.run(console, sizes, 50, 32, repeats),
+        "cells": lambda: cells.run(console, sizes, 50, 32, repeats, only),
         "memory": lambda: memory.run(console, small, (50, 500, 5000, 50_000), 32, 5000),
         "compile": lambda: compile_time.first(console, small, 50, 32),
         "compile-growth": lambda: compile_time.growth(
@@ -29,11 +32,14 @@ def _full(console: Console, sizes: tuple[int, ...], repeats: int) -> dict[str, C
     }
 
 
-def _quick(console: Console, sizes: tuple[int, ...], repeats: int) -> dict[str, Callable[[], Rows]]:
+def _quick(
+    console: Console, sizes: tuple[int, ...], repeats: int, only: tuple[str, ...] | None
+) -> dict[str, Callable[[], Rows]]:
     few = ("BPTT", "etpc D-RTRL", "etpc D-RTRL W=auto")
     small = min(sizes)
     return {
         "speed": lambda: speed.run(console, sizes, 20, 4, repeats, (1, 10), (4,), 0),
+        "cells": lambda: cells.run(console, sizes, 20, 4, repeats, only or ("LIF", "LSTM")),
         "memory": lambda: memory.run(console, small, (20, 200), 4, only=few),
         "compile": lambda: compile_time.first(console, small, 20, 4, few),
         "compile-growth": lambda: compile_time.growth(console, (2,), 50, (200,)),
@@ -46,9 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run what is asked for, print it, and write it down."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", default=["all"], help="speed, memory, compile, low-rank or all"
+        "what", nargs="*", default=["all"], help="speed, cells, memory, compile, low-rank or all"
     )
     parser.add_argument("--sizes", type=_sizes, help="neurons of the network, as in 128,512,1024")
+    parser.add_argument("--cells", type=_names, help="which, as in LIF,LSTM; without it all")
     parser.add_argument("--repeats", type=int, help="how often each gradient is timed")
     parser.add_argument("--quick", action="store_true", help="a small run, to see that it works")
     parser.add_argument("--json", type=Path, help="file to write the results to")
@@ -59,9 +66,11 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
+    if unknown := [name for name in given.cells or () if name not in cells.NAMES]:
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(cells.NAMES)}")
     sizes = given.sizes or ((32,) if given.quick else (128,))
     repeats = given.repeats or (2 if given.quick else 20)
-    benchmarks = (_quick if given.quick else _full)(console, sizes, repeats)
+    benchmarks = (_quick if given.quick else _full)(console, sizes, repeats, given.cells)
     asked = {
         what: [name for name in benchmarks if what == "all" or f"{name}-".startswith(f"{what}-")]
         for what in given.what
@@ -85,6 +94,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _sizes(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from jax import Array
 from rich.console import Console
 
 import etpc
-from benchmarks import cells_peer, measure
+from benchmarks import measure
 from benchmarks.network import N_IN, N_OUT, RATE, loss
 from benchmarks.table import Column, Table, mebibytes, ratio
 from etpc import D_RTRL, ES_D_RTRL, nn
@@ -128,9 +128,9 @@ RECURRENT: dict[str, Any] = {
     "MinGRU": nn.MinGRU,
     "MinLSTM": nn.MinLSTM,
 }
-OTHERS = ("LRU", "S5", "two layers of LIF", "task of 64 GIF", "GRU, wide readout")
-NAMES = (*NEURONS, *RECURRENT, *OTHERS)
-OF_SIZE = tuple(name for name in NAMES if name != "task of 64 GIF")
+OF_NN = (*NEURONS, *RECURRENT, "LRU", "S5")
+NETWORKS = ("two layers of LIF", "task of 64 GIF", "GRU, wide readout")
+NAMES = (*OF_NN, *NETWORKS)
 
 
 class Example(NamedTuple):
@@ -218,9 +218,7 @@ class Gradient:
         @jax.jit
         def run(arrays: Any, xs: Array, targets: Array) -> Any:
             found = grads(eqx.combine(arrays, static), xs, targets)
-            return {
-                jax.tree_util.keystr(path): g for path, g in jax.tree.leaves_with_path(found)
-            }
+            return {jax.tree_util.keystr(path): g for path, g in jax.tree.leaves_with_path(found)}
 
         self._arguments = arrays, given.xs, given.targets
         self._run = run.lower(*self._arguments).compile()
@@ -269,19 +267,14 @@ def run(
 def _cell(name: str, size: int, steps: int, batch: int, repeats: int) -> list[dict[str, Any]]:
     given = example(name, size, steps, batch)
     field = contestants()
-    calls: list[Any] = [Gradient(given, c.algorithm) for c in field]
-    names = [c.name for c in field]
-    peer = cells_peer.gradient(name, given)
-    if peer is not None:
-        calls.append(peer)
-        names.append("braintrace D-RTRL")
+    calls = [Gradient(given, c.algorithm) for c in field]
     results = [jax.block_until_ready(call()) for call in calls]
     rows = []
     taken = measure.interleaved(calls, repeats)
-    for contestant, call, result, times in zip(names, calls, results, taken, strict=True):
+    for contestant, call, result, times in zip(field, calls, results, taken, strict=True):
         to_bptt = _difference(result, results[0])
         row = {
-            "name": contestant,
+            "name": contestant.name,
             "window": call.window,
             "block": calls[1].block,
             "temp": measure.memory(call.compiled)["temp"],
@@ -290,7 +283,7 @@ def _cell(name: str, size: int, steps: int, batch: int, repeats: int) -> list[di
             "error_bptt": to_bptt["error"],
             "cosine_bptt": to_bptt["cosine"],
         }
-        if "D-RTRL" in contestant and "exact" not in contestant:
+        if "D-RTRL" in contestant.name and "exact" not in contestant.name:
             row["error_d_rtrl"] = _difference(result, results[1])["error"]
         rows.append(row)
     return rows
@@ -305,10 +298,9 @@ def _difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> dict[str
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Geometric means over the cells of `etpc.nn`."""
-    of_nn = [row for row in rows if " " not in row["cell"]]
-    names = [name for name in dict.fromkeys(row["name"] for row in of_nn) if "brain" not in name]
+    of_nn = [row for row in rows if row["cell"] in OF_NN]
     found = []
-    for name in names:
+    for name in dict.fromkeys(row["name"] for row in of_nn):
         times = [row["to_bptt"] for row in of_nn if row["name"] == name]
         mean = math.exp(sum(map(math.log, times)) / len(times))
         found.append({"cell": f"mean of {len(times)}", "name": name, "to_bptt": mean})

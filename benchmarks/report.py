@@ -15,11 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from benchmarks import compile_time, low_rank, memory, speed
+from benchmarks import cells, compile_time, low_rank, memory, speed
 from benchmarks.table import Table
 
 TABLES: dict[str, Table] = {
     "speed": speed.TABLE,
+    "cells": cells.TABLE,
     "memory": memory.TABLE,
     "compile": compile_time.FIRST,
     "compile-growth": compile_time.GROWTH,
@@ -65,6 +66,7 @@ def plots(results: dict[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     draw: dict[str, Callable[[Rows], Iterator[tuple[str, Figure]]]] = {
         "speed": _speed,
+        "cells": _cells,
         "memory": _memory,
         "compile-growth": _growth,
         "low-rank": _low_rank,
@@ -100,6 +102,26 @@ def _speed(rows: Rows) -> Iterator[tuple[str, Figure]]:
         axes.set_xlim(min(times) / 2, max(times) * 8)
         axes.set_title(f"N = {size}; error: of the hidden weights, to BPTT", loc="left")
         yield f"speed-{size}", figure
+
+
+def _cells(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """A row of points for each cell, the fastest rule to the left."""
+    for size, group in groupby(rows, lambda row: row["size"]):
+        found = list(group)
+        names = list(dict.fromkeys(row["cell"] for row in found))[::-1]
+        figure = Figure((8, 0.26 * len(names) + 1))
+        axes = figure.subplots()
+        for rule, marker in zip(dict.fromkeys(row["name"] for row in found), "|os^D", strict=True):
+            mine = [row for row in found if row["name"] == rule]
+            times, at = [row["to_bptt"] for row in mine], [names.index(row["cell"]) for row in mine]
+            colour = COLOURS["BPTT"] if rule == "BPTT" else None
+            axes.plot(times, at, marker, color=colour, label=rule, ms=5)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xscale="log", xlabel="time relative to BPTT")
+        axes.grid(axis="y", lw=0.4)
+        axes.set_title(f"N = {size}", loc="left")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        yield f"cells-{size}", figure
 
 
 def _memory(rows: Rows) -> Iterator[tuple[str, Figure]]:

@@ -37,16 +37,16 @@ class Jacobians:
     """The compressed Jacobians of the cut step: one row for each of C colours."""
 
     transition: list[Array]
-    """For each part of the states, [W, B, C, n]."""
+    """For each part of the states, [C, W, B, n]."""
     immediate: list[list[Array]]
-    """For each live operation, [W, B, C, outputs]; in parts, [W, B, C, n], where it is read by columns."""
+    """For each live operation, [C, W, B, outputs]; in parts, [C, W, B, n], where it is read by columns."""
 
     def within(self, first: Array, valid: Array) -> "Jacobians":
         """Those inside streams: nothing passes into a step that is the first, or from one that is no
         step of a stream."""
         return Jacobians(
-            [_where_over(~first, j) for j in self.transition],
-            [[_where_over(valid, j) for j in parts] for parts in self.immediate],
+            [_where_over(~first[None], j) for j in self.transition],
+            [[_where_over(valid[None], j) for j in parts] for parts in self.immediate],
         )
 
 
@@ -494,10 +494,9 @@ class Emitter:
                 own = self._by_columns(p, lambda bars, place=place: pull(bars)[1][place], parts)
             else:
                 own = [immediate[place].reshape(*immediate[place].shape[:3], -1)]
-            compressed.append([jnp.moveaxis(j, 0, 2).astype(p.dtype) for j in own])
-        return Jacobians(
-            [_without_past(jnp.moveaxis(j, 0, 2), fresh) for j in transition], compressed
-        )
+            compressed.append([j.astype(p.dtype) for j in own])
+        without_past = jax.vmap(lambda by_state: _without_past(by_state, fresh))
+        return Jacobians([without_past(j) for j in transition], compressed)
 
     def _by_columns(self, p: OpPlan, pull, parts: Arrays) -> list[Array]:
         """The compressed `F` of an operation, [C, W, B, n] for each part of the states.

@@ -9,39 +9,58 @@ import numpy as np
 from jax import Array
 
 from ..plan._blocks import Index
+from ..traces._transitions import times
 
-MAX_SLICES = 8
+MAX_SLICES = 32
 
 
 def take(parts: Sequence[Array], index: Index) -> Array:
     """`x[..., index.at]`, where `parts` side by side are x; zero where the index has no entry."""
     at = index.at
     flat = at.reshape(-1)
+    present = np.ones(flat.size, bool) if index.mask is None else index.mask.reshape(-1)
     bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
     part = np.searchsorted(bounds, flat, side="right") - 1
-    breaks = np.flatnonzero((np.diff(flat) != 1) | (np.diff(part) != 0)) + 1
+    moves_on = (np.diff(flat) == 1) & (np.diff(part) == 0) & present[1:] & present[:-1]
+    breaks = np.flatnonzero(~(moves_on | ~(present[1:] | present[:-1]))) + 1
     if flat.size == 0 or breaks.size >= MAX_SLICES:
         out = _joined(parts)[..., flat]
-    else:
-        pieces = []
-        for run in np.split(np.arange(flat.size), breaks):
-            number = int(part[run[0]])
-            start = int(flat[run[0]] - bounds[number])
+        out = out.reshape(*out.shape[:-1], *at.shape)
+        if index.mask is not None:
+            out = jnp.where(jnp.asarray(index.mask), out, jnp.zeros((), out.dtype))
+        return out
+    pieces = []
+    for run in np.split(np.arange(flat.size), breaks):
+        number = int(part[run[0]])
+        start = int(flat[run[0]] - bounds[number])
+        if present[run[0]]:
             pieces.append(parts[number][..., start : start + run.size])
-        out = _joined(pieces)
-    out = out.reshape(*out.shape[:-1], *at.shape)
-    if index.mask is not None:
-        out = jnp.where(jnp.asarray(index.mask), out, jnp.zeros((), out.dtype))
-    return out
+        else:
+            pieces.append(zeros_over(parts[0][..., 0], (run.size,), parts[0].dtype))
+    out = _joined(pieces)
+    return out.reshape(*out.shape[:-1], *at.shape)
 
 
 def rows(parts: Sequence[Array]) -> list[Array]:
-    """Parts [..., C, n] of a compressed Jacobian as those of its rows, one after the other."""
-    count = parts[0].shape[-2]
+    """Parts [C, ..., n] of a compressed Jacobian as those of its rows, one after the other."""
+    count = parts[0].shape[0]
     if count * len(parts) <= MAX_SLICES:
-        return [part[..., c, :] for c in range(count) for part in parts]
-    whole = _joined(parts)
+        return [part[c] for c in range(count) for part in parts]
+    whole = jnp.moveaxis(_joined(parts), 0, -2)
     return [whole.reshape(*whole.shape[:-2], -1)]
+
+
+def by_step(rows: Array) -> list[Array] | Array:
+    """Rows [C, W, ...] of a compressed Jacobian, as a loop over W takes them."""
+    return list(rows) if len(rows) <= MAX_SLICES else jnp.moveaxis(rows, 0, 1)
+
+
+def weighted(parts: Sequence[Array], index: Index, rows: Sequence[Array] | Array) -> Array:
+    """`sum_c times(x[..., index.at[c]], rows[c])`, where `parts` side by side are x."""
+    if len(rows) > MAX_SLICES:
+        return times(take(parts, index), jnp.moveaxis(jnp.asarray(rows), 0, -2)).sum(-2)
+    terms = [times(take(parts, at), row) for at, row in zip(index.rows(), rows, strict=True)]
+    return sum(terms[1:], terms[0])
 
 
 def columns(index: Index, parts: Sequence[Array]) -> list[Index]:

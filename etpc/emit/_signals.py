@@ -10,7 +10,7 @@ from jax import Array, lax
 from ..plan import OpPlan, Plan
 from ..traces import Factors
 from ..traces._transitions import apply_back, times
-from ._gather import columns, rows, take
+from ._gather import by_step, columns, rows, take, weighted
 
 Arrays = Sequence[Array]
 
@@ -21,7 +21,7 @@ class Credit:
 
     plan: Plan
     transition: Arrays
-    """The compressed D, [W, B, C, n] for each part of the states."""
+    """The compressed D, [C, W, B, n] for each part of the states."""
     old: Arrays
     new: Arrays
     reads_old: bool
@@ -36,13 +36,13 @@ class Credit:
             jacobian, by_old, by_new = now
             here = [n + a for n, a in zip(by_new, after, strict=True)]
             before = [
-                o + times(take(here, owner), j).sum(-2)
+                o + weighted(here, owner, j)
                 for o, j, owner in zip(by_old, jacobian, owners, strict=True)
             ]
             return before, here
 
         last = [jnp.zeros_like(part[0]) for part in self.new]
-        given = (self.transition, self.old, self.new)
+        given = [by_step(j) for j in self.transition], self.old, self.new
         start, credit = lax.scan(back, last, given, reverse=True)
         return credit, start
 
@@ -67,8 +67,8 @@ class OpSignals:
     def through(self) -> tuple[Array, Array]:
         credit, p, at = self.credit, self.p, self.p.layout.states
         if self.factors is None:
-            by_step, start = credit.through
-            return into_op(credit.plan, self.immediate, by_step, p), take(start, at)
+            credits, start = credit.through
+            return into_op(credit.plan, self.immediate, credits, p), take(start, at)
         old, new = take(credit.old, at), take(credit.new, at)
         here, start = _within(p.layout.pairs, self.factors.transition, old, new)
         return times(here, self.factors.immediate).sum(-2), start
@@ -78,13 +78,13 @@ def into_op(plan: Plan, immediate: Arrays, signal: Arrays, p: OpPlan) -> Array:
     """`F^T` on a signal."""
     by_columns = plan.colours.columns.get(p.op.number)
     if by_columns is not None:
-        parts = [times(s[:, :, None], j) for j, s in zip(immediate, signal, strict=True)]
+        parts = [times(s[None], j) for j, s in zip(immediate, signal, strict=True)]
         return take(rows(parts), by_columns.entries).sum(-1)
     (own,) = immediate
     owner = plan.colours.immediate[p.op.number]
     if owner.at.shape[-1] == 0:
-        return jnp.zeros((*own.shape[:2], own.shape[-1]), own.dtype)
-    return times(take(signal, owner), own).sum(-2)
+        return jnp.zeros(own.shape[1:], own.dtype)
+    return weighted(signal, owner, own)
 
 
 def _within(pairs, moves: Array, old: Array, new: Array) -> tuple[Array, Array]:

@@ -24,6 +24,11 @@ class Index:
     def of(cls, at: np.ndarray, present: np.ndarray) -> "Index":
         return cls(at.astype(np.int32), None if present.all() else present)
 
+    def rows(self) -> "list[Index]":
+        """One index for each of its first axis."""
+        masks = [None] * len(self.at) if self.mask is None else self.mask
+        return [Index(at, mask) for at, mask in zip(self.at, masks, strict=True)]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Columns:

@@ -1,0 +1,33 @@
+"""Every rule lowers for accelerators, also where there is none."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import etpc
+from etpc import nn
+
+RULES = [
+    etpc.D_RTRL(window=2),
+    etpc.D_RTRL(window=2, in_window="exact"),
+    etpc.ES_D_RTRL(0.9, window=2),
+    etpc.ES_D_RTRL(2, window=2, certificate=True),
+    etpc.SnAp(1, window=2),
+    etpc.RTRL(window=2),
+]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_program_lowers_for_an_accelerator(rule, platform):
+    """XLA does not compile it here: what is shown is that no operation is asked for that the platform lacks."""
+    cell = nn.LSTM(2, 3, key=jax.random.key(0))
+    program = etpc.compile(cell, rule, inputs=jnp.zeros(2))
+    run = program.value_and_grad(lambda y, target: jnp.sum((y - target) ** 2))
+    carry = program.init(4)
+    xs, targets = jnp.zeros((5, 4, 2)), jnp.zeros((5, 4, 3))
+    exported = jax.export.export(jax.jit(run), platforms=(platform,))(cell, xs, targets, carry)
+    assert exported.platforms == (platform,)
+    assert len(exported.out_avals) == len(
+        jax.tree.leaves(jax.eval_shape(run, cell, xs, targets, carry))
+    )
