@@ -186,3 +186,112 @@ def test_where_nothing_escapes_it_is_d_rtrl(name):
         pytest.skip("influence escapes here")
     found = case.online(etpc.CreditRTRL(2, None, window=3))[0]
     assert distance(found, case.online(etpc.D_RTRL(window=3, in_window="exact"))[0]) < 1e-12
+
+
+def test_directions_that_a_sample_chooses():
+    """A readout of one unit through one slow direction: its credit needs few directions."""
+    case = Case("two_layer_lif")
+    sample = case.xs[:, 0]
+    x = sample[0]
+    program = etpc.compile(
+        case.model, etpc.CreditRTRL("auto", None, window=2), inputs=x, sample=sample
+    )
+    directions = program.plan.directions
+    assert directions is not None
+    assert 1 <= directions.count <= program.plan.analysis.hidden.size
+    assert f"{directions.count} directions leave out 0" in str(program) or directions.exact
+    carry = program.init(B)
+    assert program.credit_lost(carry) is None
+    (_, carry), _ = program.value_and_grad(models.loss)(case.model, case.xs, case.targets, carry)
+    assert 0 <= program.credit_lost(carry) <= 1
+    with pytest.raises(etpc.AlgorithmError, match="Pass sample="):
+        etpc.compile(case.model, etpc.CreditRTRL("auto"), inputs=x)
+    with pytest.raises(etpc.AlgorithmError, match="follows no directions"):
+        case.program(etpc.D_RTRL()).credit_lost(case.program(etpc.D_RTRL()).init())
+
+
+def test_fewer_directions_leave_more_out():
+    case = Case("gru")
+    lost = []
+    for q in (1, 2, 3):
+        program = case.program(etpc.CreditRTRL(q, None, window=2))
+        carry = program.init(B)
+        (_, carry), _ = program.value_and_grad(models.loss)(
+            case.model, case.xs, case.targets, carry
+        )
+        lost.append(program.credit_lost(carry))
+    assert lost[0] > lost[1] > lost[2]
+    assert lost[2] < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"q": 0}, "q must be an int >= 1"),
+        ({"rank": 0}, "rank=0"),
+        ({"rate": 0.0}, "rate must lie"),
+        ({"in_window": "truncated"}, 'in_window="exact"'),
+    ],
+)
+def test_what_is_refused(given, message):
+    with pytest.raises(etpc.EtpcError, match=message):
+        etpc.CreditRTRL(**given)
+
+
+def test_claims_say_what_is_followed():
+    case = Case("gru")
+    program = case.program(etpc.CreditRTRL(2, None, window=2))
+    claim = next(c for c in program.claims.values() if c.claim == "approximate")
+    assert claim.reasons[0].kind == "escape"
+    assert claim.reasons[0].text.endswith("followed along 2 directions of credit")
+    assert "followed along 2 directions of credit" in str(program)
+
+
+def test_a_window_without_the_loss_leaves_the_directions():
+    """A call, or `scan`, knows no loss: the traces go on, and the moment of credit stays."""
+    case = Case("gru")
+    program = case.program(etpc.CreditRTRL(1, None, window=2))
+    run = program.value_and_grad(models.loss)
+    (_, carry), _ = run(case.model, case.xs, case.targets, program.init(B))
+    _, after = program.scan(case.model, case.xs, carry)
+    for a, b in zip(carry.shared[1:], after.shared[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.abs(after.traces[0][0] - carry.traces[0][0]).max() > 1e-3
+
+
+def test_a_reset_keeps_what_the_batch_shares():
+    case = Case("gru")
+    program = case.program(etpc.CreditRTRL(1, None, window=2))
+    (_, carry), _ = program.value_and_grad(models.loss)(
+        case.model, case.xs, case.targets, program.init(B)
+    )
+    after = program.reset(carry, jnp.asarray([True, False]))
+    for a, b in zip(carry.shared, after.shared, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.any(after.traces[0][0][0])
+    np.testing.assert_array_equal(after.traces[0][0][1], carry.traces[0][0][1])
+
+
+def test_a_chaotic_network_stays_finite_in_float32():
+    """With a gain of three the product of Jacobians grows by orders of magnitude a window."""
+    n = 24
+    w = jax.random.normal(jax.random.key(0), (n, n), jnp.float32) * np.float32(3 / np.sqrt(n))
+    xs = jax.random.normal(jax.random.key(1), (400, 2, n), jnp.float32)
+
+    def step(w, x, h):
+        h = jnp.tanh(w @ h + x)
+        return h, h
+
+    for rank in (None, 4):
+        program = etpc.compile(
+            w,
+            etpc.CreditRTRL(4, rank, window=8),
+            inputs=xs[0, 0],
+            state=jnp.zeros(n, jnp.float32),
+            step=step,
+        )
+        run = program.value_and_grad(lambda y, t: jnp.mean(y[:2]), "sum")
+        (_, carry), grads = run(w, xs, xs, program.init(2))
+        assert np.isfinite(grads).all()
+        assert np.abs(grads).max() < 1e4
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves(carry.traces))
