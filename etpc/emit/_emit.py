@@ -8,7 +8,6 @@ and, backwards, the learning signals. What remains sequential is element-wise co
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,10 +22,12 @@ from ..traces import Factors, Traces
 from ..traces._transitions import suffix_products
 from ._forward import TURNED, Course, Forward, Stored
 from ._gather import rows, take, zeros_over
-from ._lookback import Steps, entering, kept, none_yet, recent, taken
+from ._lookback import kept, none_yet, recent, taken
 from ._passage import CutPassage, Followed, FollowedPassage, Products
+from ._read import Reading
 from ._signals import Credit, OpSignals, into_op
 from ._step import StepFunctions
+from ._uncut import Directed, Uncut, finite_where, sum_dtype, where_over
 
 Arrays = Sequence[Array]
 Sums = tuple[list[Array], dict[int, Array]]
@@ -45,8 +46,8 @@ class Jacobians:
         """Those inside streams: nothing passes into a step that is the first, or from one that is no
         step of a stream."""
         return Jacobians(
-            [_where_over(~first[None], j) for j in self.transition],
-            [[_where_over(valid[None], j) for j in parts] for parts in self.immediate],
+            [where_over(~first[None], j) for j in self.transition],
+            [[where_over(valid[None], j) for j in parts] for parts in self.immediate],
         )
 
 
@@ -88,19 +89,6 @@ class Moves:
     """What the window does along the directions that are followed, if some are."""
     past: tuple[Array, ...] | None = None
     """The steps that are behind after the window, where some are kept."""
-
-
-class Directed(NamedTuple):
-    """A window along the directions that are followed."""
-
-    ends: Array
-    """[B, q, S], or [1, q, S]."""
-    chosen: Any
-    starts: Array
-    """[B, q, S]."""
-    deltas: dict[int, Array]
-    """[W, B, q, GO]."""
-    push: Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,7 +175,7 @@ def emit(plan: Plan) -> Window:
     emitter = Emitter(plan, step)
 
     def prefix(parameters, steps):
-        return step.prefix(parameters, copies=steps >= TURNED and not emitter.exact)
+        return step.prefix(parameters, copies=steps >= TURNED and emitter.uncut is None)
 
     @jax.custom_vjp
     @promoting
@@ -221,10 +209,11 @@ def emit(plan: Plan) -> Window:
 
     @promoting
     def credit(weights, others, xs, state, ys_bar, ends):
-        _, pull = emitter._sequential(weights, others, xs, state, by_inputs=False)
-        assert pull is not None
-        start = pull((ys_bar, emitter._split(ends)))[2]
-        return jnp.concatenate(emitter._signals(start), -1)
+        uncut = emitter.uncut
+        assert uncut is not None
+        _, pull = uncut(weights, others, xs, state)
+        start = pull((ys_bar, uncut.split(ends)))[2]
+        return jnp.concatenate(uncut.signals(start), -1)
 
     return Window(plan, step.forward, prefix, run, learn, credit)
 
@@ -243,11 +232,10 @@ class Emitter:
 
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
-        self.exact = plan.algorithm.in_window == "exact"
-        self.directions = plan.directions is not None
-        self.behind = plan.behind
+        self.uncut = Uncut(plan, step) if plan.algorithm.in_window == "exact" else None
         self.live = [plan.ops[op.number] for op in step.live]
-        self.reads_old = step.reads_old_states()
+        self.reading = Reading(step)
+        self.reads_old = self.reading.reads_old_states()
         analysis = plan.analysis
         self.float_inputs = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
 
@@ -261,28 +249,33 @@ class Emitter:
 
     def window(self, weights, others, xs, state, traces: Traces, fresh, by_inputs: bool = False):
         """Outputs and new state; what moves the traces; and what the backward pass needs."""
-        behind = recent(traces.past, xs, state) if self.behind else None
-        course, pull = self._sequential(weights, others, xs, state, by_inputs, behind, fresh)
-        if behind is not None:
-            return self._looking_back(weights, others, xs, traces, fresh, behind, course, pull)
+        if self.plan.behind:
+            return self._looking_back(weights, others, xs, state, traces, fresh, by_inputs)
+        pull = pull_inputs = None
+        if self.uncut is None:
+            course = self.step.run(weights, others, xs, state, outputs=False)
+        else:
+            course, pull = self.uncut(weights, others, xs, state, self._moving(by_inputs))
         jacobians = self._jacobians(weights, others, xs, course, fresh)
         ys, read_pull, data = self._read(weights, others, xs, course)
-        pull_inputs = None
-        if self.exact:
+        if pull is not None:
             ys = course.outputs
-        else:
-            pull = read_pull
-            if by_inputs:
-                pull_inputs = self._by_inputs(weights, others, xs, course)
+        elif by_inputs:
+            pull_inputs = self._by_inputs(weights, others, xs, course)
         factors = self._factors(jacobians, data)
         followed, paths = self._follow(factors, traces)
         blocks = {p.op.number: factors[p.op.number] for p in self.plan.traced if not p.closed}
-        along = self._along(course, pull, traces, fresh) if self.directions else None
+        along = None
+        if self.uncut is not None and self.plan.directions is not None:
+            along = self.uncut.along(course, pull, traces, fresh)
         residuals = Residuals(
-            *(pull, pull_inputs, jacobians.transition, jacobians.immediate, data),
-            *(traces, paths, blocks, fresh),
+            *(read_pull if pull is None else pull, pull_inputs),
+            *(jacobians.transition, jacobians.immediate, data, traces, paths, blocks, fresh),
         )
         return (ys, course.last), Moves(factors, followed, along), residuals
+
+    def _moving(self, by_inputs: bool) -> Sequence[int]:
+        return self.float_inputs if by_inputs else ()
 
     def _follow(self, factors: dict[int, Factors], traces: Traces):
         """Each trace as its form follows the window, and by number what its credit needs of that."""
@@ -294,31 +287,41 @@ class Emitter:
         return [followed for followed, _ in pairs], paths
 
     def _looking_back(
-        self, weights, others, xs, traces: Traces, fresh, behind: Steps, course: Course, pull
+        self, weights, others, xs, state, traces: Traces, fresh, by_inputs: bool = False
     ):
         """Likewise, where the traces are at the start of the steps behind: as many leave as come."""
-        steps = behind.then(taken(xs, course.before, fresh))
-        count = xs[0].shape[0]
-        leaving, past = steps.part(None, count), kept(steps.part(count, None))
-        stored = Stored(leaving.states, leaving.first)
-        begin = [s[0] for s in leaving.states]
-        begins = leaving.first[0] | ~leaving.valid[0]
-        old, out = self._sequential(
-            weights, others, leaving.xs, begin, False, None, begins, stored, bool(self.directions)
+        assert self.uncut is not None
+        behind, count = recent(traces.past, xs, state), xs[0].shape[0]
+        course, pull = self.uncut(
+            weights, others, xs, state, self._moving(by_inputs), (behind, fresh)
         )
+        steps = behind.then(taken(xs, course.before, fresh))
+        leaving, past = steps.part(None, count), kept(steps.part(count, None))
+        begin, stored = [s[0] for s in leaving.states], Stored(leaving.states, leaving.first)
+        begins, along = leaving.first[0] | ~leaving.valid[0], None
+        if self.plan.directions is None:
+            old = self.step.run(weights, others, leaving.xs, begin, outputs=False, stored=stored)
+        else:
+            old, out = self.uncut(weights, others, leaving.xs, begin, stored=stored)
+            along = self.uncut.along(old, out, traces, begins, leaving.valid)
         jacobians = self._jacobians(weights, others, leaving.xs, old, begins)
         jacobians = jacobians.within(leaving.first, leaving.valid)
         data = self._read(weights, others, leaving.xs, old)[2]
         counted = leaving.valid.astype(self.plan.dtype)
         factors = {k: f.counting(counted) for k, f in self._factors(jacobians, data).items()}
         followed, paths = self._follow(factors, traces)
-        along = None
-        if self.directions:
-            along = self._along(old, out, traces, begins, leaving.valid)
-        traces = traces._replace(past=past)
         residuals = Residuals(
-            *(pull, None, jacobians.transition, jacobians.immediate, data),
-            *(traces, paths, {}, begins),
+            *(
+                pull,
+                None,
+                jacobians.transition,
+                jacobians.immediate,
+                data,
+                traces,
+                paths,
+                {},
+                begins,
+            )
         )
         return (course.outputs, course.last), Moves(factors, followed, along, past), residuals
 
@@ -327,108 +330,6 @@ class Emitter:
         course = self.step.run(weights, others, xs, state, outputs=False)
         goes_on = jnp.zeros(state[0].shape[0], bool)
         return self._factors(self._jacobians(weights, others, xs, course, goes_on), None)
-
-    def _sequential(
-        self,
-        weights,
-        others,
-        xs,
-        state,
-        by_inputs: bool,
-        behind: Steps | None = None,
-        fresh=None,
-        stored: Stored | None = None,
-        differentiate: bool = True,
-    ):
-        """Run the model; under "exact" also how its outputs, and where directions are followed the
-        states at its end, depend on weights, inputs, the states at the start, and the outputs of
-        operations.
-
-        With the steps behind, the states at the start of those. With `stored`, states before each step
-        are those.
-        """
-        step = self.step
-        moved = self.float_inputs if by_inputs else []
-        floats = self.plan.analysis.hidden.leaves
-
-        if not (self.exact and differentiate):
-            return step.run(weights, others, xs, state, outputs=False, stored=stored), None
-
-        along = self.directions and (behind is None)
-        shifts = self._deltas_of(xs, state) if along else []
-        origin = state if behind is None else [s[0] for s in behind.states]
-
-        def through(weights, moving, start, shifts):
-            begin = list(origin)
-            for i, value in zip(floats, start, strict=True):
-                begin[i] = value
-            inputs = list(xs)
-            for i, value in zip(moved, moving, strict=True):
-                inputs[i] = value
-            if behind is not None and fresh is not None:
-                given = Stored(behind.states, behind.first)
-                before = step.run(weights, others, behind.xs, begin, outputs=False, stored=given)
-                begin = entering(state, before.last, fresh)
-            course = step.run(
-                weights, others, inputs, begin, outputs=True, shifts=shifts, stored=stored
-            )
-            return (course.outputs, self._parts_at(course.last) if shifts else []), course
-
-        _, pull, course = jax.vjp(
-            through,
-            [w.astype(sum_dtype(w)) for w in weights],
-            [xs[i] for i in moved],
-            [origin[i] for i in floats],
-            shifts,
-            has_aux=True,
-        )
-        return course, pull
-
-    def _along(self, course: Course, pull, traces: Traces, fresh, valid=None) -> Directed:
-        """The window along the directions that are followed; `valid` [W, B] says which steps count."""
-        d, batch = self.plan.directions, fresh.shape[0]
-        assert d is not None
-        ends, chosen = d.ends(traces.shared, traces.each)
-        still = jax.tree.map(jnp.zeros_like, course.outputs)
-
-        def back(end: Array) -> tuple[list[Array], list[Array]]:
-            """From a cotangent [B, S] of the states at the end."""
-            _, _, start, deltas = pull((still, self._split(end)))
-            if valid is not None:
-                deltas = [_where_over(valid, delta) for delta in deltas]
-            return self._signals(start), deltas
-
-        whole = jnp.broadcast_to(ends, (batch, *ends.shape[1:]))
-        starts, deltas = jax.vmap(back, in_axes=1)(whole)
-        starts = [_finite_where(part.swapaxes(0, 1), fresh) for part in starts]
-
-        def push(ahead: Array) -> Array:
-            """Of perturbations [B, q, S] of the states at the start."""
-            by_start = lambda end: jnp.concatenate(back(end)[0], -1)
-            onward = jax.linear_transpose(by_start, jnp.zeros_like(whole[:, 0]))
-            return jax.vmap(lambda one: onward(one)[0], in_axes=1, out_axes=1)(ahead)
-
-        of_op = {
-            p.op.number: jnp.moveaxis(delta.reshape(*delta.shape[:3], -1), 0, 2)
-            for p, delta in zip(self.live, deltas, strict=True)
-            if p.directions is not None
-        }
-        return Directed(ends, chosen, jnp.concatenate(starts, -1), of_op, push)
-
-    def _split(self, states: Array) -> list[Array]:
-        """A vector of all states, [B, S], in parts."""
-        sizes = [math.prod(a.shape) for a in self.plan.analysis.hidden.parts]
-        parts = jnp.split(states, np.cumsum(sizes)[:-1], -1)
-        return [part.astype(self.plan.dtype) for part in parts]
-
-    def _parts_at(self, states) -> list[Array]:
-        """The real vectors, [B, n] each, that make up the states at one time."""
-        return jax.vmap(lambda s: self.step.parts(s, self.plan.dtype))(states)
-
-    def _deltas_of(self, xs, state) -> list[Array]:
-        """Zeros, [W, B, ...], that are added where live operations act."""
-        lead = jnp.zeros((xs[0].shape[0], state[0].shape[0]))  # steps and examples
-        return [zeros_over(lead, p.op.delta.shape, p.op.delta.dtype) for p in self.live]
 
     def _parts(self, states) -> list[Array]:
         """The real vectors, [W, B, n] each, that make up the states."""
@@ -440,7 +341,7 @@ class Emitter:
 
         def read(weights, old, new, deltas):
             def one(x, state, kept, old, new, deltas):
-                return self.step.read(weights, others, x, state, kept, old, new, deltas)
+                return self.reading(weights, others, x, state, kept, old, new, deltas)
 
             return _over_time(one)(xs, course.before, course.wanted, old, new, deltas)
 
@@ -617,18 +518,18 @@ class Emitter:
         r = residuals
         carried = {p.op.number: c for p, c in zip(self.plan.carried, r.traces.own, strict=True)}
         starts: dict[int, Array] = {}
-        if self.exact:
+        if self.uncut is not None:
             d = self.plan.directions
             ends = []
-            if d is not None and not self.behind:
+            if d is not None and not self.plan.behind:
                 size = self.plan.analysis.hidden.size
-                ends = self._split(zeros_over(r.fresh, (size,), self.plan.dtype))
+                ends = self.uncut.split(zeros_over(r.fresh, (size,), self.plan.dtype))
             weights_bar, moving_bar, start, _ = r.pull((ys_bar, ends))
-            signals = self._signals(start)
+            signals = self.uncut.signals(start)
             signal_start = [_without_past(s[None], r.fresh)[0] for s in signals]
             weights_bar, credit, virtual = _summable(weights_bar), None, None
             if d is not None:
-                credit = jnp.concatenate([_finite_where(s, r.fresh) for s in signals], -1)
+                credit = jnp.concatenate([finite_where(s, r.fresh) for s in signals], -1)
                 virtual = d.coefficients(r.traces.shared, r.traces.each, credit)
             for p in self.plan.carried:
                 number, trace = p.op.number, carried[p.op.number]
@@ -674,14 +575,6 @@ class Emitter:
             return weights_bar
         return _accumulated(self.plan, weights_bar, p, p.trace.gathered(p.site, entries))
 
-    def _signals(self, start: Arrays) -> list[Array]:
-        """Cotangents of the float leaves, as those of their parts; [B, n] each.
-
-        That of a complex leaf is the derivative by its real part minus i times that by the other.
-        """
-        parts = self.plan.analysis.hidden.split([s.conj() for s in start])
-        return [part.reshape(part.shape[0], -1).astype(self.plan.dtype) for part in parts]
-
     def _product(self, p: OpPlan, *given: tuple[Array | None, Array]) -> Array:
         """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
         kind = p.op.kind
@@ -698,11 +591,6 @@ class Emitter:
         """Cotangents of the inputs; `None` for those that are not differentiated."""
         given = dict(zip(self.float_inputs if moving_bar else (), moving_bar, strict=True))
         return [given.get(i) for i in range(len(self.plan.analysis.step.inputs))]
-
-
-def sum_dtype(weight: Array) -> Any:
-    """The dtype in which a gradient is summed over windows: at least float32."""
-    return result_type(weight.dtype, jnp.float32)
 
 
 def _summable(grads: Arrays) -> list[Array]:
@@ -735,17 +623,6 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
     first = np.arange(by_state.shape[0]) == 0
     where = first[:, None] & fresh[None]
     return jnp.where(where.reshape(*where.shape, *[1] * (by_state.ndim - 2)), 0, by_state)
-
-
-def _where_over(where: Array, a: Array) -> Array:
-    """An array, and zero where not; the axes of `where` lead."""
-    return jnp.where(where.reshape(*where.shape, *[1] * (a.ndim - where.ndim)), a, 0)
-
-
-def _finite_where(by_state: Array, fresh: Array) -> Array:
-    """Derivatives [B, ...] by states; zero where one is not finite and its stream begins there."""
-    where = fresh.reshape(-1, *[1] * (by_state.ndim - 1)) & ~jnp.isfinite(by_state)
-    return jnp.where(where, 0, by_state)
 
 
 def _stacked(arrays: Arrays) -> Array:

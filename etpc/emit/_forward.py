@@ -51,31 +51,25 @@ class Course(NamedTuple):
     """The states in the end, [B, ...]."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Forward:
-    """The model over a window, in stages."""
+    """The model over a window, in stages.
 
-    analysis: Analysis
-    wanted: tuple[Variable, ...]
-    """What is asked of it beside new states and outputs: at each step, of one example."""
-    stages: tuple[Stage, ...] = dataclasses.field(init=False)
-    after: tuple[Equation, ...] = dataclasses.field(init=False)
-    """What remains for the outputs."""
-    turned: tuple[Variable, ...] = dataclasses.field(init=False)
-    """Matrices [O, I] that depend on the model alone, and are multiplied with a vector of length I.
-    With a batch of those, a product with [I, O] is faster, and its result needs no transpose."""
+    - `wanted`: what is asked of it beside new states and outputs: at each step, of one example.
+    - `after`: what remains for the outputs after all stages.
+    - `turned`: matrices [O, I] that depend on the model alone, and are multiplied with a vector of length
+        I. With a batch of those, a product with [I, O] is faster, and its result needs no transpose.
+    """
 
-    def __post_init__(self) -> None:
-        a = self.analysis
-        stages, known = _stages(a, self.wanted)
+    def __init__(self, analysis: Analysis, wanted: tuple[Variable, ...]):
+        a = self.analysis = analysis
+        self.wanted = wanted
+        self.stages, known = _stages(a, wanted)
+        self.after = prune(a.split.body, a.split.outputs, known=known)
         fixed = {*a.split.weights, *a.split.others}
-        equations = [eqn for stage in stages for eqn in (*stage.loop, *stage.batch)]
+        equations = [eqn for stage in self.stages for eqn in (*stage.loop, *stage.batch)]
         operands = [(eqn, _matrix_operand(eqn, fixed)) for eqn in equations]
         turned = [eqn.inputs[operand] for eqn, operand in operands if operand is not None]
-        define = object.__setattr__
-        define(self, "stages", stages)
-        define(self, "after", prune(a.split.body, a.split.outputs, known=known))
-        define(self, "turned", tuple(dict.fromkeys(turned)))
+        self.turned = tuple(dict.fromkeys(turned))
 
     def lines(self) -> list[str]:
         """What is done in which order, in words."""

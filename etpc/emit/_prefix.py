@@ -1,0 +1,65 @@
+"""What depends on the model alone, differentiated: where no gradient comes in, none goes out."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._jax import Equation, prims
+
+_SINGULAR = frozenset(
+    getattr(prims, name + "_p")
+    for name in (
+        "sqrt",
+        "rsqrt",
+        "cbrt",
+        "log",
+        "log1p",
+        "pow",
+        "integer_pow",
+        "div",
+        "acos",
+        "asin",
+        "acosh",
+        "atanh",
+    )
+)
+"""Element-wise operations with a derivative that is infinite somewhere."""
+
+
+def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
+    """The rule of the prefix: where no gradient comes in, none goes out, be the derivative infinite.
+
+    The gradient of an effective weight is zero where the branch that reads it was never taken.
+    """
+    if eqn.primitive not in _SINGULAR:
+        return None
+    floats = [i for i, v in enumerate(eqn.inputs) if v.is_float]
+
+    def bind(*given):  # all operands are arguments: a rule that closes over tracers would keep them
+        return eqn.bind(*given)[0]
+
+    def forward(*given):
+        def of_floats(*moving):
+            full = list(given)
+            for i, value in zip(floats, moving, strict=True):
+                full[i] = value
+            return bind(*full)
+
+        return jax.vjp(of_floats, *(given[i] for i in floats))
+
+    def back(pull, bar):
+        nothing = bar == 0
+        bars: list[Any] = [None] * len(eqn.inputs)
+        for i, g in zip(floats, pull(bar), strict=True):
+            # of an operand that is a scalar, where nothing comes in at all
+            where = nothing if g.shape == bar.shape else nothing.all()
+            bars[i] = jnp.where(where, jnp.zeros_like(g), g)
+        return tuple(bars)
+
+    guarded = jax.custom_vjp(bind)
+    guarded.defvjp(forward, back)
+    return [guarded(*values)]
+
+
+__all__ = ["zero_stays_zero"]
