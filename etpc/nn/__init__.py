@@ -19,7 +19,7 @@ from etpc.nn._low_rank import LowRankLinear
 from etpc.nn._neuron import ALIF, GIF, LIF
 from etpc.nn._nonlinear import EIF, QIF, AdEx, Izhikevich, ResonateAndFire
 from etpc.nn._norm import GroupNorm, LayerNorm, RMSNorm
-from etpc.nn._readout import LeakyRateReadout, MembraneReadout
+from etpc.nn._readout import LeakyRateReadout, MembraneReadout, broadcast_readout
 from etpc.nn._rnn import GRU, LSTM, MGU, LSTMState, VanillaRNN
 from etpc.nn._sequential import Sequential
 from etpc.nn._sparse import SparseLinear
@@ -72,6 +72,7 @@ __all__ = [
     "ShortTermPlasticity",
     "SparseLinear",
     "VanillaRNN",
+    "broadcast_readout",
     "init_from_data",
     "kaiming_normal",
     "kaiming_uniform",

@@ -200,3 +200,45 @@ class MembraneReadout(eqx.Module):
             drive = drive + mark(self.bias)
         V = decay * V + gain * drive
         return V, V
+
+
+def broadcast_readout(
+    weight: Float[Array, "O I"],
+    feedback: Float[Array, "O I"],
+    x: Float[Array, " I"],
+    *,
+    adaptive: bool = False,
+) -> Float[Array, " O"]:
+    """`y = W x`, through which the error goes back by other weights: the credit of `x` is `B^T dy`.
+
+    With fixed random weights B this is the broadcast learning signal of e-prop; under D-RTRL with
+    truncated windows, each neuron then learns from `sum_k B_kj dy_k` and its eligibility trace. The
+    gradient of W is that of `W x`. B has none; with `adaptive`, it has the gradient of W, so that
+    the two become alike where an optimiser also lets both decay.
+
+    A leaky readout filters the spikes: give it as `x` their low-passed values, `a' = k a + z`, one
+    state for each neuron. `W a` is the leaky sum of `W z`, and the filter is then part of the trace.
+
+    **Returns** `W x`.
+
+    **Raises** `InputError` where `x` or B does not fit W.
+
+    ```pycon
+    >>> import jax, jax.numpy as jnp
+    >>> from etpc import nn
+    >>> w, b = jnp.ones((2, 3)), jnp.arange(6.0).reshape(2, 3)
+    >>> back = jax.vjp(lambda x: nn.broadcast_readout(w, b, x), jnp.ones(3))[1]
+    >>> back(jnp.array([1.0, 0.0]))[0].tolist()
+    [0.0, 1.0, 2.0]
+
+    ```
+
+    **Source** Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking
+    neurons", Nature Communications 11, 3625, 2020: the learning signal, equation 4, random and adaptive
+    e-prop. There, the adaptive one also lets the weights decay.
+    """
+    check_shape("broadcast_readout", "x", x, weight.shape[1:])
+    check_shape("broadcast_readout", "feedback", feedback, weight.shape)
+    feedback = mark(feedback) if adaptive else jax.lax.stop_gradient(feedback)
+    back = feedback @ x
+    return mark(weight) @ jax.lax.stop_gradient(x) + (back - jax.lax.stop_gradient(back))

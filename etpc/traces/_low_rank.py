@@ -70,6 +70,21 @@ class LowRank(Trace):
         b = b.reshape(b.shape[0], -1, site.block, site.count)
         return [(jnp.moveaxis(a, 1, 0), jnp.moveaxis(jnp.sum(times(start[:, None], b), -2), 1, 0))]
 
+    def all_pairs(
+        self, site: Site, passage: Passage, carry: Carry
+    ) -> tuple[Inexact[Array, "B Q G I"], Inexact[Array, "B Q m G O"]]:
+        """All factor pairs at the end of a window: first the R of the trace, then one for each step."""
+        kind, m = site.kind, site.block
+        g, i, o = kind.groups, kind.inputs, kind.outputs
+        (moved,), (x,) = passage.moved(), passage.xs
+        a, b = carry[:2]
+        batch = a.shape[0]
+        fed = jnp.moveaxis(moved, 0, 1)  # [B, W, m, GO]
+        b = apply(site.pairs, passage.whole()[:, None], b.reshape(batch, -1, m, g * o))
+        x = jnp.moveaxis(x, 0, 1).astype(a.dtype)
+        a = jnp.concatenate([a.reshape(batch, -1, g, i), x], 1)
+        return a, jnp.concatenate([b, fed], 1).reshape(batch, -1, m, g, o)
+
     def advance(
         self,
         site: Site,
@@ -86,16 +101,8 @@ class LowRank(Trace):
         span. Written out in products and sums: XLA loops eigendecompositions over a batch on
         accelerators, and on few CPU cores two of them at the same time may wait for each other for ever.
         """
-        kind, m, pairs = site.kind, site.block, site.pairs
-        g, i, o = kind.groups, kind.inputs, kind.outputs
-        whole, ((moved,), (x,)) = passage.whole(), (passage.moved(), passage.xs)
-        a, b = carry[:2]
+        a, b = self.all_pairs(site, passage, carry)
         batch = a.shape[0]
-        fed = jnp.moveaxis(moved, 0, 1)  # [B, W, m, GO]
-        b = apply(pairs, whole[:, None], b.reshape(batch, -1, m, g * o))
-        x = jnp.moveaxis(x, 0, 1).astype(a.dtype)
-        a = jnp.concatenate([a.reshape(batch, -1, g, i), x], 1)  # [B, Q, G, I]
-        b = jnp.concatenate([b, fed], 1).reshape(batch, -1, m, g, o)
         length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
         a, b = a / jnp.where(length > 0, length, jnp.ones((), length.dtype)), b * length[:, :, None]
         # with less the vectors are not orthonormal on accelerators
@@ -107,11 +114,11 @@ class LowRank(Trace):
             new = [jnp.einsum("bqgi,bgqr->brgi", a, c), kept]
             if self.certificate:
                 lost = _lost(of_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, kept))
-                off, gradient = (bound.reshape(batch, -1, g * o) for bound in carry[2:])
+                off, gradient = (bound.reshape(batch, -1, site.count) for bound in carry[2:])
                 if start is not None:
                     error = times(jnp.abs(start), off)
                     gradient = gradient + jnp.sum(error, -2, keepdims=True)
-                bound = apply(pairs, jnp.abs(whole), off)
+                bound = apply(site.pairs, jnp.abs(passage.whole()), off)
                 new += [bound + lost.reshape(bound.shape), gradient]
         return tuple(a.reshape(before.shape) for a, before in zip(new, carry, strict=True)), None
 

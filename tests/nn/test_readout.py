@@ -136,3 +136,27 @@ def test_a_membrane_refuses_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -
         readout(jnp.ones(2), jnp.ones(2))
     with pytest.raises(ValueError, match=r"with V of shape \(1,\) where \(2,\) is needed"):
         readout(jnp.ones(3), jnp.ones(1))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_broadcast(adaptive: bool) -> None:
+    keys = jax.random.split(jax.random.key(0), 4)
+    weight, feedback = jax.random.normal(keys[0], (2, 3)), jax.random.normal(keys[1], (2, 3))
+    x, error = jax.random.normal(keys[2], (3,)), jax.random.normal(keys[3], (2,))
+    y, back = jax.vjp(
+        lambda w, b, x: nn.broadcast_readout(w, b, x, adaptive=adaptive), weight, feedback, x
+    )
+    of_weight, of_feedback, of_x = back(error)
+    assert jnp.array_equal(y, weight @ x)
+    assert jnp.allclose(of_x, feedback.T @ error, rtol=0, atol=1e-12)
+    assert jnp.allclose(of_weight, jnp.outer(error, x), rtol=0, atol=1e-12)
+    assert jnp.allclose(of_feedback, of_weight if adaptive else 0, rtol=0, atol=1e-12)
+
+
+def test_a_broadcast_refuses_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+    weight = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match=r"with feedback of shape \(3, 2\) where \(2, 3\)"):
+        nn.broadcast_readout(weight, weight.T, jnp.ones(3))
+    with pytest.raises(ValueError, match=r"with x of shape \(2,\) where \(3,\) is needed"):
+        nn.broadcast_readout(weight, weight, jnp.ones(2))
