@@ -9,6 +9,7 @@ from ..algorithms import Costs
 from ..analyse import Analysis
 from ..plan import OpPlan, Plan
 from ._describe import Claims, shape_text, table
+from ._edits import edits
 
 
 def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims, width: int) -> str:
@@ -32,13 +33,13 @@ def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims, width: int) 
         return _wrapped([f"{path}: {claim.reasons[0].text}."], width)
     costs = Costs(uncut, 1)
     gradient = "Its gradient" if len(claim.uses) == 1 else "The gradient through it"
-    found = [_operation(p, costs, gradient, width) for p in claim.uses]
+    found = [_operation(plan, p, costs, gradient, width) for p in claim.uses]
     if len(found) > 1:
         found[0] = f"{path} is used {len(found)} times. Its gradient: {claim.claim}.\n{found[0]}"
     return "\n\n".join(found)
 
 
-def _operation(p: OpPlan, costs: Costs, gradient: str, width: int) -> str:
+def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -> str:
     kind = p.op.kind
     size = f"{kind.inputs} x {kind.outputs}" if kind.links is None else f"{kind.links.inputs.size}"
     many = f", in {kind.groups} groups" if kind.groups > 1 else ""
@@ -63,6 +64,8 @@ def _operation(p: OpPlan, costs: Costs, gradient: str, width: int) -> str:
     else:
         text.append(f"{gradient} is approximate. What is left out:")
     lines = [_wrapped(text, width), *(f"  {escape}" for escape in p.escapes)]
+    if not p.exact:
+        lines += [_wrapped([edit], width) for edit in edits(plan.analysis, p.op.number)]
     rules = costs.by_rule(p.op)
     rows = [[name, f"{block:,}", f"{size:,}"] for name, (block, size) in rules.items()]
     lines += ["At most, for one example:"]
