@@ -2,7 +2,8 @@
 
 One of four stimuli is shown, as spikes of the inputs that prefer it; after a delay another one, and while
 that is shown the network says whether it is the same. Generalised integrate-and-fire neurons hold the
-first one: each of their spikes sets off a slow current.
+first one: each of their spikes sets off a slow current. At a constant learning rate accuracies of 0.8 to
+0.9 collapse late in some runs, so the rate falls to zero, and the score is the mean over the last tenth.
 
 Source: the task and the neurons of Wang et al., Nature Communications, 2026, scaled to 64 neurons, steps of
 10 ms, four stimuli and a delay of 400 ms.
