@@ -152,17 +152,14 @@ def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tupl
         return last[None], transition[0]
     if not pairs.m:
         return jnp.zeros_like(transition), transition[0]
-    product = functools.partial(compose, pairs)
-    given = last, transition
+    product, begin, given = functools.partial(compose, pairs), last, transition
     if pairs.dense:  # in a loop a reshape would keep XLA's CPU backend from vectorising it
-        given = tuple(_square(a, pairs.m) for a in given)
-        product = _compose_dense
+        product, begin, given = _compose_dense, _square(last, pairs.m), _square(given, pairs.m)
 
     def back(after, now):
         return product(after, now), after
 
-    begin, steps = given
-    whole, after = lax.scan(back, begin, steps, reverse=True)
+    whole, after = lax.scan(back, begin, given, reverse=True)
     return after.reshape(transition.shape), whole.reshape(last.shape)
 
 
