@@ -5,7 +5,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -69,13 +69,20 @@ class Memory:
     """Path and bytes of each trace, in the order of the carry."""
     state: int
     batch_size: int | None
+    directions: int = 0
+    """Of the directions along which escaping influence is followed, beside their part of the traces."""
+    past: int = 0
+    """Of the last steps, where the algorithm looks back through them."""
 
     @property
     def total(self) -> int:
-        return self.state + sum(size for _, size in self.traces)
+        return self.state + self.directions + self.past + sum(size for _, size in self.traces)
 
     def __str__(self) -> str:
-        rows = [*self.traces, ("hidden state", self.state), ("total", self.total)]
+        rows = [*self.traces, ("hidden state", self.state)]
+        rows += [("directions", self.directions)] if self.directions else []
+        rows += [("last steps", self.past)] if self.past else []
+        rows.append(("total", self.total))
         width = max(len(path) for path, _ in rows)
         batch = "one example" if self.batch_size is None else f"batch size {self.batch_size}"
         lines = [f"{path:<{width}}  {size:>14,} bytes" for path, size in rows]
@@ -223,16 +230,14 @@ class Program:
         return window_for(self.plan, checked_count("steps", steps))
 
     def memory(self, batch_size: int | None = None) -> Memory:
-        """Bytes of the carry: of each trace, of the state, in all."""
+        """Bytes of the carry: of each trace, of the state, of what else there is, in all."""
         batch_size = self._batch_size(batch_size)
         count = 1 if batch_size is None else batch_size
         traces = tuple((p.path, count * p.trace_bytes) for p in self.plan.carried)
-        state = sum(
-            math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
-            for a in self._step.state_leaves.avals
-            if not jnp.issubdtype(a.dtype, jax.dtypes.extended)
-        )
-        return Memory(traces, count * (state + 1), batch_size)  # one byte says if it is fresh
+        state = count * (_bytes(self._step.state_leaves.avals) + 1)  # one byte says if it is fresh
+        carry = jax.eval_shape(lambda: self.init(batch_size))
+        directions = _bytes([*carry.shared, *carry.each])
+        return Memory(traces, state, batch_size, directions, _bytes(carry.past))
 
     def certificate(self, carry: Carry) -> tuple[Certificate, ...]:
         """Bounds of what low-rank traces left out, one for each; they hold always.
@@ -870,6 +875,15 @@ def _slice(tree: Any, start: int, stop: int) -> Any:
 
 def _batch(state: list[Array]) -> int:
     return state[0].shape[0]
+
+
+def _bytes(arrays: Iterable[Any]) -> int:
+    """Of arrays or their shapes, but for keys."""
+    return sum(
+        math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
+        for a in arrays
+        if not jnp.issubdtype(a.dtype, jax.dtypes.extended)
+    )
 
 
 def _without_batch(traces: Traces) -> Traces:
