@@ -215,7 +215,7 @@ def test_memory():
     given = dict(steps=(32, 512), batch_size=2, ax=ax)
     assert plot.memory(MODEL, jnp.zeros(4), [etpc.ES_D_RTRL(0.5)], **given) is figure
     lines = {line.get_label(): line.get_ydata() for line in ax.lines}
-    assert list(lines) == ["BPTT", "ES_D_RTRL(0.5)"]
+    assert list(lines) == ["BPTT", "ES_D_RTRL(decay=0.5)"]
     for line in ax.lines:
         np.testing.assert_array_equal(line.get_xdata(), (32, 512))
     bptt, online = lines.values()

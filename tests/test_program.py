@@ -380,6 +380,28 @@ def test_memory_is_that_of_the_carry(algo, batch):
     assert ("one example" if batch is None else "batch size 5") in str(memory)
 
 
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize(
+    ("algo", "row"),
+    [
+        (etpc.D_RTRL(window=2, lookback=5), "last steps"),
+        (etpc.TBPTT(5, every=2), "last steps"),
+        (etpc.CreditRTRL(q=2), "directions"),
+    ],
+)
+def test_memory_counts_directions_and_last_steps(algo, row, batch):
+    def step(w, x, h):
+        h = jnp.tanh(w @ h + x)
+        return h, h
+
+    program = etpc.compile(jnp.eye(6), algo, inputs=jnp.zeros(6), state=jnp.zeros(6), step=step)
+    memory = program.memory(batch)
+    assert memory.total == sum(a.nbytes for a in jax.tree.leaves(program.init(batch)))
+    assert (memory.directions > 0) == (row == "directions")
+    assert (memory.past > 0) == (row == "last steps")
+    assert f"\n{row} " in str(memory)
+
+
 def test_memory_of_factored_traces():
     program = program_of(ES)
     carry = program.init(2)
