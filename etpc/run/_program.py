@@ -70,29 +70,18 @@ class Memory:
     state: int
     batch_size: int | None
     directions: int = 0
-<<<<<<< HEAD
-    """Of the directions along which escaping influence is followed."""
-    past: int = 0
-    """Of the steps that are looked back through."""
-=======
     """Of the directions along which escaping influence is followed, beside their part of the traces."""
     past: int = 0
     """Of the last steps, where the algorithm looks back through them."""
->>>>>>> rules
 
     @property
     def total(self) -> int:
         return self.state + self.directions + self.past + sum(size for _, size in self.traces)
 
     def __str__(self) -> str:
-<<<<<<< HEAD
-        more = [("directions", self.directions), ("last steps", self.past)]
-        rows = [*self.traces, ("hidden state", self.state), *(row for row in more if row[1])]
-=======
         rows = [*self.traces, ("hidden state", self.state)]
         rows += [("directions", self.directions)] if self.directions else []
         rows += [("last steps", self.past)] if self.past else []
->>>>>>> rules
         rows.append(("total", self.total))
         width = max(len(path) for path, _ in rows)
         batch = "one example" if self.batch_size is None else f"batch size {self.batch_size}"
@@ -245,30 +234,10 @@ class Program:
         batch_size = self._batch_size(batch_size)
         count = 1 if batch_size is None else batch_size
         traces = tuple((p.path, count * p.trace_bytes) for p in self.plan.carried)
-<<<<<<< HEAD
-        state = sum(
-            math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
-            for a in self._step.state_leaves.avals
-            if not jnp.issubdtype(a.dtype, jax.dtypes.extended)
-        )
-        size = lambda tree: sum(
-            math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
-            for a in jax.tree.leaves(tree)
-            if not jnp.issubdtype(a.dtype, jax.dtypes.extended)
-        )
-        fresh = jax.eval_shape(lambda: self._window.fresh_traces(count))
-        past = jax.eval_shape(
-            lambda: self._window.none_yet([repeat(s, count) for s in self._initial_state()])
-        )
-        directions = size((fresh.shared, fresh.each))
-        state = count * (state + 1)  # one byte says if it is fresh
-        return Memory(traces, state, batch_size, directions, size(past))
-=======
         state = count * (_bytes(self._step.state_leaves.avals) + 1)  # one byte says if it is fresh
         carry = jax.eval_shape(lambda: self.init(batch_size))
         directions = _bytes([*carry.shared, *carry.each])
         return Memory(traces, state, batch_size, directions, _bytes(carry.past))
->>>>>>> rules
 
     def certificate(self, carry: Carry) -> tuple[Certificate, ...]:
         """Bounds of what low-rank traces left out, one for each; they hold always.
