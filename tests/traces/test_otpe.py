@@ -29,6 +29,7 @@ class Postsynaptic(Full):
 
     decay: float
     exact = False
+    start_alone = False  # the credit of spikes is read at each step
     left_out = "the trace is the low-passed influence on spikes"
     verdict = "postsynaptic"
 
