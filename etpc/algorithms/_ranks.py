@@ -32,7 +32,9 @@ def settle_ranks(
     measure: dict[int, Trace] = {}
     ops = {op.number: op for op in context.ops}
     for n, form in low.items():
-        bound = bounds[n]
+        bound = bounds.get(n)
+        if bound is None:  # it has no trace
+            continue
         if bound.fixed <= form.rank:
             found = min(bound.fixed if rank == "auto" else form.rank, bound.rank)
             forms[n] = dataclasses.replace(form, rank=found, exact=True)

@@ -197,7 +197,7 @@ def plan(
     chosen = selected(analysis, weights)
     if choice is None:
         limit = DEFAULT_MEMORY if memory is None else memory
-        ops = traceable(analysis, algorithm, chosen)
+        ops = traceable(analysis, chosen)
         choice = algorithm.choose(Context(analysis, ops, limit, batch_size))
     unchosen = UNMARKED if weights == "marked" else _UNSELECTED
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
@@ -235,17 +235,11 @@ def plan(
     )
 
 
-def traceable(
-    analysis: Analysis, algorithm: Algorithm, chosen: Collection[int]
-) -> tuple[WeightOp, ...]:
-    """The chosen operations that may have a trace."""
+def traceable(analysis: Analysis, chosen: Collection[int]) -> tuple[WeightOp, ...]:
+    """The chosen operations that reach a hidden state, which may have a trace."""
     reach = analysis.reach
     return tuple(
-        op
-        for op in analysis.ops
-        if op.number in chosen
-        and reach[op.number].role == "state"
-        and (algorithm.follows or reach[op.number].block.nnz)
+        op for op in analysis.ops if op.number in chosen and reach[op.number].role == "state"
     )
 
 

@@ -94,7 +94,7 @@ def _context(
     sample: Any,
 ) -> Context:
     """What the algorithm chooses from."""
-    ops = traceable(analysis, algorithm, selected(analysis, chosen))
+    ops = traceable(analysis, selected(analysis, chosen))
 
     def with_traces(forms: Mapping[int, Trace]) -> Plan:
         whole = {op.number: forms.get(op.number, Full()) for op in ops}
