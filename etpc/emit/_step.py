@@ -69,8 +69,8 @@ class StepFunctions:
     # --- environments ---
 
     def prefix(
-        self, parameters: Sequence[Array], copies: bool = False
-    ) -> tuple[tuple[Array, ...], tuple[Any, ...]]:
+        self, parameters: Sequence[Any], copies: bool = False
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Effective weights, and the other values that depend on the model alone.
 
         With copies, those of some weights follow them, as `forward` reads them.

@@ -35,7 +35,7 @@ def over_examples(
     over devices, each of which has a run of it, and adds up that first.
     """
     runs = math.gcd(trace.shape[0], _devices(trace))
-    signal, trace = (a.reshape(runs, -1, *a.shape[1:]) for a in (signal, trace))
+    signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
     count = trace.shape[1]
     rows = min(ABREAST, count)
     rounds = count // rows
