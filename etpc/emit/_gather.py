@@ -36,7 +36,8 @@ def take(parts: Sequence[Array], index: Index) -> Array:
         if present[run[0]]:
             pieces.append(parts[number][..., start : start + run.size])
         else:
-            pieces.append(zeros_over(parts[0][..., 0], (run.size,), parts[0].dtype))
+            lead = next((p[..., 0] for p in parts if p.shape[-1]), parts[0].sum(-1))
+            pieces.append(zeros_over(lead, (run.size,), parts[0].dtype))
     out = _joined(pieces)
     return out.reshape(*out.shape[:-1], *at.shape)
 
