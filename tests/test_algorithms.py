@@ -275,3 +275,42 @@ def test_scalars_of_numpy_and_jax_are_numbers(algorithm, name, value):
 def test_scalars_that_count_nothing(algorithm, name, value):
     with pytest.raises(etpc.EtpcError, match=rf"{name} must be"):
         inspect.unwrap(algorithm.__init__)(object.__new__(algorithm), **{name: value})
+
+
+@pytest.mark.parametrize(
+    "algo",
+    [
+        etpc.D_RTRL(),
+        etpc.ES_D_RTRL(decay=0.9),
+        etpc.ES_D_RTRL(rank=1),
+        etpc.SnAp(1),
+        etpc.SnAp(2),
+        etpc.RTRL(rank=2),
+        etpc.CreditRTRL(1, 1, window=4),
+        etpc.D_RTRL(window=4, lookback=6),
+    ],
+    ids=str,
+)
+def test_jax_grad_of_a_window_is_the_gradient_of_the_program(algo):
+    """What the backward pass keeps of the forward one goes through `jax.grad` and `jax.jit`."""
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)))
+    xs = jnp.asarray(np.random.default_rng(1).normal(size=(8, 3)))
+
+    def step(w, x, h):
+        h = jnp.tanh(w @ h + x)
+        return h, h
+
+    program = etpc.compile(w, algo, inputs=xs[0], state=jnp.zeros(3), step=step)
+    run = program.value_and_grad(lambda y, t: jnp.sum(y**2), "sum")
+
+    def loss(w, xs, carry):
+        ys, carry = program.scan(w, xs, carry)
+        return jnp.sum(ys**2), carry
+
+    online = by_jax = program.init()
+    for part in (xs[:4], xs[4:]):
+        (_, online), wanted = run(w, part, part, online)
+        (_, by_jax), found = jax.jit(jax.value_and_grad(loss, has_aux=True))(w, part, by_jax)
+        if isinstance(algo, etpc.CreditRTRL):  # a call knows no loss, and the directions stay
+            by_jax = online
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)

@@ -60,6 +60,7 @@ class Site:
         return (self.block,) if self.block > 1 else ()
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factors:
     """What a window says of one weight operation."""
