@@ -239,8 +239,7 @@ def _total(
 
 def short_name(algorithm: Algorithm) -> str:
     """An algorithm with those of its settings that are not the default."""
-    main = algorithm.short.partition("(")[2].removesuffix(")")
-    settings = [main] if main else []
+    settings = algorithm.shown()
     for field in dataclasses.fields(algorithm):
         value = getattr(algorithm, field.name)
         if field.kw_only is True and field.compare and value != field.default:

@@ -69,7 +69,7 @@ class Context:
         return bool(reach.escapes) or not reach.block.nnz
 
 
-NAMED = ("decay", "rank")
+NAMED = ("decay", "rank", "every")
 """Settings that are shown with their names."""
 
 
@@ -142,11 +142,15 @@ class Algorithm:
         fields = dataclasses.fields(self)
         return {f.name: getattr(self, f.name) for f in fields if f.kw_only is not True and f.repr}
 
+    def shown(self) -> list[str]:
+        """Those settings as arguments of a call."""
+        return [f"{n}={v!r}" if n in NAMED else repr(v) for n, v in self.main.items()]
+
     @property
     def short(self) -> str:
         """It in short: its name, and what it is not understood without."""
-        given = [f"{n}={v!r}" if n in NAMED else repr(v) for n, v in self.main.items()]
-        return f"{type(self).__name__}({', '.join(given)})" if given else type(self).__name__
+        given = ", ".join(self.shown())
+        return f"{type(self).__name__}({given})" if given else type(self).__name__
 
     def __str__(self) -> str:
         more = {

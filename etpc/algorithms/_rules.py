@@ -299,12 +299,13 @@ class TBPTT(Algorithm):
     def trace_form(self, kind: Kind) -> TraceForm | None:
         return None
 
-    def __str__(self) -> str:
-        return f"TBPTT({self.steps}{'' if self.every is None else f', every={self.every}'})"
-
     @property
-    def short(self) -> str:
-        return str(self)
+    def main(self) -> dict[str, Any]:
+        every = {} if self.every is None else {"every": self.every}
+        return {"steps": self.steps} | every
+
+    def __str__(self) -> str:
+        return self.short
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from .._jax import promoting, result_type
 from ..plan import OpPlan, Plan
-from ..traces import Factors, Traces
+from ..traces import Carry, Factors, Traces
 from ..traces._transitions import suffix_products
 from ._forward import TURNED, Course, Forward, Stored
 from ._gather import rows, take, zeros_over
@@ -61,21 +61,23 @@ class Starts(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the backward pass of a window needs of the forward one."""
+    """What the backward pass of a window needs of the forward one: all of it where windows are cut,
+    and of uncut ones the first three."""
 
     pull: Any
     """From cotangents of the outputs to those of weights, states and operations."""
-    pull_inputs: Any
-    """Likewise to those of the inputs; `None` where it is not asked for."""
-    transition: list[Array]
-    immediate: list[list[Array]]
-    data: list[Array]
     traces: Traces
-    paths: dict[int, Any]
-    """What each trace follows through the window."""
-    blocks: dict[int, Factors]
-    """Of operations whose blocks are not closed."""
     fresh: Array
+    """Whether the stream begins where the traces are."""
+    pull_inputs: Any = None
+    """Likewise to those of the inputs; `None` where it is not asked for."""
+    transition: Sequence[Array] = ()
+    immediate: Sequence[Sequence[Array]] = ()
+    data: Sequence[Array] = ()
+    paths: dict[int, Any] | None = None
+    """What each trace follows through the window."""
+    blocks: dict[int, Factors] | None = None
+    """Of operations whose blocks are not closed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,10 +144,16 @@ class Window:
     def fresh_traces(self, batch: int) -> Traces:
         """Traces of a stream that begins, [B, ...]."""
         own = [p.trace.init(p.site, batch) for p in self.plan.carried]
-        d, size, dtype = self.plan.directions, self.plan.analysis.hidden.size, self.plan.dtype
+        d = self.plan.directions
         if d is None:
             return Traces(own)
-        return Traces(own, d.init(size, dtype), d.each(size, batch, dtype))
+        shared = d.init(self.plan.analysis.hidden.size, self.plan.dtype)
+        return Traces(own, shared, self.fresh_each(batch))
+
+    def fresh_each(self, batch: int) -> Carry:
+        """What each example has of the directions when its stream begins, [B, ...]."""
+        d = self.plan.directions
+        return () if d is None else d.each(self.plan.analysis.hidden.size, batch, self.plan.dtype)
 
     def none_yet(self, state: Arrays) -> tuple[Array, ...]:
         """The steps behind a stream that begins with a state [B, ...]."""
@@ -251,28 +259,27 @@ class Emitter:
         """Outputs and new state; what moves the traces; and what the backward pass needs."""
         if self.plan.behind:
             return self._looking_back(weights, others, xs, state, traces, fresh, by_inputs)
-        pull = pull_inputs = None
+        pull = along = None
         if self.uncut is None:
             course = self.step.run(weights, others, xs, state, outputs=False)
         else:
             course, pull = self.uncut(weights, others, xs, state, self._moving(by_inputs))
+            if self.plan.directions is not None:
+                along = self.uncut.along(course, pull, traces, fresh)
         jacobians = self._jacobians(weights, others, xs, course, fresh)
         ys, read_pull, data = self._read(weights, others, xs, course)
-        if pull is not None:
-            ys = course.outputs
-        elif by_inputs:
-            pull_inputs = self._by_inputs(weights, others, xs, course)
         factors = self._factors(jacobians, data)
         followed, paths = self._follow(factors, traces)
-        blocks = {p.op.number: factors[p.op.number] for p in self.plan.traced if not p.closed}
-        along = None
-        if self.uncut is not None and self.plan.directions is not None:
-            along = self.uncut.along(course, pull, traces, fresh)
+        moves = Moves(factors, followed, along)
+        if pull is not None:
+            return (course.outputs, course.last), moves, Residuals(pull, traces, fresh)
         residuals = Residuals(
-            *(read_pull if pull is None else pull, pull_inputs),
-            *(jacobians.transition, jacobians.immediate, data, traces, paths, blocks, fresh),
+            *(read_pull, traces, fresh),
+            self._by_inputs(weights, others, xs, course) if by_inputs else None,
+            *(jacobians.transition, jacobians.immediate, data, paths),
+            {p.op.number: factors[p.op.number] for p in self.plan.traced if not p.closed},
         )
-        return (ys, course.last), Moves(factors, followed, along), residuals
+        return (ys, course.last), moves, residuals
 
     def _moving(self, by_inputs: bool) -> Sequence[int]:
         return self.float_inputs if by_inputs else ()
@@ -309,21 +316,8 @@ class Emitter:
         data = self._read(weights, others, leaving.xs, old)[2]
         counted = leaving.valid.astype(self.plan.dtype)
         factors = {k: f.counting(counted) for k, f in self._factors(jacobians, data).items()}
-        followed, paths = self._follow(factors, traces)
-        residuals = Residuals(
-            *(
-                pull,
-                None,
-                jacobians.transition,
-                jacobians.immediate,
-                data,
-                traces,
-                paths,
-                {},
-                begins,
-            )
-        )
-        return (course.outputs, course.last), Moves(factors, followed, along, past), residuals
+        moves = Moves(factors, self._follow(factors, traces)[0], along, past)
+        return (course.outputs, course.last), moves, Residuals(pull, traces, begins)
 
     def jacobians_of(self, weights, others, xs, state) -> dict[int, Factors]:
         """The factors D and F of a window whose stream goes on."""
@@ -551,6 +545,8 @@ class Emitter:
         old = [_without_past(part, r.fresh) for part in old]
         weights_bar = _summable(weights_bar)
         xs = self._data_by_op(r.data)
+        assert r.paths is not None
+        assert r.blocks is not None
         credit = Credit(self.plan, r.transition, old, new, self.reads_old)
         for place, p in enumerate(self.live):
             delta, number, past = deltas[place], p.op.number, []

@@ -108,7 +108,7 @@ def _context(
                 "transitions depend on data. Pass sample=, the inputs of some steps of one example, "
                 "to have the rank measured, or name one."
             )
-        return lost(Program(emit(with_traces(forms))), model, sample)
+        return lost(Program(emit(with_traces(forms))), model, sample, forms)
 
     def credit_of_states() -> np.ndarray:
         if sample is None:

@@ -479,7 +479,7 @@ class Program:
             p.trace.restart(p.site, trace, zeroed)
             for p, trace in zip(self.plan.carried, traces.own, strict=True)
         ]
-        begun = self._window.fresh_traces(fresh.shape[0]).each
+        begun = self._window.fresh_each(fresh.shape[0])
         each = tuple(map(instead, begun, traces.each))
         past = traces.past
         if past:  # nothing of it is a step of the stream that begins

@@ -1,6 +1,7 @@
 """What an algorithm asks of a sample before it chooses."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -14,16 +15,14 @@ WINDOW = 16
 """Steps between two reductions of the traces of a sample."""
 
 
-def lost(program: Program, model: Any, sample: Any) -> dict[int, np.ndarray]:
-    """For each low-rank trace, by operation: what a reduction to rank 1, 2, ... leaves out, relative to
-    its norm, on a sample."""
+def lost(program: Program, model: Any, sample: Any, ops: Collection[int]) -> dict[int, np.ndarray]:
+    """For the low-rank traces of some operations: what a reduction to rank 1, 2, ... leaves out, relative
+    to the norm of the trace, on a sample."""
     steps = _steps(sample)
     carry = program.init()
     window = min(WINDOW, math.ceil(steps / 2))
-    ranked: list[tuple[int, Any, Any]] = [
-        (n, p.op.number, p)
-        for n, p in enumerate(program.plan.carried)
-        if hasattr(p.form, "squares")
+    ranked: list[tuple[int, int, Any]] = [
+        (n, p.op.number, p) for n, p in enumerate(program.plan.carried) if p.op.number in ops
     ]
     totals = {number: np.zeros(p.form.rank + 1) for _, number, p in ranked}
     for start in range(0, steps, window):
