@@ -23,6 +23,13 @@ rng = np.random.default_rng(0)
 METHODS = ("exact", "euler")
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_in_any_order():
+    """Starts the random numbers again, so that no test depends on which others ran before it."""
+    global rng
+    rng = np.random.default_rng(0)
+
+
 def between(low, high, shape=(N,)):
     """A parameter that is another one for each neuron."""
     return rng.uniform(low, high, shape)
