@@ -160,21 +160,34 @@ TINY = arms.Task(
 
 
 def test_rows() -> None:
-    task = dataclasses.replace(arms.fast(TINY), every=2)
+    def batch(key):
+        xs, *others = tiny_batch(key)
+        return (xs + 0.1 * jax.random.normal(key, xs.shape), *others)  # each step has an influence
+
+    task = dataclasses.replace(arms.fast(TINY), batch=batch, every=2)
     chosen = [
         arms.Arm("D-RTRL", etpc.D_RTRL()),
         arms.Arm("immediate", etpc.TBPTT(1)),
         arms.Arm("credit", etpc.CreditRTRL(1, window=2)),
+        arms.Arm("look-back", etpc.TBPTT(4, 2)),
     ]
     so_far = []
     rows = arms.run(task, chosen, seeds=(0,), found=lambda rows: so_far.append(len(rows)))
-    assert [row.arm for row in rows] == ["BPTT", "D-RTRL", "immediate", "credit"]
-    assert so_far == [1, 2, 3, 4]
-    bptt, d_rtrl, immediate, credit = rows
+    assert [row.arm for row in rows] == ["BPTT", "D-RTRL", "immediate", "credit", "look-back"]
+    assert so_far == [1, 2, 3, 4, 5]
+    bptt, d_rtrl, immediate, credit, back = rows
     assert bptt.error_initial == bptt.error_trained == 0
     for exact in (d_rtrl, credit):  # a leak escapes no trace
         assert max(exact.error_initial, exact.error_trained) < 1e-9
         assert min(exact.past_initial, exact.past_trained, exact.cosine_own) > 1 - 1e-9
+        assert min(exact.lags) > 1 - 1e-9
+    assert bptt.bins == [0, 2, 4]  # from the last window to the one before, and to the first step
+    assert bptt.lags is None
+    assert immediate.lags == [0, 0]
+    assert (
+        back.lags[0] > 1 - 1e-9
+    )  # what reaches back over 4 steps, and nothing of what does so over 6
+    assert back.lags[1] == 0
     assert min(immediate.error_initial, immediate.error_trained) > 0.1
     assert len({row.curve[0] for row in rows}) == 1  # the same initial weights and test data
     assert d_rtrl.carry_bytes > immediate.carry_bytes > 0
@@ -188,11 +201,11 @@ def test_rows() -> None:
 def test_the_rate_is_that_with_the_lowest_loss() -> None:
     task = dataclasses.replace(TINY, updates=60, points=2, rate=1e-3)
     learner = arms.Learner(task, arms.Arm("BPTT", None))
-    evaluate = arms.evaluator(task)
-    assert arms.tuned(learner, evaluate, 30) == pytest.approx(3e-3)  # all of them are small
+    measure = arms.measured(learner, arms.evaluator(task))
+    assert arms.tuned(learner, measure, 30) == pytest.approx(3e-3)  # all of them are small
     wild = dataclasses.replace(task, schedule=lambda rate: jnp.where(rate > 5e-4, jnp.nan, rate))
     learner = arms.Learner(wild, arms.Arm("BPTT", None))
-    assert arms.tuned(learner, evaluate, 30) == pytest.approx(1e-3 / 3)
+    assert arms.tuned(learner, measure, 30) == pytest.approx(1e-3 / 3)
 
 
 def test_random_directions_stay_and_those_of_credit_move() -> None:

@@ -137,7 +137,7 @@ def make_task(text: str) -> Task:
         batch_size=READERS,
         updates=800,
         rate=5e-3,
-        snap=False,
+        uncut=False,
         window=8,
         stream=True,
         test=(inputs, targets, None),

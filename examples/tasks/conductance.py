@@ -107,7 +107,7 @@ TASK = Task(
     batch_size=BATCH,
     updates=400,
     rate=1e-2,
-    snap=False,
+    uncut=False,
 )
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ TASK = Task(
     rate=3e-3,
     schedule=lambda rate: optax.cosine_decay_schedule(rate, 600),
     last=2,
-    snap=False,
+    uncut=False,
 )
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def make_task() -> Task:
         recordings(*test),
         updates=400,
         rate=5e-3,
-        snap=False,
+        uncut=False,
     )
 
 

@@ -96,7 +96,7 @@ TASK = Task(
     batch_size=BATCH,
     updates=400,
     rate=3e-3,
-    snap=False,
+    uncut=False,
 )
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ TASK = Task(
     rate=1e-2,
     schedule=lambda rate: optax.cosine_decay_schedule(rate, 600),
     window=8,
-    snap=False,
+    uncut=False,
 )
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def make_task() -> Task:
         sequences(*test),
         updates=600,
         rate=1e-2,
-        snap=False,
+        uncut=False,
         window=16,
     )
 

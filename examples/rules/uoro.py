@@ -1,0 +1,63 @@
+"""UORO, in windows, as directions that a user writes: the influence that escapes from the traces, as an unbiased
+estimate of rank one.
+
+Tallec and Ollivier, "Unbiased online recurrent optimization", arXiv 1702.05043, algorithm 1: with random signs nu,
+`s' = rho_0 J s + rho_1 nu` and `theta' = theta / rho_0 + nu^T F / rho_1`, whose product has the influence as its mean.
+Here, J and F are those of a window and `nu^T F` is a backward pass from its end; the block of each output is in the
+trace of D-RTRL, and so known without noise; rho_1 is 1, and rho_0 keeps `J s` as long as nu. (Theirs balance the
+lengths of s and theta. The mean is the same for all that do not depend on the signs of nu.)
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from etpc.algorithms import Algorithm, Choice, InWindow
+from etpc.traces import Directions, Full
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomDirection(Directions):
+    """The batch shares the number of windows; each example has s, [B, S]."""
+
+    count: int = 1
+    seed: int = 0
+
+    @property
+    def left_out(self):
+        return "carried as an unbiased estimate of rank one"
+
+    def init(self, size, dtype):
+        return (jnp.zeros((), jnp.int32),)
+
+    def each(self, size, batch, dtype):
+        return (jnp.zeros((batch, size), dtype),)
+
+    def signs(self, number, shape):
+        key = jax.random.fold_in(jax.random.key(self.seed), number)
+        return jax.random.rademacher(key, shape)
+
+    def ends(self, shared, each):
+        return self.signs(shared[0], each[0].shape).astype(each[0].dtype)[:, None], None
+
+    def coefficients(self, shared, each, credit):
+        return jnp.sum(credit * each[0], 1, keepdims=True)
+
+    def advance(self, shared, each, ends, chosen, starts, credit, push):
+        moved = push(each[0][:, None])
+        length = jnp.linalg.norm(moved, axis=2, keepdims=True)
+        some = length > 0
+        rho = jnp.where(some, ends.shape[2] ** 0.5 / jnp.where(some, length, 1), 1)
+        return 1 / rho, (shared[0] + 1,), ((rho * moved + ends)[:, 0],)
+
+
+@dataclasses.dataclass(frozen=True)
+class UORO(Algorithm):
+    directions: Directions = RandomDirection()
+    in_window: InWindow = dataclasses.field(default="exact", kw_only=True)
+    follows: ClassVar[bool] = True
+
+    def choose(self, context):
+        return Choice({op.number: Full() for op in context.ops}, directions=self.directions)
