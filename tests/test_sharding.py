@@ -12,6 +12,7 @@ import pytest
 
 BATCH = """
 import contextlib
+import dataclasses
 import logging
 import re
 import sys
@@ -54,6 +55,7 @@ def step(m, x, h):
 
 whole = [etpc.D_RTRL(window=2), etpc.D_RTRL(window=3, in_window="exact")]
 others = [etpc.ES_D_RTRL(0.9, window=2), etpc.ES_D_RTRL(2, window=2), etpc.SnAp(1, window=2)]
+others += [etpc.CreditRTRL(2, 2, window=2), etpc.D_RTRL(window=2, in_window="exact", lookback=4)]
 for algo in whole if "pieces" in sys.argv else whole + others:
     program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(20), step=step)
     run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum(), "sum")
@@ -66,7 +68,8 @@ for algo in whole if "pieces" in sys.argv else whole + others:
             jax.device_put(xs, on(None, "batch")),
             jax.device_put(targets, on(None, "batch")),
         )
-        start = jax.device_put(fresh, on("batch"))
+        shared, each = jax.device_put(fresh.shared, on()), dataclasses.replace(fresh, shared=())
+        start = dataclasses.replace(jax.device_put(each, on("batch")), shared=shared)
         spread = jax.jit(run)
         (loss, carry), grads = spread(*arguments, start)
         np.testing.assert_allclose(alone, np.asarray(loss), rtol=1e-9)
@@ -80,6 +83,7 @@ for algo in whole if "pieces" in sys.argv else whole + others:
         np.testing.assert_allclose(one, np.asarray(other), rtol=1e-9)
         assert other.sharding.is_fully_replicated
     assert len(jax.tree.leaves(carry.traces)) >= 3
+    start, carry = (dataclasses.replace(c, shared=()) for c in (start, carry))
     for old, new in zip(jax.tree.leaves(start), jax.tree.leaves(carry), strict=True):
         assert new.sharding.is_equivalent_to(on("batch"), new.ndim), algo
         assert old.sharding.is_equivalent_to(new.sharding, new.ndim), algo

@@ -140,8 +140,8 @@ class CreditRTRL(Algorithm):
     """D-RTRL with exact windows, and what it cuts along the directions in which credit arrives.
 
     Credit, the derivative of later losses by a hidden state, lies in few directions of state space.
-    Beside the trace of D-RTRL, a weight from which influence escapes carries that influence's
-    projection on `q` of them. It passes from unit to unit and from layer to layer. The directions
+    Beside the trace of D-RTRL, a weight from which influence escapes carries its whole influence on
+    `q` of them. It passes from unit to unit and from layer to layer. The directions
     follow the credit as windows of `value_and_grad` or `etpc.online` bring it; calls of the program
     and `scan` leave them as they are. Where nothing escapes it is D-RTRL; with as many directions as
     there are states, RTRL.

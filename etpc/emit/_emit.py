@@ -481,7 +481,8 @@ class Emitter:
             transition, shared, each = d.advance(
                 *(shared, each, given.ends, given.chosen, given.starts, credit, given.push)
             )
-            along = Followed(given.ends, given.starts, transition, given.deltas)
+            basis = d.basis(traces.shared, traces.each)
+            along = Followed(basis, given.starts, transition, given.deltas)
         for p, trace, followed in zip(self.plan.carried, traces.own, moves.followed, strict=True):
             ops = sharing[p.op.number]
             factors = [moves.factors[q.op.number] for q in ops]
@@ -521,14 +522,18 @@ class Emitter:
             weights_bar, moving_bar, start, _ = r.pull((ys_bar, ends))
             signals = self.uncut.signals(start)
             signal_start = [_without_past(s[None], r.fresh)[0] for s in signals]
-            weights_bar, credit, virtual = _summable(weights_bar), None, None
+            weights_bar, credit, virtual, known = _summable(weights_bar), None, None, None
             if d is not None:
                 credit = jnp.concatenate([finite_where(s, r.fresh) for s in signals], -1)
                 virtual = d.coefficients(r.traces.shared, r.traces.each, credit)
+                basis = d.basis(r.traces.shared, r.traces.each)
+                whole = basis + zeros_over(r.fresh, basis.shape[1:], basis.dtype)
+                known = jnp.einsum("bq,bqs->bs", virtual, whole)
             for p in self.plan.carried:
                 number, trace = p.op.number, carried[p.op.number]
                 of_block = take(signal_start, p.layout.states)
-                if p.directions is not None and virtual is not None:
+                if p.directions is not None and virtual is not None and known is not None:
+                    of_block = of_block - take([known], p.layout.states).astype(of_block.dtype)
                     shape = (*virtual.shape, of_block.shape[-1])
                     of_virtual = jnp.broadcast_to(virtual[..., None], shape)
                     of_block = jnp.concatenate([of_block, of_virtual.astype(of_block.dtype)], 1)

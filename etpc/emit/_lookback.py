@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ._forward import enter
@@ -59,7 +60,7 @@ def recent(past: tuple[Array, ...], xs: Sequence[Array], state: Sequence[Array])
 def taken(xs: Sequence[Array], states: Sequence[Array], fresh: Array) -> Steps:
     """The steps of a window."""
     steps = xs[0].shape[0]
-    first = jnp.zeros((steps, fresh.shape[0]), bool).at[0].set(fresh)
+    first = (np.arange(steps) == 0)[:, None] & fresh[None]
     return Steps(list(xs), list(states), first, jnp.ones_like(first))
 
 

@@ -8,7 +8,7 @@ from jax import Array
 
 from ..plan import OpPlan
 from ..traces import Factors
-from ..traces._transitions import apply, times
+from ..traces._transitions import apply
 from ._gather import take
 
 Products = tuple[Array, Array]
@@ -32,6 +32,9 @@ class CutPassage:
         after, pairs = self.products()[0], self.p.layout.pairs
         return [apply(pairs, after, factors.immediate) for factors in self.factors]
 
+    def moved_parts(self) -> list[list[Array]]:
+        return [[moved] for moved in self.moved()]
+
     def whole(self) -> Array:
         return self.products()[1]
 
@@ -40,8 +43,9 @@ class CutPassage:
 class Followed:
     """A window along q directions, nothing cut: what it does to the virtual states of all traces."""
 
-    ends: Array
-    """The cotangents V at the end, [B, q, S]; the first axis has length one where they are shared."""
+    basis: Array
+    """The directions V of the virtual states at the start, [B, q, S]; the first axis has length one where
+    they are shared."""
     starts: Array
     """By the states at the start, Lambda, [B, q, S]."""
     transition: Array
@@ -52,11 +56,12 @@ class Followed:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FollowedPassage:
-    """Likewise, and on the virtual states what the cut steps leave out.
+    """Likewise, and of the virtual states with nothing cut.
 
-    With the rows `V` of the block as `v`, the transition of block and virtual states together is
-    `[[D, 0], [Lambda - v D, N]]`, and they get `[F, delta - v F]`, where D and F are those of the whole
-    window.
+    The block is moved by D and gets F, both of the whole window. The virtual states are the influence
+    on the directions V, so what moves them on is their own transition N, and for what the block knows
+    of V at the start the uncut window in place of N: with the columns `v` of V, block and virtual
+    states together have the transition `[[D, 0], [Lambda - N v, N]]`, and get `[F, delta]`.
     """
 
     inner: CutPassage
@@ -69,38 +74,31 @@ class FollowedPassage:
         return self.inner.xs
 
     def moved(self) -> list[Array]:
-        v = take([self.followed.ends], self.inner.p.layout.states)  # [B, q, m, GO]
-        found = []
-        for p, moved in zip(self.ops, self.inner.moved(), strict=True):
-            known = times(v[None], moved[:, :, None]).sum(-2)
-            beyond = self.followed.deltas[p.op.number].astype(moved.dtype) - known
-            found.append(jnp.concatenate([moved, beyond], 2))
-        return found
+        return [jnp.concatenate(parts, 2) for parts in self.moved_parts()]
+
+    def moved_parts(self) -> list[list[Array]]:
+        return [
+            [moved, self.followed.deltas[p.op.number].astype(moved.dtype)]
+            for p, moved in zip(self.ops, self.inner.moved(), strict=True)
+        ]
 
     def whole(self) -> Array:
         p, whole = self.inner.p, self.inner.whole()  # [B, P, o]
         layout, q, m = p.layout, p.virtual, p.block
         batch, _, o = whole.shape
-        v, starts = (take([a], layout.places) for a in (self.followed.ends, self.followed.starts))
-        square = _square(layout.pairs, whole)
-        known = times(v[:, :, :, None], square[:, None]).sum(2)  # [B, q, m, o]
-        among = jnp.broadcast_to(self.followed.transition[..., None], (batch, q, q, o))
-        below = jnp.concatenate([starts - known, among.astype(whole.dtype)], 2)
+        by = self.followed
+        basis = by.basis + jnp.zeros_like(by.starts)
+        known = jnp.einsum("bpq,bqs->bps", by.transition, basis)
+        beyond = take([by.starts - known], layout.places)  # [B, q, m, o]
+        among = jnp.broadcast_to(by.transition[..., None], (batch, q, q, o))
+        below = jnp.concatenate([beyond, among], 2).astype(whole.dtype)
         if p.site.pairs.dense:
-            right = jnp.zeros((batch, m, q, o), whole.dtype)
+            square = whole.reshape(batch, m, m, o)
+            right = jnp.broadcast_to(jnp.zeros_like(square[:, :, :1]), (batch, m, q, o))
             above = jnp.concatenate([square, right], 2).reshape(batch, -1, o)
         else:
             above = whole
         return jnp.concatenate([above, below.reshape(batch, -1, o)], 1)
-
-
-def _square(pairs, transition: Array) -> Array:
-    """A transition [B, P, o] with all pairs of places, [B, m, m, o]."""
-    m = pairs.m
-    if not pairs.dense:
-        full = jnp.zeros((transition.shape[0], m * m, transition.shape[-1]), transition.dtype)
-        transition = full.at[:, pairs.after * m + pairs.before].set(transition)
-    return transition.reshape(transition.shape[0], m, m, transition.shape[-1])
 
 
 __all__ = ["CutPassage", "Followed", "FollowedPassage", "Products"]

@@ -89,7 +89,7 @@ class Uncut:
 
     def along(self, course: Course, pull, traces: Traces, fresh, valid=None) -> Directed:
         """The window along the directions that are followed; `valid` [W, B] says which steps count."""
-        d, batch = self.plan.directions, fresh.shape[0]
+        d = self.plan.directions
         assert d is not None
         ends, chosen = d.ends(traces.shared, traces.each)
         still = jax.tree.map(jnp.zeros_like, course.outputs)
@@ -101,7 +101,7 @@ class Uncut:
                 deltas = [where_over(valid, delta) for delta in deltas]
             return self.signals(start), deltas
 
-        whole = jnp.broadcast_to(ends, (batch, *ends.shape[1:]))
+        whole = ends + zeros_over(fresh, ends.shape[1:], ends.dtype)
         starts, deltas = jax.vmap(back, in_axes=1)(whole)
         starts = [finite_where(part.swapaxes(0, 1), fresh) for part in starts]
 
@@ -138,7 +138,8 @@ class Uncut:
 
     def _zeros(self, xs, state) -> list[Array]:
         """Zeros, [W, B, ...], that are added where live operations act."""
-        lead = jnp.zeros((xs[0].shape[0], state[0].shape[0]))  # steps and examples
+        examples = next(part[:, 0] for part in self.parts(state) if part.shape[-1])
+        lead = zeros_over(jnp.zeros(xs[0].shape[0]), examples.shape, examples.dtype) + examples
         return [zeros_over(lead, p.op.delta.shape, p.op.delta.dtype) for p in self.live]
 
 

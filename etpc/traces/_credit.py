@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ..ops._kind import summed
 from ._directions import Directions, Push
 from ._trace import Carry
 
@@ -74,6 +75,9 @@ class CreditSubspace(Directions):
             basis = jnp.linalg.qr(onward + jnp.finfo(h.dtype).eps ** 0.5 * v.T)[0].T
         return jnp.where(size > 0, basis, v)[None], None
 
+    def basis(self, shared: Carry, each: Carry) -> Float[Array, "1 q S"]:
+        return shared[0][None]
+
     def coefficients(
         self, shared: Carry, each: Carry, credit: Float[Array, "B S"]
     ) -> Float[Array, "B q"]:
@@ -120,8 +124,8 @@ class CreditSubspace(Directions):
             rate = jnp.maximum(self.rate * counts[0], 1) / counts[1]
 
             def times(a: Float[Array, "S k"]) -> Float[Array, "S k"]:
-                ahead = jnp.einsum("bqs,bqk->sk", onward, starts @ a)
-                new = (credit.T @ (credit @ a) + scale * ahead) / batch
+                ahead = summed("bqs,bqk->sk", onward, starts @ a)
+                new = (summed("bs,bk->sk", credit, credit @ a) + scale * ahead) / batch
                 return (1 - rate) * (u.T @ (h @ (u @ a))) + rate * new
 
             basis = jnp.linalg.qr(times(u.T))[0]

@@ -1,8 +1,9 @@
 """What the compiler asks of a rule that follows escaping influence along a few directions.
 
-Influence that leaves the block of an output is dropped by the trace. A rule may keep its projection on
-q directions of state space: each is a virtual state, which every trace that something escapes from
-has besides its block. A window moves them by q cotangents `V` of the states at its end, passed back
+Influence that leaves the block of an output is dropped by the trace. A rule may keep the whole influence
+on q directions of state space, the rows of `V`: each is a virtual state, which every trace that something
+escapes from has besides its block. Credit along V is multiplied with the virtual states, and what is left
+of it with the block. A window moves them by q cotangents `V` of the states at its end, passed back
 through the uncut window:
 
     Lambda = V prod J,   delta_t = V (prod_{after t} J) F_t
@@ -54,6 +55,11 @@ class Directions:
     def ends(self, shared: Carry, each: Carry) -> tuple[Float[Array, "B q S"], Any]:
         """The cotangents `V` at the end of the window that begins, the first axis of length one where
         the batch shares them; and what `advance` is to know of how they were chosen."""
+        raise NotImplementedError
+
+    def basis(self, shared: Carry, each: Carry) -> Float[Array, "B q S"]:
+        """The directions V that the virtual states are the influence on: the cotangents with which the
+        last window ended. The first axis has length one where the batch shares them."""
         raise NotImplementedError
 
     def coefficients(

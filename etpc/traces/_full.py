@@ -81,9 +81,10 @@ def _element_wise(site: Site, passage: Passage, carry: Carry) -> Carry:
     start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
     if passage.factors is None:
         # as a product: XLA's CPU back end takes much longer for a sum over the leading axis
-        moved, precision = passage.moved(), lax.Precision.HIGHEST
-        once = jnp.ones(moved[0].shape[0], eps.dtype)
-        fed = [jnp.tensordot(once, each, 1, precision=precision) for each in moved]
+        moved, precision = passage.moved_parts(), lax.Precision.HIGHEST
+        once = jnp.ones(moved[0][0].shape[0], eps.dtype)
+        total = lambda part: jnp.tensordot(once, part, 1, precision=precision)
+        fed = [jnp.concatenate([total(part) for part in parts], 1) for parts in moved]
         return (
             (apply(site.pairs, passage.whole(), start) + sum(fed[1:], fed[0])).reshape(eps.shape),
         )

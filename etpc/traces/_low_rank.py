@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._full import Full
@@ -76,14 +76,20 @@ class LowRank(Trace):
         """All factor pairs at the end of a window: first the R of the trace, then one for each step."""
         kind, m = site.kind, site.block
         g, i, o = kind.groups, kind.inputs, kind.outputs
-        (moved,), (x,) = passage.moved(), passage.xs
+        (fed,), (x,) = passage.moved_parts(), passage.xs
         a, b = carry[:2]
-        batch = a.shape[0]
-        fed = jnp.moveaxis(moved, 0, 1)  # [B, W, m, GO]
-        b = apply(site.pairs, passage.whole()[:, None], b.reshape(batch, -1, m, g * o))
-        x = jnp.moveaxis(x, 0, 1).astype(a.dtype)
+        batch, x = a.shape[0], jnp.moveaxis(x, 0, 1).astype(a.dtype)
         a = jnp.concatenate([a.reshape(batch, -1, g, i), x], 1)
-        return a, jnp.concatenate([b, fed], 1).reshape(batch, -1, m, g, o)
+        # Written part by part: XLA computes what is joined inside the loop that joins it.
+        zero = jnp.zeros_like(a[:, :, :1, :1], b.dtype)  # spread over devices as the trace
+        pairs, first = jnp.broadcast_to(zero, (*a.shape[:2], m, g * o)), 0
+        for part in fed:
+            new = jnp.moveaxis(part, 0, 1).astype(b.dtype)
+            pairs = lax.dynamic_update_slice(pairs, new, (0, self.rank, first, 0))
+            first += part.shape[2]
+        old = apply(site.pairs, passage.whole()[:, None], b.reshape(batch, -1, m, g * o))
+        pairs = lax.dynamic_update_slice(pairs, old.astype(b.dtype), (0, 0, 0, 0))
+        return a, pairs.reshape(*pairs.shape[:3], g, o)
 
     def advance(
         self,
@@ -104,23 +110,27 @@ class LowRank(Trace):
         a, b = self.all_pairs(site, passage, carry)
         batch = a.shape[0]
         length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
-        a, b = a / jnp.where(length > 0, length, jnp.ones((), length.dtype)), b * length[:, :, None]
+        a = a / jnp.where(length > 0, length, jnp.ones((), length.dtype))
+        along = jnp.moveaxis(length, 1, 2)  # [B, G, Q, 1]
         # with less the vectors are not orthonormal on accelerators
         with jax.default_matmul_precision("highest"):
             of_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
-            of_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj())
+            of_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj()) * along * along.swapaxes(2, 3)
             c = leading(of_a, of_b, self.rank)
-            kept = jnp.einsum("bqmgo,bgqr->brmgo", b, (of_a @ c).conj())
-            new = [jnp.einsum("bqgi,bgqr->brgi", a, c), kept]
+            each = (of_a @ c).conj() * along
+            kept = jnp.einsum("bqmgo,bgqr->brmgo", b, each)
+            left = jnp.einsum("bqgi,bgqr->brgi", a, c)
+            moved = [left, kept]
             if self.certificate:
+                b = b * length[:, :, None]
                 lost = _lost(of_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, kept))
                 off, gradient = (bound.reshape(batch, -1, site.count) for bound in carry[2:])
                 if start is not None:
                     error = times(jnp.abs(start), off)
                     gradient = gradient + jnp.sum(error, -2, keepdims=True)
                 bound = apply(site.pairs, jnp.abs(passage.whole()), off)
-                new += [bound + lost.reshape(bound.shape), gradient]
-        return tuple(a.reshape(before.shape) for a, before in zip(new, carry, strict=True)), None
+                moved += [bound + lost.reshape(bound.shape), gradient]
+        return tuple(n.reshape(before.shape) for n, before in zip(moved, carry, strict=True)), None
 
     def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
         """All but the last of the bounds, which is of all gradients since the stream began."""

@@ -117,6 +117,10 @@ class Passage(Protocol):
         """What each output adds at each step, moved on to the end of the window: `(prod_{after t} D) F_t`."""
         ...
 
+    def moved_parts(self) -> Sequence[Sequence[Inexact[Array, "W B _ GO"]]]:
+        """Likewise, in parts along the states of the block: XLA is slow to join them."""
+        ...
+
     def whole(self) -> Inexact[Array, "B P o"]:
         """The transition of the window, `prod D`."""
         ...

@@ -177,12 +177,14 @@ def _sum(
         for k in range(terms):
             part = times(later[..., later_at[:, k], :], earlier[..., earlier_at[:, k], :])
             if not exists[:, k].all():
-                part = jnp.where(jnp.asarray(exists[:, k])[:, None], part, 0)
+                here = jnp.asarray(exists[:, k])[:, None] | jnp.zeros_like(part, bool)
+                part = jnp.where(here, part, jnp.zeros_like(part))
             parts.append(part)
         return sum(parts[1:], parts[0])
     owner = np.broadcast_to(np.arange(count)[:, None], exists.shape)[exists]
     term = times(later[..., later_at[exists], :], earlier[..., earlier_at[exists], :])
-    zero = jnp.zeros((*term.shape[:-2], count, term.shape[-1]), term.dtype)
+    shape = (*term.shape[:-2], count, term.shape[-1])
+    zero = jnp.broadcast_to(jnp.zeros_like(term[..., :1, :]), shape)
     return zero.at[..., owner, :].add(term, indices_are_sorted=True)
 
 

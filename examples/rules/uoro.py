@@ -20,7 +20,7 @@ from etpc.traces import Directions, Full
 
 @dataclasses.dataclass(frozen=True)
 class RandomDirection(Directions):
-    """The batch shares the number of windows; each example has s, [B, S]."""
+    """The batch shares the number of windows; each example has s and the last signs, [B, S]."""
 
     count: int = 1
     seed: int = 0
@@ -33,7 +33,7 @@ class RandomDirection(Directions):
         return (jnp.zeros((), jnp.int32),)
 
     def each(self, size, batch, dtype):
-        return (jnp.zeros((batch, size), dtype),)
+        return (jnp.zeros((batch, size), dtype),) * 2
 
     def signs(self, number, shape):
         key = jax.random.fold_in(jax.random.key(self.seed), number)
@@ -41,6 +41,9 @@ class RandomDirection(Directions):
 
     def ends(self, shared, each):
         return self.signs(shared[0], each[0].shape).astype(each[0].dtype)[:, None], None
+
+    def basis(self, shared, each):
+        return each[1][:, None]
 
     def coefficients(self, shared, each, credit):
         return jnp.sum(credit * each[0], 1, keepdims=True)
@@ -50,7 +53,7 @@ class RandomDirection(Directions):
         length = jnp.linalg.norm(moved, axis=2, keepdims=True)
         some = length > 0
         rho = jnp.where(some, ends.shape[2] ** 0.5 / jnp.where(some, length, 1), 1)
-        return 1 / rho, (shared[0] + 1,), ((rho * moved + ends)[:, 0],)
+        return 1 / rho, (shared[0] + 1,), ((rho * moved + ends)[:, 0], ends[:, 0])
 
 
 @dataclasses.dataclass(frozen=True)
