@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import pytest
 
 import etpc
-from etpc import nn
+from etpc import _tuning, nn
 
 RULES = [
     etpc.D_RTRL(window=2),
     etpc.D_RTRL(window=2, in_window="exact"),
     etpc.ES_D_RTRL(0.9, window=2),
     etpc.ES_D_RTRL(2, window=2, certificate=True),
+    etpc.CreditRTRL(2, 2, window=2),
+    etpc.D_RTRL(window=2, lookback=4),
     etpc.SnAp(1, window=2),
     etpc.RTRL(window=2),
 ]
@@ -19,8 +21,9 @@ RULES = [
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_program_lowers_for_an_accelerator(rule, platform):
+def test_a_program_lowers_for_an_accelerator(rule, platform, monkeypatch):
     """XLA does not compile it here: what is shown is that no operation is asked for that the platform lacks."""
+    monkeypatch.setattr(_tuning, "CPU", _tuning.ACCELERATOR)
     cell = nn.LSTM(2, 3, key=jax.random.key(0))
     program = etpc.compile(cell, rule, inputs=jnp.zeros(2))
     run = program.value_and_grad(lambda y, target: jnp.sum((y - target) ** 2))

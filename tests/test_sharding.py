@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import etpc
-import etpc.traces._pieces
+import etpc._tuning
 
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 8
@@ -32,7 +32,7 @@ logging.basicConfig(handlers=[logging.Handler()])
 logging.root.handlers[0].emit = lambda record: log.append(record.getMessage())
 explicit = "explicit" in sys.argv
 if "pieces" in sys.argv:
-    etpc.traces._pieces.PIECE = 1 << 10
+    etpc._tuning.CPU = dataclasses.replace(etpc._tuning.CPU, piece=1 << 10)
 axis_type = AxisType.Explicit if explicit else AxisType.Auto
 few = jax.devices()[: 4 if "few" in sys.argv else 8]
 mesh = jax.make_mesh((len(few),), ("batch",), axis_types=(axis_type,), devices=few)
@@ -144,6 +144,7 @@ print("the same on eight devices")
 
 
 NEURONS = """
+import dataclasses
 import re
 
 import jax
@@ -152,10 +153,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 import etpc
-import etpc.traces._pieces
+import etpc._tuning
 
 jax.config.update("jax_enable_x64", True)
-etpc.traces._pieces.PIECE = 1 << 10
+etpc._tuning.CPU = dataclasses.replace(etpc._tuning.CPU, piece=1 << 10)
 mesh = jax.make_mesh((8,), ("neuron",), axis_types=(jax.sharding.AxisType.Auto,))
 T, B, I, N = 6, 3, 20, 48
 keys = jax.random.split(jax.random.key(0), 3)

@@ -17,10 +17,11 @@ import numpy as np
 from jax import Array, lax
 
 from .._jax import promoting, result_type
+from .._tuning import tuning
 from ..plan import OpPlan, Plan
 from ..traces import Carry, Factors, Traces
 from ..traces._transitions import suffix_products
-from ._forward import TURNED, Course, Forward, Stored
+from ._forward import Course, Forward, Stored
 from ._gather import rows, take, zeros_over
 from ._lookback import kept, none_yet, recent, taken
 from ._passage import CutPassage, Followed, FollowedPassage, Products
@@ -183,7 +184,9 @@ def emit(plan: Plan) -> Window:
     emitter = Emitter(plan, step)
 
     def prefix(parameters, steps):
-        return step.prefix(parameters, copies=steps >= TURNED and emitter.uncut is None)
+        least = tuning().transpose_min_steps
+        copies = least is not None and steps >= least and emitter.uncut is None
+        return step.prefix(parameters, copies=copies)
 
     @jax.custom_vjp
     @promoting

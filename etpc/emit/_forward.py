@@ -17,9 +17,6 @@ from jax import Array, lax
 from .._jax import Equation, Rule, Variable, bcoo_dot_general_primitive, evaluate, prims, prune
 from ..analyse import Analysis
 
-TURNED = 16
-"""From so many steps on, weights are copied to the layout that is read fastest."""
-
 _HEAVY = frozenset([prims.dot_general_p, prims.conv_general_dilated_p])
 
 
@@ -346,4 +343,4 @@ def _turning(turned: dict[Variable, Array]) -> Rule:
     return rule
 
 
-__all__ = ["TURNED", "Course", "Forward", "Shifts", "Stored", "enter", "superpose"]
+__all__ = ["Course", "Forward", "Shifts", "Stored", "enter", "superpose"]

@@ -139,7 +139,7 @@ class Uncut:
     def _zeros(self, xs, state) -> list[Array]:
         """Zeros, [W, B, ...], that are added where live operations act."""
         examples = next(part[:, 0] for part in self.parts(state) if part.shape[-1])
-        lead = zeros_over(jnp.zeros(xs[0].shape[0]), examples.shape, examples.dtype) + examples
+        lead = jnp.broadcast_to(jnp.zeros_like(examples)[None], (xs[0].shape[0], *examples.shape))
         return [zeros_over(lead, p.op.delta.shape, p.op.delta.dtype) for p in self.live]
 
 

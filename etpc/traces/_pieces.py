@@ -13,17 +13,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact, Int
 
+from .._tuning import tuning
 from ..ops._kind import summed
 from ._transitions import times
 
 Given = tuple[Array, int | None]
 """An array [B, ...], and its axis that is cut where the trace's is; `None` where none is."""
-
-PIECE = 3 << 20
-"""Bytes of a piece, about: what stays in a cache."""
-
-ABREAST = 8
-"""How many examples are added up at a time."""
 
 
 def over_examples(
@@ -31,13 +26,15 @@ def over_examples(
 ) -> Inexact[Array, "..."]:
     """`(signal * trace).sum(0)`, a few examples at a time.
 
-    XLA's CPU backend reduces the first axis column by column, twenty times slower. A batch may be spread
-    over devices, each of which has a run of it, and adds up that first.
+    A batch may be spread over devices, each of which has a run of it, and adds up that first.
     """
+    abreast = tuning().abreast
+    if abreast is None:
+        return times(signal, trace).sum(0)
     runs = math.gcd(trace.shape[0], _devices(trace))
     signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
     count = trace.shape[1]
-    rows = min(ABREAST, count)
+    rows = min(abreast, count)
     rounds = count // rows
 
     def products(which):
@@ -76,9 +73,11 @@ def overwrite(
 
     Nothing is written before `after`, a zero, is known.
     """
-    places = trace.shape[axis]
-    bytes_each = trace.nbytes / math.gcd(trace.shape[0], _devices(trace))  # of one device
-    size = math.ceil(places / math.ceil(bytes_each / PIECE)) if trace.size else places
+    places, piece = trace.shape[axis], tuning().piece
+    size = places
+    if piece is not None and trace.size:
+        bytes_each = trace.nbytes / math.gcd(trace.shape[0], _devices(trace))  # of one device
+        size = math.ceil(places / math.ceil(bytes_each / piece))
     if size == places:
         return update(trace, *_all_after(after, [a for a, _ in given]))
 

@@ -177,8 +177,8 @@ def _sum(
         for k in range(terms):
             part = times(later[..., later_at[:, k], :], earlier[..., earlier_at[:, k], :])
             if not exists[:, k].all():
-                here = jnp.asarray(exists[:, k])[:, None] | jnp.zeros_like(part, bool)
-                part = jnp.where(here, part, jnp.zeros_like(part))
+                there = jnp.asarray(exists[:, k]).reshape(*[1] * (part.ndim - 2), -1, 1)
+                part = jnp.where(there | jnp.zeros_like(part, bool), part, 0)
             parts.append(part)
         return sum(parts[1:], parts[0])
     owner = np.broadcast_to(np.arange(count)[:, None], exists.shape)[exists]

@@ -1,5 +1,7 @@
 """Passes over a trace in pieces, against NumPy on the whole."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.experimental import sparse
 
 import etpc
-import etpc.traces._pieces as pieces
+from etpc import _tuning
 from etpc.traces._pieces import over_examples, overwrite, read_and_overwrite, zero_after
 
 SHAPE = (6, 7, 5, 11)
@@ -24,7 +26,8 @@ def cut_for(monkeypatch):
     """As on so many devices, in pieces of so many bytes."""
 
     def cut(devices, piece):
-        monkeypatch.setattr(pieces, "PIECE", piece)
+        cpu = dataclasses.replace(_tuning.CPU, piece=piece)
+        monkeypatch.setattr(_tuning, "CPU", cpu)
         monkeypatch.setattr(jax, "device_count", lambda: devices)
 
     return cut
@@ -212,7 +215,9 @@ def test_programs_in_pieces(layer, states, monkeypatch):
         return jax.tree.leaves((grads, carry.traces))
 
     whole = gradient()
-    monkeypatch.setattr(pieces, "PIECE", 1 << 8)
-    for one, other in zip(gradient(), whole, strict=True):
-        assert np.abs(other).max() > 1e-3
-        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+    in_pieces = dataclasses.replace(_tuning.CPU, piece=1 << 8)
+    for other_machine in (in_pieces, _tuning.ACCELERATOR):
+        monkeypatch.setattr(_tuning, "CPU", other_machine)
+        for one, other in zip(gradient(), whole, strict=True):
+            assert np.abs(other).max() > 1e-3
+            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)

@@ -1,0 +1,36 @@
+"""What decides speed alone, and depends on the machine that programs are compiled for."""
+
+import dataclasses
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Sizes by which code is laid out. No result depends on them but for rounding."""
+
+    piece: int | None
+    """Bytes of a piece of a pass over a trace, about; `None`: the whole of it at once."""
+    abreast: int | None
+    """How many examples are added up at a time; `None`: all of them, in one reduction."""
+    transpose_min_steps: int | None
+    """From so many steps of a window on, weights are copied to the layout that is read fastest; `None`:
+    never."""
+
+
+CPU = Tuning(piece=3 << 20, abreast=8, transpose_min_steps=16)
+"""A piece stays in a cache. XLA reduces a leading axis column by column, twenty times slower than it adds
+up rows, and reads a matrix against its layout in each step."""
+
+ACCELERATOR = Tuning(piece=None, abreast=None, transpose_min_steps=None)
+"""Each piece, and each group of examples, would be a launch of some microseconds, in which the memory of
+such a device moves more bytes than a piece has: 3 MiB take one microsecond at 3 TB/s. Its matrix products
+take either layout. By this count; not measured."""
+
+
+def tuning() -> Tuning:
+    """For the back end that JAX uses by default."""
+    return CPU if jax.default_backend() == "cpu" else ACCELERATOR
+
+
+__all__ = ["ACCELERATOR", "CPU", "Tuning", "tuning"]
