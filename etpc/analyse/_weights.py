@@ -141,6 +141,14 @@ def split(step: Step) -> Split:
     )
 
 
+def by_equation(ops: Sequence[WeightOp]) -> dict[Equation, list[WeightOp]]:
+    """The weight operations of each equation that has some."""
+    table: dict[Equation, list[WeightOp]] = {}
+    for op in ops:
+        table.setdefault(op.equation, []).append(op)
+    return table
+
+
 def _copies(
     step: Step, body: Sequence[Equation], reads: dict[Variable, frozenset[int]]
 ) -> tuple[list[Equation], tuple[Variable, ...], tuple[Variable, ...]]:
@@ -159,4 +167,4 @@ def _copies(
     return body, outputs, tuple(through(v) for v in step.next_state)
 
 
-__all__ = ["Split", "WeightOp", "split"]
+__all__ = ["Split", "WeightOp", "by_equation", "split"]

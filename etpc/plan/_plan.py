@@ -178,7 +178,7 @@ def plan(
             "what depends on a hidden state or a weight, and as the number of its iterations is "
             "not known it has no reverse-mode derivative. Use `lax.fori_loop` with fixed bounds or "
             "`lax.scan`, or `lax.stop_gradient` on what enters the loop."
-            for source in analysis.unbounded
+            for source in analysis.findings.unbounded
         ]
         + [
             f"The backward rule of the `custom_vjp` at {source} has no transpose, and it lies on "
@@ -190,7 +190,7 @@ def plan(
             "take steps of constant size. Else take a fixed number of steps by `lax.scan`, clip "
             "the gradient in the optimiser, or put the rule on the way to the output, where it "
             "works."
-            for source in analysis.nonlinear
+            for source in analysis.findings.nonlinear
         ],
         UnsupportedError,
     )
@@ -342,7 +342,8 @@ def _lasting(analysis: Analysis, block: Pattern) -> Pattern:
     """The states of blocks without those that nothing reads but data that is cut, as that of an LSTM's last
     output: the credit of one at the start of a window is zero. All, where nothing would be left."""
     read = np.diff(sp.csc_array(analysis.transition).indptr) > 0
-    read |= analysis.outputs_read_states.any(0)
+    for reads in analysis.outputs:
+        read |= reads.states
     for reach in analysis.reach:
         if reach.role != "state":
             read |= reach.reads_states
