@@ -79,7 +79,7 @@ def _dynamic_update_slice(interpreter, eqn, patterns, known):
     return [union(joins)]
 
 
-@rule("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_min", "scatter_max")
+@rule("scatter", "scatter_add", "scatter_mul", "scatter_min", "scatter_max")
 def _scatter(interpreter, eqn, patterns, known):
     indices = eqn.inputs[1]
     (out,) = eqn.outputs

@@ -8,7 +8,6 @@ import jax
 from .._errors import UnsupportedError, raise_together
 from .._jax import Equation, Variable, etp_p, prims
 from ..ops import Kind, kind_of
-from ..ops._sparse import register_sparse
 from ..trace import Known, Step
 
 
@@ -74,7 +73,6 @@ class Split:
 
 def split(step: Step) -> Split:
     """Find the weight operations of a step."""
-    register_sparse()
     floats = set(step.model_leaves.floats)
     reads: dict[Variable, frozenset[int]] = {}
     marked: set[Variable] = set()
