@@ -239,7 +239,7 @@ def _indices(primitive: Primitive, count: int) -> range:
         return range(1, count)
     if primitive is prims.dynamic_update_slice_p:
         return range(2, count)
-    if primitive in _INDEXED or primitive is bcoo_dot_general_primitive():
+    if primitive in (*_INDEXED, scatter_sub_p, bcoo_dot_general_primitive()):
         return range(1, 2)
     return range(0)
 
@@ -290,10 +290,18 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return jaxpr, ()
 
 
+scatter_sub_p: Primitive | None = None  # until it is found
 _pair = np.ones((1, 2), np.float32)
 split_p = primitive_of(lambda x: jax.lax.split(x, (1, 1), 1), _pair)
 stack_p = primitive_of(lambda x, y: jnp.stack([x, y]), _pair, _pair)
 tile_p = primitive_of(lambda x: jnp.tile(x, (2, 1)), _pair)
+_first = jax.lax.ScatterDimensionNumbers((), (0,), (0,))
+scatter_sub_p = primitive_of(
+    lambda x, i, u: jax.lax.scatter_sub(x, i, u, _first),
+    _pair[0],
+    np.zeros(1, "int32"),
+    _pair[0, 0],
+)
 
 
 # --- evaluation ---------------------------------------------------------------------------------
@@ -506,6 +514,7 @@ __all__ = [
     "prune",
     "result_type",
     "scan_counts",
+    "scatter_sub_p",
     "split_p",
     "stack_p",
     "tile_p",
