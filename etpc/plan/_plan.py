@@ -1,6 +1,7 @@
 """The plan of a trace program: what is carried for each weight operation, and how."""
 
 import dataclasses
+import math
 from collections.abc import Collection
 from functools import cached_property
 from typing import Any
@@ -140,6 +141,22 @@ class Plan:
     def carried(self) -> tuple[OpPlan, ...]:
         """Those with a trace of their own."""
         return tuple(p for p in self.traced if p.shares is None)
+
+    @property
+    def window_matters(self) -> bool:
+        """Whether another window would give another gradient."""
+        return window_matters(self.algorithm, self.carried)
+
+    def window_for(self, steps: int) -> int:
+        """The window of a sequence: that of the plan, which the last one may be shorter than.
+
+        Where it was chosen, and the gradient does not depend on it, one near it that divides `steps`.
+        """
+        wanted = self.window
+        if self.algorithm.window == "auto" and not self.window_matters:
+            even = [w for w in range(wanted // 2, 2 * wanted + 1) if steps % w == 0]
+            wanted = min(even, key=lambda w: abs(math.log(w / wanted)), default=wanted)
+        return min(wanted, steps)
 
     def __str__(self) -> str:
         rows = [f"plan for {self.algorithm}: {self.colours} a step"]
