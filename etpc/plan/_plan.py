@@ -213,9 +213,7 @@ def plan(
     )
     chosen = selected(analysis, weights)
     if choice is None:
-        limit = DEFAULT_MEMORY if memory is None else memory
-        ops = traceable(analysis, chosen)
-        choice = algorithm.choose(Context(analysis, ops, limit, batch_size))
+        choice = algorithm.choose(context(analysis, weights, memory=memory, batch_size=batch_size))
     unchosen = UNMARKED if weights == "marked" else _UNSELECTED
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
     ops = _share(ops)
@@ -250,6 +248,20 @@ def plan(
         vector_dtype(analysis),
         next((p.directions for p in ops if p.directions is not None), None),
     )
+
+
+def context(
+    analysis: Analysis,
+    weights: Any = None,
+    *,
+    memory: int | None = None,
+    batch_size: int = 1,
+    **measured: Any,
+) -> Context:
+    """What an algorithm chooses from, with arguments as of `plan`, and what is measured for it."""
+    ops = traceable(analysis, selected(analysis, weights))
+    limit = DEFAULT_MEMORY if memory is None else memory
+    return Context(analysis, ops, limit, batch_size, **measured)
 
 
 def traceable(analysis: Analysis, chosen: Collection[int]) -> tuple[WeightOp, ...]:
@@ -450,4 +462,4 @@ def _groups(ops: list[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "plan", "traceable"]
+__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "context", "plan"]
