@@ -19,7 +19,6 @@ class Sparse:
     """
 
     name: str
-    operand: int
     data: int
     groups: int
     inputs: int
@@ -73,7 +72,6 @@ def sparse_product(equation: Equation, operand: int, known: Known) -> Sparse | N
     groups = int(np.prod(free, dtype=np.int64))
     return Sparse(
         name=equation.primitive.name,
-        operand=operand,
         data=2,
         groups=groups,
         inputs=columns,

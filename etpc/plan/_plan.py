@@ -121,11 +121,17 @@ class Plan:
     window: int
     window_reason: str
     """Why a window that was chosen is not the least; else empty."""
-    dtype: Any
-    """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
-    directions: Directions | None = None
-    """Along which influence is followed that escapes from the traces; `None` where none escapes, or
-    the algorithm follows none."""
+
+    @property
+    def dtype(self) -> Any:
+        """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
+        return vector_dtype(self.analysis)
+
+    @property
+    def directions(self) -> Directions | None:
+        """Along which influence is followed that escapes from the traces; `None` where none escapes, or
+        the algorithm follows none."""
+        return next((p.directions for p in self.ops if p.directions is not None), None)
 
     @property
     def behind(self) -> int:
@@ -189,6 +195,37 @@ def plan(
     passes through a loop of unknown length; `MemoryLimitError` before more is allocated than
     `memory`.
     """
+    _check_supported(analysis)
+    chosen = selected(analysis, weights)
+    if choice is None:
+        choice = algorithm.choose(context(analysis, weights, memory=memory, batch_size=batch_size))
+    unchosen = UNMARKED if weights == "marked" else _UNSELECTED
+    ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
+    ops = _share(ops)
+    _check_memory(ops, memory, batch_size)
+    with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
+    colours = colouring(analysis, with_state)
+    ops = _laid_out(ops, analysis, colours)
+    window, why = AT_LEAST, ""
+    if algorithm.window != "auto":
+        window = int(algorithm.window)
+    elif not window_matters(algorithm, ops):
+        window, why = chosen_window(analysis, ops, colours.count)
+    elif algorithm.lookback is not None:
+        window = min(window, algorithm.lookback)
+    return Plan(
+        analysis,
+        algorithm,
+        tuple(ops),
+        _groups(ops, analysis),
+        colours,
+        window,
+        why,
+    )
+
+
+def _check_supported(analysis: Analysis) -> None:
+    """**Raises** `UnsupportedError` where a derivative cannot be carried forward."""
     raise_together(
         [
             f"A derivative passes through the `while_loop` at {source}. This is because it changes "
@@ -210,43 +247,6 @@ def plan(
             for source in analysis.findings.nonlinear
         ],
         UnsupportedError,
-    )
-    chosen = selected(analysis, weights)
-    if choice is None:
-        choice = algorithm.choose(context(analysis, weights, memory=memory, batch_size=batch_size))
-    unchosen = UNMARKED if weights == "marked" else _UNSELECTED
-    ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
-    ops = _share(ops)
-    _check_memory(ops, memory, batch_size)
-    with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
-    colours = colouring(analysis, with_state)
-    layouts: dict[tuple[tuple[int, ...], bytes, bool], Layout] = {}
-    for n, p in enumerate(ops):
-        if p.form is None:
-            continue
-        rows = block_rows(p.members)
-        key = (rows.shape, rows.tobytes(), p.closed)
-        if key not in layouts:
-            layouts[key] = layout(rows, analysis.transition, colours, p.closed)
-        index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
-        ops[n] = dataclasses.replace(p, layout=layouts[key], immediate=index)
-    window, why = AT_LEAST, ""
-    if algorithm.window != "auto":
-        window = int(algorithm.window)
-    elif not window_matters(algorithm, ops):
-        window, why = chosen_window(analysis, ops, colours.count)
-    elif algorithm.lookback is not None:
-        window = min(window, algorithm.lookback)
-    return Plan(
-        analysis,
-        algorithm,
-        tuple(ops),
-        _groups(ops, analysis),
-        colours,
-        window,
-        why,
-        vector_dtype(analysis),
-        next((p.directions for p in ops if p.directions is not None), None),
     )
 
 
@@ -287,6 +287,24 @@ def _share(ops: list[OpPlan]) -> list[OpPlan]:
     return shared
 
 
+def _laid_out(ops: list[OpPlan], analysis: Analysis, colours: Colouring) -> list[OpPlan]:
+    """With the tables of those that have a trace; one layout for all that have the same blocks."""
+    found = []
+    layouts: dict[tuple[tuple[int, ...], bytes, bool], Layout] = {}
+    for p in ops:
+        if p.form is None:
+            found.append(p)
+            continue
+        n = p.op.number
+        rows = block_rows(p.members)
+        key = (rows.shape, rows.tobytes(), p.closed)
+        if key not in layouts:
+            layouts[key] = layout(rows, analysis.transition, colours, p.closed)
+        index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
+        found.append(dataclasses.replace(p, layout=layouts[key], immediate=index))
+    return found
+
+
 _UNSELECTED = "it was not selected; it gets the gradient of the current step"
 UNMARKED = "it is not marked; it gets the gradient of the current step"
 
@@ -302,24 +320,13 @@ def _describe(
     """What the program does with an operation, without the tables."""
     reach = analysis.reach[op.number]
     form: Trace | None = None
-    reason = why = ""
+    why = ""
     block = 0
     directions = choice.directions
     if reach.block.nnz and not reach.escapes:
         directions = None
-    if reach.role != "state":
-        reason = {
-            "output": "it reaches no hidden state; the gradient of each step is exact",
-            "nothing": "it reaches neither a hidden state nor an output",
-        }[reach.role]
-    elif op.number not in chosen:
-        reason = unchosen
-    elif not reach.block.nnz and directions is None:
-        reason = (
-            "its output enters hidden states through other weights alone; it gets the "
-            "gradient of the current step"
-        )
-    else:
+    reason = _no_trace(reach, op.number in chosen, unchosen, directions is not None)
+    if not reason:
         form, why = choice.forms[op.number], choice.reasons.get(op.number, "")
         if form is None:
             reason = f"{type(algorithm).__name__} keeps no traces; it gets the gradient of the last steps"
@@ -354,6 +361,22 @@ def _describe(
         dtype=dtype,
         directions=directions,
     )
+
+
+def _no_trace(reach: Reach, chosen: bool, unchosen: str, followed: bool) -> str:
+    """Why an operation has no trace, whatever the rule; empty where it may have one."""
+    if reach.role == "output":
+        return "it reaches no hidden state; the gradient of each step is exact"
+    if reach.role == "nothing":
+        return "it reaches neither a hidden state nor an output"
+    if not chosen:
+        return unchosen
+    if not reach.block.nnz and not followed:
+        return (
+            "its output enters hidden states through other weights alone; it gets the "
+            "gradient of the current step"
+        )
+    return ""
 
 
 def left_out(reach: Reach, directions: Directions | None) -> tuple[str, ...]:
