@@ -27,8 +27,8 @@ from ._verify import (
 )
 from .algorithms import TBPTT, Algorithm, resolve
 from .run import Program
-from .run._describe import table
 from .run._loss import Loss, check_reduction, checked_weights, finite_where_masked
+from .show import table
 
 TOTAL = "(all)"
 """In the place of a path, in the row of all parameters together."""

@@ -228,21 +228,25 @@ def flatten(jaxpr: Any) -> Flat:
     return Flat(tuple(equations), inputs, tuple(outputs), constants)
 
 
+def bcoo_dot_general_primitive() -> Primitive | None:
+    """The product of a sparse and a dense array; `None` as long as nothing imported it."""
+    return getattr(sys.modules.get("jax.experimental.sparse"), "bcoo_dot_general_p", None)
+
+
 def _indices(primitive: Primitive, count: int) -> range:
     """Which operands of a primitive, that has so many, are indices."""
     if primitive is prims.dynamic_slice_p:
         return range(1, count)
     if primitive is prims.dynamic_update_slice_p:
         return range(2, count)
-    if primitive in _INDEXED or primitive.name == "bcoo_dot_general":  # not listed by JAX
+    if primitive in (*_INDEXED, scatter_sub_p, bcoo_dot_general_primitive()):
         return range(1, 2)
     return range(0)
 
 
-_INDEXED = {prims.gather_p} | {
-    getattr(prims, f"scatter{suffix}_p")
-    for suffix in ("", "_add", "_sub", "_mul", "_min", "_max")
-    if hasattr(prims, f"scatter{suffix}_p")
+_INDEXED = {
+    *(prims.gather_p, prims.scatter_p, prims.scatter_add_p, prims.scatter_mul_p),
+    *(prims.scatter_min_p, prims.scatter_max_p),
 }
 
 
@@ -286,23 +290,18 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return jaxpr, ()
 
 
+scatter_sub_p: Primitive | None = None  # until it is found
 _pair = np.ones((1, 2), np.float32)
 split_p = primitive_of(lambda x: jax.lax.split(x, (1, 1), 1), _pair)
 stack_p = primitive_of(lambda x, y: jnp.stack([x, y]), _pair, _pair)
 tile_p = primitive_of(lambda x: jnp.tile(x, (2, 1)), _pair)
-
-
-def bcoo_dot_general_primitive() -> Primitive | None:
-    """The product of a sparse and a dense array; `None` as long as nothing imported it."""
-    return _bcoo_dot_general() if "jax.experimental.sparse" in sys.modules else None
-
-
-@functools.cache
-def _bcoo_dot_general() -> Primitive | None:
-    from jax.experimental import sparse
-
-    matrix = sparse.BCOO((jnp.ones(1, jnp.float32), jnp.zeros((1, 2), jnp.int32)), shape=(1, 1))
-    return primitive_of(lambda m, x: m @ x, matrix, np.ones(1, np.float32))
+_first = jax.lax.ScatterDimensionNumbers((), (0,), (0,))
+scatter_sub_p = primitive_of(
+    lambda x, i, u: jax.lax.scatter_sub(x, i, u, _first),
+    _pair[0],
+    np.zeros(1, "int32"),
+    _pair[0, 0],
+)
 
 
 # --- evaluation ---------------------------------------------------------------------------------
@@ -515,6 +514,7 @@ __all__ = [
     "prune",
     "result_type",
     "scan_counts",
+    "scatter_sub_p",
     "split_p",
     "stack_p",
     "tile_p",

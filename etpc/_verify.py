@@ -14,8 +14,8 @@ from .algorithms import Algorithm
 from .plan import UNMARKED
 from .run import Program, compile
 from .run._compile import fits, shapes_text
-from .run._describe import table
 from .run._loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced
+from .show import table
 from .trace import Leaves, repeat
 
 StepFunction = Callable[[Any, Any, Any], tuple[Any, Any]]

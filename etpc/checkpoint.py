@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._carry import Carry
 from ._errors import CheckpointError, raise_together
 from ._jax import Tracer
-from .run import Carry
 
 try:
     import fcntl

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from etpc.cli import _show
-from etpc.run._describe import table
+from etpc.show import table
 
 ROWS = [
     [".cell.weight_hh", "1,024", "exact", "yes"],

@@ -636,7 +636,7 @@ OTHERS = {
 def test_the_carry_of_another_program_is_refused(case):
     program, other = wired(), wired(**OTHERS[case])
     with pytest.raises(etpc.InputError, match="carry belongs to another program"):
-        program._check_carry(other.init())
+        program.arguments.check_carry(other.init())
 
 
 def test_a_carry_of_the_same_program_compiled_again():

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .._errors import MemoryLimitError
-from .._jax import Equation, Flat, Primitive, Variable, prims
+from .._jax import Equation, Flat, Variable
+from .._primitives import facts, named, register
 from ..trace import Known
 from ._pattern import Pattern, TooDense, joined, pick, union
 
@@ -65,7 +66,7 @@ class Interpreter:
             patterns = [env.get(v) for v in eqn.inputs]
             if all(p is None for p in patterns):
                 continue
-            found = _rule_of(eqn.primitive)
+            found = facts(eqn.primitive).pattern
             try:
                 outs = found(self, eqn, patterns, known) if found is not None else None
                 if outs is None:
@@ -87,30 +88,16 @@ class Interpreter:
 Rule = Callable[
     [Interpreter, Equation, "list[Pattern | None]", Known], "Sequence[Pattern | None] | None"
 ]
-RULES: dict[Primitive, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        for name in names:
-            primitive = getattr(prims, name + "_p", None)
-            if primitive is None:
-                continue
-            if primitive in RULES:
-                raise ValueError(f"{name} has a rule already")
-            RULES[primitive] = rule
+    """Registers a rule for primitives that JAX lists under these names."""
+
+    def of_names(rule: Rule) -> Rule:
+        register(named(*names), pattern=rule)
         return rule
 
-    return register
+    return of_names
 
 
-LATE: list[tuple[Callable[[], Primitive | None], Rule]] = []
-"""Rules of primitives that exist once a module is imported."""
-
-
-def _rule_of(primitive: Primitive) -> Rule | None:
-    found = RULES.get(primitive)
-    return found or next((late for find, late in LATE if find() is primitive), None)
-
-
-__all__ = ["LATE", "RULES", "Interpreter", "Opaque", "Rule", "rule", "too_dense"]
+__all__ = ["Interpreter", "Opaque", "Rule", "rule", "too_dense"]

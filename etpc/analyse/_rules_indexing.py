@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation, prims
+from .._jax import Equation, prims, scatter_sub_p
+from .._primitives import register
 from ._interpreter import rule
 from ._pattern import numbering, pick, select, spread, union
 
@@ -79,7 +80,7 @@ def _dynamic_update_slice(interpreter, eqn, patterns, known):
     return [union(joins)]
 
 
-@rule("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_min", "scatter_max")
+@rule("scatter", "scatter_add", "scatter_mul", "scatter_min", "scatter_max")
 def _scatter(interpreter, eqn, patterns, known):
     indices = eqn.inputs[1]
     (out,) = eqn.outputs
@@ -114,3 +115,7 @@ def _landing(eqn: Equation, at: np.ndarray) -> np.ndarray:
         numbers = jnp.asarray(numbering(operand.shape) + 1, jnp.float32)
         (landed,) = back(numbers)
     return np.asarray(landed).astype(np.int64).reshape(-1) - 1
+
+
+if scatter_sub_p is not None:
+    register([scatter_sub_p], pattern=_scatter)

@@ -6,16 +6,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._jax import Equation, etp_p, nonlinear_p, split_p, stack_p, tile_p
-from ._interpreter import RULES, Rule, rule
+from .._primitives import FACTS, register
+from ._interpreter import Rule, rule
 from ._pattern import empty, joined, numbering, pick, union
 
-_ELEMENTWISE = (
-    "add add_jaxvals add_any sub mul div neg select_n convert_element_type reduce_precision copy "
-    "real imag conj complex integer_pow pow square sqrt clamp max min rem"
-)
 
-
-@rule(*_ELEMENTWISE.split())
 def _elementwise(interpreter, eqn, patterns, known):
     (out,) = eqn.outputs
     joins = []
@@ -29,7 +24,7 @@ def _elementwise(interpreter, eqn, patterns, known):
     return [union(joins)]
 
 
-RULES[etp_p] = _elementwise
+register([etp_p, *(p for p, known in FACTS.items() if known.element_wise)], pattern=_elementwise)
 
 
 def _nonlinear(interpreter, eqn, patterns, known):
@@ -40,7 +35,7 @@ def _nonlinear(interpreter, eqn, patterns, known):
     return [pick(union([mark, *present]), np.zeros(v.size, np.int64)) for v in eqn.outputs]
 
 
-RULES[nonlinear_p] = _nonlinear
+register([nonlinear_p], pattern=_nonlinear)
 
 
 def _moved(move: Callable[..., np.ndarray]) -> Rule:
@@ -101,8 +96,8 @@ _stack = _together(lambda parts, eqn: np.stack(parts, eqn.params["axis"]))
 _tile = _moved(lambda x, *, reps, **_: np.tile(x, reps))
 
 for _primitive, _unlisted in ((split_p, _split), (stack_p, _stack), (tile_p, _tile)):
-    if _primitive is not None and _primitive not in RULES:
-        RULES[_primitive] = _unlisted
+    if _primitive is not None:
+        register([_primitive], pattern=_unlisted)
 
 
 @rule("pad")

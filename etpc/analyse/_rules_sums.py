@@ -5,9 +5,9 @@ import math
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import bcoo_dot_general_primitive
+from .._primitives import BCOO, register
 from ..ops._convolution import Geometry, geometry
-from ._interpreter import LATE, rule
+from ._interpreter import rule
 from ._pattern import afford, joined, numbering, pick, select, union
 
 
@@ -142,4 +142,4 @@ def _windows(interpreter, eqn, patterns, known):
     return [union(joins)]
 
 
-LATE.append((bcoo_dot_general_primitive, _bcoo_dot_general))
+register([BCOO], pattern=_bcoo_dot_general)

@@ -14,26 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation, Flat, Primitive, etp_p, prims, prune, split_p, stack_p, tile_p
+from .._jax import Equation, Flat, Primitive, prune
+from .._primitives import facts
 
 LARGEST = 1 << 20
 """Elements of a larger array are not followed."""
 HASHED = 1 << 12
 """So many scalars of one operation, at most, are compared with those of others."""
-
-_ELEMENT_WISE = (
-    *("add", "add_jaxvals", "sub", "mul", "div", "rem", "neg", "sign", "abs", "max", "min", "pow"),
-    *("integer_pow", "square", "sqrt", "rsqrt", "cbrt", "exp", "exp2", "expm1", "log", "log1p"),
-    *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh"),
-    *("acosh", "atanh", "logistic", "erf", "erfc", "erf_inv", "floor", "ceil", "round"),
-    *("is_finite", "eq", "ne", "lt", "le", "gt", "ge", "not", "and", "or", "xor", "select_n"),
-    *("clamp", "convert_element_type", "reduce_precision", "copy", "real", "imag", "conj"),
-    *("complex", "stop_gradient"),
-)
-_MOVES = (
-    *("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim", "slice", "concatenate"),
-    "pad",
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +55,7 @@ class Numbering:
         for eqn in prune(flat.equations, flat.outputs):
             operands = [env[v] for v in eqn.inputs]
             data = any(n.data for n in operands)
-            rule = _RULES.get(eqn.primitive)
+            rule = _rule_of(eqn.primitive)
             large = any(v.size > LARGEST for v in (*eqn.inputs, *eqn.outputs))
             if rule is None or large or any((n.at < 0).any() for n in operands):
                 found = [self.new(v.aval, data) for v in eqn.outputs]
@@ -120,11 +107,9 @@ def _moved(numbering: Numbering, eqn: Equation, operands: list[np.ndarray]) -> A
     return [np.asarray(at, np.int64) for at in moved]
 
 
-_RULES: dict[Primitive, Rule] = {
-    **{getattr(prims, name + "_p"): _element_wise for name in _ELEMENT_WISE},
-    **{getattr(prims, name + "_p"): _moved for name in _MOVES},
-    **{p: _moved for p in (etp_p, split_p, stack_p, tile_p) if p is not None},
-}
+def _rule_of(primitive: Primitive) -> Rule | None:
+    known = facts(primitive)
+    return _element_wise if known.element_wise else _moved if known.rearranges else None
 
 
 def distinct_columns(tables: Sequence[np.ndarray]) -> int:

@@ -8,7 +8,6 @@ import jax
 from .._errors import UnsupportedError, raise_together
 from .._jax import Equation, Variable, etp_p, prims
 from ..ops import Kind, kind_of
-from ..ops._sparse import register_sparse
 from ..trace import Known, Step
 
 
@@ -74,7 +73,6 @@ class Split:
 
 def split(step: Step) -> Split:
     """Find the weight operations of a step."""
-    register_sparse()
     floats = set(step.model_leaves.floats)
     reads: dict[Variable, frozenset[int]] = {}
     marked: set[Variable] = set()
@@ -141,6 +139,14 @@ def split(step: Step) -> Split:
     )
 
 
+def by_equation(ops: Sequence[WeightOp]) -> dict[Equation, list[WeightOp]]:
+    """The weight operations of each equation that has some."""
+    table: dict[Equation, list[WeightOp]] = {}
+    for op in ops:
+        table.setdefault(op.equation, []).append(op)
+    return table
+
+
 def _copies(
     step: Step, body: Sequence[Equation], reads: dict[Variable, frozenset[int]]
 ) -> tuple[list[Equation], tuple[Variable, ...], tuple[Variable, ...]]:
@@ -159,4 +165,4 @@ def _copies(
     return body, outputs, tuple(through(v) for v in step.next_state)
 
 
-__all__ = ["Split", "WeightOp", "split"]
+__all__ = ["Split", "WeightOp", "by_equation", "split"]

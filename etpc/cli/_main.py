@@ -19,7 +19,7 @@ from .._errors import EtpcError
 from .._verify import Row
 from ..algorithms import Algorithm
 from ..run import Program
-from ..run._describe import table
+from ..show import table
 from ._algorithm import FORM, parse
 from ._bench import Timing, bench
 from ._errors import CommandError, described, is_of_user

@@ -10,14 +10,14 @@ import tempfile
 from pathlib import Path
 
 from .._errors import InputError
-from ..run import Program
+from ..show import Shown
 from ._html import page
 from ._mermaid import flowchart
 from ._picture import picture
 from ._svg import Svg, draw
 
 
-def to_svg(program: Program) -> Svg:
+def to_svg(program: Shown) -> Svg:
     """The dependency graph of a program as SVG.
 
     Weights stand in the operations that use them. Pointing at a box shows its numbers: shape,
@@ -30,7 +30,7 @@ def to_svg(program: Program) -> Svg:
     return draw(picture(program))
 
 
-def to_html(program: Program) -> str:
+def to_html(program: Shown) -> str:
     """A program as one page of HTML that loads nothing: its picture, and what `print` shows.
 
     Pointing at a box, or at a row of the table, shows the arrows that lead to and from it.
@@ -38,7 +38,7 @@ def to_html(program: Program) -> str:
     return page(program)
 
 
-def to_mermaid(program: Program) -> str:
+def to_mermaid(program: Shown) -> str:
     """The dependency graph of a program as a Mermaid flowchart, for Markdown pages that draw these.
 
     **Source:** the syntax of https://mermaid.js.org/syntax/flowchart.html.
@@ -49,7 +49,7 @@ def to_mermaid(program: Program) -> str:
 _FORMATS = {".svg": to_svg, ".html": to_html, ".mmd": to_mermaid, ".mermaid": to_mermaid}
 
 
-def write(program: Program, path: str | os.PathLike[str]) -> None:
+def write(program: Shown, path: str | os.PathLike[str]) -> None:
     """Write the picture of a program to a file.
 
     **Arguments:**

@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from html import escape
 
-from ..run import Program
-from ..run._describe import COLUMNS, escapes, rows
+from ..show import COLUMNS, Shown, escapes, rows
 from ._picture import picture
 from ._svg import DARK, LIGHT, draw
 
 
-def fragment(program: Program) -> str:
+def fragment(program: Shown) -> str:
     """The program as one element, with its style; light and dark."""
     plan = program.plan
     shown = picture(program)
@@ -37,7 +36,7 @@ def fragment(program: Program) -> str:
     return "\n".join(filter(None, parts)) + "\n"
 
 
-def page(program: Program) -> str:
+def page(program: Shown) -> str:
     """The program as a whole page. Pointing at a box or a row of the table shows its arrows."""
     title = escape(picture(program).title)
     return (
@@ -49,7 +48,7 @@ def page(program: Program) -> str:
     )
 
 
-def _table(program: Program) -> str:
+def _table(program: Shown) -> str:
     right = {"block", "bytes"}
 
     def cells(tag: str, texts: Iterable[str]) -> str:

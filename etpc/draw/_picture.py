@@ -11,8 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..plan import OpPlan, Plan
-from ..run import Program
-from ..run._describe import shape_text, verdict
+from ..show import Shown, shape_text, verdict
 
 Name = tuple[str, str]
 """Kind and name, as in `program.graph`."""
@@ -66,7 +65,7 @@ class Picture:
     note: str
 
 
-def picture(program: Program) -> Picture:
+def picture(program: Shown) -> Picture:
     """The nodes and edges to draw.
 
     Parameters are part of the operations that use them. An edge from one operation to another, or
@@ -146,7 +145,7 @@ def _implied(kinds: dict[tuple[Name, Name], str]) -> set[tuple[Name, Name]]:
 # --- nodes ---
 
 
-def _nodes(program: Program, loops: dict[Name, str]) -> Iterator[Node]:
+def _nodes(program: Shown, loops: dict[Name, str]) -> Iterator[Node]:
     plan = program.plan
     step, hidden = plan.analysis.step, plan.analysis.hidden
 
@@ -182,7 +181,7 @@ def _known(aval: Any) -> bool:
     return jnp.issubdtype(aval.dtype, jnp.number) or jnp.issubdtype(aval.dtype, jnp.bool_)
 
 
-def _op(p: OpPlan, program: Program) -> Node:
+def _op(p: OpPlan, program: Shown) -> Node:
     name = ("op", f"{p.path}#{p.op.number}")
     claim = "exact" if p.exact else "approximate"
     hover = [p.path, f"{p.kind} at {re.split(_FOLDER, p.op.equation.source)[-1]}"]

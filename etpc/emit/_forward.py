@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import networkx as nx
 from jax import Array, lax
 
-from .._jax import Equation, Rule, Variable, bcoo_dot_general_primitive, evaluate, prims, prune
+from .._jax import Equation, Rule, Variable, evaluate, prims, prune
+from .._primitives import facts
 from ..analyse import Analysis
-
-_HEAVY = frozenset([prims.dot_general_p, prims.conv_general_dilated_p])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -222,8 +221,7 @@ def _at_once(
 
     by_example = jax.vmap(one, axis_size=batch)
     given = [over[v] for v in read], list(added)
-    if any(eqn.primitive is bcoo_dot_general_primitive() for eqn in equations):
-        # JAX makes an array of the size of all entries for each vector
+    if any(facts(eqn.primitive).by_step for eqn in equations):
         values = lax.scan(lambda _, now: (None, by_example(now)), None, given, length=steps)[1]
     else:
         values = jax.vmap(by_example, axis_size=steps)(given)
@@ -253,7 +251,7 @@ def _stages(a: Analysis, wanted: Sequence[Variable]) -> tuple[tuple[Stage, ...],
     """
     leaves = range(len(a.step.state))
     body = prune(a.split.body, [*a.split.next_state, *wanted])
-    heavy = {op.equation for op in a.ops} | {e for e in body if e.primitive in _HEAVY}
+    heavy = {op.equation for op in a.ops} | {e for e in body if facts(e.primitive).heavy}
     graph = nx.DiGraph()
     graph.add_nodes_from([*leaves, *body])
     made: dict[Variable, Any] = {v: eqn for eqn in body for v in eqn.outputs}

@@ -5,26 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._jax import Equation, prims
-
-_SINGULAR = frozenset(
-    getattr(prims, name + "_p")
-    for name in (
-        "sqrt",
-        "rsqrt",
-        "cbrt",
-        "log",
-        "log1p",
-        "pow",
-        "integer_pow",
-        "div",
-        "acos",
-        "asin",
-        "acosh",
-        "atanh",
-    )
-)
-"""Element-wise operations with a derivative that is infinite somewhere."""
+from .._jax import Equation
+from .._primitives import facts
 
 
 def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
@@ -32,7 +14,7 @@ def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
 
     The gradient of an effective weight is zero where the branch that reads it was never taken.
     """
-    if eqn.primitive not in _SINGULAR:
+    if not facts(eqn.primitive).singular:
         return None
     floats = [i for i, v in enumerate(eqn.inputs) if v.is_float]
 

@@ -22,55 +22,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import (
-    Equation,
-    Variable,
-    etp_p,
-    evaluate,
-    prims,
-    prune,
-    result_type,
-    split_p,
-    stack_p,
-    tile_p,
-)
+from .._jax import Equation, Variable, evaluate, prims, prune, result_type
+from .._primitives import facts
 from ..analyse import Analysis
 from ._forward import superpose
 from ._step import Env, StepFunctions
 
-_MOVES = frozenset(
-    [
-        etp_p,
-        *(p for p in (split_p, stack_p, tile_p) if p is not None),
-        *(
-            getattr(prims, name + "_p")
-            for name in [
-                "reshape",
-                "transpose",
-                "squeeze",
-                "broadcast_in_dim",
-                "rev",
-                "slice",
-                "concatenate",
-                "pad",
-                "copy",
-                "convert_element_type",
-                "dynamic_slice",
-                "dynamic_update_slice",
-                "gather",
-                "scatter",
-            ]
-        ),
-    ]
-)
-"""Operations that move values and do not change them, but for a conversion that rounds."""
-
 
 def _is_move(eqn: Equation) -> bool:
+    """Whether an operation moves values and does not change them."""
     if eqn.primitive is prims.convert_element_type_p:
         old, new = (v.aval.dtype for v in (*eqn.inputs, *eqn.outputs))
         return result_type(old, new) == new
-    return eqn.primitive in _MOVES
+    return facts(eqn.primitive).moves
 
 
 class Reading:

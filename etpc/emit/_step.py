@@ -16,7 +16,7 @@ from .._jax import (
     prune,
 )
 from ..analyse import Analysis, WeightOp
-from ..analyse._analysis import by_equation
+from ..analyse._weights import by_equation
 from ._forward import Course, Forward, Shifts, Stored
 from ._prefix import zero_stays_zero
 

@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Inexact
 
 from .._jax import Equation, Primitive, Variable
+from .._primitives import facts, register
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -238,8 +239,6 @@ Known = Callable[[Variable], "np.ndarray | None"]
 
 KindRule = Callable[[Equation, int, Known], "Kind | None"]
 
-_KINDS: dict[Primitive, KindRule] = {}
-
 
 def register_kind(primitive: Primitive, rule: KindRule) -> None:
     """Give the weight operations of a primitive a kind of their own.
@@ -253,19 +252,12 @@ def register_kind(primitive: Primitive, rule: KindRule) -> None:
 
     **Raises** `ValueError` where the primitive has a kind already.
     """
-    if primitive in _KINDS:
-        raise ValueError(f"the primitive {primitive.name} has a kind already: {_KINDS[primitive]}")
-    _KINDS[primitive] = rule
-
-
-def has_kind(primitive: Primitive) -> bool:
-    """Whether a primitive has a kind of its own."""
-    return primitive in _KINDS
+    register([primitive], kind=rule)
 
 
 def kind_of(equation: Equation, operand: int, known: Known) -> Kind:
     """The kind of a weight operation: a registered one, or `Direct`."""
-    rule = _KINDS.get(equation.primitive)
+    rule = facts(equation.primitive).kind
     found = rule(equation, operand, known) if rule is not None else None
     return direct(equation, operand) if found is None else found
 
@@ -279,7 +271,6 @@ __all__ = [
     "Links",
     "Move",
     "direct",
-    "has_kind",
     "kind_of",
     "register_kind",
 ]

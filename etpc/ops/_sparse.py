@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation, bcoo_dot_general_primitive, result_type
-from ._kind import Known, Links, Move, has_kind, register_kind
+from .._jax import Equation, result_type
+from .._primitives import BCOO, register
+from ._kind import Known, Links, Move
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,7 +19,6 @@ class Sparse:
     """
 
     name: str
-    operand: int
     data: int
     groups: int
     inputs: int
@@ -72,7 +72,6 @@ def sparse_product(equation: Equation, operand: int, known: Known) -> Sparse | N
     groups = int(np.prod(free, dtype=np.int64))
     return Sparse(
         name=equation.primitive.name,
-        operand=operand,
         data=2,
         groups=groups,
         inputs=columns,
@@ -83,8 +82,4 @@ def sparse_product(equation: Equation, operand: int, known: Known) -> Sparse | N
     )
 
 
-def register_sparse() -> None:
-    """Register the kind once `jax.experimental.sparse` is there; a model that uses it imported it."""
-    primitive = bcoo_dot_general_primitive()
-    if primitive is not None and not has_kind(primitive):
-        register_kind(primitive, sparse_product)
+register([BCOO], kind=sparse_product)

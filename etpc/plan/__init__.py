@@ -3,10 +3,9 @@
 from ._blocks import Colouring, Layout
 from ._claims import Claim, Reason, claims
 from ._pairs import Pairs
-from ._plan import DEFAULT_MEMORY, UNMARKED, Group, OpPlan, Plan, plan, selected, traceable
+from ._plan import UNMARKED, Group, OpPlan, Plan, context, plan
 
 __all__ = [
-    "DEFAULT_MEMORY",
     "UNMARKED",
     "Claim",
     "Colouring",
@@ -17,7 +16,6 @@ __all__ = [
     "Plan",
     "Reason",
     "claims",
+    "context",
     "plan",
-    "selected",
-    "traceable",
 ]

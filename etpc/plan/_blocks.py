@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..analyse import Analysis
-from ..analyse._analysis import is_complex
+from ..analyse._hidden import is_complex
 from ..analyse._pattern import Pattern
 from ._pairs import Pairs, check_table, pairs_of, uses
 

@@ -1,6 +1,7 @@
 """The plan of a trace program: what is carried for each weight operation, and how."""
 
 import dataclasses
+import math
 from collections.abc import Collection
 from functools import cached_property
 from typing import Any
@@ -120,11 +121,17 @@ class Plan:
     window: int
     window_reason: str
     """Why a window that was chosen is not the least; else empty."""
-    dtype: Any
-    """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
-    directions: Directions | None = None
-    """Along which influence is followed that escapes from the traces; `None` where none escapes, or
-    the algorithm follows none."""
+
+    @property
+    def dtype(self) -> Any:
+        """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
+        return vector_dtype(self.analysis)
+
+    @property
+    def directions(self) -> Directions | None:
+        """Along which influence is followed that escapes from the traces; `None` where none escapes, or
+        the algorithm follows none."""
+        return next((p.directions for p in self.ops if p.directions is not None), None)
 
     @property
     def behind(self) -> int:
@@ -140,6 +147,22 @@ class Plan:
     def carried(self) -> tuple[OpPlan, ...]:
         """Those with a trace of their own."""
         return tuple(p for p in self.traced if p.shares is None)
+
+    @property
+    def window_matters(self) -> bool:
+        """Whether another window would give another gradient."""
+        return window_matters(self.algorithm, self.carried)
+
+    def window_for(self, steps: int) -> int:
+        """The window of a sequence: that of the plan, which the last one may be shorter than.
+
+        Where it was chosen, and the gradient does not depend on it, one near it that divides `steps`.
+        """
+        wanted = self.window
+        if self.algorithm.window == "auto" and not self.window_matters:
+            even = [w for w in range(wanted // 2, 2 * wanted + 1) if steps % w == 0]
+            wanted = min(even, key=lambda w: abs(math.log(w / wanted)), default=wanted)
+        return min(wanted, steps)
 
     def __str__(self) -> str:
         rows = [f"plan for {self.algorithm}: {self.colours} a step"]
@@ -172,49 +195,17 @@ def plan(
     passes through a loop of unknown length; `MemoryLimitError` before more is allocated than
     `memory`.
     """
-    raise_together(
-        [
-            f"A derivative passes through the `while_loop` at {source}. This is because it changes "
-            "what depends on a hidden state or a weight, and as the number of its iterations is "
-            "not known it has no reverse-mode derivative. Use `lax.fori_loop` with fixed bounds or "
-            "`lax.scan`, or `lax.stop_gradient` on what enters the loop."
-            for source in analysis.unbounded
-        ]
-        + [
-            f"The backward rule of the `custom_vjp` at {source} has no transpose, and it lies on "
-            "the way from a weight or a state to the next state. This is because a trace carries "
-            "influence forward, by the transpose of that rule; one that clips the cotangent is not "
-            "linear, and one that has a `while_loop`, as adaptive solvers do, does not have one "
-            "either. A loop of Equinox or diffrax works where the number of its iterations is "
-            "known to be at most 256, and less if each is long: pass a smaller `max_steps=`, or "
-            "take steps of constant size. Else take a fixed number of steps by `lax.scan`, clip "
-            "the gradient in the optimiser, or put the rule on the way to the output, where it "
-            "works."
-            for source in analysis.nonlinear
-        ],
-        UnsupportedError,
-    )
+    _check_supported(analysis)
     chosen = selected(analysis, weights)
     if choice is None:
-        limit = DEFAULT_MEMORY if memory is None else memory
-        ops = traceable(analysis, chosen)
-        choice = algorithm.choose(Context(analysis, ops, limit, batch_size))
+        choice = algorithm.choose(context(analysis, weights, memory=memory, batch_size=batch_size))
     unchosen = UNMARKED if weights == "marked" else _UNSELECTED
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
     ops = _share(ops)
     _check_memory(ops, memory, batch_size)
     with_state = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
     colours = colouring(analysis, with_state)
-    layouts: dict[tuple[tuple[int, ...], bytes, bool], Layout] = {}
-    for n, p in enumerate(ops):
-        if p.form is None:
-            continue
-        rows = block_rows(p.members)
-        key = (rows.shape, rows.tobytes(), p.closed)
-        if key not in layouts:
-            layouts[key] = layout(rows, analysis.transition, colours, p.closed)
-        index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
-        ops[n] = dataclasses.replace(p, layout=layouts[key], immediate=index)
+    ops = _laid_out(ops, analysis, colours)
     window, why = AT_LEAST, ""
     if algorithm.window != "auto":
         window = int(algorithm.window)
@@ -230,9 +221,47 @@ def plan(
         colours,
         window,
         why,
-        vector_dtype(analysis),
-        next((p.directions for p in ops if p.directions is not None), None),
     )
+
+
+def _check_supported(analysis: Analysis) -> None:
+    """**Raises** `UnsupportedError` where a derivative cannot be carried forward."""
+    raise_together(
+        [
+            f"A derivative passes through the `while_loop` at {source}. This is because it changes "
+            "what depends on a hidden state or a weight, and as the number of its iterations is "
+            "not known it has no reverse-mode derivative. Use `lax.fori_loop` with fixed bounds or "
+            "`lax.scan`, or `lax.stop_gradient` on what enters the loop."
+            for source in analysis.findings.unbounded
+        ]
+        + [
+            f"The backward rule of the `custom_vjp` at {source} has no transpose, and it lies on "
+            "the way from a weight or a state to the next state. This is because a trace carries "
+            "influence forward, by the transpose of that rule; one that clips the cotangent is not "
+            "linear, and one that has a `while_loop`, as adaptive solvers do, does not have one "
+            "either. A loop of Equinox or diffrax works where the number of its iterations is "
+            "known to be at most 256, and less if each is long: pass a smaller `max_steps=`, or "
+            "take steps of constant size. Else take a fixed number of steps by `lax.scan`, clip "
+            "the gradient in the optimiser, or put the rule on the way to the output, where it "
+            "works."
+            for source in analysis.findings.nonlinear
+        ],
+        UnsupportedError,
+    )
+
+
+def context(
+    analysis: Analysis,
+    weights: Any = None,
+    *,
+    memory: int | None = None,
+    batch_size: int = 1,
+    **measured: Any,
+) -> Context:
+    """What an algorithm chooses from, with arguments as of `plan`, and what is measured for it."""
+    ops = traceable(analysis, selected(analysis, weights))
+    limit = DEFAULT_MEMORY if memory is None else memory
+    return Context(analysis, ops, limit, batch_size, **measured)
 
 
 def traceable(analysis: Analysis, chosen: Collection[int]) -> tuple[WeightOp, ...]:
@@ -258,6 +287,24 @@ def _share(ops: list[OpPlan]) -> list[OpPlan]:
     return shared
 
 
+def _laid_out(ops: list[OpPlan], analysis: Analysis, colours: Colouring) -> list[OpPlan]:
+    """With the tables of those that have a trace; one layout for all that have the same blocks."""
+    found = []
+    layouts: dict[tuple[tuple[int, ...], bytes, bool], Layout] = {}
+    for p in ops:
+        if p.form is None:
+            found.append(p)
+            continue
+        n = p.op.number
+        rows = block_rows(p.members)
+        key = (rows.shape, rows.tobytes(), p.closed)
+        if key not in layouts:
+            layouts[key] = layout(rows, analysis.transition, colours, p.closed)
+        index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
+        found.append(dataclasses.replace(p, layout=layouts[key], immediate=index))
+    return found
+
+
 _UNSELECTED = "it was not selected; it gets the gradient of the current step"
 UNMARKED = "it is not marked; it gets the gradient of the current step"
 
@@ -273,24 +320,13 @@ def _describe(
     """What the program does with an operation, without the tables."""
     reach = analysis.reach[op.number]
     form: Trace | None = None
-    reason = why = ""
+    why = ""
     block = 0
     directions = choice.directions
     if reach.block.nnz and not reach.escapes:
         directions = None
-    if reach.role != "state":
-        reason = {
-            "output": "it reaches no hidden state; the gradient of each step is exact",
-            "nothing": "it reaches neither a hidden state nor an output",
-        }[reach.role]
-    elif op.number not in chosen:
-        reason = unchosen
-    elif not reach.block.nnz and directions is None:
-        reason = (
-            "its output enters hidden states through other weights alone; it gets the "
-            "gradient of the current step"
-        )
-    else:
+    reason = _no_trace(reach, op.number in chosen, unchosen, directions is not None)
+    if not reason:
         form, why = choice.forms[op.number], choice.reasons.get(op.number, "")
         if form is None:
             reason = f"{type(algorithm).__name__} keeps no traces; it gets the gradient of the last steps"
@@ -327,6 +363,22 @@ def _describe(
     )
 
 
+def _no_trace(reach: Reach, chosen: bool, unchosen: str, followed: bool) -> str:
+    """Why an operation has no trace, whatever the rule; empty where it may have one."""
+    if reach.role == "output":
+        return "it reaches no hidden state; the gradient of each step is exact"
+    if reach.role == "nothing":
+        return "it reaches neither a hidden state nor an output"
+    if not chosen:
+        return unchosen
+    if not reach.block.nnz and not followed:
+        return (
+            "its output enters hidden states through other weights alone; it gets the "
+            "gradient of the current step"
+        )
+    return ""
+
+
 def left_out(reach: Reach, directions: Directions | None) -> tuple[str, ...]:
     """Influence that leaves a trace, in words."""
     if directions is None:
@@ -342,7 +394,8 @@ def _lasting(analysis: Analysis, block: Pattern) -> Pattern:
     """The states of blocks without those that nothing reads but data that is cut, as that of an LSTM's last
     output: the credit of one at the start of a window is zero. All, where nothing would be left."""
     read = np.diff(sp.csc_array(analysis.transition).indptr) > 0
-    read |= analysis.outputs_read_states.any(0)
+    for reads in analysis.outputs:
+        read |= reads.states
     for reach in analysis.reach:
         if reach.role != "state":
             read |= reach.reads_states
@@ -432,4 +485,4 @@ def _groups(ops: list[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "plan", "traceable"]
+__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "context", "plan"]

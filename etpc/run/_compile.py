@@ -18,7 +18,7 @@ from .._errors import (
 from ..algorithms import Algorithm, Choice, Context, CreditRTRL, Full, resolve
 from ..analyse import Analysis, analyse
 from ..emit import emit, rank_bounds
-from ..plan import DEFAULT_MEMORY, Plan, plan, selected, traceable
+from ..plan import Plan, context, plan
 from ..trace import path_text, trace
 from ..trace._leaves import is_array, shape_of
 from ..traces import Trace
@@ -94,9 +94,9 @@ def _context(
     sample: Any,
 ) -> Context:
     """What the algorithm chooses from."""
-    ops = traceable(analysis, selected(analysis, chosen))
 
     def with_traces(forms: Mapping[int, Trace]) -> Plan:
+        ops = context(analysis, chosen).ops
         whole = {op.number: forms.get(op.number, Full()) for op in ops}
         return plan(analysis, algorithm, chosen, choice=Choice(whole), memory=UNLIMITED)
 
@@ -120,9 +120,15 @@ def _context(
         planned = plan(analysis, one, chosen, memory=UNLIMITED)
         return credit(Program(emit(planned)), model, sample)
 
-    limit = DEFAULT_MEMORY if memory is None else memory
-    bounds = lambda forms: rank_bounds(with_traces(forms))
-    return Context(analysis, ops, limit, batch_size, bounds, lost_by_rank, credit_of_states)
+    return context(
+        analysis,
+        chosen,
+        memory=memory,
+        batch_size=batch_size,
+        bounds=lambda forms: rank_bounds(with_traces(forms)),
+        lost=lost_by_rank,
+        credit=credit_of_states,
+    )
 
 
 def fits(model: Any, inputs: Any, state: Any, step: Any) -> bool:

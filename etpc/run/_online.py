@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .._carry import Carry
 from .._errors import InputError, InputTypeError, raise_together, whole_number
+from ._arguments import check_targets, checked_reset
 from ._loss import (
     NO_LOSS,
     NO_REDUCTION,
@@ -20,7 +22,7 @@ from ._loss import (
     finite_where_masked,
     reduced,
 )
-from ._program import Carry, Program, check_targets, checked_reset
+from ._program import Program
 from ._spikes import warn_of_silence
 
 
@@ -63,13 +65,13 @@ class Online:
         `reward_decay` a [`RewardCarry`][etpc.RewardCarry] of it.
         """
         program = self.program
-        floats, _ = self._split(program._parameters(model))
-        opt_state = self.optimizer.init(program._model_tree(floats))
+        floats, _ = self._split(program.arguments.parameters(model))
+        opt_state = self.optimizer.init(program.runner.model_tree(floats))
         carry: Any = program.init(batch_size)
         if self.reward_decay is not None:
             lead = () if batch_size is None else (batch_size,)
             zeros = [jnp.zeros((*lead, *jnp.shape(a)), a.dtype) for a in floats]
-            carry = RewardCarry(carry, program._model_tree(zeros))
+            carry = RewardCarry(carry, program.runner.model_tree(zeros))
         return opt_state, carry
 
     def update(
@@ -111,10 +113,10 @@ class Online:
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
         program = self.program
-        parameters = program._parameters(model)
+        parameters = program.arguments.parameters(model)
         stream = self._stream(carry)
-        program._check_carry(stream)
-        leaves = program._inputs(xs, stream)
+        program.arguments.check_carry(stream)
+        leaves = program.arguments.inputs(xs, stream)
         check_targets(targets, leaves, stream.batched)
         lead = leaves[0].shape[: 2 if stream.batched else 1]
         if lead[0] % self.every:
@@ -149,7 +151,7 @@ class Online:
         **Raises** `etpc.InputError` and `etpc.InputTypeError` for another thing than a carry.
         """
         stream = self._stream(carry)
-        self.program._check_carry(stream)
+        self.program.arguments.check_carry(stream)
         return self._jit_restarted(carry, jnp.ones(jnp.shape(stream.fresh), bool))
 
     def check(self, model: Any, carry: Any, xs: Any, *, mask: Any = None) -> tuple[str, ...]:
@@ -179,7 +181,7 @@ class Online:
         one = (
             targets if stream.batched else jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
         )
-        program._check_loss(loss, one)
+        program.runner.check_loss(loss, one)
         xs = [finite_where_masked(x, mask) for x in xs]
         steps = xs[0].shape[0]
         fine = reset is not None and every > 1 and reset.shape[0] == steps
@@ -197,7 +199,7 @@ class Online:
             value, carry, grads, aux = self._gradient(
                 loss, parameters, carry, xs, targets, mask, reward, reset if fine else None
             )
-            tree = program._model_tree
+            tree = program.runner.model_tree
             changes, opt_state = self.optimizer.update(
                 tree([g.conj() for g in grads]),  # JAX gives the conjugate of the steepest ascent
                 opt_state,
@@ -225,11 +227,11 @@ class Online:
         """
         program, stream = self.program, self._stream(carry)
         if reward is None:
-            return program._value_and_grad(
+            return program.runner.value_and_grad(
                 loss, self.reduction, parameters, xs, targets, stream, mask, reset
             )
         late, after, weights = self._late(loss, parameters, carry, xs, targets, mask, reward, reset)
-        value, stream, grads, aux = program._value_and_grad(
+        value, stream, grads, aux = program.runner.value_and_grad(
             loss, "sum", parameters, xs, targets, stream, weights, reset
         )
         sums = value, jax.tree.map(jnp.add, grads, late)
@@ -268,7 +270,7 @@ class Online:
         def one(xs, targets, weights, reset, state, traces, fresh):
             own, each, past = traces
             alone = Carry(state, own, fresh, stream.program, False, stream.shared, each, past)
-            return program._value_and_grad(
+            return program.runner.value_and_grad(
                 loss, "sum", parameters, xs, targets, alone, weights, reset
             )[2]
 
@@ -282,7 +284,7 @@ class Online:
             late = [_times(of_start, g) for g in past]
         kept = decay.prod(0)
         after = [_times(kept, g) + new for g, new in zip(past, grads, strict=True)]
-        return late, program._model_tree(after), factors * weights
+        return late, program.runner.model_tree(after), factors * weights
 
     def _stream(self, carry: Any) -> Any:
         if self.reward_decay is None:
@@ -304,30 +306,30 @@ class Online:
 
     def _split(self, parameters: list[Any]) -> tuple[list[Array], list[Any]]:
         """The floats, which are trained, and the rest."""
-        chosen = self.program._step.model_leaves.floats
+        chosen = self.program.runner.step.model_leaves.floats
         rest = [a for i, a in enumerate(parameters) if i not in chosen]
         return [parameters[i] for i in chosen], rest
 
     def _join(self, floats: list[Array], rest: list[Any]) -> list[Any]:
-        leaves = self.program._step.model_leaves
+        leaves = self.program.runner.step.model_leaves
         trained, fixed = dict(zip(leaves.floats, floats, strict=True)), iter(rest)
         return [trained[i] if i in trained else next(fixed) for i in range(len(leaves.places))]
 
     def _floats_of(self, tree: Any) -> list[Any]:
         """The leaves of a tree of gradients."""
-        leaves = self.program._step.model_leaves
+        leaves = self.program.runner.step.model_leaves
         flat = leaves.treedef.flatten_up_to(tree)
         return [flat[leaves.places[i]] for i in leaves.floats]
 
     def _with_floats(self, model: Any, floats: list[Array]) -> Any:
-        leaves = self.program._step.model_leaves
+        leaves = self.program.runner.step.model_leaves
         flat = leaves.treedef.flatten_up_to(model)
         for i, value in zip(leaves.floats, floats, strict=True):
             flat[leaves.places[i]] = value
         return leaves.treedef.unflatten(flat)
 
     def _check_opt_state(self, floats: list[Array], opt_state: Any) -> None:
-        wanted = jax.eval_shape(self.optimizer.init, self.program._model_tree(floats))
+        wanted = jax.eval_shape(self.optimizer.init, self.program.runner.model_tree(floats))
         ours, theirs = (
             (jax.tree.structure(tree), [(a.shape, a.dtype) for a in jax.tree.leaves(tree)])
             for tree in (wanted, opt_state)

@@ -45,17 +45,17 @@ def credit(program: Program, model: Any, sample: Any) -> np.ndarray:
     random cotangents of all outputs after it."""
     steps = _steps(sample)
     size = min(WINDOW, math.ceil(steps / 2))
-    window, key = program._window, jax.random.key(0)
-    parameters = program._parameters(model)
+    window, key = program.runner.window, jax.random.key(0)
+    parameters = program.arguments.parameters(model)
     weights, others = window.prefix(parameters, steps)
     carry, found, ys = program.init(), [], None
     starts = []
     for start in range(0, steps - size + 1, size):
         xs = jax.tree.map(lambda a, at=slice(start, start + size): jnp.asarray(a)[at], sample)
-        leaves, state, _, _ = program._enter(program._inputs(xs, carry), carry)
+        leaves, state, _, _ = program.runner.enter(program.arguments.inputs(xs, carry), carry)
         starts.append((leaves, state))
         ys, carry = program.scan(model, xs, carry)
-    outputs = program._step.output_leaves.split(ys)
+    outputs = program.runner.step.output_leaves.split(ys)
     back = jax.jit(
         jax.vmap(
             lambda bars, ends, xs, state: window.credit(weights, others, xs, state, bars, ends),

@@ -66,30 +66,13 @@ def trace(
     **Raises** `ModelError` where the state changes its structure, shape or dtype, or where there
     is no initial state.
     """
-    call = step if step is not None else lambda m, x, s: m(x, s)
-    if step is None and not callable(model):
-        raise ModelError(
-            f"A {type(model).__name__} is not callable. etpc calls `model(x, state) -> (y, "
-            "new_state)`. Pass `step=lambda model, x, state: ...` to call it another way."
-        )
+    call = _checked_call(model, step)
     if state is None:
-        make = getattr(model, "init_state", None)
-        if make is None:
-            raise ModelError(
-                f"There is no initial state: a {type(model).__name__} has no `init_state()` and "
-                "`state=` was not given. Pass `state=` with the hidden state of one example, and "
-                "`step=` where it is not called as `model(x, state) -> (y, new_state)`."
-            )
-        state = make()
+        state = _initial_state(model)
     model_leaves = Leaves.of(model, "model")
     input_leaves = Leaves.of(inputs, "x", numbers=True)
     state_leaves = Leaves.of(state, "state", numbers=True)
-    if not input_leaves.avals:
-        raise ModelError(
-            "inputs= has no array. The number of steps is that of the input's leading axis, so a "
-            "model that reads nothing still needs one: pass an unused input, such as "
-            "`inputs=jnp.zeros(())`."
-        )
+    _check_inputs(input_leaves)
     counts = [len(leaves.avals) for leaves in (model_leaves, input_leaves, state_leaves)]
     _check_state(state_leaves)
     kept: dict[str, Any] = {}
@@ -100,27 +83,12 @@ def trace(
             arrays[counts[0] : counts[0] + counts[1]],
             arrays[counts[0] + counts[1] :],
         )
-        try:
-            result = call(
-                model_leaves.join(parameters), input_leaves.join(xs), state_leaves.join(hidden)
-            )
-        except Exception as error:
-            given, now = (
-                ", ".join(map(_aval, leaves.avals)) for leaves in (input_leaves, state_leaves)
-            )
-            error.add_note(
-                f"etpc called the model with x {given} and state {now}: one step of one example, "
-                "without axes for time and batch. Where these shapes are not meant, mend `inputs=` "
-                "and `state=`, or pass `batch_size=` to what takes whole sequences."
-            )
-            raise
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise ModelError(
-                f"One step must return a pair `(y, new_state)`, and returned "
-                f"{_describe(result)}. Return both, or pass `step=` that does; for a model that "
-                "returns the new state alone, one that gives it twice."
-            )
-        y, new_state = result
+
+        def result():
+            given = model_leaves.join(parameters), input_leaves.join(xs), state_leaves.join(hidden)
+            return call(*given)
+
+        y, new_state = _called(result, input_leaves, state_leaves)
         output_leaves = Leaves.of(y, "y", numbers=True)
         new_leaves = Leaves.of(new_state, "state", numbers=True)
         _check_new_state(state_leaves, new_leaves)
@@ -155,6 +123,57 @@ def trace(
             if _is_connection(leaf)
         },
     )
+
+
+def _checked_call(model: Any, step: Callable[..., Any] | None) -> Callable[..., Any]:
+    """How one step is called."""
+    if step is None and not callable(model):
+        raise ModelError(
+            f"A {type(model).__name__} is not callable. etpc calls `model(x, state) -> (y, "
+            "new_state)`. Pass `step=lambda model, x, state: ...` to call it another way."
+        )
+    return step if step is not None else lambda m, x, s: m(x, s)
+
+
+def _initial_state(model: Any) -> Any:
+    make = getattr(model, "init_state", None)
+    if make is None:
+        raise ModelError(
+            f"There is no initial state: a {type(model).__name__} has no `init_state()` and "
+            "`state=` was not given. Pass `state=` with the hidden state of one example, and "
+            "`step=` where it is not called as `model(x, state) -> (y, new_state)`."
+        )
+    return make()
+
+
+def _called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any, Any]:
+    """What one step returns, `(y, new_state)`."""
+    try:
+        result = call()
+    except Exception as error:
+        shape, now = (", ".join(map(_aval, leaves.avals)) for leaves in (inputs, state))
+        error.add_note(
+            f"etpc called the model with x {shape} and state {now}: one step of one example, "
+            "without axes for time and batch. Where these shapes are not meant, mend `inputs=` "
+            "and `state=`, or pass `batch_size=` to what takes whole sequences."
+        )
+        raise
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise ModelError(
+            f"One step must return a pair `(y, new_state)`, and returned "
+            f"{_describe(result)}. Return both, or pass `step=` that does; for a model that "
+            "returns the new state alone, one that gives it twice."
+        )
+    return result
+
+
+def _check_inputs(input_leaves: Leaves) -> None:
+    if not input_leaves.avals:
+        raise ModelError(
+            "inputs= has no array. The number of steps is that of the input's leading axis, so a "
+            "model that reads nothing still needs one: pass an unused input, such as "
+            "`inputs=jnp.zeros(())`."
+        )
 
 
 def _is_connection(leaf: Any) -> bool:

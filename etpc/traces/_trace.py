@@ -138,9 +138,17 @@ class Trace:
     """Whether the form leaves nothing out."""
     start_alone: bool = False
     """Whether the trace is multiplied with the credit of its block at the start of a window alone. Then states whose
-    influence ends with the step are left out of the blocks."""
+    influence ends with the step are left out of the blocks. A subclass that has another `follow`, `credit` or `start`
+    than the class that said so does not inherit it."""
     window_matters: bool = False
     """Whether the gradient depends on the window for the form's sake."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        said = next(c for c in cls.__mro__ if "start_alone" in vars(c))
+        read = ("follow", "credit", "start")
+        if any(getattr(cls, name) is not getattr(said, name) for name in read):
+            cls.start_alone = False
 
     @property
     def left_out(self) -> str:

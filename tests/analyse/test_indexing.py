@@ -64,7 +64,7 @@ OF_PAIRS = {f"gather, {mode}": functools.partial(gathered, mode) for mode in MOD
 }
 INSIDE = {
     scatter.__name__: functools.partial(scattered, scatter, None)
-    for scatter in (lax.scatter_mul, lax.scatter_min, lax.scatter_max)
+    for scatter in (lax.scatter_sub, lax.scatter_mul, lax.scatter_min, lax.scatter_max)
 }
 """JAX has no derivative of these outside of the array."""
 OF_ROWS = {

@@ -138,3 +138,23 @@ def test_pictures_and_checkpoints_need_nothing_of_a_form(tmp_path):
     etpc.save(tmp_path / "carry.etpc", carry)
     again = etpc.load(tmp_path / "carry.etpc", like=program.init(B))
     assert jax.tree.structure(again) == jax.tree.structure(carry)
+
+
+def test_a_form_that_reads_its_trace_otherwise_does_not_inherit_blocks_without_states():
+    class AtEachStep:
+        def credit(self, site, signals, path):
+            return signals.through()
+
+    class Mixed(AtEachStep, Full):
+        pass
+
+    class Shown(Full):
+        left_out = "nothing"
+
+    class Said(Mixed):
+        start_alone = True
+
+    assert Full.start_alone
+    assert Shown.start_alone
+    assert Said.start_alone
+    assert not Mixed.start_alone

@@ -59,10 +59,10 @@ def dependency_graph(plan: Plan) -> "nx.DiGraph":
             graph.add_edge(node, name, cut=cut)
         for k in np.flatnonzero(reach.reads_ops):
             graph.add_edge(names[k], name, cut=cut)
-    for o, path in enumerate(step.output_leaves.paths):
-        for node in state_nodes(np.flatnonzero(a.outputs_read_states[o])):
+    for path, reads in zip(step.output_leaves.paths, a.outputs, strict=True):
+        for node in state_nodes(np.flatnonzero(reads.states)):
             graph.add_edge(node, ("output", path), cut=False)
-        for k in np.flatnonzero(a.outputs_read_ops[o]):
+        for k in np.flatnonzero(reads.ops):
             graph.add_edge(names[k], ("output", path), cut=False)
     _input_edges(plan, graph, names)
     return graph

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping
 
 from ..plan import Claim, OpPlan, Plan
-from ._window import gradient_depends_on_window
 
 Claims = Mapping[str, Claim]
 
@@ -49,7 +48,7 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
 def _chosen(plan: Plan) -> str:
     if plan.algorithm.window != "auto":
         return ""
-    if gradient_depends_on_window(plan):
+    if plan.window_matters:
         return " (chosen)"
     why = f": {plan.window_reason}" if plan.window_reason else ""
     return f", or a divisor of T near it (chosen{why})"

@@ -1,0 +1,106 @@
+"""What is known of each of JAX's primitives: one record each, keyed on the primitive.
+
+The families are listed here. Pattern rules and kinds of weight operation are functions, and the modules
+that define them register them. A name that JAX does not have is an error: all of these are in JAX
+0.10.2 to 0.12. What nothing is known of is dense, is new, and is moved by nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ._jax import Primitive, bcoo_dot_general_primitive, etp_p, prims, split_p, stack_p, tile_p
+
+BCOO = bcoo_dot_general_primitive
+"""Stands for the product of a sparse and a dense array, which exists once a module is imported."""
+Key = Primitive | Callable[[], Primitive | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of one primitive."""
+
+    element_wise: bool = False
+    """Each element of the result is one function of the elements at its place in the operands."""
+    rearranges: bool = False
+    """The result has the elements of the operands, or copies of them, at places that data does not change."""
+    moves: bool = False
+    """It moves values and does not change them, but for a conversion that rounds; data may say where to."""
+    singular: bool = False
+    """It is element-wise, and its derivative is infinite somewhere."""
+    heavy: bool = False
+    """It is worth to be done for all steps of a window at once."""
+    by_step: bool = False
+    """It is not worth it: JAX makes an array of the size of all entries for each vector."""
+    pattern: Any = None
+    """The rule by which sparsity patterns pass through, as `etpc.analyse._interpreter.Rule`."""
+    kind: Any = None
+    """The rule that gives the kind of a weight operation, an `etpc.ops.KindRule`."""
+
+
+FACTS: dict[Key, Facts] = {}
+
+
+def facts(primitive: Primitive) -> Facts:
+    """What is known of a primitive."""
+    return FACTS.get(_key(primitive), Facts())
+
+
+def register(primitives: Iterable[Key], **known: Any) -> None:
+    """Add facts to the records of primitives.
+
+    **Raises** `ValueError` where one has such a fact already.
+    """
+    for key in map(_key, primitives):
+        old = FACTS.get(key, Facts())
+        for name in known:
+            if getattr(old, name):
+                shown = getattr(key, "name", "bcoo_dot_general")
+                raise ValueError(
+                    f"the primitive {shown} has a {name} already: {getattr(old, name)}"
+                )
+        FACTS[key] = dataclasses.replace(old, **known)
+
+
+def named(*names: str) -> list[Primitive]:
+    """Primitives by their names. **Raises** `AttributeError` for one that JAX does not have."""
+    return [getattr(prims, name + "_p") for name in names]
+
+
+def _key(primitive: Key) -> Key:
+    return BCOO if primitive is BCOO() else primitive
+
+
+UNLISTED = [p for p in (split_p, stack_p, tile_p) if p is not None]
+"""Primitives that JAX does not list; where it composes one of others, there is none."""
+
+_ELEMENT_WISE = (
+    *("add", "add_jaxvals", "sub", "mul", "div", "rem", "neg", "sign", "abs", "max", "min", "pow"),
+    *("integer_pow", "square", "sqrt", "rsqrt", "cbrt", "exp", "exp2", "expm1", "log", "log1p"),
+    *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh"),
+    *("acosh", "atanh", "logistic", "erf", "erfc", "erf_inv", "floor", "ceil", "round"),
+    *("is_finite", "eq", "ne", "lt", "le", "gt", "ge", "not", "and", "or", "xor", "select_n"),
+    *("clamp", "convert_element_type", "reduce_precision", "copy", "real", "imag", "conj"),
+    *("complex", "stop_gradient"),
+)
+_SINGULAR = (
+    *("sqrt", "rsqrt", "cbrt", "log", "log1p", "pow", "integer_pow", "div"),
+    *("acos", "asin", "acosh", "atanh"),
+)
+_REARRANGING = (
+    *("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim", "slice", "concatenate"),
+    "pad",
+)
+_MOVING = (
+    *("copy", "convert_element_type", "dynamic_slice", "dynamic_update_slice", "gather"),
+    "scatter",
+)
+
+register(named(*_ELEMENT_WISE), element_wise=True)
+register(named(*_SINGULAR), singular=True)
+register([*named(*_REARRANGING), etp_p, *UNLISTED], rearranges=True, moves=True)
+register(named(*_MOVING), moves=True)
+register(named("dot_general", "conv_general_dilated"), heavy=True)
+register([BCOO], by_step=True)
+
+__all__ = ["BCOO", "FACTS", "UNLISTED", "Facts", "facts", "named", "register"]

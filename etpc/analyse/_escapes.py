@@ -1,0 +1,104 @@
+"""Paths along which influence leaves a trace: through data that is held constant."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from ._hidden import HiddenStates
+from ._pattern import Pattern, columns_of
+from ._weights import WeightOp
+
+
+@dataclasses.dataclass(frozen=True)
+class Escape:
+    """A path along which influence leaves a trace."""
+
+    source: str
+    """`hidden v`, or `the output of .weight`."""
+    through: tuple[str, ...]
+    """The paths of the weights whose data is held constant, in order; empty where nothing is cut."""
+    target: str
+    steps: int | None = None
+    """After how many steps, where a trace follows influence for so many."""
+
+    def __str__(self) -> str:
+        late = "" if self.steps is None else f", after {self.steps} steps"
+        return " -> ".join((self.source, *self.through, self.target)) + late
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reads:
+    """What a value depends on within the cut step."""
+
+    states: np.ndarray
+    """Boolean over the S states."""
+    ops: np.ndarray
+    """Boolean over the operations, of which it may read the outputs."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Influence:
+    """How influence passes on within a step through the operations whose data is held constant."""
+
+    ops: Sequence[WeightOp]
+    cut: Collection[int]
+    hidden: HiddenStates
+    immediate: Sequence[Pattern]
+    """`F` of each operation."""
+    data: Sequence[Reads]
+    """Of the data of each."""
+
+    @cached_property
+    def into(self) -> np.ndarray:
+        """`into[j, k]`: whether the output of operation k enters the data of j, which is cut."""
+        count = len(self.ops)
+        read = np.array([reads.ops for reads in self.data], bool).reshape(count, count)
+        is_cut = [op.number in self.cut for op in self.ops]
+        return read & np.array(is_cut, bool)[:, None]
+
+    @cached_property
+    def to_state(self) -> np.ndarray:
+        """Which operations reach a state, directly or through others."""
+        return self.upstream(np.array([bool(pattern.nnz) for pattern in self.immediate], bool))
+
+    def upstream(self, start: np.ndarray) -> np.ndarray:
+        """Operations in `start`, and all whose output enters one of them."""
+        reached = start.copy()
+        for _ in range(len(start)):
+            more = reached | self.into[reached].any(0)
+            if (more == reached).all():
+                break
+            reached = more
+        return reached
+
+    def escapes(self, op: WeightOp, block: Pattern) -> tuple[Escape, ...]:
+        """Paths from an operation's block or output, through a cut, to a state."""
+        members = columns_of(block)
+        paths = []
+        for j, other in enumerate(self.ops):
+            if not (other.number in self.cut and self.to_state[j]):
+                continue
+            shared = members[self.data[j].states[members]]
+            sources = [f"hidden {name}" for name in self.hidden.names(shared)]
+            if self.into[j, op.number] and not sources:
+                sources = [f"the output of {op.path}"]
+            via, target = self._target(j)
+            paths += [Escape(source, (other.path, *via), target) for source in sources]
+        return tuple(dict.fromkeys(paths))
+
+    def _target(self, j: int) -> tuple[list[str], str]:
+        """The operations on the way from operation j to the first state that it reaches, and that."""
+        via: list[str] = []
+        seen: set[int] = set()
+        while not self.immediate[j].nnz:
+            seen.add(j)
+            onward = [k for k in np.flatnonzero(self.into[:, j]) if self.to_state[k]]
+            j = next(int(k) for k in onward if k not in seen)
+            via.append(self.ops[j].path)
+        rows = np.flatnonzero(np.diff(self.immediate[j].indptr))
+        return via, f"hidden {self.hidden.names(rows)[0]}"
+
+
+__all__ = ["Escape", "Influence", "Reads"]

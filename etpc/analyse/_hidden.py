@@ -1,0 +1,75 @@
+"""The hidden states of a step as one vector."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..trace import Step
+
+
+def is_complex(aval: jax.ShapeDtypeStruct) -> bool:
+    return jnp.issubdtype(aval.dtype, jnp.complexfloating)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HiddenStates:
+    """The float leaves of the state as one vector of S real elements."""
+
+    leaves: tuple[int, ...]
+    """Which array leaves of the state."""
+    paths: tuple[str, ...]
+    avals: tuple[jax.ShapeDtypeStruct, ...]
+    offsets: tuple[int, ...]
+    """Where each leaf begins, and S at the end."""
+
+    @classmethod
+    def of(cls, step: Step) -> "HiddenStates":
+        leaves = step.state_leaves.floats
+        avals = tuple(step.state[i].aval for i in leaves)
+        sizes = [step.state[i].size * (1 + is_complex(step.state[i].aval)) for i in leaves]
+        offsets = (0, *(int(n) for n in np.cumsum(sizes)))
+        return cls(leaves, tuple(step.state_leaves.paths[i] for i in leaves), avals, offsets)
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return self.offsets[-1]
+
+    @property
+    def parts(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Real arrays that make up the vector: a complex leaf is its real, then its imaginary one."""
+        found = []
+        for aval in self.avals:
+            real = jax.ShapeDtypeStruct(aval.shape, jnp.finfo(aval.dtype).dtype)
+            found += [real] * (1 + is_complex(aval))
+        return tuple(found)
+
+    def split(self, leaves: Sequence[Any]) -> list[Any]:
+        """The real parts of float leaves."""
+        found = []
+        for aval, leaf in zip(self.avals, leaves, strict=True):
+            found += [leaf.real, leaf.imag] if is_complex(aval) else [leaf]
+        return found
+
+    def join(self, parts: Sequence[Any]) -> list[Any]:
+        """Float leaves from their real parts."""
+        given = iter(parts)
+        return [
+            jax.lax.complex(next(given), next(given)) if is_complex(aval) else next(given)
+            for aval in self.avals
+        ]
+
+    def leaf_of(self, elements: np.ndarray) -> np.ndarray:
+        """The number, among the float leaves, of the leaf that holds each element."""
+        return np.searchsorted(self.offsets, elements, side="right") - 1
+
+    def names(self, elements: np.ndarray) -> tuple[str, ...]:
+        """The paths of the leaves that hold some elements, in order."""
+        return tuple(self.paths[i] for i in np.unique(self.leaf_of(elements)))
+
+
+__all__ = ["HiddenStates", "is_complex"]

@@ -1,0 +1,110 @@
+"""The sparsity patterns of a cut step: its tangents as a program, and that program run on patterns."""
+
+import dataclasses
+import itertools
+from collections.abc import Collection, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+
+from .._jax import Flat, Variable, canonicalise, evaluate, forward_mode
+from ..trace import Known, Step
+
+# the modules of rules register them
+from . import _rules_control, _rules_indexing, _rules_moving, _rules_sums  # noqa: F401
+from ._hidden import HiddenStates
+from ._interpreter import Interpreter
+from ._pattern import Pattern, empty
+from ._weights import Split, by_equation
+
+
+def linearise(
+    step: Step,
+    parts: Split,
+    hidden: HiddenStates,
+    cut: Collection[int],
+    wanted: Sequence[Variable],
+) -> Flat:
+    """The tangents of the new states, in parts, and then of the wanted values, as a program.
+
+    Its arguments are parameters, inputs and state of the step, and the tangents: of the states, in
+    parts, and of the perturbation of each operation. All of them are arguments, so that a derivative
+    which is zero at one point hides nothing.
+    """
+    table = by_equation(parts.ops)
+    new = [parts.next_state[i] for i in hidden.leaves]
+    zeros = [op.delta for op in parts.ops]
+
+    def tangents(parameters, inputs, state, state_dots, delta_dots):
+        def moving(real, deltas):
+            values = list(state)
+            for i, value in zip(hidden.leaves, hidden.join(real), strict=True):
+                values[i] = value
+            env = dict(step.constants)
+            env.update(zip(step.parameters, parameters, strict=True))
+            env.update(zip(step.inputs, inputs, strict=True))
+            env.update(zip(step.state, values, strict=True))
+
+            def rule(eqn, operands):
+                here = table.get(eqn, ())
+                for op in here:
+                    operands = op.kind.shift_inputs(operands, deltas[op.number])
+                    if op.number in cut:
+                        operands = list(operands)
+                        operands[op.kind.data] = jax.lax.stop_gradient(operands[op.kind.data])
+                outputs = forward_mode(eqn)(*operands)
+                for op in here:
+                    outputs = op.kind.shift_outputs(outputs, deltas[op.number])
+                return outputs
+
+            evaluate((*parts.prefix, *parts.body), env, rule)
+            return [*hidden.split([env[v] for v in new]), *(env[v] for v in wanted)]
+
+        real = hidden.split([state[i] for i in hidden.leaves])
+        primals = real, [jnp.zeros(a.shape, a.dtype) for a in zeros]
+        return jax.jvp(moving, primals, (state_dots, delta_dots))[1]
+
+    groups = [[v.aval for v in group] for group in (step.parameters, step.inputs, step.state)]
+    avals, treedef = jax.tree.flatten([*groups, list(hidden.parts), zeros])
+    return canonicalise(lambda *args: tangents(*jax.tree.unflatten(treedef, args)), avals)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Propagated:
+    """What a program of tangents says when it is run on patterns."""
+
+    patterns: list[Pattern]
+    """Of its outputs: elements x seeds. The seeds are the elements of the tangents that came in, and a
+    last one that stands for a backward rule that is not linear."""
+    interpreter: Interpreter
+    relied: frozenset[int]
+    """Which parameters have values that the patterns rely on."""
+
+
+def propagate(tangents: Flat, step: Step, sizes: Sequence[int]) -> Propagated:
+    """The patterns of the outputs of `tangents`, whose last arguments, of these sizes, are tangents."""
+    seeds = sum(sizes) + 1
+    eye = sp.csr_array(sp.eye_array(seeds, dtype=bool, format="csr"))
+    ends = np.cumsum([0, *sizes])
+    inputs: list[Pattern | None] = [None] * (len(tangents.inputs) - len(sizes))
+    inputs += [sp.csr_array(eye[a:b]) for a, b in itertools.pairwise(ends)]
+    fixed = {
+        argument: step.fixed[v]
+        for argument, v in zip(tangents.inputs, step.parameters, strict=False)
+        if v in step.fixed
+    }
+    known = Known(tangents.equations, {**tangents.constants, **fixed})
+    interpreter = Interpreter(seeds)
+    found = interpreter.run(tangents, inputs, known)
+    sources = known.sources()
+    relied = frozenset(i for i, argument in enumerate(tangents.inputs) if argument in sources)
+    filled = [
+        empty(v.size, seeds) if pattern is None else pattern
+        for v, pattern in zip(tangents.outputs, found, strict=True)
+    ]
+    return Propagated(filled, interpreter, relied)
+
+
+__all__ = ["Propagated", "linearise", "propagate"]

@@ -1,0 +1,282 @@
+"""What a program is called with, checked against what was compiled."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from .._carry import Carry
+from .._errors import InputError, InputTypeError, raise_together
+from .._jax import Tracer
+from ..plan import Plan
+from ..trace import Leaves, path_text
+
+
+class Arguments:
+    """Checks the arguments of a program, and gives them as lists of arrays.
+
+    - `id`: the program that a carry must be of.
+    """
+
+    def __init__(self, plan: Plan, id: str):
+        self.plan, self.step, self.id = plan, plan.analysis.step, id
+        self._seen: dict[int, Any] = {}
+
+    def parameters(self, model: Any) -> list[Any]:
+        """The array leaves of a model, checked against those that were compiled."""
+        expected = self.step.model_leaves
+        model, traced = self._with_numbers(model)
+        given = Leaves.of(model, "model")
+        if not _same(given.treedef, expected.treedef) or given.places != expected.places:
+            ours, theirs = set(expected.paths), set(given.paths)
+            missing, extra = sorted(ours - theirs), sorted(theirs - ours)
+            leaves = dict(zip(given.paths, given.split(model), strict=True))
+            if extra and not missing and all(isinstance(leaves[p], Tracer) for p in extra):
+                raise InputError(
+                    f"The model's numbers {', '.join(extra)} came in as arrays. This is because "
+                    "`jax.jit` makes arrays of all leaves of its arguments. Use `eqx.filter_jit`."
+                )
+            detail = f" Missing: {', '.join(missing)}." if missing else ""
+            detail += f" Not in the compiled one: {', '.join(extra)}." if extra else ""
+            detail = detail or " Its static fields or the types of its nodes differ."
+            raise InputError(
+                "The model does not have the structure of the one that was compiled."
+                f"{detail} Compile it again, or pass a model that differs in array values alone."
+            )
+        problems = [
+            f"Parameter {path} is {_text(got)}, and was compiled as {_text(want)}. Compile again."
+            for path, got, want in zip(given.paths, given.avals, expected.avals, strict=True)
+            if (got.shape, got.dtype) != (want.shape, want.dtype)
+        ]
+        for n, (ours, theirs) in enumerate(zip(expected.static, given.static, strict=True)):
+            if ours is not theirs and not _same(ours, theirs):
+                path = jax.tree_util.tree_leaves_with_path(model)[n][0]
+                problems.append(
+                    f"The model holds {theirs!r} where {ours!r} was compiled in, at "
+                    f"{path_text(path, 'model', model)}. Values that are no arrays are part of the "
+                    "program, such as the flag that `eqx.nn.inference_mode` sets: compile again, or "
+                    "make it an array."
+                )
+        pairs = zip(expected.static_arrays, given.static_arrays, strict=True)
+        if not all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs):
+            problems.append(
+                "A NumPy array in a static field of the model has other values than when it was "
+                "compiled. Static fields are part of the program: compile again, or make it a "
+                "field that is not static."
+            )
+        values = expected.split(model)
+        for i in self.plan.analysis.assumed:
+            values[i] = self._connections(i, values[i], problems)
+        raise_together(problems, InputError)
+        values = [jnp.asarray(a) if isinstance(a, np.ndarray | np.generic) else a for a in values]
+        for value, compiled in traced if values else ():
+            message = f"The model holds another number where {compiled!r} was compiled in."
+            values[0] = eqx.error_if(values[0], value != jnp.asarray(compiled), message)
+        return values
+
+    def _with_numbers(self, model: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+        """The model with NumPy's integers and flags as they were compiled, where `eqx.filter_jit` made
+        arrays of them; and these arrays, which are compared when the program runs."""
+        expected = self.step.model_leaves
+        leaves, treedef = jax.tree.flatten(model)
+        numbers = [
+            i
+            for i, static in enumerate(expected.static)
+            if isinstance(static, np.integer | np.bool_)
+            and i < len(leaves)
+            and isinstance(leaves[i], Tracer)
+        ]
+        traced = [(leaves[i], expected.static[i]) for i in numbers]
+        for i in numbers:
+            leaves[i] = expected.static[i]
+        return (treedef.unflatten(leaves), traced) if numbers else (model, [])
+
+    def _connections(self, i: int, given: Any, problems: list[str]) -> Any:
+        """An integer array of the model that the traces were laid out for, checked to be that one.
+
+        Inside a transformation its values are not known before the program runs, so they are
+        compared there.
+        """
+        if given is self._seen.get(i):
+            return given
+        compiled = self.step.fixed[self.step.parameters[i]]
+        message = (
+            f"The values of {self.step.model_leaves.paths[i]} differ from those that were "
+            "compiled. This is because integer arrays say what is connected with what, and the "
+            "traces are laid out for that. Compile again with the new ones."
+        )
+        if isinstance(given, Tracer):
+            return eqx.error_if(
+                given, _checksum(given) != _checksum(jnp.asarray(compiled)), message
+            )
+        if np.shape(given) != compiled.shape or not np.array_equal(given, compiled):
+            problems.append(message)
+        elif isinstance(given, jax.Array):
+            self._seen[i] = given  # what nobody can write to is compared once
+        else:
+            given = compiled  # and not what may be written to while the program runs
+        return given
+
+    def check_carry(self, carry: Any) -> None:
+        if not isinstance(carry, Carry):
+            raise InputTypeError(
+                f"carry is a {type(carry).__name__}. Pass the carry of `program.init(...)` or of a "
+                "call before, not the model's state."
+            )
+        if carry.program != self.id:
+            raise InputError(
+                "This carry belongs to another program (another model, algorithm or selection of "
+                "weights). Make one with this program's `init`."
+            )
+
+    def inputs(self, xs: Any, carry: Carry) -> list[Array]:
+        expected = self.step.input_leaves
+        given = Leaves.of(xs, "x", numbers=True)
+        if given.treedef != expected.treedef or given.places != expected.places:
+            raise InputError(
+                "The input does not have the structure that was compiled: it has leaves "
+                f"{', '.join(given.paths)} ({given.treedef}), and the program {', '.join(expected.paths)} "
+                f"({expected.treedef}). Pass inputs of the compiled structure, or compile again."
+            )
+        leaves = expected.split(xs)
+        lead = 2 if carry.batched else 1
+        axes = "[T, B]" if carry.batched else "[T]"
+        values, problems, leads = [], [], set()
+        batch = self.step.state_leaves.split(carry.state)[0].shape[0] if carry.batched else None
+        for path, leaf, aval in zip(expected.paths, leaves, expected.avals, strict=True):
+            shape = jnp.shape(leaf)
+            if len(shape) < lead or shape[lead:] != aval.shape:
+                problems.append(
+                    f"Input {path} has shape {list(shape)}, and should be {axes} + "
+                    f"{list(aval.shape)}: the carry has {'a' if carry.batched else 'no'} batch axis."
+                    f"{_advice(shape, aval.shape, carry.batched)}"
+                )
+            elif (problem := _cast_problem(leaf, aval.dtype)) is not None:
+                problems.append(f"Input {path} {problem}")
+            else:
+                leads.add(shape[:lead])
+                if batch is not None and shape[1] != batch:
+                    problems.append(
+                        f"Input {path} has shape {list(shape)}, read as {axes} + "
+                        f"{list(aval.shape)}, a batch of {shape[1]}; the carry has {batch}. Where "
+                        "the batch is the first axis of your data, swap it with time, as in "
+                        "`xs.swapaxes(0, 1)`, in the targets too. Else make the carry by "
+                        f"`init(batch_size={shape[1]})`."
+                    )
+            values.append(leaf)
+        if len(leads) > 1:
+            problems.append(f"The inputs disagree about their leading axes: {sorted(leads)}.")
+        if any(lead_shape[0] == 0 for lead_shape in leads):
+            problems.append("The input has no steps (T = 0).")
+        raise_together(problems, InputError)
+        return [
+            v if isinstance(v, jax.Array) and v.dtype == a.dtype else jnp.asarray(v, a.dtype)
+            for v, a in zip(values, expected.avals, strict=True)
+        ]
+
+
+def _cast_problem(given: Any, wanted: Any) -> str | None:
+    """Why an input cannot be cast to the dtype that was compiled; `None` where it can.
+
+    Integers are cast where no value changes. Floats are rounded, as by `astype`.
+    """
+    dtype = given.dtype if hasattr(given, "dtype") else np.asarray(given).dtype
+    if dtype == wanted:
+        return None
+    convert = f"is {dtype}, and was compiled as {wanted}. Convert it."
+    if any(jnp.issubdtype(d, jax.dtypes.extended) for d in (dtype, wanted)):
+        return convert
+    order = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    ranks = [
+        next((i for i, kind in enumerate(order) if jnp.issubdtype(d, kind)), len(order))
+        for d in (dtype, wanted)
+    ]
+    if ranks[0] > ranks[1]:
+        return convert
+    if not (jnp.issubdtype(dtype, jnp.integer) and jnp.issubdtype(wanted, jnp.integer)):
+        return None
+    own, into = jnp.iinfo(dtype), jnp.iinfo(wanted)
+    if into.min <= own.min and own.max <= into.max:
+        return None
+    remedy = f"Compile with `inputs=` of {dtype}, or of another type that holds all values"
+    if isinstance(given, Tracer):
+        return (
+            f"is {dtype}, and was compiled as {wanted}, which does not hold all values of that "
+            f"type; inside a transformation they are not known. {remedy}, or convert it yourself "
+            f"where the values are known to fit: `.astype({str(wanted)!r})`."
+        )
+    if not np.size(given):
+        return None
+    least, most = int(given.min()), int(given.max())
+    if into.min <= least and most <= into.max:
+        return None
+    return (
+        f"is {dtype} with values from {least} to {most}, and was compiled as {wanted}, which holds "
+        f"{into.min} to {into.max}: others would wrap around. {remedy}."
+    )
+
+
+def _advice(shape: tuple[int, ...], one: tuple[int, ...], batched: bool) -> str:
+    """What to do about an input whose leading axes are not those of the carry."""
+    if not batched and len(shape) == 2 + len(one) and shape[2:] == one:
+        return f" Make the carry by `init(batch_size={shape[1]})`."
+    if batched and len(shape) == 1 + len(one) and shape[1:] == one:
+        return " Make the carry by `init()` for one example without a batch axis."
+    return ""
+
+
+def checked_reset(where: Any, shapes: list[tuple[int, ...]], axes: list[str]) -> Array:
+    """`reset` or `where` as an array, if it has booleans and one of the shapes."""
+    where = jnp.asarray(where)
+    if where.dtype != bool:
+        raise InputError(
+            f"A reset is {where.dtype}{list(where.shape)}, and should be booleans: True where an "
+            "example begins a new stream."
+        )
+    if where.shape not in shapes:
+        expected = " or ".join(f"{a} = {list(s)}" for a, s in zip(axes, shapes, strict=True))
+        raise InputError(
+            f"A reset has shape {list(where.shape)}, and should have {expected}: one boolean for "
+            "each example."
+        )
+    return where
+
+
+def check_targets(targets: Any, xs: list[Array], batched: bool) -> None:
+    if not xs:
+        return
+    lead = xs[0].shape[: 2 if batched else 1]
+    problems = [
+        f"A target has shape {list(jnp.shape(leaf))}, and should begin with "
+        f"{list(lead)}, as the input does ({'T, B' if batched else 'T'})."
+        for leaf in jax.tree.leaves(targets)
+        if jnp.shape(leaf)[: len(lead)] != lead
+    ]
+    raise_together(problems, InputError)
+
+
+def _text(aval: jax.ShapeDtypeStruct) -> str:
+    return f"{aval.dtype}{list(aval.shape)}"
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except Exception:  # a leaf of unknown type may compare in any way
+        return False
+
+
+def _checksum(values: Array) -> Array:
+    """A number that differs, as good as always, for arrays that differ."""
+    if values.dtype.itemsize > 4:
+        values = jnp.stack([values, values >> 32])
+    words = values.astype(jnp.uint32).reshape(-1)
+    place = jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(2654435761)
+    mixed = (words ^ place) * jnp.uint32(2246822519)
+    return jnp.sum((mixed ^ (mixed >> 15)) * jnp.uint32(3266489917), dtype=jnp.uint32)
+
+
+__all__ = ["Arguments", "check_targets", "checked_reset"]

@@ -1,0 +1,258 @@
+"""What a program runs: functions of arrays and a carry, for one example or a batch."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .._carry import Carry
+from ..emit import Window
+from ..trace import repeat
+from ..traces import Traces
+from ._loss import Loss, reduced
+
+
+class Runner:
+    """The functions of a program, which its jit-compiled parts and [`etpc.online`][] call.
+
+    Parameters are the array leaves of the model, as [`Arguments`][etpc.run._arguments.Arguments] gives
+    them; `xs` those of the input, with axes [T, B, ...], or [T, ...] where the carry has no batch axis.
+    """
+
+    def __init__(self, window: Window, id: str):
+        self.window, self.plan, self.id = window, window.plan, id
+        self.step = self.plan.analysis.step
+
+    def fresh(self, batch_size: int | None) -> Carry:
+        """The carry of a stream that begins."""
+        state = self.initial_state()
+        if batch_size is None:  # whoever donates a carry keeps the arrays it began with
+            state = [jnp.copy(value) for value in state]
+        else:
+            state = [repeat(value, batch_size) for value in state]
+        traces = self.window.fresh_traces(1 if batch_size is None else batch_size)
+        batched = batch_size is not None
+        of_batch = state if batched else [value[None] for value in state]
+        traces = traces._replace(past=self.window.none_yet(of_batch))
+        fresh = jnp.ones(batch_size if batched else (), bool)
+        return self.carry(state, traces if batched else _without_batch(traces), fresh, batched)
+
+    def reset(self, carry: Carry, where: Array) -> Carry:
+        """The carry, with a new stream where `where` is true, [B] or []."""
+        _, state, traces, fresh = self.enter([], carry)
+        where = where if carry.batched else where[None]
+        state, traces, fresh = self.restart(state, traces, fresh, where)
+        if not carry.batched:
+            state, traces, fresh = [s[0] for s in state], _without_batch(traces), fresh[0]
+        return self.carry(state, traces, fresh, carry.batched)
+
+    def initial_state(self) -> list[Any]:
+        """The array leaves of the initial state of one example."""
+        state = []
+        for leaf, aval in zip(self.step.initial_state, self.step.state_leaves.avals, strict=True):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                state.append(jnp.zeros(aval.shape, aval.dtype))
+            elif jnp.issubdtype(aval.dtype, jax.dtypes.extended):
+                state.append(leaf)
+            else:
+                state.append(jnp.asarray(leaf, aval.dtype))
+        return state
+
+    def scan(self, parameters, xs, carry: Carry):
+        weights, others = self.window.prefix(parameters, xs[0].shape[0])
+        xs, state, traces, fresh = self.enter(xs, carry)
+        ys, state, traces = self.window.run(weights, others, xs, state, traces, fresh)
+        if not carry.batched:
+            ys = [y[:, 0] for y in ys]
+        return ys, self.leave(state, traces, carry)
+
+    def restart(self, state, traces, fresh, where: Array):
+        """Arrays with a batch axis; those of examples in `where` as at the start of a stream."""
+
+        def instead(value, old):
+            return jnp.where(where.reshape(-1, *[1] * (old.ndim - 1)), value, old)
+
+        state = [
+            old if jnp.issubdtype(old.dtype, jax.dtypes.extended) else instead(value[None], old)
+            for value, old in zip(self.initial_state(), state, strict=True)
+        ]
+        zeroed = lambda a: instead(jnp.zeros((), a.dtype), a)
+        own = [
+            p.trace.restart(p.site, trace, zeroed)
+            for p, trace in zip(self.plan.carried, traces.own, strict=True)
+        ]
+        begun = self.window.fresh_each(fresh.shape[0])
+        each = tuple(map(instead, begun, traces.each))
+        past = traces.past
+        if past:  # nothing of it is a step of the stream that begins
+            past = (*past[:-1], past[-1] & ~where[:, None])
+        return state, Traces(own, traces.shared, each, past), fresh | where
+
+    def value_and_grad(
+        self,
+        loss: Loss,
+        reduction: str,
+        parameters,
+        xs,
+        targets,
+        carry: Carry,
+        weights=None,
+        reset=None,
+    ):
+        """Loss, carry, gradients of the float leaves, and what the loss returns besides.
+
+        `weights` and `reset` have axes [T, B], or [T] without a batch axis: what the losses are
+        multiplied with, and which examples begin anew at which step; windows are one step then.
+        """
+        steps = _steps(xs, targets)
+        effective, pull, others = self._effective(parameters, steps)
+        xs, state, traces, fresh = self.enter(xs, carry)
+        given = targets, weights, reset
+        if not carry.batched:
+            given = jax.tree.map(lambda a: jnp.asarray(a)[:, None], given)
+        value_aval = self.check_loss(loss, given[0])
+        batch = state[0].shape[0]
+
+        def one_window(now, given):
+            state, traces, fresh, total, sums = now
+            xs, (targets, weights, reset) = given
+            if reset is not None:
+                state, traces, fresh = self.restart(state, traces, fresh, reset[0])
+
+            def loss_of(ys):
+                ys = self.step.output_leaves.join(ys)
+                losses, aux = jax.vmap(jax.vmap(loss))(ys, targets, weights)
+                return losses.sum() / batch, aux
+
+            value, aux, more, state, traces = self.window.learn(
+                effective, others, xs, state, traces, fresh, loss_of
+            )
+            sums = jax.tree.map(jnp.add, sums, more)
+            after = list(state), traces, jnp.zeros_like(fresh), total + value, sums
+            return after, aux
+
+        window = self.plan.window_for(steps) if reset is None else 1
+        zero = jnp.zeros((), value_aval.dtype)
+        now = (state, traces, fresh, zero, self.window.no_sums(effective))
+        now, aux = _over_windows(one_window, now, (xs, given), steps, window)
+        if not carry.batched:
+            aux = jax.tree.map(lambda a: a[:, 0], aux)
+        state, traces, _, value, sums = now
+        moving = _pulled(pull, effective, self.window.gradient(sums))
+        value, moving = reduced(reduction, (value, moving), weights, steps)
+        return value, self.leave(state, traces, carry), moving, aux
+
+    def _effective(self, parameters, steps: int):
+        """The effective weights, how the floats of the model are pulled back from them, and what else
+        depends on the model alone."""
+        floats = self.step.model_leaves.floats
+
+        def prefix(moving):
+            values = list(parameters)
+            for i, value in zip(floats, moving, strict=True):
+                values[i] = value
+            return self.window.prefix(values, steps)
+
+        return jax.vjp(prefix, [parameters[i] for i in floats], has_aux=True)
+
+    def check_loss(self, loss: Loss, targets) -> jax.ShapeDtypeStruct:
+        """The shape of the loss; targets have axes [T, B]."""
+        outputs = self.step.output_leaves.join(self.step.output_leaves.avals)
+        one = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[2:], jnp.asarray(a).dtype), targets
+        )
+        return loss.check(outputs, one)
+
+    def enter(self, xs, carry: Carry):
+        """Arrays with axes [T, B, ...] and [B, ...]."""
+        state = self.step.state_leaves.split(carry.state)
+        own, each, past = [tuple(t) for t in carry.traces], carry.each, carry.past
+        fresh = carry.fresh
+        if not carry.batched:
+            xs = [x[:, None] for x in xs]
+            state = [s[None] for s in state]
+            own, each, past, fresh = jax.tree.map(lambda a: a[None], (own, each, past, fresh))
+        return list(xs), state, Traces(own, carry.shared, each, past), fresh
+
+    def leave(self, state, traces, carry: Carry) -> Carry:
+        if not carry.batched:
+            state, traces = [s[0] for s in state], _without_batch(traces)
+        # False, in a way that XLA does not see through: a constant is not spread over devices as
+        # the old array was, and the next call would be compiled for that.
+        begun = jnp.minimum(carry.fresh.astype(jnp.int8), 0) > 0
+        return self.carry(state, traces, begun, carry.batched)
+
+    def carry(self, state, traces: Traces, fresh: Array, batched: bool) -> Carry:
+        leaves = dataclasses.replace(
+            self.step.state_leaves, static=(None,) * len(self.step.state_leaves.static)
+        )
+        own = tuple(tuple(t) for t in traces.own)
+        rest = tuple(traces.shared), tuple(traces.each), tuple(traces.past)
+        return Carry(leaves.join(state), own, fresh, self.id, batched, *rest)
+
+    def model_tree(self, grads) -> Any:
+        leaves = self.step.model_leaves
+        filled: list[Any] = [None] * len(leaves.static)
+        for i, value in zip(leaves.floats, grads, strict=True):
+            filled[leaves.places[i]] = value
+        return leaves.treedef.unflatten(filled)
+
+
+def _over_windows(one_window: Callable[..., Any], now: Any, given: Any, steps: int, window: int):
+    """Run `one_window(now, given) -> (now, aux)` over a sequence; the last window may be shorter."""
+    whole = steps // window
+    cut = whole * window
+    if whole == 1:
+        now, aux = one_window(now, _slice(given, 0, cut))
+    elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
+
+        def one_step(now, given):
+            now, aux = one_window(now, jax.tree.map(lambda a: a[None], given))
+            return now, jax.tree.map(lambda a: a[0], aux)
+
+        now, aux = jax.lax.scan(one_step, now, given)
+    else:
+        stacked = jax.tree.map(lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), given)
+        now, aux = jax.lax.scan(one_window, now, stacked)
+        aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
+    if cut < steps:
+        now, rest = one_window(now, _slice(given, cut, steps))
+        aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
+    return now, aux
+
+
+def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[Array]:
+    """The gradient of the parameters from that of the effective weights.
+
+    A weight in low precision has a gradient that is more precise, which is passed on in two parts.
+    """
+    high = [g.astype(w.dtype) for g, w in zip(grads, weights, strict=True)]
+    (moving,) = pull(tuple(high))
+    if all(g.dtype == w.dtype for g, w in zip(grads, weights, strict=True)):
+        return moving
+    rest = [
+        jnp.where(jnp.isfinite(h), g - h.astype(g.dtype), 0)
+        for g, h in zip(grads, high, strict=True)
+    ]
+    (more,) = pull(tuple(r.astype(w.dtype) for r, w in zip(rest, weights, strict=True)))
+    return jax.tree.map(jnp.add, moving, more)
+
+
+def _steps(xs: list[Array], targets: Any) -> int:
+    leaves = xs or jax.tree.leaves(targets)
+    return leaves[0].shape[0]
+
+
+def _slice(tree: Any, start: int, stop: int) -> Any:
+    return jax.tree.map(lambda a: a[start:stop], tree)
+
+
+def _without_batch(traces: Traces) -> Traces:
+    own, each, past = jax.tree.map(lambda a: a[0], (traces.own, traces.each, traces.past))
+    return Traces(own, traces.shared, each, past)
+
+
+__all__ = ["Runner"]

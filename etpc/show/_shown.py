@@ -1,0 +1,116 @@
+"""What a program shows of itself, from its plan alone."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+
+from .._errors import checked_count
+from ..analyse import Analysis, analyse
+from ..plan import Claim, Group, OpPlan, Plan, claims
+from ._describe import describe
+from ._explain import explain
+from ._graph import dependency_graph
+
+
+class Shown:
+    """A plan to look at: what is claimed of each gradient, what is carried, and why."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    @property
+    def algorithm(self) -> Any:
+        """The learning rule."""
+        return self.plan.algorithm
+
+    @property
+    def ops(self) -> tuple[OpPlan, ...]:
+        """One record for each traced weight operation: `path`, `kind`, `states`, `block`,
+        `trace_shape`, `exact`, `escapes`."""
+        return self.plan.traced
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Hidden states that share blocks, with the weights that reach them."""
+        return self.plan.groups
+
+    @cached_property
+    def claims(self) -> Mapping[str, Claim]:
+        """What is claimed of the gradient of each float parameter, by its path.
+
+        A [`Claim`][etpc.Claim] says whether the gradient is exact, the reasons where it is not, and
+        the operations in which the parameter is used. It holds for all values of the parameters,
+        and for those that are the same over a stream: BPTT and traces differ where weights move.
+        """
+        return claims(self.plan)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every gradient is that of BPTT."""
+        return all(claim.holds_exactly for claim in self.claims.values())
+
+    @cached_property
+    def untraced(self) -> Mapping[str, str]:
+        """Paths of parameters without a trace, or with a use that reaches a hidden state and has
+        none, each with the reason."""
+        found: dict[str, str] = {}
+        for path, claim in self.claims.items():
+            without = [p.reason for p in claim.uses if p.form is None]
+            if len(without) < len(claim.uses):
+                missing = [r for r in claim.reasons if r.kind == "untraced" and r.use is not None]
+                without = [f"in one use ({r.use.kind}) {r.text}" for r in missing if r.use]
+                if not without:
+                    continue
+            unused = [reason.text for reason in claim.reasons if reason.kind == "unused"]
+            found[path] = "; ".join(dict.fromkeys(without or unused))
+        return found
+
+    @cached_property
+    def graph(self) -> "nx.DiGraph":
+        """The dependency graph: inputs, parameters, weight operations, hidden states, outputs.
+
+        Each node has `kind` and `path`; each edge has `cut`: whether the trace drops it.
+        """
+        return dependency_graph(self.plan)
+
+    def explain(self, path: str, width: int = 100) -> str:
+        """What the program does with one parameter, in sentences with numbers.
+
+        What it reaches, its trace, whether the gradient is exact or the paths along which influence
+        leaves, and what the trace would cost under other rules.
+
+        **Arguments:**
+
+        - `path`: a parameter path as `print(program)` shows them, such as `".cell.weight_hh"`.
+        - `width`: of the lines at most, but for tables and long words.
+
+        **Raises** `etpc.SelectionError` where the model has no such parameter, `etpc.InputError` for a
+        width below 1.
+        """
+        width = checked_count("width", width)
+        return explain(self.plan, self._all_cut, path, self.claims, width)
+
+    @cached_property
+    def _all_cut(self) -> Analysis:
+        a = self.plan.analysis
+        whole = a.cut == {op.number for op in a.ops if op.kind.mixes}
+        return a if whole else analyse(a.step)
+
+    def window_for(self, steps: int) -> int:
+        """The window in which `value_and_grad` works on a sequence of so many steps.
+
+        The window that `print(program)` shows, or all steps where there are fewer. Where that window
+        was chosen and the gradient does not depend on it (no low-rank trace, and not
+        `in_window="exact"`), it is one near it that divides `steps`, so that none are left over.
+        """
+        return self.plan.window_for(checked_count("steps", steps))
+
+    def __str__(self) -> str:
+        return describe(self.plan, self.claims, self.untraced)
+
+    __repr__ = __str__
+
+
+__all__ = ["Shown"]
