@@ -10,9 +10,8 @@ With `--json`, arms that the file has and that are not run again are kept.
 
 An arm differs from the others in its gradient and its learning rate: initial weights, data and the
 number of updates are the same for each seed. The rate is chosen for each arm from a grid of three, by
-the training loss of one more seed. All seeds of an arm are trained at once. The weights move once for a
-batch of sequences, or, where a task is online, after every so many steps, with the traces carried on.
-Backpropagation through time (BPTT) always waits for the end of the sequence. In a stream, each batch
+the training loss of one more seed. The weights move once for a batch of sequences, or, where a task is
+online, after every so many steps, with the traces carried on. Backpropagation through time (BPTT) always waits for the end of the sequence. In a stream, each batch
 goes on where the one before stopped; the traces are carried on from batch to batch, and BPTT begins
 anew with each.
 """
@@ -329,7 +328,7 @@ def fidelity(grads: Any, reference: Any) -> tuple[float, float]:
 
 
 class Learner:
-    """An arm on a task, compiled once for all seeds and rates. Several runs are trained at once."""
+    """An arm on a task, compiled once for all seeds and rates."""
 
     def __init__(self, task: Task, arm: Arm):
         self.task, self.arm = task, arm
@@ -343,7 +342,7 @@ class Learner:
         given = (weights, *sample, self.rule.carry)
         self.gradient = jax.jit(self._gradient).lower(*given).compile()
         self.part = jax.jit(partial(self._gradient, restart=False))
-        self.train = jax.jit(jax.vmap(self._train))
+        self.train = jax.jit(self._train)
         self.ms_per_batch = self._time(given)
 
     @property
@@ -482,52 +481,38 @@ class Trained:
     """That of training, over the last tenth."""
 
 
-def trained(
-    learner: Learner, seeds: Sequence[int], rates: Sequence[float], measure: Any, chunk: int
-) -> list[Trained]:
-    """One run for each seed and its rate, all at once."""
-    task, runs = learner.task, len(seeds)
-    keys = [jax.random.split(jax.random.key(seed)) for seed in seeds]
-    weights = stacked([eqx.filter(task.make_model(key), eqx.is_inexact_array) for key, _ in keys])
-    rate = jnp.asarray(rates)
-    moments = jax.vmap(lambda rate, weights: learner.optimiser(rate).init(weights))(rate, weights)
-    now = (weights, moments, stacked([learner.begin] * runs))
+def trained(learner: Learner, seed: int, rate: float, measure: Any, chunk: int) -> Trained:
+    """A run; `measure(weights, level)` is the score."""
+    task = learner.task
+    model_key, data_key = jax.random.split(jax.random.key(seed))
+    weights = eqx.filter(task.make_model(model_key), eqx.is_inexact_array)
+    level, carry = learner.begin
+    now = (weights, learner.optimiser(rate).init(weights), learner.begin)
     points = min(task.points, task.updates)
-    batches, curves, losses = [0], [measure(now)], []
-    name = f"{task.name}: {learner.arm.name}, {runs} runs"
-    data = jnp.stack([jax.random.split(key, (points, chunk)) for _, key in keys], 1)
+    batches, curve, losses = [0], [measure(weights, level)], []
+    name = f"{task.name}: {learner.arm.name}, seed {seed}, rate {rate:.2g}"
     with tqdm(total=points * chunk, desc=f"{name:<60}", unit="batch", ncols=130) as bar:
-        for part in data:
-            now, loss = jax.block_until_ready(learner.train(rate, now, part))
-            losses.append(loss)
+        for keys in jax.random.split(data_key, (points, chunk)):
+            now, loss = jax.block_until_ready(learner.train(rate, now, keys))
+            losses += loss.tolist()
+            weights, _, (level, carry) = now
             batches.append(batches[-1] + chunk)
-            curves.append(measure(now))
+            curve.append(measure(weights, level))
             bar.update(chunk)
-            bar.set_postfix({task.unit: f"{curves[-1].mean():.3g}"})
-    whole, curve = jnp.concatenate(losses, 1), jnp.stack(curves, 1)
-    last = whole[:, -max(1, whole.shape[1] // 10) :].mean(1)
-    weights, _, (level, carry) = now
-    of = lambda n, tree: jax.tree.map(lambda a: a[n], tree)
-    return [
-        Trained(of(n, weights), level[n], of(n, carry), batches, curve[n].tolist(), float(last[n]))
-        for n in range(runs)
-    ]
-
-
-def stacked(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *a: jnp.stack(a), *trees)
+            bar.set_postfix({task.unit: f"{curve[-1]:.3g}"})
+    last = statistics.fmean(losses[-max(1, len(losses) // 10) :])
+    return Trained(weights, level, carry, batches, curve, last)
 
 
 def tuned(learner: Learner, measure: Any, chunk: int) -> float:
     """The rate of the grid with the lowest loss at the end; with a curriculum, the highest level."""
-    rates = [factor * learner.task.rate for factor in GRID]
-    ends = trained(learner, [TUNING_SEED] * len(rates), rates, measure, chunk)
 
-    def rank(end: Trained) -> tuple[float, float]:
+    def rank(rate: float) -> tuple[float, float]:
+        end = trained(learner, TUNING_SEED, rate, measure, chunk)
         loss = end.loss if end.loss == end.loss else float("inf")
         return (-float(end.level) if learner.task.curriculum else 0.0), loss
 
-    return min(zip(rates, ends, strict=True), key=lambda pair: rank(pair[1]))[0]
+    return min((factor * learner.task.rate for factor in GRID), key=rank)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -620,10 +605,8 @@ def run(
         truncated = truncated or Learner(task, Arm("", etpc.TBPTT(task.window)))
         measure = measured(learner, evaluate)
         rate = tuned(learner, measure, chunk) if tune else task.rate
-        its = [*seeds][: None if arm.main else 3]
-        for seed, end in zip(
-            its, trained(learner, its, [rate] * len(its), measure, chunk), strict=True
-        ):
+        for seed in [*seeds][: None if arm.main else 3]:
+            end = trained(learner, seed, rate, measure, chunk)
             model_key, data_key = jax.random.split(jax.random.key(seed))
             probe = jax.random.fold_in(data_key, 0)
             if arm.rule is None:
@@ -676,12 +659,13 @@ def run(
     return rows
 
 
-def measured(learner: Learner, evaluate: Callable[[Any], Array] | None) -> Callable[[Any], Array]:
-    """The scores of several runs."""
+def measured(
+    learner: Learner, evaluate: Callable[[Any], Array] | None
+) -> Callable[[Any, Array], float]:
+    """The score of a run from its weights and level."""
     if evaluate is None:
-        return lambda now: now[2][0].astype(float)
-    score = jax.jit(jax.vmap(lambda weights: evaluate(eqx.combine(weights, learner.static))))
-    return lambda now: score(now[0])
+        return lambda weights, level: float(level)
+    return lambda weights, level: float(evaluate(eqx.combine(weights, learner.static)))
 
 
 # --- what there is to see ---
