@@ -1,6 +1,7 @@
 """The tasks of the examples: their data follows the rule, and the harness compares what it says."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import jax
@@ -276,6 +277,16 @@ def test_a_table_has_a_line_for_each_arm(tmp_path: Path) -> None:
         "| A | 0.001 | 0.6 | 0.5 to 0.7 | 1.000 | 0.500 | 0.700 | 0.80 | 0.90 | 2.0 | 2 | 1 |",
         "| B | - | 0.5 | 0.5 to 0.5 | 1.000 | 0.500 | 0.700 | 0.80 | - | 2.0 | 2 | 1 |",
     ]
+    assert arms.lag_table(rows) == ""
+    by_lag = [
+        dataclasses.replace(row, bins=[0, 8, 24], lags=lags)
+        for lags in ([0.5, 1.0], [1.0, math.nan])
+    ]
+    assert arms.lag_table([other, *by_lag]).splitlines() == [
+        "| arm | 0 to 8 steps before | 8 to 24 steps before |",
+        "| --- | ---: | ---: |",
+        "| A | 0.75 | - |",
+    ]
     arms.save(rows, tmp_path / "rows.json")
     assert arms.load(tmp_path / "rows.json") == rows
     arms.plot(rows, tmp_path / "rows.svg")
@@ -288,7 +299,9 @@ def test_a_table_has_a_line_for_each_arm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((DOCS / "tasks").glob("*.json")), ids=lambda p: p.stem)
 def test_the_page_shows_what_was_measured(path: Path) -> None:
     page = (DOCS / "tasks.md").read_text()
-    assert arms.table(arms.load(path)) in page
+    rows = arms.load(path)
+    assert arms.table(rows) in page
+    assert arms.lag_table(rows) in page
     assert f"tasks/{path.stem}.svg" in page
     assert path.with_suffix(".svg").exists()
 

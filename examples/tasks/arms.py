@@ -11,9 +11,9 @@ With `--json`, arms that the file has and that are not run again are kept.
 An arm differs from the others in its gradient and its learning rate: initial weights, data and the
 number of updates are the same for each seed. The rate is chosen for each arm from a grid of three, by
 the training loss of one more seed. The weights move once for a batch of sequences, or, where a task is
-online, after every so many steps, with the traces carried on. Backpropagation through time (BPTT) always waits for the end of the sequence. In a stream, each batch
-goes on where the one before stopped; the traces are carried on from batch to batch, and BPTT begins
-anew with each.
+online, after every so many steps, with the traces carried on. Backpropagation through time (BPTT)
+always waits for the end of the sequence. In a stream, each batch goes on where the one before stopped;
+the traces are carried on from batch to batch, and BPTT begins anew with each.
 """
 
 import argparse
@@ -320,7 +320,7 @@ def fidelity(grads: Any, reference: Any) -> tuple[float, float]:
     """Relative error and cosine of a gradient, all weights as one vector."""
     got, want = (ravel_pytree(tree)[0] for tree in (grads, reference))
     norm, size = jnp.linalg.norm(want), jnp.linalg.norm(got)
-    cosine = got @ want / (size * norm) if size else 0.0
+    cosine = got @ want / (size * norm) if size or not norm else 0.0
     return float(jnp.linalg.norm(got - want) / norm), float(cosine)
 
 
@@ -715,6 +715,23 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def lag_table(rows: Sequence[Row]) -> str:
+    """Likewise the cosines by lag, of the arms that have some; empty where none has."""
+    known = [row for row in rows if row.lags and row.bins]
+    if not known:
+        return ""
+    bins = known[0].bins or []
+    heads = ["arm", *(f"{a} to {b} steps before" for a, b in pairwise(bins))]
+    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for name in dict.fromkeys(row.arm for row in known):
+        columns = zip(*(row.lags or [] for row in known if row.arm == name), strict=True)
+        # Where nothing of BPTT's gradient reaches back so far there is no cosine.
+        means = [statistics.fmean(c) if all(v == v for v in c) else None for c in columns]
+        cells = [name, *("-" if mean is None else f"{mean:.2f}" for mean in means)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Learning curves: the mean over the seeds, and their range."""
     matplotlib.use("agg")
@@ -779,7 +796,7 @@ def main(task: Task) -> None:
 
     begin = time.perf_counter()
     rows = merged(task, before, run(task, chosen, seeds, not (args.rate or FAST), found))
-    print(f"\n{task.name}: chance is {task.chance:g}\n\n{table(rows)}\n")
+    print(f"\n{task.name}: chance is {task.chance:g}\n\n{table(rows)}\n\n{lag_table(rows)}\n")
     print(f"{time.perf_counter() - begin:.0f} s")
     if args.plot:
         plot(rows, args.plot)
