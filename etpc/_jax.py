@@ -343,6 +343,35 @@ def prune(
     return tuple(reversed(kept))
 
 
+def propagate(
+    equations: Iterable[Equation],
+    seeds: Iterable[Variable],
+    stop: Callable[[Equation, Variable], bool] = lambda eqn, v: False,
+) -> set[Variable]:
+    """The seeds, and all that depends on them through floats; not what an equation stops at an output."""
+    reached = set(seeds)
+    for eqn in equations:
+        if any(v in reached for v in eqn.inputs):
+            reached.update(v for v in eqn.outputs if v.is_float and not stop(eqn, v))
+    return reached
+
+
+def partition(
+    equations: Iterable[Equation], known: Iterable[Variable]
+) -> tuple[list[Equation], list[Equation], set[Variable]]:
+    """The equations that read known variables alone, the others, and all that is known then."""
+    alone: list[Equation] = []
+    others: list[Equation] = []
+    known = set(known)
+    for eqn in equations:
+        if all(v in known for v in eqn.inputs):
+            alone.append(eqn)
+            known.update(eqn.outputs)
+        else:
+            others.append(eqn)
+    return alone, others, known
+
+
 # --- control flow -------------------------------------------------------------------------------
 
 
@@ -363,14 +392,8 @@ def unrolled(equation: Equation) -> Flat:
     count_consts, count_carry = scan_counts(equation)
     length, reverse = equation.params["length"], equation.params["reverse"]
     body = flatten(equation.params["jaxpr"])
-    fixed = {*body.constants, *body.inputs[:count_consts]}
-    invariant: list[Equation] = []
-    varying: list[Equation] = []
-    for eqn in body.equations:
-        same = all(v in fixed for v in eqn.inputs)
-        (invariant if same else varying).append(eqn)
-        if same:
-            fixed.update(eqn.outputs)
+    fixed = [*body.constants, *body.inputs[:count_consts]]
+    invariant, varying, _ = partition(body.equations, fixed)
 
     def run(*operands: Any) -> list[Any]:
         env: dict[Variable, Any] = dict(body.constants)
@@ -431,10 +454,7 @@ def is_step_function(equation: Equation) -> bool:
     if equation.primitive not in (prims.custom_jvp_call_p, prims.custom_vjp_call_p):
         return False
     flat = flatten(inner)
-    touched = {v for v in flat.inputs if v.is_float}
-    for eqn in flat.equations:
-        if any(v in touched for v in eqn.inputs):
-            touched.update(v for v in eqn.outputs if v.is_float)
+    touched = propagate(flat.equations, (v for v in flat.inputs if v.is_float))
     floats = [v for v in flat.outputs if v.is_float]
     return bool(floats) and not any(v in touched for v in floats)
 
@@ -508,9 +528,11 @@ __all__ = [
     "mark",
     "nonlinear_p",
     "open_jaxpr",
+    "partition",
     "primitive_of",
     "prims",
     "promoting",
+    "propagate",
     "prune",
     "result_type",
     "scan_counts",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 
 from .._errors import UnsupportedError, raise_together
-from .._jax import Equation, Variable, etp_p, prims
+from .._jax import Equation, Variable, etp_p, partition, prims
 from ..ops import Kind, kind_of
 from ..trace import Known, Step
 
@@ -73,33 +73,8 @@ class Split:
 
 def split(step: Step) -> Split:
     """Find the weight operations of a step."""
-    floats = set(step.model_leaves.floats)
-    reads: dict[Variable, frozenset[int]] = {}
-    marked: set[Variable] = set()
-    fixed: set[Variable] = set(step.constants)
-    for i, v in enumerate(step.parameters):
-        fixed.add(v)
-        if i in floats:
-            reads[v] = frozenset([i])
-
-    prefix: list[Equation] = []
-    body: list[Equation] = []
-    for eqn in step.equations:
-        if not all(v in fixed for v in eqn.inputs):
-            body.append(eqn)
-            continue
-        prefix.append(eqn)
-        fixed.update(eqn.outputs)
-        if eqn.primitive is prims.stop_gradient_p:
-            continue
-        used = frozenset().union(*(reads.get(v, frozenset()) for v in eqn.inputs))
-        is_marked = eqn.primitive is etp_p or any(v in marked for v in eqn.inputs)
-        for v in eqn.outputs:
-            if used and v.is_float:
-                reads[v] = used
-                if is_marked:
-                    marked.add(v)
-
+    prefix, body, fixed = partition(step.equations, [*step.constants, *step.parameters])
+    reads, marked = _effective(step, prefix)
     body, outputs, next_state = _copies(step, body, reads)
     needed: dict[Variable, None] = {}
     for eqn in body:
@@ -137,6 +112,27 @@ def split(step: Step) -> Split:
         next_state,
         frozenset(known.sources() & step.fixed.keys()),
     )
+
+
+def _effective(
+    step: Step, prefix: Sequence[Equation]
+) -> tuple[dict[Variable, frozenset[int]], set[Variable]]:
+    """The parameters that each effective weight depends on, and which of these weights are marked."""
+    reads: dict[Variable, frozenset[int]] = {
+        step.parameters[i]: frozenset([i]) for i in step.model_leaves.floats
+    }
+    marked: set[Variable] = set()
+    for eqn in prefix:
+        if eqn.primitive is prims.stop_gradient_p:
+            continue
+        used = frozenset().union(*(reads.get(v, frozenset()) for v in eqn.inputs))
+        is_marked = eqn.primitive is etp_p or any(v in marked for v in eqn.inputs)
+        for v in eqn.outputs:
+            if used and v.is_float:
+                reads[v] = used
+                if is_marked:
+                    marked.add(v)
+    return reads, marked
 
 
 def by_equation(ops: Sequence[WeightOp]) -> dict[Equation, list[WeightOp]]:

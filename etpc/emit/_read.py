@@ -14,7 +14,7 @@ and `read` evaluates the step so that one reverse pass gives all three.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import Equation, Variable, evaluate, prims, prune, result_type
+from .._jax import Equation, Variable, evaluate, prims, propagate, prune, result_type
 from .._primitives import facts
-from ..analyse import Analysis
+from ..analyse import Analysis, WeightOp
 from ._forward import superpose
 from ._step import Env, StepFunctions
 
@@ -37,13 +37,22 @@ def _is_move(eqn: Equation) -> bool:
     return facts(eqn.primitive).moves
 
 
+def _stops(eqn: Equation, output: Variable) -> bool:
+    return eqn.primitive is prims.stop_gradient_p
+
+
+def _data(op: WeightOp) -> Variable:
+    """What the weight of an operation is multiplied with."""
+    return op.equation.inputs[op.kind.data]
+
+
 class Reading:
     """The output of one step of one example, as a function of states and of operations."""
 
     def __init__(self, step: StepFunctions):
         self.step = step
         a = step.analysis
-        factors = [op.equation.inputs[op.kind.data] for op in step.live if op.kind.data is not None]
+        factors = [_data(op) for op in step.live if op.kind.data is not None]
         self._body = prune(a.split.body, [*a.split.outputs, *factors], step.saved_equations)
         self._moves = _moved_states(a)
 
@@ -75,9 +84,7 @@ class Reading:
                 superpose(y, second[v]) if v.is_float else y
                 for v, y in zip(a.split.outputs, outputs, strict=True)
             ]
-        factors = [
-            op.equation.inputs[op.kind.data] for op in self.step.live if op.kind.data is not None
-        ]
+        factors = [_data(op) for op in self.step.live if op.kind.data is not None]
         return outputs, [stop(first[v]) for v in factors]
 
     def _run(self, env: Env, saved, deltas, moved: "dict[Variable, Moved]") -> Env:
@@ -121,29 +128,19 @@ class Reading:
     @cached_property
     def crossing(self) -> frozenset[Equation]:
         """Equations of cut operations whose data depends on things of their own step."""
-        touched = set(self._moves.variables)
-        found = []
-        for eqn in self.step.analysis.split.body:
-            place = self.step.saved_equations.get(eqn)
-            if place is not None and eqn.inputs[self.step.saved[place].kind.data] in touched:
-                found.append(eqn)
-            alive = eqn in self.step.live_table or any(v in touched for v in eqn.inputs)
-            if alive and eqn.primitive is not prims.stop_gradient_p:
-                touched.update(v for v in eqn.outputs if v.is_float)
-        return frozenset(found)
+        live = (v for eqn in self.step.live_table for v in eqn.outputs if v.is_float)
+        body = self.step.analysis.split.body
+        touched = propagate(body, [*self._moves.variables, *live], _stops)
+        return frozenset(op.equation for op in self.step.saved if _data(op) in touched)
 
     def reads_old_states(self) -> bool:
         """Whether an output depends on old states past the new ones."""
         a = self.step.analysis
         past = [eqn for eqn in self._body if eqn not in self.step.saved_equations]
-        return self._past_new_states({a.step.state[i] for i in a.hidden.leaves}, past)
-
-    def _past_new_states(self, touched: set[Variable], equations: Iterable[Equation]) -> bool:
-        for eqn in equations:
-            if eqn.primitive is not prims.stop_gradient_p and any(v in touched for v in eqn.inputs):
-                new = self._moves.new_states
-                touched.update(v for v in eqn.outputs if v.is_float and v not in new)
-        return any(v in touched for v in self.step.analysis.split.outputs)
+        new = self._moves.new_states
+        old = (a.step.state[i] for i in a.hidden.leaves)
+        reached = propagate(past, old, lambda eqn, v: _stops(eqn, v) or v in new)
+        return any(v in reached for v in a.split.outputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

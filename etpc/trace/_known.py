@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._jax import Equation, Variable, evaluate, prune
+from .._jax import Equation, Variable, evaluate, partition, prune
 
 
 class Known:
@@ -16,13 +16,7 @@ class Known:
         self._values = dict(values)
         self.consulted: dict[Variable, None] = {}
         """The variables that were asked for and are known."""
-        known = set(values)
-        self._equations: list[Equation] = []
-        for eqn in equations:
-            if all(v in known for v in eqn.inputs):
-                self._equations.append(eqn)
-                known.update(eqn.outputs)
-        self._known = known
+        self._equations, _, self._known = partition(equations, values)
 
     def __call__(self, variable: Variable) -> np.ndarray | None:
         if variable not in self._known:
