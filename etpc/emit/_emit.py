@@ -21,7 +21,7 @@ from .._tuning import tuning
 from ..plan import OpPlan, Plan
 from ..traces import Carry, Factors, Traces
 from ..traces._transitions import suffix_products
-from ._forward import Course, Forward, Stored
+from ._forward import Forward, Rollout, Stored
 from ._gather import rows, take, zeros_over
 from ._lookback import kept, none_yet, recent, taken
 from ._passage import CutPassage, Followed, FollowedPassage, Products
@@ -264,25 +264,25 @@ class Emitter:
             return self._looking_back(weights, others, xs, state, traces, fresh, by_inputs)
         pull = along = None
         if self.uncut is None:
-            course = self.step.run(weights, others, xs, state, outputs=False)
+            rollout = self.step.run(weights, others, xs, state, outputs=False)
         else:
-            course, pull = self.uncut(weights, others, xs, state, self._moving(by_inputs))
+            rollout, pull = self.uncut(weights, others, xs, state, self._moving(by_inputs))
             if self.plan.directions is not None:
-                along = self.uncut.along(course, pull, traces, fresh)
-        jacobians = self._jacobians(weights, others, xs, course, fresh)
-        ys, read_pull, data = self._read(weights, others, xs, course)
+                along = self.uncut.along(rollout, pull, traces, fresh)
+        jacobians = self._jacobians(weights, others, xs, rollout, fresh)
+        ys, read_pull, data = self._read(weights, others, xs, rollout)
         factors = self._factors(jacobians, data)
         followed, paths = self._follow(factors, traces)
         moves = Moves(factors, followed, along)
         if pull is not None:
-            return (course.outputs, course.last), moves, Residuals(pull, traces, fresh)
+            return (rollout.outputs, rollout.last), moves, Residuals(pull, traces, fresh)
         residuals = Residuals(
             *(read_pull, traces, fresh),
-            self._by_inputs(weights, others, xs, course) if by_inputs else None,
+            self._by_inputs(weights, others, xs, rollout) if by_inputs else None,
             *(jacobians.transition, jacobians.immediate, data, paths),
             {p.op.number: factors[p.op.number] for p in self.plan.traced if not p.closed},
         )
-        return (ys, course.last), moves, residuals
+        return (ys, rollout.last), moves, residuals
 
     def _moving(self, by_inputs: bool) -> Sequence[int]:
         return self.float_inputs if by_inputs else ()
@@ -302,10 +302,10 @@ class Emitter:
         """Likewise, where the traces are at the start of the steps behind: as many leave as come."""
         assert self.uncut is not None
         behind, count = recent(traces.past, xs, state), xs[0].shape[0]
-        course, pull = self.uncut(
+        rollout, pull = self.uncut(
             weights, others, xs, state, self._moving(by_inputs), (behind, fresh)
         )
-        steps = behind.then(taken(xs, course.before, fresh))
+        steps = behind.then(taken(xs, rollout.before, fresh))
         leaving, past = steps.part(None, count), kept(steps.part(count, None))
         begin, stored = [s[0] for s in leaving.states], Stored(leaving.states, leaving.first)
         begins, along = leaving.first[0] | ~leaving.valid[0], None
@@ -320,33 +320,33 @@ class Emitter:
         counted = leaving.valid.astype(self.plan.dtype)
         factors = {k: f.counting(counted) for k, f in self._factors(jacobians, data).items()}
         moves = Moves(factors, self._follow(factors, traces)[0], along, past)
-        return (course.outputs, course.last), moves, Residuals(pull, traces, begins)
+        return (rollout.outputs, rollout.last), moves, Residuals(pull, traces, begins)
 
     def jacobians_of(self, weights, others, xs, state) -> dict[int, Factors]:
         """The factors D and F of a window whose stream goes on."""
-        course = self.step.run(weights, others, xs, state, outputs=False)
+        rollout = self.step.run(weights, others, xs, state, outputs=False)
         goes_on = jnp.zeros(state[0].shape[0], bool)
-        return self._factors(self._jacobians(weights, others, xs, course, goes_on), None)
+        return self._factors(self._jacobians(weights, others, xs, rollout, goes_on), None)
 
     def _parts(self, states) -> list[Array]:
         """The real vectors, [W, B, n] each, that make up the states."""
         dtype = self.plan.dtype
         return _over_time(lambda s: self.step.parts(s, dtype))(states)
 
-    def _read(self, weights, others, xs, course: Course):
+    def _read(self, weights, others, xs, rollout: Rollout):
         """The outputs of a window at once, how they depend on states and operations, and data."""
 
         def read(weights, old, new, deltas):
             def one(x, state, kept, old, new, deltas):
                 return self.reading(weights, others, x, state, kept, old, new, deltas)
 
-            return _over_time(one)(xs, course.before, course.wanted, old, new, deltas)
+            return _over_time(one)(xs, rollout.before, rollout.wanted, old, new, deltas)
 
-        old, new = self._parts(course.before), self._parts(course.after)
+        old, new = self._parts(rollout.before), self._parts(rollout.after)
         deltas = self._deltas(old)
         return jax.vjp(read, list(weights), old, new, deltas, has_aux=True)
 
-    def _by_inputs(self, weights, others, xs, course: Course):
+    def _by_inputs(self, weights, others, xs, rollout: Rollout):
         """How the output of each step depends on the input of that step, with the old state held."""
 
         def outputs(moving):
@@ -354,7 +354,7 @@ class Emitter:
             for i, value in zip(self.float_inputs, moving, strict=True):
                 inputs[i] = value
             one = functools.partial(self.step.outputs, weights, others)
-            return _over_time(one)(inputs, course.before)
+            return _over_time(one)(inputs, rollout.before)
 
         return jax.vjp(outputs, [xs[i] for i in self.float_inputs])[1]
 
@@ -363,15 +363,15 @@ class Emitter:
         ops = self.live if ops is None else ops
         return [zeros_over(lead, p.op.delta.shape, p.op.delta.dtype) for p in ops]
 
-    def _jacobians(self, weights, others, xs, course: Course, fresh) -> Jacobians:
-        parts = self._parts(course.before)
+    def _jacobians(self, weights, others, xs, rollout: Rollout, fresh) -> Jacobians:
+        parts = self._parts(rollout.before)
         dtype = self.plan.dtype
 
         def cut(parts, deltas):
             def one(x, state, kept, old, delta):
                 return self.step.cut(weights, others, x, state, kept, old, delta, dtype)
 
-            return _over_time(one)(xs, course.before, course.wanted, parts, deltas)
+            return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
 
         _, pull = jax.vjp(cut, parts, self._deltas(parts))
         colours = self.plan.colours
@@ -622,7 +622,7 @@ def _accumulated(plan: Plan, grads: Arrays, p: OpPlan, more: Array) -> list[Arra
 def _without_past(by_state: Array, fresh: Array) -> Array:
     """Derivatives [W, B, ...] by old states, with none by a state that comes first.
 
-    There a derivative may be no number, as that of a norm at zero is not, and no one asks for it.
+    There a derivative may be NaN, as that of a norm at zero is, and nothing reads it.
     """
     first = np.arange(by_state.shape[0]) == 0
     where = first[:, None] & fresh[None]

@@ -33,7 +33,7 @@ class Stage:
     """What is kept of the loop beside the states: the results of operations that are worth it."""
 
 
-class Course(NamedTuple):
+class Rollout(NamedTuple):
     """What a model does over a window: arrays [W, B, ...], but for the last."""
 
     outputs: list[Array]
@@ -95,7 +95,7 @@ class Forward:
         outputs: bool,
         shifts: "Shifts | None" = None,
         stored: "Stored | None" = None,
-    ) -> Course:
+    ) -> Rollout:
         """Run the model over a window of a batch.
 
         `fixed` has what does not change over the window; weights may be wider than the step has
@@ -133,7 +133,7 @@ class Forward:
         read = lambda v: over[v] if v in over else _repeated(fixed[v], lead)
         ys = [read(v) for v in a.split.outputs] if outputs else []
         before, wanted = [over[v] for v in a.step.state], [over[v] for v in self.wanted]
-        return Course(ys, before, news, wanted, last)
+        return Rollout(ys, before, news, wanted, last)
 
 
 @jax.custom_jvp
@@ -341,4 +341,4 @@ def _turning(turned: dict[Variable, Array]) -> Rule:
     return rule
 
 
-__all__ = ["Course", "Forward", "Shifts", "Stored", "enter", "superpose"]
+__all__ = ["Forward", "Rollout", "Shifts", "Stored", "enter", "superpose"]

@@ -17,7 +17,7 @@ from .._jax import (
 )
 from ..analyse import Analysis, WeightOp
 from ..analyse._weights import by_equation
-from ._forward import Course, Forward, Shifts, Stored
+from ._forward import Forward, Rollout, Shifts, Stored
 from ._prefix import zero_stays_zero
 
 Env = dict[Variable, Any]
@@ -88,7 +88,7 @@ class StepFunctions:
 
     def run(
         self, weights, others, xs, state, outputs: bool, shifts=(), stored: Stored | None = None
-    ) -> Course:
+    ) -> Rollout:
         """The model over a window of a batch. What is wanted of it is what is saved.
 
         With outputs it is differentiated, and copies of weights pass on no derivative. `shifts`, one for

@@ -12,7 +12,7 @@ from jax import Array
 from .._jax import result_type
 from ..plan import Plan
 from ..traces import Traces
-from ._forward import Course, Stored
+from ._forward import Rollout, Stored
 from ._gather import zeros_over
 from ._lookback import Steps, entering
 from ._step import StepFunctions
@@ -47,7 +47,7 @@ class Uncut:
         by_inputs: Sequence[int] = (),
         behind: tuple[Steps, Array] | None = None,
         stored: Stored | None = None,
-    ) -> tuple[Course, Callable[..., Any]]:
+    ) -> tuple[Rollout, Callable[..., Any]]:
         """Run the model; and how its outputs depend on weights, some inputs, the states at the start,
         and the outputs of operations, and where directions are followed the states at its end.
 
@@ -72,12 +72,12 @@ class Uncut:
                 given = Stored(steps.states, steps.first)
                 before = step.run(weights, others, steps.xs, begin, outputs=False, stored=given)
                 begin = entering(state, before.last, fresh)
-            course = step.run(
+            rollout = step.run(
                 weights, others, inputs, begin, outputs=True, shifts=shifts, stored=stored
             )
-            return (course.outputs, self.parts(course.last) if shifts else []), course
+            return (rollout.outputs, self.parts(rollout.last) if shifts else []), rollout
 
-        _, pull, course = jax.vjp(
+        _, pull, rollout = jax.vjp(
             through,
             [w.astype(sum_dtype(w)) for w in weights],
             [xs[i] for i in by_inputs],
@@ -85,14 +85,14 @@ class Uncut:
             shifts,
             has_aux=True,
         )
-        return course, pull
+        return rollout, pull
 
-    def along(self, course: Course, pull, traces: Traces, fresh, valid=None) -> Directed:
+    def along(self, rollout: Rollout, pull, traces: Traces, fresh, valid=None) -> Directed:
         """The window along the directions that are followed; `valid` [W, B] says which steps count."""
         d = self.plan.directions
         assert d is not None
         ends, chosen = d.ends(traces.shared, traces.each)
-        still = jax.tree.map(jnp.zeros_like, course.outputs)
+        still = jax.tree.map(jnp.zeros_like, rollout.outputs)
 
         def back(end: Array) -> tuple[list[Array], list[Array]]:
             """From a cotangent [B, S] of the states at the end."""
