@@ -200,10 +200,10 @@ class Program(Shown):
     def reset(self, carry: Carry, where: Any) -> Carry:
         """Let chosen examples of a batch begin a new stream; the others go on untouched.
 
-        Their state is the initial one again, and their traces are zero, also where they were not a
-        number. PRNG keys go on, so that noise does not repeat. So do the bounds of
+        Their state is the initial one again, and their traces are zero, also where they were
+        NaN. PRNG keys go on, so that noise does not repeat. So do the bounds of
         [`certificate`][etpc.Program.certificate], which are of all gradients since `init`: where
-        one of those was no number, neither is its bound.
+        one of those was NaN, so is its bound.
 
         **Arguments:**
 
