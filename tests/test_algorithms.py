@@ -12,6 +12,7 @@ from jax.experimental import sparse
 from jax.flatten_util import ravel_pytree
 
 import etpc
+from tests.marks import few
 
 T, N, IN = 6, 5, 3
 
@@ -122,7 +123,7 @@ def snap(model, n):
 
 
 @pytest.mark.parametrize("model", [RING, SPARSE], ids=["ring", "sparse"])
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("n", few([1, 2, 3], 1))
 def test_snap_equals_its_dense_reference(model, n):
     reference = snap(model, n)
     for window, split in ((1, T), (2, T), (T, 4)):
@@ -133,6 +134,7 @@ def test_snap_equals_its_dense_reference(model, n):
         np.testing.assert_allclose(grads, reference, rtol=0, atol=1e-9 * np.abs(reference).max())
 
 
+@pytest.mark.slow
 def test_more_steps_change_the_gradient_until_nothing_leaves():
     found = [
         online(etpc.compile(RING, etpc.SnAp(n), inputs=XS[0], state=ZERO, weights="all"), RING)
@@ -277,6 +279,7 @@ def test_scalars_that_count_nothing(algorithm, name, value):
         inspect.unwrap(algorithm.__init__)(object.__new__(algorithm), **{name: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algo",
     [

@@ -354,6 +354,7 @@ def test_many_save_to_one_path(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_at_any_time(tmp_path):
     """200 kills, of which many are amid a save; after each the file is one version, whole."""
@@ -412,6 +413,7 @@ VALUES = [
     *("", "x", "\ud800", "é" * 50, "float64", "array", "key", "int", "1" * 5000, "not saved"),
     *([], [[]], [0], [10**15], [-1], {}, {"path": 1}, {"kind": "array"}, DELETE),
 ]
+HUGE = [10**15, 10**40, -(10**40), 1e308, "1" * 5000, [10**15]]
 
 
 def changed(header, place, value):
@@ -432,23 +434,27 @@ def test_every_field_of_a_header_changed(tmp_path):
     """A wrong type, a missing field, a huge number: refused, or of no account, and nothing else."""
     path, tree = tmp_path / "a", varied()
     etpc.save(path, tree)
-    header, whole = header_of(path), path.read_bytes()
-    tracemalloc.start()
+    header, whole, saved = header_of(path), path.read_bytes(), bits(tree)
     count = 0
     for place in places(header):
         for value in VALUES:
             path.write_bytes(whole)
             rewritten(path, changed(header, place, value))
             count += 1
+            huge = value in HUGE  # memory is watched where a number may be taken for a size
+            if huge:
+                tracemalloc.start()
             try:
-                found = etpc.load(path, varied())
+                found = etpc.load(path, tree)
             except etpc.CheckpointError:
                 continue
-            same = bits(found) == bits(tree)
+            finally:
+                if huge:
+                    assert tracemalloc.get_traced_memory()[1] < 20_000_000, (place, value)
+                    tracemalloc.stop()
+            same = bits(found) == saved
             assert same or place[-1] == "value" or place[0] == "versions", (place, value)
     assert count > 2000
-    assert tracemalloc.get_traced_memory()[1] < 20_000_000
-    tracemalloc.stop()
 
 
 RAW = {

@@ -260,6 +260,7 @@ def test_verify(capsys):
         assert f"\n{name} " in out
 
 
+@pytest.mark.slow
 def test_verify_as_json_is_the_comparison(capsys):
     argv = ["--algo", "d_rtrl", "--algo", "es_d_rtrl:0.5", "--tbptt", "3", "--json"]
     status, out, _ = run(capsys, "verify", "tiny_models:batched", *argv)
@@ -297,6 +298,7 @@ def test_verify_as_json_is_the_comparison(capsys):
     assert record["results"][2]["total"]["error"] > 1e-3
 
 
+@pytest.mark.slow
 def test_a_vacuous_comparison_fails(capsys):
     argv = ["tiny_models:silent", "--steps", 3, "--algo", "d_rtrl", "--tbptt", 1]
     status, out, _ = run(capsys, "verify", *argv)
@@ -349,6 +351,7 @@ def test_what_the_model_prints_does_not_mix_with_json(capsys):
 BENCH = ["tiny_models:make", "--steps", 20, "--batch", 2, "--repeats", 2, "--algo", "d_rtrl"]
 
 
+@pytest.mark.slow
 def test_bench_as_json(capsys):
     argv = [*BENCH, "--algo", "es_d_rtrl:0.5", "--window", 1, "--window", 5, "--tbptt", 4, "--json"]
     status, out, _ = run(capsys, "bench", *argv)
@@ -699,6 +702,7 @@ def test_import_of_etpc_leaves_the_command_line_alone():
     assert not [name for name in names if name.startswith("etpc.cli")]
 
 
+@pytest.mark.slow
 def test_as_a_module():
     """In a process of its own, where float64 is off unless asked for."""
     command = [sys.executable, "-m", "etpc", "verify", "tiny_models:make", "--algo", "d_rtrl"]

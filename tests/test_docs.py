@@ -8,6 +8,7 @@ import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -16,6 +17,10 @@ import etpc
 from tests.pages import OUTPUT_OPTIONS, ROOT, code_blocks, run_page
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# `make test` runs these alone, and continuous integration all.
+OFTEN = {"README.md", "docs/index.md", "docs/online.md", "docs/exact.md", "docs/scale.md"}
+# The check for leaked tracers leaves these out.
+UNCHECKED = {"docs/tutorial.md", "docs/choose.md", "docs/pictures.md"}
 MODULES = sorted(
     ["etpc", *(module.name for module in pkgutil.walk_packages(etpc.__path__, "etpc."))]
 )
@@ -29,11 +34,20 @@ def _as_a_reader_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def _pages() -> Iterator[Any]:
+    for page in PAGES:
+        name, has_code = str(page.relative_to(ROOT)), "```python" in page.read_text()
+        slow = [pytest.mark.slow] if has_code and name not in OFTEN else []
+        leaks = [pytest.mark.leaks] if name not in UNCHECKED else []
+        yield pytest.param(page, id=name, marks=[*slow, *leaks])
+
+
+@pytest.mark.parametrize("page", _pages())
 def test_page(page: Path) -> None:
     run_page(page)
 
 
+@pytest.mark.leaks
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name: str) -> None:
     try:

@@ -9,10 +9,11 @@ import etpc
 from tests import endurance
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from Linux")
 @pytest.mark.parametrize(
     ("blocks", "steps"),
-    [(8, 500), pytest.param(100, 10_000, marks=pytest.mark.slow)],
+    [(8, 500), pytest.param(100, 10_000, marks=pytest.mark.long)],
     ids=["thousands", "a million"],
 )
 def test_a_stream_goes_on(blocks, steps):

@@ -32,25 +32,28 @@ def agrees(program, **options):
     assert all(error < TOLERANCE for error in found.values()), f"{found}\n{program}"
 
 
+@pytest.mark.slow
 @given(grammar.programs(kinds=grammar.FIXED_BRANCHES))
 @settings(max_examples=4)
 def test_drawn_programs(program):
     agrees(program)
 
 
+@pytest.mark.slow
 @given(grammar.programs(kinds=("w_x", "scan_weight", "bias", "roll"), complex=True))
 @settings(max_examples=2)
 def test_complex_states(program):
     agrees(program)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(grammar.programs(kinds=grammar.FIXED_BRANCHES, complex=True))
 @settings(max_examples=500)
 def test_many_drawn_programs(program):
     agrees(program, thorough=True)
 
 
+@pytest.mark.slow
 def test_every_property_on_a_recurrent_program():
     agrees(RECURRENT, thorough=True)
 
@@ -99,6 +102,7 @@ def test_every_operation_is_in_one_family():
         jax.eval_shape(model, grammar.data(program, 1, at=0), model.init_state())
 
 
+@pytest.mark.slow
 def test_patterns_of_drawn_programs():
     rng = np.random.default_rng(3)
     for _ in range(25):
@@ -106,6 +110,7 @@ def test_patterns_of_drawn_programs():
         assert fast.check_patterns(program) == {"cut": 0.0, "uncut": 0.0}, str(program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["concatenate", "reduce_sum", "dot_general"])
 def test_a_rule_that_loses_influence_is_found(name, monkeypatch):
     """Negative control: a rule that says that nothing depends on anything."""

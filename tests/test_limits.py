@@ -131,6 +131,7 @@ def test_the_list_is_complete():
     assert re.findall(r"^- \*\*(.+?)\.\*\*", section, re.MULTILINE) == list(CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_each_point_is_so(name, capfd):
     CASES[name]()

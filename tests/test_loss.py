@@ -186,6 +186,7 @@ def test_the_state_moves_on_at_masked_steps():
     close(carry, run(PLAIN, xs, targets, start)[0][1])
 
 
+@pytest.mark.slow
 def test_verify_and_compare_a_delayed_loss():
     xs, targets = data(24)
     mask = np.zeros((24, B))
@@ -208,6 +209,7 @@ def test_verify_and_compare_a_delayed_loss():
     assert cut.total.error > 1e-3
 
 
+@pytest.mark.slow
 def test_bounds_of_a_low_rank_are_those_of_the_masked_sum():
     algo, (xs, targets) = RULES["rank"], padded()
     program = program_of(RECURRENT, algo)

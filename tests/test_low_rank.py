@@ -121,6 +121,7 @@ def reduced(model, state, rank):
     return total.reshape(model.w.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_equals_the_reduced_dense_trace(name, rank, monkeypatch):
@@ -134,6 +135,7 @@ def test_equals_the_reduced_dense_trace(name, rank, monkeypatch):
     np.testing.assert_allclose(grads, expected, rtol=0, atol=1e-7 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_more_modes_are_nearer_to_d_rtrl(name):
     model, state = MODELS[name]
@@ -156,6 +158,7 @@ def test_a_rank_that_holds_everything_is_the_whole_trace():
     np.testing.assert_allclose(grads, online(model, etpc.D_RTRL(), state)[1], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_trace_of_low_rank_is_kept_without_error():
     """A leak that is the same for all inputs and times: the trace has rank one, for ever."""
 
@@ -199,6 +202,7 @@ def test_a_batch_is_the_mean_of_its_examples():
     np.testing.assert_allclose(together.w, sum(alone) / 3, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_window", ["truncated", "exact"])
 def test_complex_factors(in_window):
     model, state = Rotated(normal(4, 6)), jnp.zeros(4, complex)

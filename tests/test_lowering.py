@@ -19,6 +19,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_program_lowers_for_an_accelerator(rule, platform, monkeypatch):

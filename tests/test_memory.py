@@ -9,6 +9,8 @@ import pytest
 
 import etpc
 
+pytestmark = pytest.mark.slow
+
 B, N, I, O = 16, 1024, 16, 2
 """So that the recurrent trace is many pieces, and much larger than the gradient; only compiled."""
 

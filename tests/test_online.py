@@ -250,6 +250,7 @@ def test_a_mask_of_booleans_and_one_of_zeros():
     close(carry, plain[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", [D, RULES["decay"], RULES["rank"]], ids=["D", "decay", "rank"])
 def test_what_is_no_number_stays_in_its_example(algo):
     program, (xs, targets) = program_of(RECURRENT, algo), data()
@@ -285,6 +286,7 @@ def test_what_is_no_number_stays_in_its_example(algo):
         same(entry(again, b), entry(carry, b))
 
 
+@pytest.mark.slow
 def test_numbers_of_other_types():
     make = inspect.unwrap(etpc.online)
     xs, targets = data()
@@ -437,6 +439,7 @@ def gradients_of_each_step(program, model, xs, targets, mask, reset):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize("algo", [D, RULES["decay"]], ids=["D", "decay"])
 def test_late_rewards_against_sums_by_hand(algo, resets):

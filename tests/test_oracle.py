@@ -79,7 +79,7 @@ def test_named(name):
     assert all(np.any(g != 0) for g in as_dict(bptt).values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=settings.default.max_examples // 3)  # each compiles four programs
 @given(models.specs(max_layers=2, max_size=4))
 def test_drawn(spec):

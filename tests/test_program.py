@@ -107,6 +107,7 @@ def arrays(grads):
 # --- the same thing in several ways ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algo", "batch"), [(D, None), (ES, B)], ids=["D", "ES"])
 def test_calls_scan_and_value_and_grad_agree(algo, batch):
     program, (xs, targets) = program_of(algo), data(batch)
@@ -148,6 +149,7 @@ def test_calls_scan_and_value_and_grad_agree(algo, batch):
     assert ys_of_scan["rate"].shape == (*xs["flag"].shape, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", [D, ES], ids=["D", "ES"])
 def test_two_parts_of_a_stream_sum_to_the_whole(algo):
     program, (xs, targets) = program_of(algo), data()
@@ -244,6 +246,7 @@ IN_SCAN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [None, B])
 @pytest.mark.parametrize("algo", IN_SCAN.values(), ids=IN_SCAN)
 def test_gradients_of_calls_in_a_scan(algo, batch):
@@ -337,6 +340,7 @@ def test_the_window_shown_is_the_window_used(case):
         assert jnp.abs(found.rec - other.rec).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_the_window_that_is_near_gives_the_same_gradient():
     xs, targets = data(steps=26)
     grads = []
@@ -639,6 +643,7 @@ def test_the_carry_of_another_program_is_refused(case):
         program.arguments.check_carry(other.init())
 
 
+@pytest.mark.slow
 def test_a_carry_of_the_same_program_compiled_again():
     """With other values of the parameters too, and in another process."""
     found = {program_id(wired()), program_id(wired()), program_id(wired(scale=-3.0))}

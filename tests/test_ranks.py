@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import etpc
 from etpc.algorithms import Full, LowRank
+from tests.marks import few
 
 T, I, N = 12, 6, 5
 
@@ -207,7 +208,7 @@ DECAYS_OF = {
 POINTS = [(0.0, 0.0), (0.4, -0.7), (-0.6, 0.2), (5.0, 7.0), (0.3, 0.3)]
 
 
-@pytest.mark.parametrize("name", DECAYS_OF)
+@pytest.mark.parametrize("name", few(DECAYS_OF, "one scalar", "two constants", "rounded"))
 def test_a_rank_is_proved_for_all_parameters(name):
     """Compiled at one point, and compared with D-RTRL at others: zero, negative and equal ones too."""
     decay, proved = DECAYS_OF[name]
@@ -291,6 +292,7 @@ def wide(error, sample=...):
     )
 
 
+@pytest.mark.slow
 def test_a_smaller_error_takes_more_modes():
     ranks = []
     for error in (0.5, 0.2, 0.1):
@@ -342,6 +344,7 @@ CERTIFIED = {
 }
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(sorted(CERTIFIED)),
     rank=st.integers(1, 4),

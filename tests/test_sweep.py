@@ -58,6 +58,7 @@ def is_found(program, number=1, words=("exact",), second=False, **options):
 # What is drawn
 
 
+@pytest.mark.slow
 @given(grammar.programs(), st.integers(0, 400))
 @settings(max_examples=3)
 def test_drawn_structures(program, number):
@@ -70,20 +71,21 @@ def test_drawn_structures_with_narrow_types_and_marks(program, number):
     agrees(program, number, second=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(grammar.programs(narrow=True, marks=True, complex=True), st.integers(0, 4000))
 @settings(max_examples=500)
 def test_many_drawn_structures(program, number):
     agrees(program, number, second=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(grammar.programs(narrow=True))
 @settings(max_examples=50)
 def test_many_narrow_structures(program):
     assert not sweep.check_narrow(program).failures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", WAYS.values(), ids=WAYS)
 def test_every_way_into_a_recurrent_program_and_every_second_rule(number):
     result = agrees(RECURRENT, number, second=True)
@@ -271,6 +273,7 @@ def test_a_claim_that_holds_where_it_was_compiled_alone_is_found(monkeypatch):
 GUARDS = ("guarded_sqrt", "guarded_loop", "guarded_gain", "guarded_twice")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", GUARDS)
 def test_a_branch_that_is_computed_where_it_is_not_taken_is_found(kind, monkeypatch):
     """A weight inside of it, or one before it, opens the branch."""
@@ -309,6 +312,7 @@ def test_a_rank_that_is_proved_too_low_is_found(rule, monkeypatch):
     is_found(program, RANK, second=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pairs", "wired"])
 def test_other_connections_are_found(kind, monkeypatch):
     program = Program((Leaf(n=3, before=(Op("w_x", a=1, n=3), Op(kind, n=3, b=1))),), n_in=3)

@@ -160,6 +160,7 @@ TINY = arms.Task(
 )
 
 
+@pytest.mark.slow
 def test_rows() -> None:
     def batch(key):
         xs, *others = tiny_batch(key)
@@ -209,6 +210,7 @@ def test_the_rate_is_that_with_the_lowest_loss() -> None:
     assert arms.tuned(learner, measure, 30) == pytest.approx(1e-3 / 3)
 
 
+@pytest.mark.slow
 def test_random_directions_stay_and_those_of_credit_move() -> None:
     xs, targets, mask = tiny_batch(jax.random.key(1))
     cell = nn.GRU(1, 6, key=jax.random.key(0))

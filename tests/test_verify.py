@@ -13,6 +13,7 @@ import pytest
 import etpc
 from etpc._verify import Report, compare_all, compare_one
 from etpc.algorithms import Algorithm, Decay
+from tests.marks import few
 from tests.zoo.layouts import Spectral
 
 T, I, O = 24, 3, 4
@@ -404,6 +405,7 @@ def attention(dtype=jnp.float64):
     return model, jnp.full(16, 0.1, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 @pytest.mark.parametrize("batch", [None, 3])
 def test_a_gradient_that_is_zero_but_for_rounding(dtype, batch):
@@ -494,7 +496,7 @@ def with_state(name):
     return Normalised(linear, norm), (jnp.zeros(2), state)
 
 
-@pytest.mark.parametrize("name", ["RunningMean", "SpectralNorm", "BatchNorm"])
+@pytest.mark.parametrize("name", few(["RunningMean", "SpectralNorm", "BatchNorm"], "RunningMean"))
 @pytest.mark.parametrize("batch", [None, 2])
 def test_models_with_an_equinox_state(name, batch):
     model, state = with_state(name)
@@ -526,6 +528,7 @@ def test_models_with_an_equinox_state(name, batch):
 # --- remarks --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_remark_where_the_window_used_holds_all():
     """20 steps are taken at once, though a window of 16 was chosen; 24 are not."""
     model, (xs, targets) = leaky(), data()

@@ -8,6 +8,7 @@ import pytest
 
 import etpc
 from tests import models
+from tests.marks import few
 
 T = 5
 NAMES = ["lif", "two_layer_lif", "cascade", "reset_gate", "gru", "delay", "leaky_readout", "mlp"]
@@ -49,7 +50,7 @@ def distance(a, b):
     return float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES, "cascade", "mlp"))
 def test_truncated(name):
     model = models.named(name)
     xs, targets = models.data(model, T)
@@ -84,6 +85,7 @@ def test_one_step_from_a_fresh_carry():
     np.testing.assert_array_equal(by_x, w)
 
 
+@pytest.mark.slow
 def test_an_encoder_outside_of_the_program():
     """Weights of the program and of the encoder, in a batch, together and each alone."""
     model = models.named("cascade")

@@ -13,7 +13,7 @@ KINDS = zoo.kinds()
 ROWS = {row[:2]: row for row in read(zoo.PAGE, zoo.MODULE)}
 # The models of NEST have names in lower case.
 PARAMETERS = [
-    pytest.param(kind, id=kind.id, marks=[pytest.mark.slow] if kind.name.islower() else [])
+    pytest.param(kind, id=kind.id, marks=[pytest.mark.long] if kind.name.islower() else [])
     for kind in KINDS
 ]
 

@@ -31,6 +31,7 @@ def test_it_is_that_of_gymnax(length):
             assert bool(our_end) == (t == length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remember", ["traces", "rolling"])
 def test_what_an_agent_remembers_is_the_past(remember):
     """The gradient of one output, from a call at the last of six steps, is that through all of them."""

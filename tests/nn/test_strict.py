@@ -1,6 +1,7 @@
 """Every layer, and what the compiler makes of it, where JAX promotes no dtype by itself."""
 
 import inspect
+import itertools
 
 import equinox as eqx
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import etpc
 from etpc import nn
+from tests.marks import few
 
 KEY = jax.random.key(0)
 N = 4
@@ -159,8 +161,16 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", MODELS)
+PROGRAMS = itertools.product(MODELS, RULES)
+OFTEN = [
+    ("neurons", "d_rtrl"),
+    ("sparse", "decay"),
+    ("sparse", "rank"),
+    ("GRU", "exact in windows"),
+]
+
+
+@pytest.mark.parametrize(("name", "rule"), few(PROGRAMS, *OFTEN))
 def test_programs(name, rule):
     with jax.numpy_dtype_promotion("strict"):
         model = Network(MODELS[name]("float32"), nn.Linear(N, 2, dtype="float32", key=KEY))

@@ -169,6 +169,7 @@ def membrane(synapse, into=None, after=None) -> Membrane:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "block"),
     [

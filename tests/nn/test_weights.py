@@ -192,6 +192,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYERS)
 def test_d_rtrl_is_exact_in_front_of_a_state(kind) -> None:
     build, xs = LAYERS[kind]

@@ -149,6 +149,7 @@ def convolutions(draw):
     )
 
 
+@pytest.mark.slow
 @given(convolutions())
 @settings(max_examples=12)
 def test_convolution(c):

@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 import etpc
+from tests.marks import few
 from tests.zoo.check import check, normal, weights
 
 MODEL = {"w": weights(3, 2), "tau": jnp.linspace(0.5, 1.5, 3)}
@@ -79,6 +80,7 @@ STEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STEPS)
 def test_a_checkpointed_loop(case):
     """All states act on themselves alone, which the loop does not hide."""
@@ -87,6 +89,7 @@ def test_a_checkpointed_loop(case):
     assert {op.block for op in program.ops} <= {1}
 
 
+@pytest.mark.slow
 def test_a_matrix_in_a_loop():
     def mixing(m, x, h):
         return h + 0.3 * (m["rec"] @ jnp.tanh(h) + m["w"] @ x)
@@ -95,6 +98,7 @@ def test_a_matrix_in_a_loop():
     check(model, normal(2), H, looped(lambda x: 2 + (x[0] > 0), mixing), every=True)
 
 
+@pytest.mark.slow
 def test_a_bound_that_is_too_large():
     with pytest.raises(etpc.UnsupportedError, match=r"test_loops\.py.*256.*max_steps=") as caught:
         compiled(looped(lambda x: 2 + (x[0] > 0), max_steps=4096))
@@ -143,7 +147,7 @@ def field(t, h, args):
 
 
 @pytest.mark.parametrize(
-    "name", ["Euler", "Heun", "Midpoint", "Ralston", "Bosh3", "Tsit5", "Dopri5"]
+    "name", few(["Euler", "Heun", "Midpoint", "Ralston", "Bosh3", "Tsit5", "Dopri5"], "Euler")
 )
 def test_steps_of_solvers(name):
     diffrax = pytest.importorskip("diffrax")
@@ -158,6 +162,7 @@ def test_steps_of_solvers(name):
     check(MODEL, normal(2), (H, jnp.zeros(())), step, exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_a_whole_solve_in_each_step(adaptive):
     diffrax = pytest.importorskip("diffrax")

@@ -124,6 +124,7 @@ def test_what_is_no_number_stays_in_its_example(axis, piece, cut_for):
     assert not np.isfinite(found[1]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
 @pytest.mark.parametrize("piece", [1, 100, 1000, 5000, 10_000])
 def test_every_piece_is_some_share(piece, devices, cut_for):

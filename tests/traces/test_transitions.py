@@ -45,6 +45,7 @@ def dense_of(pairs, values):
     return full
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.sampled_from([0.6, 1.0, 1.6, 3.0]))
 @settings(max_examples=25)
 def test_products(seed, links):

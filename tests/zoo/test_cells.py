@@ -12,6 +12,7 @@ KEY = jax.random.key(0)
 H = jnp.zeros(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 def test_gru(bias):
     model = eqx.nn.GRUCell(2, 3, use_bias=bias, key=KEY)
@@ -30,10 +31,12 @@ def test_two_layers():
     check(cells.TwoLayerGRU(KEY), normal(2), state)
 
 
+@pytest.mark.slow
 def test_layer_normalisation():
     check(cells.NormalisedLSTM(2, 3, KEY), normal(2), (H + 0.1, weights(3)))
 
 
+@pytest.mark.slow
 def test_mingru():
     model = cells.MinGRU(2, 3, KEY)
     check(model, normal(2), H, exact=True, smoothed=True, every=True)

@@ -11,6 +11,8 @@ import etpc
 from tests.zoo import control_flow as zoo
 from tests.zoo.check import call, cell, check, integers, normal, weights
 
+pytestmark = pytest.mark.slow
+
 H = jnp.zeros(3)
 DRIVES = tuple(weights(3, 2, seed=i) for i in range(3))
 
@@ -182,7 +184,7 @@ def test_error_if():
     check(zoo.Checked(weights(3, 2)), normal(2), H, exact=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bounded_loop():
     model = zoo.Bounded(weights(3, 2), jnp.linspace(0.5, 1.0, 3))
     check(model, normal(2), H, exact=True)

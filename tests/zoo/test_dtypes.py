@@ -11,6 +11,8 @@ from tests.zoo import dtypes, ssm
 from tests.zoo.cells import MinGRU
 from tests.zoo.check import cell, check, normal, online, weights
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 TOLERANCES = {jnp.float32: 2e-5, jnp.bfloat16: 0.1, jnp.float16: 0.01}
 HALF = [jnp.bfloat16, jnp.float16]

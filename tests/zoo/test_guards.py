@@ -12,6 +12,7 @@ from jax import lax
 
 import etpc
 from tests import evaluate
+from tests.marks import few
 
 N = 3
 XS = np.random.default_rng(5).normal(size=(8, N))
@@ -125,7 +126,7 @@ BRANCHES = {
 }
 
 
-@pytest.mark.parametrize("name", BRANCHES)
+@pytest.mark.parametrize("name", few(BRANCHES, "a root of a product", "a logarithm of a state"))
 def test_a_branch_that_is_not_taken(name):
     drive = BRANCHES[name]
     holds(leaky(drive), V, jnp.full(N, 0.1))
@@ -134,7 +135,16 @@ def test_a_branch_that_is_not_taken(name):
 
 @pytest.mark.parametrize(
     "effective",
-    [jnp.sqrt, jnp.log, lambda p: p / jnp.sqrt(jnp.sum(p**2)), lambda p: 1 / p, lambda p: p**0.5],
+    few(
+        [
+            jnp.sqrt,
+            jnp.log,
+            lambda p: p / jnp.sqrt(jnp.sum(p**2)),
+            lambda p: 1 / p,
+            lambda p: p**0.5,
+        ],
+        jnp.sqrt,
+    ),
     ids=["root", "logarithm", "norm", "inverse", "power"],
 )
 def test_what_depends_on_weights_alone_in_a_branch_that_is_never_taken(effective):
@@ -148,6 +158,7 @@ def test_what_depends_on_weights_alone_in_a_branch_that_is_never_taken(effective
     holds(step, {"p": jnp.zeros(N), "b": V}, jnp.full(N, 0.1))
 
 
+@pytest.mark.slow
 def test_a_matrix_in_a_branch():
     def step(m, x, h):
         h = 0.5 * h + lax.cond(
@@ -232,12 +243,13 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize("name", few(KEYS, "now", "one parameter"))
 def test_a_derivative_that_nothing_passes_through(name):
     step, model, state = KEYS[name]
     holds(step, model, state, exact=False)
 
 
+@pytest.mark.slow
 def test_nan_that_backpropagation_meets_is_not_hidden():
     """Negative control: where the influence arrives, an infinite derivative is the gradient's."""
 

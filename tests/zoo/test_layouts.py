@@ -10,6 +10,8 @@ import etpc
 from tests.zoo import layouts as zoo
 from tests.zoo.check import T, check, normal, weights
 
+pytestmark = pytest.mark.slow
+
 V = jnp.zeros(3)
 
 

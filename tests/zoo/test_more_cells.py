@@ -4,9 +4,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.zoo import more_cells as zoo
 from tests.zoo.check import T, check, normal, weights
+
+pytestmark = pytest.mark.slow
 
 KEY = jax.random.key(0)
 H = jnp.zeros(3)

@@ -7,6 +7,8 @@ import pytest
 from tests.zoo import spiking
 from tests.zoo.check import check, normal, weights
 
+pytestmark = pytest.mark.slow
+
 V = jnp.zeros(3)
 
 

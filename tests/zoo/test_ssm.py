@@ -3,9 +3,12 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import pytest
 
 from tests.zoo import ssm
 from tests.zoo.check import check, normal, weights
+
+pytestmark = pytest.mark.slow
 
 KEY = jax.random.key(0)
 

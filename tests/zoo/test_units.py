@@ -21,6 +21,8 @@ optax = pytest.importorskip("optax")
 from etpc.units import physical  # noqa: E402
 from tests.zoo import units as zoo  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 INPUTS = jnp.abs(normal(2))
 
 

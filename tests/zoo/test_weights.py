@@ -11,6 +11,8 @@ import etpc
 from tests.zoo import weights as zoo
 from tests.zoo.check import cell, check, integers, normal, weights
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 H = jnp.zeros(3)
 

@@ -1,0 +1,18 @@
+"""Which cases of a parametrised test `make test` runs; continuous integration runs all."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def few(cases: Iterable[Any], *often: Any) -> list[Any]:
+    """All `cases`, of which those that are not among `often` are marked as slow."""
+    cases = list(cases)
+    unknown = set(often) - set(cases)
+    assert not unknown, f"no such cases: {unknown}"
+    marks = [() if case in often else pytest.mark.slow for case in cases]
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=mark)
+        for case, mark in zip(cases, marks, strict=True)
+    ]
