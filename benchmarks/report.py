@@ -49,7 +49,8 @@ def markdown(results: dict[str, Any]) -> str:
         table = TABLES[name]
         sections.append(f"## {table.title}")
         for shape, group in groupby(rows, _shape):
-            sections += ([shape] if shape else []) + [table.markdown(list(group))]
+            summary = f'<details markdown="1"><summary>{shape or "Table"}</summary>'
+            sections += [summary, table.markdown(list(group)), "</details>"]
         sections += ["\n".join(f"- {note}" for note in table.notes)] if table.notes else []
     return "\n\n".join(sections)
 
