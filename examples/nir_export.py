@@ -79,12 +79,12 @@ def trained(model: Any, rule: str = "d_rtrl") -> tuple[Any, list[float]]:
     still = eqx.tree_at(matrices, jax.tree.map(lambda _: True, model), replace_fn=lambda _: False)
     optimiser = optax.chain(optax.adam(3e-3), optax.masked(optax.set_to_zero(), still))
     learner = etpc.online(program, loss, optimiser, every=10)
-    moments, carry = learner.init(model, batch_size=BATCH)
+    opt_state, carry = learner.init(model, batch_size=BATCH)
     losses = []
     for n in range(UPDATES):
         xs, labels = batch(jax.random.key(n))
         carry = program.init(BATCH)
-        model, moments, carry, found = learner.update(model, moments, carry, xs, labels)
+        model, opt_state, carry, found = learner.update(model, opt_state, carry, xs, labels)
         losses.append(float(jnp.mean(found)))
     return model, losses
 

@@ -225,7 +225,7 @@ def masked_bptt():
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_mask_against_backpropagation(reduction):
-    """Sequences of lengths 6, 4 and 1, padded with what is no number; weights of any size."""
+    """Sequences of lengths 6, 4 and 1, padded with NaN; weights of any size."""
     xs, targets = data()
     total = MASK.sum() if reduction == "mean" else B
     expected = jax.tree.map(lambda a: a / total, masked_bptt())

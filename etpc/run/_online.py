@@ -351,10 +351,10 @@ def online(
     reward_decay: float | None = None,
     has_aux: bool = False,
 ) -> Online:
-    """Train on a stream without an end: the weights move every W steps, in constant memory.
+    """Train on an endless stream: the weights are updated every W steps, in constant memory.
 
-    State and traces go on over the updates, as in the papers; what they hold of steps before an
-    update was computed with the weights of then.
+    State and traces are carried over from update to update, as in the papers; what they hold of
+    the steps before an update was computed with stale weights.
 
     **Arguments:**
 
@@ -438,7 +438,7 @@ def online(
 
 
 def _times(by_example: Array, a: Array) -> Array:
-    """A number for each example times its part of `a`; zero also where that is no number."""
+    """A number for each example times its part of `a`; a zero gives zero where `a` is NaN, too."""
     factor = _over(by_example, a).astype(a.dtype)
     return jnp.where(factor == 0, 0, factor * a)
 

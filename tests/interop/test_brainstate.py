@@ -317,12 +317,12 @@ def test_training_checkpoints_and_the_way_back(tmp_path: Path):
     xs, targets = spikes(3, batch=(B,)), jnp.ones((T, B))
     program = etpc.compile(model, inputs=xs[0, 0], weights="all")
     learner = etpc.online(program, squared, optax.adam(1e-2), every=10)
-    moments, carry = learner.init(model, batch_size=B)
-    trained, moments, carry, _ = learner.update(model, moments, carry, xs, targets)
+    opt_state, carry = learner.init(model, batch_size=B)
+    trained, opt_state, carry, _ = learner.update(model, opt_state, carry, xs, targets)
     assert np.abs(trained.params.w.mantissa - model.params.w.mantissa).max() > 1e-3
 
-    etpc.save(tmp_path / "run.etpc", (trained, moments, carry))
-    again = etpc.load(tmp_path / "run.etpc", like=(model, moments, carry))[0]
+    etpc.save(tmp_path / "run.etpc", (trained, opt_state, carry))
+    again = etpc.load(tmp_path / "run.etpc", like=(model, opt_state, carry))[0]
     assert np.array_equal(again.params.w.mantissa, trained.params.w.mantissa)
 
     interop.into_brainstate(trained, net)

@@ -127,9 +127,9 @@ def test_training_and_the_way_back():
     model = interop.from_nnx(module, xs[0])
     program = etpc.compile(model, inputs=xs[0], weights="all")
     learner = etpc.online(program, loss, optax.adam(1e-2), every=4)
-    moments, carry = learner.init(model, batch_size=B)
+    opt_state, carry = learner.init(model, batch_size=B)
     batch = jnp.stack([xs] * B, 1)
-    trained, *_ = learner.update(model, moments, carry, batch, jnp.ones((T, B)))
+    trained, *_ = learner.update(model, opt_state, carry, batch, jnp.ones((T, B)))
     before = module.linear.kernel[...]
     interop.into_nnx(trained, module)
     assert np.array_equal(module.linear.kernel[...], trained.params.linear.kernel)

@@ -76,11 +76,11 @@ def test_optax_takes_the_gradients():
     program = etpc.compile(model, inputs=INPUTS[0])
     optimiser = optax.adam(0.01)
     parameters = eqx.filter(model, eqx.is_array)
-    losses, moments = [], optimiser.init(parameters)
+    losses, opt_state = [], optimiser.init(parameters)
     for _ in range(3):
         run = program.value_and_grad(in_volts, "sum")
         (value, _), grads = run(model, INPUTS, jnp.zeros(len(INPUTS)), program.init())
-        updates, moments = optimiser.update(grads, moments)
+        updates, opt_state = optimiser.update(grads, opt_state)
         model = eqx.apply_updates(model, updates)
         losses.append(float(value))
     assert losses[2] < losses[1] < losses[0]
