@@ -45,6 +45,7 @@ TABLE = Table(
         "m: the most states of a block, which is how many numbers a trace has for a use of a weight.",
         "errors: of the whole gradient, all parameters as one vector.",
         "exact: plain reverse mode inside a window.",
+        "D-RTRL and the others also give the carry with which the stream goes on.",
         "mean: the geometric mean over the cells of `etpc.nn`, without the networks that are named in words.",
     ],
 )
@@ -195,7 +196,10 @@ def contestants() -> list[Contestant]:
 
 
 class Gradient:
-    """A gradient as one compiled function, from a fresh state and fresh traces."""
+    """A gradient as one compiled function, from a fresh state and fresh traces.
+
+    It gives the carry too, as a stream goes on: else XLA would leave out the traces of the last window.
+    """
 
     def __init__(self, given: Example, algorithm: etpc.algorithms.Algorithm | None):
         arrays, static = eqx.partition(given.model, eqx.is_array)
@@ -204,7 +208,9 @@ class Gradient:
         if algorithm is None:
 
             def grads(model: Any, xs: Array, targets: Array) -> Any:
-                return etpc.bptt(model, xs, targets, loss, batch_size=batch, reduction="sum")[1]
+                return None, etpc.bptt(model, xs, targets, loss, batch_size=batch, reduction="sum")[
+                    1
+                ]
 
         else:
             program = etpc.compile(given.model, algorithm, inputs=given.xs[0, 0])
@@ -213,18 +219,20 @@ class Gradient:
             self.block = max((op.block for op in program.plan.ops), default=0)
 
             def grads(model: Any, xs: Array, targets: Array) -> Any:
-                return gradient(model, xs, targets, program.init(batch))[1]
+                (_, carry), found = gradient(model, xs, targets, program.init(batch))
+                return carry, found
 
         @jax.jit
         def run(arrays: Any, xs: Array, targets: Array) -> Any:
-            found = grads(eqx.combine(arrays, static), xs, targets)
-            return {jax.tree_util.keystr(path): g for path, g in jax.tree.leaves_with_path(found)}
+            carry, found = grads(eqx.combine(arrays, static), xs, targets)
+            flat = jax.tree.leaves_with_path(found)
+            return {jax.tree_util.keystr(path): g for path, g in flat}, carry
 
         self._arguments = arrays, given.xs, given.targets
         self._run = run.lower(*self._arguments).compile()
 
     def __call__(self) -> Mapping[str, Array]:
-        return self._run(*self._arguments)
+        return self._run(*self._arguments)[0]
 
     @property
     def compiled(self) -> jax.stages.Compiled:
