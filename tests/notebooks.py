@@ -45,7 +45,7 @@ def notebook(page: str) -> nbformat.NotebookNode:
 def _prose(text: str) -> list[nbformat.NotebookNode]:
     """Text as a cell, with links that work from the folder of the notebooks."""
     text = re.sub(r"\[(`[^`\]]+`)\]\[[^\]]+\]", r"\1", text)  # a name in the reference
-    text = re.sub(r"\]\((?=[\w/-]+\.(?:md|svg|ipynb))", "](../", text)
+    text = re.sub(r"\]\((?=[\w/-]+\.(?:md|svg|png|ipynb))", "](../", text)
     text = text.replace("](../notebooks/", "](").strip()
     return [v4.new_markdown_cell(text)] if text else []
 

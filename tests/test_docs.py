@@ -42,7 +42,7 @@ def _pages() -> Iterator[Any]:
         yield pytest.param(page, id=name, marks=[*slow, *leaks])
 
 
-@pytest.mark.parametrize("page", _pages())
+@pytest.mark.parametrize("page", list(_pages()))
 def test_page(page: Path) -> None:
     run_page(page)
 
