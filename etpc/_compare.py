@@ -159,19 +159,8 @@ def compare(
     sample = jax.tree.map(lambda x: finite_where_masked(x, mask), xs)
     sample = sample if batch_size is None else jax.tree.map(lambda a: a[:, 0], sample)
 
-    def compiled(algorithm: Algorithm | str) -> Program:
-        return compiled_for(
-            xs,
-            batch_size,
-            model,
-            algorithm,
-            state=state,
-            step=step,
-            weights=weights,
-            memory=memory,
-            sample=sample,
-        )
-
+    options = dict(state=state, step=step, weights=weights, memory=memory, sample=sample)
+    compiled = lambda algorithm: compiled_for(xs, batch_size, model, algorithm, **options)
     programs = [None if in_blocks(algo) else compiled(algo) for algo in chosen]
     any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")
     if tolerance is None:

@@ -123,11 +123,7 @@ def fit(
         for data in remaining:
             given = _arguments(data, run.block)
             if not history:
-                stream = learner._stream(run.carry)
-                silent = learner.program.silent(
-                    run.model, given["xs"], stream, mask=given.get("mask")
-                )
-                warn_of_silence(silent, stacklevel=2)
+                warn_of_silence(_silent(learner, run, given), stacklevel=2)
             carry = learner.restarted(run.carry) if independent else run.carry
             model, opt_state, carry, losses, *aux = learner.update(
                 run.model, run.opt_state, carry, **given
@@ -152,6 +148,12 @@ def fit(
     if checkpoint is not None and saved != run.block:
         _save(checkpoint, run)
     return run
+
+
+def _silent(learner: Online, run: Run, given: dict[str, Any]) -> tuple[str, ...]:
+    """Which layers do not spike on a block of data."""
+    stream = learner._stream(run.carry)
+    return learner.program.silent(run.model, given["xs"], stream, mask=given.get("mask"))
 
 
 def _save(path: str | os.PathLike[str], run: Run) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -323,6 +323,16 @@ def _parser() -> argparse.ArgumentParser:
         )
         return made
 
+    for made in (*_looking(command), *_comparing(command)):
+        _add_common(made)
+    return parser
+
+
+Command = Callable[[str, Callable[..., Answer], str, str], argparse.ArgumentParser]
+
+
+def _looking(command: Command) -> list[argparse.ArgumentParser]:
+    """The commands that show a program."""
     explain = command(
         "explain",
         _explain,
@@ -343,6 +353,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     for made in (explain, draw):
         made.add_argument("--algo", default="d_rtrl", metavar="ALGO", help=f"{FORM} (d_rtrl)")
+    return [explain, draw]
+
+
+def _comparing(command: Command) -> list[argparse.ArgumentParser]:
+    """The commands that compare its gradients, or their times, with others."""
     verify = command(
         "verify",
         _verify,
@@ -390,9 +405,7 @@ def _parser() -> argparse.ArgumentParser:
     timing.add_argument(
         "--repeats", type=_count, default=10, metavar="N", help="of each timing (10)"
     )
-    for made in (explain, draw, verify, timing):
-        _add_common(made)
-    return parser
+    return [verify, timing]
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -77,7 +77,7 @@ def init_from_data(
     """
     from etpc._verify import one_step
     from etpc.run._spikes import firing_rates
-    from etpc.trace import repeat, trace
+    from etpc.trace import trace
 
     if not (isinstance(rate, int | float | np.number) and 0 < rate < 1):
         raise InputError(
@@ -92,13 +92,7 @@ def init_from_data(
     leaves = traced.model_leaves
     values = leaves.split(model)
     driven = {i: k for k, layer in enumerate(layers) for i in layer.weights}
-    start = traced.initial_state
-    if any(isinstance(a, jax.ShapeDtypeStruct) for a in start):
-        raise InputError(
-            "state= has shapes without values. Pass the arrays that a stream begins with."
-        )
-    if batch_size is not None:
-        start = [repeat(a, batch_size) for a in start]
+    start = _initial_state(traced, batch_size)
     sample = [
         jnp.asarray(a, v.aval.dtype)
         for a, v in zip(traced.input_leaves.split(xs), traced.inputs, strict=True)
@@ -129,10 +123,34 @@ def init_from_data(
         for k in range(len(layers)):
             octaves[k] = _searched(octaves, k, rates, rate)
         reached = rates(octaves)
+    _check_rates(layers, reached, rate, leaves.paths)
+    scaled_values = scaled(values, 2.0**octaves)
+    flat = leaves.treedef.flatten_up_to(model)
+    for i in driven:
+        flat[leaves.places[i]] = jnp.asarray(scaled_values[i])
+    return leaves.treedef.unflatten(flat)
+
+
+def _initial_state(traced: "Step", batch_size: int | None) -> Sequence[Any]:
+    """The array leaves that a stream begins with."""
+    from etpc.trace import repeat
+
+    start = traced.initial_state
+    if any(isinstance(a, jax.ShapeDtypeStruct) for a in start):
+        raise InputError(
+            "state= has shapes without values. Pass the arrays that a stream begins with."
+        )
+    return start if batch_size is None else [repeat(a, batch_size) for a in start]
+
+
+def _check_rates(
+    layers: "list[_Layer]", reached: np.ndarray, rate: float, paths: Sequence[str]
+) -> None:
+    """**Raises** `InputError` where the rate of a layer is far from what was asked for."""
     raise_together(
         [
             f"The layer with the spike function at {layer.functions[-1].source} fires at {r:.3g} where "
-            f"{rate:.3g} was asked for, and no scale of {', '.join(leaves.paths[i] for i in layer.weights)} "
+            f"{rate:.3g} was asked for, and no scale of {', '.join(paths[i] for i in layer.weights)} "
             "brings it nearer. Pass a sample that drives it, longer than its time constants, or ask for "
             "another rate."
             for layer, r in zip(layers, reached, strict=True)
@@ -140,11 +158,6 @@ def init_from_data(
         ],
         InputError,
     )
-    scaled_values = scaled(values, 2.0**octaves)
-    flat = leaves.treedef.flatten_up_to(model)
-    for i in driven:
-        flat[leaves.places[i]] = jnp.asarray(scaled_values[i])
-    return leaves.treedef.unflatten(flat)
 
 
 def _off(reached: float, wanted: float) -> float:
