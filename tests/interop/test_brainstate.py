@@ -462,6 +462,16 @@ def test_errors_name_the_path(name):
         interop.from_brainstate(make(), jnp.zeros(3))
 
 
+def test_a_missing_dt_is_named():
+    net = initialised(Net(lif()))
+    brainstate.environ.pop("dt")
+    try:
+        with pytest.raises(etpc.ModelError, match=r"'dt'(.|\n)*brainstate\.environ\.set"):
+            interop.from_brainstate(net, jnp.zeros(3))
+    finally:
+        brainstate.environ.set(dt=DT)
+
+
 def test_an_input_of_another_shape():
     model = interop.from_brainstate(initialised(Net(lif())), jnp.zeros(3))
     with pytest.raises(

@@ -319,6 +319,26 @@ def test_errors_of_linen(cell, params, error, message):
         interop.from_linen(cell, params, jnp.zeros(4))
 
 
+@pytest.mark.parametrize("library", ["linen", "haiku"])
+def test_a_carry_that_changes_its_shape(library):
+    key, short = jax.random.key(0), jnp.zeros(3)
+
+    if library == "linen":
+
+        class Grows(linen.Module):
+            @linen.compact
+            def __call__(self, carry, x):
+                h = linen.Dense(4, **F64)(x) + carry.sum()
+                return h, h
+
+        model = interop.from_linen(Grows(), Grows().init(key, short, xs[0]), short)
+    else:
+        grows = hk.transform(lambda x, h: (hk.Linear(4)(x) + h.sum(),) * 2)
+        model = interop.from_haiku(grows, double(grows.init(key, xs[0], short)), short)
+    with pytest.raises(etpc.ModelError, match=r"state(.|\n)*float64\[3\](.|\n)*float64\[4\]"):
+        etpc.compile(model, inputs=xs[0], weights="all")
+
+
 # --- Haiku ----------------------------------------------------------------------------------------
 
 
