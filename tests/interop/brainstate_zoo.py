@@ -85,10 +85,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "LRUCell": {"d_model": N, "d_hidden": N},
     "LeakyRateReadout": {"in_size": N, "out_size": N},
 }
-TREE = [
-    {"parent_idx": -1, "params": {"C_m": 89.2, "g_L": 8.9, "e_L": -75.0, "v_comp": -75.0}},
-    {"parent_idx": 0, "params": {"C_m": 1.9, "g_C": 1.3, "g_L": 0.2, "e_L": -75.0}},
-]
 # Options and inputs of some. Inputs in the range of a neuron, where the ones above are not.
 INPUTS_OF: dict[str, dict[str, Any]] = {
     "HH": {"unit": u.mA, "scale": 0.02},
@@ -97,7 +93,6 @@ INPUTS_OF: dict[str, dict[str, Any]] = {
     "Izhikevich": {"unit": u.mV / u.ms, "scale": 10.0},
     "IzhikevichRef": {"unit": u.mV / u.ms, "scale": 10.0},
     "gauss_rate_ipn": {"options": {"in_size": N, "sigma": 1.0}},  # its width, by default 0
-    "cm_default": {"options": {"in_size": N, "compartments": TREE}, "unit": u.pA, "scale": 300.0},
 }
 
 
@@ -190,7 +185,7 @@ REASONS = {
     r"Incompatible shapes for broadcasting": (
         "it has no ports before events name them; and its solver chooses its steps"
     ),
-    r"is not initialised": "it needs more than a size",
+    r"is not initialised": "it needs its compartments",
     r"UnitMismatch|DimensionMismatch|Only dimensionless|units do not match": "no single input has a unit that it takes",
 }
 
