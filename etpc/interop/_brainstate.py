@@ -1,6 +1,6 @@
 """Modules of brainstate, and so of braintrace and brainpy.state, as models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import brainstate  # pyright: ignore[reportMissingImports]
@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from etpc._errors import InputError, InputTypeError, ModelError, raise_together
 from etpc._jax import canonicalise, evaluate, prune
 
-from ._model import Adapted, Named, adapted, arrays, check_written, shape_text, written
+from ._model import (
+    Adapted,
+    Named,
+    adapted,
+    all_paths,
+    arrays,
+    check_written,
+    shape_text,
+    shared_paths,
+    written,
+)
 
 _CLOCK = ("i",)
 """Where the number of the step is in the state, for layers that ask for it."""
@@ -29,7 +39,8 @@ def from_brainstate(
     asks it for the time `t` or the number `i` of the step has both counted in the state, from 0,
     unless you set them.
 
-    A parameter that two layers share is one parameter, at the path where it is first met.
+    A parameter that two layers share is one parameter, at the path where it is first met; all its paths are in
+    `model.shared`.
 
     **Arguments:**
 
@@ -56,10 +67,11 @@ def from_brainstate(
     states, changed = traced.get_states(example, clock), traced.get_write_states(example, clock)
     members = dict(brainstate.graph.states(module).items())
     parameters = {p: s for p, s in members.items() if isinstance(s, brainstate.ParamState)}
+    shared = _shared(module, parameters)
     known = {id(state): path for path, state in members.items()}
     paths = [known.get(id(s)) or (f"{type(s).__name__}_{n}",) for n, s in enumerate(states)]
     raise_together(
-        f"A step writes the parameter {written(path)}. A parameter stays as it is during a step: "
+        f"A step writes the parameter {all_paths(path, shared)}. A parameter stays as it is during a step: "
         "make it a brainstate.HiddenState if it is a part of the dynamics."
         for path, state in zip(paths, states, strict=True)
         if path in parameters and any(state is c for c in changed)
@@ -81,7 +93,7 @@ def from_brainstate(
     step, reads_clock = _frozen(pure, params, example, Named.of(hidden), clock)
     if reads_clock:
         hidden[_CLOCK] = clock
-    return adapted(params, step, Named.of(hidden))
+    return adapted(params, step, Named.of(hidden), shared)
 
 
 def _trace(module: Any, call: Any, x: Any, clock: Any) -> Any:
@@ -96,8 +108,20 @@ def _trace(module: Any, call: Any, x: Any, clock: Any) -> Any:
             return module(x) if call is None else call(module, x)
 
     traced = brainstate.transform.StatefulFunction(step, return_only_write=False)
+    before = {path: (s, s.value) for path, s in brainstate.graph.states(module).items()}
     try:
         return traced.make_jaxpr(x, clock)
+    except ValueError as error:
+        # It cannot put a state back whose unit was changed: that is done here.
+        if "does not match with the origin tree structure" not in str(error):
+            raise
+        after = {path: state.value for path, (state, _) in before.items()}
+        for state, value in before.values():
+            state.value = value
+        _check_state(
+            Named.of({path: value for path, (_, value) in before.items()}), Named.of(after)
+        )
+        raise
     except AttributeError as error:
         where = [path for path, node in brainstate.graph.nodes(module).items() if node is error.obj]
         if not where:
@@ -163,7 +187,8 @@ def _check_state(before: Named, after: Named) -> None:
         f"A step changes the state {written(path)} from {_like(old)} to {_like(new)}. Initialise it as it "
         "stays: `brainstate.nn.init_all_states(module)` without a batch size, for an input of one example."
         for (path, old), (_, new) in zip(before.items(), after.items(), strict=True)
-        if _like(old) != _like(new)
+        # A unit may have several names, as nS/ms: equal structures, which print differently.
+        if jax.tree.structure(old) != jax.tree.structure(new) or shape_text(old) != shape_text(new)
     )
 
 
@@ -188,11 +213,21 @@ def into_brainstate(model: Adapted, module: Any) -> None:
         for path, state in brainstate.graph.states(module).items()
         if isinstance(state, brainstate.ParamState)
     }
-    values = dict(model.params.items())
-    check_written(
-        dict.fromkeys([*values, *states]),
-        {path: arrays(s.value) for path, s in states.items()},
-        values,
-    )
+    own = {path: arrays(state.value) for path, state in states.items()}
+    values = check_written(own, model, _shared(module, states))
     for path, state in states.items():
         state.value = values[path]
+
+
+def _shared(module: Any, first: Iterable[tuple[Any, ...]]) -> tuple[tuple[str, ...], ...]:
+    """All paths of each parameter that the module holds at several."""
+
+    def children(part: Any) -> Iterable[tuple[Any, Any]]:
+        if isinstance(part, brainstate.graph.Node):
+            hidden = getattr(part, "graph_invisible_attrs", ())
+            return [(name, child) for name, child in vars(part).items() if name not in hidden]
+        if isinstance(part, list | tuple):
+            return enumerate(part)
+        return part.items() if isinstance(part, dict) else ()
+
+    return shared_paths(module, brainstate.ParamState, children, first)

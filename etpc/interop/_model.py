@@ -99,6 +99,10 @@ class Adapted(eqx.Module):
 
     params: Any
     """The parameters, in the structure that the library gives them, or by their path."""
+    shared: tuple[tuple[str, ...], ...] = eqx.field(
+        static=True, repr=False, kw_only=True, default=()
+    )
+    """For each parameter that the module holds at several paths, all of them. It is one parameter, at the first."""
     _step: Callable[[Any, Any, Any], tuple[Any, Any]] = eqx.field(static=True, repr=False)
     _start: Held = eqx.field(static=True, repr=False)
 
@@ -114,9 +118,50 @@ class Adapted(eqx.Module):
         return self._step(self.params, x, state)
 
 
-def adapted(params: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], start: Any) -> Adapted:
-    """The model of a step, with the state that it begins with."""
-    return Adapted(params, step, Held(start))
+def adapted(
+    params: Any,
+    step: Callable[[Any, Any, Any], tuple[Any, Any]],
+    start: Any,
+    shared: tuple[tuple[str, ...], ...] = (),
+) -> Adapted:
+    """The model of a step, with the state that it begins with and the paths of shared parameters."""
+    return Adapted(params, step, Held(start), shared=shared)
+
+
+def shared_paths(
+    module: Any,
+    parameter: type,
+    children: Callable[[Any], Iterable[tuple[Any, Any]]],
+    first: Iterable[tuple[Any, ...]],
+) -> tuple[tuple[str, ...], ...]:
+    """All paths of each parameter that a module holds at several, of which a path in `first` is written first.
+
+    **Arguments:** the module; the type of a parameter; the names and values in a part of the module; the paths that
+    the parameters go by.
+    """
+    found: dict[int, list[tuple[Any, ...]]] = {}
+
+    def visit(part: Any, path: tuple[Any, ...], above: frozenset[int]) -> None:
+        if isinstance(part, parameter):
+            found.setdefault(id(part), []).append(path)
+        elif id(part) not in above:
+            for name, child in children(part):
+                visit(child, (*path, name), above | {id(part)})
+
+    visit(module, (), frozenset())
+    own = set(first)
+    return tuple(
+        tuple(map(written, sorted(paths, key=lambda path: path not in own)))
+        for paths in found.values()
+        if len(paths) > 1
+    )
+
+
+def all_paths(path: Iterable[Any], shared: Iterable[tuple[str, ...]]) -> str:
+    """A path, with the others that the same parameter is at."""
+    text = written(path)
+    others = [p for paths in shared if text in paths for p in paths if p != text]
+    return text + (f" (also {', '.join(others)})" if others else "")
 
 
 def arrays(tree: Any) -> Any:
@@ -138,23 +183,34 @@ def shape_text(value: Any) -> str:
     )
 
 
-def check_written(paths: Iterable[Any], into: dict[Any, Any], model: dict[Any, Any]) -> None:
-    """**Raises** `InputError` where values cannot be written back, with the paths.
+def check_written(
+    into: dict[Any, Any], model: Adapted, shared: Iterable[tuple[str, ...]]
+) -> dict[Any, Any]:
+    """The values of a model by path, where they fit into a module.
 
-    **Arguments:** the values that are in a module now, and those of a model, by path.
+    **Arguments:** the values that are in the module now, by path; the model; the paths of what the module shares.
+
+    **Raises** `InputError` where they do not fit, with the paths.
     """
+    values = dict(model.params.items())
     problems = []
-    for path in paths:
+    for path in dict.fromkeys([*values, *into]):
         if path not in into:
-            problems.append(f"The module has no parameter {written(path)}, which the model has.")
-        elif path not in model:
-            problems.append(f"The model has no parameter {written(path)}, which the module has.")
-        elif jax.tree.structure(into[path]) != jax.tree.structure(model[path]) or (
-            shape_text(into[path]) != shape_text(model[path])
+            problems.append(
+                f"The module has no parameter {written(path)}, which the model has."
+                + _one_there(path, shared, "module")
+            )
+        elif path not in values:
+            problems.append(
+                f"The model has no parameter {written(path)}, which the module has."
+                + _one_there(path, model.shared, "model")
+            )
+        elif jax.tree.structure(into[path]) != jax.tree.structure(values[path]) or (
+            shape_text(into[path]) != shape_text(values[path])
         ):
             problems.append(
                 f"{written(path)} is {shape_text(into[path])} in the module and "
-                f"{shape_text(model[path])} in the model."
+                f"{shape_text(values[path])} in the model."
             )
     raise_together(
         problems,
@@ -163,6 +219,16 @@ def check_written(paths: Iterable[Any], into: dict[Any, Any], model: dict[Any, A
         "model was made from, or into another one of its kind:"
         if problems
         else "",
+    )
+    return values
+
+
+def _one_there(path: Any, shared: Iterable[tuple[str, ...]], where: str) -> str:
+    text = written(path)
+    return "".join(
+        f" In the {where}, {' and '.join(paths)} are one parameter."
+        for paths in shared
+        if text in paths
     )
 
 

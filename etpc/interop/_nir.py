@@ -323,6 +323,16 @@ def _by_node(tree: Named) -> dict[Path, Values]:
     return found
 
 
+def _copied(graph: Any) -> Any:
+    """A copy of a graph in which each name has a node of its own, as in a file."""
+    copied = copy.deepcopy(graph)
+    copied.nodes = {
+        name: _copied(node) if isinstance(node, nir.NIRGraph) else copy.deepcopy(node)
+        for name, node in copied.nodes.items()
+    }
+    return copied
+
+
 def from_nir(
     graph: Any,
     *,
@@ -357,7 +367,7 @@ def from_nir(
         raise InputError(f"dt must be a number of seconds above 0, not {dt!r}.")
     if method not in ("exact", "euler"):
         raise InputError(f'method must be "exact" or "euler", not {method!r}.')
-    graph = copy.deepcopy(graph)
+    graph = _copied(graph)
     settings = Settings(float(dt), method, surrogate)
     layout = layout_of(graph, settings.dt, KNOWN, NEURONS)
     _check_nodes(layout)

@@ -1,6 +1,6 @@
 """Modules of Flax NNX as models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -9,7 +9,17 @@ from flax import nnx  # pyright: ignore[reportMissingImports]
 
 from etpc._errors import InputTypeError, ModelError, raise_together
 
-from ._model import Adapted, Named, adapted, arrays, check_written, shape_text, written
+from ._model import (
+    Adapted,
+    Named,
+    adapted,
+    all_paths,
+    arrays,
+    check_written,
+    shape_text,
+    shared_paths,
+    written,
+)
 
 _CARRY = ("carry",)
 
@@ -27,7 +37,7 @@ def from_nnx(
     cases by the path of the variable in the module, as in `.params.cell.hf.kernel`. Variables that a step
     only reads are constants, except for the keys of random streams that are drawn from: each
     example of a batch has its own. The module is left as it was. A parameter that two modules share is one
-    parameter, at the path where it is first met.
+    parameter, at the path where it is first met; all its paths are in `model.shared`.
 
     **Arguments:**
 
@@ -62,7 +72,8 @@ def from_nnx(
         return y, {**new, _CARRY: after} if has_carry else new, _values(kept)
 
     start = {**others, _CARRY: arrays(carry)} if has_carry else others
-    changed = _changed(run, params, x, start)
+    shared = _shared(module, dict(params.items()))
+    changed = _changed(run, params, x, start, shared)
     hidden = {path: start[path] for path in start if path in changed}
     constants = {path: value for path, value in others.items() if path not in changed}
 
@@ -70,7 +81,7 @@ def from_nnx(
         y, new, _ = run(params, x, {**constants, **dict(state.items())})
         return y, Named.of({path: new[path] for path in hidden})
 
-    return adapted(params, step, Named.of(hidden))
+    return adapted(params, step, Named.of(hidden), shared)
 
 
 def into_nnx(model: Adapted, module: Any) -> None:
@@ -85,9 +96,17 @@ def into_nnx(model: Adapted, module: Any) -> None:
     nothing is written then.
     """
     state = nnx.state(module, nnx.Param)
-    own, values = _values(state), dict(model.params.items())
-    check_written(dict.fromkeys([*values, *own]), own, values)
-    nnx.update(module, _state(state, values))
+    own = _values(state)
+    nnx.update(module, _state(state, check_written(own, model, _shared(module, own))))
+
+
+def _shared(module: Any, first: Iterable[tuple[Any, ...]]) -> tuple[tuple[str, ...], ...]:
+    """All paths of each parameter that the module holds at several."""
+
+    def children(part: Any) -> Iterable[tuple[Any, Any]]:
+        return nnx.iter_children(part) if nnx.graph.is_node(part) else ()
+
+    return shared_paths(module, nnx.Param, children, first)
 
 
 def _values(state: Any) -> dict[tuple[Any, ...], Any]:
@@ -101,7 +120,9 @@ def _state(state: Any, values: dict[tuple[Any, ...], Any]) -> Any:
     return nnx.from_flat_state([(path, v.replace(values[path])) for path, v in flat])
 
 
-def _changed(run: Any, params: Named, x: Any, start: dict[Any, Any]) -> set[Any]:
+def _changed(
+    run: Any, params: Named, x: Any, start: dict[Any, Any], shared: tuple[tuple[str, ...], ...]
+) -> set[Any]:
     """The paths of what a step writes. **Raises** `ModelError` where it writes what it may not."""
     found: dict[str, Any] = {}
 
@@ -123,7 +144,7 @@ def _changed(run: Any, params: Named, x: Any, start: dict[Any, Any]) -> set[Any]
     jax.eval_shape(traced, params, x, list(start.values()))
     remedy = "A parameter stays as it is during a step: make it another nnx.Variable."
     raise_together(
-        [f"A step writes the parameter {written(p)}. {remedy}" for p in found["params"]]
+        [f"A step writes the parameter {all_paths(p, shared)}. {remedy}" for p in found["params"]]
         + [
             f"A step makes a new variable, {written(p)}. Make it when the module is made."
             for p in found["new"]

@@ -85,13 +85,14 @@ SIZES: dict[str, dict[str, Any]] = {
     "LRUCell": {"d_model": N, "d_hidden": N},
     "LeakyRateReadout": {"in_size": N, "out_size": N},
 }
-# Inputs in the range of a neuron, where the ones above are not.
+# Options and inputs of some. Inputs in the range of a neuron, where the ones above are not.
 INPUTS_OF: dict[str, dict[str, Any]] = {
     "HH": {"unit": u.mA, "scale": 0.02},
     "MorrisLecar": {"unit": u.mA, "scale": 0.02},
     "WangBuzsakiHH": {"unit": u.mA, "scale": 0.002},
     "Izhikevich": {"unit": u.mV / u.ms, "scale": 10.0},
     "IzhikevichRef": {"unit": u.mV / u.ms, "scale": 10.0},
+    "gauss_rate_ipn": {"options": {"in_size": N, "sigma": 1.0}},  # its width, by default 0
 }
 
 
@@ -139,7 +140,8 @@ def build(kind: Kind) -> tuple[Any, Any]:
         try:
             return network, interop.from_brainstate(network, jnp.zeros(INPUTS))
         except Exception as error:
-            if last is None or "Unit" in type(last).__name__:
+            # The reason is that of the unit it gets furthest with.
+            if last is None or "Unit" in type(last).__name__ or "changes the state" in str(last):
                 last = error
     assert last is not None
     raise last
@@ -176,11 +178,14 @@ REASONS = {
     r"argument: 'ctx'|update is not implemented": "no step of its own: a `Simulator` runs it",
     r"takes 1 positional argument|missing \d+ required|unexpected keyword": "no step of one input",
     r"Concretization|TracerArray|TracerBool|TracerInteger|Only scalar arrays can": (
-        "it reads the values of its states in Python, and cannot be traced"
+        "its step computes in Python or NumPy, with `float` of inputs, states or the time, and cannot be traced"
     ),
     r"no float leaf": "it has no float state",
-    r"does not match with the origin": "a step changes the unit of a state",
-    r"Incompatible shapes for broadcasting|is not initialised": "it needs more than a size",
+    r"changes the state": "a step changes the unit of a state",
+    r"Incompatible shapes for broadcasting": (
+        "it has no ports before events name them; and its solver chooses its steps"
+    ),
+    r"is not initialised": "it needs its compartments",
     r"UnitMismatch|DimensionMismatch|Only dimensionless|units do not match": "no single input has a unit that it takes",
 }
 
@@ -220,7 +225,7 @@ def row(kind: Kind) -> tuple[str, ...]:
     )
     sizes = [float(np.max(np.abs(g))) for g in by_path(reference).values()]
     if not all(np.isfinite(sizes)):
-        return kind.package, kind.name, "refused", "its own gradient is NaN"
+        return kind.package, kind.name, "no gradient", "its own gradient is NaN"
     if not any(sizes):
         return (
             kind.package,

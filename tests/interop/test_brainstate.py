@@ -277,18 +277,66 @@ def test_states_that_a_step_only_reads_are_constants():
     verified(model, spikes(3))
 
 
+class Tied(Net):
+    """A parameter at two paths, the second in a list."""
+
+    def __init__(self, tied=True):
+        super().__init__(lif(3), n=3)
+        self.more = [self.w if tied else brainstate.ParamState(2 * self.w.value)]
+
+    def update(self, x):
+        y = self.layer(x @ self.w.value)
+        return y @ self.more[0].value
+
+
 def test_a_parameter_of_two_layers_is_one():
-    class Tied(Net):
-        def __init__(self):
-            super().__init__(lif(3), n=3)
-            self.again = self.w
+    net = initialised(Tied())
+    model = interop.from_brainstate(net, jnp.zeros(3))
+    (path,) = (jax.tree_util.keystr(p[1:-1]) for p, _ in jax.tree_util.tree_leaves_with_path(model))
+    assert [sorted(paths) for paths in model.shared] == [[".more[0]", ".w"]]
+    assert model.shared[0][0] == path
+    verified(model, spikes(3))
+    interop.into_brainstate(jax.tree.map(lambda a: 2 * a, model), net)
+    assert net.w is net.more[0]
+    np.testing.assert_array_equal(net.w.value.mantissa, 2 * jax.tree.leaves(model)[0])
 
-        def update(self, x):
-            y = self.layer(x @ self.w.value)
-            return y @ self.again.value
 
-    model = interop.from_brainstate(initialised(Tied()), jnp.zeros(3))
-    assert len(jax.tree.leaves(model)) == 1
+def test_shared_and_separate_parameters_do_not_fit_each_other():
+    tied, untied = (
+        interop.from_brainstate(initialised(Tied(t)), jnp.zeros(3)) for t in (True, False)
+    )
+    for model, module, where in ((tied, Tied(False), "model"), (untied, Tied(), "module")):
+        with pytest.raises(etpc.InputError) as caught:
+            interop.into_brainstate(model, module)
+        message = str(caught.value)
+        assert f"In the {where}, {' and '.join(tied.shared[0])} are one parameter." in message
+
+
+class Renaming(Net):
+    """Its state begins in a unit, and a step gives it another, with another name or another size."""
+
+    def __init__(self, unit):
+        super().__init__()
+        self.unit = unit
+
+    def init_state(self, **_):
+        self.h = brainstate.HiddenState(jnp.zeros(5) * self.unit)
+
+    def update(self, x):
+        h = (0.5 * self.h.value).to(u.mA / u.second)
+        self.h.value = h + (x @ self.w.value) / u.second
+        return self.h.value
+
+
+def test_another_name_of_the_same_unit_is_no_other_unit():
+    assert str(u.uA / u.ms) != str(u.mA / u.second)
+    net = initialised(Renaming(u.uA / u.ms))
+    model = interop.from_brainstate(net, jnp.zeros(3))
+    state = model.init_state()
+    for x in spikes(3):
+        y, state = model(x, state)
+        np.testing.assert_allclose(y.mantissa, net(x).mantissa, rtol=1e-12)
+    assert np.any(y.mantissa)
     verified(model, spikes(3))
 
 
@@ -364,6 +412,12 @@ class Plastic(Net):
         return self.layer(x @ self.w.value)
 
 
+class PlasticTied(Tied):
+    def update(self, x):
+        self.w.value = 0.9 * self.w.value
+        return super().update(x)
+
+
 class Lost(Net):
     def update(self, x):
         return brainstate.environ.get("temperature") * self.layer(x @ self.w.value)
@@ -377,6 +431,11 @@ ERRORS = {
         etpc.ModelError,
         r"state \.h from float64\[5\] to",
     ),
+    "another unit": (
+        lambda: initialised(Renaming(u.nA / u.ms)),
+        etpc.ModelError,
+        r"state \.h from (.|\n)*nA / ms(.|\n)* to (.|\n)*mA / s",
+    ),
     "another dtype": (
         lambda: initialised(Narrowing()),
         etpc.ModelError,
@@ -387,6 +446,11 @@ ERRORS = {
         etpc.ModelError,
         r"parameter \.w\b",
     ),
+    "a written parameter that is shared": (
+        lambda: initialised(PlasticTied()),
+        etpc.ModelError,
+        r"parameter (\.w \(also \.more\[0\]\)|\.more\[0\] \(also \.w\))",
+    ),
     "an environment": (lambda: initialised(Lost(lif())), etpc.ModelError, "Key 'temperature'"),
 }
 
@@ -396,6 +460,16 @@ def test_errors_name_the_path(name):
     make, error, message = ERRORS[name]
     with pytest.raises(error, match=message):
         interop.from_brainstate(make(), jnp.zeros(3))
+
+
+def test_a_missing_dt_is_named():
+    net = initialised(Net(lif()))
+    brainstate.environ.pop("dt")
+    try:
+        with pytest.raises(etpc.ModelError, match=r"'dt'(.|\n)*brainstate\.environ\.set"):
+            interop.from_brainstate(net, jnp.zeros(3))
+    finally:
+        brainstate.environ.set(dt=DT)
 
 
 def test_an_input_of_another_shape():

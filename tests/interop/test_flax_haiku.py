@@ -84,25 +84,77 @@ def test_the_carry_of_a_cell():
     verified(model)
 
 
+class Tied(nnx.Module):
+    """Two layers with one kernel."""
+
+    def __init__(self, tied=True):
+        self.one = nnx.Linear(3, 3, rngs=nnx.Rngs(0), **F64)
+        self.layers = nnx.List([nnx.Linear(3, 3, rngs=nnx.Rngs(1), **F64)])
+        if tied:
+            self.layers[0].kernel = self.one.kernel
+        self.h = nnx.Variable(jnp.zeros(3))
+
+    def __call__(self, x):
+        self.h[...] = 0.5 * self.h[...] + self.one(x)
+        return self.layers[0](self.h[...])
+
+
 def test_a_parameter_of_two_modules_is_one():
-    class Tied(nnx.Module):
+    module = Tied()
+    model = interop.from_nnx(module, xs[0])
+    assert {path for path, _ in model.params.items()} == {
+        ("one", "bias"),
+        ("layers", 0, "kernel"),
+        ("layers", 0, "bias"),
+    }
+    assert model.shared == ((".layers[0].kernel", ".one.kernel"),)
+    verified(model)
+
+    def total(module):  # BPTT through the module itself
+        return sum(loss(module(x), 0.0) for x in xs)
+
+    wanted = nnx.grad(total)(Tied())
+    program = etpc.compile(model, etpc.RTRL(), inputs=xs[0], weights="all")
+    losses = program.value_and_grad(lambda y, _: loss(y, 0.0), "sum")
+    _, grads = losses(model, xs[:, None], jnp.zeros((T, 1)), program.init(1))
+    got = grads.params.layers[0].kernel
+    np.testing.assert_allclose(got, wanted["layers"][0]["kernel"].get_value(), rtol=1e-9)
+
+    interop.into_nnx(jax.tree.map(lambda a: 2 * a, model), module)
+    assert module.one.kernel is module.layers[0].kernel
+    np.testing.assert_array_equal(module.one.kernel[...], 2 * model.params.layers[0].kernel)
+
+
+def test_a_module_at_two_paths_has_one_set_of_parameters():
+    class Twice(nnx.Module):
         def __init__(self):
-            self.one = nnx.Linear(3, 3, rngs=nnx.Rngs(0), **F64)
-            self.other = nnx.Linear(3, 3, rngs=nnx.Rngs(0), **F64)
-            self.other.kernel = self.one.kernel
+            self.a = nnx.Linear(3, 3, rngs=nnx.Rngs(0), **F64)
+            self.b = self.a
+            self.up = self  # a cycle, which is no other path
             self.h = nnx.Variable(jnp.zeros(3))
 
         def __call__(self, x):
-            self.h[...] = 0.5 * self.h[...] + self.one(x)
-            return self.other(self.h[...])
+            self.h[...] = jnp.tanh(self.a(self.h[...]) + self.b(x))
+            return self.h[...]
 
-    model = interop.from_nnx(Tied(), xs[0])
-    assert {path for path, _ in model.params.items()} == {
-        ("one", "kernel"),
-        ("one", "bias"),
-        ("other", "bias"),
-    }
+    model = interop.from_nnx(Twice(), xs[0])
+    assert set(model.shared) == {(".a.kernel", ".b.kernel"), (".a.bias", ".b.bias")}
+    assert len(jax.tree.leaves(model)) == 2
     verified(model)
+
+
+def test_shared_and_separate_parameters_do_not_fit_each_other():
+    tied, untied = (interop.from_nnx(Tied(t), xs[0]) for t in (True, False))
+    paths = r"\.layers\[0\]\.kernel and \.one\.kernel are one parameter"
+    with pytest.raises(
+        etpc.InputError, match=rf"no parameter \.one\.kernel, which(.|\n)*In the model, {paths}"
+    ):
+        interop.into_nnx(tied, Tied(False))
+    with pytest.raises(
+        etpc.InputError,
+        match=rf"no parameter \.one\.kernel, which(.|\n)*In the module, {paths}",
+    ):
+        interop.into_nnx(untied, Tied())
 
 
 def test_modules_in_lists():
@@ -161,7 +213,18 @@ class Makes(Leaky):
         return super().__call__(x)
 
 
+class WritesTied(Tied):
+    def __call__(self, x):
+        self.one.kernel[...] = self.one.kernel[...] + 1
+        return super().__call__(x)
+
+
 ERRORS = {
+    "a written parameter that is shared": (
+        WritesTied,
+        etpc.ModelError,
+        r"parameter \.layers\[0\]\.kernel \(also \.one\.kernel\)",
+    ),
     "a written parameter": (Writes, etpc.ModelError, r"writes the parameter \.linear\.bias"),
     "another shape": (Grows, etpc.ModelError, r"\.h from float64\[4\] to float64\[7\]"),
     "a new variable": (Makes, etpc.ModelError, r"new variable, \.late"),
@@ -226,6 +289,23 @@ def test_a_method_of_a_module():
     verified(interop.from_linen(module, variables, jnp.zeros(4), call=Two.step))
 
 
+def test_a_module_of_linen_that_is_used_twice_has_one_set_of_parameters():
+    class Twice(linen.Module):
+        def setup(self):
+            self.one = linen.Dense(3, **F64)
+            self.other = self.one
+
+        def __call__(self, carry, x):
+            carry = jnp.tanh(self.one(carry) + self.other(x))
+            return carry, carry
+
+    module = Twice()
+    variables = module.init(jax.random.key(0), jnp.zeros(3), xs[0])
+    model = interop.from_linen(module, variables, jnp.zeros(3))
+    assert set(model.params) == {"one"}
+    verified(model)
+
+
 @pytest.mark.parametrize(
     ("cell", "params", "error", "message"),
     [
@@ -237,6 +317,26 @@ def test_a_method_of_a_module():
 def test_errors_of_linen(cell, params, error, message):
     with pytest.raises(error, match=message):
         interop.from_linen(cell, params, jnp.zeros(4))
+
+
+@pytest.mark.parametrize("library", ["linen", "haiku"])
+def test_a_carry_that_changes_its_shape(library):
+    key, short = jax.random.key(0), jnp.zeros(3)
+
+    if library == "linen":
+
+        class Grows(linen.Module):
+            @linen.compact
+            def __call__(self, carry, x):
+                h = linen.Dense(4, **F64)(x) + carry.sum()
+                return h, h
+
+        model = interop.from_linen(Grows(), Grows().init(key, short, xs[0]), short)
+    else:
+        grows = hk.transform(lambda x, h: (hk.Linear(4)(x) + h.sum(),) * 2)
+        model = interop.from_haiku(grows, double(grows.init(key, xs[0], short)), short)
+    with pytest.raises(etpc.ModelError, match=r"state(.|\n)*float64\[3\](.|\n)*float64\[4\]"):
+        etpc.compile(model, inputs=xs[0], weights="all")
 
 
 # --- Haiku ----------------------------------------------------------------------------------------
@@ -280,6 +380,36 @@ def test_random_numbers_and_state_of_its_own():
     z, state = model(xs[0], state)
     assert np.any((y == 0) != (z == 0))  # other units are dropped
     assert float(jax.tree.leaves(state["variables"])[0]) == 2
+    verified(model)
+
+
+def test_a_module_of_haiku_that_is_called_twice_has_one_set_of_parameters():
+    def twice(x, h):
+        linear = hk.Linear(3)
+        h = jnp.tanh(linear(h) + linear(x))
+        return h, h
+
+    transformed = hk.transform(twice)
+    params = double(transformed.init(jax.random.key(0), xs[0], jnp.zeros(3)))
+    model = interop.from_haiku(transformed, params, jnp.zeros(3))
+    assert set(model.params) == {"linear"}
+    verified(model)
+
+
+def test_one_array_at_two_paths_of_a_dict_is_two_parameters():
+    """As for Haiku and Linen themselves, whose parameters are told apart by path alone."""
+
+    def two(x, h):
+        h = jnp.tanh(hk.Linear(3, name="one")(h) + hk.Linear(3, name="other")(x))
+        return h, h
+
+    transformed = hk.transform(two)
+    params = double(transformed.init(jax.random.key(0), xs[0], jnp.zeros(3)))
+    model = interop.from_haiku(
+        transformed, {"one": params["one"], "other": params["one"]}, jnp.zeros(3)
+    )
+    program = etpc.compile(model, etpc.RTRL(), inputs=xs[0], weights="all")
+    assert set(program.claims) >= {".params['one']['w']", ".params['other']['w']"}
     verified(model)
 
 

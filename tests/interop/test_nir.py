@@ -481,6 +481,22 @@ def test_errors_name_the_node(name):
         run(interop.from_nir(graph, dt=DT), np.ones((1, N)))
 
 
+def test_a_node_at_two_names_is_two_nodes():
+    """As in a file, which knows nodes by their names alone."""
+    node = nir.Affine(np.eye(N), np.zeros(N))
+    nodes = {"input": nir.Input(np.array([N])), "a": node, "li": neuron("LI"), "b": node}
+    nodes["output"] = nir.Output(np.array([N]))
+    names = list(nodes)
+    graph = nir.NIRGraph(nodes, list(itertools.pairwise(names)))
+    model = interop.from_nir(graph, dt=DT)
+    params = dict(model.params.items())
+    assert {("a", "weight"), ("b", "weight")} <= params.keys()
+    trained = eqx.tree_at(lambda m: m.params.a.weight, model, 3 * model.params.a.weight)
+    back = interop.to_nir(trained)
+    np.testing.assert_array_equal(back.nodes["a"].weight, 3 * np.eye(N))
+    np.testing.assert_array_equal(back.nodes["b"].weight, np.eye(N))
+
+
 def test_dt_has_no_default():
     graph, _ = chain(neuron("LI"))
     with pytest.raises(TypeError, match="dt"):
