@@ -379,7 +379,7 @@ def test_floats_for_integers_are_refused():
 
 def test_state_in_the_place_of_a_carry():
     with pytest.raises(etpc.InputTypeError, match=r"carry is a dict.*program\.init") as caught:
-        compiled()._check_carry({"h": jnp.zeros(3)})
+        compiled().arguments.check_carry({"h": jnp.zeros(3)})
     assert isinstance(caught.value, TypeError)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 BATCH = """
 import contextlib
 import dataclasses
@@ -24,8 +26,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import etpc
 import etpc._tuning
-
-pytestmark = pytest.mark.slow
 
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 8

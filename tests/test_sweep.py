@@ -15,6 +15,7 @@ from jax.experimental.sparse import BCOO
 import etpc
 from etpc.emit import _emit, _proofs
 from etpc.plan import _claims
+from etpc.run._arguments import Arguments
 from etpc.trace import _expand
 from tests import evaluate, fast, grammar, oracle, sweep
 from tests.grammar import Leaf, Op, Program
@@ -337,8 +338,8 @@ def test_indices_that_wrap_are_found(monkeypatch):
 
 def test_connections_that_change_without_a_word_are_found(monkeypatch):
     program = Program((Leaf(n=3, before=(Op("w_x", a=1, n=3), Op("wired"))),), n_in=3)
-    unseen = lambda self, i, given, problems: self._step.fixed[self._step.parameters[i]]
-    monkeypatch.setattr(etpc.Program, "_connections", unseen)
+    unseen = lambda self, i, given, problems: self.step.fixed[self.step.parameters[i]]
+    monkeypatch.setattr(Arguments, "_connections", unseen)
     assert sweep.check_rewired(program) > 1e-3
 
 

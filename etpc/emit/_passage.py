@@ -94,7 +94,8 @@ class FollowedPassage:
         below = jnp.concatenate([beyond, among], 2).astype(whole.dtype)
         if p.site.pairs.dense:
             square = whole.reshape(batch, m, m, o)
-            right = jnp.broadcast_to(jnp.zeros_like(square[:, :, :1]), (batch, m, q, o))
+            zero = jnp.zeros_like(by.transition[:, :1, :, None], whole.dtype)
+            right = jnp.broadcast_to(zero, (batch, m, q, o))
             above = jnp.concatenate([square, right], 2).reshape(batch, -1, o)
         else:
             above = whole
