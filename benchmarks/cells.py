@@ -208,9 +208,8 @@ class Gradient:
         if algorithm is None:
 
             def grads(model: Any, xs: Array, targets: Array) -> Any:
-                return None, etpc.bptt(model, xs, targets, loss, batch_size=batch, reduction="sum")[
-                    1
-                ]
+                _, found = etpc.bptt(model, xs, targets, loss, batch_size=batch, reduction="sum")
+                return None, found
 
         else:
             program = etpc.compile(given.model, algorithm, inputs=given.xs[0, 0])

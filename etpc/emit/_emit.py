@@ -22,7 +22,7 @@ from ..plan import OpPlan, Plan
 from ..traces import Carry, Factors, Traces
 from ..traces._transitions import suffix_products
 from ._forward import Forward, Rollout, Stored
-from ._gather import rows, take, zeros_over
+from ._gather import of_each_example, rows, take, zeros_over
 from ._lookback import kept, none_yet, recent, taken
 from ._passage import CutPassage, Followed, FollowedPassage, Products
 from ._read import Reading
@@ -485,6 +485,7 @@ class Emitter:
                 *(shared, each, given.ends, given.chosen, given.starts, credit, given.push)
             )
             basis = d.basis(traces.shared, traces.each)
+            basis = of_each_example(basis, given.starts[:, 0, 0])
             along = Followed(basis, given.starts, transition, given.deltas)
         for p, trace, followed in zip(self.plan.carried, traces.own, moves.followed, strict=True):
             ops = sharing[p.op.number]
@@ -529,9 +530,8 @@ class Emitter:
             if d is not None:
                 credit = jnp.concatenate([finite_where(s, r.fresh) for s in signals], -1)
                 virtual = d.coefficients(r.traces.shared, r.traces.each, credit)
-                basis = d.basis(r.traces.shared, r.traces.each)
-                whole = basis + zeros_over(r.fresh, basis.shape[1:], basis.dtype)
-                known = jnp.einsum("bq,bqs->bs", virtual, whole)
+                basis = of_each_example(d.basis(r.traces.shared, r.traces.each), r.fresh)
+                known = jnp.einsum("bq,bqs->bs", virtual, basis)
             for p in self.plan.carried:
                 number, trace = p.op.number, carried[p.op.number]
                 of_block = take(signal_start, p.layout.states)

@@ -77,6 +77,11 @@ def _joined(parts: Sequence[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
 
 
+def of_each_example(a: Array, fresh: Array) -> Array:
+    """An array [B, ...], or [1, ...] that a batch shares, as [B, ...]; spread over devices as `fresh` [B] is."""
+    return a + zeros_over(fresh, a.shape[1:], a.dtype)
+
+
 def zeros_over(lead: Array, shape: Sequence[int], dtype: Any) -> Array:
     """Zeros of `lead.shape + shape`, spread over devices as `lead` is."""
     zero = jnp.zeros_like(lead, dtype).reshape(*lead.shape, *[1] * len(shape))

@@ -44,8 +44,7 @@ class Followed:
     """A window along q directions, nothing cut: what it does to the virtual states of all traces."""
 
     basis: Array
-    """The directions V of the virtual states at the start, [B, q, S]; the first axis has length one where
-    they are shared."""
+    """The directions V of the virtual states at the start, [B, q, S]."""
     starts: Array
     """By the states at the start, Lambda, [B, q, S]."""
     transition: Array
@@ -87,8 +86,7 @@ class FollowedPassage:
         layout, q, m = p.layout, p.virtual, p.block
         batch, _, o = whole.shape
         by = self.followed
-        basis = by.basis + jnp.zeros_like(by.starts)
-        known = jnp.einsum("bpq,bqs->bps", by.transition, basis)
+        known = jnp.einsum("bpq,bqs->bps", by.transition, by.basis)
         beyond = take([by.starts - known], layout.places)  # [B, q, m, o]
         among = jnp.broadcast_to(by.transition[..., None], (batch, q, q, o))
         below = jnp.concatenate([beyond, among], 2).astype(whole.dtype)

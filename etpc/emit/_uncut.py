@@ -13,7 +13,7 @@ from .._jax import result_type
 from ..plan import Plan
 from ..traces import Traces
 from ._forward import Rollout, Stored
-from ._gather import zeros_over
+from ._gather import of_each_example, zeros_over
 from ._lookback import Steps, entering
 from ._step import StepFunctions
 
@@ -101,7 +101,7 @@ class Uncut:
                 deltas = [where_over(valid, delta) for delta in deltas]
             return self.signals(start), deltas
 
-        whole = ends + zeros_over(fresh, ends.shape[1:], ends.dtype)
+        whole = of_each_example(ends, fresh)
         starts, deltas = jax.vmap(back, in_axes=1)(whole)
         starts = [finite_where(part.swapaxes(0, 1), fresh) for part in starts]
 

@@ -569,12 +569,12 @@ def reference(
     while lag < steps:
         firsts.append(steps - lag)
         lag *= 2
+    firsts.append(0)
     asked = (data[0], late(data[1], task))
     parts = [
-        back(weights, exact.static, asked, exact.rule.carry, jnp.asarray(first))
-        for first in [*firsts, 0]
+        back(weights, exact.static, asked, exact.rule.carry, jnp.asarray(first)) for first in firsts
     ]
-    return Reference(weights, level, data, whole, window, [*firsts, 0], parts)
+    return Reference(weights, level, data, whole, window, firsts, parts)
 
 
 def run(
@@ -629,7 +629,6 @@ def run(
             own = learner.gradient(end.weights, *drawn, begins)[0]
             wanted = exact.gradient(end.weights, *drawn, exact.rule.carry)[0]
             compared = fidelity(at[0], initial.whole), fidelity(at[1], final.whole)
-            steps = jax.tree.leaves(drawn)[0].shape[0]
             rows.append(
                 Row(
                     task=task.name,
@@ -646,7 +645,7 @@ def run(
                     cosine_own=fidelity(own, wanted)[1],
                     past_initial=initial.past(at[0]),
                     past_trained=final.past(at[1]),
-                    bins=[steps - task.window - first for first in final.firsts],
+                    bins=[final.firsts[0] - first for first in final.firsts],
                     lags=None if arm.rule is None else final.lags(learner, carries[1]),
                     ms_per_batch=learner.ms_per_batch,
                     carry_bytes=learner.carry_bytes,
