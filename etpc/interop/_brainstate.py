@@ -17,6 +17,7 @@ from ._model import (
     all_paths,
     arrays,
     check_written,
+    same_form,
     shape_text,
     shared_paths,
     written,
@@ -188,7 +189,7 @@ def _check_state(before: Named, after: Named) -> None:
         "stays: `brainstate.nn.init_all_states(module)` without a batch size, for an input of one example."
         for (path, old), (_, new) in zip(before.items(), after.items(), strict=True)
         # A unit may have several names, as nS/ms: equal structures, which print differently.
-        if jax.tree.structure(old) != jax.tree.structure(new) or shape_text(old) != shape_text(new)
+        if not same_form(old, new)
     )
 
 

@@ -183,6 +183,11 @@ def shape_text(value: Any) -> str:
     )
 
 
+def same_form(a: Any, b: Any) -> bool:
+    """Whether two values have one structure, and leaves of the same dtypes and shapes."""
+    return jax.tree.structure(a) == jax.tree.structure(b) and shape_text(a) == shape_text(b)
+
+
 def check_written(
     into: dict[Any, Any], model: Adapted, shared: Iterable[tuple[str, ...]]
 ) -> dict[Any, Any]:
@@ -205,9 +210,7 @@ def check_written(
                 f"The model has no parameter {written(path)}, which the module has."
                 + _one_there(path, model.shared, "model")
             )
-        elif jax.tree.structure(into[path]) != jax.tree.structure(values[path]) or (
-            shape_text(into[path]) != shape_text(values[path])
-        ):
+        elif not same_form(into[path], values[path]):
             problems.append(
                 f"{written(path)} is {shape_text(into[path])} in the module and "
                 f"{shape_text(values[path])} in the model."
