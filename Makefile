@@ -94,7 +94,7 @@ clean:
 
 # Packages of other people's models; of the latter, too, what they depend on stays away.
 .venv-third-party/.test: PINNED = -r tests/interop/requirements.txt
-.venv-third-party/.test: DATA = noxton==0.1.4 rnn-jax==0.0.2 spyx==1.0.0
+.venv-third-party/.test: DATA = memorax==1.0.1 noxton==0.1.4 rnn-jax==0.0.2 spyx==1.0.0
 
 .venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer: BASE = $(PYTHON)
 .venv-newest/.test .venv-third-party/.test: BASE = $(PYTHON_NEWEST)

@@ -90,23 +90,21 @@ class ActorCritic(eqx.Module):
         return (self.actor(h), self.critic(h)[0]), state
 
 
-class Memory(NamedTuple):
-    """How an agent remembers: `observe(model, x, memory) -> ((logits, value), memory)`."""
-
-    fresh: Any
-    observe: Callable[[Any, Array, Any], Any]
-
-
 def learn(
-    model: ActorCritic, memory: Memory, length: Int[Array, ""], steps: int, key: PRNGKeyArray
+    model: ActorCritic,
+    rule: etpc.algorithms.Algorithm,
+    length: Int[Array, ""],
+    steps: int,
+    key: PRNGKeyArray,
 ) -> Float[Array, " blocks"]:
     """One life of an agent. **Returns** the share of right answers in each block of steps."""
+    program = etpc.compile(model, rule, inputs=jnp.zeros(3))
 
     def step(now, keys):
-        model, remembered, trace, value, reward, over, chain = now
+        model, carry, trace, value, reward, over, chain = now
         seen = see(chain, length)
-        (logits, new_value), gradient, remembered = jax.vjp(
-            lambda m: memory.observe(m, seen, remembered), model, has_aux=True
+        (logits, new_value), gradient, carry = jax.vjp(
+            lambda m: program(m, seen, carry), model, has_aux=True
         )
 
         # What the step before was worth is known now, and the weights move.
@@ -124,13 +122,13 @@ def learn(
         reward, over, chain = act(chain, action, length)
         either = lambda new, old: jnp.where(over, new, old)
         chain = jax.tree.map(either, begin(keys[1]), chain)
-        remembered = jax.tree.map(either, memory.fresh, remembered)
-        after = (model, remembered, trace, new_value, reward, over, chain)
+        carry = jax.tree.map(either, program.init(), carry)
+        after = (model, carry, trace, new_value, reward, over, chain)
         return after, (reward > 0, over)
 
     zero = jax.tree.map(jnp.zeros_like, model)
     keys = jax.random.split(key, (steps, 2))
-    start = (model, memory.fresh, zero, 0.0, 0.0, jnp.array(True), begin(key))
+    start = (model, program.init(), zero, 0.0, 0.0, jnp.array(True), begin(key))
     _, (right, over) = jax.lax.scan(step, start, keys)
     right, over = (a.reshape(BLOCKS, -1).sum(1) for a in (right, over))
     return right / over
@@ -143,35 +141,7 @@ def moved(model: ActorCritic, trace: ActorCritic, delta: Array) -> ActorCritic:
     return jax.tree.map(lambda w, z: w + size * delta * z, model, trace)
 
 
-# --- how it remembers ---
-
-
-def traces(model: ActorCritic, rule: etpc.algorithms.Algorithm) -> Memory:
-    """Eligibility traces: the gradient of a call is that through all the past."""
-    program = etpc.compile(model, rule, inputs=jnp.zeros(3), weights="all")
-    return Memory(program.init(), lambda model, x, carry: program(model, x, carry))
-
-
-def rolling(model: ActorCritic, window: int) -> Memory:
-    """Backpropagation through the last `window` steps, from the state before them."""
-    fresh = (model.init_state(), jnp.zeros((window, 3)), jnp.zeros(window, bool))
-
-    def observe(model, x, remembered):
-        state, xs, known = remembered
-        _, first = model(xs[0], state)
-        start = jnp.where(known[0], first, state)  # without a derivative: it is given
-        xs, known = jnp.append(xs[1:], x[None], 0), jnp.append(known[1:], True)
-
-        def body(state, given):
-            x, is_known = given
-            y, new = model(x, state)
-            return jnp.where(is_known, new, state), y
-
-        start = jax.lax.stop_gradient(start)
-        _, ys = jax.lax.scan(body, start, (xs, known))
-        return jax.tree.map(lambda a: a[-1], ys), (start, xs, known)
-
-    return Memory(fresh, observe)
+# --- the agents ---
 
 
 def gru(key: PRNGKeyArray) -> nn.GRU:
@@ -187,11 +157,11 @@ def lru(key: PRNGKeyArray) -> nn.LRU:
 
 
 AGENTS = {
-    "RTRL, GRU": (gru, lambda m: traces(m, etpc.RTRL())),
-    "TBPTT(1), GRU": (gru, lambda m: rolling(m, 1)),
-    "TBPTT(16), GRU": (gru, lambda m: rolling(m, 16)),
-    "D-RTRL, LRU": (lru, lambda m: traces(m, etpc.D_RTRL())),
-    "TBPTT(16), LRU": (lru, lambda m: rolling(m, 16)),
+    "RTRL, GRU": (gru, etpc.RTRL()),
+    "TBPTT(1), GRU": (gru, etpc.TBPTT(1)),
+    "TBPTT(16), GRU": (gru, etpc.TBPTT(16, every=1)),
+    "D-RTRL, LRU": (lru, etpc.D_RTRL()),
+    "TBPTT(16), LRU": (lru, etpc.TBPTT(16, every=1)),
 }
 
 
@@ -203,13 +173,12 @@ def main() -> None:
     lengths = [int(n) for n in given.lengths.split(",")]
     print(f"share of right answers, in tenths of {given.episodes} episodes; {SEEDS} seeds\n")
     for length in lengths:
-        for name, (cell, remember) in AGENTS.items():
+        for name, (cell, rule) in AGENTS.items():
             start = time.perf_counter()
             steps = given.episodes * (length + 1) // BLOCKS * BLOCKS
 
-            def life(key, cell=cell, remember=remember, steps=steps, length=length):
-                model = ActorCritic(cell, key)
-                return learn(model, remember(model), jnp.int32(length), steps, key)
+            def life(key, cell=cell, rule=rule, steps=steps, length=length):
+                return learn(ActorCritic(cell, key), rule, jnp.int32(length), steps, key)
 
             keys = jax.random.split(jax.random.key(0), SEEDS)
             curves = jax.jit(jax.vmap(life))(keys)

@@ -105,7 +105,9 @@ def kinds() -> list[Kind]:
     own = [name for name in CELLS if hasattr(brainstate.nn, name)]
     found += [Kind("brainstate.nn", name, sized[name], 1.0) for name in own]
     state = brainpy.state
-    bases = (state.Neuron, state.Synapse, state.NESTNeuron, state.NESTSynapse, state.NESTPlasticity)
+    # Without those of NEST since 0.2.
+    names = ("Neuron", "Synapse", "NESTNeuron", "NESTSynapse", "NESTPlasticity")
+    bases = tuple(getattr(state, name) for name in names if hasattr(state, name))
     for name in state.__all__:
         cls = getattr(state, name)
         if isinstance(cls, type) and issubclass(cls, bases) and cls not in bases:

@@ -6,7 +6,9 @@ A builder gives `Model(model, xs, state, step)`. A model needs no wrapper (`step
 
 import importlib.util
 import inspect
+import sys
 import textwrap
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -283,6 +285,61 @@ linen_cell("MGUCell")
 linen_cell("LSTMCell")
 linen_cell("OptimizedLSTMCell")
 linen_cell("ConvLSTMCell", (5, 2), kernel_size=(3,))
+
+
+# --- memorax: sequence models in Linen with axes (B, T) and a reset mask, (xs, mask, state) -> (state, ys) ------
+
+
+def memorax_networks():
+    """Its sequence models, without what importing the package itself imports: agents, loggers and environments."""
+    for name in ("memorax", "memorax.networks"):
+        if name not in sys.modules:
+            spec = importlib.util.find_spec(name)
+            assert spec is not None
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__path__ = list(spec.submodule_search_locations or ())
+    return importlib.import_module("memorax.networks.sequence_models")
+
+
+def memorax(name, *, dead=(), tolerance=1e-9, **options):
+    dead = tuple(f"['params']['cell']['{path}']" for path in dead)
+
+    @case("memorax", name, dead=dead, tolerance=tolerance)
+    def _():
+        networks = memorax_networks()
+        cell = getattr(networks, name)(**options)
+        net = networks.RNN(cell) if hasattr(cell, "num_feature_axes") else networks.Memoroid(cell)
+
+        def of_sequence(params, xs, state):
+            state, ys = net.apply(params, xs, jnp.zeros(xs.shape[:2]), state)
+            return ys, state
+
+        step = interop.batched(interop.stepwise(of_sequence, axis=0))
+        xs = normal(N)
+        state = double(net.initialize_carry(KEY, (1, N)))
+        params = net.init(KEY, xs[:1, None], jnp.zeros((1, 1)), state)
+        state = double(jax.tree.map(lambda a: a[0], state))
+        return Model(double(params), xs, state, step, "batched, stepwise")
+
+
+DOUBLE: dict[str, Any] = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+memorax("LRUCell", features=N, hidden_dim=N)
+memorax("S5Cell", tolerance=1e-5, features=N, state_size=N, **DOUBLE)
+memorax("MinGRUCell", features=N)
+memorax(
+    "FFMCell", dead=("a", "b"), features=N, memory_size=3, context_size=2
+)  # of the time in a call
+INITS: dict[str, Any] = {
+    "kernel_init": jax.nn.initializers.lecun_normal(),
+    "bias_init": jax.nn.initializers.zeros,
+}
+memorax("LinearAttentionCell", head_dim=2, num_heads=2, **INITS, **DOUBLE)
+memorax("MambaCell", features=N, num_heads=2, head_dim=2, hidden_dim=3, **DOUBLE)
+memorax(
+    "mLSTMCell", dead=("wi']['bias",), features=N, hidden_dim=N, num_heads=2
+)  # a normalised state
+memorax("sLSTMCell", dead=("i_bias",), features=N, hidden_dim=N, num_heads=2)
+memorax("SHMCell", features=N, output_features=N, num_thetas=3)
 
 
 # --- Haiku: cores, (x, state) -> (y, state) -----------------------------------------------------------

@@ -32,16 +32,16 @@ def test_it_is_that_of_gymnax(length):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remember", ["traces", "rolling"])
-def test_what_an_agent_remembers_is_the_past(remember):
+@pytest.mark.parametrize("rule", [etpc.RTRL(), etpc.TBPTT(6, every=1)], ids=str)
+def test_the_gradient_of_a_call_is_that_through_the_past(rule):
     """The gradient of one output, from a call at the last of six steps, is that through all of them."""
     model = rl.ActorCritic(rl.gru, jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (6, 3))
-    memory = rl.traces(model, etpc.RTRL()) if remember == "traces" else rl.rolling(model, 6)
-    carry = memory.fresh
+    program = etpc.compile(model, rule, inputs=xs[0])
+    carry = program.init()
     for x in xs[:-1]:
-        _, carry = memory.observe(model, x, carry)
-    found = jax.grad(lambda m: memory.observe(m, xs[-1], carry)[0][1])(model)
+        _, carry = program(model, x, carry)
+    gradient = jax.grad(lambda m: program(m, xs[-1], carry)[0][1])(model)
 
     def through_time(model):
         state = model.init_state()
@@ -50,6 +50,6 @@ def test_what_an_agent_remembers_is_the_past(remember):
         return value
 
     wanted = jax.grad(through_time)(model)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
     assert float(jnp.abs(wanted.cell.weight_hh).max()) > 1e-4
