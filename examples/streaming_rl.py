@@ -12,7 +12,7 @@ Five agents, each with one stream, no replay and no batch, differ in how credit 
 - TBPTT(1), the gradient of the present step alone;
 - rolling TBPTT(16) through either cell: backpropagation through the last 16 steps, at each step.
 
-    python examples/streaming_rl.py                     # about 5 minutes on 2 cores
+    python examples/streaming_rl.py                     # about 3 minutes on 2 cores
     python examples/streaming_rl.py --lengths 128
 
 The step size is ObGD, as of streaming deep RL (Elsayed, Vasan and Mahmood, arXiv 2410.14606); RTRL
