@@ -9,7 +9,7 @@ import pytest
 def few(cases: Iterable[Any], *often: Any) -> list[Any]:
     """All `cases`, of which those that are not among `often` are marked as slow."""
     cases = list(cases)
-    unknown = set(often) - set(cases)
+    unknown = [case for case in often if case not in cases]
     assert not unknown, f"no such cases: {unknown}"
     marks = [() if case in often else pytest.mark.slow for case in cases]
     return [

@@ -122,7 +122,9 @@ def snap(model, n):
     return total
 
 
-@pytest.mark.parametrize("model", [RING, SPARSE], ids=["ring", "sparse"])
+@pytest.mark.parametrize(
+    "model", [RING, pytest.param(SPARSE, marks=pytest.mark.slow)], ids=["ring", "sparse"]
+)
 @pytest.mark.parametrize("n", few([1, 2, 3], 1))
 def test_snap_equals_its_dense_reference(model, n):
     reference = snap(model, n)

@@ -430,6 +430,7 @@ def changed(header, place, value):
     return header
 
 
+@pytest.mark.slow
 def test_every_field_of_a_header_changed(tmp_path):
     """A wrong type, a missing field, a huge number: refused, or of no account, and nothing else."""
     path, tree = tmp_path / "a", varied()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests import models, oracle
+from tests.marks import few
 from tests.models import Layer, Spec
 
 T = 6
@@ -68,7 +69,10 @@ def check(model):
     return structure
 
 
-@pytest.mark.parametrize("name", models.ALL_NAMED)
+QUICK = ("leaky_readout", "mingru", "delay", "cascade", "summed")
+
+
+@pytest.mark.parametrize("name", few(models.ALL_NAMED, *QUICK))
 def test_named(name):
     model = models.named(name)
     structure = check(model)

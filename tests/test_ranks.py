@@ -147,7 +147,9 @@ def op_of(program, path="['w']"):
     return next(p for p in program.ops if p.path == path and p.op.kind.data is not None)
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name", few(STEPS, "leak", "two leaks", "a detached hard reset", "a gate from the input")
+)
 def test_ranks_that_are_proved(name):
     step, state, rank = STEPS[name]
     program = compiled(name, etpc.ES_D_RTRL(2, window=2))
@@ -208,7 +210,7 @@ DECAYS_OF = {
 POINTS = [(0.0, 0.0), (0.4, -0.7), (-0.6, 0.2), (5.0, 7.0), (0.3, 0.3)]
 
 
-@pytest.mark.parametrize("name", few(DECAYS_OF, "one scalar", "two constants", "rounded"))
+@pytest.mark.parametrize("name", few(DECAYS_OF, "one scalar", "rounded"))
 def test_a_rank_is_proved_for_all_parameters(name):
     """Compiled at one point, and compared with D-RTRL at others: zero, negative and equal ones too."""
     decay, proved = DECAYS_OF[name]
@@ -391,6 +393,7 @@ def test_a_certificate_is_never_violated(name, rank, window, in_window, batch, s
     assert (error <= np.asarray(bound.gradient) * (1 + 1e-9) + 1e-12).all()
 
 
+@pytest.mark.slow
 def test_a_certificate_says_something():
     """It is no looser than a few times the error, and smaller with more modes."""
     step, state, _ = CERTIFIED["adaptive"]

@@ -6,6 +6,7 @@ import pytest
 
 import etpc
 from etpc import nn
+from tests.marks import few
 from tests.nn.online import KEY, exact, normal, parameters, shuffled, verify
 
 I, H, T = 3, 4, 11
@@ -13,7 +14,7 @@ GATED = (nn.VanillaRNN, nn.GRU, nn.MGU, nn.LSTM)
 DIAGONAL = (nn.MinGRU, nn.MinLSTM, nn.IndRNN)
 
 
-@pytest.mark.parametrize("kind", [*GATED, *DIAGONAL])
+@pytest.mark.parametrize("kind", few([*GATED, *DIAGONAL], nn.GRU, nn.MinLSTM))
 def test_d_rtrl(kind) -> None:
     """Exact where no matrix reads the state; else only what no state follows."""
     cell = shuffled(kind(I, H, key=KEY))

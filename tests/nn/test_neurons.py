@@ -9,6 +9,7 @@ import pytest
 
 import etpc
 from etpc import nn
+from tests.marks import few
 from tests.nn.reference import MODELS, SLOPE, simulate
 
 KEY = jax.random.key(0)
@@ -129,20 +130,20 @@ def squared(y, target):
     return jnp.sum(jnp.square(y - target))
 
 
-@pytest.mark.parametrize(
-    ("name", "names", "options"),
-    [
-        ("LIF", ("tau", "V_th"), {"refractory": 1.0}),
-        ("ALIF", ("tau_a", "beta"), {}),
-        ("ALIF", ("beta",), {"refractory": 1.0, "detach_reset": True}),
-        ("GIF", ("A2", "V_th_reset"), {}),
-        ("QIF", ("c", "V_reset"), {}),
-        ("EIF", ("delta_T",), {"detach_reset": True}),
-        ("AdEx", ("a", "b"), {"refractory": 1.0}),
-        ("Izhikevich", ("b", "d"), {}),
-        ("ResonateAndFire", ("omega", "tau"), {"refractory": 1.0, "reset": "hard"}),
-    ],
-)
+IN_A_NETWORK = [
+    ("LIF", ("tau", "V_th"), {"refractory": 1.0}),
+    ("ALIF", ("tau_a", "beta"), {}),
+    ("ALIF", ("beta",), {"refractory": 1.0, "detach_reset": True}),
+    ("GIF", ("A2", "V_th_reset"), {}),
+    ("QIF", ("c", "V_reset"), {}),
+    ("EIF", ("delta_T",), {"detach_reset": True}),
+    ("AdEx", ("a", "b"), {"refractory": 1.0}),
+    ("Izhikevich", ("b", "d"), {}),
+    ("ResonateAndFire", ("omega", "tau"), {"refractory": 1.0, "reset": "hard"}),
+]
+
+
+@pytest.mark.parametrize(("name", "names", "options"), few(IN_A_NETWORK, *IN_A_NETWORK[1:4]))
 def test_in_a_network(name: str, names: tuple[str, ...], options: dict) -> None:
     model = MODELS[name]
     trained = {n: np.full(2, model.arguments[n]) for n in names}

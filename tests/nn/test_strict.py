@@ -117,7 +117,10 @@ def test_all_layers_are_here():
     assert exported == {name.split(",")[0] for name in LAYERS}
 
 
-@pytest.mark.parametrize(("dtype", "x64"), [("float32", False), ("float64", True)])
+DTYPES = [("float32", False), ("float64", True)]
+
+
+@pytest.mark.parametrize(("dtype", "x64"), few(DTYPES, DTYPES[0]))
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer(name, dtype, x64):
     """Two steps and their derivative, in the dtype of the layer; then the same as a program."""

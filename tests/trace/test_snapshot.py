@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental import sparse
 
 import etpc
+from tests.marks import few
 from tests.zoo.check import TOLERANCE, bptt, call, distance, normal, online
 
 W = normal(steps=3)
@@ -52,7 +53,7 @@ CONNECTIONS = {
 }
 
 
-@pytest.mark.parametrize("calls", [0, 1, 2])
+@pytest.mark.parametrize("calls", few([0, 1, 2], 0, 1))
 @pytest.mark.parametrize("case", CONNECTIONS)
 def test_connections_written_to_in_place(case, calls):
     """Before the first call, or after one: the same array object, with other values, is refused."""

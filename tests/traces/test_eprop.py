@@ -12,6 +12,7 @@ from jax import lax
 
 import etpc
 from etpc import nn
+from tests.marks import few
 from tests.traces.test_user_form import loss, normal
 
 T, B, I, N, O, ALPHA, KAPPA = 9, 3, 4, 6, 2, 0.9, 0.7
@@ -64,7 +65,9 @@ def by_hand():
     return grads
 
 
-@pytest.mark.parametrize(("adaptive", "window"), [(False, 1), (False, 4), (True, 4)])
+@pytest.mark.parametrize(
+    ("adaptive", "window"), few([(False, 1), (False, 4), (True, 4)], (True, 4))
+)
 def test_eprop(adaptive, window):
     program = etpc.compile(
         MODEL,

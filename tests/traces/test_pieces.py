@@ -11,6 +11,7 @@ from jax.experimental import sparse
 import etpc
 from etpc import _tuning
 from etpc.traces._pieces import over_examples, overwrite, read_and_overwrite, zero_after
+from tests.marks import few
 
 SHAPE = (6, 7, 5, 11)
 DTYPES = ["float32", "complex128"]
@@ -18,7 +19,7 @@ PIECE = pytest.mark.parametrize("piece", [1, 1100, 10_000, 1 << 22])
 """Bytes, of a trace of 2310 entries: as many pieces as there may be, parts of an example and a rest,
 some examples, and one."""
 AXIS = pytest.mark.parametrize("axis", [1, 2, 3])
-DEVICES = pytest.mark.parametrize("devices", [1, 2, 6])
+DEVICES = pytest.mark.parametrize("devices", few([1, 2, 6], 2))
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("states", [1, 2])
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", few(LAYERS, "dense", "convolution", "sparse"))
 def test_programs_in_pieces(layer, states, monkeypatch):
     function, weight = LAYERS[layer]
 

@@ -12,6 +12,7 @@ import etpc
 from etpc.analyse._reach import closure
 from etpc.plan import _pairs
 from etpc.traces import _transitions as transitions
+from tests.marks import few
 
 
 def random_transition(seed, states=40, links=1.2):
@@ -102,7 +103,7 @@ def test_all_forms_are_tried():
     assert any(m > 8 and not dense and k > 8 for m, dense, k in sizes)
 
 
-@pytest.mark.parametrize("window", [1, 2, 5])
+@pytest.mark.parametrize("window", few([1, 2, 5], 2))
 def test_rtrl_of_a_deep_stack_of_independent_units(window):
     """Blocks of an arrow's shape: one unit of a layer and all of the next two."""
     rng = np.random.default_rng(0)

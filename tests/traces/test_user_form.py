@@ -15,6 +15,7 @@ from jax import lax
 import etpc
 from etpc.algorithms import Algorithm
 from etpc.traces import Full, Trace, zeros
+from tests.marks import few
 
 T, B, I, N = 7, 3, 4, 5
 
@@ -91,7 +92,7 @@ def by_hand(decay):
     return grad
 
 
-@pytest.mark.parametrize("window", [1, 2, 5])
+@pytest.mark.parametrize("window", few([1, 2, 5], 2))
 @pytest.mark.parametrize("decay", [0.5, 0.8])
 def test_a_form_of_a_user(decay, window):
     model = {"w": W, "b": BIAS}

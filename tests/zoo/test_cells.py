@@ -26,6 +26,7 @@ def test_lstm(bias):
     assert {op.block for op in program.ops} == {1}  # c; h is read by data that is cut, alone
 
 
+@pytest.mark.slow
 def test_two_layers():
     state = [jnp.zeros(3), jnp.zeros(2)]
     check(cells.TwoLayerGRU(KEY), normal(2), state)
@@ -50,6 +51,7 @@ def test_indrnn():
     check(cells.IndRNN(2, 3, KEY), normal(2), H, exact=True, smoothed=True)
 
 
+@pytest.mark.slow
 def test_perceptrons_around_a_cell():
     program = check(cells.Sandwich(KEY), normal(2), H)
     assert {op.path for op in program.ops if op.exact} >= {".cell.gate.weight"}

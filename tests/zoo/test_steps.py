@@ -2,13 +2,33 @@
 
 import pytest
 
+from tests.marks import few
 from tests.zoo.check import check
 from tests.zoo.steps import STEPS
+
+OFTEN = (
+    "weight_squared",
+    "grad_inside",
+    "complex_state_conj_rec",
+    "switch_by_state_int",
+    "cond_in_scan",
+)
+OFTEN = (
+    *OFTEN,
+    "emb_recurrent",
+    "left_right_matrix_rec",
+    "conv_rec_and_in",
+    "merged_state_between",
+)
+OFTEN = (*OFTEN, "weight_in_both_branches", "group_and_shared", "perm_state")
 
 
 @pytest.mark.parametrize(
     "name",
-    [name if s.often else pytest.param(name, marks=pytest.mark.long) for name, s in STEPS.items()],
+    [
+        *few((name for name, step in STEPS.items() if step.often), *OFTEN),
+        *(pytest.param(n, marks=pytest.mark.long) for n, step in STEPS.items() if not step.often),
+    ],
 )
 def test_steps(name):
     step = STEPS[name]
