@@ -473,7 +473,8 @@ class Emitter:
         they are overwritten.
         """
         products: dict[Any, Products] = {}
-        own, entries = [], {}
+        own: dict[int, Carry] = {}
+        entries: dict[int, Array] = {}
         sharing: dict[int, list[OpPlan]] = {}
         for p in self.plan.traced:
             sharing.setdefault(p.op.number if p.shares is None else p.shares, []).append(p)
@@ -487,7 +488,10 @@ class Emitter:
             basis = d.basis(traces.shared, traces.each)
             basis = of_each_example(basis, given.starts[:, 0, 0])
             along = Followed(basis, given.starts, transition, given.deltas)
-        for p, trace, followed in zip(self.plan.carried, traces.own, moves.followed, strict=True):
+        carried = list(zip(self.plan.carried, traces.own, moves.followed, strict=True))
+        # Those that can use the products of others come after them.
+        for n in sorted(range(len(carried)), key=lambda n: not carried[n][0].site.factored):
+            p, trace, followed = carried[n]
             ops = sharing[p.op.number]
             factors = [moves.factors[q.op.number] for q in ops]
 
@@ -496,16 +500,16 @@ class Emitter:
                     products[layout] = suffix_products(layout.pairs, factors[0].transition)
                 return products[layout]
 
-            passage: Any = CutPassage(p, factors, transitions)
+            passage: Any = CutPassage(p, factors, transitions, p.layout in products)
             if p.directions is not None and along is not None:
                 passage = FollowedPassage(passage, ops, along)
             start = None if starts is None else starts.of_trace[p.op.number]
             now, read = p.trace.advance(p.site, passage, trace, followed, start)
-            own.append(now)
+            own[n] = now
             if read is not None:
                 entries[p.op.number] = read
         past = traces.past if moves.past is None else moves.past
-        return Traces(own, shared, each, past), entries
+        return Traces([own[n] for n in range(len(own))], shared, each, past), entries
 
     # --- backward ---
 

@@ -23,6 +23,8 @@ class CutPassage:
     factors: Sequence[Factors]
     """Of all operations that the trace is for."""
     products: Callable[[], Products]
+    ready: bool
+    """Whether they have been computed, for another trace."""
 
     @property
     def xs(self) -> list[Array]:
@@ -67,6 +69,7 @@ class FollowedPassage:
     ops: Sequence[OpPlan]
     followed: Followed
     factors = None
+    ready = True
 
     @property
     def xs(self) -> list[Array]:

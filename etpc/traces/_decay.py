@@ -1,17 +1,15 @@
 """The trace as one pair of factors, each smoothed over time with a decay."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
-from ._transitions import apply, times
+from ._transitions import recurrence, times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,21 +48,16 @@ class Decay(Trace):
         decay, real = float(self.decay), jnp.finfo(factors.immediate.dtype).dtype
         eps_x, eps_f, norm = carry
         eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
-
-        def step(now: Sequence[Array], given: Sequence[Array]):
-            immediate, transition, counted = given
-            following = (
-                real.type(decay) * apply(site.pairs, transition, now[0]) + immediate,
-                real.type(decay) * now[1] + counted,
-            )
-            return following, following
-
-        start, counted = (eps_f, norm), factors.counted
+        last_f, rest_f = recurrence(site.pairs, factors.transition, factors.immediate, eps_f, decay)
+        steps = factors.immediate.shape[0]
+        counted = factors.counted
         if counted is None:
-            counted = jnp.ones((factors.immediate.shape[0], 1), norm.dtype)
-        given = factors.immediate, factors.transition, counted.astype(norm.dtype)
-        (last_f, last_norm), rest = lax.scan(step, start, given)
-        path = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)
+            counted = jnp.ones((steps, 1), norm.dtype)
+        ages = np.arange(steps + 1)[:, None] - np.arange(1, steps + 1)
+        weights = jnp.asarray(np.where(ages >= 0, decay ** np.maximum(ages, 0.0), 0), norm.dtype)
+        new = jnp.matmul(weights, counted.astype(norm.dtype), precision=lax.Precision.HIGHEST)
+        norms = jnp.asarray(decay ** np.arange(steps + 1.0), norm.dtype)[:, None] * norm[None] + new
+        path = jnp.concatenate([eps_f[None], rest_f]), norms
         assert factors.x is not None
         x = factors.x.astype(eps_x.dtype)
         powers = decay ** np.arange(x.shape[0], -1.0, -1.0)
@@ -72,7 +65,7 @@ class Decay(Trace):
             jnp.asarray(powers[1:], x.dtype), x, axes=1, precision=lax.Precision.HIGHEST
         )
         last_x = real.type(powers[0]) * eps_x + fed.reshape(eps_x.shape)
-        return (last_x, last_f.reshape(carry[1].shape), last_norm), path
+        return (last_x, last_f.reshape(carry[1].shape), norms[-1]), path
 
     def credit(
         self, site: Site, signals: Signals, path: tuple[Array, Array]

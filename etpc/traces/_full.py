@@ -11,7 +11,7 @@ from ..ops import Direct, Sparse
 from ..ops._kind import Factored
 from ._pieces import over_examples, overwrite, read_and_overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
-from ._transitions import apply, of_each, times
+from ._transitions import apply, of_each, recurrence, times
 
 WRITTEN_OUT = 32
 """Up to so many steps, and so many numbers of an output's block, a sum of outer products is written
@@ -76,10 +76,10 @@ class Full(Trace):
 
 
 def _element_wise(site: Site, passage: Passage, carry: Carry) -> Carry:
-    """No larger than `F`, it is moved step by step where all steps are known."""
+    """No larger than `F`, it is moved step by step, but where products of transitions are there."""
     (eps,) = carry
     start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
-    if passage.factors is None:
+    if passage.factors is None or passage.ready:
         # as a product: XLA's CPU back end takes much longer for a sum over the leading axis
         moved, precision = passage.moved_parts(), lax.Precision.HIGHEST
         once = jnp.ones(moved[0][0].shape[0], eps.dtype)
@@ -89,12 +89,10 @@ def _element_wise(site: Site, passage: Passage, carry: Carry) -> Carry:
             (apply(site.pairs, passage.whole(), start) + sum(fed[1:], fed[0])).reshape(eps.shape),
         )
 
-    def step(eps, now):
-        transition, fed = now
-        return apply(site.pairs, transition, eps) + sum(fed[1:], fed[0]), None
-
-    given = passage.factors[0].transition, [factors.immediate for factors in passage.factors]
-    return (lax.scan(step, start, given)[0].reshape(eps.shape),)
+    fed = [factors.immediate for factors in passage.factors]
+    transition = passage.factors[0].transition
+    last, _ = recurrence(site.pairs, transition, sum(fed[1:], fed[0]), start)
+    return (last.reshape(eps.shape),)
 
 
 def _dense(

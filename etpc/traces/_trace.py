@@ -125,6 +125,11 @@ class Passage(Protocol):
         """The transition of the window, `prod D`."""
         ...
 
+    @property
+    def ready(self) -> bool:
+        """Whether the products of the window's transitions are there already, for another trace."""
+        ...
+
 
 class Trace:
     """The form of a trace. Frozen data, with what the compiler asks of it.

@@ -10,7 +10,7 @@ So the product of two derivatives is zero where the earlier one is (`times`).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -75,14 +75,23 @@ def _compose_dense(
     if m == 1:
         return times(later, earlier)
     if m <= UNROLLED:
-        terms = [times(later[..., :, c, None, :], earlier[..., None, c, :, :]) for c in range(m)]
-        out = sum(terms[1:], terms[0])
+        out = _compose_rows(later, _parts(earlier, -3))
     elif later.shape[-1] == 1 and earlier.shape[-1] == 1:
         out = _contracted(jnp.matmul, later[..., 0], earlier[..., 0])[..., None]
     else:
         later, earlier = jnp.broadcast_arrays(later, earlier)
         out = _contracted(lambda a, b: jnp.einsum("...aco,...cbo->...abo", a, b), later, earlier)
     return out
+
+
+def _compose_rows(
+    later: Inexact[Array, "... m m o"], earlier: Sequence[Inexact[Array, "... m O"]]
+) -> Array:
+    """Likewise, of the rows of the earlier one."""
+    terms = [
+        times(later[..., :, c, None, :], row[..., None, :, :]) for c, row in enumerate(earlier)
+    ]
+    return sum(terms[1:], terms[0])
 
 
 def _by_period(
@@ -117,11 +126,17 @@ def apply(
         return _sum(transition, which, block, pairs.before[which], exists)
     square = _square(transition, m)
     if m <= UNROLLED:
-        terms = [times(square[..., :, c, :], block[..., None, c, :]) for c in range(m)]
-        return sum(terms[1:], terms[0])
+        return _apply_columns(_parts(square, -2), block)
     if square.shape[-1] == 1:
         return _contracted(jnp.matmul, square[..., 0], block)
     return _contracted(lambda a, b: jnp.einsum("...aco,...co->...ao", a, b), square, block)
+
+
+def _apply_columns(
+    columns: Sequence[Inexact[Array, "... m o"]], block: Inexact[Array, "... m O"]
+) -> Array:
+    terms = [times(column, block[..., None, c, :]) for c, column in enumerate(columns)]
+    return sum(terms[1:], terms[0])
 
 
 @_by_period
@@ -155,12 +170,45 @@ def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tupl
     product, begin, given = functools.partial(compose, pairs), last, transition
     if pairs.dense:  # in a loop a reshape would keep XLA's CPU backend from vectorising it
         product, begin, given = _compose_dense, _square(last, pairs.m), _square(given, pairs.m)
+        if pairs.m <= UNROLLED:  # and so would a read of rows
+            product, given = _compose_rows, _parts(given, -3)
 
     def back(after, now):
         return product(after, now), after
 
     whole, after = lax.scan(back, begin, given, reverse=True)
     return after.reshape(transition.shape), whole.reshape(last.shape)
+
+
+def recurrence(
+    pairs: Pairs,
+    transition: Inexact[Array, "W B P o"],
+    fed: Inexact[Array, "W B m O"],
+    start: Inexact[Array, "B m O"],
+    decay: float = 1.0,
+) -> tuple[Inexact[Array, "B m O"], Inexact[Array, "W B m O"]]:
+    """Block states by `eps' = a D eps + F`: the last ones, and those after each step."""
+    product, given = functools.partial(apply, pairs), transition
+    if pairs.dense and pairs.m <= UNROLLED and transition.shape[-1] in (1, fed.shape[-1]):
+        # in a loop a read of columns would keep XLA's CPU backend from vectorising it
+        product, given = _apply_columns, _parts(_square(transition, pairs.m), -2)
+
+    def step(eps, now):
+        moves, new = now
+        eps = product(moves, eps)
+        eps = (eps if decay == 1 else jnp.asarray(decay, _real(eps)) * eps) + new
+        return eps, eps
+
+    return lax.scan(step, start, (given, fed))
+
+
+def _parts(a: Array, axis: int) -> list[Array]:
+    """An array in parts along an axis, which they do not have."""
+    return [lax.index_in_dim(a, n, axis, keepdims=False) for n in range(a.shape[axis])]
+
+
+def _real(a: Array) -> Any:
+    return jnp.finfo(a.dtype).dtype
 
 
 def _square(transition: Array, m: int) -> Array:
@@ -194,6 +242,7 @@ __all__ = [
     "compose",
     "identity",
     "of_each",
+    "recurrence",
     "suffix_products",
     "times",
 ]
