@@ -11,7 +11,7 @@ from ..ops import Direct, Sparse
 from ..ops._kind import Factored
 from ._pieces import over_examples, overwrite, read_and_overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
-from ._transitions import apply, of_each, recurrence, times
+from ._transitions import apply, apply_columns, in_columns, of_each, recurrence, times
 
 WRITTEN_OUT = 32
 """Up to so many steps, and so many numbers of an output's block, a sum of outer products is written
@@ -117,7 +117,7 @@ def _dense(
         onward, x, each = onward[:, 0], x[:, 0], each[:, 0]
     n = each.ndim - len(site.states) - 2  # the axis of steps
 
-    def update(eps, x, each, onward):
+    def update(eps, x, each, *columns):
         if steps == 1 or (steps <= WRITTEN_OUT and m * o <= WRITTEN_OUT):
             along = x[..., None] if m == 1 else x[..., None, None]
             at = lambda t: jnp.expand_dims(lax.index_in_dim(each, t, n, keepdims=False), n)
@@ -128,18 +128,21 @@ def _dense(
         else:
             fed = (x @ each.reshape(*each.shape[: n + 1], -1)).reshape(eps.shape)
         if m == 1:
-            return times(onward[..., 0, :], eps) + fed
-        return apply(pairs, onward, eps) + fed
+            return times(columns[0][..., 0, :], eps) + fed
+        return apply_columns(pairs, columns, eps) + fed
 
+    columns = in_columns(pairs, onward, o)
     last = 1 + len(site.group)  # the axis of inputs
-    given = [(x, last), (each, None), (onward, None)]
+    given = [(x, last), (each, None), *((column, None) for column in columns)]
     axis = last
     if g > i:
-        axis, given = 1, [(x, 1), (each, 1), (onward, 1)]
+        axis, given = 1, [(a, 1) for a in (x, each, *columns)]
+    at_once = steps == m == 1  # one loop over the entries, which needs no memory
     if start is None:
-        eps, entries = overwrite(eps, axis, update, given), None
+        eps, entries = overwrite(eps, axis, update, given, at_once=at_once), None
     else:
-        eps, entries = read_and_overwrite(eps, axis, _spread(site, start), update, given)
+        signal = _spread(site, start)
+        eps, entries = read_and_overwrite(eps, axis, signal, update, given, at_once)
     return (eps,), entries
 
 

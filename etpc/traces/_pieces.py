@@ -1,8 +1,9 @@
 """Passes over a large trace: its sum with a signal, and its update in place, piece by piece.
 
 Their time on a CPU is decided by whether XLA vectorises its loops, and it does not where an array is read at an
-offset that is known only at run time, or through a reshape. So a sum is written out over the whole trace, the pieces
-of an update are cut along an axis that its small operands do not have, and a trace keeps its own shape.
+offset that is known only at run time, or through a reshape. So a sum is written out over the whole trace, and a trace
+keeps its own shape. An update is done a few examples at a time, each with its whole matrix: a product of matrices is
+the faster, the larger they are.
 """
 
 import math
@@ -18,7 +19,11 @@ from ..ops._kind import summed
 from ._transitions import times
 
 Given = tuple[Array, int | None]
-"""An array [B, ...], and its axis that is cut where the trace's is; `None` where none is."""
+"""An array [B, ...], and its axis that is cut where that of the trace's inputs is; `None` where none is."""
+
+
+LARGE = 2
+"""An example is large that has more bytes than so many pieces."""
 
 
 def over_examples(
@@ -68,16 +73,20 @@ def overwrite(
     update: Callable[..., Array],
     given: Sequence[Given],
     after: Int[Array, ""] | None = None,
+    at_once: bool = False,
 ) -> Array:
-    """`update(trace, *given)`, a piece of each at a time, cut along an axis of the trace.
+    """`update(trace, *given)`, a piece of each at a time: some examples, or cut along an axis of the
+    trace where examples are large or spread over devices.
 
-    Nothing is written before `after`, a zero, is known.
+    Nothing is written before `after`, a zero, is known. `at_once` takes the whole of it.
     """
-    places, piece = trace.shape[axis], tuning().piece
-    size = places
-    if piece is not None and trace.size:
-        bytes_each = trace.nbytes / math.gcd(trace.shape[0], _devices(trace))  # of one device
-        size = math.ceil(places / math.ceil(bytes_each / piece))
+    piece = tuning().piece
+    devices = math.gcd(trace.shape[0], _devices(trace))
+    if piece is not None and devices == 1 and trace.nbytes <= LARGE * piece * trace.shape[0]:
+        axis, given = 0, [(a, 0) for a, _ in given]
+    size = places = trace.shape[axis]
+    if piece is not None and trace.size and not at_once:
+        size = math.ceil(places / math.ceil(trace.nbytes / devices / piece))
     if size == places:
         return update(trace, *_all_after(after, [a for a, _ in given]))
 
@@ -100,10 +109,11 @@ def read_and_overwrite(
     signal: Inexact[Array, "B ..."],
     update: Callable[..., Array],
     given: Sequence[Given],
+    at_once: bool = False,
 ) -> tuple[Array, Array]:
     """`overwrite`, and `over_examples` of what was there before."""
     read = over_examples(trace, signal)
-    return overwrite(trace, axis, update, given, zero_after(read)), read
+    return overwrite(trace, axis, update, given, zero_after(read), at_once), read
 
 
 def zero_after(array: Array) -> Int[Array, ""]:

@@ -126,13 +126,31 @@ def apply(
         return _sum(transition, which, block, pairs.before[which], exists)
     square = _square(transition, m)
     if m <= UNROLLED:
-        return _apply_columns(_parts(square, -2), block)
+        return _sum_of_columns(_parts(square, -2), block)
     if square.shape[-1] == 1:
         return _contracted(jnp.matmul, square[..., 0], block)
     return _contracted(lambda a, b: jnp.einsum("...aco,...co->...ao", a, b), square, block)
 
 
-def _apply_columns(
+def in_columns(pairs: Pairs, transition: Inexact[Array, "... P o"], outputs: int) -> list[Array]:
+    """A transition as what `apply_columns` takes: an array for each column, where that is faster.
+
+    In a loop, XLA's CPU backend does not vectorise what reads one array in several places.
+    """
+    if pairs.dense and 1 < pairs.m <= UNROLLED and transition.shape[-1] in (1, outputs):
+        return _parts(_square(transition, pairs.m), -2)
+    return [transition]
+
+
+def apply_columns(
+    pairs: Pairs, columns: Sequence[Array], block: Inexact[Array, "... m O"]
+) -> Array:
+    """`apply`, of a transition in columns."""
+    in_parts = len(columns) == pairs.m > 1
+    return _sum_of_columns(columns, block) if in_parts else apply(pairs, columns[0], block)
+
+
+def _sum_of_columns(
     columns: Sequence[Inexact[Array, "... m o"]], block: Inexact[Array, "... m O"]
 ) -> Array:
     terms = [times(column, block[..., None, c, :]) for c, column in enumerate(columns)]
@@ -188,18 +206,14 @@ def recurrence(
     decay: float = 1.0,
 ) -> tuple[Inexact[Array, "B m O"], Inexact[Array, "W B m O"]]:
     """Block states by `eps' = a D eps + F`: the last ones, and those after each step."""
-    product, given = functools.partial(apply, pairs), transition
-    if pairs.dense and pairs.m <= UNROLLED and transition.shape[-1] in (1, fed.shape[-1]):
-        # in a loop a read of columns would keep XLA's CPU backend from vectorising it
-        product, given = _apply_columns, _parts(_square(transition, pairs.m), -2)
 
     def step(eps, now):
-        moves, new = now
-        eps = product(moves, eps)
+        columns, new = now
+        eps = apply_columns(pairs, columns, eps)
         eps = (eps if decay == 1 else jnp.asarray(decay, _real(eps)) * eps) + new
         return eps, eps
 
-    return lax.scan(step, start, (given, fed))
+    return lax.scan(step, start, (in_columns(pairs, transition, fed.shape[-1]), fed))
 
 
 def _parts(a: Array, axis: int) -> list[Array]:
@@ -239,8 +253,10 @@ def _sum(
 __all__ = [
     "apply",
     "apply_back",
+    "apply_columns",
     "compose",
     "identity",
+    "in_columns",
     "of_each",
     "recurrence",
     "suffix_products",

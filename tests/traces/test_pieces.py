@@ -10,6 +10,7 @@ from jax.experimental import sparse
 
 import etpc
 from etpc import _tuning
+from etpc.traces import _pieces
 from etpc.traces._pieces import over_examples, overwrite, read_and_overwrite, zero_after
 from tests.marks import few
 
@@ -133,18 +134,31 @@ def test_every_piece_is_some_share(piece, devices, cut_for):
     cut_for(devices, piece)
     for batch in (1, 2, 6, 16, 31):
         for places in (1, 2, 15, 17, 100, 257):
-            trace, sizes = jnp.zeros((batch, places, 3)), []
+            trace, shapes = jnp.zeros((batch, places, 3)), []
 
-            def update(part, sizes=sizes):
-                sizes.append(part.shape[1])
+            def update(part, shapes=shapes):
+                shapes.append(part.shape)
                 return part
 
             overwrite(trace, 1, update, [])
-            size, share = sizes[0], np.gcd(batch, devices)
-            row = trace.nbytes / share / places
+            share = np.gcd(batch, devices)
+            by_example = share == 1 and trace.nbytes / batch <= _pieces.LARGE * piece
+            axis, cut = (0, batch) if by_example else (1, places)
+            sizes, row = [shape[axis] for shape in shapes], trace.nbytes / share / cut
+            assert all(shape[1 - axis] == trace.shape[1 - axis] for shape in shapes)
+            size = sizes[0]
             assert size == 1 or (size - 1) * row < piece
-            assert (size == places) == (places * row <= piece or places == 1)
-            assert sizes[1:] in ([], [places % size])
+            assert (size == cut) == (cut * row <= piece or cut == 1)
+            assert sizes[1:] in ([], [cut % size])
+
+
+def test_at_once_is_in_one_piece(cut_for):
+    cut_for(1, 1)
+    shapes = []
+    overwrite(
+        jnp.zeros((6, 5, 3)), 1, lambda part: shapes.append(part.shape) or part, [], at_once=True
+    )
+    assert shapes == [(6, 5, 3)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
