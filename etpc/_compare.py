@@ -161,7 +161,7 @@ def compare(
 
     options = dict(state=state, step=step, weights=weights, memory=memory, sample=sample)
     compiled = lambda algorithm: compiled_for(xs, batch_size, model, algorithm, **options)
-    programs = [None if in_blocks(algo) else compiled(algo) for algo in chosen]
+    programs = [None if algo.in_blocks else compiled(algo) for algo in chosen]
     any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")
     if tolerance is None:
         tolerance = default_tolerance(any_program)
@@ -189,11 +189,6 @@ def compare(
         results.append(Result(algorithm, rows, total, size, program))
     notes = doubts(any_program, model, xs, carry, results[0].rows, mask)
     return Comparison(tuple(results), notes, tolerance, float(value))
-
-
-def in_blocks(algorithm: Algorithm) -> bool:
-    """Whether it is backpropagation cut into blocks, which needs no program."""
-    return isinstance(algorithm, TBPTT) and algorithm.every is None
 
 
 def _tbptt_rows(

@@ -98,6 +98,16 @@ class Algorithm:
     """What stands above the reasons for what `choose` chose."""
 
     @property
+    def in_blocks(self) -> bool:
+        """Whether it is backpropagation through one block of steps after the other, which needs no program."""
+        return False
+
+    @property
+    def takes_window(self) -> bool:
+        """Whether `window` is an argument, and does not follow from others."""
+        return any(f.name == "window" and f.init for f in dataclasses.fields(self))
+
+    @property
     def reach(self) -> int | None:
         """In how many steps a trace follows influence; `None` for any number."""
         return None

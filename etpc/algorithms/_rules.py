@@ -296,6 +296,10 @@ class TBPTT(Algorithm):
             object.__setattr__(self, field, value)
         super().__post_init__()
 
+    @property
+    def in_blocks(self) -> bool:
+        return self.every is None
+
     def trace_form(self, kind: Kind) -> TraceForm | None:
         return None
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compare import TOTAL, in_blocks, short_name
+from .._compare import TOTAL, short_name
 from .._verify import _bptt, compare_one, flat_gradients, full_state
 from ..algorithms import Algorithm
 from ..run import Program
@@ -82,7 +82,7 @@ def bench(
     """
     batch_size = data.batch_size
     compiled = [
-        None if in_blocks(a) else task.compile(a, memory, batch_size or 1) for a in algorithms
+        None if a.in_blocks else task.compile(a, memory, batch_size or 1) for a in algorithms
     ]
     any_program = next((p for p in compiled if p is not None), None) or task.compile("d_rtrl")
     calls = [_reverse("BPTT", None, task, data, any_program)]

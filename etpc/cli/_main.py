@@ -220,10 +220,10 @@ def _bench(arguments: argparse.Namespace) -> Answer:
     algorithms: list[Algorithm] = []
     for text in arguments.algo:
         algorithm = parse(text)
-        if isinstance(algorithm, TBPTT) or not arguments.window:
-            algorithms.append(algorithm)
-        else:
+        if arguments.window and algorithm.takes_window:
             algorithms += [dataclasses.replace(algorithm, window=w) for w in arguments.window]
+        else:
+            algorithms.append(algorithm)
     algorithms += [TBPTT(window) for window in arguments.tbptt]
     task = load_task(arguments.target, arguments.inputs, arguments.seed)
     data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)

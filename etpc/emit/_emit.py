@@ -22,7 +22,7 @@ from ..plan import OpPlan, Plan
 from ..traces import Carry, Factors, Traces
 from ..traces._transitions import suffix_products
 from ._forward import Forward, Rollout, Stored
-from ._gather import of_each_example, rows, take, zeros_over
+from ._gather import of_each_example, rows, take, take_rows, zeros_over
 from ._lookback import kept, none_yet, recent, taken
 from ._passage import CutPassage, Followed, FollowedPassage, Products
 from ._read import Reading
@@ -34,6 +34,7 @@ Arrays = Sequence[Array]
 Sums = tuple[list[Array], dict[int, Array]]
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Jacobians:
     """The compressed Jacobians of the cut step: one row for each of C colours."""
@@ -61,24 +62,29 @@ class Starts(NamedTuple):
     """Of all states, [B, S], where directions are followed."""
 
 
+class CutResiduals(NamedTuple):
+    """What it needs besides where windows are cut."""
+
+    pull_inputs: Any
+    """From cotangents of the outputs to those of the inputs; `None` where it is not asked for."""
+    jacobians: Jacobians
+    data: Sequence[Array]
+    paths: dict[int, Any]
+    """What each trace follows through the window."""
+    blocks: dict[int, Factors]
+    """Of operations whose blocks are not closed."""
+
+
 class Residuals(NamedTuple):
-    """What the backward pass of a window needs of the forward one: all of it where windows are cut,
-    and of uncut ones the first three."""
+    """What the backward pass of a window needs of the forward one."""
 
     pull: Any
-    """From cotangents of the outputs to those of weights, states and operations."""
+    """From cotangents of the outputs to those of weights, states and operations, and where windows are
+    not cut of inputs."""
     traces: Traces
     fresh: Array
     """Whether the stream begins where the traces are."""
-    pull_inputs: Any = None
-    """Likewise to those of the inputs; `None` where it is not asked for."""
-    transition: Sequence[Array] = ()
-    immediate: Sequence[Sequence[Array]] = ()
-    data: Sequence[Array] = ()
-    paths: dict[int, Any] | None = None
-    """What each trace follows through the window."""
-    blocks: dict[int, Factors] | None = None
-    """Of operations whose blocks are not closed."""
+    cut: CutResiduals | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -276,13 +282,12 @@ class Emitter:
         moves = Moves(factors, followed, along)
         if pull is not None:
             return (rollout.outputs, rollout.last), moves, Residuals(pull, traces, fresh)
-        residuals = Residuals(
-            *(read_pull, traces, fresh),
+        cut = CutResiduals(
             self._by_inputs(weights, others, xs, rollout) if by_inputs else None,
-            *(jacobians.transition, jacobians.immediate, data, paths),
+            *(jacobians, data, paths),
             {p.op.number: factors[p.op.number] for p in self.plan.traced if not p.closed},
         )
-        return (ys, rollout.last), moves, residuals
+        return (ys, rollout.last), moves, Residuals(read_pull, traces, fresh, cut)
 
     def _moving(self, by_inputs: bool) -> Sequence[int]:
         return self.float_inputs if by_inputs else ()
@@ -442,7 +447,7 @@ class Emitter:
             if p.layout is None or p.immediate is None:
                 continue
             if p.layout not in moves:
-                moves[p.layout] = take(flat, p.layout.transition)
+                moves[p.layout] = take_rows(flat, p.layout.transition)
             own = take(rows(jacobians.immediate[place]), p.immediate)
             found[p.op.number] = Factors(xs[place], own, moves[p.layout])
         return found
@@ -553,20 +558,22 @@ class Emitter:
                     )
             return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, credit)
         weights_bar, old, new, deltas = r.pull(ys_bar)
-        moving_bar = [] if r.pull_inputs is None else r.pull_inputs(ys_bar)[0]
+        assert r.cut is not None
+        cut = r.cut
+        moving_bar = [] if cut.pull_inputs is None else cut.pull_inputs(ys_bar)[0]
         old = [_without_past(part, r.fresh) for part in old]
         weights_bar = _summable(weights_bar)
-        xs = self._data_by_op(r.data)
-        assert r.paths is not None
-        assert r.blocks is not None
-        credit = Credit(self.plan, r.transition, old, new, self.reads_old)
+        xs = self._data_by_op(cut.data)
+        credit = Credit(self.plan, cut.jacobians.transition, old, new, self.reads_old)
         for place, p in enumerate(self.live):
             delta, number, past = deltas[place], p.op.number, []
             if p.form is None:
-                here = into_op(self.plan, r.immediate[place], new, p)
+                here = into_op(self.plan, cut.jacobians.immediate[place], new, p)
             else:
-                signals = OpSignals(credit, p, r.immediate[place], r.blocks.get(number))
-                here, start = p.trace.credit(p.site, signals, r.paths.get(number, ()))
+                signals = OpSignals(
+                    credit, p, cut.jacobians.immediate[place], cut.blocks.get(number)
+                )
+                here, start = p.trace.credit(p.site, signals, cut.paths.get(number, ()))
                 if number in carried:
                     starts[number], trace = start, carried[number]
                     past = p.trace.rows(p.site, start, trace)

@@ -138,7 +138,8 @@ def in_columns(pairs: Pairs, transition: Inexact[Array, "... P o"], outputs: int
     In a loop, XLA's CPU backend does not vectorise what reads one array in several places.
     """
     if pairs.dense and 1 < pairs.m <= UNROLLED and transition.shape[-1] in (1, outputs):
-        return _parts(_square(transition, pairs.m), -2)
+        entries = _parts(transition, -2)
+        return [jnp.stack(entries[c :: pairs.m], -2) for c in range(pairs.m)]
     return [transition]
 
 
@@ -189,7 +190,9 @@ def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tupl
     if pairs.dense:  # in a loop a reshape would keep XLA's CPU backend from vectorising it
         product, begin, given = _compose_dense, _square(last, pairs.m), _square(given, pairs.m)
         if pairs.m <= UNROLLED:  # and so would a read of rows
-            product, given = _compose_rows, _parts(given, -3)
+            entries, m = _parts(transition, -2), pairs.m
+            product = _compose_rows
+            given = [jnp.stack(entries[c * m : (c + 1) * m], -2) for c in range(m)]
 
     def back(after, now):
         return product(after, now), after

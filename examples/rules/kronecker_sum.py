@@ -2,7 +2,7 @@
 
 Benzing et al., "Optimal Kronecker-sum approximation of real time recurrent learning", arXiv 1902.03993: the influence
 of a weight matrix, nothing cut, is kept as R pairs of factors. Each step adds one, and R + 1 pairs are reduced to R at
-random, such that the mean is their sum and the variance is the least possible (section 3 and its algorithm 1 there).
+random, such that the mean is their sum and the variance is the least possible.
 A window moves its pairs to its end, and they are added there one after the other.
 """
 

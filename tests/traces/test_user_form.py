@@ -1,7 +1,7 @@
 """A form of trace that a user writes, in one class that touches nothing of the compiler.
 
 Online training through time (OTTT; Xiao et al., "Online training through time for spiking neural networks", NeurIPS
-2022, equations 9 and 10): the trace is the low-passed input alone, and the learning signal that of the step.
+2022): the trace is the low-passed input alone, and the learning signal that of the step.
 """
 
 import dataclasses
