@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullFormatter, NullLocator
 
 from benchmarks import cells, compile_time, low_rank, memory, speed
 from benchmarks.table import Table
@@ -110,6 +110,7 @@ def _cells(rows: Rows) -> Iterator[tuple[str, Figure]]:
     for size, group in groupby(rows, lambda row: row["size"]):
         found = list(group)
         names = list(dict.fromkeys(row["cell"] for row in found))[::-1]
+        all_times = [row["to_bptt"] for row in found]
         figure = Figure((8, 0.26 * len(names) + 1))
         axes = figure.subplots()
         for rule, marker in zip(dict.fromkeys(row["name"] for row in found), "|os^D", strict=True):
@@ -119,6 +120,14 @@ def _cells(rows: Rows) -> Iterator[tuple[str, Figure]]:
             axes.plot(times, at, marker, color=colour, label=rule, ms=5)
         axes.set_yticks(range(len(names)), names)
         axes.set(xscale="log", xlabel="time relative to BPTT")
+        ticks = [
+            x
+            for x in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+            if x < 1.1 * max(all_times)
+        ]
+        axes.set_xticks([x for x in ticks if x > 0.9 * min(all_times)], minor=False)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(axis="y", lw=0.4)
         axes.set_title(f"N = {size}", loc="left")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
