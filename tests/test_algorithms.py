@@ -206,6 +206,7 @@ def test_auto_takes_the_most_exact_trace_that_fits():
             assert f"{op.trace_bytes:,} bytes" in op.choice
 
 
+@pytest.mark.slow
 def test_auto_gives_the_gradients_of_the_rules_it_chose():
     whole = online(auto(DENSE, 10**6), DENSE)
     rtrl = online(etpc.compile(DENSE, "rtrl", inputs=XS[0], state=ZERO, weights="all"), DENSE)

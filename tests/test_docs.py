@@ -18,7 +18,7 @@ from tests.pages import OUTPUT_OPTIONS, ROOT, code_blocks, run_page
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # `make test` runs these alone, and continuous integration all.
-OFTEN = {"README.md", "docs/index.md", "docs/exact.md"}
+OFTEN = {"README.md", "docs/exact.md"}
 # The check for leaked tracers leaves these out.
 UNCHECKED = {"docs/tutorial.md", "docs/choose.md", "docs/pictures.md"}
 MODULES = sorted(

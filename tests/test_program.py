@@ -210,6 +210,7 @@ def test_under_filter_jit():
     close(carry, carry_)
 
 
+@pytest.mark.slow
 def test_vmap_of_one_stream_is_a_batch():
     program, (xs, targets) = program_of(), data(B)
     run = program.value_and_grad(loss, "sum")
@@ -283,6 +284,7 @@ def online_gradient(model, algo, steps):
     return program, xs, targets, run(model, xs, targets, carry)[1]
 
 
+@pytest.mark.slow
 def test_gradients_of_windows_in_a_scan():
     """The same around windows, which then are those of the program."""
     model, algo = test_online.RECURRENT, etpc.ES_D_RTRL(1, window=2)

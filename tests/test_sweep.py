@@ -66,6 +66,7 @@ def test_drawn_structures(program, number):
     agrees(program, number, second=True)
 
 
+@pytest.mark.slow
 @given(grammar.programs(narrow=True, marks=True, complex=True), st.integers(0, 400))
 @settings(max_examples=3)
 def test_drawn_structures_with_narrow_types_and_marks(program, number):

@@ -200,6 +200,7 @@ def test_rows() -> None:
         assert row.rate in [factor * task.rate for factor in arms.GRID]
 
 
+@pytest.mark.slow
 def test_the_rate_is_that_with_the_lowest_loss() -> None:
     task = dataclasses.replace(TINY, updates=60, points=2, rate=1e-3)
     learner = arms.Learner(task, arms.Arm("BPTT", None))

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import etpc
 from examples.rules.uoro import UORO, RandomDirection
@@ -60,6 +61,7 @@ def test_the_mean_over_all_signs_is_rtrl():
     assert int(carry.shared[0]) == windows_that_count + 1
 
 
+@pytest.mark.slow
 def test_one_draw_is_not():
     program, one, _ = online(UORO(window=W), 1)
     _, other, _ = online(UORO(RandomDirection(seed=1), window=W), 1)

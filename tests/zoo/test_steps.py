@@ -8,19 +8,15 @@ from tests.zoo.steps import STEPS
 
 OFTEN = (
     "weight_squared",
-    "grad_inside",
     "complex_state_conj_rec",
     "switch_by_state_int",
     "cond_in_scan",
-)
-OFTEN = (
-    *OFTEN,
     "emb_recurrent",
     "left_right_matrix_rec",
     "conv_rec_and_in",
     "merged_state_between",
+    "weight_in_both_branches",
 )
-OFTEN = (*OFTEN, "weight_in_both_branches", "group_and_shared", "perm_state")
 
 
 @pytest.mark.parametrize(
