@@ -120,12 +120,9 @@ def _cells(rows: Rows) -> Iterator[tuple[str, Figure]]:
             axes.plot(times, at, marker, color=colour, label=rule, ms=5)
         axes.set_yticks(range(len(names)), names)
         axes.set(xscale="log", xlabel="time relative to BPTT")
-        ticks = [
-            x
-            for x in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, 64)
-            if x < 1.1 * max(all_times)
-        ]
-        axes.set_xticks([x for x in ticks if x > 0.9 * min(all_times)], minor=False)
+        low, high = 0.9 * min(all_times), 1.1 * max(all_times)
+        ticks = (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+        axes.set_xticks([x for x in ticks if low < x < high])
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(axis="y", lw=0.4)

@@ -122,7 +122,7 @@ def learn(
         reward, over, chain = act(chain, action, length)
         either = lambda new, old: jnp.where(over, new, old)
         chain = jax.tree.map(either, begin(keys[1]), chain)
-        carry = jax.tree.map(either, program.init(), carry)
+        carry = program.reset(carry, over)
         after = (model, carry, trace, new_value, reward, over, chain)
         return after, (reward > 0, over)
 

@@ -478,8 +478,7 @@ class Emitter:
         they are overwritten.
         """
         products: dict[Any, Products] = {}
-        own: dict[int, Carry] = {}
-        entries: dict[int, Array] = {}
+        own, entries = list(traces.own), {}
         sharing: dict[int, list[OpPlan]] = {}
         for p in self.plan.traced:
             sharing.setdefault(p.op.number if p.shares is None else p.shares, []).append(p)
@@ -514,7 +513,7 @@ class Emitter:
             if read is not None:
                 entries[p.op.number] = read
         past = traces.past if moves.past is None else moves.past
-        return Traces([own[n] for n in range(len(own))], shared, each, past), entries
+        return Traces(own, shared, each, past), entries
 
     # --- backward ---
 

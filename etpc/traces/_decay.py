@@ -53,18 +53,23 @@ class Decay(Trace):
         counted = factors.counted
         if counted is None:
             counted = jnp.ones((steps, 1), norm.dtype)
+        powers = decay ** np.arange(steps + 1.0)
         ages = np.arange(steps + 1)[:, None] - np.arange(1, steps + 1)
-        weights = jnp.asarray(np.where(ages >= 0, decay ** np.maximum(ages, 0.0), 0), norm.dtype)
-        new = jnp.matmul(weights, counted.astype(norm.dtype), precision=lax.Precision.HIGHEST)
-        norms = jnp.asarray(decay ** np.arange(steps + 1.0), norm.dtype)[:, None] * norm[None] + new
+        # Of the steps 1 to W, in columns, after 0 to W steps.
+        weights = np.where(ages >= 0, powers[np.maximum(ages, 0)], 0)
+        new = jnp.matmul(
+            jnp.asarray(weights, norm.dtype),
+            counted.astype(norm.dtype),
+            precision=lax.Precision.HIGHEST,
+        )
+        norms = jnp.asarray(powers, norm.dtype)[:, None] * norm[None] + new
         path = jnp.concatenate([eps_f[None], rest_f]), norms
         assert factors.x is not None
         x = factors.x.astype(eps_x.dtype)
-        powers = decay ** np.arange(x.shape[0], -1.0, -1.0)
         fed = jnp.tensordot(
-            jnp.asarray(powers[1:], x.dtype), x, axes=1, precision=lax.Precision.HIGHEST
+            jnp.asarray(weights[-1], x.dtype), x, axes=1, precision=lax.Precision.HIGHEST
         )
-        last_x = real.type(powers[0]) * eps_x + fed.reshape(eps_x.shape)
+        last_x = real.type(powers[-1]) * eps_x + fed.reshape(eps_x.shape)
         return (last_x, last_f.reshape(carry[1].shape), norms[-1]), path
 
     def credit(

@@ -21,7 +21,6 @@ from ._transitions import times
 Given = tuple[Array, int | None]
 """An array [B, ...], and its axis that is cut where that of the trace's inputs is; `None` where none is."""
 
-
 LARGE = 2
 """An example is large that has more bytes than so many pieces."""
 

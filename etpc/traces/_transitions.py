@@ -186,13 +186,16 @@ def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tupl
         return last[None], transition[0]
     if not pairs.m:
         return jnp.zeros_like(transition), transition[0]
-    product, begin, given = functools.partial(compose, pairs), last, transition
-    if pairs.dense:  # in a loop a reshape would keep XLA's CPU backend from vectorising it
-        product, begin, given = _compose_dense, _square(last, pairs.m), _square(given, pairs.m)
-        if pairs.m <= UNROLLED:  # and so would a read of rows
-            entries, m = _parts(transition, -2), pairs.m
-            product = _compose_rows
-            given = [jnp.stack(entries[c * m : (c + 1) * m], -2) for c in range(m)]
+    m = pairs.m
+    # In a loop a reshape would keep XLA's CPU backend from vectorising it, and so would a read of rows.
+    if not pairs.dense:
+        product, begin, given = functools.partial(compose, pairs), last, transition
+    elif m > UNROLLED:
+        product, begin, given = _compose_dense, _square(last, m), _square(transition, m)
+    else:
+        entries = _parts(transition, -2)
+        rows = [jnp.stack(entries[c * m : (c + 1) * m], -2) for c in range(m)]
+        product, begin, given = _compose_rows, _square(last, m), rows
 
     def back(after, now):
         return product(after, now), after
