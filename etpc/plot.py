@@ -17,7 +17,7 @@ from ._errors import InputError, SelectionError, UnsupportedError
 from ._jax import evaluate, is_step_function
 from ._verify import Report, StepFunction, bptt
 from .algorithms import Algorithm, resolve
-from .plan import OpPlan
+from .plan import OpPlan, TracePlan
 from .run import Program, compile
 from .trace._leaves import shape_of
 
@@ -269,6 +269,7 @@ def _find(program: Program, op: int | str) -> OpPlan:
 
 
 def _carried(program: Program, p: OpPlan) -> int:
+    """The place of its trace, or of the one that holds it, among those that are carried."""
     owner = p.op.number if p.shares is None else p.shares
     return [q.op.number for q in program.plan.carried].index(owner)
 
@@ -291,9 +292,15 @@ def _one_example(program: Program, xs: Any, example: int) -> Any:
     return xs
 
 
+def _trace(p: OpPlan) -> TracePlan:
+    """Of an operation that has one."""
+    assert p.trace is not None
+    return p.trace
+
+
 def _shown(p: OpPlan, trace: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
     """The arrays to show of a trace of one example, by name."""
-    return p.trace.shown(p.site, trace)
+    return _trace(p).form.shown(_trace(p).site, trace)
 
 
 def _entries(p: OpPlan, trace: tuple[jax.Array, ...]) -> list[jax.Array]:
@@ -304,7 +311,7 @@ def _arrays(p: OpPlan) -> dict[str, Any]:
     """Shapes of the arrays to show, by name."""
 
     def one() -> dict[str, jax.Array]:
-        return _shown(p, tuple(a[0] for a in p.trace.init(p.site, 1)))
+        return _shown(p, tuple(a[0] for a in _trace(p).form.init(_trace(p).site, 1)))
 
     return jax.eval_shape(one)
 

@@ -116,7 +116,7 @@ def _leaving(plan: Plan) -> set[tuple[Name, Name]]:
     found: set[tuple[Name, Name]] = set()
     onward = sp.csr_array(a.transition.T)
     for p, reach in zip(plan.ops, a.reach, strict=True):
-        if p.form is None or reach.closed:
+        if p.trace is None or reach.closed:
             continue
         for path, start, stop in zip(
             a.hidden.paths, a.hidden.offsets, a.hidden.offsets[1:], strict=False
@@ -185,14 +185,14 @@ def _op(p: OpPlan, program: Shown) -> Node:
     name = ("op", f"{p.path}#{p.op.number}")
     claim = "exact" if p.exact else "approximate"
     hover = [p.path, f"{p.kind} at {re.split(_FOLDER, p.op.equation.source)[-1]}"]
-    if p.form is None:
+    if p.trace is None:
         hover.append(f"no trace: {p.reason}")
         return Node(name, p.path, f"{p.kind} · no trace", claim, False, tuple(hover), "")
     shape = shape_text(p)
     size = "part of another trace" if p.shares is not None else f"{p.trace_bytes:,} bytes"
     hover += [
         f"reaches {', '.join(p.states)}, in blocks of at most {p.block:,}",
-        f"trace {shape} of {jnp.dtype(p.dtype).name}: {size}",
+        f"trace {shape} of {jnp.dtype(p.trace.dtype).name}: {size}",
         f"gradient: {verdict(program.plan, p, program.claims)}",
         *(f"left out: {text}" for text in p.escapes),
     ]

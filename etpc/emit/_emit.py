@@ -18,7 +18,8 @@ from jax import Array, lax
 
 from .._jax import promoting, result_type
 from .._tuning import tuning
-from ..plan import OpPlan, Plan
+from ..analyse import WeightOp, trace_dtype
+from ..plan import OpPlan, Plan, TracePlan
 from ..traces import Carry, Factors, Traces
 from ..traces._transitions import suffix_products
 from ._forward import Forward, Rollout, Stored
@@ -144,13 +145,13 @@ class Window:
         grads, entries = sums
         for p in self.plan.carried:
             if p.op.number in entries:
-                gradient = p.trace.gathered(p.site, entries[p.op.number])
-                grads = _accumulated(self.plan, grads, p, gradient)
+                gradient = p.form.gathered(p.site, entries[p.op.number])
+                grads = _accumulated(self.plan, grads, p.op, gradient)
         return list(grads)
 
     def fresh_traces(self, batch: int) -> Traces:
         """Traces of a stream that begins, [B, ...]."""
-        own = [p.trace.init(p.site, batch) for p in self.plan.carried]
+        own = [p.form.init(p.site, batch) for p in self.plan.carried]
         d = self.plan.directions
         if d is None:
             return Traces(own)
@@ -180,7 +181,7 @@ class Window:
         traces = jax.eval_shape(lambda: self.fresh_traces(1))
         for p, trace in zip(plan.carried, traces.own, strict=True):
             shapes = [f"{a.dtype.name}{list(a.shape[1:])}" for a in jax.tree.leaves(trace)]
-            lines.append(f"    {p.path}: {' + '.join(shapes)}")
+            lines.append(f"    {p.op.path}: {' + '.join(shapes)}")
         return "\n".join(lines)
 
 
@@ -285,7 +286,7 @@ class Emitter:
         cut = CutResiduals(
             self._by_inputs(weights, others, xs, rollout) if by_inputs else None,
             *(jacobians, data, paths),
-            {p.op.number: factors[p.op.number] for p in self.plan.traced if not p.closed},
+            {p.op.number: factors[p.op.number] for p in self.plan.traces if not p.closed},
         )
         return (ys, rollout.last), moves, Residuals(read_pull, traces, fresh, cut)
 
@@ -295,7 +296,7 @@ class Emitter:
     def _follow(self, factors: dict[int, Factors], traces: Traces):
         """Each trace as its form follows the window, and by number what its credit needs of that."""
         pairs = [
-            p.trace.follow(p.site, factors[p.op.number], trace)
+            p.form.follow(p.site, factors[p.op.number], trace)
             for p, trace in zip(self.plan.carried, traces.own, strict=True)
         ]
         paths = {p.op.number: path for p, (_, path) in zip(self.plan.carried, pairs, strict=True)}
@@ -397,7 +398,8 @@ class Emitter:
                 own = self._by_columns(p, lambda bars, place=place: pull(bars)[1][place], parts)
             else:
                 own = [immediate[place].reshape(*immediate[place].shape[:3], -1)]
-            compressed.append([j.astype(p.dtype) for j in own])
+            dtype = trace_dtype(self.plan.analysis, p.op)
+            compressed.append([j.astype(dtype) for j in own])
         without_past = jax.vmap(lambda by_state: _without_past(by_state, fresh))
         return Jacobians([without_past(j) for j in transition], compressed)
 
@@ -444,12 +446,13 @@ class Emitter:
         flat = rows(jacobians.transition)
         xs = [None] * len(self.live) if data is None else self._data_by_op(data)
         for place, p in enumerate(self.live):
-            if p.layout is None or p.immediate is None:
+            if p.trace is None:
                 continue
-            if p.layout not in moves:
-                moves[p.layout] = take_rows(flat, p.layout.transition)
-            own = take(rows(jacobians.immediate[place]), p.immediate)
-            found[p.op.number] = Factors(xs[place], own, moves[p.layout])
+            layout = p.trace.layout
+            if layout not in moves:
+                moves[layout] = take_rows(flat, layout.transition)
+            own = take(rows(jacobians.immediate[place]), p.trace.immediate)
+            found[p.op.number] = Factors(xs[place], own, moves[layout])
         return found
 
     def _data_by_op(self, data: Arrays) -> list[Array | None]:
@@ -479,8 +482,8 @@ class Emitter:
         """
         products: dict[Any, Products] = {}
         own, entries = list(traces.own), {}
-        sharing: dict[int, list[OpPlan]] = {}
-        for p in self.plan.traced:
+        sharing: dict[int, list[TracePlan]] = {}
+        for p in self.plan.traces:
             sharing.setdefault(p.op.number if p.shares is None else p.shares, []).append(p)
         shared, each, along = traces.shared, traces.each, None
         d, given = self.plan.directions, moves.along
@@ -508,7 +511,7 @@ class Emitter:
             if p.directions is not None and along is not None:
                 passage = FollowedPassage(passage, ops, along)
             start = None if starts is None else starts.of_trace[p.op.number]
-            now, read = p.trace.advance(p.site, passage, trace, followed, start)
+            now, read = p.form.advance(p.site, passage, trace, followed, start)
             own[n] = now
             if read is not None:
                 entries[p.op.number] = read
@@ -548,13 +551,12 @@ class Emitter:
                     shape = (*virtual.shape, of_block.shape[-1])
                     of_virtual = jnp.broadcast_to(virtual[..., None], shape)
                     of_block = jnp.concatenate([of_block, of_virtual.astype(of_block.dtype)], 1)
-                starts[number] = p.trace.start(p.site, of_block, trace)
-                rows_of = p.trace.rows(p.site, starts[number], trace)
+                starts[number] = p.form.start(p.site, of_block, trace)
+                rows_of = p.form.rows(p.site, starts[number], trace)
                 weights_bar = self._past(weights_bar, p, starts[number], trace, read_traces)
                 if rows_of:
-                    weights_bar = _accumulated(
-                        self.plan, weights_bar, p, self._product(p, *rows_of)
-                    )
+                    product = self._product(p.op, *rows_of)
+                    weights_bar = _accumulated(self.plan, weights_bar, p.op, product)
             return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, credit)
         weights_bar, old, new, deltas = r.pull(ys_bar)
         assert r.cut is not None
@@ -566,32 +568,31 @@ class Emitter:
         credit = Credit(self.plan, cut.jacobians.transition, old, new, self.reads_old)
         for place, p in enumerate(self.live):
             delta, number, past = deltas[place], p.op.number, []
-            if p.form is None:
-                here = into_op(self.plan, cut.jacobians.immediate[place], new, p)
+            immediate, t = cut.jacobians.immediate[place], p.trace
+            if t is None:
+                here = into_op(self.plan, immediate, new, p.op)
             else:
-                signals = OpSignals(
-                    credit, p, cut.jacobians.immediate[place], cut.blocks.get(number)
-                )
-                here, start = p.trace.credit(p.site, signals, cut.paths.get(number, ()))
+                signals = OpSignals(credit, t, immediate, cut.blocks.get(number))
+                here, start = t.form.credit(t.site, signals, cut.paths.get(number, ()))
                 if number in carried:
                     starts[number], trace = start, carried[number]
-                    past = p.trace.rows(p.site, start, trace)
-                    weights_bar = self._past(weights_bar, p, start, trace, read_traces)
+                    past = t.form.rows(t.site, start, trace)
+                    weights_bar = self._past(weights_bar, t, start, trace, read_traces)
             delta = delta + here.reshape(delta.shape)
-            gradient = self._product(p, (xs[place], delta), *past)
-            weights_bar = _accumulated(self.plan, weights_bar, p, gradient)
+            gradient = self._product(p.op, (xs[place], delta), *past)
+            weights_bar = _accumulated(self.plan, weights_bar, p.op, gradient)
         return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, None)
 
-    def _past(self, weights_bar, p: OpPlan, start, trace, read: bool) -> list[Array]:
+    def _past(self, weights_bar, p: TracePlan, start, trace, read: bool) -> list[Array]:
         """The gradient with what a trace gives entry by entry, if it does and is to be read."""
-        entries = p.trace.entries(p.site, start, trace) if read else None
+        entries = p.form.entries(p.site, start, trace) if read else None
         if entries is None:
             return weights_bar
-        return _accumulated(self.plan, weights_bar, p, p.trace.gathered(p.site, entries))
+        return _accumulated(self.plan, weights_bar, p.op, p.form.gathered(p.site, entries))
 
-    def _product(self, p: OpPlan, *given: tuple[Array | None, Array]) -> Array:
+    def _product(self, op: WeightOp, *given: tuple[Array | None, Array]) -> Array:
         """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
-        kind = p.op.kind
+        kind = op.kind
         delta = _stacked([d.reshape(*d.shape[:2], kind.groups, kind.outputs) for _, d in given])
         data = [
             x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in given if x is not None
@@ -611,16 +612,16 @@ def _summable(grads: Arrays) -> list[Array]:
     return [g.astype(sum_dtype(g)) for g in grads]
 
 
-def _no_entries(p: OpPlan) -> Array | None:
+def _no_entries(p: TracePlan) -> Array | None:
     """What `entries` of a trace is like."""
     credit = jnp.zeros((1, p.site.block, p.site.count), p.dtype)
-    carry = p.trace.init(p.site, 1)
-    return p.trace.entries(p.site, p.trace.start(p.site, credit, carry), carry)
+    carry = p.form.init(p.site, 1)
+    return p.form.entries(p.site, p.form.start(p.site, credit, carry), carry)
 
 
-def _accumulated(plan: Plan, grads: Arrays, p: OpPlan, more: Array) -> list[Array]:
+def _accumulated(plan: Plan, grads: Arrays, op: WeightOp, more: Array) -> list[Array]:
     """Gradients by the weights, with more of that of one operation's."""
-    place = plan.analysis.split.weights.index(p.op.weight)
+    place = plan.analysis.split.weights.index(op.weight)
     dtype = grads[place].dtype
     if not jnp.issubdtype(dtype, jnp.complexfloating):
         more = more.real

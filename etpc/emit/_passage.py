@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from jax import Array
 
-from ..plan import OpPlan
+from ..plan import TracePlan
 from ..traces import Factors
 from ..traces._transitions import apply
 from ._gather import take
@@ -19,7 +19,7 @@ Products = tuple[Array, Array]
 class CutPassage:
     """By the transitions of the cut steps among the states of a block."""
 
-    p: OpPlan
+    p: TracePlan
     factors: Sequence[Factors]
     """Of all operations that the trace is for."""
     products: Callable[[], Products]
@@ -66,7 +66,7 @@ class FollowedPassage:
     """
 
     inner: CutPassage
-    ops: Sequence[OpPlan]
+    ops: Sequence[TracePlan]
     followed: Followed
     factors = None
     ready = True

@@ -27,7 +27,7 @@ def rank_bounds(plan: Plan) -> dict[int, Bound]:
     """For operations with a trace and a factor, by number: what their rank cannot exceed."""
     emitter = Emitter(plan, StepFunctions(plan.analysis))
     step = plan.analysis.step
-    ops = [p for p in plan.traced if p.op.kind.data is not None]
+    ops = [p for p in plan.traces if p.op.kind.data is not None]
     groups = [step.parameters, step.inputs, step.state]
     avals, treedef = jax.tree.flatten([[v.aval for v in group] for group in groups])
 

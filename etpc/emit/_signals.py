@@ -7,7 +7,8 @@ from functools import cached_property
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..plan import OpPlan, Plan
+from ..analyse import WeightOp
+from ..plan import Plan, TracePlan
 from ..traces import Factors
 from ..traces._transitions import apply_back, times
 from ._gather import by_step, columns, rows, take, weighted
@@ -52,7 +53,7 @@ class OpSignals:
     """The learning signals of a window, as one operation sees them."""
 
     credit: Credit
-    p: OpPlan
+    p: TracePlan
     immediate: Arrays
     """The compressed F of the operation."""
     factors: Factors | None
@@ -68,20 +69,20 @@ class OpSignals:
         credit, p, at = self.credit, self.p, self.p.layout.states
         if self.factors is None:
             credits, start = credit.through
-            return into_op(credit.plan, self.immediate, credits, p), take(start, at)
+            return into_op(credit.plan, self.immediate, credits, p.op), take(start, at)
         old, new = take(credit.old, at), take(credit.new, at)
         here, start = _within(p.layout.pairs, self.factors.transition, old, new)
         return times(here, self.factors.immediate).sum(-2), start
 
 
-def into_op(plan: Plan, immediate: Arrays, signal: Arrays, p: OpPlan) -> Array:
+def into_op(plan: Plan, immediate: Arrays, signal: Arrays, op: WeightOp) -> Array:
     """`F^T` on a signal."""
-    by_columns = plan.colours.columns.get(p.op.number)
+    by_columns = plan.colours.columns.get(op.number)
     if by_columns is not None:
         parts = [times(s[None], j) for j, s in zip(immediate, signal, strict=True)]
         return take(rows(parts), by_columns.entries).sum(-1)
     (own,) = immediate
-    owner = plan.colours.immediate[p.op.number]
+    owner = plan.colours.immediate[op.number]
     if owner.at.shape[-1] == 0:
         return jnp.zeros(own.shape[1:], own.dtype)
     return weighted(signal, owner, own)

@@ -114,7 +114,7 @@ class Uncut:
         of_op = {
             p.op.number: jnp.moveaxis(delta.reshape(*delta.shape[:3], -1), 0, 2)
             for p, delta in zip(self.live, deltas, strict=True)
-            if p.directions is not None
+            if p.trace is not None and p.trace.directions is not None
         }
         return Directed(ends, chosen, jnp.concatenate(starts, -1), of_op, push)
 

@@ -3,7 +3,7 @@
 from ._blocks import Colouring, Layout
 from ._claims import Claim, Reason, claims
 from ._pairs import Pairs
-from ._plan import UNMARKED, Group, OpPlan, Plan, context, plan
+from ._plan import UNMARKED, Group, OpPlan, Plan, TracePlan, context, plan
 
 __all__ = [
     "UNMARKED",
@@ -15,6 +15,7 @@ __all__ = [
     "Pairs",
     "Plan",
     "Reason",
+    "TracePlan",
     "claims",
     "context",
     "plan",

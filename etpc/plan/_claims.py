@@ -68,7 +68,7 @@ def _claim(plan: Plan, number: int, path: str) -> Claim:
     reasons = tuple(reason for p in relevant for reason in reasons_of(plan, p))
     if not reasons:
         return Claim(path, "exact", (), uses)
-    traced = any(p.form is not None for p in relevant)
+    traced = any(p.trace is not None for p in relevant)
     return Claim(path, "approximate" if traced else "current step", reasons, uses)
 
 
@@ -77,10 +77,11 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     reach = plan.analysis.reach[p.op.number]
     if reach.role != "state":
         return []
-    if p.form is None:
+    if p.trace is None:
         return [Reason("untraced", p.reason, p)]
-    found = [Reason("form", p.form.left_out, p)] if not p.form.exact else []
-    texts = left_out(reach, p.directions)
+    form = p.trace.form
+    found = [Reason("form", form.left_out, p)] if not form.exact else []
+    texts = left_out(reach, p.trace.directions)
     if not reach.escapes:  # but what is followed along directions alone
         return found + [Reason("form", text, p) for text in texts]
     return found + [

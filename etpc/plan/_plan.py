@@ -20,24 +20,81 @@ from ._pairs import with_virtual
 from ._window import AT_LEAST, chosen_window, window_matters
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Where what moves a trace is read."""
+
+    layout: Layout
+    """Of its blocks: where `D` lies in the compressed Jacobian."""
+    immediate: Any
+    """Likewise `F`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TracePlan:
+    """The trace of one weight operation."""
+
+    op: WeightOp
+    form: Trace
+    members: Pattern
+    """Outputs x states: the states that the trace of each output holds."""
+    closed: bool
+    """Whether what a block reaches is in the block, so that nothing leaves the trace that way."""
+    dtype: Any
+    """At least float32, and complex where the operation is."""
+    directions: Directions | None = None
+    """Along which what escapes from the trace is followed; `None` where nothing is."""
+    shares: int | None = None
+    """The number of an operation with the same weight and blocks, whose trace holds this one's too;
+    `None` where it has its own."""
+    tables: Tables | None = None
+    """`None` before they are laid out."""
+
+    @property
+    def block(self) -> int:
+        """m, the most states that one output has."""
+        return int(np.diff(self.members.indptr).max(initial=0))
+
+    @property
+    def virtual(self) -> int:
+        """How many virtual states the trace has besides the block."""
+        return 0 if self.directions is None else self.directions.count
+
+    @property
+    def bytes(self) -> int:
+        """Carried for one example; none where another trace holds it."""
+        return 0 if self.shares is not None else bytes_of(self.form, self.site)
+
+    @property
+    def layout(self) -> Layout:
+        """Of its blocks, once it is laid out."""
+        assert self.tables is not None
+        return self.tables.layout
+
+    @property
+    def immediate(self) -> Any:
+        """Where `F` lies in the compressed Jacobian, once it is laid out."""
+        assert self.tables is not None
+        return self.tables.immediate
+
+    @cached_property
+    def site(self) -> Site:
+        """What the form knows of the operation."""
+        pairs = None if self.tables is None else self.tables.layout.pairs
+        if pairs is not None and self.virtual:
+            pairs = with_virtual(pairs, self.virtual)
+        return Site(self.op.kind, self.block + self.virtual, self.dtype, self.closed, pairs)
+
+
+@dataclasses.dataclass(frozen=True)
 class OpPlan:
     """What the program does with one weight operation."""
 
     op: WeightOp
-    form: Trace | None
-    """The form of its trace, or `None` if it has none."""
-    members: Pattern
-    """Outputs x states: the states that the trace of each output holds."""
-    block: int
-    """m, the most of them that one output has."""
-    closed: bool
-    """Whether what a block reaches is in the block, so that nothing leaves the trace that way."""
-    layout: Any
-    """The `Layout` of its blocks, or `None` if it has no trace."""
-    immediate: Any
-    """Where `F` lies in the compressed Jacobian, or `None`."""
     states: tuple[str, ...]
+    """The paths of the hidden states that it reaches."""
+    trace: TracePlan | None
+    """`None` if it has none."""
     exact: bool
     """Whether the gradient through this operation is that of BPTT."""
     escapes: tuple[str, ...]
@@ -46,32 +103,6 @@ class OpPlan:
     """Why there is no trace; empty if there is one."""
     choice: str
     """Why the trace has the form that it has, where the algorithm chose it."""
-    shares: int | None
-    """The number of an operation with the same weight and blocks, whose trace holds this one's too;
-    `None` where it has its own."""
-    dtype: Any
-    """Of the trace: at least float32, and complex where the operation is."""
-    directions: Directions | None = None
-    """Along which what escapes from the trace is followed; `None` where nothing is."""
-
-    @property
-    def virtual(self) -> int:
-        """How many virtual states the trace has besides the block."""
-        return 0 if self.directions is None else self.directions.count
-
-    @cached_property
-    def site(self) -> Site:
-        """What the trace knows of the operation."""
-        pairs = None if self.layout is None else self.layout.pairs
-        if pairs is not None and self.virtual:
-            pairs = with_virtual(pairs, self.virtual)
-        return Site(self.op.kind, self.block + self.virtual, self.dtype, self.closed, pairs)
-
-    @property
-    def trace(self) -> Trace:
-        """The form, of an operation that has a trace."""
-        assert self.form is not None
-        return self.form
 
     @property
     def path(self) -> str:
@@ -82,18 +113,31 @@ class OpPlan:
         return self.op.kind.name
 
     @property
+    def form(self) -> Trace | None:
+        """The form of its trace, or `None` if it has none."""
+        return None if self.trace is None else self.trace.form
+
+    @property
+    def block(self) -> int:
+        """m, the most states that the trace of one output holds."""
+        return 0 if self.trace is None else self.trace.block
+
+    @property
+    def shares(self) -> int | None:
+        """The number of an operation whose trace holds this one's too."""
+        return None if self.trace is None else self.trace.shares
+
+    @property
     def trace_shape(self) -> Any:
         """Shape of the trace of one example, [(G,) I, (m,) O] where it is full; one shape for each
         factor where it is factored. Axes of length one are left out for G and m."""
-        shapes = () if self.form is None else self.form.shapes(self.site)
+        shapes = () if self.trace is None else self.trace.form.shapes(self.trace.site)
         return shapes[0] if len(shapes) == 1 else shapes
 
     @property
     def trace_bytes(self) -> int:
         """Bytes carried for one example; none where it shares a trace."""
-        if self.form is None or self.shares is not None:
-            return 0
-        return bytes_of(self.form, self.site)
+        return 0 if self.trace is None else self.trace.bytes
 
     def __repr__(self) -> str:
         return f"OpPlan({self.path}, {self.kind}, block={self.block}, exact={self.exact})"
@@ -131,7 +175,7 @@ class Plan:
     def directions(self) -> Directions | None:
         """Along which influence is followed that escapes from the traces; `None` where none escapes, or
         the algorithm follows none."""
-        return next((p.directions for p in self.ops if p.directions is not None), None)
+        return next((t.directions for t in self.traces if t.directions is not None), None)
 
     @property
     def behind(self) -> int:
@@ -141,17 +185,22 @@ class Plan:
 
     @property
     def traced(self) -> tuple[OpPlan, ...]:
-        return tuple(p for p in self.ops if p.form is not None)
+        return tuple(p for p in self.ops if p.trace is not None)
 
     @property
-    def carried(self) -> tuple[OpPlan, ...]:
-        """Those with a trace of their own."""
-        return tuple(p for p in self.traced if p.shares is None)
+    def traces(self) -> tuple[TracePlan, ...]:
+        """Those of the operations that have one."""
+        return tuple(p.trace for p in self.ops if p.trace is not None)
+
+    @property
+    def carried(self) -> tuple[TracePlan, ...]:
+        """Those that no other trace holds."""
+        return tuple(t for t in self.traces if t.shares is None)
 
     @property
     def window_matters(self) -> bool:
         """Whether another window would give another gradient."""
-        return window_matters(self.algorithm, self.carried)
+        return window_matters(self.algorithm, self.traces)
 
     def window_for(self, steps: int) -> int:
         """The window of a sequence: that of the plan, which the last one may be shorter than.
@@ -167,7 +216,7 @@ class Plan:
     def __str__(self) -> str:
         rows = [f"plan for {self.algorithm}: {self.colours} a step"]
         for p in self.ops:
-            what = f"trace {p.trace_shape}" if p.form is not None else f"no trace: {p.reason}"
+            what = f"trace {p.trace_shape}" if p.trace is not None else f"no trace: {p.reason}"
             rows.append(f"  {p.path} {p.kind}: {what}")
         return "\n".join(rows)
 
@@ -209,7 +258,7 @@ def plan(
     window, why = AT_LEAST, ""
     if algorithm.window != "auto":
         window = int(algorithm.window)
-    elif not window_matters(algorithm, ops):
+    elif not window_matters(algorithm, [p.trace for p in ops if p.trace is not None]):
         window, why = chosen_window(analysis, ops, colours.count)
     elif algorithm.lookback is not None:
         window = min(window, algorithm.lookback)
@@ -277,12 +326,14 @@ def _share(ops: list[OpPlan]) -> list[OpPlan]:
     owners: dict[Any, int] = {}
     shared = []
     for p in ops:
-        entries = None if p.form is None else p.form.same(p.site)
-        if entries is not None:
-            where = (p.members.indptr.tobytes(), p.members.indices.tobytes())
-            same = (p.op.weight, entries, where, p.closed, p.dtype, p.virtual)
+        t = p.trace
+        entries = None if t is None else t.form.same(t.site)
+        if t is not None and entries is not None:
+            where = (t.members.indptr.tobytes(), t.members.indices.tobytes())
+            same = (t.op.weight, entries, where, t.closed, t.dtype, t.virtual)
             owner = owners.setdefault(same, p.op.number)
-            p = p if owner == p.op.number else dataclasses.replace(p, shares=owner)
+            if owner != p.op.number:
+                p = dataclasses.replace(p, trace=dataclasses.replace(t, shares=owner))
         shared.append(p)
     return shared
 
@@ -292,16 +343,18 @@ def _laid_out(ops: list[OpPlan], analysis: Analysis, colours: Colouring) -> list
     found = []
     layouts: dict[tuple[tuple[int, ...], bytes, bool], Layout] = {}
     for p in ops:
-        if p.form is None:
+        t = p.trace
+        if t is None:
             found.append(p)
             continue
         n = p.op.number
-        rows = block_rows(p.members)
-        key = (rows.shape, rows.tobytes(), p.closed)
+        rows = block_rows(t.members)
+        key = (rows.shape, rows.tobytes(), t.closed)
         if key not in layouts:
-            layouts[key] = layout(rows, analysis.transition, colours, p.closed)
+            layouts[key] = layout(rows, analysis.transition, colours, t.closed)
         index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
-        found.append(dataclasses.replace(p, layout=layouts[key], immediate=index))
+        laid_out = dataclasses.replace(t, tables=Tables(layouts[key], index))
+        found.append(dataclasses.replace(p, trace=laid_out))
     return found
 
 
@@ -321,7 +374,7 @@ def _describe(
     reach = analysis.reach[op.number]
     form: Trace | None = None
     why = ""
-    block = 0
+    trace = None
     directions = choice.directions
     if reach.block.nnz and not reach.escapes:
         directions = None
@@ -330,36 +383,28 @@ def _describe(
         form, why = choice.forms[op.number], choice.reasons.get(op.number, "")
         if form is None:
             reason = f"{type(algorithm).__name__} keeps no traces; it gets the gradient of the last steps"
-    dtype = trace_dtype(analysis, op)
     if form is None:
         directions = None
-    virtual = 0 if directions is None else directions.count
-    members = reach.block
-    if form is not None:
+    else:
+        members = reach.block
         if form.start_alone and reach.closed and algorithm.in_window == "truncated":
             members = _lasting(analysis, members)
-        block = int(np.diff(members.indptr).max(initial=0))
-        form = form.settle(Site(op.kind, block + virtual, dtype, reach.closed))
+        dtype = trace_dtype(analysis, op)
+        trace = TracePlan(op, form, members, reach.closed, dtype, directions)
+        form = form.settle(trace.site)
+        trace = dataclasses.replace(trace, form=form)
     escapes = left_out(reach, directions)
     if form is not None and not form.exact:
         escapes = (form.left_out, *escapes)
     traceless = reach.role == "state" and form is None
     return OpPlan(
         op=op,
-        form=form,
-        members=members,
-        block=block,
-        closed=reach.closed,
-        layout=None,
-        immediate=None,
         states=analysis.hidden.names(reach.states),
+        trace=trace,
         exact=not escapes and not traceless,
         escapes=escapes,
         reason=reason,
         choice=why,
-        shares=None,
-        dtype=dtype,
-        directions=directions,
     )
 
 
@@ -411,7 +456,7 @@ DEFAULT_MEMORY = 1 << 34
 
 def _check_memory(ops: list[OpPlan], memory: int | None, batch_size: int) -> None:
     limit = DEFAULT_MEMORY if memory is None else memory
-    traced = [p for p in ops if p.form is not None]
+    traced = [p for p in ops if p.trace is not None]
     total = batch_size * sum(p.trace_bytes for p in traced)
     stated = f"memory={limit:,}" if memory is not None else f"the default limit of {limit:,}"
     if total > limit:
@@ -472,17 +517,17 @@ def _marked(analysis: Analysis) -> set[int]:
 def _groups(ops: list[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
     graph: nx.Graph = nx.Graph()
     for p in ops:
-        if p.form is not None:
+        if p.trace is not None:
             nx.add_path(graph, p.states)
             graph.add_nodes_from(p.states)
     order = {path: i for i, path in enumerate(analysis.hidden.paths)}
     components = [sorted(c, key=order.__getitem__) for c in nx.connected_components(graph)]
     groups = []
     for states in sorted(components, key=lambda c: order[c[0]]):
-        members = [p for p in ops if p.form is not None and set(p.states) & set(states)]
+        members = [p for p in ops if p.trace is not None and set(p.states) & set(states)]
         names = tuple(dict.fromkeys(p.path for p in members))
         groups.append(Group(tuple(states), names, max(p.block for p in members)))
     return tuple(groups)
 
 
-__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "context", "plan"]
+__all__ = ["UNMARKED", "Group", "OpPlan", "Plan", "TracePlan", "context", "plan"]

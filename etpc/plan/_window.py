@@ -12,14 +12,14 @@ AT_LEAST, AT_MOST = 16, 64
 """Steps. Beyond, what a window saves is less than the rest of a step on every network that was measured."""
 
 
-def window_matters(algorithm: Algorithm, ops: Sequence[Any]) -> bool:
+def window_matters(algorithm: Algorithm, traces: Sequence[Any]) -> bool:
     """Whether another window would give another gradient.
 
     Under `in_window="exact"` nothing is cut inside a window, and a low-rank trace is reduced after
     each.
     """
     exact = algorithm.in_window == "exact"
-    return exact or any(p.form is not None and p.form.window_matters for p in ops)
+    return exact or any(t.form.window_matters for t in traces)
 
 
 def chosen_window(analysis: Analysis, ops: Sequence[Any], colours: int) -> tuple[int, str]:
@@ -53,8 +53,8 @@ def bytes_of_step(analysis: Analysis, ops: Sequence[Any], colours: int) -> int:
             numbers += colours * outputs + (
                 kind.groups * kind.inputs if kind.data is not None else 0
             )
-        if p.form is not None:
-            layouts[p.layout] = p.layout.transition.at.size
+        if p.trace is not None:
+            layouts[p.trace.layout] = p.trace.layout.transition.at.size
             numbers += 2 * p.block * outputs
     numbers += 2 * sum(layouts.values())
     return numbers * np.dtype(vector_dtype(analysis)).itemsize

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..analyse import trace_dtype
 from ..plan import Plan
 
 
@@ -34,7 +35,13 @@ def fingerprint(plan: Plan) -> str:
     for p, reach in zip(plan.ops, analysis.reach, strict=True):
         kind = p.op.kind
         add(p.path, kind.name, kind.groups, kind.inputs, kind.outputs, kind.data, p.op.operand)
-        add(p.form, p.trace_shape, p.dtype, p.shares, p.op.number in analysis.cut)
+        add(
+            p.form,
+            p.trace_shape,
+            trace_dtype(analysis, p.op),
+            p.shares,
+            p.op.number in analysis.cut,
+        )
         _add_pattern(digest, reach.block)
     for pattern in (analysis.transition, *analysis.immediate):
         _add_pattern(digest, pattern)

@@ -106,7 +106,7 @@ class Program(Shown):
         """Bytes of the carry: of each trace, of the state, of what else there is, in all."""
         batch_size = self._batch_size(batch_size)
         count = 1 if batch_size is None else batch_size
-        traces = tuple((p.path, count * p.trace_bytes) for p in self.plan.carried)
+        traces = tuple((t.op.path, count * t.bytes) for t in self.plan.carried)
         state = count * (
             _bytes(self.runner.step.state_leaves.avals) + 1
         )  # one byte says if it is fresh
@@ -129,13 +129,13 @@ class Program(Shown):
             )
         found = []
         for p, trace in zip(self.plan.carried, carry.traces, strict=True):
-            bounds = p.trace.bounds(p.site, trace)
+            bounds = p.form.bounds(p.site, trace)
             if bounds is not None:
                 off, gradient = bounds
                 batch = off.shape[:1] if carry.batched else ()
                 off = off.reshape(*batch, p.block, *p.site.group, p.op.kind.outputs)
                 found.append(
-                    Certificate(p.path, off, gradient.sum(0) if carry.batched else gradient)
+                    Certificate(p.op.path, off, gradient.sum(0) if carry.batched else gradient)
                 )
         return tuple(found)
 

@@ -81,7 +81,7 @@ class Runner:
         ]
         zeroed = lambda a: instead(jnp.zeros((), a.dtype), a)
         own = [
-            p.trace.restart(p.site, trace, zeroed)
+            p.form.restart(p.site, trace, zeroed)
             for p, trace in zip(self.plan.carried, traces.own, strict=True)
         ]
         begun = self.window.fresh_each(fresh.shape[0])

@@ -44,16 +44,16 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     size = f"{kind.inputs} x {kind.outputs}" if kind.links is None else f"{kind.links.inputs.size}"
     many = f", in {kind.groups} groups" if kind.groups > 1 else ""
     text = [f"{p.path} meets data in {p.kind} at {p.op.equation.source}: {size} uses{many}."]
-    if p.form is None:
+    if p.trace is None:
         text.append(f"It has no trace: {p.reason}.")
         return _wrapped(text, width)
     states = f"{p.block} hidden state{'s' if p.block > 1 else ''}"
     text.append(
         f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
     )
-    dtype = jnp.dtype(p.dtype).name
+    dtype = jnp.dtype(p.trace.dtype).name
     text.append(
-        f"Its trace is {p.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
+        f"Its trace is {p.trace.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
     )
     if p.shares is not None:
         text.append("It is added to the trace of another use of the same weight.")

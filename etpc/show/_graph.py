@@ -35,7 +35,7 @@ def dependency_graph(plan: Plan) -> "nx.DiGraph":
             path=p.path,
             operation=p.kind,
             source=p.op.equation.source,
-            traced=p.form is not None,
+            traced=p.trace is not None,
             exact=p.exact,
             block=p.block,
         )

@@ -57,7 +57,7 @@ class Shown:
         none, each with the reason."""
         found: dict[str, str] = {}
         for path, claim in self.claims.items():
-            without = [p.reason for p in claim.uses if p.form is None]
+            without = [p.reason for p in claim.uses if p.trace is None]
             if len(without) < len(claim.uses):
                 missing = [r for r in claim.reasons if r.kind == "untraced" and r.use is not None]
                 without = [f"in one use ({r.use.kind}) {r.text}" for r in missing if r.use]
