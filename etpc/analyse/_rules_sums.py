@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._primitives import BCOO, register
-from ..ops._convolution import Geometry, geometry
+from ..ops._convolution import Axis, Geometry, geometry
 from ._interpreter import rule
 from ._pattern import afford, joined, numbering, pick, select, union
 
@@ -89,7 +89,7 @@ def _convolution(interpreter, eqn, patterns, known):
     (out,) = eqn.outputs
     x_spec, w_spec, y_spec = eqn.params["dimension_numbers"]
     g = geometry(eqn)
-    n = len(g.shape)
+    n = len(g.axes)
     index, exists = g.patches()  # group, batch, *positions, channel, *kernel
     own = out.shape[y_spec[1]] // g.groups
     joins = []
@@ -122,18 +122,17 @@ def _windows(interpreter, eqn, patterns, known):
     params = eqn.params
     shape = eqn.inputs[0].shape
     n = len(shape)
-    index, exists = Geometry(
-        batch=1,
-        channels=1,
-        groups=1,
-        shape=shape,
-        kernel=tuple(params["window_dimensions"]),
-        positions=eqn.outputs[0].shape,
-        strides=tuple(params["window_strides"]),
-        padding=tuple(tuple(p) for p in params["padding"]),
-        lhs_dilation=tuple(params.get("base_dilation", (1,) * n)),
-        rhs_dilation=tuple(params.get("window_dilation", (1,) * n)),
-    ).patches()
+    axes = zip(
+        shape,
+        params["window_dimensions"],
+        eqn.outputs[0].shape,
+        params["window_strides"],
+        params["padding"],
+        params.get("base_dilation", (1,) * n),
+        params.get("window_dilation", (1,) * n),
+        strict=True,
+    )
+    index, exists = Geometry(tuple(Axis(*axis) for axis in axes)).patches()
     size = eqn.outputs[0].size
     place = np.broadcast_to(np.arange(size)[:, None], (size, index.size // max(size, 1)))
     real = exists.reshape(place.shape)

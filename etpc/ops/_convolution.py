@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,53 +11,64 @@ from .._jax import Equation, prims
 from ._kind import Factored, Known, Move, register_kind
 
 
+class Axis(NamedTuple):
+    """Which input element each kernel element meets at each output position, along one axis."""
+
+    size: int
+    kernel: int
+    positions: int
+    stride: int = 1
+    padding: tuple[int, int] = (0, 0)
+    dilation: int = 1
+    """of the input"""
+    kernel_dilation: int = 1
+
+    def sources(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each output position and kernel element: the input element, and whether it exists."""
+        at = (
+            np.arange(self.positions)[:, None] * self.stride
+            + np.arange(self.kernel)[None, :] * self.kernel_dilation
+            - self.padding[0]
+        )
+        source = at // self.dilation
+        return source, (at % self.dilation == 0) & (source >= 0) & (source < self.size)
+
+
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Which input element each kernel element meets at each output position."""
+    """Likewise over all axes of a convolution or a window."""
 
-    batch: int
-    channels: int
-    groups: int
+    axes: tuple[Axis, ...]
+    batch: int = 1
+    channels: int = 1
+    groups: int = 1
     """feature groups, h."""
-    shape: tuple[int, ...]
-    """of the input, without batch and channels"""
-    kernel: tuple[int, ...]
-    positions: tuple[int, ...]
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    lhs_dilation: tuple[int, ...]
-    rhs_dilation: tuple[int, ...]
 
-    def along(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each output position and kernel element along an axis: the input, and if it exists."""
-        at = (
-            np.arange(self.positions[axis])[:, None] * self.strides[axis]
-            + np.arange(self.kernel[axis])[None, :] * self.rhs_dilation[axis]
-            - self.padding[axis][0]
-        )
-        step = self.lhs_dilation[axis]
-        source = at // step
-        return source, (at % step == 0) & (source >= 0) & (source < self.shape[axis])
+    @property
+    def positions(self) -> tuple[int, ...]:
+        return tuple(axis.positions for axis in self.axes)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return tuple(axis.kernel for axis in self.axes)
 
     def patches(self) -> tuple[np.ndarray, np.ndarray]:
         """Element numbers of an input [batch, channels, *shape], and which exist.
 
         Axes: group, batch, *positions, channel of the group, *kernel.
         """
-        n = len(self.shape)
+        n = len(self.axes)
         own = self.channels // self.groups
         dims = (self.groups, self.batch, *self.positions, own, *self.kernel)
         lead = np.arange(self.batch)[None, :, None] * self.channels
         lead = lead + np.arange(self.channels).reshape(self.groups, 1, own)
         index = lead.reshape(self.groups, self.batch, *[1] * n, own, *[1] * n)
         exists = np.ones([1] * len(dims), bool)
-        for axis in range(n):
-            source, inside = self.along(axis)
+        for number, axis in enumerate(self.axes):
+            source, inside = axis.sources()
             place = [1] * len(dims)
-            place[2 + axis], place[3 + n + axis] = source.shape
-            index = index * self.shape[axis] + np.clip(source, 0, self.shape[axis] - 1).reshape(
-                place
-            )
+            place[2 + number], place[3 + n + number] = source.shape
+            index = index * axis.size + np.clip(source, 0, axis.size - 1).reshape(place)
             exists = exists & inside.reshape(place)
         return np.broadcast_to(index, dims), np.broadcast_to(exists, dims)
 
@@ -66,17 +78,14 @@ def geometry(equation: Equation) -> Geometry:
     params = equation.params
     x, w, y = params["dimension_numbers"]
     shapes = [v.shape for v in (*equation.inputs, *equation.outputs)]
+    spatial = [[shape[a] for a in spec[2:]] for shape, spec in zip(shapes, (x, w, y), strict=True)]
+    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    axes = zip(*spatial, *(params[name] for name in names), strict=True)
     return Geometry(
+        tuple(Axis(*axis) for axis in axes),
         batch=shapes[0][x[0]],
         channels=shapes[0][x[1]],
         groups=params["feature_group_count"],
-        shape=tuple(shapes[0][a] for a in x[2:]),
-        kernel=tuple(shapes[1][a] for a in w[2:]),
-        positions=tuple(shapes[2][a] for a in y[2:]),
-        strides=tuple(params["window_strides"]),
-        padding=tuple(tuple(p) for p in params["padding"]),
-        lhs_dilation=tuple(params["lhs_dilation"]),
-        rhs_dilation=tuple(params["rhs_dilation"]),
     )
 
 
@@ -106,7 +115,7 @@ def convolution(equation: Equation, operand: int, known: Known) -> Convolution |
     g = geometry(equation)
     x, w, y = equation.params["dimension_numbers"]
     kernel, out = equation.inputs[1].shape, equation.outputs[0].shape
-    n = len(g.shape)
+    n = len(g.axes)
     channels = kernel[w[0]] // g.groups
     own = g.channels // g.groups
     # [h, i = (channel, *kernel), o] to (output channel, input channel, *kernel), then to their axes

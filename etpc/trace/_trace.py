@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import ModelError, raise_together
-from .._jax import Equation, Tracer, Variable, canonicalise
+from .._jax import Equation, Flat, Tracer, Variable, canonicalise
 from ._expand import expand
 from ._leaves import Leaves, frozen
 from ._products import merge_products
@@ -23,13 +23,8 @@ class Step:
     `inputs`. Printable; `equations` holds what the model computes, with `jit` and `remat` inlined.
     """
 
-    equations: tuple[Equation, ...]
-    constants: Mapping[Variable, Any]
-    parameters: tuple[Variable, ...]
-    inputs: tuple[Variable, ...]
-    state: tuple[Variable, ...]
-    outputs: tuple[Variable, ...]
-    next_state: tuple[Variable, ...]
+    program: Flat
+    """From parameters, inputs and state to outputs and new state."""
     model_leaves: Leaves
     input_leaves: Leaves
     state_leaves: Leaves
@@ -38,6 +33,35 @@ class Step:
     """The array leaves of the state of one example as given: values or shapes."""
     fixed: Mapping[Variable, np.ndarray]
     """Values of the model's integer and boolean arrays, where they are known: its connections."""
+
+    @property
+    def equations(self) -> tuple[Equation, ...]:
+        return self.program.equations
+
+    @property
+    def constants(self) -> Mapping[Variable, Any]:
+        return self.program.constants
+
+    @property
+    def parameters(self) -> tuple[Variable, ...]:
+        return self.program.inputs[: len(self.model_leaves.avals)]
+
+    @property
+    def inputs(self) -> tuple[Variable, ...]:
+        first = len(self.model_leaves.avals)
+        return self.program.inputs[first : first + len(self.input_leaves.avals)]
+
+    @property
+    def state(self) -> tuple[Variable, ...]:
+        return self.program.inputs[-len(self.state_leaves.avals) :]
+
+    @property
+    def outputs(self) -> tuple[Variable, ...]:
+        return self.program.outputs[: len(self.output_leaves.avals)]
+
+    @property
+    def next_state(self) -> tuple[Variable, ...]:
+        return self.program.outputs[len(self.output_leaves.avals) :]
 
     def __str__(self) -> str:
         groups = {
@@ -73,20 +97,15 @@ def trace(
     input_leaves = Leaves.of(inputs, "x", numbers=True)
     state_leaves = Leaves.of(state, "state", numbers=True)
     _check_inputs(input_leaves)
-    counts = [len(leaves.avals) for leaves in (model_leaves, input_leaves, state_leaves)]
+    first, second = len(model_leaves.avals), len(model_leaves.avals) + len(input_leaves.avals)
     _check_state(state_leaves)
     kept: dict[str, Any] = {}
 
     def flat(*arrays):
-        parameters, xs, hidden = (
-            arrays[: counts[0]],
-            arrays[counts[0] : counts[0] + counts[1]],
-            arrays[counts[0] + counts[1] :],
-        )
-
         def result():
-            given = model_leaves.join(parameters), input_leaves.join(xs), state_leaves.join(hidden)
-            return call(*given)
+            m = model_leaves.join(arrays[:first])
+            x, hidden = input_leaves.join(arrays[first:second]), arrays[second:]
+            return call(m, x, state_leaves.join(hidden))
 
         y, new_state = _called(result, input_leaves, state_leaves)
         output_leaves = Leaves.of(y, "y", numbers=True)
@@ -96,26 +115,16 @@ def trace(
         new = [jnp.asarray(v) for v in new_leaves.split(new_state)]
         return [jnp.asarray(v) for v in output_leaves.split(y)] + new
 
-    flat_program = canonicalise(
-        flat, [*model_leaves.avals, *input_leaves.avals, *state_leaves.avals]
-    )
-    outputs: Leaves = kept["output"]
-    y_count = len(outputs.avals)
-    args = flat_program.inputs
-    parameters = args[: counts[0]]
-    flat_program = merge_products(expand(flat_program, parameters), parameters)
+    program = canonicalise(flat, [*model_leaves.avals, *input_leaves.avals, *state_leaves.avals])
+    parameters = program.inputs[:first]
+    program = merge_products(expand(program, parameters), parameters)
+    constants = {v: frozen(a) for v, a in program.constants.items()}
     return Step(
-        equations=flat_program.equations,
-        constants={v: frozen(a) for v, a in flat_program.constants.items()},
-        parameters=parameters,
-        inputs=args[counts[0] : counts[0] + counts[1]],
-        state=args[counts[0] + counts[1] :],
-        outputs=flat_program.outputs[:y_count],
-        next_state=flat_program.outputs[y_count:],
+        program=dataclasses.replace(program, constants=constants),
         model_leaves=model_leaves,
         input_leaves=input_leaves,
         state_leaves=state_leaves,
-        output_leaves=outputs,
+        output_leaves=kept["output"],
         initial_state=tuple(map(frozen, state_leaves.split(state))),
         fixed={
             v: frozen(np.asarray(leaf))
