@@ -19,7 +19,7 @@ from jax import Array
 from rich.console import Console
 
 import etpc
-from benchmarks import measure
+from benchmarks import measure, peer
 from benchmarks.network import N_IN, N_OUT, RATE, loss
 from benchmarks.table import Column, Table, mebibytes, ratio
 from etpc import D_RTRL, ES_D_RTRL, nn
@@ -46,6 +46,7 @@ TABLE = Table(
         "errors: of the whole gradient, all parameters as one vector.",
         "exact: plain reverse mode inside a window.",
         "D-RTRL and the others also give the carry with which the stream goes on.",
+        "braintrace: its default mode, of its cell of this kind with weights of its own: a time, and no error.",
         "mean: the geometric mean over the cells of `etpc.nn`, without the networks that are named in words.",
     ],
 )
@@ -274,7 +275,7 @@ def run(
 def _cell(name: str, size: int, steps: int, batch: int, repeats: int) -> list[dict[str, Any]]:
     given = example(name, size, steps, batch)
     field = contestants()
-    calls = [Gradient(given, c.algorithm) for c in field]
+    calls: list[Any] = [Gradient(given, c.algorithm) for c in field]
     results = [jax.block_until_ready(call()) for call in calls]
     rows = []
     taken = measure.interleaved(calls, repeats)
@@ -293,7 +294,32 @@ def _cell(name: str, size: int, steps: int, batch: int, repeats: int) -> list[di
         if "D-RTRL" in contestant.name and "exact" not in contestant.name:
             row["error_d_rtrl"] = _difference(result, results[1])["error"]
         rows.append(row)
-    return rows
+    return rows + _of_peer(name, given, size, calls[0], repeats)
+
+
+def _of_peer(
+    name: str, given: Example, size: int, bptt: Callable[[], Any], repeats: int
+) -> list[dict[str, Any]]:
+    """Its gradients of a cell of the same kind, timed in turns with BPTT, where it has one.
+
+    Its parameters are laid out another way, and drawn by itself: there is no error to compare.
+    """
+    if not peer.available() or name not in (*peer.CELLS, *peer.NEURONS):
+        return []
+    options: dict[str, dict[str, Any]] = {
+        "braintrace D-RTRL": dict(algorithm="d_rtrl"),
+        f"braintrace ES-D-RTRL {DECAY}": dict(algorithm="es_d_rtrl", decay_or_rank=DECAY),
+    }
+    build = lambda: peer.build_cell(name, size)
+    programs = [peer.Program(build, given.xs, mode="vmap", **o) for o in options.values()]
+    theirs = [lambda program=program: program(given.xs, given.targets) for program in programs]
+    for call in theirs:  # which compiles it
+        jax.block_until_ready(call())
+    taken = measure.interleaved([bptt, *theirs], repeats)
+    return [
+        {"name": row, **times, "to_bptt": times["min_ms"] / taken[0]["min_ms"]}
+        for row, times in zip(options, taken[1:], strict=True)
+    ]
 
 
 def _difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> dict[str, float]:

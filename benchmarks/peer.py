@@ -1,4 +1,5 @@
-"""The reference network in braintrace, on the same weights, and the modes of its gradient.
+"""Networks in braintrace, and the modes of its gradient: the reference network, on the same weights, and its
+cells with a readout, with weights of their own.
 
 - `"vmap"`, its default: one example is compiled, and the batch mapped over (`brainstate.nn.Vmap`
   over states made by `vmap_new_states`), one step per call.
@@ -15,7 +16,7 @@ import contextlib
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import jax
@@ -74,21 +75,73 @@ def build_model(problem: Problem) -> Any:
     return Peer()
 
 
-class Gradient:
-    """A gradient of the peer as one compiled function."""
+# The classes of its own cells, by the name of ours.
+CELLS = {
+    "VanillaRNN": "ValinaRNNCell",
+    "GRU": "GRUCell",
+    "MGU": "MGUCell",
+    "LSTM": "LSTMCell",
+    "MinGRU": "MiniGRU",
+    "MinLSTM": "MiniLSTM",
+}
+# Of its neurons.
+NEURONS = {
+    "LIF": "LIF",
+    "ALIF": "ALIF",
+    "EIF": "ExpIF",
+    "AdEx": "AdExIF",
+}
+
+
+def build_cell(name: str, size: int) -> Any:
+    """The cell that we call so, and a linear readout, as [`benchmarks.cells`][] has them."""
+    brainstate, layers, u = _load("brainstate"), _load("braintrace.nn"), _load("brainunit")
+
+    class Peer(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            if name in CELLS:
+                self.cell = getattr(layers, CELLS[name])(network.N_IN, size)
+            else:
+                current = layers.Linear(
+                    network.N_IN + size,
+                    size,
+                    w_init=brainstate.nn.init.KaimingNormal(200.0, unit=u.mA),
+                    b_init=brainstate.nn.init.ZeroInit(unit=u.mA),
+                )
+                self.current = current
+                self.cell = getattr(_load("brainpy.state"), NEURONS[name])(size)
+            self.readout = layers.Linear(size, network.N_OUT)
+
+        def update(self, x: Array) -> Array:
+            if name in CELLS:
+                return self.readout(self.cell(x))
+            spikes = self.cell.get_spike()
+            return self.readout(self.cell(self.current(jnp.concatenate([x, spikes], axis=-1))))
+
+    return Peer()
+
+
+class Program:
+    """A gradient of the peer as one compiled function of inputs and targets."""
 
     def __init__(
-        self, problem: Problem, algorithm: str, mode: Mode, window: int = 1, **options: Any
+        self,
+        build: Callable[[], Any],
+        xs: Array,
+        algorithm: str,
+        mode: Mode,
+        window: int = 1,
+        **options: Any,
     ):
         brainstate, braintrace = _load("brainstate"), _load("braintrace")
-        self._problem = problem
-        batch = problem.batch
+        batch = xs.shape[1]
         if mode == "window":
             options["vjp_method"] = "multi-step"
         with _environment():
-            model = build_model(problem)
+            model = build()
             learner = braintrace.compile(
-                model, algorithm, problem.xs[0], batch_size=batch, vmap=mode == "vmap", **options
+                model, algorithm, xs[0], batch_size=batch, vmap=mode == "vmap", **options
             )
         entropy = _load("braintools").metric.softmax_cross_entropy_with_integer_labels
 
@@ -113,11 +166,30 @@ class Gradient:
         self._run = run
         self._traced = False
 
-    def __call__(self) -> Gradients:
+    def __call__(self, xs: Array, targets: Array) -> Any:
         # The environment is read while the function is traced.
         with contextlib.nullcontext() if self._traced else _environment():
-            grads = self._run(self._problem.xs, self._problem.targets)
+            grads = self._run(xs, targets)
         self._traced = True
+        return grads
+
+    def lowered(self, *shapes: Any) -> jax.stages.Lowered:
+        with _environment():
+            return self._run.lower(*shapes)
+
+
+class Gradient:
+    """A gradient of the reference network."""
+
+    def __init__(
+        self, problem: Problem, algorithm: str, mode: Mode, window: int = 1, **options: Any
+    ):
+        self._problem = problem
+        build = lambda: build_model(problem)
+        self._program = Program(build, problem.xs, algorithm, mode, window, **options)
+
+    def __call__(self) -> Gradients:
+        grads = self._program(self._problem.xs, self._problem.targets)
         linear, readout = grads["linear", "weight"], grads["readout", "W"]
         return {
             "hidden.weight": _number(linear["weight"]).T,
@@ -127,8 +199,7 @@ class Gradient:
 
     def lowered(self, steps: int | None = None) -> jax.stages.Lowered:
         """Its program, for a sequence of another length if wanted."""
-        with _environment():
-            return self._run.lower(*self._problem.shapes(steps))
+        return self._program.lowered(*self._problem.shapes(steps))
 
 
 def _load(module: str) -> Any:

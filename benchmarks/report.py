@@ -113,7 +113,9 @@ def _cells(rows: Rows) -> Iterator[tuple[str, Figure]]:
         all_times = [row["to_bptt"] for row in found]
         figure = Figure((8, 0.26 * len(names) + 1))
         axes = figure.subplots()
-        for rule, marker in zip(dict.fromkeys(row["name"] for row in found), "|os^D", strict=True):
+        for rule, marker in zip(
+            dict.fromkeys(row["name"] for row in found), "|os^DxP", strict=False
+        ):
             mine = [row for row in found if row["name"] == rule]
             times, at = [row["to_bptt"] for row in mine], [names.index(row["cell"]) for row in mine]
             colour = COLOURS["BPTT"] if rule == "BPTT" else None

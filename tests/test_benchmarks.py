@@ -9,9 +9,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from rich.console import Console
 
 import etpc
-from benchmarks import measure, network, peer
+from benchmarks import cells, measure, network, peer, report
 from benchmarks.network import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,3 +120,14 @@ def test_window_of_the_peer_is_exact_inside(problem, window):
     algorithm = etpc.D_RTRL(window=window, in_window="exact")
     ours = network.online(problem, algorithm)()
     assert largest_error(peer.Gradient(problem, "d_rtrl", "window", window)(), ours) < 1e-5
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("cell", ["ALIF", "GRU"])
+def test_cells_of_the_peer(cell, tmp_path):
+    pytest.importorskip("braintrace")
+    rows = cells.run(Console(quiet=True), [8], 6, 2, 1, [cell])
+    times = {row["name"]: row["to_bptt"] for row in rows if row["cell"] == cell}
+    assert {"braintrace D-RTRL", "braintrace ES-D-RTRL 0.9"} < set(times)
+    assert all(0 < ratio < float("inf") for ratio in times.values())
+    assert report.plots({"results": {"cells": rows}}, tmp_path)
