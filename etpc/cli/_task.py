@@ -82,17 +82,17 @@ def load_task(target: str, inputs: str | None, seed: int) -> Task:
     **Raises** `CommandError`, also for what the user's code raises, unless that is an `EtpcError`.
     """
     try:
-        found = _made(find(target), target, seed)
+        made = _made(find(target), target, seed)
     except EtpcError:
         raise
     except Exception as error:
         raise CommandError(described(error)) from error
-    if isinstance(found, Task):
-        task = found
-    elif type(found) is tuple and len(found) == 2:
-        task = Task(*found)
+    if isinstance(made, Task):
+        task = made
+    elif type(made) is tuple and len(made) == 2:
+        task = Task(*made)
     else:
-        task = Task(found)
+        task = Task(made)
     if task.model is None:
         raise CommandError(f"{target} gives None in the place of a model. Does it return one?")
     if inputs is not None:
@@ -108,32 +108,32 @@ def load_task(target: str, inputs: str | None, seed: int) -> Task:
     return task
 
 
-def _made(found: Any, target: str, seed: int) -> Any:
+def _made(value: Any, target: str, seed: int) -> Any:
     """What a factory returns; a model as it is."""
-    if isinstance(found, Task) or not callable(found):
-        return found
-    parameters = inspect.signature(found).parameters.values()
+    if isinstance(value, Task) or not callable(value):
+        return value
+    parameters = inspect.signature(value).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    given: dict[str, Any] = {}
+    keywords: dict[str, Any] = {}
     if any(p.name == "key" for p in named):
-        given["key"] = jax.random.key(seed)
+        keywords["key"] = jax.random.key(seed)
     if any(p.name == "seed" for p in named):
-        given["seed"] = seed
+        keywords["seed"] = seed
     needed = [
         p.name
         for p in parameters
         if p.default is p.empty
-        and p.name not in given
+        and p.name not in keywords
         and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if not needed:
-        return found(**given)
-    if inspect.isroutine(found) or inspect.isclass(found) or isinstance(found, functools.partial):
+        return value(**keywords)
+    if inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, functools.partial):
         raise CommandError(
             f"{target} needs {', '.join(needed)}. Only `key` and `seed` are passed. Name a function "
             "without other arguments, such as `def make(key): return Network(..., key=key)`."
         )
-    return found
+    return value
 
 
 def _shape(text: str) -> jax.ShapeDtypeStruct:

@@ -212,9 +212,11 @@ class NIRModel(eqx.Module):
         params, before = _by_node(self.params), _by_node(state)
         names = [path[0] for path in layout.inputs]
         if len(names) > 1 and not (isinstance(x, Mapping) and set(x) == set(names)):
-            given = f"a dict of {', '.join(map(str, x))}" if isinstance(x, Mapping) else "no dict"
+            received = (
+                f"a dict of {', '.join(map(str, x))}" if isinstance(x, Mapping) else "no dict"
+            )
             raise InputError(
-                f"The graph has several inputs, {', '.join(names)}, and x is {given}. Pass a dict with "
+                f"The graph has several inputs, {', '.join(names)}, and x is {received}. Pass a dict with "
                 "an array for each of them."
             )
         values: dict[Path, Array] = {}
@@ -317,10 +319,10 @@ def _read(line: Array, steps: np.ndarray) -> Array:
 
 
 def _by_node(tree: Named) -> dict[Path, Values]:
-    found: dict[Path, Values] = {}
+    by_node: dict[Path, Values] = {}
     for path, value in tree.items():
-        found.setdefault(path[:-1], {})[path[-1]] = value
-    return found
+        by_node.setdefault(path[:-1], {})[path[-1]] = value
+    return by_node
 
 
 def _copied(graph: Any) -> Any:

@@ -41,8 +41,8 @@ class Sparse:
         return x.reshape(self.groups, self.inputs)
 
     def contract(self, x, delta):
-        def add(total, now):
-            x, delta = now
+        def add(total, pair):
+            x, delta = pair
             return total + (x[:, self.links.inputs] * delta[:, self.links.outputs]).sum(0), None
 
         x = x.reshape(-1, *x.shape[-2:])
