@@ -201,33 +201,35 @@ class Gradient:
     It gives the carry too, as a stream goes on: else XLA would leave out the traces of the last window.
     """
 
-    def __init__(self, given: Example, algorithm: etpc.algorithms.Algorithm | None):
-        arrays, static = eqx.partition(given.model, eqx.is_array)
-        steps, batch = given.xs.shape[:2]
+    def __init__(self, problem: Example, algorithm: etpc.algorithms.Algorithm | None):
+        arrays, static = eqx.partition(problem.model, eqx.is_array)
+        steps, batch = problem.xs.shape[:2]
         self.window = self.block = None
         if algorithm is None:
 
             def grads(model: Any, xs: Array, targets: Array) -> Any:
-                _, found = etpc.bptt(model, xs, targets, loss, batch_size=batch, reduction="sum")
-                return None, found
+                _, gradients = etpc.bptt(
+                    model, xs, targets, loss, batch_size=batch, reduction="sum"
+                )
+                return None, gradients
 
         else:
-            program = etpc.compile(given.model, algorithm, inputs=given.xs[0, 0])
+            program = etpc.compile(problem.model, algorithm, inputs=problem.xs[0, 0])
             gradient = program.value_and_grad(loss, "sum")
             self.window = program.window_for(steps)
             self.block = max((op.block for op in program.plan.ops), default=0)
 
             def grads(model: Any, xs: Array, targets: Array) -> Any:
-                (_, carry), found = gradient(model, xs, targets, program.init(batch))
-                return carry, found
+                (_, carry), gradients = gradient(model, xs, targets, program.init(batch))
+                return carry, gradients
 
         @jax.jit
         def run(arrays: Any, xs: Array, targets: Array) -> Any:
-            carry, found = grads(eqx.combine(arrays, static), xs, targets)
-            flat = jax.tree.leaves_with_path(found)
+            carry, gradients = grads(eqx.combine(arrays, static), xs, targets)
+            flat = jax.tree.leaves_with_path(gradients)
             return {jax.tree_util.keystr(path): g for path, g in flat}, carry
 
-        self._arguments = arrays, given.xs, given.targets
+        self._arguments = arrays, problem.xs, problem.targets
         self._run = run.lower(*self._arguments).compile()
 
     def __call__(self) -> Mapping[str, Array]:
@@ -256,25 +258,25 @@ def run(
     console.print(f"\ncells: B={batch} T={steps}")
     rows = []
     for size in sizes:
-        found = []
+        size_rows = []
         for name in names:
             if name == "task of 64 GIF" and size != sizes[0]:  # which has a size of its own
                 continue
-            found += [{"cell": name, **row} for row in _cell(name, size, steps, batch, repeats)]
+            size_rows += [{"cell": name, **row} for row in _cell(name, size, steps, batch, repeats)]
             said = ", ".join(
-                f"{row['name']} {row['to_bptt']:.2f}" for row in found if row["cell"] == name
+                f"{row['name']} {row['to_bptt']:.2f}" for row in size_rows if row["cell"] == name
             )
             console.print(f"  N={size} {name}: {said}")
-        found += _means(found)
-        TABLE.show(console, found, f"N={size} B={batch} T={steps}")
-        rows += [{"size": size, "batch": batch, "steps": steps, **row} for row in found]
+        size_rows += _means(size_rows)
+        TABLE.show(console, size_rows, f"N={size} B={batch} T={steps}")
+        rows += [{"size": size, "batch": batch, "steps": steps, **row} for row in size_rows]
     return rows
 
 
 def _cell(name: str, size: int, steps: int, batch: int, repeats: int) -> list[dict[str, Any]]:
-    given = example(name, size, steps, batch)
+    problem = example(name, size, steps, batch)
     field = contestants()
-    calls = [Gradient(given, c.algorithm) for c in field]
+    calls = [Gradient(problem, c.algorithm) for c in field]
     results = [jax.block_until_ready(call()) for call in calls]
     rows = []
     taken = measure.interleaved(calls, repeats)
@@ -306,9 +308,9 @@ def _difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> dict[str
 def _means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Geometric means over the cells of `etpc.nn`."""
     of_nn = [row for row in rows if row["cell"] in OF_NN]
-    found = []
+    means = []
     for name in dict.fromkeys(row["name"] for row in of_nn):
         times = [row["to_bptt"] for row in of_nn if row["name"] == name]
         mean = math.exp(sum(map(math.log, times)) / len(times))
-        found.append({"cell": f"mean of {len(times)}", "name": name, "to_bptt": mean})
-    return found
+        means.append({"cell": f"mean of {len(times)}", "name": name, "to_bptt": mean})
+    return means
