@@ -145,21 +145,21 @@ class Example(NamedTuple):
 def example(name: str, size: int, steps: int, batch: int, seed: int = 0) -> Example:
     """The network of a cell. Raises `ValueError` where a spiking one does not spike."""
     model_key, cell_key, x_key, target_key = jax.random.split(jax.random.key(seed), 4)
-    n_in, n_out, at = N_IN, N_OUT, jax.random.split(cell_key, 4)
+    n_in, n_out, cell_keys = N_IN, N_OUT, jax.random.split(cell_key, 4)
     if name in NEURONS:
         make, scale = NEURONS[name]
         model = Spiking(make(size), size, scale, model_key)
     elif name in RECURRENT:
-        cell = RECURRENT[name](N_IN, size, key=at[0])
+        cell = RECURRENT[name](N_IN, size, key=cell_keys[0])
         model = Layers(cell, outputs=N_OUT, size=size, key=model_key)
     elif name in ("LRU", "S5"):
-        cell = {"LRU": nn.LRU, "S5": nn.S5}[name](N_IN, size, size, key=at[0])
+        cell = {"LRU": nn.LRU, "S5": nn.S5}[name](N_IN, size, size, key=cell_keys[0])
         model = Layers(cell, outputs=N_OUT, size=size, key=model_key)
     elif name == "two layers of LIF":
         init = nn.kaiming_normal(200.0)
         cells = [
             Recurrent(nn.Linear(n + size, size, weight_init=init, key=key), nn.LIF(size))
-            for n, key in zip((N_IN, size), at, strict=False)
+            for n, key in zip((N_IN, size), cell_keys, strict=False)
         ]
         model = Layers(*cells, outputs=N_OUT, size=size, key=model_key)
     elif name == "task of 64 GIF":
@@ -168,7 +168,7 @@ def example(name: str, size: int, steps: int, batch: int, seed: int = 0) -> Exam
         model, n_in, n_out = dms.Network(model_key), dms.STIMULI * dms.GROUP, 2
     elif name == "GRU, wide readout":
         n_out = WIDE
-        cell = nn.GRU(N_IN, size, key=at[0])
+        cell = nn.GRU(N_IN, size, key=cell_keys[0])
         model = Layers(cell, outputs=WIDE, size=size, key=model_key)
     else:
         raise ValueError(f"There is no cell {name!r}. Known: {', '.join(NAMES)}.")

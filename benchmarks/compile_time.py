@@ -93,9 +93,9 @@ class Sparse(eqx.Module):
     def __init__(self, size: int):
         rng = np.random.default_rng(0)
         rows = np.repeat(np.arange(size), CONNECTIONS)
-        at = np.stack([rows, rng.integers(0, size, rows.size)], axis=1).astype(np.int32)
+        indices = np.stack([rows, rng.integers(0, size, rows.size)], axis=1).astype(np.int32)
         data = jnp.zeros(rows.size)
-        self.weight = sparse.BCOO((data, jnp.asarray(at)), shape=(size, size))
+        self.weight = sparse.BCOO((data, jnp.asarray(indices)), shape=(size, size))
         self.lif = nn.LIF(size)
 
     def init_state(self) -> Array:

@@ -116,10 +116,13 @@ def _cells(rows: Rows) -> Iterator[tuple[str, Figure]]:
         for rule, marker in zip(
             dict.fromkeys(row["name"] for row in size_rows), "|os^D", strict=True
         ):
-            mine = [row for row in size_rows if row["name"] == rule]
-            times, at = [row["to_bptt"] for row in mine], [names.index(row["cell"]) for row in mine]
+            rule_rows = [row for row in size_rows if row["name"] == rule]
+            times, positions = (
+                [row["to_bptt"] for row in rule_rows],
+                [names.index(row["cell"]) for row in rule_rows],
+            )
             colour = COLOURS["BPTT"] if rule == "BPTT" else None
-            axes.plot(times, at, marker, color=colour, label=rule, ms=5)
+            axes.plot(times, positions, marker, color=colour, label=rule, ms=5)
         axes.set_yticks(range(len(names)), names)
         axes.set(xscale="log", xlabel="time relative to BPTT")
         low, high = 0.9 * min(all_times), 1.1 * max(all_times)

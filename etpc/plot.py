@@ -185,11 +185,11 @@ def memory(
     if not isinstance(algos, Mapping):
         algos = {resolve(a).short: a for a in algos}
     arrays, static = eqx.partition(model, eqx.is_array)
-    one = jax.tree.map(shape_of, inputs)
+    step_inputs = jax.tree.map(shape_of, inputs)
 
     def sequence(length: int) -> tuple[Any, Any]:
         lead = length, batch_size
-        xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype), one)
+        xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype), step_inputs)
         return xs, jax.ShapeDtypeStruct(lead, jnp.float32)
 
     def through_time(arrays: Any, xs: Any, targets: Any) -> Any:

@@ -98,8 +98,10 @@ def load_task(target: str, inputs: str | None, seed: int) -> Task:
     if inputs is not None:
         task = dataclasses.replace(task, inputs=_shape(inputs))
     if task.inputs is None and task.xs is not None:
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[2:], a.dtype), task.xs)
-        task = dataclasses.replace(task, inputs=one)
+        step_inputs = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[2:], a.dtype), task.xs
+        )
+        task = dataclasses.replace(task, inputs=step_inputs)
     if task.inputs is None:
         raise CommandError(
             f"{target} does not say what the model reads in one step. Pass --inputs, such as "
@@ -197,18 +199,18 @@ def mean_square(y: Any, targets: list[Array]) -> Array:
 
 def _own(task: Task, steps: int | None, batch: int | None) -> tuple[Any, int, int | None]:
     """The data of a task, cut to size, with its numbers of steps and of examples."""
-    x, one = (jnp.shape(jax.tree.leaves(tree)[0]) for tree in (task.xs, task.inputs))
-    lead = len(x) - len(one)
+    x, step_shape = (jnp.shape(jax.tree.leaves(tree)[0]) for tree in (task.xs, task.inputs))
+    lead = len(x) - len(step_shape)
     if lead not in (1, 2):
         raise CommandError(
-            f"xs has a leaf of shape {list(x)}, and one step of one example has {list(one)}. It "
+            f"xs has a leaf of shape {list(x)}, and one step of one example has {list(step_shape)}. It "
             "should begin with T, B or with T."
         )
     if lead == 1 and batch is not None:
         raise CommandError("--batch was given, and xs has no batch axis.")
-    for name, wanted, there in zip(("--steps", "--batch"), (steps, batch), x, strict=False):
-        if wanted is not None and wanted > there:
-            raise CommandError(f"{name} {wanted} is more than the {there} that xs has.")
+    for name, wanted, available in zip(("--steps", "--batch"), (steps, batch), x, strict=False):
+        if wanted is not None and wanted > available:
+            raise CommandError(f"{name} {wanted} is more than the {available} that xs has.")
     cut = (slice(steps), slice(batch))[:lead]
     xs, targets = jax.tree.map(lambda a: a[cut], (task.xs, task.targets))
     x = jnp.shape(jax.tree.leaves(xs)[0])

@@ -101,13 +101,13 @@ def _beyond(rows: Grid, ways: list[_Way]) -> float:
 
 
 def _ways(picture: Picture, rows: Grid) -> list[_Way]:
-    at = {
+    positions = {
         node.name: (r, c, i, len(column))
         for r, row in enumerate(rows)
         for c, column in enumerate(row)
         for i, node in enumerate(column)
     }
-    return [_way(e, at[e.source], at[e.target]) for e in picture.edges]
+    return [_way(e, positions[e.source], positions[e.target]) for e in picture.edges]
 
 
 def _way(e: Edge, source: tuple[int, ...], target: tuple[int, ...]) -> _Way:

@@ -413,9 +413,9 @@ def _initial(model: NIRModel, layout: Layout) -> Named:
 def _coming(layout: Layout, path: Path, shapes: dict[Path, tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of what comes into a node."""
     known = [shapes[a] for a in (*layout.sources[path], *layout.back[path]) if a in shapes]
-    said = layout.nodes[path].input_type["input"]
-    if not known and said is not None:
-        return tuple(int(n) for n in np.atleast_1d(said))
+    declared = layout.nodes[path].input_type["input"]
+    if not known and declared is not None:
+        return tuple(int(n) for n in np.atleast_1d(declared))
     if not known:
         raise InputError(
             f"The shape of what comes into the node {written(path)} is not known. Give the graph's inputs their "

@@ -25,13 +25,13 @@ class Axis(NamedTuple):
 
     def sources(self) -> tuple[np.ndarray, np.ndarray]:
         """For each output position and kernel element: the input element, and whether it exists."""
-        at = (
+        dilated = (
             np.arange(self.positions)[:, None] * self.stride
             + np.arange(self.kernel)[None, :] * self.kernel_dilation
             - self.padding[0]
         )
-        source = at // self.dilation
-        return source, (at % self.dilation == 0) & (source >= 0) & (source < self.size)
+        source = dilated // self.dilation
+        return source, (dilated % self.dilation == 0) & (source >= 0) & (source < self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +140,8 @@ def convolution(equation: Equation, operand: int, known: Known) -> Convolution |
 
 def _placed(logical: list[tuple[int, ...]], spec: tuple[int, ...]) -> tuple[int, ...]:
     """The order of axes where logical axis number n, made of several, is put at place spec[n]."""
-    at = sorted(range(len(spec)), key=lambda n: spec[n])
-    return tuple(axis for n in at for axis in logical[n])
+    by_place = sorted(range(len(spec)), key=lambda n: spec[n])
+    return tuple(axis for n in by_place for axis in logical[n])
 
 
 register_kind(prims.conv_general_dilated_p, convolution)

@@ -116,8 +116,8 @@ def _context(
                 'q="auto" measures in how many directions credit lies. Pass sample=, the inputs of some '
                 "steps of one example, or name a number."
             )
-        one = CreditRTRL(1, None)
-        planned = plan(analysis, one, chosen, memory=UNLIMITED)
+        credit_rtrl = CreditRTRL(1, None)
+        planned = plan(analysis, credit_rtrl, chosen, memory=UNLIMITED)
         return credit(Program(emit(planned)), model, sample)
 
     return context(

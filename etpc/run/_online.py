@@ -178,10 +178,10 @@ class Online:
         program, every = self.program, self.every
         self._check_opt_state(floats, opt_state)
         stream = self._stream(carry)
-        one = (
+        batched_targets = (
             targets if stream.batched else jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
         )
-        program.runner.check_loss(loss, one)
+        program.runner.check_loss(loss, batched_targets)
         xs = [finite_where_masked(x, mask) for x in xs]
         steps = xs[0].shape[0]
         fine = reset is not None and every > 1 and reset.shape[0] == steps

@@ -161,10 +161,10 @@ class Runner:
     def check_loss(self, loss: Loss, targets) -> jax.ShapeDtypeStruct:
         """The shape of the loss; targets have axes [T, B]."""
         outputs = self.step.output_leaves.join(self.step.output_leaves.avals)
-        one = jax.tree.map(
+        step_targets = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[2:], jnp.asarray(a).dtype), targets
         )
-        return loss.check(outputs, one)
+        return loss.check(outputs, step_targets)
 
     def enter(self, xs, carry: Carry):
         """Arrays with axes [T, B, ...] and [B, ...]."""
@@ -242,8 +242,8 @@ def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[
         jnp.where(jnp.isfinite(h), g - h.astype(g.dtype), 0)
         for g, h in zip(grads, high, strict=True)
     ]
-    (more,) = pull(tuple(r.astype(w.dtype) for r, w in zip(rest, weights, strict=True)))
-    return jax.tree.map(jnp.add, moving, more)
+    (correction,) = pull(tuple(r.astype(w.dtype) for r, w in zip(rest, weights, strict=True)))
+    return jax.tree.map(jnp.add, moving, correction)
 
 
 def _steps(xs: list[Array], targets: Any) -> int:

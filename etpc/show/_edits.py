@@ -51,9 +51,9 @@ def _influence(analysis: Analysis) -> tuple[np.ndarray, np.ndarray]:
     for k, reach in enumerate(analysis.reach):
         enters[k, leaf[np.unique(analysis.immediate[k].nonzero()[0])]] = True
         reads[k, leaf[np.flatnonzero(reach.reads_states)]] = True
-    into = np.array([reach.reads_ops for reach in analysis.reach])
+    reads_ops = np.array([reach.reads_ops for reach in analysis.reach])
     for _ in analysis.ops:
-        enters |= into.T @ enters
+        enters |= reads_ops.T @ enters
     return step, step | (enters.T @ reads)
 
 

@@ -42,8 +42,8 @@ def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims, width: int) 
 def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -> str:
     kind = p.op.kind
     size = f"{kind.inputs} x {kind.outputs}" if kind.links is None else f"{kind.links.inputs.size}"
-    many = f", in {kind.groups} groups" if kind.groups > 1 else ""
-    text = [f"{p.path} meets data in {p.kind} at {p.op.equation.source}: {size} uses{many}."]
+    in_groups = f", in {kind.groups} groups" if kind.groups > 1 else ""
+    text = [f"{p.path} meets data in {p.kind} at {p.op.equation.source}: {size} uses{in_groups}."]
     if p.trace is None:
         text.append(f"It has no trace: {p.reason}.")
         return _wrapped(text, width)

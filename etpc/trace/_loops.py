@@ -49,17 +49,17 @@ def written_out(
     def loop(loop: Equation, operands: Sequence[Any]) -> list[Any]:
         skip, count = loop.params["cond_nconsts"], loop.params["body_nconsts"]
         cond, body = flatten(loop.params["cond_jaxpr"]), flatten(loop.params["body_jaxpr"])
-        most = min(max_iterations, max_equations // max(len(body.equations), 1))
+        limit = min(max_iterations, max_equations // max(len(body.equations), 1))
         start = list(operands[skip + count :])
         goes_on: Any = True
         state = result = start
-        for _ in range(most + 1):
-            (more,) = run(cond, [*operands[:skip], *state])
-            if not isinstance(more, Tracer):
-                if not np.asarray(more):
+        for _ in range(limit + 1):
+            (continues,) = run(cond, [*operands[:skip], *state])
+            if not isinstance(continues, Tracer):
+                if not np.asarray(continues):
                     return result
             else:
-                goes_on = more if goes_on is True else goes_on & more
+                goes_on = continues if goes_on is True else goes_on & continues
             state = run(body, [*operands[skip : skip + count], *state])
             if goes_on is True:
                 result = state

@@ -254,8 +254,8 @@ class Rule:
 def make_rule(task: Task, arm: Arm, model: Any, xs: Any) -> Rule:
     """The gradient of an arm, summed over time and averaged over the batch."""
     if arm.rule is not None:
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), xs)
-        program = etpc.compile(model, arm.rule, inputs=one, batch_size=task.batch_size)
+        step_inputs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), xs)
+        program = etpc.compile(model, arm.rule, inputs=step_inputs, batch_size=task.batch_size)
         gradient = program.value_and_grad(weighted(task.loss_fn), "sum")
         everyone = jnp.ones(task.batch_size, bool)
         restart = lambda carry: program.reset(carry, everyone)
@@ -619,7 +619,7 @@ def run(
                 references[seed] = one, other
             initial, final = references[seed]
             carries = [learner.settled(r.weights, r.level, probe) for r in (initial, final)]
-            at = [
+            gradients = [
                 learner.gradient(r.weights, *r.data, carry)[0]
                 for r, carry in zip((initial, final), carries, strict=True)
             ]
@@ -628,7 +628,7 @@ def run(
             begins = learner.rule.restart(end.carry)
             own_gradient = learner.gradient(end.weights, *drawn, begins)[0]
             wanted = exact.gradient(end.weights, *drawn, exact.rule.carry)[0]
-            compared = fidelity(at[0], initial.whole), fidelity(at[1], final.whole)
+            compared = fidelity(gradients[0], initial.whole), fidelity(gradients[1], final.whole)
             rows.append(
                 Row(
                     task=task.name,
@@ -643,8 +643,8 @@ def run(
                     error_trained=compared[1][0],
                     cosine_trained=compared[1][1],
                     cosine_own=fidelity(own_gradient, wanted)[1],
-                    past_initial=initial.past(at[0]),
-                    past_trained=final.past(at[1]),
+                    past_initial=initial.past(gradients[0]),
+                    past_trained=final.past(gradients[1]),
                     bins=[final.firsts[0] - first for first in final.firsts],
                     lags=None if arm.rule is None else final.lags(learner, carries[1]),
                     ms_per_batch=learner.ms_per_batch,
