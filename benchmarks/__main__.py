@@ -60,20 +60,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a small run, to see that it works")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     parser.add_argument("--plots", type=Path, help="folder to draw the results into")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     kept = measure.keep_memory()
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    if unknown := [name for name in given.cells or () if name not in cells.NAMES]:
+    if unknown := [name for name in options.cells or () if name not in cells.NAMES]:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(cells.NAMES)}")
-    sizes = given.sizes or ((32,) if given.quick else (128,))
-    repeats = given.repeats or (2 if given.quick else 20)
-    benchmarks = (_quick if given.quick else _full)(console, sizes, repeats, given.cells)
+    sizes = options.sizes or ((32,) if options.quick else (128,))
+    repeats = options.repeats or (2 if options.quick else 20)
+    benchmarks = (_quick if options.quick else _full)(console, sizes, repeats, options.cells)
     asked = {
         what: [name for name in benchmarks if what == "all" or f"{name}-".startswith(f"{what}-")]
-        for what in given.what
+        for what in options.what
     }
     if unknown := [what for what, names in asked.items() if not names]:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(benchmarks)}")
@@ -85,10 +85,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name, run in benchmarks.items():
         if name in chosen:
             results["results"][name] = run()
-            if given.json:  # after each, so that a run that is stopped leaves something
-                given.json.write_text(json.dumps(results, indent=1))
-    if given.plots:
-        for path in report.plots(results, given.plots):
+            if options.json:  # after each, so that a run that is stopped leaves something
+                options.json.write_text(json.dumps(results, indent=1))
+    if options.plots:
+        for path in report.plots(results, options.plots):
             console.print(f"drew {path}")
 
 

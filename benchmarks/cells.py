@@ -146,21 +146,21 @@ class Example(NamedTuple):
 def example(name: str, size: int, steps: int, batch: int, seed: int = 0) -> Example:
     """The network of a cell. Raises `ValueError` where a spiking one does not spike."""
     model_key, cell_key, x_key, target_key = jax.random.split(jax.random.key(seed), 4)
-    n_in, n_out, at = N_IN, N_OUT, jax.random.split(cell_key, 4)
+    n_in, n_out, cell_keys = N_IN, N_OUT, jax.random.split(cell_key, 4)
     if name in NEURONS:
         make, scale = NEURONS[name]
         model = Spiking(make(size), size, scale, model_key)
     elif name in RECURRENT:
-        cell = RECURRENT[name](N_IN, size, key=at[0])
+        cell = RECURRENT[name](N_IN, size, key=cell_keys[0])
         model = Layers(cell, outputs=N_OUT, size=size, key=model_key)
     elif name in ("LRU", "S5"):
-        cell = {"LRU": nn.LRU, "S5": nn.S5}[name](N_IN, size, size, key=at[0])
+        cell = {"LRU": nn.LRU, "S5": nn.S5}[name](N_IN, size, size, key=cell_keys[0])
         model = Layers(cell, outputs=N_OUT, size=size, key=model_key)
     elif name == "two layers of LIF":
         init = nn.kaiming_normal(200.0)
         cells = [
             Recurrent(nn.Linear(n + size, size, weight_init=init, key=key), nn.LIF(size))
-            for n, key in zip((N_IN, size), at, strict=False)
+            for n, key in zip((N_IN, size), cell_keys, strict=False)
         ]
         model = Layers(*cells, outputs=N_OUT, size=size, key=model_key)
     elif name == "task of 64 GIF":
@@ -169,7 +169,7 @@ def example(name: str, size: int, steps: int, batch: int, seed: int = 0) -> Exam
         model, n_in, n_out = dms.Network(model_key), dms.STIMULI * dms.GROUP, 2
     elif name == "GRU, wide readout":
         n_out = WIDE
-        cell = nn.GRU(N_IN, size, key=at[0])
+        cell = nn.GRU(N_IN, size, key=cell_keys[0])
         model = Layers(cell, outputs=WIDE, size=size, key=model_key)
     else:
         raise ValueError(f"There is no cell {name!r}. Known: {', '.join(NAMES)}.")
@@ -202,33 +202,35 @@ class Gradient:
     It gives the carry too, as a stream goes on: else XLA would leave out the traces of the last window.
     """
 
-    def __init__(self, given: Example, algorithm: etpc.algorithms.Algorithm | None):
-        arrays, static = eqx.partition(given.model, eqx.is_array)
-        steps, batch = given.xs.shape[:2]
+    def __init__(self, problem: Example, algorithm: etpc.algorithms.Algorithm | None):
+        arrays, static = eqx.partition(problem.model, eqx.is_array)
+        steps, batch = problem.xs.shape[:2]
         self.window = self.block = None
         if algorithm is None:
 
             def grads(model: Any, xs: Array, targets: Array) -> Any:
-                _, found = etpc.bptt(model, xs, targets, loss, batch_size=batch, reduction="sum")
-                return None, found
+                _, gradients = etpc.bptt(
+                    model, xs, targets, loss, batch_size=batch, reduction="sum"
+                )
+                return None, gradients
 
         else:
-            program = etpc.compile(given.model, algorithm, inputs=given.xs[0, 0])
+            program = etpc.compile(problem.model, algorithm, inputs=problem.xs[0, 0])
             gradient = program.value_and_grad(loss, "sum")
             self.window = program.window_for(steps)
             self.block = max((op.block for op in program.plan.ops), default=0)
 
             def grads(model: Any, xs: Array, targets: Array) -> Any:
-                (_, carry), found = gradient(model, xs, targets, program.init(batch))
-                return carry, found
+                (_, carry), gradients = gradient(model, xs, targets, program.init(batch))
+                return carry, gradients
 
         @jax.jit
         def run(arrays: Any, xs: Array, targets: Array) -> Any:
-            carry, found = grads(eqx.combine(arrays, static), xs, targets)
-            flat = jax.tree.leaves_with_path(found)
+            carry, gradients = grads(eqx.combine(arrays, static), xs, targets)
+            flat = jax.tree.leaves_with_path(gradients)
             return {jax.tree_util.keystr(path): g for path, g in flat}, carry
 
-        self._arguments = arrays, given.xs, given.targets
+        self._arguments = arrays, problem.xs, problem.targets
         self._run = run.lower(*self._arguments).compile()
 
     def __call__(self) -> Mapping[str, Array]:
@@ -257,25 +259,25 @@ def run(
     console.print(f"\ncells: B={batch} T={steps}")
     rows = []
     for size in sizes:
-        found = []
+        size_rows = []
         for name in names:
             if name == "task of 64 GIF" and size != sizes[0]:  # which has a size of its own
                 continue
-            found += [{"cell": name, **row} for row in _cell(name, size, steps, batch, repeats)]
+            size_rows += [{"cell": name, **row} for row in _cell(name, size, steps, batch, repeats)]
             said = ", ".join(
-                f"{row['name']} {row['to_bptt']:.2f}" for row in found if row["cell"] == name
+                f"{row['name']} {row['to_bptt']:.2f}" for row in size_rows if row["cell"] == name
             )
             console.print(f"  N={size} {name}: {said}")
-        found += _means(found)
-        TABLE.show(console, found, f"N={size} B={batch} T={steps}")
-        rows += [{"size": size, "batch": batch, "steps": steps, **row} for row in found]
+        size_rows += _means(size_rows)
+        TABLE.show(console, size_rows, f"N={size} B={batch} T={steps}")
+        rows += [{"size": size, "batch": batch, "steps": steps, **row} for row in size_rows]
     return rows
 
 
 def _cell(name: str, size: int, steps: int, batch: int, repeats: int) -> list[dict[str, Any]]:
-    given = example(name, size, steps, batch)
+    problem = example(name, size, steps, batch)
     field = contestants()
-    calls: list[Any] = [Gradient(given, c.algorithm) for c in field]
+    calls: list[Any] = [Gradient(problem, c.algorithm) for c in field]
     results = [jax.block_until_ready(call()) for call in calls]
     rows = []
     taken = measure.interleaved(calls, repeats)
@@ -294,11 +296,11 @@ def _cell(name: str, size: int, steps: int, batch: int, repeats: int) -> list[di
         if "D-RTRL" in contestant.name and "exact" not in contestant.name:
             row["error_d_rtrl"] = _difference(result, results[1])["error"]
         rows.append(row)
-    return rows + _of_peer(name, given, size, calls[0], repeats)
+    return rows + _of_peer(name, problem, size, calls[0], repeats)
 
 
 def _of_peer(
-    name: str, given: Example, size: int, bptt: Callable[[], Any], repeats: int
+    name: str, problem: Example, size: int, bptt: Callable[[], Any], repeats: int
 ) -> list[dict[str, Any]]:
     """Its gradients of a cell of the same kind, timed in turns with BPTT, where it has one.
 
@@ -311,8 +313,8 @@ def _of_peer(
         f"braintrace ES-D-RTRL {DECAY}": dict(algorithm="es_d_rtrl", decay_or_rank=DECAY),
     }
     build = lambda: peer.build_cell(name, size)
-    programs = [peer.Program(build, given.xs, mode="vmap", **o) for o in options.values()]
-    theirs = [lambda program=program: program(given.xs, given.targets) for program in programs]
+    programs = [peer.Program(build, problem.xs, mode="vmap", **o) for o in options.values()]
+    theirs = [lambda program=program: program(problem.xs, problem.targets) for program in programs]
     for call in theirs:  # which compiles it
         jax.block_until_ready(call())
     taken = measure.interleaved([bptt, *theirs], repeats)
@@ -332,9 +334,9 @@ def _difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> dict[str
 def _means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Geometric means over the cells of `etpc.nn`."""
     of_nn = [row for row in rows if row["cell"] in OF_NN]
-    found = []
+    means = []
     for name in dict.fromkeys(row["name"] for row in of_nn):
         times = [row["to_bptt"] for row in of_nn if row["name"] == name]
         mean = math.exp(sum(map(math.log, times)) / len(times))
-        found.append({"cell": f"mean of {len(times)}", "name": name, "to_bptt": mean})
-    return found
+        means.append({"cell": f"mean of {len(times)}", "name": name, "to_bptt": mean})
+    return means

@@ -78,8 +78,8 @@ class Layers(eqx.Module):
     def __call__(self, x: Array, state: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
         after = []
         for linear, lif, V in zip(self.linears, self.lifs, state, strict=True):
-            given = jnp.concatenate([x, lif.spike(V)]) if self.recurrent else x
-            x, V = lif(linear(given), V)
+            inputs = jnp.concatenate([x, lif.spike(V)]) if self.recurrent else x
+            x, V = lif(linear(inputs), V)
             after.append(V)
         return x, tuple(after)
 
@@ -93,9 +93,9 @@ class Sparse(eqx.Module):
     def __init__(self, size: int):
         rng = np.random.default_rng(0)
         rows = np.repeat(np.arange(size), CONNECTIONS)
-        at = np.stack([rows, rng.integers(0, size, rows.size)], axis=1).astype(np.int32)
+        indices = np.stack([rows, rng.integers(0, size, rows.size)], axis=1).astype(np.int32)
         data = jnp.zeros(rows.size)
-        self.weight = sparse.BCOO((data, jnp.asarray(at)), shape=(size, size))
+        self.weight = sparse.BCOO((data, jnp.asarray(indices)), shape=(size, size))
         self.lif = nn.LIF(size)
 
     def init_state(self) -> Array:
@@ -189,11 +189,11 @@ def first(
         jax.clear_caches()
         gradient, building_s = measure.timed(lambda build=build: build(problem))
         _, calling_s = measure.timed(gradient)
-        with measure.compilations() as found:
+        with measure.compilations() as counts:
             jax.block_until_ready(gradient())
         split = {"plan_s": plan_s, "lower_s": lower_s, "xla_s": xla_s}
         first_s = building_s + calling_s
-        rows.append({"name": name, **split, "first_s": first_s, "again": found["trace"]})
+        rows.append({"name": name, **split, "first_s": first_s, "again": counts["trace"]})
         console.print(f"  {name}: first result after {first_s:.2f} s")
     FIRST.show(console, rows, f"reference network, N={size} B={batch} T={steps}")
     return [{"size": size, "batch": batch, "steps": steps, **row} for row in rows]

@@ -41,19 +41,19 @@ def cpu_seconds(code: str) -> float:
 
 def main(repeats: int = 9) -> None:
     """Print the table."""
-    taken: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    seconds: dict[str, list[float]] = {name: [] for name in IMPORTS}
     for _ in range(repeats):
         for name, code in IMPORTS.items():
-            taken[name].append(cpu_seconds(code))
-    least = [min(times) for times in taken.values()]
+            seconds[name].append(cpu_seconds(code))
+    shortest = [min(times) for times in seconds.values()]
     rows = [
         {
             "name": name,
             "median_s": statistics.median(times),
             "min_s": min(times),
-            "more_s": min(times) - least[0],
+            "more_s": min(times) - shortest[0],
         }
-        for name, times in taken.items()
+        for name, times in seconds.items()
     ]
     TABLE.show(Console(), rows, f"CPU time of {repeats} processes each")
 

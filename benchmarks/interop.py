@@ -53,11 +53,11 @@ def adapted(problem: Problem, algorithm: etpc.algorithms.Algorithm) -> Callable[
 
     @jax.jit
     def run(model: Any, xs: Any, targets: Any) -> Gradients:
-        found = gradient(model, xs, targets, program.init(problem.batch))[1].params
+        grads = gradient(model, xs, targets, program.init(problem.batch))[1].params
         return {
-            "hidden.weight": found.linear.weight["weight"].mantissa.T,
-            "hidden.bias": found.linear.weight["bias"].mantissa,
-            "readout.weight": found.readout.W.T,
+            "hidden.weight": grads.linear.weight["weight"].mantissa.T,
+            "hidden.bias": grads.linear.weight["bias"].mantissa,
+            "readout.weight": grads.readout.W.T,
         }
 
     return lambda: run(model, problem.xs, problem.targets)
@@ -74,21 +74,21 @@ def run(console: Console, size: int, steps: int, batch: int, repeats: int) -> li
             "brainstate": lambda a=algorithm: adapted(problem, a),
             "braintrace": lambda o=options: peer.Gradient(problem, mode="vmap", **o),
         }
-        calls, found = [], []
+        calls, rule_rows = [], []
         for name, build in ways.items():
             call, building = measure.timed(build)
             result, first = measure.timed(call)
             jax.block_until_ready(call())  # braintrace compiles again when it is called again
             calls.append(call)
-            wrong = measure.difference(result, result if not found else found[0]["result"])
+            wrong = measure.difference(result, result if not rule_rows else rule_rows[0]["result"])
             error = max(wrong[key]["error"] for key in ("hidden.weight", "readout.weight"))
             row = {"name": f"{rule}, {name}", "compile_s": building + first, "error": error}
-            found.append({**row, "result": result})
-        for row, taken in zip(found, measure.interleaved(calls, repeats), strict=True):
+            rule_rows.append({**row, "result": result})
+        for row, taken in zip(rule_rows, measure.interleaved(calls, repeats), strict=True):
             row |= taken
-            row["to_equinox"] = row["min_ms"] / found[0]["min_ms"]
+            row["to_equinox"] = row["min_ms"] / rule_rows[0]["min_ms"]
             del row["result"]
-        rows += found
+        rows += rule_rows
     TABLE.show(console, rows, about)
     return rows
 
@@ -99,9 +99,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=20)
-    given = parser.parse_args()
+    options = parser.parse_args()
     measure.keep_memory()
-    run(Console(width=120), given.size, given.steps, given.batch, given.repeats)
+    run(Console(width=120), options.size, options.steps, options.batch, options.repeats)
 
 
 if __name__ == "__main__":

@@ -148,9 +148,9 @@ def draw(name: str, size: int, steps: int, batch: int, seed: int) -> tuple[Any, 
 
 def rules(ranks: Sequence[int], decays: Sequence[float]) -> dict[str, etpc.algorithms.Algorithm]:
     """By name. The first is what the others approximate."""
-    found: dict[str, etpc.algorithms.Algorithm] = {"full (D-RTRL)": D_RTRL(window=WINDOW)}
-    found |= {f"rank {r}": ES_D_RTRL(r, window=WINDOW) for r in ranks}
-    return found | {f"decay {a}": ES_D_RTRL(a, window=WINDOW) for a in decays}
+    by_name: dict[str, etpc.algorithms.Algorithm] = {"full (D-RTRL)": D_RTRL(window=WINDOW)}
+    by_name |= {f"rank {r}": ES_D_RTRL(r, window=WINDOW) for r in ranks}
+    return by_name | {f"decay {a}": ES_D_RTRL(a, window=WINDOW) for a in decays}
 
 
 def run(
@@ -189,10 +189,10 @@ def _network(
     calls, rows, full = [], [], []
     for rule, algorithm in rules.items():
         program, gradient = _compiled(algorithm, draws, batch)
-        found = [{"w": gradient(*drawn)} for drawn in draws]
-        full = full or found
-        to_full = [measure.difference(a, b)["w"] for a, b in zip(found, full, strict=True)]
-        to_bptt = [measure.difference(a, b)["w"] for a, b in zip(found, bptt, strict=True)]
+        grads = [{"w": gradient(*drawn)} for drawn in draws]
+        full = full or grads
+        to_full = [measure.difference(a, b)["w"] for a, b in zip(grads, full, strict=True)]
+        to_bptt = [measure.difference(a, b)["w"] for a, b in zip(grads, bptt, strict=True)]
         calls.append(lambda gradient=gradient: gradient(*draws[0]))
         rows.append(
             {
@@ -228,9 +228,9 @@ def over_windows(
         for window in windows:
             row = {"network": name, "window": window}
             for r in FEW:
-                found, row["temp"] = _gradients(ES_D_RTRL(r, window=window), draws, batch)
+                grads, row["temp"] = _gradients(ES_D_RTRL(r, window=window), draws, batch)
                 errors = [
-                    measure.difference(a, b)["w"]["error"] for a, b in zip(found, full, strict=True)
+                    measure.difference(a, b)["w"]["error"] for a, b in zip(grads, full, strict=True)
                 ]
                 row |= {f"error_{r}": _mean(errors), f"worst_{r}": max(errors)}
             rows.append(row)

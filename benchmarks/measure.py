@@ -60,9 +60,9 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 
     `alias` are those of the outputs that are written over donated arguments.
     """
-    found: Any = compiled.memory_analysis()
+    stats: Any = compiled.memory_analysis()
     return {
-        kind: getattr(found, f"{kind}_size_in_bytes")
+        kind: getattr(stats, f"{kind}_size_in_bytes")
         for kind in ("argument", "output", "alias", "temp")
     }
 
@@ -70,35 +70,35 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 @contextlib.contextmanager
 def compilations() -> Iterator[Counter[str]]:
     """Count what JAX does inside: programs that are traced, `"trace"`, and compiled, `"compile"`."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
 
     def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
         match event:
             case "/jax/core/compile/jaxpr_trace_duration":
-                found["trace"] += 1
+                counts["trace"] += 1
             case "/jax/core/compile/backend_compile_duration":
-                found["compile"] += 1
+                counts["compile"] += 1
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        yield found
+        yield counts
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def difference(got: Mapping[str, Any], want: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Relative error and cosine of each gradient. Raises where a wanted one is zero."""
-    found = {}
+    differences = {}
     for name, reference in want.items():
         a, b = (jnp.ravel(jnp.asarray(v, jnp.float32)) for v in (got[name], reference))
         norm, size = float(jnp.linalg.norm(b)), float(jnp.linalg.norm(a))
         if not norm > 0:
             raise ValueError(f"The gradient of {name} is zero, so there is nothing to compare.")
-        found[name] = {
+        differences[name] = {
             "error": float(jnp.linalg.norm(a - b)) / norm,
             "cosine": float(jnp.vdot(a, b)) / (norm * size) if size else 0.0,
         }
-    return found
+    return differences
 
 
 def environment(kept: bool = False) -> dict[str, str]:

@@ -89,8 +89,8 @@ def run(
             continue
         gradient = build(problem)
         for steps in lengths:
-            found = measure.memory(gradient.lowered(steps).compile())
-            rows.append(_row(problem, name, steps, found))
+            sizes = measure.memory(gradient.lowered(steps).compile())
+            rows.append(_row(problem, name, steps, sizes))
         console.print(f"  {name}")
     for row in rows:
         shortest = next(r for r in rows if r["name"] == row["name"])
@@ -103,9 +103,9 @@ def run(
     return rows
 
 
-def _row(problem: Problem, name: str, steps: int, found: dict[str, int]) -> dict[str, Any]:
+def _row(problem: Problem, name: str, steps: int, sizes: dict[str, int]) -> dict[str, Any]:
     inputs = sum(a.size * a.dtype.itemsize for a in problem.shapes(steps))
-    return {"name": name, "steps": steps, "inputs": inputs, **found}
+    return {"name": name, "steps": steps, "inputs": inputs, **sizes}
 
 
 def _online(
@@ -120,13 +120,13 @@ def _online(
 
     carry = jax.eval_shape(lambda: program.init(problem.batch))
     lowered = jax.jit(run, donate_argnums=3).lower(arrays, *problem.shapes(steps), carry)
-    found = measure.memory(lowered.compile())
+    sizes = measure.memory(lowered.compile())
     promised = program.memory(problem.batch)
     traces = sum(size for _, size in promised.traces)
     return {
-        **_row(problem, name, steps, found),
+        **_row(problem, name, steps, sizes),
         "promised": promised.total,
-        "temp_to_traces": found["temp"] / traces,
+        "temp_to_traces": sizes["temp"] / traces,
     }
 
 
@@ -137,8 +137,8 @@ def _peak(name: str, size: int, steps: int, batch: int) -> int:
     CLEAR_REFS.write_text("5")  # forgets the peak so far
     before = _status("VmRSS")
     builders = OTHERS | PEERS
-    for own, algorithm in ALGORITHMS.items():
-        builders[own] = ft.partial(network.online, algorithm=algorithm)
+    for contestant, algorithm in ALGORITHMS.items():
+        builders[contestant] = ft.partial(network.online, algorithm=algorithm)
     gradient = builders[name](problem)
     jax.block_until_ready(gradient())
     return _status("VmHWM") - before

@@ -121,11 +121,11 @@ class Gradient:
 
         @jax.jit
         def run(arrays: Network, xs: Array, targets: Array) -> Gradients:
-            found = grads(eqx.combine(arrays, static), xs, targets)
+            gradients = grads(eqx.combine(arrays, static), xs, targets)
             return {
-                "hidden.weight": found.hidden.weight,
-                "hidden.bias": found.hidden.bias,
-                "readout.weight": found.readout.weight,
+                "hidden.weight": gradients.hidden.weight,
+                "hidden.bias": gradients.hidden.bias,
+                "readout.weight": gradients.readout.weight,
             }
 
         self._run = run

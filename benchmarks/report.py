@@ -91,13 +91,13 @@ def _colour(name: str) -> str:
 
 def _speed(rows: Rows) -> Iterator[tuple[str, Figure]]:
     for size, group in groupby(rows, lambda row: row["size"]):
-        found = list(group)[::-1]
-        figure = Figure((8, 0.24 * len(found) + 0.8))
+        size_rows = list(group)[::-1]
+        figure = Figure((8, 0.24 * len(size_rows) + 0.8))
         axes = figure.subplots()
-        times = [row["min_ms"] for row in found]
-        names = [row["name"] for row in found]
+        times = [row["min_ms"] for row in size_rows]
+        names = [row["name"] for row in size_rows]
         bars = axes.barh(names, times, color=[_colour(name) for name in names])
-        errors = [f" {row['min_ms']:.4g} ms, error {row['error_bptt']:.2g}" for row in found]
+        errors = [f" {row['min_ms']:.4g} ms, error {row['error_bptt']:.2g}" for row in size_rows]
         axes.bar_label(bars, errors, fontsize=7)
         axes.set(xscale="log", xlabel="ms for a gradient (least of all repeats)")
         axes.set_xlim(min(times) / 2, max(times) * 8)
@@ -108,18 +108,21 @@ def _speed(rows: Rows) -> Iterator[tuple[str, Figure]]:
 def _cells(rows: Rows) -> Iterator[tuple[str, Figure]]:
     """A row of points for each cell, the fastest rule to the left."""
     for size, group in groupby(rows, lambda row: row["size"]):
-        found = list(group)
-        names = list(dict.fromkeys(row["cell"] for row in found))[::-1]
-        all_times = [row["to_bptt"] for row in found]
+        size_rows = list(group)
+        names = list(dict.fromkeys(row["cell"] for row in size_rows))[::-1]
+        all_times = [row["to_bptt"] for row in size_rows]
         figure = Figure((8, 0.26 * len(names) + 1))
         axes = figure.subplots()
         for rule, marker in zip(
-            dict.fromkeys(row["name"] for row in found), "|os^DxP", strict=False
+            dict.fromkeys(row["name"] for row in size_rows), "|os^DxP", strict=False
         ):
-            mine = [row for row in found if row["name"] == rule]
-            times, at = [row["to_bptt"] for row in mine], [names.index(row["cell"]) for row in mine]
+            rule_rows = [row for row in size_rows if row["name"] == rule]
+            times, positions = (
+                [row["to_bptt"] for row in rule_rows],
+                [names.index(row["cell"]) for row in rule_rows],
+            )
             colour = COLOURS["BPTT"] if rule == "BPTT" else None
-            axes.plot(times, at, marker, color=colour, label=rule, ms=5)
+            axes.plot(times, positions, marker, color=colour, label=rule, ms=5)
         axes.set_yticks(range(len(names)), names)
         axes.set(xscale="log", xlabel="time relative to BPTT")
         low, high = 0.9 * min(all_times), 1.1 * max(all_times)
@@ -138,10 +141,10 @@ def _memory(rows: Rows) -> Iterator[tuple[str, Figure]]:
     axes = figure.subplots()
     styles = iter("osvD^<>Pp*")
     for name, group in groupby(rows, lambda row: row["name"]):
-        found = list(group)
+        contestant_rows = list(group)
         axes.plot(
-            [row["steps"] for row in found],
-            [row["temp"] / 2**20 for row in found],
+            [row["steps"] for row in contestant_rows],
+            [row["temp"] / 2**20 for row in contestant_rows],
             marker=next(styles),
             color=_colour(name),
             label=name,
@@ -155,9 +158,9 @@ def _growth(rows: Rows) -> Iterator[tuple[str, Figure]]:
     figure = Figure((8, 3))
     kinds = ("feed-forward", "recurrent", "sparse")
     for axes, kind in zip(figure.subplots(1, 3, sharey=True), kinds, strict=True):
-        found = [row for row in rows if kind in row["name"]]
+        kind_rows = [row for row in rows if kind in row["name"]]
         for key, label in (("plan_s", "etpc"), ("lower_s", "lower"), ("xla_s", "XLA")):
-            x, y = [row["neurons"] for row in found], [row[key] for row in found]
+            x, y = [row["neurons"] for row in kind_rows], [row[key] for row in kind_rows]
             axes.plot(x, y, marker="o", label=label)
         axes.set(title=kind, xlabel="neurons")
         axes.set_xscale("log" if kind == "sparse" else "linear")
@@ -170,9 +173,9 @@ def _growth(rows: Rows) -> Iterator[tuple[str, Figure]]:
 def _low_rank(rows: Rows) -> Iterator[tuple[str, Figure]]:
     def draw(axes: Axes, rows: Rows) -> None:
         for kind, colour in (("rank", COLOURS["etpc"]), ("decay", COLOURS["braintrace"])):
-            found = [row for row in rows if row["rule"].startswith(kind)]
-            x = [row["trace_bytes"] / 2**20 for row in found]
-            y = [row["error_d_rtrl"] for row in found]
+            kind_rows = [row for row in rows if row["rule"].startswith(kind)]
+            x = [row["trace_bytes"] / 2**20 for row in kind_rows]
+            y = [row["error_d_rtrl"] for row in kind_rows]
             axes.plot(x, y, marker="o", ls="-" if kind == "rank" else "", color=colour, label=kind)
         full = rows[0]["trace_bytes"] / 2**20
         axes.axvline(full, color=COLOURS["BPTT"], ls=":", label="full trace")
@@ -212,10 +215,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("--plots", type=Path)
-    given = parser.parse_args()
-    results = json.loads(given.results.read_text())
-    if given.plots:
-        plots(results, given.plots)
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text())
+    if options.plots:
+        plots(results, options.plots)
     print(markdown(results))
 
 

@@ -134,9 +134,9 @@ def run(
         )
         console.print(f"\nspeed: {about}")
         field = list(contestants(windows, ranks, size <= snap_size))
-        found = _measure(console, problem, field, repeats)
-        TABLE.show(console, found, about)
-        rows += [{"size": size, "batch": batch, "steps": steps, **row} for row in found]
+        measured = _measure(console, problem, field, repeats)
+        TABLE.show(console, measured, about)
+        rows += [{"size": size, "batch": batch, "steps": steps, **row} for row in measured]
     return rows
 
 
@@ -189,15 +189,15 @@ def _compare(field: list[Contestant], results: list[Any], rows: list[dict[str, A
         weight = row["to_bptt_by_parameter"]["hidden.weight"]
         row["error_bptt"], row["cosine_bptt"] = weight["error"], weight["cosine"]
         if contestant.algorithm.endswith("D-RTRL") and "exact" not in contestant.rule:
-            found = measure.difference(results[i], results[d_rtrl])
-            row["error_d_rtrl"] = found["hidden.weight"]["error"]
+            to_d_rtrl = measure.difference(results[i], results[d_rtrl])
+            row["error_d_rtrl"] = to_d_rtrl["hidden.weight"]["error"]
         same = [j for j in ours if rules[j] == contestant.rule and j != i]
         if same:
-            found = measure.difference(results[i], results[same[0]])
+            to_rule = measure.difference(results[i], results[same[0]])
             row["reference"] = field[same[0]].name
-            row["to_rule_by_parameter"] = found
+            row["to_rule_by_parameter"] = to_rule
             row["error_rule"] = max(
-                d["error"] for name, d in found.items() if name not in _left_out(contestant)
+                d["error"] for name, d in to_rule.items() if name not in _left_out(contestant)
             )
 
 

@@ -66,11 +66,11 @@ else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         place = _PLACES[name]
         if place:
-            found = getattr(importlib.import_module(f".{place}", __name__), name)
+            value = getattr(importlib.import_module(f".{place}", __name__), name)
         else:
-            found = importlib.import_module(f".{name}", __name__)
-        globals()[name] = found  # so that it is found at once from now on
-        return found
+            value = importlib.import_module(f".{name}", __name__)
+        globals()[name] = value  # so that it is found at once from now on
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_PLACES})

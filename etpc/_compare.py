@@ -169,14 +169,14 @@ def compare(
     start = full_state(any_program, carry)
     batched = batch_size is not None
     loss = Loss.of(loss_fn, has_aux)
-    given = model, xs, targets, loss, start, step, mask, batched, reduction
-    value, reference, _ = _bptt(*given)
+    arguments = model, xs, targets, loss, start, step, mask, batched, reduction
+    value, reference, _ = _bptt(*arguments)
     steps = lead_of((xs, targets), batch_size)[0]
     results = []
     for algorithm, program in zip(chosen, programs, strict=True):
         if program is None:
             window = algorithm.lookback or steps
-            _, grads, _ = _bptt(*given, window=window)
+            _, grads, _ = _bptt(*arguments, window=window)
             rows = _tbptt_rows(any_program, grads, reference, window, steps, tolerance)
             passed_on = carry.state
         else:

@@ -50,13 +50,13 @@ def raise_together(
     problems: Iterable[str], error: type[EtpcError] = ModelError, heading: str = ""
 ) -> None:
     """Raise `error` with all the problems of a stage, or return where there are none."""
-    found = list(dict.fromkeys(problems))
-    if not found:
+    distinct = list(dict.fromkeys(problems))
+    if not distinct:
         return
-    if len(found) == 1 and not heading:
-        raise error(found[0])
-    lines = [heading or f"{len(found)} problems were found:"]
-    lines += [f"  {i}. " + text.replace("\n", "\n     ") for i, text in enumerate(found, 1)]
+    if len(distinct) == 1 and not heading:
+        raise error(distinct[0])
+    lines = [heading or f"{len(distinct)} problems were found:"]
+    lines += [f"  {i}. " + text.replace("\n", "\n     ") for i, text in enumerate(distinct, 1)]
     raise error("\n".join(lines))
 
 
@@ -82,5 +82,5 @@ def checked_count(
 
 def near(name: str, names: Iterable[str]) -> str:
     """A sentence with the names that are nearly `name`, or nothing."""
-    found = difflib.get_close_matches(name, list(names), n=2, cutoff=0.7)
-    return f" Did you mean {' or '.join(found)}?" if found else ""
+    matches = difflib.get_close_matches(name, list(names), n=2, cutoff=0.7)
+    return f" Did you mean {' or '.join(matches)}?" if matches else ""

@@ -121,12 +121,12 @@ def fit(
     remaining = () if stopped else itertools.islice(blocks, block, None)
     with bar:
         for data in remaining:
-            given = _arguments(data, run.block)
+            arguments = _arguments(data, run.block)
             if not history:
-                warn_of_silence(_silent(learner, run, given), stacklevel=2)
+                warn_of_silence(_silent(learner, run, arguments), stacklevel=2)
             carry = learner.restarted(run.carry) if independent else run.carry
             model, opt_state, carry, losses, *aux = learner.update(
-                run.model, run.opt_state, carry, **given
+                run.model, run.opt_state, carry, **arguments
             )
             history.append(float(jnp.mean(losses)))
             bar.set_postfix_str(f"loss {history[-1]:.4g}", refresh=False)
@@ -150,10 +150,10 @@ def fit(
     return run
 
 
-def _silent(learner: Online, run: Run, given: dict[str, Any]) -> tuple[str, ...]:
+def _silent(learner: Online, run: Run, arguments: dict[str, Any]) -> tuple[str, ...]:
     """Which layers do not spike on a block of data."""
     stream = learner._stream(run.carry)
-    return learner.program.silent(run.model, given["xs"], stream, mask=given.get("mask"))
+    return learner.program.silent(run.model, arguments["xs"], stream, mask=arguments.get("mask"))
 
 
 def _save(path: str | os.PathLike[str], run: Run) -> None:

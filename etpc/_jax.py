@@ -403,10 +403,10 @@ def unrolled(equation: Equation) -> Flat:
         xs = operands[count_consts + count_carry :]
         ys: list[Any] = [None] * length
         for t in reversed(range(length)) if reverse else range(length):
-            now = [jax.lax.index_in_dim(x, t, 0, keepdims=False) for x in xs]
-            given = zip(body.inputs[count_consts:], [*carry, *now], strict=True)
-            here = evaluate(varying, {**env, **dict(given)})
-            out = [here[v] for v in body.outputs]
+            slices = [jax.lax.index_in_dim(x, t, 0, keepdims=False) for x in xs]
+            bindings = zip(body.inputs[count_consts:], [*carry, *slices], strict=True)
+            values = evaluate(varying, {**env, **dict(bindings)})
+            out = [values[v] for v in body.outputs]
             carry, ys[t] = out[:count_carry], out[count_carry:]
         return [*carry, *(jnp.stack(several) for several in zip(*ys, strict=True))]
 
@@ -418,13 +418,13 @@ def is_checkpointed_loop(equation: Equation) -> bool:
 
     The rule is told by the object that it closes over, and not by a name that others may have too.
     """
-    own = _checkpointed_loop()
-    if own is None or equation.primitive is not prims.custom_vjp_call_p:
+    loop_rule = _checkpointed_loop()
+    if loop_rule is None or equation.primitive is not prims.custom_vjp_call_p:
         return False
     waiting, seen = [equation.params.get("bwd")], set()
     while waiting:
         value = waiting.pop()
-        if value is own:
+        if value is loop_rule:
             return True
         if value is None or id(value) in seen or len(seen) > 64:
             continue
@@ -484,22 +484,22 @@ def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
         zero = jax.custom_derivatives.SymbolicZero
         moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, zero)]
 
-        def on_moving(*given):
+        def on_moving(*moving_values):
             full = list(values)
-            for i, value in zip(moving, given, strict=True):
+            for i, value in zip(moving, moving_values, strict=True):
                 full[i] = value
             out = equation.bind(*full)
             return [out[i] for i in outs]
 
         primal_out, pullback = jax.vjp(on_moving, *(values[i] for i in moving))
-        given = tuple(tangents[i] for i in moving)
+        moving_tangents = tuple(tangents[i] for i in moving)
         try:
             pushforward = jax.linear_transpose(lambda cts: pullback(cts), primal_out)
-            moved = pushforward(given)[0]
+            moved = pushforward(moving_tangents)[0]
         except Exception:  # whatever the transpose of an operation that is not linear raises
             avals = tuple(jax.typeof(o) for o in primal_out)
             with source_info_util.user_context(equation.traceback):
-                moved = nonlinear_p.bind(*given, avals=avals)
+                moved = nonlinear_p.bind(*moving_tangents, avals=avals)
         out = equation.bind(*values)
         full: list[Any] = [np.zeros(o.shape, jax.dtypes.float0) for o in out]
         for i, value in zip(outs, moved, strict=True):

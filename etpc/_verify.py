@@ -70,13 +70,13 @@ def checked_window(window: Any) -> int | None:
     return None if window is None else checked_count("window", window, why=why)
 
 
-def _bptt(model, *given: Any, **options: Any):
+def _bptt(model, *arguments: Any, **options: Any):
     """Loss, gradient, and what the loss returns besides.
 
     NumPy's integers and flags in a model are numbers of its program, and not arrays to trace.
     """
     plain = lambda a: a.item() if isinstance(a, np.integer | np.bool_) else a
-    return _compiled_bptt(jax.tree.map(plain, model), *given, **options)
+    return _compiled_bptt(jax.tree.map(plain, model), *arguments, **options)
 
 
 @eqx.filter_jit
@@ -95,11 +95,11 @@ def _compiled_bptt(
     """Loss, gradient, and what the loss returns besides."""
     call = step if step is not None else lambda m, x, s: m(x, s)
 
-    def sequence(model, start, given):
-        def body(now, given):
-            x, target, weight = given
-            before, treedef = jax.tree.flatten(now)
-            # An `eqx.nn.State` may be used once: `now` itself stays, and another one goes in.
+    def sequence(model, start, data):
+        def body(state, step_data):
+            x, target, weight = step_data
+            before, treedef = jax.tree.flatten(state)
+            # An `eqx.nn.State` may be used once: `state` itself stays, and another one goes in.
             y, after = call(model, x, treedef.unflatten(before))
             after, treedef = jax.tree.flatten(after)
             after = [
@@ -107,48 +107,48 @@ def _compiled_bptt(
             ]
             return treedef.unflatten(after), loss(y, target, weight)
 
-        after, (losses, aux) = jax.lax.scan(body, start, given)
+        after, (losses, aux) = jax.lax.scan(body, start, data)
         return losses.sum(), (after, aux)
 
-    def total(model, start, given):
+    def total(model, start, data):
         if not batched:
-            return sequence(model, start, given)
+            return sequence(model, start, data)
         many = jax.vmap(
-            lambda s, given: sequence(model, s, given), in_axes=(0, 1), out_axes=(0, (0, 1))
+            lambda s, example: sequence(model, s, example), in_axes=(0, 1), out_axes=(0, (0, 1))
         )
-        losses, rest = many(start, given)
+        losses, rest = many(start, data)
         return losses.mean(), rest
 
     gradient = eqx.filter_value_and_grad(total, has_aux=True)
     start = jax.tree.map(lambda a: a if hasattr(a, "dtype") else jnp.asarray(a), start)
-    given = jax.tree.map(lambda x: finite_where_masked(x, mask), xs), targets, mask
-    steps = jax.tree.leaves(given)[0].shape[0]
+    sequences = jax.tree.map(lambda x: finite_where_masked(x, mask), xs), targets, mask
+    steps = jax.tree.leaves(sequences)[0].shape[0]
     if window is None or window >= steps:
-        (value, (_, aux)), grads = gradient(model, start, given)
+        (value, (_, aux)), grads = gradient(model, start, sequences)
     else:
-        value, grads, aux = _windows(gradient, model, start, given, steps, window)
+        value, grads, aux = _windows(gradient, model, start, sequences, steps, window)
     return (*reduced(reduction, (value, grads), mask, steps), aux)
 
 
-def _windows(gradient, model, start, given, steps: int, window: int):
+def _windows(gradient, model, start, data, steps: int, window: int):
     """The sums of loss and gradient over windows, each differentiated on its own."""
 
-    def one_window(now, given):
-        state, value, grads = now
-        (more, (state, aux)), more_grads = gradient(model, state, given)
+    def one_window(scan_carry, window_data):
+        state, value, grads = scan_carry
+        (more, (state, aux)), more_grads = gradient(model, state, window_data)
         return (state, value + more, jax.tree.map(jnp.add, grads, more_grads)), aux
 
     cut = steps - steps % window
-    first = jax.tree.map(lambda a: a[:window], given)
+    first = jax.tree.map(lambda a: a[:window], data)
     (value, _), grads = eqx.filter_eval_shape(gradient, model, start, first)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (value, grads))
-    whole = jax.tree.map(lambda a: a[:cut].reshape(-1, window, *a.shape[1:]), given)
-    now, aux = jax.lax.scan(one_window, (start, *zeros), whole)
+    whole = jax.tree.map(lambda a: a[:cut].reshape(-1, window, *a.shape[1:]), data)
+    after, aux = jax.lax.scan(one_window, (start, *zeros), whole)
     aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
     if cut < steps:
-        now, rest = one_window(now, jax.tree.map(lambda a: a[cut:], given))
+        after, rest = one_window(after, jax.tree.map(lambda a: a[cut:], data))
         aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
-    return (*now[1:], aux)
+    return (*after[1:], aux)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +180,11 @@ def fidelity(row: Row) -> list[str]:
 
 def verdict(ok: bool, notes: tuple[str, ...], tolerance: float) -> list[str]:
     """The lines below a table."""
-    found = "ok" if ok else "NOT ok"
+    outcome = "ok" if ok else "NOT ok"
     if notes:
-        found += ": the comparison is vacuous in part"
+        outcome += ": the comparison is vacuous in part"
     lines = [f"note: {text}" for text in notes]
-    return [*lines, f"{found}  (exact means a relative error of at most {tolerance:.0e})"]
+    return [*lines, f"{outcome}  (exact means a relative error of at most {tolerance:.0e})"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -305,12 +305,12 @@ def _blame_batch_axis(
     other = 1 if batch_size is None else None  # any number says that there is an axis
     if any(jnp.ndim(a) < (2 if batch_size is None else 1) for a in jax.tree.leaves(xs)):
         return
-    given, instead = (
+    inputs, instead = (
         jax.tree.map(lambda a, size=size: one_step(a, size), xs) for size in (batch_size, other)
     )
-    if fits(model, given, state, step) or not fits(model, instead, state, step):
+    if fits(model, inputs, state, step) or not fits(model, instead, state, step):
         return
-    shapes, read, wanted = (shapes_text(tree) for tree in (xs, given, instead))
+    shapes, read, wanted = (shapes_text(tree) for tree in (xs, inputs, instead))
     if batch_size is None:
         size = jnp.shape(jax.tree.leaves(xs)[0])[1]
         raise InputError(
@@ -405,20 +405,20 @@ def compare_one(
 
 def _remarks(program: Program, steps: int) -> tuple[str, ...]:
     """What a reader may want to change."""
-    plan, found = program.plan, []
+    plan, remarks = program.plan, []
     window = program.window_for(steps)
     if steps <= window and plan.traced:
-        found.append(
+        remarks.append(
             f"{steps} steps fit into one window ({window}), so that no trace was read; take more, or "
             "a smaller `window=`"
         )
     unmarked = dict.fromkeys(p.path for p in plan.ops if p.reason == UNMARKED)
     if unmarked:
-        found.append(
+        remarks.append(
             f"{', '.join(unmarked)}: not marked, and so without a trace; leave weights= out to give "
             "every weight one"
         )
-    return tuple(found)
+    return tuple(remarks)
 
 
 def doubts(

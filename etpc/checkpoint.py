@@ -336,16 +336,16 @@ def _notes(tree: Any, root: str = "") -> dict[str, str]:
     def special(node: Any) -> bool:
         return isinstance(node, Carry) or (hasattr(node, "mantissa") and hasattr(node, "unit"))
 
-    found = {}
+    notes = {}
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=special):
         where = root + jax.tree_util.keystr(path)
         if isinstance(node, Carry):
             batch = "with a batch axis" if node.batched else "without a batch axis"
-            found[where or "the tree"] = f"a carry {batch} of the program {node.program}"
-            found |= _notes(node.state, f"{where}.state")
+            notes[where or "the tree"] = f"a carry {batch} of the program {node.program}"
+            notes |= _notes(node.state, f"{where}.state")
         elif special(node):
-            found[where or "the tree"] = f"a quantity in {node.unit}"
-    return found
+            notes[where or "the tree"] = f"a quantity in {node.unit}"
+    return notes
 
 
 def _is_key(leaf: Any) -> bool:
@@ -429,14 +429,14 @@ def _differences(
 ) -> Iterator[str]:
     """Where a file and `like` do not agree."""
     wanted = {where: _text(entry) for where, entry in expected}
-    found = {entry["path"]: _text(entry) for entry in header["leaves"]}
-    for ours, theirs in ((wanted, found), (notes, header["notes"])):
+    stored = {entry["path"]: _text(entry) for entry in header["leaves"]}
+    for ours, theirs in ((wanted, stored), (notes, header["notes"])):
         for where in dict.fromkeys([*ours, *theirs]):
-            here, there = ours.get(where, "not there"), theirs.get(where, "not there")
-            if here != there:
-                yield f"{where} is {here} in `like`, and {there} in the file."
+            in_like, in_file = ours.get(where, "not there"), theirs.get(where, "not there")
+            if in_like != in_file:
+                yield f"{where} is {in_like} in `like`, and {in_file} in the file."
     order = [where for where, _ in expected], [entry["path"] for entry in header["leaves"]]
-    if wanted == found and order[0] != order[1]:
+    if wanted == stored and order[0] != order[1]:
         yield "The leaves have another order."
 
 

@@ -185,18 +185,18 @@ def memory(
     if not isinstance(algos, Mapping):
         algos = {resolve(a).short: a for a in algos}
     arrays, static = eqx.partition(model, eqx.is_array)
-    one = jax.tree.map(shape_of, inputs)
+    step_inputs = jax.tree.map(shape_of, inputs)
 
     def sequence(length: int) -> tuple[Any, Any]:
         lead = length, batch_size
-        xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype), one)
+        xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype), step_inputs)
         return xs, jax.ShapeDtypeStruct(lead, jnp.float32)
 
     def through_time(arrays: Any, xs: Any, targets: Any) -> Any:
         whole = eqx.combine(arrays, static)
         return bptt(whole, xs, targets, _squares, state=state, step=step, batch_size=batch_size)
 
-    found = {"BPTT": [_temporary(jax.jit(through_time).lower(arrays, *sequence(t))) for t in steps]}
+    sizes = {"BPTT": [_temporary(jax.jit(through_time).lower(arrays, *sequence(t))) for t in steps]}
     for label, algo in algos.items():
         program = compile(model, algo, inputs=inputs, state=state, step=step, batch_size=batch_size)
         learn = program.value_and_grad(_squares)
@@ -207,23 +207,23 @@ def memory(
             return learn(eqx.combine(arrays, static), xs, targets, carry)
 
         jitted = jax.jit(online, donate_argnums=3)
-        found[label] = [held + _temporary(jitted.lower(arrays, *sequence(t), carry)) for t in steps]
+        sizes[label] = [held + _temporary(jitted.lower(arrays, *sequence(t), carry)) for t in steps]
     (ax,) = _axes(None if ax is None else [ax], 1, 1, figsize=(6, 4))
-    for (label, values), marker in zip(found.items(), "osv^D<>Pp*" * len(found), strict=False):
+    for (label, values), marker in zip(sizes.items(), "osv^D<>Pp*" * len(sizes), strict=False):
         ax.plot(list(steps), values, marker=marker, label=label)
     ax.set(xscale="log", yscale="log", xlabel="steps T", ylabel="bytes")
     ax.legend(frameon=False)
     return _figure(ax)
 
 
-def _axes(given: Any, rows: int, columns: int, **settings: Any) -> list[Axes]:
+def _axes(axes: Any, rows: int, columns: int, **settings: Any) -> list[Axes]:
     """The axes to draw into, in one list: those that are given, or new ones."""
-    if given is None:
-        given = plt.subplots(rows, columns, squeeze=False, layout="constrained", **settings)[1]
-    found = list(np.ravel(given))
-    if len(found) != rows * columns:
-        raise InputError(f"axes should be {rows * columns} axes, and are {len(found)}.")
-    return found
+    if axes is None:
+        axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", **settings)[1]
+    flat = list(np.ravel(axes))
+    if len(flat) != rows * columns:
+        raise InputError(f"axes should be {rows * columns} axes, and are {len(flat)}.")
+    return flat
 
 
 def _figure(ax: Axes) -> Figure:
@@ -238,13 +238,13 @@ def _squares(y: Any, target: Any) -> jax.Array:
 
 
 def _temporary(lowered: Any) -> int:
-    found = lowered.compile().memory_analysis()
-    if found is None:
+    stats = lowered.compile().memory_analysis()
+    if stats is None:
         raise UnsupportedError(
             f"XLA does not say what memory a function takes on {jax.default_backend()}. Use the CPU "
             "for this chart."
         )
-    return found.temp_size_in_bytes
+    return stats.temp_size_in_bytes
 
 
 # --- traces ---
@@ -255,12 +255,12 @@ def _find(program: Program, op: int | str) -> OpPlan:
     names = program.plan.analysis.step.model_leaves.paths
     if isinstance(op, str):
         wanted = op
-        found = [
+        matches = [
             n
             for n, p in enumerate(program.ops)
             if wanted == p.path or wanted in (names[i] for i in p.op.parameters)
         ]
-        op = found[0] if found else op
+        op = matches[0] if matches else op
     if isinstance(op, str) or not 0 <= op < len(paths):
         raise SelectionError(
             f"The program has no traced operation {op!r}. It has {len(paths)}: {'; '.join(paths)}."
@@ -335,10 +335,10 @@ def _names(p: OpPlan) -> list[str]:
 def _largest(entries: np.ndarray, count: int) -> list[tuple[int, ...]]:
     """Indices of the largest entries, of different rows and columns as long as there are such."""
     order = np.argsort(-np.abs(entries).reshape(-1), kind="stable")
-    found = np.stack(np.unravel_index(order, entries.shape), 1)
+    indices = np.stack(np.unravel_index(order, entries.shape), 1)
     rows, columns = set(), set()
     first: list[int] = []
-    for i, index in enumerate(found):
+    for i, index in enumerate(indices):
         if entries.ndim > 1 and (
             (index[0] in rows and entries.shape[0] > 1) or index[-1] in columns
         ):
@@ -348,8 +348,8 @@ def _largest(entries: np.ndarray, count: int) -> list[tuple[int, ...]]:
         first.append(i)
         if len(first) == count:
             break
-    rest = [i for i in range(min(2 * count, len(found))) if i not in set(first)]
-    return sorted(tuple(map(int, found[i])) for i in [*first, *rest][:count])
+    rest = [i for i in range(min(2 * count, len(indices))) if i not in set(first)]
+    return sorted(tuple(map(int, indices[i])) for i in [*first, *rest][:count])
 
 
 def _flat(indices: Sequence[tuple[int, ...]], shape: tuple[int, ...], p: OpPlan) -> np.ndarray:
@@ -403,8 +403,8 @@ def _recorder(
             states = step.state_leaves.split(carry.state)
             return carry, (spikes, [states[i].reshape(-1) for i in reached], shown)
 
-        carry, found = jax.lax.scan(body, program.init(), xs)
-        return found, _entries(p, carry.traces[number])
+        carry, recorded = jax.lax.scan(body, program.init(), xs)
+        return recorded, _entries(p, carry.traces[number])
 
     leaves = [
         jnp.asarray(x, a.dtype)
@@ -413,10 +413,10 @@ def _recorder(
     inputs = np.concatenate([np.asarray(x).reshape(len(x), -1) for x in leaves], 1)
 
     def record(chosen: Sequence[np.ndarray]) -> _Record:
-        found, last = jax.tree.map(
+        recorded, last = jax.tree.map(
             np.asarray, run(step.input_leaves.join(leaves), list(map(jnp.asarray, chosen)))
         )
-        spikes, states, shown = found
+        spikes, states, shown = recorded
         spikes = _distinct(spikes)
         what = "spikes" if spikes else ", ".join(p.states)
         return _Record(inputs, np.concatenate(spikes or states, 1), what, shown, last)

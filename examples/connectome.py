@@ -87,17 +87,17 @@ def pairs(
     """Rows (to) and columns (from) of connections, in order, with lognormal degrees."""
     shares = rng.lognormal(0.0, 1.0, (2, neurons))
     shares /= shares.sum(1, keepdims=True)
-    found = np.zeros(0, np.int64)
-    while found.size < connections:
-        count = int(1.02 * (connections - found.size)) + 16
+    numbers = np.zeros(0, np.int64)
+    while numbers.size < connections:
+        count = int(1.02 * (connections - numbers.size)) + 16
         row, column = (np.repeat(np.arange(neurons), rng.multinomial(count, p)) for p in shares)
         rng.shuffle(column)
         new = (row * neurons + column)[row != column]
-        found = np.sort(np.concatenate([found, new]))
-        found = found[np.diff(found, prepend=-1) > 0]  # `np.unique` takes 20 times as long
-    surplus = rng.choice(found.size, found.size - connections, replace=False, shuffle=False)
-    found = np.delete(found, surplus)
-    row, column = np.divmod(found, neurons)
+        numbers = np.sort(np.concatenate([numbers, new]))
+        numbers = numbers[np.diff(numbers, prepend=-1) > 0]  # `np.unique` takes 20 times as long
+    surplus = rng.choice(numbers.size, numbers.size - connections, replace=False, shuffle=False)
+    numbers = np.delete(numbers, surplus)
+    row, column = np.divmod(numbers, neurons)
     return row.astype(np.int32), column.astype(np.int32)
 
 
@@ -188,8 +188,8 @@ def train(model: Brain, excites: Bool[np.ndarray, " N"], args: argparse.Namespac
         if n == 0:
             watch.lap("first update, with XLA's compilation")
         if (n + 1) % TURN == 0:
-            now = f"loss {np.mean(losses[-TURN:]):.4f}   {np.mean(rates[-TURN:]):5.1f} Hz"
-            print(f"update {n + 1:4d}   {now}   {peak():.2f} GiB", flush=True)
+            progress = f"loss {np.mean(losses[-TURN:]):.4f}   {np.mean(rates[-TURN:]):5.1f} Hz"
+            print(f"update {n + 1:4d}   {progress}   {peak():.2f} GiB", flush=True)
     each = watch.lap(f"{args.updates - 1} updates") / (args.updates - 1)
     moved = np.mean(np.asarray(weights.connections.data) != drawn)
     print(f"{each:.2f} s for an update, {each / STEPS:.3f} s for a step of {args.batch} example(s)")

@@ -83,7 +83,7 @@ def train() -> tuple[list[float], list[np.ndarray]]:
 
     images, labels = load_digits(return_X_y=True)
     images = np.asarray(images / 16, np.float32).reshape(-1, ROWS, COLUMNS)
-    own = slice(process * BATCH // processes, (process + 1) * BATCH // processes)
+    local_slice = slice(process * BATCH // processes, (process + 1) * BATCH // processes)
 
     model = Reader(key=jax.random.key(0))
     program = etpc.compile(model, etpc.D_RTRL(window=4), inputs=jnp.zeros(COLUMNS))
@@ -105,7 +105,7 @@ def train() -> tuple[list[float], list[np.ndarray]]:
 
     rng, losses = np.random.default_rng(0), []  # the same numbers in every process
     for _ in range(UPDATES):
-        chosen = rng.choice(len(images), BATCH, replace=False)[own]
+        chosen = rng.choice(len(images), BATCH, replace=False)[local_slice]
         xs = spread(by_step, images[chosen].swapaxes(0, 1))
         targets = spread(by_step, np.broadcast_to(labels[chosen], (ROWS, len(chosen))))
         weights, opt_state, carry, loss = update(weights, opt_state, fresh, xs, targets)

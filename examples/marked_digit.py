@@ -205,9 +205,9 @@ def temporary(lowered: Any) -> int:
 
 def train(arm: Arm, model: Network, train_data: Digits, test: Stream, seed: int) -> None:
     start = time.perf_counter()
-    given, opt_state, carry = learner_of(arm, model)
+    uncompiled, opt_state, carry = learner_of(arm, model)
     draw = jax.jit(lambda key: stream(key, train_data, BLOCK))
-    update: Any = eqx.filter_jit(given)
+    update: Any = eqx.filter_jit(uncompiled)
     trial = stream(jax.random.key(0), train_data, 1)
     arm.memory = sum(a.nbytes for a in jax.tree.leaves(carry))
     arm.memory += temporary(update.lower(model, opt_state, carry, *trial))

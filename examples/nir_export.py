@@ -84,8 +84,8 @@ def trained(model: Any, rule: str = "d_rtrl") -> tuple[Any, list[float]]:
     for n in range(UPDATES):
         xs, labels = batch(jax.random.key(n))
         carry = program.init(BATCH)
-        model, opt_state, carry, found = learner.update(model, opt_state, carry, xs, labels)
-        losses.append(float(jnp.mean(found)))
+        model, opt_state, carry, block_losses = learner.update(model, opt_state, carry, xs, labels)
+        losses.append(float(jnp.mean(block_losses)))
     return model, losses
 
 
@@ -130,12 +130,12 @@ def read_by_jaxpike(xs: jax.Array) -> bool:
     ]
     model = nn.Sequential(layers)
     theirs = from_nir(interop.to_nir(model))
-    state, found = theirs.init_state((INPUTS,)), []
+    state, spikes = theirs.init_state((INPUTS,)), []
     for x in xs:
         state, y = theirs(state, x)
-        found.append(y)
+        spikes.append(y)
     ours = outputs(model, xs)
-    same = bool(jnp.array_equal(ours, jnp.stack(found)))
+    same = bool(jnp.array_equal(ours, jnp.stack(spikes)))
     print(
         f"spikes of jaxpike and here: {'equal' if same else 'DIFFERENT'}, {int(ours.sum())} of them"
     )

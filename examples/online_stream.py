@@ -109,8 +109,8 @@ def follow(name: str, algo: etpc.algorithms.Algorithm) -> bool:
     for n, mix in enumerate(mixes(jax.random.key(2))):
         errors: list[float] = []
         for block in range(BLOCKS):
-            key, now = jax.random.split(key)
-            (xs, targets), filters = stream(now, mix, filters)
+            key, block_key = jax.random.split(key)
+            (xs, targets), filters = stream(block_key, mix, filters)
             model, opt_state, carry, losses = learner.update(model, opt_state, carry, xs, targets)
             if block == 0:
                 errors.append(float(losses[: 50 // EVERY].mean()))
@@ -127,16 +127,18 @@ def follow(name: str, algo: etpc.algorithms.Algorithm) -> bool:
     return good
 
 
-def resumes(learner: etpc.Online, algo: etpc.algorithms.Algorithm, now: Any, given: Any) -> bool:
+def resumes(
+    learner: etpc.Online, algo: etpc.algorithms.Algorithm, run_state: Any, data: Any
+) -> bool:
     """Whether a run that was saved and loaded continues as the one that was not stopped."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.etpc"
-        etpc.save(path, now)
+        etpc.save(path, run_state)
         # From here on as a new process would: another model, program and optimizer.
         model = Follower(key=jax.random.key(7))
         again = learner_of(model, algo)
         loaded = etpc.load(path, like=(model, *again.init(model, BATCH)))
-    went_on = [one.update(*start, *given) for one, start in ((learner, now), (again, loaded))]
+    went_on = [one.update(*start, *data) for one, start in ((learner, run_state), (again, loaded))]
     same = eqx.tree_equal(*went_on)
     print(f"  saved and loaded: it continues {'identically' if same else 'differently'}")
     return bool(same)

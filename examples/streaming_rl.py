@@ -100,8 +100,8 @@ def learn(
     """One life of an agent. **Returns** the share of right answers in each block of steps."""
     program = etpc.compile(model, rule, inputs=jnp.zeros(3))
 
-    def step(now, keys):
-        model, carry, trace, value, reward, over, chain = now
+    def step(state, keys):
+        model, carry, trace, value, reward, over, chain = state
         seen = see(chain, length)
         (logits, new_value), gradient, carry = jax.vjp(
             lambda m: program(m, seen, carry), model, has_aux=True
@@ -169,13 +169,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Streaming actor-critic on MemoryChain.")
     parser.add_argument("--lengths", default="2" if FAST else "2,8,32")
     parser.add_argument("--episodes", type=int, default=20 if FAST else 3000)
-    given = parser.parse_args()
-    lengths = [int(n) for n in given.lengths.split(",")]
-    print(f"share of right answers, in tenths of {given.episodes} episodes; {SEEDS} seeds\n")
+    args = parser.parse_args()
+    lengths = [int(n) for n in args.lengths.split(",")]
+    print(f"share of right answers, in tenths of {args.episodes} episodes; {SEEDS} seeds\n")
     for length in lengths:
         for name, (cell, rule) in AGENTS.items():
             start = time.perf_counter()
-            steps = given.episodes * (length + 1) // BLOCKS * BLOCKS
+            steps = args.episodes * (length + 1) // BLOCKS * BLOCKS
 
             def life(key, cell=cell, rule=rule, steps=steps, length=length):
                 return learn(ActorCritic(cell, key), rule, jnp.int32(length), steps, key)

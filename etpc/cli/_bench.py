@@ -64,8 +64,8 @@ class _Call:
 
     @property
     def temp_bytes(self) -> int | None:
-        found: Any = self._compiled.memory_analysis()
-        return None if found is None else int(found.temp_size_in_bytes)
+        stats: Any = self._compiled.memory_analysis()
+        return None if stats is None else int(stats.temp_size_in_bytes)
 
 
 def bench(
@@ -133,8 +133,8 @@ def _reverse(name: str, window: int | None, task: Task, data: Data, program: Pro
 
     def gradient(model: Any, xs: Any, targets: Any, start: Any) -> tuple[Any, Any]:
         batched = data.batch_size is not None
-        given = model, xs, targets, loss, start, task.step, None, batched, "sum", window
-        _, grads, _ = _bptt(*given)
+        arguments = model, xs, targets, loss, start, task.step, None, batched, "sum", window
+        _, grads, _ = _bptt(*arguments)
         return grads, start
 
     start = full_state(program, program.init(data.batch_size))

@@ -26,18 +26,21 @@ def described(error: BaseException) -> str:
     """An error in a few lines, with the last line of the user's code on the way to it."""
     own_kind = isinstance(error, EtpcError)
     lines = [str(error) if own_kind else "".join(traceback.format_exception_only(error)).strip()]
-    own = [frame for frame in _frames(error) if not _in_package(frame)]
-    if own:
-        path = os.path.relpath(own[-1].filename)
-        path = own[-1].filename if path.startswith(os.pardir) else path
-        lines += [f"  at {path}:{own[-1].lineno}, in {own[-1].name}:", f"    {own[-1].line}"]
+    user_frames = [frame for frame in _frames(error) if not _in_package(frame)]
+    if user_frames:
+        path = os.path.relpath(user_frames[-1].filename)
+        path = user_frames[-1].filename if path.startswith(os.pardir) else path
+        lines += [
+            f"  at {path}:{user_frames[-1].lineno}, in {user_frames[-1].name}:",
+            f"    {user_frames[-1].line}",
+        ]
     return "\n".join(lines)
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
     """Those of etpc and of the user, without those of other libraries."""
-    found = traceback.extract_tb(error.__traceback__)
-    return [f for f in found if _in_package(f) or not f.filename.startswith(("<", *_LIBRARIES))]
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f for f in frames if _in_package(f) or not f.filename.startswith(("<", *_LIBRARIES))]
 
 
 def _in_package(frame: traceback.FrameSummary) -> bool:

@@ -31,14 +31,14 @@ def find(target: str) -> Any:
             f"{place} calls sys.exit when it is imported. Put what it runs as a script under "
             '`if __name__ == "__main__":`.'
         ) from error
-    found: Any = module
+    value: Any = module
     for part in name.split("."):
-        if not hasattr(found, part):
-            where = place if found is module else f"{place}:{name[: name.index('.' + part)]}"
-            names = [n for n in dir(found) if not n.startswith("_")]
+        if not hasattr(value, part):
+            where = place if value is module else f"{place}:{name[: name.index('.' + part)]}"
+            names = [n for n in dir(value) if not n.startswith("_")]
             raise CommandError(f"There is no {part!r} in {where}.{near(part, names)}")
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def _module(name: str) -> ModuleType:
@@ -87,11 +87,13 @@ def _runs(path: Path) -> int | None:
         statements = ast.parse(path.read_bytes()).body
     except (SyntaxError, ValueError):
         return None  # importing it will say so
-    own = {s.name for s in statements if isinstance(s, ast.FunctionDef | ast.ClassDef)}
+    defined = {s.name for s in statements if isinstance(s, ast.FunctionDef | ast.ClassDef)}
     for statement in statements:
         call = statement.value if isinstance(statement, ast.Expr) else None
         if isinstance(statement, ast.For | ast.While) or (
-            isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in own
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Name)
+            and call.func.id in defined
         ):
             return statement.lineno
     return None

@@ -167,7 +167,7 @@ def _verify(arguments: argparse.Namespace) -> Answer:
     algorithms += [TBPTT(window) for window in arguments.tbptt]
     task = load_task(arguments.target, arguments.inputs, arguments.seed)
     data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
-    found = compare(
+    comparison = compare(
         task.model,
         data.xs,
         data.targets,
@@ -179,16 +179,16 @@ def _verify(arguments: argparse.Namespace) -> Answer:
         batch_size=data.batch_size,
         memory=arguments.memory,
     )
-    text = f"{_data_text(arguments, data)}\n{found}"
+    text = f"{_data_text(arguments, data)}\n{comparison}"
     record = {
         **_data_record(arguments, data),
-        "loss": found.loss,
-        "tolerance": found.tolerance,
-        "ok": found.ok,
-        "notes": list(found.notes),
-        "results": [_result_record(result) for result in found.results],
+        "loss": comparison.loss,
+        "tolerance": comparison.tolerance,
+        "ok": comparison.ok,
+        "notes": list(comparison.notes),
+        "results": [_result_record(result) for result in comparison.results],
     }
-    return Answer(text, record, found.ok)
+    return Answer(text, record, comparison.ok)
 
 
 def _result_record(result: Result) -> dict[str, Any]:
@@ -227,17 +227,17 @@ def _bench(arguments: argparse.Namespace) -> Answer:
     algorithms += [TBPTT(window) for window in arguments.tbptt]
     task = load_task(arguments.target, arguments.inputs, arguments.seed)
     data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
-    found = bench(task, data, algorithms, memory=arguments.memory, repeats=arguments.repeats)
+    timings = bench(task, data, algorithms, memory=arguments.memory, repeats=arguments.repeats)
     where = jax.devices()[0].device_kind
     lines = [_data_text(arguments, data), f"on {where}, shortest of {arguments.repeats}", ""]
     columns = ["gradient", "ms/step", "to BPTT", "compile s", "carry bytes", "temp bytes"]
     columns += ["rel. error", "cosine"]
-    rows = [_timing_row(timing, found[0]) for timing in found]
+    rows = [_timing_row(timing, timings[0]) for timing in timings]
     record = {
         **_data_record(arguments, data),
         "device": where,
         "repeats": arguments.repeats,
-        "results": [dataclasses.asdict(timing) for timing in found],
+        "results": [dataclasses.asdict(timing) for timing in timings],
     }
     return Answer("\n".join([*lines, *table(columns, rows)]), record)
 
@@ -282,8 +282,8 @@ class _Append(argparse.Action):
     """Like `append`, but the first value takes the place of the default."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        given = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, [*([] if given is self.default else given), values])
+        current = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if current is self.default else current), values])
 
 
 def _count(text: str) -> int:

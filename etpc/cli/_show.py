@@ -60,13 +60,13 @@ def wrapped(line: str, width: int) -> str:
 
 def _parts(lines: list[str]) -> Iterator[tuple[int, int, bool]]:
     """Where each table begins and ends, and each line of text that is in none."""
-    at = 0
-    while at < len(lines):
-        end, is_table = at + 1, False
+    start = 0
+    while start < len(lines):
+        end, is_table = start + 1, False
         if end < len(lines) and RULE.fullmatch(lines[end]):
-            end, is_table = lines.index("", at) if "" in lines[at:] else len(lines), True
-        yield at, end, is_table
-        at = end
+            end, is_table = lines.index("", start) if "" in lines[start:] else len(lines), True
+        yield start, end, is_table
+        start = end
 
 
 def show_rich(text: str, console: "Console") -> None:

@@ -82,24 +82,26 @@ def load_task(target: str, inputs: str | None, seed: int) -> Task:
     **Raises** `CommandError`, also for what the user's code raises, unless that is an `EtpcError`.
     """
     try:
-        found = _made(find(target), target, seed)
+        made = _made(find(target), target, seed)
     except EtpcError:
         raise
     except Exception as error:
         raise CommandError(described(error)) from error
-    if isinstance(found, Task):
-        task = found
-    elif type(found) is tuple and len(found) == 2:
-        task = Task(*found)
+    if isinstance(made, Task):
+        task = made
+    elif type(made) is tuple and len(made) == 2:
+        task = Task(*made)
     else:
-        task = Task(found)
+        task = Task(made)
     if task.model is None:
         raise CommandError(f"{target} gives None in the place of a model. Does it return one?")
     if inputs is not None:
         task = dataclasses.replace(task, inputs=_shape(inputs))
     if task.inputs is None and task.xs is not None:
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[2:], a.dtype), task.xs)
-        task = dataclasses.replace(task, inputs=one)
+        step_inputs = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[2:], a.dtype), task.xs
+        )
+        task = dataclasses.replace(task, inputs=step_inputs)
     if task.inputs is None:
         raise CommandError(
             f"{target} does not say what the model reads in one step. Pass --inputs, such as "
@@ -108,32 +110,32 @@ def load_task(target: str, inputs: str | None, seed: int) -> Task:
     return task
 
 
-def _made(found: Any, target: str, seed: int) -> Any:
+def _made(value: Any, target: str, seed: int) -> Any:
     """What a factory returns; a model as it is."""
-    if isinstance(found, Task) or not callable(found):
-        return found
-    parameters = inspect.signature(found).parameters.values()
+    if isinstance(value, Task) or not callable(value):
+        return value
+    parameters = inspect.signature(value).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    given: dict[str, Any] = {}
+    keywords: dict[str, Any] = {}
     if any(p.name == "key" for p in named):
-        given["key"] = jax.random.key(seed)
+        keywords["key"] = jax.random.key(seed)
     if any(p.name == "seed" for p in named):
-        given["seed"] = seed
+        keywords["seed"] = seed
     needed = [
         p.name
         for p in parameters
         if p.default is p.empty
-        and p.name not in given
+        and p.name not in keywords
         and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if not needed:
-        return found(**given)
-    if inspect.isroutine(found) or inspect.isclass(found) or isinstance(found, functools.partial):
+        return value(**keywords)
+    if inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, functools.partial):
         raise CommandError(
             f"{target} needs {', '.join(needed)}. Only `key` and `seed` are passed. Name a function "
             "without other arguments, such as `def make(key): return Network(..., key=key)`."
         )
-    return found
+    return value
 
 
 def _shape(text: str) -> jax.ShapeDtypeStruct:
@@ -197,18 +199,18 @@ def mean_square(y: Any, targets: list[Array]) -> Array:
 
 def _own(task: Task, steps: int | None, batch: int | None) -> tuple[Any, int, int | None]:
     """The data of a task, cut to size, with its numbers of steps and of examples."""
-    x, one = (jnp.shape(jax.tree.leaves(tree)[0]) for tree in (task.xs, task.inputs))
-    lead = len(x) - len(one)
+    x, step_shape = (jnp.shape(jax.tree.leaves(tree)[0]) for tree in (task.xs, task.inputs))
+    lead = len(x) - len(step_shape)
     if lead not in (1, 2):
         raise CommandError(
-            f"xs has a leaf of shape {list(x)}, and one step of one example has {list(one)}. It "
+            f"xs has a leaf of shape {list(x)}, and one step of one example has {list(step_shape)}. It "
             "should begin with T, B or with T."
         )
     if lead == 1 and batch is not None:
         raise CommandError("--batch was given, and xs has no batch axis.")
-    for name, wanted, there in zip(("--steps", "--batch"), (steps, batch), x, strict=False):
-        if wanted is not None and wanted > there:
-            raise CommandError(f"{name} {wanted} is more than the {there} that xs has.")
+    for name, wanted, available in zip(("--steps", "--batch"), (steps, batch), x, strict=False):
+        if wanted is not None and wanted > available:
+            raise CommandError(f"{name} {wanted} is more than the {available} that xs has.")
     cut = (slice(steps), slice(batch))[:lead]
     xs, targets = jax.tree.map(lambda a: a[cut], (task.xs, task.targets))
     x = jnp.shape(jax.tree.leaves(xs)[0])

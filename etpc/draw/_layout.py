@@ -85,29 +85,29 @@ def layout(picture: Picture) -> Layout:
     tracks, counts = _tracks(ways, len(rows))
     boxes, gutters, bottom = _boxes(rows, ways, counts)
     arrows = _arrows(ways, boxes, tracks, gutters)
-    found = tuple(boxes[node.name] for node in picture.nodes)
-    right = max((b.x + b.width for b in found), default=0.0)
-    return Layout(found, arrows, right + _beyond(rows, ways), bottom)
+    placed = tuple(boxes[node.name] for node in picture.nodes)
+    right = max((b.x + b.width for b in placed), default=0.0)
+    return Layout(placed, arrows, right + _beyond(rows, ways), bottom)
 
 
 def _beyond(rows: Grid, ways: list[_Way]) -> float:
     """The room that arrows need right of the last column of a row."""
     room = 0.0
     for r, row in enumerate(rows):
-        here = [w for w in ways if w.leave == "right" and w.start == (r, len(row) - 1)]
-        room = max(room, TRACK * sum(bool(w.gutters) for w in here))
-        room = max(room, BESIDE * any(w.enter == "right" for w in here))
+        leaving = [w for w in ways if w.leave == "right" and w.start == (r, len(row) - 1)]
+        room = max(room, TRACK * sum(bool(w.gutters) for w in leaving))
+        room = max(room, BESIDE * any(w.enter == "right" for w in leaving))
     return room
 
 
 def _ways(picture: Picture, rows: Grid) -> list[_Way]:
-    at = {
+    positions = {
         node.name: (r, c, i, len(column))
         for r, row in enumerate(rows)
         for c, column in enumerate(row)
         for i, node in enumerate(column)
     }
-    return [_way(e, at[e.source], at[e.target]) for e in picture.edges]
+    return [_way(e, positions[e.source], positions[e.target]) for e in picture.edges]
 
 
 def _way(e: Edge, source: tuple[int, ...], target: tuple[int, ...]) -> _Way:
@@ -140,9 +140,9 @@ def _tracks(ways: list[_Way], rows: int) -> tuple[dict[tuple[int, int], int], li
     tracks: dict[tuple[int, int], int] = {}
     counts = []
     for gutter in range(rows + 1):
-        here = [n for n, w in enumerate(ways) if gutter in w.gutters]
-        above = [n for n in here if ways[n].start[0] < gutter or gutter != ways[n].gutters[0]]
-        below = [n for n in here if n not in above]
+        passing = [n for n, w in enumerate(ways) if gutter in w.gutters]
+        above = [n for n in passing if ways[n].start[0] < gutter or gutter != ways[n].gutters[0]]
+        below = [n for n in passing if n not in above]
         first, used = _levels({n: ways[n].span(gutter) for n in above})
         second, more = _levels({n: ways[n].span(gutter) for n in below})
         tracks.update({(n, gutter): level for n, level in first.items()})
@@ -270,12 +270,12 @@ def _ports(ways: list[_Way], boxes: dict[Name, Box]) -> dict[tuple[int, str], Po
                 order = other.y, other.x
             sides.setdefault((box.node.name, side), []).append((order, n, end))
     ports: dict[tuple[int, str], Point] = {}
-    for (name, side), found in sides.items():
+    for (name, side), ends in sides.items():
         box = boxes[name]
         along = box.width if side in ("up", "down") else box.height
-        step = min(12.0, (along - 16.0) / max(len(found) - 1, 1))
-        for i, (_, n, end) in enumerate(sorted(found)):
-            shift = (i - (len(found) - 1) / 2) * step
+        step = min(12.0, (along - 16.0) / max(len(ends) - 1, 1))
+        for i, (_, n, end) in enumerate(sorted(ends)):
+            shift = (i - (len(ends) - 1) / 2) * step
             ports[n, end] = {
                 "left": (box.x, box.y + box.height / 2 + shift),
                 "right": (box.x + box.width, box.y + box.height / 2 + shift),

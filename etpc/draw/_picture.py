@@ -79,11 +79,11 @@ def picture(program: Shown) -> Picture:
     edges = {p: kind for p, kind in kinds.items() if p[0] in drawn and p not in implied}
     loops = {a: kind for (a, b), kind in edges.items() if a == b}
     nodes = [node for node in _nodes(program, loops) if node.name in drawn]
-    found = [Edge(a, b, kind) for (a, b), kind in edges.items() if a != b]
+    drawn_edges = [Edge(a, b, kind) for (a, b), kind in edges.items() if a != b]
     size = plan.analysis.hidden.size
     traces = sum(p.trace_bytes for p in plan.traced)
     subtitle = f"{size:,} hidden states · {traces:,} bytes of traces for one example"
-    whole = Picture(plan.algorithm.short, subtitle, tuple(nodes), tuple(found), "")
+    whole = Picture(plan.algorithm.short, subtitle, tuple(nodes), tuple(drawn_edges), "")
     return whole if len(nodes) <= LARGEST else _grouped(whole)
 
 
@@ -113,7 +113,7 @@ def _edge_kinds(plan: Plan, graph: "nx.DiGraph") -> dict[tuple[Name, Name], str]
 def _leaving(plan: Plan) -> set[tuple[Name, Name]]:
     """Pairs of states between which influence leaves a block that is not closed."""
     a = plan.analysis
-    found: set[tuple[Name, Name]] = set()
+    pairs: set[tuple[Name, Name]] = set()
     onward = sp.csr_array(a.transition.T)
     for p, reach in zip(plan.ops, a.reach, strict=True):
         if p.trace is None or reach.closed:
@@ -124,8 +124,8 @@ def _leaving(plan: Plan) -> set[tuple[Name, Name]]:
             reached = sp.csr_array(reach.block[:, start:stop] @ onward[start:stop])
             beyond = sp.csr_array(reached > reach.block)
             for after in a.hidden.names(np.unique(beyond.nonzero()[1])):
-                found.add((("state", path), ("state", after)))
-    return found
+                pairs.add((("state", path), ("state", after)))
+    return pairs
 
 
 def _implied(kinds: dict[tuple[Name, Name], str]) -> set[tuple[Name, Name]]:
@@ -227,25 +227,25 @@ def _grouped(whole: Picture) -> Picture:
         pair = group[edge.source], group[edge.target]
         kinds[pair] = max(kinds.get(pair, "kept"), edge.kind, key=STRENGTH.__getitem__)
     nodes = []
-    for name, found in members.items():
-        loops = [n.loop for n in found if n.loop] + [
+    for name, group_nodes in members.items():
+        loops = [n.loop for n in group_nodes if n.loop] + [
             k for pair, k in kinds.items() if pair == (name, name)
         ]
-        nodes.append(_one_for(name, found, max(loops, key=STRENGTH.__getitem__, default="")))
+        nodes.append(_one_for(name, group_nodes, max(loops, key=STRENGTH.__getitem__, default="")))
     edges = [Edge(a, b, kind) for (a, b), kind in kinds.items() if a != b]
     note = f"{len(whole.nodes):,} nodes, grouped by module: a box stands for all under its path"
     return Picture(whole.title, whole.subtitle, tuple(nodes), tuple(edges), note)
 
 
-def _one_for(name: Name, found: list[Node], loop: str) -> Node:
-    if len(found) == 1:
-        return dataclasses.replace(found[0], name=name, loop=loop)
+def _one_for(name: Name, nodes: list[Node], loop: str) -> Node:
+    if len(nodes) == 1:
+        return dataclasses.replace(nodes[0], name=name, loop=loop)
     kind = "operation" if name[0] == "op" else name[0]
-    claim = min(n.claim for n in found)  # one that is approximate makes all of them so
-    traced = any(n.traced for n in found)
-    listed = [n.label for n in found[:12]] + ["…"] * (len(found) > 12)
-    text = f"{len(found):,} {kind}s"
-    exact = sum(n.claim == "exact" for n in found)
+    claim = min(n.claim for n in nodes)  # one that is approximate makes all of them so
+    traced = any(n.traced for n in nodes)
+    listed = [n.label for n in nodes[:12]] + ["…"] * (len(nodes) > 12)
+    text = f"{len(nodes):,} {kind}s"
+    exact = sum(n.claim == "exact" for n in nodes)
     if claim == "approximate" and exact:
         text += f", {exact:,} exact"
     return Node(name, name[1], text, claim, traced, (f"{name[1]}: {text}", *listed), loop)

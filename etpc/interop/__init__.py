@@ -28,9 +28,9 @@ else:
     def __getattr__(name: str) -> Any:
         if name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
-        globals()[name] = found
-        return found
+        value = getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+        globals()[name] = value
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_PLACES})

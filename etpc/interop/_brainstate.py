@@ -145,8 +145,8 @@ def _frozen(
     function: Callable[..., Any], params: Named, x: Any, hidden: Named, clock: Any
 ) -> tuple[Callable[[Any, Any, Any], tuple[Any, Any]], bool]:
     """A step as the operations that it is now, and whether it reads the clock."""
-    given, structure = jax.tree.flatten((params, x, hidden, clock))
-    avals = [jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)) for a in given]
+    argument_leaves, structure = jax.tree.flatten((params, x, hidden, clock))
+    avals = [jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)) for a in argument_leaves]
     outer: list[Any] = []
 
     def on_leaves(*leaves: Any) -> list[Any]:
@@ -162,22 +162,26 @@ def _frozen(
     x_leaves, x_structure = jax.tree.flatten(x)
 
     def step(params: Any, x: Any, state: Any) -> tuple[Any, Any]:
-        leaves, found = jax.tree.flatten(arrays(x))
-        if found != x_structure or [a.shape for a in leaves] != [a.shape for a in x_leaves]:
+        leaves, treedef = jax.tree.flatten(arrays(x))
+        if treedef != x_structure or [a.shape for a in leaves] != [a.shape for a in x_leaves]:
             raise InputError(
                 f"The model was made for an input of {shape_text(x_leaves)}, and was given "
                 f"{shape_text(leaves)}. Convert the module again with such an input."
             )
         leaves = [a.astype(b.dtype) for a, b in zip(leaves, x_leaves, strict=True)]
         values = dict(state.items())
-        now = values.pop(_CLOCK, clock)
+        current_clock = values.pop(_CLOCK, clock)
         env: dict[Any, Any] = dict(flat.constants)
         env.update(
-            zip(flat.inputs, jax.tree.leaves((params, leaves, Named.of(values), now)), strict=True)
+            zip(
+                flat.inputs,
+                jax.tree.leaves((params, leaves, Named.of(values), current_clock)),
+                strict=True,
+            )
         )
         evaluate(equations, env)
         y, new = jax.tree.unflatten(outer[0], [env[v] for v in flat.outputs])
-        return y, Named.of({**dict(new.items()), _CLOCK: now + 1}) if reads_clock else new
+        return y, Named.of({**dict(new.items()), _CLOCK: current_clock + 1}) if reads_clock else new
 
     return step, reads_clock
 
@@ -214,8 +218,8 @@ def into_brainstate(model: Adapted, module: Any) -> None:
         for path, state in brainstate.graph.states(module).items()
         if isinstance(state, brainstate.ParamState)
     }
-    own = {path: arrays(state.value) for path, state in states.items()}
-    values = check_written(own, model, _shared(module, states))
+    current = {path: arrays(state.value) for path, state in states.items()}
+    values = check_written(current, model, _shared(module, states))
     for path, state in states.items():
         state.value = values[path]
 

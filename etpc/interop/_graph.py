@@ -73,8 +73,8 @@ def layout_of(graph: Any, dt: float, known: tuple[type, ...], stateful: tuple[ty
     ]
     problems += [
         f"The graph has no {what} node. Add one, as `nir.NIRGraph.from_list` does."
-        for what, found in (("Input", inputs), ("Output", outputs))
-        if not found
+        for what, ports in (("Input", inputs), ("Output", outputs))
+        if not ports
     ]
     raise_together(problems, InputError)
     late = tuple(p for p, steps in delays.items() if steps.size and steps.min() >= 1)
@@ -109,17 +109,17 @@ def _opened(graph: Any, where: Path) -> tuple[dict[Path, Any], list[Edge], list[
         nodes |= inside[0]
         edges += inside[1]
         problems += inside[2]
-        found = [
+        ports = [
             [p for p, n in inside[0].items() if isinstance(n, kind) and len(p) == len(path) + 1]
             for kind in (nir.Input, nir.Output)
         ]
-        if [len(f) for f in found] != [1, 1]:
+        if [len(f) for f in ports] != [1, 1]:
             problems.append(
-                f"The graph {written(path)} within the graph has {len(found[0])} inputs and "
-                f"{len(found[1])} outputs. An edge does not say which it is for: give it one of each."
+                f"The graph {written(path)} within the graph has {len(ports[0])} inputs and "
+                f"{len(ports[1])} outputs. An edge does not say which it is for: give it one of each."
             )
             continue
-        ends[name] = (found[0][0], found[1][0])
+        ends[name] = (ports[0][0], ports[1][0])
     for a, b in graph.edges:
         missing = [name for name in (a, b) if name not in graph.nodes]
         if missing:
@@ -133,7 +133,7 @@ def _opened(graph: Any, where: Path) -> tuple[dict[Path, Any], list[Edge], list[
 
 def _delays(nodes: dict[Path, Any], dt: float) -> dict[Path, np.ndarray]:
     """The delays in steps. **Raises** `UnsupportedError` for one that is no whole number of them."""
-    found, problems = {}, []
+    delays, problems = {}, []
     for path, node in nodes.items():
         if not isinstance(node, nir.Delay):
             continue
@@ -145,9 +145,9 @@ def _delays(nodes: dict[Path, Any], dt: float) -> dict[Path, np.ndarray]:
                 f"The node {written(path)} (Delay) has a delay of {float(wrong.flat[0]):g} s, which is no "
                 f"whole number of steps of {dt:g} s. Choose a `dt` that divides it."
             )
-        found[path] = whole.astype(int)
+        delays[path] = whole.astype(int)
     raise_together(problems, UnsupportedError)
-    return found
+    return delays
 
 
 def _back_edges(nodes: dict[Path, Any], edges: list[Edge], neurons: set[Path]) -> set[Edge]:

@@ -53,20 +53,20 @@ def from_haiku(
     plain = not stateful and key is None
 
     def step(params: Any, x: Any, state: Any) -> tuple[Any, Any]:
-        now = {"core": state} if plain else dict(state)
+        parts = {"core": state} if plain else dict(state)
         args: list[Any] = [params]
         if stateful:
-            args.append(now["variables"])
+            args.append(parts["variables"])
         if draws:
-            now_key = None
+            step_key = None
             if key is not None:
-                now["key"], now_key = jax.random.split(now["key"])
-            args.append(now_key)
-        out = transformed.apply(*args, x, now["core"])
+                parts["key"], step_key = jax.random.split(parts["key"])
+            args.append(step_key)
+        out = transformed.apply(*args, x, parts["core"])
         if stateful:
-            out, now["variables"] = out
-        y, now["core"] = out
-        return y, now["core"] if plain else now
+            out, parts["variables"] = out
+        y, parts["core"] = out
+        return y, parts["core"] if plain else parts
 
     start: dict[str, Any] = {"core": arrays(state)}
     if stateful:

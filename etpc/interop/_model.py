@@ -139,20 +139,20 @@ def shared_paths(
     **Arguments:** the module; the type of a parameter; the names and values in a part of the module; the paths that
     the parameters go by.
     """
-    found: dict[int, list[tuple[Any, ...]]] = {}
+    paths_of: dict[int, list[tuple[Any, ...]]] = {}
 
     def visit(part: Any, path: tuple[Any, ...], above: frozenset[int]) -> None:
         if isinstance(part, parameter):
-            found.setdefault(id(part), []).append(path)
+            paths_of.setdefault(id(part), []).append(path)
         elif id(part) not in above:
             for name, child in children(part):
                 visit(child, (*path, name), above | {id(part)})
 
     visit(module, (), frozenset())
-    own = set(first)
+    first_paths = set(first)
     return tuple(
-        tuple(map(written, sorted(paths, key=lambda path: path not in own)))
-        for paths in found.values()
+        tuple(map(written, sorted(paths, key=lambda path: path not in first_paths)))
+        for paths in paths_of.values()
         if len(paths) > 1
     )
 

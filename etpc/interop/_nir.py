@@ -212,9 +212,11 @@ class NIRModel(eqx.Module):
         params, before = _by_node(self.params), _by_node(state)
         names = [path[0] for path in layout.inputs]
         if len(names) > 1 and not (isinstance(x, Mapping) and set(x) == set(names)):
-            given = f"a dict of {', '.join(map(str, x))}" if isinstance(x, Mapping) else "no dict"
+            received = (
+                f"a dict of {', '.join(map(str, x))}" if isinstance(x, Mapping) else "no dict"
+            )
             raise InputError(
-                f"The graph has several inputs, {', '.join(names)}, and x is {given}. Pass a dict with "
+                f"The graph has several inputs, {', '.join(names)}, and x is {received}. Pass a dict with "
                 "an array for each of them."
             )
         values: dict[Path, Array] = {}
@@ -317,10 +319,10 @@ def _read(line: Array, steps: np.ndarray) -> Array:
 
 
 def _by_node(tree: Named) -> dict[Path, Values]:
-    found: dict[Path, Values] = {}
+    by_node: dict[Path, Values] = {}
     for path, value in tree.items():
-        found.setdefault(path[:-1], {})[path[-1]] = value
-    return found
+        by_node.setdefault(path[:-1], {})[path[-1]] = value
+    return by_node
 
 
 def _copied(graph: Any) -> Any:
@@ -411,9 +413,9 @@ def _initial(model: NIRModel, layout: Layout) -> Named:
 def _coming(layout: Layout, path: Path, shapes: dict[Path, tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of what comes into a node."""
     known = [shapes[a] for a in (*layout.sources[path], *layout.back[path]) if a in shapes]
-    said = layout.nodes[path].input_type["input"]
-    if not known and said is not None:
-        return tuple(int(n) for n in np.atleast_1d(said))
+    declared = layout.nodes[path].input_type["input"]
+    if not known and declared is not None:
+        return tuple(int(n) for n in np.atleast_1d(declared))
     if not known:
         raise InputError(
             f"The shape of what comes into the node {written(path)} is not known. Give the graph's inputs their "

@@ -63,9 +63,9 @@ def from_nnx(
     has_carry = carry is not None
     invoke = call or (lambda module, *args: module(*args))
 
-    def run(params: Named, x: Any, now: dict[Any, Any]) -> tuple[Any, dict[Any, Any], Any]:
-        copy = nnx.merge(graph, _state(parameters, dict(params.items())), _state(rest, now))
-        out = invoke(copy, now[_CARRY], x) if has_carry else invoke(copy, x)
+    def run(params: Named, x: Any, variables: dict[Any, Any]) -> tuple[Any, dict[Any, Any], Any]:
+        copy = nnx.merge(graph, _state(parameters, dict(params.items())), _state(rest, variables))
+        out = invoke(copy, variables[_CARRY], x) if has_carry else invoke(copy, x)
         after, y = out if has_carry else (None, out)
         _, kept, new = nnx.split(copy, nnx.Param, ...)
         new = _values(new)
@@ -96,8 +96,8 @@ def into_nnx(model: Adapted, module: Any) -> None:
     nothing is written then.
     """
     state = nnx.state(module, nnx.Param)
-    own = _values(state)
-    nnx.update(module, _state(state, check_written(own, model, _shared(module, own))))
+    current = _values(state)
+    nnx.update(module, _state(state, check_written(current, model, _shared(module, current))))
 
 
 def _shared(module: Any, first: Iterable[tuple[Any, ...]]) -> tuple[tuple[str, ...], ...]:
@@ -124,18 +124,18 @@ def _changed(
     run: Any, params: Named, x: Any, start: dict[Any, Any], shared: tuple[tuple[str, ...], ...]
 ) -> set[Any]:
     """The paths of what a step writes. **Raises** `ModelError` where it writes what it may not."""
-    found: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
 
-    def traced(params: Named, x: Any, now: list[Any]) -> None:
-        before = dict(zip(start, now, strict=True))
+    def traced(params: Named, x: Any, values: list[Any]) -> None:
+        before = dict(zip(start, values, strict=True))
         _, after, kept = run(params, x, before)
         same = lambda old, new: (
             [id(a) for a in jax.tree.leaves(old)] == [id(a) for a in jax.tree.leaves(new)]
         )
-        found["state"] = {p for p in start if p == _CARRY or not same(before[p], after.get(p))}
-        found["params"] = [p for p, old in params.items() if not same(old, kept.get(p))]
-        found["new"] = [p for p in after if p not in start]
-        found["shapes"] = [
+        changes["state"] = {p for p in start if p == _CARRY or not same(before[p], after.get(p))}
+        changes["params"] = [p for p, old in params.items() if not same(old, kept.get(p))]
+        changes["new"] = [p for p in after if p not in start]
+        changes["shapes"] = [
             (p, shape_text(before[p]), shape_text(after[p]))
             for p in start
             if p in after and shape_text(before[p]) != shape_text(after[p])
@@ -144,19 +144,19 @@ def _changed(
     jax.eval_shape(traced, params, x, list(start.values()))
     remedy = "A parameter stays as it is during a step: make it another nnx.Variable."
     raise_together(
-        [f"A step writes the parameter {all_paths(p, shared)}. {remedy}" for p in found["params"]]
+        [f"A step writes the parameter {all_paths(p, shared)}. {remedy}" for p in changes["params"]]
         + [
             f"A step makes a new variable, {written(p)}. Make it when the module is made."
-            for p in found["new"]
+            for p in changes["new"]
         ]
         + [
             f"A step changes the state {written(p)} from {old} to {new}. Let it begin as it stays."
-            for p, old, new in found["shapes"]
+            for p, old, new in changes["shapes"]
         ],
         ModelError,
     )
-    streams = {p[:-1] for p in found["state"] if p[-1:] == ("count",)}
-    return found["state"] | {p for p in start if p[-1:] == ("key",) and p[:-1] in streams}
+    streams = {p[:-1] for p in changes["state"] if p[-1:] == ("count",)}
+    return changes["state"] | {p for p in start if p[-1:] == ("key",) and p[:-1] in streams}
 
 
 __all__ = ["from_nnx", "into_nnx"]

@@ -192,7 +192,7 @@ class IndRNN(DiagonalCell):
         **Raises** `InputError` for a size below 1, a dtype that is not a float, an activation that
         cannot be called, or an initialiser that returns another shape or dtype.
         """
-        key, own = jax.random.split(key)
+        key, recurrent_key = jax.random.split(key)
         super().__init__(
             input_size,
             hidden_size,
@@ -203,7 +203,9 @@ class IndRNN(DiagonalCell):
             key=key,
         )
         shape = (self.hidden_size,)
-        self.weight_hh = initialise("recurrent_init", recurrent_init, own, shape, self.dtype)
+        self.weight_hh = initialise(
+            "recurrent_init", recurrent_init, recurrent_key, shape, self.dtype
+        )
         self.activation = check_callable("activation", activation)
 
     def __call__(

@@ -112,8 +112,8 @@ def init_from_data(
         return firing_rates(traced, functions, parameters, sample, start, batch_size is not None)
 
     def rates(octaves: np.ndarray) -> np.ndarray:
-        found = measure(values, jnp.asarray(2.0**octaves, jnp.float32), sample, start)
-        return of_layer @ np.asarray(found, float)
+        function_rates = measure(values, jnp.asarray(2.0**octaves, jnp.float32), sample, start)
+        return of_layer @ np.asarray(function_rates, float)
 
     octaves = np.zeros(len(layers))
     reached = rates(octaves)

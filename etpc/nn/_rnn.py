@@ -212,7 +212,7 @@ class GRU(OutputCell):
         **Raises** `InputError` for a size below 1, a dtype that is not a float, or an initialiser
         that returns another shape or dtype.
         """
-        key, own = jax.random.split(key)
+        key, bias_key = jax.random.split(key)
         super().__init__(
             input_size,
             hidden_size,
@@ -224,7 +224,7 @@ class GRU(OutputCell):
             key=key,
         )
         shape = (self.hidden_size,)
-        self.bias_n = optional(use_bias, "bias_init", bias_init, own, shape, self.dtype)
+        self.bias_n = optional(use_bias, "bias_init", bias_init, bias_key, shape, self.dtype)
 
     def __call__(
         self, x: Float[Array, " I"], h: Float[Array, " H"]

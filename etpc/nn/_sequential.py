@@ -62,10 +62,10 @@ class Sequential(eqx.Module):
                 "This is because each layer has one, or None. Start from `init_state()`."
             )
         after = []
-        for layer, now in zip(self.layers, state, strict=True):
+        for layer, layer_state in zip(self.layers, state, strict=True):
             if hasattr(layer, "init_state"):
-                x, now = layer(x, now)
+                x, layer_state = layer(x, layer_state)
             else:
                 x = layer(x)
-            after.append(now)
+            after.append(layer_state)
         return x, tuple(after)

@@ -177,16 +177,16 @@ def _order(rows: np.ndarray, columns: np.ndarray, O: int, I: int) -> np.ndarray:
         )
     outside = (rows < 0) | (rows >= O) | (columns < 0) | (columns >= I)
     if outside.any():
-        at = int(np.argmax(outside))
+        first = int(np.argmax(outside))
         raise InputError(
-            f"connections has the pair {(int(rows[at]), int(columns[at]))}, outside of a matrix of shape "
+            f"connections has the pair {(int(rows[first]), int(columns[first]))}, outside of a matrix of shape "
             f"{(O, I)}. This is because rows are outputs and columns inputs. Pass indices in range."
         )
     place = rows.astype(np.int64) * I + columns.astype(np.int64)
     order = np.argsort(place, kind="stable")
-    again = np.flatnonzero(np.diff(place[order]) == 0)
-    if again.size:
-        row, column = divmod(int(place[order][again[0]]), I)
+    repeated = np.flatnonzero(np.diff(place[order]) == 0)
+    if repeated.size:
+        row, column = divmod(int(place[order][repeated[0]]), I)
         raise InputError(
             f"connections has the pair {(row, column)} more than once. This is because each connection "
             "has one weight. Pass each pair once."

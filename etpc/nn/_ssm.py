@@ -270,13 +270,13 @@ def _hippo_normal(P: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _paired_dtype(dtype: DTypeLike | None) -> np.dtype:
     """`dtype`, checked to have a complex type of the same precision."""
-    found = float_dtype(dtype)
-    if found not in (jnp.float32, jnp.float64):
+    real_dtype = float_dtype(dtype)
+    if real_dtype not in (jnp.float32, jnp.float64):
         raise InputError(
-            f"dtype must be float32 or float64, got {found}. This is because the state is complex, and "
+            f"dtype must be float32 or float64, got {real_dtype}. This is because the state is complex, and "
             "there is no complex type of another precision. Pass `jnp.float32`."
         )
-    return found
+    return real_dtype
 
 
 def _complex_of(dtype: np.dtype) -> np.dtype:

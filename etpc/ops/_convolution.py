@@ -25,13 +25,13 @@ class Axis(NamedTuple):
 
     def sources(self) -> tuple[np.ndarray, np.ndarray]:
         """For each output position and kernel element: the input element, and whether it exists."""
-        at = (
+        dilated = (
             np.arange(self.positions)[:, None] * self.stride
             + np.arange(self.kernel)[None, :] * self.kernel_dilation
             - self.padding[0]
         )
-        source = at // self.dilation
-        return source, (at % self.dilation == 0) & (source >= 0) & (source < self.size)
+        source = dilated // self.dilation
+        return source, (dilated % self.dilation == 0) & (source >= 0) & (source < self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Geometry:
         Axes: group, batch, *positions, channel of the group, *kernel.
         """
         n = len(self.axes)
-        own = self.channels // self.groups
-        dims = (self.groups, self.batch, *self.positions, own, *self.kernel)
+        group_channels = self.channels // self.groups
+        dims = (self.groups, self.batch, *self.positions, group_channels, *self.kernel)
         lead = np.arange(self.batch)[None, :, None] * self.channels
-        lead = lead + np.arange(self.channels).reshape(self.groups, 1, own)
-        index = lead.reshape(self.groups, self.batch, *[1] * n, own, *[1] * n)
+        lead = lead + np.arange(self.channels).reshape(self.groups, 1, group_channels)
+        index = lead.reshape(self.groups, self.batch, *[1] * n, group_channels, *[1] * n)
         exists = np.ones([1] * len(dims), bool)
         for number, axis in enumerate(self.axes):
             source, inside = axis.sources()
@@ -117,9 +117,9 @@ def convolution(equation: Equation, operand: int, known: Known) -> Convolution |
     kernel, out = equation.inputs[1].shape, equation.outputs[0].shape
     n = len(g.axes)
     channels = kernel[w[0]] // g.groups
-    own = g.channels // g.groups
+    group_channels = g.channels // g.groups
     # [h, i = (channel, *kernel), o] to (output channel, input channel, *kernel), then to their axes
-    before = (g.groups, own, *g.kernel, channels)
+    before = (g.groups, group_channels, *g.kernel, channels)
     order = _placed([(0, n + 2), (1,), *((2 + a,) for a in range(n))], w)
     # [h, f = (example, *positions), o] to (example, channel, *positions), likewise
     after = (g.groups, g.batch, *g.positions, channels)
@@ -129,7 +129,7 @@ def convolution(equation: Equation, operand: int, known: Known) -> Convolution |
         data=0,
         h=g.groups,
         f=g.batch * math.prod(g.positions),
-        i=own * math.prod(g.kernel),
+        i=group_channels * math.prod(g.kernel),
         o=channels,
         to_weight=Move(before, order, kernel),
         to_output=Move(after, out_order, out),
@@ -140,8 +140,8 @@ def convolution(equation: Equation, operand: int, known: Known) -> Convolution |
 
 def _placed(logical: list[tuple[int, ...]], spec: tuple[int, ...]) -> tuple[int, ...]:
     """The order of axes where logical axis number n, made of several, is put at place spec[n]."""
-    at = sorted(range(len(spec)), key=lambda n: spec[n])
-    return tuple(axis for n in at for axis in logical[n])
+    by_place = sorted(range(len(spec)), key=lambda n: spec[n])
+    return tuple(axis for n in by_place for axis in logical[n])
 
 
 register_kind(prims.conv_general_dilated_p, convolution)

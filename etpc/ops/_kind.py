@@ -94,17 +94,17 @@ def summed(subscripts: str, *operands: Array, precision: Any = None) -> Array:
     Where a mesh has explicit axes, JAX asks what a sum over one of them shall be: whole, on every
     device. Other axes stay spread as they are.
     """
-    given, out = subscripts.split("->")
+    inputs, out = subscripts.split("->")
     types = [jax.typeof(operand) for operand in operands]
     spread = {
         letter: axis
-        for letters, of in zip(given.split(","), types, strict=True)
-        for letter, axis in zip(letters, of.sharding.spec, strict=True)
+        for letters, aval in zip(inputs.split(","), types, strict=True)
+        for letter, axis in zip(letters, aval.sharding.spec, strict=True)
         if axis is not None
     }
     whole = None
     if spread:
-        mesh = next(of.sharding.mesh for of in types if any(of.sharding.spec))
+        mesh = next(aval.sharding.mesh for aval in types if any(aval.sharding.spec))
         whole = jax.sharding.NamedSharding(mesh, jax.P(*(spread.get(letter) for letter in out)))
     return jnp.einsum(subscripts, *operands, precision=precision, out_sharding=whole)
 
@@ -258,8 +258,8 @@ def register_kind(primitive: Primitive, rule: KindRule) -> None:
 def kind_of(equation: Equation, operand: int, known: Known) -> Kind:
     """The kind of a weight operation: a registered one, or `Direct`."""
     rule = facts(equation.primitive).kind
-    found = rule(equation, operand, known) if rule is not None else None
-    return direct(equation, operand) if found is None else found
+    kind = rule(equation, operand, known) if rule is not None else None
+    return direct(equation, operand) if kind is None else kind
 
 
 __all__ = [

@@ -29,14 +29,14 @@ class Lookup(Factored):
         number = jnp.zeros((self.f,), jnp.int32)
         inside = jnp.ones((self.f,), bool)
         for axis, size in enumerate(self.rows):
-            at = index[:, axis]
-            near = jnp.clip(at, 0, min(size - 1, jnp.iinfo(at.dtype).max))
-            inside &= at == near
-            number = number * size + near.astype(jnp.int32)
-        here = number[:, None] == jnp.arange(self.i, dtype=jnp.int32)[None, :]
+            axis_index = index[:, axis]
+            clipped = jnp.clip(axis_index, 0, min(size - 1, jnp.iinfo(axis_index.dtype).max))
+            inside &= axis_index == clipped
+            number = number * size + clipped.astype(jnp.int32)
+        one_hot = number[:, None] == jnp.arange(self.i, dtype=jnp.int32)[None, :]
         if not self.clip:
-            here &= inside[:, None]
-        return here.astype(self.dtype)
+            one_hot &= inside[:, None]
+        return one_hot.astype(self.dtype)
 
 
 def lookup(equation: Equation, operand: int, known: Known) -> Lookup | None:

@@ -41,8 +41,8 @@ class Sparse:
         return x.reshape(self.groups, self.inputs)
 
     def contract(self, x, delta):
-        def add(total, now):
-            x, delta = now
+        def add(total, pair):
+            x, delta = pair
             return total + (x[:, self.links.inputs] * delta[:, self.links.outputs]).sum(0), None
 
         x = x.reshape(-1, *x.shape[-2:])
@@ -59,13 +59,13 @@ def sparse_product(equation: Equation, operand: int, known: Known) -> Sparse | N
     values, indices, rhs = equation.inputs
     (contract, contract_rhs), batch = equation.params["dimension_numbers"]
     info = equation.params["lhs_spinfo"]
-    at = known(indices)
+    positions = known(indices)
     plain = values.shape == indices.shape[:1] and indices.shape[1:] == (2,)
-    if operand != 0 or at is None or not plain or len(contract) != 1 or any(map(len, batch)):
+    if operand != 0 or positions is None or not plain or len(contract) != 1 or any(map(len, batch)):
         return None
     summed = contract[0]
     # Positions outside the matrix are padding, and stand for nothing.
-    if (at < 0).any() or (at >= np.asarray(info.shape)).any():
+    if (positions < 0).any() or (positions >= np.asarray(info.shape)).any():
         return None
     rows, columns = info.shape[1 - summed], info.shape[summed]
     free = [size for axis, size in enumerate(rhs.shape) if axis != contract_rhs[0]]
@@ -76,7 +76,9 @@ def sparse_product(equation: Equation, operand: int, known: Known) -> Sparse | N
         groups=groups,
         inputs=columns,
         outputs=rows,
-        links=Links(at[:, summed].astype(np.int32), at[:, 1 - summed].astype(np.int32)),
+        links=Links(
+            positions[:, summed].astype(np.int32), positions[:, 1 - summed].astype(np.int32)
+        ),
         axis=contract_rhs[0],
         to_output=Move((groups, rows), (1, 0), equation.outputs[0].shape),
     )

@@ -29,11 +29,11 @@ class Arguments:
         """The array leaves of a model, checked against those that were compiled."""
         expected = self.step.model_leaves
         model, traced = self._with_numbers(model)
-        given = Leaves.of(model, "model")
-        if not _same(given.treedef, expected.treedef) or given.places != expected.places:
-            ours, theirs = set(expected.paths), set(given.paths)
+        received = Leaves.of(model, "model")
+        if not _same(received.treedef, expected.treedef) or received.places != expected.places:
+            ours, theirs = set(expected.paths), set(received.paths)
             missing, extra = sorted(ours - theirs), sorted(theirs - ours)
-            leaves = dict(zip(given.paths, given.split(model), strict=True))
+            leaves = dict(zip(received.paths, received.split(model), strict=True))
             if extra and not missing and all(isinstance(leaves[p], Tracer) for p in extra):
                 raise InputError(
                     f"The model's numbers {', '.join(extra)} came in as arrays. This is because "
@@ -48,10 +48,10 @@ class Arguments:
             )
         problems = [
             f"Parameter {path} is {_text(got)}, and was compiled as {_text(want)}. Compile again."
-            for path, got, want in zip(given.paths, given.avals, expected.avals, strict=True)
+            for path, got, want in zip(received.paths, received.avals, expected.avals, strict=True)
             if (got.shape, got.dtype) != (want.shape, want.dtype)
         ]
-        for n, (ours, theirs) in enumerate(zip(expected.static, given.static, strict=True)):
+        for n, (ours, theirs) in enumerate(zip(expected.static, received.static, strict=True)):
             if ours is not theirs and not _same(ours, theirs):
                 path = jax.tree_util.tree_leaves_with_path(model)[n][0]
                 problems.append(
@@ -60,7 +60,7 @@ class Arguments:
                     "program, such as the flag that `eqx.nn.inference_mode` sets: compile again, or "
                     "make it an array."
                 )
-        pairs = zip(expected.static_arrays, given.static_arrays, strict=True)
+        pairs = zip(expected.static_arrays, received.static_arrays, strict=True)
         if not all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs):
             problems.append(
                 "A NumPy array in a static field of the model has other values than when it was "
@@ -94,31 +94,31 @@ class Arguments:
             leaves[i] = expected.static[i]
         return (treedef.unflatten(leaves), traced) if numbers else (model, [])
 
-    def _connections(self, i: int, given: Any, problems: list[str]) -> Any:
+    def _connections(self, i: int, values: Any, problems: list[str]) -> Any:
         """An integer array of the model that the traces were laid out for, checked to be that one.
 
         Inside a transformation its values are not known before the program runs, so they are
         compared there.
         """
-        if given is self._seen.get(i):
-            return given
+        if values is self._seen.get(i):
+            return values
         compiled = self.step.fixed[self.step.parameters[i]]
         message = (
             f"The values of {self.step.model_leaves.paths[i]} differ from those that were "
             "compiled. This is because integer arrays say what is connected with what, and the "
             "traces are laid out for that. Compile again with the new ones."
         )
-        if isinstance(given, Tracer):
+        if isinstance(values, Tracer):
             return eqx.error_if(
-                given, _checksum(given) != _checksum(jnp.asarray(compiled)), message
+                values, _checksum(values) != _checksum(jnp.asarray(compiled)), message
             )
-        if np.shape(given) != compiled.shape or not np.array_equal(given, compiled):
+        if np.shape(values) != compiled.shape or not np.array_equal(values, compiled):
             problems.append(message)
-        elif isinstance(given, jax.Array):
-            self._seen[i] = given  # what nobody can write to is compared once
+        elif isinstance(values, jax.Array):
+            self._seen[i] = values  # what nobody can write to is compared once
         else:
-            given = compiled  # and not what may be written to while the program runs
-        return given
+            values = compiled  # and not what may be written to while the program runs
+        return values
 
     def check_carry(self, carry: Any) -> None:
         if not isinstance(carry, Carry):
@@ -134,11 +134,11 @@ class Arguments:
 
     def inputs(self, xs: Any, carry: Carry) -> list[Array]:
         expected = self.step.input_leaves
-        given = Leaves.of(xs, "x", numbers=True)
-        if given.treedef != expected.treedef or given.places != expected.places:
+        received = Leaves.of(xs, "x", numbers=True)
+        if received.treedef != expected.treedef or received.places != expected.places:
             raise InputError(
                 "The input does not have the structure that was compiled: it has leaves "
-                f"{', '.join(given.paths)} ({given.treedef}), and the program {', '.join(expected.paths)} "
+                f"{', '.join(received.paths)} ({received.treedef}), and the program {', '.join(expected.paths)} "
                 f"({expected.treedef}). Pass inputs of the compiled structure, or compile again."
             )
         leaves = expected.split(xs)
@@ -178,12 +178,12 @@ class Arguments:
         ]
 
 
-def _cast_problem(given: Any, wanted: Any) -> str | None:
+def _cast_problem(leaf: Any, wanted: Any) -> str | None:
     """Why an input cannot be cast to the dtype that was compiled; `None` where it can.
 
     Integers are cast where no value changes. Floats are rounded, as by `astype`.
     """
-    dtype = given.dtype if hasattr(given, "dtype") else np.asarray(given).dtype
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     if dtype == wanted:
         return None
     convert = f"is {dtype}, and was compiled as {wanted}. Convert it."
@@ -198,24 +198,24 @@ def _cast_problem(given: Any, wanted: Any) -> str | None:
         return convert
     if not (jnp.issubdtype(dtype, jnp.integer) and jnp.issubdtype(wanted, jnp.integer)):
         return None
-    own, into = jnp.iinfo(dtype), jnp.iinfo(wanted)
-    if into.min <= own.min and own.max <= into.max:
+    source, target = jnp.iinfo(dtype), jnp.iinfo(wanted)
+    if target.min <= source.min and source.max <= target.max:
         return None
     remedy = f"Compile with `inputs=` of {dtype}, or of another type that holds all values"
-    if isinstance(given, Tracer):
+    if isinstance(leaf, Tracer):
         return (
             f"is {dtype}, and was compiled as {wanted}, which does not hold all values of that "
             f"type; inside a transformation they are not known. {remedy}, or convert it yourself "
             f"where the values are known to fit: `.astype({str(wanted)!r})`."
         )
-    if not np.size(given):
+    if not np.size(leaf):
         return None
-    least, most = int(given.min()), int(given.max())
-    if into.min <= least and most <= into.max:
+    least, most = int(leaf.min()), int(leaf.max())
+    if target.min <= least and most <= target.max:
         return None
     return (
         f"is {dtype} with values from {least} to {most}, and was compiled as {wanted}, which holds "
-        f"{into.min} to {into.max}: others would wrap around. {remedy}."
+        f"{target.min} to {target.max}: others would wrap around. {remedy}."
     )
 
 

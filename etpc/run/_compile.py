@@ -116,8 +116,8 @@ def _context(
                 'q="auto" measures in how many directions credit lies. Pass sample=, the inputs of some '
                 "steps of one example, or name a number."
             )
-        one = CreditRTRL(1, None)
-        planned = plan(analysis, one, chosen, memory=UNLIMITED)
+        credit_rtrl = CreditRTRL(1, None)
+        planned = plan(analysis, credit_rtrl, chosen, memory=UNLIMITED)
         return credit(Program(emit(planned)), model, sample)
 
     return context(
@@ -179,14 +179,14 @@ def _selected(model: Any, weights: Any) -> Any:
     places = [_Place(path_text(path, "model", model)) for path, _ in leaves]
     arrays = {place.path for place, (_, leaf) in zip(places, leaves, strict=True) if is_array(leaf)}
     picked = weights(treedef.unflatten(places))
-    found = jax.tree_util.tree_leaves(picked, is_leaf=lambda x: isinstance(x, _Place))
-    if not found:
+    selected = jax.tree_util.tree_leaves(picked, is_leaf=lambda x: isinstance(x, _Place))
+    if not selected:
         raise SelectionError(
             "weights= selects nothing. Return one or more parameters of the model, such as "
             "`lambda m: m.cell.weight_hh`."
         )
     problems = []
-    for leaf in found:
+    for leaf in selected:
         if not isinstance(leaf, _Place):
             problems.append(
                 f"weights= returned {leaf!r}, which is no parameter of the model. Return the "
@@ -197,7 +197,7 @@ def _selected(model: Any, weights: Any) -> Any:
                 f"weights= selects {leaf.path}, which is no array. Only arrays are trained."
             )
     raise_together(problems, SelectionError)
-    return {leaf.path for leaf in found}
+    return {leaf.path for leaf in selected}
 
 
 __all__ = ["compile"]

@@ -178,17 +178,17 @@ class Online:
         program, every = self.program, self.every
         self._check_opt_state(floats, opt_state)
         stream = self._stream(carry)
-        one = (
+        batched_targets = (
             targets if stream.batched else jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
         )
-        program.runner.check_loss(loss, one)
+        program.runner.check_loss(loss, batched_targets)
         xs = [finite_where_masked(x, mask) for x in xs]
         steps = xs[0].shape[0]
         fine = reset is not None and every > 1 and reset.shape[0] == steps
 
-        def body(now, given):
-            floats, opt_state, carry = now
-            xs, targets, mask, reward, reset = given
+        def body(training_state, piece):
+            floats, opt_state, carry = training_state
+            xs, targets, mask, reward, reset = piece
             if every == 1:
                 xs, targets, mask, reward = jax.tree.map(
                     lambda a: a[None], (xs, targets, mask, reward)
@@ -215,10 +215,10 @@ class Online:
             a = jnp.asarray(a)
             return a if every == 1 else a.reshape(steps // every, every, *a.shape[1:])
 
-        given = jax.tree.map(in_pieces, (xs, targets, mask, reward))
+        pieces = jax.tree.map(in_pieces, (xs, targets, mask, reward))
         reset = in_pieces(reset) if fine else reset
-        now, (losses, aux) = lax.scan(body, (floats, opt_state, carry), (*given, reset))
-        return (*now, losses, jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux))
+        after, (losses, aux) = lax.scan(body, (floats, opt_state, carry), (*pieces, reset))
+        return (*after, losses, jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux))
 
     def _gradient(self, loss: Loss, parameters, carry, xs, targets, mask, reward, reset):
         """Loss, carry and gradients of W steps, and what the loss returns besides.
@@ -258,10 +258,10 @@ class Online:
         reward = reward.astype(decay.dtype)
         weights = jnp.ones_like(reward) if mask is None else mask.astype(decay.dtype)
 
-        def back(later, now):
-            reward, decay = now
-            here = reward + later
-            return decay * here, here
+        def back(later, step_values):
+            reward, decay = step_values
+            factor = reward + later
+            return decay * factor, factor
 
         of_start, factors = lax.scan(back, jnp.zeros_like(reward[0]), (reward, decay), reverse=True)
         passed = lax.cumprod(jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])]), reverse=True)
@@ -274,13 +274,13 @@ class Online:
                 loss, "sum", parameters, xs, targets, alone, weights, reset
             )[2]
 
-        given = xs, targets, passed * weights, reset
-        own = stream.state, (stream.traces, stream.each, stream.past), stream.fresh
+        sequences = xs, targets, passed * weights, reset
+        per_example = stream.state, (stream.traces, stream.each, stream.past), stream.fresh
         if stream.batched:
-            grads = jax.vmap(one, in_axes=(*[1] * 4, *[0] * 3))(*given, *own)
+            grads = jax.vmap(one, in_axes=(*[1] * 4, *[0] * 3))(*sequences, *per_example)
             late = [_times(of_start, g).mean(0) for g in past]
         else:
-            grads = one(*given, *own)
+            grads = one(*sequences, *per_example)
             late = [_times(of_start, g) for g in past]
         kept = decay.prod(0)
         after = [_times(kept, g) + new for g, new in zip(past, grads, strict=True)]

@@ -127,17 +127,17 @@ class Program(Shown):
                 f"{self.algorithm} carries no bounds. Compile with "
                 "ES_D_RTRL(rank, certificate=True)."
             )
-        found = []
+        certificates = []
         for p, trace in zip(self.plan.carried, carry.traces, strict=True):
             bounds = p.form.bounds(p.site, trace)
             if bounds is not None:
                 off, gradient = bounds
                 batch = off.shape[:1] if carry.batched else ()
                 off = off.reshape(*batch, p.block, *p.site.group, p.op.kind.outputs)
-                found.append(
+                certificates.append(
                     Certificate(p.op.path, off, gradient.sum(0) if carry.batched else gradient)
                 )
-        return tuple(found)
+        return tuple(certificates)
 
     def credit_lost(self, carry: Carry) -> float | None:
         """The part of the energy of credit that lies in no direction that is followed, on a running mean.
@@ -194,8 +194,8 @@ class Program(Shown):
         return self.runner.fresh(self._batch_size(batch_size))
 
     @staticmethod
-    def _batch_size(given: Any) -> int | None:
-        return None if given is None else checked_count("batch_size", given, "None or an int >= 1")
+    def _batch_size(size: Any) -> int | None:
+        return None if size is None else checked_count("batch_size", size, "None or an int >= 1")
 
     def reset(self, carry: Carry, where: Any) -> Carry:
         """Let chosen examples of a batch begin a new stream; the others go on untouched.

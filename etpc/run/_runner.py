@@ -110,15 +110,15 @@ class Runner:
         steps = _steps(xs, targets)
         effective, pull, others = self._effective(parameters, steps)
         xs, state, traces, fresh = self.enter(xs, carry)
-        given = targets, weights, reset
+        data = targets, weights, reset
         if not carry.batched:
-            given = jax.tree.map(lambda a: jnp.asarray(a)[:, None], given)
-        value_aval = self.check_loss(loss, given[0])
+            data = jax.tree.map(lambda a: jnp.asarray(a)[:, None], data)
+        value_aval = self.check_loss(loss, data[0])
         batch = state[0].shape[0]
 
-        def one_window(now, given):
-            state, traces, fresh, total, sums = now
-            xs, (targets, weights, reset) = given
+        def one_window(scan_carry, window_data):
+            state, traces, fresh, total, sums = scan_carry
+            xs, (targets, weights, reset) = window_data
             if reset is not None:
                 state, traces, fresh = self.restart(state, traces, fresh, reset[0])
 
@@ -136,11 +136,11 @@ class Runner:
 
         window = self.plan.window_for(steps) if reset is None else 1
         zero = jnp.zeros((), value_aval.dtype)
-        now = (state, traces, fresh, zero, self.window.no_sums(effective))
-        now, aux = _over_windows(one_window, now, (xs, given), steps, window)
+        start = (state, traces, fresh, zero, self.window.no_sums(effective))
+        end, aux = _over_windows(one_window, start, (xs, data), steps, window)
         if not carry.batched:
             aux = jax.tree.map(lambda a: a[:, 0], aux)
-        state, traces, _, value, sums = now
+        state, traces, _, value, sums = end
         moving = _pulled(pull, effective, self.window.gradient(sums))
         value, moving = reduced(reduction, (value, moving), weights, steps)
         return value, self.leave(state, traces, carry), moving, aux
@@ -161,10 +161,10 @@ class Runner:
     def check_loss(self, loss: Loss, targets) -> jax.ShapeDtypeStruct:
         """The shape of the loss; targets have axes [T, B]."""
         outputs = self.step.output_leaves.join(self.step.output_leaves.avals)
-        one = jax.tree.map(
+        step_targets = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[2:], jnp.asarray(a).dtype), targets
         )
-        return loss.check(outputs, one)
+        return loss.check(outputs, step_targets)
 
     def enter(self, xs, carry: Carry):
         """Arrays with axes [T, B, ...] and [B, ...]."""
@@ -201,27 +201,32 @@ class Runner:
         return leaves.treedef.unflatten(filled)
 
 
-def _over_windows(one_window: Callable[..., Any], now: Any, given: Any, steps: int, window: int):
-    """Run `one_window(now, given) -> (now, aux)` over a sequence; the last window may be shorter."""
+def _over_windows(
+    one_window: Callable[..., Any], scan_carry: Any, data: Any, steps: int, window: int
+):
+    """Run `one_window(scan_carry, data) -> (scan_carry, aux)` over a sequence.
+
+    The last window may be shorter.
+    """
     whole = steps // window
     cut = whole * window
     if whole == 1:
-        now, aux = one_window(now, _slice(given, 0, cut))
+        scan_carry, aux = one_window(scan_carry, _slice(data, 0, cut))
     elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
 
-        def one_step(now, given):
-            now, aux = one_window(now, jax.tree.map(lambda a: a[None], given))
-            return now, jax.tree.map(lambda a: a[0], aux)
+        def one_step(step_carry, step_data):
+            step_carry, aux = one_window(step_carry, jax.tree.map(lambda a: a[None], step_data))
+            return step_carry, jax.tree.map(lambda a: a[0], aux)
 
-        now, aux = jax.lax.scan(one_step, now, given)
+        scan_carry, aux = jax.lax.scan(one_step, scan_carry, data)
     else:
-        stacked = jax.tree.map(lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), given)
-        now, aux = jax.lax.scan(one_window, now, stacked)
+        stacked = jax.tree.map(lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), data)
+        scan_carry, aux = jax.lax.scan(one_window, scan_carry, stacked)
         aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
     if cut < steps:
-        now, rest = one_window(now, _slice(given, cut, steps))
+        scan_carry, rest = one_window(scan_carry, _slice(data, cut, steps))
         aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
-    return now, aux
+    return scan_carry, aux
 
 
 def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[Array]:
@@ -237,8 +242,8 @@ def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[
         jnp.where(jnp.isfinite(h), g - h.astype(g.dtype), 0)
         for g, h in zip(grads, high, strict=True)
     ]
-    (more,) = pull(tuple(r.astype(w.dtype) for r, w in zip(rest, weights, strict=True)))
-    return jax.tree.map(jnp.add, moving, more)
+    (correction,) = pull(tuple(r.astype(w.dtype) for r, w in zip(rest, weights, strict=True)))
+    return jax.tree.map(jnp.add, moving, correction)
 
 
 def _steps(xs: list[Array], targets: Any) -> int:

@@ -48,7 +48,7 @@ def credit(program: Program, model: Any, sample: Any) -> np.ndarray:
     window, key = program.runner.window, jax.random.key(0)
     parameters = program.arguments.parameters(model)
     weights, others = window.prefix(parameters, steps)
-    carry, found, ys = program.init(), [], None
+    carry, credit_rows, ys = program.init(), [], None
     starts = []
     for start in range(0, steps - size + 1, size):
         xs = jax.tree.map(lambda a, at=slice(start, start + size): jnp.asarray(a)[at], sample)
@@ -66,9 +66,9 @@ def credit(program: Program, model: Any, sample: Any) -> np.ndarray:
     for n, (xs, state) in enumerate(reversed(starts)):
         bars = [_random(jax.random.fold_in(key, n), y) for y in outputs]
         ends = back(bars, ends, xs, state)
-        found.append(np.asarray(ends[:, 0]))
+        credit_rows.append(np.asarray(ends[:, 0]))
     values = np.zeros(ends.shape[-1])
-    singular = np.linalg.svd(np.concatenate(found), compute_uv=False)
+    singular = np.linalg.svd(np.concatenate(credit_rows), compute_uv=False)
     values[: singular.size] = singular
     return values
 

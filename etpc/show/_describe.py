@@ -102,11 +102,11 @@ def shape_text(p: OpPlan) -> str:
 
 def escapes(plan: Plan) -> list[str]:
     """Each escape path once, with the weights that it concerns."""
-    found: dict[str, list[str]] = {}
+    paths_of: dict[str, list[str]] = {}
     for p in plan.traced:
         for text in p.escapes:
-            found.setdefault(text, []).append(p.path)
-    return [f"{text}  (of {', '.join(dict.fromkeys(paths))})" for text, paths in found.items()]
+            paths_of.setdefault(text, []).append(p.path)
+    return [f"{text}  (of {', '.join(dict.fromkeys(paths))})" for text, paths in paths_of.items()]
 
 
 def table(columns: list[str], rows: list[list[str]]) -> list[str]:

@@ -20,24 +20,24 @@ def edits(analysis: Analysis, number: int) -> list[str]:
     onward = uncut.copy()
     for _ in range(len(onward)):
         onward |= onward @ onward
-    found = []
+    texts = []
     for escape in escapes:
         weight, target = escape.through[0], place[escape.target]
         source = place.get(escape.source)
         others = np.arange(len(uncut)) != target
         if source is not None and (source == target or onward[source, target]):
             state = escape.source.removeprefix("hidden ")
-            found.append(
+            texts.append(
                 f"The next step reads {state} through {weight}. Recurrence of each unit with itself alone, as "
                 f"in etpc.nn.MinGRU, IndRNN or LRU, keeps this influence; so does a block-diagonal {weight} "
                 "under RTRL, whose traces then hold a block."
             )
         elif not uncut[others, target].any() and step[target, target] == uncut[target, target]:
             state = escape.target.removeprefix("hidden ")
-            found.append(
+            texts.append(
                 f"Only the output reads {state}. A readout without memory in its place keeps this influence."
             )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(texts))
 
 
 def _influence(analysis: Analysis) -> tuple[np.ndarray, np.ndarray]:
@@ -51,9 +51,9 @@ def _influence(analysis: Analysis) -> tuple[np.ndarray, np.ndarray]:
     for k, reach in enumerate(analysis.reach):
         enters[k, leaf[np.unique(analysis.immediate[k].nonzero()[0])]] = True
         reads[k, leaf[np.flatnonzero(reach.reads_states)]] = True
-    into = np.array([reach.reads_ops for reach in analysis.reach])
+    reads_ops = np.array([reach.reads_ops for reach in analysis.reach])
     for _ in analysis.ops:
-        enters |= into.T @ enters
+        enters |= reads_ops.T @ enters
     return step, step | (enters.T @ reads)
 
 

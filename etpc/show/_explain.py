@@ -33,17 +33,17 @@ def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims, width: int) 
         return _wrapped([f"{path}: {claim.reasons[0].text}."], width)
     costs = Costs(uncut, 1)
     gradient = "Its gradient" if len(claim.uses) == 1 else "The gradient through it"
-    found = [_operation(plan, p, costs, gradient, width) for p in claim.uses]
-    if len(found) > 1:
-        found[0] = f"{path} is used {len(found)} times. Its gradient: {claim.claim}.\n{found[0]}"
-    return "\n\n".join(found)
+    texts = [_operation(plan, p, costs, gradient, width) for p in claim.uses]
+    if len(texts) > 1:
+        texts[0] = f"{path} is used {len(texts)} times. Its gradient: {claim.claim}.\n{texts[0]}"
+    return "\n\n".join(texts)
 
 
 def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -> str:
     kind = p.op.kind
     size = f"{kind.inputs} x {kind.outputs}" if kind.links is None else f"{kind.links.inputs.size}"
-    many = f", in {kind.groups} groups" if kind.groups > 1 else ""
-    text = [f"{p.path} meets data in {p.kind} at {p.op.equation.source}: {size} uses{many}."]
+    in_groups = f", in {kind.groups} groups" if kind.groups > 1 else ""
+    text = [f"{p.path} meets data in {p.kind} at {p.op.equation.source}: {size} uses{in_groups}."]
     if p.trace is None:
         text.append(f"It has no trace: {p.reason}.")
         return _wrapped(text, width)

@@ -75,13 +75,13 @@ def _input_edges(plan: Plan, graph: "nx.DiGraph", names: list[tuple[str, str]]) 
         v: frozenset([path])
         for path, v in zip(a.step.input_leaves.paths, a.step.inputs, strict=True)
     }
-    here: dict[object, list[int]] = {}
+    numbers_of: dict[object, list[int]] = {}
     for p in plan.ops:
-        here.setdefault(p.op.equation, []).append(p.op.number)
+        numbers_of.setdefault(p.op.equation, []).append(p.op.number)
     empty: frozenset[str] = frozenset()
     for eqn in a.split.body:
         read = empty.union(*(from_inputs.get(v, empty) for v in eqn.inputs))
-        ops = here.get(eqn, [])
+        ops = numbers_of.get(eqn, [])
         for path in sorted(read):
             for k in ops:
                 graph.add_edge(("input", path), names[k], cut=False)

@@ -55,7 +55,7 @@ class Shown:
     def untraced(self) -> Mapping[str, str]:
         """Paths of parameters without a trace, or with a use that reaches a hidden state and has
         none, each with the reason."""
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for path, claim in self.claims.items():
             without = [p.reason for p in claim.uses if p.trace is None]
             if len(without) < len(claim.uses):
@@ -64,8 +64,8 @@ class Shown:
                 if not without:
                     continue
             unused = [reason.text for reason in claim.reasons if reason.kind == "unused"]
-            found[path] = "; ".join(dict.fromkeys(without or unused))
-        return found
+            reasons[path] = "; ".join(dict.fromkeys(without or unused))
+        return reasons
 
     @cached_property
     def graph(self) -> "nx.DiGraph":

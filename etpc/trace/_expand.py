@@ -98,18 +98,18 @@ class _Expansion:
         branches = [flatten(branch) for branch in eqn.params["branches"]]
         results: list[Variable] = []
         for number, branch in enumerate(branches):
-            given = [index] if taken is None else [index, taken]
-            (here,) = self.inline(todo, _is_taken(number, len(branches)), given)
+            condition = [index] if taken is None else [index, taken]
+            (branch_taken,) = self.inline(todo, _is_taken(number, len(branches)), condition)
             entering = [
                 v
                 if v in self.fixed or not v.is_float
-                else self.inline(todo, _or_zero, [here, v])[0]
+                else self.inline(todo, _or_zero, [branch_taken, v])[0]
                 for v in operands
             ]
             held = [
                 inner for inner, v in zip(branch.inputs, operands, strict=True) if v in self.fixed
             ]
-            results += self.splice(todo, merge_products(branch, held), entering, here)
+            results += self.splice(todo, merge_products(branch, held), entering, branch_taken)
         if len(branches) > 1:
             results = self.inline(todo, _choose(len(branches)), [index, *results])
         self.alias.update(zip(eqn.outputs, results, strict=True))

@@ -29,11 +29,11 @@ class Known:
 
     def sources(self) -> set[Variable]:
         """The variables that what was asked for was computed from, and those themselves."""
-        found = set(self.consulted)
+        sources = set(self.consulted)
         for eqn in reversed(self._equations):
-            if any(v in found for v in eqn.outputs):
-                found.update(eqn.inputs)
-        return found
+            if any(v in sources for v in eqn.outputs):
+                sources.update(eqn.inputs)
+        return sources
 
 
 __all__ = ["Known"]

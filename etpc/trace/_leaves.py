@@ -26,7 +26,7 @@ def path_text(path: Any, root: str, tree: Any) -> str:
         children, _ = jax.tree_util.tree_flatten_with_path(
             node, is_leaf=lambda x, n=node: x is not n
         )
-        child = next(value for (found,), value in children if found == key)
+        child = next(value for (child_key,), value in children if child_key == key)
         if isinstance(key, jax.tree_util.FlattenedIndexKey):
             names = [name for name, value in _attributes(node) if value is child]
             key = jax.tree_util.GetAttrKey(names[0]) if names else key
@@ -37,8 +37,10 @@ def path_text(path: Any, root: str, tree: Any) -> str:
 
 def _attributes(node: Any) -> list[tuple[str, Any]]:
     slots = [name for cls in type(node).__mro__ for name in getattr(cls, "__slots__", ())]
-    found = {name: getattr(node, name, None) for name in (*slots, *getattr(node, "__dict__", ()))}
-    return sorted(((n.lstrip("_"), v) for n, v in found.items()), key=lambda item: item[0])
+    attributes = {
+        name: getattr(node, name, None) for name in (*slots, *getattr(node, "__dict__", ()))
+    }
+    return sorted(((n.lstrip("_"), v) for n, v in attributes.items()), key=lambda item: item[0])
 
 
 def is_array(leaf: Any) -> bool:
@@ -61,11 +63,11 @@ def frozen(value: Any) -> Any:
 
 def static_arrays(treedef: Any) -> list[np.ndarray]:
     """The NumPy arrays in the static fields of a tree, in order."""
-    found: list[np.ndarray] = []
+    arrays: list[np.ndarray] = []
 
     def look(value: Any) -> None:
         if isinstance(value, np.ndarray):
-            found.append(value)
+            arrays.append(value)
         elif isinstance(value, tuple | list):
             for member in value:
                 look(member)
@@ -79,7 +81,7 @@ def static_arrays(treedef: Any) -> list[np.ndarray]:
         if data is not None:
             look(data[1])
             waiting += reversed(node.children())
-    return found
+    return arrays
 
 
 def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -118,14 +120,14 @@ class Leaves:
     @classmethod
     def of(cls, tree: Any, root: str, *, numbers: bool = False) -> "Leaves":
         """Flatten `tree`. With `numbers`, Python numbers count as arrays too."""
-        found, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        keep = [is_array(x) or (numbers and isinstance(x, _NUMBERS)) for _, x in found]
+        keyed_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        keep = [is_array(x) or (numbers and isinstance(x, _NUMBERS)) for _, x in keyed_leaves]
         places = tuple(i for i, k in enumerate(keep) if k)
         return cls(
             treedef,
-            tuple(path_text(found[i][0], root, tree) for i in places),
-            tuple(shape_of(found[i][1]) for i in places),
-            tuple(None if k else x for (_, x), k in zip(found, keep, strict=True)),
+            tuple(path_text(keyed_leaves[i][0], root, tree) for i in places),
+            tuple(shape_of(keyed_leaves[i][1]) for i in places),
+            tuple(None if k else x for (_, x), k in zip(keyed_leaves, keep, strict=True)),
             places,
             tuple(frozen(a) for a in static_arrays(treedef)),
         )

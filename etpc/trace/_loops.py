@@ -44,22 +44,22 @@ def written_out(
     if not is_checkpointed_loop(eqn):
         return None
     whole = flatten(eqn.params["call_jaxpr"])
-    given = [known(v) for v in eqn.inputs]
+    known_values = [known(v) for v in eqn.inputs]
 
     def loop(loop: Equation, operands: Sequence[Any]) -> list[Any]:
         skip, count = loop.params["cond_nconsts"], loop.params["body_nconsts"]
         cond, body = flatten(loop.params["cond_jaxpr"]), flatten(loop.params["body_jaxpr"])
-        most = min(max_iterations, max_equations // max(len(body.equations), 1))
+        limit = min(max_iterations, max_equations // max(len(body.equations), 1))
         start = list(operands[skip + count :])
         goes_on: Any = True
         state = result = start
-        for _ in range(most + 1):
-            (more,) = run(cond, [*operands[:skip], *state])
-            if not isinstance(more, Tracer):
-                if not np.asarray(more):
+        for _ in range(limit + 1):
+            (continues,) = run(cond, [*operands[:skip], *state])
+            if not isinstance(continues, Tracer):
+                if not np.asarray(continues):
                     return result
             else:
-                goes_on = more if goes_on is True else goes_on & more
+                goes_on = continues if goes_on is True else goes_on & continues
             state = run(body, [*operands[skip : skip + count], *state])
             if goes_on is True:
                 result = state
@@ -87,7 +87,7 @@ def written_out(
         return [env[v] for v in flat.outputs]
 
     def unrolled(*operands: Any) -> list[Any]:
-        pairs = zip(given, operands, strict=True)
+        pairs = zip(known_values, operands, strict=True)
         return run(whole, [v if value is None else value for value, v in pairs])
 
     try:
@@ -100,8 +100,8 @@ def _of_impl(eqn: Equation, *operands: Any) -> list[Any]:
     """What a primitive does, where a rule of its own stands for that in JAX functions."""
     if eqn.primitive.name == "select_if_vmap":  # its iteration runs, or its result is not used
         return [operands[1]]
-    found = eqn.primitive.impl(*operands, **eqn.params)
-    return list(found) if eqn.primitive.multiple_results else [found]
+    results = eqn.primitive.impl(*operands, **eqn.params)
+    return list(results) if eqn.primitive.multiple_results else [results]
 
 
 def _is_false(value: Any) -> bool:

@@ -52,9 +52,9 @@ def _merged(
         a = 0 if first.inputs[0] in weights else 1
         if first.inputs[a] not in weights:
             continue
-        found = _pair(first, a, second, b)
-        if found is not None:
-            return found
+        pair = _pair(first, a, second, b)
+        if pair is not None:
+            return pair
     return None
 
 

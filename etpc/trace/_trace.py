@@ -160,9 +160,9 @@ def _called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any
     try:
         result = call()
     except Exception as error:
-        shape, now = (", ".join(map(_aval, leaves.avals)) for leaves in (inputs, state))
+        input_text, state_text = (", ".join(map(_aval, leaves.avals)) for leaves in (inputs, state))
         error.add_note(
-            f"etpc called the model with x {shape} and state {now}: one step of one example, "
+            f"etpc called the model with x {input_text} and state {state_text}: one step of one example, "
             "without axes for time and batch. Where these shapes are not meant, mend `inputs=` "
             "and `state=`, or pass `batch_size=` to what takes whole sequences."
         )
@@ -224,8 +224,8 @@ def _check_new_state(old: Leaves, new: Leaves) -> None:
             problems.append(
                 f"The step changes {where} from {_aval(before)} to {_aval(after)}. {remedy}"
             )
-    for path, here, there in zip(old.static, old.static, new.static, strict=True):
-        if here is not there and here != there:
+    for path, old_leaf, new_leaf in zip(old.static, old.static, new.static, strict=True):
+        if old_leaf is not new_leaf and old_leaf != new_leaf:
             problems.append(f"The step changes the static state leaf {path}. {remedy}")
     raise_together(problems)
 

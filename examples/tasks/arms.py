@@ -254,8 +254,8 @@ class Rule:
 def make_rule(task: Task, arm: Arm, model: Any, xs: Any) -> Rule:
     """The gradient of an arm, summed over time and averaged over the batch."""
     if arm.rule is not None:
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), xs)
-        program = etpc.compile(model, arm.rule, inputs=one, batch_size=task.batch_size)
+        step_inputs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), xs)
+        program = etpc.compile(model, arm.rule, inputs=step_inputs, batch_size=task.batch_size)
         gradient = program.value_and_grad(weighted(task.loss_fn), "sum")
         everyone = jnp.ones(task.batch_size, bool)
         restart = lambda carry: program.reset(carry, everyone)
@@ -273,8 +273,8 @@ def backpropagation(loss_fn: Callable[[Any, Any], Array]) -> Callable[..., Any]:
     """BPTT; the state is passed on, as a carry is."""
 
     def sequence(model: Any, xs: Any, targets: Any, state: Any) -> tuple[Array, Any]:
-        def step(state: Any, given: Any) -> tuple[Any, Array]:
-            x, target = given
+        def step(state: Any, step_data: Any) -> tuple[Any, Array]:
+            x, target = step_data
             y, state = jax.vmap(model)(x, state)
             return state, jax.vmap(loss_fn)(y, target).mean()
 
@@ -290,8 +290,8 @@ def gradient_from(loss_fn: Callable[[Any, Any], Array]) -> Callable[..., Any]:
     def losses(weights: Any, static: Any, data: Any, state: Any, first: Array) -> Array:
         model = eqx.combine(weights, static)
 
-        def step(state: Any, given: Any) -> tuple[Any, Array]:
-            t, (x, target) = given
+        def step(state: Any, step_data: Any) -> tuple[Any, Array]:
+            t, (x, target) = step_data
             state = jax.tree.map(
                 lambda a: jnp.where(t == first, jax.lax.stop_gradient(a), a), state
             )
@@ -339,16 +339,16 @@ class Learner:
         sample = self.draw(key, level)
         self.rule = make_rule(task, arm, model, sample[0])
         self.begin = (level, self.rule.carry)
-        given = (weights, *sample, self.rule.carry)
-        self.gradient = jax.jit(self._gradient).lower(*given).compile()
+        arguments = (weights, *sample, self.rule.carry)
+        self.gradient = jax.jit(self._gradient).lower(*arguments).compile()
         self.part = jax.jit(partial(self._gradient, restart=False))
         self.train = jax.jit(self._train)
-        self.ms_per_batch = self._time(given)
+        self.ms_per_batch = self._time(arguments)
 
     @property
     def temp_bytes(self) -> int:
-        found: Any = self.gradient.memory_analysis()
-        return found.temp_size_in_bytes
+        stats: Any = self.gradient.memory_analysis()
+        return stats.temp_size_in_bytes
 
     @property
     def carry_bytes(self) -> int:
@@ -364,8 +364,8 @@ class Learner:
 
         `level` is that of the curriculum, or in a stream the number of the batch.
         """
-        given = (key, level) if self.task.curriculum or self.task.stream else (key,)
-        xs, targets, mask = self.task.batch(*given)
+        arguments = (key, level) if self.task.curriculum or self.task.stream else (key,)
+        xs, targets, mask = self.task.batch(*arguments)
         mask = full_mask(xs, mask)
         return xs, (targets, mask / mask.sum(0).mean())
 
@@ -377,11 +377,11 @@ class Learner:
         (_, carry), grads = self.rule.gradient(model, xs, targets, carry)
         return grads, self.rule.restart(carry) if restart else carry
 
-    def _time(self, given: tuple[Any, ...]) -> float:
+    def _time(self, arguments: tuple[Any, ...]) -> float:
         times = []
         for _ in range(3 if FAST else 20):
             begin = time.perf_counter()
-            jax.block_until_ready(self.gradient(*given))
+            jax.block_until_ready(self.gradient(*arguments))
             times.append(1e3 * (time.perf_counter() - begin))
         return min(times)
 
@@ -409,20 +409,20 @@ class Learner:
         """One batch for each key."""
         optimiser = self.optimiser(rate)
 
-        def update(now: Any, given: Any) -> tuple[Any, Array]:
-            weights, opt_state, carry = now
+        def update(training_state: Any, window_data: Any) -> tuple[Any, Array]:
+            weights, opt_state, carry = training_state
             model = eqx.combine(weights, self.static)
-            (loss, carry), grads = self.rule.gradient(model, *given, carry)
+            (loss, carry), grads = self.rule.gradient(model, *window_data, carry)
             changes, opt_state = optimiser.update(grads, opt_state, weights)
             return (optax.apply_updates(weights, changes), opt_state, carry), loss
 
-        def one_batch(now: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
-            weights, opt_state, (level, carry) = now
+        def one_batch(training_state: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
+            weights, opt_state, (level, carry) = training_state
             xs, targets = self.draw(key, level)
             size = self.rule.every or jax.tree.leaves(xs)[0].shape[0]
             start = (weights, opt_state, carry)
-            now, losses = jax.lax.scan(update, start, in_windows((xs, targets), size))
-            weights, opt_state, carry = now
+            after, losses = jax.lax.scan(update, start, in_windows((xs, targets), size))
+            weights, opt_state, carry = after
             if self.task.stream:
                 level = level + 1
             else:
@@ -487,15 +487,15 @@ def trained(learner: Learner, seed: int, rate: float, measure: Any, chunk: int) 
     model_key, data_key = jax.random.split(jax.random.key(seed))
     weights = eqx.filter(task.make_model(model_key), eqx.is_inexact_array)
     level, carry = learner.begin
-    now = (weights, learner.optimiser(rate).init(weights), learner.begin)
+    training_state = (weights, learner.optimiser(rate).init(weights), learner.begin)
     points = min(task.points, task.updates)
     batches, curve, losses = [0], [measure(weights, level)], []
     name = f"{task.name}: {learner.arm.name}, seed {seed}, rate {rate:.2g}"
     with tqdm(total=points * chunk, desc=f"{name:<60}", unit="batch", ncols=130) as bar:
         for keys in jax.random.split(data_key, (points, chunk)):
-            now, loss = jax.block_until_ready(learner.train(rate, now, keys))
+            training_state, loss = jax.block_until_ready(learner.train(rate, training_state, keys))
             losses += loss.tolist()
-            weights, _, (level, carry) = now
+            weights, _, (level, carry) = training_state
             batches.append(batches[-1] + chunk)
             curve.append(measure(weights, level))
             bar.update(chunk)
@@ -539,7 +539,7 @@ class Reference:
     def lags(self, learner: Learner, carry: Any) -> list[float]:
         """The cosine of a rule between one step of `firsts` and the next; `carry` is a fresh one."""
         xs, targets = self.data
-        found = [
+        gradients = [
             learner.gradient_from(self.weights, xs, late(targets, learner.task), carry, first)
             for first in self.firsts
         ]
@@ -547,7 +547,7 @@ class Reference:
             jax.tree.map(jnp.subtract, more, less) for less, more in pairwise(grads)
         ]
         return [
-            fidelity(*pair)[1] for pair in zip(between(found), between(self.parts), strict=True)
+            fidelity(*pair)[1] for pair in zip(between(gradients), between(self.parts), strict=True)
         ]
 
 
@@ -619,16 +619,16 @@ def run(
                 references[seed] = one, other
             initial, final = references[seed]
             carries = [learner.settled(r.weights, r.level, probe) for r in (initial, final)]
-            at = [
+            gradients = [
                 learner.gradient(r.weights, *r.data, carry)[0]
                 for r, carry in zip((initial, final), carries, strict=True)
             ]
             drawn = learner.draw(jax.random.fold_in(probe, 0), end.level)
             # of a stream that begins, with the directions that training has found
             begins = learner.rule.restart(end.carry)
-            own = learner.gradient(end.weights, *drawn, begins)[0]
+            own_gradient = learner.gradient(end.weights, *drawn, begins)[0]
             wanted = exact.gradient(end.weights, *drawn, exact.rule.carry)[0]
-            compared = fidelity(at[0], initial.whole), fidelity(at[1], final.whole)
+            compared = fidelity(gradients[0], initial.whole), fidelity(gradients[1], final.whole)
             rows.append(
                 Row(
                     task=task.name,
@@ -642,9 +642,9 @@ def run(
                     cosine_initial=compared[0][1],
                     error_trained=compared[1][0],
                     cosine_trained=compared[1][1],
-                    cosine_own=fidelity(own, wanted)[1],
-                    past_initial=initial.past(at[0]),
-                    past_trained=final.past(at[1]),
+                    cosine_own=fidelity(own_gradient, wanted)[1],
+                    past_initial=initial.past(gradients[0]),
+                    past_trained=final.past(gradients[1]),
                     bins=[final.firsts[0] - first for first in final.firsts],
                     lags=None if arm.rule is None else final.lags(learner, carries[1]),
                     ms_per_batch=learner.ms_per_batch,
@@ -695,8 +695,8 @@ def table(rows: Sequence[Row]) -> str:
         same = [row for row in rows if row.arm == name]
 
         def mean(field: str, digits: int, same: list[Row] = same) -> str:
-            found = [getattr(row, field) for row in same]
-            return "-" if None in found else f"{statistics.fmean(found):.{digits}f}"
+            values = [getattr(row, field) for row in same]
+            return "-" if None in values else f"{statistics.fmean(values):.{digits}f}"
 
         scores = [row.score for row in same]
         cells = [

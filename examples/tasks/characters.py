@@ -94,8 +94,8 @@ def frequencies(train: np.ndarray, test: np.ndarray, size: int) -> tuple[float, 
     pairs = np.zeros((size, size))
     np.add.at(pairs, (train[:-1], train[1:]), 1)
     following = (pairs + single) / (pairs.sum(1, keepdims=True) + 1)
-    before, now = test[:-1], test[1:]
-    scores = -np.log2(single[now]), -np.log2(following[before, now])
+    before, current = test[:-1], test[1:]
+    scores = -np.log2(single[current]), -np.log2(following[before, current])
     return float(scores[0].mean()), float(scores[1].mean())
 
 

@@ -90,12 +90,12 @@ def events(
     threshold, so that a large change takes several steps to report.
     """
     brightness = np.log(DARK + frames)
-    level, found = brightness[0], []
-    for now in brightness[1:]:
-        on, off = now - level >= threshold, level - now >= threshold
+    level, frame_events = brightness[0], []
+    for frame in brightness[1:]:
+        on, off = frame - level >= threshold, level - frame >= threshold
         level = level + threshold * on - threshold * off
-        found.append(np.stack([on, off]))
-    return np.stack(found)
+        frame_events.append(np.stack([on, off]))
+    return np.stack(frame_events)
 
 
 def recordings(images: Float[np.ndarray, "N 8 8"], labels: np.ndarray) -> Examples:

@@ -112,12 +112,12 @@ def recordings() -> tuple[Examples, Examples] | None:
 
 def make_task() -> Task | None:
     """None where `aeon` is not installed."""
-    if (found := recordings()) is None:
+    if (data := recordings()) is None:
         return None
     return classification(
         "Japanese vowels",
         Network,
-        *found,
+        *data,
         batch_size=30,
         updates=200,
         rate=1e-2,
