@@ -716,7 +716,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def lag_table(rows: Sequence[Row]) -> str:
     """Likewise the cosines by lag, of the arms that have some; empty where none has."""
-    known = [row for row in rows if row.lags and row.bins]
+    # Where nothing of BPTT's gradient reaches back so far there is no cosine.
+    known = [row for row in rows if row.bins and any(lag == lag for lag in row.lags or ())]
     if not known:
         return ""
     bins = known[0].bins or []
@@ -724,7 +725,6 @@ def lag_table(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for name in dict.fromkeys(row.arm for row in known):
         columns = zip(*(row.lags or [] for row in known if row.arm == name), strict=True)
-        # Where nothing of BPTT's gradient reaches back so far there is no cosine.
         means = [statistics.fmean(c) if all(v == v for v in c) else None for c in columns]
         cells = [name, *("-" if mean is None else f"{mean:.2f}" for mean in means)]
         lines.append("| " + " | ".join(cells) + " |")
