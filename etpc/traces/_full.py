@@ -23,7 +23,8 @@ class Full(Trace):
     """The whole eligibility trace, `eps' = D eps + F x^T`.
 
     Of a dense operation it is [B, I, m, O], of one with links [B, m, U], after G where there are
-    several; of an element-wise one [B, m, O].
+    several; of an element-wise one [B, m, O]. It is moved in the dtype of the site, and written in that
+    of the carry.
     """
 
     start_alone = True
@@ -66,18 +67,28 @@ class Full(Trace):
         followed: Carry,
         start: Array | None,
     ) -> tuple[Carry, Array | None]:
-        if not site.factored:
-            entries = None if start is None else self.entries(site, start, carry)
-            return _element_wise(site, passage, carry), entries
-        if site.kind.links is not None:
-            entries = None if start is None else self.entries(site, start, carry)
-            return _with_links(site, passage, carry), entries
-        return _dense(site, passage, carry, start)
+        if site.factored and site.kind.links is None:
+            return _dense(site, passage, carry, start)
+        entries = None if start is None else self.entries(site, start, carry)
+        (eps,) = carry
+        move = _with_links if site.factored else _element_wise
+        return (rounded(move(site, passage, eps.astype(site.dtype)), eps.dtype),), entries
 
 
-def _element_wise(site: Site, passage: Passage, carry: Carry) -> Carry:
+def rounded(array: Array, dtype: Any) -> Array:
+    """An array in a dtype of no higher precision.
+
+    Where one follows the other, XLA leaves out a conversion to a lower precision and back; not so
+    `reduce_precision`. So it does not matter which windows are compiled together.
+    """
+    if array.dtype == dtype:
+        return array
+    kept = jnp.finfo(dtype)
+    return lax.reduce_precision(array, kept.nexp, kept.nmant).astype(dtype)
+
+
+def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
     """No larger than `F`, it is moved step by step, but where products of transitions are there."""
-    (eps,) = carry
     start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
     if passage.factors is None or passage.ready:
         # as a product: XLA's CPU back end takes much longer for a sum over the leading axis
@@ -85,14 +96,13 @@ def _element_wise(site: Site, passage: Passage, carry: Carry) -> Carry:
         once = jnp.ones(moved[0][0].shape[0], eps.dtype)
         total = lambda part: jnp.tensordot(once, part, 1, precision=precision)
         fed = [jnp.concatenate([total(part) for part in parts], 1) for parts in moved]
-        return (
-            (apply(site.pairs, passage.whole(), start) + sum(fed[1:], fed[0])).reshape(eps.shape),
-        )
+        end = apply(site.pairs, passage.whole(), start) + sum(fed[1:], fed[0])
+        return end.reshape(eps.shape)
 
     fed = [factors.immediate for factors in passage.factors]
     transition = passage.factors[0].transition
     last, _ = recurrence(site.pairs, transition, sum(fed[1:], fed[0]), start)
-    return (last.reshape(eps.shape),)
+    return last.reshape(eps.shape)
 
 
 def _dense(
@@ -104,7 +114,7 @@ def _dense(
     """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`."""
     (eps,) = carry
     kind, m, pairs, batch = site.kind, site.block, site.pairs, eps.shape[0]
-    xs, moved = [x.astype(eps.dtype) for x in passage.xs], passage.moved()
+    xs, moved = [x.astype(site.dtype) for x in passage.xs], passage.moved()
     whole = of_each(passage.whole(), site.count)
     g, i, o = kind.groups, kind.inputs, kind.outputs
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
@@ -117,7 +127,10 @@ def _dense(
         onward, x, each = onward[:, 0], x[:, 0], each[:, 0]
     n = each.ndim - len(site.states) - 2  # the axis of steps
 
-    def update(eps, x, each, *columns):
+    def update(eps, *pieces):
+        return rounded(moved_on(eps.astype(site.dtype), *pieces), eps.dtype)
+
+    def moved_on(eps, x, each, *columns):
         if steps == 1 or (steps <= WRITTEN_OUT and m * o <= WRITTEN_OUT):
             along = x[..., None] if m == 1 else x[..., None, None]
             at = lambda t: jnp.expand_dims(lax.index_in_dim(each, t, n, keepdims=False), n)
@@ -146,11 +159,10 @@ def _dense(
     return (eps,), entries
 
 
-def _with_links(site: Site, passage: Passage, carry: Carry) -> Carry:
+def _with_links(site: Site, passage: Passage, eps: Array) -> Array:
     """Likewise, where each entry belongs to a pair of an input and an output."""
     links, groups, m = site.kind.links, site.kind.groups, site.block
     assert links is not None
-    (eps,) = carry
     batch, whole = eps.shape[0], of_each(passage.whole(), site.count)
     each = whole.shape[-1] > 1
     whole = whole.reshape(*whole.shape[:2], groups if each else 1, -1)
@@ -165,7 +177,7 @@ def _with_links(site: Site, passage: Passage, carry: Carry) -> Carry:
 
     for x, moved in zip(passage.xs, passage.moved(), strict=True):
         eps = lax.scan(add, eps, (x.astype(eps.dtype), moved))[0]
-    return (eps,)
+    return eps
 
 
 def _spread(site: Site, start: Inexact[Array, "B m GO"]) -> Array:

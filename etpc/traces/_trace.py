@@ -257,6 +257,11 @@ class Traces(NamedTuple):
     """The last steps, [B, n, ...], where the algorithm looks back through them."""
 
 
+def stored_dtype(form: Trace, site: Site) -> Any:
+    """The dtype in which the trace is carried: that of the first of its arrays."""
+    return jax.eval_shape(lambda: form.init(site, 1))[0].dtype
+
+
 def bytes_of(form: Trace, site: Site) -> int:
     """Bytes that are carried for one example."""
     arrays = jax.eval_shape(lambda: form.init(site, 1))
@@ -283,5 +288,6 @@ __all__ = [
     "Traces",
     "bytes_of",
     "size_of",
+    "stored_dtype",
     "zeros",
 ]
