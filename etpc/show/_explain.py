@@ -2,13 +2,10 @@
 
 import textwrap
 
-import jax.numpy as jnp
-
 from .._errors import SelectionError, near
 from ..algorithms import Costs
 from ..analyse import Analysis
 from ..plan import OpPlan, Plan
-from ..traces._trace import stored_dtype
 from ._describe import Claims, shape_text, table
 from ._edits import edits
 
@@ -52,7 +49,7 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     text.append(
         f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
     )
-    dtype = jnp.dtype(stored_dtype(p.trace.form, p.trace.site)).name
+    dtype = p.trace.form.precision(p.trace.site)
     text.append(
         f"Its trace is {p.trace.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
     )

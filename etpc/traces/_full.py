@@ -9,6 +9,7 @@ from jaxtyping import Inexact
 
 from ..ops import Direct, Sparse
 from ..ops._kind import Factored
+from ._bits import numbers, written
 from ._pieces import over_examples, overwrite, read_and_overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import apply, apply_columns, in_columns, of_each, recurrence, times
@@ -23,8 +24,8 @@ class Full(Trace):
     """The whole eligibility trace, `eps' = D eps + F x^T`.
 
     Of a dense operation it is [B, I, m, O], of one with links [B, m, U], after G where there are
-    several; of an element-wise one [B, m, O]. It is moved in the dtype of the site, and written in that
-    of the carry.
+    several; of an element-wise one [B, m, O]. It is moved in the dtype of the site, and may be carried in
+    another (`numbers`, `written`).
     """
 
     start_alone = True
@@ -72,19 +73,8 @@ class Full(Trace):
         entries = None if start is None else self.entries(site, start, carry)
         (eps,) = carry
         move = _with_links if site.factored else _element_wise
-        return (rounded(move(site, passage, eps.astype(site.dtype)), eps.dtype),), entries
-
-
-def rounded(array: Array, dtype: Any) -> Array:
-    """An array in a dtype of no higher precision.
-
-    Where one follows the other, XLA leaves out a conversion to a lower precision and back; not so
-    `reduce_precision`. So it does not matter which windows are compiled together.
-    """
-    if array.dtype == dtype:
-        return array
-    kept = jnp.finfo(dtype)
-    return lax.reduce_precision(array, kept.nexp, kept.nmant).astype(dtype)
+        end = move(site, passage, numbers(eps).astype(site.dtype))
+        return (written(end, eps.dtype),), entries
 
 
 def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
@@ -128,7 +118,7 @@ def _dense(
     n = each.ndim - len(site.states) - 2  # the axis of steps
 
     def update(eps, *pieces):
-        return rounded(moved_on(eps.astype(site.dtype), *pieces), eps.dtype)
+        return written(moved_on(numbers(eps).astype(site.dtype), *pieces), eps.dtype)
 
     def moved_on(eps, x, each, *columns):
         if steps == 1 or (steps <= WRITTEN_OUT and m * o <= WRITTEN_OUT):

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._errors import AlgorithmError
+from ._bits import BITS, numbers
 from ._full import Full
 from ._trace import Carry, Site, Trace, zeros
-
-STORED = jnp.dtype(jnp.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +18,7 @@ class Rounded(Full):
 
     It is read, moved and added to in the dtype of the site, in which gradients are summed too. What a
     window adds is lost where it is less than half a unit in the last place, 1/512 to 1/256 of the entry.
+    The carry holds the bits, as uint16.
     """
 
     exact = False
@@ -32,6 +32,9 @@ class Rounded(Full):
     def verdict(self) -> str:
         return "bfloat16"
 
+    def precision(self, site: Site) -> str:
+        return "bfloat16"
+
     def settle(self, site: Site) -> Trace:
         """**Raises** `AlgorithmError` where the trace is complex."""
         if jnp.issubdtype(site.dtype, jnp.complexfloating):
@@ -43,14 +46,14 @@ class Rounded(Full):
         return self
 
     def init(self, site: Site, batch: int) -> Carry:
-        return zeros(batch, self.shapes(site), STORED)
+        return zeros(batch, self.shapes(site), BITS)
 
     def same(self, site: Site) -> Any:
         same = super().same(site)
-        return None if same is None else (STORED.name, same)
+        return None if same is None else (BITS, same)
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
-        return {"trace": carry[0].astype(site.dtype)}
+        return {"trace": numbers(carry[0]).astype(site.dtype)}
 
 
 __all__ = ["Rounded"]

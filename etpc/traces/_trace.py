@@ -170,6 +170,10 @@ class Trace:
         """What is held for one example, in words."""
         return "one entry for each use and state"
 
+    def precision(self, site: Site) -> str:
+        """The dtype of the numbers that are carried, in words."""
+        return jnp.dtype(site.dtype).name
+
     def settle(self, site: Site) -> "Trace":
         """The form that this operation really gets."""
         return self
@@ -257,11 +261,6 @@ class Traces(NamedTuple):
     """The last steps, [B, n, ...], where the algorithm looks back through them."""
 
 
-def stored_dtype(form: Trace, site: Site) -> Any:
-    """The dtype in which the trace is carried: that of the first of its arrays."""
-    return jax.eval_shape(lambda: form.init(site, 1))[0].dtype
-
-
 def bytes_of(form: Trace, site: Site) -> int:
     """Bytes that are carried for one example."""
     arrays = jax.eval_shape(lambda: form.init(site, 1))
@@ -288,6 +287,5 @@ __all__ = [
     "Traces",
     "bytes_of",
     "size_of",
-    "stored_dtype",
     "zeros",
 ]
