@@ -69,7 +69,7 @@ class Context:
         return bool(reach.escapes) or not reach.block.nnz
 
 
-NAMED = ("decay", "rank", "every")
+NAMED = ("decay", "rank", "every", "trace_dtype")
 """Settings that are shown with their names."""
 
 

@@ -5,6 +5,7 @@ from ._decay import Decay
 from ._directions import Directions
 from ._full import Full
 from ._low_rank import LowRank
+from ._rounded import Rounded
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, Traces, bytes_of, zeros
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Full",
     "LowRank",
     "Passage",
+    "Rounded",
     "Rows",
     "Signals",
     "Site",

@@ -9,6 +9,7 @@ from jaxtyping import Inexact
 
 from ..ops import Direct, Sparse
 from ..ops._kind import Factored
+from ._bits import numbers, written
 from ._pieces import over_examples, overwrite, read_and_overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import apply, apply_columns, in_columns, of_each, recurrence, times
@@ -23,7 +24,8 @@ class Full(Trace):
     """The whole eligibility trace, `eps' = D eps + F x^T`.
 
     Of a dense operation it is [B, I, m, O], of one with links [B, m, U], after G where there are
-    several; of an element-wise one [B, m, O].
+    several; of an element-wise one [B, m, O]. It is moved in the dtype of the site, and may be carried in
+    another (`numbers`, `written`).
     """
 
     start_alone = True
@@ -66,18 +68,17 @@ class Full(Trace):
         followed: Carry,
         start: Array | None,
     ) -> tuple[Carry, Array | None]:
-        if not site.factored:
-            entries = None if start is None else self.entries(site, start, carry)
-            return _element_wise(site, passage, carry), entries
-        if site.kind.links is not None:
-            entries = None if start is None else self.entries(site, start, carry)
-            return _with_links(site, passage, carry), entries
-        return _dense(site, passage, carry, start)
+        if site.factored and site.kind.links is None:
+            return _dense(site, passage, carry, start)
+        entries = None if start is None else self.entries(site, start, carry)
+        (eps,) = carry
+        move = _with_links if site.factored else _element_wise
+        end = move(site, passage, numbers(eps).astype(site.dtype))
+        return (written(end, eps.dtype),), entries
 
 
-def _element_wise(site: Site, passage: Passage, carry: Carry) -> Carry:
+def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
     """No larger than `F`, it is moved step by step, but where products of transitions are there."""
-    (eps,) = carry
     start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
     if passage.factors is None or passage.ready:
         # as a product: XLA's CPU back end takes much longer for a sum over the leading axis
@@ -85,14 +86,13 @@ def _element_wise(site: Site, passage: Passage, carry: Carry) -> Carry:
         once = jnp.ones(moved[0][0].shape[0], eps.dtype)
         total = lambda part: jnp.tensordot(once, part, 1, precision=precision)
         fed = [jnp.concatenate([total(part) for part in parts], 1) for parts in moved]
-        return (
-            (apply(site.pairs, passage.whole(), start) + sum(fed[1:], fed[0])).reshape(eps.shape),
-        )
+        end = apply(site.pairs, passage.whole(), start) + sum(fed[1:], fed[0])
+        return end.reshape(eps.shape)
 
     fed = [factors.immediate for factors in passage.factors]
     transition = passage.factors[0].transition
     last, _ = recurrence(site.pairs, transition, sum(fed[1:], fed[0]), start)
-    return (last.reshape(eps.shape),)
+    return last.reshape(eps.shape)
 
 
 def _dense(
@@ -104,7 +104,7 @@ def _dense(
     """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`."""
     (eps,) = carry
     kind, m, pairs, batch = site.kind, site.block, site.pairs, eps.shape[0]
-    xs, moved = [x.astype(eps.dtype) for x in passage.xs], passage.moved()
+    xs, moved = [x.astype(site.dtype) for x in passage.xs], passage.moved()
     whole = of_each(passage.whole(), site.count)
     g, i, o = kind.groups, kind.inputs, kind.outputs
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
@@ -117,7 +117,10 @@ def _dense(
         onward, x, each = onward[:, 0], x[:, 0], each[:, 0]
     n = each.ndim - len(site.states) - 2  # the axis of steps
 
-    def update(eps, x, each, *columns):
+    def update(eps, *pieces):
+        return written(moved_on(numbers(eps).astype(site.dtype), *pieces), eps.dtype)
+
+    def moved_on(eps, x, each, *columns):
         if steps == 1 or (steps <= WRITTEN_OUT and m * o <= WRITTEN_OUT):
             along = x[..., None] if m == 1 else x[..., None, None]
             at = lambda t: jnp.expand_dims(lax.index_in_dim(each, t, n, keepdims=False), n)
@@ -146,11 +149,10 @@ def _dense(
     return (eps,), entries
 
 
-def _with_links(site: Site, passage: Passage, carry: Carry) -> Carry:
+def _with_links(site: Site, passage: Passage, eps: Array) -> Array:
     """Likewise, where each entry belongs to a pair of an input and an output."""
     links, groups, m = site.kind.links, site.kind.groups, site.block
     assert links is not None
-    (eps,) = carry
     batch, whole = eps.shape[0], of_each(passage.whole(), site.count)
     each = whole.shape[-1] > 1
     whole = whole.reshape(*whole.shape[:2], groups if each else 1, -1)
@@ -165,7 +167,7 @@ def _with_links(site: Site, passage: Passage, carry: Carry) -> Carry:
 
     for x, moved in zip(passage.xs, passage.moved(), strict=True):
         eps = lax.scan(add, eps, (x.astype(eps.dtype), moved))[0]
-    return (eps,)
+    return eps
 
 
 def _spread(site: Site, start: Inexact[Array, "B m GO"]) -> Array:

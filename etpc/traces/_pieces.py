@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Inexact, Int
+from jaxtyping import Inexact, Int, Num
 
 from .._tuning import tuning
 from ..ops._kind import summed
+from ._bits import numbers
 from ._transitions import times
 
 Given = tuple[Array, int | None]
@@ -26,7 +27,7 @@ LARGE = 2
 
 
 def over_examples(
-    trace: Inexact[Array, "B ..."], signal: Inexact[Array, "B ..."]
+    trace: Num[Array, "B ..."], signal: Inexact[Array, "B ..."]
 ) -> Inexact[Array, "..."]:
     """`(signal * trace).sum(0)`, a few examples at a time.
 
@@ -34,7 +35,7 @@ def over_examples(
     """
     abreast = tuning().abreast
     if abreast is None:
-        return times(signal, trace).sum(0)
+        return times(signal, numbers(trace)).sum(0)
     runs = math.gcd(trace.shape[0], _devices(trace))
     signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
     count = trace.shape[1]
@@ -42,7 +43,7 @@ def over_examples(
     rounds = count // rows
 
     def products(which):
-        terms = [times(which(signal, row), which(trace, row)) for row in range(rows)]
+        terms = [times(which(signal, row), numbers(which(trace, row))) for row in range(rows)]
         return sum(terms[1:], terms[0])
 
     def add(n, sums):
@@ -52,9 +53,9 @@ def over_examples(
             )
         )
 
-    sums = jnp.zeros_like(times(signal[:, 0], trace[:, 0]))
+    sums = jnp.zeros_like(times(signal[:, 0], numbers(trace[:, 0])))
     for n in range(rows * rounds, count):
-        sums = sums + times(signal[:, n], trace[:, n])
+        sums = sums + times(signal[:, n], numbers(trace[:, n]))
     # Of a length that XLA does not know, or it would dissolve a short loop and compute a sum that is read in
     # two places twice. With several runs the product below keeps it from that.
     end = rounds + zero_after(signal) if runs == 1 else rounds
@@ -67,7 +68,7 @@ def over_examples(
 
 
 def overwrite(
-    trace: Inexact[Array, "B ..."],
+    trace: Num[Array, "B ..."],
     axis: int,
     update: Callable[..., Array],
     given: Sequence[Given],
@@ -103,7 +104,7 @@ def overwrite(
 
 
 def read_and_overwrite(
-    trace: Inexact[Array, "B ..."],
+    trace: Num[Array, "B ..."],
     axis: int,
     signal: Inexact[Array, "B ..."],
     update: Callable[..., Array],
