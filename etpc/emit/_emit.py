@@ -29,6 +29,7 @@ from ._passage import CutPassage, Followed, FollowedPassage, Products
 from ._read import Reading
 from ._signals import Credit, OpSignals, into_op
 from ._step import StepFunctions
+from ._through import ThroughData
 from ._uncut import Directed, Uncut, finite_where, sum_dtype, where_over
 
 Arrays = Sequence[Array]
@@ -174,7 +175,7 @@ class Window:
         lines = [
             f"window of {plan.window} steps for {plan.algorithm}",
             f"  prefix: {len(split.prefix)} equations, once for a call",
-            f"  run, learn: {len(split.body)} equations and {plan.colours}, at each step",
+            f"  run, learn: {len(split.body)} equations and {plan.products}, at each step",
             *(f"    {line}" for line in self.forward.lines()),
             "  traces of one example",
         ]
@@ -187,7 +188,7 @@ class Window:
 
 def emit(plan: Plan) -> Window:
     """Emit the functions of a plan."""
-    step = StepFunctions(plan.analysis)
+    step = step_of(plan)
     emitter = Emitter(plan, step)
 
     def prefix(parameters, steps):
@@ -245,12 +246,18 @@ def _instantiated(cotangent: Any) -> Any:
     return jnp.zeros(cotangent.shape, cotangent.dtype)
 
 
+def step_of(plan: Plan) -> StepFunctions:
+    """The step of a plan, which saves what its Jacobians are read from."""
+    return StepFunctions(plan.analysis, None if plan.through is None else plan.through.cut)
+
+
 class Emitter:
     """Makes the functions of a window."""
 
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
         self.uncut = Uncut(plan, step) if plan.algorithm.in_window == "exact" else None
+        self.through = None if plan.through is None else ThroughData(plan, plan.through)
         self.live = [plan.ops[op.number] for op in step.live]
         self.reading = Reading(step)
         self.reads_old = self.reading.reads_old_states()
@@ -372,10 +379,11 @@ class Emitter:
     def _jacobians(self, weights, others, xs, rollout: Rollout, fresh) -> Jacobians:
         parts = self._parts(rollout.before)
         dtype = self.plan.dtype
+        step = self.step if self.through is None else self.through.step
 
         def cut(parts, deltas):
             def one(x, state, kept, old, delta):
-                return self.step.cut(weights, others, x, state, kept, old, delta, dtype)
+                return step.cut(weights, others, x, state, kept, old, delta, dtype)
 
             return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
 
@@ -400,6 +408,9 @@ class Emitter:
                 own = [immediate[place].reshape(*immediate[place].shape[:3], -1)]
             dtype = trace_dtype(self.plan.analysis, p.op)
             compressed.append([j.astype(dtype) for j in own])
+        if self.through is not None:
+            more = self.through(weights, others, xs, rollout.before, parts, compressed)
+            transition = [j + also for j, also in zip(transition, more, strict=True)]
         without_past = jax.vmap(lambda by_state: _without_past(by_state, fresh))
         return Jacobians([without_past(j) for j in transition], compressed)
 
