@@ -43,9 +43,9 @@ class ThroughData:
 
     def _products(self, terms: Terms, f: Sequence[Array], weight: Array, x: Sequence[Array]):
         """The sums of one operation, [W, B, C, S]."""
-        f = take_rows(f, terms.immediate)
-        w = take([weight.reshape(-1).astype(f.dtype)], terms.weight)
-        sums = times(f * w[None, None], take_rows(x, terms.data)).sum(-2)
+        into = take_rows(f, terms.immediate)
+        w = take([weight.reshape(-1).astype(into.dtype)], terms.weight)
+        sums = times(into * w[None, None], take_rows(x, terms.data)).sum(-2)
         return take_rows([sums], terms.entries)
 
     def _by_states(self, weights, others, xs, before, old) -> list[Array]:
