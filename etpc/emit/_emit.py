@@ -29,7 +29,7 @@ from ._passage import CutPassage, Followed, FollowedPassage, Products
 from ._read import Reading
 from ._signals import Credit, OpSignals, into_op
 from ._step import StepFunctions
-from ._through import ThroughData
+from ._through import ThroughData, pulled
 from ._uncut import Directed, Uncut, finite_where, sum_dtype, where_over
 
 Arrays = Sequence[Array]
@@ -379,15 +379,17 @@ class Emitter:
     def _jacobians(self, weights, others, xs, rollout: Rollout, fresh) -> Jacobians:
         parts = self._parts(rollout.before)
         dtype = self.plan.dtype
-        step = self.step if self.through is None else self.through.step
 
-        def cut(parts, deltas):
-            def one(x, state, kept, old, delta):
-                return step.cut(weights, others, x, state, kept, old, delta, dtype)
+        def pull_of(step: StepFunctions):
+            def cut(parts, deltas):
+                def one(x, state, kept, old, delta):
+                    return step.cut(weights, others, x, state, kept, old, delta, dtype)
 
-            return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
+                return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
 
-        _, pull = jax.vjp(cut, parts, self._deltas(parts))
+            return jax.vjp(cut, parts, self._deltas(parts))[1]
+
+        pull = pull_of(self.step)
         colours = self.plan.colours
         wanted = colours.colour[None, :] == np.arange(colours.count)[:, None]
         bounds = np.cumsum([part.shape[-1] for part in parts])[:-1]
@@ -395,11 +397,10 @@ class Emitter:
             jnp.asarray(seed, dtype)[:, None, None] + jnp.zeros_like(part)[None]
             for seed, part in zip(np.split(wanted, bounds, 1), parts, strict=True)
         ]
-        if colours.count == 1:
-            one = pull([seed[0] for seed in seeds])
-            transition, immediate = jax.tree.map(lambda a: a[None], one)
+        if self.through is None:
+            transition, immediate = pulled(pull, seeds)
         else:
-            transition, immediate = jax.vmap(pull)(seeds)
+            transition, immediate = self.through.pulled(pull_of, pull, seeds)
         compressed = []
         for place, p in enumerate(self.live):
             if p.op.number in colours.columns:

@@ -1,6 +1,7 @@
 """What passes through the data of operations inside blocks, which the Jacobian of the cut step lacks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,15 @@ class ThroughData:
         self.plan, self.given = plan, given
         self.step = StepFunctions(given.cut)
         self.places = {op.number: place for place, op in enumerate(self.step.live)}
+
+    def pulled(self, pull_of: Callable[[StepFunctions], Any], pull: Any, seeds: list[Array]) -> Any:
+        """Cotangents of states and operations from seeds [C, W, B, n]: the first ones by the cut step."""
+        count = self.given.of_cut(self.plan.colours)
+        first, rest = ([seed[a:b] for seed in seeds] for a, b in ((0, count), (count, None)))
+        own = pulled(pull_of(self.step), first)
+        if count == self.plan.colours.count:
+            return own
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), own, pulled(pull, rest))
 
     def __call__(
         self, weights, others, xs, before: Sequence[Array], old: Sequence[Array], immediate
@@ -68,4 +78,11 @@ class ThroughData:
         return rows(jax.vmap(pull)(seeds)[0])
 
 
-__all__ = ["ThroughData"]
+def pulled(pull: Callable[[list[Array]], Any], seeds: list[Array]) -> Any:
+    """`pull` of each of some seeds, [C, W, B, n]."""
+    if seeds[0].shape[0] == 1:
+        return jax.tree.map(lambda a: a[None], pull([seed[0] for seed in seeds]))
+    return jax.vmap(pull)(seeds)
+
+
+__all__ = ["ThroughData", "pulled"]

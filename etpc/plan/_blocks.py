@@ -103,8 +103,16 @@ def block_rows(block: Pattern) -> np.ndarray:
     return rows
 
 
-def colouring(analysis: Analysis, ops: Sequence[int], transition: Pattern) -> Colouring:
-    """Colour the new states for a transition and the immediate Jacobians of some operations."""
+def colouring(
+    analysis: Analysis,
+    ops: Sequence[int],
+    transition: Pattern,
+    apart: np.ndarray | None = None,
+) -> Colouring:
+    """Colour the new states for a transition and the immediate Jacobians of some operations.
+
+    Those that are to be `apart` have the last colours for themselves.
+    """
     columns = {
         k: _columns(analysis.immediate[k])
         for k in ops
@@ -113,7 +121,16 @@ def colouring(analysis: Analysis, ops: Sequence[int], transition: Pattern) -> Co
     by_rows = [k for k in ops if k not in columns]
     patterns = [transition, *(analysis.immediate[k] for k in by_rows)]
     whole: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
-    colour = colours_of(whole, analysis.hidden.leaf_of(np.arange(whole.shape[0])))
+    leaf = analysis.hidden.leaf_of(np.arange(whole.shape[0]))
+    if apart is None or apart.all() or not apart.any():
+        colour = colours_of(whole, leaf)
+    else:
+        colour, first = np.zeros(whole.shape[0], np.int64), 0
+        for rows in (~apart, apart):
+            own = np.unique(leaf[rows], return_inverse=True)[1]
+            found = colours_of(sp.csr_array(whole[rows]), own)
+            colour[rows] = first + found
+            first = int(found.max()) + 1
     count = int(colour.max(initial=0)) + 1
     owners = [_owners(pattern, colour, count) for pattern in patterns]
     immediate = dict(zip(by_rows, owners[1:], strict=True))

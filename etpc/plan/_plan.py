@@ -361,7 +361,7 @@ def _coloured(
     if algorithm.reach is not None and not analysis.cut and blocks and least > 1:
         found = through(analysis, blocks)
         if found is not None:
-            colours = colouring(analysis, enter, found.transition)
+            colours = colouring(analysis, enter, found.transition, found.apart)
             if colours.count + found.count < least:
                 found = with_terms(found, colours)
                 if found is not None:

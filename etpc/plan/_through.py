@@ -1,11 +1,13 @@
 """Transitions inside blocks where nothing is cut, from the Jacobians of the cut step.
 
-Where no operation reads what another one makes in the same step, the Jacobian of the uncut step is
+Of states that no operation enters which reads what another one makes in the same step, the Jacobian of
+the uncut step is
 
     D + sum over operations F W X
 
 with D and F of the cut step, and X the derivative of an operation's data by the old states. All three are
-sparse where the sum is dense, and a trace that holds few states reads few entries of it.
+sparse where the sum is dense, and a trace that holds few states reads few entries of it. The rows of
+other states are read of the uncut step itself.
 """
 
 import dataclasses
@@ -50,15 +52,21 @@ class Through:
 
     cut: Analysis
     """Of the step whose D and F are read."""
+    apart: np.ndarray
+    """Boolean over the S states: those whose rows are read of the uncut step."""
     inside: Pattern
-    """New x old states: the transitions among the states of any one block."""
+    """New x old states: of the others, the transitions among the states of any one block."""
     transition: Pattern
-    """Those, and all of the cut step."""
+    """Those, all of the cut step, and whole rows of what is read of the uncut one."""
     variables: tuple[Variable, ...]
     """What the operations read, one after the other."""
     colour: np.ndarray
     """The colour of each of their elements: those of one colour depend on no state in common."""
     terms: tuple[Terms, ...] = ()
+
+    def of_cut(self, colours: Colouring) -> int:
+        """How many colours are read of the cut step; the first ones."""
+        return int(colours.colour[~self.apart].max(initial=-1)) + 1
 
     @property
     def count(self) -> int:
@@ -72,9 +80,11 @@ def through(analysis: Analysis, blocks: Sequence[Pattern]) -> Through | None:
     if inside is None:
         return None
     cut = analyse(analysis.step)
-    if any(cut.reach[op.number].reads_ops.any() for op in _entering(cut)):
+    if [reach.role for reach in cut.reach] != [reach.role for reach in analysis.reach]:
         return None
-    reading = _reading(cut)
+    apart = _apart(cut)
+    inside = _rows(inside, ~apart)
+    reading = _reading(cut, apart)
     if not all(map(_is_plain, reading)):
         return None
     data = {_read_by(op): cut.reach[op.number].data for op in reading}
@@ -82,16 +92,16 @@ def through(analysis: Analysis, blocks: Sequence[Pattern]) -> Through | None:
     if data:
         owner = np.repeat(np.arange(len(data)), [v.size for v in data])
         colour = colours_of(sp.csr_array(sp.vstack(list(data.values()), format="csr")), owner)
-    whole: Pattern = sp.csr_array(cut.transition + inside)
+    whole: Pattern = sp.csr_array(cut.transition + inside + _rows(analysis.transition, apart))
     whole.sort_indices()
-    return Through(cut, inside, whole, tuple(data), colour)
+    return Through(cut, apart, inside, whole, tuple(data), colour)
 
 
 def with_terms(given: Through, colours: Colouring) -> Through | None:
     """With the terms of the sum, once the rows of D have colours; `None` where they are too many."""
     bounds = np.cumsum([0, *(v.size for v in given.variables)])
     terms = []
-    for op in _reading(given.cut):
+    for op in _reading(given.cut, given.apart):
         found = _paths(op, given)
         if found is None:
             return None
@@ -111,14 +121,27 @@ def _inside(transition: Pattern, blocks: Sequence[Pattern]) -> Pattern | None:
     return inside
 
 
-def _entering(cut: Analysis) -> list[WeightOp]:
-    """The operations that are cut and enter a state."""
-    return [cut.ops[k] for k in sorted(cut.cut) if cut.immediate[k].nnz]
+def _rows(pattern: Pattern, which: np.ndarray) -> Pattern:
+    """A pattern with some of its rows, and the others empty."""
+    kept: Pattern = sp.csr_array(pattern.multiply(which[:, None]))
+    kept.eliminate_zeros()
+    kept.sort_indices()
+    return kept
 
 
-def _reading(cut: Analysis) -> list[WeightOp]:
-    """Those whose data depends on old states."""
-    return [op for op in _entering(cut) if cut.reach[op.number].data.nnz]
+def _apart(cut: Analysis) -> np.ndarray:
+    """The states that an operation enters which reads what another one makes in the same step."""
+    apart = np.zeros(cut.hidden.size, bool)
+    for k in cut.cut:
+        if cut.reach[k].reads_ops.any():
+            apart |= np.diff(cut.immediate[k].indptr) > 0
+    return apart
+
+
+def _reading(cut: Analysis, apart: np.ndarray) -> list[WeightOp]:
+    """The operations that enter other states, and have data that depends on old ones."""
+    enter = [k for k in sorted(cut.cut) if np.diff(cut.immediate[k].indptr)[~apart].any()]
+    return [cut.ops[k] for k in enter if cut.reach[k].data.nnz]
 
 
 def _read_by(op: WeightOp) -> Variable:
