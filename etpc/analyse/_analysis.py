@@ -30,6 +30,8 @@ class Reach:
     that it reaches in a number of steps."""
     closed: bool
     """Whether what the block reaches is in the block."""
+    data: Pattern
+    """Elements of `x`, before it is in canonical form, x states: what it depends on within the cut step."""
     reads_states: np.ndarray
     """Boolean over the S states: whether `x` depends on them within the cut step."""
     reads_ops: np.ndarray
@@ -137,10 +139,14 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
     immediate = tuple(sp.csr_array(new[:, a:b]) for a, b in itertools.pairwise(bounds))
     outputs = tuple(_reads(rows.get(v), bounds) for v in parts.outputs)
     of_data = [
-        _reads(None if op.kind.data is None else rows.get(op.equation.inputs[op.kind.data]), bounds)
-        for op in ops
+        None if op.kind.data is None else rows.get(op.equation.inputs[op.kind.data]) for op in ops
     ]
-    influence = Influence(ops, cut, hidden, immediate, of_data)
+    read = [_reads(pattern, bounds) for pattern in of_data]
+    influence = Influence(ops, cut, hidden, immediate, read)
+    by_states = [
+        empty(0, hidden.size) if pattern is None else sp.csr_array(pattern[:, : hidden.size])
+        for pattern in of_data
+    ]
     interpreter, relied = found.interpreter, found.relied
     findings = Findings(
         tuple(interpreter.opaque),
@@ -148,12 +154,16 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
         tuple(interpreter.nonlinear) if new[:, [bounds[-1]]].nnz else (),
         tuple(i for i, v in enumerate(step.parameters) if v in parts.assumed or i in relied),
     )
-    reach = _reached(influence, outputs, transition, steps)
+    reach = _reached(influence, by_states, outputs, transition, steps)
     return Analysis(step, parts, cut, transition, immediate, reach, outputs, findings)
 
 
 def _reached(
-    influence: Influence, outputs: Sequence[Reads], transition: Pattern, steps: int | None
+    influence: Influence,
+    data: Sequence[Pattern],
+    outputs: Sequence[Reads],
+    transition: Pattern,
+    steps: int | None,
 ) -> tuple[Reach, ...]:
     """What each operation reaches; in so many steps."""
     hidden = influence.hidden
@@ -174,7 +184,8 @@ def _reached(
             inside, outside = (" and ".join(_names(hidden, p)) for p in (block, beyond))
             escapes = (Escape(inside, (), outside, steps), *escapes)
         reads = influence.data[k]
-        reach.append(Reach(role, block, not beyond.nnz, reads.states, reads.ops, escapes))
+        closed = not beyond.nnz
+        reach.append(Reach(role, block, closed, data[k], reads.states, reads.ops, escapes))
     return tuple(reach)
 
 

@@ -29,6 +29,7 @@ from ._passage import CutPassage, Followed, FollowedPassage, Products
 from ._read import Reading
 from ._signals import Credit, OpSignals, into_op
 from ._step import StepFunctions
+from ._through import ThroughData, pulled
 from ._uncut import Directed, Uncut, finite_where, sum_dtype, where_over
 
 Arrays = Sequence[Array]
@@ -174,7 +175,7 @@ class Window:
         lines = [
             f"window of {plan.window} steps for {plan.algorithm}",
             f"  prefix: {len(split.prefix)} equations, once for a call",
-            f"  run, learn: {len(split.body)} equations and {plan.colours}, at each step",
+            f"  run, learn: {len(split.body)} equations and {plan.products}, at each step",
             *(f"    {line}" for line in self.forward.lines()),
             "  traces of one example",
         ]
@@ -187,7 +188,7 @@ class Window:
 
 def emit(plan: Plan) -> Window:
     """Emit the functions of a plan."""
-    step = StepFunctions(plan.analysis)
+    step = step_of(plan)
     emitter = Emitter(plan, step)
 
     def prefix(parameters, steps):
@@ -245,12 +246,18 @@ def _instantiated(cotangent: Any) -> Any:
     return jnp.zeros(cotangent.shape, cotangent.dtype)
 
 
+def step_of(plan: Plan) -> StepFunctions:
+    """The step of a plan, which saves what its Jacobians are read from."""
+    return StepFunctions(plan.analysis, None if plan.through is None else plan.through.cut)
+
+
 class Emitter:
     """Makes the functions of a window."""
 
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
         self.uncut = Uncut(plan, step) if plan.algorithm.in_window == "exact" else None
+        self.through = None if plan.through is None else ThroughData(plan, plan.through)
         self.live = [plan.ops[op.number] for op in step.live]
         self.reading = Reading(step)
         self.reads_old = self.reading.reads_old_states()
@@ -373,13 +380,16 @@ class Emitter:
         parts = self._parts(rollout.before)
         dtype = self.plan.dtype
 
-        def cut(parts, deltas):
-            def one(x, state, kept, old, delta):
-                return self.step.cut(weights, others, x, state, kept, old, delta, dtype)
+        def pull_of(step: StepFunctions):
+            def cut(parts, deltas):
+                def one(x, state, kept, old, delta):
+                    return step.cut(weights, others, x, state, kept, old, delta, dtype)
 
-            return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
+                return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
 
-        _, pull = jax.vjp(cut, parts, self._deltas(parts))
+            return jax.vjp(cut, parts, self._deltas(parts))[1]
+
+        pull = pull_of(self.step)
         colours = self.plan.colours
         wanted = colours.colour[None, :] == np.arange(colours.count)[:, None]
         bounds = np.cumsum([part.shape[-1] for part in parts])[:-1]
@@ -387,11 +397,10 @@ class Emitter:
             jnp.asarray(seed, dtype)[:, None, None] + jnp.zeros_like(part)[None]
             for seed, part in zip(np.split(wanted, bounds, 1), parts, strict=True)
         ]
-        if colours.count == 1:
-            one = pull([seed[0] for seed in seeds])
-            transition, immediate = jax.tree.map(lambda a: a[None], one)
+        if self.through is None:
+            transition, immediate = pulled(pull, seeds)
         else:
-            transition, immediate = jax.vmap(pull)(seeds)
+            transition, immediate = self.through.pulled(pull_of, pull, seeds)
         compressed = []
         for place, p in enumerate(self.live):
             if p.op.number in colours.columns:
@@ -400,6 +409,9 @@ class Emitter:
                 own = [immediate[place].reshape(*immediate[place].shape[:3], -1)]
             dtype = trace_dtype(self.plan.analysis, p.op)
             compressed.append([j.astype(dtype) for j in own])
+        if self.through is not None:
+            more = self.through(weights, others, xs, rollout.before, parts, compressed)
+            transition = [j + also for j, also in zip(transition, more, strict=True)]
         without_past = jax.vmap(lambda by_state: _without_past(by_state, fresh))
         return Jacobians([without_past(j) for j in transition], compressed)
 

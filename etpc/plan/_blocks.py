@@ -103,17 +103,34 @@ def block_rows(block: Pattern) -> np.ndarray:
     return rows
 
 
-def colouring(analysis: Analysis, ops: Sequence[int]) -> Colouring:
-    """Colour the new states for the transition and the immediate Jacobians of some operations."""
+def colouring(
+    analysis: Analysis,
+    ops: Sequence[int],
+    transition: Pattern,
+    apart: np.ndarray | None = None,
+) -> Colouring:
+    """Colour the new states for a transition and the immediate Jacobians of some operations.
+
+    Those that are to be `apart` have the last colours for themselves.
+    """
     columns = {
         k: _columns(analysis.immediate[k])
         for k in ops
         if not is_complex(analysis.ops[k].delta) and _read_by_columns(analysis.immediate[k])
     }
     by_rows = [k for k in ops if k not in columns]
-    patterns = [analysis.transition, *(analysis.immediate[k] for k in by_rows)]
+    patterns = [transition, *(analysis.immediate[k] for k in by_rows)]
     whole: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
-    colour = _colours(whole, analysis.hidden.leaf_of(np.arange(whole.shape[0])))
+    leaf = analysis.hidden.leaf_of(np.arange(whole.shape[0]))
+    if apart is None or apart.all() or not apart.any():
+        colour = colours_of(whole, leaf)
+    else:
+        colour, first = np.zeros(whole.shape[0], np.int64), 0
+        for rows in (~apart, apart):
+            own = np.unique(leaf[rows], return_inverse=True)[1]
+            found = colours_of(sp.csr_array(whole[rows]), own)
+            colour[rows] = first + found
+            first = int(found.max()) + 1
     count = int(colour.max(initial=0)) + 1
     owners = [_owners(pattern, colour, count) for pattern in patterns]
     immediate = dict(zip(by_rows, owners[1:], strict=True))
@@ -131,14 +148,15 @@ def _read_by_columns(immediate: Pattern) -> bool:
 
 def _columns(immediate: Pattern) -> Columns:
     turned: Pattern = sp.csr_array(immediate.T)
-    colour = _colours(turned, np.zeros(turned.shape[0], np.int64))
+    colour = colours_of(turned, np.zeros(turned.shape[0], np.int64))
     count = int(colour.max(initial=0)) + 1
     states = block_rows(turned).T
     at = colour[:, None] * turned.shape[1] + _fill(states)
     return Columns(colour, count, Index.of(at, states >= 0))
 
 
-def _colours(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
+def colours_of(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
+    """A colour for each row, so that those of one share no column; `leaf` is one that is tried."""
     rows = pattern.shape[0]
     for trial in (np.zeros(rows, np.int64), leaf.astype(np.int64)):
         if _valid(pattern, trial):
@@ -243,4 +261,13 @@ def immediate_index(
     return Index.of(at, present)
 
 
-__all__ = ["Colouring", "Index", "Layout", "block_rows", "colouring", "immediate_index", "layout"]
+__all__ = [
+    "Colouring",
+    "Index",
+    "Layout",
+    "block_rows",
+    "colouring",
+    "colours_of",
+    "immediate_index",
+    "layout",
+]
