@@ -177,7 +177,7 @@ def test_a_trace_has_the_rank_that_was_proved(name):
     """And not a lower one: of the traces of D-RTRL, by their singular values."""
     carry, _ = gradient(compiled(name, etpc.D_RTRL(window=3)))
     program = compiled(name, etpc.D_RTRL(window=3))
-    place = [p.path for p in program.plan.carried].index("['w']")
+    place = [t.op.path for t in program.plan.carried].index("['w']")
     trace = np.asarray(carry.traces[place][0]).reshape(I, -1)
     sizes = np.linalg.svd(trace, compute_uv=False)
     rank = 1 if name == "two equal parameters" else STEPS[name][2]

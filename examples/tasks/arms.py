@@ -716,7 +716,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def lag_table(rows: Sequence[Row]) -> str:
     """Likewise the cosines by lag, of the arms that have some; empty where none has."""
-    # Where nothing of BPTT's gradient reaches back so far there is no cosine.
+    # Of a batch in which nothing of BPTT's gradient reaches back so far there is no cosine.
     known = [row for row in rows if row.bins and any(lag == lag for lag in row.lags or ())]
     if not known:
         return ""

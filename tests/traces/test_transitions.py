@@ -123,7 +123,7 @@ def test_rtrl_of_a_deep_stack_of_independent_units(window):
         model, etpc.RTRL(window=window), inputs=xs[0], state=state, step=step, weights="all"
     )
     assert [op.block for op in program.ops] == [2 * n + 1, n + 1, 1]
-    assert not program.ops[0].layout.pairs.dense
+    assert not program.plan.traces[0].layout.pairs.dense
     _, grads = program.value_and_grad(loss, "sum")(model, xs, jnp.zeros(t), program.init())
     _, expected = etpc.bptt(model, xs, jnp.zeros(t), loss, state=state, step=step, reduction="sum")
     for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
