@@ -175,7 +175,9 @@ class CreditRTRL(Algorithm):
     `q` of them. It passes from unit to unit and from layer to layer. The directions
     follow the credit as windows of `value_and_grad` or `etpc.online` bring it; calls of the program
     and `scan` leave them as they are. Where nothing escapes it is D-RTRL; with as many directions as
-    there are states, RTRL.
+    there are states, RTRL. Where the simulation of a network becomes unstable, as that of conductances in
+    steps that are too long, the influence along the directions may grow until it overflows, and D-RTRL's
+    stays finite.
 
     - `q`: the number of directions; or `"auto"`: the smallest one for which less than 5 % of the energy
         of the credit lies in no direction, measured at compile time on `sample` of

@@ -19,6 +19,9 @@ from ._transitions import apply, times
 class LowRank(Trace):
     """`sum_r a_r b_r^T` for each group, with a [B, R, G, I] and b [B, R, m, G, O].
 
+    Modes are found from squares, so entries of the trace should lie between about 1e-18 and 1e18 in
+    float32: larger ones give NaN, and what is smaller is lost.
+
     With a certificate, also the bounds of what was left out, of the trace [B, m, G, O] and of the
     gradients since the stream began [B, G, O].
     """
