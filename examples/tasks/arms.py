@@ -22,6 +22,7 @@ import json
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -732,7 +733,7 @@ def lag_table(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Learning curves: the mean over the seeds, and their range."""
+    """Learning curves of the arms with the most seeds: the mean over the seeds, and their range."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
@@ -740,7 +741,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     plt.rcParams.update({"svg.hashsalt": rows[0].task, "svg.fonttype": "none"})
     figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
     styles = ["-", "--", "-.", ":"]
-    for i, name in enumerate(dict.fromkeys(row.arm for row in rows)):
+    seeds = Counter(row.arm for row in rows)
+    arms = [name for name in seeds if seeds[name] == max(seeds.values())]
+    for i, name in enumerate(arms):
         same = [row for row in rows if row.arm == name]
         curves = jnp.asarray([row.curve for row in same])
         x = same[0].batches
