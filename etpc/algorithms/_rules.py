@@ -20,13 +20,7 @@ LEFT_OUT = 0.05
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Whole(Algorithm):
-    """A rule whose traces are whole.
-
-    - `trace_dtype`: the dtype in which traces are carried between windows. `None`: that of their arithmetic,
-        at least float32. `"bfloat16"`: half the bytes; traces are read, moved and added to in float32 and
-        rounded after each window, so no gradient through a trace is exact, and what a step adds to a trace
-        that decays slowly may be lost.
-    """
+    """A rule whose traces are whole, and may be carried in the dtype that `trace_dtype` names."""
 
     trace_dtype: DTypeLike | None = dataclasses.field(default=None, kw_only=True, repr=False)
 

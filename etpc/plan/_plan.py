@@ -21,7 +21,7 @@ from ._through import Through, through, with_terms
 from ._window import AT_LEAST, chosen_window, window_matters
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tables:
     """Where what moves a trace is read."""
 
@@ -31,7 +31,7 @@ class Tables:
     """Likewise `F`."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TracePlan:
     """The trace of one weight operation."""
 
@@ -87,7 +87,7 @@ class TracePlan:
         return Site(self.op.kind, self.block + self.virtual, self.dtype, self.closed, pairs)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class OpPlan:
     """What the program does with one weight operation."""
 
