@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import zlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -29,6 +30,30 @@ install_import_hook("etpc", "beartype.beartype")
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("ETPC_HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--share",
+        metavar="I/N",
+        help="of the tests marked slow, peer or third_party run the I-th of N parts alone, I from 0",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the slow tests that are not in the share asked for."""
+    if not (share := config.getoption("--share")):
+        return
+    part, parts = map(int, share.split("/"))
+    if not 0 <= part < parts:
+        raise pytest.UsageError(f"--share {share}: the part is to be from 0 to {parts - 1}")
+
+    def chosen(item: pytest.Item) -> bool:
+        marked = any(item.get_closest_marker(name) for name in ("slow", "peer", "third_party"))
+        return not marked or zlib.crc32(item.nodeid.encode()) % parts == part
+
+    config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])
+    items[:] = [item for item in items if chosen(item)]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,4 +1,4 @@
-"""Which cases of a parametrised test `make test` runs; continuous integration runs all."""
+"""Which cases of a parametrised test `make test` runs; continuous integration runs the others in turns."""
 
 from collections.abc import Iterable
 from typing import Any
