@@ -6,7 +6,8 @@ import pytest
 
 import etpc
 from etpc import nn
-from etpc.plan._window import AT_LEAST, AT_MOST, bytes_of_step
+from etpc._tuning import ACCELERATOR, CPU
+from etpc.plan._window import AT_LEAST, AT_MOST, SHORTEST, bytes_of_step
 
 
 def compiled(size, algo):
@@ -28,6 +29,17 @@ def test_a_window_is_longer_for_larger_traces(size, least, most):
         assert "traces" in plan.window_reason
         assert plan.window * kept <= traces
         assert plan.window == AT_MOST or traces < (plan.window + 1) * kept
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [(128, 16, 16), (512, 9, 15), (2048, 8, 8)])
+def test_a_window_is_shorter_where_small_traces_meet_large_steps(size, least, most, monkeypatch):
+    plan = compiled(size, etpc.ES_D_RTRL(0.9)).plan
+    assert least <= plan.window <= most
+    assert bool(plan.window_reason) == (plan.window < AT_LEAST)
+    kept = bytes_of_step(plan.analysis, plan.ops, plan.colours.count)
+    assert plan.window == min(max(CPU.window // kept, SHORTEST), AT_LEAST)
+    monkeypatch.setattr("etpc.plan._window.tuning", lambda: ACCELERATOR)
+    assert compiled(size, etpc.ES_D_RTRL(0.9)).plan.window == AT_LEAST
 
 
 def test_what_is_kept_bounds_what_is_allocated():
