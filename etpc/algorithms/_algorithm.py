@@ -159,17 +159,17 @@ class Algorithm:
     @property
     def short(self) -> str:
         """It in short: its name, and what it is not understood without."""
-        given = ", ".join(self.shown())
-        return f"{type(self).__name__}({given})" if given else type(self).__name__
+        settings = ", ".join(self.shown())
+        return f"{type(self).__name__}({settings})" if settings else type(self).__name__
 
     def __str__(self) -> str:
-        more = {
+        extra = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
             if f.kw_only is True and f.name not in self.main
             if f.repr or (f.compare and getattr(self, f.name) != f.default)
         }
-        settings = ", ".join(f"{n}={v!r}" for n, v in (self.main | more).items())
+        settings = ", ".join(f"{n}={v!r}" for n, v in (self.main | extra).items())
         return f"{type(self).__name__}({settings})"
 
     def __repr__(self) -> str:
