@@ -184,7 +184,7 @@ class Window:
             "  traces of one example",
         ]
         traces = jax.eval_shape(lambda: self.fresh_traces(1))
-        for p, trace in zip(plan.carried, traces.own, strict=True):
+        for p, trace in zip(plan.carried, traces.carries, strict=True):
             shapes = [f"{a.dtype.name}{list(a.shape[1:])}" for a in jax.tree.leaves(trace)]
             lines.append(f"    {p.op.path}: {' + '.join(shapes)}")
         return "\n".join(lines)
@@ -308,7 +308,7 @@ class Emitter:
         """Each trace as its form follows the window, and by number what its credit needs of that."""
         pairs = [
             p.form.follow(p.site, factors[p.op.number], trace)
-            for p, trace in zip(self.plan.carried, traces.own, strict=True)
+            for p, trace in zip(self.plan.carried, traces.carries, strict=True)
         ]
         paths = {p.op.number: path for p, (_, path) in zip(self.plan.carried, pairs, strict=True)}
         return [followed for followed, _ in pairs], paths
@@ -357,8 +357,8 @@ class Emitter:
         """The outputs of a window at once, how they depend on states and operations, and data."""
 
         def read(weights, old, new, deltas):
-            def one(x, state, kept, old, new, deltas):
-                return self.reading(weights, others, x, state, kept, old, new, deltas)
+            def one(x, state, saved, old, new, deltas):
+                return self.reading(weights, others, x, state, saved, old, new, deltas)
 
             return _over_time(one)(xs, rollout.before, rollout.wanted, old, new, deltas)
 
@@ -373,8 +373,8 @@ class Emitter:
             inputs = list(xs)
             for i, value in zip(self.float_inputs, moving, strict=True):
                 inputs[i] = value
-            one = functools.partial(self.step.outputs, weights, others)
-            return _over_time(one)(inputs, rollout.before)
+            outputs_of = functools.partial(self.step.outputs, weights, others)
+            return _over_time(outputs_of)(inputs, rollout.before)
 
         return jax.vjp(outputs, [xs[i] for i in self.float_inputs])[1]
 
@@ -389,8 +389,8 @@ class Emitter:
 
         def pull_of(step: StepFunctions):
             def cut(parts, deltas):
-                def one(x, state, kept, old, delta):
-                    return step.cut(weights, others, x, state, kept, old, delta, dtype)
+                def one(x, state, saved, old, delta):
+                    return step.cut(weights, others, x, state, saved, old, delta, dtype)
 
                 return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
 
@@ -500,7 +500,7 @@ class Emitter:
         they are overwritten.
         """
         products: dict[Any, Products] = {}
-        carries, entries = list(traces.own), {}
+        carries, entries = list(traces.carries), {}
         sharing: dict[int, list[TracePlan]] = {}
         for p in self.plan.traces:
             sharing.setdefault(p.op.number if p.shares is None else p.shares, []).append(p)
@@ -514,7 +514,7 @@ class Emitter:
             basis = directions.basis(traces.shared, traces.each)
             basis = of_each_example(basis, window.starts[:, 0, 0])
             along = Followed(basis, window.starts, transition, window.deltas)
-        carried = list(zip(self.plan.carried, traces.own, moves.followed, strict=True))
+        carried = list(zip(self.plan.carried, traces.carries, moves.followed, strict=True))
         # Those that can use the products of others come after them.
         for n in sorted(range(len(carried)), key=lambda n: not carried[n][0].site.factored):
             p, trace, followed = carried[n]
@@ -545,7 +545,7 @@ class Emitter:
         Without `read_traces`, what traces give entry by entry is left to `advance`.
         """
         r = residuals
-        carried = {p.op.number: c for p, c in zip(self.plan.carried, r.traces.own, strict=True)}
+        carried = {p.op.number: c for p, c in zip(self.plan.carried, r.traces.carries, strict=True)}
         starts: dict[int, Array] = {}
         if self.uncut is not None:
             directions = self.plan.directions

@@ -31,8 +31,8 @@ class CutPassage:
         return [factors.x for factors in self.factors if factors.x is not None]
 
     def moved(self) -> list[Array]:
-        after, pairs = self.products()[0], self.trace.layout.pairs
-        return [apply(pairs, after, factors.immediate) for factors in self.factors]
+        suffixes, pairs = self.products()[0], self.trace.layout.pairs
+        return [apply(pairs, suffixes, factors.immediate) for factors in self.factors]
 
     def moved_parts(self) -> list[list[Array]]:
         return [[moved] for moved in self.moved()]

@@ -200,7 +200,7 @@ def _inverse(eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: 
         return eqn.bind(*values)
 
     v = eqn.inputs[operand]
-    _, back = jax.vjp(move, jnp.zeros(v.shape, v.aval.dtype))
+    _, pull = jax.vjp(move, jnp.zeros(v.shape, v.aval.dtype))
     known, counts = [], []
     for out in eqn.outputs:
         zeros = jnp.zeros(out.shape, out.aval.dtype)
@@ -212,7 +212,7 @@ def _inverse(eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: 
         mask = jnp.ones(out.shape, bool) if source.where is None else source.where
         known.append(jnp.where(mask, source.value.astype(zeros.dtype), 0))
         counts.append(mask.astype(zeros.dtype))
-    (count,), (total,) = back(counts), back(known)
+    (count,), (total,) = pull(counts), pull(known)
     count = count.real
     return Moved(total / jnp.maximum(count, 1), count > 0)
 

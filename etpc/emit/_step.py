@@ -80,8 +80,8 @@ class StepFunctions:
         a = self.analysis
         env: Env = dict(a.step.constants)
         env.update(zip(a.step.parameters, parameters, strict=True))
-        wanted = (*a.split.weights, *a.split.others)
-        evaluate(prune(a.split.prefix, wanted), env, zero_stays_zero)
+        outputs = (*a.split.weights, *a.split.others)
+        evaluate(prune(a.split.prefix, outputs), env, zero_stays_zero)
         turned = [env[v] for v in self.forward.turned] if copies else []
         return (
             tuple(jnp.asarray(env[v]) for v in a.split.weights),

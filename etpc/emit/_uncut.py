@@ -70,8 +70,8 @@ class Uncut:
             if behind is not None:
                 steps, fresh = behind
                 known = Stored(steps.states, steps.first)
-                before = step.run(weights, others, steps.xs, begin, outputs=False, stored=known)
-                begin = entering(state, before.last, fresh)
+                past = step.run(weights, others, steps.xs, begin, outputs=False, stored=known)
+                begin = entering(state, past.last, fresh)
             rollout = step.run(
                 weights, others, inputs, begin, outputs=True, shifts=shifts, stored=stored
             )
@@ -148,9 +148,9 @@ def sum_dtype(weight: Array) -> Any:
     return result_type(weight.dtype, jnp.float32)
 
 
-def where_over(where: Array, a: Array) -> Array:
-    """An array, and zero where not; the axes of `where` lead."""
-    return jnp.where(where.reshape(*where.shape, *[1] * (a.ndim - where.ndim)), a, 0)
+def where_over(mask: Array, a: Array) -> Array:
+    """An array, and zero where the mask does not hold; the axes of the mask lead."""
+    return jnp.where(mask.reshape(*mask.shape, *[1] * (a.ndim - mask.ndim)), a, 0)
 
 
 def finite_where(by_state: Array, fresh: Array) -> Array:

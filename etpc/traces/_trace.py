@@ -251,7 +251,7 @@ class Trace:
 class Traces(NamedTuple):
     """All that is carried beside the state."""
 
-    own: list[Carry]
+    carries: list[Carry]
     """Of each trace."""
     shared: Carry = ()
     """Of the directions, what the batch shares; empty where there are none."""
