@@ -66,7 +66,7 @@ class Auto(Algorithm):
 
 
 class Costs:
-    """Bytes of traces for a batch; at most so many where something is not cut."""
+    """Bytes of traces for a batch; an upper bound where something is not cut."""
 
     def __init__(self, analysis: Analysis, batch_size: int):
         self.analysis, self.batch_size = analysis, batch_size

@@ -4,7 +4,7 @@ The program is the tangent part of a step. Each value that depends on a tangent 
 by a boolean sparse matrix: which of the seeds (elements of the tangent inputs) each of its elements
 can depend on. Element-wise operations join; data movement is run on element numbers; reductions and
 contractions join over what they sum; branches are joined and loops run to a fixpoint. What has no
-rule is dense, which is a superset of any truth, and is recorded.
+rule is dense, which is a superset of any pattern, and is recorded.
 """
 
 import dataclasses

@@ -42,7 +42,7 @@ def union(patterns: Sequence[Pattern]) -> Pattern:
 
 def columns_of(pattern: Pattern) -> np.ndarray:
     """The seeds that any element depends on, in order."""
-    # Marked, and not by `np.unique`, which is slow on as many entries as a large network has.
+    # A mask: `np.unique` is slow on as many entries as a large network has.
     present = np.zeros(pattern.shape[1], bool)
     present[pattern.indices] = True
     return np.flatnonzero(present)

@@ -65,7 +65,7 @@ class Starts(NamedTuple):
 
 
 class CutResiduals(NamedTuple):
-    """What it needs besides where windows are cut."""
+    """What the backward pass needs besides, where windows are cut."""
 
     pull_inputs: Any
     """From cotangents of the outputs to those of the inputs; `None` where it is not asked for."""
@@ -316,7 +316,7 @@ class Emitter:
     def _looking_back(
         self, weights, others, xs, state, traces: Traces, fresh, by_inputs: bool = False
     ):
-        """Likewise, where the traces are at the start of the steps behind: as many leave as come."""
+        """Likewise, where the traces are at the start of the steps behind: as many steps leave these as enter."""
         assert self.uncut is not None
         behind, count = recent(traces.past, xs, state), xs[0].shape[0]
         rollout, pull = self.uncut(
@@ -438,7 +438,7 @@ class Emitter:
             products = jax.vmap(lambda seed: push(seed)[0])(seeds)
 
         def by_rows() -> list[Array]:
-            """The same by reverse mode, which meets no derivative that nothing passes through."""
+            """The same in reverse mode, which meets no derivative that nothing passes through."""
             bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
 
             def row(state):

@@ -28,9 +28,9 @@ class Stage:
     """Which array leaves of the state."""
     loop: tuple[Equation, ...]
     inputs: tuple[Variable, ...]
-    """What the loop reads of inputs and of stages before."""
+    """What the loop reads of the step's inputs and of earlier stages."""
     saved: tuple[Variable, ...]
-    """What is kept of the loop beside the states: the results of operations that are worth it."""
+    """What is saved of the loop beside the states: the results of heavy operations."""
 
 
 class Rollout(NamedTuple):

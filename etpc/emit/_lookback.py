@@ -1,7 +1,7 @@
 """The last steps of a stream, through which credit of the newest window goes back exactly.
 
-What is kept is the input of each step and the states before it, as they were; the steps are linearised
-there, with the weights of now. The traces stand at the first of them.
+The input of each step and the states before it are kept as they were; the steps are linearised there, with
+the current weights. The traces stand at the first of them.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Transitions inside blocks where nothing is cut, from the Jacobians of the cut step.
 
-Of states that no operation enters which reads what another one makes in the same step, the Jacobian of
-the uncut step is
+For states that are entered by no operation whose data depends on another operation of the same step, the
+Jacobian of the uncut step is
 
     D + sum over operations F W X
 
@@ -130,7 +130,7 @@ def _rows(pattern: Pattern, selected: np.ndarray) -> Pattern:
 
 
 def _apart(cut: Analysis) -> np.ndarray:
-    """The states that an operation enters which reads what another one makes in the same step."""
+    """The states entered by an operation whose data depends on another operation of the same step."""
     apart = np.zeros(cut.hidden.size, bool)
     for k in cut.cut:
         if cut.reach[k].reads_ops.any():

@@ -80,7 +80,7 @@ class Runner:
             for value, old in zip(self.initial_state(), state, strict=True)
         ]
         zeroed = lambda a: instead(jnp.zeros((), a.dtype), a)
-        own = [
+        carries = [
             p.form.restart(p.site, trace, zeroed)
             for p, trace in zip(self.plan.carried, traces.carries, strict=True)
         ]
@@ -89,7 +89,7 @@ class Runner:
         past = traces.past
         if past:  # nothing of it is a step of the stream that begins
             past = (*past[:-1], past[-1] & ~where[:, None])
-        return state, Traces(own, traces.shared, each, past), fresh | where
+        return state, Traces(carries, traces.shared, each, past), fresh | where
 
     def value_and_grad(
         self,
@@ -256,8 +256,8 @@ def _slice(tree: Any, start: int, stop: int) -> Any:
 
 
 def _without_batch(traces: Traces) -> Traces:
-    own, each, past = jax.tree.map(lambda a: a[0], (traces.carries, traces.each, traces.past))
-    return Traces(own, traces.shared, each, past)
+    carries, each, past = jax.tree.map(lambda a: a[0], (traces.carries, traces.each, traces.past))
+    return Traces(carries, traces.shared, each, past)
 
 
 __all__ = ["Runner"]

@@ -23,7 +23,7 @@ def numbers(array: Array) -> Array:
 
 
 def written(array: Array, dtype: Any) -> Array:
-    """Sums as the dtype that they are kept in: where those are bits, the nearest number, of two the even one."""
+    """Sums in the dtype that they are carried in; as bits, rounded to the nearest number, ties to even."""
     if dtype != BITS:
         return array
     if array.dtype != jnp.float32:

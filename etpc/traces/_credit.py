@@ -13,7 +13,7 @@ from ._directions import Directions, Push
 from ._trace import Carry
 
 SPARE = 4
-"""So many directions more than are followed does the estimate of the moment have."""
+"""The moment is estimated along twice as many directions as are followed, and so many more."""
 SQUARINGS = 4
 """`tr((A^T A)^p)^(1/2p)` with p = 2^4 bounds the norm of A from above, by 1.05 of it at most for q = 4."""
 

@@ -78,7 +78,7 @@ class Full(Trace):
 
 
 def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
-    """No larger than `F`, it is moved step by step, but where products of transitions are there."""
+    """No larger than `F`, it is moved step by step, unless the products of transitions are there already."""
     start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
     if passage.factors is None or passage.ready:
         # as a product: XLA's CPU back end takes much longer for a sum over the leading axis

@@ -12,7 +12,7 @@ ROUNDS = 2
 stays within 1 % of that of the best modes."""
 
 BLOCK = 4
-"""So many vectors are made orthonormal in code that is written out; more than these, block by block."""
+"""Up to so many vectors are made orthonormal in unrolled code; more of them, block by block."""
 
 
 def leading(
@@ -38,8 +38,8 @@ def leading(
         return orthonormal(jnp.where(multiply, power @ c, c), gram, tolerance), None
 
     start = gram_b @ jnp.asarray(_start(pairs, rank), gram_a.dtype)
-    # On the way no mode is lost that is small. The last time the vectors are orthonormal but for rounding:
-    # one of which little is left was nothing else, and no projection is right with it.
+    # The first rounds lose no mode for being small. In the last, the vectors must be orthonormal up to
+    # rounding: one of which little is left was rounding alone, and a projection onto it would be wrong.
     # A loop, as this is most of what is compiled.
     multiply = np.array([False, *[True] * ROUNDS, False])
     tolerance = jnp.asarray([*[eps**2] * (ROUNDS + 1), eps**0.5], size.dtype)

@@ -31,7 +31,7 @@ def over_examples(
 ) -> Inexact[Array, "..."]:
     """`(signal * trace).sum(0)`, a few examples at a time.
 
-    A batch may be spread over devices, each of which has a run of it, and adds up that first.
+    A batch may be spread over devices, each of which holds a run of it and sums that first.
     """
     abreast = tuning().abreast
     if abreast is None:
