@@ -83,7 +83,7 @@ class Algorithm:
     - `lookback`: K, the number of steps, the window among them, through which the credit of its
         losses goes back exactly; no less than the window. Windows are exact then, and the traces
         carry what is older. The inputs and states of K - W steps are kept, and run again each window,
-        with the weights of now at the states as they were.
+        with the current weights at the states as they were.
     """
 
     window: int | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
@@ -95,7 +95,7 @@ class Algorithm:
     follows: ClassVar[bool] = False
     """Whether `choose` gives directions along which escaping influence is followed."""
     chosen: ClassVar[str] = "chosen"
-    """What stands above the reasons for what `choose` chose."""
+    """The heading above the reasons for what `choose` chose."""
 
     @property
     def in_blocks(self) -> bool:
@@ -148,7 +148,7 @@ class Algorithm:
 
     @property
     def main(self) -> dict[str, Any]:
-        """The settings that it is not understood without."""
+        """The settings that are shown even in short."""
         fields = dataclasses.fields(self)
         return {f.name: getattr(self, f.name) for f in fields if f.kw_only is not True and f.repr}
 
@@ -158,18 +158,18 @@ class Algorithm:
 
     @property
     def short(self) -> str:
-        """It in short: its name, and what it is not understood without."""
-        given = ", ".join(self.shown())
-        return f"{type(self).__name__}({given})" if given else type(self).__name__
+        """Its name, with the settings in `main`."""
+        settings = ", ".join(self.shown())
+        return f"{type(self).__name__}({settings})" if settings else type(self).__name__
 
     def __str__(self) -> str:
-        more = {
+        extra = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
             if f.kw_only is True and f.name not in self.main
             if f.repr or (f.compare and getattr(self, f.name) != f.default)
         }
-        settings = ", ".join(f"{n}={v!r}" for n, v in (self.main | more).items())
+        settings = ", ".join(f"{n}={v!r}" for n, v in (self.main | extra).items())
         return f"{type(self).__name__}({settings})"
 
     def __repr__(self) -> str:

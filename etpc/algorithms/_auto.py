@@ -33,7 +33,7 @@ class Auto(Algorithm):
         uncut = [k for k in state if k in analysis.cut]
         forms: dict[int, Trace] = {op.number: Full() for op in context.ops}
         costs = Costs(analysis, context.batch_size)
-        whole = {op.number: costs.full(op, uncut) for op in context.ops}
+        uncut_bytes = {op.number: costs.full(op, uncut) for op in context.ops}
 
         def total() -> int:
             return sum(costs.of(op, forms[op.number], uncut) for op in context.ops)
@@ -44,29 +44,29 @@ class Auto(Algorithm):
             weights = dict.fromkeys(analysis.ops[k].weight for k in reversed(uncut))
             uncut = min(
                 ([k for k in uncut if analysis.ops[k].weight is not weight] for weight in weights),
-                key=lambda kept: sum(costs.full(op, kept) for op in context.ops),
+                key=lambda still_uncut: sum(costs.full(op, still_uncut) for op in context.ops),
             )
         while total() > context.memory:
             lower = {op: costs.lower(op, forms[op.number], uncut) for op in context.ops}
-            left = {op: form for op, form in lower.items() if form is not None}
-            if not left:
+            reducible = {op: form for op, form in lower.items() if form is not None}
+            if not reducible:
                 raise MemoryLimitError(
                     f"The smallest traces take {total():,} bytes for {context.batch_size} example"
                     f"{'s' if context.batch_size > 1 else ''}, and memory={context.memory:,} allows no more. Give "
                     "fewer weights a trace (`weights=`), use a smaller batch, or pass a larger memory=."
                 )
-            largest = max(left, key=lambda op: costs.of(op, forms[op.number], uncut))
-            forms[largest.number] = left[largest]
+            largest = max(reducible, key=lambda op: costs.of(op, forms[op.number], uncut))
+            forms[largest.number] = reducible[largest]
         cut = frozenset(analysis.cut) - frozenset(uncut)
         reasons = {
-            op.number: _reason(op, forms[op.number], costs, uncut, whole[op.number])
+            op.number: _reason(op, forms[op.number], costs, uncut, uncut_bytes[op.number])
             for op in context.ops
         }
         return Choice(forms, reasons, cut)
 
 
 class Costs:
-    """Bytes of traces for a batch; at most so many where something is not cut."""
+    """Bytes of traces for a batch; an upper bound where something is not cut."""
 
     def __init__(self, analysis: Analysis, batch_size: int):
         self.analysis, self.batch_size = analysis, batch_size
@@ -97,16 +97,16 @@ class Costs:
 
     def by_rule(self, op: WeightOp) -> dict[str, tuple[int, int]]:
         """Block and bytes of the trace of an operation under each rule."""
-        every = sorted(self.analysis.cut)
-        cut, whole = self.block(op, ()), self.block(op, every)
+        operations = sorted(self.analysis.cut)
+        block_cut, block_uncut = self.block(op, ()), self.block(op, operations)
         rules: dict[str, tuple[Trace, int]] = {
-            "RTRL": (Full(), whole),
-            "SnAp(1)": (Full(), min(one_step_block(self.analysis, op.number), whole)),
-            "D_RTRL": (Full(), cut),
+            "RTRL": (Full(), block_uncut),
+            "SnAp(1)": (Full(), min(one_step_block(self.analysis, op.number), block_uncut)),
+            "D_RTRL": (Full(), block_cut),
         }
         if op.kind.data is not None:
-            rules["ES_D_RTRL(decay=0.99)"] = (Decay(0.99), cut)
-            rules["ES_D_RTRL(rank=4)"] = (LowRank(4).settle(self.site(op, cut)), cut)
+            rules["ES_D_RTRL(decay=0.99)"] = (Decay(0.99), block_cut)
+            rules["ES_D_RTRL(rank=4)"] = (LowRank(4).settle(self.site(op, block_cut)), block_cut)
         return {name: (block, self.bytes(op, form, block)) for name, (form, block) in rules.items()}
 
     def of(self, op: WeightOp, form: Trace, uncut: Collection[int]) -> int:
@@ -116,15 +116,17 @@ class Costs:
         return self.of(op, Full(), uncut)
 
 
-def _reason(op: WeightOp, form: Trace, costs: Costs, uncut: Collection[int], whole: int) -> str:
+def _reason(
+    op: WeightOp, form: Trace, costs: Costs, uncut: Collection[int], uncut_bytes: int
+) -> str:
     block, size = costs.block(op, uncut), costs.of(op, form, uncut)
-    exact = f"with nothing cut it would hold at most {whole:,} bytes"
+    uncut_text = f"with nothing cut it would hold at most {uncut_bytes:,} bytes"
     if not form.exact:
         full = costs.full(op, uncut)
         return f"{form.verdict}, {size:,} bytes; the whole trace would hold {full:,}"
-    if costs.full(op, uncut) == whole:
+    if costs.full(op, uncut) == uncut_bytes:
         return f"nothing is cut that it reaches: a block of {block:,}, {size:,} bytes"
-    return f"cut as in D-RTRL: a block of {block:,}, {size:,} bytes; {exact}"
+    return f"cut as in D-RTRL: a block of {block:,}, {size:,} bytes; {uncut_text}"
 
 
 __all__ = ["Auto", "Costs"]

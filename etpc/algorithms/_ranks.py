@@ -26,24 +26,24 @@ def settle_ranks(
     """
     if context.bounds is None:
         return choice
-    low = {n: form for n, form in choice.forms.items() if isinstance(form, LowRank)}
+    low = {number: form for number, form in choice.forms.items() if isinstance(form, LowRank)}
     bounds = context.bounds(low)
     forms, reasons = dict(choice.forms), dict(choice.reasons)
     measure: dict[int, Trace] = {}
     ops = {op.number: op for op in context.ops}
-    for n, form in low.items():
-        bound = bounds.get(n)
+    for number, form in low.items():
+        bound = bounds.get(number)
         if bound is None:  # it has no trace
             continue
         if bound.fixed <= form.rank:
-            found = min(bound.fixed if rank == "auto" else form.rank, bound.rank)
-            forms[n] = dataclasses.replace(form, rank=found, exact=True)
-            reasons[n] = f"rank {found} holds all of it: {_why(bound)}"
-        elif rank == "auto" and form.settle(context.site(ops[n])) == form:
-            measure[n] = form
+            proved = min(bound.fixed if rank == "auto" else form.rank, bound.rank)
+            forms[number] = dataclasses.replace(form, rank=proved, exact=True)
+            reasons[number] = f"rank {proved} holds all of it: {_why(bound)}"
+        elif rank == "auto" and form.settle(context.site(ops[number])) == form:
+            measure[number] = form
     if measure and context.lost is not None:
-        for n, lost in context.lost(measure).items():
-            forms[n], reasons[n] = _smallest(low[n], lost, error)
+        for number, lost in context.lost(measure).items():
+            forms[number], reasons[number] = _smallest(low[number], lost, error)
     return Choice(forms, reasons)
 
 
@@ -53,12 +53,12 @@ def _why(bound: Bound) -> str:
     return "its transitions depend on no data"
 
 
-def _smallest(form: LowRank, lost: np.ndarray, wanted: float) -> tuple[Trace, str]:
-    enough = np.flatnonzero(lost <= wanted)
+def _smallest(form: LowRank, lost: np.ndarray, error: float) -> tuple[Trace, str]:
+    enough = np.flatnonzero(lost <= error)
     if not enough.size:
-        return Full(), f"no rank up to {PROBED} keeps an error of {wanted:g}, so it is kept whole"
+        return Full(), f"no rank up to {PROBED} keeps an error of {error:g}, so it is kept whole"
     rank = int(enough[0]) + 1
-    reason = f"on the sample, rank {rank} leaves out {lost[rank - 1]:.2g} of it, of {wanted:g}"
+    reason = f"on the sample, rank {rank} leaves out {lost[rank - 1]:.2g} of it, of {error:g}"
     return dataclasses.replace(form, rank=rank), reason
 
 

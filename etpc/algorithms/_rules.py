@@ -33,8 +33,8 @@ class Whole(Algorithm):
 
     @property
     def main(self) -> dict[str, Any]:
-        given = {} if self.trace_dtype is None else {"trace_dtype": self.trace_dtype}
-        return super().main | given
+        settings = {} if self.trace_dtype is None else {"trace_dtype": self.trace_dtype}
+        return super().main | settings
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -95,12 +95,12 @@ class ES_D_RTRL(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = {
+        arguments = {
             name: value
             for name in ("decay_or_rank", "decay", "rank")
             if (value := _plain_number(getattr(self, name))) is not None
         }
-        decay, rank = self._checked(given)
+        decay, rank = self._checked(arguments)
         set_field = object.__setattr__
         set_field(self, "decay", decay)
         set_field(self, "rank", rank)
@@ -116,25 +116,25 @@ class ES_D_RTRL(Algorithm):
         return {"rank": self.rank} if self.decay is None else {"decay": self.decay}
 
     @staticmethod
-    def _checked(given: dict[str, Any]) -> tuple[float | None, Any]:
+    def _checked(arguments: dict[str, Any]) -> tuple[float | None, Any]:
         """The decay or the rank of the arguments that were given."""
-        if not given:
+        if not arguments:
             return 0.99, None
-        if len(set(map(repr, given.values()))) > 1:
-            shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        if len(set(map(repr, arguments.values()))) > 1:
+            shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             raise AlgorithmError(f"ES_D_RTRL takes a decay or a rank, and not {shown}.")
-        ((name, value),) = list(given.items())[:1]
+        ((name, value),) = list(arguments.items())[:1]
         if value == "auto" and name != "decay":
             return None, value
         if name == "decay" and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            wanted = {
+            expected = {
                 "decay_or_rank": 'a float in (0, 1] (a decay), an int >= 1 (a rank) or "auto"',
                 "decay": "a float in (0, 1]",
                 "rank": 'an int >= 1 or "auto"',
             }
-            raise InputTypeError(f"{name} must be {wanted[name]}, not {value!r}.")
+            raise InputTypeError(f"{name} must be {expected[name]}, not {value!r}.")
         if isinstance(value, float) and name == "rank":
             raise InputTypeError(
                 f'rank must be an int >= 1 or "auto", not {value!r}. For a decay pass decay={value!r}.'
@@ -228,9 +228,9 @@ class CreditRTRL(Algorithm):
             q = 1
         elif q == "auto" and context.credit is not None:
             squares = context.credit() ** 2
-            beyond = 1 - np.cumsum(squares) / squares.sum()
-            q = int(np.argmax(beyond < LEFT_OUT)) + 1
-            text = f"{q} directions leave out {max(beyond[q - 1], 0):.2g} of the energy of credit"
+            outside = 1 - np.cumsum(squares) / squares.sum()
+            q = int(np.argmax(outside < LEFT_OUT)) + 1
+            text = f"{q} directions leave out {max(outside[q - 1], 0):.2g} of the energy of credit"
             why = {op.number: f"{text} on the sample, of {LEFT_OUT:g}" for op in followed}
         count = 1 if q == "auto" else q
         directions = CreditSubspace(count, self.rate, self.ahead, self.clip)
@@ -391,14 +391,14 @@ def _plain_number(value: Any) -> Any:
     return value
 
 
-def _checked_dtype(given: Any) -> str | None:
+def _checked_dtype(dtype: Any) -> str | None:
     """A dtype in which traces may be carried, by name."""
-    if given is None:
+    if dtype is None:
         return None
     try:
-        name = jnp.dtype(given).name
+        name = jnp.dtype(dtype).name
     except TypeError:
-        raise InputTypeError(f'trace_dtype must be None or "bfloat16", not {given!r}.') from None
+        raise InputTypeError(f'trace_dtype must be None or "bfloat16", not {dtype!r}.') from None
     if name != "bfloat16":
         raise AlgorithmError(
             f'trace_dtype must be None or "bfloat16", and is {name}. float16 holds no number above 65,504, '
@@ -408,19 +408,19 @@ def _checked_dtype(given: Any) -> str | None:
     return name
 
 
-def checked_error(given: Any) -> float:
+def checked_error(value: Any) -> float:
     """How far a trace may be from the best one."""
-    error = _plain_number(given)
+    error = _plain_number(value)
     if not 0 < error < 1:
         raise AlgorithmError(f"error must lie in (0, 1), and is {error!r}.")
     return error
 
 
-def checked_rank(name: str, given: Any) -> int:
+def checked_rank(name: str, value: Any) -> int:
     """A rank that was given, as an int."""
-    rank = whole_number(given)
+    rank = whole_number(value)
     if rank is None:
-        raise InputTypeError(f'{name} must be an int >= 1 or "auto", not {given!r}.')
+        raise InputTypeError(f'{name} must be an int >= 1 or "auto", not {value!r}.')
     if rank < 1:
         raise AlgorithmError(
             f"{name}={rank} is an int and so a rank, which must be at least 1. For a decay pass a "

@@ -130,28 +130,29 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
     wanted = [v for v in dict.fromkeys([*data, *parts.outputs]) if v.is_float]
     tangents = linearise(step, parts, hidden, cut, wanted)
     sizes = [math.prod(a.shape) for a in (*hidden.parts, *(op.delta for op in ops))]
-    found = propagate(tangents, step, sizes)
+    propagated = propagate(tangents, step, sizes)
 
     bounds = np.cumsum([hidden.size, *(op.size for op in ops)])
-    new = sp.csr_array(sp.vstack(found.patterns[: len(hidden.parts)], format="csr"))
-    rows = dict(zip(wanted, found.patterns[len(hidden.parts) :], strict=True))
-    transition = sp.csr_array(new[:, : hidden.size])
-    immediate = tuple(sp.csr_array(new[:, a:b]) for a, b in itertools.pairwise(bounds))
-    outputs = tuple(_reads(rows.get(v), bounds) for v in parts.outputs)
-    of_data = [
-        None if op.kind.data is None else rows.get(op.equation.inputs[op.kind.data]) for op in ops
+    new_states = sp.csr_array(sp.vstack(propagated.patterns[: len(hidden.parts)], format="csr"))
+    pattern_of = dict(zip(wanted, propagated.patterns[len(hidden.parts) :], strict=True))
+    transition = sp.csr_array(new_states[:, : hidden.size])
+    immediate = tuple(sp.csr_array(new_states[:, a:b]) for a, b in itertools.pairwise(bounds))
+    outputs = tuple(_reads(pattern_of.get(v), bounds) for v in parts.outputs)
+    data_patterns = [
+        None if op.kind.data is None else pattern_of.get(op.equation.inputs[op.kind.data])
+        for op in ops
     ]
-    read = [_reads(pattern, bounds) for pattern in of_data]
-    influence = Influence(ops, cut, hidden, immediate, read)
+    data_reads = [_reads(pattern, bounds) for pattern in data_patterns]
+    influence = Influence(ops, cut, hidden, immediate, data_reads)
     by_states = [
         empty(0, hidden.size) if pattern is None else sp.csr_array(pattern[:, : hidden.size])
-        for pattern in of_data
+        for pattern in data_patterns
     ]
-    interpreter, relied = found.interpreter, found.relied
+    interpreter, relied = propagated.interpreter, propagated.relied
     findings = Findings(
         tuple(interpreter.opaque),
         tuple(interpreter.unbounded),
-        tuple(interpreter.nonlinear) if new[:, [bounds[-1]]].nnz else (),
+        tuple(interpreter.nonlinear) if new_states[:, [bounds[-1]]].nnz else (),
         tuple(i for i, v in enumerate(step.parameters) if v in parts.assumed or i in relied),
     )
     reach = _reached(influence, by_states, outputs, transition, steps)
@@ -167,10 +168,10 @@ def _reached(
 ) -> tuple[Reach, ...]:
     """What each operation reaches; in so many steps."""
     hidden = influence.hidden
-    seen = np.zeros(len(influence.ops), bool)
+    read_by_outputs = np.zeros(len(influence.ops), bool)
     for reads in outputs:
-        seen |= reads.ops
-    to_output = influence.upstream(seen)
+        read_by_outputs |= reads.ops
+    to_output = influence.upstream(read_by_outputs)
     reach = []
     for k, op in enumerate(influence.ops):
         block, beyond = sp.csr_array(influence.immediate[k].T), empty(0, hidden.size)

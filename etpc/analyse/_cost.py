@@ -43,14 +43,14 @@ def one_step_block(analysis: Analysis, number: int) -> int:
     sources = {number}
     passed = np.zeros(analysis.hidden.size, bool)
     for _ in analysis.ops:
-        more = {
+        entered = {
             j
             for j in analysis.cut - sources
             if any(analysis.reach[j].reads_ops[k] for k in sources)
         }
-        if not more:
+        if not entered:
             break
-        sources |= more
+        sources |= entered
     for j in sources - {number}:
         passed[np.flatnonzero(np.diff(analysis.immediate[j].indptr))] = True
     return int(passed.sum()) + _most(~passed, analysis.immediate[number].T.tocsr())
@@ -58,8 +58,8 @@ def one_step_block(analysis: Analysis, number: int) -> int:
 
 def _most(counted: np.ndarray, block: Pattern) -> int:
     """The largest number of counted states in a row."""
-    before = np.concatenate([[0], np.cumsum(counted[block.indices])])[block.indptr]
-    return int(np.diff(before).max(initial=0))
+    counts = np.concatenate([[0], np.cumsum(counted[block.indices])])[block.indptr]
+    return int(np.diff(counts).max(initial=0))
 
 
 __all__ = ["one_step_block", "uncut_block"]

@@ -67,10 +67,10 @@ class Influence:
         """Operations in `start`, and all whose output enters one of them."""
         reached = start.copy()
         for _ in range(len(start)):
-            more = reached | self.into[reached].any(0)
-            if (more == reached).all():
+            grown = reached | self.into[reached].any(0)
+            if (grown == reached).all():
                 break
-            reached = more
+            reached = grown
         return reached
 
     def escapes(self, op: WeightOp, block: Pattern) -> tuple[Escape, ...]:
@@ -91,11 +91,11 @@ class Influence:
     def _target(self, j: int) -> tuple[list[str], str]:
         """The operations on the way from operation j to the first state that it reaches, and that."""
         via: list[str] = []
-        seen: set[int] = set()
+        visited: set[int] = set()
         while not self.immediate[j].nnz:
-            seen.add(j)
-            onward = [k for k in np.flatnonzero(self.into[:, j]) if self.to_state[k]]
-            j = next(int(k) for k in onward if k not in seen)
+            visited.add(j)
+            readers = [k for k in np.flatnonzero(self.into[:, j]) if self.to_state[k]]
+            j = next(int(k) for k in readers if k not in visited)
             via.append(self.ops[j].path)
         rows = np.flatnonzero(np.diff(self.immediate[j].indptr))
         return via, f"hidden {self.hidden.names(rows)[0]}"

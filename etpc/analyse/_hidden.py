@@ -42,24 +42,24 @@ class HiddenStates:
     @property
     def parts(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Real arrays that make up the vector: a complex leaf is its real, then its imaginary one."""
-        found = []
+        parts = []
         for aval in self.avals:
             real = jax.ShapeDtypeStruct(aval.shape, jnp.finfo(aval.dtype).dtype)
-            found += [real] * (1 + is_complex(aval))
-        return tuple(found)
+            parts += [real] * (1 + is_complex(aval))
+        return tuple(parts)
 
     def split(self, leaves: Sequence[Any]) -> list[Any]:
         """The real parts of float leaves."""
-        found = []
+        parts = []
         for aval, leaf in zip(self.avals, leaves, strict=True):
-            found += [leaf.real, leaf.imag] if is_complex(aval) else [leaf]
-        return found
+            parts += [leaf.real, leaf.imag] if is_complex(aval) else [leaf]
+        return parts
 
     def join(self, parts: Sequence[Any]) -> list[Any]:
         """Float leaves from their real parts."""
-        given = iter(parts)
+        arrays = iter(parts)
         return [
-            jax.lax.complex(next(given), next(given)) if is_complex(aval) else next(given)
+            jax.lax.complex(next(arrays), next(arrays)) if is_complex(aval) else next(arrays)
             for aval in self.avals
         ]
 

@@ -4,7 +4,7 @@ The program is the tangent part of a step. Each value that depends on a tangent 
 by a boolean sparse matrix: which of the seeds (elements of the tangent inputs) each of its elements
 can depend on. Element-wise operations join; data movement is run on element numbers; reductions and
 contractions join over what they sum; branches are joined and loops run to a fixpoint. What has no
-rule is dense, which is a superset of any truth, and is recorded.
+rule is dense, which is a superset of any pattern, and is recorded.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ class Opaque:
     source: str
 
 
-def too_dense(entries: int, where: str) -> MemoryLimitError:
+def too_dense(entries: int, source: str) -> MemoryLimitError:
     return MemoryLimitError(
-        f"The influence among hidden states would have {entries:,} entries, from {where}. This "
+        f"The influence among hidden states would have {entries:,} entries, from {source}. This "
         "is because every state reaches every other there, and traces that keep it are larger "
         "still. Use D_RTRL or ES_D_RTRL, which cut at each weight; where an operation without a "
         "weight mixes all states, such as a mean over them, carry what it computes as a smaller "
@@ -66,9 +66,9 @@ class Interpreter:
             patterns = [env.get(v) for v in eqn.inputs]
             if all(p is None for p in patterns):
                 continue
-            found = facts(eqn.primitive).pattern
+            infer = facts(eqn.primitive).pattern
             try:
-                outs = found(self, eqn, patterns, known) if found is not None else None
+                outs = infer(self, eqn, patterns, known) if infer is not None else None
                 if outs is None:
                     outs = self.dense(eqn, patterns)
             except TooDense as error:

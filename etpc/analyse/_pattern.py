@@ -42,10 +42,10 @@ def union(patterns: Sequence[Pattern]) -> Pattern:
 
 def columns_of(pattern: Pattern) -> np.ndarray:
     """The seeds that any element depends on, in order."""
-    # Marked, and not by `np.unique`, which is slow on as many entries as a large network has.
-    found = np.zeros(pattern.shape[1], bool)
-    found[pattern.indices] = True
-    return np.flatnonzero(found)
+    # A mask: `np.unique` is slow on as many entries as a large network has.
+    present = np.zeros(pattern.shape[1], bool)
+    present[pattern.indices] = True
+    return np.flatnonzero(present)
 
 
 def pick(pattern: Pattern, index: np.ndarray) -> Pattern:
@@ -64,8 +64,8 @@ def select(rows: np.ndarray, columns: np.ndarray, size: int, pattern: Pattern) -
     """Row `rows[i]` of the result joins row `columns[i]` of `pattern`, for all i."""
     afford(np.diff(pattern.indptr)[columns].sum())
     ones = np.ones(rows.size, bool)
-    chosen = sp.csr_array((ones, (rows, columns)), shape=(size, pattern.shape[0]))
-    return sp.csr_array(chosen @ pattern)
+    selector = sp.csr_array((ones, (rows, columns)), shape=(size, pattern.shape[0]))
+    return sp.csr_array(selector @ pattern)
 
 
 def numbering(shape: Sequence[int]) -> np.ndarray:
@@ -80,15 +80,15 @@ def joined(pattern: Pattern, shape: Sequence[int], axes: Axes) -> Pattern:
     """Join over axes; the result is that of an array without them."""
     if not axes:
         return pattern
-    kept = [1 if a in axes else n for a, n in enumerate(shape)]
-    target = np.broadcast_to(numbering(kept), tuple(shape)).reshape(-1)
-    return select(target, np.arange(target.size), math.prod(kept), pattern)
+    reduced = [1 if a in axes else n for a, n in enumerate(shape)]
+    target = np.broadcast_to(numbering(reduced), tuple(shape)).reshape(-1)
+    return select(target, np.arange(target.size), math.prod(reduced), pattern)
 
 
 def spread(pattern: Pattern, shape: Sequence[int], axes: Axes) -> Pattern:
     """The pattern in which every position along `axes` has the joined dependence of all."""
-    kept = [1 if a in axes else n for a, n in enumerate(shape)]
-    return pick(joined(pattern, shape, axes), np.broadcast_to(numbering(kept), tuple(shape)))
+    reduced = [1 if a in axes else n for a, n in enumerate(shape)]
+    return pick(joined(pattern, shape, axes), np.broadcast_to(numbering(reduced), tuple(shape)))
 
 
 __all__ = [

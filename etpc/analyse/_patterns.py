@@ -48,14 +48,14 @@ def linearise(
             env.update(zip(step.state, values, strict=True))
 
             def rule(eqn, operands):
-                here = table.get(eqn, ())
-                for op in here:
+                ops = table.get(eqn, ())
+                for op in ops:
                     operands = op.kind.shift_inputs(operands, deltas[op.number])
                     if op.number in cut:
                         operands = list(operands)
                         operands[op.kind.data] = jax.lax.stop_gradient(operands[op.kind.data])
                 outputs = forward_mode(eqn)(*operands)
-                for op in here:
+                for op in ops:
                     outputs = op.kind.shift_outputs(outputs, deltas[op.number])
                 return outputs
 
@@ -97,12 +97,12 @@ def propagate(tangents: Flat, step: Step, sizes: Sequence[int]) -> Propagated:
     }
     known = Known(tangents.equations, {**tangents.constants, **fixed})
     interpreter = Interpreter(seeds)
-    found = interpreter.run(tangents, inputs, known)
+    patterns = interpreter.run(tangents, inputs, known)
     sources = known.sources()
     relied = frozenset(i for i, argument in enumerate(tangents.inputs) if argument in sources)
     filled = [
         empty(v.size, seeds) if pattern is None else pattern
-        for v, pattern in zip(tangents.outputs, found, strict=True)
+        for v, pattern in zip(tangents.outputs, patterns, strict=True)
     ]
     return Propagated(filled, interpreter, relied)
 

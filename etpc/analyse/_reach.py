@@ -20,26 +20,26 @@ def closure(block: Pattern, transition: Pattern) -> Pattern:
     size = transition.shape[0]
     ones = np.ones(size, bool)
     members: Pattern = sp.csr_array((ones, (label, np.arange(size))), shape=(count, size))
-    onward = sp.csr_array(members @ sp.csr_array(transition.T) @ members.T)
-    found = sp.csr_array(block @ members.T)
-    frontier = found
+    successors = sp.csr_array(members @ sp.csr_array(transition.T) @ members.T)
+    reached = sp.csr_array(block @ members.T)
+    frontier = reached
     sizes = np.bincount(label, minlength=count)
     try:
         for _ in range(count + 1):
-            afford(np.diff(onward.indptr)[frontier.indices].sum())
-            grown = sp.csr_array(found + sp.csr_array(frontier @ onward))
-            if grown.nnz == found.nnz:
+            afford(np.diff(successors.indptr)[frontier.indices].sum())
+            grown = sp.csr_array(reached + sp.csr_array(frontier @ successors))
+            if grown.nnz == reached.nnz:
                 break
-            frontier = sp.csr_array(grown > found)
-            found = grown
+            frontier = sp.csr_array(grown > reached)
+            reached = grown
         else:
             raise AssertionError("a closure over finitely many states did not end; a bug in etpc")
-        afford(sizes[found.indices].sum())
+        afford(sizes[reached.indices].sum())
     except TooDense as error:
         raise too_dense(error.entries, "the states that influence each other") from None
-    whole = sp.csr_array(found @ members)
-    whole.sort_indices()
-    return whole
+    states = sp.csr_array(reached @ members)
+    states.sort_indices()
+    return states
 
 
 def within(block: Pattern, transition: Pattern, steps: int) -> tuple[Pattern, Pattern]:
@@ -47,19 +47,19 @@ def within(block: Pattern, transition: Pattern, steps: int) -> tuple[Pattern, Pa
 
     Also those that one more transition would add.
     """
-    onward = sp.csr_array(transition.T)
+    successors = sp.csr_array(transition.T)
     try:
         for _ in range(steps - 1):
-            afford(np.diff(onward.indptr)[block.indices].sum())
-            grown = sp.csr_array(block + sp.csr_array(block @ onward))
+            afford(np.diff(successors.indptr)[block.indices].sum())
+            grown = sp.csr_array(block + sp.csr_array(block @ successors))
             if grown.nnz == block.nnz:
                 break
             block = grown
-        afford(np.diff(onward.indptr)[block.indices].sum())
+        afford(np.diff(successors.indptr)[block.indices].sum())
     except TooDense as error:
         raise too_dense(error.entries, f"what is reached in {steps} steps") from None
     block.sort_indices()
-    beyond = sp.csr_array(sp.csr_array(block + sp.csr_array(block @ onward)) > block)
+    beyond = sp.csr_array(sp.csr_array(block + sp.csr_array(block @ successors)) > block)
     return block, beyond
 
 

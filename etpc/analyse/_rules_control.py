@@ -15,8 +15,8 @@ UNROLLED = 2048
 
 def _inside(flat: Flat, operands: Sequence[Variable], known: Known) -> Known:
     """What is known inside a program whose arguments are these operands."""
-    given = zip(flat.inputs, operands, strict=False)
-    values = {inner: known(outer) for inner, outer in given if not outer.is_float}
+    pairs = zip(flat.inputs, operands, strict=False)
+    values = {inner: known(outer) for inner, outer in pairs if not outer.is_float}
     values = {v: value for v, value in values.items() if value is not None}
     return Known(flat.equations, {**flat.constants, **values})
 
@@ -28,8 +28,8 @@ def _cond(interpreter, eqn, patterns, known):
         flat = flatten(branch)
         results.append(interpreter.run(flat, patterns[1:], _inside(flat, eqn.inputs[1:], known)))
     outs: list[Pattern | None] = []
-    for several in zip(*results, strict=True):
-        present = [p for p in several if p is not None]
+    for alternatives in zip(*results, strict=True):
+        present = [p for p in alternatives if p is not None]
         outs.append(union(present) if present else None)
     return outs
 
@@ -41,16 +41,16 @@ def _fixpoint(
     bound = sum(p.shape[0] for p in carry if p is not None) + len(carry)
     bound = (bound + 2) * (interpreter.seeds + 1)
     for _ in range(bound):
-        after = body(carry)
+        results = body(carry)
         grown, changed = [], False
-        for before, new in zip(carry, after, strict=True):
-            if new is None or before is None:
-                grown.append(before if new is None else new)
+        for old, new in zip(carry, results, strict=True):
+            if new is None or old is None:
+                grown.append(old if new is None else new)
                 changed |= new is not None
                 continue
-            both = before + new
-            changed |= both.nnz > before.nnz
-            grown.append(both)
+            merged = old + new
+            changed |= merged.nnz > old.nnz
+            grown.append(merged)
         carry = grown
         if not changed:
             return carry

@@ -25,15 +25,15 @@ def _gather(interpreter, eqn, patterns, known):
     operand, indices = eqn.inputs
     if patterns[0] is None:
         return None
-    pattern, at = patterns[0], known(indices)
+    pattern, positions = patterns[0], known(indices)
     numbers = jnp.asarray(numbering(operand.shape) + 1, jnp.int32)
-    if at is None:
-        at = np.zeros(indices.shape, indices.aval.dtype)
+    if positions is None:
+        positions = np.zeros(indices.shape, indices.aval.dtype)
         axes = eqn.params["dimension_numbers"].start_index_map
         pattern = spread(pattern, operand.shape, axes)
     filled = {**eqn.params, "fill_value": 0}
     moved = dataclasses.replace(eqn, params=filled)
-    return [pick(pattern, _run_on_numbers(moved, [numbers, jnp.asarray(at)]))]
+    return [pick(pattern, _run_on_numbers(moved, [numbers, jnp.asarray(positions)]))]
 
 
 @rule("dynamic_slice")
@@ -42,15 +42,15 @@ def _dynamic_slice(interpreter, eqn, patterns, known):
     if patterns[0] is None:
         return None
     pattern, sizes = patterns[0], eqn.params["slice_sizes"]
-    at = []
+    offsets = []
     for axis, start in enumerate(starts):
         value = known(start)
         if value is None:
             if sizes[axis] < operand.shape[axis]:
                 pattern = spread(pattern, operand.shape, (axis,))
             value = np.zeros((), np.int32)
-        at.append(min(max(int(value), 0), operand.shape[axis] - sizes[axis]))
-    window = tuple(slice(a, a + n) for a, n in zip(at, sizes, strict=True))
+        offsets.append(min(max(int(value), 0), operand.shape[axis] - sizes[axis]))
+    window = tuple(slice(a, a + n) for a, n in zip(offsets, sizes, strict=True))
     return [pick(pattern, numbering(operand.shape)[window])]
 
 
@@ -58,25 +58,25 @@ def _dynamic_slice(interpreter, eqn, patterns, known):
 def _dynamic_update_slice(interpreter, eqn, patterns, known):
     operand, update, *starts = eqn.inputs
     (out,) = eqn.outputs
-    at, loose = [], []
+    offsets, unknown_axes = [], []
     for axis, start in enumerate(starts):
         value = known(start)
         if value is None:
             if update.shape[axis] < operand.shape[axis]:
-                loose.append(axis)
+                unknown_axes.append(axis)
             value = np.zeros((), np.int32)
-        at.append(min(max(int(value), 0), operand.shape[axis] - update.shape[axis]))
-    window = tuple(slice(a, a + n) for a, n in zip(at, update.shape, strict=True))
-    index = np.full(out.shape, -1)
-    index[window] = numbering(update.shape)
+        offsets.append(min(max(int(value), 0), operand.shape[axis] - update.shape[axis]))
+    window = tuple(slice(a, a + n) for a, n in zip(offsets, update.shape, strict=True))
+    update_index = np.full(out.shape, -1)
+    update_index[window] = numbering(update.shape)
     joins = []
     if patterns[0] is not None:
-        kept = numbering(out.shape)
-        if not loose:
-            kept[window] = -1
-        joins.append(pick(patterns[0], kept))
+        operand_index = numbering(out.shape)
+        if not unknown_axes:
+            operand_index[window] = -1
+        joins.append(pick(patterns[0], operand_index))
     if patterns[1] is not None:
-        joins.append(spread(pick(patterns[1], index), out.shape, loose))
+        joins.append(spread(pick(patterns[1], update_index), out.shape, unknown_axes))
     return [union(joins)]
 
 
@@ -88,18 +88,18 @@ def _scatter(interpreter, eqn, patterns, known):
     if patterns[2] is not None:
         if out.size >= 1 << 24:  # element numbers must be exact in float32
             return None
-        at, loose = known(indices), ()
-        if at is None:
-            at = np.zeros(indices.shape, indices.aval.dtype)
-            loose = eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
-        placed = _landing(eqn, at)
+        positions, unknown_axes = known(indices), ()
+        if positions is None:
+            positions = np.zeros(indices.shape, indices.aval.dtype)
+            unknown_axes = eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
+        placed = _landing(eqn, positions)
         inside = placed >= 0
         pattern = select(placed[inside], np.flatnonzero(inside), out.size, patterns[2])
-        joins.append(spread(pattern, out.shape, loose))
+        joins.append(spread(pattern, out.shape, unknown_axes))
     return [union(joins)] if joins else None
 
 
-def _landing(eqn: Equation, at: np.ndarray) -> np.ndarray:
+def _landing(eqn: Equation, positions: np.ndarray) -> np.ndarray:
     """Where each update of a scatter lands: the transpose of the scatter, on element numbers."""
     operand, _, updates = eqn.inputs
     adder = dataclasses.replace(
@@ -109,11 +109,11 @@ def _landing(eqn: Equation, at: np.ndarray) -> np.ndarray:
     )
     with jax.ensure_compile_time_eval():
         zeros = jnp.zeros(operand.shape, jnp.float32)
-        where = jnp.asarray(at)
-        like = jax.ShapeDtypeStruct(updates.shape, jnp.float32)
-        back = jax.linear_transpose(lambda u: adder.bind(zeros, where, u)[0], like)
+        indices = jnp.asarray(positions)
+        aval = jax.ShapeDtypeStruct(updates.shape, jnp.float32)
+        transposed = jax.linear_transpose(lambda u: adder.bind(zeros, indices, u)[0], aval)
         numbers = jnp.asarray(numbering(operand.shape) + 1, jnp.float32)
-        (landed,) = back(numbers)
+        (landed,) = transposed(numbers)
     return np.asarray(landed).astype(np.int64).reshape(-1) - 1
 
 

@@ -24,7 +24,7 @@ def _elementwise(interpreter, eqn, patterns, known):
     return [union(joins)]
 
 
-register([etp_p, *(p for p, known in FACTS.items() if known.element_wise)], pattern=_elementwise)
+register([etp_p, *(p for p, record in FACTS.items() if record.element_wise)], pattern=_elementwise)
 
 
 def _nonlinear(interpreter, eqn, patterns, known):
@@ -105,7 +105,7 @@ def _pad(interpreter, eqn, patterns, known):
     (out,) = eqn.outputs
     operand, _ = eqn.inputs
     index = np.full(out.shape, -1)
-    whole = numbering(operand.shape)
+    numbers = numbering(operand.shape)
     source, target = [], []
     for size, total, (low, _, inner) in zip(
         operand.shape, out.shape, eqn.params["padding_config"], strict=True
@@ -114,7 +114,7 @@ def _pad(interpreter, eqn, patterns, known):
         inside = (places >= 0) & (places < total)
         source.append(np.flatnonzero(inside))
         target.append(places[inside])
-    index[np.ix_(*target)] = whole[np.ix_(*source)]
+    index[np.ix_(*target)] = numbers[np.ix_(*source)]
     joins = [] if patterns[0] is None else [pick(patterns[0], index)]
     if patterns[1] is not None:
         joins.append(pick(patterns[1], np.where(index.reshape(-1) < 0, 0, -1)))

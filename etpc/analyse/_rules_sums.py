@@ -44,15 +44,17 @@ def _dot_general(interpreter, eqn, patterns, known):
         if pattern is None:
             continue
         shape = shapes[n]
-        small = joined(pattern, shape, contract[n])
-        kept = [1 if a in contract[n] else size for a, size in enumerate(shape)]
-        index = numbering(kept).transpose(*batch[n], *free[n], *contract[n])
+        summed = joined(pattern, shape, contract[n])
+        reduced = [1 if a in contract[n] else size for a, size in enumerate(shape)]
+        index = numbering(reduced).transpose(*batch[n], *free[n], *contract[n])
         index = index.reshape([shape[a] for a in (*batch[n], *free[n])])
-        other = [1] * len(free[1 - n])
-        dims = [shape[a] for a in batch[n]]
-        own = [shape[a] for a in free[n]]
-        index = index.reshape([*dims, *own, *other] if n == 0 else [*dims, *other, *own])
-        joins.append(pick(small, np.broadcast_to(index, out.shape)))
+        other_sizes = [1] * len(free[1 - n])
+        lead = [shape[a] for a in batch[n]]
+        free_sizes = [shape[a] for a in free[n]]
+        index = index.reshape(
+            [*lead, *free_sizes, *other_sizes] if n == 0 else [*lead, *other_sizes, *free_sizes]
+        )
+        joins.append(pick(summed, np.broadcast_to(index, out.shape)))
     return [union(joins)]
 
 
@@ -61,24 +63,29 @@ def _bcoo_dot_general(interpreter, eqn, patterns, known):
     values, indices, rhs = eqn.inputs
     (out,) = eqn.outputs
     (contract, contract_rhs), batch = eqn.params["dimension_numbers"]
-    at = known(indices)
-    if at is None or values.shape != at.shape[:1] or len(contract) != 1 or any(map(len, batch)):
+    coords = known(indices)
+    if (
+        coords is None
+        or values.shape != coords.shape[:1]
+        or len(contract) != 1
+        or any(map(len, batch))
+    ):
         return None
-    if (at < 0).any():  # which JAX counts from the end, or not, as the platform has it
+    if (coords < 0).any():  # which JAX counts from the end, or not, as the platform has it
         return None
     shape = eqn.params["lhs_spinfo"].shape
-    inside = (at < np.asarray(shape)).all(1)
+    inside = (coords < np.asarray(shape)).all(1)
     stored = np.flatnonzero(inside)
-    at = at[inside].astype(np.int64)  # its own type may be too narrow for element numbers
-    row, column = at[:, 1 - contract[0]], at[:, contract[0]]
-    others = np.moveaxis(numbering(rhs.shape), contract_rhs[0], 0).reshape(shape[contract[0]], -1)
-    free = others.shape[1]
+    coords = coords[inside].astype(np.int64)  # its own type may be too narrow for element numbers
+    row, column = coords[:, 1 - contract[0]], coords[:, contract[0]]
+    rhs_rows = np.moveaxis(numbering(rhs.shape), contract_rhs[0], 0).reshape(shape[contract[0]], -1)
+    free = rhs_rows.shape[1]
     target = (row[:, None] * free + np.arange(free)).reshape(-1)
     joins = []
     if patterns[0] is not None:
         joins.append(select(target, np.repeat(stored, free), out.size, patterns[0]))
     if patterns[2] is not None:
-        joins.append(select(target, others[column].reshape(-1), out.size, patterns[2]))
+        joins.append(select(target, rhs_rows[column].reshape(-1), out.size, patterns[2]))
     return [union(joins)]
 
 
@@ -91,28 +98,28 @@ def _convolution(interpreter, eqn, patterns, known):
     g = geometry(eqn)
     n = len(g.axes)
     index, exists = g.patches()  # group, batch, *positions, channel, *kernel
-    own = out.shape[y_spec[1]] // g.groups
+    per_group = out.shape[y_spec[1]] // g.groups
     joins = []
     y = np.transpose(numbering(out.shape), y_spec)  # batch, channel, *positions
-    y = y.reshape(g.batch, g.groups, own, *g.positions)
+    y = y.reshape(g.batch, g.groups, per_group, *g.positions)
     y = np.moveaxis(y, (1, 2), (0, -1))  # group, batch, *positions, channel
     if patterns[0] is not None:
         x = np.transpose(numbering(eqn.inputs[0].shape), x_spec).reshape(-1)
         # what one position reads is the same for all its output channels
-        read = x[index].reshape(*index.shape[: 2 + n], -1)
-        real = exists.reshape(read.shape)
-        place = np.broadcast_to(numbering(read.shape[:-1])[..., None], read.shape)
-        small = select(place[real], read[real], math.prod(read.shape[:-1]), patterns[0])
+        reads = x[index].reshape(*index.shape[: 2 + n], -1)
+        valid = exists.reshape(reads.shape)
+        place = np.broadcast_to(numbering(reads.shape[:-1])[..., None], reads.shape)
+        summed = select(place[valid], reads[valid], math.prod(reads.shape[:-1]), patterns[0])
         owner = np.empty(out.size, np.int64)
-        owner[y.reshape(-1)] = np.repeat(np.arange(math.prod(y.shape[:-1])), own)
-        joins.append(pick(small, owner))
+        owner[y.reshape(-1)] = np.repeat(np.arange(math.prod(y.shape[:-1])), per_group)
+        joins.append(pick(summed, owner))
     if patterns[1] is not None:
         kernel = eqn.inputs[1].shape
-        small = joined(patterns[1], kernel, [a for a in range(len(kernel)) if a != w_spec[0]])
+        summed = joined(patterns[1], kernel, [a for a in range(len(kernel)) if a != w_spec[0]])
         channel = np.empty(out.size, np.int64)
-        channels = np.arange(g.groups * own).reshape(g.groups, *[1] * (1 + n), own)
+        channels = np.arange(g.groups * per_group).reshape(g.groups, *[1] * (1 + n), per_group)
         channel[y.reshape(-1)] = np.broadcast_to(channels, y.shape).reshape(-1)
-        joins.append(pick(small, channel))
+        joins.append(pick(summed, channel))
     return [union(joins)]
 
 
@@ -135,9 +142,9 @@ def _windows(interpreter, eqn, patterns, known):
     index, exists = Geometry(tuple(Axis(*axis) for axis in axes)).patches()
     size = eqn.outputs[0].size
     place = np.broadcast_to(np.arange(size)[:, None], (size, index.size // max(size, 1)))
-    real = exists.reshape(place.shape)
-    read = index.reshape(place.shape)[real]
-    joins = [select(place[real], read, size, p) for p in patterns if p is not None]
+    valid = exists.reshape(place.shape)
+    reads = index.reshape(place.shape)[valid]
+    joins = [select(place[valid], reads, size, p) for p in patterns if p is not None]
     return [union(joins)]
 
 

@@ -58,10 +58,10 @@ class Numbering:
             rule = _rule_of(eqn.primitive)
             large = any(v.size > LARGEST for v in (*eqn.inputs, *eqn.outputs))
             if rule is None or large or any((n.at < 0).any() for n in operands):
-                found = [self.new(v.aval, data) for v in eqn.outputs]
+                results = [self.new(v.aval, data) for v in eqn.outputs]
             else:
-                found = [Numbers(at, data) for at in rule(self, eqn, [n.at for n in operands])]
-            env.update(zip(eqn.outputs, found, strict=True))
+                results = [Numbers(at, data) for at in rule(self, eqn, [n.at for n in operands])]
+            env.update(zip(eqn.outputs, results, strict=True))
         return [env[v] for v in flat.outputs]
 
     def _constant(self, value: Any) -> Numbers:
@@ -73,14 +73,14 @@ class Numbering:
 
     def scalars(self, operation: Any, operands: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Numbers of the same operation on each column of `operands`, [k, elements]."""
-        columns, which = np.unique(operands, axis=1, return_inverse=True)
+        columns, inverse = np.unique(operands, axis=1, return_inverse=True)
         count = columns.shape[1]
         if count > HASHED:
             numbers = np.arange(self._count, self._count + count)
             self._count += count
         else:
             numbers = np.array([self._scalar(operation, column) for column in columns.T], np.int64)
-        return numbers[which.reshape(-1)].reshape(shape)
+        return numbers[inverse.reshape(-1)].reshape(shape)
 
     def _scalar(self, operation: Any, operands: np.ndarray) -> int:
         key = operation, operands.tobytes()
@@ -108,8 +108,8 @@ def _moved(numbering: Numbering, eqn: Equation, operands: list[np.ndarray]) -> A
 
 
 def _rule_of(primitive: Primitive) -> Rule | None:
-    known = facts(primitive)
-    return _element_wise if known.element_wise else _moved if known.rearranges else None
+    record = facts(primitive)
+    return _element_wise if record.element_wise else _moved if record.rearranges else None
 
 
 def distinct_columns(tables: Sequence[np.ndarray]) -> int:

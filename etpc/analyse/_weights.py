@@ -15,7 +15,8 @@ from ..trace import Known, Step
 class WeightOp:
     """The first operation in which an effective weight meets data.
 
-    `weight` is the effective weight: a variable that depends on the parameters at `paths` alone.
+    `weight` is the effective weight: a variable that depends on no data, but on the model's arrays
+    `parameters` alone.
     """
 
     number: int
@@ -49,8 +50,8 @@ class WeightOp:
 class Split:
     """A step, split into what depends on parameters and constants alone, and the rest.
 
-    `prefix` is evaluated once for a call, `body` at every step. `boundary` are the prefix's
-    variables that the body reads: the effective weights, and values that are not differentiated.
+    `prefix` is evaluated once for a call, `body` at every step. What the body reads of the prefix are
+    `weights`, the effective weights, and `others`, values that are not differentiated.
     """
 
     prefix: tuple[Equation, ...]
@@ -90,8 +91,8 @@ def split(step: Step) -> Split:
         for operand, v in enumerate(eqn.inputs):
             if v not in reads:
                 continue
-            members = tuple(sorted(reads[v]))
-            path = ", ".join(step.model_leaves.paths[i] for i in members)
+            parameters = tuple(sorted(reads[v]))
+            path = ", ".join(step.model_leaves.paths[i] for i in parameters)
             if eqn.primitive is prims.while_p:
                 problems.append(
                     f"The weight {path} is used inside a `while_loop` ({eqn.source}). This is "
@@ -100,7 +101,7 @@ def split(step: Step) -> Split:
                 )
                 continue
             kind = kind_of(eqn, operand, known)
-            ops.append(WeightOp(len(ops), eqn, operand, v, members, path, v in marked, kind))
+            ops.append(WeightOp(len(ops), eqn, operand, v, parameters, path, v in marked, kind))
     raise_together(problems, UnsupportedError)
     return Split(
         tuple(prefix),
@@ -125,11 +126,11 @@ def _effective(
     for eqn in prefix:
         if eqn.primitive is prims.stop_gradient_p:
             continue
-        used = frozenset().union(*(reads.get(v, frozenset()) for v in eqn.inputs))
+        parameters = frozenset().union(*(reads.get(v, frozenset()) for v in eqn.inputs))
         is_marked = eqn.primitive is etp_p or any(v in marked for v in eqn.inputs)
         for v in eqn.outputs:
-            if used and v.is_float:
-                reads[v] = used
+            if parameters and v.is_float:
+                reads[v] = parameters
                 if is_marked:
                     marked.add(v)
     return reads, marked

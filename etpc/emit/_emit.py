@@ -24,7 +24,7 @@ from ..traces import Carry, Factors, Traces
 from ..traces._transitions import suffix_products
 from ._forward import Forward, Rollout, Stored
 from ._gather import of_each_example, rows, take, take_rows, zeros_over
-from ._lookback import kept, none_yet, recent, taken
+from ._lookback import as_carried, none_yet, recent, window_steps
 from ._passage import CutPassage, Followed, FollowedPassage, Products
 from ._read import Reading
 from ._signals import Credit, OpSignals, into_op
@@ -65,7 +65,7 @@ class Starts(NamedTuple):
 
 
 class CutResiduals(NamedTuple):
-    """What it needs besides where windows are cut."""
+    """What the backward pass needs besides, where windows are cut."""
 
     pull_inputs: Any
     """From cotangents of the outputs to those of the inputs; `None` where it is not asked for."""
@@ -152,17 +152,21 @@ class Window:
 
     def fresh_traces(self, batch: int) -> Traces:
         """Traces of a stream that begins, [B, ...]."""
-        own = [p.form.init(p.site, batch) for p in self.plan.carried]
-        d = self.plan.directions
-        if d is None:
-            return Traces(own)
-        shared = d.init(self.plan.analysis.hidden.size, self.plan.dtype)
-        return Traces(own, shared, self.fresh_each(batch))
+        carries = [p.form.init(p.site, batch) for p in self.plan.carried]
+        directions = self.plan.directions
+        if directions is None:
+            return Traces(carries)
+        shared = directions.init(self.plan.analysis.hidden.size, self.plan.dtype)
+        return Traces(carries, shared, self.fresh_each(batch))
 
     def fresh_each(self, batch: int) -> Carry:
         """What each example has of the directions when its stream begins, [B, ...]."""
-        d = self.plan.directions
-        return () if d is None else d.each(self.plan.analysis.hidden.size, batch, self.plan.dtype)
+        directions = self.plan.directions
+        return (
+            ()
+            if directions is None
+            else directions.each(self.plan.analysis.hidden.size, batch, self.plan.dtype)
+        )
 
     def none_yet(self, state: Arrays) -> tuple[Array, ...]:
         """The steps behind a stream that begins with a state [B, ...]."""
@@ -180,7 +184,7 @@ class Window:
             "  traces of one example",
         ]
         traces = jax.eval_shape(lambda: self.fresh_traces(1))
-        for p, trace in zip(plan.carried, traces.own, strict=True):
+        for p, trace in zip(plan.carried, traces.carries, strict=True):
             shapes = [f"{a.dtype.name}{list(a.shape[1:])}" for a in jax.tree.leaves(trace)]
             lines.append(f"    {p.op.path}: {' + '.join(shapes)}")
         return "\n".join(lines)
@@ -209,8 +213,8 @@ def emit(plan: Plan) -> Window:
         return out, jax.tree_util.Partial(emitter.backward, residuals)
 
     @promoting
-    def backward(back, cotangents):
-        sums, xs, _ = back([_instantiated(ct) for ct in cotangents[0]])
+    def backward(pull, cotangents):
+        sums, xs, _ = pull([_instantiated(cotangent) for cotangent in cotangents[0]])
         dtypes = [v.aval.dtype for v in plan.analysis.split.weights]
         weights = tuple(g.astype(dtype) for g, dtype in zip(sums, dtypes, strict=True))
         return weights, None, xs, None, None, None
@@ -268,8 +272,8 @@ class Emitter:
 
     def forward(self, weights, others, xs, state, traces, fresh, by_inputs: bool = False):
         """Outputs, new state and new traces; and what the backward pass needs."""
-        given = weights, others, xs, state, traces, fresh
-        (ys, last), moves, residuals = self.window(*given, by_inputs=by_inputs)
+        arguments = weights, others, xs, state, traces, fresh
+        (ys, last), moves, residuals = self.window(*arguments, by_inputs=by_inputs)
         return (ys, last, self.advance(moves, traces)[0]), residuals
 
     def window(self, weights, others, xs, state, traces: Traces, fresh, by_inputs: bool = False):
@@ -304,7 +308,7 @@ class Emitter:
         """Each trace as its form follows the window, and by number what its credit needs of that."""
         pairs = [
             p.form.follow(p.site, factors[p.op.number], trace)
-            for p, trace in zip(self.plan.carried, traces.own, strict=True)
+            for p, trace in zip(self.plan.carried, traces.carries, strict=True)
         ]
         paths = {p.op.number: path for p, (_, path) in zip(self.plan.carried, pairs, strict=True)}
         return [followed for followed, _ in pairs], paths
@@ -312,28 +316,31 @@ class Emitter:
     def _looking_back(
         self, weights, others, xs, state, traces: Traces, fresh, by_inputs: bool = False
     ):
-        """Likewise, where the traces are at the start of the steps behind: as many leave as come."""
+        """Likewise, where the traces are at the start of the steps behind: as many steps leave these as enter."""
         assert self.uncut is not None
         behind, count = recent(traces.past, xs, state), xs[0].shape[0]
         rollout, pull = self.uncut(
             weights, others, xs, state, self._moving(by_inputs), (behind, fresh)
         )
-        steps = behind.then(taken(xs, rollout.before, fresh))
-        leaving, past = steps.part(None, count), kept(steps.part(count, None))
-        begin, stored = [s[0] for s in leaving.states], Stored(leaving.states, leaving.first)
-        begins, along = leaving.first[0] | ~leaving.valid[0], None
+        steps = behind.then(window_steps(xs, rollout.before, fresh))
+        leaving, past = steps.part(None, count), as_carried(steps.part(count, None))
+        start, stored = [s[0] for s in leaving.states], Stored(leaving.states, leaving.first)
+        fresh_start, along = leaving.first[0] | ~leaving.valid[0], None
         if self.plan.directions is None:
-            old = self.step.run(weights, others, leaving.xs, begin, outputs=False, stored=stored)
+            old = self.step.run(weights, others, leaving.xs, start, outputs=False, stored=stored)
         else:
-            old, out = self.uncut(weights, others, leaving.xs, begin, stored=stored)
-            along = self.uncut.along(old, out, traces, begins, leaving.valid)
-        jacobians = self._jacobians(weights, others, leaving.xs, old, begins)
+            old, old_pull = self.uncut(weights, others, leaving.xs, start, stored=stored)
+            along = self.uncut.along(old, old_pull, traces, fresh_start, leaving.valid)
+        jacobians = self._jacobians(weights, others, leaving.xs, old, fresh_start)
         jacobians = jacobians.within(leaving.first, leaving.valid)
         data = self._read(weights, others, leaving.xs, old)[2]
         counted = leaving.valid.astype(self.plan.dtype)
-        factors = {k: f.counting(counted) for k, f in self._factors(jacobians, data).items()}
+        factors = {
+            number: factor.counting(counted)
+            for number, factor in self._factors(jacobians, data).items()
+        }
         moves = Moves(factors, self._follow(factors, traces)[0], along, past)
-        return (rollout.outputs, rollout.last), moves, Residuals(pull, traces, begins)
+        return (rollout.outputs, rollout.last), moves, Residuals(pull, traces, fresh_start)
 
     def jacobians_of(self, weights, others, xs, state) -> dict[int, Factors]:
         """The factors D and F of a window whose stream goes on."""
@@ -350,8 +357,8 @@ class Emitter:
         """The outputs of a window at once, how they depend on states and operations, and data."""
 
         def read(weights, old, new, deltas):
-            def one(x, state, kept, old, new, deltas):
-                return self.reading(weights, others, x, state, kept, old, new, deltas)
+            def one(x, state, saved, old, new, deltas):
+                return self.reading(weights, others, x, state, saved, old, new, deltas)
 
             return _over_time(one)(xs, rollout.before, rollout.wanted, old, new, deltas)
 
@@ -366,8 +373,8 @@ class Emitter:
             inputs = list(xs)
             for i, value in zip(self.float_inputs, moving, strict=True):
                 inputs[i] = value
-            one = functools.partial(self.step.outputs, weights, others)
-            return _over_time(one)(inputs, rollout.before)
+            outputs_of = functools.partial(self.step.outputs, weights, others)
+            return _over_time(outputs_of)(inputs, rollout.before)
 
         return jax.vjp(outputs, [xs[i] for i in self.float_inputs])[1]
 
@@ -382,8 +389,8 @@ class Emitter:
 
         def pull_of(step: StepFunctions):
             def cut(parts, deltas):
-                def one(x, state, kept, old, delta):
-                    return step.cut(weights, others, x, state, kept, old, delta, dtype)
+                def one(x, state, saved, old, delta):
+                    return step.cut(weights, others, x, state, saved, old, delta, dtype)
 
                 return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
 
@@ -391,11 +398,11 @@ class Emitter:
 
         pull = pull_of(self.step)
         colours = self.plan.colours
-        wanted = colours.colour[None, :] == np.arange(colours.count)[:, None]
+        of_colour = colours.colour[None, :] == np.arange(colours.count)[:, None]
         bounds = np.cumsum([part.shape[-1] for part in parts])[:-1]
         seeds = [  # spread over devices as the parts
             jnp.asarray(seed, dtype)[:, None, None] + jnp.zeros_like(part)[None]
-            for seed, part in zip(np.split(wanted, bounds, 1), parts, strict=True)
+            for seed, part in zip(np.split(of_colour, bounds, 1), parts, strict=True)
         ]
         if self.through is None:
             transition, immediate = pulled(pull, seeds)
@@ -404,14 +411,14 @@ class Emitter:
         compressed = []
         for place, p in enumerate(self.live):
             if p.op.number in colours.columns:
-                own = self._by_columns(p, lambda bars, place=place: pull(bars)[1][place], parts)
+                f = self._by_columns(p, lambda bars, place=place: pull(bars)[1][place], parts)
             else:
-                own = [immediate[place].reshape(*immediate[place].shape[:3], -1)]
+                f = [immediate[place].reshape(*immediate[place].shape[:3], -1)]
             dtype = trace_dtype(self.plan.analysis, p.op)
-            compressed.append([j.astype(dtype) for j in own])
+            compressed.append([j.astype(dtype) for j in f])
         if self.through is not None:
-            more = self.through(weights, others, xs, rollout.before, parts, compressed)
-            transition = [j + also for j, also in zip(transition, more, strict=True)]
+            passed = self.through(weights, others, xs, rollout.before, parts, compressed)
+            transition = [j + term for j, term in zip(transition, passed, strict=True)]
         without_past = jax.vmap(lambda by_state: _without_past(by_state, fresh))
         return Jacobians([without_past(j) for j in transition], compressed)
 
@@ -420,18 +427,18 @@ class Emitter:
 
         `pull` takes cotangents of the new states to that of the operation.
         """
-        given = self.plan.colours.columns[p.op.number]
-        seeds = given.colour[None, :] == np.arange(given.count)[:, None]
+        columns = self.plan.colours.columns[p.op.number]
+        seeds = columns.colour[None, :] == np.arange(columns.count)[:, None]
         (zero,) = self._deltas(parts, [p])
         seeds = jnp.asarray(seeds, zero.dtype).reshape(-1, 1, 1, *zero.shape[2:]) + zero[None]
         push = jax.linear_transpose(pull, parts)
-        if given.count == 1:
-            found = [j[None] for j in push(seeds[0])[0]]
+        if columns.count == 1:
+            products = [j[None] for j in push(seeds[0])[0]]
         else:
-            found = jax.vmap(lambda seed: push(seed)[0])(seeds)
+            products = jax.vmap(lambda seed: push(seed)[0])(seeds)
 
         def by_rows() -> list[Array]:
-            """The same by reverse mode, which meets no derivative that nothing passes through."""
+            """The same in reverse mode, which meets no derivative that nothing passes through."""
             bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
 
             def row(state):
@@ -441,50 +448,50 @@ class Emitter:
                 ]
                 bar = pull(bars)
                 bar = bar.reshape(*bar.shape[:2], -1)
-                mine = given.colour == np.arange(given.count)[:, None, None, None]
-                return jnp.where(mine, bar, 0).sum(-1)
+                of_colour = columns.colour == np.arange(columns.count)[:, None, None, None]
+                return jnp.where(of_colour, bar, 0).sum(-1)
 
-            whole = jnp.moveaxis(lax.map(row, np.arange(bounds[-1])), 0, -1)  # [C, W, B, S]
+            compressed = jnp.moveaxis(lax.map(row, np.arange(bounds[-1])), 0, -1)  # [C, W, B, S]
             return [
-                whole[..., a:b].astype(part.dtype)
+                compressed[..., a:b].astype(part.dtype)
                 for part, (a, b) in zip(parts, itertools.pairwise(bounds), strict=True)
             ]
 
-        finite = jnp.stack([jnp.isfinite(j).all() for j in found]).all()
-        return lax.cond(finite, lambda: found, by_rows)
+        finite = jnp.stack([jnp.isfinite(j).all() for j in products]).all()
+        return lax.cond(finite, lambda: products, by_rows)
 
     def _factors(self, jacobians: Jacobians, data: Arrays | None) -> dict[int, Factors]:
-        found, moves = {}, {}
+        factors, transitions = {}, {}
         flat = rows(jacobians.transition)
         xs = [None] * len(self.live) if data is None else self._data_by_op(data)
         for place, p in enumerate(self.live):
             if p.trace is None:
                 continue
             layout = p.trace.layout
-            if layout not in moves:
-                moves[layout] = take_rows(flat, layout.transition)
-            own = take(rows(jacobians.immediate[place]), p.trace.immediate)
-            found[p.op.number] = Factors(xs[place], own, moves[layout])
-        return found
+            if layout not in transitions:
+                transitions[layout] = take_rows(flat, layout.transition)
+            immediate = take(rows(jacobians.immediate[place]), p.trace.immediate)
+            factors[p.op.number] = Factors(xs[place], immediate, transitions[layout])
+        return factors
 
     def _data_by_op(self, data: Arrays) -> list[Array | None]:
         """For each live operation, its `x` in canonical form, [W, B, G, I]."""
-        given = iter(data)
-        out: list[Array | None] = []
+        remaining = iter(data)
+        by_op: list[Array | None] = []
         for p in self.live:
             kind = p.op.kind
             if kind.data is None:
-                out.append(None)
+                by_op.append(None)
                 continue
             values: list[Any] = [None] * len(p.op.equation.inputs)
 
             def factor(x, kind=kind, values=values):
                 return kind.factor([x if i == kind.data else v for i, v in enumerate(values)])
 
-            x = _over_time(factor)(next(given))
+            x = _over_time(factor)(next(remaining))
             exact = jnp.issubdtype(x.dtype, jnp.inexact)
-            out.append(x if exact else x.astype(p.op.delta.dtype))  # spikes may be booleans
-        return out
+            by_op.append(x if exact else x.astype(p.op.delta.dtype))  # spikes may be booleans
+        return by_op
 
     def advance(self, moves: Moves, traces: Traces, starts: "Starts | None" = None):
         """The traces at the end of a window.
@@ -493,21 +500,21 @@ class Emitter:
         they are overwritten.
         """
         products: dict[Any, Products] = {}
-        own, entries = list(traces.own), {}
+        carries, entries = list(traces.carries), {}
         sharing: dict[int, list[TracePlan]] = {}
         for p in self.plan.traces:
             sharing.setdefault(p.op.number if p.shares is None else p.shares, []).append(p)
         shared, each, along = traces.shared, traces.each, None
-        d, given = self.plan.directions, moves.along
-        if d is not None and given is not None:
+        directions, window = self.plan.directions, moves.along
+        if directions is not None and window is not None:
             credit = None if starts is None else starts.credit
-            transition, shared, each = d.advance(
-                *(shared, each, given.ends, given.chosen, given.starts, credit, given.push)
+            transition, shared, each = directions.advance(
+                *(shared, each, window.ends, window.chosen, window.starts, credit, window.push)
             )
-            basis = d.basis(traces.shared, traces.each)
-            basis = of_each_example(basis, given.starts[:, 0, 0])
-            along = Followed(basis, given.starts, transition, given.deltas)
-        carried = list(zip(self.plan.carried, traces.own, moves.followed, strict=True))
+            basis = directions.basis(traces.shared, traces.each)
+            basis = of_each_example(basis, window.starts[:, 0, 0])
+            along = Followed(basis, window.starts, transition, window.deltas)
+        carried = list(zip(self.plan.carried, traces.carries, moves.followed, strict=True))
         # Those that can use the products of others come after them.
         for n in sorted(range(len(carried)), key=lambda n: not carried[n][0].site.factored):
             p, trace, followed = carried[n]
@@ -523,12 +530,12 @@ class Emitter:
             if p.directions is not None and along is not None:
                 passage = FollowedPassage(passage, ops, along)
             start = None if starts is None else starts.of_trace[p.op.number]
-            now, read = p.form.advance(p.site, passage, trace, followed, start)
-            own[n] = now
+            moved, read = p.form.advance(p.site, passage, trace, followed, start)
+            carries[n] = moved
             if read is not None:
                 entries[p.op.number] = read
         past = traces.past if moves.past is None else moves.past
-        return Traces(own, shared, each, past), entries
+        return Traces(carries, shared, each, past), entries
 
     # --- backward ---
 
@@ -538,22 +545,22 @@ class Emitter:
         Without `read_traces`, what traces give entry by entry is left to `advance`.
         """
         r = residuals
-        carried = {p.op.number: c for p, c in zip(self.plan.carried, r.traces.own, strict=True)}
+        carried = {p.op.number: c for p, c in zip(self.plan.carried, r.traces.carries, strict=True)}
         starts: dict[int, Array] = {}
         if self.uncut is not None:
-            d = self.plan.directions
+            directions = self.plan.directions
             ends = []
-            if d is not None and not self.plan.behind:
+            if directions is not None and not self.plan.behind:
                 size = self.plan.analysis.hidden.size
                 ends = self.uncut.split(zeros_over(r.fresh, (size,), self.plan.dtype))
             weights_bar, moving_bar, start, _ = r.pull((ys_bar, ends))
             signals = self.uncut.signals(start)
             signal_start = [_without_past(s[None], r.fresh)[0] for s in signals]
             weights_bar, credit, virtual, known = _summable(weights_bar), None, None, None
-            if d is not None:
+            if directions is not None:
                 credit = jnp.concatenate([finite_where(s, r.fresh) for s in signals], -1)
-                virtual = d.coefficients(r.traces.shared, r.traces.each, credit)
-                basis = of_each_example(d.basis(r.traces.shared, r.traces.each), r.fresh)
+                virtual = directions.coefficients(r.traces.shared, r.traces.each, credit)
+                basis = of_each_example(directions.basis(r.traces.shared, r.traces.each), r.fresh)
                 known = jnp.einsum("bq,bqs->bs", virtual, basis)
             for p in self.plan.carried:
                 number, trace = p.op.number, carried[p.op.number]
@@ -582,15 +589,15 @@ class Emitter:
             delta, number, past = deltas[place], p.op.number, []
             immediate, t = cut.jacobians.immediate[place], p.trace
             if t is None:
-                here = into_op(self.plan, immediate, new, p.op)
+                op_credit = into_op(self.plan, immediate, new, p.op)
             else:
                 signals = OpSignals(credit, t, immediate, cut.blocks.get(number))
-                here, start = t.form.credit(t.site, signals, cut.paths.get(number, ()))
+                op_credit, start = t.form.credit(t.site, signals, cut.paths.get(number, ()))
                 if number in carried:
                     starts[number], trace = start, carried[number]
                     past = t.form.rows(t.site, start, trace)
                     weights_bar = self._past(weights_bar, t, start, trace, read_traces)
-            delta = delta + here.reshape(delta.shape)
+            delta = delta + op_credit.reshape(delta.shape)
             gradient = self._product(p.op, (xs[place], delta), *past)
             weights_bar = _accumulated(self.plan, weights_bar, p.op, gradient)
         return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, None)
@@ -602,12 +609,12 @@ class Emitter:
             return weights_bar
         return _accumulated(self.plan, weights_bar, p.op, p.form.gathered(p.site, entries))
 
-    def _product(self, op: WeightOp, *given: tuple[Array | None, Array]) -> Array:
+    def _product(self, op: WeightOp, *pairs: tuple[Array | None, Array]) -> Array:
         """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
         kind = op.kind
-        delta = _stacked([d.reshape(*d.shape[:2], kind.groups, kind.outputs) for _, d in given])
+        delta = _stacked([d.reshape(*d.shape[:2], kind.groups, kind.outputs) for _, d in pairs])
         data = [
-            x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in given if x is not None
+            x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in pairs if x is not None
         ]
         if not data:
             return kind.contract(None, delta)
@@ -616,8 +623,8 @@ class Emitter:
 
     def _inputs(self, moving_bar):
         """Cotangents of the inputs; `None` for those that are not differentiated."""
-        given = dict(zip(self.float_inputs if moving_bar else (), moving_bar, strict=True))
-        return [given.get(i) for i in range(len(self.plan.analysis.step.inputs))]
+        by_input = dict(zip(self.float_inputs if moving_bar else (), moving_bar, strict=True))
+        return [by_input.get(i) for i in range(len(self.plan.analysis.step.inputs))]
 
 
 def _summable(grads: Arrays) -> list[Array]:
@@ -631,14 +638,14 @@ def _no_entries(p: TracePlan) -> Array | None:
     return p.form.entries(p.site, p.form.start(p.site, credit, carry), carry)
 
 
-def _accumulated(plan: Plan, grads: Arrays, op: WeightOp, more: Array) -> list[Array]:
-    """Gradients by the weights, with more of that of one operation's."""
+def _accumulated(plan: Plan, grads: Arrays, op: WeightOp, added: Array) -> list[Array]:
+    """Gradients by the weights, with a part of one operation's added."""
     place = plan.analysis.split.weights.index(op.weight)
     dtype = grads[place].dtype
     if not jnp.issubdtype(dtype, jnp.complexfloating):
-        more = more.real
+        added = added.real
     new = list(grads)
-    new[place] = grads[place] + more.astype(dtype)
+    new[place] = grads[place] + added.astype(dtype)
     return new
 
 
@@ -648,8 +655,8 @@ def _without_past(by_state: Array, fresh: Array) -> Array:
     There a derivative may be NaN, as that of a norm at zero is, and nothing reads it.
     """
     first = np.arange(by_state.shape[0]) == 0
-    where = first[:, None] & fresh[None]
-    return jnp.where(where.reshape(*where.shape, *[1] * (by_state.ndim - 2)), 0, by_state)
+    mask = first[:, None] & fresh[None]
+    return jnp.where(mask.reshape(*mask.shape, *[1] * (by_state.ndim - 2)), 0, by_state)
 
 
 def _stacked(arrays: Arrays) -> Array:

@@ -27,10 +27,10 @@ class Stage:
     leaves: tuple[int, ...]
     """Which array leaves of the state."""
     loop: tuple[Equation, ...]
-    given: tuple[Variable, ...]
-    """What the loop reads of inputs and of stages before."""
-    kept: tuple[Variable, ...]
-    """What is kept of the loop beside the states: the results of operations that are worth it."""
+    inputs: tuple[Variable, ...]
+    """What the loop reads of the step's inputs and of earlier stages."""
+    saved: tuple[Variable, ...]
+    """What is saved of the loop beside the states: the results of heavy operations."""
 
 
 class Rollout(NamedTuple):
@@ -71,16 +71,16 @@ class Forward:
         """What is done in which order, in words."""
         a = self.analysis
         paths = {op.equation: op.path for op in a.ops}
-        found = []
+        lines = []
         for stage in self.stages:
             weights = dict.fromkeys(paths[eqn] for eqn in stage.batch if eqn in paths)
             if weights:
-                found.append(f"for all steps at once: {', '.join(weights)}")
+                lines.append(f"for all steps at once: {', '.join(weights)}")
             if stage.leaves:
                 states = ", ".join(a.step.state_leaves.paths[i] for i in stage.leaves)
                 weights = dict.fromkeys(paths[eqn] for eqn in stage.loop if eqn in paths)
-                found.append(f"step by step: {states}{' by ' * bool(weights)}{', '.join(weights)}")
-        return found
+                lines.append(f"step by step: {states}{' by ' * bool(weights)}{', '.join(weights)}")
+        return lines
 
     def copies(self, matrices: Iterable[Array]) -> list[Array]:
         """Those in `turned`, given in order, as the stages read them."""
@@ -105,35 +105,35 @@ class Forward:
         a = self.analysis
         over: dict[Variable, Array] = dict(zip(a.step.inputs, xs, strict=True))
         last: list[Any] = [None] * len(a.step.state)
-        news: list[Any] = list(last)
+        new_states: list[Any] = list(last)
         lead = xs[0].shape[:2]
         turning = _turning(dict(zip(self.turned, copies, strict=True))) if copies else None
-        added, rule = ([], lambda now: turning) if shifts is None else shifts
+        added, rule = ([], lambda _: turning) if shifts is None else shifts
         for stage in self.stages:
             _at_once(stage.batch, fixed, over, rule, added, lead)
             if stage.leaves:
-                begin = [state[i] for i in stage.leaves]
-                own = None
+                starts = [state[i] for i in stage.leaves]
+                known = None
                 if stored is not None:
-                    own = Stored([stored.states[i] for i in stage.leaves], stored.first)
-                given = [over[v] for v in stage.given]
-                ends, (states, kept) = lax.scan(
-                    _body(a, stage, fixed, rule), begin, (given, added, own), length=lead[0]
+                    known = Stored([stored.states[i] for i in stage.leaves], stored.first)
+                inputs = [over[v] for v in stage.inputs]
+                ends, (states, saved) = lax.scan(
+                    _body(a, stage, fixed, rule), starts, (inputs, added, known), length=lead[0]
                 )
-                over.update(zip(stage.kept, kept, strict=True))
-                for i, begun, new, end in zip(stage.leaves, begin, states, ends, strict=True):
-                    old = jnp.concatenate([begun[None], new[:-1]])
+                over.update(zip(stage.saved, saved, strict=True))
+                for i, start, new, end in zip(stage.leaves, starts, states, ends, strict=True):
+                    old = jnp.concatenate([start[None], new[:-1]])
                     if stored is not None:
                         old = enter(stored.states[i], old, stored.first)
                     over[a.step.state[i]] = old
-                    over[a.split.next_state[i]] = news[i] = new
+                    over[a.split.next_state[i]] = new_states[i] = new
                     last[i] = end
         if outputs:
             _at_once(self.after, fixed, over, rule if shifts else _plain, added, lead)
         read = lambda v: over[v] if v in over else _repeated(fixed[v], lead)
         ys = [read(v) for v in a.split.outputs] if outputs else []
         before, wanted = [over[v] for v in a.step.state], [over[v] for v in self.wanted]
-        return Rollout(ys, before, news, wanted, last)
+        return Rollout(ys, before, new_states, wanted, last)
 
 
 @jax.custom_jvp
@@ -151,9 +151,9 @@ def enter(stored: Array, running: Array, first: Array) -> Array:
     """`stored`, with the derivatives of `running` but where `first`, whose axes lead."""
     if not jnp.issubdtype(stored.dtype, jnp.inexact):
         return stored
-    where = first.reshape(*first.shape, *[1] * (stored.ndim - first.ndim))
+    mask = first.reshape(*first.shape, *[1] * (stored.ndim - first.ndim))
     return superpose(
-        lax.stop_gradient(stored), jnp.where(where, lax.stop_gradient(running), running)
+        lax.stop_gradient(stored), jnp.where(mask, lax.stop_gradient(running), running)
     )
 
 
@@ -173,7 +173,7 @@ class Shifts(NamedTuple):
     """The rule of one step of one example, from what is added there."""
 
 
-def _plain(now: Sequence[Array]) -> None:
+def _plain(added: Sequence[Array]) -> None:
     return None
 
 
@@ -181,19 +181,19 @@ def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Callable[
     old = [a.step.state[i] for i in stage.leaves]
     new = [a.split.next_state[i] for i in stage.leaves]
 
-    def one(now, here):
-        given, added = here
-        env = {**_narrowed(fixed), **dict(zip(stage.given, given, strict=True))}
-        env.update(zip(old, now, strict=True))
+    def one(state, inputs):
+        values, added = inputs
+        env = {**_narrowed(fixed), **dict(zip(stage.inputs, values, strict=True))}
+        env.update(zip(old, state, strict=True))
         evaluate(stage.loop, env, rule(added))
-        return [env[v] for v in new], [env[v] for v in stage.kept]
+        return [env[v] for v in new], [env[v] for v in stage.saved]
 
-    def body(now, here):
-        given, added, stored = here
+    def body(state, inputs):
+        values, added, stored = inputs
         if stored is not None:
-            now = [enter(s, n, stored.first) for s, n in zip(stored.states, now, strict=True)]
-        following, kept = jax.vmap(one)(now, (given, added))
-        return following, (following, kept)
+            state = [enter(s, n, stored.first) for s, n in zip(stored.states, state, strict=True)]
+        following, saved = jax.vmap(one)(state, (values, added))
+        return following, (following, saved)
 
     return body
 
@@ -209,23 +209,25 @@ def _at_once(
     """Evaluate equations over the axes [W, B], into `over`."""
     if not equations:
         return
-    made = [v for eqn in equations for v in eqn.outputs]
+    computed = [v for eqn in equations for v in eqn.outputs]
     read = list(dict.fromkeys(v for eqn in equations for v in eqn.inputs if v in over))
     steps, batch = lead
 
-    def one(here):
-        given, added = here
-        env = {**_narrowed(fixed), **dict(zip(read, given, strict=True))}
+    def one(inputs):
+        values, added = inputs
+        env = {**_narrowed(fixed), **dict(zip(read, values, strict=True))}
         evaluate(equations, env, rule(added))
-        return [env[v] for v in made]
+        return [env[v] for v in computed]
 
     by_example = jax.vmap(one, axis_size=batch)
-    given = [over[v] for v in read], list(added)
+    arguments = [over[v] for v in read], list(added)
     if any(facts(eqn.primitive).by_step for eqn in equations):
-        values = lax.scan(lambda _, now: (None, by_example(now)), None, given, length=steps)[1]
+        values = lax.scan(lambda _, step: (None, by_example(step)), None, arguments, length=steps)[
+            1
+        ]
     else:
-        values = jax.vmap(by_example, axis_size=steps)(given)
-    over.update(zip(made, values, strict=True))
+        values = jax.vmap(by_example, axis_size=steps)(arguments)
+    over.update(zip(computed, values, strict=True))
 
 
 def _narrowed(fixed: dict[Variable, Any]) -> dict[Variable, Any]:
@@ -245,7 +247,7 @@ def _repeated(value: Any, lead: tuple[int, ...]) -> Array:
 def _stages(a: Analysis, wanted: Sequence[Variable]) -> tuple[tuple[Stage, ...], set[Variable]]:
     """The stages, and what is known after them.
 
-    Heavy are the operations that are worth to be done at once: products, and all that have a trace.
+    Heavy operations are those worth doing for all steps at once: products, and all that have a trace.
     The stage of a state, or of an equation, is how many of them that are in no loop lie before it, one
     after the other.
     """
@@ -254,20 +256,20 @@ def _stages(a: Analysis, wanted: Sequence[Variable]) -> tuple[tuple[Stage, ...],
     heavy = {op.equation for op in a.ops} | {e for e in body if facts(e.primitive).heavy}
     graph = nx.DiGraph()
     graph.add_nodes_from([*leaves, *body])
-    made: dict[Variable, Any] = {v: eqn for eqn in body for v in eqn.outputs}
-    made.update((v, i) for i, v in enumerate(a.step.state))
+    producers: dict[Variable, Any] = {v: eqn for eqn in body for v in eqn.outputs}
+    producers.update((v, i) for i, v in enumerate(a.step.state))
     for eqn in body:
-        graph.add_edges_from((made[v], eqn) for v in eqn.inputs if v in made)
+        graph.add_edges_from((producers[v], eqn) for v in eqn.inputs if v in producers)
     for i, v in enumerate(a.split.next_state):
-        if v in made:
-            graph.add_edge(made[v], i)
+        if v in producers:
+            graph.add_edge(producers[v], i)
     parts = nx.condensation(graph)
     members = {part: parts.nodes[part]["members"] for part in parts}
     depth: dict[Any, int] = {}  # of parts, and so of equations and leaves
     alone: dict[int, list[Equation]] = {}  # heavy ones in no loop, by their depth
     for part in nx.topological_sort(parts):
-        before = parts.predecessors(part)
-        depth[part] = max((depth[p] + (members[p] <= heavy) for p in before), default=0)
+        predecessors = parts.predecessors(part)
+        depth[part] = max((depth[p] + (members[p] <= heavy) for p in predecessors), default=0)
         if members[part] <= heavy:  # a part of several has a state in it
             alone.setdefault(depth[part], []).extend(members[part])
     leaf_depth = {n: depth[part] for part in parts for n in members[part] if isinstance(n, int)}
@@ -278,19 +280,19 @@ def _stages(a: Analysis, wanted: Sequence[Variable]) -> tuple[tuple[Stage, ...],
         heads = [v for eqn in alone.get(level - 1, ()) for v in eqn.outputs]
         batch = prune(body, heads, known=fixed | over)
         over.update(v for eqn in batch for v in eqn.outputs)
-        mine = tuple(i for i in leaves if leaf_depth[i] == level)
-        old, new = [a.step.state[i] for i in mine], [a.split.next_state[i] for i in mine]
+        looped = tuple(i for i in leaves if leaf_depth[i] == level)
+        old, new = [a.step.state[i] for i in looped], [a.split.next_state[i] for i in looped]
         loop = prune(body, new, known={*fixed, *over, *old})
         ahead = _ahead(loop, over, fixed)
         over.update(v for eqn in ahead for v in eqn.outputs)
-        done = set(ahead)
-        loop = tuple(eqn for eqn in loop if eqn not in done)
-        given = [v for v in (*(v for eqn in loop for v in eqn.inputs), *new) if v in over]
-        kept = [v for eqn in loop if eqn in heavy for v in eqn.outputs if v not in new]
-        over.update((*kept, *old, *new))
-        given, batch = tuple(dict.fromkeys(given)), (*batch, *ahead)
-        if batch or mine:
-            stages.append(Stage(batch, mine, loop, given, tuple(kept)))
+        moved = set(ahead)
+        loop = tuple(eqn for eqn in loop if eqn not in moved)
+        inputs = [v for v in (*(v for eqn in loop for v in eqn.inputs), *new) if v in over]
+        saved = [v for eqn in loop if eqn in heavy for v in eqn.outputs if v not in new]
+        over.update((*saved, *old, *new))
+        inputs, batch = tuple(dict.fromkeys(inputs)), (*batch, *ahead)
+        if batch or looped:
+            stages.append(Stage(batch, looped, loop, inputs, tuple(saved)))
     return tuple(stages), fixed | over
 
 
@@ -300,14 +302,14 @@ def _ahead(
     fixed: Collection[Variable],
 ) -> tuple[Equation, ...]:
     """What a loop computes from what is known, if the result is no larger than that."""
-    known, found = {*over, *fixed}, []
+    known, ahead = {*over, *fixed}, []
     for eqn in loop:
         read = [v for v in eqn.inputs if v not in fixed]
         larger = sum(v.size for v in eqn.outputs) > sum(v.size for v in set(read))
         if read and not larger and all(v in known for v in read):
             known.update(eqn.outputs)
-            found.append(eqn)
-    return tuple(found)
+            ahead.append(eqn)
+    return tuple(ahead)
 
 
 def _matrix_operand(eqn: Equation, matrices: Container[Variable]) -> int | None:

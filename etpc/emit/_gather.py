@@ -29,8 +29,8 @@ def take(parts: Sequence[Array], index: Index) -> Array:
     present = np.ones(flat.size, bool) if index.mask is None else index.mask.reshape(-1)
     bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
     part = np.searchsorted(bounds, flat, side="right") - 1
-    moves_on = (np.diff(flat) == 1) & (np.diff(part) == 0) & present[1:] & present[:-1]
-    breaks = np.flatnonzero(~(moves_on | ~(present[1:] | present[:-1]))) + 1
+    continues = (np.diff(flat) == 1) & (np.diff(part) == 0) & present[1:] & present[:-1]
+    breaks = np.flatnonzero(~(continues | ~(present[1:] | present[:-1]))) + 1
     if flat.size == 0 or breaks.size >= MAX_SLICES:
         out = _joined(parts)[..., flat]
         out = out.reshape(*out.shape[:-1], *at.shape)
@@ -55,8 +55,8 @@ def rows(parts: Sequence[Array]) -> list[Array]:
     count = parts[0].shape[0]
     if count * len(parts) <= MAX_SLICES:
         return [part[c] for c in range(count) for part in parts]
-    whole = jnp.moveaxis(_joined(parts), 0, -2)
-    return [whole.reshape(*whole.shape[:-2], -1)]
+    joined = jnp.moveaxis(_joined(parts), 0, -2)
+    return [joined.reshape(*joined.shape[:-2], -1)]
 
 
 def by_step(rows: Array) -> list[Array] | Array:

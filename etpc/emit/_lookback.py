@@ -1,7 +1,7 @@
 """The last steps of a stream, through which credit of the newest window goes back exactly.
 
-What is kept is the input of each step and the states before it, as they were; the steps are linearised
-there, with the weights of now. The traces stand at the first of them.
+The input of each step and the states before it are kept as they were; the steps are linearised there, with
+the current weights. The traces stand at the first of them.
 """
 
 from collections.abc import Sequence
@@ -46,25 +46,25 @@ def none_yet(
 def recent(past: tuple[Array, ...], xs: Sequence[Array], state: Sequence[Array]) -> Steps:
     """The steps that are carried. What is no step of the stream is a copy of the one to come, whose
     derivatives are finite wherever those of backpropagation are."""
-    *given, first, valid = (jnp.moveaxis(a, 1, 0) for a in past)
+    *stored, first, valid = (jnp.moveaxis(a, 1, 0) for a in past)
     coming = [*(x[0] for x in xs), *state]
 
-    def filled(kept: Array, new: Array) -> Array:
-        where = valid.reshape(*valid.shape, *[1] * (kept.ndim - 2))
-        return jnp.where(where, kept, new[None])
+    def filled(old: Array, new: Array) -> Array:
+        mask = valid.reshape(*valid.shape, *[1] * (old.ndim - 2))
+        return jnp.where(mask, old, new[None])
 
-    full = [filled(kept, new) for kept, new in zip(given, coming, strict=True)]
+    full = [filled(old, new) for old, new in zip(stored, coming, strict=True)]
     return Steps(full[: len(xs)], full[len(xs) :], first, valid)
 
 
-def taken(xs: Sequence[Array], states: Sequence[Array], fresh: Array) -> Steps:
+def window_steps(xs: Sequence[Array], states: Sequence[Array], fresh: Array) -> Steps:
     """The steps of a window."""
     steps = xs[0].shape[0]
     first = (np.arange(steps) == 0)[:, None] & fresh[None]
     return Steps(list(xs), list(states), first, jnp.ones_like(first))
 
 
-def kept(steps: Steps) -> tuple[Array, ...]:
+def as_carried(steps: Steps) -> tuple[Array, ...]:
     """Steps as they are carried."""
     flat = (*steps.xs, *steps.states, steps.first, steps.valid)
     return tuple(jnp.moveaxis(a, 0, 1) for a in flat)
@@ -75,4 +75,4 @@ def entering(state: Sequence[Array], before: Sequence[Array], fresh: Array) -> l
     return [enter(s, b, fresh) for s, b in zip(state, before, strict=True)]
 
 
-__all__ = ["Steps", "entering", "kept", "none_yet", "recent", "taken"]
+__all__ = ["Steps", "as_carried", "entering", "none_yet", "recent", "window_steps"]

@@ -19,7 +19,7 @@ Products = tuple[Array, Array]
 class CutPassage:
     """By the transitions of the cut steps among the states of a block."""
 
-    p: TracePlan
+    trace: TracePlan
     factors: Sequence[Factors]
     """Of all operations that the trace is for."""
     products: Callable[[], Products]
@@ -31,8 +31,8 @@ class CutPassage:
         return [factors.x for factors in self.factors if factors.x is not None]
 
     def moved(self) -> list[Array]:
-        after, pairs = self.products()[0], self.p.layout.pairs
-        return [apply(pairs, after, factors.immediate) for factors in self.factors]
+        suffixes, pairs = self.products()[0], self.trace.layout.pairs
+        return [apply(pairs, suffixes, factors.immediate) for factors in self.factors]
 
     def moved_parts(self) -> list[list[Array]]:
         return [[moved] for moved in self.moved()]
@@ -85,17 +85,17 @@ class FollowedPassage:
         ]
 
     def whole(self) -> Array:
-        p, whole = self.inner.p, self.inner.whole()  # [B, P, o]
-        layout, q, m = p.layout, p.virtual, p.block
+        trace, whole = self.inner.trace, self.inner.whole()  # [B, P, o]
+        layout, q, m = trace.layout, trace.virtual, trace.block
         batch, _, o = whole.shape
-        by = self.followed
-        known = jnp.einsum("bpq,bqs->bps", by.transition, by.basis)
-        beyond = take([by.starts - known], layout.places)  # [B, q, m, o]
-        among = jnp.broadcast_to(by.transition[..., None], (batch, q, q, o))
+        followed = self.followed
+        predicted = jnp.einsum("bpq,bqs->bps", followed.transition, followed.basis)
+        beyond = take([followed.starts - predicted], layout.places)  # [B, q, m, o]
+        among = jnp.broadcast_to(followed.transition[..., None], (batch, q, q, o))
         below = jnp.concatenate([beyond, among], 2).astype(whole.dtype)
-        if p.site.pairs.dense:
+        if trace.site.pairs.dense:
             square = whole.reshape(batch, m, m, o)
-            zero = jnp.zeros_like(by.transition[:, :1, :, None], whole.dtype)
+            zero = jnp.zeros_like(followed.transition[:, :1, :, None], whole.dtype)
             right = jnp.broadcast_to(zero, (batch, m, q, o))
             above = jnp.concatenate([square, right], 2).reshape(batch, -1, o)
         else:

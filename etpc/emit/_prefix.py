@@ -18,25 +18,25 @@ def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
         return None
     floats = [i for i, v in enumerate(eqn.inputs) if v.is_float]
 
-    def bind(*given):  # all operands are arguments: a rule that closes over tracers would keep them
-        return eqn.bind(*given)[0]
+    def bind(*args):  # all operands are arguments: a rule that closes over tracers would keep them
+        return eqn.bind(*args)[0]
 
-    def forward(*given):
+    def forward(*args):
         def of_floats(*moving):
-            full = list(given)
+            full = list(args)
             for i, value in zip(floats, moving, strict=True):
                 full[i] = value
             return bind(*full)
 
-        return jax.vjp(of_floats, *(given[i] for i in floats))
+        return jax.vjp(of_floats, *(args[i] for i in floats))
 
     def back(pull, bar):
-        nothing = bar == 0
+        is_zero = bar == 0
         bars: list[Any] = [None] * len(eqn.inputs)
-        for i, g in zip(floats, pull(bar), strict=True):
+        for i, gradient in zip(floats, pull(bar), strict=True):
             # of an operand that is a scalar, where nothing comes in at all
-            where = nothing if g.shape == bar.shape else nothing.all()
-            bars[i] = jnp.where(where, jnp.zeros_like(g), g)
+            mask = is_zero if gradient.shape == bar.shape else is_zero.all()
+            bars[i] = jnp.where(mask, jnp.zeros_like(gradient), gradient)
         return tuple(bars)
 
     guarded = jax.custom_vjp(bind)

@@ -42,26 +42,26 @@ def rank_bounds(plan: Plan) -> dict[int, Bound]:
 
     if not ops:
         return {}
-    flat = canonicalise(lambda *given: jax.tree.leaves(tables(*given)), avals)
+    flat = canonicalise(lambda *args: jax.tree.leaves(tables(*args)), avals)
     numbering = Numbering()
-    of_model = len(step.parameters)
-    given = [numbering.new(aval, data=i >= of_model) for i, aval in enumerate(avals)]
-    found = iter(numbering.run(flat, given))
-    return {p.op.number: _bound(p, next(found), next(found)) for p in ops}
+    n_parameters = len(step.parameters)
+    inputs = [numbering.new(aval, data=i >= n_parameters) for i, aval in enumerate(avals)]
+    numbers = iter(numbering.run(flat, inputs))
+    return {p.op.number: _bound(p, next(numbers), next(numbers)) for p in ops}
 
 
 def _bound(p: Any, transition: Numbers, immediate: Numbers) -> Bound:
     kind, m = p.op.kind, p.block
     outputs = kind.groups * kind.outputs
-    moves = np.tile(transition.at, outputs // transition.at.shape[-1])
+    tiled = np.tile(transition.at, outputs // transition.at.shape[-1])
     by_group = [
-        [table.reshape(-1, kind.groups, kind.outputs)[:, g] for table in (moves, immediate.at)]
+        [table.reshape(-1, kind.groups, kind.outputs)[:, g] for table in (tiled, immediate.at)]
         for g in range(kind.groups)
     ]
-    rank = max(distinct_columns(both) for both in by_group)
+    rank = max(distinct_columns(tables) for tables in by_group)
     if transition.data or immediate.data:
         return Bound(m * rank, m * rank)
-    return Bound(m * rank, m * max(distinct_columns([moves]) for moves, _ in by_group))
+    return Bound(m * rank, m * max(distinct_columns([tiled]) for tiled, _ in by_group))
 
 
 __all__ = ["rank_bounds"]

@@ -200,7 +200,7 @@ def _inverse(eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: 
         return eqn.bind(*values)
 
     v = eqn.inputs[operand]
-    _, back = jax.vjp(move, jnp.zeros(v.shape, v.aval.dtype))
+    _, pull = jax.vjp(move, jnp.zeros(v.shape, v.aval.dtype))
     known, counts = [], []
     for out in eqn.outputs:
         zeros = jnp.zeros(out.shape, out.aval.dtype)
@@ -208,11 +208,11 @@ def _inverse(eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: 
             known.append(zeros)
             counts.append(zeros)
             continue
-        here = moved[out]
-        one = jnp.ones(out.shape, bool) if here.where is None else here.where
-        known.append(jnp.where(one, here.value.astype(zeros.dtype), 0))
-        counts.append(one.astype(zeros.dtype))
-    (count,), (total,) = back(counts), back(known)
+        source = moved[out]
+        mask = jnp.ones(out.shape, bool) if source.where is None else source.where
+        known.append(jnp.where(mask, source.value.astype(zeros.dtype), 0))
+        counts.append(mask.astype(zeros.dtype))
+    (count,), (total,) = pull(counts), pull(known)
     count = count.real
     return Moved(total / jnp.maximum(count, 1), count > 0)
 
@@ -228,11 +228,11 @@ def _moved_states(a: Analysis) -> MovedStates:
         moving = [v for v in eqn.inputs if v.is_float and v not in fixed]
         if _is_move(eqn) and moving and all(v in old for v in moving):
             old.update(v for v in eqn.outputs if v.is_float)
-    made = {v for eqn in a.split.body for v in eqn.outputs}
+    computed = {v for eqn in a.split.body for v in eqn.outputs}
     new_states: dict[Variable, int] = {}
     for number, i in enumerate(a.hidden.leaves):
         v = a.split.next_state[i]
-        if v in made and v not in new_states:
+        if v in computed and v not in new_states:
             new_states[v] = number
     reached = set(new_states)
     origins = []
@@ -240,7 +240,7 @@ def _moved_states(a: Analysis) -> MovedStates:
         if not _is_move(eqn) or not any(v in reached for v in eqn.outputs):
             continue
         operands = tuple(
-            i for i, v in enumerate(eqn.inputs) if v.is_float and v in made and v not in old
+            i for i, v in enumerate(eqn.inputs) if v.is_float and v in computed and v not in old
         )
         if operands:
             origins.append((eqn, operands))

@@ -33,18 +33,18 @@ class Credit:
         """Reverse mode through the cut steps: the credit of each new state, and of the start."""
         owners = columns(self.plan.colours.transition, self.new)
 
-        def back(after, now):
-            jacobian, by_old, by_new = now
-            here = [n + a for n, a in zip(by_new, after, strict=True)]
-            before = [
-                o + weighted(here, owner, j)
+        def back(later, step):
+            jacobian, by_old, by_new = step
+            total = [n + a for n, a in zip(by_new, later, strict=True)]
+            earlier = [
+                o + weighted(total, owner, j)
                 for o, j, owner in zip(by_old, jacobian, owners, strict=True)
             ]
-            return before, here
+            return earlier, total
 
         last = [jnp.zeros_like(part[0]) for part in self.new]
-        given = [by_step(j) for j in self.transition], self.old, self.new
-        start, credit = lax.scan(back, last, given, reverse=True)
+        steps = [by_step(j) for j in self.transition], self.old, self.new
+        start, credit = lax.scan(back, last, steps, reverse=True)
         return credit, start
 
 
@@ -53,53 +53,53 @@ class OpSignals:
     """The learning signals of a window, as one operation sees them."""
 
     credit: Credit
-    p: TracePlan
+    trace: TracePlan
     immediate: Arrays
     """The compressed F of the operation."""
     factors: Factors | None
     """Where its blocks are not closed."""
 
     def new(self) -> Array:
-        return take(self.credit.new, self.p.layout.states)
+        return take(self.credit.new, self.trace.layout.states)
 
     def old(self) -> Array | None:
-        return take(self.credit.old, self.p.layout.states) if self.credit.reads_old else None
+        return take(self.credit.old, self.trace.layout.states) if self.credit.reads_old else None
 
     def through(self) -> tuple[Array, Array]:
-        credit, p, at = self.credit, self.p, self.p.layout.states
+        credit, trace, places = self.credit, self.trace, self.trace.layout.states
         if self.factors is None:
             credits, start = credit.through
-            return into_op(credit.plan, self.immediate, credits, p.op), take(start, at)
-        old, new = take(credit.old, at), take(credit.new, at)
-        here, start = _within(p.layout.pairs, self.factors.transition, old, new)
-        return times(here, self.factors.immediate).sum(-2), start
+            return into_op(credit.plan, self.immediate, credits, trace.op), take(start, places)
+        old, new = take(credit.old, places), take(credit.new, places)
+        block_credit, start = _within(trace.layout.pairs, self.factors.transition, old, new)
+        return times(block_credit, self.factors.immediate).sum(-2), start
 
 
 def into_op(plan: Plan, immediate: Arrays, signal: Arrays, op: WeightOp) -> Array:
     """`F^T` on a signal."""
-    by_columns = plan.colours.columns.get(op.number)
-    if by_columns is not None:
+    read_by_columns = plan.colours.columns.get(op.number)
+    if read_by_columns is not None:
         parts = [times(s[None], j) for j, s in zip(immediate, signal, strict=True)]
-        return take(rows(parts), by_columns.entries).sum(-1)
-    (own,) = immediate
+        return take(rows(parts), read_by_columns.entries).sum(-1)
+    (jacobian,) = immediate
     owner = plan.colours.immediate[op.number]
     if owner.at.shape[-1] == 0:
-        return jnp.zeros(own.shape[1:], own.dtype)
-    return weighted(signal, owner, own)
+        return jnp.zeros(jacobian.shape[1:], jacobian.dtype)
+    return weighted(signal, owner, jacobian)
 
 
-def _within(pairs, moves: Array, old: Array, new: Array) -> tuple[Array, Array]:
+def _within(pairs, transition: Array, old: Array, new: Array) -> tuple[Array, Array]:
     """The credit of the block of each output, of each new state and of the start.
 
     For blocks that are not closed, where each output keeps to transitions inside its own.
     """
 
-    def back(after, now):
-        moves, by_old, by_new = now
-        here = by_new + after
-        return by_old + apply_back(pairs, moves, here), here
+    def back(later, step):
+        jacobian, by_old, by_new = step
+        total = by_new + later
+        return by_old + apply_back(pairs, jacobian, total), total
 
-    start, credit = lax.scan(back, jnp.zeros_like(new[0]), (moves, old, new), reverse=True)
+    start, credit = lax.scan(back, jnp.zeros_like(new[0]), (transition, old, new), reverse=True)
     return credit, start
 
 

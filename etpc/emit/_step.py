@@ -30,14 +30,14 @@ class StepFunctions:
     - `saved`: those of them whose data is cut: their outputs are kept from the forward pass.
     """
 
-    def __init__(self, analysis: Analysis, kept: Analysis | None = None):
-        """With `kept`, an analysis in which more is cut, what its cut step needs is saved too."""
+    def __init__(self, analysis: Analysis, other: Analysis | None = None):
+        """With `other`, an analysis in which more is cut, what its cut step needs is saved too."""
         a, body = analysis, analysis.split.body
         self.analysis = analysis
         self.live: list[WeightOp] = [op for op in a.ops if a.reach[op.number].role == "state"]
         self.saved = [op for op in self.live if op.number in a.cut]
         self.saved_equations = {op.equation: i for i, op in enumerate(self.saved)}
-        saved = self.saved if kept is None else [op for op in self.live if op.number in kept.cut]
+        saved = self.saved if other is None else [op for op in self.live if op.number in other.cut]
         self.forward = Forward(a, tuple(op.equation.outputs[0] for op in saved))
         self.live_table = by_equation(self.live)
         new = [a.split.next_state[i] for i in a.hidden.leaves]
@@ -56,8 +56,8 @@ class StepFunctions:
         hidden = self.analysis.hidden
         return hidden.join(
             [
-                part.reshape(own.shape).astype(own.dtype)
-                for part, own in zip(parts, hidden.parts, strict=True)
+                part.reshape(aval.shape).astype(aval.dtype)
+                for part, aval in zip(parts, hidden.parts, strict=True)
             ]
         )
 
@@ -80,8 +80,8 @@ class StepFunctions:
         a = self.analysis
         env: Env = dict(a.step.constants)
         env.update(zip(a.step.parameters, parameters, strict=True))
-        wanted = (*a.split.weights, *a.split.others)
-        evaluate(prune(a.split.prefix, wanted), env, zero_stays_zero)
+        outputs = (*a.split.weights, *a.split.others)
+        evaluate(prune(a.split.prefix, outputs), env, zero_stays_zero)
         turned = [env[v] for v in self.forward.turned] if copies else []
         return (
             tuple(jnp.asarray(env[v]) for v in a.split.weights),
@@ -109,13 +109,13 @@ class StepFunctions:
         numbers = {op.number: i for i, op in enumerate(self.live)}
 
         def rule(eqn, values):
-            here = self.live_table.get(eqn)
-            if here is None:
+            ops = self.live_table.get(eqn)
+            if ops is None:
                 return None
-            for op in here:
+            for op in ops:
                 values = op.kind.shift_inputs(values, shifts[numbers[op.number]])
             outputs = eqn.bind(*values)
-            for op in here:
+            for op in ops:
                 outputs = op.kind.shift_outputs(outputs, shifts[numbers[op.number]])
             return outputs
 
@@ -163,19 +163,19 @@ class StepFunctions:
         numbers = {op.number: i for i, op in enumerate(self.live)}
 
         def rule(eqn, values):
-            here = self.live_table.get(eqn)
-            if here is None:
+            ops = self.live_table.get(eqn)
+            if ops is None:
                 return None
             place = self.saved_equations.get(eqn)
             if place is None:
                 values = list(values)
-                for op in here:
+                for op in ops:
                     values[op.operand] = stop(values[op.operand])
                     values = op.kind.shift_inputs(values, deltas[numbers[op.number]])
                 outputs = eqn.bind(*values)
             else:
                 outputs = [stop(saved[place])]
-            for op in here:
+            for op in ops:
                 outputs = op.kind.shift_outputs(outputs, deltas[numbers[op.number]])
             return outputs
 

@@ -18,19 +18,19 @@ from ._step import StepFunctions
 class ThroughData:
     """The sum of `F W X` over operations, as entries of the compressed D."""
 
-    def __init__(self, plan: Plan, given: Through):
-        self.plan, self.given = plan, given
-        self.step = StepFunctions(given.cut)
+    def __init__(self, plan: Plan, through: Through):
+        self.plan, self.through = plan, through
+        self.step = StepFunctions(through.cut)
         self.places = {op.number: place for place, op in enumerate(self.step.live)}
 
     def pulled(self, pull_of: Callable[[StepFunctions], Any], pull: Any, seeds: list[Array]) -> Any:
         """Cotangents of states and operations from seeds [C, W, B, n]: the first ones by the cut step."""
-        count = self.given.of_cut(self.plan.colours)
+        count = self.through.of_cut(self.plan.colours)
         first, rest = ([seed[a:b] for seed in seeds] for a, b in ((0, count), (count, None)))
-        own = pulled(pull_of(self.step), first)
+        by_cut = pulled(pull_of(self.step), first)
         if count == self.plan.colours.count:
-            return own
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), own, pulled(pull, rest))
+            return by_cut
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), by_cut, pulled(pull, rest))
 
     def __call__(
         self, weights, others, xs, before: Sequence[Array], old: Sequence[Array], immediate
@@ -41,15 +41,15 @@ class ThroughData:
         - `immediate`: the compressed F of each live operation, in parts.
         """
         by_states = self._by_states(weights, others, xs, before, old)
-        lead, total = next(part[:, :, 0] for part in old if part.shape[-1]), []
-        for terms in self.given.terms:
-            place = self.given.cut.split.weights.index(terms.op.weight)
+        lead, products = next(part[:, :, 0] for part in old if part.shape[-1]), []
+        for terms in self.through.terms:
+            place = self.through.cut.split.weights.index(terms.op.weight)
             f = rows(immediate[self.places[terms.op.number]])
-            total.append(self._products(terms, f, weights[place], by_states))
+            products.append(self._products(terms, f, weights[place], by_states))
         bounds = np.cumsum([part.shape[-1] for part in old])[:-1]
         zero = zeros_over(lead, self.plan.colours.transition.at.shape, self.plan.dtype)
-        whole = jnp.moveaxis(sum(total, zero), 2, 0)
-        return jnp.split(whole, bounds, -1)
+        dense = jnp.moveaxis(sum(products, zero), 2, 0)
+        return jnp.split(dense, bounds, -1)
 
     def _products(self, terms: Terms, f: Sequence[Array], weight: Array, x: Sequence[Array]):
         """The sums of one operation, [W, B, C, S]."""
@@ -60,21 +60,21 @@ class ThroughData:
 
     def _by_states(self, weights, others, xs, before, old) -> list[Array]:
         """The compressed X: its rows in parts, [W, B, n] each."""
-        given, dtype = self.given, self.plan.dtype
-        if not given.variables:
+        through, dtype = self.through, self.plan.dtype
+        if not through.variables:
             return []
 
         def data(old):
             def one(x, state, old):
                 state = self.step.with_parts(state, old)
-                values = self.step.values(given.variables, weights, others, x, state)
+                values = self.step.values(through.variables, weights, others, x, state)
                 return jnp.concatenate([jnp.ravel(v).astype(dtype) for v in values])
 
             return jax.vmap(jax.vmap(one))(xs, before, old)
 
         values, pull = jax.vjp(data, list(old))
-        wanted = given.colour[None, :] == np.arange(given.count)[:, None]
-        seeds = jnp.asarray(wanted, dtype)[:, None, None] + jnp.zeros_like(values)[None]
+        of_colour = through.colour[None, :] == np.arange(through.count)[:, None]
+        seeds = jnp.asarray(of_colour, dtype)[:, None, None] + jnp.zeros_like(values)[None]
         return rows(jax.vmap(pull)(seeds)[0])
 
 

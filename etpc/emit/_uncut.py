@@ -69,9 +69,9 @@ class Uncut:
                 inputs[i] = value
             if behind is not None:
                 steps, fresh = behind
-                given = Stored(steps.states, steps.first)
-                before = step.run(weights, others, steps.xs, begin, outputs=False, stored=given)
-                begin = entering(state, before.last, fresh)
+                known = Stored(steps.states, steps.first)
+                past = step.run(weights, others, steps.xs, begin, outputs=False, stored=known)
+                begin = entering(state, past.last, fresh)
             rollout = step.run(
                 weights, others, inputs, begin, outputs=True, shifts=shifts, stored=stored
             )
@@ -89,27 +89,27 @@ class Uncut:
 
     def along(self, rollout: Rollout, pull, traces: Traces, fresh, valid=None) -> Directed:
         """The window along the directions that are followed; `valid` [W, B] says which steps count."""
-        d = self.plan.directions
-        assert d is not None
-        ends, chosen = d.ends(traces.shared, traces.each)
-        still = jax.tree.map(jnp.zeros_like, rollout.outputs)
+        directions = self.plan.directions
+        assert directions is not None
+        ends, chosen = directions.ends(traces.shared, traces.each)
+        zeros = jax.tree.map(jnp.zeros_like, rollout.outputs)
 
         def back(end: Array) -> tuple[list[Array], list[Array]]:
             """From a cotangent [B, S] of the states at the end."""
-            _, _, start, deltas = pull((still, self.split(end)))
+            _, _, start, deltas = pull((zeros, self.split(end)))
             if valid is not None:
                 deltas = [where_over(valid, delta) for delta in deltas]
             return self.signals(start), deltas
 
-        whole = of_each_example(ends, fresh)
-        starts, deltas = jax.vmap(back, in_axes=1)(whole)
+        ends_of_each = of_each_example(ends, fresh)
+        starts, deltas = jax.vmap(back, in_axes=1)(ends_of_each)
         starts = [finite_where(part.swapaxes(0, 1), fresh) for part in starts]
 
         def push(ahead: Array) -> Array:
             """Of perturbations [B, q, S] of the states at the start."""
             by_start = lambda end: jnp.concatenate(back(end)[0], -1)
-            onward = jax.linear_transpose(by_start, jnp.zeros_like(whole[:, 0]))
-            return jax.vmap(lambda one: onward(one)[0], in_axes=1, out_axes=1)(ahead)
+            forward = jax.linear_transpose(by_start, jnp.zeros_like(ends_of_each[:, 0]))
+            return jax.vmap(lambda direction: forward(direction)[0], in_axes=1, out_axes=1)(ahead)
 
         of_op = {
             p.op.number: jnp.moveaxis(delta.reshape(*delta.shape[:3], -1), 0, 2)
@@ -148,15 +148,15 @@ def sum_dtype(weight: Array) -> Any:
     return result_type(weight.dtype, jnp.float32)
 
 
-def where_over(where: Array, a: Array) -> Array:
-    """An array, and zero where not; the axes of `where` lead."""
-    return jnp.where(where.reshape(*where.shape, *[1] * (a.ndim - where.ndim)), a, 0)
+def where_over(mask: Array, a: Array) -> Array:
+    """An array, and zero where the mask does not hold; the axes of the mask lead."""
+    return jnp.where(mask.reshape(*mask.shape, *[1] * (a.ndim - mask.ndim)), a, 0)
 
 
 def finite_where(by_state: Array, fresh: Array) -> Array:
     """Derivatives [B, ...] by states; zero where one is not finite and its stream begins there."""
-    where = fresh.reshape(-1, *[1] * (by_state.ndim - 1)) & ~jnp.isfinite(by_state)
-    return jnp.where(where, 0, by_state)
+    mask = fresh.reshape(-1, *[1] * (by_state.ndim - 1)) & ~jnp.isfinite(by_state)
+    return jnp.where(mask, 0, by_state)
 
 
 __all__ = ["Directed", "Uncut", "finite_where", "sum_dtype", "where_over"]

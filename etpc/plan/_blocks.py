@@ -120,23 +120,23 @@ def colouring(
     }
     by_rows = [k for k in ops if k not in columns]
     patterns = [transition, *(analysis.immediate[k] for k in by_rows)]
-    whole: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
-    leaf = analysis.hidden.leaf_of(np.arange(whole.shape[0]))
+    stacked: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
+    leaf = analysis.hidden.leaf_of(np.arange(stacked.shape[0]))
     if apart is None or apart.all() or not apart.any():
-        colour = colours_of(whole, leaf)
+        colour = colours_of(stacked, leaf)
     else:
-        colour, first = np.zeros(whole.shape[0], np.int64), 0
+        colour, offset = np.zeros(stacked.shape[0], np.int64), 0
         for rows in (~apart, apart):
-            own = np.unique(leaf[rows], return_inverse=True)[1]
-            found = colours_of(sp.csr_array(whole[rows]), own)
-            colour[rows] = first + found
-            first = int(found.max()) + 1
+            leaf_numbers = np.unique(leaf[rows], return_inverse=True)[1]
+            colours = colours_of(sp.csr_array(stacked[rows]), leaf_numbers)
+            colour[rows] = offset + colours
+            offset = int(colours.max()) + 1
     count = int(colour.max(initial=0)) + 1
     owners = [_owners(pattern, colour, count) for pattern in patterns]
     immediate = dict(zip(by_rows, owners[1:], strict=True))
-    none = Index(np.zeros((count, 0), np.int32), None)
-    found = tuple(immediate.get(k, none) for k in range(len(analysis.ops)))
-    return Colouring(colour, count, owners[0], found, columns)
+    no_entries = Index(np.zeros((count, 0), np.int32), None)
+    by_op = tuple(immediate.get(k, no_entries) for k in range(len(analysis.ops)))
+    return Colouring(colour, count, owners[0], by_op, columns)
 
 
 def _read_by_columns(immediate: Pattern) -> bool:
@@ -147,11 +147,11 @@ def _read_by_columns(immediate: Pattern) -> bool:
 
 
 def _columns(immediate: Pattern) -> Columns:
-    turned: Pattern = sp.csr_array(immediate.T)
-    colour = colours_of(turned, np.zeros(turned.shape[0], np.int64))
+    transposed: Pattern = sp.csr_array(immediate.T)
+    colour = colours_of(transposed, np.zeros(transposed.shape[0], np.int64))
     count = int(colour.max(initial=0)) + 1
-    states = block_rows(turned).T
-    at = colour[:, None] * turned.shape[1] + _fill(states)
+    states = block_rows(transposed).T
+    at = colour[:, None] * transposed.shape[1] + _fill(states)
     return Columns(colour, count, Index.of(at, states >= 0))
 
 
@@ -218,7 +218,7 @@ def layout(
     # what stands at an absent entry is masked; a place that continues its neighbours reads faster
     after, before = table[pairs.after], table[pairs.before]
     at = colours.colour[np.maximum(after, 0)] * transition.shape[0] + np.maximum(before, 0)
-    states, places = (Index.of(_fill(each), each >= 0) for each in (rows, table))
+    states, places = (Index.of(_fill(entries), entries >= 0) for entries in (rows, table))
     return Layout(rows, states, pairs, Index.of(at, present), places)
 
 
@@ -232,10 +232,10 @@ def _repeated(rows: np.ndarray, closed: bool) -> np.ndarray:
     if not m:
         return rows[:, :1]
     for count in (n for n in range(1, outputs) if outputs % n == 0):
-        apart = rows.reshape(m, -1, count)
-        first = apart.max(1, initial=-1) if closed else apart[:, 0]
-        same = apart == first[:, None]
-        if (same | (apart < 0) if closed else same).all():
+        repeats = rows.reshape(m, -1, count)
+        first = repeats.max(1, initial=-1) if closed else repeats[:, 0]
+        same = repeats == first[:, None]
+        if (same | (repeats < 0) if closed else same).all():
             return first
     return rows
 
@@ -251,9 +251,9 @@ def immediate_index(
     entries = np.repeat(np.arange(outputs), np.diff(by_output.indptr)) * states + by_output.indices
     present = np.zeros(rows.shape, bool)
     for slot in range(m if entries.size else 0):  # in order, so that the search is fast
-        wanted = np.arange(outputs) * states + rows[slot]
-        place = np.minimum(np.searchsorted(entries, wanted), entries.size - 1)
-        present[slot] = (rows[slot] >= 0) & (entries[place] == wanted)
+        keys = np.arange(outputs) * states + rows[slot]
+        place = np.minimum(np.searchsorted(entries, keys), entries.size - 1)
+        present[slot] = (rows[slot] >= 0) & (entries[place] == keys)
     if columns is None:
         at = colours.colour[np.maximum(rows, 0)] * outputs + np.arange(outputs)
     else:

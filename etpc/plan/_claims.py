@@ -80,11 +80,11 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     if p.trace is None:
         return [Reason("untraced", p.reason, p)]
     form = p.trace.form
-    found = [Reason("form", form.left_out, p)] if not form.exact else []
+    reasons = [Reason("form", form.left_out, p)] if not form.exact else []
     texts = left_out(reach, p.trace.directions)
     if not reach.escapes:  # but what is followed along directions alone
-        return found + [Reason("form", text, p) for text in texts]
-    return found + [
+        return reasons + [Reason("form", text, p) for text in texts]
+    return reasons + [
         Reason("escape", text, p, escape)
         for text, escape in zip(texts, reach.escapes if texts else (), strict=True)
     ]

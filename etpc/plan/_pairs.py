@@ -54,9 +54,9 @@ class Pairs:
         starts = np.searchsorted(self.after, np.arange(self.m))
         offset = np.arange(later.size) - np.repeat(np.cumsum(counts) - counts, counts)
         earlier = starts[self.before[later]] + offset
-        made = np.asarray(number[self.after[later], self.before[earlier]]).reshape(-1) - 1
-        which, exists = _grouped(made, np.arange(later.size), self.after.size)
-        return later[which], earlier[which], exists
+        product = np.asarray(number[self.after[later], self.before[earlier]]).reshape(-1) - 1
+        index, exists = _grouped(product, np.arange(later.size), self.after.size)
+        return later[index], earlier[index], exists
 
 
 def _grouped(group: np.ndarray, member: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,17 +110,17 @@ def uses(rows: np.ndarray, transition: Pattern) -> Uses:
     counts = np.diff(transition.indptr)[state]
     if counts.sum() > min(m * m * outputs, MAX_TABLE):  # a state that reads many has few in a block
         return _uses_by_pair(rows, transition)
-    which = np.repeat(np.arange(state.size), counts)
-    offset = np.arange(which.size) - np.repeat(np.cumsum(counts) - counts, counts)
-    old = transition.indices[transition.indptr[state[which]] + offset].astype(np.int64)
+    entry = np.repeat(np.arange(state.size), counts)
+    offset = np.arange(entry.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    old = transition.indices[transition.indptr[state[entry]] + offset].astype(np.int64)
     # where the old state is in the block of the same output, if it is there
     keys = output * size + state
     order = np.argsort(keys)
-    wanted = output[which] * size + old
-    found = np.minimum(np.searchsorted(keys[order], wanted), max(keys.size - 1, 0))
-    inside = keys[order][found] == wanted if keys.size else np.zeros(0, bool)
-    which, old, found = which[inside], old[inside], found[inside]
-    return Uses(output[which], place[which], place[order][found], state[which], old)
+    wanted_keys = output[entry] * size + old
+    position = np.minimum(np.searchsorted(keys[order], wanted_keys), max(keys.size - 1, 0))
+    inside = keys[order][position] == wanted_keys if keys.size else np.zeros(0, bool)
+    entry, old, position = entry[inside], old[inside], position[inside]
+    return Uses(output[entry], place[entry], place[order][position], state[entry], old)
 
 
 def _uses_by_pair(rows: np.ndarray, transition: Pattern) -> Uses:
@@ -129,13 +129,13 @@ def _uses_by_pair(rows: np.ndarray, transition: Pattern) -> Uses:
     if m * m * outputs > MAX_TABLE:
         raise _too_many(m, outputs)
     size = transition.shape[0]
-    of = np.repeat(np.arange(size, dtype=np.int64), np.diff(transition.indptr))
-    exists = np.sort(of * size + transition.indices)
+    new_states = np.repeat(np.arange(size, dtype=np.int64), np.diff(transition.indptr))
+    keys = np.sort(new_states * size + transition.indices)
     after, before, output = np.indices((m, m, outputs)).reshape(3, -1)
     new, old = rows[after, output], rows[before, output]
-    wanted = np.where((new >= 0) & (old >= 0), new * size + old, -1)
-    found = np.minimum(np.searchsorted(exists, wanted), exists.size - 1)
-    inside = exists[found] == wanted
+    wanted_keys = np.where((new >= 0) & (old >= 0), new * size + old, -1)
+    position = np.minimum(np.searchsorted(keys, wanted_keys), keys.size - 1)
+    inside = keys[position] == wanted_keys
     return Uses(output[inside], after[inside], before[inside], new[inside], old[inside])
 
 
@@ -145,8 +145,8 @@ def pairs_of(used: Uses, m: int) -> Pairs:
         return every_pair(m)
     ones = np.ones(used.after.size, bool)
     direct: Pattern = sp.csr_array((ones, (used.after, used.before)), shape=(m, m), dtype=bool)
-    itself: Pattern = sp.csr_array(sp.eye_array(m, dtype=bool, format="csr"))
-    closed = sp.coo_array(closure(itself, sp.csr_array(direct.T + itself)))
+    identity: Pattern = sp.csr_array(sp.eye_array(m, dtype=bool, format="csr"))
+    closed = sp.coo_array(closure(identity, sp.csr_array(direct.T + identity)))
     if closed.nnz > m * m // 2:
         return every_pair(m)
     order = np.lexsort((closed.col, closed.row))

@@ -216,17 +216,17 @@ class Plan:
 
         Where it was chosen, and the gradient does not depend on it, one near it that divides `steps`.
         """
-        wanted = self.window
+        window = self.window
         if self.algorithm.window == "auto" and not self.window_matters:
-            even = [w for w in range(wanted // 2, 2 * wanted + 1) if steps % w == 0]
-            wanted = min(even, key=lambda w: abs(math.log(w / wanted)), default=wanted)
-        return min(wanted, steps)
+            divisors = [w for w in range(window // 2, 2 * window + 1) if steps % w == 0]
+            window = min(divisors, key=lambda w: abs(math.log(w / window)), default=window)
+        return min(window, steps)
 
     def __str__(self) -> str:
         rows = [f"plan for {self.algorithm}: {self.products} a step"]
         for p in self.ops:
-            what = f"trace {p.trace_shape}" if p.trace is not None else f"no trace: {p.reason}"
-            rows.append(f"  {p.path} {p.kind}: {what}")
+            text = f"trace {p.trace_shape}" if p.trace is not None else f"no trace: {p.reason}"
+            rows.append(f"  {p.path} {p.kind}: {text}")
         return "\n".join(rows)
 
 
@@ -261,14 +261,14 @@ def plan(
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
     ops = _share(ops)
     _check_memory(ops, memory, batch_size)
-    colours, more = _coloured(analysis, algorithm, ops)
-    transition = analysis.transition if more is None else more.transition
+    colours, passed = _coloured(analysis, algorithm, ops)
+    transition = analysis.transition if passed is None else passed.transition
     ops = _laid_out(ops, analysis, transition, colours)
     window, why = AT_LEAST, ""
     if algorithm.window != "auto":
         window = int(algorithm.window)
     elif not window_matters(algorithm, [p.trace for p in ops if p.trace is not None]):
-        count = colours.count + (0 if more is None else more.count)
+        count = colours.count + (0 if passed is None else passed.count)
         window, why = chosen_window(analysis, ops, count)
     elif algorithm.lookback is not None:
         window = min(window, algorithm.lookback)
@@ -280,7 +280,7 @@ def plan(
         colours,
         window,
         why,
-        more,
+        passed,
     )
 
 
@@ -340,9 +340,9 @@ def _share(ops: list[OpPlan]) -> list[OpPlan]:
         t = p.trace
         entries = None if t is None else t.form.same(t.site)
         if t is not None and entries is not None:
-            where = (t.members.indptr.tobytes(), t.members.indices.tobytes())
-            same = (t.op.weight, entries, where, t.closed, t.dtype, t.virtual)
-            owner = owners.setdefault(same, p.op.number)
+            blocks = (t.members.indptr.tobytes(), t.members.indices.tobytes())
+            key = (t.op.weight, entries, blocks, t.closed, t.dtype, t.virtual)
+            owner = owners.setdefault(key, p.op.number)
             if owner != p.op.number:
                 p = dataclasses.replace(p, trace=dataclasses.replace(t, shares=owner))
         shared.append(p)
@@ -359,13 +359,13 @@ def _coloured(
     # rows that share a column have colours of their own
     least = int(np.bincount(analysis.transition.indices, minlength=1).max())
     if algorithm.reach is not None and not analysis.cut and blocks and least > 1:
-        found = through(analysis, blocks)
-        if found is not None:
-            colours = colouring(analysis, enter, found.transition, found.apart)
-            if colours.count + found.count < least:
-                found = with_terms(found, colours)
-                if found is not None:
-                    return colours, found
+        passed = through(analysis, blocks)
+        if passed is not None:
+            colours = colouring(analysis, enter, passed.transition, passed.apart)
+            if colours.count + passed.count < least:
+                passed = with_terms(passed, colours)
+                if passed is not None:
+                    return colours, passed
     return colouring(analysis, enter, analysis.transition), None
 
 
@@ -373,22 +373,24 @@ def _laid_out(
     ops: list[OpPlan], analysis: Analysis, transition: Pattern, colours: Colouring
 ) -> list[OpPlan]:
     """With the tables of those that have a trace; one layout for all that have the same blocks."""
-    found = []
+    planned = []
     layouts: dict[tuple[tuple[int, ...], bytes, bool], Layout] = {}
     for p in ops:
         t = p.trace
         if t is None:
-            found.append(p)
+            planned.append(p)
             continue
-        n = p.op.number
+        number = p.op.number
         rows = block_rows(t.members)
         key = (rows.shape, rows.tobytes(), t.closed)
         if key not in layouts:
             layouts[key] = layout(rows, transition, colours, t.closed)
-        index = immediate_index(rows, analysis.immediate[n], colours, colours.columns.get(n))
+        index = immediate_index(
+            rows, analysis.immediate[number], colours, colours.columns.get(number)
+        )
         laid_out = dataclasses.replace(t, tables=Tables(layouts[key], index))
-        found.append(dataclasses.replace(p, trace=laid_out))
-    return found
+        planned.append(dataclasses.replace(p, trace=laid_out))
+    return planned
 
 
 _UNSELECTED = "it was not selected; it gets the gradient of the current step"
@@ -477,10 +479,10 @@ def _lasting(analysis: Analysis, block: Pattern) -> Pattern:
     for reach in analysis.reach:
         if reach.role != "state":
             read |= reach.reads_states
-    onward: Pattern = sp.csr_array(block.multiply(read[None]))
-    onward.eliminate_zeros()
-    onward.sort_indices()
-    return onward if onward.nnz else block
+    lasting: Pattern = sp.csr_array(block.multiply(read[None]))
+    lasting.eliminate_zeros()
+    lasting.sort_indices()
+    return lasting if lasting.nnz else block
 
 
 DEFAULT_MEMORY = 1 << 34

@@ -1,7 +1,7 @@
 """Transitions inside blocks where nothing is cut, from the Jacobians of the cut step.
 
-Of states that no operation enters which reads what another one makes in the same step, the Jacobian of
-the uncut step is
+For states that are entered by no operation whose data depends on another operation of the same step, the
+Jacobian of the uncut step is
 
     D + sum over operations F W X
 
@@ -92,45 +92,45 @@ def through(analysis: Analysis, blocks: Sequence[Pattern]) -> Through | None:
     if data:
         owner = np.repeat(np.arange(len(data)), [v.size for v in data])
         colour = colours_of(sp.csr_array(sp.vstack(list(data.values()), format="csr")), owner)
-    whole: Pattern = sp.csr_array(cut.transition + inside + _rows(analysis.transition, apart))
-    whole.sort_indices()
-    return Through(cut, apart, inside, whole, tuple(data), colour)
+    combined: Pattern = sp.csr_array(cut.transition + inside + _rows(analysis.transition, apart))
+    combined.sort_indices()
+    return Through(cut, apart, inside, combined, tuple(data), colour)
 
 
-def with_terms(given: Through, colours: Colouring) -> Through | None:
+def with_terms(passed: Through, colours: Colouring) -> Through | None:
     """With the terms of the sum, once the rows of D have colours; `None` where they are too many."""
-    bounds = np.cumsum([0, *(v.size for v in given.variables)])
+    bounds = np.cumsum([0, *(v.size for v in passed.variables)])
     terms = []
-    for op in _reading(given.cut, given.apart):
-        found = _paths(op, given)
-        if found is None:
+    for op in _reading(passed.cut, passed.apart):
+        paths = _paths(op, passed)
+        if paths is None:
             return None
-        begin = int(bounds[given.variables.index(_read_by(op))])
-        terms.append(_terms(op, found, begin, given, colours))
-    return dataclasses.replace(given, terms=tuple(terms))
+        begin = int(bounds[passed.variables.index(_read_by(op))])
+        terms.append(_terms(op, paths, begin, passed, colours))
+    return dataclasses.replace(passed, terms=tuple(terms))
 
 
 def _inside(transition: Pattern, blocks: Sequence[Pattern]) -> Pattern | None:
     """The transitions among the states of any one block; `None` where blocks are large."""
-    whole: Pattern = sp.csr_array(sp.vstack(blocks, format="csr"))
-    if (np.diff(whole.indptr).astype(np.int64) ** 2).sum() > MAX_TABLE:
+    stacked: Pattern = sp.csr_array(sp.vstack(blocks, format="csr"))
+    if (np.diff(stacked.indptr).astype(np.int64) ** 2).sum() > MAX_TABLE:
         return None
-    inside: Pattern = sp.csr_array(transition.multiply(sp.csr_array(whole.T @ whole)))
+    inside: Pattern = sp.csr_array(transition.multiply(sp.csr_array(stacked.T @ stacked)))
     inside.eliminate_zeros()
     inside.sort_indices()
     return inside
 
 
-def _rows(pattern: Pattern, which: np.ndarray) -> Pattern:
+def _rows(pattern: Pattern, selected: np.ndarray) -> Pattern:
     """A pattern with some of its rows, and the others empty."""
-    kept: Pattern = sp.csr_array(pattern.multiply(which[:, None]))
-    kept.eliminate_zeros()
-    kept.sort_indices()
-    return kept
+    masked: Pattern = sp.csr_array(pattern.multiply(selected[:, None]))
+    masked.eliminate_zeros()
+    masked.sort_indices()
+    return masked
 
 
 def _apart(cut: Analysis) -> np.ndarray:
-    """The states that an operation enters which reads what another one makes in the same step."""
+    """The states entered by an operation whose data depends on another operation of the same step."""
     apart = np.zeros(cut.hidden.size, bool)
     for k in cut.cut:
         if cut.reach[k].reads_ops.any():
@@ -181,8 +181,8 @@ def _elements(op: WeightOp) -> np.ndarray:
     v = _read_by(op)
     with jax.ensure_compile_time_eval():
         numbers = jnp.arange(1, v.size + 1, dtype=jnp.int32).reshape(v.shape)
-        given = [numbers if n == op.kind.data else None for n in range(len(op.equation.inputs))]
-        return np.asarray(op.kind.factor(given)).reshape(-1).astype(np.int64) - 1
+        operands = [numbers if n == op.kind.data else None for n in range(len(op.equation.inputs))]
+        return np.asarray(op.kind.factor(operands)).reshape(-1).astype(np.int64) - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -197,35 +197,35 @@ class Paths:
     weight: np.ndarray
 
 
-def _paths(op: WeightOp, given: Through) -> Paths | None:
+def _paths(op: WeightOp, passed: Through) -> Paths | None:
     """The paths through an operation inside blocks; `None` where they are too many to list."""
-    kind, inside = op.kind, given.inside
+    kind, inside = op.kind, passed.inside
     elements = _elements(op)
-    into = given.cut.immediate[op.number]
-    data = sp.csc_array(pick(given.cut.reach[op.number].data, elements))
-    into.sort_indices()
+    immediate = passed.cut.immediate[op.number]
+    data = sp.csc_array(pick(passed.cut.reach[op.number].data, elements))
+    immediate.sort_indices()
     data.sort_indices()
     new = np.repeat(np.arange(inside.shape[0]), np.diff(inside.indptr))
-    outputs, inputs = np.diff(into.indptr)[new], np.diff(data.indptr)[inside.indices]
+    outputs, inputs = np.diff(immediate.indptr)[new], np.diff(data.indptr)[inside.indices]
     counts = outputs.astype(np.int64) * inputs
     if counts.sum() > MAX_TABLE:
         return None
     entry = np.repeat(np.arange(counts.size), counts)
     number = np.arange(entry.size) - np.repeat(np.cumsum(counts) - counts, counts)
     later, earlier = np.divmod(number, inputs[entry])
-    output = into.indices[into.indptr[new[entry]] + later].astype(np.int64)
-    read = data.indices[data.indptr[inside.indices[entry]] + earlier].astype(np.int64)
-    group = read // kind.inputs
-    same = group == output // kind.outputs
-    entry, output, read, group = (a[same] for a in (entry, output, read, group))
-    weight = _weight_at(kind, group, read % kind.inputs, output % kind.outputs)
-    there = weight >= 0
-    return Paths(*(a[there] for a in (entry, output, elements[read], weight)))
+    output = immediate.indices[immediate.indptr[new[entry]] + later].astype(np.int64)
+    data_entry = data.indices[data.indptr[inside.indices[entry]] + earlier].astype(np.int64)
+    group = data_entry // kind.inputs
+    same_group = group == output // kind.outputs
+    entry, output, data_entry, group = (a[same_group] for a in (entry, output, data_entry, group))
+    weight = _weight_at(kind, group, data_entry % kind.inputs, output % kind.outputs)
+    exists = weight >= 0
+    return Paths(*(a[exists] for a in (entry, output, elements[data_entry], weight)))
 
 
-def _terms(op: WeightOp, paths: Paths, begin: int, given: Through, colours: Colouring) -> Terms:
+def _terms(op: WeightOp, paths: Paths, begin: int, passed: Through, colours: Colouring) -> Terms:
     """The tables of some paths; the data of the operation begins at a place among that of all."""
-    inside, size = given.inside, given.inside.shape[0]
+    inside, size = passed.inside, passed.inside.shape[0]
     new = np.repeat(np.arange(size), np.diff(inside.indptr))[paths.entry]
     old = inside.indices[paths.entry].astype(np.int64)
     by_columns = colours.columns.get(op.number)
@@ -233,7 +233,7 @@ def _terms(op: WeightOp, paths: Paths, begin: int, given: Through, colours: Colo
         immediate = colours.colour[new] * op.size + paths.output
     else:
         immediate = by_columns.colour[paths.output] * size + new
-    data = given.colour[begin + paths.element] * size + old
+    data = passed.colour[begin + paths.element] * size + old
     entries, column, counts = np.unique(paths.entry, return_inverse=True, return_counts=True)
     row = np.arange(column.size) - np.repeat(np.cumsum(counts) - counts, counts)
 
@@ -243,10 +243,10 @@ def _terms(op: WeightOp, paths: Paths, begin: int, given: Through, colours: Colo
         at[row, column], present[row, column] = values, True
         return Index.of(at, present)
 
-    where = np.full((colours.count, size), -1, np.int64)
+    entry_at = np.full((colours.count, size), -1, np.int64)
     first = np.cumsum(counts) - counts
-    where[colours.colour[new[first]], old[first]] = np.arange(entries.size)
-    index = Index.of(np.maximum(where, 0), where >= 0)
+    entry_at[colours.colour[new[first]], old[first]] = np.arange(entries.size)
+    index = Index.of(np.maximum(entry_at, 0), entry_at >= 0)
     return Terms(op, table(immediate), table(paths.weight), table(data), index)
 
 

@@ -80,16 +80,16 @@ class Runner:
             for value, old in zip(self.initial_state(), state, strict=True)
         ]
         zeroed = lambda a: instead(jnp.zeros((), a.dtype), a)
-        own = [
+        carries = [
             p.form.restart(p.site, trace, zeroed)
-            for p, trace in zip(self.plan.carried, traces.own, strict=True)
+            for p, trace in zip(self.plan.carried, traces.carries, strict=True)
         ]
         begun = self.window.fresh_each(fresh.shape[0])
         each = tuple(map(instead, begun, traces.each))
         past = traces.past
         if past:  # nothing of it is a step of the stream that begins
             past = (*past[:-1], past[-1] & ~where[:, None])
-        return state, Traces(own, traces.shared, each, past), fresh | where
+        return state, Traces(carries, traces.shared, each, past), fresh | where
 
     def value_and_grad(
         self,
@@ -189,9 +189,9 @@ class Runner:
         leaves = dataclasses.replace(
             self.step.state_leaves, static=(None,) * len(self.step.state_leaves.static)
         )
-        own = tuple(tuple(t) for t in traces.own)
+        carries = tuple(tuple(t) for t in traces.carries)
         rest = tuple(traces.shared), tuple(traces.each), tuple(traces.past)
-        return Carry(leaves.join(state), own, fresh, self.id, batched, *rest)
+        return Carry(leaves.join(state), carries, fresh, self.id, batched, *rest)
 
     def model_tree(self, grads) -> Any:
         leaves = self.step.model_leaves
@@ -256,8 +256,8 @@ def _slice(tree: Any, start: int, stop: int) -> Any:
 
 
 def _without_batch(traces: Traces) -> Traces:
-    own, each, past = jax.tree.map(lambda a: a[0], (traces.own, traces.each, traces.past))
-    return Traces(own, traces.shared, each, past)
+    carries, each, past = jax.tree.map(lambda a: a[0], (traces.carries, traces.each, traces.past))
+    return Traces(carries, traces.shared, each, past)
 
 
 __all__ = ["Runner"]

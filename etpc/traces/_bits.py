@@ -23,16 +23,18 @@ def numbers(array: Array) -> Array:
 
 
 def written(array: Array, dtype: Any) -> Array:
-    """Sums as the dtype that they are kept in: where those are bits, the nearest number, of two the even one."""
+    """Sums in the dtype that they are carried in; as bits, rounded to the nearest number, ties to even."""
     if dtype != BITS:
         return array
     if array.dtype != jnp.float32:
-        kept = jnp.finfo(jnp.bfloat16)
-        array = lax.reduce_precision(array, kept.nexp, kept.nmant).astype(jnp.float32)
-    exact = lax.bitcast_convert_type(array, jnp.uint32)
-    last = lax.shift_right_logical(exact, jnp.uint32(16)) & 1
-    up = jnp.where(jnp.isnan(array), jnp.uint32(0), last + 0x7FFF)  # a carry would end NaN
-    return lax.shift_right_logical(exact + up, jnp.uint32(16)).astype(BITS)
+        limits = jnp.finfo(jnp.bfloat16)
+        array = lax.reduce_precision(array, limits.nexp, limits.nmant).astype(jnp.float32)
+    bits = lax.bitcast_convert_type(array, jnp.uint32)
+    last_bit = lax.shift_right_logical(bits, jnp.uint32(16)) & 1
+    rounding = jnp.where(
+        jnp.isnan(array), jnp.uint32(0), last_bit + 0x7FFF
+    )  # a carry would end NaN
+    return lax.shift_right_logical(bits + rounding, jnp.uint32(16)).astype(BITS)
 
 
 __all__ = ["BITS", "numbers", "written"]

@@ -13,7 +13,7 @@ from ._directions import Directions, Push
 from ._trace import Carry
 
 SPARE = 4
-"""So many directions more than are followed does the estimate of the moment have."""
+"""The moment is estimated along twice as many directions as are followed, and so many more."""
 SQUARINGS = 4
 """`tr((A^T A)^p)^(1/2p)` with p = 2^4 bounds the norm of A from above, by 1.05 of it at most for q = 4."""
 
@@ -63,16 +63,16 @@ class CreditSubspace(Directions):
         return basis[: self.count], basis, moment, counts, zero, zero
 
     def lost(self, shared: Carry) -> float | None:
-        whole, lost = map(float, shared[-2:])
-        return max(lost, 0.0) / whole if whole > 0 else None
+        energy, outside = map(float, shared[-2:])
+        return max(outside, 0.0) / energy if energy > 0 else None
 
     def ends(self, shared: Carry, each: Carry) -> tuple[Float[Array, "1 q S"], None]:
         v, u, h = shared[:3]
         size = jnp.trace(h)
         with jax.default_matmul_precision("highest"):
-            onward = u.T @ (h @ (u @ v.T)) / jnp.where(size > 0, size, 1)
+            iterated = u.T @ (h @ (u @ v.T)) / jnp.where(size > 0, size, 1)
             # of directions that no credit has come from, the old ones are kept
-            basis = jnp.linalg.qr(onward + jnp.finfo(h.dtype).eps ** 0.5 * v.T)[0].T
+            basis = jnp.linalg.qr(iterated + jnp.finfo(h.dtype).eps ** 0.5 * v.T)[0].T
         return jnp.where(size > 0, basis, v)[None], None
 
     def basis(self, shared: Carry, each: Carry) -> Float[Array, "1 q S"]:
@@ -97,10 +97,10 @@ class CreditSubspace(Directions):
         transition = starts @ v.T
         if self.clip:
             transition = transition / jnp.maximum(_norm_bound(transition), 1)[:, None, None]
-        after = (ends[0], *shared[1:])
+        updated = (ends[0], *shared[1:])
         if credit is not None:
-            after = self._with_credit(shared, ends[0], starts, credit)
-        return transition, after, each
+            updated = self._with_credit(shared, ends[0], starts, credit)
+        return transition, updated, each
 
     def _with_credit(
         self,
@@ -109,33 +109,39 @@ class CreditSubspace(Directions):
         starts: Float[Array, "B q S"],
         credit: Float[Array, "B S"],
     ) -> Carry:
-        v, u, h, counts, whole, lost = shared
+        v, u, h, counts, mean_energy, mean_outside = shared
         batch = credit.shape[0]
         with jax.default_matmul_precision("highest"):
             image = ends @ u.T
             inner = image @ h @ image.T  # V' M V'^T
-            onward = jnp.einsum("pq,bqs->bps", inner, starts)
-            energy = jnp.sum(onward * starts) / batch
-            now = jnp.sum(credit**2) / batch
-            some = now > 0
-            bound = jnp.trace(inner) / jnp.where(energy > 0, energy, 1)
+            propagated = jnp.einsum("pq,bqs->bps", inner, starts)
+            predicted = jnp.sum(propagated * starts) / batch
+            energy = jnp.sum(credit**2) / batch
+            has_credit = energy > 0
+            bound = jnp.trace(inner) / jnp.where(predicted > 0, predicted, 1)
             scale = self.ahead * jnp.minimum(1, bound)
-            counts = counts + jnp.stack([some, jnp.ones_like(some)])
+            counts = counts + jnp.stack([has_credit, jnp.ones_like(has_credit)])
             rate = jnp.maximum(self.rate * counts[0], 1) / counts[1]
 
             def times(a: Float[Array, "S k"]) -> Float[Array, "S k"]:
-                ahead = summed("bqs,bqk->sk", onward, starts @ a)
+                ahead = summed("bqs,bqk->sk", propagated, starts @ a)
                 new = (summed("bs,bk->sk", credit, credit @ a) + scale * ahead) / batch
                 return (1 - rate) * (u.T @ (h @ (u @ a))) + rate * new
 
             basis = jnp.linalg.qr(times(u.T))[0]
             moment = basis.T @ times(basis)
-            kept = (moment + moment.T) / 2
-        known = jnp.isfinite(kept).all() & (jnp.trace(kept) > 0)
-        part = now - jnp.sum((credit @ v.T) ** 2) / batch
-        own = jnp.where(some, jnp.maximum(self.rate, 1 / jnp.maximum(counts[0], 1)), 0)
-        new = basis.T, kept, counts, whole + own * (now - whole), lost + own * (part - lost)
-        return ends, *(jnp.where(known, a, b) for a, b in zip(new, shared[1:], strict=True))
+            symmetric = (moment + moment.T) / 2
+        valid = jnp.isfinite(symmetric).all() & (jnp.trace(symmetric) > 0)
+        outside = energy - jnp.sum((credit @ v.T) ** 2) / batch
+        weight = jnp.where(has_credit, jnp.maximum(self.rate, 1 / jnp.maximum(counts[0], 1)), 0)
+        new = (
+            basis.T,
+            symmetric,
+            counts,
+            mean_energy + weight * (energy - mean_energy),
+            mean_outside + weight * (outside - mean_outside),
+        )
+        return ends, *(jnp.where(valid, a, b) for a, b in zip(new, shared[1:], strict=True))
 
 
 def _norm_bound(a: Float[Array, "B q q"]) -> Float[Array, " B"]:

@@ -66,10 +66,10 @@ class Decay(Trace):
         path = jnp.concatenate([eps_f[None], rest_f]), norms
         assert factors.x is not None
         x = factors.x.astype(eps_x.dtype)
-        fed = jnp.tensordot(
+        added = jnp.tensordot(
             jnp.asarray(weights[-1], x.dtype), x, axes=1, precision=lax.Precision.HIGHEST
         )
-        last_x = real.type(powers[-1]) * eps_x + fed.reshape(eps_x.shape)
+        last_x = real.type(powers[-1]) * eps_x + added.reshape(eps_x.shape)
         return (last_x, last_f.reshape(carry[1].shape), norms[-1]), path
 
     def credit(
@@ -84,18 +84,20 @@ class Decay(Trace):
         eps_f, norm = path  # W + 1 values each
         old = signals.old()
         credit = jnp.sum(times(signals.new(), eps_f[1:]), -2) / norm[1:, :, None]
-        before = jnp.zeros_like(credit)
+        old_credit = jnp.zeros_like(credit)
         if old is not None:
-            before = jnp.sum(times(old, eps_f[:-1]), -2) / _positive(norm[:-1])[..., None]
+            old_credit = jnp.sum(times(old, eps_f[:-1]), -2) / _positive(norm[:-1])[..., None]
         decay = jnp.finfo(credit.dtype).dtype.type(self.decay)
 
-        def back(after, now):
-            by_new, by_old = now
-            here = by_new + after
-            return by_old + decay * here, here
+        def back(later, step):
+            by_new, by_old = step
+            total = by_new + later
+            return by_old + decay * total, total
 
-        start, here = lax.scan(back, jnp.zeros_like(credit[0]), (credit, before), reverse=True)
-        return here, start
+        start, credits = lax.scan(
+            back, jnp.zeros_like(credit[0]), (credit, old_credit), reverse=True
+        )
+        return credits, start
 
     def start(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
         _, eps_f, norm = carry

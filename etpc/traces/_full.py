@@ -78,20 +78,20 @@ class Full(Trace):
 
 
 def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
-    """No larger than `F`, it is moved step by step, but where products of transitions are there."""
+    """No larger than `F`, it is moved step by step, unless the products of transitions are there already."""
     start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
     if passage.factors is None or passage.ready:
         # as a product: XLA's CPU back end takes much longer for a sum over the leading axis
         moved, precision = passage.moved_parts(), lax.Precision.HIGHEST
-        once = jnp.ones(moved[0][0].shape[0], eps.dtype)
-        total = lambda part: jnp.tensordot(once, part, 1, precision=precision)
-        fed = [jnp.concatenate([total(part) for part in parts], 1) for parts in moved]
-        end = apply(site.pairs, passage.whole(), start) + sum(fed[1:], fed[0])
+        ones = jnp.ones(moved[0][0].shape[0], eps.dtype)
+        total = lambda part: jnp.tensordot(ones, part, 1, precision=precision)
+        added = [jnp.concatenate([total(part) for part in parts], 1) for parts in moved]
+        end = apply(site.pairs, passage.whole(), start) + sum(added[1:], added[0])
         return end.reshape(eps.shape)
 
-    fed = [factors.immediate for factors in passage.factors]
+    added = [factors.immediate for factors in passage.factors]
     transition = passage.factors[0].transition
-    last, _ = recurrence(site.pairs, transition, sum(fed[1:], fed[0]), start)
+    last, _ = recurrence(site.pairs, transition, sum(added[1:], added[0]), start)
     return last.reshape(eps.shape)
 
 
@@ -108,44 +108,47 @@ def _dense(
     whole = of_each(passage.whole(), site.count)
     g, i, o = kind.groups, kind.inputs, kind.outputs
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
-    onward = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
+    transition = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
     steps = xs[0].shape[0] * len(xs)
     x = jnp.concatenate(xs).transpose(1, 2, 3, 0)  # [B, G, I, W]
-    each = jnp.concatenate(moved).reshape(steps, batch, m, g, o)
-    each = each.transpose(1, 3, 0, 2, 4).reshape(batch, g, steps, *site.states, o)
+    added = jnp.concatenate(moved).reshape(steps, batch, m, g, o)
+    added = added.transpose(1, 3, 0, 2, 4).reshape(batch, g, steps, *site.states, o)
     if g == 1:
-        onward, x, each = onward[:, 0], x[:, 0], each[:, 0]
-    n = each.ndim - len(site.states) - 2  # the axis of steps
+        transition, x, added = transition[:, 0], x[:, 0], added[:, 0]
+    step_axis = added.ndim - len(site.states) - 2  # the axis of steps
 
     def update(eps, *pieces):
         return written(moved_on(numbers(eps).astype(site.dtype), *pieces), eps.dtype)
 
-    def moved_on(eps, x, each, *columns):
+    def moved_on(eps, x, added, *columns):
         if steps == 1 or (steps <= WRITTEN_OUT and m * o <= WRITTEN_OUT):
-            along = x[..., None] if m == 1 else x[..., None, None]
-            at = lambda t: jnp.expand_dims(lax.index_in_dim(each, t, n, keepdims=False), n)
+            data = x[..., None] if m == 1 else x[..., None, None]
+            at = lambda t: jnp.expand_dims(
+                lax.index_in_dim(added, t, step_axis, keepdims=False), step_axis
+            )
             terms = [
-                lax.index_in_dim(along, t, n + 1, keepdims=False) * at(t) for t in range(steps)
+                lax.index_in_dim(data, t, step_axis + 1, keepdims=False) * at(t)
+                for t in range(steps)
             ]
-            fed = sum(terms[1:], terms[0])
+            increment = sum(terms[1:], terms[0])
         else:
-            fed = (x @ each.reshape(*each.shape[: n + 1], -1)).reshape(eps.shape)
+            increment = (x @ added.reshape(*added.shape[: step_axis + 1], -1)).reshape(eps.shape)
         if m == 1:
-            return times(columns[0][..., 0, :], eps) + fed
-        return apply_columns(pairs, columns, eps) + fed
+            return times(columns[0][..., 0, :], eps) + increment
+        return apply_columns(pairs, columns, eps) + increment
 
-    columns = in_columns(pairs, onward, o)
-    last = 1 + len(site.group)  # the axis of inputs
-    given = [(x, last), (each, None), *((column, None) for column in columns)]
-    axis = last
+    columns = in_columns(pairs, transition, o)
+    input_axis = 1 + len(site.group)  # the axis of inputs
+    operands = [(x, input_axis), (added, None), *((column, None) for column in columns)]
+    axis = input_axis
     if g > i:
-        axis, given = 1, [(a, 1) for a in (x, each, *columns)]
+        axis, operands = 1, [(a, 1) for a in (x, added, *columns)]
     at_once = steps == m == 1  # one loop over the entries, which needs no memory
     if start is None:
-        eps, entries = overwrite(eps, axis, update, given, at_once=at_once), None
+        eps, entries = overwrite(eps, axis, update, operands, at_once=at_once), None
     else:
         signal = _spread(site, start)
-        eps, entries = read_and_overwrite(eps, axis, signal, update, given, at_once)
+        eps, entries = read_and_overwrite(eps, axis, signal, update, operands, at_once)
     return (eps,), entries
 
 
@@ -154,14 +157,14 @@ def _with_links(site: Site, passage: Passage, eps: Array) -> Array:
     links, groups, m = site.kind.links, site.kind.groups, site.block
     assert links is not None
     batch, whole = eps.shape[0], of_each(passage.whole(), site.count)
-    each = whole.shape[-1] > 1
-    whole = whole.reshape(*whole.shape[:2], groups if each else 1, -1)
-    whole = whole[..., links.outputs] if each else whole
-    onward = jnp.moveaxis(whole, 2, 1)  # [B, G or 1, P, U or 1]
-    eps = apply(site.pairs, onward, eps.reshape(batch, groups, m, -1)).reshape(eps.shape)
+    per_output = whole.shape[-1] > 1
+    whole = whole.reshape(*whole.shape[:2], groups if per_output else 1, -1)
+    whole = whole[..., links.outputs] if per_output else whole
+    transition = jnp.moveaxis(whole, 2, 1)  # [B, G or 1, P, U or 1]
+    eps = apply(site.pairs, transition, eps.reshape(batch, groups, m, -1)).reshape(eps.shape)
 
-    def add(total, now):
-        x, moved = now  # [B, G, I], [B, m, G, O]
+    def add(total, step):
+        x, moved = step  # [B, G, I], [B, m, G, O]
         moved = jnp.moveaxis(moved.reshape(batch, m, groups, -1), 2, 1)[..., links.outputs]
         return total + (x[:, :, None, links.inputs] * moved).reshape(total.shape), None
 
@@ -176,8 +179,8 @@ def _spread(site: Site, start: Inexact[Array, "B m GO"]) -> Array:
     start = start.reshape(batch, site.block, g, kind.outputs).swapaxes(1, 2)  # [B, G, m, O]
     if kind.links is not None:
         start = start[..., kind.links.outputs]
-    each = (1,) if site.factored and kind.links is None else ()
-    return start.reshape(batch, *site.group, *each, *site.states, -1)
+    input_axis = (1,) if site.factored and kind.links is None else ()
+    return start.reshape(batch, *site.group, *input_axis, *site.states, -1)
 
 
 __all__ = ["Full"]

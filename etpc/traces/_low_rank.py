@@ -79,14 +79,14 @@ class LowRank(Trace):
         """All factor pairs at the end of a window: first the R of the trace, then one for each step."""
         kind, m = site.kind, site.block
         g, i, o = kind.groups, kind.inputs, kind.outputs
-        (fed,), (x,) = passage.moved_parts(), passage.xs
+        (parts,), (x,) = passage.moved_parts(), passage.xs
         a, b = carry[:2]
         batch, x = a.shape[0], jnp.moveaxis(x, 0, 1).astype(a.dtype)
         a = jnp.concatenate([a.reshape(batch, -1, g, i), x], 1)
         # Written part by part: XLA computes what is joined inside the loop that joins it.
         zero = jnp.zeros_like(a[:, :, :1, :1], b.dtype)  # spread over devices as the trace
         pairs, first = jnp.broadcast_to(zero, (*a.shape[:2], m, g * o)), 0
-        for part in fed:
+        for part in parts:
             new = jnp.moveaxis(part, 0, 1).astype(b.dtype)
             pairs = lax.dynamic_update_slice(pairs, new, (0, self.rank, first, 0))
             first += part.shape[2]
@@ -114,26 +114,28 @@ class LowRank(Trace):
         batch = a.shape[0]
         length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
         a = a / jnp.where(length > 0, length, jnp.ones((), length.dtype))
-        along = jnp.moveaxis(length, 1, 2)  # [B, G, Q, 1]
+        lengths = jnp.moveaxis(length, 1, 2)  # [B, G, Q, 1]
         # with less the vectors are not orthonormal on accelerators
         with jax.default_matmul_precision("highest"):
-            of_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
-            of_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj()) * along * along.swapaxes(2, 3)
-            c = leading(of_a, of_b, self.rank)
-            each = (of_a @ c).conj() * along
-            kept = jnp.einsum("bqmgo,bgqr->brmgo", b, each)
+            gram_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
+            gram_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj()) * lengths * lengths.swapaxes(2, 3)
+            c = leading(gram_a, gram_b, self.rank)
+            coefficients = (gram_a @ c).conj() * lengths
+            right = jnp.einsum("bqmgo,bgqr->brmgo", b, coefficients)
             left = jnp.einsum("bqgi,bgqr->brgi", a, c)
-            moved = [left, kept]
+            new = [left, right]
             if self.certificate:
                 b = b * length[:, :, None]
-                lost = _lost(of_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, kept))
-                off, gradient = (bound.reshape(batch, -1, site.count) for bound in carry[2:])
+                dropped = _lost(gram_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, right))
+                trace_bound, gradient_bound = (
+                    bound.reshape(batch, -1, site.count) for bound in carry[2:]
+                )
                 if start is not None:
-                    error = times(jnp.abs(start), off)
-                    gradient = gradient + jnp.sum(error, -2, keepdims=True)
-                bound = apply(site.pairs, jnp.abs(passage.whole()), off)
-                moved += [bound + lost.reshape(bound.shape), gradient]
-        return tuple(n.reshape(before.shape) for n, before in zip(moved, carry, strict=True)), None
+                    error = times(jnp.abs(start), trace_bound)
+                    gradient_bound = gradient_bound + jnp.sum(error, -2, keepdims=True)
+                bound = apply(site.pairs, jnp.abs(passage.whole()), trace_bound)
+                new += [bound + dropped.reshape(bound.shape), gradient_bound]
+        return tuple(array.reshape(old.shape) for array, old in zip(new, carry, strict=True)), None
 
     def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
         """All but the last of the bounds, which is of all gradients since the stream began."""
@@ -159,15 +161,15 @@ class LowRank(Trace):
 
 
 def _lost(
-    of_a: Inexact[Array, "B G Q Q"],
+    gram_a: Inexact[Array, "B G Q Q"],
     b: Inexact[Array, "B Q m G O"],
-    rest: Inexact[Array, "B Q m G O"],
+    residual: Inexact[Array, "B Q m G O"],
 ) -> Inexact[Array, "B m G O"]:
-    """The norm of each column of `A rest^T`, which is what a reduction of `A b^T` leaves out, and of
+    """The norm of each column of `A residual^T`, which is what a reduction of `A b^T` leaves out, and of
     what rounding may add."""
     rounding = jnp.finfo(b.dtype).eps * b.shape[1]
-    square = jnp.sum((rest.conj() * jnp.einsum("bgqr,brmgo->bqmgo", of_a, rest)).real, 1)
-    square = jnp.maximum(square, 0) + rounding * jnp.sum(jnp.abs(rest) ** 2, 1)
+    square = jnp.sum((residual.conj() * jnp.einsum("bgqr,brmgo->bqmgo", gram_a, residual)).real, 1)
+    square = jnp.maximum(square, 0) + rounding * jnp.sum(jnp.abs(residual) ** 2, 1)
     return jnp.sqrt(square) + rounding * jnp.sqrt(jnp.sum(jnp.abs(b) ** 2, 1))
 
 

@@ -12,36 +12,38 @@ ROUNDS = 2
 stays within 1 % of that of the best modes."""
 
 BLOCK = 4
-"""So many vectors are made orthonormal in code that is written out; more than these, block by block."""
+"""Up to so many vectors are made orthonormal in unrolled code; more of them, block by block."""
 
 
 def leading(
-    of_a: Inexact[Array, "*n Q Q"], of_b: Inexact[Array, "*n Q Q"], rank: int
+    gram_a: Inexact[Array, "*n Q Q"], gram_b: Inexact[Array, "*n Q Q"], rank: int
 ) -> Inexact[Array, "*n Q R"]:
     """Coordinates `c` of orthonormal vectors `A c` that span the leading left modes of `A B^T`.
 
-    `of_a` is `A^H A`, with ones on its diagonal or zeros; `of_b` is `B^T B*`. Where there are fewer
+    `gram_a` is `A^H A`, with ones on its diagonal or zeros; `gram_b` is `B^T B*`. Where there are fewer
     than R modes, the rest of `c` is zero.
     """
-    pairs = of_a.shape[-1]
-    size = jnp.trace(of_b, axis1=-2, axis2=-1).real[..., None, None]
-    of_b = of_b / jnp.where(size > 0, size, 1)
-    power = of_b @ of_a
+    pairs = gram_a.shape[-1]
+    size = jnp.trace(gram_b, axis1=-2, axis2=-1).real[..., None, None]
+    gram_b = gram_b / jnp.where(size > 0, size, 1)
+    power = gram_b @ gram_a
     # where pairs depend on each other, coordinates must not grow without bound
-    eps = jnp.finfo(of_a.dtype).eps
-    gram = of_a + jnp.broadcast_to(jnp.asarray(eps * pairs * np.eye(pairs), of_a.dtype), of_a.shape)
+    eps = jnp.finfo(gram_a.dtype).eps
+    gram = gram_a + jnp.broadcast_to(
+        jnp.asarray(eps * pairs * np.eye(pairs), gram_a.dtype), gram_a.shape
+    )
 
-    def again(c, given):
-        onward, least = given
-        return orthonormal(jnp.where(onward, power @ c, c), gram, least), None
+    def again(c, step):
+        multiply, tolerance = step
+        return orthonormal(jnp.where(multiply, power @ c, c), gram, tolerance), None
 
-    begin = of_b @ jnp.asarray(_start(pairs, rank), of_a.dtype)
-    # On the way no mode is lost that is small. The last time the vectors are orthonormal but for rounding:
-    # one of which little is left was nothing else, and no projection is right with it.
+    start = gram_b @ jnp.asarray(_start(pairs, rank), gram_a.dtype)
+    # The first rounds lose no mode for being small. In the last, the vectors must be orthonormal up to
+    # rounding: one of which little is left was rounding alone, and a projection onto it would be wrong.
     # A loop, as this is most of what is compiled.
-    onward = np.array([False, *[True] * ROUNDS, False])
-    least = jnp.asarray([*[eps**2] * (ROUNDS + 1), eps**0.5], size.dtype)
-    return lax.scan(again, begin, (onward, least))[0]
+    multiply = np.array([False, *[True] * ROUNDS, False])
+    tolerance = jnp.asarray([*[eps**2] * (ROUNDS + 1), eps**0.5], size.dtype)
+    return lax.scan(again, start, (multiply, tolerance))[0]
 
 
 def _start(pairs: int, rank: int) -> np.ndarray:
@@ -52,48 +54,52 @@ def _start(pairs: int, rank: int) -> np.ndarray:
 
 
 def orthonormal(
-    c: Inexact[Array, "*n Q R"], gram: Inexact[Array, "*n Q Q"], least: Any
+    c: Inexact[Array, "*n Q R"], gram: Inexact[Array, "*n Q Q"], tolerance: Any
 ) -> Inexact[Array, "*n Q R"]:
     """The columns of `c` made orthonormal in the inner product `gram`; zero where they depend.
 
-    Gram-Schmidt on columns of length one. One depends if no more than `least` of its squared length
-    is left.
+    Gram-Schmidt on columns of length one. A column depends on those before if no more than `tolerance` of
+    its squared length is left.
     """
     c, image = _of_length_one(c, gram @ c, jnp.finfo(c.dtype).eps ** 2)
     count = c.shape[-1]
     if count <= BLOCK:
-        return _block(c, image, least)[0]
+        return _block(c, image, tolerance)[0]
     c, image = (jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, -count % BLOCK)]) for a in (c, image))
     numbers = jnp.arange(c.shape[-1])
 
-    def block(k, now):
-        begin, (c, image) = k * BLOCK, now
-        own = lambda a: lax.dynamic_slice_in_dim(a, begin, BLOCK, -1)
-        done, its = _block(own(c), own(image), least)
-        share = done.conj().swapaxes(-1, -2) @ image
-        share = jnp.where(numbers >= begin + BLOCK, share, 0)  # of those that follow
-        put = lambda a, new: lax.dynamic_update_slice_in_dim(a - new @ share, new, begin, -1)
-        return put(c, done), put(image, its)
+    def block(k, carry):
+        start, (c, image) = k * BLOCK, carry
+        block_of = lambda a: lax.dynamic_slice_in_dim(a, start, BLOCK, -1)
+        basis, basis_image = _block(block_of(c), block_of(image), tolerance)
+        projection = basis.conj().swapaxes(-1, -2) @ image
+        projection = jnp.where(numbers >= start + BLOCK, projection, 0)  # of those that follow
+        updated = lambda a, new: lax.dynamic_update_slice_in_dim(
+            a - new @ projection, new, start, -1
+        )
+        return updated(c, basis), updated(image, basis_image)
 
     return lax.fori_loop(0, c.shape[-1] // BLOCK, block, (c, image))[0][..., :count]
 
 
-def _block(c: Array, image: Array, least: Any) -> tuple[Array, Array]:
+def _block(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array]:
     """Few columns, written out, and their images."""
-    done = []
+    finished = []
     for _ in range(c.shape[-1]):
-        one, its = _of_length_one(c[..., :1], image[..., :1], least)
-        done.append((one, its))
-        share = jnp.sum(one.conj() * image[..., 1:], -2, keepdims=True)
-        c, image = c[..., 1:] - one * share, image[..., 1:] - its * share
-    return jnp.concatenate([a for a, _ in done], -1), jnp.concatenate([b for _, b in done], -1)
+        vector, vector_image = _of_length_one(c[..., :1], image[..., :1], tolerance)
+        finished.append((vector, vector_image))
+        projection = jnp.sum(vector.conj() * image[..., 1:], -2, keepdims=True)
+        c, image = c[..., 1:] - vector * projection, image[..., 1:] - vector_image * projection
+    return jnp.concatenate([a for a, _ in finished], -1), jnp.concatenate(
+        [b for _, b in finished], -1
+    )
 
 
-def _of_length_one(c: Array, image: Array, least: Any) -> tuple[Array, Array]:
-    """Vectors and their images, scaled; zero where the squared length is no more than the least."""
+def _of_length_one(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array]:
+    """Vectors and their images, scaled to length one; zero where the squared length is no more than the tolerance."""
     square = jnp.sum(c.conj() * image, -2, keepdims=True).real
-    some = square > least
-    scale = jnp.where(some, lax.rsqrt(jnp.where(some, square, 1)), 0)
+    independent = square > tolerance
+    scale = jnp.where(independent, lax.rsqrt(jnp.where(independent, square, 1)), 0)
     return c * scale, image * scale
 
 

@@ -19,7 +19,7 @@ from ..ops._kind import summed
 from ._bits import numbers
 from ._transitions import times
 
-Given = tuple[Array, int | None]
+Operand = tuple[Array, int | None]
 """An array [B, ...], and its axis that is cut where that of the trace's inputs is; `None` where none is."""
 
 LARGE = 2
@@ -31,7 +31,7 @@ def over_examples(
 ) -> Inexact[Array, "..."]:
     """`(signal * trace).sum(0)`, a few examples at a time.
 
-    A batch may be spread over devices, each of which has a run of it, and adds up that first.
+    A batch may be spread over devices, each of which holds a run of it and sums that first.
     """
     abreast = tuning().abreast
     if abreast is None:
@@ -42,8 +42,8 @@ def over_examples(
     rows = min(abreast, count)
     rounds = count // rows
 
-    def products(which):
-        terms = [times(which(signal, row), numbers(which(trace, row))) for row in range(rows)]
+    def products(row_of):
+        terms = [times(row_of(signal, row), numbers(row_of(trace, row))) for row in range(rows)]
         return sum(terms[1:], terms[0])
 
     def add(n, sums):
@@ -71,36 +71,41 @@ def overwrite(
     trace: Num[Array, "B ..."],
     axis: int,
     update: Callable[..., Array],
-    given: Sequence[Given],
-    after: Int[Array, ""] | None = None,
+    operands: Sequence[Operand],
+    zero: Int[Array, ""] | None = None,
     at_once: bool = False,
 ) -> Array:
-    """`update(trace, *given)`, a piece of each at a time: some examples, or cut along an axis of the
+    """`update(trace, *operands)`, a piece of each at a time: some examples, or cut along an axis of the
     trace where examples are large or spread over devices.
 
-    Nothing is written before `after`, a zero, is known. `at_once` takes the whole of it.
+    Nothing is written before `zero` is known. `at_once` takes the whole of it.
     """
     piece = tuning().piece
     devices = math.gcd(trace.shape[0], _devices(trace))
     if piece is not None and devices == 1 and trace.nbytes <= LARGE * piece * trace.shape[0]:
-        axis, given = 0, [(a, 0) for a, _ in given]
+        axis, operands = 0, [(a, 0) for a, _ in operands]
     size = places = trace.shape[axis]
     if piece is not None and trace.size and not at_once:
         size = math.ceil(places / math.ceil(trace.nbytes / devices / piece))
     if size == places:
-        return update(trace, *_all_after(after, [a for a, _ in given]))
+        return update(trace, *_all_after(zero, [a for a, _ in operands]))
 
-    def one(trace, place, size):
-        cut = lambda a, of: a if of is None else lax.dynamic_slice_in_dim(a, place, size, of)
-        pieces = [cut(a, of if of is not None and a.shape[of] > 1 else None) for a, of in given]
+    def updated(trace, place, size):
+        cut = lambda a, along: (
+            a if along is None else lax.dynamic_slice_in_dim(a, place, size, along)
+        )
+        pieces = [
+            cut(a, along if along is not None and a.shape[along] > 1 else None)
+            for a, along in operands
+        ]
         new = update(cut(trace, axis), *pieces)
-        start = place if after is None else place + after
+        start = place if zero is None else place + zero
         return lax.dynamic_update_slice_in_dim(trace, new, start, axis)
 
-    whole, rest = divmod(places, size)
-    starts = jnp.arange(whole, dtype=jnp.int32) * size
-    trace = lax.scan(lambda trace, place: (one(trace, place, size), None), trace, starts)[0]
-    return one(trace, whole * size, rest) if rest else trace
+    full_pieces, remainder = divmod(places, size)
+    starts = jnp.arange(full_pieces, dtype=jnp.int32) * size
+    trace = lax.scan(lambda trace, place: (updated(trace, place, size), None), trace, starts)[0]
+    return updated(trace, full_pieces * size, remainder) if remainder else trace
 
 
 def read_and_overwrite(
@@ -108,12 +113,12 @@ def read_and_overwrite(
     axis: int,
     signal: Inexact[Array, "B ..."],
     update: Callable[..., Array],
-    given: Sequence[Given],
+    operands: Sequence[Operand],
     at_once: bool = False,
 ) -> tuple[Array, Array]:
     """`overwrite`, and `over_examples` of what was there before."""
     read = over_examples(trace, signal)
-    return overwrite(trace, axis, update, given, zero_after(read), at_once), read
+    return overwrite(trace, axis, update, operands, zero_after(read), at_once), read
 
 
 def zero_after(array: Array) -> Int[Array, ""]:

@@ -150,9 +150,9 @@ class Trace:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        said = next(c for c in cls.__mro__ if "start_alone" in vars(c))
-        read = ("follow", "credit", "start")
-        if any(getattr(cls, name) is not getattr(said, name) for name in read):
+        declaring = next(base for base in cls.__mro__ if "start_alone" in vars(base))
+        methods = ("follow", "credit", "start")
+        if any(getattr(cls, name) is not getattr(declaring, name) for name in methods):
             cls.start_alone = False
 
     @property
@@ -251,7 +251,7 @@ class Trace:
 class Traces(NamedTuple):
     """All that is carried beside the state."""
 
-    own: list[Carry]
+    carries: list[Carry]
     """Of each trace."""
     shared: Carry = ()
     """Of the directions, what the batch shares; empty where there are none."""

@@ -100,15 +100,15 @@ def _by_period(
     """A product with block states, for fewer transitions than outputs too."""
 
     @functools.wraps(product)
-    def whole(pairs: Pairs, transition: Array, block: Array) -> Array:
+    def wrapped(pairs: Pairs, transition: Array, block: Array) -> Array:
         period, outputs = transition.shape[-1], block.shape[-1]
         if period in (1, outputs):
             return product(pairs, transition, block)
-        apart = jnp.moveaxis(block.reshape(*block.shape[:-1], outputs // period, period), -2, -3)
-        out = jnp.moveaxis(product(pairs, transition[..., None, :, :], apart), -3, -2)
+        periods = jnp.moveaxis(block.reshape(*block.shape[:-1], outputs // period, period), -2, -3)
+        out = jnp.moveaxis(product(pairs, transition[..., None, :, :], periods), -3, -2)
         return out.reshape(*out.shape[:-2], outputs)
 
-    return whole
+    return wrapped
 
 
 @_by_period
@@ -122,8 +122,8 @@ def apply(
     if m == 1:
         return times(transition, block)
     if not pairs.dense:
-        which, exists = pairs.into
-        return _sum(transition, which, block, pairs.before[which], exists)
+        index, exists = pairs.into
+        return _sum(transition, index, block, pairs.before[index], exists)
     square = _square(transition, m)
     if m <= UNROLLED:
         return _sum_of_columns(_parts(square, -2), block)
@@ -167,15 +167,15 @@ def apply_back(
     if m == 1:
         return times(block, transition)
     if not pairs.dense:
-        which, exists = pairs.out_of
-        return _sum(block, pairs.after[which], transition, which, exists)
+        index, exists = pairs.out_of
+        return _sum(block, pairs.after[index], transition, index, exists)
     square = _square(transition, m)
     if m <= UNROLLED:
         terms = [times(block[..., None, c, :], square[..., c, :, :]) for c in range(m)]
         return sum(terms[1:], terms[0])
     if square.shape[-1] == 1:
-        back = lambda credit, moves: jnp.swapaxes(moves, -2, -1) @ credit
-        return _contracted(back, block, square[..., 0])
+        transposed = lambda credit, moves: jnp.swapaxes(moves, -2, -1) @ credit
+        return _contracted(transposed, block, square[..., 0])
     return _contracted(lambda a, b: jnp.einsum("...co,...cao->...ao", a, b), block, square)
 
 
@@ -189,37 +189,37 @@ def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tupl
     m = pairs.m
     # In a loop a reshape would keep XLA's CPU backend from vectorising it, and so would a read of rows.
     if not pairs.dense:
-        product, begin, given = functools.partial(compose, pairs), last, transition
+        product, start, steps = functools.partial(compose, pairs), last, transition
     elif m > UNROLLED:
-        product, begin, given = _compose_dense, _square(last, m), _square(transition, m)
+        product, start, steps = _compose_dense, _square(last, m), _square(transition, m)
     else:
         entries = _parts(transition, -2)
         rows = [jnp.stack(entries[c * m : (c + 1) * m], -2) for c in range(m)]
-        product, begin, given = _compose_rows, _square(last, m), rows
+        product, start, steps = _compose_rows, _square(last, m), rows
 
-    def back(after, now):
-        return product(after, now), after
+    def back(later, step):
+        return product(later, step), later
 
-    whole, after = lax.scan(back, begin, given, reverse=True)
-    return after.reshape(transition.shape), whole.reshape(last.shape)
+    total, suffixes = lax.scan(back, start, steps, reverse=True)
+    return suffixes.reshape(transition.shape), total.reshape(last.shape)
 
 
 def recurrence(
     pairs: Pairs,
     transition: Inexact[Array, "W B P o"],
-    fed: Inexact[Array, "W B m O"],
+    added: Inexact[Array, "W B m O"],
     start: Inexact[Array, "B m O"],
     decay: float = 1.0,
 ) -> tuple[Inexact[Array, "B m O"], Inexact[Array, "W B m O"]]:
     """Block states by `eps' = a D eps + F`: the last ones, and those after each step."""
 
-    def step(eps, now):
-        columns, new = now
+    def step(eps, inputs):
+        columns, new = inputs
         eps = apply_columns(pairs, columns, eps)
         eps = (eps if decay == 1 else jnp.asarray(decay, _real(eps)) * eps) + new
         return eps, eps
 
-    return lax.scan(step, start, (in_columns(pairs, transition, fed.shape[-1]), fed))
+    return lax.scan(step, start, (in_columns(pairs, transition, added.shape[-1]), added))
 
 
 def _parts(a: Array, axis: int) -> list[Array]:
@@ -245,8 +245,8 @@ def _sum(
         for k in range(terms):
             part = times(later[..., later_at[:, k], :], earlier[..., earlier_at[:, k], :])
             if not exists[:, k].all():
-                there = jnp.asarray(exists[:, k]).reshape(*[1] * (part.ndim - 2), -1, 1)
-                part = jnp.where(there | jnp.zeros_like(part, bool), part, 0)
+                present = jnp.asarray(exists[:, k]).reshape(*[1] * (part.ndim - 2), -1, 1)
+                part = jnp.where(present | jnp.zeros_like(part, bool), part, 0)
             parts.append(part)
         return sum(parts[1:], parts[0])
     owner = np.broadcast_to(np.arange(count)[:, None], exists.shape)[exists]

@@ -173,7 +173,7 @@ def test_what_grows_stays_in_the_loop():
 
     traced = trace(0.1 * normal(N, N), jnp.zeros(1), ZERO, spread)
     (stage,) = [s for s in StepFunctions(analyse(traced)).forward.stages if s.leaves]
-    assert sum(v.size for v in stage.given) == 1
+    assert sum(v.size for v in stage.inputs) == 1
 
 
 def test_copies_of_weights():

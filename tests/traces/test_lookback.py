@@ -118,7 +118,7 @@ def test_an_example_that_begins_anew_is_a_stream_of_its_own(rule):
 
 
 def test_weights_that_move():
-    """Each step of the path is linearised at the state as it was, with the weights of now."""
+    """Each step of the path is linearised at the state as it was, with the current weights."""
     key = jax.random.key(0)
     w = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)))
     xs = jax.random.normal(key, (6, 2, 3))
