@@ -544,44 +544,19 @@ class Emitter:
 
         Without `read_traces`, what traces give entry by entry is left to `advance`.
         """
-        r = residuals
-        carried = {p.op.number: c for p, c in zip(self.plan.carried, r.traces.carries, strict=True)}
+        backward = self._backward_cut if self.uncut is None else self._backward_uncut
+        weights_bar, moving_bar, starts = backward(residuals, ys_bar, read_traces)
+        return tuple(weights_bar), self._inputs(moving_bar), starts
+
+    def _backward_cut(self, residuals: "Residuals", ys_bar, read_traces: bool):
+        """Where the window is cut as the traces are: by learning signals and the Jacobians of the cut step."""
+        cut, traces, fresh = residuals.cut, residuals.traces, residuals.fresh
+        assert cut is not None
+        carried = {p.op.number: c for p, c in zip(self.plan.carried, traces.carries, strict=True)}
         starts: dict[int, Array] = {}
-        if self.uncut is not None:
-            directions = self.plan.directions
-            ends = []
-            if directions is not None and not self.plan.behind:
-                size = self.plan.analysis.hidden.size
-                ends = self.uncut.split(zeros_over(r.fresh, (size,), self.plan.dtype))
-            weights_bar, moving_bar, start, _ = r.pull((ys_bar, ends))
-            signals = self.uncut.signals(start)
-            signal_start = [_without_past(s[None], r.fresh)[0] for s in signals]
-            weights_bar, credit, virtual, known = _summable(weights_bar), None, None, None
-            if directions is not None:
-                credit = jnp.concatenate([finite_where(s, r.fresh) for s in signals], -1)
-                virtual = directions.coefficients(r.traces.shared, r.traces.each, credit)
-                basis = of_each_example(directions.basis(r.traces.shared, r.traces.each), r.fresh)
-                known = jnp.einsum("bq,bqs->bs", virtual, basis)
-            for p in self.plan.carried:
-                number, trace = p.op.number, carried[p.op.number]
-                of_block = take(signal_start, p.layout.states)
-                if p.directions is not None and virtual is not None and known is not None:
-                    of_block = of_block - take([known], p.layout.states).astype(of_block.dtype)
-                    shape = (*virtual.shape, of_block.shape[-1])
-                    of_virtual = jnp.broadcast_to(virtual[..., None], shape)
-                    of_block = jnp.concatenate([of_block, of_virtual.astype(of_block.dtype)], 1)
-                starts[number] = p.form.start(p.site, of_block, trace)
-                rows_of = p.form.rows(p.site, starts[number], trace)
-                weights_bar = self._past(weights_bar, p, starts[number], trace, read_traces)
-                if rows_of:
-                    product = self._product(p.op, *rows_of)
-                    weights_bar = _accumulated(self.plan, weights_bar, p.op, product)
-            return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, credit)
-        weights_bar, old, new, deltas = r.pull(ys_bar)
-        assert r.cut is not None
-        cut = r.cut
+        weights_bar, old, new, deltas = residuals.pull(ys_bar)
         moving_bar = [] if cut.pull_inputs is None else cut.pull_inputs(ys_bar)[0]
-        old = [_without_past(part, r.fresh) for part in old]
+        old = [_without_past(part, fresh) for part in old]
         weights_bar = _summable(weights_bar)
         xs = self._data_by_op(cut.data)
         credit = Credit(self.plan, cut.jacobians.transition, old, new, self.reads_old)
@@ -600,7 +575,40 @@ class Emitter:
             delta = delta + op_credit.reshape(delta.shape)
             gradient = self._product(p.op, (xs[place], delta), *past)
             weights_bar = _accumulated(self.plan, weights_bar, p.op, gradient)
-        return tuple(weights_bar), self._inputs(moving_bar), Starts(starts, None)
+        return weights_bar, moving_bar, Starts(starts, None)
+
+    def _backward_uncut(self, residuals: "Residuals", ys_bar, read_traces: bool):
+        """Where nothing is cut inside a window: by reverse mode, and the credit of the states at its start."""
+        assert self.uncut is not None
+        traces, fresh, directions = residuals.traces, residuals.fresh, self.plan.directions
+        ends, starts = [], {}
+        if directions is not None and not self.plan.behind:
+            size = self.plan.analysis.hidden.size
+            ends = self.uncut.split(zeros_over(fresh, (size,), self.plan.dtype))
+        weights_bar, moving_bar, states_bar, _ = residuals.pull((ys_bar, ends))
+        signals = self.uncut.signals(states_bar)
+        signal_start = [_without_past(s[None], fresh)[0] for s in signals]
+        weights_bar, credit, virtual, known = _summable(weights_bar), None, None, None
+        if directions is not None:
+            credit = jnp.concatenate([finite_where(s, fresh) for s in signals], -1)
+            virtual = directions.coefficients(traces.shared, traces.each, credit)
+            basis = of_each_example(directions.basis(traces.shared, traces.each), fresh)
+            known = jnp.einsum("bq,bqs->bs", virtual, basis)
+        for p, trace in zip(self.plan.carried, traces.carries, strict=True):
+            of_block = take(signal_start, p.layout.states)
+            if p.directions is not None and virtual is not None and known is not None:
+                of_block = of_block - take([known], p.layout.states).astype(of_block.dtype)
+                shape = (*virtual.shape, of_block.shape[-1])
+                of_virtual = jnp.broadcast_to(virtual[..., None], shape)
+                of_block = jnp.concatenate([of_block, of_virtual.astype(of_block.dtype)], 1)
+            start = p.form.start(p.site, of_block, trace)
+            starts[p.op.number] = start
+            weights_bar = self._past(weights_bar, p, start, trace, read_traces)
+            rows_of = p.form.rows(p.site, start, trace)
+            if rows_of:
+                product = self._product(p.op, *rows_of)
+                weights_bar = _accumulated(self.plan, weights_bar, p.op, product)
+        return weights_bar, moving_bar, Starts(starts, credit)
 
     def _past(self, weights_bar, p: TracePlan, start, trace, read: bool) -> list[Array]:
         """The gradient with what a trace gives entry by entry, if it does and is to be read."""
