@@ -97,7 +97,8 @@ class Norse:
         """Summed over the sequence; the state goes on from step to step."""
         torch = self._torch
         spikes = torch.zeros(self._xs.shape[1], self.hidden.out_features)
-        state = readout_state = None
+        state: Any = None
+        readout_state: Any = None
         total = torch.zeros(())
         for n, (x, labels) in enumerate(zip(self._xs, self._labels, strict=True)):
             if self._window and n and n % self._window == 0:
