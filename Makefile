@@ -74,7 +74,7 @@ docs: .venv/.docs
 
 # Adds the pages of this version to the branch gh-pages. Pushing it publishes them.
 docs-release: .venv/.docs
-	$(MKDOCS) PATH="$(BIN):$$PATH" $(BIN)/mike deploy --update-aliases $(basename $(VERSION)) latest
+	$(MKDOCS) ETPC_DOCS_VERSIONS=mike PATH="$(BIN):$$PATH" $(BIN)/mike deploy --update-aliases $(basename $(VERSION)) latest
 	$(BIN)/mike set-default latest
 
 clean:

@@ -49,6 +49,18 @@ def test_a_module_of_brainstate_has_the_gradients_of_the_same_network_in_equinox
     assert all(row["min_ms"] > 0 and row["error"] < 1e-5 for row in rows.values())
 
 
+def test_norse_has_the_gradients_of_bptt_and_its_memory_grows():
+    """Where Norse is installed, which no extra does."""
+    pytest.importorskip("norse")
+    from benchmarks import norse
+
+    rows = norse.speed(Console(), 16, 20, 4, 1)
+    assert [row["error"] < 1e-5 for row in rows] == [True, True, False, True, True]
+    sizes = [row["bytes"] for row in norse.memory(Console(), 16, (20, 200), 4)]
+    assert sizes[5] > 8 * sizes[2]
+    assert sizes[4] < 1.1 * sizes[1]
+
+
 @pytest.mark.peer
 def test_quick_run_writes_results(tmp_path):
     """As a reader runs it: in a process of its own, in float32."""
