@@ -1,5 +1,6 @@
 """SnAp against a dense reference, and the choice of traces within a memory limit."""
 
+import dataclasses
 import inspect
 import itertools
 
@@ -12,6 +13,8 @@ from jax.experimental import sparse
 from jax.flatten_util import ravel_pytree
 
 import etpc
+from etpc import nn
+from etpc.algorithms import Full
 from tests.marks import few
 
 T, N, IN = 6, 5, 3
@@ -334,3 +337,39 @@ def test_jax_grad_of_a_window_is_the_gradient_of_the_program(algo):
         if isinstance(algo, etpc.CreditRTRL):  # a call knows no loss, and the directions stay
             by_jax = online
         np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_a_choice_that_is_none():
+    """A rule of a user that forgets an operation, or follows directions in windows that are cut."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Forgetful(etpc.algorithms.Algorithm):
+        def choose(self, context):
+            return etpc.algorithms.Choice({op.number: Full() for op in context.ops[1:]})
+
+    @dataclasses.dataclass(frozen=True)
+    class Following(etpc.algorithms.Algorithm):
+        def choose(self, context):
+            forms = {op.number: Full() for op in context.ops}
+            return etpc.algorithms.Choice(forms, directions=etpc.traces.CreditSubspace(1))
+
+    gru = nn.GRU(3, 4, key=jax.random.key(0))
+    with pytest.raises(etpc.AlgorithmError, match=r"Forgetful.choose gives no form for \S"):
+        etpc.compile(gru, Forgetful(), inputs=jnp.zeros(3))
+    with pytest.raises(etpc.AlgorithmError, match='Set in_window="exact"'):
+        etpc.compile(gru, Following(), inputs=jnp.zeros(3))
+    assert etpc.compile(gru, Following(in_window="exact"), inputs=jnp.zeros(3)).plan.directions
+
+
+def test_an_operation_without_a_trace_says_which_gradient_it_gets():
+    @dataclasses.dataclass(frozen=True)
+    class Half(etpc.algorithms.Algorithm):
+        def trace_form(self, kind):
+            return Full() if kind.data is None else None
+
+    gru = nn.GRU(3, 4, key=jax.random.key(0))
+    reasons = {p.path: p.reason for p in etpc.compile(gru, Half(), inputs=jnp.zeros(3)).plan.ops}
+    assert any(reasons.values())
+    assert all("Half gives it none" in r and "current step" in r for r in reasons.values() if r)
+    exact = etpc.compile(gru, Half(in_window="exact"), inputs=jnp.zeros(3))
+    assert all("last steps" in p.reason for p in exact.plan.ops if p.reason)

@@ -1,7 +1,7 @@
 """What every learning rule has, and what it is asked: data, and a choice of traces."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from .._errors import AlgorithmError, InputTypeError, checked_count
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..ops import Kind
-from ..traces import Directions, Full, Site, Trace
+from ..traces import Carry, Directions, Full, Site, Trace
 
 InWindow = Literal["truncated", "exact"]
 TraceForm = Trace
@@ -51,12 +51,14 @@ class Context:
     bounds: Callable[[Mapping[int, Trace]], Mapping[int, Bound]] | None = None
     """For operations with a factor that have such traces: what their rank cannot exceed, proved from the
     program."""
-    lost: Callable[[Mapping[int, Trace]], Mapping[int, np.ndarray]] | None = None
-    """For low-rank traces: how much a reduction to rank 1, 2, ... leaves out on the sample, relative to
-    the norm of the trace. **Raises** `AlgorithmError` where there is no sample."""
-    credit: Callable[[], np.ndarray] | None = None
+    traces: Callable[[Mapping[int, Trace]], Iterable[Mapping[int, tuple[Site, Carry]]]] | None = (
+        None
+    )
+    """Traces of these forms after each window of the sample; those that no other trace holds, by the numbers
+    of their operations. `None` where there is no sample."""
+    credit: "Callable[[Algorithm], np.ndarray] | None" = None
     """The singular values of the credit of the states, [S], on the sample, from random cotangents of
-    all outputs that follow. **Raises** likewise."""
+    all outputs that follow, by a rule with directions. `None` where there is no sample."""
 
     def site(self, op: WeightOp) -> Site:
         """What the trace of an operation knows of it."""
@@ -106,6 +108,11 @@ class Algorithm:
     def takes_window(self) -> bool:
         """Whether `window` is an argument, and does not follow from others."""
         return any(f.name == "window" and f.init for f in dataclasses.fields(self))
+
+    @property
+    def bounded(self) -> bool:
+        """Whether its traces carry bounds of what they leave out."""
+        return False
 
     @property
     def reach(self) -> int | None:

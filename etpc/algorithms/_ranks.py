@@ -1,10 +1,12 @@
 """Which rank each low-rank trace gets: proved, or measured on a sample."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 
+from .._errors import AlgorithmError
 from ..traces import Full, LowRank, Trace
 from ._algorithm import Bound, Choice, Context
 
@@ -29,7 +31,7 @@ def settle_ranks(
     low = {number: form for number, form in choice.forms.items() if isinstance(form, LowRank)}
     bounds = context.bounds(low)
     forms, reasons = dict(choice.forms), dict(choice.reasons)
-    measure: dict[int, Trace] = {}
+    measure: dict[int, LowRank] = {}
     ops = {op.number: op for op in context.ops}
     for number, form in low.items():
         bound = bounds.get(number)
@@ -41,10 +43,28 @@ def settle_ranks(
             reasons[number] = f"rank {proved} holds all of it: {_why(bound)}"
         elif rank == "auto" and form.settle(context.site(ops[number])) == form:
             measure[number] = form
-    if measure and context.lost is not None:
-        for number, lost in context.lost(measure).items():
+    if measure:
+        for number, lost in _lost(context, measure).items():
             forms[number], reasons[number] = _smallest(low[number], lost, error)
     return Choice(forms, reasons)
+
+
+def _lost(context: Context, forms: Mapping[int, LowRank]) -> dict[int, np.ndarray]:
+    """What a reduction of traces to rank 1, 2, ... leaves out on the sample, relative to their norm."""
+    if context.traces is None:
+        paths = ", ".join(dict.fromkeys(op.path for op in context.ops if op.number in forms))
+        raise AlgorithmError(
+            f'rank="auto" cannot prove a rank for the trace of {paths}. This is because its '
+            "transitions depend on data. Pass sample=, the inputs of some steps of one example, "
+            "to have the rank measured, or name one."
+        )
+    left_out = {number: np.zeros(form.rank + 1) for number, form in forms.items()}
+    for carried in context.traces(forms):
+        for number in carried.keys() & forms.keys():
+            squares = forms[number].squares(*carried[number])
+            left_out[number][: squares.size] += np.cumsum(squares[::-1])[::-1]  # by rank 0, 1, ...
+    whole = {number: by_rank[0] or 1.0 for number, by_rank in left_out.items()}
+    return {number: np.sqrt(by_rank[1:-1] / whole[number]) for number, by_rank in left_out.items()}
 
 
 def _why(bound: Bound) -> str:

@@ -155,6 +155,10 @@ class ES_D_RTRL(Algorithm):
             return Decay(self.decay)
         return LowRank(asked_rank(self.rank), certificate=self.certificate)
 
+    @property
+    def bounded(self) -> bool:
+        return self.certificate
+
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
         return choice if self.rank is None else settle_ranks(context, choice, self.rank, self.error)
@@ -226,14 +230,18 @@ class CreditRTRL(Algorithm):
         q, why = self.q, {}
         if q == "auto" and not followed:
             q = 1
-        elif q == "auto" and context.credit is not None:
-            squares = context.credit() ** 2
+        elif q == "auto":
+            if context.credit is None:
+                raise AlgorithmError(
+                    'q="auto" measures in how many directions credit lies. Pass sample=, the inputs of '
+                    "some steps of one example, or name a number."
+                )
+            squares = context.credit(dataclasses.replace(self, q=1, rank=None)) ** 2
             outside = 1 - np.cumsum(squares) / squares.sum()
             q = int(np.argmax(outside < LEFT_OUT)) + 1
             text = f"{q} directions leave out {max(outside[q - 1], 0):.2g} of the energy of credit"
             why = {op.number: f"{text} on the sample, of {LEFT_OUT:g}" for op in followed}
-        count = 1 if q == "auto" else q
-        directions = CreditSubspace(count, self.rate, self.ahead, self.clip)
+        directions = CreditSubspace(q, self.rate, self.ahead, self.clip)
         return Choice(forms, why, None, directions.settle(context.analysis.hidden.size))
 
 
@@ -278,6 +286,10 @@ class RTRL(Whole):
         if kind.data is None or self.rank is None:
             return super().trace_form(kind)
         return LowRank(asked_rank(self.rank), certificate=self.certificate)
+
+    @property
+    def bounded(self) -> bool:
+        return self.certificate
 
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)

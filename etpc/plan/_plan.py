@@ -10,7 +10,13 @@ import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 
-from .._errors import MemoryLimitError, SelectionError, UnsupportedError, raise_together
+from .._errors import (
+    AlgorithmError,
+    MemoryLimitError,
+    SelectionError,
+    UnsupportedError,
+    raise_together,
+)
 from ..algorithms import Algorithm, Choice, Context
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype, vector_dtype
 from ..analyse._pattern import Pattern
@@ -257,6 +263,7 @@ def plan(
     chosen = selected(analysis, weights)
     if choice is None:
         choice = algorithm.choose(context(analysis, weights, memory=memory, batch_size=batch_size))
+    _check_choice(algorithm, choice, traceable(analysis, chosen))
     unchosen = UNMARKED if weights == "marked" else _UNSELECTED
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
     ops = _share(ops)
@@ -282,6 +289,22 @@ def plan(
         why,
         passed,
     )
+
+
+def _check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp]) -> None:
+    """**Raises** `AlgorithmError` for a choice that is not one."""
+    name = type(algorithm).__name__
+    if missing := [op.path for op in ops if op.number not in choice.forms]:
+        raise AlgorithmError(
+            f"{name}.choose gives no form for {', '.join(dict.fromkeys(missing))}. Give each operation of "
+            "`context.ops` one, or `None` for no trace."
+        )
+    if choice.directions is not None and algorithm.in_window != "exact":
+        raise AlgorithmError(
+            f"{name} follows directions in windows that are truncated. This is because `choose` gives "
+            "directions, whose cotangents pass through the window with nothing cut. Set "
+            'in_window="exact" in the rule.'
+        )
 
 
 def _check_supported(analysis: Analysis) -> None:
@@ -417,7 +440,10 @@ def _describe(
     if not reason:
         form, why = choice.forms[op.number], choice.reasons.get(op.number, "")
         if form is None:
-            reason = f"{type(algorithm).__name__} keeps no traces; it gets the gradient of the last steps"
+            steps = "current step" if algorithm.in_window == "truncated" else "last steps"
+            reason = (
+                f"{type(algorithm).__name__} gives it none; it gets the gradient of the {steps}"
+            )
     if form is None:
         directions = None
     else:

@@ -17,8 +17,8 @@ is shorter than `AT_LEAST` only where the arrays of its steps are large beside t
 def window_matters(algorithm: Algorithm, traces: Sequence[Any]) -> bool:
     """Whether another window would give another gradient.
 
-    Under `in_window="exact"` nothing is cut inside a window, and a low-rank trace is reduced after
-    each.
+    Under `in_window="exact"` nothing is cut inside a window; and some forms, such as a low rank, reduce the
+    trace after each.
     """
     exact = algorithm.in_window == "exact"
     return exact or any(t.form.window_matters for t in traces)

@@ -1,6 +1,6 @@
 """From a model to a program, through all the stages."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -8,22 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import (
-    AlgorithmError,
     InputError,
     InputTypeError,
     SelectionError,
     checked_count,
     raise_together,
 )
-from ..algorithms import Algorithm, Choice, Context, CreditRTRL, Full, resolve
+from ..algorithms import Algorithm, Choice, Context, Full, resolve
 from ..analyse import Analysis, analyse
 from ..emit import emit, rank_bounds
 from ..plan import Plan, context, plan
 from ..trace import path_text, trace
 from ..trace._leaves import is_array, shape_of
-from ..traces import Trace
+from ..traces import Carry, Site, Trace
 from ._program import Program
-from ._sample import credit, lost
+from ._sample import credit, traces
 
 UNLIMITED = 1 << 62
 
@@ -58,7 +57,8 @@ def compile(
         program that would need more is refused, and `algo="auto"` chooses what fits.
     - `batch_size`: the number of examples that `memory` is for.
     - `sample`: inputs of some steps of one example, with a leading axis T, such as a typical
-        sequence. `ES_D_RTRL(rank="auto")` measures on it which rank a trace needs.
+        sequence, for a rule that measures on it what it needs: `ES_D_RTRL(rank="auto")` the rank of a
+        trace, `CreditRTRL(q="auto")` the number of directions.
 
     **Returns** the [`Program`][etpc.Program].
 
@@ -100,24 +100,11 @@ def _context(
         whole = {op.number: forms.get(op.number, Full()) for op in ops}
         return plan(analysis, algorithm, chosen, choice=Choice(whole), memory=UNLIMITED)
 
-    def lost_by_rank(forms: Mapping[int, Trace]) -> Mapping[int, np.ndarray]:
-        if sample is None:
-            paths = ", ".join(dict.fromkeys(analysis.ops[n].path for n in forms))
-            raise AlgorithmError(
-                f'rank="auto" cannot prove a rank for the trace of {paths}. This is because its '
-                "transitions depend on data. Pass sample=, the inputs of some steps of one example, "
-                "to have the rank measured, or name one."
-            )
-        return lost(Program(emit(with_traces(forms))), model, sample, forms)
+    def traces_of(forms: Mapping[int, Trace]) -> Iterator[Mapping[int, tuple[Site, Carry]]]:
+        return traces(Program(emit(with_traces(forms))), model, sample)
 
-    def credit_of_states() -> np.ndarray:
-        if sample is None:
-            raise AlgorithmError(
-                'q="auto" measures in how many directions credit lies. Pass sample=, the inputs of some '
-                "steps of one example, or name a number."
-            )
-        credit_rtrl = CreditRTRL(1, None)
-        planned = plan(analysis, credit_rtrl, chosen, memory=UNLIMITED)
+    def credit_of(rule: Algorithm) -> np.ndarray:
+        planned = plan(analysis, rule, chosen, memory=UNLIMITED)
         return credit(Program(emit(planned)), model, sample)
 
     return context(
@@ -126,8 +113,8 @@ def _context(
         memory=memory,
         batch_size=batch_size,
         bounds=lambda forms: rank_bounds(with_traces(forms)),
-        lost=lost_by_rank,
-        credit=credit_of_states,
+        traces=None if sample is None else traces_of,
+        credit=None if sample is None else credit_of,
     )
 
 

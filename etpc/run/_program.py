@@ -117,15 +117,16 @@ class Program(Shown):
     def certificate(self, carry: Carry) -> tuple[Certificate, ...]:
         """Bounds of what low-rank traces left out, one for each; they hold always.
 
-        For a program of `ES_D_RTRL(rank, certificate=True)`. What a reduction leaves out is moved on
+        For a program of a rule with a rank and `certificate=True`, such as
+        `ES_D_RTRL(4, certificate=True)`. What a reduction leaves out is moved on
         by the absolute values of the transitions, and adds up; multiplied with the credit of a window
         it bounds the error of the gradient. Measured, they are 2 to 10 times the error.
         """
         self.arguments.check_carry(carry)
-        if not getattr(self.algorithm, "certificate", False):
+        if not self.algorithm.bounded:
             raise AlgorithmError(
-                f"{self.algorithm} carries no bounds. Compile with "
-                "ES_D_RTRL(rank, certificate=True)."
+                f"{self.algorithm} carries no bounds. Compile with a rank and certificate=True, "
+                "such as ES_D_RTRL(4, certificate=True)."
             )
         certificates = []
         for p, trace in zip(self.plan.carried, carry.traces, strict=True):
@@ -142,20 +143,24 @@ class Program(Shown):
     def credit_lost(self, carry: Carry) -> float | None:
         """The part of the energy of credit that lies in no direction that is followed, on a running mean.
 
-        For a program of [`CreditRTRL`][etpc.CreditRTRL]: `E |lambda - V^T V lambda|^2 / E |lambda|^2`
-        over the windows of `value_and_grad` and `etpc.online`, where `lambda` is the credit of the
-        states at the start of a window. Where it is not small, take a larger `q`.
+        For a program of [`CreditRTRL`][etpc.CreditRTRL], or another rule with directions:
+        `E |lambda - V^T V lambda|^2 / E |lambda|^2` over the windows of `value_and_grad` and
+        `etpc.online`, where `lambda` is the credit of the states at the start of a window. Where it is not
+        small, take a larger `q`.
 
         **Returns** a number in [0, 1]; `None` where nothing escapes, or no window had credit yet.
 
         **Raises** `etpc.AlgorithmError` for another rule.
         """
         self.arguments.check_carry(carry)
+        if self.plan.directions is not None:
+            return self.plan.directions.lost(carry.shared)
         if not self.algorithm.follows:
             raise AlgorithmError(
-                f"{self.algorithm} follows no directions. Compile with CreditRTRL()."
+                f"{self.algorithm} follows no directions. Compile with a rule that does, such as "
+                "CreditRTRL()."
             )
-        return None if self.plan.directions is None else self.plan.directions.lost(carry.shared)
+        return None
 
     def silent(self, model: Any, xs: Any, carry: Carry, *, mask: Any = None) -> tuple[str, ...]:
         """Which layers of neurons give no spike on a sequence; it runs the model and no traces.

@@ -1,7 +1,7 @@
 """What an algorithm asks of a sample before it chooses."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,31 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import AlgorithmError
+from ..traces import Carry, Site
 from ._program import Program
 
 WINDOW = 16
-"""Steps between two reductions of the traces of a sample."""
+"""Steps between two looks at the traces of a sample."""
 
 
-def lost(program: Program, model: Any, sample: Any, ops: Collection[int]) -> dict[int, np.ndarray]:
-    """For the low-rank traces of some operations: what a reduction to rank 1, 2, ... leaves out, relative
-    to the norm of the trace, on a sample."""
-    steps = _steps(sample)
-    carry = program.init()
+def traces(program: Program, model: Any, sample: Any) -> Iterator[dict[int, tuple[Site, Carry]]]:
+    """The traces that are carried after each window of a sample, by the numbers of their operations."""
+    steps, carry = _steps(sample), program.init()
     window = min(WINDOW, math.ceil(steps / 2))
-    ranked: list[tuple[int, int, Any]] = [
-        (n, p.op.number, p) for n, p in enumerate(program.plan.carried) if p.op.number in ops
-    ]
-    totals = {number: np.zeros(p.form.rank + 1) for _, number, p in ranked}
     for start in range(0, steps, window):
         xs = jax.tree.map(lambda a, at=slice(start, start + window): jnp.asarray(a)[at], sample)
         _, carry = program.scan(model, xs, carry)
-        for place, number, p in ranked:
-            squares = p.form.squares(p.site, carry.traces[place])
-            beyond = np.append(np.cumsum(squares[::-1])[::-1], 0)  # left out by rank 0, 1, ...
-            totals[number][: beyond.size] += beyond
-    whole = {n: total[0] if total[0] > 0 else 1.0 for n, total in totals.items()}
-    return {n: np.sqrt(total[1:-1] / whole[n]) for n, total in totals.items()}
+        carried = zip(program.plan.carried, carry.traces, strict=True)
+        yield {p.op.number: (p.site, trace) for p, trace in carried}
 
 
 DRAWS = 8
@@ -91,4 +82,4 @@ def _steps(sample: Any) -> int:
     return steps
 
 
-__all__ = ["credit", "lost"]
+__all__ = ["credit", "traces"]

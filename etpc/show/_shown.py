@@ -102,7 +102,7 @@ class Shown:
         """The window in which `value_and_grad` works on a sequence of so many steps.
 
         The window that `print(program)` shows, or all steps where there are fewer. Where that window
-        was chosen and the gradient does not depend on it (no low-rank trace, and not
+        was chosen and the gradient does not depend on it (no trace that is reduced after each window, and not
         `in_window="exact"`), it is one near it that divides `steps`, so that none are left over.
         """
         return self.plan.window_for(checked_count("steps", steps))

@@ -7,16 +7,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
+from .._tuning import tuning
 from ..ops import Direct, Sparse
 from ..ops._kind import Factored
 from ._bits import numbers, written
 from ._pieces import over_examples, overwrite, read_and_overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import apply, apply_columns, in_columns, of_each, recurrence, times
-
-WRITTEN_OUT = 32
-"""Up to so many steps, and so many numbers of an output's block, a sum of outer products is written
-out: as products of matrices they were two to four times slower on CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +118,7 @@ def _dense(
         return written(moved_on(numbers(eps).astype(site.dtype), *pieces), eps.dtype)
 
     def moved_on(eps, x, added, *columns):
-        if steps == 1 or (steps <= WRITTEN_OUT and m * o <= WRITTEN_OUT):
+        if steps == 1 or max(steps, m * o) <= tuning().outer_products:
             data = x[..., None] if m == 1 else x[..., None, None]
             at = lambda t: jnp.expand_dims(
                 lax.index_in_dim(added, t, step_axis, keepdims=False), step_axis
