@@ -18,6 +18,10 @@ SQUARINGS = 4
 """`tr((A^T A)^p)^(1/2p)` with p = 2^4 bounds the norm of A from above, by 1.05 of it at most for q = 4."""
 
 
+GROWTH = 10.0
+"""So much the virtual states may grow by their own transitions, over however many windows."""
+
+
 @dataclasses.dataclass(frozen=True)
 class CreditSubspace(Directions):
     """The leading directions of the second moment of the credit of all later windows.
@@ -33,6 +37,8 @@ class CreditSubspace(Directions):
     directions than are followed, `M = U^T H U`. The directions of the next window are one step of
     subspace iteration, `V' = orth(M V^T)^T`.
 
+    Each example has, with `clip`, a bound of the norms of all products of the last transitions.
+
     The batch shares V [q, S], U [k, S], H [k, k], the numbers of windows with credit and of all since
     the first one, and the running means of `|lambda_0|^2` and of what of it lies in no direction of V.
     """
@@ -41,7 +47,8 @@ class CreditSubspace(Directions):
     rate: float = 0.05
     ahead: float = 0.9
     clip: bool = True
-    """Whether the transition of the virtual states is kept at a norm of at most one."""
+    """Whether transitions of the virtual states are scaled down where the product of the last ones would
+    otherwise have a norm of more than 10."""
     exact: bool = False
 
     @property
@@ -61,6 +68,9 @@ class CreditSubspace(Directions):
         zero = jnp.zeros((), dtype)
         moment, counts = jnp.zeros((spare, spare), dtype), jnp.zeros(2, dtype)
         return basis[: self.count], basis, moment, counts, zero, zero
+
+    def each(self, size: int, batch: int, dtype: Any) -> Carry:
+        return (jnp.ones(batch, dtype),) if self.clip else ()
 
     def lost(self, shared: Carry) -> float | None:
         whole, lost = map(float, shared[-2:])
@@ -96,7 +106,9 @@ class CreditSubspace(Directions):
         v = shared[0]
         transition = starts @ v.T
         if self.clip:
-            transition = transition / jnp.maximum(_norm_bound(transition), 1)[:, None, None]
+            growth = each[0] * _norm_bound(transition)
+            transition = transition / jnp.maximum(growth / GROWTH, 1)[:, None, None]
+            each = (jnp.clip(growth, 1, GROWTH),)
         after = (ends[0], *shared[1:])
         if credit is not None:
             after = self._with_credit(shared, ends[0], starts, credit)

@@ -9,6 +9,7 @@ import pytest
 
 import etpc
 from etpc.traces import CreditSubspace
+from etpc.traces._credit import GROWTH
 from tests import models, oracle
 from tests.marks import few
 
@@ -79,6 +80,7 @@ def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9, clip=True):
         {k: np.zeros((size, examples[0][0].F_full[k].shape[1])) for k in names} for _ in examples
     ]
     Y = [{k: v @ e[k] for k in names} for e in eps]
+    transitions = [[] for _ in examples]
     grads = dict.fromkeys(names, 0.0)
     M, U = np.zeros((size, size)), spare
     for count, (begin, end) in enumerate(windows(W=W), 1):
@@ -98,7 +100,8 @@ def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9, clip=True):
                 credit, back, cut = p.l_s_full + credit @ p.D_full, back @ p.D_full, cut @ p.D
             virtual = back @ v.T
             if clip:
-                virtual = virtual / max(1, bound(virtual))
+                virtual = virtual / max(1, growth(transitions[b]) * bound(virtual) / GROWTH)
+                transitions[b].append(virtual)
             for k in names:
                 grads[k] = grads[k] + (credit @ eps[b][k] + (v @ credit) @ Y[b][k]) / B
                 Y[b][k] = virtual @ Y[b][k] + (back - cut) @ eps[b][k] + new[k]
@@ -124,6 +127,11 @@ def bound(a):
     return (np.linalg.svd(a, compute_uv=False) ** 32).sum() ** (1 / 32)
 
 
+def growth(transitions):
+    """What any number of the last transitions may have made grow: the largest product of their bounds."""
+    return max(np.prod([bound(N) for N in transitions[n:]]) for n in range(len(transitions) + 1))
+
+
 @pytest.mark.parametrize("name", few(NAMES, "mingru"))
 def test_equals_its_equations(name):
     case = Case(name)
@@ -141,7 +149,7 @@ def test_moment_lasts_through_windows_without_credit():
     rng = np.random.default_rng(0)
     size, q, batch, rate, ahead = 6, 2, 3, 0.3, 0.9
     d = CreditSubspace(q, rate, ahead)
-    shared = d.init(size, jnp.float64)
+    shared, each = d.init(size, jnp.float64), d.each(size, batch, jnp.float64)
     M, with_credit = np.zeros((size, size)), 0
     for count in range(1, 30):
         some = count % 5 == 0
@@ -150,7 +158,7 @@ def test_moment_lasts_through_windows_without_credit():
         ends, chosen = d.ends(shared, ())
         inner = np.asarray(ends[0] @ M @ ends[0].T)
         credits, push = jnp.asarray(credit), lambda ahead: ahead
-        _, shared, _ = d.advance(shared, (), ends, chosen, jnp.asarray(starts), credits, push)
+        _, shared, each = d.advance(shared, each, ends, chosen, jnp.asarray(starts), credits, push)
         if not with_credit and not some:
             assert not shared[2].any()
             continue
@@ -282,6 +290,32 @@ def test_a_reset_keeps_what_the_batch_shares():
         np.testing.assert_array_equal(a, b)
     assert not np.any(after.traces[0][0][0])
     np.testing.assert_array_equal(after.traces[0][0][1], carry.traces[0][0][1])
+
+
+@pytest.mark.parametrize("scale", [0.4, 3.0, 30.0])
+def test_products_of_transitions_are_bounded(scale):
+    """And those that do not grow too much are left as they are."""
+    rng = np.random.default_rng(0)
+    size, q = 6, 2
+    d = CreditSubspace(q)
+    shared, each = d.init(size, jnp.float64), d.each(size, 1, jnp.float64)
+    found, wanted = [], []
+    for _ in range(20):
+        starts = jnp.asarray(scale * rng.normal(size=(1, q, size)) / np.sqrt(size))
+        ends, chosen = d.ends(shared, each)
+        wanted.append(np.asarray(starts[0] @ shared[0].T))
+        transition, shared, each = d.advance(
+            shared, each, ends, chosen, starts, None, lambda ahead: ahead
+        )
+        found.append(np.asarray(transition[0]))
+    largest = 0.0
+    for begin in range(20):
+        product = np.eye(q)
+        for N in found[begin:]:
+            product = N @ product
+            largest = max(largest, np.linalg.norm(product, 2))
+    assert largest <= GROWTH * (1 + 1e-9)
+    assert np.array_equal(found, wanted) == (scale < 1)
 
 
 @pytest.mark.slow
