@@ -29,9 +29,10 @@ class CreditSubspace(Directions):
     Credit `lambda_0` at the start of windows lies in few directions of state space. Its moment follows
     the recursion of an observability Gramian,
 
-        M' = M + r [<lambda_0 lambda_0^T> + gamma <Lambda^T (V M V^T) Lambda> - M]
+        M' = M + r [<lambda_0 lambda_0^T / |lambda_0|> + gamma <Lambda^T (V M V^T) Lambda> - M]
 
-    with the mean over the batch, and the trace of the second term at most gamma times that of
+    with the mean over the batch, divided by lengths so that the few examples with the largest credit do not
+    choose the directions alone, and the trace of the second term at most gamma times that of
     `V M V^T`. So that M lasts for as many windows with credit however rare they are, `r` is `rate`
     times the share of windows that had some, and at least 1 / windows. M is kept on a few more
     directions than are followed, `M = U^T H U`. The directions of the next window are one step of
@@ -128,7 +129,10 @@ class CreditSubspace(Directions):
             inner = image @ h @ image.T  # V' M V'^T
             onward = jnp.einsum("pq,bqs->bps", inner, starts)
             energy = jnp.sum(onward * starts) / batch
-            now = jnp.sum(credit**2) / batch
+            squares = jnp.sum(credit**2, 1)
+            now = jnp.sum(squares) / batch
+            lengths = jnp.sqrt(squares)
+            shares = credit / jnp.where(lengths > 0, lengths, 1)[:, None]
             some = now > 0
             bound = jnp.trace(inner) / jnp.where(energy > 0, energy, 1)
             scale = self.ahead * jnp.minimum(1, bound)
@@ -137,7 +141,7 @@ class CreditSubspace(Directions):
 
             def times(a: Float[Array, "S k"]) -> Float[Array, "S k"]:
                 ahead = summed("bqs,bqk->sk", onward, starts @ a)
-                new = (summed("bs,bk->sk", credit, credit @ a) + scale * ahead) / batch
+                new = (summed("bs,bk->sk", shares, credit @ a) + scale * ahead) / batch
                 return (1 - rate) * (u.T @ (h @ (u @ a))) + rate * new
 
             basis = jnp.linalg.qr(times(u.T))[0]

@@ -110,7 +110,7 @@ def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9, clip=True):
             credits.append(credit / B)  # of the mean over the batch
             through.append(back)
         inner = v_next @ M @ v_next.T
-        now = sum(np.outer(c, c) for c in credits) / B
+        now = sum(np.outer(c, c) / np.linalg.norm(c) for c in credits) / B
         later = sum(L.T @ inner @ L for L in through) / B
         assert np.trace(now) > 0
         r = max(rate, 1 / count)
@@ -167,7 +167,9 @@ def test_moment_lasts_through_windows_without_credit():
         later = sum(L.T @ inner @ L for L in starts) / batch
         later *= ahead * min(1, np.trace(inner) / max(np.trace(later), 1e-300))
         r = max(rate * with_credit, 1) / counted
-        M = (1 - r) * M + r * (credit.T @ credit / batch + later)
+        lengths = np.linalg.norm(credit, axis=1, keepdims=True)
+        now = credit.T @ (credit / np.where(lengths > 0, lengths, 1)) / batch
+        M = (1 - r) * M + r * (now + later)
         found = shared[1].T @ shared[2] @ shared[1]
         np.testing.assert_allclose(found, M, rtol=1e-9, atol=1e-12)
         assert np.linalg.matrix_rank(M) == size or with_credit < 2
