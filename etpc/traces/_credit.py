@@ -18,6 +18,10 @@ SQUARINGS = 4
 """`tr((A^T A)^p)^(1/2p)` with p = 2^4 bounds the norm of A from above, by 1.05 of it at most for q = 4."""
 
 
+GROWTH = 10.0
+"""The virtual states may grow by their own transitions so much, over any number of windows."""
+
+
 @dataclasses.dataclass(frozen=True)
 class CreditSubspace(Directions):
     """The leading directions of the second moment of the credit of all later windows.
@@ -25,13 +29,16 @@ class CreditSubspace(Directions):
     Credit `lambda_0` at the start of windows lies in few directions of state space. Its moment follows
     the recursion of an observability Gramian,
 
-        M' = M + r [<lambda_0 lambda_0^T> + gamma <Lambda^T (V M V^T) Lambda> - M]
+        M' = M + r [<lambda_0 lambda_0^T / |lambda_0|> + gamma <Lambda^T (V M V^T) Lambda> - M]
 
-    with the mean over the batch, and the trace of the second term at most gamma times that of
+    with the mean over the batch, divided by lengths so that the few examples with the largest credit do not
+    choose the directions alone, and the trace of the second term at most gamma times that of
     `V M V^T`. So that M lasts for as many windows with credit however rare they are, `r` is `rate`
     times the share of windows that had some, and at least 1 / windows. M is kept on a few more
     directions than are followed, `M = U^T H U`. The directions of the next window are one step of
     subspace iteration, `V' = orth(M V^T)^T`.
+
+    Each example has, with `clip`, a bound of the norms of all products of the last transitions.
 
     The batch shares V [q, S], U [k, S], H [k, k], the numbers of windows with credit and of all since
     the first one, and the running means of `|lambda_0|^2` and of what of it lies in no direction of V.
@@ -41,7 +48,8 @@ class CreditSubspace(Directions):
     rate: float = 0.05
     ahead: float = 0.9
     clip: bool = True
-    """Whether the transition of the virtual states is kept at a norm of at most one."""
+    """Whether transitions of the virtual states are scaled down where the product of the last ones would
+    otherwise have a norm of more than 10."""
     exact: bool = False
 
     @property
@@ -61,6 +69,9 @@ class CreditSubspace(Directions):
         zero = jnp.zeros((), dtype)
         moment, counts = jnp.zeros((spare, spare), dtype), jnp.zeros(2, dtype)
         return basis[: self.count], basis, moment, counts, zero, zero
+
+    def each(self, size: int, batch: int, dtype: Any) -> Carry:
+        return (jnp.ones(batch, dtype),) if self.clip else ()
 
     def lost(self, shared: Carry) -> float | None:
         energy, outside = map(float, shared[-2:])
@@ -96,7 +107,9 @@ class CreditSubspace(Directions):
         v = shared[0]
         transition = starts @ v.T
         if self.clip:
-            transition = transition / jnp.maximum(_norm_bound(transition), 1)[:, None, None]
+            growth = each[0] * _norm_bound(transition)
+            transition = transition / jnp.maximum(growth / GROWTH, 1)[:, None, None]
+            each = (jnp.clip(growth, 1, GROWTH),)
         updated = (ends[0], *shared[1:])
         if credit is not None:
             updated = self._with_credit(shared, ends[0], starts, credit)
@@ -116,7 +129,10 @@ class CreditSubspace(Directions):
             inner = image @ h @ image.T  # V' M V'^T
             propagated = jnp.einsum("pq,bqs->bps", inner, starts)
             predicted = jnp.sum(propagated * starts) / batch
-            energy = jnp.sum(credit**2) / batch
+            squares = jnp.sum(credit**2, 1)
+            energy = jnp.sum(squares) / batch
+            lengths = jnp.sqrt(squares)
+            by_length = credit / jnp.where(lengths > 0, lengths, 1)[:, None]
             has_credit = energy > 0
             bound = jnp.trace(inner) / jnp.where(predicted > 0, predicted, 1)
             scale = self.ahead * jnp.minimum(1, bound)
@@ -125,7 +141,7 @@ class CreditSubspace(Directions):
 
             def times(a: Float[Array, "S k"]) -> Float[Array, "S k"]:
                 ahead = summed("bqs,bqk->sk", propagated, starts @ a)
-                new = (summed("bs,bk->sk", credit, credit @ a) + scale * ahead) / batch
+                new = (summed("bs,bk->sk", by_length, credit @ a) + scale * ahead) / batch
                 return (1 - rate) * (u.T @ (h @ (u @ a))) + rate * new
 
             basis = jnp.linalg.qr(times(u.T))[0]

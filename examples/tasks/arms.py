@@ -86,7 +86,7 @@ class RandomDirections(CreditSubspace):
         self, shared: Any, each: Any, ends: Any, chosen: Any, starts: Any, credit: Any, push: Any
     ) -> tuple[Array, Any, Any]:
         moved = super().advance(shared, each, ends, chosen, starts, None, push)
-        return moved[0], shared, each
+        return moved[0], shared, moved[2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 import etpc
 from etpc.traces import CreditSubspace
+from etpc.traces._credit import GROWTH
 from tests import models, oracle
 from tests.marks import few
 
@@ -79,6 +80,7 @@ def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9, clip=True):
         {k: np.zeros((size, examples[0][0].F_full[k].shape[1])) for k in names} for _ in examples
     ]
     Y = [{k: v @ e[k] for k in names} for e in eps]
+    transitions = [[] for _ in examples]
     grads = dict.fromkeys(names, 0.0)
     M, U = np.zeros((size, size)), spare
     for count, (begin, end) in enumerate(windows(W=W), 1):
@@ -98,7 +100,8 @@ def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9, clip=True):
                 credit, back, cut = p.l_s_full + credit @ p.D_full, back @ p.D_full, cut @ p.D
             virtual = back @ v.T
             if clip:
-                virtual = virtual / max(1, bound(virtual))
+                virtual = virtual / max(1, growth(transitions[b]) * bound(virtual) / GROWTH)
+                transitions[b].append(virtual)
             for k in names:
                 grads[k] = grads[k] + (credit @ eps[b][k] + (v @ credit) @ Y[b][k]) / B
                 Y[b][k] = virtual @ Y[b][k] + (back - cut) @ eps[b][k] + new[k]
@@ -107,7 +110,7 @@ def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9, clip=True):
             credits.append(credit / B)  # of the mean over the batch
             through.append(back)
         inner = v_next @ M @ v_next.T
-        now = sum(np.outer(c, c) for c in credits) / B
+        now = sum(np.outer(c, c) / np.linalg.norm(c) for c in credits) / B
         later = sum(L.T @ inner @ L for L in through) / B
         assert np.trace(now) > 0
         r = max(rate, 1 / count)
@@ -122,6 +125,11 @@ def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9, clip=True):
 def bound(a):
     """Of the largest singular value: the 32nd root of the sum of their 32nd powers."""
     return (np.linalg.svd(a, compute_uv=False) ** 32).sum() ** (1 / 32)
+
+
+def growth(transitions):
+    """What any number of the last transitions may have made grow: the largest product of their bounds."""
+    return max(np.prod([bound(N) for N in transitions[n:]]) for n in range(len(transitions) + 1))
 
 
 @pytest.mark.parametrize("name", few(NAMES, "mingru"))
@@ -141,7 +149,7 @@ def test_moment_lasts_through_windows_without_credit():
     rng = np.random.default_rng(0)
     size, q, batch, rate, ahead = 6, 2, 3, 0.3, 0.9
     d = CreditSubspace(q, rate, ahead)
-    shared = d.init(size, jnp.float64)
+    shared, each = d.init(size, jnp.float64), d.each(size, batch, jnp.float64)
     M, with_credit = np.zeros((size, size)), 0
     for count in range(1, 30):
         some = count % 5 == 0
@@ -150,7 +158,7 @@ def test_moment_lasts_through_windows_without_credit():
         ends, chosen = d.ends(shared, ())
         inner = np.asarray(ends[0] @ M @ ends[0].T)
         credits, push = jnp.asarray(credit), lambda ahead: ahead
-        _, shared, _ = d.advance(shared, (), ends, chosen, jnp.asarray(starts), credits, push)
+        _, shared, each = d.advance(shared, each, ends, chosen, jnp.asarray(starts), credits, push)
         if not with_credit and not some:
             assert not shared[2].any()
             continue
@@ -159,7 +167,9 @@ def test_moment_lasts_through_windows_without_credit():
         later = sum(L.T @ inner @ L for L in starts) / batch
         later *= ahead * min(1, np.trace(inner) / max(np.trace(later), 1e-300))
         r = max(rate * with_credit, 1) / counted
-        M = (1 - r) * M + r * (credit.T @ credit / batch + later)
+        lengths = np.linalg.norm(credit, axis=1, keepdims=True)
+        now = credit.T @ (credit / np.where(lengths > 0, lengths, 1)) / batch
+        M = (1 - r) * M + r * (now + later)
         found = shared[1].T @ shared[2] @ shared[1]
         np.testing.assert_allclose(found, M, rtol=1e-9, atol=1e-12)
         assert np.linalg.matrix_rank(M) == size or with_credit < 2
@@ -282,6 +292,32 @@ def test_a_reset_keeps_what_the_batch_shares():
         np.testing.assert_array_equal(a, b)
     assert not np.any(after.traces[0][0][0])
     np.testing.assert_array_equal(after.traces[0][0][1], carry.traces[0][0][1])
+
+
+@pytest.mark.parametrize("scale", [0.4, 3.0, 30.0])
+def test_products_of_transitions_are_bounded(scale):
+    """And those that do not grow too much are left as they are."""
+    rng = np.random.default_rng(0)
+    size, q = 6, 2
+    d = CreditSubspace(q)
+    shared, each = d.init(size, jnp.float64), d.each(size, 1, jnp.float64)
+    found, wanted = [], []
+    for _ in range(20):
+        starts = jnp.asarray(scale * rng.normal(size=(1, q, size)) / np.sqrt(size))
+        ends, chosen = d.ends(shared, each)
+        wanted.append(np.asarray(starts[0] @ shared[0].T))
+        transition, shared, each = d.advance(
+            shared, each, ends, chosen, starts, None, lambda ahead: ahead
+        )
+        found.append(np.asarray(transition[0]))
+    largest = 0.0
+    for begin in range(20):
+        product = np.eye(q)
+        for N in found[begin:]:
+            product = N @ product
+            largest = max(largest, np.linalg.norm(product, 2))
+    assert largest <= GROWTH * (1 + 1e-9)
+    assert np.array_equal(found, wanted) == (scale < 1)
 
 
 @pytest.mark.slow
