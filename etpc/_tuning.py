@@ -23,7 +23,7 @@ class Tuning:
     never."""
 
 
-CPU = Tuning(piece=3 << 20, abreast=8, outer_products=32, window=512 << 10, transpose_min_steps=16)
+CPU = Tuning(piece=3 << 20, abreast=8, outer_products=32, window=640 << 10, transpose_min_steps=16)
 """A piece stays in a cache. XLA reduces a leading axis column by column, twenty times slower than it adds
 up rows, and reads a matrix against its layout in each step. Small sums of outer products were two to four
 times slower as products of matrices. The bytes of a window were measured on the cells of the benchmarks in

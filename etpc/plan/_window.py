@@ -11,7 +11,7 @@ from ..analyse import Analysis, vector_dtype
 
 SHORTEST, AT_LEAST, AT_MOST = 8, 16, 64
 """Steps. Beyond, what a window saves is less than the rest of a step on every network that was measured. It
-is shorter than `AT_LEAST` only where the arrays of its steps are large beside the traces."""
+is shorter than `AT_LEAST` only where the traces take less than a step."""
 
 
 def window_matters(algorithm: Algorithm, traces: Sequence[Any]) -> bool:
@@ -29,17 +29,15 @@ def chosen_window(analysis: Analysis, ops: Sequence[Any], colours: int) -> tuple
 
     A pass over the traces moves their bytes two or three times, once for a window; a window keeps the arrays
     of each of its steps. So it is as long as it may be while these take no more than the traces. Where
-    the traces are small, it is short enough that these arrays stay in a cache.
+    the traces take less than a single step, passes cost nothing, and the arrays are to stay in a cache.
     """
     traces = sum(p.trace_bytes for p in ops)
     step, cached = max(bytes_of_step(analysis, ops, colours), 1), tuning().window
     window = traces // step
+    if window == 0 and cached is not None and cached < AT_LEAST * step:
+        return max(cached // step, SHORTEST), "what its steps keep is to stay in a cache"
     if window <= AT_LEAST:
-        cached = AT_LEAST if cached is None else min(max(cached // step, SHORTEST), AT_LEAST)
-        window = max(window, cached)
-        return int(
-            window
-        ), "" if window == AT_LEAST else "what its steps keep is to stay in a cache"
+        return AT_LEAST, ""
     if window >= AT_MOST:
         return AT_MOST, "what its steps keep takes less than the traces"
     return int(window), "what its steps keep takes as much as the traces"
