@@ -104,6 +104,8 @@ class Uncut:
         ends_of_each = of_each_example(ends, fresh)
         starts, deltas = jax.vmap(back, in_axes=1)(ends_of_each)
         starts = [finite_where(part.swapaxes(0, 1), fresh) for part in starts]
+        if valid is not None:  # a window that begins before its stream has no past
+            starts = [where_over(valid[0], part) for part in starts]
 
         def push(ahead: Array) -> Array:
             """Of perturbations [B, q, S] of the states at the start."""
