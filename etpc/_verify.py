@@ -412,7 +412,7 @@ def _remarks(program: Program, steps: int) -> tuple[str, ...]:
             f"{steps} steps fit into one window ({window}), so that no trace was read; take more, or "
             "a smaller `window=`"
         )
-    unmarked = dict.fromkeys(p.path for p in plan.ops if p.reason == UNMARKED)
+    unmarked = dict.fromkeys(p.path for p in plan.ops if p.reason.startswith(UNMARKED))
     if unmarked:
         remarks.append(
             f"{', '.join(unmarked)}: not marked, and so without a trace; leave weights= out to give "

@@ -44,9 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leaves out the slow tests that are not in the share asked for."""
     if not (share := config.getoption("--share")):
         return
-    part, parts = map(int, share.split("/"))
+    try:
+        part, parts = map(int, share.split("/"))
+    except ValueError:
+        part = parts = 0
     if not 0 <= part < parts:
-        raise pytest.UsageError(f"--share {share}: the part is to be from 0 to {parts - 1}")
+        raise pytest.UsageError(f"--share {share}: give I/N, with I from 0 to N - 1")
 
     def chosen(item: pytest.Item) -> bool:
         marked = any(item.get_closest_marker(name) for name in ("slow", "peer", "third_party"))

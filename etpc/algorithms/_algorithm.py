@@ -111,7 +111,7 @@ class Algorithm:
 
     @property
     def bounded(self) -> bool:
-        """Whether its traces carry bounds of what they leave out."""
+        """Whether its traces are to carry bounds of what they leave out."""
         return False
 
     @property

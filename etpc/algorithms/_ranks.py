@@ -55,8 +55,8 @@ def _lost(context: Context, forms: Mapping[int, LowRank]) -> dict[int, np.ndarra
         paths = ", ".join(dict.fromkeys(op.path for op in context.ops if op.number in forms))
         raise AlgorithmError(
             f'rank="auto" cannot prove a rank for the trace of {paths}. This is because its '
-            "transitions depend on data. Pass sample=, the inputs of some steps of one example, "
-            "to have the rank measured, or name one."
+            "transitions depend on data. Pass sample= to etpc.compile, the inputs of some steps of "
+            "one example, to have the rank measured, or name one."
         )
     left_out = {number: np.zeros(form.rank + 1) for number, form in forms.items()}
     for carried in context.traces(forms):

@@ -233,8 +233,8 @@ class CreditRTRL(Algorithm):
         elif q == "auto":
             if context.credit is None:
                 raise AlgorithmError(
-                    'q="auto" measures in how many directions credit lies. Pass sample=, the inputs of '
-                    "some steps of one example, or name a number."
+                    'q="auto" measures in how many directions credit lies. Pass sample= to '
+                    "etpc.compile, the inputs of some steps of one example, or name a number."
                 )
             squares = context.credit(dataclasses.replace(self, q=1, rank=None)) ** 2
             outside = 1 - np.cumsum(squares) / squares.sum()

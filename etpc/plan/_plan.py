@@ -416,8 +416,8 @@ def _laid_out(
     return planned
 
 
-_UNSELECTED = "it was not selected; it gets the gradient of the current step"
-UNMARKED = "it is not marked; it gets the gradient of the current step"
+_UNSELECTED = "it was not selected"
+UNMARKED = "it is not marked"
 
 
 def _describe(
@@ -439,11 +439,10 @@ def _describe(
     reason = _no_trace(reach, op.number in chosen, unchosen, directions is not None)
     if not reason:
         form, why = choice.forms[op.number], choice.reasons.get(op.number, "")
-        if form is None:
-            steps = "current step" if algorithm.in_window == "truncated" else "last steps"
-            reason = (
-                f"{type(algorithm).__name__} gives it none; it gets the gradient of the {steps}"
-            )
+        reason = f"{type(algorithm).__name__} gives it none" if form is None else ""
+    if reason and reach.role == "state":
+        steps = "current step" if algorithm.in_window == "truncated" else "last steps"
+        reason += f"; it gets the gradient of the {steps}"
     if form is None:
         directions = None
     else:
@@ -478,10 +477,7 @@ def _no_trace(reach: Reach, chosen: bool, unchosen: str, followed: bool) -> str:
     if not chosen:
         return unchosen
     if not reach.block.nnz and not followed:
-        return (
-            "its output enters hidden states through other weights alone; it gets the "
-            "gradient of the current step"
-        )
+        return "its output enters hidden states through other weights alone"
     return ""
 
 

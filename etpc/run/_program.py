@@ -123,11 +123,6 @@ class Program(Shown):
         it bounds the error of the gradient. Measured, they are 2 to 10 times the error.
         """
         self.arguments.check_carry(carry)
-        if not self.algorithm.bounded:
-            raise AlgorithmError(
-                f"{self.algorithm} carries no bounds. Compile with a rank and certificate=True, "
-                "such as ES_D_RTRL(4, certificate=True)."
-            )
         certificates = []
         for p, trace in zip(self.plan.carried, carry.traces, strict=True):
             bounds = p.form.bounds(p.site, trace)
@@ -138,6 +133,11 @@ class Program(Shown):
                 certificates.append(
                     Certificate(p.op.path, off, gradient.sum(0) if carry.batched else gradient)
                 )
+        if not certificates and not self.algorithm.bounded:
+            raise AlgorithmError(
+                f"{self.algorithm} carries no bounds. Compile with a rank and certificate=True, "
+                "such as ES_D_RTRL(4, certificate=True)."
+            )
         return tuple(certificates)
 
     def credit_lost(self, carry: Carry) -> float | None:
@@ -148,7 +148,8 @@ class Program(Shown):
         `etpc.online`, where `lambda` is the credit of the states at the start of a window. Where it is not
         small, take a larger `q`.
 
-        **Returns** a number in [0, 1]; `None` where nothing escapes, or no window had credit yet.
+        **Returns** a number in [0, 1]; `None` where nothing escapes, no window had credit yet, or the
+        directions keep no account of it.
 
         **Raises** `etpc.AlgorithmError` for another rule.
         """
