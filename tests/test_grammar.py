@@ -58,6 +58,7 @@ def test_every_property_on_a_recurrent_program():
     agrees(RECURRENT, thorough=True)
 
 
+@pytest.mark.slow
 def test_an_evaluation_equals_a_compiled_one():
     case = fast.Case(RECURRENT)
     program = case.program_of(etpc.D_RTRL(window=2))
@@ -69,6 +70,7 @@ def test_an_evaluation_equals_a_compiled_one():
     assert fast.distance(grads, compiled) < 1e-12
 
 
+@pytest.mark.slow
 def test_approximations_differ():
     """Negative control: the references of this program are far apart, so a wrong trace is seen."""
     case = fast.Case(RECURRENT)
@@ -93,6 +95,7 @@ def test_shrinking_keeps_what_fails():
     assert "sort(" in str(small)
 
 
+@pytest.mark.slow
 def test_every_operation_is_in_one_family():
     families = (grammar.ONE, grammar.TWO, grammar.BY_NUMBER, grammar.WEIGHTED)
     assert len(grammar.KINDS) == len(set(grammar.KINDS)) == sum(map(len, families))

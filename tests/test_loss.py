@@ -245,6 +245,7 @@ def test_the_mean_is_the_default_everywhere(way):
     close(way(loss, PLAIN, xs, targets, reduction="mean"), mean)
 
 
+@pytest.mark.slow
 def test_reductions_of_reports():
     xs, targets = data(24)
     given = PLAIN, xs, targets, loss

@@ -150,6 +150,7 @@ def test_more_modes_are_nearer_to_d_rtrl(name):
     assert errors[0] < 0.5
 
 
+@pytest.mark.slow
 def test_a_rank_that_holds_everything_is_the_whole_trace():
     model, state = MODELS["gated"]
     program, grads, _ = online(model, etpc.ES_D_RTRL(6, window=W), state)

@@ -167,6 +167,7 @@ def test_two_parts_of_a_stream_sum_to_the_whole(algo):
     assert jnp.abs(apart.win - two.win).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_mean_is_the_sum_over_steps():
     program, (xs, targets) = program_of(), data()
     (total, _), grads = program.value_and_grad(loss, "sum")(MODEL, xs, targets, program.init())

@@ -127,6 +127,7 @@ def test_an_operation_that_reaches_a_state_at_rare_states_is_cut():
     assert not agrees(program, count=40).unsettled
 
 
+@pytest.mark.slow
 def test_what_rounding_decides_is_not_compared():
     """At one of these points a decay is 1e67, and the state is the difference of two products with it."""
     leaf = Leaf("noisy", 1, rule="tau", a=4, b=6, before=(Op("fori_weight", a=4, b=6, n=3),))

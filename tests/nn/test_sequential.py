@@ -52,6 +52,7 @@ def test_without_any_state() -> None:
     np.testing.assert_array_equal(y, jnp.tanh(LINEAR(normal(4))))
 
 
+@pytest.mark.slow
 def test_a_stack_against_bptt() -> None:
     """The last layer with a state is exact; what comes before it enters through a matrix."""
     second = nn.Sequential([nn.MinGRU(4, 2, key=KEYS[4]), jnp.sin])

@@ -42,6 +42,7 @@ def test_a_window_is_shorter_where_small_traces_meet_large_steps(size, least, mo
     assert compiled(size, etpc.ES_D_RTRL(0.9)).plan.window == AT_LEAST
 
 
+@pytest.mark.slow
 def test_what_is_kept_bounds_what_is_allocated():
     """A window of any length allocates what one step does, and about so many bytes for each more step."""
     batch, loss = 2, lambda y, target: jnp.sum((y - target) ** 2)

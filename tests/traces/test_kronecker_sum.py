@@ -38,6 +38,7 @@ def test_the_mean_over_all_signs_is_rtrl(rank, window):
     assert "at random and unbiased" in str(program)
 
 
+@pytest.mark.slow
 def test_the_variance_is_the_least():
     """`rest^2 / k` less the squares of the singular values that are mixed (theorem 1 there)."""
     rng = np.random.default_rng(0)

@@ -52,7 +52,8 @@ def test_equals_its_equations_and_bptt_where_it_is_long_enough(name):
     assert distance(found, bptt) < 1e-9
 
 
-@pytest.mark.parametrize("rule", few(RULES, etpc.D_RTRL))
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
 def test_long_enough_it_is_bptt_under_every_rule(rule):
     case = Case("two_layer_lif")
     bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
@@ -70,7 +71,8 @@ def test_one_window_is_the_exact_window(rule):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("rule", few(RULES, etpc.D_RTRL))
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
 def test_windows_of_one_step_and_of_a_part_in_several_calls(rule):
     """A sequence that windows do not divide; calls in which windows are cut short."""
     case = Case("alif")
@@ -157,6 +159,7 @@ def test_weights_that_move():
     np.testing.assert_allclose(found, by_hand, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_rolling_truncation_has_no_trace():
     case = Case("gru")
     program = case.program(etpc.TBPTT(4, every=2))

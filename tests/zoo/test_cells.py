@@ -62,6 +62,7 @@ def test_a_perceptron_after_a_cell():
     check(cells.Sandwich(KEY, encode=False), normal(2), H, exact=True)
 
 
+@pytest.mark.slow
 def test_layers_by_scan():
     check(cells.ResidualStack(2, 2, KEY), normal(2), jnp.zeros((2, 2)))
 

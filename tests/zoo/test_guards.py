@@ -126,7 +126,7 @@ BRANCHES = {
 }
 
 
-@pytest.mark.parametrize("name", few(BRANCHES, "a root of a product", "a logarithm of a state"))
+@pytest.mark.parametrize("name", few(BRANCHES, "a logarithm of a state"))
 def test_a_branch_that_is_not_taken(name):
     drive = BRANCHES[name]
     holds(leaky(drive), V, jnp.full(N, 0.1))
