@@ -148,12 +148,19 @@ def online(problem: Problem, algorithm: etpc.algorithms.Algorithm) -> Gradient:
     )
 
 
-def bptt(problem: Problem, checkpoint: bool = False) -> Gradient:
-    """BPTT; with `checkpoint`, each step is computed again in the backward pass."""
+def bptt(problem: Problem, checkpoint: bool = False, window: int | None = None) -> Gradient:
+    """BPTT, truncated to `window` steps; with `checkpoint`, each step is computed again in the backward pass."""
     step = eqx.filter_checkpoint(lambda model, x, state: model(x, state)) if checkpoint else None
     return Gradient(
         problem,
         lambda model, xs, targets: etpc.bptt(
-            model, xs, targets, loss, step=step, batch_size=problem.batch, reduction="sum"
+            model,
+            xs,
+            targets,
+            loss,
+            step=step,
+            batch_size=problem.batch,
+            reduction="sum",
+            window=window,
         )[1],
     )

@@ -138,23 +138,13 @@ def _load(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _bptt(problem: Problem, window: int | None = None) -> network.Gradient:
-    return network.Gradient(
-        problem,
-        lambda model, xs, targets: etpc.bptt(
-            model, xs, targets, network.loss,
-            batch_size=problem.batch, reduction="sum", window=window,
-        )[1],
-    )  # fmt: skip
-
-
 def speed(
     console: Console, size: int, steps: int, batch: int, repeats: int
 ) -> list[dict[str, Any]]:
     """A row for each gradient. Norse's equals that of BPTT, and with its state detached that of truncated BPTT."""
     problem = Problem.make(size, steps, batch)
     about = f"N={size} B={batch} T={steps}, {problem.firing_rate():.3f} spikes per neuron and step"
-    bptt, truncated = _bptt(problem), _bptt(problem, WINDOW)
+    bptt, truncated = network.bptt(problem), network.bptt(problem, window=WINDOW)
     online = network.online(problem, etpc.D_RTRL(window=WINDOW))
     ways: dict[str, tuple[Callable[[], Gradients], Callable[[], Gradients]]] = {
         "BPTT": (bptt, bptt),
@@ -184,7 +174,7 @@ def memory(
     for steps in lengths:
         problem = Problem.make(size, steps, batch)
         for name, gradient in (
-            ("BPTT", _bptt(problem)),
+            ("BPTT", network.bptt(problem)),
             (f"etpc D-RTRL W={WINDOW}", network.online(problem, etpc.D_RTRL(window=WINDOW))),
         ):
             stats = measure.memory(gradient.lowered().compile())

@@ -154,14 +154,13 @@ class Program(Shown):
         **Raises** `etpc.AlgorithmError` for another rule.
         """
         self.arguments.check_carry(carry)
-        if self.plan.directions is not None:
-            return self.plan.directions.lost(carry.shared)
-        if not self.algorithm.follows:
+        directions = self.plan.directions
+        if directions is None and not self.algorithm.follows:
             raise AlgorithmError(
                 f"{self.algorithm} follows no directions. Compile with a rule that does, such as "
                 "CreditRTRL()."
             )
-        return None
+        return None if directions is None else directions.lost(carry.shared)
 
     def silent(self, model: Any, xs: Any, carry: Carry, *, mask: Any = None) -> tuple[str, ...]:
         """Which layers of neurons give no spike on a sequence; it runs the model and no traces.

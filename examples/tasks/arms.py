@@ -85,8 +85,8 @@ class RandomDirections(CreditSubspace):
     def advance(
         self, shared: Any, each: Any, ends: Any, chosen: Any, starts: Any, credit: Any, push: Any
     ) -> tuple[Array, Any, Any]:
-        moved = super().advance(shared, each, ends, chosen, starts, None, push)
-        return moved[0], shared, moved[2]
+        transition, _, each = super().advance(shared, each, ends, chosen, starts, None, push)
+        return transition, shared, each
 
 
 @dataclasses.dataclass(frozen=True)
