@@ -112,12 +112,12 @@ class Window:
         `weights`, where the derivative is the online gradient, and by `xs`: under "truncated" an
         input has the gradient of its own step, and under "exact" that of its window. By `xs` it
         costs more, and is done only where it is asked for.
-    - `learn(weights, others, xs, state, traces, fresh, loss_of) -> (loss, aux, sums, state, traces)`:
+    - `learn(weights, others, xs, state, traces, fresh, loss_of, later=None) -> (loss, aux, sums, state, traces)`:
         a window, `loss_of(ys) -> (loss, aux)` and the gradient of the loss by the weights. As it knows
-        that the traces are
-        read no more, they are overwritten. The gradient is in sums that several windows may add to,
-        from `no_sums(weights)` to `gradient(sums)`: what traces give is added up in their own order
-        of axes.
+        that the traces are read no more, they are overwritten. The gradient is in sums that several
+        windows may add to, from `no_sums(weights)` to `gradient(sums)`: what traces give is added up
+        in their own order of axes. `later(state)`: what a critic says of the credit that the float
+        leaves of the state at the end of the window will have from later losses, [B, ...] each.
     """
 
     plan: Plan
@@ -222,12 +222,18 @@ def emit(plan: Plan) -> Window:
     run.defvjp(forward, backward, symbolic_zeros=True)
 
     @promoting
-    def learn(weights, others, xs, state, traces, fresh, loss_of):
+    def learn(weights, others, xs, state, traces, fresh, loss_of, later=None):
         (ys, last), moves, residuals = emitter.window(weights, others, xs, state, traces, fresh)
         loss, pull, aux = jax.vjp(loss_of, ys, has_aux=True)
         (ys_bar,) = pull(jnp.ones_like(loss))
-        grads, _, starts = emitter.backward(residuals, ys_bar, read_traces=False)
+        ends = None
+        if later is not None:
+            assert emitter.uncut is not None
+            ends = emitter.uncut.signals(later(last))
+        grads, _, starts = emitter.backward(residuals, ys_bar, read_traces=False, ends=ends)
         traces, entries = emitter.advance(moves, traces, starts)
+        if ends is not None:
+            grads = emitter.left_to_traces(grads, traces, ends)
         return loss, aux, (list(grads), entries), last, traces
 
     @promoting
@@ -539,13 +545,25 @@ class Emitter:
 
     # --- backward ---
 
-    def backward(self, residuals: "Residuals", ys_bar, read_traces: bool = True):
+    def backward(
+        self,
+        residuals: "Residuals",
+        ys_bar,
+        read_traces: bool = True,
+        ends: Sequence[Array] | None = None,
+    ):
         """Cotangents of weights and inputs, and the credit of each trace at the start.
 
-        Without `read_traces`, what traces give entry by entry is left to `advance`.
+        - `read_traces`: without it, what traces give entry by entry is left to `advance`.
+        - `ends`: credit of the states at the end of a window in which nothing is cut, [B, n] for each
+            part of them.
         """
-        backward = self._backward_cut if self.uncut is None else self._backward_uncut
-        weights_bar, moving_bar, starts = backward(residuals, ys_bar, read_traces)
+        if self.uncut is None:
+            weights_bar, moving_bar, starts = self._backward_cut(residuals, ys_bar, read_traces)
+        else:
+            weights_bar, moving_bar, starts = self._backward_uncut(
+                self.uncut, residuals, ys_bar, read_traces, ends
+            )
         return tuple(weights_bar), self._inputs(moving_bar), starts
 
     def _backward_cut(self, residuals: "Residuals", ys_bar, read_traces: bool):
@@ -577,25 +595,45 @@ class Emitter:
             weights_bar = _accumulated(self.plan, weights_bar, p.op, gradient)
         return weights_bar, moving_bar, Starts(starts, None)
 
-    def _backward_uncut(self, residuals: "Residuals", ys_bar, read_traces: bool):
+    def _backward_uncut(self, uncut: Uncut, residuals: "Residuals", ys_bar, read_traces, ends):
         """Where nothing is cut inside a window: by reverse mode, and the credit of the states at its start."""
-        assert self.uncut is not None
-        traces, fresh, directions = residuals.traces, residuals.fresh, self.plan.directions
-        ends, starts = [], {}
-        if directions is not None and not self.plan.behind:
+        traces, fresh = residuals.traces, residuals.fresh
+        if ends is None:
             size = self.plan.analysis.hidden.size
-            ends = self.uncut.split(zeros_over(fresh, (size,), self.plan.dtype))
+            ends = uncut.split(zeros_over(fresh, (size,), self.plan.dtype))
         weights_bar, moving_bar, states_bar, _ = residuals.pull((ys_bar, ends))
-        signals = self.uncut.signals(states_bar)
-        signal_start = [_without_past(s[None], fresh)[0] for s in signals]
-        weights_bar, credit, virtual, known = _summable(weights_bar), None, None, None
-        if directions is not None:
+        signals = uncut.signals(states_bar)
+        credit = None
+        if self.plan.directions is not None:
             credit = jnp.concatenate([finite_where(s, fresh) for s in signals], -1)
+        signals = [_without_past(s[None], fresh)[0] for s in signals]
+        weights_bar, starts = self._through_traces(
+            _summable(weights_bar), traces, signals, credit, read_traces
+        )
+        return weights_bar, moving_bar, Starts(starts, credit)
+
+    def left_to_traces(self, weights_bar, traces: Traces, ends: Sequence[Array]):
+        """The gradient of a window less what the traces at its end give with the credit of a critic.
+
+        That part belongs to the windows that follow, whose own credit the traces meet.
+        """
+        signals = [-end for end in ends]
+        credit = jnp.concatenate(signals, -1)
+        return self._through_traces(list(weights_bar), traces, signals, credit, read=True)[0]
+
+    def _through_traces(
+        self, weights_bar: list[Array], traces: Traces, signals: Arrays, credit, read: bool
+    ) -> tuple[list[Array], dict[int, Array]]:
+        """The gradient, with what traces give where the states have the credit `signals`, [B, n] for each
+        part, or `credit` [B, S] where directions are followed; and the credit of each trace."""
+        virtual = known = None
+        directions, starts = self.plan.directions, {}
+        if directions is not None:
             virtual = directions.coefficients(traces.shared, traces.each, credit)
-            basis = of_each_example(directions.basis(traces.shared, traces.each), fresh)
+            basis = of_each_example(directions.basis(traces.shared, traces.each), credit[:, 0])
             known = jnp.einsum("bq,bqs->bs", virtual, basis)
         for p, trace in zip(self.plan.carried, traces.carries, strict=True):
-            of_block = take(signal_start, p.layout.states)
+            of_block = take(signals, p.layout.states)
             if p.directions is not None and virtual is not None and known is not None:
                 of_block = of_block - take([known], p.layout.states).astype(of_block.dtype)
                 shape = (*virtual.shape, of_block.shape[-1])
@@ -603,12 +641,12 @@ class Emitter:
                 of_block = jnp.concatenate([of_block, of_virtual.astype(of_block.dtype)], 1)
             start = p.form.start(p.site, of_block, trace)
             starts[p.op.number] = start
-            weights_bar = self._past(weights_bar, p, start, trace, read_traces)
+            weights_bar = self._past(weights_bar, p, start, trace, read)
             rows_of = p.form.rows(p.site, start, trace)
             if rows_of:
                 product = self._product(p.op, *rows_of)
                 weights_bar = _accumulated(self.plan, weights_bar, p.op, product)
-        return weights_bar, moving_bar, Starts(starts, credit)
+        return weights_bar, starts
 
     def _past(self, weights_bar, p: TracePlan, start, trace, read: bool) -> list[Array]:
         """The gradient with what a trace gives entry by entry, if it does and is to be read."""

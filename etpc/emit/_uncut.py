@@ -48,8 +48,8 @@ class Uncut:
         behind: tuple[Steps, Array] | None = None,
         stored: Stored | None = None,
     ) -> tuple[Rollout, Callable[..., Any]]:
-        """Run the model; and how its outputs depend on weights, some inputs, the states at the start,
-        and the outputs of operations, and where directions are followed the states at its end.
+        """Run the model; and how its outputs and the states at its end depend on weights, some inputs
+        and the states at the start, and where directions are followed on the outputs of operations.
 
         - `behind`: the steps before the window, where the start is that of those, and whether a stream
             begins with the window.
@@ -75,7 +75,7 @@ class Uncut:
             rollout = step.run(
                 weights, others, inputs, begin, outputs=True, shifts=shifts, stored=stored
             )
-            return (rollout.outputs, self.parts(rollout.last) if shifts else []), rollout
+            return (rollout.outputs, self.parts(rollout.last)), rollout
 
         _, pull, rollout = jax.vjp(
             through,

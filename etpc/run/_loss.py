@@ -1,4 +1,4 @@
-"""The loss of a sequence: a function of one example at one step, its weights, and their mean."""
+"""The loss of a sequence: a function of one example at one step, its weights, and their mean; and a critic."""
 
 from typing import Any
 
@@ -13,27 +13,22 @@ from .._errors import InputError, InputTypeError
 REDUCTIONS = ("mean", "sum")
 NO_REDUCTION = 'reduction must be "sum" or "mean", not {!r}.'
 NO_LOSS = "loss_fn must be a function (y, target), not {!r}."
+NO_CRITIC = "critic must be a function (state, steps_left), not {!r}."
 
 
-class Loss(eqx.Module):
-    """A loss function as a PyTree: the arrays that it holds are data, the rest is the program's.
-
-    `loss(y, target, weight) -> (loss, aux)`, where `aux` is `None` unless `has_aux`. With a weight
-    it is `weight * loss`. Where the weight is zero, neither the loss nor its derivative is read: what
-    of `y` and `target` is not finite there is taken as zero, and no cotangent of `y` is passed on.
-    """
+class Function(eqx.Module):
+    """A user's function as a PyTree: the arrays that it holds are data, the rest is the program's."""
 
     arrays: tuple[Any, ...]
     static: tuple[Any, ...] = eqx.field(static=True)
     treedef: Any = eqx.field(static=True)
-    has_aux: bool = eqx.field(static=True)
 
-    @classmethod
-    def of(cls, loss_fn: Any, has_aux: bool) -> "Loss":
-        """**Raises** `InputTypeError` where `loss_fn` is no function, or cannot be hashed."""
-        if not callable(loss_fn):
-            raise InputTypeError(NO_LOSS.format(loss_fn))
-        leaves, treedef = jax.tree.flatten(loss_fn)
+    @staticmethod
+    def parts(name: str, function: Any, no_function: str) -> tuple[Any, Any, Any]:
+        """The fields. **Raises** `InputTypeError` where it is no function, or cannot be hashed."""
+        if not callable(function):
+            raise InputTypeError(no_function.format(function))
+        leaves, treedef = jax.tree.flatten(function)
         data = [eqx.is_array(leaf) or isinstance(leaf, np.ndarray) for leaf in leaves]
         arrays = tuple(jnp.asarray(a) if d else None for a, d in zip(leaves, data, strict=True))
         static = tuple(None if d else leaf for leaf, d in zip(leaves, data, strict=True))
@@ -41,16 +36,50 @@ class Loss(eqx.Module):
             hash((static, treedef))
         except TypeError as error:
             raise InputTypeError(
-                f"loss_fn is a {type(loss_fn).__name__}, which cannot be hashed ({error}). This is "
+                f"{name} is a {type(function).__name__}, which cannot be hashed ({error}). This is "
                 "because what is no array is part of the compiled program. Make it a function, or an "
                 "`eqx.Module`, whose arrays may be anything."
             ) from error
-        return cls(arrays, static, treedef, bool(has_aux))
+        return arrays, static, treedef
 
-    def raw(self, y: Any, target: Any) -> Any:
+    def raw(self, *arguments: Any) -> Any:
         """What the function itself returns."""
         leaves = [s if a is None else a for a, s in zip(self.arrays, self.static, strict=True)]
-        return self.treedef.unflatten(leaves)(y, target)
+        return self.treedef.unflatten(leaves)(*arguments)
+
+
+class Critic(Function):
+    """`critic(state, steps_left) -> scalar`: the losses that one example is expected to have after a window."""
+
+    @classmethod
+    def of(cls, critic: Any) -> "Critic":
+        """**Raises** `InputTypeError` where `critic` is no function, or cannot be hashed."""
+        return cls(*cls.parts("critic", critic, NO_CRITIC))
+
+    def check(self, state: Any) -> None:
+        """**Raises** `InputError` unless it gives one float for the state of one example."""
+        aval = jax.eval_shape(self.raw, state, jax.ShapeDtypeStruct((), jnp.int32))
+        if not _is_scalar(aval):
+            raise InputError(
+                "critic must return one float for the state of one example: the sum of the losses that "
+                f"it expects of later steps. It returns {_shown(aval)}."
+            )
+
+
+class Loss(Function):
+    """A loss function.
+
+    `loss(y, target, weight) -> (loss, aux)`, where `aux` is `None` unless `has_aux`. With a weight
+    it is `weight * loss`. Where the weight is zero, neither the loss nor its derivative is read: what
+    of `y` and `target` is not finite there is taken as zero, and no cotangent of `y` is passed on.
+    """
+
+    has_aux: bool = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, loss_fn: Any, has_aux: bool) -> "Loss":
+        """**Raises** `InputTypeError` where `loss_fn` is no function, or cannot be hashed."""
+        return cls(*cls.parts("loss_fn", loss_fn, NO_LOSS), bool(has_aux))
 
     def __call__(self, y: Any, target: Any, weight: Array | None = None) -> tuple[Array, Any]:
         if weight is None:
@@ -69,7 +98,7 @@ class Loss(eqx.Module):
 
         - `outputs`, `targets`: shapes of one example at one step.
         """
-        aval = jax.eval_shape(lambda y, target: self.raw(y, target), outputs, targets)
+        aval = jax.eval_shape(self.raw, outputs, targets)
         if self.has_aux:
             if not (isinstance(aval, tuple) and len(aval) == 2):
                 raise InputError(
@@ -83,7 +112,7 @@ class Loss(eqx.Module):
                 f"loss_fn returns a quantity in {unit}, and a loss is a plain number. Divide y and "
                 "target by a unit, or take `.to_decimal(unit)` of the loss."
             )
-        if getattr(aval, "shape", None) != () or not jnp.issubdtype(aval.dtype, jnp.floating):
+        if not _is_scalar(aval):
             pair = isinstance(aval, tuple) and len(aval) == 2 and not self.has_aux
             advice = (
                 "Pass has_aux=True for a loss_fn that returns (loss, aux)."
@@ -103,6 +132,10 @@ def _cut(a: Any, counts: Array) -> Any:
         return a
     finite = jnp.where(jnp.isfinite(a), a, jnp.zeros((), a.dtype))
     return jnp.where(counts, a, lax.stop_gradient(finite))
+
+
+def _is_scalar(aval: Any) -> bool:
+    return getattr(aval, "shape", None) == () and jnp.issubdtype(aval.dtype, jnp.floating)
 
 
 def _shown(aval: Any) -> str:
@@ -162,6 +195,7 @@ __all__ = [
     "NO_LOSS",
     "NO_REDUCTION",
     "REDUCTIONS",
+    "Critic",
     "Loss",
     "check_reduction",
     "checked_weights",
