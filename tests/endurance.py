@@ -115,17 +115,19 @@ def run(algo, blocks, steps, checkpoints, say=lambda line: None):
                     same.append(bool(eqx.tree_equal(beside, now)))
                 etpc.save(path, now)
                 beside = etpc.load(path, start)
+            xs, targets = given(n)
             begin = time.perf_counter()
-            *now, losses = learner.update(*now, *given(n))
+            *now, losses = learner.update(*now, xs, targets)
             now = jax.block_until_ready(tuple(now))
             seconds = time.perf_counter() - begin
-            *beside, _ = learner.update(*beside, *given(n))
+            *beside, _ = learner.update(*beside, xs, targets)
             beside = tuple(beside)
             rows.append(
                 {
                     "steps": (n + 1) * steps,
                     "resident": resident(),
                     "loss": float(losses.mean()),
+                    "loss_of_zero": float((targets**2).sum(-1).mean()),
                     "trace": largest(now[2].traces),
                     "finite": finite(now) and bool(np.isfinite(losses).all()),
                     "us_per_step": 1e6 * seconds / steps,

@@ -118,11 +118,11 @@ def online(program, model, inputs, loss=squared, calls=1, batched=False, carry=N
     return total
 
 
-def compiled(function, *args):
-    """`function(*args)`, compiled as a whole and quickly; nothing of `args` is known to the compiler."""
+def compiled(function, *args, options=QUICKLY):
+    """`function(*args)`, compiled as a whole; nothing of `args` is known to the compiler."""
     arrays, rest = eqx.partition(args, eqx.is_array)
     run = lambda arrays: function(*eqx.combine(arrays, rest))
-    return jax.jit(run, compiler_options=QUICKLY)(arrays)
+    return jax.jit(run, compiler_options=options)(arrays)
 
 
 # --- comparisons ----------------------------------------------------------------------------------
