@@ -22,8 +22,9 @@ class Facts:
 
     element_wise: bool = False
     """Each element of the result is one function of the elements at its place in the operands."""
-    rearranges: bool = False
-    """The result has the elements of the operands, or copies of them, at places that data does not change."""
+    rearranges: Any = None
+    """The results have the elements of the operands, or copies of them, at places that data does not change: what the
+    operation does to NumPy arrays, `rearranges(*arrays, **params) -> [arrays]`."""
     moves: bool = False
     """It moves values and does not change them, but for a conversion that rounds; data may say where to."""
     singular: bool = False
@@ -87,19 +88,15 @@ _SINGULAR = (
     *("sqrt", "rsqrt", "cbrt", "log", "log1p", "pow", "integer_pow", "div"),
     *("acos", "asin", "acosh", "atanh"),
 )
-_REARRANGING = (
-    *("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim", "slice", "concatenate"),
-    "pad",
-)
 _MOVING = (
+    *("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim", "slice", "concatenate", "pad"),
     *("copy", "convert_element_type", "dynamic_slice", "dynamic_update_slice", "gather"),
     "scatter",
 )
 
 register(named(*_ELEMENT_WISE), element_wise=True)
 register(named(*_SINGULAR), singular=True)
-register([*named(*_REARRANGING), etp_p, *UNLISTED], rearranges=True, moves=True)
-register(named(*_MOVING), moves=True)
+register([*named(*_MOVING), etp_p, *UNLISTED], moves=True)
 register(named("dot_general", "conv_general_dilated"), heavy=True)
 register([BCOO], by_step=True)
 

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import Equation, etp_p, nonlinear_p, split_p, stack_p, tile_p
+from .._jax import Primitive, etp_p, nonlinear_p, prims, split_p, stack_p, tile_p
 from .._primitives import FACTS, register
-from ._interpreter import Rule, rule
 from ._pattern import empty, joined, numbering, pick, union
 
 
@@ -24,7 +23,7 @@ def _elementwise(interpreter, eqn, patterns, known):
     return [union(joins)]
 
 
-register([etp_p, *(p for p, record in FACTS.items() if record.element_wise)], pattern=_elementwise)
+register([p for p, record in FACTS.items() if record.element_wise], pattern=_elementwise)
 
 
 def _nonlinear(interpreter, eqn, patterns, known):
@@ -38,38 +37,8 @@ def _nonlinear(interpreter, eqn, patterns, known):
 register([nonlinear_p], pattern=_nonlinear)
 
 
-def _moved(move: Callable[..., np.ndarray]) -> Rule:
-    """A rule from what the operation does to an array of element numbers."""
-
-    def rule(interpreter, eqn, patterns, known):
-        index = move(numbering(eqn.inputs[0].shape), **eqn.params)
-        return [pick(patterns[0], index)]
-
-    return rule
-
-
-def _broadcast(x, *, shape, broadcast_dimensions, **_):
-    dims = [1] * len(shape)
-    for axis, size in zip(broadcast_dimensions, x.shape, strict=True):
-        dims[axis] = size
-    return np.broadcast_to(x.reshape(dims), shape)
-
-
-def _slice(x, *, start_indices, limit_indices, strides, **_):
-    strides = strides or [1] * x.ndim
-    return x[tuple(map(slice, start_indices, limit_indices, strides))]
-
-
-rule("reshape")(_moved(lambda x, *, new_sizes, **_: x.reshape(new_sizes)))
-rule("squeeze")(_moved(lambda x, *, dimensions, **_: np.squeeze(x, tuple(dimensions))))
-rule("transpose")(_moved(lambda x, *, permutation, **_: np.transpose(x, permutation)))
-rule("rev")(_moved(lambda x, *, dimensions, **_: np.flip(x, tuple(dimensions))))
-rule("broadcast_in_dim")(_moved(_broadcast))
-rule("slice")(_moved(_slice))
-
-
-def _together(join: Callable[[list[np.ndarray], Equation], np.ndarray]) -> Rule:
-    """A rule for operations that put several arrays into one."""
+def _rearranging(primitive: Primitive | None, move: Callable[..., list[np.ndarray]]) -> None:
+    """Say what an operation does to arrays of element numbers; patterns are moved likewise."""
 
     def rule(interpreter, eqn, patterns, known):
         parts, blocks, offset = [], [], 0
@@ -77,45 +46,50 @@ def _together(join: Callable[[list[np.ndarray], Equation], np.ndarray]) -> Rule:
             parts.append(numbering(v.shape) + offset)
             blocks.append(empty(v.size, interpreter.seeds) if pattern is None else pattern)
             offset += v.size
-        stacked = sp.csr_array(sp.vstack(blocks, format="csr"))
-        return [pick(stacked, join(parts, eqn))]
+        whole = blocks[0] if len(blocks) == 1 else sp.csr_array(sp.vstack(blocks, format="csr"))
+        return [pick(whole, moved) for moved in move(*parts, **eqn.params)]
 
-    return rule
-
-
-rule("concatenate")(_together(lambda parts, eqn: np.concatenate(parts, eqn.params["dimension"])))
+    if primitive is not None:
+        register([primitive], rearranges=move, pattern=rule)
 
 
-def _split(interpreter, eqn, patterns, known):
-    index = numbering(eqn.inputs[0].shape)
-    cuts = np.cumsum(eqn.params["sizes"])[:-1]
-    return [pick(patterns[0], part) for part in np.split(index, cuts, eqn.params["axis"])]
+def _broadcast(x, *, shape, broadcast_dimensions, **_):
+    dims = [1] * len(shape)
+    for axis, size in zip(broadcast_dimensions, x.shape, strict=True):
+        dims[axis] = size
+    return [np.broadcast_to(x.reshape(dims), shape)]
 
 
-_stack = _together(lambda parts, eqn: np.stack(parts, eqn.params["axis"]))
-_tile = _moved(lambda x, *, reps, **_: np.tile(x, reps))
-
-for _primitive, _unlisted in ((split_p, _split), (stack_p, _stack), (tile_p, _tile)):
-    if _primitive is not None:
-        register([_primitive], pattern=_unlisted)
+def _slice(x, *, start_indices, limit_indices, strides, **_):
+    strides = strides or [1] * x.ndim
+    return [x[tuple(map(slice, start_indices, limit_indices, strides))]]
 
 
-@rule("pad")
-def _pad(interpreter, eqn, patterns, known):
-    (out,) = eqn.outputs
-    operand, _ = eqn.inputs
-    index = np.full(out.shape, -1)
-    numbers = numbering(operand.shape)
-    source, target = [], []
-    for size, total, (low, _, inner) in zip(
-        operand.shape, out.shape, eqn.params["padding_config"], strict=True
-    ):
-        places = low + np.arange(size) * (inner + 1)
-        inside = (places >= 0) & (places < total)
-        source.append(np.flatnonzero(inside))
-        target.append(places[inside])
-    index[np.ix_(*target)] = numbers[np.ix_(*source)]
-    joins = [] if patterns[0] is None else [pick(patterns[0], index)]
-    if patterns[1] is not None:
-        joins.append(pick(patterns[1], np.where(index.reshape(-1) < 0, 0, -1)))
-    return [union(joins)]
+def _pad(x, value, *, padding_config, **_):
+    places = [
+        low + np.arange(n) * (inner + 1)
+        for n, (low, _, inner) in zip(x.shape, padding_config, strict=True)
+    ]
+    sizes = [
+        low + high + n + max(n - 1, 0) * inner
+        for n, (low, high, inner) in zip(x.shape, padding_config, strict=True)
+    ]
+    inside = [(at >= 0) & (at < size) for at, size in zip(places, sizes, strict=True)]
+    out = np.full(sizes, value)
+    target = [at[i] for at, i in zip(places, inside, strict=True)]
+    out[np.ix_(*target)] = x[np.ix_(*map(np.flatnonzero, inside))]
+    return [out]
+
+
+_rearranging(etp_p, lambda x, **_: [x])
+_rearranging(prims.reshape_p, lambda x, *, new_sizes, **_: [x.reshape(new_sizes)])
+_rearranging(prims.squeeze_p, lambda x, *, dimensions, **_: [np.squeeze(x, tuple(dimensions))])
+_rearranging(prims.transpose_p, lambda x, *, permutation, **_: [np.transpose(x, permutation)])
+_rearranging(prims.rev_p, lambda x, *, dimensions, **_: [np.flip(x, tuple(dimensions))])
+_rearranging(prims.broadcast_in_dim_p, _broadcast)
+_rearranging(prims.slice_p, _slice)
+_rearranging(prims.pad_p, _pad)
+_rearranging(prims.concatenate_p, lambda *parts, dimension, **_: [np.concatenate(parts, dimension)])
+_rearranging(stack_p, lambda *parts, axis, **_: [np.stack(parts, axis)])
+_rearranging(tile_p, lambda x, *, reps, **_: [np.tile(x, reps)])
+_rearranging(split_p, lambda x, *, sizes, axis, **_: np.split(x, np.cumsum(sizes)[:-1], axis))

@@ -100,16 +100,11 @@ def _element_wise(numbering: Numbering, eqn: Equation, operands: list[np.ndarray
     return [numbering.scalars((eqn.primitive, settings), rows, shape)]
 
 
-def _moved(numbering: Numbering, eqn: Equation, operands: list[np.ndarray]) -> Any:
-    """What the operation does to an array of numbers."""
-    with jax.ensure_compile_time_eval():
-        moved = eqn.bind(*(jnp.asarray(at, jnp.int32) for at in operands))
-    return [np.asarray(at, np.int64) for at in moved]
-
-
 def _rule_of(primitive: Primitive) -> Rule | None:
     record = facts(primitive)
-    return _element_wise if record.element_wise else _moved if record.rearranges else None
+    if record.rearranges is not None:
+        return lambda numbering, eqn, operands: record.rearranges(*operands, **eqn.params)
+    return _element_wise if record.element_wise else None
 
 
 def distinct_columns(tables: Sequence[np.ndarray]) -> int:
