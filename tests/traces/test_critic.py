@@ -159,7 +159,7 @@ def test_rules_that_have_no_use_for_a_critic(algo):
 
 
 @pytest.mark.parametrize(
-    "critic, error",
+    ("critic", "error"),
     [
         (lambda state, left: jnp.zeros(2), r"one float.*float\d+\[2\]"),
         (lambda state, left: left, "one float.*int32"),
