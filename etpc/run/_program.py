@@ -312,17 +312,18 @@ class Program(Shown):
         return run
 
     def _critic(self, critic: Callable[[Any, Any], Any]) -> Critic:
-        algorithm = self.plan.algorithm
-        if algorithm.in_window != "exact" or self.plan.behind:
-            raise InputError(
-                f"critic: {algorithm} has no use for one. This is because it gives credit to the states at "
-                "the end of a window, from where it flows back through the window, and "
-                + (
-                    'in truncated windows nothing flows. Compile with `in_window="exact"`.'
-                    if not self.plan.behind
-                    else "with lookback the traces are at another place. Compile without `lookback`."
-                )
+        algorithm, why = self.plan.algorithm, ""
+        if algorithm.in_window != "exact":
+            why = (
+                "no credit flows back from the end of a truncated window. Compile with "
+                '`in_window="exact"`'
             )
+        elif self.plan.behind:
+            why = "with `lookback` the traces are behind the window. Compile without it"
+        elif algorithm.bounded:
+            why = "a certificate does not bound what a critic changes. Compile without one"
+        if why:
+            raise InputError(f"{algorithm} takes no critic. This is because {why}.")
         return Critic.of(critic)
 
     def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask, critic):

@@ -17,7 +17,6 @@ RULES = {
     "d_rtrl": etpc.D_RTRL(window=W, in_window="exact"),
     "decay": etpc.ES_D_RTRL(decay=0.9, window=W, in_window="exact"),
     "rank": etpc.ES_D_RTRL(rank=1, window=W, in_window="exact"),
-    "certified": etpc.ES_D_RTRL(rank=1, window=W, in_window="exact", certificate=True),
     "credit": etpc.CreditRTRL(2, 2, window=W),
     "snap": etpc.SnAp(1, window=W, in_window="exact"),
     "tbptt": etpc.TBPTT(W),
@@ -119,8 +118,8 @@ def test_with_the_credit_of_bptt_it_is_bptt(name, rule):
 def test_where_the_trace_is_exact_it_changes_nothing(name):
     case = Case(name)
     critic = Linear(jnp.ones(len(oracle.flat(case.state)[0])))
-    rtrl = gradient(case, etpc.RTRL(window=W), critic)[1]
-    assert distance(rtrl, gradient(case, etpc.RTRL(window=W), None)[1]) < 1e-12
+    plain, other = (gradient(case, RULES["d_rtrl"], c)[1] for c in (None, critic))
+    assert distance(plain, other) < 1e-12
 
 
 @pytest.mark.parametrize("rule", few(RULES, "credit"))
@@ -151,10 +150,17 @@ def test_a_critic_that_learns_is_not_compiled_again():
     assert distance(*different) > 1e-3
 
 
-@pytest.mark.parametrize("algo", [etpc.D_RTRL(), etpc.D_RTRL(window=2, lookback=4)])
-def test_rules_that_have_no_use_for_a_critic(algo):
+NO_CRITIC = [
+    etpc.D_RTRL(),
+    etpc.D_RTRL(window=2, lookback=4),
+    etpc.ES_D_RTRL(rank=1, in_window="exact", certificate=True),
+]
+
+
+@pytest.mark.parametrize("algo", NO_CRITIC)
+def test_rules_that_take_no_critic(algo):
     program = Case("gru").program(algo)
-    with pytest.raises(etpc.InputError, match=r"(?s)critic.*D_RTRL.*Compile with"):
+    with pytest.raises(etpc.InputError, match=r"D_RTRL.* takes no critic.*Compile with"):
         program.value_and_grad(models.loss, critic=lambda state, left: 0.0)
 
 
