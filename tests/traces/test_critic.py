@@ -45,17 +45,16 @@ class Oracle(eqx.Module):
 
 def credit_of_bptt(model, xs, targets, state):
     """By each float leaf of the state after each step: the derivative of the losses of later steps, [T, ...]."""
-    floats, rest = eqx.partition(state, eqx.is_inexact_array)
+    floats = eqx.filter(state, eqx.is_inexact_array)
     ends = jax.tree.map(lambda a: jnp.zeros((T, *a.shape), a.dtype), floats)
 
     def total(shifts):
-        def body(floats, inputs):
+        def body(state, inputs):
             x, target, shift = inputs
-            y, new = model(x, eqx.combine(floats, rest))
-            new = jax.tree.map(jnp.add, eqx.filter(new, eqx.is_inexact_array), shift)
-            return new, models.loss(y, target)
+            y, state = model(x, state)
+            return eqx.apply_updates(state, shift), models.loss(y, target)
 
-        return lax.scan(body, floats, (xs, targets, shifts))[1].sum()
+        return lax.scan(body, state, (xs, targets, shifts))[1].sum()
 
     return jax.tree.leaves(jax.grad(total)(ends))
 
