@@ -74,7 +74,8 @@ def spike_over(v, threshold):
 @spike_over.defjvp
 def _(primals, tangents):
     v, threshold = primals
-    return spike_over(v, threshold), (tangents[0] - tangents[1]) / (1 + (v - threshold) ** 2)
+    out = (tangents[0] - tangents[1]) / (1 + (v - threshold) ** 2)
+    return spike_over(v, threshold), out.astype(v.dtype)
 
 
 @jax.custom_vjp
