@@ -877,7 +877,8 @@ def sparse_of_bytes(run, op, name, v, _):
     values = jnp.ravel(run.weight(name, op, 7, 1))
 
     def use(x, values):
-        return BCOO((values, jnp.asarray(at)), shape=(16, 16)) @ x
+        dtype = jnp.result_type(x, values)  # JAX has no derivative of a product of two types
+        return BCOO((values.astype(dtype), jnp.asarray(at)), shape=(16, 16)) @ x.astype(dtype)
 
     y = run.mix(name, use, x, values)
     return jnp.sum(y.reshape(4, 4, 2), axis=1)[: op.n]
