@@ -23,8 +23,8 @@ class Facts:
     element_wise: bool = False
     """Each element of the result is one function of the elements at its place in the operands."""
     rearranges: Any = None
-    """The results have the elements of the operands, or copies of them, at places that data does not change: what the
-    operation does to NumPy arrays, `rearranges(*arrays, **params) -> [arrays]`."""
+    """The results have the elements of the operands, or copies of them, at places that data does not change: a
+    function of NumPy arrays that makes the same moves, `rearranges(*arrays, **params) -> [arrays]`."""
     moves: bool = False
     """It moves values and does not change them, but for a conversion that rounds; data may say where to."""
     singular: bool = False

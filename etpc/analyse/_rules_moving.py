@@ -65,6 +65,10 @@ def _slice(x, *, start_indices, limit_indices, strides, **_):
     return [x[tuple(map(slice, start_indices, limit_indices, strides))]]
 
 
+def _reshape(x, *, new_sizes, dimensions, **_):
+    return [(x if dimensions is None else np.transpose(x, dimensions)).reshape(new_sizes)]
+
+
 def _pad(x, value, *, padding_config, **_):
     places = [
         low + np.arange(n) * (inner + 1)
@@ -82,7 +86,7 @@ def _pad(x, value, *, padding_config, **_):
 
 
 _rearranging(etp_p, lambda x, **_: [x])
-_rearranging(prims.reshape_p, lambda x, *, new_sizes, **_: [x.reshape(new_sizes)])
+_rearranging(prims.reshape_p, _reshape)
 _rearranging(prims.squeeze_p, lambda x, *, dimensions, **_: [np.squeeze(x, tuple(dimensions))])
 _rearranging(prims.transpose_p, lambda x, *, permutation, **_: [np.transpose(x, permutation)])
 _rearranging(prims.rev_p, lambda x, *, dimensions, **_: [np.flip(x, tuple(dimensions))])

@@ -223,7 +223,9 @@ def emit(plan: Plan) -> Window:
 
     @promoting
     def learn(weights, others, xs, state, traces, fresh, loss_of, later=None):
-        (ys, last), moves, residuals = emitter.window(weights, others, xs, state, traces, fresh)
+        (ys, last), moves, residuals = emitter.window(
+            weights, others, xs, state, traces, fresh, ends=later is not None
+        )
         loss, pull, aux = jax.vjp(loss_of, ys, has_aux=True)
         (ys_bar,) = pull(jnp.ones_like(loss))
         ends = None
@@ -282,15 +284,21 @@ class Emitter:
         (ys, last), moves, residuals = self.window(*arguments, by_inputs=by_inputs)
         return (ys, last, self.advance(moves, traces)[0]), residuals
 
-    def window(self, weights, others, xs, state, traces: Traces, fresh, by_inputs: bool = False):
-        """Outputs and new state; what moves the traces; and what the backward pass needs."""
+    def window(
+        self, weights, others, xs, state, traces: Traces, fresh, by_inputs=False, ends: bool = False
+    ):
+        """Outputs and new state; what moves the traces; and what the backward pass needs.
+
+        - `ends`: whether the states at the end will have credit of their own.
+        """
         if self.plan.behind:
             return self._looking_back(weights, others, xs, state, traces, fresh, by_inputs)
         pull = along = None
         if self.uncut is None:
             rollout = self.step.run(weights, others, xs, state, outputs=False)
         else:
-            rollout, pull = self.uncut(weights, others, xs, state, self._moving(by_inputs))
+            moving = self._moving(by_inputs)
+            rollout, pull = self.uncut(weights, others, xs, state, moving, ends=ends)
             if self.plan.directions is not None:
                 along = self.uncut.along(rollout, pull, traces, fresh)
         jacobians = self._jacobians(weights, others, xs, rollout, fresh)
@@ -598,7 +606,9 @@ class Emitter:
     def _backward_uncut(self, uncut: Uncut, residuals: "Residuals", ys_bar, read_traces, ends):
         """Where nothing is cut inside a window: by reverse mode, and the credit of the states at its start."""
         traces, fresh = residuals.traces, residuals.fresh
-        if ends is None:
+        if ends is None and (self.plan.directions is None or self.plan.behind):
+            ends = []  # a zero would meet derivatives that may be infinite
+        elif ends is None:
             size = self.plan.analysis.hidden.size
             ends = uncut.split(zeros_over(fresh, (size,), self.plan.dtype))
         weights_bar, moving_bar, states_bar, _ = residuals.pull((ys_bar, ends))
@@ -615,7 +625,7 @@ class Emitter:
     def left_to_traces(self, weights_bar, traces: Traces, ends: Sequence[Array]):
         """The gradient of a window less what the traces at its end give with the credit of a critic.
 
-        That part belongs to the windows that follow, whose own credit the traces meet.
+        That part belongs to the windows that follow, where the traces meet the credit of those.
         """
         signals = [-end for end in ends]
         credit = jnp.concatenate(signals, -1)

@@ -47,9 +47,11 @@ class Uncut:
         by_inputs: Sequence[int] = (),
         behind: tuple[Steps, Array] | None = None,
         stored: Stored | None = None,
+        ends: bool = False,
     ) -> tuple[Rollout, Callable[..., Any]]:
-        """Run the model; and how its outputs and the states at its end depend on weights, some inputs
-        and the states at the start, and where directions are followed on the outputs of operations.
+        """Run the model; and how its outputs depend on weights, some inputs and the states at the start.
+        Where directions are followed, also on the outputs of operations; and there, or with `ends`, how
+        the states at its end do.
 
         - `behind`: the steps before the window, where the start is that of those, and whether a stream
             begins with the window.
@@ -75,7 +77,8 @@ class Uncut:
             rollout = step.run(
                 weights, others, inputs, begin, outputs=True, shifts=shifts, stored=stored
             )
-            return (rollout.outputs, self.parts(rollout.last)), rollout
+            last = self.parts(rollout.last) if ends or shifts else []
+            return (rollout.outputs, last), rollout
 
         _, pull, rollout = jax.vjp(
             through,

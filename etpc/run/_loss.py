@@ -1,4 +1,4 @@
-"""The loss of a sequence: a function of one example at one step, its weights, and their mean; and a critic."""
+"""The loss of a sequence, its weights and mean, and the critic."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from .._errors import InputError, InputTypeError
+from ..trace import Leaves
 
 REDUCTIONS = ("mean", "sum")
 NO_REDUCTION = 'reduction must be "sum" or "mean", not {!r}.'
@@ -56,9 +57,11 @@ class Critic(Function):
         """**Raises** `InputTypeError` where `critic` is no function, or cannot be hashed."""
         return cls(*cls.parts("critic", critic, NO_CRITIC))
 
-    def check(self, state: Any) -> None:
+    def check(self, state: Leaves) -> None:
         """**Raises** `InputError` unless it gives one float for the state of one example."""
-        aval = jax.eval_shape(self.raw, state, jax.ShapeDtypeStruct((), jnp.int32))
+        steps = jax.ShapeDtypeStruct((), jnp.int32)
+        aval = jax.eval_shape(lambda a, left: self.raw(state.join(a), left), state.avals, steps)
+        _check_unit("critic", "the state", aval)
         if not _is_scalar(aval):
             raise InputError(
                 "critic must return one float for the state of one example: the sum of the losses that "
@@ -106,12 +109,7 @@ class Loss(Function):
                     f"{_shown(aval)}."
                 )
             aval = aval[0]
-        unit = getattr(aval, "unit", None)
-        if unit is not None:
-            raise InputError(
-                f"loss_fn returns a quantity in {unit}, and a loss is a plain number. Divide y and "
-                "target by a unit, or take `.to_decimal(unit)` of the loss."
-            )
+        _check_unit("loss_fn", "y and target", aval)
         if not _is_scalar(aval):
             pair = isinstance(aval, tuple) and len(aval) == 2 and not self.has_aux
             advice = (
@@ -132,6 +130,15 @@ def _cut(a: Any, counts: Array) -> Any:
         return a
     finite = jnp.where(jnp.isfinite(a), a, jnp.zeros((), a.dtype))
     return jnp.where(counts, a, lax.stop_gradient(finite))
+
+
+def _check_unit(name: str, arguments: str, aval: Any) -> None:
+    unit = getattr(aval, "unit", None)
+    if unit is not None:
+        raise InputError(
+            f"{name} returns a quantity in {unit}, and a loss is a plain number. Divide {arguments} "
+            "by a unit, or take `.to_decimal(unit)` of the loss."
+        )
 
 
 def _is_scalar(aval: Any) -> bool:

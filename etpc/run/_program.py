@@ -269,14 +269,16 @@ class Program(Shown):
             batch.
         - `has_aux`: `loss_fn` returns `(scalar, aux)`, where `aux` is any PyTree of arrays, such as
             whether the example was classified correctly. It is not differentiated.
-        - `critic`: `critic(state, steps_left) -> scalar`, for rules with exact windows: the sum of the
-            losses (times the mask) that one example is expected to have after a window, from its state
-            at the end of the window; `steps_left` is how many steps of the call come after the window.
-            A function, or an `eqx.Module` that may hold arrays. Its derivative by the state is the
-            credit at the end of the window, which is zero without a critic (synthetic gradients,
-            Jaderberg et al. 2017). Traces carry part of that credit to later windows, and that part is
-            not counted twice: with a critic that is right, the gradient is that of BPTT, whatever the
-            traces leave out. The loss that is returned is without it.
+        - `critic`: `critic(state, steps_left) -> scalar`, for rules with exact windows: the sum, whatever
+            `reduction` is, of the losses (times the mask) that one example is expected to have after a
+            window, from its state at the end of the window. `steps_left`, an int32 scalar that JAX
+            traces, is how many steps of the call come after the window; it is zero at the end of the
+            call, where the critic is asked too. A function, or an `eqx.Module` that may hold arrays. Its
+            derivative by the state is the credit at the end of the window, which is zero without a
+            critic (synthetic gradients, Jaderberg et al. 2017). Traces carry part of that credit to later
+            windows, and that part is not counted twice: with a critic whose derivative is the true
+            credit, the gradient is that of BPTT, whatever the traces leave out. The returned loss does
+            not include it.
 
         **Returns** a function `(model, xs, targets, carry, *, mask=None) -> ((loss, carry), grads)`,
         compiled. With `has_aux` it returns `((loss, (carry, aux)), grads)`, and `aux` has leading
@@ -319,7 +321,7 @@ class Program(Shown):
                 '`in_window="exact"`'
             )
         elif self.plan.behind:
-            why = "with `lookback` the traces are behind the window. Compile without it"
+            why = "its windows overlap. Compile with windows that do not: without `lookback`, or `every`"
         elif algorithm.bounded:
             why = "a certificate does not bound what a critic changes. Compile without one"
         if why:

@@ -118,8 +118,7 @@ class Runner:
         left = None if critic is None else jnp.arange(steps - 1, -1, -1, dtype=jnp.int32)
         value_aval = self.check_loss(loss, data[0])
         if critic is not None:
-            leaves = self.step.state_leaves
-            critic.check(leaves.join(leaves.avals))
+            critic.check(self.step.state_leaves)
         batch = state[0].shape[0]
 
         def one_window(scan_carry, window_data):
@@ -162,7 +161,8 @@ class Runner:
             values = list(state)
             for i, value in zip(floats, moving, strict=True):
                 values[i] = value
-            return jax.vmap(critic.raw, (0, None))(leaves.join(values), left).sum() / batch
+            losses = jax.vmap(lambda values: critic.raw(leaves.join(values), left))(values)
+            return losses.sum() / batch
 
         return jax.grad(expected)([state[i] for i in floats])
 
