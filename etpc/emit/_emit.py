@@ -20,6 +20,7 @@ from .._jax import promoting, result_type
 from .._tuning import tuning
 from ..analyse import WeightOp, trace_dtype
 from ..plan import OpPlan, Plan, TracePlan
+from ..plan._blocks import Layout
 from ..traces import Carry, Factors, Traces
 from ..traces._transitions import suffix_products
 from ._forward import Forward, Rollout, Stored
@@ -275,6 +276,7 @@ class Emitter:
         self.reads_old = self.reading.reads_old_states()
         analysis = plan.analysis
         self.float_inputs = [i for i, v in enumerate(analysis.step.inputs) if v.is_float]
+        self._entered = _entered(plan.traces)
 
     # --- forward ---
 
@@ -537,7 +539,8 @@ class Emitter:
 
             def transitions(layout=p.layout, factors=factors):
                 if layout not in products:
-                    products[layout] = suffix_products(layout.pairs, factors[0].transition)
+                    transition, entered = factors[0].transition, self._entered[layout]
+                    products[layout] = suffix_products(layout.pairs, transition, entered)
                 return products[layout]
 
             passage: Any = CutPassage(p, factors, transitions, p.layout in products)
@@ -681,6 +684,16 @@ class Emitter:
         """Cotangents of the inputs; `None` for those that are not differentiated."""
         by_input = dict(zip(self.float_inputs if moving_bar else (), moving_bar, strict=True))
         return [by_input.get(i) for i in range(len(self.plan.analysis.step.inputs))]
+
+
+def _entered(traces: Sequence[TracePlan]) -> dict[Layout, list[int]]:
+    """The places of each layout's blocks that `F` of any of its operations enters."""
+    entered: dict[Layout, set[int]] = {}
+    for p in traces:
+        mask = p.immediate.mask
+        places = range(p.block) if mask is None else np.flatnonzero(mask.any(1)).tolist()
+        entered.setdefault(p.layout, set()).update(places)
+    return {layout: sorted(places) or [0] for layout, places in entered.items()}
 
 
 def _summable(grads: Arrays) -> list[Array]:

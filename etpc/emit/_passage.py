@@ -8,11 +8,11 @@ from jax import Array
 
 from ..plan import TracePlan
 from ..traces import Factors
-from ..traces._transitions import apply
 from ._gather import take
 
-Products = tuple[Array, Array]
-"""The product of all transitions after each step of a window, and the product of all."""
+Products = tuple[Callable[[Array], Array], Array]
+"""The product of all transitions after each step of a window, as a function of what is added there, and the
+product of all."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,8 +31,8 @@ class CutPassage:
         return [factors.x for factors in self.factors if factors.x is not None]
 
     def moved(self) -> list[Array]:
-        suffixes, pairs = self.products()[0], self.trace.layout.pairs
-        return [apply(pairs, suffixes, factors.immediate) for factors in self.factors]
+        move = self.products()[0]
+        return [move(factors.immediate) for factors in self.factors]
 
     def moved_parts(self) -> list[list[Array]]:
         return [[moved] for moved in self.moved()]

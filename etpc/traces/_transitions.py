@@ -158,6 +158,19 @@ def _sum_of_columns(
     return sum(terms[1:], terms[0])
 
 
+def _apply_at(
+    pairs: Pairs, columns: Inexact[Array, "... mk o"], block: Inexact[Array, "... m O"], places: Sequence[int]
+) -> Array:
+    """`apply`, of k columns of a transition on block states that are zero but at their places."""
+
+    @_by_period
+    def product(pairs, columns, block):
+        rectangle = columns.reshape(*columns.shape[:-2], pairs.m, len(places), columns.shape[-1])
+        return _sum_of_columns(_parts(rectangle, -2), _at(block, -2, places))
+
+    return product(pairs, columns, block)
+
+
 @_by_period
 def apply_back(
     pairs: Pairs, transition: Inexact[Array, "... P o"], block: Inexact[Array, "... m O"]
@@ -179,14 +192,18 @@ def apply_back(
     return _contracted(lambda a, b: jnp.einsum("...co,...cao->...ao", a, b), block, square)
 
 
-def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tuple[Array, Array]:
-    """The product of all transitions after each step, and the product of all."""
+def suffix_products(
+    pairs: Pairs, transition: Inexact[Array, "W B P o"], entered: Sequence[int]
+) -> tuple[Callable[[Array], Array], Array]:
+    """The product of all transitions after each step, as a function of what is added there, and that of all.
+
+    The function is on arrays [W, B, m, O] that are zero but at the places `entered`.
+    """
+    m, read = pairs.m, lambda suffix: suffix
+    if not m or transition.shape[0] == 1:
+        return lambda added: added, transition[0]
     last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
-    if transition.shape[0] == 1:
-        return last[None], transition[0]
-    if not pairs.m:
-        return jnp.zeros_like(transition), transition[0]
-    m = pairs.m
+    move = functools.partial(apply, pairs)
     # In a loop a reshape would keep XLA's CPU backend from vectorising it, and so would a read of rows.
     if not pairs.dense:
         product, start, steps = functools.partial(compose, pairs), last, transition
@@ -196,12 +213,16 @@ def suffix_products(pairs: Pairs, transition: Inexact[Array, "W B P o"]) -> tupl
         entries = _parts(transition, -2)
         rows = [jnp.stack(entries[c * m : (c + 1) * m], -2) for c in range(m)]
         product, start, steps = _compose_rows, _square(last, m), rows
+        if len(entered) < m:  # no other column is needed
+            read = lambda suffix: _at(suffix, -2, entered)
+            move = functools.partial(_apply_at, pairs, places=entered)
 
     def back(later, step):
-        return product(later, step), later
+        return product(later, step), read(later)
 
     total, suffixes = lax.scan(back, start, steps, reverse=True)
-    return suffixes.reshape(transition.shape), total.reshape(last.shape)
+    suffixes = suffixes.reshape(*transition.shape[:2], -1, transition.shape[-1])
+    return functools.partial(move, suffixes), total.reshape(last.shape)
 
 
 def recurrence(
@@ -225,6 +246,11 @@ def recurrence(
 def _parts(a: Array, axis: int) -> list[Array]:
     """An array in parts along an axis, which they do not have."""
     return [lax.index_in_dim(a, n, axis, keepdims=False) for n in range(a.shape[axis])]
+
+
+def _at(a: Array, axis: int, places: Sequence[int]) -> Array:
+    """An array at some places of an axis alone."""
+    return jnp.concatenate([lax.slice_in_dim(a, n, n + 1, axis=axis) for n in places], axis)
 
 
 def _real(a: Array) -> Any:
