@@ -5,7 +5,7 @@ An algorithm is a frozen record. The compiler asks it for `cut`, for the form of
 [`register_algorithm`][etpc.algorithms.register_algorithm] gives one a name.
 """
 
-from ..traces import Decay, Full, LowRank, Rounded
+from ..traces import Decay, Full, LowRank, Rounded, Stepwise
 from ._algorithm import (
     Algorithm,
     Bound,
@@ -41,6 +41,7 @@ __all__ = [
     "LowRank",
     "Rounded",
     "SnAp",
+    "Stepwise",
     "TraceForm",
     "register_algorithm",
     "registered",

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from .._errors import AlgorithmError, InputTypeError, checked_count, whole_number
 from ..ops import Kind
-from ..traces import CreditSubspace, Decay, Full, LowRank, Rounded, Trace
+from ..traces import CreditSubspace, Decay, Full, LowRank, Rounded, Stepwise, Trace
 from ._algorithm import Algorithm, Choice, Context, InWindow, TraceForm
 from ._ranks import asked_rank, settle_ranks
 
@@ -150,7 +150,8 @@ class ES_D_RTRL(Algorithm):
 
     def trace_form(self, kind: Kind) -> TraceForm:
         if kind.data is None:
-            return Full()
+            by_step = self.decay is not None and self.in_window == "truncated"
+            return Stepwise() if by_step else Full()
         if self.decay is not None:
             return Decay(self.decay)
         return LowRank(asked_rank(self.rank), certificate=self.certificate)

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
-from ._transitions import recurrence, times
+from ._transitions import paired, recurrence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Decay(Trace):
         """
         eps_f, norm = path  # W + 1 values each
         old = signals.old()
-        credit = jnp.sum(times(signals.new(), eps_f[1:]), -2) / norm[1:, :, None]
+        credit = paired(signals.new(), eps_f[1:]) / norm[1:, :, None]
         old_credit = jnp.zeros_like(credit)
         if old is not None:
-            old_credit = jnp.sum(times(old, eps_f[:-1]), -2) / _positive(norm[:-1])[..., None]
+            old_credit = paired(old, eps_f[:-1]) / _positive(norm[:-1])[..., None]
         decay = jnp.finfo(credit.dtype).dtype.type(self.decay)
 
         def back(later, step):
@@ -102,7 +102,7 @@ class Decay(Trace):
     def start(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
         _, eps_f, norm = carry
         eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
-        return jnp.sum(times(credit, eps_f), -2) / _positive(norm)[:, None]
+        return paired(credit, eps_f) / _positive(norm)[:, None]
 
     def rows(self, site: Site, start: Inexact[Array, "B GO"], carry: Carry) -> list[Rows]:
         return [(carry[0][None], start[None])]

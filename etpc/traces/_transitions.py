@@ -111,6 +111,14 @@ def _by_period(
     return wrapped
 
 
+def paired(credit: Inexact[Array, "... m O"], block: Inexact[Array, "... m O"]) -> Array:
+    """The products of credit and block states, summed over the states, [..., O]."""
+    if not 0 < block.shape[-2] <= UNROLLED:
+        return jnp.sum(times(credit, block), -2)
+    terms = [times(c, b) for c, b in zip(_parts(credit, -2), _parts(block, -2), strict=True)]
+    return sum(terms[1:], terms[0])
+
+
 @_by_period
 def apply(
     pairs: Pairs, transition: Inexact[Array, "... P o"], block: Inexact[Array, "... m O"]
@@ -152,7 +160,7 @@ def apply_columns(
 
 
 def _sum_of_columns(
-    columns: Sequence[Inexact[Array, "... m o"]], block: Inexact[Array, "... m O"]
+    columns: Sequence[Inexact[Array, "... m o"]], block: Inexact[Array, "... k O"]
 ) -> Array:
     terms = [times(column, block[..., None, c, :]) for c, column in enumerate(columns)]
     return sum(terms[1:], terms[0])
@@ -290,6 +298,7 @@ __all__ = [
     "identity",
     "in_columns",
     "of_each",
+    "paired",
     "recurrence",
     "suffix_products",
     "times",
