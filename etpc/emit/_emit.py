@@ -36,6 +36,9 @@ from ._uncut import Directed, Uncut, finite_where, sum_dtype, where_over
 Arrays = Sequence[Array]
 Sums = tuple[list[Array], dict[int, Array]]
 
+REORDERED = 1 << 18
+"""Bytes of what a trace gives, up to which it is added to the gradient of its weight window by window."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,7 +140,7 @@ class Window:
         entries: dict[int, Array] = {}
         for p in self.plan.carried:
             shape = jax.eval_shape(lambda p=p: _no_entries(p))
-            if shape is not None:
+            if shape is not None and not _reordered(shape):
                 entries[p.op.number] = jnp.zeros(shape.shape, shape.dtype)
         return [jnp.zeros_like(w, sum_dtype(w)) for w in weights], entries
 
@@ -235,6 +238,11 @@ def emit(plan: Plan) -> Window:
             ends = emitter.uncut.signals(later(last))
         grads, _, starts = emitter.backward(residuals, ys_bar, read_traces=False, ends=ends)
         traces, entries = emitter.advance(moves, traces, starts)
+        grads = list(grads)
+        for p in plan.carried:
+            if p.op.number in entries and _reordered(entries[p.op.number]):
+                gradient = p.form.gathered(p.site, entries.pop(p.op.number))
+                grads = _accumulated(plan, grads, p.op, gradient)
         if ends is not None:
             grads = emitter.left_to_traces(grads, traces, ends)
         return loss, aux, (list(grads), entries), last, traces
@@ -585,10 +593,10 @@ class Emitter:
         starts: dict[int, Array] = {}
         weights_bar, old, new, deltas = residuals.pull(ys_bar)
         moving_bar = [] if cut.pull_inputs is None else cut.pull_inputs(ys_bar)[0]
-        old = [_without_past(part, fresh) for part in old]
+        old = [_without_past(part, fresh) for part in old] if self.reads_old else None
         weights_bar = _summable(weights_bar)
         xs = self._data_by_op(cut.data)
-        credit = Credit(self.plan, cut.jacobians.transition, old, new, self.reads_old)
+        credit = Credit(self.plan, cut.jacobians.transition, old, new)
         for place, p in enumerate(self.live):
             delta, number, past = deltas[place], p.op.number, []
             immediate, t = cut.jacobians.immediate[place], p.trace
@@ -705,6 +713,12 @@ def _no_entries(p: TracePlan) -> Array | None:
     credit = jnp.zeros((1, p.site.block, p.site.count), p.dtype)
     carry = p.form.init(p.site, 1)
     return p.form.entries(p.site, p.form.start(p.site, credit, carry), carry)
+
+
+def _reordered(entries: Any) -> bool:
+    """Whether what a trace gives is added to the gradient of each window, in the order of that: with sums of its own,
+    XLA has more kernels to compile."""
+    return entries.size * entries.dtype.itemsize <= REORDERED
 
 
 def _accumulated(plan: Plan, grads: Arrays, op: WeightOp, added: Array) -> list[Array]:

@@ -23,10 +23,9 @@ class Credit:
     plan: Plan
     transition: Arrays
     """The compressed D, [C, W, B, n] for each part of the states."""
-    old: Arrays
+    old: Arrays | None
+    """`None` where no output reads old states past the new ones."""
     new: Arrays
-    reads_old: bool
-    """Whether any output reads old states past the new ones."""
 
     @cached_property
     def through(self) -> tuple[list[Array], list[Array]]:
@@ -36,10 +35,9 @@ class Credit:
         def back(later, step):
             jacobian, by_old, by_new = step
             total = [n + a for n, a in zip(by_new, later, strict=True)]
-            earlier = [
-                o + weighted(total, owner, j)
-                for o, j, owner in zip(by_old, jacobian, owners, strict=True)
-            ]
+            earlier = [weighted(total, o, j) for j, o in zip(jacobian, owners, strict=True)]
+            if by_old is not None:
+                earlier = [o + e for o, e in zip(by_old, earlier, strict=True)]
             return earlier, total
 
         last = [jnp.zeros_like(part[0]) for part in self.new]
@@ -63,15 +61,17 @@ class OpSignals:
         return take(self.credit.new, self.trace.layout.states)
 
     def old(self) -> Array | None:
-        return take(self.credit.old, self.trace.layout.states) if self.credit.reads_old else None
+        old = self.credit.old
+        return None if old is None else take(old, self.trace.layout.states)
 
     def through(self) -> tuple[Array, Array]:
         credit, trace, places = self.credit, self.trace, self.trace.layout.states
         if self.factors is None:
             credits, start = credit.through
             return into_op(credit.plan, self.immediate, credits, trace.op), take(start, places)
-        old, new = take(credit.old, places), take(credit.new, places)
-        block_credit, start = _within(trace.layout.pairs, self.factors.transition, old, new)
+        block_credit, start = _within(
+            trace.layout.pairs, self.factors.transition, self.old(), self.new()
+        )
         return times(block_credit, self.factors.immediate).sum(-2), start
 
 
@@ -88,7 +88,7 @@ def into_op(plan: Plan, immediate: Arrays, signal: Arrays, op: WeightOp) -> Arra
     return weighted(signal, owner, jacobian)
 
 
-def _within(pairs, transition: Array, old: Array, new: Array) -> tuple[Array, Array]:
+def _within(pairs, transition: Array, old: Array | None, new: Array) -> tuple[Array, Array]:
     """The credit of the block of each output, of each new state and of the start.
 
     For blocks that are not closed, where each output keeps to transitions inside its own.
@@ -97,7 +97,8 @@ def _within(pairs, transition: Array, old: Array, new: Array) -> tuple[Array, Ar
     def back(later, step):
         jacobian, by_old, by_new = step
         total = by_new + later
-        return by_old + apply_back(pairs, jacobian, total), total
+        earlier = apply_back(pairs, jacobian, total)
+        return earlier if by_old is None else by_old + earlier, total
 
     start, credit = lax.scan(back, jnp.zeros_like(new[0]), (transition, old, new), reverse=True)
     return credit, start

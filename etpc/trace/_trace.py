@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,7 +153,12 @@ def _initial_state(model: Any) -> Any:
             "`state=` was not given. Pass `state=` with the hidden state of one example, and "
             "`step=` where it is not called as `model(x, state) -> (y, new_state)`."
         )
-    return make()
+    if not isinstance(model, eqx.Module):
+        return make()
+    try:  # at once: one by one, XLA compiles a program for each array of zeros
+        return eqx.filter_jit(make)()
+    except Exception:  # it may ask for values
+        return make()
 
 
 def _called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any, Any]:

@@ -24,6 +24,9 @@ Operand = tuple[Array, int | None]
 
 LARGE = 2
 """An example is large that has more bytes than so many pieces."""
+SMALL = 1 << 20
+"""Up to so many bytes of a trace, its sum over examples is a product of matrices: two kernels for XLA to compile, and
+not seven."""
 
 
 def over_examples(
@@ -37,6 +40,8 @@ def over_examples(
     if abreast is None:
         return times(signal, numbers(trace)).sum(0)
     runs = math.gcd(trace.shape[0], _devices(trace))
+    if runs == 1 and _small(trace):
+        return _sum_of_rows(times(signal, numbers(trace)))
     signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
     count = trace.shape[1]
     rows = min(abreast, count)
@@ -62,9 +67,18 @@ def over_examples(
     sums = lax.fori_loop(0, end, add, sums)
     if runs == 1:
         return sums[0]
-    flat, ones = sums.reshape(runs, -1), jnp.ones(runs, sums.dtype)
-    total = summed("a,ab->b", ones, flat, precision=lax.Precision.HIGHEST)
-    return total.reshape(sums.shape[1:])
+    return _sum_of_rows(sums)
+
+
+def _sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
+    """As a product with ones: XLA's CPU back end takes much longer for a sum over the leading axis."""
+    ones = jnp.ones(len(a), a.dtype)
+    total = summed("a,ab->b", ones, a.reshape(len(a), -1), precision=lax.Precision.HIGHEST)
+    return total.reshape(a.shape[1:])
+
+
+def _small(trace: Num[Array, "B ..."]) -> bool:
+    return trace.nbytes <= SMALL
 
 
 def overwrite(
@@ -118,7 +132,8 @@ def read_and_overwrite(
 ) -> tuple[Array, Array]:
     """`overwrite`, and `over_examples` of what was there before."""
     read = over_examples(trace, signal)
-    return overwrite(trace, axis, update, operands, zero_after(read), at_once), read
+    zero = None if _small(trace) else zero_after(read)
+    return overwrite(trace, axis, update, operands, zero, at_once), read
 
 
 def zero_after(array: Array) -> Int[Array, ""]:

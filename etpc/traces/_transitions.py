@@ -210,6 +210,11 @@ def suffix_products(
     m, read = pairs.m, lambda suffix: suffix
     if not m or transition.shape[0] == 1:
         return lambda added: added, transition[0]
+    if m == 1:  # without axes of length one, arrays of these shapes are shared with other loops
+        flat = transition[:, :, 0]
+        back = lambda later, step: (times(later, step), later)
+        total, suffixes = lax.scan(back, jnp.ones_like(flat[0]), flat, reverse=True)
+        return functools.partial(apply, pairs, suffixes[:, :, None]), total[:, None]
     last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
     move = functools.partial(apply, pairs)
     # In a loop a reshape would keep XLA's CPU backend from vectorising it, and so would a read of rows.
@@ -241,6 +246,18 @@ def recurrence(
     decay: float = 1.0,
 ) -> tuple[Inexact[Array, "B m O"], Inexact[Array, "W B m O"]]:
     """Block states by `eps' = a D eps + F`: the last ones, and those after each step."""
+
+    if pairs.m == 1 and transition.shape[-1] == added.shape[-1]:
+        # likewise
+
+        def step_of_one(eps, inputs):
+            moved, new = inputs
+            eps = times(moved, eps)
+            eps = (eps if decay == 1 else jnp.asarray(decay, _real(eps)) * eps) + new
+            return eps, eps
+
+        last, rest = lax.scan(step_of_one, start[:, 0], (transition[:, :, 0], added[:, :, 0]))
+        return last[:, None], rest[:, :, None]
 
     def step(eps, inputs):
         columns, new = inputs
