@@ -14,7 +14,7 @@ and `read` evaluates the step so that one reverse pass gives all three.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -75,10 +75,14 @@ class Reading:
         first = self._run(base, saved, deltas, moved)
         outputs = [first[v] for v in a.split.outputs]
         if self.crossing:
-            held = self.step.start(
-                weights, others, x, self.step.with_parts(state, [stop(p) for p in old])
-            )
-            shared = self._run(held, saved, deltas, moved)
+            shared = first
+            if any(
+                _data(op) in self._by_old for op in self.step.saved if op.equation in self.crossing
+            ):
+                held = self.step.start(
+                    weights, others, x, self.step.with_parts(state, [stop(p) for p in old])
+                )
+                shared = self._run(held, saved, deltas, moved)
             second = self._crossed(weights, others, x, state, saved, old, shared)
             outputs = [
                 superpose(y, second[v]) if v.is_float else y
@@ -133,14 +137,18 @@ class Reading:
         touched = propagate(body, [*self._moves.variables, *live], _stops)
         return frozenset(op.equation for op in self.step.saved if _data(op) in touched)
 
-    def reads_old_states(self) -> bool:
-        """Whether an output depends on old states past the new ones."""
+    @cached_property
+    def _by_old(self) -> Collection[Variable]:
+        """What depends on old states past the new ones and past the operations that are cut."""
         a = self.step.analysis
         past = [eqn for eqn in self._body if eqn not in self.step.saved_equations]
         new = self._moves.new_states
         old = (a.step.state[i] for i in a.hidden.leaves)
-        reached = propagate(past, old, lambda eqn, v: _stops(eqn, v) or v in new)
-        return any(v in reached for v in a.split.outputs)
+        return propagate(past, old, lambda eqn, v: _stops(eqn, v) or v in new)
+
+    def reads_old_states(self) -> bool:
+        """Whether an output depends on old states past the new ones."""
+        return any(v in self._by_old for v in self.step.analysis.split.outputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,7 +1,6 @@
 """The whole trace of an element-wise weight, as it is at each step."""
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array

@@ -167,7 +167,10 @@ def _sum_of_columns(
 
 
 def _apply_at(
-    pairs: Pairs, columns: Inexact[Array, "... mk o"], block: Inexact[Array, "... m O"], places: Sequence[int]
+    pairs: Pairs,
+    columns: Inexact[Array, "... mk o"],
+    block: Inexact[Array, "... m O"],
+    places: Sequence[int],
 ) -> Array:
     """`apply`, of k columns of a transition on block states that are zero but at their places."""
 
@@ -210,15 +213,12 @@ def suffix_products(
     m, read = pairs.m, lambda suffix: suffix
     if not m or transition.shape[0] == 1:
         return lambda added: added, transition[0]
-    if m == 1:  # without axes of length one, arrays of these shapes are shared with other loops
-        flat = transition[:, :, 0]
-        back = lambda later, step: (times(later, step), later)
-        total, suffixes = lax.scan(back, jnp.ones_like(flat[0]), flat, reverse=True)
-        return functools.partial(apply, pairs, suffixes[:, :, None]), total[:, None]
     last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
     move = functools.partial(apply, pairs)
     # In a loop a reshape would keep XLA's CPU backend from vectorising it, and so would a read of rows.
-    if not pairs.dense:
+    if m == 1:  # arrays without an axis of length one share their zeros with those of other loops
+        product, start, steps = times, last[:, 0], transition[:, :, 0]
+    elif not pairs.dense:
         product, start, steps = functools.partial(compose, pairs), last, transition
     elif m > UNROLLED:
         product, start, steps = _compose_dense, _square(last, m), _square(transition, m)
@@ -227,7 +227,7 @@ def suffix_products(
         rows = [jnp.stack(entries[c * m : (c + 1) * m], -2) for c in range(m)]
         product, start, steps = _compose_rows, _square(last, m), rows
         if len(entered) < m:  # no other column is needed
-            read = lambda suffix: _at(suffix, -2, entered)
+            read = functools.partial(_at, axis=-2, places=entered)
             move = functools.partial(_apply_at, pairs, places=entered)
 
     def back(later, step):
@@ -246,26 +246,21 @@ def recurrence(
     decay: float = 1.0,
 ) -> tuple[Inexact[Array, "B m O"], Inexact[Array, "W B m O"]]:
     """Block states by `eps' = a D eps + F`: the last ones, and those after each step."""
-
-    if pairs.m == 1 and transition.shape[-1] == added.shape[-1]:
-        # likewise
-
-        def step_of_one(eps, inputs):
-            moved, new = inputs
-            eps = times(moved, eps)
-            eps = (eps if decay == 1 else jnp.asarray(decay, _real(eps)) * eps) + new
-            return eps, eps
-
-        last, rest = lax.scan(step_of_one, start[:, 0], (transition[:, :, 0], added[:, :, 0]))
-        return last[:, None], rest[:, :, None]
+    squeezed = pairs.m == 1 and transition.shape[-1] == added.shape[-1]  # as above
+    if squeezed:
+        move, moves, start, added = times, transition[:, :, 0], start[:, 0], added[:, :, 0]
+    else:
+        move = functools.partial(apply_columns, pairs)
+        moves = in_columns(pairs, transition, added.shape[-1])
 
     def step(eps, inputs):
-        columns, new = inputs
-        eps = apply_columns(pairs, columns, eps)
+        moved, new = inputs
+        eps = move(moved, eps)
         eps = (eps if decay == 1 else jnp.asarray(decay, _real(eps)) * eps) + new
         return eps, eps
 
-    return lax.scan(step, start, (in_columns(pairs, transition, added.shape[-1]), added))
+    last, rest = lax.scan(step, start, (moves, added))
+    return (last[:, None], rest[:, :, None]) if squeezed else (last, rest)
 
 
 def _parts(a: Array, axis: int) -> list[Array]:
