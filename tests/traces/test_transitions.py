@@ -103,6 +103,29 @@ def test_all_forms_are_tried():
     assert any(m > 8 and not dense and k > 8 for m, dense, k in sizes)
 
 
+@pytest.mark.parametrize("period", [1, 2, 6])
+@pytest.mark.parametrize(
+    ("m", "entered"), [(1, [0]), (3, [1]), (4, [0, 3]), (4, [0, 1, 2, 3]), (9, [2])]
+)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_products_of_the_transitions_that_follow(steps, m, entered, period):
+    """Of those columns alone that are needed, where the others would be multiplied with zeros."""
+    rng, batch, outputs = np.random.default_rng(0), 2, 6
+    pairs = _pairs.every_pair(m)
+    D = rng.normal(size=(steps, batch, m * m, period))
+    F = np.zeros((steps, batch, m, outputs))
+    F[:, :, entered] = rng.normal(size=(steps, batch, len(entered), outputs))
+    move, whole = transitions.suffix_products(pairs, jnp.asarray(D), entered)
+    matrices = dense_of(pairs, np.tile(D, outputs // period))  # [W, B, O, m, m]
+    product = np.broadcast_to(np.eye(m), matrices.shape[1:])
+    for t in reversed(range(steps)):
+        wanted = np.einsum("boxy,byo->bxo", product, F[t])
+        np.testing.assert_allclose(move(jnp.asarray(F))[t], wanted, atol=1e-9)
+        product = product @ matrices[t]
+    of_each = np.tile(np.asarray(whole), outputs // period)
+    np.testing.assert_allclose(dense_of(pairs, of_each), product, atol=1e-9)
+
+
 @pytest.mark.parametrize("window", few([1, 2, 5], 2))
 def test_rtrl_of_a_deep_stack_of_independent_units(window):
     """Blocks of an arrow's shape: one unit of a layer and all of the next two."""
