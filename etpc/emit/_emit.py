@@ -37,7 +37,10 @@ Arrays = Sequence[Array]
 Sums = tuple[list[Array], dict[int, Array]]
 
 REORDERED = 1 << 18
-"""Bytes of what a trace gives, up to which it is added to the gradient of its weight window by window."""
+"""Bytes of what a trace gives, up to which it is added to the gradient of its weight window by window, if those are
+not so short that this costs time: with sums of its own, XLA has more kernels to compile."""
+NOT_SHORT = 8
+"""Steps."""
 
 
 @jax.tree_util.register_dataclass
@@ -119,9 +122,10 @@ class Window:
     - `learn(weights, others, xs, state, traces, fresh, loss_of, later=None) -> (loss, aux, sums, state, traces)`:
         a window, `loss_of(ys) -> (loss, aux)` and the gradient of the loss by the weights. As it knows
         that the traces are read no more, they are overwritten. The gradient is in sums that several
-        windows may add to, from `no_sums(weights)` to `gradient(sums)`: what traces give is added up
-        in their own order of axes. `later(state)`: what a critic says of the credit that the float
-        leaves of the state at the end of the window will have from later losses, [B, ...] each.
+        windows may add to, from `no_sums(weights, steps)` by `added(sums, more)` to `gradient(sums)`: what
+        traces give is added up in their own order of axes where that is faster. `later(state)`: what a
+        critic says of the credit that the float leaves of the state at the end of the window will have
+        from later losses, [B, ...] each.
     """
 
     plan: Plan
@@ -135,19 +139,32 @@ class Window:
     from that of its outputs and of the states at its end, [B, S] both, where directions are followed."""
 
     @promoting
-    def no_sums(self, weights: Arrays) -> Sums:
-        """Where `learn` begins."""
+    def no_sums(self, weights: Arrays, steps: int) -> Sums:
+        """Where the sums of windows of so many steps begin."""
         entries: dict[int, Array] = {}
         for p in self.plan.carried:
             shape = jax.eval_shape(lambda p=p: _no_entries(p))
-            if shape is not None and not _reordered(shape):
+            if shape is None:
+                continue
+            if steps < NOT_SHORT or shape.size * shape.dtype.itemsize > REORDERED:
                 entries[p.op.number] = jnp.zeros(shape.shape, shape.dtype)
         return [jnp.zeros_like(w, sum_dtype(w)) for w in weights], entries
 
     @promoting
+    def added(self, sums: Sums, more: Sums) -> Sums:
+        """With those of one more window."""
+        (grads, entries), (new_grads, new_entries) = sums, more
+        reordered = {n: a for n, a in new_entries.items() if n not in entries}
+        new_grads = self._gathered(new_grads, reordered)
+        entries = {n: a + new_entries[n] for n, a in entries.items()}
+        return [a + b for a, b in zip(grads, new_grads, strict=True)], entries
+
+    @promoting
     def gradient(self, sums: Sums) -> list[Array]:
         """By the weights, at least in float32."""
-        grads, entries = sums
+        return self._gathered(*sums)
+
+    def _gathered(self, grads: Arrays, entries: dict[int, Array]) -> list[Array]:
         for p in self.plan.carried:
             if p.op.number in entries:
                 gradient = p.form.gathered(p.site, entries[p.op.number])
@@ -238,11 +255,6 @@ def emit(plan: Plan) -> Window:
             ends = emitter.uncut.signals(later(last))
         grads, _, starts = emitter.backward(residuals, ys_bar, read_traces=False, ends=ends)
         traces, entries = emitter.advance(moves, traces, starts)
-        grads = list(grads)
-        for p in plan.carried:
-            if p.op.number in entries and _reordered(entries[p.op.number]):
-                gradient = p.form.gathered(p.site, entries.pop(p.op.number))
-                grads = _accumulated(plan, grads, p.op, gradient)
         if ends is not None:
             grads = emitter.left_to_traces(grads, traces, ends)
         return loss, aux, (list(grads), entries), last, traces
@@ -713,12 +725,6 @@ def _no_entries(p: TracePlan) -> Array | None:
     credit = jnp.zeros((1, p.site.block, p.site.count), p.dtype)
     carry = p.form.init(p.site, 1)
     return p.form.entries(p.site, p.form.start(p.site, credit, carry), carry)
-
-
-def _reordered(entries: Any) -> bool:
-    """Whether what a trace gives is added to the gradient of each window, in the order of that: with sums of its own,
-    XLA has more kernels to compile."""
-    return entries.size * entries.dtype.itemsize <= REORDERED
 
 
 def _accumulated(plan: Plan, grads: Arrays, op: WeightOp, added: Array) -> list[Array]:

@@ -138,13 +138,13 @@ class Runner:
             value, aux, more, state, traces = self.window.learn(
                 effective, others, xs, state, traces, fresh, loss_of, later
             )
-            sums = jax.tree.map(jnp.add, sums, more)
+            sums = self.window.added(sums, more)
             after = list(state), traces, jnp.zeros_like(fresh), total + value, sums
             return after, aux
 
         window = self.plan.window_for(steps) if reset is None else 1
         zero = jnp.zeros((), value_aval.dtype)
-        start = (state, traces, fresh, zero, self.window.no_sums(effective))
+        start = (state, traces, fresh, zero, self.window.no_sums(effective, window))
         end, aux = _over_windows(one_window, start, (xs, data, left), steps, window)
         if not carry.batched:
             aux = jax.tree.map(lambda a: a[:, 0], aux)

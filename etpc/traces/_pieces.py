@@ -26,11 +26,11 @@ LARGE = 2
 """An example is large that has more bytes than so many pieces."""
 SMALL = 1 << 20
 """Up to so many bytes of a trace, its sum over examples is a product of matrices: two kernels for XLA to compile, and
-not seven."""
+not seven. It takes longer to run, which counts where it is done at every step."""
 
 
 def over_examples(
-    trace: Num[Array, "B ..."], signal: Inexact[Array, "B ..."]
+    trace: Num[Array, "B ..."], signal: Inexact[Array, "B ..."], every_step: bool = False
 ) -> Inexact[Array, "..."]:
     """`(signal * trace).sum(0)`, a few examples at a time.
 
@@ -40,7 +40,7 @@ def over_examples(
     if abreast is None:
         return times(signal, numbers(trace)).sum(0)
     runs = math.gcd(trace.shape[0], _devices(trace))
-    if runs == 1 and _small(trace):
+    if runs == 1 and not every_step and trace.nbytes <= SMALL:
         return _sum_of_rows(times(signal, numbers(trace)))
     signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
     count = trace.shape[1]
@@ -75,10 +75,6 @@ def _sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
     ones = jnp.ones(len(a), a.dtype)
     total = summed("a,ab->b", ones, a.reshape(len(a), -1), precision=lax.Precision.HIGHEST)
     return total.reshape(a.shape[1:])
-
-
-def _small(trace: Num[Array, "B ..."]) -> bool:
-    return trace.nbytes <= SMALL
 
 
 def overwrite(
@@ -131,9 +127,8 @@ def read_and_overwrite(
     at_once: bool = False,
 ) -> tuple[Array, Array]:
     """`overwrite`, and `over_examples` of what was there before."""
-    read = over_examples(trace, signal)
-    zero = None if _small(trace) else zero_after(read)
-    return overwrite(trace, axis, update, operands, zero, at_once), read
+    read = over_examples(trace, signal, at_once)
+    return overwrite(trace, axis, update, operands, zero_after(read), at_once), read
 
 
 def zero_after(array: Array) -> Int[Array, ""]:
