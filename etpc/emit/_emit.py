@@ -40,7 +40,7 @@ REORDERED = 1 << 18
 """Bytes of what a trace gives, up to which it is added to the gradient of its weight window by window, if those are
 not so short that this costs time: with sums of its own, XLA has more kernels to compile."""
 NOT_SHORT = 8
-"""Steps."""
+"""Steps of a window that is not short."""
 
 
 @jax.tree_util.register_dataclass
