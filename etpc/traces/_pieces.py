@@ -39,9 +39,10 @@ def over_examples(
     abreast = tuning().abreast
     if abreast is None:
         return times(signal, numbers(trace)).sum(0)
-    runs = math.gcd(trace.shape[0], _devices(trace))
-    if runs == 1 and not every_step and trace.nbytes <= SMALL:
+    devices = _devices(trace)
+    if devices == 1 and not every_step and trace.nbytes <= SMALL:
         return _sum_of_rows(times(signal, numbers(trace)))
+    runs = math.gcd(trace.shape[0], devices)
     signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
     count = trace.shape[1]
     rows = min(abreast, count)
