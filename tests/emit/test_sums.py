@@ -27,7 +27,9 @@ def weights_of(program):
     return [jax.numpy.zeros(a.shape, a.dtype) for a in avals]
 
 
-@pytest.mark.parametrize("name", few(["two_layer_lif", "lstm", "delay", "cascade"], "two_layer_lif"))
+@pytest.mark.parametrize(
+    "name", few(["two_layer_lif", "lstm", "delay", "cascade"], "two_layer_lif")
+)
 def test_the_order_changes_nothing(name, monkeypatch):
     """Windows of 8 steps, and a last one of 3, against those of 4."""
     reordered, none = gradient(name, 8)
