@@ -10,7 +10,7 @@ from jax import Array, lax
 from ..analyse import WeightOp
 from ..plan import Plan, TracePlan
 from ..traces import Factors
-from ..traces._transitions import apply_back, times
+from ..traces._transitions import apply_back, paired, times
 from ._gather import by_step, columns, rows, take, weighted
 
 Arrays = Sequence[Array]
@@ -72,7 +72,7 @@ class OpSignals:
         block_credit, start = _within(
             trace.layout.pairs, self.factors.transition, self.old(), self.new()
         )
-        return times(block_credit, self.factors.immediate).sum(-2), start
+        return paired(block_credit, self.factors.immediate), start
 
 
 def into_op(plan: Plan, immediate: Arrays, signal: Arrays, op: WeightOp) -> Array:

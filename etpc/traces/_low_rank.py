@@ -12,7 +12,7 @@ from jaxtyping import Inexact
 from ._full import Full
 from ._modes import leading
 from ._trace import Carry, Passage, Rows, Site, Trace, size_of, zeros
-from ._transitions import apply, times
+from ._transitions import apply, paired, times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class LowRank(Trace):
         """The left modes, and their credit `lambda_0 b`."""
         a, b = carry[:2]
         b = b.reshape(b.shape[0], -1, site.block, site.count)
-        return [(jnp.moveaxis(a, 1, 0), jnp.moveaxis(jnp.sum(times(start[:, None], b), -2), 1, 0))]
+        return [(jnp.moveaxis(a, 1, 0), jnp.moveaxis(paired(start[:, None], b), 1, 0))]
 
     def all_pairs(
         self, site: Site, passage: Passage, carry: Carry
