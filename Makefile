@@ -20,7 +20,7 @@ EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
 # The modules that are a task, by name; the others are what tasks share.
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 
-.PHONY: demo examples test test-peer test-third-party test-leaks test-newest test-wheel bench lint docs docs-release notebooks clean
+.PHONY: demo examples test test-peer test-third-party test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
@@ -58,6 +58,15 @@ test-wheel:
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check .venv-wheel/dist/*.whl optax
 	.venv-wheel/bin/python tests/wheel.py
 
+# The release of jaxlib that computes wrong Jacobians of norms, for those who have it all the same.
+test-affected-jaxlib: export PYTHONPATH = .
+test-affected-jaxlib:
+	rm -rf .venv-affected
+	$(PYTHON) -m venv .venv-affected
+	.venv-affected/bin/python -m pip install --quiet --disable-pip-version-check equinox jax==0.10.2 jaxlib==0.10.2 networkx
+	.venv-affected/bin/python tests/affected_jaxlib.py
+	XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= .venv-affected/bin/python tests/affected_jaxlib.py off
+
 bench: .venv-peer/.peer
 	.venv-peer/bin/python -m benchmarks $(BENCH_ARGS)
 
@@ -78,7 +87,7 @@ docs-release: .venv/.docs
 	$(BIN)/mike set-default latest
 
 clean:
-	rm -rf .venv .venv-peer .venv-third-party .venv-newest .venv-wheel dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
+	rm -rf .venv .venv-peer .venv-third-party .venv-newest .venv-wheel .venv-affected dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
 	find etpc tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Each set of packages has a stamp in the virtual environment that it is installed in.

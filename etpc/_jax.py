@@ -10,6 +10,7 @@ variables, because JAX shares the variables of a cached inner jaxpr between its 
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import os
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -277,6 +278,14 @@ def _line(info: Any) -> str | None:
     return text if text and text != "unknown" else None
 
 
+def inner_jaxprs(equation: Equation) -> list[Any]:
+    """The jaxprs in an equation's parameters: bodies of loops, branches, functions with own derivatives."""
+    values = itertools.chain.from_iterable(
+        value if isinstance(value, tuple | list) else (value,) for value in equation.params.values()
+    )
+    return [value for value in values if isinstance(value, jex.ClosedJaxpr | jex.Jaxpr)]
+
+
 def primitive_of(function: Callable, *args: Any) -> Primitive | None:
     """The primitive of a function that is a single operation, for those that JAX does not list."""
     equations = flatten(jax.make_jaxpr(function)(*args)).equations
@@ -522,6 +531,7 @@ __all__ = [
     "evaluate",
     "flatten",
     "forward_mode",
+    "inner_jaxprs",
     "is_checkpointed_loop",
     "is_float",
     "is_step_function",

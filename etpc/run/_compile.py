@@ -21,6 +21,7 @@ from ..plan import Plan, context, plan
 from ..trace import path_text, trace
 from ..trace._leaves import is_array, shape_of
 from ..traces import Carry, Site, Trace
+from ._fusion import refuse_wrong_fusion
 from ._program import Program
 from ._sample import credit, traces
 
@@ -75,6 +76,7 @@ def compile(
         _blame_axes(error, model, inputs, state, step)
         raise
     analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
+    refuse_wrong_fusion(analysis)
     choice = algorithm.choose(
         _context(algorithm, analysis, chosen, memory, batch_size, model, sample)
     )
