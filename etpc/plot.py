@@ -391,10 +391,8 @@ def _recorder(
     @jax.jit
     def run(xs: Any, chosen: list[jax.Array]) -> Any:
         def body(carry: Any, x: Any) -> Any:
-            env = dict(step.constants)
-            env.update(zip(step.parameters, parameters, strict=True))
-            env.update(zip(step.inputs, step.input_leaves.split(x), strict=True))
-            env.update(zip(step.state, step.state_leaves.split(carry.state), strict=True))
+            leaves = step.with_begins(step.input_leaves.split(x), carry.fresh)
+            env = step.environment(parameters, leaves, step.state_leaves.split(carry.state))
             evaluate(step.equations, env)
             spikes = [env[v].reshape(-1) for e in functions for v in e.outputs]
             _, carry = program(model, x, carry)

@@ -193,7 +193,7 @@ class Window:
         """The steps behind a stream that begins with a state [B, ...]."""
         if not self.plan.behind:
             return ()
-        return none_yet(self.plan.analysis.step.input_leaves.avals, state, self.plan.behind)
+        return none_yet([v.aval for v in self.plan.analysis.step.inputs], state, self.plan.behind)
 
     def __str__(self) -> str:
         plan, split = self.plan, self.plan.analysis.split

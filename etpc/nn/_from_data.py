@@ -95,7 +95,7 @@ def init_from_data(
     start = _initial_state(traced, batch_size)
     sample = [
         jnp.asarray(a, v.aval.dtype)
-        for a, v in zip(traced.input_leaves.split(xs), traced.inputs, strict=True)
+        for a, v in zip(traced.input_leaves.split(xs), traced.inputs, strict=False)
     ]
     of_layer = np.array([[e in layer.functions for e in functions] for layer in layers], float)
     of_layer /= of_layer.sum(1, keepdims=True)

@@ -49,7 +49,8 @@ def compile(
     - `model`: the model. Its float arrays are the parameters.
     - `algo`: an algorithm, such as `etpc.ES_D_RTRL(decay=0.9)`, or its name.
     - `inputs`: the input of one step of one example; arrays or `jax.ShapeDtypeStruct`s.
-    - `state`: the initial state of one example; by default `model.init_state()`.
+    - `state`: the initial state of one example, a constant; by default `model.init_state()`, and then
+        a parameter that it is computed from is a weight of the first step of a stream.
     - `step`: `step(model, x, state) -> (y, new_state)`, for models that are called another way.
     - `weights`: which weights get a trace. `None` or `"all"`: every one that reaches a hidden
         state. `"marked"`: those that pass through [`etpc.mark`][]. Or a selector as in Equinox,

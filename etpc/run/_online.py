@@ -61,13 +61,13 @@ class Online:
     def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
         """The state of the optimizer, and a fresh carry.
 
-        **Returns** `(opt_state, carry)`; the carry is `program.init(batch_size)`, and with
+        **Returns** `(opt_state, carry)`; the carry is `program.init(batch_size, model=model)`, and with
         `reward_decay` a [`RewardCarry`][etpc.RewardCarry] of it.
         """
         program = self.program
         floats, _ = self._split(program.arguments.parameters(model))
         opt_state = self.optimizer.init(program.runner.model_tree(floats))
-        carry: Any = program.init(batch_size)
+        carry: Any = program.init(batch_size, model=model)
         if self.reward_decay is not None:
             lead = () if batch_size is None else (batch_size,)
             zeros = [jnp.zeros((*lead, *jnp.shape(a)), a.dtype) for a in floats]

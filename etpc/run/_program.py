@@ -187,16 +187,22 @@ class Program(Shown):
 
     # --- to run ---
 
-    def init(self, batch_size: int | None = None) -> Carry:
+    def init(self, batch_size: int | None = None, *, model: Any = None) -> Carry:
         """A fresh carry: the initial state, and traces of zeros.
 
         **Arguments:**
 
         - `batch_size`: `None` for one example without a batch axis.
+        - `model`: whose initial state it is; by default that of the model that was compiled. Where
+            `model.init_state()` computes the state from parameters, the first step of a stream replaces
+            the state of a fresh carry by that of the model it is called with, so that the parameters
+            learn; the state that the carry shows until then is that of this argument.
 
-        **Raises** `etpc.InputError` where it is another thing than that or an int >= 1.
+        **Raises** `etpc.InputError` where `batch_size` is another thing than `None` or an int >= 1, and
+        where the model is not of the structure that was compiled.
         """
-        return self.runner.fresh(self._batch_size(batch_size))
+        parameters = None if model is None else self.arguments.parameters(model)
+        return self.runner.fresh(self._batch_size(batch_size), parameters)
 
     @staticmethod
     def _batch_size(size: Any) -> int | None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._carry import Carry
+from .._jax import evaluate
 from ..emit import Window
 from ..trace import repeat
 from ..traces import Traces
@@ -27,9 +28,9 @@ class Runner:
         self.window, self.plan, self.id = window, window.plan, id
         self.step = self.plan.analysis.step
 
-    def fresh(self, batch_size: int | None) -> Carry:
-        """The carry of a stream that begins."""
-        state = self.initial_state()
+    def fresh(self, batch_size: int | None, parameters: Sequence[Any] | None = None) -> Carry:
+        """The carry of a stream that begins, with the initial state of a model with these parameters."""
+        state = self.initial_state(parameters)
         if batch_size is None:  # whoever donates a carry keeps the arrays it began with
             state = [jnp.copy(value) for value in state]
         else:
@@ -50,10 +51,18 @@ class Runner:
             state, traces, fresh = [s[0] for s in state], _without_batch(traces), fresh[0]
         return self.carry(state, traces, fresh, carry.batched)
 
-    def initial_state(self) -> list[Any]:
-        """The array leaves of the initial state of one example."""
-        state = []
-        for leaf, aval in zip(self.step.initial_state, self.step.state_leaves.avals, strict=True):
+    def initial_state(self, parameters: Sequence[Any] | None = None) -> list[Any]:
+        """The array leaves of the initial state of one example: of a model with these parameters, or as
+        compiled."""
+        step, state = self.step, []
+        if step.initial is not None and parameters is not None:
+            env = {
+                **step.initial.constants,
+                **dict(zip(step.initial.inputs, parameters, strict=True)),
+            }
+            evaluate(step.initial.equations, env)
+            return [env[v] for v in step.initial.outputs]
+        for leaf, aval in zip(step.initial_state, step.state_leaves.avals, strict=True):
             if isinstance(leaf, jax.ShapeDtypeStruct):
                 state.append(jnp.zeros(aval.shape, aval.dtype))
             elif jnp.issubdtype(aval.dtype, jax.dtypes.extended):
@@ -65,12 +74,19 @@ class Runner:
     def scan(self, parameters, xs, carry: Carry):
         weights, others = self.window.prefix(parameters, xs[0].shape[0])
         xs, state, traces, fresh = self.enter(xs, carry)
+        xs = self._with_begins(xs, fresh)
         ys, state, traces = self.window.run(weights, others, xs, state, traces, fresh)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
         return ys, self.leave(state, traces, carry)
 
-    def restart(self, state, traces, fresh, where: Array):
+    def _with_begins(self, xs: list[Array], fresh: Array) -> list[Array]:
+        """The inputs of a window [W, B, ...], and whether a stream begins with each of its steps, if the
+        program asks for that."""
+        first = jnp.arange(xs[0].shape[0]) == 0
+        return self.step.with_begins(xs, first[:, None] & fresh[None])
+
+    def restart(self, state, traces, fresh, where: Array, parameters: Sequence[Any] | None = None):
         """Arrays with a batch axis; those of examples in `where` as at the start of a stream."""
 
         def instead(value, old):
@@ -78,7 +94,7 @@ class Runner:
 
         state = [
             old if jnp.issubdtype(old.dtype, jax.dtypes.extended) else instead(value[None], old)
-            for value, old in zip(self.initial_state(), state, strict=True)
+            for value, old in zip(self.initial_state(parameters), state, strict=True)
         ]
         zeroed = lambda a: instead(jnp.zeros((), a.dtype), a)
         carries = [
@@ -125,7 +141,8 @@ class Runner:
             state, traces, fresh, total, sums = scan_carry
             xs, (targets, weights, reset), left = window_data
             if reset is not None:
-                state, traces, fresh = self.restart(state, traces, fresh, reset[0])
+                state, traces, fresh = self.restart(state, traces, fresh, reset[0], parameters)
+            xs = self._with_begins(xs, fresh)
 
             def loss_of(ys):
                 ys = self.step.output_leaves.join(ys)

@@ -32,11 +32,9 @@ def firing_rates(
     """
 
     def one_example(x, state):
-        env = dict(step.constants)
-        env.update(zip(step.parameters, parameters, strict=True))
-        env.update(zip(step.inputs, x, strict=True))
-        env.update(zip(step.state, state, strict=True))
-        evaluate(step.equations, env)
+        env = evaluate(
+            step.equations, step.environment(parameters, step.with_begins(x, False), state)
+        )
         spiking = [jnp.stack([jnp.mean(env[v] != 0) for v in e.outputs]).mean() for e in functions]
         return [env[v] for v in step.next_state], jnp.stack(spiking)
 

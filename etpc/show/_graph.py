@@ -73,7 +73,7 @@ def _input_edges(plan: Plan, graph: "nx.DiGraph", names: list[tuple[str, str]]) 
     a = plan.analysis
     from_inputs: dict[Variable, frozenset[str]] = {
         v: frozenset([path])
-        for path, v in zip(a.step.input_leaves.paths, a.step.inputs, strict=True)
+        for path, v in zip(a.step.input_leaves.paths, a.step.inputs, strict=False)
     }
     numbers_of: dict[object, list[int]] = {}
     for p in plan.ops:

@@ -1,7 +1,7 @@
 """One step of a model as a canonical, flat program."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import ModelError, raise_together
-from .._jax import Equation, Flat, Tracer, Variable, canonicalise
+from .._jax import Equation, Flat, Tracer, Variable, canonicalise, propagate
 from ._expand import expand
 from ._leaves import Leaves, frozen
 from ._products import merge_products
@@ -32,6 +32,10 @@ class Step:
     output_leaves: Leaves
     initial_state: tuple[Any, ...]
     """The array leaves of the state of one example as given: values or shapes."""
+    initial: Flat | None
+    """From parameters to these leaves, where `init_state()` computes a float leaf from a float parameter.
+    Then the step has one more input, `begins`, and where that is true it replaces the old state by the
+    initial one: so such a parameter is a weight of the first step of a stream."""
     fixed: Mapping[Variable, np.ndarray]
     """Values of the model's integer and boolean arrays, where they are known: its connections."""
 
@@ -49,8 +53,9 @@ class Step:
 
     @property
     def inputs(self) -> tuple[Variable, ...]:
+        """The leaves of the input, and `begins` where the initial state is learned."""
         first = len(self.model_leaves.avals)
-        return self.program.inputs[first : first + len(self.input_leaves.avals)]
+        return self.program.inputs[first : -len(self.state_leaves.avals)]
 
     @property
     def state(self) -> tuple[Variable, ...]:
@@ -64,10 +69,25 @@ class Step:
     def next_state(self) -> tuple[Variable, ...]:
         return self.program.outputs[len(self.output_leaves.avals) :]
 
+    def with_begins(self, inputs: Sequence[Any], begins: Any) -> list[Any]:
+        """The values of `inputs`, from the leaves of the input and whether the stream begins."""
+        return [*inputs] if self.initial is None else [*inputs, begins]
+
+    def environment(
+        self, parameters: Sequence[Any], inputs: Sequence[Any], state: Sequence[Any]
+    ) -> dict[Variable, Any]:
+        """The values that the equations start from."""
+        env: dict[Variable, Any] = dict(self.constants)
+        env.update(zip(self.parameters, parameters, strict=True))
+        env.update(zip(self.inputs, inputs, strict=True))
+        env.update(zip(self.state, state, strict=True))
+        return env
+
     def __str__(self) -> str:
+        input_paths = self.with_begins(self.input_leaves.paths, "whether the stream begins")
         groups = {
             "parameters": zip(self.model_leaves.paths, self.parameters, strict=True),
-            "inputs": zip(self.input_leaves.paths, self.inputs, strict=True),
+            "inputs": zip(input_paths, self.inputs, strict=True),
             "state": zip(self.state_leaves.paths, self.state, strict=True),
             "new state": zip(self.state_leaves.paths, self.next_state, strict=True),
             "outputs": zip(self.output_leaves.paths, self.outputs, strict=True),
@@ -92,7 +112,8 @@ def trace(
     is no initial state.
     """
     call = _checked_call(model, step)
-    if state is None:
+    given = state is not None
+    if not given:
         state = _initial_state(model)
     model_leaves = Leaves.of(model, "model")
     input_leaves = Leaves.of(inputs, "x", numbers=True)
@@ -100,12 +121,20 @@ def trace(
     _check_inputs(input_leaves)
     first, second = len(model_leaves.avals), len(model_leaves.avals) + len(input_leaves.avals)
     _check_state(state_leaves)
+    initial, learned = (None, []) if given else _learned(model_leaves, state_leaves)
+    flag = [] if initial is None else [jax.ShapeDtypeStruct((), bool)]
     kept: dict[str, Any] = {}
 
     def flat(*arrays):
+        m = model_leaves.join(arrays[:first])
+        x, rest = input_leaves.join(arrays[first:second]), arrays[second:]
+        begins, hidden = rest[: len(flag)], list(rest[len(flag) :])
+        if learned:
+            start = state_leaves.split(m.init_state())
+            for i in learned:
+                hidden[i] = jax.lax.select_n(*begins, hidden[i], start[i])
+
         def result():
-            m = model_leaves.join(arrays[:first])
-            x, hidden = input_leaves.join(arrays[first:second]), arrays[second:]
             return call(m, x, state_leaves.join(hidden))
 
         y, new_state = _called(result, input_leaves, state_leaves)
@@ -116,7 +145,8 @@ def trace(
         new = [jnp.asarray(v) for v in new_leaves.split(new_state)]
         return [jnp.asarray(v) for v in output_leaves.split(y)] + new
 
-    program = canonicalise(flat, [*model_leaves.avals, *input_leaves.avals, *state_leaves.avals])
+    avals = [*model_leaves.avals, *input_leaves.avals, *flag, *state_leaves.avals]
+    program = canonicalise(flat, avals)
     parameters = program.inputs[:first]
     program = merge_products(expand(program, parameters), parameters)
     constants = {v: frozen(a) for v, a in program.constants.items()}
@@ -127,6 +157,7 @@ def trace(
         state_leaves=state_leaves,
         output_leaves=kept["output"],
         initial_state=tuple(map(frozen, state_leaves.split(state))),
+        initial=initial,
         fixed={
             v: frozen(np.asarray(leaf))
             for v, leaf in zip(parameters, model_leaves.split(model), strict=True)
@@ -159,6 +190,27 @@ def _initial_state(model: Any) -> Any:
         return eqx.filter_jit(make)()
     except Exception:  # it may ask for values
         return make()
+
+
+def _learned(model_leaves: Leaves, state_leaves: Leaves) -> tuple[Flat | None, list[int]]:
+    """`init_state()` as a program of the parameters, and which leaves depend on a float parameter;
+    `None` where none does, or where the function needs values and so cannot be traced."""
+
+    def start(*arrays):
+        leaves = state_leaves.split(model_leaves.join(arrays).init_state())
+        avals = state_leaves.avals
+        return [
+            v if jnp.issubdtype(a.dtype, jax.dtypes.extended) else jnp.asarray(v, a.dtype)
+            for v, a in zip(leaves, avals, strict=True)
+        ]
+
+    try:
+        flat = canonicalise(start, model_leaves.avals)
+    except Exception:  # whatever a function that needs values raises
+        return None, []
+    moved = propagate(flat.equations, (flat.inputs[i] for i in model_leaves.floats))
+    learned = [i for i in state_leaves.floats if flat.outputs[i] in moved]
+    return (flat, learned) if learned else (None, [])
 
 
 def _called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any, Any]:

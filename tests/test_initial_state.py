@@ -1,0 +1,193 @@
+"""Initial states that a model computes from its parameters: they are learned like any other weight."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import etpc
+from tests.zoo.check import by_path, distance, normal, squared, weights
+
+T, B, W = 12, 3, 5
+
+
+class Learned(eqx.Module):
+    """Two states, the first of which begins at a function of two parameters; `recurrent` is optional."""
+
+    h0: jax.Array
+    scale: jax.Array
+    weight: jax.Array
+    leak: jax.Array
+    recurrent: jax.Array | None = None
+
+    def init_state(self):
+        return jnp.tanh(self.h0) * self.scale, jnp.ones(4), jax.random.key(3)
+
+    def __call__(self, x, state):
+        h, c, key = state
+        key, _ = jax.random.split(key)
+        drive = self.weight @ x
+        if self.recurrent is not None:
+            drive = drive + self.recurrent @ jnp.tanh(h)
+        h = jax.nn.sigmoid(self.leak) * h + drive
+        c = 0.5 * c + h**2
+        return jnp.tanh(c) * h, (h, c, key)
+
+
+def model(recurrent=False, seed=0):
+    return Learned(
+        weights(4, seed=seed),
+        jnp.asarray(1.5),
+        weights(4, 2, seed=seed + 1),
+        jnp.ones(4),
+        weights(4, 4, seed=seed + 2, scale=0.5) if recurrent else None,
+    )
+
+
+XS = normal(B, 2, steps=T)
+TARGETS = normal(B, steps=T, seed=1)
+
+
+def bptt(net, xs=XS, targets=TARGETS):
+    """The gradient of the mean loss of sequences that each begin with `init_state()`."""
+
+    def total(net, xs, targets):
+        def body(state, step_data):
+            y, state = net(step_data[0], state)
+            return state, squared(y, step_data[1])
+
+        return jax.lax.scan(body, net.init_state(), (xs, targets))[1].mean()
+
+    batch = jax.vmap(total, in_axes=(None, 1, 1))
+    return eqx.filter_grad(lambda net: batch(net, xs, targets).mean())(net)
+
+
+RULES = {
+    "D-RTRL": etpc.D_RTRL(window=W),
+    "step by step": etpc.D_RTRL(window=1),
+    "RTRL": etpc.RTRL(window=W),
+    "full windows": etpc.D_RTRL(window=W, in_window="exact"),
+    "look-back": etpc.D_RTRL(window=2, lookback=4),
+    "low rank": etpc.ES_D_RTRL(rank=1, window=W),
+    "directions": etpc.CreditRTRL(q=8, rank=None, window=W),
+}
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_exact_agrees_with_bptt_at_other_parameters_too(name, recurrent):
+    program = etpc.compile(model(recurrent), RULES[name], inputs=XS[0, 0])
+    other = model(recurrent, seed=7)
+    grads = program.value_and_grad(squared)(other, XS, TARGETS, program.init(B))[1]
+    wanted, got = by_path(bptt(other)), by_path(grads)
+    exact = [path for path, claim in program.claims.items() if claim.claim == "exact"]
+    assert {".h0", ".scale"} <= set(exact) or (recurrent and name not in ("RTRL", "directions"))
+    assert all(np.abs(got[path]).max() > 1e-6 for path in wanted)
+    for path in exact:
+        np.testing.assert_allclose(got[path], wanted[path], rtol=1e-9, atol=1e-12)
+
+
+def test_cutting_changes_the_gradient_where_it_is_said_to():
+    """The control: through a recurrent weight, D-RTRL is not exact, and says so of the initial state too."""
+    net = model(recurrent=True)
+    program = etpc.compile(net, RULES["D-RTRL"], inputs=XS[0, 0])
+    assert program.claims[".h0"].claim == "approximate"
+    grads = program.value_and_grad(squared)(net, XS, TARGETS, program.init(B))[1]
+    assert distance(grads, bptt(net)) > 1e-2
+
+
+def test_a_carry_passed_on_does_not_begin_again():
+    net = model()
+    program = etpc.compile(net, RULES["D-RTRL"], inputs=XS[0, 0])
+    run, carry, grads = program.value_and_grad(squared, "sum"), program.init(B), []
+    for part in (slice(0, 5), slice(5, T)):
+        (_, carry), g = run(net, XS[part], TARGETS[part], carry)
+        grads.append(g)
+    total = jax.tree.map(lambda a, b: (a + b) / T, *grads)
+    assert distance(total, bptt(net)) < 1e-9
+
+
+def test_streams_begin_with_the_state_of_the_model_that_runs():
+    net, other = model(), model(seed=7)
+    program = etpc.compile(net, RULES["D-RTRL"], inputs=XS[0, 0])
+    shown = program.init(B, model=other).state[0]
+    np.testing.assert_allclose(shown, jnp.broadcast_to(other.init_state()[0], (B, 4)))
+    wanted = jax.lax.scan(lambda s, x: other(x, s)[::-1], other.init_state(), XS[:, 0])[1]
+    for carry in (program.init(), program.init(model=other)):
+        np.testing.assert_allclose(program.scan(other, XS[:, 0], carry)[0], wanted)
+
+
+@pytest.mark.parametrize("at", ["reset", "update"])
+def test_a_reset_begins_with_the_learned_state_again(at):
+    """Two sequences in one stream, with a reset between them, give the gradients of both."""
+    net = model()
+    program = etpc.compile(net, RULES["D-RTRL"], inputs=XS[0, 0])
+    first, second = slice(0, 5), slice(5, T)
+    pieces = [bptt(net, XS[part], TARGETS[part]) for part in (first, second)]
+    wanted = jax.tree.map(lambda a, b: 5 * a + (T - 5) * b, *pieces)
+    if at == "reset":
+        run, carry = program.value_and_grad(squared, "sum"), program.init(B)
+        (_, carry), one = run(net, XS[first], TARGETS[first], carry)
+        carry = program.reset(carry, jnp.ones(B, bool))
+        _, two = run(net, XS[second], TARGETS[second], carry)
+        got = jax.tree.map(jnp.add, one, two)
+    else:
+        learner = etpc.online(program, squared, optax.sgd(1.0), every=T, reduction="sum")
+        reset = jnp.zeros((T, B), bool).at[5].set(True)
+        state, carry = learner.init(net, B)
+        after, *_ = learner.update(net, state, carry, XS, TARGETS, reset=reset)
+        params = (eqx.filter(m, eqx.is_inexact_array) for m in (net, after))
+        got = jax.tree.map(lambda a, b: a - b, *params)
+    assert distance(got, wanted) < 1e-9
+
+
+def test_it_learns():
+    """Where to begin is all that there is to learn."""
+
+    class Start(eqx.Module):
+        h0: jax.Array
+
+        def init_state(self):
+            return self.h0
+
+        def __call__(self, x, h):
+            return 0.9 * h, 0.9 * h + 0 * x
+
+    net, xs = Start(jnp.zeros(())), jnp.zeros((10, 1))
+    program = etpc.compile(net, inputs=xs[0, 0])
+    learner = etpc.online(program, lambda y, t: (y - t) ** 2, optax.sgd(0.3), every=5)
+    opt_state, carry = learner.init(net, 1)
+    targets = 2.0 * 0.9 ** jnp.arange(1, 11)[:, None]
+    reset = jnp.asarray([[True], [False]])
+    for _ in range(40):
+        net, opt_state, carry, losses = learner.update(
+            net, opt_state, carry, xs, targets, reset=reset
+        )
+    assert abs(net.h0 - 2.0) < 1e-3
+    assert losses[0] < 1e-6
+
+
+def test_a_given_state_and_one_without_parameters_are_constants():
+    net = model()
+    given = etpc.compile(net, inputs=XS[0, 0], state=net.init_state())
+    assert given.claims[".h0"].claim == "unused"
+
+    class Shaped(Learned):
+        def init_state(self):
+            return jnp.zeros_like(self.h0), jnp.ones(4), jax.random.key(3)
+
+    shaped = Shaped(*[getattr(net, f) for f in ("h0", "scale", "weight", "leak")])
+    program = etpc.compile(shaped, inputs=XS[0, 0])
+    assert program.claims[".h0"].claim == "unused"
+    assert program.plan.analysis.step.initial is None
+
+
+def test_a_model_that_needs_values_for_its_state_still_compiles():
+    class Asks(Learned):
+        def init_state(self):
+            return (jnp.zeros(4) if self.h0[0] > 0 else jnp.ones(4)), jnp.ones(4), jax.random.key(0)
+
+    asks = Asks(*[getattr(model(), f) for f in ("h0", "scale", "weight", "leak")])
+    assert etpc.compile(asks, inputs=XS[0, 0]).claims[".h0"].claim == "unused"
