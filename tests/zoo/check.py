@@ -5,6 +5,7 @@ runs on T steps in windows of 2, so that each gradient but those of one whole wi
 """
 
 import contextlib
+import os
 
 import equinox as eqx
 import jax
@@ -174,7 +175,13 @@ def check(
     - `tolerance`: of what must be equal, for other dtypes than float64.
 
     **Returns** the program of D-RTRL.
+
+    With `ETPC_SINGLE` in the environment, the model is run in float32 on a large batch instead.
     """
+    if os.environ.get("ETPC_SINGLE"):
+        from tests import single
+
+        return single.check(model, inputs, state, step, loss, {"D-RTRL": etpc.D_RTRL(window=4)})
 
     def same(one, other):
         return distance(one, other) < tolerance

@@ -1,0 +1,137 @@
+"""Programs in float32 at the sizes that people use, against float64.
+
+XLA chooses its fusions by dtype and size, so that a program that is right in float64 on three units may be wrong in
+float32 on a batch. Programs in float32 are compiled here as those of users are, whatever flags make the tests compile
+quickly.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from tests.zoo.check import QUICKLY, by_path, compiled, known, normal
+from tests.zoo.dtypes import cast
+
+AS_USERS_DO = known(
+    {
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+        "xla_cpu_use_fusion_emitters": True,
+        "xla_cpu_parallel_codegen_split_count": 32,
+    }
+)
+"""XLA's defaults, also where the environment has other ones."""
+WINDOW = 4
+FLOOR = 2e-5
+"""The relative error of a gradient in float32 that sums of thousands of terms explain."""
+CONDITION = 30
+"""How many times the error of BPTT in float32 is explained: that of a network that amplifies rounding."""
+
+
+def batches(inputs, steps, batch, seed=0):
+    """A sequence [T, ...] as one of [steps, batch, ...]: its steps in random order, floats scaled at random."""
+    rng = np.random.default_rng(seed)
+    order = rng.integers(0, len(jax.tree.leaves(inputs)[0]), (steps, batch))
+
+    def drawn(a):
+        values = np.asarray(a)[order]
+        if not jnp.issubdtype(a.dtype, jnp.inexact):
+            return jnp.asarray(values)
+        scale = rng.uniform(0.5, 1.5, (steps, batch, *[1] * (values.ndim - 2)))
+        return jnp.asarray(values * scale.astype(values.real.dtype), a.dtype)
+
+    return jax.tree.map(drawn, inputs)
+
+
+def bptt(model, xs, targets, state, step, loss):
+    """The gradient of the mean loss by reverse mode through a scan, a batch of examples [T, B, ...]."""
+    arrays, rest = eqx.partition(state, eqx.is_array)
+
+    def total(model, xs, targets):
+        def body(old, step_data):
+            y, new = step(model, step_data[0], eqx.combine(old, rest))
+            return eqx.filter(new, eqx.is_array), loss(y, step_data[1])
+
+        return jax.lax.scan(body, arrays, (xs, targets))[1].mean()
+
+    batch = jax.vmap(total, in_axes=(None, 1, 1))
+    return eqx.filter_grad(lambda model: batch(model, xs, targets).mean())(model)
+
+
+def gradients(model, algos, xs, targets, state, step, loss, options=QUICKLY):
+    """The programs of some rules, and by name their gradients and that of BPTT."""
+    one, batch = jax.tree.map(lambda a: a[0, 0], xs), len(jax.tree.leaves(targets)[0][0])
+    programs = {
+        name: etpc.compile(model, algo, inputs=one, state=state, step=step)
+        for name, algo in algos.items()
+    }
+    found = {"BPTT": compiled(bptt, model, xs, targets, state, step, loss)}
+    for name, program in programs.items():
+
+        def gradient(model, xs, targets, carry, program=program):
+            return program.value_and_grad(loss)(model, xs, targets, carry)[1]
+
+        carry = program.init(batch)
+        found[name] = compiled(gradient, model, xs, targets, carry, options=options)
+    return programs, {name: by_path(g) for name, g in found.items()}
+
+
+def errors(model, algos, xs, targets, state, step, loss):
+    """By rule and parameter, how far float32 is off.
+
+    **Returns** `{(rule, path): (error, explained)}`: the error of the gradient in float32 relative to that of the same
+    program in float64, and what rounding explains of it. The float64 program must agree with BPTT where it claims to.
+    """
+    double = cast((model, xs, targets, state), jnp.float64)
+    programs, wanted = gradients(double[0], algos, *double[1:], step, loss)
+    for name, program in programs.items():
+        for path, claim in program.claims.items():
+            if claim.claim == "exact":
+                assert _off(wanted[name][path], wanted["BPTT"][path]) < 1e-9, (name, path)
+    with jax.enable_x64(False):  # so that constants of a step are single too
+        single = jax.tree.map(_as_default, double)
+        _, got = gradients(single[0], algos, *single[1:], step, loss, AS_USERS_DO)
+    assert all(g.dtype in (np.float32, np.complex64) for g in got["BPTT"].values())
+    found = {}
+    for name in algos:
+        for path, g in wanted[name].items():
+            lost = _off(got["BPTT"][path], wanted["BPTT"][path])
+            found[name, path] = _off(got[name][path], g), max(FLOOR, CONDITION * lost)
+    return found
+
+
+def check(model, inputs, state, step, loss, algos):
+    """A model of the zoo, with a sequence for one example, on a batch that makes B W S pass 10,000.
+
+    **Returns** the program of the first rule, in float64.
+    """
+    floats = [a.dtype for a in jax.tree.leaves((model, inputs, state)) if eqx.is_inexact_array(a)]
+    if not {np.dtype("float64"), np.dtype("complex128")}.issuperset(floats):
+        pytest.skip("the model has a precision of its own")
+    size = sum(a.size for a in jax.tree.leaves(state) if eqx.is_inexact_array(a))
+    batch = 1 + 10_000 // (WINDOW * size)
+    xs = batches(inputs, 2 * WINDOW, batch)
+    targets = normal(batch, steps=2 * WINDOW)
+    assert not wrong(errors(model, algos, xs, targets, state, step, loss))
+    one = jax.tree.map(lambda a: a[0], inputs)
+    return etpc.compile(model, next(iter(algos.values())), inputs=one, state=state, step=step)
+
+
+def wrong(found):
+    """Those of `errors` that rounding does not explain."""
+    return {place: pair for place, pair in found.items() if not pair[0] <= pair[1]}
+
+
+def _as_default(leaf):
+    """An array in the types that JAX has without float64."""
+    if not eqx.is_array(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    return jnp.asarray(np.asarray(leaf))
+
+
+def _off(got, wanted):
+    size = np.linalg.norm(wanted)
+    return float(np.linalg.norm(np.asarray(got, wanted.dtype) - wanted) / (size if size else 1.0))
