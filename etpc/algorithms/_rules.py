@@ -10,16 +10,12 @@ from jax.typing import DTypeLike
 
 from .._errors import AlgorithmError, InputTypeError, checked_count, whole_number
 from ..ops import Kind
-from ..traces import CreditSubspace, Decay, Full, LowRank, Rounded, Stepwise, Trace
+from ..traces import CreditSubspace, Decay, Full, LowRank, Rounded, Trace
 from ._algorithm import Algorithm, Choice, Context, InWindow, TraceForm
 from ._ranks import asked_rank, settle_ranks
 
 LEFT_OUT = 0.05
 """Of the energy of credit, where the number of directions is chosen."""
-STEPWISE = 2
-"""Up to so many numbers in all traces of element-wise weights, for each entry of the step's Jacobian, they are read at
-each step under a decay. Beyond, as in an LSTM, whose four gates act on the same states, it is faster to pass credit
-back through those entries."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -165,18 +161,7 @@ class ES_D_RTRL(Algorithm):
 
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
-        if self.rank is not None:
-            return settle_ranks(context, choice, self.rank, self.error)
-        if self.in_window == "exact":
-            return choice
-        direct = [op for op in context.ops if choice.forms[op.number] == Full()]
-        sites = [context.site(op) for op in direct]
-        if (
-            sum(site.block * site.count for site in sites)
-            > STEPWISE * context.analysis.transition.nnz
-        ):
-            return choice
-        return Choice({**choice.forms, **{op.number: Stepwise() for op in direct}})
+        return choice if self.rank is None else settle_ranks(context, choice, self.rank, self.error)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ from ._directions import Directions
 from ._full import Full
 from ._low_rank import LowRank
 from ._rounded import Rounded
-from ._stepwise import Stepwise
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, Traces, bytes_of, zeros
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "Rows",
     "Signals",
     "Site",
-    "Stepwise",
     "Trace",
     "Traces",
     "bytes_of",
