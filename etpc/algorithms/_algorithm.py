@@ -71,7 +71,7 @@ class Context:
         return bool(reach.escapes) or not reach.block.nnz
 
 
-NAMED = ("decay", "rank", "every", "trace_dtype")
+NAMED = ("decay", "rank", "every")
 """Settings that are shown with their names."""
 
 

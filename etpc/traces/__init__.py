@@ -5,7 +5,6 @@ from ._decay import Decay
 from ._directions import Directions
 from ._full import Full
 from ._low_rank import LowRank
-from ._rounded import Rounded
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, Traces, bytes_of, zeros
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "Full",
     "LowRank",
     "Passage",
-    "Rounded",
     "Rows",
     "Signals",
     "Site",

@@ -170,10 +170,6 @@ class Trace:
         """What is held for one example, in words."""
         return "one entry for each use and state"
 
-    def precision(self, site: Site) -> str:
-        """The dtype of the numbers that are carried, in words."""
-        return jnp.dtype(site.dtype).name
-
     def settle(self, site: Site) -> "Trace":
         """The form that this operation really gets."""
         return self
