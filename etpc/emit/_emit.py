@@ -30,7 +30,6 @@ from ._passage import CutPassage, Followed, FollowedPassage, Products
 from ._read import Reading
 from ._signals import Credit, OpSignals, into_op
 from ._step import StepFunctions
-from ._through import ThroughData, pulled
 from ._uncut import Directed, Uncut, finite_where, sum_dtype, where_over
 
 Arrays = Sequence[Array]
@@ -200,7 +199,7 @@ class Window:
         lines = [
             f"window of {plan.window} steps for {plan.algorithm}",
             f"  prefix: {len(split.prefix)} equations, once for a call",
-            f"  run, learn: {len(split.body)} equations and {plan.products}, at each step",
+            f"  run, learn: {len(split.body)} equations and {plan.colours}, at each step",
             *(f"    {line}" for line in self.forward.lines()),
             "  traces of one example",
         ]
@@ -213,7 +212,7 @@ class Window:
 
 def emit(plan: Plan) -> Window:
     """Emit the functions of a plan."""
-    step = step_of(plan)
+    step = StepFunctions(plan.analysis)
     emitter = Emitter(plan, step)
 
     def prefix(parameters, steps):
@@ -279,18 +278,12 @@ def _instantiated(cotangent: Any) -> Any:
     return jnp.zeros(cotangent.shape, cotangent.dtype)
 
 
-def step_of(plan: Plan) -> StepFunctions:
-    """The step of a plan, which saves what its Jacobians are read from."""
-    return StepFunctions(plan.analysis, None if plan.through is None else plan.through.cut)
-
-
 class Emitter:
     """Makes the functions of a window."""
 
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
         self.uncut = Uncut(plan, step) if plan.algorithm.in_window == "exact" else None
-        self.through = None if plan.through is None else ThroughData(plan, plan.through)
         self.live = [plan.ops[op.number] for op in step.live]
         self.reading = Reading(step)
         self.reads_old = self.reading.reads_old_states()
@@ -423,16 +416,13 @@ class Emitter:
         parts = self._parts(rollout.before)
         dtype = self.plan.dtype
 
-        def pull_of(step: StepFunctions):
-            def cut(parts, deltas):
-                def one(x, state, saved, old, delta):
-                    return step.cut(weights, others, x, state, saved, old, delta, dtype)
+        def cut(parts, deltas):
+            def one(x, state, saved, old, delta):
+                return self.step.cut(weights, others, x, state, saved, old, delta, dtype)
 
-                return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
+            return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
 
-            return jax.vjp(cut, parts, self._deltas(parts))[1]
-
-        pull = pull_of(self.step)
+        _, pull = jax.vjp(cut, parts, self._deltas(parts))
         colours = self.plan.colours
         of_colour = colours.colour[None, :] == np.arange(colours.count)[:, None]
         bounds = np.cumsum([part.shape[-1] for part in parts])[:-1]
@@ -440,10 +430,11 @@ class Emitter:
             jnp.asarray(seed, dtype)[:, None, None] + jnp.zeros_like(part)[None]
             for seed, part in zip(np.split(of_colour, bounds, 1), parts, strict=True)
         ]
-        if self.through is None:
-            transition, immediate = pulled(pull, seeds)
+        if colours.count == 1:
+            one_product = pull([seed[0] for seed in seeds])
+            transition, immediate = jax.tree.map(lambda a: a[None], one_product)
         else:
-            transition, immediate = self.through.pulled(pull_of, pull, seeds)
+            transition, immediate = jax.vmap(pull)(seeds)
         compressed = []
         for place, p in enumerate(self.live):
             if p.op.number in colours.columns:
@@ -452,9 +443,6 @@ class Emitter:
                 f = [immediate[place].reshape(*immediate[place].shape[:3], -1)]
             dtype = trace_dtype(self.plan.analysis, p.op)
             compressed.append([j.astype(dtype) for j in f])
-        if self.through is not None:
-            passed = self.through(weights, others, xs, rollout.before, parts, compressed)
-            transition = [j + term for j, term in zip(transition, passed, strict=True)]
         without_past = jax.vmap(lambda by_state: _without_past(by_state, fresh))
         return Jacobians([without_past(j) for j in transition], compressed)
 

@@ -30,8 +30,6 @@ class Site:
     """m, the largest number of states that one output has a lasting influence on."""
     dtype: Any
     """Of the trace: at least float32, and complex where the operation is."""
-    closed: bool = True
-    """Whether what a block reaches is in the block."""
     pairs: Any = None
     """The transitions among the places of a block, `etpc.plan.Pairs`; `None` before they are laid out."""
 
