@@ -118,13 +118,11 @@ class Window:
         `weights`, where the derivative is the online gradient, and by `xs`: under "truncated" an
         input has the gradient of its own step, and under "exact" that of its window. By `xs` it
         costs more, and is done only where it is asked for.
-    - `learn(weights, others, xs, state, traces, fresh, loss_of, later=None) -> (loss, aux, sums, state, traces)`:
+    - `learn(weights, others, xs, state, traces, fresh, loss_of) -> (loss, aux, sums, state, traces)`:
         a window, `loss_of(ys) -> (loss, aux)` and the gradient of the loss by the weights. As it knows
         that the traces are read no more, they are overwritten. The gradient is in sums that several
         windows may add to, from `no_sums(weights, steps)` by `added(sums, more)` to `gradient(sums)`: what
-        traces give is added up in their own order of axes where that is faster. `later(state)`: what a
-        critic says of the credit that the float leaves of the state at the end of the window will have
-        from later losses, [B, ...] each.
+        traces give is added up in their own order of axes where that is faster.
     """
 
     plan: Plan
@@ -242,20 +240,12 @@ def emit(plan: Plan) -> Window:
     run.defvjp(forward, backward, symbolic_zeros=True)
 
     @promoting
-    def learn(weights, others, xs, state, traces, fresh, loss_of, later=None):
-        (ys, last), moves, residuals = emitter.window(
-            weights, others, xs, state, traces, fresh, ends=later is not None
-        )
+    def learn(weights, others, xs, state, traces, fresh, loss_of):
+        (ys, last), moves, residuals = emitter.window(weights, others, xs, state, traces, fresh)
         loss, pull, aux = jax.vjp(loss_of, ys, has_aux=True)
         (ys_bar,) = pull(jnp.ones_like(loss))
-        ends = None
-        if later is not None:
-            assert emitter.uncut is not None
-            ends = emitter.uncut.signals(later(last))
-        grads, _, starts = emitter.backward(residuals, ys_bar, read_traces=False, ends=ends)
+        grads, _, starts = emitter.backward(residuals, ys_bar, read_traces=False)
         traces, entries = emitter.advance(moves, traces, starts)
-        if ends is not None:
-            grads = emitter.left_to_traces(grads, traces, ends)
         return loss, aux, (list(grads), entries), last, traces
 
     @promoting
@@ -299,13 +289,8 @@ class Emitter:
         (ys, last), moves, residuals = self.window(*arguments, by_inputs=by_inputs)
         return (ys, last, self.advance(moves, traces)[0]), residuals
 
-    def window(
-        self, weights, others, xs, state, traces: Traces, fresh, by_inputs=False, ends: bool = False
-    ):
-        """Outputs and new state; what moves the traces; and what the backward pass needs.
-
-        - `ends`: whether the states at the end will have credit of their own.
-        """
+    def window(self, weights, others, xs, state, traces: Traces, fresh, by_inputs: bool = False):
+        """Outputs and new state; what moves the traces; and what the backward pass needs."""
         if self.plan.behind:
             return self._looking_back(weights, others, xs, state, traces, fresh, by_inputs)
         pull = along = None
@@ -313,7 +298,7 @@ class Emitter:
             rollout = self.step.run(weights, others, xs, state, outputs=False)
         else:
             moving = self._moving(by_inputs)
-            rollout, pull = self.uncut(weights, others, xs, state, moving, ends=ends)
+            rollout, pull = self.uncut(weights, others, xs, state, moving)
             if self.plan.directions is not None:
                 along = self.uncut.along(rollout, pull, traces, fresh)
         jacobians = self._jacobians(weights, others, xs, rollout, fresh)
@@ -564,24 +549,15 @@ class Emitter:
 
     # --- backward ---
 
-    def backward(
-        self,
-        residuals: "Residuals",
-        ys_bar,
-        read_traces: bool = True,
-        ends: Sequence[Array] | None = None,
-    ):
+    def backward(self, residuals: "Residuals", ys_bar, read_traces: bool = True):
         """Cotangents of weights and inputs, and the credit of each trace at the start.
 
-        - `read_traces`: without it, what traces give entry by entry is left to `advance`.
-        - `ends`: credit of the states at the end of a window in which nothing is cut, [B, n] for each
-            part of them.
-        """
+        - `read_traces`: without it, what traces give entry by entry is left to `advance`."""
         if self.uncut is None:
             weights_bar, moving_bar, starts = self._backward_cut(residuals, ys_bar, read_traces)
         else:
             weights_bar, moving_bar, starts = self._backward_uncut(
-                self.uncut, residuals, ys_bar, read_traces, ends
+                self.uncut, residuals, ys_bar, read_traces
             )
         return tuple(weights_bar), self._inputs(moving_bar), starts
 
@@ -614,12 +590,11 @@ class Emitter:
             weights_bar = _accumulated(self.plan, weights_bar, p.op, gradient)
         return weights_bar, moving_bar, Starts(starts, None)
 
-    def _backward_uncut(self, uncut: Uncut, residuals: "Residuals", ys_bar, read_traces, ends):
+    def _backward_uncut(self, uncut: Uncut, residuals: "Residuals", ys_bar, read_traces):
         """Where nothing is cut inside a window: by reverse mode, and the credit of the states at its start."""
         traces, fresh = residuals.traces, residuals.fresh
-        if ends is None and (self.plan.directions is None or self.plan.behind):
-            ends = []  # a zero would meet derivatives that may be infinite
-        elif ends is None:
+        ends: list[Array] = []  # a zero would meet derivatives that may be infinite
+        if self.plan.directions is not None and not self.plan.behind:
             size = self.plan.analysis.hidden.size
             ends = uncut.split(zeros_over(fresh, (size,), self.plan.dtype))
         weights_bar, moving_bar, states_bar, _ = residuals.pull((ys_bar, ends))
@@ -632,15 +607,6 @@ class Emitter:
             _summable(weights_bar), traces, signals, credit, read_traces
         )
         return weights_bar, moving_bar, Starts(starts, credit)
-
-    def left_to_traces(self, weights_bar, traces: Traces, ends: Sequence[Array]):
-        """The gradient of a window less what the traces at its end give with the credit of a critic.
-
-        That part belongs to the windows that follow, where the traces meet the credit of those.
-        """
-        signals = [-end for end in ends]
-        credit = jnp.concatenate(signals, -1)
-        return self._through_traces(list(weights_bar), traces, signals, credit, read=True)[0]
 
     def _through_traces(
         self, weights_bar: list[Array], traces: Traces, signals: Arrays, credit, read: bool
