@@ -63,7 +63,7 @@ class Context:
     def site(self, op: WeightOp) -> Site:
         """What the trace of an operation knows of it."""
         reach = self.analysis.reach[op.number]
-        return Site(op.kind, reach.size, trace_dtype(self.analysis, op), reach.closed)
+        return Site(op.kind, reach.size, trace_dtype(self.analysis, op))
 
     def escapes(self, op: WeightOp) -> bool:
         """Whether influence leaves the block of an operation."""
@@ -71,7 +71,7 @@ class Context:
         return bool(reach.escapes) or not reach.block.nnz
 
 
-NAMED = ("decay", "rank", "every", "trace_dtype")
+NAMED = ("decay", "rank", "every")
 """Settings that are shown with their names."""
 
 

@@ -6,53 +6,24 @@ from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from .._errors import AlgorithmError, InputTypeError, checked_count, whole_number
 from ..ops import Kind
-from ..traces import CreditSubspace, Decay, Full, LowRank, Rounded, Stepwise, Trace
+from ..traces import CreditSubspace, Decay, Full, LowRank, Trace
 from ._algorithm import Algorithm, Choice, Context, InWindow, TraceForm
 from ._ranks import asked_rank, settle_ranks
 
 LEFT_OUT = 0.05
 """Of the energy of credit, where the number of directions is chosen."""
-STEPWISE = 2
-"""Up to so many numbers in all traces of element-wise weights, for each entry of the step's Jacobian, they are read at
-each step under a decay. Beyond, as in an LSTM, whose four gates act on the same states, it is faster to pass credit
-back through those entries."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Whole(Algorithm):
-    """A rule whose traces are whole, and may be carried in the dtype that `trace_dtype` names."""
-
-    trace_dtype: DTypeLike | None = dataclasses.field(default=None, kw_only=True, repr=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "trace_dtype", _checked_dtype(self.trace_dtype))
-
-    def trace_form(self, kind: Kind) -> TraceForm | None:
-        return Full() if self.trace_dtype is None else Rounded()
-
-    @property
-    def main(self) -> dict[str, Any]:
-        settings = {} if self.trace_dtype is None else {"trace_dtype": self.trace_dtype}
-        return super().main | settings
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class D_RTRL(Whole):
+class D_RTRL(Algorithm):
     """Diagonal real-time recurrent learning: the trace of the cut step.
 
     Each operation that mixes positions has its data held constant, so a trace holds the states that
     an output reaches without passing through another weight: O(weights x block) numbers. The
     gradient equals that of BPTT where no influence escapes, which the program says for each weight.
-
-    - `trace_dtype`: the dtype in which traces are carried between windows. `None`: that of their arithmetic,
-        at least float32. `"bfloat16"`: half the bytes; traces are read, moved and added to in float32 and
-        rounded after each window, so no gradient through a trace is exact, and what a step adds to a trace
-        that decays slowly may be lost.
 
     **Source:** Wang et al., Nature Communications 2026, doi:10.1038/s41467-026-68453-w. Deviation:
     the block of states is derived from the program and is not assumed to be diagonal; every path is
@@ -165,18 +136,7 @@ class ES_D_RTRL(Algorithm):
 
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
-        if self.rank is not None:
-            return settle_ranks(context, choice, self.rank, self.error)
-        if self.in_window == "exact":
-            return choice
-        direct = [op for op in context.ops if choice.forms[op.number] == Full()]
-        sites = [context.site(op) for op in direct]
-        if (
-            sum(site.block * site.count for site in sites)
-            > STEPWISE * context.analysis.transition.nnz
-        ):
-            return choice
-        return Choice({**choice.forms, **{op.number: Stepwise() for op in direct}})
+        return choice if self.rank is None else settle_ranks(context, choice, self.rank, self.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +221,7 @@ class CreditRTRL(Algorithm):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class RTRL(Whole):
+class RTRL(Algorithm):
     """Real-time recurrent learning: nothing is cut, and every gradient equals that of BPTT.
 
     The trace of a weight holds all states that it can ever reach: O(weights x S) numbers. With a rank
@@ -271,7 +231,6 @@ class RTRL(Whole):
     - `rank`: `None` for the whole trace; an int >= 1; or `"auto"`, as of [`ES_D_RTRL`][etpc.ES_D_RTRL].
     - `error`: with `rank="auto"`, as there.
     - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
-    - `trace_dtype`: without a rank, as of [`D_RTRL`][etpc.D_RTRL].
 
     **Source:** Williams and Zipser, Neural Computation 1(2), 1989. Of a low rank: Benzing et al.,
     "Optimal Kronecker-sum approximation of real time recurrent learning", arXiv 1902.03993; there the
@@ -291,11 +250,6 @@ class RTRL(Whole):
             object.__setattr__(self, "rank", checked_rank("rank", self.rank))
         if self.certificate and self.rank is None:
             raise AlgorithmError("certificate=True needs a rank: nothing is left out without one.")
-        if self.rank is not None and self.trace_dtype is not None:
-            raise AlgorithmError(
-                f"trace_dtype={self.trace_dtype!r} is for whole traces, and those with a rank are pairs "
-                "of factors, which are small and are reduced after each window. Leave one of them out."
-            )
 
     def trace_form(self, kind: Kind) -> TraceForm | None:
         if kind.data is None or self.rank is None:
@@ -373,7 +327,7 @@ class TBPTT(Algorithm):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class SnAp(Whole):
+class SnAp(Algorithm):
     """The sparse n-step approximation of RTRL: nothing is cut, influence is kept within n steps.
 
     The trace of a weight holds the states that it reaches in fewer than `n` transitions after the
@@ -381,7 +335,6 @@ class SnAp(Whole):
     reaches no other states, and equals RTRL for a large enough `n`.
 
     - `n`: the number of steps, at least 1.
-    - `trace_dtype`: as of [`D_RTRL`][etpc.D_RTRL].
 
     **Source:** Menick et al., "Practical real time recurrent learning with a sparse approximation",
     ICLR 2021, section 3.
@@ -416,23 +369,6 @@ def _plain_number(value: Any) -> Any:
     if getattr(value, "shape", None) == () and jnp.issubdtype(value.dtype, jnp.floating):
         return float(value)
     return value
-
-
-def _checked_dtype(dtype: Any) -> str | None:
-    """A dtype in which traces may be carried, by name."""
-    if dtype is None:
-        return None
-    try:
-        name = jnp.dtype(dtype).name
-    except TypeError:
-        raise InputTypeError(f'trace_dtype must be None or "bfloat16", not {dtype!r}.') from None
-    if name != "bfloat16":
-        raise AlgorithmError(
-            f'trace_dtype must be None or "bfloat16", and is {name}. float16 holds no number above 65,504, '
-            "which a trace may exceed; without trace_dtype= a trace is carried as it is computed, in float32 "
-            "or float64."
-        )
-    return name
 
 
 def checked_error(value: Any) -> float:

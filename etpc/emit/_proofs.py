@@ -19,12 +19,13 @@ from .._jax import canonicalise
 from ..algorithms import Bound
 from ..analyse._values import Numbering, Numbers, distinct_columns
 from ..plan import Plan
-from ._emit import Emitter, step_of
+from ._emit import Emitter
+from ._step import StepFunctions
 
 
 def rank_bounds(plan: Plan) -> dict[int, Bound]:
     """For operations with a trace and a factor, by number: what their rank cannot exceed."""
-    emitter = Emitter(plan, step_of(plan))
+    emitter = Emitter(plan, StepFunctions(plan.analysis))
     step = plan.analysis.step
     ops = [p for p in plan.traces if p.op.kind.data is not None]
     groups = [step.parameters, step.inputs, step.state]
