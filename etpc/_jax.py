@@ -283,7 +283,12 @@ def inner_jaxprs(equation: Equation) -> list[Any]:
     values = itertools.chain.from_iterable(
         value if isinstance(value, tuple | list) else (value,) for value in equation.params.values()
     )
-    return [value for value in values if isinstance(value, jex.ClosedJaxpr | jex.Jaxpr)]
+    return [value for value in values if is_jaxpr(value)]
+
+
+def is_jaxpr(value: Any) -> bool:
+    """Whether a value is a traced function, with its constants or without."""
+    return isinstance(value, jex.ClosedJaxpr | jex.Jaxpr)
 
 
 def primitive_of(function: Callable, *args: Any) -> Primitive | None:
@@ -534,6 +539,7 @@ __all__ = [
     "inner_jaxprs",
     "is_checkpointed_loop",
     "is_float",
+    "is_jaxpr",
     "is_step_function",
     "mark",
     "nonlinear_p",

@@ -1,25 +1,32 @@
-"""Checkpoints: any PyTree of arrays in one file, which is whole or is not there.
+"""Checkpoints: any PyTree of arrays in one file, which is replaced as a whole or not at all.
 
-The file: a magic number, the version of the format, the length of the header and its SHA-256; the
-header, JSON that describes each leaf; the bytes of the arrays, little-endian. Nothing in it is code.
+A file begins with a magic number, and the length and SHA-256 of all that follows: one line of JSON
+that describes each leaf, and then the leaves in NumPy's npy format, one after another, as
+`equinox.tree_serialise_leaves` writes them. Nothing in it is code, and nothing is unpickled: `load`
+compares the descriptions with those of `like`, and reads only arrays that `like` has too.
 """
 
+import collections
 import contextlib
+import enum
 import errno
 import hashlib
+import io
+import itertools
 import json
 import math
 import os
+import re
 import stat
 import struct
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.lib import format as npy
 
 from ._carry import Carry
 from ._errors import CheckpointError, raise_together
@@ -27,34 +34,36 @@ from ._jax import Tracer
 
 try:
     import fcntl
-except ImportError:  # not there on Windows
+except ImportError:  # Windows has none
     fcntl = None
 
-_MAGIC = b"\x89etpc\r\n\x1a"
-_VERSION = 1
-_START = struct.Struct("<8sIQ32s")  # magic, version, length and SHA-256 of the header
-
-Bytes = bytes | memoryview
+_MAGIC = b"\x89etpc2\r\n"
+_START = struct.Struct("<8sQ32s")  # magic number, length and SHA-256 of what follows
+_ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+_NUMBERS = (bool, int, float, complex)
+_INT_BYTES = 128
 
 
 def save(path: str | os.PathLike[str], tree: Any) -> None:
     """Write a PyTree to a file, such as `(model, opt_state, carry)`.
 
-    The file at `path` is replaced in one go: whenever the process is killed or the disk is full, it
+    The file at `path` is replaced atomically: whenever the process is killed or the disk is full, it
     holds all of what was saved last, or all of what was saved before. While it is written it is
-    beside it, as `.<name>.saving`; one that was left by a process that was killed is removed by the
-    next save. A file that is replaced keeps its mode, and where `path` is a link, what it points to is
-    replaced.
+    beside it, as `.<name>.saving` (of a long name, its hash); one that a killed process left is
+    removed by the next save. A file that is replaced keeps its mode, and where `path` is a link, what
+    it points to is replaced.
 
     **Arguments:**
 
-    - `path`: of the file. Its folder must be there.
+    - `path`: of the file. Its folder must exist.
     - `tree`: any PyTree. Arrays of any dtype of JAX, PRNG keys and Python numbers are saved, with the
-        units of quantities and the programs of carries. Other leaves, such as activation functions,
-        are not; only that they were there.
+        units of quantities and the programs of carries. Strings and members of enums are
+        configuration: `load` checks that `like` has the same. Functions, such as activation functions,
+        and classes are not saved: `load` takes those of `like`.
 
-    **Raises** `etpc.CheckpointError` where a leaf cannot be saved, and `OSError` where the file
-    cannot be written, or `path` is there and no regular file. What was at `path` is still there then.
+    **Raises** `etpc.CheckpointError` where a leaf is anything else, and `OSError` where the file
+    cannot be written, or `path` is something other than a regular file. What was at `path` is still
+    there then.
 
     ```pycon
     >>> import etpc, jax.numpy as jnp
@@ -64,32 +73,23 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
 
     ```
     """
-    from . import __version__
+    described = list(_described(tree))
+    reasons = ((where, _why_not(leaf)) for where, _, leaf in described)
+    raise_together((f"{where} is {why}" for where, why in reasons if why), CheckpointError)
+    header = json.dumps({"leaves": [entry[:2] for entry in described]})
 
-    problems, entries, arrays = [], [], []
-    for where, leaf in _leaves(tree):
-        try:
-            entry, array = _stored(leaf)
-        except CheckpointError as error:
-            problems.append(f"{where} {error}")
-            continue
-        entries.append({"path": where, **entry})
-        if array is not None:
-            arrays.append(array)
-    raise_together(problems, CheckpointError)
-    checksum = hashlib.sha256()
-    for array in arrays:
-        checksum.update(_bytes(array))
-    header = {
-        "versions": {"etpc": __version__, "jax": jax.__version__, "numpy": np.__version__},
-        "leaves": entries,
-        "notes": _notes(tree),
-        "bytes": sum(a.nbytes for a in arrays),
-        "sha256": checksum.hexdigest(),
-    }
-    text = json.dumps(header).encode()
-    start = _START.pack(_MAGIC, _VERSION, len(text), hashlib.sha256(text).digest())
-    _replace(Path(os.path.realpath(path)), [start, text, *map(_bytes, arrays)])
+    def write(file: io.BufferedRandom) -> None:
+        file.write(bytes(_START.size) + header.encode() + b"\n")
+        for _, _, leaf in described:
+            if _stored_as(leaf) is not None:
+                npy.write_array(file, _to_npy(leaf), allow_pickle=False)
+        length = file.tell() - _START.size
+        file.seek(_START.size)
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0)
+        file.write(_START.pack(_MAGIC, length, digest))
+
+    _replace(Path(os.path.realpath(path)), write)
 
 
 def load(path: str | os.PathLike[str], like: Any) -> Any:
@@ -101,353 +101,274 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
     - `like`: a PyTree with the structure, shapes and dtypes of what was saved: what a new run would
         start from. Arrays may be `jax.ShapeDtypeStruct`s.
 
-    **Returns** a PyTree with the structure of `like`. Arrays are on the devices of those of `like`
-    and spread over them in the same way; leaves that are not saved are those of `like`.
+    **Returns** a PyTree with the structure of `like`. Arrays have the shardings of those of `like`, of
+    `jax.ShapeDtypeStruct`s too; functions are those of `like`.
 
-    **Raises** `etpc.CheckpointError` where the file is no checkpoint, is cut short or damaged, has a
-    header that `etpc` does not write, or does not fit `like`: other leaves, shapes, dtypes or units,
-    or a carry of another program. The message names each. `OSError` where the file cannot be read.
+    **Raises** `etpc.CheckpointError` where the file is not a checkpoint, is cut short or damaged, was
+    written in another format, or does not fit `like`: other leaves, shapes, dtypes, units or strings,
+    or a carry of another program. The message names the first twenty differences. `OSError` where
+    the file cannot be read.
     """
-    path = Path(path)
+    path, described = Path(path), list(_described(like))
     mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(
-        mode
-    ):  # reading a pipe or a device may never end
-        raise CheckpointError(f"{path} is no checkpoint of etpc: it is no regular file.")
-    content = memoryview(path.read_bytes())
-    header, payload = _checked(path, content)
-    leaves, treedef = jax.tree.flatten(like)
-    expected = [(where, _described(leaf)) for where, leaf in _leaves(like)]
-    raise_together(
-        _differences(header, expected, _notes(like)),
-        CheckpointError,
-        f"{path} does not fit `like`. Pass what has the structure of what was saved.",
-    )
-    values, place = [], 0
-    for entry, leaf in zip(header["leaves"], leaves, strict=True):
-        size = entry.get("bytes", 0)
-        values.append(_restored(entry, payload[place : place + size], leaf))
-        place += size
-    return treedef.unflatten(values)
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe may never end
+        raise CheckpointError(f"{path} is not a checkpoint of etpc: it is not a regular file.")
+    with path.open("rb") as file:
+        _check_whole(path, file)
+        try:
+            entries = [(where, text) for where, text in json.loads(file.readline())["leaves"]]
+            differences = list(itertools.islice(_differences(entries, described), 20))
+            values = [] if differences else [_from_npy(file, leaf) for _, _, leaf in described]
+            is_foreign = not differences and bool(file.read(1))
+        except Exception:  # whatever Python and NumPy say of what was not written by `save`
+            is_foreign, differences, values = True, [], []
+    if is_foreign:
+        raise CheckpointError(f"{path} has contents that etpc does not write. Use another copy.")
+    heading = f"{path} does not fit `like`. Pass what has the structure of what was saved."
+    raise_together(differences, CheckpointError, heading)
+    pairs = zip(values, described, strict=True)
+    leaves = [_restored(value, leaf) for value, (_, _, leaf) in pairs if leaf is not None]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 # --- the file ---
 
 
-def _replace(path: Path, chunks: list[Bytes]) -> None:
-    """Write a file beside `path`, see to it that it is on the disk, and put it in its place."""
-    temporary = path.with_name(f".{path.name}.saving")
-    try:
-        mode = _mode(path)
-        file = _opened_alone(temporary)
-        with file:
+def _replace(path: Path, write: Callable[[io.BufferedRandom], None]) -> None:
+    """Write a file beside `path`, flush it to the disk, and put it in the place of `path`."""
+    name = path.name
+    if len(os.fsencode(name)) > 100:  # with more around it, a name may be too long for the disk
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    temporary = path.with_name(f".{name}.saving")
+    with contextlib.ExitStack() as stack:
+        try:
+            mode = _mode(path)
+            folder = stack.enter_context(_locked(path.parent))
+            temporary.unlink(missing_ok=True)  # what a killed save left
+            file = temporary.open("x+b")  # no file or link that is there
             try:
-                if mode is not None and hasattr(os, "fchmod"):
-                    os.fchmod(file.fileno(), mode)
-                for chunk in chunks:
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-                if fcntl is not None:
-                    os.replace(temporary, path)
+                with file:
+                    if mode is not None and hasattr(os, "fchmod"):
+                        os.fchmod(file.fileno(), mode)
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-        if fcntl is None:  # an open file cannot be moved there
-            os.replace(temporary, path)
-    except OSError as error:
-        error.add_note(f"The checkpoint {path} was not saved. What was there before still is.")
-        raise
-    _sync_folder(path.parent)
+        except OSError as error:
+            error.add_note(f"The checkpoint {path} was not saved. What was there before still is.")
+            raise
+        if folder is not None:
+            os.fsync(folder)
 
 
 def _mode(path: Path) -> int | None:
-    """Who may do what with the file at `path`; `None` where there is none."""
+    """The permissions of the file at `path`; `None` where there is none."""
     try:
-        status = path.stat()
+        mode = path.stat().st_mode
     except FileNotFoundError:
         return None
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(status.st_mode):
-        raise FileExistsError(errno.EEXIST, "It is no regular file, and is not replaced", str(path))
-    return stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(mode):
+        raise FileExistsError(
+            errno.EEXIST, "It is not a regular file, and is not replaced", str(path)
+        )
+    return stat.S_IMODE(mode)
 
 
-def _opened_alone(path: Path) -> IO[bytes]:
-    """A new file to write, which no other process writes as long as it is open.
-
-    One that a killed process left is removed. A link that someone placed there is not followed, and
-    what has a second name is not written to.
-    """
-    flags = os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    exists = flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    while True:
-        is_new = True
-        try:
-            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            is_new = False
-            try:
-                status = path.lstat()
-                if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                    reason = "It is no file that a save left; remove it"
-                    raise FileExistsError(errno.EEXIST, reason, str(path)) from None
-                descriptor = os.open(path, exists)
-            except FileNotFoundError:
-                continue  # another save has just ended
-        file = os.fdopen(descriptor, "wb")
-        try:
-            if fcntl is None:
-                file.truncate(0)
-                return file
-            with contextlib.suppress(OSError):  # some network disks have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, or the process ends
-            if os.path.samestat(os.fstat(file.fileno()), path.lstat()):
-                if is_new:
-                    return file
-                path.unlink()
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            file.close()
-            raise
-        file.close()  # it was left by a killed process, or another save put it in its place
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[int | None]:
+    """A descriptor of the folder, in which no other save writes meanwhile; `None` on Windows."""
+    if fcntl is None:
+        yield None
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
     finally:
+        with contextlib.suppress(OSError):  # a process forked meanwhile would keep the lock
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
-def _checked(path: Path, content: memoryview) -> tuple[dict[str, Any], memoryview]:
-    """Header and payload, if the file is what was written."""
-
-    def refuse(reason: str) -> CheckpointError:
-        return CheckpointError(f"{path} {reason}")
-
-    damaged = "Its contents changed after it was written: use another copy."
-    if content[: len(_MAGIC)] != _MAGIC[: len(content)] or not content:
-        raise refuse("is no checkpoint of etpc: it begins with other bytes.")
-    if len(content) < _START.size:
-        raise refuse(f"is cut short: it has {len(content)} bytes. Use another copy.")
-    _, version, length, digest = _START.unpack_from(content)
-    if version != _VERSION:
-        raise refuse(
-            f"has format {version}, and this version of etpc reads {_VERSION}. Load it with the "
-            "version that wrote it."
-        )
-    text, payload = content[_START.size :][:length], content[_START.size :][length:]
-    if len(text) < length:
-        raise refuse(
-            f"is cut short: it has {len(text)} of the {length} bytes of its header. Use another "
-            "copy."
-        )
-    if hashlib.sha256(text).digest() != digest:
-        raise refuse(f"is damaged: the checksum of its header is wrong. {damaged}")
-    header = _parsed(text)
-    if header is None:
-        raise refuse("has a header that etpc does not write. Use another copy.")
-    if len(payload) != header["bytes"]:
-        word = "cut short" if len(payload) < header["bytes"] else "damaged"
-        raise refuse(
-            f"is {word}: it has {len(payload)} bytes of arrays, and {header['bytes']} were "
-            "written. Use another copy."
-        )
-    if hashlib.sha256(payload).hexdigest() != header["sha256"]:
-        raise refuse(f"is damaged: the checksum of its arrays is wrong. {damaged}")
-    return header, payload
-
-
-def _parsed(text: memoryview) -> dict[str, Any] | None:
-    """The header, if all that is read of it is there and of the right type; else `None`."""
-    try:
-        header = json.loads(bytes(text))
-    except (ValueError, RecursionError):  # no JSON, no UTF-8, a number of too many digits
-        return None
-    fields = {"leaves": list, "notes": dict, "bytes": int, "sha256": str}
-    if not _has(header, fields) or not all(
-        isinstance(note, str) for note in header["notes"].values()
-    ):
-        return None
-    if not all(_is_entry(entry) for entry in header["leaves"]):
-        return None
-    total = sum(entry.get("bytes", 0) for entry in header["leaves"])
-    return header if total == header["bytes"] else None
-
-
-def _has(value: Any, fields: dict[str, type]) -> bool:
-    """Whether a value is a dict with fields of these types. A bool is no int here."""
-    return isinstance(value, dict) and all(type(value.get(k)) is kind for k, kind in fields.items())
-
-
-def _is_entry(entry: Any) -> bool:
-    """Whether an entry is one that describes a leaf."""
-    if not _has(entry, {"path": str, "kind": str}):
-        return False
-    kind = entry["kind"]
-    if kind not in ("array", "key"):
-        if "bytes" in entry or kind == "not saved":
-            return "bytes" not in entry
-        return _has(entry, {"value": str}) and _is_value(kind, entry["value"])
-    if not _has(entry, {"shape": list, "dtype": str, "bytes": int}):
-        return False
-    if not all(type(size) is int and size >= 0 for size in entry["shape"]):
-        return False
-    count = math.prod(entry["shape"])
-    try:
-        if kind == "array":
-            return entry["bytes"] == count * jnp.dtype(entry["dtype"]).itemsize
-        key = jax.eval_shape(lambda: jax.random.key(0, impl=entry["impl"]))
-        words = jax.eval_shape(jax.random.key_data, key).size
-        return entry["bytes"] == count * words * 4 and str(key.dtype) == entry["dtype"]
-    except Exception:  # whatever NumPy and JAX say of a name that they do not know
-        return False
-
-
-def _is_value(kind: str, text: str) -> bool:
-    """Whether a text stands for a number of Python as `repr` writes it, or is one."""
-    if kind == "str":
-        return True
-    try:
-        return kind in _READ and repr(_READ[kind](text)) == text
-    except ValueError:
-        return False
+def _check_whole(path: Path, file: io.BufferedReader) -> None:
+    """Refuse what is not, byte for byte, what was written; leave the file at its header."""
+    start, size = file.read(_START.size), os.fstat(file.fileno()).st_size
+    length, digest = _START.unpack(start)[1:] if size >= _START.size else (0, b"")
+    whole = _START.size + length
+    if not start or start[:5] != _MAGIC[: len(start)][:5]:
+        problem = "is not a checkpoint of etpc: it begins with other bytes."
+    elif start[:8] != _MAGIC[: len(start)]:
+        problem = "has a format of another version of etpc. Load it with the version that wrote it."
+    elif size < whole:
+        problem = f"is cut short: it has {size} of at least {whole} bytes. Use another copy."
+    elif size > whole or hashlib.file_digest(file, "sha256").digest() != digest:
+        problem = "is damaged: its checksum is wrong. Use another copy."
+    else:
+        file.seek(_START.size)
+        return
+    raise CheckpointError(f"{path} {problem}")
 
 
 # --- leaves ---
 
 
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path) or "the leaf", leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+def _described(tree: Any) -> Iterator[tuple[str, str, Any]]:
+    """Path, description and value of each leaf, and of each node that says more than its leaves do.
+
+    The value of a node is `None`, which no leaf is. Where leaves have one path, they are counted.
+    """
+    seen = collections.Counter()
+    for where, text, leaf in _walk(tree):
+        where = re.sub(" at 0x[0-9a-fA-F]+", "", where) or "the tree"  # the same in each process
+        seen[where] += 1
+        yield where if seen[where] == 1 else f"{where} ({seen[where]})", text, leaf
 
 
-def _notes(tree: Any, root: str = "") -> dict[str, str]:
-    """What parts of a tree have to agree on beside their arrays, in words."""
+def _walk(tree: Any, above: str = "") -> Iterator[tuple[str, str, Any]]:
+    def is_inner(node: Any) -> bool:
+        return node is not tree and _note(node) != ""
 
-    def special(node: Any) -> bool:
-        return isinstance(node, Carry) or (hasattr(node, "mantissa") and hasattr(node, "unit"))
+    if note := _note(tree):
+        yield above, note, None
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_inner):
+        where = above + jax.tree_util.keystr(path)
+        if is_inner(node):
+            yield from _walk(node, where)
+        else:
+            yield where, _text(node), node
 
-    notes = {}
-    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=special):
-        where = root + jax.tree_util.keystr(path)
-        if isinstance(node, Carry):
-            batch = "with a batch axis" if node.batched else "without a batch axis"
-            notes[where or "the tree"] = f"a carry {batch} of the program {node.program}"
-            notes |= _notes(node.state, f"{where}.state")
-        elif special(node):
-            notes[where or "the tree"] = f"a quantity in {node.unit}"
-    return notes
+
+def _note(node: Any) -> str:
+    """What a node has to agree on beside its leaves."""
+    if isinstance(node, Carry):
+        batch = "with a batch axis" if node.batched else "without a batch axis"
+        return f"a carry {batch} of the program {node.program}"
+    if hasattr(node, "mantissa") and hasattr(node, "unit"):
+        return f"a quantity in {node.unit}"
+    return ""
+
+
+def _text(leaf: Any) -> str:
+    """What has to agree of a leaf."""
+    kind = type(leaf).__name__
+    if isinstance(leaf, enum.Enum):
+        return f"{kind}.{leaf.value if isinstance(leaf, enum.Flag) else leaf.name}"
+    if isinstance(leaf, str):
+        return str.__repr__(leaf)
+    if isinstance(leaf, _ARRAYS):
+        return f"{leaf.dtype if _is_key(leaf) else np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    if type(leaf) in _NUMBERS:
+        return f"a Python {kind}"
+    return "a function" if callable(leaf) else f"a {kind}"
+
+
+def _why_not(leaf: Any) -> str:
+    """Why a leaf cannot be saved; nothing where it can."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return "a shape, which has no values to save."
+    if isinstance(leaf, Tracer):
+        return "traced. Save outside of jax.jit and other transformations."
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        return "an array that was deleted or donated. Save what the function it went into returned."
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return (
+            "spread over several processes. Gather it first, by "
+            "`jax.experimental.multihost_utils.process_allgather`, and save in one of them."
+        )
+    if isinstance(leaf, np.ndarray) and type(leaf) is not np.ndarray:
+        return f"a {type(leaf).__name__}, which is more than its array. Save `np.asarray` of it."
+    if type(leaf) is int and leaf.bit_length() >= 8 * _INT_BYTES:
+        return f"an int of more than {_INT_BYTES} bytes. Save it as an array or as text."
+    stored = _stored_as(leaf)
+    if stored is not None and stored[1].kind not in "biufc":
+        return f"an array of {stored[1]}, which JAX does not have."
+    if stored is None and not (isinstance(leaf, str | enum.Enum) or callable(leaf) or leaf is None):
+        return (
+            f"a {type(leaf).__name__}, which cannot be saved. Make it a Python number, an array or a "
+            "string, or keep it out of the tree, such as by `eqx.field(static=True)`."
+        )
+    return ""
 
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", bool), jax.dtypes.prng_key)
 
 
-def _described(leaf: Any) -> dict[str, Any]:
-    """What the header says of a leaf."""
-    if isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic):
-        return {"kind": type(leaf).__name__}
-    if isinstance(leaf, str):
-        return {"kind": "str", "value": leaf}
-    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-        return {"kind": "not saved"}
-    if _is_key(leaf):
-        return {"kind": "key", "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-    return {"kind": "array", "shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name}
+def _stored_as(leaf: Any) -> tuple[tuple[int, ...], np.dtype] | None:
+    """Shape and dtype of a leaf in the file; `None` where no array is stored."""
+    if type(leaf) is int:
+        return (_INT_BYTES,), np.dtype("u1")
+    if type(leaf) in _NUMBERS:
+        return (), _npy_dtype(type(leaf))
+    if not isinstance(leaf, _ARRAYS) or isinstance(leaf, str | enum.Enum):
+        return None
+    array = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return tuple(array.shape), _npy_dtype(array.dtype)
 
 
-def _stored(leaf: Any) -> tuple[dict[str, Any], np.ndarray | None]:
-    """The entry of a leaf in the header, and its bytes as an array."""
-    entry = _described(leaf)
-    if entry["kind"] not in ("array", "key"):
-        if entry["kind"] not in ("not saved", "str"):
-            try:
-                entry["value"] = repr(leaf)
-            except ValueError:
-                raise CheckpointError(
-                    "is an int of more digits than Python writes. Save it as an array or as text."
-                ) from None
-        return entry, None
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        raise CheckpointError("is a shape, which has no values to save.")
-    if isinstance(leaf, Tracer):
-        raise CheckpointError("is traced. Save outside of jax.jit and other transformations.")
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        raise CheckpointError(
-            "is spread over several processes. Gather it first, by "
-            "`jax.experimental.multihost_utils.process_allgather`, and save in one of them."
-        )
+def _npy_dtype(dtype: Any) -> np.dtype:
+    """Little-endian, and unsigned integers for what NumPy does not have, such as bfloat16."""
+    dtype = np.dtype(dtype)
+    is_number_of_jax = dtype.isbuiltin == 2 and jnp.issubdtype(dtype, np.number)
+    return np.dtype(f"<u{dtype.itemsize}") if is_number_of_jax else dtype.newbyteorder("<")
+
+
+def _to_npy(leaf: Any) -> np.ndarray:
+    if type(leaf) is int:
+        return np.frombuffer(leaf.to_bytes(_INT_BYTES, "little", signed=True), np.uint8)
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    if array.dtype.hasobject or array.dtype.names or array.dtype.kind in "SU":
-        raise CheckpointError(f"is an array of {array.dtype}, which JAX does not have.")
-    if array.dtype.byteorder == ">" or (sys.byteorder == "big" and array.dtype.byteorder == "="):
-        array = array.byteswap().view(array.dtype.newbyteorder("<"))
-    if _is_key(leaf):
-        entry["impl"] = str(jax.random.key_impl(leaf))
-    return {**entry, "bytes": array.nbytes}, np.ascontiguousarray(array)
+    dtype = _npy_dtype(array.dtype)
+    return array.view(dtype) if array.dtype.isbuiltin == 2 else array.astype(dtype, copy=False)
 
 
-def _bytes(array: np.ndarray) -> Bytes:
-    return array.reshape(-1).view(np.uint8).data
+def _from_npy(file: io.BufferedReader, like: Any) -> np.ndarray | None:
+    """The next array of a file, of which nothing is read before it is known to be like `like`."""
+    stored = _stored_as(like)
+    if stored is None:
+        return None
+    version = npy.read_magic(file)
+    shape, is_fortran, dtype = npy.read_array_header_1_0(file)
+    if version != (1, 0) or (shape, dtype) != stored:
+        raise ValueError
+    array = np.fromfile(file, dtype, math.prod(shape))
+    return array.reshape(shape, order="F" if is_fortran else "C")
 
 
-_READ = {"bool": lambda text: text == "True", "int": int, "float": float, "complex": complex}
-
-
-def _restored(entry: dict[str, Any], data: memoryview, like: Any) -> Any:
-    kind = entry["kind"]
-    if kind in ("str", "not saved"):
+def _restored(value: Any, like: Any) -> Any:
+    """A leaf as that of `like` is, with the value that was stored."""
+    if value is None:
         return like
-    if kind in _READ:
-        return _READ[kind](entry["value"])
-    if kind == "key":
-        words = np.frombuffer(data, "<u4").reshape(*entry["shape"], -1)
-        value = jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32), impl=entry["impl"])
+    if type(like) in _NUMBERS:
+        return int.from_bytes(value, "little", signed=True) if type(like) is int else value.item()
+    if _is_key(like):
+        implementations = []
+        jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), like)
+        value = jax.random.wrap_key_data(jnp.asarray(value), impl=implementations[0])
     else:
-        value = np.frombuffer(data, jnp.dtype(entry["dtype"])).reshape(entry["shape"])
-        if sys.byteorder == "big":
-            value = value.byteswap()
-        if isinstance(like, np.generic):
-            return value[()]
-        if isinstance(like, np.ndarray):
-            return value.copy()
-        value = jnp.array(value)
-    return jax.device_put(value, like.sharding) if getattr(like, "committed", False) else value
+        dtype = np.dtype(like.dtype)
+        value = value.view(dtype) if dtype.isbuiltin == 2 else value.astype(dtype, copy=False)
+        if isinstance(like, np.ndarray | np.generic):
+            return value[()] if isinstance(like, np.generic) else value
+        value = jnp.array(value, dtype)
+    is_placed = isinstance(like, jax.ShapeDtypeStruct) or getattr(like, "committed", False)
+    return jax.device_put(value, like.sharding) if is_placed and like.sharding else value
 
 
 def _differences(
-    header: dict[str, Any], expected: list[tuple[str, dict[str, Any]]], notes: dict[str, str]
+    entries: list[tuple[str, str]], described: list[tuple[str, str, Any]]
 ) -> Iterator[str]:
     """Where a file and `like` do not agree."""
-    wanted = {where: _text(entry) for where, entry in expected}
-    stored = {entry["path"]: _text(entry) for entry in header["leaves"]}
-    for ours, theirs in ((wanted, stored), (notes, header["notes"])):
-        for where in dict.fromkeys([*ours, *theirs]):
-            in_like, in_file = ours.get(where, "not there"), theirs.get(where, "not there")
-            if in_like != in_file:
-                yield f"{where} is {in_like} in `like`, and {in_file} in the file."
-    order = [where for where, _ in expected], [entry["path"] for entry in header["leaves"]]
-    if wanted == stored and order[0] != order[1]:
+    in_file, in_like = dict(entries), {where: text for where, text, _ in described}
+    for where in dict.fromkeys([*in_like, *in_file]):
+        ours, theirs = in_like.get(where, "not there"), in_file.get(where, "not there")
+        if ours != theirs:
+            yield f"{where} is {ours} in `like`, and {theirs} in the file."
+    if in_file == in_like and [where for where, _ in entries] != list(in_like):
         yield "The leaves have another order."
-
-
-def _text(entry: dict[str, Any]) -> str:
-    if entry["kind"] in ("array", "key"):
-        return f"{entry['dtype']}{entry['shape']}"
-    if entry["kind"] == "str":
-        return repr(entry["value"])
-    return (
-        "a leaf that is not saved" if entry["kind"] == "not saved" else f"a Python {entry['kind']}"
-    )
 
 
 __all__ = ["load", "save"]

@@ -107,10 +107,9 @@ def checkpoint(change=lambda content: content, like=None, save=None):
 
 def foreign_header(content):
     """Another header, with its right checksum."""
-    length = store._START.unpack_from(content)[2]
-    text = b'{"leaves": 3}'
-    start = store._START.pack(store._MAGIC, 1, len(text), hashlib.sha256(text).digest())
-    return start + text + content[store._START.size + length :]
+    rest = b'{"leaves": 3}\n' + content[store._START.size :].split(b"\n", 1)[1]
+    digest = hashlib.sha256(rest).digest()
+    return store._START.pack(store._MAGIC, len(rest), digest) + rest
 
 
 def placed(place):
@@ -285,10 +284,13 @@ SECTIONS = {
         Case("one bit of an array changed", checkpoint(flipped)),
         Case("a file of another kind", checkpoint(lambda content: b"PK" + content)),
         Case("an empty file", checkpoint(lambda content: b"")),
+        Case(
+            "a file of an earlier format", checkpoint(lambda content: b"\x89etpc\r\n\x1a" + content)
+        ),
         Case("a header made by hand", checkpoint(foreign_header)),
         Case(
-            "a link where a save writes first",
-            placed(lambda folder: (folder / ".run.etpc.saving").symlink_to("other")),
+            "a folder where a save writes first",
+            placed(lambda folder: (folder / ".run.etpc.saving").mkdir()),
         ),
         Case(
             "a pipe in the place of the file", placed(lambda folder: os.mkfifo(folder / "run.etpc"))
@@ -307,6 +309,7 @@ SECTIONS = {
             "a shape in the place of an array",
             unsaved({"w": jax.ShapeDtypeStruct((2,), "float32")}),
         ),
+        Case("a leaf that is no array, number, string or function", unsaved({"names": {"a", "b"}})),
         Case("a folder that is not there", unsaved({}, "none/run.etpc")),
         Case("the process is killed while it saves", killed),
     ],
@@ -332,7 +335,7 @@ def outcome(case: Case) -> tuple[str, str]:
 
 def _plain(text: str) -> str:
     """A message without what differs from run to run, and as a cell of a table."""
-    text = re.sub(r"[^\s']*/((none/)?\.?run\.etpc)", r"\1", text)
+    text = re.sub(r"[^\s']*/((none/)?\.?run\.etpc|none)\b", r"\1", text)
     text = re.sub(r"[^\s(]*\.py:\d+(:\d+)?( \([^)]*\))?", "model.py:12", text)
     text = re.sub(r"program [0-9a-f]{16}", "program ...", text)
     return re.sub(r"([|*<])", r"\\\1", " ".join(text.split()))

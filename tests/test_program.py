@@ -1,6 +1,7 @@
 """A compiled program: its calls agree with each other, under JAX's transformations, and it can be read."""
 
 import dataclasses
+import functools
 import inspect
 import os
 import subprocess
@@ -596,7 +597,44 @@ class Named(eqx.Module):
     g: Any = eqx.field(static=True, default_factory=lambda: lambda a: a)
 
 
-def wired(order=(1, 2, 3, 0), *, scale=1.0, twice=False, matrix=True, algo=D, weights="all"):
+@jax.custom_jvp
+def soft(v):
+    """Its rule calls it again."""
+    return jnp.tanh(v)
+
+
+soft.defjvp(lambda primals, tangents: (soft(*primals), (1 - soft(*primals) ** 2) * tangents[0]))
+
+
+def damped(factor):
+    """The identity, with a derivative of its own."""
+    f = jax.custom_vjp(lambda v: v)
+    f.defvjp(lambda v: (v, None), lambda _, ct: (factor * ct,))
+    return f
+
+
+def activation(
+    v,
+    spike=etpc.surrogate.ReluGrad(),
+    identity=damped(0.5),
+    gain=0.5,
+    length=2,
+    shift=(0.1, 0.2, 0.3, 0.4),
+    swapped=False,
+    reverse=False,
+    branch=jnp.sin,
+    key=3,
+):
+    """A loop, a branch, constants and rules of its own, each of which may be edited."""
+    c, _ = jax.lax.scan(lambda c, _: (soft(gain * c), None), identity(v), None, length=length)
+    d = jax.lax.cumsum(v + jnp.asarray(shift), reverse=reverse)
+    c = jax.lax.cond(v[0] > 0, branch, jnp.cos, d - c if swapped else c - d)
+    return c + spike(v) + jax.random.normal(jax.random.key(key), (4,))
+
+
+def wired(
+    order=(1, 2, 3, 0), *, scale=1.0, twice=False, matrix=True, algo=D, weights="all", **edit
+):
     """A program of four states that read each other in an order."""
 
     def step(m, x, state):
@@ -604,7 +642,7 @@ def wired(order=(1, 2, 3, 0), *, scale=1.0, twice=False, matrix=True, algo=D, we
         if twice:
             h = h + m["w"] @ x[::-1]
         if matrix:
-            h = h + m["rec"] @ jnp.tanh(state.h)
+            h = h + m["rec"] @ activation(state.h, **edit)
         return h, Named(h, state.f, state.g)
 
     model = {
@@ -637,20 +675,34 @@ OTHERS = {
     "a weight without a trace": dict(weights="some"),
     "another rule": dict(algo=ES),
     "another window": dict(algo=etpc.D_RTRL(window=3)),
+    "another surrogate": dict(spike=etpc.surrogate.ReluGrad(width=0.5)),
+    "another backward rule": dict(identity=damped(0.25)),
+    "another number in a loop": dict(gain=0.25),
+    "another length of a loop": dict(length=3),
+    "another constant": dict(shift=(0.1, 0.2, 0.3, 0.5)),
+    "operands swapped": dict(swapped=True),
+    "another parameter of an operation": dict(reverse=True),
+    "another branch": dict(branch=jnp.exp),
+    "another key": dict(key=4),
 }
+
+
+@functools.cache
+def wired_once():
+    return wired()
 
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_the_carry_of_another_program_is_refused(case):
-    program, other = wired(), wired(**OTHERS[case])
+    program, other = wired_once(), wired(**OTHERS[case])
     with pytest.raises(etpc.InputError, match="carry belongs to another program"):
         program.arguments.check_carry(other.init())
 
 
 @pytest.mark.slow
 def test_a_carry_of_the_same_program_compiled_again():
-    """With other values of the parameters too, and in another process."""
-    found = {program_id(wired()), program_id(wired()), program_id(wired(scale=-3.0))}
+    """With other values of the parameters too, other function objects, and in another process."""
+    found = {program_id(p) for p in (wired(), wired(scale=-3.0), wired(identity=damped(0.5)))}
     code = "from tests.test_program import *; print(program_id(wired()))"
     for seed in ("1", "2"):
         done = subprocess.run(

@@ -1,19 +1,42 @@
 """A number for a program that is the same in every process, so that a carry knows its own."""
 
+import dataclasses
+import enum
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
+from .._jax import (
+    Equation,
+    Flat,
+    Tracer,
+    Variable,
+    flatten,
+    forward_mode,
+    is_jaxpr,
+    prims,
+    prune,
+    scan_counts,
+)
 from ..analyse import trace_dtype
 from ..plan import Plan
 
+_OWN_RULES = (prims.custom_jvp_call_p, prims.custom_vjp_call_p)
+# Parameters that mean nothing, and those that `scan_counts` reads, which have other names elsewhere.
+_LEFT_OUT = {"name", "debug", "debug_info", "num_consts", "num_carry", "ft_in", "ft_out"}
+
 
 def fingerprint(plan: Plan) -> str:
-    """What a carry must agree on: the states, every use of a weight, and what reaches what.
+    """What a carry must agree on: the equations of a step and the constants in them, the states,
+    every use of a weight, and what reaches what.
 
-    The same in every process, for the same model; the values of its parameters do not matter.
+    The same in every process, for the same model; the values of its parameters do not matter, nor do
+    the names and places of its functions. Another version of JAX may trace a model into other
+    equations.
     """
     analysis = plan.analysis
     step = analysis.step
@@ -24,7 +47,7 @@ def fingerprint(plan: Plan) -> str:
         text = re.sub(r" at 0x[0-9a-fA-F]+", "", "\n".join(map(str, parts)))
         digest.update(text.encode() + b"\0")
 
-    add(plan.algorithm, step.state_leaves.treedef)
+    add(plan.algorithm, step.state_leaves.treedef, _program(step.program))
     for leaves in (step.state_leaves, step.model_leaves):
         add(
             *(
@@ -50,6 +73,96 @@ def fingerprint(plan: Plan) -> str:
         add(i, values.dtype, values.shape)
         _add_numbers(digest, values)
     return digest.hexdigest()[:16]
+
+
+def _program(flat: Flat, with_rules: bool = True) -> str:
+    """A digest of the equations that the outputs need, with variables numbered in order of appearance.
+
+    With the rules of operations that have their own derivative, but not with the rules in these, which
+    may call the operation again.
+    """
+    digest = hashlib.sha256()
+    numbers = {v: f"v{n}" for n, v in enumerate(flat.inputs)}
+
+    def name(variable: Variable) -> str:
+        if variable in flat.constants:
+            return _canonical(flat.constants[variable], with_rules)
+        return numbers.setdefault(variable, f"v{len(numbers)}")
+
+    def add(kind: str, *lists: Any) -> None:
+        digest.update(f"{kind}{[' '.join(map(name, variables)) for variables in lists]}\0".encode())
+
+    add(_shapes(flat.inputs), flat.inputs)
+    for eqn in prune(flat.equations, flat.outputs):
+        params = {key: value for key, value in eqn.params.items() if key not in _LEFT_OUT}
+        counts = scan_counts(eqn) if eqn.primitive is prims.scan_p else ()
+        rule = _derivative(eqn) if with_rules and eqn.primitive in _OWN_RULES else ""
+        text = f"{eqn.primitive.name}{_canonical(params, with_rules)}{counts}{rule}"
+        add(text + _shapes(eqn.outputs), eqn.inputs, eqn.outputs)
+    add("outputs", flat.outputs)
+    return digest.hexdigest()
+
+
+def _shapes(variables: Any) -> str:
+    return " ".join(f"{v.aval.dtype}{list(v.shape)}" for v in variables)
+
+
+def _derivative(eqn: Equation) -> str:
+    """The rule by which an operation with its own derivative is differentiated, such as a surrogate."""
+    moving = [n for n, v in enumerate(eqn.inputs) if v.is_float]
+    tangents = [eqn.inputs[n].aval for n in moving]
+
+    def rule(values: Any, tangents: Any) -> Any:
+        def run(*floats: Any) -> Any:
+            chosen = dict(zip(moving, floats, strict=True))
+            return forward_mode(eqn)(*(chosen.get(n, value) for n, value in enumerate(values)))
+
+        return jax.jvp(run, [values[n] for n in moving], tangents)[1]
+
+    try:
+        return _program(
+            flatten(jax.make_jaxpr(rule)([v.aval for v in eqn.inputs], tangents)), False
+        )
+    except Exception:  # whatever a rule that is never used raises
+        return "none"
+
+
+def _canonical(value: Any, with_rules: bool = True) -> str:
+    """A text that is the same in every process; functions and the like have only their type."""
+    kind = type(value).__name__
+
+    def each(values: Any) -> list[str]:
+        return [_canonical(item, with_rules) for item in values]
+
+    if is_jaxpr(value):
+        return _program(flatten(value), with_rules)
+    if isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return f"{value.dtype} {_canonical(jax.random.key_data(value))}"
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        text = f"{value.dtype}{list(value.shape)}"
+        if isinstance(value, jax.Array) and (
+            isinstance(value, Tracer) or not value.is_fully_addressable
+        ):
+            return text  # its values are not known in this process
+        array = np.asarray(value)
+        content = array.reshape(-1).view(np.uint8).data if array.nbytes else b""
+        return text + hashlib.sha256(content).hexdigest()
+    if isinstance(value, enum.Enum):
+        return f"{kind}.{value.name}"
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.dtype):
+        return repr(value)
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, Mapping):
+        return f"{kind}{sorted(zip(map(str, value), each(value.values()), strict=True))}"
+    if isinstance(value, tuple | list):
+        return f"{kind}{each(value)}"
+    if isinstance(value, set | frozenset):
+        return f"{kind}{sorted(each(value))}"
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return f"{kind}{names}{each(getattr(value, name) for name in names)}"
+    return kind
 
 
 def _add_pattern(digest: Any, pattern: Any) -> None:
