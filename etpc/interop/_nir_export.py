@@ -99,7 +99,7 @@ class _Writer:
         self.steps: dict[float, str] = {}
         self.methods: dict[str, str] = {}
 
-    def graph(self, layers: tuple[Any, ...], input_shape: tuple[int, ...] | None) -> nir.NIRGraph:
+    def graph(self, layers: tuple[Any, ...], input_shape: Any) -> nir.NIRGraph:
         shape = _input_shape(layers[0]) if input_shape is None else input_shape
         if shape is None:
             raise InputError(

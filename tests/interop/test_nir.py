@@ -564,7 +564,7 @@ def test_layers_whose_numbers_mean_nothing_are_refused(value):
     with pytest.raises(etpc.InputError, match=r"^The node \['1_lif'\] \(LIF\) has tau = "):
         interop.to_nir(nn.Sequential([linear, lif]))
     for shape in ((-1,), (0,), (4.0,), ("a",), "abc", 4, ()):
-        with pytest.raises((etpc.InputError, etpc.UnsupportedError), match="input_shape|shapes"):
+        with pytest.raises((etpc.InputError, etpc.UnsupportedError), match=r"input_shape|shapes"):
             inspect.unwrap(interop.to_nir)(nn.Sequential([linear]), input_shape=shape)
 
 
