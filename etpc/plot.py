@@ -76,12 +76,12 @@ def gradient_agreement(
         )
         for ax, value in zip((errors, cosines), values, strict=True):
             for marker, which in (("o", ~exact), ("s", exact)):
-                name = label if marker == "o" else None
+                name = _plain(label) if marker == "o" else None
                 ax.plot(value[which], (places + shift)[which], marker, color=f"C{n}", label=name)
     tolerance = max(report.tolerance for report in reports.values())
     errors.axvline(tolerance, color="grey", linestyle=":", linewidth=1)
     errors.set(xscale="log", xlabel="relative error", yticks=places)
-    errors.set_yticklabels(paths)
+    errors.set_yticklabels(list(map(_plain, paths)))
     errors.set_ylim(len(paths) - 0.5, -0.5)
     cosines.set(xlabel="cosine", yticks=places, ylim=errors.get_ylim())
     cosines.axvline(1.0, color="grey", linestyle=":", linewidth=1)
@@ -147,10 +147,11 @@ def traces(
     for ax, values, indices, name in zip(drawn[2:], run.entries, chosen, names, strict=True):
         for k, index in enumerate(indices):
             ax.plot(np.arange(len(values)), values[:, k], label=str(list(map(int, index))))
-        ax.set(ylabel=name, xlim=(-0.5, len(values) - 0.5))
+        ax.set(ylabel=_plain(name), xlim=(-0.5, len(values) - 0.5))
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="entry")
     drawn[-1].set_xlabel("step")
-    drawn[0].set_title(f"{p.path}, {p.kind}: trace of {', '.join(p.states)}", loc="left")
+    title = _plain(f"{p.path}, {p.kind}: trace of {', '.join(p.states)}")
+    drawn[0].set_title(title, loc="left")
     return _figure(drawn[0])
 
 
@@ -210,7 +211,7 @@ def memory(
         sizes[label] = [held + _temporary(jitted.lower(arrays, *sequence(t), carry)) for t in steps]
     (ax,) = _axes(None if ax is None else [ax], 1, 1, figsize=(6, 4))
     for (label, values), marker in zip(sizes.items(), "osv^D<>Pp*" * len(sizes), strict=False):
-        ax.plot(list(steps), values, marker=marker, label=label)
+        ax.plot(list(steps), values, marker=marker, label=_plain(label))
     ax.set(xscale="log", yscale="log", xlabel="steps T", ylabel="bytes")
     ax.legend(frameon=False)
     return _figure(ax)
@@ -224,6 +225,11 @@ def _axes(axes: Any, rows: int, columns: int, **settings: Any) -> list[Axes]:
     if len(flat) != rows * columns:
         raise InputError(f"axes should be {rows * columns} axes, and are {len(flat)}.")
     return flat
+
+
+def _plain(text: str) -> str:
+    """A text that Matplotlib shows as it is, and does not read as mathematics between dollar signs."""
+    return text.replace("$", r"\$") if plt.rcParams["text.parse_math"] else text
 
 
 def _figure(ax: Axes) -> Figure:
@@ -441,7 +447,7 @@ def _raster(ax: Axes, values: np.ndarray, name: str) -> None:
     else:
         shown = ax.imshow(values.T, aspect="auto", interpolation="nearest", origin="lower")
         _figure(ax).colorbar(shown, ax=ax, pad=0.01)
-    ax.set(ylabel=name, ylim=(-0.5, values.shape[1] - 0.5))
+    ax.set(ylabel=_plain(name), ylim=(-0.5, values.shape[1] - 0.5))
 
 
 __all__ = ["gradient_agreement", "memory", "traces"]

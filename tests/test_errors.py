@@ -1,11 +1,13 @@
 """What bad input gets: an error that names the place, says why, and what to do."""
 
 import inspect
+import re
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 
@@ -255,7 +257,19 @@ INPUTS = {
     ),
     "loss of an integer": (
         lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: jnp.argmax(y)),
-        r"loss_fn must return one float.*returns int",
+        r"loss_fn must return one float.*returns int64\[\]\. This is because it needs a derivative",
+    ),
+    "loss that is complex": (
+        lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: squared(y, t) + 0j),
+        r"loss_fn must return one float.*returns complex128\[\]\. Take its real part",
+    ),
+    "loss without a return": (
+        lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: None),
+        r"loss_fn must return one float.*returns None\. It ends without a value",
+    ),
+    "loss of a string": (
+        lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: "y"),
+        r"loss_fn must return one float.*returns 'y'\. Return one number",
     ),
     "loss of a pair": (
         lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: (squared(y, t), y)),
@@ -290,6 +304,32 @@ def test_arguments(case):
     with pytest.raises(etpc.InputError, match=words) as caught:
         call()
     assert isinstance(caught.value, ValueError)
+
+
+def test_an_error_in_the_loss_says_what_it_was_called_with():
+    note = r"loss_fn with y float64\[3\] and target float64\[3\]: one example at one step"
+    fails = lambda y, t: jnp.mean((y - t) ** 2, axis=2)
+    optimizer = optax.sgd(1e-2)
+    learner = etpc.online(compiled(), fails, optimizer)
+    xs, targets = jnp.zeros((4, 2)), jnp.zeros((4, 3))
+    calls = (
+        lambda: run(xs, targets, loss=fails),
+        lambda: learner.update(Cell(W), *learner.init(Cell(W)), xs, targets),
+        lambda: etpc.bptt(Cell(W), xs, targets, fails),
+    )
+    for call in calls:
+        with pytest.raises(IndexError, match="out of range") as caught:
+            call()
+        notes = [text for text in caught.value.__notes__ if "etpc" in text]
+        assert len(notes) == 1
+        assert re.search(note, notes[0])
+
+
+def test_what_a_loss_returns_besides_is_arrays():
+    program = compiled()
+    run = program.value_and_grad(lambda y, t: (squared(y, t), {"a": "b"}), has_aux=True)
+    with pytest.raises(etpc.InputError, match=r"aux that loss_fn returns holds 'b'.*arrays"):
+        run(Cell(W), jnp.zeros((4, 2)), jnp.zeros((4, 3)), program.init())
 
 
 # --- integers of other types than were compiled ---------------------------------------------------

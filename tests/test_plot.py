@@ -14,6 +14,8 @@ from etpc._verify import Report, Row
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
+from matplotlib.text import Text  # noqa: E402
+
 from etpc import plot  # noqa: E402
 
 
@@ -83,6 +85,37 @@ def test_gradient_agreement_of_one_report():
     assert [label.get_text() for label in errors.get_yticklabels()] == [".a", ".b", ".c"]
     assert errors.get_xscale() == "log"
     assert errors.get_ylim() == cosines.get_ylim() == (2.5, -0.5)
+
+
+@pytest.mark.parametrize("parse_math", [True, False])
+def test_names_are_shown_as_they_are(monkeypatch, parse_math):
+    """And not read as mathematics, which these would be, or would fail to parse."""
+    monkeypatch.setitem(plt.rcParams, "text.parse_math", parse_math)
+    names = [r"$\frac$", "$x$", r"\$y$ and $"]
+    model = {name: jnp.ones(3) for name in names}
+    state = {name: jnp.zeros(3) for name in names}
+
+    def step(m, x, state):
+        state = {name: 0.5 * h + m[name] * x for name, h in state.items()}
+        return state, state
+
+    program = etpc.compile(model, inputs=jnp.zeros(3), state=state, step=step)
+    rows = [Row(path, 0.9, 0.3, 1.0, 1.0, "approximate", None) for path in program.claims]
+    reports = {name: report(program, *rows) for name in names}
+    xs = jnp.ones((4, 3))
+    figures = [
+        plot.gradient_agreement(reports),
+        *(plot.traces(program, model, xs, n) for n in range(3)),
+        plot.memory(
+            model, xs[0], dict.fromkeys(names, "d_rtrl"), state=state, step=step, steps=[2]
+        ),
+    ]
+    paths = list(program.claims)
+    wanted = [[*paths, *names], *([f"{p}, mul: trace of {p}"] for p in paths), names]
+    for figure, texts in zip(figures, wanted, strict=True):
+        figure.canvas.draw()
+        shown = [t._preprocess_math(t.get_text()) for t in figure.findobj(Text)]
+        assert {(text, False) for text in texts} <= set(shown)
 
 
 def test_gradient_agreement_of_several_reports():

@@ -10,6 +10,7 @@ import numpy as np
 from etpc._errors import InputError, UnsupportedError, raise_together
 
 from ._model import written
+from ._nir_values import MOST, check_values
 
 Path = tuple[str, ...]
 Edge = tuple[Path, Path]
@@ -56,6 +57,7 @@ def layout_of(graph: Any, dt: float, known: tuple[type, ...], stateful: tuple[ty
                 f"{', '.join(sorted(t.__name__ for t in known))}."
             )
     raise_together(problems, UnsupportedError)
+    check_values(nodes)
     delays = _delays(nodes, dt)
     for edge, times in Counter(edges).items():
         if times > 1:
@@ -91,6 +93,11 @@ def layout_of(graph: Any, dt: float, known: tuple[type, ...], stateful: tuple[ty
         inputs,
         outputs,
     )
+
+
+def check_graph(graph: Any) -> None:
+    """**Raises** `InputError` with the names of the nodes whose numbers mean nothing."""
+    check_values(_opened(graph, ())[0])
 
 
 def _opened(graph: Any, where: Path) -> tuple[dict[Path, Any], list[Edge], list[str]]:
@@ -139,11 +146,11 @@ def _delays(nodes: dict[Path, Any], dt: float) -> dict[Path, np.ndarray]:
             continue
         steps = np.asarray(node.delay, np.float64) / dt
         whole = np.round(steps)
-        if np.any(whole < 0) or np.any(np.abs(steps - whole) > 1e-3):
-            wrong = np.asarray(node.delay)[(whole < 0) | (np.abs(steps - whole) > 1e-3)]
+        wrong = (whole > MOST) | (np.abs(steps - whole) > 1e-3)
+        if wrong.any():
             problems.append(
-                f"The node {written(path)} (Delay) has a delay of {float(wrong.flat[0]):g} s, which is no "
-                f"whole number of steps of {dt:g} s. Choose a `dt` that divides it."
+                f"The node {written(path)} (Delay) has a delay of {np.asarray(node.delay)[wrong][0]:g} s, which is "
+                f"no whole number of steps of {dt:g} s, or more than {MOST}. Choose a `dt` that divides it."
             )
         delays[path] = whole.astype(int)
     raise_together(problems, UnsupportedError)

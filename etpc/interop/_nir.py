@@ -2,9 +2,9 @@
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from etpc.surrogate import ReluGrad
 
 from ._graph import Layout, Path, layout_of
 from ._model import Held, Named, shape_text, written
+from ._nir_values import parameters_of
 
 Values = dict[str, Array]
 
@@ -94,7 +95,22 @@ def _growth(x: Array) -> Array:
 
 def _matrix(node: Any, p: Values, x: Array) -> Array:
     y = jnp.einsum("...oi,...i->...o", p["weight"], x)
-    return y + p["bias"] if "bias" in p else y
+    return _plus(y, p["bias"]) if "bias" in p else y
+
+
+def _plus(y: Array, bias: Array) -> Array:
+    _check_spread("bias", bias, y)
+    return y + bias
+
+
+def _scaled(node: Any, p: Values, x: Array) -> Array:
+    _check_spread("scale", p["scale"], x)
+    return p["scale"] * x
+
+
+def _check_spread(name: str, value: Array, x: Array) -> None:
+    if jnp.broadcast_shapes(value.shape, x.shape) != x.shape:
+        raise ValueError(f"the {name} has the shape {list(value.shape)}, and meets {list(x.shape)}")
 
 
 def _pair(value: Any, n: int) -> tuple[int, ...]:
@@ -115,7 +131,7 @@ def _convolution(node: Any, p: Values, x: Array) -> Array:
         rhs_dilation=_pair(node.dilation, n),
         feature_group_count=int(node.groups),
     )[0]
-    return y + p["bias"].reshape(-1, *[1] * n) if "bias" in p else y
+    return _plus(y, p["bias"].reshape(-1, *[1] * n)) if "bias" in p else y
 
 
 def _pool(node: Any, p: Values, x: Array) -> Array:
@@ -132,14 +148,17 @@ def _pool(node: Any, p: Values, x: Array) -> Array:
 
 
 def _flatten(node: Any, p: Values, x: Array) -> Array:
-    first, last = (d % x.ndim for d in (int(node.start_dim), int(node.end_dim)))
+    ends = int(node.start_dim), int(node.end_dim)
+    first, last = (d + x.ndim if d < 0 else d for d in ends)
+    if not 0 <= first <= last < x.ndim:
+        raise ValueError(f"it has no dimensions from {ends[0]} to {ends[1]}")
     return x.reshape(*x.shape[:first], -1, *x.shape[last + 1 :])
 
 
 STATELESS: dict[type, Callable[[Any, Values, Array], Array]] = {
     nir.Linear: _matrix,
     nir.Affine: _matrix,
-    nir.Scale: lambda node, p, x: p["scale"] * x,
+    nir.Scale: _scaled,
     nir.Conv1d: _convolution,
     nir.Conv2d: _convolution,
     nir.SumPool2d: _pool,
@@ -150,7 +169,6 @@ STATELESS: dict[type, Callable[[Any, Values, Array], Array]] = {
 LEAKY, SPIKING = (nir.LI, nir.CubaLI), (nir.IF, nir.LIF, nir.CubaLIF)
 NEURONS = (nir.I, *LEAKY, *SPIKING)
 KNOWN = (*STATELESS, *NEURONS, nir.Threshold, nir.Delay, nir.Input, nir.Output)
-CONSTANTS = ("delay", "kernel_size", "stride", "padding", "dilation", "input_shape", "groups")
 
 
 def _start(node: Any, p: Values, shape: tuple[int, ...]) -> Values:
@@ -361,14 +379,19 @@ def from_nir(
     **Returns** the [`NIRModel`][etpc.interop.NIRModel].
 
     **Raises** `etpc.UnsupportedError` for a node that there is no equation for, and
-    `etpc.InputError` for a graph that is not complete; both name the nodes.
+    `etpc.InputError` for a graph that is not complete and for numbers that are not finite or out of range.
+    Both name the nodes.
     """
     if not isinstance(graph, nir.NIRGraph):
         raise InputTypeError(f"from_nir takes a nir.NIRGraph, not a {type(graph).__name__}.")
-    if isinstance(dt, bool) or not isinstance(dt, int | float | np.number) or not 0 < dt < np.inf:
+    if isinstance(dt, bool) or not isinstance(dt, numbers.Real) or not 0 < dt < np.inf:
         raise InputError(f"dt must be a number of seconds above 0, not {dt!r}.")
     if method not in ("exact", "euler"):
         raise InputError(f'method must be "exact" or "euler", not {method!r}.')
+    if not callable(surrogate):
+        raise InputTypeError(
+            f"surrogate must be a function of an array, such as those of `etpc.surrogate`, not {surrogate!r}."
+        )
     graph = _copied(graph)
     settings = Settings(float(dt), method, surrogate)
     layout = layout_of(graph, settings.dt, KNOWN, NEURONS)
@@ -398,10 +421,10 @@ def _initial(model: NIRModel, layout: Layout) -> Named:
     for path in layout.order:
         node, p = layout.nodes[path], params.get(path, {})
         incoming = jax.ShapeDtypeStruct(_coming(layout, path, shapes), dtype)
-        if isinstance(node, NEURONS):
-            # Parameters that are single numbers are those of all neurons.
-            start[path] = _start(node, p, p["r"].shape or incoming.shape)
         with _named(path, node, incoming):
+            if isinstance(node, NEURONS):
+                # Parameters that are single numbers are those of all neurons.
+                start[path] = _start(node, p, p["r"].shape or incoming.shape)
             run = functools.partial(model._node, path)
             shapes[path] = jax.eval_shape(run, p, start.get(path, {}), incoming)[0].shape
     for path in layout.read_back:
@@ -426,11 +449,9 @@ def _coming(layout: Layout, path: Path, shapes: dict[Path, tuple[int, ...]]) -> 
 
 def _arrays(node: Any) -> Values:
     """The parameters of a node."""
-    fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
     return {
         name: jnp.asarray(np.asarray(value), jnp.result_type(float))
-        for name, value in fields.items()
-        if name not in CONSTANTS and isinstance(value, np.ndarray | np.generic | float | jax.Array)
+        for name, value in parameters_of(node).items()
     }
 
 
@@ -438,16 +459,12 @@ def _check_nodes(layout: Layout) -> None:
     """**Raises** `UnsupportedError` for nodes whose settings NIR does not define."""
     problems = []
     for path, node in layout.nodes.items():
-        where = f"The node {written(path)} ({type(node).__name__})"
         if isinstance(node, nir.Conv1d | nir.Conv2d) and node.padding == "same":
             n = np.asarray(node.weight).ndim - 2
             if any(s != 1 for s in _pair(node.stride, n)):
                 problems.append(
-                    f'{where} has the padding "same" and a stride above 1, for which NIR does not say how '
+                    f'The node {written(path)} ({type(node).__name__}) has the padding "same" and a stride above 1, '
+                    "for which NIR does not say how "
                     "much is padded. Give the padding as numbers."
                 )
-        for name in ("tau", "tau_mem", "tau_syn"):
-            value = getattr(node, name, None)
-            if value is not None and not np.all(np.asarray(value) > 0):
-                problems.append(f"{where} has a {name} that is not above 0. Give times in seconds.")
     raise_together(problems, UnsupportedError)

@@ -10,10 +10,20 @@ import nir  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from etpc import nn
-from etpc._errors import InputError, InputTypeError, ModelError, UnsupportedError, raise_together
+from etpc._errors import (
+    InputError,
+    InputTypeError,
+    ModelError,
+    UnsupportedError,
+    raise_together,
+    whole_number,
+)
 from etpc.nn._conv import Conv
 
+from ._graph import check_graph
+from ._model import written
 from ._nir import NIRModel, from_nir
+from ._nir_values import check_values
 
 MS = 1e-3
 """The layers of `etpc.nn` count in ms, NIR in seconds."""
@@ -40,7 +50,8 @@ def to_nir(
 
     **Returns** a `nir.NIRGraph`; `nir.write(path, graph)` writes it.
 
-    **Raises** `etpc.UnsupportedError` for what NIR does not have, with the path of the layer.
+    **Raises** `etpc.UnsupportedError` for what NIR does not have, with the path of the layer, and `etpc.InputError` for
+    numbers that [`from_nir`][etpc.interop.from_nir] would refuse.
     """
     if isinstance(model, NIRModel):
         return _written_back(model)
@@ -60,7 +71,14 @@ def _written_back(model: NIRModel) -> nir.NIRGraph:
         node = graph
         for name in path[:-1]:
             node = node.nodes[name]
-        setattr(node, path[-1], np.asarray(value, np.asarray(getattr(node, path[-1])).dtype))
+        given, old = np.asarray(value), np.asarray(getattr(node, path[-1]))
+        if given.shape != old.shape:
+            raise InputError(
+                f"The parameter {path[-1]} of the node {written(path[:-1])} has the shape {list(given.shape)}, and in "
+                f"the graph that was read {list(old.shape)}. Change values alone."
+            )
+        setattr(node, path[-1], given.astype(old.dtype) if old.dtype.kind == "f" else given)
+    check_graph(graph)
     kept = graph.metadata if isinstance(graph.metadata, dict) else {}
     graph.metadata = {
         **kept,
@@ -81,18 +99,23 @@ class _Writer:
         self.steps: dict[float, str] = {}
         self.methods: dict[str, str] = {}
 
-    def graph(self, layers: tuple[Any, ...], input_shape: tuple[int, ...] | None) -> nir.NIRGraph:
-        shape = input_shape or _input_shape(layers[0])
+    def graph(self, layers: tuple[Any, ...], input_shape: Any) -> nir.NIRGraph:
+        shape = _input_shape(layers[0]) if input_shape is None else input_shape
         if shape is None:
             raise InputError(
                 "The shape of the input is not known from the first layer, "
                 f"a {type(layers[0]).__name__}. Pass `input_shape=`, without axes for time and batch."
             )
-        inputs: Any = np.array(shape)
+        if not isinstance(shape, tuple | list | np.ndarray) or not all(
+            (whole_number(n) or 0) >= 1 for n in shape
+        ):
+            raise InputError(f"input_shape must be a tuple of ints >= 1, not {shape!r}.")
+        inputs: Any = np.array([int(n) for n in shape], int)
         nodes: dict[str, Any] = {"input": nir.Input(input_type=inputs)}
         for n, layer in enumerate(layers):
             nodes |= {f"{n}_{name}": node for name, node in self.nodes(n, layer)}
         raise_together(self.problems, UnsupportedError)
+        check_values({(name,): node for name, node in nodes.items()})
         if len(self.steps) > 1 or len(self.methods) > 1:
             several = self.steps if len(self.steps) > 1 else self.methods
             raise UnsupportedError(

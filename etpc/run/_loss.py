@@ -48,9 +48,18 @@ class Loss(eqx.Module):
         return cls(arrays, static, treedef, bool(has_aux))
 
     def raw(self, *arguments: Any) -> Any:
-        """What the function itself returns."""
+        """What the function itself returns. An error in it says what it was called with."""
         leaves = [s if a is None else a for a, s in zip(self.arrays, self.static, strict=True)]
-        return self.treedef.unflatten(leaves)(*arguments)
+        try:
+            return self.treedef.unflatten(leaves)(*arguments)
+        except Exception as error:
+            shapes = (", ".join(map(_shown, jax.tree.leaves(tree))) for tree in arguments)
+            error.add_note(
+                "etpc called loss_fn with y {} and target {}: one example at one step, without axes "
+                "for time and batch. Write it for these; the mean over examples and steps is taken "
+                "by `reduction`.".format(*shapes)
+            )
+            raise
 
     def __call__(self, y: Any, target: Any, weight: Array | None = None) -> tuple[Array, Any]:
         if weight is None:
@@ -69,14 +78,19 @@ class Loss(eqx.Module):
 
         - `outputs`, `targets`: shapes of one example at one step.
         """
-        aval = jax.eval_shape(self.raw, outputs, targets)
+        aval = eqx.filter_eval_shape(lambda y, t: _with_arrays(self.raw(y, t)), outputs, targets)
         if self.has_aux:
             if not (isinstance(aval, tuple) and len(aval) == 2):
                 raise InputError(
                     f"With has_aux=True loss_fn must return a pair (loss, aux), and returns "
                     f"{_shown(aval)}."
                 )
-            aval = aval[0]
+            aval, aux = aval
+            foreign = [a for a in jax.tree.leaves(aux) if not hasattr(a, "shape")]
+            if foreign:
+                raise InputError(
+                    f"The aux that loss_fn returns holds {foreign[0]!r}, and must be a PyTree of arrays."
+                )
         unit = getattr(aval, "unit", None)
         if unit is not None:
             raise InputError(
@@ -84,15 +98,9 @@ class Loss(eqx.Module):
                 "target by a unit, or take `.to_decimal(unit)` of the loss."
             )
         if not _is_scalar(aval):
-            pair = isinstance(aval, tuple) and len(aval) == 2 and not self.has_aux
-            advice = (
-                "Pass has_aux=True for a loss_fn that returns (loss, aux)."
-                if pair
-                else "Sum or average over the axes of y."
-            )
             raise InputError(
                 f"loss_fn must return one float for one example at one step, and returns "
-                f"{_shown(aval)}. {advice}"
+                f"{_shown(aval)}. {_advice(aval)}"
             )
         return aval
 
@@ -107,6 +115,31 @@ def _cut(a: Any, counts: Array) -> Any:
 
 def _is_scalar(aval: Any) -> bool:
     return getattr(aval, "shape", None) == () and jnp.issubdtype(aval.dtype, jnp.floating)
+
+
+def _with_arrays(result: Any) -> Any:
+    """A result with arrays in the place of numbers; what is neither, such as a string, stays."""
+    number = bool | int | float | complex | np.ndarray | np.generic
+    return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, number) else a, result)
+
+
+def _advice(aval: Any) -> str:
+    """What to do about a loss that is not one float."""
+    if aval is None:
+        return "It ends without a value: add a `return`."
+    if isinstance(aval, tuple) and len(aval) == 2:
+        return "Pass has_aux=True for a loss_fn that returns (loss, aux)."
+    dtype = getattr(aval, "dtype", None)
+    if dtype is None:
+        return "Return one number."
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return "Take its real part, or its absolute value."
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return (
+            "This is because it needs a derivative. Return a float that depends on y smoothly, such as "
+            "a squared error, or a cross-entropy in the place of a count of errors."
+        )
+    return "Sum or average over the axes of y."
 
 
 def _shown(aval: Any) -> str:

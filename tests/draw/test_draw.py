@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections import Counter
+from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import equinox as eqx
@@ -444,10 +445,31 @@ def test_html_shows_what_print_shows(program):
     assert ("Left out" in unescaped) == any(p.escapes for p in program.plan.ops)
 
 
-def test_html_names_are_escaped():
+def test_names_are_escaped():
+    """No name is read as markup, in any format."""
     page = draw.to_html(built("odd"))
     assert "<state>" not in page
     assert "&lt;state&gt;" in page
+    names = [
+        "<script>&\"'`]]>-->",
+        "%%{init}%%\n\x07",
+        '"] --> X["evil',
+        "</style>",
+    ]
+    ones = {name: jnp.ones(3) for name in names}
+    step = lambda m, x, h: ({n: 0.9 * h[n] + m[n] * x for n in h},) * 2
+    program = etpc.compile(ones, inputs=jnp.ones(3), state=ones, step=step)
+    texts = {e.text for e in ElementTree.fromstring(draw.to_svg(program)).iter()}
+    assert {f"[{name!r}]" for name in names} <= texts
+    page = HTMLParser()
+    tags, data = [], []
+    page.handle_starttag = lambda tag, attributes: tags.append(tag)
+    page.handle_data = data.append
+    page.feed(draw.to_html(program))
+    assert tags.count("script") == 1
+    assert tags.count("style") == 3
+    assert all(any(repr(name) in text for text in data) for name in names)
+    test_mermaid(program)
 
 
 def test_notebooks_show_a_program():

@@ -8,6 +8,9 @@ import pytest
 
 pytest.importorskip("nir")
 
+import copy
+import dataclasses
+import inspect
 import itertools
 
 import nir
@@ -459,13 +462,23 @@ ERRORS = {
     ),
     "a negative delay": (
         lambda: chain(nir.Delay(-DT * np.ones(2)), shape=(2,))[0],
-        etpc.UnsupportedError,
-        r"\.node_0 \(Delay\)",
+        etpc.InputError,
+        r"\.node_0 \(Delay\) has delay = -0.002 at \[0\].*at least 0",
     ),
     "a time constant of 0": (
         lambda: chain(nir.LI(np.zeros(N), np.ones(N), np.zeros(N)))[0],
+        etpc.InputError,
+        r"\.node_0 \(LI\) has tau = 0 at \[0\].*above 0, in seconds",
+    ),
+    "a delay of more steps than can be counted": (
+        lambda: chain(nir.Delay(np.array([DT, 1e30])), shape=(2,))[0],
         etpc.UnsupportedError,
-        r"\.node_0 \(LI\) has a tau",
+        r"\.node_0 \(Delay\) has a delay of 1e\+30 s",
+    ),
+    "dimensions that are not there": (
+        lambda: chain(nir.Flatten(None, 1, 5), shape=(2, 3))[0],
+        etpc.ModelError,
+        r"\.node_0 \(Flatten\).*no dimensions from 1 to 5",
     ),
     "same padding with a stride": (strided_same, etpc.UnsupportedError, r"\.conv \(Conv1d\)"),
     "shapes that do not fit": (lambda: shapes(3), etpc.ModelError, r"\.n0 \(Scale\) cannot take"),
@@ -479,6 +492,87 @@ def test_errors_name_the_node(name):
     graph = make()
     with pytest.raises(error, match=message):
         run(interop.from_nir(graph, dt=DT), np.ones((1, N)))
+
+
+CONVOLVED = dict(input_shape=None, stride=1, padding=1, dilation=1, groups=1, bias=np.ones(2))
+POOL = dict(
+    zip(("kernel_size", "stride", "padding"), np.array([[2, 2], [2, 2], [0, 0]]), strict=True)
+)
+NODES = {
+    **{kind: neuron(kind) for kind in ("I", "IF", "LI", "LIF", "CubaLI", "CubaLIF")},
+    "Threshold": nir.Threshold(np.ones(N)),
+    "Delay": nir.Delay(DT * np.ones(N)),
+    "Linear": nir.Linear(np.ones((N, N))),
+    "Affine": nir.Affine(np.ones((N, N)), np.ones(N)),
+    "Scale": nir.Scale(np.ones(N)),
+    "Conv1d": nir.Conv1d(weight=np.ones((2, 1, 3)), **CONVOLVED),
+    "Conv2d": nir.Conv2d(weight=np.ones((2, 1, 3, 3)), **CONVOLVED),
+    "SumPool2d": nir.SumPool2d(**POOL),
+    "AvgPool2d": nir.AvgPool2d(**POOL),
+}
+SHAPES_IN = {"Conv1d": (1, 6), "Conv2d": (1, 6, 6), "SumPool2d": (1, 6, 6), "AvgPool2d": (1, 6, 6)}
+SETTINGS = ("kernel_size", "stride", "padding", "dilation", "groups")
+
+
+def with_value(kind, name, value):
+    """A graph of a node that got a value, or a function of its own, after it was made."""
+    node = copy.deepcopy(NODES[kind])
+    setattr(node, name, value(getattr(node, name)) if callable(value) else value)
+    names = ["input", "node_0", "output"]
+    ends = nir.Input(np.array(SHAPES_IN.get(kind, (N,)))), nir.Output(None)
+    nodes = dict(zip(names, (ends[0], node, ends[1]), strict=True))
+    return nir.NIRGraph(nodes, list(itertools.pairwise(names)), type_check=False)
+
+
+def one_step(graph, shape):
+    model = interop.from_nir(graph, dt=DT)
+    return model(jnp.ones(shape), model.init_state())
+
+
+def numbers_of(kind):
+    fields = {f.name for f in dataclasses.fields(NODES[kind])}
+    return sorted(fields - {"input_type", "output_type", "metadata", "input_shape"})
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_numbers_that_mean_nothing_are_refused(kind):
+    """Every number of every node: none is read as something else, or gives NaN."""
+    full = lambda value: lambda old: np.full(np.shape(old), value)
+    for name in numbers_of(kind):
+        assert interop.from_nir(with_value(kind, name, lambda old: old), dt=DT)
+        wrong = [full(np.inf), full(np.nan), full(1 + 1j), "abc", object()]
+        wrong += [np.ones((7,) * (1 + np.ndim(getattr(NODES[kind], name))))]
+        if name in SETTINGS:
+            wrong += [full(-1), full(1.5), full(1e30), None] + [full(0)] * (name != "padding")
+        if name.startswith("tau"):
+            wrong += [full(0.0), full(-1.0)]
+        for value in wrong:
+            with pytest.raises((etpc.InputError, etpc.ModelError), match=rf"\.node_0 \({kind}\)"):
+                one_step(with_value(kind, name, value), SHAPES_IN.get(kind, (N,)))
+    trained = interop.from_nir(with_value(kind, name, lambda old: old), dt=DT)
+    for path, value in trained.params.items():
+        read = lambda m, path=path: getattr(getattr(m.params, path[0]), path[1])
+        for bad, words in ((jnp.nan * value, rf"{path[1]} = nan"), (value[None], "Change values")):
+            with pytest.raises(etpc.InputError, match=words):
+                interop.to_nir(eqx.tree_at(read, trained, bad))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 0.0])
+def test_layers_whose_numbers_mean_nothing_are_refused(value):
+    lif = eqx.tree_at(lambda m: m.tau, nn.LIF(N, reset="hard"), jnp.full(N, value))
+    linear = nn.Linear(N, N, key=jax.random.key(0))
+    with pytest.raises(etpc.InputError, match=r"^The node \['1_lif'\] \(LIF\) has tau = "):
+        interop.to_nir(nn.Sequential([linear, lif]))
+    for shape in ((-1,), (0,), (4.0,), ("a",), "abc", 4, ()):
+        with pytest.raises((etpc.InputError, etpc.UnsupportedError), match=r"input_shape|shapes"):
+            inspect.unwrap(interop.to_nir)(nn.Sequential([linear]), input_shape=shape)
+
+
+def test_whole_numbers_that_were_trained_are_written_as_they_are():
+    graph, _ = chain(nir.Scale(np.ones(N, int)))
+    model = interop.from_nir(graph, dt=DT)
+    trained = eqx.tree_at(lambda m: m.params.node_0.scale, model, 1.7 * jnp.ones(N))
+    np.testing.assert_allclose(interop.to_nir(trained).nodes["node_0"].scale, 1.7, rtol=1e-6)
 
 
 def test_a_node_at_two_names_is_two_nodes():
@@ -508,6 +602,8 @@ def test_dt_has_no_default():
         interop.from_nir(graph, dt=DT, method="midpoint")
     with pytest.raises(etpc.InputTypeError, match="NIRGraph"):
         interop.from_nir(neuron("LI"), dt=DT)
+    with pytest.raises(etpc.InputTypeError, match="surrogate must be a function"):
+        inspect.unwrap(interop.from_nir)(graph, dt=DT, surrogate="relu")
 
 
 # --- and back ----------------------------------------------------------------------------------------
