@@ -309,6 +309,14 @@ _pair = np.ones((1, 2), np.float32)
 split_p = primitive_of(lambda x: jax.lax.split(x, (1, 1), 1), _pair)
 stack_p = primitive_of(lambda x, y: jnp.stack([x, y]), _pair, _pair)
 tile_p = primitive_of(lambda x: jnp.tile(x, (2, 1)), _pair)
+optimization_barrier_p = primitive_of(jax.lax.optimization_barrier, _pair)
+_mesh = jax.sharding.AbstractMesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+_sharded = jax.shard_map(
+    lambda x, y: x + y, mesh=_mesh, in_specs=(jax.P(), jax.P("d")), out_specs=jax.P("d")
+)
+shard_map_p = primitive_of(_sharded, _pair, _pair)
+# in its body, what is the same on all devices is made to vary before it meets what varies
+pvary_p = jax.make_jaxpr(_sharded)(_pair, _pair).eqns[0].params["jaxpr"].eqns[0].primitive
 _first = jax.lax.ScatterDimensionNumbers((), (0,), (0,))
 scatter_sub_p = primitive_of(
     lambda x, i, u: jax.lax.scatter_sub(x, i, u, _first),
@@ -544,15 +552,18 @@ __all__ = [
     "mark",
     "nonlinear_p",
     "open_jaxpr",
+    "optimization_barrier_p",
     "partition",
     "primitive_of",
     "prims",
     "promoting",
     "propagate",
     "prune",
+    "pvary_p",
     "result_type",
     "scan_counts",
     "scatter_sub_p",
+    "shard_map_p",
     "split_p",
     "stack_p",
     "tile_p",

@@ -9,7 +9,17 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ._jax import Primitive, bcoo_dot_general_primitive, etp_p, prims, split_p, stack_p, tile_p
+from ._jax import (
+    Primitive,
+    bcoo_dot_general_primitive,
+    etp_p,
+    optimization_barrier_p,
+    prims,
+    pvary_p,
+    split_p,
+    stack_p,
+    tile_p,
+)
 
 BCOO = bcoo_dot_general_primitive
 """Stands for the product of a sparse and a dense array, which exists once a module is imported."""
@@ -75,6 +85,18 @@ def _key(primitive: Key) -> Key:
 UNLISTED = [p for p in (split_p, stack_p, tile_p) if p is not None]
 """Primitives that JAX does not list; where it composes one of others, there is none."""
 
+IDENTITIES = [
+    p
+    for p in (
+        etp_p,
+        *named("name", "device_put", "sharding_constraint"),
+        optimization_barrier_p,
+        pvary_p,
+    )
+    if p is not None
+]
+"""Primitives whose results are their operands."""
+
 _ELEMENT_WISE = (
     *("add", "add_jaxvals", "sub", "mul", "div", "rem", "neg", "sign", "abs", "max", "min", "pow"),
     *("integer_pow", "square", "sqrt", "rsqrt", "cbrt", "exp", "exp2", "expm1", "log", "log1p"),
@@ -96,8 +118,8 @@ _MOVING = (
 
 register(named(*_ELEMENT_WISE), element_wise=True)
 register(named(*_SINGULAR), singular=True)
-register([*named(*_MOVING), etp_p, *UNLISTED], moves=True)
+register([*named(*_MOVING), *IDENTITIES, *UNLISTED], moves=True)
 register(named("dot_general", "conv_general_dilated"), heavy=True)
 register([BCOO], by_step=True)
 
-__all__ = ["BCOO", "FACTS", "UNLISTED", "Facts", "facts", "named", "register"]
+__all__ = ["BCOO", "FACTS", "IDENTITIES", "UNLISTED", "Facts", "facts", "named", "register"]

@@ -78,6 +78,12 @@ class Interpreter:
                     env[v] = out
         return [env.get(v) for v in flat.outputs]
 
+    def include(self, other: "Interpreter") -> None:
+        """Record what another one met."""
+        self.opaque |= other.opaque
+        self.nonlinear |= other.nonlinear
+        self.unbounded |= other.unbounded
+
     def dense(self, eqn: Equation, patterns: Sequence[Pattern | None]) -> list[Pattern]:
         self.opaque[Opaque(eqn.primitive.name, eqn.source)] = None
         present = [p for p in patterns if p is not None]

@@ -85,10 +85,16 @@ def joined(pattern: Pattern, shape: Sequence[int], axes: Axes) -> Pattern:
     return select(target, np.arange(target.size), math.prod(reduced), pattern)
 
 
-def spread(pattern: Pattern, shape: Sequence[int], axes: Axes) -> Pattern:
-    """The pattern in which every position along `axes` has the joined dependence of all."""
+def spread(
+    pattern: Pattern, shape: Sequence[int], axes: Axes, out: Sequence[int] | None = None
+) -> Pattern:
+    """Dense over some axes and separate over the others: each position along `axes` depends on all of them.
+
+    The result has the shape `out`, which differs from `shape` along `axes` alone.
+    """
     reduced = [1 if a in axes else n for a, n in enumerate(shape)]
-    return pick(joined(pattern, shape, axes), np.broadcast_to(numbering(reduced), tuple(shape)))
+    places = np.broadcast_to(numbering(reduced), tuple(shape if out is None else out))
+    return pick(joined(pattern, shape, axes), places)
 
 
 __all__ = [

@@ -13,7 +13,13 @@ from .._jax import Flat, Variable, canonicalise, evaluate, forward_mode
 from ..trace import Known, Step
 
 # the modules of rules register them
-from . import _rules_control, _rules_indexing, _rules_moving, _rules_sums  # noqa: F401
+from . import (  # noqa: F401
+    _rules_control,
+    _rules_indexing,
+    _rules_linear,
+    _rules_moving,
+    _rules_sums,
+)
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
 from ._pattern import Pattern, empty

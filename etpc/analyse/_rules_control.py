@@ -1,19 +1,21 @@
 """Pattern rules of branches and loops."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from .._jax import Flat, Variable, flatten, scan_counts, unrolled
+from .._jax import Flat, Variable, flatten, scan_counts, shard_map_p, unrolled
+from .._primitives import register
 from ..trace import Known
 from ._interpreter import Interpreter, rule
-from ._pattern import Pattern, joined, numbering, pick, union
+from ._pattern import Pattern, joined, numbering, pick, select, union
 
 UNROLLED = 2048
 """A loop of up to this many operations is followed from iteration to iteration."""
 
 
-def _inside(flat: Flat, operands: Sequence[Variable], known: Known) -> Known:
+def inside(flat: Flat, operands: Sequence[Variable], known: Known) -> Known:
     """What is known inside a program whose arguments are these operands."""
     pairs = zip(flat.inputs, operands, strict=False)
     values = {inner: known(outer) for inner, outer in pairs if not outer.is_float}
@@ -26,7 +28,7 @@ def _cond(interpreter, eqn, patterns, known):
     results = []
     for branch in eqn.params["branches"]:
         flat = flatten(branch)
-        results.append(interpreter.run(flat, patterns[1:], _inside(flat, eqn.inputs[1:], known)))
+        results.append(interpreter.run(flat, patterns[1:], inside(flat, eqn.inputs[1:], known)))
     outs: list[Pattern | None] = []
     for alternatives in zip(*results, strict=True):
         present = [p for p in alternatives if p is not None]
@@ -65,8 +67,8 @@ def _scan(interpreter, eqn, patterns, known):
     length = eqn.params["length"]
     if 0 < length * len(flat.equations) <= UNROLLED:
         flat = unrolled(eqn)
-        return interpreter.run(flat, patterns, _inside(flat, eqn.inputs, known))
-    inside = _inside(flat, eqn.inputs[:n_consts], known)
+        return interpreter.run(flat, patterns, inside(flat, eqn.inputs, known))
+    known_inside = inside(flat, eqn.inputs[:n_consts], known)
     if length == 0:
         return [*carry, *([None] * (len(eqn.outputs) - n_carry))]
     slices = []
@@ -76,7 +78,7 @@ def _scan(interpreter, eqn, patterns, known):
         slices.append(None if pattern is None else joined(pattern, v.shape, (0,)))
 
     def body(current):
-        return interpreter.run(flat, [*consts, *current, *slices], inside)
+        return interpreter.run(flat, [*consts, *current, *slices], known_inside)
 
     carry = _fixpoint(interpreter, lambda c: body(c)[:n_carry], list(carry))
     outs: list[Pattern | None] = list(carry)
@@ -84,6 +86,51 @@ def _scan(interpreter, eqn, patterns, known):
         index = np.broadcast_to(numbering(v.shape[1:]), v.shape)
         outs.append(None if pattern is None else pick(pattern, index))
     return outs
+
+
+def _shard_map(interpreter, eqn, patterns, known):
+    """Device by device; dense where what devices exchange has no rule, as sums over them have none."""
+    params, by_device = eqn.params, Interpreter(interpreter.seeds)
+    flat, mesh = flatten(params["jaxpr"]), params["mesh"].shape
+    specs = [*params["in_specs"], *params["out_specs"]]
+    names = dict.fromkeys(name for spec in specs for axes in _split_by(spec) for name in axes)
+    outs: list[Pattern | None] = [None] * len(eqn.outputs)
+    for place in np.ndindex(*(mesh[name] for name in names)):
+        device = dict(zip(names, place, strict=True))
+        local = [
+            None if p is None else pick(p, _shard(v.shape, spec, mesh, device))
+            for v, p, spec in zip(eqn.inputs, patterns, params["in_specs"], strict=True)
+        ]
+        results = by_device.run(flat, local)
+        interpreter.include(by_device)
+        if by_device.opaque:
+            return None
+        for n, (v, part) in enumerate(zip(eqn.outputs, results, strict=True)):
+            if part is not None:
+                at = _shard(v.shape, params["out_specs"][n], mesh, device)
+                placed = select(at, np.arange(at.size), v.size, part)
+                outs[n] = placed if outs[n] is None else union([outs[n], placed])
+    return outs
+
+
+def _split_by(spec: Any) -> list[tuple[str, ...]]:
+    """The axes of the mesh that each leading axis of an array is split by."""
+    return [() if a is None else a if isinstance(a, tuple) else (a,) for a in spec]
+
+
+def _shard(
+    shape: Sequence[int], spec: Any, mesh: Mapping[str, int], device: Mapping[str, int]
+) -> np.ndarray:
+    """The numbers of the elements that a device has."""
+    numbers = numbering(shape)
+    for axis, names in enumerate(_split_by(spec)):
+        for name in names:  # the first is the slowest
+            numbers = np.split(numbers, mesh[name], axis)[device[name]]
+    return numbers.reshape(-1)
+
+
+if shard_map_p is not None:
+    register([shard_map_p], pattern=_shard_map)
 
 
 @rule("while")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import Primitive, etp_p, nonlinear_p, prims, split_p, stack_p, tile_p
-from .._primitives import FACTS, register
+from .._jax import Primitive, nonlinear_p, prims, split_p, stack_p, tile_p
+from .._primitives import FACTS, IDENTITIES, register
 from ._pattern import empty, joined, numbering, pick, union
 
 
@@ -47,7 +47,7 @@ def _rearranging(primitive: Primitive | None, move: Callable[..., list[np.ndarra
             blocks.append(empty(v.size, interpreter.seeds) if pattern is None else pattern)
             offset += v.size
         whole = blocks[0] if len(blocks) == 1 else sp.csr_array(sp.vstack(blocks, format="csr"))
-        return [pick(whole, moved) for moved in move(*parts, **eqn.params)]
+        return [pick(whole, np.asarray(moved)) for moved in move(*parts, **eqn.params)]
 
     if primitive is not None:
         register([primitive], rearranges=move, pattern=rule)
@@ -85,7 +85,8 @@ def _pad(x, value, *, padding_config, **_):
     return [out]
 
 
-_rearranging(etp_p, lambda x, **_: [x])
+for _primitive in IDENTITIES:
+    _rearranging(_primitive, lambda *values, **_: list(values))
 _rearranging(prims.reshape_p, _reshape)
 _rearranging(prims.squeeze_p, lambda x, *, dimensions, **_: [np.squeeze(x, tuple(dimensions))])
 _rearranging(prims.transpose_p, lambda x, *, permutation, **_: [np.transpose(x, permutation)])

@@ -1,6 +1,8 @@
 """Pattern rules of reductions, contractions and convolutions: they join over what they sum."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -126,13 +128,30 @@ def _convolution(interpreter, eqn, patterns, known):
 @rule("reduce_window_sum", "reduce_window_max", "reduce_window_min", "select_and_gather_add")
 def _windows(interpreter, eqn, patterns, known):
     """Each output reads a window of the operands."""
-    params = eqn.params
-    shape = eqn.inputs[0].shape
+    (out,) = eqn.outputs
+    places, reads = _window_reads(eqn.params, eqn.inputs[0].shape, out.shape)
+    return [union([select(places, reads, out.size, p) for p in patterns if p is not None])]
+
+
+@rule("select_and_scatter_add")
+def _windows_transposed(interpreter, eqn, patterns, known):
+    """Each element of the source is added somewhere in its window: the gradient of a pool of maxima."""
+    source, operand = eqn.inputs
+    if patterns[1] is not None:
+        return None
+    places, reads = _window_reads(eqn.params, operand.shape, source.shape)
+    return [select(reads, places, operand.size, patterns[0])]
+
+
+def _window_reads(
+    params: Mapping[str, Any], shape: Sequence[int], out_shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which window reads which element, as pairs of their numbers."""
     n = len(shape)
     axes = zip(
         shape,
         params["window_dimensions"],
-        eqn.outputs[0].shape,
+        out_shape,
         params["window_strides"],
         params["padding"],
         params.get("base_dilation", (1,) * n),
@@ -140,12 +159,20 @@ def _windows(interpreter, eqn, patterns, known):
         strict=True,
     )
     index, exists = Geometry(tuple(Axis(*axis) for axis in axes)).patches()
-    size = eqn.outputs[0].size
+    size = math.prod(out_shape)
     place = np.broadcast_to(np.arange(size)[:, None], (size, index.size // max(size, 1)))
     valid = exists.reshape(place.shape)
-    reads = index.reshape(place.shape)[valid]
-    joins = [select(place[valid], reads, size, p) for p in patterns if p is not None]
-    return [union(joins)]
+    return place[valid], index.reshape(place.shape)[valid]
+
+
+@rule("psum")
+def _psum(interpreter, eqn, patterns, known):
+    """A sum over axes that `vmap` gave a name to; over devices, it is dense."""
+    axes = eqn.params["axes"]
+    if eqn.params["axis_index_groups"] is not None or not all(isinstance(a, int) for a in axes):
+        return None
+    pairs = zip(eqn.inputs, patterns, strict=True)
+    return [None if p is None else joined(p, v.shape, axes) for v, p in pairs]
 
 
 register([BCOO], pattern=_bcoo_dot_general)

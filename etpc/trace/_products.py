@@ -1,24 +1,31 @@
-"""Two products of data with weights, one right after the other, as one with their product.
+"""Products of data with weights in the form in which they are analysed.
 
-`(x @ A) @ B`, as low-rank weights are often written, is `x @ (A @ B)`: then the pair is one weight
-operation, whose gradient is pulled back to both. Else `A` would reach the state only through `B`,
-whose data a trace holds constant.
+Two products, one right after the other, are one with the product of the weights. `(x @ A) @ B`, as
+low-rank weights are often written, is `x @ (A @ B)`: then the pair is one weight operation, whose
+gradient is pulled back to both. Else `A` would reach the state only through `B`, whose data a trace
+holds constant.
+
+A product that sums nothing, such as `einsum("i,i->i", w, h)`, is the element-wise one that it is
+otherwise written as. What counts is whether there is an axis to sum over, and not its size, so that a
+layer is cut alike however many units it has.
 """
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 
-from .._jax import Equation, Flat, Variable, prims
+from .._jax import Equation, Flat, Variable, canonicalise, prims
 
 MAX_PRODUCT = 1 << 24
 """Products of more elements than this are not formed: a rank is small for a reason."""
 
 
 def merge_products(flat: Flat, parameters: Collection[Variable]) -> Flat:
-    """The program with such pairs of `dot_general` merged."""
+    """The program with such pairs of `dot_general` merged, and those that sum nothing element-wise."""
+    constants = dict(flat.constants)
     fixed: set[Variable] = {*flat.constants, *parameters}
     weights: set[Variable] = {v for v in parameters if v.is_float}
     makers: dict[Variable, Equation] = {}
@@ -36,8 +43,49 @@ def merge_products(flat: Flat, parameters: Collection[Variable]) -> Flat:
                 fixed.update(product.outputs)
                 weights.update(product.outputs)
             makers[eqn.outputs[0]] = eqn
+            if any(v in weights for v in eqn.inputs) and not _contracted(eqn)[0]:
+                multiplied = _multiplied(eqn)
+                constants.update(multiplied.constants)
+                kept += multiplied.equations
+                continue
         kept.append(eqn)
-    return dataclasses.replace(flat, equations=tuple(kept))
+    return dataclasses.replace(flat, equations=tuple(kept), constants=constants)
+
+
+def _contracted(eqn: Equation) -> tuple[Sequence[int], Sequence[int]]:
+    return eqn.params["dimension_numbers"][0]
+
+
+def _multiplied(eqn: Equation) -> Flat:
+    """A `dot_general` without a contraction, as a multiplication."""
+    (out,) = eqn.outputs
+    batch = eqn.params["dimension_numbers"][1]
+
+    def multiply(*operands: Any) -> Any:
+        aligned = []
+        for n, x in enumerate(operands):
+            free = [d for d in range(x.ndim) if d not in batch[n]]
+            x = x.transpose(*batch[n], *free)
+            # the free axes of the first operand come before those of the second
+            lead, absent = len(batch[n]), len(out.shape) - x.ndim
+            first = lead if n else x.ndim
+            x = jax.lax.expand_dims(x, range(first, first + absent))
+            aligned.append(x.astype(out.aval.dtype))
+        return aligned[0] * aligned[1]
+
+    flat = canonicalise(multiply, [v.aval for v in eqn.inputs])
+    actual = {**dict(zip(flat.inputs, eqn.inputs, strict=True)), flat.outputs[0]: out}
+    equations = [
+        dataclasses.replace(
+            e,
+            inputs=tuple(actual.get(v, v) for v in e.inputs),
+            outputs=tuple(actual.get(v, v) for v in e.outputs),
+            source=eqn.source,
+            traceback=eqn.traceback,
+        )
+        for e in flat.equations
+    ]
+    return dataclasses.replace(flat, equations=tuple(equations))
 
 
 def _merged(

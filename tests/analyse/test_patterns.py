@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import sparse
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 import etpc
 from etpc._jax import canonicalise, flatten, scan_counts
@@ -185,6 +188,81 @@ TIGHT = {
 }
 """The pattern equals the non-zeros, joined over enough random points."""
 
+MESH = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+SHARDED = jax.sharding.NamedSharding(MESH, jax.P("d"))
+
+
+def by_rows(function):
+    """A function of two rows of three, one by one."""
+    return lambda h, i: jax.vmap(function)(h.reshape(2, 3)).reshape(6)
+
+
+def definite(row):
+    return jnp.outer(row, row) + jnp.diag(jnp.array([2.0, 3.0, 5.0])) + jnp.outer(row, row[::-1])
+
+
+def symmetric(row):
+    return definite(row) + definite(row).T
+
+
+def solved_by_conjugate_gradients(h, i):
+    """A block-diagonal system that is solved at once, by a loop over products."""
+    product = lambda x: ((2 + FULL) @ x.reshape(2, 3).T).T.reshape(6)
+    return jax.scipy.sparse.linalg.cg(product, jnp.sin(h))[0]
+
+
+FULL = np.array([[2.0, 0.5, 0.3], [0.5, 3.0, 0.7], [0.3, 0.7, 4.0]])
+TIGHT |= {
+    "optimization_barrier": lambda h, i: lax.optimization_barrier((h[::-1], h))[0],
+    "sharding_constraint": lambda h, i: lax.with_sharding_constraint(h, SHARDED),
+    "device_put": lambda h, i: jax.device_put(h),
+    "checkpoint_name": lambda h, i: checkpoint_name(h[::-1], "h"),
+    "shard_map": lambda h, i: jax.shard_map(
+        lambda a, b: jnp.flip(a) * b.sum(),
+        mesh=MESH,
+        in_specs=(jax.P("d"), jax.P()),
+        out_specs=jax.P("d"),
+    )(h, h[:2]),
+    "mean_over_a_named_axis": lambda h, i: jax.vmap(
+        lambda row: row - lax.pmean(row, "rows"), axis_name="rows"
+    )(h.reshape(2, 3)).ravel(),
+    "fft_of_rows": by_rows(lambda row: jnp.fft.fft(row).real),
+    "fft_of_two_axes": lambda h, i: jnp.concatenate(
+        [jnp.fft.fft2(h[:4].reshape(2, 2)).real.ravel(), h[4:]]
+    ),
+    "real_fft_of_rows": by_rows(lambda row: jnp.fft.irfft(jnp.fft.rfft(row) * (1 + 0.5j), 3)),
+    "triangular_solve_of_columns": lambda h, i: (
+        lax.linalg.triangular_solve(
+            jnp.asarray(FULL), h.reshape(3, 2), left_side=True, lower=True, transpose_a=True
+        ).ravel()
+        + lax.linalg.triangular_solve(
+            jnp.asarray(FULL), h.reshape(3, 2), left_side=True, lower=True
+        ).ravel()
+    ),
+    "triangular_solve_of_rows": lambda h, i: (
+        lax.linalg.triangular_solve(
+            jnp.asarray(FULL), h.reshape(2, 3), lower=True, left_side=False
+        ).ravel()
+        + lax.linalg.triangular_solve(
+            jnp.asarray(FULL), h.reshape(2, 3), lower=False, left_side=False
+        ).ravel()
+    ),
+    "solve_of_rows": by_rows(lambda row: jnp.linalg.solve(definite(row), row)),
+    "solve_of_columns": lambda h, i: jnp.linalg.solve(FULL, h.reshape(3, 2)).ravel(),
+    "conjugate_gradients": solved_by_conjugate_gradients,
+    "inverse_of_rows": by_rows(lambda row: jnp.linalg.inv(definite(row)) @ jnp.arange(1.0, 4)),
+    "cholesky_of_rows": by_rows(lambda row: jnp.linalg.cholesky(symmetric(row)).sum(0)),
+    "qr_of_rows": by_rows(lambda row: jnp.linalg.qr(definite(row))[1].sum(0)),
+    "eigenvalues_of_rows": by_rows(lambda row: jnp.linalg.eigh(symmetric(row))[0]),
+    "singular_values_of_rows": by_rows(lambda row: jnp.linalg.svd(definite(row), compute_uv=False)),
+    "tridiagonal_solve_of_rows": lambda h, i: lax.linalg.tridiagonal_solve(
+        jnp.array([0.0, 1, 2]),
+        jnp.array([4.0, 5, 6]),
+        jnp.array([1.0, 2, 0]),
+        h.reshape(3, 2),
+    ).ravel(),
+}
+
 LOOSE = {
     "while_to_neighbours": dynamic_while,
     # A matrix is taken as dense whatever its zeros.
@@ -198,6 +276,19 @@ LOOSE = {
     "add_at_an_input": lambda h, i: h.at[i].add(h[0] * h[1]),
     "sort": lambda h, i: jnp.sort(h),
     "top_k": lambda h, i: jnp.concatenate([lax.top_k(h, 3)[0], h[:3]]),
+    "lu": by_rows(lambda row: lax.linalg.lu(definite(row))[0].sum(0)),
+    "sum_over_devices": lambda h, i: jax.shard_map(
+        lambda a: a - lax.psum(a[::-1], "d"), mesh=MESH, in_specs=jax.P("d"), out_specs=jax.P("d")
+    )(h),
+    "sum_over_devices_in_a_loop": lambda h, i: lax.scan(
+        lambda c, _: (LOOSE["sum_over_devices"](c, i), None), h, length=3000
+    )[0],
+    "gradient_of_a_pool": lambda h, i: jax.grad(
+        lambda a: jnp.sin(lax.reduce_window(a, -jnp.inf, lax.max, (2,), (2,), "VALID")).sum()
+    )(h),
+    "gradient_of_a_pool_that_overlaps": lambda h, i: jax.grad(
+        lambda a: jnp.sin(lax.reduce_window(a, -jnp.inf, lax.max, (3,), (1,), "SAME")).sum()
+    )(h),
     "cumprod": lambda h, i: jnp.cumprod(h),
     "cummax": lambda h, i: lax.cummax(h),
     "softmax": lambda h, i: jax.nn.softmax(h),
@@ -207,6 +298,9 @@ LOOSE = {
 """The pattern contains the non-zeros."""
 
 PARTLY_SPARSE = {
+    "lu",
+    "gradient_of_a_pool",
+    "gradient_of_a_pool_that_overlaps",
     "set_at_a_constant",
     "cancels",
     "update_at_an_input",
@@ -310,30 +404,56 @@ def test_a_model_without_parameters_has_a_transition_too():
     np.testing.assert_array_equal(analysis.transition.toarray(), np.roll(np.eye(6), 1, 0) > 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "block"),
+    {
+        "optimization_barrier": 2,
+        "shard_map": 6,
+        "fft_of_rows": 3,
+        "solve_of_rows": 3,
+    }.items(),
+)
+def test_a_tight_pattern_gives_a_small_block_and_the_exact_gradient(name, block):
+    step = lambda w, x, h: (lambda h: (h, h))(0.3 * TIGHT[name](h, 0) + w * x)
+    xs = jnp.asarray(_RNG.normal(size=(8, 6)))
+    rule = etpc.D_RTRL(window=3)
+    report = etpc.verify(
+        jnp.ones(6), xs, xs, lambda y, t: ((y - t) ** 2).sum(), rule, state=jnp.ones(6), step=step
+    )
+    assert report.ok, str(report)
+    assert [(p.exact, p.block) for p in report.program.ops] == [(True, block)]
+
+
 # --- what is not known is dense -------------------------------------------------------------------
 
 
-def solved(h):
-    """The solution of a triangular system: no rule knows that it only reads what is above."""
-    lower = np.eye(len(h)) + 0.3 * np.tril(np.ones((len(h), len(h))), -1)
-    return lax.linalg.triangular_solve(jnp.asarray(lower), h[:, None], left_side=True, lower=True)[
-        :, 0
-    ]
+# the sums of what is above, as an operation of a library's own
+sums_p = Primitive("sums")
+sums_p.def_abstract_eval(lambda x: x)
+mlir.register_lowering(sums_p, mlir.lower_fun(lambda x: jnp.cumsum(x, -1), multiple_results=False))
+ad.deflinear2(sums_p, lambda ct, _: [lax.cumsum(ct, ct.ndim - 1, reverse=True)])
+batching.primitive_batchers[sums_p] = lambda args, dims: (
+    sums_p.bind(jnp.moveaxis(args[0], dims[0], 0)),
+    0,
+)
+without_rule = sums_p.bind
 
 
 def test_an_operation_without_a_rule_is_dense_and_recorded():
-    pattern, analysis = pattern_of(lambda h, i: solved(h))
-    truth = non_zeros(lambda h, i: solved(h))
+    pattern, analysis = pattern_of(lambda h, i: without_rule(h))
+    truth = non_zeros(lambda h, i: without_rule(h))
     assert not truth.all()  # a rule could do better ...
     assert pattern.all()  # ... and dense is what there is without one
-    assert any(o.primitive == "triangular_solve" for o in analysis.opaque)
+    assert any(o.primitive == "sums" for o in analysis.opaque)
     (line,) = {o.source for o in analysis.opaque}
     assert "test_patterns.py" in line
     assert f"taken as dense: {analysis.opaque[0].primitive}" in str(analysis)
 
 
 def test_dense_is_limited_to_what_the_operation_reads():
-    pattern, analysis = pattern_of(lambda h, i: jnp.concatenate([solved(h[:3]), jnp.sin(h[3:])]))
+    pattern, analysis = pattern_of(
+        lambda h, i: jnp.concatenate([without_rule(h[:3]), jnp.sin(h[3:])])
+    )
     assert analysis.opaque
     expected = np.zeros((6, 6), bool)
     expected[:3, :3] = True
@@ -343,7 +463,7 @@ def test_dense_is_limited_to_what_the_operation_reads():
 
 def test_a_dense_operation_still_gives_the_true_gradient():
     def step(model, x, h):
-        h = solved(h) * 0.3 + model["w"] * x
+        h = without_rule(h) * 0.3 + model["w"] * x
         return jnp.tanh(h), h
 
     model = {"w": jnp.asarray(DENSE[0])}

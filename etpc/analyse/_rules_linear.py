@@ -1,0 +1,89 @@
+"""Pattern rules of linear solves and Fourier transforms.
+
+Factorisations (Cholesky, QR, LU, eigenvalues, singular values) need none: their derivatives are
+products and solves with the factors.
+"""
+
+import itertools
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse import csgraph
+
+from .._jax import flatten
+from ._interpreter import Interpreter, rule
+from ._pattern import empty, pick, spread, union
+from ._rules_control import inside
+
+
+@rule("fft")
+def _fft(interpreter, eqn, patterns, known):
+    (x,), (out,) = eqn.inputs, eqn.outputs
+    axes = range(len(x.shape))[len(x.shape) - len(eqn.params["fft_lengths"]) :]
+    return [spread(patterns[0], x.shape, axes, out.shape)]
+
+
+@rule("triangular_solve")
+def _triangular_solve(interpreter, eqn, patterns, known):
+    (matrix, right), (out,) = eqn.inputs, eqn.outputs
+    row, column = len(out.shape) - 2, len(out.shape) - 1
+    joins = []
+    if patterns[0] is not None:
+        joins.append(spread(patterns[0], matrix.shape, (row, column), out.shape))
+    if patterns[1] is not None:
+        axis = row if eqn.params["left_side"] else column
+        joins.append(spread(patterns[1], right.shape, (axis,)))
+    return [union(joins)]
+
+
+@rule("tridiagonal_solve")
+def _tridiagonal_solve(interpreter, eqn, patterns, known):
+    (out,) = eqn.outputs
+    row, column = len(out.shape) - 2, len(out.shape) - 1
+    joins = [
+        spread(pattern, (*v.shape, 1), (row, column), out.shape)
+        for v, pattern in zip(eqn.inputs[:3], patterns[:3], strict=True)
+        if pattern is not None
+    ]
+    if patterns[3] is not None:
+        joins.append(spread(patterns[3], out.shape, (row,)))
+    return [union(joins)]
+
+
+@rule("linear_solve")
+def _linear_solve(interpreter, eqn, patterns, known):
+    """`A x = b`: an element of x depends on those of b that the equations connect it with.
+
+    However it is solved, the inverse of a matrix that is block-diagonal, but for the order of its rows
+    and columns, has the transposed blocks.
+    """
+    lengths = eqn.params["const_lengths"]
+    fixed = sum(lengths)
+    if any(p is not None for p in patterns[:fixed]):
+        return None
+    right = eqn.inputs[fixed:]
+    size = sum(v.size for v in right)
+    eye = sp.csr_array(sp.eye_array(size, size + 1, dtype=bool, format="csr"))
+    ends = np.cumsum([0, *(v.size for v in right)])
+    flat = flatten(eqn.params["jaxprs"].matvec)
+    operands = eqn.inputs[: lengths.matvec]
+    product = Interpreter(size + 1)
+    rows = product.run(
+        flat,
+        [*[None] * len(operands), *(eye[a:b] for a, b in itertools.pairwise(ends))],
+        inside(flat, operands, known),
+    )
+    if product.opaque or product.unbounded or product.nonlinear:
+        return None
+    filled = [empty(v.size, size + 1) if p is None else p for v, p in zip(right, rows, strict=True)]
+    matrix = sp.csr_array(sp.vstack(filled, format="csr"))[:, :size]
+    both = sp.block_array([[None, matrix], [matrix.T, None]], format="csr")
+    count, block = csgraph.connected_components(both, directed=False)
+    given = [
+        empty(v.size, interpreter.seeds) if p is None else p
+        for v, p in zip(right, patterns[fixed:], strict=True)
+    ]
+    members = sp.csr_array((np.ones(size, bool), (block[:size], np.arange(size))), (count, size))
+    of_block = sp.csr_array(members @ sp.csr_array(sp.vstack(given, format="csr")))
+    solution = block[size:]
+    return [pick(of_block, solution[a:b]) for a, b in itertools.pairwise(ends)]
