@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from .._carry import Carry
 from .._errors import InputError, InputTypeError, raise_together, whole_number
-from ._arguments import check_targets, checked_reset
+from ._arguments import check_targets, checked_reset, foreign
 from ._loss import (
     NO_LOSS,
     NO_REDUCTION,
@@ -114,6 +114,7 @@ class Online:
         """
         program = self.program
         parameters = program.arguments.parameters(model)
+        raise_together(foreign("opt_state", opt_state), InputTypeError)
         stream = self._stream(carry)
         program.arguments.check_carry(stream)
         leaves = program.arguments.inputs(xs, stream)
@@ -411,7 +412,7 @@ def online(
         problems.append(
             f"every must be an int >= 1, not {every!r}. It is the number of steps between updates."
         )
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         problems.append(NO_REDUCTION.format(reduction))
     if reward_decay is not None and not (
         isinstance(reward_decay, numbers.Real)
