@@ -1,7 +1,7 @@
 """Algorithms side by side, each against backpropagation through time."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from ._verify import (
 )
 from .algorithms import TBPTT, Algorithm, resolve
 from .run import Program
+from .run._arguments import check_data, check_lead, check_tolerance
 from .run._loss import Loss, check_reduction, checked_weights, finite_where_masked
 from .show import table
 
@@ -148,13 +149,15 @@ def compare(
 
     ```
     """
-    if isinstance(algos, str) or not algos:
+    if isinstance(algos, str) or not isinstance(algos, Iterable) or not (algos := list(algos)):
         raise InputError(
             f"algos is a list of algorithms or their names, with at least one, not {algos!r}."
         )
     check_reduction(reduction)
+    check_tolerance(tolerance)
     chosen = [resolve(algo) for algo in algos]
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
+    check_data(xs, targets)
     mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
     sample = jax.tree.map(lambda x: finite_where_masked(x, mask), xs)
     sample = sample if batch_size is None else jax.tree.map(lambda a: a[:, 0], sample)
@@ -163,6 +166,7 @@ def compare(
     compiled = lambda algorithm: compiled_for(xs, batch_size, model, algorithm, **options)
     programs = [None if algo.in_blocks else compiled(algo) for algo in chosen]
     any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")
+    check_lead(xs, targets, batch_size)
     if tolerance is None:
         tolerance = default_tolerance(any_program)
     carry = any_program.init(batch_size)

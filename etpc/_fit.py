@@ -104,7 +104,7 @@ def fit(
 
     ```
     """
-    _check(learner, callbacks)
+    _check(learner, callbacks, blocks)
     save_every = checked_count("save_every", save_every, why="It is a number of blocks.")
     fresh_opt_state, fresh_carry = learner.init(model, batch_size)
     opt_state = fresh_opt_state if opt_state is None else opt_state
@@ -160,10 +160,14 @@ def _save(path: str | os.PathLike[str], run: Run) -> None:
     save(path, (run.model, run.opt_state, run.carry, run.block, run.stopped))
 
 
-def _check(learner: Any, callbacks: Any) -> None:
+def _check(learner: Any, callbacks: Any, blocks: Any) -> None:
     wrong = []
     if not isinstance(learner, Online):
         wrong.append(f"learner is a {type(learner).__name__}. Pass what `etpc.online` returns.")
+    if not isinstance(blocks, Iterable) or isinstance(blocks, str):
+        wrong.append(
+            f"blocks is {blocks!r}. Pass an iterable of pairs `(xs, targets)`, such as a list."
+        )
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         wrong.append(
             f"callbacks is {callbacks!r}. Pass a list of functions, each of which is called with the "

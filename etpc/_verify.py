@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import InputError, checked_count
+from ._errors import InputError, InputTypeError, checked_count, raise_together
 from .algorithms import Algorithm
 from .plan import UNMARKED
 from .run import Program, compile
+from .run._arguments import check_data, check_lead, check_tolerance, foreign
 from .run._compile import fits, shapes_text
 from .run._loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced
 from .show import table
 from .trace import Leaves, repeat
+from .trace._trace import called, checked_call, initial_state
 
 StepFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
 
@@ -49,12 +51,16 @@ def bptt(
     window = checked_window(window)
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
     loss = Loss.of(loss_fn, has_aux)
+    check_data(xs, targets)
     mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
-    start = model.init_state() if state is None else state
+    checked_call(model, step)
+    start = initial_state(model) if state is None else state
+    raise_together(foreign("state", start), InputTypeError)
     if batch_size is not None:
         start = jax.tree.map(lambda a: repeat(a, batch_size), start)
     batched = batch_size is not None
     try:
+        check_lead(xs, targets, batch_size)
         value, grads, aux = _bptt(
             model, xs, targets, loss, start, step, mask, batched, reduction, window
         )
@@ -93,14 +99,16 @@ def _compiled_bptt(
     window: int | None = None,
 ):
     """Loss, gradient, and what the loss returns besides."""
-    call = step if step is not None else lambda m, x, s: m(x, s)
+    call = checked_call(model, step)
 
     def sequence(model, start, data):
         def body(state, step_data):
             x, target, weight = step_data
             before, treedef = jax.tree.flatten(state)
             # An `eqx.nn.State` may be used once: `state` itself stays, and another one goes in.
-            y, after = call(model, x, treedef.unflatten(before))
+            result = lambda: call(model, x, treedef.unflatten(before))
+            shapes = Leaves.of(x, "x", numbers=True), Leaves.of(state, "state", numbers=True)
+            y, after = called(result, *shapes)
             after, treedef = jax.tree.flatten(after)
             after = [
                 jnp.asarray(a, jnp.asarray(b).dtype) for a, b in zip(after, before, strict=True)
@@ -262,6 +270,8 @@ def verify(
     **Raises** what `etpc.compile` and `value_and_grad` raise.
     """
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
+    check_tolerance(tolerance)
+    check_data(xs, targets)
     mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
     program = compiled_for(xs, batch_size, model, algo, state=state, step=step, weights=weights)
     carry = program.init(batch_size)

@@ -262,6 +262,8 @@ SECTIONS = {
         Case("a mask of another shape", argument("mask")),
         Case("a loss that returns an array", argument("loss of an array")),
         Case("a loss that returns an int", argument("loss of an integer")),
+        Case("a loss that is complex", argument("loss that is complex")),
+        Case("a loss that returns nothing", argument("loss without a return")),
         Case("a loss that returns a pair", argument("loss of a pair")),
         Case("a model of another structure", argument("structure of the model")),
         Case("a parameter of another shape", argument("shape of a parameter")),
@@ -277,6 +279,7 @@ SECTIONS = {
         Case("`batch_size=` forgotten in `verify`", checked(4, 5)),
         Case("`batch_size=` where there is no batch", checked(4, batch_size=4)),
         Case("a mask of another shape", checked(4, 5, batch_size=5, mask=jnp.ones(4))),
+        *(Case(name, test_errors.CALLS[name][0]) for name in test_errors.CALLS),
     ],
     "Training on a stream": [Case(name, online(name)) for name in test_online.BAD],
     "Checkpoints": [

@@ -6,6 +6,7 @@ import re
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -500,6 +501,129 @@ def test_a_batch_size_that_was_forgotten(call):
         call(Cell(W), jnp.zeros((4, 2)), jnp.zeros((4, 3)), squared, batch_size=4)
     with pytest.raises(TypeError, match="dot_general"):
         call(Cell(W), jnp.zeros((4, 5, 7)), jnp.zeros((4, 5, 3)), squared)
+
+
+XS, TARGETS = jnp.zeros((4, 5, 2)), jnp.zeros((4, 5, 3))
+SEQUENCE = dict(model=Cell(W), xs=XS, targets=TARGETS, loss_fn=squared, batch_size=5)
+
+
+def call(function, **changes):
+    """A call on the sequence, with some of its arguments changed."""
+    return lambda: unchecked(function)(**{**SEQUENCE, **changes})
+
+
+def fit(blocks):
+    learner = etpc.online(compiled(), squared, optax.sgd(1e-2))
+    return lambda: unchecked(etpc.fit)(learner, Cell(W), blocks, batch_size=5)
+
+
+CALLS = {
+    "`compare` with an algorithm that is no list": (
+        call(etpc.compare, algos=etpc.D_RTRL()),
+        r"algos is a list of algorithms or their names.*not D_RTRL",
+    ),
+    "`bptt` of a model without an initial state": (
+        call(etpc.bptt, model={"w": W}, step=lambda m, x, s: (s, s)),
+        r"no initial state: a dict has no `init_state\(\)`.*Pass `state=`",
+    ),
+    "`bptt` of a model that cannot be called": (
+        call(etpc.bptt, model={"w": W}, state=jnp.zeros(3)),
+        r"A dict is not callable.*Pass `step=",
+    ),
+    "`bptt` with targets of another length": (
+        call(etpc.bptt, targets=TARGETS[:3]),
+        r"targets has a leaf of shape \[3, 5, 3\]; it should begin with T, B = \[4, 5\]",
+    ),
+    "`bptt` with another batch size": (
+        call(etpc.bptt, batch_size=3),
+        r"xs has a leaf of shape \[4, 5, 2\]; it should begin with T, B = \[4, 3\].*batch_size",
+    ),
+    "`bptt` of no steps": (
+        call(etpc.bptt, xs=XS[:0], targets=TARGETS[:0]),
+        r"no steps \(T = 0\)",
+    ),
+    "`bptt` of a step that returns three things": (
+        call(etpc.bptt, step=lambda m, x, s: (s["h"], s, s)),
+        r"must return a pair `\(y, new_state\)`, and returned a tuple of 3",
+    ),
+    "a state of strings": (call(etpc.bptt, state={"h": "zero"}), r"state holds a str, 'zero'"),
+    "data that is no array": (call(etpc.verify, xs="abc"), r"xs holds a str, 'abc'.*arrays"),
+    "no data": (call(etpc.verify, xs=None), r"xs has no array\. Pass an array with"),
+    "targets of strings": (
+        lambda: run(jnp.zeros((4, 2)), np.full(4, "a")),
+        r"targets holds a ndarray.*should hold arrays of numbers",
+    ),
+    "a tolerance that is a string": (
+        call(etpc.verify, tolerance="1"),
+        r"tolerance must be None or a number >= 0, not '1'",
+    ),
+    "a tolerance below zero": (call(etpc.compare, tolerance=-1.0), r"tolerance must.*not -1\.0"),
+    "a mask of strings": (
+        call(etpc.verify, mask=np.full((4, 5), "a")),
+        r"mask is <U1, and should be booleans or real numbers",
+    ),
+    "`fit` without data": (fit(None), r"blocks is None\. Pass an iterable of pairs"),
+    "a `step=` that is no function": (
+        call(etpc.bptt, step="forward"),
+        r"step must be a function `step\(model, x, state\).*not 'forward'",
+    ),
+    "a selector that fails": (
+        call(etpc.verify, weights=lambda m: m.wieght),
+        r"weights= raised AttributeError.*wieght.*parameters are \.weight: return some",
+    ),
+    "a selector that is an array": (
+        call(etpc.verify, weights=np.ones(3)),
+        r'weights= must be None, "all", "marked" or a function',
+    ),
+    "a reduction that is an array": (
+        call(etpc.bptt, reduction=np.ones(3)),
+        r'reduction must be "sum" or "mean", not array',
+    ),
+    "inputs= of a string": (
+        lambda: unchecked(etpc.compile)(Cell(W), inputs="abc"),
+        r"inputs= has no array",
+    ),
+    "a reset that is a string": (
+        lambda: unchecked(etpc.Program.reset)(compiled(), compiled().init(5), "first"),
+        r"A reset is <U5\[\], and should be booleans",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_wrong_call_says_what_is_wrong(name):
+    function, words = CALLS[name]
+    with pytest.raises(etpc.EtpcError, match=words):
+        function()
+
+
+def test_an_opt_state_that_is_none():
+    learner = etpc.online(compiled(), squared, optax.sgd(1e-2))
+    _, carry = learner.init(Cell(W), 5)
+    with pytest.raises(etpc.InputTypeError, match=r"opt_state holds a str, 'sgd'"):
+        learner.update(Cell(W), "sgd", carry, XS, TARGETS)
+
+
+WRONG = (None, "abc", object(), np.full((4, 5, 2), "a"), jnp.zeros((7, 6)), float("nan"), [])
+ARGUMENTS = ("xs", "targets", "loss_fn", "algo", "state", "step", "weights", "batch_size")
+ARGUMENTS += ("tolerance", "reduction", "mask")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_no_wrong_argument_ends_in_a_bare_error(argument):
+    """What fails in the user's own code has a note that says what it was called with."""
+    for function in (etpc.verify, etpc.bptt):
+        if argument not in inspect.signature(function).parameters:
+            continue
+        for value in WRONG:
+            try:
+                call(function, **{argument: value})()
+            except (etpc.EtpcError, jaxtyping.TypeCheckError):  # the latter in tests alone
+                continue
+            except Exception as error:
+                notes = getattr(error, "__notes__", [])
+                assert any("etpc called" in note for note in notes), (function, argument, value)
 
 
 def test_reduction():

@@ -312,4 +312,4 @@ def test_arguments_of_another_type():
         (learner, len, "callbacks is <built-in function len>"),
     ):
         with pytest.raises(etpc.InputTypeError, match=message):
-            module._check(wrong, callbacks)  # beartype is before it in the tests
+            module._check(wrong, callbacks, [])  # beartype is before it in the tests

@@ -21,6 +21,7 @@ from ..plan import Plan, context, plan
 from ..trace import path_text, trace
 from ..trace._leaves import is_array, shape_of
 from ..traces import Carry, Site, Trace
+from ._arguments import foreign
 from ._fusion import refuse_wrong_fusion
 from ._program import Program
 from ._sample import credit, traces
@@ -132,6 +133,8 @@ def fits(model: Any, inputs: Any, state: Any, step: Any) -> bool:
 
 def _blame_axes(error: Exception, model: Any, inputs: Any, state: Any, step: Any) -> None:
     """Raise `InputError` if the model takes the inputs without their first one or two axes."""
+    if foreign("inputs", inputs):
+        return
     shapes = jax.tree.map(shape_of, inputs)
     for count in (1, 2):
         if not all(a.ndim >= count for a in jax.tree.leaves(shapes)):
@@ -159,7 +162,7 @@ class _Place:
 
 def _selected(model: Any, weights: Any) -> Any:
     """`weights=` as `None`, `"all"`, `"marked"`, or a set of parameter paths."""
-    if weights is None or weights in ("all", "marked"):
+    if weights is None or (isinstance(weights, str) and weights in ("all", "marked")):
         return weights
     if not callable(weights):
         raise InputTypeError(
@@ -168,7 +171,13 @@ def _selected(model: Any, weights: Any) -> Any:
     leaves, treedef = jax.tree_util.tree_flatten_with_path(model)
     places = [_Place(path_text(path, "model", model)) for path, _ in leaves]
     arrays = {place.path for place, (_, leaf) in zip(places, leaves, strict=True) if is_array(leaf)}
-    picked = weights(treedef.unflatten(places))
+    try:
+        picked = weights(treedef.unflatten(places))
+    except (AttributeError, LookupError, TypeError) as error:
+        raise SelectionError(
+            f"weights= raised {type(error).__name__}: {error}. It is called with the model, whose parameters are "
+            f"{', '.join(sorted(arrays)) or 'none'}: return some of these."
+        ) from error
     selected = jax.tree_util.tree_leaves(picked, is_leaf=lambda x: isinstance(x, _Place))
     if not selected:
         raise SelectionError(

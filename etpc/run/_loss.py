@@ -151,7 +151,7 @@ def _shown(aval: Any) -> str:
 
 def check_reduction(reduction: Any) -> None:
     """**Raises** `InputError` unless it is one."""
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise InputError(NO_REDUCTION.format(reduction))
 
 
@@ -174,6 +174,9 @@ def checked_weights(name: str, weights: Any, lead: tuple[int, ...]) -> Array | N
     """Weights of examples and steps as an array. **Raises** `InputError` where they are none."""
     if weights is None:
         return None
+    weights = weights if hasattr(weights, "dtype") else np.asarray(weights)
+    if not (weights.dtype == bool or jnp.issubdtype(weights.dtype, jnp.number)):
+        raise InputError(f"{name} is {weights.dtype}, and should be booleans or real numbers.")
     weights = jnp.asarray(weights)
     axes = "[T, B]" if len(lead) == 2 else "[T]"
     if weights.shape != lead:

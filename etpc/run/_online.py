@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .._errors import InputError, InputTypeError, raise_together, whole_number
-from ._arguments import check_targets, checked_reset
+from ._arguments import check_targets, checked_reset, foreign
 from ._loss import (
     NO_LOSS,
     NO_REDUCTION,
@@ -87,6 +87,7 @@ class Online:
         """
         program = self.program
         parameters = program.arguments.parameters(model)
+        raise_together(foreign("opt_state", opt_state), InputTypeError)
         program.arguments.check_carry(carry)
         leaves = program.arguments.inputs(xs, carry)
         check_targets(targets, leaves, carry.batched)
@@ -278,7 +279,7 @@ def online(
         problems.append(
             f"every must be an int >= 1, not {every!r}. It is the number of steps between updates."
         )
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         problems.append(NO_REDUCTION.format(reduction))
     raise_together(problems, InputError)
     assert steps is not None

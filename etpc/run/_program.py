@@ -237,7 +237,8 @@ class Program(Shown):
         - `x`: the input of one step, with a leading axis B if the carry has one.
         - `carry`: from `init` or from a call before.
 
-        **Returns** `(y, carry)`. Cotangents that reach the carry are dropped.
+        **Returns** `(y, carry)`. Cotangents that reach the new carry are dropped, and the derivative by the
+        one that goes in is zero: what its state owes to the steps before is in its traces.
         """
         # numbers by NumPy, which has a type for those that JAX's default type can't hold
         one_step = jax.tree.map(lambda a: (a if hasattr(a, "dtype") else np.asarray(a))[None], x)
@@ -249,7 +250,8 @@ class Program(Shown):
 
         **Arguments:** as for a call, and `xs` has a leading axis T, then B if the carry has one.
 
-        **Returns** `(ys, carry)`, `ys` with the leading axes of `xs`.
+        **Returns** `(ys, carry)`, `ys` with the leading axes of `xs`. As with a call, no derivative passes
+        through a carry, neither the one that goes in nor the new one.
         """
         parameters = self.arguments.parameters(model)
         self.arguments.check_carry(carry)
@@ -285,7 +287,9 @@ class Program(Shown):
             where all are zero, and the sum `sum(mask * loss) / B`. Where it is zero, neither loss
             nor gradient comes from there, be the output, the target or the loss NaN; an input that is
             not finite is read as zero there. The state moves on at such steps too.
-        - `grads`: the structure of the model, with `None` at leaves that are no float arrays.
+        - `grads`: the structure of the model, with `None` at leaves that are no float arrays. The carry that
+            goes in is data: its traces hold what its state owes to earlier steps, and there is no gradient
+            by the state itself.
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """

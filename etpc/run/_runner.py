@@ -1,7 +1,7 @@
 """What a program runs: functions of arrays and a carry, for one example or a batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax

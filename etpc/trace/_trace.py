@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._errors import ModelError, raise_together
+from .._errors import InputTypeError, ModelError, raise_together
 from .._jax import Equation, Flat, Tracer, Variable, canonicalise, propagate
 from ._expand import expand
 from ._leaves import Leaves, frozen
@@ -111,10 +111,10 @@ def trace(
     **Raises** `ModelError` where the state changes its structure, shape or dtype, or where there
     is no initial state.
     """
-    call = _checked_call(model, step)
+    call = checked_call(model, step)
     given = state is not None
     if not given:
-        state = _initial_state(model)
+        state = initial_state(model)
     model_leaves = Leaves.of(model, "model")
     input_leaves = Leaves.of(inputs, "x", numbers=True)
     state_leaves = Leaves.of(state, "state", numbers=True)
@@ -137,7 +137,7 @@ def trace(
         def result():
             return call(m, x, state_leaves.join(hidden))
 
-        y, new_state = _called(result, input_leaves, state_leaves)
+        y, new_state = called(result, input_leaves, state_leaves)
         output_leaves = Leaves.of(y, "y", numbers=True)
         new_leaves = Leaves.of(new_state, "state", numbers=True)
         _check_new_state(state_leaves, new_leaves)
@@ -166,8 +166,12 @@ def trace(
     )
 
 
-def _checked_call(model: Any, step: Callable[..., Any] | None) -> Callable[..., Any]:
+def checked_call(model: Any, step: Any) -> Callable[..., Any]:
     """How one step is called."""
+    if step is not None and not callable(step):
+        raise InputTypeError(
+            f"step must be a function `step(model, x, state) -> (y, new_state)`, not {step!r}."
+        )
     if step is None and not callable(model):
         raise ModelError(
             f"A {type(model).__name__} is not callable. etpc calls `model(x, state) -> (y, "
@@ -176,7 +180,7 @@ def _checked_call(model: Any, step: Callable[..., Any] | None) -> Callable[..., 
     return step if step is not None else lambda m, x, s: m(x, s)
 
 
-def _initial_state(model: Any) -> Any:
+def initial_state(model: Any) -> Any:
     make = getattr(model, "init_state", None)
     if make is None:
         raise ModelError(
@@ -213,8 +217,8 @@ def _learned(model_leaves: Leaves, state_leaves: Leaves) -> tuple[Flat | None, l
     return (flat, learned) if learned else (None, [])
 
 
-def _called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any, Any]:
-    """What one step returns, `(y, new_state)`."""
+def called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any, Any]:
+    """What one step returns. **Raises** `ModelError` unless it is `(y, new_state)`."""
     try:
         result = call()
     except Exception as error:
