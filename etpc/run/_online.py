@@ -1,5 +1,6 @@
 """Training on a stream: the weights move every few steps, and the traces go on."""
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable
@@ -66,7 +67,7 @@ class Online:
         """
         program = self.program
         floats, _ = self._split(program.arguments.parameters(model))
-        opt_state = self.optimizer.init(program.runner.model_tree(floats))
+        opt_state = _strong(self.optimizer.init(program.runner.model_tree(floats)))
         carry: Any = program.init(batch_size)
         if self.reward_decay is not None:
             lead = () if batch_size is None else (batch_size,)
@@ -96,7 +97,9 @@ class Online:
             numbers. Where it is zero nothing comes from the loss, be the output, the target or the
             loss NaN, and an input that is not finite is read as zero, so that sequences may be padded
             with anything. The mean is then over the weights: `sum(mask * loss) / sum(mask)` for each
-            update, and zero where all are zero. With `reduction="sum"` it is `sum(mask * loss) / B`.
+            update. With `reduction="sum"` it is `sum(mask * loss) / B`. An update in which all are
+            zero has the loss zero, and leaves the parameters and the state of the optimizer as they
+            are. The network still runs through padded steps; only their loss and gradient are dropped.
             Where nothing is masked, an example that is NaN makes the gradient NaN, which is a sum
             over the batch; the states and traces of the others stay as they are, and
             `program.reset` sets that one back.
@@ -107,8 +110,8 @@ class Online:
         - `reward`: [T, B], with `reward_decay` alone: the third factor.
 
         **Returns** `(model, opt_state, carry, losses)`, with the loss of each of the
-        N = T / W updates, before it; and with `has_aux` as a fifth one what `loss_fn` returned
-        besides, with leading axes [T, B], or [T].
+        N = T / W updates, before it, at least in float32; and with `has_aux` as a fifth one what
+        `loss_fn` returned besides, with leading axes [T, B], or [T].
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
@@ -137,6 +140,8 @@ class Online:
             axes = ["[T, B]", "[T / W, B]"] if stream.batched else ["[T]", "[T / W]"]
             reset = checked_reset(reset, [lead, by_update], axes)
         floats, others = self._split(parameters)
+        # Weak types would be lost in the first update, and all be compiled again for the second.
+        floats, opt_state, carry = _strong((floats, opt_state, carry))
         floats, opt_state, carry, losses, aux = self._jit_updates(
             self._loss, floats, others, opt_state, carry, leaves, targets, mask, reset, reward
         )
@@ -199,17 +204,11 @@ class Online:
             value, carry, grads, aux = self._gradient(
                 loss, parameters, carry, xs, targets, mask, reward, reset if fine else None
             )
-            tree = program.runner.model_tree
-            changes, opt_state = self.optimizer.update(
-                tree([g.conj() for g in grads]),  # JAX gives the conjugate of the steepest ascent
-                opt_state,
-                tree(floats),
-            )
-            floats = [
-                a if change is None else a + change.astype(a.dtype)
-                for a, change in zip(floats, self._floats_of(changes), strict=True)
-            ]
-            return (floats, opt_state, carry), (value, aux)
+            new = self._moved(floats, opt_state, value, grads)
+            if mask is not None:  # where nothing counts, momentum moves nothing either
+                counts = mask.astype(bool).any()
+                new = jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, (floats, opt_state))
+            return (*new, carry), (value, aux)
 
         def in_pieces(a):
             a = jnp.asarray(a)
@@ -217,8 +216,39 @@ class Online:
 
         pieces = jax.tree.map(in_pieces, (xs, targets, mask, reward))
         reset = in_pieces(reset) if fine else reset
-        after, (losses, aux) = lax.scan(body, (floats, opt_state, carry), (*pieces, reset))
+        start, pieces = (floats, opt_state, carry), (*pieces, reset)
+        if (
+            steps == every
+        ):  # in a loop the gradient would count as differentiated with what is carried
+            after, results = body(start, jax.tree.map(lambda a: a[0], pieces))
+            losses, aux = jax.tree.map(lambda a: a[None], results)
+        else:
+            after, (losses, aux) = lax.scan(body, start, pieces)
         return (*after, losses, jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux))
+
+    def _moved(self, floats, opt_state, value, grads) -> tuple[list[Array], Any]:
+        """The parameters and the state of the optimizer after an update."""
+        tree = self.program.runner.model_tree
+        ascent = tree([g.conj() for g in grads])  # JAX gives the conjugate of the steepest ascent
+        known = {"value": value, "grad": ascent}
+        asked = inspect.signature(self.optimizer.update).parameters.values()
+        if all(p.kind is not p.VAR_KEYWORD for p in asked):
+            known = {p.name: known[p.name] for p in asked if p.name in known}
+        try:
+            changes, opt_state = self.optimizer.update(ascent, opt_state, tree(floats), **known)
+        except (AttributeError, TypeError) as error:
+            raise InputError(
+                f"optimizer.update failed with {type(error).__name__}: {error}. It gets the "
+                "gradients, its state and the parameters, and by keyword `value`, the loss, and "
+                "`grad`, the gradients again. What it does not get is another evaluation of the loss "
+                "(`value_fn`), as line searches need (`optax.lbfgs`): a step of a stream is taken "
+                "once. Nor are the parameters wrapped, as `optax.lookahead` wants them."
+            ) from error
+        floats = [
+            a if change is None else a + change.astype(a.dtype)
+            for a, change in zip(floats, self._floats_of(changes), strict=True)
+        ]
+        return floats, _strong(opt_state)
 
     def _gradient(self, loss: Loss, parameters, carry, xs, targets, mask, reward, reset):
         """Loss, carry and gradients of W steps, and what the loss returns besides.
@@ -341,6 +371,12 @@ class Online:
             )
 
 
+def _strong(tree: Any) -> Any:
+    """Arrays of the dtypes that they have, where JAX took these to be weak."""
+    weak = lambda a: getattr(a, "weak_type", False)
+    return jax.tree.map(lambda a: lax.convert_element_type(a, a.dtype) if weak(a) else a, tree)
+
+
 def online(
     program: Program,
     loss_fn: Callable[[Any, Any], Any],
@@ -363,7 +399,9 @@ def online(
         is no loss, a cotangent `c` of `y` that is computed elsewhere, is the target of
         `lambda y, c: jnp.vdot(c, y)`.
     - `optimizer`: anything with Optax's `init(parameters)` and
-        `update(gradients, state, parameters)`. To clip gradients, chain it:
+        `update(gradients, state, parameters)`. One that takes more by keyword gets `value`, the loss of
+        the update, and `grad`, its gradients. Line searches, which ask for `value_fn`, and wrapped
+        parameters (`optax.lookahead`) are refused. To clip gradients, chain it:
         `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))`. For complex parameters it
         gets the conjugate of JAX's gradient, the direction of steepest ascent.
     - `every`: W, the number of steps between updates.

@@ -1,6 +1,7 @@
 """A compiled trace program."""
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -65,6 +66,10 @@ class Certificate:
     there was a mask. With another reduction the bound is still that of the sums."""
 
 
+KEPT = 8
+"""How many losses a program keeps compiled: a loss that is made anew, such as a lambda in a loop, is another one."""
+
+
 class Program(Shown):
     """A trace program, called like the model with a carry in the place of the state.
 
@@ -78,7 +83,7 @@ class Program(Shown):
         self.arguments = Arguments(window.plan, id)
         self.runner = Runner(window, id)
         self._jit_scan = jax.jit(self.runner.scan)
-        self._jit_value_and_grad = jax.jit(self._masked_value_and_grad, static_argnums=1)
+        self._compiled_for = functools.lru_cache(KEPT)(self._jit_value_and_grad)
 
     # --- to look at ---
 
@@ -264,7 +269,8 @@ class Program(Shown):
         **Arguments:**
 
         - `loss_fn`: `loss_fn(y, target) -> scalar`, for one example at one step. A function, or an
-            `eqx.Module` that may hold arrays; these are no parameters.
+            `eqx.Module` that may hold arrays; these are no parameters. Define it once: each new function,
+            such as a lambda in a loop, is compiled anew, and a program keeps the last few.
         - `reduction`: `"mean"` over time and batch, or the `"sum"` over time and the mean over the
             batch.
         - `has_aux`: `loss_fn` returns `(scalar, aux)`, where `aux` is any PyTree of arrays, such as
@@ -289,13 +295,18 @@ class Program(Shown):
             step; booleans or real numbers. The mean is then `sum(mask * loss) / sum(mask)`, zero
             where all are zero, and the sum `sum(mask * loss) / B`. Where it is zero, neither loss
             nor gradient comes from there, be the output, the target or the loss NaN; an input that is
-            not finite is read as zero there. The state moves on at such steps too.
-        - `grads`: the structure of the model, with `None` at leaves that are no float arrays.
+            not finite is read as zero there. The network still runs through padded steps; only their
+            loss and gradient are dropped.
+        - `grads`: the structure of the model, with `None` at leaves that are no float arrays. They have
+            no derivative: `etpc.UnsupportedError` where one is asked for. That of the loss is the one of BPTT.
+
+        The loss is at least float32, in which losses and gradients are added up.
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
         check_reduction(reduction)
         loss = Loss.of(loss_fn, has_aux)
+        compiled = self._compiled_for(loss.static, loss.treedef, loss.has_aux, reduction)
         expected = None if critic is None else self._critic(critic)
 
         def run(
@@ -306,8 +317,8 @@ class Program(Shown):
             leaves = self.arguments.inputs(xs, carry)
             check_targets(targets, leaves, carry.batched)
             mask = checked_weights("mask", mask, leaves[0].shape[: 2 if carry.batched else 1])
-            value, carry, grads, aux = self._jit_value_and_grad(
-                loss, reduction, parameters, leaves, targets, carry, mask, expected
+            value, carry, grads, aux = compiled(
+                loss, parameters, leaves, targets, carry, mask, expected
             )
             return (value, (carry, aux) if has_aux else carry), self.runner.model_tree(grads)
 
@@ -327,6 +338,11 @@ class Program(Shown):
         if why:
             raise InputError(f"{algorithm} takes no critic. This is because {why}.")
         return Critic.of(critic)
+
+    def _jit_value_and_grad(self, *loss_and_reduction: Any) -> Callable[..., Any]:
+        """The compiled function, which goes with what it compiled when it is dropped."""
+        reduction = loss_and_reduction[-1]
+        return jax.jit(lambda loss, *more: self._masked_value_and_grad(loss, reduction, *more))
 
     def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask, critic):
         xs = [finite_where_masked(x, mask) for x in xs]
