@@ -27,6 +27,8 @@ from jax.extend import source_info_util
 from jax.extend.core import primitives as prims
 from jax.interpreters import ad, batching, mlir
 
+from ._errors import UnsupportedError
+
 Primitive = jex.Primitive
 
 # Lines that errors and tables name are the user's, not those of libraries in between.
@@ -69,6 +71,41 @@ def mark(weight: jax.Array | np.ndarray) -> jax.Array:
     ```
     """
     return etp_p.bind(jnp.asarray(weight))
+
+
+# --- values without a derivative ---
+
+no_derivative_p = Primitive("no_derivative")
+"""Stands for the derivative of a value that has none, and raises where it is read."""
+
+
+def _raise_no_derivative(*_: Any, message: str, **__: Any) -> Any:
+    raise UnsupportedError(message)
+
+
+no_derivative_p.def_impl(_raise_no_derivative)
+no_derivative_p.def_abstract_eval(lambda tangent, message: tangent)
+mlir.register_lowering(no_derivative_p, _raise_no_derivative)
+ad.deflinear2(no_derivative_p, _raise_no_derivative)
+batching.defvectorized(no_derivative_p)
+
+
+def without_derivative(tree: Any, message: str) -> Any:
+    """The same values; an `UnsupportedError` with this message where their derivative is asked for.
+
+    The derivatives of other values that are computed beside them stay as they are.
+    """
+
+    @jax.custom_jvp
+    def same(value):
+        return value
+
+    @same.defjvp
+    def _(primals, tangents):
+        return primals[0], no_derivative_p.bind(tangents[0], message=message)
+
+    floats = lambda a: hasattr(a, "dtype") and is_float(a.dtype)
+    return jax.tree.map(lambda a: same(a) if floats(a) else a, tree)
 
 
 # --- the program representation -----------------------------------------------------------------
@@ -154,6 +191,13 @@ def result_type(*values: Any) -> Any:
     """The dtype that holds all of them, also where JAX is told to promote none by itself."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*values)
+
+
+def manual_axes(tree: Any) -> list[str]:
+    """The mesh axes of `jax.shard_map` over which arrays are known to vary: with its `check_vma` alone."""
+    avals = [jax.typeof(a) for a in jax.tree.leaves(tree) if isinstance(a, Tracer)]
+    kinds = (getattr(aval, "manual_axis_type", None) for aval in avals)
+    return sorted({str(axis) for kind in kinds for axis in getattr(kind, "varying", ())})
 
 
 _INLINED = {prims.jit_p: "jaxpr", prims.closed_call_p: "call_jaxpr", prims.remat_p: "jaxpr"}
@@ -549,6 +593,7 @@ __all__ = [
     "is_float",
     "is_jaxpr",
     "is_step_function",
+    "manual_axes",
     "mark",
     "nonlinear_p",
     "open_jaxpr",
@@ -568,4 +613,5 @@ __all__ = [
     "stack_p",
     "tile_p",
     "unrolled",
+    "without_derivative",
 ]

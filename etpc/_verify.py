@@ -15,10 +15,21 @@ from .plan import UNMARKED
 from .run import Program, compile
 from .run._arguments import check_data, check_lead, check_tolerance, foreign
 from .run._compile import fits, shapes_text
-from .run._loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced
+from .run._loss import (
+    Loss,
+    check_reduction,
+    checked_weights,
+    finite_where_masked,
+    reduced,
+    summed_in,
+)
 from .show import table
+<<<<<<< HEAD
 from .trace import Leaves, repeat
 from .trace._trace import called, checked_call, initial_state
+=======
+from .trace import Leaves, called, check_new_state, repeat
+>>>>>>> api
 
 StepFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
 
@@ -43,19 +54,30 @@ def bptt(
     truncated: after every so many steps the state is passed on without its derivative.
 
     **Returns** `(loss, grads)`, with the values that `value_and_grad` of a program gives. With
-    `has_aux` it is `((loss, aux), grads)`, and `aux` has leading axes [T, B], or [T].
+    `has_aux` it is `((loss, aux), grads)`, and `aux` has leading axes [T, B], or [T]. Both are added
+    up in float32 at least, also where the model is less precise; parameters of low precision then
+    have a gradient for each example until the end. The gradient may be differentiated in turn.
 
-    **Raises** `etpc.InputError` and `etpc.InputTypeError`.
+    **Raises** `etpc.InputError` and `etpc.InputTypeError`; `etpc.ModelError` where the step changes
+    the structure, shape or dtype of the state.
     """
     check_reduction(reduction)
     window = checked_window(window)
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
     loss = Loss.of(loss_fn, has_aux)
+<<<<<<< HEAD
     check_data(xs, targets)
     mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
     checked_call(model, step)
     start = initial_state(model) if state is None else state
     raise_together(foreign("state", start), InputTypeError)
+=======
+    lead = lead_of((xs, targets), batch_size)
+    mask = checked_weights("mask", mask, lead)
+    if lead[:1] == (0,):
+        raise InputError("The input has no steps (T = 0).")
+    start = model.init_state() if state is None else state
+>>>>>>> api
     if batch_size is not None:
         start = jax.tree.map(lambda a: repeat(a, batch_size), start)
     batched = batch_size is not None
@@ -99,19 +121,38 @@ def _compiled_bptt(
     window: int | None = None,
 ):
     """Loss, gradient, and what the loss returns besides."""
+<<<<<<< HEAD
     call = checked_call(model, step)
+=======
+    call = step if step is not None else lambda m, x, s: m(x, s)
+    is_low = lambda a: eqx.is_inexact_array(a) and a.dtype != summed_in(a.dtype)
+    low, rest = eqx.partition(model, jax.tree.map(is_low, model))
+    dtypes = jax.tree.map(lambda a: a.dtype, low)
+>>>>>>> api
 
     def sequence(model, start, data):
+        state_leaves = Leaves.of(start, "state", numbers=True)
+
         def body(state, step_data):
             x, target, weight = step_data
             before, treedef = jax.tree.flatten(state)
+            # Rounded here, so that JAX adds up the gradients of the steps before it rounds them.
+            rounded = eqx.combine(jax.tree.map(jnp.astype, model[0], dtypes), model[1])
             # An `eqx.nn.State` may be used once: `state` itself stays, and another one goes in.
+<<<<<<< HEAD
             result = lambda: call(model, x, treedef.unflatten(before))
             shapes = Leaves.of(x, "x", numbers=True), Leaves.of(state, "state", numbers=True)
             y, after = called(result, *shapes)
             after, treedef = jax.tree.flatten(after)
+=======
+            again = lambda: call(rounded, x, treedef.unflatten(before))
+            y, after = called(again, Leaves.of(x, "x", numbers=True), state_leaves)
+            check_new_state(state_leaves, Leaves.of(after, "state", numbers=True))
+            loss.check(y, target)
+>>>>>>> api
             after = [
-                jnp.asarray(a, jnp.asarray(b).dtype) for a, b in zip(after, before, strict=True)
+                jnp.asarray(a, jnp.asarray(b).dtype)
+                for a, b in zip(jax.tree.leaves(after), before, strict=True)
             ]
             return treedef.unflatten(after), loss(y, target, weight)
 
@@ -121,21 +162,28 @@ def _compiled_bptt(
     def total(model, start, data):
         if not batched:
             return sequence(model, start, data)
+        low, rest = model
+        # JAX adds up the gradients of a batch in the parameter's dtype: each example has its own.
+        low = jax.tree.map(lambda a: jnp.broadcast_to(a, (*size, *a.shape)), low)
         many = jax.vmap(
-            lambda s, example: sequence(model, s, example), in_axes=(0, 1), out_axes=(0, (0, 1))
+            lambda low, s, example: sequence((low, rest), s, example),
+            in_axes=(0, 0, 1),
+            out_axes=(0, (0, 1)),
         )
-        losses, rest = many(start, data)
-        return losses.mean(), rest
+        losses, rest_of = many(low, start, data)
+        return losses.mean(), rest_of
 
     gradient = eqx.filter_value_and_grad(total, has_aux=True)
     start = jax.tree.map(lambda a: a if hasattr(a, "dtype") else jnp.asarray(a), start)
     sequences = jax.tree.map(lambda x: finite_where_masked(x, mask), xs), targets, mask
-    steps = jax.tree.leaves(sequences)[0].shape[0]
+    steps, *size = lead_of(sequences, 1 if batched else None)
+    wide = jax.tree.map(lambda a: a.astype(summed_in(a.dtype)), low), rest
     if window is None or window >= steps:
-        (value, (_, aux)), grads = gradient(model, start, sequences)
+        (value, (_, aux)), grads = gradient(wide, start, sequences)
     else:
-        value, grads, aux = _windows(gradient, model, start, sequences, steps, window)
-    return (*reduced(reduction, (value, grads), mask, steps), aux)
+        value, grads, aux = _windows(gradient, wide, start, sequences, steps, window)
+    value, (low_grads, grads) = reduced(reduction, (value, grads), mask, steps)
+    return value, eqx.combine(jax.tree.map(jnp.astype, low_grads, dtypes), grads), aux
 
 
 def _windows(gradient, model, start, data, steps: int, window: int):

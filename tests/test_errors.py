@@ -88,6 +88,11 @@ CONTRACT = {
         r"no float leaf.*\['count'\].*make the hidden state a float",
     ),
     "empty state": (lambda m, x, s: (x, s), (), r"no float leaf.*none.*`jax\.grad` alone"),
+    "state without neurons": (
+        lambda m, x, s: (x, s),
+        {"v": jnp.zeros(0), "count": jnp.zeros(2, jnp.int32)},
+        r"empty \(\['v'\]: float64\[0\]\).*at least one neuron",
+    ),
 }
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import gc
 import inspect
+import weakref
 from typing import Any
 
 import equinox as eqx
@@ -431,3 +433,93 @@ def test_a_loss_that_cannot_be_hashed(way):
         etpc.InputTypeError, match=r"loss_fn is a Unhashable, which cannot be hashed"
     ):
         way(Unhashable(2.0), PLAIN, *data())
+
+
+# --- precision ------------------------------------------------------------------------------------
+
+
+def slow(w, x, h):
+    h = 0.5 * h + w * x
+    return h, h
+
+
+def of_ones(way, dtype, steps, batch, **options):
+    """Loss and gradient of `slow` at weights of zero, where all data are one."""
+    w, lead = jnp.zeros(I, dtype), (steps,) if batch is None else (steps, batch)
+    xs = jnp.ones((*lead, I), dtype)
+    if way == "bptt":
+        return etpc.bptt(w, xs, xs, loss, state=w, step=slow, batch_size=batch, **options)
+    program = etpc.compile(w, D, inputs=w, state=w, step=slow)
+    if way == "program":
+        run = program.value_and_grad(loss, options.pop("reduction", "mean"))
+        (value, _), grads = run(w, xs, xs, program.init(batch), **options)
+        return value, grads
+    mask = options.pop("mask", None)
+    learner = etpc.online(program, loss, optax.sgd(1.0), steps, **options)
+    after, _, _, losses = learner.update(w, *learner.init(w, batch), xs, xs, mask=mask)
+    return losses[0], w - after
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(40_000, None), (8, 5_000)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", WAYS)
+def test_sums_of_low_precision(name, dtype, steps, batch):
+    """A sum of ones stops at 256 in bfloat16, and float16 ends at 65,504."""
+    lead = (steps,) if batch is None else (steps, batch)
+    # The gradient of a step t is -2 (1 + 1/2 + ... + 1/2^t).
+    gradient = -4 * (1 - (1 - 0.5**steps) / steps)
+    for options in {}, {"mask": jnp.ones(lead, dtype)}:
+        value, grads = of_ones(name, dtype, steps, batch, **options)
+        assert value.dtype == jnp.float32
+        assert grads.dtype == dtype
+        np.testing.assert_allclose(value, I, rtol=1e-6)
+        np.testing.assert_allclose(np.asarray(grads, float), gradient, rtol=1e-2)
+
+
+@pytest.mark.parametrize("window", [None, 30])
+def test_bptt_in_windows_of_low_precision(window):
+    value, grads = of_ones("bptt", jnp.bfloat16, 4_000, None, reduction="sum", window=window)
+    np.testing.assert_allclose(value, 4_000 * I, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(grads, float), -4 * 4_000, rtol=0.1 if window else 1e-2)
+
+
+def test_verify_in_low_precision():
+    w, xs = jnp.zeros(I, jnp.bfloat16), jnp.ones((2_000, I), jnp.bfloat16)
+    assert etpc.verify(w, xs, xs, loss, D, state=w, step=slow).ok
+
+
+@pytest.mark.parametrize("dtype", [bool, jnp.int8, jnp.float32])
+def test_a_mask_where_jax_promotes_no_dtypes(way, dtype):
+    mask = jnp.asarray(MASK != 0, dtype)
+    expected = way(loss, PLAIN, *padded(), mask=mask)
+    with jax.numpy_dtype_promotion("strict"):
+        close(way(loss, PLAIN, *padded(), mask=mask), expected)
+
+
+# --- compiled losses ------------------------------------------------------------------------------
+
+
+def test_losses_that_are_made_anew_are_not_kept():
+    program, made = etpc.compile(PLAIN, D, inputs=jnp.zeros(I)), []
+    for n in range(12):
+        new = lambda y, target, n=n: n * loss(y, target)
+        made.append(weakref.ref(new))
+        (value, _), _ = program.value_and_grad(new)(PLAIN, *data(), program.init(B))
+    assert value > 0
+    del new
+    gc.collect()
+    assert 0 < sum(f() is not None for f in made) < len(made)
+
+
+def test_a_loss_is_compiled_once():
+    traced = []
+
+    def counted(y, target):
+        traced.append(1)
+        return loss(y, target)
+
+    program = etpc.compile(PLAIN, D, inputs=jnp.zeros(I))
+    program.value_and_grad(counted)(PLAIN, *data(), program.init(B))
+    count = len(traced)
+    program.value_and_grad(counted)(PLAIN, *data(), program.init(B))
+    assert 0 < len(traced) == count

@@ -533,3 +533,85 @@ def test_bad_input(case):
 def test_good_input():
     """Negative control for all of that."""
     updated(mask=jnp.ones((T, B)), reset=jnp.zeros((T, B), bool))
+
+
+# --- optimisers -----------------------------------------------------------------------------------
+
+
+ASKING = {
+    "polyak_sgd": optax.polyak_sgd(),
+    "plateau": optax.chain(optax.adam(0.05), optax.contrib.reduce_on_plateau(patience=1)),
+    "momo": optax.contrib.momo(),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_an_optimiser_that_asks_for_the_loss(name):
+    program, (xs, targets), optimizer = program_of(), data(), ASKING[name]
+    learner = etpc.online(program, loss, optimizer, 2)
+    got = learner.update(PLAIN, *learner.init(PLAIN, B), xs, targets)
+    model, carry, run = PLAIN, program.init(B), program.value_and_grad(loss)
+    opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    for t in range(0, T, 2):
+        (value, carry), grads = run(model, xs[t : t + 2], targets[t : t + 2], carry)
+        changes, opt_state = optimizer.update(
+            grads, opt_state, eqx.filter(model, eqx.is_inexact_array), value=value
+        )
+        model = eqx.apply_updates(model, changes)
+    close(got[:3], (model, opt_state, carry))
+    assert differ(model, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [(optax.lbfgs(), "value_fn.*line searches"), (optax.lookahead(optax.sgd(0.1), 5, 0.5), "wrapped")],
+)  # fmt: skip
+def test_an_optimiser_that_a_stream_cannot_have(optimizer, words):
+    learner = etpc.online(program_of(), loss, optimizer, 2)
+    with pytest.raises(etpc.InputError, match=words):
+        learner.update(PLAIN, *learner.init(PLAIN, B), *data())
+
+
+def test_an_update_without_a_loss_is_skipped():
+    """Momentum, weight decay and a count of updates would move on."""
+    optimizer = optax.chain(
+        optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.adamw(0.1, weight_decay=0.1)
+    )
+    learner = etpc.online(program_of(), loss, optimizer, 2)
+    xs, targets = data()
+    mask = np.ones((T, B))
+    mask[2:4] = 0
+    start = learner.init(PLAIN, B)
+    first = learner.update(PLAIN, *start, xs[:2], targets[:2])
+    second = learner.update(*first[:3], xs[2:4], targets[2:4], mask=mask[2:4])
+    same(second[:2], first[:2])
+    assert second[3] == 0
+    assert differ(second[2].state, first[2].state)
+    third = learner.update(*second[:3], xs[4:], targets[4:])
+    assert differ(third[0], second[0])
+    got = learner.update(PLAIN, *start, xs, targets, mask=mask)
+    close(got[:3], third[:3])
+
+
+@pytest.mark.parametrize("every", [2, T])
+def test_weakly_typed_leaves_are_compiled_once(every):
+    model = {"w": jnp.linspace(0.1, 1.0, I), "gain": jnp.asarray(1.0)}
+    assert model["gain"].weak_type
+    traced = []
+
+    def counted(y, target):
+        traced.append(1)
+        return loss(y, target)
+
+    def step(m, x, h):
+        h = 0.5 * h + m["w"] * x
+        return m["gain"] * h, h
+
+    program = etpc.compile(model, D, inputs=jnp.zeros(I), state=jnp.zeros(I), step=step)
+    learner = etpc.online(program, counted, optax.adam(0.1), every)
+    after = (model, *learner.init(model, B))
+    counts = []
+    for _ in range(3):
+        after = learner.update(*after[:3], *data())
+        counts.append(len(traced))
+    assert counts[0] == counts[-1] > 0

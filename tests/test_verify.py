@@ -563,3 +563,37 @@ def test_a_model_with_a_number_of_numpy(number):
     report = etpc.verify(Sized(jnp.ones(3), number), xs, 2 * xs, lambda y, t: jnp.sum((y - t) ** 2))
     assert report.ok
     assert [row.claim for row in report.rows] == ["exact"]
+
+
+# --- what the reference refuses -------------------------------------------------------------------
+
+
+REFUSED = {
+    "a loss that is an array": ({"loss_fn": lambda y, t: (y - t) ** 2}, etpc.InputError, "one float"),
+    "a loss that is an int": ({"loss_fn": lambda y, t: 1}, etpc.InputError, "one float"),
+    "a state of another dtype": (
+        {"step": lambda w, x, h: (w * x, h.astype(jnp.float32))},
+        etpc.ModelError,
+        "changes the state from float64.* to float32",
+    ),
+    "a state of another structure": (
+        {"step": lambda w, x, h: (w * x, (h, h))}, etpc.ModelError, "changes the structure",
+    ),
+    "no pair": ({"step": lambda w, x, h: (h, h, h)}, etpc.ModelError, "pair"),
+    "no steps": ({"xs": jnp.zeros((0, 2, 3))}, etpc.InputError, "no steps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bptt_refuses(name):
+    change, error, words = REFUSED[name]
+    arguments = {
+        "xs": jnp.ones((4, 2, 3)),
+        "loss_fn": lambda y, t: jnp.sum((y - t) ** 2),
+        "step": lambda w, x, h: (w * x + h, w * x + h),
+        **change,
+    }
+    with pytest.raises(error, match=words):
+        etpc.bptt(
+            jnp.ones(3), targets=arguments["xs"], state=jnp.zeros(3), batch_size=2, **arguments
+        )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .._jax import promoting, result_type
+from .._jax import promoting, result_type, without_derivative
 from .._tuning import tuning
 from ..analyse import WeightOp, trace_dtype
 from ..plan import OpPlan, Plan, TracePlan
@@ -38,6 +38,13 @@ Sums = tuple[list[Array], dict[int, Array]]
 REORDERED = 1 << 18
 """Bytes of what a trace gives, up to which it is added to the gradient of its weight window by window, if those are
 not so short that this costs time: with sums of its own, XLA has more kernels to compile."""
+NO_SECOND_DERIVATIVE = (
+    "The gradient of a program is differentiated, as for a Hessian product, a gradient penalty or a "
+    "learning rate that is learned over several updates. Its derivative would be wrong. This is because "
+    "an online gradient holds traces and parts of the step constant. Where the gradient is meant as a "
+    "constant, pass it through `jax.lax.stop_gradient`. For its derivative take `etpc.bptt`, whose "
+    "gradient may be differentiated."
+)
 NOT_SHORT = 8
 """Steps of a window that is not short."""
 
@@ -228,6 +235,11 @@ def emit(plan: Plan) -> Window:
         by_inputs = any(x.perturbed for x in arguments[2])
         values = jax.tree.map(lambda a: a.value, arguments, is_leaf=lambda a: hasattr(a, "value"))
         out, residuals = emitter.forward(*values, by_inputs=by_inputs)
+        if emitter.uncut is None or plan.behind or plan.directions is not None:
+            residuals = without_derivative(residuals, NO_SECOND_DERIVATIVE)
+        else:  # nothing but the traces is held constant
+            traces = without_derivative(residuals.traces, NO_SECOND_DERIVATIVE)
+            residuals = residuals._replace(traces=traces)
         return out, jax.tree_util.Partial(emitter.backward, residuals)
 
     @promoting
@@ -712,4 +724,4 @@ def _over_time(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.vmap(jax.vmap(function))
 
 
-__all__ = ["Emitter", "Window", "emit"]
+__all__ = ["NO_SECOND_DERIVATIVE", "Emitter", "Window", "emit"]

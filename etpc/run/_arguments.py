@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 
 from .._carry import Carry
-from .._errors import InputError, InputTypeError, raise_together
-from .._jax import Tracer
+from .._errors import InputError, InputTypeError, UnsupportedError, raise_together
+from .._jax import Tracer, manual_axes
 from ..plan import Plan
 from ..trace import Leaves, path_text
 
@@ -133,6 +133,14 @@ class Arguments:
             )
 
     def inputs(self, xs: Any, carry: Carry) -> list[Array]:
+        axes = manual_axes((xs, carry))
+        if axes:
+            raise UnsupportedError(
+                f"The input or the carry varies over {', '.join(axes)}, an axis of `jax.shard_map` that "
+                "checks what varies, and a program has constants and sums that do not say so. Pass "
+                "`check_vma=False` to `jax.shard_map`, and take the mean of loss and gradient over the "
+                "axis by `jax.lax.pmean`."
+            )
         expected = self.step.input_leaves
         received = Leaves.of(xs, "x", numbers=True)
         if received.treedef != expected.treedef or received.places != expected.places:

@@ -9,6 +9,11 @@ import numpy as np
 from jax import Array, lax
 
 from .._errors import InputError, InputTypeError
+<<<<<<< HEAD
+=======
+from .._jax import result_type
+from ..trace import Leaves
+>>>>>>> api
 
 REDUCTIONS = ("mean", "sum")
 NO_REDUCTION = 'reduction must be "sum" or "mean", not {!r}.'
@@ -59,19 +64,41 @@ class Loss(eqx.Module):
                 "for time and batch. Write it for these; the mean over examples and steps is taken "
                 "by `reduction`.".format(*shapes)
             )
+<<<<<<< HEAD
             raise
+=======
+
+
+class Loss(Function):
+    """A loss function.
+
+    `loss(y, target, weight) -> (loss, aux)`, where `aux` is `None` unless `has_aux`, and the loss is at
+    least float32, in which it is added up. With a weight it is `weight * loss`. Where the weight is
+    zero, neither the loss nor its derivative is read: what of `y` and `target` is not finite there is
+    taken as zero, and no cotangent of `y` is passed on.
+    """
+
+    has_aux: bool = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, loss_fn: Any, has_aux: bool) -> "Loss":
+        """**Raises** `InputTypeError` where `loss_fn` is no function, or cannot be hashed."""
+        return cls(*cls.parts("loss_fn", loss_fn, NO_LOSS), bool(has_aux))
+>>>>>>> api
 
     def __call__(self, y: Any, target: Any, weight: Array | None = None) -> tuple[Array, Any]:
         if weight is None:
             return self._pair(self.raw(y, target))
-        counts = weight != 0
+        counts = weight.astype(bool)
         y, target = jax.tree.map(lambda a: _cut(a, counts), (y, target))
         loss, aux = self._pair(self.raw(y, target))
         weighted = weight.astype(loss.dtype) * loss
         return jnp.where(counts, weighted, jnp.zeros((), loss.dtype)), aux
 
     def _pair(self, result: Any) -> tuple[Array, Any]:
-        return result if self.has_aux else (result, None)
+        loss, aux = result if self.has_aux else (result, None)
+        loss = jnp.asarray(loss)
+        return loss.astype(summed_in(loss.dtype)), aux
 
     def check(self, outputs: Any, targets: Any) -> jax.ShapeDtypeStruct:
         """The shape of the loss itself. **Raises** `InputError` where it is no loss.
@@ -149,6 +176,11 @@ def _shown(aval: Any) -> str:
     return f"{aval!r}" if shape is None else f"{aval.dtype}{list(shape)}"
 
 
+def summed_in(dtype: Any) -> Any:
+    """The dtype in which losses and gradients of this one are added up: at least float32."""
+    return result_type(dtype, jnp.float32)
+
+
 def check_reduction(reduction: Any) -> None:
     """**Raises** `InputError` unless it is one."""
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
@@ -165,7 +197,7 @@ def reduced(reduction: str, sums: Any, mask: Array | None, steps: int) -> Any:
     if mask is None:
         return jax.tree.map(lambda a: a / steps, sums)
     batch = mask.shape[1] if mask.ndim == 2 else 1
-    total = mask.sum(dtype=float) / batch
+    total = mask.sum(-1, dtype=float).sum() / batch  # in float32 a count of more than 2^24 stops
     scale = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
     return jax.tree.map(lambda a: a * scale.astype(a.dtype), sums)
 
@@ -194,7 +226,7 @@ def finite_where_masked(x: Any, mask: Array | None) -> Any:
     x = jnp.asarray(x)
     if mask is None or not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
-    masked = (mask == 0).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
+    masked = (~mask.astype(bool)).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
     return jnp.where(masked & ~jnp.isfinite(x), jnp.zeros((), x.dtype), x)
 
 
@@ -207,4 +239,5 @@ __all__ = [
     "checked_weights",
     "finite_where_masked",
     "reduced",
+    "summed_in",
 ]

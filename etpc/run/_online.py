@@ -1,5 +1,11 @@
 """Training on a stream: the weights move every few steps, and the traces go on."""
 
+<<<<<<< HEAD
+=======
+import inspect
+import math
+import numbers
+>>>>>>> api
 from collections.abc import Callable
 from typing import Any
 
@@ -46,8 +52,18 @@ class Online:
         """
         program = self.program
         floats, _ = self._split(program.arguments.parameters(model))
+<<<<<<< HEAD
         opt_state = self.optimizer.init(program.runner.model_tree(floats))
         return opt_state, program.init(batch_size, model=model)
+=======
+        opt_state = _strong(self.optimizer.init(program.runner.model_tree(floats)))
+        carry: Any = program.init(batch_size)
+        if self.reward_decay is not None:
+            lead = () if batch_size is None else (batch_size,)
+            zeros = [jnp.zeros((*lead, *jnp.shape(a)), a.dtype) for a in floats]
+            carry = RewardCarry(carry, program.runner.model_tree(zeros))
+        return opt_state, carry
+>>>>>>> api
 
     def update(
         self,
@@ -70,7 +86,9 @@ class Online:
             numbers. Where it is zero nothing comes from the loss, be the output, the target or the
             loss NaN, and an input that is not finite is read as zero, so that sequences may be padded
             with anything. The mean is then over the weights: `sum(mask * loss) / sum(mask)` for each
-            update, and zero where all are zero. With `reduction="sum"` it is `sum(mask * loss) / B`.
+            update. With `reduction="sum"` it is `sum(mask * loss) / B`. An update in which all are
+            zero has the loss zero, and leaves the parameters and the state of the optimizer as they
+            are. The network still runs through padded steps; only their loss and gradient are dropped.
             Where nothing is masked, an example that is NaN makes the gradient NaN, which is a sum
             over the batch; the states and traces of the others stay as they are, and
             `program.reset` sets that one back.
@@ -80,8 +98,8 @@ class Online:
             [T / W, B] at the first steps after updates alone.
 
         **Returns** `(model, opt_state, carry, losses)`, with the loss of each of the
-        N = T / W updates, before it; and with `has_aux` as a fifth one what `loss_fn` returned
-        besides, with leading axes [T, B], or [T].
+        N = T / W updates, before it, at least in float32; and with `has_aux` as a fifth one what
+        `loss_fn` returned besides, with leading axes [T, B], or [T].
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
@@ -103,6 +121,8 @@ class Online:
             axes = ["[T, B]", "[T / W, B]"] if carry.batched else ["[T]", "[T / W]"]
             reset = checked_reset(reset, [lead, by_update], axes)
         floats, others = self._split(parameters)
+        # Weak types would be lost in the first update, and all be compiled again for the second.
+        floats, opt_state, carry = _strong((floats, opt_state, carry))
         floats, opt_state, carry, losses, aux = self._jit_updates(
             self._loss, floats, others, opt_state, carry, leaves, targets, mask, reset
         )
@@ -162,17 +182,11 @@ class Online:
             value, carry, grads, aux = program.runner.value_and_grad(
                 loss, self.reduction, parameters, xs, targets, carry, mask, begins
             )
-            tree = program.runner.model_tree
-            changes, opt_state = self.optimizer.update(
-                tree([g.conj() for g in grads]),  # JAX gives the conjugate of the steepest ascent
-                opt_state,
-                tree(floats),
-            )
-            floats = [
-                a if change is None else a + change.astype(a.dtype)
-                for a, change in zip(floats, self._floats_of(changes), strict=True)
-            ]
-            return (floats, opt_state, carry), (value, aux)
+            new = self._moved(floats, opt_state, value, grads)
+            if mask is not None:  # where nothing counts, momentum moves nothing either
+                counts = mask.astype(bool).any()
+                new = jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, (floats, opt_state))
+            return (*new, carry), (value, aux)
 
         def in_pieces(a):
             a = jnp.asarray(a)
@@ -180,9 +194,125 @@ class Online:
 
         pieces = jax.tree.map(in_pieces, (xs, targets, mask))
         reset = in_pieces(reset) if fine else reset
-        after, (losses, aux) = lax.scan(body, (floats, opt_state, carry), (*pieces, reset))
+        start, pieces = (floats, opt_state, carry), (*pieces, reset)
+        if (
+            steps == every
+        ):  # in a loop the gradient would count as differentiated with what is carried
+            after, results = body(start, jax.tree.map(lambda a: a[0], pieces))
+            losses, aux = jax.tree.map(lambda a: a[None], results)
+        else:
+            after, (losses, aux) = lax.scan(body, start, pieces)
         return (*after, losses, jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux))
 
+<<<<<<< HEAD
+=======
+    def _moved(self, floats, opt_state, value, grads) -> tuple[list[Array], Any]:
+        """The parameters and the state of the optimizer after an update."""
+        tree = self.program.runner.model_tree
+        ascent = tree([g.conj() for g in grads])  # JAX gives the conjugate of the steepest ascent
+        known = {"value": value, "grad": ascent}
+        asked = inspect.signature(self.optimizer.update).parameters.values()
+        if all(p.kind is not p.VAR_KEYWORD for p in asked):
+            known = {p.name: known[p.name] for p in asked if p.name in known}
+        try:
+            changes, opt_state = self.optimizer.update(ascent, opt_state, tree(floats), **known)
+        except (AttributeError, TypeError) as error:
+            raise InputError(
+                f"optimizer.update failed with {type(error).__name__}: {error}. It gets the "
+                "gradients, its state and the parameters, and by keyword `value`, the loss, and "
+                "`grad`, the gradients again. What it does not get is another evaluation of the loss "
+                "(`value_fn`), as line searches need (`optax.lbfgs`): a step of a stream is taken "
+                "once. Nor are the parameters wrapped, as `optax.lookahead` wants them."
+            ) from error
+        floats = [
+            a if change is None else a + change.astype(a.dtype)
+            for a, change in zip(floats, self._floats_of(changes), strict=True)
+        ]
+        return floats, _strong(opt_state)
+
+    def _gradient(self, loss: Loss, parameters, carry, xs, targets, mask, reward, reset):
+        """Loss, carry and gradients of W steps, and what the loss returns besides.
+
+        `reset` says which examples begin at which step.
+        """
+        program, stream = self.program, self._stream(carry)
+        if reward is None:
+            return program.runner.value_and_grad(
+                loss, self.reduction, parameters, xs, targets, stream, mask, reset
+            )
+        late, after, weights = self._late(loss, parameters, carry, xs, targets, mask, reward, reset)
+        value, stream, grads, aux = program.runner.value_and_grad(
+            loss, "sum", parameters, xs, targets, stream, weights, reset
+        )
+        sums = value, jax.tree.map(jnp.add, grads, late)
+        value, grads = reduced(self.reduction, sums, None, xs[0].shape[0])
+        return value, RewardCarry(stream, after), grads, aux
+
+    # --- rewards ---
+
+    def _late(self, loss: Loss, parameters, carry: RewardCarry, xs, targets, mask, reward, reset):
+        """What rewards make of the gradients of earlier steps.
+
+        With `G_t = d_t G_{t-1} + g_t` of each example, where d is the decay, and zero where an
+        example begins anew, `sum_t r_t G_t` is that of the steps before, `G_0 sum_t r_t d_1 .. d_t`,
+        and of each step of these, `g_s sum_{t >= s} r_t d_{s+1} .. d_t`. The second one needs no
+        gradient for each example: it is that of a loss with weights.
+
+        **Returns** the first one, averaged over the batch, the gradients to carry on, and the
+        weights.
+        """
+        program, stream = self.program, carry.stream
+        decay = jnp.full_like(reward, self.reward_decay or 0.0, jnp.result_type(reward, float))
+        if reset is not None:
+            decay = jnp.where(reset, 0, decay)
+        reward = reward.astype(decay.dtype)
+        weights = jnp.ones_like(reward) if mask is None else mask.astype(decay.dtype)
+
+        def back(later, step_values):
+            reward, decay = step_values
+            factor = reward + later
+            return decay * factor, factor
+
+        of_start, factors = lax.scan(back, jnp.zeros_like(reward[0]), (reward, decay), reverse=True)
+        passed = lax.cumprod(jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])]), reverse=True)
+        past = self._floats_of(carry.gradients)
+
+        def one(xs, targets, weights, reset, state, traces, fresh):
+            own, each, past = traces
+            alone = Carry(state, own, fresh, stream.program, False, stream.shared, each, past)
+            return program.runner.value_and_grad(
+                loss, "sum", parameters, xs, targets, alone, weights, reset
+            )[2]
+
+        sequences = xs, targets, passed * weights, reset
+        per_example = stream.state, (stream.traces, stream.each, stream.past), stream.fresh
+        if stream.batched:
+            grads = jax.vmap(one, in_axes=(*[1] * 4, *[0] * 3))(*sequences, *per_example)
+            late = [_times(of_start, g).mean(0) for g in past]
+        else:
+            grads = one(*sequences, *per_example)
+            late = [_times(of_start, g) for g in past]
+        kept = decay.prod(0)
+        after = [_times(kept, g) + new for g, new in zip(past, grads, strict=True)]
+        return late, program.runner.model_tree(after), factors * weights
+
+    def _stream(self, carry: Any) -> Any:
+        if self.reward_decay is None:
+            return carry
+        if not isinstance(carry, RewardCarry):
+            raise InputTypeError(
+                f"carry is a {type(carry).__name__}, and with reward_decay it should be the "
+                "`etpc.RewardCarry` of `init` or of an update before."
+            )
+        return carry.stream
+
+    def _restarted(self, carry: Any, where: Array) -> Any:
+        if self.reward_decay is None:
+            return self.program.reset(carry, where)
+        gradients = jax.tree.map(lambda g: jnp.where(_over(where, g), 0, g), carry.gradients)
+        return RewardCarry(self.program.reset(carry.stream, where), gradients)
+
+>>>>>>> api
     # --- parameters ---
 
     def _split(self, parameters: list[Any]) -> tuple[list[Array], list[Any]]:
@@ -222,6 +352,12 @@ class Online:
             )
 
 
+def _strong(tree: Any) -> Any:
+    """Arrays of the dtypes that they have, where JAX took these to be weak."""
+    weak = lambda a: getattr(a, "weak_type", False)
+    return jax.tree.map(lambda a: lax.convert_element_type(a, a.dtype) if weak(a) else a, tree)
+
+
 def online(
     program: Program,
     loss_fn: Callable[[Any, Any], Any],
@@ -243,7 +379,9 @@ def online(
         is no loss, a cotangent `c` of `y` that is computed elsewhere, is the target of
         `lambda y, c: jnp.vdot(c, y)`.
     - `optimizer`: anything with Optax's `init(parameters)` and
-        `update(gradients, state, parameters)`. To clip gradients, chain it:
+        `update(gradients, state, parameters)`. One that takes more by keyword gets `value`, the loss of
+        the update, and `grad`, its gradients. Line searches, which ask for `value_fn`, and wrapped
+        parameters (`optax.lookahead`) are refused. To clip gradients, chain it:
         `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))`. For complex parameters it
         gets the conjugate of JAX's gradient, the direction of steepest ascent.
     - `every`: W, the number of steps between updates.

@@ -9,11 +9,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._carry import Carry
+<<<<<<< HEAD
 from .._jax import evaluate
 from ..emit import Window
 from ..trace import repeat
 from ..traces import Traces
 from ._loss import Loss, reduced
+=======
+from .._jax import without_derivative
+from ..emit import NO_SECOND_DERIVATIVE, Window
+from ..trace import repeat
+from ..traces import Traces
+from ._loss import Critic, Loss, reduced, summed_in
+>>>>>>> api
 
 
 class Runner:
@@ -152,14 +160,15 @@ class Runner:
             return after, aux
 
         window = self.plan.window_for(steps) if reset is None else 1
-        zero = jnp.zeros((), value_aval.dtype)
+        zero = jnp.zeros((), summed_in(value_aval.dtype))
         start = (state, traces, fresh, zero, self.window.no_sums(effective, window))
         end, aux = _over_windows(one_window, start, (xs, data), steps, window)
         if not carry.batched:
             aux = jax.tree.map(lambda a: a[:, 0], aux)
         state, traces, _, value, sums = end
-        moving = _pulled(pull, effective, self.window.gradient(sums))
-        value, moving = reduced(reduction, (value, moving), weights, steps)
+        # Divided before they are rounded: the sum over a long sequence is beyond what float16 holds.
+        value, grads = reduced(reduction, (value, self.window.gradient(sums)), weights, steps)
+        moving = without_derivative(_pulled(pull, effective, grads), NO_SECOND_DERIVATIVE)
         return value, self.leave(state, traces, carry), moving, aux
 
     def _effective(self, parameters, steps: int):

@@ -2,6 +2,15 @@
 
 from ._known import Known
 from ._leaves import Leaves, path_text, repeat
-from ._trace import Step, trace
+from ._trace import Step, called, check_new_state, trace
 
-__all__ = ["Known", "Leaves", "Step", "path_text", "repeat", "trace"]
+__all__ = [
+    "Known",
+    "Leaves",
+    "Step",
+    "called",
+    "check_new_state",
+    "path_text",
+    "repeat",
+    "trace",
+]

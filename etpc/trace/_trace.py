@@ -1,7 +1,12 @@
 """One step of a model as a canonical, flat program."""
 
 import dataclasses
+<<<<<<< HEAD
 from collections.abc import Callable, Mapping, Sequence
+=======
+import math
+from collections.abc import Callable, Mapping
+>>>>>>> api
 from typing import Any
 
 import equinox as eqx
@@ -140,7 +145,7 @@ def trace(
         y, new_state = called(result, input_leaves, state_leaves)
         output_leaves = Leaves.of(y, "y", numbers=True)
         new_leaves = Leaves.of(new_state, "state", numbers=True)
-        _check_new_state(state_leaves, new_leaves)
+        check_new_state(state_leaves, new_leaves)
         kept["output"] = output_leaves
         new = [jnp.asarray(v) for v in new_leaves.split(new_state)]
         return [jnp.asarray(v) for v in output_leaves.split(y)] + new
@@ -196,6 +201,7 @@ def initial_state(model: Any) -> Any:
         return make()
 
 
+<<<<<<< HEAD
 def _learned(model_leaves: Leaves, state_leaves: Leaves) -> tuple[Flat | None, list[int]]:
     """`init_state()` as a program of the parameters, and which leaves depend on a float parameter;
     `None` where none does, or where the function needs values and so cannot be traced."""
@@ -219,6 +225,10 @@ def _learned(model_leaves: Leaves, state_leaves: Leaves) -> tuple[Flat | None, l
 
 def called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any, Any]:
     """What one step returns. **Raises** `ModelError` unless it is `(y, new_state)`."""
+=======
+def called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any, Any]:
+    """What one step returns, `(y, new_state)`."""
+>>>>>>> api
     try:
         result = call()
     except Exception as error:
@@ -269,9 +279,16 @@ def _check_state(leaves: Leaves) -> None:
             f"step (leaves: {', '.join(leaves.paths) or 'none'}). Train such a model by "
             "`jax.grad` alone, or make the hidden state a float array."
         )
+    if not any(math.prod(leaves.avals[i].shape) for i in leaves.floats):
+        shapes = ", ".join(f"{leaves.paths[i]}: {_aval(leaves.avals[i])}" for i in leaves.floats)
+        raise ModelError(
+            f"The float leaves of the state are empty ({shapes}), so no weight can have an influence "
+            "that lasts beyond a step. Train such a model by `jax.grad` alone, or give the layer "
+            "at least one neuron."
+        )
 
 
-def _check_new_state(old: Leaves, new: Leaves) -> None:
+def check_new_state(old: Leaves, new: Leaves) -> None:
     remedy = "Return a state with the structure, shapes and dtypes of the one that came in."
     if old.treedef != new.treedef:
         raise ModelError(
@@ -296,4 +313,4 @@ def _aval(aval: jax.ShapeDtypeStruct) -> str:
     return f"{aval.dtype}{list(aval.shape)}"
 
 
-__all__ = ["Step", "trace"]
+__all__ = ["Step", "called", "check_new_state", "trace"]
