@@ -24,12 +24,7 @@ from .run._loss import (
     summed_in,
 )
 from .show import table
-<<<<<<< HEAD
-from .trace import Leaves, repeat
-from .trace._trace import called, checked_call, initial_state
-=======
-from .trace import Leaves, called, check_new_state, repeat
->>>>>>> api
+from .trace import Leaves, called, check_new_state, checked_call, initial_state, repeat
 
 StepFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
 
@@ -65,19 +60,11 @@ def bptt(
     window = checked_window(window)
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
     loss = Loss.of(loss_fn, has_aux)
-<<<<<<< HEAD
     check_data(xs, targets)
     mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
     checked_call(model, step)
     start = initial_state(model) if state is None else state
     raise_together(foreign("state", start), InputTypeError)
-=======
-    lead = lead_of((xs, targets), batch_size)
-    mask = checked_weights("mask", mask, lead)
-    if lead[:1] == (0,):
-        raise InputError("The input has no steps (T = 0).")
-    start = model.init_state() if state is None else state
->>>>>>> api
     if batch_size is not None:
         start = jax.tree.map(lambda a: repeat(a, batch_size), start)
     batched = batch_size is not None
@@ -121,14 +108,10 @@ def _compiled_bptt(
     window: int | None = None,
 ):
     """Loss, gradient, and what the loss returns besides."""
-<<<<<<< HEAD
     call = checked_call(model, step)
-=======
-    call = step if step is not None else lambda m, x, s: m(x, s)
     is_low = lambda a: eqx.is_inexact_array(a) and a.dtype != summed_in(a.dtype)
     low, rest = eqx.partition(model, jax.tree.map(is_low, model))
     dtypes = jax.tree.map(lambda a: a.dtype, low)
->>>>>>> api
 
     def sequence(model, start, data):
         state_leaves = Leaves.of(start, "state", numbers=True)
@@ -139,17 +122,10 @@ def _compiled_bptt(
             # Rounded here, so that JAX adds up the gradients of the steps before it rounds them.
             rounded = eqx.combine(jax.tree.map(jnp.astype, model[0], dtypes), model[1])
             # An `eqx.nn.State` may be used once: `state` itself stays, and another one goes in.
-<<<<<<< HEAD
-            result = lambda: call(model, x, treedef.unflatten(before))
-            shapes = Leaves.of(x, "x", numbers=True), Leaves.of(state, "state", numbers=True)
-            y, after = called(result, *shapes)
-            after, treedef = jax.tree.flatten(after)
-=======
             again = lambda: call(rounded, x, treedef.unflatten(before))
             y, after = called(again, Leaves.of(x, "x", numbers=True), state_leaves)
             check_new_state(state_leaves, Leaves.of(after, "state", numbers=True))
             loss.check(y, target)
->>>>>>> api
             after = [
                 jnp.asarray(a, jnp.asarray(b).dtype)
                 for a, b in zip(jax.tree.leaves(after), before, strict=True)

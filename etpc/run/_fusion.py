@@ -7,11 +7,11 @@ without the fusion.
 """
 
 import functools
+import importlib.metadata
 from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 
 from .._errors import UnsupportedError
@@ -27,7 +27,7 @@ def refuse_wrong_fusion(analysis: Analysis) -> None:
 
     **Raises** `UnsupportedError` on jaxlib 0.10.2 and a CPU, for a step that reduces over values.
     """
-    if jaxlib.__version__ != AFFECTED or jax.default_backend() != "cpu":
+    if importlib.metadata.version("jaxlib") != AFFECTED or jax.default_backend() != "cpu":
         return
     reduction = first_reduction(analysis)
     if reduction is None or _fuses_correctly():

@@ -9,11 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from .._errors import InputError, InputTypeError
-<<<<<<< HEAD
-=======
 from .._jax import result_type
-from ..trace import Leaves
->>>>>>> api
 
 REDUCTIONS = ("mean", "sum")
 NO_REDUCTION = 'reduction must be "sum" or "mean", not {!r}.'
@@ -23,9 +19,10 @@ NO_LOSS = "loss_fn must be a function (y, target), not {!r}."
 class Loss(eqx.Module):
     """A loss function as a PyTree: the arrays that it holds are data, the rest is the program's.
 
-    `loss(y, target, weight) -> (loss, aux)`, where `aux` is `None` unless `has_aux`. With a weight
-    it is `weight * loss`. Where the weight is zero, neither the loss nor its derivative is read: what
-    of `y` and `target` is not finite there is taken as zero, and no cotangent of `y` is passed on.
+    `loss(y, target, weight) -> (loss, aux)`, where `aux` is `None` unless `has_aux`, and the loss is at
+    least float32, in which it is added up. With a weight it is `weight * loss`. Where the weight is
+    zero, neither the loss nor its derivative is read: what of `y` and `target` is not finite there is
+    taken as zero, and no cotangent of `y` is passed on.
     """
 
     arrays: tuple[Any, ...]
@@ -64,27 +61,7 @@ class Loss(eqx.Module):
                 "for time and batch. Write it for these; the mean over examples and steps is taken "
                 "by `reduction`.".format(*shapes)
             )
-<<<<<<< HEAD
             raise
-=======
-
-
-class Loss(Function):
-    """A loss function.
-
-    `loss(y, target, weight) -> (loss, aux)`, where `aux` is `None` unless `has_aux`, and the loss is at
-    least float32, in which it is added up. With a weight it is `weight * loss`. Where the weight is
-    zero, neither the loss nor its derivative is read: what of `y` and `target` is not finite there is
-    taken as zero, and no cotangent of `y` is passed on.
-    """
-
-    has_aux: bool = eqx.field(static=True)
-
-    @classmethod
-    def of(cls, loss_fn: Any, has_aux: bool) -> "Loss":
-        """**Raises** `InputTypeError` where `loss_fn` is no function, or cannot be hashed."""
-        return cls(*cls.parts("loss_fn", loss_fn, NO_LOSS), bool(has_aux))
->>>>>>> api
 
     def __call__(self, y: Any, target: Any, weight: Array | None = None) -> tuple[Array, Any]:
         if weight is None:

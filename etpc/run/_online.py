@@ -1,11 +1,6 @@
 """Training on a stream: the weights move every few steps, and the traces go on."""
 
-<<<<<<< HEAD
-=======
 import inspect
-import math
-import numbers
->>>>>>> api
 from collections.abc import Callable
 from typing import Any
 
@@ -52,18 +47,8 @@ class Online:
         """
         program = self.program
         floats, _ = self._split(program.arguments.parameters(model))
-<<<<<<< HEAD
-        opt_state = self.optimizer.init(program.runner.model_tree(floats))
-        return opt_state, program.init(batch_size, model=model)
-=======
         opt_state = _strong(self.optimizer.init(program.runner.model_tree(floats)))
-        carry: Any = program.init(batch_size)
-        if self.reward_decay is not None:
-            lead = () if batch_size is None else (batch_size,)
-            zeros = [jnp.zeros((*lead, *jnp.shape(a)), a.dtype) for a in floats]
-            carry = RewardCarry(carry, program.runner.model_tree(zeros))
-        return opt_state, carry
->>>>>>> api
+        return opt_state, program.init(batch_size, model=model)
 
     def update(
         self,
@@ -204,8 +189,6 @@ class Online:
             after, (losses, aux) = lax.scan(body, start, pieces)
         return (*after, losses, jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux))
 
-<<<<<<< HEAD
-=======
     def _moved(self, floats, opt_state, value, grads) -> tuple[list[Array], Any]:
         """The parameters and the state of the optimizer after an update."""
         tree = self.program.runner.model_tree
@@ -230,89 +213,6 @@ class Online:
         ]
         return floats, _strong(opt_state)
 
-    def _gradient(self, loss: Loss, parameters, carry, xs, targets, mask, reward, reset):
-        """Loss, carry and gradients of W steps, and what the loss returns besides.
-
-        `reset` says which examples begin at which step.
-        """
-        program, stream = self.program, self._stream(carry)
-        if reward is None:
-            return program.runner.value_and_grad(
-                loss, self.reduction, parameters, xs, targets, stream, mask, reset
-            )
-        late, after, weights = self._late(loss, parameters, carry, xs, targets, mask, reward, reset)
-        value, stream, grads, aux = program.runner.value_and_grad(
-            loss, "sum", parameters, xs, targets, stream, weights, reset
-        )
-        sums = value, jax.tree.map(jnp.add, grads, late)
-        value, grads = reduced(self.reduction, sums, None, xs[0].shape[0])
-        return value, RewardCarry(stream, after), grads, aux
-
-    # --- rewards ---
-
-    def _late(self, loss: Loss, parameters, carry: RewardCarry, xs, targets, mask, reward, reset):
-        """What rewards make of the gradients of earlier steps.
-
-        With `G_t = d_t G_{t-1} + g_t` of each example, where d is the decay, and zero where an
-        example begins anew, `sum_t r_t G_t` is that of the steps before, `G_0 sum_t r_t d_1 .. d_t`,
-        and of each step of these, `g_s sum_{t >= s} r_t d_{s+1} .. d_t`. The second one needs no
-        gradient for each example: it is that of a loss with weights.
-
-        **Returns** the first one, averaged over the batch, the gradients to carry on, and the
-        weights.
-        """
-        program, stream = self.program, carry.stream
-        decay = jnp.full_like(reward, self.reward_decay or 0.0, jnp.result_type(reward, float))
-        if reset is not None:
-            decay = jnp.where(reset, 0, decay)
-        reward = reward.astype(decay.dtype)
-        weights = jnp.ones_like(reward) if mask is None else mask.astype(decay.dtype)
-
-        def back(later, step_values):
-            reward, decay = step_values
-            factor = reward + later
-            return decay * factor, factor
-
-        of_start, factors = lax.scan(back, jnp.zeros_like(reward[0]), (reward, decay), reverse=True)
-        passed = lax.cumprod(jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])]), reverse=True)
-        past = self._floats_of(carry.gradients)
-
-        def one(xs, targets, weights, reset, state, traces, fresh):
-            own, each, past = traces
-            alone = Carry(state, own, fresh, stream.program, False, stream.shared, each, past)
-            return program.runner.value_and_grad(
-                loss, "sum", parameters, xs, targets, alone, weights, reset
-            )[2]
-
-        sequences = xs, targets, passed * weights, reset
-        per_example = stream.state, (stream.traces, stream.each, stream.past), stream.fresh
-        if stream.batched:
-            grads = jax.vmap(one, in_axes=(*[1] * 4, *[0] * 3))(*sequences, *per_example)
-            late = [_times(of_start, g).mean(0) for g in past]
-        else:
-            grads = one(*sequences, *per_example)
-            late = [_times(of_start, g) for g in past]
-        kept = decay.prod(0)
-        after = [_times(kept, g) + new for g, new in zip(past, grads, strict=True)]
-        return late, program.runner.model_tree(after), factors * weights
-
-    def _stream(self, carry: Any) -> Any:
-        if self.reward_decay is None:
-            return carry
-        if not isinstance(carry, RewardCarry):
-            raise InputTypeError(
-                f"carry is a {type(carry).__name__}, and with reward_decay it should be the "
-                "`etpc.RewardCarry` of `init` or of an update before."
-            )
-        return carry.stream
-
-    def _restarted(self, carry: Any, where: Array) -> Any:
-        if self.reward_decay is None:
-            return self.program.reset(carry, where)
-        gradients = jax.tree.map(lambda g: jnp.where(_over(where, g), 0, g), carry.gradients)
-        return RewardCarry(self.program.reset(carry.stream, where), gradients)
-
->>>>>>> api
     # --- parameters ---
 
     def _split(self, parameters: list[Any]) -> tuple[list[Array], list[Any]]:

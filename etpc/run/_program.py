@@ -292,29 +292,19 @@ class Program(Shown):
             step; booleans or real numbers. The mean is then `sum(mask * loss) / sum(mask)`, zero
             where all are zero, and the sum `sum(mask * loss) / B`. Where it is zero, neither loss
             nor gradient comes from there, be the output, the target or the loss NaN; an input that is
-<<<<<<< HEAD
-            not finite is read as zero there. The state moves on at such steps too.
-        - `grads`: the structure of the model, with `None` at leaves that are no float arrays. The carry that
-            goes in is data: its traces hold what its state owes to earlier steps, and there is no gradient
-            by the state itself.
-=======
             not finite is read as zero there. The network still runs through padded steps; only their
             loss and gradient are dropped.
         - `grads`: the structure of the model, with `None` at leaves that are no float arrays. They have
-            no derivative: `etpc.UnsupportedError` where one is asked for. That of the loss is the one of BPTT.
+            no derivative: `etpc.UnsupportedError` where one is asked for. The carry that goes in is data: its
+            traces hold what its state owes to earlier steps, and there is no gradient by the state itself.
 
         The loss is at least float32, in which losses and gradients are added up.
->>>>>>> api
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
         check_reduction(reduction)
         loss = Loss.of(loss_fn, has_aux)
-<<<<<<< HEAD
-=======
         compiled = self._compiled_for(loss.static, loss.treedef, loss.has_aux, reduction)
-        expected = None if critic is None else self._critic(critic)
->>>>>>> api
 
         def run(
             model: Any, xs: Any, targets: Any, carry: Carry, *, mask: Any = None
@@ -324,43 +314,17 @@ class Program(Shown):
             leaves = self.arguments.inputs(xs, carry)
             check_targets(targets, leaves, carry.batched)
             mask = checked_weights("mask", mask, leaves[0].shape[: 2 if carry.batched else 1])
-<<<<<<< HEAD
-            value, carry, grads, aux = self._jit_value_and_grad(
-                loss, reduction, parameters, leaves, targets, carry, mask
-=======
-            value, carry, grads, aux = compiled(
-                loss, parameters, leaves, targets, carry, mask, expected
->>>>>>> api
-            )
+            value, carry, grads, aux = compiled(loss, parameters, leaves, targets, carry, mask)
             return (value, (carry, aux) if has_aux else carry), self.runner.model_tree(grads)
 
         return run
-
-<<<<<<< HEAD
-    def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask):
-=======
-    def _critic(self, critic: Callable[[Any, Any], Any]) -> Critic:
-        algorithm, why = self.plan.algorithm, ""
-        if algorithm.in_window != "exact":
-            why = (
-                "no credit flows back from the end of a truncated window. Compile with "
-                '`in_window="exact"`'
-            )
-        elif self.plan.behind:
-            why = "its windows overlap. Compile with windows that do not: without `lookback`, or `every`"
-        elif algorithm.bounded:
-            why = "a certificate does not bound what a critic changes. Compile without one"
-        if why:
-            raise InputError(f"{algorithm} takes no critic. This is because {why}.")
-        return Critic.of(critic)
 
     def _jit_value_and_grad(self, *loss_and_reduction: Any) -> Callable[..., Any]:
         """The compiled function, which goes with what it compiled when it is dropped."""
         reduction = loss_and_reduction[-1]
         return jax.jit(lambda loss, *more: self._masked_value_and_grad(loss, reduction, *more))
 
-    def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask, critic):
->>>>>>> api
+    def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask):
         xs = [finite_where_masked(x, mask) for x in xs]
         return self.runner.value_and_grad(loss, reduction, parameters, xs, targets, carry, mask)
 

@@ -9,19 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._carry import Carry
-<<<<<<< HEAD
-from .._jax import evaluate
-from ..emit import Window
-from ..trace import repeat
-from ..traces import Traces
-from ._loss import Loss, reduced
-=======
-from .._jax import without_derivative
+from .._jax import evaluate, without_derivative
 from ..emit import NO_SECOND_DERIVATIVE, Window
 from ..trace import repeat
 from ..traces import Traces
-from ._loss import Critic, Loss, reduced, summed_in
->>>>>>> api
+from ._loss import Loss, reduced, summed_in
 
 
 class Runner:

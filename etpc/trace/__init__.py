@@ -2,7 +2,7 @@
 
 from ._known import Known
 from ._leaves import Leaves, path_text, repeat
-from ._trace import Step, called, check_new_state, trace
+from ._trace import Step, called, check_new_state, checked_call, initial_state, trace
 
 __all__ = [
     "Known",
@@ -10,6 +10,8 @@ __all__ = [
     "Step",
     "called",
     "check_new_state",
+    "checked_call",
+    "initial_state",
     "path_text",
     "repeat",
     "trace",

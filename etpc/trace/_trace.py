@@ -1,12 +1,8 @@
 """One step of a model as a canonical, flat program."""
 
 import dataclasses
-<<<<<<< HEAD
-from collections.abc import Callable, Mapping, Sequence
-=======
 import math
-from collections.abc import Callable, Mapping
->>>>>>> api
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -201,7 +197,6 @@ def initial_state(model: Any) -> Any:
         return make()
 
 
-<<<<<<< HEAD
 def _learned(model_leaves: Leaves, state_leaves: Leaves) -> tuple[Flat | None, list[int]]:
     """`init_state()` as a program of the parameters, and which leaves depend on a float parameter;
     `None` where none does, or where the function needs values and so cannot be traced."""
@@ -225,10 +220,6 @@ def _learned(model_leaves: Leaves, state_leaves: Leaves) -> tuple[Flat | None, l
 
 def called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any, Any]:
     """What one step returns. **Raises** `ModelError` unless it is `(y, new_state)`."""
-=======
-def called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any, Any]:
-    """What one step returns, `(y, new_state)`."""
->>>>>>> api
     try:
         result = call()
     except Exception as error:
@@ -313,4 +304,4 @@ def _aval(aval: jax.ShapeDtypeStruct) -> str:
     return f"{aval.dtype}{list(aval.shape)}"
 
 
-__all__ = ["Step", "called", "check_new_state", "trace"]
+__all__ = ["Step", "called", "check_new_state", "checked_call", "initial_state", "trace"]
