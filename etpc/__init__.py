@@ -13,7 +13,9 @@ from ._errors import (
     ModelError,
     SelectionError,
     SilentNetworkWarning,
+    UncheckedWarning,
     UnsupportedError,
+    VerificationError,
 )
 from ._jax import mark
 
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
     from . import surrogate as surrogate
     from . import trace as trace
     from . import units as units
-    from ._compare import Comparison, Result, compare
+    from ._compare import Comparison, Report, Result, compare, verify
     from ._fit import Run, fit
-    from ._verify import Report, Row, bptt, verify
+    from ._verify import Row, bptt
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Auto, CreditRTRL, SnAp
     from .checkpoint import load, save
     from .plan import Claim, Reason
@@ -51,9 +53,9 @@ if TYPE_CHECKING:
 else:
     _NAMES = {
         "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate trace units",
-        "_compare": "Comparison Result compare",
+        "_compare": "Comparison Report Result compare verify",
         "_fit": "Run fit",
-        "_verify": "Report Row bptt verify",
+        "_verify": "Row bptt",
         "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL Auto SnAp TBPTT",
         "checkpoint": "load save",
         "plan": "Claim Reason",
@@ -107,7 +109,9 @@ __all__ = [
     "SelectionError",
     "SilentNetworkWarning",
     "SnAp",
+    "UncheckedWarning",
     "UnsupportedError",
+    "VerificationError",
     "bptt",
     "compare",
     "compile",

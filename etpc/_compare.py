@@ -1,4 +1,4 @@
-"""Algorithms side by side, each against backpropagation through time."""
+"""`etpc.verify` and `etpc.compare`: algorithms against backpropagation through time."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -9,30 +9,91 @@ import numpy as np
 
 from ._errors import InputError, checked_count
 from ._verify import (
-    HELD,
+    Gradient,
     Row,
     StepFunction,
     _bptt,
     compare_all,
-    compare_one,
     compiled_for,
     default_tolerance,
     doubts,
-    fidelity,
-    flat_gradients,
     full_state,
     lead_of,
-    rounding,
-    verdict,
+    precision,
+    unread_traces,
 )
 from .algorithms import TBPTT, Algorithm, resolve
+from .plan import UNMARKED
 from .run import Program
 from .run._arguments import check_data, check_lead, check_tolerance
-from .run._loss import Loss, check_reduction, checked_weights, finite_where_masked
+from .run._loss import Loss, check_reduction, checked_weights
 from .show import table
 
 TOTAL = "(all)"
 """In the place of a path, in the row of all parameters together."""
+
+HELD = {True: "yes", False: "NO", None: "-"}
+
+
+def fidelity(row: Row) -> list[str]:
+    """Cosine, error and ratio of a row, for a table."""
+    return [f"{row.cosine:.6f}", f"{row.error:.2e}", f"{row.ratio:.4f}"]
+
+
+class Verdict:
+    """What a report and a comparison have in common."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    tolerance: float
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether something that should have been compared was zero or silent, or was not used."""
+        return bool(self.notes)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every claim held, and none of them emptily."""
+        return not self.vacuous and all(row.held is not False for row in self.rows)
+
+    def _lines(self) -> list[str]:
+        """The lines below a table."""
+        outcome = "ok" if self.ok else "NOT ok"
+        if self.notes:
+            outcome += ": the comparison is vacuous in part"
+        lines = [f"note: {text}" for text in self.notes]
+        return [
+            *lines,
+            f"{outcome}  (exact means a relative error of at most {self.tolerance:.0e})",
+        ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report(Verdict):
+    """The result of [`etpc.verify`][]. `print` it for a table."""
+
+    program: Program
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    """What makes the comparison say less than it seems to: zero gradients, silent neurons, traces that
+    were not read."""
+    tolerance: float
+    loss: float
+    remarks: tuple[str, ...] = ()
+    """What a reader may want to change; no doubts of the verdict."""
+
+    def __str__(self) -> str:
+        columns = ["parameter", "cosine", "rel. error", "ratio", "norm", "claim", "held"]
+        rows = [
+            [row.path, *fidelity(row), f"{row.norm:.3e}", row.claim, HELD[row.held]]
+            for row in self.rows
+        ]
+        head = f"{self.program.algorithm} against BPTT (loss {self.loss:.6g})"
+        remarks = [f"remark: {text}" for text in self.remarks]
+        return "\n".join([head, "", *table(columns, rows), "", *remarks, *self._lines()])
+
+    __repr__ = __str__
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,25 +121,20 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Verdict):
     """The result of [`etpc.compare`][]. `print` it for a table."""
 
     results: tuple[Result, ...]
     notes: tuple[str, ...]
-    """What makes the comparison say less than it seems to: zero gradients, silent neurons."""
+    """What makes the comparison say less than it seems to: zero gradients, silent neurons, traces that
+    were not read."""
     tolerance: float
     loss: float
 
     @property
-    def vacuous(self) -> bool:
-        """Whether something that should have been compared was zero or silent."""
-        return bool(self.notes)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every claim held, and none of them emptily."""
-        rows = [row for result in self.results for row in result.rows]
-        return not self.vacuous and all(row.held is not False for row in rows)
+    def rows(self) -> tuple[Row, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of all results, one after the other."""
+        return tuple(row for result in self.results for row in result.rows)
 
     def __str__(self) -> str:
         columns = ["algorithm", "carry bytes", "parameter", "cosine", "rel. error", "ratio"]
@@ -89,11 +145,58 @@ class Comparison:
             for row in (*result.rows, result.total):
                 rows.append([*first, row.path, *fidelity(row), row.claim, HELD[row.held]])
                 first = ["", ""]
-        lines = [f"against BPTT (loss {self.loss:.6g})", "", *table(columns, rows), ""]
-        lines += verdict(self.ok, self.notes, self.tolerance)
-        return "\n".join(lines)
+        head = f"against BPTT (loss {self.loss:.6g})"
+        return "\n".join([head, "", *table(columns, rows), "", *self._lines()])
 
     __repr__ = __str__
+
+
+def verify(
+    model: Any,
+    xs: Any,
+    targets: Any,
+    loss_fn: Callable[[Any, Any], Any],
+    algo: Algorithm | str = "d_rtrl",
+    *,
+    state: Any = None,
+    step: StepFunction | None = None,
+    weights: Any = None,
+    batch_size: int | None = None,
+    tolerance: float | None = None,
+    reduction: str = "mean",
+    mask: Any = None,
+    has_aux: bool = False,
+) -> Report:
+    """Compare the gradient of an algorithm with BPTT, parameter by parameter.
+
+    **Arguments:**
+
+    - `model`, `algo`, `state`, `step`, `weights`: as in [`etpc.compile`][].
+    - `xs`, `targets`: a sequence; leading axis T, then B where `batch_size` is given. Take T
+        longer than the window (16 by default), or no trace is read.
+    - `loss_fn`, `reduction`, `mask`, `has_aux`: as in `value_and_grad` of a
+        [`Program`][etpc.Program.value_and_grad].
+    - `tolerance`: the largest relative error that counts as exact. By default it follows the least
+        precise dtype in which a step computes: 1e-9 in float64, 1e-3 in float32, and the root of the
+        precision in less, 0.03 in float16 and 0.09 in bfloat16. What rounding alone explains counts as
+        exact too: a difference of at most 64 times the precision, relative to the gradient of all
+        parameters (and to `tolerance`, if that is smaller), that is also no larger than what a change of
+        the parameters in their last digit makes of this gradient.
+
+    **Returns** a [`Report`][etpc.Report]: `print` shows the table, `.ok` is the verdict.
+    It is not ok where a claim of exactness does not hold, and where the comparison says nothing
+    because a gradient is zero, no neuron of a layer spikes, or no loss counts after the first window, so
+    that no trace was read.
+
+    **Raises** what `etpc.compile` and `value_and_grad` raise.
+    """
+    options = dict(state=state, step=step, weights=weights, memory=None, tolerance=tolerance)
+    options |= dict(batch_size=batch_size, reduction=reduction, mask=mask, has_aux=has_aux)
+    found = _compare(model, xs, targets, loss_fn, [resolve(algo)], in_blocks=False, **options)
+    (result,) = found.results
+    assert result.program is not None
+    remarks = _remarks(result.program)
+    return Report(result.program, result.rows, found.notes, found.tolerance, found.loss, remarks)
 
 
 def compare(
@@ -123,7 +226,7 @@ def compare(
     - `algos`: algorithms or their names; `TBPTT(K)` or `TBPTT(K, every=W)` for truncated BPTT.
     - `batch_size`: B where the data has a batch axis, `None` where it has none.
 
-    BPTT is computed once. `ES_D_RTRL(rank="auto")` measures ranks on the first example of `xs`.
+    BPTT is computed once.
 
     **Returns** a [`Comparison`][etpc.Comparison]: `print` shows the table, `.results` holds
     it as data, `.ok` is the verdict, as for a report of [`etpc.verify`][]. What is not claimed to be
@@ -153,76 +256,111 @@ def compare(
         raise InputError(
             f"algos is a list of algorithms or their names, with at least one, not {algos!r}."
         )
+    options = dict(state=state, step=step, weights=weights, memory=memory, tolerance=tolerance)
+    options |= dict(batch_size=batch_size, reduction=reduction, mask=mask, has_aux=has_aux)
+    chosen = [resolve(algo) for algo in algos]
+    return _compare(model, xs, targets, loss_fn, chosen, in_blocks=True, **options)
+
+
+def _compare(
+    model: Any,
+    xs: Any,
+    targets: Any,
+    loss_fn: Any,
+    algorithms: list[Algorithm],
+    *,
+    in_blocks: bool,
+    state: Any,
+    step: Any,
+    weights: Any,
+    memory: Any,
+    tolerance: float | None,
+    batch_size: Any,
+    reduction: str,
+    mask: Any,
+    has_aux: bool,
+) -> Comparison:
+    """Each algorithm against BPTT; those that are BPTT of blocks without a program if `in_blocks`."""
     check_reduction(reduction)
     check_tolerance(tolerance)
-    chosen = [resolve(algo) for algo in algos]
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
     check_data(xs, targets)
-    mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
-    sample = jax.tree.map(lambda x: finite_where_masked(x, mask), xs)
-    sample = sample if batch_size is None else jax.tree.map(lambda a: a[:, 0], sample)
-
-    options = dict(state=state, step=step, weights=weights, memory=memory, sample=sample)
+    lead = lead_of((xs, targets), batch_size)
+    mask = checked_weights("mask", mask, lead)
+    options = dict(state=state, step=step, weights=weights, memory=memory)
     compiled = lambda algorithm: compiled_for(xs, batch_size, model, algorithm, **options)
-    programs = [None if algo.in_blocks else compiled(algo) for algo in chosen]
+    without = [in_blocks and algorithm.in_blocks for algorithm in algorithms]
+    programs = [
+        None if no_program else compiled(algorithm)
+        for algorithm, no_program in zip(algorithms, without, strict=True)
+    ]
     any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")
     check_lead(xs, targets, batch_size)
-    if tolerance is None:
-        tolerance = default_tolerance(any_program)
+    dtype = precision(any_program)
+    tolerance = default_tolerance(dtype) if tolerance is None else tolerance
     carry = any_program.init(batch_size)
-    start = full_state(any_program, carry)
-    batched = batch_size is not None
-    loss = Loss.of(loss_fn, has_aux)
-    arguments = model, xs, targets, loss, start, step, mask, batched, reduction
-    value, reference, _ = _bptt(*arguments)
-    steps = lead_of((xs, targets), batch_size)[0]
-    results = []
-    for algorithm, program in zip(chosen, programs, strict=True):
+    loss, start = Loss.of(loss_fn, has_aux), full_state(any_program, carry)
+    learned = any_program.plan.analysis.step.initial is not None
+
+    def reverse(window: int | None = None) -> Gradient:
+        def run(model: Any, mask: Any) -> tuple[Any, Any]:
+            data = xs, targets, loss, start, step, mask, batch_size is not None
+            return _bptt(model, *data, reduction, window, learned)[:2]
+
+        return Gradient(run, any_program, model, mask, lead)
+
+    def online(program: Program) -> Gradient:
+        gradient = program.value_and_grad(loss_fn, reduction, has_aux=has_aux)
+        first = program.init(batch_size)
+
+        def run(model: Any, mask: Any) -> tuple[Any, Any]:
+            (value, _), grads = gradient(model, xs, targets, first, mask=mask)
+            return value, grads
+
+        return Gradient(run, program, model, mask, lead)
+
+    reference, steps = reverse(), lead[0]
+    results, unread = [], {}
+    for algorithm, program in zip(algorithms, programs, strict=True):
         if program is None:
             window = algorithm.lookback or steps
-            _, grads, _ = _bptt(*arguments, window=window)
-            rows = _tbptt_rows(any_program, grads, reference, window, steps, tolerance)
-            passed_on = carry.state
+            claim = "exact" if window >= steps else "current step" if window == 1 else "approximate"
+            claims = {
+                path: "unused" if c.claim == "unused" else claim
+                for path, c in any_program.claims.items()
+            }
+            got, passed_on = reverse(window), carry.state
         else:
-            run = program.value_and_grad(loss_fn, reduction, has_aux=has_aux)
-            passed_on = program.init(batch_size)
-            _, grads = run(model, xs, targets, passed_on, mask=mask)
-            rows = compare_all(program, grads, reference, tolerance)
-        total = _total(any_program, grads, reference, rows, tolerance)
+            claims = {path: c.claim for path, c in program.claims.items()}
+            got, passed_on = online(program), program.init(batch_size)
+            unread.setdefault(unread_traces(program, steps, mask), []).append(short_name(algorithm))
+        rows = compare_all(got, reference, claims, tolerance, dtype)
         size = sum(a.nbytes for a in jax.tree.leaves(passed_on))
-        results.append(Result(algorithm, rows, total, size, program))
-    notes = doubts(any_program, model, xs, carry, results[0].rows, mask)
-    return Comparison(tuple(results), notes, tolerance, float(value))
+        results.append(Result(algorithm, rows, _total(got, reference, rows), size, program))
+    unread.pop(None, None)
+    silent = any_program.silent(model, xs, carry, mask=mask)
+    notes = [*doubts(any_program, silent, reference)]
+    notes += [f"{', '.join(names)}: {text}" for text, names in unread.items()]
+    return Comparison(tuple(results), tuple(notes), tolerance, reference.loss)
 
 
-def _tbptt_rows(
-    program: Program, grads: Any, reference: Any, window: int, steps: int, tolerance: float
-) -> tuple[Row, ...]:
-    claim = "exact" if window >= steps else "current step" if window == 1 else "approximate"
-    got, want = (flat_gradients(program, tree) for tree in (grads, reference))
-    noise = rounding(program, reference, tolerance)
-    return tuple(
-        compare_one(
-            path,
-            got[path],
-            want[path],
-            "unused" if program.claims[path].claim == "unused" else claim,
-            tolerance,
-            noise,
-        )
-        for path in got
-    )
-
-
-def _total(
-    program: Program, grads: Any, reference: Any, rows: tuple[Row, ...], tolerance: float
-) -> Row:
-    got, want = (
-        np.concatenate([*flat_gradients(program, tree).values()]) for tree in (grads, reference)
-    )
+def _total(got: Gradient, want: Gradient, rows: tuple[Row, ...]) -> Row:
+    """The row of all parameters together, of which holds what holds of each."""
+    a, b = (np.concatenate([*gradient.values.values()]) for gradient in (got, want))
     claims = {row.claim for row in rows} - {"unused"}
     claim = claims.pop() if len(claims) == 1 else "approximate"
-    return compare_one(TOTAL, got, want, claim, tolerance)
+    row = Row.of(TOTAL, a, b, claim)
+    if claim != "exact":
+        return row
+    held = all(row.held is not False for row in rows)
+    return dataclasses.replace(row, held=None if held and not row.norm else held)
+
+
+def _remarks(program: Program) -> tuple[str, ...]:
+    """What a reader may want to change."""
+    unmarked = dict.fromkeys(p.path for p in program.plan.ops if p.reason.startswith(UNMARKED))
+    text = "not marked, and so without a trace; leave weights= out to give every weight one"
+    return (f"{', '.join(unmarked)}: {text}",) if unmarked else ()
 
 
 def short_name(algorithm: Algorithm) -> str:
@@ -235,4 +373,4 @@ def short_name(algorithm: Algorithm) -> str:
     return f"{type(algorithm).__name__}({', '.join(settings)})"
 
 
-__all__ = ["TBPTT", "TOTAL", "Comparison", "Result", "compare"]
+__all__ = ["TBPTT", "TOTAL", "Comparison", "Report", "Result", "compare", "short_name", "verify"]

@@ -42,8 +42,16 @@ class CheckpointError(EtpcError, ValueError):
     """A file is no whole checkpoint or does not fit, or a tree cannot be saved in one."""
 
 
+class VerificationError(EtpcError, ArithmeticError):
+    """A gradient is not what the program claims, on this machine, in this dtype and at this size."""
+
+
 class SilentNetworkWarning(UserWarning):
     """No neuron of a layer spikes, so that its weights get no useful gradient."""
+
+
+class UncheckedWarning(UserWarning):
+    """A gradient was to be checked, and nothing could be compared: it was zero."""
 
 
 def raise_together(

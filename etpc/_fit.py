@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from ._check import check_updates, warn_of_unchecked
 from ._errors import InputError, InputTypeError, checked_count, raise_together
 from .checkpoint import load, save
 from .run import Online
@@ -30,7 +31,8 @@ class Run:
     aux: Any
     """What the loss function returned besides, for the last block, with `has_aux`; else `None`."""
     history: np.ndarray
-    """The mean loss of each block of this call."""
+    """The mean loss of each block of this call: over the weights where it has a `mask`, and `nan` where no
+    loss counts."""
     stopped: bool
     """Whether a callback ended the run."""
 
@@ -48,6 +50,7 @@ def fit(
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: int = 100,
+    verify: bool = False,
 ) -> Run:
     """Train on block after block of data. It is this loop, and nothing that it does is hidden:
 
@@ -58,7 +61,8 @@ def fit(
     ```
 
     with a progress bar, callbacks, a checkpoint from which the same call goes on, and a check of the
-    first block, which warns where a layer of neurons is silent.
+    first block, which warns where a layer of neurons is silent, and with `verify=True` compares its
+    gradients with BPTT.
 
     **Arguments:**
 
@@ -72,22 +76,26 @@ def fit(
         those of a run before.
     - `independent`: whether a block holds new sequences, which begin in the initial state and with
         traces of zeros, rather than the next part of a stream. PRNG keys in the state go on.
-    - `callbacks`: functions that get the [`Run`][etpc.Run] after each block. Where one returns True
-        the run ends; the others are called first.
+    - `callbacks`: functions that get the [`Run`][etpc.Run] after each block. Where one returns True, of
+        Python, NumPy or JAX, the run ends; the others are called first.
     - `progress`: whether to show a bar, which needs tqdm. By default there is one where tqdm is
         installed and stderr is a terminal.
     - `checkpoint`: a file. It is written by [`etpc.save`][] after every `save_every` blocks and at the
-        end. Where it is there already, the run goes on from it: `blocks` should be the same again, and
+        end, be that an error or Ctrl-C; whether it can be written is tried before the first block.
+        Where it is there already, the run goes on from it: `blocks` should be the same again, and
         those that were trained on are skipped; of `model`, `opt_state` and `carry` only the structure
         counts. A run that was stopped, or has come to the end of `blocks`, is returned as it is. What
         callbacks remember is not saved.
     - `save_every`: a number of blocks.
+    - `verify`: whether to compare the gradients of the first updates with BPTT before the first block, as
+        [`Online.check`][etpc.Online.check] does, which says what it costs.
 
     **Returns** the [`Run`][etpc.Run] after the last block.
 
     **Raises** `etpc.InputTypeError` and `etpc.InputError`; `etpc.CheckpointError` where the file is
-    of another run; what `learner.update` raises; `ModuleNotFoundError` with `progress=True` without
-    tqdm. Warns with `etpc.SilentNetworkWarning`.
+    of another run; `OSError` where it cannot be written; `etpc.VerificationError` with `verify=True`
+    where a claim does not hold; what `learner.update` raises; `ModuleNotFoundError` with `progress=True`
+    without tqdm. Warns with `etpc.SilentNetworkWarning` and, with `verify=True`, `etpc.UncheckedWarning`.
 
     ```pycon
     >>> import etpc, jax.numpy as jnp, optax
@@ -117,18 +125,18 @@ def fit(
     run = Run(model, opt_state, carry, block, None, None, np.zeros(0), stopped)
     bar = _bar(progress, blocks, block)
     history: list[float] = []
-    saved = block
     remaining = () if stopped else itertools.islice(blocks, block, None)
-    with bar:
+    saves = _Saves(None if stopped else checkpoint, run)
+    with saves, bar:
         for data in remaining:
             arguments = _arguments(data, run.block)
-            if not history:
-                warn_of_silence(_silent(learner, run, arguments), stacklevel=2)
             carry = learner.restarted(run.carry) if independent else run.carry
+            if not history:
+                _check_first(learner, run.model, carry, arguments, verify)
             model, opt_state, carry, losses, *aux = learner.update(
                 run.model, run.opt_state, carry, **arguments
             )
-            history.append(float(jnp.mean(losses)))
+            history.append(_mean_loss(learner, losses, arguments.get("mask")))
             bar.set_postfix_str(f"loss {history[-1]:.4g}", refresh=False)
             bar.update()
             block = run.block + 1
@@ -137,27 +145,92 @@ def fit(
                 np.asarray(history),
                 False,
             )
-            answers = [callback(run) for callback in callbacks]
-            if any(answer is True for answer in answers):
-                run = dataclasses.replace(run, stopped=True)
-            if checkpoint is not None and (run.stopped or not run.block % save_every):
-                _save(checkpoint, run)
-                saved = run.block
+            saves.run = run
+            answers = [_is_true(callback(run)) for callback in callbacks]
+            if any(answers):
+                saves.run = run = dataclasses.replace(run, stopped=True)
+            if not run.block % save_every:
+                saves.save()
             if run.stopped:
                 break
-    if checkpoint is not None and saved != run.block:
-        _save(checkpoint, run)
     return run
 
 
-def _silent(learner: Online, run: Run, arguments: dict[str, Any]) -> tuple[str, ...]:
-    """Which layers do not spike on a block of data."""
+class _Saves:
+    """Keeps the last run in a checkpoint: now and then, and where the loop ends, whatever ends it.
+
+    - `path`: of the checkpoint; `None` for none.
+    - `run`: the last one. That with which it begins is there already, or is what anyone can make again.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, run: Run):
+        self.path, self.run, self._saved = path, run, run
+
+    def __enter__(self) -> None:
+        if self.path is None:
+            return
+        path = Path(os.path.realpath(self.path))
+        try:  # beside the file, so that no other process takes it for a run that has begun
+            with tempfile.TemporaryDirectory(prefix=".etpc-", dir=path.parent) as trial:
+                self._write(Path(trial) / path.name)
+        except OSError as error:
+            error.add_note(
+                f"This is a trial before the first block: the checkpoint {self.path} could not be saved "
+                "after it."
+            )
+            raise
+
+    def save(self) -> None:
+        if self.path is not None and self.run is not self._saved:
+            self._write(self.path)
+            self._saved = self.run
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is None:
+            return self.save()
+        try:
+            self.save()
+        except Exception as unsaved:  # what ended the run says more
+            error.add_note(f"The run of {self.run.block} blocks was not saved: {unsaved!r}")
+
+    def _write(self, path: str | os.PathLike[str]) -> None:
+        run = self.run
+        save(path, (run.model, run.opt_state, run.carry, run.block, run.stopped))
+
+
+def _check_first(
+    learner: Online, model: Any, carry: Any, arguments: dict[str, Any], verify: bool
+) -> None:
+    """What is checked before the first block."""
     xs, mask = arguments["xs"], arguments.get("mask")
-    return learner.program.silent(run.model, xs, run.carry, mask=mask)
+    warn_of_silence(learner.program.silent(model, xs, carry, mask=mask), stacklevel=3)
+    if verify:
+        unchecked = check_updates(learner, model, carry, xs, arguments["targets"], mask)
+        warn_of_unchecked(unchecked, stacklevel=3)
 
 
-def _save(path: str | os.PathLike[str], run: Run) -> None:
-    save(path, (run.model, run.opt_state, run.carry, run.block, run.stopped))
+def _mean_loss(learner: Online, losses: Any, mask: Any) -> float:
+    """The mean loss of a block, in which an update without a loss does not count."""
+    losses = np.asarray(losses, np.float64)
+    if mask is None:
+        return float(losses.mean())
+    weights = np.asarray(mask, np.float64).reshape(len(losses), -1)
+    # The loss of an update is a mean over its weights; or a sum, which is as it is.
+    weights = weights.sum(1) if learner.reduction == "mean" else (weights != 0).any(1)
+    total = weights.sum()
+    return float((weights * losses).sum() / total) if total else float("nan")
+
+
+def _is_true(answer: Any) -> bool:
+    """Whether a callback returned True: Python's, or an array of NumPy or JAX that is a boolean."""
+    if isinstance(answer, bool) or getattr(answer, "dtype", None) != np.bool_:
+        return answer is True
+    if answer.ndim:
+        raise InputTypeError(
+            f"A callback returned booleans of shape {list(answer.shape)}. Let it return one, by `.all()` or "
+            "`.any()`: True ends the run."
+        )
+    return bool(answer)
 
 
 def _check(learner: Any, callbacks: Any, blocks: Any) -> None:

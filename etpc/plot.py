@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._compare import Report
 from ._errors import InputError, SelectionError, UnsupportedError
 from ._jax import evaluate, is_step_function
-from ._verify import Report, StepFunction, bptt
+from ._verify import StepFunction, bptt
 from .algorithms import Algorithm, resolve
 from .plan import OpPlan, TracePlan
 from .run import Program, compile

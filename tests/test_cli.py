@@ -124,6 +124,35 @@ def forgot():
     make()
 
 
+def leaves():
+    raise SystemExit(0)
+
+
+def leaves_later():
+    def step(w, x, h):
+        raise SystemExit("bye")
+
+    return Task(jnp.ones(3), jnp.zeros(3), state=jnp.ones(3), step=step)
+
+
+class Abort(BaseException):
+    pass
+
+
+def aborts():
+    raise Abort
+
+
+def foreign():
+    step = lambda w, x, h: (0.9 * h + w["gew\u00efcht"] * x,) * 2
+    return Task({"gew\u00efcht": jnp.ones(3)}, jnp.zeros(3), state=jnp.zeros(3), step=step)
+
+
+@etpc.algorithms.register_algorithm
+class Mine(etpc.RTRL):
+    name = "mine"
+
+
 def raises():
     return make(1 // 0)
 
@@ -153,6 +182,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "tiny_script.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(etpc.algorithms._algorithm, "_NAMES", etpc.algorithms.registered())
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -234,6 +264,29 @@ def test_targets(capsys, target):
     assert run(capsys, "explain", *target.split()) == (0, expected, "")
 
 
+def test_a_rule_that_the_file_registers(capsys):
+    for argv in (
+        *(
+            ["explain", "--algo", "mine"],
+            ["verify", "--algo", "mine", "--tbptt", "1", "--steps", 40],
+        ),
+        ["bench", "--algo", "mine", "--window", 5, "--steps", 20, "--repeats", 1],
+    ):
+        status, out, err = run(capsys, argv[0], "tiny_models.py:make", *argv[1:])
+        assert (status, err) == (0, "")
+        assert "Mine(" in out
+
+
+def test_a_parameter_behind_options(capsys):
+    _, expected, _ = run(capsys, "explain", "tiny_models:make", ".win")
+    for argv in (
+        ["tiny_models:model", "--inputs", "2", ".win"],
+        ["--inputs", "2", "tiny_models:model", ".win"],
+        ["tiny_models:model", "--inputs", "2", ".win", "--seed", "0"],
+    ):
+        assert run(capsys, "explain", *argv) == (0, expected, "")
+
+
 def test_the_seed_reaches_the_factory():
     made, seeded = (
         [load_task(f"tiny_models.py:{name}", None, seed).model.win for seed in (0, 1)]
@@ -248,10 +301,10 @@ def test_the_seed_reaches_the_factory():
 
 
 def test_verify(capsys):
-    status, out, err = run(capsys, "verify", "tiny_models:make", "--steps", 20, "--batch", 2)
+    status, out, err = run(capsys, "verify", "tiny_models:make", "--steps", 40, "--batch", 2)
     assert (status, err) == (0, "")
     head, data, against, _, columns, *_, last = out.splitlines()
-    assert head == "tiny_models:make: 20 steps, batch 2"
+    assert head == "tiny_models:make: 40 steps, batch 2"
     assert data.startswith("random normal inputs (integers are 0 or 1), seed 0; the loss is a mean")
     assert against.startswith("against BPTT (loss ")
     assert columns.startswith("algorithm ")
@@ -300,7 +353,7 @@ def test_verify_as_json_is_the_comparison(capsys):
 
 @pytest.mark.slow
 def test_a_vacuous_comparison_fails(capsys):
-    argv = ["tiny_models:silent", "--steps", 3, "--algo", "d_rtrl", "--tbptt", 1]
+    argv = ["tiny_models:silent", "--steps", 20, "--algo", "d_rtrl,window=5", "--tbptt", 1]
     status, out, _ = run(capsys, "verify", *argv)
     assert status == 1
     assert "NOT ok: the comparison is vacuous in part" in out
@@ -310,6 +363,13 @@ def test_a_vacuous_comparison_fails(capsys):
     assert record["ok"] is False
     assert record["notes"]
     assert record["results"][0]["parameters"][0]["cosine"] is None
+
+
+def test_a_trace_that_was_not_read_fails(capsys):
+    argv = ["tiny_models:make", "--steps", 5, "--algo", "d_rtrl,window=5", "--tbptt", 1]
+    status, out, _ = run(capsys, "verify", *argv)
+    assert status == 1
+    assert "note: D_RTRL(window=5): no trace was read" in out
 
 
 def test_a_claim_that_does_not_hold_fails(capsys, monkeypatch):
@@ -331,7 +391,15 @@ def test_a_claim_that_does_not_hold_fails(capsys, monkeypatch):
     ],
 )
 def test_data_of_a_task(capsys, argv, steps, batch):
-    argv = [f"tiny_models:{argv[0]}", *argv[1:], "--algo", "d_rtrl", "--tbptt", "1", "--json"]
+    argv = [
+        f"tiny_models:{argv[0]}",
+        *argv[1:],
+        "--algo",
+        "d_rtrl,window=2",
+        "--tbptt",
+        "1",
+        "--json",
+    ]
     status, out, _ = run(capsys, "verify", *argv)
     record = strict(out)
     assert status == 0
@@ -423,11 +491,48 @@ class Terminal(io.StringIO):
         return True
 
 
+class Full(io.StringIO):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def flush(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (OSError(28, "No space left on device"), 2, "The answer cannot be written: No space left"),
+        (BrokenPipeError(), 1, ""),  # it was read as far as the reader wanted
+        (None, 2, "The answer cannot be written: stdout is closed"),
+    ],
+)
+def test_an_answer_that_cannot_be_written(monkeypatch, capsys, error, status, said):
+    """Its status is not the one of a claim that does not hold."""
+    argv = ["verify", "tiny_models:silent", "--steps", "20", "--algo", "d_rtrl", "--tbptt", "1"]
+    monkeypatch.setattr(sys, "stdout", None if error is None else Full(error))
+    assert main(argv) == status
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+    monkeypatch.setattr(sys, "stderr", Full(error) if error else None)
+    assert main(argv) == status
+    assert main(["explain", "tiny_models:mke"]) == 2
+
+
+def test_a_name_that_the_terminal_cannot_write(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["explain", "tiny_models:foreign"]) == 0
+    assert b"['gew\\xefcht']" in written.getvalue()
+
+
 @pytest.mark.parametrize(
     ("argv", "doing"),
     [
         ("explain", "compiling"),
-        ("verify --steps 3", "compiling and comparing"),
+        ("verify --steps 20 --algo d_rtrl,window=5 --tbptt 1", "compiling and comparing"),
         ("bench --steps 3 --repeats 1", "compiling and timing"),
     ],
 )
@@ -513,6 +618,15 @@ MISTAKES = {
         r"(?s)TypeError: .*at tiny_models\.py:\d+, in __call__:\n    h = jax",
     ),
     "a factory with arguments": ("explain tiny_models:needs", r"needs width\. Only `key`"),
+    "a factory that exits": (
+        "verify tiny_models:leaves",
+        r"tiny_models:leaves calls sys\.exit\(0\)",
+    ),
+    "a step that exits": ("verify tiny_models:leaves_later", r"calls sys\.exit\('bye'\)"),
+    "a factory that aborts": (
+        "verify tiny_models:aborts",
+        r"Abort\n  at tiny_models\.py:\d+, in aborts",
+    ),
     "a factory that forgets": ("explain tiny_models:forgot", r"forgot gives None"),
     "no model": ("explain tiny_models:nothing", r"nothing gives None"),
     "no inputs": ("explain tiny_models:model", r"does not say what the model reads.*--inputs 20"),
@@ -572,6 +686,9 @@ def test_an_error_of_etpc_is_shown_in_full(capsys, monkeypatch):
         ["draw", "tiny_models:make"],
         ["verify", "tiny_models:make", "--steps", "0"],
         ["bench", "tiny_models:make", "--window", "x"],
+        ["explain", "tiny_models:make", "--inputs", "2", ".win", ".out"],
+        ["explain", "tiny_models:make", "--input-shape", "2"],
+        ["verify", "tiny_models:make", "--steps", "20", ".win"],
     ],
 )
 def test_arguments(capsys, argv):

@@ -11,7 +11,7 @@ import pytest
 import etpc
 from etpc import D_RTRL, ES_D_RTRL, RTRL, TBPTT, SnAp
 from etpc._compare import short_name
-from tests.test_verify import Boastful, Spiking, T, data, leaky, squared
+from tests.test_verify import Boastful, Spiking, T, Wrong, data, leaky, squared
 
 ALGORITHMS = ["d_rtrl", ES_D_RTRL(0.5), SnAp(1), RTRL(), TBPTT(T), TBPTT(6), TBPTT(1)]
 
@@ -157,6 +157,20 @@ def test_a_silent_network_is_noted():
     assert any("gradient of .out.weight is zero" in note for note in found.notes)
 
 
+def test_a_trace_that_was_not_read_is_noted():
+    """Of each algorithm that has one."""
+    xs, targets = jax.tree.map(lambda a: a[:8], data())
+    algorithms = [Wrong(window=8), D_RTRL(window=8), D_RTRL(window=4), TBPTT(8)]
+    found = etpc.compare(leaky(), xs, targets, squared, algorithms)
+    (note,) = found.notes
+    assert note.startswith("Wrong(0.5, False, True, window=8), D_RTRL(window=8): no trace was read")
+    assert not found.ok
+    mask = jnp.zeros(8).at[:4].set(1.0)
+    found = etpc.compare(leaky(), xs, targets, squared, [Wrong(window=4)], mask=mask)
+    assert "no loss counts after them" in found.notes[0]
+    assert not found.ok
+
+
 def test_options_reach_the_compiler():
     model, (xs, targets) = leaky(spare=jnp.ones(2)), data()
     found = etpc.compare(
@@ -178,14 +192,6 @@ def test_options_reach_the_compiler():
     assert found.ok, str(found)
     with pytest.raises(etpc.MemoryLimitError, match="for 2 examples"):
         etpc.compare(model, *data(2), squared, ["d_rtrl"], batch_size=2, memory=100)
-
-
-def test_ranks_are_measured_on_the_sequence():
-    found = etpc.compare(
-        leaky(rec=True), *data(2), squared, [ES_D_RTRL("auto"), TBPTT(1)], batch_size=2
-    )
-    assert found.results[0].name == "ES_D_RTRL(rank='auto')"
-    assert found.results[0].total.norm > 0
 
 
 @pytest.mark.parametrize("steps", [0, True, 1.5])

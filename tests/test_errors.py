@@ -178,9 +178,27 @@ def test_window_out_of_range(window):
         etpc.D_RTRL(window=window)
 
 
-def test_a_name_is_registered_once():
-    with pytest.raises(ValueError, match="'rtrl' is registered already"):
-        etpc.algorithms.register_algorithm(etpc.RTRL)
+def test_a_name_is_registered_once(monkeypatch):
+    """A class that is defined again, as by a cell of a notebook that is run again, replaces the first."""
+    monkeypatch.setattr(etpc.algorithms._algorithm, "_NAMES", etpc.algorithms.registered())
+
+    def define(number):
+        class Mine(etpc.RTRL):
+            name = "mine"
+            value = number
+
+        return etpc.algorithms.register_algorithm(Mine)
+
+    for number in (1, 2):
+        assert define(number)() == etpc.algorithms.resolve("mine")
+        assert etpc.algorithms.registered()["mine"].value == number
+
+    class Other(etpc.RTRL):
+        name = "mine"
+
+    for other, name in ((Other, "mine"), (type("Rtrl", (etpc.D_RTRL,), {"name": "rtrl"}), "rtrl")):
+        with pytest.raises(ValueError, match=f"'{name}' is registered already, .*another `name`"):
+            etpc.algorithms.register_algorithm(other)
 
 
 # --- selectors ------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`etpc.fit` against the loop that it stands for."""
 
+import shutil
 import sys
 import warnings
 
@@ -37,13 +38,14 @@ def loss(y, target):
     return jnp.sum((y - target) ** 2)
 
 
-def build(every=5, has_aux=False, batch_size=B):
+def build(every=5, has_aux=False, batch_size=B, reduction="mean"):
     keys = jax.random.split(jax.random.key(0), 2)
     model = Noisy(jax.random.normal(keys[0], (5, I)) / 2, jax.random.normal(keys[1], (5, 5)) / 3)
     program = etpc.compile(model, inputs=jnp.zeros(I))
     loss_fn = (lambda y, t: (loss(y, t), {"y": y})) if has_aux else loss
     optimizer = optax.adam(1e-2)
-    learner = etpc.online(program, loss_fn, optimizer, every, has_aux=has_aux)
+    options = dict(has_aux=has_aux, reduction=reduction)
+    learner = etpc.online(program, loss_fn, optimizer, every, **options)
     return model, learner
 
 
@@ -155,46 +157,145 @@ def test_callbacks_are_called_after_each_block_and_one_may_end_the_run():
     )
 
 
+@pytest.mark.parametrize(
+    "true", [lambda r: r.history[-1] < 1e9, lambda r: jnp.mean(r.losses) < 1e9, lambda r: True]
+)
+def test_a_true_of_any_library_ends_a_run(true):
+    model, learner = build()
+    run = etpc.fit(learner, model, make_blocks(2), batch_size=B, callbacks=[true])
+    assert (run.stopped, run.block) == (True, 1)
+
+
 def test_only_true_ends_a_run():
     model, learner = build()
-    answers = iter([1, "yes", jnp.array(3.0), None, False, {}])
+    answers = iter([1, "yes", jnp.array(3.0), None, np.False_, {}])
     run = etpc.fit(learner, model, make_blocks(), batch_size=B, callbacks=[lambda r: next(answers)])
     assert not run.stopped
     assert run.block == 6
+    with pytest.raises(etpc.InputTypeError, match=r"booleans of shape \[2\]. Let it return one"):
+        etpc.fit(learner, model, make_blocks(), batch_size=B, callbacks=[lambda r: r.losses < 0])
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_an_update_without_a_loss_does_not_count(reduction):
+    """The first block has a loss at the last of its steps alone, the second one none, the third one more in
+    one update than in the other."""
+    model, learner = build(reduction=reduction)
+    frozen = etpc.online(learner.program, loss, optax.sgd(0.0), 5, reduction=reduction)
+    masks = np.zeros((3, 10, B))
+    masks[0, 9], masks[2, 3], masks[2, 6:9, 1] = 1, 2, 1
+    blocks = [
+        dict(xs=x, targets=t, mask=mask) for (x, t), mask in zip(make_blocks(3), masks, strict=True)
+    ]
+    run = etpc.fit(frozen, model, blocks, batch_size=B)
+    run_of = frozen.program.value_and_grad(loss, reduction)
+    carry, whole = frozen.program.init(B), []
+    for block in blocks:
+        (value, carry), _ = run_of(model, carry=carry, **block)
+        whole.append(float(value))
+    updates = 1 if reduction == "mean" else 2  # with a loss, in the third block
+    expected = [whole[0], np.nan, whole[2] / updates]
+    np.testing.assert_allclose(run.history, expected, rtol=1e-12)
+    assert whole[0] > 0.1
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-class Killed(Exception):
+class Interrupted(Exception):
     pass
 
 
 @pytest.mark.parametrize("killed_at", [1, 3, 5])
 def test_a_run_that_is_killed_goes_on_bit_by_bit(tmp_path, killed_at):
+    """From what was saved last: every two blocks, as nothing runs in a process that is killed."""
     model, learner = build()
-    whole = etpc.fit(learner, model, make_blocks(), batch_size=B)
+    path, left = tmp_path / "run.etpc", tmp_path / "left.etpc"
 
     def kill(run):
-        if run.block == killed_at:
-            raise Killed
+        if run.block == killed_at and path.exists():
+            shutil.copy(path, left)
 
-    path = tmp_path / "run.etpc"
-    with pytest.raises(Killed):
-        etpc.fit(
-            *(learner, model, make_blocks()),
-            **dict(batch_size=B, callbacks=[kill], checkpoint=path, save_every=2),
-        )
-    assert path.exists() == (killed_at > 1)
+    arguments = dict(batch_size=B, save_every=2)
+    whole = etpc.fit(
+        *(learner, model, make_blocks()), callbacks=[kill], checkpoint=path, **arguments
+    )
+    assert left.exists() == (killed_at > 1)
     other_model, other_learner = build()  # as in another process
     seen = []
     resumed = etpc.fit(
         *(other_learner, other_model, iter(make_blocks())),
-        **dict(batch_size=B, callbacks=[lambda r: seen.append(r.block)]),
-        **dict(checkpoint=path, save_every=2),
+        **dict(callbacks=[lambda r: seen.append(r.block)], checkpoint=left, **arguments),
     )
-    assert seen == [*range(2 * (killed_at // 2) + 1, 7)]  # from the last one that was saved
+    assert seen == [*range(2 * (killed_at // 2) + 1, 7)]
     assert_same(resumed, whole)
+
+
+def in_callback(run):
+    if run.block == 3:
+        raise KeyboardInterrupt
+
+
+def raising(blocks):
+    yield from blocks[:3]
+    raise Interrupted
+
+
+def short(blocks):
+    yield from blocks[:3]
+    yield tuple(a[:9] for a in blocks[3])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "callbacks", "error"),
+    [
+        (list, [in_callback], KeyboardInterrupt),
+        (raising, [], Interrupted),
+        (short, [], etpc.InputError),
+    ],
+)
+def test_a_run_that_ends_by_an_error_is_saved(tmp_path, blocks, callbacks, error):
+    model, learner = build()
+    arguments = dict(batch_size=B, checkpoint=tmp_path / "run.etpc")
+    with pytest.raises(error):
+        etpc.fit(learner, model, blocks(make_blocks()), callbacks=callbacks, **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.etpc"]
+    resumed = etpc.fit(learner, model, make_blocks(), **arguments)
+    assert len(resumed.history) == 3
+    assert_same(resumed, etpc.fit(learner, model, make_blocks(), batch_size=B))
+
+
+def test_what_ends_a_run_is_raised_where_saving_fails_too(tmp_path):
+    model, learner = build()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def lose(run):
+        folder.rmdir()
+        raise Interrupted
+
+    with pytest.raises(Interrupted) as caught:
+        etpc.fit(
+            *(learner, model, make_blocks()),
+            **dict(batch_size=B, callbacks=[lose], checkpoint=folder / "run.etpc"),
+        )
+    assert "The run of 1 blocks was not saved: FileNotFoundError" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("name", ["no_folder/run.etpc", "file/run.etpc", "x" * 300])
+def test_a_checkpoint_that_cannot_be_written_is_found_before_the_first_block(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    model, learner = build()
+    with pytest.raises(OSError, match=r"No such file|Not a directory|name too long"):
+        etpc.fit(
+            *(learner, model, make_blocks(1)),
+            **dict(callbacks=[lambda r: pytest.fail("it was trained on")]),
+            **dict(batch_size=B, checkpoint=tmp_path / name),
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_run_that_ended_or_was_stopped_is_returned_as_it_is(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 
 import etpc
 from etpc import nn
-from etpc._verify import Report, Row
+from etpc._compare import Report
+from etpc._verify import Row
 
 plt = pytest.importorskip("matplotlib.pyplot")
 

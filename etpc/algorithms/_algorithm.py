@@ -1,6 +1,8 @@
 """What every learning rule has, and what it is asked: data, and a choice of traces."""
 
 import dataclasses
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -189,12 +191,26 @@ _NAMES: dict[str, type[Algorithm]] = {}
 def register_algorithm(algorithm: type[Algorithm]) -> type[Algorithm]:
     """Let `etpc.compile` find an algorithm by its `name`.
 
-    **Raises** `ValueError` where the name is taken.
+    A class that is defined again, as where a cell of a notebook is run once more or a module is
+    reloaded, takes the place of the one before.
+
+    **Raises** `ValueError` where another algorithm has the name.
     """
-    if algorithm.name in _NAMES:
-        raise ValueError(f"an algorithm named {algorithm.name!r} is registered already")
+    taken = _NAMES.get(algorithm.name)
+    if taken is not None and _origin(taken) != _origin(algorithm):
+        raise ValueError(
+            f"an algorithm named {algorithm.name!r} is registered already, {': '.join(_origin(taken))}. Give "
+            f"{': '.join(_origin(algorithm))} another `name`."
+        )
     _NAMES[algorithm.name] = algorithm
     return algorithm
+
+
+def _origin(algorithm: type[Algorithm]) -> tuple[str, str]:
+    """Where a class is defined; the same for a file that was loaded under two names."""
+    module = algorithm.__module__
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return module if file is None else os.path.realpath(file), algorithm.__qualname__
 
 
 def registered() -> dict[str, type[Algorithm]]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compare import TOTAL, short_name
-from .._verify import _bptt, compare_one, flat_gradients, full_state
+from .._verify import Row, _bptt, flat_gradients, full_state
 from ..algorithms import Algorithm
 from ..run import Program
 from ..run._loss import Loss
@@ -101,7 +101,7 @@ def bench(
             shortest[n] = min(shortest[n], time.perf_counter() - start)
     timings = []
     for call, got, seconds in zip(calls, grads, shortest, strict=True):
-        row = compare_one(TOTAL, got, grads[0], "approximate", 0.0)
+        row = Row.of(TOTAL, got, grads[0], "approximate")
         timings.append(
             Timing(
                 name=call.name,

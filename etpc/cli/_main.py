@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from ..show import table
 from ._algorithm import FORM, parse
 from ._bench import Timing, bench
 from ._errors import CommandError, described, is_of_user
-from ._show import PROSE, columns, show, wrapped
+from ._show import PROSE, columns, is_terminal, show, wrapped
 from ._task import BATCH, STEPS, Data, load_task, make_data
 
 OK, FAILED, MISTAKE, UNFORESEEN = range(4)
@@ -58,31 +59,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparison showed nothing; 2 for a mistake in the command or in the user's own code; 3 for an
     error that etpc did not foresee.
     """
-    arguments = _parser().parse_args(argv)
-    folder = os.getcwd()
-    if sys.path[:1] not in ([""], [folder]):
-        sys.path.insert(0, folder)  # as for `python -m`
+    arguments = _arguments(argv)
     try:
+        folder = os.getcwd()
+        if sys.path[:1] not in ([""], [folder]):
+            sys.path.insert(0, folder)  # as for `python -m`
         with _setting(arguments):
-            if sys.stderr.isatty():
-                print(f"{DOING[arguments.command]} {arguments.target} ...", file=sys.stderr)
+            if is_terminal(sys.stderr):
+                _tell(f"{DOING[arguments.command]} {arguments.target} ...")
             answer: Answer = arguments.run(arguments)
-    except Exception as error:
-        if not isinstance(error, EtpcError) and not is_of_user(error):
-            traceback.print_exc()
-            return UNFORESEEN
-        if arguments.traceback:
-            traceback.print_exc()
-        text = f"etpc {arguments.command}: error: {described(error)}"
-        if sys.stderr.isatty():
-            text = "\n".join(wrapped(line, columns()) for line in text.splitlines())
-        print(text, file=sys.stderr)
-        return MISTAKE
-    if arguments.json:
-        print(json.dumps(_plain(answer.record), indent=2))
+        return _given(answer, arguments.json)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # by itself Python would exit with 1, which is a verdict
+        return _refused(error, arguments)
+
+
+def _given(answer: Answer, as_json: bool) -> int:
+    """Print an answer. **Returns** the exit status."""
+    status = OK if answer.ok else FAILED
+    if sys.stdout is None:
+        raise CommandError("The answer cannot be written: stdout is closed.")
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # its encoding may lack a letter of a parameter's name
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        if as_json:
+            print(json.dumps(_plain(answer.record), indent=2))
+        else:
+            show(answer.text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, and the answer is what it is
+        _without_stdout()
+        return status
+    except OSError as error:
+        _without_stdout()
+        raise CommandError(f"The answer cannot be written: {error.strerror}.") from error
+    return status
+
+
+def _without_stdout() -> None:
+    """Let Python find no fault when it closes a stdout that cannot be written."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refused(error: BaseException, arguments: argparse.Namespace) -> int:
+    """Print an error. **Returns** the exit status."""
+    if isinstance(error, SystemExit):
+        text = f"{arguments.target} calls sys.exit({error.code!r}) in place of returning."
+    elif isinstance(error, EtpcError) or is_of_user(error):
+        text = described(error)
     else:
-        show(answer.text)
-    return OK if answer.ok else FAILED
+        _tell("".join(traceback.format_exception(error)).rstrip())
+        return UNFORESEEN
+    if arguments.traceback:
+        _tell("".join(traceback.format_exception(error)).rstrip())
+    text = f"etpc {arguments.command}: error: {text}"
+    if is_terminal(sys.stderr):
+        text = "\n".join(wrapped(line, columns()) for line in text.splitlines())
+    _tell(text)
+    return MISTAKE
+
+
+def _tell(text: str) -> None:
+    """Print to stderr, where there is one that can be written."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -115,7 +159,7 @@ def _explain(arguments: argparse.Namespace) -> Answer:
     if path is None:
         text = str(program)
     else:
-        width = min(PROSE, columns()) if sys.stdout.isatty() else PROSE
+        width = min(PROSE, columns()) if is_terminal(sys.stdout) else PROSE
         text = program.explain(path, width)
     record: dict[str, Any] = {"model": arguments.target, **_program_record(program)}
     if path is not None:
@@ -163,9 +207,9 @@ def _program_record(program: Program) -> dict[str, Any]:
 
 
 def _verify(arguments: argparse.Namespace) -> Answer:
+    task = load_task(arguments.target, arguments.inputs, arguments.seed)
     algorithms: list[Algorithm] = [parse(text) for text in arguments.algo]
     algorithms += [TBPTT(window) for window in arguments.tbptt]
-    task = load_task(arguments.target, arguments.inputs, arguments.seed)
     data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
     comparison = compare(
         task.model,
@@ -217,6 +261,7 @@ def _draw(arguments: argparse.Namespace) -> Answer:
 
 
 def _bench(arguments: argparse.Namespace) -> Answer:
+    task = load_task(arguments.target, arguments.inputs, arguments.seed)
     algorithms: list[Algorithm] = []
     for text in arguments.algo:
         algorithm = parse(text)
@@ -225,7 +270,6 @@ def _bench(arguments: argparse.Namespace) -> Answer:
         else:
             algorithms.append(algorithm)
     algorithms += [TBPTT(window) for window in arguments.tbptt]
-    task = load_task(arguments.target, arguments.inputs, arguments.seed)
     data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
     timings = bench(task, data, algorithms, memory=arguments.memory, repeats=arguments.repeats)
     where = jax.devices()[0].device_kind
@@ -256,9 +300,10 @@ def _timing_row(timing: Timing, bptt: Timing) -> list[str]:
 
 
 def _program(arguments: argparse.Namespace) -> Program:
-    algorithm = parse(arguments.algo)
-    task = load_task(arguments.target, arguments.inputs, arguments.seed)
-    return task.compile(algorithm, arguments.memory)
+    task = load_task(
+        arguments.target, arguments.inputs, arguments.seed
+    )  # which may register a rule
+    return task.compile(parse(arguments.algo), arguments.memory)
 
 
 def _data_text(arguments: argparse.Namespace, data: Data) -> str:
@@ -294,6 +339,17 @@ def _count(text: str) -> int:
 
 def _window(text: str) -> int | str:
     return text if text == "auto" else _count(text)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What was typed, where PARAMETER may stand behind options, which argparse itself does not see."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if getattr(arguments, "parameter", "") is None and rest and not rest[0].startswith("-"):
+        arguments.parameter = rest.pop(0)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ PROSE = 100
 def show(text: str) -> None:
     """Print an answer. To a pipe or a file it goes as it is; on a terminal long lines are wrapped, and
     tables too where Rich is installed."""
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         print(text)
         return
     try:
@@ -37,6 +37,11 @@ def show(text: str) -> None:
                 print(line if is_table else wrapped(line, columns()))
     else:
         show_rich(text, Console())
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream, `None` where it is closed, is a terminal."""
+    return stream is not None and stream.isatty()
 
 
 def columns() -> int:
@@ -100,4 +105,4 @@ def _table(heading: str, rule: str, rows: list[str]) -> Any:
     return made
 
 
-__all__ = ["PROSE", "columns", "show", "show_rich", "wrapped"]
+__all__ = ["PROSE", "columns", "is_terminal", "show", "show_rich", "wrapped"]

@@ -1,5 +1,6 @@
 """Training on a stream: the weights move every few steps, and the traces go on."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,16 @@ from ._loss import (
 )
 from ._program import Program
 from ._spikes import warn_of_silence
+
+
+class _Sum:
+    """In the place of an optimizer: its state is the sum of the gradients, and nothing is updated."""
+
+    def init(self, parameters: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, parameters)
+
+    def update(self, grads: Any, sums: Any, parameters: Any = None, **_: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda _: None, grads), jax.tree.map(jnp.add, sums, grads)
 
 
 class Online:
@@ -124,21 +135,52 @@ class Online:
         self.program.arguments.check_carry(carry)
         return self._jit_restarted(carry, jnp.ones(jnp.shape(carry.fresh), bool))
 
-    def check(self, model: Any, carry: Any, xs: Any, *, mask: Any = None) -> tuple[str, ...]:
-        """Warn where a layer of neurons gives no spike: its weights would not learn.
+    def check(
+        self, model: Any, carry: Any, xs: Any, targets: Any = None, *, mask: Any = None
+    ) -> tuple[str, ...]:
+        """Warn where a layer of neurons gives no spike, and with `targets` compare gradients with BPTT.
 
-        Call it once, with the first inputs of a stream; it runs the model alone, and no traces.
+        Call it once, with the first data of a stream. The weights of a silent layer would not learn; to
+        find one, the model runs alone, without traces. With `targets` the gradients of the first
+        updates are computed too, on this machine, in this dtype and at this batch size, and each that
+        the program claims to be exact has to equal that of BPTT: the same steps, from the same hidden
+        state. So many updates are taken that a trace is filled, moved on and read: three, or two where
+        one has several windows. The data is taken again where it is shorter, and from the first loss on
+        that `mask` lets count. A carry that is not fresh holds influence from before, which BPTT does not
+        see: of such a one the hidden state is used, with traces of zeros.
+        It compiles one more program of updates, and BPTT of so many steps, which keeps them in memory.
 
         **Arguments:** as in `update`; the carry is left as it is.
 
         **Returns** what [`Program.silent`][etpc.Program.silent] does, after an
-        `etpc.SilentNetworkWarning` where there is something.
+        `etpc.SilentNetworkWarning` where there is something; and with `targets` a sentence for each
+        parameter whose gradient by BPTT is zero, so that it was not checked, after an
+        `etpc.UncheckedWarning`.
 
-        **Raises** `etpc.InputError` and `etpc.InputTypeError`.
+        **Raises** `etpc.InputError` and `etpc.InputTypeError`; `etpc.VerificationError`, with the
+        parameter, the claim and the error, where a claim does not hold.
         """
+        from .._check import (
+            check_updates,
+            warn_of_unchecked,
+        )  # which compares programs, as this is one
+
         silent = self.program.silent(model, xs, carry, mask=mask)
         warn_of_silence(silent, stacklevel=2)
-        return silent
+        if targets is None:
+            return silent
+        unchecked = check_updates(self, model, stream, xs, targets, mask)
+        warn_of_unchecked(unchecked, stacklevel=2)
+        return (*silent, *unchecked)
+
+    @functools.cached_property
+    def _summing(self) -> "Online":
+        """The same updates, which leave the weights as they are and add the gradients up."""
+        return online(
+            *(self.program, self.loss_fn, _Sum(), self.every),
+            reduction="sum",
+            has_aux=self.has_aux,
+        )
 
     # --- the compiled part ---
 

@@ -7,7 +7,7 @@ import jaxtyping
 import numpy as np
 
 import etpc
-from etpc._verify import Report
+from etpc._compare import Report
 
 KEY = jax.random.key(0)
 

@@ -1,0 +1,142 @@
+"""A learner's own gradient against backpropagation through time, where it runs."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._errors import UncheckedWarning, VerificationError
+from ._jax import evaluate
+from ._verify import (
+    Gradient,
+    Row,
+    _bptt,
+    compare_all,
+    default_tolerance,
+    doubts,
+    first_read,
+    precision,
+)
+from .run import Carry, Online, Program
+from .run._arguments import check_targets
+from .run._loss import checked_weights
+from .trace import Step
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedStep:
+    """The step that a program was compiled from, as a function of its model and of lists of arrays."""
+
+    step: Step
+
+    def __call__(self, model: Any, x: list[Any], state: list[Any]) -> tuple[Any, list[Any]]:
+        step = self.step
+        env = step.environment(step.model_leaves.split(model), x, state)
+        evaluate(step.equations, env)
+        return step.output_leaves.join([env[v] for v in step.outputs]), [
+            env[v] for v in step.next_state
+        ]
+
+
+def check_updates(
+    learner: Online, model: Any, carry: Carry, xs: Any, targets: Any, mask: Any
+) -> tuple[str, ...]:
+    """Compare the gradients of some updates, added up, with BPTT of the same steps.
+
+    Three windows are needed, in two updates or more: one fills a trace, the next one moves it, and a loss
+    in the third gives credit to it. Both begin with the hidden state of the carry, which is a constant to
+    both. The traces of the carry are left out, and begin at zero: they hold influence from before the
+    steps that BPTT sees.
+
+    **Returns** a sentence for each parameter of which nothing was compared.
+
+    **Raises** `VerificationError` where a claim does not hold; `InputError`, `InputTypeError`.
+    """
+    program = learner.program
+    program.arguments.parameters(model)
+    program.arguments.check_carry(carry)
+    leaves = program.arguments.inputs(xs, carry)
+    check_targets(targets, leaves, carry.batched)
+    lead = leaves[0].shape[: 2 if carry.batched else 1]
+    mask = checked_weights("mask", mask, lead)
+    where = _chosen_steps(program, learner.every, lead[0], mask)
+    if where is None:
+        return ("no loss counts on this sequence, so no gradient was checked",)
+    leaves, targets, mask = jax.tree.map(lambda a: jnp.asarray(a)[where], (leaves, targets, mask))
+    lead = (len(where), *lead[1:])
+    fresh = program.reset(carry, jnp.ones(jnp.shape(carry.fresh), bool))
+    start = dataclasses.replace(fresh, state=carry.state, fresh=carry.fresh)
+    step = program.plan.analysis.step
+    summing = learner._summing
+    xs = step.input_leaves.join(leaves)
+
+    def online(model: Any, mask: Any) -> tuple[Any, Any]:
+        zeros, _ = summing.init(model)
+        _, grads, _, losses, *_ = summing.update(model, zeros, start, xs, targets, mask=mask)
+        return losses.sum(), jax.tree.map(jnp.conj, grads)
+
+    def reverse(model: Any, mask: Any) -> tuple[Any, Any]:
+        state = step.state_leaves.split(carry.state)
+        first = jnp.zeros(lead, bool).at[0].set(carry.fresh)
+        inputs = step.with_begins(leaves, first)
+        data = inputs, targets, learner._loss, state, TracedStep(step), mask, carry.batched
+        return _bptt(model, *data, "sum")[:2]
+
+    got, want = (Gradient(run, program, model, mask, lead) for run in (online, reverse))
+    dtype = precision(program)
+    tolerance = default_tolerance(dtype)
+    claims = {path: claim.claim for path, claim in program.claims.items()}
+    rows = compare_all(got, want, claims, tolerance, dtype)
+    if wrong := [row for row in rows if row.held is False]:
+        raise VerificationError(_refusal(program, wrong, carry, dtype, tolerance, len(where)))
+    return doubts(program, (), want)
+
+
+def _chosen_steps(program: Program, every: int, steps: int, mask: Any) -> np.ndarray | None:
+    """Which steps of a sequence to compare: the first ones at whose end a loss counts.
+
+    The sequence is taken again where it is too short. **Returns** `None` where no loss counts.
+    """
+    read = max(first_read(program, every) + program.window_for(every), every)
+    count = -(-(read + 1) // every) * every
+    counts = (
+        np.ones(steps, bool) if mask is None else (np.asarray(mask) != 0).reshape(steps, -1).any(1)
+    )
+    for start in range(0, steps, every):
+        where = (start + np.arange(count)) % steps
+        if counts[where[read:]].any():
+            return where
+    return None
+
+
+def _refusal(
+    program: Program, wrong: list[Row], carry: Carry, dtype: Any, tolerance: float, steps: int
+) -> str:
+    device = next(iter(carry.fresh.devices()))
+    batch = f"a batch of {carry.fresh.shape[0]}" if carry.batched else "one example"
+    size = f"on {device.device_kind}, in {jnp.dtype(dtype).name}, for {batch} and {steps} steps"
+    head = f"A gradient of {program.algorithm} is not what the program claims, {size}:"
+    lines = [
+        f"  {row.path} is claimed to be {row.claim}, and its relative error against BPTT is "
+        f"{row.error:.2g}, where {tolerance:.0e} is allowed."
+        for row in wrong
+    ]
+    why = (
+        "This is because the rule or a form of its traces is wrong, or XLA compiles the program wrongly "
+        "for this machine, dtype or size. Run `etpc.verify` of the model in float64: where it holds "
+        "there, it is the compilation, and another `window=` or version of jaxlib may be right."
+    )
+    return "\n".join([head, *lines, why])
+
+
+def warn_of_unchecked(notes: tuple[str, ...], stacklevel: int) -> None:
+    """Warn where a claim was not checked."""
+    if notes:
+        text = "; ".join(notes) + ". Check again with other data, or after some updates."
+        warnings.warn(text, UncheckedWarning, stacklevel=stacklevel + 1)
+
+
+__all__ = ["check_updates", "warn_of_unchecked"]

@@ -1,0 +1,157 @@
+"""`Online.check` with targets, and `etpc.fit(verify=True)`: a program that checks itself where it runs."""
+
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import etpc
+from tests.marks import few
+from tests.test_verify import I, Spiking, Wrong, data, leaky, squared
+
+B = 2
+
+
+class Noisy(eqx.Module):
+    """Leaky units with noise, whose key is in the state, and that count their steps."""
+
+    win: jax.Array
+
+    def init_state(self):
+        return jnp.zeros(4), jax.random.key(3), jnp.zeros((), jnp.int32)
+
+    def __call__(self, x, state):
+        h, key, count = state
+        key, noise_key = jax.random.split(key)
+        h = 0.9 * jnp.tanh(h) + self.win @ x + 0.1 * jax.random.normal(noise_key, h.shape)
+        return h[:2], (h, key, count + 1)
+
+
+def learner(model, algo="d_rtrl", every=4, **options):
+    program = etpc.compile(model, algo, inputs=jnp.zeros(I))
+    return etpc.online(program, squared, optax.adam(1e-2), every, **options)
+
+
+def quietly(check, *arguments, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return check(*arguments, **options)
+
+
+@pytest.mark.parametrize("every", few([1, 4, 24], 4))
+@pytest.mark.parametrize("batch", [None, B])
+def test_an_exact_program_passes_from_any_carry(every, batch):
+    model, (xs, targets) = leaky(), data(batch)
+    learns = learner(model, every=every)
+    opt_state, carry = learns.init(model, batch)
+    assert quietly(learns.check, model, carry, xs, targets) == ()
+    after, _, carry, _ = learns.update(model, opt_state, carry, xs, targets)
+    before = jax.tree.map(jnp.copy, carry)
+    assert any(jnp.abs(trace).max() > 0 for (trace,) in carry.traces)
+    assert quietly(learns.check, after, carry, xs, targets) == ()
+    assert eqx.tree_equal(carry, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [Spiking, lambda: Noisy(leaky().win)])
+def test_other_models_pass(build):
+    model, (xs, targets) = build(), data(B)
+    learns = learner(model, "rtrl", has_aux=False)
+    _, carry = learns.init(model, B)
+    assert quietly(learns.check, model, carry, xs, targets) == ()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_in_the_dtype_of_the_model(dtype):
+    def step(w, x, h):
+        h = 0.8 * h + w @ x
+        return h, h
+
+    w = leaky().win.astype(dtype)
+    xs, targets = (a.astype(dtype) for a in data(B, outputs=4))
+    for rule, right in (("d_rtrl", True), (Wrong(-1.0), False)):
+        program = etpc.compile(w, rule, inputs=xs[0, 0], state=jnp.zeros(4, dtype), step=step)
+        learns = etpc.online(program, squared, optax.sgd(0.1), every=3)
+        _, carry = learns.init(w, B)
+        if right:
+            assert quietly(learns.check, w, carry, xs, targets) == ()
+        else:
+            said = rf"in {jnp.dtype(dtype).name}, for a batch of 2 and 9 steps:\n  model "
+            with pytest.raises(etpc.VerificationError, match=said):
+                learns.check(w, carry, xs, targets)
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, 3), (4, 12), (24, 48)])
+@pytest.mark.parametrize("when_moved", [False, True])
+def test_a_wrong_trace_is_refused(every, steps, when_moved):
+    """In as many updates as are needed to see it; the 24 steps of data are taken twice for two of 24."""
+    model, (xs, targets) = leaky(), data(B)
+    learns = learner(model, Wrong(0.0, when_moved=when_moved), every)
+    _, carry = learns.init(model, B)
+    with pytest.raises(etpc.VerificationError) as caught:
+        learns.check(model, carry, xs, targets)
+    said = str(caught.value)
+    assert f"for a batch of {B} and {steps} steps" in said
+    assert "\n  .win is claimed to be exact, and its relative error against BPTT is " in said
+    assert ".out is claimed" not in said  # it has no trace
+    assert isinstance(caught.value, ArithmeticError)
+
+
+@pytest.mark.parametrize("first", [0, 9, 23])
+def test_a_loss_that_a_mask_lets_count_seldom(first):
+    model, (xs, targets) = leaky(), data(B)
+    targets = targets.at[:first].set(jnp.nan).at[first + 1 :].set(jnp.nan)
+    mask = jnp.zeros((24, B)).at[first, 1].set(2.0)
+    for rule, right in (("d_rtrl", True), (Wrong(-1.0), False)):
+        learns = learner(model, rule, every=2)
+        _, carry = learns.init(model, B)
+        if right:
+            assert quietly(learns.check, model, carry, xs, targets, mask=mask) == ()
+        else:
+            with pytest.raises(etpc.VerificationError, match=r"\.win is claimed"):
+                learns.check(model, carry, xs, targets, mask=mask)
+
+
+def test_what_could_not_be_checked_is_said():
+    model, (xs, targets) = leaky(), data(B)
+    learns = learner(model)
+    _, carry = learns.init(model, B)
+    with pytest.warns(etpc.UncheckedWarning, match="no loss counts") as found:
+        notes = learns.check(model, carry, xs, targets, mask=jnp.zeros((24, B)))
+    assert len(notes) == len(found) == 1
+    still = eqx.tree_at(lambda m: m.out, model, jnp.zeros((2, 4)))
+    with pytest.warns(etpc.UncheckedWarning, match=r"gradient of \.win is zero"):
+        notes = learns.check(still, carry, xs, targets)
+    assert len(notes) == 2
+    with pytest.raises(etpc.InputError, match="A target has shape"):
+        learns.check(model, carry, xs, targets[:3])
+
+
+def test_nothing_is_claimed_of_an_approximation():
+    model, (xs, targets) = leaky(rec=True), data(B)
+    learns = learner(model, has_aux=False)
+    _, carry = learns.init(model, B)
+    assert quietly(learns.check, model, carry, xs, targets) == ()
+
+
+# --- fit ------------------------------------------------------------------------------------------
+
+
+def test_fit_checks_before_the_first_block():
+    model, blocks = leaky(), [data(B)] * 2
+    wrong, seen = learner(model, Wrong(-1.0)), []
+    with pytest.raises(etpc.VerificationError, match=r"\.win is claimed to be exact"):
+        etpc.fit(wrong, model, blocks, batch_size=B, verify=True, callbacks=[seen.append])
+    assert not seen
+    right = learner(model)
+    runs = [etpc.fit(right, model, blocks, batch_size=B, verify=v) for v in (True, False)]
+    for a, b in zip(*(jax.tree.leaves(run.model) for run in runs), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert etpc.fit(wrong, model, blocks, batch_size=B).block == 2
+    still = eqx.tree_at(lambda m: m.out, model, jnp.zeros((2, 4)))
+    with pytest.warns(etpc.UncheckedWarning, match="is zero"):
+        etpc.fit(right, still, blocks, batch_size=B, verify=True)
