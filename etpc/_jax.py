@@ -110,6 +110,8 @@ class Equation:
     outputs: tuple[Variable, ...]
     source: str
     traceback: Any = None
+    in_branch: bool = False
+    """Whether a branch of the model, which may not be taken, computes it from parameters alone."""
 
     def bind(self, *values: Any) -> list[Any]:
         """Apply the operation to arrays or tracers."""

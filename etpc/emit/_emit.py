@@ -27,6 +27,7 @@ from ._forward import Forward, Rollout, Stored
 from ._gather import of_each_example, rows, take, take_rows, zeros_over
 from ._lookback import as_carried, none_yet, recent, window_steps
 from ._passage import CutPassage, Followed, FollowedPassage, Products
+from ._prefix import instantiated
 from ._read import Reading
 from ._signals import Credit, OpSignals, into_op
 from ._step import StepFunctions
@@ -235,7 +236,7 @@ def emit(plan: Plan) -> Window:
 
     @promoting
     def backward(pull, cotangents):
-        sums, xs, _ = pull([_instantiated(cotangent) for cotangent in cotangents[0]])
+        sums, xs, _ = pull([instantiated(cotangent) for cotangent in cotangents[0]])
         dtypes = [v.aval.dtype for v in plan.analysis.split.weights]
         weights = tuple(g.astype(dtype) for g, dtype in zip(sums, dtypes, strict=True))
         return weights, None, xs, None, None, None
@@ -268,15 +269,6 @@ def emit(plan: Plan) -> Window:
         return jnp.concatenate(uncut.signals(start), -1)
 
     return Window(plan, step.forward, prefix, run, learn, credit)
-
-
-def _instantiated(cotangent: Any) -> Any:
-    zero: Any = jax.custom_derivatives.SymbolicZero
-    if not isinstance(cotangent, zero):
-        return cotangent
-    if cotangent.dtype == jax.dtypes.float0:
-        return np.zeros(cotangent.shape, jax.dtypes.float0)
-    return jnp.zeros(cotangent.shape, cotangent.dtype)
 
 
 def step_of(plan: Plan) -> StepFunctions:
