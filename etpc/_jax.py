@@ -231,6 +231,56 @@ def flatten(jaxpr: Any) -> Flat:
     return Flat(tuple(equations), inputs, tuple(outputs), constants)
 
 
+# --- effects ------------------------------------------------------------------------------------
+
+
+def without_prints(jaxpr: Any) -> tuple[Any, list[tuple[str, str]]]:
+    """A jaxpr without the operations that have an effect and no result, such as `jax.debug.print`, in its
+    loops and branches too; and all others that have an effect: the primitive's name and the user's line.
+
+    Mutable arrays are among these. JAX has no public function that makes values of them.
+    """
+    others: list[tuple[str, str]] = []
+
+    def stripped(jaxpr: Any, around: str) -> Any:
+        if isinstance(jaxpr, tuple | list):
+            return type(jaxpr)(stripped(member, around) for member in jaxpr)
+        if not isinstance(jaxpr, jex.ClosedJaxpr | jex.Jaxpr):
+            return jaxpr
+        opened, _ = open_jaxpr(jaxpr)
+        equations = []
+        for eqn in opened.eqns:
+            if eqn.effects and eqn.primitive in _prints():
+                continue
+            if eqn.effects:
+                line = _line(eqn.source_info) or around
+                if inner_jaxprs(eqn):
+                    params = {name: stripped(value, line) for name, value in eqn.params.items()}
+                    eqn = eqn.replace(params=params, effects=frozenset())
+                else:
+                    others.append((eqn.primitive.name, line))
+            equations.append(eqn)
+        opened = opened.replace(eqns=equations, effects=frozenset())
+        is_closed = isinstance(jaxpr, jex.ClosedJaxpr) and not isinstance(jaxpr, jex.Jaxpr)
+        return jaxpr.replace(jaxpr=opened) if is_closed else opened
+
+    return (stripped(jaxpr, "an unknown line") if jaxpr.effects else jaxpr), others
+
+
+@functools.cache
+def _prints() -> frozenset[Primitive]:
+    """The primitives that have an effect and no result, and that change no value."""
+    from jax.experimental import checkify
+
+    effects = (
+        lambda x: jax.debug.print("{}", x),
+        lambda x: jax.debug.callback(lambda x: None, x),
+        lambda x: checkify.check(x, ""),
+    )
+    jaxprs = [open_jaxpr(jax.make_jaxpr(effect)(True))[0] for effect in effects]
+    return frozenset(jaxpr.eqns[-1].primitive for jaxpr in jaxprs)
+
+
 def bcoo_dot_general_primitive() -> Primitive | None:
     """The product of a sparse and a dense array; `None` as long as nothing imported it."""
     return getattr(sys.modules.get("jax.experimental.sparse"), "bcoo_dot_general_p", None)
@@ -280,8 +330,9 @@ def _line(info: Any) -> str | None:
     return text if text and text != "unknown" else None
 
 
-def inner_jaxprs(equation: Equation) -> list[Any]:
-    """The jaxprs in an equation's parameters: bodies of loops, branches, functions with own derivatives."""
+def inner_jaxprs(equation: Any) -> list[Any]:
+    """The jaxprs in the parameters of an equation, of `flatten` or of JAX: bodies of loops, branches,
+    functions with own derivatives."""
     values = itertools.chain.from_iterable(
         value if isinstance(value, tuple | list) else (value,) for value in equation.params.values()
     )
@@ -553,4 +604,5 @@ __all__ = [
     "stack_p",
     "tile_p",
     "unrolled",
+    "without_prints",
 ]
