@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .._jax import promoting, result_type
+from .._jax import linear_transpose, promoting, result_type
 from .._tuning import tuning
 from ..analyse import WeightOp, trace_dtype
 from ..plan import OpPlan, Plan, TracePlan
@@ -459,7 +459,7 @@ class Emitter:
         seeds = columns.colour[None, :] == np.arange(columns.count)[:, None]
         (zero,) = self._deltas(parts, [p])
         seeds = jnp.asarray(seeds, zero.dtype).reshape(-1, 1, 1, *zero.shape[2:]) + zero[None]
-        push = jax.linear_transpose(pull, parts)
+        push = linear_transpose(pull, parts)
         if columns.count == 1:
             products = [j[None] for j in push(seeds[0])[0]]
         else:
