@@ -147,6 +147,8 @@ class Equation:
     outputs: tuple[Variable, ...]
     source: str
     traceback: Any = None
+    in_branch: bool = False
+    """Whether a branch of the model, which may not be taken, computes it from parameters alone."""
 
     def bind(self, *values: Any) -> list[Any]:
         """Apply the operation to arrays or tracers."""
@@ -203,8 +205,9 @@ def manual_axes(tree: Any) -> list[str]:
 _INLINED = {prims.jit_p: "jaxpr", prims.closed_call_p: "call_jaxpr", prims.remat_p: "jaxpr"}
 
 
-def canonicalise(function: Callable, avals: Sequence[jax.ShapeDtypeStruct]) -> Flat:
-    """Trace `function` on flat arguments, and inline what only groups other operations."""
+def canonicalise(function: Callable, avals: Sequence[Any]) -> Flat:
+    """Trace `function` on flat arguments, given as arrays or as shapes, and inline what only groups other
+    operations."""
     return flatten(jax.make_jaxpr(function)(*avals))
 
 
@@ -273,6 +276,56 @@ def flatten(jaxpr: Any) -> Flat:
     return Flat(tuple(equations), inputs, tuple(outputs), constants)
 
 
+# --- effects ------------------------------------------------------------------------------------
+
+
+def without_prints(jaxpr: Any) -> tuple[Any, list[tuple[str, str]]]:
+    """A jaxpr without the operations that have an effect and no result, such as `jax.debug.print`, in its
+    loops and branches too; and all others that have an effect: the primitive's name and the user's line.
+
+    Mutable arrays are among these. JAX has no public function that makes values of them.
+    """
+    others: list[tuple[str, str]] = []
+
+    def stripped(jaxpr: Any, around: str) -> Any:
+        if isinstance(jaxpr, tuple | list):
+            return type(jaxpr)(stripped(member, around) for member in jaxpr)
+        if not isinstance(jaxpr, jex.ClosedJaxpr | jex.Jaxpr):
+            return jaxpr
+        opened, _ = open_jaxpr(jaxpr)
+        equations = []
+        for eqn in opened.eqns:
+            if eqn.effects and eqn.primitive in _prints():
+                continue
+            if eqn.effects:
+                line = _line(eqn.source_info) or around
+                if inner_jaxprs(eqn):
+                    params = {name: stripped(value, line) for name, value in eqn.params.items()}
+                    eqn = eqn.replace(params=params, effects=frozenset())
+                else:
+                    others.append((eqn.primitive.name, line))
+            equations.append(eqn)
+        opened = opened.replace(eqns=equations, effects=frozenset())
+        is_closed = isinstance(jaxpr, jex.ClosedJaxpr) and not isinstance(jaxpr, jex.Jaxpr)
+        return jaxpr.replace(jaxpr=opened) if is_closed else opened
+
+    return (stripped(jaxpr, "an unknown line") if jaxpr.effects else jaxpr), others
+
+
+@functools.cache
+def _prints() -> frozenset[Primitive]:
+    """The primitives that have an effect and no result, and that change no value."""
+    from jax.experimental import checkify
+
+    effects = (
+        lambda x: jax.debug.print("{}", x),
+        lambda x: jax.debug.callback(lambda x: None, x),
+        lambda x: checkify.check(x, ""),
+    )
+    jaxprs = [open_jaxpr(jax.make_jaxpr(effect)(True))[0] for effect in effects]
+    return frozenset(jaxpr.eqns[-1].primitive for jaxpr in jaxprs)
+
+
 def bcoo_dot_general_primitive() -> Primitive | None:
     """The product of a sparse and a dense array; `None` as long as nothing imported it."""
     return getattr(sys.modules.get("jax.experimental.sparse"), "bcoo_dot_general_p", None)
@@ -322,8 +375,9 @@ def _line(info: Any) -> str | None:
     return text if text and text != "unknown" else None
 
 
-def inner_jaxprs(equation: Equation) -> list[Any]:
-    """The jaxprs in an equation's parameters: bodies of loops, branches, functions with own derivatives."""
+def inner_jaxprs(equation: Any) -> list[Any]:
+    """The jaxprs in the parameters of an equation, of `flatten` or of JAX: bodies of loops, branches,
+    functions with own derivatives."""
     values = itertools.chain.from_iterable(
         value if isinstance(value, tuple | list) else (value,) for value in equation.params.values()
     )
@@ -525,6 +579,141 @@ def is_step_function(equation: Equation) -> bool:
     return bool(floats) and not any(v in touched for v in floats)
 
 
+def linear_transpose(function: Callable, *primals: Any) -> Callable:
+    """`jax.linear_transpose`, also where operations are in between that are linear, as they are on values,
+    and have no transpose: in backward rules, `stop_gradient`, a name for checkpoints, functions with a
+    derivative of their own."""
+    flat = _of_leaves(function, primals)
+    moving = propagate(flat.equations, flat.inputs)
+    if not any(
+        _has_no_transpose(eqn) and any(v in moving for v in eqn.inputs) for eqn in flat.equations
+    ):
+        return jax.linear_transpose(function, *primals)
+    results = jax.tree.structure(jax.eval_shape(function, *primals))
+    on_values = lambda *args: results.unflatten(_on_values(flat, jax.tree.leaves(args)))
+    return jax.linear_transpose(on_values, *primals)
+
+
+def _of_leaves(function: Callable, primals: Any) -> Flat:
+    """A function of PyTrees in canonical form: of their leaves."""
+    leaves, treedef = jax.tree.flatten(primals)
+    return canonicalise(
+        lambda *args: jax.tree.leaves(function(*jax.tree.unflatten(treedef, args))), leaves
+    )
+
+
+def _adds_a_constant(flat: Flat, inputs: Sequence[Any]) -> tuple[bool, list[Any]]:
+    """Whether something that may not be zero is added to what depends on the arguments of a program, by any
+    operation that puts values together. JAX transposes such a program as if it were linear.
+
+    `inputs` says of each argument whether it is `_MOVING`, or its value, or that it is `None`: another one,
+    whose value is not known. Likewise of each result.
+    """
+    values = {v: a for v, a in flat.constants.items() if not isinstance(a, Tracer)}
+    values.update(
+        (v, a)
+        for v, a in zip(flat.inputs, inputs, strict=True)
+        if a is not None and a is not _MOVING
+    )
+    moving = {v for v, a in zip(flat.inputs, inputs, strict=True) if a is _MOVING}
+    alone, _, known = partition(flat.equations, values)
+
+    def state(v: Variable) -> Any:
+        if v in moving or v not in known:
+            return _MOVING if v in moving else None
+        if v not in values:
+            with jax.ensure_compile_time_eval():
+                evaluate(prune(alone, [v], known=values), values)
+        return np.asarray(values[v])
+
+    for eqn in flat.equations:
+        if not any(v in moving for v in eqn.inputs):
+            continue
+        bodies = []
+        if eqn.primitive is prims.cond_p:
+            bodies = [(flatten(branch), eqn.inputs[1:]) for branch in eqn.params["branches"]]
+        elif eqn.primitive is prims.scan_p:
+            bodies = [(unrolled(eqn), eqn.inputs)]
+        elif eqn.primitive in (prims.custom_jvp_call_p, prims.custom_vjp_call_p):
+            bodies = [(flatten(eqn.params["call_jaxpr"]), eqn.inputs)]
+        found = [_adds_a_constant(body, [state(v) for v in operands]) for body, operands in bodies]
+        if any(adds for adds, _ in found):
+            return True, []
+        if not bodies:
+            if eqn.primitive in _JOINS and _joins([state(v) for v in eqn.inputs if v.is_float]):
+                return True, []
+            moving.update(v for v in eqn.outputs if v.is_float)
+        for place, v in enumerate(eqn.outputs):
+            states = [out[place] for _, out in found]
+            if _joins(states):
+                return True, []
+            if any(one is _MOVING for one in states):
+                moving.add(v)
+    return False, [state(v) for v in flat.outputs]
+
+
+_MOVING = object()
+_JOINS = {
+    *(prims.add_p, prims.add_jaxvals_p, prims.sub_p, prims.select_n_p, prims.concatenate_p),
+    *(prims.pad_p, prims.dynamic_update_slice_p, prims.scatter_p, prims.scatter_add_p),
+    *(scatter_sub_p, stack_p, prims.complex_p),
+}
+
+
+def _joins(states: Sequence[Any]) -> bool:
+    """Whether something that depends on arguments is put together with what may not be zero."""
+    others = [one for one in states if one is not _MOVING]
+    return len(others) < len(states) and any(one is None or np.any(one) for one in others)
+
+
+def _has_no_transpose(equation: Equation) -> bool:
+    if equation.primitive in _ONLY_VALUES or not equation.outputs:
+        return True
+    bodies = [flatten(inner) for inner in inner_jaxprs(equation)]
+    return any(_has_no_transpose(eqn) for body in bodies for eqn in body.equations)
+
+
+_ONLY_VALUES = {
+    *(prims.stop_gradient_p, prims.name_p),
+    *(prims.custom_jvp_call_p, prims.custom_vjp_call_p, prims.scatter_p),
+}
+
+
+def _on_values(flat: Flat, operands: Sequence[Any]) -> list[Any]:
+    """The results of a program, computed by operations that have transposes if they are linear."""
+
+    def rule(eqn: Equation, values: list[Any]) -> list[Any] | None:
+        if not _has_no_transpose(eqn):
+            return None
+        if eqn.primitive in (prims.stop_gradient_p, prims.name_p):
+            return values
+        if (
+            eqn.primitive is prims.scatter_p
+        ):  # its transpose is of indices alone that JAX knows to be unique
+            operand, indices, updates = values
+            scatter = lambda *moving: eqn.bind(moving[0], indices, moving[1])[0]
+            zeros = jnp.zeros_like(operand), jnp.zeros_like(updates)
+            return [jax.jvp(scatter, zeros, (operand, updates))[1]]
+        if not eqn.outputs:  # it prints
+            return []
+        if eqn.primitive is prims.cond_p:
+            branches = [functools.partial(_of, flatten(b)) for b in eqn.params["branches"]]
+            return jax.lax.switch(jnp.asarray(values[0], jnp.int32), branches, *values[1:])
+        if eqn.primitive is prims.scan_p:
+            return _on_values(unrolled(eqn), values)
+        if "call_jaxpr" in eqn.params:
+            return _on_values(flatten(eqn.params["call_jaxpr"]), values)
+        return None
+
+    env = {**flat.constants, **dict(zip(flat.inputs, operands, strict=True))}
+    evaluate(flat.equations, env, rule)
+    return [env[v] for v in flat.outputs]
+
+
+def _of(flat: Flat, *operands: Any) -> list[Any]:
+    return _on_values(flat, operands)
+
+
 nonlinear_p = Primitive("nonlinear_backward_rule")
 """Stands for the tangent map of a `custom_vjp` that has none, as its rule is not linear."""
 nonlinear_p.multiple_results = True
@@ -560,7 +749,11 @@ def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
         primal_out, pullback = jax.vjp(on_moving, *(values[i] for i in moving))
         moving_tangents = tuple(tangents[i] for i in moving)
         try:
-            pushforward = jax.linear_transpose(lambda cts: pullback(cts), primal_out)
+            rule = _of_leaves(lambda cts: pullback(cts), (primal_out,))
+            adds, results = _adds_a_constant(rule, [_MOVING] * len(rule.inputs))
+            if adds or _joins([_MOVING, *results]):
+                raise ValueError("what is added to a linear function makes it another")
+            pushforward = linear_transpose(lambda cts: pullback(cts), primal_out)
             moved = pushforward(moving_tangents)[0]
         except Exception:  # whatever the transpose of an operation that is not linear raises
             avals = tuple(jax.typeof(o) for o in primal_out)
@@ -593,6 +786,7 @@ __all__ = [
     "is_float",
     "is_jaxpr",
     "is_step_function",
+    "linear_transpose",
     "manual_axes",
     "mark",
     "nonlinear_p",
@@ -614,4 +808,5 @@ __all__ = [
     "tile_p",
     "unrolled",
     "without_derivative",
+    "without_prints",
 ]

@@ -37,6 +37,8 @@ class Facts:
     function of NumPy arrays that makes the same moves, `rearranges(*arrays, **params) -> [arrays]`."""
     moves: bool = False
     """It moves values and does not change them, but for a conversion that rounds; data may say where to."""
+    linear: bool = False
+    """It is linear in each operand that is a float, the others held constant, as all that moves is."""
     singular: bool = False
     """It is element-wise, and its derivative is infinite somewhere."""
     heavy: bool = False
@@ -106,6 +108,7 @@ _ELEMENT_WISE = (
     *("clamp", "convert_element_type", "reduce_precision", "copy", "real", "imag", "conj"),
     *("complex", "stop_gradient"),
 )
+_LINEAR = ("add", "add_jaxvals", "sub", "mul", "scatter_add", "dot_general", "conv_general_dilated")
 _SINGULAR = (
     *("sqrt", "rsqrt", "cbrt", "log", "log1p", "pow", "integer_pow", "div"),
     *("acos", "asin", "acosh", "atanh"),
@@ -117,6 +120,7 @@ _MOVING = (
 )
 
 register(named(*_ELEMENT_WISE), element_wise=True)
+register([*named(*_LINEAR), BCOO], linear=True)
 register(named(*_SINGULAR), singular=True)
 register([*named(*_MOVING), *IDENTITIES, *UNLISTED], moves=True)
 register(named("dot_general", "conv_general_dilated"), heavy=True)

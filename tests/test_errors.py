@@ -75,7 +75,7 @@ CONTRACT = {
     "static leaf": (
         lambda m, x, s: (x, {"v": s["v"], "mode": "b"}),
         {"v": jnp.zeros(2), "mode": "a"},
-        r"changes the static state leaf.*Return a state",
+        r"changes state \['mode'\], which is no array.*from 'a' to 'b'\. Return a state",
     ),
     "no pair": (
         lambda m, x, s: s,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .._jax import promoting, result_type, without_derivative
+from .._jax import linear_transpose, promoting, result_type, without_derivative
 from .._tuning import tuning
 from ..analyse import WeightOp, trace_dtype
 from ..plan import OpPlan, Plan, TracePlan
@@ -27,6 +27,7 @@ from ._forward import Forward, Rollout, Stored
 from ._gather import of_each_example, rows, take, take_rows, zeros_over
 from ._lookback import as_carried, none_yet, recent, window_steps
 from ._passage import CutPassage, Followed, FollowedPassage, Products
+from ._prefix import instantiated
 from ._read import Reading
 from ._signals import Credit, OpSignals, into_op
 from ._step import StepFunctions
@@ -244,7 +245,7 @@ def emit(plan: Plan) -> Window:
 
     @promoting
     def backward(pull, cotangents):
-        sums, xs, _ = pull([_instantiated(cotangent) for cotangent in cotangents[0]])
+        sums, xs, _ = pull([instantiated(cotangent) for cotangent in cotangents[0]])
         dtypes = [v.aval.dtype for v in plan.analysis.split.weights]
         weights = tuple(g.astype(dtype) for g, dtype in zip(sums, dtypes, strict=True))
         return weights, None, xs, None, None, None
@@ -269,15 +270,6 @@ def emit(plan: Plan) -> Window:
         return jnp.concatenate(uncut.signals(start), -1)
 
     return Window(plan, step.forward, prefix, run, learn, credit)
-
-
-def _instantiated(cotangent: Any) -> Any:
-    zero: Any = jax.custom_derivatives.SymbolicZero
-    if not isinstance(cotangent, zero):
-        return cotangent
-    if cotangent.dtype == jax.dtypes.float0:
-        return np.zeros(cotangent.shape, jax.dtypes.float0)
-    return jnp.zeros(cotangent.shape, cotangent.dtype)
 
 
 class Emitter:
@@ -452,7 +444,7 @@ class Emitter:
         seeds = columns.colour[None, :] == np.arange(columns.count)[:, None]
         (zero,) = self._deltas(parts, [p])
         seeds = jnp.asarray(seeds, zero.dtype).reshape(-1, 1, 1, *zero.shape[2:]) + zero[None]
-        push = jax.linear_transpose(pull, parts)
+        push = linear_transpose(pull, parts)
         if columns.count == 1:
             products = [j[None] for j in push(seeds[0])[0]]
         else:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._jax import Equation
 from .._primitives import facts
@@ -12,36 +13,53 @@ from .._primitives import facts
 def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
     """The rule of the prefix: where no gradient comes in, none goes out, be the derivative infinite.
 
-    The gradient of an effective weight is zero where the branch that reads it was never taken.
+    The gradient of an effective weight is zero where the branch that reads it was never taken. So it is
+    for all that the branch computes from parameters, one operation after the other, whatever they are.
     """
-    if not facts(eqn.primitive).singular:
+    element_wise = facts(eqn.primitive).singular
+    floats = [any(v.is_float for v in side) for side in (eqn.inputs, eqn.outputs)]
+    if not all(floats) or not (element_wise or eqn.in_branch):
         return None
-    floats = [i for i, v in enumerate(eqn.inputs) if v.is_float]
 
     def bind(*args):  # all operands are arguments: a rule that closes over tracers would keep them
-        return eqn.bind(*args)[0]
+        return eqn.bind(*args)
 
     def forward(*args):
-        def of_floats(*moving):
-            full = list(args)
-            for i, value in zip(floats, moving, strict=True):
-                full[i] = value
-            return bind(*full)
+        def of_perturbed(*values):  # others may stand where there is no derivative, as in a `while`
+            pairs = zip(args, values, strict=True)
+            return bind(*(v if a.perturbed else jax.lax.stop_gradient(v) for a, v in pairs))
 
-        return jax.vjp(of_floats, *(args[i] for i in floats))
+        return jax.vjp(of_perturbed, *(a.value for a in args))
 
-    def back(pull, bar):
-        is_zero = bar == 0
-        bars: list[Any] = [None] * len(eqn.inputs)
-        for i, gradient in zip(floats, pull(bar), strict=True):
-            # of an operand that is a scalar, where nothing comes in at all
-            mask = is_zero if gradient.shape == bar.shape else is_zero.all()
-            bars[i] = jnp.where(mask, jnp.zeros_like(gradient), gradient)
-        return tuple(bars)
+    def back(pull, bars):
+        bars = [instantiated(bar) for bar in bars]
+        is_zero = [bar == 0 for bar in bars if bar.dtype != jax.dtypes.float0]
+
+        def masked(gradient):
+            if gradient.dtype == jax.dtypes.float0:
+                return gradient
+            # by element, but for an operand that is a scalar, where nothing comes in at all
+            if element_wise and gradient.shape == is_zero[0].shape:
+                mask = is_zero[0]
+            else:
+                mask = jnp.stack([zero.all() for zero in is_zero]).all()
+            return jnp.where(mask, jnp.zeros_like(gradient), gradient)
+
+        return tuple(masked(gradient) for gradient in pull(bars))
 
     guarded = jax.custom_vjp(bind)
-    guarded.defvjp(forward, back)
-    return [guarded(*values)]
+    guarded.defvjp(forward, back, symbolic_zeros=True)
+    return guarded(*values)
 
 
-__all__ = ["zero_stays_zero"]
+def instantiated(cotangent: Any) -> Any:
+    """A cotangent as an array, where JAX says by a symbol that it is zero."""
+    zero: Any = jax.custom_derivatives.SymbolicZero
+    if not isinstance(cotangent, zero):
+        return cotangent
+    if cotangent.dtype == jax.dtypes.float0:
+        return np.zeros(cotangent.shape, jax.dtypes.float0)
+    return jnp.zeros(cotangent.shape, cotangent.dtype)
+
+
+__all__ = ["instantiated", "zero_stays_zero"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._jax import result_type
+from .._jax import linear_transpose, result_type
 from ..plan import Plan
 from ..traces import Traces
 from ._forward import Rollout, Stored
@@ -112,7 +112,7 @@ class Uncut:
         def push(ahead: Array) -> Array:
             """Of perturbations [B, q, S] of the states at the start."""
             by_start = lambda end: jnp.concatenate(back(end)[0], -1)
-            forward = jax.linear_transpose(by_start, jnp.zeros_like(ends_of_each[:, 0]))
+            forward = linear_transpose(by_start, jnp.zeros_like(ends_of_each[:, 0]))
             return jax.vmap(lambda direction: forward(direction)[0], in_axes=1, out_axes=1)(ahead)
 
         of_op = {

@@ -54,10 +54,11 @@ def lookup(equation: Equation, operand: int, known: Known) -> Lookup | None:
         return None
     out = equation.outputs[0].shape
     collapsed = dims.collapsed_slice_dims
-    rest = [axis for axis in range(len(shape)) if axis not in rows]
     kept = [axis for axis in range(len(shape)) if axis not in collapsed]
+    rest = [axis for axis in kept if axis not in rows]
     lead = [axis for axis in range(len(out)) if axis not in dims.offset_dims]
-    # [f, o] has the axes (*lead, *rest); a kept row dimension has length one
+    # [f, o] has the axes (*lead, *rest); a row dimension that is kept, and one of the others that is
+    # collapsed, has length one
     place: dict[int, int] = {axis: n for n, axis in enumerate(lead)}
     place.update(
         (dims.offset_dims[n], len(lead) + rest.index(axis))

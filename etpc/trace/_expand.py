@@ -5,8 +5,17 @@ iteration or in each branch, so these must be visible: a short loop is unrolled,
 sides are computed and one is chosen, which is what `vmap` makes of it too.
 
 A branch may be there because its operations have no derivative elsewhere, as a square root has none
-at zero. So in a branch that is not taken the data of each weight operation and its result are zeros,
-and so is all data that comes in: then no derivative passes through it, whatever is in between.
+at zero. In a branch that is not taken a zero that meets an infinite derivative is NaN, so NaN must not
+leave it, in either direction of differentiation. A `select` on the branch's condition is the barrier: its
+derivative by the side that is not chosen is zero, whatever arrives. There is one around all that a trace
+is read from:
+
+- data that enters the branch, and the data and the result of each weight operation in it;
+- the weight itself, unless the operation is linear in it: then its derivative is a product of that data and
+  of that cotangent, which are both zeros.
+
+What a branch computes from parameters alone is the same at each step, and is not selected: it is marked, and
+the prefix passes on no derivative where none comes in.
 """
 
 import dataclasses
@@ -18,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from .._jax import Equation, Flat, Variable, canonicalise, flatten, prims, unrolled
+from .._primitives import facts
 from ._known import Known
 from ._loops import written_out
 from ._products import merge_products
@@ -66,7 +76,8 @@ class _Expansion:
                 else:
                     self.kept.append(eqn)
             else:
-                self.kept.append(eqn)
+                in_branch = is_fixed and taken is not None
+                self.kept.append(dataclasses.replace(eqn, in_branch=in_branch))
                 if is_fixed:
                     self.fixed.update(eqn.outputs)
                     if uses_weights and eqn.primitive is not prims.stop_gradient_p:
@@ -116,10 +127,16 @@ class _Expansion:
         self.waiting.extendleft(reversed(todo))
 
     def guard(self, eqn: Equation, taken: Variable) -> None:
-        """A weight operation of a branch, with zeros for its data and its result where it is not taken."""
+        """A weight operation of a branch, between barriers: with zeros for its data and its result where it
+        is not taken, and for the weight where it is not linear in that."""
         before: list[tuple[Equation, Taken]] = []
+        known = facts(eqn.primitive)
+        is_linear = known.linear or known.moves or known.kind is not None
+        barred = lambda v: v in self.weights and not is_linear
         operands = [
-            v if v in self.fixed or not v.is_float else self.inline(before, _or_zero, [taken, v])[0]
+            self.inline(before, _or_zero, [taken, v])[0]
+            if v.is_float and (v not in self.fixed or barred(v))
+            else v
             for v in eqn.inputs
         ]
         results = tuple(Variable(v.number, v.aval) for v in eqn.outputs)

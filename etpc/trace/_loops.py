@@ -3,7 +3,7 @@
 `equinox.internal.while_loop(kind="checkpointed")`, in which solvers of differential equations run
 the stages of a step, is a `while` in a `custom_vjp` whose backward rule runs another `while`. Neither
 has a derivative that goes forward. Where the number of iterations has a bound that is known, the loop
-is its iterations one after another, and those beyond the end change nothing.
+is its iterations one after another, and those that may be beyond the end are branches.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,22 +50,20 @@ def written_out(
         skip, count = loop.params["cond_nconsts"], loop.params["body_nconsts"]
         cond, body = flatten(loop.params["cond_jaxpr"]), flatten(loop.params["body_jaxpr"])
         limit = min(max_iterations, max_equations // max(len(body.equations), 1))
-        start = list(operands[skip + count :])
+        state = ended = list(operands[skip + count :])
         goes_on: Any = True
-        state = result = start
         for _ in range(limit + 1):
             (continues,) = run(cond, [*operands[:skip], *state])
             if not isinstance(continues, Tracer):
                 if not np.asarray(continues):
-                    return result
+                    return ended
             else:
                 goes_on = continues if goes_on is True else goes_on & continues
-            state = run(body, [*operands[skip : skip + count], *state])
+            iterate = partial(run, body, [*operands[skip : skip + count], *state])
             if goes_on is True:
-                result = state
+                state = ended = iterate()
             else:
-                cases = zip(state, result, strict=True)
-                result = [jax.lax.select(goes_on, jnp.asarray(a), jnp.asarray(b)) for a, b in cases]
+                state, ended = _branch(goes_on, iterate, ended)
         raise _NoBound
 
     def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
@@ -94,6 +92,26 @@ def written_out(
         return canonicalise(unrolled, [v.aval for v in eqn.inputs])
     except _NoBound:
         return None
+
+
+def _branch(
+    goes_on: Tracer, iterate: Callable[[], list[Any]], ended: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+    """An iteration that data may say is beyond the end: the state from which the next one starts, and that
+    of the loop.
+
+    They are the same but for values that data does not change, such as the number of the iteration, by which
+    the loop has a bound: the next iteration, if it is beyond the end too, may start from any.
+    """
+    known: dict[int, Any] = {}
+
+    def taken():
+        state = iterate()
+        known.update((i, v) for i, v in enumerate(state) if not isinstance(v, Tracer))
+        return [jnp.asarray(v) for v in state]
+
+    results = jax.lax.cond(goes_on, taken, lambda: [jnp.asarray(v) for v in ended])
+    return [known.get(i, v) for i, v in enumerate(results)], results
 
 
 def _of_impl(eqn: Equation, *operands: Any) -> list[Any]:

@@ -10,10 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._errors import InputTypeError, ModelError, raise_together
-from .._jax import Equation, Flat, Tracer, Variable, canonicalise, propagate
+from .._errors import InputTypeError, ModelError, UnsupportedError, raise_together
+from .._jax import (
+    Equation,
+    Flat,
+    Tracer,
+    Variable,
+    canonicalise,
+    flatten,
+    propagate,
+    without_prints,
+)
 from ._expand import expand
-from ._leaves import Leaves, frozen
+from ._leaves import Leaves, frozen, path_text
 from ._products import merge_products
 
 
@@ -147,7 +156,9 @@ def trace(
         return [jnp.asarray(v) for v in output_leaves.split(y)] + new
 
     avals = [*model_leaves.avals, *input_leaves.avals, *flag, *state_leaves.avals]
-    program = canonicalise(flat, avals)
+    jaxpr, effects = without_prints(jax.make_jaxpr(flat)(*avals))
+    _check_effects(effects)
+    program = flatten(jaxpr)
     parameters = program.inputs[:first]
     program = merge_products(expand(program, parameters), parameters)
     constants = {v: frozen(a) for v, a in program.constants.items()}
@@ -248,6 +259,19 @@ def _check_inputs(input_leaves: Leaves) -> None:
         )
 
 
+def _check_effects(effects: list[tuple[str, str]]) -> None:
+    """Refuse what a step does beside computing values, but for prints."""
+    if effects:
+        places = ", ".join(dict.fromkeys(f"{name} at {line}" for name, line in effects))
+        raise UnsupportedError(
+            f"The step does more than compute values: {places}. This is because it uses a mutable array "
+            "(`jax.new_ref`), or calls back to Python by `io_callback`. A program evaluates a step more "
+            "than once, and parts of it in another order, so that such an effect would not be that of "
+            "the model. Compute with values, as `h = h.at[i].add(y)` does, and carry them in the state; use "
+            "`jax.pure_callback` for a function that has no effect."
+        )
+
+
 def _is_connection(leaf: Any) -> bool:
     """Whether a leaf of the model is an array of integers or booleans with values."""
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray):
@@ -294,9 +318,14 @@ def check_new_state(old: Leaves, new: Leaves) -> None:
             problems.append(
                 f"The step changes {where} from {_aval(before)} to {_aval(after)}. {remedy}"
             )
-    for path, old_leaf, new_leaf in zip(old.static, old.static, new.static, strict=True):
+    for i, (old_leaf, new_leaf) in enumerate(zip(old.static, new.static, strict=True)):
         if old_leaf is not new_leaf and old_leaf != new_leaf:
-            problems.append(f"The step changes the static state leaf {path}. {remedy}")
+            tree = old.join(old.avals)
+            path = path_text(jax.tree_util.tree_flatten_with_path(tree)[0][i][0], "state", tree)
+            problems.append(
+                f"The step changes state {path}, which is no array and so part of the program, from "
+                f"{old_leaf!r} to {new_leaf!r}. {remedy}"
+            )
     raise_together(problems)
 
 

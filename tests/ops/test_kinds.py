@@ -115,6 +115,35 @@ def test_contraction_of_nothing(name):
 
 
 @st.composite
+def gathers(draw):
+    """Arguments of a `gather` of whole rows from a weight, of which some axes are collapsed."""
+    shape = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=4)))
+    axes = range(len(shape))
+    rows = draw(st.permutations([axis for axis in axes if draw(st.booleans())] or [0]))
+    sizes = [1 if axis in rows else shape[axis] for axis in axes]
+    ones = [axis for axis in axes if sizes[axis] == 1]
+    collapsed = [axis for axis in ones if draw(st.booleans())]
+    lead = draw(st.lists(st.integers(1, 3), max_size=2))
+    count = len(shape) - len(collapsed)
+    places = sorted(draw(st.permutations(range(count + len(lead))))[:count])
+    numbers = lax.GatherDimensionNumbers(tuple(places), tuple(collapsed), tuple(rows))
+    return shape, numbers, tuple(sizes), (*lead, len(rows))
+
+
+@settings(deadline=None, max_examples=60)
+@given(gathers())
+def test_any_gather_of_rows(drawn):
+    shape, numbers, sizes, index_shape = drawn
+    rows = np.array([shape[axis] for axis in numbers.start_index_map])
+    index = np.random.default_rng(1).integers(0, 3, index_shape) % rows
+
+    def function(w, i):
+        return lax.gather(w, i, numbers, sizes, mode="clip")
+
+    check(function, normal(*shape), jnp.asarray(index), ops.Lookup)
+
+
+@st.composite
 def convolutions(draw):
     n = draw(st.integers(1, 3))
     small = st.integers(1, 2)

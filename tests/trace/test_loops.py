@@ -98,6 +98,27 @@ def test_a_matrix_in_a_loop():
     check(model, normal(2), H, looped(lambda x: 2 + (x[0] > 0), mixing), every=True)
 
 
+def test_iterations_beyond_the_end():
+    """There the root has an infinite derivative, and so has what is divided by what it leaves."""
+
+    def falls(v, m):
+        return v - 0.3 * m["tau"] * jnp.sqrt(v), v
+
+    def step(m, x, h):
+        start = jnp.abs(m["w"] @ x)[0] + 0.1 * jnp.tanh(h[0]) ** 2
+        goes_on = lambda c: (c[0] > 0.1).all()
+        body = lambda c: (*falls(c[0], m), c[2] + m["tau"] / jnp.sqrt(c[0]))
+        full = jnp.full(3, start)
+        v, before, total = eqxi.while_loop(
+            goes_on, body, (full, full, h), max_steps=8, kind="checkpointed"
+        )
+        h = 0.5 * h + 0.1 * v * before + 0.01 * total
+        return h, h
+
+    model = {"w": weights(3, 2) + 1.0, "tau": MODEL["tau"]}
+    check(model, normal(2), H, step)
+
+
 @pytest.mark.slow
 def test_a_bound_that_is_too_large():
     with pytest.raises(etpc.UnsupportedError, match=r"test_loops\.py.*256.*max_steps=") as caught:

@@ -120,6 +120,32 @@ BRANCHES = {
     "a product with a matrix": lambda p, x, h: lax.cond(
         positive(x), lambda: jnp.sqrt(jnp.diag(p) @ jnp.sqrt(x)), lambda: p * x
     ),
+    "a weight divided by data": lambda p, x, h: lax.cond(
+        x[0] != 0, lambda: p / x[0] + jnp.arctan2(p, x), lambda: h
+    ),
+    "a weight that has a power": lambda p, x, h: lax.cond(
+        positive(x), lambda: jnp.power(x, p) + p / jnp.sqrt(x), lambda: h
+    ),
+    "three that have no derivative elsewhere": lambda p, x, h: lax.switch(
+        jnp.sign(x[0]).astype(int) + 1,
+        [
+            lambda: p / jnp.minimum(x[0], 0),
+            lambda: h / (x[0] == 0) + p,
+            lambda: jnp.arctan2(0 * p, jnp.maximum(x[0], 0)) + jnp.log(p * x[0]),
+        ],
+    ),
+    "divided in a branch in a loop in a branch": lambda p, x, h: lax.cond(
+        x[0] != 0,
+        lambda: lax.scan(
+            lambda c, i: (lax.cond(i > 0, lambda: 0.3 * c + p / (i * x[0]), lambda: c * p), None),
+            h,
+            x,
+        )[0],
+        lambda: p * h,
+    ),
+    "divided, by element": lambda p, x, h: jax.vmap(
+        lambda p, x: lax.cond(x != 0, lambda: p / x, lambda: p)
+    )(p, x),
     "no number at all": lambda p, x, h: lax.cond(
         x[0] > 0, lambda: p * jnp.log(x[0]) / x[0], lambda: p * x
     ),
@@ -156,6 +182,53 @@ def test_what_depends_on_weights_alone_in_a_branch_that_is_never_taken(effective
         return h, h
 
     holds(step, {"p": jnp.zeros(N), "b": V}, jnp.full(N, 0.1))
+
+
+OF_PARAMETERS_ALONE = {
+    "arctan2": (lambda a: jnp.diag(jnp.arctan2(a, a)[0]), jnp.zeros((N, N))),
+    "square": (lambda a: jnp.square(1 / a), jnp.zeros((N, N))),
+    "overflow": (lambda a: jnp.exp(a) * a, jnp.full((N, N), 1e3)),
+    "lgamma": (lax.lgamma, jnp.zeros((N, N))),
+    "inverse": (jnp.linalg.inv, jnp.zeros((N, N))),
+    "eigh": (lambda a: jnp.linalg.eigh(a)[1], jnp.eye(N)),
+    "loop": (lambda a: lax.fori_loop(0, 2, lambda _, u: jnp.sqrt(u), a), jnp.zeros((N, N))),
+    "branch": (
+        lambda a: lax.cond(a[0, 0] < 1, lambda: jnp.cbrt(jnp.sort(a)), lambda: a),
+        jnp.zeros((N, N)),
+    ),
+    "spike": (lambda a: etpc.surrogate.ReluGrad()(a / a), jnp.zeros((N, N))),
+    "stopped": (
+        lambda a: a / lax.stop_gradient(lax.while_loop(lambda u: u.sum() > 0, jnp.sqrt, a)),
+        jnp.zeros((N, N)),
+    ),
+}
+
+
+def test_any_function_of_parameters_alone_in_branches_that_are_never_taken():
+    """Its derivative is NaN, and it is evaluated once for a call: in a branch, and in one in a branch."""
+
+    def step(m, x, h):
+        effective = lambda: {name: f(m[name]) for name, (f, _) in OF_PARAMETERS_ALONE.items()}
+        inner = lambda: sum(w @ h for w in effective().values())
+        outer = lambda: lax.cond(h[0] > 50, inner, lambda: effective()["inverse"] @ x) + x
+        h = 0.5 * h + lax.cond(x[0] > 50, outer, lambda: x) + m["b"] * x
+        h = h + lax.cond(m["flag"] > 0, lambda: effective()["square"] @ x, lambda: 0 * x)
+        return h, h
+
+    model = {name: value for name, (_, value) in OF_PARAMETERS_ALONE.items()}
+    dead = [f"['{name}']" for name in model]
+    for rule in (etpc.RTRL(window=2), etpc.D_RTRL(window=3), etpc.ES_D_RTRL(0.9, window=8)):
+        program = etpc.compile(
+            {**model, "b": V, "flag": jnp.asarray(0)}, rule, inputs=XS[0], state=0 * V, step=step
+        )
+        given = {**model, "b": V, "flag": jnp.asarray(0)}
+        grads = program.value_and_grad(loss, reduction="sum")(given, XS, XS, program.init())[1]
+        for path in dead:
+            np.testing.assert_array_equal(by_path(grads)[path], 0)
+        expected = etpc.bptt(given, XS, XS, loss, state=0 * V, step=step, reduction="sum")[1]
+        assert all(np.isfinite(g).all() for g in by_path(expected).values())
+        if rule.window == 2:
+            np.testing.assert_allclose(grads["b"], expected["b"], rtol=1e-9)
 
 
 @pytest.mark.slow
