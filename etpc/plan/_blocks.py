@@ -54,7 +54,7 @@ class Colouring:
     """
 
     colour: np.ndarray
-    """The colour of each new state; int [S]."""
+    """The colour of each new state; int [S]. Those without entries have -1, and are in no product."""
     count: int
     """C."""
     transition: Index
@@ -131,6 +131,7 @@ def colouring(
             colours = colours_of(sp.csr_array(stacked[rows]), leaf_numbers)
             colour[rows] = offset + colours
             offset = int(colours.max()) + 1
+    colour[np.diff(stacked.indptr) == 0] = -1
     count = int(colour.max(initial=0)) + 1
     owners = [_owners(pattern, colour, count) for pattern in patterns]
     immediate = dict(zip(by_rows, owners[1:], strict=True))
