@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._jax import prims, propagate
 from ..trace import Step
 
 
@@ -17,7 +18,11 @@ def is_complex(aval: jax.ShapeDtypeStruct) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HiddenStates:
-    """The float leaves of the state as one vector of S real elements."""
+    """The float leaves of the state as one vector of S real elements.
+
+    A leaf that no output depends on, at this step or later, has no credit and is left out: it is data that
+    is carried. Where no output depends on any, all are in.
+    """
 
     leaves: tuple[int, ...]
     """Which array leaves of the state."""
@@ -28,7 +33,7 @@ class HiddenStates:
 
     @classmethod
     def of(cls, step: Step) -> "HiddenStates":
-        leaves = step.state_leaves.floats
+        leaves = _read_leaves(step) or step.state_leaves.floats
         avals = tuple(step.state[i].aval for i in leaves)
         sizes = [step.state[i].size * (1 + is_complex(step.state[i].aval)) for i in leaves]
         offsets = (0, *(int(n) for n in np.cumsum(sizes)))
@@ -70,6 +75,20 @@ class HiddenStates:
     def names(self, elements: np.ndarray) -> tuple[str, ...]:
         """The paths of the leaves that hold some elements, in order."""
         return tuple(self.paths[i] for i in np.unique(self.leaf_of(elements)))
+
+
+def _read_leaves(step: Step) -> tuple[int, ...]:
+    """The float leaves of the state that an output depends on through floats, at this step or later."""
+    stops = lambda eqn, v: eqn.primitive is prims.stop_gradient_p
+    reached = {
+        i: propagate(step.equations, [step.state[i]], stops) for i in step.state_leaves.floats
+    }
+    read: set[int] = set()
+    targets = [v for v in step.outputs if v.is_float]
+    while more := {i for i, values in reached.items() if values.intersection(targets)} - read:
+        read |= more
+        targets = [step.next_state[i] for i in more]
+    return tuple(sorted(read))
 
 
 __all__ = ["HiddenStates", "is_complex"]

@@ -53,7 +53,7 @@ class Colouring:
     """
 
     colour: np.ndarray
-    """The colour of each new state; int [S]."""
+    """The colour of each new state; int [S]. Those without entries have -1, and are in no product."""
     count: int
     """C."""
     transition: Index
@@ -114,6 +114,7 @@ def colouring(analysis: Analysis) -> Colouring:
     patterns = [analysis.transition, *(analysis.immediate[k] for k in by_rows)]
     stacked: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
     colour = _colours_of(stacked, analysis.hidden.leaf_of(np.arange(stacked.shape[0])))
+    colour[np.diff(stacked.indptr) == 0] = -1
     count = int(colour.max(initial=0)) + 1
     owners = [_owners(pattern, colour, count) for pattern in patterns]
     immediate = dict(zip(by_rows, owners[1:], strict=True))

@@ -432,7 +432,7 @@ def _no_trace(reach: Reach, chosen: bool, unchosen: str, followed: bool) -> str:
     if reach.role == "output":
         return "it reaches no hidden state; the gradient of each step is exact"
     if reach.role == "nothing":
-        return "it reaches neither a hidden state nor an output"
+        return "it reaches no output, at this step or later"
     if not chosen:
         return unchosen
     if not reach.block.nnz and not followed:

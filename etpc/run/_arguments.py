@@ -12,7 +12,7 @@ from .._carry import Carry
 from .._errors import InputError, InputTypeError, UnsupportedError, raise_together
 from .._jax import Tracer, manual_axes
 from ..plan import Plan
-from ..trace import Leaves, path_text
+from ..trace import Leaves, paths_of
 
 
 class Arguments:
@@ -53,10 +53,9 @@ class Arguments:
         ]
         for n, (ours, theirs) in enumerate(zip(expected.static, received.static, strict=True)):
             if ours is not theirs and not _same(ours, theirs):
-                path = jax.tree_util.tree_leaves_with_path(model)[n][0]
                 problems.append(
                     f"The model holds {theirs!r} where {ours!r} was compiled in, at "
-                    f"{path_text(path, 'model', model)}. Values that are no arrays are part of the "
+                    f"{paths_of(model, 'model')[n]}. Values that are no arrays are part of the "
                     "program, such as the flag that `eqx.nn.inference_mode` sets: compile again, or "
                     "make it an array."
                 )

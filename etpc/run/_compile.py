@@ -18,7 +18,7 @@ from ..algorithms import Algorithm, Choice, Context, Full, resolve
 from ..analyse import Analysis, analyse
 from ..emit import emit, rank_bounds
 from ..plan import Plan, context, plan
-from ..trace import path_text, trace
+from ..trace import paths_of, trace
 from ..trace._leaves import is_array, shape_of
 from ..traces import Carry, Site, Trace
 from ._arguments import foreign
@@ -168,9 +168,9 @@ def _selected(model: Any, weights: Any) -> Any:
         raise InputTypeError(
             f'weights= must be None, "all", "marked" or a function of the model, not {weights!r}.'
         )
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(model)
-    places = [_Place(path_text(path, "model", model)) for path, _ in leaves]
-    arrays = {place.path for place, (_, leaf) in zip(places, leaves, strict=True) if is_array(leaf)}
+    leaves, treedef = jax.tree_util.tree_flatten(model)
+    places = [_Place(path) for path in paths_of(model, "model")]
+    arrays = {place.path for place, leaf in zip(places, leaves, strict=True) if is_array(leaf)}
     try:
         picked = weights(treedef.unflatten(places))
     except (AttributeError, LookupError, TypeError) as error:

@@ -1,7 +1,7 @@
 """First stage: from a model to the canonical program of one step."""
 
 from ._known import Known
-from ._leaves import Leaves, path_text, repeat
+from ._leaves import Leaves, paths_of, repeat
 from ._trace import Step, called, check_new_state, checked_call, initial_state, trace
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "check_new_state",
     "checked_call",
     "initial_state",
-    "path_text",
+    "paths_of",
     "repeat",
     "trace",
 ]

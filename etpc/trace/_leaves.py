@@ -1,6 +1,8 @@
 """PyTrees as flat lists of leaves with readable paths."""
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,33 +16,54 @@ from .._jax import is_float
 _NUMBERS = (bool, int, float, np.generic)
 
 
-def path_text(path: Any, root: str, tree: Any) -> str:
-    """A key path of `tree` as the user would write it after its name; `root` for the whole.
+def paths_of(tree: Any, root: str) -> tuple[str, ...]:
+    """The path of each leaf of `tree`, as the user would write it after its name; no two are the same.
 
-    A node that tells only the number of a child, such as a sparse matrix, has its attributes named.
+    A node that tells only the numbers of its children, such as a sparse matrix, has its attributes named.
+    `root` is the path of a tree that is a leaf.
     """
-    if not any(isinstance(key, jax.tree_util.FlattenedIndexKey) for key in path):
-        return jax.tree_util.keystr(path) or root
-    named, node = [], tree
-    for key in path:
-        children, _ = jax.tree_util.tree_flatten_with_path(
-            node, is_leaf=lambda x, n=node: x is not n
-        )
-        child = next(value for (child_key,), value in children if child_key == key)
-        if isinstance(key, jax.tree_util.FlattenedIndexKey):
-            names = [name for name, value in _attributes(node) if value is child]
-            key = jax.tree_util.GetAttrKey(names[0]) if names else key
-        named.append(key)
-        node = child
-    return jax.tree_util.keystr(tuple(named))
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    if any(isinstance(key, jax.tree_util.FlattenedIndexKey) for path in paths for key in path):
+        paths = list(_named(tree))
+    texts = [jax.tree_util.keystr(path) or root for path in paths]
+    while len(set(texts)) < len(texts):
+        counts = Counter(texts)
+        texts = [f"{t}<leaf {n}>" if counts[t] > 1 else t for n, t in enumerate(texts)]
+    return tuple(texts)
 
 
-def _attributes(node: Any) -> list[tuple[str, Any]]:
+def _named(node: Any) -> Iterator[tuple[Any, ...]]:
+    """The path of each leaf, with the attributes of nodes that have no keys of their own."""
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    if not any(path for path, _ in keyed):
+        yield from (path for path, _ in keyed)
+        return
+    keys = [key for (key,), _ in keyed]
+    if any(isinstance(key, jax.tree_util.FlattenedIndexKey) for key in keys):
+        keys = _attribute_keys(node, treedef, keys)
+    for key, (_, child) in zip(keys, keyed, strict=True):
+        yield from ((key, *rest) for rest in _named(child))
+
+
+def _attribute_keys(node: Any, treedef: Any, keys: list[Any]) -> list[Any]:
+    """The keys of children by the attributes that hold them; as they are where none does."""
+    try:  # other objects in their places, as two children may be one
+        children = [object() for _ in keys]
+        node = treedef.unflatten(children)
+    except Exception:  # a class may look at what it is given
+        children = jax.tree_util.tree_leaves(node, is_leaf=lambda x: x is not node)
     slots = [name for cls in type(node).__mro__ for name in getattr(cls, "__slots__", ())]
-    attributes = {
-        name: getattr(node, name, None) for name in (*slots, *getattr(node, "__dict__", ()))
-    }
-    return sorted(((n.lstrip("_"), v) for n, v in attributes.items()), key=lambda item: item[0])
+    names = sorted({*slots, *getattr(node, "__dict__", ())})
+    values = {name: getattr(node, name, None) for name in names}
+    shown = Counter(name.lstrip("_") for name in names)
+    named = []
+    for key, child in zip(keys, children, strict=True):
+        holding = [name for name, value in values.items() if value is child]
+        if holding:
+            public = holding[0].lstrip("_")
+            key = jax.tree_util.GetAttrKey(public if shown[public] == 1 else holding[0])
+        named.append(key)
+    return named
 
 
 def is_array(leaf: Any) -> bool:
@@ -120,14 +143,15 @@ class Leaves:
     @classmethod
     def of(cls, tree: Any, root: str, *, numbers: bool = False) -> "Leaves":
         """Flatten `tree`. With `numbers`, Python numbers count as arrays too."""
-        keyed_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        keep = [is_array(x) or (numbers and isinstance(x, _NUMBERS)) for _, x in keyed_leaves]
+        leaves, treedef = jax.tree_util.tree_flatten(tree)
+        keep = [is_array(x) or (numbers and isinstance(x, _NUMBERS)) for x in leaves]
+        paths = paths_of(tree, root)
         places = tuple(i for i, k in enumerate(keep) if k)
         return cls(
             treedef,
-            tuple(path_text(keyed_leaves[i][0], root, tree) for i in places),
-            tuple(shape_of(keyed_leaves[i][1]) for i in places),
-            tuple(None if k else x for (_, x), k in zip(keyed_leaves, keep, strict=True)),
+            tuple(paths[i] for i in places),
+            tuple(shape_of(leaves[i]) for i in places),
+            tuple(None if k else x for x, k in zip(leaves, keep, strict=True)),
             places,
             tuple(frozen(a) for a in static_arrays(treedef)),
         )

@@ -22,7 +22,7 @@ from .._jax import (
     without_prints,
 )
 from ._expand import expand
-from ._leaves import Leaves, frozen, path_text
+from ._leaves import Leaves, frozen, paths_of
 from ._products import merge_products
 
 
@@ -320,8 +320,7 @@ def check_new_state(old: Leaves, new: Leaves) -> None:
             )
     for i, (old_leaf, new_leaf) in enumerate(zip(old.static, new.static, strict=True)):
         if old_leaf is not new_leaf and old_leaf != new_leaf:
-            tree = old.join(old.avals)
-            path = path_text(jax.tree_util.tree_flatten_with_path(tree)[0][i][0], "state", tree)
+            path = paths_of(old.join(old.avals), "state")[i]
             problems.append(
                 f"The step changes state {path}, which is no array and so part of the program, from "
                 f"{old_leaf!r} to {new_leaf!r}. {remedy}"

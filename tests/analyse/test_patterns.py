@@ -388,7 +388,7 @@ def test_a_pattern_that_lacks_an_entry_is_seen():
 def test_several_leaves_are_one_vector_in_order():
     def step(model, x, state):
         a, b = state["a"], state["b"]
-        return x, {"a": jnp.stack([b, b * b]) + model, "b": a[1], "n": state["n"] + 1}
+        return a, {"a": jnp.stack([b, b * b]) + model, "b": a[1], "n": state["n"] + 1}
 
     state = {"a": jnp.zeros(2), "b": jnp.zeros(()), "n": jnp.zeros((), jnp.int32)}
     analysis = analyse(trace(jnp.zeros(2), jnp.zeros(()), state, step))

@@ -74,7 +74,7 @@ CONTRACTIONS = {
     "groups": ("gi,gio->go", (2, 3, 4), (2, 3)),
     "groups and free axes": ("hoi,hif->hof", (2, 4, 3), (2, 3, 5)),
     "scalar output": ("i,i->", (3,), (3,)),
-    "outer product": ("o,f->of", (4,), (3,)),
+    "outer product, with an axis of size 1": ("oi,fi->of", (4, 1), (3, 1)),
     "complex": ("oi,i->o", (4, 3), (3,)),
 }
 
