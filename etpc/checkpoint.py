@@ -119,11 +119,13 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
             entries = [(where, text) for where, text in json.loads(file.readline())["leaves"]]
             differences = list(itertools.islice(_differences(entries, described), 20))
             values = [] if differences else [_from_npy(file, leaf) for _, _, leaf in described]
-            is_foreign = not differences and bool(file.read(1))
-        except Exception:  # whatever Python and NumPy say of what was not written by `save`
-            is_foreign, differences, values = True, [], []
-    if is_foreign:
-        raise CheckpointError(f"{path} has contents that etpc does not write. Use another copy.")
+            if not differences and file.read(1):
+                raise ValueError
+        except (OSError, MemoryError):
+            raise
+        except Exception:  # whatever Python and NumPy say of what `save` does not write
+            reason = "has contents that etpc does not write. Use another copy."
+            raise CheckpointError(f"{path} {reason}") from None
     heading = f"{path} does not fit `like`. Pass what has the structure of what was saved."
     raise_together(differences, CheckpointError, heading)
     pairs = zip(values, described, strict=True)
@@ -354,8 +356,9 @@ def _restored(value: Any, like: Any) -> Any:
         if isinstance(like, np.ndarray | np.generic):
             return value[()] if isinstance(like, np.generic) else value
         value = jnp.array(value, dtype)
-    is_placed = isinstance(like, jax.ShapeDtypeStruct) or getattr(like, "committed", False)
-    return jax.device_put(value, like.sharding) if is_placed and like.sharding else value
+    if isinstance(like, Tracer) or (isinstance(like, jax.Array) and not like.committed):
+        return value
+    return jax.device_put(value, like.sharding) if like.sharding is not None else value
 
 
 def _differences(

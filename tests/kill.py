@@ -44,10 +44,13 @@ def killed_after(path, version, seconds):
 
 def main(folder, kills):
     path, rng = Path(folder) / "run.etpc", random.Random(0)
-    etpc.save(path, tree(0))
+    for _ in range(5):
+        began = time.perf_counter()
+        etpc.save(path, tree(0))
+    longest = 6 * (time.perf_counter() - began)  # so that on a slow machine too some saves end
     version, while_saving, saved, most = 0, 0, 0, 0
     for _ in range(kills):
-        killed_after(path, version, rng.uniform(0, 0.03))
+        killed_after(path, version, rng.uniform(0, longest))
         left = sorted(p.name for p in path.parent.iterdir())
         most = max(most, len(left))
         while_saving += left == [".run.etpc.saving", "run.etpc"]

@@ -98,7 +98,7 @@ def test_leaves_of_every_kind(tmp_path):
     def tree(n, x, seed):
         return {
             "python": [n, -n - 1, bool(n), x, complex(x, -0.0), complex(-0.0, x), None, (), {}],
-            "numpy": [np.float32(x), np.bool_(n), np.asarray([x, np.nan]), np.longdouble(x)],
+            "numpy": [np.float32(x), np.bool_(n), np.asarray([x, np.nan])],
             "big-endian": np.asarray([seed, 2, 3], ">i4"),
             "keys": (jax.random.split(jax.random.key(seed), 3), jax.random.key(seed, impl="rbg")),
             "no keys": jax.random.split(jax.random.key(seed), 0),

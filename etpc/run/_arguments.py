@@ -127,8 +127,8 @@ class Arguments:
             )
         if carry.program != self.id:
             raise InputError(
-                "This carry belongs to another program (another model, algorithm or selection of "
-                "weights). Make one with this program's `init`."
+                "This carry belongs to another program (another model, an edit of its code, another "
+                "algorithm or selection of weights). Make one with this program's `init`."
             )
 
     def inputs(self, xs: Any, carry: Carry) -> list[Array]:
