@@ -180,14 +180,6 @@ def test_options_reach_the_compiler():
         etpc.compare(model, *data(2), squared, ["d_rtrl"], batch_size=2, memory=100)
 
 
-def test_ranks_are_measured_on_the_sequence():
-    found = etpc.compare(
-        leaky(rec=True), *data(2), squared, [ES_D_RTRL("auto"), TBPTT(1)], batch_size=2
-    )
-    assert found.results[0].name == "ES_D_RTRL(rank='auto')"
-    assert found.results[0].total.norm > 0
-
-
 @pytest.mark.parametrize("steps", [0, True, 1.5])
 def test_steps(steps):
     with pytest.raises(etpc.InputError, match="steps must be an int >= 1"):
