@@ -152,7 +152,7 @@ def op_of(program, path="['w']"):
 )
 def test_ranks_that_are_proved(name):
     step, state, rank = STEPS[name]
-    program = compiled(name, etpc.ES_D_RTRL(2, window=2))
+    program = compiled(name, etpc.ES_D_RTRL(rank=2, window=2))
     form = op_of(program).form
     assert isinstance(form, LowRank)
     if rank is None:
@@ -225,7 +225,7 @@ def test_a_rank_is_proved_for_all_parameters(name):
     for compiled_at in POINTS[:4:3]:
         low, full = (
             etpc.compile(model(*compiled_at), algo, inputs=XS[0], state=ZEROS, step=step)
-            for algo in (etpc.ES_D_RTRL(2, window=2), etpc.D_RTRL(window=2))
+            for algo in (etpc.ES_D_RTRL(rank=2, window=2), etpc.D_RTRL(window=2))
         )
         assert op_of(low).exact is proved
         assert (op_of(low).form == LowRank(2)) is not proved
@@ -249,7 +249,7 @@ def test_a_rank_holds_while_the_weights_move():
         return h, h
 
     traces = []
-    for algo in (etpc.ES_D_RTRL(4, window=2), etpc.D_RTRL(window=2)):
+    for algo in (etpc.ES_D_RTRL(rank=4, window=2), etpc.D_RTRL(window=2)):
         model = {"a": jnp.asarray(0.9), "b": jnp.asarray(0.5), "w": MODEL["w"]}
         program = etpc.compile(model, algo, inputs=XS[0], state=ZEROS, step=step)
         carry, run = program.init(), program.value_and_grad(loss, "sum")
@@ -264,7 +264,7 @@ def test_a_rank_holds_while_the_weights_move():
 
 
 def test_the_readout_of_a_spiking_layer():
-    program = compiled("a spiking layer", etpc.ES_D_RTRL(2, window=2))
+    program = compiled("a spiking layer", etpc.ES_D_RTRL(rank=2, window=2))
     assert op_of(program, "['out']").form == LowRank(1, exact=True)
     assert op_of(program, "['out']").exact
     assert "rank 1 holds all of it" in str(program)
@@ -272,8 +272,8 @@ def test_the_readout_of_a_spiking_layer():
 
 def test_arguments():
     with pytest.raises(etpc.AlgorithmError, match="needs a rank"):
-        etpc.ES_D_RTRL(0.9, certificate=True)
-    program = compiled("a reset", etpc.ES_D_RTRL(2))
+        etpc.ES_D_RTRL(decay=0.9, certificate=True)
+    program = compiled("a reset", etpc.ES_D_RTRL(rank=2))
     with pytest.raises(etpc.AlgorithmError, match="certificate=True"):
         program.certificate(program.init())
 
@@ -321,7 +321,7 @@ def test_a_certificate_is_never_violated(name, rank, window, in_window, batch, s
     traces, grads, carries, programs = [], [], [], []
     for algo in (
         etpc.D_RTRL(window=window, in_window=in_window),
-        etpc.ES_D_RTRL(rank, window=window, in_window=in_window, certificate=True),
+        etpc.ES_D_RTRL(rank=rank, window=window, in_window=in_window, certificate=True),
     ):
         program = etpc.compile(model, algo, inputs=xs[0, 0], state=state, step=step, weights="all")
         carry = program.init(batch_size=batch)
@@ -360,7 +360,7 @@ def test_a_certificate_says_something():
     full = etpc.compile(model, etpc.D_RTRL(window=3), inputs=xs[0], state=state, step=step)
     exact = full.value_and_grad(loss, "sum")(model, xs, targets, full.init())[1]["w"]
     for rank in (1, 2, 4):
-        algo = etpc.ES_D_RTRL(rank, window=3, certificate=True)
+        algo = etpc.ES_D_RTRL(rank=rank, window=3, certificate=True)
         program = etpc.compile(model, algo, inputs=xs[0], state=state, step=step)
         run = program.value_and_grad(loss, "sum")
         (_, carry), grads = run(model, xs, targets, program.init())

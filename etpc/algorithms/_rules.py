@@ -43,7 +43,6 @@ class ES_D_RTRL(Algorithm):
     - `decay`: a float in (0, 1]; 0.99 where neither it nor a rank is given.
     - `rank`: an int >= 1. Where the program proves that a trace has no higher rank, as that of a leaky
         readout, it is exact.
-    - `decay_or_rank`: either, without a name: a float is a decay, an int a rank.
     - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
 
     **Source:** Wang et al. 2026, as above, for the decay form. `eps_f` is stored without the factor
@@ -52,24 +51,32 @@ class ES_D_RTRL(Algorithm):
     recurrent learning", arXiv 1902.03993.
     """
 
-    decay_or_rank: float | int | None = dataclasses.field(default=None, repr=False)
-    decay: float | None = dataclasses.field(default=None, kw_only=True, compare=False, repr=False)
-    rank: int | None = dataclasses.field(default=None, kw_only=True, compare=False, repr=False)
+    unnamed: dataclasses.InitVar[Any] = None
+    decay: float | None = dataclasses.field(default=None, kw_only=True, repr=False)
+    rank: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
     certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "es_d_rtrl"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, unnamed: Any) -> None:
         super().__post_init__()
-        arguments = {
-            name: value
-            for name in ("decay_or_rank", "decay", "rank")
-            if (value := _plain_number(getattr(self, name))) is not None
-        }
-        decay, rank = self._checked(arguments)
-        set_field = object.__setattr__
-        set_field(self, "decay", decay)
-        set_field(self, "rank", rank)
-        set_field(self, "decay_or_rank", rank if decay is None else decay)
+        if unnamed is not None:
+            raise AlgorithmError(
+                f"ES_D_RTRL({unnamed!r}) does not say whether the number is a decay or a rank. Write "
+                "ES_D_RTRL(decay=0.99) or ES_D_RTRL(rank=4)."
+            )
+        decay, rank = _plain_number(self.decay), _plain_number(self.rank)
+        if decay is not None and rank is not None:
+            raise AlgorithmError(
+                f"ES_D_RTRL takes a decay or a rank, and not decay={decay!r}, rank={rank!r}."
+            )
+        if isinstance(rank, float):
+            raise InputTypeError(
+                f"rank must be an int >= 1, not {rank!r}. For a decay pass decay={rank!r}."
+            )
+        if rank is None:
+            decay = _checked_decay(0.99 if decay is None else decay)
+        object.__setattr__(self, "decay", decay)
+        object.__setattr__(self, "rank", None if rank is None else checked_rank(rank))
         if self.certificate and rank is None:
             raise AlgorithmError(
                 "certificate=True needs a rank: what a decay leaves out has no such bound."
@@ -79,42 +86,12 @@ class ES_D_RTRL(Algorithm):
     def main(self) -> dict[str, Any]:
         return {"rank": self.rank} if self.decay is None else {"decay": self.decay}
 
-    @staticmethod
-    def _checked(arguments: dict[str, Any]) -> tuple[float | None, Any]:
-        """The decay or the rank of the arguments that were given."""
-        if not arguments:
-            return 0.99, None
-        if len(set(map(repr, arguments.values()))) > 1:
-            shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-            raise AlgorithmError(f"ES_D_RTRL takes a decay or a rank, and not {shown}.")
-        ((name, value),) = list(arguments.items())[:1]
-        if name == "decay" and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            expected = {
-                "decay_or_rank": "a float in (0, 1] (a decay) or an int >= 1 (a rank)",
-                "decay": "a float in (0, 1]",
-                "rank": "an int >= 1",
-            }
-            raise InputTypeError(f"{name} must be {expected[name]}, not {value!r}.")
-        if isinstance(value, float) and name == "rank":
-            raise InputTypeError(
-                f"rank must be an int >= 1, not {value!r}. For a decay pass decay={value!r}."
-            )
-        if isinstance(value, int):
-            return None, checked_rank(name, value)
-        if not (math.isfinite(value) and 0 < value <= 1):
-            raise AlgorithmError(
-                f"A decay must lie in (0, 1], and {name} is {value}. For a rank pass an int, "
-                "such as ES_D_RTRL(rank=2)."
-            )
-        return value, None
-
     def trace_form(self, kind: Kind) -> TraceForm:
         if kind.data is None:
             return Full()
-        if self.rank is None:
-            return Decay(self.decay or 0.99)
+        if self.decay is not None:
+            return Decay(self.decay)
+        assert self.rank is not None
         return LowRank(self.rank, certificate=self.certificate)
 
     @property
@@ -170,7 +147,7 @@ class CreditRTRL(Algorithm):
         why = "It is the number of directions of credit that are followed."
         set_field(self, "q", checked_count("q", self.q, "an int >= 1", why, AlgorithmError))
         if self.rank is not None:
-            set_field(self, "rank", checked_rank("rank", self.rank))
+            set_field(self, "rank", checked_rank(self.rank))
         for name in ("rate", "ahead"):
             value = _plain_number(getattr(self, name))
             if not (
@@ -212,7 +189,7 @@ class RTRL(Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank is not None:
-            object.__setattr__(self, "rank", checked_rank("rank", self.rank))
+            object.__setattr__(self, "rank", checked_rank(self.rank))
         if self.certificate and self.rank is None:
             raise AlgorithmError("certificate=True needs a rank: nothing is left out without one.")
 
@@ -336,15 +313,27 @@ def _plain_number(value: Any) -> Any:
     return value
 
 
-def checked_rank(name: str, value: Any) -> int:
+def _checked_decay(decay: Any) -> float:
+    """A decay that was given, as a float."""
+    if isinstance(decay, bool) or not isinstance(decay, int | float):
+        raise InputTypeError(f"decay must be a float in (0, 1], not {decay!r}.")
+    if not (math.isfinite(decay) and 0 < decay <= 1):
+        raise AlgorithmError(
+            f"A decay must lie in (0, 1], and decay is {decay}. For a rank pass an int, such as "
+            "ES_D_RTRL(rank=2)."
+        )
+    return float(decay)
+
+
+def checked_rank(value: Any) -> int:
     """A rank that was given, as an int."""
     rank = whole_number(value)
     if rank is None:
-        raise InputTypeError(f"{name} must be an int >= 1, not {value!r}.")
+        raise InputTypeError(f"rank must be an int >= 1, not {value!r}.")
     if rank < 1:
         raise AlgorithmError(
-            f"{name}={rank} is an int and so a rank, which must be at least 1. For a decay pass a "
-            "float in (0, 1]."
+            f"rank={rank} is less than 1, and a trace has at least one pair of factors. For a decay pass "
+            "decay=, a float in (0, 1]."
         )
     return rank
 
