@@ -18,8 +18,8 @@ D = etpc.D_RTRL(window=2)
 RULES = {
     "D": D,
     "exact windows": etpc.D_RTRL(window=2, in_window="exact"),
-    "decay": etpc.ES_D_RTRL(0.8, window=2),
-    "rank": etpc.ES_D_RTRL(1, window=2, certificate=True),
+    "decay": etpc.ES_D_RTRL(decay=0.8, window=2),
+    "rank": etpc.ES_D_RTRL(rank=1, window=2, certificate=True),
 }
 
 

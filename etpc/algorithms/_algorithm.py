@@ -3,15 +3,13 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
-
-import numpy as np
 
 from .._errors import AlgorithmError, InputTypeError, checked_count
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..ops import Kind
-from ..traces import Carry, Directions, Full, Site, Trace
+from ..traces import Directions, Full, Site, Trace
 
 InWindow = Literal["truncated", "exact"]
 TraceForm = Trace
@@ -53,14 +51,6 @@ class Context:
     bounds: Callable[[Mapping[int, Trace]], Mapping[int, Bound]] | None = None
     """For operations with a factor that have such traces: what their rank cannot exceed, proved from the
     program."""
-    traces: Callable[[Mapping[int, Trace]], Iterable[Mapping[int, tuple[Site, Carry]]]] | None = (
-        None
-    )
-    """Traces of these forms after each window of the sample; those that no other trace holds, by the numbers
-    of their operations. `None` where there is no sample."""
-    credit: "Callable[[Algorithm], np.ndarray] | None" = None
-    """The singular values of the credit of the states, [S], on the sample, from random cotangents of
-    all outputs that follow, by a rule with directions. `None` where there is no sample."""
 
     def site(self, op: WeightOp) -> Site:
         """What the trace of an operation knows of it."""

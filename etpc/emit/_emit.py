@@ -139,9 +139,6 @@ class Window:
     prefix: Callable[..., Any]
     run: Callable[..., Any]
     learn: Callable[..., Any]
-    credit: Callable[..., Any]
-    """`credit(weights, others, xs, state, ys_bar, ends) -> starts`: of the states at the start of a window
-    from that of its outputs and of the states at its end, [B, S] both, where directions are followed."""
 
     @promoting
     def no_sums(self, weights: Arrays, steps: int) -> Sums:
@@ -261,15 +258,7 @@ def emit(plan: Plan) -> Window:
         traces, entries = emitter.advance(moves, traces, starts)
         return loss, aux, (list(grads), entries), last, traces
 
-    @promoting
-    def credit(weights, others, xs, state, ys_bar, ends):
-        uncut = emitter.uncut
-        assert uncut is not None
-        _, pull = uncut(weights, others, xs, state)
-        start = pull((ys_bar, uncut.split(ends)))[2]
-        return jnp.concatenate(uncut.signals(start), -1)
-
-    return Window(plan, step.forward, prefix, run, learn, credit)
+    return Window(plan, step.forward, prefix, run, learn)
 
 
 class Emitter:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from .._errors import (
     UnsupportedError,
     raise_together,
 )
-from ..algorithms import Algorithm, Choice, Context
+from ..algorithms import Algorithm, Bound, Choice, Context
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype, vector_dtype
 from ..analyse._pattern import Pattern
 from ..traces import Directions, Site, Trace, bytes_of
@@ -320,12 +320,12 @@ def context(
     *,
     memory: int | None = None,
     batch_size: int = 1,
-    **measured: Any,
+    bounds: Callable[[Mapping[int, Trace]], Mapping[int, Bound]] | None = None,
 ) -> Context:
-    """What an algorithm chooses from, with arguments as of `plan`, and what is measured for it."""
+    """What an algorithm chooses from, with arguments as of `plan`, and ranks that are proved."""
     ops = traceable(analysis, selected(analysis, weights))
     limit = DEFAULT_MEMORY if memory is None else memory
-    return Context(analysis, ops, limit, batch_size, **measured)
+    return Context(analysis, ops, limit, batch_size, bounds)
 
 
 def traceable(analysis: Analysis, chosen: Collection[int]) -> tuple[WeightOp, ...]:

@@ -169,7 +169,7 @@ class Online:
         warn_of_silence(silent, stacklevel=2)
         if targets is None:
             return silent
-        unchecked = check_updates(self, model, stream, xs, targets, mask)
+        unchecked = check_updates(self, model, carry, xs, targets, mask)
         warn_of_unchecked(unchecked, stacklevel=2)
         return (*silent, *unchecked)
 

@@ -123,7 +123,7 @@ class Program(Shown):
         """Bounds of what low-rank traces left out, one for each; they hold always.
 
         For a program of a rule with a rank and `certificate=True`, such as
-        `ES_D_RTRL(4, certificate=True)`. What a reduction leaves out is moved on
+        `ES_D_RTRL(rank=4, certificate=True)`. What a reduction leaves out is moved on
         by the absolute values of the transitions, and adds up; multiplied with the credit of a window
         it bounds the error of the gradient. Measured, they are 2 to 10 times the error.
         """
@@ -141,7 +141,7 @@ class Program(Shown):
         if not certificates and not self.algorithm.bounded:
             raise AlgorithmError(
                 f"{self.algorithm} carries no bounds. Compile with a rank and certificate=True, "
-                "such as ES_D_RTRL(4, certificate=True)."
+                "such as ES_D_RTRL(rank=4, certificate=True)."
             )
         return tuple(certificates)
 
