@@ -121,7 +121,8 @@ def test_names_are_shown_as_they_are(monkeypatch, parse_math):
 
 def test_gradient_agreement_of_several_reports():
     loss = lambda y, target: jnp.sum((y - target) ** 2)
-    online = etpc.verify(MODEL, XS, jnp.ones((20, 3, 2)), loss, batch_size=3)
+    rule = etpc.D_RTRL(window=5)
+    online = etpc.verify(MODEL, XS, jnp.ones((20, 3, 2)), loss, rule, batch_size=3)
     assert online.ok
     other = (Row(row.path, 0.5, 0.7, 1.0, 1.0, "approximate", None) for row in online.rows)
     reports = {"online": online, "other": report(online.program, *other)}

@@ -467,7 +467,7 @@ def test_a_dense_operation_still_gives_the_true_gradient():
         return jnp.tanh(h), h
 
     model = {"w": jnp.asarray(DENSE[0])}
-    xs = jnp.asarray(_RNG.normal(size=(20, 6)))
+    xs = jnp.asarray(_RNG.normal(size=(40, 6)))
     report = etpc.verify(
         model, xs, xs, lambda y, t: jnp.sum((y - t) ** 2), step=step, state=jnp.zeros(6)
     )
