@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation
+from .._jax import Equation, prims
 from .._primitives import facts
+
+SymbolicZero: Any = jax.custom_derivatives.SymbolicZero
 
 
 def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
@@ -20,6 +22,8 @@ def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
     floats = [any(v.is_float for v in side) for side in (eqn.inputs, eqn.outputs)]
     if not all(floats) or not (element_wise or eqn.in_branch):
         return None
+    if eqn.primitive in (prims.stop_gradient_p, prims.while_p):
+        return None  # they pass on no gradient, and to a rule of one's own JAX would give zeros for none
 
     def bind(*args):  # all operands are arguments: a rule that closes over tracers would keep them
         return eqn.bind(*args)
@@ -32,6 +36,8 @@ def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
         return jax.vjp(of_perturbed, *(a.value for a in args))
 
     def back(pull, bars):
+        if all(isinstance(bar, SymbolicZero) for bar in bars):
+            return (None,) * len(eqn.inputs)  # what is stopped later may have no derivative
         bars = [instantiated(bar) for bar in bars]
         is_zero = [bar == 0 for bar in bars if bar.dtype != jax.dtypes.float0]
 
@@ -54,8 +60,7 @@ def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
 
 def instantiated(cotangent: Any) -> Any:
     """A cotangent as an array, where JAX says by a symbol that it is zero."""
-    zero: Any = jax.custom_derivatives.SymbolicZero
-    if not isinstance(cotangent, zero):
+    if not isinstance(cotangent, SymbolicZero):
         return cotangent
     if cotangent.dtype == jax.dtypes.float0:
         return np.zeros(cotangent.shape, jax.dtypes.float0)

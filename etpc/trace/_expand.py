@@ -19,6 +19,7 @@ the prefix passes on no derivative where none comes in.
 """
 
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -110,11 +111,11 @@ class _Expansion:
         results: list[Variable] = []
         for number, branch in enumerate(branches):
             condition = [index] if taken is None else [index, taken]
-            (branch_taken,) = self.inline(todo, _is_taken(number, len(branches)), condition)
+            (branch_taken,) = self.inline(todo, eqn, _is_taken(number, len(branches)), condition)
             entering = [
                 v
                 if v in self.fixed or not v.is_float
-                else self.inline(todo, _or_zero, [branch_taken, v])[0]
+                else self.inline(todo, eqn, _or_zero, [branch_taken, v])[0]
                 for v in operands
             ]
             held = [
@@ -122,7 +123,7 @@ class _Expansion:
             ]
             results += self.splice(todo, merge_products(branch, held), entering, branch_taken)
         if len(branches) > 1:
-            results = self.inline(todo, _choose(len(branches)), [index, *results])
+            results = self.inline(todo, eqn, _choose(len(branches)), [index, *results])
         self.alias.update(zip(eqn.outputs, results, strict=True))
         self.waiting.extendleft(reversed(todo))
 
@@ -134,7 +135,7 @@ class _Expansion:
         is_linear = known.linear or known.moves or known.kind is not None
         barred = lambda v: v in self.weights and not is_linear
         operands = [
-            self.inline(before, _or_zero, [taken, v])[0]
+            self.inline(before, eqn, _or_zero, [taken, v])[0]
             if v.is_float and (v not in self.fixed or barred(v))
             else v
             for v in eqn.inputs
@@ -142,7 +143,9 @@ class _Expansion:
         results = tuple(Variable(v.number, v.aval) for v in eqn.outputs)
         after: list[tuple[Equation, Taken]] = []
         for v, result in zip(eqn.outputs, results, strict=True):
-            guarded = self.inline(after, _or_zero, [taken, result])[0] if v.is_float else result
+            guarded = (
+                self.inline(after, eqn, _or_zero, [taken, result])[0] if v.is_float else result
+            )
             self.alias[v] = guarded
         for side, _ in before:
             self.kept.append(
@@ -153,10 +156,16 @@ class _Expansion:
         self.waiting.extendleft(reversed(after))
 
     def inline(
-        self, todo: list[tuple[Equation, Taken]], function: Callable, operands: Sequence[Variable]
+        self,
+        todo: list[tuple[Equation, Taken]],
+        eqn: Equation,
+        function: Callable,
+        operands: Sequence[Variable],
     ) -> list[Variable]:
-        """The results of a function of operands, whose equations are added to `todo`."""
+        """The results of a function of operands, whose equations, added to `todo`, have the line of `eqn`."""
         flat = canonicalise(function, [v.aval for v in operands])
+        of_line = functools.partial(dataclasses.replace, source=eqn.source, traceback=eqn.traceback)
+        flat = dataclasses.replace(flat, equations=tuple(map(of_line, flat.equations)))
         return self.splice(todo, flat, operands, None)
 
     def splice(

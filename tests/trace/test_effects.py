@@ -42,7 +42,7 @@ def in_own_derivative(effect):
         def inner(h):
             return effect(NONE, jnp.zeros(2), h)
 
-        inner.defjvp(lambda h, t: (inner(*h), 0.5 * t[0]))
+        inner.defjvp(lambda h, t: (0.5 * h[0], 0.5 * t[0]))
         return inner(h) + w @ x
 
     return step
