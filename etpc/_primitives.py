@@ -59,6 +59,11 @@ def facts(primitive: Primitive) -> Facts:
     return FACTS.get(_key(primitive), Facts())
 
 
+def forget(primitive: Primitive, name: str) -> None:
+    """Take one fact out of the record of a primitive."""
+    FACTS[_key(primitive)] = dataclasses.replace(facts(primitive), **{name: Facts.__dict__[name]})
+
+
 def register(primitives: Iterable[Key], **known: Any) -> None:
     """Add facts to the records of primitives.
 
@@ -126,4 +131,14 @@ register([*named(*_MOVING), *IDENTITIES, *UNLISTED], moves=True)
 register(named("dot_general", "conv_general_dilated"), heavy=True)
 register([BCOO], by_step=True)
 
-__all__ = ["BCOO", "FACTS", "IDENTITIES", "UNLISTED", "Facts", "facts", "named", "register"]
+__all__ = [
+    "BCOO",
+    "FACTS",
+    "IDENTITIES",
+    "UNLISTED",
+    "Facts",
+    "facts",
+    "forget",
+    "named",
+    "register",
+]

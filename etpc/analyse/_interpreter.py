@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .._errors import MemoryLimitError
+from .._errors import InputError, MemoryLimitError
 from .._jax import Equation, Flat, Variable
 from .._primitives import facts, named, register
 from ..trace import Known
@@ -73,10 +73,24 @@ class Interpreter:
                     outs = self.dense(eqn, patterns)
             except TooDense as error:
                 raise too_dense(error.entries, f"{eqn.primitive.name} at {eqn.source}") from None
+            self._check(eqn, outs)
             for v, out in zip(eqn.outputs, outs, strict=True):
                 if out is not None and out.nnz and v.is_float:
                     env[v] = out
         return [env.get(v) for v in flat.outputs]
+
+    def _check(self, eqn: Equation, outs: Sequence[Pattern | None]) -> None:
+        """**Raises** `InputError` where a rule gives patterns of the wrong shape."""
+        shapes = [None if out is None else tuple(out.shape) for out in outs]
+        wanted = [(v.size, self.seeds) for v in eqn.outputs]
+        fits = [shape in (None, want) for shape, want in zip(shapes, wanted, strict=False)]
+        if len(shapes) != len(wanted) or not all(fits):
+            raise InputError(
+                f"The pattern rule of {eqn.primitive.name} returns patterns of shapes {shapes}, and not "
+                f"{wanted}, at {eqn.source}. This is because a rule gives one pattern for each result of the "
+                "equation, with a row for each element and a column for each seed (`interpreter.seeds`), "
+                "or `None` for a result without entries. Mend the rule."
+            )
 
     def include(self, other: "Interpreter") -> None:
         """Record what another one met."""
@@ -94,6 +108,17 @@ class Interpreter:
 Rule = Callable[
     [Interpreter, Equation, "list[Pattern | None]", Known], "Sequence[Pattern | None] | None"
 ]
+"""How patterns pass through an operation: `rule(interpreter, equation, patterns, known)`.
+
+- `interpreter`: the `Interpreter`, which has the number of `seeds` and `run`s an inner program.
+- `equation`: its `inputs` and `outputs` have a `shape` and a `size`; `params` are those of JAX.
+- `patterns`: one for each operand; `None` for one that depends on no seed.
+- `known`: gives the value of an operand that neither a parameter nor data changes, such as an index, else
+    `None`.
+
+It returns a pattern for each result, `None` for one without entries, or in place of them all `None` where
+it does not know, and the result is dense. A pattern may have too many entries, and must not have too few.
+"""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:

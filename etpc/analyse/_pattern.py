@@ -8,7 +8,11 @@ import numpy as np
 import scipy.sparse as sp
 
 Pattern = Any
-"""A boolean `scipy.sparse.csr_array`, elements x seeds."""
+"""Which seeds the elements of an array depend on: a boolean `scipy.sparse.csr_array`.
+
+It has a row for each element, in the order of `x.reshape(-1)`, and a column for each seed: the elements of
+whatever is perturbed.
+"""
 
 
 MAX_ENTRIES = 100_000_000
@@ -30,10 +34,12 @@ def afford(entries: int | np.integer) -> None:
 
 
 def empty(rows: int, seeds: int) -> Pattern:
+    """A pattern without entries."""
     return sp.csr_array((rows, seeds), dtype=bool)
 
 
 def union(patterns: Sequence[Pattern]) -> Pattern:
+    """The entries of all of some patterns of one shape."""
     total = patterns[0]
     for other in patterns[1:]:
         total = total + other
@@ -69,6 +75,7 @@ def select(rows: np.ndarray, columns: np.ndarray, size: int, pattern: Pattern) -
 
 
 def numbering(shape: Sequence[int]) -> np.ndarray:
+    """The numbers of the elements of an array, which are the rows of its pattern."""
     return np.arange(math.prod(shape), dtype=np.int64).reshape(tuple(shape))
 
 

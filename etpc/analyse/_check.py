@@ -1,0 +1,162 @@
+"""Pattern rules of primitives that `etpc` does not know, and their check against JAX."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+
+from .._errors import InputError, InputTypeError
+from .._jax import Primitive, canonicalise, evaluate, forward_mode, is_float
+from .._primitives import forget, register
+from . import _patterns  # noqa: F401  registers the rules
+from ._interpreter import Interpreter, Rule
+from ._pattern import Pattern
+
+POINTS = 4
+SHOWN = 5
+
+
+def register_pattern(primitive: Any, rule: Rule, function: Callable, *args: Any) -> None:
+    """Give a primitive a rule by which sparsity patterns pass through it; without one, it is dense.
+
+    The rule is checked at once, by `check_pattern` on a function that uses the primitive, as a pattern that
+    lacks an entry makes programs claim that gradients are exact which are not.
+
+    **Arguments:**
+
+    - `primitive`: the JAX primitive; [`etpc.ops.primitive_of`][] finds it.
+    - `rule`: called as `rule(interpreter, equation, patterns, known)`. It returns a
+        [`Pattern`][etpc.analyse.Pattern] for each result of the equation, `None` for one without entries,
+        or `None` where it does not know, and the results are dense.
+    - `function`, `*args`: a function of arrays through which a derivative passes by the primitive, and what
+        to call it with. Take more than one element along each axis.
+
+    **Raises** `ValueError` where the primitive has a rule already; `InputError` where the rule lacks an
+    entry or gives patterns of the wrong shape, or where `function` does not use it, and then the primitive has
+    no rule; `InputTypeError` where it cannot be called so.
+    """
+    if not isinstance(primitive, Primitive):
+        raise InputTypeError(
+            f"A pattern rule is registered for a primitive of JAX, not {primitive!r}."
+        )
+    try:
+        inspect.signature(rule).bind(*[None] * 4)
+    except TypeError as error:
+        raise InputTypeError(
+            f"The pattern rule of {primitive.name} must take four arguments, `rule(interpreter, equation, "
+            f"patterns, known)`: {error}."
+        ) from None
+    used = []
+
+    def observed(interpreter, equation, patterns, known):
+        used.append(equation)
+        return rule(interpreter, equation, patterns, known)
+
+    register([primitive], pattern=observed)
+    try:
+        check_pattern(function, *args)
+        if not used:
+            raise InputError(
+                f"The rule of {primitive.name} was not checked, as no derivative of `function` passes through it. "
+                "Pass a function whose derivative does, and float arguments."
+            )
+    finally:
+        forget(primitive, "pattern")
+    register([primitive], pattern=rule)
+
+
+def check_pattern(function: Callable, *args: Any) -> np.ndarray:
+    """Compare the sparsity pattern that `etpc` finds for a function with its Jacobian at random points.
+
+    **Arguments:**
+
+    - `function`: a function of arrays that returns arrays, such as one operation.
+    - `*args`: its arguments. Float arrays are perturbed, and random values are taken in their place; others
+        are used as they are, and count as data. Indices that are known when a model is compiled are closed over.
+
+    **Returns** the pattern, boolean [elements of the results, elements of the arguments], of the float
+    leaves in order. It may have entries where the Jacobian has none.
+
+    **Raises** `InputError` that names the missing entries where the Jacobian has one that the pattern lacks.
+    """
+    leaves, treedef = jax.tree.flatten(args)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    moving = [i for i, leaf in enumerate(leaves) if is_float(leaf.dtype)]
+    flat = canonicalise(
+        lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(treedef, leaves))),
+        [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves],
+    )
+    outputs = [v for v in flat.outputs if v.is_float]
+
+    def run(parts: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+        values, arrays = list(given), iter(parts)
+        for i in moving:
+            part = next(arrays)
+            values[i] = jax.lax.complex(part, next(arrays)) if jnp.iscomplexobj(leaves[i]) else part
+        env = {**flat.constants, **dict(zip(flat.inputs, values, strict=True))}
+        evaluate(flat.equations, env, lambda eqn, operands: forward_mode(eqn)(*operands))
+        results = [env[v] for v in outputs]
+        return [p for y in results for p in ([y.real, y.imag] if jnp.iscomplexobj(y) else [y])]
+
+    parts = []
+    for i in moving:
+        real = jax.ShapeDtypeStruct(leaves[i].shape, jnp.finfo(leaves[i].dtype).dtype)
+        parts += [real] * (1 + jnp.iscomplexobj(leaves[i]))
+    pattern = _pattern(run, parts, leaves)
+    found = np.zeros(pattern.shape, bool)
+    for point in range(POINTS if found.size else 0):
+        keys = jax.random.split(jax.random.key(point), len(parts))
+        values = [jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, parts, strict=True)]
+        found |= _non_zeros(run, values, leaves)
+    missing = np.argwhere(found & ~pattern)
+    if len(missing):
+        entries = ", ".join(f"({o}, {i})" for o, i in missing[:SHOWN].tolist())
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise InputError(
+            f"The pattern lacks {len(missing)} of {found.sum()} entries of the Jacobian, as (element of the "
+            f"results, element of the arguments): {entries}{more}. This is because a pattern rule leaves "
+            "out a dependence, so that gradients would be called exact that are not. A rule may give "
+            "too many entries, never too few: mend it, or let it return `None`, which is dense."
+        )
+    return pattern
+
+
+def _pattern(run: Callable, parts: Sequence[Any], given: Sequence[Any]) -> np.ndarray:
+    """The pattern of a function of real arrays, by the rules."""
+    count = len(parts)
+
+    def tangents(*arrays: Any) -> Any:
+        values, dots, given = (
+            list(arrays[a:b]) for a, b in ((0, count), (count, 2 * count), (2 * count, len(arrays)))
+        )
+        return jax.jvp(lambda moved: run(moved, given), (values,), (dots,))[1]
+
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (*parts, *parts, *given)]
+    flat = canonicalise(tangents, avals)
+    size = sum(int(np.prod(p.shape)) for p in parts)
+    interpreter = Interpreter(size + 1)
+    eye = sp.csr_array(sp.eye_array(size, size + 1, dtype=bool, format="csr"))
+    ends = np.cumsum([0, *(int(np.prod(p.shape)) for p in parts)])
+    inputs: list[Pattern | None] = [None] * len(flat.inputs)
+    for n in range(count):
+        inputs[count + n] = sp.csr_array(eye[ends[n] : ends[n + 1]])
+    rows = interpreter.run(flat, inputs)
+    dense = [
+        np.zeros((v.size, size + 1), bool) if p is None else p.toarray()
+        for v, p in zip(flat.outputs, rows, strict=True)
+    ]
+    return np.concatenate(dense)[:, :size] if dense else np.zeros((0, size), bool)
+
+
+def _non_zeros(run: Callable, values: Sequence[Any], given: Sequence[Any]) -> np.ndarray:
+    """Where the Jacobian at one point has entries; NaN is one."""
+    of = lambda values: jnp.concatenate([jnp.ravel(y) for y in run(values, given)])
+    jacobians = jax.jit(jax.jacfwd(of))(list(values))
+    return np.concatenate([np.asarray(j).reshape(j.shape[0], -1) != 0 for j in jacobians], 1)
+
+
+__all__ = ["check_pattern", "register_pattern"]
