@@ -1,5 +1,6 @@
 """What bad input gets: an error that names the place, says why, and what to do."""
 
+import functools
 import inspect
 import re
 
@@ -774,3 +775,20 @@ def test_steps_of_snap_of_a_wrong_type():
 def test_explain_of_no_parameter():
     with pytest.raises(etpc.SelectionError, match=r"no parameter '\.w'. Its parameters: \.weight"):
         compiled().explain(".w")
+
+
+def test_shard_map_that_checks_what_varies():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
+    spec = jax.sharding.PartitionSpec
+    program = etpc.compile(W, inputs=X, state=jnp.zeros(3), step=lambda m, x, s: (s + m @ x,) * 2)
+    mapped = functools.partial(
+        jax.shard_map,
+        lambda xs, carry: program.scan(W, xs, carry)[0],
+        mesh=mesh,
+        in_specs=(spec(None, "batch"), spec("batch")),
+        out_specs=spec(None, "batch"),
+    )
+    arguments = jnp.ones((3, 1, *X.shape)), program.init(1)
+    with pytest.raises(etpc.UnsupportedError, match=r"varies over batch.*`check_vma=False`"):
+        mapped()(*arguments)
+    assert mapped(check_vma=False)(*arguments).any()
