@@ -33,7 +33,7 @@ NORMS = {
 RULES = {
     "D-RTRL": etpc.D_RTRL(window=W),
     "step by step": etpc.D_RTRL(window=1),
-    "full windows": etpc.D_RTRL(window=W, in_window="exact"),
+    "full windows": etpc.D_RTRL(window=W, backprop="full"),
     "look-back": etpc.D_RTRL(window=W // 2, lookback=W),
     "RTRL": etpc.RTRL(window=W),
     "decay": etpc.ES_D_RTRL(decay=0.9, window=W),

@@ -68,7 +68,7 @@ RULES = {
     "D-RTRL": etpc.D_RTRL(window=W),
     "step by step": etpc.D_RTRL(window=1),
     "RTRL": etpc.RTRL(window=W),
-    "full windows": etpc.D_RTRL(window=W, in_window="exact"),
+    "full windows": etpc.D_RTRL(window=W, backprop="full"),
     "look-back": etpc.D_RTRL(window=2, lookback=4),
     "low rank": etpc.ES_D_RTRL(rank=1, window=W),
     "directions": etpc.CreditRTRL(q=8, rank=None, window=W),

@@ -13,7 +13,7 @@ from tests.test_online import PLAIN, RULES, B, T, data, loss, program_of
 
 XS, TARGETS = data()
 CUT = {name: RULES[name] for name in ("D", "rank")} | {"credit": etpc.CreditRTRL(q=2, window=2)}
-WHOLE = etpc.D_RTRL(window=T, in_window="exact")
+WHOLE = etpc.D_RTRL(window=T, backprop="full")
 
 
 def float_leaves(tree):

@@ -559,7 +559,7 @@ def test_the_tolerance_is_that_of_the_least_precise_dtype(dtype, tolerance, insi
         (Wrong(window=4, lookback=8), 8, None, False),
         (Wrong(window=4, lookback=8), 12, slice(0, 8), False),
         (Wrong(window=4, lookback=8), 12, None, True),
-        (etpc.D_RTRL(in_window="exact"), 16, None, False),
+        (etpc.D_RTRL(backprop="full"), 16, None, False),
         (etpc.TBPTT(24), 20, None, True),  # it has no traces
     ],
 )

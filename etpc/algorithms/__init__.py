@@ -8,10 +8,10 @@ An algorithm is a frozen record. The compiler asks it for `cut`, for the form of
 from ..traces import Decay, Full, LowRank
 from ._algorithm import (
     Algorithm,
+    Backprop,
     Bound,
     Choice,
     Context,
-    InWindow,
     TraceForm,
     register_algorithm,
     registered,
@@ -30,6 +30,7 @@ __all__ = [
     "TBPTT",
     "Algorithm",
     "Auto",
+    "Backprop",
     "Bound",
     "Choice",
     "Context",
@@ -37,7 +38,6 @@ __all__ = [
     "CreditRTRL",
     "Decay",
     "Full",
-    "InWindow",
     "LowRank",
     "SnAp",
     "TraceForm",

@@ -71,7 +71,7 @@ def test_an_unread_state_is_no_hidden_state(name):
 @pytest.mark.parametrize(
     "rule",
     [
-        etpc.D_RTRL(window=2, lookback=4, in_window="exact"),
+        etpc.D_RTRL(window=2, lookback=4, backprop="full"),
         etpc.RTRL(window=2),
     ],
     ids=str,
