@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import InputError, InputTypeError, checked_count, raise_together
+from ._errors import InputError, checked_count
 from ._jax import is_float
 from .run import Program, compile
-from .run._arguments import check_data, check_lead, foreign
+from .run._arguments import check_data, check_lead
 from .run._compile import fits, shapes_text
 from .run._loss import (
     Loss,
@@ -63,9 +63,9 @@ def bptt(
     checked_call(model, step)
     start = initial_state(model) if state is None else state
     learned = state is None and _is_traceable(model)
-    raise_together(foreign("state", start), InputTypeError)
     if batch_size is not None:
-        start = jax.tree.map(lambda a: repeat(a, batch_size), start)
+        leaves = Leaves.of(start, "state", numbers=True)
+        start = leaves.join([repeat(a, batch_size) for a in leaves.split(start)])
     batched = batch_size is not None
     try:
         check_lead(xs, targets, batch_size)
@@ -126,34 +126,34 @@ def _compiled_bptt(
     low, rest = eqx.partition(model, jax.tree.map(is_low, model))
     dtypes = jax.tree.map(lambda a: a.dtype, low)
 
+    whole = Leaves.of(start, "state", numbers=True)
+
     def sequence(model, start, data):
-        start, begins = start
-        state_leaves = Leaves.of(start, "state", numbers=True)
+        arrays, begins = start
+        state_leaves = Leaves.of(whole.join(arrays), "state")
         # Rounded where it is used, so that JAX adds up the gradients of the steps before it rounds them.
         rounding = lambda: eqx.combine(jax.tree.map(jnp.astype, model[0], dtypes), model[1])
         if learned:
-            start = jax.tree.map(
-                lambda a, old: jnp.where(begins, a, old) if eqx.is_inexact_array(old) else old,
-                rounding().init_state(),
-                start,
-            )
+            arrays = [
+                jnp.where(begins, a, old) if eqx.is_inexact_array(old) else old
+                for a, old in zip(whole.split(rounding().init_state()), arrays, strict=True)
+            ]
 
-        def body(state, step_data):
+        def body(before, step_data):
             x, target, weight = step_data
-            before, treedef = jax.tree.flatten(state)
             rounded = rounding()
-            # An `eqx.nn.State` may be used once: `state` itself stays, and another one goes in.
-            again = lambda: call(rounded, x, treedef.unflatten(before))
-            y, after = called(again, Leaves.of(x, "x", numbers=True), state_leaves)
+            # Joined for each call: an `eqx.nn.State` may be used once.
+            result = lambda: call(rounded, x, state_leaves.join(before))
+            y, after = called(result, Leaves.of(x, "x", numbers=True), state_leaves)
             check_new_state(state_leaves, Leaves.of(after, "state", numbers=True))
             loss.check(y, target)
             after = [
-                jnp.asarray(a, jnp.asarray(b).dtype)
-                for a, b in zip(jax.tree.leaves(after), before, strict=True)
+                jnp.asarray(a, b.dtype)
+                for a, b in zip(state_leaves.split(after), before, strict=True)
             ]
-            return treedef.unflatten(after), loss(y, target, weight)
+            return after, loss(y, target, weight)
 
-        after, (losses, aux) = jax.lax.scan(body, start, data)
+        after, (losses, aux) = jax.lax.scan(body, arrays, data)
         return losses.sum(), ((after, jnp.zeros_like(begins)), aux)
 
     def total(model, start, data):
@@ -171,15 +171,15 @@ def _compiled_bptt(
         return losses.mean(), rest_of
 
     gradient = eqx.filter_value_and_grad(total, has_aux=True)
-    start = jax.tree.map(lambda a: a if hasattr(a, "dtype") else jnp.asarray(a), start)
+    arrays = [a if hasattr(a, "dtype") else jnp.asarray(a) for a in whole.split(start)]
     sequences = jax.tree.map(lambda x: finite_where_masked(x, mask), xs), targets, mask
     steps, *size = lead_of(sequences, 1 if batched else None)
     wide = jax.tree.map(lambda a: a.astype(summed_in(a.dtype)), low), rest
-    start = start, jnp.ones(size, bool)
+    begin = arrays, jnp.ones(size, bool)
     if window is None or window >= steps:
-        (value, (_, aux)), grads = gradient(wide, start, sequences)
+        (value, (_, aux)), grads = gradient(wide, begin, sequences)
     else:
-        value, grads, aux = _windows(gradient, wide, start, sequences, steps, window)
+        value, grads, aux = _windows(gradient, wide, begin, sequences, steps, window)
     value, (low_grads, grads) = reduced(reduction, (value, grads), mask, steps)
     return value, eqx.combine(jax.tree.map(jnp.astype, low_grads, dtypes), grads), aux
 

@@ -191,3 +191,35 @@ def test_a_model_that_needs_values_for_its_state_still_compiles():
 
     asks = Asks(*[getattr(model(), f) for f in ("h0", "scale", "weight", "leak")])
     assert etpc.compile(asks, inputs=XS[0, 0]).claims[".h0"].claim == "unused"
+
+
+def test_the_reference_begins_there_too():
+    net, W0 = model(), 5
+    ours = etpc.bptt(net, XS, TARGETS, squared, batch_size=B)[1]
+    assert distance(ours, bptt(net)) < 1e-9
+    cut = etpc.bptt(net, XS, TARGETS, squared, batch_size=B, window=W0)[1]
+    first = bptt(net, XS[:W0], TARGETS[:W0])
+    np.testing.assert_allclose(cut.h0, first.h0 * W0 / T, rtol=1e-9)
+    alone = etpc.bptt(net, XS[:, 0], TARGETS[:, 0], squared)[1]
+    np.testing.assert_allclose(alone.h0, bptt(net, XS[:, :1], TARGETS[:, :1]).h0, rtol=1e-9)
+    given = etpc.bptt(net, XS, TARGETS, squared, batch_size=B, state=net.init_state())[1]
+    assert not np.any(given.h0)
+
+
+def test_verify_compares_it_and_a_learner_checks_it():
+    net = model()
+    report = etpc.verify(net, XS, TARGETS, squared, etpc.D_RTRL(window=W), batch_size=B)
+    assert {row.path: row.held for row in report.rows}[".h0"] is True
+    program = etpc.compile(net, etpc.D_RTRL(window=2), inputs=XS[0, 0])
+    learner = etpc.online(program, squared, optax.sgd(0.1), every=4)
+    assert learner.check(net, learner.init(net, B)[1], XS, TARGETS) == ()
+
+
+def test_a_state_with_a_leaf_that_is_no_array_is_a_state_to_the_reference_too():
+    def step(w, x, state):
+        h = jnp.tanh(0.5 * state["h"] + w @ x)
+        return h, {"h": h, "mode": state["mode"]}
+
+    w, state = weights(4, 2), {"h": jnp.zeros(4), "mode": "sum"}
+    options = dict(state=state, step=step, batch_size=B)
+    assert etpc.verify(w, XS, TARGETS, squared, etpc.D_RTRL(window=W), **options).ok
