@@ -5,6 +5,8 @@ float32 on a batch. Programs in float32 are compiled here as those of users are,
 quickly.
 """
 
+import os
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -100,6 +102,12 @@ def errors(model, algos, xs, targets, state, step, loss):
         for path, g in wanted[name].items():
             lost = _off(got["BPTT"][path], wanted["BPTT"][path])
             found[name, path] = _off(got[name][path], g), max(FLOOR, CONDITION * lost)
+    if log := os.environ.get("ETPC_FLOAT32_LOG"):  # to report the largest error of a run
+        test = os.environ.get("PYTEST_CURRENT_TEST", "")
+        with open(log, "a") as file:
+            file.writelines(
+                f"{e:.2e} {e / limit:.2f} {place} {test}\n" for place, (e, limit) in found.items()
+            )
     return found
 
 
