@@ -274,7 +274,7 @@ def _compare(
     step: Any,
     weights: Any,
     memory: Any,
-    tolerance: float | None,
+    tolerance: Any,
     batch_size: Any,
     reduction: str,
     mask: Any,

@@ -188,7 +188,7 @@ def reference(model, n, window, cut):
 
     last = lambda theta, s, x: run(theta, s, x[None])[1]
     by_theta, by_state = (jax.jit(jax.jacobian(last, i)) for i in (0, 1))
-    points = [(2 * normal(IN, seed=s), normal(zero.size, seed=s + 50)) for s in range(8)]
+    points = [(2 * normal(IN, seed=s), normal(zero.size, seed=s + 50)) for s in range(64)]
     D, F = (
         np.any([np.asarray(by(theta, s, x)) != 0 for x, s in points], 0)
         for by in (by_state, by_theta)
