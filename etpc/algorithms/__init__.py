@@ -8,10 +8,10 @@ An algorithm is a frozen record. The compiler asks it for `cut`, for the form of
 from ..traces import Decay, Full, LowRank, Rounded, Stepwise
 from ._algorithm import (
     Algorithm,
-    Bound,
     Choice,
     Context,
     InWindow,
+    Proved,
     TraceForm,
     register_algorithm,
     registered,
@@ -30,7 +30,6 @@ __all__ = [
     "TBPTT",
     "Algorithm",
     "Auto",
-    "Bound",
     "Choice",
     "Context",
     "Costs",
@@ -39,6 +38,7 @@ __all__ = [
     "Full",
     "InWindow",
     "LowRank",
+    "Proved",
     "Rounded",
     "SnAp",
     "Stepwise",

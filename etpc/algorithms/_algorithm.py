@@ -9,20 +9,19 @@ import numpy as np
 from .._errors import AlgorithmError, InputTypeError, checked_count
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..ops import Kind
-from ..traces import Carry, Directions, Full, Site, Trace
+from ..traces import Carry, Directions, Filtered, Full, Site, Trace
 
 InWindow = Literal["truncated", "exact"]
 TraceForm = Trace
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound:
-    """The rank that a trace cannot exceed."""
+class Proved:
+    """A form that is proved to hold the whole trace, and is smaller than that."""
 
-    rank: int
-    """While the weights move."""
-    fixed: int
-    """Between two of their updates; no larger."""
+    form: Filtered
+    size: int
+    """How many numbers it carries for one example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +47,9 @@ class Context:
     memory: int
     """Bytes that all traces may take for the batch."""
     batch_size: int
-    bounds: Callable[[Mapping[int, Trace]], Mapping[int, Bound]] | None = None
-    """For operations with a factor that have such traces: what their rank cannot exceed, proved from the
-    program."""
+    filtered: Callable[[bool], Mapping[int, Proved]] = lambda truncated: {}
+    """For operations whose trace is a sum of filtered inputs: the smallest form that is proved from the program,
+    where windows are truncated or not."""
     traces: Callable[[Mapping[int, Trace]], Iterable[Mapping[int, tuple[Site, Carry]]]] | None = (
         None
     )
@@ -220,10 +219,10 @@ def resolve(algo: Algorithm | str) -> Algorithm:
 
 __all__ = [
     "Algorithm",
-    "Bound",
     "Choice",
     "Context",
     "InWindow",
+    "Proved",
     "TraceForm",
     "register_algorithm",
     "registered",

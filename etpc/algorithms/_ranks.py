@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 
 from .._errors import AlgorithmError
-from ..traces import Full, LowRank, Trace
-from ._algorithm import Bound, Choice, Context
+from ..traces import Filtered, Full, LowRank, Site, Trace
+from ..traces._trace import size_of
+from ._algorithm import Choice, Context
 
 PROBED = 64
 """The rank from which a lower one is chosen where that is left open."""
@@ -20,28 +21,24 @@ def asked_rank(rank: "int | Literal['auto'] | None") -> int:
 
 
 def settle_ranks(
-    context: Context, choice: Choice, rank: "int | Literal['auto']", error: float
+    context: Context, choice: Choice, rank: "int | Literal['auto']", error: float, truncated: bool
 ) -> Choice:
     """The form of each trace of a rule with a rank, or with `"auto"`.
 
     **Raises** `AlgorithmError` where a rank must be measured and there is no sample.
     """
-    if context.bounds is None:
-        return choice
     low = {number: form for number, form in choice.forms.items() if isinstance(form, LowRank)}
-    bounds = context.bounds(low)
+    proved = context.filtered(truncated) if low else {}
     forms, reasons = dict(choice.forms), dict(choice.reasons)
     measure: dict[int, LowRank] = {}
     ops = {op.number: op for op in context.ops}
     for number, form in low.items():
-        bound = bounds.get(number)
-        if bound is None:  # it has no trace
-            continue
-        if bound.fixed <= form.rank:
-            proved = min(bound.fixed if rank == "auto" else form.rank, bound.rank)
-            forms[number] = dataclasses.replace(form, rank=proved, exact=True)
-            reasons[number] = f"rank {proved} holds all of it: {_why(bound)}"
-        elif rank == "auto" and form.settle(context.site(ops[number])) == form:
+        site = context.site(ops[number])
+        settled, exact = form.settle(site), proved.get(number)
+        if exact is not None and exact.size <= size_of(settled, site):
+            forms[number] = exact.form
+            reasons[number] = _why(exact.form, site)
+        elif rank == "auto" and settled == form and site.block:
             measure[number] = form
     if measure:
         for number, lost in _lost(context, measure).items():
@@ -67,10 +64,13 @@ def _lost(context: Context, forms: Mapping[int, LowRank]) -> dict[int, np.ndarra
     return {number: np.sqrt(by_rank[1:-1] / whole[number]) for number, by_rank in left_out.items()}
 
 
-def _why(bound: Bound) -> str:
-    if bound.rank == bound.fixed:
-        return "outputs have the same transitions, whatever the parameters are"
-    return "its transitions depend on no data"
+def _why(form: Filtered, site: Site) -> str:
+    count = form.count(site)
+    hold = "filtered input holds" if count == 1 else "filtered inputs hold"
+    why = "outputs have the same transitions, whatever the parameters are"
+    if form.columns:
+        why = "outputs have the same transitions, and how they are entered depends on no data"
+    return f"{count} {hold} all of it: {why}"
 
 
 def _smallest(form: LowRank, lost: np.ndarray, error: float) -> tuple[Trace, str]:

@@ -71,11 +71,11 @@ class ES_D_RTRL(Algorithm):
     on the second ones, exactly; each window adds its own pairs, and then the sum is reduced to its
     R leading modes, the best approximation of that rank. Inside a window nothing is reduced, so the
     gradient is nearer to that of D-RTRL the longer the window. Element-wise weights keep the full
-    trace, which is no larger, and so does a weight whose trace cannot have a higher rank.
+    trace, which is no larger, and so does a weight whose trace cannot have a higher rank. Where outputs are proved to
+    share their transitions, and that takes no more memory, the trace is a sum of filtered inputs, which are exact.
 
     - `decay`: a float in (0, 1]; 0.99 where neither it nor a rank is given.
-    - `rank`: an int >= 1; or `"auto"`: where the program proves that a trace has a low rank, as that of
-        a leaky readout has, that rank, which is exact; and elsewhere the smallest rank that keeps
+    - `rank`: an int >= 1; or `"auto"`: filtered inputs where they are proved, elsewhere the smallest rank that keeps
         `error`, measured on `sample` of [`etpc.compile`][].
     - `decay_or_rank`: either, without a name: a float is a decay, an int or `"auto"` a rank.
     - `error`: with `rank="auto"`, how far a trace may be from the best one, relative to its norm, by one
@@ -166,7 +166,9 @@ class ES_D_RTRL(Algorithm):
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
         if self.rank is not None:
-            return settle_ranks(context, choice, self.rank, self.error)
+            return settle_ranks(
+                context, choice, self.rank, self.error, self.in_window == "truncated"
+            )
         if self.in_window == "exact":
             return choice
         direct = [op for op in context.ops if choice.forms[op.number] == Full()]
@@ -308,7 +310,11 @@ class RTRL(Whole):
 
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
-        return choice if self.rank is None else settle_ranks(context, choice, self.rank, self.error)
+        return (
+            choice
+            if self.rank is None
+            else settle_ranks(context, choice, self.rank, self.error, self.in_window == "truncated")
+        )
 
     @property
     def main(self) -> dict[str, Any]:

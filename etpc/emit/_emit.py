@@ -378,12 +378,6 @@ class Emitter:
         moves = Moves(factors, self._follow(factors, traces)[0], along, past)
         return (rollout.outputs, rollout.last), moves, Residuals(pull, traces, fresh_start)
 
-    def jacobians_of(self, weights, others, xs, state) -> dict[int, Factors]:
-        """The factors D and F of a window whose stream goes on."""
-        rollout = self.step.run(weights, others, xs, state, outputs=False)
-        goes_on = jnp.zeros(state[0].shape[0], bool)
-        return self._factors(self._jacobians(weights, others, xs, rollout, goes_on), None)
-
     def _parts(self, states) -> list[Array]:
         """The real vectors, [W, B, n] each, that make up the states."""
         dtype = self.plan.dtype

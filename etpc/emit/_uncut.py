@@ -94,7 +94,8 @@ class Uncut:
         """The window along the directions that are followed; `valid` [W, B] says which steps count."""
         directions = self.plan.directions
         assert directions is not None
-        ends, chosen = directions.ends(traces.shared, traces.each)
+        last = jnp.concatenate(self.parts(rollout.last), -1)
+        ends, chosen = directions.ends(traces.shared, traces.each, last)
         zeros = jax.tree.map(jnp.zeros_like, rollout.outputs)
 
         def back(end: Array) -> tuple[list[Array], list[Array]]:

@@ -92,6 +92,21 @@ class Layout:
         return self.rows.shape[0]
 
 
+def lasting(analysis: Analysis, block: Pattern) -> Pattern:
+    """The states of blocks without those that nothing reads but data that is cut, as that of an LSTM's last
+    output: the credit of one at the start of a window is zero. All, where nothing would be left."""
+    read = np.diff(sp.csc_array(analysis.transition).indptr) > 0
+    for reads in analysis.outputs:
+        read |= reads.states
+    for reach in analysis.reach:
+        if reach.role != "state":
+            read |= reach.reads_states
+    kept: Pattern = sp.csr_array(block.multiply(read[None]))
+    kept.eliminate_zeros()
+    kept.sort_indices()
+    return kept if kept.nnz else block
+
+
 def block_rows(block: Pattern) -> np.ndarray:
     """The states of each output's block, sorted, as a table [m, O] padded with -1."""
     counts = np.diff(block.indptr)
@@ -269,5 +284,6 @@ __all__ = [
     "colouring",
     "colours_of",
     "immediate_index",
+    "lasting",
     "layout",
 ]

@@ -16,7 +16,7 @@ from .._errors import (
 )
 from ..algorithms import Algorithm, Choice, Context, Full, resolve
 from ..analyse import Analysis, analyse
-from ..emit import emit, rank_bounds
+from ..emit import emit
 from ..plan import Plan, context, plan
 from ..trace import path_text, trace
 from ..trace._leaves import is_array, shape_of
@@ -114,7 +114,6 @@ def _context(
         chosen,
         memory=memory,
         batch_size=batch_size,
-        bounds=lambda forms: rank_bounds(with_traces(forms)),
         traces=None if sample is None else traces_of,
         credit=None if sample is None else credit_of,
     )

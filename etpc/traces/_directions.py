@@ -52,9 +52,14 @@ class Directions:
         """The part of the energy of credit that lies in no direction; `None` where it is not known."""
         return None
 
-    def ends(self, shared: Carry, each: Carry) -> tuple[Float[Array, "B q S"], Any]:
+    def ends(
+        self, shared: Carry, each: Carry, states: Float[Array, "B S"]
+    ) -> tuple[Float[Array, "B q S"], Any]:
         """The cotangents `V` at the end of the window that begins, the first axis of length one where
-        the batch shares them; and what `advance` is to know of how they were chosen."""
+        the batch shares them; and what `advance` is to know of how they were chosen.
+
+        - `states`: those at that end.
+        """
         raise NotImplementedError
 
     def basis(self, shared: Carry, each: Carry) -> Float[Array, "B q S"]:

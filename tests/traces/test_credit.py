@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc.traces import CreditSubspace
+from etpc.traces import CreditSubspace, _credit
 from etpc.traces._credit import GROWTH
 from tests import models, oracle
 from tests.marks import few
@@ -55,6 +55,10 @@ class Case:
     def pull_back(self, grads):
         x = oracle.at(self.xs, (0, 0))
         return oracle.pull_back(self.model, x, self.state, grads)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
 
 
 def distance(a, b):
@@ -134,7 +138,9 @@ def growth(transitions):
 
 
 @pytest.mark.parametrize("name", few(NAMES, "mingru"))
-def test_equals_its_equations(name):
+def test_equals_its_equations(name, monkeypatch):
+    """Of states that are all in units of one; `test_units_of_states` is of others."""
+    monkeypatch.setattr(_credit, "_units", jnp.ones_like)
     case = Case(name)
     size = case.program(etpc.D_RTRL()).plan.analysis.hidden.size
     q, W = ((1, 3), (2, 2))[NAMES.index(name) % 2]
@@ -156,7 +162,7 @@ def test_moment_lasts_through_windows_without_credit():
         some = count % 5 == 0
         credit = rng.normal(size=(batch, size)) * some
         starts = 0.5 * rng.normal(size=(batch, q, size))
-        ends, chosen = d.ends(shared, ())
+        ends, chosen = d.ends(shared, (), jnp.ones((batch, size)))
         inner = np.asarray(ends[0] @ M @ ends[0].T)
         credits, push = jnp.asarray(credit), lambda ahead: ahead
         _, shared, each = d.advance(shared, each, ends, chosen, jnp.asarray(starts), credits, push)
@@ -187,6 +193,45 @@ def test_all_directions_are_rtrl(name):
     assert program.exact
     found, _ = case.online(etpc.CreditRTRL(size, None, window=2))
     assert distance(found, case.online(etpc.RTRL(window=2))[0]) < 1e-9
+
+
+def in_units(gain, dtype, q, xs=normal(40, 2), n=4):
+    """Of a dense network of currents and potentials `gain` times as large: the program's gradient, and BPTT's."""
+    model = {"w": 0.3 * normal(n, n), "u": normal(n, 2, seed=1)}
+    model, xs, gain = jax.tree.map(lambda a: jnp.asarray(a, dtype), (model, xs, gain))
+    state = (jnp.zeros(n, dtype),) * 2
+
+    def step(m, x, s):
+        current, v = s
+        current = 0.8 * current + m["w"] @ jnp.tanh(v / gain) + m["u"] @ x
+        v = 0.9 * v + gain * current
+        return v / gain, (current, v)
+
+    algo = etpc.CreditRTRL(q, None, window=5)
+    program = etpc.compile(model, algo, inputs=xs[0], state=state, step=step)
+    targets = jnp.zeros(len(xs), dtype)
+    (_, carry), grads = program.value_and_grad(models.loss)(model, xs, targets, program.init())
+    _, bptt = etpc.bptt(model, xs, targets, models.loss, state=state, step=step)
+    return program, carry, grads, bptt
+
+
+@pytest.mark.parametrize("gain", [1e-5, 1e-3])
+def test_all_directions_in_float32_where_units_differ(gain):
+    program, carry, found, bptt = in_units(gain, jnp.float32, q=8)
+    assert program.exact
+    assert program.credit_lost(carry) == 0
+    assert distance(found, bptt) < 1e-5
+
+
+def test_units_of_states():
+    """Few directions are the same ones whatever the units are."""
+    _, carry, wanted, _ = in_units(1.0, float, q=2)
+    for gain in (2.0**-17, 2.0**-10, 2.0**30):
+        program, other, found, _ = in_units(gain, float, q=2)
+        assert distance(found, wanted) < 1e-8
+        np.testing.assert_allclose(program.credit_lost(other), program.credit_lost(carry), 1e-8)
+    one, other = (in_units(gain, jnp.float32, q=2)[2] for gain in (1.0, 2.0**-17))
+    assert distance(one, other) < 1e-3
 
 
 @pytest.mark.slow
@@ -276,7 +321,7 @@ def test_a_window_without_the_loss_leaves_the_directions():
     run = program.value_and_grad(models.loss)
     (_, carry), _ = run(case.model, case.xs, case.targets, program.init(B))
     _, after = program.scan(case.model, case.xs, carry)
-    for a, b in zip(carry.shared[1:], after.shared[1:], strict=True):
+    for a, b in zip(carry.shared[1:6], after.shared[1:6], strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.abs(after.traces[0][0] - carry.traces[0][0]).max() > 1e-3
 
@@ -305,7 +350,7 @@ def test_products_of_transitions_are_bounded(scale):
     found, wanted = [], []
     for _ in range(20):
         starts = jnp.asarray(scale * rng.normal(size=(1, q, size)) / np.sqrt(size))
-        ends, chosen = d.ends(shared, each)
+        ends, chosen = d.ends(shared, each, jnp.ones((1, 6)))
         wanted.append(np.asarray(starts[0] @ shared[0].T))
         transition, shared, each = d.advance(
             shared, each, ends, chosen, starts, None, lambda ahead: ahead
@@ -326,7 +371,7 @@ def test_what_is_preserved_is_not_forgotten():
     d = CreditSubspace(4)
     shared, each = d.init(6, jnp.float64), d.each(6, 1, jnp.float64)
     for _ in range(300):
-        ends, chosen = d.ends(shared, each)
+        ends, chosen = d.ends(shared, each, jnp.ones((1, 6)))
         transition, shared, each = d.advance(
             shared, each, ends, chosen, shared[0][None], None, lambda ahead: ahead
         )
@@ -341,7 +386,7 @@ def test_one_overflow_does_not_spoil_the_running_means(size):
         starts = jnp.asarray(0.3 * rng.normal(size=(3, 2, 6)), jnp.float32)
         credit = rng.normal(size=(3, 6))
         credit[0] *= size if count == 3 else 1
-        ends, chosen = d.ends(shared, each)
+        ends, chosen = d.ends(shared, each, jnp.ones((3, 6), jnp.float32))
         arguments = ends, chosen, starts, jnp.asarray(credit, jnp.float32), lambda ahead: ahead
         _, shared, each = d.advance(shared, each, *arguments)
         assert all(np.isfinite(a).all() for a in (*shared, *each))
