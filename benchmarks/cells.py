@@ -191,8 +191,8 @@ def contestants() -> list[Contestant]:
         Contestant("BPTT", None),
         Contestant("D-RTRL", D_RTRL()),
         Contestant("D-RTRL exact", D_RTRL(in_window="exact")),
-        Contestant(f"ES-D-RTRL {DECAY}", ES_D_RTRL(DECAY)),
-        Contestant(f"ES-D-RTRL rank {RANK}", ES_D_RTRL(RANK)),
+        Contestant(f"ES-D-RTRL {DECAY}", ES_D_RTRL(decay=DECAY)),
+        Contestant(f"ES-D-RTRL rank {RANK}", ES_D_RTRL(rank=RANK)),
     ]
 
 

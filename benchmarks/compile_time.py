@@ -168,8 +168,8 @@ def first(
     builders: dict[str, Callable[[Problem], Any]] = {
         "BPTT": network.bptt,
         "etpc D-RTRL": ft.partial(network.online, algorithm=D_RTRL()),
-        "etpc ES-D-RTRL 0.9": ft.partial(network.online, algorithm=ES_D_RTRL(0.9)),
-        "etpc ES-D-RTRL rank 4": ft.partial(network.online, algorithm=ES_D_RTRL(4)),
+        "etpc ES-D-RTRL 0.9": ft.partial(network.online, algorithm=ES_D_RTRL(decay=0.9)),
+        "etpc ES-D-RTRL rank 4": ft.partial(network.online, algorithm=ES_D_RTRL(rank=4)),
     }
     if peer.available():
         for mode in peer.MODES:

@@ -21,7 +21,7 @@ from benchmarks.table import Column, Table, ratio, seconds
 DECAY = 0.9
 RULES: dict[str, tuple[etpc.algorithms.Algorithm, dict[str, Any]]] = {
     "D-RTRL": (etpc.D_RTRL(), {"algorithm": "d_rtrl"}),
-    "ES-D-RTRL": (etpc.ES_D_RTRL(DECAY), {"algorithm": "es_d_rtrl", "decay_or_rank": DECAY}),
+    "ES-D-RTRL": (etpc.ES_D_RTRL(decay=DECAY), {"algorithm": "es_d_rtrl", "decay_or_rank": DECAY}),
 }
 TABLE = Table(
     "Does a model of another library cost anything when it runs?",

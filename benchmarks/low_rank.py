@@ -149,8 +149,8 @@ def draw(name: str, size: int, steps: int, batch: int, seed: int) -> tuple[Any, 
 def rules(ranks: Sequence[int], decays: Sequence[float]) -> dict[str, etpc.algorithms.Algorithm]:
     """By name. The first is what the others approximate."""
     by_name: dict[str, etpc.algorithms.Algorithm] = {"full (D-RTRL)": D_RTRL(window=WINDOW)}
-    by_name |= {f"rank {r}": ES_D_RTRL(r, window=WINDOW) for r in ranks}
-    return by_name | {f"decay {a}": ES_D_RTRL(a, window=WINDOW) for a in decays}
+    by_name |= {f"rank {r}": ES_D_RTRL(rank=r, window=WINDOW) for r in ranks}
+    return by_name | {f"decay {a}": ES_D_RTRL(decay=a, window=WINDOW) for a in decays}
 
 
 def run(
@@ -228,7 +228,7 @@ def over_windows(
         for window in windows:
             row = {"network": name, "window": window}
             for r in FEW:
-                grads, row["temp"] = _gradients(ES_D_RTRL(r, window=window), draws, batch)
+                grads, row["temp"] = _gradients(ES_D_RTRL(rank=r, window=window), draws, batch)
                 errors = [
                     measure.difference(a, b)["w"]["error"] for a, b in zip(grads, full, strict=True)
                 ]

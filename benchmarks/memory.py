@@ -50,9 +50,9 @@ TABLE = Table(
 ALGORITHMS = {
     "etpc D-RTRL W=auto": D_RTRL(),
     "etpc D-RTRL W=1": D_RTRL(window=1),
-    "etpc ES-D-RTRL 0.9 W=auto": ES_D_RTRL(0.9),
-    "etpc ES-D-RTRL 0.9 W=1": ES_D_RTRL(0.9, window=1),
-    "etpc ES-D-RTRL rank 4 W=auto": ES_D_RTRL(4),
+    "etpc ES-D-RTRL 0.9 W=auto": ES_D_RTRL(decay=0.9),
+    "etpc ES-D-RTRL 0.9 W=1": ES_D_RTRL(decay=0.9, window=1),
+    "etpc ES-D-RTRL rank 4 W=auto": ES_D_RTRL(rank=4),
 }
 OTHERS: dict[str, Callable[[Problem], Any]] = {
     "BPTT": network.bptt,

@@ -77,10 +77,12 @@ def contestants(
         yield _etpc(f"etpc D-RTRL W={window}", D_RTRL(window=window), "D-RTRL", "D-RTRL")
     for window in windows:
         rule = f"ES-D-RTRL {DECAY}"
-        yield _etpc(f"etpc {rule} W={window}", ES_D_RTRL(DECAY, window=window), "ES-D-RTRL", rule)
+        yield _etpc(
+            f"etpc {rule} W={window}", ES_D_RTRL(decay=DECAY, window=window), "ES-D-RTRL", rule
+        )
     for rank in ranks:
         name = f"ES-D-RTRL rank {rank} W=10"
-        yield _etpc(f"etpc {name}", ES_D_RTRL(rank, window=10), "ES-D-RTRL", name)
+        yield _etpc(f"etpc {name}", ES_D_RTRL(rank=rank, window=10), "ES-D-RTRL", name)
     if snap:
         yield _etpc("etpc SnAp(1) W=10", SnAp(1, window=10), "SnAp", "SnAp(1)")
     longer = [w for w in windows if isinstance(w, int) and w > 1]
@@ -89,7 +91,7 @@ def contestants(
         yield _etpc(f"etpc {rule}", D_RTRL(window=window, in_window="exact"), "D-RTRL", rule)
     for window in longer:
         rule = f"ES-D-RTRL {DECAY} exact W={window}"
-        algorithm = ES_D_RTRL(DECAY, window=window, in_window="exact")
+        algorithm = ES_D_RTRL(decay=DECAY, window=window, in_window="exact")
         yield _etpc(f"etpc {rule}", algorithm, "ES-D-RTRL", rule)
     if peer.available():
         yield from _peers("D-RTRL", "D-RTRL", longer, algorithm="d_rtrl")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from . import interop as interop
     from . import nn as nn
     from . import ops as ops
+    from . import optim as optim
     from . import plan as plan
     from . import plot as plot
     from . import surrogate as surrogate
@@ -44,20 +45,19 @@ if TYPE_CHECKING:
         Memory,
         Online,
         Program,
-        RewardCarry,
         compile,
         online,
     )
 else:
     _NAMES = {
-        "": "algorithms analyse draw emit interop nn ops plan plot surrogate trace units",
+        "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate trace units",
         "_compare": "Comparison Result compare",
         "_fit": "Run fit",
         "_verify": "Report Row bptt verify",
         "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL Auto SnAp TBPTT",
         "checkpoint": "load save",
         "plan": "Claim Reason",
-        "run": "Carry Certificate Memory Online Program RewardCarry compile online",
+        "run": "Carry Certificate Memory Online Program compile online",
     }
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
 
@@ -102,7 +102,6 @@ __all__ = [
     "Reason",
     "Report",
     "Result",
-    "RewardCarry",
     "Row",
     "Run",
     "SelectionError",

@@ -27,7 +27,7 @@ from ._verify import (
 )
 from .algorithms import TBPTT, Algorithm, resolve
 from .run import Program
-from .run._loss import Loss, check_reduction, checked_weights, finite_where_masked
+from .run._loss import Loss, check_reduction, checked_weights
 from .show import table
 
 TOTAL = "(all)"
@@ -122,7 +122,7 @@ def compare(
     - `algos`: algorithms or their names; `TBPTT(K)` or `TBPTT(K, every=W)` for truncated BPTT.
     - `batch_size`: B where the data has a batch axis, `None` where it has none.
 
-    BPTT is computed once. `ES_D_RTRL(rank="auto")` measures ranks on the first example of `xs`.
+    BPTT is computed once.
 
     **Returns** a [`Comparison`][etpc.Comparison]: `print` shows the table, `.results` holds
     it as data, `.ok` is the verdict, as for a report of [`etpc.verify`][]. What is not claimed to be
@@ -156,10 +156,7 @@ def compare(
     chosen = [resolve(algo) for algo in algos]
     batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
     mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
-    sample = jax.tree.map(lambda x: finite_where_masked(x, mask), xs)
-    sample = sample if batch_size is None else jax.tree.map(lambda a: a[:, 0], sample)
-
-    options = dict(state=state, step=step, weights=weights, memory=memory, sample=sample)
+    options = dict(state=state, step=step, weights=weights, memory=memory)
     compiled = lambda algorithm: compiled_for(xs, batch_size, model, algorithm, **options)
     programs = [None if algo.in_blocks else compiled(algo) for algo in chosen]
     any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")

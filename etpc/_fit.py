@@ -65,8 +65,8 @@ def fit(
     - `learner`: from [`etpc.online`][].
     - `model`: with the parameters to begin with.
     - `blocks`: an iterable of pairs `(xs, targets)`, or of dicts with the arguments of
-        [`Online.update`][etpc.Online.update] that come with data: `xs`, `targets`, `mask`, `reset` and
-        `reward`. Each has leading axes T, B, or T alone where `batch_size` is not given. A block of
+        [`Online.update`][etpc.Online.update] that come with data: `xs`, `targets`, `mask` and
+        `reset`. Each has leading axes T, B, or T alone where `batch_size` is not given. A block of
         many updates keeps the device busy; one that differs in T compiles again.
     - `batch_size`, `opt_state`, `carry`: of `learner.init`. Pass `opt_state` and `carry` to go on with
         those of a run before.
@@ -152,8 +152,8 @@ def fit(
 
 def _silent(learner: Online, run: Run, arguments: dict[str, Any]) -> tuple[str, ...]:
     """Which layers do not spike on a block of data."""
-    stream = learner._stream(run.carry)
-    return learner.program.silent(run.model, arguments["xs"], stream, mask=arguments.get("mask"))
+    xs, mask = arguments["xs"], arguments.get("mask")
+    return learner.program.silent(run.model, xs, run.carry, mask=mask)
 
 
 def _save(path: str | os.PathLike[str], run: Run) -> None:
@@ -172,7 +172,7 @@ def _check(learner: Any, callbacks: Any) -> None:
     raise_together(wrong, InputTypeError)
 
 
-ARGUMENTS = ("xs", "targets", "mask", "reset", "reward")
+ARGUMENTS = ("xs", "targets", "mask", "reset")
 
 
 def _arguments(data: Any, block: int) -> dict[str, Any]:

@@ -241,9 +241,9 @@ SECTIONS = {
         Case("`inputs=` with a batch axis", batch_of_inputs),
     ],
     "Algorithms and weights": [
-        Case("a decay of 0", lambda: etpc.ES_D_RTRL(0.0)),
-        Case("a decay that is NaN", lambda: etpc.ES_D_RTRL(float("nan"))),
-        Case("a rank of 0", lambda: etpc.ES_D_RTRL(0)),
+        Case("a decay of 0", lambda: etpc.ES_D_RTRL(decay=0.0)),
+        Case("a decay that is NaN", lambda: etpc.ES_D_RTRL(decay=float("nan"))),
+        Case("a rank of 0", lambda: etpc.ES_D_RTRL(rank=0)),
         Case("a window of 0", lambda: etpc.D_RTRL(window=0)),
         Case("an algorithm that is not there", compiled(algo="rtlr")),
         Case("a selector that selects nothing", compiled(weights=lambda m: ())),

@@ -166,7 +166,7 @@ def check(program: grammar.Program, seed=0, thorough=False, points=POINTS) -> di
     online = case.online(compiled)
     found["exact"] = distance(online, bptt, exact_paths(compiled))
     found["d_rtrl"] = distance(online, reference)
-    smoothed = case.online(case.program_of(etpc.ES_D_RTRL(DECAY, window=2)))
+    smoothed = case.online(case.program_of(etpc.ES_D_RTRL(decay=DECAY, window=2)))
     found["es_d_rtrl"] = distance(smoothed, case.reference("es_d_rtrl"))
     approximate = max(found["d_rtrl"], found["es_d_rtrl"]) > 1e-9
     if approximate and points < MANY_POINTS:

@@ -236,10 +236,10 @@ def rules(number):
     """The second rule of a structure is one of several in turn."""
     return (
         etpc.RTRL(window=2),
-        etpc.ES_D_RTRL(1 + number // 20 % 4, window=2),
+        etpc.ES_D_RTRL(rank=1 + number // 20 % 4, window=2),
         etpc.SnAp(1 + number // 20 % 2, window=2),
         etpc.D_RTRL(window=T, in_window="exact"),
-        etpc.ES_D_RTRL(fast.DECAY, window=2),
+        etpc.ES_D_RTRL(decay=fast.DECAY, window=2),
     )[number // 4 % 5]
 
 

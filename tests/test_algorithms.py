@@ -271,9 +271,8 @@ def test_memory_is_that_of_a_batch():
 NUMBERS = [
     (etpc.D_RTRL, "window", 4),
     (etpc.SnAp, "n", 3),
-    (etpc.ES_D_RTRL, "decay_or_rank", 2),
-    (etpc.ES_D_RTRL, "decay_or_rank", 0.5),
-    (etpc.ES_D_RTRL, "error", 0.25),
+    (etpc.ES_D_RTRL, "rank", 2),
+    (etpc.ES_D_RTRL, "decay", 0.5),
     (etpc.TBPTT, "steps", 7),
 ]
 TYPES = {int: [np.int64, np.uint8, jnp.int32], float: [np.float64, np.float32, jnp.float32]}

@@ -119,7 +119,7 @@ def test_peer_computes_d_rtrl(problem, mode):
 @pytest.mark.parametrize("mode", ["vmap", "batch"])
 def test_peer_computes_es_d_rtrl(problem, mode):
     pytest.importorskip("braintrace")
-    ours = network.online(problem, etpc.ES_D_RTRL(DECAY, window=5))()
+    ours = network.online(problem, etpc.ES_D_RTRL(decay=DECAY, window=5))()
     theirs = peer.Gradient(problem, "es_d_rtrl", mode, decay_or_rank=DECAY)()
     # The peer smooths the trace of the bias too; etpc keeps it whole.
     assert largest_error(theirs, ours, ("hidden.weight", "readout.weight")) < 1e-5

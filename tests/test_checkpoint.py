@@ -128,7 +128,7 @@ def test_quantities(tmp_path):
     )
 
 
-@pytest.mark.parametrize("algo", ["d_rtrl", etpc.ES_D_RTRL(0.9), etpc.ES_D_RTRL(2)])
+@pytest.mark.parametrize("algo", ["d_rtrl", etpc.ES_D_RTRL(decay=0.9), etpc.ES_D_RTRL(rank=2)])
 def test_to_go_on_is_not_to_have_stopped(algo, tmp_path):
     """Saved amid a sequence and loaded into a new program: every bit is the same."""
     rng = np.random.default_rng(0)

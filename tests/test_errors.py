@@ -127,26 +127,37 @@ def test_while_loop_around_a_weight():
 
 @pytest.mark.parametrize("decay", [0.0, -0.1, 1.0001, float("nan"), float("inf")])
 def test_decay_out_of_range(decay):
-    with pytest.raises(etpc.AlgorithmError, match=rf"\(0, 1\], and decay_or_rank is {decay}"):
-        etpc.ES_D_RTRL(decay)
+    with pytest.raises(etpc.AlgorithmError, match=rf"\(0, 1\], and decay is {decay}"):
+        etpc.ES_D_RTRL(decay=decay)
 
 
 @pytest.mark.parametrize("decay", [1e-3, 1.0])
 def test_decay_in_range(decay):
-    assert etpc.ES_D_RTRL(decay).decay_or_rank == decay
+    assert etpc.ES_D_RTRL(decay=decay).decay == decay
 
 
 @pytest.mark.parametrize("rank", [0, -3])
 def test_rank_below_one(rank):
-    with pytest.raises(etpc.AlgorithmError, match=rf"{rank} is an int.*at least 1.*pass a float"):
-        etpc.ES_D_RTRL(rank)
+    with pytest.raises(etpc.AlgorithmError, match=rf"rank={rank} is less than 1.*pass decay="):
+        etpc.ES_D_RTRL(rank=rank)
 
 
 @pytest.mark.parametrize("value", [True, False])
 def test_decay_that_is_a_bool(value):
-    with pytest.raises(etpc.InputTypeError, match=rf"float in \(0, 1\].*int >= 1.*{value}") as e:
-        etpc.ES_D_RTRL(value)
+    with pytest.raises(
+        etpc.InputTypeError, match=rf"decay must be a float in \(0, 1\], not {value}"
+    ) as e:
+        inspect.unwrap(etpc.ES_D_RTRL.__init__)(object.__new__(etpc.ES_D_RTRL), decay=value)
     assert isinstance(e.value, TypeError)
+
+
+@pytest.mark.parametrize("number", [0.9, 4])
+def test_a_number_without_a_name_is_neither_a_decay_nor_a_rank(number):
+    words = rf"ES_D_RTRL\({number}\) does not say.*decay=0.99.*rank=4"
+    with pytest.raises(etpc.AlgorithmError, match=words):
+        etpc.ES_D_RTRL(number)
+    with pytest.raises(etpc.AlgorithmError, match=r"a decay or a rank, and not decay=0\.9, rank=4"):
+        etpc.ES_D_RTRL(decay=0.9, rank=4)
 
 
 def test_unknown_name():

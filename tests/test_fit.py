@@ -37,15 +37,13 @@ def loss(y, target):
     return jnp.sum((y - target) ** 2)
 
 
-def build(every=5, has_aux=False, batch_size=B, reward_decay=None):
+def build(every=5, has_aux=False, batch_size=B):
     keys = jax.random.split(jax.random.key(0), 2)
     model = Noisy(jax.random.normal(keys[0], (5, I)) / 2, jax.random.normal(keys[1], (5, 5)) / 3)
     program = etpc.compile(model, inputs=jnp.zeros(I))
     loss_fn = (lambda y, t: (loss(y, t), {"y": y})) if has_aux else loss
     optimizer = optax.adam(1e-2)
-    learner = etpc.online(
-        program, loss_fn, optimizer, every, has_aux=has_aux, reward_decay=reward_decay
-    )
+    learner = etpc.online(program, loss_fn, optimizer, every, has_aux=has_aux)
     return model, learner
 
 
@@ -97,13 +95,10 @@ def test_blocks_as_dicts_with_masks_and_resets_and_an_auxiliary_output():
     np.testing.assert_array_equal(run.aux["y"], aux["y"])
 
 
-@pytest.mark.parametrize("reward_decay", [None, 0.9])
 @pytest.mark.parametrize("batch_size", [None, B])
-def test_independent_sequences_begin_anew_with_other_noise(batch_size, reward_decay):
-    model, learner = build(every=10, reward_decay=reward_decay)
+def test_independent_sequences_begin_anew_with_other_noise(batch_size):
+    model, learner = build(every=10)
     blocks = make_blocks(3, batch_size)
-    if reward_decay is not None:
-        blocks = [dict(xs=x, targets=t, reward=np.ones(x.shape[:-1])) for x, t in blocks]
     runs = [
         etpc.fit(learner, model, blocks, batch_size=batch_size, independent=independent)
         for independent in (True, False)
@@ -111,19 +106,13 @@ def test_independent_sequences_begin_anew_with_other_noise(batch_size, reward_de
     assert not np.allclose(runs[0].model.back, runs[1].model.back, rtol=1e-6)
     opt_state, first = learner.init(model, batch_size)
     keys = []
-    for block in blocks:
-        given = (
-            block if isinstance(block, dict) else dict(zip(("xs", "targets"), block, strict=True))
-        )
-        stream = first if reward_decay is None else first.stream
-        key = stream.state[1]
+    for xs, targets in blocks:
+        key = first.state[1]
         keys.append(np.asarray(jax.random.key_data(key)))
-        model, opt_state, carry, _ = learner.update(model, opt_state, first, **given)
+        model, opt_state, carry, _ = learner.update(model, opt_state, first, xs, targets)
         # A new carry, but for the key.
         _, fresh = learner.init(model, batch_size)
-        last = (carry if reward_decay is None else carry.stream).state[1]
-        where = lambda c: (c if reward_decay is None else c.stream).state[1]
-        first = eqx.tree_at(where, fresh, last)
+        first = eqx.tree_at(lambda c: c.state[1], fresh, carry.state[1])
     np.testing.assert_allclose(runs[0].model.back, model.back, rtol=1e-12)
     assert len({key.tobytes() for key in keys}) == len(blocks)
 

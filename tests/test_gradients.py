@@ -92,7 +92,7 @@ def check(model):
     found["c"] = distance(case.online(etpc.D_RTRL(window=T), split=3), online)
     found["d"] = distance(case.online(etpc.D_RTRL(window=T, in_window="exact")), bptt)
     found["e"] = distance(online, case.reference("d_rtrl", window=1))
-    smoothed = case.online(etpc.ES_D_RTRL(DECAY, window=2))
+    smoothed = case.online(etpc.ES_D_RTRL(decay=DECAY, window=2))
     found["e (ES)"] = distance(smoothed, case.reference("es_d_rtrl"))
     patterns_hold(program, model, case.data[0][0])
     return found
@@ -124,7 +124,10 @@ def test_named_models(name):
 @pytest.mark.parametrize("name", few(["two_layer_lif", "alif", "cascade", "reset_gate"], "cascade"))
 def test_batched_equals_the_mean_of_examples(name):
     case = Case(models.named(name), batch=3)
-    for algo, label in ((etpc.D_RTRL(window=3), "d_rtrl"), (etpc.ES_D_RTRL(DECAY), "es_d_rtrl")):
+    for algo, label in (
+        (etpc.D_RTRL(window=3), "d_rtrl"),
+        (etpc.ES_D_RTRL(decay=DECAY), "es_d_rtrl"),
+    ):
         grads = case.online(algo)
         assert alive(grads)
         assert distance(grads, case.reference(label)) < TOLERANCE
@@ -136,7 +139,7 @@ def test_exact_windows_equal_the_reference(name):
     case = Case(models.named(name))
     for algo, label in (
         (etpc.D_RTRL(window=2, in_window="exact"), "d_rtrl"),
-        (etpc.ES_D_RTRL(DECAY, window=2, in_window="exact"), "es_d_rtrl"),
+        (etpc.ES_D_RTRL(decay=DECAY, window=2, in_window="exact"), "es_d_rtrl"),
     ):
         reference = case.reference(label, window=2, in_window="exact")
         assert distance(case.online(algo), reference) < TOLERANCE
@@ -154,9 +157,9 @@ def test_every_setting_changes_the_gradient():
                 etpc.D_RTRL(window=2),
                 etpc.D_RTRL(window=2, in_window="exact"),
                 etpc.D_RTRL(window=1, in_window="exact"),
-                etpc.ES_D_RTRL(0.8),
-                etpc.ES_D_RTRL(0.5),
-                etpc.ES_D_RTRL(1.0),
+                etpc.ES_D_RTRL(decay=0.8),
+                etpc.ES_D_RTRL(decay=0.5),
+                etpc.ES_D_RTRL(decay=1.0),
             )
         ),
     ]

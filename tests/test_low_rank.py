@@ -128,7 +128,7 @@ def test_equals_the_reduced_dense_trace(name, rank, monkeypatch):
     """Where the iteration goes on until the modes are the leading ones."""
     monkeypatch.setattr(_modes, "ROUNDS", 40)
     model, state = MODELS[name]
-    program, grads, _ = online(model, etpc.ES_D_RTRL(rank, window=W), state)
+    program, grads, _ = online(model, etpc.ES_D_RTRL(rank=rank, window=W), state)
     assert isinstance(program.ops[0].form, LowRank)
     expected = reduced(model, state, rank)
     # Gram matrices and two modes of nearly the same size leave the root of the precision
@@ -142,7 +142,7 @@ def test_more_modes_are_nearer_to_d_rtrl(name):
     _, exact, _ = online(model, etpc.D_RTRL(window=W), state)
     errors = []
     for rank in (1, 2, 3):
-        program, grads, _ = online(model, etpc.ES_D_RTRL(rank, window=W), state)
+        program, grads, _ = online(model, etpc.ES_D_RTRL(rank=rank, window=W), state)
         assert not program.ops[0].exact
         assert f"rank {rank}" in str(program)
         errors.append(np.abs(grads - exact).max() / np.abs(exact).max())
@@ -153,7 +153,7 @@ def test_more_modes_are_nearer_to_d_rtrl(name):
 @pytest.mark.slow
 def test_a_rank_that_holds_everything_is_the_whole_trace():
     model, state = MODELS["gated"]
-    program, grads, _ = online(model, etpc.ES_D_RTRL(6, window=W), state)
+    program, grads, _ = online(model, etpc.ES_D_RTRL(rank=6, window=W), state)
     assert isinstance(program.ops[0].form, Full)
     assert program.ops[0].exact
     np.testing.assert_allclose(grads, online(model, etpc.D_RTRL(), state)[1], rtol=1e-9)
@@ -169,7 +169,7 @@ def test_a_trace_of_low_rank_is_kept_without_error():
 
     w, state = normal(5, 6), jnp.zeros(5)
     grads = []
-    for algo in (etpc.ES_D_RTRL(1, window=2), etpc.D_RTRL(window=2)):
+    for algo in (etpc.ES_D_RTRL(rank=1, window=2), etpc.D_RTRL(window=2)):
         program = etpc.compile(w, algo, inputs=XS[0], state=state, step=step)
         grads.append(
             program.value_and_grad(loss, "sum")(w, XS, jnp.zeros(T), program.init(None))[1]
@@ -179,13 +179,13 @@ def test_a_trace_of_low_rank_is_kept_without_error():
 
 def test_a_window_of_the_whole_sequence_reduces_nothing():
     model, state = MODELS["gated"]
-    _, grads, _ = online(model, etpc.ES_D_RTRL(1, window=T), state)
+    _, grads, _ = online(model, etpc.ES_D_RTRL(rank=1, window=T), state)
     np.testing.assert_allclose(grads, online(model, etpc.D_RTRL(), state)[1], rtol=1e-9)
 
 
 def test_memory_is_that_of_the_factors():
     model, state = MODELS["adaptive"]
-    program, _, carry = online(model, etpc.ES_D_RTRL(1, window=W), state)
+    program, _, carry = online(model, etpc.ES_D_RTRL(rank=1, window=W), state)
     (op,) = program.ops
     assert op.trace_shape == ((1, 6), (1, 2, 4))
     assert op.trace_bytes == 8 * (6 + 8)
@@ -194,7 +194,7 @@ def test_memory_is_that_of_the_factors():
 
 def test_a_batch_is_the_mean_of_its_examples():
     model, state = MODELS["adaptive"]
-    program = etpc.compile(model, etpc.ES_D_RTRL(2, window=W), inputs=XS[0], state=state)
+    program = etpc.compile(model, etpc.ES_D_RTRL(rank=2, window=W), inputs=XS[0], state=state)
     run = program.value_and_grad(loss, "sum")
     several = [XS, XS[::-1], 0.5 * XS]
     alone = [run(model, xs, jnp.zeros(T), program.init())[1].w for xs in several]
@@ -210,7 +210,7 @@ def test_complex_factors(in_window):
     _, exact, _ = online(model, etpc.D_RTRL(window=W, in_window=in_window), state)
     errors = []
     for rank in (1, 2, 3):
-        algo = etpc.ES_D_RTRL(rank, window=W, in_window=in_window)
+        algo = etpc.ES_D_RTRL(rank=rank, window=W, in_window=in_window)
         _, grads, _ = online(model, algo, state)
         errors.append(np.abs(grads - exact).max() / np.abs(exact).max())
     # all units share a decay: one mode is all there is
@@ -220,7 +220,7 @@ def test_complex_factors(in_window):
 def test_float32_is_stable_over_a_long_stream():
     model, state = jax.tree.map(lambda a: a.astype(jnp.float32), MODELS["adaptive"])
     program = etpc.compile(
-        model, etpc.ES_D_RTRL(2, window=5), inputs=XS[0].astype(jnp.float32), state=state
+        model, etpc.ES_D_RTRL(rank=2, window=5), inputs=XS[0].astype(jnp.float32), state=state
     )
     whole = etpc.compile(
         model, etpc.D_RTRL(window=5), inputs=XS[0].astype(jnp.float32), state=state

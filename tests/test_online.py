@@ -18,8 +18,8 @@ D = etpc.D_RTRL(window=2)
 RULES = {
     "D": D,
     "exact windows": etpc.D_RTRL(window=2, in_window="exact"),
-    "decay": etpc.ES_D_RTRL(0.8, window=2),
-    "rank": etpc.ES_D_RTRL(1, window=2, certificate=True),
+    "decay": etpc.ES_D_RTRL(decay=0.8, window=2),
+    "rank": etpc.ES_D_RTRL(rank=1, window=2, certificate=True),
 }
 
 
@@ -117,7 +117,7 @@ def learner_of(program, every, **options):
 
 def gradient(model, xs, targets, *, program=None, carry=None, every=None, **options):
     """Loss, gradient and carry of one update: what plain descent with rate one takes away."""
-    weights = {name: options.pop(name, None) for name in ("mask", "reset", "reward")}
+    weights = {name: options.pop(name, None) for name in ("mask", "reset")}
     learner = learner_of(program or program_of(model), every or len(xs), **options)
     batch = xs.shape[1] if xs.ndim == 3 else None
     opt_state, fresh = learner.init(model, batch)
@@ -291,11 +291,10 @@ def test_numbers_of_other_types():
     make = inspect.unwrap(etpc.online)
     xs, targets = data()
     found = []
-    for every, decay in ((2, 0.5), (np.int64(2), np.float32(0.5)), (jnp.int32(2), np.float64(0.5))):
-        learner = make(program_of(), loss, optax.sgd(0.1), every, reward_decay=decay)
-        assert (type(learner.every), type(learner.reward_decay)) == (int, float)
-        reward = jnp.ones((T, B))
-        found.append(learner.update(PLAIN, *learner.init(PLAIN, B), xs, targets, reward=reward))
+    for every in (2, np.int64(2), jnp.int32(2)):
+        learner = make(program_of(), loss, optax.sgd(0.1), every)
+        assert type(learner.every) is int
+        found.append(learner.update(PLAIN, *learner.init(PLAIN, B), xs, targets))
     same(found[0], found[1])
     same(found[0], found[2])
 
@@ -439,53 +438,6 @@ def gradients_of_each_step(program, model, xs, targets, mask, reset):
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("resets", [False, True])
-@pytest.mark.parametrize("algo", [D, RULES["decay"]], ids=["D", "decay"])
-def test_late_rewards_against_sums_by_hand(algo, resets):
-    """`sum_t r_t G_t`, `G_t = decay G_{t-1} + g_t`, over three updates of two steps each."""
-    decay, program, (xs, targets) = 0.6, program_of(PLAIN, algo), data(T, 2)
-    rng = np.random.default_rng(5)
-    reward, mask = rng.normal(size=(T, 2)), rng.integers(0, 3, (T, 2)).astype(float)
-    reset = np.zeros((T, 2), bool)
-    if resets:
-        reset[3, 0] = reset[4, 1] = True
-    recorder = optax.GradientTransformation(
-        lambda p: jax.tree.map(jnp.zeros_like, p),
-        lambda g, s, p=None: (jax.tree.map(jnp.zeros_like, g), jax.tree.map(jnp.add, s, g)),
-    )
-    learner = etpc.online(program, loss, recorder, 2, reduction="sum", reward_decay=decay)
-    opt_state, carry = learner.init(PLAIN, 2)
-    _, total, carry, _ = learner.update(
-        PLAIN, opt_state, carry, xs, targets,
-        mask=mask, reward=reward, reset=reset if resets else None,
-    )  # fmt: skip
-    each = gradients_of_each_step(program, PLAIN, xs, targets, mask, reset)
-    expected, last = [0.0] * 2, []
-    for b, own in enumerate(each):
-        sums = [0.0] * 2
-        for t, grads in enumerate(own):
-            keep = 0.0 if reset[t, b] else decay
-            sums = [keep * s + g for s, g in zip(sums, grads, strict=True)]
-            expected = [e + reward[t, b] * s / 2 for e, s in zip(expected, sums, strict=True)]
-        last.append(sums)
-    assert min(np.abs(e).max() for e in expected) > 1e-2
-    close(total, expected, 1e-10)
-    close(carry.gradients, [jnp.stack(g) for g in zip(*last, strict=True)], 1e-10)
-    if algo == D and not resets:  # one example, without a batch axis
-        alone = etpc.online(program, loss, recorder, 3, reduction="sum", reward_decay=decay)
-        totals, ends = [], []
-        for b in range(2):
-            given = xs[:, b], targets[:, b]
-            _, t, c, _ = alone.update(
-                PLAIN, *alone.init(PLAIN), *given, mask=mask[:, b], reward=reward[:, b]
-            )
-            totals.append(t)
-            ends.append(c.gradients)
-        close(jax.tree.map(lambda a, b: (a + b) / 2, *totals), total, 1e-10)
-        close(jax.tree.map(lambda a, b: jnp.stack([a, b]), *ends), carry.gradients, 1e-10)
-
-
 def test_a_reward_at_its_own_step_is_a_mask():
     xs, targets = data()
     reward = np.random.default_rng(2).normal(size=(T, B))
@@ -517,11 +469,6 @@ BAD = {
         lambda: made(reduction="max"),
         etpc.InputError,
         '"sum" or "mean", not \'max\'',
-    ),
-    "`reward_decay=1.0`": (
-        lambda: made(reward_decay=1.0),
-        etpc.InputError,
-        r"reward_decay must lie in \[0, 1\), and is 1\.0",
     ),
     "a number as the optimizer": (
         lambda: made(optimizer=0.1),
@@ -562,21 +509,6 @@ BAD = {
         lambda: program_of().reset(program_of().init(B), True),
         etpc.InputError,
         r"reset has shape \[\], and should have \[B\] = \[3\]",
-    ),
-    "rewards without a decay": (
-        lambda: updated(reward=jnp.ones((T, B))),
-        etpc.InputError,
-        "reward and reward_decay belong together",
-    ),
-    "a decay without rewards": (
-        lambda: updated(learner=made(reward_decay=0.5)),
-        etpc.InputError,
-        "reward and reward_decay belong together",
-    ),
-    "a carry without gradients where rewards come late": (
-        lambda: updated(learner=made(reward_decay=0.5), carry=program_of().init(B)),
-        etpc.InputTypeError,
-        "carry is a Carry, and with reward_decay it should be the `etpc.RewardCarry`",
     ),
     "the carry of another program": (
         lambda: updated(carry=program_of(PLAIN, RULES["decay"]).init(B)),

@@ -127,14 +127,14 @@ def stepped(program, example):
     return found
 
 
-@pytest.mark.parametrize("algo", ["d_rtrl", etpc.ES_D_RTRL(0.8), etpc.ES_D_RTRL(2)])
+@pytest.mark.parametrize("algo", ["d_rtrl", etpc.ES_D_RTRL(decay=0.8), etpc.ES_D_RTRL(rank=2)])
 def test_traces(algo):
     program = compiled(algo)
     figure = plot.traces(program, MODEL, XS, ".hidden.weight", example=2, units=3)
     all_steps = [t[0] for t in stepped(program, 2)]
     if isinstance(algo, str):
         wanted = [[np.asarray(t[0]) for t in all_steps]]
-    elif algo.decay_or_rank == 2:
+    elif algo.rank == 2:
         wanted = [[np.einsum("ri,ro->io", t[0], t[1]) for t in all_steps]]
     else:
         wanted = [[np.asarray(t[i]) for t in all_steps] for i in (0, 1)]
@@ -153,7 +153,7 @@ def test_traces(algo):
 
 
 def test_chosen_entries_of_a_smoothed_trace():
-    program = compiled(etpc.ES_D_RTRL(0.8))
+    program = compiled(etpc.ES_D_RTRL(decay=0.8))
     *_, left, right = plot.traces(program, MODEL, XS, units=[(3, 2), (5, 1)]).axes
     last_left, last_right, _ = stepped(program, 0)[-1][0]
     assert [line.get_ydata()[-1] for line in left.lines] == pytest.approx(
@@ -213,7 +213,7 @@ def test_traces_that_are_not_there():
 def test_memory():
     figure, ax = plt.subplots()
     given = dict(steps=(32, 512), batch_size=2, ax=ax)
-    assert plot.memory(MODEL, jnp.zeros(4), [etpc.ES_D_RTRL(0.5)], **given) is figure
+    assert plot.memory(MODEL, jnp.zeros(4), [etpc.ES_D_RTRL(decay=0.5)], **given) is figure
     lines = {line.get_label(): line.get_ydata() for line in ax.lines}
     assert list(lines) == ["BPTT", "ES_D_RTRL(decay=0.5)"]
     for line in ax.lines:
@@ -221,7 +221,7 @@ def test_memory():
     bptt, online = lines.values()
     assert bptt[1] > 8 * bptt[0]
     assert online[1] < 1.1 * online[0]
-    assert online[0] > compiled(etpc.ES_D_RTRL(0.5)).memory(2).total
+    assert online[0] > compiled(etpc.ES_D_RTRL(decay=0.5)).memory(2).total
 
 
 def test_without_matplotlib(monkeypatch):

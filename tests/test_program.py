@@ -22,7 +22,7 @@ from tests import test_online
 from tests.marks import few
 
 T, B, I, O = 5, 3, 2, 3
-ES = etpc.ES_D_RTRL(0.7, window=2)
+ES = etpc.ES_D_RTRL(decay=0.7, window=2)
 D = etpc.D_RTRL(window=2)
 
 
@@ -239,7 +239,7 @@ def test_scan_over_calls():
     close(carry, carry_)
 
 
-RANK = etpc.ES_D_RTRL(1, window=1)
+RANK = etpc.ES_D_RTRL(rank=1, window=1)
 IN_SCAN = {
     "D": D,
     "ES": ES,
@@ -288,7 +288,7 @@ def online_gradient(model, algo, steps):
 @pytest.mark.slow
 def test_gradients_of_windows_in_a_scan():
     """The same around windows, which then are those of the program."""
-    model, algo = test_online.RECURRENT, etpc.ES_D_RTRL(1, window=2)
+    model, algo = test_online.RECURRENT, etpc.ES_D_RTRL(rank=1, window=2)
     program, xs, targets, expected = online_gradient(model, algo, 6)
     parameters, rest = eqx.partition(model, eqx.is_inexact_array)
 
@@ -311,10 +311,10 @@ def test_gradients_of_windows_in_a_scan():
 
 WINDOWS = {
     "D": (etpc.D_RTRL(), {20: 20, 26: 13, 37: 16, 48: 16, 10: 10}),
-    "decay": (etpc.ES_D_RTRL(0.9), {20: 20, 26: 13, 37: 16}),
+    "decay": (etpc.ES_D_RTRL(decay=0.9), {20: 20, 26: 13, 37: 16}),
     "given": (etpc.D_RTRL(window=16), {20: 16, 26: 16, 10: 10}),
     "exact": (etpc.D_RTRL(in_window="exact"), {20: 16, 26: 16, 10: 10}),
-    "rank": (etpc.ES_D_RTRL(1), {20: 16, 26: 16, 10: 10}),
+    "rank": (etpc.ES_D_RTRL(rank=1), {20: 16, 26: 16, 10: 10}),
 }
 
 
@@ -550,7 +550,9 @@ def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(in_w
             np.testing.assert_allclose(grads, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("algo", [etpc.D_RTRL(window=2), etpc.ES_D_RTRL(0.9), etpc.ES_D_RTRL(1)])
+@pytest.mark.parametrize(
+    "algo", [etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9), etpc.ES_D_RTRL(rank=1)]
+)
 def test_a_weight_without_inputs(algo):
     def step(m, x, h):
         h = 0.9 * h + m["none"] @ x[:0] + m["w"] @ x

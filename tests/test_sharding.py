@@ -56,7 +56,7 @@ def step(m, x, h):
 
 
 whole = [etpc.D_RTRL(window=2), etpc.D_RTRL(window=3, in_window="exact")]
-others = [etpc.ES_D_RTRL(0.9, window=2), etpc.ES_D_RTRL(2, window=2), etpc.SnAp(1, window=2)]
+others = [etpc.ES_D_RTRL(decay=0.9, window=2), etpc.ES_D_RTRL(rank=2, window=2), etpc.SnAp(1, window=2)]
 others += [etpc.CreditRTRL(2, 2, window=2), etpc.D_RTRL(window=2, in_window="exact", lookback=4)]
 for algo in whole if "pieces" in sys.argv else whole + others:
     program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(20), step=step)
@@ -180,7 +180,7 @@ def step(m, x, h):
     return h, h
 
 
-for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(0.9, window=2):
+for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9, window=2):
     program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(N), step=step)
     run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum(), "sum")
     fresh = program.init(B)

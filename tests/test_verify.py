@@ -210,7 +210,7 @@ def test_rtrl_claims_everything():
 
 
 def test_decay_is_an_approximation():
-    report = etpc.verify(leaky(), *data(), squared, algo=etpc.ES_D_RTRL(0.5))
+    report = etpc.verify(leaky(), *data(), squared, algo=etpc.ES_D_RTRL(decay=0.5))
     found = rows(report)
     assert found[".win"].claim == "approximate"
     assert found[".win"].error > 1e-3

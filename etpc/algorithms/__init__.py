@@ -5,7 +5,7 @@ An algorithm is a frozen record. The compiler asks it for `cut`, for the form of
 [`register_algorithm`][etpc.algorithms.register_algorithm] gives one a name.
 """
 
-from ..traces import Decay, Full, LowRank, Rounded, Stepwise
+from ..traces import Decay, Full, LowRank
 from ._algorithm import (
     Algorithm,
     Choice,
@@ -39,9 +39,7 @@ __all__ = [
     "InWindow",
     "LowRank",
     "Proved",
-    "Rounded",
     "SnAp",
-    "Stepwise",
     "TraceForm",
     "register_algorithm",
     "registered",

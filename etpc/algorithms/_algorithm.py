@@ -1,15 +1,13 @@
 """What every learning rule has, and what it is asked: data, and a choice of traces."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
-
-import numpy as np
 
 from .._errors import AlgorithmError, InputTypeError, checked_count
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..ops import Kind
-from ..traces import Carry, Directions, Filtered, Full, Site, Trace
+from ..traces import Directions, Filtered, Full, Site, Trace
 
 InWindow = Literal["truncated", "exact"]
 TraceForm = Trace
@@ -50,19 +48,11 @@ class Context:
     filtered: Callable[[bool], Mapping[int, Proved]] = lambda truncated: {}
     """For operations whose trace is a sum of filtered inputs: the smallest form that is proved from the program,
     where windows are truncated or not."""
-    traces: Callable[[Mapping[int, Trace]], Iterable[Mapping[int, tuple[Site, Carry]]]] | None = (
-        None
-    )
-    """Traces of these forms after each window of the sample; those that no other trace holds, by the numbers
-    of their operations. `None` where there is no sample."""
-    credit: "Callable[[Algorithm], np.ndarray] | None" = None
-    """The singular values of the credit of the states, [S], on the sample, from random cotangents of
-    all outputs that follow, by a rule with directions. `None` where there is no sample."""
 
     def site(self, op: WeightOp) -> Site:
         """What the trace of an operation knows of it."""
         reach = self.analysis.reach[op.number]
-        return Site(op.kind, reach.size, trace_dtype(self.analysis, op), reach.closed)
+        return Site(op.kind, reach.size, trace_dtype(self.analysis, op))
 
     def escapes(self, op: WeightOp) -> bool:
         """Whether influence leaves the block of an operation."""
@@ -70,7 +60,7 @@ class Context:
         return bool(reach.escapes) or not reach.block.nnz
 
 
-NAMED = ("decay", "rank", "every", "trace_dtype")
+NAMED = ("decay", "rank", "every")
 """Settings that are shown with their names."""
 
 

@@ -5,54 +5,21 @@ import math
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 
 from .._errors import AlgorithmError, InputTypeError, checked_count, whole_number
 from ..ops import Kind
-from ..traces import CreditSubspace, Decay, Full, LowRank, Rounded, Stepwise, Trace
+from ..traces import CreditSubspace, Decay, Full, LowRank, Trace
 from ._algorithm import Algorithm, Choice, Context, InWindow, TraceForm
-from ._ranks import asked_rank, settle_ranks
-
-LEFT_OUT = 0.05
-"""Of the energy of credit, where the number of directions is chosen."""
-STEPWISE = 2
-"""Up to so many numbers in all traces of element-wise weights, for each entry of the step's Jacobian, they are read at
-each step under a decay. Beyond, as in an LSTM, whose four gates act on the same states, it is faster to pass credit
-back through those entries."""
+from ._ranks import with_filtered
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Whole(Algorithm):
-    """A rule whose traces are whole, and may be carried in the dtype that `trace_dtype` names."""
-
-    trace_dtype: DTypeLike | None = dataclasses.field(default=None, kw_only=True, repr=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "trace_dtype", _checked_dtype(self.trace_dtype))
-
-    def trace_form(self, kind: Kind) -> TraceForm | None:
-        return Full() if self.trace_dtype is None else Rounded()
-
-    @property
-    def main(self) -> dict[str, Any]:
-        settings = {} if self.trace_dtype is None else {"trace_dtype": self.trace_dtype}
-        return super().main | settings
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class D_RTRL(Whole):
+class D_RTRL(Algorithm):
     """Diagonal real-time recurrent learning: the trace of the cut step.
 
     Each operation that mixes positions has its data held constant, so a trace holds the states that
     an output reaches without passing through another weight: O(weights x block) numbers. The
     gradient equals that of BPTT where no influence escapes, which the program says for each weight.
-
-    - `trace_dtype`: the dtype in which traces are carried between windows. `None`: that of their arithmetic,
-        at least float32. `"bfloat16"`: half the bytes; traces are read, moved and added to in float32 and
-        rounded after each window, so no gradient through a trace is exact, and what a step adds to a trace
-        that decays slowly may be lost.
 
     **Source:** Wang et al., Nature Communications 2026, doi:10.1038/s41467-026-68453-w. Deviation:
     the block of states is derived from the program and is not assumed to be diagonal; every path is
@@ -75,11 +42,7 @@ class ES_D_RTRL(Algorithm):
     share their transitions, and that takes no more memory, the trace is a sum of filtered inputs, which are exact.
 
     - `decay`: a float in (0, 1]; 0.99 where neither it nor a rank is given.
-    - `rank`: an int >= 1; or `"auto"`: filtered inputs where they are proved, elsewhere the smallest rank that keeps
-        `error`, measured on `sample` of [`etpc.compile`][].
-    - `decay_or_rank`: either, without a name: a float is a decay, an int or `"auto"` a rank.
-    - `error`: with `rank="auto"`, how far a trace may be from the best one, relative to its norm, by one
-        reduction; in (0, 1). The gradient is nearer, as it is a sum over steps and examples.
+    - `rank`: an int >= 1.
     - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
 
     **Source:** Wang et al. 2026, as above, for the decay form. `eps_f` is stored without the factor
@@ -88,28 +51,32 @@ class ES_D_RTRL(Algorithm):
     recurrent learning", arXiv 1902.03993.
     """
 
-    decay_or_rank: float | int | str | None = dataclasses.field(default=None, repr=False)
-    decay: float | None = dataclasses.field(default=None, kw_only=True, compare=False, repr=False)
-    rank: int | Literal["auto"] | None = dataclasses.field(
-        default=None, kw_only=True, compare=False, repr=False
-    )
-    error: float = dataclasses.field(default=0.05, kw_only=True, repr=False)
+    unnamed: dataclasses.InitVar[Any] = None
+    decay: float | None = dataclasses.field(default=None, kw_only=True, repr=False)
+    rank: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
     certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "es_d_rtrl"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, unnamed: Any) -> None:
         super().__post_init__()
-        arguments = {
-            name: value
-            for name in ("decay_or_rank", "decay", "rank")
-            if (value := _plain_number(getattr(self, name))) is not None
-        }
-        decay, rank = self._checked(arguments)
-        set_field = object.__setattr__
-        set_field(self, "decay", decay)
-        set_field(self, "rank", rank)
-        set_field(self, "decay_or_rank", rank if decay is None else decay)
-        set_field(self, "error", checked_error(self.error))
+        if unnamed is not None:
+            raise AlgorithmError(
+                f"ES_D_RTRL({unnamed!r}) does not say whether the number is a decay or a rank. Write "
+                "ES_D_RTRL(decay=0.99) or ES_D_RTRL(rank=4)."
+            )
+        decay, rank = _plain_number(self.decay), _plain_number(self.rank)
+        if decay is not None and rank is not None:
+            raise AlgorithmError(
+                f"ES_D_RTRL takes a decay or a rank, and not decay={decay!r}, rank={rank!r}."
+            )
+        if isinstance(rank, float):
+            raise InputTypeError(
+                f"rank must be an int >= 1, not {rank!r}. For a decay pass decay={rank!r}."
+            )
+        if rank is None:
+            decay = _checked_decay(0.99 if decay is None else decay)
+        object.__setattr__(self, "decay", decay)
+        object.__setattr__(self, "rank", None if rank is None else checked_rank(rank))
         if self.certificate and rank is None:
             raise AlgorithmError(
                 "certificate=True needs a rank: what a decay leaves out has no such bound."
@@ -119,45 +86,13 @@ class ES_D_RTRL(Algorithm):
     def main(self) -> dict[str, Any]:
         return {"rank": self.rank} if self.decay is None else {"decay": self.decay}
 
-    @staticmethod
-    def _checked(arguments: dict[str, Any]) -> tuple[float | None, Any]:
-        """The decay or the rank of the arguments that were given."""
-        if not arguments:
-            return 0.99, None
-        if len(set(map(repr, arguments.values()))) > 1:
-            shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-            raise AlgorithmError(f"ES_D_RTRL takes a decay or a rank, and not {shown}.")
-        ((name, value),) = list(arguments.items())[:1]
-        if value == "auto" and name != "decay":
-            return None, value
-        if name == "decay" and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            expected = {
-                "decay_or_rank": 'a float in (0, 1] (a decay), an int >= 1 (a rank) or "auto"',
-                "decay": "a float in (0, 1]",
-                "rank": 'an int >= 1 or "auto"',
-            }
-            raise InputTypeError(f"{name} must be {expected[name]}, not {value!r}.")
-        if isinstance(value, float) and name == "rank":
-            raise InputTypeError(
-                f'rank must be an int >= 1 or "auto", not {value!r}. For a decay pass decay={value!r}.'
-            )
-        if isinstance(value, int):
-            return None, checked_rank(name, value)
-        if not (math.isfinite(value) and 0 < value <= 1):
-            raise AlgorithmError(
-                f"A decay must lie in (0, 1], and {name} is {value}. For a rank pass an int, "
-                "such as ES_D_RTRL(rank=2)."
-            )
-        return value, None
-
     def trace_form(self, kind: Kind) -> TraceForm:
         if kind.data is None:
             return Full()
         if self.decay is not None:
             return Decay(self.decay)
-        return LowRank(asked_rank(self.rank), certificate=self.certificate)
+        assert self.rank is not None
+        return LowRank(self.rank, certificate=self.certificate)
 
     @property
     def bounded(self) -> bool:
@@ -165,20 +100,8 @@ class ES_D_RTRL(Algorithm):
 
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
-        if self.rank is not None:
-            return settle_ranks(
-                context, choice, self.rank, self.error, self.in_window == "truncated"
-            )
-        if self.in_window == "exact":
-            return choice
-        direct = [op for op in context.ops if choice.forms[op.number] == Full()]
-        sites = [context.site(op) for op in direct]
-        if (
-            sum(site.block * site.count for site in sites)
-            > STEPWISE * context.analysis.transition.nnz
-        ):
-            return choice
-        return Choice({**choice.forms, **{op.number: Stepwise() for op in direct}})
+        truncated = self.in_window == "truncated"
+        return choice if self.rank is None else with_filtered(context, choice, truncated)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +117,8 @@ class CreditRTRL(Algorithm):
     steps that are too long, the influence along the directions may grow until it overflows, and D-RTRL's
     stays finite.
 
-    - `q`: the number of directions; or `"auto"`: the smallest one for which less than 5 % of the energy
-        of the credit lies in no direction, measured at compile time on `sample` of
-        [`etpc.compile`][] with random cotangents of the outputs, as no loss is known there.
-        `program.credit_lost(carry)` says how much it is in training.
+    - `q`: the number of directions. `program.credit_lost(carry)` says how much of the energy of the credit
+        lies in none of them.
     - `rank`: R, of the traces from which influence escapes: R pairs of factors, O(R (I + (m + q) O))
         numbers for a weight matrix. `None` for whole traces, O((m + q) I O).
     - `rate`, `ahead`, `clip`: as of [`CreditSubspace`][etpc.traces.CreditSubspace].
@@ -207,7 +128,7 @@ class CreditRTRL(Algorithm):
     and Benzing et al., arXiv 1902.03993.
     """
 
-    q: int | Literal["auto"] = 4
+    q: int = 4
     rank: int | None = 4
     rate: float = dataclasses.field(default=0.05, kw_only=True, repr=False)
     ahead: float = dataclasses.field(default=0.9, kw_only=True, repr=False)
@@ -224,13 +145,10 @@ class CreditRTRL(Algorithm):
                 "which passes through all units."
             )
         set_field = object.__setattr__
-        if self.q != "auto":
-            why = "It is the number of directions of credit that are followed."
-            set_field(
-                self, "q", checked_count("q", self.q, 'an int >= 1 or "auto"', why, AlgorithmError)
-            )
+        why = "It is the number of directions of credit that are followed."
+        set_field(self, "q", checked_count("q", self.q, "an int >= 1", why, AlgorithmError))
         if self.rank is not None:
-            set_field(self, "rank", checked_rank("rank", self.rank))
+            set_field(self, "rank", checked_rank(self.rank))
         for name in ("rate", "ahead"):
             value = _plain_number(getattr(self, name))
             if not (
@@ -244,65 +162,42 @@ class CreditRTRL(Algorithm):
         low = Full() if self.rank is None else LowRank(self.rank)
         forms: dict[int, Trace | None] = {op.number: Full() for op in context.ops}
         forms |= {op.number: low for op in followed if op.kind.data is not None}
-        q, why = self.q, {}
-        if q == "auto" and not followed:
-            q = 1
-        elif q == "auto":
-            if context.credit is None:
-                raise AlgorithmError(
-                    'q="auto" measures in how many directions credit lies. Pass sample= to '
-                    "etpc.compile, the inputs of some steps of one example, or name a number."
-                )
-            squares = context.credit(dataclasses.replace(self, q=1, rank=None)) ** 2
-            outside = 1 - np.cumsum(squares) / squares.sum()
-            q = int(np.argmax(outside < LEFT_OUT)) + 1
-            text = f"{q} directions leave out {max(outside[q - 1], 0):.2g} of the energy of credit"
-            why = {op.number: f"{text} on the sample, of {LEFT_OUT:g}" for op in followed}
-        directions = CreditSubspace(q, self.rate, self.ahead, self.clip)
-        return Choice(forms, why, None, directions.settle(context.analysis.hidden.size))
+        directions = CreditSubspace(self.q, self.rate, self.ahead, self.clip)
+        return Choice(forms, directions=directions.settle(context.analysis.hidden.size))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class RTRL(Whole):
+class RTRL(Algorithm):
     """Real-time recurrent learning: nothing is cut, and every gradient equals that of BPTT.
 
     The trace of a weight holds all states that it can ever reach: O(weights x S) numbers. With a rank
     R, it is kept as R pairs of factors, O(R (I + S O)) numbers for a weight matrix: after each window
     it is reduced to its R leading modes. Nothing is cut, so what is left out is that reduction.
 
-    - `rank`: `None` for the whole trace; an int >= 1; or `"auto"`, as of [`ES_D_RTRL`][etpc.ES_D_RTRL].
-    - `error`: with `rank="auto"`, as there.
+    - `rank`: `None` for the whole trace, or an int >= 1.
     - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
-    - `trace_dtype`: without a rank, as of [`D_RTRL`][etpc.D_RTRL].
 
     **Source:** Williams and Zipser, Neural Computation 1(2), 1989. Of a low rank: Benzing et al.,
     "Optimal Kronecker-sum approximation of real time recurrent learning", arXiv 1902.03993; there the
     reduction is random and unbiased, here it is the best one of its rank.
     """
 
-    rank: int | Literal["auto"] | None = None
-    error: float = dataclasses.field(default=0.05, kw_only=True, repr=False)
+    rank: int | None = None
     certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "rtrl"
     cut: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "error", checked_error(self.error))
-        if self.rank is not None and self.rank != "auto":
-            object.__setattr__(self, "rank", checked_rank("rank", self.rank))
+        if self.rank is not None:
+            object.__setattr__(self, "rank", checked_rank(self.rank))
         if self.certificate and self.rank is None:
             raise AlgorithmError("certificate=True needs a rank: nothing is left out without one.")
-        if self.rank is not None and self.trace_dtype is not None:
-            raise AlgorithmError(
-                f"trace_dtype={self.trace_dtype!r} is for whole traces, and those with a rank are pairs "
-                "of factors, which are small and are reduced after each window. Leave one of them out."
-            )
 
     def trace_form(self, kind: Kind) -> TraceForm | None:
         if kind.data is None or self.rank is None:
             return super().trace_form(kind)
-        return LowRank(asked_rank(self.rank), certificate=self.certificate)
+        return LowRank(self.rank, certificate=self.certificate)
 
     @property
     def bounded(self) -> bool:
@@ -310,11 +205,8 @@ class RTRL(Whole):
 
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
-        return (
-            choice
-            if self.rank is None
-            else settle_ranks(context, choice, self.rank, self.error, self.in_window == "truncated")
-        )
+        truncated = self.in_window == "truncated"
+        return choice if self.rank is None else with_filtered(context, choice, truncated)
 
     @property
     def main(self) -> dict[str, Any]:
@@ -379,7 +271,7 @@ class TBPTT(Algorithm):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class SnAp(Whole):
+class SnAp(Algorithm):
     """The sparse n-step approximation of RTRL: nothing is cut, influence is kept within n steps.
 
     The trace of a weight holds the states that it reaches in fewer than `n` transitions after the
@@ -387,7 +279,6 @@ class SnAp(Whole):
     reaches no other states, and equals RTRL for a large enough `n`.
 
     - `n`: the number of steps, at least 1.
-    - `trace_dtype`: as of [`D_RTRL`][etpc.D_RTRL].
 
     **Source:** Menick et al., "Practical real time recurrent learning with a sparse approximation",
     ICLR 2021, section 3.
@@ -424,40 +315,27 @@ def _plain_number(value: Any) -> Any:
     return value
 
 
-def _checked_dtype(dtype: Any) -> str | None:
-    """A dtype in which traces may be carried, by name."""
-    if dtype is None:
-        return None
-    try:
-        name = jnp.dtype(dtype).name
-    except TypeError:
-        raise InputTypeError(f'trace_dtype must be None or "bfloat16", not {dtype!r}.') from None
-    if name != "bfloat16":
+def _checked_decay(decay: Any) -> float:
+    """A decay that was given, as a float."""
+    if isinstance(decay, bool) or not isinstance(decay, int | float):
+        raise InputTypeError(f"decay must be a float in (0, 1], not {decay!r}.")
+    if not (math.isfinite(decay) and 0 < decay <= 1):
         raise AlgorithmError(
-            f'trace_dtype must be None or "bfloat16", and is {name}. float16 holds no number above 65,504, '
-            "which a trace may exceed; without trace_dtype= a trace is carried as it is computed, in float32 "
-            "or float64."
+            f"A decay must lie in (0, 1], and decay is {decay}. For a rank pass an int, such as "
+            "ES_D_RTRL(rank=2)."
         )
-    return name
+    return float(decay)
 
 
-def checked_error(value: Any) -> float:
-    """How far a trace may be from the best one."""
-    error = _plain_number(value)
-    if not 0 < error < 1:
-        raise AlgorithmError(f"error must lie in (0, 1), and is {error!r}.")
-    return error
-
-
-def checked_rank(name: str, value: Any) -> int:
+def checked_rank(value: Any) -> int:
     """A rank that was given, as an int."""
     rank = whole_number(value)
     if rank is None:
-        raise InputTypeError(f'{name} must be an int >= 1 or "auto", not {value!r}.')
+        raise InputTypeError(f"rank must be an int >= 1, not {value!r}.")
     if rank < 1:
         raise AlgorithmError(
-            f"{name}={rank} is an int and so a rank, which must be at least 1. For a decay pass a "
-            "float in (0, 1]."
+            f"rank={rank} is less than 1, and a trace has at least one pair of factors. For a decay pass "
+            "decay=, a float in (0, 1]."
         )
     return rank
 

@@ -33,7 +33,10 @@ def parse(text: str) -> Algorithm:
         rest = [value, *rest]
     elif value:
         if not first:
-            raise CommandError(f"{name} takes no value, and {text!r} gives it {value!r}.")
+            raise CommandError(
+                f"{name} takes no value without a name, and {text!r} gives it {value!r}. Its settings: "
+                f"{', '.join(names)}. An algorithm is written {FORM}."
+            )
         settings[first[0]] = _literal(value)
     for part in rest:
         setting, equals, value = (piece.strip() for piece in part.partition("="))

@@ -53,15 +53,7 @@ class Task:
             weights=self.weights,
             memory=memory,
             batch_size=batch_size,
-            sample=self._sample(),
         )
-
-    def _sample(self) -> Any:
-        """A sequence of one example, for algorithms that measure; a random one if need be."""
-        if self.xs is None:
-            return _random(self.inputs, (STEPS,), jax.random.key(0))
-        (xs, _), _, batch_size = _own(self, None, None)
-        return xs if batch_size is None else jax.tree.map(lambda a: a[:, 0], xs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -30,7 +30,6 @@ from ._passage import CutPassage, Followed, FollowedPassage, Products
 from ._read import Reading
 from ._signals import Credit, OpSignals, into_op
 from ._step import StepFunctions
-from ._through import ThroughData, pulled
 from ._uncut import Directed, Uncut, finite_where, sum_dtype, where_over
 
 Arrays = Sequence[Array]
@@ -119,13 +118,11 @@ class Window:
         `weights`, where the derivative is the online gradient, and by `xs`: under "truncated" an
         input has the gradient of its own step, and under "exact" that of its window. By `xs` it
         costs more, and is done only where it is asked for.
-    - `learn(weights, others, xs, state, traces, fresh, loss_of, later=None) -> (loss, aux, sums, state, traces)`:
+    - `learn(weights, others, xs, state, traces, fresh, loss_of) -> (loss, aux, sums, state, traces)`:
         a window, `loss_of(ys) -> (loss, aux)` and the gradient of the loss by the weights. As it knows
         that the traces are read no more, they are overwritten. The gradient is in sums that several
         windows may add to, from `no_sums(weights, steps)` by `added(sums, more)` to `gradient(sums)`: what
-        traces give is added up in their own order of axes where that is faster. `later(state)`: what a
-        critic says of the credit that the float leaves of the state at the end of the window will have
-        from later losses, [B, ...] each.
+        traces give is added up in their own order of axes where that is faster.
     """
 
     plan: Plan
@@ -134,9 +131,6 @@ class Window:
     prefix: Callable[..., Any]
     run: Callable[..., Any]
     learn: Callable[..., Any]
-    credit: Callable[..., Any]
-    """`credit(weights, others, xs, state, ys_bar, ends) -> starts`: of the states at the start of a window
-    from that of its outputs and of the states at its end, [B, S] both, where directions are followed."""
 
     @promoting
     def no_sums(self, weights: Arrays, steps: int) -> Sums:
@@ -200,7 +194,7 @@ class Window:
         lines = [
             f"window of {plan.window} steps for {plan.algorithm}",
             f"  prefix: {len(split.prefix)} equations, once for a call",
-            f"  run, learn: {len(split.body)} equations and {plan.products}, at each step",
+            f"  run, learn: {len(split.body)} equations and {plan.colours}, at each step",
             *(f"    {line}" for line in self.forward.lines()),
             "  traces of one example",
         ]
@@ -213,7 +207,7 @@ class Window:
 
 def emit(plan: Plan) -> Window:
     """Emit the functions of a plan."""
-    step = step_of(plan)
+    step = StepFunctions(plan.analysis)
     emitter = Emitter(plan, step)
 
     def prefix(parameters, steps):
@@ -243,31 +237,15 @@ def emit(plan: Plan) -> Window:
     run.defvjp(forward, backward, symbolic_zeros=True)
 
     @promoting
-    def learn(weights, others, xs, state, traces, fresh, loss_of, later=None):
-        (ys, last), moves, residuals = emitter.window(
-            weights, others, xs, state, traces, fresh, ends=later is not None
-        )
+    def learn(weights, others, xs, state, traces, fresh, loss_of):
+        (ys, last), moves, residuals = emitter.window(weights, others, xs, state, traces, fresh)
         loss, pull, aux = jax.vjp(loss_of, ys, has_aux=True)
         (ys_bar,) = pull(jnp.ones_like(loss))
-        ends = None
-        if later is not None:
-            assert emitter.uncut is not None
-            ends = emitter.uncut.signals(later(last))
-        grads, _, starts = emitter.backward(residuals, ys_bar, read_traces=False, ends=ends)
+        grads, _, starts = emitter.backward(residuals, ys_bar, read_traces=False)
         traces, entries = emitter.advance(moves, traces, starts)
-        if ends is not None:
-            grads = emitter.left_to_traces(grads, traces, ends)
         return loss, aux, (list(grads), entries), last, traces
 
-    @promoting
-    def credit(weights, others, xs, state, ys_bar, ends):
-        uncut = emitter.uncut
-        assert uncut is not None
-        _, pull = uncut(weights, others, xs, state)
-        start = pull((ys_bar, uncut.split(ends)))[2]
-        return jnp.concatenate(uncut.signals(start), -1)
-
-    return Window(plan, step.forward, prefix, run, learn, credit)
+    return Window(plan, step.forward, prefix, run, learn)
 
 
 def _instantiated(cotangent: Any) -> Any:
@@ -279,18 +257,12 @@ def _instantiated(cotangent: Any) -> Any:
     return jnp.zeros(cotangent.shape, cotangent.dtype)
 
 
-def step_of(plan: Plan) -> StepFunctions:
-    """The step of a plan, which saves what its Jacobians are read from."""
-    return StepFunctions(plan.analysis, None if plan.through is None else plan.through.cut)
-
-
 class Emitter:
     """Makes the functions of a window."""
 
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
         self.uncut = Uncut(plan, step) if plan.algorithm.in_window == "exact" else None
-        self.through = None if plan.through is None else ThroughData(plan, plan.through)
         self.live = [plan.ops[op.number] for op in step.live]
         self.reading = Reading(step)
         self.reads_old = self.reading.reads_old_states()
@@ -306,13 +278,8 @@ class Emitter:
         (ys, last), moves, residuals = self.window(*arguments, by_inputs=by_inputs)
         return (ys, last, self.advance(moves, traces)[0]), residuals
 
-    def window(
-        self, weights, others, xs, state, traces: Traces, fresh, by_inputs=False, ends: bool = False
-    ):
-        """Outputs and new state; what moves the traces; and what the backward pass needs.
-
-        - `ends`: whether the states at the end will have credit of their own.
-        """
+    def window(self, weights, others, xs, state, traces: Traces, fresh, by_inputs: bool = False):
+        """Outputs and new state; what moves the traces; and what the backward pass needs."""
         if self.plan.behind:
             return self._looking_back(weights, others, xs, state, traces, fresh, by_inputs)
         pull = along = None
@@ -320,7 +287,7 @@ class Emitter:
             rollout = self.step.run(weights, others, xs, state, outputs=False)
         else:
             moving = self._moving(by_inputs)
-            rollout, pull = self.uncut(weights, others, xs, state, moving, ends=ends)
+            rollout, pull = self.uncut(weights, others, xs, state, moving)
             if self.plan.directions is not None:
                 along = self.uncut.along(rollout, pull, traces, fresh)
         jacobians = self._jacobians(weights, others, xs, rollout, fresh)
@@ -417,16 +384,13 @@ class Emitter:
         parts = self._parts(rollout.before)
         dtype = self.plan.dtype
 
-        def pull_of(step: StepFunctions):
-            def cut(parts, deltas):
-                def one(x, state, saved, old, delta):
-                    return step.cut(weights, others, x, state, saved, old, delta, dtype)
+        def cut(parts, deltas):
+            def one(x, state, saved, old, delta):
+                return self.step.cut(weights, others, x, state, saved, old, delta, dtype)
 
-                return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
+            return _over_time(one)(xs, rollout.before, rollout.wanted, parts, deltas)
 
-            return jax.vjp(cut, parts, self._deltas(parts))[1]
-
-        pull = pull_of(self.step)
+        _, pull = jax.vjp(cut, parts, self._deltas(parts))
         colours = self.plan.colours
         of_colour = colours.colour[None, :] == np.arange(colours.count)[:, None]
         bounds = np.cumsum([part.shape[-1] for part in parts])[:-1]
@@ -434,10 +398,11 @@ class Emitter:
             jnp.asarray(seed, dtype)[:, None, None] + jnp.zeros_like(part)[None]
             for seed, part in zip(np.split(of_colour, bounds, 1), parts, strict=True)
         ]
-        if self.through is None:
-            transition, immediate = pulled(pull, seeds)
+        if colours.count == 1:
+            one_product = pull([seed[0] for seed in seeds])
+            transition, immediate = jax.tree.map(lambda a: a[None], one_product)
         else:
-            transition, immediate = self.through.pulled(pull_of, pull, seeds)
+            transition, immediate = jax.vmap(pull)(seeds)
         compressed = []
         for place, p in enumerate(self.live):
             if p.op.number in colours.columns:
@@ -446,9 +411,6 @@ class Emitter:
                 f = [immediate[place].reshape(*immediate[place].shape[:3], -1)]
             dtype = trace_dtype(self.plan.analysis, p.op)
             compressed.append([j.astype(dtype) for j in f])
-        if self.through is not None:
-            passed = self.through(weights, others, xs, rollout.before, parts, compressed)
-            transition = [j + term for j, term in zip(transition, passed, strict=True)]
         without_past = jax.vmap(lambda by_state: _without_past(by_state, fresh))
         return Jacobians([without_past(j) for j in transition], compressed)
 
@@ -570,24 +532,15 @@ class Emitter:
 
     # --- backward ---
 
-    def backward(
-        self,
-        residuals: "Residuals",
-        ys_bar,
-        read_traces: bool = True,
-        ends: Sequence[Array] | None = None,
-    ):
+    def backward(self, residuals: "Residuals", ys_bar, read_traces: bool = True):
         """Cotangents of weights and inputs, and the credit of each trace at the start.
 
-        - `read_traces`: without it, what traces give entry by entry is left to `advance`.
-        - `ends`: credit of the states at the end of a window in which nothing is cut, [B, n] for each
-            part of them.
-        """
+        - `read_traces`: without it, what traces give entry by entry is left to `advance`."""
         if self.uncut is None:
             weights_bar, moving_bar, starts = self._backward_cut(residuals, ys_bar, read_traces)
         else:
             weights_bar, moving_bar, starts = self._backward_uncut(
-                self.uncut, residuals, ys_bar, read_traces, ends
+                self.uncut, residuals, ys_bar, read_traces
             )
         return tuple(weights_bar), self._inputs(moving_bar), starts
 
@@ -620,12 +573,11 @@ class Emitter:
             weights_bar = _accumulated(self.plan, weights_bar, p.op, gradient)
         return weights_bar, moving_bar, Starts(starts, None)
 
-    def _backward_uncut(self, uncut: Uncut, residuals: "Residuals", ys_bar, read_traces, ends):
+    def _backward_uncut(self, uncut: Uncut, residuals: "Residuals", ys_bar, read_traces):
         """Where nothing is cut inside a window: by reverse mode, and the credit of the states at its start."""
         traces, fresh = residuals.traces, residuals.fresh
-        if ends is None and (self.plan.directions is None or self.plan.behind):
-            ends = []  # a zero would meet derivatives that may be infinite
-        elif ends is None:
+        ends: list[Array] = []  # a zero would meet derivatives that may be infinite
+        if self.plan.directions is not None and not self.plan.behind:
             size = self.plan.analysis.hidden.size
             ends = uncut.split(zeros_over(fresh, (size,), self.plan.dtype))
         weights_bar, moving_bar, states_bar, _ = residuals.pull((ys_bar, ends))
@@ -638,15 +590,6 @@ class Emitter:
             _summable(weights_bar), traces, signals, credit, read_traces
         )
         return weights_bar, moving_bar, Starts(starts, credit)
-
-    def left_to_traces(self, weights_bar, traces: Traces, ends: Sequence[Array]):
-        """The gradient of a window less what the traces at its end give with the credit of a critic.
-
-        That part belongs to the windows that follow, where the traces meet the credit of those.
-        """
-        signals = [-end for end in ends]
-        credit = jnp.concatenate(signals, -1)
-        return self._through_traces(list(weights_bar), traces, signals, credit, read=True)[0]
 
     def _through_traces(
         self, weights_bar: list[Array], traces: Traces, signals: Arrays, credit, read: bool

@@ -30,15 +30,13 @@ class StepFunctions:
     - `saved`: those of them whose data is cut: their outputs are kept from the forward pass.
     """
 
-    def __init__(self, analysis: Analysis, other: Analysis | None = None):
-        """With `other`, an analysis in which more is cut, what its cut step needs is saved too."""
+    def __init__(self, analysis: Analysis):
         a, body = analysis, analysis.split.body
         self.analysis = analysis
         self.live: list[WeightOp] = [op for op in a.ops if a.reach[op.number].role == "state"]
         self.saved = [op for op in self.live if op.number in a.cut]
         self.saved_equations = {op.equation: i for i, op in enumerate(self.saved)}
-        saved = self.saved if other is None else [op for op in self.live if op.number in other.cut]
-        self.forward = Forward(a, tuple(op.equation.outputs[0] for op in saved))
+        self.forward = Forward(a, tuple(op.equation.outputs[0] for op in self.saved))
         self.live_table = by_equation(self.live)
         new = [a.split.next_state[i] for i in a.hidden.leaves]
         self._cut_body = prune(body, new, self.saved_equations)
@@ -147,15 +145,12 @@ class StepFunctions:
         evaluate(self._cut_body, env, self.perturbing(saved, deltas))
         return [env.get(v) for v in self.analysis.split.next_state]
 
-    def values(self, variables: Sequence[Variable], weights, others, x, state) -> list[Array]:
-        """Values of the model itself."""
-        env = self.start(weights, others, x, state)
-        evaluate(prune(self.analysis.split.body, variables), env)
-        return [env[v] for v in variables]
-
     def outputs(self, weights, others, x, state) -> list[Array]:
         """The output of the model itself."""
-        return self.values(self.analysis.split.outputs, weights, others, x, state)
+        outputs = self.analysis.split.outputs
+        env = self.start(weights, others, x, state)
+        evaluate(prune(self.analysis.split.body, outputs), env)
+        return [env[v] for v in outputs]
 
     def perturbing(self, saved, deltas):
         """The rule of the cut step: kept outputs in place of operations, `delta` where they act."""

@@ -47,10 +47,9 @@ class Uncut:
         by_inputs: Sequence[int] = (),
         behind: tuple[Steps, Array] | None = None,
         stored: Stored | None = None,
-        ends: bool = False,
     ) -> tuple[Rollout, Callable[..., Any]]:
         """Run the model; and how its outputs depend on weights, some inputs and the states at the start.
-        Where directions are followed, also on the outputs of operations; and there, or with `ends`, how
+        Where directions are followed, also on the outputs of operations; and there, how
         the states at its end do.
 
         - `behind`: the steps before the window, where the start is that of those, and whether a stream
@@ -77,7 +76,7 @@ class Uncut:
             rollout = step.run(
                 weights, others, inputs, begin, outputs=True, shifts=shifts, stored=stored
             )
-            last = self.parts(rollout.last) if ends or shifts else []
+            last = self.parts(rollout.last) if shifts else []
             return (rollout.outputs, last), rollout
 
         _, pull, rollout = jax.vjp(

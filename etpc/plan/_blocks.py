@@ -1,7 +1,6 @@
 """Blocks as index tables, and the colouring by which few products read a sparse Jacobian."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import networkx as nx
 import numpy as np
@@ -118,34 +117,18 @@ def block_rows(block: Pattern) -> np.ndarray:
     return rows
 
 
-def colouring(
-    analysis: Analysis,
-    ops: Sequence[int],
-    transition: Pattern,
-    apart: np.ndarray | None = None,
-) -> Colouring:
-    """Colour the new states for a transition and the immediate Jacobians of some operations.
-
-    Those that are to be `apart` have the last colours for themselves.
-    """
+def colouring(analysis: Analysis) -> Colouring:
+    """Colour the new states for the transition and the immediate Jacobians of a step."""
+    ops = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
     columns = {
         k: _columns(analysis.immediate[k])
         for k in ops
         if not is_complex(analysis.ops[k].delta) and _read_by_columns(analysis.immediate[k])
     }
     by_rows = [k for k in ops if k not in columns]
-    patterns = [transition, *(analysis.immediate[k] for k in by_rows)]
+    patterns = [analysis.transition, *(analysis.immediate[k] for k in by_rows)]
     stacked: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
-    leaf = analysis.hidden.leaf_of(np.arange(stacked.shape[0]))
-    if apart is None or apart.all() or not apart.any():
-        colour = colours_of(stacked, leaf)
-    else:
-        colour, offset = np.zeros(stacked.shape[0], np.int64), 0
-        for rows in (~apart, apart):
-            leaf_numbers = np.unique(leaf[rows], return_inverse=True)[1]
-            colours = colours_of(sp.csr_array(stacked[rows]), leaf_numbers)
-            colour[rows] = offset + colours
-            offset = int(colours.max()) + 1
+    colour = colours_of(stacked, analysis.hidden.leaf_of(np.arange(stacked.shape[0])))
     count = int(colour.max(initial=0)) + 1
     owners = [_owners(pattern, colour, count) for pattern in patterns]
     immediate = dict(zip(by_rows, owners[1:], strict=True))

@@ -24,7 +24,6 @@ from ..traces import Directions, Site, Trace, bytes_of
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, lasting, layout
 from ._filtered import filtered
 from ._pairs import with_virtual
-from ._through import Through, through, with_terms
 from ._window import AT_LEAST, chosen_window, window_matters
 
 
@@ -91,7 +90,7 @@ class TracePlan:
         pairs = None if self.tables is None else self.tables.layout.pairs
         if pairs is not None and self.virtual:
             pairs = with_virtual(pairs, self.virtual)
-        return Site(self.op.kind, self.block + self.virtual, self.dtype, self.closed, pairs)
+        return Site(self.op.kind, self.block + self.virtual, self.dtype, pairs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,19 +172,11 @@ class Plan:
     window: int
     window_reason: str
     """Why a window that was chosen is not the least; else empty."""
-    through: Through | None = None
-    """Where D and F are read of the cut step though nothing is cut: what has to be added to D."""
 
     @property
     def dtype(self) -> Any:
         """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
         return vector_dtype(self.analysis)
-
-    @property
-    def products(self) -> str:
-        """What reads the Jacobians of a step, in words."""
-        count = 0 if self.through is None else self.through.count
-        return f"{self.colours} and {count} of data" if count else str(self.colours)
 
     @property
     def directions(self) -> Directions | None:
@@ -230,7 +221,7 @@ class Plan:
         return min(window, steps)
 
     def __str__(self) -> str:
-        rows = [f"plan for {self.algorithm}: {self.products} a step"]
+        rows = [f"plan for {self.algorithm}: {self.colours} a step"]
         for p in self.ops:
             text = f"trace {p.trace_shape}" if p.trace is not None else f"no trace: {p.reason}"
             rows.append(f"  {p.path} {p.kind}: {text}")
@@ -269,27 +260,17 @@ def plan(
     ops = [_describe(analysis, op, algorithm, chosen, choice, unchosen) for op in analysis.ops]
     ops = _share(ops)
     _check_memory(ops, memory, batch_size)
-    colours, passed = _coloured(analysis, algorithm, ops)
-    transition = analysis.transition if passed is None else passed.transition
-    ops = _laid_out(ops, analysis, transition, colours)
+    colours = colouring(analysis)
+    ops = _laid_out(ops, analysis, colours)
     window, why = AT_LEAST, ""
     if algorithm.window != "auto":
         window = int(algorithm.window)
     elif not window_matters(algorithm, [p.trace for p in ops if p.trace is not None]):
-        count = colours.count + (0 if passed is None else passed.count)
-        window, why = chosen_window(analysis, ops, count)
+        window, why = chosen_window(analysis, ops, colours.count)
     elif algorithm.lookback is not None:
         window = min(window, algorithm.lookback)
-    return Plan(
-        analysis,
-        algorithm,
-        tuple(ops),
-        _groups(ops, analysis),
-        colours,
-        window,
-        why,
-        passed,
-    )
+    groups = _groups(ops, analysis)
+    return Plan(analysis, algorithm, tuple(ops), groups, colours, window, why)
 
 
 def _check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp]) -> None:
@@ -340,13 +321,12 @@ def context(
     *,
     memory: int | None = None,
     batch_size: int = 1,
-    **measured: Any,
 ) -> Context:
-    """What an algorithm chooses from, with arguments as of `plan`, and what is measured for it."""
+    """What an algorithm chooses from, with arguments as of `plan`, and what is proved of traces."""
     ops = traceable(analysis, selected(analysis, weights))
     limit = DEFAULT_MEMORY if memory is None else memory
     proved = functools.cache(functools.partial(filtered, analysis, ops))
-    return Context(analysis, ops, limit, batch_size, proved, **measured)
+    return Context(analysis, ops, limit, batch_size, proved)
 
 
 def traceable(analysis: Analysis, chosen: Collection[int]) -> tuple[WeightOp, ...]:
@@ -374,29 +354,7 @@ def _share(ops: list[OpPlan]) -> list[OpPlan]:
     return shared
 
 
-def _coloured(
-    analysis: Analysis, algorithm: Algorithm, ops: list[OpPlan]
-) -> tuple[Colouring, Through | None]:
-    """How D and F are read: where nothing is cut but traces hold few states, those of the cut step, if
-    that takes fewer products."""
-    enter = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
-    blocks = [analysis.reach[p.op.number].block for p in ops if p.trace is not None]
-    # rows that share a column have colours of their own
-    least = int(np.bincount(analysis.transition.indices, minlength=1).max())
-    if algorithm.reach is not None and not analysis.cut and blocks and least > 1:
-        passed = through(analysis, blocks)
-        if passed is not None:
-            colours = colouring(analysis, enter, passed.transition, passed.apart)
-            if colours.count + passed.count < least:
-                passed = with_terms(passed, colours)
-                if passed is not None:
-                    return colours, passed
-    return colouring(analysis, enter, analysis.transition), None
-
-
-def _laid_out(
-    ops: list[OpPlan], analysis: Analysis, transition: Pattern, colours: Colouring
-) -> list[OpPlan]:
+def _laid_out(ops: list[OpPlan], analysis: Analysis, colours: Colouring) -> list[OpPlan]:
     """With the tables of those that have a trace; one layout for all that have the same blocks."""
     planned = []
     layouts: dict[tuple[tuple[int, ...], bytes, bool], Layout] = {}
@@ -409,7 +367,7 @@ def _laid_out(
         rows = block_rows(t.members)
         key = (rows.shape, rows.tobytes(), t.closed)
         if key not in layouts:
-            layouts[key] = layout(rows, transition, colours, t.closed)
+            layouts[key] = layout(rows, analysis.transition, colours, t.closed)
         index = immediate_index(
             rows, analysis.immediate[number], colours, colours.columns.get(number)
         )

@@ -1,7 +1,7 @@
 """Last stage: the compiled program, and how it is called."""
 
 from ._compile import compile
-from ._online import Online, RewardCarry, online
+from ._online import Online, online
 from ._program import Carry, Certificate, Memory, Program
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "Memory",
     "Online",
     "Program",
-    "RewardCarry",
     "compile",
     "online",
 ]

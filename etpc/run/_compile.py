@@ -1,11 +1,10 @@
 """From a model to a program, through all the stages."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .._errors import (
     InputError,
@@ -14,18 +13,14 @@ from .._errors import (
     checked_count,
     raise_together,
 )
-from ..algorithms import Algorithm, Choice, Context, Full, resolve
-from ..analyse import Analysis, analyse
+from ..algorithms import Algorithm, resolve
+from ..analyse import analyse
 from ..emit import emit
-from ..plan import Plan, context, plan
+from ..plan import context, plan
 from ..trace import path_text, trace
 from ..trace._leaves import is_array, shape_of
-from ..traces import Carry, Site, Trace
 from ._fusion import refuse_wrong_fusion
 from ._program import Program
-from ._sample import credit, traces
-
-UNLIMITED = 1 << 62
 
 
 def compile(
@@ -38,7 +33,6 @@ def compile(
     weights: Any = None,
     memory: int | None = None,
     batch_size: int = 1,
-    sample: Any = None,
 ) -> Program:
     """Compile a model into an eligibility-trace program.
 
@@ -57,9 +51,6 @@ def compile(
     - `memory`: at most so many bytes of traces, for `batch_size` examples; 16 GiB by default. A
         program that would need more is refused, and `algo="auto"` chooses what fits.
     - `batch_size`: the number of examples that `memory` is for.
-    - `sample`: inputs of some steps of one example, with a leading axis T, such as a typical
-        sequence, for a rule that measures on it what it needs: `ES_D_RTRL(rank="auto")` the rank of a
-        trace, `CreditRTRL(q="auto")` the number of directions.
 
     **Returns** the [`Program`][etpc.Program].
 
@@ -77,46 +68,11 @@ def compile(
         raise
     analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
     refuse_wrong_fusion(analysis)
-    choice = algorithm.choose(
-        _context(algorithm, analysis, chosen, memory, batch_size, model, sample)
-    )
+    choice = algorithm.choose(context(analysis, chosen, memory=memory, batch_size=batch_size))
     if choice.cut is not None and choice.cut != analysis.cut:
         analysis = analyse(traced, cut=choice.cut)
     planned = plan(analysis, algorithm, chosen, choice=choice, memory=memory, batch_size=batch_size)
     return Program(emit(planned))
-
-
-def _context(
-    algorithm: Algorithm,
-    analysis: Analysis,
-    chosen: Any,
-    memory: int | None,
-    batch_size: int,
-    model: Any,
-    sample: Any,
-) -> Context:
-    """What the algorithm chooses from."""
-
-    def with_traces(forms: Mapping[int, Trace]) -> Plan:
-        ops = context(analysis, chosen).ops
-        whole = {op.number: forms.get(op.number, Full()) for op in ops}
-        return plan(analysis, algorithm, chosen, choice=Choice(whole), memory=UNLIMITED)
-
-    def traces_of(forms: Mapping[int, Trace]) -> Iterator[Mapping[int, tuple[Site, Carry]]]:
-        return traces(Program(emit(with_traces(forms))), model, sample)
-
-    def credit_of(rule: Algorithm) -> np.ndarray:
-        planned = plan(analysis, rule, chosen, memory=UNLIMITED)
-        return credit(Program(emit(planned)), model, sample)
-
-    return context(
-        analysis,
-        chosen,
-        memory=memory,
-        batch_size=batch_size,
-        traces=None if sample is None else traces_of,
-        credit=None if sample is None else credit_of,
-    )
 
 
 def fits(model: Any, inputs: Any, state: Any, step: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The loss of a sequence, its weights and mean, and the critic."""
+"""The loss of a sequence, its weights and its mean."""
 
 from typing import Any
 
@@ -9,27 +9,31 @@ import numpy as np
 from jax import Array, lax
 
 from .._errors import InputError, InputTypeError
-from ..trace import Leaves
 
 REDUCTIONS = ("mean", "sum")
 NO_REDUCTION = 'reduction must be "sum" or "mean", not {!r}.'
 NO_LOSS = "loss_fn must be a function (y, target), not {!r}."
-NO_CRITIC = "critic must be a function (state, steps_left), not {!r}."
 
 
-class Function(eqx.Module):
-    """A user's function as a PyTree: the arrays that it holds are data, the rest is the program's."""
+class Loss(eqx.Module):
+    """A loss function as a PyTree: the arrays that it holds are data, the rest is the program's.
+
+    `loss(y, target, weight) -> (loss, aux)`, where `aux` is `None` unless `has_aux`. With a weight
+    it is `weight * loss`. Where the weight is zero, neither the loss nor its derivative is read: what
+    of `y` and `target` is not finite there is taken as zero, and no cotangent of `y` is passed on.
+    """
 
     arrays: tuple[Any, ...]
     static: tuple[Any, ...] = eqx.field(static=True)
     treedef: Any = eqx.field(static=True)
+    has_aux: bool = eqx.field(static=True)
 
-    @staticmethod
-    def parts(name: str, function: Any, no_function: str) -> tuple[Any, Any, Any]:
-        """The fields. **Raises** `InputTypeError` where it is no function, or cannot be hashed."""
-        if not callable(function):
-            raise InputTypeError(no_function.format(function))
-        leaves, treedef = jax.tree.flatten(function)
+    @classmethod
+    def of(cls, loss_fn: Any, has_aux: bool) -> "Loss":
+        """**Raises** `InputTypeError` where `loss_fn` is no function, or cannot be hashed."""
+        if not callable(loss_fn):
+            raise InputTypeError(NO_LOSS.format(loss_fn))
+        leaves, treedef = jax.tree.flatten(loss_fn)
         data = [eqx.is_array(leaf) or isinstance(leaf, np.ndarray) for leaf in leaves]
         arrays = tuple(jnp.asarray(a) if d else None for a, d in zip(leaves, data, strict=True))
         static = tuple(None if d else leaf for leaf, d in zip(leaves, data, strict=True))
@@ -37,52 +41,16 @@ class Function(eqx.Module):
             hash((static, treedef))
         except TypeError as error:
             raise InputTypeError(
-                f"{name} is a {type(function).__name__}, which cannot be hashed ({error}). This is "
+                f"loss_fn is a {type(loss_fn).__name__}, which cannot be hashed ({error}). This is "
                 "because what is no array is part of the compiled program. Make it a function, or an "
                 "`eqx.Module`, whose arrays may be anything."
             ) from error
-        return arrays, static, treedef
+        return cls(arrays, static, treedef, bool(has_aux))
 
     def raw(self, *arguments: Any) -> Any:
         """What the function itself returns."""
         leaves = [s if a is None else a for a, s in zip(self.arrays, self.static, strict=True)]
         return self.treedef.unflatten(leaves)(*arguments)
-
-
-class Critic(Function):
-    """`critic(state, steps_left) -> scalar`: the losses that one example is expected to have after a window."""
-
-    @classmethod
-    def of(cls, critic: Any) -> "Critic":
-        """**Raises** `InputTypeError` where `critic` is no function, or cannot be hashed."""
-        return cls(*cls.parts("critic", critic, NO_CRITIC))
-
-    def check(self, state: Leaves) -> None:
-        """**Raises** `InputError` unless it gives one float for the state of one example."""
-        steps = jax.ShapeDtypeStruct((), jnp.int32)
-        aval = jax.eval_shape(lambda a, left: self.raw(state.join(a), left), state.avals, steps)
-        _check_unit("critic", "the state", aval)
-        if not _is_scalar(aval):
-            raise InputError(
-                "critic must return one float for the state of one example: the sum of the losses that "
-                f"it expects of later steps. It returns {_shown(aval)}."
-            )
-
-
-class Loss(Function):
-    """A loss function.
-
-    `loss(y, target, weight) -> (loss, aux)`, where `aux` is `None` unless `has_aux`. With a weight
-    it is `weight * loss`. Where the weight is zero, neither the loss nor its derivative is read: what
-    of `y` and `target` is not finite there is taken as zero, and no cotangent of `y` is passed on.
-    """
-
-    has_aux: bool = eqx.field(static=True)
-
-    @classmethod
-    def of(cls, loss_fn: Any, has_aux: bool) -> "Loss":
-        """**Raises** `InputTypeError` where `loss_fn` is no function, or cannot be hashed."""
-        return cls(*cls.parts("loss_fn", loss_fn, NO_LOSS), bool(has_aux))
 
     def __call__(self, y: Any, target: Any, weight: Array | None = None) -> tuple[Array, Any]:
         if weight is None:
@@ -109,7 +77,12 @@ class Loss(Function):
                     f"{_shown(aval)}."
                 )
             aval = aval[0]
-        _check_unit("loss_fn", "y and target", aval)
+        unit = getattr(aval, "unit", None)
+        if unit is not None:
+            raise InputError(
+                f"loss_fn returns a quantity in {unit}, and a loss is a plain number. Divide y and "
+                "target by a unit, or take `.to_decimal(unit)` of the loss."
+            )
         if not _is_scalar(aval):
             pair = isinstance(aval, tuple) and len(aval) == 2 and not self.has_aux
             advice = (
@@ -130,15 +103,6 @@ def _cut(a: Any, counts: Array) -> Any:
         return a
     finite = jnp.where(jnp.isfinite(a), a, jnp.zeros((), a.dtype))
     return jnp.where(counts, a, lax.stop_gradient(finite))
-
-
-def _check_unit(name: str, arguments: str, aval: Any) -> None:
-    unit = getattr(aval, "unit", None)
-    if unit is not None:
-        raise InputError(
-            f"{name} returns a quantity in {unit}, and a loss is a plain number. Divide {arguments} "
-            "by a unit, or take `.to_decimal(unit)` of the loss."
-        )
 
 
 def _is_scalar(aval: Any) -> bool:
@@ -202,7 +166,6 @@ __all__ = [
     "NO_LOSS",
     "NO_REDUCTION",
     "REDUCTIONS",
-    "Critic",
     "Loss",
     "check_reduction",
     "checked_weights",

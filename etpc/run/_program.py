@@ -13,12 +13,12 @@ from jax import Array
 from jaxtyping import Float
 
 from .._carry import Carry
-from .._errors import AlgorithmError, InputError, checked_count
+from .._errors import AlgorithmError, checked_count
 from ..emit import Window
 from ..show import Shown
 from ._arguments import Arguments, check_targets, checked_reset
 from ._fingerprint import fingerprint
-from ._loss import Critic, Loss, check_reduction, checked_weights, finite_where_masked
+from ._loss import Loss, check_reduction, checked_weights, finite_where_masked
 from ._runner import Runner
 from ._spikes import silent_layers
 
@@ -118,7 +118,7 @@ class Program(Shown):
         """Bounds of what low-rank traces left out, one for each; they hold always.
 
         For a program of a rule with a rank and `certificate=True`, such as
-        `ES_D_RTRL(4, certificate=True)`. What a reduction leaves out is moved on
+        `ES_D_RTRL(rank=4, certificate=True)`. What a reduction leaves out is moved on
         by the absolute values of the transitions, and adds up; multiplied with the credit of a window
         it bounds the error of the gradient. Measured, they are 2 to 10 times the error.
         """
@@ -136,7 +136,7 @@ class Program(Shown):
         if not certificates and not self.algorithm.bounded:
             raise AlgorithmError(
                 f"{self.algorithm} carries no bounds. Compile with a rank and certificate=True, "
-                "such as ES_D_RTRL(4, certificate=True)."
+                "such as ES_D_RTRL(rank=4, certificate=True)."
             )
         return tuple(certificates)
 
@@ -257,7 +257,6 @@ class Program(Shown):
         reduction: str = "mean",
         *,
         has_aux: bool = False,
-        critic: Callable[[Any, Any], Any] | None = None,
     ) -> Callable[..., tuple[tuple[Array, Any], Any]]:
         """The loss of a sequence and its online gradient, in memory that does not grow with T.
 
@@ -269,16 +268,6 @@ class Program(Shown):
             batch.
         - `has_aux`: `loss_fn` returns `(scalar, aux)`, where `aux` is any PyTree of arrays, such as
             whether the example was classified correctly. It is not differentiated.
-        - `critic`: `critic(state, steps_left) -> scalar`, for rules with exact windows: the sum, whatever
-            `reduction` is, of the losses (times the mask) that one example is expected to have after a
-            window, from its state at the end of the window. `steps_left`, an int32 scalar that JAX
-            traces, is how many steps of the call come after the window; it is zero at the end of the
-            call, where the critic is asked too. A function, or an `eqx.Module` that may hold arrays. Its
-            derivative by the state is the credit at the end of the window, which is zero without a
-            critic (synthetic gradients, Jaderberg et al. 2017). Traces carry part of that credit to later
-            windows, and that part is not counted twice: with a critic whose derivative is the true
-            credit, the gradient is that of BPTT, whatever the traces leave out. The returned loss does
-            not include it.
 
         **Returns** a function `(model, xs, targets, carry, *, mask=None) -> ((loss, carry), grads)`,
         compiled. With `has_aux` it returns `((loss, (carry, aux)), grads)`, and `aux` has leading
@@ -296,7 +285,6 @@ class Program(Shown):
         """
         check_reduction(reduction)
         loss = Loss.of(loss_fn, has_aux)
-        expected = None if critic is None else self._critic(critic)
 
         def run(
             model: Any, xs: Any, targets: Any, carry: Carry, *, mask: Any = None
@@ -307,32 +295,15 @@ class Program(Shown):
             check_targets(targets, leaves, carry.batched)
             mask = checked_weights("mask", mask, leaves[0].shape[: 2 if carry.batched else 1])
             value, carry, grads, aux = self._jit_value_and_grad(
-                loss, reduction, parameters, leaves, targets, carry, mask, expected
+                loss, reduction, parameters, leaves, targets, carry, mask
             )
             return (value, (carry, aux) if has_aux else carry), self.runner.model_tree(grads)
 
         return run
 
-    def _critic(self, critic: Callable[[Any, Any], Any]) -> Critic:
-        algorithm, why = self.plan.algorithm, ""
-        if algorithm.in_window != "exact":
-            why = (
-                "no credit flows back from the end of a truncated window. Compile with "
-                '`in_window="exact"`'
-            )
-        elif self.plan.behind:
-            why = "its windows overlap. Compile with windows that do not: without `lookback`, or `every`"
-        elif algorithm.bounded:
-            why = "a certificate does not bound what a critic changes. Compile without one"
-        if why:
-            raise InputError(f"{algorithm} takes no critic. This is because {why}.")
-        return Critic.of(critic)
-
-    def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask, critic):
+    def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask):
         xs = [finite_where_masked(x, mask) for x in xs]
-        return self.runner.value_and_grad(
-            loss, reduction, parameters, xs, targets, carry, mask, critic=critic
-        )
+        return self.runner.value_and_grad(loss, reduction, parameters, xs, targets, carry, mask)
 
 
 def _bytes(arrays: Iterable[Any]) -> int:

@@ -1,8 +1,7 @@
 """What a program runs: functions of arrays and a carry, for one example or a batch."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from .._carry import Carry
 from ..emit import Window
 from ..trace import repeat
 from ..traces import Traces
-from ._loss import Critic, Loss, reduced
+from ._loss import Loss, reduced
 
 
 class Runner:
@@ -102,7 +101,6 @@ class Runner:
         carry: Carry,
         weights=None,
         reset=None,
-        critic: Critic | None = None,
     ):
         """Loss, carry, gradients of the float leaves, and what the loss returns besides.
 
@@ -115,15 +113,12 @@ class Runner:
         data = targets, weights, reset
         if not carry.batched:
             data = jax.tree.map(lambda a: jnp.asarray(a)[:, None], data)
-        left = None if critic is None else jnp.arange(steps - 1, -1, -1, dtype=jnp.int32)
         value_aval = self.check_loss(loss, data[0])
-        if critic is not None:
-            critic.check(self.step.state_leaves)
         batch = state[0].shape[0]
 
         def one_window(scan_carry, window_data):
             state, traces, fresh, total, sums = scan_carry
-            xs, (targets, weights, reset), left = window_data
+            xs, (targets, weights, reset) = window_data
             if reset is not None:
                 state, traces, fresh = self.restart(state, traces, fresh, reset[0])
 
@@ -132,11 +127,8 @@ class Runner:
                 losses, aux = jax.vmap(jax.vmap(loss))(ys, targets, weights)
                 return losses.sum() / batch, aux
 
-            later = None
-            if critic is not None:
-                later = functools.partial(self._later, critic, left[-1], batch)
             value, aux, more, state, traces = self.window.learn(
-                effective, others, xs, state, traces, fresh, loss_of, later
+                effective, others, xs, state, traces, fresh, loss_of
             )
             sums = self.window.added(sums, more)
             after = list(state), traces, jnp.zeros_like(fresh), total + value, sums
@@ -145,26 +137,13 @@ class Runner:
         window = self.plan.window_for(steps) if reset is None else 1
         zero = jnp.zeros((), value_aval.dtype)
         start = (state, traces, fresh, zero, self.window.no_sums(effective, window))
-        end, aux = _over_windows(one_window, start, (xs, data, left), steps, window)
+        end, aux = _over_windows(one_window, start, (xs, data), steps, window)
         if not carry.batched:
             aux = jax.tree.map(lambda a: a[:, 0], aux)
         state, traces, _, value, sums = end
         moving = _pulled(pull, effective, self.window.gradient(sums))
         value, moving = reduced(reduction, (value, moving), weights, steps)
         return value, self.leave(state, traces, carry), moving, aux
-
-    def _later(self, critic: Critic, left: Array, batch: int, state: Sequence[Any]) -> list[Array]:
-        """The derivative of what a critic expects, by the float leaves of the states [B, ...]."""
-        leaves, floats = self.step.state_leaves, self.plan.analysis.hidden.leaves
-
-        def expected(moving):
-            values = list(state)
-            for i, value in zip(floats, moving, strict=True):
-                values[i] = value
-            losses = jax.vmap(lambda values: critic.raw(leaves.join(values), left))(values)
-            return losses.sum() / batch
-
-        return jax.grad(expected)([state[i] for i in floats])
 
     def _effective(self, parameters, steps: int):
         """The effective weights, how the floats of the model are pulled back from them, and what else

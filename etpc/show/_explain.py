@@ -2,6 +2,8 @@
 
 import textwrap
 
+import jax.numpy as jnp
+
 from .._errors import SelectionError, near
 from ..algorithms import Costs
 from ..analyse import Analysis
@@ -49,7 +51,7 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     text.append(
         f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
     )
-    dtype = p.trace.form.precision(p.trace.site)
+    dtype = jnp.dtype(p.trace.dtype).name
     text.append(
         f"Its trace is {p.trace.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
     )

@@ -6,8 +6,6 @@ from ._directions import Directions
 from ._filtered import Filtered
 from ._full import Full
 from ._low_rank import LowRank
-from ._rounded import Rounded
-from ._stepwise import Stepwise
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, Traces, bytes_of, zeros
 
 __all__ = [
@@ -21,11 +19,9 @@ __all__ = [
     "Full",
     "LowRank",
     "Passage",
-    "Rounded",
     "Rows",
     "Signals",
     "Site",
-    "Stepwise",
     "Trace",
     "Traces",
     "bytes_of",

@@ -10,7 +10,6 @@ from jaxtyping import Inexact
 from .._tuning import tuning
 from ..ops import Direct, Sparse
 from ..ops._kind import Factored
-from ._bits import numbers, written
 from ._pieces import over_examples, overwrite, read_and_overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import apply, apply_columns, in_columns, of_each, recurrence, times
@@ -21,8 +20,7 @@ class Full(Trace):
     """The whole eligibility trace, `eps' = D eps + F x^T`.
 
     Of a dense operation it is [B, I, m, O], of one with links [B, m, U], after G where there are
-    several; of an element-wise one [B, m, O]. It is moved in the dtype of the site, and may be carried in
-    another (`numbers`, `written`).
+    several; of an element-wise one [B, m, O].
     """
 
     start_alone = True
@@ -70,8 +68,7 @@ class Full(Trace):
         entries = None if start is None else self.entries(site, start, carry)
         (eps,) = carry
         move = _with_links if site.factored else _element_wise
-        end = move(site, passage, numbers(eps).astype(site.dtype))
-        return (written(end, eps.dtype),), entries
+        return (move(site, passage, eps),), entries
 
 
 def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
@@ -114,10 +111,7 @@ def _dense(
         transition, x, added = transition[:, 0], x[:, 0], added[:, 0]
     step_axis = added.ndim - len(site.states) - 2  # the axis of steps
 
-    def update(eps, *pieces):
-        return written(moved_on(numbers(eps).astype(site.dtype), *pieces), eps.dtype)
-
-    def moved_on(eps, x, added, *columns):
+    def update(eps, x, added, *columns):
         if steps == 1 or max(steps, m * o) <= tuning().outer_products:
             data = x[..., None] if m == 1 else x[..., None, None]
             at = lambda t: jnp.expand_dims(

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
@@ -150,13 +149,6 @@ class LowRank(Trace):
         written_out = "rgi,rmgo->gimo" if site.kind.groups > 1 else "ri,rmo->imo"
         (shape,) = Full().shapes(site)
         return {"trace": jnp.einsum(written_out, left, right).reshape(shape)}
-
-    def squares(self, site: Site, carry: Carry) -> np.ndarray:
-        """The squares of the singular values of the trace of one example, largest first, summed over
-        groups."""
-        b = np.asarray(carry[1], complex).reshape(self.rank, site.block, -1, site.kind.outputs)
-        groups = b.transpose(2, 0, 1, 3).reshape(b.shape[2], b.shape[0], -1)
-        return (np.linalg.svd(groups, compute_uv=False) ** 2).sum(0)
 
     def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
         return (carry[2], carry[3]) if self.certificate else None

@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Inexact, Int, Num
+from jaxtyping import Inexact, Int
 
 from .._tuning import tuning
 from ..ops._kind import summed
-from ._bits import numbers
 from ._transitions import times
 
 Operand = tuple[Array, int | None]
@@ -30,7 +29,7 @@ not seven. It takes longer to run, which counts where it is done at every step."
 
 
 def over_examples(
-    trace: Num[Array, "B ..."], signal: Inexact[Array, "B ..."], every_step: bool = False
+    trace: Inexact[Array, "B ..."], signal: Inexact[Array, "B ..."], every_step: bool = False
 ) -> Inexact[Array, "..."]:
     """`(signal * trace).sum(0)`, a few examples at a time.
 
@@ -38,10 +37,10 @@ def over_examples(
     """
     abreast = tuning().abreast
     if abreast is None:
-        return times(signal, numbers(trace)).sum(0)
+        return times(signal, trace).sum(0)
     devices = _devices(trace)
     if devices == 1 and not every_step and trace.nbytes <= SMALL:
-        return _sum_of_rows(times(signal, numbers(trace)))
+        return _sum_of_rows(times(signal, trace))
     runs = math.gcd(trace.shape[0], devices)
     signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
     count = trace.shape[1]
@@ -49,7 +48,7 @@ def over_examples(
     rounds = count // rows
 
     def products(row_of):
-        terms = [times(row_of(signal, row), numbers(row_of(trace, row))) for row in range(rows)]
+        terms = [times(row_of(signal, row), row_of(trace, row)) for row in range(rows)]
         return sum(terms[1:], terms[0])
 
     def add(n, sums):
@@ -59,9 +58,9 @@ def over_examples(
             )
         )
 
-    sums = jnp.zeros_like(times(signal[:, 0], numbers(trace[:, 0])))
+    sums = jnp.zeros_like(times(signal[:, 0], trace[:, 0]))
     for n in range(rows * rounds, count):
-        sums = sums + times(signal[:, n], numbers(trace[:, n]))
+        sums = sums + times(signal[:, n], trace[:, n])
     # Of a length that XLA does not know, or it would dissolve a short loop and compute a sum that is read in
     # two places twice. With several runs the product below keeps it from that.
     end = rounds + zero_after(signal) if runs == 1 else rounds
@@ -79,7 +78,7 @@ def _sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
 
 
 def overwrite(
-    trace: Num[Array, "B ..."],
+    trace: Inexact[Array, "B ..."],
     axis: int,
     update: Callable[..., Array],
     operands: Sequence[Operand],
@@ -120,7 +119,7 @@ def overwrite(
 
 
 def read_and_overwrite(
-    trace: Num[Array, "B ..."],
+    trace: Inexact[Array, "B ..."],
     axis: int,
     signal: Inexact[Array, "B ..."],
     update: Callable[..., Array],

@@ -30,8 +30,6 @@ class Site:
     """m, the largest number of states that one output has a lasting influence on."""
     dtype: Any
     """Of the trace: at least float32, and complex where the operation is."""
-    closed: bool = True
-    """Whether what a block reaches is in the block."""
     pairs: Any = None
     """The transitions among the places of a block, `etpc.plan.Pairs`; `None` before they are laid out."""
 
@@ -169,10 +167,6 @@ class Trace:
     def held(self) -> str:
         """What is held for one example, in words."""
         return "one entry for each use and state"
-
-    def precision(self, site: Site) -> str:
-        """The dtype of the numbers that are carried, in words."""
-        return jnp.dtype(site.dtype).name
 
     def settle(self, site: Site) -> "Trace":
         """The form that this operation really gets."""

@@ -121,7 +121,9 @@ TOP_DOWN = dense(("a", (4, 6)), ("b", (3, 4)), ("c", (4, 3)), ("out", (2, 7)), (
 BUILD = {
     "three layers": lambda: etpc.compile(Deep(3, True), inputs=Z(3), weights="all"),
     "ten layers": lambda: etpc.compile(Deep(10, False), inputs=Z(3), weights="all"),
-    "decay": lambda: etpc.compile(Deep(1, True), etpc.ES_D_RTRL(0.9), inputs=Z(3), weights="all"),
+    "decay": lambda: etpc.compile(
+        Deep(1, True), etpc.ES_D_RTRL(decay=0.9), inputs=Z(3), weights="all"
+    ),
     "gru": lambda: etpc.compile(cell(eqx.nn.GRUCell), inputs=Z(3), state=Z(4), step=call_gru),
     "lstm": lambda: etpc.compile(
         cell(eqx.nn.LSTMCell), inputs=Z(3), state=(Z(4), Z(4)), step=call_lstm

@@ -56,7 +56,7 @@ def test_truncated(name):
     xs, targets = models.data(model, T)
     expected = of_own_steps(model, xs, targets)
     assert np.abs(expected).max() > 1e-6
-    for algo in (etpc.D_RTRL(), etpc.ES_D_RTRL(0.9), etpc.RTRL()):
+    for algo in (etpc.D_RTRL(), etpc.ES_D_RTRL(decay=0.9), etpc.RTRL()):
         program = etpc.compile(model, algo, inputs=xs[0])
         for windows in (1, T) if isinstance(algo, etpc.D_RTRL) else (1,):
             by_xs = jax.grad(lambda xs, p=program, n=windows: total(p, model, xs, targets, n))(xs)

@@ -1,4 +1,4 @@
-"""SnAp from the Jacobians of the cut step: as many products as D-RTRL, and the numbers of the dense way."""
+"""SnAp on steps of many kinds, against a dense reference and, where nothing leaves its blocks, BPTT."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import sparse
+from jax.flatten_util import ravel_pytree
 
 import etpc
-import etpc.plan._plan
+from tests.marks import few
 
 T, N, IN, B = 6, 5, 3, 2
 spike = etpc.surrogate.ReluGrad()
@@ -155,8 +156,9 @@ MODELS = {
     reading: ("decay in rec out", [((N,), REAL), ((2,), REAL)]),
     threshold: ("decay in rec", [((N,), REAL)]),
 }
-DENSE = (complex_back, threshold)
-"""Those that have to take the dense way."""
+SEVERAL_OUTPUTS = (shared, convolved, rotated, complex_back)
+"""An element of a weight is used at several outputs, each of which has a block of its own; or is complex."""
+XS = 2 * normal(T, IN, seed=20)
 
 
 def model_of(step):
@@ -164,108 +166,82 @@ def model_of(step):
     return Model({name: WEIGHTS[name] for name in names.split()}, step, tuple(state))
 
 
-def compiled(model, algo, dense, monkeypatch):
-    with monkeypatch.context() as patch:
-        if dense:
-            patch.setattr(etpc.plan._plan, "through", lambda *_: None)
-        return etpc.compile(model, algo, inputs=jnp.ones(IN), weights="all")
+def loss(y, target):
+    return jnp.sum((y - target) ** 2)
 
 
-def gradients(program, model):
-    """Over two parts of a sequence; before the second, a stream begins again."""
-    xs = 2 * normal(T, B, IN, seed=20)
-    run = program.value_and_grad(lambda y, target: jnp.sum((y - target) ** 2), "sum")
-    carry, grads = program.init(B), []
-    for part in (slice(0, 4), slice(4, T)):
-        (_, carry), found = run(model, xs[part], jnp.zeros((len(xs[part]), B)), carry)
-        grads.append(found)
-        carry = program.reset(carry, jnp.array([True, False]))
-    return jax.tree.leaves(grads)
+def reference(model, n, window, cut):
+    """`J_t = mask * (D_t J_{t-1} + F_t)`, and in windows that are not cut plain reverse mode besides; all dense."""
+    theta, weights_of = ravel_pytree(model.weights)
+    zero, state_of = ravel_pytree(model.init_state())
+
+    @jax.jit
+    def run(theta, s, xs):
+        """The loss of some steps, and the last state."""
+
+        def step(s, x):
+            y, new = eqx.tree_at(lambda m: m.weights, model, weights_of(theta))(x, state_of(s))
+            return ravel_pytree(new)[0], loss(y, 0.0)
+
+        s, losses = lax.scan(step, s, xs)
+        return losses.sum(), s
+
+    last = lambda theta, s, x: run(theta, s, x[None])[1]
+    by_theta, by_state = (jax.jit(jax.jacobian(last, i)) for i in (0, 1))
+    points = [(2 * normal(IN, seed=s), normal(zero.size, seed=s + 50)) for s in range(8)]
+    D, F = (
+        np.any([np.asarray(by(theta, s, x)) != 0 for x, s in points], 0)
+        for by in (by_state, by_theta)
+    )
+    mask = reached = F
+    for _ in range(n - 1):
+        reached = (D.astype(int) @ reached.astype(int)) > 0
+        mask = mask | reached
+    s, J, total = zero, np.zeros(F.shape), 0.0
+    for t in range(0, T, window):
+        if not cut:
+            by_weights, credit = jax.grad(lambda *a: run(*a)[0], (0, 1))(
+                theta, s, XS[t : t + window]
+            )
+            total = total + by_weights + credit @ J
+        for x in XS[t : t + window]:
+            J = mask * (np.asarray(by_state(theta, s, x)) @ J + np.asarray(by_theta(theta, s, x)))
+            s = last(theta, s, x)
+            if cut:
+                total = total + jax.grad(lambda s: loss(jnp.sin(s), 0.0))(s) @ J
+    return total
 
 
-def assert_same(step, algo, monkeypatch):
+def gradient(step, algo):
     model = model_of(step)
-    program, dense = (compiled(model, algo, dense, monkeypatch) for dense in (False, True))
-    assert program.plan.through is not None
-    assert dense.plan.through is None
-    assert str(program) == str(dense)
-    found, wanted = gradients(program, model), gradients(dense, model)
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * np.abs(other).max())
-    return program
+    program = etpc.compile(model, algo, inputs=XS[0])
+    _, grads = program.value_and_grad(loss, "sum")(model, XS, jnp.zeros(T), program.init())
+    return ravel_pytree(grads)[0]
 
 
-CASES = [step for step in MODELS if step not in DENSE]
-FEW = (lif, gru, reading)
+def assert_near(found, wanted):
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(s, marks=[] if s in FEW else pytest.mark.slow) for s in CASES]
+    "step", few([s for s in MODELS if s not in SEVERAL_OUTPUTS], lif, gru, reading)
 )
-def test_gradients_are_those_of_the_dense_way(step, monkeypatch):
-    assert_same(step, etpc.SnAp(1, window=2), monkeypatch)
+@pytest.mark.parametrize("n", few([1, 2], 1))
+def test_gradients_are_those_of_the_dense_reference(step, n):
+    wanted = reference(model_of(step), n, T, cut=True)
+    for window in (1, 4):
+        assert_near(gradient(step, etpc.SnAp(n, window=window)), wanted)
+
+
+@pytest.mark.parametrize("step", few([lif, lstm], lif))
+def test_windows_with_nothing_cut(step):
+    algo = etpc.SnAp(1, window=2, in_window="exact")
+    assert_near(gradient(step, algo), reference(model_of(step), 1, 2, cut=False))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "algo",
-    [
-        etpc.SnAp(1, window=1),
-        etpc.SnAp(1, window=T),
-        etpc.SnAp(1, window=2, in_window="exact"),
-        etpc.SnAp(1, window=2, lookback=3),
-    ],
-    ids=["1", "all", "exact", "lookback"],
-)
-@pytest.mark.parametrize("step", [alif, lstm])
-def test_windows(step, algo, monkeypatch):
-    assert_same(step, algo, monkeypatch)
-
-
-@pytest.mark.slow
-def test_a_weight_without_a_trace_passes_influence_on(monkeypatch):
-    model = model_of(gru)
-    algo, zero = etpc.SnAp(1, window=2), jnp.ones(IN)
-    found = []
-    for dense in (False, True):
-        with monkeypatch.context() as patch:
-            if dense:
-                patch.setattr(etpc.plan._plan, "through", lambda *_: None)
-            select = lambda m: m.weights["gates"]
-            program = etpc.compile(model, algo, inputs=zero, weights=select)
-        assert (program.plan.through is None) == dense
-        found.append(gradients(program, model))
-    for one, other in zip(*found, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * np.abs(other).max())
-
-
-@pytest.mark.parametrize("step", DENSE)
-def test_what_takes_the_dense_way(step, monkeypatch):
-    program = compiled(model_of(step), etpc.SnAp(1), False, monkeypatch)
-    assert program.plan.through is None
-    assert program.plan.colours.count >= N
-
-
-@pytest.mark.parametrize("step", [s for s in CASES if s not in (stacked, reading)])
-def test_products_do_not_grow_with_the_layer(step, monkeypatch):
-    """D-RTRL's, one more for each state that a block has beside it, and those of what weights read."""
-    program = compiled(model_of(step), etpc.SnAp(1), False, monkeypatch)
-    plan = program.plan
-    assert plan.through is not None
-    cut = etpc.compile(model_of(step), "d_rtrl", inputs=jnp.ones(IN), weights="all").plan
-    assert plan.colours.count <= cut.colours.count + 1
-    assert plan.through.count <= 2
-    assert f"{plan.colours.count} vector-Jacobian products" in str(plan)
-    assert f"and {plan.through.count} of data" in str(plan)
-
-
-@pytest.mark.parametrize(("step", "rows"), [(stacked, N), (reading, 2)])
-def test_rows_of_a_later_layer_are_read_of_the_uncut_step(step, rows, monkeypatch):
-    plan = compiled(model_of(step), etpc.SnAp(1), False, monkeypatch).plan
-    assert plan.through is not None
-    assert (plan.colours.count, plan.through.count) == (1 + rows, 1)
-
-
-@pytest.mark.parametrize("algo", [etpc.RTRL(), etpc.D_RTRL(), etpc.SnAp(5)], ids=str)
-def test_other_rules_read_the_step_that_they_are_of(algo, monkeypatch):
-    assert compiled(model_of(gru), algo, False, monkeypatch).plan.through is None
+@pytest.mark.parametrize("step", MODELS)
+def test_in_enough_steps_it_is_bptt(step):
+    model = model_of(step)
+    _, grads = etpc.bptt(model, XS, jnp.zeros(T), loss, reduction="sum")
+    assert_near(gradient(step, etpc.SnAp(20, window=2)), ravel_pytree(grads)[0])

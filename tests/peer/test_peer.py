@@ -260,7 +260,7 @@ def test_es_d_rtrl_equals_the_peer(network, batch):
     """Element-wise weights aside: the peer smooths their trace too, etpc keeps the trace of D-RTRL for them."""
     case = Case(network, batch)
     smoothed, whole = peer(case, "es_d_rtrl", decay=DECAY), peer(case)
-    found = ours(case, etpc.ES_D_RTRL(DECAY, window=5))
+    found = ours(case, etpc.ES_D_RTRL(decay=DECAY, window=5))
     assert_same(found, smoothed, products(case))
     elementwise = case.weights.keys() - set(products(case))
     if elementwise:
@@ -274,7 +274,7 @@ def test_agreement_with_another_loss_and_other_weights(network):
     assert_same(
         ours(case, etpc.D_RTRL(window=1, in_window="exact")), peer(case, vjp_method="multi-step")
     )
-    es, theirs = ours(case, etpc.ES_D_RTRL(0.5, window=5)), peer(case, "es_d_rtrl", decay=0.5)
+    es, theirs = ours(case, etpc.ES_D_RTRL(decay=0.5, window=5)), peer(case, "es_d_rtrl", decay=0.5)
     assert_same(es, theirs, products(case))
 
 
@@ -297,7 +297,9 @@ def test_a_state_that_reads_another_s_new_value_counts_once(network):
     case = Case(network)
     wanted = expected(case, "d_rtrl", "truncated")
     assert_same(ours(case, etpc.D_RTRL(window=5)), wanted)
-    assert_same(ours(case, etpc.ES_D_RTRL(DECAY, window=5)), expected(case, "es_d_rtrl", DECAY))
+    assert_same(
+        ours(case, etpc.ES_D_RTRL(decay=DECAY, window=5)), expected(case, "es_d_rtrl", DECAY)
+    )
     record_peer(case, wanted)
 
 
@@ -305,7 +307,7 @@ def test_a_readout_that_no_state_follows_learns():
     """The peer gives it exactly zero in its default mode."""
     case = Case(networks.GRU)
     bptt, truncated = expected(case, "bptt"), expected(case, "d_rtrl", "truncated")
-    for algo in (etpc.D_RTRL(window=5), etpc.ES_D_RTRL(DECAY, window=5)):
+    for algo in (etpc.D_RTRL(window=5), etpc.ES_D_RTRL(decay=DECAY, window=5)):
         assert_same(ours(case, algo), bptt, ["w_out"])
     assert_same(ours(case, etpc.D_RTRL(window=5)), truncated, ["w_gate", "w_cand"])
     record_peer(case, {"w_out": bptt["w_out"]})

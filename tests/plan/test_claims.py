@@ -78,9 +78,9 @@ def test_reasons_are_data():
     assert reason.escape.through == ("['rec']",)
     assert str(reason.escape) == reason.text
     assert reason.use is claim.uses[0]
-    kinds = [r.kind for r in compiled(etpc.ES_D_RTRL(0.9)).claims["['w']"].reasons]
+    kinds = [r.kind for r in compiled(etpc.ES_D_RTRL(decay=0.9)).claims["['w']"].reasons]
     assert kinds == ["form", "escape"]
-    kinds = [r.kind for r in compiled(etpc.ES_D_RTRL(1)).claims["['gain']"].reasons]
+    kinds = [r.kind for r in compiled(etpc.ES_D_RTRL(rank=1)).claims["['gain']"].reasons]
     assert kinds == ["escape"]  # element-wise: the form is the whole trace
     (reason,) = compiled(etpc.SnAp(1)).claims["['w']"].reasons
     assert reason.escape is not None
@@ -253,7 +253,7 @@ def test_claims_hold_at_other_parameters(name, kind):
         for path, g in jax.tree.leaves_with_path(bptt(other))
     }
     scale = max(np.abs(g).max() for g in reference.values())
-    for algo in (etpc.D_RTRL(window=2), etpc.RTRL(window=2), etpc.ES_D_RTRL(1, window=2)):
+    for algo in (etpc.D_RTRL(window=2), etpc.RTRL(window=2), etpc.ES_D_RTRL(rank=1, window=2)):
         program = etpc.compile(model, algo, inputs=jax.tree.map(lambda a: a[0], xs))
         run = evaluate.run(program.value_and_grad(models.loss, reduction="sum"))
         grads = run(other, xs, targets, program.init())[1]

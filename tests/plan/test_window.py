@@ -33,13 +33,13 @@ def test_a_window_is_longer_for_larger_traces(size, least, most):
 
 @pytest.mark.parametrize(("size", "least", "most"), [(128, 16, 16), (256, 9, 15), (2048, 8, 8)])
 def test_a_window_is_shorter_where_small_traces_meet_large_steps(size, least, most, monkeypatch):
-    plan = compiled(size, etpc.ES_D_RTRL(0.9)).plan
+    plan = compiled(size, etpc.ES_D_RTRL(decay=0.9)).plan
     assert least <= plan.window <= most
     assert bool(plan.window_reason) == (plan.window < AT_LEAST)
     kept = bytes_of_step(plan.analysis, plan.ops, plan.colours.count)
     assert plan.window == min(max(CPU.window // kept, SHORTEST), AT_LEAST)
     monkeypatch.setattr("etpc.plan._window.tuning", lambda: ACCELERATOR)
-    assert compiled(size, etpc.ES_D_RTRL(0.9)).plan.window == AT_LEAST
+    assert compiled(size, etpc.ES_D_RTRL(decay=0.9)).plan.window == AT_LEAST
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_what_is_kept_bounds_what_is_allocated():
     assert 0 < many - few < 2 * 32 * kept
 
 
-@pytest.mark.parametrize("algo", [etpc.D_RTRL(in_window="exact"), etpc.ES_D_RTRL(4)])
+@pytest.mark.parametrize("algo", [etpc.D_RTRL(in_window="exact"), etpc.ES_D_RTRL(rank=4)])
 def test_a_window_that_changes_the_gradient_is_the_least(algo):
     assert compiled(1024, algo).plan.window == AT_LEAST
 

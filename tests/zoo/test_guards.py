@@ -26,8 +26,8 @@ RULES = [
     etpc.D_RTRL(window=3, in_window="exact"),
     etpc.RTRL(window=2),
     etpc.SnAp(1, window=2),
-    etpc.ES_D_RTRL(1, window=2),
-    etpc.ES_D_RTRL(0.9, window=2),
+    etpc.ES_D_RTRL(rank=1, window=2),
+    etpc.ES_D_RTRL(decay=0.9, window=2),
 ]
 
 
