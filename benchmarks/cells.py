@@ -190,7 +190,7 @@ def contestants() -> list[Contestant]:
     return [
         Contestant("BPTT", None),
         Contestant("D-RTRL", D_RTRL()),
-        Contestant("D-RTRL exact", D_RTRL(in_window="exact")),
+        Contestant("D-RTRL exact", D_RTRL(backprop="full")),
         Contestant(f"ES-D-RTRL {DECAY}", ES_D_RTRL(decay=DECAY)),
         Contestant(f"ES-D-RTRL rank {RANK}", ES_D_RTRL(rank=RANK)),
     ]

@@ -6,7 +6,7 @@ cells with a readout, with weights of their own.
 - `"batch"`: the batch is an axis of the compiled graph, one step per call. The same gradient.
 - `"window"`: the batch as before, and W steps per call (`vjp_method="multi-step"`, `MultiStepData`;
   for D-RTRL with `chunked_trace`, which is on by default). Inside a window the gradient is plain
-  reverse mode, as in etpc with `in_window="exact"`.
+  reverse mode, as in etpc with `backprop="full"`.
 
 The loop over time is its `etrace_grad`, a `brainstate.transform.scan`; all of it, with the reset of
 the states, is inside one `brainstate.transform.jit`, as in its tutorial.

@@ -88,10 +88,10 @@ def contestants(
     longer = [w for w in windows if isinstance(w, int) and w > 1]
     for window in longer:
         rule = f"D-RTRL exact W={window}"
-        yield _etpc(f"etpc {rule}", D_RTRL(window=window, in_window="exact"), "D-RTRL", rule)
+        yield _etpc(f"etpc {rule}", D_RTRL(window=window, backprop="full"), "D-RTRL", rule)
     for window in longer:
         rule = f"ES-D-RTRL {DECAY} exact W={window}"
-        algorithm = ES_D_RTRL(decay=DECAY, window=window, in_window="exact")
+        algorithm = ES_D_RTRL(decay=DECAY, window=window, backprop="full")
         yield _etpc(f"etpc {rule}", algorithm, "ES-D-RTRL", rule)
     if peer.available():
         yield from _peers("D-RTRL", "D-RTRL", longer, algorithm="d_rtrl")

@@ -174,8 +174,8 @@ def check(program: grammar.Program, seed=0, thorough=False, points=POINTS) -> di
     pattern = compiled.plan.analysis.transition.toarray()
     found["pattern"] = float(np.any(case.structure.D & ~pattern))
     if thorough:
-        windowed = case.online(case.program_of(etpc.D_RTRL(window=T, in_window="exact")), 1)
-        found["exact window"] = distance(windowed, bptt)
+        windowed = case.online(case.program_of(etpc.D_RTRL(window=T, backprop="full")), 1)
+        found["full window"] = distance(windowed, bptt)
         single = case.online(case.program_of(etpc.D_RTRL(window=1)), 1)
         found["window 1"] = distance(single, online)
         found["snap"] = distance(case.online(case.program_of(etpc.SnAp(64, window=2))), bptt)

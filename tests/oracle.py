@@ -416,7 +416,7 @@ def gradient(
     state=None,
     decay=0.9,
     window=None,
-    in_window="truncated",
+    backprop="cut",
     form="lambda",
     batched=False,
     reduction="sum",
@@ -438,7 +438,7 @@ def gradient(
         examples = [at((xs, targets), (slice(None), b)) for b in range(B)]
     one = bptt
     if algo != "bptt":
-        options = dict(algo=algo, decay=decay, W=window or T, in_window=in_window, form=form)
+        options = dict(algo=algo, decay=decay, W=window or T, backprop=backprop, form=form)
         options["by_op"] = by_op
         one = functools.partial(online, **options)
     grads = [one(model, *example, loss_fn, state) for example in examples]
@@ -458,18 +458,18 @@ def bptt(model, xs, targets, loss_fn, state):
     return grad(model)
 
 
-def online(model, xs, targets, loss_fn, state, *, algo, decay, W, in_window, form, by_op):
+def online(model, xs, targets, loss_fn, state, *, algo, decay, W, backprop, form, by_op):
     to_state = structure(model, at(xs, 0), state).to_state
     pieces = all_pieces(model, xs, targets, loss_fn, state, to_state)
     pieces = jax.tree.map(np.asarray, pieces)
-    grads = combine(pieces, algo=algo, decay=decay, W=W, in_window=in_window, form=form)
+    grads = combine(pieces, algo=algo, decay=decay, W=W, backprop=backprop, form=form)
     return grads if by_op else pull_back(model, at(xs, 0), state, grads)
 
 
-def combine(pieces: Pieces, *, algo, decay=0.9, W=1, in_window="truncated", form="lambda"):
+def combine(pieces: Pieces, *, algo, decay=0.9, W=1, backprop="cut", form="lambda"):
     """The gradient by op, from the pieces of all steps (NumPy, leading axis T)."""
     steps = [at(pieces, t) for t in range(len(pieces.D))]
-    exact = in_window == "exact" or algo == "rtrl"
+    exact = backprop == "full" or algo == "rtrl"
     if algo == "es_d_rtrl" and not exact:
         traces = {k: Factors(decay) if k in pieces.J else Full() for k in pieces.F}
         grads = learning_signals(steps, traces)

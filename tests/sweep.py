@@ -238,7 +238,7 @@ def rules(number):
         etpc.RTRL(window=2),
         etpc.ES_D_RTRL(rank=1 + number // 20 % 4, window=2),
         etpc.SnAp(1 + number // 20 % 2, window=2),
-        etpc.D_RTRL(window=T, in_window="exact"),
+        etpc.D_RTRL(window=T, backprop="full"),
         etpc.ES_D_RTRL(decay=fast.DECAY, window=2),
     )[number // 4 % 5]
 
@@ -300,7 +300,7 @@ def _check(program, number, count, second, reach) -> Result:
     runs = [Online(structure, compiled, entry_of(number))]
     if second:
         rule = rules(number)
-        parts = 1 if rule.in_window == "exact" else 2
+        parts = 1 if rule.backprop == "full" else 2
         entry = "scan" if number // 20 % 4 == 3 else "learn"
         runs.append(Online(structure, fast.compiled(structure.model, rule), entry, parts))
     cut = structure.reference.cut(to_state)
@@ -364,18 +364,18 @@ def compare(online: Online, found: stepwise.Gradients, wanted: References):
     for grads in (found.parameters, bptt.parameters):
         zero = [np.zeros((1,) * a.ndim) for a in grads]
         errors["unused"] = np.maximum(errors.get("unused", 0), off(grads, zero, unused) / scale)
-    if rule.in_window == "truncated":
+    if rule.backprop == "cut":
         step = [claim == "current step" for claim in claimed]
         errors["step"] = off(found.parameters, wanted.alone.parameters, step) / scale
     all_traced = online.structure.program.weights == "all"
     if (isinstance(rule, etpc.RTRL) and all_traced) or (
-        rule.in_window == "exact" and online.parts == 1
+        rule.backprop == "full" and online.parts == 1
     ):
         errors["bptt"] = off(found.parameters, bptt.parameters) / scale
     elif isinstance(rule, etpc.D_RTRL):
         errors["reference"] = off(found.parameters, wanted.d_rtrl.parameters) / scale
     if found.inputs:
-        by_inputs = bptt.inputs if rule.in_window == "exact" else wanted.alone.inputs
+        by_inputs = bptt.inputs if rule.backprop == "full" else wanted.alone.inputs
         errors["inputs"] = off(found.inputs, by_inputs) / np.maximum(scale, largest(bptt.inputs))
     return {f"{rule.name} {name}": error for name, error in errors.items()}
 

@@ -338,6 +338,16 @@ def test_jax_grad_of_a_window_is_the_gradient_of_the_program(algo):
         np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("rule", [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.RTRL, etpc.SnAp, etpc.Auto])
+def test_backprop_by_its_old_name(rule):
+    for old, new in (("truncated", "cut"), ("exact", "full")):
+        assert rule(in_window=old) == rule(backprop=new)
+    assert rule().backprop == "cut"
+    assert etpc.CreditRTRL(in_window="exact").backprop == "full"
+    with pytest.raises(etpc.AlgorithmError, match='"cut" or "full", not .half'):
+        inspect.unwrap(rule.__init__)(object.__new__(rule), backprop="half")
+
+
 def test_a_choice_that_is_none():
     """A rule of a user that forgets an operation, or follows directions in windows that are cut."""
 
@@ -355,9 +365,9 @@ def test_a_choice_that_is_none():
     gru = nn.GRU(3, 4, key=jax.random.key(0))
     with pytest.raises(etpc.AlgorithmError, match=r"Forgetful.choose gives no form for \S"):
         etpc.compile(gru, Forgetful(), inputs=jnp.zeros(3))
-    with pytest.raises(etpc.AlgorithmError, match='Set in_window="exact"'):
+    with pytest.raises(etpc.AlgorithmError, match='Set backprop="full"'):
         etpc.compile(gru, Following(), inputs=jnp.zeros(3))
-    assert etpc.compile(gru, Following(in_window="exact"), inputs=jnp.zeros(3)).plan.directions
+    assert etpc.compile(gru, Following(backprop="full"), inputs=jnp.zeros(3)).plan.directions
 
 
 def test_an_operation_without_a_trace_says_which_gradient_it_gets():
@@ -370,5 +380,5 @@ def test_an_operation_without_a_trace_says_which_gradient_it_gets():
     reasons = {p.path: p.reason for p in etpc.compile(gru, Half(), inputs=jnp.zeros(3)).plan.ops}
     assert any(reasons.values())
     assert all("Half gives it none" in r and "current step" in r for r in reasons.values() if r)
-    exact = etpc.compile(gru, Half(in_window="exact"), inputs=jnp.zeros(3))
+    exact = etpc.compile(gru, Half(backprop="full"), inputs=jnp.zeros(3))
     assert all("last steps" in p.reason for p in exact.plan.ops if p.reason)

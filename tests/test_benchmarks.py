@@ -129,7 +129,7 @@ def test_peer_computes_es_d_rtrl(problem, mode):
 @pytest.mark.parametrize("window", [5, 20])
 def test_window_of_the_peer_is_exact_inside(problem, window):
     pytest.importorskip("braintrace")
-    algorithm = etpc.D_RTRL(window=window, in_window="exact")
+    algorithm = etpc.D_RTRL(window=window, backprop="full")
     ours = network.online(problem, algorithm)()
     assert largest_error(peer.Gradient(problem, "d_rtrl", "window", window)(), ours) < 1e-5
 

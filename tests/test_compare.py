@@ -211,7 +211,7 @@ def test_tbptt_compiles_without_a_trace():
     ("algorithm", "name"),
     [
         (D_RTRL(), "D_RTRL()"),
-        (D_RTRL(window=10, in_window="exact"), "D_RTRL(window=10, in_window='exact')"),
+        (D_RTRL(window=10, backprop="full"), "D_RTRL(window=10, backprop='full')"),
         (ES_D_RTRL(), "ES_D_RTRL(decay=0.99)"),
         (ES_D_RTRL(rank=8, certificate=True), "ES_D_RTRL(rank=8, certificate=True)"),
         (SnAp(2, window=3), "SnAp(2, window=3)"),

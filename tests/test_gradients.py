@@ -5,7 +5,7 @@ For every model, named or drawn:
 - (a) RTRL equals BPTT;
 - (b) where every operation is said to be exact, D-RTRL equals BPTT;
 - (c) truncated gradients are the same for every window, batched or not, split into two calls or not;
-- (d) one exact window from a fresh carry equals BPTT;
+- (d) one full window from a fresh carry equals BPTT;
 - (e) D-RTRL and ES-D-RTRL equal dense references of their equations;
 - (f) the patterns contain the non-zeros of the dense Jacobians.
 
@@ -90,7 +90,7 @@ def check(model):
     if all(op.exact for op in program.plan.ops):
         found["b"] = distance(online, bptt)
     found["c"] = distance(case.online(etpc.D_RTRL(window=T), split=3), online)
-    found["d"] = distance(case.online(etpc.D_RTRL(window=T, in_window="exact")), bptt)
+    found["d"] = distance(case.online(etpc.D_RTRL(window=T, backprop="full")), bptt)
     found["e"] = distance(online, case.reference("d_rtrl", window=1))
     smoothed = case.online(etpc.ES_D_RTRL(decay=DECAY, window=2))
     found["e (ES)"] = distance(smoothed, case.reference("es_d_rtrl"))
@@ -138,10 +138,10 @@ def test_batched_equals_the_mean_of_examples(name):
 def test_exact_windows_equal_the_reference(name):
     case = Case(models.named(name))
     for algo, label in (
-        (etpc.D_RTRL(window=2, in_window="exact"), "d_rtrl"),
-        (etpc.ES_D_RTRL(decay=DECAY, window=2, in_window="exact"), "es_d_rtrl"),
+        (etpc.D_RTRL(window=2, backprop="full"), "d_rtrl"),
+        (etpc.ES_D_RTRL(decay=DECAY, window=2, backprop="full"), "es_d_rtrl"),
     ):
-        reference = case.reference(label, window=2, in_window="exact")
+        reference = case.reference(label, window=2, backprop="full")
         assert distance(case.online(algo), reference) < TOLERANCE
 
 
@@ -155,8 +155,8 @@ def test_every_setting_changes_the_gradient():
             case.online(algo)
             for algo in (
                 etpc.D_RTRL(window=2),
-                etpc.D_RTRL(window=2, in_window="exact"),
-                etpc.D_RTRL(window=1, in_window="exact"),
+                etpc.D_RTRL(window=2, backprop="full"),
+                etpc.D_RTRL(window=1, backprop="full"),
                 etpc.ES_D_RTRL(decay=0.8),
                 etpc.ES_D_RTRL(decay=0.5),
                 etpc.ES_D_RTRL(decay=1.0),

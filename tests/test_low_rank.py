@@ -204,13 +204,13 @@ def test_a_batch_is_the_mean_of_its_examples():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("in_window", ["truncated", "exact"])
-def test_complex_factors(in_window):
+@pytest.mark.parametrize("backprop", ["cut", "full"])
+def test_complex_factors(backprop):
     model, state = Rotated(normal(4, 6)), jnp.zeros(4, complex)
-    _, exact, _ = online(model, etpc.D_RTRL(window=W, in_window=in_window), state)
+    _, exact, _ = online(model, etpc.D_RTRL(window=W, backprop=backprop), state)
     errors = []
     for rank in (1, 2, 3):
-        algo = etpc.ES_D_RTRL(rank=rank, window=W, in_window=in_window)
+        algo = etpc.ES_D_RTRL(rank=rank, window=W, backprop=backprop)
         _, grads, _ = online(model, algo, state)
         errors.append(np.abs(grads - exact).max() / np.abs(exact).max())
     # all units share a decay: one mode is all there is

@@ -9,7 +9,7 @@ from etpc import _tuning, nn
 
 RULES = [
     etpc.D_RTRL(window=2),
-    etpc.D_RTRL(window=2, in_window="exact"),
+    etpc.D_RTRL(window=2, backprop="full"),
     etpc.ES_D_RTRL(decay=0.9, window=2),
     etpc.ES_D_RTRL(rank=2, window=2, certificate=True),
     etpc.CreditRTRL(2, 2, window=2),

@@ -17,7 +17,7 @@ T, B, I, O = 6, 3, 4, 6
 D = etpc.D_RTRL(window=2)
 RULES = {
     "D": D,
-    "exact windows": etpc.D_RTRL(window=2, in_window="exact"),
+    "full windows": etpc.D_RTRL(window=2, backprop="full"),
     "decay": etpc.ES_D_RTRL(decay=0.8, window=2),
     "rank": etpc.ES_D_RTRL(rank=1, window=2, certificate=True),
 }
@@ -348,7 +348,7 @@ def test_resets_at_any_step_against_backpropagation():
             total = total + value / B
             grads = jax.tree.map(lambda g: g / B, grads)
             expected = grads if expected is None else jax.tree.map(jnp.add, expected, grads)
-    for algo in (D, RULES["exact windows"]):
+    for algo in (D, RULES["full windows"]):
         losses, grads, _ = gradient(
             PLAIN, xs, targets, reset=reset, reduction="sum", program=program_of(PLAIN, algo)
         )

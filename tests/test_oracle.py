@@ -50,11 +50,11 @@ def check(model):
     truncated = gradient(model, "d_rtrl", window=1)
     assert all(np.isfinite(g).all() for g in as_dict(bptt).values())
     assert any(np.abs(g).max(initial=0.0) > 1e-4 for g in as_dict(bptt).values())
-    # RTRL is BPTT, whatever the window, and so is one exact window.
+    # RTRL is BPTT, whatever the window, and so is one full window.
     assert same(gradient(model, "rtrl", window=1), bptt)
     assert same(gradient(model, "rtrl", window=4), bptt)
-    assert same(gradient(model, "d_rtrl", in_window="exact"), bptt)
-    assert same(gradient(model, "es_d_rtrl", in_window="exact"), bptt)
+    assert same(gradient(model, "d_rtrl", backprop="full"), bptt)
+    assert same(gradient(model, "es_d_rtrl", backprop="full"), bptt)
     # The truncated gradient: both forms, each window.
     assert same(gradient(model, "d_rtrl", form="L"), truncated)
     assert same(gradient(model, "d_rtrl", window=4), truncated)
@@ -63,7 +63,7 @@ def check(model):
     structure = oracle.structure(model, models.data(model, T)[0][0])
     exact = [op for op, is_exact in structure.exact.items() if is_exact]
     full = gradient(model, "rtrl", by_op=True)
-    for options in ({}, {"window": 2, "in_window": "exact"}):
+    for options in ({}, {"window": 2, "backprop": "full"}):
         cut = gradient(model, "d_rtrl", by_op=True, **options)
         assert same(full | {op: cut[op] for op in exact}, full)
     return structure
@@ -218,9 +218,9 @@ def test_es_d_rtrl_without_decay_is_d_rtrl_for_a_constant_input():
 def test_each_knob_turns_something(name):
     model = models.named(name)
     reference = gradient(model, "es_d_rtrl")
-    for options in ({"decay": 0.5}, {"window": 2, "in_window": "exact"}, {"reduction": "mean"}):
+    for options in ({"decay": 0.5}, {"window": 2, "backprop": "full"}, {"reduction": "mean"}):
         assert distance(gradient(model, "es_d_rtrl", **options), reference) > 1e-4
-    exact = [gradient(model, "d_rtrl", window=w, in_window="exact") for w in (1, 2, T)]
+    exact = [gradient(model, "d_rtrl", window=w, backprop="full") for w in (1, 2, T)]
     assert all(distance(a, b) > 1e-4 for a, b in itertools.combinations(exact, 2))
     assert distance(exact[0], gradient(model, "d_rtrl")) > 1e-4
 

@@ -245,7 +245,7 @@ IN_SCAN = {
     "ES": ES,
     "RTRL": etpc.RTRL(window=2),
     "rank": RANK,
-    "exact": etpc.D_RTRL(window=1, in_window="exact"),
+    "exact": etpc.D_RTRL(window=1, backprop="full"),
 }
 
 
@@ -313,7 +313,7 @@ WINDOWS = {
     "D": (etpc.D_RTRL(), {20: 20, 26: 13, 37: 16, 48: 16, 10: 10}),
     "decay": (etpc.ES_D_RTRL(decay=0.9), {20: 20, 26: 13, 37: 16}),
     "given": (etpc.D_RTRL(window=16), {20: 16, 26: 16, 10: 10}),
-    "exact": (etpc.D_RTRL(in_window="exact"), {20: 16, 26: 16, 10: 10}),
+    "exact": (etpc.D_RTRL(backprop="full"), {20: 16, 26: 16, 10: 10}),
     "rank": (etpc.ES_D_RTRL(rank=1), {20: 16, 26: 16, 10: 10}),
 }
 
@@ -527,8 +527,8 @@ def test_stages_can_be_used_alone():
     assert "OpPlan(.win, dot_general, block=1, exact=False)" in repr(made.ops)
 
 
-@pytest.mark.parametrize("in_window", ["truncated", "exact"])
-def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(in_window):
+@pytest.mark.parametrize("backprop", ["cut", "full"])
+def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(backprop):
     """That of a norm at zero: BPTT does not need it, and later states are not zero."""
 
     def step(w, x, h):
@@ -541,7 +541,7 @@ def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(in_w
     assert np.isfinite(expected).all()
     for algo in (etpc.D_RTRL, etpc.ES_D_RTRL):
         program = etpc.compile(
-            w, algo(window=2, in_window=in_window), inputs=xs[0], state=state, step=step
+            w, algo(window=2, backprop=backprop), inputs=xs[0], state=state, step=step
         )
         (_, carry), grads = program.value_and_grad(loss, "sum")(w, xs, jnp.zeros(5), program.init())
         assert np.isfinite(grads).all()

@@ -285,20 +285,20 @@ CERTIFIED = {
     name=st.sampled_from(sorted(CERTIFIED)),
     rank=st.integers(1, 4),
     window=st.sampled_from([1, 2, 5]),
-    in_window=st.sampled_from(["truncated", "exact"]),
+    backprop=st.sampled_from(["cut", "full"]),
     batch=st.sampled_from([1, 3]),
     scale=st.sampled_from([0.3, 1.0, 3.0]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])
-def test_a_certificate_is_never_violated(name, rank, window, in_window, batch, scale, seed):
+def test_a_certificate_is_never_violated(name, rank, window, backprop, batch, scale, seed):
     step, state, weight = CERTIFIED[name]
     model = {weight: scale * normal(*((8, 10) if weight == "w" else (16, 18)), seed=seed)}
     xs = normal(15, batch, 10, seed=seed + 1)
     traces, grads, carries, programs = [], [], [], []
     for algo in (
-        etpc.D_RTRL(window=window, in_window=in_window),
-        etpc.ES_D_RTRL(rank=rank, window=window, in_window=in_window, certificate=True),
+        etpc.D_RTRL(window=window, backprop=backprop),
+        etpc.ES_D_RTRL(rank=rank, window=window, backprop=backprop, certificate=True),
     ):
         program = etpc.compile(model, algo, inputs=xs[0, 0], state=state, step=step, weights="all")
         carry = program.init(batch_size=batch)

@@ -55,9 +55,9 @@ def step(m, x, h):
     return h, h
 
 
-whole = [etpc.D_RTRL(window=2), etpc.D_RTRL(window=3, in_window="exact")]
+whole = [etpc.D_RTRL(window=2), etpc.D_RTRL(window=3, backprop="full")]
 others = [etpc.ES_D_RTRL(decay=0.9, window=2), etpc.ES_D_RTRL(rank=2, window=2), etpc.SnAp(1, window=2)]
-others += [etpc.CreditRTRL(2, 2, window=2), etpc.D_RTRL(window=2, in_window="exact", lookback=4)]
+others += [etpc.CreditRTRL(2, 2, window=2), etpc.D_RTRL(window=2, backprop="full", lookback=4)]
 for algo in whole if "pieces" in sys.argv else whole + others:
     program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(20), step=step)
     run = program.value_and_grad(lambda y, t: ((y - t) ** 2).sum(), "sum")

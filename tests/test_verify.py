@@ -536,7 +536,7 @@ def test_a_remark_where_the_window_used_holds_all():
         (20, etpc.D_RTRL(), True),
         (24, etpc.D_RTRL(), False),
         (16, etpc.D_RTRL(), True),
-        (20, etpc.D_RTRL(in_window="exact"), False),
+        (20, etpc.D_RTRL(backprop="full"), False),
         (20, etpc.D_RTRL(window=5), False),
     ):
         report = etpc.verify(model, xs[:steps], targets[:steps], squared, algo)

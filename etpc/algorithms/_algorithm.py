@@ -9,7 +9,7 @@ from ..analyse import Analysis, WeightOp, trace_dtype
 from ..ops import Kind
 from ..traces import Directions, Filtered, Full, Site, Trace
 
-InWindow = Literal["truncated", "exact"]
+Backprop = Literal["cut", "full"]
 TraceForm = Trace
 
 
@@ -45,9 +45,9 @@ class Context:
     memory: int
     """Bytes that all traces may take for the batch."""
     batch_size: int
-    filtered: Callable[[bool], Mapping[int, Proved]] = lambda truncated: {}
+    filtered: Callable[[Backprop], Mapping[int, Proved]] = lambda backprop: {}
     """For operations whose trace is a sum of filtered inputs: the smallest form that is proved from the program,
-    where windows are truncated or not."""
+    in windows of this kind."""
 
     def site(self, op: WeightOp) -> Site:
         """What the trace of an operation knows of it."""
@@ -64,13 +64,24 @@ NAMED = ("decay", "rank", "every")
 """Settings that are shown with their names."""
 
 
+class _Renamed(type):
+    """Of classes whose calls take `in_window`, the old name of `backprop`, too."""
+
+    def __call__(cls, *args: Any, **settings: Any) -> Any:
+        if "in_window" in settings:
+            old = settings.pop("in_window")
+            settings["backprop"] = {"truncated": "cut", "exact": "full"}.get(old, old)
+        return super().__call__(*args, **settings)
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
-class Algorithm:
+class Algorithm(metaclass=_Renamed):
     """What every learning rule has.
 
     - `window`: how many steps of `value_and_grad` are processed at once; `"auto"` chooses.
-    - `in_window`: how credit flows inside a window. `"truncated"` cuts as the trace does, and its
-        gradient does not depend on the window. `"exact"` is plain reverse mode inside the window.
+    - `backprop`: how credit flows inside a window. `"cut"` cuts as the trace does, and its gradient does
+        not depend on the window. `"full"` is plain reverse mode inside the window. (Its old name,
+        `in_window="truncated"` or `"exact"`, is accepted too.)
     - `lookback`: K, the number of steps, the window among them, through which the credit of its
         losses goes back exactly; no less than the window. Windows are exact then, and the traces
         carry what is older. The inputs and states of K - W steps are kept, and run again each window,
@@ -78,7 +89,7 @@ class Algorithm:
     """
 
     window: int | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
-    in_window: InWindow = dataclasses.field(default="truncated", kw_only=True)
+    backprop: Backprop = dataclasses.field(default="cut", kw_only=True)
     lookback: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
     name: ClassVar[str] = "algorithm"
     cut: ClassVar[bool] = True
@@ -128,11 +139,9 @@ class Algorithm:
                     "whole window anyway: pass a larger lookback= or a smaller window=."
                 )
             object.__setattr__(self, "lookback", count)
-            object.__setattr__(self, "in_window", "exact")
-        if self.in_window not in ("truncated", "exact"):
-            raise AlgorithmError(
-                f'in_window must be "truncated" or "exact", not {self.in_window!r}.'
-            )
+            object.__setattr__(self, "backprop", "full")
+        if self.backprop not in ("cut", "full"):
+            raise AlgorithmError(f'backprop must be "cut" or "full", not {self.backprop!r}.')
 
     def trace_form(self, kind: Kind) -> TraceForm | None:
         """The form of the trace of a kind of weight operation; `None` for no trace."""
@@ -209,9 +218,9 @@ def resolve(algo: Algorithm | str) -> Algorithm:
 
 __all__ = [
     "Algorithm",
+    "Backprop",
     "Choice",
     "Context",
-    "InWindow",
     "Proved",
     "TraceForm",
     "register_algorithm",

@@ -2,13 +2,13 @@
 
 from ..traces import Filtered, LowRank, Site
 from ..traces._trace import size_of
-from ._algorithm import Choice, Context
+from ._algorithm import Backprop, Choice, Context
 
 
-def with_filtered(context: Context, choice: Choice, truncated: bool) -> Choice:
+def with_filtered(context: Context, choice: Choice, backprop: Backprop) -> Choice:
     """The choice, where each trace with a rank that filtered inputs hold in no more memory is those."""
     low = {number: form for number, form in choice.forms.items() if isinstance(form, LowRank)}
-    proved = context.filtered(truncated) if low else {}
+    proved = context.filtered(backprop) if low else {}
     forms, reasons = dict(choice.forms), dict(choice.reasons)
     sites = {op.number: context.site(op) for op in context.ops}
     for number in low.keys() & proved.keys():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from .._errors import AlgorithmError, InputTypeError, checked_count, whole_number
 from ..ops import Kind
 from ..traces import CreditSubspace, Decay, Full, LowRank, Trace
-from ._algorithm import Algorithm, Choice, Context, InWindow, TraceForm
+from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm
 from ._ranks import with_filtered
 
 
@@ -100,13 +100,12 @@ class ES_D_RTRL(Algorithm):
 
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
-        truncated = self.in_window == "truncated"
-        return choice if self.rank is None else with_filtered(context, choice, truncated)
+        return choice if self.rank is None else with_filtered(context, choice, self.backprop)
 
 
 @dataclasses.dataclass(frozen=True)
 class CreditRTRL(Algorithm):
-    """D-RTRL with exact windows, and what it cuts along the directions in which credit arrives.
+    """D-RTRL with full windows, and what it cuts along the directions in which credit arrives.
 
     Credit, the derivative of later losses by a hidden state, lies in few directions of state space.
     Beside the trace of D-RTRL, a weight from which influence escapes carries its whole influence on
@@ -133,15 +132,15 @@ class CreditRTRL(Algorithm):
     rate: float = dataclasses.field(default=0.05, kw_only=True, repr=False)
     ahead: float = dataclasses.field(default=0.9, kw_only=True, repr=False)
     clip: bool = dataclasses.field(default=True, kw_only=True, repr=False)
-    in_window: InWindow = dataclasses.field(default="exact", kw_only=True)
+    backprop: Backprop = dataclasses.field(default="full", kw_only=True)
     name: ClassVar[str] = "credit"
     follows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.in_window != "exact":
+        if self.backprop != "full":
             raise AlgorithmError(
-                'CreditRTRL has in_window="exact": the credit that its directions are of is that '
+                'CreditRTRL has backprop="full": the credit that its directions are of is that '
                 "which passes through all units."
             )
         set_field = object.__setattr__
@@ -205,8 +204,7 @@ class RTRL(Algorithm):
 
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
-        truncated = self.in_window == "truncated"
-        return choice if self.rank is None else with_filtered(context, choice, truncated)
+        return choice if self.rank is None else with_filtered(context, choice, self.backprop)
 
     @property
     def main(self) -> dict[str, Any]:
@@ -233,7 +231,7 @@ class TBPTT(Algorithm):
     steps: int
     every: int | None = None
     window: int | Literal["auto"] = dataclasses.field(default="auto", init=False, repr=False)
-    in_window: InWindow = dataclasses.field(default="exact", init=False, repr=False)
+    backprop: Backprop = dataclasses.field(default="full", init=False, repr=False)
     lookback: int | None = dataclasses.field(default=None, init=False, repr=False)
     name: ClassVar[str] = "tbptt"
 

@@ -115,8 +115,8 @@ class Window:
     - `prefix(parameters, steps) -> (weights, others)`: once for each call.
     - `run(weights, others, xs, state, traces, fresh) -> (ys, state, traces)`: a window; `fresh` [B]
         says where the stream begins with it, so that nothing was before. Differentiable by
-        `weights`, where the derivative is the online gradient, and by `xs`: under "truncated" an
-        input has the gradient of its own step, and under "exact" that of its window. By `xs` it
+        `weights`, where the derivative is the online gradient, and by `xs`: under "cut" an
+        input has the gradient of its own step, and under "full" that of its window. By `xs` it
         costs more, and is done only where it is asked for.
     - `learn(weights, others, xs, state, traces, fresh, loss_of) -> (loss, aux, sums, state, traces)`:
         a window, `loss_of(ys) -> (loss, aux)` and the gradient of the loss by the weights. As it knows
@@ -262,7 +262,7 @@ class Emitter:
 
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
-        self.uncut = Uncut(plan, step) if plan.algorithm.in_window == "exact" else None
+        self.uncut = Uncut(plan, step) if plan.algorithm.backprop == "full" else None
         self.live = [plan.ops[op.number] for op in step.live]
         self.reading = Reading(step)
         self.reads_old = self.reading.reads_old_states()

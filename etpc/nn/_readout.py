@@ -212,7 +212,7 @@ def broadcast_readout(
     """`y = W x`, through which the error goes back by other weights: the credit of `x` is `B^T dy`.
 
     With fixed random weights B this is the broadcast learning signal of e-prop; under D-RTRL with
-    truncated windows, each neuron then learns from `sum_k B_kj dy_k` and its eligibility trace. The
+    cut windows, each neuron then learns from `sum_k B_kj dy_k` and its eligibility trace. The
     gradient of W is that of `W x`. B has none; with `adaptive`, it has the gradient of W, so that
     the two become alike where an optimiser also lets both decay.
 

@@ -34,7 +34,7 @@ class Claim:
 
     - `claim`: `"exact"`: it equals that of BPTT; `"approximate"`: a trace follows it, and something
         is left out; `"current step"`: no trace follows it, and its influence on later steps is left
-        out (under `in_window="exact"`, on later windows); `"unused"`: it is zero.
+        out (under `backprop="full"`, on later windows); `"unused"`: it is zero.
     - `reasons`: why it is not exact; empty where it is.
     - `uses`: the weight operations in which it meets data, traced (`use.form` says how) or not.
     """

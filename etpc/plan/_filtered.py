@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..algorithms import Proved
+from ..algorithms import Backprop, Proved
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..analyse._pattern import Pattern, columns_of
 from ..traces import Filtered, Full, Site
@@ -19,10 +19,10 @@ from ._entries import MOST, Entries
 from ._pairs import uses
 
 
-def filtered(analysis: Analysis, ops: Sequence[WeightOp], truncated: bool) -> dict[int, Proved]:
+def filtered(analysis: Analysis, ops: Sequence[WeightOp], backprop: Backprop) -> dict[int, Proved]:
     """The smallest such form of each operation that has one, by number.
 
-    - `truncated`: whether windows are cut as the traces are.
+    - `backprop`: whether windows are cut as the traces are.
     """
     entries: Entries | None = None
     among: dict[bytes, np.ndarray | None] = {}
@@ -31,7 +31,7 @@ def filtered(analysis: Analysis, ops: Sequence[WeightOp], truncated: bool) -> di
         reach = analysis.reach[op.number]
         if op.kind.data is None or op.kind.links is not None or not reach.closed:
             continue
-        block = lasting(analysis, reach.block) if truncated else reach.block
+        block = lasting(analysis, reach.block) if backprop == "cut" else reach.block
         rows = block_rows(block)
         if not 0 < len(rows) <= MOST:
             continue

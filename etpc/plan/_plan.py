@@ -281,11 +281,11 @@ def _check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp
             f"{name}.choose gives no form for {', '.join(dict.fromkeys(missing))}. Give each operation of "
             "`context.ops` one, or `None` for no trace."
         )
-    if choice.directions is not None and algorithm.in_window != "exact":
+    if choice.directions is not None and algorithm.backprop != "full":
         raise AlgorithmError(
-            f"{name} follows directions in windows that are truncated. This is because `choose` gives "
+            f"{name} follows directions in windows that are cut. This is because `choose` gives "
             "directions, whose cotangents pass through the window with nothing cut. Set "
-            'in_window="exact" in the rule.'
+            'backprop="full" in the rule.'
         )
 
 
@@ -401,13 +401,13 @@ def _describe(
         form, why = choice.forms[op.number], choice.reasons.get(op.number, "")
         reason = f"{type(algorithm).__name__} gives it none" if form is None else ""
     if reason and reach.role == "state":
-        steps = "current step" if algorithm.in_window == "truncated" else "last steps"
+        steps = "current step" if algorithm.backprop == "cut" else "last steps"
         reason += f"; it gets the gradient of the {steps}"
     if form is None:
         directions = None
     else:
         members = reach.block
-        if form.start_alone and reach.closed and algorithm.in_window == "truncated":
+        if form.start_alone and reach.closed and algorithm.backprop == "cut":
             members = lasting(analysis, members)
         dtype = trace_dtype(analysis, op)
         trace = TracePlan(op, form, members, reach.closed, dtype, directions)

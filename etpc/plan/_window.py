@@ -17,10 +17,10 @@ is shorter than `AT_LEAST` only where the traces take less than a step."""
 def window_matters(algorithm: Algorithm, traces: Sequence[Any]) -> bool:
     """Whether another window would give another gradient.
 
-    Under `in_window="exact"` nothing is cut inside a window; and some forms, such as a low rank, reduce the
+    Under `backprop="full"` nothing is cut inside a window; and some forms, such as a low rank, reduce the
     trace after each.
     """
-    exact = algorithm.in_window == "exact"
+    exact = algorithm.backprop == "full"
     return exact or any(t.form.window_matters for t in traces)
 
 

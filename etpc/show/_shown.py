@@ -103,7 +103,7 @@ class Shown:
 
         The window that `print(program)` shows, or all steps where there are fewer. Where that window
         was chosen and the gradient does not depend on it (no trace that is reduced after each window, and not
-        `in_window="exact"`), it is one near it that divides `steps`, so that none are left over.
+        `backprop="full"`), it is one near it that divides `steps`, so that none are left over.
         """
         return self.plan.window_for(checked_count("steps", steps))
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from etpc.algorithms import Algorithm, Choice, InWindow
+from etpc.algorithms import Algorithm, Backprop, Choice
 from etpc.traces import Directions, Full
 
 
@@ -59,7 +59,7 @@ class RandomDirection(Directions):
 @dataclasses.dataclass(frozen=True)
 class UORO(Algorithm):
     directions: Directions = RandomDirection()
-    in_window: InWindow = dataclasses.field(default="exact", kw_only=True)
+    backprop: Backprop = dataclasses.field(default="full", kw_only=True)
     follows: ClassVar[bool] = True
 
     def choose(self, context):

@@ -122,7 +122,7 @@ class Task:
     - `chance`: the score of not remembering anything.
     - `rate`: the middle of the grid of learning rates; `schedule(rate)` is what the optimiser gets.
     - `last`: the score is the mean of so many last measurements.
-    - `window`: W of truncated BPTT, of exact windows and of low-rank traces; it divides T.
+    - `window`: W of truncated BPTT, of full windows and of low-rank traces; it divides T.
     - `every`: in an online task, the number of steps between updates; it divides T, and W it.
     - `stream`: whether each batch goes on where the one before stopped. A batch is then drawn by
         `batch(key, number)`, with the number of batches before it.
@@ -205,7 +205,7 @@ class Row:
 def default_arms(task: Task) -> tuple[Arm, ...]:
     """The rules that each task is learnt by."""
     w, r = task.window, task.rank
-    exact = etpc.D_RTRL(window=w, in_window="exact")
+    exact = etpc.D_RTRL(window=w, backprop="full")
     uncut = {
         "SnAp(1)": etpc.SnAp(1, window=w),
         f"RTRL, rank {r}": etpc.RTRL(rank=r, window=w),
@@ -223,7 +223,7 @@ def default_arms(task: Task) -> tuple[Arm, ...]:
             for rule in (etpc.TBPTT(w), etpc.TBPTT(2 * w, w), etpc.TBPTT(4 * w, w))
         ),
         Arm("D-RTRL", etpc.D_RTRL(), main=True),
-        Arm("D-RTRL, exact windows", exact, main=True),
+        Arm("D-RTRL, full windows", exact, main=True),
         Arm(f"D-RTRL, look-back {2 * w}", dataclasses.replace(exact, lookback=2 * w)),
         Arm(f"ES-D-RTRL, decay {task.decay:g}", etpc.ES_D_RTRL(decay=task.decay), main=True),
         Arm(f"ES-D-RTRL, rank {r}", etpc.ES_D_RTRL(rank=r, window=w), main=True),

@@ -1,4 +1,4 @@
-"""Gradients by inputs: of the step's own loss under "truncated", of the window's under "exact"."""
+"""Gradients by inputs: of the step's own loss under "cut", of the window's under "full"."""
 
 import equinox as eqx
 import jax
@@ -67,7 +67,7 @@ def test_truncated(name):
 def test_one_exact_window(name):
     model = models.named(name)
     xs, targets = models.data(model, T)
-    program = etpc.compile(model, etpc.D_RTRL(in_window="exact"), inputs=xs[0])
+    program = etpc.compile(model, etpc.D_RTRL(backprop="full"), inputs=xs[0])
     by_xs = jax.grad(lambda xs: total(program, model, xs, targets, 1))(xs)
     expected = of_sequence(model, xs, targets)
     assert distance(by_xs, expected) < 1e-10

@@ -50,13 +50,11 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("in_window", ["truncated", "exact"])
+@pytest.mark.parametrize("backprop", ["cut", "full"])
 @pytest.mark.parametrize("name", STATES)
-def test_outputs_are_those_of_the_model(name, in_window):
+def test_outputs_are_those_of_the_model(name, backprop):
     step, state = STATES[name]
-    program = etpc.compile(
-        W, etpc.D_RTRL(in_window=in_window), inputs=XS[0], state=state, step=step
-    )
+    program = etpc.compile(W, etpc.D_RTRL(backprop=backprop), inputs=XS[0], state=state, step=step)
     carry = program.init()
     ys, after = program.scan(W, XS, carry)
     last, expected = jax.jit(lambda: jax.lax.scan(lambda s, x: step(W, x, s)[::-1], state, XS))()
@@ -107,7 +105,7 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("algo", [etpc.D_RTRL(), etpc.D_RTRL(in_window="exact"), etpc.RTRL()])
+@pytest.mark.parametrize("algo", [etpc.D_RTRL(), etpc.D_RTRL(backprop="full"), etpc.RTRL()])
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_gradient_adds_up_over_a_long_sequence(name, algo):
     """In bfloat16 a sum of 4,000 terms of one sign stands still after the first 256."""

@@ -235,7 +235,7 @@ def test_gradients_are_those_of_the_dense_reference(step, n):
 
 @pytest.mark.parametrize("step", few([lif, lstm], lif))
 def test_windows_with_nothing_cut(step):
-    algo = etpc.SnAp(1, window=2, in_window="exact")
+    algo = etpc.SnAp(1, window=2, backprop="full")
     assert_near(gradient(step, algo), reference(model_of(step), 1, 2, cut=False))
 
 

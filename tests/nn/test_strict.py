@@ -159,7 +159,7 @@ RULES = {
     "d_rtrl": etpc.D_RTRL(window=2),
     "decay": etpc.ES_D_RTRL(decay=0.9, window=2),
     "rank": etpc.ES_D_RTRL(rank=2, window=2),
-    "exact in windows": etpc.D_RTRL(window=2, in_window="exact"),
+    "exact in windows": etpc.D_RTRL(window=2, backprop="full"),
     "rtrl": etpc.RTRL(window=2),
 }
 

@@ -94,16 +94,14 @@ def cut(
 
 
 @_averaged
-def d_rtrl(
-    model: Model, xs: Array, targets: Array, loss: Loss, in_window: str = "truncated"
-) -> Model:
+def d_rtrl(model: Model, xs: Array, targets: Array, loss: Loss, backprop: str = "cut") -> Model:
     """D-RTRL with the whole influence matrix `∂s_t/∂θ` of the cut step.
 
     `truncated` holds the old states that a product reads constant when it takes the learning signal; `exact` does not.
     """
     state, unravel = ravel_pytree(model.init_state())
     theta, rebuild = ravel_pytree(model)
-    signal_options = {"truncated": {"dense": cut("w_out")}, "exact": {}}[in_window]
+    signal_options = {"cut": {"dense": cut("w_out")}, "full": {}}[backprop]
 
     def new_state(state: Array, theta: Array, x: Array) -> Array:
         return ravel_pytree(rebuild(theta)(x, unravel(state), dense=cut())[1])[0]

@@ -195,13 +195,13 @@ def test_networks_are_alive_and_the_same_for_both(network):
 @by_network_and_batch(AGREEING)
 def test_peer_single_step_is_truncated_d_rtrl(network, batch):
     case = Case(network, batch)
-    assert_same(peer(case), expected(case, "d_rtrl", "truncated"))
+    assert_same(peer(case), expected(case, "d_rtrl", "cut"))
 
 
 @by_network_and_batch((*AGREEING, *CASCADED, *PARTIAL))
 def test_peer_multi_step_is_d_rtrl_with_exact_windows_of_one_step(network, batch):
     case = Case(network, batch)
-    assert_same(peer(case, vjp_method="multi-step"), expected(case, "d_rtrl", "exact"))
+    assert_same(peer(case, vjp_method="multi-step"), expected(case, "d_rtrl", "full"))
 
 
 @by_network_and_batch(AGREEING)
@@ -224,8 +224,8 @@ def test_the_rules_differ_on_recurrent_networks(network):
     case = Case(network)
     rules = {
         "bptt": expected(case, "bptt"),
-        "truncated": expected(case, "d_rtrl", "truncated"),
-        "exact": expected(case, "d_rtrl", "exact"),
+        "cut": expected(case, "d_rtrl", "cut"),
+        "full": expected(case, "d_rtrl", "full"),
         "smoothed": expected(case, "es_d_rtrl", DECAY),
         "smoothed more": expected(case, "es_d_rtrl", 0.5),
     }
@@ -245,14 +245,14 @@ def test_d_rtrl_equals_the_peer_in_single_step_mode(network, batch):
     case = Case(network, batch)
     theirs = peer(case)
     for window in (1, 5):
-        assert_same(ours(case, etpc.D_RTRL(window=window, in_window="truncated")), theirs)
+        assert_same(ours(case, etpc.D_RTRL(window=window, backprop="cut")), theirs)
 
 
 @by_network_and_batch((*AGREEING, *CASCADED, *PARTIAL))
 def test_d_rtrl_equals_the_peer_in_multi_step_mode(network, batch):
     case = Case(network, batch)
     theirs = peer(case, vjp_method="multi-step")
-    assert_same(ours(case, etpc.D_RTRL(window=1, in_window="exact")), theirs)
+    assert_same(ours(case, etpc.D_RTRL(window=1, backprop="full")), theirs)
 
 
 @by_network_and_batch(AGREEING)
@@ -272,7 +272,7 @@ def test_agreement_with_another_loss_and_other_weights(network):
     case = Case(network, loss="entropy", seed=1)
     assert_same(ours(case, etpc.D_RTRL(window=5)), peer(case))
     assert_same(
-        ours(case, etpc.D_RTRL(window=1, in_window="exact")), peer(case, vjp_method="multi-step")
+        ours(case, etpc.D_RTRL(window=1, backprop="full")), peer(case, vjp_method="multi-step")
     )
     es, theirs = ours(case, etpc.ES_D_RTRL(decay=0.5, window=5)), peer(case, "es_d_rtrl", decay=0.5)
     assert_same(es, theirs, products(case))
@@ -285,9 +285,9 @@ def test_agreement_with_another_loss_and_other_weights(network):
 def test_d_rtrl_is_bptt_where_nothing_escapes(network):
     case = Case(network)
     bptt = expected(case, "bptt")
-    for in_window in ("truncated", "exact"):
+    for backprop in ("cut", "full"):
         for window in (1, 5):
-            assert_same(ours(case, etpc.D_RTRL(window=window, in_window=in_window)), bptt)
+            assert_same(ours(case, etpc.D_RTRL(window=window, backprop=backprop)), bptt)
     record_peer(case, bptt)
 
 
@@ -295,7 +295,7 @@ def test_d_rtrl_is_bptt_where_nothing_escapes(network):
 def test_a_state_that_reads_another_s_new_value_counts_once(network):
     """The peer's factor is 2 for the filter and for the LSTM's w_i, w_g and w_f, 3 for the cascade."""
     case = Case(network)
-    wanted = expected(case, "d_rtrl", "truncated")
+    wanted = expected(case, "d_rtrl", "cut")
     assert_same(ours(case, etpc.D_RTRL(window=5)), wanted)
     assert_same(
         ours(case, etpc.ES_D_RTRL(decay=DECAY, window=5)), expected(case, "es_d_rtrl", DECAY)
@@ -306,7 +306,7 @@ def test_a_state_that_reads_another_s_new_value_counts_once(network):
 def test_a_readout_that_no_state_follows_learns():
     """The peer gives it exactly zero in its default mode."""
     case = Case(networks.GRU)
-    bptt, truncated = expected(case, "bptt"), expected(case, "d_rtrl", "truncated")
+    bptt, truncated = expected(case, "bptt"), expected(case, "d_rtrl", "cut")
     for algo in (etpc.D_RTRL(window=5), etpc.ES_D_RTRL(decay=DECAY, window=5)):
         assert_same(ours(case, algo), bptt, ["w_out"])
     assert_same(ours(case, etpc.D_RTRL(window=5)), truncated, ["w_gate", "w_cand"])
@@ -339,5 +339,5 @@ def test_hidden_states_that_mix_neurons_are_exact(network):
     """The peer takes column sums of the Jacobian for its diagonal, in either mode."""
     case = Case(network)
     bptt = expected(case, "bptt")
-    assert_same(ours(case, etpc.D_RTRL(window=5, in_window="exact")), bptt)
+    assert_same(ours(case, etpc.D_RTRL(window=5, backprop="full")), bptt)
     record_peer(case, bptt, vjp_method="multi-step")

@@ -60,7 +60,7 @@ def test_what_is_kept_bounds_what_is_allocated():
     assert 0 < many - few < 2 * 32 * kept
 
 
-@pytest.mark.parametrize("algo", [etpc.D_RTRL(in_window="exact"), etpc.ES_D_RTRL(rank=4)])
+@pytest.mark.parametrize("algo", [etpc.D_RTRL(backprop="full"), etpc.ES_D_RTRL(rank=4)])
 def test_a_window_that_changes_the_gradient_is_the_least(algo):
     assert compiled(1024, algo).plan.window == AT_LEAST
 

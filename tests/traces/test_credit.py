@@ -249,7 +249,7 @@ def test_where_nothing_escapes_it_is_d_rtrl(name):
     if program.plan.directions is not None:
         pytest.skip("influence escapes here")
     found = case.online(etpc.CreditRTRL(2, None, window=3))[0]
-    assert distance(found, case.online(etpc.D_RTRL(window=3, in_window="exact"))[0]) < 1e-12
+    assert distance(found, case.online(etpc.D_RTRL(window=3, backprop="full"))[0]) < 1e-12
 
 
 def test_how_much_credit_is_lost():
@@ -284,7 +284,7 @@ def test_fewer_directions_leave_more_out():
         ({"q": 0}, "q must be an int >= 1"),
         ({"rank": 0}, "rank=0"),
         ({"rate": 0.0}, "rate must lie"),
-        ({"in_window": "truncated"}, 'in_window="exact"'),
+        ({"backprop": "cut"}, 'backprop="full"'),
     ],
 )
 def test_what_is_refused(given, message):

@@ -105,7 +105,7 @@ STEPS = {
 WINDOWS = {
     "one step": {"window": 1},
     "five steps": {"window": 5},
-    "exact": {"window": 5, "in_window": "exact"},
+    "exact": {"window": 5, "backprop": "full"},
     "look-back": {"window": 2, "lookback": 5},
 }
 

@@ -65,7 +65,7 @@ def test_long_enough_it_is_bptt_under_every_rule(rule):
 def test_one_window_is_the_exact_window(rule):
     case = Case("gru")
     found = [
-        case.online(rule(window=2, **more))[0] for more in ({"lookback": 2}, {"in_window": "exact"})
+        case.online(rule(window=2, **more))[0] for more in ({"lookback": 2}, {"backprop": "full"})
     ]
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -25,7 +25,7 @@ T, B, I, N, O, A = 7, 3, 4, 5, 2, 0.8
 
 @dataclasses.dataclass(frozen=True)
 class Postsynaptic(Full):
-    """`p' = a p + x` and `R' = a R + F p'`: [B, I, m, O] and [B, I]. For truncated windows."""
+    """`p' = a p + x` and `R' = a R + F p'`: [B, I, m, O] and [B, I]. For cut windows."""
 
     decay: float
     exact = False

@@ -189,7 +189,7 @@ def check(
     es = program(etpc.ES_D_RTRL(decay=DECAY, window=2)) if every or smoothed is not None else None
     if every:
         one, whole = program(etpc.D_RTRL(window=1)), program(etpc.D_RTRL(window=T))
-        uncut = program(etpc.D_RTRL(window=T, in_window="exact"))
+        uncut = program(etpc.D_RTRL(window=T, backprop="full"))
         es_whole = program(etpc.ES_D_RTRL(decay=DECAY, window=T))
 
     programs = {"rtrl": rtrl, "d_rtrl": d_rtrl, "es": es}

@@ -23,7 +23,7 @@ V = jnp.asarray([0.3, 0.5, 0.9])
 RULES = [
     etpc.D_RTRL(window=2),
     etpc.D_RTRL(window=1),
-    etpc.D_RTRL(window=3, in_window="exact"),
+    etpc.D_RTRL(window=3, backprop="full"),
     etpc.RTRL(window=2),
     etpc.SnAp(1, window=2),
     etpc.ES_D_RTRL(rank=1, window=2),
