@@ -113,8 +113,7 @@ class CreditRTRL(Algorithm):
     follow the credit as windows of `value_and_grad` or `etpc.online` bring it; calls of the program
     and `scan` leave them as they are. Where nothing escapes it is D-RTRL; with as many directions as
     there are states, RTRL. Where the simulation of a network becomes unstable, as that of conductances in
-    steps that are too long, the influence along the directions may grow until it overflows, and D-RTRL's
-    stays finite.
+    steps that are too long, directions along which influence overflows are dropped, and `credit_lost` counts them.
 
     - `q`: the number of directions. `program.credit_lost(carry)` says how much of the energy of the credit
         lies in none of them.

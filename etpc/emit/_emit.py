@@ -504,8 +504,10 @@ class Emitter:
                 *(shared, each, window.ends, window.chosen, window.starts, credit, window.push)
             )
             basis = directions.basis(traces.shared, traces.each)
-            basis = of_each_example(basis, window.starts[:, 0, 0])
-            along = Followed(basis, window.starts, transition, window.deltas)
+            basis, by_start = of_each_example(basis, window.starts[:, 0, 0]), window.starts
+            if window.keeps is not None:
+                by_start = jnp.where(window.keeps[..., None], by_start, 0)
+            along = Followed(basis, by_start, transition, window.deltas)
         carried = list(zip(self.plan.carried, traces.carries, moves.followed, strict=True))
         # Those that can use the products of others come after them.
         for n in sorted(range(len(carried)), key=lambda n: not carried[n][0].site.factored):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ..ops._kind import summed
 from ._directions import Directions, Push
@@ -17,8 +17,6 @@ SPARE = 4
 SQUARINGS = 8
 """`tr((A^T A)^p)^(1/2p)` with p = 2^8 bounds the norm of A from above, by 1.003 of it at most for q = 4. It is
 this near as the factor counts anew in each window."""
-LIMIT = 2.0**20
-"""What is known of a state that has grown by more than this is of no use."""
 GROWTH = 10.0
 """How much the bounds of the last transitions of the virtual states may grow together, over any number of
 windows."""
@@ -40,10 +38,15 @@ class CreditSubspace(Directions):
     directions than are followed, `M = U^T H U`. The directions of the next window are one step of
     subspace iteration, `V' = orth(M V^T)^T`.
 
-    Each example has, with `clip`, the largest product of the bounds of any number of the last transitions.
+    What grows by more than 1 / precision in one window is dropped, as little but rounding would be read of it; `lost`
+    counts it.
+
+    Each example has, with `clip`, the largest product of the bounds of any number of the last transitions; and which
+    directions were not dropped in the last window.
 
     States may be of different units, so all this is of credit in units of the states' own sizes: of `lambda s`,
     where s is the power of two next to the largest size of a state in the last windows. What is followed is `V / s`.
+    M stays as it is where these units change.
 
     The batch shares V [q, S], U [k, S], H [k, k], the numbers of windows with credit and of all since
     the first one, the running means of `|lambda_0|^2` and of what of it lies in no direction of V, and the
@@ -75,7 +78,7 @@ class CreditSubspace(Directions):
         return basis[: self.count], basis, moment, counts, zero, zero, *sizes
 
     def each(self, size: int, batch: int, dtype: Any) -> Carry:
-        return (jnp.ones(batch, dtype),) if self.clip else ()
+        return jnp.ones(batch, dtype), jnp.ones((batch, self.count), dtype)
 
     def lost(self, shared: Carry) -> float | None:
         energy, outside = map(float, shared[4:6])
@@ -84,23 +87,31 @@ class CreditSubspace(Directions):
     def ends(
         self, shared: Carry, each: Carry, states: Float[Array, "B S"]
     ) -> tuple[Float[Array, "1 q S"], Carry]:
-        """Also the directions, and those of the moment, in units of the states' sizes; the old units,
-        sizes and units."""
+        """Also the directions in units of the states' sizes, the old units, the sizes and the new units."""
         v, u, h, *_, sizes, units = shared
         began = jnp.any(sizes > 0)
         largest = jnp.max(jnp.abs(states), 0)
         largest = jnp.where(jnp.isfinite(largest), largest, sizes)
-        sizes = jnp.maximum(largest, (1 - self.rate) * sizes)
+        fallen = jnp.where(
+            largest > 0, jnp.sqrt(largest) * jnp.sqrt(sizes), (1 - self.rate) * sizes
+        )
+        sizes = jnp.maximum(largest, fallen)
         new_units = _units(sizes)
         units = jnp.where(began, units, new_units)  # before the first window, nothing was followed
-        u = _in_units(u, new_units, units)
         size = jnp.trace(h)
         with jax.default_matmul_precision("highest"):
             iterated = u.T @ (h @ (u @ v.T)) / jnp.where(size > 0, size, 1)
             # of directions that no credit has come from, the old ones are kept
             basis = jnp.linalg.qr(iterated + jnp.finfo(h.dtype).eps ** 0.5 * v.T)[0].T
-        basis = jnp.where(size > 0, basis, v)
-        return (basis / new_units[None])[None], (basis, u, units, sizes, new_units)
+        basis = jnp.where((size > 0) & jnp.isfinite(basis).all(), basis, v)
+        return (basis / new_units[None])[None], (basis, units, sizes, new_units)
+
+    def keeps(
+        self, shared: Carry, each: Carry, starts: Float[Array, "B q S"]
+    ) -> Bool[Array, "B q"]:
+        """Those that do not grow beyond what credit is known to: the rest of it is rounding."""
+        largest = jnp.max(jnp.abs(starts * shared[-1][None, None]), -1)
+        return largest * jnp.finfo(starts.dtype).eps < 1
 
     def basis(self, shared: Carry, each: Carry) -> Float[Array, "1 q S"]:
         return (shared[0] / shared[-1][None])[None]
@@ -120,22 +131,25 @@ class CreditSubspace(Directions):
         credit: Float[Array, "B S"] | None,
         push: Push,
     ) -> tuple[Float[Array, "B q q"], Carry, Carry]:
-        v, _, *rest = shared[:-2]
-        basis, u, units, sizes, new_units = chosen
+        v, moment, (growth, kept) = shared[0], shared[1:-2], each
+        basis, units, sizes, new_units = chosen
+        keeps = jnp.isfinite(starts).all(-1)
+        starts = jnp.where(keeps[..., None], starts, 0)
         transition = (starts * units[None, None]) @ v.T
         if self.clip:
-            growth = each[0] * _norm_bound(transition)
+            growth = growth * _norm_bound(transition)
             transition = transition / jnp.maximum(growth / GROWTH, 1)[:, None, None]
-            each = (jnp.clip(growth, 1, GROWTH),)
-        moment = (u, *rest)
+            growth = jnp.clip(growth, 1, GROWTH)
+        each = growth, keeps.astype(kept.dtype)
         if credit is not None:
             scaled = starts * new_units[None, None], credit * new_units[None]
-            moment = self._with_credit(v, basis, moment, *scaled)
+            moment = self._with_credit(v, kept, basis, moment, *scaled)
         return transition, (basis, *moment, sizes, new_units), each
 
     def _with_credit(
         self,
         v: Float[Array, "q S"],
+        kept: Float[Array, "B q"],
         ends: Float[Array, "q S"],
         moment: Carry,
         starts: Float[Array, "B q S"],
@@ -169,7 +183,7 @@ class CreditSubspace(Directions):
             symmetric = (image + image.T) / 2
         # squares of credit may overflow where the moment does not
         valid = jnp.isfinite(symmetric).all() & jnp.isfinite(energy) & (jnp.trace(symmetric) > 0)
-        outside = energy - jnp.sum((credit @ v.T) ** 2) / batch
+        outside = energy - jnp.sum(kept * (credit @ v.T) ** 2) / batch
         weight = jnp.where(has_credit, jnp.maximum(self.rate, 1 / jnp.maximum(counts[0], 1)), 0)
         new = (
             basis.T,
@@ -226,11 +240,6 @@ class EveryState(Directions):
 def _units(sizes: Float[Array, " S"]) -> Array:
     """The powers of two next to the sizes of states; one for those that were always zero."""
     return jnp.exp2(jnp.round(jnp.log2(jnp.where(sizes > 0, sizes, 1))))
-
-
-def _in_units(u: Float[Array, "k S"], new: Float[Array, " S"], old: Float[Array, " S"]) -> Array:
-    """Directions of the moment where the units of states change."""
-    return u * jnp.clip(new / old, 1 / LIMIT, LIMIT)[None]
 
 
 def _norm_bound(a: Float[Array, "B q q"]) -> Float[Array, " B"]:

@@ -80,7 +80,7 @@ class RandomDirections(CreditSubspace):
     """Directions drawn at random, which stay."""
 
     def ends(self, shared: Any, each: Any, states: Any) -> tuple[Array, Any]:
-        return self.basis(shared, each), (*shared[:2], shared[-1], *shared[-2:])
+        return self.basis(shared, each), (shared[0], shared[-1], *shared[-2:])
 
     def advance(
         self, shared: Any, each: Any, ends: Any, chosen: Any, starts: Any, credit: Any, push: Any

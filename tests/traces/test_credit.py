@@ -234,6 +234,52 @@ def test_units_of_states():
     assert distance(one, other) < 1e-3
 
 
+@jax.custom_jvp
+def spike(v):
+    return (v > 1).astype(v.dtype)
+
+
+spike.defjvp(lambda p, t: (spike(p[0]), t[0] / (1 + 10 * jnp.abs(p[0] - 1)) ** 2))
+
+
+def conductances(m, x, s):
+    """Two neurons in Euler steps that are too long where conductances are large: potentials grow until they spike."""
+    g, v, r = s
+    g = 0.9 * g + m["u"] @ x + m["w"] @ spike(v)
+    v = v + 0.1 * (jax.nn.relu(g) * (3.0 - v) - v)
+    v = v - spike(v)
+    r = 0.9 * r + m["out"] @ spike(v)
+    return r, (g, v, r)
+
+
+@pytest.mark.parametrize("rule", ["rank", "credit"])
+def test_an_unstable_network_keeps_its_gradient_finite(rule):
+    """Potentials and traces of 1e30 in float32, whose squares overflow, and a gradient of a few units by BPTT."""
+    single = lambda a: jnp.asarray(a, jnp.float32)
+    u, w, out = np.abs(normal(2, 2)), 0.3 * normal(2, 2, seed=1), normal(1, 2, seed=2)
+    model = jax.tree.map(single, {"u": 8 * u, "w": w, "out": out})
+    xs, targets = single(np.abs(normal(60, 2, seed=3))), single(np.ones(60))
+    state = jax.tree.map(single, (np.zeros(2), np.zeros(2), np.zeros(1)))
+    common = {"state": state, "step": conductances}
+    _, bptt = etpc.bptt(model, xs, targets, models.loss, **common)
+    norm = lambda tree: np.linalg.norm(np.concatenate([np.ravel(a) for a in jax.tree.leaves(tree)]))
+    assert norm([bptt["u"], bptt["w"]]) < 100
+    low = etpc.ES_D_RTRL(rank=1, window=10)
+    algo = low if rule == "rank" else etpc.CreditRTRL(2, 1, window=10)
+    reference = etpc.D_RTRL(window=10, backprop="cut" if rule == "rank" else "full")
+    grads = []
+    for each in (algo, reference):
+        program = etpc.compile(model, each, inputs=xs[0], **common)
+        (_, carry), found = program.value_and_grad(models.loss)(model, xs, targets, program.init())
+        assert max(np.abs(a).max() for a in jax.tree.leaves(carry.traces)) > 1e20
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves((carry, found)))
+        grads.append([found["u"], found["w"]])
+    error, reference_error = (
+        norm(jax.tree.map(np.subtract, g, [bptt["u"], bptt["w"]])) for g in grads
+    )
+    assert error < 1.1 * reference_error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gru", "two_layer_lif", "lstm"])
 def test_full_rank_is_the_whole_trace(name):
