@@ -223,7 +223,7 @@ def short_name(algorithm: Algorithm) -> str:
     settings = algorithm.shown()
     for field in dataclasses.fields(algorithm):
         value = getattr(algorithm, field.name)
-        if field.kw_only is True and field.compare and value != field.default:
+        if field.kw_only is True and field.name not in algorithm.main and value != field.default:
             settings.append(f"{field.name}={value!r}")
     return f"{type(algorithm).__name__}({', '.join(settings)})"
 

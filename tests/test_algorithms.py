@@ -344,7 +344,7 @@ def test_backprop_by_its_old_name(rule):
         assert rule(in_window=old) == rule(backprop=new)
     assert rule().backprop == "cut"
     assert etpc.CreditRTRL(in_window="exact").backprop == "full"
-    with pytest.raises(etpc.AlgorithmError, match='"cut" or "full", not .half'):
+    with pytest.raises(etpc.AlgorithmError, match=r'"cut" or "full", not .half'):
         inspect.unwrap(rule.__init__)(object.__new__(rule), backprop="half")
 
 

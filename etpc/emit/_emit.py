@@ -508,10 +508,8 @@ class Emitter:
             if window.keeps is not None:
                 by_start = jnp.where(window.keeps[..., None], by_start, 0)
             along = Followed(basis, by_start, transition, window.deltas)
-        carried = list(zip(self.plan.carried, traces.carries, moves.followed, strict=True))
-        # Those that can use the products of others come after them.
-        for n in sorted(range(len(carried)), key=lambda n: not carried[n][0].site.factored):
-            p, trace, followed = carried[n]
+        carried = zip(self.plan.carried, traces.carries, moves.followed, strict=True)
+        for n, (p, trace, followed) in enumerate(carried):
             ops = sharing[p.op.number]
             factors = [moves.factors[q.op.number] for q in ops]
 
@@ -521,7 +519,7 @@ class Emitter:
                     products[layout] = suffix_products(layout.pairs, transition, entered)
                 return products[layout]
 
-            passage: Any = CutPassage(p, factors, transitions, p.layout in products)
+            passage: Any = CutPassage(p, factors, transitions)
             if p.directions is not None and along is not None:
                 passage = FollowedPassage(passage, ops, along)
             start = None if starts is None else starts.of_trace[p.op.number]

@@ -23,19 +23,14 @@ class CutPassage:
     factors: Sequence[Factors]
     """Of all operations that the trace is for."""
     products: Callable[[], Products]
-    ready: bool
-    """Whether they have been computed, for another trace."""
 
     @property
     def xs(self) -> list[Array]:
         return [factors.x for factors in self.factors if factors.x is not None]
 
-    def moved(self) -> list[Array]:
+    def moved(self) -> list[list[Array]]:
         move = self.products()[0]
-        return [move(factors.immediate) for factors in self.factors]
-
-    def moved_parts(self) -> list[list[Array]]:
-        return [[moved] for moved in self.moved()]
+        return [[move(factors.immediate)] for factors in self.factors]
 
     def whole(self) -> Array:
         return self.products()[1]
@@ -68,19 +63,14 @@ class FollowedPassage:
     inner: CutPassage
     ops: Sequence[TracePlan]
     followed: Followed
-    factors = None
-    ready = True
 
     @property
     def xs(self) -> list[Array]:
         return self.inner.xs
 
-    def moved(self) -> list[Array]:
-        return [jnp.concatenate(parts, 2) for parts in self.moved_parts()]
-
-    def moved_parts(self) -> list[list[Array]]:
+    def moved(self) -> list[list[Array]]:
         return [
-            [moved, self.followed.deltas[p.op.number].astype(moved.dtype)]
+            [*moved, self.followed.deltas[p.op.number].astype(moved[0].dtype)]
             for p, moved in zip(self.ops, self.inner.moved(), strict=True)
         ]
 

@@ -1,6 +1,7 @@
 """The whole eligibility trace: one entry for every use of a weight and every block state."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from ..ops import Direct, Sparse
 from ..ops._kind import Factored
 from ._pieces import over_examples, overwrite, read_and_overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
-from ._transitions import apply, apply_columns, in_columns, of_each, recurrence, times
+from ._transitions import apply, apply_columns, in_columns, of_each, times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,21 +73,20 @@ class Full(Trace):
 
 
 def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
-    """No larger than `F`, it is moved step by step, unless the products of transitions are there already."""
+    """`eps_W = (prod D) eps_0 + sum_t (prod_{after t} D) F_t`."""
     start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
-    if passage.factors is None or passage.ready:
-        # as a product: XLA's CPU back end takes much longer for a sum over the leading axis
-        moved, precision = passage.moved_parts(), lax.Precision.HIGHEST
-        ones = jnp.ones(moved[0][0].shape[0], eps.dtype)
-        total = lambda part: jnp.tensordot(ones, part, 1, precision=precision)
-        added = [jnp.concatenate([total(part) for part in parts], 1) for parts in moved]
-        end = apply(site.pairs, passage.whole(), start) + sum(added[1:], added[0])
-        return end.reshape(eps.shape)
+    # as a product: XLA's CPU back end takes much longer for a sum over the leading axis
+    moved, precision = passage.moved(), lax.Precision.HIGHEST
+    ones = jnp.ones(moved[0][0].shape[0], eps.dtype)
+    total = lambda part: jnp.tensordot(ones, part, 1, precision=precision)
+    added = [_joined([total(part) for part in parts], 1) for parts in moved]
+    end = apply(site.pairs, passage.whole(), start) + sum(added[1:], added[0])
+    return end.reshape(eps.shape)
 
-    added = [factors.immediate for factors in passage.factors]
-    transition = passage.factors[0].transition
-    last, _ = recurrence(site.pairs, transition, sum(added[1:], added[0]), start)
-    return last.reshape(eps.shape)
+
+def _joined(parts: Sequence[Array], axis: int) -> Array:
+    """Parts along the states of the block as one array."""
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
 
 def _dense(
@@ -98,7 +98,8 @@ def _dense(
     """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`."""
     (eps,) = carry
     kind, m, pairs, batch = site.kind, site.block, site.pairs, eps.shape[0]
-    xs, moved = [x.astype(site.dtype) for x in passage.xs], passage.moved()
+    xs = [x.astype(site.dtype) for x in passage.xs]
+    moved = [_joined(parts, 2) for parts in passage.moved()]
     whole = of_each(passage.whole(), site.count)
     g, i, o = kind.groups, kind.inputs, kind.outputs
     whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
@@ -159,8 +160,8 @@ def _with_links(site: Site, passage: Passage, eps: Array) -> Array:
         moved = jnp.moveaxis(moved.reshape(batch, m, groups, -1), 2, 1)[..., links.outputs]
         return total + (x[:, :, None, links.inputs] * moved).reshape(total.shape), None
 
-    for x, moved in zip(passage.xs, passage.moved(), strict=True):
-        eps = lax.scan(add, eps, (x.astype(eps.dtype), moved))[0]
+    for x, parts in zip(passage.xs, passage.moved(), strict=True):
+        eps = lax.scan(add, eps, (x.astype(eps.dtype), _joined(parts, 2)))[0]
     return eps
 
 

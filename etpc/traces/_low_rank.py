@@ -75,7 +75,7 @@ class LowRank(Trace):
         """All factor pairs at the end of a window: first the R of the trace, then one for each step."""
         kind, m = site.kind, site.block
         g, i, o = kind.groups, kind.inputs, kind.outputs
-        (parts,), (x,) = passage.moved_parts(), passage.xs
+        (parts,), (x,) = passage.moved(), passage.xs
         a, b = carry[:2]
         batch, x = a.shape[0], jnp.moveaxis(x, 0, 1).astype(a.dtype)
         a = jnp.concatenate([a.reshape(batch, -1, g, i), x], 1)

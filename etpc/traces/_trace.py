@@ -99,33 +99,26 @@ class Signals(Protocol):
 
 @runtime_checkable
 class Passage(Protocol):
-    """A window, as it moves one trace."""
+    """A window, as it moves one trace, `eps_W = whole eps_0 + sum_t moved_t x_t`.
+
+    These three are all that a trace is moved by, so a form whose transitions or additions are others wraps
+    a passage in one that gives its own.
+    """
 
     @property
     def xs(self) -> Sequence[Inexact[Array, "W B G I"]]:
         """The data of each operation that the trace is for."""
         ...
 
-    @property
-    def factors(self) -> Sequence[Factors] | None:
-        """What the window says of each of them, step by step; `None` where that is not known."""
-        ...
+    def moved(self) -> Sequence[Sequence[Inexact[Array, "W B _ GO"]]]:
+        """What each operation adds at each step, moved on to the end of the window, `(prod_{after t} D) F_t`.
 
-    def moved(self) -> Sequence[Inexact[Array, "W B m GO"]]:
-        """What each output adds at each step, moved on to the end of the window: `(prod_{after t} D) F_t`."""
-        ...
-
-    def moved_parts(self) -> Sequence[Sequence[Inexact[Array, "W B _ GO"]]]:
-        """Likewise, in parts along the states of the block: XLA is slow to join them."""
+        In parts along the states of the block, one or two: XLA is slow to join them.
+        """
         ...
 
     def whole(self) -> Inexact[Array, "B P o"]:
         """The transition of the window, `prod D`."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether the products of the window's transitions are there already, for another trace."""
         ...
 
 

@@ -14,7 +14,7 @@ from jax import lax
 
 import etpc
 from etpc.algorithms import Algorithm
-from etpc.traces import Full, Trace, zeros
+from etpc.traces import Full, Passage, Trace, zeros
 from tests.marks import few
 
 T, B, I, N = 7, 3, 4, 5
@@ -159,3 +159,93 @@ def test_a_form_that_reads_its_trace_otherwise_does_not_inherit_blocks_without_s
     assert Shown.start_alone
     assert Said.start_alone
     assert not Mixed.start_alone
+
+
+# --- a form whose transitions are others ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Slower:
+    """A passage by `g D` in place of D."""
+
+    passage: Passage
+    g: float
+
+    @property
+    def xs(self):
+        return self.passage.xs
+
+    def moved(self):
+        def discounted(part):
+            powers = self.g ** np.arange(len(part) - 1.0, -1, -1)
+            return part * powers.reshape(-1, 1, 1, 1)
+
+        return [[discounted(part) for part in parts] for parts in self.passage.moved()]
+
+    def whole(self):
+        return self.g ** len(self.passage.moved()[0][0]) * self.passage.whole()
+
+
+@dataclasses.dataclass(frozen=True)
+class Discounted(Full):
+    g: float = 0.7
+    exact = False
+    left_out = "older influence is discounted"
+
+    def advance(self, site, passage, carry, followed, start):
+        return super().advance(site, Slower(passage, self.g), carry, followed, start)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscountedRTRL(Algorithm):
+    def trace_form(self, kind):
+        return Discounted()
+
+
+def discounted_by_hand(model, window, g):
+    """Plain reverse mode in each window, and what the discounted trace at its start gives, in loops."""
+
+    def run(model, v, xs, targets):
+        def one(v, data):
+            y, v = step(model, data[0], v)
+            return v, loss(y, data[1])
+
+        last, losses = lax.scan(one, v, (xs, targets))
+        return losses.sum(), last
+
+    total = jax.tree.map(jnp.zeros_like, model)
+    for b in range(B):
+        v, trace_w, trace_b = jnp.zeros(N), np.zeros((N, I + N)), np.zeros(N)
+        for t in range(0, T, window):
+            xs, targets = XS[t : t + window, b], TARGETS[t : t + window, b]
+            gradient = jax.grad(run, (0, 1), has_aux=True)
+            (grads, credit), last = gradient(model, v, xs, targets)
+            total["w"] += (grads["w"] + credit[:, None] * trace_w) / B
+            total["b"] += (grads["b"] + credit * trace_b) / B
+            for x in xs:
+                trace_w = g * 0.8 * trace_w + np.concatenate([x, jnp.tanh(v)])
+                trace_b = g * 0.8 * trace_b + 1
+                v = step(model, x, v)[1]
+            np.testing.assert_allclose(v, last, rtol=1e-12)
+    return total
+
+
+@pytest.mark.parametrize("window", [1, 5])
+@pytest.mark.parametrize("traced", ["w", "b", "wb"])
+def test_a_form_that_wraps_the_passage(traced, window):
+    """Also where no other operation has the same blocks, so that nothing else asks for their transitions."""
+    model = {"w": W, "b": BIAS}
+    program = etpc.compile(
+        model,
+        DiscountedRTRL(window=window, backprop="full"),
+        inputs=XS[0, 0],
+        state=jnp.zeros(N),
+        step=step,
+        weights=lambda m: [m[name] for name in traced],
+    )
+    run = program.value_and_grad(loss, "sum")
+    _, grads = run(model, XS, TARGETS, program.init(B))
+    expected, undiscounted = (discounted_by_hand(model, window, g) for g in (0.7, 1.0))
+    for name in traced:
+        np.testing.assert_allclose(grads[name], expected[name], rtol=0, atol=1e-12)
+        assert np.abs(expected[name] - undiscounted[name]).max() > 1e-3
