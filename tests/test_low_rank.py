@@ -233,3 +233,28 @@ def test_float32_is_stable_over_a_long_stream():
         assert all(np.isfinite(a).all() for a in jax.tree.leaves(carry))
         grads.append(np.asarray(g.w))
     assert np.linalg.norm(grads[0] - grads[1]) < 0.1 * np.linalg.norm(grads[1])
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+@pytest.mark.parametrize("of", ["inputs", "states"])
+def test_the_size_of_a_trace_does_not_matter_in_float32(scale, of):
+    """Of a GRU-like layer whose inputs, or states, are many orders of magnitude larger; certificates too."""
+    fed, read = (scale, 1.0) if of == "inputs" else (1.0, scale)
+
+    def program_of(fed, read):
+        def step(w, x, h):
+            z, new = jnp.split(w @ x / np.float32(fed), 2)
+            z = jax.nn.sigmoid(z)
+            h = (1 - z) * h + z * np.float32(read) * jnp.tanh(new)
+            return h / np.float32(read), h
+
+        w, xs = normal(8, 6).astype(jnp.float32), (XS * fed).astype(jnp.float32)
+        algo = etpc.ES_D_RTRL(rank=1, window=W, certificate=True)
+        program = etpc.compile(w, algo, inputs=xs[0], state=jnp.zeros(4, jnp.float32), step=step)
+        targets = jnp.full(T, 0.3, jnp.float32)
+        (_, carry), grads = program.value_and_grad(loss, "sum")(w, xs, targets, program.init())
+        (bound,) = program.certificate(carry)
+        return grads, bound.gradient, bound.trace / np.float32(read)
+
+    for one, other in zip(program_of(fed, read), program_of(1.0, 1.0), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * np.abs(other).max())

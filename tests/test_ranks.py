@@ -8,7 +8,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import etpc
-from etpc.algorithms import LowRank
+from etpc.algorithms import Full, LowRank
+from etpc.traces import Filtered
 from tests.marks import few
 
 T, I, N = 12, 6, 5
@@ -154,13 +155,12 @@ def test_ranks_that_are_proved(name):
     step, state, rank = STEPS[name]
     program = compiled(name, etpc.ES_D_RTRL(rank=2, window=2))
     form = op_of(program).form
-    assert isinstance(form, LowRank)
     if rank is None:
         assert form == LowRank(2)
         assert not op_of(program).exact
         return
-    # gains that move add modes, so what was asked for is kept
-    assert form == LowRank(2 if name == "a gain for each neuron" else rank, exact=True)
+    assert isinstance(form, Filtered)
+    assert form.count(op_of(program).trace.site) == rank
     exact = op_of(compiled(name, etpc.D_RTRL())).exact
     assert op_of(program).exact == exact
     _, grads = gradient(program)
@@ -173,8 +173,8 @@ def test_ranks_that_are_proved(name):
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, rank) in STEPS.items() if rank])
-def test_a_trace_has_the_rank_that_was_proved(name):
-    """And not a lower one: of the traces of D-RTRL, by their singular values."""
+def test_a_trace_has_no_lower_rank(name):
+    """As many filtered inputs as the trace of D-RTRL has singular values."""
     carry, _ = gradient(compiled(name, etpc.D_RTRL(window=3)))
     program = compiled(name, etpc.D_RTRL(window=3))
     place = [t.op.path for t in program.plan.carried].index("['w']")
@@ -240,34 +240,11 @@ def test_a_rank_is_proved_for_all_parameters(name):
         assert bool(max(errors) < 1e-9) is proved
 
 
-def test_a_rank_holds_while_the_weights_move():
-    """Where a rank is cut to what is proved, that is enough for any course of the weights."""
-    decay, _ = DECAYS_OF["two scalars"]
-
-    def step(m, x, h):
-        h = decay(m["a"], m["b"]) * h + m["a"] * (m["w"] @ x)
-        return h, h
-
-    traces = []
-    for algo in (etpc.ES_D_RTRL(rank=4, window=2), etpc.D_RTRL(window=2)):
-        model = {"a": jnp.asarray(0.9), "b": jnp.asarray(0.5), "w": MODEL["w"]}
-        program = etpc.compile(model, algo, inputs=XS[0], state=ZEROS, step=step)
-        carry, run = program.init(), program.value_and_grad(loss, "sum")
-        for start in range(0, T, 2):
-            (_, carry), grads = run(model, XS[start : start + 2], jnp.zeros(2), carry)
-            model = jax.tree.map(lambda a, g: a - 0.01 * jnp.tanh(g), model, grads)
-        place = [p.op.kind.data is None for p in program.plan.carried].index(False)
-        traces.append([np.asarray(a) for a in carry.traces[place]])
-    (a, b), (full,) = traces
-    assert a.shape[0] == 2
-    np.testing.assert_allclose(a.T @ b, full, rtol=0, atol=1e-12 * np.abs(full).max())
-
-
 def test_the_readout_of_a_spiking_layer():
     program = compiled("a spiking layer", etpc.ES_D_RTRL(rank=2, window=2))
-    assert op_of(program, "['out']").form == LowRank(1, exact=True)
+    assert isinstance(op_of(program, "['out']").form, Filtered)
     assert op_of(program, "['out']").exact
-    assert "rank 1 holds all of it" in str(program)
+    assert "1 filtered input holds all of it" in str(program)
 
 
 def test_arguments():

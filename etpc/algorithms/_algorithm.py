@@ -9,20 +9,19 @@ from typing import Any, ClassVar, Literal
 from .._errors import AlgorithmError, InputTypeError, checked_count
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..ops import Kind
-from ..traces import Directions, Full, Site, Trace
+from ..traces import Directions, Filtered, Full, Site, Trace
 
 Backprop = Literal["cut", "full"]
 TraceForm = Trace
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound:
-    """The rank that a trace cannot exceed."""
+class Proved:
+    """A form that is proved to hold the whole trace, and is smaller than that."""
 
-    rank: int
-    """While the weights move."""
-    fixed: int
-    """Between two of their updates; no larger."""
+    form: Filtered
+    size: int
+    """How many numbers it carries for one example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +47,9 @@ class Context:
     memory: int
     """Bytes that all traces may take for the batch."""
     batch_size: int
-    bounds: Callable[[Mapping[int, Trace]], Mapping[int, Bound]] | None = None
-    """For operations with a factor that have such traces: what their rank cannot exceed, proved from the
-    program."""
+    filtered: Callable[[Backprop], Mapping[int, Proved]] = lambda backprop: {}
+    """For operations whose trace is a sum of filtered inputs: the smallest form that is proved from the program,
+    in windows of this kind."""
 
     def site(self, op: WeightOp) -> Site:
         """What the trace of an operation knows of it."""
@@ -236,9 +235,9 @@ def resolve(algo: Algorithm | str) -> Algorithm:
 __all__ = [
     "Algorithm",
     "Backprop",
-    "Bound",
     "Choice",
     "Context",
+    "Proved",
     "TraceForm",
     "register_algorithm",
     "registered",

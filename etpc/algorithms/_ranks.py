@@ -1,32 +1,31 @@
-"""Which low-rank traces hold all of it, as the program proves."""
+"""Which traces with a rank are sums of filtered inputs, as the program proves."""
 
-import dataclasses
+from ..traces import Filtered, LowRank, Site
+from ..traces._trace import size_of
+from ._algorithm import Backprop, Choice, Context
 
-from ..traces import LowRank
-from ._algorithm import Bound, Choice, Context
 
-
-def with_proved_ranks(context: Context, choice: Choice) -> Choice:
-    """The choice, where each trace of a rank that is proved to be enough has no more, and is exact."""
-    if context.bounds is None:
-        return choice
+def with_filtered(context: Context, choice: Choice, backprop: Backprop) -> Choice:
+    """The choice, where each trace with a rank that filtered inputs hold in no more memory is those."""
     low = {number: form for number, form in choice.forms.items() if isinstance(form, LowRank)}
-    bounds = context.bounds(low)
+    proved = context.filtered(backprop) if low else {}
     forms, reasons = dict(choice.forms), dict(choice.reasons)
-    for number, form in low.items():
-        bound = bounds.get(number)
-        if bound is None or bound.fixed > form.rank:  # it has no trace, or may have a higher rank
-            continue
-        proved = min(form.rank, bound.rank)
-        forms[number] = dataclasses.replace(form, rank=proved, exact=True)
-        reasons[number] = f"rank {proved} holds all of it: {_why(bound)}"
+    sites = {op.number: context.site(op) for op in context.ops}
+    for number in low.keys() & proved.keys():
+        exact, site = proved[number], sites[number]
+        if exact.size <= size_of(low[number].settle(site), site):
+            forms[number] = exact.form
+            reasons[number] = _why(exact.form, site)
     return Choice(forms, reasons)
 
 
-def _why(bound: Bound) -> str:
-    if bound.rank == bound.fixed:
-        return "outputs have the same transitions, whatever the parameters are"
-    return "its transitions depend on no data"
+def _why(form: Filtered, site: Site) -> str:
+    count = form.count(site)
+    hold = "filtered input holds" if count == 1 else "filtered inputs hold"
+    why = "outputs have the same transitions, whatever the parameters are"
+    if form.columns:
+        why = "outputs have the same transitions, and how they are entered depends on no data"
+    return f"{count} {hold} all of it: {why}"
 
 
-__all__ = ["with_proved_ranks"]
+__all__ = ["with_filtered"]

@@ -10,7 +10,7 @@ from .._errors import AlgorithmError, InputTypeError, checked_count, whole_numbe
 from ..ops import Kind
 from ..traces import CreditSubspace, Decay, Full, LowRank, Trace
 from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm
-from ._ranks import with_proved_ranks
+from ._ranks import with_filtered
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -38,11 +38,11 @@ class ES_D_RTRL(Algorithm):
     on the second ones, exactly; each window adds its own pairs, and then the sum is reduced to its
     R leading modes, the best approximation of that rank. Inside a window nothing is reduced, so the
     gradient is nearer to that of D-RTRL the longer the window. Element-wise weights keep the full
-    trace, which is no larger, and so does a weight whose trace cannot have a higher rank.
+    trace, which is no larger, and so does a weight whose trace cannot have a higher rank. Where outputs are proved to
+    share their transitions, and that takes no more memory, the trace is a sum of filtered inputs, which are exact.
 
     - `decay`: a float in (0, 1]; 0.99 where neither it nor a rank is given.
-    - `rank`: an int >= 1. Where the program proves that a trace has no higher rank, as that of a leaky
-        readout, it is exact.
+    - `rank`: an int >= 1.
     - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
 
     **Source:** Wang et al. 2026, as above, for the decay form. `eps_f` is stored without the factor
@@ -100,7 +100,7 @@ class ES_D_RTRL(Algorithm):
 
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
-        return choice if self.rank is None else with_proved_ranks(context, choice)
+        return choice if self.rank is None else with_filtered(context, choice, self.backprop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +113,7 @@ class CreditRTRL(Algorithm):
     follow the credit as windows of `value_and_grad` or `etpc.online` bring it; calls of the program
     and `scan` leave them as they are. Where nothing escapes it is D-RTRL; with as many directions as
     there are states, RTRL. Where the simulation of a network becomes unstable, as that of conductances in
-    steps that are too long, the influence along the directions may grow until it overflows, and D-RTRL's
-    stays finite.
+    steps that are too long, directions along which influence overflows are dropped, and `credit_lost` counts them.
 
     - `q`: the number of directions. `program.credit_lost(carry)` says how much of the energy of the credit
         lies in none of them.
@@ -204,7 +203,7 @@ class RTRL(Algorithm):
 
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
-        return choice if self.rank is None else with_proved_ranks(context, choice)
+        return choice if self.rank is None else with_filtered(context, choice, self.backprop)
 
     @property
     def main(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
+from .._jax import Flat
 from ..trace import Step
 from ._escapes import Escape, Influence, Reads
 from ._hidden import HiddenStates
@@ -81,6 +82,8 @@ class Analysis:
     outputs: tuple[Reads, ...]
     """What each output leaf depends on."""
     findings: Findings
+    tangents: Flat
+    """The tangents of the new states, in parts, as a program; see `linearise`."""
 
     @cached_property
     def hidden(self) -> HiddenStates:
@@ -163,7 +166,9 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
         tuple(i for i, v in enumerate(step.parameters) if v in parts.assumed or i in relied),
     )
     reach = _reached(influence, by_states, outputs, transition, steps)
-    return Analysis(step, parts, cut, transition, tuple(immediate), reach, outputs, findings)
+    return Analysis(
+        step, parts, cut, transition, tuple(immediate), reach, outputs, findings, tangents
+    )
 
 
 def _reached(

@@ -6,15 +6,14 @@ an operation without a rule computes is new. So equal numbers are a proof that h
 of the parameters and of the data; different numbers say nothing.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation, Flat, Primitive, prune
+from .._jax import Equation, Primitive, Variable, prims
 from .._primitives import facts
 
 LARGEST = 1 << 20
@@ -23,14 +22,10 @@ HASHED = 1 << 12
 """So many scalars of one operation, at most, are compared with those of others."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Numbers:
-    """The numbers of an array's elements."""
-
-    at: np.ndarray
-    """int64; -1 for elements that are not followed, each of which counts as different."""
-    data: bool
-    """Whether they may depend on data."""
+Numbers = np.ndarray
+"""The numbers of an array's elements, int64; `UNKNOWN` or `UNKNOWN_DATA` for elements that are not followed."""
+UNKNOWN, UNKNOWN_DATA = -2, -1
+"""Each such element counts as different from all others; of the second kind are those that may depend on data."""
 
 
 class Numbering:
@@ -38,66 +33,134 @@ class Numbering:
 
     def __init__(self) -> None:
         self._count = 0
+        self._by_data = np.zeros(1 << 10, bool)  # of each number: whether it may depend on data
         self._scalars: dict[Any, int] = {}
+        self._zeros: set[int] = set()
 
     def new(self, aval: Any, data: bool) -> Numbers:
-        """An array all of whose elements are new."""
+        """An array all of whose elements are new; `data` says whether they may depend on data."""
         size = int(np.prod(aval.shape, dtype=np.int64))
         if size > LARGEST:
-            return Numbers(np.full(aval.shape, -1), data)
-        self._count += size
-        return Numbers(np.arange(self._count - size, self._count).reshape(aval.shape), data)
+            return np.full(aval.shape, UNKNOWN_DATA if data else UNKNOWN, np.int64)
+        return self._next(np.full(size, data)).reshape(aval.shape)
 
-    def run(self, flat: Flat, inputs: Sequence[Numbers]) -> list[Numbers]:
-        """The numbers of the outputs from those of the inputs."""
-        env = dict(zip(flat.inputs, inputs, strict=True))
-        env.update((v, self._constant(value)) for v, value in flat.constants.items())
-        for eqn in prune(flat.equations, flat.outputs):
-            operands = [env[v] for v in eqn.inputs]
-            data = any(n.data for n in operands)
-            rule = _rule_of(eqn.primitive)
-            large = any(v.size > LARGEST for v in (*eqn.inputs, *eqn.outputs))
-            if rule is None or large or any((n.at < 0).any() for n in operands):
-                results = [self.new(v.aval, data) for v in eqn.outputs]
-            else:
-                results = [Numbers(at, data) for at in rule(self, eqn, [n.at for n in operands])]
-            env.update(zip(eqn.outputs, results, strict=True))
-        return [env[v] for v in flat.outputs]
-
-    def _constant(self, value: Any) -> Numbers:
+    def constant(self, value: Any) -> Numbers:
+        """An array whose values are known."""
         if jnp.issubdtype(value.dtype, jax.dtypes.extended) or value.size > LARGEST:
             return self.new(value, data=False)
         array = np.asarray(value)
-        rows = np.ascontiguousarray(array).reshape(-1, 1).view(np.uint8)
-        return Numbers(self.scalars(("constant", str(array.dtype)), rows.T, array.shape), False)
+        rows = np.ascontiguousarray(array).reshape(-1, 1).view(np.uint8).T
+        at = self._scalars_of(("constant", str(array.dtype)), rows, None).reshape(array.shape)
+        self._zeros.update(np.unique(at[array == 0]).tolist())
+        return at
 
-    def scalars(self, operation: Any, operands: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def by_data(self, numbers: Numbers) -> np.ndarray:
+        """Which elements may depend on data."""
+        return np.where(numbers < 0, numbers == UNKNOWN_DATA, self._by_data[numbers])
+
+    def is_zero(self, numbers: Numbers) -> np.ndarray:
+        """Which elements are known to be zero."""
+        return np.isin(numbers, list(self._zeros))
+
+    def run(
+        self,
+        equations: Iterable[Equation],
+        env: dict[Variable, Numbers],
+        tangents: Container[Variable] = (),
+    ) -> None:
+        """Add the results of equations to the numbers of their operands.
+
+        Equations that some `tangents` enter are linear in those, so that these results are zero where they are.
+        """
+        for eqn in equations:
+            operands = [env[v] for v in eqn.inputs]
+            rule = _rule_of(eqn.primitive)
+            entering = [env[v] for v in eqn.inputs if v in tangents]
+            linear = entering and (rule is not None or _is_linear(eqn.primitive))
+            linear = linear and all(v.is_float for v in eqn.outputs)
+            if linear and all(self.is_zero(numbers).all() for numbers in entering):
+                zeros = [np.zeros(v.shape, v.aval.dtype) for v in eqn.outputs]
+                env.update(zip(eqn.outputs, map(self.constant, zeros), strict=True))
+                continue
+            large = any(v.size > LARGEST for v in (*eqn.inputs, *eqn.outputs))
+            if rule is None or large or any((numbers < 0).any() for numbers in operands):
+                data = any(self.by_data(numbers).any() for numbers in operands)
+                results = [self.new(v.aval, data) for v in eqn.outputs]
+            else:
+                results = rule(self, eqn, operands)
+                if linear and facts(eqn.primitive).element_wise:
+                    are = [v in tangents for v in eqn.inputs]
+                    results = [self._linear(eqn, operands, are, results[0])]
+            env.update(zip(eqn.outputs, results, strict=True))
+
+    def _linear(
+        self, eqn: Equation, operands: Sequence[Numbers], tangents: Sequence[bool], result: Numbers
+    ) -> Numbers:
+        """The result of an element-wise operation without the terms and products that are zero."""
+        (v,) = eqn.outputs
+        zero = [np.broadcast_to(self.is_zero(numbers), v.shape) for numbers in operands]
+        if eqn.primitive in _SUMS and len(operands) == 2:
+            second, first = (np.broadcast_to(numbers, v.shape) for numbers in operands[::-1])
+            result = np.where(zero[1], first, result)
+            if eqn.primitive is not prims.sub_p:
+                result = np.where(zero[0], second, result)
+        nothing = np.all([z for z, tangent in zip(zero, tangents, strict=True) if tangent], axis=0)
+        return np.where(nothing, self.constant(np.zeros((), v.aval.dtype)), result)
+
+    def scalars(self, operation: Any, operands: Sequence[Numbers]) -> Numbers:
+        """The same operation on each element of some arrays of one shape."""
+        rows = np.stack([numbers.reshape(-1) for numbers in operands])
+        return self._scalars_of(operation, rows, self.by_data).reshape(operands[0].shape)
+
+    def _scalars_of(
+        self,
+        operation: Any,
+        operands: np.ndarray,
+        by_data: Callable[[np.ndarray], np.ndarray] | None,
+    ) -> np.ndarray:
         """Numbers of the same operation on each column of `operands`, [k, elements]."""
         columns, inverse = np.unique(operands, axis=1, return_inverse=True)
-        count = columns.shape[1]
-        if count > HASHED:
-            numbers = np.arange(self._count, self._count + count)
-            self._count += count
+        data: Any = np.zeros(columns.shape, bool) if by_data is None else by_data(columns)
+        data = data.any(0)
+        if data.size > HASHED:
+            numbers = self._next(data)
         else:
-            numbers = np.array([self._scalar(operation, column) for column in columns.T], np.int64)
-        return numbers[inverse.reshape(-1)].reshape(shape)
+            pairs = zip(columns.T, map(bool, data), strict=True)
+            numbers = np.array([self._scalar(operation, *pair) for pair in pairs], np.int64)
+        return numbers[inverse.reshape(-1)]
 
-    def _scalar(self, operation: Any, operands: np.ndarray) -> int:
+    def _scalar(self, operation: Any, operands: np.ndarray, data: bool) -> int:
         key = operation, operands.tobytes()
         if key not in self._scalars:
-            self._scalars[key] = self._count
-            self._count += 1
+            self._scalars[key] = int(self._next(np.array([data]))[0])
         return self._scalars[key]
 
+    def _next(self, by_data: np.ndarray) -> np.ndarray:
+        """Numbers that are not taken."""
+        start, self._count = self._count, self._count + by_data.size
+        if self._count > self._by_data.size:
+            self._by_data = np.pad(self._by_data, (0, self._count))
+        self._by_data[start : self._count] = by_data
+        return np.arange(start, self._count)
 
-Rule = Callable[[Numbering, Equation, list[np.ndarray]], list[np.ndarray]]
+
+Rule = Callable[[Numbering, Equation, list[Numbers]], list[Numbers]]
 
 
-def _element_wise(numbering: Numbering, eqn: Equation, operands: list[np.ndarray]) -> Any:
+def _element_wise(numbering: Numbering, eqn: Equation, operands: list[Numbers]) -> list[Numbers]:
     shape = eqn.outputs[0].shape
-    rows = np.stack([np.broadcast_to(at, shape).reshape(-1) for at in operands])
     settings = tuple(sorted((name, str(value)) for name, value in eqn.params.items()))
-    return [numbering.scalars((eqn.primitive, settings), rows, shape)]
+    operation = (eqn.primitive, settings)
+    return [numbering.scalars(operation, [np.broadcast_to(at, shape) for at in operands])]
+
+
+_SUMS = (prims.add_p, prims.sub_p, prims.add_jaxvals_p)
+
+
+def _is_linear(primitive: Primitive) -> bool:
+    """Whether an operation without a rule is linear in the tangents that enter it."""
+    record = facts(primitive)
+    return record.moves or record.heavy or primitive is prims.reduce_sum_p
 
 
 def _rule_of(primitive: Primitive) -> Rule | None:
@@ -107,12 +170,4 @@ def _rule_of(primitive: Primitive) -> Rule | None:
     return _element_wise if record.element_wise else None
 
 
-def distinct_columns(tables: Sequence[np.ndarray]) -> int:
-    """How many columns of tables of numbers [rows, columns], on top of each other, may differ."""
-    columns = np.concatenate(tables)
-    followed = (columns >= 0).all(0)
-    different = np.unique(columns[:, followed], axis=1).shape[1]
-    return int(different + (~followed).sum())
-
-
-__all__ = ["Numbering", "Numbers", "distinct_columns"]
+__all__ = ["UNKNOWN", "UNKNOWN_DATA", "Numbering", "Numbers"]

@@ -349,12 +349,6 @@ class Emitter:
         moves = Moves(factors, self._follow(factors, traces)[0], along, past)
         return (rollout.outputs, rollout.last), moves, Residuals(pull, traces, fresh_start)
 
-    def jacobians_of(self, weights, others, xs, state) -> dict[int, Factors]:
-        """The factors D and F of a window whose stream goes on."""
-        rollout = self.step.run(weights, others, xs, state, outputs=False)
-        goes_on = jnp.zeros(state[0].shape[0], bool)
-        return self._factors(self._jacobians(weights, others, xs, rollout, goes_on), None)
-
     def _parts(self, states) -> list[Array]:
         """The real vectors, [W, B, n] each, that make up the states."""
         dtype = self.plan.dtype
@@ -514,8 +508,10 @@ class Emitter:
                 *(shared, each, window.ends, window.chosen, window.starts, credit, window.push)
             )
             basis = directions.basis(traces.shared, traces.each)
-            basis = of_each_example(basis, window.starts[:, 0, 0])
-            along = Followed(basis, window.starts, transition, window.deltas)
+            basis, by_start = of_each_example(basis, window.starts[:, 0, 0]), window.starts
+            if window.keeps is not None:
+                by_start = jnp.where(window.keeps[..., None], by_start, 0)
+            along = Followed(basis, by_start, transition, window.deltas)
         carried = zip(self.plan.carried, traces.carries, moves.followed, strict=True)
         for n, (p, trace, followed) in enumerate(carried):
             ops = sharing[p.op.number]

@@ -29,6 +29,8 @@ class Directed(NamedTuple):
     deltas: dict[int, Array]
     """[W, B, q, GO]."""
     push: Callable[[Array], Array]
+    keeps: Array | None
+    """[B, q]: what is not dropped; `None` for all."""
 
 
 class Uncut:
@@ -93,7 +95,8 @@ class Uncut:
         """The window along the directions that are followed; `valid` [W, B] says which steps count."""
         directions = self.plan.directions
         assert directions is not None
-        ends, chosen = directions.ends(traces.shared, traces.each)
+        last = jnp.concatenate(self.parts(rollout.last), -1)
+        ends, chosen = directions.ends(traces.shared, traces.each, last)
         zeros = jax.tree.map(jnp.zeros_like, rollout.outputs)
 
         def back(end: Array) -> tuple[list[Array], list[Array]]:
@@ -120,7 +123,14 @@ class Uncut:
             for p, delta in zip(self.live, deltas, strict=True)
             if p.trace is not None and p.trace.directions is not None
         }
-        return Directed(ends, chosen, jnp.concatenate(starts, -1), of_op, push)
+        by_start = jnp.concatenate(starts, -1)
+        keeps = directions.keeps(traces.shared, traces.each, by_start)
+        if keeps is not None:
+            for delta in of_op.values():
+                keeps = keeps & jnp.isfinite(delta).all((0, 3))
+            by_start = jnp.where(keeps[..., None], by_start, jnp.nan)
+            of_op = {n: jnp.where(keeps[None, ..., None], a, 0) for n, a in of_op.items()}
+        return Directed(ends, chosen, by_start, of_op, push, keeps)
 
     def split(self, states: Array) -> list[Array]:
         """A vector of all states, [B, S], in parts."""

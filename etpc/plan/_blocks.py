@@ -91,6 +91,21 @@ class Layout:
         return self.rows.shape[0]
 
 
+def lasting(analysis: Analysis, block: Pattern) -> Pattern:
+    """The states of blocks without those that nothing reads but data that is cut, as that of an LSTM's last
+    output: the credit of one at the start of a window is zero. All, where nothing would be left."""
+    read = np.diff(sp.csc_array(analysis.transition).indptr) > 0
+    for reads in analysis.outputs:
+        read |= reads.states
+    for reach in analysis.reach:
+        if reach.role != "state":
+            read |= reach.reads_states
+    kept: Pattern = sp.csr_array(block.multiply(read[None]))
+    kept.eliminate_zeros()
+    kept.sort_indices()
+    return kept if kept.nnz else block
+
+
 def block_rows(block: Pattern) -> np.ndarray:
     """The states of each output's block, sorted, as a table [m, O] padded with -1."""
     counts = np.diff(block.indptr)
@@ -113,7 +128,7 @@ def colouring(analysis: Analysis) -> Colouring:
     by_rows = [k for k in ops if k not in columns]
     patterns = [analysis.transition, *(analysis.immediate[k] for k in by_rows)]
     stacked: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
-    colour = _colours_of(stacked, analysis.hidden.leaf_of(np.arange(stacked.shape[0])))
+    colour = colours_of(stacked, analysis.hidden.leaf_of(np.arange(stacked.shape[0])))
     colour[np.diff(stacked.indptr) == 0] = -1
     count = int(colour.max(initial=0)) + 1
     owners = [_owners(pattern, colour, count) for pattern in patterns]
@@ -132,14 +147,14 @@ def _read_by_columns(immediate: Pattern) -> bool:
 
 def _columns(immediate: Pattern) -> Columns:
     transposed: Pattern = sp.csr_array(immediate.T)
-    colour = _colours_of(transposed, np.zeros(transposed.shape[0], np.int64))
+    colour = colours_of(transposed, np.zeros(transposed.shape[0], np.int64))
     count = int(colour.max(initial=0)) + 1
     states = block_rows(transposed).T
     at = colour[:, None] * transposed.shape[1] + _fill(states)
     return Columns(colour, count, Index.of(at, states >= 0))
 
 
-def _colours_of(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
+def colours_of(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
     """A colour for each row, so that those of one share no column; `leaf` is one that is tried."""
     rows = pattern.shape[0]
     for trial in (np.zeros(rows, np.int64), leaf.astype(np.int64)):
@@ -251,6 +266,8 @@ __all__ = [
     "Layout",
     "block_rows",
     "colouring",
+    "colours_of",
     "immediate_index",
+    "lasting",
     "layout",
 ]

@@ -1,14 +1,14 @@
 """The plan of a trace program: what is carried for each weight operation, and how."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
 import networkx as nx
 import numpy as np
-import scipy.sparse as sp
 
 from .._errors import (
     AlgorithmError,
@@ -17,11 +17,12 @@ from .._errors import (
     UnsupportedError,
     raise_together,
 )
-from ..algorithms import Algorithm, Bound, Choice, Context
+from ..algorithms import Algorithm, Choice, Context
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype, vector_dtype
 from ..analyse._pattern import Pattern
 from ..traces import Directions, Site, Trace, bytes_of
-from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, layout
+from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, lasting, layout
+from ._filtered import filtered
 from ._pairs import with_virtual
 from ._window import AT_LEAST, chosen_window, window_matters
 
@@ -320,12 +321,12 @@ def context(
     *,
     memory: int | None = None,
     batch_size: int = 1,
-    bounds: Callable[[Mapping[int, Trace]], Mapping[int, Bound]] | None = None,
 ) -> Context:
-    """What an algorithm chooses from, with arguments as of `plan`, and ranks that are proved."""
+    """What an algorithm chooses from, with arguments as of `plan`, and what is proved of traces."""
     ops = traceable(analysis, selected(analysis, weights))
     limit = DEFAULT_MEMORY if memory is None else memory
-    return Context(analysis, ops, limit, batch_size, bounds)
+    proved = functools.cache(functools.partial(filtered, analysis, ops))
+    return Context(analysis, ops, limit, batch_size, proved)
 
 
 def traceable(analysis: Analysis, chosen: Collection[int]) -> tuple[WeightOp, ...]:
@@ -407,7 +408,7 @@ def _describe(
     else:
         members = reach.block
         if form.start_alone and reach.closed and algorithm.backprop == "cut":
-            members = _lasting(analysis, members)
+            members = lasting(analysis, members)
         dtype = trace_dtype(analysis, op)
         trace = TracePlan(op, form, members, reach.closed, dtype, directions)
         form = form.settle(trace.site)
@@ -449,21 +450,6 @@ def left_out(reach: Reach, directions: Directions | None) -> tuple[str, ...]:
     if not reach.block.nnz:
         return (f"its influence on hidden states is {directions.left_out}",)
     return tuple(f"{escape}, {directions.left_out}" for escape in reach.escapes)
-
-
-def _lasting(analysis: Analysis, block: Pattern) -> Pattern:
-    """The states of blocks without those that nothing reads but data that is cut, as that of an LSTM's last
-    output: the credit of one at the start of a window is zero. All, where nothing would be left."""
-    read = np.diff(sp.csc_array(analysis.transition).indptr) > 0
-    for reads in analysis.outputs:
-        read |= reads.states
-    for reach in analysis.reach:
-        if reach.role != "state":
-            read |= reach.reads_states
-    lasting: Pattern = sp.csr_array(block.multiply(read[None]))
-    lasting.eliminate_zeros()
-    lasting.sort_indices()
-    return lasting if lasting.nnz else block
 
 
 DEFAULT_MEMORY = 1 << 34

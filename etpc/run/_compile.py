@@ -1,6 +1,6 @@
 """From a model to a program, through all the stages."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,18 +13,15 @@ from .._errors import (
     checked_count,
     raise_together,
 )
-from ..algorithms import Algorithm, Choice, Context, Full, resolve
-from ..analyse import Analysis, analyse
-from ..emit import emit, rank_bounds
-from ..plan import Plan, context, plan
+from ..algorithms import Algorithm, resolve
+from ..analyse import analyse
+from ..emit import emit
+from ..plan import context, plan
 from ..trace import paths_of, trace
 from ..trace._leaves import is_array, shape_of
-from ..traces import Trace
 from ._arguments import foreign
 from ._fusion import refuse_wrong_fusion
 from ._program import Program
-
-UNLIMITED = 1 << 62
 
 
 def compile(
@@ -73,34 +70,11 @@ def compile(
         raise
     analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
     refuse_wrong_fusion(analysis)
-    choice = algorithm.choose(_context(algorithm, analysis, chosen, memory, batch_size))
+    choice = algorithm.choose(context(analysis, chosen, memory=memory, batch_size=batch_size))
     if choice.cut is not None and choice.cut != analysis.cut:
         analysis = analyse(traced, cut=choice.cut)
     planned = plan(analysis, algorithm, chosen, choice=choice, memory=memory, batch_size=batch_size)
     return Program(emit(planned))
-
-
-def _context(
-    algorithm: Algorithm,
-    analysis: Analysis,
-    chosen: Any,
-    memory: int | None,
-    batch_size: int,
-) -> Context:
-    """What the algorithm chooses from."""
-
-    def with_traces(forms: Mapping[int, Trace]) -> Plan:
-        ops = context(analysis, chosen).ops
-        whole = {op.number: forms.get(op.number, Full()) for op in ops}
-        return plan(analysis, algorithm, chosen, choice=Choice(whole), memory=UNLIMITED)
-
-    return context(
-        analysis,
-        chosen,
-        memory=memory,
-        batch_size=batch_size,
-        bounds=lambda forms: rank_bounds(with_traces(forms)),
-    )
 
 
 def fits(model: Any, inputs: Any, state: Any, step: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ..ops._kind import summed
 from ._directions import Directions, Push
@@ -38,10 +38,19 @@ class CreditSubspace(Directions):
     directions than are followed, `M = U^T H U`. The directions of the next window are one step of
     subspace iteration, `V' = orth(M V^T)^T`.
 
-    Each example has, with `clip`, the largest product of the bounds of any number of the last transitions.
+    What grows by more than 1 / precision in one window is dropped, as little but rounding would be read of it; `lost`
+    counts it.
+
+    Each example has, with `clip`, the largest product of the bounds of any number of the last transitions; and which
+    directions were not dropped in the last window.
+
+    States may be of different units, so all this is of credit in units of the states' own sizes: of `lambda s`,
+    where s is the power of two next to the largest size of a state in the last windows. What is followed is `V / s`.
+    M stays as it is where these units change.
 
     The batch shares V [q, S], U [k, S], H [k, k], the numbers of windows with credit and of all since
-    the first one, and the running means of `|lambda_0|^2` and of what of it lies in no direction of V.
+    the first one, the running means of `|lambda_0|^2` and of what of it lies in no direction of V, and the
+    states' sizes [S] and units s [S].
     """
 
     count: int
@@ -50,79 +59,104 @@ class CreditSubspace(Directions):
     clip: bool = True
     """Whether transitions of the virtual states are scaled down where the product of the bounds of their norms
     would otherwise become more than 10."""
-    exact: bool = False
 
     @property
     def left_out(self) -> str:
         many = "direction" if self.count == 1 else f"{self.count} directions"
         return f"followed along {many} of credit"
 
-    def settle(self, size: int) -> "CreditSubspace":
-        """That of a program with so many states."""
-        if self.count < size:
-            return self
-        return dataclasses.replace(self, count=size, clip=False, exact=True)
+    def settle(self, size: int) -> Directions:
+        """The directions of a program with so many states: all of them, where no fewer are followed."""
+        return self if self.count < size else EveryState(size)
 
     def init(self, size: int, dtype: Any) -> Carry:
         spare = min(size, 2 * self.count + SPARE)
         basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, spare), dtype))[0].T
         zero = jnp.zeros((), dtype)
         moment, counts = jnp.zeros((spare, spare), dtype), jnp.zeros(2, dtype)
-        return basis[: self.count], basis, moment, counts, zero, zero
+        sizes = jnp.zeros(size, dtype), jnp.ones(size, dtype)
+        return basis[: self.count], basis, moment, counts, zero, zero, *sizes
 
     def each(self, size: int, batch: int, dtype: Any) -> Carry:
-        return (jnp.ones(batch, dtype),) if self.clip else ()
+        return jnp.ones(batch, dtype), jnp.ones((batch, self.count), dtype)
 
     def lost(self, shared: Carry) -> float | None:
-        energy, outside = map(float, shared[-2:])
+        energy, outside = map(float, shared[4:6])
         return max(outside, 0.0) / energy if energy > 0 else None
 
-    def ends(self, shared: Carry, each: Carry) -> tuple[Float[Array, "1 q S"], None]:
-        v, u, h = shared[:3]
+    def ends(
+        self, shared: Carry, each: Carry, states: Float[Array, "B S"]
+    ) -> tuple[Float[Array, "1 q S"], Carry]:
+        """Also the directions in units of the states' sizes, the old units, the sizes and the new units."""
+        v, u, h, *_, sizes, units = shared
+        began = jnp.any(sizes > 0)
+        largest = jnp.max(jnp.abs(states), 0)
+        largest = jnp.where(jnp.isfinite(largest), largest, sizes)
+        fallen = jnp.where(
+            largest > 0, jnp.sqrt(largest) * jnp.sqrt(sizes), (1 - self.rate) * sizes
+        )
+        sizes = jnp.maximum(largest, fallen)
+        new_units = _units(sizes)
+        units = jnp.where(began, units, new_units)  # before the first window, nothing was followed
         size = jnp.trace(h)
         with jax.default_matmul_precision("highest"):
             iterated = u.T @ (h @ (u @ v.T)) / jnp.where(size > 0, size, 1)
             # of directions that no credit has come from, the old ones are kept
             basis = jnp.linalg.qr(iterated + jnp.finfo(h.dtype).eps ** 0.5 * v.T)[0].T
-        return jnp.where(size > 0, basis, v)[None], None
+        basis = jnp.where((size > 0) & jnp.isfinite(basis).all(), basis, v)
+        return (basis / new_units[None])[None], (basis, units, sizes, new_units)
+
+    def keeps(
+        self, shared: Carry, each: Carry, starts: Float[Array, "B q S"]
+    ) -> Bool[Array, "B q"]:
+        """Those that do not grow beyond what credit is known to: the rest of it is rounding."""
+        largest = jnp.max(jnp.abs(starts * shared[-1][None, None]), -1)
+        return largest * jnp.finfo(starts.dtype).eps < 1
 
     def basis(self, shared: Carry, each: Carry) -> Float[Array, "1 q S"]:
-        return shared[0][None]
+        return (shared[0] / shared[-1][None])[None]
 
     def coefficients(
         self, shared: Carry, each: Carry, credit: Float[Array, "B S"]
     ) -> Float[Array, "B q"]:
-        return credit @ shared[0].T
+        return (credit * shared[-1][None]) @ shared[0].T
 
     def advance(
         self,
         shared: Carry,
         each: Carry,
         ends: Float[Array, "1 q S"],
-        chosen: None,
+        chosen: Carry,
         starts: Float[Array, "B q S"],
         credit: Float[Array, "B S"] | None,
         push: Push,
     ) -> tuple[Float[Array, "B q q"], Carry, Carry]:
-        v = shared[0]
-        transition = starts @ v.T
+        v, moment, (growth, kept) = shared[0], shared[1:-2], each
+        basis, units, sizes, new_units = chosen
+        keeps = jnp.isfinite(starts).all(-1)
+        starts = jnp.where(keeps[..., None], starts, 0)
+        transition = (starts * units[None, None]) @ v.T
         if self.clip:
-            growth = each[0] * _norm_bound(transition)
+            growth = growth * _norm_bound(transition)
             transition = transition / jnp.maximum(growth / GROWTH, 1)[:, None, None]
-            each = (jnp.clip(growth, 1, GROWTH),)
-        updated = (ends[0], *shared[1:])
+            growth = jnp.clip(growth, 1, GROWTH)
+        each = growth, keeps.astype(kept.dtype)
         if credit is not None:
-            updated = self._with_credit(shared, ends[0], starts, credit)
-        return transition, updated, each
+            scaled = starts * new_units[None, None], credit * new_units[None]
+            moment = self._with_credit(v, kept, basis, moment, *scaled)
+        return transition, (basis, *moment, sizes, new_units), each
 
     def _with_credit(
         self,
-        shared: Carry,
+        v: Float[Array, "q S"],
+        kept: Float[Array, "B q"],
         ends: Float[Array, "q S"],
+        moment: Carry,
         starts: Float[Array, "B q S"],
         credit: Float[Array, "B S"],
     ) -> Carry:
-        v, u, h, counts, mean_energy, mean_outside = shared
+        """What is carried of the moment, and of what lies in no direction."""
+        u, h, counts, mean_energy, mean_outside = moment
         batch = credit.shape[0]
         with jax.default_matmul_precision("highest"):
             image = ends @ u.T
@@ -145,11 +179,11 @@ class CreditSubspace(Directions):
                 return (1 - rate) * (u.T @ (h @ (u @ a))) + rate * new
 
             basis = jnp.linalg.qr(times(u.T))[0]
-            moment = basis.T @ times(basis)
-            symmetric = (moment + moment.T) / 2
+            image = basis.T @ times(basis)
+            symmetric = (image + image.T) / 2
         # squares of credit may overflow where the moment does not
         valid = jnp.isfinite(symmetric).all() & jnp.isfinite(energy) & (jnp.trace(symmetric) > 0)
-        outside = energy - jnp.sum((credit @ v.T) ** 2) / batch
+        outside = energy - jnp.sum(kept * (credit @ v.T) ** 2) / batch
         weight = jnp.where(has_credit, jnp.maximum(self.rate, 1 / jnp.maximum(counts[0], 1)), 0)
         new = (
             basis.T,
@@ -158,18 +192,67 @@ class CreditSubspace(Directions):
             mean_energy + weight * (energy - mean_energy),
             mean_outside + weight * (outside - mean_outside),
         )
-        return ends, *(jnp.where(valid, a, b) for a, b in zip(new, shared[1:], strict=True))
+        return tuple(jnp.where(valid, a, b) for a, b in zip(new, moment, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryState(Directions):
+    """Each state is a direction of its own, so that nothing that escapes is lost.
+
+    States of different units stay apart: turned into another basis, small ones would be lost beside large ones.
+    """
+
+    count: int
+    exact: bool = True
+
+    def init(self, size: int, dtype: Any) -> Carry:
+        return (jnp.eye(size, dtype=dtype),)
+
+    def lost(self, shared: Carry) -> float:
+        return 0.0
+
+    def ends(
+        self, shared: Carry, each: Carry, states: Float[Array, "B S"]
+    ) -> tuple[Float[Array, "1 S S"], None]:
+        return shared[0][None], None
+
+    def basis(self, shared: Carry, each: Carry) -> Float[Array, "1 S S"]:
+        return shared[0][None]
+
+    def coefficients(
+        self, shared: Carry, each: Carry, credit: Float[Array, "B S"]
+    ) -> Float[Array, "B S"]:
+        return credit
+
+    def advance(
+        self,
+        shared: Carry,
+        each: Carry,
+        ends: Float[Array, "1 S S"],
+        chosen: None,
+        starts: Float[Array, "B S S"],
+        credit: Float[Array, "B S"] | None,
+        push: Push,
+    ) -> tuple[Float[Array, "B S S"], Carry, Carry]:
+        return starts, shared, each
+
+
+def _units(sizes: Float[Array, " S"]) -> Array:
+    """The powers of two next to the sizes of states; one for those that were always zero."""
+    return jnp.exp2(jnp.round(jnp.log2(jnp.where(sizes > 0, sizes, 1))))
 
 
 def _norm_bound(a: Float[Array, "B q q"]) -> Float[Array, " B"]:
     """A bound of the largest singular value of each matrix."""
+    largest = jnp.max(jnp.abs(a), (1, 2))
+    a = a / jnp.where(largest > 0, largest, 1)[:, None, None]
     power, log = a.swapaxes(-1, -2) @ a, jnp.zeros(a.shape[0], a.dtype)
     for n in range(SQUARINGS + 1):
         power = power if n == 0 else power @ power
         trace = jnp.trace(power, axis1=-2, axis2=-1)
         log = log + jnp.log(trace) / 2**n
         power = power / jnp.where(trace > 0, trace, 1)[:, None, None]
-    return jnp.exp(log / 2)
+    return largest * jnp.exp(log / 2)
 
 
-__all__ = ["CreditSubspace"]
+__all__ = ["CreditSubspace", "EveryState"]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ._trace import Carry
 
@@ -52,10 +52,24 @@ class Directions:
         """The part of the energy of credit that lies in no direction; `None` where it is not known."""
         return None
 
-    def ends(self, shared: Carry, each: Carry) -> tuple[Float[Array, "B q S"], Any]:
+    def ends(
+        self, shared: Carry, each: Carry, states: Float[Array, "B S"]
+    ) -> tuple[Float[Array, "B q S"], Any]:
         """The cotangents `V` at the end of the window that begins, the first axis of length one where
-        the batch shares them; and what `advance` is to know of how they were chosen."""
+        the batch shares them; and what `advance` is to know of how they were chosen.
+
+        - `states`: those at that end.
+        """
         raise NotImplementedError
+
+    def keeps(
+        self, shared: Carry, each: Carry, starts: Float[Array, "B q S"]
+    ) -> Bool[Array, "B q"] | None:
+        """Which directions are followed through a window, and not dropped as they overflow; `None` for all.
+
+        Those that are dropped are NaN in the `starts` of `advance`, and move nothing.
+        """
+        return None
 
     def basis(self, shared: Carry, each: Carry) -> Float[Array, "B q S"]:
         """The directions V that the virtual states are the influence on: the cotangents with which the

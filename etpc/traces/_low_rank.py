@@ -18,24 +18,21 @@ from ._transitions import apply, paired, times
 class LowRank(Trace):
     """`sum_r a_r b_r^T` for each group, with a [B, R, G, I] and b [B, R, m, G, O].
 
-    Modes are found from squares, so entries of the trace should lie between about 1e-18 and 1e18 in
-    float32: larger ones give NaN, and what is smaller is lost.
+    Modes are found from squares, of pairs that are scaled first: only what is smaller than the root of the precision
+    relative to the largest mode is lost.
 
     With a certificate, also the bounds of what was left out, of the trace [B, m, G, O] and of the
     gradients since the stream began [B, G, O].
     """
 
     rank: int
-    exact: bool = dataclasses.field(default=False, repr=False)
-    """Whether the trace is known to have no higher rank."""
     certificate: bool = dataclasses.field(default=False, repr=False)
     """Whether a bound of what is left out is carried."""
+    exact = False
     window_matters = True
 
     @property
     def left_out(self) -> str:
-        if self.exact:
-            return ""
         modes = "leading mode" if self.rank == 1 else f"{self.rank} leading modes"
         return f"after each window the trace is reduced to its {modes}"
 
@@ -111,21 +108,26 @@ class LowRank(Trace):
         """
         a, b = self.all_pairs(site, passage, carry)
         batch = a.shape[0]
+        # All that is squared is of size one: first each a alone, then all b with the lengths of their a.
+        scale = _power_of_two(jnp.max(jnp.abs(a), -1, keepdims=True, initial=0))
+        a = a / scale
         length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
         a = a / jnp.where(length > 0, length, jnp.ones((), length.dtype))
-        lengths = jnp.moveaxis(length, 1, 2)  # [B, G, Q, 1]
+        b = b * (length * scale)[:, :, None]
+        size = _power_of_two(jnp.max(jnp.abs(b), (1, 2, 4), keepdims=True, initial=0))
+        b = b / size
         # with less the vectors are not orthonormal on accelerators
         with jax.default_matmul_precision("highest"):
             gram_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
-            gram_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj()) * lengths * lengths.swapaxes(2, 3)
+            gram_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj())
             c = leading(gram_a, gram_b, self.rank)
-            coefficients = (gram_a @ c).conj() * lengths
-            right = jnp.einsum("bqmgo,bgqr->brmgo", b, coefficients)
+            right = jnp.einsum("bqmgo,bgqr->brmgo", b, (gram_a @ c).conj())
             left = jnp.einsum("bqgi,bgqr->brgi", a, c)
-            new = [left, right]
+            new = [left, right * size]
             if self.certificate:
-                b = b * length[:, :, None]
-                dropped = _lost(gram_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, right))
+                dropped = (
+                    _lost(gram_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, right)) * size[:, 0]
+                )
                 trace_bound, gradient_bound = (
                     bound.reshape(batch, -1, site.count) for bound in carry[2:]
                 )
@@ -150,6 +152,13 @@ class LowRank(Trace):
 
     def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
         return (carry[2], carry[3]) if self.certificate else None
+
+
+def _power_of_two(size: Inexact[Array, "..."]) -> Array:
+    """The power of two next to a size; one where there is none."""
+    info = jnp.finfo(size.dtype)
+    power = lax.reduce_precision(size, info.nexp, 0)
+    return jnp.where((power > 0) & jnp.isfinite(power), power, jnp.ones((), size.dtype))
 
 
 def _lost(

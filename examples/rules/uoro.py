@@ -39,7 +39,7 @@ class RandomDirection(Directions):
         key = jax.random.fold_in(jax.random.key(self.seed), number)
         return jax.random.rademacher(key, shape)
 
-    def ends(self, shared, each):
+    def ends(self, shared, each, states):
         return self.signs(shared[0], each[0].shape).astype(each[0].dtype)[:, None], None
 
     def basis(self, shared, each):

@@ -79,8 +79,8 @@ class Arm:
 class RandomDirections(CreditSubspace):
     """Directions drawn at random, which stay."""
 
-    def ends(self, shared: Any, each: Any) -> tuple[Array, None]:
-        return shared[0][None], None
+    def ends(self, shared: Any, each: Any, states: Any) -> tuple[Array, Any]:
+        return self.basis(shared, each), (shared[0], shared[-1], *shared[-2:])
 
     def advance(
         self, shared: Any, each: Any, ends: Any, chosen: Any, starts: Any, credit: Any, push: Any

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc.traces import CreditSubspace
+from etpc.traces import CreditSubspace, _credit
 from etpc.traces._credit import GROWTH
 from tests import models, oracle
 from tests.marks import few
@@ -55,6 +55,10 @@ class Case:
     def pull_back(self, grads):
         x = oracle.at(self.xs, (0, 0))
         return oracle.pull_back(self.model, x, self.state, grads)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
 
 
 def distance(a, b):
@@ -134,7 +138,9 @@ def growth(transitions):
 
 
 @pytest.mark.parametrize("name", few(NAMES, "mingru"))
-def test_equals_its_equations(name):
+def test_equals_its_equations(name, monkeypatch):
+    """Of states that are all in units of one; `test_units_of_states` is of others."""
+    monkeypatch.setattr(_credit, "_units", jnp.ones_like)
     case = Case(name)
     size = case.program(etpc.D_RTRL()).plan.analysis.hidden.size
     q, W = ((1, 3), (2, 2))[NAMES.index(name) % 2]
@@ -156,7 +162,7 @@ def test_moment_lasts_through_windows_without_credit():
         some = count % 5 == 0
         credit = rng.normal(size=(batch, size)) * some
         starts = 0.5 * rng.normal(size=(batch, q, size))
-        ends, chosen = d.ends(shared, ())
+        ends, chosen = d.ends(shared, (), jnp.ones((batch, size)))
         inner = np.asarray(ends[0] @ M @ ends[0].T)
         credits, push = jnp.asarray(credit), lambda ahead: ahead
         _, shared, each = d.advance(shared, each, ends, chosen, jnp.asarray(starts), credits, push)
@@ -187,6 +193,91 @@ def test_all_directions_are_rtrl(name):
     assert program.exact
     found, _ = case.online(etpc.CreditRTRL(size, None, window=2))
     assert distance(found, case.online(etpc.RTRL(window=2))[0]) < 1e-9
+
+
+def in_units(gain, dtype, q, xs=normal(40, 2), n=4):
+    """Of a dense network of currents and potentials `gain` times as large: the program's gradient, and BPTT's."""
+    model = {"w": 0.3 * normal(n, n), "u": normal(n, 2, seed=1)}
+    model, xs, gain = jax.tree.map(lambda a: jnp.asarray(a, dtype), (model, xs, gain))
+    state = (jnp.zeros(n, dtype),) * 2
+
+    def step(m, x, s):
+        current, v = s
+        current = 0.8 * current + m["w"] @ jnp.tanh(v / gain) + m["u"] @ x
+        v = 0.9 * v + gain * current
+        return v / gain, (current, v)
+
+    algo = etpc.CreditRTRL(q, None, window=5)
+    program = etpc.compile(model, algo, inputs=xs[0], state=state, step=step)
+    targets = jnp.zeros(len(xs), dtype)
+    (_, carry), grads = program.value_and_grad(models.loss)(model, xs, targets, program.init())
+    _, bptt = etpc.bptt(model, xs, targets, models.loss, state=state, step=step)
+    return program, carry, grads, bptt
+
+
+@pytest.mark.parametrize("gain", [1e-5, 1e-3])
+def test_all_directions_in_float32_where_units_differ(gain):
+    program, carry, found, bptt = in_units(gain, jnp.float32, q=8)
+    assert program.exact
+    assert program.credit_lost(carry) == 0
+    assert distance(found, bptt) < 1e-5
+
+
+def test_units_of_states():
+    """Few directions are the same ones whatever the units are."""
+    _, carry, wanted, _ = in_units(1.0, float, q=2)
+    for gain in (2.0**-17, 2.0**-10, 2.0**30):
+        program, other, found, _ = in_units(gain, float, q=2)
+        assert distance(found, wanted) < 1e-8
+        np.testing.assert_allclose(program.credit_lost(other), program.credit_lost(carry), 1e-8)
+    one, other = (in_units(gain, jnp.float32, q=2)[2] for gain in (1.0, 2.0**-17))
+    assert distance(one, other) < 1e-3
+
+
+@jax.custom_jvp
+def spike(v):
+    return (v > 1).astype(v.dtype)
+
+
+spike.defjvp(lambda p, t: (spike(p[0]), t[0] / (1 + 10 * jnp.abs(p[0] - 1)) ** 2))
+
+
+def conductances(m, x, s):
+    """Two neurons in Euler steps that are too long where conductances are large: potentials grow until they spike."""
+    g, v, r = s
+    g = 0.9 * g + m["u"] @ x + m["w"] @ spike(v)
+    v = v + 0.1 * (jax.nn.relu(g) * (3.0 - v) - v)
+    v = v - spike(v)
+    r = 0.9 * r + m["out"] @ spike(v)
+    return r, (g, v, r)
+
+
+@pytest.mark.parametrize("rule", ["rank", "credit"])
+def test_an_unstable_network_keeps_its_gradient_finite(rule):
+    """Potentials and traces of 1e30 in float32, whose squares overflow, and a gradient of a few units by BPTT."""
+    single = lambda a: jnp.asarray(a, jnp.float32)
+    u, w, out = np.abs(normal(2, 2)), 0.3 * normal(2, 2, seed=1), normal(1, 2, seed=2)
+    model = jax.tree.map(single, {"u": 8 * u, "w": w, "out": out})
+    xs, targets = single(np.abs(normal(60, 2, seed=3))), single(np.ones(60))
+    state = jax.tree.map(single, (np.zeros(2), np.zeros(2), np.zeros(1)))
+    common = {"state": state, "step": conductances}
+    _, bptt = etpc.bptt(model, xs, targets, models.loss, **common)
+    norm = lambda tree: np.linalg.norm(np.concatenate([np.ravel(a) for a in jax.tree.leaves(tree)]))
+    assert norm([bptt["u"], bptt["w"]]) < 100
+    low = etpc.ES_D_RTRL(rank=1, window=10)
+    algo = low if rule == "rank" else etpc.CreditRTRL(2, 1, window=10)
+    reference = etpc.D_RTRL(window=10, backprop="cut" if rule == "rank" else "full")
+    grads = []
+    for each in (algo, reference):
+        program = etpc.compile(model, each, inputs=xs[0], **common)
+        (_, carry), found = program.value_and_grad(models.loss)(model, xs, targets, program.init())
+        assert max(np.abs(a).max() for a in jax.tree.leaves(carry.traces)) > 1e20
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves((carry, found)))
+        grads.append([found["u"], found["w"]])
+    error, reference_error = (
+        norm(jax.tree.map(np.subtract, g, [bptt["u"], bptt["w"]])) for g in grads
+    )
+    assert error < 1.1 * reference_error
 
 
 @pytest.mark.slow
@@ -264,7 +355,7 @@ def test_a_window_without_the_loss_leaves_the_directions():
     run = program.value_and_grad(models.loss)
     (_, carry), _ = run(case.model, case.xs, case.targets, program.init(B))
     _, after = program.scan(case.model, case.xs, carry)
-    for a, b in zip(carry.shared[1:], after.shared[1:], strict=True):
+    for a, b in zip(carry.shared[1:6], after.shared[1:6], strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.abs(after.traces[0][0] - carry.traces[0][0]).max() > 1e-3
 
@@ -293,7 +384,7 @@ def test_products_of_transitions_are_bounded(scale):
     found, wanted = [], []
     for _ in range(20):
         starts = jnp.asarray(scale * rng.normal(size=(1, q, size)) / np.sqrt(size))
-        ends, chosen = d.ends(shared, each)
+        ends, chosen = d.ends(shared, each, jnp.ones((1, 6)))
         wanted.append(np.asarray(starts[0] @ shared[0].T))
         transition, shared, each = d.advance(
             shared, each, ends, chosen, starts, None, lambda ahead: ahead
@@ -314,7 +405,7 @@ def test_what_is_preserved_is_not_forgotten():
     d = CreditSubspace(4)
     shared, each = d.init(6, jnp.float64), d.each(6, 1, jnp.float64)
     for _ in range(300):
-        ends, chosen = d.ends(shared, each)
+        ends, chosen = d.ends(shared, each, jnp.ones((1, 6)))
         transition, shared, each = d.advance(
             shared, each, ends, chosen, shared[0][None], None, lambda ahead: ahead
         )
@@ -329,7 +420,7 @@ def test_one_overflow_does_not_spoil_the_running_means(size):
         starts = jnp.asarray(0.3 * rng.normal(size=(3, 2, 6)), jnp.float32)
         credit = rng.normal(size=(3, 6))
         credit[0] *= size if count == 3 else 1
-        ends, chosen = d.ends(shared, each)
+        ends, chosen = d.ends(shared, each, jnp.ones((3, 6), jnp.float32))
         arguments = ends, chosen, starts, jnp.asarray(credit, jnp.float32), lambda ahead: ahead
         _, shared, each = d.advance(shared, each, *arguments)
         assert all(np.isfinite(a).all() for a in (*shared, *each))

@@ -1,0 +1,141 @@
+"""The trace as filtered inputs, where outputs share their transitions: nothing is reduced."""
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Inexact
+
+from ._full import Full
+from ._trace import Carry, Factors, Passage, Rows, Site, Trace, zeros
+from ._transitions import apply, suffix_products, times
+
+
+@dataclasses.dataclass(frozen=True)
+class Filtered(Trace):
+    """`eps_o = sum_k X_k c_ko`, with an input X_k that is filtered by the transitions that outputs share.
+
+    The outputs of a class have equal transitions D. Each class carries, for k columns, `X' = D X + f x^T`, where
+    f is F itself, if that is equal in the class too, or one at one place of the block, if F there depends
+    on parameters alone: then c is the entry of F in the last window. So the trace is exact in any
+    precision, and where parameters that F depends on change between two windows, it is that of their last values.
+
+    The carry is X, [B, m, k, I, G, K] for K classes in a group, and c, [B, columns, G, O], if there are such
+    columns. Axes of length one are left out, but that of inputs.
+    """
+
+    classes: tuple[tuple[int, ...], ...]
+    """The class of each output of each group, [G][O]."""
+    columns: tuple[int, ...] = ()
+    """Places of the block at which F depends on parameters alone, and differs in a class."""
+    shared: bool = True
+    """Whether F is equal in each class at some of the other places; then its column is the first one."""
+    uniform: bool = False
+    """Whether all outputs of all groups have equal transitions."""
+    start_alone = True
+
+    @property
+    def held(self) -> str:
+        return "the filtered inputs that outputs share"
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """An output of each class, among those of all groups; int [G, K]."""
+        table = np.asarray(self.classes)
+        starts = [np.unique(row, return_index=True)[1] for row in table]
+        most = max(len(start) for start in starts)
+        padded = [np.pad(start, (0, most - len(start)), "edge") for start in starts]
+        return np.stack(padded) + table.shape[1] * np.arange(len(table))[:, None]
+
+    def count(self, site: Site) -> int:
+        """How many filtered inputs there are for each group."""
+        return site.block * self._kept * self.first.shape[1]
+
+    @property
+    def _kept(self) -> int:
+        """k."""
+        return len(self.columns) + self.shared
+
+    def _axes(self, site: Site) -> tuple[int, ...]:
+        g, k = self.first.shape
+        return site.block, self._kept, site.kind.inputs, g, k
+
+    def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
+        m, kept, inputs, g, k = self._axes(site)
+        axes = tuple(n for n in (m, kept) if n > 1), tuple(n for n in (g, k) if n > 1)
+        filtered = (*axes[0], inputs, *axes[1])
+        if not self.columns:
+            return (filtered,)
+        several = (len(self.columns),) if len(self.columns) > 1 else ()
+        return filtered, (*several, *site.group, site.kind.outputs)
+
+    def init(self, site: Site, batch: int) -> Carry:
+        return zeros(batch, self.shapes(site), site.dtype)
+
+    def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
+        """The carry at the end of the window."""
+        (m, kept, inputs, g, k), dtype = self._axes(site), site.dtype
+        first, immediate = self.first.reshape(-1), factors.immediate
+        period = factors.transition.shape[-1]
+        transition = factors.transition[..., (first[:1] if self.uniform else first) % period]
+        of_class, places = immediate[..., first], np.arange(m).reshape(1, 1, m, 1)
+        ones, zero = jnp.ones_like(of_class), jnp.zeros_like(of_class)
+        added = [jnp.where(np.isin(places, self.columns), zero, of_class)] if self.shared else []
+        added += [jnp.where(places == n, ones, zero) for n in self.columns]
+        entered = range(m) if self.shared else sorted(self.columns)
+        move, whole = suffix_products(site.pairs, transition, entered)
+        moved = move(jnp.stack(added, 3).reshape(*of_class.shape[:3], -1).astype(dtype))
+        assert factors.x is not None
+        new = jnp.einsum(
+            "wbmkgc,wbgi->bmkigc",
+            moved.reshape(*moved.shape[:3], kept, g, k),
+            factors.x.astype(dtype),
+            precision=lax.Precision.HIGHEST,
+        )
+        old = apply(site.pairs, whole, carry[0].reshape(-1, m, kept * inputs * g * k))
+        last = (old.reshape(new.shape) + new).reshape(carry[0].shape).astype(dtype)
+        entries = [immediate[-1][:, list(self.columns)].reshape(a.shape) for a in carry[1:]]
+        return (last, *(a.astype(dtype) for a in entries)), ()
+
+    def rows(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
+        """The filtered inputs; and the credit of each, from that of its place in the block of each output."""
+        (m, kept, inputs, g, k), batch = self._axes(site), start.shape[0]
+        credit = start.reshape(batch, m, 1, g, -1)
+        of_column = [credit] if self.shared else []
+        if self.columns:
+            entries = carry[1].reshape(batch, 1, len(self.columns), g, -1)
+            of_column.append(times(credit, entries))
+        credit = jnp.concatenate(of_column, 2)  # [B, m, k, G, O]
+        of_class = np.asarray(self.classes) == np.arange(k)[:, None, None]  # [K, G, O]
+        credit = jnp.where(of_class[:, None, None, None], credit[None], 0)
+        data = carry[0].reshape(batch, m, kept, inputs, g, k).transpose(5, 1, 2, 0, 4, 3)
+        n = k * m * kept
+        credit = credit.transpose(0, 2, 3, 1, 4, 5).reshape(n, batch, site.count)
+        return [(data.reshape(n, batch, g, inputs), credit)]
+
+    def advance(
+        self,
+        site: Site,
+        passage: Passage,
+        carry: Carry,
+        followed: Carry,
+        start: Array | None,
+    ) -> tuple[Carry, None]:
+        """The carry as `follow` left it."""
+        return followed, None
+
+    def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
+        """The sum, in the shape of the whole trace."""
+        units = jnp.eye(site.block, dtype=site.dtype)[:, :, None]
+        units = jnp.broadcast_to(units, (site.block, site.block, site.count))
+        same = tuple(jnp.broadcast_to(a, (site.block, *a.shape)) for a in carry)
+        ((data, credit),) = self.rows(site, units, same)
+        credit = credit.reshape(*data.shape[:3], -1)
+        trace = jnp.einsum("nmgi,nmgo->gimo", data, credit)
+        return {"trace": trace.reshape(Full().shapes(site)[0])}
+
+
+__all__ = ["Filtered"]

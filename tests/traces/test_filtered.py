@@ -1,0 +1,261 @@
+"""Traces that are sums of filtered inputs: exact in any precision, for all parameters, in every kind of window."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import etpc
+from etpc.traces import Filtered
+from tests.marks import few
+
+T, B, I, N = 12, 2, 6, 8
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def loss(y, target):
+    return jnp.sum((y - target) ** 2)
+
+
+def synapse(m, x, s):
+    g, v = s
+    g = 0.8 * g + m["w"] @ x
+    v = m["a"] * v + m["gain"][0] * g
+    return v / lax.stop_gradient(m["gain"][0]), (g, v)
+
+
+def direct_synapse(m, x, s):
+    """F enters two states, with gains of their own for each neuron."""
+    g, v = s
+    new = m["w"] @ x
+    g = 0.8 * g + m["each"] * new
+    v = m["a"] * v + 0.1 * g + m["gain"] * new
+    return jnp.tanh(v), (g, v)
+
+
+def two_groups(m, x, h):
+    gain = jnp.repeat(m["gain"][:2], N // 2)
+    h = jnp.repeat(m["two"], N // 2) * h + gain * (m["w"] @ x)
+    return jnp.tanh(h / lax.stop_gradient(gain)), h
+
+
+def each_gain(m, x, h):
+    h = m["a"] * h + m["gain"] * (m["w"] @ x)
+    return jnp.tanh(h / lax.stop_gradient(m["gain"])), h
+
+
+def one_gate(m, x, h):
+    """D and F depend on the input, and are those of all outputs."""
+    h = jax.nn.sigmoid(x[0]) * h + jnp.tanh(x[1]) * (m["w"] @ x)
+    return jnp.tanh(h), h
+
+
+def one_gate_each_gain(m, x, h):
+    """D depends on the input, F on the parameters alone."""
+    h = jax.nn.sigmoid(x[0]) * h + m["gain"] * (m["w"] @ x)
+    return jnp.tanh(h), h
+
+
+def unread_spikes(m, x, s):
+    """A state that nothing reads is not followed, so that its derivative, which differs, counts for nothing."""
+    v, _ = s
+    v = 0.9 * v + m["w"] @ x
+    z = jnp.tanh(v)
+    return m["out"] @ z, (v, z)
+
+
+def rotated(m, x, h):
+    h = (0.5 + 0.4j) * jnp.tanh(x[0]) * h + m["gain"] * (m["z"] @ x.astype(complex))
+    return jnp.stack([h.real, h.imag]), h
+
+
+def convolved(m, x, h):
+    new = lax.conv(x[None, None], m["kernel"], (1,), "SAME")[0]  # [3, I]
+    h = m["a"] * h + m["gain"][:3, None] * new
+    return jnp.tanh(h), h
+
+
+ZEROS = jnp.zeros(N)
+MODEL = {
+    "w": normal(N, I) / 2,
+    "out": normal(4, N, seed=2) / 2,
+    "z": normal(N, I) + 1j * normal(N, I, seed=3),
+    "kernel": normal(3, 1, 3, seed=5),
+    "a": jnp.asarray(0.7),
+    "two": jnp.asarray([0.9, 0.6]),
+    "gain": jnp.linspace(0.5, 1.5, N),
+    "each": jnp.linspace(1.5, 0.5, N),
+}
+# the step, its state, the weight, the rank that is asked for, and how many filtered inputs it gets
+STEPS = {
+    "synapse": (synapse, (ZEROS, ZEROS), "w", 2, 2),
+    "direct synapse": (direct_synapse, (ZEROS, ZEROS), "w", 3, 4),
+    "two groups": (two_groups, ZEROS, "w", 2, 2),
+    "each gain": (each_gain, ZEROS, "w", 1, 1),
+    "one gate": (one_gate, ZEROS, "w", 1, 1),
+    "one gate, each gain": (one_gate_each_gain, ZEROS, "w", 1, 1),
+    "unread spikes": (unread_spikes, (ZEROS, ZEROS), "w", 1, 1),
+    "rotated": (rotated, ZEROS.astype(complex), "z", 2, 4),
+    "convolved": (convolved, jnp.zeros((3, I)), "kernel", 1, 1),
+}
+WINDOWS = {
+    "one step": {"window": 1},
+    "five steps": {"window": 5},
+    "exact": {"window": 5, "backprop": "full"},
+    "look-back": {"window": 2, "lookback": 5},
+}
+
+
+def programs(name, rank=None, model=MODEL, **options):
+    step, state, weight, asked, _ = STEPS[name]
+    rules = etpc.ES_D_RTRL(rank=rank or asked, **options), etpc.D_RTRL(**options)
+    x = normal(I).astype(model["w"].dtype)
+    state = jax.tree.map(lambda a: a.astype(x.dtype) if a.dtype == float else a, state)
+    low, full = (etpc.compile(model, rule, inputs=x, state=state, step=step) for rule in rules)
+    op = next(p for p in low.ops if p.path == f"['{weight}']" and p.op.kind.data is not None)
+    return low, full, op
+
+
+def gradients(program, calls=1, model=MODEL, batch=B):
+    """In several calls, with one example that begins anew before the last one."""
+    xs = normal(T, *(() if batch is None else (batch,)), I, seed=1)
+    targets = jnp.full(xs.shape[:-1], 0.3)
+    run, carry, total = program.value_and_grad(loss, "sum"), program.init(batch), None
+    for n, at in enumerate(np.split(np.arange(T), calls)):
+        if n and n == calls - 1:
+            carry = program.reset(carry, jnp.arange(batch) == 1)
+        (_, carry), grads = run(model, xs[at], targets[at], carry)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    return total
+
+
+def close(one, other, tolerance=1e-9):
+    for path, b in other.items():
+        size = max(np.abs(b).max(initial=0), 1e-300)
+        np.testing.assert_allclose(one[path], b, rtol=0, atol=tolerance * size, err_msg=path)
+
+
+@pytest.mark.parametrize("name", few(STEPS, "synapse", "one gate, each gain", "convolved"))
+def test_it_is_the_whole_trace(name):
+    step, state, _, _, count = STEPS[name]
+    low, full, op = programs(name, window=5)
+    assert isinstance(op.form, Filtered)
+    assert op.form.count(op.trace.site) == count
+    assert op.exact
+    assert op.trace_bytes < next(p for p in full.ops if p.op.number == op.op.number).trace_bytes
+    one = gradients(low)
+    close(one, gradients(full))
+    xs = normal(T, B, I, seed=1)
+    targets = jnp.full((T, B), 0.3)
+    _, bptt = etpc.bptt(
+        MODEL, xs, targets, loss, state=state, step=step, reduction="sum", batch_size=B
+    )
+    close(one, bptt)
+
+
+@pytest.mark.parametrize("name", few(STEPS, "direct synapse"))
+@pytest.mark.parametrize("windows", few(WINDOWS, "look-back"))
+def test_in_every_kind_of_window(name, windows):
+    """In two calls, with a reset between them; and of one example without a batch axis."""
+    low, full, op = programs(name, **WINDOWS[windows])
+    assert isinstance(op.form, Filtered)
+    close(gradients(low, calls=2), gradients(full, calls=2))
+    close(gradients(low, batch=None), gradients(full, batch=None))
+
+
+@pytest.mark.parametrize("gain", [1e-4, 1e-7])
+@pytest.mark.parametrize("name", ["synapse", "two groups", "each gain"])
+def test_small_gains_in_float32(name, gain):
+    """Compiled at gains of one, and run at gains that differ by many orders of magnitude, against BPTT in float64."""
+    step, state, weight, _, _ = STEPS[name]
+    single = lambda tree: jax.tree.map(
+        lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a.astype(jnp.complex64), tree
+    )
+    program, _, op = programs(name, model=single(MODEL), window=3)
+    assert op.exact
+    moved = {**MODEL, "gain": jnp.geomspace(1, gain, N)[:: 1 if name == "each gain" else -1]}
+    xs, targets = normal(T, I, seed=1), jnp.full(T, 0.3)
+    run = program.value_and_grad(loss, "sum")
+    _, found = run(*single((moved, xs, targets)), program.init())
+    _, bptt = etpc.bptt(moved, xs, targets, loss, state=state, step=step, reduction="sum")
+    # each output by itself: their gradients are of different sizes too
+    size = np.abs(bptt[weight]).max(1, keepdims=True)
+    assert np.abs((found[weight] - bptt[weight]) / size).max() < 1e-5
+
+
+def test_gains_that_move():
+    """The trace is that of the gains of the last window."""
+
+    def step(m, x, h):
+        h = 0.9 * h + m["gain"] * (m["w"] @ x)
+        return h, h
+
+    model = {name: MODEL[name] for name in ("w", "gain")}
+    xs = normal(T, I, seed=1)
+    program = etpc.compile(
+        model, etpc.ES_D_RTRL(rank=1, window=3), inputs=xs[0], state=ZEROS, step=step
+    )
+    carry, run, gains = program.init(), program.value_and_grad(loss, "sum"), []
+    for start in range(0, T, 3):
+        moved = {**model, "gain": model["gain"] * (1 + start)}
+        gains.append(moved["gain"])
+        (_, carry), _ = run(moved, xs[start : start + 3], jnp.zeros(3), carry)
+    filtered = sum(0.9 ** (T - 1 - t) * x for t, x in enumerate(xs))
+    place = [p.op.kind.data is None for p in program.plan.carried].index(False)
+    np.testing.assert_allclose(carry.traces[place][0], filtered, rtol=1e-9)
+    np.testing.assert_allclose(carry.traces[place][1], gains[-1], rtol=1e-9)
+
+
+def test_it_is_shown_as_the_whole_trace():
+    low, full, op = programs("direct synapse", window=3)
+    xs = normal(T, I, seed=1)
+    shown = []
+    for program in (low, full):
+        (_, carry), _ = program.value_and_grad(loss)(MODEL, xs, jnp.zeros(T), program.init())
+        p, trace = next(
+            (p, trace)
+            for p, trace in zip(program.plan.carried, carry.traces, strict=True)
+            if p.op.number == op.op.number
+        )
+        shown.append(p.form.shown(p.site, trace)["trace"])
+    assert shown[0].shape == shown[1].shape
+    np.testing.assert_allclose(*shown, rtol=0, atol=1e-9 * np.abs(shown[1]).max())
+    assert "4 filtered inputs hold all of it" in str(low)
+
+
+def other(m, x, h):
+    decay = jnp.where(np.arange(N) == 3, m["two"][0], m["two"][1])
+    h = decay * h + m["w"] @ x
+    return h, h
+
+
+def squashed(m, x, h):
+    h = 0.9 * h + jnp.tanh(m["w"] @ x)
+    return h, h
+
+
+def by_state(m, x, h):
+    h = jax.nn.sigmoid(jnp.tanh(h)) * h + m["w"] @ x
+    return h, h
+
+
+@pytest.mark.parametrize("step", [squashed, by_state])
+def test_what_is_not_proved_is_reduced(step):
+    """Transitions, or what enters, that depend on data and differ from output to output."""
+    program = etpc.compile(MODEL, etpc.ES_D_RTRL(rank=1), inputs=normal(I), state=ZEROS, step=step)
+    op = next(p for p in program.ops if p.path == "['w']")
+    assert isinstance(op.form, etpc.algorithms.LowRank)
+    assert not op.exact
+    assert program.claims["['w']"].claim == "approximate"
+
+
+def test_one_output_that_differs_takes_a_filtered_input_of_its_own():
+    for rank, form in ((1, etpc.algorithms.LowRank), (2, Filtered)):
+        program = etpc.compile(
+            MODEL, etpc.ES_D_RTRL(rank=rank), inputs=normal(I), state=ZEROS, step=other
+        )
+        assert isinstance(next(p for p in program.ops if p.path == "['w']").form, form)
