@@ -23,7 +23,7 @@ from ..plan import OpPlan, Plan, TracePlan
 from ..plan._blocks import Layout
 from ..traces import Carry, Factors, Traces
 from ..traces._transitions import suffix_products
-from ._forward import Forward, Rollout, Stored
+from ._forward import Forward, Rollout, Stored, narrowed
 from ._gather import of_each_example, rows, take, take_rows, zeros_over
 from ._lookback import as_carried, none_yet, recent, window_steps
 from ._passage import CutPassage, Followed, FollowedPassage, Products
@@ -358,14 +358,18 @@ class Emitter:
         """The outputs of a window at once, how they depend on states and operations, and data."""
 
         def read(weights, old, new, deltas):
-            def one(x, state, saved, old, new, deltas):
-                return self.reading(weights, others, x, state, saved, old, new, deltas)
+            def one(zero, x, state, saved, old, new, deltas):
+                of_example = list(narrowed(analysis, wide(weights), zero).values())
+                return self.reading(of_example, others, x, state, saved, old, new, deltas)
 
-            return _over_time(one)(xs, rollout.before, rollout.wanted, old, new, deltas)
+            zeros = jnp.zeros(xs[0].shape[:2], jnp.float32)
+            return _over_time(one)(zeros, xs, rollout.before, rollout.wanted, old, new, deltas)
 
+        analysis = self.plan.analysis
+        wide = lambda weights: dict(zip(analysis.split.weights, weights, strict=True))
         old, new = self._parts(rollout.before), self._parts(rollout.after)
         deltas = self._deltas(old)
-        return jax.vjp(read, list(weights), old, new, deltas, has_aux=True)
+        return jax.vjp(read, _summable(weights), old, new, deltas, has_aux=True)
 
     def _by_inputs(self, weights, others, xs, rollout: Rollout):
         """How the output of each step depends on the input of that step, with the old state held."""

@@ -6,7 +6,7 @@ of a deep network passes through its weights as one product.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -110,7 +110,7 @@ class Forward:
         turning = _turning(dict(zip(self.turned, copies, strict=True))) if copies else None
         added, rule = ([], lambda _: turning) if shifts is None else shifts
         for stage in self.stages:
-            _at_once(stage.batch, fixed, over, rule, added, lead)
+            _at_once(a, stage.batch, fixed, over, rule, added, lead)
             if stage.leaves:
                 starts = [state[i] for i in stage.leaves]
                 known = None
@@ -129,7 +129,7 @@ class Forward:
                     over[a.split.next_state[i]] = new_states[i] = new
                     last[i] = end
         if outputs:
-            _at_once(self.after, fixed, over, rule if shifts else _plain, added, lead)
+            _at_once(a, self.after, fixed, over, rule if shifts else _plain, added, lead)
         read = lambda v: over[v] if v in over else _repeated(fixed[v], lead)
         ys = [read(v) for v in a.split.outputs] if outputs else []
         before, wanted = [over[v] for v in a.step.state], [over[v] for v in self.wanted]
@@ -181,9 +181,9 @@ def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Callable[
     old = [a.step.state[i] for i in stage.leaves]
     new = [a.split.next_state[i] for i in stage.leaves]
 
-    def one(state, inputs):
+    def one(state, inputs, zero):
         values, added = inputs
-        env = {**_narrowed(fixed), **dict(zip(stage.inputs, values, strict=True))}
+        env = {**narrowed(a, fixed, zero), **dict(zip(stage.inputs, values, strict=True))}
         env.update(zip(old, state, strict=True))
         evaluate(stage.loop, env, rule(added))
         return [env[v] for v in new], [env[v] for v in stage.saved]
@@ -192,13 +192,15 @@ def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Callable[
         values, added, stored = inputs
         if stored is not None:
             state = [enter(s, n, stored.first) for s, n in zip(stored.states, state, strict=True)]
-        following, saved = jax.vmap(one)(state, (values, added))
+        zeros = jnp.zeros(state[0].shape[0], jnp.float32)
+        following, saved = jax.vmap(one)(state, (values, added), zeros)
         return following, (following, saved)
 
     return body
 
 
 def _at_once(
+    a: Analysis,
     equations: Sequence[Equation],
     fixed: dict[Variable, Any],
     over: dict,
@@ -214,13 +216,13 @@ def _at_once(
     steps, batch = lead
 
     def one(inputs):
-        values, added = inputs
-        env = {**_narrowed(fixed), **dict(zip(read, values, strict=True))}
+        values, added, zero = inputs
+        env = {**narrowed(a, fixed, zero), **dict(zip(read, values, strict=True))}
         evaluate(equations, env, rule(added))
         return [env[v] for v in computed]
 
     by_example = jax.vmap(one, axis_size=batch)
-    arguments = [over[v] for v in read], list(added)
+    arguments = [over[v] for v in read], list(added), jnp.zeros(lead, jnp.float32)
     if any(facts(eqn.primitive).by_step for eqn in equations):
         values = lax.scan(lambda _, step: (None, by_example(step)), None, arguments, length=steps)[
             1
@@ -230,14 +232,23 @@ def _at_once(
     over.update(zip(computed, values, strict=True))
 
 
-def _narrowed(fixed: dict[Variable, Any]) -> dict[Variable, Any]:
-    """Values that do not change, in the dtypes that the step has them in."""
-    return {
-        v: value
-        if getattr(value, "dtype", None) in (None, v.aval.dtype)
-        else value.astype(v.aval.dtype)
-        for v, value in fixed.items()
-    }
+def narrowed(a: Analysis, fixed: Mapping[Variable, Any], zero: Array) -> dict[Variable, Any]:
+    """Values that do not change, in the dtypes that the step has them in.
+
+    JAX adds up the gradients that the examples of a batch give to one value in the dtype of that value. So a
+    wider weight that meets data element by element is narrowed for each example apart, and its gradient
+    is added up before that. `zero` is a zero of the example.
+    """
+    direct = {op.weight for op in a.ops if not op.kind.mixes}
+
+    def narrow(v: Variable, value: Any) -> Any:
+        if getattr(value, "dtype", None) in (None, v.aval.dtype):
+            return value
+        if v in direct:
+            value = value + jnp.broadcast_to(zero.astype(value.dtype), value.shape)
+        return value.astype(v.aval.dtype)
+
+    return {v: narrow(v, value) for v, value in fixed.items()}
 
 
 def _repeated(value: Any, lead: tuple[int, ...]) -> Array:
@@ -343,4 +354,4 @@ def _turning(turned: dict[Variable, Array]) -> Rule:
     return rule
 
 
-__all__ = ["Forward", "Rollout", "Shifts", "Stored", "enter", "superpose"]
+__all__ = ["Forward", "Rollout", "Shifts", "Stored", "enter", "narrowed", "superpose"]

@@ -137,6 +137,30 @@ def test_a_gradient_adds_up_over_a_long_sequence(name, algo):
     assert error < 5e-3, error
 
 
+def of_readout(m, x, h):
+    h = 0.5 * h + x
+    return m * h, h
+
+
+def of_state(m, x, h):
+    h = 0.5 * h + m * x
+    return h, h
+
+
+@pytest.mark.parametrize("algo", [etpc.D_RTRL(window=4), etpc.D_RTRL(window=4, backprop="full")])
+@pytest.mark.parametrize("step", [of_readout, of_state])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_gradient_adds_up_over_a_large_batch(dtype, step, algo):
+    """5,000 examples whose terms have one sign, in a dtype in which a sum of ones stops at 256 or at 2,048."""
+    steps, batch = 8, 5000
+    m, xs = jnp.full(N, 0.5, dtype), jnp.ones((steps, batch, N), dtype)
+    program = etpc.compile(m, algo, inputs=m, state=jnp.zeros(N, dtype), step=step)
+    grads = program.value_and_grad(loss)(m, xs, jnp.zeros_like(xs), program.init(batch))[1]
+    one = [a.astype(jnp.float64) for a in (m, xs[:, 0], jnp.zeros_like(xs[:, 0]))]
+    _, expected = etpc.bptt(*one, loss, state=jnp.zeros(N), step=step)
+    np.testing.assert_allclose(np.asarray(grads, float), expected, rtol=2e-2)
+
+
 def test_the_gradient_of_a_rounded_weight_is_not_rounded():
     """What reaches the parameter has more bits than the weight in the step."""
     step, model, state = WEIGHTS["a matrix"]
