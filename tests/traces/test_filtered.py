@@ -162,6 +162,9 @@ def test_it_is_the_whole_trace(name):
 def test_in_every_kind_of_window(name, windows):
     """In two calls, with a reset between them; and of one example without a batch axis."""
     low, full, op = programs(name, **WINDOWS[windows])
+    if name == "unread spikes" and windows in ("exact", "look-back"):
+        assert not op.exact  # there, states that nothing reads are followed too
+        return
     assert isinstance(op.form, Filtered)
     close(gradients(low, calls=2), gradients(full, calls=2))
     close(gradients(low, batch=None), gradients(full, batch=None))
@@ -228,7 +231,7 @@ def test_it_is_shown_as_the_whole_trace():
 
 
 def other(m, x, h):
-    decay = jnp.where(np.arange(N) == 3, m["two"][0], m["two"][1])
+    decay = jnp.concatenate([jnp.full(1, m["two"][0]), jnp.full(N - 1, m["two"][1])])
     h = decay * h + m["w"] @ x
     return h, h
 
@@ -254,8 +257,9 @@ def test_what_is_not_proved_is_reduced(step):
 
 
 def test_one_output_that_differs_takes_a_filtered_input_of_its_own():
-    for rank, form in ((1, etpc.algorithms.LowRank), (2, Filtered)):
-        program = etpc.compile(
-            MODEL, etpc.ES_D_RTRL(rank=rank), inputs=normal(I), state=ZEROS, step=other
-        )
-        assert isinstance(next(p for p in program.ops if p.path == "['w']").form, form)
+    rule = etpc.ES_D_RTRL(rank=2)
+    program = etpc.compile(MODEL, rule, inputs=normal(I), state=ZEROS, step=other)
+    op = next(p for p in program.ops if p.path == "['w']")
+    assert isinstance(op.form, Filtered)
+    assert op.form.count(op.trace.site) == 2
+    assert op.trace_shape == (I, 2)
