@@ -503,7 +503,7 @@ def test_groups():
         a = 0.5 * a + model["w"] * x
         b = 0.5 * b + a
         c = 0.5 * c + model["v"] * x
-        return a, (a, b, c)
+        return a + b + c, (a, b, c)
 
     model = {"w": jnp.ones(2), "v": jnp.ones(2)}
     program = etpc.compile(model, inputs=jnp.zeros(2), state=(jnp.zeros(2),) * 3, step=step)

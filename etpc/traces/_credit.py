@@ -21,6 +21,13 @@ GROWTH = 10.0
 """How much the bounds of the last transitions of the virtual states may grow together, over any number of
 windows."""
 
+COARSE = 10
+"""Units of states are powers of two to the power of this: those of most networks, of sizes from 1/32 to 32, have the
+unit one, and only such as differ by a thousand are scaled."""
+
+FAR = 15
+"""The exponent of two by which the size of a state differs from its unit before it gets another one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class CreditSubspace(Directions):
@@ -45,12 +52,12 @@ class CreditSubspace(Directions):
     directions were not dropped in the last window.
 
     States may be of different units, so all this is of credit in units of the states' own sizes: of `lambda s`,
-    where s is the power of two next to the largest size of a state in the last windows. What is followed is `V / s`.
-    M stays as it is where these units change.
+    where s is the power of 2^10 next to the size of a state at the end of the first window in which it is not
+    zero, and again where its size has become more than 2^15 times as large or as small. What is followed is `V / s`.
 
     The batch shares V [q, S], U [k, S], H [k, k], the numbers of windows with credit and of all since
     the first one, the running means of `|lambda_0|^2` and of what of it lies in no direction of V, and the
-    states' sizes [S] and units s [S].
+    states' sizes in the last windows [S] and units s [S], zero for states that were always zero.
     """
 
     count: int
@@ -74,7 +81,7 @@ class CreditSubspace(Directions):
         basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, spare), dtype))[0].T
         zero = jnp.zeros((), dtype)
         moment, counts = jnp.zeros((spare, spare), dtype), jnp.zeros(2, dtype)
-        sizes = jnp.zeros(size, dtype), jnp.ones(size, dtype)
+        sizes = jnp.zeros((2, size), dtype)
         return basis[: self.count], basis, moment, counts, zero, zero, *sizes
 
     def each(self, size: int, batch: int, dtype: Any) -> Carry:
@@ -87,39 +94,41 @@ class CreditSubspace(Directions):
     def ends(
         self, shared: Carry, each: Carry, states: Float[Array, "B S"]
     ) -> tuple[Float[Array, "1 q S"], Carry]:
-        """Also the directions in units of the states' sizes, the old units, the sizes and the new units."""
-        v, u, h, *_, sizes, units = shared
-        began = jnp.any(sizes > 0)
+        """Also the directions in units of the states, the states' sizes and these units."""
+        v, u, h, *_, sizes, old_units = shared
         largest = jnp.max(jnp.abs(states), 0)
         largest = jnp.where(jnp.isfinite(largest), largest, sizes)
         fallen = jnp.where(
             largest > 0, jnp.sqrt(largest) * jnp.sqrt(sizes), (1 - self.rate) * sizes
         )
         sizes = jnp.maximum(largest, fallen)
-        new_units = _units(sizes)
-        units = jnp.where(began, units, new_units)  # before the first window, nothing was followed
+        off = jnp.abs(jnp.log2(jnp.where(sizes > 0, sizes, 1) / _or_one(old_units))) > FAR
+        units = jnp.where((old_units > 0) & ~off, old_units, _units(sizes))
+        old_units = jnp.where(old_units > 0, old_units, units)
+        u, h = _in_other_units(u, h, _or_one(units) / _or_one(old_units))
         size = jnp.trace(h)
         with jax.default_matmul_precision("highest"):
             iterated = u.T @ (h @ (u @ v.T)) / jnp.where(size > 0, size, 1)
             # of directions that no credit has come from, the old ones are kept
             basis = jnp.linalg.qr(iterated + jnp.finfo(h.dtype).eps ** 0.5 * v.T)[0].T
         basis = jnp.where((size > 0) & jnp.isfinite(basis).all(), basis, v)
-        return (basis / new_units[None])[None], (basis, units, sizes, new_units)
+        return (basis / _or_one(units)[None])[None], (basis, u, h, sizes, old_units, units)
 
     def keeps(
         self, shared: Carry, each: Carry, starts: Float[Array, "B q S"]
     ) -> Bool[Array, "B q"]:
         """Those that do not grow beyond what credit is known to: the rest of it is rounding."""
-        largest = jnp.max(jnp.abs(starts * shared[-1][None, None]), -1)
+        sizes = jnp.maximum(shared[-2], _or_one(shared[-1]))
+        largest = jnp.max(jnp.abs(starts * sizes[None, None]), -1)
         return largest * jnp.finfo(starts.dtype).eps < 1
 
     def basis(self, shared: Carry, each: Carry) -> Float[Array, "1 q S"]:
-        return (shared[0] / shared[-1][None])[None]
+        return (shared[0] / _or_one(shared[-1])[None])[None]
 
     def coefficients(
         self, shared: Carry, each: Carry, credit: Float[Array, "B S"]
     ) -> Float[Array, "B q"]:
-        return (credit * shared[-1][None]) @ shared[0].T
+        return (credit * _or_one(shared[-1])[None]) @ shared[0].T
 
     def advance(
         self,
@@ -131,20 +140,20 @@ class CreditSubspace(Directions):
         credit: Float[Array, "B S"] | None,
         push: Push,
     ) -> tuple[Float[Array, "B q q"], Carry, Carry]:
-        v, moment, (growth, kept) = shared[0], shared[1:-2], each
-        basis, units, sizes, new_units = chosen
+        basis, u, h, sizes, old_units, units = chosen
+        v, moment, (growth, kept) = shared[0], (u, h, *shared[3:-2]), each
         keeps = jnp.isfinite(starts).all(-1)
         starts = jnp.where(keeps[..., None], starts, 0)
-        transition = (starts * units[None, None]) @ v.T
+        transition = (starts * _or_one(old_units)[None, None]) @ v.T
         if self.clip:
             growth = growth * _norm_bound(transition)
             transition = transition / jnp.maximum(growth / GROWTH, 1)[:, None, None]
             growth = jnp.clip(growth, 1, GROWTH)
         each = growth, keeps.astype(kept.dtype)
         if credit is not None:
-            scaled = starts * new_units[None, None], credit * new_units[None]
+            scaled = starts * _or_one(units)[None, None], credit * _or_one(units)[None]
             moment = self._with_credit(v, kept, basis, moment, *scaled)
-        return transition, (basis, *moment, sizes, new_units), each
+        return transition, (basis, *moment, sizes, units), each
 
     def _with_credit(
         self,
@@ -238,8 +247,25 @@ class EveryState(Directions):
 
 
 def _units(sizes: Float[Array, " S"]) -> Array:
-    """The powers of two next to the sizes of states; one for those that were always zero."""
-    return jnp.exp2(jnp.round(jnp.log2(jnp.where(sizes > 0, sizes, 1))))
+    """The powers of 2^10 next to the sizes of states; zero for those that are zero."""
+    exponent = jnp.log2(jnp.where(sizes > 0, sizes, 1)) / COARSE
+    return jnp.where(sizes > 0, jnp.exp2(COARSE * jnp.round(exponent)), 0)
+
+
+def _in_other_units(
+    u: Float[Array, "k S"], h: Float[Array, "k k"], ratio: Float[Array, " S"]
+) -> tuple[Array, Array]:
+    """The moment `U^T H U` where units have become `ratio` times as large; none where that overflows."""
+    basis, triangle = jnp.linalg.qr((u * ratio[None]).T)
+    moved = triangle @ h @ triangle.T
+    changed, finite = jnp.any(ratio != 1), jnp.isfinite(moved).all() & jnp.isfinite(basis).all()
+    u = jnp.where(changed & finite, basis.T, u)
+    return u, jnp.where(changed, jnp.where(finite, moved, 0), h)
+
+
+def _or_one(units: Float[Array, " S"]) -> Array:
+    """Units, and one for states that were always zero."""
+    return jnp.where(units > 0, units, 1)
 
 
 def _norm_bound(a: Float[Array, "B q q"]) -> Float[Array, " B"]:

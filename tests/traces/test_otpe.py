@@ -92,7 +92,7 @@ def step(m, x, state):
     v = A * v + m["w"] @ x
     s = jnp.tanh(v)  # in the place of a spike with its surrogate derivative
     r = A * r + m["out"] @ s
-    return jnp.sin(r), (v, s, r)
+    return (jnp.sin(r), s), (v, s, r)  # the form is of the spikes, which an output reads
 
 
 def by_hand():
@@ -114,7 +114,7 @@ def by_hand():
 def test_otpe(window):
     state = jnp.zeros(N), jnp.zeros(N), jnp.zeros(O)
     program = etpc.compile(MODEL, OTPE(window=window), inputs=XS[0, 0], state=state, step=step)
-    run, carry, total = program.value_and_grad(loss, "sum"), program.init(B), [0.0, 0.0]
+    run, carry, total = program.value_and_grad(lambda y, t: loss(y[0], t), "sum"), program.init(B), [0.0, 0.0]
     for part in (slice(0, 4), slice(4, T)):
         (_, carry), grads = run(MODEL, XS[part], TARGETS[part], carry)
         total = [a + np.asarray(grads[k]) for a, k in zip(total, ("w", "out"), strict=True)]
