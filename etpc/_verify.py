@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import InputError, checked_count
+from ._errors import InputError, InputTypeError, checked_count, raise_together
 from ._jax import is_float
 from .run import Program, compile
-from .run._arguments import check_data, check_lead
+from .run._arguments import check_data, check_lead, foreign
 from .run._compile import fits, shapes_text
 from .run._loss import (
     Loss,
@@ -63,6 +63,8 @@ def bptt(
     checked_call(model, step)
     start = initial_state(model) if state is None else state
     learned = state is None and _is_traceable(model)
+    if not Leaves.of(start, "state", numbers=True).places:
+        raise_together(foreign("state", start), InputTypeError)
     if batch_size is not None:
         leaves = Leaves.of(start, "state", numbers=True)
         start = leaves.join([repeat(a, batch_size) for a in leaves.split(start)])

@@ -1,5 +1,6 @@
 """The loss of a sequence, its weights and its mean."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -82,7 +83,7 @@ class Loss(eqx.Module):
 
         - `outputs`, `targets`: shapes of one example at one step.
         """
-        aval = eqx.filter_eval_shape(lambda y, t: _with_arrays(self.raw(y, t)), outputs, targets)
+        aval = _evaluated(self.raw, outputs, targets)
         if self.has_aux:
             if not (isinstance(aval, tuple) and len(aval) == 2):
                 raise InputError(
@@ -119,6 +120,24 @@ def _cut(a: Any, counts: Array) -> Any:
 
 def _is_scalar(aval: Any) -> bool:
     return getattr(aval, "shape", None) == () and jnp.issubdtype(aval.dtype, jnp.floating)
+
+
+def _evaluated(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The shapes of a result; what is no array in it, such as a string, as it is.
+
+    `eqx.filter_eval_shape` would keep the function for as long as the process lives.
+    """
+    is_data = lambda a: isinstance(a, jax.ShapeDtypeStruct) or eqx.is_array(a)
+    arrays, rest = eqx.partition(arguments, is_data)
+    kept = []
+
+    def run(arrays: Any) -> Any:
+        result = _with_arrays(function(*eqx.combine(arrays, rest)))
+        data, others = eqx.partition(result, is_data)
+        kept.append(others)
+        return data
+
+    return eqx.combine(jax.eval_shape(run, arrays), kept[0])
 
 
 def _with_arrays(result: Any) -> Any:

@@ -314,15 +314,25 @@ class Program(Shown):
             leaves = self.arguments.inputs(xs, carry)
             check_targets(targets, leaves, carry.batched)
             mask = checked_weights("mask", mask, leaves[0].shape[: 2 if carry.batched else 1])
-            value, carry, grads, aux = compiled(loss, parameters, leaves, targets, carry, mask)
+            value, carry, grads, aux = compiled(
+                loss.arrays, parameters, leaves, targets, carry, mask
+            )
             return (value, (carry, aux) if has_aux else carry), self.runner.model_tree(grads)
 
         return run
 
     def _jit_value_and_grad(self, *loss_and_reduction: Any) -> Callable[..., Any]:
-        """The compiled function, which goes with what it compiled when it is dropped."""
-        reduction = loss_and_reduction[-1]
-        return jax.jit(lambda loss, *more: self._masked_value_and_grad(loss, reduction, *more))
+        """The compiled function of the arrays of a loss and the other arguments.
+
+        It goes with what it compiled when it is dropped. The loss is no argument, as JAX keeps the structures of
+        those, and so their functions, for as long as the process lives.
+        """
+        *static, reduction = loss_and_reduction
+
+        def run(arrays, *more):
+            return self._masked_value_and_grad(Loss(arrays, *static), reduction, *more)
+
+        return jax.jit(run)
 
     def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask):
         xs = [finite_where_masked(x, mask) for x in xs]

@@ -88,11 +88,11 @@ XS, TARGETS = normal(T, B, I, seed=2), normal(T, B, O, seed=3)
 
 
 def step(m, x, state):
-    v, _, r = state
+    v, before, r = state
     v = A * v + m["w"] @ x
     s = jnp.tanh(v)  # in the place of a spike with its surrogate derivative
     r = A * r + m["out"] @ s
-    return (jnp.sin(r), s), (v, s, r)  # the form is of the spikes, which an output reads
+    return (jnp.sin(r), before), (v, s, r)  # a state that no output reads would not be followed
 
 
 def by_hand():
@@ -114,7 +114,11 @@ def by_hand():
 def test_otpe(window):
     state = jnp.zeros(N), jnp.zeros(N), jnp.zeros(O)
     program = etpc.compile(MODEL, OTPE(window=window), inputs=XS[0, 0], state=state, step=step)
-    run, carry, total = program.value_and_grad(lambda y, t: loss(y[0], t), "sum"), program.init(B), [0.0, 0.0]
+    run, carry, total = (
+        program.value_and_grad(lambda y, t: loss(y[0], t), "sum"),
+        program.init(B),
+        [0.0, 0.0],
+    )
     for part in (slice(0, 4), slice(4, T)):
         (_, carry), grads = run(MODEL, XS[part], TARGETS[part], carry)
         total = [a + np.asarray(grads[k]) for a, k in zip(total, ("w", "out"), strict=True)]
@@ -126,6 +130,10 @@ def test_otpe(window):
     assert "presynaptic" in str(program)
     # the readout leaks as the estimate does, so this is the gradient
     _, exact = etpc.bptt(
-        MODEL, XS, TARGETS, loss, state=state, step=step, batch_size=B, reduction="sum"
+        *(MODEL, XS, TARGETS, lambda y, t: loss(y[0], t)),
+        state=state,
+        step=step,
+        batch_size=B,
+        reduction="sum",
     )
     np.testing.assert_allclose(total[0], exact["w"], rtol=0, atol=1e-12)

@@ -217,7 +217,7 @@ def test_any_function_of_parameters_alone_in_branches_that_are_never_taken():
 
     model = {name: value for name, (_, value) in OF_PARAMETERS_ALONE.items()}
     dead = [f"['{name}']" for name in model]
-    for rule in (etpc.RTRL(window=2), etpc.D_RTRL(window=3), etpc.ES_D_RTRL(0.9, window=8)):
+    for rule in (etpc.RTRL(window=2), etpc.D_RTRL(window=3), etpc.ES_D_RTRL(decay=0.9, window=8)):
         program = etpc.compile(
             {**model, "b": V, "flag": jnp.asarray(0)}, rule, inputs=XS[0], state=0 * V, step=step
         )
