@@ -1,12 +1,11 @@
 """What every learning rule has, and what it is asked: data, and a choice of traces."""
 
 import dataclasses
-import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from .._errors import AlgorithmError, InputTypeError, checked_count
+from .._origin import origin
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..ops import Kind
 from ..traces import Directions, Filtered, Full, Site, Trace
@@ -195,20 +194,13 @@ def register_algorithm(algorithm: type[Algorithm]) -> type[Algorithm]:
     **Raises** `ValueError` where another algorithm has the name.
     """
     taken = _NAMES.get(algorithm.name)
-    if taken is not None and _origin(taken) != _origin(algorithm):
+    if taken is not None and origin(taken) != origin(algorithm):
         raise ValueError(
-            f"an algorithm named {algorithm.name!r} is registered already, {': '.join(_origin(taken))}. Give "
-            f"{': '.join(_origin(algorithm))} another `name`."
+            f"an algorithm named {algorithm.name!r} is registered already, {': '.join(origin(taken))}. Give "
+            f"{': '.join(origin(algorithm))} another `name`."
         )
     _NAMES[algorithm.name] = algorithm
     return algorithm
-
-
-def _origin(algorithm: type[Algorithm]) -> tuple[str, str]:
-    """Where a class is defined; the same for a file that was loaded under two names."""
-    module = algorithm.__module__
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return module if file is None else os.path.realpath(file), algorithm.__qualname__
 
 
 def registered() -> dict[str, type[Algorithm]]:

@@ -1,5 +1,6 @@
 """Pattern rules of primitives that `etpc` does not know, and their check against JAX."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,6 +53,7 @@ def register_pattern(primitive: Any, rule: Rule, function: Callable, *args: Any)
         ) from None
     used = []
 
+    @functools.wraps(rule)
     def observed(interpreter, equation, patterns, known):
         used.append(equation)
         return rule(interpreter, equation, patterns, known)

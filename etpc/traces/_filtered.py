@@ -28,7 +28,7 @@ class Filtered(Trace):
     """
 
     classes: tuple[tuple[int, ...], ...]
-    """The class of each output of each group, [G][O]."""
+    """The class of each output of each group: G tuples of O numbers."""
     columns: tuple[int, ...] = ()
     """Places of the block at which F depends on parameters alone, and differs in a class."""
     shared: bool = True

@@ -37,8 +37,9 @@ def test_a_registered_rule_makes_patterns_sparse():
     pattern, analysis = pattern_of(lambda h, i: sums_p.bind(h))
     np.testing.assert_array_equal(pattern, np.tri(6, dtype=bool))
     assert analysis.opaque == ()
+    analyse.register_pattern(sums_p, sums_rule, sums_p.bind, H)  # a cell that is run once more
     with pytest.raises(ValueError, match="sums has a pattern already"):
-        analyse.register_pattern(sums_p, sums_rule, sums_p.bind, H)
+        analyse.register_pattern(sums_p, lambda *args: sums_rule(*args), sums_p.bind, H)
 
 
 FAULTS = {

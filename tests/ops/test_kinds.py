@@ -17,6 +17,7 @@ from jax.experimental import sparse
 import etpc
 from etpc import ops
 from etpc._jax import evaluate, prims
+from etpc._primitives import FACTS, Facts, facts
 from etpc.analyse._weights import split
 from etpc.trace import trace
 
@@ -276,6 +277,18 @@ def test_connections_that_are_not_known_give_no_sparse_form():
 def test_a_primitive_has_one_kind():
     with pytest.raises(ValueError, match="has a kind already"):
         ops.register_kind(prims.dot_general_p, lambda equation, operand, known: None)
+
+
+def test_a_kind_that_is_defined_again_takes_the_place_of_the_one_before(monkeypatch):
+    """As where a cell of a notebook is run once more."""
+    monkeypatch.setitem(FACTS, prims.sort_p, Facts())
+    for result in ("first", "second"):
+
+        def rule(equation, operand, known, result=result):
+            return result
+
+        ops.register_kind(prims.sort_p, rule)
+    assert facts(prims.sort_p).kind(None, 0, None) == "second"
 
 
 def test_kinds_keep_the_protocol():
