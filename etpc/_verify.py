@@ -63,10 +63,9 @@ def bptt(
     checked_call(model, step)
     start = initial_state(model) if state is None else state
     learned = state is None and _is_traceable(model)
-    if not Leaves.of(start, "state", numbers=True).places:
-        raise_together(foreign("state", start), InputTypeError)
+    leaves = Leaves.of(start, "state", numbers=True)
+    raise_together(foreign("state", leaves.split(start) or start), InputTypeError)
     if batch_size is not None:
-        leaves = Leaves.of(start, "state", numbers=True)
         start = leaves.join([repeat(a, batch_size) for a in leaves.split(start)])
     batched = batch_size is not None
     try:

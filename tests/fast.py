@@ -191,7 +191,13 @@ def check_patterns(program: grammar.Program, seed=0, points=4) -> dict[str, floa
     """
     model = grammar.DrawnModel(program, treatment())
     x, state = grammar.data(program, 1, at=0), model.init_state()
-    step = etpc.trace.trace(model, x)
+
+    def reading_all(model, x, state):
+        """States that no output depends on would be left out."""
+        y, new = model(x, state)
+        return (y, state), new
+
+    step = etpc.trace.trace(model, x, step=reading_all)
     parameters = step.model_leaves.split(model)
     rng = np.random.default_rng(program.seed + seed)
     found = {}

@@ -157,9 +157,11 @@ def test_layers_with_a_million_numbers_in_a_window(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(24))
 def test_drawn_models(seed):
-    program = grammar.random_program(np.random.default_rng(seed))
+    # not of indices of eight bits, of which JAX has a wrong derivative on CPUs
+    kinds = [kind for kind in grammar.KINDS if "bytes" not in kind]
+    program = grammar.random_program(np.random.default_rng(seed), kinds=kinds)
     net = grammar.DrawnModel(program)
-    xs = grammar.data(program, 2 * W)[0]
+    xs = grammar.data(program, 2 * W)
     batch = 1 + 10_000 // (W * max(1, len(jax.tree.leaves(net.init_state()))))
     xs = single.batches(xs, 2 * W, batch)
     targets = normal(batch, steps=2 * W, seed=1)

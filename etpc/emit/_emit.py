@@ -358,12 +358,11 @@ class Emitter:
         """The outputs of a window at once, how they depend on states and operations, and data."""
 
         def read(weights, old, new, deltas):
-            def one(zero, x, state, saved, old, new, deltas):
-                of_example = list(narrowed(analysis, wide(weights), zero).values())
+            def one(x, state, saved, old, new, deltas):
+                of_example = list(narrowed(analysis, wide(weights), [*old, *x]).values())
                 return self.reading(of_example, others, x, state, saved, old, new, deltas)
 
-            zeros = jnp.zeros(xs[0].shape[:2], jnp.float32)
-            return _over_time(one)(zeros, xs, rollout.before, rollout.wanted, old, new, deltas)
+            return _over_time(one)(xs, rollout.before, rollout.wanted, old, new, deltas)
 
         analysis = self.plan.analysis
         wide = lambda weights: dict(zip(analysis.split.weights, weights, strict=True))

@@ -181,9 +181,10 @@ def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Callable[
     old = [a.step.state[i] for i in stage.leaves]
     new = [a.split.next_state[i] for i in stage.leaves]
 
-    def one(state, inputs, zero):
+    def one(state, inputs):
         values, added = inputs
-        env = {**narrowed(a, fixed, zero), **dict(zip(stage.inputs, values, strict=True))}
+        of_example = narrowed(a, fixed, [*state, *values])
+        env = {**of_example, **dict(zip(stage.inputs, values, strict=True))}
         env.update(zip(old, state, strict=True))
         evaluate(stage.loop, env, rule(added))
         return [env[v] for v in new], [env[v] for v in stage.saved]
@@ -192,8 +193,7 @@ def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Callable[
         values, added, stored = inputs
         if stored is not None:
             state = [enter(s, n, stored.first) for s, n in zip(stored.states, state, strict=True)]
-        zeros = jnp.zeros(state[0].shape[0], jnp.float32)
-        following, saved = jax.vmap(one)(state, (values, added), zeros)
+        following, saved = jax.vmap(one)(state, (values, added))
         return following, (following, saved)
 
     return body
@@ -216,13 +216,13 @@ def _at_once(
     steps, batch = lead
 
     def one(inputs):
-        values, added, zero = inputs
-        env = {**narrowed(a, fixed, zero), **dict(zip(read, values, strict=True))}
+        values, added = inputs
+        env = {**narrowed(a, fixed, values), **dict(zip(read, values, strict=True))}
         evaluate(equations, env, rule(added))
         return [env[v] for v in computed]
 
     by_example = jax.vmap(one, axis_size=batch)
-    arguments = [over[v] for v in read], list(added), jnp.zeros(lead, jnp.float32)
+    arguments = [over[v] for v in read], list(added)
     if any(facts(eqn.primitive).by_step for eqn in equations):
         values = lax.scan(lambda _, step: (None, by_example(step)), None, arguments, length=steps)[
             1
@@ -232,20 +232,26 @@ def _at_once(
     over.update(zip(computed, values, strict=True))
 
 
-def narrowed(a: Analysis, fixed: Mapping[Variable, Any], zero: Array) -> dict[Variable, Any]:
+def narrowed(
+    a: Analysis, fixed: Mapping[Variable, Any], of_example: Iterable[Any]
+) -> dict[Variable, Any]:
     """Values that do not change, in the dtypes that the step has them in.
 
     JAX adds up the gradients that the examples of a batch give to one value in the dtype of that value. So a
     wider weight that meets data element by element is narrowed for each example apart, and its gradient
-    is added up before that. `zero` is a zero of the example.
+    is added up before that. `of_example` are arrays of this example.
     """
     direct = {op.weight for op in a.ops if not op.kind.mixes}
+    is_data = lambda x: x.size and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    own = next(filter(is_data, of_example), None)
 
     def narrow(v: Variable, value: Any) -> Any:
         if getattr(value, "dtype", None) in (None, v.aval.dtype):
             return value
-        if v in direct:
-            value = value + jnp.broadcast_to(zero.astype(value.dtype), value.shape)
+        if v in direct and own is not None:
+            element = lax.stop_gradient(jnp.ravel(own)[0])
+            zero = jnp.where(element == element, jnp.zeros((), value.dtype), 0)
+            value = value + jnp.broadcast_to(zero, value.shape)
         return value.astype(v.aval.dtype)
 
     return {v: narrow(v, value) for v, value in fixed.items()}

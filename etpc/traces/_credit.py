@@ -17,6 +17,8 @@ SPARE = 4
 SQUARINGS = 8
 """`tr((A^T A)^p)^(1/2p)` with p = 2^8 bounds the norm of A from above, by 1.003 of it at most for q = 4. It is
 this near as the factor counts anew in each window."""
+OLD = float(jnp.finfo(jnp.float32).eps) ** 0.5
+"""The part of the old directions in the new ones; the same in all dtypes, so that float32 follows what float64 does."""
 GROWTH = 10.0
 """How much the bounds of the last transitions of the virtual states may grow together, over any number of
 windows."""
@@ -110,7 +112,7 @@ class CreditSubspace(Directions):
         with jax.default_matmul_precision("highest"):
             iterated = u.T @ (h @ (u @ v.T)) / jnp.where(size > 0, size, 1)
             # of directions that no credit has come from, the old ones are kept
-            basis = jnp.linalg.qr(iterated + jnp.finfo(h.dtype).eps ** 0.5 * v.T)[0].T
+            basis = jnp.linalg.qr(iterated + OLD * v.T)[0].T
         basis = jnp.where((size > 0) & jnp.isfinite(basis).all(), basis, v)
         return (basis / _or_one(units)[None])[None], (basis, u, h, sizes, old_units, units)
 

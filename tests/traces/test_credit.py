@@ -91,7 +91,7 @@ def by_equations(case: Case, v, spare, W, rate=0.05, ahead=0.9, clip=True):
         size_of_m = np.trace(M)
         v_next = v
         if size_of_m > 0:
-            v_next = np.linalg.qr(M @ v.T / size_of_m + np.finfo(float).eps ** 0.5 * v.T)[0].T
+            v_next = np.linalg.qr(M @ v.T / size_of_m + _credit.OLD * v.T)[0].T
         credits, through = [], []
         for b, steps in enumerate(examples):
             inside = steps[begin:end]
