@@ -80,7 +80,9 @@ class CreditSubspace(Directions):
 
     def init(self, size: int, dtype: Any) -> Carry:
         spare = min(size, 2 * self.count + SPARE)
-        basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, spare), dtype))[0].T
+        # drawn in one dtype, so that float32 begins with the directions that float64 does
+        drawn = jax.random.normal(jax.random.key(0), (size, spare), jnp.float32)
+        basis = jnp.linalg.qr(drawn.astype(dtype))[0].T
         zero = jnp.zeros((), dtype)
         moment, counts = jnp.zeros((spare, spare), dtype), jnp.zeros(2, dtype)
         sizes = jnp.zeros((2, size), dtype)

@@ -147,9 +147,10 @@ def test_equals_its_equations(name, monkeypatch):
     algo = etpc.CreditRTRL(q, None, window=W)
     shared = CreditSubspace(q).init(analysis.hidden.size, jnp.float64)
     # among all states, those that no output depends on included
-    sizes = [a.size for a in analysis.step.state_leaves.avals]
-    followed = np.isin(np.repeat(np.arange(len(sizes)), sizes), analysis.hidden.leaves)
-    basis, spare = (np.asarray(a) @ np.eye(sum(sizes))[followed] for a in shared[:2])
+    leaves = analysis.step.state_leaves
+    of_leaf = np.repeat(leaves.floats, [leaves.avals[i].size for i in leaves.floats])
+    followed = np.isin(of_leaf, analysis.hidden.leaves)
+    basis, spare = (np.asarray(a) @ np.eye(of_leaf.size)[followed] for a in shared[:2])
     reference = case.pull_back(by_equations(case, basis, spare, W))
     assert distance(case.online(algo)[0], reference) < 1e-9
 
