@@ -74,10 +74,9 @@ class Analysis:
     cut: frozenset[int]
     """The numbers of the operations whose data is held constant."""
     transition: Pattern
-    """`D`: new states x old states. The row of a state that no output depends on, at this step or later, is
-    empty."""
+    """`D`: new states x old states."""
     immediate: tuple[Pattern, ...]
-    """`F`: for each operation, new states x outputs; likewise."""
+    """`F`: for each operation, new states x outputs."""
     reach: tuple[Reach, ...]
     outputs: tuple[Reads, ...]
     """What each output leaf depends on."""
@@ -148,12 +147,6 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
     ]
     data_reads = [_reads(pattern, bounds) for pattern in data_patterns]
     influence = Influence(ops, cut, hidden, immediate, data_reads)
-    read = influence.read(transition, outputs)
-    if not read.all():  # the others have no credit
-        new_states, transition, *immediate = (
-            _rows(pattern, read) for pattern in (new_states, transition, *immediate)
-        )
-        influence = Influence(ops, cut, hidden, tuple(immediate), data_reads)
     by_states = [
         empty(0, hidden.size) if pattern is None else sp.csr_array(pattern[:, : hidden.size])
         for pattern in data_patterns
@@ -200,13 +193,6 @@ def _reached(
         closed = not beyond.nnz
         reach.append(Reach(role, block, closed, data[k], reads.states, reads.ops, escapes))
     return tuple(reach)
-
-
-def _rows(pattern: Pattern, chosen: np.ndarray) -> Pattern:
-    """A pattern with some rows, and none of the others' entries."""
-    kept: Pattern = sp.csr_array(pattern.multiply(chosen[:, None]))
-    kept.eliminate_zeros()
-    return kept
 
 
 def _reads(pattern: Pattern | None, bounds: np.ndarray) -> Reads:

@@ -5,8 +5,6 @@ from collections.abc import Collection, Sequence
 from functools import cached_property
 
 import numpy as np
-import scipy.sparse as sp
-from scipy.sparse import csgraph
 
 from ._hidden import HiddenStates
 from ._pattern import Pattern, columns_of
@@ -75,25 +73,6 @@ class Influence:
             reached = grown
         return reached
 
-    def read(self, transition: Pattern, outputs: Sequence[Reads]) -> np.ndarray:
-        """The states that an output depends on, at this step or later, with nothing cut."""
-        size, count = self.hidden.size, len(self.ops)
-        # what each state, each operation whose data is cut, and last the outputs depend on
-        entering = [np.diff(f.indptr) > 0 for f in self.immediate]
-        cut = np.array([op.number in self.cut for op in self.ops], bool)
-        passed = [reads.states & is_cut for reads, is_cut in zip(self.data, cut, strict=True)]
-        by_outputs = np.zeros(size + count, bool)
-        for reads in outputs:
-            by_outputs |= np.concatenate([reads.states, reads.ops])
-        on_states = sp.vstack([transition, *map(_row, passed)], format="csr")
-        on_ops = np.vstack([np.stack([*entering, np.zeros(size, bool)], 1)[:, :count], self.into])
-        depends = sp.vstack([sp.hstack([on_states, on_ops]), _row(by_outputs)])
-        depends = sp.hstack([depends, np.zeros((size + count + 1, 1))], format="csr")
-        reached = csgraph.breadth_first_order(depends, size + count, return_predecessors=False)
-        read = np.zeros(size + count + 1, bool)
-        read[reached] = True
-        return read[:size]
-
     def escapes(self, op: WeightOp, block: Pattern) -> tuple[Escape, ...]:
         """Paths from an operation's block or output, through a cut, to a state."""
         members = columns_of(block)
@@ -120,10 +99,6 @@ class Influence:
             via.append(self.ops[j].path)
         rows = np.flatnonzero(np.diff(self.immediate[j].indptr))
         return via, f"hidden {self.hidden.names(rows)[0]}"
-
-
-def _row(present: np.ndarray) -> Pattern:
-    return sp.csr_array(present[None])
 
 
 __all__ = ["Escape", "Influence", "Reads"]

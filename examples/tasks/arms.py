@@ -80,7 +80,8 @@ class RandomDirections(CreditSubspace):
     """Directions drawn at random, which stay."""
 
     def ends(self, shared: Any, each: Any, states: Any) -> tuple[Array, Any]:
-        return self.basis(shared, each), (shared[0], shared[-1], *shared[-2:])
+        units = shared[-1]
+        return self.basis(shared, each), (*shared[:3], shared[-2], units, units)
 
     def advance(
         self, shared: Any, each: Any, ends: Any, chosen: Any, starts: Any, credit: Any, push: Any

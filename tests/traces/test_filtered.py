@@ -162,9 +162,6 @@ def test_it_is_the_whole_trace(name):
 def test_in_every_kind_of_window(name, windows):
     """In two calls, with a reset between them; and of one example without a batch axis."""
     low, full, op = programs(name, **WINDOWS[windows])
-    if name == "unread spikes" and windows in ("exact", "look-back"):
-        assert not op.exact  # there, states that nothing reads are followed too
-        return
     assert isinstance(op.form, Filtered)
     close(gradients(low, calls=2), gradients(full, calls=2))
     close(gradients(low, batch=None), gradients(full, batch=None))
