@@ -40,6 +40,8 @@ def batches(inputs, steps, batch, seed=0):
     order = rng.integers(0, len(jax.tree.leaves(inputs)[0]), (steps, batch))
 
     def drawn(a):
+        if jnp.issubdtype(a.dtype, jax.dtypes.extended):  # keys
+            return a[jnp.asarray(order)]
         values = np.asarray(a)[order]
         if not jnp.issubdtype(a.dtype, jnp.inexact):
             return jnp.asarray(values)

@@ -11,12 +11,10 @@ import jax
 import numpy as np
 
 from .._jax import (
-    Equation,
     Flat,
     Tracer,
     Variable,
     flatten,
-    forward_mode,
     is_jaxpr,
     prims,
     prune,
@@ -25,7 +23,6 @@ from .._jax import (
 from ..analyse import trace_dtype
 from ..plan import Plan
 
-_OWN_RULES = (prims.custom_jvp_call_p, prims.custom_vjp_call_p)
 # Parameters that mean nothing, and those that `scan_counts` reads, which have other names elsewhere.
 _LEFT_OUT = {"name", "debug", "debug_info", "num_consts", "num_carry", "ft_in", "ft_out"}
 
@@ -48,6 +45,7 @@ def fingerprint(plan: Plan) -> str:
         digest.update(text.encode() + b"\0")
 
     add(plan.algorithm, step.state_leaves.treedef, _program(step.program))
+    add(_program(analysis.tangents))  # in which the rules of custom derivatives are
     for leaves in (step.state_leaves, step.model_leaves):
         add(
             *(
@@ -75,18 +73,14 @@ def fingerprint(plan: Plan) -> str:
     return digest.hexdigest()[:16]
 
 
-def _program(flat: Flat, with_rules: bool = True) -> str:
-    """A digest of the equations that the outputs need, with variables numbered in order of appearance.
-
-    With the rules of operations that have their own derivative, but not with the rules in these, which
-    may call the operation again.
-    """
+def _program(flat: Flat) -> str:
+    """A digest of the equations that the outputs need, with variables numbered in order of appearance."""
     digest = hashlib.sha256()
     numbers = {v: f"v{n}" for n, v in enumerate(flat.inputs)}
 
     def name(variable: Variable) -> str:
         if variable in flat.constants:
-            return _canonical(flat.constants[variable], with_rules)
+            return _canonical(flat.constants[variable])
         return numbers.setdefault(variable, f"v{len(numbers)}")
 
     def add(kind: str, *lists: Any) -> None:
@@ -96,8 +90,7 @@ def _program(flat: Flat, with_rules: bool = True) -> str:
     for eqn in prune(flat.equations, flat.outputs):
         params = {key: value for key, value in eqn.params.items() if key not in _LEFT_OUT}
         counts = scan_counts(eqn) if eqn.primitive is prims.scan_p else ()
-        rule = _derivative(eqn) if with_rules and eqn.primitive in _OWN_RULES else ""
-        text = f"{eqn.primitive.name}{_canonical(params, with_rules)}{counts}{rule}"
+        text = f"{eqn.primitive.name}{_canonical(params)}{counts}"
         add(text + _shapes(eqn.outputs), eqn.inputs, eqn.outputs)
     add("outputs", flat.outputs)
     return digest.hexdigest()
@@ -107,35 +100,15 @@ def _shapes(variables: Any) -> str:
     return " ".join(f"{v.aval.dtype}{list(v.shape)}" for v in variables)
 
 
-def _derivative(eqn: Equation) -> str:
-    """The rule by which an operation with its own derivative is differentiated, such as a surrogate."""
-    moving = [n for n, v in enumerate(eqn.inputs) if v.is_float]
-    tangents = [eqn.inputs[n].aval for n in moving]
-
-    def rule(values: Any, tangents: Any) -> Any:
-        def run(*floats: Any) -> Any:
-            chosen = dict(zip(moving, floats, strict=True))
-            return forward_mode(eqn)(*(chosen.get(n, value) for n, value in enumerate(values)))
-
-        return jax.jvp(run, [values[n] for n in moving], tangents)[1]
-
-    try:
-        return _program(
-            flatten(jax.make_jaxpr(rule)([v.aval for v in eqn.inputs], tangents)), False
-        )
-    except Exception:  # whatever a rule that is never used raises
-        return "none"
-
-
-def _canonical(value: Any, with_rules: bool = True) -> str:
+def _canonical(value: Any) -> str:
     """A text that is the same in every process; functions and the like have only their type."""
     kind = type(value).__name__
 
     def each(values: Any) -> list[str]:
-        return [_canonical(item, with_rules) for item in values]
+        return [_canonical(item) for item in values]
 
     if is_jaxpr(value):
-        return _program(flatten(value), with_rules)
+        return _program(flatten(value))
     if isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
         return f"{value.dtype} {_canonical(jax.random.key_data(value))}"
     if isinstance(value, jax.Array | np.ndarray | np.generic):
