@@ -43,8 +43,8 @@ class Gradients:
         for credit, of_trace in zip(bars.ops, entries, strict=True):
             if credit.past is not None and of_trace is not None:
                 grads = self._with_entries(grads, credit.past.trace, of_trace)
-            if credit.factors:
-                grads = self._with(grads, credit.op, _product(credit.op, credit.factors))
+            if credit.terms:
+                grads = self._with(grads, credit.op, _product(credit.op, credit.terms))
         return grads
 
     @promoting
@@ -95,11 +95,11 @@ class Gradients:
         return new
 
 
-def _product(op: WeightOp, factors: Sequence[tuple[Array | None, Array] | Rows]) -> Array:
+def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -> Array:
     """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
     kind = op.kind
-    credit = _joined([c.reshape(*c.shape[:2], kind.groups, kind.outputs) for _, c in factors])
-    data = [x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in factors if x is not None]
+    credit = _joined([c.reshape(*c.shape[:2], kind.groups, kind.outputs) for _, c in terms])
+    data = [x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in terms if x is not None]
     if not data:
         return kind.contract(None, credit)
     x = _joined(data)
