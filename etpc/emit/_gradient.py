@@ -11,7 +11,7 @@ from .._jax import promoting, result_type
 from ..analyse import WeightOp
 from ..plan import Plan, TracePlan
 from ..traces import Rows
-from ._arrays import zero_sums
+from ._arrays import replaced, zero_sums
 from ._records import Arrays, Bars
 
 FOLD_BELOW_BYTES = 1 << 18
@@ -61,14 +61,9 @@ class Gradients:
     @promoting
     def added(self, sums: Sums, more: Sums) -> Sums:
         """The sums with those of one more window."""
-        folded = [
-            new if old is None else None
-            for old, new in zip(sums.entries, more.entries, strict=True)
-        ]
-        apart = [
-            None if old is None or new is None else old + new
-            for old, new in zip(sums.entries, more.entries, strict=True)
-        ]
+        pairs = list(zip(sums.entries, more.entries, strict=True))
+        folded = [new if old is None else None for old, new in pairs]
+        apart = [None if old is None or new is None else old + new for old, new in pairs]
         grads = self.total(Sums(more.weights, folded))
         return Sums([a + b for a, b in zip(sums.weights, grads, strict=True)], apart)
 
@@ -90,9 +85,7 @@ class Gradients:
         dtype = grads[place].dtype
         if not jnp.issubdtype(dtype, jnp.complexfloating):
             added = added.real
-        new = list(grads)
-        new[place] = grads[place] + added.astype(dtype)
-        return new
+        return replaced(grads, [place], [grads[place] + added.astype(dtype)])
 
 
 def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -> Array:
