@@ -7,7 +7,7 @@ from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
 from ._pattern import Pattern, joined, numbering, pick, select, spread, union
 from ._size import trace_dtype, vector_dtype
-from ._weights import WeightOp
+from ._weights import WeightOp, by_equation, shifted
 
 __all__ = [
     "Analysis",
@@ -18,6 +18,7 @@ __all__ = [
     "Reach",
     "WeightOp",
     "analyse",
+    "by_equation",
     "check_pattern",
     "joined",
     "numbering",
@@ -25,6 +26,7 @@ __all__ = [
     "pick",
     "register_pattern",
     "select",
+    "shifted",
     "spread",
     "trace_dtype",
     "uncut_block",

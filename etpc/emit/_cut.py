@@ -11,10 +11,8 @@ from jax import Array, lax
 
 from .._jax import linear_transpose
 from ..analyse import WeightOp, trace_dtype
-from ..plan import Layout, OpPlan, Plan
-from ..plan._blocks import Columns
-from ..traces import Factors
-from ..traces._transitions import times
+from ..plan import Columns, Layout, OpPlan, Plan
+from ..traces import Factors, times
 from ._arrays import (
     over_steps,
     rows_of,
@@ -164,9 +162,8 @@ class CutSteps:
 
 
 def _factor(op: WeightOp, x: Array) -> Array:
-    operands: list[Array | None] = [None] * len(op.equation.inputs)
-    operands[op.kind.data] = x
-    return op.kind.factor(operands)
+    places = range(len(op.equation.inputs))
+    return op.kind.factor([x if i == op.kind.data else None for i in places])
 
 
 def _by_columns(

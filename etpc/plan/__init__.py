@@ -1,6 +1,6 @@
 """Third stage: which trace each weight operation carries, and how the Jacobians are read."""
 
-from ._blocks import Colouring, Layout
+from ._blocks import Colouring, Columns, Index, Layout
 from ._claims import Claim, Reason, claims
 from ._pairs import Pairs
 from ._plan import UNMARKED, Group, OpPlan, Plan, TracePlan, context, plan
@@ -9,7 +9,9 @@ __all__ = [
     "UNMARKED",
     "Claim",
     "Colouring",
+    "Columns",
     "Group",
+    "Index",
     "Layout",
     "OpPlan",
     "Pairs",

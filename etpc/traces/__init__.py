@@ -7,6 +7,7 @@ from ._filtered import Filtered
 from ._full import Full
 from ._low_rank import LowRank
 from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, Traces, bytes_of, zeros
+from ._transitions import apply_back, paired, suffix_products, times
 
 __all__ = [
     "Carry",
@@ -24,6 +25,10 @@ __all__ = [
     "Site",
     "Trace",
     "Traces",
+    "apply_back",
     "bytes_of",
+    "paired",
+    "suffix_products",
+    "times",
     "zeros",
 ]
