@@ -42,17 +42,41 @@ Rows = list[dict[str, Any]]
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """A section for each benchmark, and what it ran on."""
+    """What it ran on, and a section for each benchmark."""
     lines = [f"- {name}: {value}" for name, value in results["environment"].items()]
     sections = ["\n".join(lines)]
     for name, rows in results["results"].items():
         table = TABLES[name]
-        sections.append(f"## {table.title}")
+        sections += [
+            f"## {table.title}",
+            *(f"![{stem}]({stem}.svg)" for stem in _stems(name, rows)),
+        ]
         for shape, group in groupby(rows, _shape):
+            shape_rows = list(group)
             summary = f'<details markdown="1"><summary>{shape or "Table"}</summary>'
-            sections += [summary, table.markdown(list(group)), "</details>"]
+            text = _by_cell(shape_rows) if name == "cells" else table.markdown(shape_rows)
+            sections += [summary, text, "</details>"]
         sections += ["\n".join(f"- {note}" for note in table.notes)] if table.notes else []
     return "\n\n".join(sections)
+
+
+def _stems(name: str, rows: Rows) -> list[str]:
+    """The names of the plots of a benchmark."""
+    if name in ("speed", "cells"):
+        return [f"{name}-{size}" for size in dict.fromkeys(row["size"] for row in rows)]
+    return {"compile": [], "compile-growth": ["compile"]}.get(name, [name])
+
+
+def _by_cell(rows: Rows) -> str:
+    """Times relative to BPTT, with a line for each cell and a column for each rule."""
+    rules = [rule for rule in dict.fromkeys(row["name"] for row in rows) if rule != "BPTT"]
+    lines = [["cell", "m", *rules], ["---", *["---:"] * (1 + len(rules))]]
+    for cell in dict.fromkeys(row["cell"] for row in rows):
+        same = {row["name"]: row for row in rows if row["cell"] == cell}
+        block = next((row["block"] for row in same.values() if "block" in row), "")
+        times = [f"{same[rule]['to_bptt']:.2f}" if rule in same else "-" for rule in rules]
+        lines.append([cell, str(block), *times])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _shape(row: dict[str, Any]) -> str:
