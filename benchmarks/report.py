@@ -15,12 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from benchmarks import cells, compile_time, low_rank, memory, speed
+from benchmarks import cells, compile_time, low_rank, memory, speed, step
 from benchmarks.table import Table
 
 TABLES: dict[str, Table] = {
     "speed": speed.TABLE,
     "cells": cells.TABLE,
+    "step": step.TABLE,
     "memory": memory.TABLE,
     "compile": compile_time.FIRST,
     "compile-growth": compile_time.GROWTH,
@@ -62,7 +63,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 def _stems(name: str, rows: Rows) -> list[str]:
     """The names of the plots of a benchmark."""
-    if name in ("speed", "cells"):
+    if name in ("speed", "cells", "step"):
         return [f"{name}-{size}" for size in dict.fromkeys(row["size"] for row in rows)]
     return {"compile": [], "compile-growth": ["compile"]}.get(name, [name])
 
@@ -92,6 +93,7 @@ def plots(results: dict[str, Any], folder: Path) -> list[Path]:
     draw: dict[str, Callable[[Rows], Iterator[tuple[str, Figure]]]] = {
         "speed": _speed,
         "cells": _cells,
+        "step": _step,
         "memory": _memory,
         "compile-growth": _growth,
         "low-rank": _low_rank,
@@ -158,6 +160,25 @@ def _cells(rows: Rows) -> Iterator[tuple[str, Figure]]:
         axes.set_title(f"N = {size}", loc="left")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         yield f"cells-{size}", figure
+
+
+def _step(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """A row of points for each cell and batch."""
+    series = {"hand": "by hand", "etpc": "etpc D-RTRL", "rank": "rank 4", "decay": "decay"}
+    for size, group in groupby(rows, lambda row: row["size"]):
+        size_rows = list(group)[::-1]
+        names = [f"{row['cell']}, B = {row['batch']}" for row in size_rows]
+        figure = Figure((8, 0.24 * len(names) + 1))
+        axes = figure.subplots()
+        for (key, label), marker in zip(series.items(), "|o^x", strict=True):
+            times = [row[f"{key}_us"] for row in size_rows]
+            axes.plot(times, range(len(names)), marker, label=label, ms=6)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xscale="log", xlabel="microseconds for a step with its update")
+        axes.grid(axis="y", lw=0.4)
+        axes.set_title(f"N = {size}", loc="left")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        yield f"step-{size}", figure
 
 
 def _memory(rows: Rows) -> Iterator[tuple[str, Figure]]:
