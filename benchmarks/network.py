@@ -81,7 +81,7 @@ class Problem:
 
     @property
     def size(self) -> int:
-        return self.model.hidden.out_features
+        return len(self.model.hidden.weight)
 
     @property
     def batch(self) -> int:

@@ -151,7 +151,7 @@ def moved(model: ActorCritic, trace: ActorCritic, delta: Array) -> ActorCritic:
 def gru(key: PRNGKeyArray) -> nn.Sequential:
     cell = nn.init(eqx.nn.GRUCell(3, UNITS, key=key), "lecun_normal", key)
     update_gate = slice(UNITS, 2 * UNITS)
-    bias = cell.bias.at[update_gate].set(KEEPS)
+    bias = jnp.zeros(3 * UNITS).at[update_gate].set(KEEPS)
     return nn.Sequential([eqx.tree_at(lambda c: c.bias, cell, bias)])
 
 
