@@ -12,11 +12,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
-    Initializer,
+    Scheme,
     check_shape,
     float_dtype,
     initialise,
-    kaiming_normal,
     layer_shape,
     positive_int,
 )
@@ -115,7 +114,7 @@ class DelayedLinear(eqx.Module):
         out_features: int,
         delays: Steps,
         *,
-        weight_init: Initializer = kaiming_normal(),
+        weight_init: Scheme = "kaiming_normal",
         dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
@@ -123,11 +122,12 @@ class DelayedLinear(eqx.Module):
 
         - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `delays`: the delays d in steps, an integer or an array of integers of shape `(O, I)`.
-        - `weight_init`: a callable `(key, shape, dtype) -> array`; the weight's shape is `(O, I)`.
+        - `weight_init`: a scheme as of [`etpc.nn.init`][]; the weight's shape is `(O, I)`.
         - `dtype`: of the weight and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial weight.
 
-        **Raises** `InputError` as `Linear` and `Delay` do.
+        **Raises** `InputError` for a size below 1, delays that `Delay` would refuse, a dtype that is not a
+        float, or an initialiser that returns another shape or dtype.
         """
         self.in_features = positive_int("in_features", in_features)
         self.out_features = positive_int("out_features", out_features)

@@ -18,15 +18,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
 from etpc.nn._init import (
-    Initializer,
+    Scheme,
     check_callable,
     check_shape,
     float_dtype,
     initialise,
-    kaiming_normal,
     optional,
     positive_int,
-    zeros,
 )
 
 
@@ -47,8 +45,8 @@ class DiagonalCell(eqx.Module):
         hidden_size: int,
         use_bias: bool = True,
         *,
-        weight_init: Initializer = kaiming_normal(1.0),
-        bias_init: Initializer = zeros,
+        weight_init: Scheme = "lecun_normal",
+        bias_init: Scheme = "zeros",
         dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
@@ -56,7 +54,7 @@ class DiagonalCell(eqx.Module):
 
         - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
         - `use_bias`: whether there are biases.
-        - `weight_init`, `bias_init`: callables `(key, shape, dtype) -> array`, for `weight_ih` and
+        - `weight_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for `weight_ih` and
             `bias`. They draw all gates at once.
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.
@@ -173,9 +171,9 @@ class IndRNN(DiagonalCell):
         use_bias: bool = True,
         *,
         activation: Callable[[Array], Array] = jax.nn.relu,
-        weight_init: Initializer = kaiming_normal(1.0),
-        recurrent_init: Initializer = uniform(1.0),
-        bias_init: Initializer = zeros,
+        weight_init: Scheme = "lecun_normal",
+        recurrent_init: Scheme = uniform(1.0),
+        bias_init: Scheme = "zeros",
         dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
@@ -184,7 +182,7 @@ class IndRNN(DiagonalCell):
         - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
         - `use_bias`: whether there is a `b`.
         - `activation`: f, a hashable function of an array that acts on each element.
-        - `weight_init`, `recurrent_init`, `bias_init`: callables `(key, shape, dtype) -> array`, for
+        - `weight_init`, `recurrent_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for
             `weight_ih`, `weight_hh` of shape `(H,)`, by default uniform on [0, 1), and `bias`.
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.

@@ -11,18 +11,16 @@ from etpc._jax import mark
 from etpc.nn._dynamics import leak
 from etpc.nn._init import (
     Constant,
-    Initializer,
     Number,
     Parameter,
+    Scheme,
     check_shape,
     constant_or_parameter,
     float_dtype,
     initialise,
-    kaiming_normal,
     positive_int,
     positive_number,
     used,
-    zeros,
 )
 
 
@@ -63,7 +61,7 @@ class LeakyRateReadout(eqx.Module):
         *,
         tau: Constant = 5.0,
         dt: Number = 1.0,
-        weight_init: Initializer = kaiming_normal(),
+        weight_init: Scheme = "kaiming_normal",
         dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
@@ -71,7 +69,7 @@ class LeakyRateReadout(eqx.Module):
 
         - `in_features`, `out_features`: I and O, the lengths of `x` and `r`.
         - `tau`: time constant (ms). `dt`: length of one step (ms).
-        - `weight_init`: a callable `(key, shape, dtype) -> array`; the weight's shape is `(O, I)`.
+        - `weight_init`: a scheme as of [`etpc.nn.init`][]; the weight's shape is `(O, I)`.
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial weight.
 
@@ -148,8 +146,8 @@ class MembraneReadout(eqx.Module):
         *,
         tau: Constant = 20.0,
         dt: Number = 1.0,
-        weight_init: Initializer = kaiming_normal(),
-        bias_init: Initializer = zeros,
+        weight_init: Scheme = "kaiming_normal",
+        bias_init: Scheme = "zeros",
         dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
@@ -158,7 +156,7 @@ class MembraneReadout(eqx.Module):
         - `in_features`, `out_features`: I and O, the lengths of `x` and `V`.
         - `use_bias`: whether there is a `b`.
         - `tau`: time constant (ms). `dt`: length of one step (ms).
-        - `weight_init`, `bias_init`: callables `(key, shape, dtype) -> array`; the weight's shape is
+        - `weight_init`, `bias_init`: schemes as of [`etpc.nn.init`][]; the weight's shape is
           `(O, I)`.
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.

@@ -6,7 +6,7 @@ in front of a matrix, as D-RTRL would cut what it does there.
 """
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -17,15 +17,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
 from etpc.nn._init import (
-    Initializer,
+    Scheme,
     check_callable,
     check_shape,
     float_dtype,
     initialise,
-    kaiming_normal,
     optional,
     positive_int,
-    zeros,
 )
 
 
@@ -49,9 +47,9 @@ class Cell(eqx.Module):
         hidden_size: int,
         use_bias: bool = True,
         *,
-        weight_init: Initializer = kaiming_normal(1.0),
-        recurrent_init: Initializer = kaiming_normal(1.0),
-        bias_init: Initializer = zeros,
+        weight_init: Scheme = "lecun_normal",
+        recurrent_init: Scheme = "lecun_normal",
+        bias_init: Scheme = "zeros",
         dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
@@ -59,7 +57,7 @@ class Cell(eqx.Module):
 
         - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
         - `use_bias`: whether there are biases.
-        - `weight_init`, `recurrent_init`, `bias_init`: callables `(key, shape, dtype) -> array`, for
+        - `weight_init`, `recurrent_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for
             `weight_ih`, `weight_hh` and the biases. They draw all gates at once.
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.
@@ -127,9 +125,9 @@ class VanillaRNN(OutputCell):
         use_bias: bool = True,
         *,
         activation: Callable[[Array], Array] = jnp.tanh,
-        weight_init: Initializer = kaiming_normal(1.0),
-        recurrent_init: Initializer = kaiming_normal(1.0),
-        bias_init: Initializer = zeros,
+        weight_init: Scheme = "lecun_normal",
+        recurrent_init: Scheme = "lecun_normal",
+        bias_init: Scheme = "zeros",
         dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
@@ -138,7 +136,7 @@ class VanillaRNN(OutputCell):
         - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
         - `use_bias`: whether there is a `b`.
         - `activation`: f, a hashable function of an array that acts on each element.
-        - `weight_init`, `recurrent_init`, `bias_init`: callables `(key, shape, dtype) -> array`, for
+        - `weight_init`, `recurrent_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for
             `weight_ih`, `weight_hh` and `bias`.
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.
@@ -170,78 +168,6 @@ class VanillaRNN(OutputCell):
         return h, h
 
 
-class GRU(OutputCell):
-    """The gated recurrent unit, with the weights and the equations of `equinox.nn.GRUCell`:
-
-    - `r = sigmoid(W_ir x + b_ir + W_hr h)`, `z = sigmoid(W_iz x + b_iz + W_hz h)`
-    - `n = tanh(W_in x + b_in + r * (W_hn h + b_n))`
-    - `h' = (1 - z) * n + z * h`. The output is `h'`.
-
-    `weight_ih`, `weight_hh` and `bias` hold the three gates in the order r, z, n. The reset gate
-    stands behind the matrix, where the influence of its weights stays in the trace: a gate in front
-    of it, `W_hn (r * h)`, would have no gradient under D-RTRL.
-
-    **Source** Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014,
-    equations 5 to 8, with the reset gate behind the matrix as in cuDNN and Equinox.
-    """
-
-    bias_n: Float[Array, " H"] | None
-    gates: ClassVar[int] = 3
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        use_bias: bool = True,
-        *,
-        weight_init: Initializer = kaiming_normal(1.0),
-        recurrent_init: Initializer = kaiming_normal(1.0),
-        bias_init: Initializer = zeros,
-        dtype: DTypeLike | None = None,
-        key: PRNGKeyArray,
-    ):
-        """**Arguments:**
-
-        - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
-        - `use_bias`: whether there are biases.
-        - `weight_init`, `recurrent_init`, `bias_init`: callables `(key, shape, dtype) -> array`, for
-            `weight_ih`, `weight_hh` and the biases. They draw all gates at once.
-        - `dtype`: of the parameters and the state; JAX's default float where None.
-        - `key`: a PRNG key for the initial parameters.
-
-        **Raises** `InputError` for a size below 1, a dtype that is not a float, or an initialiser
-        that returns another shape or dtype.
-        """
-        key, bias_key = jax.random.split(key)
-        super().__init__(
-            input_size,
-            hidden_size,
-            use_bias,
-            weight_init=weight_init,
-            recurrent_init=recurrent_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            key=key,
-        )
-        shape = (self.hidden_size,)
-        self.bias_n = optional(use_bias, "bias_init", bias_init, bias_key, shape, self.dtype)
-
-    def __call__(
-        self, x: Float[Array, " I"], h: Float[Array, " H"]
-    ) -> tuple[Float[Array, " H"], Float[Array, " H"]]:
-        """**Returns** the output and the new state, which are equal.
-
-        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(H,)`.
-        """
-        (xr, xz, xn), (hr, hz, hn) = self._drives(x, h)
-        if self.bias_n is not None:
-            hn = hn + mark(self.bias_n)
-        r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
-        n = jnp.tanh(xn + r * hn)
-        h = n + z * (h - n)
-        return h, h
-
-
 class MGU(OutputCell):
     """The minimal gated unit: a GRU with one gate for both of its tasks.
 
@@ -249,7 +175,7 @@ class MGU(OutputCell):
     - `h' = (1 - f) * h + f * n`. The output is `h'`.
 
     `weight_ih`, `weight_hh` and `bias` hold the two gates in the order f, n. The arguments are those
-    of [`etpc.nn.GRU`][].
+    of [`etpc.nn.VanillaRNN`][] but `activation`.
 
     **Source** Zhou et al., "Minimal gated unit for recurrent neural networks", International Journal
     of Automation and Computing 13, 2016, with the gate behind the matrix, `f * (W_hn h)`, where the
@@ -270,46 +196,3 @@ class MGU(OutputCell):
         f = jax.nn.sigmoid(xf + hf)
         h = h + f * (jnp.tanh(xn + f * hn) - h)
         return h, h
-
-
-class LSTMState(NamedTuple):
-    """The state of an `LSTM`: its last output and its memory."""
-
-    h: Float[Array, " H"]
-    c: Float[Array, " H"]
-
-
-class LSTM(Cell):
-    """Long short-term memory, with the weights and the equations of `equinox.nn.LSTMCell`:
-
-    - `i, f, o = sigmoid(...)` and `g = tanh(...)` of `W_ih x + W_hh h + b`
-    - `c' = f * c + i * g`, `h' = o * tanh(c')`. The output is `h'`.
-
-    `weight_ih`, `weight_hh` and `bias` hold the four gates in the order i, f, g, o. The arguments are
-    those of [`etpc.nn.GRU`][].
-
-    **Source** Hochreiter & Schmidhuber, "Long short-term memory", Neural Computation 9, 1997, with
-    the forget gate of Gers et al., Neural Computation 12, 2000.
-    """
-
-    gates: ClassVar[int] = 4
-    __init__ = Cell.__init__
-
-    def init_state(self) -> LSTMState:
-        """**Returns** zeros."""
-        zero = jnp.zeros(self.hidden_size, self.dtype)
-        return LSTMState(zero, zero)
-
-    def __call__(
-        self, x: Float[Array, " I"], state: LSTMState
-    ) -> tuple[Float[Array, " H"], LSTMState]:
-        """**Returns** the output and the new state, whose `h` is the output.
-
-        **Raises** `InputError` where `x`, `h` or `c` has another shape than `(I,)`, `(H,)` and `(H,)`.
-        """
-        h, c = state
-        check_shape("LSTM", "c", c, (self.hidden_size,))
-        i, f, g, o = (a + b for a, b in zip(*self._drives(x, h), strict=True))
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        return h, LSTMState(h, c)

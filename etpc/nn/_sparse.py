@@ -15,14 +15,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
-    Initializer,
+    Scheme,
     check_shape,
     float_dtype,
     initialise,
     known,
     optional,
     positive_int,
-    zeros,
 )
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -35,7 +34,7 @@ class SparseLinear(eqx.Module):
     marked.
 
     The product is that of `jax.experimental.sparse.BCOO`, for which D-RTRL keeps one number for
-    each connection and state of a block, and ES-D-RTRL factors as for [`etpc.nn.Linear`][]. What
+    each connection and state of a block, and ES-D-RTRL factors as for `eqx.nn.Linear`. What
     `weight[u]` connects is `indices[u]`, a pair (output, input), in order.
 
     ```pycon
@@ -61,8 +60,8 @@ class SparseLinear(eqx.Module):
         connections: tuple[Indices, Indices] | Matrix | float | int,
         use_bias: bool = True,
         *,
-        weight_init: Initializer | None = None,
-        bias_init: Initializer = zeros,
+        weight_init: Scheme | None = None,
+        bias_init: Scheme = "zeros",
         dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
@@ -74,7 +73,7 @@ class SparseLinear(eqx.Module):
             initial weights as its stored values. Or a density in (0, 1], the probability of each
             connection, to be drawn with `key`.
         - `use_bias`: whether there is a `b`.
-        - `weight_init`: a callable `(key, shape, dtype) -> array`; the shape is `(U,)`. Where None:
+        - `weight_init`: a scheme as of [`etpc.nn.init`][]; the shape is `(U,)`. Where None:
             the values of a matrix, else normal with variance `2 / fan_in`, the number of connections
             of the output.
         - `bias_init`: likewise, of shape `(O,)`.
