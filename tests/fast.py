@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import etpc
+from etpc.emit._records import Taken
 from etpc.emit._step import StepFunctions
 from tests import evaluate, grammar, oracle
 
@@ -206,18 +207,16 @@ def check_patterns(program: grammar.Program, seed=0, points=4) -> dict[str, floa
         functions = StepFunctions(analysis)
 
         def jacobians(x, state, functions=functions):
-            weights, others = functions.prefix(parameters)
+            weights = functions.prefix(parameters)
             one = [[a[None, None] for a in x], [a[None] for a in state]]
-            course = functions.run(weights, others, *one, outputs=False)
-            saved = [a[0, 0] for a in course.wanted]
-            parts = functions.parts(state, jnp.float64)
+            course = functions.run(weights, *one, outputs=False)
+            taken = Taken(x, state, [a[0, 0] for a in course.taken.saved])
+            parts = functions.parts(state)
             bounds = np.cumsum([part.size for part in parts])[:-1]
 
             def new(vector, deltas):
                 old = jnp.split(vector, bounds)
-                return jnp.concatenate(
-                    functions.cut(weights, others, x, state, saved, old, deltas, jnp.float64)
-                )
+                return jnp.concatenate(functions.cut(weights, taken, old, deltas))
 
             vector = jnp.concatenate(parts)
             deltas = [jnp.zeros(op.delta.shape, op.delta.dtype) for op in functions.live]

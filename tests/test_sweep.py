@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental.sparse import BCOO
 
 import etpc
-from etpc.emit import _emit
+from etpc.emit import _arrays
 from etpc.plan import _claims, _filtered
 from etpc.run._arguments import Arguments
 from etpc.trace import _expand
@@ -378,5 +378,5 @@ def test_a_sum_in_a_narrow_type_is_found(monkeypatch):
     bias = Op("bias", low="bfloat16", cast="bfloat16")
     program = Program(after=(bias,), readout=False)
     assert not sweep.check_narrow(program).failures
-    monkeypatch.setattr(_emit, "sum_dtype", lambda weight: weight.dtype)
+    monkeypatch.setattr(_arrays, "sum_dtype", lambda weight: weight.dtype)
     assert "long sum" in sweep.check_narrow(program).failures

@@ -1,7 +1,8 @@
 """Where effective weights meet data."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -144,6 +145,21 @@ def by_equation(ops: Sequence[WeightOp]) -> dict[Equation, list[WeightOp]]:
     return table
 
 
+def shifted(
+    ops: Sequence[WeightOp],
+    deltas: Sequence[Any],
+    operands: list[Any],
+    apply: Callable[..., list[Any]],
+) -> list[Any]:
+    """The outputs of an equation, with the perturbation of each of its weight operations added where it acts."""
+    for op, delta in zip(ops, deltas, strict=True):
+        operands = op.kind.shift_inputs(operands, delta)
+    outputs = apply(*operands)
+    for op, delta in zip(ops, deltas, strict=True):
+        outputs = op.kind.shift_outputs(outputs, delta)
+    return outputs
+
+
 def _copies(
     step: Step, body: Sequence[Equation], reads: dict[Variable, frozenset[int]]
 ) -> tuple[list[Equation], tuple[Variable, ...], tuple[Variable, ...]]:
@@ -162,4 +178,4 @@ def _copies(
     return body, outputs, tuple(through(v) for v in step.next_state)
 
 
-__all__ = ["Split", "WeightOp", "by_equation", "split"]
+__all__ = ["Split", "WeightOp", "by_equation", "shifted", "split"]

@@ -1,38 +1,36 @@
 """The learning signals of a window, and their credit through the cut steps."""
 
 import dataclasses
-from collections.abc import Sequence
 from functools import cached_property
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..analyse import WeightOp
-from ..plan import Plan, TracePlan
+from ..plan import Pairs, Plan, TracePlan
 from ..traces import Factors
-from ..traces._transitions import apply_back, paired, times
-from ._gather import by_step, columns, rows, take, weighted
-
-Arrays = Sequence[Array]
+from ..traces._transitions import apply_back, paired
+from ._arrays import by_step, columns, take, weighted
+from ._cut import into_op
+from ._records import Arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Credit:
-    """Learning signals by old and new states, in parts [W, B, n], and the Jacobians of the window."""
+class WindowSignals:
+    """The derivatives of a window's loss by old and new states, each step apart; [W, B, n] for each part."""
 
     plan: Plan
     transition: Arrays
     """The compressed D, [C, W, B, n] for each part of the states."""
     old: Arrays | None
-    """`None` where no output reads old states past the new ones."""
+    """`None` if no output reads old states past the new ones."""
     new: Arrays
 
     @cached_property
-    def through(self) -> tuple[list[Array], list[Array]]:
-        """Reverse mode through the cut steps: the credit of each new state, and of the start."""
+    def passed_back(self) -> tuple[list[Array], list[Array]]:
+        """The credit of each new state, which all later steps add to, and that of the state at the start."""
         owners = columns(self.plan.colours.transition, self.new)
 
-        def back(later, step):
+        def back(later: Arrays, step: tuple[list[Arrays], Arrays | None, Arrays]):
             jacobian, by_old, by_new = step
             total = [n + a for n, a in zip(by_new, later, strict=True)]
             earlier = [weighted(total, o, j) for j, o in zip(jacobian, owners, strict=True)]
@@ -48,53 +46,42 @@ class Credit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OpSignals:
-    """The learning signals of a window, as one operation sees them."""
+    """The learning signals of a window as one operation sees them: an `etpc.traces.Signals`."""
 
-    credit: Credit
+    window: WindowSignals
     trace: TracePlan
     immediate: Arrays
     """The compressed F of the operation."""
     factors: Factors | None
-    """Where its blocks are not closed."""
+    """`None` if its blocks are closed."""
 
     def new(self) -> Array:
-        return take(self.credit.new, self.trace.layout.states)
+        return take(self.window.new, self.trace.layout.states)
 
     def old(self) -> Array | None:
-        old = self.credit.old
+        old = self.window.old
         return None if old is None else take(old, self.trace.layout.states)
 
     def through(self) -> tuple[Array, Array]:
-        credit, trace, places = self.credit, self.trace, self.trace.layout.states
+        window, trace = self.window, self.trace
         if self.factors is None:
-            credits, start = credit.through
-            return into_op(credit.plan, self.immediate, credits, trace.op), take(start, places)
-        block_credit, start = _within(
-            trace.layout.pairs, self.factors.transition, self.old(), self.new()
-        )
-        return paired(block_credit, self.factors.immediate), start
+            credit, start = window.passed_back
+            by_output = into_op(window.plan, trace.op, self.immediate, credit)
+            return by_output, take(start, trace.layout.states)
+        pairs, transition = trace.layout.pairs, self.factors.transition
+        credit, start = _within_blocks(pairs, transition, self.old(), self.new())
+        return paired(credit, self.factors.immediate), start
 
 
-def into_op(plan: Plan, immediate: Arrays, signal: Arrays, op: WeightOp) -> Array:
-    """`F^T` on a signal."""
-    read_by_columns = plan.colours.columns.get(op.number)
-    if read_by_columns is not None:
-        parts = [times(s[None], j) for j, s in zip(immediate, signal, strict=True)]
-        return take(rows(parts), read_by_columns.entries).sum(-1)
-    (jacobian,) = immediate
-    owner = plan.colours.immediate[op.number]
-    if owner.at.shape[-1] == 0:
-        return jnp.zeros(jacobian.shape[1:], jacobian.dtype)
-    return weighted(signal, owner, jacobian)
+def _within_blocks(
+    pairs: Pairs, transition: Array, old: Array | None, new: Array
+) -> tuple[Array, Array]:
+    """The credit of each new state and that of the start, of blocks that are not closed.
 
-
-def _within(pairs, transition: Array, old: Array | None, new: Array) -> tuple[Array, Array]:
-    """The credit of the block of each output, of each new state and of the start.
-
-    For blocks that are not closed, where each output keeps to transitions inside its own.
+    Each output has credit of its own [W, B, m, O], which does not leave its block.
     """
 
-    def back(later, step):
+    def back(later: Array, step: tuple[Array, Array | None, Array]):
         jacobian, by_old, by_new = step
         total = by_new + later
         earlier = apply_back(pairs, jacobian, total)
@@ -104,4 +91,4 @@ def _within(pairs, transition: Array, old: Array | None, new: Array) -> tuple[Ar
     return credit, start
 
 
-__all__ = ["Credit", "OpSignals", "into_op"]
+__all__ = ["OpSignals", "WindowSignals"]

@@ -10,7 +10,7 @@ from jax import Array
 
 from .._carry import Carry
 from .._jax import evaluate, without_derivative
-from ..emit import NO_SECOND_DERIVATIVE, Window
+from ..emit import NO_SECOND_DERIVATIVE, Span, Weights, Window
 from ..trace import repeat
 from ..traces import Traces
 from ._loss import Loss, reduced, summed_in
@@ -71,10 +71,10 @@ class Runner:
         return state
 
     def scan(self, parameters, xs, carry: Carry):
-        weights, others = self.window.prefix(parameters, xs[0].shape[0])
+        weights = self.window.prefix(parameters, xs[0].shape[0])
         xs, state, traces, fresh = self.enter(xs, carry)
         xs = self._with_begins(xs, fresh)
-        ys, state, traces = self.window.run(weights, others, xs, state, traces, fresh)
+        ys, state, traces = self.window.run(weights, Span(xs, state, fresh), traces)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
         return ys, self.leave(state, traces, carry)
@@ -124,7 +124,7 @@ class Runner:
         multiplied with, and which examples begin anew at which step; windows are one step then.
         """
         steps = _steps(xs, targets)
-        effective, pull, others = self._effective(parameters, steps)
+        effective, pull = self._effective(parameters, steps)
         xs, state, traces, fresh = self.enter(xs, carry)
         data = targets, weights, reset
         if not carry.batched:
@@ -144,9 +144,8 @@ class Runner:
                 losses, aux = jax.vmap(jax.vmap(loss))(ys, targets, weights)
                 return losses.sum() / batch, aux
 
-            value, aux, more, state, traces = self.window.learn(
-                effective, others, xs, state, traces, fresh, loss_of
-            )
+            span = Span(xs, state, fresh)
+            value, aux, more, state, traces = self.window.learn(effective, span, traces, loss_of)
             sums = self.window.added(sums, more)
             after = list(state), traces, jnp.zeros_like(fresh), total + value, sums
             return after, aux
@@ -160,21 +159,23 @@ class Runner:
         state, traces, _, value, sums = end
         # Divided before they are rounded: the sum over a long sequence is beyond what float16 holds.
         value, grads = reduced(reduction, (value, self.window.gradient(sums)), weights, steps)
-        moving = without_derivative(_pulled(pull, effective, grads), NO_SECOND_DERIVATIVE)
+        moving = without_derivative(_pulled(pull, effective.effective, grads), NO_SECOND_DERIVATIVE)
         return value, self.leave(state, traces, carry), moving, aux
 
     def _effective(self, parameters, steps: int):
-        """The effective weights, how the floats of the model are pulled back from them, and what else
-        depends on the model alone."""
+        """What depends on the model alone, and how its floats are pulled back from the effective weights."""
         floats = self.step.model_leaves.floats
 
         def prefix(moving):
             values = list(parameters)
             for i, value in zip(floats, moving, strict=True):
                 values[i] = value
-            return self.window.prefix(values, steps)
+            weights = self.window.prefix(values, steps)
+            return weights.effective, (weights.others, weights.copies)
 
-        return jax.vjp(prefix, [parameters[i] for i in floats], has_aux=True)
+        floats_now = [parameters[i] for i in floats]
+        effective, pull, others = jax.vjp(prefix, floats_now, has_aux=True)
+        return Weights(effective, *others), pull
 
     def check_loss(self, loss: Loss, targets) -> jax.ShapeDtypeStruct:
         """The shape of the loss; targets have axes [T, B]."""
