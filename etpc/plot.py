@@ -15,7 +15,7 @@ import numpy as np
 
 from ._compare import Report
 from ._errors import InputError, SelectionError, UnsupportedError
-from ._jax import evaluate, is_step_function
+from ._jax import evaluate, is_spike
 from ._verify import StepFunction, bptt
 from .algorithms import Algorithm, resolve
 from .plan import OpPlan, TracePlan
@@ -391,7 +391,7 @@ def _recorder(
     """A function that runs the program and records some entries of each array that is shown."""
     step = program.plan.analysis.step
     number = _carried(program, p)
-    functions = [e for e in step.equations if is_step_function(e)]
+    functions = [e for e in step.equations if is_spike(e)]
     parameters = step.model_leaves.split(model)
     reached = [step.state_leaves.paths.index(path) for path in p.states]
 

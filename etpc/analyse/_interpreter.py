@@ -105,9 +105,9 @@ class Interpreter:
         return [pick(everything, np.zeros(v.size, np.int64)) for v in eqn.outputs]
 
 
-Rule = Callable[
-    [Interpreter, Equation, "list[Pattern | None]", Known], "Sequence[Pattern | None] | None"
-]
+Patterns = list[Pattern | None]
+Results = Sequence[Pattern | None] | None
+Rule = Callable[[Interpreter, Equation, Patterns, Known], Results]
 """How patterns pass through an operation: `rule(interpreter, equation, patterns, known)`.
 
 - `interpreter`: the `Interpreter`, which has the number of `seeds` and `run`s an inner program.
@@ -131,4 +131,4 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return of_names
 
 
-__all__ = ["Interpreter", "Opaque", "Rule", "rule", "too_dense"]
+__all__ = ["Interpreter", "Opaque", "Patterns", "Results", "Rule", "rule", "too_dense"]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import UnsupportedError
-from .._jax import Equation, flatten, inner_jaxprs, prims
+from .._jax import Equation, flatten, params, prims
 from ..analyse import Analysis
 
 AFFECTED = "0.10.2"
@@ -68,7 +68,7 @@ def first_reduction(analysis: Analysis) -> Equation | None:
         products = [v for v in eqn.inputs if v.is_float and v not in alone]
         if eqn.primitive is prims.dot_general_p and len(products) == 2:
             return eqn
-        if eqn.primitive in _REDUCTIONS or _reduces(inner_jaxprs(eqn)):
+        if eqn.primitive in _REDUCTIONS or _reduces(params.inner_jaxprs(eqn)):
             return eqn
     return None
 
@@ -76,7 +76,7 @@ def first_reduction(analysis: Analysis) -> Equation | None:
 def _reduces(jaxprs: Iterable[object]) -> bool:
     """Whether a loop, a branch or a function with its own derivative reduces inside."""
     return any(
-        eqn.primitive in {*_REDUCTIONS, prims.dot_general_p} or _reduces(inner_jaxprs(eqn))
+        eqn.primitive in {*_REDUCTIONS, prims.dot_general_p} or _reduces(params.inner_jaxprs(eqn))
         for jaxpr in jaxprs
         for eqn in flatten(jaxpr).equations
     )

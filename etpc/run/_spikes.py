@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .._errors import SilentNetworkWarning
-from .._jax import Equation, evaluate, is_step_function
+from .._jax import Equation, evaluate, is_spike
 from ..trace import Step
 
 
 def spike_functions(step: Step) -> list[Equation]:
     """The operations of a step that give spikes."""
-    return [e for e in step.equations if is_step_function(e)]
+    return [e for e in step.equations if is_spike(e)]
 
 
 def firing_rates(

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._jax import Equation, Flat, Variable, canonicalise, flatten, prims, unrolled
+from .._jax import Equation, Flat, Variable, canonicalise, flatten, params, prims, unrolled
 from .._primitives import facts
 from ._known import Known
 from ._loops import written_out
@@ -107,7 +107,7 @@ class _Expansion:
     def open_cond(self, eqn: Equation, taken: Taken) -> None:
         index, *operands = eqn.inputs
         todo: list[tuple[Equation, Taken]] = []
-        branches = [flatten(branch) for branch in eqn.params["branches"]]
+        branches = [flatten(branch) for branch in params.branches(eqn)]
         results: list[Variable] = []
         for number, branch in enumerate(branches):
             condition = [index] if taken is None else [index, taken]
@@ -184,9 +184,9 @@ class _Expansion:
 
 
 def _is_short(eqn: Equation) -> bool:
-    length = eqn.params["length"]
-    size = length * len(flatten(eqn.params["jaxpr"]).equations)
-    return 0 < length <= MAX_ITERATIONS and size <= MAX_EQUATIONS
+    loop = params.scan(eqn)
+    size = loop.length * len(flatten(loop.body).equations)
+    return 0 < loop.length <= MAX_ITERATIONS and size <= MAX_EQUATIONS
 
 
 def _is_taken(number: int, count: int) -> Callable:

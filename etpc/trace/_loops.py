@@ -20,9 +20,9 @@ from .._jax import (
     Tracer,
     Variable,
     canonicalise,
-    evaluate,
     flatten,
     is_checkpointed_loop,
+    params,
     prims,
 )
 
@@ -43,12 +43,12 @@ def written_out(
     """
     if not is_checkpointed_loop(eqn):
         return None
-    whole = flatten(eqn.params["call_jaxpr"])
+    whole = flatten(params.custom_body(eqn))
     known_values = [known(v) for v in eqn.inputs]
 
     def loop(loop: Equation, operands: Sequence[Any]) -> list[Any]:
-        skip, count = loop.params["cond_nconsts"], loop.params["body_nconsts"]
-        cond, body = flatten(loop.params["cond_jaxpr"]), flatten(loop.params["body_jaxpr"])
+        skip, count, *programs = params.while_loop(loop)
+        cond, body = map(flatten, programs)
         limit = min(max_iterations, max_equations // max(len(body.equations), 1))
         state = ended = list(operands[skip + count :])
         goes_on: Any = True
@@ -80,9 +80,7 @@ def written_out(
         return None
 
     def run(flat: Flat, operands: Sequence[Any]) -> list[Any]:
-        env = {**flat.constants, **dict(zip(flat.inputs, operands, strict=True))}
-        evaluate(flat.equations, env, rule)
-        return [env[v] for v in flat.outputs]
+        return flat.run(operands, rule)
 
     def unrolled(*operands: Any) -> list[Any]:
         pairs = zip(known_values, operands, strict=True)
