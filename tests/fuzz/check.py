@@ -1,36 +1,64 @@
-"""One drawn structure at many points: parameters, data and states other than those that it was compiled at.
+"""A drawn model, compiled once for each rule, against its references at several points.
 
-A program is compiled and traced once, and so are its references (`tests.stepwise`); all points share these.
+A point has parameters, data and an initial state other than those that the model was compiled at: what is proved of a
+model holds at all of them. The references are backpropagation through time (`tests.helpers`) and the dense ones of
+each approximation (`tests.oracle`).
 """
 
-import dataclasses
 import functools
-import time
+import zlib
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import etpc
-from tests import evaluate, fast, grammar, stepwise
-from tests.stepwise import Point
+from tests import helpers, oracle
+from tests.fuzz import grammar
+from tests.helpers import by_path, quickly
 
 T = 4
 TOLERANCE = 1e-9
 SMALL = 1e-7
 """A gradient that is smaller shows nothing."""
-SAMPLES = 5
-"""How often a reference is computed with rounding at random."""
-RARE = 2000
-"""Where a comparison fails: is there a rare branch that few points have not found?"""
+DECAY = 0.8
+POINTS = 32
+RARE = 1000
+"""Where a reference disagrees: is there a rare branch, through which an operation reaches a state, that `POINTS`
+random points have not found?"""
 HOW = ("as compiled", "moved", "far", "zeros", "negative")
-ENTRIES = ("learn", "call", "scan", "inside a scan", "batch")
+ENTRIES = ("learn", "scan", "inside a scan", "batch")
+RULES = (
+    etpc.ES_D_RTRL(decay=DECAY, window=2),
+    etpc.ES_D_RTRL(rank=2, window=2),
+    etpc.SnAp(2, window=2),
+    etpc.D_RTRL(window=T, backprop="full"),
+    etpc.D_RTRL(window=1, lookback=T),
+    etpc.CreditRTRL(q=2, rank=None, window=2),
+)
+"""The third rule of a structure is one of these in turn."""
 
 
-def moved(rng, how, parameter):
+class Point(NamedTuple):
+    model: grammar.DrawnModel
+    xs: dict
+    targets: list
+    state: object
+
+
+class Result(NamedTuple):
+    points: int  # where the gradient was alive, and all was compared
+    errors: dict[str, float]  # the largest of each property
+    failures: tuple[str, ...]  # of which it was too large
+
+
+def moved(rng, how, leaf):
     """Other values of a parameter."""
-    p = np.asarray(parameter)
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf
+    p = np.asarray(leaf)
     noise = rng.normal(size=p.shape)
     new = {
         "as compiled": lambda: p,
@@ -39,432 +67,292 @@ def moved(rng, how, parameter):
         "zeros": lambda: p * (rng.random(p.shape) < 0.5) * (rng.random() < 0.8),
         "negative": lambda: -p,
     }[how]()
-    return np.asarray(new, p.dtype)
+    return jnp.asarray(new, p.dtype)
 
 
-class Result(NamedTuple):
-    """What became of a structure."""
-
-    points: int  # where the gradient was alive, and all was compared
-    dead: int
-    unsettled: int  # where rounding alone explains the error: `References.uncertainty`
-    errors: dict[str, float]  # the largest of each property
-    failures: tuple[str, ...]  # of which it was too large
-    seconds: float  # of the processor
+def data(program, rng, steps=T, scale=1.0):
+    return {
+        "x": jnp.asarray(scale * rng.normal(0.3, 1, (steps, program.n_in))),
+        "i": jnp.asarray(rng.integers(0, grammar.N_INT, steps), jnp.int32),
+    }
 
 
-class Structure:
-    """A drawn model, its references and its points."""
+@quickly
+def exact_gradients(model, xs, targets, state, stop):
+    """The loss, and its gradients by the model and by the inputs; with `stop` those of each step alone."""
+
+    def total(both):
+        return helpers.loss_of_sequence(*both, targets, state, stop=stop)
+
+    return eqx.filter_value_and_grad(total)((model, xs))
+
+
+class Case:
+    """A drawn model with its points and references."""
 
     def __init__(self, program: grammar.Program):
         self.program = program
-        self.model = grammar.DrawnModel(program, fast.treatment())
-        self.state = jax.tree.map(np.asarray, self.model.init_state())
-        self.x = self.data(np.random.default_rng(0), 1, 1.0)
-        self.x = jax.tree.map(lambda a: a[0], self.x)
-        given = self.model, self.x, self.state, grammar.loss
-        self.reference = stepwise.Reference(*given, program.untraced, program.rounded)
-        self.of_model, self.of_x = self.reference.of_model, self.reference.of_x
-        self.of_state = self.reference.of_state
-        self.own = self.of_model.values(self.model)
-        self.to_state = None
+        self.model = grammar.DrawnModel(program)
+        self.state = self.model.init_state()
+        self.x = jax.tree.map(lambda a: a[0], data(program, np.random.default_rng(0), 1))
 
-    def data(self, rng, steps, scale):
-        return {
-            "x": scale * rng.normal(0.3, 1, (steps, self.program.n_in)),
-            "i": rng.integers(0, grammar.N_INT, steps).astype(np.int32),
-        }
+    def points(self, count, hows=HOW):
+        rng = np.random.default_rng(self.program.seed)
+        y = jax.tree.leaves(jax.eval_shape(self.model, self.x, self.state)[0])
+        floats = [a.shape for a in y if jnp.issubdtype(a.dtype, jnp.inexact)]
+        is_float = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
+        for k in range(count):
+            model = jax.tree.map(lambda a, k=k: moved(rng, hows[k % len(hows)], a), self.model)
+            state = jax.tree.map(
+                lambda a: a + (0.7 * rng.normal(size=a.shape)).astype(a.dtype) if is_float(a) else a,
+                self.state,
+            )
+            targets = [jnp.asarray(rng.normal(0, 0.5, (T, *shape))) for shape in floats]
+            yield Point(model, data(self.program, rng, T, rng.choice([1.0, 2.5])), targets, state)
 
-    def points(self, count, rng=None, kinds=HOW, steps=T):
-        """Points in the ways of `kinds` in turn."""
-        rng = np.random.default_rng(self.program.seed) if rng is None else rng
-        y = [a for a in jax.tree.leaves(self.reference.hooked[1][0]) if stepwise.is_float(a)]
-        parameters = [
-            np.stack([moved(rng, kinds[k % len(kinds)], p) for k in range(count)]) for p in self.own
-        ]
-        each = [self.data(rng, steps, rng.choice([1.0, 1.0, 2.5])) for _ in range(count)]
-        xs = jax.tree.map(lambda *a: np.stack(a), *each)
-        floats = [0.7 * stepwise.like(rng, a, count) for a in self.of_state.values(self.state)]
-        floats = [
-            np.asarray(a, np.result_type(b))
-            for a, b in zip(floats, self.of_state.values(self.state), strict=True)
-        ]
-        rest = [a[None] for a in self.of_state.rest(self.state)]
-        targets = [rng.normal(0, 0.5, (count, steps, *a.shape)) for a in y]
-        return Point(parameters, xs, targets, self.of_state.join(floats, rest))
+    def compile(self, rule) -> etpc.Program:
+        weights = self.program.weights if self.program.marked else "all"
+        return etpc.compile(self.model, rule, inputs=self.x, weights=weights)
 
-    def beside(self, point: Point):
-        """Other data and another state, at the same parameters."""
-        floats = [(0.9 - 0.7 * a).astype(a.dtype) for a in self.of_state.values(point.state)]
-        state = self.of_state.join(floats, self.of_state.rest(point.state))
-        xs = {"x": 0.2 - 0.8 * point.xs["x"][:, ::-1], "i": point.xs["i"][:, ::-1]}
-        return Point(point.parameters, xs, [a[:, ::-1] for a in point.targets], state)
+    @functools.cache  # noqa: B019
+    def reaching(self, count):
+        """The operations that reach a state at one of some random points."""
+        xs = data(self.program, np.random.default_rng(1), count, 1.5)
+        far = 0.3 if count == POINTS else 1.5
+        return oracle.structure(self.model, self.x, self.state, xs=xs, spread=far).to_state
 
-    def find_reach(self, count):
-        """Whether an operation reaches a state is asked at random points.
-
-        Parameters and states decide which branch is taken: parameters are moved in all ways of `HOW`, and float
-        states are random at even steps and those of a rollout at odd ones. Integer states are always of the rollout.
-        """
-        at = self.points(count // T, np.random.default_rng(self.program.seed + 1))
-        found = frozenset()
-        for t, state in enumerate(self.reference.forward(at)[0]):
-            x = jax.tree.map(lambda a, t=t: a[:, t], at.xs)
-            if t % 2 == 0:
-                floats = [2 * a for a in self.of_state.values(at.state)]
-                state = self.of_state.join(floats, self.of_state.rest(state))
-            found |= self.reference.reach(at.parameters, x, state)
-        self.to_state = found
-        return found
+    def reference(self, point: Point, rule, count):
+        """The gradient of an approximation, and the Jacobians of the steps."""
+        given = point.model, point.xs, point.targets, helpers.loss, point.state
+        pieces = jax.tree.map(np.asarray, oracle.all_pieces(*given, self.reaching(count)))
+        untraced = frozenset(name for name in pieces.F if self.program.untraced(name))
+        algo = "d_rtrl" if isinstance(rule, etpc.D_RTRL) else "es_d_rtrl"
+        grads = oracle.combine(pieces, algo=algo, decay=DECAY, untraced=untraced)
+        return oracle.pull_back(point.model, self.x, point.state, grads), pieces
 
 
 # Ways into a program --------------------------------------------------------------------------------------------------
 
 
-class Online:
-    """The gradient of a program, by one of several ways in."""
+def online(program: etpc.Program, entry, point: Point, parts=2):
+    """The loss, the gradient, and the gradient by the inputs (or none)."""
+    model, xs, targets, state = point
+    batch = 2 if entry == "batch" else None
+    if batch:  # of a sequence and its reversal
+        xs, targets = jax.tree.map(lambda a: jnp.stack([a, a[::-1]], 1), (xs, targets))
+        state = jax.tree.map(lambda a: jnp.stack([a, a]), state)
+    carry = eqx.tree_at(lambda carry: carry.state, program.init(batch), state)
+    run = functools.partial(_learn if entry in ("learn", "batch") else _by_inputs, program, entry)
+    total, losses, inputs = None, 0.0, []
+    for start in range(0, T, T // parts):
+        part = jax.tree.map(lambda a, at=start: a[at : at + T // parts], (xs, targets))
+        loss, (grads, by_x), carry = run(model, *part, carry)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        losses, inputs = losses + loss, [*inputs, by_x]
+    by_x = None if inputs[0] is None else jax.tree.map(lambda *a: jnp.concatenate(a), *inputs)
+    return losses, (total, by_x)
 
-    def __init__(self, structure: Structure, program: etpc.Program, entry, parts=2):
-        self.structure, self.program, self.entry, self.parts = structure, program, entry, parts
-        fresh = evaluate.run(lambda: program.init(2 if entry == "batch" else None))()
-        self.fresh = jax.tree.map(lambda a: np.asarray(a)[None], fresh)
 
-    def carry(self, *states):
-        arrays = [jax.tree.leaves(state) for state in states]
-        new = (
-            arrays[0]
-            if self.entry != "batch"
-            else [np.stack(a, 1) for a in zip(*arrays, strict=True)]
-        )
-        leaves, tree = jax.tree.flatten(self.fresh)  # the state comes first
-        return jax.tree.unflatten(tree, [*new, *leaves[len(new) :]])
+def _learn(program, entry, model, xs, targets, carry):
+    run = program.value_and_grad(helpers.loss, reduction="sum")
+    (loss, carry), grads = run(model, xs, targets, carry)
+    return loss, (grads, None), carry
 
-    @functools.cached_property
-    def traced(self):
-        s, program = self.structure, self.program
 
-        if self.entry in ("learn", "batch"):
+@quickly
+def _by_inputs(program, entry, model, xs, targets, carry):
+    def total(both):
+        model, xs = both
+        if entry == "scan":
+            ys, after = program.scan(model, xs, carry)
+            return jnp.sum(jax.vmap(helpers.loss)(ys, targets)), after
 
-            def call(parameters, xs, targets, carry):
-                run = program.value_and_grad(grammar.loss, reduction="sum")
-                (loss, carry), grads = run(s.of_model.join(parameters), xs, targets, carry)
-                return loss, jax.tree.leaves(grads), [], carry
+        def body(carry, step_data):
+            y, carry = program(model, step_data[0], carry)
+            return carry, helpers.loss(y, step_data[1])
 
-            return evaluate.at_points(call)
+        after, losses = jax.lax.scan(body, carry, (xs, targets))
+        return jnp.sum(losses), after
 
-        def by_inputs(parameters, xs, targets, carry):
-            rest = s.of_x.rest(xs)
-
-            def total(parameters, floats):
-                return self.total(
-                    s.of_model.join(parameters), s.of_x.join(floats, rest), targets, carry
-                )
-
-            grad = jax.value_and_grad(total, (0, 1), has_aux=True)
-            (loss, after), grads = grad(parameters, s.of_x.values(xs))
-            return loss, *grads, after
-
-        return evaluate.at_points(by_inputs)
-
-    def total(self, model, xs, targets, carry):
-        """The loss of some steps, and the carry."""
-        if self.entry == "call":
-            y, carry = self.program(model, xs, carry)
-            return grammar.loss(y, targets), carry
-        if self.entry == "scan":
-            ys, carry = self.program.scan(model, xs, carry)
-            return jnp.sum(jax.vmap(grammar.loss)(ys, targets)), carry
-
-        def body(carry, given):
-            y, carry = self.program(model, given[0], carry)
-            return carry, grammar.loss(y, given[1])
-
-        carry, losses = jax.lax.scan(body, carry, (xs, targets))
-        return jnp.sum(losses), carry
-
-    def __call__(self, point: Point, other: Point | None = None):
-        """The loss, the gradient, the gradient by inputs (or none)."""
-        xs, targets, carry = point.xs, point.targets, None
-        if self.entry == "batch":
-            assert other is not None
-            xs, targets = jax.tree.map(
-                lambda a, b: np.stack([a, b], 2), (xs, targets), (other.xs, other.targets)
-            )
-            carry = self.carry(point.state, other.state)
-        else:
-            carry = self.carry(point.state)
-        whole = len(xs["i"][0])
-        steps = 1 if self.entry == "call" else whole // self.parts
-        loss, total, inputs = 0.0, None, []
-        for start in range(0, whole, steps):
-            at = start if self.entry == "call" else slice(start, start + steps)
-            here = jax.tree.map(lambda a, at=at: a[:, at], (xs, targets))
-            value, grads, by_x, carry = self.traced(point.parameters, *here, carry)
-            loss = loss + value
-            total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
-            inputs.append([a[:, None] for a in by_x] if self.entry == "call" else by_x)
-        inputs = [np.concatenate(evaluate.level(a), 1) for a in zip(*inputs, strict=True)]
-        return stepwise.Gradients(loss, total, inputs)
+    (loss, after), grads = eqx.filter_value_and_grad(total, has_aux=True)((model, xs))
+    return loss, grads, after
 
 
 # The comparison -------------------------------------------------------------------------------------------------------
 
 
-def claims(program: etpc.Program):
-    """What is claimed of each float parameter, in the order of the leaves."""
-    leaves = program.plan.analysis.step.model_leaves
-    paths = [leaves.paths[i] for i in leaves.floats]
-    if hasattr(program, "claims"):
-        return [program.claims[path].claim for path in paths]
-    exact = set(fast.exact_paths(program))
-    return ["exact" if path in exact else "approximate" for path in paths]
+def check(program: grammar.Program, number=0, count=5) -> Result:
+    """`number` says in which way the program is entered, and what the third rule is."""
+    case = Case(program)
+    entry = ENTRIES[number % len(ENTRIES)]
+    rules = {etpc.D_RTRL(window=2): entry, etpc.RTRL(window=2): "learn"}
+    rules[RULES[number // len(ENTRIES) % len(RULES)]] = "learn"
+    try:
+        programs = [(case.compile(rule), way) for rule, way in rules.items()]
+    except etpc.SelectionError:  # no use that is marked has an effect
+        program = case.program = program.with_all_weights
+        programs = [(case.compile(rule), way) for rule, way in rules.items()]
+    eps = float(jnp.finfo(program.narrowest).eps)
+    tolerance = 64 * eps if program.narrow else TOLERANCE
+    found: dict[str, list[float]] = {}
+    points = 0
+    for point in case.points(count):
+        wanted = References(case, point)
+        if not wanted.settled:
+            continue
+        points += 1
+        for online_program, way in programs:
+            for name, error in compare(case, point, online_program, way, wanted).items():
+                found.setdefault(name, []).append(error if np.isfinite(error) else np.inf)
+    # Where types are narrow, rounding depends on the order of operations, and a branch on rounding.
+    worst = np.median if program.narrow else np.max
+    errors = {name: float(worst(each)) for name, each in found.items()}
+    return Result(points, errors, tuple(name for name, e in errors.items() if not e < tolerance))
 
 
-def off(found, wanted, chosen=None):
-    """The largest difference of two lists of arrays, at each point."""
-    pairs = zip(found, wanted, chosen or [True] * len(wanted), strict=True)
-    return largest([a - b for a, b, one in pairs if one])
+class References:
+    """The gradients of backpropagation through time at a point, and of each step alone."""
 
+    def __init__(self, case: Case, point: Point):
+        self.loss, (self.bptt, self.by_inputs) = exact_gradients(*point, False)
+        self.alone, self.inputs_alone = exact_gradients(*point, True)[1]
+        self.scale = size(self.bptt)
+        self.settled = bool(np.isfinite(self.scale)) and self.scale > SMALL
+        if self.settled:
+            self.settled = self.conditioned(point, case.program.narrow)
 
-def largest(arrays):
-    """Of all arrays, at each point; NaN where one of them is NaN."""
-    each = [np.max(np.abs(a.reshape(len(a), -1)), axis=1, initial=0.0) for a in arrays]
-    return np.max(np.stack(evaluate.level([np.zeros(1), *each])), axis=0)
+    def conditioned(self, point, narrow):
+        """Whether the last digit of the parameters does not matter: rounding explains any error where it does.
 
-
-def rules(number):
-    """The second rule of a structure is one of several in turn."""
-    return (
-        etpc.RTRL(window=2),
-        etpc.ES_D_RTRL(rank=1 + number // 20 % 4, window=2),
-        etpc.SnAp(1 + number // 20 % 2, window=2),
-        etpc.D_RTRL(window=T, backprop="full"),
-        etpc.ES_D_RTRL(decay=fast.DECAY, window=2),
-    )[number // 4 % 5]
-
-
-class References(NamedTuple):
-    alone: stepwise.Gradients  # of each step, its old state held constant
-    bptt: stepwise.Gradients
-    d_rtrl: stepwise.Gradients
-
-    @classmethod
-    def at(cls, structure: Structure, point: Point, cut):
-        states, alone = structure.reference.forward(point)
-        bptt = structure.reference.bptt(point, states)
-        return cls(alone, bptt, structure.reference.d_rtrl(point, states, cut))
-
-    def uncertainty(self, structure: Structure, point: Point, cut):
-        """How far rounding may move these at each point, relative to the gradient; infinite where nothing is certain.
-
-        Ten times the largest difference from `SAMPLES` computations with rounding at random. It is large where the
-        computation is ill-conditioned: with a decay of 1e60, a state that is the difference of two products with it
-        has no correct digit, and neither has a gradient.
+        With a decay of 1e60, a state that is the difference of two products with it has no correct digit.
         """
         rng = np.random.default_rng(0)
-        apart = np.zeros(1)
-        for _ in range(SAMPLES):
-            with evaluate.rounding_at_random(rng):
-                other = References.at(structure, point, cut)
-            for a, b in zip(self, other, strict=True):
-                scale = largest(self.bptt.parameters)
-                each = [
-                    np.abs(a.loss - b.loss) / np.maximum(1, np.abs(a.loss)),
-                    off(a.parameters, b.parameters) / scale,
-                    off(a.inputs, b.inputs) / np.maximum(scale, largest(self.bptt.inputs)),
-                ]
-                apart = functools.reduce(np.maximum, each, apart)
-        return np.where(np.isfinite(apart), 10 * apart, np.inf)
+        change = lambda a: a * (1 + float(jnp.finfo(a.dtype).eps) * rng.choice([-1.0, 1.0], a.shape))
+        near = lambda a: change(a).astype(a.dtype) if eqx.is_inexact_array(a) else a
+        bptt = exact_gradients(jax.tree.map(near, point.model), *point[1:], False)[1][0]
+        return narrow or 100 * difference(bptt, self.bptt) / self.scale < TOLERANCE
+
+    def of_batch(self, point: Point):
+        """The mean of a sequence and its reversal."""
+        backwards = jax.tree.map(lambda a: a[::-1], (point.xs, point.targets))
+        loss, (bptt, _) = exact_gradients(point.model, *backwards, point.state, False)
+        alone = exact_gradients(point.model, *backwards, point.state, True)[1][0]
+        mean = lambda a, b: (a + b) / 2
+        return mean(self.loss, loss), *jax.tree.map(mean, (self.bptt, self.alone), (bptt, alone))
 
 
-def check(program: grammar.Program, number=0, count=10, second=True, reach=32) -> Result:
-    """`number` says in which way the program is entered, and what the second rule is."""
-    begin = time.process_time()
-    with np.errstate(all="ignore"), evaluate.wide():
-        found = _check(program, number, count, second, reach)
-    return found._replace(seconds=time.process_time() - begin)
+def compare(case: Case, point: Point, program: etpc.Program, entry, wanted: References):
+    """The errors of one program at one point."""
+    rule = program.algorithm
+    whole = rule.backprop == "full" and rule.window == T
+    loss, (grads, by_inputs) = online(program, entry, point, 1 if whole else 2)
+    loss_wanted, bptt, alone = wanted.loss, wanted.bptt, wanted.alone
+    if entry == "batch":
+        loss_wanted, bptt, alone = wanted.of_batch(point)
+    claims = {path: claim.claim for path, claim in program.claims.items()}
+    zero = jax.tree.map(jnp.zeros_like, bptt)
 
+    def off(reference, claim=None):
+        return difference(grads, reference, claims, claim) / wanted.scale
 
-def _check(program, number, count, second, reach) -> Result:
-    structure = Structure(program)
-    try:
-        to_state = structure.find_reach(reach)
-    except (TypeError, FutureWarning):  # derivatives of narrow types that JAX itself refuses
-        if not program.narrow:
-            raise
-        return _check(program.widened, number, count, second, reach)
-    try:
-        compiled = fast.compiled(structure.model, etpc.D_RTRL(window=2))
-    except etpc.SelectionError:  # no use that is marked has an effect
-        return _check(dataclasses.replace(program, weights="all"), number, count, second, reach)
-    runs = [Online(structure, compiled, entry_of(number))]
-    if second:
-        rule = rules(number)
-        parts = 1 if rule.backprop == "full" else 2
-        entry = "scan" if number // 20 % 4 == 3 else "learn"
-        runs.append(Online(structure, fast.compiled(structure.model, rule), entry, parts))
-    cut = structure.reference.cut(to_state)
-    point = structure.points(count)
-    wanted = References.at(structure, point, cut)
-    if any(online.entry == "batch" for online in runs):
-        beside = structure.beside(point)
-        both = jax.tree.map(mean, wanted, References.at(structure, beside, cut))
-    scale = largest(wanted.bptt.parameters)
-    alive = np.broadcast_to(np.isfinite(scale) & (scale > SMALL), (count,))
     errors = {
-        "oracle loss": (wanted.d_rtrl.loss - wanted.bptt.loss) / np.maximum(1, wanted.bptt.loss)
+        "loss": abs(float(loss - loss_wanted)) / max(1, abs(float(loss_wanted))),
+        "exact": off(bptt, "exact"),
+        "unused": max(off(zero, "unused"), difference(bptt, zero, claims, "unused")),
     }
-    for online in runs:
-        if online.entry == "batch":
-            scale = largest(both.bptt.parameters)
-            alive = alive & np.isfinite(scale) & (scale > SMALL)
-            errors |= compare(online, online(point, beside), both)
-        else:
-            errors |= compare(online, online(point), wanted)
-    for name, error in errors.items():
-        error = np.where(np.isfinite(error), np.abs(error), np.inf)
-        errors[name] = np.broadcast_to(error, alive.shape)
-    largest_error = np.max(np.stack([*errors.values()]), axis=0)
-    unsettled = np.zeros_like(alive)
-    wrong = alive & ~(largest_error < TOLERANCE)
-    if wrong.any():
-        uncertain = wanted.uncertainty(structure, point, cut)
-        if any(online.entry == "batch" for online in runs):
-            other = References.at(structure, beside, cut).uncertainty(structure, beside, cut)
-            uncertain = np.maximum(uncertain, other)
-        unsettled = wrong & np.isfinite(largest_error) & (largest_error <= uncertain)
-        alive = alive & ~unsettled
-    worst = {name: float(np.max(a[alive], initial=0.0)) for name, a in errors.items()}
-    failures = tuple(name for name, error in worst.items() if not error < TOLERANCE)
-    unsure = set(structure.reference.names("y")) - structure.to_state
-    if reach < RARE and unsure and any("reference" in name for name in failures):
-        return _check(program, number, count, second, RARE)
-    left_out = int(unsettled.sum())
-    return Result(int(alive.sum()), int((~alive).sum()) - left_out, left_out, worst, failures, 0.0)
-
-
-def entry_of(number):
-    """Most programs learn, and the others are entered in other ways in turn, which takes longer."""
-    return "learn" if number % 5 else ENTRIES[1:][number // 5 % 4]
-
-
-def mean(a, b):
-    return (a + b) / 2
-
-
-def compare(online: Online, found: stepwise.Gradients, wanted: References):
-    """The errors of one program at each point."""
-    rule, bptt = online.program.algorithm, wanted.bptt
-    scale = largest(bptt.parameters)
-    claimed = claims(online.program)
-    exact = [claim == "exact" for claim in claimed]
-    errors = {"loss": (found.loss - bptt.loss) / np.maximum(1, np.abs(bptt.loss))}
-    errors["exact"] = off(found.parameters, bptt.parameters, exact) / scale
-    unused = [claim == "unused" for claim in claimed]
-    for grads in (found.parameters, bptt.parameters):
-        zero = [np.zeros((1,) * a.ndim) for a in grads]
-        errors["unused"] = np.maximum(errors.get("unused", 0), off(grads, zero, unused) / scale)
     if rule.backprop == "cut":
-        step = [claim == "current step" for claim in claimed]
-        errors["step"] = off(found.parameters, wanted.alone.parameters, step) / scale
-    all_traced = online.structure.program.weights == "all"
-    if (isinstance(rule, etpc.RTRL) and all_traced) or (
-        rule.backprop == "full" and online.parts == 1
-    ):
-        errors["bptt"] = off(found.parameters, bptt.parameters) / scale
-    elif isinstance(rule, etpc.D_RTRL):
-        errors["reference"] = off(found.parameters, wanted.d_rtrl.parameters) / scale
-    if found.inputs:
-        by_inputs = bptt.inputs if rule.backprop == "full" else wanted.alone.inputs
-        errors["inputs"] = off(found.inputs, by_inputs) / np.maximum(scale, largest(bptt.inputs))
+        errors["step"] = off(alone, "current step")
+    all_traced = case.program.weights == "all"
+    if (isinstance(rule, etpc.RTRL) and rule.rank is None and all_traced) or whole:
+        errors["bptt"] = off(bptt)
+    has_reference = isinstance(rule, etpc.D_RTRL | etpc.ES_D_RTRL) and rule.backprop == "cut"
+    has_reference = has_reference and getattr(rule, "rank", None) is None and not rule.lookback
+    if has_reference and entry != "batch" and case.program.has_dense_references:
+        reference, pieces = case.reference(point, rule, POINTS)
+        errors["reference"] = off(reference)
+        if not errors["reference"] < TOLERANCE:
+            errors["reference"] = off(case.reference(point, rule, RARE)[0])
+        errors["pattern"] = outside(pieces.D, program)
+    if by_inputs is not None:
+        reference = wanted.by_inputs if rule.backprop == "full" else wanted.inputs_alone
+        scale = max(wanted.scale, size(wanted.by_inputs))
+        errors["inputs"] = difference(by_inputs, reference) / scale
     return {f"{rule.name} {name}": error for name, error in errors.items()}
 
 
-# With other connections -----------------------------------------------------------------------------------------------
-
-
-def check_rewired(program: grammar.Program, count=3) -> float:
-    """The error of the gradient after the model's connections were changed in place; zero where that is refused."""
-    structure = Structure(program)
-    whole = [a for a in jax.tree.leaves(structure.model) if isinstance(a, np.ndarray)]
-    if not whole:
+def outside(jacobians, program):
+    """How many entries of the transitions of a rollout the pattern lacks."""
+    pattern = program.plan.analysis.transition.toarray()
+    if pattern.shape != jacobians.shape[1:]:  # a state that nothing reads has no entries
         return 0.0
-    online = Online(structure, fast.compiled(structure.model, etpc.D_RTRL(window=2)), "learn")
-    for array in whole:
-        array[...] = np.roll(array, 1, axis=0)
-    point = structure.points(count)
+    return float(np.sum(np.any(jacobians != 0, axis=0) & ~pattern))
+
+
+def size(grads):
+    return max((np.abs(g).max(initial=0.0) for g in by_path(grads).values()), default=0.0)
+
+
+def difference(found, wanted, claims=None, claim=None):
+    """The largest difference of two gradients, of the parameters that have some claim."""
+    found, wanted = by_path(found), by_path(wanted)
+    assert found.keys() == wanted.keys()
+    paths = [path for path in wanted if claim is None or claims[path] == claim]
+    each = [np.abs(np.asarray(found[path] - wanted[path])).max(initial=0.0) for path in paths]
+    return float(np.max([0.0, *each]))
+
+
+def check_patterns(program: grammar.Program, count=4) -> None:
+    """Whether the pattern of a step holds at random points; raises where it does not."""
+    case = Case(program)
+    etpc.analyse.check_pattern(lambda x, state: case.model(x, state), case.x, case.state)
+
+
+def check_rewired(program: grammar.Program) -> float:
+    """The error of the gradient after the model's connections were changed in place; zero where that is refused."""
+    case = Case(program)
+    online_program = case.compile(etpc.D_RTRL(window=2))
+    for array in jax.tree.leaves(case.model):
+        if isinstance(array, np.ndarray):
+            array[...] = np.roll(array, 1, axis=0)
+    (point,) = case.points(1)
     try:
-        found = online(point)
+        _, (grads, _) = online(online_program, "learn", point)
     except etpc.InputError:
         return 0.0
-    with np.errstate(all="ignore"):
-        states, _ = structure.reference.forward(point)
-        bptt = structure.reference.bptt(point, states)
-        exact = [claim == "exact" for claim in claims(online.program)]
-        error = off(found.parameters, bptt.parameters, exact) / largest(bptt.parameters)
-    return float(np.nanmax(error))
+    claims = {path: claim.claim for path, claim in online_program.claims.items()}
+    wanted = References(case, point)
+    return difference(grads, wanted.bptt, claims, "exact") / wanted.scale
 
 
-# In the types that a model asks for -----------------------------------------------------------------------------------
-
-LONG = 512
-"""Steps after which a sum in bfloat16 has stopped growing."""
+# Runs -----------------------------------------------------------------------------------------------------------------
 
 
-def check_narrow(program: grammar.Program, count=9) -> Result:
-    """Losses and gradients rounded as the types of a model say, against BPTT rounded so.
-
-    A state that is stored in fewer bits leaves the outputs of its step as they are. Where data or weights are cast,
-    rounding depends on the order of operations: then the median over some points is compared, by the narrowest type.
-    The gradient of a long sequence is compared with that in float64: summed in a narrow type it would be far off.
-    """
-    begin = time.process_time()
-    with np.errstate(all="ignore"):
-        found = _check_narrow(program, count)
-    return found._replace(seconds=time.process_time() - begin)
+def drawn(seed, number, kinds=grammar.KINDS) -> grammar.Program:
+    """The structure of a number: always the same."""
+    rng = np.random.default_rng((seed, number))
+    options = {"narrow": number % 7 == 1, "marks": number % 7 < 2, "complex": number % 5 == 0}
+    if number % 3 == 0:
+        kinds = [kind for kind in kinds if kind in grammar.FIXED_BRANCHES]
+    return grammar.random_program(rng, kinds=kinds, **options)
 
 
-def _check_narrow(program: grammar.Program, count) -> Result:
-    structure = Structure(program)
+def outcome(program, number, count=5):
+    """The result of a structure, and a word for how it failed (empty where it did not)."""
     try:
-        structure.reference.forward(structure.points(1))
-    except (TypeError, FutureWarning):  # derivatives of narrow types that JAX itself refuses
-        return Result(0, count, 0, {}, (), 0.0)
-    online = Online(structure, fast.compiled(structure.model, etpc.D_RTRL(window=2)), "learn")
-    exact = [claim == "exact" for claim in claims(online.program)]
-    point = structure.points(count)
-    states, alone = structure.reference.forward(point)
-    bptt = structure.reference.bptt(point, states)
-    scale = largest(bptt.parameters)
-    alive = np.broadcast_to(np.isfinite(scale) & (scale > 1e-4) & (scale < 1e4), (count,))
-    if not alive.any():
-        return Result(0, count, 0, {}, (), 0.0)
-    found = online(point)
-    eps = float(jnp.finfo(program.narrowest).eps)
-    rounded = any(op.low or op.cast or op.store for op in program.ops)
-    loss = np.abs(found.loss - alone.loss) / np.maximum(1, np.abs(alone.loss))
-    grads = off(found.parameters, bptt.parameters, exact) / scale
-    middle = lambda error: float(np.median(np.broadcast_to(error, alive.shape)[alive]))
-    errors = {"narrow loss": middle(loss) / (32 * eps if rounded else TOLERANCE)}
-    errors["narrow exact"] = middle(grads) / (32 * eps)
-    if eps > 1e-4 and any(op.cast or op.store for op in program.ops) and any(exact):
-        errors["long sum"] = long_sum(structure, exact) / (6 * eps)
-    failures = tuple(name for name, error in errors.items() if not error < 1)
-    return Result(int(alive.sum()), int((~alive).sum()), 0, errors, failures, 0.0)
+        check_patterns(program)
+        result = check(program, number, count)
+    except Exception as error:  # whatever it is, a run goes on
+        trace, place = error.__traceback__, ""
+        while trace is not None:
+            name = trace.tb_frame.f_code.co_filename
+            place = f"{name.split('etpc/')[-1]}:{trace.tb_lineno}" if "/etpc/" in name else place
+            trace = trace.tb_next
+        return None, f"{type(error).__name__} at {place}: {zlib.crc32(str(error).encode()):08x}"
+    return result, " ".join(result.failures)
 
 
-def long_sum(structure: Structure, exact, count=3):
-    """The relative error of a sum of gradients over many steps, in the middle of some points."""
-    program = fast.compiled(structure.model, etpc.D_RTRL(window=1))
-    point = structure.points(count, kinds=HOW[:1], steps=LONG)
-    point = point._replace(targets=[a + 2 for a in point.targets])
-    found = Online(structure, program, "learn", 1)(point)
-    with evaluate.wide():
-        states, _ = structure.reference.forward(point)
-        wanted = structure.reference.bptt(point, states)
-    each = [
-        np.max(np.abs(a - b)) / np.max(np.abs(b))
-        for a, b, one in zip(found.parameters, wanted.parameters, exact, strict=True)
-        if one and np.max(np.abs(b)) > 1e-3
-    ]
-    return float(np.median(each)) if each else 0.0
+def smallest(program, number, failure, budget=40):
+    """The smallest structure that is found to fail in the same way."""
+    same = failure.split(":")[0]
+    fails = lambda candidate: outcome(candidate, number, 2)[1].split(":")[0] == same
+    return grammar.shrink(program, fails, budget)
