@@ -15,8 +15,8 @@ from etpc._primitives import FACTS
 from etpc.plan import _claims, _filtered
 from etpc.run._arguments import Arguments
 from etpc.trace import _expand
-from tests.fuzz import __main__ as run
-from tests.fuzz import check, grammar
+
+from tests.fuzz import check, grammar, run
 from tests.fuzz.grammar import Leaf, Op, Program
 
 RECURRENT = Program(

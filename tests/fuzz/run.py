@@ -1,7 +1,7 @@
 """Draws models from the grammar for as long as is asked, and checks each one.
 
-    python -m tests.fuzz --seconds 300 --processes 2            # another seed each time; it is printed
-    python -m tests.fuzz --seed 7 --number 12                   # one structure again
+    python -m tests.fuzz.run --seconds 300 --processes 2            # another seed each time; it is printed
+    python -m tests.fuzz.run --seed 7 --number 12                   # one structure again
 
 The n-th structure of a seed is always the same. One that fails is made smaller for as long as it fails in the same way,
 and printed; then the command fails too.
