@@ -143,23 +143,3 @@ def widened(arrays: Sequence[Array]) -> list[Array]:
 def zero_sums(weights: Sequence[Array]) -> list[Array]:
     """Sums of gradients by weights, before anything is added."""
     return [jnp.zeros_like(w, sum_dtype(w)) for w in weights]
-
-
-__all__ = [
-    "MAX_SLICES",
-    "by_step",
-    "columns",
-    "finite_where",
-    "of_each_example",
-    "over_steps",
-    "rows_of",
-    "sum_dtype",
-    "take",
-    "take_rows",
-    "weighted",
-    "where_over",
-    "widened",
-    "without_past",
-    "zero_sums",
-    "zeros_over",
-]

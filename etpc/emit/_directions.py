@@ -1,5 +1,6 @@
 """What a window does along the directions of state space that are followed, nothing cut."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +10,8 @@ from jax import Array
 
 from .._jax import linear_transpose
 from ..plan import OpPlan, TracePlan
-from ..traces import Carry, Directions, Traces
+from ..traces import Carry, Directions, Passage, Traces
 from ._arrays import finite_where, of_each_example, take, where_over
-from ._passage import Followed
 
 PullStates = Callable[[Array], tuple[list[Array], list[Array]]]
 """From a cotangent [B, S] of the states at the end of a window to those at its start, [B, n] for each part, and
@@ -85,6 +85,19 @@ def along(
     return Along(ends, chosen, by_start, by_ops, push, kept)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Followed:
+    """A window along the directions, as it moves the virtual states of all traces."""
+
+    basis: Array
+    """The directions V of the virtual states at the start, [B, q, S]."""
+    by_start: Array
+    """Lambda, [B, q, S]."""
+    transition: Array
+    """The transition of the virtual states, [B, q, q]."""
+    by_ops: list[Array | None]
+
+
 def advanced(
     directions: Directions, traces: Traces, window: Along, credit: Array | None
 ) -> tuple[Followed, Carry, Carry]:
@@ -101,6 +114,52 @@ def advanced(
     if window.kept is not None:
         by_start = jnp.where(window.kept[..., None], by_start, 0)
     return Followed(basis, by_start, transition, window.by_ops), shared, each
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FollowedPassage:
+    """A window as it moves a block by its cut steps, and virtual states with nothing cut.
+
+    The block is moved by D and gets F, both of the whole window. The virtual states are the influence
+    on the directions V, so what moves them on is their own transition N, and for what the block knows
+    of V at the start the uncut window in place of N: with the columns `v` of V, block and virtual
+    states together have the transition `[[D, 0], [Lambda - N v, N]]`, and get `[F, delta]`.
+    """
+
+    trace: TracePlan
+    block: Passage
+    ops: Sequence[int]
+    """The live operations that the trace is for, by their places."""
+    followed: Followed
+
+    @property
+    def xs(self) -> Sequence[Array]:
+        return self.block.xs
+
+    def moved(self) -> list[Sequence[Array]]:
+        moved = self.block.moved()
+        by_ops = [self.followed.by_ops[place] for place in self.ops]
+        return [
+            parts if by_op is None else [*parts, by_op.astype(parts[0].dtype)]
+            for parts, by_op in zip(moved, by_ops, strict=True)
+        ]
+
+    def whole(self) -> Array:
+        trace, whole = self.trace, self.block.whole()  # [B, P, o]
+        layout, q, m = trace.layout, trace.virtual, trace.block
+        batch, _, o = whole.shape
+        followed = self.followed
+        predicted = jnp.einsum("bpq,bqs->bps", followed.transition, followed.basis)
+        beyond = take([followed.by_start - predicted], layout.places)  # [B, q, m, o]
+        among = jnp.broadcast_to(followed.transition[..., None], (batch, q, q, o))
+        below = jnp.concatenate([beyond, among], 2).astype(whole.dtype)
+        above = whole
+        if trace.site.pairs.dense:
+            square = whole.reshape(batch, m, m, o)
+            zero = jnp.zeros_like(followed.transition[:, :1, :, None], whole.dtype)
+            right = jnp.broadcast_to(zero, (batch, m, q, o))
+            above = jnp.concatenate([square, right], 2).reshape(batch, -1, o)
+        return jnp.concatenate([above, below.reshape(batch, -1, o)], 1)
 
 
 class VirtualCredit(NamedTuple):
@@ -127,4 +186,4 @@ class VirtualCredit(NamedTuple):
         return jnp.concatenate([of_block, of_virtual.astype(of_block.dtype)], 1)
 
 
-__all__ = ["Along", "PullStates", "VirtualCredit", "advanced", "along"]
+__all__ = ["Along", "FollowedPassage", "VirtualCredit", "advanced", "along"]

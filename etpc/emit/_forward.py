@@ -298,7 +298,7 @@ def _stages(a: Analysis, saved: Sequence[Variable]) -> tuple[tuple[Stage, ...], 
 
 
 def _depths(
-    a: Analysis, body: Sequence[Equation], heavy: Collection[Equation]
+    a: Analysis, body: Sequence[Equation], heavy: set[Equation]
 ) -> tuple[dict[int | Equation, int], dict[int, list[Equation]]]:
     """The depth of each equation and of each leaf of the state, by its number; and by depth the heavy
     equations outside of loops.
@@ -306,7 +306,7 @@ def _depths(
     What depends on each other is a strongly connected part of the graph of equations and leaves. A
     part of several has a state in it, and is a loop.
     """
-    graph: nx.DiGraph = nx.DiGraph()
+    graph: nx.DiGraph[int | Equation] = nx.DiGraph()
     graph.add_nodes_from([*range(len(a.step.state)), *body])
     producers: dict[Variable, int | Equation] = {v: eqn for eqn in body for v in eqn.outputs}
     producers.update((v, i) for i, v in enumerate(a.step.state))
@@ -316,7 +316,7 @@ def _depths(
         if v in producers:
             graph.add_edge(producers[v], i)
     parts = nx.condensation(graph)
-    members: dict[int, set[int | Equation]] = {n: parts.nodes[n]["members"] for n in parts}
+    members: dict[int, set[Any]] = {n: parts.nodes[n]["members"] for n in parts}
     depth: dict[int, int] = {}
     alone: dict[int, list[Equation]] = {}
     for part in nx.topological_sort(parts):

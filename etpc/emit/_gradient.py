@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .._jax import result_type
+from .._jax import promoting, result_type
 from ..analyse import WeightOp
 from ..plan import Plan, TracePlan
 from ..traces import Rows
@@ -47,16 +47,18 @@ class Gradients:
                 grads = self._with(grads, credit.op, _product(credit.op, credit.factors))
         return grads
 
+    @promoting
     def no_sums(self, weights: Arrays, steps: int) -> Sums:
         """Sums of windows of so many steps, before any is added."""
         entries: list[Array | None] = []
         for trace in self.plan.carried:
-            shape = _shape_of_entries(trace)
-            large = shape is not None and shape.size * shape.dtype.itemsize > FOLD_BELOW_BYTES
-            apart = shape is not None and (steps < LONG_WINDOW_STEPS or large)
-            entries.append(jnp.zeros(shape.shape, shape.dtype) if apart else None)
+            like = _shape_of_entries(trace)
+            if like is not None and steps >= LONG_WINDOW_STEPS:
+                like = like if like.size * like.dtype.itemsize > FOLD_BELOW_BYTES else None
+            entries.append(None if like is None else jnp.zeros(like.shape, like.dtype))
         return Sums(zero_sums(weights), entries)
 
+    @promoting
     def added(self, sums: Sums, more: Sums) -> Sums:
         """The sums with those of one more window."""
         folded = [
@@ -70,6 +72,7 @@ class Gradients:
         grads = self.total(Sums(more.weights, folded))
         return Sums([a + b for a, b in zip(sums.weights, grads, strict=True)], apart)
 
+    @promoting
     def total(self, sums: Sums) -> list[Array]:
         """The whole gradient, at least in float32."""
         grads = sums.weights

@@ -28,8 +28,6 @@ from ._window import Course
 class LookBack(Reverse):
     """Windows in reverse mode, together with the steps behind them."""
 
-    holds_steps = True
-
     def forward(
         self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
     ) -> Course[UncutWindow]:

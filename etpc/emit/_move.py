@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +11,33 @@ from jax import Array
 from ..plan import Layout, Plan, TracePlan
 from ..traces import Carry, Factors, Passage, Traces
 from ..traces._transitions import suffix_products
-from ._directions import Along, advanced
-from ._passage import CutPassage, FollowedPassage
+from ._directions import Along, FollowedPassage, advanced
 from ._records import Bars
+
+Products = tuple[Callable[[Array], Array], Array]
+"""The product of all transitions after each step of a window, as a function of what is added there, and the
+product of all."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CutPassage:
+    """A window as it moves a trace by the transitions of the cut steps among the states of a block."""
+
+    factors: Sequence[Factors]
+    """Of each operation that the trace is for, its own first."""
+    products: Callable[[], Products]
+    """Of the transitions; called only if they are needed."""
+
+    @property
+    def xs(self) -> list[Array]:
+        return [factors.x for factors in self.factors if factors.x is not None]
+
+    def moved(self) -> list[list[Array]]:
+        move = self.products()[0]
+        return [[move(factors.immediate)] for factors in self.factors]
+
+    def whole(self) -> Array:
+        return self.products()[1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +101,7 @@ class Mover:
             credits = [op.past.credit for op in bars.ops if op.past is not None]
 
         @functools.cache  # traces with the same blocks share the products
-        def products(layout: Layout):
+        def products(layout: Layout) -> Products:
             held = next(held for held in self.held if held.trace.layout is layout)
             transition = _of_ops(held, moves.factors)[0].transition
             return suffix_products(layout.pairs, transition, self._entered[layout])
@@ -89,10 +113,9 @@ class Mover:
         ):
             trace = held.trace
             of_layout = functools.partial(products, trace.layout)
-            block = CutPassage(trace, _of_ops(held, moves.factors), of_layout)
-            passage: Passage = block
+            passage: Passage = CutPassage(_of_ops(held, moves.factors), of_layout)
             if trace.directions is not None and followed is not None:
-                passage = FollowedPassage(block, held.ops, followed)
+                passage = FollowedPassage(trace, passage, held.ops, followed)
             carry, read = trace.form.advance(trace.site, passage, carry, moved, credit)
             carries.append(carry)
             entries.append(read)

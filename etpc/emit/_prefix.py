@@ -25,23 +25,27 @@ def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
     if eqn.primitive in (prims.stop_gradient_p, prims.while_p):
         return None  # they pass on no gradient, and to a rule of one's own JAX would give zeros for none
 
-    def bind(*args):  # all operands are arguments: a rule that closes over tracers would keep them
+    def bind(
+        *args: Any,
+    ) -> list[Any]:  # all operands are arguments: a rule that closes over tracers would keep them
         return eqn.bind(*args)
 
-    def forward(*args):
-        def of_perturbed(*values):  # others may stand where there is no derivative, as in a `while`
+    def forward(*args: Any) -> tuple[list[Any], Any]:
+        def of_perturbed(
+            *values: Any,
+        ) -> list[Any]:  # others may stand where there is no derivative, as in a `while`
             pairs = zip(args, values, strict=True)
             return bind(*(v if a.perturbed else jax.lax.stop_gradient(v) for a, v in pairs))
 
         return jax.vjp(of_perturbed, *(a.value for a in args))
 
-    def back(pull, bars):
+    def back(pull: Any, bars: Any) -> tuple[Any, ...]:
         if all(isinstance(bar, SymbolicZero) for bar in bars):
             return (None,) * len(eqn.inputs)  # what is stopped later may have no derivative
         bars = [instantiated(bar) for bar in bars]
         is_zero = [bar == 0 for bar in bars if bar.dtype != jax.dtypes.float0]
 
-        def masked(gradient):
+        def masked(gradient: Any) -> Any:
             if gradient.dtype == jax.dtypes.float0:
                 return gradient
             # by element, but for an operand that is a scalar, where nothing comes in at all

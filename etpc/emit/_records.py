@@ -32,7 +32,7 @@ class Weights(NamedTuple):
 class Span(NamedTuple):
     """The inputs of a window, and where it begins."""
 
-    xs: Arrays
+    xs: Sequence[Any]
     """[W, B, ...] each."""
     state: Arrays
     """All array leaves of the state, [B, ...] each."""

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..plan import Plan
 from ..traces import Traces
 from ._arrays import finite_where, take, widened, without_past, zeros_over
 from ._directions import Along, VirtualCredit, along
 from ._forward import Rollout, Stored
 from ._move import Moves
 from ._records import Arrays, Bars, OpCredit, Past, Span, Weights
+from ._step import StepFunctions
 from ._window import Course, Window
 
 
@@ -56,9 +58,9 @@ class UncutWindow(NamedTuple):
 class Reverse(Window[UncutWindow]):
     """Windows that are differentiated in reverse mode; what lies before them is in the traces."""
 
-    @property
-    def holds_steps(self) -> bool:
-        return self.plan.directions is not None
+    def __init__(self, plan: Plan, step: StepFunctions):
+        super().__init__(plan, step)
+        self.holds_steps = plan.behind > 0 or plan.directions is not None
 
     def forward(
         self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()

@@ -146,9 +146,9 @@ class StepFunctions:
             if saved is None:
                 return shifted(ops, of_ops, operands, eqn.bind)
             stop = lax.stop_gradient
-            place = self.saved_equations.get(eqn)
-            if place is not None:
-                return shifted(ops, of_ops, operands, lambda *_: [stop(saved[place])])
+            if eqn in self.saved_equations:
+                kept = [stop(saved[self.saved_equations[eqn]])]
+                return shifted(ops, of_ops, operands, lambda *_: kept)
             held = list(operands)
             for op in ops:
                 held[op.operand] = stop(held[op.operand])

@@ -1,19 +1,23 @@
 """Windows that are cut as the traces are: learning signals, and the Jacobians of the cut steps."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
-from jax import Array
+import jax.numpy as jnp
+from jax import Array, lax
 
+from ..plan import Pairs, Plan, TracePlan
 from ..traces import Factors, Traces
-from ._arrays import over_steps, widened, without_past
+from ..traces._transitions import apply_back, paired
+from ._arrays import by_step, columns, over_steps, take, weighted, widened, without_past
 from ._cut import Jacobians, ReadPull, into_op
 from ._forward import Rollout
 from ._move import Moves
 from ._records import Arrays, Bars, OpCredit, Past, Span, Weights
-from ._signals import OpSignals, WindowSignals
 from ._window import Course, Window
 
 
@@ -36,7 +40,6 @@ class Truncated(Window[CutWindow]):
     """Windows in which the data of cut operations is held constant, so that their length does not matter."""
 
     copies_weights = True
-    holds_steps = True
 
     def forward(
         self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
@@ -54,7 +57,9 @@ class Truncated(Window[CutWindow]):
         saved = CutWindow(read_pull, pull, jacobians, data, paths, blocks, span.fresh)
         return Course(outputs, rollout.last, Moves(factors, followed), saved)
 
-    def _input_pull(self, weights: Weights, rollout: Rollout, moving: Sequence[int]):
+    def _input_pull(
+        self, weights: Weights, rollout: Rollout, moving: Sequence[int]
+    ) -> Callable[[Arrays], tuple[list[Array]]]:
         """How the output of each step depends on the input of that step, with the old state held constant."""
         taken = rollout.taken
 
@@ -92,6 +97,83 @@ class Truncated(Window[CutWindow]):
             delta = delta + credit.reshape(delta.shape)
             ops.append(OpCredit(p.op, [(xs[place], delta), *pairs], past))
         return Bars(widened(by.weights), inputs, ops)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WindowSignals:
+    """The derivatives of a window's loss by old and new states, each step apart; [W, B, n] for each part."""
+
+    plan: Plan
+    transition: Arrays
+    """The compressed D, [C, W, B, n] for each part of the states."""
+    old: Arrays | None
+    """`None` if no output reads old states past the new ones."""
+    new: Arrays
+
+    @cached_property
+    def passed_back(self) -> tuple[list[Array], list[Array]]:
+        """The credit of each new state, which all later steps add to, and that of the state at the start."""
+        owners = columns(self.plan.colours.transition, self.new)
+
+        def back(later: Arrays, step: tuple[Sequence[Arrays | Array], Arrays | None, Arrays]):
+            jacobian, by_old, by_new = step
+            total = [n + a for n, a in zip(by_new, later, strict=True)]
+            earlier = [weighted(total, o, j) for j, o in zip(jacobian, owners, strict=True)]
+            if by_old is not None:
+                earlier = [o + e for o, e in zip(by_old, earlier, strict=True)]
+            return earlier, total
+
+        last = [jnp.zeros_like(part[0]) for part in self.new]
+        steps = [by_step(j) for j in self.transition], self.old, self.new
+        start, credit = lax.scan(back, last, steps, reverse=True)
+        return credit, start
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpSignals:
+    """The learning signals of a window as one operation sees them: an `etpc.traces.Signals`."""
+
+    window: WindowSignals
+    trace: TracePlan
+    immediate: Arrays
+    """The compressed F of the operation."""
+    factors: Factors | None
+    """`None` if its blocks are closed."""
+
+    def new(self) -> Array:
+        return take(self.window.new, self.trace.layout.states)
+
+    def old(self) -> Array | None:
+        old = self.window.old
+        return None if old is None else take(old, self.trace.layout.states)
+
+    def through(self) -> tuple[Array, Array]:
+        window, trace = self.window, self.trace
+        if self.factors is None:
+            credit, start = window.passed_back
+            by_output = into_op(window.plan, trace.op, self.immediate, credit)
+            return by_output, take(start, trace.layout.states)
+        pairs, transition = trace.layout.pairs, self.factors.transition
+        credit, start = _within_blocks(pairs, transition, self.old(), self.new())
+        return paired(credit, self.factors.immediate), start
+
+
+def _within_blocks(
+    pairs: Pairs, transition: Array, old: Array | None, new: Array
+) -> tuple[Array, Array]:
+    """The credit of each new state and that of the start, of blocks that are not closed.
+
+    Each output has credit of its own [W, B, m, O], which does not leave its block.
+    """
+
+    def back(later: Array, step: tuple[Array, Array | None, Array]):
+        jacobian, by_old, by_new = step
+        total = by_new + later
+        earlier = apply_back(pairs, jacobian, total)
+        return earlier if by_old is None else by_old + earlier, total
+
+    start, credit = lax.scan(back, jnp.zeros_like(new[0]), (transition, old, new), reverse=True)
+    return credit, start
 
 
 __all__ = ["Truncated"]

@@ -6,6 +6,7 @@ sequential is element-wise code on blocks.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -34,7 +35,8 @@ NO_SECOND_DERIVATIVE = (
 Saved = TypeVar("Saved")
 
 
-class Course(NamedTuple, Generic[Saved]):
+@dataclasses.dataclass(frozen=True)
+class Course(Generic[Saved]):
     """A window that was run forward."""
 
     outputs: list[Array]
@@ -73,12 +75,14 @@ class Window(abc.ABC, Generic[Saved]):
         own step, and under "full" that of its window. The derivative by inputs costs more, and is taken
         only where it is asked for.
     - `learn(weights, span, traces, loss_of)`: a window, `loss_of(outputs) -> (loss, aux)`, and the gradient
-        of the loss. The traces are read no more after that, so they are overwritten. Gradients are sums that
-        several windows add to, from `no_sums(weights, steps)` by `added(sums, more)` to `gradient(sums)`.
+        of the loss, as sums that `gradients` adds up over windows. The traces are read no more after
+        that, so they are overwritten.
     """
 
     copies_weights: bool = False
     """Whether forward passes are not differentiated, so that they may read copies of weights."""
+    holds_steps: bool = True
+    """Whether the gradient holds parts of the steps constant, and not the traces alone."""
 
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
@@ -97,11 +101,6 @@ class Window(abc.ABC, Generic[Saved]):
     @abc.abstractmethod
     def backward(self, saved: Saved, traces: Traces, outputs: Arrays) -> Bars:
         """The derivatives of the loss of a window from those by its outputs."""
-
-    @property
-    @abc.abstractmethod
-    def holds_steps(self) -> bool:
-        """Whether the gradient holds parts of the steps constant, and not the traces alone."""
 
     def prefix(self, parameters: Sequence[Any], steps: int) -> Weights:
         least = tuning().transpose_min_steps
@@ -123,21 +122,6 @@ class Window(abc.ABC, Generic[Saved]):
         grads = self.gradients.of_window(bars, [None] * len(bars.ops))
         traces, entries = self.mover.advance(course.moves, traces, bars)
         return Learned(loss, aux, Sums(grads, entries), course.last, traces)
-
-    @promoting
-    def no_sums(self, weights: Weights, steps: int) -> Sums:
-        """The sums of windows of so many steps, before any is added."""
-        return self.gradients.no_sums(weights.effective, steps)
-
-    @promoting
-    def added(self, sums: Sums, more: Sums) -> Sums:
-        """The sums with those of one more window."""
-        return self.gradients.added(sums, more)
-
-    @promoting
-    def gradient(self, sums: Sums) -> list[Array]:
-        """The gradient by the effective weights, at least in float32."""
-        return self.gradients.total(sums)
 
     def fresh_traces(self, batch: int) -> Traces:
         """The traces of a stream that begins, [B, ...]."""
@@ -168,9 +152,9 @@ class Window(abc.ABC, Generic[Saved]):
             *(f"    {line}" for line in self.step.forward.lines()),
             "  traces of one example",
         ]
-        traces = jax.eval_shape(lambda: self.fresh_traces(1))
-        for p, trace in zip(plan.carried, traces.carries, strict=True):
-            shapes = [f"{a.dtype.name}{list(a.shape[1:])}" for a in jax.tree.leaves(trace)]
+        for p in plan.carried:
+            carry = jax.eval_shape(lambda p=p: p.form.init(p.site, 1))
+            shapes = [f"{a.dtype.name}{list(a.shape[1:])}" for a in carry]
             lines.append(f"    {p.op.path}: {' + '.join(shapes)}")
         return "\n".join(lines)
 
@@ -215,7 +199,8 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
         grads = window.gradients.of_window(bars, entries)
         dtypes = [v.aval.dtype for v in window.plan.analysis.split.weights]
         by_weights = tuple(g.astype(dtype) for g, dtype in zip(grads, dtypes, strict=True))
-        return Weights(by_weights, None, None), Span(bars.inputs, None, None), None
+        none: Any = None
+        return Weights(by_weights, none, none), Span(bars.inputs, none, none), none
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return run

@@ -124,7 +124,7 @@ class Runner:
         multiplied with, and which examples begin anew at which step; windows are one step then.
         """
         steps = _steps(xs, targets)
-        effective, pull = self._effective(parameters, steps)
+        fixed, pull = self._prefix(parameters, steps)
         xs, state, traces, fresh = self.enter(xs, carry)
         data = targets, weights, reset
         if not carry.batched:
@@ -145,24 +145,26 @@ class Runner:
                 return losses.sum() / batch, aux
 
             span = Span(xs, state, fresh)
-            value, aux, more, state, traces = self.window.learn(effective, span, traces, loss_of)
-            sums = self.window.added(sums, more)
+            value, aux, more, state, traces = self.window.learn(fixed, span, traces, loss_of)
+            sums = self.window.gradients.added(sums, more)
             after = list(state), traces, jnp.zeros_like(fresh), total + value, sums
             return after, aux
 
         window = self.plan.window_for(steps) if reset is None else 1
         zero = jnp.zeros((), summed_in(value_aval.dtype))
-        start = (state, traces, fresh, zero, self.window.no_sums(effective, window))
+        sums = self.window.gradients.no_sums(fixed.effective, window)
+        start = (state, traces, fresh, zero, sums)
         end, aux = _over_windows(one_window, start, (xs, data), steps, window)
         if not carry.batched:
             aux = jax.tree.map(lambda a: a[:, 0], aux)
         state, traces, _, value, sums = end
         # Divided before they are rounded: the sum over a long sequence is beyond what float16 holds.
-        value, grads = reduced(reduction, (value, self.window.gradient(sums)), weights, steps)
-        moving = without_derivative(_pulled(pull, effective.effective, grads), NO_SECOND_DERIVATIVE)
+        total = self.window.gradients.total(sums)
+        value, grads = reduced(reduction, (value, total), weights, steps)
+        moving = without_derivative(_pulled(pull, fixed.effective, grads), NO_SECOND_DERIVATIVE)
         return value, self.leave(state, traces, carry), moving, aux
 
-    def _effective(self, parameters, steps: int):
+    def _prefix(self, parameters, steps: int):
         """What depends on the model alone, and how its floats are pulled back from the effective weights."""
         floats = self.step.model_leaves.floats
 

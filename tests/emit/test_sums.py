@@ -4,7 +4,7 @@ import jax
 import pytest
 
 import etpc
-from etpc.emit import Weights, _gradient
+from etpc.emit import _gradient
 from tests import models, oracle
 from tests.marks import few
 from tests.traces.test_credit import distance
@@ -18,14 +18,16 @@ def gradient(name, window):
     algo = etpc.D_RTRL(window=window)
     program = etpc.compile(model, algo, inputs=oracle.at(xs, (0, 0)))
     run = program.value_and_grad(models.loss, "sum")
-    sums = jax.eval_shape(lambda: program.runner.window.no_sums(weights_of(program), window))
+    sums = jax.eval_shape(
+        lambda: program.runner.window.gradients.no_sums(weights_of(program), window)
+    )
     apart = len(jax.tree.leaves(sums.entries))
     return run(model, xs, targets, program.init(B))[1], apart
 
 
 def weights_of(program):
     avals = [v.aval for v in program.plan.analysis.split.weights]
-    return Weights([jax.numpy.zeros(a.shape, a.dtype) for a in avals])
+    return [jax.numpy.zeros(a.shape, a.dtype) for a in avals]
 
 
 @pytest.mark.parametrize(
