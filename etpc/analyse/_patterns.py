@@ -48,10 +48,7 @@ def linearise(
             values = list(state)
             for i, value in zip(hidden.leaves, hidden.join(real), strict=True):
                 values[i] = value
-            env = dict(step.constants)
-            env.update(zip(step.parameters, parameters, strict=True))
-            env.update(zip(step.inputs, inputs, strict=True))
-            env.update(zip(step.state, values, strict=True))
+            env = step.environment(parameters, inputs, values)
 
             def rule(eqn, operands):
                 ops = table.get(eqn, ())

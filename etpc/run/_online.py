@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .._carry import Carry
+from .._data import check_targets, checked_reset, foreign
 from .._errors import InputError, InputTypeError, raise_together, whole_number
-from ._arguments import check_targets, checked_reset, foreign
-from ._loss import (
+from .._loss import (
     NO_LOSS,
     NO_REDUCTION,
     REDUCTIONS,
@@ -19,8 +20,9 @@ from ._loss import (
     checked_weights,
     finite_where_masked,
 )
+from .._spikes import warn_of_silence
+from ._check import check_updates, warn_of_unchecked
 from ._program import Program
-from ._spikes import warn_of_silence
 
 
 class _Sum:
@@ -160,27 +162,20 @@ class Online:
         **Raises** `etpc.InputError` and `etpc.InputTypeError`; `etpc.VerificationError`, with the
         parameter, the claim and the error, where a claim does not hold.
         """
-        from .._check import (
-            check_updates,
-            warn_of_unchecked,
-        )  # which compares programs, as this is one
+        return check_first(self, model, carry, xs, targets, mask, stacklevel=2)
 
-        silent = self.program.silent(model, xs, carry, mask=mask)
-        warn_of_silence(silent, stacklevel=2)
-        if targets is None:
-            return silent
-        unchecked = check_updates(self, model, carry, xs, targets, mask)
-        warn_of_unchecked(unchecked, stacklevel=2)
-        return (*silent, *unchecked)
+    def summed(
+        self, model: Any, carry: Carry, xs: Any, targets: Any, mask: Array | None
+    ) -> tuple[Array, Any]:
+        """The losses and the gradients of updates that leave the weights as they are, added up."""
+        sums, _ = self._summing.init(model)
+        _, sums, _, losses, *_ = self._summing.update(model, sums, carry, xs, targets, mask=mask)
+        return losses.sum(), jax.tree.map(jnp.conj, sums)
 
     @functools.cached_property
     def _summing(self) -> "Online":
-        """The same updates, which leave the weights as they are and add the gradients up."""
-        return online(
-            *(self.program, self.loss_fn, _Sum(), self.every),
-            reduction="sum",
-            has_aux=self.has_aux,
-        )
+        program, loss_fn, every = self.program, self.loss_fn, self.every
+        return Online(program, loss_fn, _Sum(), every, "sum", self.has_aux)
 
     # --- the compiled part ---
 
@@ -377,4 +372,27 @@ def online(
     return Online(program, loss_fn, optimizer, steps, reduction, has_aux)
 
 
-__all__ = ["Online", "online"]
+def check_first(
+    learner: Online,
+    model: Any,
+    carry: Carry,
+    xs: Any,
+    targets: Any,
+    mask: Any,
+    *,
+    stacklevel: int,
+) -> tuple[str, ...]:
+    """What [`Online.check`][etpc.Online.check] does, with warnings that point to its caller's caller."""
+    silent = learner.program.silent(model, xs, carry, mask=mask)
+    warn_of_silence(silent, stacklevel=stacklevel + 1)
+    if targets is None:
+        return silent
+    unchecked = check_updates(
+        *(learner.program, Loss.of(learner.loss_fn, learner.has_aux), learner.every),
+        *(learner.summed, model, carry, xs, targets, mask),
+    )
+    warn_of_unchecked(unchecked, stacklevel=stacklevel + 1)
+    return (*silent, *unchecked)
+
+
+__all__ = ["Online", "check_first", "online"]

@@ -14,14 +14,16 @@ from jax import Array
 from jaxtyping import Float
 
 from .._carry import Carry
+from .._data import check_targets, checked_reset
 from .._errors import AlgorithmError, checked_count
+from .._loss import Loss, check_reduction, checked_weights, finite_where_masked
+from .._spikes import silent_layers
+from ..draw import fragment, to_svg, write
 from ..emit import Window
 from ..show import Shown
-from ._arguments import Arguments, check_targets, checked_reset
+from ._arguments import Arguments
 from ._fingerprint import fingerprint
-from ._loss import Loss, check_reduction, checked_weights, finite_where_masked
 from ._runner import Runner
-from ._spikes import silent_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +100,9 @@ class Program(Shown):
 
         **Raises** `etpc.InputError` where the ending is another.
         """
-        from ..draw import to_svg, write
-
         return to_svg(self) if path is None else write(self, path)
 
     def _repr_html_(self) -> str:
-        from ..draw._html import fragment
-
         return fragment(self)
 
     def memory(self, batch_size: int | None = None) -> Memory:

@@ -10,10 +10,10 @@ from jax import Array
 
 from .._carry import Carry
 from .._jax import evaluate, without_derivative
+from .._loss import Loss, reduced, summed_in
 from ..emit import NO_SECOND_DERIVATIVE, Window
 from ..trace import repeat
 from ..traces import Traces
-from ._loss import Loss, reduced, summed_in
 
 
 class Runner:
