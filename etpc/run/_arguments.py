@@ -1,6 +1,6 @@
 """What a program is called with, checked against what was compiled."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,10 +9,23 @@ import numpy as np
 from jax import Array
 
 from .._carry import Carry
+from .._data import check_targets
 from .._errors import InputError, InputTypeError, UnsupportedError, raise_together
 from .._jax import Tracer, manual_axes
+from .._loss import checked_weights
 from ..plan import Plan
 from ..trace import Leaves, paths_of
+
+
+class Call(NamedTuple):
+    """The arguments of a call, checked."""
+
+    parameters: list[Any]
+    """The array leaves of the model."""
+    xs: list[Array]
+    mask: Array | None
+    lead: tuple[int, ...]
+    """T and B, or T alone."""
 
 
 class Arguments:
@@ -24,6 +37,17 @@ class Arguments:
     def __init__(self, plan: Plan, id: str):
         self.plan, self.step, self.id = plan, plan.analysis.step, id
         self._seen: dict[int, Any] = {}
+
+    def of_call(
+        self, model: Any, xs: Any, carry: Any, *, targets: Any = None, mask: Any = None
+    ) -> Call:
+        """**Raises** `InputError` and `InputTypeError` where one does not fit the program or another."""
+        parameters = self.parameters(model)
+        self.check_carry(carry)
+        leaves = self.inputs(xs, carry)
+        check_targets(targets, leaves, carry.batched)
+        lead = leaves[0].shape[: 2 if carry.batched else 1]
+        return Call(parameters, leaves, checked_weights("mask", mask, lead), lead)
 
     def parameters(self, model: Any) -> list[Any]:
         """The array leaves of a model, checked against those that were compiled."""

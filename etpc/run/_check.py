@@ -21,9 +21,8 @@ from .._agreement import (
 )
 from .._bptt import Objective, gradient_of
 from .._carry import Carry
-from .._data import check_targets
 from .._errors import UncheckedWarning, VerificationError
-from .._loss import Loss, checked_weights
+from .._loss import Loss
 from ..trace import Step
 from ._program import Program
 
@@ -67,12 +66,7 @@ def check_updates(
 
     **Raises** `VerificationError` where a claim does not hold; `InputError`, `InputTypeError`.
     """
-    program.arguments.parameters(model)
-    program.arguments.check_carry(carry)
-    leaves = program.arguments.inputs(xs, carry)
-    check_targets(targets, leaves, carry.batched)
-    lead = leaves[0].shape[: 2 if carry.batched else 1]
-    mask = checked_weights("mask", mask, lead)
+    _, leaves, mask, lead = program.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
     where = _chosen_steps(program, every, lead[0], mask)
     if where is None:
         return ("no loss counts on this sequence, so no gradient was checked",)
