@@ -7,27 +7,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._errors import InputError, checked_count
-from ._verify import (
+from ._agreement import (
     Gradient,
     Row,
-    StepFunction,
-    _bptt,
     compare_all,
-    compiled_for,
     default_tolerance,
     doubts,
-    full_state,
-    lead_of,
     precision,
     unread_traces,
 )
+from ._bptt import Objective, blame_batch_axis, gradient_of
+from ._data import check_data, check_lead, check_tolerance, lead_of, one_step
+from ._errors import InputError, checked_count
+from ._loss import Loss, check_reduction, checked_weights
 from .algorithms import TBPTT, Algorithm, resolve
 from .plan import UNMARKED
-from .run import Program
-from .run._arguments import check_data, check_lead, check_tolerance
-from .run._loss import Loss, check_reduction, checked_weights
+from .run import Carry, Program, compile
 from .show import table
+from .trace import StepFunction
 
 TOTAL = "(all)"
 """In the place of a path, in the row of all parameters together."""
@@ -296,18 +293,19 @@ def _compare(
     ]
     any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")
     check_lead(xs, targets, batch_size)
-    dtype = precision(any_program)
+    traced = any_program.plan.analysis.step
+    dtype, leaves = precision(traced), traced.model_leaves
     tolerance = default_tolerance(dtype) if tolerance is None else tolerance
     carry = any_program.init(batch_size)
     loss, start = Loss.of(loss_fn, has_aux), full_state(any_program, carry)
-    learned = any_program.plan.analysis.step.initial is not None
+    batched, learned = batch_size is not None, traced.initial is not None
 
     def reverse(window: int | None = None) -> Gradient:
         def run(model: Any, mask: Any) -> tuple[Any, Any]:
-            data = xs, targets, loss, start, step, mask, batch_size is not None
-            return _bptt(model, *data, reduction, window, learned)[:2]
+            objective = Objective(xs, targets, mask, loss, start, step, batched, learned)
+            return gradient_of(model, objective, reduction, window)[:2]
 
-        return Gradient(run, any_program, model, mask, lead)
+        return Gradient(run, leaves, model, mask, lead)
 
     def online(program: Program) -> Gradient:
         gradient = program.value_and_grad(loss_fn, reduction, has_aux=has_aux)
@@ -317,7 +315,7 @@ def _compare(
             (value, _), grads = gradient(model, xs, targets, first, mask=mask)
             return value, grads
 
-        return Gradient(run, program, model, mask, lead)
+        return Gradient(run, leaves, model, mask, lead)
 
     reference, steps = reverse(), lead[0]
     results, unread = [], {}
@@ -342,6 +340,26 @@ def _compare(
     notes = [*doubts(any_program, silent, reference)]
     notes += [f"{', '.join(names)}: {text}" for text, names in unread.items()]
     return Comparison(tuple(results), tuple(notes), tolerance, reference.loss)
+
+
+def compiled_for(xs: Any, batch_size: int | None, model: Any, algo: Any, **options: Any) -> Program:
+    """The program of a model for the steps of a sequence.
+
+    **Raises** what `etpc.compile` raises; `InputError` where the sequence seems to have a batch axis
+    and no batch size was given, or the other way round.
+    """
+    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
+    try:
+        return compile(model, algo, inputs=inputs, batch_size=batch_size or 1, **options)
+    except Exception as error:
+        blame_batch_axis(error, model, xs, options["state"], options["step"], batch_size)
+        raise
+
+
+def full_state(program: Program, carry: Carry) -> Any:
+    """The hidden state of a carry, with the leaves that are no arrays."""
+    leaves = program.plan.analysis.step.state_leaves
+    return leaves.join(leaves.split(carry.state))
 
 
 def _total(got: Gradient, want: Gradient, rows: tuple[Row, ...]) -> Row:

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._bptt import bptt
 from ._compare import Report
 from ._errors import InputError, SelectionError, UnsupportedError
-from ._jax import evaluate, is_spike
-from ._verify import StepFunction, bptt
+from ._jax import is_spike
 from .algorithms import Algorithm, resolve
 from .plan import OpPlan, TracePlan
 from .run import Program, compile
-from .trace._leaves import shape_of
+from .trace import StepFunction, shape_of
 
 try:
     import matplotlib.pyplot as plt
@@ -399,8 +399,7 @@ def _recorder(
     def run(xs: Any, chosen: list[jax.Array]) -> Any:
         def body(carry: Any, x: Any) -> Any:
             leaves = step.with_begins(step.input_leaves.split(x), carry.fresh)
-            env = step.environment(parameters, leaves, step.state_leaves.split(carry.state))
-            evaluate(step.equations, env)
+            env = step.values(parameters, leaves, step.state_leaves.split(carry.state))
             spikes = [env[v].reshape(-1) for e in functions for v in e.outputs]
             _, carry = program(model, x, carry)
             arrays = _entries(p, carry.traces[number])

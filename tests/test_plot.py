@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc import nn
+from etpc import Row, nn
 from etpc._compare import Report
-from etpc._verify import Row
 
 plt = pytest.importorskip("matplotlib.pyplot")
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import etpc
+from etpc._agreement import Gradient, compare_all
 from etpc._compare import Report
-from etpc._verify import Gradient, compare_all
 from etpc.algorithms import Algorithm, Decay, Full
 from tests.marks import few
 from tests.zoo.layouts import Spectral
@@ -371,7 +371,7 @@ def test_a_wrong_claim_of_an_algorithm_is_caught():
 def fixed(program, tree, moved=None):
     """A gradient that is `tree`, and `moved` where the last digits of the parameters are others."""
     run = lambda model, mask: (1.0, tree if mask is None or moved is None else moved)
-    return Gradient(run, program, leaky(), None, (T,))
+    return Gradient(run, program.plan.analysis.step.model_leaves, leaky(), None, (T,))
 
 
 @pytest.mark.parametrize(

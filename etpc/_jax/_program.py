@@ -13,7 +13,8 @@ from jax.core import Tracer
 from jax.extend import source_info_util
 
 Primitive = jex.Primitive
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

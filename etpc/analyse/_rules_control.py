@@ -37,8 +37,8 @@ def _cond(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Kn
 
 
 def _fixpoint(
-    interpreter: Interpreter, body: Callable, carry: list[Pattern | None]
-) -> list[Pattern | None]:
+    interpreter: Interpreter, body: Callable[[Patterns], Patterns], carry: Patterns
+) -> Patterns:
     """The least patterns of a loop's carry that its body does not enlarge."""
     bound = sum(p.shape[0] for p in carry if p is not None) + len(carry)
     bound = (bound + 2) * (interpreter.seeds + 1)
@@ -76,7 +76,7 @@ def _scan(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Kn
     ):
         slices.append(None if pattern is None else joined(pattern, v.shape, (0,)))
 
-    def body(current):
+    def body(current: Patterns) -> Patterns:
         return interpreter.run(flat, [*consts, *current, *slices], known_inside)
 
     carry = _fixpoint(interpreter, lambda c: body(c)[:n_carry], list(carry))

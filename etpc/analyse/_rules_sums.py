@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from .._jax import Equation, params
 from .._primitives import BCOO, register
-from ..ops._convolution import Axis, Geometry, geometry
+from ..ops import Axis, Geometry, geometry
 from ..trace import Known
 from ._interpreter import Interpreter, Patterns, Results, rule
 from ._pattern import afford, joined, numbering, pick, select, union
@@ -157,7 +157,7 @@ def _window_reads(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which window reads which element, as pairs of their numbers."""
     sizes = zip(shape, params.window_sizes(eqn), out_shape, params.windows(eqn), strict=True)
-    axes = tuple(Axis(*lengths, *window) for *lengths, window in sizes)
+    axes = tuple(Axis(n, kernel, positions, *window) for n, kernel, positions, window in sizes)
     index, exists = Geometry(axes).patches()
     size = math.prod(out_shape)
     place = np.broadcast_to(np.arange(size)[:, None], (size, index.size // max(size, 1)))

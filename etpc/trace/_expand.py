@@ -159,7 +159,7 @@ class _Expansion:
         self,
         todo: list[tuple[Equation, Taken]],
         eqn: Equation,
-        function: Callable,
+        function: Callable[..., Any],
         operands: Sequence[Variable],
     ) -> list[Variable]:
         """The results of a function of operands, whose equations, added to `todo`, have the line of `eqn`."""
@@ -189,7 +189,7 @@ def _is_short(eqn: Equation) -> bool:
     return 0 < loop.length <= MAX_ITERATIONS and size <= MAX_EQUATIONS
 
 
-def _is_taken(number: int, count: int) -> Callable:
+def _is_taken(number: int, count: int) -> Callable[..., Any]:
     def taken(index: Any, around: Any = True) -> Any:
         return (jnp.clip(index, 0, count - 1) == number) & around
 
@@ -200,7 +200,7 @@ def _or_zero(taken: Any, value: Any) -> Any:
     return jnp.where(taken, value, jnp.zeros_like(value))
 
 
-def _choose(count: int) -> Callable:
+def _choose(count: int) -> Callable[..., Any]:
     """One of several results for each output: those of the first branch come first, and so on."""
 
     def choose(index: Any, *results: Any) -> list[Any]:

@@ -93,7 +93,7 @@ def written_out(
 
 
 def _branch(
-    goes_on: Tracer, iterate: Callable[[], list[Any]], ended: Sequence[Any]
+    goes_on: Any, iterate: Callable[[], list[Any]], ended: Sequence[Any]
 ) -> tuple[list[Any], list[Any]]:
     """An iteration that data may say is beyond the end: the state from which the next one starts, and that
     of the loop.

@@ -127,7 +127,7 @@ def _pair(first: Equation, a: int, second: Equation, b: int) -> tuple[Equation, 
     summed = (tuple(contract1[1 - a]), tuple(place[d] for d in contract1[a]))
     operands, dims = (data, product), summed
     if b == 0:
-        operands, dims = (product, data), summed[::-1]
+        operands, dims = (product, data), (summed[1], summed[0])
     return made, params.with_contraction(second, dims, inputs=operands)
 
 
