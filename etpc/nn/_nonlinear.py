@@ -22,11 +22,11 @@ from etpc.nn._neuron import BELOW_THRESHOLD
 class Upswing(Neuron):
     """What QIF, EIF and AdEx share: a membrane with a rest, a threshold and a hard reset."""
 
-    tau: Parameter
-    R: Parameter
-    V_th: Parameter
-    V_rest: Parameter
-    V_reset: Parameter
+    tau: Parameter = constant(10.0, "ms", positive=True)
+    R: Parameter = constant(1.0, "Mohm")
+    V_th: Parameter = constant(-45.0, "mV")
+    V_rest: Parameter = constant(-65.0, "mV")
+    V_reset: Parameter = constant(-68.0, "mV")
 
     def __check_init__(self):
         check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
@@ -78,11 +78,7 @@ class QIF(Upswing):
     2014, section 5.3.
     """
 
-    tau: Parameter = constant(10.0, "ms", positive=True)
-    R: Parameter = constant(1.0, "Mohm")
     V_th: Parameter = constant(-30.0, "mV")
-    V_rest: Parameter = constant(-65.0, "mV")
-    V_reset: Parameter = constant(-68.0, "mV")
     c: Parameter = constant(0.07, "1/mV", positive=True)
     V_c: Parameter = constant(-50.0, "mV")
 
@@ -135,11 +131,6 @@ class EIF(Upswing):
     `delta_T` and `V_reset` are the defaults.
     """
 
-    tau: Parameter = constant(10.0, "ms", positive=True)
-    R: Parameter = constant(1.0, "Mohm")
-    V_th: Parameter = constant(-45.0, "mV")
-    V_rest: Parameter = constant(-65.0, "mV")
-    V_reset: Parameter = constant(-68.0, "mV")
     delta_T: Parameter = constant(3.48, "mV", positive=True)
     V_T: Parameter = constant(-59.9, "mV")
 
@@ -304,7 +295,7 @@ class Izhikevich(Neuron):
         return super().init_state()
 
     def _rest(self) -> IzhikevichState:
-        return IzhikevichState(self._full(self.c), self._full(self.b) * self.c)
+        return IzhikevichState(self._full(self.c), self._full(self.b) * self._full(self.c))
 
     def _distance(self, state: IzhikevichState) -> Array:
         V_th = self._used(self.V_th)
