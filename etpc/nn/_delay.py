@@ -6,12 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
+    DType,
     Scheme,
     check_shape,
     float_dtype,
@@ -48,9 +48,7 @@ class Delay(eqx.Module):
     longest: int = eqx.field(static=True)
     dtype: np.dtype = eqx.field(static=True)
 
-    def __init__(
-        self, size: int | tuple[int, ...], steps: Steps, *, dtype: DTypeLike | None = None
-    ):
+    def __init__(self, size: int | tuple[int, ...], steps: Steps, *, dtype: DType = None):
         """**Arguments:**
 
         - `size`: the number of signals K, or the shape of a layer of them.
@@ -115,7 +113,7 @@ class DelayedLinear(eqx.Module):
         delays: Steps,
         *,
         weight_init: Scheme = "kaiming_normal",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import uniform
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
 from etpc.nn._init import (
+    DType,
     Scheme,
     check_callable,
     check_shape,
@@ -47,7 +47,7 @@ class DiagonalCell(eqx.Module):
         *,
         weight_init: Scheme = "lecun_normal",
         bias_init: Scheme = "zeros",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -174,7 +174,7 @@ class IndRNN(DiagonalCell):
         weight_init: Scheme = "lecun_normal",
         recurrent_init: Scheme = uniform(1.0),
         bias_init: Scheme = "zeros",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**

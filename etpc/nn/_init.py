@@ -7,7 +7,7 @@ axis 0.
 
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -16,32 +16,43 @@ import numpy as np
 from jax.core import Tracer
 from jax.nn.initializers import normal, orthogonal, variance_scaling, zeros
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
+from typing_extensions import TypeAliasType
 
 from etpc._errors import InputError
 from etpc._jax import mark
 
-Initializer: TypeAlias = Callable[[PRNGKeyArray, tuple[int, ...], DTypeLike], Array]
-Scheme: TypeAlias = str | Initializer
+Initializer = TypeAliasType(
+    "Initializer", Callable[[PRNGKeyArray, tuple[int, ...], DTypeLike], Array]
+)
+Scheme = TypeAliasType("Scheme", str | Initializer)
 """An initialiser, or the name of one of `SCHEMES`."""
 Layer = TypeVar("Layer")
 
 
-@runtime_checkable
-class Quantity(Protocol):
-    """A quantity of `saiunit`, which is imported by those alone who use it."""
+if TYPE_CHECKING:
+    Quantity: TypeAlias = Any
+else:
 
-    @property
-    def mantissa(self) -> Any: ...
-    @property
-    def unit(self) -> Any: ...
+    @runtime_checkable
+    class Quantity(Protocol):
+        """A quantity of `saiunit`, which only those who use it import."""
+
+        @property
+        def mantissa(self) -> Any: ...
+        @property
+        def unit(self) -> Any: ...
 
 
-# A number is a fixed constant, an array a trainable parameter.
-Number: TypeAlias = float | int | Quantity
-Constant: TypeAlias = Number | np.ndarray | Array
-# What becomes of a `Constant`.
-Parameter: TypeAlias = float | Float[Array, "..."]
+# Named, so that signatures show the names.
+Number = TypeAliasType("Number", float | int | Quantity)
+"""A fixed number."""
+Parameter = TypeAliasType("Parameter", float | int | Quantity | np.ndarray | Array)
+"""A number is a fixed constant, an array a trainable parameter."""
+Size = TypeAliasType("Size", int | tuple[int, ...])
+"""A number of units, or the shape of a layer of them."""
+DType = TypeAliasType("DType", DTypeLike | None)
+"""JAX's default float where None."""
 
 
 def scaled(
@@ -155,7 +166,7 @@ def positive_int(name: str, value: int) -> int:
     return int(value)
 
 
-def layer_shape(size: int | tuple[int, ...]) -> tuple[int, ...]:
+def layer_shape(size: Size) -> tuple[int, ...]:
     """The shape of a layer that is given as a number of units or a shape."""
     return tuple(positive_int("size", n) for n in (size if isinstance(size, tuple) else (size,)))
 
@@ -170,7 +181,7 @@ def positive_number(name: str, value: Number, unit: str = "1") -> float:
     return float(value)
 
 
-def float_dtype(dtype: DTypeLike | None) -> np.dtype:
+def float_dtype(dtype: DType) -> np.dtype:
     """`dtype`, or JAX's default: float64 where x64 is on, float32 elsewhere."""
     dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -218,13 +229,13 @@ def check_callable(name: str, function: Callable[[Array], Array]) -> Callable[[A
 
 def constant_or_parameter(
     name: str,
-    value: Constant,
+    value: Parameter,
     shape: tuple[int, ...],
     dtype: np.dtype,
     unit: str = "1",
     *,
     positive: bool = False,
-) -> Parameter:
+) -> float | Array:
     """A number stays a fixed Python float; an array becomes a parameter of type `dtype`.
 
     A quantity is converted to `unit` before.
@@ -281,7 +292,7 @@ def known(*values: object) -> bool:
     return not any(isinstance(value, Tracer) for value in values)
 
 
-def used(value: Parameter, shape: tuple[int, ...]) -> Parameter:
+def used(value: Parameter, shape: tuple[int, ...]) -> Any:
     """A constant as it is, a parameter with the mark that says: this is a weight.
 
     One that all units share is spread over them first. So its trace is one for each unit with that

@@ -3,12 +3,12 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
+    DType,
     Scheme,
     check_shape,
     float_dtype,
@@ -52,7 +52,7 @@ class DaleLinear(eqx.Module):
         *,
         excitatory: int,
         weight_init: Scheme = "kaiming_normal",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**

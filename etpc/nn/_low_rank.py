@@ -2,11 +2,11 @@
 
 import equinox as eqx
 import jax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
 from etpc.nn._init import (
+    DType,
     Scheme,
     check_shape,
     float_dtype,
@@ -52,7 +52,7 @@ class LowRankLinear(eqx.Module):
         U_init: Scheme = "lecun_normal",
         V_init: Scheme = "kaiming_normal",
         bias_init: Scheme = "zeros",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**

@@ -4,13 +4,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
 from etpc.nn._dynamics import leak
 from etpc.nn._init import (
-    Constant,
+    DType,
     Number,
     Parameter,
     Scheme,
@@ -59,10 +58,10 @@ class LeakyRateReadout(eqx.Module):
         in_features: int,
         out_features: int,
         *,
-        tau: Constant = 5.0,
+        tau: Parameter = 5.0,
         dt: Number = 1.0,
         weight_init: Scheme = "kaiming_normal",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -144,11 +143,11 @@ class MembraneReadout(eqx.Module):
         out_features: int,
         use_bias: bool = True,
         *,
-        tau: Constant = 20.0,
+        tau: Parameter = 20.0,
         dt: Number = 1.0,
         weight_init: Scheme = "kaiming_normal",
         bias_init: Scheme = "zeros",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**

@@ -12,11 +12,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
 from etpc.nn._init import (
+    DType,
     Scheme,
     check_callable,
     check_shape,
@@ -50,7 +50,7 @@ class Cell(eqx.Module):
         weight_init: Scheme = "lecun_normal",
         recurrent_init: Scheme = "lecun_normal",
         bias_init: Scheme = "zeros",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -128,7 +128,7 @@ class VanillaRNN(OutputCell):
         weight_init: Scheme = "lecun_normal",
         recurrent_init: Scheme = "lecun_normal",
         bias_init: Scheme = "zeros",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**

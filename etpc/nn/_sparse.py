@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax.experimental import sparse
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
+    DType,
     Scheme,
     check_shape,
     float_dtype,
@@ -62,7 +62,7 @@ class SparseLinear(eqx.Module):
         *,
         weight_init: Scheme | None = None,
         bias_init: Scheme = "zeros",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**

@@ -15,12 +15,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
+    DType,
     Scheme,
     check_shape,
     float_dtype,
@@ -80,7 +80,7 @@ class LRU(eqx.Module):
         B_init: Scheme = scaled(0.5),
         C_init: Scheme = "lecun_normal",
         D_init: Scheme = "lecun_normal",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -190,7 +190,7 @@ class S5(eqx.Module):
         B_init: Scheme = "lecun_normal",
         C_init: Scheme = "lecun_normal",
         D_init: Scheme = "lecun_normal",
-        dtype: DTypeLike | None = None,
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -268,7 +268,7 @@ def _hippo_normal(P: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.full(P // 2, 0.5), frequencies[half], vectors[:, half]
 
 
-def _paired_dtype(dtype: DTypeLike | None) -> np.dtype:
+def _paired_dtype(dtype: DType) -> np.dtype:
     """`dtype`, checked to have a complex type of the same precision."""
     real_dtype = float_dtype(dtype)
     if real_dtype not in (jnp.float32, jnp.float64):
