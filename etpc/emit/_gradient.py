@@ -11,7 +11,7 @@ from .._jax import promoting, result_type
 from ..analyse import WeightOp
 from ..plan import Plan, TracePlan
 from ..traces import Rows
-from ._arrays import zero_sums
+from ._arrays import replaced, zero_sums
 from ._records import Arrays, Bars
 
 FOLD_BELOW_BYTES = 1 << 18
@@ -43,8 +43,8 @@ class Gradients:
         for credit, of_trace in zip(bars.ops, entries, strict=True):
             if credit.past is not None and of_trace is not None:
                 grads = self._with_entries(grads, credit.past.trace, of_trace)
-            if credit.factors:
-                grads = self._with(grads, credit.op, _product(credit.op, credit.factors))
+            if credit.terms:
+                grads = self._with(grads, credit.op, _product(credit.op, credit.terms))
         return grads
 
     @promoting
@@ -61,14 +61,9 @@ class Gradients:
     @promoting
     def added(self, sums: Sums, more: Sums) -> Sums:
         """The sums with those of one more window."""
-        folded = [
-            new if old is None else None
-            for old, new in zip(sums.entries, more.entries, strict=True)
-        ]
-        apart = [
-            None if old is None or new is None else old + new
-            for old, new in zip(sums.entries, more.entries, strict=True)
-        ]
+        pairs = list(zip(sums.entries, more.entries, strict=True))
+        folded = [new if old is None else None for old, new in pairs]
+        apart = [None if old is None or new is None else old + new for old, new in pairs]
         grads = self.total(Sums(more.weights, folded))
         return Sums([a + b for a, b in zip(sums.weights, grads, strict=True)], apart)
 
@@ -90,16 +85,14 @@ class Gradients:
         dtype = grads[place].dtype
         if not jnp.issubdtype(dtype, jnp.complexfloating):
             added = added.real
-        new = list(grads)
-        new[place] = grads[place] + added.astype(dtype)
-        return new
+        return replaced(grads, [place], [grads[place] + added.astype(dtype)])
 
 
-def _product(op: WeightOp, factors: Sequence[tuple[Array | None, Array] | Rows]) -> Array:
+def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -> Array:
     """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
     kind = op.kind
-    credit = _joined([c.reshape(*c.shape[:2], kind.groups, kind.outputs) for _, c in factors])
-    data = [x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in factors if x is not None]
+    credit = _joined([c.reshape(*c.shape[:2], kind.groups, kind.outputs) for _, c in terms])
+    data = [x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in terms if x is not None]
     if not data:
         return kind.contract(None, credit)
     x = _joined(data)

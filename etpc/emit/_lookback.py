@@ -33,31 +33,28 @@ class LookBack(Reverse):
     ) -> Course[UncutWindow]:
         behind, count = _recent(traces.past, span), span.xs[0].shape[0]
 
-        def run(weights: Weights, xs: Arrays, begin: Arrays, shifts: Arrays) -> Rollout:
-            past = self.step.run(weights, behind.xs, begin, outputs=False, stored=behind.stored)
+        def run(weights: Weights, begin: Span, shifts: Arrays) -> Rollout:
+            past = self.step.run(weights, behind.xs, begin.state, False, stored=behind.stored)
             ends = zip(span.state, past.last, strict=True)
             state = [enter(entered, end, span.fresh) for entered, end in ends]
-            return self.step.run(weights, xs, state, outputs=True)
+            return self.step.run(weights, begin.xs, state, True)
 
-        rollout, pull = self.differentiated(run, weights, span.xs, behind.start, moving, [])
+        begin = Span(span.xs, behind.start, span.fresh)
+        rollout, pull = self.differentiated(run, weights, begin, moving)
         steps = behind.then(_of_window(span, rollout))
         leaving, past = steps.part(None, count), steps.part(count, None)
         fresh, followed = leaving.first[0] | ~leaving.valid[0], None
+        first = Span(leaving.xs, leaving.start, fresh)
         if self.plan.directions is None:
-            old = self.step.run(
-                weights, leaving.xs, leaving.start, outputs=False, stored=leaving.stored
-            )
+            old = self.step.run(weights, first.xs, first.state, False, stored=leaving.stored)
         else:
-            old, old_pull = self.steps(weights, leaving.xs, leaving.start, stored=leaving.stored)
+            old, old_pull = self.steps(weights, first, stored=leaving.stored)
             followed = self.along(old, old_pull, traces, fresh, leaving.valid)
         jacobians = self.cut.jacobians(weights, old.taken, fresh)
         jacobians = jacobians.within(leaving.first, leaving.valid)
-        data = self.cut.data(weights, old)
         counted = leaving.valid.astype(self.step.dtype)
-        factors = [
-            None if factors is None else factors.counting(counted)
-            for factors in self.cut.factors(jacobians, data)
-        ]
+        of_all = self.cut.factors(jacobians, self.cut.data(weights, old))
+        factors = [None if of_op is None else of_op.counting(counted) for of_op in of_all]
         moves = Moves(factors, self.mover.follow(factors, traces)[0], followed, past.carried)
         return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 

@@ -77,11 +77,11 @@ class Mover:
         self, factors: Sequence[Factors | None], traces: Traces
     ) -> tuple[list[Carry], list[Any]]:
         """Each carried trace as its form follows the window, and what its credit needs of that."""
-        pairs = [
+        results = [
             held.trace.form.follow(held.trace.site, _of_ops(held, factors)[0], carry)
             for held, carry in zip(self.held, traces.carries, strict=True)
         ]
-        return [followed for followed, _ in pairs], [path for _, path in pairs]
+        return [followed for followed, _ in results], [path for _, path in results]
 
     def advance(
         self, moves: Moves, traces: Traces, bars: Bars | None = None

@@ -66,7 +66,7 @@ class OpCredit(NamedTuple):
     """The credit of a weight operation in a window, with what it is multiplied with."""
 
     op: WeightOp
-    factors: Sequence[tuple[Array | None, Array] | Rows]
+    terms: Sequence[tuple[Array | None, Array] | Rows]
     """Data and credit, [n, B, ...] each; the products are summed. There is no data where the operation is
     element-wise."""
     past: Past | None

@@ -11,7 +11,7 @@ from jax import Array
 
 from ..plan import Plan
 from ..traces import Traces
-from ._arrays import finite_where, take, widened, without_past, zeros_over
+from ._arrays import finite_where, replaced, take, widened, without_past, zeros_over
 from ._directions import Along, VirtualCredit, along
 from ._forward import Rollout, Stored
 from ._move import Moves
@@ -41,8 +41,8 @@ class Ends(NamedTuple):
 
 
 Pull = Callable[[Ends], tuple[Sources]]
-Run = Callable[[Weights, Arrays, Arrays, Arrays], Rollout]
-"""A window from weights, inputs, the state it begins with, and shifts."""
+Run = Callable[[Weights, Span, Arrays], Rollout]
+"""A window as a function of weights, inputs, the state that it begins with, and shifts."""
 
 
 class UncutWindow(NamedTuple):
@@ -65,80 +65,72 @@ class Reverse(Window[UncutWindow]):
     def forward(
         self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
     ) -> Course[UncutWindow]:
-        rollout, pull = self.steps(weights, span.xs, span.state, moving)
+        rollout, pull = self.steps(weights, span, moving)
         followed = self.along(rollout, pull, traces, span.fresh)
         jacobians = self.cut.jacobians(weights, rollout.taken, span.fresh)
         factors = self.cut.factors(jacobians, self.cut.data(weights, rollout))
         moves = Moves(factors, self.mover.follow(factors, traces)[0], followed)
-        ends: list[
-            Array
-        ] = []  # a zero that is not needed would meet derivatives that may be infinite
-        if followed is not None:
+        ends: list[Array] = []
+        if followed is not None:  # else a zero would meet derivatives that may be infinite
             size = self.plan.analysis.hidden.size
             ends = self._split(zeros_over(span.fresh, (size,), self.step.dtype))
-        saved = UncutWindow(pull, ends, span.fresh)
-        return Course(rollout.outputs, rollout.last, moves, saved)
+        residuals = UncutWindow(pull, ends, span.fresh)
+        return Course(rollout.outputs, rollout.last, moves, residuals)
 
-    def backward(self, saved: UncutWindow, traces: Traces, outputs: Arrays) -> Bars:
-        (by,) = saved.pull(Ends(outputs, saved.ends))
+    def backward(self, residuals: UncutWindow, traces: Traces, outputs: Arrays) -> Bars:
+        (by,) = residuals.pull(Ends(outputs, residuals.ends))
         by_state, directions = self._parts_of_bars(by.state), self.plan.directions
         credit = virtual = None
         if directions is not None:
-            credit = jnp.concatenate([finite_where(s, saved.fresh) for s in by_state], -1)
+            credit = jnp.concatenate([finite_where(s, residuals.fresh) for s in by_state], -1)
             virtual = VirtualCredit.of(directions, traces, credit)
-        signals = [without_past(part[None], saved.fresh)[0] for part in by_state]
+        signals = [without_past(part[None], residuals.fresh)[0] for part in by_state]
         ops: list[OpCredit] = []
         for trace, carry in zip(self.plan.carried, traces.carries, strict=True):
             of_block = take(signals, trace.layout.states)
             if trace.directions is not None and virtual is not None:
                 of_block = virtual.beside(trace, of_block)
             start = trace.form.start(trace.site, of_block, carry)
-            pairs = trace.form.rows(trace.site, start, carry)
-            ops.append(OpCredit(trace.op, pairs, Past(trace, carry, start)))
-        inputs = self._by_input(self.float_inputs if by.inputs else (), by.inputs)
-        return Bars(widened(by.weights), inputs, ops, credit)
+            of_past = trace.form.rows(trace.site, start, carry)
+            ops.append(OpCredit(trace.op, of_past, Past(trace, carry, start)))
+        return Bars(widened(by.weights), self.by_input(by.inputs), ops, credit)
 
     # --- reverse mode ---
 
     def steps(
         self,
         weights: Weights,
-        xs: Arrays,
-        state: Arrays,
+        span: Span,
         moving: Sequence[int] = (),
         stored: Stored | None = None,
     ) -> tuple[Rollout, Pull]:
-        """Run steps from a state, and how they are differentiated; also by the outputs of operations, if
-        directions are followed. `stored` are the states before each step, where they are known."""
+        """Run a window, and how it is differentiated; also by the outputs of operations, if directions are
+        followed. `stored` are the states before each step, where they are known."""
 
-        def run(weights: Weights, xs: Arrays, state: Arrays, shifts: Arrays) -> Rollout:
-            return self.step.run(weights, xs, state, outputs=True, shifts=shifts, stored=stored)
+        def run(weights: Weights, span: Span, shifts: Arrays) -> Rollout:
+            return self.step.run(weights, span.xs, span.state, True, shifts, stored)
 
-        shifts = [] if self.plan.directions is None else self._no_shifts(xs, state)
-        return self.differentiated(run, weights, xs, state, moving, shifts)
+        shifts: list[Array] = []
+        if self.plan.directions is not None:
+            steps = span.xs[0].shape[0]
+            parts = self._parts(span.state)
+            shifts = self.cut.deltas([jnp.broadcast_to(p[None], (steps, *p.shape)) for p in parts])
+        return self.differentiated(run, weights, span, moving, shifts)
 
     def differentiated(
-        self,
-        run: Run,
-        weights: Weights,
-        xs: Arrays,
-        state: Arrays,
-        moving: Sequence[int],
-        shifts: Arrays,
+        self, run: Run, weights: Weights, span: Span, moving: Sequence[int], shifts: Arrays = ()
     ) -> tuple[Rollout, Pull]:
-        """Run a window, and how its outputs depend on their sources; `moving` are the inputs among them."""
+        """Run a window, and how it depends on its sources; `moving` are the inputs among them."""
         leaves = self.plan.analysis.hidden.leaves
 
         def window(sources: Sources) -> tuple[Ends, Rollout]:
-            rollout = run(
-                weights._replace(effective=sources.weights),
-                _replaced(xs, moving, sources.inputs),
-                _replaced(state, leaves, sources.state),
-                sources.shifts,
-            )
+            xs = replaced(span.xs, moving, sources.inputs)
+            state = replaced(span.state, leaves, sources.state)
+            wide = weights._replace(effective=sources.weights)
+            rollout = run(wide, Span(xs, state, span.fresh), sources.shifts)
             return Ends(rollout.outputs, self._parts(rollout.last) if shifts else []), rollout
 
-        inputs, hidden = [xs[i] for i in moving], [state[i] for i in leaves]
+        inputs, hidden = [span.xs[i] for i in moving], [span.state[i] for i in leaves]
         sources = Sources(widened(weights.effective), inputs, hidden, shifts)
         _, pull, rollout = jax.vjp(window, sources, has_aux=True)
         return rollout, pull
@@ -183,19 +175,5 @@ class Reverse(Window[UncutWindow]):
         parts = jnp.split(states, np.cumsum(sizes)[:-1], -1)
         return [part.astype(self.step.dtype) for part in parts]
 
-    def _no_shifts(self, xs: Arrays, state: Arrays) -> list[Array]:
-        """Zeros, [W, B, ...], to add where live operations act."""
-        examples = next(part[:, 0] for part in self._parts(state) if part.shape[-1])
-        lead = jnp.broadcast_to(jnp.zeros_like(examples)[None], (xs[0].shape[0], *examples.shape))
-        return [zeros_over(lead, op.delta.shape, op.delta.dtype) for op in self.step.live]
 
-
-def _replaced(values: Arrays, places: Sequence[int], new: Arrays) -> list[Array]:
-    """A list of arrays with new ones at some places."""
-    replaced = list(values)
-    for i, value in zip(places, new, strict=True):
-        replaced[i] = value
-    return replaced
-
-
-__all__ = ["Ends", "Pull", "Reverse", "UncutWindow"]
+__all__ = ["Reverse", "UncutWindow"]

@@ -11,9 +11,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..plan import Pairs, Plan, TracePlan
-from ..traces import Factors, Traces
+from ..traces import Factors, Rows, Traces
 from ..traces._transitions import apply_back, paired
-from ._arrays import by_step, columns, over_steps, take, weighted, widened, without_past
+from ._arrays import (
+    by_step,
+    columns,
+    over_steps,
+    replaced,
+    take,
+    weighted,
+    widened,
+    without_past,
+)
 from ._cut import Jacobians, ReadPull, into_op
 from ._forward import Rollout
 from ._move import Moves
@@ -54,8 +63,8 @@ class Truncated(Window[CutWindow]):
             for p, f in zip(self.cut.live, factors, strict=True)
         ]
         pull = self._input_pull(weights, rollout, moving) if moving else None
-        saved = CutWindow(read_pull, pull, jacobians, data, paths, blocks, span.fresh)
-        return Course(outputs, rollout.last, Moves(factors, followed), saved)
+        residuals = CutWindow(read_pull, pull, jacobians, data, paths, blocks, span.fresh)
+        return Course(outputs, rollout.last, Moves(factors, followed), residuals)
 
     def _input_pull(
         self, weights: Weights, rollout: Rollout, moving: Sequence[int]
@@ -64,39 +73,37 @@ class Truncated(Window[CutWindow]):
         taken = rollout.taken
 
         def outputs(values: Arrays) -> list[Array]:
-            xs = list(taken.xs)
-            for i, value in zip(moving, values, strict=True):
-                xs[i] = value
+            xs = replaced(taken.xs, moving, values)
             return over_steps(functools.partial(self.step.outputs, weights))(xs, taken.state)
 
         return jax.vjp(outputs, [taken.xs[i] for i in moving])[1]
 
-    def backward(self, saved: CutWindow, traces: Traces, outputs: Arrays) -> Bars:
-        (by,) = saved.read_pull(outputs)
-        inputs: list[Array | None] = [None] * len(self.plan.analysis.step.inputs)
-        if saved.input_pull is not None:
-            inputs = self._by_input(self.float_inputs, saved.input_pull(outputs)[0])
-        old = [without_past(part, saved.fresh) for part in by.old] if self.cut.reads_old else None
-        window = WindowSignals(self.plan, saved.jacobians.transition, old, by.new)
-        xs = self.cut.canonical(saved.data)
-        carried = iter(zip(traces.carries, saved.paths, strict=True))
+    def backward(self, residuals: CutWindow, traces: Traces, outputs: Arrays) -> Bars:
+        (by,) = residuals.read_pull(outputs)
+        inputs = [] if residuals.input_pull is None else residuals.input_pull(outputs)[0]
+        old = None
+        if self.cut.reads_old:
+            old = [without_past(part, residuals.fresh) for part in by.old]
+        window = WindowSignals(self.plan, residuals.jacobians.transition, old, by.new)
+        xs = self.cut.canonical(residuals.data)
+        carried = iter(zip(traces.carries, residuals.paths, strict=True))
         ops: list[OpCredit] = []
         for place, p in enumerate(self.cut.live):
-            immediate, trace, past = saved.jacobians.immediate[place], p.trace, None
-            pairs = []
+            immediate, trace, past = residuals.jacobians.immediate[place], p.trace, None
+            of_past: list[Rows] = []
             if trace is None:
                 credit = into_op(self.plan, p.op, immediate, by.new)
             else:
-                signals = OpSignals(window, trace, immediate, saved.blocks[place])
+                signals = OpSignals(window, trace, immediate, residuals.blocks[place])
                 carry, path = next(carried) if trace.shares is None else (None, ())
                 credit, start = trace.form.credit(trace.site, signals, path)
                 if carry is not None:
                     past = Past(trace, carry, start)
-                    pairs = trace.form.rows(trace.site, start, carry)
+                    of_past = trace.form.rows(trace.site, start, carry)
             delta = by.deltas[place]
             delta = delta + credit.reshape(delta.shape)
-            ops.append(OpCredit(p.op, [(xs[place], delta), *pairs], past))
-        return Bars(widened(by.weights), inputs, ops)
+            ops.append(OpCredit(p.op, [(xs[place], delta), *of_past], past))
+        return Bars(widened(by.weights), self.by_input(inputs), ops)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -32,11 +32,11 @@ NO_SECOND_DERIVATIVE = (
     "constant, pass it through `jax.lax.stop_gradient`. For its derivative take `etpc.bptt`, whose "
     "gradient may be differentiated."
 )
-Saved = TypeVar("Saved")
+Residuals = TypeVar("Residuals")
 
 
 @dataclasses.dataclass(frozen=True)
-class Course(Generic[Saved]):
+class Course(Generic[Residuals]):
     """A window that was run forward."""
 
     outputs: list[Array]
@@ -44,7 +44,7 @@ class Course(Generic[Saved]):
     last: list[Array]
     """The state at the end."""
     moves: Moves
-    saved: Saved
+    residuals: Residuals
     """What the backward pass needs, beside the traces."""
 
 
@@ -66,7 +66,7 @@ class Learned(NamedTuple):
     traces: Traces
 
 
-class Window(abc.ABC, Generic[Saved]):
+class Window(abc.ABC, Generic[Residuals]):
     """The functions of an emitted program.
 
     - `prefix(parameters, steps)`: what depends on parameters alone, once for a call of so many steps.
@@ -95,11 +95,11 @@ class Window(abc.ABC, Generic[Saved]):
     @abc.abstractmethod
     def forward(
         self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
-    ) -> Course[Saved]:
+    ) -> Course[Residuals]:
         """Run a window; `moving` are the inputs that it will be differentiated by."""
 
     @abc.abstractmethod
-    def backward(self, saved: Saved, traces: Traces, outputs: Arrays) -> Bars:
+    def backward(self, residuals: Residuals, traces: Traces, outputs: Arrays) -> Bars:
         """The derivatives of the loss of a window from those by its outputs."""
 
     def prefix(self, parameters: Sequence[Any], steps: int) -> Weights:
@@ -118,7 +118,7 @@ class Window(abc.ABC, Generic[Saved]):
         course = self.forward(weights, span, traces)
         loss, pull, aux = jax.vjp(loss_of, course.outputs, has_aux=True)
         (outputs_bar,) = pull(jnp.ones_like(loss))
-        bars = self.backward(course.saved, traces, outputs_bar)
+        bars = self.backward(course.residuals, traces, outputs_bar)
         grads = self.gradients.of_window(bars, [None] * len(bars.ops))
         traces, entries = self.mover.advance(course.moves, traces, bars)
         return Learned(loss, aux, Sums(grads, entries), course.last, traces)
@@ -158,9 +158,9 @@ class Window(abc.ABC, Generic[Saved]):
             lines.append(f"    {p.op.path}: {' + '.join(shapes)}")
         return "\n".join(lines)
 
-    def _by_input(self, moving: Sequence[int], bars: Arrays) -> list[Array | None]:
-        """Derivatives by some inputs, as those by each input."""
-        by_input = dict(zip(moving, bars, strict=True))
+    def by_input(self, bars: Arrays) -> list[Array | None]:
+        """The derivatives by each input, from those by all float inputs; none if there are none."""
+        by_input = dict(zip(self.float_inputs if bars else (), bars, strict=True))
         return [by_input.get(i) for i in range(len(self.plan.analysis.step.inputs))]
 
 
@@ -184,16 +184,17 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
             lambda a: a.value, (weights, span, traces), is_leaf=is_primal
         )
         course = window.forward(weights, span, traces, moving)
-        saved = course.saved
+        residuals = course.residuals
         if window.holds_steps:
-            saved = without_derivative(saved, NO_SECOND_DERIVATIVE)
+            residuals = without_derivative(residuals, NO_SECOND_DERIVATIVE)
         held = without_derivative(traces, NO_SECOND_DERIVATIVE)
-        return finished(course, traces), (saved, held)
+        return finished(course, traces), (residuals, held)
 
     @promoting
-    def backward(residuals: tuple[Any, Traces], cotangents: Result):
-        saved, traces = residuals
-        bars = window.backward(saved, traces, [instantiated(a) for a in cotangents.outputs])
+    def backward(kept: tuple[Any, Traces], cotangents: Result):
+        residuals, traces = kept
+        outputs = [instantiated(a) for a in cotangents.outputs]
+        bars = window.backward(residuals, traces, outputs)
         pasts = [credit.past for credit in bars.ops]
         entries = [None if past is None else past.entries() for past in pasts]
         grads = window.gradients.of_window(bars, entries)
