@@ -14,7 +14,7 @@ from .._errors import InputError, InputTypeError
 from .._jax import Equation, Primitive, canonicalise, evaluate, forward_mode, is_float
 from .._primitives import forget, register
 from ..trace import Known
-from . import _patterns  # noqa: F401  # pyright: ignore[reportUnusedImport]  registers the rules
+from . import _patterns  # noqa: F401  registers the rules
 from ._interpreter import Interpreter, Patterns, Results, Rule
 from ._pattern import Pattern
 

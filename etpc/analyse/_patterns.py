@@ -14,7 +14,7 @@ from .._jax import Equation, Flat, Variable, canonicalise, evaluate, forward_mod
 from ..trace import Known, Step
 
 # the modules of rules register them
-from . import (  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from . import (  # noqa: F401
     _rules_control,
     _rules_indexing,
     _rules_linear,
