@@ -26,7 +26,7 @@ from ._runner import Data
 
 
 class _Sum:
-    """In the place of an optimizer: its state is the sum of the gradients, and nothing is updated."""
+    """An optimizer that adds the gradients up in its state, and updates nothing."""
 
     def init(self, parameters: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, parameters)

@@ -1,4 +1,4 @@
-"""What a program runs: functions of arrays and a carry, for one example or a batch."""
+"""The functions of arrays and a carry that a program runs, for one example or a batch."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ class Data(NamedTuple):
     xs: list[Array]
     targets: Any
     weights: Array | None
-    """What the loss of each example at each step is multiplied with."""
+    """Factors of the loss of each example at each step."""
     reset: Array | None = None
-    """Which examples begin a new stream with which step."""
+    """Whether an example begins a new stream with a step."""
 
 
 class Learned(NamedTuple):
@@ -114,7 +114,7 @@ class Runner:
         where: Array,
         parameters: Parameters | None = None,
     ) -> tuple[list[Any], Traces, Array]:
-        """Arrays with a batch axis; those of examples in `where` as at the start of a stream."""
+        """State, traces and `fresh`, in which the examples in `where` begin a new stream. All have a batch axis."""
 
         def instead(value: Array, old: Array) -> Array:
             return jnp.where(where.reshape(-1, *[1] * (old.ndim - 1)), value, old)
@@ -186,8 +186,8 @@ class Runner:
         return Learned(value, self.leave(state, traces, carry), moving, aux)
 
     def _effective(self, parameters: Parameters, steps: int) -> tuple[Any, ...]:
-        """The effective weights, how the floats of the model are pulled back from them, and what else
-        depends on the model alone."""
+        """The effective weights, the function that pulls their gradients back to the floats of the model, and
+        the other values that depend on the model alone."""
         floats = self.step.model_leaves.floats
 
         def prefix(moving: list[Array]) -> Any:
@@ -276,7 +276,8 @@ def _over_windows(
 def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[Array]:
     """The gradient of the parameters from that of the effective weights.
 
-    A weight in low precision has a gradient that is more precise, which is passed on in two parts.
+    The gradient of a weight in low precision is more precise than the weight. It is pulled back in two parts: as
+    it is rounded, and what rounding took away.
     """
     high = [g.astype(w.dtype) for g, w in zip(grads, weights, strict=True)]
     (moving,) = pull(tuple(high))
