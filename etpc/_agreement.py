@@ -175,7 +175,7 @@ def default_tolerance(dtype: Any) -> float:
 
 
 def doubts(program: Shown, silent: tuple[str, ...], reference: Gradient) -> tuple[str, ...]:
-    """What makes a comparison say less than it seems to, whatever the algorithm is."""
+    """Sentences on parameters of which nothing is compared, whatever the algorithm is."""
     zero = [
         f"the BPTT gradient of {path} is zero on this sequence, so nothing is compared"
         for path, value in reference.values.items()

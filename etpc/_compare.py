@@ -27,7 +27,7 @@ from .show import table
 from .trace import StepFunction
 
 TOTAL = "(all)"
-"""In the place of a path, in the row of all parameters together."""
+"""Stands for the path in the row of all parameters together."""
 
 HELD = {True: "yes", False: "NO", None: "-"}
 
@@ -38,7 +38,7 @@ def fidelity(row: Row) -> list[str]:
 
 
 class Verdict:
-    """What a report and a comparison have in common."""
+    """The part that a report and a comparison have in common."""
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
@@ -78,7 +78,7 @@ class Report(Verdict):
     tolerance: float
     loss: float
     remarks: tuple[str, ...] = ()
-    """What a reader may want to change; no doubts of the verdict."""
+    """Things that a reader may want to change. The verdict does not depend on them."""
 
     def __str__(self) -> str:
         columns = ["parameter", "cosine", "rel. error", "ratio", "norm", "claim", "held"]
@@ -130,7 +130,7 @@ class Comparison(Verdict):
 
     @property
     def rows(self) -> tuple[Row, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of all results, one after the other."""
+        """The rows of all results, one after the other."""
         return tuple(row for result in self.results for row in result.rows)
 
     def __str__(self) -> str:
@@ -363,7 +363,7 @@ def full_state(program: Program, carry: Carry) -> Any:
 
 
 def _total(got: Gradient, want: Gradient, rows: tuple[Row, ...]) -> Row:
-    """The row of all parameters together, of which holds what holds of each."""
+    """The row of all parameters together. Its claim holds if the claim of each parameter does."""
     a, b = (np.concatenate([*gradient.values.values()]) for gradient in (got, want))
     claims = {row.claim for row in rows} - {"unused"}
     claim = claims.pop() if len(claims) == 1 else "approximate"
@@ -375,7 +375,7 @@ def _total(got: Gradient, want: Gradient, rows: tuple[Row, ...]) -> Row:
 
 
 def _remarks(program: Program) -> tuple[str, ...]:
-    """What a reader may want to change."""
+    """Things that a reader may want to change."""
     unmarked = dict.fromkeys(p.path for p in program.plan.ops if p.reason.startswith(UNMARKED))
     text = "not marked, and so without a trace; leave weights= out to give every weight one"
     return (f"{', '.join(unmarked)}: {text}",) if unmarked else ()

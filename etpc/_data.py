@@ -21,7 +21,7 @@ def check_data(xs: Any, targets: Any) -> None:
 
 
 def foreign(name: str, tree: Any) -> list[str]:
-    """What to say of the leaves of a tree that are neither arrays of numbers, booleans or keys, nor numbers."""
+    """A sentence for each leaf of a tree that is neither a number nor an array of numbers, booleans or keys."""
     return [
         f"{name} holds a {type(leaf).__name__}, {leaf!r}, and should hold arrays of numbers."
         for leaf in jax.tree.leaves(tree)

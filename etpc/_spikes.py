@@ -1,4 +1,4 @@
-"""Which part of the neurons of each layer spikes on a sequence."""
+"""The fraction of neurons of each layer that spike on a sequence."""
 
 import warnings
 from collections.abc import Sequence

@@ -300,7 +300,7 @@ def _one_example(program: Program, xs: Any, example: int) -> Any:
 
 
 def _trace(p: OpPlan) -> TracePlan:
-    """Of an operation that has one."""
+    """The trace of an operation that has one."""
     assert p.trace is not None
     return p.trace
 
@@ -374,7 +374,7 @@ def _flat(indices: Sequence[tuple[int, ...]], shape: tuple[int, ...], p: OpPlan)
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """What one example does at every step."""
+    """What is recorded of one example at every step."""
 
     inputs: np.ndarray
     active: np.ndarray
@@ -429,7 +429,7 @@ def _recorder(
 
 
 def _distinct(spikes: list[np.ndarray]) -> list[np.ndarray]:
-    """Without those that repeat what others gave a step before: spikes that are read again."""
+    """Spikes without repetitions: a layer may read again, as its state, what another gave a step before."""
     kept: list[np.ndarray] = []
     for n, s in enumerate(spikes):
         later = [o for o in spikes[n + 1 :] if o.shape == s.shape]

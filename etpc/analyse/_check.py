@@ -14,7 +14,7 @@ from .._errors import InputError, InputTypeError
 from .._jax import Equation, Primitive, canonicalise, evaluate, forward_mode, is_float
 from .._primitives import forget, register
 from ..trace import Known
-from . import _patterns  # noqa: F401  # pyright: ignore[reportUnusedImport]  registers the rules
+from . import _patterns  # noqa: F401  registers the rules
 from ._interpreter import Interpreter, Patterns, Results, Rule
 from ._pattern import Pattern
 
@@ -162,7 +162,7 @@ def _pattern(
 def _non_zeros(
     run: Callable[..., list[Any]], values: Sequence[Any], given: Sequence[Any]
 ) -> np.ndarray:
-    """Where the Jacobian at one point has entries; NaN is one."""
+    """Where the Jacobian at one point is not zero. NaN counts as an entry."""
     of = lambda values: jnp.concatenate([jnp.ravel(y) for y in run(values, given)])
     jacobians = jax.jit(jax.jacfwd(of))(list(values))
     return np.concatenate([np.asarray(j).reshape(j.shape[0], -1) != 0 for j in jacobians], 1)

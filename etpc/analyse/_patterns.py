@@ -14,7 +14,7 @@ from .._jax import Equation, Flat, Variable, canonicalise, evaluate, forward_mod
 from ..trace import Known, Step
 
 # the modules of rules register them
-from . import (  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from . import (  # noqa: F401
     _rules_control,
     _rules_indexing,
     _rules_linear,
@@ -77,14 +77,14 @@ def linearise(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Propagated:
-    """What a program of tangents says when it is run on patterns."""
+    """The result of running a program of tangents on patterns."""
 
     patterns: list[Pattern]
-    """Of its outputs: elements x seeds. The seeds are the elements of the tangents that came in, and a
-    last one that stands for a backward rule that is not linear."""
+    """One for each output of the program: elements x seeds. The seeds are the elements of the tangents that came
+    in, and a last one that stands for a backward rule that is not linear."""
     interpreter: Interpreter
     relied: frozenset[int]
-    """Which parameters have values that the patterns rely on."""
+    """The numbers of the arguments whose values the patterns rely on."""
 
 
 def propagate(tangents: Flat, step: Step, sizes: Sequence[int]) -> Propagated:

@@ -16,7 +16,7 @@ UNROLLED = 2048
 
 
 def inside(flat: Flat, operands: Sequence[Variable], known: Known) -> Known:
-    """What is known inside a program whose arguments are these operands."""
+    """The values that are known inside a program whose arguments are these operands."""
     pairs = zip(flat.inputs, operands, strict=False)
     values = {inner: known(outer) for inner, outer in pairs if not outer.is_float}
     values = {v: value for v, value in values.items() if value is not None}
@@ -39,7 +39,7 @@ def _cond(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Kn
 def _fixpoint(
     interpreter: Interpreter, body: Callable[[Patterns], Patterns], carry: Patterns
 ) -> Patterns:
-    """The least patterns of a loop's carry that its body does not enlarge."""
+    """The smallest patterns of a loop's carry that its body does not enlarge."""
     bound = sum(p.shape[0] for p in carry if p is not None) + len(carry)
     bound = (bound + 2) * (interpreter.seeds + 1)
     for _ in range(bound):
@@ -90,7 +90,7 @@ def _scan(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Kn
 def _shard_map(
     interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
 ) -> Results:
-    """Device by device; dense where what devices exchange has no rule, as sums over them have none."""
+    """Run the body for each device. Where devices exchange values, as in sums over them, the result is dense."""
     whole, mesh, in_specs, out_specs = params.shard_map(eqn)
     flat, by_device = flatten(whole), Interpreter(interpreter.seeds)
     specs = [*in_specs, *out_specs]

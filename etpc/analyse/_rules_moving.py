@@ -45,7 +45,8 @@ register([nonlinear_p], pattern=_nonlinear)
 
 
 def _rearranging(primitive: Primitive | None, move: Callable[..., list[np.ndarray]]) -> None:
-    """Say what an operation does to arrays of element numbers; patterns are moved likewise."""
+    """Register an operation that moves data, by what it does to NumPy arrays: patterns are moved as arrays of
+    element numbers are."""
 
     def rule(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
         parts, blocks, offset = [], [], 0

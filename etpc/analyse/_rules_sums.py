@@ -155,7 +155,7 @@ def _windows_transposed(
 def _window_reads(
     eqn: Equation, shape: Sequence[int], out_shape: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which window reads which element, as pairs of their numbers."""
+    """Pairs of a window and an element that it reads, by number: all windows, and all elements."""
     sizes = zip(shape, params.window_sizes(eqn), out_shape, params.windows(eqn), strict=True)
     axes = tuple(Axis(n, kernel, positions, *window) for n, kernel, positions, window in sizes)
     index, exists = Geometry(axes).patches()
@@ -167,7 +167,7 @@ def _window_reads(
 
 @rule("psum")
 def _psum(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
-    """A sum over axes that `vmap` gave a name to; over devices, it is dense."""
+    """A sum over axes that `vmap` gave a name to. A sum over devices is dense."""
     axes = params.summed_axes(eqn)
     if axes is None:
         return None

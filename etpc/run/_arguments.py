@@ -1,4 +1,4 @@
-"""What a program is called with, checked against what was compiled."""
+"""Checks of the arguments of a program against what was compiled."""
 
 from typing import Any, NamedTuple
 
@@ -251,7 +251,7 @@ def _cast_problem(leaf: Any, wanted: Any) -> str | None:
 
 
 def _advice(shape: tuple[int, ...], one: tuple[int, ...], batched: bool) -> str:
-    """What to do about an input whose leading axes are not those of the carry."""
+    """Advice for an input whose leading axes are not those of the carry."""
     if not batched and len(shape) == 2 + len(one) and shape[2:] == one:
         return f" Make the carry by `init(batch_size={shape[1]})`."
     if batched and len(shape) == 1 + len(one) and shape[1:] == one:
@@ -271,7 +271,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _checksum(values: Array) -> Array:
-    """A number that differs, as good as always, for arrays that differ."""
+    """A checksum of an integer array, which can be computed inside a transformation."""
     if values.dtype.itemsize > 4:
         values = jnp.stack([values, values >> 32])
     words = values.astype(jnp.uint32).reshape(-1)

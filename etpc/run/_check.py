@@ -1,4 +1,4 @@
-"""A learner's own gradient against backpropagation through time, where it runs."""
+"""The check of a learner's gradients against BPTT, on the machine and the data on which it learns."""
 
 import dataclasses
 import warnings
@@ -102,7 +102,7 @@ def check_updates(
 def _chosen_steps(
     program: Program, every: int, steps: int, mask: Array | None
 ) -> np.ndarray | None:
-    """Which steps of a sequence to compare: the first ones at whose end a loss counts.
+    """The numbers of the steps to compare: the first stretch at whose end a loss counts.
 
     The sequence is taken again where it is too short. **Returns** `None` where no loss counts.
     """

@@ -23,7 +23,7 @@ from ..plan import Plan
 
 
 def fingerprint(plan: Plan) -> str:
-    """What a carry must agree on: the equations of a step and the constants in them, the states,
+    """A digest of all that a carry depends on: the equations of a step and the constants in them, the states,
     every use of a weight, and what reaches what.
 
     The same in every process, for the same model; the values of its parameters do not matter, nor do

@@ -74,7 +74,7 @@ def first_reduction(analysis: Analysis) -> Equation | None:
 
 
 def _reduces(jaxprs: Iterable[object]) -> bool:
-    """Whether a loop, a branch or a function with its own derivative reduces inside."""
+    """Whether an operation inside one of these programs is a reduction."""
     return any(
         eqn.primitive in {*_REDUCTIONS, prims.dot_general_p} or _reduces(params.inner_jaxprs(eqn))
         for jaxpr in jaxprs
@@ -84,7 +84,7 @@ def _reduces(jaxprs: Iterable[object]) -> bool:
 
 @functools.cache
 def _fuses_correctly() -> bool:
-    """Whether the fusion is off: the smallest function that it computes wrongly, of 1024 rows, is right."""
+    """Whether XLA computes the smallest function right, of 1024 rows, that the fusion computes wrongly."""
     rows = np.linspace(-2.0, 2.0, 1024 * 8, dtype=np.float32).reshape(-1, 8)
 
     def jacobian(h: jax.Array) -> jax.Array:

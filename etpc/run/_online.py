@@ -26,7 +26,7 @@ from ._runner import Data
 
 
 class _Sum:
-    """In the place of an optimizer: its state is the sum of the gradients, and nothing is updated."""
+    """An optimizer that adds the gradients up in its state, and updates nothing."""
 
     def init(self, parameters: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, parameters)
@@ -126,7 +126,7 @@ class Online:
             by_step, by_update = (None, reset) if reset.shape == updates else (reset, None)
         floats, others = self._split(call.parameters)
         # Weak types would be lost in the first update, and all be compiled again for the second.
-        start = Training(*_strong((floats, opt_state, carry)))
+        start = _strong(Training(floats, opt_state, carry))
         data = Data(call.xs, targets, call.mask, by_step)
         (floats, opt_state, carry), losses, aux = self._jit_updates(
             self._loss, others, start, data, by_update
@@ -220,7 +220,8 @@ class Online:
             if data.weights is not None:  # where nothing counts, momentum moves nothing either
                 counts = data.weights.astype(bool).any()
                 new = jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, (floats, opt_state))
-            return Training(*new, carry), (value, aux)
+            floats, opt_state = new
+            return Training(floats, opt_state, carry), (value, aux)
 
         def in_pieces(a: Any) -> Array:
             a = jnp.asarray(a)

@@ -35,9 +35,9 @@ class Memory:
     state: int
     batch_size: int | None
     directions: int = 0
-    """Of the directions along which escaping influence is followed, beside their part of the traces."""
+    """Bytes of the directions along which escaping influence is followed, beside their part of the traces."""
     past: int = 0
-    """Of the last steps, where the algorithm looks back through them."""
+    """Bytes of the last steps, if the algorithm looks back through them."""
 
     @property
     def total(self) -> int:
@@ -312,8 +312,8 @@ class Program(Shown):
     def _jit_value_and_grad(self, *loss_and_reduction: Any) -> Callable[..., Any]:
         """The compiled function of the arrays of a loss and the other arguments.
 
-        It goes with what it compiled when it is dropped. The loss is no argument, as JAX keeps the structures of
-        those, and so their functions, for as long as the process lives.
+        The structure of the loss is not an argument of it, because JAX keeps the structures of arguments, and so
+        the functions in them, for as long as the process lives. When this function is dropped, so is the loss.
         """
         *static, reduction = loss_and_reduction
 
@@ -326,7 +326,7 @@ class Program(Shown):
 
 
 def _bytes(arrays: Iterable[Any]) -> int:
-    """Of arrays or their shapes, but for keys."""
+    """The bytes of arrays, given as arrays or as shapes, without those of PRNG keys."""
     return sum(
         math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
         for a in arrays

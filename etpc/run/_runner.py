@@ -1,4 +1,4 @@
-"""What a program runs: functions of arrays and a carry, for one example or a batch."""
+"""The functions of arrays and a carry that a program runs, for one example or a batch."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ class Data(NamedTuple):
     xs: list[Array]
     targets: Any
     weights: Array | None
-    """What the loss of each example at each step is multiplied with."""
+    """Factors of the loss of each example at each step."""
     reset: Array | None = None
-    """Which examples begin a new stream with which step."""
+    """Whether an example begins a new stream with a step."""
 
 
 class Learned(NamedTuple):
@@ -114,7 +114,7 @@ class Runner:
         where: Array,
         parameters: Parameters | None = None,
     ) -> tuple[list[Any], Traces, Array]:
-        """Arrays with a batch axis; those of examples in `where` as at the start of a stream."""
+        """State, traces and `fresh`, in which the examples in `where` begin a new stream. All have a batch axis."""
 
         def instead(value: Array, old: Array) -> Array:
             return jnp.where(where.reshape(-1, *[1] * (old.ndim - 1)), value, old)
@@ -189,7 +189,8 @@ class Runner:
     def _prefix(
         self, parameters: Parameters, steps: int
     ) -> tuple[Weights, Callable[..., tuple[list[Array]]]]:
-        """What depends on the model alone, and how its floats are pulled back from the effective weights."""
+        """The values that depend on the model alone, and the function that pulls gradients of the effective
+        weights back to the floats of the model."""
         floats = self.step.model_leaves.floats
 
         def prefix(moving: list[Array]) -> Any:
@@ -281,7 +282,8 @@ def _over_windows(
 def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[Array]:
     """The gradient of the parameters from that of the effective weights.
 
-    A weight in low precision has a gradient that is more precise, which is passed on in two parts.
+    The gradient of a weight in low precision is more precise than the weight. It is pulled back in two parts: as
+    it is rounded, and what rounding took away.
     """
     high = [g.astype(w.dtype) for g, w in zip(grads, weights, strict=True)]
     (moving,) = pull(tuple(high))

@@ -1,4 +1,4 @@
-"""What a program shows of itself, from its plan alone."""
+"""The part of a program that only shows its plan."""
 
 from collections.abc import Mapping
 from functools import cached_property

@@ -24,7 +24,7 @@ MAX_PRODUCT = 1 << 24
 
 
 def merge_products(flat: Flat, parameters: Collection[Variable]) -> Flat:
-    """The program with such pairs of `dot_general` merged, and those that sum nothing element-wise."""
+    """The program with pairs of products merged, and products that sum nothing as multiplications."""
     constants = dict(flat.constants)
     fixed: set[Variable] = {*flat.constants, *parameters}
     weights: set[Variable] = {v for v in parameters if v.is_float}
@@ -87,7 +87,8 @@ def _multiplied(eqn: Equation) -> Flat:
 def _merged(
     second: Equation, makers: dict[Variable, Equation], weights: Collection[Variable]
 ) -> tuple[Equation, Equation] | None:
-    """The product of the weights, and of the data with it; `None` where the pair is none."""
+    """The product of two weights, and the product of the data with that; `None` if `second` does not follow a
+    product with a weight."""
     for b in (0, 1):
         weight, between = second.inputs[b], second.inputs[1 - b]
         first = makers.get(between)
@@ -110,7 +111,7 @@ def _pair(first: Equation, a: int, second: Equation, b: int) -> tuple[Equation, 
     data, left, right = first.inputs[1 - a], first.inputs[a], second.inputs[b]
     free_a = [d for d in range(len(left.shape)) if d not in contract1[a]]
     free_x = len(data.shape) - len(contract1[1 - a])
-    # where the free dimensions of A are in the value between the two
+    # between[n] = d: axis n of the value between the two products is axis d of the first weight
     between = {(0 if a == 0 else free_x) + n: d for n, d in enumerate(free_a)}
     if set(contract2[1 - b]) != set(between):
         return None

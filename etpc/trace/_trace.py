@@ -34,8 +34,8 @@ StepFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
 class Step:
     """The canonical program of one step of one example.
 
-    `parameters` are all array leaves of the model in order, floats or not; likewise `state` and
-    `inputs`. Printable; `equations` holds what the model computes, with `jit` and `remat` inlined.
+    `parameters`, `inputs` and `state` are all array leaves in order, floats or not. `equations` holds what the
+    model computes, with `jit` and `remat` inlined. A step can be printed.
     """
 
     program: Flat
@@ -196,7 +196,7 @@ def fits(model: Any, inputs: Any, state: Any, step: StepFunction | None) -> bool
 
 
 def checked_call(model: Any, step: StepFunction | None) -> StepFunction:
-    """How one step is called."""
+    """The function that runs one step, from what the user passed as `step=`."""
     if step is not None and not callable(step):
         raise InputTypeError(
             f"step must be a function `step(model, x, state) -> (y, new_state)`, not {step!r}."
@@ -277,7 +277,7 @@ def _check_inputs(input_leaves: Leaves) -> None:
 
 
 def _check_effects(effects: list[tuple[str, str]]) -> None:
-    """Refuse what a step does beside computing values, but for prints."""
+    """**Raises** `UnsupportedError` where a step has effects other than prints."""
     if effects:
         places = ", ".join(dict.fromkeys(f"{name} at {line}" for name, line in effects))
         raise UnsupportedError(
