@@ -1,7 +1,7 @@
 """How does the time depend on the cell?
 
-Every neuron and recurrent cell of `etpc.nn` with N units and a linear readout, a network of two layers, the
-GIF network of the delayed match task, and a GRU with a wide readout. A spiking layer reads the input and its own
+Every neuron and recurrent cell of `etpc.nn`, GRU and LSTM with N units and a linear readout, a network of
+two layers, the GIF network of the delayed match task, and a GRU with a wide readout. A spiking layer reads the input and its own
 last spikes through one dense layer. All contestants of a cell compute the gradient of the same sequence from
 the same weights, from a fresh state, and are timed in turns. An error is that of the whole gradient, all
 parameters as one vector.
@@ -47,7 +47,7 @@ TABLE = Table(
         "full windows: reverse mode inside a window.",
         "D-RTRL and the others also give the carry with which the stream goes on.",
         "braintrace: its default mode, of its cell of this kind with weights of its own: a time, and no error.",
-        "mean: the geometric mean over the cells of `etpc.nn`, without the networks that are named in words.",
+        "mean: the geometric mean over all cells, without the networks that are named in words.",
     ],
 )
 
@@ -306,7 +306,7 @@ def _difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> dict[str
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Geometric means over the cells of `etpc.nn`."""
+    """Geometric means over all cells."""
     of_nn = [row for row in rows if row["cell"] in OF_NN]
     means = []
     for name in dict.fromkeys(row["name"] for row in of_nn):

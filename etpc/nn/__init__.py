@@ -3,8 +3,8 @@
 Dense, convolutional, embedding and normalisation layers, GRU and LSTM are those of `equinox.nn`.
 """
 
+from etpc.nn._cells import MGU, IndRNN, MinGRU, MinLSTM, VanillaRNN
 from etpc.nn._delay import Delay, DelayedLinear
-from etpc.nn._diagonal import IndRNN, MinGRU, MinLSTM
 from etpc.nn._from_data import init_from_data
 from etpc.nn._init import init
 from etpc.nn._linear import DaleLinear
@@ -12,7 +12,6 @@ from etpc.nn._low_rank import LowRankLinear
 from etpc.nn._neuron import ALIF, GIF, LIF
 from etpc.nn._nonlinear import EIF, QIF, AdEx, Izhikevich, ResonateAndFire
 from etpc.nn._readout import LeakyRateReadout, MembraneReadout, broadcast_readout
-from etpc.nn._rnn import MGU, VanillaRNN
 from etpc.nn._sequential import Sequential
 from etpc.nn._sparse import SparseLinear
 from etpc.nn._ssm import LRU, S5

@@ -21,6 +21,7 @@ from etpc.nn._init import (
     DType,
     Parameter,
     Size,
+    check_shape,
     constant_or_parameter,
     float_dtype,
     layer_shape,
@@ -68,6 +69,12 @@ class Units(eqx.Module):
             value = getattr(self, field.name, None)
             if "checked" in field.metadata and (value is not None or field.default is not None):
                 setattr(self, field.name, field.metadata["checked"](self, field.name, value))
+
+    def _check(self, **arrays: Array | None) -> None:
+        """**Raises** `InputError` with the name of an array that has another shape than the layer."""
+        for name, array in arrays.items():
+            if array is not None:
+                check_shape(type(self).__name__, name, array, self.shape)
 
     def _used(self, value: Parameter) -> Any:
         return used(value, self.shape)

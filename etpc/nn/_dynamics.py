@@ -14,7 +14,7 @@ from typing_extensions import TypeAliasType
 
 from etpc._errors import InputError
 from etpc.nn._declared import Units, duration, option
-from etpc.nn._init import Number, Parameter, Size, check_shape, in_unit, known
+from etpc.nn._init import Number, Parameter, Size, in_unit, known
 from etpc.surrogate import ReluGrad
 
 Reset: TypeAlias = Literal["soft", "hard"]
@@ -126,12 +126,8 @@ class Neuron(Units):
 
         **Raises** `InputError` where `current` or a part of `state` has another shape than the layer.
         """
-        layer = type(self).__name__
-        check_shape(layer, "current", current, self.shape)
         old = self._unpacked(state)
-        for name, part in old._asdict().items():
-            if part is not None:
-                check_shape(layer, name, part, self.shape)
+        self._check(current=current, **old._asdict())
         spike = self._spike(old)
         before = self._jump(
             old, spike, jax.lax.stop_gradient(spike) if self.detach_reset else spike

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from etpc._errors import InputError
 from etpc.nn._declared import Units, constant, duration, option
 from etpc.nn._dynamics import check_above, leak
-from etpc.nn._init import Number, Parameter, check_shape, known
+from etpc.nn._init import Number, Parameter, known
 
 
 class ExponentialSynapse(Units):
@@ -63,8 +63,7 @@ class ExponentialSynapse(Units):
 
         **Raises** `InputError` where `x` or `g` has another shape than the layer.
         """
-        check_shape("ExponentialSynapse", "x", x, self.shape)
-        check_shape("ExponentialSynapse", "g", g, self.shape)
+        self._check(x=x, g=g)
         g = leak(self.dt, self._used(self.tau))[0] * g + x
         return g, g
 
@@ -136,9 +135,7 @@ class DualExponentialSynapse(Units):
 
         **Raises** `InputError` where `x` or a part of `state` has another shape than the layer.
         """
-        check_shape("DualExponentialSynapse", "x", x, self.shape)
-        for name, part in state._asdict().items():
-            check_shape("DualExponentialSynapse", name, part, self.shape)
+        self._check(x=x, **state._asdict())
         rise = leak(self.dt, self._used(self.tau_rise))[0] * state.rise + x
         decay = leak(self.dt, self._used(self.tau_decay))[0] * state.decay + x
         g = decay - rise
@@ -187,7 +184,7 @@ class CUBA(Units):
 
         **Raises** `InputError` where `g` has another shape than the layer.
         """
-        check_shape("CUBA", "g", g, self.shape)
+        self._check(g=g)
         return self._used(self.scale) * g
 
 
@@ -227,8 +224,7 @@ class COBA(Units):
 
         **Raises** `InputError` where `g` or `V` has another shape than the layer.
         """
-        check_shape("COBA", "g", g, self.shape)
-        check_shape("COBA", "V", V, self.shape)
+        self._check(g=g, V=V)
         return g * (self._used(self.E) - V)
 
 
@@ -308,9 +304,7 @@ class ShortTermPlasticity(Units):
 
         **Raises** `InputError` where `spikes` or a part of `state` has another shape than the layer.
         """
-        check_shape("ShortTermPlasticity", "spikes", spikes, self.shape)
-        for name, part in state._asdict().items():
-            check_shape("ShortTermPlasticity", name, part, self.shape)
+        self._check(spikes=spikes, **state._asdict())
         u = leak(self.dt, self._used(self.tau_f))[0] * state.u
         x = 1 + leak(self.dt, self._used(self.tau_d))[0] * (state.x - 1)
         u = u + self._used(self.U) * (1 - u) * spikes
