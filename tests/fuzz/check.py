@@ -272,7 +272,9 @@ def compare(case: Case, point: Point, program: etpc.Program, entry, wanted: Refe
     has_reference = isinstance(rule, etpc.D_RTRL | etpc.ES_D_RTRL) and rule.backprop == "cut"
     has_reference = has_reference and getattr(rule, "rank", None) is None and not rule.lookback
     if has_reference and entry != "batch" and case.program.has_dense_references:
-        used = set(claims.values()) - {"unused"}  # 0 times infinity, in a derivative that nothing reads
+        used = set(claims.values()) - {
+            "unused"
+        }  # 0 times infinity, in a derivative that nothing reads
         reference, pieces = case.reference(point, rule, POINTS)
         errors["reference"] = off(reference, *used)
         if not errors["reference"] < TOLERANCE:
