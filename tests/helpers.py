@@ -102,7 +102,7 @@ def loss(y, target):
     """
     leaves = [a for a in jax.tree.leaves(y) if jnp.issubdtype(a.dtype, jnp.inexact)]
     targets = target if isinstance(target, list) else [target] * len(leaves)
-    errors = [a - b.astype(a.dtype) for a, b in zip(leaves, targets, strict=True)]
+    errors = [a - jnp.asarray(b).astype(a.dtype) for a, b in zip(leaves, targets, strict=True)]
     return sum(jnp.sum(jnp.real(e * jnp.conj(e))) for e in errors)
 
 

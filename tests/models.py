@@ -96,6 +96,8 @@ CONTRACTIONS = {  # how the effective weight (O, I) is laid out, and used
     "dot_transposed": (lambda w: w.T, lambda x, w: jnp.dot(w.T, x)),
     "batched": (lambda w: w.T[None], lambda x, w: jnp.einsum("gi,gio->go", x[None], w)[0]),
 }
+
+
 def _ring(n):
     return (np.roll(np.eye(n), 1, 0) + np.roll(np.eye(n), -1, 0)) * (n > 1)
 
@@ -107,7 +109,9 @@ class Layer:
     recurrent: Literal["none", "separate", "fused", "gated"] = "separate"
     bias: bool = True
     tau: Literal["fixed", "neuron"] = "fixed"
-    synapse: Literal["none", "new"] = "none"  # a state of the current, of which the new value is read
+    synapse: Literal["none", "new"] = (
+        "none"  # a state of the current, of which the new value is read
+    )
     couple: str = "none"
     split: Literal["split", "slice"] = "split"  # how the gates of one fused weight are read
     depth: int = 2  # stages of a chain, length of a delay line
@@ -128,6 +132,7 @@ def build(spec: Spec) -> "Network":
 
 
 # Parameters ----------------------------------------------------------------------------------------------------------
+
 
 class Draw:
     """Draws parameters in order, from one seed."""
@@ -363,9 +368,7 @@ class Network(Model):
             return {k: jnp.zeros((d, n) if d else n) for k, d in state_names(layer).items()}
 
         layers = [state_of_layer(layer, zeros(layer)) for layer in self.spec.layers]
-        return (
-            (*layers, jnp.zeros(2)) if self.spec.readout == "leaky" else tuple(layers)
-        )
+        return (*layers, jnp.zeros(2)) if self.spec.readout == "leaky" else tuple(layers)
 
     def step(self, x, state, ops):
         spec, new_state = self.spec, []
@@ -580,6 +583,7 @@ def named(name) -> Model:
 
 
 ALL_NAMED = (*NAMED, *CLASSES)
+
 
 def data(model, T=5, B=None, seed=0):
     """Inputs and targets, with leading axes T and, where given, B."""

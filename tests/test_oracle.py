@@ -3,7 +3,6 @@
 import collections
 import itertools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np

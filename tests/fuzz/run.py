@@ -20,7 +20,7 @@ import warnings
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-import jax  # noqa: E402
+import jax
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -40,7 +40,9 @@ def work(worker, args, results):
         result, failure = outcome(program, number)
         if failure:
             small = smallest(program, number, failure)
-            print(f"--seed {args.seed} --number {number}: {failure}\n{small}\n{small!r}\n", flush=True)
+            print(
+                f"--seed {args.seed} --number {number}: {failure}\n{small}\n{small!r}\n", flush=True
+            )
         results.put((result, failure))
         number += args.processes
         if number // args.processes % CLEAR_EVERY == 0:

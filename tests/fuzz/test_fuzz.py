@@ -15,7 +15,6 @@ from etpc._primitives import FACTS
 from etpc.plan import _claims, _filtered
 from etpc.run._arguments import Arguments
 from etpc.trace import _expand
-
 from tests.fuzz import check, grammar, run
 from tests.fuzz.grammar import Leaf, Op, Program
 
@@ -95,7 +94,7 @@ def test_a_run_reports_what_failed():
     good, bad = check.Result(5, {"loss": 1e-16}, ()), check.Result(3, {"loss": 1.0}, ("loss",))
     failed, text = run.summary([(good, ""), (bad, "loss"), (None, "TypeError at emit.py:3")])
     assert failed == 2
-    assert "3 structures, 8 models, 2 structures failed\n  loss: 1.0e-16" == text
+    assert text == "3 structures, 8 models, 2 structures failed\n  loss: 1.0e-16"
 
 
 @pytest.mark.slow

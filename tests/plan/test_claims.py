@@ -12,7 +12,8 @@ import etpc
 from etpc import nn
 from etpc.cli import main
 from tests import models
-from tests.helpers import bptt, by_path, compiled as run_compiled
+from tests.helpers import bptt, by_path
+from tests.helpers import compiled as run_compiled
 from tests.marks import few
 
 N = 3

@@ -43,9 +43,7 @@ def holds(step, model, state, exact=True, others=()):
 
     Also at `others`: parameters that the model was not compiled at.
     """
-    programs = [
-        etpc.compile(model, rule, inputs=XS[0], state=state, step=step) for rule in RULES
-    ]
+    programs = [etpc.compile(model, rule, inputs=XS[0], state=state, step=step) for rule in RULES]
 
     def gradients(model):
         runs = [program.value_and_grad(loss, reduction="sum") for program in programs]
