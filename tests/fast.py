@@ -49,7 +49,7 @@ def treatment() -> grammar.Treatment:
         leaf = grammar.Leaf(before=(Op("tanh"), Op(kind)))
         program = grammar.Program((leaf,), readout=False)
         model = grammar.DrawnModel(program)
-        return any(op.op.kind.mixes for op in compiled(model, "d_rtrl").plan.ops)
+        return any(op.op.kind.data is not None for op in compiled(model, "d_rtrl").plan.ops)
 
     families = ("conv", "embedding", "sparse", "branch_by_row")
     uncut = tuple(kind.split("_")[0] for kind in families if not cuts(kind))

@@ -58,6 +58,7 @@ def linearise(
                 for op in ops:
                     operands = op.kind.shift_inputs(operands, deltas[op.number])
                     if op.number in cut:
+                        assert op.kind.data is not None
                         operands = list(operands)
                         operands[op.kind.data] = jax.lax.stop_gradient(operands[op.kind.data])
                 outputs = forward_mode(eqn)(*operands)

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._primitives import BCOO, register
-from ..ops._convolution import Axis, Geometry, geometry
+from ..ops import Axis, Geometry, geometry
 from ._interpreter import rule
 from ._pattern import afford, joined, numbering, pick, select, union
 

@@ -19,10 +19,8 @@ from jax import Array, lax
 from .._jax import linear_transpose, promoting, result_type, without_derivative
 from .._tuning import tuning
 from ..analyse import WeightOp, trace_dtype
-from ..plan import OpPlan, Plan, TracePlan
-from ..plan._blocks import Layout
-from ..traces import Carry, Factors, Traces
-from ..traces._transitions import suffix_products
+from ..plan import Layout, OpPlan, Plan, TracePlan
+from ..traces import Carry, Factors, Traces, suffix_products
 from ._forward import Forward, Rollout, Stored, narrowed
 from ._gather import of_each_example, rows, take, take_rows, zeros_over
 from ._lookback import as_carried, none_yet, recent, window_steps

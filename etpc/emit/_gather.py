@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..plan._blocks import Index
-from ..traces._transitions import times
+from ..plan import Index
+from ..traces import times
 
 MAX_SLICES = 32
 

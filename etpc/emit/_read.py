@@ -43,6 +43,7 @@ def _stops(eqn: Equation, output: Variable) -> bool:
 
 def _data(op: WeightOp) -> Variable:
     """What the weight of an operation is multiplied with."""
+    assert op.kind.data is not None
     return op.equation.inputs[op.kind.data]
 
 
@@ -123,6 +124,7 @@ class Reading:
             if eqn not in crossing:
                 return [stop(saved[place])]
             data = self.step.saved[place].kind.data
+            assert data is not None
             values = list(values)
             values[data] = superpose(values[data], shared[eqn.inputs[data]])
             return [superpose(stop(saved[place]), eqn.bind(*values)[0])]

@@ -9,8 +9,7 @@ from jax import Array, lax
 
 from ..analyse import WeightOp
 from ..plan import Plan, TracePlan
-from ..traces import Factors
-from ..traces._transitions import apply_back, paired, times
+from ..traces import Factors, apply_back, paired, times
 from ._gather import by_step, columns, rows, take, weighted
 
 Arrays = Sequence[Array]

@@ -6,10 +6,9 @@ import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 
-from ..analyse import Analysis
-from ..analyse._hidden import is_complex
-from ..analyse._pattern import Pattern
-from ._pairs import Pairs, check_table, pairs_of, uses
+from ..analyse import Analysis, Pattern, is_complex
+from ..traces import Pairs
+from ._pairs import check_table, pairs_of, uses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from ..analyse import Escape
-from ._plan import OpPlan, Plan, left_out
+from ._plan import left_out
+from ._records import OpPlan, Plan
 
 ClaimName = Literal["exact", "approximate", "current step", "unused"]
 

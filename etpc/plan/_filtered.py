@@ -10,20 +10,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..algorithms import Backprop, Proved
-from ..analyse import Analysis, WeightOp, trace_dtype
-from ..analyse._pattern import Pattern, columns_of
-from ..traces import Filtered, Full, Site
-from ..traces._trace import size_of
+from ..analyse import Analysis, Pattern, WeightOp, columns_of, trace_dtype
+from ..traces import Filtered, Full, Site, size_of
 from ._blocks import block_rows, lasting
 from ._entries import MOST, Entries
 from ._pairs import uses
 
 
 def filtered(analysis: Analysis, ops: Sequence[WeightOp], backprop: Backprop) -> dict[int, Proved]:
-    """The smallest such form of each operation that has one, by number.
-
-    - `backprop`: whether windows are cut as the traces are.
-    """
+    """The smallest `Filtered` form of each operation that has one smaller than the whole trace, by number."""
     entries: Entries | None = None
     among: dict[bytes, np.ndarray | None] = {}
     found = {}
@@ -87,7 +82,7 @@ def _forms(
     transition: np.ndarray,
     immediate: np.ndarray,
 ) -> Iterable[Filtered]:
-    """Forms in which entries of F that depend on no data are, and are not, taken out of the sum."""
+    """The form with the entries of F that depend on no data taken out of the sum, and the one without."""
     groups = site.kind.groups
     by_data = entries.numbering.by_data(immediate).any(1)
     entered = (immediate != entries.none).any(1)
@@ -102,7 +97,7 @@ def _forms(
 
 
 def _classes(tables: Sequence[np.ndarray], groups: int) -> tuple[tuple[int, ...], ...]:
-    """For each output of each group, the number of its column of the tables among those of the group."""
+    """The class of each output of each group: outputs of one class have equal columns of the tables."""
     columns = np.concatenate([_distinct(table) for table in tables])
     by_group = np.split(columns, groups, 1)
     numbered = [np.unique(part, axis=1, return_inverse=True)[1] for part in by_group]
@@ -110,7 +105,7 @@ def _classes(tables: Sequence[np.ndarray], groups: int) -> tuple[tuple[int, ...]
 
 
 def _distinct(table: np.ndarray) -> np.ndarray:
-    """Numbers, with one of its own for each element that was not followed."""
+    """The numbers, where each element that was not followed gets a number of its own."""
     numbers = table.astype(np.int64)
     unknown = numbers < 0
     numbers[unknown] = -1 - np.arange(unknown.sum())
@@ -118,7 +113,7 @@ def _distinct(table: np.ndarray) -> np.ndarray:
 
 
 def _equal(classes: tuple[tuple[int, ...], ...], row: np.ndarray) -> bool:
-    """Whether outputs of one class have one number."""
+    """Whether all outputs of a class have the same number."""
     pairs = {(g, c) for g, of_group in enumerate(classes) for c in of_group}
     numbers = _distinct(row).reshape(len(classes), -1)
     seen = {

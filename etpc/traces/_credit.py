@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ..ops._kind import summed
+from ..ops import summed
 from ._directions import Directions, Push
 from ._trace import Carry
 
