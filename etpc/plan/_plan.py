@@ -8,24 +8,12 @@ import numpy as np
 
 from .._errors import AlgorithmError, MemoryLimitError, UnsupportedError, raise_together
 from ..algorithms import Algorithm, Choice
-from ..analyse import Analysis, Pattern, Reach, WeightOp, trace_dtype
-from ..traces import Directions, Site, Trace, bytes_of
+from ..analyse import Analysis, Reach, WeightOp, trace_dtype
+from ..traces import Directions, Site, bytes_of
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, lasting, layout
-from ._records import Group, OpPlan, Plan, TracePlan, window_matters
+from ._records import Group, OpPlan, Plan, Sketch, TracePlan, window_matters
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
 from ._window import AT_LEAST, chosen_window
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Sketch:
-    """A trace before its tables are laid out; its fields are those of `TracePlan`."""
-
-    op: WeightOp
-    form: Trace
-    site: Site
-    members: Pattern
-    closed: bool
-    directions: Directions | None
 
 
 def plan(
@@ -139,7 +127,7 @@ def _no_trace(
     return reason and f"{reason}; it gets the gradient of the {steps}"
 
 
-def _sketch(analysis: Analysis, op: WeightOp, algorithm: Algorithm, choice: Choice) -> _Sketch:
+def _sketch(analysis: Analysis, op: WeightOp, algorithm: Algorithm, choice: Choice) -> Sketch:
     """The trace of an operation."""
     reach, form = analysis.reach[op.number], choice.forms[op.number]
     assert form is not None
@@ -151,10 +139,10 @@ def _sketch(analysis: Analysis, op: WeightOp, algorithm: Algorithm, choice: Choi
     virtual = 0 if directions is None else directions.count
     block = int(np.diff(members.indptr).max(initial=0))
     site = Site(op.kind, block + virtual, trace_dtype(analysis, op))
-    return _Sketch(op, form.settle(site), site, members, reach.closed, directions)
+    return Sketch(op, form.settle(site), site, members, reach.closed, directions)
 
 
-def _owners(sketches: Sequence[_Sketch]) -> dict[int, int]:
+def _owners(sketches: Sequence[Sketch]) -> dict[int, int]:
     """For each operation, by number, the one whose trace is also its own.
 
     Operations share a trace that have the same weight and blocks, as the sum of their traces is all that counts.
@@ -171,7 +159,7 @@ def _owners(sketches: Sequence[_Sketch]) -> dict[int, int]:
 
 
 def _check_memory(
-    sketches: Sequence[_Sketch], owners: Mapping[int, int], memory: int | None, batch_size: int
+    sketches: Sequence[Sketch], owners: Mapping[int, int], memory: int | None, batch_size: int
 ) -> None:
     limit = DEFAULT_MEMORY if memory is None else memory
     sizes = {
@@ -182,8 +170,7 @@ def _check_memory(
     stated = f"memory={limit:,}" if memory is not None else f"the default limit of {limit:,}"
     if total > limit:
         rows = [
-            f"\n  {t.op.path} ({t.op.kind.name}): {sizes[t]:,} bytes, a block of "
-            f"{t.site.block - (t.directions.count if t.directions else 0):,}"
+            f"\n  {t.op.path} ({t.op.kind.name}): {sizes[t]:,} bytes, a block of {t.block:,}"
             for t in sorted(sketches, key=lambda t: -sizes[t])[:5]
         ]
         raise MemoryLimitError(
@@ -196,7 +183,7 @@ def _check_memory(
 
 
 def _laid_out(
-    sketches: Sequence[_Sketch],
+    sketches: Sequence[Sketch],
     owners: Mapping[int, int],
     analysis: Analysis,
     colours: Colouring,
@@ -210,20 +197,17 @@ def _laid_out(
         key = (rows.shape, rows.tobytes(), t.closed)
         if key not in layouts:
             layouts[key] = layout(rows, analysis.transition, colours, t.closed)
-        pairs, virtual = layouts[key].pairs, t.site.block - len(rows)
-        if virtual:
-            pairs = pairs.with_virtual(virtual)
+        pairs = layouts[key].pairs
+        if t.virtual:
+            pairs = pairs.with_virtual(t.virtual)
+        index = immediate_index(
+            rows, analysis.immediate[number], colours, colours.columns.get(number)
+        )
+        placed = dataclasses.replace(t, site=dataclasses.replace(t.site, transitions=pairs))
         traces[number] = TracePlan(
-            op=t.op,
-            form=t.form,
-            site=dataclasses.replace(t.site, transitions=pairs),
-            members=t.members,
-            closed=t.closed,
+            **vars(placed),
             layout=layouts[key],
-            immediate=immediate_index(
-                rows, analysis.immediate[number], colours, colours.columns.get(number)
-            ),
-            directions=t.directions,
+            immediate=index,
             shares=None if owners[number] == number else owners[number],
         )
     return traces

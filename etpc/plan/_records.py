@@ -3,8 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-
-import numpy as np
+from typing import Any
 
 from ..algorithms import Algorithm
 from ..analyse import Analysis, Pattern, WeightOp, vector_dtype
@@ -13,8 +12,8 @@ from ._blocks import Colouring, Index, Layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TracePlan:
-    """The trace of one weight operation."""
+class Sketch:
+    """The trace of one weight operation, but for its tables."""
 
     op: WeightOp
     form: Trace
@@ -24,30 +23,36 @@ class TracePlan:
     """Outputs x states: the states that the trace of each output holds."""
     closed: bool
     """Whether a block contains all that it reaches, so that nothing leaves the trace that way."""
-    layout: Layout
-    """Where `D` lies in the compressed Jacobian."""
-    immediate: Index
-    """Where `F` lies in the compressed Jacobian."""
     directions: Directions | None
     """The directions along which influence that escapes from the trace is followed, if it is."""
-    shares: int | None
-    """The number of an operation with the same weight and blocks, whose trace is also that of this one;
-    `None` if it has its own."""
-
-    @property
-    def block(self) -> int:
-        """m, the most states that one output has."""
-        return self.layout.block
 
     @property
     def virtual(self) -> int:
         """How many virtual states the trace has besides the block."""
-        return self.site.block - self.block
+        return 0 if self.directions is None else self.directions.count
 
     @property
-    def dtype(self) -> np.dtype:
+    def block(self) -> int:
+        """m, the most states that one output has."""
+        return self.site.block - self.virtual
+
+    @property
+    def dtype(self) -> Any:
         """At least float32, and complex where the operation is."""
         return self.site.dtype
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TracePlan(Sketch):
+    """The trace of one weight operation."""
+
+    layout: Layout
+    """Where `D` lies in the compressed Jacobian."""
+    immediate: Index
+    """Where `F` lies in the compressed Jacobian."""
+    shares: int | None
+    """The number of an operation with the same weight and blocks, whose trace is also that of this one;
+    `None` if it has its own."""
 
     @property
     def bytes(self) -> int:
@@ -140,7 +145,7 @@ class Plan:
     """Why the window that was chosen is not the least; else empty."""
 
     @property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> Any:
         """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
         return vector_dtype(self.analysis)
 
@@ -204,4 +209,4 @@ def window_matters(algorithm: Algorithm, traces: Sequence[TracePlan]) -> bool:
     return algorithm.backprop == "full" or any(t.form.window_matters for t in traces)
 
 
-__all__ = ["Group", "OpPlan", "Plan", "TracePlan", "window_matters"]
+__all__ = ["Group", "OpPlan", "Plan", "Sketch", "TracePlan", "window_matters"]

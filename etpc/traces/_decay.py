@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
-from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
+from ._trace import Carry, Factors, Rows, Signals, Site, Trace, zeros
 from ._transitions import paired, recurrence
 
 
@@ -106,16 +106,6 @@ class Decay(Trace):
 
     def rows(self, site: Site, start: Inexact[Array, "B GO"], carry: Carry) -> list[Rows]:
         return [(carry[0][None], start[None])]
-
-    def advance(
-        self,
-        site: Site,
-        passage: Passage,
-        carry: Carry,
-        followed: Carry,
-        start: Array | None,
-    ) -> tuple[Carry, None]:
-        return followed, None
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return {"input factor": carry[0], "state factor": carry[1]}

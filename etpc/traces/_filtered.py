@@ -10,7 +10,7 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._full import Full
-from ._trace import Carry, Factors, Passage, Rows, Site, Trace, zeros
+from ._trace import Carry, Factors, Rows, Site, Trace, zeros
 from ._transitions import apply, suffix_products, times
 
 
@@ -115,17 +115,6 @@ class Filtered(Trace):
         n = k * m * kept
         credit = credit.transpose(0, 2, 3, 1, 4, 5).reshape(n, batch, site.count)
         return [(data.reshape(n, batch, g, inputs), credit)]
-
-    def advance(
-        self,
-        site: Site,
-        passage: Passage,
-        carry: Carry,
-        followed: Carry,
-        start: Array | None,
-    ) -> tuple[Carry, None]:
-        """The carry as `follow` left it."""
-        return followed, None
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         """The sum, in the shape of the whole trace."""

@@ -139,7 +139,7 @@ class LowRank(Trace):
         return tuple(array.reshape(old.shape) for array, old in zip(new, carry, strict=True)), None
 
     def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
-        """The bound of the gradients stays, as it is of all gradients since the program was started."""
+        """The bound of the gradients stays, as it is that of all gradients since the first stream."""
         return (*map(fresh, carry[:3]), *carry[3:])
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:

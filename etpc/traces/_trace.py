@@ -133,7 +133,7 @@ class Passage(Protocol):
 class Trace:
     """The form of a trace: frozen data, and the methods that the compiler calls.
 
-    A subclass gives `init` and `advance`, and of the other methods those that differ. For each window the
+    A subclass gives `init`, `advance` or `follow`, and of the other methods those that differ. For each window the
     compiler calls `follow`, before any credit is known; `credit`; `rows` and `entries`, for what the past
     gives; and `advance`. [Extending](../extend.md#a-form-of-trace) has a table.
     """
@@ -228,8 +228,12 @@ class Trace:
         - `followed`: the carry as `follow` returned it.
         - `start`: the credit of the carry, where the carry is not read after this call. Then `entries` is
             returned too, and the carry may be overwritten. Else it is `None`.
+
+        A form that has `follow` and no `advance` is where `follow` left it.
         """
-        raise NotImplementedError
+        if type(self).follow is Trace.follow:
+            raise NotImplementedError
+        return followed, None
 
     def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
         """The carry after some examples began a new stream; `fresh` sets an array to zero in these."""
