@@ -121,22 +121,22 @@ class Algorithm(metaclass=_Renamed):
 
     @property
     def in_blocks(self) -> bool:
-        """Whether it is backpropagation through one block of steps after the other, which needs no program."""
+        """Whether the rule is backpropagation through one block of steps after the other, which needs no program."""
         return False
 
     @property
     def takes_window(self) -> bool:
-        """Whether `window` is an argument, and does not follow from others."""
+        """Whether `window` is an argument, and does not follow from other settings."""
         return any(f.name == "window" and f.init for f in dataclasses.fields(self))
 
     @property
     def bounded(self) -> bool:
-        """Whether its traces are to carry bounds of what they leave out."""
+        """Whether its traces carry bounds of what they leave out."""
         return False
 
     @property
     def reach(self) -> int | None:
-        """In how many steps a trace follows influence; `None` for any number."""
+        """For how many steps a trace follows influence; `None` for any number."""
         return None
 
     def __post_init__(self) -> None:
@@ -168,7 +168,7 @@ class Algorithm(metaclass=_Renamed):
         return {f.name: getattr(self, f.name) for f in fields if f.kw_only is not True and f.repr}
 
     def shown(self) -> list[str]:
-        """Those settings as arguments of a call."""
+        """The settings in `main` as arguments of a call."""
         return [f"{n}={v!r}" if n in NAMED else repr(v) for n, v in self.main.items()]
 
     @property

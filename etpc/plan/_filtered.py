@@ -12,7 +12,7 @@ import numpy as np
 from ..algorithms import Backprop, Proved
 from ..analyse import Analysis, Pattern, WeightOp, columns_of, trace_dtype
 from ..traces import Filtered, Full, Site, size_of
-from ._blocks import block_rows, lasting
+from ._blocks import block_rows, entered, lasting
 from ._entries import MOST, Entries
 from ._pairs import uses
 
@@ -62,14 +62,7 @@ def _immediate(entries: Entries, op: WeightOp, rows: np.ndarray) -> np.ndarray |
     compressed = entries.immediate(op.number)
     if compressed is None:
         return None
-    size = entries.analysis.hidden.size
-    pattern = entries.analysis.immediate[op.number].tocoo()
-    place, output = np.nonzero(rows >= 0)
-    keys = np.sort(pattern.col.astype(np.int64) * size + pattern.row)
-    wanted = output * size + rows[place, output]
-    at = np.minimum(np.searchsorted(keys, wanted), max(keys.size - 1, 0))
-    inside = keys[at] == wanted if keys.size else np.zeros(wanted.size, bool)
-    place, output = place[inside], output[inside]
+    place, output = np.nonzero(entered(rows, entries.analysis.immediate[op.number]))
     numbers = np.full(rows.shape, entries.none)
     numbers[place, output] = compressed.at(rows[place, output], output)
     return numbers
@@ -85,12 +78,12 @@ def _forms(
     """The form with the entries of F that depend on no data taken out of the sum, and the one without."""
     groups = site.kind.groups
     by_data = entries.numbering.by_data(immediate).any(1)
-    entered = (immediate != entries.none).any(1)
-    for apart in {tuple(np.flatnonzero(~by_data & entered)), ()}:
+    in_use = (immediate != entries.none).any(1)
+    for apart in {tuple(np.flatnonzero(~by_data & in_use)), ()}:
         inside = np.setdiff1d(np.arange(len(immediate)), apart)
         classes = _classes([present, transition, immediate[inside]], groups)
         columns = tuple(int(n) for n in apart if not _equal(classes, immediate[n]))
-        shared = bool(entered[np.setdiff1d(np.arange(len(immediate)), columns)].any())
+        shared = bool(in_use[np.setdiff1d(np.arange(len(immediate)), columns)].any())
         form = Filtered(classes, columns, shared)
         numbers = _distinct(transition[:, form.first.reshape(-1)])
         yield Filtered(classes, columns, shared, len(np.unique(numbers, axis=1).T) == 1)

@@ -86,7 +86,18 @@ def _dense(
     carry: Carry,
     start: Inexact[Array, "B m GO"] | None,
 ) -> tuple[Carry, Array | None]:
-    """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`."""
+    """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`.
+
+    For two steps of a layer `h' = d h + w x`, which has one group, one block state and F = 1:
+
+        passage.xs      = [[x_1, x_2]]       one array [W, B, G, I] for each operation
+        passage.moved() = [[[d_2, 1]]]       one part [W, B, m, G * O]: F_1, moved on by D_2, and F_2
+        passage.whole() = d_2 d_1            [B, P, o]
+        eps_2[i, o]     = d_2[o] d_1[o] eps_0[i, o] + x_1[i] d_2[o] + x_2[i]
+
+    The sum over steps is one matrix product, [I, W] x [W, m * O], for each example and group. The update is
+    done in pieces, in place.
+    """
     (eps,) = carry
     kind, m, pairs, batch = site.kind, site.block, site.pairs, eps.shape[0]
     xs = [x.astype(site.dtype) for x in passage.xs]
