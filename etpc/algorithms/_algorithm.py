@@ -9,7 +9,7 @@ from .._origin import origin
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..ops import Kind
 from ..traces import Directions, Filtered, Full, Site, Trace
-from ._settings import check, checked, count, one_of
+from ._settings import Check, check, count
 
 Backprop = Literal["cut", "full"]
 TraceForm = Trace
@@ -61,8 +61,6 @@ class Context:
         return bool(reach.escapes) or not reach.block.nnz
 
 
-WINDOW = "It is the number of steps that are processed at once."
-LOOKBACK = "It is the number of steps through which credit goes back exactly."
 NAMED = ("decay", "rank", "every")
 """Settings that are shown with their names."""
 
@@ -91,15 +89,16 @@ class Algorithm(metaclass=_Renamed):
         with the current weights at the states as they were.
     """
 
-    window: int | Literal["auto"] = dataclasses.field(
-        default="auto", kw_only=True, metadata=checked(count(WINDOW, "auto"))
-    )
-    backprop: Backprop = dataclasses.field(
-        default="cut", kw_only=True, metadata=checked(one_of("cut", "full"))
-    )
-    lookback: int | None = dataclasses.field(
-        default=None, kw_only=True, repr=False, metadata=checked(count(LOOKBACK, None))
-    )
+    window: int | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
+    backprop: Backprop = dataclasses.field(default="cut", kw_only=True)
+    lookback: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
+    checks: ClassVar[Mapping[str, Check]] = {
+        "window": count("It is the number of steps that are processed at once.", "auto"),
+        "lookback": count(
+            "It is the number of steps through which credit goes back exactly.", None
+        ),
+    }
+    """The check of each setting; those of all base classes apply."""
     name: ClassVar[str] = "algorithm"
     cut: ClassVar[bool] = True
     """Whether the data of operations that mix positions is held constant in the trace."""
@@ -140,18 +139,16 @@ class Algorithm(metaclass=_Renamed):
         return None
 
     def __post_init__(self) -> None:
+        check(self)
         if self.lookback is not None:
             object.__setattr__(self, "backprop", "full")
-        check(self)
-        if (
-            isinstance(self.window, int)
-            and self.lookback is not None
-            and self.lookback < self.window
-        ):
-            raise AlgorithmError(
-                f"lookback={self.lookback} is less than window={self.window}. Credit goes back through the "
-                "whole window anyway: pass a larger lookback= or a smaller window=."
-            )
+            if self.window != "auto" and self.lookback < self.window:
+                raise AlgorithmError(
+                    f"lookback={self.lookback} is less than window={self.window}. Credit goes back through the "
+                    "whole window anyway: pass a larger lookback= or a smaller window=."
+                )
+        if self.backprop not in ("cut", "full"):
+            raise AlgorithmError(f'backprop must be "cut" or "full", not {self.backprop!r}.')
 
     def trace_form(self, kind: Kind) -> TraceForm | None:
         """The form of the trace of a kind of weight operation; `None` for no trace."""

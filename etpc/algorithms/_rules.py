@@ -1,13 +1,23 @@
 """The learning rules."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from .._errors import AlgorithmError, InputError, InputTypeError, whole_number
+from .._errors import AlgorithmError, InputError
 from ..ops import Kind
 from ..traces import CreditSubspace, Decay, Filtered, Full, LowRank, Site, Trace, size_of
 from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm
-from ._settings import check, checked, count, decay, fraction, rank
+from ._settings import (
+    Check,
+    check,
+    checked_decay,
+    checked_fraction,
+    checked_positive_fraction,
+    checked_rank,
+    checked_steps,
+    count,
+)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -49,14 +59,11 @@ class ES_D_RTRL(Algorithm):
     """
 
     unnamed: dataclasses.InitVar[Any] = None
-    decay: float | None = dataclasses.field(
-        default=None, kw_only=True, repr=False, metadata=checked(decay)
-    )
-    rank: int | None = dataclasses.field(
-        default=None, kw_only=True, repr=False, metadata=checked(rank)
-    )
+    decay: float | None = dataclasses.field(default=None, kw_only=True, repr=False)
+    rank: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
     certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "es_d_rtrl"
+    checks: ClassVar[Mapping[str, Check]] = {"decay": checked_decay, "rank": checked_rank}
 
     def __post_init__(self, unnamed: Any) -> None:
         super().__post_init__()
@@ -120,21 +127,20 @@ class CreditRTRL(Algorithm):
     and Benzing et al., arXiv 1902.03993.
     """
 
-    q: int = dataclasses.field(
-        default=4,
-        metadata=checked(count("It is the number of directions of credit that are followed.")),
-    )
-    rank: int | None = dataclasses.field(default=4, metadata=checked(rank))
-    rate: float = dataclasses.field(
-        default=0.05, kw_only=True, repr=False, metadata=checked(fraction(zero=False))
-    )
-    ahead: float = dataclasses.field(
-        default=0.9, kw_only=True, repr=False, metadata=checked(fraction(zero=True))
-    )
+    q: int = 4
+    rank: int | None = 4
+    rate: float = dataclasses.field(default=0.05, kw_only=True, repr=False)
+    ahead: float = dataclasses.field(default=0.9, kw_only=True, repr=False)
     clip: bool = dataclasses.field(default=True, kw_only=True, repr=False)
     backprop: Backprop = dataclasses.field(default="full", kw_only=True)
     name: ClassVar[str] = "credit"
     follows: ClassVar[bool] = True
+    checks: ClassVar[Mapping[str, Check]] = {
+        "q": count("It is the number of directions of credit that are followed."),
+        "rank": checked_rank,
+        "rate": checked_positive_fraction,
+        "ahead": checked_fraction,
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,10 +175,11 @@ class RTRL(Algorithm):
     reduction is random and unbiased, here it is the best one of its rank.
     """
 
-    rank: int | None = dataclasses.field(default=None, metadata=checked(rank))
+    rank: int | None = None
     certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "rtrl"
     cut: ClassVar[bool] = False
+    checks: ClassVar[Mapping[str, Check]] = {"rank": checked_rank}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -214,21 +221,20 @@ class TBPTT(Algorithm):
     h' = `every`.
     """
 
-    steps: int = dataclasses.field(
-        metadata=checked(
-            count("It is the number of steps that credit goes back through.", error=InputError)
-        )
-    )
-    every: int | None = dataclasses.field(
-        default=None,
-        metadata=checked(
-            count("It is the number of steps that are processed at once.", None, error=InputError)
-        ),
-    )
+    steps: int
+    every: int | None = None
     window: int | Literal["auto"] = dataclasses.field(default="auto", init=False, repr=False)
     backprop: Backprop = dataclasses.field(default="full", init=False, repr=False)
     lookback: int | None = dataclasses.field(default=None, init=False, repr=False)
     name: ClassVar[str] = "tbptt"
+    checks: ClassVar[Mapping[str, Check]] = {
+        "steps": count(
+            "It is the number of steps that credit goes back through.", error=InputError
+        ),
+        "every": count(
+            "It is the number of steps that are processed at once.", None, error=InputError
+        ),
+    }
 
     def __post_init__(self) -> None:
         check(self)
@@ -258,19 +264,6 @@ class TBPTT(Algorithm):
         return self.short
 
 
-def _steps(name: str, value: Any) -> int:
-    """The number of steps of SnAp."""
-    number = whole_number(value)
-    if number is None:
-        raise InputTypeError(f"{name} must be an int >= 1, not {value!r}.")
-    if number < 1:
-        raise AlgorithmError(
-            f"{name} must be at least 1, and is {number}. It is the number of steps within which "
-            "influence is kept."
-        )
-    return number
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class SnAp(Algorithm):
     """The sparse n-step approximation of RTRL: nothing is cut, influence is kept within n steps.
@@ -285,9 +278,10 @@ class SnAp(Algorithm):
     ICLR 2021, section 3.
     """
 
-    n: int = dataclasses.field(default=1, metadata=checked(_steps))
+    n: int = 1
     name: ClassVar[str] = "snap"
     cut: ClassVar[bool] = False
+    checks: ClassVar[Mapping[str, Check]] = {"n": checked_steps}
 
     @property
     def reach(self) -> int | None:
