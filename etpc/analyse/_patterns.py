@@ -59,6 +59,7 @@ def linearise(
                 ops = table.get(eqn, ())
                 for op in ops:
                     if op.number in cut:
+                        assert op.kind.data is not None
                         operands = list(operands)
                         operands[op.kind.data] = jax.lax.stop_gradient(operands[op.kind.data])
                 return shifted(ops, [deltas[op.number] for op in ops], operands, forward_mode(eqn))

@@ -37,8 +37,8 @@ class WeightOp:
 
     @property
     def delta(self) -> jax.ShapeDtypeStruct:
-        """The shape of the operation's perturbation: of its output if it mixes positions, else of the weight."""
-        perturbed = self.equation.outputs[0] if self.kind.mixes else self.weight
+        """The perturbation of the operation: of its output where it has data, else of the weight."""
+        perturbed = self.equation.outputs[0] if self.kind.data is not None else self.weight
         shape = (self.kind.groups, self.kind.outputs)
         return jax.ShapeDtypeStruct(shape, perturbed.aval.dtype)
 

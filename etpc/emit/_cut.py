@@ -11,10 +11,8 @@ from jax import Array, lax
 
 from .._jax import linear_transpose
 from ..analyse import WeightOp, trace_dtype
-from ..plan import Layout, OpPlan, Plan
-from ..plan._blocks import Columns
-from ..traces import Factors
-from ..traces._transitions import times
+from ..plan import Columns, Layout, OpPlan, Plan
+from ..traces import Factors, times
 from ._arrays import (
     over_steps,
     rows_of,

@@ -236,7 +236,7 @@ def narrowed(a: Analysis, fixed: Mapping[Variable, Any], of_example: Iterable[An
     wider weight that meets data element by element is narrowed for each example apart, and its gradient
     is added up before that. `of_example` are arrays of this example.
     """
-    direct = {op.weight for op in a.ops if not op.kind.mixes}
+    direct = {op.weight for op in a.ops if op.kind.data is None}
     is_data = lambda x: x.size and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
     own = next(filter(is_data, of_example), None)
 

@@ -9,8 +9,7 @@ import numpy as np
 from jax import Array
 
 from ..plan import Layout, Plan, TracePlan
-from ..traces import Carry, Factors, Passage, Traces
-from ..traces._transitions import suffix_products
+from ..traces import Carry, Factors, Passage, Traces, suffix_products
 from ._directions import Along, FollowedPassage, advanced
 from ._records import Bars
 

@@ -116,6 +116,7 @@ class Reading:
             if eqn not in crossing:
                 return [saved]
             data = step.saved[place].kind.data
+            assert data is not None
             operands = list(operands)
             operands[data] = superpose(operands[data], shared[eqn.inputs[data]])
             return [superpose(saved, eqn.bind(*operands)[0])]

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .._jax import Equation, Rule, evaluate, prune
-from ..analyse import Analysis, WeightOp, vector_dtype
-from ..analyse._weights import by_equation, shifted
+from ..analyse import Analysis, WeightOp, by_equation, shifted, vector_dtype
 from ._forward import Forward, Rollout, Shifts, Stored, Values
 from ._prefix import zero_stays_zero
 from ._records import Arrays, Taken, Weights

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..plan import Pairs, Plan, TracePlan
-from ..traces import Factors, Rows, Traces
-from ..traces._transitions import apply_back, paired
+from ..traces import Factors, Rows, Traces, apply_back, paired
 from ._arrays import (
     by_step,
     columns,

@@ -221,7 +221,7 @@ def _layers(step: "Step") -> list[_Layer]:
         )
     parts = split(step)
     ends = {e: n for n, e in enumerate(functions)}
-    mixing = [op for op in parts.ops if op.kind.mixes]
+    mixing = [op for op in parts.ops if op.kind.data is not None]
     ends_path = {id(op.equation) for op in mixing} | {id(e) for e in functions}
     carried = dict(zip(parts.next_state, step.state, strict=True))
     drivers: list[set[int]] = [set() for _ in functions]
