@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import etpc
-from tests import grammar, single
+from tests import single
+from tests.fuzz import grammar
 from tests.marks import few
 from tests.zoo.check import normal, squared, weights
 

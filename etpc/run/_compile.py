@@ -1,11 +1,10 @@
 """From a model to a program, through all the stages."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from .._data import foreign, shapes_text
 from .._errors import (
     InputError,
     InputTypeError,
@@ -17,9 +16,7 @@ from ..algorithms import Algorithm, resolve
 from ..analyse import analyse
 from ..emit import emit
 from ..plan import context, plan
-from ..trace import paths_of, trace
-from ..trace._leaves import is_array, shape_of
-from ._arguments import foreign
+from ..trace import StepFunction, fits, is_array, paths_of, shape_of, trace
 from ._fusion import refuse_wrong_fusion
 from ._program import Program
 
@@ -30,7 +27,7 @@ def compile(
     *,
     inputs: Any,
     state: Any = None,
-    step: Callable[..., Any] | None = None,
+    step: StepFunction | None = None,
     weights: Any = None,
     memory: int | None = None,
     batch_size: int = 1,
@@ -77,15 +74,6 @@ def compile(
     return Program(emit(planned))
 
 
-def fits(model: Any, inputs: Any, state: Any, step: Any) -> bool:
-    """Whether the model takes inputs of these shapes."""
-    try:
-        trace(model, inputs, state, step)
-    except Exception:
-        return False
-    return True
-
-
 def _blame_axes(error: Exception, model: Any, inputs: Any, state: Any, step: Any) -> None:
     """Raise `InputError` if the model takes the inputs without their first one or two axes."""
     if foreign("inputs", inputs):
@@ -101,11 +89,6 @@ def _blame_axes(error: Exception, model: Any, inputs: Any, state: Any, step: Any
                 f"{shapes_text(fewer)}. `inputs=` is the input of one step of one example: leave axes "
                 "for time and batch out, as in `xs[0, 0]` of data with axes [T, B, ...]."
             ) from error
-
-
-def shapes_text(tree: Any) -> str:
-    """The shapes of the leaves of a tree."""
-    return ", ".join(str(list(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree))
 
 
 class _Place:

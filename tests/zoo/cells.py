@@ -75,21 +75,6 @@ class MinLSTM(eqx.Module):
         return h, h
 
 
-class IndRNN(eqx.Module):
-    """Li et al., 2018: each neuron reads itself alone."""
-
-    linear: eqx.nn.Linear
-    u: jax.Array
-
-    def __init__(self, inputs, size, key):
-        self.linear = eqx.nn.Linear(inputs, size, key=key)
-        self.u = jnp.linspace(0.4, 0.9, size)
-
-    def __call__(self, x, h):
-        h = jax.nn.softplus(self.linear(x) + self.u * h)
-        return h, h
-
-
 class Sandwich(eqx.Module):
     """A perceptron, a cell, and another perceptron."""
 

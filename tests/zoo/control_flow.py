@@ -25,42 +25,9 @@ def by_cond(index, branches, x):
     return lax.cond(index > 0, branches[0], branches[1], x)
 
 
-def by_switch(index, branches, x):
-    return lax.switch(index, branches, x)
-
-
-def by_where(index, branches, x):
-    return jnp.where(index > 0, branches[0](x), branches[1](x))
-
-
-def by_select_n(index, branches, x):
-    which = jnp.full(3, index)
-    return lax.select_n(which, *[branch(x) for branch in branches])
-
-
-def by_piecewise(index, branches, x):
-    return jnp.select([index == i for i in range(2)], [b(x) for b in branches], jnp.zeros(3))
-
-
 def by_nested_cond(index, branches, x):
     inner = lambda x: lax.cond(index > 1, branches[1], branches[2], x)
     return lax.cond(index > 0, inner, branches[0], x)
-
-
-class StateCond(eqx.Module):
-    """The state chooses the branch; the branches read it, and one has a recurrent weight."""
-
-    enter: jax.Array
-    recurrent: jax.Array
-
-    def __call__(self, x, h):
-        drive = self.enter @ x
-        h = lax.cond(
-            jnp.sum(h) > 0.2,
-            lambda: 0.5 * h + drive,
-            lambda: jnp.tanh(self.recurrent @ h + drive),
-        )
-        return h, h
 
 
 class Gated(eqx.Module):
@@ -102,19 +69,8 @@ def by_fori(body, h):
     return lax.fori_loop(0, 3, lambda _, h: body(h), h)
 
 
-def by_python(body, h):
-    for _ in range(3):
-        h = body(h)
-    return h
-
-
 def by_checkpoint(body, h):
     return by_scan(jax.checkpoint(body), h)
-
-
-def by_jit(body, h):
-    body = jax.jit(body)
-    return body(jax.jit(lambda h: body(body(h)))(h))
 
 
 class LeakInLoop(eqx.Module):
@@ -127,17 +83,6 @@ class LeakInLoop(eqx.Module):
     def __call__(self, x, h):
         current = self.weight @ x
         h = self.loop(lambda h: h + 0.3 * (current - h) / self.tau, h)
-        return h, h
-
-
-class WeightsOverScan(eqx.Module):
-    """A scan over rows of the weight: each of its steps makes one output."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        _, drive = lax.scan(lambda _, row: (None, row @ x), None, self.weight)
-        h = 0.7 * h + drive
         return h, h
 
 
@@ -166,17 +111,6 @@ class Powers(eqx.Module):
         return h, h
 
 
-class Mapped(eqx.Module):
-    """Each row of the input passes through the weight."""
-
-    weight: jax.Array
-    mapping: Callable = eqx.field(static=True)
-
-    def __call__(self, x, h):
-        h = 0.7 * h + self.mapping(lambda row: jnp.tanh(self.weight @ row), x)
-        return h, h
-
-
 class VmappedCell(eqx.Module):
     """One cell for each of several channels, the weight being shared."""
 
@@ -196,18 +130,6 @@ class WhileWithoutWeights(eqx.Module):
         x = lax.while_loop(lambda x: jnp.sum(x**2) > 0.5, lambda x: 0.5 * x, x)
         h = 0.7 * h + self.weight @ x
         return h, h
-
-
-class WhileOnIntegers(eqx.Module):
-    """A loop of unknown length over integers: how often, decides an integer state."""
-
-    weight: jax.Array
-
-    def __call__(self, x, state):
-        h, n = state
-        n = lax.while_loop(lambda n: n % 3 != 0, lambda n: n + 1, n + 1)
-        h = 0.7 * h + self.weight @ x * (n % 2 + 1)
-        return h, (h, n)
 
 
 class WhileAroundWeight(eqx.Module):

@@ -1,7 +1,6 @@
 """Hidden states of every layout, and ways in which states act on each other."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -127,17 +126,6 @@ class LearnedDelay(eqx.Module):
         taps = jnp.arange(float(len(line)))[:, None]
         kernel = jax.nn.softmax(-((taps - self.delay[None, :]) ** 2), axis=0)
         return jnp.sum(kernel * line, axis=0), line
-
-
-class Coupled(eqx.Module):
-    """`h' = 0.8 couple(h) + W x`: any fixed map of the state."""
-
-    weight: jax.Array
-    couple: Callable = eqx.field(static=True)
-
-    def __call__(self, x, h):
-        h = 0.8 * self.couple(h) + self.weight @ x
-        return jnp.tanh(h), h
 
 
 ORDER = np.array([2, 0, 3, 1])

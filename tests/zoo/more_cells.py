@@ -327,23 +327,6 @@ class Tsodyks(eqx.Module):
         return v[:1], (resource, v)
 
 
-class Izhikevich(eqx.Module):
-    """Two states, a reset of both, four parameters for each neuron."""
-
-    weight: jax.Array
-    a: jax.Array
-    b: jax.Array
-    c: jax.Array
-    d: jax.Array
-
-    def __call__(self, x, state):
-        v, u = state
-        v = v + 0.25 * (0.04 * v**2 + 5 * v + 140 - u + self.weight @ x)
-        u = u + 0.25 * self.a * (self.b * v - u)
-        fired = v >= 30.0
-        return v / 100, (jnp.where(fired, self.c, v), jnp.where(fired, u + self.d, u))
-
-
 class GapJunctions(eqx.Module):
     """Learned symmetric coupling on the edges of a graph: gathers and scatters of the state."""
 

@@ -55,27 +55,6 @@ class LIF(eqx.Module):
         return self.surrogate(v - self.threshold), v
 
 
-class ALIF(eqx.Module):
-    """Adaptive thresholds (Bellec et al., 2018)."""
-
-    weight: jax.Array
-    recurrent: jax.Array | None
-    beta: jax.Array
-    decay_v: float = 0.8
-    decay_a: float = 0.9
-
-    def __call__(self, x, state):
-        v, a, z = state["v"], state["a"], state["z"]
-        current = self.weight @ x
-        if self.recurrent is not None:
-            current = current + self.recurrent @ z
-        a = self.decay_a * a + z
-        threshold = 0.5 + self.beta * a
-        v = self.decay_v * v + current - z * threshold
-        z = spike(v - threshold)
-        return z, {"v": v, "a": a, "z": z}
-
-
 class COBA(eqx.Module):
     """Conductance-based synapses, excitatory and inhibitory, with a refractory period."""
 
@@ -115,21 +94,6 @@ class ConvSNN(eqx.Module):
         z = spike(v - 0.5)
         v = 0.8 * v * (1 - z) + self.conv(image)
         return self.readout(self.pool(spike(v - 0.5)).reshape(-1)), v
-
-
-class SynapticLIF(eqx.Module):
-    """A current that follows the input, a membrane that follows the new current, a leaky readout."""
-
-    weight: jax.Array
-    out: jax.Array
-
-    def __call__(self, x, state):
-        i, v, r = state
-        i = 0.6 * i + self.weight @ x
-        v = 0.8 * v + i
-        z = spike(v - 0.5)
-        r = 0.9 * r + self.out @ z
-        return r, (i, v - jax.lax.stop_gradient(z), r)
 
 
 class EProp(eqx.Module):

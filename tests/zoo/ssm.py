@@ -96,32 +96,6 @@ class S4D(eqx.Module):
         return x + y * jax.nn.sigmoid(self.gate(y)), h
 
 
-class S5(eqx.Module):
-    """Smith et al., 2023: one complex state for all channels, read by a dense matrix."""
-
-    eigenvalues: jax.Array
-    log_dt: jax.Array
-    B: jax.Array
-    C: jax.Array
-    D: jax.Array
-
-    def __init__(self, width, size):
-        self.eigenvalues = -0.5 + 1j * jnp.arange(1.0, size + 1)
-        self.log_dt = jnp.log(jnp.linspace(0.1, 0.5, size))
-        # Real and imaginary part on a last axis, as optimisers want it.
-        self.B = weights(size, width, 2)
-        self.C = weights(width, size, 2)
-        self.D = weights(width)
-
-    def __call__(self, x, h):
-        B = jax.lax.complex(self.B[..., 0], self.B[..., 1])
-        C = jax.lax.complex(self.C[..., 0], self.C[..., 1])
-        A = jax.lax.complex(jnp.minimum(self.eigenvalues.real, -1e-4), self.eigenvalues.imag)
-        A_bar = jnp.exp(A * jnp.exp(self.log_dt))
-        h = A_bar * h + ((A_bar - 1) / A)[:, None] * B @ x
-        return 2 * (C @ h).real + self.D * x, h
-
-
 class Selective(eqx.Module):
     """The selective SSM of Mamba (Gu and Dao, 2023): the input chooses dt, B and C. State [d, n]."""
 
@@ -165,29 +139,6 @@ class Mamba(eqx.Module):
         recent = jnp.concatenate([past, u[None]])
         y, h = self.ssm(jax.nn.silu(jnp.sum(self.taps * recent, axis=0)), h)
         return self.leave(y * jax.nn.silu(z)), (recent[1:], h)
-
-
-class ResonateAndFire(eqx.Module):
-    """Balanced resonate-and-fire neurons (Higuchi et al., 2024): a complex membrane."""
-
-    linear: eqx.nn.Linear
-    omega: jax.Array
-    b: jax.Array
-
-    def __init__(self, inputs, size, key):
-        self.linear = eqx.nn.Linear(inputs, size, use_bias=False, key=key)
-        self.omega = jnp.linspace(2.0, 6.0, size)
-        self.b = jnp.linspace(0.1, 0.5, size)
-
-    def __call__(self, x, state):
-        z, q = state
-        dt = 0.1
-        divergence = (-1 + jnp.sqrt(1 - (dt * self.omega) ** 2)) / dt
-        decay = jnp.exp(dt * (divergence - self.b - q + 1j * self.omega))
-        z = decay * z + dt * self.linear(x)
-        soft = jax.nn.sigmoid(10 * (z.real - 0.02 - q))
-        spike = soft + jax.lax.stop_gradient(jnp.where(soft > 0.5, 1.0, 0.0) - soft)
-        return spike, (z, 0.9 * q + 0.1 * spike)
 
 
 class LinearAttention(eqx.Module):

@@ -112,23 +112,6 @@ class AlongAxis(eqx.Module):
         return jnp.take_along_axis(self.table, index[None, :], axis=0)[0]
 
 
-class DynamicSlice(eqx.Module):
-    table: jax.Array
-
-    def __call__(self, index):
-        return lax.dynamic_slice_in_dim(self.table, index, 3)
-
-
-class Scatter(eqx.Module):
-    """The events of a step add their weight where they land."""
-
-    weight: jax.Array
-    size: int = eqx.field(static=True)
-
-    def __call__(self, event):
-        return jnp.zeros(self.size).at[event].add(self.weight)
-
-
 class SegmentSum(eqx.Module):
     """Synapses as a list of edges, which is fixed."""
 
@@ -150,63 +133,12 @@ class Sparse(eqx.Module):
         return self.matrix @ x
 
 
-class SparseData(eqx.Module):
-    """The same, with its data as the parameter and its indices as part of the program."""
-
-    data: jax.Array
-    indices: tuple = eqx.field(static=True)
-    shape: tuple = eqx.field(static=True)
-
-    def __call__(self, x):
-        return sparse.BCOO((self.data, jnp.asarray(self.indices)), shape=self.shape) @ x
-
-
 class Einsum(eqx.Module):
     weight: jax.Array
     equation: str = eqx.field(static=True)
 
     def __call__(self, *data):
         return jnp.einsum(self.equation, self.weight, *data)
-
-
-class FoldedLoRA(eqx.Module):
-    """The product of the factors is added to the weight."""
-
-    W: jax.Array
-    A: jax.Array
-    B: jax.Array
-
-    def __call__(self, x):
-        return (self.W + self.A @ self.B) @ x
-
-
-class AppliedLoRA(eqx.Module):
-    """Data pass through one factor and then through the other."""
-
-    W: jax.Array
-    A: jax.Array
-    B: jax.Array
-
-    def __call__(self, x):
-        return self.W @ x + self.A @ (self.B @ x)
-
-
-class Masked(eqx.Module):
-    weight: jax.Array
-    mask: np.ndarray
-
-    def __call__(self, x):
-        return jnp.where(self.mask, self.weight, 0.0) @ x
-
-
-class Quantised(eqx.Module):
-    """Four levels per unit, with a straight-through derivative."""
-
-    weight: jax.Array
-
-    def __call__(self, x):
-        rounded = jnp.round(4 * self.weight) / 4
-        return (self.weight + lax.stop_gradient(rounded - self.weight)) @ x
 
 
 class Dale(eqx.Module):
@@ -258,39 +190,6 @@ class Tied(eqx.Module):
     def __call__(self, x, h):
         h = 0.5 * h + self.weight @ x
         return jnp.tanh(h) @ self.weight, h
-
-
-class Twice(eqx.Module):
-    """One matrix is used twice in the recurrence."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        h = jnp.tanh(self.weight @ jnp.tanh(self.weight @ h) + x)
-        return h, h
-
-
-class Bilinear(eqx.Module):
-    """Data on both sides of the weight."""
-
-    weight: jax.Array
-
-    def __call__(self, x):
-        return jnp.stack([x @ W @ x for W in self.weight])
-
-
-class Elementwise(eqx.Module):
-    """Weights that meet data in operations that are not linear in them."""
-
-    power: jax.Array
-    floor: jax.Array
-    slope: jax.Array
-    shift: jax.Array
-
-    def __call__(self, x, h):
-        drive = jnp.abs(x) ** self.power + jnp.arctan2(x, self.shift)
-        h = jnp.maximum(0.6 * h + drive, self.floor) / self.slope
-        return jnp.logaddexp(h, self.shift), h
 
 
 class Interpolated(eqx.Module):
