@@ -150,7 +150,8 @@ def _owners(sketches: Sequence[Sketch]) -> dict[int, int]:
     first: dict[Hashable, int] = {}
     owners: dict[int, int] = {}
     for t in sketches:
-        entries = t.form.same(t.site)
+        follows = type(t.form).follow is not Trace.follow
+        entries = None if follows else t.form.same(t.site)
         blocks = (t.members.indptr.tobytes(), t.members.indices.tobytes())
         key = (t.op.weight, entries, blocks, t.closed, t.site.dtype, t.site.block)
         own = t.op.number
