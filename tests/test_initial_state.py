@@ -10,6 +10,7 @@ import pytest
 import etpc
 from tests.helpers import by_path, distance, loss_of_sequence, weights
 from tests.helpers import loss as squared
+from tests.marks import few
 from tests.zoo.check import normal
 
 T, B, W = 12, 3, 5
@@ -74,7 +75,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", few(RULES, "D-RTRL", "RTRL"))
 def test_what_is_exact_agrees_with_bptt_at_other_parameters_too(name, recurrent):
     program = etpc.compile(model(recurrent), RULES[name], inputs=XS[0, 0])
     other = model(recurrent, seed=7)
