@@ -163,6 +163,7 @@ class CutSteps:
 
 def _factor(op: WeightOp, x: Array) -> Array:
     operands: list[Array | None] = [None] * len(op.equation.inputs)
+    assert op.kind.data is not None
     operands[op.kind.data] = x
     return op.kind.factor(operands)
 

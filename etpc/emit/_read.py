@@ -147,6 +147,7 @@ class Reading:
 
 def _data(op: WeightOp) -> Variable:
     """What the weight of an operation is multiplied with."""
+    assert op.kind.data is not None
     return op.equation.inputs[op.kind.data]
 
 
