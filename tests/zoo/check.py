@@ -124,6 +124,7 @@ def check(
     if every:
         one, whole = program(etpc.D_RTRL(window=1)), program(etpc.D_RTRL(window=T))
         uncut = program(etpc.D_RTRL(window=T, backprop="full"))
+        windows = program(etpc.D_RTRL(window=2, backprop="full"))
         es_whole = program(etpc.ES_D_RTRL(decay=DECAY, window=T))
 
     programs = {"rtrl": rtrl, "d_rtrl": d_rtrl, "es": es}
@@ -132,6 +133,7 @@ def check(
             "whole": whole,
             "one, in two calls": one,
             "uncut": uncut,
+            "uncut, in windows": windows,
             "es, whole": es_whole,
         }
         if batched:
@@ -164,6 +166,7 @@ def check(
         assert same(got["whole"], got["d_rtrl"])
         assert same(got["one, in two calls"], got["d_rtrl"])
         assert same(got["uncut"], got["bptt"])
+        assert same(got["uncut, in windows"], got["bptt"]) or not claimed
         assert same(got["es, whole"], got["es"])
         if batched:
             mean = jax.tree.map(lambda a, b: (a + b) / 2, got["d_rtrl"], got["other example"])
