@@ -81,6 +81,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python --project pyright-strict.json
 
 notebooks: .venv/.test
 	$(BIN)/python -m tests.notebooks

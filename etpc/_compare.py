@@ -7,30 +7,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._errors import InputError, checked_count
-from ._verify import (
+from ._agreement import (
     Gradient,
     Row,
-    StepFunction,
-    _bptt,
     compare_all,
-    compiled_for,
     default_tolerance,
     doubts,
-    full_state,
-    lead_of,
     precision,
     unread_traces,
 )
+from ._bptt import Objective, blame_batch_axis, gradient_of
+from ._data import check_data, check_lead, check_tolerance, lead_of, one_step
+from ._errors import InputError, checked_count
+from ._loss import Loss, check_reduction, checked_weights
 from .algorithms import TBPTT, Algorithm, resolve
 from .plan import UNMARKED
-from .run import Program
-from .run._arguments import check_data, check_lead, check_tolerance
-from .run._loss import Loss, check_reduction, checked_weights
+from .run import Carry, Program, compile
 from .show import table
+from .trace import StepFunction
 
 TOTAL = "(all)"
-"""In the place of a path, in the row of all parameters together."""
+"""Stands for the path in the row of all parameters together."""
 
 HELD = {True: "yes", False: "NO", None: "-"}
 
@@ -41,7 +38,7 @@ def fidelity(row: Row) -> list[str]:
 
 
 class Verdict:
-    """What a report and a comparison have in common."""
+    """The part that a report and a comparison have in common."""
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
@@ -81,7 +78,7 @@ class Report(Verdict):
     tolerance: float
     loss: float
     remarks: tuple[str, ...] = ()
-    """What a reader may want to change; no doubts of the verdict."""
+    """Things that a reader may want to change. The verdict does not depend on them."""
 
     def __str__(self) -> str:
         columns = ["parameter", "cosine", "rel. error", "ratio", "norm", "claim", "held"]
@@ -133,7 +130,7 @@ class Comparison(Verdict):
 
     @property
     def rows(self) -> tuple[Row, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of all results, one after the other."""
+        """The rows of all results, one after the other."""
         return tuple(row for result in self.results for row in result.rows)
 
     def __str__(self) -> str:
@@ -296,18 +293,19 @@ def _compare(
     ]
     any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")
     check_lead(xs, targets, batch_size)
-    dtype = precision(any_program)
+    traced = any_program.plan.analysis.step
+    dtype, leaves = precision(traced), traced.model_leaves
     tolerance = default_tolerance(dtype) if tolerance is None else tolerance
     carry = any_program.init(batch_size)
     loss, start = Loss.of(loss_fn, has_aux), full_state(any_program, carry)
-    learned = any_program.plan.analysis.step.initial is not None
+    batched, learned = batch_size is not None, traced.initial is not None
 
     def reverse(window: int | None = None) -> Gradient:
         def run(model: Any, mask: Any) -> tuple[Any, Any]:
-            data = xs, targets, loss, start, step, mask, batch_size is not None
-            return _bptt(model, *data, reduction, window, learned)[:2]
+            objective = Objective(xs, targets, mask, loss, start, step, batched, learned)
+            return gradient_of(model, objective, reduction, window)[:2]
 
-        return Gradient(run, any_program, model, mask, lead)
+        return Gradient(run, leaves, model, mask, lead)
 
     def online(program: Program) -> Gradient:
         gradient = program.value_and_grad(loss_fn, reduction, has_aux=has_aux)
@@ -317,7 +315,7 @@ def _compare(
             (value, _), grads = gradient(model, xs, targets, first, mask=mask)
             return value, grads
 
-        return Gradient(run, program, model, mask, lead)
+        return Gradient(run, leaves, model, mask, lead)
 
     reference, steps = reverse(), lead[0]
     results, unread = [], {}
@@ -344,8 +342,28 @@ def _compare(
     return Comparison(tuple(results), tuple(notes), tolerance, reference.loss)
 
 
+def compiled_for(xs: Any, batch_size: int | None, model: Any, algo: Any, **options: Any) -> Program:
+    """The program of a model for the steps of a sequence.
+
+    **Raises** what `etpc.compile` raises; `InputError` where the sequence seems to have a batch axis
+    and no batch size was given, or the other way round.
+    """
+    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
+    try:
+        return compile(model, algo, inputs=inputs, batch_size=batch_size or 1, **options)
+    except Exception as error:
+        blame_batch_axis(error, model, xs, options["state"], options["step"], batch_size)
+        raise
+
+
+def full_state(program: Program, carry: Carry) -> Any:
+    """The hidden state of a carry, with the leaves that are no arrays."""
+    leaves = program.plan.analysis.step.state_leaves
+    return leaves.join(leaves.split(carry.state))
+
+
 def _total(got: Gradient, want: Gradient, rows: tuple[Row, ...]) -> Row:
-    """The row of all parameters together, of which holds what holds of each."""
+    """The row of all parameters together. Its claim holds if the claim of each parameter does."""
     a, b = (np.concatenate([*gradient.values.values()]) for gradient in (got, want))
     claims = {row.claim for row in rows} - {"unused"}
     claim = claims.pop() if len(claims) == 1 else "approximate"
@@ -357,7 +375,7 @@ def _total(got: Gradient, want: Gradient, rows: tuple[Row, ...]) -> Row:
 
 
 def _remarks(program: Program) -> tuple[str, ...]:
-    """What a reader may want to change."""
+    """Things that a reader may want to change."""
     unmarked = dict.fromkeys(p.path for p in program.plan.ops if p.reason.startswith(UNMARKED))
     text = "not marked, and so without a trace; leave weights= out to give every weight one"
     return (f"{', '.join(unmarked)}: {text}",) if unmarked else ()

@@ -321,9 +321,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 # --- silence --------------------------------------------------------------------------------------
 
 
-def spiking(scale):
-    linear = nn.Linear(I, 6, weight_init=nn.kaiming_normal(scale), key=jax.random.key(0))
-    model = nn.Sequential([linear, nn.LIF(6), nn.Linear(6, 5, key=jax.random.key(1))])
+def spiking(variance):
+    key = jax.random.key(0)
+    linear = nn.init(eqx.nn.Linear(I, 6, key=key), "lecun_normal", key, gain=variance**0.5)
+    model = nn.Sequential([linear, nn.LIF(6), eqx.nn.Linear(6, 5, key=jax.random.key(1))])
     program = etpc.compile(model, inputs=jnp.zeros(I))
     return model, etpc.online(program, loss, optax.sgd(1e-3), every=5)
 

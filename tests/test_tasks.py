@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -216,7 +217,7 @@ def test_the_rate_is_that_with_the_lowest_loss() -> None:
 @pytest.mark.slow
 def test_random_directions_stay_and_those_of_credit_move() -> None:
     xs, targets, mask = tiny_batch(jax.random.key(1))
-    cell = nn.GRU(1, 6, key=jax.random.key(0))
+    cell = nn.Sequential([eqx.nn.GRUCell(1, 6, key=jax.random.key(0))])
     moved = {}
     for rule in (arms.RandomRTRL(2, None, window=2), etpc.CreditRTRL(2, None, window=2)):
         task = dataclasses.replace(

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import etpc
+from etpc._agreement import Gradient, compare_all
 from etpc._compare import Report
-from etpc._verify import Gradient, compare_all
 from etpc.algorithms import Algorithm, Decay, Full
 from tests.helpers import distance
 from tests.helpers import loss as squared
@@ -46,20 +46,20 @@ class Leaky(eqx.Module):
 class Spiking(eqx.Module):
     """A feed-forward layer of LIF neurons and a dense readout."""
 
-    linear: etpc.nn.Linear
+    linear: eqx.nn.Linear
     lif: etpc.nn.LIF
-    out: etpc.nn.Linear
+    out: eqx.nn.Linear
 
     def __init__(self, scale=1.0):
         first, second = jax.random.split(jax.random.key(0))
-        self.linear = etpc.nn.Linear(I, O, key=first)
+        self.linear = etpc.nn.init(eqx.nn.Linear(I, O, key=first), "kaiming_normal", first)
         self.linear = eqx.tree_at(
             lambda m: (m.weight, m.bias),
             self.linear,
             (scale * jnp.abs(self.linear.weight), jnp.full(O, 0.3 * scale)),
         )
         self.lif = etpc.nn.LIF(O, tau=3.0)
-        self.out = etpc.nn.Linear(O, 2, key=second)
+        self.out = etpc.nn.init(eqx.nn.Linear(O, 2, key=second), "kaiming_normal", second)
 
     def __call__(self, x, V):
         spike, V = self.lif(self.linear(x), V)
@@ -364,7 +364,7 @@ def test_a_wrong_claim_of_an_algorithm_is_caught():
 def fixed(program, tree, moved=None):
     """A gradient that is `tree`, and `moved` where the last digits of the parameters are others."""
     run = lambda model, mask: (1.0, tree if mask is None or moved is None else moved)
-    return Gradient(run, program, leaky(), None, (T,))
+    return Gradient(run, program.plan.analysis.step.model_leaves, leaky(), None, (T,))
 
 
 @pytest.mark.parametrize(

@@ -8,24 +8,25 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ..ops._kind import summed
+from ..ops import summed
 from ._directions import Directions, Push
 from ._trace import Carry
 
 SPARE = 4
-"""The moment is estimated along twice as many directions as are followed, and so many more."""
+"""The moment is estimated along twice as many directions as are followed, and along so many more."""
 SQUARINGS = 8
-"""`tr((A^T A)^p)^(1/2p)` with p = 2^8 bounds the norm of A from above, by 1.003 of it at most for q = 4. It is
-this near as the factor counts anew in each window."""
+"""`tr((A^T A)^p)^(1/2p)` with p = 2^8 is an upper bound of the norm of A, and at most 1.003 times the norm for q = 4.
+It must be near, as its error is multiplied from window to window."""
 OLD = float(jnp.finfo(jnp.float32).eps) ** 0.5
-"""The part of the old directions in the new ones; the same in all dtypes, so that float32 follows what float64 does."""
+"""The weight of the old directions in the new ones. It is the same in all dtypes, so that float32 follows the same
+directions as float64."""
 GROWTH = 10.0
-"""How much the bounds of the last transitions of the virtual states may grow together, over any number of
+"""How large the product of the bounds of the last transitions of the virtual states may become, over any number of
 windows."""
 
 COARSE = 10
-"""Units of states are powers of two to the power of this: those of most networks, of sizes from 1/32 to 32, have the
-unit one, and only such as differ by a thousand are scaled."""
+"""Units of states are powers of two to the power of this. So states of sizes from 1/32 to 32, as in most networks,
+have the unit one, and only states whose sizes differ by a thousand are scaled."""
 
 FAR = 15
 """The exponent of two by which the size of a state differs from its unit before it gets another one."""
@@ -47,15 +48,15 @@ class CreditSubspace(Directions):
     directions than are followed, `M = U^T H U`. The directions of the next window are one step of
     subspace iteration, `V' = orth(M V^T)^T`.
 
-    What grows by more than 1 / precision in one window is dropped, as little but rounding would be read of it; `lost`
-    counts it.
+    A direction that grows by more than 1 / precision in one window is dropped, as its influence would be little but
+    rounding; `lost` counts it.
 
-    Each example has, with `clip`, the largest product of the bounds of any number of the last transitions; and which
-    directions were not dropped in the last window.
+    Each example carries, with `clip`, the largest product of the bounds of any number of the last transitions; and
+    which directions were not dropped in the last window.
 
-    States may be of different units, so all this is of credit in units of the states' own sizes: of `lambda s`,
-    where s is the power of 2^10 next to the size of a state at the end of the first window in which it is not
-    zero, and again where its size has become more than 2^15 times as large or as small. What is followed is `V / s`.
+    States may have different units, so credit is measured in units of the states' own sizes, as `lambda s`. Here s is
+    the power of 2^10 next to the size of a state at the end of the first window in which it is not zero. It is
+    chosen again where the size has become more than 2^15 times as large or as small. What is followed is `V / s`.
 
     The batch shares V [q, S], U [k, S], H [k, k], the numbers of windows with credit and of all since
     the first one, the running means of `|lambda_0|^2` and of what of it lies in no direction of V, and the
@@ -75,7 +76,7 @@ class CreditSubspace(Directions):
         return f"followed along {many} of credit"
 
     def settle(self, size: int) -> Directions:
-        """The directions of a program with so many states: all of them, where no fewer are followed."""
+        """The directions for a program with so many states: each state, where no fewer directions are followed."""
         return self if self.count < size else EveryState(size)
 
     def init(self, size: int, dtype: Any) -> Carry:
@@ -113,7 +114,7 @@ class CreditSubspace(Directions):
         size = jnp.trace(h)
         with jax.default_matmul_precision("highest"):
             iterated = u.T @ (h @ (u @ v.T)) / jnp.where(size > 0, size, 1)
-            # of directions that no credit has come from, the old ones are kept
+            # the old directions are kept where no credit has come from others
             basis = jnp.linalg.qr(iterated + OLD * v.T)[0].T
         basis = jnp.where((size > 0) & jnp.isfinite(basis).all(), basis, v)
         return (basis / _or_one(units)[None])[None], (basis, u, h, sizes, old_units, units)
@@ -121,7 +122,7 @@ class CreditSubspace(Directions):
     def keeps(
         self, shared: Carry, each: Carry, starts: Float[Array, "B q S"]
     ) -> Bool[Array, "B q"]:
-        """Those that do not grow beyond what credit is known to: the rest of it is rounding."""
+        """The directions that do not grow by more than 1 / precision, beyond which all is rounding."""
         sizes = jnp.maximum(shared[-2], _or_one(shared[-1]))
         largest = jnp.max(jnp.abs(starts * sizes[None, None]), -1)
         return largest * jnp.finfo(starts.dtype).eps < 1
@@ -168,7 +169,7 @@ class CreditSubspace(Directions):
         starts: Float[Array, "B q S"],
         credit: Float[Array, "B S"],
     ) -> Carry:
-        """What is carried of the moment, and of what lies in no direction."""
+        """The moment and the energies after a window with this credit."""
         u, h, counts, mean_energy, mean_outside = moment
         batch = credit.shape[0]
         with jax.default_matmul_precision("highest"):
@@ -212,7 +213,7 @@ class CreditSubspace(Directions):
 class EveryState(Directions):
     """Each state is a direction of its own, so that nothing that escapes is lost.
 
-    States of different units stay apart: turned into another basis, small ones would be lost beside large ones.
+    The basis is not rotated: states of small units would be lost beside large ones.
     """
 
     count: int

@@ -186,7 +186,7 @@ def test_a_program_without_a_trace_says_so():
 
 def test_layers_of_two_libraries():
     keys = jax.random.split(jax.random.key(0), 2)
-    parts = eqx.nn.Linear(4, 3, key=keys[0]), nn.LIF(3), nn.Linear(3, 2, key=keys[1])
+    parts = eqx.nn.Linear(4, 3, key=keys[0]), nn.LIF(3), eqx.nn.Linear(3, 2, key=keys[1])
     program = etpc.compile(nn.Sequential(parts), inputs=jnp.zeros(4))
     assert named(program)[".layers[0].weight"] == "exact"
     assert {op.path for op in program.ops} >= {".layers[0].weight", ".layers[0].bias"}
