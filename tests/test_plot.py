@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc import nn
-from etpc._compare import Report
-from etpc._verify import Row
+from etpc import Row, nn
+from etpc._compare import Report, Result
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -29,13 +28,13 @@ def _closed():
 class Network(eqx.Module):
     """Recurrent LIF neurons and a leaky readout."""
 
-    hidden: nn.Linear
+    hidden: eqx.nn.Linear
     lif: nn.LIF
     readout: nn.LeakyRateReadout
 
     def __init__(self):
         keys = jax.random.split(jax.random.key(0))
-        self.hidden = nn.Linear(4 + 6, 6, use_bias=False, key=keys[0])
+        self.hidden = eqx.nn.Linear(4 + 6, 6, use_bias=False, key=keys[0])
         self.lif = nn.LIF(6, tau=10.0, R=20.0)
         self.readout = nn.LeakyRateReadout(6, 2, key=keys[1])
 
@@ -58,7 +57,8 @@ def compiled(algo):
 
 
 def report(program, *rows):
-    return Report(program, rows, (), 1e-9, 1.0)
+    result = Result(program.algorithm, rows, rows[0], 0, program)
+    return Report((result,), (), 1e-9, 1.0)
 
 
 def marks(ax):
