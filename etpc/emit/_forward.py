@@ -182,14 +182,14 @@ def _loop_body(a: Analysis, stage: Stage, fixed: Values, shifts: Shifts):
     old = [a.step.state[i] for i in stage.leaves]
     new = [a.split.next_state[i] for i in stage.leaves]
 
-    def one(state: Arrays, values: Arrays, added: Arrays):
+    def one(state: Arrays, values: Arrays, added: Arrays) -> tuple[list[Any], list[Any]]:
         of_example = narrowed(a, fixed, [*state, *values])
         env = {**of_example, **dict(zip(stage.inputs, values, strict=True))}
         env.update(zip(old, state, strict=True))
         evaluate(stage.loop, env, shifts.rule(added))
         return [env[v] for v in new], [env[v] for v in stage.saved]
 
-    def body(state: Arrays, inputs: tuple[Arrays, Arrays, Stored | None]):
+    def body(state: Arrays, inputs: tuple[Arrays, Arrays, Stored | None]) -> tuple[Any, Any]:
         values, added, stored = inputs
         if stored is not None:
             state = [enter(s, n, stored.first) for s, n in zip(stored.states, state, strict=True)]
