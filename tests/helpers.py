@@ -142,7 +142,9 @@ def online(program, model, xs, targets, carry, loss=loss, calls=1):
 
 
 def by_path(grads):
-    return {jax.tree_util.keystr(k): np.asarray(g) for k, g in jax.tree.leaves_with_path(grads)}
+    """The arrays of a gradient by the paths that programs give them: that of a single array is "model"."""
+    leaves = jax.tree.leaves_with_path(grads)
+    return {jax.tree_util.keystr(path) or "model": np.asarray(g) for path, g in leaves}
 
 
 def distance(one, other):

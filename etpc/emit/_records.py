@@ -16,6 +16,8 @@ from ..plan import TracePlan
 from ..traces import Carry, Rows
 
 Arrays = Sequence[Array]
+Cotangents = Sequence[Any]
+"""Arrays; for integer outputs NumPy arrays of `float0`, as JAX has it."""
 
 
 class Weights(NamedTuple):
@@ -85,4 +87,4 @@ class Bars(NamedTuple):
     """By the states at the start of the window, [B, S], where directions are followed."""
 
 
-__all__ = ["Arrays", "Bars", "OpCredit", "Past", "Span", "Taken", "Weights"]
+__all__ = ["Arrays", "Bars", "Cotangents", "OpCredit", "Past", "Span", "Taken", "Weights"]

@@ -15,7 +15,7 @@ from ._arrays import finite_where, replaced, take, widened, without_past, zeros_
 from ._directions import Along, VirtualCredit, along
 from ._forward import Rollout, Stored
 from ._move import Moves
-from ._records import Arrays, Bars, OpCredit, Past, Span, Weights
+from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
 from ._step import StepFunctions
 from ._window import Course, Window
 
@@ -35,7 +35,7 @@ class Sources(NamedTuple):
 class Ends(NamedTuple):
     """What of a window is differentiated; and cotangents of it."""
 
-    outputs: Arrays
+    outputs: Cotangents
     last: Arrays
     """The parts of the states at the end, where shifts are given; else empty."""
 
@@ -77,7 +77,7 @@ class Reverse(Window[UncutWindow]):
         residuals = UncutWindow(pull, ends, span.fresh)
         return Course(rollout.outputs, rollout.last, moves, residuals)
 
-    def backward(self, residuals: UncutWindow, traces: Traces, outputs: Arrays) -> Bars:
+    def backward(self, residuals: UncutWindow, traces: Traces, outputs: Cotangents) -> Bars:
         (by,) = residuals.pull(Ends(outputs, residuals.ends))
         by_state, directions = self._parts_of_bars(by.state), self.plan.directions
         credit = virtual = None

@@ -25,7 +25,7 @@ from ._arrays import (
 from ._cut import Jacobians, ReadPull, into_op
 from ._forward import Rollout
 from ._move import Moves
-from ._records import Arrays, Bars, OpCredit, Past, Span, Weights
+from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
 from ._window import Course, Window
 
 
@@ -77,7 +77,7 @@ class Truncated(Window[CutWindow]):
 
         return jax.vjp(outputs, [taken.xs[i] for i in moving])[1]
 
-    def backward(self, residuals: CutWindow, traces: Traces, outputs: Arrays) -> Bars:
+    def backward(self, residuals: CutWindow, traces: Traces, outputs: Cotangents) -> Bars:
         (by,) = residuals.read_pull(outputs)
         inputs = [] if residuals.input_pull is None else residuals.input_pull(outputs)[0]
         old = None

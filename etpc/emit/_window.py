@@ -22,7 +22,7 @@ from ._cut import CutSteps
 from ._gradient import Gradients, Sums
 from ._move import Mover, Moves
 from ._prefix import instantiated
-from ._records import Arrays, Bars, Span, Weights
+from ._records import Arrays, Bars, Cotangents, Span, Weights
 from ._step import StepFunctions
 
 NO_SECOND_DERIVATIVE = (
@@ -99,7 +99,7 @@ class Window(abc.ABC, Generic[Residuals]):
         """Run a window; `moving` are the inputs that it will be differentiated by."""
 
     @abc.abstractmethod
-    def backward(self, residuals: Residuals, traces: Traces, outputs: Arrays) -> Bars:
+    def backward(self, residuals: Residuals, traces: Traces, outputs: Cotangents) -> Bars:
         """The derivatives of the loss of a window from those by its outputs."""
 
     def prefix(self, parameters: Sequence[Any], steps: int) -> Weights:

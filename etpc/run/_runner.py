@@ -46,7 +46,7 @@ class Runner:
     them; `xs` those of the input, with axes [T, B, ...], or [T, ...] where the carry has no batch axis.
     """
 
-    def __init__(self, window: Window, id: str):
+    def __init__(self, window: Window[Any], id: str):
         self.window, self.plan, self.id = window, window.plan, id
         self.step = self.plan.analysis.step
 

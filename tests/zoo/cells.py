@@ -4,6 +4,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from tests.zoo.check import model
+
 
 class TwoLayerGRU(eqx.Module):
     cells: list[eqx.nn.GRUCell]
@@ -117,13 +119,8 @@ class ResidualStack(eqx.Module):
         return jax.lax.scan(layer, x, (arrays, state))
 
 
-class FastWeights(eqx.Module):
+@model
+def FastWeights(x, h, w, u, v):
     """A recurrent cell that multiplies its input by its state (second order)."""
-
-    w: jax.Array
-    u: jax.Array
-    v: jax.Array
-
-    def __call__(self, x, h):
-        h = jnp.tanh(jnp.einsum("ijk,j,k->i", self.w, x, h) + self.u @ x + self.v @ h)
-        return h, h
+    h = jnp.tanh(jnp.einsum("ijk,j,k->i", w, x, h) + u @ x + v @ h)
+    return h, h

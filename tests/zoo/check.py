@@ -3,8 +3,12 @@
 Everything runs on T steps in windows of 2, so that each gradient but those of one whole window passes through traces.
 """
 
+import functools
+import inspect
 import os
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +40,22 @@ def normal(*shape, seed=0, steps=T):
 def integers(high, *shape, seed=0, steps=T):
     """A sequence of integer inputs below `high`."""
     return jnp.asarray(np.random.default_rng(seed).integers(0, high, (steps, *shape)), jnp.int32)
+
+
+def model(function, data=2):
+    """A class of models whose fields are the parameters that a step `function(x, state, *parameters)` names."""
+    names = list(inspect.signature(function).parameters)[data:]
+
+    def call(self, *given):
+        return function(*given, *(getattr(self, name) for name in names))
+
+    inside = {"__annotations__": dict.fromkeys(names, Any), "__call__": call}
+    inside |= {"__module__": function.__module__, "__doc__": function.__doc__}
+    return type(function.__name__, (eqx.Module,), inside)
+
+
+layer = functools.partial(model, data=1)
+"""The same of a `function(x, *parameters)` without a state."""
 
 
 def targets_of(inputs):
@@ -104,6 +124,7 @@ def check(
     if every:
         one, whole = program(etpc.D_RTRL(window=1)), program(etpc.D_RTRL(window=T))
         uncut = program(etpc.D_RTRL(window=T, backprop="full"))
+        windows = program(etpc.D_RTRL(window=2, backprop="full"))
         es_whole = program(etpc.ES_D_RTRL(decay=DECAY, window=T))
 
     programs = {"rtrl": rtrl, "d_rtrl": d_rtrl, "es": es}
@@ -112,6 +133,7 @@ def check(
             "whole": whole,
             "one, in two calls": one,
             "uncut": uncut,
+            "uncut, in windows": windows,
             "es, whole": es_whole,
         }
         if batched:
@@ -144,6 +166,7 @@ def check(
         assert same(got["whole"], got["d_rtrl"])
         assert same(got["one, in two calls"], got["d_rtrl"])
         assert same(got["uncut"], got["bptt"])
+        assert same(got["uncut, in windows"], got["bptt"]) or not claimed
         assert same(got["es, whole"], got["es"])
         if batched:
             mean = jax.tree.map(lambda a, b: (a + b) / 2, got["d_rtrl"], got["other example"])

@@ -31,13 +31,6 @@ RULES = [
 ]
 
 
-def by_path(grads):
-    return {
-        jax.tree_util.keystr(path) or "model": np.asarray(g)
-        for path, g in jax.tree.leaves_with_path(grads)
-    }
-
-
 def holds(step, model, state, exact=True, others=()):
     """Every gradient is finite, and equals that of BPTT where it is said to; that of RTRL always does.
 

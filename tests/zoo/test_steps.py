@@ -7,10 +7,7 @@ from tests.zoo.check import check
 from tests.zoo.steps import STEPS
 
 SIZE = 8
-OFTEN = (
-    *("complex_state_conj_rec", "emb_recurrent", "conv_rec_and_in", "merged_state_between"),
-    *("weight_squared", "left_right_matrix_rec"),
-)
+OFTEN = ("complex_state_conj_rec", "emb_recurrent", "conv_rec_and_in", "weight_squared")
 
 
 def groups():

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import sparse
 
-from tests.zoo.check import weights
+from tests.zoo.check import layer, model, weights
 
 
 class Leaky(eqx.Module):
@@ -53,63 +52,48 @@ class ConvLSTM(eqx.Module):
         return h, (h, c)
 
 
-class Dilated(eqx.Module):
+@layer
+def Dilated(x, kernel):
     """Groups, dilation and a padding of its own on each side, by `lax`."""
-
-    kernel: jax.Array
-
-    def __call__(self, x):
-        return lax.conv_general_dilated(
-            x[None],
-            self.kernel,
-            window_strides=(1, 2),
-            padding=((2, 1), (0, 2)),
-            rhs_dilation=(2, 1),
-            feature_group_count=2,
-        )[0]
+    return lax.conv_general_dilated(
+        x[None],
+        kernel,
+        window_strides=(1, 2),
+        padding=((2, 1), (0, 2)),
+        rhs_dilation=(2, 1),
+        feature_group_count=2,
+    )[0]
 
 
-class ChannelsLast(eqx.Module):
-    kernel: jax.Array
-
-    def __call__(self, x):
-        return lax.conv_general_dilated(
-            x[None],
-            self.kernel,
-            (1,),
-            ((0, 1),),
-            lhs_dilation=(2,),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )[0]
+@layer
+def ChannelsLast(x, kernel):
+    return lax.conv_general_dilated(
+        x[None],
+        kernel,
+        (1,),
+        ((0, 1),),
+        lhs_dilation=(2,),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )[0]
 
 
-class Convolve(eqx.Module):
+@layer
+def Convolve(x, kernel):
     """`jnp.convolve` flips its kernel."""
-
-    kernel: jax.Array
-
-    def __call__(self, x):
-        return jnp.convolve(x, self.kernel, mode="same")
+    return jnp.convolve(x, kernel, mode="same")
 
 
-class Take(eqx.Module):
+@layer
+def Take(index, table, pairs, columns):
     """Rows and entries of tables by the input's indices."""
-
-    table: jax.Array
-    pairs: jax.Array
-    columns: jax.Array
-
-    def __call__(self, index):
-        rows = self.table[index].sum(0)
-        one = self.pairs[index[0], index[1]]
-        return rows + one + jnp.take(self.columns, index[0], axis=1)
+    rows = table[index].sum(0)
+    one = pairs[index[0], index[1]]
+    return rows + one + jnp.take(columns, index[0], axis=1)
 
 
-class AlongAxis(eqx.Module):
-    table: jax.Array
-
-    def __call__(self, index):
-        return jnp.take_along_axis(self.table, index[None, :], axis=0)[0]
+@layer
+def AlongAxis(index, table):
+    return jnp.take_along_axis(table, index[None, :], axis=0)[0]
 
 
 class SegmentSum(eqx.Module):
@@ -124,13 +108,10 @@ class SegmentSum(eqx.Module):
         return jax.ops.segment_sum(self.weight * x[self.source], self.sink, self.size)
 
 
-class Sparse(eqx.Module):
+@layer
+def Sparse(x, matrix):
     """A BCOO matrix with fixed indices."""
-
-    matrix: sparse.BCOO
-
-    def __call__(self, x):
-        return self.matrix @ x
+    return matrix @ x
 
 
 class Einsum(eqx.Module):
@@ -141,78 +122,54 @@ class Einsum(eqx.Module):
         return jnp.einsum(self.equation, self.weight, *data)
 
 
-class Dale(eqx.Module):
+@layer
+def Dale(x, weight, sign):
     """Signs are fixed, and rows sum to one."""
-
-    weight: jax.Array
-    sign: jax.Array
-
-    def __call__(self, x):
-        return (jax.nn.softmax(self.weight, axis=1) * lax.stop_gradient(self.sign)) @ x
+    return (jax.nn.softmax(weight, axis=1) * lax.stop_gradient(sign)) @ x
 
 
-class Hyper(eqx.Module):
+@layer
+def Hyper(x, embedding, make):
     """The weight is made by another network of an embedding."""
-
-    embedding: jax.Array
-    make: eqx.nn.MLP
-
-    def __call__(self, x):
-        return self.make(self.embedding).reshape(3, 2) @ x
+    return make(embedding).reshape(3, 2) @ x
 
 
-class Orthogonal(eqx.Module):
+@layer
+def Orthogonal(x, weight):
     """The Cayley transform of a skew matrix, through a linear solver."""
-
-    weight: jax.Array
-
-    def __call__(self, x):
-        skew, eye = self.weight - self.weight.T, jnp.eye(len(self.weight))
-        return jnp.linalg.solve(eye + skew, eye - skew) @ x
+    skew, eye = weight - weight.T, jnp.eye(len(weight))
+    return jnp.linalg.solve(eye + skew, eye - skew) @ x
 
 
-class Fused(eqx.Module):
+@model
+def Fused(x, h, weight):
     """One matrix, of which slices serve the input, the state and the output."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        enter, recurrent, leave = jnp.split(self.weight, [2, 5], axis=1)
-        h = jnp.tanh(enter @ x + recurrent @ h)
-        return leave.T @ h, h
+    enter, recurrent, leave = jnp.split(weight, [2, 5], axis=1)
+    h = jnp.tanh(enter @ x + recurrent @ h)
+    return leave.T @ h, h
 
 
-class Tied(eqx.Module):
+@model
+def Tied(x, h, weight):
     """One matrix reads the input in and, transposed, the state out."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        h = 0.5 * h + self.weight @ x
-        return jnp.tanh(h) @ self.weight, h
+    h = 0.5 * h + weight @ x
+    return jnp.tanh(h) @ weight, h
 
 
-class Interpolated(eqx.Module):
+@model
+def Interpolated(x, h, values):
     """A table of a function, interpolated at the state (KAN-like)."""
-
-    values: jax.Array
-
-    def __call__(self, x, h):
-        grid = jnp.linspace(-2.0, 2.0, len(self.values))
-        h = 0.5 * h + jnp.interp(x, grid, self.values) + 0.1 * jnp.interp(h, grid, self.values)
-        return h, h
+    grid = jnp.linspace(-2.0, 2.0, len(values))
+    h = 0.5 * h + jnp.interp(x, grid, values) + 0.1 * jnp.interp(h, grid, values)
+    return h, h
 
 
-class Mixture(eqx.Module):
+@layer
+def Mixture(x, router, experts):
     """The input chooses one of several experts by its scores."""
-
-    router: eqx.nn.Linear
-    experts: jax.Array
-
-    def __call__(self, x):
-        score = jax.nn.softmax(self.router(x))
-        best, index = lax.top_k(score, 1)
-        return best[0] * (self.experts[index[0]] @ x)
+    score = jax.nn.softmax(router(x))
+    best, index = lax.top_k(score, 1)
+    return best[0] * (experts[index[0]] @ x)
 
 
 class Marked(eqx.Module):
