@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import cells, compile_time, low_rank, measure, memory, report, speed
+from benchmarks import by_hand, cells, compile_time, low_rank, measure, memory, report, speed, step
 
 WIDTH = 150  # of a table where the terminal does not say its own
 
@@ -22,6 +22,7 @@ def _full(
     return {
         "speed": lambda: speed.run(console, sizes, 50, 32, repeats),
         "cells": lambda: cells.run(console, sizes, 50, 32, repeats, only),
+        "step": lambda: step.run(console, sizes, 1000, (1, 16), repeats, only),
         "memory": lambda: memory.run(console, small, (50, 500, 5000, 50_000), 32, 5000),
         "compile": lambda: compile_time.first(console, small, 50, 32),
         "compile-growth": lambda: compile_time.growth(
@@ -40,6 +41,7 @@ def _quick(
     return {
         "speed": lambda: speed.run(console, sizes, 20, 4, repeats, (1, 10), (4,), 0),
         "cells": lambda: cells.run(console, sizes, 20, 4, repeats, only or ("LIF", "LSTM")),
+        "step": lambda: step.run(console, sizes, 20, (1,), repeats, only or ("LIF", "LSTM")),
         "memory": lambda: memory.run(console, small, (20, 200), 4, only=few),
         "compile": lambda: compile_time.first(console, small, 20, 4, few),
         "compile-growth": lambda: compile_time.growth(console, (2,), 50, (200,)),
@@ -52,7 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run what is asked for, print it, and write it down."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", default=["all"], help="speed, cells, memory, compile, low-rank or all"
+        "what",
+        nargs="*",
+        default=["all"],
+        help="speed, cells, step, memory, compile, low-rank or all",
     )
     parser.add_argument("--sizes", type=_sizes, help="neurons of the network, as in 128,512,1024")
     parser.add_argument("--cells", type=_names, help="which, as in LIF,LSTM; without it all")
@@ -66,8 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    if unknown := [name for name in options.cells or () if name not in cells.NAMES]:
-        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(cells.NAMES)}")
+    known = dict.fromkeys((*cells.NAMES, *(cell.name for cell in by_hand.CELLS)))
+    if unknown := [name for name in options.cells or () if name not in known]:
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     sizes = options.sizes or ((32,) if options.quick else (128,))
     repeats = options.repeats or (2 if options.quick else 20)
     benchmarks = (_quick if options.quick else _full)(console, sizes, repeats, options.cells)

@@ -1,10 +1,10 @@
 """How does the time depend on the cell?
 
-Every neuron and recurrent cell of `etpc.nn` with N units and a linear readout, a network of two layers, the
-GIF network of the delayed match task, and a GRU with a wide readout. A spiking layer reads the input and its own
-last spikes through one dense layer. All contestants of a cell compute the gradient of the same sequence from
-the same weights, from a fresh state, and are timed in turns. An error is that of the whole gradient, all
-parameters as one vector.
+Every neuron and recurrent cell of `etpc.nn`, GRU and LSTM with N units and a linear readout, a network of two
+layers, the GIF network of the delayed match task, and a GRU with a wide readout. A spiking layer reads the
+input and its own last spikes through one dense layer. All contestants of a cell compute the gradient of the
+same sequence from the same weights, from a fresh state, and are timed in turns. An error is that of the whole
+gradient, all parameters as one vector.
 """
 
 import dataclasses
@@ -44,10 +44,10 @@ TABLE = Table(
     [
         "m: the most states of a block, which is how many numbers a trace has for a use of a weight.",
         "errors: of the whole gradient, all parameters as one vector.",
-        "exact: plain reverse mode inside a window.",
+        "full windows: reverse mode inside a window.",
         "D-RTRL and the others also give the carry with which the stream goes on.",
         "braintrace: its default mode, of its cell of this kind with weights of its own: a time, and no error.",
-        "mean: the geometric mean over the cells of `etpc.nn`, without the networks that are named in words.",
+        "mean: the geometric mean over all cells, without the networks that are named in words.",
     ],
 )
 
@@ -55,16 +55,16 @@ TABLE = Table(
 class Spiking(eqx.Module):
     """Neurons that read the input and each other's last spikes, and a linear readout of their spikes."""
 
-    hidden: nn.Linear
+    hidden: eqx.nn.Linear
     neurons: Any
-    readout: nn.Linear
+    readout: eqx.nn.Linear
 
-    def __init__(self, neurons: Any, size: int, scale: float, key: Array):
+    def __init__(self, neurons: Any, size: int, gain: float, key: Array):
         keys = jax.random.split(key)
-        init = nn.kaiming_normal(scale)
-        self.hidden = nn.Linear(N_IN + size, size, weight_init=init, key=keys[0])
+        hidden = eqx.nn.Linear(N_IN + size, size, key=keys[0])
+        self.hidden = nn.init(hidden, "kaiming_normal", keys[0], gain=gain)
         self.neurons = neurons
-        self.readout = nn.Linear(size, N_OUT, key=keys[1])
+        self.readout = eqx.nn.Linear(size, N_OUT, key=keys[1])
 
     def init_state(self) -> Any:
         return self.neurons.init_state()
@@ -75,31 +75,10 @@ class Spiking(eqx.Module):
         return self.readout(spikes), state
 
 
-class Layers(eqx.Module):
-    """Cells, each driven by the one before, and a linear readout."""
-
-    cells: tuple[Any, ...]
-    readout: nn.Linear
-
-    def __init__(self, *cells: Any, outputs: int, size: int, key: Array):
-        self.cells = cells
-        self.readout = nn.Linear(size, outputs, key=key)
-
-    def init_state(self) -> tuple[Any, ...]:
-        return tuple(cell.init_state() for cell in self.cells)
-
-    def __call__(self, x: Array, state: tuple[Any, ...]) -> tuple[Array, tuple[Any, ...]]:
-        after = []
-        for cell, old in zip(self.cells, state, strict=True):
-            x, new = cell(x, old)
-            after.append(new)
-        return self.readout(x), tuple(after)
-
-
 class Recurrent(eqx.Module):
-    """A layer of spiking neurons with recurrent weights, as a cell of `Layers`."""
+    """A layer of spiking neurons with recurrent weights, as a layer of `nn.Sequential`."""
 
-    hidden: nn.Linear
+    hidden: eqx.nn.Linear
     neurons: Any
 
     def init_state(self) -> Any:
@@ -110,23 +89,23 @@ class Recurrent(eqx.Module):
         return self.neurons(self.hidden(jnp.concatenate([x, spikes])), state)
 
 
-# Each with the scale of its weights that lets the neurons spike.
+# Each with the gain of its weights that lets the neurons spike.
 NEURONS: dict[str, tuple[Callable[[int], Any], float]] = {
-    "LIF": (nn.LIF, 200.0),
-    "ALIF": (nn.ALIF, 200.0),
-    "GIF": (nn.GIF, 200.0),
-    "QIF": (nn.QIF, 200.0),
-    "EIF": (nn.EIF, 200.0),
-    "AdEx": (nn.AdEx, 200.0),
-    "Izhikevich": (nn.Izhikevich, 200.0),
-    "ResonateAndFire": (nn.ResonateAndFire, 200.0),
+    "LIF": (nn.LIF, 10.0),
+    "ALIF": (nn.ALIF, 10.0),
+    "GIF": (nn.GIF, 10.0),
+    "QIF": (nn.QIF, 10.0),
+    "EIF": (nn.EIF, 10.0),
+    "AdEx": (nn.AdEx, 10.0),
+    "Izhikevich": (nn.Izhikevich, 10.0),
+    "ResonateAndFire": (nn.ResonateAndFire, 10.0),
 }
 RECURRENT: dict[str, Any] = {
     "VanillaRNN": nn.VanillaRNN,
     "IndRNN": nn.IndRNN,
-    "GRU": nn.GRU,
+    "GRU": eqx.nn.GRUCell,
     "MGU": nn.MGU,
-    "LSTM": nn.LSTM,
+    "LSTM": eqx.nn.LSTMCell,
     "MinGRU": nn.MinGRU,
     "MinLSTM": nn.MinLSTM,
 }
@@ -148,29 +127,29 @@ def example(name: str, size: int, steps: int, batch: int, seed: int = 0) -> Exam
     model_key, cell_key, x_key, target_key = jax.random.split(jax.random.key(seed), 4)
     n_in, n_out, cell_keys = N_IN, N_OUT, jax.random.split(cell_key, 4)
     if name in NEURONS:
-        make, scale = NEURONS[name]
-        model = Spiking(make(size), size, scale, model_key)
+        make, gain = NEURONS[name]
+        model = Spiking(make(size), size, gain, model_key)
     elif name in RECURRENT:
         cell = RECURRENT[name](N_IN, size, key=cell_keys[0])
-        model = Layers(cell, outputs=N_OUT, size=size, key=model_key)
+        model = nn.Sequential([cell, eqx.nn.Linear(size, N_OUT, key=model_key)])
     elif name in ("LRU", "S5"):
         cell = {"LRU": nn.LRU, "S5": nn.S5}[name](N_IN, size, size, key=cell_keys[0])
-        model = Layers(cell, outputs=N_OUT, size=size, key=model_key)
+        model = nn.Sequential([cell, eqx.nn.Linear(size, N_OUT, key=model_key)])
     elif name == "two layers of LIF":
-        init = nn.kaiming_normal(200.0)
-        cells = [
-            Recurrent(nn.Linear(n + size, size, weight_init=init, key=key), nn.LIF(size))
-            for n, key in zip((N_IN, size), cell_keys, strict=False)
-        ]
-        model = Layers(*cells, outputs=N_OUT, size=size, key=model_key)
+        cells = []
+        for n, key in zip((N_IN, size), cell_keys, strict=False):
+            hidden = eqx.nn.Linear(n + size, size, key=key)
+            hidden = nn.init(hidden, "kaiming_normal", key, gain=10.0)
+            cells.append(Recurrent(hidden, nn.LIF(size)))
+        model = nn.Sequential([*cells, eqx.nn.Linear(size, N_OUT, key=model_key)])
     elif name == "task of 64 GIF":
         from examples.tasks import dms
 
         model, n_in, n_out = dms.Network(model_key), dms.STIMULI * dms.GROUP, 2
     elif name == "GRU, wide readout":
         n_out = WIDE
-        cell = nn.GRU(N_IN, size, key=cell_keys[0])
-        model = Layers(cell, outputs=WIDE, size=size, key=model_key)
+        cell = eqx.nn.GRUCell(N_IN, size, key=cell_keys[0])
+        model = nn.Sequential([cell, eqx.nn.Linear(size, WIDE, key=model_key)])
     else:
         raise ValueError(f"There is no cell {name!r}. Known: {', '.join(NAMES)}.")
     xs = jax.random.bernoulli(x_key, RATE, (steps, batch, n_in)).astype(jnp.float32)
@@ -190,7 +169,7 @@ def contestants() -> list[Contestant]:
     return [
         Contestant("BPTT", None),
         Contestant("D-RTRL", D_RTRL()),
-        Contestant("D-RTRL exact", D_RTRL(backprop="full")),
+        Contestant("D-RTRL, full windows", D_RTRL(backprop="full")),
         Contestant(f"ES-D-RTRL {DECAY}", ES_D_RTRL(decay=DECAY)),
         Contestant(f"ES-D-RTRL rank {RANK}", ES_D_RTRL(rank=RANK)),
     ]
@@ -249,13 +228,8 @@ def run(
     repeats: int,
     only: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each cell and contestant at each size; `only` some cells, or all.
-
-    **Raises** `ValueError` for a cell that is not known.
-    """
-    names = NAMES if only is None else tuple(only)
-    if unknown := [name for name in names if name not in NAMES]:
-        raise ValueError(f"unknown cells: {', '.join(unknown)}; known: {', '.join(NAMES)}")
+    """A row for each cell and contestant at each size; `only` some cells, or all."""
+    names = [name for name in NAMES if only is None or name in only]
     console.print(f"\ncells: B={batch} T={steps}")
     rows = []
     for size in sizes:
@@ -293,7 +267,7 @@ def _cell(name: str, size: int, steps: int, batch: int, repeats: int) -> list[di
             "error_bptt": to_bptt["error"],
             "cosine_bptt": to_bptt["cosine"],
         }
-        if "D-RTRL" in contestant.name and "exact" not in contestant.name:
+        if "D-RTRL" in contestant.name and "full" not in contestant.name:
             row["error_d_rtrl"] = _difference(result, results[1])["error"]
         rows.append(row)
     return rows + _of_peer(name, problem, size, calls[0], repeats)
@@ -332,7 +306,7 @@ def _difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> dict[str
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Geometric means over the cells of `etpc.nn`."""
+    """Geometric means over all cells."""
     of_nn = [row for row in rows if row["cell"] in OF_NN]
     means = []
     for name in dict.fromkeys(row["name"] for row in of_nn):

@@ -61,15 +61,15 @@ FIRST = Table(
 class Layers(eqx.Module):
     """Layers of LIF neurons, each driven by the one before and, if recurrent, by itself."""
 
-    linears: tuple[nn.Linear, ...]
+    linears: tuple[eqx.nn.Linear, ...]
     lifs: tuple[nn.LIF, ...]
     recurrent: bool = eqx.field(static=True)
 
     def __init__(self, layers: int, size: int, recurrent: bool):
         key = jax.random.key(0)
         n_in = 2 * size if recurrent else size
-        make = ft.partial(nn.Linear, n_in, size, weight_init=nn.zeros, key=key)
-        self.linears = tuple(make() for _ in range(layers))
+        linear = eqx.nn.Linear(n_in, size, key=key)
+        self.linears = tuple(nn.init(linear, "zeros", key) for _ in range(layers))
         self.lifs = tuple(nn.LIF(size) for _ in range(layers))
         self.recurrent = recurrent
 

@@ -37,14 +37,14 @@ class State(NamedTuple):
 class Network(eqx.Module):
     """One step of one example."""
 
-    hidden: nn.Linear
+    hidden: eqx.nn.Linear
     lif: nn.LIF
     readout: nn.LeakyRateReadout
 
     def __init__(self, size: int, *, key: Array):
         hidden_key, readout_key = jax.random.split(key)
-        init = nn.kaiming_normal(WEIGHT_SCALE)
-        self.hidden = nn.Linear(N_IN + size, size, weight_init=init, key=hidden_key)
+        hidden = eqx.nn.Linear(N_IN + size, size, key=hidden_key)
+        self.hidden = nn.init(hidden, "lecun_normal", hidden_key, gain=WEIGHT_SCALE**0.5)
         self.lif = nn.LIF(size, tau=TAU, V_th=V_TH)
         self.readout = nn.LeakyRateReadout(size, N_OUT, tau=TAU_OUT, key=readout_key)
 
@@ -81,7 +81,7 @@ class Problem:
 
     @property
     def size(self) -> int:
-        return self.model.hidden.out_features
+        return len(self.model.hidden.weight)
 
     @property
     def batch(self) -> int:

@@ -15,12 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from benchmarks import cells, compile_time, low_rank, memory, speed
+from benchmarks import cells, compile_time, low_rank, memory, speed, step
 from benchmarks.table import Table
 
 TABLES: dict[str, Table] = {
     "speed": speed.TABLE,
     "cells": cells.TABLE,
+    "step": step.TABLE,
     "memory": memory.TABLE,
     "compile": compile_time.FIRST,
     "compile-growth": compile_time.GROWTH,
@@ -42,17 +43,41 @@ Rows = list[dict[str, Any]]
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """A section for each benchmark, and what it ran on."""
+    """What it ran on, and a section for each benchmark."""
     lines = [f"- {name}: {value}" for name, value in results["environment"].items()]
     sections = ["\n".join(lines)]
     for name, rows in results["results"].items():
         table = TABLES[name]
-        sections.append(f"## {table.title}")
+        sections += [
+            f"## {table.title}",
+            *(f"![{stem}]({stem}.svg)" for stem in _stems(name, rows)),
+        ]
         for shape, group in groupby(rows, _shape):
+            shape_rows = list(group)
             summary = f'<details markdown="1"><summary>{shape or "Table"}</summary>'
-            sections += [summary, table.markdown(list(group)), "</details>"]
+            text = _by_cell(shape_rows) if name == "cells" else table.markdown(shape_rows)
+            sections += [summary, text, "</details>"]
         sections += ["\n".join(f"- {note}" for note in table.notes)] if table.notes else []
     return "\n\n".join(sections)
+
+
+def _stems(name: str, rows: Rows) -> list[str]:
+    """The names of the plots of a benchmark."""
+    if name in ("speed", "cells", "step"):
+        return [f"{name}-{size}" for size in dict.fromkeys(row["size"] for row in rows)]
+    return {"compile": [], "compile-growth": ["compile"]}.get(name, [name])
+
+
+def _by_cell(rows: Rows) -> str:
+    """Times relative to BPTT, with a line for each cell and a column for each rule."""
+    rules = [rule for rule in dict.fromkeys(row["name"] for row in rows) if rule != "BPTT"]
+    lines = [["cell", "m", *rules], ["---", *["---:"] * (1 + len(rules))]]
+    for cell in dict.fromkeys(row["cell"] for row in rows):
+        same = {row["name"]: row for row in rows if row["cell"] == cell}
+        block = next((row["block"] for row in same.values() if "block" in row), "")
+        times = [f"{same[rule]['to_bptt']:.2f}" if rule in same else "-" for rule in rules]
+        lines.append([cell, str(block), *times])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _shape(row: dict[str, Any]) -> str:
@@ -68,6 +93,7 @@ def plots(results: dict[str, Any], folder: Path) -> list[Path]:
     draw: dict[str, Callable[[Rows], Iterator[tuple[str, Figure]]]] = {
         "speed": _speed,
         "cells": _cells,
+        "step": _step,
         "memory": _memory,
         "compile-growth": _growth,
         "low-rank": _low_rank,
@@ -134,6 +160,25 @@ def _cells(rows: Rows) -> Iterator[tuple[str, Figure]]:
         axes.set_title(f"N = {size}", loc="left")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         yield f"cells-{size}", figure
+
+
+def _step(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """A row of points for each cell and batch."""
+    series = {"hand": "by hand", "etpc": "etpc D-RTRL", "rank": "rank 4", "decay": "decay"}
+    for size, group in groupby(rows, lambda row: row["size"]):
+        size_rows = list(group)[::-1]
+        names = [f"{row['cell']}, B = {row['batch']}" for row in size_rows]
+        figure = Figure((8, 0.24 * len(names) + 1))
+        axes = figure.subplots()
+        for (key, label), marker in zip(series.items(), "|o^x", strict=True):
+            times = [row[f"{key}_us"] for row in size_rows]
+            axes.plot(times, range(len(names)), marker, label=label, ms=6)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xscale="log", xlabel="microseconds for a step with its update")
+        axes.grid(axis="y", lw=0.4)
+        axes.set_title(f"N = {size}", loc="left")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        yield f"step-{size}", figure
 
 
 def _memory(rows: Rows) -> Iterator[tuple[str, Figure]]:

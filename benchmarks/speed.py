@@ -47,7 +47,7 @@ TABLE = Table(
             "error to its rule: to etpc's first other way to the same gradient, the largest of any "
             "parameter."
         ),
-        "exact: plain reverse mode inside a window, as in braintrace's windows.",
+        "full windows: reverse mode inside a window, as in braintrace's windows.",
         (
             "Under ES-D-RTRL etpc keeps the full trace of a bias, which is no larger, and braintrace "
             "smooths it too: the bias is left out where the two are compared."
@@ -87,10 +87,10 @@ def contestants(
         yield _etpc("etpc SnAp(1) W=10", SnAp(1, window=10), "SnAp", "SnAp(1)")
     longer = [w for w in windows if isinstance(w, int) and w > 1]
     for window in longer:
-        rule = f"D-RTRL exact W={window}"
+        rule = f"D-RTRL full windows W={window}"
         yield _etpc(f"etpc {rule}", D_RTRL(window=window, backprop="full"), "D-RTRL", rule)
     for window in longer:
-        rule = f"ES-D-RTRL {DECAY} exact W={window}"
+        rule = f"ES-D-RTRL {DECAY} full windows W={window}"
         algorithm = ES_D_RTRL(decay=DECAY, window=window, backprop="full")
         yield _etpc(f"etpc {rule}", algorithm, "ES-D-RTRL", rule)
     if peer.available():
@@ -106,7 +106,7 @@ def _peers(family: str, rule: str, windows: Sequence[int], **options: Any) -> It
     for window in windows:
         build = ft.partial(peer.Gradient, mode="window", window=window, **options)
         name = f"braintrace {rule} window W={window}"
-        yield Contestant(name, build, family, f"{rule} exact W={window}")
+        yield Contestant(name, build, family, f"{rule} full windows W={window}")
 
 
 def _etpc(name: str, algorithm: etpc.algorithms.Algorithm, family: str, rule: str) -> Contestant:
@@ -190,7 +190,7 @@ def _compare(field: list[Contestant], results: list[Any], rows: list[dict[str, A
         row["to_bptt_by_parameter"] = measure.difference(results[i], results[bptt])
         weight = row["to_bptt_by_parameter"]["hidden.weight"]
         row["error_bptt"], row["cosine_bptt"] = weight["error"], weight["cosine"]
-        if contestant.algorithm.endswith("D-RTRL") and "exact" not in contestant.rule:
+        if contestant.algorithm.endswith("D-RTRL") and "full" not in contestant.rule:
             to_d_rtrl = measure.difference(results[i], results[d_rtrl])
             row["error_d_rtrl"] = to_d_rtrl["hidden.weight"]["error"]
         same = [j for j in ours if rules[j] == contestant.rule and j != i]

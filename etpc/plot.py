@@ -331,7 +331,7 @@ def _by_array(units: Sequence[tuple[int, ...]], p: OpPlan) -> list[list[tuple[in
     """Indices into a whole trace as indices into each array that is shown."""
     if len(_arrays(p)) == 1:
         return [list(units)]
-    split = len(p.trace_shape[0])  # [(G,) I] and [(m,) (G,) O]
+    split = len(p.shapes[0])  # [(G,) I] and [(m,) (G,) O]
     return [[u[:split] for u in units], [(*u[split:-1], *u[: split - 1], *u[-1:]) for u in units]]
 
 

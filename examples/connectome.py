@@ -111,12 +111,11 @@ def brain(neurons: int, connections: int, *, seed: int) -> tuple[Brain, Bool[np.
     power = np.bincount(row, values**2, neurons)
     keys = jax.random.split(jax.random.key(seed), 2)
     weights = jnp.asarray(values), jnp.asarray(np.stack([row, column], 1))
+    readout = nn.LeakyRateReadout(neurons, 2, tau=10.0, key=keys[1])
     model = Brain(
         connections=sparse.BCOO(weights, shape=(neurons, neurons)),
         senses=jax.random.normal(keys[0], (neurons // 20, CHANNELS)) * SENSES / math.sqrt(CHANNELS),
-        readout=nn.LeakyRateReadout(
-            neurons, 2, tau=10.0, weight_init=nn.kaiming_normal(0.1), key=keys[1]
-        ),
+        readout=nn.init(readout, "lecun_normal", keys[1], gain=math.sqrt(0.1)),
         lif=nn.LIF(neurons, tau=20.0, R=20.0),
         scale=jnp.asarray(COUPLING / np.sqrt(np.maximum(power, 1.0)), jnp.float32),
         drive=jnp.asarray(rng.uniform(*DRIVE, neurons), jnp.float32),

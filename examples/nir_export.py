@@ -122,10 +122,11 @@ def read_by_jaxpike(xs: jax.Array) -> bool:
     from jaxpike.nir import from_nir  # pyright: ignore[reportMissingImports]
 
     keys = jax.random.split(jax.random.key(0), 2)
+    linear = eqx.nn.Linear(INPUTS, NEURONS, key=keys[0])
     layers = [
-        nn.Linear(INPUTS, NEURONS, weight_init=nn.kaiming_normal(20.0), key=keys[0]),
+        nn.init(linear, "lecun_normal", keys[0], gain=20**0.5),
         nn.LIF(NEURONS, tau=5.0, reset="hard"),
-        nn.Linear(NEURONS, 2, key=keys[1]),
+        nn.init(eqx.nn.Linear(NEURONS, 2, key=keys[1]), "kaiming_normal", keys[1]),
         nn.LIF(2, tau=5.0, V_th=0.2, reset="hard"),
     ]
     model = nn.Sequential(layers)

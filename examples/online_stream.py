@@ -39,15 +39,17 @@ GOAL = 0.4  # the error before a change, relative to that right after the one be
 class Follower(eqx.Module):
     """Rate neurons that are slow or fast, and that read the input and each other."""
 
-    hidden: nn.Linear
+    hidden: eqx.nn.Linear
     decay: Float[Array, " K"]  # before a sigmoid; it is learnt too
-    readout: nn.Linear
+    readout: eqx.nn.Linear
 
     def __init__(self, *, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
-        self.hidden = nn.Linear(INPUTS + NEURONS, NEURONS, key=k1)
+        hidden = eqx.nn.Linear(INPUTS + NEURONS, NEURONS, key=k1)
+        self.hidden = nn.init(hidden, "kaiming_normal", k1)
         self.decay = jnp.linspace(-1.0, 3.0, NEURONS)
-        self.readout = nn.Linear(NEURONS, 1, weight_init=nn.kaiming_normal(0.1), key=k2)
+        readout = eqx.nn.Linear(NEURONS, 1, key=k2)
+        self.readout = nn.init(readout, "lecun_normal", k2, gain=0.3)
 
     def init_state(self) -> Float[Array, " K"]:
         return jnp.zeros(NEURONS)

@@ -38,14 +38,14 @@ class State(NamedTuple):
 class SNN(eqx.Module):
     """One step (1 ms) of one example: LIF neurons, and a leaky readout of their spikes."""
 
-    linear: nn.Linear
+    linear: eqx.nn.Linear
     neuron: nn.LIF
     readout: nn.LeakyRateReadout
 
     def __init__(self, scale: float, *, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
-        init = nn.kaiming_normal(scale)
-        self.linear = nn.Linear(INPUTS + NEURONS, NEURONS, weight_init=init, key=k1)
+        linear = eqx.nn.Linear(INPUTS + NEURONS, NEURONS, key=k1)
+        self.linear = nn.init(linear, "lecun_normal", k1, gain=scale**0.5)
         self.neuron = nn.LIF(NEURONS, tau=20.0, V_th=1.0, reset="soft")  # with ReluGrad
         self.readout = nn.LeakyRateReadout(NEURONS, OUTPUTS, tau=20.0, key=k2)
 

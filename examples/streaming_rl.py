@@ -73,14 +73,18 @@ class ActorCritic(eqx.Module):
     """A recurrent cell with a policy and a value."""
 
     cell: Any
-    actor: nn.Linear
-    critic: nn.Linear
+    actor: eqx.nn.Linear
+    critic: eqx.nn.Linear
 
     def __init__(self, cell: Callable[..., Any], key: PRNGKeyArray):
         cell_key, actor_key, critic_key = jax.random.split(key, 3)
         self.cell = cell(cell_key)
-        self.actor = nn.Linear(UNITS, 2, weight_init=nn.kaiming_normal(0.1), key=actor_key)
-        self.critic = nn.Linear(UNITS, 1, weight_init=nn.kaiming_normal(0.1), key=critic_key)
+        actor, critic = (
+            eqx.nn.Linear(UNITS, 2, key=actor_key),
+            eqx.nn.Linear(UNITS, 1, key=critic_key),
+        )
+        self.actor = nn.init(actor, "lecun_normal", actor_key, gain=0.1**0.5)
+        self.critic = nn.init(critic, "lecun_normal", critic_key, gain=0.1**0.5)
 
     def init_state(self) -> Array:
         return self.cell.init_state()
@@ -144,12 +148,11 @@ def moved(model: ActorCritic, trace: ActorCritic, delta: Array) -> ActorCritic:
 # --- the agents ---
 
 
-def gru(key: PRNGKeyArray) -> nn.GRU:
-    cell = nn.GRU(3, UNITS, key=key)
+def gru(key: PRNGKeyArray) -> nn.Sequential:
+    cell = nn.init(eqx.nn.GRUCell(3, UNITS, key=key), "lecun_normal", key)
     update_gate = slice(UNITS, 2 * UNITS)
-    return eqx.tree_at(
-        lambda c: c.bias, cell, replace_fn=lambda bias: bias.at[update_gate].set(KEEPS)
-    )
+    bias = jnp.zeros(3 * UNITS).at[update_gate].set(KEEPS)
+    return nn.Sequential([eqx.tree_at(lambda c: c.bias, cell, bias)])
 
 
 def lru(key: PRNGKeyArray) -> nn.LRU:

@@ -39,17 +39,17 @@ class State(NamedTuple):
 class Network(eqx.Module):
     """Leaky integrate-and-fire neurons that read the input and each other's last spikes."""
 
-    hidden: nn.Linear
+    hidden: eqx.nn.Linear
     lif: nn.LIF
     readout: nn.LeakyRateReadout
 
     def __init__(self, key):
         k1, k2 = jax.random.split(key)
-        init = nn.kaiming_normal(1.0)
-        self.hidden = nn.Linear(INPUTS + NEURONS, NEURONS, weight_init=init, key=k1)
+        hidden = eqx.nn.Linear(INPUTS + NEURONS, NEURONS, key=k1)
+        self.hidden = nn.init(hidden, "lecun_normal", k1)
         self.lif = nn.LIF(NEURONS, tau=20.0, R=20.0)
-        init = nn.kaiming_normal(0.02)
-        self.readout = nn.LeakyRateReadout(NEURONS, 2, tau=10.0, weight_init=init, key=k2)
+        readout = nn.LeakyRateReadout(NEURONS, 2, tau=10.0, key=k2)
+        self.readout = nn.init(readout, "kaiming_normal", k2, gain=0.1)
 
     def init_state(self):
         return State(self.lif.init_state(), self.readout.init_state())

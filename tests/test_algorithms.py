@@ -15,13 +15,10 @@ from jax.flatten_util import ravel_pytree
 import etpc
 from etpc import nn
 from etpc.algorithms import Full
+from tests.helpers import normal
 from tests.marks import few
 
 T, N, IN = 6, 5, 3
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 XS = normal(T, IN, seed=1)
@@ -362,7 +359,7 @@ def test_a_choice_that_is_none():
             forms = {op.number: Full() for op in context.ops}
             return etpc.algorithms.Choice(forms, directions=etpc.traces.CreditSubspace(1))
 
-    gru = nn.GRU(3, 4, key=jax.random.key(0))
+    gru = nn.Sequential([eqx.nn.GRUCell(3, 4, key=jax.random.key(0))])
     with pytest.raises(etpc.AlgorithmError, match=r"Forgetful.choose gives no form for \S"):
         etpc.compile(gru, Forgetful(), inputs=jnp.zeros(3))
     with pytest.raises(etpc.AlgorithmError, match='Set backprop="full"'):
@@ -376,7 +373,7 @@ def test_an_operation_without_a_trace_says_which_gradient_it_gets():
         def trace_form(self, kind):
             return Full() if kind.data is None else None
 
-    gru = nn.GRU(3, 4, key=jax.random.key(0))
+    gru = nn.Sequential([eqx.nn.GRUCell(3, 4, key=jax.random.key(0))])
     reasons = {p.path: p.reason for p in etpc.compile(gru, Half(), inputs=jnp.zeros(3)).plan.ops}
     assert any(reasons.values())
     assert all("Half gives it none" in r and "current step" in r for r in reasons.values() if r)

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import etpc
-from benchmarks import cells, measure, network, peer, report
+from benchmarks import by_hand, cells, measure, network, peer, report, step
 from benchmarks.network import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +87,13 @@ def test_quick_run_writes_results(tmp_path):
     page = report.markdown(found)
     assert all(table.title in page for table in report.TABLES.values())
     assert (tmp_path / "speed-32.svg").exists()
+
+
+@pytest.mark.parametrize("cell", by_hand.CELLS, ids=lambda cell: cell.name)
+def test_rules_by_hand_are_those_of_the_programs(cell):
+    row = step.compared(cell, 8, 30, 3, 1, {"etpc": etpc.D_RTRL()})
+    assert row["error"] < 2e-5
+    assert row["hand_bytes"] <= row["etpc_bytes"]
 
 
 def test_checkpoints_do_not_change_bptt(problem):

@@ -13,6 +13,7 @@ import pytest
 
 import etpc
 from etpc import nn
+from tests.helpers import loss
 
 B, I = 3, 4
 
@@ -32,10 +33,6 @@ class Noisy(eqx.Module):
         noise = 0.1 * jax.random.normal(noise_key, h.shape)
         h = jnp.tanh(0.8 * h + self.into @ x + self.back @ h + noise)
         return h, (h, key)
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 def build(every=5, has_aux=False, batch_size=B, reduction="mean"):
@@ -324,9 +321,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 # --- silence --------------------------------------------------------------------------------------
 
 
-def spiking(scale):
-    linear = nn.Linear(I, 6, weight_init=nn.kaiming_normal(scale), key=jax.random.key(0))
-    model = nn.Sequential([linear, nn.LIF(6), nn.Linear(6, 5, key=jax.random.key(1))])
+def spiking(variance):
+    key = jax.random.key(0)
+    linear = nn.init(eqx.nn.Linear(I, 6, key=key), "lecun_normal", key, gain=variance**0.5)
+    model = nn.Sequential([linear, nn.LIF(6), eqx.nn.Linear(6, 5, key=jax.random.key(1))])
     program = etpc.compile(model, inputs=jnp.zeros(I))
     return model, etpc.online(program, loss, optax.sgd(1e-3), every=5)
 

@@ -55,35 +55,6 @@ SEES = {
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""
 
-PRIVATE_FOR_NOW: set[tuple[str, str]] = {
-    ("etpc.algorithms._ranks", "etpc.traces._trace.size_of"),
-    ("etpc.emit._emit", "etpc.plan._blocks.Layout"),
-    ("etpc.emit._emit", "etpc.traces._transitions.suffix_products"),
-    ("etpc.emit._gather", "etpc.plan._blocks.Index"),
-    ("etpc.emit._gather", "etpc.traces._transitions.times"),
-    ("etpc.emit._signals", "etpc.traces._transitions.apply_back"),
-    ("etpc.emit._signals", "etpc.traces._transitions.paired"),
-    ("etpc.emit._signals", "etpc.traces._transitions.times"),
-    ("etpc.emit._step", "etpc.analyse._weights.by_equation"),
-    ("etpc.interop._nir_export", "etpc.nn._conv.Conv"),
-    ("etpc.plan._blocks", "etpc.analyse._hidden.is_complex"),
-    ("etpc.plan._blocks", "etpc.analyse._pattern.Pattern"),
-    ("etpc.plan._entries", "etpc.analyse._hidden.is_complex"),
-    ("etpc.plan._entries", "etpc.analyse._pattern.Pattern"),
-    ("etpc.plan._entries", "etpc.analyse._values.Numbering"),
-    ("etpc.plan._entries", "etpc.analyse._values.Numbers"),
-    ("etpc.plan._filtered", "etpc.analyse._pattern.Pattern"),
-    ("etpc.plan._filtered", "etpc.analyse._pattern.columns_of"),
-    ("etpc.plan._filtered", "etpc.traces._trace.size_of"),
-    ("etpc.plan._pairs", "etpc.analyse._pattern.Pattern"),
-    ("etpc.plan._pairs", "etpc.analyse._reach.closure"),
-    ("etpc.plan._plan", "etpc.analyse._pattern.Pattern"),
-    ("etpc.traces._credit", "etpc.ops._kind.summed"),
-    ("etpc.traces._full", "etpc.ops._kind.Factored"),
-    ("etpc.traces._pieces", "etpc.ops._kind.summed"),
-}
-"""Private imports that are still to be mended."""
-
 
 def modules(package: Path) -> dict[str, ast.Module]:
     """The syntax tree of every module of a package, by dotted name."""
@@ -194,7 +165,7 @@ def test_parts_see_what_is_before_them() -> None:
 
 
 def test_what_is_private_stays_where_it_is() -> None:
-    assert private_imports(PACKAGE) == PRIVATE_FOR_NOW
+    assert not private_imports(PACKAGE)
 
 
 def test_internals_are_touched_in_one_module() -> None:

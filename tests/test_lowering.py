@@ -1,5 +1,6 @@
 """Every rule lowers for accelerators, also where there is none."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -25,7 +26,7 @@ RULES = [
 def test_a_program_lowers_for_an_accelerator(rule, platform, monkeypatch):
     """XLA does not compile it here: what is shown is that no operation is asked for that the platform lacks."""
     monkeypatch.setattr(_tuning, "CPU", _tuning.ACCELERATOR)
-    cell = nn.LSTM(2, 3, key=jax.random.key(0))
+    cell = nn.Sequential([eqx.nn.LSTMCell(2, 3, key=jax.random.key(0))])
     program = etpc.compile(cell, rule, inputs=jnp.zeros(2))
     run = program.value_and_grad(lambda y, target: jnp.sum((y - target) ** 2))
     carry = program.init(4)

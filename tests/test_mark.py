@@ -113,7 +113,11 @@ def test_marked():
 def test_marks_that_reach_no_state():
     """A layer of Equinox below neurons, and a readout of `etpc.nn`, which marks its weight."""
     keys = jax.random.split(jax.random.key(0), 2)
-    parts = eqx.nn.Linear(4, 3, key=keys[0]), etpc.nn.LIF(3), etpc.nn.Linear(3, 2, key=keys[1])
+    parts = (
+        eqx.nn.Linear(4, 3, key=keys[0]),
+        etpc.nn.LIF(3),
+        etpc.nn.LowRankLinear(3, 2, 1, key=keys[1]),
+    )
     model = etpc.nn.Sequential(parts)
     program = etpc.compile(model, inputs=jnp.zeros(4))
     assert {op.path for op in program.ops} >= {".layers[0].weight", ".layers[0].bias"}

@@ -28,13 +28,13 @@ def _closed():
 class Network(eqx.Module):
     """Recurrent LIF neurons and a leaky readout."""
 
-    hidden: nn.Linear
+    hidden: eqx.nn.Linear
     lif: nn.LIF
     readout: nn.LeakyRateReadout
 
     def __init__(self):
         keys = jax.random.split(jax.random.key(0))
-        self.hidden = nn.Linear(4 + 6, 6, use_bias=False, key=keys[0])
+        self.hidden = eqx.nn.Linear(4 + 6, 6, use_bias=False, key=keys[0])
         self.lif = nn.LIF(6, tau=10.0, R=20.0)
         self.readout = nn.LeakyRateReadout(6, 2, key=keys[1])
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import optax
 import pytest
 
 import etpc
+from benchmarks import pages
 from etpc import nn
 from examples.tasks import arms, conductance, copying, dms, evidence, memory_chain
 
@@ -214,7 +217,7 @@ def test_the_rate_is_that_with_the_lowest_loss() -> None:
 @pytest.mark.slow
 def test_random_directions_stay_and_those_of_credit_move() -> None:
     xs, targets, mask = tiny_batch(jax.random.key(1))
-    cell = nn.GRU(1, 6, key=jax.random.key(0))
+    cell = nn.Sequential([eqx.nn.GRUCell(1, 6, key=jax.random.key(0))])
     moved = {}
     for rule in (arms.RandomRTRL(2, None, window=2), etpc.CreditRTRL(2, None, window=2)):
         task = dataclasses.replace(
@@ -277,8 +280,8 @@ def test_a_table_has_a_line_for_each_arm(tmp_path: Path) -> None:
     rows = [row, dataclasses.replace(row, seed=1, score=0.7), other]
     lines = arms.table(rows).splitlines()
     assert lines[2:] == [
-        "| A | 0.001 | 0.6 | 0.5 to 0.7 | 1.000 | 0.500 | 0.700 | 0.80 | 0.90 | 2.0 | 2 | 1 |",
-        "| B | - | 0.5 | 0.5 to 0.5 | 1.000 | 0.500 | 0.700 | 0.80 | - | 2.0 | 2 | 1 |",
+        "| A | 2 | 0.001 | 0.6 | 0.5 to 0.7 | 1.000 | 0.500 | 0.700 | 0.80 | 0.90 | 2.0 | 2 | 1 |",
+        "| B | 1 | - | 0.5 | 0.5 to 0.5 | 1.000 | 0.500 | 0.700 | 0.80 | - | 2.0 | 2 | 1 |",
     ]
     assert arms.lag_table(rows) == ""
     by_lag = [
@@ -299,17 +302,32 @@ def test_a_table_has_a_line_for_each_arm(tmp_path: Path) -> None:
 # --- the page ---
 
 
-@pytest.mark.parametrize("path", sorted((DOCS / "tasks").glob("*.json")), ids=lambda p: p.stem)
-def test_the_page_shows_what_was_measured(path: Path) -> None:
-    page = (DOCS / "tasks.md").read_text()
-    rows = arms.load(path)
-    assert arms.table(rows) in page
-    assert arms.lag_table(rows) in page
-    assert f"tasks/{path.stem}.svg" in page
-    assert path.with_suffix(".svg").exists()
+@pytest.mark.parametrize("name", pages.PAGES)
+def test_pages_of_results_show_what_was_measured(name: str) -> None:
+    text = (DOCS / name).read_text()
+    assert text == pages.PAGES[name](), "run `python -m benchmarks.pages`"
+    folder = (DOCS / name).parent
+    for image in re.findall(r"!\[.*\]\((.*)\)", text):
+        assert (folder / image).exists()
 
 
-def test_the_page_has_measurements_of_each_task() -> None:
-    assert {m.__name__.rpartition(".")[2] for m in MODULES} <= {
-        p.stem for p in (DOCS / "tasks").glob("*.json")
-    }
+def test_the_table_of_scores_is_that_of_the_results() -> None:
+    """The table on the page of conclusions has the columns of some rules."""
+    rows = re.findall(r"^\| (\w.*) \|$", (DOCS / "tasks.md").read_text(), re.MULTILINE)
+    shown = [row.split(" | ")[1:] for row in rows[1:]]
+    rules = [
+        "BPTT",
+        "TBPTT(W)",
+        "D-RTRL",
+        "D-RTRL, full windows",
+        "ES-D-RTRL, decay 0.99",
+        "ES-D-RTRL, rank 4",
+        "credit, q = 4, rank 4",
+        "immediate gradient",
+    ]
+    tasks = {name: arms.load(DOCS / "tasks" / f"{name}.json") for name in pages.TASKS}
+    lines = [line.strip("| ").split(" | ") for line in pages.scores(tasks).splitlines()]
+    all_scores = {line[0]: line[1:] for line in lines}
+    assert shown == [
+        list(column) for column in zip(*(all_scores[rule] for rule in rules), strict=True)
+    ]

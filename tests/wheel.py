@@ -20,12 +20,13 @@ import etpc
 README = ROOT / "README.md"
 OF_EXTRAS = ("rich", "matplotlib", "saiunit", "pytest")
 MODEL = """\
+import equinox as eqx
 import jax.numpy as jnp
 from etpc import nn
 
 
 def make(key):
-    return nn.GRU(3, 4, key=key), jnp.zeros(3)
+    return nn.Sequential([eqx.nn.GRUCell(3, 4, key=key)]), jnp.zeros(3)
 """
 
 

@@ -10,7 +10,7 @@ from ._pattern import Pattern, columns_of, joined, numbering, pick, select, spre
 from ._reach import closure
 from ._size import trace_dtype, vector_dtype
 from ._values import Numbering, Numbers
-from ._weights import Split, WeightOp, by_equation, split
+from ._weights import Split, WeightOp, by_equation, shifted, split
 
 __all__ = [
     "Analysis",
@@ -36,6 +36,7 @@ __all__ = [
     "pick",
     "register_pattern",
     "select",
+    "shifted",
     "split",
     "spread",
     "trace_dtype",

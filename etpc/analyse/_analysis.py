@@ -129,7 +129,7 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
     hidden = HiddenStates.of(step)
     ops = parts.ops
     if isinstance(cut, bool):
-        cut = frozenset(op.number for op in ops if cut and op.kind.mixes)
+        cut = frozenset(op.number for op in ops if cut and op.kind.data is not None)
     data = [op.equation.inputs[op.kind.data] for op in ops if op.kind.data is not None]
     wanted = [v for v in dict.fromkeys([*data, *parts.outputs]) if v.is_float]
     tangents = linearise(step, parts, hidden, cut, wanted)

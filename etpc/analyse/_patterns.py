@@ -21,7 +21,7 @@ from . import (  # noqa: F401
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
 from ._pattern import Pattern
-from ._weights import Split, by_equation
+from ._weights import Split, by_equation, shifted
 
 Arrays = list[Any]
 
@@ -55,14 +55,11 @@ def linearise(
             def rule(eqn: Equation, operands: list[Any]) -> list[Any]:
                 ops = table.get(eqn, ())
                 for op in ops:
-                    operands = op.kind.shift_inputs(operands, deltas[op.number])
                     if op.number in cut:
+                        assert op.kind.data is not None
                         operands = list(operands)
                         operands[op.kind.data] = jax.lax.stop_gradient(operands[op.kind.data])
-                outputs = forward_mode(eqn)(*operands)
-                for op in ops:
-                    outputs = op.kind.shift_outputs(outputs, deltas[op.number])
-                return outputs
+                return shifted(ops, [deltas[op.number] for op in ops], operands, forward_mode(eqn))
 
             evaluate((*parts.prefix, *parts.body), env, rule)
             return [*hidden.split([env[v] for v in new]), *(env[v] for v in wanted)]

@@ -1,7 +1,8 @@
 """Where effective weights meet data."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -36,8 +37,8 @@ class WeightOp:
 
     @property
     def delta(self) -> jax.ShapeDtypeStruct:
-        """The shape of the operation's perturbation: of its output if it mixes positions, else of the weight."""
-        perturbed = self.equation.outputs[0] if self.kind.mixes else self.weight
+        """The perturbation of the operation: of its output where it has data, else of the weight."""
+        perturbed = self.equation.outputs[0] if self.kind.data is not None else self.weight
         shape = (self.kind.groups, self.kind.outputs)
         return jax.ShapeDtypeStruct(shape, perturbed.aval.dtype)
 
@@ -144,6 +145,21 @@ def by_equation(ops: Sequence[WeightOp]) -> dict[Equation, list[WeightOp]]:
     return table
 
 
+def shifted(
+    ops: Sequence[WeightOp],
+    deltas: Sequence[Any],
+    operands: list[Any],
+    apply: Callable[..., list[Any]],
+) -> list[Any]:
+    """The outputs of an equation, with the perturbation of each of its weight operations added where it acts."""
+    for op, delta in zip(ops, deltas, strict=True):
+        operands = op.kind.shift_inputs(operands, delta)
+    outputs = apply(*operands)
+    for op, delta in zip(ops, deltas, strict=True):
+        outputs = op.kind.shift_outputs(outputs, delta)
+    return outputs
+
+
 def _copies(
     step: Step, body: Sequence[Equation], reads: dict[Variable, frozenset[int]]
 ) -> tuple[list[Equation], tuple[Variable, ...], tuple[Variable, ...]]:
@@ -162,4 +178,4 @@ def _copies(
     return body, outputs, tuple(through(v) for v in step.next_state)
 
 
-__all__ = ["Split", "WeightOp", "by_equation", "split"]
+__all__ = ["Split", "WeightOp", "by_equation", "shifted", "split"]

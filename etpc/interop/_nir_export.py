@@ -4,6 +4,7 @@ import copy
 import itertools
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import nir  # pyright: ignore[reportMissingImports]
@@ -18,7 +19,6 @@ from etpc._errors import (
     raise_together,
     whole_number,
 )
-from etpc.nn._conv import Conv
 
 from ._graph import check_graph
 from ._model import written
@@ -42,8 +42,9 @@ def to_nir(
     **Arguments:**
 
     - `model`: from [`from_nir`][etpc.interop.from_nir], trained or not; or an
-        [`etpc.nn.Sequential`][] of `Linear`, `DaleLinear`, `LowRankLinear`, `Conv1d`, `Conv2d`,
-        `LIF`, `ExponentialSynapse`, `LeakyRateReadout`, `MembraneReadout` and `Delay`, or one of these layers.
+        [`etpc.nn.Sequential`][] of `Linear`, `Conv1d` and `Conv2d` of `equinox.nn`, `DaleLinear`,
+        `LowRankLinear`, `LIF`, `ExponentialSynapse`, `LeakyRateReadout`, `MembraneReadout` and
+        `Delay`, or one of these layers.
     - `input_shape`: of one example, where the first layer does not say it, as a convolution.
     - `approximate`: whether to write a soft reset as a hard one, and to leave a refractory period out.
         The metadata say so, as `approximations`.
@@ -157,7 +158,7 @@ class _Writer:
         return []
 
     def linear(self, where: str, layer: Any) -> list[tuple[str, Any]]:
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, eqx.nn.Linear):
             weight = np.asarray(layer.weight)
         else:
             # What the layer makes of each unit vector, less the bias.
@@ -168,8 +169,12 @@ class _Writer:
             return [("linear", nir.Linear(weight))]
         return [("linear", nir.Affine(weight, np.asarray(bias)))]
 
-    def conv(self, where: str, layer: Conv) -> list[tuple[str, Any]]:
+    def conv(self, where: str, layer: eqx.nn.Conv) -> list[tuple[str, Any]]:
         n = layer.num_spatial_dims
+        if layer.padding_mode != "ZEROS":
+            self.problems.append(
+                f"{where} has the padding mode {layer.padding_mode}, and NIR pads with zeros."
+            )
         padding: Any = layer.padding
         if isinstance(padding, str):
             if padding == "SAME_LOWER" or (padding == "SAME" and set(layer.stride) != {1}):
@@ -269,11 +274,11 @@ class _Writer:
 
 
 WRITERS: dict[type, Any] = {
-    nn.Linear: _Writer.linear,
+    eqx.nn.Linear: _Writer.linear,
     nn.DaleLinear: _Writer.linear,
     nn.LowRankLinear: _Writer.linear,
-    nn.Conv1d: _Writer.conv,
-    nn.Conv2d: _Writer.conv,
+    eqx.nn.Conv1d: _Writer.conv,
+    eqx.nn.Conv2d: _Writer.conv,
     nn.LIF: _Writer.lif,
     nn.ExponentialSynapse: _Writer.synapse,
     nn.LeakyRateReadout: _Writer.readout,
@@ -287,6 +292,6 @@ def _dtype(layer: Any) -> Any:
 
 
 def _input_shape(layer: Any) -> tuple[int, ...] | None:
-    if hasattr(layer, "in_features"):
-        return (int(layer.in_features),)
+    if isinstance(getattr(layer, "in_features", None), int):
+        return (layer.in_features,)
     return getattr(layer, "shape", None)

@@ -1,26 +1,17 @@
-"""Layers with marked weights, in the conventions of `equinox.nn`, and initialisers for them."""
+"""Layers that Equinox does not have, with marked weights, and initial weights for all layers.
 
-from etpc.nn._conv import Conv, Conv1d, Conv2d
+Dense, convolutional, embedding and normalisation layers, GRU and LSTM are those of `equinox.nn`.
+"""
+
+from etpc.nn._cells import MGU, IndRNN, MinGRU, MinLSTM, VanillaRNN
 from etpc.nn._delay import Delay, DelayedLinear
-from etpc.nn._diagonal import IndRNN, MinGRU, MinLSTM
-from etpc.nn._embedding import Embedding
 from etpc.nn._from_data import init_from_data
-from etpc.nn._init import (
-    kaiming_normal,
-    kaiming_uniform,
-    normal,
-    orthogonal,
-    xavier_normal,
-    xavier_uniform,
-    zeros,
-)
-from etpc.nn._linear import DaleLinear, Linear
+from etpc.nn._init import init
+from etpc.nn._linear import DaleLinear
 from etpc.nn._low_rank import LowRankLinear
 from etpc.nn._neuron import ALIF, GIF, LIF
 from etpc.nn._nonlinear import EIF, QIF, AdEx, Izhikevich, ResonateAndFire
-from etpc.nn._norm import GroupNorm, LayerNorm, RMSNorm
 from etpc.nn._readout import LeakyRateReadout, MembraneReadout, broadcast_readout
-from etpc.nn._rnn import GRU, LSTM, MGU, LSTMState, VanillaRNN
 from etpc.nn._sequential import Sequential
 from etpc.nn._sparse import SparseLinear
 from etpc.nn._ssm import LRU, S5
@@ -38,47 +29,53 @@ __all__ = [
     "CUBA",
     "EIF",
     "GIF",
-    "GRU",
     "LIF",
     "LRU",
-    "LSTM",
     "MGU",
     "QIF",
     "S5",
     "AdEx",
-    "Conv",
-    "Conv1d",
-    "Conv2d",
     "DaleLinear",
     "Delay",
     "DelayedLinear",
     "DualExponentialSynapse",
-    "Embedding",
     "ExponentialSynapse",
-    "GroupNorm",
     "IndRNN",
     "Izhikevich",
-    "LSTMState",
-    "LayerNorm",
     "LeakyRateReadout",
-    "Linear",
     "LowRankLinear",
     "MembraneReadout",
     "MinGRU",
     "MinLSTM",
-    "RMSNorm",
     "ResonateAndFire",
     "Sequential",
     "ShortTermPlasticity",
     "SparseLinear",
     "VanillaRNN",
     "broadcast_readout",
+    "init",
     "init_from_data",
+]
+
+_EQUINOX = ["Linear", "Conv", "Conv1d", "Conv2d", "Embedding", "LayerNorm", "GroupNorm", "RMSNorm"]
+_MOVED = {name: f"eqx.nn.{name}" for name in _EQUINOX} | {
+    "GRU": "eqx.nn.GRUCell, called as `h = cell(x, h)`",
+    "LSTM": "eqx.nn.LSTMCell, called as `h, c = cell(x, (h, c))`",
+    "LSTMState": "a pair (h, c)",
+}
+_SCHEMES = [
     "kaiming_normal",
     "kaiming_uniform",
-    "normal",
-    "orthogonal",
     "xavier_normal",
     "xavier_uniform",
+    "orthogonal",
+    "normal",
     "zeros",
 ]
+_MOVED |= {name: f'etpc.nn.init(layer, "{name}", key)' for name in _SCHEMES}
+
+
+def __getattr__(name: str):
+    if name in _MOVED:
+        raise AttributeError(f"etpc.nn has no {name}: use {_MOVED[name]}.")
+    raise AttributeError(f"module 'etpc.nn' has no attribute {name!r}")

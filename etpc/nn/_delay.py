@@ -6,17 +6,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
-    Initializer,
+    DType,
+    Scheme,
     check_shape,
     float_dtype,
     initialise,
-    kaiming_normal,
     layer_shape,
     positive_int,
 )
@@ -49,9 +48,7 @@ class Delay(eqx.Module):
     longest: int = eqx.field(static=True)
     dtype: np.dtype = eqx.field(static=True)
 
-    def __init__(
-        self, size: int | tuple[int, ...], steps: Steps, *, dtype: DTypeLike | None = None
-    ):
+    def __init__(self, size: int | tuple[int, ...], steps: Steps, *, dtype: DType = None):
         """**Arguments:**
 
         - `size`: the number of signals K, or the shape of a layer of them.
@@ -115,19 +112,20 @@ class DelayedLinear(eqx.Module):
         out_features: int,
         delays: Steps,
         *,
-        weight_init: Initializer = kaiming_normal(),
-        dtype: DTypeLike | None = None,
+        weight_init: Scheme = "kaiming_normal",
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
 
         - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `delays`: the delays d in steps, an integer or an array of integers of shape `(O, I)`.
-        - `weight_init`: a callable `(key, shape, dtype) -> array`; the weight's shape is `(O, I)`.
+        - `weight_init`: a scheme as of [`etpc.nn.init`][]; the weight's shape is `(O, I)`.
         - `dtype`: of the weight and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial weight.
 
-        **Raises** `InputError` as `Linear` and `Delay` do.
+        **Raises** `InputError` for a size below 1, delays that `Delay` would refuse, a dtype that is not a
+        float, or an initialiser that returns another shape or dtype.
         """
         self.in_features = positive_int("in_features", in_features)
         self.out_features = positive_int("out_features", out_features)

@@ -6,35 +6,24 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+from typing_extensions import TypeAliasType
 
 from etpc._errors import InputError
-from etpc.nn._init import (
-    Constant,
-    Number,
-    Parameter,
-    check_shape,
-    constant_or_parameter,
-    float_dtype,
-    in_unit,
-    known,
-    layer_shape,
-    positive_number,
-    used,
-)
+from etpc.nn._declared import Units, duration, option
+from etpc.nn._init import Number, Parameter, Size, in_unit, known
+from etpc.surrogate import ReluGrad
 
 Reset: TypeAlias = Literal["soft", "hard"]
-Surrogate: TypeAlias = Callable[[Array], Array]
+Surrogate = TypeAliasType("Surrogate", Callable[[Array], Array])
 # The state of a neuron: a membrane potential alone, or a named tuple of arrays.
 State: TypeAlias = Any
 
 
-def leak(dt: float, tau: Parameter) -> tuple[Parameter, Parameter]:
+def leak(dt: Number, tau: Parameter) -> tuple[Any, Any]:
     """The factor `exp(-dt / tau)` by which a state decays in a step, and what it lacks to 1."""
     steps = dt / tau
     if isinstance(steps, jax.Array):
@@ -74,7 +63,7 @@ class Membrane(NamedTuple):
     wait: Int[Array, "*K"] | None = None
 
 
-class Neuron(eqx.Module):
+class Neuron(Units):
     """Spiking neurons. A subclass gives the equations, in the four methods at the end.
 
     The new state is the one *before* the reset that a spike calls for; that reset opens the next
@@ -85,43 +74,31 @@ class Neuron(eqx.Module):
     not differentiated.
     """
 
-    shape: tuple[int, ...] = eqx.field(static=True)
-    dt: float = eqx.field(static=True)
-    surrogate: Surrogate = eqx.field(static=True)
-    detach_reset: bool = eqx.field(static=True)
-    refractory: float = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
+    dt: Number = duration(1.0)
+    surrogate: Surrogate = option(ReluGrad())
+    detach_reset: bool = option(False)
+    refractory: Number = option(0.0)
 
     # Membrane or a named tuple with the fields `V` and `wait`, and what a refractory period holds.
     state_type: ClassVar[Any] = Membrane
     held: ClassVar[tuple[str, ...]] = ("V",)
 
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        dt: Number,
-        surrogate: Surrogate,
-        detach_reset: bool,
-        refractory: Number,
-        dtype: DTypeLike | None,
-    ):
-        self.shape = layer_shape(size)
-        self.dtype = float_dtype(dtype)
-        self.dt = positive_number("dt", dt, "ms")
-        refractory = in_unit("refractory", refractory, "ms")
+    def __post_init__(self, size: Size):
+        super().__post_init__(size)
+        refractory = in_unit("refractory", self.refractory, "ms")
         if not (isinstance(refractory, int | float | np.number) and 0 <= refractory < np.inf):
             raise InputError(
                 f"refractory must be a finite number >= 0, got {refractory!r}. This is because it "
                 "is the time for which a neuron is held after a spike. Pass a number of ms, or 0."
             )
         self.refractory = float(refractory)
-        self.surrogate = surrogate
-        self.detach_reset = detach_reset
-        if isinstance(surrogate, type) or not callable(surrogate):
+
+    def __check_init__(self):
+        if isinstance(self.surrogate, type) or not callable(self.surrogate):
             raise InputError(
-                f"surrogate must be a spike function, got {surrogate!r}. This is because it is called "
-                "as `surrogate(x)` with the distance of V from the threshold. Pass an instance, such "
-                "as `etpc.surrogate.ReluGrad()`."
+                f"surrogate must be a spike function, got {self.surrogate!r}. This is because it is "
+                "called as `surrogate(x)` with the distance of V from the threshold. Pass an instance, "
+                "such as `etpc.surrogate.ReluGrad()`."
             )
 
     def init_state(self) -> State:
@@ -149,12 +126,8 @@ class Neuron(eqx.Module):
 
         **Raises** `InputError` where `current` or a part of `state` has another shape than the layer.
         """
-        layer = type(self).__name__
-        check_shape(layer, "current", current, self.shape)
         old = self._unpacked(state)
-        for name, part in old._asdict().items():
-            if part is not None:
-                check_shape(layer, name, part, self.shape)
+        self._check(current=current, **old._asdict())
         spike = self._spike(old)
         before = self._jump(
             old, spike, jax.lax.stop_gradient(spike) if self.detach_reset else spike
@@ -192,15 +165,6 @@ class Neuron(eqx.Module):
 
     def _packed(self, state: Any) -> State:
         return state.V if self.state_type is Membrane and not self.refractory else state
-
-    def _constant(self, name: str, value: Constant, unit: str, positive: bool = False) -> Parameter:
-        return constant_or_parameter(name, value, self.shape, self.dtype, unit, positive=positive)
-
-    def _used(self, value: Parameter) -> Parameter:
-        return used(value, self.shape)
-
-    def _full(self, value: Parameter) -> Array:
-        return jnp.full(self.shape, value, self.dtype)
 
     @abc.abstractmethod
     def _rest(self) -> Any:

@@ -63,9 +63,9 @@ def init_from_data(
     it holds for any neuron; initial weights are not replaced by orthonormal ones.
 
     ```pycon
-    >>> import jax, jax.numpy as jnp
+    >>> import equinox as eqx, jax, jax.numpy as jnp
     >>> from etpc import nn
-    >>> model = nn.Sequential([nn.Linear(100, 64, key=jax.random.key(0)), nn.LIF(64)])
+    >>> model = nn.Sequential([eqx.nn.Linear(100, 64, key=jax.random.key(0)), nn.LIF(64)])
     >>> xs = 1.0 * jax.random.bernoulli(jax.random.key(1), 0.1, (200, 100))  # T, I
     >>> def firing_rate(model):
     ...     _, spikes = jax.lax.scan(lambda s, x: model(x, s)[::-1], model.init_state(), xs)
@@ -217,11 +217,11 @@ def _layers(step: "Step") -> list[_Layer]:
         raise ModelError(
             "The model has no spike function, or has it inside a `lax.scan`. A spike function is one of "
             "`etpc.surrogate`, or a `jax.custom_jvp` whose output is a step of its input. Weights of other "
-            "networks need no scale for their rates: take an initialiser such as `etpc.nn.orthogonal`."
+            "networks need no scale for their rates: draw them with `etpc.nn.init`."
         )
     parts = split(step)
     ends = {e: n for n, e in enumerate(functions)}
-    mixing = [op for op in parts.ops if op.kind.mixes]
+    mixing = [op for op in parts.ops if op.kind.data is not None]
     ends_path = {id(op.equation) for op in mixing} | {id(e) for e in functions}
     carried = dict(zip(parts.next_state, step.state, strict=True))
     drivers: list[set[int]] = [set() for _ in functions]
@@ -248,7 +248,7 @@ def _layers(step: "Step") -> list[_Layer]:
     raise_together(
         [
             f"The spike function at {source} has no weights in front of it that could be scaled. Put a "
-            "layer such as `etpc.nn.Linear` between it and the input."
+            "layer such as `eqx.nn.Linear` between it and the input."
             for source in lonely
         ],
         ModelError,

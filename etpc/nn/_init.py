@@ -1,97 +1,160 @@
 """Weight initialisers, and the checks and conversions that the constructors of `etpc.nn` share.
 
-An initialiser is a callable `(key, shape, dtype) -> array`. Weights have the layout of
+An initialiser is a function `(key, shape, dtype) -> array`. Weights have the layout of
 `eqx.nn.Linear` and `eqx.nn.Conv`, `(out, in, ...)`: the fan-in is along axis 1, the fan-out along
 axis 0.
 """
 
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.nn.initializers import normal as normal
-from jax.nn.initializers import orthogonal as orthogonal
-from jax.nn.initializers import variance_scaling
-from jax.nn.initializers import zeros as zeros
+from jax.nn.initializers import normal, orthogonal, variance_scaling, zeros
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
+from typing_extensions import TypeAliasType
 
 from etpc._errors import InputError
 from etpc._jax import mark
 
-Initializer: TypeAlias = Callable[[PRNGKeyArray, tuple[int, ...], DTypeLike], Array]
+Initializer = TypeAliasType(
+    "Initializer", Callable[[PRNGKeyArray, tuple[int, ...], DTypeLike], Array]
+)
+Scheme = TypeAliasType("Scheme", str | Initializer)
+"""An initialiser, or the name of one of `SCHEMES`."""
+Layer = TypeVar("Layer")
 
 
-@runtime_checkable
-class Quantity(Protocol):
-    """A quantity of `saiunit`, which is imported by those alone who use it."""
+if TYPE_CHECKING:
+    Quantity: TypeAlias = Any
+else:
 
-    @property
-    def mantissa(self) -> Any: ...
-    @property
-    def unit(self) -> Any: ...
+    @runtime_checkable
+    class Quantity(Protocol):
+        """A quantity of `saiunit`, which only those who use it import."""
 
-
-# A number is a fixed constant, an array a trainable parameter.
-Number: TypeAlias = float | int | Quantity
-Constant: TypeAlias = Number | np.ndarray | Array
-# What becomes of a `Constant`.
-Parameter: TypeAlias = float | Float[Array, "..."]
+        @property
+        def mantissa(self) -> Any: ...
+        @property
+        def unit(self) -> Any: ...
 
 
-def kaiming_normal(scale: float = 2.0) -> Initializer:
-    """Normal with variance `scale / fan_in`, truncated at two standard deviations.
+# Named, so that signatures show the names.
+Number = TypeAliasType("Number", float | int | Quantity)
+"""A fixed number."""
+Parameter = TypeAliasType("Parameter", float | int | Quantity | np.ndarray | Array)
+"""A number is a fixed constant, an array a trainable parameter."""
+Size = TypeAliasType("Size", int | tuple[int, ...])
+"""A number of units, or the shape of a layer of them."""
+DType = TypeAliasType("DType", DTypeLike | None)
+"""JAX's default float where None."""
+
+
+def scaled(
+    variance: float,
+    mode: Literal["fan_in", "fan_avg"] = "fan_in",
+    distribution: Literal["truncated_normal", "uniform"] = "truncated_normal",
+) -> Initializer:
+    """Draws of the variance `variance` / fan."""
+    return variance_scaling(variance, mode, distribution, in_axis=1, out_axis=0)
+
+
+SCHEMES: dict[str, Initializer] = {
+    "kaiming_normal": scaled(2.0, "fan_in", "truncated_normal"),
+    "kaiming_uniform": scaled(2.0, "fan_in", "uniform"),
+    "lecun_normal": scaled(1.0, "fan_in", "truncated_normal"),
+    "xavier_normal": scaled(1.0, "fan_avg", "truncated_normal"),
+    "xavier_uniform": scaled(1.0, "fan_avg", "uniform"),
+    "orthogonal": orthogonal(column_axis=0),
+    "normal": normal(1.0),
+    "zeros": zeros,
+}
+
+
+def init(layer: Layer, scheme: Scheme, key: PRNGKeyArray, *, gain: float = 1.0) -> Layer:
+    """The layer with new weights, and with biases of zero.
+
+    A weight is an array of two axes or more in a field whose name begins with `weight`, such as
+    `weight_hh` of a cell, whose gates are drawn together; a bias is in a field whose name begins with
+    `bias`. All else, such as time constants, gains of norms and single recurrent weights, stays as it
+    is.
+
+    **Arguments:**
+
+    - `layer`: a layer of `equinox.nn` or `etpc.nn`, or a model of such layers.
+    - `scheme`: a function `(key, shape, dtype) -> array`, or the name of one, where the fan-in and the
+        fan-out of a weight of shape `(O, I, ...)` are I and O times the size of the kernel:
+        - `"kaiming_normal"`, `"kaiming_uniform"`: of variance 2 / fan-in;
+        - `"lecun_normal"`: of variance 1 / fan-in;
+        - `"xavier_normal"`, `"xavier_uniform"`: of variance 2 / (fan-in + fan-out);
+        - `"orthogonal"`: with orthonormal rows or columns;
+        - `"normal"`: of variance 1;
+        - `"zeros"`.
+        The first five with `normal` are truncated at two standard deviations.
+    - `key`: a PRNG key. That of the constructor may be used again, as its draws are replaced.
+    - `gain`: a factor of the weights.
+
+    **Returns** a layer of the same structure, shapes and dtypes.
+
+    **Raises** `InputError` for a name that is unknown, a layer without a weight of two axes, or a
+    function that returns another shape or dtype.
 
     ```pycon
-    >>> import jax
+    >>> import equinox as eqx, jax
     >>> from etpc import nn
-    >>> nn.kaiming_normal()(jax.random.key(0), (3, 4), "float32").shape
-    (3, 4)
+    >>> key = jax.random.key(0)
+    >>> linear = nn.init(eqx.nn.Linear(3, 2, key=key), "orthogonal", key)
+    >>> (linear.weight @ linear.weight.T).round(5).tolist(), linear.bias.tolist()
+    ([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
 
     ```
 
-    **Source** He et al., "Delving deep into rectifiers", ICCV 2015, equation 10.
+    **Source** He et al., "Delving deep into rectifiers", ICCV 2015, equation 10 (`kaiming`); Glorot &
+    Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010,
+    equations 12 and 16 (`xavier`); Saxe, McClelland & Ganguli, "Exact solutions to the nonlinear dynamics
+    of learning in deep linear neural networks", ICLR 2014 (`orthogonal`).
     """
-    return _variance_scaling(scale, "fan_in", "truncated_normal")
+    draw = initializer("scheme", scheme)
+    paths_and_leaves, structure = jax.tree.flatten_with_path(layer)
+
+    def in_field(prefix: str, path: tuple[Any, ...], leaf: Any) -> bool:
+        return eqx.is_inexact_array(leaf) and getattr(path[-1], "name", "").startswith(prefix)
+
+    leaves = [
+        jnp.zeros_like(leaf) if in_field("bias", path, leaf) else leaf
+        for path, leaf in paths_and_leaves
+    ]
+    places = [
+        n
+        for n, (path, leaf) in enumerate(paths_and_leaves)
+        if in_field("weight", path, leaf) and leaf.ndim > 1
+    ]
+    if not places:
+        raise InputError(
+            f"{type(layer).__name__} has no weight to draw. This is because no array of two axes or more is "
+            "in a field whose name begins with `weight`. Pass an initialiser where the layer is made, such "
+            "as `weight_init=`, or set its arrays with `eqx.tree_at`."
+        )
+    for n, one in zip(places, jax.random.split(key, len(places)), strict=True):
+        leaves[n] = gain * initialise("scheme", draw, one, leaves[n].shape, leaves[n].dtype)
+    return jax.tree.unflatten(structure, leaves)
 
 
-def kaiming_uniform(scale: float = 2.0) -> Initializer:
-    """Uniform on `[-a, a]` with `a = sqrt(3 * scale / fan_in)`, of variance `scale / fan_in`.
-
-    **Source** He et al., "Delving deep into rectifiers", ICCV 2015, equation 10.
-    """
-    return _variance_scaling(scale, "fan_in", "uniform")
-
-
-def xavier_normal(scale: float = 1.0) -> Initializer:
-    """Normal with variance `2 * scale / (fan_in + fan_out)`, truncated at two standard deviations.
-
-    **Source** Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
-    networks", AISTATS 2010, equation 12.
-    """
-    return _variance_scaling(scale, "fan_avg", "truncated_normal")
-
-
-def xavier_uniform(scale: float = 1.0) -> Initializer:
-    """Uniform on `[-a, a]` with `a = sqrt(6 * scale / (fan_in + fan_out))`.
-
-    **Source** Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
-    networks", AISTATS 2010, equation 16.
-    """
-    return _variance_scaling(scale, "fan_avg", "uniform")
-
-
-def _variance_scaling(
-    scale: float,
-    mode: Literal["fan_in", "fan_avg"],
-    distribution: Literal["truncated_normal", "uniform"],
-) -> Initializer:
-    positive_number("scale", scale)
-    return variance_scaling(scale, mode, distribution, in_axis=1, out_axis=0)
+def initializer(name: str, scheme: Scheme) -> Initializer:
+    """The function that a scheme names."""
+    if not isinstance(scheme, str):
+        return scheme
+    if scheme not in SCHEMES:
+        raise InputError(
+            f"{name}={scheme!r} is unknown. Pass a function `(key, shape, dtype) -> array`, or one of "
+            f"{', '.join(SCHEMES)}."
+        )
+    return SCHEMES[scheme]
 
 
 def positive_int(name: str, value: int) -> int:
@@ -103,7 +166,7 @@ def positive_int(name: str, value: int) -> int:
     return int(value)
 
 
-def layer_shape(size: int | tuple[int, ...]) -> tuple[int, ...]:
+def layer_shape(size: Size) -> tuple[int, ...]:
     """The shape of a layer that is given as a number of units or a shape."""
     return tuple(positive_int("size", n) for n in (size if isinstance(size, tuple) else (size,)))
 
@@ -118,7 +181,7 @@ def positive_number(name: str, value: Number, unit: str = "1") -> float:
     return float(value)
 
 
-def float_dtype(dtype: DTypeLike | None) -> np.dtype:
+def float_dtype(dtype: DType) -> np.dtype:
     """`dtype`, or JAX's default: float64 where x64 is on, float32 elsewhere."""
     dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -130,10 +193,10 @@ def float_dtype(dtype: DTypeLike | None) -> np.dtype:
 
 
 def initialise(
-    name: str, init: Initializer, key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype
+    name: str, scheme: Scheme, key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype
 ) -> Array:
-    """Draw a weight, and check that `init` gave what was asked for."""
-    value = init(key, shape, dtype)
+    """Draw a weight, and check that a function gave what was asked for."""
+    value = initializer(name, scheme)(key, shape, dtype)
     if value.shape != shape or value.dtype != dtype:
         raise InputError(
             f"{name} returned {value.dtype}{list(value.shape)} where {dtype}{list(shape)} is "
@@ -146,13 +209,13 @@ def initialise(
 def optional(
     wanted: bool,
     name: str,
-    init: Initializer,
+    scheme: Scheme,
     key: PRNGKeyArray,
     shape: tuple[int, ...],
     dtype: np.dtype,
 ) -> Array | None:
     """A weight that a layer may be without, such as a bias."""
-    return initialise(name, init, key, shape, dtype) if wanted else None
+    return initialise(name, scheme, key, shape, dtype) if wanted else None
 
 
 def check_callable(name: str, function: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -166,13 +229,13 @@ def check_callable(name: str, function: Callable[[Array], Array]) -> Callable[[A
 
 def constant_or_parameter(
     name: str,
-    value: Constant,
+    value: Parameter,
     shape: tuple[int, ...],
     dtype: np.dtype,
     unit: str = "1",
     *,
     positive: bool = False,
-) -> Parameter:
+) -> float | Array:
     """A number stays a fixed Python float; an array becomes a parameter of type `dtype`.
 
     A quantity is converted to `unit` before.
@@ -229,7 +292,7 @@ def known(*values: object) -> bool:
     return not any(isinstance(value, Tracer) for value in values)
 
 
-def used(value: Parameter, shape: tuple[int, ...]) -> Parameter:
+def used(value: Parameter, shape: tuple[int, ...]) -> Any:
     """A constant as it is, a parameter with the mark that says: this is a weight.
 
     One that all units share is spread over them first. So its trace is one for each unit with that

@@ -2,19 +2,17 @@
 
 import equinox as eqx
 import jax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
 from etpc.nn._init import (
-    Initializer,
+    DType,
+    Scheme,
     check_shape,
     float_dtype,
     initialise,
-    kaiming_normal,
     optional,
     positive_int,
-    zeros,
 )
 
 
@@ -22,7 +20,7 @@ class LowRankLinear(eqx.Module):
     """`y = U (V x) + b`: a dense layer whose weight `W = U V` has rank R. All parameters are marked.
 
     The compiler reads the two products as one with the effective weight `U V`, whose trace is that
-    of [`etpc.nn.Linear`][], and pulls the gradient back to both factors. So they are as exact as a
+    of `eqx.nn.Linear`, and pulls the gradient back to both factors. So they are as exact as a
     `Linear` in the same place, and the trace is as large. With a trace for each factor, that of
     `V` would be cut where its product enters `U`, and nothing of it would be left. A model that runs
     on its own never forms `U V`.
@@ -51,10 +49,10 @@ class LowRankLinear(eqx.Module):
         rank: int,
         use_bias: bool = True,
         *,
-        U_init: Initializer = kaiming_normal(1.0),
-        V_init: Initializer = kaiming_normal(),
-        bias_init: Initializer = zeros,
-        dtype: DTypeLike | None = None,
+        U_init: Scheme = "lecun_normal",
+        V_init: Scheme = "kaiming_normal",
+        bias_init: Scheme = "zeros",
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -62,7 +60,7 @@ class LowRankLinear(eqx.Module):
         - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `rank`: R.
         - `use_bias`: whether there is a `b`.
-        - `U_init`, `V_init`, `bias_init`: callables `(key, shape, dtype) -> array`. By default the
+        - `U_init`, `V_init`, `bias_init`: schemes as of [`etpc.nn.init`][]. By default the
             elements of `U V` have the variance of those of `Linear`.
         - `dtype`: of the parameters; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.

@@ -2,25 +2,14 @@
 
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from etpc._errors import InputError
-from etpc.nn._dynamics import (
-    Membrane,
-    Neuron,
-    Reset,
-    Surrogate,
-    check_above,
-    check_reset,
-    leak,
-    reset_to,
-)
-from etpc.nn._init import Constant, Number, Parameter, known
-from etpc.surrogate import ReluGrad
+from etpc.nn._declared import constant, option
+from etpc.nn._dynamics import Membrane, Neuron, Reset, check_above, check_reset, leak, reset_to
+from etpc.nn._init import Parameter, known
 
 BELOW_THRESHOLD = (
     "a reset has to take a neuron below its threshold, and the argument of the surrogate is divided "
@@ -52,6 +41,25 @@ class LIF(Neuron):
     `size`, is a trainable parameter and marked as a weight. Each may be a `saiunit` quantity, which is
     converted to a plain number or array in the unit that is named below.
 
+    **Arguments:**
+
+    - `size`: the number of neurons K, or the shape of a layer of them.
+    - `tau`: membrane time constant (ms). `dt`: length of one step (ms).
+    - `R`: membrane resistance (megaohm, so that a current in nA gives mV).
+    - `V_th`, `V_rest`, `V_reset`: threshold, resting and reset potential (mV).
+    - `reset`: `"soft"` subtracts `V_th - V_reset` at a spike; `"hard"` puts V to `V_reset`.
+    - `surrogate`: the spike function, a hashable callable such as those of `etpc.surrogate`. It
+      gets `(V - V_th) / (V_th - V_reset)`.
+    - `detach_reset`: whether the spike in the reset of V is held constant under differentiation.
+    - `refractory`: refractory period (ms), in whole steps, rounded up; none by default.
+    - `integration`: `"exp_euler"` or `"euler"`, as above.
+    - `dtype`: of the state and of the trainable parameters; JAX's default float where None.
+
+    **Raises** `InputError` for a size below 1, a parameter that is not finite, does not fit
+    `size` or is a quantity of another dimension, `tau` or `dt` that is not positive, a negative
+    `refractory`, a threshold that is not above the reset potential, and an unknown `reset`,
+    `integration` or `surrogate`.
+
     ```pycon
     >>> import jax.numpy as jnp
     >>> from etpc import nn
@@ -70,67 +78,24 @@ class LIF(Neuron):
     of `1 - z`.
     """
 
-    tau: Parameter
-    R: Parameter
-    V_th: Parameter
-    V_rest: Parameter
-    V_reset: Parameter
-    reset: Reset = eqx.field(static=True)
-    integration: Literal["exp_euler", "euler"] = eqx.field(static=True)
+    tau: Parameter = constant(20.0, "ms", positive=True)
+    R: Parameter = constant(1.0, "Mohm")
+    V_th: Parameter = constant(1.0, "mV")
+    V_rest: Parameter = constant(0.0, "mV")
+    V_reset: Parameter = constant(0.0, "mV")
+    reset: Reset = option("soft")
+    integration: Literal["exp_euler", "euler"] = option("exp_euler")
 
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        *,
-        tau: Constant = 20.0,
-        R: Constant = 1.0,
-        V_th: Constant = 1.0,
-        V_rest: Constant = 0.0,
-        V_reset: Constant = 0.0,
-        reset: Reset = "soft",
-        dt: Number = 1.0,
-        surrogate: Surrogate = ReluGrad(),
-        detach_reset: bool = False,
-        refractory: Number = 0.0,
-        integration: Literal["exp_euler", "euler"] = "exp_euler",
-        dtype: DTypeLike | None = None,
-    ):
-        """**Arguments:**
-
-        - `size`: the number of neurons K, or the shape of a layer of them.
-        - `tau`: membrane time constant (ms). `dt`: length of one step (ms).
-        - `R`: membrane resistance (megaohm, so that a current in nA gives mV).
-        - `V_th`, `V_rest`, `V_reset`: threshold, resting and reset potential (mV).
-        - `reset`: `"soft"` subtracts `V_th - V_reset` at a spike; `"hard"` puts V to `V_reset`.
-        - `surrogate`: the spike function, a hashable callable such as those of `etpc.surrogate`. It
-          gets `(V - V_th) / (V_th - V_reset)`.
-        - `detach_reset`: whether the spike in the reset of V is held constant under differentiation.
-        - `refractory`: refractory period (ms), in whole steps, rounded up; none by default.
-        - `integration`: `"exp_euler"` or `"euler"`, as above.
-        - `dtype`: of the state and of the trainable parameters; JAX's default float where None.
-
-        **Raises** `InputError` for a size below 1, a parameter that is not finite, does not fit
-        `size` or is a quantity of another dimension, `tau` or `dt` that is not positive, a negative
-        `refractory`, a threshold that is not above the reset potential, and an unknown `reset`,
-        `integration` or `surrogate`.
-        """
-        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
-        self.tau = self._constant("tau", tau, "ms", positive=True)
-        self.R = self._constant("R", R, "Mohm")
-        self.V_th = self._constant("V_th", V_th, "mV")
-        self.V_rest = self._constant("V_rest", V_rest, "mV")
-        self.V_reset = self._constant("V_reset", V_reset, "mV")
-        self.reset = reset
-        self.integration = integration
-
+    def __check_init__(self):
         check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
-        check_reset(reset)
-        if integration not in ("exp_euler", "euler"):
+        check_reset(self.reset)
+        if self.integration not in ("exp_euler", "euler"):
             raise InputError(
-                f"integration={integration!r} is unknown. This is because there are two schemes. "
+                f"integration={self.integration!r} is unknown. This is because there are two schemes. "
                 'Pass "exp_euler" (exact for a constant current) or "euler".'
             )
-        if integration == "euler" and known(self.tau) and np.any(np.asarray(self.tau) < self.dt):
+        short = known(self.tau) and np.any(np.asarray(self.tau) < self.dt)
+        if self.integration == "euler" and short:
             raise InputError(
                 f"dt must not exceed tau with integration='euler', got dt={self.dt} and "
                 f"tau={self.tau}. This is because V would oscillate: the leak factor `1 - dt / tau` "
@@ -182,6 +147,16 @@ class ALIF(Neuron):
     As in [`LIF`][etpc.nn.LIF], the state is that before the reset, so the last spikes are a function
     of it, and a number is a fixed constant where an array is a trainable parameter.
 
+    **Arguments:**
+
+    - `tau_a`: time constant of the adaptation (ms).
+    - `beta`: by how much one spike raises the threshold (mV).
+    - `V_th`: the threshold without adaptation (mV).
+    - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike that enters the
+      adaptation is differentiated all the same, as in the source.
+
+    **Raises** `InputError` as `LIF` does.
+
     ```pycon
     >>> import jax.numpy as jnp
     >>> from etpc import nn
@@ -200,56 +175,20 @@ class ALIF(Neuron):
     has the gain 1 in place of `(1 - d) R`, the reset is soft and `V_rest = V_reset = 0`.
     """
 
-    tau: Parameter
-    tau_a: Parameter
-    beta: Parameter
-    R: Parameter
-    V_th: Parameter
-    V_rest: Parameter
-    V_reset: Parameter
-    reset: Reset = eqx.field(static=True)
+    tau: Parameter = constant(20.0, "ms", positive=True)
+    tau_a: Parameter = constant(200.0, "ms", positive=True)
+    beta: Parameter = constant(0.2, "mV")
+    R: Parameter = constant(1.0, "Mohm")
+    V_th: Parameter = constant(1.0, "mV")
+    V_rest: Parameter = constant(0.0, "mV")
+    V_reset: Parameter = constant(0.0, "mV")
+    reset: Reset = option("soft")
 
     state_type: ClassVar[Any] = ALIFState
 
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        *,
-        tau: Constant = 20.0,
-        tau_a: Constant = 200.0,
-        beta: Constant = 0.2,
-        R: Constant = 1.0,
-        V_th: Constant = 1.0,
-        V_rest: Constant = 0.0,
-        V_reset: Constant = 0.0,
-        reset: Reset = "soft",
-        dt: Number = 1.0,
-        surrogate: Surrogate = ReluGrad(),
-        detach_reset: bool = False,
-        refractory: Number = 0.0,
-        dtype: DTypeLike | None = None,
-    ):
-        """**Arguments:**
-
-        - `tau_a`: time constant of the adaptation (ms).
-        - `beta`: by how much one spike raises the threshold (mV).
-        - `V_th`: the threshold without adaptation (mV).
-        - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike that enters the
-          adaptation is differentiated all the same, as in the source.
-
-        **Raises** `InputError` as `LIF` does.
-        """
-        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
-        self.tau = self._constant("tau", tau, "ms", positive=True)
-        self.tau_a = self._constant("tau_a", tau_a, "ms", positive=True)
-        self.beta = self._constant("beta", beta, "mV")
-        self.R = self._constant("R", R, "Mohm")
-        self.V_th = self._constant("V_th", V_th, "mV")
-        self.V_rest = self._constant("V_rest", V_rest, "mV")
-        self.V_reset = self._constant("V_reset", V_reset, "mV")
-        self.reset = reset
+    def __check_init__(self):
         check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
-        check_reset(reset)
+        check_reset(self.reset)
 
     def _rest(self) -> ALIFState:
         return ALIFState(self._full(self.V_rest), self._full(0.0))
@@ -302,6 +241,18 @@ class GIF(Neuron):
     As in [`LIF`][etpc.nn.LIF], the state is that before the jumps, so the last spikes are a function
     of it, and a number is a fixed constant where an array is a trainable parameter.
 
+    **Arguments:**
+
+    - `V_th`: where the threshold rests (mV). `V_th_reset`: the lowest threshold after a spike (mV);
+      no bound where None. `A_th`: by how much a spike raises the threshold (mV).
+    - `a`: how the threshold follows the potential (1/ms). `tau_th`: its time constant (ms).
+    - `tau_I1`, `tau_I2`: time constants of the internal currents (ms).
+    - `R1`, `R2`: the part of the currents that a spike leaves. `A1`, `A2`: what it adds (nA).
+    - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike in the jumps of the
+      currents and the threshold is differentiated all the same.
+
+    **Raises** `InputError` as `LIF` does.
+
     ```pycon
     >>> import jax.numpy as jnp
     >>> from etpc import nn
@@ -322,84 +273,28 @@ class GIF(Neuron):
     (`R2 = 1`), as by default here. In the source the reset is hard.
     """
 
-    tau: Parameter
-    R: Parameter
-    V_th: Parameter
-    V_rest: Parameter
-    V_reset: Parameter
-    V_th_reset: Parameter | None
-    A_th: Parameter
-    a: Parameter
-    tau_th: Parameter
-    tau_I1: Parameter
-    tau_I2: Parameter
-    R1: Parameter
-    R2: Parameter
-    A1: Parameter
-    A2: Parameter
-    reset: Reset = eqx.field(static=True)
+    tau: Parameter = constant(20.0, "ms", positive=True)
+    R: Parameter = constant(1.0, "Mohm")
+    V_th: Parameter = constant(1.0, "mV")
+    V_rest: Parameter = constant(0.0, "mV")
+    V_reset: Parameter = constant(0.0, "mV")
+    V_th_reset: Parameter | None = constant(None, "mV")
+    A_th: Parameter = constant(0.0, "mV")
+    a: Parameter = constant(0.0, "1/ms")
+    tau_th: Parameter = constant(100.0, "ms", positive=True)
+    tau_I1: Parameter = constant(5.0, "ms", positive=True)
+    tau_I2: Parameter = constant(50.0, "ms", positive=True)
+    R1: Parameter = constant(0.0)
+    R2: Parameter = constant(1.0)
+    A1: Parameter = constant(0.0, "nA")
+    A2: Parameter = constant(0.0, "nA")
+    reset: Reset = option("soft")
 
     state_type: ClassVar[Any] = GIFState
 
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        *,
-        tau: Constant = 20.0,
-        R: Constant = 1.0,
-        V_th: Constant = 1.0,
-        V_rest: Constant = 0.0,
-        V_reset: Constant = 0.0,
-        V_th_reset: Constant | None = None,
-        A_th: Constant = 0.0,
-        a: Constant = 0.0,
-        tau_th: Constant = 100.0,
-        tau_I1: Constant = 5.0,
-        tau_I2: Constant = 50.0,
-        R1: Constant = 0.0,
-        R2: Constant = 1.0,
-        A1: Constant = 0.0,
-        A2: Constant = 0.0,
-        reset: Reset = "soft",
-        dt: Number = 1.0,
-        surrogate: Surrogate = ReluGrad(),
-        detach_reset: bool = False,
-        refractory: Number = 0.0,
-        dtype: DTypeLike | None = None,
-    ):
-        """**Arguments:**
-
-        - `V_th`: where the threshold rests (mV). `V_th_reset`: the lowest threshold after a spike (mV);
-          no bound where None. `A_th`: by how much a spike raises the threshold (mV).
-        - `a`: how the threshold follows the potential (1/ms). `tau_th`: its time constant (ms).
-        - `tau_I1`, `tau_I2`: time constants of the internal currents (ms).
-        - `R1`, `R2`: the part of the currents that a spike leaves. `A1`, `A2`: what it adds (nA).
-        - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike in the jumps of the
-          currents and the threshold is differentiated all the same.
-
-        **Raises** `InputError` as `LIF` does.
-        """
-        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
-        self.tau = self._constant("tau", tau, "ms", positive=True)
-        self.R = self._constant("R", R, "Mohm")
-        self.V_th = self._constant("V_th", V_th, "mV")
-        self.V_rest = self._constant("V_rest", V_rest, "mV")
-        self.V_reset = self._constant("V_reset", V_reset, "mV")
-        self.V_th_reset = (
-            None if V_th_reset is None else self._constant("V_th_reset", V_th_reset, "mV")
-        )
-        self.A_th = self._constant("A_th", A_th, "mV")
-        self.a = self._constant("a", a, "1/ms")
-        self.tau_th = self._constant("tau_th", tau_th, "ms", positive=True)
-        self.tau_I1 = self._constant("tau_I1", tau_I1, "ms", positive=True)
-        self.tau_I2 = self._constant("tau_I2", tau_I2, "ms", positive=True)
-        self.R1 = self._constant("R1", R1, "1")
-        self.R2 = self._constant("R2", R2, "1")
-        self.A1 = self._constant("A1", A1, "nA")
-        self.A2 = self._constant("A2", A2, "nA")
-        self.reset = reset
+    def __check_init__(self):
         check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
-        check_reset(reset)
+        check_reset(self.reset)
 
     def _rest(self) -> GIFState:
         zero = self._full(0.0)

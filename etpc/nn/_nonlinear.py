@@ -7,58 +7,28 @@ far the last step goes beyond `V_th` says nothing about the input. Their reset i
 import math
 from typing import Any, ClassVar, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from etpc._errors import InputError
-from etpc.nn._dynamics import (
-    Membrane,
-    Neuron,
-    Reset,
-    Surrogate,
-    check_above,
-    check_reset,
-    leak,
-    reset_to,
-)
-from etpc.nn._init import Constant, Number, Parameter, known
+from etpc.nn._declared import constant, option
+from etpc.nn._dynamics import Membrane, Neuron, Reset, check_above, check_reset, leak, reset_to
+from etpc.nn._init import Parameter, known
 from etpc.nn._neuron import BELOW_THRESHOLD
-from etpc.surrogate import ReluGrad
 
 
 class Upswing(Neuron):
     """What QIF, EIF and AdEx share: a membrane with a rest, a threshold and a hard reset."""
 
-    tau: Parameter
-    R: Parameter
-    V_th: Parameter
-    V_rest: Parameter
-    V_reset: Parameter
+    tau: Parameter = constant(10.0, "ms", positive=True)
+    R: Parameter = constant(1.0, "Mohm")
+    V_th: Parameter = constant(-45.0, "mV")
+    V_rest: Parameter = constant(-65.0, "mV")
+    V_reset: Parameter = constant(-68.0, "mV")
 
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        tau: Constant,
-        R: Constant,
-        V_th: Constant,
-        V_rest: Constant,
-        V_reset: Constant,
-        dt: Number,
-        surrogate: Surrogate,
-        detach_reset: bool,
-        refractory: Number,
-        dtype: DTypeLike | None,
-    ):
-        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
-        self.tau = self._constant("tau", tau, "ms", positive=True)
-        self.R = self._constant("R", R, "Mohm")
-        self.V_th = self._constant("V_th", V_th, "mV")
-        self.V_rest = self._constant("V_rest", V_rest, "mV")
-        self.V_reset = self._constant("V_reset", V_reset, "mV")
+    def __check_init__(self):
         check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
 
     def _rest(self) -> Any:
@@ -85,6 +55,13 @@ class QIF(Upswing):
 
     The state and its refractory period, numbers and arrays are as in [`LIF`][etpc.nn.LIF].
 
+    **Arguments:**
+
+    - `c`: curvature (1/mV). `V_c`: the critical potential, above which V runs away (mV).
+    - the others as for [`LIF`][etpc.nn.LIF].
+
+    **Raises** `InputError` as `LIF` does, and for a `V_c` that is not above `V_rest`.
+
     ```pycon
     >>> import jax.numpy as jnp
     >>> from etpc import nn
@@ -101,38 +78,11 @@ class QIF(Upswing):
     2014, section 5.3.
     """
 
-    c: Parameter
-    V_c: Parameter
+    V_th: Parameter = constant(-30.0, "mV")
+    c: Parameter = constant(0.07, "1/mV", positive=True)
+    V_c: Parameter = constant(-50.0, "mV")
 
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        *,
-        tau: Constant = 10.0,
-        R: Constant = 1.0,
-        c: Constant = 0.07,
-        V_c: Constant = -50.0,
-        V_th: Constant = -30.0,
-        V_rest: Constant = -65.0,
-        V_reset: Constant = -68.0,
-        dt: Number = 1.0,
-        surrogate: Surrogate = ReluGrad(),
-        detach_reset: bool = False,
-        refractory: Number = 0.0,
-        dtype: DTypeLike | None = None,
-    ):
-        """**Arguments:**
-
-        - `c`: curvature (1/mV). `V_c`: the critical potential, above which V runs away (mV).
-        - the others as for [`LIF`][etpc.nn.LIF].
-
-        **Raises** `InputError` as `LIF` does, and for a `V_c` that is not above `V_rest`.
-        """
-        super().__init__(
-            size, tau, R, V_th, V_rest, V_reset, dt, surrogate, detach_reset, refractory, dtype
-        )
-        self.c = self._constant("c", c, "1/mV", positive=True)
-        self.V_c = self._constant("V_c", V_c, "mV")
+    def __check_init__(self):
         check_above("V_c", self.V_c, "V_rest", self.V_rest, "V would run away from rest")
 
     def _advance(self, current: Array, state: Membrane) -> Membrane:
@@ -157,6 +107,13 @@ class EIF(Upswing):
     `V_th` a few `delta_T` above `V_T`, as by default, or the surrogate derivative of the spikes is zero.
     The state and its refractory period, numbers and arrays are as in [`LIF`][etpc.nn.LIF].
 
+    **Arguments:**
+
+    - `delta_T`: sharpness of the upswing (mV). `V_T`: where it begins (mV).
+    - the others as for [`LIF`][etpc.nn.LIF].
+
+    **Raises** `InputError` as `LIF` does, and for a `delta_T` that is not positive.
+
     ```pycon
     >>> import jax.numpy as jnp
     >>> from etpc import nn
@@ -174,38 +131,8 @@ class EIF(Upswing):
     `delta_T` and `V_reset` are the defaults.
     """
 
-    delta_T: Parameter
-    V_T: Parameter
-
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        *,
-        tau: Constant = 10.0,
-        R: Constant = 1.0,
-        delta_T: Constant = 3.48,
-        V_T: Constant = -59.9,
-        V_th: Constant = -45.0,
-        V_rest: Constant = -65.0,
-        V_reset: Constant = -68.0,
-        dt: Number = 1.0,
-        surrogate: Surrogate = ReluGrad(),
-        detach_reset: bool = False,
-        refractory: Number = 0.0,
-        dtype: DTypeLike | None = None,
-    ):
-        """**Arguments:**
-
-        - `delta_T`: sharpness of the upswing (mV). `V_T`: where it begins (mV).
-        - the others as for [`LIF`][etpc.nn.LIF].
-
-        **Raises** `InputError` as `LIF` does, and for a `delta_T` that is not positive.
-        """
-        super().__init__(
-            size, tau, R, V_th, V_rest, V_reset, dt, surrogate, detach_reset, refractory, dtype
-        )
-        self.delta_T = self._constant("delta_T", delta_T, "mV", positive=True)
-        self.V_T = self._constant("V_T", V_T, "mV")
+    delta_T: Parameter = constant(3.48, "mV", positive=True)
+    V_T: Parameter = constant(-59.9, "mV")
 
     def _advance(self, current: Array, state: Membrane) -> Membrane:
         V_rest = self._used(self.V_rest)
@@ -241,6 +168,16 @@ class AdEx(Upswing):
     The state is that before the jumps, so the last spikes are a function of it. Numbers and arrays are
     as in [`LIF`][etpc.nn.LIF].
 
+    **Arguments:**
+
+    - `delta_T`: sharpness of the upswing (mV). `V_T`: where it begins (mV).
+    - `tau_w`: time constant of the adaptation (ms). `a`: how it follows the potential (microsiemens).
+      `b`: what a spike adds to it (nA).
+    - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike that adds to the
+      adaptation is differentiated all the same.
+
+    **Raises** `InputError` as `LIF` does, and for a `delta_T` or `tau_w` that is not positive.
+
     ```pycon
     >>> import jax.numpy as jnp
     >>> from etpc import nn
@@ -259,52 +196,18 @@ class AdEx(Upswing):
     1 / (30 nS) and `tau` 281 pF / (30 nS). There `V_th` is 20 mV, for a shorter step.
     """
 
-    delta_T: Parameter
-    V_T: Parameter
-    tau_w: Parameter
-    a: Parameter
-    b: Parameter
+    tau: Parameter = constant(281 / 30, "ms", positive=True)
+    R: Parameter = constant(1000 / 30, "Mohm")
+    V_th: Parameter = constant(-40.0, "mV")
+    V_rest: Parameter = constant(-70.6, "mV")
+    V_reset: Parameter = constant(-70.6, "mV")
+    delta_T: Parameter = constant(2.0, "mV", positive=True)
+    V_T: Parameter = constant(-50.4, "mV")
+    tau_w: Parameter = constant(144.0, "ms", positive=True)
+    a: Parameter = constant(0.004, "uS")
+    b: Parameter = constant(0.0805, "nA")
 
     state_type: ClassVar[Any] = AdExState
-
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        *,
-        tau: Constant = 281 / 30,
-        R: Constant = 1000 / 30,
-        delta_T: Constant = 2.0,
-        V_T: Constant = -50.4,
-        V_th: Constant = -40.0,
-        V_rest: Constant = -70.6,
-        V_reset: Constant = -70.6,
-        tau_w: Constant = 144.0,
-        a: Constant = 0.004,
-        b: Constant = 0.0805,
-        dt: Number = 1.0,
-        surrogate: Surrogate = ReluGrad(),
-        detach_reset: bool = False,
-        refractory: Number = 0.0,
-        dtype: DTypeLike | None = None,
-    ):
-        """**Arguments:**
-
-        - `delta_T`: sharpness of the upswing (mV). `V_T`: where it begins (mV).
-        - `tau_w`: time constant of the adaptation (ms). `a`: how it follows the potential (microsiemens).
-          `b`: what a spike adds to it (nA).
-        - the others as for [`LIF`][etpc.nn.LIF]. With `detach_reset`, the spike that adds to the
-          adaptation is differentiated all the same.
-
-        **Raises** `InputError` as `LIF` does, and for a `delta_T` or `tau_w` that is not positive.
-        """
-        super().__init__(
-            size, tau, R, V_th, V_rest, V_reset, dt, surrogate, detach_reset, refractory, dtype
-        )
-        self.delta_T = self._constant("delta_T", delta_T, "mV", positive=True)
-        self.V_T = self._constant("V_T", V_T, "mV")
-        self.tau_w = self._constant("tau_w", tau_w, "ms", positive=True)
-        self.a = self._constant("a", a, "uS")
-        self.b = self._constant("b", b, "nA")
 
     def _rest(self) -> AdExState:
         return AdExState(self._full(self.V_rest), self._full(0.0))
@@ -346,6 +249,18 @@ class Izhikevich(Neuron):
     by Euler; then the new spike. The state is that before the jumps, so the last spikes are a function of
     it. Numbers and arrays are as in [`LIF`][etpc.nn.LIF].
 
+    **Arguments:**
+
+    - `a`: rate of the recovery (1/ms). `b`: how it follows the potential (1/ms).
+    - `c`: the reset potential (mV). `d`: what a spike adds to the recovery (mV/ms).
+    - `V_th`: where a spike is cut off (mV).
+    - the others as for [`LIF`][etpc.nn.LIF]; the surrogate gets `(V - V_th) / (V_th - c)`. With
+      `detach_reset`, the spike that adds to the recovery is differentiated all the same.
+
+    The input current of the layer has the unit mV/ms: it is divided by the capacitance.
+
+    **Raises** `InputError` as `LIF` does, and for a `V_th` that is not above `c`.
+
     ```pycon
     >>> import jax.numpy as jnp
     >>> from etpc import nn
@@ -364,47 +279,15 @@ class Izhikevich(Neuron):
     printed there takes two half steps for V; here it is one, of `dt`.
     """
 
-    a: Parameter
-    b: Parameter
-    c: Parameter
-    d: Parameter
-    V_th: Parameter
+    a: Parameter = constant(0.02, "1/ms")
+    b: Parameter = constant(0.2, "1/ms")
+    c: Parameter = constant(-65.0, "mV")
+    d: Parameter = constant(8.0, "mV/ms")
+    V_th: Parameter = constant(30.0, "mV")
 
     state_type: ClassVar[Any] = IzhikevichState
 
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        *,
-        a: Constant = 0.02,
-        b: Constant = 0.2,
-        c: Constant = -65.0,
-        d: Constant = 8.0,
-        V_th: Constant = 30.0,
-        dt: Number = 1.0,
-        surrogate: Surrogate = ReluGrad(),
-        detach_reset: bool = False,
-        refractory: Number = 0.0,
-        dtype: DTypeLike | None = None,
-    ):
-        """**Arguments:**
-
-        - `a`: rate of the recovery (1/ms). `b`: how it follows the potential (1/ms).
-        - `c`: the reset potential (mV). `d`: what a spike adds to the recovery (mV/ms).
-        - `V_th`: where a spike is cut off (mV).
-        - the others as for [`LIF`][etpc.nn.LIF]; the surrogate gets `(V - V_th) / (V_th - c)`. With
-          `detach_reset`, the spike that adds to the recovery is differentiated all the same.
-
-        The input current of the layer has the unit mV/ms: it is divided by the capacitance.
-
-        **Raises** `InputError` as `LIF` does, and for a `V_th` that is not above `c`.
-        """
-        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
-        self.a = self._constant("a", a, "1/ms")
-        self.b = self._constant("b", b, "1/ms")
-        self.c = self._constant("c", c, "mV")
-        self.d = self._constant("d", d, "mV/ms")
-        self.V_th = self._constant("V_th", V_th, "mV")
+    def __check_init__(self):
         check_above("V_th", self.V_th, "c", self.c, BELOW_THRESHOLD)
 
     def init_state(self) -> Any:
@@ -412,7 +295,7 @@ class Izhikevich(Neuron):
         return super().init_state()
 
     def _rest(self) -> IzhikevichState:
-        return IzhikevichState(self._full(self.c), self._full(self.b) * self.c)
+        return IzhikevichState(self._full(self.c), self._full(self.b) * self._full(self.c))
 
     def _distance(self, state: IzhikevichState) -> Array:
         V_th = self._used(self.V_th)
@@ -456,6 +339,17 @@ class ResonateAndFire(Neuron):
     The state is that before the reset, so the last spikes are a function of it. Numbers and arrays are
     as in [`LIF`][etpc.nn.LIF].
 
+    **Arguments:**
+
+    - `tau`: time constant of the damping (ms). `omega`: angular frequency (rad/ms).
+    - `V_th`: threshold of the voltage-like variable. `V_reset`: where a spike puts it. Both are in
+      mV; the input current of the layer is in mV/ms.
+    - the others as for [`LIF`][etpc.nn.LIF]; the surrogate gets `(V - V_th) / V_th`. A refractory
+      neuron keeps both variables.
+
+    **Raises** `InputError` as `LIF` does, for a `V_th` that is not positive, and for a `V_reset` above
+    `V_th`.
+
     ```pycon
     >>> import jax.numpy as jnp
     >>> from etpc import nn
@@ -475,53 +369,21 @@ class ResonateAndFire(Neuron):
     here is the soft reset to 0 and thus, as in the other neurons, away from the threshold.
     """
 
-    tau: Parameter
-    omega: Parameter
-    V_th: Parameter
-    V_reset: Parameter
-    reset: Reset = eqx.field(static=True)
+    tau: Parameter = constant(20.0, "ms", positive=True)
+    omega: Parameter = constant(0.5, "1/ms")
+    V_th: Parameter = constant(1.0, "mV", positive=True)
+    V_reset: Parameter = constant(0.0, "mV")
+    reset: Reset = option("soft")
 
     state_type: ClassVar[Any] = ResonatorState
     held: ClassVar[tuple[str, ...]] = ("x", "V")
 
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        *,
-        tau: Constant = 20.0,
-        omega: Constant = 0.5,
-        V_th: Constant = 1.0,
-        V_reset: Constant = 0.0,
-        reset: Reset = "soft",
-        dt: Number = 1.0,
-        surrogate: Surrogate = ReluGrad(),
-        detach_reset: bool = False,
-        refractory: Number = 0.0,
-        dtype: DTypeLike | None = None,
-    ):
-        """**Arguments:**
-
-        - `tau`: time constant of the damping (ms). `omega`: angular frequency (rad/ms).
-        - `V_th`: threshold of the voltage-like variable. `V_reset`: where a spike puts it. Both are in
-          mV; the input current of the layer is in mV/ms.
-        - the others as for [`LIF`][etpc.nn.LIF]; the surrogate gets `(V - V_th) / V_th`. A refractory
-          neuron keeps both variables.
-
-        **Raises** `InputError` as `LIF` does, for a `V_th` that is not positive, and for a `V_reset` above
-        `V_th`.
-        """
-        super().__init__(size, dt, surrogate, detach_reset, refractory, dtype)
-        self.tau = self._constant("tau", tau, "ms", positive=True)
-        self.omega = self._constant("omega", omega, "1/ms")
-        self.V_th = self._constant("V_th", V_th, "mV", positive=True)
-        self.V_reset = self._constant("V_reset", V_reset, "mV")
-        self.reset = reset
-        check_reset(reset)
-        if known(self.V_th, self.V_reset) and np.any(
-            np.asarray(self.V_reset) > np.asarray(self.V_th)
-        ):
+    def __check_init__(self):
+        check_reset(self.reset)
+        V_th, V_reset = self.V_th, self.V_reset
+        if known(V_th, V_reset) and np.any(np.asarray(V_reset) > np.asarray(V_th)):
             raise InputError(
-                f"V_reset must not exceed V_th, got V_reset={self.V_reset} and V_th={self.V_th}. This is "
+                f"V_reset must not exceed V_th, got V_reset={V_reset} and V_th={V_th}. This is "
                 "because a reset must not take a neuron further above its threshold. Lower V_reset."
             )
 
@@ -557,5 +419,5 @@ class ResonateAndFire(Neuron):
         )
 
 
-def _upswing(V: Array, V_T: Parameter, delta_T: Parameter) -> Array:
+def _upswing(V: Array, V_T: Any, delta_T: Any) -> Array:
     return delta_T * jnp.exp((V - V_T) / delta_T)

@@ -4,25 +4,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
 from etpc.nn._dynamics import leak
 from etpc.nn._init import (
-    Constant,
-    Initializer,
+    DType,
     Number,
     Parameter,
+    Scheme,
     check_shape,
     constant_or_parameter,
     float_dtype,
     initialise,
-    kaiming_normal,
     positive_int,
     positive_number,
     used,
-    zeros,
 )
 
 
@@ -61,17 +58,17 @@ class LeakyRateReadout(eqx.Module):
         in_features: int,
         out_features: int,
         *,
-        tau: Constant = 5.0,
+        tau: Parameter = 5.0,
         dt: Number = 1.0,
-        weight_init: Initializer = kaiming_normal(),
-        dtype: DTypeLike | None = None,
+        weight_init: Scheme = "kaiming_normal",
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
 
         - `in_features`, `out_features`: I and O, the lengths of `x` and `r`.
         - `tau`: time constant (ms). `dt`: length of one step (ms).
-        - `weight_init`: a callable `(key, shape, dtype) -> array`; the weight's shape is `(O, I)`.
+        - `weight_init`: a scheme as of [`etpc.nn.init`][]; the weight's shape is `(O, I)`.
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial weight.
 
@@ -146,11 +143,11 @@ class MembraneReadout(eqx.Module):
         out_features: int,
         use_bias: bool = True,
         *,
-        tau: Constant = 20.0,
+        tau: Parameter = 20.0,
         dt: Number = 1.0,
-        weight_init: Initializer = kaiming_normal(),
-        bias_init: Initializer = zeros,
-        dtype: DTypeLike | None = None,
+        weight_init: Scheme = "kaiming_normal",
+        bias_init: Scheme = "zeros",
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -158,7 +155,7 @@ class MembraneReadout(eqx.Module):
         - `in_features`, `out_features`: I and O, the lengths of `x` and `V`.
         - `use_bias`: whether there is a `b`.
         - `tau`: time constant (ms). `dt`: length of one step (ms).
-        - `weight_init`, `bias_init`: callables `(key, shape, dtype) -> array`; the weight's shape is
+        - `weight_init`, `bias_init`: schemes as of [`etpc.nn.init`][]; the weight's shape is
           `(O, I)`.
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 
 from etpc._errors import InputError
 
@@ -11,15 +12,18 @@ from etpc._errors import InputError
 class Sequential(eqx.Module):
     """Layers one after another, with and without state.
 
-    A layer that has `init_state` is called as `layer(x, state) -> (y, new_state)`, any other
-    callable as `layer(x) -> y`: a layer, a module of Equinox, or a function such as `jax.nn.relu`.
+    A layer that has `init_state` is called as `layer(x, state) -> (y, new_state)`. An
+    `eqx.nn.GRUCell` is called as `cell(x, h) -> h` and an `eqx.nn.LSTMCell` as
+    `cell(x, (h, c)) -> (h, c)`: their states begin with zeros, and their output is the new `h`. Any
+    other callable is called as `layer(x) -> y`: a module of Equinox, or a function such as
+    `jax.nn.relu`. `eqx.nn.Sequential` has no way to pass these states.
 
     ```pycon
-    >>> import jax, jax.numpy as jnp
+    >>> import equinox as eqx, jax, jax.numpy as jnp
     >>> from etpc import nn
     >>> keys = jax.random.split(jax.random.key(0))
     >>> model = nn.Sequential(
-    ...     [nn.MinGRU(3, 8, key=keys[0]), jnp.tanh, nn.Linear(8, 2, key=keys[1])]
+    ...     [eqx.nn.GRUCell(3, 8, key=keys[0]), jnp.tanh, eqx.nn.Linear(8, 2, key=keys[1])]
     ... )
     >>> y, state = model(jnp.ones(3), model.init_state())
     >>> y.shape, [None if s is None else s.shape for s in state]
@@ -48,8 +52,7 @@ class Sequential(eqx.Module):
 
     def init_state(self) -> tuple[Any, ...]:
         """**Returns** the initial state of each layer, `None` for a layer without one."""
-        starts = (getattr(layer, "init_state", None) for layer in self.layers)
-        return tuple(None if start is None else start() for start in starts)
+        return tuple(_initial_state(layer) for layer in self.layers)
 
     def __call__(self, x: Any, state: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         """**Returns** the output of the last layer, and the new state of each layer.
@@ -65,7 +68,18 @@ class Sequential(eqx.Module):
         for layer, layer_state in zip(self.layers, state, strict=True):
             if hasattr(layer, "init_state"):
                 x, layer_state = layer(x, layer_state)
+            elif isinstance(layer, eqx.nn.GRUCell):
+                x = layer_state = layer(x, layer_state)
+            elif isinstance(layer, eqx.nn.LSTMCell):
+                x, _ = layer_state = layer(x, layer_state)
             else:
                 x = layer(x)
             after.append(layer_state)
         return x, tuple(after)
+
+
+def _initial_state(layer: Any) -> Any:
+    if isinstance(layer, eqx.nn.GRUCell | eqx.nn.LSTMCell):
+        zero = jnp.zeros(layer.hidden_size, layer.weight_hh.dtype)
+        return (zero, zero) if isinstance(layer, eqx.nn.LSTMCell) else zero
+    return layer.init_state() if hasattr(layer, "init_state") else None

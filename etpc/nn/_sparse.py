@@ -9,20 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax.experimental import sparse
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
-    Initializer,
+    DType,
+    Scheme,
     check_shape,
     float_dtype,
     initialise,
     known,
     optional,
     positive_int,
-    zeros,
 )
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -35,7 +34,7 @@ class SparseLinear(eqx.Module):
     marked.
 
     The product is that of `jax.experimental.sparse.BCOO`, for which D-RTRL keeps one number for
-    each connection and state of a block, and ES-D-RTRL factors as for [`etpc.nn.Linear`][]. What
+    each connection and state of a block, and ES-D-RTRL factors as for `eqx.nn.Linear`. What
     `weight[u]` connects is `indices[u]`, a pair (output, input), in order.
 
     ```pycon
@@ -61,9 +60,9 @@ class SparseLinear(eqx.Module):
         connections: tuple[Indices, Indices] | Matrix | float | int,
         use_bias: bool = True,
         *,
-        weight_init: Initializer | None = None,
-        bias_init: Initializer = zeros,
-        dtype: DTypeLike | None = None,
+        weight_init: Scheme | None = None,
+        bias_init: Scheme = "zeros",
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -74,7 +73,7 @@ class SparseLinear(eqx.Module):
             initial weights as its stored values. Or a density in (0, 1], the probability of each
             connection, to be drawn with `key`.
         - `use_bias`: whether there is a `b`.
-        - `weight_init`: a callable `(key, shape, dtype) -> array`; the shape is `(U,)`. Where None:
+        - `weight_init`: a scheme as of [`etpc.nn.init`][]; the shape is `(U,)`. Where None:
             the values of a matrix, else normal with variance `2 / fan_in`, the number of connections
             of the output.
         - `bias_init`: likewise, of shape `(O,)`.

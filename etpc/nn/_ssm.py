@@ -15,19 +15,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
-    Initializer,
+    DType,
+    Scheme,
     check_shape,
     float_dtype,
     initialise,
-    kaiming_normal,
     positive_int,
     positive_number,
+    scaled,
 )
 
 
@@ -77,10 +77,10 @@ class LRU(eqx.Module):
         r_min: float | int = 0.0,
         r_max: float | int = 1.0,
         max_phase: float | int = 2 * np.pi,
-        B_init: Initializer = kaiming_normal(0.5),
-        C_init: Initializer = kaiming_normal(1.0),
-        D_init: Initializer = kaiming_normal(1.0),
-        dtype: DTypeLike | None = None,
+        B_init: Scheme = scaled(0.5),
+        C_init: Scheme = "lecun_normal",
+        D_init: Scheme = "lecun_normal",
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -89,7 +89,7 @@ class LRU(eqx.Module):
         - `state_size`: N, the number of complex states.
         - `r_min`, `r_max`: the radii of the ring, `0 <= r_min < r_max <= 1`.
         - `max_phase`: the largest phase (radian), in (0, 2π].
-        - `B_init`, `C_init`: callables `(key, shape, dtype) -> array` for the real and the imaginary
+        - `B_init`, `C_init`: schemes as of [`etpc.nn.init`][] for the real and the imaginary
             parts of B, of shape `(N, I)`, and C, `(O, N)`. `D_init`: likewise for D, `(O, I)`.
         - `dtype`: of the parameters, float32 or float64; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.
@@ -187,10 +187,10 @@ class S5(eqx.Module):
         *,
         step_min: float | int = 0.001,
         step_max: float | int = 0.1,
-        B_init: Initializer = kaiming_normal(1.0),
-        C_init: Initializer = kaiming_normal(1.0),
-        D_init: Initializer = kaiming_normal(1.0),
-        dtype: DTypeLike | None = None,
+        B_init: Scheme = "lecun_normal",
+        C_init: Scheme = "lecun_normal",
+        D_init: Scheme = "lecun_normal",
+        dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -198,7 +198,7 @@ class S5(eqx.Module):
         - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `state_size`: 2N, the number of states of the real system; even.
         - `step_min`, `step_max`: Δ is at first log-uniform between them, in the unit of time of Λ.
-        - `B_init`, `C_init`, `D_init`: callables `(key, shape, dtype) -> array` for the dense
+        - `B_init`, `C_init`, `D_init`: schemes as of [`etpc.nn.init`][] for the dense
             system's B, of shape `(2N, I)`, C, `(O, 2N)`, and D, `(O, I)`.
         - `dtype`: of the parameters, float32 or float64; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.
@@ -268,7 +268,7 @@ def _hippo_normal(P: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.full(P // 2, 0.5), frequencies[half], vectors[:, half]
 
 
-def _paired_dtype(dtype: DTypeLike | None) -> np.dtype:
+def _paired_dtype(dtype: DType) -> np.dtype:
     """`dtype`, checked to have a complex type of the same precision."""
     real_dtype = float_dtype(dtype)
     if real_dtype not in (jnp.float32, jnp.float64):

@@ -3,30 +3,18 @@
 import math
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from etpc._errors import InputError
+from etpc.nn._declared import Units, constant, duration, option
 from etpc.nn._dynamics import check_above, leak
-from etpc.nn._init import (
-    Constant,
-    Number,
-    Parameter,
-    check_shape,
-    constant_or_parameter,
-    float_dtype,
-    known,
-    layer_shape,
-    positive_number,
-    used,
-)
+from etpc.nn._init import Number, Parameter, known
 
 
-class ExponentialSynapse(eqx.Module):
+class ExponentialSynapse(Units):
     """Exponential synapses: `tau dg/dt = -g`, and each input adds to `g`, so
     `g' = exp(-dt / tau) g + x`. The output is the new state `g'`.
 
@@ -35,6 +23,15 @@ class ExponentialSynapse(eqx.Module):
 
     A parameter given as a number is a fixed constant. One given as an array, of shape `()` or
     `size`, is a trainable parameter and marked as a weight. Each may be a `saiunit` quantity.
+
+    **Arguments:**
+
+    - `size`: the number of synapses K, or the shape of a layer of them.
+    - `tau`: time constant (ms). `dt`: length of one step (ms).
+    - `dtype`: of the state and of the trainable parameter; JAX's default float where None.
+
+    **Raises** `InputError` for a size below 1, and for `tau` or `dt` that is not positive, does not
+    fit or is a quantity of another dimension.
 
     ```pycon
     >>> import jax.numpy as jnp
@@ -50,32 +47,8 @@ class ExponentialSynapse(eqx.Module):
     2014, section 3.1.
     """
 
-    tau: Parameter
-    shape: tuple[int, ...] = eqx.field(static=True)
-    dt: float = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
-
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        *,
-        tau: Constant = 5.0,
-        dt: Number = 1.0,
-        dtype: DTypeLike | None = None,
-    ):
-        """**Arguments:**
-
-        - `size`: the number of synapses K, or the shape of a layer of them.
-        - `tau`: time constant (ms). `dt`: length of one step (ms).
-        - `dtype`: of the state and of the trainable parameter; JAX's default float where None.
-
-        **Raises** `InputError` for a size below 1, and for `tau` or `dt` that is not positive, does not
-        fit or is a quantity of another dimension.
-        """
-        self.shape = layer_shape(size)
-        self.dtype = float_dtype(dtype)
-        self.tau = constant_or_parameter("tau", tau, self.shape, self.dtype, "ms", positive=True)
-        self.dt = positive_number("dt", dt, "ms")
+    tau: Parameter = constant(5.0, "ms", positive=True)
+    dt: Number = duration(1.0)
 
     def init_state(self) -> Float[Array, "*K"]:
         """**Returns** zeros."""
@@ -90,9 +63,8 @@ class ExponentialSynapse(eqx.Module):
 
         **Raises** `InputError` where `x` or `g` has another shape than the layer.
         """
-        check_shape("ExponentialSynapse", "x", x, self.shape)
-        check_shape("ExponentialSynapse", "g", g, self.shape)
-        g = leak(self.dt, used(self.tau, self.shape))[0] * g + x
+        self._check(x=x, g=g)
+        g = leak(self.dt, self._used(self.tau))[0] * g + x
         return g, g
 
 
@@ -103,7 +75,7 @@ class DualExponentialState(NamedTuple):
     decay: Float[Array, "*K"]
 
 
-class DualExponentialSynapse(eqx.Module):
+class DualExponentialSynapse(Units):
     """Synapses that rise and decay: an input `x` at time 0 gives `g(t) = A x (exp(-t / tau_decay) -
     exp(-t / tau_rise))`.
 
@@ -112,6 +84,16 @@ class DualExponentialSynapse(eqx.Module):
     `A = 1`. The peak is that in continuous time; with long steps no step may fall on it.
 
     Numbers, arrays and units are as in [`ExponentialSynapse`][etpc.nn.ExponentialSynapse].
+
+    **Arguments:**
+
+    - `size`: the number of synapses K, or the shape of a layer of them.
+    - `tau_rise`, `tau_decay`: time constants (ms). `dt`: length of one step (ms).
+    - `normalise`: whether the peak is 1 for an input of 1.
+    - `dtype`: of the state and of the trainable parameters; JAX's default float where None.
+
+    **Raises** `InputError` as `ExponentialSynapse` does, and for a `tau_decay` that is not above
+    `tau_rise`.
 
     ```pycon
     >>> import jax.numpy as jnp
@@ -130,43 +112,12 @@ class DualExponentialSynapse(eqx.Module):
     normalisation.
     """
 
-    tau_rise: Parameter
-    tau_decay: Parameter
-    shape: tuple[int, ...] = eqx.field(static=True)
-    normalise: bool = eqx.field(static=True)
-    dt: float = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
+    tau_rise: Parameter = constant(1.0, "ms", positive=True)
+    tau_decay: Parameter = constant(5.0, "ms", positive=True)
+    normalise: bool = option(True)
+    dt: Number = duration(1.0)
 
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        *,
-        tau_rise: Constant = 1.0,
-        tau_decay: Constant = 5.0,
-        normalise: bool = True,
-        dt: Number = 1.0,
-        dtype: DTypeLike | None = None,
-    ):
-        """**Arguments:**
-
-        - `size`: the number of synapses K, or the shape of a layer of them.
-        - `tau_rise`, `tau_decay`: time constants (ms). `dt`: length of one step (ms).
-        - `normalise`: whether the peak is 1 for an input of 1.
-        - `dtype`: of the state and of the trainable parameters; JAX's default float where None.
-
-        **Raises** `InputError` as `ExponentialSynapse` does, and for a `tau_decay` that is not above
-        `tau_rise`.
-        """
-        self.shape = layer_shape(size)
-        self.dtype = float_dtype(dtype)
-        self.tau_rise = constant_or_parameter(
-            "tau_rise", tau_rise, self.shape, self.dtype, "ms", positive=True
-        )
-        self.tau_decay = constant_or_parameter(
-            "tau_decay", tau_decay, self.shape, self.dtype, "ms", positive=True
-        )
-        self.normalise = normalise
-        self.dt = positive_number("dt", dt, "ms")
+    def __check_init__(self):
         why = "the synapse would not rise first, and its peak would be undefined"
         check_above("tau_decay", self.tau_decay, "tau_rise", self.tau_rise, why)
 
@@ -184,28 +135,35 @@ class DualExponentialSynapse(eqx.Module):
 
         **Raises** `InputError` where `x` or a part of `state` has another shape than the layer.
         """
-        check_shape("DualExponentialSynapse", "x", x, self.shape)
-        for name, part in state._asdict().items():
-            check_shape("DualExponentialSynapse", name, part, self.shape)
-        rise = leak(self.dt, used(self.tau_rise, self.shape))[0] * state.rise + x
-        decay = leak(self.dt, used(self.tau_decay, self.shape))[0] * state.decay + x
+        self._check(x=x, **state._asdict())
+        rise = leak(self.dt, self._used(self.tau_rise))[0] * state.rise + x
+        decay = leak(self.dt, self._used(self.tau_decay))[0] * state.decay + x
         g = decay - rise
         if self.normalise:
             g = g / self._peak()
         return g, DualExponentialState(rise, decay)
 
     def _peak(self) -> Parameter:
-        rise, decay = used(self.tau_rise, self.shape), used(self.tau_decay, self.shape)
+        rise, decay = self._used(self.tau_rise), self._used(self.tau_decay)
         ratio = decay / rise
         xp = jnp if isinstance(ratio, jax.Array) else math
         time = decay * rise / (decay - rise) * xp.log(ratio)
         return xp.exp(-time / decay) - xp.exp(-time / rise)
 
 
-class CUBA(eqx.Module):
+class CUBA(Units):
     """A current-based synapse: the current is `scale g`, whatever the potential.
 
     It is called like [`COBA`][etpc.nn.COBA], so that one can take the place of the other.
+
+    **Arguments:**
+
+    - `size`: the number of neurons K, or the shape of a layer of them.
+    - `scale`: a factor; an array, of shape `()` or `size`, is a trainable parameter.
+    - `dtype`: of the trainable parameter; JAX's default float where None.
+
+    **Raises** `InputError` for a size below 1, and for a `scale` that is not finite, does not fit or
+    is a quantity with a dimension.
 
     ```pycon
     >>> import jax.numpy as jnp
@@ -219,39 +177,32 @@ class CUBA(eqx.Module):
     2014, section 1.3, where the synaptic current does not depend on the potential.
     """
 
-    scale: Parameter
-    shape: tuple[int, ...] = eqx.field(static=True)
-
-    def __init__(
-        self, size: int | tuple[int, ...], *, scale: Constant = 1.0, dtype: DTypeLike | None = None
-    ):
-        """**Arguments:**
-
-        - `size`: the number of neurons K, or the shape of a layer of them.
-        - `scale`: a factor; an array, of shape `()` or `size`, is a trainable parameter.
-        - `dtype`: of the trainable parameter; JAX's default float where None.
-
-        **Raises** `InputError` for a size below 1, and for a `scale` that is not finite, does not fit or
-        is a quantity with a dimension.
-        """
-        self.shape = layer_shape(size)
-        self.scale = constant_or_parameter("scale", scale, self.shape, float_dtype(dtype))
+    scale: Parameter = constant(1.0)
 
     def __call__(self, g: Float[Array, "*K"], V: Float[Array, "*K"]) -> Float[Array, "*K"]:
         """**Returns** the current (nA) of a synapse with the output `g` (nA). `V` is not used.
 
         **Raises** `InputError` where `g` has another shape than the layer.
         """
-        check_shape("CUBA", "g", g, self.shape)
-        return used(self.scale, self.shape) * g
+        self._check(g=g)
+        return self._used(self.scale) * g
 
 
-class COBA(eqx.Module):
+class COBA(Units):
     """A conductance-based synapse: the current `g (E - V)` drives the potential towards the reversal
     potential `E`.
 
     A neuron holds its input current constant over a step. So `g R dt / tau` has to be well below 1, or
     the potential oscillates around `E`.
+
+    **Arguments:**
+
+    - `size`: the number of neurons K, or the shape of a layer of them.
+    - `E`: the reversal potential (mV); an array, of shape `()` or `size`, is a trainable parameter.
+    - `dtype`: of the trainable parameter; JAX's default float where None.
+
+    **Raises** `InputError` for a size below 1, and for an `E` that is not finite, does not fit or is
+    a quantity of another dimension.
 
     ```pycon
     >>> import jax.numpy as jnp
@@ -265,23 +216,7 @@ class COBA(eqx.Module):
     2014, section 3.1, where the current has the opposite sign: it counts as outward.
     """
 
-    E: Parameter
-    shape: tuple[int, ...] = eqx.field(static=True)
-
-    def __init__(
-        self, size: int | tuple[int, ...], *, E: Constant = 0.0, dtype: DTypeLike | None = None
-    ):
-        """**Arguments:**
-
-        - `size`: the number of neurons K, or the shape of a layer of them.
-        - `E`: the reversal potential (mV); an array, of shape `()` or `size`, is a trainable parameter.
-        - `dtype`: of the trainable parameter; JAX's default float where None.
-
-        **Raises** `InputError` for a size below 1, and for an `E` that is not finite, does not fit or is
-        a quantity of another dimension.
-        """
-        self.shape = layer_shape(size)
-        self.E = constant_or_parameter("E", E, self.shape, float_dtype(dtype), "mV")
+    E: Parameter = constant(0.0, "mV")
 
     def __call__(self, g: Float[Array, "*K"], V: Float[Array, "*K"]) -> Float[Array, "*K"]:
         """**Returns** the current (nA) into neurons at the potential `V` (mV) from a synapse with the
@@ -289,9 +224,8 @@ class COBA(eqx.Module):
 
         **Raises** `InputError` where `g` or `V` has another shape than the layer.
         """
-        check_shape("COBA", "g", g, self.shape)
-        check_shape("COBA", "V", V, self.shape)
-        return g * (used(self.E, self.shape) - V)
+        self._check(g=g, V=V)
+        return g * (self._used(self.E) - V)
 
 
 class PlasticityState(NamedTuple):
@@ -301,7 +235,7 @@ class PlasticityState(NamedTuple):
     x: Float[Array, "*K"]
 
 
-class ShortTermPlasticity(eqx.Module):
+class ShortTermPlasticity(Units):
     """Short-term facilitation and depression: each spike of a neuron has an efficacy between 0 and 1.
 
     ```text
@@ -315,6 +249,17 @@ class ShortTermPlasticity(eqx.Module):
 
     A parameter given as a number is a fixed constant. One given as an array, of shape `()` or
     `size`, is a trainable parameter and marked as a weight. Each may be a `saiunit` quantity.
+
+    **Arguments:**
+
+    - `size`: the number of presynaptic neurons K, or the shape of a layer of them.
+    - `U`: the part of the resources that the first spike uses, above 0 and at most 1.
+    - `tau_f`, `tau_d`: time constants of facilitation and of depression (ms).
+    - `dt`: length of one step (ms).
+    - `dtype`: of the state and of the trainable parameters; JAX's default float where None.
+
+    **Raises** `InputError` for a size below 1, a `U` out of range, and for a time that is not
+    positive, does not fit or is a quantity of another dimension.
 
     ```pycon
     >>> import jax.numpy as jnp
@@ -334,44 +279,12 @@ class ShortTermPlasticity(eqx.Module):
     Computation 10(4), 1998, for spikes in steps of `dt`.
     """
 
-    U: Parameter
-    tau_f: Parameter
-    tau_d: Parameter
-    shape: tuple[int, ...] = eqx.field(static=True)
-    dt: float = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
+    U: Parameter = constant(0.2, positive=True)
+    tau_f: Parameter = constant(1500.0, "ms", positive=True)
+    tau_d: Parameter = constant(200.0, "ms", positive=True)
+    dt: Number = duration(1.0)
 
-    def __init__(
-        self,
-        size: int | tuple[int, ...],
-        *,
-        U: Constant = 0.2,
-        tau_f: Constant = 1500.0,
-        tau_d: Constant = 200.0,
-        dt: Number = 1.0,
-        dtype: DTypeLike | None = None,
-    ):
-        """**Arguments:**
-
-        - `size`: the number of presynaptic neurons K, or the shape of a layer of them.
-        - `U`: the part of the resources that the first spike uses, above 0 and at most 1.
-        - `tau_f`, `tau_d`: time constants of facilitation and of depression (ms).
-        - `dt`: length of one step (ms).
-        - `dtype`: of the state and of the trainable parameters; JAX's default float where None.
-
-        **Raises** `InputError` for a size below 1, a `U` out of range, and for a time that is not
-        positive, does not fit or is a quantity of another dimension.
-        """
-        self.shape = layer_shape(size)
-        self.dtype = float_dtype(dtype)
-        self.U = constant_or_parameter("U", U, self.shape, self.dtype, positive=True)
-        self.tau_f = constant_or_parameter(
-            "tau_f", tau_f, self.shape, self.dtype, "ms", positive=True
-        )
-        self.tau_d = constant_or_parameter(
-            "tau_d", tau_d, self.shape, self.dtype, "ms", positive=True
-        )
-        self.dt = positive_number("dt", dt, "ms")
+    def __check_init__(self):
         if known(self.U) and np.any(np.asarray(self.U) > 1):
             raise InputError(
                 f"U must be at most 1, got {self.U}. This is because it is the part of the resources "
@@ -391,11 +304,9 @@ class ShortTermPlasticity(eqx.Module):
 
         **Raises** `InputError` where `spikes` or a part of `state` has another shape than the layer.
         """
-        check_shape("ShortTermPlasticity", "spikes", spikes, self.shape)
-        for name, part in state._asdict().items():
-            check_shape("ShortTermPlasticity", name, part, self.shape)
-        u = leak(self.dt, used(self.tau_f, self.shape))[0] * state.u
-        x = 1 + leak(self.dt, used(self.tau_d, self.shape))[0] * (state.x - 1)
-        u = u + used(self.U, self.shape) * (1 - u) * spikes
+        self._check(spikes=spikes, **state._asdict())
+        u = leak(self.dt, self._used(self.tau_f))[0] * state.u
+        x = 1 + leak(self.dt, self._used(self.tau_d))[0] * (state.x - 1)
+        u = u + self._used(self.U) * (1 - u) * spikes
         y = u * x * spikes
         return y, PlasticityState(u, x - y)

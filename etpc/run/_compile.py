@@ -65,12 +65,12 @@ def compile(
     except Exception as error:
         _blame_axes(error, model, inputs, state, step)
         raise
-    analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
+    limits: dict[str, Any] = {"memory": memory, "batch_size": batch_size}
+    if algorithm.searches:
+        algorithm = algorithm.found(context(analyse(traced), chosen, **limits))
+    analysis = analyse(traced, cut=algorithm.cut_ops, steps=algorithm.reach)
     refuse_wrong_fusion(analysis)
-    choice = algorithm.choose(context(analysis, chosen, memory=memory, batch_size=batch_size))
-    if choice.cut is not None and choice.cut != analysis.cut:
-        analysis = analyse(traced, cut=choice.cut)
-    planned = plan(analysis, algorithm, chosen, choice=choice, memory=memory, batch_size=batch_size)
+    planned = plan(analysis, algorithm, chosen, **limits)
     return Program(emit(planned))
 
 

@@ -79,7 +79,7 @@ class Program(Shown):
     trace, and whether its gradient is exact.
     """
 
-    def __init__(self, window: Window):
+    def __init__(self, window: Window[Any]):
         super().__init__(window.plan)
         id = fingerprint(window.plan)
         self.arguments = Arguments(window.plan, id)

@@ -11,7 +11,7 @@ from jax import Array
 from .._carry import Carry
 from .._jax import without_derivative
 from .._loss import Loss, reduced, summed_in
-from ..emit import NO_SECOND_DERIVATIVE, Window
+from ..emit import NO_SECOND_DERIVATIVE, Span, Weights, Window
 from ..trace import repeat
 from ..traces import Traces
 
@@ -46,7 +46,7 @@ class Runner:
     them; `xs` those of the input, with axes [T, B, ...], or [T, ...] where the carry has no batch axis.
     """
 
-    def __init__(self, window: Window, id: str):
+    def __init__(self, window: Window[Any], id: str):
         self.window, self.plan, self.id = window, window.plan, id
         self.step = self.plan.analysis.step
 
@@ -92,10 +92,10 @@ class Runner:
     def scan(
         self, parameters: Parameters, xs: list[Array], carry: Carry
     ) -> tuple[list[Array], Carry]:
-        weights, others = self.window.prefix(parameters, xs[0].shape[0])
+        weights = self.window.prefix(parameters, xs[0].shape[0])
         xs, state, traces, fresh = self.enter(xs, carry)
         xs = self._with_begins(xs, fresh)
-        ys, state, traces = self.window.run(weights, others, xs, state, traces, fresh)
+        ys, state, traces = self.window.run(weights, Span(xs, state, fresh), traces)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
         return ys, self.leave(state, traces, carry)
@@ -146,7 +146,7 @@ class Runner:
         """The loss of a sequence and its online gradient. With resets, windows are one step."""
         xs, targets, weights, reset = sequence
         steps = _steps(xs, targets)
-        effective, pull, others = self._effective(parameters, steps)
+        fixed, pull = self._prefix(parameters, steps)
         xs, state, traces, fresh = self.enter(xs, carry)
         data = targets, weights, reset
         if not carry.batched:
@@ -166,37 +166,43 @@ class Runner:
                 losses, aux = jax.vmap(jax.vmap(loss))(ys, targets, weights)
                 return losses.sum() / batch, aux
 
-            value, aux, more, state, traces = self.window.learn(
-                effective, others, xs, state, traces, fresh, loss_of
-            )
-            sums = self.window.added(sums, more)
+            span = Span(xs, state, fresh)
+            value, aux, more, state, traces = self.window.learn(fixed, span, traces, loss_of)
+            sums = self.window.gradients.added(sums, more)
             after = list(state), traces, jnp.zeros_like(fresh), total + value, sums
             return after, aux
 
         window = self.plan.window_for(steps) if reset is None else 1
         zero = jnp.zeros((), summed_in(value_aval.dtype))
-        start = (state, traces, fresh, zero, self.window.no_sums(effective, window))
+        sums = self.window.gradients.no_sums(fixed.effective, window)
+        start = (state, traces, fresh, zero, sums)
         end, aux = _over_windows(one_window, start, (xs, data), steps, window)
         if not carry.batched:
             aux = jax.tree.map(lambda a: a[:, 0], aux)
         state, traces, _, value, sums = end
         # Divided before they are rounded: the sum over a long sequence is beyond what float16 holds.
-        value, grads = reduced(reduction, (value, self.window.gradient(sums)), weights, steps)
-        moving = without_derivative(_pulled(pull, effective, grads), NO_SECOND_DERIVATIVE)
+        total = self.window.gradients.total(sums)
+        value, grads = reduced(reduction, (value, total), weights, steps)
+        moving = without_derivative(_pulled(pull, fixed.effective, grads), NO_SECOND_DERIVATIVE)
         return Learned(value, self.leave(state, traces, carry), moving, aux)
 
-    def _effective(self, parameters: Parameters, steps: int) -> tuple[Any, ...]:
-        """The effective weights, the function that pulls their gradients back to the floats of the model, and
-        the other values that depend on the model alone."""
+    def _prefix(
+        self, parameters: Parameters, steps: int
+    ) -> tuple[Weights, Callable[..., tuple[list[Array]]]]:
+        """The values that depend on the model alone, and the function that pulls gradients of the effective
+        weights back to the floats of the model."""
         floats = self.step.model_leaves.floats
 
         def prefix(moving: list[Array]) -> Any:
             values = list(parameters)
             for i, value in zip(floats, moving, strict=True):
                 values[i] = value
-            return self.window.prefix(values, steps)
+            weights = self.window.prefix(values, steps)
+            return weights.effective, (weights.others, weights.copies)
 
-        return jax.vjp(prefix, [parameters[i] for i in floats], has_aux=True)
+        floats_now = [parameters[i] for i in floats]
+        effective, pull, others = jax.vjp(prefix, floats_now, has_aux=True)
+        return Weights(effective, *others), pull
 
     def check_loss(self, loss: Loss, targets: Any) -> jax.ShapeDtypeStruct:
         """The shape of the loss; targets have axes [T, B]."""

@@ -92,7 +92,7 @@ def _input_edges(plan: Plan, graph: Graph, names: list[tuple[str, str]]) -> None
         for path in sorted(read):
             for k in ops:
                 graph.add_edge(("input", path), names[k], cut=False)
-        if ops and a.ops[ops[0]].kind.mixes:
+        if ops and a.ops[ops[0]].kind.data is not None:
             read = empty
         from_inputs.update((v, read) for v in eqn.outputs)
     targets = [

@@ -93,7 +93,7 @@ class Shown:
     @cached_property
     def _all_cut(self) -> Analysis:
         a = self.plan.analysis
-        whole = a.cut == {op.number for op in a.ops if op.kind.mixes}
+        whole = a.cut == {op.number for op in a.ops if op.kind.data is not None}
         return a if whole else analyse(a.step)
 
     def window_for(self, steps: int) -> int:

@@ -673,6 +673,7 @@ def measured(
 
 COLUMNS = (
     "arm",
+    "seeds",
     "rate",
     "{unit}",
     "range",
@@ -703,6 +704,7 @@ def table(rows: Sequence[Row]) -> str:
         scores = [row.score for row in same]
         cells = [
             name,
+            str(len(same)),
             "-" if same[0].rate is None else f"{same[0].rate:.1g}",
             f"{statistics.fmean(scores):.3g}",
             f"{min(scores):.3g} to {max(scores):.3g}",
@@ -717,7 +719,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def lag_table(rows: Sequence[Row]) -> str:
-    """Likewise the cosines by lag, of the arms that have some; empty where none has."""
+    """A Markdown table of the cosines by lag, for the arms that have some; empty where none has."""
     # Of a batch in which nothing of BPTT's gradient reaches back so far there is no cosine.
     known = [row for row in rows if row.bins and any(lag == lag for lag in row.lags or ())]
     if not known:

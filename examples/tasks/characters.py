@@ -43,23 +43,25 @@ STEPS, READERS, UNITS = 32, 16, 64
 class Network(eqx.Module):
     """A GRU that sees one character, of `size`, and scores the next one."""
 
-    cell: nn.GRU
-    readout: nn.Linear
+    cell: eqx.nn.GRUCell
+    readout: eqx.nn.Linear
     size: int = eqx.field(static=True)
 
     def __init__(self, size: int, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
         self.size = size
         # A character picks one column of the matrix, so its entries are the drives themselves.
-        self.cell = nn.GRU(size, UNITS, weight_init=nn.normal(0.5), key=k1)
-        self.readout = nn.Linear(UNITS, size, key=k2)
+        cell = nn.init(eqx.nn.GRUCell(size, UNITS, key=k1), "lecun_normal", k1)
+        drives = 0.5 * jax.random.normal(k1, cell.weight_ih.shape)
+        self.cell = eqx.tree_at(lambda c: c.weight_ih, cell, drives)
+        self.readout = nn.init(eqx.nn.Linear(UNITS, size, key=k2), "kaiming_normal", k2)
 
     def init_state(self) -> Array:
-        return self.cell.init_state()
+        return jnp.zeros(UNITS)
 
     def __call__(self, x: Int[Array, ""], h: Array) -> tuple[Array, Array]:
-        out, h = self.cell(jax.nn.one_hot(x, self.size), h)
-        return self.readout(out), h
+        h = self.cell(jax.nn.one_hot(x, self.size), h)
+        return self.readout(h), h
 
 
 def read(found: Mapping[str, str] = topics.topics) -> str:

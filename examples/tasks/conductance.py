@@ -47,20 +47,20 @@ class Network(eqx.Module):
     def __init__(self, key: PRNGKeyArray):
         k1, k2, k3 = jax.random.split(key, 3)
         # All conductances are positive: what inhibits is the reversal potential.
-        self.from_excitatory = nn.DaleLinear(
+        from_excitatory = nn.DaleLinear(
             INPUTS + EXCITATORY,
             NEURONS,
             excitatory=INPUTS + EXCITATORY,
-            weight_init=nn.kaiming_normal(4.0),
             key=k1,
         )
-        self.from_inhibitory = nn.DaleLinear(
+        self.from_excitatory = nn.init(from_excitatory, "lecun_normal", k1, gain=2.0)
+        from_inhibitory = nn.DaleLinear(
             INHIBITORY,
             NEURONS,
             excitatory=INHIBITORY,
-            weight_init=nn.kaiming_normal(4.0),
             key=k2,
         )
+        self.from_inhibitory = nn.init(from_inhibitory, "lecun_normal", k2, gain=2.0)
         self.synapse_e = nn.ExponentialSynapse(NEURONS, tau=10.0, dt=DT)
         self.synapse_i = nn.ExponentialSynapse(NEURONS, tau=10.0, dt=DT)
         self.current_e = nn.COBA(NEURONS, E=0.0)

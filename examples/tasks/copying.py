@@ -25,20 +25,20 @@ STEPS, BATCH, UNITS = 64, 16, 48
 class Network(eqx.Module):
     """A GRU with a linear readout of the probability of a 1."""
 
-    cell: nn.GRU
-    readout: nn.Linear
+    cell: eqx.nn.GRUCell
+    readout: eqx.nn.Linear
 
     def __init__(self, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
-        self.cell = nn.GRU(3, UNITS, key=k1)
-        self.readout = nn.Linear(UNITS, 1, key=k2)
+        self.cell = nn.init(eqx.nn.GRUCell(3, UNITS, key=k1), "lecun_normal", k1)
+        self.readout = nn.init(eqx.nn.Linear(UNITS, 1, key=k2), "kaiming_normal", k2)
 
     def init_state(self) -> Array:
-        return self.cell.init_state()
+        return jnp.zeros(UNITS)
 
     def __call__(self, x: Float[Array, " 3"], h: Array) -> tuple[Array, Array]:
-        y, h = self.cell(x, h)
-        return self.readout(y)[0], h
+        h = self.cell(x, h)
+        return self.readout(h)[0], h
 
 
 def batch(key: PRNGKeyArray, level: Array) -> Batch:

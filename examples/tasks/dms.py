@@ -39,14 +39,14 @@ class State(NamedTuple):
 class Network(eqx.Module):
     """GIF neurons that read the input and each other's last spikes, and a leaky readout."""
 
-    hidden: nn.Linear
+    hidden: eqx.nn.Linear
     gif: nn.GIF
     readout: nn.LeakyRateReadout
 
     def __init__(self, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
-        init = nn.kaiming_normal(1.0)
-        self.hidden = nn.Linear(STIMULI * GROUP + NEURONS, NEURONS, weight_init=init, key=k1)
+        hidden = eqx.nn.Linear(STIMULI * GROUP + NEURONS, NEURONS, key=k1)
+        self.hidden = nn.init(hidden, "lecun_normal", k1)
         self.gif = nn.GIF(NEURONS, tau=20.0, R=3.0, tau_I2=1000.0, A2=-0.02, dt=DT)
         self.readout = nn.LeakyRateReadout(NEURONS, 2, tau=20.0, dt=DT, key=k2)
 

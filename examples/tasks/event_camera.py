@@ -41,18 +41,18 @@ class State(NamedTuple):
 class Network(eqx.Module):
     """ALIF neurons that see the events and each other's last spikes, and a leaky readout."""
 
-    hidden: nn.Linear
+    hidden: eqx.nn.Linear
     alif: nn.ALIF
     readout: nn.LeakyRateReadout
 
     def __init__(self, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
         n_in = 2 * 8 * 8
-        self.hidden = nn.Linear(n_in + NEURONS, NEURONS, weight_init=nn.kaiming_normal(1.0), key=k1)
+        hidden = eqx.nn.Linear(n_in + NEURONS, NEURONS, key=k1)
+        self.hidden = nn.init(hidden, "lecun_normal", k1)
         self.alif = nn.ALIF(NEURONS, tau=20.0, tau_a=100.0, beta=0.2, R=20.0)
-        self.readout = nn.LeakyRateReadout(
-            NEURONS, CLASSES, tau=10.0, weight_init=nn.kaiming_normal(0.02), key=k2
-        )
+        readout = nn.LeakyRateReadout(NEURONS, CLASSES, tau=10.0, key=k2)
+        self.readout = nn.init(readout, "kaiming_normal", k2, gain=0.1)
 
     def init_state(self) -> State:
         return State(self.alif.init_state(), self.readout.init_state())

@@ -38,15 +38,15 @@ class State(NamedTuple):
 class Network(eqx.Module):
     """LIF and ALIF neurons that read the input and each other's last spikes, and a leaky readout."""
 
-    hidden: nn.Linear
+    hidden: eqx.nn.Linear
     lif: nn.LIF
     alif: nn.ALIF
     readout: nn.LeakyRateReadout
 
     def __init__(self, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
-        init = nn.kaiming_normal(1.0)
-        self.hidden = nn.Linear(4 * GROUP + 2 * NEURONS, 2 * NEURONS, weight_init=init, key=k1)
+        hidden = eqx.nn.Linear(4 * GROUP + 2 * NEURONS, 2 * NEURONS, key=k1)
+        self.hidden = nn.init(hidden, "lecun_normal", k1)
         self.lif = nn.LIF(NEURONS, tau=20.0, R=5.0, dt=DT)
         self.alif = nn.ALIF(NEURONS, tau=20.0, tau_a=500.0, beta=0.3, R=5.0, dt=DT)
         self.readout = nn.LeakyRateReadout(2 * NEURONS, 2, tau=20.0, dt=DT, key=k2)

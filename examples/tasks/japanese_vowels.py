@@ -17,6 +17,7 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
@@ -31,20 +32,20 @@ STEPS, FEATURES, SPEAKERS, UNITS = 30, 12, 9, 32  # no recording is longer than 
 class Network(eqx.Module):
     """A GRU and a linear readout."""
 
-    cell: nn.GRU
-    readout: nn.Linear
+    cell: eqx.nn.GRUCell
+    readout: eqx.nn.Linear
 
     def __init__(self, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
-        self.cell = nn.GRU(FEATURES, UNITS, key=k1)
-        self.readout = nn.Linear(UNITS, SPEAKERS, key=k2)
+        self.cell = nn.init(eqx.nn.GRUCell(FEATURES, UNITS, key=k1), "lecun_normal", k1)
+        self.readout = nn.init(eqx.nn.Linear(UNITS, SPEAKERS, key=k2), "kaiming_normal", k2)
 
     def init_state(self) -> Float[Array, " H"]:
-        return self.cell.init_state()
+        return jnp.zeros(UNITS)
 
     def __call__(self, x: Float[Array, " 12"], h: Float[Array, " H"]) -> tuple[Array, Array]:
-        out, h = self.cell(x, h)
-        return self.readout(out), h
+        h = self.cell(x, h)
+        return self.readout(h), h
 
 
 def find(part: str) -> Path | None:

@@ -24,24 +24,24 @@ BITS, STEPS, BATCH, UNITS = 2, 72, 32, 32
 class Network(eqx.Module):
     """A GRU whose units remember for 1 to T steps at first, and a linear readout."""
 
-    cell: nn.GRU
-    readout: nn.Linear
+    cell: eqx.nn.GRUCell
+    readout: eqx.nn.Linear
 
     def __init__(self, key: PRNGKeyArray):
         k1, k2, k3 = jax.random.split(key, 3)
-        cell = nn.GRU(2 * BITS + 1, UNITS, key=k1)
+        cell = nn.init(eqx.nn.GRUCell(2 * BITS + 1, UNITS, key=k1), "lecun_normal", k1)
         update = jnp.log(jax.random.uniform(k3, (UNITS,), minval=1.0, maxval=STEPS - 1))
         still = jnp.zeros(UNITS)
         bias = jnp.concatenate([still, update, still])  # of the gates r, z, n
         self.cell = eqx.tree_at(lambda c: c.bias, cell, bias)
-        self.readout = nn.Linear(UNITS, 1, key=k2)
+        self.readout = nn.init(eqx.nn.Linear(UNITS, 1, key=k2), "kaiming_normal", k2)
 
     def init_state(self) -> Array:
-        return self.cell.init_state()
+        return jnp.zeros(UNITS)
 
     def __call__(self, x: Float[Array, " 5"], h: Array) -> tuple[Array, Array]:
-        y, h = self.cell(x, h)
-        return self.readout(y)[0], h
+        h = self.cell(x, h)
+        return self.readout(h)[0], h
 
 
 def batch(key: PRNGKeyArray) -> Batch:

@@ -30,22 +30,22 @@ Images = tuple[Float[np.ndarray, "N 8 8"], np.ndarray]
 class Network(eqx.Module):
     """A GRU whose update gate is mostly shut at first, so that it remembers, and a linear readout."""
 
-    cell: nn.GRU
-    readout: nn.Linear
+    cell: eqx.nn.GRUCell
+    readout: eqx.nn.Linear
 
     def __init__(self, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
-        cell = nn.GRU(1, UNITS, key=k1)
+        cell = nn.init(eqx.nn.GRUCell(1, UNITS, key=k1), "lecun_normal", k1)
         bias = jnp.repeat(jnp.array([0.0, 2.0, 0.0]), UNITS)  # of the gates r, z, n
         self.cell = eqx.tree_at(lambda c: c.bias, cell, bias)
-        self.readout = nn.Linear(UNITS, CLASSES, key=k2)
+        self.readout = nn.init(eqx.nn.Linear(UNITS, CLASSES, key=k2), "kaiming_normal", k2)
 
     def init_state(self) -> Array:
-        return self.cell.init_state()
+        return jnp.zeros(UNITS)
 
     def __call__(self, x: Float[Array, " 1"], h: Array) -> tuple[Array, Array]:
-        out, h = self.cell(x, h)
-        return self.readout(out), h
+        h = self.cell(x, h)
+        return self.readout(h), h
 
 
 def digits() -> tuple[Images, Images]:

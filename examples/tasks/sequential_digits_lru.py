@@ -24,13 +24,13 @@ class Network(eqx.Module):
     """An LRU, and a readout of its output behind a nonlinearity."""
 
     lru: nn.LRU
-    readout: nn.Linear
+    readout: eqx.nn.Linear
 
     def __init__(self, key: PRNGKeyArray):
         k1, k2 = jax.random.split(key)
         # Memories of 10 to 100 steps.
         self.lru = nn.LRU(1, FEATURES, STATES, r_min=0.9, r_max=0.99, key=k1)
-        self.readout = nn.Linear(FEATURES, CLASSES, key=k2)
+        self.readout = nn.init(eqx.nn.Linear(FEATURES, CLASSES, key=k2), "kaiming_normal", k2)
 
     def init_state(self) -> Array:
         return self.lru.init_state()

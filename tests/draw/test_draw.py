@@ -31,7 +31,7 @@ class Deep(eqx.Module):
     def __init__(self, depth, recurrent, bias=True):
         keys = jax.random.split(jax.random.key(0), depth + 1)
         size = 3 + 3 * recurrent
-        self.layers = [nn.Linear(size, 3, use_bias=bias, key=k) for k in keys[1:]]
+        self.layers = [eqx.nn.Linear(size, 3, use_bias=bias, key=k) for k in keys[1:]]
         self.lif = nn.LIF(3, tau=10.0, R=10.0)
         self.readout = nn.LeakyRateReadout(3, 2, key=keys[0])
         self.recurrent = recurrent

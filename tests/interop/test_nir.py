@@ -560,7 +560,7 @@ def test_numbers_that_mean_nothing_are_refused(kind):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 0.0])
 def test_layers_whose_numbers_mean_nothing_are_refused(value):
     lif = eqx.tree_at(lambda m: m.tau, nn.LIF(N, reset="hard"), jnp.full(N, value))
-    linear = nn.Linear(N, N, key=jax.random.key(0))
+    linear = eqx.nn.Linear(N, N, key=jax.random.key(0))
     with pytest.raises(etpc.InputError, match=r"^The node \['1_lif'\] \(LIF\) has tau = "):
         interop.to_nir(nn.Sequential([linear, lif]))
     for shape in ((-1,), (0,), (4.0,), ("a",), "abc", 4, ()):
@@ -635,7 +635,7 @@ def sequential(**lif):
     options = {"tau": 8.0, "R": 5.0, "V_rest": 0.1, "V_reset": -0.1, "reset": "hard"} | lif
     return nn.Sequential(
         [
-            nn.Linear(3, N, key=keys[0]),
+            eqx.nn.Linear(3, N, key=keys[0]),
             nn.LIF(N, **options),
             nn.Delay(N, np.arange(N)),
             nn.LowRankLinear(N, N, 2, key=keys[1]),
@@ -665,9 +665,9 @@ def test_convolutions_of_etpc():
     keys = jax.random.split(jax.random.key(1), 2)
     model = nn.Sequential(
         [
-            nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2, key=keys[0]),
+            eqx.nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2, key=keys[0]),
             nn.LIF((4, 3, 4), reset="hard", tau=3.0, R=5.0),
-            nn.Conv2d(4, 1, 3, padding="SAME", use_bias=False, key=keys[1]),
+            eqx.nn.Conv2d(4, 1, 3, padding="SAME", use_bias=False, key=keys[1]),
         ]
     )
     with pytest.raises(etpc.InputError, match="input_shape"):
@@ -685,18 +685,18 @@ REFUSED = {
         lambda: nn.Sequential([nn.LIF(N, reset="hard"), nn.LIF(N, reset="hard", dt=2.0)]),
         r"1.0 in \.layers\[0\], 2.0 in \.layers\[1\]",
     ),
-    "a gated cell": (lambda: nn.GRU(N, N, key=jax.random.key(0)), "not a GRU"),
+    "a gated cell": (lambda: nn.MinGRU(N, N, key=jax.random.key(0)), "not a MinGRU"),
     "a function": (
-        lambda: nn.Sequential([nn.Linear(N, N, key=jax.random.key(0)), jnp.tanh]),
+        lambda: nn.Sequential([eqx.nn.Linear(N, N, key=jax.random.key(0)), jnp.tanh]),
         r"\.layers\[1\] is tanh",
     ),
     "a delay without a step": (lambda: nn.Sequential([nn.Delay(N, 2)]), r"\.layers\[0\] counts"),
     "a kernel that is not square": (
-        lambda: nn.Sequential([nn.Conv2d(1, 1, (1, 2), key=jax.random.key(0))]),
+        lambda: nn.Sequential([eqx.nn.Conv2d(1, 1, (1, 2), key=jax.random.key(0))]),
         "finds other shapes",
     ),
     "padding of one side": (
-        lambda: nn.Sequential([nn.Conv1d(1, 1, 2, padding=((1, 0),), key=jax.random.key(0))]),
+        lambda: nn.Sequential([eqx.nn.Conv1d(1, 1, 2, padding=((1, 0),), key=jax.random.key(0))]),
         r"\.layers\[0\] has the padding",
     ),
 }

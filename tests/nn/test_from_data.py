@@ -10,6 +10,7 @@ import etpc
 from etpc import nn
 
 T, B, I, K = 80, 4, 60, 48
+KEY = jax.random.key(0)
 NEURONS = {
     "LIF": nn.LIF,
     "refractory LIF": lambda size: nn.LIF(size, refractory=3.0, reset="hard"),
@@ -26,21 +27,21 @@ NEURONS = {
 class Stack(eqx.Module):
     """Three recurrent layers of neurons, each with a synapse if so asked, and a readout."""
 
-    weights: tuple[nn.Linear, ...]
+    weights: tuple[eqx.nn.Linear, ...]
     synapses: tuple[nn.ExponentialSynapse | None, ...]
     neurons: tuple
-    readout: nn.Linear
+    readout: eqx.nn.Linear
 
     def __init__(self, neuron, synapse=False, use_bias=True):
         keys = jax.random.split(jax.random.key(0), 4)
         sizes = (I, K, K)
         self.weights = tuple(
-            nn.Linear(size + K, K, use_bias, bias_init=nn.normal(0.01), key=key)
+            eqx.nn.Linear(size + K, K, use_bias, key=key)
             for size, key in zip(sizes, keys, strict=False)
         )
         self.synapses = (nn.ExponentialSynapse(K) if synapse else None,) * 3
         self.neurons = tuple(neuron(K) for _ in sizes)
-        self.readout = nn.Linear(K, 2, key=keys[3])
+        self.readout = eqx.nn.Linear(K, 2, key=keys[3])
 
     def init_state(self):
         return [
@@ -158,7 +159,7 @@ def test_a_model_that_is_no_layer_of_etpc_with_its_own_step_and_state():
 
 def test_a_convolution_and_a_product_with_a_sign():
     conv, dale = (
-        nn.Conv1d(1, 4, 5, padding="SAME", key=jax.random.key(0)),
+        nn.init(eqx.nn.Conv1d(1, 4, 5, padding="SAME", key=KEY), "kaiming_normal", KEY),
         nn.DaleLinear(4 * I, K, excitatory=2 * I, key=jax.random.key(1)),
     )
     model = nn.Sequential([conv, nn.LIF((4, I)), jnp.ravel, dale, nn.LIF(K)])
@@ -173,14 +174,14 @@ def test_a_convolution_and_a_product_with_a_sign():
 
 
 def test_parameters_keep_their_dtype():
-    linear = nn.Linear(I, K, dtype=jnp.float32, key=jax.random.key(0))
+    linear = eqx.nn.Linear(I, K, dtype=jnp.float32, key=jax.random.key(0))
     model = nn.Sequential([linear, nn.LIF(K, dtype=jnp.float32)])
     made = nn.init_from_data(model, spikes(0.2)[:, 0].astype(jnp.float32))
     assert made.layers[0].weight.dtype == jnp.float32
 
 
 def test_errors():
-    model = nn.Sequential([nn.Linear(I, K, key=jax.random.key(0)), nn.LIF(K)])
+    model = nn.Sequential([eqx.nn.Linear(I, K, key=jax.random.key(0)), nn.LIF(K)])
     xs = spikes(0.2)[:, 0]
     for rate in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(etpc.InputError, match="rate must lie between 0 and 1"):
@@ -189,7 +190,7 @@ def test_errors():
         nn.init_from_data(model, jnp.zeros_like(xs))
     assert ".layers[0].weight" in str(error.value)
     with pytest.raises(etpc.ModelError, match="has no spike function"):
-        nn.init_from_data(nn.GRU(I, K, key=jax.random.key(0)), xs)
+        nn.init_from_data(nn.MinGRU(I, K, key=jax.random.key(0)), xs)
     with pytest.raises(etpc.ModelError, match="no weights in front of it"):
         nn.init_from_data(nn.LIF(I), xs)
     state = jax.eval_shape(model.init_state)

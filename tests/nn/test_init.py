@@ -1,73 +1,123 @@
-"""Initialisers of weights of layout (out, in, ...)."""
+"""`nn.init` for layers of Equinox and ours, and where names of layers have gone."""
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import etpc
 from etpc import nn
+from tests.nn.online import KEY
 
-KEY = jax.random.key(0)
-O, I = 300, 1200  # unequal, so that a swap of fan-in and fan-out shows
+O, I = 300, 400
+TRUNCATION = 0.87962566103423978  # the standard deviation of a normal that is cut at 2
 
 
-@pytest.mark.parametrize(
-    ("init", "variance"),
-    [
-        (nn.kaiming_normal(), 2 / I),
-        (nn.kaiming_normal(0.5), 0.5 / I),
-        (nn.kaiming_uniform(), 2 / I),
-        (nn.xavier_normal(), 2 / (O + I)),
-        (nn.xavier_uniform(), 2 / (O + I)),
-        (nn.xavier_uniform(3.0), 6 / (O + I)),
-        (nn.normal(0.3), 0.09),
-        (nn.zeros, 0.0),
-    ],
-)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_variance_and_dtype(
-    init: jax.nn.initializers.Initializer, variance: float, dtype: type
-) -> None:
-    weight = init(KEY, (O, I), dtype)
-    assert weight.shape == (O, I)
-    assert weight.dtype == dtype
-    np.testing.assert_allclose(jnp.var(weight), variance, rtol=0.02)
-    np.testing.assert_allclose(jnp.mean(weight), 0, atol=0.01 * math.sqrt(variance))
+def linear(size=(O, I), **more):
+    return eqx.nn.Linear(size[1], size[0], key=KEY, **more)
 
 
 @pytest.mark.parametrize(
-    ("init", "bound"),
+    ("scheme", "variance", "bound"),
     [
-        (nn.kaiming_uniform(), math.sqrt(6 / I)),
-        (nn.xavier_uniform(), math.sqrt(6 / (O + I))),
-        # Two standard deviations of the normal that is truncated, whose own is larger by 1/0.8796.
-        (nn.kaiming_normal(), 2 * math.sqrt(2 / I) / 0.87962566103423978),
-        (nn.xavier_normal(), 2 * math.sqrt(2 / (O + I)) / 0.87962566103423978),
+        ("kaiming_normal", 2 / I, 2 * math.sqrt(2 / I) / TRUNCATION),
+        ("lecun_normal", 1 / I, 2 * math.sqrt(1 / I) / TRUNCATION),
+        ("xavier_normal", 2 / (O + I), 2 * math.sqrt(2 / (O + I)) / TRUNCATION),
+        ("kaiming_uniform", 2 / I, math.sqrt(6 / I)),
+        ("xavier_uniform", 2 / (O + I), math.sqrt(6 / (O + I))),
+        ("normal", 1.0, math.inf),
+        ("zeros", 0.0, 0.0),
     ],
 )
-def test_bounds(init: jax.nn.initializers.Initializer, bound: float) -> None:
-    weight = init(KEY, (O, I), jnp.float64)
-    np.testing.assert_allclose(jnp.max(jnp.abs(weight)), bound, rtol=0.01)
-
-
-def test_convolution_weights_count_their_window() -> None:
-    weight = nn.kaiming_normal()(KEY, (64, 32, 5, 5), jnp.float64)
-    np.testing.assert_allclose(jnp.var(weight), 2 / (32 * 25), rtol=0.03)
+@pytest.mark.parametrize("gain", [1.0, 3.0])
+def test_variance_and_range(scheme, variance, bound, gain) -> None:
+    drawn = nn.init(linear(), scheme, KEY, gain=gain)
+    assert jax.tree.structure(drawn) == jax.tree.structure(linear())
+    weight = np.asarray(drawn.weight) / gain
+    np.testing.assert_allclose(weight.var(), variance, rtol=0.03)
+    np.testing.assert_allclose(weight.mean(), 0.0, atol=4 * math.sqrt(variance / weight.size))
+    assert np.abs(weight).max() <= bound * (1 + 1e-6)
+    if math.isfinite(bound):
+        assert np.abs(weight).max() >= 0.97 * bound
+    np.testing.assert_array_equal(drawn.bias, np.zeros(O))
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
-def test_orthogonal(shape: tuple[int, int]) -> None:
-    weight = np.asarray(nn.orthogonal(2.0)(KEY, shape, jnp.float64))
+def test_orthogonal(shape) -> None:
+    weight = np.asarray(nn.init(linear(shape), "orthogonal", KEY, gain=2.0).weight)
     short = weight if shape[0] <= shape[1] else weight.T
     np.testing.assert_allclose(short @ short.T, 4 * np.eye(len(short)), atol=1e-12)
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_convolution() -> None:
+    conv = eqx.nn.Conv2d(8, 400, 5, groups=2, key=KEY)
+    drawn = nn.init(conv, "kaiming_normal", KEY)
+    np.testing.assert_allclose(jnp.var(drawn.weight), 2 / (4 * 25), rtol=0.03)
+    kernels = nn.init(eqx.nn.Conv1d(4, 6, 3, key=KEY), "orthogonal", KEY).weight.reshape(6, -1)
+    np.testing.assert_allclose(kernels @ kernels.T, np.eye(6), atol=1e-12)
+    assert not drawn.bias.any()
+
+
+def test_a_function() -> None:
+    shapes = []
+
+    def ones(key, shape, dtype):
+        shapes.append(shape)
+        return jnp.ones(shape, dtype)
+
+    cell = nn.init(eqx.nn.LSTMCell(3, 4, dtype=jnp.float32, key=KEY), ones, KEY, gain=0.5)
+    assert shapes == [(16, 3), (16, 4)]
+    assert cell.weight_hh.dtype == jnp.float32
+    np.testing.assert_array_equal(cell.weight_hh, np.full((16, 4), 0.5))
+
+
+def test_a_model_of_many_layers() -> None:
+    """Weights are drawn with keys of their own; what is neither weight nor bias stays."""
+    model = nn.Sequential(
+        [
+            eqx.nn.GRUCell(3, 4, key=KEY),
+            eqx.nn.LayerNorm(4),
+            eqx.nn.Linear(4, 4, key=KEY),
+            nn.IndRNN(4, 4, bias_init="normal", key=KEY),
+            nn.LIF((2, 2), tau=jnp.full((2, 2), 9.0)),
+            nn.LeakyRateReadout(4, 2, key=KEY),
+        ]
+    )
+    drawn = nn.init(model, "normal", KEY)
+    gru, norm, dense, cell, lif, readout = drawn.layers
+    weights = (gru.weight_ih, gru.weight_hh, dense.weight, cell.weight_ih, readout.weight)
+    values = np.concatenate([np.ravel(w) for w in weights])
+    assert len(np.unique(values)) == values.size
+    for bias in (gru.bias, gru.bias_n, dense.bias, cell.bias):
+        np.testing.assert_array_equal(bias, np.zeros(bias.shape))
+    np.testing.assert_array_equal(norm.weight, np.ones(4))
+    np.testing.assert_array_equal(cell.weight_hh, model.layers[3].weight_hh)
+    np.testing.assert_array_equal(lif.tau, np.full((2, 2), 9.0))
+
+
+def test_what_cannot_be_drawn() -> None:
+    with pytest.raises(etpc.InputError, match=r"scheme='kaiming' is unknown.*kaiming_normal"):
+        nn.init(linear(), "kaiming", KEY)
+    for layer in (eqx.nn.LayerNorm(3), nn.LRU(2, 2, 2, key=KEY)):
+        name = type(layer).__name__
+        with pytest.raises(etpc.InputError, match=f"{name} has no weight to draw.*tree_at"):
+            nn.init(layer, "normal", KEY)
+    with pytest.raises(etpc.InputError, match=r"scheme returned float64\[1\]"):
+        nn.init(linear(), lambda key, shape, dtype: jnp.ones(1), KEY)
+
+
 @pytest.mark.parametrize(
-    "factory", [nn.kaiming_normal, nn.kaiming_uniform, nn.xavier_normal, nn.xavier_uniform]
+    ("name", "message"),
+    [
+        ("Linear", r"etpc\.nn has no Linear: use eqx\.nn\.Linear\."),
+        ("LSTM", r"use eqx\.nn\.LSTMCell, called as"),
+        ("orthogonal", r'use etpc\.nn\.init\(layer, "orthogonal", key\)'),
+        ("Nothing", "module 'etpc.nn' has no attribute 'Nothing'"),
+    ],
 )
-def test_scale_out_of_range(factory, scale: float) -> None:
-    with pytest.raises(ValueError, match=rf"scale must be a finite number > 0, got {scale}"):
-        factory(scale)
+def test_names_that_have_gone(name, message) -> None:
+    with pytest.raises(AttributeError, match=message):
+        getattr(nn, name)

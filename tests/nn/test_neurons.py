@@ -113,9 +113,9 @@ def test_small_steps_of_the_resonator_keep_their_precision() -> None:
 class Network(eqx.Module):
     """Weights into neurons, and the spikes weighted: nothing escapes."""
 
-    hidden: nn.Linear
+    hidden: eqx.nn.Linear
     neuron: nn.LIF
-    out: nn.Linear
+    out: eqx.nn.Linear
     scale: float
 
     def init_state(self):
@@ -150,10 +150,11 @@ def test_in_a_network(name: str, names: tuple[str, ...], options: dict) -> None:
     neuron = model.layer(2, **(model.arguments | trained | options), surrogate=SLOPE)
     mean, deviation = model.drive
     keys = jax.random.split(KEY, 2)
+    hidden = nn.init(eqx.nn.Linear(3, 2, key=keys[0]), "normal", keys[0], gain=0.6)
     network = Network(
-        nn.Linear(3, 2, weight_init=nn.normal(0.6), bias_init=_ones, key=keys[0]),
+        eqx.tree_at(lambda m: m.bias, hidden, jnp.ones(2)),
         neuron,
-        nn.Linear(2, 2, key=keys[1]),
+        nn.init(eqx.nn.Linear(2, 2, key=keys[1]), "kaiming_normal", keys[1]),
         mean + deviation,
     )
     xs = jax.random.normal(jax.random.key(2), (T, 3))
@@ -165,10 +166,6 @@ def test_in_a_network(name: str, names: tuple[str, ...], options: dict) -> None:
     assert paths >= {".hidden.weight", *(f".neuron.{n}" for n in names)}
     blocks = {op.path: op.block for op in report.program.ops}
     assert blocks[".hidden.weight"] == len(model.fields)
-
-
-def _ones(key, shape, dtype):
-    return jnp.ones(shape, dtype)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -92,7 +92,7 @@ def test_input_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize(("tau", "dt"), [(5.0, 1.0), (np.array([4.0, 20.0]), 0.5)])
 def test_membrane(tau, dt: float, use_bias: bool) -> None:
-    readout = nn.MembraneReadout(3, 2, use_bias, tau=tau, dt=dt, bias_init=nn.normal(1.0), key=KEY)
+    readout = nn.MembraneReadout(3, 2, use_bias, tau=tau, dt=dt, bias_init="normal", key=KEY)
     weight = np.asarray(readout.weight)
     bias = np.zeros(2) if readout.bias is None else np.asarray(readout.bias)
     assert bias.any() == use_bias

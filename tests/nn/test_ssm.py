@@ -144,7 +144,7 @@ def test_s5_steps() -> None:
 @pytest.mark.parametrize("kind", BUILD)
 def test_d_rtrl_is_exact(kind) -> None:
     layer = shuffled(BUILD[kind]())
-    report = verify(nn.Sequential([layer, jnp.sin, nn.Linear(O, 2, key=KEY)]), normal(T, I))
+    report = verify(nn.Sequential([layer, jnp.sin, eqx.nn.Linear(O, 2, key=KEY)]), normal(T, I))
     assert len(exact(report)) == len(report.rows) == parameters(layer) + 2
 
 

@@ -117,7 +117,7 @@ def test_delayed_linear() -> None:
 class Membrane(eqx.Module):
     """Inputs through a layer into synapses, a neuron, and its spikes through others out."""
 
-    weight: nn.Linear
+    weight: eqx.nn.Linear
     synapse: eqx.Module
     into: nn.COBA
     lif: nn.LIF
@@ -161,7 +161,7 @@ def squared(y, target):
 
 def membrane(synapse, into=None, after=None) -> Membrane:
     return Membrane(
-        nn.Linear(3, 2, weight_init=nn.normal(1.5), key=KEY),
+        nn.init(eqx.nn.Linear(3, 2, key=KEY), "normal", KEY, gain=1.5),
         synapse,
         nn.COBA(2, E=np.full(2, 3.0)) if into is None else into,
         nn.LIF(2, tau=3.0, surrogate=SLOPE),
@@ -193,8 +193,11 @@ def membrane(synapse, into=None, after=None) -> Membrane:
         ),
         (
             Delayed(
-                nn.DelayedLinear(
-                    3, 2, np.arange(6).reshape(2, 3), weight_init=nn.normal(3.0), key=KEY
+                nn.init(
+                    nn.DelayedLinear(3, 2, np.arange(6).reshape(2, 3), key=KEY),
+                    "normal",
+                    KEY,
+                    gain=3.0,
                 ),
                 nn.LIF(2, tau=3.0, surrogate=SLOPE),
                 recurrent=False,
@@ -217,7 +220,7 @@ def test_in_a_network(network, block: int) -> None:
 def test_recurrent_delays_are_cut_at_the_projection() -> None:
     delays = np.array([[1, 2, 3, 1, 3], [2, 1, 1, 2, 1]])
     network = Delayed(
-        nn.DelayedLinear(5, 2, delays, weight_init=nn.normal(2.0), key=KEY),
+        nn.init(nn.DelayedLinear(5, 2, delays, key=KEY), "normal", KEY, gain=2.0),
         nn.LIF(2, tau=3.0, surrogate=SLOPE),
         recurrent=True,
     )

@@ -1,6 +1,4 @@
-"""Convolution, embedding, sparse and low-rank layers: equations, Equinox, and BPTT."""
-
-import itertools
+"""Sparse and low-rank layers: equations and BPTT."""
 
 import equinox as eqx
 import jax
@@ -28,77 +26,7 @@ PAIRS = [(2, 1), (0, 0), (1, 3), (0, 2)]
 ROWS, COLUMNS = (np.array(side) for side in zip(*PAIRS, strict=True))
 
 
-# --- convolution ----------------------------------------------------------------------------------
-
-
-def convolved(x, weight, bias, stride, padding, dilation, groups):
-    """One output element after another."""
-    x, (O, J, *kernel) = np.asarray(x), weight.shape
-    x = np.pad(x, [(0, 0), *padding])
-    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    places = [(n - r) // s + 1 for n, r, s in zip(x.shape[1:], reach, stride, strict=True)]
-    y = np.zeros((O, *places))
-    for o, *at in itertools.product(range(O), *map(range, places)):
-        y[o, *at] = bias.reshape(-1)[o]
-        for j, *tap in itertools.product(range(J), *map(range, kernel)):
-            where = (a * s + k * d for a, s, k, d in zip(at, stride, tap, dilation, strict=True))
-            y[o, *at] += weight[o, j, *tap] * x[o // (O // groups) * J + j, *where]
-    return y
-
-
-@pytest.mark.parametrize(
-    ("space", "kernel", "stride", "padding", "explicit", "dilation", "groups"),
-    [
-        ((7,), 3, 1, "VALID", ((0, 0),), 1, 1),
-        ((7,), 4, 2, "same", ((1, 2),), 1, 2),
-        ((7,), 4, 2, "SAME_LOWER", ((2, 1),), 1, 1),
-        ((5, 6), (2, 3), (1, 2), 1, ((1, 1), (1, 1)), (2, 1), 2),
-        ((4, 5), 3, 1, (0, 1), ((0, 0), (1, 1)), 1, 1),
-        ((3, 4, 3), 2, 1, ((0, 1), (1, 0), (0, 0)), ((0, 1), (1, 0), (0, 0)), 1, 1),
-    ],
-)
-def test_convolution(space, kernel, stride, padding, explicit, dilation, groups) -> None:
-    n = len(space)
-    settings = {"dilation": dilation, "groups": groups}
-    conv = shuffled(nn.Conv(n, 2, 4, kernel, stride, padding, **settings, key=KEY))
-    x = normal(2, *space)
-    weight, bias = np.asarray(conv.weight), np.asarray(conv.bias)
-    strides, dilations = np.broadcast_to(stride, n), np.broadcast_to(dilation, n)
-    expected = convolved(x, weight, bias, strides, explicit, dilations, groups)
-    np.testing.assert_allclose(conv(x), expected, rtol=1e-12, atol=1e-13)
-
-    peer = eqx.nn.Conv(n, 2, 4, kernel, stride, padding, **settings, key=KEY)
-    where = lambda m: (m.weight, m.bias)
-    peer = eqx.tree_at(where, peer, where(conv))
-    np.testing.assert_allclose(conv(x), peer(x), rtol=1e-14)
-
-
-@pytest.mark.parametrize(("kind", "n"), [(nn.Conv1d, 1), (nn.Conv2d, 2)])
-def test_convolution_of_known_dimension(kind, n) -> None:
-    settings = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2, "key": KEY}
-    conv, general = kind(2, 4, 3, **settings), nn.Conv(n, 2, 4, 3, **settings)
-    assert conv.num_spatial_dims == n
-    x = normal(2, *[7] * n)
-    np.testing.assert_array_equal(conv(x), general(x))
-
-
-def test_fan_in_of_a_kernel() -> None:
-    conv = nn.Conv2d(8, 400, 5, groups=2, key=KEY)
-    np.testing.assert_allclose(jnp.var(conv.weight), 2 / (4 * 25), rtol=0.03)
-
-
-# --- embedding, low rank --------------------------------------------------------------------------
-
-
-def test_embedding() -> None:
-    embedding = nn.Embedding(5, 3, key=KEY)
-    peer = eqx.nn.Embedding(weight=embedding.weight)
-    for run in (embedding, eqx.filter_jit(embedding)):
-        for index in (0, 3, -1, 7):
-            np.testing.assert_array_equal(run(jnp.array(index)), peer(jnp.array(index)))
-        np.testing.assert_array_equal(run(jnp.array(3)), embedding.weight[3])
-        np.testing.assert_array_equal(run(jnp.array(-1)), embedding.weight[4])
-        np.testing.assert_array_equal(run(jnp.array(7)), embedding.weight[4])
+# --- low rank --------------------------------------------------------------------------------------
 
 
 def test_low_rank() -> None:
@@ -134,7 +62,7 @@ def test_sparse_from_a_matrix(form) -> None:
     layer = nn.SparseLinear(4, 3, form(dense), key=KEY)
     x = normal(4)
     np.testing.assert_allclose(layer(x), dense @ np.asarray(x), rtol=1e-14)
-    drawn = nn.SparseLinear(4, 3, form(dense), weight_init=nn.normal(1.0), key=KEY)
+    drawn = nn.SparseLinear(4, 3, form(dense), weight_init="normal", key=KEY)
     np.testing.assert_array_equal(drawn.indices, layer.indices)
     assert not np.intersect1d(drawn.weight, layer.weight).size
 
@@ -182,8 +110,6 @@ def test_sparse_has_one_trace_entry_for_each_connection() -> None:
 # --- all ------------------------------------------------------------------------------------------
 
 LAYERS = {
-    nn.Conv: (lambda **more: nn.Conv(1, 2, 2, 3, padding="SAME", key=KEY, **more), normal(T, 2, 3)),
-    nn.Embedding: (lambda **more: nn.Embedding(4, 3, key=KEY, **more), jnp.arange(T) * 3 % 4),
     nn.LowRankLinear: (lambda **more: nn.LowRankLinear(4, 3, 2, key=KEY, **more), normal(T, 4)),
     nn.SparseLinear: (
         lambda **more: nn.SparseLinear(4, 3, (ROWS, COLUMNS), key=KEY, **more),
@@ -205,12 +131,10 @@ def test_d_rtrl_is_exact_in_front_of_a_state(kind) -> None:
 def test_parameters(kind) -> None:
     build, xs = LAYERS[kind]
     layer = build(dtype=jnp.float32)
-    x = xs[0].astype(jnp.float32) if jnp.issubdtype(xs.dtype, jnp.floating) else xs[0]
+    x = xs[0].astype(jnp.float32)
     assert marks(layer, x) == parameters(layer)
     weights = jax.tree.leaves(eqx.filter(layer, eqx.is_inexact_array))
     assert {a.dtype for a in (*weights, layer(x))} == {jnp.dtype("float32")}
-    if kind is nn.Embedding:
-        return
     plain = build(use_bias=False)
     assert plain.bias is None
     assert marks(plain, xs[0]) == parameters(layer) - 1
@@ -221,8 +145,6 @@ def none(*_):
     return jnp.ones(7)
 
 
-CONV = {"num_spatial_dims": 2, "in_channels": 2, "out_channels": 4, "kernel_size": 3}
-EMBEDDING = {"num_embeddings": 4, "embedding_size": 3}
 DENSE = {"in_features": 4, "out_features": 3}
 SPARSE = DENSE | {"connections": (ROWS, COLUMNS)}
 
@@ -230,20 +152,6 @@ SPARSE = DENSE | {"connections": (ROWS, COLUMNS)}
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (nn.Conv, CONV | {"num_spatial_dims": 0}, "num_spatial_dims must be an integer >= 1"),
-        (nn.Conv, CONV | {"in_channels": 0}, "in_channels must be an integer >= 1, got 0"),
-        (nn.Conv, CONV | {"kernel_size": (3, 0)}, "kernel_size must be an integer >= 1, got 0"),
-        (nn.Conv, CONV | {"stride": (1, 1, 1)}, r"stride=\(1, 1, 1\) has 3 elements"),
-        (nn.Conv, CONV | {"groups": 4}, "groups=4 must divide in_channels=2 and out_channels=4"),
-        (nn.Conv, CONV | {"padding": "FULL"}, "padding='FULL' is unknown"),
-        (nn.Conv, CONV | {"padding": -1}, "padding=-1 is unknown"),
-        (nn.Conv, CONV | {"padding": (1, 1, 1)}, r"padding=\(1, 1, 1\) is unknown"),
-        (nn.Conv, CONV | {"padding": ((1, 1, 1), 0)}, r"padding=\(\(1, 1, 1\), 0\) is unknown"),
-        (nn.Conv, CONV | {"weight_init": none}, "weight_init returned float64"),
-        (nn.Embedding, EMBEDDING | {"num_embeddings": 0}, "num_embeddings must be an integer"),
-        (nn.Embedding, EMBEDDING | {"embedding_size": 0}, "embedding_size must be an integer"),
-        (nn.Embedding, EMBEDDING | {"weight_init": none}, "weight_init returned float64"),
-        (nn.Embedding, EMBEDDING | {"dtype": int}, "dtype must be a real floating-point type"),
         (nn.LowRankLinear, DENSE | {"rank": 0}, "rank must be an integer >= 1, got 0"),
         (nn.LowRankLinear, DENSE | {"rank": 2, "U_init": none}, "U_init returned float64"),
         (nn.LowRankLinear, DENSE | {"rank": 2, "V_init": none}, "V_init returned float64"),
@@ -284,10 +192,6 @@ def test_arguments_out_of_range(kind, arguments: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "x", "message"),
     [
-        (nn.Conv, jnp.ones((3, 3)), r"Conv was called with x of shape \(3, 3\) where \(2, n1\)"),
-        (nn.Conv, jnp.ones(2), r"Conv was called with x of shape \(2,\) where \(2, n1\)"),
-        (nn.Embedding, jnp.ones(()), r"Embedding was called with x of type float64\[\]"),
-        (nn.Embedding, jnp.ones(2, int), r"Embedding was called with x of type int64\[2\]"),
         (nn.LowRankLinear, jnp.ones(3), r"LowRankLinear was called with x of shape \(3,\)"),
         (nn.SparseLinear, jnp.ones(3), r"SparseLinear was called with x of shape \(3,\)"),
     ],

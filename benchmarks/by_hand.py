@@ -1,0 +1,424 @@
+"""D-RTRL of common cells as one would write it by hand: the cell's own transition, and one product for each gradient.
+
+A cell is a plain function of arrays, `step(weights, x, state) -> (y, state)`, for one example. Its rule is
+`learn(weights, state, traces, x, target) -> (grads, state, traces, loss)` for a batch at one step, with the loss
+`sum((y - target)**2)` averaged over the batch. All have a linear readout. A trace that belongs to inputs and
+outputs has axes [B, I, O], one of a vector [B, O].
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from etpc.surrogate import SuperSpike
+
+Weights = dict[str, Array]
+State = tuple[Array, ...]
+Grads = dict[str, Array]
+
+spike = SuperSpike()
+LEAK, ADAPTATION, STRENGTH = 0.9, 0.98, 0.3
+SCALE = 3.0
+"""Of the input weights of spiking cells, so that they spike."""
+
+
+def loss(y: Array, target: Array) -> Array:
+    """The squared error of one example at one step."""
+    return jnp.sum((y - target) ** 2)
+
+
+class Cell(NamedTuple):
+    """A cell, its weights, and its rule by hand."""
+
+    name: str
+    weights: Callable[[Array, int, int, int], Weights]
+    """From a key and the numbers of inputs, units and outputs."""
+    state: Callable[[int], State]
+    """From the number of units."""
+    step: Callable[[Weights, Array, State], tuple[Array, State]]
+    learn: Callable[..., tuple[Grads, State, Any, Array]]
+    traces: Callable[[Weights, int, int], Any]
+    """From the weights, the number of units and the batch size."""
+
+
+# --- what the rules share ---
+
+
+def normal(key: Array, *shape: int, scale: float = 1.0) -> Array:
+    return scale * jax.random.normal(key, shape) / shape[-1] ** 0.5
+
+
+def readout(weights: Weights, h: Array, target: Array) -> tuple[Array, Array, Array]:
+    """The loss, its derivative by the readout's weights, and by what is read, [B, O]."""
+    y = h @ weights["out"].T
+    error = y - target
+    signal = 2 * error / len(h)
+    return (error**2).sum() / len(h), signal.T @ h, signal @ weights["out"]
+
+
+def injected(decay: Array, trace: Array, factor: Array, x: Array) -> Array:
+    """A trace [B, I, O] after a step: moved by `decay` [B, O], with `factor` [B, O] times `x` [B, I] added."""
+    return decay[:, None, :] * trace + x[:, :, None] * factor[:, None, :]
+
+
+def read(signal: Array, trace: Array) -> Array:
+    """The gradient [O, I] of weights with a trace [B, I, O]."""
+    return (signal[:, None, :] * trace).sum(0).T
+
+
+def zeros(batch: int, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
+    return tuple(jnp.zeros((batch, *shape)) for shape in shapes)
+
+
+# --- recurrent trace units: two real states a unit, and a ReLU that reads them ---
+
+
+def rtu_weights(key: Array, inputs: int, units: int, outputs: int) -> Weights:
+    keys = jax.random.split(key, 5)
+    return {
+        "nu": jnp.log(-jnp.log(jax.random.uniform(keys[0], (units,), minval=0.8, maxval=0.99))),
+        "theta": jax.random.uniform(keys[1], (units,), maxval=jnp.pi / 4),
+        "w1": normal(keys[2], units, inputs),
+        "w2": normal(keys[3], units, inputs),
+        "out": normal(keys[4], outputs, 2 * units),
+    }
+
+
+def rtu_transition(weights: Weights) -> tuple[Array, Array, Array]:
+    r = jnp.exp(-jnp.exp(weights["nu"]))
+    return r * jnp.cos(weights["theta"]), r * jnp.sin(weights["theta"]), jnp.sqrt(1 - r**2)
+
+
+def rtu_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
+    a, b = state
+    c, s, gain = rtu_transition(weights)
+    new = (c * a - s * b + gain * (weights["w1"] @ x), c * b + s * a + gain * (weights["w2"] @ x))
+    return weights["out"] @ jax.nn.relu(jnp.concatenate(new)), new
+
+
+def rtu_traces(weights: Weights, units: int, batch: int) -> Any:
+    inputs = weights["w1"].shape[1]
+    by_weight = zeros(batch, *[(inputs, units)] * 4)
+    return by_weight, zeros(batch, *[(units,)] * 6)
+
+
+def rtu_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
+    (c, s, gain), pull = jax.vjp(rtu_transition, weights)
+    (a, b), (by_weight, by_vector) = state, traces
+    w1x, w2x = x @ weights["w1"].T, x @ weights["w2"].T
+    new = (c * a - s * b + gain * w1x, c * b + s * a + gain * w2x)
+    h = jnp.concatenate(new, 1)
+    error, out, by_h = readout(weights, jax.nn.relu(h), target)
+    bars = by_h * (h > 0)
+    bar_a, bar_b = jnp.split(bars, 2, 1)
+    a1, b1, a2, b2 = by_weight  # of the states a and b, by w1 and by w2
+    added = gain * x[:, :, None]
+    a1, b1 = c * a1 - s * b1 + added, c * b1 + s * a1
+    a2, b2 = c * a2 - s * b2, c * b2 + s * a2 + added
+    ac, bc, as_, bs, ag, bg = by_vector  # by the cosine, the sine and the gain
+    ac, bc = c * ac - s * bc + a, c * bc + s * ac + b
+    as_, bs = c * as_ - s * bs - b, c * bs + s * as_ + a
+    ag, bg = c * ag - s * bg + w1x, c * bg + s * ag + w2x
+    total = lambda of_a, of_b: (bar_a * of_a + bar_b * of_b).sum(0)
+    (grads,) = pull((total(ac, bc), total(as_, bs), total(ag, bg)))
+    grads["w1"] = read(bar_a, a1) + read(bar_b, b1)
+    grads["w2"] = read(bar_a, a2) + read(bar_b, b2)
+    grads["out"] = out
+    return grads, new, ((a1, b1, a2, b2), (ac, bc, as_, bs, ag, bg)), error
+
+
+# --- linear recurrent units: a complex diagonal recurrence, read linearly ---
+
+
+def lru_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
+    (h,) = state
+    c, s, gain = rtu_transition(weights)
+    w = jax.lax.complex(weights["w1"], weights["w2"])
+    h = jax.lax.complex(c, s) * h + gain * (w @ x)
+    return weights["out"] @ jnp.concatenate([h.real, h.imag]), (h,)
+
+
+def lru_traces(weights: Weights, units: int, batch: int) -> Any:
+    by_weight, by_vector = zeros(batch, (weights["w1"].shape[1], units), (units,))
+    complex_zeros = lambda a: jax.lax.complex(a, a)
+    return complex_zeros(by_weight), complex_zeros(by_vector), complex_zeros(by_vector)
+
+
+def lru_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
+    (c, s, gain), pull = jax.vjp(rtu_transition, weights)
+    ((h,), (by_weight, by_decay, by_gain)) = state, traces
+    decay = jax.lax.complex(c, s)
+    wx = jax.lax.complex(x @ weights["w1"].T, x @ weights["w2"].T)
+    new = decay * h + gain * wx
+    error, out, by_h = readout(weights, jnp.concatenate([new.real, new.imag], 1), target)
+    bar = jax.lax.complex(*jnp.split(by_h, 2, 1))
+    by_weight = decay * by_weight + gain * x[:, :, None]
+    by_decay, by_gain = decay * by_decay + h, decay * by_gain + wx
+    of_decay = (bar.conj() * by_decay).sum(0)
+    (grads,) = pull((of_decay.real, -of_decay.imag, (bar.conj() * by_gain).real.sum(0)))
+    of_w = jnp.einsum("bo,bio->oi", bar.conj(), by_weight)
+    grads |= {"w1": of_w.real, "w2": -of_w.imag, "out": out}
+    return grads, (new,), (by_weight, by_decay, by_gain), error
+
+
+# --- minimal gated recurrent units: gates that read the input alone ---
+
+
+def mingru_weights(key: Array, inputs: int, units: int, outputs: int) -> Weights:
+    keys = jax.random.split(key, 3)
+    return {
+        "gate": normal(keys[0], units, inputs),
+        "gate_bias": jnp.zeros(units),
+        "value": normal(keys[1], units, inputs),
+        "value_bias": jnp.zeros(units),
+        "out": normal(keys[2], outputs, units),
+    }
+
+
+def mingru_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
+    (h,) = state
+    z = jax.nn.sigmoid(weights["gate"] @ x + weights["gate_bias"])
+    h = (1 - z) * h + z * (weights["value"] @ x + weights["value_bias"])
+    return weights["out"] @ h, (h,)
+
+
+def mingru_traces(weights: Weights, units: int, batch: int) -> Any:
+    return zeros(batch, *[(weights["gate"].shape[1], units)] * 2, *[(units,)] * 2)
+
+
+def mingru_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
+    ((h,), (gate, value, gate_bias, value_bias)) = state, traces
+    z = jax.nn.sigmoid(x @ weights["gate"].T + weights["gate_bias"])
+    candidate = x @ weights["value"].T + weights["value_bias"]
+    new = (1 - z) * h + z * candidate
+    error, out, bar = readout(weights, new, target)
+    decay, of_gate = 1 - z, (candidate - h) * z * (1 - z)
+    gate, value = injected(decay, gate, of_gate, x), injected(decay, value, z, x)
+    gate_bias, value_bias = decay * gate_bias + of_gate, decay * value_bias + z
+    grads = {
+        "gate": read(bar, gate),
+        "value": read(bar, value),
+        "gate_bias": (bar * gate_bias).sum(0),
+        "value_bias": (bar * value_bias).sum(0),
+        "out": out,
+    }
+    return grads, (new,), (gate, value, gate_bias, value_bias), error
+
+
+# --- leaky integrate-and-fire neurons, and the same with an adaptive threshold ---
+
+
+def lif_weights(key: Array, inputs: int, units: int, outputs: int) -> Weights:
+    keys = jax.random.split(key, 3)
+    return {
+        "in": normal(keys[0], units, inputs, scale=SCALE),
+        "rec": normal(keys[1], units, units),
+        "bias": jnp.zeros(units),
+        "out": normal(keys[2], outputs, units),
+    }
+
+
+def lif_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
+    (v,) = state
+    z = spike(v - 1)
+    v = LEAK * v - z + weights["in"] @ x + weights["rec"] @ z + weights["bias"]
+    return weights["out"] @ spike(v - 1), (v,)
+
+
+def lif_traces(weights: Weights, units: int, batch: int) -> Any:
+    inputs = weights["in"].shape[1]
+    return zeros(batch, (inputs, units), (units, units), (units,))
+
+
+def lif_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
+    ((v,), (of_in, of_rec, of_bias)) = state, traces
+    z, slope = spike_and_slope(v - 1)
+    new = LEAK * v - z + x @ weights["in"].T + z @ weights["rec"].T + weights["bias"]
+    z_new, slope_new = spike_and_slope(new - 1)
+    error, out, by_z = readout(weights, z_new, target)
+    bar, decay = by_z * slope_new, LEAK - slope
+    one = jnp.ones_like(decay)
+    of_in, of_rec = injected(decay, of_in, one, x), injected(decay, of_rec, one, z)
+    of_bias = decay * of_bias + 1
+    grads = {"in": read(bar, of_in), "rec": read(bar, of_rec), "bias": (bar * of_bias).sum(0)}
+    return {**grads, "out": out}, (new,), (of_in, of_rec, of_bias), error
+
+
+def spike_and_slope(v: Array) -> tuple[Array, Array]:
+    """The spikes of potentials, and their surrogate derivative."""
+    return jax.jvp(spike, (v,), (jnp.ones_like(v),))
+
+
+def alif_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
+    v, a = state
+    z = spike(v - 1 - STRENGTH * a)
+    v = LEAK * v - z + weights["in"] @ x + weights["rec"] @ z + weights["bias"]
+    a = ADAPTATION * a + z
+    return weights["out"] @ spike(v - 1 - STRENGTH * a), (v, a)
+
+
+def alif_traces(weights: Weights, units: int, batch: int) -> Any:
+    return lif_traces(weights, units, batch), lif_traces(weights, units, batch)
+
+
+def alif_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
+    ((v, a), (of_v, of_a)) = state, traces
+    z, slope = spike_and_slope(v - 1 - STRENGTH * a)
+    v_new = LEAK * v - z + x @ weights["in"].T + z @ weights["rec"].T + weights["bias"]
+    a_new = ADAPTATION * a + z
+    z_new, slope_new = spike_and_slope(v_new - 1 - STRENGTH * a_new)
+    error, out, by_z = readout(weights, z_new, target)
+    bar_v, bar_a = by_z * slope_new, -STRENGTH * by_z * slope_new
+    vv, va = LEAK - slope, STRENGTH * slope
+    av, aa = slope, ADAPTATION - STRENGTH * slope
+
+    def moved(of_v: Array, of_a: Array, added: Array) -> tuple[Array, Array]:
+        over = (slice(None), None) if of_v.ndim == 3 else (slice(None),)
+        return (
+            vv[over] * of_v + va[over] * of_a + added,
+            av[over] * of_v + aa[over] * of_a,
+        )
+
+    new = [
+        moved(of_v[0], of_a[0], x[:, :, None]),
+        moved(of_v[1], of_a[1], z[:, :, None]),
+        moved(of_v[2], of_a[2], jnp.ones_like(v)),
+    ]
+    of_v, of_a = (tuple(part) for part in zip(*new, strict=True))
+    grads = {
+        "in": read(bar_v, of_v[0]) + read(bar_a, of_a[0]),
+        "rec": read(bar_v, of_v[1]) + read(bar_a, of_a[1]),
+        "bias": (bar_v * of_v[2] + bar_a * of_a[2]).sum(0),
+        "out": out,
+    }
+    return grads, (v_new, a_new), (of_v, of_a), error
+
+
+# --- gated recurrent units and long short-term memory, whose matrices of old states are cut ---
+
+
+def gru_weights(key: Array, inputs: int, units: int, outputs: int) -> Weights:
+    keys = jax.random.split(key, 7)
+    names = ("reset", "update", "new")
+    weights = {f"in_{n}": normal(k, units, inputs) for n, k in zip(names, keys[:3], strict=True)}
+    weights |= {f"rec_{n}": normal(k, units, units) for n, k in zip(names, keys[3:6], strict=True)}
+    weights |= {f"bias_{n}": jnp.zeros(units) for n in names}
+    return {**weights, "out": normal(keys[6], outputs, units)}
+
+
+def gru_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
+    (h,) = state
+    into = lambda n: weights[f"in_{n}"] @ x + weights[f"bias_{n}"]
+    r = jax.nn.sigmoid(into("reset") + weights["rec_reset"] @ h)
+    z = jax.nn.sigmoid(into("update") + weights["rec_update"] @ h)
+    n = jnp.tanh(into("new") + r * (weights["rec_new"] @ h))
+    h = (1 - z) * n + z * h
+    return weights["out"] @ h, (h,)
+
+
+def gru_traces(weights: Weights, units: int, batch: int) -> Any:
+    inputs = weights["in_new"].shape[1]
+    names = ("reset", "update", "new")
+    traces = {f"in_{n}": jnp.zeros((batch, inputs, units)) for n in names}
+    traces |= {f"rec_{n}": jnp.zeros((batch, units, units)) for n in names}
+    return traces | {f"bias_{n}": jnp.zeros((batch, units)) for n in names}
+
+
+def gru_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
+    (h,) = state
+    into = lambda n: x @ weights[f"in_{n}"].T + weights[f"bias_{n}"]
+    r = jax.nn.sigmoid(into("reset") + h @ weights["rec_reset"].T)
+    z = jax.nn.sigmoid(into("update") + h @ weights["rec_update"].T)
+    recurrent = h @ weights["rec_new"].T
+    n = jnp.tanh(into("new") + r * recurrent)
+    new = (1 - z) * n + z * h
+    error, out, bar = readout(weights, new, target)
+    of_new = (1 - z) * (1 - n**2)
+    factors = {
+        "reset": of_new * recurrent * r * (1 - r),
+        "update": (h - n) * z * (1 - z),
+        "new": of_new,
+    }
+    after, grads = {}, {"out": out}
+    for name, factor in factors.items():
+        of_rec = factor * r if name == "new" else factor
+        after[f"in_{name}"] = injected(z, traces[f"in_{name}"], factor, x)
+        after[f"rec_{name}"] = injected(z, traces[f"rec_{name}"], of_rec, h)
+        after[f"bias_{name}"] = z * traces[f"bias_{name}"] + factor
+        grads[f"in_{name}"] = read(bar, after[f"in_{name}"])
+        grads[f"rec_{name}"] = read(bar, after[f"rec_{name}"])
+        grads[f"bias_{name}"] = (bar * after[f"bias_{name}"]).sum(0)
+    return grads, (new,), after, error
+
+
+LSTM_GATES = ("input", "forget", "value", "output")
+
+
+def lstm_weights(key: Array, inputs: int, units: int, outputs: int) -> Weights:
+    keys = jax.random.split(key, 9)
+    weights = {
+        f"in_{n}": normal(k, units, inputs) for n, k in zip(LSTM_GATES, keys[:4], strict=True)
+    }
+    weights |= {
+        f"rec_{n}": normal(k, units, units) for n, k in zip(LSTM_GATES, keys[4:8], strict=True)
+    }
+    weights |= {f"bias_{n}": jnp.zeros(units) for n in LSTM_GATES}
+    return {**weights, "out": normal(keys[8], outputs, units)}
+
+
+def lstm_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
+    h, c = state
+    gate = lambda n: weights[f"in_{n}"] @ x + weights[f"rec_{n}"] @ h + weights[f"bias_{n}"]
+    i, f, o = (jax.nn.sigmoid(gate(n)) for n in ("input", "forget", "output"))
+    c = f * c + i * jnp.tanh(gate("value"))
+    h = o * jnp.tanh(c)
+    return weights["out"] @ h, (h, c)
+
+
+def lstm_traces(weights: Weights, units: int, batch: int) -> Any:
+    inputs = weights["in_value"].shape[1]
+    traces = {f"in_{n}": jnp.zeros((batch, inputs, units)) for n in LSTM_GATES[:3]}
+    traces |= {f"rec_{n}": jnp.zeros((batch, units, units)) for n in LSTM_GATES[:3]}
+    return traces | {f"bias_{n}": jnp.zeros((batch, units)) for n in LSTM_GATES[:3]}
+
+
+def lstm_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
+    h, c = state
+    gate = lambda n: x @ weights[f"in_{n}"].T + h @ weights[f"rec_{n}"].T + weights[f"bias_{n}"]
+    i, f, o = (jax.nn.sigmoid(gate(n)) for n in ("input", "forget", "output"))
+    g = jnp.tanh(gate("value"))
+    c_new = f * c + i * g
+    squashed = jnp.tanh(c_new)
+    h_new = o * squashed
+    error, out, by_h = readout(weights, h_new, target)
+    bar = by_h * o * (1 - squashed**2)
+    factors = {"input": g * i * (1 - i), "forget": c * f * (1 - f), "value": i * (1 - g**2)}
+    after, grads = {}, {"out": out}
+    for name, factor in factors.items():
+        after[f"in_{name}"] = injected(f, traces[f"in_{name}"], factor, x)
+        after[f"rec_{name}"] = injected(f, traces[f"rec_{name}"], factor, h)
+        after[f"bias_{name}"] = f * traces[f"bias_{name}"] + factor
+        grads[f"in_{name}"] = read(bar, after[f"in_{name}"])
+        grads[f"rec_{name}"] = read(bar, after[f"rec_{name}"])
+        grads[f"bias_{name}"] = (bar * after[f"bias_{name}"]).sum(0)
+    now = by_h * squashed * o * (1 - o)  # the output gate acts in its own step alone
+    grads |= {"in_output": now.T @ x, "rec_output": now.T @ h, "bias_output": now.sum(0)}
+    return grads, (h_new, c_new), after, error
+
+
+one_state = lambda units: (jnp.zeros(units),)
+two_states = lambda units: (jnp.zeros(units), jnp.zeros(units))
+complex_state = lambda units: (jnp.zeros(units, jnp.complex64),)
+
+CELLS = (
+    Cell("RTU", rtu_weights, two_states, rtu_step, rtu_learn, rtu_traces),
+    Cell("LRU", rtu_weights, complex_state, lru_step, lru_learn, lru_traces),
+    Cell("MinGRU", mingru_weights, one_state, mingru_step, mingru_learn, mingru_traces),
+    Cell("LIF", lif_weights, one_state, lif_step, lif_learn, lif_traces),
+    Cell("ALIF", lif_weights, two_states, alif_step, alif_learn, alif_traces),
+    Cell("GRU", gru_weights, one_state, gru_step, gru_learn, gru_traces),
+    Cell("LSTM", lstm_weights, two_states, lstm_step, lstm_learn, lstm_traces),
+)

@@ -1,0 +1,352 @@
+"""Recurrent cells that Equinox does not have.
+
+In the first two, the gates read the last output through a matrix. There influence escapes: D-RTRL holds
+the output that the matrix reads constant, so it is approximate, and RTRL is exact. No gate stands in
+front of a matrix, as D-RTRL would cut what it does there.
+
+In the others, each unit remembers itself alone. No matrix reads the hidden state, so nothing escapes a
+trace of one number for each weight and unit: D-RTRL gives the gradient of BPTT. In a stack that holds for
+the last such layer; the influence of the layers before it enters its states through a matrix, which
+D-RTRL cuts.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn.initializers import uniform
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from etpc._jax import mark
+from etpc.nn._init import (
+    DType,
+    Scheme,
+    check_callable,
+    check_shape,
+    float_dtype,
+    initialise,
+    optional,
+    positive_int,
+)
+
+
+class Cell(eqx.Module):
+    """A cell whose state is its last output, with one weight of the input for all gates together."""
+
+    weight_ih: eqx.AbstractVar[Float[Array, "G I"]]
+    bias: eqx.AbstractVar[Float[Array, " G"] | None]
+    input_size: int = eqx.field(static=True)
+    hidden_size: int = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+    gates: ClassVar[int]
+
+    def __init__(self, input_size: int, hidden_size: int, dtype: DType):
+        self.input_size = positive_int("input_size", input_size)
+        self.hidden_size = positive_int("hidden_size", hidden_size)
+        self.dtype = float_dtype(dtype)
+
+    def init_state(self) -> Float[Array, " H"]:
+        """**Returns** zeros."""
+        return jnp.zeros(self.hidden_size, self.dtype)
+
+    def __call__(
+        self, x: Float[Array, " I"], h: Float[Array, " H"]
+    ) -> tuple[Float[Array, " H"], Float[Array, " H"]]:
+        """**Returns** the output and the new state, which are equal.
+
+        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(H,)`.
+        """
+        name = type(self).__name__
+        check_shape(name, "x", x, (self.input_size,))
+        check_shape(name, "h", h, (self.hidden_size,))
+        drives = mark(self.weight_ih) @ x
+        if self.bias is not None:
+            drives = drives + mark(self.bias)
+        h = self._next(jnp.split(drives, self.gates), h)
+        return h, h
+
+    @abc.abstractmethod
+    def _next(self, drives: list[Array], h: Array) -> Array:
+        """The new state, from what the input and the bias give to each gate, and the old state."""
+
+
+class RecurrentCell(Cell):
+    """A cell with one weight of the last output, too, for all gates together."""
+
+    weight_ih: Float[Array, "G I"]
+    weight_hh: Float[Array, "G H"]
+    bias: Float[Array, " G"] | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        use_bias: bool = True,
+        *,
+        weight_init: Scheme = "lecun_normal",
+        recurrent_init: Scheme = "lecun_normal",
+        bias_init: Scheme = "zeros",
+        dtype: DType = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
+        - `use_bias`: whether there are biases.
+        - `weight_init`, `recurrent_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for
+            `weight_ih`, `weight_hh` and the biases. They draw all gates at once.
+        - `dtype`: of the parameters and the state; JAX's default float where None.
+        - `key`: a PRNG key for the initial parameters.
+
+        **Raises** `InputError` for a size below 1, a dtype that is not a float, or an initialiser
+        that returns another shape or dtype.
+        """
+        super().__init__(input_size, hidden_size, dtype)
+        keys = jax.random.split(key, 3)
+        G, I, H = self.gates * self.hidden_size, self.input_size, self.hidden_size
+        self.weight_ih = initialise("weight_init", weight_init, keys[0], (G, I), self.dtype)
+        self.weight_hh = initialise("recurrent_init", recurrent_init, keys[1], (G, H), self.dtype)
+        self.bias = optional(use_bias, "bias_init", bias_init, keys[2], (G,), self.dtype)
+
+    def _from_state(self, h: Array) -> list[Array]:
+        """What the last output gives to each gate."""
+        return jnp.split(mark(self.weight_hh) @ h, self.gates)
+
+
+class VanillaRNN(RecurrentCell):
+    """`h' = f(W_ih x + W_hh h + b)`. The output is `h'`.
+
+    The matrix `W_hh` is the only memory, and D-RTRL cuts it: what is left is the gradient of the
+    current step. Take RTRL or SnAp for this cell.
+
+    ```pycon
+    >>> import jax, jax.numpy as jnp
+    >>> from etpc import nn
+    >>> cell = nn.VanillaRNN(3, 2, key=jax.random.key(0))
+    >>> y, h = cell(jnp.ones(3), cell.init_state())
+    >>> y.shape
+    (2,)
+
+    ```
+
+    **Source** Elman, "Finding structure in time", Cognitive Science 14, 1990.
+    """
+
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+    gates: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        use_bias: bool = True,
+        *,
+        activation: Callable[[Array], Array] = jnp.tanh,
+        weight_init: Scheme = "lecun_normal",
+        recurrent_init: Scheme = "lecun_normal",
+        bias_init: Scheme = "zeros",
+        dtype: DType = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
+        - `use_bias`: whether there is a `b`.
+        - `activation`: f, a hashable function of an array that acts on each element.
+        - `weight_init`, `recurrent_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for
+            `weight_ih`, `weight_hh` and `bias`.
+        - `dtype`: of the parameters and the state; JAX's default float where None.
+        - `key`: a PRNG key for the initial parameters.
+
+        **Raises** `InputError` for a size below 1, a dtype that is not a float, an activation that
+        cannot be called, or an initialiser that returns another shape or dtype.
+        """
+        super().__init__(
+            input_size,
+            hidden_size,
+            use_bias,
+            weight_init=weight_init,
+            recurrent_init=recurrent_init,
+            bias_init=bias_init,
+            dtype=dtype,
+            key=key,
+        )
+        self.activation = check_callable("activation", activation)
+
+    def _next(self, drives: list[Array], h: Array) -> Array:
+        return self.activation(drives[0] + self._from_state(h)[0])
+
+
+class MGU(RecurrentCell):
+    """The minimal gated unit: a GRU with one gate for both of its tasks.
+
+    - `f = sigmoid(W_if x + b_f + W_hf h)`, `n = tanh(W_in x + b_n + f * (W_hn h))`
+    - `h' = (1 - f) * h + f * n`. The output is `h'`.
+
+    `weight_ih`, `weight_hh` and `bias` hold the two gates in the order f, n. The arguments are those
+    of [`etpc.nn.VanillaRNN`][] but `activation`.
+
+    **Source** Zhou et al., "Minimal gated unit for recurrent neural networks", International Journal
+    of Automation and Computing 13, 2016, with the gate behind the matrix, `f * (W_hn h)`, where the
+    paper has `W_hn (f * h)`: what a gate does in front of a matrix is cut by D-RTRL.
+    """
+
+    gates: ClassVar[int] = 2
+    __init__ = RecurrentCell.__init__
+
+    def _next(self, drives: list[Array], h: Array) -> Array:
+        (xf, xn), (hf, hn) = drives, self._from_state(h)
+        f = jax.nn.sigmoid(xf + hf)
+        return h + f * (jnp.tanh(xn + f * hn) - h)
+
+
+class DiagonalCell(Cell):
+    """A cell without a weight of the last output."""
+
+    weight_ih: Float[Array, "G I"]
+    bias: Float[Array, " G"] | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        use_bias: bool = True,
+        *,
+        weight_init: Scheme = "lecun_normal",
+        bias_init: Scheme = "zeros",
+        dtype: DType = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
+        - `use_bias`: whether there are biases.
+        - `weight_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for `weight_ih` and
+            `bias`. They draw all gates at once.
+        - `dtype`: of the parameters and the state; JAX's default float where None.
+        - `key`: a PRNG key for the initial parameters.
+
+        **Raises** `InputError` for a size below 1, a dtype that is not a float, or an initialiser
+        that returns another shape or dtype.
+        """
+        super().__init__(input_size, hidden_size, dtype)
+        keys = jax.random.split(key)
+        G = self.gates * self.hidden_size
+        shape = (G, self.input_size)
+        self.weight_ih = initialise("weight_init", weight_init, keys[0], shape, self.dtype)
+        self.bias = optional(use_bias, "bias_init", bias_init, keys[1], (G,), self.dtype)
+
+
+class MinGRU(DiagonalCell):
+    """A GRU whose gate and candidate read the input alone. Exact under D-RTRL.
+
+    - `z = sigmoid(W_z x + b_z)`, `n = W_n x + b_n`
+    - `h' = (1 - z) * h + z * n`. The output is `h'`.
+
+    `weight_ih` and `bias` hold both in the order z, n. The arguments are
+    those of [`etpc.nn.IndRNN`][] but `activation` and `recurrent_init`.
+
+    ```pycon
+    >>> import etpc, jax, jax.numpy as jnp
+    >>> from etpc import nn
+    >>> cell = nn.MinGRU(3, 2, key=jax.random.key(0))
+    >>> [op.exact for op in etpc.compile(cell, inputs=jnp.zeros(3)).ops]
+    [True, True]
+
+    ```
+
+    **Source** Feng et al., "Were RNNs all we needed?", arXiv 2410.01201, 2024, section 3.1.
+    """
+
+    gates: ClassVar[int] = 2
+    __init__ = DiagonalCell.__init__
+
+    def _next(self, drives: list[Array], h: Array) -> Array:
+        z, n = drives
+        return h + jax.nn.sigmoid(z) * (n - h)
+
+
+class MinLSTM(DiagonalCell):
+    """An LSTM whose gates and candidate read the input alone, and whose gates add up to one. Exact
+    under D-RTRL.
+
+    - `f = sigmoid(W_f x + b_f)`, `i = sigmoid(W_i x + b_i)`, `n = W_n x + b_n`
+    - `h' = (f * h + i * n) / (f + i)`. The output is `h'`.
+
+    `weight_ih` and `bias` hold the three in the order f, i, n. The arguments are
+    those of [`etpc.nn.IndRNN`][] but `activation` and `recurrent_init`.
+
+    **Source** Feng et al., "Were RNNs all we needed?", arXiv 2410.01201, 2024, section 3.2. The
+    normalised gate is computed as `sigmoid(log f - log i)`, which is finite where both are zero.
+    """
+
+    gates: ClassVar[int] = 3
+    __init__ = DiagonalCell.__init__
+
+    def _next(self, drives: list[Array], h: Array) -> Array:
+        f, i, n = drives
+        return n + jax.nn.sigmoid(jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)) * (h - n)
+
+
+class IndRNN(DiagonalCell):
+    """Independent recurrent units: `h' = f(W_ih x + u * h + b)`. The output is `h'`. Exact under
+    D-RTRL.
+
+    **Source** Li et al., "Independently recurrent neural network (IndRNN): building a longer and
+    deeper RNN", CVPR 2018, equation 2. The paper clips `u` (`weight_hh`) after each update so that
+    gradients stay bounded; that is left to the optimiser.
+    """
+
+    weight_hh: Float[Array, " H"]
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+    gates: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        use_bias: bool = True,
+        *,
+        activation: Callable[[Array], Array] = jax.nn.relu,
+        weight_init: Scheme = "lecun_normal",
+        recurrent_init: Scheme = uniform(1.0),
+        bias_init: Scheme = "zeros",
+        dtype: DType = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
+        - `use_bias`: whether there is a `b`.
+        - `activation`: f, a hashable function of an array that acts on each element.
+        - `weight_init`, `recurrent_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for
+            `weight_ih`, `weight_hh` of shape `(H,)`, by default uniform on [0, 1), and `bias`.
+        - `dtype`: of the parameters and the state; JAX's default float where None.
+        - `key`: a PRNG key for the initial parameters.
+
+        **Raises** `InputError` for a size below 1, a dtype that is not a float, an activation that
+        cannot be called, or an initialiser that returns another shape or dtype.
+        """
+        key, recurrent_key = jax.random.split(key)
+        super().__init__(
+            input_size,
+            hidden_size,
+            use_bias,
+            weight_init=weight_init,
+            bias_init=bias_init,
+            dtype=dtype,
+            key=key,
+        )
+        shape = (self.hidden_size,)
+        self.weight_hh = initialise(
+            "recurrent_init", recurrent_init, recurrent_key, shape, self.dtype
+        )
+        self.activation = check_callable("activation", activation)
+
+    def _next(self, drives: list[Array], h: Array) -> Array:
+        return self.activation(drives[0] + mark(self.weight_hh) * h)
