@@ -5,6 +5,9 @@ PYTHON_NEWEST ?= $(shell command -v python3.13 || command -v python3.14 || echo 
 # `worksteal` keeps the tests of a module together, so that what they share is compiled once.
 PYTEST_ARGS ?= -n auto --dist worksteal
 
+# Arguments for the models that are drawn, for example: make fuzz FUZZ_ARGS="--seconds 3600 --processes 2"
+FUZZ_ARGS ?= --seconds 300
+
 # How many examples `make examples` runs at once.
 JOBS ?= 1
 
@@ -20,7 +23,7 @@ EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
 # The modules that are a task, by name; the others are what tasks share.
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 
-.PHONY: demo examples test test-peer test-third-party test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
+.PHONY: demo examples test fuzz test-peer test-third-party test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
@@ -32,11 +35,15 @@ examples: .venv/.demo
 # Nearly all time of the tests is compilation, which these flags make more than twice as fast.
 # (jaxlib 0.11 and newer no longer take the last.)
 COMPILED_QUICKLY := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
-test test-leaks test-peer: export XLA_FLAGS ?= $(COMPILED_QUICKLY) --xla_cpu_use_fusion_emitters=false
+test fuzz test-leaks test-peer: export XLA_FLAGS ?= $(COMPILED_QUICKLY) --xla_cpu_use_fusion_emitters=false
 test-newest test-third-party: export XLA_FLAGS ?= $(COMPILED_QUICKLY)
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Prints its seed; the same seed draws the same models.
+fuzz: .venv/.test
+	$(BIN)/python -m tests.fuzz.run $(FUZZ_ARGS)
 
 test-peer: .venv-peer/.peer
 	.venv-peer/bin/python -m pytest -m "peer and not long" $(PYTEST_ARGS)

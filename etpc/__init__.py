@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from . import surrogate as surrogate
     from . import trace as trace
     from . import units as units
+    from ._agreement import Row
+    from ._bptt import bptt
     from ._compare import Comparison, Report, Result, compare, verify
     from ._fit import Run, fit
-    from ._verify import Row, bptt
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Auto, CreditRTRL, SnAp
     from .checkpoint import load, save
     from .plan import Claim, Reason
@@ -53,9 +54,10 @@ if TYPE_CHECKING:
 else:
     _NAMES = {
         "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate trace units",
+        "_agreement": "Row",
+        "_bptt": "bptt",
         "_compare": "Comparison Report Result compare verify",
         "_fit": "Run fit",
-        "_verify": "Row bptt",
         "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL Auto SnAp TBPTT",
         "checkpoint": "load save",
         "plan": "Claim Reason",

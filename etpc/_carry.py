@@ -1,4 +1,4 @@
-"""What a stream carries from call to call."""
+"""The carry of a stream, from call to call."""
 
 from typing import Any
 

@@ -7,30 +7,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._errors import InputError, checked_count
-from ._verify import (
+from ._agreement import (
     Gradient,
     Row,
-    StepFunction,
-    _bptt,
     compare_all,
-    compiled_for,
     default_tolerance,
     doubts,
-    full_state,
-    lead_of,
     precision,
     unread_traces,
 )
+from ._bptt import Objective, blame_batch_axis, gradient_of
+from ._data import check_data, check_lead, check_tolerance, lead_of, one_step
+from ._errors import InputError, checked_count
+from ._loss import Loss, check_reduction, checked_weights
 from .algorithms import TBPTT, Algorithm, resolve
 from .plan import UNMARKED
-from .run import Program
-from .run._arguments import check_data, check_lead, check_tolerance
-from .run._loss import Loss, check_reduction, checked_weights
+from .run import Carry, Program, compile
 from .show import table
+from .trace import StepFunction
 
 TOTAL = "(all)"
-"""In the place of a path, in the row of all parameters together."""
+"""Stands for the path in the row of all parameters together."""
 
 HELD = {True: "yes", False: "NO", None: "-"}
 
@@ -38,62 +35,6 @@ HELD = {True: "yes", False: "NO", None: "-"}
 def fidelity(row: Row) -> list[str]:
     """Cosine, error and ratio of a row, for a table."""
     return [f"{row.cosine:.6f}", f"{row.error:.2e}", f"{row.ratio:.4f}"]
-
-
-class Verdict:
-    """What a report and a comparison have in common."""
-
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-    tolerance: float
-
-    @property
-    def vacuous(self) -> bool:
-        """Whether something that should have been compared was zero or silent, or was not used."""
-        return bool(self.notes)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every claim held, and none of them emptily."""
-        return not self.vacuous and all(row.held is not False for row in self.rows)
-
-    def _lines(self) -> list[str]:
-        """The lines below a table."""
-        outcome = "ok" if self.ok else "NOT ok"
-        if self.notes:
-            outcome += ": the comparison is vacuous in part"
-        lines = [f"note: {text}" for text in self.notes]
-        return [
-            *lines,
-            f"{outcome}  (exact means a relative error of at most {self.tolerance:.0e})",
-        ]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Report(Verdict):
-    """The result of [`etpc.verify`][]. `print` it for a table."""
-
-    program: Program
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-    """What makes the comparison say less than it seems to: zero gradients, silent neurons, traces that
-    were not read."""
-    tolerance: float
-    loss: float
-    remarks: tuple[str, ...] = ()
-    """What a reader may want to change; no doubts of the verdict."""
-
-    def __str__(self) -> str:
-        columns = ["parameter", "cosine", "rel. error", "ratio", "norm", "claim", "held"]
-        rows = [
-            [row.path, *fidelity(row), f"{row.norm:.3e}", row.claim, HELD[row.held]]
-            for row in self.rows
-        ]
-        head = f"{self.program.algorithm} against BPTT (loss {self.loss:.6g})"
-        remarks = [f"remark: {text}" for text in self.remarks]
-        return "\n".join([head, "", *table(columns, rows), "", *remarks, *self._lines()])
-
-    __repr__ = __str__
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,7 +62,7 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Comparison(Verdict):
+class Comparison:
     """The result of [`etpc.compare`][]. `print` it for a table."""
 
     results: tuple[Result, ...]
@@ -132,21 +73,70 @@ class Comparison(Verdict):
     loss: float
 
     @property
-    def rows(self) -> tuple[Row, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of all results, one after the other."""
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of all results, one after the other."""
         return tuple(row for result in self.results for row in result.rows)
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether something that should have been compared was zero or silent, or was not used."""
+        return bool(self.notes)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every claim held, and none of them emptily."""
+        return not self.vacuous and all(row.held is not False for row in self.rows)
 
     def __str__(self) -> str:
         columns = ["algorithm", "carry bytes", "parameter", "cosine", "rel. error", "ratio"]
-        columns += ["claim", "held"]
-        rows = []
+        rows: list[list[str]] = []
         for result in self.results:
             first = [result.name, f"{result.carry_bytes:,}"]
             for row in (*result.rows, result.total):
                 rows.append([*first, row.path, *fidelity(row), row.claim, HELD[row.held]])
                 first = ["", ""]
-        head = f"against BPTT (loss {self.loss:.6g})"
-        return "\n".join([head, "", *table(columns, rows), "", *self._lines()])
+        return self._text("against BPTT", [*columns, "claim", "held"], rows)
+
+    def _text(
+        self, head: str, columns: list[str], rows: list[list[str]], below: Sequence[str] = ()
+    ) -> str:
+        outcome = "ok" if self.ok else "NOT ok"
+        if self.notes:
+            outcome += ": the comparison is vacuous in part"
+        outcome += f"  (exact means a relative error of at most {self.tolerance:.0e})"
+        notes = [f"note: {text}" for text in self.notes]
+        head = f"{head} (loss {self.loss:.6g})"
+        return "\n".join([head, "", *table(columns, rows), "", *below, *notes, outcome])
+
+    __repr__ = __str__
+
+
+class Report(Comparison):
+    """The result of [`etpc.verify`][]: a comparison of one algorithm. `print` it for a table."""
+
+    @property
+    def program(self) -> Program:
+        """The compiled program."""
+        program = self.results[0].program
+        assert program is not None
+        return program
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Things that a reader may want to change. The verdict does not depend on them."""
+        ops = self.program.plan.ops
+        unmarked = dict.fromkeys(p.path for p in ops if p.reason.startswith(UNMARKED))
+        text = "not marked, and so without a trace; leave weights= out to give every weight one"
+        return (f"{', '.join(unmarked)}: {text}",) if unmarked else ()
+
+    def __str__(self) -> str:
+        columns = ["parameter", "cosine", "rel. error", "ratio", "norm", "claim", "held"]
+        rows = [
+            [row.path, *fidelity(row), f"{row.norm:.3e}", row.claim, HELD[row.held]]
+            for row in self.rows
+        ]
+        head = f"{self.program.algorithm} against BPTT"
+        return self._text(head, columns, rows, [f"remark: {text}" for text in self.remarks])
 
     __repr__ = __str__
 
@@ -193,10 +183,7 @@ def verify(
     options = dict(state=state, step=step, weights=weights, memory=None, tolerance=tolerance)
     options |= dict(batch_size=batch_size, reduction=reduction, mask=mask, has_aux=has_aux)
     found = _compare(model, xs, targets, loss_fn, [resolve(algo)], in_blocks=False, **options)
-    (result,) = found.results
-    assert result.program is not None
-    remarks = _remarks(result.program)
-    return Report(result.program, result.rows, found.notes, found.tolerance, found.loss, remarks)
+    return Report(found.results, found.notes, found.tolerance, found.loss)
 
 
 def compare(
@@ -296,18 +283,19 @@ def _compare(
     ]
     any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")
     check_lead(xs, targets, batch_size)
-    dtype = precision(any_program)
+    traced = any_program.plan.analysis.step
+    dtype, leaves = precision(traced), traced.model_leaves
     tolerance = default_tolerance(dtype) if tolerance is None else tolerance
     carry = any_program.init(batch_size)
     loss, start = Loss.of(loss_fn, has_aux), full_state(any_program, carry)
-    learned = any_program.plan.analysis.step.initial is not None
+    batched, learned = batch_size is not None, traced.initial is not None
 
     def reverse(window: int | None = None) -> Gradient:
         def run(model: Any, mask: Any) -> tuple[Any, Any]:
-            data = xs, targets, loss, start, step, mask, batch_size is not None
-            return _bptt(model, *data, reduction, window, learned)[:2]
+            objective = Objective(xs, targets, mask, loss, start, step, batched, learned)
+            return gradient_of(model, objective, reduction, window)[:2]
 
-        return Gradient(run, any_program, model, mask, lead)
+        return Gradient(run, leaves, model, mask, lead)
 
     def online(program: Program) -> Gradient:
         gradient = program.value_and_grad(loss_fn, reduction, has_aux=has_aux)
@@ -317,7 +305,7 @@ def _compare(
             (value, _), grads = gradient(model, xs, targets, first, mask=mask)
             return value, grads
 
-        return Gradient(run, program, model, mask, lead)
+        return Gradient(run, leaves, model, mask, lead)
 
     reference, steps = reverse(), lead[0]
     results, unread = [], {}
@@ -344,8 +332,28 @@ def _compare(
     return Comparison(tuple(results), tuple(notes), tolerance, reference.loss)
 
 
+def compiled_for(xs: Any, batch_size: int | None, model: Any, algo: Any, **options: Any) -> Program:
+    """The program of a model for the steps of a sequence.
+
+    **Raises** what `etpc.compile` raises; `InputError` where the sequence seems to have a batch axis
+    and no batch size was given, or the other way round.
+    """
+    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
+    try:
+        return compile(model, algo, inputs=inputs, batch_size=batch_size or 1, **options)
+    except Exception as error:
+        blame_batch_axis(error, model, xs, options["state"], options["step"], batch_size)
+        raise
+
+
+def full_state(program: Program, carry: Carry) -> Any:
+    """The hidden state of a carry, with the leaves that are no arrays."""
+    leaves = program.plan.analysis.step.state_leaves
+    return leaves.join(leaves.split(carry.state))
+
+
 def _total(got: Gradient, want: Gradient, rows: tuple[Row, ...]) -> Row:
-    """The row of all parameters together, of which holds what holds of each."""
+    """The row of all parameters together. Its claim holds if the claim of each parameter does."""
     a, b = (np.concatenate([*gradient.values.values()]) for gradient in (got, want))
     claims = {row.claim for row in rows} - {"unused"}
     claim = claims.pop() if len(claims) == 1 else "approximate"
@@ -354,13 +362,6 @@ def _total(got: Gradient, want: Gradient, rows: tuple[Row, ...]) -> Row:
         return row
     held = all(row.held is not False for row in rows)
     return dataclasses.replace(row, held=None if held and not row.norm else held)
-
-
-def _remarks(program: Program) -> tuple[str, ...]:
-    """What a reader may want to change."""
-    unmarked = dict.fromkeys(p.path for p in program.plan.ops if p.reason.startswith(UNMARKED))
-    text = "not marked, and so without a trace; leave weights= out to give every weight one"
-    return (f"{', '.join(unmarked)}: {text}",) if unmarked else ()
 
 
 def short_name(algorithm: Algorithm) -> str:

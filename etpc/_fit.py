@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ._check import check_updates, warn_of_unchecked
 from ._errors import InputError, InputTypeError, checked_count, raise_together
 from .checkpoint import load, save
-from .run import Online
-from .run._spikes import warn_of_silence
+from .run import Online, check_first
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,7 +130,9 @@ def fit(
             arguments = _arguments(data, run.block)
             carry = learner.restarted(run.carry) if independent else run.carry
             if not history:
-                _check_first(learner, run.model, carry, arguments, verify)
+                xs, mask = arguments["xs"], arguments.get("mask")
+                targets = arguments["targets"] if verify else None
+                check_first(learner, run.model, carry, xs, targets, mask, stacklevel=2)
             model, opt_state, carry, losses, *aux = learner.update(
                 run.model, run.opt_state, carry, **arguments
             )
@@ -196,17 +196,6 @@ class _Saves:
     def _write(self, path: str | os.PathLike[str]) -> None:
         run = self.run
         save(path, (run.model, run.opt_state, run.carry, run.block, run.stopped))
-
-
-def _check_first(
-    learner: Online, model: Any, carry: Any, arguments: dict[str, Any], verify: bool
-) -> None:
-    """What is checked before the first block."""
-    xs, mask = arguments["xs"], arguments.get("mask")
-    warn_of_silence(learner.program.silent(model, xs, carry, mask=mask), stacklevel=3)
-    if verify:
-        unchecked = check_updates(learner, model, carry, xs, arguments["targets"], mask)
-        warn_of_unchecked(unchecked, stacklevel=3)
 
 
 def _mean_loss(learner: Online, losses: Any, mask: Any) -> float:

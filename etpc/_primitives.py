@@ -1,8 +1,8 @@
-"""What is known of each of JAX's primitives: one record each, keyed on the primitive.
+"""A record of facts for each of JAX's primitives, keyed on the primitive.
 
 The families are listed here. Pattern rules and kinds of weight operation are functions, and the modules
 that define them register them. A name that JAX does not have is an error: all of these are in JAX
-0.10.2 to 0.12. What nothing is known of is dense, is new, and is moved by nothing.
+0.10.2 to 0.12. A primitive without a record is dense, its results are new values, and it moves no data.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from ._jax import (
 from ._origin import origin
 
 BCOO = bcoo_dot_general_primitive
-"""Stands for the product of a sparse and a dense array, which exists once a module is imported."""
+"""Stands for the product of a sparse and a dense array, a primitive that exists once its module is imported."""
 Key = Primitive | Callable[[], Primitive | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of one primitive."""
+    """The facts about one primitive."""
 
     element_wise: bool = False
     """Each element of the result is one function of the elements at its place in the operands."""
@@ -39,13 +39,13 @@ class Facts:
     moves: bool = False
     """It moves values and does not change them, but for a conversion that rounds; data may say where to."""
     linear: bool = False
-    """It is linear in each operand that is a float, the others held constant, as all that moves is."""
+    """It is linear in each float operand, with the others held constant. All that moves data is linear too."""
     singular: bool = False
     """It is element-wise, and its derivative is infinite somewhere."""
     heavy: bool = False
-    """It is worth to be done for all steps of a window at once."""
+    """It is worth batching over the steps of a window."""
     by_step: bool = False
-    """It is not worth it: JAX makes an array of the size of all entries for each vector."""
+    """It must run step by step: batched, JAX makes a dense array of the sparse operand for each vector."""
     pattern: Any = None
     """The rule by which sparsity patterns pass through, as `etpc.analyse._interpreter.Rule`."""
     kind: Any = None
@@ -56,7 +56,7 @@ FACTS: dict[Key, Facts] = {}
 
 
 def facts(primitive: Primitive) -> Facts:
-    """What is known of a primitive."""
+    """The facts about a primitive."""
     return FACTS.get(_key(primitive), Facts())
 
 

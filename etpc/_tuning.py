@@ -1,4 +1,4 @@
-"""What decides speed alone, and depends on the machine that programs are compiled for."""
+"""Settings that decide speed alone, and depend on the machine that programs are compiled for."""
 
 import dataclasses
 

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._bptt import bptt
 from ._compare import Report
 from ._errors import InputError, SelectionError, UnsupportedError
-from ._jax import evaluate, is_step_function
-from ._verify import StepFunction, bptt
+from ._jax import is_spike
 from .algorithms import Algorithm, resolve
 from .plan import OpPlan, TracePlan
 from .run import Program, compile
-from .trace._leaves import shape_of
+from .trace import StepFunction, shape_of
 
 try:
     import matplotlib.pyplot as plt
@@ -300,7 +300,7 @@ def _one_example(program: Program, xs: Any, example: int) -> Any:
 
 
 def _trace(p: OpPlan) -> TracePlan:
-    """Of an operation that has one."""
+    """The trace of an operation that has one."""
     assert p.trace is not None
     return p.trace
 
@@ -331,7 +331,7 @@ def _by_array(units: Sequence[tuple[int, ...]], p: OpPlan) -> list[list[tuple[in
     """Indices into a whole trace as indices into each array that is shown."""
     if len(_arrays(p)) == 1:
         return [list(units)]
-    split = len(p.trace_shape[0])  # [(G,) I] and [(m,) (G,) O]
+    split = len(p.shapes[0])  # [(G,) I] and [(m,) (G,) O]
     return [[u[:split] for u in units], [(*u[split:-1], *u[: split - 1], *u[-1:]) for u in units]]
 
 
@@ -374,7 +374,7 @@ def _flat(indices: Sequence[tuple[int, ...]], shape: tuple[int, ...], p: OpPlan)
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """What one example does at every step."""
+    """What is recorded of one example at every step."""
 
     inputs: np.ndarray
     active: np.ndarray
@@ -391,7 +391,7 @@ def _recorder(
     """A function that runs the program and records some entries of each array that is shown."""
     step = program.plan.analysis.step
     number = _carried(program, p)
-    functions = [e for e in step.equations if is_step_function(e)]
+    functions = [e for e in step.equations if is_spike(e)]
     parameters = step.model_leaves.split(model)
     reached = [step.state_leaves.paths.index(path) for path in p.states]
 
@@ -399,8 +399,7 @@ def _recorder(
     def run(xs: Any, chosen: list[jax.Array]) -> Any:
         def body(carry: Any, x: Any) -> Any:
             leaves = step.with_begins(step.input_leaves.split(x), carry.fresh)
-            env = step.environment(parameters, leaves, step.state_leaves.split(carry.state))
-            evaluate(step.equations, env)
+            env = step.values(parameters, leaves, step.state_leaves.split(carry.state))
             spikes = [env[v].reshape(-1) for e in functions for v in e.outputs]
             _, carry = program(model, x, carry)
             arrays = _entries(p, carry.traces[number])
@@ -430,7 +429,7 @@ def _recorder(
 
 
 def _distinct(spikes: list[np.ndarray]) -> list[np.ndarray]:
-    """Without those that repeat what others gave a step before: spikes that are read again."""
+    """Spikes without repetitions: a layer may read again, as its state, what another gave a step before."""
     kept: list[np.ndarray] = []
     for n, s in enumerate(spikes):
         later = [o for o in spikes[n + 1 :] if o.shape == s.shape]

@@ -28,8 +28,7 @@ jax.config.update("jax_enable_compilation_cache", False)
 install_import_hook("etpc", "beartype.beartype")
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25)
-hypothesis.settings.register_profile("long", deadline=None, max_examples=1000)
-hypothesis.settings.load_profile(os.environ.get("ETPC_HYPOTHESIS_PROFILE", "ci"))
+hypothesis.settings.load_profile("ci")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

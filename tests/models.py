@@ -1,4 +1,4 @@
-"""Models to test with: a family that `Spec` describes and Hypothesis draws (`specs`), and named ones (`named`).
+"""Models to test with, by name (`named`): networks that a `Spec` describes, and others.
 
 A model is ``model(x, state) -> (y, new_state)`` with ``model.init_state()`` and ``model.n_in``. Its step is written
 once, in ``step(x, state, ops)``: each use of a parameter goes through ``ops``, so that an oracle can cut and perturb
@@ -12,7 +12,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import strategies as st
+
+from tests.helpers import loss, spike  # noqa: F401
 
 # Hooks ---------------------------------------------------------------------------------------------------------------
 
@@ -56,17 +57,6 @@ class Model(eqx.Module):
 
 
 @jax.custom_jvp
-def spike(v):
-    return (v > 0).astype(v.dtype)
-
-
-@spike.defjvp
-def _(primals, tangents):
-    (v,), (dv,) = primals, tangents
-    return spike(v), dv / (1 + v**2)
-
-
-@jax.custom_jvp
 def spike_over(v, threshold):
     return (v > threshold).astype(v.dtype)
 
@@ -87,7 +77,6 @@ spike_vjp.defvjp(lambda v: (spike_vjp(v), v), lambda v, g: (g / (1 + v**2),))
 
 # Spec ----------------------------------------------------------------------------------------------------------------
 
-KINDS = ("leaky", "chain", "lif", "alif", "delay", "mingru", "gru", "lstm")
 SPIKING = ("lif", "alif")
 COUPLINGS = {
     "none": lambda h: h,
@@ -107,12 +96,6 @@ CONTRACTIONS = {  # how the effective weight (O, I) is laid out, and used
     "dot_transposed": (lambda w: w.T, lambda x, w: jnp.dot(w.T, x)),
     "batched": (lambda w: w.T[None], lambda x, w: jnp.einsum("gi,gio->go", x[None], w)[0]),
 }
-WARPS = {  # element-wise ops on a state, with a weight (S,)
-    "none": None,
-    "gain": lambda h, w: h * w,
-    "sin": lambda h, w: jnp.sin(w * h),
-    "power": lambda h, w: (0.1 + jnp.abs(h)) ** w,
-}
 
 
 def _ring(n):
@@ -121,39 +104,26 @@ def _ring(n):
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    kind: Literal[KINDS] = "leaky"
+    kind: Literal["leaky", "chain", "lif", "alif", "delay", "mingru"] = "leaky"
     size: int = 3
     recurrent: Literal["none", "separate", "fused", "gated"] = "separate"
-    contraction: str = "w_x"
-    weight: str = "plain"
     bias: bool = True
-    gain: bool = False  # of the current
-    tau: Literal["fixed", "scalar", "neuron"] = "fixed"
-    synapse: Literal["none", "new", "old"] = (
-        "none"  # a current state, and which value of it is read
+    tau: Literal["fixed", "neuron"] = "fixed"
+    synapse: Literal["none", "new"] = (
+        "none"  # a state of the current, of which the new value is read
     )
     couple: str = "none"
-    warp: str = "none"
-    split: Literal["split", "slice", "separate"] = "split"  # gates of one fused weight, or not
+    split: Literal["split", "slice"] = "split"  # how the gates of one fused weight are read
     depth: int = 2  # stages of a chain, length of a delay line
-    stage: Literal["new", "old"] = "new"  # which value of one stage the next one reads
-    reset: Literal["soft", "hard", "detached", "late"] = (
-        "soft"  # late: by the spike of the old state
-    )
-    surrogate: Literal["jvp", "jvp_threshold", "vjp"] = "jvp"
+    reset: Literal["soft", "hard", "late"] = "soft"  # late: by the spike of the old state
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
     layers: tuple[Layer, ...] = (Layer(),)
     n_in: int = 2
-    n_out: int = 2
     mlp: bool = False
-    readout: Literal["new", "old", "leaky", "spike", "none", "op"] = "new"
-    pack: Literal["tuple", "dict", "stacked"] = "tuple"
-    shared: Literal["none", "layers", "inputs"] = "none"
-    unused: bool = False
-    skip: bool = False  # a weight from the input to the output
+    readout: Literal["new", "old", "leaky", "spike", "op"] = "new"
     seed: int = 0
 
 
@@ -162,8 +132,6 @@ def build(spec: Spec) -> "Network":
 
 
 # Parameters ----------------------------------------------------------------------------------------------------------
-
-GATES = {"mingru": 2, "gru": 3, "lstm": 4}
 
 
 class Draw:
@@ -203,32 +171,23 @@ def effective(p: dict, form):
 
 
 def layer_parameters(layer: Layer, n_in, draw: Draw):
-    n, gates = layer.size, GATES.get(layer.kind, 1)
-    spiking = layer.kind in SPIKING
+    n, spiking = layer.size, layer.kind in SPIKING
+    rows = 2 * n if layer.kind == "mingru" else n
     p = {}
-    parts = range(gates) if gates > 1 and layer.split == "separate" else [0]
-    rows = n if len(parts) > 1 else gates * n
-    for i in parts:
-        if layer.recurrent == "fused":
-            p[f"w{i}"] = draw.weight(rows, n_in + n, layer.weight, 1.5 if spiking else 0.9)
-        else:
-            p[f"w{i}"] = draw.weight(rows, n_in, layer.weight, 1.5 if spiking else 1.0)
-            if layer.recurrent != "none":
-                p[f"u{i}"] = draw.weight(rows, n, layer.weight, 0.7)
-        if layer.bias:
-            p[f"b{i}"] = draw.vector(rows, 0.2, 0.6) if spiking else draw.vector(rows, -0.3, 0.3)
-        if layer.gain:
-            p[f"g{i}"] = draw.vector(rows, 0.7, 1.3)
+    if layer.recurrent == "fused":
+        p["w0"] = draw.weight(rows, n_in + n, "plain", 1.5 if spiking else 0.9)
+    else:
+        p["w0"] = draw.weight(rows, n_in, "plain", 1.5 if spiking else 1.0)
+        if layer.recurrent != "none":
+            p["u0"] = draw.weight(rows, n, "plain", 0.7)
+    if layer.bias:
+        p["b0"] = draw.vector(rows, 0.2, 0.6) if spiking else draw.vector(rows, -0.3, 0.3)
     if layer.recurrent == "gated":
         p["r"] = draw.weight(n, n, "plain", 0.8)
-    leaks = layer.kind not in GATES
-    if leaks and layer.tau != "fixed":
-        p["tau"] = draw.vector(None if layer.tau == "scalar" else n, 1.0, 4.0)
-    if leaks and layer.warp != "none":
-        p["warp"] = draw.vector(n, 0.6, 1.2)
-    if spiking and (layer.kind == "alif" or layer.surrogate == "jvp_threshold"):
-        p["threshold"] = draw.vector(None, 0.4, 0.7)
+    if layer.tau != "fixed":
+        p["tau"] = draw.vector(n, 1.0, 4.0)
     if layer.kind == "alif":
+        p["threshold"] = draw.vector(None, 0.4, 0.7)
         p["beta"] = draw.vector(None, 0.1, 0.4)
     return p
 
@@ -260,44 +219,26 @@ def times(x, w):
     return x * w
 
 
-def project(ops, name, p, layer, x, form=None):
-    layout, use = CONTRACTIONS[layer.contraction]
-    return ops.mix(name, use, x, layout(effective(p, form or layer.weight)))
+def matvec(x, w):
+    return w @ x
 
 
-def currents(p, layer, ops, x, h):
-    """The input of each gate (one, for most kinds); `h`: what the recurrent weight reads."""
-    gates = GATES.get(layer.kind, 1)
+def current_of(p, layer, ops, x, h):
+    """The input of a layer; `h`: what the recurrent weight reads."""
     if layer.recurrent == "gated":
-        r = jax.nn.sigmoid(ops.mix("r", lambda x, w: w @ x, h, effective(p["r"], "plain")))
-        h = r * h
-    parts = []
-    for i in range(gates if gates > 1 and layer.split == "separate" else 1):
-        if layer.recurrent == "fused":
-            current = project(ops, f"w{i}", p[f"w{i}"], layer, jnp.concatenate([x, h]))
-        else:
-            current = project(ops, f"w{i}", p[f"w{i}"], layer, x)
-            if layer.recurrent != "none":
-                current = current + project(ops, f"u{i}", p[f"u{i}"], layer, h)
-        if layer.gain:
-            current = ops.elem(f"g{i}", times, current, p[f"g{i}"])
-        if layer.bias:
-            current = ops.elem(f"b{i}", add, current, p[f"b{i}"])
-        parts.append(current)
-    if gates == 1 or layer.split == "separate":
-        return parts
-    n = layer.size
-    if layer.split == "split":
-        return jnp.split(parts[0], gates)
-    return [parts[0][i * n : (i + 1) * n] for i in range(gates)]
+        h = jax.nn.sigmoid(ops.mix("r", matvec, h, p["r"]["w"])) * h
+    if layer.recurrent == "fused":
+        current = ops.mix("w0", matvec, jnp.concatenate([x, h]), p["w0"]["w"])
+    else:
+        current = ops.mix("w0", matvec, x, p["w0"]["w"])
+        if layer.recurrent != "none":
+            current = current + ops.mix("u0", matvec, h, p["u0"]["w"])
+    return ops.elem("b0", add, current, p["b0"]) if layer.bias else current
 
 
 def leak(p, layer, ops, name, h, current, couple=True):
     """h' = a f(h) + (1 - a) current, with a = exp(-1/tau)."""
-    if couple:
-        h = COUPLINGS[layer.couple](h)
-        if layer.warp != "none":
-            h = ops.elem(f"{name}.warp", WARPS[layer.warp], h, p["warp"])
+    h = COUPLINGS[layer.couple](h) if couple else h
     if layer.tau == "fixed":
         a = float(np.exp(-1 / 3))
         return a * h + (1 - a) * current
@@ -306,36 +247,33 @@ def leak(p, layer, ops, name, h, current, couple=True):
 
 
 def synapse(layer, ops, current, old):
-    """The current, or what is read of the state that low-passes it."""
+    """The current, or the new value of the state that low-passes it."""
     if layer.synapse == "none":
         return {}, current
     g = ops.state("g", 0.6 * old["g"] + 0.5 * current)
-    return {"g": g}, g if layer.synapse == "new" else old["g"]
+    return {"g": g}, g
 
 
 def leaky(p, layer, ops, x, old):
-    (current,) = currents(p, layer, ops, x, old["h"])
+    current = current_of(p, layer, ops, x, old["h"])
     new, current_read = synapse(layer, ops, current, old)
     h = ops.state("h", leak(p, layer, ops, "h", old["h"], jnp.tanh(current_read)))
     return new | {"h": h}, h, current
 
 
 def chain(p, layer, ops, x, old):
-    """Stages that low-pass each other."""
-    last = f"h{layer.depth - 1}"
-    (current,) = currents(p, layer, ops, x, old[last])
-    new, read = {}, current
+    """Stages that low-pass each other; each reads the new value of the one before."""
+    new, read = {}, (current := current_of(p, layer, ops, x, old[f"h{layer.depth - 1}"]))
     for i in range(layer.depth):
         name = f"h{i}"
-        value = leak(p, layer, ops, name, old[name], read, couple=i == 0)
-        new[name] = ops.state(name, value)
-        read = new[name] if layer.stage == "new" else old[name]
-    return new, new[last], current
+        read = ops.state(name, leak(p, layer, ops, name, old[name], read, couple=i == 0))
+        new[name] = read
+    return new, read, current
 
 
 def delay(p, layer, ops, x, old):
     """A rate neuron that is driven by its own past: a buffer of past values, the newest first."""
-    (current,) = currents(p, layer, ops, x, old["past"][-1])
+    current = current_of(p, layer, ops, x, old["past"][-1])
     h = leak(p, layer, ops, "h", old["past"][-1], jnp.tanh(current))
     h = ops.state("h", h)
     past = ops.state("past", jnp.concatenate([h[None], old["past"][:-1]]))
@@ -347,17 +285,13 @@ def spiking(p, layer, ops, x, old):
     adapt = layer.kind == "alif"
 
     def fire(name, v, a):
-        if "threshold" not in p:
-            return (spike_vjp if layer.surrogate == "vjp" else spike)(v - 0.5)
-        if adapt:
-            v = v - ops.elem(f"{name}.beta", times, a, p["beta"])
-        if layer.surrogate == "jvp_threshold":
-            return ops.elem(f"{name}.threshold", spike_over, v, p["threshold"])
-        shape = spike_vjp if layer.surrogate == "vjp" else spike
-        return shape(ops.elem(f"{name}.threshold", lambda v, w: v - w, v, p["threshold"]))
+        if not adapt:
+            return spike(v - 0.5)
+        v = v - ops.elem(f"{name}.beta", times, a, p["beta"])
+        return spike(ops.elem(f"{name}.threshold", lambda v, w: v - w, v, p["threshold"]))
 
     z_old = fire("old", old["v"], old.get("a")) if late else old["z"]
-    (current,) = currents(p, layer, ops, x, z_old)
+    current = current_of(p, layer, ops, x, z_old)
     new, read = synapse(layer, ops, current, old)
     if adapt:
         new["a"] = ops.state("a", 0.8 * old["a"] + 0.2 * z_old)
@@ -369,35 +303,19 @@ def spiking(p, layer, ops, x, old):
     reset = {
         "soft": lambda: v - 0.5 * z,
         "hard": lambda: v * (1 - z),
-        "detached": lambda: v - 0.5 * jax.lax.stop_gradient(z),
     }[layer.reset]
     return new | {"v": ops.state("v", reset()), "z": z}, z, current
 
 
 def mingru(p, layer, ops, x, old):
-    z, candidate = currents(p, layer, ops, x, old["h"])
+    current, n = current_of(p, layer, ops, x, old["h"]), layer.size
+    z, candidate = jnp.split(current, 2) if layer.split == "split" else (current[:n], current[n:])
     z, h = jax.nn.sigmoid(z), COUPLINGS[layer.couple](old["h"])
     h = ops.state("h", (1 - z) * h + z * jnp.tanh(candidate))
     return {"h": h}, h, candidate
 
 
-def gru(p, layer, ops, x, old):
-    z, r, candidate = currents(p, layer, ops, x, old["h"])
-    z, r, h = jax.nn.sigmoid(z), jax.nn.sigmoid(r), COUPLINGS[layer.couple](old["h"])
-    h = ops.state("h", (1 - z) * h + z * jnp.tanh(candidate + r * h))
-    return {"h": h}, h, candidate
-
-
-def lstm(p, layer, ops, x, old):
-    i, f, g, o = currents(p, layer, ops, x, old["h"])
-    c = COUPLINGS[layer.couple](old["c"])
-    c = ops.state("c", jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g))
-    h = ops.state("h", jax.nn.sigmoid(o) * jnp.tanh(c))
-    return {"h": h, "c": c}, h, o
-
-
-STEPS = dict(leaky=leaky, chain=chain, delay=delay, lif=spiking, alif=spiking)
-STEPS |= dict(mingru=mingru, gru=gru, lstm=lstm)
+STEPS = dict(leaky=leaky, chain=chain, delay=delay, lif=spiking, alif=spiking, mingru=mingru)
 
 
 def state_names(layer: Layer):
@@ -405,7 +323,6 @@ def state_names(layer: Layer):
     names = {
         "chain": {f"h{i}": 0 for i in range(layer.depth)},
         "delay": {"past": layer.depth},
-        "lstm": {"h": 0, "c": 0},
     }.get(layer.kind, {"h": 0})
     if layer.kind in SPIKING:
         names = {"v": 0} | ({"a": 0} if layer.kind == "alif" else {})
@@ -414,20 +331,12 @@ def state_names(layer: Layer):
     return names | ({"g": 0} if has_synapse else {})
 
 
-def state_of_layer(layer: Layer, values: dict, pack):
-    names = state_names(layer)
-    if pack == "dict":
-        return {name: values[name] for name in names}
-    if pack == "tuple" or len(names) == 1:
-        return tuple(values[name] for name in names)
-    return jnp.concatenate([jnp.atleast_2d(values[name]) for name in names])
+def state_of_layer(layer: Layer, values: dict):
+    return tuple(values[name] for name in state_names(layer))
 
 
-def values_of_layer(layer: Layer, state, pack):
-    names = state_names(layer)
-    if pack == "dict":
-        return state
-    return dict(zip(names, state, strict=True))  # also the rows of a stacked array
+def values_of_layer(layer: Layer, state):
+    return dict(zip(state_names(layer), state, strict=True))
 
 
 # The network ---------------------------------------------------------------------------------------------------------
@@ -444,18 +353,10 @@ class Network(Model):
         pairs = zip(spec.layers, sizes[:-1], strict=True)
         self.layers = [layer_parameters(layer, n, draw) for layer, n in pairs]
         io = {"mlp": draw.weight(3, spec.n_in)["w"]} if spec.mlp else {}
-        if spec.readout not in ("none", "op"):
-            io["out"] = draw.weight(spec.n_out, sizes[-1])["w"]
-        if spec.skip:
-            io["skip"] = draw.weight(self.n_out(spec), spec.n_in)["w"]
-        if spec.unused:
-            io["unused"] = draw.weight(2, 2)["w"]
+        if spec.readout != "op":
+            io["out"] = draw.weight(2, sizes[-1])["w"]
         self.io = io
         self.spec = dataclasses.replace(spec, seed=0)  # the same program for every seed
-
-    @staticmethod
-    def n_out(spec):
-        return spec.n_out if spec.readout not in ("none", "op") else spec.layers[-1].size
 
     @property
     def n_in(self):
@@ -466,45 +367,27 @@ class Network(Model):
             n = layer.size
             return {k: jnp.zeros((d, n) if d else n) for k, d in state_names(layer).items()}
 
-        layers = [state_of_layer(layer, zeros(layer), self.spec.pack) for layer in self.spec.layers]
-        return (
-            (*layers, jnp.zeros(self.spec.n_out)) if self.spec.readout == "leaky" else tuple(layers)
-        )
-
-    def shared(self, i):
-        """The parameters of layer i; its recurrent weight is that of layer 0 where it fits."""
-        p, first = self.layers[i], self.layers[0]
-        a, b = self.spec.layers[i], self.spec.layers[0]
-        same = "u0" in p and "u0" in first and a.weight == b.weight
-        same = same and jax.tree.map(jnp.shape, p["u0"]) == jax.tree.map(jnp.shape, first["u0"])
-        return p | {"u0": first["u0"]} if self.spec.shared == "layers" and same else p
+        layers = [state_of_layer(layer, zeros(layer)) for layer in self.spec.layers]
+        return (*layers, jnp.zeros(2)) if self.spec.readout == "leaky" else tuple(layers)
 
     def step(self, x, state, ops):
-        spec, x_in, new_state = self.spec, x, []
-        matvec = lambda x, w: w @ x
+        spec, new_state = self.spec, []
         if spec.mlp:
             x = jnp.tanh(ops.mix("mlp", matvec, x, self.io["mlp"]))
-            if spec.shared == "inputs":
-                x = x + 0.5 * ops.mix("mlp.again", matvec, x_in[::-1], self.io["mlp"])
         for i, layer in enumerate(spec.layers):
-            old = values_of_layer(layer, state[i], spec.pack)
+            old = values_of_layer(layer, state[i])
             scope = Scope(ops, f"layer{i}")
-            new, x, last_op = STEPS[layer.kind](self.shared(i), layer, scope, x, old)
-            new_state.append(state_of_layer(layer, new, spec.pack))
+            new, x, last_op = STEPS[layer.kind](self.layers[i], layer, scope, x, old)
+            new_state.append(state_of_layer(layer, new))
         main = f"h{layer.depth - 1}" if layer.kind == "chain" else next(iter(state_names(layer)))
         main_old, main_new = (jnp.atleast_2d(values[main])[0] for values in (old, new))
-        if spec.readout == "none":
-            y = main_new
-        elif spec.readout == "op":
-            y = jnp.tanh(last_op[: layer.size])
-        else:
-            read = {"old": main_old, "new": main_new}.get(spec.readout, x)
-            y = ops.mix("out", matvec, read, self.io["out"])
+        if spec.readout == "op":
+            return jnp.tanh(last_op[: layer.size]), tuple(new_state)
+        read = {"old": main_old, "new": main_new}.get(spec.readout, x)
+        y = ops.mix("out", matvec, read, self.io["out"])
         if spec.readout == "leaky":
             y = ops.state("y", 0.7 * state[-1] + y)
             new_state.append(y)
-        if spec.skip:
-            y = y + ops.mix("skip", matvec, x_in, self.io["skip"])
         return y, tuple(new_state)
 
 
@@ -674,7 +557,7 @@ NAMED = {
     "two_layer_lif": Spec(
         (Layer("lif", 3), Layer("lif", 2, synapse="new")), readout="leaky", seed=1
     ),
-    "cascade": one(kind="chain", depth=3, stage="new", recurrent="none"),
+    "cascade": one(kind="chain", depth=3, recurrent="none"),
     "reset_gate": one(kind="leaky", recurrent="gated"),
     "permuted": one(couple="permute", recurrent="none"),
     "sorted": one(couple="sort", recurrent="none"),
@@ -700,53 +583,6 @@ def named(name) -> Model:
 
 
 ALL_NAMED = (*NAMED, *CLASSES)
-
-# Drawing -------------------------------------------------------------------------------------------------------------
-
-
-def layers(max_size=5):
-    one_of = st.sampled_from
-    return st.builds(
-        Layer,
-        kind=one_of(KINDS),
-        size=st.integers(1, max_size),
-        recurrent=one_of(("none", "separate", "fused", "gated")),
-        contraction=one_of(tuple(CONTRACTIONS)),
-        weight=one_of(WEIGHTS),
-        bias=st.booleans(),
-        gain=st.booleans(),
-        tau=one_of(("fixed", "scalar", "neuron")),
-        synapse=one_of(("none", "new", "old")),
-        couple=one_of(tuple(COUPLINGS)),
-        warp=one_of(tuple(WARPS)),
-        split=one_of(("split", "slice", "separate")),
-        depth=st.integers(1, 3),
-        stage=one_of(("new", "old")),
-        reset=one_of(("soft", "hard", "detached", "late")),
-        surrogate=one_of(("jvp", "jvp_threshold", "vjp")),
-    )
-
-
-def specs(max_layers=3, max_size=5):
-    """Whole models; they shrink towards one small leaky layer."""
-    one_of = st.sampled_from
-    return st.builds(
-        Spec,
-        layers=st.lists(layers(max_size), min_size=1, max_size=max_layers).map(tuple),
-        n_in=st.integers(1, 4),
-        n_out=st.integers(1, 3),
-        mlp=st.booleans(),
-        readout=one_of(("new", "old", "leaky", "spike", "none", "op")),
-        pack=one_of(("tuple", "dict", "stacked")),
-        shared=one_of(("none", "layers", "inputs")),
-        unused=st.booleans(),
-        skip=st.booleans(),
-        seed=st.integers(0, 2**16),
-    )
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 def data(model, T=5, B=None, seed=0):

@@ -22,16 +22,13 @@ through other ops. Structurally: the union of the non-zeros at random points.
 New state values (``ops.state``) are those of A in both. A mixing op that reaches a state reads its input from B, in
 both. An op that reaches only the output, and an element-wise op, reads the environment it is in. The loss is A's.
 
-*Truncated D-RTRL*, form "lambda": ``G_k = sum_t dl_t/dw_k + lambda_t eps_{t-1}`` with ``lambda_t = dl_t/ds_{t-1}``,
-both in E. In windows: reverse mode with D and F J of C from step to step, and what E gives in each step, plus
-``lambda eps_0`` where the window starts.
-
-*Truncated D-RTRL*, form "L": ``G_k = sum_t L_t eps'_t + direct_w + direct_s eps_{t-1}``. A path in E from a weight or
+*Truncated D-RTRL*: ``G_k = sum_t L_t eps'_t + direct_w + direct_s eps_{t-1}``. A path in E from a weight or
 an old state to the loss has a first part, up to where it enters a mixing op's input. Sort the paths by the *last* new
 state value in that part. What leads there is ``eps'_t`` (the trace at the new state values, in C), what follows is
 ``L_t``: so an uncut path from one new state value into another is not in L_t, and a path through a mixing op is.
 Paths whose first part has no new state value: ``direct_w`` from weights, entering any op; ``direct_s`` from old
-states, entering only ops that reach nothing but the output.
+states, entering only ops that reach nothing but the output. A use without a trace has ``eps_{t-1} = 0``. The result
+does not depend on the window; the compiler computes it in another way, by reverse mode through E.
 
 *ES-D-RTRL, decay a*, for mixing ops (element-wise ops keep eps): ``X_t = a X_{t-1} + J_t``, ``f_t = a D f_{t-1} +
 F``, ``c_t = a c_{t-1} + 1``, ``hat_t = f_t X_t / c_t``. As J is linear in x_k, this is design section 4 with its
@@ -52,8 +49,6 @@ Where the design leaves room, this is chosen:
 - ES: ``direct_s`` (a readout of old states) meets the trace as step t-1 left it, normalised by c_{t-1}.
 """
 
-import contextlib
-import contextvars
 import functools
 import math
 from collections.abc import Callable
@@ -65,48 +60,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from tests import evaluate
+from tests import helpers
+from tests.helpers import quickly
 
 ALGORITHMS = ("bptt", "rtrl", "d_rtrl", "es_d_rtrl")
 stop = jax.lax.stop_gradient
-
-
-_in_numpy = contextvars.ContextVar("in_numpy", default=False)
-
-
-@contextlib.contextmanager
-def in_numpy():
-    """Here nothing is compiled: for many small models (`tests.evaluate`)."""
-    token = _in_numpy.set(True)
-    try:
-        yield
-    finally:
-        _in_numpy.reset(token)
-
-
-def compiled(fn):
-    """`eqx.filter_jit`, compiled quickly and not to run quickly: these functions run once or twice."""
-
-    @functools.partial(
-        jax.jit, static_argnums=(1, 2), compiler_options={"xla_backend_optimization_level": 0}
-    )
-    def call(arrays, rest, tree):
-        return fn(
-            *jax.tree.unflatten(
-                tree, [r if a is None else a for a, r in zip(arrays, rest, strict=True)]
-            )
-        )
-
-    def wrapper(*args):
-        if _in_numpy.get():
-            return evaluate.run(fn)(*args)
-        leaves, tree = jax.tree.flatten(args)
-        array = [isinstance(a, jax.Array | np.ndarray) for a in leaves]
-        arrays = [a if is_array else None for a, is_array in zip(leaves, array, strict=True)]
-        rest = tuple(None if is_array else a for a, is_array in zip(leaves, array, strict=True))
-        return call(arrays, rest, tree)
-
-    return wrapper
 
 
 # Hooks ---------------------------------------------------------------------------------------------------------------
@@ -156,22 +114,8 @@ class Blocked(Hook):
         return stop(value)
 
 
-class Environments(Hook):
-    """The step E, under a vmap over the environments (A, B) = (0, 1): for form "lambda"."""
-
-    def __init__(self, dw, to_state):
-        super().__init__(dw)
-        self.to_state = to_state
-
-    def mix(self, name, fn, x, w):
-        return super().mix(name, fn, take(x, 1) if name in self.to_state else x, w)
-
-    def state(self, name, value):
-        return take(value, 0)
-
-
 class Segments(Hook):
-    """For form "L", under a vmap over two copies of each value.
+    """The step, under a vmap over two copies of each value.
 
     The derivative of copy 0 has the paths that have not entered a mixing op so far, that of copy 1 has all. A new
     state value restarts the former as an independent leaf.
@@ -258,8 +202,6 @@ class Pieces(NamedTuple):
     F_full: dict  # uncut: ds'/dw_k
     l_s_full: Any  # uncut: dl/ds
     l_w_full: dict  # uncut: dl/dw_k
-    l_s: Any  # E: dl/ds
-    l_w: dict  # E: dl/dw_k
     L: Any  # learning signal at the new state values
     direct_s: Any
     direct_w: dict
@@ -281,13 +223,6 @@ def step_pieces(model, x, state, target, loss_fn, to_state) -> Pieces:
         y, new = model.step(x, unflat(s), Hook(dw))
         return flat(new)[0], loss_fn(y, target)
 
-    def in_environments(s, dw):
-        def run(copy):
-            s_here = jnp.where(copy == 0, s, stop(s))
-            return model.step(x, unflat(s_here), Environments(dw, to_state))[0]
-
-        return loss_fn(in_copies(run, 0), target)
-
     def by_segments(leaves, dw):
         def run(copy):
             return model.step(x, state, Segments(dw, leaves, copy))[0]
@@ -303,7 +238,6 @@ def step_pieces(model, x, state, target, loss_fn, to_state) -> Pieces:
     F = matrix(F_mix | {k: F_elem[k] for k in elem}, rows[0])
     F_new = matrix(F_new_mix | {k: F_new_elem[k] for k in elem}, rows[1])
     (D_full, F_full), (l_s_full, l_w_full) = jax.jacrev(full, (0, 1))(s, dw)
-    l_s, l_w = jax.grad(in_environments, (0, 1))(s, dw)
     L, direct_w = jax.grad(by_segments, (0, 1))(leaves, dw)
     ravel = lambda d: {name: jnp.ravel(v) for name, v in d.items()}
     return Pieces(
@@ -316,8 +250,6 @@ def step_pieces(model, x, state, target, loss_fn, to_state) -> Pieces:
         F_full=matrix(F_full, rows[0]),
         l_s_full=l_s_full,
         l_w_full=ravel(l_w_full),
-        l_s=l_s,
-        l_w=ravel(l_w),
         L=join({name: L[name] for name in seen.new}),
         direct_s=jax.grad(blocked)(s),
         direct_w=ravel(direct_w),
@@ -345,14 +277,14 @@ class Structure(NamedTuple):
         return {name: not through for name, through in self.escapes.items()}
 
 
-def structure(model, x, state=None, points=12, seed=0, xs=None) -> Structure:
-    """At random points, or with the inputs `xs` (leading axis: points)."""
+def structure(model, x, state=None, points=12, seed=0, xs=None, spread=0.3) -> Structure:
+    """At random points, or with the inputs `xs` (leading axis: points); `spread`: of the effective weights."""
     state = model.init_state() if state is None else state
     rng = np.random.default_rng(seed)
     points = points if xs is None else len(jax.tree.leaves(xs)[0])
     noise = lambda a, scale: scale * rng.normal(size=(points, *a.shape))
     w = eqx.filter_eval_shape(weights, model, x, state)
-    dw = {name: noise(w, 0.3) for name, w in w.items()}
+    dw = {name: noise(w, spread) for name, w in w.items()}
     if xs is None:
         xs = noise(x, 1.5) if is_float(x) else jnp.repeat(x[None], points, axis=0)
     jacobians = jacobians_at(model, state, xs, noise(flat(state)[0], 1.5), dw)
@@ -374,7 +306,7 @@ def structure(model, x, state=None, points=12, seed=0, xs=None) -> Structure:
     return Structure(D, F, block, to_state, escapes, frozenset(S_y))
 
 
-@compiled
+@quickly
 def jacobians_at(model, state, xs, s_points, dws):
     """What `structure` needs, at several points; integer states are those of a rollout."""
     rollout = jax.lax.scan(lambda s, x: (model.step(x, s, Hook())[1], s), state, xs)[1]
@@ -417,15 +349,14 @@ def gradient(
     decay=0.9,
     window=None,
     backprop="cut",
-    form="lambda",
     batched=False,
     reduction="sum",
     by_op=False,
 ):
     """The gradient of ``mean_b sum_t loss_fn(y_t, target_t)``, with the model's structure (None at non-arrays).
 
-    ``xs``, ``targets``: leading axis T, then B where ``batched``. ``window``: W, or None for T. ``form``: "lambda" or
-    "L", two ways to the same truncated D-RTRL; truncated ES-D-RTRL is always computed in form "L", without windows.
+    ``xs``, ``targets``: leading axis T, then B where ``batched``. ``window``: W, or None for T; it matters to what
+    is exact in a window alone.
     ``by_op``: by op and effective weight, flat, in place of by parameter ("bptt" knows no ops; take "rtrl").
     """
     assert algo in ALGORITHMS
@@ -438,51 +369,37 @@ def gradient(
         examples = [at((xs, targets), (slice(None), b)) for b in range(B)]
     one = bptt
     if algo != "bptt":
-        options = dict(algo=algo, decay=decay, W=window or T, backprop=backprop, form=form)
+        options = dict(algo=algo, decay=decay, W=window or T, backprop=backprop)
         options["by_op"] = by_op
         one = functools.partial(online, **options)
     grads = [one(model, *example, loss_fn, state) for example in examples]
     return jax.tree.map(lambda *g: scale * sum(g) / len(g), *grads)
 
 
-@compiled
+@quickly
 def bptt(model, xs, targets, loss_fn, state):
-    @eqx.filter_grad
-    def grad(model):
-        def body(s, x_target):
-            y, s = model(x_target[0], s)
-            return s, loss_fn(y, x_target[1])
-
-        return jnp.sum(jax.lax.scan(body, state, (xs, targets))[1])
-
-    return grad(model)
+    return helpers.bptt(model, xs, targets, state, loss=loss_fn)
 
 
-def online(model, xs, targets, loss_fn, state, *, algo, decay, W, backprop, form, by_op):
+def online(model, xs, targets, loss_fn, state, *, algo, decay, W, backprop, by_op):
     to_state = structure(model, at(xs, 0), state).to_state
     pieces = all_pieces(model, xs, targets, loss_fn, state, to_state)
     pieces = jax.tree.map(np.asarray, pieces)
-    grads = combine(pieces, algo=algo, decay=decay, W=W, backprop=backprop, form=form)
+    grads = combine(pieces, algo=algo, decay=decay, W=W, backprop=backprop)
     return grads if by_op else pull_back(model, at(xs, 0), state, grads)
 
 
-def combine(pieces: Pieces, *, algo, decay=0.9, W=1, backprop="cut", form="lambda"):
+def combine(pieces: Pieces, *, algo, decay=0.9, W=1, backprop="cut", untraced=frozenset()):
     """The gradient by op, from the pieces of all steps (NumPy, leading axis T)."""
     steps = [at(pieces, t) for t in range(len(pieces.D))]
     exact = backprop == "full" or algo == "rtrl"
-    if algo == "es_d_rtrl" and not exact:
-        traces = {k: Factors(decay) if k in pieces.J else Full() for k in pieces.F}
-        grads = learning_signals(steps, traces)
-    elif form == "L" and not exact:
-        grads = learning_signals(steps, {k: Full() for k in pieces.F})
-    else:
-        new = {"rtrl": RTRL, "d_rtrl": Full, "es_d_rtrl": lambda: Factors(decay)}[algo]
-        traces = {k: new() if k in pieces.J or algo == "rtrl" else Full() for k in pieces.F}
-        grads = by_windows(steps, traces, W, exact)
-    return grads
+    new = {"rtrl": RTRL, "d_rtrl": Full, "es_d_rtrl": lambda: Factors(decay)}[algo]
+    traces = {k: new() if k in pieces.J or algo == "rtrl" else Full() for k in pieces.F}
+    traces |= dict.fromkeys(untraced & traces.keys(), Untraced())
+    return by_windows(steps, traces, W) if exact else learning_signals(steps, traces)
 
 
-@compiled
+@quickly
 def all_pieces(model, xs, targets, loss_fn, state, to_state):
     def body(s, x):
         return model.step(x, s, Hook())[1], s
@@ -492,7 +409,7 @@ def all_pieces(model, xs, targets, loss_fn, state, to_state):
     return jax.vmap(one)(xs, states, targets)
 
 
-@compiled
+@quickly
 def pull_back(model, x, state, grads):
     """From gradients by effective weight to gradients by parameter."""
     params, static = eqx.partition(model, eqx.is_inexact_array)
@@ -523,6 +440,11 @@ class Full:
 class RTRL(Full):
     def advance(self, p, k):
         self.eps = apply(p.D_full, self.eps) + p.F_full[k]
+
+
+class Untraced(Full):
+    def advance(self, p, k):
+        """Nothing of this step lasts."""
 
 
 class Factors:
@@ -559,18 +481,16 @@ def learning_signals(steps, traces):
     return grads
 
 
-def by_windows(steps, traces, W, exact):
-    """Reverse mode inside each window of W steps, the trace for what was before it."""
+def by_windows(steps, traces, W):
+    """Reverse mode inside each window of W steps, nothing cut, the trace for what was before it."""
     grads = dict.fromkeys(traces, 0.0)
     for start in range(0, len(steps), W):
         inside = steps[start : start + W]
         adjoint = np.zeros(len(inside[0].D))
         for p in reversed(inside):
             for k in traces:
-                F = p.F_full[k] if exact else immediate(p.F, p, k)
-                grads[k] += (p.l_w_full if exact else p.l_w)[k] + adjoint @ F
-            D, l_s = (p.D_full, p.l_s_full) if exact else (p.D, p.l_s)
-            adjoint = l_s + adjoint @ D
+                grads[k] += p.l_w_full[k] + adjoint @ p.F_full[k]
+            adjoint = p.l_s_full + adjoint @ p.D_full
         for k, trace in traces.items():
             grads[k] += apply(adjoint, trace.value())
             for p in inside:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import etpc
-from tests.zoo.check import by_path, compiled, known, normal
+from tests.helpers import by_path, compiled, known, loss_of_sequence
+from tests.zoo.check import normal
 from tests.zoo.dtypes import cast
 
 AS_USERS_DO = known(
@@ -52,18 +53,13 @@ def batches(inputs, steps, batch, seed=0):
 
 
 def bptt(model, xs, targets, state, step, loss):
-    """The gradient of the mean loss by reverse mode through a scan, a batch of examples [T, B, ...]."""
-    arrays, rest = eqx.partition(state, eqx.is_array)
+    """The gradient of the mean loss of a batch of examples [T, B, ...]."""
 
-    def total(model, xs, targets):
-        def body(old, step_data):
-            y, new = step(model, step_data[0], eqx.combine(old, rest))
-            return eqx.filter(new, eqx.is_array), loss(y, step_data[1])
+    def mean(model):
+        one = lambda xs, targets: loss_of_sequence(model, xs, targets, state, step, loss)
+        return jax.vmap(one, in_axes=1)(xs, targets).mean() / len(jax.tree.leaves(targets)[0])
 
-        return jax.lax.scan(body, arrays, (xs, targets))[1].mean()
-
-    batch = jax.vmap(total, in_axes=(None, 1, 1))
-    return eqx.filter_grad(lambda model: batch(model, xs, targets).mean())(model)
+    return eqx.filter_grad(mean)(model)
 
 
 def gradients(model, algos, xs, targets, state, step, loss, options=None):

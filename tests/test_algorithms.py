@@ -15,13 +15,10 @@ from jax.flatten_util import ravel_pytree
 import etpc
 from etpc import nn
 from etpc.algorithms import Full
+from tests.helpers import normal
 from tests.marks import few
 
 T, N, IN = 6, 5, 3
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 XS = normal(T, IN, seed=1)

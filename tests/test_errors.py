@@ -14,6 +14,7 @@ import pytest
 from jax import lax
 
 import etpc
+from tests.helpers import loss
 
 X = jnp.zeros(2)
 W = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
@@ -36,13 +37,21 @@ def compiled(**options):
     return etpc.compile(Cell(W), inputs=X, **options)
 
 
+def recurrent(n=4):
+    """Each unit reaches every other; a trace of RTRL holds n numbers for each use of a weight."""
+
+    def step(w, x, h):
+        h = jnp.tanh(w @ h + x)
+        return h, h
+
+    model = jax.ShapeDtypeStruct((n, n), jnp.float32)
+    state = jax.ShapeDtypeStruct((n,), jnp.float32)
+    return dict(model=model, step=step, inputs=state, state=state)
+
+
 def unchecked(function):
     """Without the type checker of the tests, which users do not have."""
     return inspect.unwrap(function)
-
-
-def squared(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 # --- the model's contract -------------------------------------------------------------------------
@@ -105,16 +114,6 @@ def test_contract(case):
     assert isinstance(caught.value, ValueError)
 
 
-def test_no_initial_state():
-    with pytest.raises(etpc.ModelError, match=r"Identity has no `init_state\(\)`.*Pass `state=`"):
-        etpc.compile(eqx.nn.Identity(), inputs=X)
-
-
-def test_model_that_cannot_be_called():
-    with pytest.raises(etpc.ModelError, match=r"A dict is not callable.*Pass `step="):
-        etpc.compile({"w": W}, inputs=X, state=jnp.zeros(3))
-
-
 def loop(w, h):
     return lax.while_loop(lambda c: c[1].sum() < 1, lambda c: (w, c[1] + w), (w, h))[1]
 
@@ -134,60 +133,9 @@ def test_while_loop_around_a_weight():
 # --- algorithms -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", [0.0, -0.1, 1.0001, float("nan"), float("inf")])
-def test_decay_out_of_range(decay):
-    with pytest.raises(etpc.AlgorithmError, match=rf"\(0, 1\], and decay is {decay}"):
-        etpc.ES_D_RTRL(decay=decay)
-
-
 @pytest.mark.parametrize("decay", [1e-3, 1.0])
 def test_decay_in_range(decay):
     assert etpc.ES_D_RTRL(decay=decay).decay == decay
-
-
-@pytest.mark.parametrize("rank", [0, -3])
-def test_rank_below_one(rank):
-    with pytest.raises(etpc.AlgorithmError, match=rf"rank={rank} is less than 1.*pass decay="):
-        etpc.ES_D_RTRL(rank=rank)
-
-
-@pytest.mark.parametrize("value", [True, False])
-def test_decay_that_is_a_bool(value):
-    with pytest.raises(
-        etpc.InputTypeError, match=rf"decay must be a float in \(0, 1\], not {value}"
-    ) as e:
-        inspect.unwrap(etpc.ES_D_RTRL.__init__)(object.__new__(etpc.ES_D_RTRL), decay=value)
-    assert isinstance(e.value, TypeError)
-
-
-@pytest.mark.parametrize("number", [0.9, 4])
-def test_a_number_without_a_name_is_neither_a_decay_nor_a_rank(number):
-    words = rf"ES_D_RTRL\({number}\) does not say.*decay=0.99.*rank=4"
-    with pytest.raises(etpc.AlgorithmError, match=words):
-        etpc.ES_D_RTRL(number)
-    with pytest.raises(etpc.AlgorithmError, match=r"a decay or a rank, and not decay=0\.9, rank=4"):
-        etpc.ES_D_RTRL(decay=0.9, rank=4)
-
-
-def test_unknown_name():
-    with pytest.raises(etpc.AlgorithmError, match=r"'rtlr'.*Known names: 'es_d_rtrl'|'d_rtrl'"):
-        compiled(algo="rtlr")
-
-
-def test_class_in_place_of_an_instance():
-    with pytest.raises(etpc.InputTypeError, match=r"not <class.*D_RTRL.*Call it: D_RTRL\(\)"):
-        unchecked(etpc.algorithms.resolve)(etpc.D_RTRL)
-
-
-def test_algorithm_of_a_wrong_type():
-    with pytest.raises(etpc.InputTypeError, match=r"algorithm or its name, not 3"):
-        unchecked(etpc.algorithms.resolve)(3)
-
-
-@pytest.mark.parametrize("window", [0, -1, True])
-def test_window_out_of_range(window):
-    with pytest.raises(etpc.AlgorithmError, match=rf'"auto" or an int >= 1, not {window}'):
-        etpc.D_RTRL(window=window)
 
 
 def test_a_name_is_registered_once(monkeypatch):
@@ -213,32 +161,10 @@ def test_a_name_is_registered_once(monkeypatch):
             etpc.algorithms.register_algorithm(other)
 
 
-# --- selectors ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("select", "words"),
-    [
-        (lambda m: (), r"selects nothing.*Return one or more parameters"),
-        (lambda m: m.name, r"selects \.name, which is no array"),
-        (lambda m: m.gain, r"selects \.gain, which is no array"),
-    ],
-)
-def test_selector(select, words):
-    with pytest.raises(etpc.SelectionError, match=words) as caught:
-        compiled(weights=select)
-    assert isinstance(caught.value, ValueError)
-
-
-def test_marked_where_nothing_is():
-    with pytest.raises(etpc.SelectionError, match=r'no weight passes through `etpc\.mark`.*"all"'):
-        compiled(weights="marked")
-
-
 # --- arguments of a program -----------------------------------------------------------------------
 
 
-def run(xs, targets=None, *, batch=None, model=None, carry=None, loss=squared, mask=None):
+def run(xs, targets=None, *, batch=None, model=None, carry=None, loss=loss, mask=None):
     program = compiled()
     carry = program.init(batch) if carry is None else carry
     lead = jnp.shape(xs)[: 1 if batch is None else 2] if not isinstance(xs, dict) else (4,)
@@ -296,7 +222,7 @@ INPUTS = {
         r"loss_fn must return one float.*returns int64\[\]\. This is because it needs a derivative",
     ),
     "loss that is complex": (
-        lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: squared(y, t) + 0j),
+        lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: loss(y, t) + 0j),
         r"loss_fn must return one float.*returns complex128\[\]\. Take its real part",
     ),
     "loss without a return": (
@@ -308,7 +234,7 @@ INPUTS = {
         r"loss_fn must return one float.*returns 'y'\. Return one number",
     ),
     "loss of a pair": (
-        lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: (squared(y, t), y)),
+        lambda: run(jnp.zeros((4, 2)), loss=lambda y, t: (loss(y, t), y)),
         r"loss_fn must return one float.*Pass has_aux=True",
     ),
     "mask": (
@@ -359,13 +285,6 @@ def test_an_error_in_the_loss_says_what_it_was_called_with():
         notes = [text for text in caught.value.__notes__ if "etpc" in text]
         assert len(notes) == 1
         assert re.search(note, notes[0])
-
-
-def test_what_a_loss_returns_besides_is_arrays():
-    program = compiled()
-    run = program.value_and_grad(lambda y, t: (squared(y, t), {"a": "b"}), has_aux=True)
-    with pytest.raises(etpc.InputError, match=r"aux that loss_fn returns holds 'b'.*arrays"):
-        run(Cell(W), jnp.zeros((4, 2)), jnp.zeros((4, 3)), program.init())
 
 
 # --- integers of other types than were compiled ---------------------------------------------------
@@ -453,31 +372,6 @@ def test_floats_for_integers_are_refused():
         read("int32", np.array(3.0))
 
 
-def test_state_in_the_place_of_a_carry():
-    with pytest.raises(etpc.InputTypeError, match=r"carry is a dict.*program\.init") as caught:
-        compiled().arguments.check_carry({"h": jnp.zeros(3)})
-    assert isinstance(caught.value, TypeError)
-
-
-def test_one_step_is_checked_as_a_sequence_is():
-    program = compiled()
-    with pytest.raises(etpc.InputError, match=r"Input x has"):
-        program(Cell(W), jnp.zeros(3), program.init())
-
-
-@pytest.mark.parametrize("batch_size", [0, -1, True])
-def test_batch_size(batch_size):
-    with pytest.raises(etpc.InputError, match=rf"int >= 1, not {batch_size}"):
-        compiled().init(batch_size)
-
-
-@pytest.mark.parametrize("batch_size", [1.5, "2", np.bool_(True)])
-def test_batch_size_of_another_type(batch_size):
-    init = inspect.unwrap(etpc.Program.init)
-    with pytest.raises(etpc.InputError, match=r"batch_size must be None or an int >= 1, not"):
-        init(compiled(), batch_size)
-
-
 @pytest.mark.parametrize("kind", [np.int32, np.uint8, jnp.int32])
 def test_integers_of_other_types(kind):
     """They count as ints: what they make is the same, and prints and hashes the same."""
@@ -493,7 +387,7 @@ def test_integers_of_other_types(kind):
     assert str(compile_(**given, **sizes)) == str(etpc.compile(**given))
     with pytest.raises(etpc.MemoryLimitError, match=r"for 4 examples, and memory=200 "):
         compile_(**given, memory=kind(200), batch_size=kind(4))
-    arguments = Cell(W), jnp.zeros((4, 2, 2)), jnp.zeros((4, 2, 3)), squared
+    arguments = Cell(W), jnp.zeros((4, 2, 2)), jnp.zeros((4, 2, 3)), loss
     for name in ("verify", "compare", "bptt"):
         inspect.unwrap(getattr(etpc, name))(*arguments, batch_size=kind(2))
     window = inspect.unwrap(etpc.bptt)(*arguments, batch_size=2, window=kind(3))
@@ -524,7 +418,7 @@ BATCHES = {
 
 @pytest.mark.parametrize("call", BATCHES.values(), ids=BATCHES)
 def test_a_batch_size_that_was_forgotten(call):
-    given = Cell(W), jnp.zeros((4, 5, 2)), jnp.zeros((4, 5, 3)), squared
+    given = Cell(W), jnp.zeros((4, 5, 2)), jnp.zeros((4, 5, 3)), loss
     words = r"xs has shape \[4, 5, 2\], and as batch_size= is not given.*takes \[2\].*batch_size=5"
     with pytest.raises(etpc.InputError, match=words):
         call(*given)
@@ -533,13 +427,13 @@ def test_a_batch_size_that_was_forgotten(call):
         r"xs has shape \[4, 2\], and as batch_size=4 is given.*it takes \[2\]\. Leave batch_size"
     )
     with pytest.raises(etpc.InputError, match=words):
-        call(Cell(W), jnp.zeros((4, 2)), jnp.zeros((4, 3)), squared, batch_size=4)
+        call(Cell(W), jnp.zeros((4, 2)), jnp.zeros((4, 3)), loss, batch_size=4)
     with pytest.raises(TypeError, match="dot_general"):
-        call(Cell(W), jnp.zeros((4, 5, 7)), jnp.zeros((4, 5, 3)), squared)
+        call(Cell(W), jnp.zeros((4, 5, 7)), jnp.zeros((4, 5, 3)), loss)
 
 
 XS, TARGETS = jnp.zeros((4, 5, 2)), jnp.zeros((4, 5, 3))
-SEQUENCE = dict(model=Cell(W), xs=XS, targets=TARGETS, loss_fn=squared, batch_size=5)
+SEQUENCE = dict(model=Cell(W), xs=XS, targets=TARGETS, loss_fn=loss, batch_size=5)
 
 
 def call(function, **changes):
@@ -548,7 +442,7 @@ def call(function, **changes):
 
 
 def fit(blocks):
-    learner = etpc.online(compiled(), squared, optax.sgd(1e-2))
+    learner = etpc.online(compiled(), loss, optax.sgd(1e-2))
     return lambda: unchecked(etpc.fit)(learner, Cell(W), blocks, batch_size=5)
 
 
@@ -625,18 +519,116 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_a_wrong_call_says_what_is_wrong(name):
-    function, words = CALLS[name]
-    with pytest.raises(etpc.EtpcError, match=words):
+def raw(algorithm, **options):
+    """An algorithm with options that the annotations do not allow."""
+    return lambda: unchecked(algorithm.__init__)(object.__new__(algorithm), **options)
+
+
+def sized(**options):
+    return lambda: etpc.compile(**recurrent(), **options)
+
+
+def stream(opt_state):
+    learner = etpc.online(compiled(), loss, optax.sgd(1e-2))
+    return lambda: learner.update(Cell(W), opt_state, learner.init(Cell(W), 5)[1], XS, TARGETS)
+
+
+# by the class of the error, and the classes of Python that it is too
+RAISES = {
+    (etpc.ModelError, ValueError): [
+        (
+            lambda: etpc.compile(eqx.nn.Identity(), inputs=X),
+            r"Identity has no `init_state\(\)`.*`state=`",
+        ),
+        (lambda: etpc.compile({"w": W}, inputs=X, state=X), r"A dict is not callable.*Pass `step="),
+        (
+            lambda: etpc.compile(W, inputs=None, state=X, step=lambda w, x, h: (h, h)),
+            r"inputs= has no array.*jnp\.zeros",
+        ),
+    ],
+    (etpc.AlgorithmError, ValueError): [
+        *(
+            (raw(etpc.ES_D_RTRL, decay=d), rf"\(0, 1\], and decay is {d}")
+            for d in (0.0, -0.1, 1.0001, float("nan"), float("inf"))
+        ),
+        *(
+            (raw(etpc.ES_D_RTRL, rank=rank), rf"rank={rank} is less than 1.*pass decay=")
+            for rank in (0, -3)
+        ),
+        *((raw(etpc.D_RTRL, window=w), rf'"auto" or an int >= 1, not {w}') for w in (0, -1, True)),
+        *((raw(etpc.SnAp, n=n), f"n must be at least 1, and is {n}") for n in (0, -2)),
+        (lambda: etpc.ES_D_RTRL(0.9), r"ES_D_RTRL\(0\.9\) does not say.*decay=0.99.*rank=4"),
+        (lambda: etpc.ES_D_RTRL(4), r"ES_D_RTRL\(4\) does not say.*decay=0.99.*rank=4"),
+        (
+            lambda: etpc.ES_D_RTRL(decay=0.9, rank=4),
+            r"a decay or a rank, and not decay=0\.9, rank=4",
+        ),
+        (lambda: compiled(algo="rtlr"), r"'rtlr'.*Known names: 'd_rtrl'"),
+    ],
+    (etpc.InputTypeError, TypeError): [
+        (raw(etpc.ES_D_RTRL, decay=True), r"decay must be a float in \(0, 1\], not True"),
+        (raw(etpc.SnAp, n=True), "n must be an int >= 1, not True"),
+        (
+            lambda: unchecked(etpc.algorithms.resolve)(etpc.D_RTRL),
+            r"not <class.*D_RTRL.*Call it: D_RTRL\(\)",
+        ),
+        (lambda: unchecked(etpc.algorithms.resolve)(3), r"algorithm or its name, not 3"),
+        (lambda: compiled().arguments.check_carry({"h": X}), r"carry is a dict.*program\.init"),
+        (stream("sgd"), r"opt_state holds a str, 'sgd'"),
+    ],
+    (etpc.SelectionError, ValueError): [
+        (lambda: compiled(weights=lambda m: ()), "selects nothing.*Return one or more parameters"),
+        (lambda: compiled(weights=lambda m: m.name), r"selects \.name, which is no array"),
+        (lambda: compiled(weights=lambda m: m.gain), r"selects \.gain, which is no array"),
+        (
+            lambda: compiled(weights="marked"),
+            r'no weight passes through `etpc\.mark`.*"all"',
+        ),
+        (
+            lambda: compiled().explain(".w"),
+            r"no parameter '\.w'. Its parameters: \.weight",
+        ),
+    ],
+    (etpc.InputError, ValueError): [
+        (lambda: compiled()(Cell(W), jnp.zeros(3), compiled().init()), "Input x has"),
+        *((lambda n=n: compiled().init(n), rf"int >= 1, not {n}") for n in (0, -1, True)),
+        *(
+            (
+                lambda n=n: unchecked(etpc.Program.init)(compiled(), n),
+                "batch_size must be None or an int >= 1, not",
+            )
+            for n in (1.5, "2", np.bool_(True))
+        ),
+        *(
+            (sized(**{name: n}), f"{name} must be an int >= 1")
+            for name in ("memory", "batch_size")
+            for n in (0, -1, True)
+        ),
+        (lambda: compiled().value_and_grad(loss, "max"), '"sum" or "mean", not \'max\''),
+        (call(etpc.bptt, reduction="max"), '"sum" or "mean", not \'max\''),
+        (call(etpc.verify, xs=X, targets=jnp.zeros(3)), r"shape \[2\].*begin with T, B"),
+        (
+            lambda: compiled().value_and_grad(lambda y, t: (0.0, {"a": "b"}), has_aux=True)(
+                Cell(W), XS[:, 0], TARGETS[:, 0], compiled().init()
+            ),
+            r"aux that loss_fn returns holds 'b'.*arrays",
+        ),
+    ],
+    (etpc.MemoryLimitError, MemoryError): [
+        (sized(algo="auto", memory=10), r"smallest traces take \d+ bytes.*memory=10 "),
+    ],
+    (etpc.EtpcError, Exception): list(CALLS.values()),
+}
+
+
+@pytest.mark.parametrize(
+    ("classes", "function", "words"),
+    [(classes, *case) for classes, cases in RAISES.items() for case in cases],
+)
+def test_a_wrong_call_says_what_is_wrong(classes, function, words):
+    with pytest.raises(classes[0], match=words) as caught:
         function()
-
-
-def test_an_opt_state_that_is_none():
-    learner = etpc.online(compiled(), squared, optax.sgd(1e-2))
-    _, carry = learner.init(Cell(W), 5)
-    with pytest.raises(etpc.InputTypeError, match=r"opt_state holds a str, 'sgd'"):
-        learner.update(Cell(W), "sgd", carry, XS, TARGETS)
+    assert isinstance(caught.value, classes[1])
 
 
 WRONG = (None, "abc", object(), np.full((4, 5, 2), "a"), jnp.zeros((7, 6)), float("nan"), [])
@@ -661,13 +653,6 @@ def test_no_wrong_argument_ends_in_a_bare_error(argument):
                 assert any("etpc called" in note for note in notes), (function, argument, value)
 
 
-def test_reduction():
-    with pytest.raises(etpc.InputError, match='"sum" or "mean", not \'max\''):
-        compiled().value_and_grad(squared, "max")
-    with pytest.raises(etpc.InputError, match='"sum" or "mean", not \'max\''):
-        etpc.bptt(Cell(W), jnp.zeros((2, 2)), jnp.zeros((2, 3)), squared, reduction="max")
-
-
 def test_input_problems_are_raised_together():
     def step(model, x, h):
         h = 0.5 * h + model["w"] @ x["a"] + x["b"]
@@ -682,11 +667,6 @@ def test_input_problems_are_raised_together():
     disagree = {"a": jnp.zeros((4, 2)), "b": jnp.zeros((5, 3))}
     with pytest.raises(etpc.InputError, match=r"disagree about their leading axes"):
         program.scan({"w": W}, disagree, program.init())
-
-
-def test_verify_with_no_time_axis():
-    with pytest.raises(etpc.InputError, match=r"shape \[2\].*begin with T, B"):
-        etpc.verify(Cell(W), jnp.zeros(2), jnp.zeros(3), squared, batch_size=3)
 
 
 def test_not_a_number_passes_through():
@@ -708,24 +688,7 @@ def test_a_derivative_through_a_loop_of_unknown_length_is_refused():
     assert "stop_gradient" in str(caught.value)
 
 
-def test_a_model_needs_an_input_that_counts_the_steps():
-    with pytest.raises(etpc.ModelError, match=r"inputs= has no array.*jnp\.zeros"):
-        etpc.compile(jnp.ones(3), inputs=None, state=jnp.ones(3), step=lambda w, x, h: (h, w * h))
-
-
 # --- memory ---------------------------------------------------------------------------------------
-
-
-def recurrent(n=4):
-    """Each unit reaches every other; a trace of RTRL holds n numbers for each use of a weight."""
-
-    def step(w, x, h):
-        h = jnp.tanh(w @ h + x)
-        return h, h
-
-    model = jax.ShapeDtypeStruct((n, n), jnp.float32)
-    state = jax.ShapeDtypeStruct((n,), jnp.float32)
-    return dict(model=model, step=step, inputs=state, state=state)
 
 
 def test_a_program_over_the_memory_limit_is_refused():
@@ -747,34 +710,6 @@ def test_the_default_limit_refuses_what_no_one_would_want():
     words = r"(?s)influence among hidden states.*entries.*test_errors\.py.*D_RTRL"
     with pytest.raises(etpc.MemoryLimitError, match=words):
         etpc.compile(algo="rtrl", **recurrent(100_000))
-
-
-def test_auto_that_does_not_fit():
-    with pytest.raises(etpc.MemoryLimitError, match=r"smallest traces take \d+ bytes.*memory=10 "):
-        etpc.compile(algo="auto", memory=10, **recurrent())
-
-
-@pytest.mark.parametrize("name", ["memory", "batch_size"])
-@pytest.mark.parametrize("value", [0, -1, True])
-def test_sizes(name, value):
-    with pytest.raises(etpc.InputError, match=f"{name} must be an int >= 1"):
-        etpc.compile(**recurrent(), **{name: value})
-
-
-@pytest.mark.parametrize("n", [0, -2])
-def test_steps_of_snap(n):
-    with pytest.raises(etpc.AlgorithmError, match=f"n must be at least 1, and is {n}"):
-        etpc.SnAp(n)
-
-
-def test_steps_of_snap_of_a_wrong_type():
-    with pytest.raises(etpc.InputTypeError, match="n must be an int >= 1, not True"):
-        etpc.SnAp(True)
-
-
-def test_explain_of_no_parameter():
-    with pytest.raises(etpc.SelectionError, match=r"no parameter '\.w'. Its parameters: \.weight"):
-        compiled().explain(".w")
 
 
 def test_shard_map_that_checks_what_varies():

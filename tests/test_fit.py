@@ -13,6 +13,7 @@ import pytest
 
 import etpc
 from etpc import nn
+from tests.helpers import loss
 
 B, I = 3, 4
 
@@ -32,10 +33,6 @@ class Noisy(eqx.Module):
         noise = 0.1 * jax.random.normal(noise_key, h.shape)
         h = jnp.tanh(0.8 * h + self.into @ x + self.back @ h + noise)
         return h, (h, key)
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 def build(every=5, has_aux=False, batch_size=B, reduction="mean"):

@@ -7,8 +7,53 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "etpc"
-STAGES = ["trace", "analyse", "traces", "plan", "emit"]
 INTERNALS = ("jax.extend", "jax._src")
+
+SEES = {
+    # what all of them may use
+    "_errors": "",
+    "_jax": "_errors",
+    "_origin": "",
+    "_primitives": "_jax _origin",
+    "_tuning": "",
+    "_carry": "",
+    "_data": "_errors",
+    "_loss": "_errors _jax",
+    # the compiler: a stage sees the artefact of the one before it, and what that is made of
+    "ops": "_jax _primitives",
+    "trace": "_errors _jax _primitives",
+    "analyse": "_errors _jax _primitives ops trace",
+    "traces": "_tuning ops",
+    "algorithms": "_errors _origin ops traces analyse",
+    "plan": "_errors _jax _tuning traces analyse algorithms",
+    "emit": "_jax _primitives _tuning traces analyse plan",
+    # what is shown of a plan
+    "show": "_errors _jax algorithms analyse plan",
+    "draw": "_errors plan show",
+    # a gradient to compare with
+    "_bptt": "_data _errors _loss trace",
+    "_agreement": "_jax show trace",
+    # the program, and what is done with programs
+    "_spikes": "_errors _jax trace",
+    "run": "_errors _jax _carry _data _loss _spikes _bptt _agreement"
+    " trace analyse traces algorithms plan emit show draw",
+    "_compare": "_errors _data _loss _bptt _agreement trace algorithms plan show run",
+    "checkpoint": "_carry _errors _jax",
+    "_fit": "_errors checkpoint run",
+    "plot": "_errors _jax _bptt _compare trace algorithms plan run",
+    # models
+    "surrogate": "_errors",
+    "nn": "_data _errors _jax _spikes surrogate trace analyse",
+    "interop": "_errors _jax nn surrogate",
+    "optim": "_errors",
+    "units": "",
+    # the command line is above the package itself
+    "__init__": "_errors _jax _agreement _bptt _compare _fit checkpoint algorithms analyse draw emit interop nn"
+    " ops optim plan plot run surrogate trace units",
+    "cli": "__init__ _errors _jax _loss _bptt _agreement _compare algorithms draw run show trace",
+    "__main__": "cli",
+}
+"""Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""
 
 
 def modules(package: Path) -> dict[str, ast.Module]:
@@ -64,37 +109,63 @@ def reached(module: str, trees: dict[str, ast.Module]) -> set[str]:
     return seen
 
 
-def order_violations(package: Path) -> list[str]:
+def part(module: str) -> str:
+    """The folder or the file of a package that a module is in."""
+    return module.split(".")[1]
+
+
+def layer_violations(package: Path, sees: dict[str, str]) -> list[str]:
+    """Imports, at the top of a module or in a function, of a part that `sees` does not give."""
     trees = modules(package)
-    stages = [f"{package.name}.{stage}" for stage in STAGES]
     return [
         f"{module} imports {other}"
-        for position, stage in enumerate(stages)
-        for module in trees
-        if within(module, stage)
-        for other in sorted(reached(module, trees))
-        if any(within(other, later) for later in stages[position + 1 :])
+        for module, tree in trees.items()
+        for name in imports(module, tree)
+        for other in sorted(loaded(name, trees))
+        if part(other) not in {part(module), *sees[part(module)].split()}
     ]
+
+
+def private_imports(package: Path) -> set[tuple[str, str]]:
+    """Imports of a private module of another part, and of a private name of another module."""
+    trees = modules(package)
+    found = set()
+    for module, tree in trees.items():
+        for name in imports(module, tree):
+            root, *path = name.split(".")
+            if root != package.name or not path:
+                continue
+            beyond = path[1:] if path[0] != part(module) else path[-1:]
+            private = [p for p in beyond if p[0] == "_" and p[:2] != "__"]
+            if private and (name not in trees or path[0] != part(module)):
+                found.add((module, name))
+    return found
 
 
 def internals_violations(package: Path) -> list[str]:
     return [
         f"{module} imports {name}"
         for module, tree in modules(package).items()
-        if module != f"{package.name}._jax"
+        if not within(module, f"{package.name}._jax")
         for name in imports(module, tree)
         if any(within(name, internal) for internal in INTERNALS)
     ]
 
 
-def test_every_stage_is_there() -> None:
-    trees = modules(PACKAGE)
-    missing = [s for s in STAGES if not any(within(module, f"etpc.{s}") for module in trees)]
-    assert not missing
+def test_every_part_has_its_place() -> None:
+    assert {part(module) for module in modules(PACKAGE)} == SEES.keys()
+    above: set[str] = set()
+    for name, seen in SEES.items():
+        assert set(seen.split()) <= above, f"{name} sees a part below it"
+        above.add(name)
 
 
-def test_stages_are_in_order() -> None:
-    assert not order_violations(PACKAGE)
+def test_parts_see_what_is_before_them() -> None:
+    assert not layer_violations(PACKAGE, SEES)
+
+
+def test_what_is_private_stays_where_it_is() -> None:
+    assert not private_imports(PACKAGE)
 
 
 def test_internals_are_touched_in_one_module() -> None:
@@ -122,8 +193,21 @@ def package(tmp_path: Path) -> Path:
     return tmp_path / "etpc"
 
 
+SMALL = {
+    "_jax": "",
+    "names": "",
+    "trace": "_jax names",
+    "analyse": "trace",
+    "plan": "trace analyse",
+    "emit": "plan",
+    "__init__": "emit",
+}
+"""What the parts of this package see."""
+
+
 def test_a_package_that_keeps_the_rules(package: Path) -> None:
-    assert not order_violations(package)
+    assert not layer_violations(package, SMALL)
+    assert not private_imports(package)
     assert not internals_violations(package)
 
 
@@ -136,11 +220,29 @@ def test_a_package_that_keeps_the_rules(package: Path) -> None:
         ("trace/__init__.py", "from etpc import run"),
         ("plan/groups.py", "def late():\n    from .. import emit"),
         ("names.py", "from etpc.plan import blocks"),
+        ("emit.py", "from etpc.trace import step"),
     ],
 )
-def test_an_import_of_a_later_stage_is_found(package: Path, name: str, source: str) -> None:
+def test_an_import_of_a_part_that_is_not_seen_is_found(
+    package: Path, name: str, source: str
+) -> None:
     (package / name).write_text(source)
-    assert order_violations(package)
+    assert layer_violations(package, SMALL)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from etpc.plan._groups import Group",
+        "def late():\n    from .plan import _groups",
+        "from .plan import _chosen",
+        "from .names import _table",
+    ],
+)
+def test_a_private_import_is_found(package: Path, source: str) -> None:
+    (package / "plan" / "_groups.py").write_text("Group = int")
+    (package / "emit.py").write_text(source)
+    assert private_imports(package)
 
 
 @pytest.mark.parametrize(

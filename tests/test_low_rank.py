@@ -10,12 +10,9 @@ from jax.flatten_util import ravel_pytree
 import etpc
 from etpc.algorithms import Full, LowRank
 from etpc.traces import _modes
+from tests.helpers import loss, normal
 
 T, W = 9, 3
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 class Cell(eqx.Module):
@@ -74,10 +71,6 @@ MODELS = {
     "gated": (Gated(normal(8, 6)), jnp.zeros(4)),
     "adaptive": (Adaptive(normal(4, 6)), jnp.zeros(8)),
 }
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 def online(model, algo, state, window=W):

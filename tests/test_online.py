@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import etpc
+from tests.helpers import loss
 
 T, B, I, O = 6, 3, 4, 6
 D = etpc.D_RTRL(window=2)
@@ -60,10 +61,6 @@ def data(steps=T, batch: int | None = B, seed=1):
     rng = np.random.default_rng(seed)
     lead = (steps,) if batch is None else (steps, batch)
     return jnp.asarray(rng.normal(size=(*lead, I))), jnp.asarray(rng.normal(size=(*lead, 1)))
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 _PROGRAMS = {}

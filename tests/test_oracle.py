@@ -1,16 +1,15 @@
-"""The oracle agrees with itself: two forms of each rule, literal equations, and BPTT where a rule is exact."""
+"""The oracle agrees with literal equations of each rule, and with BPTT where a rule is exact."""
 
 import collections
 import itertools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
 
 from tests import models, oracle
+from tests.helpers import alive, by_path, distance
 from tests.marks import few
 from tests.models import Layer, Spec
 
@@ -21,18 +20,6 @@ INEXACT = (  # a recurrent weight, a gate, a layer or a readout state above, an 
 )
 EXACT = tuple(name for name in models.ALL_NAMED if name not in INEXACT)
 SPIKING = ("lif", "lif_feedforward", "alif", "two_layer_lif", "hard_reset_spike")
-
-
-def as_dict(grads):
-    return {jax.tree_util.keystr(k): np.asarray(g) for k, g in jax.tree.leaves_with_path(grads)}
-
-
-def distance(a, b):
-    """The largest difference, over the largest entry of b."""
-    a, b = as_dict(a), as_dict(b)
-    assert a.keys() == b.keys()
-    scale = max((np.max(np.abs(g), initial=0.0) for g in b.values()), default=1.0)
-    return max((np.max(np.abs(a[k] - b[k]), initial=0.0) for k in b), default=0.0) / scale
 
 
 def same(a, b):
@@ -47,18 +34,13 @@ def gradient(model, algo, B=None, T=T, **options):
 def check(model):
     """What must hold for any model. Returns the structure."""
     bptt = gradient(model, "bptt")
-    truncated = gradient(model, "d_rtrl", window=1)
-    assert all(np.isfinite(g).all() for g in as_dict(bptt).values())
-    assert any(np.abs(g).max(initial=0.0) > 1e-4 for g in as_dict(bptt).values())
+    assert all(np.isfinite(g).all() for g in by_path(bptt).values())
+    assert alive(bptt, 1e-4)
     # RTRL is BPTT, whatever the window, and so is one full window.
     assert same(gradient(model, "rtrl", window=1), bptt)
     assert same(gradient(model, "rtrl", window=4), bptt)
     assert same(gradient(model, "d_rtrl", backprop="full"), bptt)
     assert same(gradient(model, "es_d_rtrl", backprop="full"), bptt)
-    # The truncated gradient: both forms, each window.
-    assert same(gradient(model, "d_rtrl", form="L"), truncated)
-    assert same(gradient(model, "d_rtrl", window=4), truncated)
-    assert same(gradient(model, "d_rtrl"), truncated)
     # An op that nothing escapes from has the gradient of BPTT.
     structure = oracle.structure(model, models.data(model, T)[0][0])
     exact = [op for op, is_exact in structure.exact.items() if is_exact]
@@ -80,15 +62,7 @@ def test_named(name):
     # A control: where the rule is not exact, it shows.
     bptt = gradient(model, "bptt")
     assert (distance(gradient(model, "d_rtrl"), bptt) > 1e-4) == (name in INEXACT)
-    assert all(np.any(g != 0) for g in as_dict(bptt).values())
-
-
-@pytest.mark.long
-@settings(max_examples=settings.default.max_examples // 3)  # each compiles four programs
-@given(models.specs(max_layers=2, max_size=4))
-def test_drawn(spec):
-    check(models.build(spec))
-    jax.clear_caches()  # some fifty models' programs would use up the process's memory mappings
+    assert all(np.any(g != 0) for g in by_path(bptt).values())
 
 
 @pytest.mark.parametrize("name", SPIKING)
@@ -233,23 +207,6 @@ def test_a_batch_is_the_mean_of_its_examples(algo):
     mean = jax.tree.map(lambda *g: sum(g) / 3, *each)
     assert same(gradient(model, algo, B=3), mean)
     assert same(gradient(model, algo, B=3, reduction="mean"), jax.tree.map(lambda g: g / T, mean))
-
-
-def test_batched_bptt_is_the_gradient_of_the_mean_loss():
-    model = models.named("gru")
-    xs, targets = models.data(model, T, B=3)
-
-    def mean_loss(model):
-        def one(xs, targets):
-            state, total = model.init_state(), 0.0
-            for x, target in zip(xs, targets, strict=True):
-                y, state = model(x, state)
-                total += models.loss(y, target)
-            return total
-
-        return jnp.mean(jax.vmap(one, in_axes=1)(xs, targets))
-
-    assert same(gradient(model, "bptt", B=3), eqx.filter_grad(mean_loss)(model))
 
 
 # Structure -----------------------------------------------------------------------------------------------------------

@@ -10,20 +10,13 @@ from hypothesis import strategies as st
 import etpc
 from etpc.algorithms import Full, LowRank
 from etpc.traces import Filtered
+from tests.helpers import loss, normal
 from tests.marks import few
 
 T, I, N = 12, 6, 5
 
 
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
-
-
 XS = normal(T, I, seed=1)
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 @jax.custom_jvp

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from .._errors import AlgorithmError, InputTypeError, checked_count
+from .._errors import AlgorithmError, InputTypeError
 from .._origin import origin
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..ops import Kind
 from ..traces import Directions, Filtered, Full, Site, Trace
+from ._settings import Check, check, count
 
 Backprop = Literal["cut", "full"]
 TraceForm = Trace
@@ -25,15 +26,14 @@ class Proved:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The form of each trace, by the number of its operation, and why, where there is more to say."""
+    """What a learning rule chooses for a program."""
 
     forms: Mapping[int, Trace | None]
-    """`None` for no trace."""
-    reasons: Mapping[int, str] = dataclasses.field(default_factory=dict)
-    cut: frozenset[int] | None = None
-    """The operations whose data is held constant, where they are others than those of the analysis."""
+    """The form of each trace, by the number of its operation; `None` for no trace."""
+    reasons: Mapping[int, str] = dataclasses.field(default_factory=dict[int, str])
+    """Why a trace has this form, by the same numbers, where the printed program should say it."""
     directions: Directions | None = None
-    """Along which influence is followed that escapes from the traces."""
+    """The directions along which influence is followed that escapes from the traces."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Context:
     """Bytes that all traces may take for the batch."""
     batch_size: int
     filtered: Callable[[Backprop], Mapping[int, Proved]] = lambda backprop: {}
-    """For operations whose trace is a sum of filtered inputs: the smallest form that is proved from the program,
-    in windows of this kind."""
+    """The smallest form that is proved from the program, in windows of this kind, for each operation whose trace
+    is a sum of filtered inputs."""
 
     def site(self, op: WeightOp) -> Site:
-        """What the trace of an operation knows of it."""
+        """What the trace of an operation knows of the operation."""
         reach = self.analysis.reach[op.number]
         return Site(op.kind, reach.size, trace_dtype(self.analysis, op))
 
@@ -66,7 +66,7 @@ NAMED = ("decay", "rank", "every")
 
 
 class _Renamed(type):
-    """Of classes whose calls take `in_window`, the old name of `backprop`, too."""
+    """The type of classes whose calls also take `in_window`, the old name of `backprop`."""
 
     def __call__(cls, *args: Any, **settings: Any) -> Any:
         if "in_window" in settings:
@@ -92,6 +92,13 @@ class Algorithm(metaclass=_Renamed):
     window: int | Literal["auto"] = dataclasses.field(default="auto", kw_only=True)
     backprop: Backprop = dataclasses.field(default="cut", kw_only=True)
     lookback: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
+    checks: ClassVar[Mapping[str, Check]] = {
+        "window": count("It is the number of steps that are processed at once.", "auto"),
+        "lookback": count(
+            "It is the number of steps through which credit goes back exactly.", None
+        ),
+    }
+    """The check of each setting; those of all base classes apply."""
     name: ClassVar[str] = "algorithm"
     cut: ClassVar[bool] = True
     """Whether the data of operations that mix positions is held constant in the trace."""
@@ -99,48 +106,47 @@ class Algorithm(metaclass=_Renamed):
     """Whether `choose` gives directions along which escaping influence is followed."""
     chosen: ClassVar[str] = "chosen"
     """The heading above the reasons for what `choose` chose."""
+    searches: ClassVar[bool] = False
+    """Whether `found` looks for the rule, in an analysis of its own, before the step is analysed for it."""
+
+    def found(self, context: Context) -> "Algorithm":
+        """The rule that is compiled in place of one that `searches`; `context` is of the step that D-RTRL cuts."""
+        return self
+
+    @property
+    def cut_ops(self) -> bool | frozenset[int]:
+        """What `etpc.analyse.analyse` cuts: all operations that have data, none, or those with these numbers."""
+        return self.cut
 
     @property
     def in_blocks(self) -> bool:
-        """Whether it is backpropagation through one block of steps after the other, which needs no program."""
+        """Whether the rule is backpropagation through one block of steps after the other, which needs no program."""
         return False
 
     @property
     def takes_window(self) -> bool:
-        """Whether `window` is an argument, and does not follow from others."""
+        """Whether `window` is an argument, and does not follow from other settings."""
         return any(f.name == "window" and f.init for f in dataclasses.fields(self))
 
     @property
     def bounded(self) -> bool:
-        """Whether its traces are to carry bounds of what they leave out."""
+        """Whether its traces carry bounds of what they leave out."""
         return False
 
     @property
     def reach(self) -> int | None:
-        """In how many steps a trace follows influence; `None` for any number."""
+        """For how many steps a trace follows influence; `None` for any number."""
         return None
 
     def __post_init__(self) -> None:
-        window = self.window
-        if isinstance(window, str):
-            if window != "auto":
-                raise AlgorithmError(f'window must be "auto" or an int >= 1, not {window!r}.')
-        else:
-            why = "It is the number of steps that are processed at once."
-            count = checked_count("window", window, '"auto" or an int >= 1', why, AlgorithmError)
-            object.__setattr__(self, "window", count)
+        check(self)
         if self.lookback is not None:
-            why = "It is the number of steps through which credit goes back exactly."
-            count = checked_count(
-                "lookback", self.lookback, "None or an int >= 1", why, AlgorithmError
-            )
-            if self.window != "auto" and count < self.window:
+            object.__setattr__(self, "backprop", "full")
+            if self.window != "auto" and self.lookback < self.window:
                 raise AlgorithmError(
-                    f"lookback={count} is less than window={self.window}. Credit goes back through the "
+                    f"lookback={self.lookback} is less than window={self.window}. Credit goes back through the "
                     "whole window anyway: pass a larger lookback= or a smaller window=."
                 )
-            object.__setattr__(self, "lookback", count)
-            object.__setattr__(self, "backprop", "full")
         if self.backprop not in ("cut", "full"):
             raise AlgorithmError(f'backprop must be "cut" or "full", not {self.backprop!r}.')
 
@@ -159,7 +165,7 @@ class Algorithm(metaclass=_Renamed):
         return {f.name: getattr(self, f.name) for f in fields if f.kw_only is not True and f.repr}
 
     def shown(self) -> list[str]:
-        """Those settings as arguments of a call."""
+        """The settings in `main` as arguments of a call."""
         return [f"{n}={v!r}" if n in NAMED else repr(v) for n, v in self.main.items()]
 
     @property

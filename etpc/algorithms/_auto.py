@@ -1,5 +1,6 @@
 """For each weight operation the most exact trace that fits into a memory limit."""
 
+import copy
 import dataclasses
 from collections.abc import Collection
 from typing import ClassVar
@@ -25,48 +26,77 @@ class Auto(Algorithm):
 
     name: ClassVar[str] = "auto"
     chosen: ClassVar[str] = "chosen to fit into memory"
+    searches: ClassVar[bool] = True
+    fitting: ClassVar["Fitting | None"] = None
+    """What `found` found; not a setting, as it holds for one model alone."""
+
+    def found(self, context: Context) -> "Auto":
+        """The rule with the traces that fit.
+
+        **Raises** `MemoryLimitError` where nothing fits.
+        """
+        rule = copy.copy(self)
+        object.__setattr__(rule, "fitting", _fitting(context))
+        return rule
+
+    @property
+    def cut_ops(self) -> bool | frozenset[int]:
+        return self.cut if self.fitting is None else self.fitting.cut
 
     def choose(self, context: Context) -> Choice:
-        """**Raises** `MemoryLimitError` where nothing fits."""
-        analysis = context.analysis
-        state = [op.number for op in analysis.ops if analysis.reach[op.number].role == "state"]
-        uncut = [k for k in state if k in analysis.cut]
-        forms: dict[int, Trace] = {op.number: Full() for op in context.ops}
-        costs = Costs(analysis, context.batch_size)
-        uncut_bytes = {op.number: costs.full(op, uncut) for op in context.ops}
+        return (self.fitting or _fitting(context)).choice
 
-        def total() -> int:
-            return sum(costs.of(op, forms[op.number], uncut) for op in context.ops)
 
-        while uncut and total() > context.memory:
-            # All uses of a weight are cut together: of that which saves most, and of equal ones the
-            # last, so that the first layers stay exact.
-            weights = dict.fromkeys(analysis.ops[k].weight for k in reversed(uncut))
-            uncut = min(
-                ([k for k in uncut if analysis.ops[k].weight is not weight] for weight in weights),
-                key=lambda still_uncut: sum(costs.full(op, still_uncut) for op in context.ops),
+@dataclasses.dataclass(frozen=True)
+class Fitting:
+    """Traces that fit into a memory limit."""
+
+    choice: Choice
+    cut: frozenset[int]
+    """The operations whose data is held constant."""
+
+
+def _fitting(context: Context) -> Fitting:
+    """The most exact traces that fit, from the analysis of a step in which all operations with data are cut."""
+    analysis = context.analysis
+    state = [op.number for op in analysis.ops if analysis.reach[op.number].role == "state"]
+    uncut = [k for k in state if k in analysis.cut]
+    forms: dict[int, Trace] = {op.number: Full() for op in context.ops}
+    costs = Costs(analysis, context.batch_size)
+    uncut_bytes = {op.number: costs.full(op, uncut) for op in context.ops}
+
+    def total() -> int:
+        return sum(costs.of(op, forms[op.number], uncut) for op in context.ops)
+
+    while uncut and total() > context.memory:
+        # All uses of a weight are cut together: of that which saves most, and of equal ones the
+        # last, so that the first layers stay exact.
+        weights = dict.fromkeys(analysis.ops[k].weight for k in reversed(uncut))
+        uncut = min(
+            ([k for k in uncut if analysis.ops[k].weight is not weight] for weight in weights),
+            key=lambda still_uncut: sum(costs.full(op, still_uncut) for op in context.ops),
+        )
+    while total() > context.memory:
+        lower = {op: costs.lower(op, forms[op.number], uncut) for op in context.ops}
+        reducible = {op: form for op, form in lower.items() if form is not None}
+        if not reducible:
+            raise MemoryLimitError(
+                f"The smallest traces take {total():,} bytes for {context.batch_size} example"
+                f"{'s' if context.batch_size > 1 else ''}, and memory={context.memory:,} allows no more. Give "
+                "fewer weights a trace (`weights=`), use a smaller batch, or pass a larger memory=."
             )
-        while total() > context.memory:
-            lower = {op: costs.lower(op, forms[op.number], uncut) for op in context.ops}
-            reducible = {op: form for op, form in lower.items() if form is not None}
-            if not reducible:
-                raise MemoryLimitError(
-                    f"The smallest traces take {total():,} bytes for {context.batch_size} example"
-                    f"{'s' if context.batch_size > 1 else ''}, and memory={context.memory:,} allows no more. Give "
-                    "fewer weights a trace (`weights=`), use a smaller batch, or pass a larger memory=."
-                )
-            largest = max(reducible, key=lambda op: costs.of(op, forms[op.number], uncut))
-            forms[largest.number] = reducible[largest]
-        cut = frozenset(analysis.cut) - frozenset(uncut)
-        reasons = {
-            op.number: _reason(op, forms[op.number], costs, uncut, uncut_bytes[op.number])
-            for op in context.ops
-        }
-        return Choice(forms, reasons, cut)
+        largest = max(reducible, key=lambda op: costs.of(op, forms[op.number], uncut))
+        forms[largest.number] = reducible[largest]
+    cut = frozenset(analysis.cut) - frozenset(uncut)
+    reasons = {
+        op.number: _reason(op, forms[op.number], costs, uncut, uncut_bytes[op.number])
+        for op in context.ops
+    }
+    return Fitting(Choice(forms, reasons), cut)
 
 
 class Costs:
-    """Bytes of traces for a batch; an upper bound where something is not cut."""
+    """The bytes of traces for a batch. They are an upper bound where an operation is not cut."""
 
     def __init__(self, analysis: Analysis, batch_size: int):
         self.analysis, self.batch_size = analysis, batch_size
@@ -81,7 +111,7 @@ class Costs:
         return Site(op.kind, block, trace_dtype(self.analysis, op))
 
     def bytes(self, op: WeightOp, form: Trace, block: int) -> int:
-        """Of a trace of a form, with blocks of a size."""
+        """The bytes of a trace of a form, with blocks of a size."""
         key = op.number, form, block
         if key not in self._bytes:
             self._bytes[key] = self.batch_size * bytes_of(form, self.site(op, block))

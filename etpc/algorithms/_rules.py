@@ -1,16 +1,23 @@
 """The learning rules."""
 
 import dataclasses
-import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import jax.numpy as jnp
-
-from .._errors import AlgorithmError, InputTypeError, checked_count, whole_number
+from .._errors import AlgorithmError, InputError
 from ..ops import Kind
-from ..traces import CreditSubspace, Decay, Full, LowRank, Trace
+from ..traces import CreditSubspace, Decay, Filtered, Full, LowRank, Site, Trace, size_of
 from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm
-from ._ranks import with_filtered
+from ._settings import (
+    Check,
+    check,
+    checked_decay,
+    checked_fraction,
+    checked_positive_fraction,
+    checked_rank,
+    checked_steps,
+    count,
+)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -56,6 +63,7 @@ class ES_D_RTRL(Algorithm):
     rank: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
     certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "es_d_rtrl"
+    checks: ClassVar[Mapping[str, Check]] = {"decay": checked_decay, "rank": checked_rank}
 
     def __post_init__(self, unnamed: Any) -> None:
         super().__post_init__()
@@ -64,20 +72,13 @@ class ES_D_RTRL(Algorithm):
                 f"ES_D_RTRL({unnamed!r}) does not say whether the number is a decay or a rank. Write "
                 "ES_D_RTRL(decay=0.99) or ES_D_RTRL(rank=4)."
             )
-        decay, rank = _plain_number(self.decay), _plain_number(self.rank)
-        if decay is not None and rank is not None:
+        if self.decay is not None and self.rank is not None:
             raise AlgorithmError(
-                f"ES_D_RTRL takes a decay or a rank, and not decay={decay!r}, rank={rank!r}."
+                f"ES_D_RTRL takes a decay or a rank, and not decay={self.decay!r}, rank={self.rank!r}."
             )
-        if isinstance(rank, float):
-            raise InputTypeError(
-                f"rank must be an int >= 1, not {rank!r}. For a decay pass decay={rank!r}."
-            )
-        if rank is None:
-            decay = _checked_decay(0.99 if decay is None else decay)
-        object.__setattr__(self, "decay", decay)
-        object.__setattr__(self, "rank", None if rank is None else checked_rank(rank))
-        if self.certificate and rank is None:
+        if self.decay is None and self.rank is None:
+            object.__setattr__(self, "decay", 0.99)
+        if self.certificate and self.rank is None:
             raise AlgorithmError(
                 "certificate=True needs a rank: what a decay leaves out has no such bound."
             )
@@ -134,6 +135,12 @@ class CreditRTRL(Algorithm):
     backprop: Backprop = dataclasses.field(default="full", kw_only=True)
     name: ClassVar[str] = "credit"
     follows: ClassVar[bool] = True
+    checks: ClassVar[Mapping[str, Check]] = {
+        "q": count("It is the number of directions of credit that are followed."),
+        "rank": checked_rank,
+        "rate": checked_positive_fraction,
+        "ahead": checked_fraction,
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,18 +149,6 @@ class CreditRTRL(Algorithm):
                 'CreditRTRL has backprop="full": the credit that its directions are of is that '
                 "which passes through all units."
             )
-        set_field = object.__setattr__
-        why = "It is the number of directions of credit that are followed."
-        set_field(self, "q", checked_count("q", self.q, "an int >= 1", why, AlgorithmError))
-        if self.rank is not None:
-            set_field(self, "rank", checked_rank(self.rank))
-        for name in ("rate", "ahead"):
-            value = _plain_number(getattr(self, name))
-            if not (
-                isinstance(value, int | float) and 0 <= value <= 1 and (value or name == "ahead")
-            ):
-                raise AlgorithmError(f"{name} must lie in (0, 1], and is {value!r}.")
-            set_field(self, name, float(value))
 
     def choose(self, context: Context) -> Choice:
         followed = [op for op in context.ops if context.escapes(op)]
@@ -184,11 +179,10 @@ class RTRL(Algorithm):
     certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "rtrl"
     cut: ClassVar[bool] = False
+    checks: ClassVar[Mapping[str, Check]] = {"rank": checked_rank}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank is not None:
-            object.__setattr__(self, "rank", checked_rank(self.rank))
         if self.certificate and self.rank is None:
             raise AlgorithmError("certificate=True needs a rank: nothing is left out without one.")
 
@@ -233,22 +227,25 @@ class TBPTT(Algorithm):
     backprop: Backprop = dataclasses.field(default="full", init=False, repr=False)
     lookback: int | None = dataclasses.field(default=None, init=False, repr=False)
     name: ClassVar[str] = "tbptt"
+    checks: ClassVar[Mapping[str, Check]] = {
+        "steps": count(
+            "It is the number of steps that credit goes back through.", error=InputError
+        ),
+        "every": count(
+            "It is the number of steps that are processed at once.", None, error=InputError
+        ),
+    }
 
     def __post_init__(self) -> None:
-        why = "It is the number of steps that credit goes back through."
-        steps = checked_count("steps", self.steps, "an int >= 1", why)
-        every = steps
-        if self.every is not None:
-            why = "It is the number of steps that are processed at once."
-            every = checked_count("every", self.every, "None or an int >= 1", why)
-            object.__setattr__(self, "every", every)
-        if every > steps:
+        check(self)
+        every = self.steps if self.every is None else self.every
+        if every > self.steps:
             raise AlgorithmError(
-                f"every={every} is more than steps={steps}: the credit of a loss would not reach the "
+                f"every={every} is more than steps={self.steps}: the credit of a loss would not reach the "
                 "start of its own window."
             )
-        for field, value in (("steps", steps), ("window", every), ("lookback", steps)):
-            object.__setattr__(self, field, value)
+        object.__setattr__(self, "window", every)
+        object.__setattr__(self, "lookback", self.steps)
         super().__post_init__()
 
     @property
@@ -284,57 +281,33 @@ class SnAp(Algorithm):
     n: int = 1
     name: ClassVar[str] = "snap"
     cut: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        count = whole_number(self.n)
-        if count is None:
-            raise InputTypeError(f"n must be an int >= 1, not {self.n!r}.")
-        object.__setattr__(self, "n", count)
-        if count < 1:
-            raise AlgorithmError(
-                f"n must be at least 1, and is {self.n}. It is the number of steps within which "
-                "influence is kept."
-            )
+    checks: ClassVar[Mapping[str, Check]] = {"n": checked_steps}
 
     @property
     def reach(self) -> int | None:
         return self.n
 
 
-def _plain_number(value: Any) -> Any:
-    """A scalar of NumPy or JAX as the Python number that it is, so that it prints and hashes so."""
-    count = whole_number(value)
-    if count is not None:
-        return count
-    if getattr(value, "shape", None) == () and jnp.issubdtype(value.dtype, jnp.floating):
-        return float(value)
-    return value
+def with_filtered(context: Context, choice: Choice, backprop: Backprop) -> Choice:
+    """The choice, where filtered inputs take the place of each reduced trace that they hold in no more memory."""
+    reduced = {n: form for n, form in choice.forms.items() if form is not None and not form.exact}
+    proved = context.filtered(backprop) if reduced else {}
+    forms, reasons = dict(choice.forms), dict(choice.reasons)
+    sites = {op.number: context.site(op) for op in context.ops}
+    for number in reduced.keys() & proved.keys():
+        whole, site = proved[number], sites[number]
+        if whole.size <= size_of(reduced[number].settle(site), site):
+            forms[number], reasons[number] = whole.form, _why(whole.form, site)
+    return Choice(forms, reasons)
 
 
-def _checked_decay(decay: Any) -> float:
-    """A decay that was given, as a float."""
-    if isinstance(decay, bool) or not isinstance(decay, int | float):
-        raise InputTypeError(f"decay must be a float in (0, 1], not {decay!r}.")
-    if not (math.isfinite(decay) and 0 < decay <= 1):
-        raise AlgorithmError(
-            f"A decay must lie in (0, 1], and decay is {decay}. For a rank pass an int, such as "
-            "ES_D_RTRL(rank=2)."
-        )
-    return float(decay)
-
-
-def checked_rank(value: Any) -> int:
-    """A rank that was given, as an int."""
-    rank = whole_number(value)
-    if rank is None:
-        raise InputTypeError(f"rank must be an int >= 1, not {value!r}.")
-    if rank < 1:
-        raise AlgorithmError(
-            f"rank={rank} is less than 1, and a trace has at least one pair of factors. For a decay pass "
-            "decay=, a float in (0, 1]."
-        )
-    return rank
+def _why(form: Filtered, site: Site) -> str:
+    count = form.count(site)
+    hold = "filtered input holds" if count == 1 else "filtered inputs hold"
+    why = "outputs have the same transitions, whatever the parameters are"
+    if form.columns:
+        why = "outputs have the same transitions, and how they are entered depends on no data"
+    return f"{count} {hold} all of it: {why}"
 
 
 __all__ = ["D_RTRL", "ES_D_RTRL", "RTRL", "TBPTT", "CreditRTRL", "SnAp"]

@@ -3,28 +3,41 @@
 from ._analysis import Analysis, Escape, Reach, analyse
 from ._check import check_pattern, register_pattern
 from ._cost import one_step_block, uncut_block
+from ._hidden import HiddenStates, is_complex
 from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
-from ._pattern import Pattern, joined, numbering, pick, select, spread, union
+from ._pattern import Pattern, columns_of, joined, numbering, pick, select, spread, union
+from ._reach import closure
 from ._size import trace_dtype, vector_dtype
-from ._weights import WeightOp
+from ._values import Numbering, Numbers
+from ._weights import Split, WeightOp, by_equation, shifted, split
 
 __all__ = [
     "Analysis",
     "Escape",
+    "HiddenStates",
     "Interpreter",
+    "Numbering",
+    "Numbers",
     "Pattern",
     "PatternRule",
     "Reach",
+    "Split",
     "WeightOp",
     "analyse",
+    "by_equation",
     "check_pattern",
+    "closure",
+    "columns_of",
+    "is_complex",
     "joined",
     "numbering",
     "one_step_block",
     "pick",
     "register_pattern",
     "select",
+    "shifted",
+    "split",
     "spread",
     "trace_dtype",
     "uncut_block",

@@ -1,4 +1,4 @@
-"""Which weights reach which hidden states: the patterns of the cut step, and what follows."""
+"""Which weights reach which hidden states, from the patterns of the cut step."""
 
 import dataclasses
 import itertools
@@ -27,16 +27,17 @@ class Reach:
     role: str
     """`"state"` (directly or through other operations), `"output"` alone, or `"nothing"`."""
     block: Pattern
-    """`N(o)`: outputs x states; the states that each output has a lasting influence on, or those
-    that it reaches in a number of steps."""
+    """`N(o)`, outputs x states: the states that each output has a lasting influence on, or the states that it
+    reaches in a number of steps."""
     closed: bool
-    """Whether what the block reaches is in the block."""
+    """Whether the block holds every state that its states ever reach."""
     data: Pattern
-    """Elements of `x`, before it is in canonical form, x states: what it depends on within the cut step."""
+    """The states that each element of the data depends on within the cut step: elements x states. The data is
+    not in canonical form yet."""
     reads_states: np.ndarray
-    """Boolean over the S states: whether `x` depends on them within the cut step."""
+    """Boolean over the S states: whether the data depends on them within the cut step."""
     reads_ops: np.ndarray
-    """Boolean over the operations: whether `x` depends on their outputs within the cut step."""
+    """Boolean over the operations: whether the data depends on their outputs within the cut step."""
     escapes: tuple[Escape, ...]
     """Paths along which influence leaves the trace; empty where the trace is exact."""
 
@@ -53,16 +54,16 @@ class Reach:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Findings:
-    """What the patterns are not exact for, and what they rely on."""
+    """Where the patterns have too many entries, or hold for some values only."""
 
     opaque: tuple[Opaque, ...]
     """Operations without a pattern rule, taken as dense."""
     unbounded: tuple[str, ...]
-    """Source lines of `while` loops that a derivative passes through."""
+    """Source lines of `while` loops that a derivative passes through: these have no reverse mode."""
     nonlinear: tuple[str, ...]
-    """Source lines of backward rules that are not linear and between states or weights and states."""
+    """Source lines of backward rules that are not linear, if a state depends on one."""
     assumed: tuple[int, ...]
-    """Which array leaves of the model have values that the patterns rely on."""
+    """The numbers of the array leaves of the model whose values the patterns rely on."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Analysis:
 
     @property
     def assumed(self) -> tuple[int, ...]:
-        """Which array leaves of the model have values that the patterns rely on."""
+        """The numbers of the array leaves of the model whose values the patterns rely on."""
         return self.findings.assumed
 
     def __str__(self) -> str:
@@ -128,7 +129,7 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
     hidden = HiddenStates.of(step)
     ops = parts.ops
     if isinstance(cut, bool):
-        cut = frozenset(op.number for op in ops if cut and op.kind.mixes)
+        cut = frozenset(op.number for op in ops if cut and op.kind.data is not None)
     data = [op.equation.inputs[op.kind.data] for op in ops if op.kind.data is not None]
     wanted = [v for v in dict.fromkeys([*data, *parts.outputs]) if v.is_float]
     tangents = linearise(step, parts, hidden, cut, wanted)
@@ -171,7 +172,7 @@ def _reached(
     transition: Pattern,
     steps: int | None,
 ) -> tuple[Reach, ...]:
-    """What each operation reaches; in so many steps."""
+    """What each operation reaches: ever, or in this number of steps."""
     hidden = influence.hidden
     read_by_outputs = np.zeros(len(influence.ops), bool)
     for reads in outputs:
@@ -196,7 +197,7 @@ def _reached(
 
 
 def _reads(pattern: Pattern | None, bounds: np.ndarray) -> Reads:
-    """Which states, and which operations, any row of a pattern depends on."""
+    """The states and the operations that a value with this pattern depends on; none without a pattern."""
     states = np.zeros(int(bounds[0]), bool)
     ops = np.zeros(len(bounds) - 1, bool)
     if pattern is not None:

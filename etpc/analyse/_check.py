@@ -11,17 +11,18 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._errors import InputError, InputTypeError
-from .._jax import Primitive, canonicalise, evaluate, forward_mode, is_float
+from .._jax import Equation, Primitive, canonicalise, evaluate, forward_mode, is_float
 from .._primitives import forget, register
+from ..trace import Known
 from . import _patterns  # noqa: F401  registers the rules
-from ._interpreter import Interpreter, Rule
+from ._interpreter import Interpreter, Patterns, Results, Rule
 from ._pattern import Pattern
 
 POINTS = 4
 SHOWN = 5
 
 
-def register_pattern(primitive: Any, rule: Rule, function: Callable, *args: Any) -> None:
+def register_pattern(primitive: Any, rule: Rule, function: Callable[..., Any], *args: Any) -> None:
     """Give a primitive a rule by which sparsity patterns pass through it; without one, it is dense.
 
     The rule is checked at once, by `check_pattern` on a function that uses the primitive, as a pattern that
@@ -51,10 +52,12 @@ def register_pattern(primitive: Any, rule: Rule, function: Callable, *args: Any)
             f"The pattern rule of {primitive.name} must take four arguments, `rule(interpreter, equation, "
             f"patterns, known)`: {error}."
         ) from None
-    used = []
+    used: list[Equation] = []
 
     @functools.wraps(rule)
-    def observed(interpreter, equation, patterns, known):
+    def observed(
+        interpreter: Interpreter, equation: Equation, patterns: Patterns, known: Known
+    ) -> Results:
         used.append(equation)
         return rule(interpreter, equation, patterns, known)
 
@@ -71,7 +74,7 @@ def register_pattern(primitive: Any, rule: Rule, function: Callable, *args: Any)
     register([primitive], pattern=rule)
 
 
-def check_pattern(function: Callable, *args: Any) -> np.ndarray:
+def check_pattern(function: Callable[..., Any], *args: Any) -> np.ndarray:
     """Compare the sparsity pattern that `etpc` finds for a function with its Jacobian at random points.
 
     **Arguments:**
@@ -99,7 +102,7 @@ def check_pattern(function: Callable, *args: Any) -> np.ndarray:
         for i in moving:
             part = next(arrays)
             values[i] = jax.lax.complex(part, next(arrays)) if jnp.iscomplexobj(leaves[i]) else part
-        env = {**flat.constants, **dict(zip(flat.inputs, values, strict=True))}
+        env = flat.environment(values)
         evaluate(flat.equations, env, lambda eqn, operands: forward_mode(eqn)(*operands))
         results = [env[v] for v in outputs]
         return [p for y in results for p in ([y.real, y.imag] if jnp.iscomplexobj(y) else [y])]
@@ -127,7 +130,9 @@ def check_pattern(function: Callable, *args: Any) -> np.ndarray:
     return pattern
 
 
-def _pattern(run: Callable, parts: Sequence[Any], given: Sequence[Any]) -> np.ndarray:
+def _pattern(
+    run: Callable[..., list[Any]], parts: Sequence[Any], given: Sequence[Any]
+) -> np.ndarray:
     """The pattern of a function of real arrays, by the rules."""
     count = len(parts)
 
@@ -154,8 +159,10 @@ def _pattern(run: Callable, parts: Sequence[Any], given: Sequence[Any]) -> np.nd
     return np.concatenate(dense)[:, :size] if dense else np.zeros((0, size), bool)
 
 
-def _non_zeros(run: Callable, values: Sequence[Any], given: Sequence[Any]) -> np.ndarray:
-    """Where the Jacobian at one point has entries; NaN is one."""
+def _non_zeros(
+    run: Callable[..., list[Any]], values: Sequence[Any], given: Sequence[Any]
+) -> np.ndarray:
+    """Where the Jacobian at one point is not zero. NaN counts as an entry."""
     of = lambda values: jnp.concatenate([jnp.ravel(y) for y in run(values, given)])
     jacobians = jax.jit(jax.jacfwd(of))(list(values))
     return np.concatenate([np.asarray(j).reshape(j.shape[0], -1) != 0 for j in jacobians], 1)

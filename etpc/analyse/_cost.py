@@ -1,4 +1,4 @@
-"""What a trace would hold if less were cut, without forming the patterns of it."""
+"""Bounds of the blocks of traces if less were cut, without forming the patterns."""
 
 from collections.abc import Collection
 

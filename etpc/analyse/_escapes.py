@@ -18,10 +18,10 @@ class Escape:
     source: str
     """`hidden v`, or `the output of .weight`."""
     through: tuple[str, ...]
-    """The paths of the weights whose data is held constant, in order; empty where nothing is cut."""
+    """The paths of the weights at which the path is cut, in order; empty where nothing is cut."""
     target: str
     steps: int | None = None
-    """After how many steps, where a trace follows influence for so many."""
+    """After how many steps influence leaves a trace that follows it for a number of steps."""
 
     def __str__(self) -> str:
         late = "" if self.steps is None else f", after {self.steps} steps"
@@ -35,7 +35,7 @@ class Reads:
     states: np.ndarray
     """Boolean over the S states."""
     ops: np.ndarray
-    """Boolean over the operations, of which it may read the outputs."""
+    """Boolean over the operations: whether it may read their outputs."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Influence:
     immediate: Sequence[Pattern]
     """`F` of each operation."""
     data: Sequence[Reads]
-    """Of the data of each."""
+    """What the data of each operation depends on."""
 
     @cached_property
     def into(self) -> np.ndarray:
@@ -60,7 +60,7 @@ class Influence:
 
     @cached_property
     def to_state(self) -> np.ndarray:
-        """Which operations reach a state, directly or through others."""
+        """Boolean over the operations: whether they reach a state, directly or through others."""
         return self.upstream(np.array([bool(pattern.nnz) for pattern in self.immediate], bool))
 
     def upstream(self, start: np.ndarray) -> np.ndarray:
@@ -89,7 +89,7 @@ class Influence:
         return tuple(dict.fromkeys(paths))
 
     def _target(self, j: int) -> tuple[list[str], str]:
-        """The operations on the way from operation j to the first state that it reaches, and that."""
+        """The first state that operation j reaches, and the operations in between."""
         via: list[str] = []
         visited: set[int] = set()
         while not self.immediate[j].nnz:

@@ -20,16 +20,16 @@ def is_complex(aval: jax.ShapeDtypeStruct) -> bool:
 class HiddenStates:
     """The float leaves of the state as one vector of S real elements.
 
-    A leaf that no output depends on, at this step or later, has no credit and is left out: it is data that
-    is carried. Where no output depends on any, all are in.
+    A leaf that no output depends on, at this step or later, gets no credit. It is data that is carried, and is left
+    out. If no output depends on any leaf, all of them are in.
     """
 
     leaves: tuple[int, ...]
-    """Which array leaves of the state."""
+    """The numbers of these leaves among the array leaves of the state."""
     paths: tuple[str, ...]
     avals: tuple[jax.ShapeDtypeStruct, ...]
     offsets: tuple[int, ...]
-    """Where each leaf begins, and S at the end."""
+    """The number of the first element of each leaf, and S at the end."""
 
     @classmethod
     def of(cls, step: Step) -> "HiddenStates":
@@ -69,7 +69,7 @@ class HiddenStates:
         ]
 
     def leaf_of(self, elements: np.ndarray) -> np.ndarray:
-        """The number, among the float leaves, of the leaf that holds each element."""
+        """For each element, which of `leaves` holds it."""
         return np.searchsorted(self.offsets, elements, side="right") - 1
 
     def names(self, elements: np.ndarray) -> tuple[str, ...]:

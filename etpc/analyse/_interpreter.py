@@ -2,9 +2,9 @@
 
 The program is the tangent part of a step. Each value that depends on a tangent input is described
 by a boolean sparse matrix: which of the seeds (elements of the tangent inputs) each of its elements
-can depend on. Element-wise operations join; data movement is run on element numbers; reductions and
-contractions join over what they sum; branches are joined and loops run to a fixpoint. What has no
-rule is dense, which is a superset of any pattern, and is recorded.
+can depend on. Element-wise operations join the patterns of their operands; data movement is run on element
+numbers; reductions and contractions join over what they sum; branches are joined and loops run to a fixpoint.
+An operation without a rule is dense, which is a superset of any pattern, and is recorded.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ def too_dense(entries: int, source: str) -> MemoryLimitError:
 class Interpreter:
     """Runs a canonical linear program on patterns.
 
-    The last seed stands for no element: what depends on it has passed a backward rule that is not
-    linear.
+    The last seed stands for no element. A value depends on it if a backward rule that is not linear lies
+    between the value and the tangents.
     """
 
     def __init__(self, seeds: int):
@@ -93,21 +93,22 @@ class Interpreter:
             )
 
     def include(self, other: "Interpreter") -> None:
-        """Record what another one met."""
+        """Record what another interpreter met."""
         self.opaque |= other.opaque
         self.nonlinear |= other.nonlinear
         self.unbounded |= other.unbounded
 
     def dense(self, eqn: Equation, patterns: Sequence[Pattern | None]) -> list[Pattern]:
+        """Each element of the results depends on all that any element of an operand depends on."""
         self.opaque[Opaque(eqn.primitive.name, eqn.source)] = None
         present = [p for p in patterns if p is not None]
         everything = union([joined(p, (p.shape[0],), (0,)) for p in present])
         return [pick(everything, np.zeros(v.size, np.int64)) for v in eqn.outputs]
 
 
-Rule = Callable[
-    [Interpreter, Equation, "list[Pattern | None]", Known], "Sequence[Pattern | None] | None"
-]
+Patterns = list[Pattern | None]
+Results = Sequence[Pattern | None] | None
+Rule = Callable[[Interpreter, Equation, Patterns, Known], Results]
 """How patterns pass through an operation: `rule(interpreter, equation, patterns, known)`.
 
 - `interpreter`: the `Interpreter`, which has the number of `seeds` and `run`s an inner program.
@@ -116,8 +117,8 @@ Rule = Callable[
 - `known`: gives the value of an operand that neither a parameter nor data changes, such as an index, else
     `None`.
 
-It returns a pattern for each result, `None` for one without entries, or in place of them all `None` where
-it does not know, and the result is dense. A pattern may have too many entries, and must not have too few.
+It returns a pattern for each result, `None` for a result without entries. Or it returns `None` alone if it does
+not know, and then the results are dense. A pattern may have too many entries, and must not have too few.
 """
 
 
@@ -131,4 +132,4 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return of_names
 
 
-__all__ = ["Interpreter", "Opaque", "Rule", "rule", "too_dense"]
+__all__ = ["Interpreter", "Opaque", "Patterns", "Results", "Rule", "rule", "too_dense"]

@@ -1,4 +1,4 @@
-"""Sparsity patterns as boolean sparse matrices, and what is done with them."""
+"""Operations on sparsity patterns, which are boolean sparse matrices."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def empty(rows: int, seeds: int) -> Pattern:
 
 
 def union(patterns: Sequence[Pattern]) -> Pattern:
-    """The entries of all of some patterns of one shape."""
+    """The pattern that has the entries of all these patterns, of one shape."""
     total = patterns[0]
     for other in patterns[1:]:
         total = total + other

@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import Flat, Variable, canonicalise, evaluate, forward_mode
+from .._jax import Equation, Flat, Variable, canonicalise, evaluate, forward_mode
 from ..trace import Known, Step
 
 # the modules of rules register them
@@ -23,7 +24,9 @@ from . import (  # noqa: F401
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
 from ._pattern import Pattern, empty
-from ._weights import Split, by_equation
+from ._weights import Split, by_equation, shifted
+
+Arrays = list[Any]
 
 
 def linearise(
@@ -43,27 +46,23 @@ def linearise(
     new = [parts.next_state[i] for i in hidden.leaves]
     zeros = [op.delta for op in parts.ops]
 
-    def tangents(parameters, inputs, state, state_dots, delta_dots):
-        def moving(real, deltas):
+    def tangents(
+        parameters: Arrays, inputs: Arrays, state: Arrays, state_dots: Arrays, delta_dots: Arrays
+    ) -> Arrays:
+        def moving(real: Arrays, deltas: Arrays) -> Arrays:
             values = list(state)
             for i, value in zip(hidden.leaves, hidden.join(real), strict=True):
                 values[i] = value
-            env = dict(step.constants)
-            env.update(zip(step.parameters, parameters, strict=True))
-            env.update(zip(step.inputs, inputs, strict=True))
-            env.update(zip(step.state, values, strict=True))
+            env = step.environment(parameters, inputs, values)
 
-            def rule(eqn, operands):
+            def rule(eqn: Equation, operands: list[Any]) -> list[Any]:
                 ops = table.get(eqn, ())
                 for op in ops:
-                    operands = op.kind.shift_inputs(operands, deltas[op.number])
                     if op.number in cut:
+                        assert op.kind.data is not None
                         operands = list(operands)
                         operands[op.kind.data] = jax.lax.stop_gradient(operands[op.kind.data])
-                outputs = forward_mode(eqn)(*operands)
-                for op in ops:
-                    outputs = op.kind.shift_outputs(outputs, deltas[op.number])
-                return outputs
+                return shifted(ops, [deltas[op.number] for op in ops], operands, forward_mode(eqn))
 
             evaluate((*parts.prefix, *parts.body), env, rule)
             return [*hidden.split([env[v] for v in new]), *(env[v] for v in wanted)]
@@ -79,14 +78,14 @@ def linearise(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Propagated:
-    """What a program of tangents says when it is run on patterns."""
+    """The result of running a program of tangents on patterns."""
 
     patterns: list[Pattern]
-    """Of its outputs: elements x seeds. The seeds are the elements of the tangents that came in, and a
-    last one that stands for a backward rule that is not linear."""
+    """One for each output of the program: elements x seeds. The seeds are the elements of the tangents that came
+    in, and a last one that stands for a backward rule that is not linear."""
     interpreter: Interpreter
     relied: frozenset[int]
-    """Which parameters have values that the patterns rely on."""
+    """The numbers of the arguments whose values the patterns rely on."""
 
 
 def propagate(tangents: Flat, step: Step, sizes: Sequence[int]) -> Propagated:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from .._jax import Flat, Variable, flatten, scan_counts, shard_map_p, unrolled
+from .._jax import Equation, Flat, Variable, flatten, params, shard_map_p, unrolled
 from .._primitives import register
 from ..trace import Known
-from ._interpreter import Interpreter, rule
+from ._interpreter import Interpreter, Patterns, Results, rule
 from ._pattern import Pattern, joined, numbering, pick, select, union
 
 UNROLLED = 2048
@@ -16,7 +16,7 @@ UNROLLED = 2048
 
 
 def inside(flat: Flat, operands: Sequence[Variable], known: Known) -> Known:
-    """What is known inside a program whose arguments are these operands."""
+    """The values that are known inside a program whose arguments are these operands."""
     pairs = zip(flat.inputs, operands, strict=False)
     values = {inner: known(outer) for inner, outer in pairs if not outer.is_float}
     values = {v: value for v, value in values.items() if value is not None}
@@ -24,9 +24,9 @@ def inside(flat: Flat, operands: Sequence[Variable], known: Known) -> Known:
 
 
 @rule("cond")
-def _cond(interpreter, eqn, patterns, known):
+def _cond(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
     results = []
-    for branch in eqn.params["branches"]:
+    for branch in params.branches(eqn):
         flat = flatten(branch)
         results.append(interpreter.run(flat, patterns[1:], inside(flat, eqn.inputs[1:], known)))
     outs: list[Pattern | None] = []
@@ -37,9 +37,9 @@ def _cond(interpreter, eqn, patterns, known):
 
 
 def _fixpoint(
-    interpreter: Interpreter, body: Callable, carry: list[Pattern | None]
-) -> list[Pattern | None]:
-    """The least patterns of a loop's carry that its body does not enlarge."""
+    interpreter: Interpreter, body: Callable[[Patterns], Patterns], carry: Patterns
+) -> Patterns:
+    """The smallest patterns of a loop's carry that its body does not enlarge."""
     bound = sum(p.shape[0] for p in carry if p is not None) + len(carry)
     bound = (bound + 2) * (interpreter.seeds + 1)
     for _ in range(bound):
@@ -60,11 +60,10 @@ def _fixpoint(
 
 
 @rule("scan")
-def _scan(interpreter, eqn, patterns, known):
-    n_consts, n_carry = scan_counts(eqn)
-    flat = flatten(eqn.params["jaxpr"])
+def _scan(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
+    n_consts, n_carry, length, _, loop = params.scan(eqn)
+    flat = flatten(loop)
     consts, carry = patterns[:n_consts], patterns[n_consts : n_consts + n_carry]
-    length = eqn.params["length"]
     if 0 < length * len(flat.equations) <= UNROLLED:
         flat = unrolled(eqn)
         return interpreter.run(flat, patterns, inside(flat, eqn.inputs, known))
@@ -77,7 +76,7 @@ def _scan(interpreter, eqn, patterns, known):
     ):
         slices.append(None if pattern is None else joined(pattern, v.shape, (0,)))
 
-    def body(current):
+    def body(current: Patterns) -> Patterns:
         return interpreter.run(flat, [*consts, *current, *slices], known_inside)
 
     carry = _fixpoint(interpreter, lambda c: body(c)[:n_carry], list(carry))
@@ -88,18 +87,20 @@ def _scan(interpreter, eqn, patterns, known):
     return outs
 
 
-def _shard_map(interpreter, eqn, patterns, known):
-    """Device by device; dense where what devices exchange has no rule, as sums over them have none."""
-    params, by_device = eqn.params, Interpreter(interpreter.seeds)
-    flat, mesh = flatten(params["jaxpr"]), params["mesh"].shape
-    specs = [*params["in_specs"], *params["out_specs"]]
+def _shard_map(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
+    """Run the body for each device. Where devices exchange values, as in sums over them, the result is dense."""
+    whole, mesh, in_specs, out_specs = params.shard_map(eqn)
+    flat, by_device = flatten(whole), Interpreter(interpreter.seeds)
+    specs = [*in_specs, *out_specs]
     names = dict.fromkeys(name for spec in specs for axes in _split_by(spec) for name in axes)
     outs: list[Pattern | None] = [None] * len(eqn.outputs)
     for place in np.ndindex(*(mesh[name] for name in names)):
         device = dict(zip(names, place, strict=True))
         local = [
             None if p is None else pick(p, _shard(v.shape, spec, mesh, device))
-            for v, p, spec in zip(eqn.inputs, patterns, params["in_specs"], strict=True)
+            for v, p, spec in zip(eqn.inputs, patterns, in_specs, strict=True)
         ]
         results = by_device.run(flat, local)
         interpreter.include(by_device)
@@ -107,7 +108,7 @@ def _shard_map(interpreter, eqn, patterns, known):
             return None
         for n, (v, part) in enumerate(zip(eqn.outputs, results, strict=True)):
             if part is not None:
-                at = _shard(v.shape, params["out_specs"][n], mesh, device)
+                at = _shard(v.shape, out_specs[n], mesh, device)
                 placed = select(at, np.arange(at.size), v.size, part)
                 outs[n] = placed if outs[n] is None else union([outs[n], placed])
     return outs
@@ -134,9 +135,9 @@ if shard_map_p is not None:
 
 
 @rule("while")
-def _while(interpreter, eqn, patterns, known):
+def _while(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
     interpreter.unbounded[eqn.source] = None
-    skip, n_consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    skip, n_consts, _, loop = params.while_loop(eqn)
     consts, carry = patterns[skip : skip + n_consts], patterns[skip + n_consts :]
-    flat = flatten(eqn.params["body_jaxpr"])
+    flat = flatten(loop)
     return _fixpoint(interpreter, lambda c: interpreter.run(flat, [*consts, *c]), list(carry))

@@ -1,6 +1,5 @@
 """Pattern rules of reads and writes by index, known or not."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation, prims, scatter_sub_p
+from .._jax import Equation, params, scatter_sub_p
 from .._primitives import register
-from ._interpreter import rule
+from ..trace import Known
+from ._interpreter import Interpreter, Patterns, Results, rule
 from ._pattern import numbering, pick, select, spread, union
 
 
@@ -21,7 +21,7 @@ def _run_on_numbers(eqn: Equation, operands: Sequence[Any]) -> np.ndarray:
 
 
 @rule("gather")
-def _gather(interpreter, eqn, patterns, known):
+def _gather(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
     operand, indices = eqn.inputs
     if patterns[0] is None:
         return None
@@ -29,19 +29,19 @@ def _gather(interpreter, eqn, patterns, known):
     numbers = jnp.asarray(numbering(operand.shape) + 1, jnp.int32)
     if positions is None:
         positions = np.zeros(indices.shape, indices.aval.dtype)
-        axes = eqn.params["dimension_numbers"].start_index_map
-        pattern = spread(pattern, operand.shape, axes)
-    filled = {**eqn.params, "fill_value": 0}
-    moved = dataclasses.replace(eqn, params=filled)
+        pattern = spread(pattern, operand.shape, params.gather(eqn).indexed)
+    moved = params.with_fill_value(eqn, 0)
     return [pick(pattern, _run_on_numbers(moved, [numbers, jnp.asarray(positions)]))]
 
 
 @rule("dynamic_slice")
-def _dynamic_slice(interpreter, eqn, patterns, known):
+def _dynamic_slice(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
     operand, *starts = eqn.inputs
     if patterns[0] is None:
         return None
-    pattern, sizes = patterns[0], eqn.params["slice_sizes"]
+    pattern, sizes = patterns[0], params.slice_sizes(eqn)
     offsets = []
     for axis, start in enumerate(starts):
         value = known(start)
@@ -55,7 +55,9 @@ def _dynamic_slice(interpreter, eqn, patterns, known):
 
 
 @rule("dynamic_update_slice")
-def _dynamic_update_slice(interpreter, eqn, patterns, known):
+def _dynamic_update_slice(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
     operand, update, *starts = eqn.inputs
     (out,) = eqn.outputs
     offsets, unknown_axes = [], []
@@ -81,7 +83,7 @@ def _dynamic_update_slice(interpreter, eqn, patterns, known):
 
 
 @rule("scatter", "scatter_add", "scatter_mul", "scatter_min", "scatter_max")
-def _scatter(interpreter, eqn, patterns, known):
+def _scatter(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
     indices = eqn.inputs[1]
     (out,) = eqn.outputs
     joins = [] if patterns[0] is None else [patterns[0]]
@@ -91,7 +93,7 @@ def _scatter(interpreter, eqn, patterns, known):
         positions, unknown_axes = known(indices), ()
         if positions is None:
             positions = np.zeros(indices.shape, indices.aval.dtype)
-            unknown_axes = eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
+            unknown_axes = params.scattered_axes(eqn)
         placed = _landing(eqn, positions)
         inside = placed >= 0
         pattern = select(placed[inside], np.flatnonzero(inside), out.size, patterns[2])
@@ -102,11 +104,7 @@ def _scatter(interpreter, eqn, patterns, known):
 def _landing(eqn: Equation, positions: np.ndarray) -> np.ndarray:
     """Where each update of a scatter lands: the transpose of the scatter, on element numbers."""
     operand, _, updates = eqn.inputs
-    adder = dataclasses.replace(
-        eqn,
-        primitive=prims.scatter_add_p,
-        params={**eqn.params, "update_jaxpr": None, "update_consts": ()},
-    )
+    adder = params.as_scatter_add(eqn)
     with jax.ensure_compile_time_eval():
         zeros = jnp.zeros(operand.shape, jnp.float32)
         indices = jnp.asarray(positions)

@@ -10,34 +10,39 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse import csgraph
 
-from .._jax import flatten
-from ._interpreter import Interpreter, rule
+from .._jax import Equation, flatten, params
+from ..trace import Known
+from ._interpreter import Interpreter, Patterns, Results, rule
 from ._pattern import empty, pick, spread, union
 from ._rules_control import inside
 
 
 @rule("fft")
-def _fft(interpreter, eqn, patterns, known):
+def _fft(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
     (x,), (out,) = eqn.inputs, eqn.outputs
-    axes = range(len(x.shape))[len(x.shape) - len(eqn.params["fft_lengths"]) :]
+    axes = range(len(x.shape))[len(x.shape) - params.fft_rank(eqn) :]
     return [spread(patterns[0], x.shape, axes, out.shape)]
 
 
 @rule("triangular_solve")
-def _triangular_solve(interpreter, eqn, patterns, known):
+def _triangular_solve(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
     (matrix, right), (out,) = eqn.inputs, eqn.outputs
     row, column = len(out.shape) - 2, len(out.shape) - 1
     joins = []
     if patterns[0] is not None:
         joins.append(spread(patterns[0], matrix.shape, (row, column), out.shape))
     if patterns[1] is not None:
-        axis = row if eqn.params["left_side"] else column
+        axis = row if params.solves_from_left(eqn) else column
         joins.append(spread(patterns[1], right.shape, (axis,)))
     return [union(joins)]
 
 
 @rule("tridiagonal_solve")
-def _tridiagonal_solve(interpreter, eqn, patterns, known):
+def _tridiagonal_solve(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
     (out,) = eqn.outputs
     row, column = len(out.shape) - 2, len(out.shape) - 1
     joins = [
@@ -51,22 +56,23 @@ def _tridiagonal_solve(interpreter, eqn, patterns, known):
 
 
 @rule("linear_solve")
-def _linear_solve(interpreter, eqn, patterns, known):
+def _linear_solve(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
     """`A x = b`: an element of x depends on those of b that the equations connect it with.
 
     However it is solved, the inverse of a matrix that is block-diagonal, but for the order of its rows
     and columns, has the transposed blocks.
     """
-    lengths = eqn.params["const_lengths"]
-    fixed = sum(lengths)
+    fixed, matvec_consts, matvec = params.linear_solve(eqn)
     if any(p is not None for p in patterns[:fixed]):
         return None
     right = eqn.inputs[fixed:]
     size = sum(v.size for v in right)
     eye = sp.csr_array(sp.eye_array(size, size + 1, dtype=bool, format="csr"))
     ends = np.cumsum([0, *(v.size for v in right)])
-    flat = flatten(eqn.params["jaxprs"].matvec)
-    operands = eqn.inputs[: lengths.matvec]
+    flat = flatten(matvec)
+    operands = eqn.inputs[:matvec_consts]
     product = Interpreter(size + 1)
     rows = product.run(
         flat,

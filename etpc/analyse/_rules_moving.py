@@ -1,16 +1,21 @@
 """Pattern rules of element-wise operations and of data movement."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import Primitive, nonlinear_p, prims, split_p, stack_p, tile_p
+from .._jax import Equation, Primitive, nonlinear_p, prims, split_p, stack_p, tile_p
 from .._primitives import FACTS, IDENTITIES, register
+from ..trace import Known
+from ._interpreter import Interpreter, Patterns, Results
 from ._pattern import empty, joined, numbering, pick, union
 
 
-def _elementwise(interpreter, eqn, patterns, known):
+def _elementwise(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
     (out,) = eqn.outputs
     joins = []
     for v, pattern in zip(eqn.inputs, patterns, strict=True):
@@ -26,7 +31,9 @@ def _elementwise(interpreter, eqn, patterns, known):
 register([p for p, record in FACTS.items() if record.element_wise], pattern=_elementwise)
 
 
-def _nonlinear(interpreter, eqn, patterns, known):
+def _nonlinear(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
     interpreter.nonlinear[eqn.source] = None
     places = ([0], [interpreter.seeds - 1])
     mark = sp.csr_array((np.ones(1, bool), places), shape=(1, interpreter.seeds))
@@ -38,9 +45,10 @@ register([nonlinear_p], pattern=_nonlinear)
 
 
 def _rearranging(primitive: Primitive | None, move: Callable[..., list[np.ndarray]]) -> None:
-    """Say what an operation does to arrays of element numbers; patterns are moved likewise."""
+    """Register an operation that moves data, by what it does to NumPy arrays: patterns are moved as arrays of
+    element numbers are."""
 
-    def rule(interpreter, eqn, patterns, known):
+    def rule(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
         parts, blocks, offset = [], [], 0
         for v, pattern in zip(eqn.inputs, patterns, strict=True):
             parts.append(numbering(v.shape) + offset)
@@ -53,23 +61,36 @@ def _rearranging(primitive: Primitive | None, move: Callable[..., list[np.ndarra
         register([primitive], rearranges=move, pattern=rule)
 
 
-def _broadcast(x, *, shape, broadcast_dimensions, **_):
+def _broadcast(
+    x: np.ndarray, *, shape: Sequence[int], broadcast_dimensions: Sequence[int], **_: Any
+) -> list[np.ndarray]:
     dims = [1] * len(shape)
     for axis, size in zip(broadcast_dimensions, x.shape, strict=True):
         dims[axis] = size
     return [np.broadcast_to(x.reshape(dims), shape)]
 
 
-def _slice(x, *, start_indices, limit_indices, strides, **_):
+def _slice(
+    x: np.ndarray,
+    *,
+    start_indices: Sequence[int],
+    limit_indices: Sequence[int],
+    strides: Sequence[int] | None,
+    **_: Any,
+) -> list[np.ndarray]:
     strides = strides or [1] * x.ndim
     return [x[tuple(map(slice, start_indices, limit_indices, strides))]]
 
 
-def _reshape(x, *, new_sizes, dimensions, **_):
+def _reshape(
+    x: np.ndarray, *, new_sizes: Sequence[int], dimensions: Sequence[int] | None, **_: Any
+) -> list[np.ndarray]:
     return [(x if dimensions is None else np.transpose(x, dimensions)).reshape(new_sizes)]
 
 
-def _pad(x, value, *, padding_config, **_):
+def _pad(
+    x: np.ndarray, value: np.ndarray, *, padding_config: Sequence[tuple[int, int, int]], **_: Any
+) -> list[np.ndarray]:
     places = [
         low + np.arange(n) * (inner + 1)
         for n, (low, _, inner) in zip(x.shape, padding_config, strict=True)

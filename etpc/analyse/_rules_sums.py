@@ -1,30 +1,31 @@
 """Pattern rules of reductions, contractions and convolutions: they join over what they sum."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
 
+from .._jax import Equation, params
 from .._primitives import BCOO, register
-from ..ops._convolution import Axis, Geometry, geometry
-from ._interpreter import rule
+from ..ops import Axis, Geometry, geometry
+from ..trace import Known
+from ._interpreter import Interpreter, Patterns, Results, rule
 from ._pattern import afford, joined, numbering, pick, select, union
 
 
 @rule("reduce_sum", "reduce_max", "reduce_min")
-def _reduce(interpreter, eqn, patterns, known):
-    return [joined(patterns[0], eqn.inputs[0].shape, eqn.params["axes"])]
+def _reduce(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
+    return [joined(patterns[0], eqn.inputs[0].shape, params.reduced_axes(eqn))]
 
 
 @rule("cumsum", "cumlogsumexp", "cummax", "cummin", "cumprod")
-def _cumulate(interpreter, eqn, patterns, known):
-    shape, axis = eqn.inputs[0].shape, eqn.params["axis"]
+def _cumulate(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
+    shape, (axis, reverse) = eqn.inputs[0].shape, params.cumulative(eqn)
     size = shape[axis]
     afford(math.prod(shape) * size)
     steps = np.tril(np.ones((size, size), bool))
-    if eqn.params["reverse"]:
+    if reverse:
         steps = steps.T
     outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
     eye = sp.eye_array
@@ -33,9 +34,11 @@ def _cumulate(interpreter, eqn, patterns, known):
 
 
 @rule("dot_general")
-def _dot_general(interpreter, eqn, patterns, known):
+def _dot_general(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
     (out,) = eqn.outputs
-    contract, batch = eqn.params["dimension_numbers"]
+    contract, batch = params.product(eqn)
     shapes = [v.shape for v in eqn.inputs]
     free = [
         [a for a in range(len(shapes[n])) if a not in contract[n] and a not in batch[n]]
@@ -60,11 +63,13 @@ def _dot_general(interpreter, eqn, patterns, known):
     return [union(joins)]
 
 
-def _bcoo_dot_general(interpreter, eqn, patterns, known):
+def _bcoo_dot_general(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
     """A sparse matrix and a dense array, one dimension of each summed."""
     values, indices, rhs = eqn.inputs
     (out,) = eqn.outputs
-    (contract, contract_rhs), batch = eqn.params["dimension_numbers"]
+    (contract, contract_rhs), batch = params.product(eqn)
     coords = known(indices)
     if (
         coords is None
@@ -75,7 +80,7 @@ def _bcoo_dot_general(interpreter, eqn, patterns, known):
         return None
     if (coords < 0).any():  # which JAX counts from the end, or not, as the platform has it
         return None
-    shape = eqn.params["lhs_spinfo"].shape
+    shape = params.sparse_shape(eqn)
     inside = (coords < np.asarray(shape)).all(1)
     stored = np.flatnonzero(inside)
     coords = coords[inside].astype(np.int64)  # its own type may be too narrow for element numbers
@@ -92,11 +97,13 @@ def _bcoo_dot_general(interpreter, eqn, patterns, known):
 
 
 @rule("conv_general_dilated")
-def _convolution(interpreter, eqn, patterns, known):
-    if eqn.params["batch_group_count"] != 1:
+def _convolution(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
+    x_spec, w_spec, y_spec, *_, batch_groups = params.convolution(eqn)
+    if batch_groups != 1:
         return None
     (out,) = eqn.outputs
-    x_spec, w_spec, y_spec = eqn.params["dimension_numbers"]
     g = geometry(eqn)
     n = len(g.axes)
     index, exists = g.patches()  # group, batch, *positions, channel, *kernel
@@ -126,39 +133,32 @@ def _convolution(interpreter, eqn, patterns, known):
 
 
 @rule("reduce_window_sum", "reduce_window_max", "reduce_window_min", "select_and_gather_add")
-def _windows(interpreter, eqn, patterns, known):
+def _windows(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
     """Each output reads a window of the operands."""
     (out,) = eqn.outputs
-    places, reads = _window_reads(eqn.params, eqn.inputs[0].shape, out.shape)
+    places, reads = _window_reads(eqn, eqn.inputs[0].shape, out.shape)
     return [union([select(places, reads, out.size, p) for p in patterns if p is not None])]
 
 
 @rule("select_and_scatter_add")
-def _windows_transposed(interpreter, eqn, patterns, known):
+def _windows_transposed(
+    interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
+) -> Results:
     """Each element of the source is added somewhere in its window: the gradient of a pool of maxima."""
     source, operand = eqn.inputs
     if patterns[1] is not None:
         return None
-    places, reads = _window_reads(eqn.params, operand.shape, source.shape)
+    places, reads = _window_reads(eqn, operand.shape, source.shape)
     return [select(reads, places, operand.size, patterns[0])]
 
 
 def _window_reads(
-    params: Mapping[str, Any], shape: Sequence[int], out_shape: Sequence[int]
+    eqn: Equation, shape: Sequence[int], out_shape: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which window reads which element, as pairs of their numbers."""
-    n = len(shape)
-    axes = zip(
-        shape,
-        params["window_dimensions"],
-        out_shape,
-        params["window_strides"],
-        params["padding"],
-        params.get("base_dilation", (1,) * n),
-        params.get("window_dilation", (1,) * n),
-        strict=True,
-    )
-    index, exists = Geometry(tuple(Axis(*axis) for axis in axes)).patches()
+    """Pairs of a window and an element that it reads, by number: all windows, and all elements."""
+    sizes = zip(shape, params.window_sizes(eqn), out_shape, params.windows(eqn), strict=True)
+    axes = tuple(Axis(n, kernel, positions, *window) for n, kernel, positions, window in sizes)
+    index, exists = Geometry(axes).patches()
     size = math.prod(out_shape)
     place = np.broadcast_to(np.arange(size)[:, None], (size, index.size // max(size, 1)))
     valid = exists.reshape(place.shape)
@@ -166,10 +166,10 @@ def _window_reads(
 
 
 @rule("psum")
-def _psum(interpreter, eqn, patterns, known):
-    """A sum over axes that `vmap` gave a name to; over devices, it is dense."""
-    axes = eqn.params["axes"]
-    if eqn.params["axis_index_groups"] is not None or not all(isinstance(a, int) for a in axes):
+def _psum(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
+    """A sum over axes that `vmap` gave a name to. A sum over devices is dense."""
+    axes = params.summed_axes(eqn)
+    if axes is None:
         return None
     pairs = zip(eqn.inputs, patterns, strict=True)
     return [None if p is None else joined(p, v.shape, axes) for v, p in pairs]

@@ -10,12 +10,12 @@ from ._weights import WeightOp
 
 
 def vector_dtype(analysis: Analysis) -> Any:
-    """Of the vector of states and its Jacobians: at least float32."""
+    """The dtype of the vector of states and of its Jacobians: at least float32."""
     return result_type(jnp.float32, *(part.dtype for part in analysis.hidden.parts))
 
 
 def trace_dtype(analysis: Analysis, op: WeightOp) -> Any:
-    """Of the trace of an operation: that of the states, and complex where the operation is."""
+    """The dtype of the trace of an operation: that of the states, or complex if the operation is."""
     return result_type(vector_dtype(analysis), op.delta.dtype)
 
 

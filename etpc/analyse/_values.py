@@ -1,8 +1,8 @@
-"""Which elements of a program's values are equal, whatever its arguments are.
+"""Proofs that elements of a program's values are equal, whatever its arguments are.
 
 Each element of a value has a number, and two elements have the same one only if they are the same
-scalar: of one argument, of a constant, or the same function of such scalars, moved or repeated. What
-an operation without a rule computes is new. So equal numbers are a proof that holds for all values
+scalar: of one argument, of a constant, or the same function of such scalars, moved or repeated. The results of
+an operation without a rule have new numbers. So equal numbers are a proof that holds for all values
 of the parameters and of the data; different numbers say nothing.
 """
 
@@ -17,9 +17,9 @@ from .._jax import Equation, Primitive, Variable, prims
 from .._primitives import facts
 
 LARGEST = 1 << 20
-"""Elements of a larger array are not followed."""
+"""Arrays with more elements than this are not followed."""
 HASHED = 1 << 12
-"""So many scalars of one operation, at most, are compared with those of others."""
+"""Operations on more distinct scalars than this are not compared with others: their results are new."""
 
 
 Numbers = np.ndarray
@@ -55,11 +55,11 @@ class Numbering:
         return at
 
     def by_data(self, numbers: Numbers) -> np.ndarray:
-        """Which elements may depend on data."""
+        """A boolean for each element: whether it may depend on data."""
         return np.where(numbers < 0, numbers == UNKNOWN_DATA, self._by_data[numbers])
 
     def is_zero(self, numbers: Numbers) -> np.ndarray:
-        """Which elements are known to be zero."""
+        """A boolean for each element: whether it is known to be zero."""
         return np.isin(numbers, list(self._zeros))
 
     def run(
@@ -68,9 +68,9 @@ class Numbering:
         env: dict[Variable, Numbers],
         tangents: Container[Variable] = (),
     ) -> None:
-        """Add the results of equations to the numbers of their operands.
+        """Add the numbers of the equations' results to `env`, which has those of their operands.
 
-        Equations that some `tangents` enter are linear in those, so that these results are zero where they are.
+        An equation that reads `tangents` is linear in them, so that its results are zero where they are zero.
         """
         for eqn in equations:
             operands = [env[v] for v in eqn.inputs]
@@ -136,7 +136,7 @@ class Numbering:
         return self._scalars[key]
 
     def _next(self, by_data: np.ndarray) -> np.ndarray:
-        """Numbers that are not taken."""
+        """The next numbers that are free, one for each entry of `by_data`."""
         start, self._count = self._count, self._count + by_data.size
         if self._count > self._by_data.size:
             self._by_data = np.pad(self._by_data, (0, self._count))

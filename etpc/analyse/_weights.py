@@ -1,7 +1,8 @@
 """Where effective weights meet data."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -24,7 +25,7 @@ class WeightOp:
     operand: int
     weight: Variable
     parameters: tuple[int, ...]
-    """Which array leaves of the model the effective weight depends on."""
+    """The numbers of the array leaves of the model that the effective weight depends on."""
     path: str
     marked: bool
     kind: Kind
@@ -36,8 +37,8 @@ class WeightOp:
 
     @property
     def delta(self) -> jax.ShapeDtypeStruct:
-        """The perturbation of the operation: of its output where it mixes, else of the weight."""
-        perturbed = self.equation.outputs[0] if self.kind.mixes else self.weight
+        """The perturbation of the operation: of its output where it has data, else of the weight."""
+        perturbed = self.equation.outputs[0] if self.kind.data is not None else self.weight
         shape = (self.kind.groups, self.kind.outputs)
         return jax.ShapeDtypeStruct(shape, perturbed.aval.dtype)
 
@@ -62,7 +63,7 @@ class Split:
     outputs: tuple[Variable, ...]
     next_state: tuple[Variable, ...]
     assumed: frozenset[Variable]
-    """Arrays of the model whose values the kinds rely on."""
+    """Integer arrays of the model whose values the kinds rely on."""
 
     def __str__(self) -> str:
         weights = [f"{op.path} = {op.weight!r}" for op in self.ops]
@@ -144,10 +145,25 @@ def by_equation(ops: Sequence[WeightOp]) -> dict[Equation, list[WeightOp]]:
     return table
 
 
+def shifted(
+    ops: Sequence[WeightOp],
+    deltas: Sequence[Any],
+    operands: list[Any],
+    apply: Callable[..., list[Any]],
+) -> list[Any]:
+    """The outputs of an equation, with the perturbation of each of its weight operations added where it acts."""
+    for op, delta in zip(ops, deltas, strict=True):
+        operands = op.kind.shift_inputs(operands, delta)
+    outputs = apply(*operands)
+    for op, delta in zip(ops, deltas, strict=True):
+        outputs = op.kind.shift_outputs(outputs, delta)
+    return outputs
+
+
 def _copies(
     step: Step, body: Sequence[Equation], reads: dict[Variable, frozenset[int]]
 ) -> tuple[list[Equation], tuple[Variable, ...], tuple[Variable, ...]]:
-    """Give a weight that is itself an output or a new state an operation that it meets."""
+    """Copy each weight that is an output or a new state itself, so that it is used by an operation."""
     body = list(body)
     numbers = iter(range(-1, -(1 << 62), -1))
 
@@ -162,4 +178,4 @@ def _copies(
     return body, outputs, tuple(through(v) for v in step.next_state)
 
 
-__all__ = ["Split", "WeightOp", "by_equation", "split"]
+__all__ = ["Split", "WeightOp", "by_equation", "shifted", "split"]

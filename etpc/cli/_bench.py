@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compare import TOTAL, short_name
-from .._verify import Row, _bptt, flat_gradients, full_state
+from .._agreement import Row, flat_gradients
+from .._bptt import Objective, gradient_of
+from .._compare import TOTAL, full_state, short_name
+from .._loss import Loss
 from ..algorithms import Algorithm
 from ..run import Program
-from ..run._loss import Loss
 from ._task import Data, Task
 
 
@@ -92,7 +93,8 @@ def bench(
             calls.append(_reverse(name, algorithm.lookback, task, data, any_program))
         else:
             calls.append(_online(name, program, task, data))
-    grads = [np.concatenate([*flat_gradients(any_program, call()).values()]) for call in calls]
+    leaves = any_program.plan.analysis.step.model_leaves
+    grads = [np.concatenate([*flat_gradients(leaves, call()).values()]) for call in calls]
     shortest = [float("inf")] * len(calls)
     for _ in range(repeats):
         for n, call in enumerate(calls):
@@ -133,9 +135,8 @@ def _reverse(name: str, window: int | None, task: Task, data: Data, program: Pro
 
     def gradient(model: Any, xs: Any, targets: Any, start: Any) -> tuple[Any, Any]:
         batched = data.batch_size is not None
-        arguments = model, xs, targets, loss, start, task.step, None, batched, "sum", window
-        _, grads, _ = _bptt(*arguments)
-        return grads, start
+        objective = Objective(xs, targets, None, loss, start, task.step, batched)
+        return gradient_of(model, objective, "sum", window)[1], start
 
     start = full_state(program, program.init(data.batch_size))
     return _Call(name, gradient, task.model, data, start)

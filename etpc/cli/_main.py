@@ -15,9 +15,9 @@ from typing import Any
 import jax
 
 from .. import __version__
+from .._agreement import Row
 from .._compare import TBPTT, Result, compare
 from .._errors import EtpcError
-from .._verify import Row
 from ..algorithms import Algorithm
 from ..run import Program
 from ..show import table

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .._errors import InputError
 from ..show import Shown
-from ._html import page
+from ._html import fragment, page
 from ._mermaid import flowchart
 from ._picture import picture
 from ._svg import Svg, draw
@@ -73,4 +73,4 @@ def write(program: Shown, path: str | os.PathLike[str]) -> None:
         complete.replace(path)
 
 
-__all__ = ["Svg", "to_html", "to_mermaid", "to_svg", "write"]
+__all__ = ["Svg", "fragment", "to_html", "to_mermaid", "to_svg", "write"]

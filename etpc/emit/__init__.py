@@ -1,5 +1,7 @@
 """Fourth stage: from a plan to functions on arrays."""
 
-from ._emit import NO_SECOND_DERIVATIVE, Window, emit
+from ._emit import emit
+from ._records import Span, Weights
+from ._window import NO_SECOND_DERIVATIVE, Window
 
-__all__ = ["NO_SECOND_DERIVATIVE", "Window", "emit"]
+__all__ = ["NO_SECOND_DERIVATIVE", "Span", "Weights", "Window", "emit"]

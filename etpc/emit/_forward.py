@@ -17,6 +17,10 @@ from jax import Array, lax
 from .._jax import Equation, Rule, Variable, evaluate, prims, prune
 from .._primitives import facts
 from ..analyse import Analysis
+from ._arrays import leading
+from ._records import Arrays, Taken
+
+Values = dict[Variable, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,41 +29,55 @@ class Stage:
 
     batch: tuple[Equation, ...]
     leaves: tuple[int, ...]
-    """Which array leaves of the state."""
+    """The array leaves of the state that the loop runs; without any, there is no loop."""
     loop: tuple[Equation, ...]
     inputs: tuple[Variable, ...]
     """What the loop reads of the step's inputs and of earlier stages."""
     saved: tuple[Variable, ...]
-    """What is saved of the loop beside the states: the results of heavy operations."""
+    """What the loop saves beside the states: the results of heavy operations."""
 
 
 class Rollout(NamedTuple):
-    """What a model does over a window: arrays [W, B, ...], but for the last."""
+    """What a model does over a window."""
 
     outputs: list[Array]
-    """Empty where they are not asked for."""
-    before: list[Array]
-    """The states before each step."""
+    """[W, B, ...]; empty if they were not asked for."""
+    taken: Taken
     after: list[Array]
-    """And after it."""
-    wanted: list[Array]
+    """The states after each step, [W, B, ...]."""
     last: list[Array]
-    """The states in the end, [B, ...]."""
+    """The states after the last step, [B, ...]."""
+
+
+class Stored(NamedTuple):
+    """The states before each step [W, B, ...], and whether the stream begins with the step [W, B]."""
+
+    states: Arrays
+    first: Array
+
+
+class Shifts(NamedTuple):
+    """What is added where operations act, and how."""
+
+    added: Arrays
+    """[W, B, ...] each."""
+    rule: Callable[[Arrays], Rule | None]
+    """The rule of one step of one example, from what is added there."""
 
 
 class Forward:
     """The model over a window, in stages.
 
-    - `wanted`: what is asked of it beside new states and outputs: at each step, of one example.
+    - `saved`: the values that each step saves beside new states and outputs.
     - `after`: what remains for the outputs after all stages.
-    - `turned`: matrices [O, I] that depend on the model alone, and are multiplied with a vector of length
-        I. With a batch of those, a product with [I, O] is faster, and its result needs no transpose.
+    - `turned`: matrices [O, I] that depend on parameters alone, and are multiplied with a vector of length
+        I. With a batch of vectors, a product with [I, O] is faster, and its result needs no transpose.
     """
 
-    def __init__(self, analysis: Analysis, wanted: tuple[Variable, ...]):
+    def __init__(self, analysis: Analysis, saved: tuple[Variable, ...]):
         a = self.analysis = analysis
-        self.wanted = wanted
-        self.stages, known = _stages(a, wanted)
+        self.saved = saved
+        self.stages, known = _stages(a, saved)
         self.after = prune(a.split.body, a.split.outputs, known=known)
         fixed = {*a.split.weights, *a.split.others}
         equations = [eqn for stage in self.stages for eqn in (*stage.loop, *stage.batch)]
@@ -71,7 +89,7 @@ class Forward:
         """What is done in which order, in words."""
         a = self.analysis
         paths = {op.equation: op.path for op in a.ops}
-        lines = []
+        lines: list[str] = []
         for stage in self.stages:
             weights = dict.fromkeys(paths[eqn] for eqn in stage.batch if eqn in paths)
             if weights:
@@ -83,118 +101,100 @@ class Forward:
         return lines
 
     def copies(self, matrices: Iterable[Array]) -> list[Array]:
-        """Those in `turned`, given in order, as the stages read them."""
+        """Transposed copies of the matrices `turned`, which are given in order."""
         return [lax.optimization_barrier(lax.stop_gradient(w).T) for w in matrices]
 
     def __call__(
         self,
-        fixed: dict[Variable, Any],
-        copies: Sequence[Array],
-        xs: Sequence[Array],
-        state: Sequence[Array],
+        fixed: Values,
+        copies: Arrays,
+        xs: Arrays,
+        state: Arrays,
         outputs: bool,
-        shifts: "Shifts | None" = None,
-        stored: "Stored | None" = None,
+        shifts: Shifts | None = None,
+        stored: Stored | None = None,
     ) -> Rollout:
         """Run the model over a window of a batch.
 
-        `fixed` has what does not change over the window; weights may be wider than the step has
+        `fixed` has what does not change over the window. Weights there may be wider than the step has
         them, and then their gradient is summed over steps as precisely. `copies` may be empty; they
         pass on no derivative.
         """
         a = self.analysis
         over: dict[Variable, Array] = dict(zip(a.step.inputs, xs, strict=True))
-        last: list[Any] = [None] * len(a.step.state)
-        new_states: list[Any] = list(last)
+        last, after = list(state), list(state)
         lead = xs[0].shape[:2]
-        turning = _turning(dict(zip(self.turned, copies, strict=True))) if copies else None
-        added, rule = ([], lambda _: turning) if shifts is None else shifts
+        if shifts is None:
+            turning = _turning(dict(zip(self.turned, copies, strict=True))) if copies else None
+            shifts = Shifts((), lambda _: turning)
+            of_outputs = Shifts((), lambda _: None)
+        else:
+            of_outputs = shifts
         for stage in self.stages:
-            _at_once(a, stage.batch, fixed, over, rule, added, lead)
-            if stage.leaves:
-                starts = [state[i] for i in stage.leaves]
-                known = None
-                if stored is not None:
-                    known = Stored([stored.states[i] for i in stage.leaves], stored.first)
-                inputs = [over[v] for v in stage.inputs]
-                ends, (states, saved) = lax.scan(
-                    _body(a, stage, fixed, rule), starts, (inputs, added, known), length=lead[0]
-                )
-                over.update(zip(stage.saved, saved, strict=True))
-                for i, start, new, end in zip(stage.leaves, starts, states, ends, strict=True):
-                    old = jnp.concatenate([start[None], new[:-1]])
-                    if stored is not None:
-                        old = enter(stored.states[i], old, stored.first)
-                    over[a.step.state[i]] = old
-                    over[a.split.next_state[i]] = new_states[i] = new
-                    last[i] = end
+            _at_once(a, stage.batch, fixed, over, shifts, lead)
+            if not stage.leaves:
+                continue
+            start = [state[i] for i in stage.leaves]
+            known = None
+            if stored is not None:
+                known = Stored([stored.states[i] for i in stage.leaves], stored.first)
+            inputs = [over[v] for v in stage.inputs], shifts.added, known
+            body = _loop_body(a, stage, fixed, shifts)
+            end, (states, saved) = lax.scan(body, start, inputs, length=lead[0])
+            over.update(zip(stage.saved, saved, strict=True))
+            for n, i in enumerate(stage.leaves):
+                old = jnp.concatenate([start[n][None], states[n][:-1]])
+                if known is not None:
+                    old = enter(known.states[n], old, known.first)
+                over[a.step.state[i]] = old
+                over[a.split.next_state[i]] = after[i] = states[n]
+                last[i] = end[n]
+        ys: list[Array] = []
         if outputs:
-            _at_once(a, self.after, fixed, over, rule if shifts else _plain, added, lead)
-        read = lambda v: over[v] if v in over else _repeated(fixed[v], lead)
-        ys = [read(v) for v in a.split.outputs] if outputs else []
-        before, wanted = [over[v] for v in a.step.state], [over[v] for v in self.wanted]
-        return Rollout(ys, before, new_states, wanted, last)
+            _at_once(a, self.after, fixed, over, of_outputs, lead)
+            ys = [over[v] if v in over else _repeated(fixed[v], lead) for v in a.split.outputs]
+        before, saved = [over[v] for v in a.step.state], [over[v] for v in self.saved]
+        return Rollout(ys, Taken(xs, before, saved), after, last)
 
 
 @jax.custom_jvp
 def superpose(value: Array, other: Array) -> Array:
-    """`value`, with the tangents of both: two evaluations of one quantity, sources apart."""
+    """`value`, with the tangents of both: `other` is the same quantity, as a function of other things."""
     return value
 
 
 @superpose.defjvp
-def _superpose_jvp(primals, tangents):
+def _superpose_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]):
     return primals[0], tangents[0] + tangents[1]
 
 
 def enter(stored: Array, running: Array, first: Array) -> Array:
-    """`stored`, with the derivatives of `running` but where `first`, whose axes lead."""
+    """The stored states, with the derivatives of the running ones; without any where `first` holds, whose
+    axes lead."""
     if not jnp.issubdtype(stored.dtype, jnp.inexact):
         return stored
-    mask = first.reshape(*first.shape, *[1] * (stored.ndim - first.ndim))
-    return superpose(
-        lax.stop_gradient(stored), jnp.where(mask, lax.stop_gradient(running), running)
-    )
+    stop = lax.stop_gradient
+    return superpose(stop(stored), jnp.where(leading(first, stored), stop(running), running))
 
 
-class Stored(NamedTuple):
-    """States before each step, [W, B, ...], and at which steps [W, B] the stream begins."""
-
-    states: Sequence[Array]
-    first: Array
-
-
-class Shifts(NamedTuple):
-    """What is added where operations act, and how."""
-
-    added: Sequence[Array]
-    """[W, B, ...] each."""
-    rule: Callable[[Sequence[Array]], Rule | None]
-    """The rule of one step of one example, from what is added there."""
-
-
-def _plain(added: Sequence[Array]) -> None:
-    return None
-
-
-def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Callable[..., Rule | None]):
+def _loop_body(a: Analysis, stage: Stage, fixed: Values, shifts: Shifts):
+    """The body of the loop of a stage, from the states of a batch to the next ones, and what is kept."""
     old = [a.step.state[i] for i in stage.leaves]
     new = [a.split.next_state[i] for i in stage.leaves]
 
-    def one(state, inputs):
-        values, added = inputs
+    def one(state: Arrays, values: Arrays, added: Arrays):
         of_example = narrowed(a, fixed, [*state, *values])
         env = {**of_example, **dict(zip(stage.inputs, values, strict=True))}
         env.update(zip(old, state, strict=True))
-        evaluate(stage.loop, env, rule(added))
+        evaluate(stage.loop, env, shifts.rule(added))
         return [env[v] for v in new], [env[v] for v in stage.saved]
 
-    def body(state, inputs):
+    def body(state: Arrays, inputs: tuple[Arrays, Arrays, Stored | None]):
         values, added, stored = inputs
         if stored is not None:
             state = [enter(s, n, stored.first) for s, n in zip(stored.states, state, strict=True)]
-        following, saved = jax.vmap(one)(state, (values, added))
-        return following, (following, saved)
+        after, saved = jax.vmap(one)(state, values, added)
+        return after, (after, saved)
 
     return body
 
@@ -202,10 +202,9 @@ def _body(a: Analysis, stage: Stage, fixed: dict[Variable, Any], rule: Callable[
 def _at_once(
     a: Analysis,
     equations: Sequence[Equation],
-    fixed: dict[Variable, Any],
-    over: dict,
-    rule: Callable[..., Rule | None],
-    added: Sequence[Array],
+    fixed: Values,
+    over: dict[Variable, Array],
+    shifts: Shifts,
     lead: tuple[int, ...],
 ) -> None:
     """Evaluate equations over the axes [W, B], into `over`."""
@@ -215,33 +214,29 @@ def _at_once(
     read = list(dict.fromkeys(v for eqn in equations for v in eqn.inputs if v in over))
     steps, batch = lead
 
-    def one(inputs):
-        values, added = inputs
+    def one(values: Arrays, added: Arrays) -> list[Any]:
         env = {**narrowed(a, fixed, values), **dict(zip(read, values, strict=True))}
-        evaluate(equations, env, rule(added))
+        evaluate(equations, env, shifts.rule(added))
         return [env[v] for v in computed]
 
     by_example = jax.vmap(one, axis_size=batch)
-    arguments = [over[v] for v in read], list(added)
+    arguments = [over[v] for v in read], list(shifts.added)
     if any(facts(eqn.primitive).by_step for eqn in equations):
-        values = lax.scan(lambda _, step: (None, by_example(step)), None, arguments, length=steps)[
-            1
-        ]
+        one_step = lambda _, step: (None, by_example(*step))
+        values = lax.scan(one_step, None, arguments, length=steps)[1]
     else:
-        values = jax.vmap(by_example, axis_size=steps)(arguments)
+        values = jax.vmap(by_example, axis_size=steps)(*arguments)
     over.update(zip(computed, values, strict=True))
 
 
-def narrowed(
-    a: Analysis, fixed: Mapping[Variable, Any], of_example: Iterable[Any]
-) -> dict[Variable, Any]:
-    """Values that do not change, in the dtypes that the step has them in.
+def narrowed(a: Analysis, fixed: Mapping[Variable, Any], of_example: Iterable[Any]) -> Values:
+    """Values that do not change over the window, in the dtypes that the step has them in.
 
     JAX adds up the gradients that the examples of a batch give to one value in the dtype of that value. So a
     wider weight that meets data element by element is narrowed for each example apart, and its gradient
     is added up before that. `of_example` are arrays of this example.
     """
-    direct = {op.weight for op in a.ops if not op.kind.mixes}
+    direct = {op.weight for op in a.ops if op.kind.data is None}
     is_data = lambda x: x.size and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
     own = next(filter(is_data, of_example), None)
 
@@ -261,43 +256,32 @@ def _repeated(value: Any, lead: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(value, (*lead, *jnp.shape(value)))
 
 
-def _stages(a: Analysis, wanted: Sequence[Variable]) -> tuple[tuple[Stage, ...], set[Variable]]:
+def _stages(a: Analysis, saved: Sequence[Variable]) -> tuple[tuple[Stage, ...], set[Variable]]:
     """The stages, and what is known after them.
 
-    Heavy operations are those worth doing for all steps at once: products, and all that have a trace.
-    The stage of a state, or of an equation, is how many of them that are in no loop lie before it, one
-    after the other.
+    Heavy operations are those that are worth doing for all steps at once: products, and all that have a
+    trace. The depth of an equation or a state is the number of heavy operations outside of loops that lie
+    before it, one after the other. In
+
+        h' = tanh(w @ x + r @ h)    w @ x has depth 0, the loop of h (with r @ h in it) depth 1
+        v' = 0.9 * v + u @ h'       u @ h' has depth 1, the loop of v depth 2
+
+    The stage of depth d does the heavy operations of depth d - 1 for all steps at once, with what they
+    need, and then runs the states of depth d in a loop: first `w @ x` and the loop of h, then `u @ h'` and
+    the loop of v.
     """
     leaves = range(len(a.step.state))
-    body = prune(a.split.body, [*a.split.next_state, *wanted])
+    body = prune(a.split.body, [*a.split.next_state, *saved])
     heavy = {op.equation for op in a.ops} | {e for e in body if facts(e.primitive).heavy}
-    graph = nx.DiGraph()
-    graph.add_nodes_from([*leaves, *body])
-    producers: dict[Variable, Any] = {v: eqn for eqn in body for v in eqn.outputs}
-    producers.update((v, i) for i, v in enumerate(a.step.state))
-    for eqn in body:
-        graph.add_edges_from((producers[v], eqn) for v in eqn.inputs if v in producers)
-    for i, v in enumerate(a.split.next_state):
-        if v in producers:
-            graph.add_edge(producers[v], i)
-    parts = nx.condensation(graph)
-    members = {part: parts.nodes[part]["members"] for part in parts}
-    depth: dict[Any, int] = {}  # of parts, and so of equations and leaves
-    alone: dict[int, list[Equation]] = {}  # heavy ones in no loop, by their depth
-    for part in nx.topological_sort(parts):
-        predecessors = parts.predecessors(part)
-        depth[part] = max((depth[p] + (members[p] <= heavy) for p in predecessors), default=0)
-        if members[part] <= heavy:  # a part of several has a state in it
-            alone.setdefault(depth[part], []).extend(members[part])
-    leaf_depth = {n: depth[part] for part in parts for n in members[part] if isinstance(n, int)}
+    depth, alone = _depths(a, body, heavy)
     fixed = {*a.step.constants, *a.split.weights, *a.split.others}
     over = set(a.step.inputs)
-    stages = []
+    stages: list[Stage] = []
     for level in range(max(depth.values(), default=0) + 2):
         heads = [v for eqn in alone.get(level - 1, ()) for v in eqn.outputs]
         batch = prune(body, heads, known=fixed | over)
         over.update(v for eqn in batch for v in eqn.outputs)
-        looped = tuple(i for i in leaves if leaf_depth[i] == level)
+        looped = tuple(i for i in leaves if depth[i] == level)
         old, new = [a.step.state[i] for i in looped], [a.split.next_state[i] for i in looped]
         loop = prune(body, new, known={*fixed, *over, *old})
         ahead = _ahead(loop, over, fixed)
@@ -305,12 +289,42 @@ def _stages(a: Analysis, wanted: Sequence[Variable]) -> tuple[tuple[Stage, ...],
         moved = set(ahead)
         loop = tuple(eqn for eqn in loop if eqn not in moved)
         inputs = [v for v in (*(v for eqn in loop for v in eqn.inputs), *new) if v in over]
-        saved = [v for eqn in loop if eqn in heavy for v in eqn.outputs if v not in new]
-        over.update((*saved, *old, *new))
-        inputs, batch = tuple(dict.fromkeys(inputs)), (*batch, *ahead)
-        if batch or looped:
-            stages.append(Stage(batch, looped, loop, inputs, tuple(saved)))
+        kept = [v for eqn in loop if eqn in heavy for v in eqn.outputs if v not in new]
+        over.update((*kept, *old, *new))
+        if batch or ahead or looped:
+            inputs = tuple(dict.fromkeys(inputs))
+            stages.append(Stage((*batch, *ahead), looped, loop, inputs, tuple(kept)))
     return tuple(stages), fixed | over
+
+
+def _depths(
+    a: Analysis, body: Sequence[Equation], heavy: set[Equation]
+) -> tuple[dict[int | Equation, int], dict[int, list[Equation]]]:
+    """The depth of each equation and of each leaf of the state, by its number; and by depth the heavy
+    equations outside of loops.
+
+    What depends on each other is a strongly connected part of the graph of equations and leaves. A
+    part of several has a state in it, and is a loop.
+    """
+    graph: nx.DiGraph[int | Equation] = nx.DiGraph()
+    graph.add_nodes_from([*range(len(a.step.state)), *body])
+    producers: dict[Variable, int | Equation] = {v: eqn for eqn in body for v in eqn.outputs}
+    producers.update((v, i) for i, v in enumerate(a.step.state))
+    for eqn in body:
+        graph.add_edges_from((producers[v], eqn) for v in eqn.inputs if v in producers)
+    for i, v in enumerate(a.split.next_state):
+        if v in producers:
+            graph.add_edge(producers[v], i)
+    parts = nx.condensation(graph)
+    members: dict[int, set[Any]] = {n: parts.nodes[n]["members"] for n in parts}
+    depth: dict[int, int] = {}
+    alone: dict[int, list[Equation]] = {}
+    for part in nx.topological_sort(parts):
+        before = parts.predecessors(part)
+        depth[part] = max((depth[p] + (members[p] <= heavy) for p in before), default=0)
+        if members[part] <= heavy:
+            alone.setdefault(depth[part], []).extend(members[part])
+    return {n: depth[part] for part in parts for n in members[part]}, alone
 
 
 def _ahead(
@@ -318,8 +332,8 @@ def _ahead(
     over: Collection[Variable],
     fixed: Collection[Variable],
 ) -> tuple[Equation, ...]:
-    """What a loop computes from what is known, if the result is no larger than that."""
-    known, ahead = {*over, *fixed}, []
+    """What a loop computes from known values alone, if the result is no larger than they are."""
+    known, ahead = {*over, *fixed}, list[Equation]()
     for eqn in loop:
         read = [v for v in eqn.inputs if v not in fixed]
         larger = sum(v.size for v in eqn.outputs) > sum(v.size for v in set(read))
@@ -330,11 +344,11 @@ def _ahead(
 
 
 def _matrix_operand(eqn: Equation, matrices: Container[Variable]) -> int | None:
-    """Which operand of a product is one of some matrices [O, I], and meets a vector of length I."""
+    """The operand of a product that is one of some matrices [O, I], and meets a vector of length I."""
     if eqn.primitive is not prims.dot_general_p:
         return None
     precision = eqn.params["precision"]
-    if isinstance(precision, jax.lax.DotAlgorithm):  # which may treat the operands differently
+    if isinstance(precision, lax.DotAlgorithm):  # it may treat the operands differently
         return None
     contract, batch = eqn.params["dimension_numbers"]
     for n in (0, 1):
@@ -344,20 +358,20 @@ def _matrix_operand(eqn: Equation, matrices: Container[Variable]) -> int | None:
     return None
 
 
-def _turning(turned: dict[Variable, Array]) -> Rule:
-    """The rule that reads such matrices as copies."""
+def _turning(copies: dict[Variable, Array]) -> Rule:
+    """The rule that reads the transposed copies of matrices in products."""
 
-    def rule(eqn, values):
-        operand = _matrix_operand(eqn, turned)
+    def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
+        operand = _matrix_operand(eqn, copies)
         if operand is None:
             return None
-        params, x = dict(eqn.params), values[1 - operand]
+        params, x = dict(eqn.params), operands[1 - operand]
         params["dimension_numbers"] = ((0,), (0,)), ((), ())
         if operand == 0 and isinstance(params["precision"], tuple):
             params["precision"] = params["precision"][::-1]
-        return [eqn.primitive.bind(x, turned[eqn.inputs[operand]], **params)]
+        return [eqn.primitive.bind(x, copies[eqn.inputs[operand]], **params)]
 
     return rule
 
 
-__all__ = ["Forward", "Rollout", "Shifts", "Stored", "enter", "narrowed", "superpose"]
+__all__ = ["Forward", "Rollout", "Shifts", "Stored", "Values", "enter", "narrowed", "superpose"]

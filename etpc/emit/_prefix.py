@@ -13,35 +13,38 @@ SymbolicZero: Any = jax.custom_derivatives.SymbolicZero
 
 
 def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
-    """The rule of the prefix: where no gradient comes in, none goes out, be the derivative infinite.
+    """The rule of the prefix: where no gradient comes in none goes out, even if the derivative is infinite.
 
-    The gradient of an effective weight is zero where the branch that reads it was never taken. So it is
-    for all that the branch computes from parameters, one operation after the other, whatever they are.
+    The gradient of an effective weight is zero if the branch that reads it was never taken. Then it is zero
+    for everything that the branch computes from parameters, whatever the operations are. For `sqrt(p)` at
+    `p = 0` in such a branch, plain differentiation would give `0 * inf = NaN`.
     """
     element_wise = facts(eqn.primitive).singular
     floats = [any(v.is_float for v in side) for side in (eqn.inputs, eqn.outputs)]
     if not all(floats) or not (element_wise or eqn.in_branch):
         return None
     if eqn.primitive in (prims.stop_gradient_p, prims.while_p):
-        return None  # they pass on no gradient, and to a rule of one's own JAX would give zeros for none
+        return None  # they pass on no gradient, and JAX would give zeros to a custom rule
 
-    def bind(*args):  # all operands are arguments: a rule that closes over tracers would keep them
+    # All operands are arguments: a rule that closed over tracers would keep them.
+    def bind(*args: Any) -> list[Any]:
         return eqn.bind(*args)
 
-    def forward(*args):
-        def of_perturbed(*values):  # others may stand where there is no derivative, as in a `while`
+    def forward(*args: Any) -> tuple[list[Any], Any]:
+        # Operands that are not perturbed may stand where there is no derivative, as in a `while`.
+        def of_perturbed(*values: Any) -> list[Any]:
             pairs = zip(args, values, strict=True)
             return bind(*(v if a.perturbed else jax.lax.stop_gradient(v) for a, v in pairs))
 
         return jax.vjp(of_perturbed, *(a.value for a in args))
 
-    def back(pull, bars):
+    def back(pull: Any, bars: Any) -> tuple[Any, ...]:
         if all(isinstance(bar, SymbolicZero) for bar in bars):
             return (None,) * len(eqn.inputs)  # what is stopped later may have no derivative
         bars = [instantiated(bar) for bar in bars]
         is_zero = [bar == 0 for bar in bars if bar.dtype != jax.dtypes.float0]
 
-        def masked(gradient):
+        def masked(gradient: Any) -> Any:
             if gradient.dtype == jax.dtypes.float0:
                 return gradient
             # by element, but for an operand that is a scalar, where nothing comes in at all

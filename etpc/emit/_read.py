@@ -10,13 +10,13 @@ same step, or by the old state that they come from, which meets the trace of the
 
     dl/dw = sum_t L_t eps'_t + (dl_t/d delta) x_t + (dl_t/d old) eps_{t-1}
 
-and `read` evaluates the step so that one reverse pass gives all three.
+and `Reading` evaluates the step so that one reverse pass gives all three.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,25 +25,21 @@ from jax import Array, lax
 from .._jax import Equation, Variable, evaluate, prims, propagate, prune, result_type
 from .._primitives import facts
 from ..analyse import Analysis, WeightOp
-from ._forward import superpose
-from ._step import Env, StepFunctions
+from ._forward import Values, superpose
+from ._records import Arrays, Taken, Weights
+from ._step import StepFunctions
 
 
-def _is_move(eqn: Equation) -> bool:
-    """Whether an operation moves values and does not change them."""
-    if eqn.primitive is prims.convert_element_type_p:
-        old, new = (v.aval.dtype for v in (*eqn.inputs, *eqn.outputs))
-        return result_type(old, new) == new
-    return facts(eqn.primitive).moves
+class Sources(NamedTuple):
+    """What the output of a step is differentiated by; and its derivatives, as cotangents."""
 
-
-def _stops(eqn: Equation, output: Variable) -> bool:
-    return eqn.primitive is prims.stop_gradient_p
-
-
-def _data(op: WeightOp) -> Variable:
-    """What the weight of an operation is multiplied with."""
-    return op.equation.inputs[op.kind.data]
+    weights: Arrays
+    old: Arrays
+    """The parts of the old states."""
+    new: Arrays
+    """The parts of the new states."""
+    deltas: Arrays
+    """The perturbations of live operations."""
 
 
 class Reading:
@@ -52,52 +48,51 @@ class Reading:
     def __init__(self, step: StepFunctions):
         self.step = step
         a = step.analysis
-        factors = [_data(op) for op in step.live if op.kind.data is not None]
-        self._body = prune(a.split.body, [*a.split.outputs, *factors], step.saved_equations)
+        self._data = [v for v in map(_data, step.live) if v is not None]
+        self._body = prune(a.split.body, [*a.split.outputs, *self._data], step.saved_equations)
         self._moves = _moved_states(a)
 
     def __call__(
-        self, weights, others, x, state, saved, old, new, deltas
+        self, weights: Weights, taken: Taken, sources: Sources
     ) -> tuple[list[Array], list[Array]]:
         """The output, and the data `x` of each live operation that has some.
 
-        `old` and `new` are the parts of old and new states. A new state is what `new` says, also
-        where the step moves it on into another array, so that the derivative by `new` is the
-        learning signal. What reaches the output past the new states is differentiated by `old` and
-        `deltas`. An operation whose data is cut, but depends on new states or on other outputs of
-        its own step, passes on the influence of those: it crosses. That influence goes through the
-        rest of the step unhindered, so it is carried by a second evaluation.
+        A new state is what `sources.new` says, also where the step moves it on into another array, so
+        that the derivative by it is the learning signal. What reaches the output past the new states is
+        differentiated by `sources.old` and `sources.deltas`. An operation whose data is cut, but depends on
+        new states or on other outputs of its own step, passes on the influence of those: it crosses. That
+        influence goes through the rest of the step unhindered, so a second evaluation carries it.
         """
-        a = self.step.analysis
-        stop = lax.stop_gradient
-        base = self.step.start(weights, others, x, self.step.with_parts(state, old))
-        moved = self._moves.values(self.step.leaves(new), base, self.step, saved, deltas)
-        first = self._run(base, saved, deltas, moved)
+        a, step, stop = self.step.analysis, self.step, lax.stop_gradient
+        weights = weights._replace(effective=sources.weights)
+        base = step.environment(weights, taken.xs, step.with_parts(taken.state, sources.old))
+        moved = self._moves.values(sources.new, base, step, taken, sources.deltas)
+        first = self._run(base, taken, sources.deltas, moved)
         outputs = [first[v] for v in a.split.outputs]
         if self.crossing:
-            shared = first
-            if any(
-                _data(op) in self._by_old for op in self.step.saved if op.equation in self.crossing
-            ):
-                held = self.step.start(
-                    weights, others, x, self.step.with_parts(state, [stop(p) for p in old])
-                )
-                shared = self._run(held, saved, deltas, moved)
-            second = self._crossed(weights, others, x, state, saved, old, shared)
+            shared, held_state = first, step.with_parts(taken.state, [stop(p) for p in sources.old])
+            if any(_data(op) in self._by_old for op in step.saved if op.equation in self.crossing):
+                held = step.environment(weights, taken.xs, held_state)
+                shared = self._run(held, taken, sources.deltas, moved)
+            held_weights = weights._replace(effective=[stop(w) for w in sources.weights])
+            still = step.environment(held_weights, taken.xs, held_state)
+            second = self._crossed(still, taken, shared)
             outputs = [
                 superpose(y, second[v]) if v.is_float else y
                 for v, y in zip(a.split.outputs, outputs, strict=True)
             ]
-        factors = [_data(op) for op in self.step.live if op.kind.data is not None]
-        return outputs, [stop(first[v]) for v in factors]
+        return outputs, [stop(first[v]) for v in self._data]
 
-    def _run(self, env: Env, saved, deltas, moved: "dict[Variable, Moved]") -> Env:
-        perturb = self.step.perturbing(saved, deltas)
+    def _run(
+        self, env: Values, taken: Taken, deltas: Arrays, moved: "dict[Variable, Moved]"
+    ) -> Values:
+        """Evaluate the cut step up to outputs and data, with the new states given."""
+        cut = self.step.acting(deltas, taken.saved)
 
-        def rule(eqn, values):
-            outputs = perturb(eqn, values)
+        def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
+            outputs = cut(eqn, operands)
             if any(v in moved for v in eqn.outputs):
-                outputs = eqn.bind(*values) if outputs is None else outputs
+                outputs = eqn.bind(*operands) if outputs is None else outputs
                 outputs = [
                     moved[v].over(value) if v in moved else value
                     for v, value in zip(eqn.outputs, outputs, strict=True)
@@ -106,33 +101,33 @@ class Reading:
 
         return evaluate(self._body, dict(env), rule)
 
-    def _crossed(self, weights, others, x, state, saved, old, shared: Env) -> Env:
-        stop, crossing = lax.stop_gradient, self.crossing
-        held = self.step.with_parts(state, [stop(p) for p in old])
-        still = self.step.start([stop(w) for w in weights], others, x, held)
-        body = prune(
-            self.step.analysis.split.body,
-            self.step.analysis.split.outputs,
-            [eqn for eqn in self.step.saved_equations if eqn not in crossing],
-        )
+    def _crossed(self, still: Values, taken: Taken, shared: Values) -> Values:
+        """Evaluate the step where all is held constant but the data of operations that cross, which is
+        that of `shared`."""
+        step, stop, crossing = self.step, lax.stop_gradient, self.crossing
+        given = [eqn for eqn in step.saved_equations if eqn not in crossing]
+        body = prune(step.analysis.split.body, step.analysis.split.outputs, given)
 
-        def rule(eqn, values):
-            place = self.step.saved_equations.get(eqn)
+        def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
+            place = step.saved_equations.get(eqn)
             if place is None:
                 return None
+            saved = stop(taken.saved[place])
             if eqn not in crossing:
-                return [stop(saved[place])]
-            data = self.step.saved[place].kind.data
-            values = list(values)
-            values[data] = superpose(values[data], shared[eqn.inputs[data]])
-            return [superpose(stop(saved[place]), eqn.bind(*values)[0])]
+                return [saved]
+            data = step.saved[place].kind.data
+            operands = [
+                superpose(value, shared[v]) if i == data else value
+                for i, (v, value) in enumerate(zip(eqn.inputs, operands, strict=True))
+            ]
+            return [superpose(saved, eqn.bind(*operands)[0])]
 
         return evaluate(body, still, rule)
 
     @cached_property
     def crossing(self) -> frozenset[Equation]:
-        """Equations of cut operations whose data depends on things of their own step."""
-        live = (v for eqn in self.step.live_table for v in eqn.outputs if v.is_float)
+        """The equations of cut operations whose data depends on new states or operations of their own step."""
+        live = (v for eqn in self.step.live_by_equation for v in eqn.outputs if v.is_float)
         body = self.step.analysis.split.body
         touched = propagate(body, [*self._moves.variables, *live], _stops)
         return frozenset(op.equation for op in self.step.saved if _data(op) in touched)
@@ -151,14 +146,33 @@ class Reading:
         return any(v in self._by_old for v in self.step.analysis.split.outputs)
 
 
+def _data(op: WeightOp) -> Variable | None:
+    """What the weight of an operation is multiplied with; `None` if the operation is element-wise."""
+    return None if op.kind.data is None else op.equation.inputs[op.kind.data]
+
+
+def _stops(eqn: Equation, output: Variable) -> bool:
+    return eqn.primitive is prims.stop_gradient_p
+
+
+def _is_move(eqn: Equation) -> bool:
+    """Whether an operation moves values and does not change them."""
+    if eqn.primitive is prims.convert_element_type_p:
+        old, new = (v.aval.dtype for v in (*eqn.inputs, *eqn.outputs))
+        return result_type(old, new) == new
+    return facts(eqn.primitive).moves
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moved:
-    """The value that new states give to a variable, and for which of its elements (`None`: all)."""
+    """The value that new states give to a variable."""
 
     value: Array
     where: Array | None
+    """The elements that it is given for; `None` for all."""
 
     def over(self, value: Array) -> Array:
+        """The value of the variable itself, with what is given in its place."""
         moved = self.value.astype(value.dtype)
         if self.where is None:
             return moved
@@ -168,18 +182,23 @@ class Moved:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MovedStates:
-    """Which variables of a step are new states, or are moved on into them unchanged."""
+    """The variables of a step that are new states, or are moved on into them unchanged."""
 
     new_states: Mapping[Variable, int]
     """Each variable that is a new state, and the number of its float leaf."""
     origins: tuple[tuple[Equation, tuple[int, ...]], ...]
-    """Moves that end in new states, last first, and which of their operands are moved."""
+    """The moves that end in new states, last first, and which of their operands are moved."""
     variables: frozenset[Variable]
 
     def values(
-        self, leaves: Sequence[Array], env: Env, step: StepFunctions, saved, deltas
+        self, new: Arrays, env: Values, step: StepFunctions, taken: Taken, deltas: Arrays
     ) -> dict[Variable, Moved]:
-        """What the new states `leaves` say of every such variable."""
+        """What new states with the parts `new` say of every such variable.
+
+        For `v' = concatenate(a, b)`, where `a` and `b` are computed in the step, `a` and `b` are slices of the
+        new state, and what reads `a` reads that slice.
+        """
+        leaves = step.leaves(new)
         moved = {v: Moved(leaves[i], None) for v, i in self.new_states.items()}
         if not self.origins:
             return moved
@@ -190,7 +209,7 @@ class MovedStates:
             if i not in operands
         ]
         body = prune(step.analysis.split.body, places, step.saved_equations)
-        env = evaluate(body, dict(env), step.perturbing(saved, deltas))
+        env = evaluate(body, dict(env), step.acting(deltas, taken.saved))
         for eqn, operands in self.origins:
             for i in operands:
                 if eqn.inputs[i] not in moved:
@@ -198,29 +217,28 @@ class MovedStates:
         return moved
 
 
-def _inverse(eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: Env) -> Moved:
+def _inverse(eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: Values) -> Moved:
     """The operand of a move from its outputs: the transpose, averaged where values are repeated."""
 
-    def move(value):
-        values = [
-            value if i == operand else _still(env.get(v), v) for i, v in enumerate(eqn.inputs)
-        ]
-        return eqn.bind(*values)
+    def move(value: Array) -> list[Any]:
+        of_move = enumerate(eqn.inputs)
+        return eqn.bind(*(value if i == operand else _still(env.get(v), v) for i, v in of_move))
 
     v = eqn.inputs[operand]
     _, pull = jax.vjp(move, jnp.zeros(v.shape, v.aval.dtype))
-    known, counts = [], []
+    totals: list[Array] = []
+    counts: list[Array] = []
     for out in eqn.outputs:
         zeros = jnp.zeros(out.shape, out.aval.dtype)
         if out not in moved:
-            known.append(zeros)
+            totals.append(zeros)
             counts.append(zeros)
             continue
         source = moved[out]
         mask = jnp.ones(out.shape, bool) if source.where is None else source.where
-        known.append(jnp.where(mask, source.value.astype(zeros.dtype), 0))
+        totals.append(jnp.where(mask, source.value.astype(zeros.dtype), 0))
         counts.append(mask.astype(zeros.dtype))
-    (count,), (total,) = pull(counts), pull(known)
+    (count,), (total,) = pull(counts), pull(totals)
     count = count.real
     return Moved(total / jnp.maximum(count, 1), count > 0)
 
@@ -230,6 +248,7 @@ def _still(value: Any, v: Variable) -> Any:
 
 
 def _moved_states(a: Analysis) -> MovedStates:
+    """Follow moves back from the new states, to what the step computes; old states are not followed."""
     old: set[Variable] = {a.step.state[i] for i in a.hidden.leaves}
     fixed = {*a.step.constants, *a.split.weights, *a.split.others}
     for eqn in a.split.body:
@@ -243,7 +262,7 @@ def _moved_states(a: Analysis) -> MovedStates:
         if v in computed and v not in new_states:
             new_states[v] = number
     reached = set(new_states)
-    origins = []
+    origins: list[tuple[Equation, tuple[int, ...]]] = []
     for eqn in reversed(a.split.body):
         if not _is_move(eqn) or not any(v in reached for v in eqn.outputs):
             continue
@@ -256,4 +275,4 @@ def _moved_states(a: Analysis) -> MovedStates:
     return MovedStates(new_states, tuple(origins), frozenset(reached))
 
 
-__all__ = ["Reading"]
+__all__ = ["Reading", "Sources"]

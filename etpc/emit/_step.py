@@ -1,7 +1,7 @@
-"""The step as functions on arrays: the model over a window, and of one example the cut step.
+"""The step as functions on arrays: the model over a window, and the cut step of one example.
 
-The cut step holds the data of mixing operations constant: their outputs are given, and a perturbation
-`delta` is added where each weight acts. Its Jacobians are `D` and `F`.
+The cut step holds the data of mixing operations constant: their outputs are those that the forward pass
+saved, and a perturbation `delta` is added where each weight acts. Its Jacobians are `D` and `F`.
 """
 
 from collections.abc import Sequence
@@ -10,47 +10,43 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import (
-    Variable,
-    evaluate,
-    prune,
-)
-from ..analyse import Analysis, WeightOp
-from ..analyse._weights import by_equation
-from ._forward import Forward, Rollout, Shifts, Stored
+from .._jax import Equation, Rule, evaluate, prune
+from ..analyse import Analysis, WeightOp, by_equation, shifted, vector_dtype
+from ._forward import Forward, Rollout, Shifts, Stored, Values
 from ._prefix import zero_stays_zero
-
-Env = dict[Variable, Any]
+from ._records import Arrays, Taken, Weights
 
 
 class StepFunctions:
-    """One step of one example. States are lists of all array leaves unless called parts.
+    """One step of one example. A state is a list of all array leaves; its parts are real vectors.
 
     - `live`: the operations that reach a hidden state: each has a `delta`.
-    - `saved`: those of them whose data is cut: their outputs are kept from the forward pass.
+    - `saved`: those of them whose data is cut, so that the forward pass saves their outputs.
     """
 
     def __init__(self, analysis: Analysis):
         a, body = analysis, analysis.split.body
         self.analysis = analysis
+        self.dtype = vector_dtype(a)
         self.live: list[WeightOp] = [op for op in a.ops if a.reach[op.number].role == "state"]
         self.saved = [op for op in self.live if op.number in a.cut]
         self.saved_equations = {op.equation: i for i, op in enumerate(self.saved)}
+        self.live_by_equation = by_equation(self.live)
         self.forward = Forward(a, tuple(op.equation.outputs[0] for op in self.saved))
-        self.live_table = by_equation(self.live)
+        self._place = {op.number: i for i, op in enumerate(self.live)}
         new = [a.split.next_state[i] for i in a.hidden.leaves]
         self._cut_body = prune(body, new, self.saved_equations)
 
     # --- parts and leaves ---
 
-    def parts(self, state: Sequence[Any], dtype: Any) -> list[Array]:
-        """The float leaves as real vectors that make up the S states."""
+    def parts(self, state: Sequence[Any]) -> list[Array]:
+        """The hidden states as real vectors that make up the S states."""
         hidden = self.analysis.hidden
         parts = hidden.split([state[i] for i in hidden.leaves])
-        return [jnp.ravel(part).astype(dtype) for part in parts]
+        return [jnp.ravel(part).astype(self.dtype) for part in parts]
 
-    def leaves(self, parts: Sequence[Array]) -> list[Array]:
-        """The float leaves from their parts."""
+    def leaves(self, parts: Arrays) -> list[Array]:
+        """The leaves that are hidden states, from their parts."""
         hidden = self.analysis.hidden
         return hidden.join(
             [
@@ -59,120 +55,103 @@ class StepFunctions:
             ]
         )
 
-    def with_parts(self, state: Sequence[Any], parts: Sequence[Array]) -> list[Any]:
-        """A state whose float leaves have these parts."""
+    def with_parts(self, state: Sequence[Any], parts: Arrays) -> list[Any]:
+        """A state whose hidden states have these parts."""
         leaves = list(state)
         for i, leaf in zip(self.analysis.hidden.leaves, self.leaves(parts), strict=True):
             leaves[i] = leaf
         return leaves
 
-    # --- environments ---
+    # --- the model ---
 
-    def prefix(
-        self, parameters: Sequence[Any], copies: bool = False
-    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Effective weights, and the other values that depend on the model alone.
-
-        With copies, those of some weights follow them, as `forward` reads them.
-        """
+    def prefix(self, parameters: Sequence[Any], copies: bool = False) -> Weights:
+        """What depends on parameters alone; with the copies of weights that forward passes read, if asked for."""
         a = self.analysis
-        env: Env = dict(a.step.constants)
+        env: Values = dict(a.step.constants)
         env.update(zip(a.step.parameters, parameters, strict=True))
         outputs = (*a.split.weights, *a.split.others)
         evaluate(prune(a.split.prefix, outputs), env, zero_stays_zero)
-        turned = [env[v] for v in self.forward.turned] if copies else []
-        return (
+        return Weights(
             tuple(jnp.asarray(env[v]) for v in a.split.weights),
-            (*(env[v] for v in a.split.others), *self.forward.copies(turned)),
+            tuple(env[v] for v in a.split.others),
+            tuple(self.forward.copies(env[v] for v in self.forward.turned) if copies else ()),
         )
 
     def run(
-        self, weights, others, xs, state, outputs: bool, shifts=(), stored: Stored | None = None
+        self,
+        weights: Weights,
+        xs: Arrays,
+        state: Arrays,
+        outputs: bool,
+        shifts: Arrays = (),
+        stored: Stored | None = None,
     ) -> Rollout:
-        """The model over a window of a batch. What is wanted of it is what is saved.
+        """The model over a window of a batch.
 
-        With outputs it is differentiated, and copies of weights pass on no derivative. `shifts`, one for
-        each live operation or none, are added where it acts. With `stored`, states before each step are
-        those, as a function of what they were made from.
+        - `outputs`: whether outputs are wanted, and the window is differentiated: then no copies of
+            weights are read, as they pass on no derivative.
+        - `shifts`: what is added where each live operation acts, [W, B, ...]; empty if nothing is.
+        - `stored`: the states before each step, where they are known. The run then is a function of the
+            state that it begins with, at these states.
         """
-        copies = () if outputs else others[len(self.analysis.split.others) :]
-        fixed = self._fixed(weights, others)
-        if not shifts:
-            return self.forward(fixed, copies, xs, state, outputs, stored=stored)
-        added = Shifts(shifts, self._shifting)
-        return self.forward(fixed, (), xs, state, outputs, added, stored)
+        copies = () if outputs else weights.copies
+        added = Shifts(shifts, self.acting) if shifts else None
+        return self.forward(self._fixed(weights), copies, xs, state, outputs, added, stored)
 
-    def _shifting(self, shifts):
-        """The rule that adds something where each weight acts."""
-        numbers = {op.number: i for i, op in enumerate(self.live)}
+    def outputs(self, weights: Weights, x: Arrays, state: Arrays) -> list[Array]:
+        """The output of the model at one step of one example."""
+        outputs = self.analysis.split.outputs
+        env = self.environment(weights, x, state)
+        evaluate(prune(self.analysis.split.body, outputs), env)
+        return [env[v] for v in outputs]
 
-        def rule(eqn, values):
-            ops = self.live_table.get(eqn)
-            if ops is None:
-                return None
-            for op in ops:
-                values = op.kind.shift_inputs(values, shifts[numbers[op.number]])
-            outputs = eqn.bind(*values)
-            for op in ops:
-                outputs = op.kind.shift_outputs(outputs, shifts[numbers[op.number]])
-            return outputs
-
-        return rule
-
-    def _fixed(self, weights, others) -> Env:
-        a = self.analysis
-        env: Env = dict(a.step.constants)
-        env.update(zip(a.split.others, others[: len(a.split.others)], strict=True))
-        env.update(zip(a.split.weights, weights, strict=True))
-        return env
-
-    def start(self, weights, others, x, state) -> Env:
-        a, env = self.analysis, self._fixed(weights, others)
+    def environment(self, weights: Weights, x: Arrays, state: Arrays) -> Values:
+        """The values that the equations of a step start from."""
+        a, env = self.analysis, self._fixed(weights)
         env.update(zip(a.step.inputs, x, strict=True))
         env.update(zip(a.step.state, state, strict=True))
         return env
 
+    def _fixed(self, weights: Weights) -> Values:
+        a = self.analysis
+        env: Values = dict(a.step.constants)
+        env.update(zip(a.split.others, weights.others, strict=True))
+        env.update(zip(a.split.weights, weights.effective, strict=True))
+        return env
+
     # --- the cut step ---
 
-    def cut(self, weights, others, x, state, saved, old, deltas, dtype) -> list[Array]:
-        """The parts of the new states of the cut step, from those of the old ones."""
-        state = self.with_parts(state, old)
-        return self.parts(self.cut_leaves(weights, others, x, state, saved, deltas), dtype)
+    def cut(self, weights: Weights, taken: Taken, old: Arrays, deltas: Arrays) -> list[Array]:
+        """The parts of the new states of the cut step, as a function of those of the old ones and of `deltas`."""
+        env = self.environment(weights, taken.xs, self.with_parts(taken.state, old))
+        evaluate(self._cut_body, env, self.acting(deltas, taken.saved))
+        return self.parts([env.get(v) for v in self.analysis.split.next_state])
 
-    def cut_leaves(self, weights, others, x, state, saved, deltas) -> list[Any]:
-        """The new state of the cut step; `None` for leaves that are no floats."""
-        env = self.start(weights, others, x, state)
-        evaluate(self._cut_body, env, self.perturbing(saved, deltas))
-        return [env.get(v) for v in self.analysis.split.next_state]
+    def acting(self, deltas: Arrays, saved: Arrays | None = None) -> Rule:
+        """The rule by which live operations are evaluated: `delta` is added where each acts.
 
-    def outputs(self, weights, others, x, state) -> list[Array]:
-        """The output of the model itself."""
-        outputs = self.analysis.split.outputs
-        env = self.start(weights, others, x, state)
-        evaluate(prune(self.analysis.split.body, outputs), env)
-        return [env[v] for v in outputs]
+        With `saved` it is the rule of the cut step: all weights are held constant, and the output of an
+        operation whose data is cut is the saved one. For `y = w @ x + b`, where `x` is cut,
 
-    def perturbing(self, saved, deltas):
-        """The rule of the cut step: kept outputs in place of operations, `delta` where they act."""
-        stop = lax.stop_gradient
-        numbers = {op.number: i for i, op in enumerate(self.live)}
+            w @ x    becomes    stop(y_saved) + delta_w
+            y + b    becomes    y + (stop(b) + delta_b)
+        """
 
-        def rule(eqn, values):
-            ops = self.live_table.get(eqn)
+        def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
+            ops = self.live_by_equation.get(eqn)
             if ops is None:
                 return None
-            place = self.saved_equations.get(eqn)
-            if place is None:
-                values = list(values)
-                for op in ops:
-                    values[op.operand] = stop(values[op.operand])
-                    values = op.kind.shift_inputs(values, deltas[numbers[op.number]])
-                outputs = eqn.bind(*values)
-            else:
-                outputs = [stop(saved[place])]
+            of_ops = [deltas[self._place[op.number]] for op in ops]
+            if saved is None:
+                return shifted(ops, of_ops, operands, eqn.bind)
+            stop = lax.stop_gradient
+            if eqn in self.saved_equations:
+                kept = [stop(saved[self.saved_equations[eqn]])]
+                return shifted(ops, of_ops, operands, lambda *_: kept)
+            held = list(operands)
             for op in ops:
-                outputs = op.kind.shift_outputs(outputs, deltas[numbers[op.number]])
-            return outputs
+                held[op.operand] = stop(held[op.operand])
+            return shifted(ops, of_ops, held, eqn.bind)
 
         return rule
 

@@ -75,8 +75,8 @@ def init_from_data(
 
     ```
     """
-    from etpc._verify import one_step
-    from etpc.run._spikes import firing_rates
+    from etpc._data import one_step
+    from etpc._spikes import firing_rates
     from etpc.trace import trace
 
     if not (isinstance(rate, int | float | np.number) and 0 < rate < 1):
@@ -209,8 +209,8 @@ def _layers(step: "Step") -> list[_Layer]:
     a path leads from there to the function, in this step or through the state of later ones, and
     neither through another operation that mixes nor through another spike function.
     """
-    from etpc.analyse._weights import split
-    from etpc.run._spikes import spike_functions
+    from etpc._spikes import spike_functions
+    from etpc.analyse import split
 
     functions = spike_functions(step)
     if not functions:
@@ -221,7 +221,7 @@ def _layers(step: "Step") -> list[_Layer]:
         )
     parts = split(step)
     ends = {e: n for n, e in enumerate(functions)}
-    mixing = [op for op in parts.ops if op.kind.mixes]
+    mixing = [op for op in parts.ops if op.kind.data is not None]
     ends_path = {id(op.equation) for op in mixing} | {id(e) for e in functions}
     carried = dict(zip(parts.next_state, step.state, strict=True))
     drivers: list[set[int]] = [set() for _ in functions]

@@ -10,21 +10,25 @@ The other stages know only this form. A kind is one record, registered for a pri
 
 from .._jax import primitive_of
 from ._contraction import Contraction
-from ._convolution import Convolution
-from ._kind import Direct, Kind, Links, direct, kind_of, register_kind
+from ._convolution import Axis, Convolution, Geometry, geometry
+from ._kind import Direct, Kind, Links, direct, kind_of, register_kind, summed
 from ._lookup import Lookup
 from ._sparse import Sparse
 
 __all__ = [
+    "Axis",
     "Contraction",
     "Convolution",
     "Direct",
+    "Geometry",
     "Kind",
     "Links",
     "Lookup",
     "Sparse",
     "direct",
+    "geometry",
     "kind_of",
     "primitive_of",
     "register_kind",
+    "summed",
 ]

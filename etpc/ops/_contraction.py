@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+
+from jax import Array
 
 from .._jax import Equation, prims
-from ._kind import Factored, Known, Move, register_kind
+from ._kind import Factored, Known, Move, Values, register_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Contraction(Factored):
 
     x_order: tuple[int, ...]
 
-    def factor(self, values):
+    def factor(self, values: Values) -> Array:
         return values[self.data].transpose(self.x_order).reshape(self.groups, self.i)
 
 
@@ -33,7 +36,7 @@ def contraction(equation: Equation, operand: int, known: Known) -> Contraction:
         for n in (0, 1)
     ]
 
-    def count(shape, axes):
+    def count(shape: Sequence[int], axes: Sequence[int]) -> int:
         return math.prod(shape[a] for a in axes)
 
     h, f = count(shapes[w], batch[w]), count(shapes[x], free[x])

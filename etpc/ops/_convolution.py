@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from .._jax import Equation, prims
-from ._kind import Factored, Known, Move, register_kind
+from ._kind import Factored, Known, Move, Values, register_kind
 
 
 class Axis(NamedTuple):
@@ -20,7 +21,7 @@ class Axis(NamedTuple):
     stride: int = 1
     padding: tuple[int, int] = (0, 0)
     dilation: int = 1
-    """of the input"""
+    """The dilation of the input."""
     kernel_dilation: int = 1
 
     def sources(self) -> tuple[np.ndarray, np.ndarray]:
@@ -36,13 +37,13 @@ class Axis(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Likewise over all axes of a convolution or a window."""
+    """Which input elements each kernel meets, along all axes of a convolution or a window."""
 
     axes: tuple[Axis, ...]
     batch: int = 1
     channels: int = 1
     groups: int = 1
-    """feature groups, h."""
+    """The feature groups, h."""
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -100,7 +101,7 @@ class Convolution(Factored):
     geometry: Geometry
     x_order: tuple[int, ...]
 
-    def factor(self, values):
+    def factor(self, values: Values) -> Array:
         x = values[self.data].transpose(self.x_order).reshape(-1)
         index, exists = self.geometry.patches()
         patches = x[jnp.asarray(index.reshape(self.groups, self.i))]

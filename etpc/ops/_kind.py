@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -14,6 +14,9 @@ from jaxtyping import Inexact
 
 from .._jax import Equation, Primitive, Variable
 from .._primitives import facts, register
+
+Values = list[Any]
+"""The values of the operands, or of the results, of one equation."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,16 +31,16 @@ class Links:
 
 @runtime_checkable
 class Kind(Protocol):
-    """How one operand of one equation acts as a weight."""
+    """How one operand of one equation acts as a weight.
+
+    A kind may also have `uses`, which is hashable: two operations on one weight share a trace where it is
+    equal and not `None`. It is equal only where `gather` takes the entries of both to the same elements
+    of the weight.
+    """
 
     @property
     def name(self) -> str:
         """What the printed program calls it."""
-        ...
-
-    @property
-    def mixes(self) -> bool:
-        """Whether an output reads several positions of the data: D-RTRL then cuts the data."""
         ...
 
     @property
@@ -56,24 +59,25 @@ class Kind(Protocol):
         ...
 
     @property
-    def data(self) -> Any:
-        """Which operand is the data `x` that is multiplied with the weight; `None` if none is."""
+    def data(self) -> int | None:
+        """Which operand is the data `x` that is multiplied with the weight, and that D-RTRL cuts; `None` if
+        the operation has no such factor."""
         ...
 
     @property
-    def links(self) -> Any:
+    def links(self) -> Links | None:
         """The `Links` of one group; `None` where every input feeds every output."""
         ...
 
-    def shift_inputs(self, values: list[Any], delta: Inexact[Array, "G O"]) -> list[Any]:
-        """The operands with `delta` added, if it acts on the weight (an op that does not mix)."""
+    def shift_inputs(self, values: Values, delta: Inexact[Array, "G O"]) -> Values:
+        """The operands with `delta` added to the weight, where the operation has no data."""
         ...
 
-    def shift_outputs(self, outputs: list[Any], delta: Inexact[Array, "G O"]) -> list[Any]:
-        """The outputs with `delta` added, if it acts on them (an op that mixes)."""
+    def shift_outputs(self, outputs: Values, delta: Inexact[Array, "G O"]) -> Values:
+        """The outputs with `delta` added, where the operation has data."""
         ...
 
-    def factor(self, values: list[Any]) -> Inexact[Array, "G I"]:
+    def factor(self, values: Values) -> Inexact[Array, "G I"]:
         """`x`, from the values of the equation's operands; only that of `data` is given."""
         ...
 
@@ -121,7 +125,6 @@ class Direct:
     operand: int
     shape: tuple[int, ...]
     name: str
-    mixes = False
     groups = 1
     inputs = 1
     data = None
@@ -131,22 +134,26 @@ class Direct:
     def outputs(self) -> int:
         return math.prod(self.shape)
 
-    def shift_inputs(self, values, delta):
+    @property
+    def uses(self) -> Hashable:
+        return self.shape
+
+    def shift_inputs(self, values: Values, delta: Array) -> Values:
         values = list(values)
         weight = values[self.operand]
         values[self.operand] = weight + delta.reshape(self.shape).astype(weight.dtype)
         return values
 
-    def shift_outputs(self, outputs, delta):
+    def shift_outputs(self, outputs: Values, delta: Array) -> Values:
         return outputs
 
-    def factor(self, values):
+    def factor(self, values: Values) -> Array:
         raise TypeError("an element-wise operation has no input factor")
 
-    def contract(self, x, delta):
+    def contract(self, x: Array | None, delta: Array) -> Array:
         return delta.sum(axis=tuple(range(delta.ndim - 1))).reshape(self.shape)
 
-    def gather(self, entries):
+    def gather(self, entries: Array) -> Array:
         return entries.reshape(self.shape)
 
 
@@ -179,7 +186,6 @@ class Factored:
     """From [h, i, o] to the weight's own axes."""
     to_output: Move
     """From [h, f, o] to the output's."""
-    mixes = True
     links = None
 
     @property
@@ -194,16 +200,21 @@ class Factored:
     def outputs(self) -> int:
         return self.o
 
-    def shift_inputs(self, values, delta):
+    @property
+    def uses(self) -> Hashable:
+        return self.h, self.f, self.i, self.o, self.to_weight
+
+    def shift_inputs(self, values: Values, delta: Array) -> Values:
         return values
 
-    def shift_outputs(self, outputs, delta):
+    def shift_outputs(self, outputs: Values, delta: Array) -> Values:
         (y,) = outputs
         return [y + self.to_output(delta).astype(y.dtype)]
 
-    def contract(self, x, delta):
+    def contract(self, x: Array | None, delta: Array) -> Array:
         # One product that has the weight's own order of axes, as a transpose of the result is a pass
         # over the weight. The leading axes stay apart, so that a batch may be spread over devices.
+        assert x is not None
         lead, split = x.shape[:-2], self.to_weight.split
         axes = "hijklmnopqrstuvwxyz"[: len(split)]
         first, second = _cuts(split, (self.h, self.i, self.o))
@@ -214,7 +225,7 @@ class Factored:
         out = "".join(axes[axis] for axis in self.to_weight.order)
         return summed(f"{n}{h}f{i},{n}{h}f{o}->{out}", x, delta).reshape(self.to_weight.shape)
 
-    def gather(self, entries):
+    def gather(self, entries: Array) -> Array:
         return self.to_weight(entries.reshape(self.h, self.f, self.i, self.o).sum(1))
 
 
@@ -270,7 +281,9 @@ __all__ = [
     "Known",
     "Links",
     "Move",
+    "Values",
     "direct",
     "kind_of",
     "register_kind",
+    "summed",
 ]

@@ -5,10 +5,10 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from .._jax import Equation, prims
-from ._kind import Factored, Known, Move, register_kind
+from ._kind import Factored, Known, Move, Values, register_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Lookup(Factored):
     clip: bool
     dtype: Any
 
-    def factor(self, values):
+    def factor(self, values: Values) -> Array:
         index = jnp.asarray(values[self.data]).reshape(self.f, len(self.rows))
         # The type of the index may be too narrow for the number of a row, or of the rows.
         number = jnp.zeros((self.f,), jnp.int32)

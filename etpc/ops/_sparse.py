@@ -1,14 +1,16 @@
 """Products of a sparse weight and data, with one trace entry for each element that is stored."""
 
 import dataclasses
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from .._jax import Equation, result_type
 from .._primitives import BCOO, register
-from ._kind import Known, Links, Move
+from ._kind import Known, Links, Move, Values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,30 +29,34 @@ class Sparse:
     axis: int
     """The dimension of the data that is summed."""
     to_output: Move
-    mixes = True
 
-    def shift_inputs(self, values, delta):
+    @property
+    def uses(self) -> Hashable:
+        return self.groups, self.links.inputs.tobytes(), self.links.outputs.tobytes()
+
+    def shift_inputs(self, values: Values, delta: Array) -> Values:
         return values
 
-    def shift_outputs(self, outputs, delta):
+    def shift_outputs(self, outputs: Values, delta: Array) -> Values:
         (y,) = outputs
         return [y + self.to_output(delta).astype(y.dtype)]
 
-    def factor(self, values):
+    def factor(self, values: Values) -> Array:
         x = jnp.moveaxis(values[self.data], self.axis, -1)
         return x.reshape(self.groups, self.inputs)
 
-    def contract(self, x, delta):
-        def add(total, pair):
+    def contract(self, x: Array | None, delta: Array) -> Array:
+        def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
             x, delta = pair
             return total + (x[:, self.links.inputs] * delta[:, self.links.outputs]).sum(0), None
 
+        assert x is not None
         x = x.reshape(-1, *x.shape[-2:])
         delta = delta.reshape(-1, *delta.shape[-2:])
         zero = jnp.zeros((self.links.inputs.size,), result_type(x, delta))
         return jax.lax.scan(add, zero, (x, delta))[0]
 
-    def gather(self, entries):
+    def gather(self, entries: Array) -> Array:
         return entries.sum(0)
 
 

@@ -6,25 +6,26 @@ import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 
-from ..analyse import Analysis
-from ..analyse._hidden import is_complex
-from ..analyse._pattern import Pattern
-from ._pairs import Pairs, check_table, pairs_of, uses
+from ..analyse import Analysis, Pattern, is_complex
+from ..traces import Pairs
+from ._pairs import check_table, pairs_of, uses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """Where the entries of an array lie in a flat vector; `mask` is `None` where all exist."""
+    """Where the entries of an array lie in a flat vector."""
 
     at: np.ndarray
+    """The place of each entry; any number where the entry does not exist."""
     mask: np.ndarray | None
+    """Which entries exist; `None` where all do."""
 
     @classmethod
     def of(cls, at: np.ndarray, present: np.ndarray) -> "Index":
         return cls(at.astype(np.int32), None if present.all() else present)
 
     def rows(self) -> "list[Index]":
-        """One index for each of its first axis."""
+        """An index for each row, along the first axis."""
         masks = [None] * len(self.at) if self.mask is None else self.mask
         return [Index(at, mask) for at, mask in zip(self.at, masks, strict=True)]
 
@@ -53,16 +54,17 @@ class Colouring:
     """
 
     colour: np.ndarray
-    """The colour of each new state; int [S]. Those without entries have -1, and are in no product."""
+    """The colour of each new state; int [S]. A state that depends on no old state and no operation has -1 and is in
+    no product."""
     count: int
     """C."""
     transition: Index
-    """Which row an entry of the compressed `D` [C, S] belongs to."""
+    """The row that each entry of the compressed `D` [C, S] belongs to."""
     immediate: tuple[Index, ...]
-    """Likewise for the compressed `F` [C, outputs] of each operation."""
+    """The row that each entry of the compressed `F` [C, outputs] belongs to, for each operation."""
     columns: dict[int, Columns]
-    """The operations whose `F` is read by columns instead, by number: a parameter that many states
-    share is one column, and a row for each of them."""
+    """The operations whose `F` is read by columns instead, by number. A parameter that many states share
+    is a single column, but takes a row for each of them."""
 
     def __str__(self) -> str:
         columns = sum(columns.count for columns in self.columns.values())
@@ -76,14 +78,14 @@ class Layout:
 
     rows: np.ndarray
     states: Index
-    """`rows` as positions in the vector of states; [m, O]."""
+    """`rows` as places in the vector of states; [m, O]."""
     pairs: Pairs
     """The transitions among the places of a block."""
     transition: Index
     """Where the entries of `D` for each pair and output lie in the compressed `D`; [P, o], where output n has
-    those of n modulo o."""
+    the entries of n modulo o."""
     places: Index
-    """The states that those transitions are of, as positions in the vector of states; [m, o]."""
+    """The blocks of these o outputs, as places in the vector of states; [m, o]."""
 
     @property
     def block(self) -> int:
@@ -92,8 +94,10 @@ class Layout:
 
 
 def lasting(analysis: Analysis, block: Pattern) -> Pattern:
-    """The states of blocks without those that nothing reads but data that is cut, as that of an LSTM's last
-    output: the credit of one at the start of a window is zero. All, where nothing would be left."""
+    """Blocks without the states that only cut data reads, such as the last output of an LSTM.
+
+    The credit of such a state at the start of a window is zero. Where nothing would be left, the blocks stay.
+    """
     read = np.diff(sp.csc_array(analysis.transition).indptr) > 0
     for reads in analysis.outputs:
         read |= reads.states
@@ -155,7 +159,10 @@ def _columns(immediate: Pattern) -> Columns:
 
 
 def colours_of(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
-    """A colour for each row, so that those of one share no column; `leaf` is one that is tried."""
+    """A colour for each row, so that rows of one colour share no column.
+
+    One colour for all and one for each leaf are tried first; `leaf` is the leaf of each row.
+    """
     rows = pattern.shape[0]
     for trial in (np.zeros(rows, np.int64), leaf.astype(np.int64)):
         if _valid(pattern, trial):
@@ -186,9 +193,11 @@ def _owners(pattern: Pattern, colour: np.ndarray, count: int) -> Index:
 
 
 def _fill(owner: np.ndarray) -> np.ndarray:
-    """Give absent entries (-1) numbers that continue their neighbours' where possible.
+    """Give absent entries (-1) numbers that continue those of their neighbours, where possible.
 
-    What stands there is masked; a table that runs on without a gap is read as one slice.
+    The values read there are masked; but a table without gaps is read as one slice, which is faster. In a row
+    [-1, 4, 5, -1], the first entry that is present is 4 at place 1, so the row becomes [3, 4, 5, 6] (or
+    [3, 4, 5, 5], if no number of the table is larger than 5).
     """
     filled = owner.copy()
     for row in filled.reshape(-1, filled.shape[-1]):
@@ -214,7 +223,6 @@ def layout(
     number = np.searchsorted(pairs.after * m + pairs.before, used.after * m + used.before)
     present = np.zeros((pairs.after.size, table.shape[1]), bool)
     present[number, used.output] = True
-    # what stands at an absent entry is masked; a place that continues its neighbours reads faster
     after, before = table[pairs.after], table[pairs.before]
     at = colours.colour[np.maximum(after, 0)] * transition.shape[0] + np.maximum(before, 0)
     states, places = (Index.of(_fill(entries), entries >= 0) for entries in (rows, table))
@@ -222,10 +230,10 @@ def layout(
 
 
 def _repeated(rows: np.ndarray, closed: bool) -> np.ndarray:
-    """The blocks [m, o] of the first outputs, that those of the others repeat.
+    """The blocks [m, o] of the first outputs, if the blocks of the other outputs repeat them.
 
-    A place that an output has no state at may be taken for that of another one, if no transition leads
-    out of its block: what stands there is zero and remains so.
+    A place without a state may stand for any state, if no transition leads out of the block: its value is zero
+    and remains so.
     """
     m, outputs = rows.shape
     if not m:
@@ -243,30 +251,37 @@ def immediate_index(
     rows: np.ndarray, immediate: Pattern, colours: Colouring, columns: Columns | None = None
 ) -> Index:
     """Where `F[a, o]` lies in the compressed `F` of an operation; [m, O]."""
-    m, outputs = rows.shape
-    states = immediate.shape[0]
-    by_output = sp.csc_array(immediate)
-    by_output.sort_indices()
-    entries = np.repeat(np.arange(outputs), np.diff(by_output.indptr)) * states + by_output.indices
-    present = np.zeros(rows.shape, bool)
-    for slot in range(m if entries.size else 0):  # in order, so that the search is fast
-        keys = np.arange(outputs) * states + rows[slot]
-        place = np.minimum(np.searchsorted(entries, keys), entries.size - 1)
-        present[slot] = (rows[slot] >= 0) & (entries[place] == keys)
+    states, outputs = immediate.shape
     if columns is None:
         at = colours.colour[np.maximum(rows, 0)] * outputs + np.arange(outputs)
     else:
         at = columns.colour * states + np.maximum(rows, 0)
-    return Index.of(at, present)
+    return Index.of(at, entered(rows, immediate))
+
+
+def entered(rows: np.ndarray, immediate: Pattern) -> np.ndarray:
+    """Which places of the blocks `rows` an operation enters: whether its `F[a, o]` has an entry; [m, O]."""
+    states, outputs = immediate.shape
+    by_output = sp.csc_array(immediate)
+    by_output.sort_indices()
+    entries = np.repeat(np.arange(outputs), np.diff(by_output.indptr)) * states + by_output.indices
+    present = np.zeros(rows.shape, bool)
+    for slot in range(len(rows) if entries.size else 0):  # in order, so that the search is fast
+        keys = np.arange(outputs) * states + rows[slot]
+        place = np.minimum(np.searchsorted(entries, keys), entries.size - 1)
+        present[slot] = (rows[slot] >= 0) & (entries[place] == keys)
+    return present
 
 
 __all__ = [
     "Colouring",
+    "Columns",
     "Index",
     "Layout",
     "block_rows",
     "colouring",
     "colours_of",
+    "entered",
     "immediate_index",
     "lasting",
     "layout",

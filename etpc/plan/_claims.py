@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from ..analyse import Escape
-from ._plan import OpPlan, Plan, left_out
+from ._plan import left_out
+from ._records import OpPlan, Plan
 
 ClaimName = Literal["exact", "approximate", "current step", "unused"]
 
@@ -82,7 +83,7 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     form = p.trace.form
     reasons = [Reason("form", form.left_out, p)] if not form.exact else []
     texts = left_out(reach, p.trace.directions)
-    if not reach.escapes:  # but what is followed along directions alone
+    if not reach.escapes:  # the trace has no block and is followed along directions alone
         return reasons + [Reason("form", text, p) for text in texts]
     return reasons + [
         Reason("escape", text, p, escape)

@@ -6,24 +6,21 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._jax import propagate, prune
-from ..analyse import Analysis
-from ..analyse._hidden import is_complex
-from ..analyse._pattern import Pattern
-from ..analyse._values import Numbering, Numbers
+from ..analyse import Analysis, Numbering, Numbers, Pattern, is_complex
 from ._blocks import colours_of
 
 MOST = 16
-"""Entries in one row of D or F, beyond which nothing is looked for: each takes a run of the tangents."""
+"""D or F with more entries in one row is not looked into, as each entry takes a run of the tangents."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Compressed:
-    """Columns of a Jacobian as numbers, in runs: columns of one run share no row."""
+    """The entries of a Jacobian as numbers, by runs: columns of one run share no row."""
 
     run: np.ndarray
     """The run of each column; int."""
     numbers: Numbers
-    """[runs, S]."""
+    """The numbers that each run gives for the new states; [runs, S]."""
 
     def at(self, rows: np.ndarray, columns: np.ndarray) -> Numbers:
         """The numbers of entries that the pattern has."""
@@ -33,7 +30,7 @@ class Compressed:
 class Entries:
     """D and F of a step as numbers, by runs of its tangents on seeds of ones and zeros.
 
-    What the seeds do not enter is run once, so that the same value has the same number in all runs.
+    Equations that the seeds do not enter are run once, so that a value has the same number in all runs.
     """
 
     def __init__(self, analysis: Analysis):
@@ -91,7 +88,7 @@ class Entries:
         return [v.size for v in self._seeds[: len(self.analysis.hidden.parts)]]
 
     def _run(self, seeds: dict[int, np.ndarray]) -> Numbers:
-        """The numbers of the tangents of all states, [S], from seeds by their places; others are zero."""
+        """The numbers of the tangents of all states, [S], for seeds given by their places; other seeds are zero."""
         env = dict(self._still)
         for place, v in enumerate(self._seeds):
             seed = seeds.get(place, np.zeros(()))

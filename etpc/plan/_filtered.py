@@ -10,20 +10,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..algorithms import Backprop, Proved
-from ..analyse import Analysis, WeightOp, trace_dtype
-from ..analyse._pattern import Pattern, columns_of
-from ..traces import Filtered, Full, Site
-from ..traces._trace import size_of
-from ._blocks import block_rows, lasting
+from ..analyse import Analysis, Pattern, WeightOp, columns_of, trace_dtype
+from ..traces import Filtered, Full, Site, size_of
+from ._blocks import block_rows, entered, lasting
 from ._entries import MOST, Entries
 from ._pairs import uses
 
 
 def filtered(analysis: Analysis, ops: Sequence[WeightOp], backprop: Backprop) -> dict[int, Proved]:
-    """The smallest such form of each operation that has one, by number.
-
-    - `backprop`: whether windows are cut as the traces are.
-    """
+    """The smallest `Filtered` form of each operation that has one smaller than the whole trace, by number."""
     entries: Entries | None = None
     among: dict[bytes, np.ndarray | None] = {}
     found = {}
@@ -67,14 +62,7 @@ def _immediate(entries: Entries, op: WeightOp, rows: np.ndarray) -> np.ndarray |
     compressed = entries.immediate(op.number)
     if compressed is None:
         return None
-    size = entries.analysis.hidden.size
-    pattern = entries.analysis.immediate[op.number].tocoo()
-    place, output = np.nonzero(rows >= 0)
-    keys = np.sort(pattern.col.astype(np.int64) * size + pattern.row)
-    wanted = output * size + rows[place, output]
-    at = np.minimum(np.searchsorted(keys, wanted), max(keys.size - 1, 0))
-    inside = keys[at] == wanted if keys.size else np.zeros(wanted.size, bool)
-    place, output = place[inside], output[inside]
+    place, output = np.nonzero(entered(rows, entries.analysis.immediate[op.number]))
     numbers = np.full(rows.shape, entries.none)
     numbers[place, output] = compressed.at(rows[place, output], output)
     return numbers
@@ -87,22 +75,22 @@ def _forms(
     transition: np.ndarray,
     immediate: np.ndarray,
 ) -> Iterable[Filtered]:
-    """Forms in which entries of F that depend on no data are, and are not, taken out of the sum."""
+    """The form with the entries of F that depend on no data taken out of the sum, and the one without."""
     groups = site.kind.groups
     by_data = entries.numbering.by_data(immediate).any(1)
-    entered = (immediate != entries.none).any(1)
-    for apart in {tuple(np.flatnonzero(~by_data & entered)), ()}:
+    in_use = (immediate != entries.none).any(1)
+    for apart in {tuple(np.flatnonzero(~by_data & in_use)), ()}:
         inside = np.setdiff1d(np.arange(len(immediate)), apart)
         classes = _classes([present, transition, immediate[inside]], groups)
         columns = tuple(int(n) for n in apart if not _equal(classes, immediate[n]))
-        shared = bool(entered[np.setdiff1d(np.arange(len(immediate)), columns)].any())
+        shared = bool(in_use[np.setdiff1d(np.arange(len(immediate)), columns)].any())
         form = Filtered(classes, columns, shared)
         numbers = _distinct(transition[:, form.first.reshape(-1)])
         yield Filtered(classes, columns, shared, len(np.unique(numbers, axis=1).T) == 1)
 
 
 def _classes(tables: Sequence[np.ndarray], groups: int) -> tuple[tuple[int, ...], ...]:
-    """For each output of each group, the number of its column of the tables among those of the group."""
+    """The class of each output of each group: outputs of one class have equal columns of the tables."""
     columns = np.concatenate([_distinct(table) for table in tables])
     by_group = np.split(columns, groups, 1)
     numbered = [np.unique(part, axis=1, return_inverse=True)[1] for part in by_group]
@@ -110,7 +98,7 @@ def _classes(tables: Sequence[np.ndarray], groups: int) -> tuple[tuple[int, ...]
 
 
 def _distinct(table: np.ndarray) -> np.ndarray:
-    """Numbers, with one of its own for each element that was not followed."""
+    """The numbers, where each element that was not followed gets a number of its own."""
     numbers = table.astype(np.int64)
     unknown = numbers < 0
     numbers[unknown] = -1 - np.arange(unknown.sum())
@@ -118,7 +106,7 @@ def _distinct(table: np.ndarray) -> np.ndarray:
 
 
 def _equal(classes: tuple[tuple[int, ...], ...], row: np.ndarray) -> bool:
-    """Whether outputs of one class have one number."""
+    """Whether all outputs of a class have the same number."""
     pairs = {(g, c) for g, of_group in enumerate(classes) for c in of_group}
     numbers = _distinct(row).reshape(len(classes), -1)
     seen = {

@@ -1,104 +1,32 @@
-"""Which transitions there are among the states of a block, by their places in it."""
+"""Which transitions of the step are in which places of the blocks."""
 
 import dataclasses
-from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
 
 from .._errors import MemoryLimitError
-from ..analyse._pattern import Pattern
-from ..analyse._reach import closure
+from ..analyse import Pattern, closure
+from ..traces import DENSE_UP_TO, Pairs, every_pair
 
-DENSE_UP_TO = 8
-"""Blocks up to this size have all transitions: code without gaps is faster."""
 MAX_TABLE = 1 << 28
-"""Entries of an index table."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pairs:
-    """P transitions from a place `before` to a place `after` of a block of m states.
-
-    Closed under composition, and with each place's transition to itself, so that products of
-    transitions have the same places. Ordered by `after`, then by `before`.
-    """
-
-    m: int
-    after: np.ndarray
-    before: np.ndarray
-
-    @property
-    def dense(self) -> bool:
-        """Whether all m x m transitions are there."""
-        return self.after.size == self.m * self.m
-
-    @cached_property
-    def into(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each place, the transitions that end there: [m, k], and which of them exist."""
-        return _grouped(self.after, np.arange(self.after.size), self.m)
-
-    @cached_property
-    def out_of(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each place, the transitions that begin there."""
-        return _grouped(self.before, np.arange(self.before.size), self.m)
-
-    @cached_property
-    def products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each transition, the pairs of transitions (later, earlier) that make it up: [P, k]."""
-        number = sp.csr_array(
-            (np.arange(1, self.after.size + 1), (self.after, self.before)), shape=(self.m, self.m)
-        )
-        counts = np.bincount(self.after, minlength=self.m)[self.before]
-        later = np.repeat(np.arange(self.after.size), counts)
-        starts = np.searchsorted(self.after, np.arange(self.m))
-        offset = np.arange(later.size) - np.repeat(np.cumsum(counts) - counts, counts)
-        earlier = starts[self.before[later]] + offset
-        product = np.asarray(number[self.after[later], self.before[earlier]]).reshape(-1) - 1
-        index, exists = _grouped(product, np.arange(later.size), self.after.size)
-        return later[index], earlier[index], exists
-
-
-def _grouped(group: np.ndarray, member: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The members of each group as a table [count, k], padded with 0, and which entries exist."""
-    order = np.argsort(group, kind="stable")
-    sizes = np.bincount(group, minlength=count)
-    column = np.arange(group.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    table = np.zeros((count, int(sizes.max(initial=0))), np.int64)
-    exists = np.zeros(table.shape, bool)
-    table[group[order], column] = member[order]
-    exists[group[order], column] = True
-    return table, exists
-
-
-def every_pair(m: int) -> Pairs:
-    """All transitions of a block."""
-    after, before = np.divmod(np.arange(m * m), max(m, 1))
-    return Pairs(m, after, before)
-
-
-def with_virtual(pairs: Pairs, count: int) -> Pairs:
-    """Those of a block and so many virtual states after it, which all of the block and all of them
-    enter."""
-    m = pairs.m + count
-    if m <= DENSE_UP_TO:
-        return every_pair(m)
-    after = np.concatenate([pairs.after, np.repeat(np.arange(pairs.m, m), m)])
-    before = np.concatenate([pairs.before, np.tile(np.arange(m), count)])
-    return Pairs(m, after, before)
+"""An index table has at most so many entries."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Uses:
-    """Where the transitions of the step are in the blocks: one entry for each, five arrays."""
+    """Where the transitions of the step are in the blocks: five arrays with an entry for each."""
 
     output: np.ndarray
+    """The output whose block it is."""
     after: np.ndarray
-    """Place in the block of the output."""
+    """The place of the new state in that block."""
     before: np.ndarray
+    """The place of the old state."""
     new: np.ndarray
-    """The states that the places are."""
+    """The number of the new state."""
     old: np.ndarray
+    """The number of the old state."""
 
 
 def uses(rows: np.ndarray, transition: Pattern) -> Uses:
@@ -124,7 +52,7 @@ def uses(rows: np.ndarray, transition: Pattern) -> Uses:
 
 
 def _uses_by_pair(rows: np.ndarray, transition: Pattern) -> Uses:
-    """Likewise, by asking of each pair of states in a block whether the step has the transition."""
+    """The same as `uses`, by asking of each pair of states in a block whether the step has the transition."""
     m, outputs = rows.shape
     if m * m * outputs > MAX_TABLE:
         raise _too_many(m, outputs)
@@ -167,4 +95,4 @@ def _too_many(m: int, outputs: int) -> MemoryLimitError:
     )
 
 
-__all__ = ["Pairs", "Uses", "check_table", "every_pair", "pairs_of", "uses"]
+__all__ = ["Uses", "check_table", "pairs_of", "uses"]

@@ -1,35 +1,25 @@
 """How many steps are processed at once where that is left open, from what moves and what is kept."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from .._tuning import tuning
-from ..algorithms import Algorithm
 from ..analyse import Analysis, vector_dtype
+from ._blocks import Layout
+from ._records import OpPlan
 
 SHORTEST, AT_LEAST, AT_MOST = 8, 16, 64
-"""Steps. Beyond, what a window saves is less than the rest of a step on every network that was measured. It
-is shorter than `AT_LEAST` only where the traces take less than a step."""
+"""Bounds of a window, in steps. With more than `AT_MOST`, a window saved less than the rest of a step takes, on every
+network that was measured. It is shorter than `AT_LEAST` only where the traces take less memory than one step."""
 
 
-def window_matters(algorithm: Algorithm, traces: Sequence[Any]) -> bool:
-    """Whether another window would give another gradient.
-
-    Under `backprop="full"` nothing is cut inside a window; and some forms, such as a low rank, reduce the
-    trace after each.
-    """
-    exact = algorithm.backprop == "full"
-    return exact or any(t.form.window_matters for t in traces)
-
-
-def chosen_window(analysis: Analysis, ops: Sequence[Any], colours: int) -> tuple[int, str]:
+def chosen_window(analysis: Analysis, ops: Sequence[OpPlan], colours: int) -> tuple[int, str]:
     """A window, and why it is not the least.
 
-    A pass over the traces moves their bytes two or three times, once for a window; a window keeps the arrays
-    of each of its steps. So it is as long as it may be while these take no more than the traces. Where
-    the traces take less than a single step, passes cost nothing, and the arrays are to stay in a cache.
+    Each window makes one pass over the traces, which moves their bytes two or three times, and keeps the arrays
+    of each of its steps. So a window is as long as it can be while these arrays take no more than the traces.
+    Where the traces take less than a single step, passes cost nothing, and the arrays should stay in a cache.
     """
     traces = sum(p.trace_bytes for p in ops)
     step, cached = max(bytes_of_step(analysis, ops, colours), 1), tuning().window
@@ -43,15 +33,15 @@ def chosen_window(analysis: Analysis, ops: Sequence[Any], colours: int) -> tuple
     return int(window), "what its steps keep takes as much as the traces"
 
 
-def bytes_of_step(analysis: Analysis, ops: Sequence[Any], colours: int) -> int:
-    """What a window keeps of one step of one example, about.
+def bytes_of_step(analysis: Analysis, ops: Sequence[OpPlan], colours: int) -> int:
+    """About how many bytes a window keeps of one step of one example.
 
-    Inputs, states before and after, the compressed Jacobians, the data of operations; and of those with a
-    trace of their own F and D, as they are and moved to the end of the window.
+    It keeps inputs, states before and after, the compressed Jacobians and the data of operations; and for each
+    trace F and D, as they are and moved to the end of the window.
     """
     step, states = analysis.step, analysis.hidden.size
     numbers = sum(v.size for v in step.inputs) + (2 + colours) * states
-    layouts = {}
+    layouts: dict[Layout, int] = {}
     for p in ops:
         kind = p.op.kind
         outputs = kind.groups * kind.outputs
@@ -66,4 +56,4 @@ def bytes_of_step(analysis: Analysis, ops: Sequence[Any], colours: int) -> int:
     return numbers * np.dtype(vector_dtype(analysis)).itemsize
 
 
-__all__ = ["AT_LEAST", "AT_MOST", "bytes_of_step", "chosen_window", "window_matters"]
+__all__ = ["AT_LEAST", "AT_MOST", "bytes_of_step", "chosen_window"]

@@ -1,7 +1,7 @@
 """Last stage: the compiled program, and how it is called."""
 
 from ._compile import compile
-from ._online import Online, online
+from ._online import Online, check_first, online
 from ._program import Carry, Certificate, Memory, Program
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Memory",
     "Online",
     "Program",
+    "check_first",
     "compile",
     "online",
 ]

@@ -1,6 +1,6 @@
-"""What a program is called with, checked against what was compiled."""
+"""Checks of the arguments of a program against what was compiled."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,10 +9,23 @@ import numpy as np
 from jax import Array
 
 from .._carry import Carry
+from .._data import check_targets
 from .._errors import InputError, InputTypeError, UnsupportedError, raise_together
 from .._jax import Tracer, manual_axes
+from .._loss import checked_weights
 from ..plan import Plan
 from ..trace import Leaves, paths_of
+
+
+class Call(NamedTuple):
+    """The arguments of a call, checked."""
+
+    parameters: list[Any]
+    """The array leaves of the model."""
+    xs: list[Array]
+    mask: Array | None
+    lead: tuple[int, ...]
+    """T and B, or T alone."""
 
 
 class Arguments:
@@ -24,6 +37,17 @@ class Arguments:
     def __init__(self, plan: Plan, id: str):
         self.plan, self.step, self.id = plan, plan.analysis.step, id
         self._seen: dict[int, Any] = {}
+
+    def of_call(
+        self, model: Any, xs: Any, carry: Any, *, targets: Any = None, mask: Any = None
+    ) -> Call:
+        """**Raises** `InputError` and `InputTypeError` where one does not fit the program or another."""
+        parameters = self.parameters(model)
+        self.check_carry(carry)
+        leaves = self.inputs(xs, carry)
+        check_targets(targets, leaves, carry.batched)
+        lead = leaves[0].shape[: 2 if carry.batched else 1]
+        return Call(parameters, leaves, checked_weights("mask", mask, lead), lead)
 
     def parameters(self, model: Any) -> list[Any]:
         """The array leaves of a model, checked against those that were compiled."""
@@ -227,91 +251,12 @@ def _cast_problem(leaf: Any, wanted: Any) -> str | None:
 
 
 def _advice(shape: tuple[int, ...], one: tuple[int, ...], batched: bool) -> str:
-    """What to do about an input whose leading axes are not those of the carry."""
+    """Advice for an input whose leading axes are not those of the carry."""
     if not batched and len(shape) == 2 + len(one) and shape[2:] == one:
         return f" Make the carry by `init(batch_size={shape[1]})`."
     if batched and len(shape) == 1 + len(one) and shape[1:] == one:
         return " Make the carry by `init()` for one example without a batch axis."
     return ""
-
-
-def checked_reset(where: Any, shapes: list[tuple[int, ...]], axes: list[str]) -> Array:
-    """`reset` or `where` as an array, if it has booleans and one of the shapes."""
-    where = where if hasattr(where, "dtype") else np.asarray(where)
-    if where.dtype != bool:
-        raise InputError(
-            f"A reset is {where.dtype}{list(where.shape)}, and should be booleans: True where an "
-            "example begins a new stream."
-        )
-    if where.shape not in shapes:
-        expected = " or ".join(f"{a} = {list(s)}" for a, s in zip(axes, shapes, strict=True))
-        raise InputError(
-            f"A reset has shape {list(where.shape)}, and should have {expected}: one boolean for "
-            "each example."
-        )
-    return jnp.asarray(where)
-
-
-def check_data(xs: Any, targets: Any) -> None:
-    """**Raises** `InputTypeError` unless both are PyTrees of arrays, and `xs` has one."""
-    problems = [*foreign("xs", xs), *foreign("targets", targets)]
-    if not jax.tree.leaves(xs):
-        problems.append(
-            "xs has no array. Pass an array with a leading axis T, or a PyTree of them."
-        )
-    raise_together(problems, InputTypeError)
-
-
-def foreign(name: str, tree: Any) -> list[str]:
-    """What to say of the leaves of a tree that are neither arrays of numbers, booleans or keys, nor numbers."""
-    return [
-        f"{name} holds a {type(leaf).__name__}, {leaf!r}, and should hold arrays of numbers."
-        for leaf in jax.tree.leaves(tree)
-        if not _is_data(leaf)
-    ]
-
-
-def check_lead(xs: Any, targets: Any, batch_size: int | None) -> None:
-    """**Raises** `InputError` unless all arrays of a sequence begin with the same T, then B."""
-    count = 1 if batch_size is None else 2
-    lead = jnp.shape(jax.tree.leaves(xs)[0])[:1] + (() if batch_size is None else (batch_size,))
-    problems = [
-        f"{name} has a leaf of shape {list(jnp.shape(leaf))}; it should begin with {'T, B'[: 3 * count - 2]} = "
-        f"{list(lead)}, which are the steps of xs{' and batch_size' if count == 2 else ''}."
-        for name, tree in (("xs", xs), ("targets", targets))
-        for leaf in jax.tree.leaves(tree)
-        if jnp.shape(leaf)[:count] != lead
-    ]
-    if lead[:1] == (0,):
-        problems.append("The input has no steps (T = 0).")
-    raise_together(problems, InputError)
-
-
-def check_tolerance(tolerance: Any) -> None:
-    """**Raises** `InputError` unless it is `None` or a number of at least zero."""
-    number = isinstance(tolerance, int | float | np.number) and not isinstance(tolerance, bool)
-    if tolerance is not None and not (number and tolerance >= 0):
-        raise InputError(f"tolerance must be None or a number >= 0, not {tolerance!r}.")
-
-
-def _is_data(leaf: Any) -> bool:
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    kinds = (jax.dtypes.extended, jnp.bool_, jnp.number)
-    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
-
-
-def check_targets(targets: Any, xs: list[Array], batched: bool) -> None:
-    if not xs:
-        return
-    raise_together(foreign("targets", targets), InputTypeError)
-    lead = xs[0].shape[: 2 if batched else 1]
-    problems = [
-        f"A target has shape {list(jnp.shape(leaf))}, and should begin with "
-        f"{list(lead)}, as the input does ({'T, B' if batched else 'T'})."
-        for leaf in jax.tree.leaves(targets)
-        if jnp.shape(leaf)[: len(lead)] != lead
-    ]
-    raise_together(problems, InputError)
 
 
 def _text(aval: jax.ShapeDtypeStruct) -> str:
@@ -326,7 +271,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _checksum(values: Array) -> Array:
-    """A number that differs, as good as always, for arrays that differ."""
+    """A checksum of an integer array, which can be computed inside a transformation."""
     if values.dtype.itemsize > 4:
         values = jnp.stack([values, values >> 32])
     words = values.astype(jnp.uint32).reshape(-1)
@@ -335,12 +280,4 @@ def _checksum(values: Array) -> Array:
     return jnp.sum((mixed ^ (mixed >> 15)) * jnp.uint32(3266489917), dtype=jnp.uint32)
 
 
-__all__ = [
-    "Arguments",
-    "check_data",
-    "check_lead",
-    "check_targets",
-    "check_tolerance",
-    "checked_reset",
-    "foreign",
-]
+__all__ = ["Arguments"]

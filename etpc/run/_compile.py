@@ -1,11 +1,10 @@
 """From a model to a program, through all the stages."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from .._data import foreign, shapes_text
 from .._errors import (
     InputError,
     InputTypeError,
@@ -17,9 +16,7 @@ from ..algorithms import Algorithm, resolve
 from ..analyse import analyse
 from ..emit import emit
 from ..plan import context, plan
-from ..trace import paths_of, trace
-from ..trace._leaves import is_array, shape_of
-from ._arguments import foreign
+from ..trace import StepFunction, fits, is_array, paths_of, shape_of, trace
 from ._fusion import refuse_wrong_fusion
 from ._program import Program
 
@@ -30,7 +27,7 @@ def compile(
     *,
     inputs: Any,
     state: Any = None,
-    step: Callable[..., Any] | None = None,
+    step: StepFunction | None = None,
     weights: Any = None,
     memory: int | None = None,
     batch_size: int = 1,
@@ -68,22 +65,13 @@ def compile(
     except Exception as error:
         _blame_axes(error, model, inputs, state, step)
         raise
-    analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
+    limits: dict[str, Any] = {"memory": memory, "batch_size": batch_size}
+    if algorithm.searches:
+        algorithm = algorithm.found(context(analyse(traced), chosen, **limits))
+    analysis = analyse(traced, cut=algorithm.cut_ops, steps=algorithm.reach)
     refuse_wrong_fusion(analysis)
-    choice = algorithm.choose(context(analysis, chosen, memory=memory, batch_size=batch_size))
-    if choice.cut is not None and choice.cut != analysis.cut:
-        analysis = analyse(traced, cut=choice.cut)
-    planned = plan(analysis, algorithm, chosen, choice=choice, memory=memory, batch_size=batch_size)
+    planned = plan(analysis, algorithm, chosen, **limits)
     return Program(emit(planned))
-
-
-def fits(model: Any, inputs: Any, state: Any, step: Any) -> bool:
-    """Whether the model takes inputs of these shapes."""
-    try:
-        trace(model, inputs, state, step)
-    except Exception:
-        return False
-    return True
 
 
 def _blame_axes(error: Exception, model: Any, inputs: Any, state: Any, step: Any) -> None:
@@ -101,11 +89,6 @@ def _blame_axes(error: Exception, model: Any, inputs: Any, state: Any, step: Any
                 f"{shapes_text(fewer)}. `inputs=` is the input of one step of one example: leave axes "
                 "for time and batch out, as in `xs[0, 0]` of data with axes [T, B, ...]."
             ) from error
-
-
-def shapes_text(tree: Any) -> str:
-    """The shapes of the leaves of a tree."""
-    return ", ".join(str(list(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree))
 
 
 class _Place:

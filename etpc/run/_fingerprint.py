@@ -15,20 +15,15 @@ from .._jax import (
     Tracer,
     Variable,
     flatten,
-    is_jaxpr,
-    prims,
+    params,
     prune,
-    scan_counts,
 )
 from ..analyse import trace_dtype
 from ..plan import Plan
 
-# Parameters that mean nothing, and those that `scan_counts` reads, which have other names elsewhere.
-_LEFT_OUT = {"name", "debug", "debug_info", "num_consts", "num_carry", "ft_in", "ft_out"}
-
 
 def fingerprint(plan: Plan) -> str:
-    """What a carry must agree on: the equations of a step and the constants in them, the states,
+    """A digest of all that a carry depends on: the equations of a step and the constants in them, the states,
     every use of a weight, and what reaches what.
 
     The same in every process, for the same model; the values of its parameters do not matter, nor do
@@ -88,9 +83,8 @@ def _program(flat: Flat) -> str:
 
     add(_shapes(flat.inputs), flat.inputs)
     for eqn in prune(flat.equations, flat.outputs):
-        params = {key: value for key, value in eqn.params.items() if key not in _LEFT_OUT}
-        counts = scan_counts(eqn) if eqn.primitive is prims.scan_p else ()
-        text = f"{eqn.primitive.name}{_canonical(params)}{counts}"
+        meaning, counts = params.meaning(eqn)
+        text = f"{eqn.primitive.name}{_canonical(meaning)}{counts}"
         add(text + _shapes(eqn.outputs), eqn.inputs, eqn.outputs)
     add("outputs", flat.outputs)
     return digest.hexdigest()
@@ -107,7 +101,7 @@ def _canonical(value: Any) -> str:
     def each(values: Any) -> list[str]:
         return [_canonical(item) for item in values]
 
-    if is_jaxpr(value):
+    if params.is_jaxpr(value):
         return _program(flatten(value))
     if isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
         return f"{value.dtype} {_canonical(jax.random.key_data(value))}"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import UnsupportedError
-from .._jax import Equation, flatten, inner_jaxprs, prims
+from .._jax import Equation, flatten, params, prims
 from ..analyse import Analysis
 
 AFFECTED = "0.10.2"
@@ -68,15 +68,15 @@ def first_reduction(analysis: Analysis) -> Equation | None:
         products = [v for v in eqn.inputs if v.is_float and v not in alone]
         if eqn.primitive is prims.dot_general_p and len(products) == 2:
             return eqn
-        if eqn.primitive in _REDUCTIONS or _reduces(inner_jaxprs(eqn)):
+        if eqn.primitive in _REDUCTIONS or _reduces(params.inner_jaxprs(eqn)):
             return eqn
     return None
 
 
 def _reduces(jaxprs: Iterable[object]) -> bool:
-    """Whether a loop, a branch or a function with its own derivative reduces inside."""
+    """Whether an operation inside one of these programs is a reduction."""
     return any(
-        eqn.primitive in {*_REDUCTIONS, prims.dot_general_p} or _reduces(inner_jaxprs(eqn))
+        eqn.primitive in {*_REDUCTIONS, prims.dot_general_p} or _reduces(params.inner_jaxprs(eqn))
         for jaxpr in jaxprs
         for eqn in flatten(jaxpr).equations
     )
@@ -84,7 +84,7 @@ def _reduces(jaxprs: Iterable[object]) -> bool:
 
 @functools.cache
 def _fuses_correctly() -> bool:
-    """Whether the fusion is off: the smallest function that it computes wrongly, of 1024 rows, is right."""
+    """Whether XLA computes the smallest function right, of 1024 rows, that the fusion computes wrongly."""
     rows = np.linspace(-2.0, 2.0, 1024 * 8, dtype=np.float32).reshape(-1, 8)
 
     def jacobian(h: jax.Array) -> jax.Array:

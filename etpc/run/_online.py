@@ -3,34 +3,45 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .._carry import Carry
+from .._data import checked_reset, foreign
 from .._errors import InputError, InputTypeError, raise_together, whole_number
-from ._arguments import check_targets, checked_reset, foreign
-from ._loss import (
+from .._loss import (
     NO_LOSS,
     NO_REDUCTION,
     REDUCTIONS,
     Loss,
-    checked_weights,
     finite_where_masked,
 )
+from .._spikes import warn_of_silence
+from ._check import check_updates, warn_of_unchecked
 from ._program import Program
-from ._spikes import warn_of_silence
+from ._runner import Data
 
 
 class _Sum:
-    """In the place of an optimizer: its state is the sum of the gradients, and nothing is updated."""
+    """An optimizer that adds the gradients up in its state, and updates nothing."""
 
     def init(self, parameters: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, parameters)
 
     def update(self, grads: Any, sums: Any, parameters: Any = None, **_: Any) -> tuple[Any, Any]:
         return jax.tree.map(lambda _: None, grads), jax.tree.map(jnp.add, sums, grads)
+
+
+class Training(NamedTuple):
+    """What an update changes."""
+
+    floats: list[Array]
+    """The float leaves of the model."""
+    opt_state: Any
+    carry: Carry
 
 
 class Online:
@@ -100,27 +111,25 @@ class Online:
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
         program = self.program
-        parameters = program.arguments.parameters(model)
         raise_together(foreign("opt_state", opt_state), InputTypeError)
-        program.arguments.check_carry(carry)
-        leaves = program.arguments.inputs(xs, carry)
-        check_targets(targets, leaves, carry.batched)
-        lead = leaves[0].shape[: 2 if carry.batched else 1]
-        if lead[0] % self.every:
+        call = program.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
+        if call.lead[0] % self.every:
             raise InputError(
-                f"xs has {lead[0]} steps, and the weights move every {self.every}. Pass a multiple "
+                f"xs has {call.lead[0]} steps, and the weights move every {self.every}. Pass a multiple "
                 f"of {self.every} steps; the carry goes on from call to call."
             )
-        mask = checked_weights("mask", mask, lead)
+        by_step = by_update = None
         if reset is not None:
-            by_update = lead[0] // self.every, *lead[1:]
+            updates = call.lead[0] // self.every, *call.lead[1:]
             axes = ["[T, B]", "[T / W, B]"] if carry.batched else ["[T]", "[T / W]"]
-            reset = checked_reset(reset, [lead, by_update], axes)
-        floats, others = self._split(parameters)
+            reset = checked_reset(reset, [call.lead, updates], axes)
+            by_step, by_update = (None, reset) if reset.shape == updates else (reset, None)
+        floats, others = self._split(call.parameters)
         # Weak types would be lost in the first update, and all be compiled again for the second.
-        floats, opt_state, carry = _strong((floats, opt_state, carry))
-        floats, opt_state, carry, losses, aux = self._jit_updates(
-            self._loss, floats, others, opt_state, carry, leaves, targets, mask, reset
+        start = _strong(Training(floats, opt_state, carry))
+        data = Data(call.xs, targets, call.mask, by_step)
+        (floats, opt_state, carry), losses, aux = self._jit_updates(
+            self._loss, others, start, data, by_update
         )
         result = self._with_floats(model, floats), opt_state, carry, losses
         return (*result, aux) if self.has_aux else result
@@ -160,78 +169,77 @@ class Online:
         **Raises** `etpc.InputError` and `etpc.InputTypeError`; `etpc.VerificationError`, with the
         parameter, the claim and the error, where a claim does not hold.
         """
-        from .._check import (
-            check_updates,
-            warn_of_unchecked,
-        )  # which compares programs, as this is one
+        return check_first(self, model, carry, xs, targets, mask, stacklevel=2)
 
-        silent = self.program.silent(model, xs, carry, mask=mask)
-        warn_of_silence(silent, stacklevel=2)
-        if targets is None:
-            return silent
-        unchecked = check_updates(self, model, carry, xs, targets, mask)
-        warn_of_unchecked(unchecked, stacklevel=2)
-        return (*silent, *unchecked)
+    def summed(
+        self, model: Any, carry: Carry, xs: Any, targets: Any, mask: Array | None
+    ) -> tuple[Array, Any]:
+        """The losses and the gradients of updates that leave the weights as they are, added up."""
+        sums, _ = self._summing.init(model)
+        _, sums, _, losses, *_ = self._summing.update(model, sums, carry, xs, targets, mask=mask)
+        return losses.sum(), jax.tree.map(jnp.conj, sums)
 
     @functools.cached_property
     def _summing(self) -> "Online":
-        """The same updates, which leave the weights as they are and add the gradients up."""
-        return online(
-            *(self.program, self.loss_fn, _Sum(), self.every),
-            reduction="sum",
-            has_aux=self.has_aux,
-        )
+        program, loss_fn, every = self.program, self.loss_fn, self.every
+        return Online(program, loss_fn, _Sum(), every, "sum", self.has_aux)
 
     # --- the compiled part ---
 
     def _updates(
-        self, loss, floats, others, opt_state, carry, xs, targets, mask, reset
-    ) -> tuple[Any, ...]:
-        program, every = self.program, self.every
-        self._check_opt_state(floats, opt_state)
-        batched_targets = (
-            targets if carry.batched else jax.tree.map(lambda a: jnp.asarray(a)[:, None], targets)
-        )
-        program.runner.check_loss(loss, batched_targets)
-        xs = [finite_where_masked(x, mask) for x in xs]
-        steps = xs[0].shape[0]
-        fine = reset is not None and every > 1 and reset.shape[0] == steps
+        self,
+        loss: Loss,
+        others: list[Any],
+        start: Training,
+        data: Data,
+        by_update: Array | None,
+    ) -> tuple[Training, Array, Any]:
+        """All updates of a call: what is trained after them, and the loss and aux of each.
 
-        def body(training_state, piece):
-            floats, opt_state, carry = training_state
-            xs, targets, mask, reset = piece
+        - `others`: the array leaves of the model that are not trained.
+        - `by_update`: which examples begin a new stream with which update; `data.reset`, with which step.
+        """
+        program, every = self.program, self.every
+        self._check_opt_state(start.floats, start.opt_state)
+        batched = start.carry.batched
+        with_batch = lambda a: a if batched else jnp.asarray(a)[:, None]
+        program.runner.check_loss(loss, jax.tree.map(with_batch, data.targets))
+        data = data._replace(xs=[finite_where_masked(x, data.weights) for x in data.xs])
+        steps = data.xs[0].shape[0]
+
+        def update(before: Training, piece: tuple[Data, Array | None]) -> tuple[Training, Any]:
+            (floats, opt_state, carry), (data, restarted) = before, piece
             if every == 1:
-                xs, targets, mask = jax.tree.map(lambda a: a[None], (xs, targets, mask))
-            if reset is not None and not fine:
-                carry = program.reset(carry, reset)
-            parameters = self._join(floats, others)
-            begins = reset if fine else None
+                data = jax.tree.map(lambda a: a[None], data)
+            if restarted is not None:
+                carry = program.reset(carry, restarted)
             value, carry, grads, aux = program.runner.value_and_grad(
-                loss, self.reduction, parameters, xs, targets, carry, mask, begins
+                loss, self.reduction, self._join(floats, others), data, carry
             )
             new = self._moved(floats, opt_state, value, grads)
-            if mask is not None:  # where nothing counts, momentum moves nothing either
-                counts = mask.astype(bool).any()
+            if data.weights is not None:  # where nothing counts, momentum moves nothing either
+                counts = data.weights.astype(bool).any()
                 new = jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, (floats, opt_state))
-            return (*new, carry), (value, aux)
+            floats, opt_state = new
+            return Training(floats, opt_state, carry), (value, aux)
 
-        def in_pieces(a):
+        def in_pieces(a: Any) -> Array:
             a = jnp.asarray(a)
-            return a if every == 1 else a.reshape(steps // every, every, *a.shape[1:])
+            if every == 1:  # an axis of length one in the sequence would have XLA copy all of it
+                return a
+            return a.reshape(steps // every, every, *a.shape[1:])
 
-        pieces = jax.tree.map(in_pieces, (xs, targets, mask))
-        reset = in_pieces(reset) if fine else reset
-        start, pieces = (floats, opt_state, carry), (*pieces, reset)
-        if (
-            steps == every
-        ):  # in a loop the gradient would count as differentiated with what is carried
-            after, results = body(start, jax.tree.map(lambda a: a[0], pieces))
+        pieces = jax.tree.map(in_pieces, data), by_update
+        if steps == every:  # in a loop the gradient would be differentiated with what is carried
+            after, results = update(start, jax.tree.map(lambda a: a[0], pieces))
             losses, aux = jax.tree.map(lambda a: a[None], results)
         else:
-            after, (losses, aux) = lax.scan(body, start, pieces)
-        return (*after, losses, jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux))
+            after, (losses, aux) = lax.scan(update, start, pieces)
+        return after, losses, jax.tree.map(lambda a: a.reshape(steps, *a.shape[2:]), aux)
 
-    def _moved(self, floats, opt_state, value, grads) -> tuple[list[Array], Any]:
+    def _moved(
+        self, floats: list[Array], opt_state: Any, value: Array, grads: list[Array]
+    ) -> tuple[list[Array], Any]:
         """The parameters and the state of the optimizer after an update."""
         tree = self.program.runner.model_tree
         ascent = tree([g.conj() for g in grads])  # JAX gives the conjugate of the steepest ascent
@@ -377,4 +385,27 @@ def online(
     return Online(program, loss_fn, optimizer, steps, reduction, has_aux)
 
 
-__all__ = ["Online", "online"]
+def check_first(
+    learner: Online,
+    model: Any,
+    carry: Carry,
+    xs: Any,
+    targets: Any,
+    mask: Any,
+    *,
+    stacklevel: int,
+) -> tuple[str, ...]:
+    """What [`Online.check`][etpc.Online.check] does, with warnings that point to its caller's caller."""
+    silent = learner.program.silent(model, xs, carry, mask=mask)
+    warn_of_silence(silent, stacklevel=stacklevel + 1)
+    if targets is None:
+        return silent
+    unchecked = check_updates(
+        *(learner.program, Loss.of(learner.loss_fn, learner.has_aux), learner.every),
+        *(learner.summed, model, carry, xs, targets, mask),
+    )
+    warn_of_unchecked(unchecked, stacklevel=stacklevel + 1)
+    return (*silent, *unchecked)
+
+
+__all__ = ["Online", "check_first", "online"]

@@ -14,14 +14,16 @@ from jax import Array
 from jaxtyping import Float
 
 from .._carry import Carry
+from .._data import checked_reset
 from .._errors import AlgorithmError, checked_count
+from .._loss import Loss, check_reduction, finite_where_masked
+from .._spikes import silent_layers
+from ..draw import fragment, to_svg, write
 from ..emit import Window
 from ..show import Shown
-from ._arguments import Arguments, check_targets, checked_reset
+from ._arguments import Arguments
 from ._fingerprint import fingerprint
-from ._loss import Loss, check_reduction, checked_weights, finite_where_masked
-from ._runner import Runner
-from ._spikes import silent_layers
+from ._runner import Data, Learned, Parameters, Runner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +35,9 @@ class Memory:
     state: int
     batch_size: int | None
     directions: int = 0
-    """Of the directions along which escaping influence is followed, beside their part of the traces."""
+    """Bytes of the directions along which escaping influence is followed, beside their part of the traces."""
     past: int = 0
-    """Of the last steps, where the algorithm looks back through them."""
+    """Bytes of the last steps, if the algorithm looks back through them."""
 
     @property
     def total(self) -> int:
@@ -77,7 +79,7 @@ class Program(Shown):
     trace, and whether its gradient is exact.
     """
 
-    def __init__(self, window: Window):
+    def __init__(self, window: Window[Any]):
         super().__init__(window.plan)
         id = fingerprint(window.plan)
         self.arguments = Arguments(window.plan, id)
@@ -98,13 +100,9 @@ class Program(Shown):
 
         **Raises** `etpc.InputError` where the ending is another.
         """
-        from ..draw import to_svg, write
-
         return to_svg(self) if path is None else write(self, path)
 
     def _repr_html_(self) -> str:
-        from ..draw._html import fragment
-
         return fragment(self)
 
     def memory(self, batch_size: int | None = None) -> Memory:
@@ -182,10 +180,7 @@ class Program(Shown):
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError` as `scan` does.
         """
-        parameters = self.arguments.parameters(model)
-        self.arguments.check_carry(carry)
-        leaves = self.arguments.inputs(xs, carry)
-        mask = checked_weights("mask", mask, leaves[0].shape[: 2 if carry.batched else 1])
+        parameters, leaves, mask, _ = self.arguments.of_call(model, xs, carry, mask=mask)
         leaves = [finite_where_masked(x, mask) for x in leaves]
         state = self.runner.step.state_leaves.split(carry.state)
         return silent_layers(self.runner.step, parameters, leaves, state, carry.batched)
@@ -258,9 +253,7 @@ class Program(Shown):
         **Returns** `(ys, carry)`, `ys` with the leading axes of `xs`. As with a call, no derivative passes
         through a carry, neither the one that goes in nor the new one.
         """
-        parameters = self.arguments.parameters(model)
-        self.arguments.check_carry(carry)
-        leaves = self.arguments.inputs(xs, carry)
+        parameters, leaves, *_ = self.arguments.of_call(model, xs, carry)
         outputs, carry = self._jit_scan(parameters, leaves, carry)
         return self.runner.step.output_leaves.join(outputs), carry
 
@@ -309,14 +302,9 @@ class Program(Shown):
         def run(
             model: Any, xs: Any, targets: Any, carry: Carry, *, mask: Any = None
         ) -> tuple[tuple[Array, Any], Any]:
-            parameters = self.arguments.parameters(model)
-            self.arguments.check_carry(carry)
-            leaves = self.arguments.inputs(xs, carry)
-            check_targets(targets, leaves, carry.batched)
-            mask = checked_weights("mask", mask, leaves[0].shape[: 2 if carry.batched else 1])
-            value, carry, grads, aux = compiled(
-                loss.arrays, parameters, leaves, targets, carry, mask
-            )
+            call = self.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
+            data = Data(call.xs, targets, call.mask)
+            value, carry, grads, aux = compiled(loss.arrays, call.parameters, data, carry)
             return (value, (carry, aux) if has_aux else carry), self.runner.model_tree(grads)
 
         return run
@@ -324,23 +312,21 @@ class Program(Shown):
     def _jit_value_and_grad(self, *loss_and_reduction: Any) -> Callable[..., Any]:
         """The compiled function of the arrays of a loss and the other arguments.
 
-        It goes with what it compiled when it is dropped. The loss is no argument, as JAX keeps the structures of
-        those, and so their functions, for as long as the process lives.
+        The structure of the loss is not an argument of it, because JAX keeps the structures of arguments, and so
+        the functions in them, for as long as the process lives. When this function is dropped, so is the loss.
         """
         *static, reduction = loss_and_reduction
 
-        def run(arrays, *more):
-            return self._masked_value_and_grad(Loss(arrays, *static), reduction, *more)
+        def run(arrays: Any, parameters: Parameters, data: Data, carry: Carry) -> Learned:
+            data = data._replace(xs=[finite_where_masked(x, data.weights) for x in data.xs])
+            loss = Loss(arrays, *static)
+            return self.runner.value_and_grad(loss, reduction, parameters, data, carry)
 
         return jax.jit(run)
 
-    def _masked_value_and_grad(self, loss, reduction, parameters, xs, targets, carry, mask):
-        xs = [finite_where_masked(x, mask) for x in xs]
-        return self.runner.value_and_grad(loss, reduction, parameters, xs, targets, carry, mask)
-
 
 def _bytes(arrays: Iterable[Any]) -> int:
-    """Of arrays or their shapes, but for keys."""
+    """The bytes of arrays, given as arrays or as shapes, without those of PRNG keys."""
     return sum(
         math.prod(a.shape) * jnp.dtype(a.dtype).itemsize
         for a in arrays

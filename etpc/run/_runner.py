@@ -1,19 +1,42 @@
-"""What a program runs: functions of arrays and a carry, for one example or a batch."""
+"""The functions of arrays and a carry that a program runs, for one example or a batch."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from .._carry import Carry
-from .._jax import evaluate, without_derivative
-from ..emit import NO_SECOND_DERIVATIVE, Window
+from .._jax import without_derivative
+from .._loss import Loss, reduced, summed_in
+from ..emit import NO_SECOND_DERIVATIVE, Span, Weights, Window
 from ..trace import repeat
 from ..traces import Traces
-from ._loss import Loss, reduced, summed_in
+
+Parameters = Sequence[Any]
+
+
+class Data(NamedTuple):
+    """A sequence with leading axes T and B, or T alone."""
+
+    xs: list[Array]
+    targets: Any
+    weights: Array | None
+    """Factors of the loss of each example at each step."""
+    reset: Array | None = None
+    """Whether an example begins a new stream with a step."""
+
+
+class Learned(NamedTuple):
+    """The loss of a sequence, the carry after it, the gradients of the float leaves, and what the loss
+    returns besides."""
+
+    value: Array
+    carry: Carry
+    grads: list[Array]
+    aux: Any
 
 
 class Runner:
@@ -23,11 +46,11 @@ class Runner:
     them; `xs` those of the input, with axes [T, B, ...], or [T, ...] where the carry has no batch axis.
     """
 
-    def __init__(self, window: Window, id: str):
+    def __init__(self, window: Window[Any], id: str):
         self.window, self.plan, self.id = window, window.plan, id
         self.step = self.plan.analysis.step
 
-    def fresh(self, batch_size: int | None, parameters: Sequence[Any] | None = None) -> Carry:
+    def fresh(self, batch_size: int | None, parameters: Parameters | None = None) -> Carry:
         """The carry of a stream that begins, with the initial state of a model with these parameters."""
         state = self.initial_state(parameters)
         if batch_size is None:  # whoever donates a carry keeps the arrays it began with
@@ -50,17 +73,13 @@ class Runner:
             state, traces, fresh = [s[0] for s in state], _without_batch(traces), fresh[0]
         return self.carry(state, traces, fresh, carry.batched)
 
-    def initial_state(self, parameters: Sequence[Any] | None = None) -> list[Any]:
+    def initial_state(self, parameters: Parameters | None = None) -> list[Any]:
         """The array leaves of the initial state of one example: of a model with these parameters, or as
         compiled."""
-        step, state = self.step, []
+        step = self.step
         if step.initial is not None and parameters is not None:
-            env = {
-                **step.initial.constants,
-                **dict(zip(step.initial.inputs, parameters, strict=True)),
-            }
-            evaluate(step.initial.equations, env)
-            return [env[v] for v in step.initial.outputs]
+            return step.initial.run(parameters)
+        state: list[Any] = []
         for leaf, aval in zip(step.initial_state, step.state_leaves.avals, strict=True):
             if isinstance(leaf, jax.ShapeDtypeStruct):
                 state.append(jnp.zeros(aval.shape, aval.dtype))
@@ -70,11 +89,13 @@ class Runner:
                 state.append(jnp.asarray(leaf, aval.dtype))
         return state
 
-    def scan(self, parameters, xs, carry: Carry):
-        weights, others = self.window.prefix(parameters, xs[0].shape[0])
+    def scan(
+        self, parameters: Parameters, xs: list[Array], carry: Carry
+    ) -> tuple[list[Array], Carry]:
+        weights = self.window.prefix(parameters, xs[0].shape[0])
         xs, state, traces, fresh = self.enter(xs, carry)
         xs = self._with_begins(xs, fresh)
-        ys, state, traces = self.window.run(weights, others, xs, state, traces, fresh)
+        ys, state, traces = self.window.run(weights, Span(xs, state, fresh), traces)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
         return ys, self.leave(state, traces, carry)
@@ -85,10 +106,17 @@ class Runner:
         first = jnp.arange(xs[0].shape[0]) == 0
         return self.step.with_begins(xs, first[:, None] & fresh[None])
 
-    def restart(self, state, traces, fresh, where: Array, parameters: Sequence[Any] | None = None):
-        """Arrays with a batch axis; those of examples in `where` as at the start of a stream."""
+    def restart(
+        self,
+        state: list[Any],
+        traces: Traces,
+        fresh: Array,
+        where: Array,
+        parameters: Parameters | None = None,
+    ) -> tuple[list[Any], Traces, Array]:
+        """State, traces and `fresh`, in which the examples in `where` begin a new stream. All have a batch axis."""
 
-        def instead(value, old):
+        def instead(value: Array, old: Array) -> Array:
             return jnp.where(where.reshape(-1, *[1] * (old.ndim - 1)), value, old)
 
         state = [
@@ -111,20 +139,14 @@ class Runner:
         self,
         loss: Loss,
         reduction: str,
-        parameters,
-        xs,
-        targets,
+        parameters: Parameters,
+        sequence: Data,
         carry: Carry,
-        weights=None,
-        reset=None,
-    ):
-        """Loss, carry, gradients of the float leaves, and what the loss returns besides.
-
-        `weights` and `reset` have axes [T, B], or [T] without a batch axis: what the losses are
-        multiplied with, and which examples begin anew at which step; windows are one step then.
-        """
+    ) -> Learned:
+        """The loss of a sequence and its online gradient. With resets, windows are one step."""
+        xs, targets, weights, reset = sequence
         steps = _steps(xs, targets)
-        effective, pull, others = self._effective(parameters, steps)
+        fixed, pull = self._prefix(parameters, steps)
         xs, state, traces, fresh = self.enter(xs, carry)
         data = targets, weights, reset
         if not carry.batched:
@@ -132,51 +154,57 @@ class Runner:
         value_aval = self.check_loss(loss, data[0])
         batch = state[0].shape[0]
 
-        def one_window(scan_carry, window_data):
+        def one_window(scan_carry: Any, window_data: Any) -> tuple[Any, Any]:
             state, traces, fresh, total, sums = scan_carry
             xs, (targets, weights, reset) = window_data
             if reset is not None:
                 state, traces, fresh = self.restart(state, traces, fresh, reset[0], parameters)
             xs = self._with_begins(xs, fresh)
 
-            def loss_of(ys):
+            def loss_of(ys: list[Array]) -> tuple[Array, Any]:
                 ys = self.step.output_leaves.join(ys)
                 losses, aux = jax.vmap(jax.vmap(loss))(ys, targets, weights)
                 return losses.sum() / batch, aux
 
-            value, aux, more, state, traces = self.window.learn(
-                effective, others, xs, state, traces, fresh, loss_of
-            )
-            sums = self.window.added(sums, more)
+            span = Span(xs, state, fresh)
+            value, aux, more, state, traces = self.window.learn(fixed, span, traces, loss_of)
+            sums = self.window.gradients.added(sums, more)
             after = list(state), traces, jnp.zeros_like(fresh), total + value, sums
             return after, aux
 
         window = self.plan.window_for(steps) if reset is None else 1
         zero = jnp.zeros((), summed_in(value_aval.dtype))
-        start = (state, traces, fresh, zero, self.window.no_sums(effective, window))
+        sums = self.window.gradients.no_sums(fixed.effective, window)
+        start = (state, traces, fresh, zero, sums)
         end, aux = _over_windows(one_window, start, (xs, data), steps, window)
         if not carry.batched:
             aux = jax.tree.map(lambda a: a[:, 0], aux)
         state, traces, _, value, sums = end
         # Divided before they are rounded: the sum over a long sequence is beyond what float16 holds.
-        value, grads = reduced(reduction, (value, self.window.gradient(sums)), weights, steps)
-        moving = without_derivative(_pulled(pull, effective, grads), NO_SECOND_DERIVATIVE)
-        return value, self.leave(state, traces, carry), moving, aux
+        total = self.window.gradients.total(sums)
+        value, grads = reduced(reduction, (value, total), weights, steps)
+        moving = without_derivative(_pulled(pull, fixed.effective, grads), NO_SECOND_DERIVATIVE)
+        return Learned(value, self.leave(state, traces, carry), moving, aux)
 
-    def _effective(self, parameters, steps: int):
-        """The effective weights, how the floats of the model are pulled back from them, and what else
-        depends on the model alone."""
+    def _prefix(
+        self, parameters: Parameters, steps: int
+    ) -> tuple[Weights, Callable[..., tuple[list[Array]]]]:
+        """The values that depend on the model alone, and the function that pulls gradients of the effective
+        weights back to the floats of the model."""
         floats = self.step.model_leaves.floats
 
-        def prefix(moving):
+        def prefix(moving: list[Array]) -> Any:
             values = list(parameters)
             for i, value in zip(floats, moving, strict=True):
                 values[i] = value
-            return self.window.prefix(values, steps)
+            weights = self.window.prefix(values, steps)
+            return weights.effective, (weights.others, weights.copies)
 
-        return jax.vjp(prefix, [parameters[i] for i in floats], has_aux=True)
+        floats_now = [parameters[i] for i in floats]
+        effective, pull, others = jax.vjp(prefix, floats_now, has_aux=True)
+        return Weights(effective, *others), pull
 
-    def check_loss(self, loss: Loss, targets) -> jax.ShapeDtypeStruct:
+    def check_loss(self, loss: Loss, targets: Any) -> jax.ShapeDtypeStruct:
         """The shape of the loss; targets have axes [T, B]."""
         outputs = self.step.output_leaves.join(self.step.output_leaves.avals)
         step_targets = jax.tree.map(
@@ -184,8 +212,10 @@ class Runner:
         )
         return loss.check(outputs, step_targets)
 
-    def enter(self, xs, carry: Carry):
-        """Arrays with axes [T, B, ...] and [B, ...]."""
+    def enter(
+        self, xs: Sequence[Array], carry: Carry
+    ) -> tuple[list[Array], list[Any], Traces, Array]:
+        """The arrays of a sequence and of a carry, with a batch axis where they have none."""
         state = self.step.state_leaves.split(carry.state)
         own, each, past = [tuple(t) for t in carry.traces], carry.each, carry.past
         fresh = carry.fresh
@@ -195,7 +225,8 @@ class Runner:
             own, each, past, fresh = jax.tree.map(lambda a: a[None], (own, each, past, fresh))
         return list(xs), state, Traces(own, carry.shared, each, past), fresh
 
-    def leave(self, state, traces, carry: Carry) -> Carry:
+    def leave(self, state: list[Any], traces: Traces, carry: Carry) -> Carry:
+        """The carry after a call, of the kind that came in."""
         if not carry.batched:
             state, traces = [s[0] for s in state], _without_batch(traces)
         # False, in a way that XLA does not see through: a constant is not spread over devices as
@@ -203,7 +234,7 @@ class Runner:
         begun = jnp.minimum(carry.fresh.astype(jnp.int8), 0) > 0
         return self.carry(state, traces, begun, carry.batched)
 
-    def carry(self, state, traces: Traces, fresh: Array, batched: bool) -> Carry:
+    def carry(self, state: list[Any], traces: Traces, fresh: Array, batched: bool) -> Carry:
         leaves = dataclasses.replace(
             self.step.state_leaves, static=(None,) * len(self.step.state_leaves.static)
         )
@@ -211,7 +242,8 @@ class Runner:
         rest = tuple(traces.shared), tuple(traces.each), tuple(traces.past)
         return Carry(leaves.join(state), carries, fresh, self.id, batched, *rest)
 
-    def model_tree(self, grads) -> Any:
+    def model_tree(self, grads: Sequence[Any]) -> Any:
+        """Values of the float leaves in the structure of the model, with `None` elsewhere."""
         leaves = self.step.model_leaves
         filled: list[Any] = [None] * len(leaves.static)
         for i, value in zip(leaves.floats, grads, strict=True):
@@ -221,7 +253,7 @@ class Runner:
 
 def _over_windows(
     one_window: Callable[..., Any], scan_carry: Any, data: Any, steps: int, window: int
-):
+) -> tuple[Any, Any]:
     """Run `one_window(scan_carry, data) -> (scan_carry, aux)` over a sequence.
 
     The last window may be shorter.
@@ -232,7 +264,7 @@ def _over_windows(
         scan_carry, aux = one_window(scan_carry, _slice(data, 0, cut))
     elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
 
-        def one_step(step_carry, step_data):
+        def one_step(step_carry: Any, step_data: Any) -> tuple[Any, Any]:
             step_carry, aux = one_window(step_carry, jax.tree.map(lambda a: a[None], step_data))
             return step_carry, jax.tree.map(lambda a: a[0], aux)
 
@@ -250,7 +282,8 @@ def _over_windows(
 def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[Array]:
     """The gradient of the parameters from that of the effective weights.
 
-    A weight in low precision has a gradient that is more precise, which is passed on in two parts.
+    The gradient of a weight in low precision is more precise than the weight. It is pulled back in two parts: as
+    it is rounded, and what rounding took away.
     """
     high = [g.astype(w.dtype) for g, w in zip(grads, weights, strict=True)]
     (moving,) = pull(tuple(high))

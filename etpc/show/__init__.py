@@ -1,4 +1,4 @@
-"""What is shown of a program: claims, sentences, tables and the graph, from its plan alone."""
+"""The claims, sentences, tables and graph that a program shows of its plan."""
 
 from ._describe import COLUMNS, escapes, rows, shape_text, table, verdict
 from ._shown import Shown

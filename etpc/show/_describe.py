@@ -9,7 +9,7 @@ Claims = Mapping[str, Claim]
 
 
 def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
-    """One row for each weight operation, and below what is left out and why."""
+    """The text of `print(program)`: a row for each weight operation, and what is left out, with reasons."""
     hidden = plan.analysis.hidden
     head = [
         f"{plan.algorithm}",
@@ -58,7 +58,7 @@ COLUMNS = ["weight", "operation", "reaches", "block", "trace", "bytes", "gradien
 
 
 def rows(plan: Plan, claims: Claims) -> list[list[str]]:
-    """What is said of each traced weight operation, in these columns."""
+    """A row for each traced weight operation, with the columns `COLUMNS`."""
     return [
         [
             name,
@@ -86,7 +86,7 @@ def use_names(plan: Plan) -> list[str]:
 
 
 def verdict(plan: Plan, p: OpPlan, claims: Claims) -> str:
-    """What is said of the gradient in the row of an operation."""
+    """The last column of the row of an operation: whether the gradient through it is exact."""
     if p.exact:
         paths = [plan.analysis.step.model_leaves.paths[i] for i in p.op.parameters]
         whole = all(claims[path].holds_exactly for path in paths if path in claims)

@@ -1,4 +1,4 @@
-"""What in a model would keep influence that escapes, where the analysis tells it."""
+"""Advice on how a model could be changed so that no influence escapes, where the analysis tells it."""
 
 import numpy as np
 
@@ -6,11 +6,10 @@ from ..analyse import Analysis
 
 
 def edits(analysis: Analysis, number: int) -> list[str]:
-    """For the paths along which influence escapes from an operation: edits of the model that close them.
+    """Changes of the model that would close the paths along which influence escapes from an operation.
 
-    Two kinds of path are known. One leads back to where it begins, as in a recurrent layer. The other ends
-    in a state that only the output reads, as in a leaky readout. For others, as from one recurrent layer to
-    the next one, nothing is said.
+    There is advice for two kinds of path: a path that leads back to where it begins, as in a recurrent layer, and
+    a path that ends in a state that only the output reads, as in a leaky readout.
     """
     escapes = [e for e in analysis.reach[number].escapes if e.through]
     if not escapes:
@@ -41,7 +40,8 @@ def edits(analysis: Analysis, number: int) -> list[str]:
 
 
 def _influence(analysis: Analysis) -> tuple[np.ndarray, np.ndarray]:
-    """Which leaf of the state the new value of each one depends on, [new, old]: in the cut step, and uncut."""
+    """Two boolean arrays [new, old]: whether the new value of a leaf of the state depends on the old value of
+    another, in the cut step and in the uncut one."""
     hidden, count = analysis.hidden, len(analysis.hidden.paths)
     leaf = hidden.leaf_of(np.arange(hidden.size))
     step = np.zeros((count, count), bool)

@@ -1,4 +1,4 @@
-"""What a program does with one parameter, in sentences."""
+"""The text of `program.explain`."""
 
 import textwrap
 

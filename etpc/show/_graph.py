@@ -1,20 +1,27 @@
 """The dependency graph of a program."""
 
+from typing import TYPE_CHECKING, Any
+
 import networkx as nx
 import numpy as np
 
 from .._jax import Variable
 from ..plan import Plan
 
+if TYPE_CHECKING:
+    Graph = nx.DiGraph[Any]
+else:
+    Graph = nx.DiGraph
 
-def dependency_graph(plan: Plan) -> "nx.DiGraph":
+
+def dependency_graph(plan: Plan) -> Graph:
     """Nodes are pairs (kind, name); edges say whether the trace keeps or cuts them.
 
     Edges between states, from operations, and into an operation's data follow derivatives; edges
     from inputs follow any dependence. A state of the step before and its new value are one node.
     """
     a = plan.analysis
-    graph: nx.DiGraph = nx.DiGraph()
+    graph: Graph = nx.DiGraph()
     step, hidden = a.step, a.hidden
     for path in step.input_leaves.paths:
         graph.add_node(("input", path), kind="input", path=path)
@@ -68,7 +75,7 @@ def dependency_graph(plan: Plan) -> "nx.DiGraph":
     return graph
 
 
-def _input_edges(plan: Plan, graph: "nx.DiGraph", names: list[tuple[str, str]]) -> None:
+def _input_edges(plan: Plan, graph: Graph, names: list[tuple[str, str]]) -> None:
     """Edges from inputs to the first operations, states and outputs that they reach."""
     a = plan.analysis
     from_inputs: dict[Variable, frozenset[str]] = {
@@ -85,7 +92,7 @@ def _input_edges(plan: Plan, graph: "nx.DiGraph", names: list[tuple[str, str]]) 
         for path in sorted(read):
             for k in ops:
                 graph.add_edge(("input", path), names[k], cut=False)
-        if ops and a.ops[ops[0]].kind.mixes:
+        if ops and a.ops[ops[0]].kind.data is not None:
             read = empty
         from_inputs.update((v, read) for v in eqn.outputs)
     targets = [

@@ -1,17 +1,15 @@
-"""What a program shows of itself, from its plan alone."""
+"""The part of a program that only shows its plan."""
 
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
-
-import networkx as nx
 
 from .._errors import checked_count
 from ..analyse import Analysis, analyse
 from ..plan import Claim, Group, OpPlan, Plan, claims
 from ._describe import describe
 from ._explain import explain
-from ._graph import dependency_graph
+from ._graph import Graph, dependency_graph
 
 
 class Shown:
@@ -68,7 +66,7 @@ class Shown:
         return reasons
 
     @cached_property
-    def graph(self) -> "nx.DiGraph":
+    def graph(self) -> Graph:
         """The dependency graph: inputs, parameters, weight operations, hidden states, outputs.
 
         Each node has `kind` and `path`; each edge has `cut`: whether the trace drops it.
@@ -95,7 +93,7 @@ class Shown:
     @cached_property
     def _all_cut(self) -> Analysis:
         a = self.plan.analysis
-        whole = a.cut == {op.number for op in a.ops if op.kind.mixes}
+        whole = a.cut == {op.number for op in a.ops if op.kind.data is not None}
         return a if whole else analyse(a.step)
 
     def window_for(self, steps: int) -> int:

@@ -1,18 +1,31 @@
 """First stage: from a model to the canonical program of one step."""
 
 from ._known import Known
-from ._leaves import Leaves, paths_of, repeat
-from ._trace import Step, called, check_new_state, checked_call, initial_state, trace
+from ._leaves import Leaves, is_array, paths_of, repeat, shape_of
+from ._trace import (
+    Step,
+    StepFunction,
+    called,
+    check_new_state,
+    checked_call,
+    fits,
+    initial_state,
+    trace,
+)
 
 __all__ = [
     "Known",
     "Leaves",
     "Step",
+    "StepFunction",
     "called",
     "check_new_state",
     "checked_call",
+    "fits",
     "initial_state",
+    "is_array",
     "paths_of",
     "repeat",
+    "shape_of",
     "trace",
 ]

@@ -4,18 +4,18 @@ A weight operation inside a `scan` or a `cond` has its data, its perturbation an
 iteration or in each branch, so these must be visible: a short loop is unrolled, and of a branch all
 sides are computed and one is chosen, which is what `vmap` makes of it too.
 
-A branch may be there because its operations have no derivative elsewhere, as a square root has none
-at zero. In a branch that is not taken a zero that meets an infinite derivative is NaN, so NaN must not
-leave it, in either direction of differentiation. A `select` on the branch's condition is the barrier: its
-derivative by the side that is not chosen is zero, whatever arrives. There is one around all that a trace
-is read from:
+A model may have a branch because an operation has no derivative elsewhere, as a square root has none
+at zero. In a branch that is not taken, zero times an infinite derivative is NaN, and this NaN must not
+leave the branch, in either direction of differentiation. A `select` on the branch's condition stops it: the
+derivative of `select` by the side that is not chosen is zero, whatever its value is. There is one around all
+that a trace is read from:
 
 - data that enters the branch, and the data and the result of each weight operation in it;
 - the weight itself, unless the operation is linear in it: then its derivative is a product of that data and
   of that cotangent, which are both zeros.
 
-What a branch computes from parameters alone is the same at each step, and is not selected: it is marked, and
-the prefix passes on no derivative where none comes in.
+What a branch computes from parameters alone is the same at each step, and is not selected. Its equations are
+marked, and where no derivative comes in, the prefix passes none on.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._jax import Equation, Flat, Variable, canonicalise, flatten, prims, unrolled
+from .._jax import Equation, Flat, Variable, canonicalise, flatten, params, prims, unrolled
 from .._primitives import facts
 from ._known import Known
 from ._loops import written_out
@@ -37,7 +37,7 @@ MAX_ITERATIONS = 256
 MAX_EQUATIONS = 4096
 
 Taken = Variable | None
-"""The condition under which an equation is in the branch that is taken; `None` outside of branches."""
+"""A boolean of the program: whether the branch that an equation is in is taken. `None` outside of branches."""
 
 
 def expand(flat: Flat, parameters: tuple[Variable, ...]) -> Flat:
@@ -67,6 +67,8 @@ class _Expansion:
             loop = None if is_fixed else self.written_out(eqn)
             if loop is not None:
                 self.open(eqn, loop, taken)
+            elif taken is not None and not is_fixed and eqn.primitive.name == "unvmap_any":
+                self.limit_check(eqn, taken)
             elif uses_weights and not is_fixed:
                 if eqn.primitive is prims.cond_p:
                     self.open_cond(eqn, taken)
@@ -94,7 +96,8 @@ class _Expansion:
     # --- what is put in the place of an equation ---
 
     def written_out(self, eqn: Equation) -> Flat | None:
-        """A loop that Equinox differentiates by checkpoints; `None` where it is none, or too long."""
+        """The iterations of a loop that Equinox differentiates by checkpoints; `None` for other equations, and
+        for loops that are too long."""
         known = lambda v: Known(self.kept, self.constants)(v)
         return written_out(eqn, known, MAX_ITERATIONS, MAX_EQUATIONS)
 
@@ -107,7 +110,7 @@ class _Expansion:
     def open_cond(self, eqn: Equation, taken: Taken) -> None:
         index, *operands = eqn.inputs
         todo: list[tuple[Equation, Taken]] = []
-        branches = [flatten(branch) for branch in eqn.params["branches"]]
+        branches = [flatten(branch) for branch in params.branches(eqn)]
         results: list[Variable] = []
         for number, branch in enumerate(branches):
             condition = [index] if taken is None else [index, taken]
@@ -128,8 +131,8 @@ class _Expansion:
         self.waiting.extendleft(reversed(todo))
 
     def guard(self, eqn: Equation, taken: Variable) -> None:
-        """A weight operation of a branch, between barriers: with zeros for its data and its result where it
-        is not taken, and for the weight where it is not linear in that."""
+        """Keep a weight operation of a branch, with a `select` before and after it: its data and its result
+        are zero where the branch is not taken, and so is the weight, unless the operation is linear in it."""
         before: list[tuple[Equation, Taken]] = []
         known = facts(eqn.primitive)
         is_linear = known.linear or known.moves or known.kind is not None
@@ -155,14 +158,24 @@ class _Expansion:
         self.kept.append(dataclasses.replace(eqn, inputs=operands, outputs=results))
         self.waiting.extendleft(reversed(after))
 
+    def limit_check(self, eqn: Equation, taken: Variable) -> None:
+        """Let a check of Equinox in a branch, such as `eqx.error_if`, fail only if the branch is taken.
+
+        All its checks ask by the primitive `unvmap_any` whether one example of a batch fails.
+        """
+        todo: list[tuple[Equation, Taken]] = []
+        fails = self.inline(todo, eqn, jnp.logical_and, [*eqn.inputs, taken])
+        todo.append((dataclasses.replace(eqn, inputs=tuple(fails)), None))
+        self.waiting.extendleft(reversed(todo))
+
     def inline(
         self,
         todo: list[tuple[Equation, Taken]],
         eqn: Equation,
-        function: Callable,
+        function: Callable[..., Any],
         operands: Sequence[Variable],
     ) -> list[Variable]:
-        """The results of a function of operands, whose equations, added to `todo`, have the line of `eqn`."""
+        """Add the equations of a function to `todo`, with the line of `eqn`; the variables of its results."""
         flat = canonicalise(function, [v.aval for v in operands])
         of_line = functools.partial(dataclasses.replace, source=eqn.source, traceback=eqn.traceback)
         flat = dataclasses.replace(flat, equations=tuple(map(of_line, flat.equations)))
@@ -175,7 +188,7 @@ class _Expansion:
         operands: Sequence[Variable],
         taken: Taken,
     ) -> list[Variable]:
-        """The results of a program, whose equations are added to `todo`."""
+        """Add the equations of a program to `todo`; the variables of its results."""
         self.constants.update(inner.constants)
         self.fixed.update(inner.constants)
         self.alias.update(zip(inner.inputs, operands, strict=True))
@@ -184,12 +197,12 @@ class _Expansion:
 
 
 def _is_short(eqn: Equation) -> bool:
-    length = eqn.params["length"]
-    size = length * len(flatten(eqn.params["jaxpr"]).equations)
-    return 0 < length <= MAX_ITERATIONS and size <= MAX_EQUATIONS
+    loop = params.scan(eqn)
+    size = loop.length * len(flatten(loop.body).equations)
+    return 0 < loop.length <= MAX_ITERATIONS and size <= MAX_EQUATIONS
 
 
-def _is_taken(number: int, count: int) -> Callable:
+def _is_taken(number: int, count: int) -> Callable[..., Any]:
     def taken(index: Any, around: Any = True) -> Any:
         return (jnp.clip(index, 0, count - 1) == number) & around
 
@@ -200,8 +213,9 @@ def _or_zero(taken: Any, value: Any) -> Any:
     return jnp.where(taken, value, jnp.zeros_like(value))
 
 
-def _choose(count: int) -> Callable:
-    """One of several results for each output: those of the first branch come first, and so on."""
+def _choose(count: int) -> Callable[..., Any]:
+    """A function of an index and the results of all branches, those of the first branch first: the results of
+    the branch with this index."""
 
     def choose(index: Any, *results: Any) -> list[Any]:
         which = jnp.clip(index, 0, count - 1).astype(bool if count == 2 else "int32")

@@ -28,7 +28,7 @@ class Known:
         return np.asarray(self._values[variable])
 
     def sources(self) -> set[Variable]:
-        """The variables that what was asked for was computed from, and those themselves."""
+        """The variables that were asked for, and all that they were computed from."""
         sources = set(self.consulted)
         for eqn in reversed(self._equations):
             if any(v in sources for v in eqn.outputs):

@@ -46,8 +46,8 @@ def _named(node: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def _attribute_keys(node: Any, treedef: Any, keys: list[Any]) -> list[Any]:
-    """The keys of children by the attributes that hold them; as they are where none does."""
-    try:  # other objects in their places, as two children may be one
+    """The key of each child, by the name of the attribute that holds it; the old key where none does."""
+    try:  # two children may be the same object, so each is replaced by an object of its own
         children = [object() for _ in keys]
         node = treedef.unflatten(children)
     except Exception:  # a class may look at what it is given
@@ -77,7 +77,7 @@ def is_array(leaf: Any) -> bool:
 
 
 def frozen(value: Any) -> Any:
-    """A NumPy array as it is now: a copy that nobody writes to. Others, as they are."""
+    """A copy of a NumPy array, which nobody can write to. Other values are returned as they are."""
     if isinstance(value, np.ndarray):
         value = value.copy()
         value.setflags(write=False)
@@ -119,7 +119,7 @@ def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def repeat(leaf: Any, batch_size: int) -> jax.Array:
-    """A state leaf of one example for a batch: copies, and different keys where it is a PRNG key."""
+    """A leaf of the state, for a batch: copies of it, or different keys if it is a PRNG key."""
     value = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         split = partial(jax.random.split, num=batch_size)
@@ -135,7 +135,7 @@ class Leaves:
     paths: tuple[str, ...]
     avals: tuple[jax.ShapeDtypeStruct, ...]
     static: tuple[Any, ...]
-    """Every leaf that is no array, in order; `None` at the places of arrays."""
+    """All leaves in order, with `None` in the place of each array."""
     places: tuple[int, ...]
     static_arrays: tuple[np.ndarray, ...]
     """Copies of the NumPy arrays in static fields, which JAX takes to be part of the structure."""
@@ -170,5 +170,5 @@ class Leaves:
 
     @property
     def floats(self) -> tuple[int, ...]:
-        """Which array leaves are differentiated."""
+        """The numbers of the array leaves that are differentiated."""
         return tuple(i for i, a in enumerate(self.avals) if is_float(a.dtype))

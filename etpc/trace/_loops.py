@@ -20,14 +20,14 @@ from .._jax import (
     Tracer,
     Variable,
     canonicalise,
-    evaluate,
     flatten,
     is_checkpointed_loop,
+    params,
     prims,
 )
 
 _ONE_EXAMPLE = ("maybe_set", "nonbatchable", "select_if_vmap", "unvmap_any")
-"""Equinox's primitives in such loops, that act otherwise under `vmap`: not once they are written out."""
+"""Equinox's primitives that act on a whole batch under `vmap`. Written out, a loop is of one example."""
 
 
 class _NoBound(Exception):
@@ -37,18 +37,21 @@ class _NoBound(Exception):
 def written_out(
     eqn: Equation, known: Callable[[Variable], Any], max_iterations: int, max_equations: int
 ) -> Flat | None:
-    """Such a loop as plain operations; `None` for others, and for those without a known bound.
+    """A loop that Equinox differentiates by checkpoints, as plain operations.
+
+    `None` for other equations, and for a loop without a known bound.
+
 
     `known` gives the value of an operand, and `None` where data or a parameter changes it.
     """
     if not is_checkpointed_loop(eqn):
         return None
-    whole = flatten(eqn.params["call_jaxpr"])
+    whole = flatten(params.custom_body(eqn))
     known_values = [known(v) for v in eqn.inputs]
 
     def loop(loop: Equation, operands: Sequence[Any]) -> list[Any]:
-        skip, count = loop.params["cond_nconsts"], loop.params["body_nconsts"]
-        cond, body = flatten(loop.params["cond_jaxpr"]), flatten(loop.params["body_jaxpr"])
+        skip, count, *programs = params.while_loop(loop)
+        cond, body = map(flatten, programs)
         limit = min(max_iterations, max_equations // max(len(body.equations), 1))
         state = ended = list(operands[skip + count :])
         goes_on: Any = True
@@ -80,9 +83,7 @@ def written_out(
         return None
 
     def run(flat: Flat, operands: Sequence[Any]) -> list[Any]:
-        env = {**flat.constants, **dict(zip(flat.inputs, operands, strict=True))}
-        evaluate(flat.equations, env, rule)
-        return [env[v] for v in flat.outputs]
+        return flat.run(operands, rule)
 
     def unrolled(*operands: Any) -> list[Any]:
         pairs = zip(known_values, operands, strict=True)
@@ -95,13 +96,14 @@ def written_out(
 
 
 def _branch(
-    goes_on: Tracer, iterate: Callable[[], list[Any]], ended: Sequence[Any]
+    goes_on: Any, iterate: Callable[[], list[Any]], ended: Sequence[Any]
 ) -> tuple[list[Any], list[Any]]:
-    """An iteration that data may say is beyond the end: the state from which the next one starts, and that
-    of the loop.
+    """Run an iteration if the loop goes on, which data decides.
 
-    They are the same but for values that data does not change, such as the number of the iteration, by which
-    the loop has a bound: the next iteration, if it is beyond the end too, may start from any.
+    **Returns** the state from which the next iteration starts, and the state in which the loop ends if this was
+    the last iteration. They differ in values that data does not change, such as the number of the iteration, from
+    which the bound of the loop follows. In the first these are known, as if the iteration had run: if it had not,
+    the next one does not run either, and may start from any state.
     """
     known: dict[int, Any] = {}
 
@@ -115,8 +117,10 @@ def _branch(
 
 
 def _of_impl(eqn: Equation, *operands: Any) -> list[Any]:
-    """What a primitive does, where a rule of its own stands for that in JAX functions."""
-    if eqn.primitive.name == "select_if_vmap":  # its iteration runs, or its result is not used
+    """The results of one of Equinox's primitives for one example, by its implementation in JAX functions."""
+    if (
+        eqn.primitive.name == "select_if_vmap"
+    ):  # the result of an iteration that does not run is not used
         return [operands[1]]
     results = eqn.primitive.impl(*operands, **eqn.params)
     return list(results) if eqn.primitive.multiple_results else [results]

@@ -12,19 +12,19 @@ layer is cut alike however many units it has.
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import jax
 
-from .._jax import Equation, Flat, Variable, canonicalise, prims
+from .._jax import Equation, Flat, Variable, canonicalise, params, prims
 
 MAX_PRODUCT = 1 << 24
 """Products of more elements than this are not formed: a rank is small for a reason."""
 
 
 def merge_products(flat: Flat, parameters: Collection[Variable]) -> Flat:
-    """The program with such pairs of `dot_general` merged, and those that sum nothing element-wise."""
+    """The program with pairs of products merged, and products that sum nothing as multiplications."""
     constants = dict(flat.constants)
     fixed: set[Variable] = {*flat.constants, *parameters}
     weights: set[Variable] = {v for v in parameters if v.is_float}
@@ -43,7 +43,7 @@ def merge_products(flat: Flat, parameters: Collection[Variable]) -> Flat:
                 fixed.update(product.outputs)
                 weights.update(product.outputs)
             makers[eqn.outputs[0]] = eqn
-            if any(v in weights for v in eqn.inputs) and not _contracted(eqn)[0]:
+            if any(v in weights for v in eqn.inputs) and not params.product(eqn).contract[0]:
                 multiplied = _multiplied(eqn)
                 constants.update(multiplied.constants)
                 kept += multiplied.equations
@@ -52,14 +52,10 @@ def merge_products(flat: Flat, parameters: Collection[Variable]) -> Flat:
     return dataclasses.replace(flat, equations=tuple(kept), constants=constants)
 
 
-def _contracted(eqn: Equation) -> tuple[Sequence[int], Sequence[int]]:
-    return eqn.params["dimension_numbers"][0]
-
-
 def _multiplied(eqn: Equation) -> Flat:
     """A `dot_general` without a contraction, as a multiplication."""
     (out,) = eqn.outputs
-    batch = eqn.params["dimension_numbers"][1]
+    batch = params.product(eqn).batch
 
     def multiply(*operands: Any) -> Any:
         aligned = []
@@ -91,7 +87,8 @@ def _multiplied(eqn: Equation) -> Flat:
 def _merged(
     second: Equation, makers: dict[Variable, Equation], weights: Collection[Variable]
 ) -> tuple[Equation, Equation] | None:
-    """The product of the weights, and of the data with it; `None` where the pair is none."""
+    """The product of two weights, and the product of the data with that; `None` if `second` does not follow a
+    product with a weight."""
     for b in (0, 1):
         weight, between = second.inputs[b], second.inputs[1 - b]
         first = makers.get(between)
@@ -107,14 +104,14 @@ def _merged(
 
 
 def _pair(first: Equation, a: int, second: Equation, b: int) -> tuple[Equation, Equation] | None:
-    contract1, batch1 = first.params["dimension_numbers"]
-    contract2, batch2 = second.params["dimension_numbers"]
+    contract1, batch1 = params.product(first)
+    contract2, batch2 = params.product(second)
     if any(map(len, (*batch1, *batch2))):
         return None
     data, left, right = first.inputs[1 - a], first.inputs[a], second.inputs[b]
     free_a = [d for d in range(len(left.shape)) if d not in contract1[a]]
     free_x = len(data.shape) - len(contract1[1 - a])
-    # where the free dimensions of A are in the value between the two
+    # between[n] = d: axis n of the value between the two products is axis d of the first weight
     between = {(0 if a == 0 else free_x) + n: d for n, d in enumerate(free_a)}
     if set(contract2[1 - b]) != set(between):
         return None
@@ -126,23 +123,13 @@ def _pair(first: Equation, a: int, second: Equation, b: int) -> tuple[Equation, 
         return None
     aval = jax.ShapeDtypeStruct(shape, left.aval.dtype)
     product = Variable(second.outputs[0].number, aval)
-    made = dataclasses.replace(
-        first,
-        params={**first.params, "dimension_numbers": (product_dims, ((), ()))},
-        inputs=(left, right),
-        outputs=(product,),
-    )
+    made = params.with_contraction(first, product_dims, inputs=(left, right), outputs=(product,))
     place = {d: n for n, d in enumerate(rest_a)}
     summed = (tuple(contract1[1 - a]), tuple(place[d] for d in contract1[a]))
     operands, dims = (data, product), summed
     if b == 0:
-        operands, dims = (product, data), summed[::-1]
-    applied = dataclasses.replace(
-        second,
-        params={**second.params, "dimension_numbers": (dims, ((), ()))},
-        inputs=operands,
-    )
-    return made, applied
+        operands, dims = (product, data), (summed[1], summed[0])
+    return made, params.with_contraction(second, dims, inputs=operands)
 
 
 __all__ = ["merge_products"]

@@ -17,6 +17,7 @@ from .._jax import (
     Tracer,
     Variable,
     canonicalise,
+    evaluate,
     flatten,
     propagate,
     without_prints,
@@ -25,13 +26,16 @@ from ._expand import expand
 from ._leaves import Leaves, frozen, paths_of
 from ._products import merge_products
 
+StepFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
+"""How one step is called: `step(model, x, state) -> (y, new_state)`."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
     """The canonical program of one step of one example.
 
-    `parameters` are all array leaves of the model in order, floats or not; likewise `state` and
-    `inputs`. Printable; `equations` holds what the model computes, with `jit` and `remat` inlined.
+    `parameters`, `inputs` and `state` are all array leaves in order, floats or not. `equations` holds what the
+    model computes, with `jit` and `remat` inlined. A step can be printed.
     """
 
     program: Flat
@@ -93,6 +97,12 @@ class Step:
         env.update(zip(self.state, state, strict=True))
         return env
 
+    def values(
+        self, parameters: Sequence[Any], inputs: Sequence[Any], state: Sequence[Any]
+    ) -> dict[Variable, Any]:
+        """The values of all variables in one step."""
+        return evaluate(self.equations, self.environment(parameters, inputs, state))
+
     def __str__(self) -> str:
         input_paths = self.with_begins(self.input_leaves.paths, "whether the stream begins")
         groups = {
@@ -109,9 +119,7 @@ class Step:
         return "\n".join(lines)
 
 
-def trace(
-    model: Any, inputs: Any, state: Any = None, step: Callable[..., Any] | None = None
-) -> Step:
+def trace(model: Any, inputs: Any, state: Any = None, step: StepFunction | None = None) -> Step:
     """Trace one step of `model` on shapes alone.
 
     **Arguments:** as in [`etpc.compile`][].
@@ -135,7 +143,7 @@ def trace(
     flag = [] if initial is None else [jax.ShapeDtypeStruct((), bool)]
     kept: dict[str, Any] = {}
 
-    def flat(*arrays):
+    def flat(*arrays: Any) -> list[Any]:
         m = model_leaves.join(arrays[:first])
         x, rest = input_leaves.join(arrays[first:second]), arrays[second:]
         begins, hidden = rest[: len(flag)], list(rest[len(flag) :])
@@ -144,7 +152,7 @@ def trace(
             for i in learned:
                 hidden[i] = jax.lax.select_n(*begins, hidden[i], start[i])
 
-        def result():
+        def result() -> tuple[Any, Any]:
             return call(m, x, state_leaves.join(hidden))
 
         y, new_state = called(result, input_leaves, state_leaves)
@@ -178,8 +186,17 @@ def trace(
     )
 
 
-def checked_call(model: Any, step: Any) -> Callable[..., Any]:
-    """How one step is called."""
+def fits(model: Any, inputs: Any, state: Any, step: StepFunction | None) -> bool:
+    """Whether the model takes inputs of these shapes."""
+    try:
+        trace(model, inputs, state, step)
+    except Exception:
+        return False
+    return True
+
+
+def checked_call(model: Any, step: StepFunction | None) -> StepFunction:
+    """The function that runs one step, from what the user passed as `step=`."""
     if step is not None and not callable(step):
         raise InputTypeError(
             f"step must be a function `step(model, x, state) -> (y, new_state)`, not {step!r}."
@@ -212,7 +229,7 @@ def _learned(model_leaves: Leaves, state_leaves: Leaves) -> tuple[Flat | None, l
     """`init_state()` as a program of the parameters, and which leaves depend on a float parameter;
     `None` where none does, or where the function needs values and so cannot be traced."""
 
-    def start(*arrays):
+    def start(*arrays: Any) -> list[Any]:
         leaves = state_leaves.split(model_leaves.join(arrays).init_state())
         avals = state_leaves.avals
         return [
@@ -260,7 +277,7 @@ def _check_inputs(input_leaves: Leaves) -> None:
 
 
 def _check_effects(effects: list[tuple[str, str]]) -> None:
-    """Refuse what a step does beside computing values, but for prints."""
+    """**Raises** `UnsupportedError` where a step has effects other than prints."""
     if effects:
         places = ", ".join(dict.fromkeys(f"{name} at {line}" for name, line in effects))
         raise UnsupportedError(
@@ -332,4 +349,13 @@ def _aval(aval: jax.ShapeDtypeStruct) -> str:
     return f"{aval.dtype}{list(aval.shape)}"
 
 
-__all__ = ["Step", "called", "check_new_state", "checked_call", "initial_state", "trace"]
+__all__ = [
+    "Step",
+    "StepFunction",
+    "called",
+    "check_new_state",
+    "checked_call",
+    "fits",
+    "initial_state",
+    "trace",
+]

@@ -6,9 +6,24 @@ from ._directions import Directions
 from ._filtered import Filtered
 from ._full import Full
 from ._low_rank import LowRank
-from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, Traces, bytes_of, zeros
+from ._pairs import DENSE_UP_TO, Pairs, every_pair
+from ._trace import (
+    Carry,
+    Factors,
+    Passage,
+    Rows,
+    Signals,
+    Site,
+    Trace,
+    Traces,
+    bytes_of,
+    size_of,
+    zeros,
+)
+from ._transitions import apply_back, paired, suffix_products, times
 
 __all__ = [
+    "DENSE_UP_TO",
     "Carry",
     "CreditSubspace",
     "Decay",
@@ -18,12 +33,19 @@ __all__ = [
     "Filtered",
     "Full",
     "LowRank",
+    "Pairs",
     "Passage",
     "Rows",
     "Signals",
     "Site",
     "Trace",
     "Traces",
+    "apply_back",
     "bytes_of",
+    "every_pair",
+    "paired",
+    "size_of",
+    "suffix_products",
+    "times",
     "zeros",
 ]

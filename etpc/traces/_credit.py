@@ -1,34 +1,55 @@
 """The directions of state space along which credit arrives."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ..ops._kind import summed
+from ..ops import summed
 from ._directions import Directions, Push
 from ._trace import Carry
 
 SPARE = 4
-"""The moment is estimated along twice as many directions as are followed, and so many more."""
+"""The moment is estimated along twice as many directions as are followed, and along so many more."""
 SQUARINGS = 8
-"""`tr((A^T A)^p)^(1/2p)` with p = 2^8 bounds the norm of A from above, by 1.003 of it at most for q = 4. It is
-this near as the factor counts anew in each window."""
+"""`tr((A^T A)^p)^(1/2p)` with p = 2^8 is an upper bound of the norm of A, and at most 1.003 times the norm for q = 4.
+It must be near, as its error is multiplied from window to window."""
 OLD = float(jnp.finfo(jnp.float32).eps) ** 0.5
-"""The part of the old directions in the new ones; the same in all dtypes, so that float32 follows what float64 does."""
+"""The weight of the old directions in the new ones. It is the same in all dtypes, so that float32 follows the same
+directions as float64."""
 GROWTH = 10.0
-"""How much the bounds of the last transitions of the virtual states may grow together, over any number of
+"""How large the product of the bounds of the last transitions of the virtual states may become, over any number of
 windows."""
 
 COARSE = 10
-"""Units of states are powers of two to the power of this: those of most networks, of sizes from 1/32 to 32, have the
-unit one, and only such as differ by a thousand are scaled."""
+"""Units of states are powers of two to the power of this. So states of sizes from 1/32 to 32, as in most networks,
+have the unit one, and only states whose sizes differ by a thousand are scaled."""
 
 FAR = 15
 """The exponent of two by which the size of a state differs from its unit before it gets another one."""
+
+
+class Shared(NamedTuple):
+    """What the batch shares, by name; in a carry it is a plain tuple."""
+
+    basis: Float[Array, "q S"]
+    """V, in units of the states."""
+    u: Float[Array, "k S"]
+    h: Float[Array, "k k"]
+    """The moment is `U^T H U`."""
+    counts: Float[Array, "2"]
+    """The number of windows with credit, and of all since the first of these."""
+    energy: Float[Array, ""]
+    """The running mean of `|lambda_0|^2`."""
+    outside: Float[Array, ""]
+    """The part of it that lies in no direction of V."""
+    sizes: Float[Array, " S"]
+    """The sizes of the states in the last windows."""
+    units: Float[Array, " S"]
+    """Zero for states that were always zero."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +68,15 @@ class CreditSubspace(Directions):
     directions than are followed, `M = U^T H U`. The directions of the next window are one step of
     subspace iteration, `V' = orth(M V^T)^T`.
 
-    What grows by more than 1 / precision in one window is dropped, as little but rounding would be read of it; `lost`
-    counts it.
+    A direction that grows by more than 1 / precision in one window is dropped, as its influence would be little but
+    rounding; `lost` counts it.
 
-    Each example has, with `clip`, the largest product of the bounds of any number of the last transitions; and which
-    directions were not dropped in the last window.
+    Each example carries, with `clip`, the largest product of the bounds of any number of the last transitions; and
+    which directions were not dropped in the last window.
 
-    States may be of different units, so all this is of credit in units of the states' own sizes: of `lambda s`,
-    where s is the power of 2^10 next to the size of a state at the end of the first window in which it is not
-    zero, and again where its size has become more than 2^15 times as large or as small. What is followed is `V / s`.
-
-    The batch shares V [q, S], U [k, S], H [k, k], the numbers of windows with credit and of all since
-    the first one, the running means of `|lambda_0|^2` and of what of it lies in no direction of V, and the
-    states' sizes in the last windows [S] and units s [S], zero for states that were always zero.
+    States may have different units, so credit is measured in units of the states' own sizes, as `lambda s`. Here s is
+    the power of 2^10 next to the size of a state at the end of the first window in which it is not zero. It is
+    chosen again where the size has become more than 2^15 times as large or as small. What is followed is `V / s`.
     """
 
     count: int
@@ -75,7 +92,7 @@ class CreditSubspace(Directions):
         return f"followed along {many} of credit"
 
     def settle(self, size: int) -> Directions:
-        """The directions of a program with so many states: all of them, where no fewer are followed."""
+        """The directions for a program with so many states: each state, where no fewer directions are followed."""
         return self if self.count < size else EveryState(size)
 
     def init(self, size: int, dtype: Any) -> Carry:
@@ -86,20 +103,20 @@ class CreditSubspace(Directions):
         zero = jnp.zeros((), dtype)
         moment, counts = jnp.zeros((spare, spare), dtype), jnp.zeros(2, dtype)
         sizes = jnp.zeros((2, size), dtype)
-        return basis[: self.count], basis, moment, counts, zero, zero, *sizes
+        return tuple(Shared(basis[: self.count], basis, moment, counts, zero, zero, *sizes))
 
     def each(self, size: int, batch: int, dtype: Any) -> Carry:
         return jnp.ones(batch, dtype), jnp.ones((batch, self.count), dtype)
 
     def lost(self, shared: Carry) -> float | None:
-        energy, outside = map(float, shared[4:6])
+        energy, outside = float(Shared(*shared).energy), float(Shared(*shared).outside)
         return max(outside, 0.0) / energy if energy > 0 else None
 
     def ends(
         self, shared: Carry, each: Carry, states: Float[Array, "B S"]
     ) -> tuple[Float[Array, "1 q S"], Carry]:
         """Also the directions in units of the states, the states' sizes and these units."""
-        v, u, h, *_, sizes, old_units = shared
+        v, u, h, _, _, _, sizes, old_units = Shared(*shared)
         largest = jnp.max(jnp.abs(states), 0)
         largest = jnp.where(jnp.isfinite(largest), largest, sizes)
         fallen = jnp.where(
@@ -113,7 +130,7 @@ class CreditSubspace(Directions):
         size = jnp.trace(h)
         with jax.default_matmul_precision("highest"):
             iterated = u.T @ (h @ (u @ v.T)) / jnp.where(size > 0, size, 1)
-            # of directions that no credit has come from, the old ones are kept
+            # the old directions are kept where no credit has come from others
             basis = jnp.linalg.qr(iterated + OLD * v.T)[0].T
         basis = jnp.where((size > 0) & jnp.isfinite(basis).all(), basis, v)
         return (basis / _or_one(units)[None])[None], (basis, u, h, sizes, old_units, units)
@@ -121,18 +138,21 @@ class CreditSubspace(Directions):
     def keeps(
         self, shared: Carry, each: Carry, starts: Float[Array, "B q S"]
     ) -> Bool[Array, "B q"]:
-        """Those that do not grow beyond what credit is known to: the rest of it is rounding."""
-        sizes = jnp.maximum(shared[-2], _or_one(shared[-1]))
+        """The directions that do not grow by more than 1 / precision, beyond which all is rounding."""
+        known = Shared(*shared)
+        sizes = jnp.maximum(known.sizes, _or_one(known.units))
         largest = jnp.max(jnp.abs(starts * sizes[None, None]), -1)
         return largest * jnp.finfo(starts.dtype).eps < 1
 
     def basis(self, shared: Carry, each: Carry) -> Float[Array, "1 q S"]:
-        return (shared[0] / _or_one(shared[-1])[None])[None]
+        known = Shared(*shared)
+        return (known.basis / _or_one(known.units)[None])[None]
 
     def coefficients(
         self, shared: Carry, each: Carry, credit: Float[Array, "B S"]
     ) -> Float[Array, "B q"]:
-        return (credit * _or_one(shared[-1])[None]) @ shared[0].T
+        known = Shared(*shared)
+        return (credit * _or_one(known.units)[None]) @ known.basis.T
 
     def advance(
         self,
@@ -145,7 +165,8 @@ class CreditSubspace(Directions):
         push: Push,
     ) -> tuple[Float[Array, "B q q"], Carry, Carry]:
         basis, u, h, sizes, old_units, units = chosen
-        v, moment, (growth, kept) = shared[0], (u, h, *shared[3:-2]), each
+        v, _, _, counts, energy, outside, _, _ = Shared(*shared)
+        moment, (growth, kept) = (u, h, counts, energy, outside), each
         keeps = jnp.isfinite(starts).all(-1)
         starts = jnp.where(keeps[..., None], starts, 0)
         transition = (starts * _or_one(old_units)[None, None]) @ v.T
@@ -168,7 +189,7 @@ class CreditSubspace(Directions):
         starts: Float[Array, "B q S"],
         credit: Float[Array, "B S"],
     ) -> Carry:
-        """What is carried of the moment, and of what lies in no direction."""
+        """The moment and the energies after a window with this credit."""
         u, h, counts, mean_energy, mean_outside = moment
         batch = credit.shape[0]
         with jax.default_matmul_precision("highest"):
@@ -212,7 +233,7 @@ class CreditSubspace(Directions):
 class EveryState(Directions):
     """Each state is a direction of its own, so that nothing that escapes is lost.
 
-    States of different units stay apart: turned into another basis, small ones would be lost beside large ones.
+    The basis is not rotated: states of small units would be lost beside large ones.
     """
 
     count: int

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
-from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
+from ._trace import Carry, Factors, Rows, Signals, Site, Trace, zeros
 from ._transitions import paired, recurrence
 
 
@@ -44,7 +44,7 @@ class Decay(Trace):
         return (*zeros(batch, self.shapes(site), site.dtype), norm)
 
     def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
-        """Also all values, 0 to W, of the second factor and of the normaliser."""
+        """The carry at the end, and the values of the second factor and the normaliser after 0 to W steps."""
         decay, real = float(self.decay), jnp.finfo(factors.immediate.dtype).dtype
         eps_x, eps_f, norm = carry
         eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
@@ -55,7 +55,7 @@ class Decay(Trace):
             counted = jnp.ones((steps, 1), norm.dtype)
         powers = decay ** np.arange(steps + 1.0)
         ages = np.arange(steps + 1)[:, None] - np.arange(1, steps + 1)
-        # Of the steps 1 to W, in columns, after 0 to W steps.
+        # The decay of the steps 1 to W, in columns, after 0 to W steps, in rows.
         weights = np.where(ages >= 0, powers[np.maximum(ages, 0)], 0)
         new = jnp.matmul(
             jnp.asarray(weights, norm.dtype),
@@ -75,11 +75,11 @@ class Decay(Trace):
     def credit(
         self, site: Site, signals: Signals, path: tuple[Array, Array]
     ) -> tuple[Inexact[Array, "W B GO"], Inexact[Array, "B GO"]]:
-        """The second one is the credit of the first factor at the start of the window.
+        """The credit of the output at each step, and that of the first factor at the start of the window.
 
-        The gradient is `sum_t eps_x,t (L_t eps_f,t) / c_t`, and what reaches past the new states, by the
-        trace before. As `eps_x` is a sum of decayed data, the same decay on the credit, backwards in
-        time, leaves a product with the data itself.
+        The gradient is `sum_t eps_x,t (L_t eps_f,t) / c_t`; credit that passes by the new states of a step is
+        multiplied with the trace before it. As `eps_x` is a sum of decayed data, the credit is decayed in its
+        place, backwards in time, and multiplied with the data itself.
         """
         eps_f, norm = path  # W + 1 values each
         old = signals.old()
@@ -89,7 +89,7 @@ class Decay(Trace):
             old_credit = paired(old, eps_f[:-1]) / _positive(norm[:-1])[..., None]
         decay = jnp.finfo(credit.dtype).dtype.type(self.decay)
 
-        def back(later, step):
+        def back(later: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
             by_new, by_old = step
             total = by_new + later
             return by_old + decay * total, total
@@ -107,22 +107,12 @@ class Decay(Trace):
     def rows(self, site: Site, start: Inexact[Array, "B GO"], carry: Carry) -> list[Rows]:
         return [(carry[0][None], start[None])]
 
-    def advance(
-        self,
-        site: Site,
-        passage: Passage,
-        carry: Carry,
-        followed: Carry,
-        start: Array | None,
-    ) -> tuple[Carry, None]:
-        return followed, None
-
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return {"input factor": carry[0], "state factor": carry[1]}
 
 
 def _positive(norm: Array) -> Array:
-    """The normaliser; one where there is no past, and so no trace either."""
+    """The normaliser, or one where there is no past, as the trace is zero there."""
     return jnp.where(norm > 0, norm, jnp.ones((), norm.dtype))
 
 

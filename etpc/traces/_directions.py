@@ -33,7 +33,7 @@ class Directions:
     count: int
     """q."""
     exact: bool = False
-    """Whether nothing is left out of what escapes."""
+    """Whether influence that escapes is followed without loss."""
 
     @property
     def left_out(self) -> str:
@@ -49,25 +49,27 @@ class Directions:
         return ()
 
     def lost(self, shared: Carry) -> float | None:
-        """The part of the energy of credit that lies in no direction; `None` where it is not known."""
+        """The part of the energy of credit that lies in none of the directions; `None` if it is not known."""
         return None
 
     def ends(
         self, shared: Carry, each: Carry, states: Float[Array, "B S"]
     ) -> tuple[Float[Array, "B q S"], Any]:
-        """The cotangents `V` at the end of the window that begins, the first axis of length one where
-        the batch shares them; and what `advance` is to know of how they were chosen.
+        """The cotangents `V` at the end of the window, and what `advance` is told of how they were chosen.
 
-        - `states`: those at that end.
+        The first axis of `V` has length one where the batch shares them.
+
+        - `states`: the states at the end of the window.
         """
         raise NotImplementedError
 
     def keeps(
         self, shared: Carry, each: Carry, starts: Float[Array, "B q S"]
     ) -> Bool[Array, "B q"] | None:
-        """Which directions are followed through a window, and not dropped as they overflow; `None` for all.
+        """Which directions are followed through a window; `None` for all. The others are dropped, as those that
+        overflow are.
 
-        Those that are dropped are NaN in the `starts` of `advance`, and move nothing.
+        Directions that are dropped are NaN in the `starts` of `advance`, and move nothing.
         """
         return None
 
@@ -94,9 +96,10 @@ class Directions:
     ) -> tuple[Float[Array, "B q q"], Carry, Carry]:
         """The transition of the virtual states over a window, and what is carried at its end.
 
-        - `ends`, `chosen`: from `ends`.
+        - `ends`, `chosen`: what the method `ends` returned.
         - `starts`: `Lambda`.
-        - `credit`: that of the states at the start, where the loss of the window is known.
+        - `credit`: the credit of the states at the start, or `None` where the loss of the window is not known.
+        - `push`: moves perturbations through the window.
         """
         raise NotImplementedError
 

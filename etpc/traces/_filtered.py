@@ -10,21 +10,24 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._full import Full
-from ._trace import Carry, Factors, Passage, Rows, Site, Trace, zeros
+from ._trace import Carry, Factors, Rows, Site, Trace, zeros
 from ._transitions import apply, suffix_products, times
 
 
 @dataclasses.dataclass(frozen=True)
 class Filtered(Trace):
-    """`eps_o = sum_k X_k c_ko`, with an input X_k that is filtered by the transitions that outputs share.
+    """`eps_o = sum_k X_k c_ko`, with inputs X_k that are filtered by the transitions that outputs share.
 
-    The outputs of a class have equal transitions D. Each class carries, for k columns, `X' = D X + f x^T`, where
-    f is F itself, if that is equal in the class too, or one at one place of the block, if F there depends
-    on parameters alone: then c is the entry of F in the last window. So the trace is exact in any
-    precision, and where parameters that F depends on change between two windows, it is that of their last values.
+    The outputs of a class have equal transitions D. Each class carries `X' = D X + f x^T` for some columns f. A
+    column is F itself, where F is equal in the class too; then c is one. Or it is a unit vector, for a place of the
+    block at which F depends on parameters alone; then c is the entry of F there in the last window. So the trace is
+    exact in any precision. If parameters that F depends on change between two windows, it is the trace of their last
+    values. For example, with three outputs of one class and one state each, where F = g_o x:
 
-    The carry is X, [B, m, k, I, G, K] for K classes in a group, and c, [B, columns, G, O], if there are such
-    columns. Axes of length one are left out, but that of inputs.
+        eps_o' = d eps_o + g_o x   is   X' = d X + x,   eps_o = X g_o      (columns = (0,), shared = False)
+
+    The carry is X, [B, m, k, I, G, K] for k columns and K classes in a group, and c, [B, columns, G, O], if there
+    are columns of the second kind. Axes of length one are left out, except that of inputs.
     """
 
     classes: tuple[tuple[int, ...], ...]
@@ -43,7 +46,7 @@ class Filtered(Trace):
 
     @cached_property
     def first(self) -> np.ndarray:
-        """An output of each class, among those of all groups; int [G, K]."""
+        """The number of one output of each class, counted over all groups; int [G, K]."""
         table = np.asarray(self.classes)
         starts = [np.unique(row, return_index=True)[1] for row in table]
         most = max(len(start) for start in starts)
@@ -56,7 +59,7 @@ class Filtered(Trace):
 
     @property
     def _kept(self) -> int:
-        """k."""
+        """k, the number of columns."""
         return len(self.columns) + self.shared
 
     def _axes(self, site: Site) -> tuple[int, ...]:
@@ -101,7 +104,7 @@ class Filtered(Trace):
         return (last, *(a.astype(dtype) for a in entries)), ()
 
     def rows(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
-        """The filtered inputs; and the credit of each, from that of its place in the block of each output."""
+        """The filtered inputs, and the credit of each: that of its place in the block, summed over its class."""
         (m, kept, inputs, g, k), batch = self._axes(site), start.shape[0]
         credit = start.reshape(batch, m, 1, g, -1)
         of_column = [credit] if self.shared else []
@@ -116,19 +119,8 @@ class Filtered(Trace):
         credit = credit.transpose(0, 2, 3, 1, 4, 5).reshape(n, batch, site.count)
         return [(data.reshape(n, batch, g, inputs), credit)]
 
-    def advance(
-        self,
-        site: Site,
-        passage: Passage,
-        carry: Carry,
-        followed: Carry,
-        start: Array | None,
-    ) -> tuple[Carry, None]:
-        """The carry as `follow` left it."""
-        return followed, None
-
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
-        """The sum, in the shape of the whole trace."""
+        """The trace that the filtered inputs stand for, in the shape of the whole trace."""
         units = jnp.eye(site.block, dtype=site.dtype)[:, :, None]
         units = jnp.broadcast_to(units, (site.block, site.block, site.count))
         same = tuple(jnp.broadcast_to(a, (site.block, *a.shape)) for a in carry)

@@ -1,16 +1,13 @@
 """The whole eligibility trace: one entry for every use of a weight and every block state."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
 from .._tuning import tuning
-from ..ops import Direct, Sparse
-from ..ops._kind import Factored
 from ._pieces import over_examples, overwrite, read_and_overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import apply, apply_columns, in_columns, of_each, times
@@ -20,8 +17,8 @@ from ._transitions import apply, apply_columns, in_columns, of_each, times
 class Full(Trace):
     """The whole eligibility trace, `eps' = D eps + F x^T`.
 
-    Of a dense operation it is [B, I, m, O], of one with links [B, m, U], after G where there are
-    several; of an element-wise one [B, m, O].
+    The trace of a dense operation is [B, I, m, O], and that of one with links [B, m, U]; several groups are
+    an axis G after B. The trace of an element-wise operation is [B, m, O].
     """
 
     start_alone = True
@@ -37,14 +34,8 @@ class Full(Trace):
     def init(self, site: Site, batch: int) -> Carry:
         return zeros(batch, self.shapes(site), site.dtype)
 
-    def same(self, site: Site) -> Any:
-        kind = site.kind
-        if isinstance(kind, Factored):
-            return kind.h, kind.f, kind.i, kind.o, kind.to_weight
-        if isinstance(kind, Sparse):
-            links = kind.links
-            return kind.groups, links.inputs.tobytes(), links.outputs.tobytes()
-        return kind.shape if isinstance(kind, Direct) else None
+    def same(self, site: Site) -> Hashable:
+        return getattr(site.kind, "uses", None)  # a kind may leave it out
 
     def entries(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
         return over_examples(carry[0], _spread(site, start))
@@ -95,7 +86,18 @@ def _dense(
     carry: Carry,
     start: Inexact[Array, "B m GO"] | None,
 ) -> tuple[Carry, Array | None]:
-    """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`."""
+    """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`.
+
+    For two steps of a layer `h' = d h + w x`, which has one group, one block state and F = 1:
+
+        passage.xs      = [[x_1, x_2]]       one array [W, B, G, I] for each operation
+        passage.moved() = [[[d_2, 1]]]       one part [W, B, m, G * O]: F_1, moved on by D_2, and F_2
+        passage.whole() = d_2 d_1            [B, P, o]
+        eps_2[i, o]     = d_2[o] d_1[o] eps_0[i, o] + x_1[i] d_2[o] + x_2[i]
+
+    The sum over steps is one matrix product, [I, W] x [W, m * O], for each example and group. The update is
+    done in pieces, in place.
+    """
     (eps,) = carry
     kind, m, pairs, batch = site.kind, site.block, site.pairs, eps.shape[0]
     xs = [x.astype(site.dtype) for x in passage.xs]
@@ -112,7 +114,7 @@ def _dense(
         transition, x, added = transition[:, 0], x[:, 0], added[:, 0]
     step_axis = added.ndim - len(site.states) - 2  # the axis of steps
 
-    def update(eps, x, added, *columns):
+    def update(eps: Array, x: Array, added: Array, *columns: Array) -> Array:
         if steps == 1 or max(steps, m * o) <= tuning().outer_products:
             data = x[..., None] if m == 1 else x[..., None, None]
             at = lambda t: jnp.expand_dims(
@@ -145,7 +147,7 @@ def _dense(
 
 
 def _with_links(site: Site, passage: Passage, eps: Array) -> Array:
-    """Likewise, where each entry belongs to a pair of an input and an output."""
+    """The same where each entry of the trace belongs to a pair of an input and an output."""
     links, groups, m = site.kind.links, site.kind.groups, site.block
     assert links is not None
     batch, whole = eps.shape[0], of_each(passage.whole(), site.count)
@@ -155,7 +157,7 @@ def _with_links(site: Site, passage: Passage, eps: Array) -> Array:
     transition = jnp.moveaxis(whole, 2, 1)  # [B, G or 1, P, U or 1]
     eps = apply(site.pairs, transition, eps.reshape(batch, groups, m, -1)).reshape(eps.shape)
 
-    def add(total, step):
+    def add(total: Array, step: tuple[Array, Array]) -> tuple[Array, None]:
         x, moved = step  # [B, G, I], [B, m, G, O]
         moved = jnp.moveaxis(moved.reshape(batch, m, groups, -1), 2, 1)[..., links.outputs]
         return total + (x[:, :, None, links.inputs] * moved).reshape(total.shape), None

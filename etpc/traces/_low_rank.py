@@ -18,11 +18,11 @@ from ._transitions import apply, paired, times
 class LowRank(Trace):
     """`sum_r a_r b_r^T` for each group, with a [B, R, G, I] and b [B, R, m, G, O].
 
-    Modes are found from squares, of pairs that are scaled first: only what is smaller than the root of the precision
-    relative to the largest mode is lost.
+    Modes are found from squares of pairs that are scaled first, so modes are lost that are smaller than the
+    largest one times the root of the precision.
 
-    With a certificate, also the bounds of what was left out, of the trace [B, m, G, O] and of the
-    gradients since the stream began [B, G, O].
+    With a certificate the carry also has bounds of what was left out of the trace, [B, m, G, O], and of the
+    gradients since the stream began, [B, G, O].
     """
 
     rank: int
@@ -41,7 +41,7 @@ class LowRank(Trace):
         return f"rank {self.rank}"
 
     def settle(self, site: Site) -> Trace:
-        """The whole trace, where that can have no higher rank, or is no larger."""
+        """The whole trace, where it cannot have a higher rank or is no larger."""
         if not site.factored:
             return Full()
         full_rank = self.rank >= min(site.kind.inputs, site.block * site.kind.outputs)
@@ -79,7 +79,7 @@ class LowRank(Trace):
         a, b = carry[:2]
         batch, x = a.shape[0], jnp.moveaxis(x, 0, 1).astype(a.dtype)
         a = jnp.concatenate([a.reshape(batch, -1, g, i), x], 1)
-        # Written part by part: XLA computes what is joined inside the loop that joins it.
+        # The parts are written one by one: XLA would compute them inside the loop that joins them.
         zero = jnp.zeros_like(a[:, :, :1, :1], b.dtype)  # spread over devices as the trace
         pairs, first = jnp.broadcast_to(zero, (*a.shape[:2], m, g * o)), 0
         for part in parts:
@@ -139,7 +139,7 @@ class LowRank(Trace):
         return tuple(array.reshape(old.shape) for array, old in zip(new, carry, strict=True)), None
 
     def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
-        """All but the last of the bounds, which is of all gradients since the stream began."""
+        """The bound of the gradients stays, as it is that of all gradients since the first stream."""
         return (*map(fresh, carry[:3]), *carry[3:])
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
@@ -155,7 +155,7 @@ class LowRank(Trace):
 
 
 def _power_of_two(size: Inexact[Array, "..."]) -> Array:
-    """The power of two next to a size; one where there is none."""
+    """The power of two next to a size, or one where there is none."""
     info = jnp.finfo(size.dtype)
     power = lax.reduce_precision(size, info.nexp, 0)
     return jnp.where((power > 0) & jnp.isfinite(power), power, jnp.ones((), size.dtype))
@@ -166,8 +166,8 @@ def _lost(
     b: Inexact[Array, "B Q m G O"],
     residual: Inexact[Array, "B Q m G O"],
 ) -> Inexact[Array, "B m G O"]:
-    """The norm of each column of `A residual^T`, which is what a reduction of `A b^T` leaves out, and of
-    what rounding may add."""
+    """A bound of what a reduction of `A b^T` leaves out: the norm of each column of `A residual^T`, and of what
+    rounding may add."""
     rounding = jnp.finfo(b.dtype).eps * b.shape[1]
     square = jnp.sum((residual.conj() * jnp.einsum("bgqr,brmgo->bqmgo", gram_a, residual)).real, 1)
     square = jnp.maximum(square, 0) + rounding * jnp.sum(jnp.abs(residual) ** 2, 1)

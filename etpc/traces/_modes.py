@@ -1,5 +1,6 @@
 """The leading modes of a sum of factor pairs, from two Gram matrices."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 ROUNDS = 2
-"""Of the iteration. The first vectors are the modes that were kept the last time, so few are enough: the error
+"""The rounds of the iteration. It starts from the modes that were kept the last time, so few are enough: the error
 stays within 1 % of that of the best modes."""
 
 BLOCK = 4
@@ -33,7 +34,7 @@ def leading(
         jnp.asarray(eps * pairs * np.eye(pairs), gram_a.dtype), gram_a.shape
     )
 
-    def again(c, step):
+    def again(c: Array, step: tuple[Array, Array]) -> tuple[Array, None]:
         multiply, tolerance = step
         return orthonormal(jnp.where(multiply, power @ c, c), gram, tolerance), None
 
@@ -41,13 +42,13 @@ def leading(
     # The first rounds lose no mode for being small. In the last, the vectors must be orthonormal up to
     # rounding: one of which little is left was rounding alone, and a projection onto it would be wrong.
     # A loop, as this is most of what is compiled.
-    multiply = np.array([False, *[True] * ROUNDS, False])
+    multiply = jnp.array([False, *[True] * ROUNDS, False])
     tolerance = jnp.asarray([*[eps**2] * (ROUNDS + 1), eps**0.5], size.dtype)
     return lax.scan(again, start, (multiply, tolerance))[0]
 
 
 def _start(pairs: int, rank: int) -> np.ndarray:
-    """The modes that were kept, which come first, and a little of every new pair."""
+    """Where the iteration starts: at the modes that were kept, which come first, with a little of every new pair."""
     start = np.random.default_rng(0).standard_normal((pairs, rank)) / np.sqrt(pairs)
     start[: min(rank, pairs)] += np.eye(min(rank, pairs), rank)
     return start
@@ -56,10 +57,10 @@ def _start(pairs: int, rank: int) -> np.ndarray:
 def orthonormal(
     c: Inexact[Array, "*n Q R"], gram: Inexact[Array, "*n Q Q"], tolerance: Any
 ) -> Inexact[Array, "*n Q R"]:
-    """The columns of `c` made orthonormal in the inner product `gram`; zero where they depend.
+    """The columns of `c` made orthonormal in the inner product `gram`; zero where they are dependent.
 
-    Gram-Schmidt on columns of length one. A column depends on those before if no more than `tolerance` of
-    its squared length is left.
+    This is Gram-Schmidt on columns of length one. A column is dependent on the earlier ones if no more than
+    `tolerance` of its squared length is left.
     """
     c, image = _of_length_one(c, gram @ c, jnp.finfo(c.dtype).eps ** 2)
     count = c.shape[-1]
@@ -68,13 +69,13 @@ def orthonormal(
     c, image = (jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, -count % BLOCK)]) for a in (c, image))
     numbers = jnp.arange(c.shape[-1])
 
-    def block(k, carry):
+    def block(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         start, (c, image) = k * BLOCK, carry
-        block_of = lambda a: lax.dynamic_slice_in_dim(a, start, BLOCK, -1)
+        block_of: Callable[[Array], Array] = lambda a: lax.dynamic_slice_in_dim(a, start, BLOCK, -1)
         basis, basis_image = _block(block_of(c), block_of(image), tolerance)
         projection = basis.conj().swapaxes(-1, -2) @ image
         projection = jnp.where(numbers >= start + BLOCK, projection, 0)  # of those that follow
-        updated = lambda a, new: lax.dynamic_update_slice_in_dim(
+        updated: Callable[[Array, Array], Array] = lambda a, new: lax.dynamic_update_slice_in_dim(
             a - new @ projection, new, start, -1
         )
         return updated(c, basis), updated(image, basis_image)
@@ -83,7 +84,7 @@ def orthonormal(
 
 
 def _block(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array]:
-    """Few columns, written out, and their images."""
+    """`orthonormal` for few columns, written out; also the images of the result."""
     finished = []
     for _ in range(c.shape[-1]):
         vector, vector_image = _of_length_one(c[..., :1], image[..., :1], tolerance)

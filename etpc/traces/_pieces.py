@@ -15,14 +15,14 @@ from jax import Array, lax
 from jaxtyping import Inexact, Int
 
 from .._tuning import tuning
-from ..ops._kind import summed
+from ..ops import summed
 from ._transitions import times
 
 Operand = tuple[Array, int | None]
-"""An array [B, ...], and its axis that is cut where that of the trace's inputs is; `None` where none is."""
+"""An array [B, ...], and the axis along which it is cut when the trace is; `None` where it is taken whole."""
 
 LARGE = 2
-"""An example is large that has more bytes than so many pieces."""
+"""An example is large if it has more bytes than so many pieces."""
 SMALL = 1 << 20
 """Up to so many bytes of a trace, its sum over examples is a product of matrices: two kernels for XLA to compile, and
 not seven. It takes longer to run, which counts where it is done at every step."""
@@ -47,11 +47,11 @@ def over_examples(
     rows = min(abreast, count)
     rounds = count // rows
 
-    def products(row_of):
+    def products(row_of: Callable[[Array, int], Array]) -> Array:
         terms = [times(row_of(signal, row), row_of(trace, row)) for row in range(rows)]
         return sum(terms[1:], terms[0])
 
-    def add(n, sums):
+    def add(n: Array, sums: Array) -> Array:
         return sums + products(
             lambda a, row: lax.dynamic_index_in_dim(
                 a[:, row * rounds : (row + 1) * rounds], n, 1, keepdims=False
@@ -61,8 +61,8 @@ def over_examples(
     sums = jnp.zeros_like(times(signal[:, 0], trace[:, 0]))
     for n in range(rows * rounds, count):
         sums = sums + times(signal[:, n], trace[:, n])
-    # Of a length that XLA does not know, or it would dissolve a short loop and compute a sum that is read in
-    # two places twice. With several runs the product below keeps it from that.
+    # XLA must not know the length of the loop, or it would dissolve a short one and compute twice a sum that is
+    # read in two places. With several runs the product below prevents that.
     end = rounds + zero_after(signal) if runs == 1 else rounds
     sums = lax.fori_loop(0, end, add, sums)
     if runs == 1:
@@ -71,7 +71,7 @@ def over_examples(
 
 
 def _sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
-    """As a product with ones: XLA's CPU back end takes much longer for a sum over the leading axis."""
+    """`a.sum(0)` as a product with ones: XLA's CPU backend takes much longer for a sum over the leading axis."""
     ones = jnp.ones(len(a), a.dtype)
     total = summed("a,ab->b", ones, a.reshape(len(a), -1), precision=lax.Precision.HIGHEST)
     return total.reshape(a.shape[1:])
@@ -85,10 +85,10 @@ def overwrite(
     zero: Int[Array, ""] | None = None,
     at_once: bool = False,
 ) -> Array:
-    """`update(trace, *operands)`, a piece of each at a time: some examples, or cut along an axis of the
-    trace where examples are large or spread over devices.
+    """`update(trace, *operands)`, one piece after the other.
 
-    Nothing is written before `zero` is known. `at_once` takes the whole of it.
+    A piece is some examples; where examples are large or spread over devices it is a part of each along an
+    axis of the trace. With `at_once` the trace is one piece. Nothing is written before `zero` is known.
     """
     piece = tuning().piece
     devices = math.gcd(trace.shape[0], _devices(trace))
@@ -100,8 +100,8 @@ def overwrite(
     if size == places:
         return update(trace, *_all_after(zero, [a for a, _ in operands]))
 
-    def updated(trace, place, size):
-        cut = lambda a, along: (
+    def updated(trace: Array, place: Array | int, size: int) -> Array:
+        cut: Callable[[Array, int | None], Array] = lambda a, along: (
             a if along is None else lax.dynamic_slice_in_dim(a, place, size, along)
         )
         pieces = [
@@ -126,7 +126,7 @@ def read_and_overwrite(
     operands: Sequence[Operand],
     at_once: bool = False,
 ) -> tuple[Array, Array]:
-    """`overwrite`, and `over_examples` of what was there before."""
+    """`overwrite`, and the `over_examples` of the trace as it was before."""
     read = over_examples(trace, signal, at_once)
     return overwrite(trace, axis, update, operands, zero_after(read), at_once), read
 
@@ -134,7 +134,7 @@ def read_and_overwrite(
 def zero_after(array: Array) -> Int[Array, ""]:
     """Zero, computed from an array in a way that XLA does not see through.
 
-    XLA overwrites an array in place only where all that reads it is known to come before, and it
+    XLA overwrites an array in place only where every read of it is known to come before, and it
     knows that from data alone: `lax.optimization_barrier` is gone when it decides.
     """
     if array.size == 0:
@@ -144,7 +144,7 @@ def zero_after(array: Array) -> Int[Array, ""]:
 
 
 def _all_after(zero: Int[Array, ""] | None, arrays: list[Array]) -> list[Array]:
-    """Arrays, the smallest of which is known only when a zero is."""
+    """The same arrays, where the smallest one is known only after `zero` is."""
     sizes = {n: array.size for n, array in enumerate(arrays) if array.size}
     if zero is None or not sizes:
         return arrays
@@ -153,7 +153,7 @@ def _all_after(zero: Int[Array, ""] | None, arrays: list[Array]) -> list[Array]:
 
 
 def _devices(trace: Array) -> int:
-    """Over how many devices a batch may be spread: as its mesh says, where the axes of that are explicit."""
+    """Over how many devices a batch may be spread; its mesh says so where the mesh has explicit axes."""
     sharding = jax.typeof(trace).sharding
     names = sharding.spec[0] if sharding.spec else None
     if names is None:

@@ -5,7 +5,8 @@ hands over, a block's outputs are flat, G * O.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -14,11 +15,12 @@ from jax import Array
 from jaxtyping import Inexact
 
 from ..ops import Kind
+from ._pairs import Pairs, every_pair
 
 Carry = tuple[Array, ...]
 """What a trace carries from window to window: arrays with a leading batch axis."""
 Rows = tuple[Inexact[Array, "n B ..."], Inexact[Array, "n B ..."]]
-"""Data and credit whose products, summed, are a gradient: as those of n steps are."""
+"""Data and credit. The gradient is the sum of their n products, as it is over n steps."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,8 +32,13 @@ class Site:
     """m, the largest number of states that one output has a lasting influence on."""
     dtype: Any
     """Of the trace: at least float32, and complex where the operation is."""
-    pairs: Any = None
-    """The transitions among the places of a block, `etpc.plan.Pairs`; `None` before they are laid out."""
+    transitions: Pairs | None = None
+    """The transitions that the step has among the places of a block, or `None` for any."""
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The transitions among the places of a block for which there are numbers."""
+        return every_pair(self.block) if self.transitions is None else self.transitions
 
     @property
     def count(self) -> int:
@@ -47,14 +54,14 @@ class Site:
     def group(self) -> tuple[int, ...]:
         """The axis of groups, which is left out where there is one group.
 
-        So is that of block states where there is one: axes of length one would leave the layout of an
-        array open, and XLA may copy it from one to another.
+        An axis of length one would leave the layout of an array open, and XLA may copy it from one layout to
+        another.
         """
         return (self.kind.groups,) if self.kind.groups > 1 else ()
 
     @property
     def states(self) -> tuple[int, ...]:
-        """The axis of block states, which is left out where there is one."""
+        """The axis of block states, which is left out where there is one state."""
         return (self.block,) if self.block > 1 else ()
 
 
@@ -67,12 +74,12 @@ class Factors:
     immediate: Inexact[Array, "W B m GO"]
     """F."""
     transition: Inexact[Array, "W B P o"]
-    """D, a number for each of the site's pairs; output n has those of n modulo o, the length of the last axis."""
+    """D, a number for each of the site's pairs. Output n has the numbers of n modulo o, the length of the last axis."""
     counted: Inexact[Array, "W B"] | None = None
-    """One for each step of the stream, zero for what is none; `None` where all are."""
+    """One for a step of the stream, and zero for a slot from before it; `None` where all are steps."""
 
     def counting(self, counted: Inexact[Array, "W B"]) -> "Factors":
-        """Without what is no step of the stream."""
+        """The same without the data of slots from before the stream."""
         x = self.x
         if x is not None:
             x = jnp.where(counted.reshape(*counted.shape, 1, 1) > 0, x, 0)
@@ -84,16 +91,17 @@ class Signals(Protocol):
     """The learning signals of a window, as one weight operation sees them."""
 
     def new(self) -> Inexact[Array, "W B m GO"]:
-        """By the new states of the block of each output, at each step: the learning signal L."""
+        """The learning signal L: the credit of the new states of the block of each output, at each step."""
         ...
 
     def old(self) -> Inexact[Array, "W B m GO"] | None:
-        """By the old states of each step past the new ones; `None` where no output reads them so."""
+        """The credit of the old states of each step on paths past the new ones, or `None` where there is no
+        such path."""
         ...
 
     def through(self) -> tuple[Inexact[Array, "W B GO"], Inexact[Array, "B m GO"]]:
-        """The credit of the operation's output at each step, and of its block at the start of the
-        window: all signals of the window, passed back through the cut steps."""
+        """All signals of the window, passed back through the cut steps: the credit of the operation's
+        output at each step, and of its block at the start of the window."""
         ...
 
 
@@ -101,19 +109,19 @@ class Signals(Protocol):
 class Passage(Protocol):
     """A window, as it moves one trace, `eps_W = whole eps_0 + sum_t moved_t x_t`.
 
-    These three are all that a trace is moved by, so a form whose transitions or additions are others wraps
-    a passage in one that gives its own.
+    A trace is moved by these three alone. So a form with other transitions wraps the passage in one that
+    gives its own.
     """
 
     @property
     def xs(self) -> Sequence[Inexact[Array, "W B G I"]]:
-        """The data of each operation that the trace is for."""
+        """The data of each operation that the trace is for; none where the operations have no data."""
         ...
 
     def moved(self) -> Sequence[Sequence[Inexact[Array, "W B _ GO"]]]:
         """What each operation adds at each step, moved on to the end of the window, `(prod_{after t} D) F_t`.
 
-        In parts along the states of the block, one or two: XLA is slow to join them.
+        It is in one or two parts along the states of the block, as XLA is slow to join them.
         """
         ...
 
@@ -123,21 +131,21 @@ class Passage(Protocol):
 
 
 class Trace:
-    """The form of a trace. Frozen data, with what the compiler asks of it.
+    """The form of a trace: frozen data, and the methods that the compiler calls.
 
-    A subclass gives `init` and `advance`, and of the rest what differs. The compiler calls, for each
-    window: `follow`, before any credit is known; `credit`; then what the past gives, `rows` or
-    `entries`; then `advance`.
+    A subclass gives `init`, `advance` or `follow`, and of the other methods those that differ. For each window the
+    compiler calls `follow`, before any credit is known; `credit`; `rows` and `entries`, for what the past
+    gives; and `advance`. [Extending](../extend.md#a-form-of-trace) has a table.
     """
 
     exact: bool = True
     """Whether the form leaves nothing out."""
     start_alone: bool = False
-    """Whether the trace is multiplied with the credit of its block at the start of a window alone. Then states whose
-    influence ends with the step are left out of the blocks. A subclass that has another `follow`, `credit` or `start`
-    than the class that said so does not inherit it."""
+    """Whether the trace is only read at the start of a window, where it is multiplied with the credit of its block.
+    Then states whose influence ends with the step are left out of the blocks. A subclass that overrides `follow`,
+    `credit` or `start` does not inherit it."""
     window_matters: bool = False
-    """Whether the gradient depends on the window for the form's sake."""
+    """Whether the gradient that this form gives depends on the window."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -148,7 +156,7 @@ class Trace:
 
     @property
     def left_out(self) -> str:
-        """What the form leaves out, in words; empty where that is nothing."""
+        """What the form leaves out, in words; empty where it leaves out nothing."""
         return ""
 
     @property
@@ -158,47 +166,48 @@ class Trace:
 
     @property
     def held(self) -> str:
-        """What is held for one example, in words."""
+        """What the trace of one example holds, in words."""
         return "one entry for each use and state"
 
     def settle(self, site: Site) -> "Trace":
-        """The form that this operation really gets."""
+        """The form that this operation gets in place of this one, such as `Full` where that is no larger."""
         return self
 
     def init(self, site: Site, batch: int) -> Carry:
-        """The carry of a stream that begins. Its shapes, bytes and checkpoints follow from it."""
+        """The carry at the start of a stream. Memory, printing and checkpoints follow from it."""
         raise NotImplementedError
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
-        """The shapes that are shown, for one example: of those arrays that hold the trace itself."""
+        """The shapes of the arrays that hold the trace of one example, as the printed program shows them."""
         return tuple(a.shape[1:] for a in jax.eval_shape(lambda: self.init(site, 1)))
 
-    def same(self, site: Site) -> Any:
-        """Equal for two operations on one weight whose traces may be one, as their sum is all that
-        counts; `None` where they may not."""
+    def same(self, site: Site) -> Hashable:
+        """Two operations on one weight with the same blocks share a trace, which is the sum of both, where
+        this is equal and not `None`. A form with a `follow` of its own shares none."""
         return None
 
     def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
-        """The carry moved through the window, as far as credit needs it, and what `credit` needs."""
+        """The carry at the end of the window, as far as it is known before the credit, and what `credit` needs."""
         return carry, ()
 
     def credit(self, site: Site, signals: Signals, path: Any) -> tuple[Array, Array]:
-        """What the output of each step is charged with, and the credit of the carry at the start.
-
-        The first one, [W, B, G * O], is multiplied with the step's own data.
-        """
+        """The credit of the output at each step, [W, B, G * O], which is multiplied with the data of that
+        step; and the credit of the carry at the start of the window."""
         return signals.through()
 
     def start(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        """The credit of the carry from that of the block states at the start of a window."""
+        """The credit of the carry from the credit of the block states, both at the start of a window.
+
+        It is called in place of `credit` in windows with `backprop="full"`.
+        """
         return credit
 
     def rows(self, site: Site, start: Array, carry: Carry) -> list[Rows]:
-        """What the past gives to the gradient, as data and credit."""
+        """What the past gives to the gradient, as pairs of data and credit."""
         return []
 
     def entries(self, site: Site, start: Array, carry: Carry) -> Array | None:
-        """What the past gives, entry by entry of the trace, in an order of its own."""
+        """What the past gives to the gradient, for each entry of the trace, in the order of the trace."""
         return None
 
     def gathered(self, site: Site, entries: Array) -> Array:
@@ -217,21 +226,25 @@ class Trace:
 
         - `passage`: the window, as it moves this trace.
         - `followed`: the carry as `follow` returned it.
-        - `start`: the credit of the carry, where it is read no more: then also its `entries`, and
-            the carry is overwritten.
+        - `start`: the credit of the carry, where the carry is not read after this call. Then `entries` is
+            returned too, and the carry may be overwritten. Else it is `None`.
+
+        Where a form has a `follow` and no `advance`, the carry is as `follow` returned it.
         """
-        raise NotImplementedError
+        if type(self).follow is Trace.follow:
+            raise NotImplementedError
+        return followed, None
 
     def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
-        """The carry where some examples begin anew; `fresh` sets an array to zero there."""
+        """The carry after some examples began a new stream; `fresh` sets an array to zero in these."""
         return tuple(map(fresh, carry))
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
-        """What pictures show of the trace of one example, whose arrays have no batch axis, by name."""
+        """The arrays that pictures show, by name, of the trace of one example: `carry` has no batch axis."""
         return {"trace": carry[0]}
 
     def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
-        """Bounds of what the trace, and the gradients so far, left out; `None` where none is carried."""
+        """Bounds of what the trace and the gradients so far left out; `None` where no bounds are carried."""
         return None
 
 
@@ -239,27 +252,28 @@ class Traces(NamedTuple):
     """All that is carried beside the state."""
 
     carries: list[Carry]
-    """Of each trace."""
+    """The carry of each trace."""
     shared: Carry = ()
-    """Of the directions, what the batch shares; empty where there are none."""
+    """What the batch shares of the directions; empty where no directions are followed."""
     each: Carry = ()
-    """Of the directions, what each example has."""
+    """What each example has of the directions."""
     past: Carry = ()
-    """The last steps, [B, n, ...], where the algorithm looks back through them."""
+    """The last steps, [B, n, ...], where the rule looks back through them."""
 
 
 def bytes_of(form: Trace, site: Site) -> int:
-    """Bytes that are carried for one example."""
+    """How many bytes a trace carries for one example."""
     arrays = jax.eval_shape(lambda: form.init(site, 1))
     return sum(a.size * jnp.dtype(a.dtype).itemsize for a in arrays)
 
 
 def size_of(form: Trace, site: Site) -> int:
-    """How many numbers are carried for one example."""
+    """How many numbers a trace carries for one example."""
     return sum(a.size for a in jax.eval_shape(lambda: form.init(site, 1)))
 
 
 def zeros(batch: int, shapes: Sequence[tuple[int, ...]], dtype: Any) -> Carry:
+    """Arrays of zeros with a leading batch axis."""
     return tuple(jnp.zeros((batch, *shape), dtype) for shape in shapes)
 
 

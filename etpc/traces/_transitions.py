@@ -1,12 +1,12 @@
 """Products with transitions among the states of blocks.
 
-A transition is an array [..., P, o]: a number for each pair of places of the plan's `Pairs`, for
-each of o outputs. Where there are O outputs, a multiple of o, output n has the transition of n modulo o: so
-have the gates of one cell, which act on the same states; and o is 1 where all outputs share a block.
+A transition is an array [..., P, o]: a number for each of the site's `Pairs` and each of o outputs. Where
+there are O outputs, a multiple of o, output n has the transition of n modulo o. So the gates of one cell,
+which act on the same states, share their transitions; and o is 1 where all outputs share a block.
 
-A derivative may be infinite or NaN where no influence arrives: that of a norm at zero, behind a relu
-that gives zero. Backpropagation does not see it, as the relu passes nothing on, and nor may a trace.
-So the product of two derivatives is zero where the earlier one is (`times`).
+A derivative may be infinite or NaN where no influence arrives: for example that of a norm at zero, behind a relu
+that gives zero. Backpropagation does not see it, as the relu passes nothing on, and a trace must not see it
+either. So the product of two derivatives is zero where the earlier one is zero (`times`).
 """
 
 import functools
@@ -18,20 +18,19 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
-Pairs = Any
-"""`etpc.plan.Pairs`, which this stage does not know."""
+from ._pairs import Pairs
 
 UNROLLED = 8
 """Sums of up to this many terms are written out."""
 
 
 def times(later: Array, earlier: Array) -> Array:
-    """`later * earlier`, element by element, and zero where `earlier` is."""
+    """`later * earlier`, element by element, and zero where `earlier` is zero."""
     return jnp.where(earlier == 0, jnp.zeros((), earlier.dtype), later * earlier)
 
 
 def _contracted(contract: Callable[[Array, Array], Array], later: Array, earlier: Array) -> Array:
-    """Sums of such products, as one contraction."""
+    """Sums of products as `times` gives them, as one contraction."""
 
     def guarded() -> Array:
         finite = jnp.isfinite(later)
@@ -43,14 +42,14 @@ def _contracted(contract: Callable[[Array, Array], Array], later: Array, earlier
 
 
 def of_each(transition: Inexact[Array, "... P o"], outputs: int) -> Array:
-    """With an entry for each output, or for all at once."""
+    """A transition with an entry for each output, or with one entry for all of them."""
     period = transition.shape[-1]
     if period in (1, outputs):
         return transition
     return jnp.tile(transition, (*[1] * (transition.ndim - 1), outputs // period))
 
 
-def identity(pairs: Pairs, dtype) -> Inexact[Array, "P 1"]:
+def identity(pairs: Pairs, dtype: Any) -> Inexact[Array, "P 1"]:
     """The transition that changes nothing."""
     return jnp.asarray(pairs.after == pairs.before, dtype)[:, None]
 
@@ -70,7 +69,7 @@ def compose(
 def _compose_dense(
     later: Inexact[Array, "... m m o"], earlier: Inexact[Array, "... m m O"]
 ) -> Array:
-    """Likewise, where all pairs are there."""
+    """`compose`, where all pairs are there."""
     m = later.shape[-2]
     if m == 1:
         return times(later, earlier)
@@ -87,7 +86,7 @@ def _compose_dense(
 def _compose_rows(
     later: Inexact[Array, "... m m o"], earlier: Sequence[Inexact[Array, "... m O"]]
 ) -> Array:
-    """Likewise, of the rows of the earlier one."""
+    """`_compose_dense`, with the earlier transition as its rows."""
     terms = [
         times(later[..., :, c, None, :], row[..., None, :, :]) for c, row in enumerate(earlier)
     ]
@@ -97,7 +96,7 @@ def _compose_rows(
 def _by_period(
     product: Callable[[Pairs, Array, Array], Array],
 ) -> Callable[[Pairs, Array, Array], Array]:
-    """A product with block states, for fewer transitions than outputs too."""
+    """Lets a product with block states take fewer transitions than there are outputs."""
 
     @functools.wraps(product)
     def wrapped(pairs: Pairs, transition: Array, block: Array) -> Array:
@@ -112,7 +111,7 @@ def _by_period(
 
 
 def paired(credit: Inexact[Array, "... m O"], block: Inexact[Array, "... m O"]) -> Array:
-    """The products of credit and block states, summed over the states, [..., O]."""
+    """The products of credit and block states, summed over the states; [..., O]."""
     if not 0 < block.shape[-2] <= UNROLLED:
         return jnp.sum(times(credit, block), -2)
     terms = [times(c, b) for c, b in zip(_parts(credit, -2), _parts(block, -2), strict=True)]
@@ -123,7 +122,7 @@ def paired(credit: Inexact[Array, "... m O"], block: Inexact[Array, "... m O"]) 
 def apply(
     pairs: Pairs, transition: Inexact[Array, "... P o"], block: Inexact[Array, "... m O"]
 ) -> Array:
-    """A transition on the block states of each output."""
+    """A transition applied to the block states of each output."""
     m = pairs.m
     if not m:
         return block
@@ -141,9 +140,9 @@ def apply(
 
 
 def in_columns(pairs: Pairs, transition: Inexact[Array, "... P o"], outputs: int) -> list[Array]:
-    """A transition as what `apply_columns` takes: an array for each column, where that is faster.
+    """A transition in the form that `apply_columns` takes: an array for each column, where that is faster.
 
-    In a loop, XLA's CPU backend does not vectorise what reads one array in several places.
+    In a loop, XLA's CPU backend does not vectorise code that reads one array in several places.
     """
     if pairs.dense and 1 < pairs.m <= UNROLLED and transition.shape[-1] in (1, outputs):
         entries = _parts(transition, -2)
@@ -154,7 +153,7 @@ def in_columns(pairs: Pairs, transition: Inexact[Array, "... P o"], outputs: int
 def apply_columns(
     pairs: Pairs, columns: Sequence[Array], block: Inexact[Array, "... m O"]
 ) -> Array:
-    """`apply`, of a transition in columns."""
+    """`apply` for a transition in columns."""
     in_parts = len(columns) == pairs.m > 1
     return _sum_of_columns(columns, block) if in_parts else apply(pairs, columns[0], block)
 
@@ -172,10 +171,10 @@ def _apply_at(
     block: Inexact[Array, "... m O"],
     places: Sequence[int],
 ) -> Array:
-    """`apply`, of k columns of a transition on block states that are zero but at their places."""
+    """`apply` for k columns of a transition, where block states are zero at all other places."""
 
     @_by_period
-    def product(pairs, columns, block):
+    def product(pairs: Pairs, columns: Array, block: Array) -> Array:
         rectangle = columns.reshape(*columns.shape[:-2], pairs.m, len(places), columns.shape[-1])
         return _sum_of_columns(_parts(rectangle, -2), _at(block, -2, places))
 
@@ -186,7 +185,7 @@ def _apply_at(
 def apply_back(
     pairs: Pairs, transition: Inexact[Array, "... P o"], block: Inexact[Array, "... m O"]
 ) -> Array:
-    """The transpose of a transition on credit of the block states of each output."""
+    """The transpose of a transition applied to the credit of the block states of each output."""
     m = pairs.m
     if m == 1:
         return times(block, transition)
@@ -206,16 +205,26 @@ def apply_back(
 def suffix_products(
     pairs: Pairs, transition: Inexact[Array, "W B P o"], entered: Sequence[int]
 ) -> tuple[Callable[[Array], Array], Array]:
-    """The product of all transitions after each step, as a function of what is added there, and that of all.
+    """The product of the transitions after each step, and that of all transitions of the window.
 
-    The function is on arrays [W, B, m, O] that are zero but at the places `entered`.
+    The former is a function. It takes what each step adds, [W, B, m, O], and moves it on to the end of the
+    window; what is added is zero at all places but `entered`. With three steps:
+
+        eps_3 = D_3 D_2 D_1 eps_0 + D_3 D_2 F_1 x_1 + D_3 F_2 x_2 + F_3 x_3
+        move, whole = suffix_products(pairs, [D_1, D_2, D_3], entered)
+        whole               = D_3 D_2 D_1
+        move([F_1, F_2, F_3]) = [D_3 D_2 F_1, D_3 F_2, F_3]
+
+    The products are found from the last step back, `later <- later D_t`, and each is read before D_t enters it.
     """
-    m, read = pairs.m, lambda suffix: suffix
+    m = pairs.m
+    read: Callable[[Array], Array] = lambda suffix: suffix
     if not m or transition.shape[0] == 1:
         return lambda added: added, transition[0]
     last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
     move = functools.partial(apply, pairs)
-    # In a loop a reshape would keep XLA's CPU backend from vectorising it, and so would a read of rows.
+    # The shapes are chosen before the loop: a reshape or a read of rows inside it would keep XLA's CPU backend
+    # from vectorising it.
     if m == 1:  # arrays without an axis of length one share their zeros with those of other loops
         product, start, steps = times, last[:, 0], transition[:, :, 0]
     elif not pairs.dense:
@@ -230,7 +239,7 @@ def suffix_products(
             read = functools.partial(_at, axis=-2, places=entered)
             move = functools.partial(_apply_at, pairs, places=entered)
 
-    def back(later, step):
+    def back(later: Array, step: Any) -> tuple[Array, Array]:
         return product(later, step), read(later)
 
     total, suffixes = lax.scan(back, start, steps, reverse=True)
@@ -245,15 +254,15 @@ def recurrence(
     start: Inexact[Array, "B m O"],
     decay: float = 1.0,
 ) -> tuple[Inexact[Array, "B m O"], Inexact[Array, "W B m O"]]:
-    """Block states by `eps' = a D eps + F`: the last ones, and those after each step."""
-    squeezed = pairs.m == 1 and transition.shape[-1] == added.shape[-1]  # as above
-    if squeezed:
+    """The block states of `eps' = a D eps + F`: the last ones, and those after each step."""
+    squeezed = pairs.m == 1 and transition.shape[-1] == added.shape[-1]
+    if squeezed:  # without the axis of length one, as in `suffix_products`
         move, moves, start, added = times, transition[:, :, 0], start[:, 0], added[:, :, 0]
     else:
         move = functools.partial(apply_columns, pairs)
         moves = in_columns(pairs, transition, added.shape[-1])
 
-    def step(eps, inputs):
+    def step(eps: Array, inputs: tuple[Any, Array]) -> tuple[Array, Array]:
         moved, new = inputs
         eps = move(moved, eps)
         eps = (eps if decay == 1 else jnp.asarray(decay, _real(eps)) * eps) + new
@@ -264,12 +273,12 @@ def recurrence(
 
 
 def _parts(a: Array, axis: int) -> list[Array]:
-    """An array in parts along an axis, which they do not have."""
+    """The parts of an array along an axis, which they have no longer."""
     return [lax.index_in_dim(a, n, axis, keepdims=False) for n in range(a.shape[axis])]
 
 
 def _at(a: Array, axis: int, places: Sequence[int]) -> Array:
-    """An array at some places of an axis alone."""
+    """An array at some places of an axis."""
     return jnp.concatenate([lax.slice_in_dim(a, n, n + 1, axis=axis) for n in places], axis)
 
 

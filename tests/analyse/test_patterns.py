@@ -11,7 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 import etpc
-from etpc._jax import canonicalise, flatten, scan_counts
+from etpc._jax import canonicalise, flatten, params
 from etpc.analyse import _rules_control, analyse
 from etpc.trace import trace
 
@@ -495,7 +495,7 @@ def test_layout_of_scan():
         return lax.scan(body, (first, second), (xs, more))
 
     found = equation("scan", function, (3,), (3,), (), (5,), (5, 2))
-    assert scan_counts(found) == (1, 2)
+    assert params.scan(found)[:2] == (1, 2)
     assert [v.shape for v in found.inputs] == [(3,), (3,), (), (5,), (5, 2)]
     assert [v.shape for v in found.outputs] == [(3,), (), (5, 2)]
     assert found.params["length"] == 5
@@ -548,7 +548,7 @@ def test_layout_of_a_linearised_scan():
         return jax.jvp(forward, (carry,), (dcarry,))[1]
 
     found = equation("scan", function, (3,), (3,), (4, 3), (3,))
-    n_consts, n_carry = scan_counts(found)
+    n_consts, n_carry, *_ = params.scan(found)
     assert n_carry == 2
     body = flatten(found.params["jaxpr"])
     assert len(body.inputs) == len(found.inputs)

@@ -120,14 +120,13 @@ def test_a_window_is_its_steps(name, outputs, steps):
         return new, (y, now, new)
 
     last, (ys, olds, news) = jax.lax.scan(one, state, xs)
-    weights, others = run.prefix(traced.model_leaves.split(p), copies=steps > 1)
-    found = run.run(weights, others, [xs], traced.state_leaves.split(state), outputs)
-    expected = [ys if outputs else [], olds, news, None, last]
-    for ours, theirs in zip(found, expected, strict=True):
-        if theirs is not None:
-            for a, b in zip(plain(ours), plain(theirs), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-    saved = {op.path: value for op, value in zip(run.saved, found.wanted, strict=True)}
+    weights = run.prefix(traced.model_leaves.split(p), copies=steps > 1)
+    found = run.run(weights, [xs], traced.state_leaves.split(state), outputs)
+    ours = found.outputs, found.taken.state, found.after, found.last
+    expected = ys if outputs else [], olds, news, last
+    for a, b in zip(plain(ours), plain(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    saved = {op.path: value for op, value in zip(run.saved, found.taken.saved, strict=True)}
     np.testing.assert_allclose(saved["['first']"].shape, (steps, B, N))
 
 
@@ -179,7 +178,7 @@ def test_what_grows_stays_in_the_loop():
 def test_copies_of_weights():
     run, traced = functions("deep")
     given = traced.model_leaves.split(parameters())
-    copies = run.prefix(given, copies=True)[1][len(run.prefix(given)[1]) :]
+    copies = run.prefix(given, copies=True).copies
     names = dict(zip(traced.parameters, traced.model_leaves.paths, strict=True))
     turned = [names[v] for v in run.forward.turned]
     assert sorted(turned) == ["['first']", "['rec']", "['second']"]  # "last" is read as it is
@@ -189,9 +188,9 @@ def test_copies_of_weights():
 
 def test_a_copy_is_read_as_exactly_as_its_weight():
     run, traced = functions("precisions")
-    weights, others = run.prefix(traced.model_leaves.split(parameters()), copies=True)
+    weights = run.prefix(traced.model_leaves.split(parameters()), copies=True)
     text = str(
-        jax.make_jaxpr(lambda xs, state: run.run(weights, others, xs, state, False).after)(
+        jax.make_jaxpr(lambda xs, state: run.run(weights, xs, state, False).after)(
             [jnp.zeros((T, B, I))], [jnp.zeros((B, N))] * 2
         )
     )
@@ -212,11 +211,11 @@ def test_sparse_products_are_done_step_by_step():
     traced = trace(model, jnp.zeros(size), jnp.zeros(size), step)
     run = StepFunctions(analyse(traced))
     assert [stage.leaves for stage in run.forward.stages if stage.batch] == [(0,)]
-    weights, others = run.prefix(traced.model_leaves.split(model))
+    weights = run.prefix(traced.model_leaves.split(model))
 
     @jax.jit
     def news(xs, h):
-        return run.run(weights, others, [xs], [h], False).after[0]
+        return run.run(weights, [xs], [h], False).after[0]
 
     xs, h = normal(steps, B, size), jnp.zeros((B, size))
     compiled = news.lower(xs, h).compile()

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from etpc.emit import _gather
-from etpc.emit._gather import by_step, rows, take, weighted
+from etpc.emit import _arrays
+from etpc.emit._arrays import by_step, rows_of, take, weighted
 from etpc.plan._blocks import Index
 
 SIZES = [4, 0, 7, 5]
@@ -33,7 +33,7 @@ def index(kind, shape, size):
 @pytest.mark.parametrize("slices", [0, 6, 1000])
 @pytest.mark.parametrize("kind", ["runs", "anywhere", "some absent", "rows absent"])
 def test_reads(kind, slices, monkeypatch):
-    monkeypatch.setattr(_gather, "MAX_SLICES", slices)
+    monkeypatch.setattr(_arrays, "MAX_SLICES", slices)
     given = parts(2, 3)
     whole = np.concatenate(given, -1)
     for shape in [(3, 6), (5, 2), (1, 16), (2, 0)]:
@@ -50,9 +50,9 @@ def test_reads(kind, slices, monkeypatch):
 
 @pytest.mark.parametrize("slices", [0, 1000])
 def test_rows_of_colours(slices, monkeypatch):
-    monkeypatch.setattr(_gather, "MAX_SLICES", slices)
+    monkeypatch.setattr(_arrays, "MAX_SLICES", slices)
     given = parts(3, 2, 4)  # C, W, B
-    found = np.concatenate(rows(given), -1)
+    found = np.concatenate(rows_of(given), -1)
     for c in range(3):
         size = sum(SIZES)
         np.testing.assert_array_equal(

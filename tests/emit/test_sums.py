@@ -4,7 +4,7 @@ import jax
 import pytest
 
 import etpc
-from etpc.emit import _emit
+from etpc.emit import _gradient
 from tests import models, oracle
 from tests.marks import few
 from tests.traces.test_credit import distance
@@ -18,8 +18,11 @@ def gradient(name, window):
     algo = etpc.D_RTRL(window=window)
     program = etpc.compile(model, algo, inputs=oracle.at(xs, (0, 0)))
     run = program.value_and_grad(models.loss, "sum")
-    sums = jax.eval_shape(lambda: program.runner.window.no_sums(weights_of(program), window))
-    return run(model, xs, targets, program.init(B))[1], len(sums[1])
+    sums = jax.eval_shape(
+        lambda: program.runner.window.gradients.no_sums(weights_of(program), window)
+    )
+    apart = len(jax.tree.leaves(sums.entries))
+    return run(model, xs, targets, program.init(B))[1], apart
 
 
 def weights_of(program):
@@ -37,7 +40,7 @@ def test_the_order_changes_nothing(name, monkeypatch):
     assert none == 0
     assert some > 0
     assert distance(reordered, in_order) < 1e-11
-    monkeypatch.setattr(_emit, "REORDERED", 0)
+    monkeypatch.setattr(_gradient, "FOLD_BELOW_BYTES", 0)
     as_they_are, all_of_them = gradient(name, 8)
     assert all_of_them == some
     assert distance(as_they_are, in_order) < 1e-11

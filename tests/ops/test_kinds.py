@@ -5,6 +5,8 @@ output. So for any cotangent of `y`, the gradient of the weight is `contract` of
 cotangent in canonical form, and `gather` of the product of the two for each use.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -298,3 +300,73 @@ def test_kinds_keep_the_protocol():
         (lambda w, x: w * x, normal(3), normal(3)),
     ):
         assert isinstance(found(function, model, x)[0].kind, etpc.ops.Kind)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowProduct:
+    """The product of a compressed-row matrix and a vector, as a user writes it; it does not say its `uses`."""
+
+    links: ops.Links
+    inputs: int
+    outputs: int
+    name = "bcsr_dot_general"
+    groups = 1
+    data = 3
+
+    def shift_inputs(self, values, delta):
+        return values
+
+    def shift_outputs(self, outputs, delta):
+        return [outputs[0] + delta[0]]
+
+    def factor(self, values):
+        return values[self.data][None]
+
+    def contract(self, x, delta):
+        uses = x[..., self.links.inputs] * delta[..., self.links.outputs]
+        return uses.sum(axis=tuple(range(uses.ndim - 1)))
+
+    def gather(self, entries):
+        return entries.sum(0)
+
+
+class Sharing(RowProduct):
+    @property
+    def uses(self):
+        return self.links.inputs.tobytes(), self.links.outputs.tobytes()
+
+
+@pytest.mark.parametrize("kind", [RowProduct, Sharing])
+def test_a_kind_of_a_user_shares_a_trace_if_it_says_its_uses(kind, monkeypatch):
+    """As the built-in kinds do: two uses of one weight that reach the same states have one trace."""
+    matrix = sparse.BCSR.fromdense(jnp.array([[0.0, 0.5, 0.1], [0.2, 0.0, 0.3], [0.0, 0.0, 0.4]]))
+    primitive = ops.primitive_of(lambda m, x: m @ x, matrix, jnp.ones(3))
+    monkeypatch.setitem(FACTS, primitive, Facts())
+
+    def rule(equation, operand, known):
+        columns, starts = known(equation.inputs[1]), known(equation.inputs[2])
+        rows = np.repeat(np.arange(3), np.diff(starts))
+        return kind(ops.Links(np.asarray(columns), rows), 3, 3) if operand == 0 else None
+
+    ops.register_kind(primitive, rule)
+
+    def step(m, x, h):
+        h = 0.5 * h + jnp.tanh(m @ x) + m @ (x * x)
+        return h, h
+
+    xs = normal(7, 3, seed=1)
+    loss = lambda y, target: jnp.sum((y - target) ** 2)
+    program = etpc.compile(
+        matrix, etpc.D_RTRL(window=3), inputs=xs[0], state=jnp.zeros(3), step=step
+    )
+    assert [type(p.op.kind) for p in program.ops] == [kind, kind]
+    assert [p.shares for p in program.ops] == [None, 0 if kind is Sharing else None]
+    assert len(program.plan.carried) == (1 if kind is Sharing else 2)
+    assert program.exact
+    run = program.value_and_grad(loss, "sum")
+    _, grads = run(matrix, xs, 0 * xs, program.init())
+    _, expected = etpc.bptt(
+        matrix, xs, 0 * xs, loss, state=jnp.zeros(3), step=step, reduction="sum"
+    )
+    np.testing.assert_allclose(grads.data, expected.data, rtol=1e-9)
+    assert np.abs(expected.data).min() > 0

@@ -11,7 +11,9 @@ import pytest
 import etpc
 from etpc import nn
 from etpc.cli import main
-from tests import evaluate, models
+from tests import models
+from tests.helpers import bptt, by_path
+from tests.helpers import compiled as run_compiled
 from tests.marks import few
 
 N = 3
@@ -247,15 +249,11 @@ def test_claims_hold_at_other_parameters(name, kind):
     model = models.named(name)
     xs, targets = models.data(model, 6)
     other = moved(model, kind, seed=1)
-    bptt = evaluate.run(lambda m: etpc.bptt(m, xs, targets, models.loss, reduction="sum")[1])
-    reference = {
-        jax.tree_util.keystr(path): np.asarray(g)
-        for path, g in jax.tree.leaves_with_path(bptt(other))
-    }
+    reference = by_path(run_compiled(bptt, other, xs, targets, model.init_state()))
     scale = max(np.abs(g).max() for g in reference.values())
     for algo in (etpc.D_RTRL(window=2), etpc.RTRL(window=2), etpc.ES_D_RTRL(rank=1, window=2)):
         program = etpc.compile(model, algo, inputs=jax.tree.map(lambda a: a[0], xs))
-        run = evaluate.run(program.value_and_grad(models.loss, reduction="sum"))
+        run = program.value_and_grad(models.loss, reduction="sum")
         grads = run(other, xs, targets, program.init())[1]
         for path, got in jax.tree.leaves_with_path(grads):
             name_of = jax.tree_util.keystr(path)

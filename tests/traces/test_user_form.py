@@ -50,9 +50,6 @@ class Presynaptic(Trace):
     def rows(self, site, start, carry):
         return [(carry[0][None], start[None])]
 
-    def advance(self, site, passage, carry, followed, start):
-        return followed, None
-
 
 @dataclasses.dataclass(frozen=True)
 class OTTT(Algorithm):

@@ -4,6 +4,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from tests.zoo.check import model
+
 
 class TwoLayerGRU(eqx.Module):
     cells: list[eqx.nn.GRUCell]
@@ -75,21 +77,6 @@ class MinLSTM(eqx.Module):
         return h, h
 
 
-class IndRNN(eqx.Module):
-    """Li et al., 2018: each neuron reads itself alone."""
-
-    linear: eqx.nn.Linear
-    u: jax.Array
-
-    def __init__(self, inputs, size, key):
-        self.linear = eqx.nn.Linear(inputs, size, key=key)
-        self.u = jnp.linspace(0.4, 0.9, size)
-
-    def __call__(self, x, h):
-        h = jax.nn.softplus(self.linear(x) + self.u * h)
-        return h, h
-
-
 class Sandwich(eqx.Module):
     """A perceptron, a cell, and another perceptron."""
 
@@ -132,13 +119,8 @@ class ResidualStack(eqx.Module):
         return jax.lax.scan(layer, x, (arrays, state))
 
 
-class FastWeights(eqx.Module):
+@model
+def FastWeights(x, h, w, u, v):
     """A recurrent cell that multiplies its input by its state (second order)."""
-
-    w: jax.Array
-    u: jax.Array
-    v: jax.Array
-
-    def __call__(self, x, h):
-        h = jnp.tanh(jnp.einsum("ijk,j,k->i", self.w, x, h) + self.u @ x + self.v @ h)
-        return h, h
+    h = jnp.tanh(jnp.einsum("ijk,j,k->i", w, x, h) + u @ x + v @ h)
+    return h, h

@@ -1,11 +1,12 @@
 """What must hold for any model, whatever it is made of.
 
-The reference is written here, by `jax.grad` through `lax.scan` of the step, and shares nothing with `etpc`. Everything
-runs on T steps in windows of 2, so that each gradient but those of one whole window passes through traces.
+Everything runs on T steps in windows of 2, so that each gradient but those of one whole window passes through traces.
 """
 
-import contextlib
+import functools
+import inspect
 import os
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,38 +14,27 @@ import jax.numpy as jnp
 import numpy as np
 
 import etpc
+from tests import helpers
+from tests.helpers import (  # noqa: F401  for the tests of the zoo
+    by_path,
+    call,
+    cell,
+    compiled,
+    distance,
+    finite,
+    known,
+    weights,
+)
+from tests.helpers import loss as squared
 
 T = 6
 TOLERANCE = 1e-9
 DECAY = 0.7
 
 
-def known(options):
-    """Those of some compiler options that this version of the compiler has."""
-    found = {}
-    for name, value in options.items():
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            jax.jit(lambda: jnp.zeros(()), compiler_options={name: value})()
-            found[name] = value
-    return found
-
-
-QUICKLY = known(
-    {
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,
-    }
-)
-"""Compiler options: what is compiled here runs once."""
-
-
-# --- parts of models ------------------------------------------------------------------------------
-
-
 def normal(*shape, seed=0, steps=T):
     """A sequence of inputs."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(steps, *shape)))
+    return helpers.normal(steps, *shape, seed=seed)
 
 
 def integers(high, *shape, seed=0, steps=T):
@@ -52,32 +42,20 @@ def integers(high, *shape, seed=0, steps=T):
     return jnp.asarray(np.random.default_rng(seed).integers(0, high, (steps, *shape)), jnp.int32)
 
 
-def weights(*shape, seed=0, scale=1.0):
-    """A parameter whose rows have a norm of about `scale`."""
-    fan_in = shape[-1] if len(shape) > 1 else 1
-    drawn = np.random.default_rng([seed, *shape]).normal(size=shape)
-    return jnp.asarray(scale * drawn / np.sqrt(fan_in))
+def model(function, data=2):
+    """A class of models whose fields are the parameters that a step `function(x, state, *parameters)` names."""
+    names = list(inspect.signature(function).parameters)[data:]
+
+    def call(self, *given):
+        return function(*given, *(getattr(self, name) for name in names))
+
+    inside = {"__annotations__": dict.fromkeys(names, Any), "__call__": call}
+    inside |= {"__module__": function.__module__, "__doc__": function.__doc__}
+    return type(function.__name__, (eqx.Module,), inside)
 
 
-def call(model, x, state):
-    """The model's own way to be called."""
-    return model(x, state)
-
-
-def cell(model, x, state):
-    """How the cells of Equinox are called; the output is the first of their states."""
-    state = model(x, state)
-    return jax.tree.leaves(state)[0], state
-
-
-# --- gradients ------------------------------------------------------------------------------------
-
-
-def squared(y, target):
-    """The loss of one example at one step, for outputs of any structure, real or complex."""
-    leaves = [a for a in jax.tree.leaves(y) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    errors = [a - target.astype(a.dtype) for a in leaves]
-    return sum(jnp.sum(jnp.real(e * jnp.conj(e))) for e in errors)
+layer = functools.partial(model, data=1)
+"""The same of a `function(x, *parameters)` without a state."""
 
 
 def targets_of(inputs):
@@ -86,68 +64,17 @@ def targets_of(inputs):
 
 
 def bptt(model, inputs, state, step=call, loss=squared):
-    """Backpropagation through time: reverse mode through a scan of the step."""
-    arrays, rest = eqx.partition(state, eqx.is_array)
-
-    def total(model):
-        def body(now, given):
-            x, target = given
-            y, after = step(model, x, eqx.combine(now, rest))
-            return eqx.filter(after, eqx.is_array), loss(y, target)
-
-        return jax.lax.scan(body, arrays, (inputs, targets_of(inputs)))[1].sum()
-
-    return eqx.filter_grad(total)(model)
+    return helpers.bptt(model, inputs, targets_of(inputs), state, step, loss)
 
 
 def online(program, model, inputs, loss=squared, calls=1, batched=False, carry=None):
-    """The gradient of a program, in one or more calls of equal length, from a fresh carry.
-
-    Where `batched`, that of a batch of the sequence and its reversal.
-    """
+    """The gradient of a program, from a fresh carry; where `batched`, that of a sequence and its reversal."""
     targets = targets_of(inputs)
     if batched:
         inputs = jax.tree.map(lambda a: jnp.stack([a, a[::-1]], 1), inputs)
         targets = jnp.stack([targets, targets], 1)
     carry = program.init(2 if batched else None) if carry is None else carry
-    grad = program.value_and_grad(loss, "sum")
-    total, length = None, len(targets) // calls
-    for i in range(calls):
-        part = jax.tree.map(lambda a, i=i: a[i * length : (i + 1) * length], (inputs, targets))
-        (_, carry), grads = grad(model, *part, carry)
-        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
-    return total
-
-
-def compiled(function, *args, options=QUICKLY):
-    """`function(*args)`, compiled as a whole; nothing of `args` is known to the compiler."""
-    arrays, rest = eqx.partition(args, eqx.is_array)
-    run = lambda arrays: function(*eqx.combine(arrays, rest))
-    return jax.jit(run, compiler_options=options)(arrays)
-
-
-# --- comparisons ----------------------------------------------------------------------------------
-
-
-def by_path(grads):
-    return {jax.tree_util.keystr(k): np.asarray(g) for k, g in jax.tree.leaves_with_path(grads)}
-
-
-def distance(one, other):
-    """The largest difference of two gradients, parameter by parameter, each relative to its size."""
-    one, other = by_path(one), by_path(other)
-    assert one.keys() == other.keys()
-    found = [0.0]
-    for path, b in other.items():
-        assert one[path].shape == b.shape
-        assert one[path].dtype == b.dtype
-        error, size = (np.max(np.abs(a), initial=0.0) for a in (one[path] - b, b))
-        found.append(float(error / (size if size > 0 else 1.0)))
-    return float(np.max(found))  # not a number stays so
-
-
-def finite(grads):
-    return all(np.all(np.isfinite(g)) for g in by_path(grads).values())
+    return helpers.online(program, model, inputs, targets, carry, loss, calls)
 
 
 def check(
@@ -197,6 +124,7 @@ def check(
     if every:
         one, whole = program(etpc.D_RTRL(window=1)), program(etpc.D_RTRL(window=T))
         uncut = program(etpc.D_RTRL(window=T, backprop="full"))
+        windows = program(etpc.D_RTRL(window=2, backprop="full"))
         es_whole = program(etpc.ES_D_RTRL(decay=DECAY, window=T))
 
     programs = {"rtrl": rtrl, "d_rtrl": d_rtrl, "es": es}
@@ -205,6 +133,7 @@ def check(
             "whole": whole,
             "one, in two calls": one,
             "uncut": uncut,
+            "uncut, in windows": windows,
             "es, whole": es_whole,
         }
         if batched:
@@ -237,6 +166,7 @@ def check(
         assert same(got["whole"], got["d_rtrl"])
         assert same(got["one, in two calls"], got["d_rtrl"])
         assert same(got["uncut"], got["bptt"])
+        assert same(got["uncut, in windows"], got["bptt"]) or not claimed
         assert same(got["es, whole"], got["es"])
         if batched:
             mean = jax.tree.map(lambda a, b: (a + b) / 2, got["d_rtrl"], got["other example"])

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tests.zoo.check import model
+
 
 class Branches(eqx.Module):
     """A leaky state whose drive is chosen among branches, each with a weight of its own."""
@@ -25,42 +27,9 @@ def by_cond(index, branches, x):
     return lax.cond(index > 0, branches[0], branches[1], x)
 
 
-def by_switch(index, branches, x):
-    return lax.switch(index, branches, x)
-
-
-def by_where(index, branches, x):
-    return jnp.where(index > 0, branches[0](x), branches[1](x))
-
-
-def by_select_n(index, branches, x):
-    which = jnp.full(3, index)
-    return lax.select_n(which, *[branch(x) for branch in branches])
-
-
-def by_piecewise(index, branches, x):
-    return jnp.select([index == i for i in range(2)], [b(x) for b in branches], jnp.zeros(3))
-
-
 def by_nested_cond(index, branches, x):
     inner = lambda x: lax.cond(index > 1, branches[1], branches[2], x)
     return lax.cond(index > 0, inner, branches[0], x)
-
-
-class StateCond(eqx.Module):
-    """The state chooses the branch; the branches read it, and one has a recurrent weight."""
-
-    enter: jax.Array
-    recurrent: jax.Array
-
-    def __call__(self, x, h):
-        drive = self.enter @ x
-        h = lax.cond(
-            jnp.sum(h) > 0.2,
-            lambda: 0.5 * h + drive,
-            lambda: jnp.tanh(self.recurrent @ h + drive),
-        )
-        return h, h
 
 
 class Gated(eqx.Module):
@@ -102,19 +71,8 @@ def by_fori(body, h):
     return lax.fori_loop(0, 3, lambda _, h: body(h), h)
 
 
-def by_python(body, h):
-    for _ in range(3):
-        h = body(h)
-    return h
-
-
 def by_checkpoint(body, h):
     return by_scan(jax.checkpoint(body), h)
-
-
-def by_jit(body, h):
-    body = jax.jit(body)
-    return body(jax.jit(lambda h: body(body(h)))(h))
 
 
 class LeakInLoop(eqx.Module):
@@ -130,93 +88,46 @@ class LeakInLoop(eqx.Module):
         return h, h
 
 
-class WeightsOverScan(eqx.Module):
-    """A scan over rows of the weight: each of its steps makes one output."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        _, drive = lax.scan(lambda _, row: (None, row @ x), None, self.weight)
-        h = 0.7 * h + drive
-        return h, h
-
-
-class WeightAsCarry(eqx.Module):
+@model
+def WeightAsCarry(x, h, weight):
     """The weight is a carry of a loop, which does not change it."""
 
-    weight: jax.Array
+    def body(_, carry):
+        w, h = carry
+        return w, 0.5 * h + w @ x
 
-    def __call__(self, x, h):
-        def body(_, carry):
-            w, h = carry
-            return w, 0.5 * h + w @ x
-
-        _, h = lax.fori_loop(0, 2, body, (self.weight, h))
-        return h, h
+    _, h = lax.fori_loop(0, 2, body, (weight, h))
+    return h, h
 
 
-class Powers(eqx.Module):
+@model
+def Powers(x, h, weight):
     """A loop over parameters alone: the effective weight is a power of the parameter."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        effective = lax.fori_loop(0, 2, lambda _, w: jnp.tanh(w @ self.weight), self.weight)
-        h = 0.7 * h + effective @ x
-        return h, h
+    effective = lax.fori_loop(0, 2, lambda _, w: jnp.tanh(w @ weight), weight)
+    h = 0.7 * h + effective @ x
+    return h, h
 
 
-class Mapped(eqx.Module):
-    """Each row of the input passes through the weight."""
-
-    weight: jax.Array
-    mapping: Callable = eqx.field(static=True)
-
-    def __call__(self, x, h):
-        h = 0.7 * h + self.mapping(lambda row: jnp.tanh(self.weight @ row), x)
-        return h, h
-
-
-class VmappedCell(eqx.Module):
+@model
+def VmappedCell(x, h, cell):
     """One cell for each of several channels, the weight being shared."""
-
-    cell: eqx.nn.GRUCell
-
-    def __call__(self, x, h):
-        h = jax.vmap(self.cell)(x, h)
-        return h, h
+    h = jax.vmap(cell)(x, h)
+    return h, h
 
 
-class WhileWithoutWeights(eqx.Module):
+@model
+def WhileWithoutWeights(x, h, weight):
     """The input is halved until it is small: a loop of unknown length that no weight enters."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        x = lax.while_loop(lambda x: jnp.sum(x**2) > 0.5, lambda x: 0.5 * x, x)
-        h = 0.7 * h + self.weight @ x
-        return h, h
+    x = lax.while_loop(lambda x: jnp.sum(x**2) > 0.5, lambda x: 0.5 * x, x)
+    h = 0.7 * h + weight @ x
+    return h, h
 
 
-class WhileOnIntegers(eqx.Module):
-    """A loop of unknown length over integers: how often, decides an integer state."""
-
-    weight: jax.Array
-
-    def __call__(self, x, state):
-        h, n = state
-        n = lax.while_loop(lambda n: n % 3 != 0, lambda n: n + 1, n + 1)
-        h = 0.7 * h + self.weight @ x * (n % 2 + 1)
-        return h, (h, n)
-
-
-class WhileAroundWeight(eqx.Module):
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        settle = lambda h: jnp.tanh(self.weight @ h + x)
-        h = lax.while_loop(lambda h: jnp.sum(h**2) > 0.1, settle, h)
-        return h, h
+@model
+def WhileAroundWeight(x, h, weight):
+    settle = lambda h: jnp.tanh(weight @ h + x)
+    h = lax.while_loop(lambda h: jnp.sum(h**2) > 0.1, settle, h)
+    return h, h
 
 
 @jax.custom_jvp
@@ -253,32 +164,24 @@ def clipped(h):
 clipped.defvjp(lambda h: (h, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
 
 
-class Threshold(eqx.Module):
-    weight: jax.Array
-    theta: jax.Array
-
-    def __call__(self, x, v):
-        z = threshold(v, self.theta)
-        v = 0.8 * v * (1 - z) + self.weight @ x
-        return threshold(v, self.theta), v
+@model
+def Threshold(x, v, weight, theta):
+    z = threshold(v, theta)
+    v = 0.8 * v * (1 - z) + weight @ x
+    return threshold(v, theta), v
 
 
-class CustomProduct(eqx.Module):
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        h = 0.7 * h + scaled(self.weight, x)
-        return jnp.tanh(h), h
+@model
+def CustomProduct(x, h, weight):
+    h = 0.7 * h + scaled(weight, x)
+    return jnp.tanh(h), h
 
 
-class ClippedCotangent(eqx.Module):
+@model
+def ClippedCotangent(x, h, weight):
     """Gradient clipping inside of the model, on the way to the output."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        h = 0.7 * h + self.weight @ x
-        return clipped(h), h
+    h = 0.7 * h + weight @ x
+    return clipped(h), h
 
 
 @eqx.filter_custom_vjp
@@ -339,63 +242,46 @@ def root(f, guess):
     return lax.custom_root(f, guess, newton, lambda g, y: y / g(1.0))
 
 
-class Equilibrium(eqx.Module):
+@model
+def Equilibrium(x, h, weight, stiffness):
     """A gain that is the root of an equation with a parameter in it."""
-
-    weight: jax.Array
-    stiffness: jax.Array
-
-    def __call__(self, x, h):
-        current = self.weight @ x
-        solve = lambda i, s: root(lambda a: a + s * a**3 - i, 0.5 * i)
-        h = 0.7 * h + jax.vmap(solve)(current, self.stiffness)
-        return h, h
+    current = weight @ x
+    solve = lambda i, s: root(lambda a: a + s * a**3 - i, 0.5 * i)
+    h = 0.7 * h + jax.vmap(solve)(current, stiffness)
+    return h, h
 
 
-class Effects(eqx.Module):
+@model
+def Effects(x, h, weight):
     """Checks, prints, names and barriers, which change nothing."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        with jax.named_scope("membrane"):
-            current = jax.named_call(lambda x: self.weight @ x, name="synapse")(x)
-        current, h = lax.optimization_barrier((current, h))
-        h = lax.reduce_precision(0.7 * h + current, 11, 52)
-        return h, h
+    with jax.named_scope("membrane"):
+        current = jax.named_call(lambda x: weight @ x, name="synapse")(x)
+    current, h = lax.optimization_barrier((current, h))
+    h = lax.reduce_precision(0.7 * h + current, 11, 52)
+    return h, h
 
 
-class Checked(eqx.Module):
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        h = eqx.error_if(0.7 * h + self.weight @ x, jnp.any(jnp.isnan(h)), "not a number")
-        return h, h
+@model
+def Checked(x, h, weight):
+    h = eqx.error_if(0.7 * h + weight @ x, jnp.any(jnp.isnan(h)), "not a number")
+    return h, h
 
 
-class Bounded(eqx.Module):
+@model
+def Bounded(x, h, weight, tau):
     """Equinox's loop of unknown but bounded length: it ends when the state has settled."""
-
-    weight: jax.Array
-    tau: jax.Array
-
-    def __call__(self, x, h):
-        current = self.weight @ x
-        unsettled = lambda h: jnp.sum((current - h) ** 2) > 0.5
-        relax = lambda h: h + 0.3 * (current - h) / self.tau
-        h = eqx.internal.while_loop(unsettled, relax, h, max_steps=4, kind="bounded")
-        return h, h
+    current = weight @ x
+    unsettled = lambda h: jnp.sum((current - h) ** 2) > 0.5
+    relax = lambda h: h + 0.3 * (current - h) / tau
+    h = eqx.internal.while_loop(unsettled, relax, h, max_steps=4, kind="bounded")
+    return h, h
 
 
-class Unitary(eqx.Module):
+@model
+def Unitary(x, h, skew, weight):
     """The matrix exponential of a skew matrix rotates the state."""
-
-    skew: jax.Array
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        h = jax.scipy.linalg.expm(0.3 * (self.skew - self.skew.T)) @ h + self.weight @ x
-        return h, h
+    h = jax.scipy.linalg.expm(0.3 * (skew - skew.T)) @ h + weight @ x
+    return h, h
 
 
 class Chunk(eqx.Module):
@@ -416,32 +302,24 @@ class Chunk(eqx.Module):
         return jnp.tanh(hs), hs[-1]
 
 
-class Implicit(eqx.Module):
+@model
+def Implicit(x, h, weight, recurrent):
     """One step of the implicit Euler method: a linear system for each step."""
-
-    weight: jax.Array
-    recurrent: jax.Array
-
-    def __call__(self, x, h):
-        h = jnp.linalg.solve(jnp.eye(len(h)) - 0.2 * self.recurrent, h + self.weight @ x)
-        return h, h
+    h = jnp.linalg.solve(jnp.eye(len(h)) - 0.2 * recurrent, h + weight @ x)
+    return h, h
 
 
-class Assembled(eqx.Module):
+@model
+def Assembled(x, h, enter, gain):
     """Everything at once: jit in vmap in scan in cond in checkpoint."""
 
-    enter: jax.Array
-    gain: jax.Array
+    def run(x, h):
+        drive = jax.vmap(jax.jit(lambda row: row @ x))(enter)
 
-    def __call__(self, x, h):
-        @jax.checkpoint
-        def run(x, h):
-            drive = jax.vmap(jax.jit(lambda row: row @ x))(self.enter)
+        def loop(h):
+            return lax.scan(lambda h, _: (0.8 * h + drive, None), h, length=2)[0]
 
-            def loop(h):
-                return lax.scan(lambda h, _: (0.8 * h + drive, None), h, length=2)[0]
+        return lax.cond(x[0] > 0, loop, lambda h: gain * h + drive, h)
 
-            return lax.cond(x[0] > 0, loop, lambda h: self.gain * h + drive, h)
-
-        h = run(x, h)
-        return h, h
+    h = run(x, h)
+    return h, h

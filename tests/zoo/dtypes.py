@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from tests.zoo.check import weights
+from tests.zoo.check import model, weights
 
 
 def cast(tree, dtype):
@@ -44,28 +44,21 @@ class WeakParameter(eqx.Module):
         return h, h
 
 
-class WeakState(eqx.Module):
+@model
+def WeakState(x, state, weight):
     """A scalar state that starts as a Python number would."""
-
-    weight: jax.Array
-
-    def __call__(self, x, state):
-        h, mean = state
-        h = 0.7 * h + self.weight @ x + mean
-        return h, (h, 0.9 * mean + jnp.mean(h))
+    h, mean = state
+    h = 0.7 * h + weight @ x + mean
+    return h, (h, 0.9 * mean + jnp.mean(h))
 
 
-class Pixels(eqx.Module):
+@model
+def Pixels(x, state, weight, mask):
     """Small integers and booleans come in."""
-
-    weight: jax.Array
-    mask: jax.Array
-
-    def __call__(self, x, state):
-        pixels, on = x
-        h, count = state
-        h = 0.7 * h + self.weight @ (pixels / 255.0) + self.mask @ on
-        return h, (h, count + on.sum().astype(jnp.int8))
+    pixels, on = x
+    h, count = state
+    h = 0.7 * h + weight @ (pixels / 255.0) + mask @ on
+    return h, (h, count + on.sum().astype(jnp.int8))
 
 
 DECAYS = {jnp.bfloat16: 1 - 2.0**-8, jnp.float16: 1 - 2.0**-10}
@@ -79,13 +72,10 @@ def slow(w, x, h):
     return h, h
 
 
-class TwoPrecisions(eqx.Module):
+@model
+def TwoPrecisions(x, h, weight):
     """One matrix in two products, of which one adds up in double precision."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        short = self.weight @ x
-        long = jnp.matmul(self.weight, x**2, preferred_element_type=jnp.float64)
-        h = 0.7 * h + short + long.astype(h.dtype)
-        return h, h
+    short = weight @ x
+    long = jnp.matmul(weight, x**2, preferred_element_type=jnp.float64)
+    h = 0.7 * h + short + long.astype(h.dtype)
+    return h, h

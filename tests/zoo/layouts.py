@@ -1,7 +1,6 @@
 """Hidden states of every layout, and ways in which states act on each other."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -9,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from tests.zoo.check import model
 
 
 @jax.tree_util.register_dataclass
@@ -50,56 +51,42 @@ class Nested(eqx.Module):
         return trace, Deep(layers, state.extra)
 
 
-class Stacked(eqx.Module):
+@model
+def Stacked(x, state, weight):
     """Membrane and adaptation are rows of one array."""
-
-    weight: jax.Array
-
-    def __call__(self, x, state):
-        v, a = state
-        v, a = 0.7 * v - 0.2 * a + self.weight @ x, 0.9 * a + 0.1 * v
-        return jnp.tanh(v), jnp.stack([v, a])
+    v, a = state
+    v, a = 0.7 * v - 0.2 * a + weight @ x, 0.9 * a + 0.1 * v
+    return jnp.tanh(v), jnp.stack([v, a])
 
 
-class Columns(eqx.Module):
+@model
+def Columns(x, state, weight):
     """The same as columns, updated in place."""
-
-    weight: jax.Array
-
-    def __call__(self, x, state):
-        v = 0.7 * state[:, 0] - 0.2 * state[:, 1] + self.weight @ x
-        state = state.at[:, 1].multiply(0.9).at[:, 1].add(0.1 * state[:, 0]).at[:, 0].set(v)
-        return jnp.tanh(v), state
+    v = 0.7 * state[:, 0] - 0.2 * state[:, 1] + weight @ x
+    state = state.at[:, 1].multiply(0.9).at[:, 1].add(0.1 * state[:, 0]).at[:, 0].set(v)
+    return jnp.tanh(v), state
 
 
-class Delay(eqx.Module):
+@model
+def Delay(x, line, weight):
     """A delay line: what comes in, comes out three steps later."""
-
-    weight: jax.Array
-
-    def __call__(self, x, line):
-        v = 0.3 * line[-1] + self.weight @ x
-        return line[-1], jnp.concatenate([v[None], line[:-1]])
+    v = 0.3 * line[-1] + weight @ x
+    return line[-1], jnp.concatenate([v[None], line[:-1]])
 
 
-class RolledDelay(eqx.Module):
-    weight: jax.Array
-
-    def __call__(self, x, line):
-        v = 0.3 * line[-1] + self.weight @ x
-        return line[-1], jnp.roll(line, 1, axis=0).at[0].set(v)
+@model
+def RolledDelay(x, line, weight):
+    v = 0.3 * line[-1] + weight @ x
+    return line[-1], jnp.roll(line, 1, axis=0).at[0].set(v)
 
 
-class RingBuffer(eqx.Module):
+@model
+def RingBuffer(x, state, weight):
     """A ring buffer: an integer points at the oldest entry, and moves."""
-
-    weight: jax.Array
-
-    def __call__(self, x, state):
-        buffer, i = state
-        old = buffer[i]
-        buffer = buffer.at[i].set(0.3 * old + self.weight @ x)
-        return old, (buffer, (i + 1) % len(buffer))
+    buffer, i = state
+    old = buffer[i]
+    buffer = buffer.at[i].set(0.3 * old + weight @ x)
+    return old, (buffer, (i + 1) % len(buffer))
 
 
 class SlicedRingBuffer(eqx.Module):
@@ -116,28 +103,13 @@ class SlicedRingBuffer(eqx.Module):
         return late, (buffer, (i + 1) % steps)
 
 
-class LearnedDelay(eqx.Module):
+@model
+def LearnedDelay(x, line, weight, delay):
     """Delays are parameters: the line is read by interpolation."""
-
-    weight: jax.Array
-    delay: jax.Array
-
-    def __call__(self, x, line):
-        line = jnp.concatenate([(self.weight @ x)[None], line[:-1]])
-        taps = jnp.arange(float(len(line)))[:, None]
-        kernel = jax.nn.softmax(-((taps - self.delay[None, :]) ** 2), axis=0)
-        return jnp.sum(kernel * line, axis=0), line
-
-
-class Coupled(eqx.Module):
-    """`h' = 0.8 couple(h) + W x`: any fixed map of the state."""
-
-    weight: jax.Array
-    couple: Callable = eqx.field(static=True)
-
-    def __call__(self, x, h):
-        h = 0.8 * self.couple(h) + self.weight @ x
-        return jnp.tanh(h), h
+    line = jnp.concatenate([(weight @ x)[None], line[:-1]])
+    taps = jnp.arange(float(len(line)))[:, None]
+    kernel = jax.nn.softmax(-((taps - delay[None, :]) ** 2), axis=0)
+    return jnp.sum(kernel * line, axis=0), line
 
 
 ORDER = np.array([2, 0, 3, 1])
@@ -201,58 +173,43 @@ def fourier(h):
     return jnp.fft.irfft(jnp.fft.rfft(h) * np.array([1.0, 0.5, 0.25]), n=4)
 
 
-class SharedScalar(eqx.Module):
+@model
+def SharedScalar(x, state, weight, rate):
     """A modulator that all neurons share: it reads their mean, and scales their drive."""
-
-    weight: jax.Array
-    rate: jax.Array
-
-    def __call__(self, x, state):
-        v, dopamine = state
-        v = 0.7 * v + (1.0 + dopamine) * (self.weight @ x)
-        dopamine = self.rate * dopamine + jnp.mean(v)
-        return v, (v, dopamine)
+    v, dopamine = state
+    v = 0.7 * v + (1.0 + dopamine) * (weight @ x)
+    dopamine = rate * dopamine + jnp.mean(v)
+    return v, (v, dopamine)
 
 
-class Refractory(eqx.Module):
+@model
+def Refractory(x, state, weight):
     """Integers count the steps until a neuron may fire again; a flag remembers that it has fired."""
-
-    weight: jax.Array
-
-    def __call__(self, x, state):
-        v, wait, ever = state
-        v = jnp.where(wait > 0, 0.9 * v, 0.7 * v + self.weight @ x)
-        fired = v > 0.5
-        v = jnp.where(fired, v - 0.5, v)
-        wait = jnp.where(fired, 2, jnp.maximum(wait - 1, 0))
-        return jnp.tanh(v), (v, wait, ever | fired)
+    v, wait, ever = state
+    v = jnp.where(wait > 0, 0.9 * v, 0.7 * v + weight @ x)
+    fired = v > 0.5
+    v = jnp.where(fired, v - 0.5, v)
+    wait = jnp.where(fired, 2, jnp.maximum(wait - 1, 0))
+    return jnp.tanh(v), (v, wait, ever | fired)
 
 
-class Noisy(eqx.Module):
+@model
+def Noisy(x, state, weight, sigma, dropout):
     """Noise and dropout, by a key in the state."""
-
-    weight: jax.Array
-    sigma: jax.Array
-    dropout: eqx.nn.Dropout
-
-    def __call__(self, x, state):
-        h, key = state
-        key, noise_key, drop_key = jax.random.split(key, 3)
-        noise = jax.random.normal(noise_key, h.shape)
-        current = self.dropout(self.weight @ x, key=drop_key)
-        h = 0.7 * h + current + self.sigma * noise
-        return h, (h, key)
+    h, key = state
+    key, noise_key, drop_key = jax.random.split(key, 3)
+    noise = jax.random.normal(noise_key, h.shape)
+    current = dropout(weight @ x, key=drop_key)
+    h = 0.7 * h + current + sigma * noise
+    return h, (h, key)
 
 
-class NoisyByInput(eqx.Module):
+@model
+def NoisyByInput(x, h, weight):
     """The key of each step is an input."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        x, key = x
-        h = 0.7 * h + (self.weight * jax.random.bernoulli(key, 0.7, self.weight.shape)) @ x
-        return h, h
+    x, key = x
+    h = 0.7 * h + (weight * jax.random.bernoulli(key, 0.7, weight.shape)) @ x
+    return h, h
 
 
 class Stateful(eqx.Module):
@@ -273,72 +230,52 @@ class Stateful(eqx.Module):
         return v, state.set(self.count, state.get(self.count) + 1)
 
 
-class Spectral(eqx.Module):
+@model
+def Spectral(x, state, layer):
     """Spectral normalisation: its power iteration is a state."""
-
-    layer: eqx.nn.SpectralNorm
-
-    def __call__(self, x, state):
-        h, state = state
-        current, state = self.layer(x, state)
-        h = 0.7 * h + current
-        return h, (h, state)
+    h, state = state
+    current, state = layer(x, state)
+    h = 0.7 * h + current
+    return h, (h, state)
 
 
-class Bystanders(eqx.Module):
+@model
+def Bystanders(x, state, weight):
     """States that nothing changes, that no weight reaches, that reach nothing, that have no size."""
-
-    weight: jax.Array
-
-    def __call__(self, x, state):
-        trace = 0.5 * state["trace"] + x
-        h = 0.7 * state["h"] + self.weight @ trace + state["fixed"]
-        sink = state["sink"] + h
-        return h, {**state, "trace": trace, "h": h, "sink": sink}
+    trace = 0.5 * state["trace"] + x
+    h = 0.7 * state["h"] + weight @ trace + state["fixed"]
+    sink = state["sink"] + h
+    return h, {**state, "trace": trace, "h": h, "sink": sink}
 
 
-class Groups(eqx.Module):
+@model
+def Groups(x, state, weights):
     """Three groups of different size and block."""
-
-    weights: tuple[jax.Array, ...]
-
-    def __call__(self, x, state):
-        one, two, three = (w @ x for w in self.weights)
-        h = 0.7 * state["h"] + one
-        v = 0.8 * state["v"] - 0.3 * state["u"] + two
-        u = 0.9 * state["u"] + v
-        line = jnp.concatenate([three[None], state["line"][:-1]])
-        return (h, v, line[-1]), {"h": h, "v": v, "u": u, "line": line}
+    one, two, three = (w @ x for w in weights)
+    h = 0.7 * state["h"] + one
+    v = 0.8 * state["v"] - 0.3 * state["u"] + two
+    u = 0.9 * state["u"] + v
+    line = jnp.concatenate([three[None], state["line"][:-1]])
+    return (h, v, line[-1]), {"h": h, "v": v, "u": u, "line": line}
 
 
-class Swapped(eqx.Module):
+@model
+def Swapped(x, state, weight):
     """Two leaves change places at each step."""
-
-    weight: jax.Array
-
-    def __call__(self, x, state):
-        a, b = state
-        return a, (0.9 * b, 0.7 * a + self.weight @ x)
+    a, b = state
+    return a, (0.9 * b, 0.7 * a + weight @ x)
 
 
-class Old(eqx.Module):
+@model
+def Old(x, h, weight, gain):
     """The output reads the old state, and the input too."""
-
-    weight: jax.Array
-    gain: jax.Array
-
-    def __call__(self, x, h):
-        return {"old": self.gain * h, "x": x, "n": None}, 0.7 * h + self.weight @ x
+    return {"old": gain * h, "x": x, "n": None}, 0.7 * h + weight @ x
 
 
-class Packed(eqx.Module):
+@model
+def Packed(x, flat, weight, gain):
     """All states of two layers in one flat vector."""
-
-    weight: jax.Array
-    gain: jax.Array
-
-    def __call__(self, x, flat):
-        one, two = flat[:3].reshape(3), flat[3:].reshape(2, 3)
-        one = 0.7 * one + self.weight @ x
-        two = 0.8 * two + self.gain[:, None] * one[None, :]
-        return two, jnp.concatenate([one, two.ravel()])
+    one, two = flat[:3].reshape(3), flat[3:].reshape(2, 3)
+    one = 0.7 * one + weight @ x
+    two = 0.8 * two + gain[:, None] * one[None, :]
+    return two, jnp.concatenate([one, two.ravel()])

@@ -8,188 +8,127 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tests.zoo.check import weights
+from tests.zoo.check import model, weights
 
 
-class SLSTM(eqx.Module):
+@model
+def SLSTM(x, state, w, r):
     """xLSTM's scalar memory (Beck et al., 2024): exponential gates with a stabiliser."""
-
-    w: jax.Array
-    r: jax.Array
-
-    def __call__(self, x, state):
-        h, c, n, m = state
-        z, i, f, o = jnp.split(self.w @ x + self.r @ h, 4)
-        m_after = jnp.maximum(f + m, i)
-        i, f = jnp.exp(i - m_after), jnp.exp(f + m - m_after)
-        c, n = f * c + i * jnp.tanh(z), f * n + i
-        h = jax.nn.sigmoid(o) * c / n
-        return h, (h, c, n, m_after)
+    h, c, n, m = state
+    z, i, f, o = jnp.split(w @ x + r @ h, 4)
+    m_after = jnp.maximum(f + m, i)
+    i, f = jnp.exp(i - m_after), jnp.exp(f + m - m_after)
+    c, n = f * c + i * jnp.tanh(z), f * n + i
+    h = jax.nn.sigmoid(o) * c / n
+    return h, (h, c, n, m_after)
 
 
-class MLSTM(eqx.Module):
+@model
+def MLSTM(x, state, qkv, gates):
     """xLSTM's matrix memory."""
-
-    qkv: jax.Array
-    gates: jax.Array
-
-    def __call__(self, x, state):
-        C, n, m = state
-        q, k, v = self.qkv @ x
-        i, f = self.gates @ x
-        m_after = jnp.maximum(jax.nn.log_sigmoid(f) + m, i)
-        i, f = jnp.exp(i - m_after), jnp.exp(jax.nn.log_sigmoid(f) + m - m_after)
-        C, n = f * C + i * jnp.outer(v, k), f * n + i * k
-        return C @ q / jnp.maximum(jnp.abs(n @ q), jnp.exp(-m_after)), (C, n, m_after)
+    C, n, m = state
+    q, k, v = qkv @ x
+    i, f = gates @ x
+    m_after = jnp.maximum(jax.nn.log_sigmoid(f) + m, i)
+    i, f = jnp.exp(i - m_after), jnp.exp(jax.nn.log_sigmoid(f) + m - m_after)
+    C, n = f * C + i * jnp.outer(v, k), f * n + i * k
+    return C @ q / jnp.maximum(jnp.abs(n @ q), jnp.exp(-m_after)), (C, n, m_after)
 
 
-class RWKV(eqx.Module):
+@model
+def RWKV(x, state, mix, wk, wv, wr, decay, bonus):
     """RWKV-4 time mixing: token shift, and a numerically stable weighted mean."""
-
-    mix: jax.Array
-    wk: jax.Array
-    wv: jax.Array
-    wr: jax.Array
-    decay: jax.Array
-    bonus: jax.Array
-
-    def __call__(self, x, state):
-        last, a, b, p = state
-        mixed = self.mix * x + (1 - self.mix) * last
-        k, v, r = self.wk @ mixed, self.wv @ mixed, jax.nn.sigmoid(self.wr @ mixed)
-        q = jnp.maximum(p, self.bonus + k)
-        old, new = jnp.exp(p - q), jnp.exp(self.bonus + k - q)
-        y = r * (old * a + new * v) / (old * b + new)
-        q = jnp.maximum(p - jnp.exp(self.decay), k)
-        old, new = jnp.exp(p - jnp.exp(self.decay) - q), jnp.exp(k - q)
-        return y, (x, old * a + new * v, old * b + new, q)
+    last, a, b, p = state
+    mixed = mix * x + (1 - mix) * last
+    k, v, r = wk @ mixed, wv @ mixed, jax.nn.sigmoid(wr @ mixed)
+    q = jnp.maximum(p, bonus + k)
+    old, new = jnp.exp(p - q), jnp.exp(bonus + k - q)
+    y = r * (old * a + new * v) / (old * b + new)
+    q = jnp.maximum(p - jnp.exp(decay), k)
+    old, new = jnp.exp(p - jnp.exp(decay) - q), jnp.exp(k - q)
+    return y, (x, old * a + new * v, old * b + new, q)
 
 
-class RGLRU(eqx.Module):
+@model
+def RGLRU(x, h, wa, wx, log_a):
     """Griffin's recurrent unit (De et al., 2024): gates by blocks, a square root in the drive."""
-
-    wa: jax.Array
-    wx: jax.Array
-    log_a: jax.Array
-
-    def __call__(self, x, h):
-        blocks = x.reshape(2, -1)
-        r = jax.nn.sigmoid(jnp.einsum("gij,gj->gi", self.wa, blocks)).ravel()
-        i = jax.nn.sigmoid(jnp.einsum("gij,gj->gi", self.wx, blocks)).ravel()
-        a = jnp.exp(-4.0 * r * jax.nn.softplus(self.log_a))
-        h = a * h + jnp.sqrt(1 - a**2) * i * x
-        return h, h
+    blocks = x.reshape(2, -1)
+    r = jax.nn.sigmoid(jnp.einsum("gij,gj->gi", wa, blocks)).ravel()
+    i = jax.nn.sigmoid(jnp.einsum("gij,gj->gi", wx, blocks)).ravel()
+    a = jnp.exp(-4.0 * r * jax.nn.softplus(log_a))
+    h = a * h + jnp.sqrt(1 - a**2) * i * x
+    return h, h
 
 
-class LMU(eqx.Module):
+@model
+def LMU(x, m, encode, decode):
     """Legendre memory (Voelker et al., 2019): fixed matrices that the model closes over."""
-
-    encode: jax.Array
-    decode: jax.Array
-
-    def __call__(self, x, m):
-        m = LEGENDRE_A @ m + LEGENDRE_B * jnp.dot(self.encode, x)
-        return jnp.tanh(self.decode @ m), m
+    m = LEGENDRE_A @ m + LEGENDRE_B * jnp.dot(encode, x)
+    return jnp.tanh(decode @ m), m
 
 
 LEGENDRE_A = np.eye(4) + 0.1 * np.tril(np.array([[-1.0, -1, -1, -1]] * 4) + np.eye(4))
 LEGENDRE_B = 0.1 * np.array([1.0, -3.0, 5.0, -7.0])
 
 
-class Reservoir(eqx.Module):
+@model
+def Reservoir(x, h, enter, reservoir, gain, out):
     """An echo-state network: its reservoir is fixed by `stop_gradient`, its readout is trained."""
-
-    enter: jax.Array
-    reservoir: jax.Array
-    gain: jax.Array
-    out: jax.Array
-
-    def __call__(self, x, h):
-        recurrent = lax.stop_gradient(self.reservoir) @ h
-        h = 0.5 * h + 0.5 * jnp.tanh(recurrent + self.gain * (lax.stop_gradient(self.enter) @ x))
-        return self.out @ h, h
+    recurrent = lax.stop_gradient(reservoir) @ h
+    h = 0.5 * h + 0.5 * jnp.tanh(recurrent + gain * (lax.stop_gradient(enter) @ x))
+    return out @ h, h
 
 
-class CoRNN(eqx.Module):
+@model
+def CoRNN(x, state, w, v, gamma, epsilon):
     """Coupled oscillators (Rusch and Mishra, 2021)."""
-
-    w: jax.Array
-    v: jax.Array
-    gamma: jax.Array
-    epsilon: jax.Array
-
-    def __call__(self, x, state):
-        y, z = state
-        force = jnp.tanh(self.w @ jnp.concatenate([y, z]) + self.v @ x)
-        z = z + 0.1 * (force - self.gamma * y - self.epsilon * z)
-        y = y + 0.1 * z
-        return y, (y, z)
+    y, z = state
+    force = jnp.tanh(w @ jnp.concatenate([y, z]) + v @ x)
+    z = z + 0.1 * (force - gamma * y - epsilon * z)
+    y = y + 0.1 * z
+    return y, (y, z)
 
 
-class Antisymmetric(eqx.Module):
+@model
+def Antisymmetric(x, h, w, v):
     """Chang et al., 2019: stable by construction of the effective weight."""
-
-    w: jax.Array
-    v: jax.Array
-
-    def __call__(self, x, h):
-        skew = self.w - self.w.T - 0.1 * jnp.eye(len(self.w))
-        h = h + 0.3 * jnp.tanh(skew @ h + self.v @ x)
-        return h, h
+    skew = w - w.T - 0.1 * jnp.eye(len(w))
+    h = h + 0.3 * jnp.tanh(skew @ h + v @ x)
+    return h, h
 
 
-class Clockwork(eqx.Module):
+@model
+def Clockwork(x, state, w, r, periods):
     """Modules tick with periods of their own; an integer state is the clock."""
-
-    w: jax.Array
-    r: jax.Array
-    periods: np.ndarray
-
-    def __call__(self, x, state):
-        h, t = state
-        new = jnp.tanh(self.w @ x + jnp.tril(self.r) @ h)
-        h = jnp.where(t % self.periods == 0, new, h)
-        return h, (h, t + 1)
+    h, t = state
+    new = jnp.tanh(w @ x + jnp.tril(r) @ h)
+    h = jnp.where(t % periods == 0, new, h)
+    return h, (h, t + 1)
 
 
-class Liquid(eqx.Module):
+@model
+def Liquid(x, h, gate, tau, target):
     """A liquid time constant (Hasani et al., 2021): fused steps, gates of input and state."""
-
-    gate: eqx.nn.Linear
-    tau: jax.Array
-    target: jax.Array
-
-    def __call__(self, x, h):
-        for _ in range(2):
-            f = jax.nn.sigmoid(self.gate(jnp.concatenate([x, h])))
-            h = (h + 0.2 * f * self.target) / (1 + 0.2 * (1 / self.tau + f))
-        return h, h
+    for _ in range(2):
+        f = jax.nn.sigmoid(gate(jnp.concatenate([x, h])))
+        h = (h + 0.2 * f * target) / (1 + 0.2 * (1 / tau + f))
+    return h, h
 
 
-class Plastic(eqx.Module):
+@model
+def Plastic(x, state, w, alpha, eta, enter):
     """Differentiable plasticity (Miconi et al., 2018): a Hebbian trace is part of the weight."""
-
-    w: jax.Array
-    alpha: jax.Array
-    eta: jax.Array
-    enter: jax.Array
-
-    def __call__(self, x, state):
-        h, hebb = state
-        after = jnp.tanh((self.w + self.alpha * hebb) @ h + self.enter @ x)
-        hebb = (1 - self.eta) * hebb + self.eta * jnp.outer(after, h)
-        return after, (after, hebb)
+    h, hebb = state
+    after = jnp.tanh((w + alpha * hebb) @ h + enter @ x)
+    hebb = (1 - eta) * hebb + eta * jnp.outer(after, h)
+    return after, (after, hebb)
 
 
-class InputDependentTransition(eqx.Module):
+@model
+def InputDependentTransition(x, h, make, enter):
     """The input makes the transition matrix."""
-
-    make: jax.Array
-    enter: jax.Array
-
-    def __call__(self, x, h):
-        h = jnp.einsum("ijk,k->ij", self.make, x) @ h + self.enter @ x
-        return h, h
+    h = jnp.einsum("ijk,k->ij", make, x) @ h + enter @ x
+    return h, h
 
 
 class Memory(eqx.Module):
@@ -207,51 +146,35 @@ class Memory(eqx.Module):
         return address @ memory, memory
 
 
-class LearnedStart(eqx.Module):
+@model
+def LearnedStart(x, state, start, weight):
     """At the first step the state is set to a parameter; a flag in the input starts anew."""
-
-    start: jax.Array
-    weight: jax.Array
-
-    def __call__(self, x, state):
-        x, anew = x
-        h, t = state
-        h = jnp.where((t == 0) | anew, self.start, h)
-        h = 0.7 * h + self.weight @ x
-        return h, (h, t + 1)
+    x, anew = x
+    h, t = state
+    h = jnp.where((t == 0) | anew, start, h)
+    h = 0.7 * h + weight @ x
+    return h, (h, t + 1)
 
 
-class Scalars(eqx.Module):
+@model
+def Scalars(x, h, weight, decay, gain):
     """Parameters without axes, that all neurons share, also on both sides of a product."""
-
-    weight: jax.Array
-    decay: jax.Array
-    gain: jax.Array
-
-    def __call__(self, x, h):
-        h = jax.nn.sigmoid(self.decay) * h + self.gain * (self.weight @ (self.gain * x))
-        return self.decay * h, h
+    h = jax.nn.sigmoid(decay) * h + gain * (weight @ (gain * x))
+    return decay * h, h
 
 
-class Competition(eqx.Module):
+@model
+def Competition(x, h, enter, inhibit):
     """Learned self-excitation and inhibition by the sum of all: element-wise weights, dense blocks."""
-
-    enter: jax.Array
-    inhibit: jax.Array
-
-    def __call__(self, x, h):
-        h = 0.6 * h + self.enter @ x - self.inhibit * (jnp.sum(h) - h)
-        return h, h
+    h = 0.6 * h + enter @ x - inhibit * (jnp.sum(h) - h)
+    return h, h
 
 
-class TwiceACell(eqx.Module):
+@model
+def TwiceACell(x, h, cell):
     """One cell is used twice in a step, and once more with its state read out."""
-
-    cell: eqx.nn.GRUCell
-
-    def __call__(self, x, h):
-        h = self.cell(x, self.cell(-x, h))
-        return self.cell(x, h), h
+    h = cell(x, cell(-x, h))
+    return cell(x, h), h
 
 
 class Everything(eqx.Module):
@@ -287,74 +210,40 @@ class Everything(eqx.Module):
         return self.activation(self.norm(h)), h
 
 
-class ThreeFactors(eqx.Module):
+@model
+def ThreeFactors(x, h, a, b):
     """One einsum over two weights and the data."""
-
-    a: jax.Array
-    b: jax.Array
-
-    def __call__(self, x, h):
-        h = 0.7 * h + jnp.einsum("or,ri,i->o", self.a, self.b, x)
-        return h, h
+    h = 0.7 * h + jnp.einsum("or,ri,i->o", a, b, x)
+    return h, h
 
 
-class GatedProduct(eqx.Module):
+@model
+def GatedProduct(x, h, w, v):
     """Products of the outputs of weights: `(W x) * (V x) * h`."""
-
-    w: jax.Array
-    v: jax.Array
-
-    def __call__(self, x, h):
-        h = 0.5 * h + jnp.tanh((self.w @ x) * (self.v @ x) * (1 + h))
-        return h, h
+    h = 0.5 * h + jnp.tanh((w @ x) * (v @ x) * (1 + h))
+    return h, h
 
 
-class Tsodyks(eqx.Module):
+@model
+def Tsodyks(x, state, weight, release, axial):
     """Short-term plasticity of each synapse, and dendrites in a tree with learned conductances."""
-
-    weight: jax.Array
-    release: jax.Array
-    axial: jax.Array
-
-    def __call__(self, x, state):
-        resource, v = state
-        used = jax.nn.sigmoid(self.release) * resource * x
-        resource = resource + 0.1 * (1 - resource) - 0.5 * used
-        current = self.weight @ used
-        flow = self.axial * (v[1:] - v[:-1])
-        v = 0.8 * v + jnp.pad(flow, (0, 1)) - jnp.pad(flow, (1, 0))
-        v = v.at[-1].add(jnp.tanh(current[0])) + 0.1 * current
-        return v[:1], (resource, v)
+    resource, v = state
+    used = jax.nn.sigmoid(release) * resource * x
+    resource = resource + 0.1 * (1 - resource) - 0.5 * used
+    current = weight @ used
+    flow = axial * (v[1:] - v[:-1])
+    v = 0.8 * v + jnp.pad(flow, (0, 1)) - jnp.pad(flow, (1, 0))
+    v = v.at[-1].add(jnp.tanh(current[0])) + 0.1 * current
+    return v[:1], (resource, v)
 
 
-class Izhikevich(eqx.Module):
-    """Two states, a reset of both, four parameters for each neuron."""
-
-    weight: jax.Array
-    a: jax.Array
-    b: jax.Array
-    c: jax.Array
-    d: jax.Array
-
-    def __call__(self, x, state):
-        v, u = state
-        v = v + 0.25 * (0.04 * v**2 + 5 * v + 140 - u + self.weight @ x)
-        u = u + 0.25 * self.a * (self.b * v - u)
-        fired = v >= 30.0
-        return v / 100, (jnp.where(fired, self.c, v), jnp.where(fired, u + self.d, u))
-
-
-class GapJunctions(eqx.Module):
+@model
+def GapJunctions(x, v, weight, conductance):
     """Learned symmetric coupling on the edges of a graph: gathers and scatters of the state."""
-
-    weight: jax.Array
-    conductance: jax.Array
-
-    def __call__(self, x, v):
-        flow = self.conductance * (v[EDGES[1]] - v[EDGES[0]])
-        v = 0.9 * v + self.weight @ x
-        v = v.at[EDGES[0]].add(0.2 * flow).at[EDGES[1]].add(-0.2 * flow)
-        return v, v
+    flow = conductance * (v[EDGES[1]] - v[EDGES[0]])
+    v = 0.9 * v + weight @ x
+    v = v.at[EDGES[0]].add(0.2 * flow).at[EDGES[1]].add(-0.2 * flow)
+    return v, v
 
 
 EDGES = np.array([[0, 1, 0], [1, 2, 3]])

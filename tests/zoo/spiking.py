@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from tests.zoo.check import weights
+from tests.zoo.check import model, weights
 
 
 @jax.custom_jvp
@@ -55,47 +55,20 @@ class LIF(eqx.Module):
         return self.surrogate(v - self.threshold), v
 
 
-class ALIF(eqx.Module):
-    """Adaptive thresholds (Bellec et al., 2018)."""
-
-    weight: jax.Array
-    recurrent: jax.Array | None
-    beta: jax.Array
-    decay_v: float = 0.8
-    decay_a: float = 0.9
-
-    def __call__(self, x, state):
-        v, a, z = state["v"], state["a"], state["z"]
-        current = self.weight @ x
-        if self.recurrent is not None:
-            current = current + self.recurrent @ z
-        a = self.decay_a * a + z
-        threshold = 0.5 + self.beta * a
-        v = self.decay_v * v + current - z * threshold
-        z = spike(v - threshold)
-        return z, {"v": v, "a": a, "z": z}
-
-
-class COBA(eqx.Module):
+@model
+def COBA(x, state, excitatory, inhibitory, recurrent, reversal):
     """Conductance-based synapses, excitatory and inhibitory, with a refractory period."""
-
-    excitatory: jax.Array
-    inhibitory: jax.Array
-    recurrent: jax.Array | None
-    reversal: jax.Array
-
-    def __call__(self, x, state):
-        v, ge, gi, z, wait = state
-        ge = 0.7 * ge + jnp.abs(self.excitatory) @ x
-        gi = 0.8 * gi + jax.nn.softplus(self.inhibitory) @ x
-        if self.recurrent is not None:
-            gi = gi + jnp.abs(self.recurrent) @ z
-        dv = (-60.0 - v + ge * (0.0 - v) + gi * (self.reversal - v)) * 0.05
-        v = jnp.where(wait > 0, -60.0, v + dv)
-        fired = v > -50.0
-        z = spike((v + 50.0) / 5.0)
-        v = jnp.where(fired, -60.0, v)
-        return z, (v, ge, gi, z, jnp.where(fired, 2, jnp.maximum(wait - 1, 0)))
+    v, ge, gi, z, wait = state
+    ge = 0.7 * ge + jnp.abs(excitatory) @ x
+    gi = 0.8 * gi + jax.nn.softplus(inhibitory) @ x
+    if recurrent is not None:
+        gi = gi + jnp.abs(recurrent) @ z
+    dv = (-60.0 - v + ge * (0.0 - v) + gi * (reversal - v)) * 0.05
+    v = jnp.where(wait > 0, -60.0, v + dv)
+    fired = v > -50.0
+    z = spike((v + 50.0) / 5.0)
+    v = jnp.where(fired, -60.0, v)
+    return z, (v, ge, gi, z, jnp.where(fired, 2, jnp.maximum(wait - 1, 0)))
 
 
 class ConvSNN(eqx.Module):
@@ -117,50 +90,27 @@ class ConvSNN(eqx.Module):
         return self.readout(self.pool(spike(v - 0.5)).reshape(-1)), v
 
 
-class SynapticLIF(eqx.Module):
-    """A current that follows the input, a membrane that follows the new current, a leaky readout."""
-
-    weight: jax.Array
-    out: jax.Array
-
-    def __call__(self, x, state):
-        i, v, r = state
-        i = 0.6 * i + self.weight @ x
-        v = 0.8 * v + i
-        z = spike(v - 0.5)
-        r = 0.9 * r + self.out @ z
-        return r, (i, v - jax.lax.stop_gradient(z), r)
-
-
-class EProp(eqx.Module):
+@model
+def EProp(x, state, weight, recurrent):
     """Recurrent spikes are detached by the user, so nothing escapes."""
-
-    weight: jax.Array
-    recurrent: jax.Array
-
-    def __call__(self, x, state):
-        v, z = state
-        v = 0.8 * v + self.weight @ x + self.recurrent @ jax.lax.stop_gradient(z)
-        z = spike(v - 0.3)
-        return z, (v, z)
+    v, z = state
+    v = 0.8 * v + weight @ x + recurrent @ jax.lax.stop_gradient(z)
+    z = spike(v - 0.3)
+    return z, (v, z)
 
 
-class HodgkinHuxley(eqx.Module):
+@model
+def HodgkinHuxley(x, state, weight, g_na):
     """Gates with their own rates, by exponential Euler."""
-
-    weight: jax.Array
-    g_na: jax.Array
-
-    def __call__(self, x, state):
-        v, m, n = state
-        current = self.weight @ x
-        for _ in range(2):
-            m = m + 0.2 * (jax.nn.sigmoid(v) - m)
-            n = n + 0.1 * (jax.nn.sigmoid(v - 0.5) - n)
-            conductance = self.g_na * m**3 + 0.5 * n**4 + 0.1
-            steady = (self.g_na * m**3 + current) / conductance
-            v = steady + (v - steady) * jnp.exp(-0.3 * conductance)
-        return v, (v, m, n)
+    v, m, n = state
+    current = weight @ x
+    for _ in range(2):
+        m = m + 0.2 * (jax.nn.sigmoid(v) - m)
+        n = n + 0.1 * (jax.nn.sigmoid(v - 0.5) - n)
+        conductance = g_na * m**3 + 0.5 * n**4 + 0.1
+        steady = (g_na * m**3 + current) / conductance
+        v = steady + (v - steady) * jnp.exp(-0.3 * conductance)
+    return v, (v, m, n)
 
 
 def lif(surrogate=spike, recurrent=False, hard=False):

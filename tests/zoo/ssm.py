@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from tests.zoo.check import weights
+from tests.zoo.check import model, weights
 
 
 class LRU(eqx.Module):
@@ -50,17 +50,12 @@ class ComplexLRU(eqx.Module):
         return (self.C @ h).real, h
 
 
-class RealLRU(eqx.Module):
+@model
+def RealLRU(x, state, eigenvalues, B, C):
     """The same with the real and the imaginary part of the state as two leaves."""
-
-    eigenvalues: tuple[jax.Array, jax.Array]
-    B: tuple[jax.Array, jax.Array]
-    C: tuple[jax.Array, jax.Array]
-
-    def __call__(self, x, state):
-        (a, b), (re, im) = self.eigenvalues, state
-        re, im = a * re - b * im + self.B[0] @ x, a * im + b * re + self.B[1] @ x
-        return self.C[0] @ re - self.C[1] @ im, (re, im)
+    (a, b), (re, im) = eigenvalues, state
+    re, im = a * re - b * im + B[0] @ x, a * im + b * re + B[1] @ x
+    return C[0] @ re - C[1] @ im, (re, im)
 
 
 class S4D(eqx.Module):
@@ -94,32 +89,6 @@ class S4D(eqx.Module):
         h = A_bar * h + B_bar * u[:, None]
         y = jax.nn.gelu(2 * jnp.sum(self.C * h, axis=1).real + self.D * u)
         return x + y * jax.nn.sigmoid(self.gate(y)), h
-
-
-class S5(eqx.Module):
-    """Smith et al., 2023: one complex state for all channels, read by a dense matrix."""
-
-    eigenvalues: jax.Array
-    log_dt: jax.Array
-    B: jax.Array
-    C: jax.Array
-    D: jax.Array
-
-    def __init__(self, width, size):
-        self.eigenvalues = -0.5 + 1j * jnp.arange(1.0, size + 1)
-        self.log_dt = jnp.log(jnp.linspace(0.1, 0.5, size))
-        # Real and imaginary part on a last axis, as optimisers want it.
-        self.B = weights(size, width, 2)
-        self.C = weights(width, size, 2)
-        self.D = weights(width)
-
-    def __call__(self, x, h):
-        B = jax.lax.complex(self.B[..., 0], self.B[..., 1])
-        C = jax.lax.complex(self.C[..., 0], self.C[..., 1])
-        A = jax.lax.complex(jnp.minimum(self.eigenvalues.real, -1e-4), self.eigenvalues.imag)
-        A_bar = jnp.exp(A * jnp.exp(self.log_dt))
-        h = A_bar * h + ((A_bar - 1) / A)[:, None] * B @ x
-        return 2 * (C @ h).real + self.D * x, h
 
 
 class Selective(eqx.Module):
@@ -167,42 +136,16 @@ class Mamba(eqx.Module):
         return self.leave(y * jax.nn.silu(z)), (recent[1:], h)
 
 
-class ResonateAndFire(eqx.Module):
-    """Balanced resonate-and-fire neurons (Higuchi et al., 2024): a complex membrane."""
-
-    linear: eqx.nn.Linear
-    omega: jax.Array
-    b: jax.Array
-
-    def __init__(self, inputs, size, key):
-        self.linear = eqx.nn.Linear(inputs, size, use_bias=False, key=key)
-        self.omega = jnp.linspace(2.0, 6.0, size)
-        self.b = jnp.linspace(0.1, 0.5, size)
-
-    def __call__(self, x, state):
-        z, q = state
-        dt = 0.1
-        divergence = (-1 + jnp.sqrt(1 - (dt * self.omega) ** 2)) / dt
-        decay = jnp.exp(dt * (divergence - self.b - q + 1j * self.omega))
-        z = decay * z + dt * self.linear(x)
-        soft = jax.nn.sigmoid(10 * (z.real - 0.02 - q))
-        spike = soft + jax.lax.stop_gradient(jnp.where(soft > 0.5, 1.0, 0.0) - soft)
-        return spike, (z, 0.9 * q + 0.1 * spike)
-
-
-class LinearAttention(eqx.Module):
+@model
+def LinearAttention(x, state, qkv):
     """Katharopoulos et al., 2020: a matrix state and its normaliser for each head."""
-
-    qkv: jax.Array
-
-    def __call__(self, x, state):
-        S, z = state
-        q, k, v = jnp.einsum("phdi,i->phd", self.qkv, x)
-        q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
-        S = S + jnp.einsum("hd,he->hde", k, v)
-        z = z + k
-        y = jnp.einsum("hd,hde->he", q, S) / jnp.einsum("hd,hd->h", q, z)[:, None]
-        return y, (S, z)
+    S, z = state
+    q, k, v = jnp.einsum("phdi,i->phd", qkv, x)
+    q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
+    S = S + jnp.einsum("hd,he->hde", k, v)
+    z = z + k
+    y = jnp.einsum("hd,hde->he", q, S) / jnp.einsum("hd,hd->h", q, z)[:, None]
+    return y, (S, z)
 
 
 class DeltaRule(eqx.Module):
@@ -221,27 +164,18 @@ class DeltaRule(eqx.Module):
         return jnp.einsum("ohd,hd->o", self.out, jnp.einsum("hde,he->hd", S, q)), S
 
 
-class CachedAttention(eqx.Module):
+@model
+def CachedAttention(x, state, wq, wk, wv):
     """One head of attention over a cache of the last keys and values."""
-
-    wq: jax.Array
-    wk: jax.Array
-    wv: jax.Array
-
-    def __call__(self, x, state):
-        keys, values = state
-        keys = jnp.concatenate([keys[1:], (self.wk @ x)[None]])
-        values = jnp.concatenate([values[1:], (self.wv @ x)[None]])
-        return jax.nn.softmax(keys @ (self.wq @ x)) @ values, (keys, values)
+    keys, values = state
+    keys = jnp.concatenate([keys[1:], (wk @ x)[None]])
+    values = jnp.concatenate([values[1:], (wv @ x)[None]])
+    return jax.nn.softmax(keys @ (wq @ x)) @ values, (keys, values)
 
 
-class Spectral(eqx.Module):
+@model
+def Spectral(x, h, kernel, decay):
     """A Fourier layer: the weights multiply the spectrum of the input."""
-
-    kernel: jax.Array
-    decay: jax.Array
-
-    def __call__(self, x, h):
-        current = jnp.fft.irfft(self.kernel * jnp.fft.rfft(x), n=x.shape[0])
-        h = jax.nn.sigmoid(self.decay) * h + current
-        return h, h
+    current = jnp.fft.irfft(kernel * jnp.fft.rfft(x), n=x.shape[0])
+    h = jax.nn.sigmoid(decay) * h + current
+    return h, h

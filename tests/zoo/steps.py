@@ -1,9 +1,12 @@
 """One-line steps: whatever operation the state, the data and the weights may meet in.
 
-Each is registered with the names of the parameters that it reads, and says whether it must be exact.
+Each reads the parameters of its signature; those of `EXACT`, and others that say so, must be said to be exact. Where a
+step is one expression, it is the new state and the output; a state or inputs of another shape follow it.
 """
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -44,18 +47,19 @@ class Step:
     state: Any
     inputs: Any
     exact: bool
-    often: bool
-    """Whether it is part of every run."""
 
 
-def step(names, *, state=H, inputs=None, exact=False, often=True):
-    """Register a step `(m, x, h) -> (y, h)`; by default the state has 3 numbers, the input 2."""
+def step(state=H, inputs=None, exact=False):
+    """Register a step `(x, h, *parameters) -> (y, h)`; by default the state has 3 numbers, the input 2."""
 
-    def register(function):
-        assert function.__name__ not in STEPS
-        parameters = {name: PARAMETERS[name] for name in names.split()}
+    def register(function, name=None):
+        name = name or function.__name__
+        assert name not in STEPS
+        _, _, *names = inspect.signature(function).parameters
+        call = lambda m, x, h: function(x, h, **m)
+        parameters = {name: PARAMETERS[name] for name in names}
         xs = normal(2) if inputs is None else inputs
-        STEPS[function.__name__] = Step(function, parameters, state, xs, exact, often)
+        STEPS[name] = Step(call, parameters, state, xs, exact)
         return function
 
     return register
@@ -66,491 +70,363 @@ def x3(x):
     return jnp.concatenate([x, x[:1]])
 
 
-@step("W", often=False, exact=True)
-def cumprod(m, x, h):
-    h = 0.5 * jnp.cumprod(h) + m["W"] @ x
-    return h, h
+EXACT = {
+    "logcumsum": lambda x, h, W: 0.5 * lax.cumlogsumexp(h) + W @ x,
+    "median": lambda x, h, W: 0.5 * h - 0.3 * jnp.median(h) + W @ x,
+    "nanmean": lambda x, h, W: 0.5 * h - 0.2 * jnp.nanmean(h) + W @ x,
+    "cross": lambda x, h, W: 0.5 * jnp.cross(h, np.array([1.0, 2, 3])) + W @ x,
+    "interp_state": lambda x, h, W: (
+        0.5 * jnp.interp(h, np.linspace(-2, 2, 5), np.linspace(-1, 1, 5) ** 3) + W @ x
+    ),
+    "onehot_time": lambda x, h, W: 0.5 * h + jax.nn.one_hot(jnp.argmax(h), 3) * (W @ x),
+    "weight_norm_of_state": lambda x, h, W: 0.5 * h / jnp.maximum(1.0, jnp.linalg.norm(h)) + W @ x,
+    "weight_max_data": lambda x, h, W, w: jnp.maximum(0.5 * h + W @ x, w),
+    "weight_where": lambda x, h, w, W: jnp.where(x[0] > 0, w, 0.5 * h) + W @ x,
+    "weight_pow_state": lambda x, h, w, W: jnp.abs(h + 0.1) ** jax.nn.softplus(w) + W @ x,
+    "weight_atan2": lambda x, h, w, W: jnp.arctan2(h, w + 2) + W @ x,
+    "erf_gamma": lambda x, h, w, W: (
+        jax.scipy.special.erf(w * h) + 0.1 * jax.scipy.special.gammaln(1.5 + h**2) + W @ x
+    ),
+    "weight_pad": lambda x, h, W: 0.5 * h + jnp.pad(W @ x, (1, 0))[:3] + W @ x,
+    "weight_scatter_mul": lambda x, h, w, W: (0.5 * h).at[jnp.argmax(x)].multiply(w[0]) + W @ x,
+    "weight_scatter_set": lambda x, h, w, W: (0.5 * h).at[jnp.argmax(x)].set(w[0]) + W @ x,
+    "stop_grad_state": lambda x, h, W, R: 0.5 * h + W @ x + R @ lax.stop_gradient(h),
+    "stop_grad_weight_path": lambda x, h, w, W: 0.5 * h + (lax.stop_gradient(w) + w) * x[0] + W @ x,
+    "moveaxis": (
+        lambda x, S, v: (
+            0.5 * jnp.moveaxis(S, 0, 2) + v[:, None, None] * x[None, :, None] * np.ones((1, 1, 2))
+        ),
+        jnp.zeros((2, 2, 2)),
+    ),
+    "segment": lambda x, h, W: (
+        0.5 * jax.ops.segment_max(h, np.array([0, 0, 1]), 3, indices_are_sorted=True).clip(-9)
+        + W @ x
+    ),
+    "x_unused": lambda x, h, w: 0.5 * h + w,
+    "two_matmuls_same_weight_diff_data": lambda x, h, W: 0.5 * h + jnp.tanh(W @ x) * (W @ (x * x)),
+    "parameter_dict_tuple": lambda x, h, W, t: 0.5 * h + W @ x + t[0][0] * t[1],
+    "emb_two_indices": (lambda x, h, E: 0.5 * h + E[x[0]] + 2 * E[x[1]], H, integers(5, 2)),
+    "emb_matmul": (lambda x, h, E, v5: 0.5 * h + E[x] + v5 @ E, H, integers(5)),
+    "onehot_emb": (lambda x, h, E: 0.5 * h + jax.nn.one_hot(x, 5) @ E + E[x], H, integers(5)),
+    "diag_and_whole": lambda x, h, R: 0.5 * h + R @ x3(x) + jnp.diag(R) * x[0],
+    "row_as_bias": lambda x, h, R: 0.5 * h + R @ x3(x) + R[0],
+    "sum_of_weight": lambda x, h, R: 0.5 * h + R @ x3(x) + R.sum(1) * x[0],
+    "both_sides_leak": lambda x, h, R: 0.5 * h + R @ x3(x) + x3(x) @ R,
+    "both_sides_explicit_T": lambda x, h, R: 0.5 * h + R @ x3(x) + R.T @ x3(x),
+    "gain_of_gain": lambda x, h, w, W: w * (w * h + x[0]) + W @ x,
+    "gain_permuted": lambda x, h, w: w * h + w[::-1] * x[0] + jnp.roll(w, 1) * x[1],
+    "vmap_over_rows": lambda x, h, W: (
+        0.5 * h + jax.vmap(lambda w: w @ x)(W) + jax.vmap(lambda w: w.sum())(W) * x[0]
+    ),
+    "vmap_over_data_mean": (
+        lambda x, h, W, w: 0.5 * h + jax.vmap(lambda x: jnp.tanh(W @ x + w))(x).mean(0),
+        H,
+        normal(4, 2),
+    ),
+    "batched_matmul": (
+        lambda x, S, B2: 0.5 * S + jnp.matmul(B2, jnp.stack([x, x[::-1]])[:, :, None])[:, :, 0],
+        jnp.zeros((2, 2)),
+    ),
+    "group_and_shared": (
+        lambda x, S, B2: (
+            0.5 * S
+            + jnp.einsum("gij,j->gi", B2, x)
+            + jnp.einsum("gij,gj->gi", B2, jnp.stack([x, x[::-1]]))
+        ),
+        jnp.zeros((2, 2)),
+    ),
+}
+INEXACT = {
+    "weight_squared": lambda x, h, R, W: jnp.tanh(R @ (R @ h) + W @ x),
+    "complex_state_conj_rec": (
+        lambda x, z, R, W: 0.3 * jnp.conj(z) + R @ z.real * 1j + W @ x,
+        H.astype(complex),
+    ),
+    "emb_then_proj": (lambda x, h, R, E: 0.5 * h + R @ E[x], H, integers(5)),
+    "diag_rec": lambda x, h, R: 0.5 * h * jnp.diag(R) + R @ x3(x),
+    "both_sides_rec": lambda x, h, R: jnp.tanh(R @ h + h @ R) + x3(x),
+    "left_right_matrix_rec": (
+        lambda x, S, R: jnp.tanh(R @ S @ R.T + jnp.outer(x3(x), x3(x))),
+        jnp.zeros((3, 3)),
+    ),
+    "merged_then_bias": lambda x, h, R, W, w: 0.5 * h + R @ (W @ x + w),
+    "merged_rec": lambda x, h, A, B, W: jnp.tanh(A @ (B @ h)) + W @ x,
+    "merged_A_elsewhere": lambda x, h, A, B: 0.5 * h + A @ (B @ x3(x)) + A @ x,
+    "merged_three": lambda x, h, R, A, B: 0.5 * h + R @ (A @ (B @ x3(x))),
+    "merged_same": lambda x, h, R: 0.5 * h + R @ (R @ x3(x)),
+    "merged_same_rec": lambda x, h, R: jnp.tanh(R @ (R @ h)) + x3(x),
+    "merged_gain_between": lambda x, h, A, v, B: 0.5 * h + A @ (v * (B @ x3(x))),
+    "merged_sum": lambda x, h, A, B, D: 0.5 * h + A @ (B @ x3(x) + D @ x3(x)),
+    "elementwise_after": lambda x, h, w, W: 0.5 * h + w * (W @ x),
+    "elementwise_after_rec": lambda x, h, w, R, W: jnp.tanh(w * (R @ h) + W @ x),
+    "elementwise_before": lambda x, h, W, v: 0.5 * h + W @ (v * x),
+    "elementwise_before_state": lambda x, h, R, w, W: jnp.tanh(R @ (w * h)) + W @ x,
+    "branch_rec": lambda x, h, R: (
+        lax.cond(x[0] > 0, lambda: jnp.tanh(R @ h), lambda: jnp.tanh(R.T @ h)) + x3(x)
+    ),
+    "unrolled_scan_rec": lambda x, h, R, W: lax.scan(
+        lambda c, a: (jnp.tanh(R @ c + a * W @ x), None), h, jnp.array([1.0, -1, 0.5])
+    )[0],
+    "mixing_group_rec": (
+        lambda x, S, B2: jnp.tanh(jnp.einsum("gij,gj->ig", B2, S)) + x[None],
+        jnp.zeros((2, 2)),
+    ),
+}
 
 
-@step("W", often=False, exact=True)
-def logcumsum(m, x, h):
-    h = 0.5 * lax.cumlogsumexp(h) + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def topk(m, x, h):
-    v, i = lax.top_k(h, 2)
-    h = 0.5 * jnp.zeros(3).at[i].set(v) + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def median(m, x, h):
-    h = 0.5 * h - 0.3 * jnp.median(h) + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def argsort(m, x, h):
-    i = jnp.argsort(h)
-    h = 0.5 * h[i] + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def prod(m, x, h):
-    h = 0.5 * h + 0.1 * jnp.prod(1 + h) + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def nanmean(m, x, h):
-    h = 0.5 * h - 0.2 * jnp.nanmean(h) + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def outer_state(m, x, h):
-    h = 0.5 * h + 0.1 * jnp.outer(h, h).sum(0) + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def cross(m, x, h):
-    h = 0.5 * jnp.cross(h, np.array([1.0, 2, 3])) + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def interp_state(m, x, h):
-    h = 0.5 * jnp.interp(h, np.linspace(-2, 2, 5), np.linspace(-1, 1, 5) ** 3) + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def onehot_time(m, x, h):
-    h = 0.5 * h + jax.nn.one_hot(jnp.argmax(h), 3) * (m["W"] @ x)
-    return h, h
-
-
-@step("w W", often=False, exact=True, state=(H, jnp.zeros((), int)))
-def time_modulated(m, x, s):
+@step(exact=True, state=(H, jnp.zeros((), int)))
+def time_modulated(x, s, w, W):
     h, t = s
-    h = 0.5 * h + jnp.sin(t * m["w"]) * (m["W"] @ x)
+    h = 0.5 * h + jnp.sin(t * w) * (W @ x)
     return h, (h, t + 1)
 
 
-@step("w W", often=False, exact=True, state=(H, jnp.zeros(())))
-def float_time(m, x, s):
+@step(exact=True, state=(H, jnp.zeros(())))
+def float_time(x, s, w, W):
     h, t = s
-    h = 0.5 * h + jnp.sin(t * m["w"]) + (m["W"] @ x)
+    h = 0.5 * h + jnp.sin(t * w) + (W @ x)
     return h, (h, t + 1.0)
 
 
-@step("W", exact=True)
-def weight_norm_of_state(m, x, h):
-    h = 0.5 * h / jnp.maximum(1.0, jnp.linalg.norm(h)) + m["W"] @ x
-    return h, h
-
-
-@step("R W")
-def weight_squared(m, x, h):
-    h = jnp.tanh(m["R"] @ (m["R"] @ h) + m["W"] @ x)
-    return h, h
-
-
-@step("R", often=False, exact=True)
-def weight_reshape_slices(m, x, h):
-    w = m["R"].reshape(-1)
+@step(exact=True)
+def weight_reshape_slices(x, h, R):
+    w = R.reshape(-1)
     h = 0.5 * h + w[:3] * x[0] + w[3:6] * x[1] + w[::3]
     return h, h
 
 
-@step("R", exact=True)
-def dyn_weight_index(m, x, h):
+@step(exact=True)
+def dyn_weight_index(x, h, R):
     i = jnp.argmax(x)
-    h = 0.5 * h + lax.dynamic_index_in_dim(m["R"], i, keepdims=False) * x[0]
+    h = 0.5 * h + lax.dynamic_index_in_dim(R, i, keepdims=False) * x[0]
     return h, h
 
 
-@step("R W", exact=True)
-def weight_index_by_state(m, x, h):
+@step(exact=True)
+def weight_index_by_state(x, h, R, W):
     i = jnp.clip(jnp.floor(h[0] * 2).astype(int), 0, 2)
-    h = 0.5 * h + m["R"][i] * x[0] + m["W"] @ x
+    h = 0.5 * h + R[i] * x[0] + W @ x
     return h, h
 
 
-@step("w W", often=False, exact=True)
-def weight_sorted_with_data(m, x, h):
-    h = 0.5 * h + jnp.sort(m["w"] * x[0] + m["W"] @ x)
-    return h, h
-
-
-@step("W w", often=False, exact=True)
-def weight_max_data(m, x, h):
-    h = jnp.maximum(0.5 * h + m["W"] @ x, m["w"])
-    return h, h
-
-
-@step("w", often=False, exact=True)
-def weight_concat_data(m, x, h):
-    v = jnp.concatenate([m["w"], x])
+@step(exact=True)
+def weight_concat_data(x, h, w):
+    v = jnp.concatenate([w, x])
     h = 0.5 * h + jnp.cumsum(v)[2:]
     return h, h
 
 
-@step("w W", often=False, exact=True)
-def weight_stack_data(m, x, h):
-    v = jnp.stack([m["w"], h])
-    h = 0.5 * v.mean(0) + m["W"] @ x
+@step(exact=True)
+def weight_stack_data(x, h, w, W):
+    v = jnp.stack([w, h])
+    h = 0.5 * v.mean(0) + W @ x
     return h, h
 
 
-@step("w W", often=False, exact=True)
-def weight_where(m, x, h):
-    h = jnp.where(x[0] > 0, m["w"], 0.5 * h) + m["W"] @ x
-    return h, h
-
-
-@step("w W", often=False, exact=True)
-def weight_pow_state(m, x, h):
-    h = jnp.abs(h + 0.1) ** jax.nn.softplus(m["w"]) + m["W"] @ x
-    return h, h
-
-
-@step("w W", often=False, exact=True)
-def weight_atan2(m, x, h):
-    h = jnp.arctan2(h, m["w"] + 2) + m["W"] @ x
-    return h, h
-
-
-@step("w W", often=False, exact=True)
-def erf_gamma(m, x, h):
-    h = jax.scipy.special.erf(m["w"] * h) + 0.1 * jax.scipy.special.gammaln(1.5 + h**2) + m["W"] @ x
-    return h, h
-
-
-@step("w", exact=True)
-def weight_dus(m, x, h):
-    z = lax.dynamic_update_slice(jnp.zeros(4) + x[0], m["w"], (jnp.argmax(x),))
+@step(exact=True)
+def weight_dus(x, h, w):
+    z = lax.dynamic_update_slice(jnp.zeros(4) + x[0], w, (jnp.argmax(x),))
     h = 0.5 * h + z[:3] * x[1]
     return h, h
 
 
-@step("W", often=False, exact=True)
-def weight_pad(m, x, h):
-    h = 0.5 * h + jnp.pad(m["W"] @ x, (1, 0))[:3] + m["W"] @ x
-    return h, h
-
-
-@step("w W", exact=True)
-def weight_scatter_mul(m, x, h):
-    h = (0.5 * h).at[jnp.argmax(x)].multiply(m["w"][0]) + m["W"] @ x
-    return h, h
-
-
-@step("w W", exact=True)
-def weight_scatter_set(m, x, h):
-    h = (0.5 * h).at[jnp.argmax(x)].set(m["w"][0]) + m["W"] @ x
-    return h, h
-
-
-@step("w W", often=False, exact=True)
-def softmax_weight_data(m, x, h):
-    h = 0.5 * h + jax.nn.softmax(m["w"] + (m["W"] @ x))
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def state_solve(m, x, h):
+@step(exact=True)
+def state_solve(x, h, W):
     A = np.array([[2.0, 1, 0], [0, 3, 1], [1, 0, 2]])
-    h = jnp.linalg.solve(A, h) + m["W"] @ x
+    h = jnp.linalg.solve(A, h) + W @ x
     return h, h
 
 
-@step("W", often=False, exact=True)
-def triangular(m, x, h):
+@step(exact=True)
+def triangular(x, h, W):
     A = np.array([[2.0, 0, 0], [1, 3, 0], [1, 1, 2]])
-    h = jax.scipy.linalg.solve_triangular(A, h, lower=True) + m["W"] @ x
+    h = jax.scipy.linalg.solve_triangular(A, h, lower=True) + W @ x
     return h, h
 
 
-@step("R W", often=False)
-def chol_weight(m, x, h):
-    A = m["R"] @ m["R"].T + jnp.eye(3)
-    h = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(A), True), h) + m["W"] @ x
+@step()
+def chol_weight(x, h, R, W):
+    A = R @ R.T + jnp.eye(3)
+    h = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(A), True), h) + W @ x
     return h, h
 
 
-@step("v", often=False, state=jnp.eye(2) * 1.0)
-def state_inverse(m, x, S):
-    S = jnp.linalg.inv(S + 2 * jnp.eye(2) + 0.1 * jnp.outer(m["v"] * x, m["v"] * x))
+@step(state=jnp.eye(2) * 1.0)
+def state_inverse(x, S, v):
+    S = jnp.linalg.inv(S + 2 * jnp.eye(2) + 0.1 * jnp.outer(v * x, v * x))
     return S @ x, S
 
 
-@step("v", often=False, state=jnp.eye(2) * 1.0)
-def eigh_state(m, x, S):
+@step(state=jnp.eye(2) * 1.0)
+def eigh_state(x, S, v):
     w, _ = jnp.linalg.eigh(S + jnp.diag(np.array([0.0, 1.0])) + jnp.outer(x, x))
-    S = 0.5 * S + jnp.diag(w * m["v"])
+    S = 0.5 * S + jnp.diag(w * v)
     return w, S
 
 
-@step("w W", often=False, exact=True)
-def vmapped_neurons(m, x, h):
-    f = lambda v, w, i: jnp.tanh(w * v + i)
-    h = jax.vmap(f)(h, m["w"], m["W"] @ x)
-    return h, h
-
-
-@step("w W", often=False, exact=True)
-def nested_vmap_scan(m, x, h):
+@step(exact=True)
+def nested_vmap_scan(x, h, w, W):
     def one(v, w, i):
         return lax.fori_loop(0, 3, lambda _, v: 0.5 * v + w * i, v)
 
-    h = jax.vmap(one)(h, m["w"], m["W"] @ x)
+    h = jax.vmap(one)(h, w, W @ x)
     return h, h
 
 
-@step("w W", often=False, exact=True)
-def vmap_cond(m, x, h):
-    f = lambda v, w, i: lax.cond(v > 0, lambda: w * v + i, lambda: 0.3 * v + i * w)
-    h = jax.vmap(f)(h, m["w"], m["W"] @ x)
-    return h, h
-
-
-@step("w W", exact=True)
-def grad_inside(m, x, h):
+@step(exact=True)
+def grad_inside(x, h, w, W):
     # a step that takes a gradient itself (energy-based)
-    E = lambda h: 0.5 * jnp.sum(m["w"] ** 2 * h**2) - jnp.sum(h * (m["W"] @ x))
+    E = lambda h: 0.5 * jnp.sum(w**2 * h**2) - jnp.sum(h * (W @ x))
     h = h - 0.3 * jax.grad(E)(h)
     return h, h
 
 
-@step("R W")
-def hopfield_energy(m, x, h):
-    E = lambda h: -0.5 * h @ m["R"] @ h + 0.5 * h @ h - h @ (m["W"] @ x)
+@step()
+def hopfield_energy(x, h, R, W):
+    E = lambda h: -0.5 * h @ R @ h + 0.5 * h @ h - h @ (W @ x)
     h = h - 0.3 * jax.grad(E)(h)
     return h, h
 
 
-@step("w W", often=False, exact=True)
-def jvp_inside(m, x, h):
-    f = lambda h: jnp.tanh(m["w"] * h)
-    y, dy = jax.jvp(f, (h,), (jnp.ones(3),))
-    h = 0.5 * y + 0.1 * dy + m["W"] @ x
+@step(exact=True)
+def jacfwd_inside(x, h, w, W):
+    J = jax.jacfwd(lambda h: jnp.tanh(w * h) * h[::-1])(h)
+    h = 0.5 * h + 0.1 * J @ np.ones(3) + W @ x
     return h, h
 
 
-@step("w W", often=False, exact=True)
-def jacfwd_inside(m, x, h):
-    J = jax.jacfwd(lambda h: jnp.tanh(m["w"] * h) * h[::-1])(h)
-    h = 0.5 * h + 0.1 * J @ np.ones(3) + m["W"] @ x
-    return h, h
-
-
-@step("W R", exact=True)
-def stop_grad_state(m, x, h):
-    h = 0.5 * h + m["W"] @ x + m["R"] @ lax.stop_gradient(h)
-    return h, h
-
-
-@step("w W", often=False, exact=True)
-def stop_grad_weight_path(m, x, h):
-    h = 0.5 * h + (lax.stop_gradient(m["w"]) + m["w"]) * x[0] + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def complex_inside(m, x, h):
-    z = jnp.exp(1j * h) * (m["W"] @ x)
+@step(exact=True)
+def complex_inside(x, h, W):
+    z = jnp.exp(1j * h) * (W @ x)
     h = 0.5 * h + z.real + z.imag
     return h, h
 
 
-@step("W", often=False, exact=True)
-def fft_state(m, x, h):
-    h = jnp.real(jnp.fft.ifft(jnp.fft.fft(h) * np.array([0.5, 0.4, 0.4]))) + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, state=H.astype(complex), exact=True)
-def complex_state_abs(m, x, z):
-    z = 0.5 * jnp.exp(0.3j) * z / (1 + jnp.abs(z + 1)) + m["W"] @ x
+@step(exact=True, state=H.astype(complex))
+def complex_state_abs(x, z, W):
+    z = 0.5 * jnp.exp(0.3j) * z / (1 + jnp.abs(z + 1)) + W @ x
     return jnp.abs(z + 1), z
 
 
-@step("R W", state=H.astype(complex))
-def complex_state_conj_rec(m, x, z):
-    z = 0.3 * jnp.conj(z) + m["R"] @ z.real * 1j + m["W"] @ x
-    return z, z
-
-
-@step("w W", often=False, state=H.astype(complex), exact=True)
-def modrelu(m, x, z):
+@step(exact=True, state=H.astype(complex))
+def modrelu(x, z, w, W):
     r = jnp.abs(z + 1e-2)
-    z = 0.8 * jax.nn.relu(r + m["w"]) * (z + 1e-2) / r + m["W"] @ x
+    z = 0.8 * jax.nn.relu(r + w) * (z + 1e-2) / r + W @ x
     return z.imag + z.real, z
 
 
-@step("v w", often=False, state=jnp.zeros((2, 3)), exact=True)
-def state_einsum_fixed(m, x, S):
+@step(exact=True, state=jnp.zeros((2, 3)))
+def state_einsum_fixed(x, S, v, w):
     K = np.arange(8.0).reshape(2, 2, 2) / 8
-    S = 0.3 * jnp.einsum("abc,bd->ad", K[:, :, :1], S) + jnp.outer(m["v"] * x, m["w"])
+    S = 0.3 * jnp.einsum("abc,bd->ad", K[:, :, :1], S) + jnp.outer(v * x, w)
     return S, S
 
 
-@step("R", often=False, state=jnp.zeros((2, 3)), exact=True)
-def swapaxes(m, x, S):
-    S = 0.5 * S.T.reshape(2, 3) + m["R"][:2] * x[0]
-    return S, S
+@step(exact=True)
+def unused_output_state(x, h, W, w):
+    h = 0.5 * h + W @ x
+    return x.sum() + (w * x[0]).sum() + 0 * h.sum() + h[0], h
 
 
-@step("v", often=False, state=jnp.zeros((2, 2, 2)), exact=True)
-def moveaxis(m, x, S):
-    S = 0.5 * jnp.moveaxis(S, 0, 2) + m["v"][:, None, None] * x[None, :, None] * np.ones((1, 1, 2))
-    return S, S
-
-
-@step("W", often=False, exact=True)
-def repeat_tile(m, x, h):
-    h = 0.5 * jnp.tile(h[:2], 2)[:3] + 0.1 * jnp.repeat(h[1:], 2)[:3] + m["W"] @ x
-    return h, h
-
-
-@step("W", often=False, exact=True)
-def segment(m, x, h):
-    h = (
-        0.5 * jax.ops.segment_max(h, np.array([0, 0, 1]), 3, indices_are_sorted=True).clip(-9)
-        + m["W"] @ x
-    )
-    return h, h
-
-
-@step("W w", often=False, exact=True)
-def unused_output_state(m, x, h):
-    h = 0.5 * h + m["W"] @ x
-    return x.sum() + (m["w"] * x[0]).sum() + 0 * h.sum() + h[0], h
-
-
-@step("w", often=False, exact=True)
-def x_unused(m, x, h):
-    h = 0.5 * h + m["w"]
-    return h, h
-
-
-@step("W", often=False, state=(H, H), exact=True)
-def identity_copy(m, x, s):
+@step(exact=True, state=(H, H))
+def identity_copy(x, s, W):
     a, b = s
-    return b, (0.5 * a + m["W"] @ x, a)
+    return b, (0.5 * a + W @ x, a)
 
 
-@step("W", often=False, state=(H, H), exact=True)
-def same_leaf_twice(m, x, s):
+@step(exact=True, state=(H, H))
+def same_leaf_twice(x, s, W):
     a, b = s
-    n = 0.5 * a + 0.2 * b + m["W"] @ x
+    n = 0.5 * a + 0.2 * b + W @ x
     return n, (n, n)
 
 
-@step("W w", often=False, state=(H, jnp.zeros(())), exact=True)
-def batchnorm_like(m, x, s):
+@step(exact=True, state=(H, jnp.zeros(())))
+def batchnorm_like(x, s, W, w):
     h, mu = s
-    c = m["W"] @ x
+    c = W @ x
     mu = 0.9 * mu + 0.1 * c.mean()
-    h = 0.5 * h + (c - mu) * m["w"]
+    h = 0.5 * h + (c - mu) * w
     return h, (h, mu)
 
 
-@step("W", often=False, exact=True)
-def two_matmuls_same_weight_diff_data(m, x, h):
-    h = 0.5 * h + jnp.tanh(m["W"] @ x) * (m["W"] @ (x * x))
-    return h, h
+@step(exact=True)
+def weight_in_output_and_state(x, h, W):
+    h = 0.5 * h + W @ x
+    return h + W @ (x + 1), h
 
 
-@step("W", often=False, exact=True)
-def weight_in_output_and_state(m, x, h):
-    h = 0.5 * h + m["W"] @ x
-    return h + m["W"] @ (x + 1), h
+@step()
+def weight_out_reads_state(x, h, R):
+    h = 0.5 * h + R @ x3(x)
+    return R @ h, h
 
 
-@step("R")
-def weight_out_reads_state(m, x, h):
-    h = 0.5 * h + m["R"] @ x3(x)
-    return m["R"] @ h, h
-
-
-@step("W", often=False, exact=True)
-def round_ste(m, x, h):
-    z = h + lax.stop_gradient(jnp.round(h) - h)
-    h = 0.5 * z + m["W"] @ x
-    return h, h
-
-
-@step("W w R", exact=True)
-def switch_by_state_int(m, x, h):
+@step(exact=True)
+def switch_by_state_int(x, h, W, w, R):
     i = jnp.clip(jnp.sum(h > 0), 0, 2)
-    h = 0.5 * h + lax.switch(i, [lambda: m["W"] @ x, lambda: m["w"] * x[0], lambda: m["R"] @ x3(x)])
+    h = 0.5 * h + lax.switch(i, [lambda: W @ x, lambda: w * x[0], lambda: R @ x3(x)])
     return h, h
 
 
-@step("W", often=False, exact=True)
-def scan_ys_collect(m, x, h):
+@step(exact=True)
+def scan_ys_collect(x, h, W):
     def b(c, t):
-        c = 0.5 * c + m["W"] @ x * t
+        c = 0.5 * c + W @ x * t
         return c, c
 
     h, hs = lax.scan(b, h, jnp.arange(3.0))
     return hs, h
 
 
-@step("W w", often=False, exact=True)
-def scan_reverse(m, x, h):
+@step(exact=True)
+def scan_reverse(x, h, W, w):
     def b(c, t):
-        c = 0.5 * c + (m["W"] @ x) * t
-        return c, c * m["w"]
+        c = 0.5 * c + (W @ x) * t
+        return c, c * w
 
     h, hs = lax.scan(b, h, jnp.arange(3.0), reverse=True)
     return hs.sum(0), h
 
 
-@step("W", exact=True)
-def scan_unroll_xs_state(m, x, h):
+@step(exact=True)
+def scan_unroll_xs_state(x, h, W):
     # a scan over the neurons: couples neighbours
     def b(c, v):
         c = 0.5 * c + v
         return c, c
 
     _, hs = lax.scan(b, jnp.zeros(()), h)
-    h = 0.4 * hs + m["W"] @ x
+    h = 0.4 * hs + W @ x
     return h, h
 
 
-@step("w", often=False, exact=True)
-def scan_weights_xs(m, x, h):
+@step(exact=True)
+def scan_weights_xs(x, h, w):
     def b(c, w):
         c = 0.5 * c + w * x[0]
         return c, c
 
-    _, hs = lax.scan(b, h[0], m["w"])
+    _, hs = lax.scan(b, h[0], w)
     h = 0.5 * h + hs
     return h, h
 
 
-@step("W", often=False, exact=True)
-def scan_int_carry(m, x, h):
+@step(exact=True)
+def scan_int_carry(x, h, W):
     def b(c, _):
         i, c = c
-        return (i + 1, jnp.where(i % 2 == 0, 0.5 * c, c + m["W"] @ x)), None
+        return (i + 1, jnp.where(i % 2 == 0, 0.5 * c, c + W @ x)), None
 
     (_, h), _ = lax.scan(b, (0, h), None, length=4)
     return h, h
 
 
-@step("R W", often=False)
-def scan_in_scan(m, x, h):
+@step()
+def scan_in_scan(x, h, R, W):
     def outer(c, _):
         def inner(d, _):
-            return jnp.tanh(0.5 * d + m["R"] @ d * 0.1 + m["W"] @ x), None
+            return jnp.tanh(0.5 * d + R @ d * 0.1 + W @ x), None
 
         return lax.scan(inner, c, None, length=2)[0], None
 
@@ -558,388 +434,200 @@ def scan_in_scan(m, x, h):
     return h, h
 
 
-@step("W w", exact=True)
-def cond_in_scan(m, x, h):
+@step(exact=True)
+def cond_in_scan(x, h, W, w):
     def b(c, i):
-        return lax.cond(i % 2 == 0, lambda c: 0.5 * c + m["W"] @ x, lambda c: m["w"] * c, c), None
+        return lax.cond(i % 2 == 0, lambda c: 0.5 * c + W @ x, lambda c: w * c, c), None
 
     h = lax.scan(b, h, jnp.arange(3))[0]
     return h, h
 
 
-@step("w W", exact=True)
-def fori_at_set(m, x, h):
+@step(exact=True)
+def fori_at_set(x, h, w, W):
     def b(i, c):
-        return c.at[i].set(0.5 * c[i] + m["w"][i] * x[0])
+        return c.at[i].set(0.5 * c[i] + w[i] * x[0])
 
-    h = lax.fori_loop(0, 3, b, h) + m["W"] @ x
+    h = lax.fori_loop(0, 3, b, h) + W @ x
     return h, h
 
 
-@step("W", often=False, exact=True)
-def reduce_custom(m, x, h):
+@step(exact=True)
+def reduce_custom(x, h, W):
     s = lax.reduce(h, -jnp.inf, lax.max, (0,))
-    h = 0.5 * h - 0.1 * s + m["W"] @ x
+    h = 0.5 * h - 0.1 * s + W @ x
     return h, h
 
 
-@step("W", often=False, exact=True)
-def logsumexp(m, x, h):
-    h = 0.5 * h - 0.3 * jax.nn.logsumexp(h) + m["W"] @ x
-    return h, h
+@step(inputs=integers(5))
+def tied_embedding(x, h, E):
+    h = jnp.tanh(0.5 * h + E[x])
+    return E @ h, h
 
 
-@step("W t", often=False, exact=True)
-def parameter_dict_tuple(m, x, h):
-    h = 0.5 * h + m["W"] @ x + m["t"][0][0] * m["t"][1]
-    return h, h
+@step(inputs=integers(5))
+def emb_recurrent(x, h, R, E):
+    h = jnp.tanh(R @ h + E[x])
+    return E @ h, h
 
 
-@step("W", often=False, exact=True, state=jnp.zeros((1, 3)))
-def leading_one(m, x, h):
-    h = 0.5 * h + x[None] @ m["W"].T
-    return h, h
-
-
-@step("E", inputs=integers(5))
-def tied_embedding(m, x, h):
-    h = jnp.tanh(0.5 * h + m["E"][x])
-    return m["E"] @ h, h
-
-
-@step("E", often=False, inputs=integers(5, 2), exact=True)
-def emb_two_indices(m, x, h):
-    h = 0.5 * h + m["E"][x[0]] + 2 * m["E"][x[1]]
-    return h, h
-
-
-@step("R E", inputs=integers(5))
-def emb_then_proj(m, x, h):
-    h = 0.5 * h + m["R"] @ m["E"][x]
-    return h, h
-
-
-@step("E v5", inputs=integers(5), exact=True)
-def emb_matmul(m, x, h):
-    h = 0.5 * h + m["E"][x] + m["v5"] @ m["E"]
-    return h, h
-
-
-@step("E", often=False, inputs=integers(5), exact=True)
-def onehot_emb(m, x, h):
-    h = 0.5 * h + jax.nn.one_hot(x, 5) @ m["E"] + m["E"][x]
-    return h, h
-
-
-@step("R E", inputs=integers(5))
-def emb_recurrent(m, x, h):
-    h = jnp.tanh(m["R"] @ h + m["E"][x])
-    return m["E"] @ h, h
-
-
-@step("R", exact=True)
-def overlapping_slices(m, x, h):
+@step(exact=True)
+def overlapping_slices(x, h, R):
     h = 0.5 * h
-    return h, h.at[:2].add(m["R"][:2] @ x3(x)).at[1:].add(m["R"][1:] @ x3(x[::-1]))
+    return h, h.at[:2].add(R[:2] @ x3(x)).at[1:].add(R[1:] @ x3(x[::-1]))
 
 
-@step("R", often=False, exact=True)
-def slice_and_whole(m, x, h):
-    h = 0.5 * h + m["R"] @ x3(x)
-    h = h.at[:2].add(m["R"][:2, :2] @ x)
+@step(exact=True)
+def slice_and_whole(x, h, R):
+    h = 0.5 * h + R @ x3(x)
+    h = h.at[:2].add(R[:2, :2] @ x)
     return h, h
 
 
-@step("R", exact=True)
-def diag_and_whole(m, x, h):
-    h = 0.5 * h + m["R"] @ x3(x) + jnp.diag(m["R"]) * x[0]
-    return h, h
-
-
-@step("R", often=False)
-def diag_rec(m, x, h):
-    h = 0.5 * h * jnp.diag(m["R"]) + m["R"] @ x3(x)
-    return h, h
-
-
-@step("R", often=False, exact=True)
-def row_as_bias(m, x, h):
-    h = 0.5 * h + m["R"] @ x3(x) + m["R"][0]
-    return h, h
-
-
-@step("R", often=False, exact=True)
-def sum_of_weight(m, x, h):
-    h = 0.5 * h + m["R"] @ x3(x) + m["R"].sum(1) * x[0]
-    return h, h
-
-
-@step("R")
-def both_sides_rec(m, x, h):
-    h = jnp.tanh(m["R"] @ h + h @ m["R"]) + x3(x)
-    return h, h
-
-
-@step("R", exact=True)
-def both_sides_leak(m, x, h):
-    h = 0.5 * h + m["R"] @ x3(x) + x3(x) @ m["R"]
-    return h, h
-
-
-@step("R", exact=True)
-def both_sides_explicit_T(m, x, h):
-    h = 0.5 * h + m["R"] @ x3(x) + m["R"].T @ x3(x)
-    return h, h
-
-
-@step("R")
-def sym_rec(m, x, h):
-    S = m["R"] + m["R"].T
+@step()
+def sym_rec(x, h, R):
+    S = R + R.T
     h = jnp.tanh(S @ h + x3(x))
     return h, h
 
 
-@step("R", often=False, exact=True, state=jnp.zeros((3, 3)))
-def left_right_matrix_state(m, x, S):
+@step(exact=True, state=jnp.zeros((3, 3)))
+def left_right_matrix_state(x, S, R):
     X = jnp.outer(x3(x), x3(x))
-    S = 0.5 * S + m["R"] @ X + X @ m["R"]
+    S = 0.5 * S + R @ X + X @ R
     return S, S
 
 
-@step("R", state=jnp.zeros((3, 3)))
-def left_right_matrix_rec(m, x, S):
-    S = jnp.tanh(m["R"] @ S @ m["R"].T + jnp.outer(x3(x), x3(x)))
-    return S, S
-
-
-@step("K1", exact=True, inputs=normal(4))
-def conv_two_strides(m, x, h):
-    c = lambda s, p, x: lax.conv_general_dilated(x[None, None], m["K1"], (s,), p)[0, 0]
+@step(exact=True, inputs=normal(4))
+def conv_two_strides(x, h, K1):
+    c = lambda s, p, x: lax.conv_general_dilated(x[None, None], K1, (s,), p)[0, 0]
     h = 0.5 * h + c(2, [(1, 2)], x)[:3].sum() + c(1, [(1, 1)], x)[:3]
     return h, h
 
 
-@step("K1", exact=True, inputs=normal(3))
-def conv_and_transpose(m, x, h):
-    c = lax.conv_general_dilated(x[None, None], m["K1"], (1,), [(1, 1)])[0, 0]
+@step(exact=True, inputs=normal(3))
+def conv_and_transpose(x, h, K1):
+    c = lax.conv_general_dilated(x[None, None], K1, (1,), [(1, 1)])[0, 0]
     d = lax.conv_transpose(
-        x[None, None], m["K1"], (1,), "SAME", dimension_numbers=("NCH", "OIH", "NCH")
+        x[None, None], K1, (1,), "SAME", dimension_numbers=("NCH", "OIH", "NCH")
     )[0, 0]
     h = 0.5 * h + c + d
     return h, h
 
 
-@step("K1", inputs=normal(3))
-def conv_rec_and_in(m, x, h):
-    c = lambda x: lax.conv_general_dilated(x[None, None], m["K1"], (1,), [(1, 1)])[0, 0]
+@step(inputs=normal(3))
+def conv_rec_and_in(x, h, K1):
+    c = lambda x: lax.conv_general_dilated(x[None, None], K1, (1,), [(1, 1)])[0, 0]
     h = jnp.tanh(c(h) + c(x))
     return h, h
 
 
-@step("K1", often=False, inputs=normal(3))
-def conv_after_conv(m, x, h):
-    c = lambda x: lax.conv_general_dilated(x[None, None], m["K1"], (1,), [(1, 1)])[0, 0]
+@step(inputs=normal(3))
+def conv_after_conv(x, h, K1):
+    c = lambda x: lax.conv_general_dilated(x[None, None], K1, (1,), [(1, 1)])[0, 0]
     h = 0.5 * h + c(c(x))
     return h, h
 
 
-@step("K1", often=False, exact=True, inputs=normal(3))
-def conv_batch_as_time(m, x, h):
+@step(exact=True, inputs=normal(3))
+def conv_batch_as_time(x, h, K1):
     X = jnp.stack([x, 2 * x[::-1]])
-    c = lax.conv_general_dilated(X[:, None], m["K1"], (1,), [(1, 1)])[:, 0]
+    c = lax.conv_general_dilated(X[:, None], K1, (1,), [(1, 1)])[:, 0]
     h = 0.5 * h + c[0] * c[1]
     return h, h
 
 
-@step("C3", exact=True, inputs=normal(2, 4), state=jnp.zeros((2, 4)))
-def conv_batch_group(m, x, h):
-    c = lax.conv_general_dilated(jnp.stack([x, x * 2]), m["C3"], (1,), [(1, 1)]).sum(0)
+@step(exact=True, inputs=normal(2, 4), state=jnp.zeros((2, 4)))
+def conv_batch_group(x, h, C3):
+    c = lax.conv_general_dilated(jnp.stack([x, x * 2]), C3, (1,), [(1, 1)]).sum(0)
     h = 0.5 * h + c
     return h, h
 
 
-@step("C3", exact=True, inputs=normal(2, 4), state=jnp.zeros((2, 4)))
-def conv_batch_group_count(m, x, h):
+@step(exact=True, inputs=normal(2, 4), state=jnp.zeros((2, 4)))
+def conv_batch_group_count(x, h, C3):
     c = lax.conv_general_dilated(
-        jnp.stack([x[:2], x[:2] * 2]), m["C3"], (1,), [(1, 1)], batch_group_count=2
+        jnp.stack([x[:2], x[:2] * 2]), C3, (1,), [(1, 1)], batch_group_count=2
     )[0]
     h = 0.5 * h + c
     return h, h
 
 
-@step("VK", exact=True, inputs=normal(2, 4), state=jnp.zeros((2, 4)))
-def vmapped_conv_kernel(m, x, h):
+@step(exact=True, inputs=normal(2, 4), state=jnp.zeros((2, 4)))
+def vmapped_conv_kernel(x, h, VK):
     # a kernel for each channel by vmap
     f = lambda k, x: lax.conv_general_dilated(x[None, None], k, (1,), [(1, 1)])[0, 0]
-    h = 0.5 * h + jax.vmap(f)(m["VK"], x)
+    h = 0.5 * h + jax.vmap(f)(VK, x)
     return h, h
 
 
-@step("image", exact=True, inputs=normal(4))
-def data_as_kernel(m, x, h):
+@step(exact=True, inputs=normal(4))
+def data_as_kernel(x, h, image):
     # the input is the kernel, the weight is the image
-    c = lax.conv_general_dilated(m["image"][None, None], x[None, None, :2], (1,), "VALID")[0, 0]
+    c = lax.conv_general_dilated(image[None, None], x[None, None, :2], (1,), "VALID")[0, 0]
     h = 0.5 * h + c[:3]
     return h, h
 
 
-@step("R W w", often=False)
-def merged_then_bias(m, x, h):
-    h = 0.5 * h + m["R"] @ (m["W"] @ x + m["w"])
+@step()
+def merged_B_elsewhere(x, h, B, A):
+    t = B @ x3(x)
+    h = 0.5 * h + A @ t + t[0]
     return h, h
 
 
-@step("A B W", often=False)
-def merged_rec(m, x, h):
-    h = jnp.tanh(m["A"] @ (m["B"] @ h)) + m["W"] @ x
-    return h, h
-
-
-@step("B A")
-def merged_B_elsewhere(m, x, h):
-    t = m["B"] @ x3(x)
-    h = 0.5 * h + m["A"] @ t + t[0]
-    return h, h
-
-
-@step("A B")
-def merged_A_elsewhere(m, x, h):
-    h = 0.5 * h + m["A"] @ (m["B"] @ x3(x)) + m["A"] @ x
-    return h, h
-
-
-@step("R A B", often=False)
-def merged_three(m, x, h):
-    h = 0.5 * h + m["R"] @ (m["A"] @ (m["B"] @ x3(x)))
-    return h, h
-
-
-@step("R", often=False)
-def merged_same(m, x, h):
-    h = 0.5 * h + m["R"] @ (m["R"] @ x3(x))
-    return h, h
-
-
-@step("R")
-def merged_same_rec(m, x, h):
-    h = jnp.tanh(m["R"] @ (m["R"] @ h)) + x3(x)
-    return h, h
-
-
-@step("A v B", often=False)
-def merged_gain_between(m, x, h):
-    h = 0.5 * h + m["A"] @ (m["v"] * (m["B"] @ x3(x)))
-    return h, h
-
-
-@step("A B D", often=False)
-def merged_sum(m, x, h):
-    h = 0.5 * h + m["A"] @ (m["B"] @ x3(x) + m["D"] @ x3(x))
-    return h, h
-
-
-@step("B A")
-def merged_output_also(m, x, h):
-    t = m["B"] @ x3(x)
-    h = 0.5 * h + m["A"] @ t
+@step()
+def merged_output_also(x, h, B, A):
+    t = B @ x3(x)
+    h = 0.5 * h + A @ t
     return (h, t), h
 
 
-@step("B A", state=(H, jnp.zeros(2)), inputs=normal(2))
-def merged_state_between(m, x, s):
+@step(state=(H, jnp.zeros(2)), inputs=normal(2))
+def merged_state_between(x, s, B, A):
     h, p = s
-    t = m["B"] @ x3(x)
-    h = 0.5 * h + m["A"] @ t
+    t = B @ x3(x)
+    h = 0.5 * h + A @ t
     return h, (h, 0.5 * p + t)
 
 
-@step("w W", often=False)
-def elementwise_after(m, x, h):
-    h = 0.5 * h + m["w"] * (m["W"] @ x)
+@step(exact=True)
+def gain_twice(x, h, w, W):
+    h = w * h + w * (W @ x) + w
+    return w * h, h
+
+
+@step(exact=True)
+def scalar_many(x, h, s, W):
+    h = s * h + W @ x + s
+    return s + h, h
+
+
+@step(exact=True)
+def prefix_shared(x, h, w, W):
+    a = jax.nn.sigmoid(w)
+    h = a * h + (1 - a) * (W @ x)
     return h, h
 
 
-@step("w R W")
-def elementwise_after_rec(m, x, h):
-    h = jnp.tanh(m["w"] * (m["R"] @ h) + m["W"] @ x)
+@step(exact=True)
+def prefix_two_params(x, h, w, s, W):
+    a = jax.nn.sigmoid(w * s)
+    h = a * h + jnp.sqrt(1 - a**2) * ((W * s) @ x)
     return h, h
 
 
-@step("W v", often=False)
-def elementwise_before(m, x, h):
-    h = 0.5 * h + m["W"] @ (m["v"] * x)
+@step(exact=True)
+def weight_in_both_branches(x, h, W):
+    d = lax.cond(x[0] > 0, lambda: W @ x, lambda: W @ (2 * x))
+    h = 0.5 * h + d + W @ x
     return h, h
 
 
-@step("R w W", often=False)
-def elementwise_before_state(m, x, h):
-    h = jnp.tanh(m["R"] @ (m["w"] * h)) + m["W"] @ x
-    return h, h
-
-
-@step("w W", exact=True)
-def gain_twice(m, x, h):
-    h = m["w"] * h + m["w"] * (m["W"] @ x) + m["w"]
-    return m["w"] * h, h
-
-
-@step("w W", often=False, exact=True)
-def gain_of_gain(m, x, h):
-    h = m["w"] * (m["w"] * h + x[0]) + m["W"] @ x
-    return h, h
-
-
-@step("w", often=False, exact=True)
-def gain_permuted(m, x, h):
-    h = m["w"] * h + m["w"][::-1] * x[0] + jnp.roll(m["w"], 1) * x[1]
-    return h, h
-
-
-@step("s W", often=False, exact=True)
-def scalar_many(m, x, h):
-    h = m["s"] * h + m["W"] @ x + m["s"]
-    return m["s"] + h, h
-
-
-@step("w W", often=False, exact=True)
-def prefix_shared(m, x, h):
-    a = jax.nn.sigmoid(m["w"])
-    h = a * h + (1 - a) * (m["W"] @ x)
-    return h, h
-
-
-@step("w s W", often=False, exact=True)
-def prefix_two_params(m, x, h):
-    a = jax.nn.sigmoid(m["w"] * m["s"])
-    h = a * h + jnp.sqrt(1 - a**2) * ((m["W"] * m["s"]) @ x)
-    return h, h
-
-
-@step("W", exact=True)
-def weight_in_both_branches(m, x, h):
-    d = lax.cond(x[0] > 0, lambda: m["W"] @ x, lambda: m["W"] @ (2 * x))
-    h = 0.5 * h + d + m["W"] @ x
-    return h, h
-
-
-@step("R")
-def branch_rec(m, x, h):
-    h = lax.cond(x[0] > 0, lambda: jnp.tanh(m["R"] @ h), lambda: jnp.tanh(m["R"].T @ h)) + x3(x)
-    return h, h
-
-
-@step("R W")
-def unrolled_scan_rec(m, x, h):
-    h = lax.scan(
-        lambda c, a: (jnp.tanh(m["R"] @ c + a * m["W"] @ x), None), h, jnp.array([1.0, -1, 0.5])
-    )[0]
-    return h, h
-
-
-@step("W", exact=True)
-def scan_weight_data_steps(m, x, h):
+@step(exact=True)
+def scan_weight_data_steps(x, h, W):
     d = lax.scan(
-        lambda c, a: (c + m["W"] @ (a * x), m["W"] @ a),
+        lambda c, a: (c + W @ (a * x), W @ a),
         jnp.zeros(3),
         jnp.stack([x, x[::-1], x * x]),
     )
@@ -947,152 +635,123 @@ def scan_weight_data_steps(m, x, h):
     return h, h
 
 
-@step("R", often=False, exact=True)
-def scan_weight_slices(m, x, h):
-    d = lax.scan(lambda c, w: (c + w * x[0], w.sum() * x[1]), jnp.zeros(3), m["R"])
+@step(exact=True)
+def scan_weight_slices(x, h, R):
+    d = lax.scan(lambda c, w: (c + w * x[0], w.sum() * x[1]), jnp.zeros(3), R)
     h = 0.5 * h + d[0] + d[1]
     return h, h
 
 
-@step("W", often=False, exact=True)
-def vmap_over_rows(m, x, h):
-    h = 0.5 * h + jax.vmap(lambda w: w @ x)(m["W"]) + jax.vmap(lambda w: w.sum())(m["W"]) * x[0]
-    return h, h
-
-
-@step("W w", often=False, exact=True, inputs=normal(4, 2))
-def vmap_over_data_mean(m, x, h):
-    h = 0.5 * h + jax.vmap(lambda x: jnp.tanh(m["W"] @ x + m["w"]))(x).mean(0)
-    return h, h
-
-
-@step("W W2", exact=True, inputs=normal(4, 2))
-def attention_over_input(m, x, h):
-    k = x @ m["W"].T
+@step(exact=True, inputs=normal(4, 2))
+def attention_over_input(x, h, W, W2):
+    k = x @ W.T
     a = jax.nn.softmax(k @ h)
-    h = 0.5 * h + a @ (x @ m["W2"].T)
+    h = 0.5 * h + a @ (x @ W2.T)
     return h, h
 
 
-@step("B2", often=False, state=jnp.zeros((2, 2)), exact=True)
-def batched_matmul(m, x, S):
-    S = 0.5 * S + jnp.matmul(m["B2"], jnp.stack([x, x[::-1]])[:, :, None])[:, :, 0]
-    return S, S
-
-
-@step("B2", state=jnp.zeros((2, 2)))
-def mixing_group_rec(m, x, S):
-    S = jnp.tanh(jnp.einsum("gij,gj->ig", m["B2"], S)) + x[None]
-    return S, S
-
-
-@step("B2", state=jnp.zeros((2, 2)), exact=True)
-def group_and_shared(m, x, S):
-    S = (
-        0.5 * S
-        + jnp.einsum("gij,j->gi", m["B2"], x)
-        + jnp.einsum("gij,gj->gi", m["B2"], jnp.stack([x, x[::-1]]))
-    )
-    return S, S
-
-
-@step("w", often=False, exact=True)
-def layernorm_linear(m, x, h):
+@step(exact=True)
+def layernorm_linear(x, h, w):
     z = (x3(x) - x3(x).mean()) / jnp.sqrt(x3(x).var() + 1e-3)
-    h = 0.5 * h + m["w"] * z + m["w"][::-1]
+    h = 0.5 * h + w * z + w[::-1]
     return h, h
 
 
-@step("R w W")
-def ln_then_linear(m, x, h):
+@step()
+def ln_then_linear(x, h, R, w, W):
     z = (h - h.mean()) / jnp.sqrt(h.var() + 1e-1)
-    h = jnp.tanh(m["R"] @ (m["w"] * z) + m["W"] @ x)
+    h = jnp.tanh(R @ (w * z) + W @ x)
     return h, h
 
 
-@step("W", often=False, exact=True, state=(H, H))
-def two_states_one_weight(m, x, s):
+@step(exact=True, state=(H, H))
+def two_states_one_weight(x, s, W):
     a, b = s
-    return a, (0.5 * a + m["W"] @ x, 0.8 * b + m["W"] @ (x * x))
+    return a, (0.5 * a + W @ x, 0.8 * b + W @ (x * x))
 
 
-@step("W", exact=True, state=(H, jnp.zeros(2)))
-def different_sizes_one_weight(m, x, s):
+@step(exact=True, state=(H, jnp.zeros(2)))
+def different_sizes_one_weight(x, s, W):
     a, b = s
-    return (a, b), (0.5 * a + m["W"] @ x, 0.8 * b + x3(x) @ m["W"])
+    return (a, b), (0.5 * a + W @ x, 0.8 * b + x3(x) @ W)
 
 
-@step("W", state=(H, jnp.zeros(2)))
-def bam(m, x, s):
+@step(state=(H, jnp.zeros(2)))
+def bam(x, s, W):
     a, b = s
-    na = jnp.tanh(m["W"] @ b + x[0])
-    nb = jnp.tanh(m["W"].T @ a + x)
+    na = jnp.tanh(W @ b + x[0])
+    nb = jnp.tanh(W.T @ a + x)
     return na, (na, nb)
 
 
-@step("W", often=False, state=(H, jnp.zeros(2)))
-def bam_noT(m, x, s):
+@step(state=(H, jnp.zeros(2)))
+def bam_noT(x, s, W):
     a, b = s
-    na = jnp.tanh(m["W"] @ b + x[0])
-    nb = jnp.tanh(a @ m["W"] + x)
+    na = jnp.tanh(W @ b + x[0])
+    nb = jnp.tanh(a @ W + x)
     return na, (na, nb)
 
 
-@step("w", exact=True, state=(H, H))
-def one_bias_two_states(m, x, s):
+@step(exact=True, state=(H, H))
+def one_bias_two_states(x, s, w):
     a, b = s
-    return a * b, (0.5 * a + m["w"] + x[0], 0.8 * b + m["w"] * x[1] + 0.3 * a)
+    return a * b, (0.5 * a + w + x[0], 0.8 * b + w * x[1] + 0.3 * a)
 
 
-@step("v", exact=True, state=(H, jnp.zeros((), jnp.int32)))
-def ring_weight(m, x, s):
+@step(exact=True, state=(H, jnp.zeros((), jnp.int32)))
+def ring_weight(x, s, v):
     h, i = s
-    h = (0.8 * h).at[i].add(m["v"] @ x)
+    h = (0.8 * h).at[i].add(v @ x)
     return h, (h, (i + 1) % 3)
 
 
-@step("W", exact=True, state=(jnp.zeros((3, 3)), jnp.zeros((), jnp.int32)))
-def ring_col(m, x, s):
+@step(exact=True, state=(jnp.zeros((3, 3)), jnp.zeros((), jnp.int32)))
+def ring_col(x, s, W):
     B, i = s
     r = lax.dynamic_index_in_dim(B, i, 1, keepdims=False)
-    B = lax.dynamic_update_index_in_dim(B, 0.5 * r + m["W"] @ x, (i + 2) % 3, 1)
+    B = lax.dynamic_update_index_in_dim(B, 0.5 * r + W @ x, (i + 2) % 3, 1)
     return r, (B, (i + 1) % 3)
 
 
-@step(
-    "v",
-    often=False,
-    exact=True,
-    state=(jnp.zeros((4,)), jnp.zeros((), jnp.int32)),
-    inputs=normal(2),
-)
-def ring_roll(m, x, s):
+@step(exact=True, state=(jnp.zeros((4,)), jnp.zeros((), jnp.int32)), inputs=normal(2))
+def ring_roll(x, s, v):
     B, i = s
     B = jnp.roll(B, -i)
-    B = B.at[0].set(0.5 * B[3] + m["v"] @ x)
+    B = B.at[0].set(0.5 * B[3] + v @ x)
     B = jnp.roll(B, i)
     return B, (B, (i + 1) % 4)
 
 
-@step("W", often=False, exact=True, state=(H, jnp.zeros((), jnp.int32)))
-def int_scale(m, x, s):
+@step(exact=True, state=(H, jnp.zeros((), jnp.int32)))
+def int_scale(x, s, W):
     h, i = s
-    h = jnp.where(i % 2 == 0, 0.5 * h + m["W"] @ x, h[::-1])
+    h = jnp.where(i % 2 == 0, 0.5 * h + W @ x, h[::-1])
     return h, (h, i + 1)
 
 
-@step("W w", exact=True, state=(H, jnp.zeros((), jnp.int32)))
-def switch_int_state(m, x, s):
+@step(exact=True, state=(H, jnp.zeros((), jnp.int32)))
+def switch_int_state(x, s, W, w):
     h, i = s
     h = lax.switch(
         i % 3,
-        [lambda: 0.5 * h + m["W"] @ x, lambda: m["w"] * h, lambda: h[::-1] + m["W"] @ x[::-1]],
+        [lambda: 0.5 * h + W @ x, lambda: w * h, lambda: h[::-1] + W @ x[::-1]],
     )
     return h, (h, i + 1)
 
 
-@step("W", exact=True, state=(H, jnp.array([2, 0, 1])))
-def perm_state(m, x, s):
+@step(exact=True, state=(H, jnp.array([2, 0, 1])))
+def perm_state(x, s, W):
     h, p = s
-    h = 0.5 * h[p] + m["W"] @ x
+    h = 0.5 * h[p] + W @ x
     return h, (h, p[::-1])
+
+
+def _register(table, exact):
+    for name, entry in table.items():
+        function, *state_and_inputs = entry if isinstance(entry, tuple) else (entry,)
+        both = functools.wraps(function)(lambda *args, f=function, **m: (f(*args, **m),) * 2)
+        step(*state_and_inputs, exact=exact)(both, name)
+
+
+_register(EXACT, True)
+_register(INEXACT, False)

@@ -47,10 +47,6 @@ def test_minlstm():
     check(cells.MinLSTM(2, 3, KEY), normal(2), H, exact=True)
 
 
-def test_indrnn():
-    check(cells.IndRNN(2, 3, KEY), normal(2), H, exact=True, smoothed=True)
-
-
 @pytest.mark.slow
 def test_perceptrons_around_a_cell():
     program = check(cells.Sandwich(KEY), normal(2), H)

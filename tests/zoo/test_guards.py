@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 import etpc
-from tests import evaluate
+from tests.helpers import bptt, compiled, loss
 from tests.marks import few
 
 N = 3
@@ -31,44 +31,37 @@ RULES = [
 ]
 
 
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
-
-
-def by_path(grads):
-    return {
-        jax.tree_util.keystr(path) or "model": np.asarray(g)
-        for path, g in jax.tree.leaves_with_path(grads)
-    }
-
-
-def holds(step, model, state, exact=True, compiled=True):
+def holds(step, model, state, exact=True, others=()):
     """Every gradient is finite, and equals that of BPTT where it is said to; that of RTRL always does.
 
-    Two of the rules are compiled by XLA, which has ways of its own with zeros; the others are run in NumPy.
+    Also at `others`: parameters that the model was not compiled at.
     """
-    bptt = evaluate.run(
-        lambda m: etpc.bptt(m, XS, XS, loss, state=state, step=step, reduction="sum")[1]
-    )(model)
-    bptt = by_path(bptt)
-    assert all(np.isfinite(g).all() for g in bptt.values()), "a case without an answer"
-    scale = max(np.abs(g).max() for g in bptt.values())
-    assert scale > 1e-3
-    claimed = 0
-    for rule in RULES:
-        program = etpc.compile(model, rule, inputs=XS[0], state=state, step=step)
-        run = program.value_and_grad(loss, reduction="sum")
-        if not (compiled and rule.window == 2 and isinstance(rule, etpc.D_RTRL | etpc.RTRL)):
-            run = evaluate.run(run)
-        for path, got in by_path(run(model, XS, XS, program.init())[1]).items():
-            assert np.isfinite(got).all(), f"{rule}: {path}"
-            if program.claims[path].claim == "exact":
-                claimed += 1
-                error = np.abs(got - bptt[path]).max() / scale
-                assert error < 1e-9, f"{rule}: {path} is {error} off"
-        if isinstance(rule, etpc.RTRL):
-            assert program.exact
-    assert claimed >= (5 if exact else 1)
+    programs = [etpc.compile(model, rule, inputs=XS[0], state=state, step=step) for rule in RULES]
+
+    def gradients(model):
+        runs = [program.value_and_grad(loss, reduction="sum") for program in programs]
+        found = [
+            run(model, XS, XS, program.init())[1]
+            for run, program in zip(runs, programs, strict=True)
+        ]
+        return bptt(model, XS, XS, state, step), found
+
+    for point in (model, *others):
+        reference, found = compiled(gradients, point)
+        wanted, claimed = by_path(reference), 0
+        assert all(np.isfinite(g).all() for g in wanted.values()), "a case without an answer"
+        scale = max(np.abs(g).max() for g in wanted.values())
+        assert scale > 1e-3
+        for program, grads in zip(programs, found, strict=True):
+            for path, got in by_path(grads).items():
+                assert np.isfinite(got).all(), f"{program.algorithm}: {path}"
+                if program.claims[path].claim == "exact":
+                    claimed += 1
+                    error = np.abs(got - wanted[path]).max() / scale
+                    assert error < 1e-9, f"{program.algorithm}: {path} is {error} off"
+            if isinstance(program.algorithm, etpc.RTRL):
+                assert program.exact
+        assert claimed >= (5 if exact else 1)
 
 
 # --- behind a condition ---------------------------------------------------------------------------
@@ -155,8 +148,7 @@ BRANCHES = {
 @pytest.mark.parametrize("name", few(BRANCHES, "a logarithm of a state"))
 def test_a_branch_that_is_not_taken(name):
     drive = BRANCHES[name]
-    holds(leaky(drive), V, jnp.full(N, 0.1))
-    holds(leaky(drive), 2.3 * V, jnp.full(N, 0.1), compiled=False)
+    holds(leaky(drive), V, jnp.full(N, 0.1), others=[2.3 * V])
 
 
 @pytest.mark.parametrize(

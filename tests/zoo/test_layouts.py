@@ -55,31 +55,30 @@ def test_learned_delays():
     check(model, normal(2), jnp.zeros((3, 3)), exact=True)
 
 
-@pytest.mark.parametrize(
-    ("couple", "block"),
-    [
-        (zoo.permuted, 4),
-        (zoo.reversed_, 2),
-        (zoo.sorted_, 4),
-        (zoo.cumulated, 4),
-        (zoo.centred, 4),
-        (zoo.inhibited, 4),
-        (zoo.rolled, 4),
-        (zoo.normalised, 4),
-        (zoo.winner, 1),
-        (zoo.neighbours, 4),
-        (zoo.diffused, 4),
-        (zoo.pooled, 2),
-        (zoo.scattered, 3),
-        (zoo.fourier, 4),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_coupled_states(couple, block):
-    model = zoo.Coupled(weights(4, 2), couple)
-    every = couple is zoo.sorted_
-    program = check(model, normal(2), jnp.linspace(-0.4, 0.5, 4), exact=True, every=every)
-    assert {op.block for op in program.ops} == {block}
+COUPLED = {  # the number of states that one reaches
+    **dict.fromkeys((zoo.permuted, zoo.sorted_, zoo.cumulated, zoo.centred, zoo.inhibited), 4),
+    **dict.fromkeys((zoo.rolled, zoo.normalised, zoo.neighbours, zoo.diffused, zoo.fourier), 4),
+    zoo.reversed_: 2,
+    zoo.winner: 1,
+    zoo.pooled: 2,
+    zoo.scattered: 3,
+}
+
+
+def test_coupled_states():
+    """All are parts of one model."""
+    model = {f.__name__: weights(4, 2) for f in COUPLED}
+    state = {f.__name__: jnp.linspace(-0.4, 0.5, 4) for f in COUPLED}
+
+    def step(m, x, h):
+        new = {}
+        for f in COUPLED:
+            new[f.__name__] = 0.8 * f(h[f.__name__]) + m[f.__name__] @ x
+        return jax.tree.map(jnp.tanh, new), new
+
+    program = check(model, normal(2), state, step, exact=True)
+    blocks = {op.path: op.block for op in program.ops}
+    assert blocks == {f"['{f.__name__}']": block for f, block in COUPLED.items()}
 
 
 def test_a_scalar_for_all():

@@ -121,13 +121,6 @@ def test_synapses_and_dendrites():
     check(model, jnp.abs(normal(2)), (jnp.ones(2), jnp.zeros(4)))
 
 
-def test_izhikevich():
-    a, b = jnp.full(3, 0.02), jnp.full(3, 0.2)
-    model = zoo.Izhikevich(jnp.abs(weights(3, 2, scale=150.0)), a, b, H - 65.0, H + 8.0)
-    state = (jnp.array([-65.0, -50.0, -40.0]), H - 13.0)
-    check(model, jnp.abs(normal(2)), state, exact=True)
-
-
 def test_gap_junctions():
     model = zoo.GapJunctions(weights(4, 2), jnp.linspace(0.5, 1.0, 3))
     check(model, normal(2), jnp.zeros(4), exact=True)

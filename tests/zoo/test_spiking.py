@@ -28,15 +28,6 @@ def test_recurrent_lif():
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
-def test_alif(recurrent):
-    model = spiking.ALIF(
-        weights(3, 2, scale=2.0), weights(3, 3) if recurrent else None, jnp.linspace(0.1, 0.5, 3)
-    )
-    program = check(model, normal(2), {"v": V, "a": V, "z": V}, exact=not recurrent)
-    assert {op.block for op in program.ops} == {3}
-
-
-@pytest.mark.parametrize("recurrent", [False, True])
 def test_coba(recurrent):
     model = spiking.COBA(
         weights(3, 2),
@@ -51,12 +42,6 @@ def test_coba(recurrent):
 def test_convolutional():
     model = spiking.ConvSNN(jax.random.key(0))
     check(model, normal(1, 4, 4), jnp.zeros((2, 4, 4)), exact=True)
-
-
-def test_synaptic_current_and_leaky_readout():
-    model = spiking.SynapticLIF(weights(3, 2), weights(2, 3))
-    program = check(model, normal(2), (V, V, jnp.zeros(2)))
-    assert {op.path: op.block for op in program.ops} == {".weight": 2, ".out": 1}
 
 
 def test_detached_recurrence():

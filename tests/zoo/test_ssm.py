@@ -34,10 +34,6 @@ def test_s4d():
     check(ssm.S4D(2, 2, KEY), normal(2), jnp.zeros((2, 2), complex), exact=True)
 
 
-def test_s5():
-    check(ssm.S5(2, 3), normal(2), jnp.zeros(3, complex), exact=True)
-
-
 def test_selective():
     check(ssm.Selective(3, 2, KEY), normal(3), jnp.zeros((3, 2)), exact=True, smoothed=True)
 
@@ -45,11 +41,6 @@ def test_selective():
 def test_mamba():
     state = (jnp.zeros((2, 3)), jnp.zeros((3, 2)))
     check(ssm.Mamba(2, 3, 2, KEY), normal(2), state)
-
-
-def test_resonate_and_fire():
-    state = (jnp.zeros(3, complex), jnp.zeros(3))
-    check(ssm.ResonateAndFire(2, 3, KEY), normal(2), state, exact=True)
 
 
 def test_linear_attention():

@@ -6,33 +6,43 @@ from tests.marks import few
 from tests.zoo.check import check
 from tests.zoo.steps import STEPS
 
-OFTEN = (
-    "weight_squared",
-    "complex_state_conj_rec",
-    "switch_by_state_int",
-    "cond_in_scan",
-    "emb_recurrent",
-    "left_right_matrix_rec",
-    "conv_rec_and_in",
-    "merged_state_between",
-    "weight_in_both_branches",
-)
+SIZE = 8
+OFTEN = ("complex_state_conj_rec", "emb_recurrent", "conv_rec_and_in", "weight_squared")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *few((name for name, step in STEPS.items() if step.often), *OFTEN),
-        *(pytest.param(n, marks=pytest.mark.long) for n, step in STEPS.items() if not step.often),
-    ],
-)
-def test_steps(name):
-    step = STEPS[name]
-    check(step.parameters, step.inputs, step.state, step.function, exact=step.exact)
+def groups():
+    """Steps that are checked as parts of one model, so that less is compiled: all are exact, or none is."""
+    found = {"often": OFTEN}
+    for exact in (True, False):
+        names = [n for n, step in STEPS.items() if step.exact == exact and n not in OFTEN]
+        for start in range(0, len(names), SIZE):
+            found[f"{'exact' if exact else 'others'} {start}"] = names[start : start + SIZE]
+    return found
+
+
+GROUPS = groups()
+
+
+def together(names):
+    """The parameters, inputs, state and step of a model of independent parts."""
+    parts = {name: STEPS[name] for name in names}
+
+    def step(m, x, h):
+        both = {n: part.function(m[n], x[n], h[n]) for n, part in parts.items()}
+        return {n: y for n, (y, _) in both.items()}, {n: new for n, (_, new) in both.items()}
+
+    fields = ("parameters", "inputs", "state")
+    return *({n: getattr(p, field) for n, p in parts.items()} for field in fields), step
+
+
+@pytest.mark.parametrize("group", few(GROUPS, "often"))
+def test_steps(group):
+    names = GROUPS[group]
+    check(*together(names), exact=STEPS[names[0]].exact)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", STEPS)
-def test_windows_of_steps(name):
-    step = STEPS[name]
-    check(step.parameters, step.inputs, step.state, step.function, exact=step.exact, every=True)
+@pytest.mark.parametrize("group", GROUPS)
+def test_windows_of_steps(group):
+    names = GROUPS[group]
+    check(*together(names), exact=STEPS[names[0]].exact, every=True)

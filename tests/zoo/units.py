@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import saiunit as u
 
-from tests.zoo.check import weights
+from tests.zoo.check import model, weights
 from tests.zoo.spiking import spike
 
 DT = 1.0 * u.ms
@@ -66,11 +66,8 @@ class COBA(eqx.Module):
         return v, {"v": v, "g": g}
 
 
-class Drifting(eqx.Module):
+@model
+def Drifting(x, v, weight):
     """A mistake: the state comes back in another unit."""
-
-    weight: u.Quantity
-
-    def __call__(self, x, v):
-        v = (v * 0.9 + self.weight @ x).in_unit(u.volt)
-        return v, v
+    v = (v * 0.9 + weight @ x).in_unit(u.volt)
+    return v, v

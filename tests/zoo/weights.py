@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import sparse
 
-from tests.zoo.check import weights
+from tests.zoo.check import layer, model, weights
 
 
 class Leaky(eqx.Module):
@@ -53,80 +52,48 @@ class ConvLSTM(eqx.Module):
         return h, (h, c)
 
 
-class Dilated(eqx.Module):
+@layer
+def Dilated(x, kernel):
     """Groups, dilation and a padding of its own on each side, by `lax`."""
-
-    kernel: jax.Array
-
-    def __call__(self, x):
-        return lax.conv_general_dilated(
-            x[None],
-            self.kernel,
-            window_strides=(1, 2),
-            padding=((2, 1), (0, 2)),
-            rhs_dilation=(2, 1),
-            feature_group_count=2,
-        )[0]
+    return lax.conv_general_dilated(
+        x[None],
+        kernel,
+        window_strides=(1, 2),
+        padding=((2, 1), (0, 2)),
+        rhs_dilation=(2, 1),
+        feature_group_count=2,
+    )[0]
 
 
-class ChannelsLast(eqx.Module):
-    kernel: jax.Array
-
-    def __call__(self, x):
-        return lax.conv_general_dilated(
-            x[None],
-            self.kernel,
-            (1,),
-            ((0, 1),),
-            lhs_dilation=(2,),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )[0]
+@layer
+def ChannelsLast(x, kernel):
+    return lax.conv_general_dilated(
+        x[None],
+        kernel,
+        (1,),
+        ((0, 1),),
+        lhs_dilation=(2,),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )[0]
 
 
-class Convolve(eqx.Module):
+@layer
+def Convolve(x, kernel):
     """`jnp.convolve` flips its kernel."""
-
-    kernel: jax.Array
-
-    def __call__(self, x):
-        return jnp.convolve(x, self.kernel, mode="same")
+    return jnp.convolve(x, kernel, mode="same")
 
 
-class Take(eqx.Module):
+@layer
+def Take(index, table, pairs, columns):
     """Rows and entries of tables by the input's indices."""
-
-    table: jax.Array
-    pairs: jax.Array
-    columns: jax.Array
-
-    def __call__(self, index):
-        rows = self.table[index].sum(0)
-        one = self.pairs[index[0], index[1]]
-        return rows + one + jnp.take(self.columns, index[0], axis=1)
+    rows = table[index].sum(0)
+    one = pairs[index[0], index[1]]
+    return rows + one + jnp.take(columns, index[0], axis=1)
 
 
-class AlongAxis(eqx.Module):
-    table: jax.Array
-
-    def __call__(self, index):
-        return jnp.take_along_axis(self.table, index[None, :], axis=0)[0]
-
-
-class DynamicSlice(eqx.Module):
-    table: jax.Array
-
-    def __call__(self, index):
-        return lax.dynamic_slice_in_dim(self.table, index, 3)
-
-
-class Scatter(eqx.Module):
-    """The events of a step add their weight where they land."""
-
-    weight: jax.Array
-    size: int = eqx.field(static=True)
-
-    def __call__(self, event):
-        return jnp.zeros(self.size).at[event].add(self.weight)
+@layer
+def AlongAxis(index, table):
+    return jnp.take_along_axis(table, index[None, :], axis=0)[0]
 
 
 class SegmentSum(eqx.Module):
@@ -141,24 +108,10 @@ class SegmentSum(eqx.Module):
         return jax.ops.segment_sum(self.weight * x[self.source], self.sink, self.size)
 
 
-class Sparse(eqx.Module):
+@layer
+def Sparse(x, matrix):
     """A BCOO matrix with fixed indices."""
-
-    matrix: sparse.BCOO
-
-    def __call__(self, x):
-        return self.matrix @ x
-
-
-class SparseData(eqx.Module):
-    """The same, with its data as the parameter and its indices as part of the program."""
-
-    data: jax.Array
-    indices: tuple = eqx.field(static=True)
-    shape: tuple = eqx.field(static=True)
-
-    def __call__(self, x):
-        return sparse.BCOO((self.data, jnp.asarray(self.indices)), shape=self.shape) @ x
+    return matrix @ x
 
 
 class Einsum(eqx.Module):
@@ -169,151 +122,54 @@ class Einsum(eqx.Module):
         return jnp.einsum(self.equation, self.weight, *data)
 
 
-class FoldedLoRA(eqx.Module):
-    """The product of the factors is added to the weight."""
-
-    W: jax.Array
-    A: jax.Array
-    B: jax.Array
-
-    def __call__(self, x):
-        return (self.W + self.A @ self.B) @ x
-
-
-class AppliedLoRA(eqx.Module):
-    """Data pass through one factor and then through the other."""
-
-    W: jax.Array
-    A: jax.Array
-    B: jax.Array
-
-    def __call__(self, x):
-        return self.W @ x + self.A @ (self.B @ x)
-
-
-class Masked(eqx.Module):
-    weight: jax.Array
-    mask: np.ndarray
-
-    def __call__(self, x):
-        return jnp.where(self.mask, self.weight, 0.0) @ x
-
-
-class Quantised(eqx.Module):
-    """Four levels per unit, with a straight-through derivative."""
-
-    weight: jax.Array
-
-    def __call__(self, x):
-        rounded = jnp.round(4 * self.weight) / 4
-        return (self.weight + lax.stop_gradient(rounded - self.weight)) @ x
-
-
-class Dale(eqx.Module):
+@layer
+def Dale(x, weight, sign):
     """Signs are fixed, and rows sum to one."""
-
-    weight: jax.Array
-    sign: jax.Array
-
-    def __call__(self, x):
-        return (jax.nn.softmax(self.weight, axis=1) * lax.stop_gradient(self.sign)) @ x
+    return (jax.nn.softmax(weight, axis=1) * lax.stop_gradient(sign)) @ x
 
 
-class Hyper(eqx.Module):
+@layer
+def Hyper(x, embedding, make):
     """The weight is made by another network of an embedding."""
-
-    embedding: jax.Array
-    make: eqx.nn.MLP
-
-    def __call__(self, x):
-        return self.make(self.embedding).reshape(3, 2) @ x
+    return make(embedding).reshape(3, 2) @ x
 
 
-class Orthogonal(eqx.Module):
+@layer
+def Orthogonal(x, weight):
     """The Cayley transform of a skew matrix, through a linear solver."""
-
-    weight: jax.Array
-
-    def __call__(self, x):
-        skew, eye = self.weight - self.weight.T, jnp.eye(len(self.weight))
-        return jnp.linalg.solve(eye + skew, eye - skew) @ x
+    skew, eye = weight - weight.T, jnp.eye(len(weight))
+    return jnp.linalg.solve(eye + skew, eye - skew) @ x
 
 
-class Fused(eqx.Module):
+@model
+def Fused(x, h, weight):
     """One matrix, of which slices serve the input, the state and the output."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        enter, recurrent, leave = jnp.split(self.weight, [2, 5], axis=1)
-        h = jnp.tanh(enter @ x + recurrent @ h)
-        return leave.T @ h, h
+    enter, recurrent, leave = jnp.split(weight, [2, 5], axis=1)
+    h = jnp.tanh(enter @ x + recurrent @ h)
+    return leave.T @ h, h
 
 
-class Tied(eqx.Module):
+@model
+def Tied(x, h, weight):
     """One matrix reads the input in and, transposed, the state out."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        h = 0.5 * h + self.weight @ x
-        return jnp.tanh(h) @ self.weight, h
+    h = 0.5 * h + weight @ x
+    return jnp.tanh(h) @ weight, h
 
 
-class Twice(eqx.Module):
-    """One matrix is used twice in the recurrence."""
-
-    weight: jax.Array
-
-    def __call__(self, x, h):
-        h = jnp.tanh(self.weight @ jnp.tanh(self.weight @ h) + x)
-        return h, h
-
-
-class Bilinear(eqx.Module):
-    """Data on both sides of the weight."""
-
-    weight: jax.Array
-
-    def __call__(self, x):
-        return jnp.stack([x @ W @ x for W in self.weight])
-
-
-class Elementwise(eqx.Module):
-    """Weights that meet data in operations that are not linear in them."""
-
-    power: jax.Array
-    floor: jax.Array
-    slope: jax.Array
-    shift: jax.Array
-
-    def __call__(self, x, h):
-        drive = jnp.abs(x) ** self.power + jnp.arctan2(x, self.shift)
-        h = jnp.maximum(0.6 * h + drive, self.floor) / self.slope
-        return jnp.logaddexp(h, self.shift), h
-
-
-class Interpolated(eqx.Module):
+@model
+def Interpolated(x, h, values):
     """A table of a function, interpolated at the state (KAN-like)."""
-
-    values: jax.Array
-
-    def __call__(self, x, h):
-        grid = jnp.linspace(-2.0, 2.0, len(self.values))
-        h = 0.5 * h + jnp.interp(x, grid, self.values) + 0.1 * jnp.interp(h, grid, self.values)
-        return h, h
+    grid = jnp.linspace(-2.0, 2.0, len(values))
+    h = 0.5 * h + jnp.interp(x, grid, values) + 0.1 * jnp.interp(h, grid, values)
+    return h, h
 
 
-class Mixture(eqx.Module):
+@layer
+def Mixture(x, router, experts):
     """The input chooses one of several experts by its scores."""
-
-    router: eqx.nn.Linear
-    experts: jax.Array
-
-    def __call__(self, x):
-        score = jax.nn.softmax(self.router(x))
-        best, index = lax.top_k(score, 1)
-        return best[0] * (self.experts[index[0]] @ x)
+    score = jax.nn.softmax(router(x))
+    best, index = lax.top_k(score, 1)
+    return best[0] * (experts[index[0]] @ x)
 
 
 class Marked(eqx.Module):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .._errors import InputError, InputTypeError
-from .._jax import result_type
+from ._errors import InputError, InputTypeError
+from ._jax import result_type
 
 REDUCTIONS = ("mean", "sum")
 NO_REDUCTION = 'reduction must be "sum" or "mean", not {!r}.'
@@ -51,7 +51,7 @@ class Loss(eqx.Module):
         return cls(arrays, static, treedef, bool(has_aux))
 
     def raw(self, *arguments: Any) -> Any:
-        """What the function itself returns. An error in it says what it was called with."""
+        """Call the function itself. An error in it gets a note that says what it was called with."""
         leaves = [s if a is None else a for a, s in zip(self.arrays, self.static, strict=True)]
         try:
             return self.treedef.unflatten(leaves)(*arguments)
@@ -79,7 +79,7 @@ class Loss(eqx.Module):
         return loss.astype(summed_in(loss.dtype)), aux
 
     def check(self, outputs: Any, targets: Any) -> jax.ShapeDtypeStruct:
-        """The shape of the loss itself. **Raises** `InputError` where it is no loss.
+        """The shape of the loss itself. **Raises** `InputError` unless it is one float.
 
         - `outputs`, `targets`: shapes of one example at one step.
         """
@@ -111,7 +111,7 @@ class Loss(eqx.Module):
 
 
 def _cut(a: Any, counts: Array) -> Any:
-    """An array of `y` or `target`; without derivative, and finite, where it does not count."""
+    """An array of `y` or `target`. Where it does not count, it is finite and has no derivative."""
     if not eqx.is_inexact_array(a):
         return a
     finite = jnp.where(jnp.isfinite(a), a, jnp.zeros((), a.dtype))
@@ -123,7 +123,7 @@ def _is_scalar(aval: Any) -> bool:
 
 
 def _evaluated(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The shapes of a result; what is no array in it, such as a string, as it is.
+    """The shapes of the arrays in a result. Other leaves of it, such as strings, are returned as they are.
 
     `eqx.filter_eval_shape` would keep the function for as long as the process lives.
     """
@@ -141,13 +141,13 @@ def _evaluated(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _with_arrays(result: Any) -> Any:
-    """A result with arrays in the place of numbers; what is neither, such as a string, stays."""
+    """A result with arrays in the place of numbers. Leaves that are neither, such as strings, stay."""
     number = bool | int | float | complex | np.ndarray | np.generic
     return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, number) else a, result)
 
 
 def _advice(aval: Any) -> str:
-    """What to do about a loss that is not one float."""
+    """Advice for a loss that is not one float."""
     if aval is None:
         return "It ends without a value: add a `return`."
     if isinstance(aval, tuple) and len(aval) == 2:

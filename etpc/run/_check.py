@@ -1,29 +1,30 @@
-"""A learner's own gradient against backpropagation through time, where it runs."""
+"""The check of a learner's gradients against BPTT, on the machine and the data on which it learns."""
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from ._errors import UncheckedWarning, VerificationError
-from ._jax import evaluate
-from ._verify import (
+from .._agreement import (
     Gradient,
     Row,
-    _bptt,
     compare_all,
     default_tolerance,
     doubts,
     first_read,
     precision,
 )
-from .run import Carry, Online, Program
-from .run._arguments import check_targets
-from .run._loss import checked_weights
-from .trace import Step
+from .._bptt import Objective, gradient_of
+from .._carry import Carry
+from .._errors import UncheckedWarning, VerificationError
+from .._loss import Loss
+from ..trace import Step
+from ._program import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +35,25 @@ class TracedStep:
 
     def __call__(self, model: Any, x: list[Any], state: list[Any]) -> tuple[Any, list[Any]]:
         step = self.step
-        env = step.environment(step.model_leaves.split(model), x, state)
-        evaluate(step.equations, env)
-        return step.output_leaves.join([env[v] for v in step.outputs]), [
-            env[v] for v in step.next_state
-        ]
+        values = step.values(step.model_leaves.split(model), x, state)
+        y = step.output_leaves.join([values[v] for v in step.outputs])
+        return y, [values[v] for v in step.next_state]
+
+
+Summed = Callable[[Any, Carry, Any, Any, Array | None], tuple[Array, Any]]
+"""From a model, a carry, `xs`, `targets` and `mask` to the losses and the gradients of all updates, added up."""
 
 
 def check_updates(
-    learner: Online, model: Any, carry: Carry, xs: Any, targets: Any, mask: Any
+    program: Program,
+    loss: Loss,
+    every: int,
+    summed: Summed,
+    model: Any,
+    carry: Carry,
+    xs: Any,
+    targets: Any,
+    mask: Any,
 ) -> tuple[str, ...]:
     """Compare the gradients of some updates, added up, with BPTT of the same steps.
 
@@ -55,14 +66,8 @@ def check_updates(
 
     **Raises** `VerificationError` where a claim does not hold; `InputError`, `InputTypeError`.
     """
-    program = learner.program
-    program.arguments.parameters(model)
-    program.arguments.check_carry(carry)
-    leaves = program.arguments.inputs(xs, carry)
-    check_targets(targets, leaves, carry.batched)
-    lead = leaves[0].shape[: 2 if carry.batched else 1]
-    mask = checked_weights("mask", mask, lead)
-    where = _chosen_steps(program, learner.every, lead[0], mask)
+    _, leaves, mask, lead = program.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
+    where = _chosen_steps(program, every, lead[0], mask)
     if where is None:
         return ("no loss counts on this sequence, so no gradient was checked",)
     leaves, targets, mask = jax.tree.map(lambda a: jnp.asarray(a)[where], (leaves, targets, mask))
@@ -70,23 +75,22 @@ def check_updates(
     fresh = program.reset(carry, jnp.ones(jnp.shape(carry.fresh), bool))
     start = dataclasses.replace(fresh, state=carry.state, fresh=carry.fresh)
     step = program.plan.analysis.step
-    summing = learner._summing
     xs = step.input_leaves.join(leaves)
 
     def online(model: Any, mask: Any) -> tuple[Any, Any]:
-        zeros, _ = summing.init(model)
-        _, grads, _, losses, *_ = summing.update(model, zeros, start, xs, targets, mask=mask)
-        return losses.sum(), jax.tree.map(jnp.conj, grads)
+        return summed(model, start, xs, targets, mask)
 
     def reverse(model: Any, mask: Any) -> tuple[Any, Any]:
         state = step.state_leaves.split(carry.state)
         first = jnp.zeros(lead, bool).at[0].set(carry.fresh)
         inputs = step.with_begins(leaves, first)
-        data = inputs, targets, learner._loss, state, TracedStep(step), mask, carry.batched
-        return _bptt(model, *data, "sum")[:2]
+        objective = Objective(
+            *(inputs, targets, mask, loss, state, TracedStep(step), carry.batched)
+        )
+        return gradient_of(model, objective, "sum")[:2]
 
-    got, want = (Gradient(run, program, model, mask, lead) for run in (online, reverse))
-    dtype = precision(program)
+    got, want = (Gradient(run, step.model_leaves, model, mask, lead) for run in (online, reverse))
+    dtype = precision(step)
     tolerance = default_tolerance(dtype)
     claims = {path: claim.claim for path, claim in program.claims.items()}
     rows = compare_all(got, want, claims, tolerance, dtype)
@@ -95,8 +99,10 @@ def check_updates(
     return doubts(program, (), want)
 
 
-def _chosen_steps(program: Program, every: int, steps: int, mask: Any) -> np.ndarray | None:
-    """Which steps of a sequence to compare: the first ones at whose end a loss counts.
+def _chosen_steps(
+    program: Program, every: int, steps: int, mask: Array | None
+) -> np.ndarray | None:
+    """The numbers of the steps to compare: the first stretch at whose end a loss counts.
 
     The sequence is taken again where it is too short. **Returns** `None` where no loss counts.
     """

@@ -21,7 +21,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import strategies as st
 from jax import lax
 from jax.experimental.sparse import BCOO
 
@@ -105,10 +104,6 @@ class Program:
         """Whether this use of a parameter is to have no trace."""
         return self.weights == "marked" and bool(self.marked) and base(name) not in self.marked
 
-    def rounded(self, name):
-        """Whether this state is stored in a narrower type."""
-        return any(leaf.low and base(name) == f"s{i}" for i, leaf in enumerate(self.leaves))
-
     @property
     def narrow(self):
         """Whether a type is narrower than float64."""
@@ -138,10 +133,13 @@ class Program:
         return (*(op for leaf in self.leaves for op in leaf.before), *self.after)
 
     @property
-    def signature(self):
-        """The same for two programs that differ in the values of parameters alone."""
-        text = repr(dataclasses.replace(self, seed=0))
-        return hashlib.sha1(text.encode()).hexdigest()[:16]
+    def with_all_weights(self):
+        return dataclasses.replace(self, weights="all")
+
+    @property
+    def has_dense_references(self):
+        """An oracle that takes `vmap` of a branch cannot follow branches that guard data; it knows one type."""
+        return not self.narrow and all(op.kind in FIXED_BRANCHES for op in self.ops)
 
     def __str__(self):
         return describe(self)
@@ -634,7 +632,7 @@ ELEM = {
 def cond_one(run, op, name, v, w):
     """A weight in one branch."""
     v, w = jnp.ravel(v), jnp.ravel(w)
-    ops, m = run.inside(name, {"w": run.weight(name, op, w.size, v.size)})
+    ops, m = run.ops, {"w": run.weight(name, op, w.size, v.size)}
     return run.branches(
         ops,
         positive(v).astype(int),
@@ -649,7 +647,7 @@ def cond_both(run, op, name, v, w):
         "0": run.weight(f"{name}.0", op, op.n, v.size),
         "1": run.weight(f"{name}.1", op, op.n, w.size),
     }
-    ops, m = run.inside(name, weights)
+    ops, m = run.ops, weights
     return run.branches(
         ops,
         positive(w).astype(int),
@@ -663,7 +661,7 @@ def cond_both(run, op, name, v, w):
 def cond_same(run, op, name, v, w):
     """One weight in both branches, on different data."""
     v = jnp.ravel(v)
-    ops, m = run.inside(name, {"w": run.weight(name, op, op.n, v.size)})
+    ops, m = run.ops, {"w": run.weight(name, op, op.n, v.size)}
     return run.branches(
         ops,
         positive(v).astype(int),
@@ -675,7 +673,7 @@ def cond_same(run, op, name, v, w):
 
 
 def cond_gain(run, op, name, v, _):
-    ops, m = run.inside(name, {"w": run.vector(name, op, v.shape, 0.6, 1.2)})
+    ops, m = run.ops, {"w": run.vector(name, op, v.shape, 0.6, 1.2)}
     return run.branches(
         ops,
         positive(v).astype(int),
@@ -686,7 +684,7 @@ def cond_gain(run, op, name, v, _):
 def switch_weights(run, op, name, v, _):
     v = jnp.ravel(v)
     weights = {str(k): run.weight(f"{name}.{k}", op, v.size, v.size) for k in range(2)}
-    ops, m = run.inside(name, weights)
+    ops, m = run.ops, weights
     product = lambda k: ops.mix(f"{name}.{k}", lambda x, m: m @ x, v, m[str(k)])
     return run.branches(
         ops, run.number(op.b) % 3, [lambda: product(0), lambda: jnp.tanh(product(1)), lambda: v]
@@ -696,7 +694,7 @@ def switch_weights(run, op, name, v, _):
 def scan_weight(run, op, name, v, _):
     """Sub-steps of a recurrent network, one weight in each."""
     v = jnp.ravel(v)
-    ops, m = run.inside(name, {"w": run.weight(name, op, v.size, v.size)})
+    ops, m = run.ops, {"w": run.weight(name, op, v.size, v.size)}
 
     def body(h, x, at):
         h = jnp.tanh(ops.mix(f"{name}.{at}", lambda x, m: m @ x, h, m["w"]) + x)
@@ -708,7 +706,7 @@ def scan_weight(run, op, name, v, _):
 def scan_outputs(run, op, name, v, w):
     """As above, but the data is that of the loop, and what is read are the outputs of the loop."""
     v, w = rows(v), jnp.ravel(w)
-    ops, m = run.inside(name, {"w": run.weight(name, op, w.size, v.shape[1])})
+    ops, m = run.ops, {"w": run.weight(name, op, w.size, v.shape[1])}
 
     def body(h, x, at):
         h = 0.6 * h + ops.mix(f"{name}.{at}", lambda x, m: m @ x, x, m["w"])
@@ -718,7 +716,7 @@ def scan_outputs(run, op, name, v, w):
 
 
 def scan_gain(run, op, name, v, _):
-    ops, m = run.inside(name, {"w": run.vector(name, op, v.shape, 0.6, 1.2)})
+    ops, m = run.ops, {"w": run.vector(name, op, v.shape, 0.6, 1.2)}
 
     def body(h, x, at):
         return ops.elem(f"{name}.{at}", models.times, h, m["w"]) + 0.2 * x, None
@@ -730,7 +728,7 @@ def scan_layers(run, op, name, v, _):
     """A loop over layers: each sub-step has a weight of its own."""
     v = jnp.ravel(v)
     stack = run.weight(name, op, v.size * op.n, v.size).reshape(op.n, v.size, v.size)
-    ops, m = run.inside(name, {"w": stack})
+    ops, m = run.ops, {"w": stack}
 
     def body(h, w, at):
         return jnp.tanh(ops.mix(f"{name}.{at}", lambda x, m: m @ x, h, w)) - 0.1 * h, None
@@ -740,7 +738,7 @@ def scan_layers(run, op, name, v, _):
 
 def fori_weight(run, op, name, v, _):
     v = jnp.ravel(v)
-    ops, m = run.inside(name, {"w": run.weight(name, op, v.size, v.size)})
+    ops, m = run.ops, {"w": run.weight(name, op, v.size, v.size)}
 
     def body(at, h):
         return h + 0.5 * jnp.sin(ops.mix(f"{name}.{at}", lambda x, m: x @ m, h, m["w"]))
@@ -754,7 +752,7 @@ def fori_weight(run, op, name, v, _):
 
 def map_weight(run, op, name, v, _):
     v = rows(v)
-    ops, m = run.inside(name, {"w": run.weight(name, op, op.n, v.shape[1])})
+    ops, m = run.ops, {"w": run.weight(name, op, op.n, v.shape[1])}
     body = lambda row, at: jnp.tanh(ops.mix(f"{name}.{at}", lambda x, m: m @ x, row, m["w"]))
     if not run.plain(ops):
         return jnp.stack([body(row, at) for at, row in enumerate(v)])
@@ -764,7 +762,7 @@ def map_weight(run, op, name, v, _):
 def nested_loops(run, op, name, v, w):
     """A loop with a branch in it, with a loop in that."""
     v = jnp.ravel(v)
-    ops, m = run.inside(name, {"w": run.weight(name, op, v.size, v.size)})
+    ops, m = run.ops, {"w": run.weight(name, op, v.size, v.size)}
     product = lambda x, m: m @ x
 
     def outer(h, x, at):
@@ -793,20 +791,20 @@ def energy(run, op, name, v, _):
 
 
 def branch_by_row(run, op, name, v, _):
-    """A branch by row, which `vmap` makes a selection."""
+    """A branch by row, which `vmap` makes a selection: its data is not cut."""
     v = rows(v)
     w = run.weight(name, op, v.shape[1], v.shape[1])
     if run.plain(run.ops):
         one = lambda x: lax.cond(x[0] > 0.117, lambda x: jnp.tanh(w @ x), lambda x: 0.4 * x, x)
         return jax.vmap(one)(v)
-    y = jnp.tanh(run.mix(name, lambda x, w: x @ w.T, v, w))
+    y = jnp.tanh(run.elem(name, lambda x, w: x @ w.T, v, w))
     return jnp.where(v[:, :1] > 0.117, y, 0.4 * v)
 
 
 def guarded_gain(run, op, name, v, _):
     """The square root of a weight times data that may be negative, behind a branch."""
     weights = {"w": jnp.exp(run.vector(name, op, (), -0.5, 0.5))}
-    ops, m = run.inside(name, weights)
+    ops, m = run.ops, weights
     s = jnp.sum(v)
     on = s > 0.05
     safe = s if run.plain(ops) else jnp.where(on, s, 1.0)
@@ -826,7 +824,7 @@ def guarded_by_weight(run, op, name, v, _):
 
 def guarded_product(run, op, name, v, _):
     v = jnp.ravel(v)
-    ops, m = run.inside(name, {"w": run.weight(name, op, op.n, v.size)})
+    ops, m = run.ops, {"w": run.weight(name, op, op.n, v.size)}
     s = jnp.sum(v)
     on = s > 0.05
     safe = s if run.plain(ops) else jnp.where(on, s, 1.0)
@@ -925,14 +923,6 @@ LARGEST = 6  # elements of a value in the pool
 # The model -----------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Treatment:
-    """How a compiler takes what can be taken in more than one way."""
-
-    unrolled: bool = True  # loops and branches with weights; or else each weight is used uncut
-    uncut: tuple[str, ...] = ()  # first words of kinds of `MIX` whose data is not cut
-
-
 class Parameters:
     """Made when they are first asked for, in the order of use."""
 
@@ -983,8 +973,8 @@ def cast(w, op: Op):
 class Run:
     """One step: the pool, the hooks, the parameters."""
 
-    def __init__(self, parameters, ops, treatment, log=None, marked=frozenset()):
-        self.parameters, self.ops, self.treatment, self.log = parameters, ops, treatment, log
+    def __init__(self, parameters, ops, log=None, marked=frozenset()):
+        self.parameters, self.log = parameters, log
         self.ops = MarkedByName(marked) if self.plain(ops) and marked else ops
         self.pool, self.numbers, self.names = [], [], []
 
@@ -1062,8 +1052,7 @@ class Run:
     # Hooks
 
     def mix(self, name, fn, x, w):
-        family = name.split(":")[-1].split(".")[0].split("_")[0]
-        return (self.elem if family in self.treatment.uncut else self.ops.mix)(name, fn, x, w)
+        return self.ops.mix(name, fn, x, w)
 
     def elem(self, name, fn, x, w):
         return self.ops.elem(name, fn, x, w)
@@ -1071,13 +1060,6 @@ class Run:
     @staticmethod
     def plain(ops):
         return isinstance(ops, models.Plain)
-
-    def inside(self, name, weights):
-        """The hooks and the weights for use inside a branch or a loop."""
-        if self.plain(self.ops) or self.treatment.unrolled:
-            return self.ops, weights
-        use = lambda _, w: w
-        return PLAIN, {k: self.ops.elem(f"{name}:{k}", use, None, w) for k, w in weights.items()}
 
     def branches(self, ops, which, functions):
         if self.plain(ops):
@@ -1387,15 +1369,14 @@ class DrawnModel(Model):
     parameters: dict[str, Any]
     program: Program = eqx.field(static=True)
     shared: tuple = eqx.field(static=True)
-    treatment: Treatment = eqx.field(static=True)
 
-    def __init__(self, program: Program, treatment: Treatment = Treatment()):
+    def __init__(self, program: Program):
         made = Parameters(program.seed)
         trace(program, made)
         is_whole = lambda a: jnp.issubdtype(a.dtype, jnp.integer)
         self.parameters = jax.tree.map(lambda a: a if is_whole(a) else jnp.asarray(a), made.made)
         self.shared = tuple(made.shared.items())
-        self.program, self.treatment = dataclasses.replace(program, seed=0), treatment
+        self.program = dataclasses.replace(program, seed=0)
 
     @property
     def n_in(self):
@@ -1406,13 +1387,13 @@ class DrawnModel(Model):
 
     def step(self, x, state, ops):
         given = Given(self.parameters, self.shared)
-        run = Run(given, ops, self.treatment, marked=self.program.marked)
+        run = Run(given, ops, marked=self.program.marked)
         return run_step(self.program, run, x, state)
 
 
 def trace(program: Program, parameters, log=None):
     state = initial_state(program)
-    run = Run(parameters, PLAIN, Treatment(), log)
+    run = Run(parameters, PLAIN, log)
     return jax.eval_shape(lambda x, s: run_step(program, run, x, s), data(program, 1, at=0), state)
 
 
@@ -1422,12 +1403,6 @@ def describe(program: Program):
     trace(program, Parameters(program.seed), log)
     how = "separate values" if program.separate else f"readout: {program.readout}"
     return "\n".join([*log, f"state: {program.pack}, {how}"])
-
-
-def loss(y, target):
-    """Of the float leaves of the output."""
-    leaves = [a for a in jax.tree.leaves(y) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return sum(jnp.sum((a - b) ** 2) for a, b in zip(leaves, target, strict=True))
 
 
 def data(program: Program, T, seed=0, at=None):
@@ -1514,12 +1489,6 @@ NEAR = (0, 0, 0, 1, 1, 2, 3, 4, 5, 6)
 
 def random_program(rng: np.random.Generator, **options) -> Program:
     return draw_program(lambda options: options[rng.integers(len(options))], **options)
-
-
-@st.composite
-def programs(draw, **options):
-    """Whole programs; they shrink towards one small leaky vector."""
-    return draw_program(lambda options: draw(st.sampled_from(options)), **options)
 
 
 def simpler(program: Program):

@@ -1,4 +1,4 @@
-"""Which part of the neurons of each layer spikes on a sequence."""
+"""The fraction of neurons of each layer that spike on a sequence."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._errors import SilentNetworkWarning
-from .._jax import Equation, evaluate, is_step_function
-from ..trace import Step
+from ._errors import SilentNetworkWarning
+from ._jax import Equation, is_spike
+from .trace import Step
 
 
 def spike_functions(step: Step) -> list[Equation]:
     """The operations of a step that give spikes."""
-    return [e for e in step.equations if is_step_function(e)]
+    return [e for e in step.equations if is_spike(e)]
 
 
 def firing_rates(
@@ -31,16 +31,14 @@ def firing_rates(
     - `parameters`, `xs`, `state`: array leaves; those of `xs` begin with T, or T and B.
     """
 
-    def one_example(x, state):
-        env = evaluate(
-            step.equations, step.environment(parameters, step.with_begins(x, False), state)
-        )
+    def one_example(x: list[Array], state: list[Array]) -> tuple[list[Array], Array]:
+        env = step.values(parameters, step.with_begins(x, False), state)
         spiking = [jnp.stack([jnp.mean(env[v] != 0) for v in e.outputs]).mean() for e in functions]
         return [env[v] for v in step.next_state], jnp.stack(spiking)
 
     one_step = jax.vmap(one_example) if batched else one_example
 
-    def body(state, x):
+    def body(state: list[Array], x: list[Array]) -> tuple[list[Array], Array]:
         state, rates = one_step(x, state)
         return state, rates.reshape(-1, len(functions)).mean(0)
 

@@ -1,0 +1,218 @@
+"""How a gradient is compared with that of backpropagation through time, parameter by parameter."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ._jax import is_float
+from .show import Shown
+from .trace import Leaves, Step
+
+Run = Callable[[Any, Array | None], tuple[Any, Any]]
+"""From a model and a mask to the loss and the gradient, which has the structure of the model."""
+
+
+def flat_gradients(leaves: Leaves, tree: Any) -> dict[str, np.ndarray]:
+    """The gradient of each parameter as a vector of real numbers, by path.
+
+    - `leaves`: of the model, whose structure `tree` has.
+    """
+    values = leaves.treedef.flatten_up_to(tree)
+    return {leaves.paths[i]: _flat(values[leaves.places[i]]) for i in leaves.floats}
+
+
+def _flat(value: Any) -> np.ndarray:
+    parts = (np.real(value), np.imag(value)) if np.iscomplexobj(value) else (value,)
+    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parameter of a comparison.
+
+    `cosine`, `error` (the norm of the difference over the norm of the BPTT gradient) and `ratio`
+    (the norm over that of the BPTT gradient) are `nan` where the BPTT gradient is zero; the cosine
+    also where the other is. `claim` is what the program says, `held` whether it is so: `None`
+    where nothing was claimed, or where zero gradients show nothing.
+    """
+
+    path: str
+    cosine: float
+    error: float
+    ratio: float
+    norm: float
+    claim: str
+    held: bool | None
+
+    @classmethod
+    def of(cls, path: str, got: np.ndarray, want: np.ndarray, claim: str) -> "Row":
+        """The row of one gradient, without a verdict."""
+        norm, size = float(np.linalg.norm(want)), float(np.linalg.norm(got))
+        error = float(np.linalg.norm(got - want)) / norm if norm else float("nan")
+        ratio = size / norm if norm else float("nan")
+        cosine = float(got @ want) / (norm * size) if norm and size else float("nan")
+        return cls(path, cosine, error, ratio, norm, claim, None)
+
+
+class Gradient:
+    """The gradient of each parameter, and how far rounding alone moves it.
+
+    - `leaves`: of the model.
+    - `lead`: the leading axes [T, B], or [T], of the sequence.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        leaves: Leaves,
+        model: Any,
+        mask: Array | None,
+        lead: tuple[int, ...],
+    ):
+        self._run, self._leaves = run, leaves
+        self._model, self._mask, self._lead = model, mask, lead
+        value, grads = run(model, mask)
+        self.loss = float(value)
+        self.values = flat_gradients(leaves, grads)
+        self._noise: dict[str, float] | None = None
+
+    def noise(self, path: str, unit: float) -> float:
+        """How much the gradient of a parameter changes with the last digit of what it is computed from.
+
+        Each parameter of the model, and the weight of the loss of each example at each step, is made
+        larger or smaller by `unit` of itself. What remains of terms that cancel is then another
+        number of the same size, while a gradient that is small for another reason hardly changes. The
+        median of three such changes is taken, as one of them may let another neuron spike.
+        """
+        if self._noise is None:
+            moved = [
+                flat_gradients(self._leaves, self._run(*self._nearby(seed, unit))[1])
+                for seed in range(3)
+            ]
+            self._noise = {
+                path: float(np.median([np.linalg.norm(m[path] - value) for m in moved]))
+                for path, value in self.values.items()
+            }
+        return self._noise[path]
+
+    def _nearby(self, seed: int, unit: float) -> tuple[Any, Any]:
+        """The model and the mask with their last digits changed at random."""
+        rng = np.random.default_rng(seed)
+
+        def near(a: Any, unit: float) -> Any:
+            return a * jnp.asarray(1 + rng.choice([-unit, unit], a.shape), jnp.finfo(a.dtype).dtype)
+
+        def near_parameter(a: Any) -> Any:
+            a = jnp.asarray(a)
+            return near(a, float(jnp.finfo(a.dtype).eps))
+
+        arrays, rest = eqx.partition(self._model, eqx.is_inexact_array)
+        mask = jnp.ones(self._lead) if self._mask is None else self._mask.astype(float)
+        return eqx.combine(jax.tree.map(near_parameter, arrays), rest), near(mask, unit)
+
+
+ROUNDING = 64
+"""What rounding alone may make of a gradient, in units of the precision, relative to the gradient of all
+parameters. A gradient is a sum of many products, rounded in another order by BPTT: that of a parameter
+whose terms cancel is noise of a few units."""
+
+NOISE = 16
+"""What rounding alone may make of a gradient, relative to how much it and that of BPTT change with the last
+digit of the parameters: the same computation in another order rounds as often, and traces more often."""
+
+
+def compare_all(
+    got: Gradient, want: Gradient, claims: Mapping[str, str], tolerance: float, precision: Any
+) -> tuple[Row, ...]:
+    """A row for each parameter, and whether its claim holds.
+
+    It does where the relative error is at most `tolerance`, or where rounding explains the difference: it
+    is small beside the gradient of all parameters, and no larger than what both gradients change by
+    with the last digit of the parameters.
+    """
+    unit = float(jnp.finfo(precision).eps)
+    whole = float(np.linalg.norm(np.concatenate([*want.values.values()])))
+    rows = []
+    for path, claim in claims.items():
+        a, b = got.values[path], want.values[path]
+        row = Row.of(path, a, b, claim)
+        if claim in ("exact", "unused"):
+            difference = float(np.linalg.norm(a - b))
+            held = row.error <= tolerance or difference == 0
+            if not held and difference <= min(ROUNDING * unit, tolerance) * whole:
+                noise = got.noise(path, unit) + want.noise(path, unit)
+                held = difference <= NOISE * noise
+            vacuous = held and claim == "exact" and not row.norm
+            row = dataclasses.replace(row, held=None if vacuous else held)
+        rows.append(row)
+    return tuple(rows)
+
+
+def precision(step: Step) -> Any:
+    """The least precise dtype in which a step computes."""
+    variables = [*step.program.inputs, *(v for e in step.equations for v in e.outputs)]
+    dtypes = {v.aval.dtype for v in variables if is_float(v.aval.dtype)}
+    return max(dtypes, key=lambda d: float(jnp.finfo(d).eps))
+
+
+def default_tolerance(dtype: Any) -> float:
+    """The largest relative error that counts as exact, of a gradient that is computed in a dtype.
+
+    - float64: 1e-9. It leaves seven digits to rounding, and a fault of a trace is larger.
+    - float32: 1e-3. It leaves four digits to rounding, which a recurrent network of some hundred
+        steps takes.
+    - Less: the root of the precision, 0.03 in float16 and 0.09 in bfloat16: half of the digits, as
+        each step rounds the state and BPTT the credit of each step to three digits or two.
+    """
+    unit = float(jnp.finfo(dtype).eps)
+    return 1e-9 if unit < 1e-15 else 1e-3 if unit < 1e-6 else unit**0.5
+
+
+def doubts(program: Shown, silent: tuple[str, ...], reference: Gradient) -> tuple[str, ...]:
+    """Sentences on parameters of which nothing is compared, whatever the algorithm is."""
+    zero = [
+        f"the BPTT gradient of {path} is zero on this sequence, so nothing is compared"
+        for path, value in reference.values.items()
+        if not value.any() and program.claims[path].claim != "unused"
+    ]
+    return (*silent, *zero)
+
+
+def first_read(program: Shown, steps: int) -> int:
+    """The first step of a sequence whose loss gives credit to a trace."""
+    window = program.window_for(steps)
+    return window * (program.plan.behind // window + 1)
+
+
+def unread_traces(program: Shown, steps: int, mask: Array | None) -> str | None:
+    """Why no loss gives credit to a trace, so that its values are of no account; `None` where one does."""
+    first = first_read(program, steps)
+    if not program.plan.traced or (
+        steps > first and (mask is None or bool((mask[first:] != 0).any()))
+    ):
+        return None
+    kept = f" and lookback={program.algorithm.lookback}" if program.plan.behind else ""
+    why = f"there are {steps}" if steps <= first else "no loss counts after them"
+    return (
+        f"no trace was read. With windows of {program.window_for(steps)} steps{kept}, the first {first} "
+        f"need none, and {why}; take more steps, or a smaller `window=`"
+    )
+
+
+__all__ = [
+    "Gradient",
+    "Row",
+    "compare_all",
+    "default_tolerance",
+    "doubts",
+    "first_read",
+    "flat_gradients",
+    "precision",
+    "unread_traces",
+]

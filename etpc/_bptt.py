@@ -1,0 +1,246 @@
+"""Backpropagation through time: the plain reference."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ._data import check_data, check_lead, foreign, lead_of, one_step, shapes_text
+from ._errors import InputError, InputTypeError, checked_count, raise_together
+from ._loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced, summed_in
+from .trace import (
+    Leaves,
+    StepFunction,
+    called,
+    check_new_state,
+    checked_call,
+    fits,
+    initial_state,
+    repeat,
+)
+
+
+def bptt(
+    model: Any,
+    xs: Any,
+    targets: Any,
+    loss_fn: Callable[[Any, Any], Any],
+    *,
+    state: Any = None,
+    step: StepFunction | None = None,
+    batch_size: int | None = None,
+    reduction: str = "mean",
+    window: int | None = None,
+    mask: Any = None,
+    has_aux: bool = False,
+) -> tuple[Any, Any]:
+    """Loss and gradient of a sequence by backpropagation through time: the plain reference.
+
+    **Arguments:** as for [`etpc.verify`][]; `state` is that of one example. With `window`, it is
+    truncated: after every so many steps the state is passed on without its derivative.
+
+    **Returns** `(loss, grads)`, with the values that `value_and_grad` of a program gives. With
+    `has_aux` it is `((loss, aux), grads)`, and `aux` has leading axes [T, B], or [T]. Both are added
+    up in float32 at least, also where the model is less precise; parameters of low precision then
+    have a gradient for each example until the end. The gradient may be differentiated in turn.
+
+    **Raises** `etpc.InputError` and `etpc.InputTypeError`; `etpc.ModelError` where the step changes
+    the structure, shape or dtype of the state.
+    """
+    check_reduction(reduction)
+    window = checked_window(window)
+    batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
+    loss = Loss.of(loss_fn, has_aux)
+    check_data(xs, targets)
+    mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
+    checked_call(model, step)
+    start = initial_state(model) if state is None else state
+    learned = state is None and _is_traceable(model)
+    leaves = Leaves.of(start, "state", numbers=True)
+    raise_together(foreign("state", leaves.split(start) or start), InputTypeError)
+    if batch_size is not None:
+        start = leaves.join([repeat(a, batch_size) for a in leaves.split(start)])
+    batched = batch_size is not None
+    objective = Objective(xs, targets, mask, loss, start, step, batched, learned)
+    try:
+        check_lead(xs, targets, batch_size)
+        value, grads, aux = gradient_of(model, objective, reduction, window)
+    except Exception as error:
+        blame_batch_axis(error, model, xs, state, step, batch_size)
+        raise
+    return ((value, aux) if has_aux else value), grads
+
+
+def _is_traceable(model: Any) -> bool:
+    """Whether `init_state()` is a function of the parameters that JAX can differentiate."""
+    try:
+        eqx.filter_eval_shape(lambda model: model.init_state(), model)
+    except Exception:  # it may ask for values
+        return False
+    return True
+
+
+def checked_window(window: Any) -> int | None:
+    """A number of steps as an int. **Raises** `InputError` unless it is that or `None`."""
+    why = "It is the number of steps after which the gradient is cut."
+    return None if window is None else checked_count("window", window, why=why)
+
+
+class Objective(eqx.Module):
+    """A sequence, and the loss that is differentiated over it.
+
+    - `xs`, `targets`, `mask`: leading axes T, then B if it is `batched`.
+    - `start`: the state in which streams begin, with an axis B if it is `batched`.
+    - `learned`: whether they begin with `model.init_state()`, as a function of the parameters. Then `start`
+        only says what is no float of it.
+    """
+
+    xs: Any
+    targets: Any
+    mask: Array | None
+    loss: Loss
+    start: Any
+    step: StepFunction | None
+    batched: bool
+    learned: bool = False
+
+
+def gradient_of(
+    model: Any, objective: Objective, reduction: str, window: int | None = None
+) -> tuple[Array, Any, Any]:
+    """Loss, gradient, and what the loss returns besides."""
+    # NumPy's integers and flags in a model are numbers of its program, and not arrays to trace.
+    plain = lambda a: a.item() if isinstance(a, np.integer | np.bool_) else a
+    return _compiled(jax.tree.map(plain, model), objective, reduction, window)
+
+
+@eqx.filter_jit
+def _compiled(
+    model: Any, objective: Objective, reduction: str, window: int | None
+) -> tuple[Array, Any, Any]:
+    loss, mask, start, batched = objective.loss, objective.mask, objective.start, objective.batched
+    call = checked_call(model, objective.step)
+    is_low = lambda a: eqx.is_inexact_array(a) and a.dtype != summed_in(a.dtype)
+    low, rest = eqx.partition(model, jax.tree.map(is_low, model))
+    dtypes = jax.tree.map(lambda a: a.dtype, low)
+
+    whole = Leaves.of(start, "state", numbers=True)
+
+    def one_example(model: Any, start: Any, data: Any) -> tuple[Array, Any]:
+        arrays, begins = start
+        state_leaves = Leaves.of(whole.join(arrays), "state")
+        # Rounded where it is used, so that JAX adds up the gradients of the steps before it rounds them.
+        rounding = lambda: eqx.combine(jax.tree.map(jnp.astype, model[0], dtypes), model[1])
+        if objective.learned:
+            arrays = [
+                jnp.where(begins, a, old) if eqx.is_inexact_array(old) else old
+                for a, old in zip(whole.split(rounding().init_state()), arrays, strict=True)
+            ]
+
+        def body(before: list[Array], step_data: Any) -> tuple[list[Array], Any]:
+            x, target, weight = step_data
+            rounded = rounding()
+            # Joined for each call: an `eqx.nn.State` may be used once.
+            result = lambda: call(rounded, x, state_leaves.join(before))
+            y, after = called(result, Leaves.of(x, "x", numbers=True), state_leaves)
+            check_new_state(state_leaves, Leaves.of(after, "state", numbers=True))
+            loss.check(y, target)
+            after = [
+                jnp.asarray(a, b.dtype)
+                for a, b in zip(state_leaves.split(after), before, strict=True)
+            ]
+            return after, loss(y, target, weight)
+
+        after, (losses, aux) = jax.lax.scan(body, arrays, data)
+        return losses.sum(), ((after, jnp.zeros_like(begins)), aux)
+
+    def total(model: Any, start: Any, data: Any) -> tuple[Array, Any]:
+        if not batched:
+            return one_example(model, start, data)
+        low, rest = model
+        # JAX adds up the gradients of a batch in the parameter's dtype: each example has its own.
+        low = jax.tree.map(lambda a: jnp.broadcast_to(a, (*size, *a.shape)), low)
+        many = jax.vmap(
+            lambda low, start, data: one_example((low, rest), start, data),
+            in_axes=(0, 0, 1),
+            out_axes=(0, (0, 1)),
+        )
+        losses, rest_of = many(low, start, data)
+        return losses.mean(), rest_of
+
+    gradient = eqx.filter_value_and_grad(total, has_aux=True)
+    arrays = [a if hasattr(a, "dtype") else jnp.asarray(a) for a in whole.split(start)]
+    xs = jax.tree.map(lambda x: finite_where_masked(x, mask), objective.xs)
+    data = xs, objective.targets, mask
+    steps, *size = lead_of(data, 1 if batched else None)
+    wide = jax.tree.map(lambda a: a.astype(summed_in(a.dtype)), low), rest
+    begin = arrays, jnp.ones(size, bool)
+    if window is None or window >= steps:
+        (value, (_, aux)), grads = gradient(wide, begin, data)
+    else:
+        value, grads, aux = _windows(gradient, wide, begin, data, steps, window)
+    value, (low_grads, grads) = reduced(reduction, (value, grads), mask, steps)
+    return value, eqx.combine(jax.tree.map(jnp.astype, low_grads, dtypes), grads), aux
+
+
+def _windows(
+    gradient: Callable[..., Any], model: Any, start: Any, data: Any, steps: int, window: int
+) -> tuple[Array, Any, Any]:
+    """The sums of loss and gradient over windows, each differentiated on its own."""
+
+    def one_window(scan_carry: Any, window_data: Any) -> tuple[Any, Any]:
+        state, value, grads = scan_carry
+        (more, (state, aux)), more_grads = gradient(model, state, window_data)
+        return (state, value + more, jax.tree.map(jnp.add, grads, more_grads)), aux
+
+    cut = steps - steps % window
+    first = jax.tree.map(lambda a: a[:window], data)
+    (value, _), grads = eqx.filter_eval_shape(gradient, model, start, first)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (value, grads))
+    whole = jax.tree.map(lambda a: a[:cut].reshape(-1, window, *a.shape[1:]), data)
+    after, aux = jax.lax.scan(one_window, (start, *zeros), whole)
+    aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
+    if cut < steps:
+        after, rest = one_window(after, jax.tree.map(lambda a: a[cut:], data))
+        aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
+    return (*after[1:], aux)
+
+
+def blame_batch_axis(
+    error: Exception,
+    model: Any,
+    xs: Any,
+    state: Any,
+    step: StepFunction | None,
+    batch_size: int | None,
+) -> None:
+    """Raise `InputError` if the model cannot take a step of `xs`, but can if its axes are read the
+    other way: with a batch axis in the place of none, or without one."""
+    other = 1 if batch_size is None else None  # any number says that there is an axis
+    if any(jnp.ndim(a) < (2 if batch_size is None else 1) for a in jax.tree.leaves(xs)):
+        return
+    inputs, instead = (
+        jax.tree.map(lambda a, size=size: one_step(a, size), xs) for size in (batch_size, other)
+    )
+    if fits(model, inputs, state, step) or not fits(model, instead, state, step):
+        return
+    shapes, read, wanted = (shapes_text(tree) for tree in (xs, inputs, instead))
+    if batch_size is None:
+        size = jnp.shape(jax.tree.leaves(xs)[0])[1]
+        raise InputError(
+            f"xs has shape {shapes}, and as batch_size= is not given it is read as T steps of shape "
+            f"{read}, which the model does not take; it takes {wanted}. Pass batch_size={size} if "
+            "the second axis is the batch."
+        ) from error
+    raise InputError(
+        f"xs has shape {shapes}, and as batch_size={batch_size} is given it is read as T steps of B "
+        f"examples of shape {read}, which the model does not take; it takes {wanted}. Leave "
+        "batch_size= out if the data has no batch axis."
+    ) from error
+
+
+__all__ = ["Objective", "blame_batch_axis", "bptt", "gradient_of"]

@@ -1,0 +1,87 @@
+"""All that `etpc` needs of JAX beyond its public transformations. No other module imports JAX's internals.
+
+What JAX can do is asked of the objects that it offers, and not of its version number.
+
+- `_marker`: the primitive behind `etpc.mark`, and values whose derivative is refused.
+- `_program`: the program that the stages read (`Variable`, `Equation`, `Flat`), and how it is evaluated.
+- `params`: the parameters of JAX's equations, by name. A new version of JAX changes these.
+- `_listed`: primitives that `jax.extend` does not list.
+- `_flatten`: from a function or a jaxpr to such a program.
+- `_control`: loops, and functions with derivatives of their own.
+- `_backward`: the tangent map of a `custom_vjp`, which JAX does not have.
+"""
+
+from jax.core import Tracer
+from jax.extend.core import primitives as prims
+
+from . import params
+from ._backward import forward_mode, linear_transpose, nonlinear_p
+from ._control import is_checkpointed_loop, is_spike, unrolled
+from ._flatten import canonicalise, flatten, without_prints
+from ._listed import (
+    bcoo_dot_general_primitive,
+    optimization_barrier_p,
+    primitive_of,
+    pvary_p,
+    scatter_sub_p,
+    shard_map_p,
+    split_p,
+    stack_p,
+    tile_p,
+)
+from ._marker import etp_p, mark, without_derivative
+from ._program import (
+    Equation,
+    Flat,
+    Primitive,
+    Rule,
+    Variable,
+    evaluate,
+    is_float,
+    manual_axes,
+    partition,
+    promoting,
+    propagate,
+    prune,
+    result_type,
+)
+
+__all__ = [
+    "Equation",
+    "Flat",
+    "Primitive",
+    "Rule",
+    "Tracer",
+    "Variable",
+    "bcoo_dot_general_primitive",
+    "canonicalise",
+    "etp_p",
+    "evaluate",
+    "flatten",
+    "forward_mode",
+    "is_checkpointed_loop",
+    "is_float",
+    "is_spike",
+    "linear_transpose",
+    "manual_axes",
+    "mark",
+    "nonlinear_p",
+    "optimization_barrier_p",
+    "params",
+    "partition",
+    "primitive_of",
+    "prims",
+    "promoting",
+    "propagate",
+    "prune",
+    "pvary_p",
+    "result_type",
+    "scatter_sub_p",
+    "shard_map_p",
+    "split_p",
+    "stack_p",
+    "tile_p",
+    "unrolled",
+    "without_derivative",
+    "without_prints",
+]

@@ -1,0 +1,206 @@
+"""The program that the stages read, and how it is evaluated: equations over variables."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.extend import source_info_util
+
+Primitive = jex.Primitive
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variable:
+    """A value of a traced program: written once, by an equation or as an argument.
+
+    Numbers tell the variables of one program apart when it is printed, and mean nothing else.
+    """
+
+    number: int
+    aval: jax.ShapeDtypeStruct
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.aval.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_float(self) -> bool:
+        return is_float(self.aval.dtype)
+
+    def __repr__(self) -> str:
+        return f"v{self.number}:{self.aval.dtype}{list(self.shape)}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """One operation: `outputs = primitive(inputs)`, and the user's line it comes from."""
+
+    primitive: Primitive
+    params: Mapping[str, Any]
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    source: str
+    traceback: Any = None
+    in_branch: bool = False
+    """Whether a branch of the model, which may not be taken, computes it from parameters alone."""
+
+    def bind(self, *values: Any) -> list[Any]:
+        """Apply the operation to arrays or tracers."""
+        bound = self.primitive.get_bind_params(dict(self.params))
+        with source_info_util.user_context(self.traceback):
+            out = self.primitive.bind(*values, **bound)
+        return list(out) if self.primitive.multiple_results else [out]
+
+    def __repr__(self) -> str:
+        out = ", ".join(map(repr, self.outputs))
+        args = ", ".join(f"v{v.number}" for v in self.inputs)
+        return f"{out} = {self.primitive.name} {args}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flat:
+    """A function in canonical form: equations over variables, and the constants among them."""
+
+    equations: tuple[Equation, ...]
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    constants: Mapping[Variable, Any]
+
+    def environment(self, operands: Iterable[Any]) -> dict[Variable, Any]:
+        """The values that the equations start from."""
+        return {**self.constants, **dict(zip(self.inputs, operands, strict=True))}
+
+    def run(self, operands: Iterable[Any], rule: "Rule | None" = None) -> list[Any]:
+        """The values of the outputs. `rule` may take over an equation, as in `evaluate`."""
+        env = evaluate(self.equations, self.environment(operands), rule)
+        return [env[v] for v in self.outputs]
+
+
+Rule = Callable[[Equation, list[Any]], "list[Any] | None"]
+
+
+def evaluate(
+    equations: Iterable[Equation], env: dict[Variable, Any], rule: Rule | None = None
+) -> dict[Variable, Any]:
+    """Run equations over `env` (in place). `rule` may take over an equation, or return `None`."""
+    for eqn in equations:
+        values = [env.get(v) for v in eqn.inputs]
+        out = rule(eqn, values) if rule is not None else None
+        if out is None:
+            out = eqn.bind(*values)
+        env.update(zip(eqn.outputs, out, strict=True))
+    return env
+
+
+def prune(
+    equations: Sequence[Equation],
+    wanted: Iterable[Variable],
+    given: Iterable[Equation] = (),
+    known: Container[Variable] = (),
+) -> tuple[Equation, ...]:
+    """The equations, in order, that the wanted variables need.
+
+    The outputs of equations in `given` are given, so that their inputs are not needed. Variables that
+    are known need nothing.
+    """
+    needed, stops = {v for v in wanted if v not in known}, set(given)
+    kept: list[Equation] = []
+    for eqn in reversed(equations):
+        if any(v in needed for v in eqn.outputs):
+            kept.append(eqn)
+            if eqn not in stops:
+                needed.update(v for v in eqn.inputs if v not in known)
+    return tuple(reversed(kept))
+
+
+def propagate(
+    equations: Iterable[Equation],
+    seeds: Iterable[Variable],
+    stop: Callable[[Equation, Variable], bool] = lambda eqn, v: False,
+) -> set[Variable]:
+    """The seeds, and all variables that depend on them through floats.
+
+    An output for which `stop` is true does not count, nor does what depends on it alone.
+    """
+    reached = set(seeds)
+    for eqn in equations:
+        if any(v in reached for v in eqn.inputs):
+            reached.update(v for v in eqn.outputs if v.is_float and not stop(eqn, v))
+    return reached
+
+
+def partition(
+    equations: Iterable[Equation], known: Iterable[Variable]
+) -> tuple[list[Equation], list[Equation], set[Variable]]:
+    """The equations that read known variables alone, the others, and all that is known then."""
+    alone: list[Equation] = []
+    others: list[Equation] = []
+    known = set(known)
+    for eqn in equations:
+        if all(v in known for v in eqn.inputs):
+            alone.append(eqn)
+            known.update(eqn.outputs)
+        else:
+            others.append(eqn)
+    return alone, others, known
+
+
+# --- dtypes ---
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether values of this dtype are differentiated."""
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def promoting(function: Callable[P, R]) -> Callable[P, R]:
+    """Run `function` under JAX's standard promotion of dtypes, whatever the user has set."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def result_type(*values: Any) -> Any:
+    """The dtype that holds all of them, also where JAX is told to promote none by itself."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*values)
+
+
+def manual_axes(tree: Any) -> list[str]:
+    """The mesh axes of `jax.shard_map` over which arrays are known to vary: with its `check_vma` alone."""
+    avals = [jax.typeof(a) for a in jax.tree.leaves(tree) if isinstance(a, Tracer)]
+    kinds = (getattr(aval, "manual_axis_type", None) for aval in avals)
+    return sorted({str(axis) for kind in kinds for axis in getattr(kind, "varying", ())})
+
+
+__all__ = [
+    "Equation",
+    "Flat",
+    "Primitive",
+    "Rule",
+    "Variable",
+    "evaluate",
+    "is_float",
+    "manual_axes",
+    "partition",
+    "promoting",
+    "propagate",
+    "prune",
+    "result_type",
+]

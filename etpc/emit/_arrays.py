@@ -1,0 +1,154 @@
+"""Arrays that are given in parts: static reads of their last axis, as slices where they suffice; and masks."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from .._jax import result_type
+from ..plan import Index
+from ..traces import times
+
+Out = TypeVar("Out")
+MAX_SLICES = 32
+"""Reads of more slices than this are gathers, so that programs stay small."""
+
+
+def take_rows(parts: Sequence[Array], index: Index) -> Array:
+    """`take` with an index [P, n], joined row by row: XLA then reads single rows where they come from."""
+    count = len(index.at)
+    if index.at.ndim != 2 or not 1 < count <= MAX_SLICES:
+        return take(parts, index)
+    return jnp.stack([take(parts, row) for row in index.rows()], -2)
+
+
+def take(parts: Sequence[Array], index: Index) -> Array:
+    """`x[..., index.at]`, where x is the `parts` side by side; zero where the index has no entry.
+
+    For example, with parts of lengths 3 and 2, the index [1, 2, 3] is read as the two slices `parts[0][1:3]`
+    and `parts[1][0:1]`. An index of `MAX_SLICES` slices or more is read as a gather.
+    """
+    at = index.at
+    flat = at.reshape(-1)
+    present = np.ones(flat.size, bool) if index.mask is None else index.mask.reshape(-1)
+    bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
+    part = np.searchsorted(bounds, flat, side="right") - 1
+    continues = (np.diff(flat) == 1) & (np.diff(part) == 0) & present[1:] & present[:-1]
+    breaks = np.flatnonzero(~(continues | ~(present[1:] | present[:-1]))) + 1
+    if flat.size == 0 or breaks.size >= MAX_SLICES:
+        out = _joined(parts)[..., flat]
+        out = out.reshape(*out.shape[:-1], *at.shape)
+        if index.mask is not None:
+            out = jnp.where(jnp.asarray(index.mask), out, jnp.zeros((), out.dtype))
+        return out
+    pieces = []
+    for run in np.split(np.arange(flat.size), breaks):
+        number = int(part[run[0]])
+        start = int(flat[run[0]] - bounds[number])
+        if present[run[0]]:
+            pieces.append(parts[number][..., start : start + run.size])
+        else:
+            lead = next((p[..., 0] for p in parts if p.shape[-1]), parts[0].sum(-1))
+            pieces.append(zeros_over(lead, (run.size,), parts[0].dtype))
+    out = _joined(pieces)
+    return out.reshape(*out.shape[:-1], *at.shape)
+
+
+def rows_of(parts: Sequence[Array]) -> list[Array]:
+    """The rows of a compressed Jacobian one after the other, in parts [..., n], from its parts [C, ..., n]."""
+    count = parts[0].shape[0]
+    if count * len(parts) <= MAX_SLICES:
+        return [part[c] for c in range(count) for part in parts]
+    joined = jnp.moveaxis(_joined(parts), 0, -2)
+    return [joined.reshape(*joined.shape[:-2], -1)]
+
+
+def by_step(rows: Array) -> list[Array] | Array:
+    """The rows of a compressed Jacobian [C, W, ...], as a loop over W takes them."""
+    return list(rows) if len(rows) <= MAX_SLICES else jnp.moveaxis(rows, 0, 1)
+
+
+def weighted(parts: Sequence[Array], index: Index, rows: Sequence[Array] | Array) -> Array:
+    """`sum_c times(x[..., index.at[c]], rows[c])`, where x is the `parts` side by side."""
+    if len(rows) > MAX_SLICES:
+        return times(take(parts, index), jnp.moveaxis(jnp.asarray(rows), 0, -2)).sum(-2)
+    terms = [times(take(parts, at), row) for at, row in zip(index.rows(), rows, strict=True)]
+    return sum(terms[1:], terms[0])
+
+
+def columns(index: Index, parts: Sequence[Array]) -> list[Index]:
+    """An index [C, S] cut into one index [C, n] for each part of the states."""
+    bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
+    return [
+        Index(index.at[:, a:b], None if index.mask is None else index.mask[:, a:b])
+        for a, b in itertools.pairwise(bounds)
+    ]
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+
+
+def of_each_example(a: Array, fresh: Array) -> Array:
+    """An array [B, ...], or [1, ...] that a batch shares, as [B, ...], spread over devices as `fresh` [B] is."""
+    return a + zeros_over(fresh, a.shape[1:], a.dtype)
+
+
+def zeros_over(lead: Array, shape: Sequence[int], dtype: Any) -> Array:
+    """Zeros of `lead.shape + shape`, spread over devices as `lead` is."""
+    zero = jnp.zeros_like(lead, dtype).reshape(*lead.shape, *[1] * len(shape))
+    return jnp.broadcast_to(zero, (*lead.shape, *shape))
+
+
+def replaced(arrays: Sequence[Array], places: Sequence[int], new: Sequence[Array]) -> list[Array]:
+    """Arrays, with new ones at some places."""
+    by_place = dict(zip(places, new, strict=True))
+    return [by_place.get(i, a) for i, a in enumerate(arrays)]
+
+
+def over_steps(function: Callable[..., Out]) -> Callable[..., Out]:
+    """A function of one example at one step, over the leading axes [W, B] of its arguments."""
+    return jax.vmap(jax.vmap(function))
+
+
+def leading(mask: Array, a: Array) -> Array:
+    """A mask over the leading axes of an array, with an axis of length one for each other axis."""
+    return mask.reshape(*mask.shape, *[1] * (a.ndim - mask.ndim))
+
+
+def where_over(mask: Array, a: Array) -> Array:
+    """The array, with zeros where a mask over its leading axes does not hold."""
+    return jnp.where(leading(mask, a), a, 0)
+
+
+def without_past(by_state: Array, fresh: Array) -> Array:
+    """Derivatives [W, B, ...] by old states, with zeros where a stream begins.
+
+    Such a derivative may be NaN, as that of a norm at zero is, and nothing reads it.
+    """
+    first = np.arange(by_state.shape[0]) == 0
+    return jnp.where(leading(first[:, None] & fresh[None], by_state), 0, by_state)
+
+
+def finite_where(by_state: Array, fresh: Array) -> Array:
+    """Derivatives [B, ...] by states, with zeros for those that are not finite where a stream begins."""
+    return jnp.where(leading(fresh, by_state) & ~jnp.isfinite(by_state), 0, by_state)
+
+
+def sum_dtype(weight: Array) -> Any:
+    """The dtype in which the gradient of a weight is summed: at least float32."""
+    return result_type(weight.dtype, jnp.float32)
+
+
+def widened(arrays: Sequence[Array]) -> list[Array]:
+    """Weights or their gradients in the dtypes in which gradients are summed."""
+    return [a.astype(sum_dtype(a)) for a in arrays]
+
+
+def zero_sums(weights: Sequence[Array]) -> list[Array]:
+    """Sums of gradients by weights, before anything is added."""
+    return [jnp.zeros_like(w, sum_dtype(w)) for w in weights]

@@ -1,0 +1,220 @@
+"""The cut steps of a window: their Jacobians, and the outputs as a function of states and operations."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from .._jax import linear_transpose
+from ..analyse import WeightOp, trace_dtype
+from ..plan import Columns, Layout, OpPlan, Plan
+from ..traces import Factors, times
+from ._arrays import (
+    over_steps,
+    rows_of,
+    take,
+    take_rows,
+    weighted,
+    where_over,
+    widened,
+    without_past,
+    zeros_over,
+)
+from ._forward import Rollout, narrowed
+from ._read import Reading, Sources
+from ._records import Arrays, Taken, Weights
+from ._step import StepFunctions
+
+ReadPull = Callable[[Arrays], tuple[Sources]]
+"""From the derivatives by the outputs of a window to those by all that outputs depend on in their own step."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Jacobians:
+    """The compressed Jacobians of the cut steps: one row for each of C colours."""
+
+    transition: list[Array]
+    """D, for each part of the states [C, W, B, n]."""
+    immediate: list[list[Array]]
+    """F, for each live operation [C, W, B, outputs]; where it is read by columns, [C, W, B, n] for each part of
+    the states."""
+
+    def within(self, first: Array, valid: Array) -> "Jacobians":
+        """These Jacobians, with zeros where a stream begins with a step, or the step is not part of a stream."""
+        return Jacobians(
+            [where_over(~first[None], j) for j in self.transition],
+            [[where_over(valid[None], j) for j in parts] for parts in self.immediate],
+        )
+
+
+class CutSteps:
+    """What a window needs of its cut steps, all at once."""
+
+    def __init__(self, plan: Plan, step: StepFunctions):
+        self.plan, self.step = plan, step
+        self.live: list[OpPlan] = [plan.ops[op.number] for op in step.live]
+        self.reading = Reading(step)
+        self.reads_old = self.reading.reads_old_states()
+
+    def deltas(self, parts: Arrays) -> list[Array]:
+        """Perturbations of zero of the live operations, [W, B, ...], spread over devices as the parts are."""
+        lead = next(part[:, :, 0] for part in parts if part.shape[-1])
+        return [zeros_over(lead, p.op.delta.shape, p.op.delta.dtype) for p in self.live]
+
+    # --- outputs and data ---
+
+    def read(self, weights: Weights, rollout: Rollout) -> tuple[list[Array], ReadPull, list[Array]]:
+        """The outputs, how they depend on their sources, and the data of live operations that have some."""
+        parts = over_steps(self.step.parts)
+        old, new = parts(rollout.taken.state), parts(rollout.after)
+        sources = Sources(widened(weights.effective), old, new, self.deltas(old))
+        return jax.vjp(lambda s: self._outputs(weights, rollout, s), sources, has_aux=True)
+
+    def data(self, weights: Weights, rollout: Rollout) -> list[Array]:
+        """The data of live operations that have some, [W, B, ...]."""
+        return self.read(weights, rollout)[2]
+
+    def _outputs(
+        self, weights: Weights, rollout: Rollout, sources: Sources
+    ) -> tuple[list[Array], list[Array]]:
+        analysis = self.step.analysis
+        wide = dict(zip(analysis.split.weights, sources.weights, strict=True))
+
+        def one(taken: Taken, old: Arrays, new: Arrays, deltas: Arrays):
+            of_example = list(narrowed(analysis, wide, [*old, *taken.xs]).values())
+            return self.reading(weights, taken, Sources(of_example, old, new, deltas))
+
+        return over_steps(one)(rollout.taken, sources.old, sources.new, sources.deltas)
+
+    def canonical(self, data: Arrays) -> list[Array | None]:
+        """The `x` of each live operation in canonical form, [W, B, G, I]; `None` where it has none."""
+        remaining = iter(data)
+        by_op: list[Array | None] = []
+        for p in self.live:
+            if p.op.kind.data is None:
+                by_op.append(None)
+                continue
+            x = over_steps(lambda x, op=p.op: _factor(op, x))(next(remaining))
+            is_inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+            by_op.append(x if is_inexact else x.astype(p.op.delta.dtype))  # spikes may be booleans
+        return by_op
+
+    # --- Jacobians ---
+
+    def jacobians(self, weights: Weights, taken: Taken, fresh: Array) -> Jacobians:
+        """The compressed Jacobians; nothing passes on from before a stream that begins with the window."""
+        parts = over_steps(self.step.parts)(taken.state)
+        dtype = self.step.dtype
+
+        def cut(parts: Arrays, deltas: Arrays) -> list[Array]:
+            one = lambda taken, old, deltas: self.step.cut(weights, taken, old, deltas)
+            return over_steps(one)(taken, parts, deltas)
+
+        deltas = self.deltas(parts)
+        _, pull = jax.vjp(cut, parts, deltas)
+        colours = self.plan.colours
+        of_colour = colours.colour[None, :] == np.arange(colours.count)[:, None]
+        bounds = np.cumsum([part.shape[-1] for part in parts])[:-1]
+        seeds = [  # spread over devices as the parts
+            jnp.asarray(seed, dtype)[:, None, None] + jnp.zeros_like(part)[None]
+            for seed, part in zip(np.split(of_colour, bounds, 1), parts, strict=True)
+        ]
+        if colours.count == 1:
+            one_product = pull([seed[0] for seed in seeds])
+            transition, by_ops = jax.tree.map(lambda a: a[None], one_product)
+        else:
+            transition, by_ops = jax.vmap(pull)(seeds)
+        immediate: list[list[Array]] = []
+        for place, p in enumerate(self.live):
+            columns = colours.columns.get(p.op.number)
+            if columns is None:
+                by_op = by_ops[place]
+                compressed = [by_op.reshape(*by_op.shape[:3], -1)]
+            else:
+                pull_op = lambda bars, place=place: pull(bars)[1][place]
+                compressed = _by_columns(columns, pull_op, parts, deltas[place])
+            trace = trace_dtype(self.plan.analysis, p.op)
+            immediate.append([j.astype(trace) for j in compressed])
+        first = jax.vmap(lambda by_state: without_past(by_state, fresh))
+        return Jacobians([first(j) for j in transition], immediate)
+
+    def factors(self, jacobians: Jacobians, data: Arrays) -> list[Factors | None]:
+        """What the window says of each live operation; `None` where it has no trace."""
+        transitions: dict[Layout, Array] = {}  # that operations share
+        rows, factors = rows_of(jacobians.transition), list[Factors | None]()
+        for p, x, compressed in zip(
+            self.live, self.canonical(data), jacobians.immediate, strict=True
+        ):
+            if p.trace is None:
+                factors.append(None)
+                continue
+            layout = p.trace.layout
+            if layout not in transitions:
+                transitions[layout] = take_rows(rows, layout.transition)
+            immediate = take(rows_of(compressed), p.trace.immediate)
+            factors.append(Factors(x, immediate, transitions[layout]))
+        return factors
+
+
+def _factor(op: WeightOp, x: Array) -> Array:
+    places = range(len(op.equation.inputs))
+    return op.kind.factor([x if i == op.kind.data else None for i in places])
+
+
+def _by_columns(
+    columns: Columns, pull: Callable[[Arrays], Array], parts: Arrays, zero: Array
+) -> list[Array]:
+    """The compressed `F` of an operation, [C, W, B, n] for each part of the states.
+
+    `pull` takes cotangents of the new states to that of the operation, which is like `zero`.
+    """
+    seeds = columns.colour[None, :] == np.arange(columns.count)[:, None]
+    seeds = jnp.asarray(seeds, zero.dtype).reshape(-1, 1, 1, *zero.shape[2:]) + zero[None]
+    push = linear_transpose(pull, parts)
+    if columns.count == 1:
+        products = [j[None] for j in push(seeds[0])[0]]
+    else:
+        products = jax.vmap(lambda seed: push(seed)[0])(seeds)
+    bounds = np.cumsum([0, *(part.shape[-1] for part in parts)])
+    places = list(zip(parts, itertools.pairwise(bounds), strict=True))
+
+    def by_rows() -> list[Array]:
+        """The same in reverse mode, which meets no derivative that nothing passes through."""
+
+        def row(state: Array) -> Array:
+            bar = pull(
+                [
+                    jnp.where(np.arange(a, b) == state, jnp.ones_like(part), 0)
+                    for part, (a, b) in places
+                ]
+            )
+            bar = bar.reshape(*bar.shape[:2], -1)
+            of_colour = columns.colour == np.arange(columns.count)[:, None, None, None]
+            return jnp.where(of_colour, bar, 0).sum(-1)
+
+        compressed = jnp.moveaxis(lax.map(row, np.arange(bounds[-1])), 0, -1)  # [C, W, B, S]
+        return [compressed[..., a:b].astype(part.dtype) for part, (a, b) in places]
+
+    finite = jnp.stack([jnp.isfinite(j).all() for j in products]).all()
+    return lax.cond(finite, lambda: products, by_rows)
+
+
+def into_op(plan: Plan, op: WeightOp, immediate: Arrays, credit: Sequence[Array]) -> Array:
+    """`F^T` on the credit of new states, [W, B, n] for each part: that of the output of an operation."""
+    columns = plan.colours.columns.get(op.number)
+    if columns is not None:
+        parts = [times(c[None], j) for j, c in zip(immediate, credit, strict=True)]
+        return take(rows_of(parts), columns.entries).sum(-1)
+    (jacobian,) = immediate
+    owner = plan.colours.immediate[op.number]
+    if owner.at.shape[-1] == 0:
+        return jnp.zeros(jacobian.shape[1:], jacobian.dtype)
+    return weighted(credit, owner, jacobian)
+
+
+__all__ = ["CutSteps", "Jacobians", "ReadPull", "into_op"]

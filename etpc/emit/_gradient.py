@@ -1,0 +1,118 @@
+"""The gradient by the effective weights, from the credit of operations and traces, and its sums over windows."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .._jax import promoting, result_type
+from ..analyse import WeightOp
+from ..plan import Plan, TracePlan
+from ..traces import Rows
+from ._arrays import replaced, zero_sums
+from ._records import Arrays, Bars
+
+FOLD_BELOW_BYTES = 1 << 18
+"""What a trace gives entry by entry is summed over windows in its own order of axes, and brought into that of the
+weight once. Where it has no more bytes than this it is folded into the gradient of the weight window by window:
+a sum of its own would have XLA compile more kernels, for no gain in time."""
+LONG_WINDOW_STEPS = 8
+"""Windows shorter than this are so many that folding costs time whatever the size."""
+
+
+class Sums(NamedTuple):
+    """A gradient, summed over windows."""
+
+    weights: list[Array]
+    """By the effective weights, at least float32."""
+    entries: list[Array | None]
+    """What each carried trace gives besides, entry by entry; `None` where that is folded into `weights`."""
+
+
+class Gradients:
+    """Puts the gradient by the effective weights together."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def of_window(self, bars: Bars, entries: Sequence[Array | None]) -> list[Array]:
+        """The gradient of a window; `entries` are what traces give entry by entry, one for each of `bars.ops`."""
+        grads = bars.weights
+        for credit, of_trace in zip(bars.ops, entries, strict=True):
+            if credit.past is not None and of_trace is not None:
+                grads = self._with_entries(grads, credit.past.trace, of_trace)
+            if credit.terms:
+                grads = self._with(grads, credit.op, _product(credit.op, credit.terms))
+        return grads
+
+    @promoting
+    def no_sums(self, weights: Arrays, steps: int) -> Sums:
+        """Sums of windows of so many steps, before any is added."""
+        entries: list[Array | None] = []
+        for trace in self.plan.carried:
+            like = _shape_of_entries(trace)
+            if like is not None and steps >= LONG_WINDOW_STEPS:
+                like = like if like.size * like.dtype.itemsize > FOLD_BELOW_BYTES else None
+            entries.append(None if like is None else jnp.zeros(like.shape, like.dtype))
+        return Sums(zero_sums(weights), entries)
+
+    @promoting
+    def added(self, sums: Sums, more: Sums) -> Sums:
+        """The sums with those of one more window."""
+        pairs = list(zip(sums.entries, more.entries, strict=True))
+        folded = [new if old is None else None for old, new in pairs]
+        apart = [None if old is None or new is None else old + new for old, new in pairs]
+        grads = self.total(Sums(more.weights, folded))
+        return Sums([a + b for a, b in zip(sums.weights, grads, strict=True)], apart)
+
+    @promoting
+    def total(self, sums: Sums) -> list[Array]:
+        """The whole gradient, at least in float32."""
+        grads = sums.weights
+        for trace, entries in zip(self.plan.carried, sums.entries, strict=True):
+            if entries is not None:
+                grads = self._with_entries(grads, trace, entries)
+        return list(grads)
+
+    def _with_entries(self, grads: Arrays, trace: TracePlan, entries: Array) -> list[Array]:
+        return self._with(grads, trace.op, trace.form.gathered(trace.site, entries))
+
+    def _with(self, grads: Arrays, op: WeightOp, added: Array) -> list[Array]:
+        """Gradients by the effective weights, with what one operation adds to that of its weight."""
+        place = self.plan.analysis.split.weights.index(op.weight)
+        dtype = grads[place].dtype
+        if not jnp.issubdtype(dtype, jnp.complexfloating):
+            added = added.real
+        return replaced(grads, [place], [grads[place] + added.astype(dtype)])
+
+
+def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -> Array:
+    """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
+    kind = op.kind
+    credit = _joined([c.reshape(*c.shape[:2], kind.groups, kind.outputs) for _, c in terms])
+    data = [x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in terms if x is not None]
+    if not data:
+        return kind.contract(None, credit)
+    x = _joined(data)
+    return kind.contract(x, credit.astype(result_type(x, credit)))
+
+
+def _joined(arrays: Arrays) -> Array:
+    dtype = result_type(*arrays)
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate([a.astype(dtype) for a in arrays])
+
+
+def _shape_of_entries(trace: TracePlan) -> jax.ShapeDtypeStruct | None:
+    """The shape of what a trace gives entry by entry; `None` if it gives nothing so."""
+
+    def entries() -> Array | None:
+        credit = jnp.zeros((1, trace.site.block, trace.site.count), trace.dtype)
+        carry = trace.form.init(trace.site, 1)
+        return trace.form.entries(trace.site, trace.form.start(trace.site, credit, carry), carry)
+
+    return jax.eval_shape(entries)
+
+
+__all__ = ["Gradients", "Sums"]

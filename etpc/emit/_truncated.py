@@ -1,0 +1,185 @@
+"""Windows that are cut as the traces are: learning signals, and the Jacobians of the cut steps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..plan import Pairs, Plan, TracePlan
+from ..traces import Factors, Rows, Traces, apply_back, paired
+from ._arrays import (
+    by_step,
+    columns,
+    over_steps,
+    replaced,
+    take,
+    weighted,
+    widened,
+    without_past,
+)
+from ._cut import Jacobians, ReadPull, into_op
+from ._forward import Rollout
+from ._move import Moves
+from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
+from ._window import Course, Window
+
+
+class CutWindow(NamedTuple):
+    """What the backward pass of a truncated window needs."""
+
+    read_pull: ReadPull
+    input_pull: Callable[[Arrays], tuple[list[Array]]] | None
+    """From the derivatives by outputs to those by the float inputs; `None` if these are not asked for."""
+    jacobians: Jacobians
+    data: list[Array]
+    paths: list[Any]
+    """What the credit of each carried trace needs of how its form followed the window."""
+    blocks: list[Factors | None]
+    """The factors of each live operation whose blocks are not closed."""
+    fresh: Array
+
+
+class Truncated(Window[CutWindow]):
+    """Windows in which the data of cut operations is held constant, so that their length does not matter."""
+
+    copies_weights = True
+
+    def forward(
+        self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
+    ) -> Course[CutWindow]:
+        rollout = self.step.run(weights, span.xs, span.state, outputs=False)
+        jacobians = self.cut.jacobians(weights, rollout.taken, span.fresh)
+        outputs, read_pull, data = self.cut.read(weights, rollout)
+        factors = self.cut.factors(jacobians, data)
+        followed, paths = self.mover.follow(factors, traces)
+        blocks = [
+            None if p.trace is None or p.trace.closed else f
+            for p, f in zip(self.cut.live, factors, strict=True)
+        ]
+        pull = self._input_pull(weights, rollout, moving) if moving else None
+        residuals = CutWindow(read_pull, pull, jacobians, data, paths, blocks, span.fresh)
+        return Course(outputs, rollout.last, Moves(factors, followed), residuals)
+
+    def _input_pull(
+        self, weights: Weights, rollout: Rollout, moving: Sequence[int]
+    ) -> Callable[[Arrays], tuple[list[Array]]]:
+        """How the output of each step depends on the input of that step, with the old state held constant."""
+        taken = rollout.taken
+
+        def outputs(values: Arrays) -> list[Array]:
+            xs = replaced(taken.xs, moving, values)
+            return over_steps(functools.partial(self.step.outputs, weights))(xs, taken.state)
+
+        return jax.vjp(outputs, [taken.xs[i] for i in moving])[1]
+
+    def backward(self, residuals: CutWindow, traces: Traces, outputs: Cotangents) -> Bars:
+        (by,) = residuals.read_pull(outputs)
+        inputs = [] if residuals.input_pull is None else residuals.input_pull(outputs)[0]
+        old = None
+        if self.cut.reads_old:
+            old = [without_past(part, residuals.fresh) for part in by.old]
+        window = WindowSignals(self.plan, residuals.jacobians.transition, old, by.new)
+        xs = self.cut.canonical(residuals.data)
+        carried = iter(zip(traces.carries, residuals.paths, strict=True))
+        ops: list[OpCredit] = []
+        for place, p in enumerate(self.cut.live):
+            immediate, trace, past = residuals.jacobians.immediate[place], p.trace, None
+            of_past: list[Rows] = []
+            if trace is None:
+                credit = into_op(self.plan, p.op, immediate, by.new)
+            else:
+                signals = OpSignals(window, trace, immediate, residuals.blocks[place])
+                carry, path = next(carried) if trace.shares is None else (None, ())
+                credit, start = trace.form.credit(trace.site, signals, path)
+                if carry is not None:
+                    past = Past(trace, carry, start)
+                    of_past = trace.form.rows(trace.site, start, carry)
+            delta = by.deltas[place]
+            delta = delta + credit.reshape(delta.shape)
+            ops.append(OpCredit(p.op, [(xs[place], delta), *of_past], past))
+        return Bars(widened(by.weights), self.by_input(inputs), ops)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WindowSignals:
+    """The derivatives of a window's loss by old and new states, each step apart; [W, B, n] for each part."""
+
+    plan: Plan
+    transition: Arrays
+    """The compressed D, [C, W, B, n] for each part of the states."""
+    old: Arrays | None
+    """`None` if no output reads old states past the new ones."""
+    new: Arrays
+
+    @cached_property
+    def passed_back(self) -> tuple[list[Array], list[Array]]:
+        """The credit of each new state, which all later steps add to, and that of the state at the start."""
+        owners = columns(self.plan.colours.transition, self.new)
+
+        def back(later: Arrays, step: tuple[Sequence[Arrays | Array], Arrays | None, Arrays]):
+            jacobian, by_old, by_new = step
+            total = [n + a for n, a in zip(by_new, later, strict=True)]
+            earlier = [weighted(total, o, j) for j, o in zip(jacobian, owners, strict=True)]
+            if by_old is not None:
+                earlier = [o + e for o, e in zip(by_old, earlier, strict=True)]
+            return earlier, total
+
+        last = [jnp.zeros_like(part[0]) for part in self.new]
+        steps = [by_step(j) for j in self.transition], self.old, self.new
+        start, credit = lax.scan(back, last, steps, reverse=True)
+        return credit, start
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpSignals:
+    """The learning signals of a window as one operation sees them: an `etpc.traces.Signals`."""
+
+    window: WindowSignals
+    trace: TracePlan
+    immediate: Arrays
+    """The compressed F of the operation."""
+    factors: Factors | None
+    """`None` if its blocks are closed."""
+
+    def new(self) -> Array:
+        return take(self.window.new, self.trace.layout.states)
+
+    def old(self) -> Array | None:
+        old = self.window.old
+        return None if old is None else take(old, self.trace.layout.states)
+
+    def through(self) -> tuple[Array, Array]:
+        window, trace = self.window, self.trace
+        if self.factors is None:
+            credit, start = window.passed_back
+            by_output = into_op(window.plan, trace.op, self.immediate, credit)
+            return by_output, take(start, trace.layout.states)
+        pairs, transition = trace.layout.pairs, self.factors.transition
+        credit, start = _within_blocks(pairs, transition, self.old(), self.new())
+        return paired(credit, self.factors.immediate), start
+
+
+def _within_blocks(
+    pairs: Pairs, transition: Array, old: Array | None, new: Array
+) -> tuple[Array, Array]:
+    """The credit of each new state and that of the start, of blocks that are not closed.
+
+    Each output has credit of its own [W, B, m, O], which does not leave its block.
+    """
+
+    def back(later: Array, step: tuple[Array, Array | None, Array]):
+        jacobian, by_old, by_new = step
+        total = by_new + later
+        earlier = apply_back(pairs, jacobian, total)
+        return earlier if by_old is None else by_old + earlier, total
+
+    start, credit = lax.scan(back, jnp.zeros_like(new[0]), (transition, old, new), reverse=True)
+    return credit, start
+
+
+__all__ = ["Truncated"]

@@ -1,0 +1,210 @@
+"""A window of a trace program, as one differentiable function on arrays.
+
+A window runs the model forward, step by step; then everything else is computed for all its steps at once:
+the Jacobians of the cut steps, the outputs, and, backwards, the learning signals. What remains
+sequential is element-wise code on blocks.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .._jax import promoting, without_derivative
+from .._tuning import tuning
+from ..plan import Plan
+from ..traces import Carry, Traces
+from ._cut import CutSteps
+from ._gradient import Gradients, Sums
+from ._move import Mover, Moves
+from ._prefix import instantiated
+from ._records import Arrays, Bars, Cotangents, Span, Weights
+from ._step import StepFunctions
+
+NO_SECOND_DERIVATIVE = (
+    "The gradient of a program is differentiated, as for a Hessian product, a gradient penalty or a "
+    "learning rate that is learned over several updates. Its derivative would be wrong. This is because "
+    "an online gradient holds traces and parts of the step constant. Where the gradient is meant as a "
+    "constant, pass it through `jax.lax.stop_gradient`. For its derivative take `etpc.bptt`, whose "
+    "gradient may be differentiated."
+)
+Residuals = TypeVar("Residuals")
+
+
+@dataclasses.dataclass(frozen=True)
+class Course(Generic[Residuals]):
+    """A window that was run forward."""
+
+    outputs: list[Array]
+    """[W, B, ...] each."""
+    last: list[Array]
+    """The state at the end."""
+    moves: Moves
+    residuals: Residuals
+    """What the backward pass needs, beside the traces."""
+
+
+class Result(NamedTuple):
+    """A window: outputs [W, B, ...], and the state and traces at its end."""
+
+    outputs: list[Array]
+    state: list[Array]
+    traces: Traces
+
+
+class Learned(NamedTuple):
+    """A window with its loss, and the gradient of that by the effective weights."""
+
+    loss: Array
+    aux: Any
+    sums: Sums
+    state: list[Array]
+    traces: Traces
+
+
+class Window(abc.ABC, Generic[Residuals]):
+    """The functions of an emitted program.
+
+    - `prefix(parameters, steps)`: what depends on parameters alone, once for a call of so many steps.
+    - `run(weights, span, traces)`: a window. It is differentiable by the effective weights, where the
+        derivative is the online gradient, and by the inputs: under "cut" an input has the gradient of its
+        own step, and under "full" that of its window. The derivative by inputs costs more, and is taken
+        only where it is asked for.
+    - `learn(weights, span, traces, loss_of)`: a window, `loss_of(outputs) -> (loss, aux)`, and the gradient
+        of the loss, as sums that `gradients` adds up over windows. The traces are read no more after
+        that, so they are overwritten.
+    """
+
+    copies_weights: bool = False
+    """Whether forward passes are not differentiated, so that they may read copies of weights."""
+    holds_steps: bool = True
+    """Whether the gradient holds parts of the steps constant, and not the traces alone."""
+
+    def __init__(self, plan: Plan, step: StepFunctions):
+        self.plan, self.step = plan, step
+        self.cut = CutSteps(plan, step)
+        self.mover = Mover(plan, [op.number for op in step.live])
+        self.gradients = Gradients(plan)
+        self.float_inputs = [i for i, v in enumerate(plan.analysis.step.inputs) if v.is_float]
+        self.run = _differentiable(self)
+
+    @abc.abstractmethod
+    def forward(
+        self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
+    ) -> Course[Residuals]:
+        """Run a window; `moving` are the inputs that it will be differentiated by."""
+
+    @abc.abstractmethod
+    def backward(self, residuals: Residuals, traces: Traces, outputs: Cotangents) -> Bars:
+        """The derivatives of the loss of a window from those by its outputs."""
+
+    def prefix(self, parameters: Sequence[Any], steps: int) -> Weights:
+        least = tuning().transpose_min_steps
+        copies = self.copies_weights and least is not None and steps >= least
+        return self.step.prefix(parameters, copies=copies)
+
+    @promoting
+    def learn(
+        self,
+        weights: Weights,
+        span: Span,
+        traces: Traces,
+        loss_of: Callable[[list[Array]], tuple[Array, Any]],
+    ) -> Learned:
+        course = self.forward(weights, span, traces)
+        loss, pull, aux = jax.vjp(loss_of, course.outputs, has_aux=True)
+        (outputs_bar,) = pull(jnp.ones_like(loss))
+        bars = self.backward(course.residuals, traces, outputs_bar)
+        grads = self.gradients.of_window(bars, [None] * len(bars.ops))
+        traces, entries = self.mover.advance(course.moves, traces, bars)
+        return Learned(loss, aux, Sums(grads, entries), course.last, traces)
+
+    def fresh_traces(self, batch: int) -> Traces:
+        """The traces of a stream that begins, [B, ...]."""
+        carries = [p.form.init(p.site, batch) for p in self.plan.carried]
+        directions = self.plan.directions
+        if directions is None:
+            return Traces(carries)
+        shared = directions.init(self.plan.analysis.hidden.size, self.plan.dtype)
+        return Traces(carries, shared, self.fresh_each(batch))
+
+    def fresh_each(self, batch: int) -> Carry:
+        """What each example has of the directions when its stream begins, [B, ...]."""
+        directions = self.plan.directions
+        if directions is None:
+            return ()
+        return directions.each(self.plan.analysis.hidden.size, batch, self.plan.dtype)
+
+    def none_yet(self, state: Arrays) -> Carry:
+        """The steps that are kept for look-back when a stream begins with a state [B, ...]."""
+        return ()
+
+    def __str__(self) -> str:
+        plan, split = self.plan, self.plan.analysis.split
+        lines = [
+            f"window of {plan.window} steps for {plan.algorithm}",
+            f"  prefix: {len(split.prefix)} equations, once for a call",
+            f"  run, learn: {len(split.body)} equations and {plan.colours}, at each step",
+            *(f"    {line}" for line in self.step.forward.lines()),
+            "  traces of one example",
+        ]
+        for p in plan.carried:
+            carry = jax.eval_shape(lambda p=p: p.form.init(p.site, 1))
+            shapes = [f"{a.dtype.name}{list(a.shape[1:])}" for a in carry]
+            lines.append(f"    {p.op.path}: {' + '.join(shapes)}")
+        return "\n".join(lines)
+
+    def by_input(self, bars: Arrays) -> list[Array | None]:
+        """The derivatives by each input, from those by all float inputs; none if there are none."""
+        by_input = dict(zip(self.float_inputs if bars else (), bars, strict=True))
+        return [by_input.get(i) for i in range(len(self.plan.analysis.step.inputs))]
+
+
+def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Result]:
+    """`Window.run`, whose derivative is the online gradient."""
+
+    def finished(course: Course[Any], traces: Traces) -> Result:
+        moved, _ = window.mover.advance(course.moves, traces)
+        return Result(course.outputs, course.last, moved)
+
+    @jax.custom_vjp
+    @promoting
+    def run(weights: Weights, span: Span, traces: Traces) -> Result:
+        return finished(window.forward(weights, span, traces), traces)
+
+    @promoting
+    def forward(weights: Any, span: Any, traces: Any):
+        moving = window.float_inputs if any(x.perturbed for x in span.xs) else ()
+        is_primal = lambda a: hasattr(a, "perturbed")
+        weights, span, traces = jax.tree.map(
+            lambda a: a.value, (weights, span, traces), is_leaf=is_primal
+        )
+        course = window.forward(weights, span, traces, moving)
+        residuals = course.residuals
+        if window.holds_steps:
+            residuals = without_derivative(residuals, NO_SECOND_DERIVATIVE)
+        held = without_derivative(traces, NO_SECOND_DERIVATIVE)
+        return finished(course, traces), (residuals, held)
+
+    @promoting
+    def backward(kept: tuple[Any, Traces], cotangents: Result):
+        residuals, traces = kept
+        outputs = [instantiated(a) for a in cotangents.outputs]
+        bars = window.backward(residuals, traces, outputs)
+        pasts = [credit.past for credit in bars.ops]
+        entries = [None if past is None else past.entries() for past in pasts]
+        grads = window.gradients.of_window(bars, entries)
+        dtypes = [v.aval.dtype for v in window.plan.analysis.split.weights]
+        by_weights = tuple(g.astype(dtype) for g, dtype in zip(grads, dtypes, strict=True))
+        none: Any = None
+        return Weights(by_weights, none, none), Span(bars.inputs, none, none), none
+
+    run.defvjp(forward, backward, symbolic_zeros=True)
+    return run
+
+
+__all__ = ["NO_SECOND_DERIVATIVE", "Course", "Learned", "Result", "Window"]

@@ -1,0 +1,212 @@
+"""What the plan of a trace program says, as records."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..algorithms import Algorithm
+from ..analyse import Analysis, Pattern, WeightOp, vector_dtype
+from ..traces import Directions, Site, Trace, bytes_of
+from ._blocks import Colouring, Index, Layout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sketch:
+    """The trace of one weight operation, but for its tables."""
+
+    op: WeightOp
+    form: Trace
+    site: Site
+    """What the form knows of the operation; its block ends with the virtual states, if there are some."""
+    members: Pattern
+    """Outputs x states: the states that the trace of each output holds."""
+    closed: bool
+    """Whether a block contains all that it reaches, so that nothing leaves the trace that way."""
+    directions: Directions | None
+    """The directions along which influence that escapes from the trace is followed, if it is."""
+
+    @property
+    def virtual(self) -> int:
+        """How many virtual states the trace has besides the block."""
+        return 0 if self.directions is None else self.directions.count
+
+    @property
+    def block(self) -> int:
+        """m, the most states that one output has."""
+        return self.site.block - self.virtual
+
+    @property
+    def dtype(self) -> Any:
+        """At least float32, and complex where the operation is."""
+        return self.site.dtype
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TracePlan(Sketch):
+    """The trace of one weight operation."""
+
+    layout: Layout
+    """Where `D` lies in the compressed Jacobian."""
+    immediate: Index
+    """Where `F` lies in the compressed Jacobian."""
+    shares: int | None
+    """The number of an operation with the same weight and blocks, whose trace is also that of this one;
+    `None` if it has its own."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that are carried for one example; 0 if another trace holds it."""
+        return 0 if self.shares is not None else bytes_of(self.form, self.site)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpPlan:
+    """What the program does with one weight operation."""
+
+    op: WeightOp
+    states: tuple[str, ...]
+    """The paths of the hidden states that it reaches."""
+    trace: TracePlan | None
+    """Its trace, if it has one."""
+    exact: bool
+    """Whether the gradient through this operation is that of BPTT."""
+    escapes: tuple[str, ...]
+    """What is left out, in words: by the form of the trace, and along paths on which influence leaves it."""
+    reason: str
+    """Why there is no trace; empty if there is one."""
+    choice: str
+    """Why the trace has this form, where the algorithm chose it."""
+
+    @property
+    def path(self) -> str:
+        return self.op.path
+
+    @property
+    def kind(self) -> str:
+        return self.op.kind.name
+
+    @property
+    def form(self) -> Trace | None:
+        """The form of its trace, or `None` if it has none."""
+        return None if self.trace is None else self.trace.form
+
+    @property
+    def block(self) -> int:
+        """m, the most states that the trace of one output holds."""
+        return 0 if self.trace is None else self.trace.block
+
+    @property
+    def shares(self) -> int | None:
+        """The number of an operation whose trace is also that of this one."""
+        return None if self.trace is None else self.trace.shares
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the arrays that hold the trace of one example."""
+        return () if self.trace is None else self.trace.form.shapes(self.trace.site)
+
+    @property
+    def trace_shape(self) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
+        """Shape of the trace of one example, [(G,) I, (m,) O] where it is full; one shape for each
+        factor where it is factored. Axes of length one are left out for G and m."""
+        return self.shapes[0] if len(self.shapes) == 1 else self.shapes
+
+    @property
+    def trace_bytes(self) -> int:
+        """Bytes carried for one example; 0 if it shares a trace."""
+        return 0 if self.trace is None else self.trace.bytes
+
+    def __repr__(self) -> str:
+        return f"OpPlan({self.path}, {self.kind}, block={self.block}, exact={self.exact})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Hidden states that share blocks, and the weight operations that reach them."""
+
+    states: tuple[str, ...]
+    ops: tuple[str, ...]
+    block: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """What is carried and how it is moved; the emitter reads nothing else."""
+
+    analysis: Analysis
+    algorithm: Algorithm
+    ops: tuple[OpPlan, ...]
+    """One for each weight operation, in order, traced or not."""
+    groups: tuple[Group, ...]
+    colours: Colouring
+    window: int
+    window_reason: str
+    """Why the window that was chosen is not the least; else empty."""
+
+    @property
+    def dtype(self) -> Any:
+        """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
+        return vector_dtype(self.analysis)
+
+    @property
+    def directions(self) -> Directions | None:
+        """The directions along which influence is followed that escapes from the traces; `None` where none
+        escapes, or the algorithm follows none."""
+        return next((t.directions for t in self.traces if t.directions is not None), None)
+
+    @property
+    def behind(self) -> int:
+        """How many steps before a window its credit goes back through."""
+        lookback = self.algorithm.lookback
+        return 0 if lookback is None else max(lookback - self.window, 0)
+
+    @property
+    def traced(self) -> tuple[OpPlan, ...]:
+        """The operations that have a trace."""
+        return tuple(p for p in self.ops if p.trace is not None)
+
+    @property
+    def traces(self) -> tuple[TracePlan, ...]:
+        """The traces of these operations."""
+        return tuple(p.trace for p in self.ops if p.trace is not None)
+
+    @property
+    def carried(self) -> tuple[TracePlan, ...]:
+        """The traces that no other trace holds."""
+        return tuple(t for t in self.traces if t.shares is None)
+
+    @property
+    def window_matters(self) -> bool:
+        """Whether another window would give another gradient."""
+        return window_matters(self.algorithm, self.traces)
+
+    def window_for(self, steps: int) -> int:
+        """The window for a sequence of so many steps, the last of which may be shorter.
+
+        Where it was chosen, and the gradient does not depend on it, it is one near it that divides `steps`.
+        """
+        window = self.window
+        if self.algorithm.window == "auto" and not self.window_matters:
+            divisors = [w for w in range(window // 2, 2 * window + 1) if steps % w == 0]
+            window = min(divisors, key=lambda w: abs(math.log(w / window)), default=window)
+        return min(window, steps)
+
+    def __str__(self) -> str:
+        rows = [f"plan for {self.algorithm}: {self.colours} a step"]
+        for p in self.ops:
+            text = f"trace {p.trace_shape}" if p.trace is not None else f"no trace: {p.reason}"
+            rows.append(f"  {p.path} {p.kind}: {text}")
+        return "\n".join(rows)
+
+
+def window_matters(algorithm: Algorithm, traces: Sequence[TracePlan]) -> bool:
+    """Whether another window would give another gradient.
+
+    With `backprop="full"` nothing is cut inside a window; and some forms, such as a low rank, reduce the
+    trace after each window.
+    """
+    return algorithm.backprop == "full" or any(t.form.window_matters for t in traces)
+
+
+__all__ = ["Group", "OpPlan", "Plan", "Sketch", "TracePlan", "window_matters"]

@@ -1,0 +1,366 @@
+"""A drawn model, compiled once for each rule, against its references at several points.
+
+A point has parameters, data and an initial state other than those that the model was compiled at: what is proved of a
+model holds at all of them. The references are backpropagation through time (`tests.helpers`) and the dense ones of
+each approximation (`tests.oracle`).
+"""
+
+import functools
+import zlib
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import etpc
+from tests import helpers, oracle
+from tests.fuzz import grammar
+from tests.helpers import by_path, quickly
+
+T = 4
+TOLERANCE = 1e-9
+SMALL = 1e-7
+"""A gradient that is smaller shows nothing."""
+DECAY = 0.8
+POINTS = 32
+RARE = 1000
+"""Where a reference disagrees: is there a rare branch, through which an operation reaches a state, that `POINTS`
+random points have not found?"""
+HOW = ("as compiled", "moved", "far", "zeros", "negative")
+ENTRIES = ("learn", "scan", "inside a scan", "batch")
+RULES = (
+    etpc.ES_D_RTRL(decay=DECAY, window=2),
+    etpc.ES_D_RTRL(rank=2, window=2),
+    etpc.SnAp(2, window=2),
+    etpc.D_RTRL(window=T, backprop="full"),
+    etpc.D_RTRL(window=1, lookback=T),
+    etpc.CreditRTRL(q=2, rank=None, window=2),
+)
+"""The third rule of a structure is one of these in turn."""
+
+
+class Point(NamedTuple):
+    model: grammar.DrawnModel
+    xs: dict
+    targets: list
+    state: object
+
+
+class Result(NamedTuple):
+    points: int  # where the gradient was alive, and all was compared
+    errors: dict[str, float]  # the largest of each property
+    failures: tuple[str, ...]  # of which it was too large
+
+
+def moved(rng, how, leaf):
+    """Other values of a parameter."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf
+    p = np.asarray(leaf)
+    noise = rng.normal(size=p.shape)
+    new = {
+        "as compiled": lambda: p,
+        "moved": lambda: p * (1 + 0.4 * noise) + 0.2 * rng.normal(size=p.shape),
+        "far": lambda: 2.5 * noise,
+        "zeros": lambda: p * (rng.random(p.shape) < 0.5) * (rng.random() < 0.8),
+        "negative": lambda: -p,
+    }[how]()
+    return jnp.asarray(new, p.dtype)
+
+
+def data(program, rng, steps=T, scale=1.0):
+    return {
+        "x": jnp.asarray(scale * rng.normal(0.3, 1, (steps, program.n_in))),
+        "i": jnp.asarray(rng.integers(0, grammar.N_INT, steps), jnp.int32),
+    }
+
+
+@quickly
+def exact_gradients(model, xs, targets, state, stop):
+    """The loss, and its gradients by the model and by the inputs; with `stop` those of each step alone."""
+
+    def total(both):
+        return helpers.loss_of_sequence(*both, targets, state, stop=stop)
+
+    return eqx.filter_value_and_grad(total)((model, xs))
+
+
+class Case:
+    """A drawn model with its points and references."""
+
+    def __init__(self, program: grammar.Program):
+        self.program = program
+        self.model = grammar.DrawnModel(program)
+        self.state = self.model.init_state()
+        self.x = jax.tree.map(lambda a: a[0], data(program, np.random.default_rng(0), 1))
+
+    def points(self, count, hows=HOW):
+        rng = np.random.default_rng(self.program.seed)
+        y = jax.tree.leaves(jax.eval_shape(self.model, self.x, self.state)[0])
+        floats = [a.shape for a in y if jnp.issubdtype(a.dtype, jnp.inexact)]
+        is_float = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
+        for k in range(count):
+            model = jax.tree.map(lambda a, k=k: moved(rng, hows[k % len(hows)], a), self.model)
+            state = jax.tree.map(
+                lambda a: (
+                    a + (0.7 * rng.normal(size=a.shape)).astype(a.dtype) if is_float(a) else a
+                ),
+                self.state,
+            )
+            targets = [jnp.asarray(rng.normal(0, 0.5, (T, *shape))) for shape in floats]
+            yield Point(model, data(self.program, rng, T, rng.choice([1.0, 2.5])), targets, state)
+
+    def compile(self, rule) -> etpc.Program:
+        weights = self.program.weights if self.program.marked else "all"
+        return etpc.compile(self.model, rule, inputs=self.x, weights=weights)
+
+    @functools.cache  # noqa: B019
+    def reaching(self, count):
+        """The operations that reach a state at one of some random points."""
+        xs = data(self.program, np.random.default_rng(1), count, 1.5)
+        far = 0.3 if count == POINTS else 1.5
+        return oracle.structure(self.model, self.x, self.state, xs=xs, spread=far).to_state
+
+    def reference(self, point: Point, rule, count):
+        """The gradient of an approximation, and the Jacobians of the steps."""
+        given = point.model, point.xs, point.targets, helpers.loss, point.state
+        pieces = jax.tree.map(np.asarray, oracle.all_pieces(*given, self.reaching(count)))
+        untraced = frozenset(name for name in pieces.F if self.program.untraced(name))
+        algo = "d_rtrl" if isinstance(rule, etpc.D_RTRL) else "es_d_rtrl"
+        grads = oracle.combine(pieces, algo=algo, decay=DECAY, untraced=untraced)
+        return oracle.pull_back(point.model, self.x, point.state, grads), pieces
+
+
+# Ways into a program --------------------------------------------------------------------------------------------------
+
+
+def online(program: etpc.Program, entry, point: Point, parts=2):
+    """The loss, the gradient, and the gradient by the inputs (or none)."""
+    model, xs, targets, state = point
+    batch = 2 if entry == "batch" else None
+    if batch:  # of a sequence and its reversal
+        xs, targets = jax.tree.map(lambda a: jnp.stack([a, a[::-1]], 1), (xs, targets))
+        state = jax.tree.map(lambda a: jnp.stack([a, a]), state)
+    carry = eqx.tree_at(lambda carry: carry.state, program.init(batch), state)
+    run = functools.partial(_learn if entry in ("learn", "batch") else _by_inputs, program, entry)
+    total, losses, inputs = None, 0.0, []
+    for start in range(0, T, T // parts):
+        part = jax.tree.map(lambda a, at=start: a[at : at + T // parts], (xs, targets))
+        loss, (grads, by_x), carry = run(model, *part, carry)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        losses, inputs = losses + loss, [*inputs, by_x]
+    by_x = None if inputs[0] is None else jax.tree.map(lambda *a: jnp.concatenate(a), *inputs)
+    return losses, (total, by_x)
+
+
+def _learn(program, entry, model, xs, targets, carry):
+    run = program.value_and_grad(helpers.loss, reduction="sum")
+    (loss, carry), grads = run(model, xs, targets, carry)
+    return loss, (grads, None), carry
+
+
+@quickly
+def _by_inputs(program, entry, model, xs, targets, carry):
+    def total(both):
+        model, xs = both
+        if entry == "scan":
+            ys, after = program.scan(model, xs, carry)
+            return jnp.sum(jax.vmap(helpers.loss)(ys, targets)), after
+
+        def body(carry, step_data):
+            y, carry = program(model, step_data[0], carry)
+            return carry, helpers.loss(y, step_data[1])
+
+        after, losses = jax.lax.scan(body, carry, (xs, targets))
+        return jnp.sum(losses), after
+
+    (loss, after), grads = eqx.filter_value_and_grad(total, has_aux=True)((model, xs))
+    return loss, grads, after
+
+
+# The comparison -------------------------------------------------------------------------------------------------------
+
+
+def check(program: grammar.Program, number=0, count=5) -> Result:
+    """`number` says in which way the program is entered, and what the third rule is."""
+    case = Case(program)
+    entry = ENTRIES[number % len(ENTRIES)]
+    rules = {etpc.D_RTRL(window=2): entry, etpc.RTRL(window=2): "learn"}
+    rules[RULES[number // len(ENTRIES) % len(RULES)]] = "learn"
+    try:
+        programs = [(case.compile(rule), way) for rule, way in rules.items()]
+    except etpc.SelectionError:  # no use that is marked has an effect
+        program = case.program = program.with_all_weights
+        programs = [(case.compile(rule), way) for rule, way in rules.items()]
+    eps = float(jnp.finfo(program.narrowest).eps)
+    tolerance = 64 * eps if program.narrow else TOLERANCE
+    found: dict[str, list[float]] = {}
+    points = 0
+    for point in case.points(count):
+        wanted = References(case, point)
+        if not wanted.settled:
+            continue
+        points += 1
+        for online_program, way in programs:
+            for name, error in compare(case, point, online_program, way, wanted).items():
+                found.setdefault(name, []).append(error if np.isfinite(error) else np.inf)
+    # Where types are narrow, rounding depends on the order of operations, and a branch on rounding.
+    worst = np.median if program.narrow else np.max
+    errors = {name: float(worst(each)) for name, each in found.items()}
+    return Result(points, errors, tuple(name for name, e in errors.items() if not e < tolerance))
+
+
+class References:
+    """The gradients of backpropagation through time at a point, and of each step alone."""
+
+    def __init__(self, case: Case, point: Point):
+        self.loss, (self.bptt, self.by_inputs) = exact_gradients(*point, False)
+        self.alone, self.inputs_alone = exact_gradients(*point, True)[1]
+        self.scale = size(self.bptt)
+        self.settled = bool(np.isfinite(self.scale)) and self.scale > SMALL
+        if self.settled:
+            self.settled = self.conditioned(point, case.program.narrow)
+
+    def conditioned(self, point, narrow):
+        """Whether the last digit of the parameters does not matter: rounding explains any error where it does.
+
+        With a decay of 1e60, a state that is the difference of two products with it has no correct digit.
+        """
+        rng = np.random.default_rng(0)
+        change = lambda a: (
+            a * (1 + float(jnp.finfo(a.dtype).eps) * rng.choice([-1.0, 1.0], a.shape))
+        )
+        near = lambda a: change(a).astype(a.dtype) if eqx.is_inexact_array(a) else a
+        bptt = exact_gradients(jax.tree.map(near, point.model), *point[1:], False)[1][0]
+        return narrow or 100 * difference(bptt, self.bptt) / self.scale < TOLERANCE
+
+    def of_batch(self, point: Point):
+        """The mean of a sequence and its reversal."""
+        backwards = jax.tree.map(lambda a: a[::-1], (point.xs, point.targets))
+        loss, (bptt, _) = exact_gradients(point.model, *backwards, point.state, False)
+        alone = exact_gradients(point.model, *backwards, point.state, True)[1][0]
+        mean = lambda a, b: (a + b) / 2
+        return mean(self.loss, loss), *jax.tree.map(mean, (self.bptt, self.alone), (bptt, alone))
+
+
+def compare(case: Case, point: Point, program: etpc.Program, entry, wanted: References):
+    """The errors of one program at one point."""
+    rule = program.algorithm
+    whole = rule.backprop == "full" and rule.window == T
+    loss, (grads, by_inputs) = online(program, entry, point, 1 if whole else 2)
+    loss_wanted, bptt, alone = wanted.loss, wanted.bptt, wanted.alone
+    if entry == "batch":
+        loss_wanted, bptt, alone = wanted.of_batch(point)
+    claims = {path: claim.claim for path, claim in program.claims.items()}
+    zero = jax.tree.map(jnp.zeros_like, bptt)
+
+    def off(reference, *wanted_claims):
+        return difference(grads, reference, claims, wanted_claims) / wanted.scale
+
+    errors = {
+        "loss": abs(float(loss - loss_wanted)) / max(1, abs(float(loss_wanted))),
+        "exact": off(bptt, "exact"),
+        "unused": max(off(zero, "unused"), difference(bptt, zero, claims, ["unused"])),
+    }
+    if rule.backprop == "cut":
+        errors["step"] = off(alone, "current step")
+    all_traced = case.program.weights == "all"
+    if (isinstance(rule, etpc.RTRL) and rule.rank is None and all_traced) or whole:
+        errors["bptt"] = off(bptt)
+    has_reference = isinstance(rule, etpc.D_RTRL | etpc.ES_D_RTRL) and rule.backprop == "cut"
+    has_reference = has_reference and getattr(rule, "rank", None) is None and not rule.lookback
+    if has_reference and entry != "batch" and case.program.has_dense_references:
+        used = set(claims.values()) - {
+            "unused"
+        }  # 0 times infinity, in a derivative that nothing reads
+        reference, pieces = case.reference(point, rule, POINTS)
+        errors["reference"] = off(reference, *used)
+        if not errors["reference"] < TOLERANCE:
+            errors["reference"] = off(case.reference(point, rule, RARE)[0], *used)
+        errors["pattern"] = outside(pieces.D, program)
+    if by_inputs is not None:
+        reference = wanted.by_inputs if rule.backprop == "full" else wanted.inputs_alone
+        scale = max(wanted.scale, size(wanted.by_inputs))
+        errors["inputs"] = difference(by_inputs, reference) / scale
+    return {f"{rule.name} {name}": error for name, error in errors.items()}
+
+
+def outside(jacobians, program):
+    """How many entries of the transitions of a rollout the pattern lacks."""
+    pattern = program.plan.analysis.transition.toarray()
+    if pattern.shape != jacobians.shape[1:]:  # a state that nothing reads has no entries
+        return 0.0
+    return float(np.sum(np.any(jacobians != 0, axis=0) & ~pattern))
+
+
+def size(grads):
+    return max((np.abs(g).max(initial=0.0) for g in by_path(grads).values()), default=0.0)
+
+
+def difference(found, wanted, claims=None, chosen=()):
+    """The largest difference of two gradients, of the parameters that have one of some claims."""
+    found, wanted = by_path(found), by_path(wanted)
+    assert found.keys() == wanted.keys()
+    paths = [path for path in wanted if not chosen or claims[path] in chosen]
+    each = [np.abs(np.asarray(found[path] - wanted[path])).max(initial=0.0) for path in paths]
+    return float(np.max([0.0, *each]))
+
+
+def check_patterns(program: grammar.Program, count=4) -> None:
+    """Whether the pattern of a step holds at random points; raises where it does not."""
+    case = Case(program)
+    etpc.analyse.check_pattern(lambda x, state: case.model(x, state), case.x, case.state)
+
+
+def check_rewired(program: grammar.Program) -> float:
+    """The error of the gradient after the model's connections were changed in place; zero where that is refused."""
+    case = Case(program)
+    online_program = case.compile(etpc.D_RTRL(window=2))
+    for array in jax.tree.leaves(case.model):
+        if isinstance(array, np.ndarray):
+            array[...] = np.roll(array, 1, axis=0)
+    (point,) = case.points(1)
+    try:
+        _, (grads, _) = online(online_program, "learn", point)
+    except etpc.InputError:
+        return 0.0
+    claims = {path: claim.claim for path, claim in online_program.claims.items()}
+    wanted = References(case, point)
+    return difference(grads, wanted.bptt, claims, ["exact"]) / wanted.scale
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+def drawn(seed, number, kinds=grammar.KINDS) -> grammar.Program:
+    """The structure of a number: always the same."""
+    rng = np.random.default_rng((seed, number))
+    options = {"narrow": number % 7 == 1, "marks": number % 7 < 2, "complex": number % 5 == 0}
+    if number % 3 == 0:
+        kinds = [kind for kind in kinds if kind in grammar.FIXED_BRANCHES]
+    return grammar.random_program(rng, kinds=kinds, **options)
+
+
+def outcome(program, number, count=5):
+    """The result of a structure, and a word for how it failed (empty where it did not)."""
+    try:
+        if program.has_dense_references:  # elsewhere a Jacobian has NaN where no influence passes
+            check_patterns(program)
+        result = check(program, number, count)
+    except Exception as error:  # whatever it is, a run goes on
+        trace, place = error.__traceback__, ""
+        while trace is not None:
+            name = trace.tb_frame.f_code.co_filename
+            place = f"{name.split('etpc/')[-1]}:{trace.tb_lineno}" if "/etpc/" in name else place
+            trace = trace.tb_next
+        return None, f"{type(error).__name__} at {place}: {zlib.crc32(str(error).encode()):08x}"
+    return result, " ".join(result.failures)
+
+
+def smallest(program, number, failure, budget=40):
+    """The smallest structure that is found to fail in the same way."""
+    same = failure.split(":")[0]
+    fails = lambda candidate: outcome(candidate, number, 2)[1].split(":")[0] == same
+    return grammar.shrink(program, fails, budget)
