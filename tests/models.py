@@ -565,6 +565,7 @@ NAMED = {
     "mean_free": one(couple="mean_free", recurrent="none"),
     "mlp": Spec((Layer(recurrent="none"),), mlp=True),
     "op_readout": one(readout="op"),
+    "gated_op_readout": one(recurrent="gated", readout="op"),
     "old_readout": one(readout="old", recurrent="none"),
     "hard_reset_spike": one(kind="lif", reset="hard", recurrent="none", readout="spike"),
 }
