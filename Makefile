@@ -81,7 +81,6 @@ lint: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pyright --pythonpath $(BIN)/python --project pyright-strict.json
 
 notebooks: .venv/.test
 	$(BIN)/python -m tests.notebooks

@@ -1,10 +1,10 @@
 """How does the time depend on the cell?
 
-Every neuron and recurrent cell of `etpc.nn`, GRU and LSTM with N units and a linear readout, a network of
-two layers, the GIF network of the delayed match task, and a GRU with a wide readout. A spiking layer reads the input and its own
-last spikes through one dense layer. All contestants of a cell compute the gradient of the same sequence from
-the same weights, from a fresh state, and are timed in turns. An error is that of the whole gradient, all
-parameters as one vector.
+Every neuron and recurrent cell of `etpc.nn`, GRU and LSTM with N units and a linear readout, a network of two
+layers, the GIF network of the delayed match task, and a GRU with a wide readout. A spiking layer reads the
+input and its own last spikes through one dense layer. All contestants of a cell compute the gradient of the
+same sequence from the same weights, from a fresh state, and are timed in turns. An error is that of the whole
+gradient, all parameters as one vector.
 """
 
 import dataclasses

@@ -37,62 +37,6 @@ def fidelity(row: Row) -> list[str]:
     return [f"{row.cosine:.6f}", f"{row.error:.2e}", f"{row.ratio:.4f}"]
 
 
-class Verdict:
-    """The part that a report and a comparison have in common."""
-
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-    tolerance: float
-
-    @property
-    def vacuous(self) -> bool:
-        """Whether something that should have been compared was zero or silent, or was not used."""
-        return bool(self.notes)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every claim held, and none of them emptily."""
-        return not self.vacuous and all(row.held is not False for row in self.rows)
-
-    def _lines(self) -> list[str]:
-        """The lines below a table."""
-        outcome = "ok" if self.ok else "NOT ok"
-        if self.notes:
-            outcome += ": the comparison is vacuous in part"
-        lines = [f"note: {text}" for text in self.notes]
-        return [
-            *lines,
-            f"{outcome}  (exact means a relative error of at most {self.tolerance:.0e})",
-        ]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Report(Verdict):
-    """The result of [`etpc.verify`][]. `print` it for a table."""
-
-    program: Program
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-    """What makes the comparison say less than it seems to: zero gradients, silent neurons, traces that
-    were not read."""
-    tolerance: float
-    loss: float
-    remarks: tuple[str, ...] = ()
-    """Things that a reader may want to change. The verdict does not depend on them."""
-
-    def __str__(self) -> str:
-        columns = ["parameter", "cosine", "rel. error", "ratio", "norm", "claim", "held"]
-        rows = [
-            [row.path, *fidelity(row), f"{row.norm:.3e}", row.claim, HELD[row.held]]
-            for row in self.rows
-        ]
-        head = f"{self.program.algorithm} against BPTT (loss {self.loss:.6g})"
-        remarks = [f"remark: {text}" for text in self.remarks]
-        return "\n".join([head, "", *table(columns, rows), "", *remarks, *self._lines()])
-
-    __repr__ = __str__
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
     """One algorithm of a comparison.
@@ -118,7 +62,7 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Comparison(Verdict):
+class Comparison:
     """The result of [`etpc.compare`][]. `print` it for a table."""
 
     results: tuple[Result, ...]
@@ -129,21 +73,70 @@ class Comparison(Verdict):
     loss: float
 
     @property
-    def rows(self) -> tuple[Row, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def rows(self) -> tuple[Row, ...]:
         """The rows of all results, one after the other."""
         return tuple(row for result in self.results for row in result.rows)
 
+    @property
+    def vacuous(self) -> bool:
+        """Whether something that should have been compared was zero or silent, or was not used."""
+        return bool(self.notes)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every claim held, and none of them emptily."""
+        return not self.vacuous and all(row.held is not False for row in self.rows)
+
     def __str__(self) -> str:
         columns = ["algorithm", "carry bytes", "parameter", "cosine", "rel. error", "ratio"]
-        columns += ["claim", "held"]
-        rows = []
+        rows: list[list[str]] = []
         for result in self.results:
             first = [result.name, f"{result.carry_bytes:,}"]
             for row in (*result.rows, result.total):
                 rows.append([*first, row.path, *fidelity(row), row.claim, HELD[row.held]])
                 first = ["", ""]
-        head = f"against BPTT (loss {self.loss:.6g})"
-        return "\n".join([head, "", *table(columns, rows), "", *self._lines()])
+        return self._text("against BPTT", [*columns, "claim", "held"], rows)
+
+    def _text(
+        self, head: str, columns: list[str], rows: list[list[str]], below: Sequence[str] = ()
+    ) -> str:
+        outcome = "ok" if self.ok else "NOT ok"
+        if self.notes:
+            outcome += ": the comparison is vacuous in part"
+        outcome += f"  (exact means a relative error of at most {self.tolerance:.0e})"
+        notes = [f"note: {text}" for text in self.notes]
+        head = f"{head} (loss {self.loss:.6g})"
+        return "\n".join([head, "", *table(columns, rows), "", *below, *notes, outcome])
+
+    __repr__ = __str__
+
+
+class Report(Comparison):
+    """The result of [`etpc.verify`][]: a comparison of one algorithm. `print` it for a table."""
+
+    @property
+    def program(self) -> Program:
+        """The compiled program."""
+        program = self.results[0].program
+        assert program is not None
+        return program
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Things that a reader may want to change. The verdict does not depend on them."""
+        ops = self.program.plan.ops
+        unmarked = dict.fromkeys(p.path for p in ops if p.reason.startswith(UNMARKED))
+        text = "not marked, and so without a trace; leave weights= out to give every weight one"
+        return (f"{', '.join(unmarked)}: {text}",) if unmarked else ()
+
+    def __str__(self) -> str:
+        columns = ["parameter", "cosine", "rel. error", "ratio", "norm", "claim", "held"]
+        rows = [
+            [row.path, *fidelity(row), f"{row.norm:.3e}", row.claim, HELD[row.held]]
+            for row in self.rows
+        ]
+        head = f"{self.program.algorithm} against BPTT"
+        return self._text(head, columns, rows, [f"remark: {text}" for text in self.remarks])
 
     __repr__ = __str__
 
@@ -190,10 +183,7 @@ def verify(
     options = dict(state=state, step=step, weights=weights, memory=None, tolerance=tolerance)
     options |= dict(batch_size=batch_size, reduction=reduction, mask=mask, has_aux=has_aux)
     found = _compare(model, xs, targets, loss_fn, [resolve(algo)], in_blocks=False, **options)
-    (result,) = found.results
-    assert result.program is not None
-    remarks = _remarks(result.program)
-    return Report(result.program, result.rows, found.notes, found.tolerance, found.loss, remarks)
+    return Report(found.results, found.notes, found.tolerance, found.loss)
 
 
 def compare(
@@ -372,13 +362,6 @@ def _total(got: Gradient, want: Gradient, rows: tuple[Row, ...]) -> Row:
         return row
     held = all(row.held is not False for row in rows)
     return dataclasses.replace(row, held=None if held and not row.norm else held)
-
-
-def _remarks(program: Program) -> tuple[str, ...]:
-    """Things that a reader may want to change."""
-    unmarked = dict.fromkeys(p.path for p in program.plan.ops if p.reason.startswith(UNMARKED))
-    text = "not marked, and so without a trace; leave weights= out to give every weight one"
-    return (f"{', '.join(unmarked)}: {text}",) if unmarked else ()
 
 
 def short_name(algorithm: Algorithm) -> str:

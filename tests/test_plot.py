@@ -10,7 +10,7 @@ import pytest
 
 import etpc
 from etpc import Row, nn
-from etpc._compare import Report
+from etpc._compare import Report, Result
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -57,7 +57,8 @@ def compiled(algo):
 
 
 def report(program, *rows):
-    return Report(program, rows, (), 1e-9, 1.0)
+    result = Result(program.algorithm, rows, rows[0], 0, program)
+    return Report((result,), (), 1e-9, 1.0)
 
 
 def marks(ax):

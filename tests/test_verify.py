@@ -12,7 +12,7 @@ import pytest
 
 import etpc
 from etpc._agreement import Gradient, compare_all
-from etpc._compare import Report
+from etpc._compare import Report, Result
 from etpc.algorithms import Algorithm, Decay, Full
 from tests.helpers import distance
 from tests.helpers import loss as squared
@@ -390,7 +390,8 @@ def test_compare(got, want, held):
     )
     rows = compare_all(got, want, {".win": "exact"}, 1e-9, jnp.float64)
     assert rows[0].held is held
-    report = Report(program, rows, (), 1e-9, 1.0)
+    result = Result(program.algorithm, rows, rows[0], 0, program)
+    report = Report((result,), (), 1e-9, 1.0)
     assert report.ok is (held is not False)
     assert ("NO" in str(report).splitlines()[4]) is (held is False)
 

@@ -115,9 +115,14 @@ def over_steps(function: Callable[..., Out]) -> Callable[..., Out]:
     return jax.vmap(jax.vmap(function))
 
 
+def leading(mask: Array, a: Array) -> Array:
+    """A mask over the leading axes of an array, with an axis of length one for each other axis."""
+    return mask.reshape(*mask.shape, *[1] * (a.ndim - mask.ndim))
+
+
 def where_over(mask: Array, a: Array) -> Array:
-    """The array, with zeros where the mask does not hold; the axes of the mask lead."""
-    return jnp.where(mask.reshape(*mask.shape, *[1] * (a.ndim - mask.ndim)), a, 0)
+    """The array, with zeros where a mask over its leading axes does not hold."""
+    return jnp.where(leading(mask, a), a, 0)
 
 
 def without_past(by_state: Array, fresh: Array) -> Array:
@@ -126,14 +131,12 @@ def without_past(by_state: Array, fresh: Array) -> Array:
     Such a derivative may be NaN, as that of a norm at zero is, and nothing reads it.
     """
     first = np.arange(by_state.shape[0]) == 0
-    mask = first[:, None] & fresh[None]
-    return jnp.where(mask.reshape(*mask.shape, *[1] * (by_state.ndim - 2)), 0, by_state)
+    return jnp.where(leading(first[:, None] & fresh[None], by_state), 0, by_state)
 
 
 def finite_where(by_state: Array, fresh: Array) -> Array:
     """Derivatives [B, ...] by states, with zeros for those that are not finite where a stream begins."""
-    mask = fresh.reshape(-1, *[1] * (by_state.ndim - 1)) & ~jnp.isfinite(by_state)
-    return jnp.where(mask, 0, by_state)
+    return jnp.where(leading(fresh, by_state) & ~jnp.isfinite(by_state), 0, by_state)
 
 
 def sum_dtype(weight: Array) -> Any:

@@ -162,10 +162,8 @@ class CutSteps:
 
 
 def _factor(op: WeightOp, x: Array) -> Array:
-    operands: list[Array | None] = [None] * len(op.equation.inputs)
-    assert op.kind.data is not None
-    operands[op.kind.data] = x
-    return op.kind.factor(operands)
+    places = range(len(op.equation.inputs))
+    return op.kind.factor([x if i == op.kind.data else None for i in places])
 
 
 def _by_columns(

@@ -17,6 +17,7 @@ from jax import Array, lax
 from .._jax import Equation, Rule, Variable, evaluate, prims, prune
 from .._primitives import facts
 from ..analyse import Analysis
+from ._arrays import leading
 from ._records import Arrays, Taken
 
 Values = dict[Variable, Any]
@@ -173,8 +174,7 @@ def enter(stored: Array, running: Array, first: Array) -> Array:
     if not jnp.issubdtype(stored.dtype, jnp.inexact):
         return stored
     stop = lax.stop_gradient
-    mask = first.reshape(*first.shape, *[1] * (stored.ndim - first.ndim))
-    return superpose(stop(stored), jnp.where(mask, stop(running), running))
+    return superpose(stop(stored), jnp.where(leading(first, stored), stop(running), running))
 
 
 def _loop_body(a: Analysis, stage: Stage, fixed: Values, shifts: Shifts):

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from ..traces import Carry, Traces
+from ._arrays import leading
 from ._forward import Rollout, Stored, enter
 from ._move import Moves
 from ._records import Arrays, Span, Weights
@@ -108,11 +109,10 @@ def _recent(past: Carry, span: Span) -> Steps:
     *stored, first, valid = (jnp.moveaxis(a, 1, 0) for a in past)
     coming = [*(x[0] for x in span.xs), *span.state]
 
-    def filled(old: Array, new: Array) -> Array:
-        mask = valid.reshape(*valid.shape, *[1] * (old.ndim - 2))
-        return jnp.where(mask, old, new[None])
-
-    full = [filled(old, new) for old, new in zip(stored, coming, strict=True)]
+    full = [
+        jnp.where(leading(valid, old), old, new[None])
+        for old, new in zip(stored, coming, strict=True)
+    ]
     return Steps(full[: len(span.xs)], full[len(span.xs) :], first, valid)
 
 

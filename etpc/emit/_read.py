@@ -48,7 +48,7 @@ class Reading:
     def __init__(self, step: StepFunctions):
         self.step = step
         a = step.analysis
-        self._data = [_data(op) for op in step.live if op.kind.data is not None]
+        self._data = [v for v in map(_data, step.live) if v is not None]
         self._body = prune(a.split.body, [*a.split.outputs, *self._data], step.saved_equations)
         self._moves = _moved_states(a)
 
@@ -116,9 +116,10 @@ class Reading:
             if eqn not in crossing:
                 return [saved]
             data = step.saved[place].kind.data
-            assert data is not None
-            operands = list(operands)
-            operands[data] = superpose(operands[data], shared[eqn.inputs[data]])
+            operands = [
+                superpose(value, shared[v]) if i == data else value
+                for i, (v, value) in enumerate(zip(eqn.inputs, operands, strict=True))
+            ]
             return [superpose(saved, eqn.bind(*operands)[0])]
 
         return evaluate(body, still, rule)
@@ -145,10 +146,9 @@ class Reading:
         return any(v in self._by_old for v in self.step.analysis.split.outputs)
 
 
-def _data(op: WeightOp) -> Variable:
-    """What the weight of an operation is multiplied with."""
-    assert op.kind.data is not None
-    return op.equation.inputs[op.kind.data]
+def _data(op: WeightOp) -> Variable | None:
+    """What the weight of an operation is multiplied with; `None` if the operation is element-wise."""
+    return None if op.kind.data is None else op.equation.inputs[op.kind.data]
 
 
 def _stops(eqn: Equation, output: Variable) -> bool:

@@ -419,5 +419,5 @@ class ResonateAndFire(Neuron):
         )
 
 
-def _upswing(V: Array, V_T: Parameter, delta_T: Parameter) -> Array:
+def _upswing(V: Array, V_T: Any, delta_T: Any) -> Array:
     return delta_T * jnp.exp((V - V_T) / delta_T)

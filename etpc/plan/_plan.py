@@ -9,7 +9,7 @@ import numpy as np
 from .._errors import AlgorithmError, MemoryLimitError, UnsupportedError, raise_together
 from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype
-from ..traces import Directions, Site, bytes_of
+from ..traces import Directions, Site, Trace, bytes_of
 from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, lasting, layout
 from ._records import Group, OpPlan, Plan, Sketch, TracePlan, window_matters
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
@@ -150,7 +150,8 @@ def _owners(sketches: Sequence[Sketch]) -> dict[int, int]:
     first: dict[Hashable, int] = {}
     owners: dict[int, int] = {}
     for t in sketches:
-        entries = t.form.same(t.site)
+        follows = type(t.form).follow is not Trace.follow
+        entries = None if follows else t.form.same(t.site)
         blocks = (t.members.indptr.tobytes(), t.members.indices.tobytes())
         key = (t.op.weight, entries, blocks, t.closed, t.site.dtype, t.site.block)
         own = t.op.number

@@ -67,6 +67,8 @@ class _Expansion:
             loop = None if is_fixed else self.written_out(eqn)
             if loop is not None:
                 self.open(eqn, loop, taken)
+            elif taken is not None and not is_fixed and eqn.primitive.name == "unvmap_any":
+                self.limit_check(eqn, taken)
             elif uses_weights and not is_fixed:
                 if eqn.primitive is prims.cond_p:
                     self.open_cond(eqn, taken)
@@ -155,6 +157,16 @@ class _Expansion:
         operands = tuple(self.resolve(v) for v in operands)
         self.kept.append(dataclasses.replace(eqn, inputs=operands, outputs=results))
         self.waiting.extendleft(reversed(after))
+
+    def limit_check(self, eqn: Equation, taken: Variable) -> None:
+        """Let a check of Equinox in a branch, such as `eqx.error_if`, fail only if the branch is taken.
+
+        All its checks ask by the primitive `unvmap_any` whether one example of a batch fails.
+        """
+        todo: list[tuple[Equation, Taken]] = []
+        fails = self.inline(todo, eqn, jnp.logical_and, [*eqn.inputs, taken])
+        todo.append((dataclasses.replace(eqn, inputs=tuple(fails)), None))
+        self.waiting.extendleft(reversed(todo))
 
     def inline(
         self,

@@ -1,7 +1,7 @@
 """The directions of state space along which credit arrives."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,26 @@ FAR = 15
 """The exponent of two by which the size of a state differs from its unit before it gets another one."""
 
 
+class Shared(NamedTuple):
+    """What the batch shares, by name; in a carry it is a plain tuple."""
+
+    basis: Float[Array, "q S"]
+    """V, in units of the states."""
+    u: Float[Array, "k S"]
+    h: Float[Array, "k k"]
+    """The moment is `U^T H U`."""
+    counts: Float[Array, "2"]
+    """The number of windows with credit, and of all since the first of these."""
+    energy: Float[Array, ""]
+    """The running mean of `|lambda_0|^2`."""
+    outside: Float[Array, ""]
+    """The part of it that lies in no direction of V."""
+    sizes: Float[Array, " S"]
+    """The sizes of the states in the last windows."""
+    units: Float[Array, " S"]
+    """Zero for states that were always zero."""
+
+
 @dataclasses.dataclass(frozen=True)
 class CreditSubspace(Directions):
     """The leading directions of the second moment of the credit of all later windows.
@@ -57,10 +77,6 @@ class CreditSubspace(Directions):
     States may have different units, so credit is measured in units of the states' own sizes, as `lambda s`. Here s is
     the power of 2^10 next to the size of a state at the end of the first window in which it is not zero. It is
     chosen again where the size has become more than 2^15 times as large or as small. What is followed is `V / s`.
-
-    The batch shares V [q, S], U [k, S], H [k, k], the numbers of windows with credit and of all since
-    the first one, the running means of `|lambda_0|^2` and of what of it lies in no direction of V, and the
-    states' sizes in the last windows [S] and units s [S], zero for states that were always zero.
     """
 
     count: int
@@ -87,20 +103,20 @@ class CreditSubspace(Directions):
         zero = jnp.zeros((), dtype)
         moment, counts = jnp.zeros((spare, spare), dtype), jnp.zeros(2, dtype)
         sizes = jnp.zeros((2, size), dtype)
-        return basis[: self.count], basis, moment, counts, zero, zero, *sizes
+        return tuple(Shared(basis[: self.count], basis, moment, counts, zero, zero, *sizes))
 
     def each(self, size: int, batch: int, dtype: Any) -> Carry:
         return jnp.ones(batch, dtype), jnp.ones((batch, self.count), dtype)
 
     def lost(self, shared: Carry) -> float | None:
-        energy, outside = map(float, shared[4:6])
+        energy, outside = float(Shared(*shared).energy), float(Shared(*shared).outside)
         return max(outside, 0.0) / energy if energy > 0 else None
 
     def ends(
         self, shared: Carry, each: Carry, states: Float[Array, "B S"]
     ) -> tuple[Float[Array, "1 q S"], Carry]:
         """Also the directions in units of the states, the states' sizes and these units."""
-        v, u, h, *_, sizes, old_units = shared
+        v, u, h, _, _, _, sizes, old_units = Shared(*shared)
         largest = jnp.max(jnp.abs(states), 0)
         largest = jnp.where(jnp.isfinite(largest), largest, sizes)
         fallen = jnp.where(
@@ -123,17 +139,20 @@ class CreditSubspace(Directions):
         self, shared: Carry, each: Carry, starts: Float[Array, "B q S"]
     ) -> Bool[Array, "B q"]:
         """The directions that do not grow by more than 1 / precision, beyond which all is rounding."""
-        sizes = jnp.maximum(shared[-2], _or_one(shared[-1]))
+        known = Shared(*shared)
+        sizes = jnp.maximum(known.sizes, _or_one(known.units))
         largest = jnp.max(jnp.abs(starts * sizes[None, None]), -1)
         return largest * jnp.finfo(starts.dtype).eps < 1
 
     def basis(self, shared: Carry, each: Carry) -> Float[Array, "1 q S"]:
-        return (shared[0] / _or_one(shared[-1])[None])[None]
+        known = Shared(*shared)
+        return (known.basis / _or_one(known.units)[None])[None]
 
     def coefficients(
         self, shared: Carry, each: Carry, credit: Float[Array, "B S"]
     ) -> Float[Array, "B q"]:
-        return (credit * _or_one(shared[-1])[None]) @ shared[0].T
+        known = Shared(*shared)
+        return (credit * _or_one(known.units)[None]) @ known.basis.T
 
     def advance(
         self,
@@ -146,7 +165,8 @@ class CreditSubspace(Directions):
         push: Push,
     ) -> tuple[Float[Array, "B q q"], Carry, Carry]:
         basis, u, h, sizes, old_units, units = chosen
-        v, moment, (growth, kept) = shared[0], (u, h, *shared[3:-2]), each
+        v, _, _, counts, energy, outside, _, _ = Shared(*shared)
+        moment, (growth, kept) = (u, h, counts, energy, outside), each
         keeps = jnp.isfinite(starts).all(-1)
         starts = jnp.where(keeps[..., None], starts, 0)
         transition = (starts * _or_one(old_units)[None, None]) @ v.T

@@ -183,7 +183,7 @@ class Trace:
 
     def same(self, site: Site) -> Hashable:
         """Two operations on one weight with the same blocks share a trace, which is the sum of both, where
-        this is equal and not `None`."""
+        this is equal and not `None`. A form with a `follow` of its own shares none."""
         return None
 
     def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
@@ -229,7 +229,7 @@ class Trace:
         - `start`: the credit of the carry, where the carry is not read after this call. Then `entries` is
             returned too, and the carry may be overwritten. Else it is `None`.
 
-        A form that has `follow` and no `advance` is where `follow` left it.
+        Where a form has a `follow` and no `advance`, the carry is as `follow` returned it.
         """
         if type(self).follow is Trace.follow:
             raise NotImplementedError

@@ -1,5 +1,6 @@
 """Effects of a step: they are refused, or, where they only print, dropped, wherever they are."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -139,3 +140,24 @@ def test_a_pure_callback_is_kept():
         return h, h
 
     check(W, normal(2), H, step, exact=True)
+
+
+def test_a_check_in_a_branch_fails_only_if_the_branch_is_taken():
+    def step(w, x, h):
+        checked = lambda: eqx.error_if(0.5 * h + w @ x, jnp.all(h < 9), "h is small")
+        h = lax.cond(x[0] > 5, checked, lambda: 0.9 * h + w @ x)
+        return h, h
+
+    program = etpc.compile(W, inputs=jnp.zeros(2), state=H, step=step)
+    loss_fn = lambda y, t: jnp.sum((y - t) ** 2)
+    xs, targets = (
+        normal(2),
+        normal(3),
+    )  # without a batch axis: under `vmap`, JAX takes both branches
+    loss, grads = etpc.bptt(W, xs, targets, loss_fn, state=H, step=step)
+    (value, _), found = program.value_and_grad(loss_fn)(W, xs, targets, program.init())
+    assert jnp.allclose(value, loss, rtol=1e-9)
+    assert jnp.allclose(found, grads, rtol=1e-9)
+    run = program.value_and_grad(loss_fn)
+    with pytest.raises(Exception, match="h is small"):
+        jax.block_until_ready(run(W, xs.at[1].set(6.0), targets, program.init()))

@@ -37,9 +37,6 @@ class Postsynaptic(Full):
         assert (site.kind.groups, site.kind.links) == (1, None), "dense weights alone"
         return self if site.block > 1 else Presynaptic(self.decay)  # of what does not spike
 
-    def same(self, site):
-        return None
-
     def init(self, site, batch):
         return (*super().init(site, batch), *zeros(batch, [(site.kind.inputs,)], site.dtype))
 
