@@ -10,7 +10,7 @@ from .._jax import Equation, Primitive, nonlinear_p, prims, split_p, stack_p, ti
 from .._primitives import FACTS, IDENTITIES, register
 from ..trace import Known
 from ._interpreter import Interpreter, Patterns, Results
-from ._pattern import empty, joined, numbering, pick, union
+from ._pattern import Axes, empty, joined, numbering, pick, union
 
 
 def _elementwise(
@@ -62,7 +62,7 @@ def _rearranging(primitive: Primitive | None, move: Callable[..., list[np.ndarra
 
 
 def _broadcast(
-    x: np.ndarray, *, shape: Sequence[int], broadcast_dimensions: Sequence[int], **_: Any
+    x: np.ndarray, *, shape: Sequence[int], broadcast_dimensions: Axes, **_: Any
 ) -> list[np.ndarray]:
     dims = [1] * len(shape)
     for axis, size in zip(broadcast_dimensions, x.shape, strict=True):
@@ -73,9 +73,9 @@ def _broadcast(
 def _slice(
     x: np.ndarray,
     *,
-    start_indices: Sequence[int],
-    limit_indices: Sequence[int],
-    strides: Sequence[int] | None,
+    start_indices: Axes,
+    limit_indices: Axes,
+    strides: Axes | None,
     **_: Any,
 ) -> list[np.ndarray]:
     strides = strides or [1] * x.ndim
@@ -83,13 +83,13 @@ def _slice(
 
 
 def _reshape(
-    x: np.ndarray, *, new_sizes: Sequence[int], dimensions: Sequence[int] | None, **_: Any
+    x: np.ndarray, *, new_sizes: Axes, dimensions: Axes | None, **_: Any
 ) -> list[np.ndarray]:
     return [(x if dimensions is None else np.transpose(x, dimensions)).reshape(new_sizes)]
 
 
 def _pad(
-    x: np.ndarray, value: np.ndarray, *, padding_config: Sequence[tuple[int, int, int]], **_: Any
+    x: np.ndarray, value: np.ndarray, *, padding_config: Sequence[Axes], **_: Any
 ) -> list[np.ndarray]:
     places = [
         low + np.arange(n) * (inner + 1)
