@@ -10,7 +10,7 @@ from .._jax import Equation, Primitive, nonlinear_p, prims, split_p, stack_p, ti
 from .._primitives import FACTS, IDENTITIES, register
 from ..trace import Known
 from ._interpreter import Interpreter, Patterns, Results
-from ._pattern import Axes, empty, joined, numbering, pick, union
+from ._pattern import empty, joined, numbering, pick, union
 
 Ints = Sequence[Any]
 """Axes and sizes. `vmap` leaves NumPy integers among them."""

@@ -94,7 +94,6 @@ __all__ = [
     "Arrays",
     "Bars",
     "Cotangents",
-    "Cotangents",
     "OpCredit",
     "Past",
     "Span",
