@@ -19,8 +19,6 @@ Arrays = Sequence[Array]
 Cotangents = Sequence[Any]
 """The derivatives by the outputs of a window, [W, B, ...]: arrays; of dtype `float0`, in NumPy, for outputs that are
 not floats."""
-Cotangents = Sequence[Any]
-"""Arrays; for integer outputs NumPy arrays of `float0`, as JAX has it."""
 
 
 class Weights(NamedTuple):
