@@ -108,8 +108,11 @@ def _at_zero(flat: Flat, operands: Sequence[State]) -> list[State]:
         if not any(state is ZERO for state in states):
             if not eqn.outputs or any(state is None for state in states):
                 return [None] * len(eqn.outputs)
-            with jax.ensure_compile_time_eval():
-                return eqn.bind(*states)
+            try:
+                with jax.ensure_compile_time_eval():
+                    return eqn.bind(*states)
+            except Exception:  # an operation may not run here, such as one over several devices
+                return [None] * len(eqn.outputs)
         if eqn.primitive is prims.cond_p:
             bodies = [flatten(branch) for branch in params.branches(eqn)]
             results = zip(*(_at_zero(body, states[1:]) for body in bodies), strict=True)

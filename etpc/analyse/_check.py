@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse as sp
 
 from .._errors import InputError, InputTypeError
 from .._jax import Equation, Primitive, canonicalise, evaluate, forward_mode, is_float
@@ -16,7 +15,6 @@ from .._primitives import forget, register
 from ..trace import Known
 from . import _patterns  # noqa: F401  registers the rules
 from ._interpreter import Interpreter, Patterns, Results, Rule
-from ._pattern import Pattern
 
 POINTS = 4
 SHOWN = 5
@@ -137,26 +135,17 @@ def _pattern(
     count = len(parts)
 
     def tangents(*arrays: Any) -> Any:
-        values, dots, given = (
-            list(arrays[a:b]) for a, b in ((0, count), (count, 2 * count), (2 * count, len(arrays)))
-        )
-        return jax.jvp(lambda moved: run(moved, given), (values,), (dots,))[1]
+        values, constants, dots = arrays[:count], arrays[count:-count], arrays[-count:]
+        of_values = lambda moved: run(moved, constants)
+        return jax.jvp(of_values, (list(values),), (list(dots),))[1]
 
-    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (*parts, *parts, *given)]
-    flat = canonicalise(tangents, avals)
-    size = sum(int(np.prod(p.shape)) for p in parts)
-    interpreter = Interpreter(size + 1)
-    eye = sp.csr_array(sp.eye_array(size, size + 1, dtype=bool, format="csr"))
-    ends = np.cumsum([0, *(int(np.prod(p.shape)) for p in parts)])
-    inputs: list[Pattern | None] = [None] * len(flat.inputs)
-    for n in range(count):
-        inputs[count + n] = sp.csr_array(eye[ends[n] : ends[n + 1]])
-    rows = interpreter.run(flat, inputs)
-    dense = [
-        np.zeros((v.size, size + 1), bool) if p is None else p.toarray()
-        for v, p in zip(flat.outputs, rows, strict=True)
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (*parts, *given, *parts)]
+    sizes = [int(np.prod(p.shape)) for p in parts]
+    interpreter = Interpreter(sum(sizes) + 1)
+    rows = interpreter.run_on_seeds(canonicalise(tangents, avals), sizes) if count else []
+    return np.concatenate([np.zeros((0, sum(sizes) + 1), bool), *(p.toarray() for p in rows)])[
+        :, :-1
     ]
-    return np.concatenate(dense)[:, :size] if dense else np.zeros((0, size), bool)
 
 
 def _non_zeros(

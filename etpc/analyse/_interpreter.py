@@ -8,15 +8,17 @@ An operation without a rule is dense, which is a superset of any pattern, and is
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy.sparse as sp
 
 from .._errors import InputError, MemoryLimitError
 from .._jax import Equation, Flat, Variable
 from .._primitives import facts, named, register
 from ..trace import Known
-from ._pattern import Pattern, TooDense, joined, pick, union
+from ._pattern import Pattern, TooDense, empty, joined, pick, union
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,19 @@ class Interpreter:
                 if out is not None and out.nnz and v.is_float:
                     env[v] = out
         return [env.get(v) for v in flat.outputs]
+
+    def run_on_seeds(
+        self, flat: Flat, sizes: Sequence[int], known: Known | None = None
+    ) -> list[Pattern]:
+        """Patterns of the outputs, where the elements of the last inputs, of these sizes, are the seeds."""
+        eye = sp.csr_array(sp.eye_array(self.seeds, dtype=bool, format="csr"))
+        units = [sp.csr_array(eye[a:b]) for a, b in itertools.pairwise(np.cumsum([0, *sizes]))]
+        first = [None] * (len(flat.inputs) - len(sizes))
+        patterns = self.run(flat, [*first, *units], known)
+        return [
+            empty(v.size, self.seeds) if pattern is None else pattern
+            for v, pattern in zip(flat.outputs, patterns, strict=True)
+        ]
 
     def _check(self, eqn: Equation, outs: Sequence[Pattern | None]) -> None:
         """**Raises** `InputError` where a rule gives patterns of the wrong shape."""

@@ -1,14 +1,11 @@
 """The sparsity patterns of a cut step: its tangents as a program, and that program run on patterns."""
 
 import dataclasses
-import itertools
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import scipy.sparse as sp
 
 from .._jax import Equation, Flat, Variable, canonicalise, evaluate, forward_mode
 from ..trace import Known, Step
@@ -23,7 +20,7 @@ from . import (  # noqa: F401
 )
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
-from ._pattern import Pattern, empty
+from ._pattern import Pattern
 from ._weights import Split, by_equation, shifted
 
 Arrays = list[Any]
@@ -91,10 +88,6 @@ class Propagated:
 def propagate(tangents: Flat, step: Step, sizes: Sequence[int]) -> Propagated:
     """The patterns of the outputs of `tangents`, whose last arguments, of these sizes, are tangents."""
     seeds = sum(sizes) + 1
-    eye = sp.csr_array(sp.eye_array(seeds, dtype=bool, format="csr"))
-    ends = np.cumsum([0, *sizes])
-    inputs: list[Pattern | None] = [None] * (len(tangents.inputs) - len(sizes))
-    inputs += [sp.csr_array(eye[a:b]) for a, b in itertools.pairwise(ends)]
     fixed = {
         argument: step.fixed[v]
         for argument, v in zip(tangents.inputs, step.parameters, strict=False)
@@ -102,14 +95,10 @@ def propagate(tangents: Flat, step: Step, sizes: Sequence[int]) -> Propagated:
     }
     known = Known(tangents.equations, {**tangents.constants, **fixed})
     interpreter = Interpreter(seeds)
-    patterns = interpreter.run(tangents, inputs, known)
+    patterns = interpreter.run_on_seeds(tangents, sizes, known)
     sources = known.sources()
     relied = frozenset(i for i, argument in enumerate(tangents.inputs) if argument in sources)
-    filled = [
-        empty(v.size, seeds) if pattern is None else pattern
-        for v, pattern in zip(tangents.outputs, patterns, strict=True)
-    ]
-    return Propagated(filled, interpreter, relied)
+    return Propagated(patterns, interpreter, relied)
 
 
 __all__ = ["Propagated", "linearise", "propagate"]

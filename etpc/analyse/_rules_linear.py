@@ -69,20 +69,13 @@ def _linear_solve(
         return None
     right = eqn.inputs[fixed:]
     size = sum(v.size for v in right)
-    eye = sp.csr_array(sp.eye_array(size, size + 1, dtype=bool, format="csr"))
-    ends = np.cumsum([0, *(v.size for v in right)])
     flat = flatten(matvec)
-    operands = eqn.inputs[:matvec_consts]
     product = Interpreter(size + 1)
-    rows = product.run(
-        flat,
-        [*[None] * len(operands), *(eye[a:b] for a, b in itertools.pairwise(ends))],
-        inside(flat, operands, known),
-    )
+    known_inside = inside(flat, eqn.inputs[:matvec_consts], known)
+    rows = product.run_on_seeds(flat, [v.size for v in right], known_inside)
     if product.opaque or product.unbounded or product.nonlinear:
         return None
-    filled = [empty(v.size, size + 1) if p is None else p for v, p in zip(right, rows, strict=True)]
-    matrix = sp.csr_array(sp.vstack(filled, format="csr"))[:, :size]
+    matrix = sp.csr_array(sp.vstack(rows, format="csr"))[:, :size]
     both = sp.block_array([[None, matrix], [matrix.T, None]], format="csr")
     count, block = csgraph.connected_components(both, directed=False)
     given = [
@@ -92,4 +85,5 @@ def _linear_solve(
     members = sp.csr_array((np.ones(size, bool), (block[:size], np.arange(size))), (count, size))
     of_block = sp.csr_array(members @ sp.csr_array(sp.vstack(given, format="csr")))
     solution = block[size:]
+    ends = np.cumsum([0, *(v.size for v in right)])
     return [pick(of_block, solution[a:b]) for a, b in itertools.pairwise(ends)]

@@ -12,6 +12,11 @@ from ..trace import Known
 from ._interpreter import Interpreter, Patterns, Results
 from ._pattern import empty, joined, numbering, pick, union
 
+Ints = Sequence[Any]
+"""Axes and sizes. `vmap` leaves NumPy integers among them."""
+Numbers = Any
+"""A NumPy array of element numbers, or a NumPy scalar, which NumPy makes of arrays without axes."""
+
 
 def _elementwise(
     interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known
@@ -44,14 +49,14 @@ def _nonlinear(
 register([nonlinear_p], pattern=_nonlinear)
 
 
-def _rearranging(primitive: Primitive | None, move: Callable[..., list[np.ndarray]]) -> None:
+def _rearranging(primitive: Primitive | None, move: Callable[..., list[Numbers]]) -> None:
     """Register an operation that moves data, by what it does to NumPy arrays: patterns are moved as arrays of
     element numbers are."""
 
     def rule(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
         parts, blocks, offset = [], [], 0
         for v, pattern in zip(eqn.inputs, patterns, strict=True):
-            parts.append(numbering(v.shape) + offset)
+            parts.append(np.asarray(numbering(v.shape) + offset))  # NumPy makes numbers of scalars
             blocks.append(empty(v.size, interpreter.seeds) if pattern is None else pattern)
             offset += v.size
         whole = blocks[0] if len(blocks) == 1 else sp.csr_array(sp.vstack(blocks, format="csr"))
@@ -61,9 +66,7 @@ def _rearranging(primitive: Primitive | None, move: Callable[..., list[np.ndarra
         register([primitive], rearranges=move, pattern=rule)
 
 
-def _broadcast(
-    x: np.ndarray, *, shape: Sequence[int], broadcast_dimensions: Sequence[int], **_: Any
-) -> list[np.ndarray]:
+def _broadcast(x: Numbers, *, shape: Ints, broadcast_dimensions: Ints, **_: Any) -> list[Numbers]:
     dims = [1] * len(shape)
     for axis, size in zip(broadcast_dimensions, x.shape, strict=True):
         dims[axis] = size
@@ -71,26 +74,24 @@ def _broadcast(
 
 
 def _slice(
-    x: np.ndarray,
+    x: Numbers,
     *,
-    start_indices: Sequence[int],
-    limit_indices: Sequence[int],
-    strides: Sequence[int] | None,
+    start_indices: Ints,
+    limit_indices: Ints,
+    strides: Ints | None,
     **_: Any,
-) -> list[np.ndarray]:
-    strides = strides or [1] * x.ndim
-    return [x[tuple(map(slice, start_indices, limit_indices, strides))]]
+) -> list[Numbers]:
+    steps: Ints = [1] * x.ndim if strides is None else strides
+    return [x[tuple(map(slice, start_indices, limit_indices, steps))]]
 
 
-def _reshape(
-    x: np.ndarray, *, new_sizes: Sequence[int], dimensions: Sequence[int] | None, **_: Any
-) -> list[np.ndarray]:
+def _reshape(x: Numbers, *, new_sizes: Ints, dimensions: Ints | None, **_: Any) -> list[Numbers]:
     return [(x if dimensions is None else np.transpose(x, dimensions)).reshape(new_sizes)]
 
 
 def _pad(
-    x: np.ndarray, value: np.ndarray, *, padding_config: Sequence[tuple[int, int, int]], **_: Any
-) -> list[np.ndarray]:
+    x: Numbers, value: Numbers, *, padding_config: Sequence[tuple[int, int, int]], **_: Any
+) -> list[Numbers]:
     places = [
         low + np.arange(n) * (inner + 1)
         for n, (low, _, inner) in zip(x.shape, padding_config, strict=True)

@@ -171,15 +171,8 @@ def _frozen(
         leaves = [a.astype(b.dtype) for a, b in zip(leaves, x_leaves, strict=True)]
         values = dict(state.items())
         current_clock = values.pop(_CLOCK, clock)
-        env: dict[Any, Any] = dict(flat.constants)
-        env.update(
-            zip(
-                flat.inputs,
-                jax.tree.leaves((params, leaves, Named.of(values), current_clock)),
-                strict=True,
-            )
-        )
-        evaluate(equations, env)
+        arguments = jax.tree.leaves((params, leaves, Named.of(values), current_clock))
+        env = evaluate(equations, flat.environment(arguments))
         y, new = jax.tree.unflatten(outer[0], [env[v] for v in flat.outputs])
         return y, Named.of({**dict(new.items()), _CLOCK: current_clock + 1}) if reads_clock else new
 
