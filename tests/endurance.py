@@ -25,6 +25,7 @@ import optax
 
 import etpc
 from etpc import nn
+from tests.helpers import loss
 
 INPUTS, NEURONS, BATCH, EVERY = 16, 32, 4, 10
 GROWTH = 8 * 2**20
@@ -59,10 +60,6 @@ class Network(eqx.Module):
         spikes, V = self.lif(current, state.V)
         y, r = self.readout(spikes, state.r)
         return y, State(V, r)
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 def learner_of(algo):

@@ -123,7 +123,7 @@ class Spec:
     layers: tuple[Layer, ...] = (Layer(),)
     n_in: int = 2
     mlp: bool = False
-    readout: Literal["new", "old", "leaky", "spike", "op"] = "new"
+    readout: Literal["new", "old", "leaky", "spike", "op", "op and old"] = "new"
     seed: int = 0
 
 
@@ -353,7 +353,7 @@ class Network(Model):
         pairs = zip(spec.layers, sizes[:-1], strict=True)
         self.layers = [layer_parameters(layer, n, draw) for layer, n in pairs]
         io = {"mlp": draw.weight(3, spec.n_in)["w"]} if spec.mlp else {}
-        if spec.readout != "op":
+        if not spec.readout.startswith("op"):
             io["out"] = draw.weight(2, sizes[-1])["w"]
         self.io = io
         self.spec = dataclasses.replace(spec, seed=0)  # the same program for every seed
@@ -381,8 +381,9 @@ class Network(Model):
             new_state.append(state_of_layer(layer, new))
         main = f"h{layer.depth - 1}" if layer.kind == "chain" else next(iter(state_names(layer)))
         main_old, main_new = (jnp.atleast_2d(values[main])[0] for values in (old, new))
-        if spec.readout == "op":
-            return jnp.tanh(last_op[: layer.size]), tuple(new_state)
+        if spec.readout.startswith("op"):
+            y = jnp.tanh(last_op[: layer.size])
+            return y + main_old if spec.readout == "op and old" else y, tuple(new_state)
         read = {"old": main_old, "new": main_new}.get(spec.readout, x)
         y = ops.mix("out", matvec, read, self.io["out"])
         if spec.readout == "leaky":
@@ -565,6 +566,7 @@ NAMED = {
     "mean_free": one(couple="mean_free", recurrent="none"),
     "mlp": Spec((Layer(recurrent="none"),), mlp=True),
     "op_readout": one(readout="op"),
+    "gated_op_readout": one(recurrent="gated", readout="op and old"),
     "old_readout": one(readout="old", recurrent="none"),
     "hard_reset_spike": one(kind="lif", reset="hard", recurrent="none", readout="spike"),
 }

@@ -16,7 +16,7 @@ from tests.models import Layer, Spec
 T = 6
 INEXACT = (  # a recurrent weight, a gate, a layer or a readout state above, an MLP below
     *("lif", "alif", "mingru_recurrent", "gru", "lstm", "reset_gate"),
-    *("two_layer_lif", "leaky_readout", "op_readout", "mlp"),
+    *("two_layer_lif", "leaky_readout", "op_readout", "gated_op_readout", "mlp"),
 )
 EXACT = tuple(name for name in models.ALL_NAMED if name not in INEXACT)
 SPIKING = ("lif", "lif_feedforward", "alif", "two_layer_lif", "hard_reset_spike")

@@ -56,7 +56,7 @@ def _rearranging(primitive: Primitive | None, move: Callable[..., list[Numbers]]
     def rule(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Known) -> Results:
         parts, blocks, offset = [], [], 0
         for v, pattern in zip(eqn.inputs, patterns, strict=True):
-            parts.append(numbering(v.shape) + offset)
+            parts.append(np.asarray(numbering(v.shape) + offset))  # NumPy makes numbers of scalars
             blocks.append(empty(v.size, interpreter.seeds) if pattern is None else pattern)
             offset += v.size
         whole = blocks[0] if len(blocks) == 1 else sp.csr_array(sp.vstack(blocks, format="csr"))

@@ -26,10 +26,10 @@ from ._arrays import (
 )
 from ._forward import Rollout, narrowed
 from ._read import Reading, Sources
-from ._records import Arrays, Taken, Weights
+from ._records import Arrays, Cotangents, Taken, Weights
 from ._step import StepFunctions
 
-ReadPull = Callable[[Arrays], tuple[Sources]]
+ReadPull = Callable[[Cotangents], tuple[Sources]]
 """From the derivatives by the outputs of a window to those by all that outputs depend on in their own step."""
 
 

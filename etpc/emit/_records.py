@@ -17,7 +17,8 @@ from ..traces import Carry, Rows
 
 Arrays = Sequence[Array]
 Cotangents = Sequence[Any]
-"""Arrays; for integer outputs NumPy arrays of `float0`, as JAX has it."""
+"""The derivatives by the outputs of a window, [W, B, ...]: arrays; of dtype `float0`, in NumPy, for outputs that are
+not floats."""
 
 
 class Weights(NamedTuple):
@@ -87,4 +88,13 @@ class Bars(NamedTuple):
     """By the states at the start of the window, [B, S], where directions are followed."""
 
 
-__all__ = ["Arrays", "Bars", "Cotangents", "OpCredit", "Past", "Span", "Taken", "Weights"]
+__all__ = [
+    "Arrays",
+    "Bars",
+    "Cotangents",
+    "OpCredit",
+    "Past",
+    "Span",
+    "Taken",
+    "Weights",
+]

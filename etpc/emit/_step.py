@@ -33,7 +33,6 @@ class StepFunctions:
         self.saved_equations = {op.equation: i for i, op in enumerate(self.saved)}
         self.live_by_equation = by_equation(self.live)
         self.forward = Forward(a, tuple(op.equation.outputs[0] for op in self.saved))
-        self._place = {op.number: i for i, op in enumerate(self.live)}
         new = [a.split.next_state[i] for i in a.hidden.leaves]
         self._cut_body = prune(body, new, self.saved_equations)
 
@@ -133,7 +132,7 @@ class StepFunctions:
         With `saved` it is the rule of the cut step: all weights are held constant, and the output of an
         operation whose data is cut is the saved one. For `y = w @ x + b`, where `x` is cut,
 
-            w @ x    becomes    stop(y_saved) + delta_w
+            w @ x    becomes    stop(saved) + delta_w
             y + b    becomes    y + (stop(b) + delta_b)
         """
 
@@ -141,7 +140,7 @@ class StepFunctions:
             ops = self.live_by_equation.get(eqn)
             if ops is None:
                 return None
-            of_ops = [deltas[self._place[op.number]] for op in ops]
+            of_ops = [deltas[self.live.index(op)] for op in ops]
             if saved is None:
                 return shifted(ops, of_ops, operands, eqn.bind)
             stop = lax.stop_gradient

@@ -28,13 +28,16 @@ from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
 from ._window import Course, Window
 
+InputPull = Callable[[Cotangents], tuple[list[Array]]]
+"""From the derivatives by the outputs of a window to those by the float inputs, each within its own step."""
+
 
 class CutWindow(NamedTuple):
     """What the backward pass of a truncated window needs."""
 
     read_pull: ReadPull
-    input_pull: Callable[[Arrays], tuple[list[Array]]] | None
-    """From the derivatives by outputs to those by the float inputs; `None` if these are not asked for."""
+    input_pull: InputPull | None
+    """`None` if derivatives by inputs are not asked for."""
     jacobians: Jacobians
     data: list[Array]
     paths: list[Any]
@@ -65,9 +68,7 @@ class Truncated(Window[CutWindow]):
         residuals = CutWindow(read_pull, pull, jacobians, data, paths, blocks, span.fresh)
         return Course(outputs, rollout.last, Moves(factors, followed), residuals)
 
-    def _input_pull(
-        self, weights: Weights, rollout: Rollout, moving: Sequence[int]
-    ) -> Callable[[Arrays], tuple[list[Array]]]:
+    def _input_pull(self, weights: Weights, rollout: Rollout, moving: Sequence[int]) -> InputPull:
         """How the output of each step depends on the input of that step, with the old state held constant."""
         taken = rollout.taken
 

@@ -160,6 +160,8 @@ class _Writer:
     def linear(self, where: str, layer: Any) -> list[tuple[str, Any]]:
         if isinstance(layer, eqx.nn.Linear):
             weight = np.asarray(layer.weight)
+            if "scalar" in (layer.in_features, layer.out_features):
+                self.problems.append(f'{where} is between scalars. Give it 1 in place of "scalar".')
         else:
             # What the layer makes of each unit vector, less the bias.
             eye = jnp.eye(layer.in_features, dtype=_dtype(layer))

@@ -88,14 +88,14 @@ def init(layer: Layer, scheme: Scheme, key: PRNGKeyArray, *, gain: float = 1.0) 
 
     - `layer`: a layer of `equinox.nn` or `etpc.nn`, or a model of such layers.
     - `scheme`: a function `(key, shape, dtype) -> array`, or the name of one, where the fan-in and the
-        fan-out of a weight of shape `(O, I, ...)` are I and O times the size of the kernel:
+        fan-out of a weight of shape `(O, I, ...)` are I and O times the size of the kernel, and the draws
+        of names that end in `_normal` are cut at two standard deviations:
         - `"kaiming_normal"`, `"kaiming_uniform"`: of variance 2 / fan-in;
         - `"lecun_normal"`: of variance 1 / fan-in;
         - `"xavier_normal"`, `"xavier_uniform"`: of variance 2 / (fan-in + fan-out);
         - `"orthogonal"`: with orthonormal rows or columns;
         - `"normal"`: of variance 1;
         - `"zeros"`.
-        The first five with `normal` are truncated at two standard deviations.
     - `key`: a PRNG key. That of the constructor may be used again, as its draws are replaced.
     - `gain`: a factor of the weights.
 

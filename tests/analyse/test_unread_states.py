@@ -8,6 +8,7 @@ import pytest
 import etpc
 from etpc.analyse import analyse
 from etpc.trace import trace
+from tests.helpers import loss
 
 _RNG = np.random.default_rng(5)
 MODEL = {
@@ -17,10 +18,6 @@ MODEL = {
     "U": jnp.asarray(_RNG.normal(size=(3, 2))),
 }
 XS = jnp.asarray(_RNG.normal(size=(7, 2)))
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 def step_of(log):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import etpc
+from tests.helpers import loss
 
 N = 36
 
@@ -59,10 +60,6 @@ def draw():
 
 
 STATE = (jnp.zeros(N), jnp.zeros(N))
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 @pytest.mark.parametrize("algo", [etpc.D_RTRL(window=3), etpc.RTRL(window=2)])

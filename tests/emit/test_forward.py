@@ -9,12 +9,9 @@ from jax.experimental import sparse
 from etpc.analyse import analyse
 from etpc.emit._step import StepFunctions
 from etpc.trace import trace
+from tests.helpers import normal
 
 T, B, I, N = 20, 3, 4, 6
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 def deep(p, x, state):

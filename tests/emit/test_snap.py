@@ -12,6 +12,7 @@ from jax.experimental import sparse
 from jax.flatten_util import ravel_pytree
 
 import etpc
+from tests.helpers import loss
 from tests.marks import few
 
 T, N, IN, B = 6, 5, 3, 2
@@ -164,10 +165,6 @@ XS = 2 * normal(T, IN, seed=20)
 def model_of(step):
     names, state = MODELS[step]
     return Model({name: WEIGHTS[name] for name in names.split()}, step, tuple(state))
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 def reference(model, n, window, cut):

@@ -695,6 +695,16 @@ REFUSED = {
         lambda: nn.Sequential([eqx.nn.Conv2d(1, 1, (1, 2), key=jax.random.key(0))]),
         "finds other shapes",
     ),
+    "padding that is not zeros": (
+        lambda: nn.Sequential(
+            [eqx.nn.Conv1d(1, 1, 2, padding_mode="REFLECT", key=jax.random.key(0))]
+        ),
+        r"\.layers\[0\] has the padding mode REFLECT",
+    ),
+    "a scalar": (
+        lambda: nn.Sequential([eqx.nn.Linear(3, "scalar", key=jax.random.key(0))]),
+        r"\.layers\[0\] is between scalars",
+    ),
     "padding of one side": (
         lambda: nn.Sequential([eqx.nn.Conv1d(1, 1, 2, padding=((1, 0),), key=jax.random.key(0))]),
         r"\.layers\[0\] has the padding",
@@ -702,7 +712,11 @@ REFUSED = {
 }
 
 
-SHAPES = {"padding of one side": (1, 4), "a kernel that is not square": (1, 4, 4)}
+SHAPES = {
+    "padding of one side": (1, 4),
+    "padding that is not zeros": (1, 4),
+    "a kernel that is not square": (1, 4, 4),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -22,10 +22,7 @@ from etpc._jax import evaluate, prims
 from etpc._primitives import FACTS, Facts, facts
 from etpc.analyse._weights import split
 from etpc.trace import trace
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+from tests.helpers import normal
 
 
 def found(function, model, x):

@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from tests.peer.networks import Dense, Model, State, Weights
+from tests.helpers import loss_of_sequence
+from tests.peer.networks import Dense, Model, Weights
 
 Loss = Callable[[Array, Array], Array]
 
@@ -50,30 +51,15 @@ def _averaged(gradient: Callable[..., Model]) -> Callable[..., Weights]:
 
 
 @_averaged
-def bptt(model: Model, xs: Array, targets: Array, loss: Loss) -> Model:
-    """The true gradient of the loss, summed over time."""
-
-    def total(model: Model) -> Array:
-        def step(state: State, x_and_target: tuple[Array, Array]) -> tuple[State, Array]:
-            y, state = model(x_and_target[0], state)
-            return state, loss(y, x_and_target[1])
-
-        return jnp.sum(jax.lax.scan(step, model.init_state(), (xs, targets))[1])
-
+def bptt(model: Model, xs: Array, targets: Array, loss: Loss, stop: bool = False) -> Model:
+    """The true gradient of the loss, summed over time; with `stop` that of each step alone."""
+    total = lambda m: loss_of_sequence(m, xs, targets, m.init_state(), loss=loss, stop=stop)
     return jax.grad(total)(model)
 
 
-@_averaged
-def immediate(model: Model, xs: Array, targets: Array, loss: Loss) -> Model:
+def immediate(*given) -> Weights:
     """The gradient of every step alone, its old state a constant: what a parameter without a trace gets."""
-
-    def step(state: State, x_and_target: tuple[Array, Array]) -> tuple[State, Model]:
-        x, target = x_and_target
-        return model(x, state)[1], jax.grad(lambda model: loss(model(x, state)[0], target))(model)
-
-    return jax.tree.map(
-        ft.partial(jnp.sum, axis=0), jax.lax.scan(step, model.init_state(), (xs, targets))[1]
-    )
+    return bptt(*given, True)
 
 
 def cut(

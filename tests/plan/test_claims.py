@@ -12,17 +12,13 @@ import etpc
 from etpc import nn
 from etpc.cli import main
 from tests import models
-from tests.helpers import bptt, by_path
+from tests.helpers import bptt, by_path, normal
 from tests.helpers import compiled as run_compiled
 from tests.marks import few
 
 N = 3
 STATE = jnp.zeros(N)
 X = jnp.zeros(N)
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 MODEL = {

@@ -8,17 +8,10 @@ from jax import lax
 
 import etpc
 from etpc.traces import Filtered
+from tests.helpers import loss, normal
 from tests.marks import few
 
 T, B, I, N = 12, 2, 6, 8
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 def synapse(m, x, s):

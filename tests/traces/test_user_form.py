@@ -15,6 +15,7 @@ from jax import lax
 import etpc
 from etpc.algorithms import Algorithm
 from etpc.traces import Full, Passage, Trace, zeros
+from tests.helpers import loss, normal
 from tests.marks import few
 
 T, B, I, N = 7, 3, 4, 5
@@ -59,10 +60,6 @@ class OTTT(Algorithm):
         return Full() if kind.data is None else Presynaptic(self.decay)
 
 
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
-
-
 W, BIAS = 0.5 * normal(N, I + N), 0.1 * normal(N, seed=1)
 XS, TARGETS = normal(T, B, I, seed=2), normal(T, B, N, seed=3)
 
@@ -70,10 +67,6 @@ XS, TARGETS = normal(T, B, I, seed=2), normal(T, B, N, seed=3)
 def step(m, x, v):
     v = 0.8 * v + m["w"] @ jnp.concatenate([x, jnp.tanh(v)]) + m["b"]
     return jnp.sin(v), v
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
 
 
 def by_hand(decay):
