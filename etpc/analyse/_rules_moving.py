@@ -89,9 +89,7 @@ def _reshape(x: Numbers, *, new_sizes: Ints, dimensions: Ints | None, **_: Any) 
     return [(x if dimensions is None else np.transpose(x, dimensions)).reshape(new_sizes)]
 
 
-def _pad(
-    x: Numbers, value: Numbers, *, padding_config: Sequence[tuple[int, int, int]], **_: Any
-) -> list[Numbers]:
+def _pad(x: Numbers, value: Numbers, *, padding_config: Sequence[Ints], **_: Any) -> list[Numbers]:
     places = [
         low + np.arange(n) * (inner + 1)
         for n, (low, _, inner) in zip(x.shape, padding_config, strict=True)

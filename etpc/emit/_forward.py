@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import networkx as nx
 from jax import Array, lax
 
-from .._jax import Equation, Rule, Variable, evaluate, prims, prune
+from .._jax import Equation, Rule, Variable, evaluate, params, prims, prune
 from .._primitives import facts
 from ..analyse import Analysis
 from ._arrays import leading
@@ -347,14 +347,13 @@ def _matrix_operand(eqn: Equation, matrices: Container[Variable]) -> int | None:
     """The operand of a product that is one of some matrices [O, I], and meets a vector of length I."""
     if eqn.primitive is not prims.dot_general_p:
         return None
-    precision = eqn.params["precision"]
-    if isinstance(precision, lax.DotAlgorithm):  # it may treat the operands differently
+    if params.has_algorithm(eqn):  # it may treat the operands differently
         return None
-    contract, batch = eqn.params["dimension_numbers"]
+    contract, batch = params.product(eqn)
     for n in (0, 1):
         w, x = eqn.inputs[n], eqn.inputs[1 - n]
         if w in matrices and (len(w.shape), len(x.shape)) == (2, 1) and not any(map(len, batch)):
-            return n if tuple(contract[n]) == (1,) else None
+            return n if contract[n] == (1,) else None
     return None
 
 
@@ -365,11 +364,9 @@ def _turning(copies: dict[Variable, Array]) -> Rule:
         operand = _matrix_operand(eqn, copies)
         if operand is None:
             return None
-        params, x = dict(eqn.params), operands[1 - operand]
-        params["dimension_numbers"] = ((0,), (0,)), ((), ())
-        if operand == 0 and isinstance(params["precision"], tuple):
-            params["precision"] = params["precision"][::-1]
-        return [eqn.primitive.bind(x, copies[eqn.inputs[operand]], **params)]
+        turned = params.operands_swapped(eqn) if operand == 0 else eqn
+        product = params.with_contraction(turned, ((0,), (0,)))
+        return product.bind(operands[1 - operand], copies[eqn.inputs[operand]])
 
     return rule
 

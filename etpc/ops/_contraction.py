@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jax import Array
 
-from .._jax import Equation, prims
+from .._jax import Equation, params, prims
 from ._kind import Factored, Known, Move, Values, register_kind
 
 
@@ -26,9 +26,7 @@ class Contraction(Factored):
 
 def contraction(equation: Equation, operand: int, known: Known) -> Contraction:
     """The canonical form of a `dot_general` whose operand number `operand` is the weight."""
-    contract, batch = (
-        [tuple(map(int, axes)) for axes in both] for both in equation.params["dimension_numbers"]
-    )
+    contract, batch = params.product(equation)
     shapes = [v.shape for v in equation.inputs]
     w, x = operand, 1 - operand
     free = [

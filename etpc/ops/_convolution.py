@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._jax import Equation, prims
+from .._jax import Equation, params, prims
 from ._kind import Factored, Known, Move, Values, register_kind
 
 
@@ -76,17 +76,15 @@ class Geometry:
 
 def geometry(equation: Equation) -> Geometry:
     """The geometry of a `conv_general_dilated`."""
-    params = equation.params
-    x, w, y = params["dimension_numbers"]
+    x, w, y, windows, groups, _ = params.convolution(equation)
     shapes = [v.shape for v in (*equation.inputs, *equation.outputs)]
     spatial = [[shape[a] for a in spec[2:]] for shape, spec in zip(shapes, (x, w, y), strict=True)]
-    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
-    axes = zip(*spatial, *(params[name] for name in names), strict=True)
+    axes = zip(*spatial, windows, strict=True)
     return Geometry(
-        tuple(Axis(*axis) for axis in axes),
+        tuple(Axis(size, kernel, positions, *window) for size, kernel, positions, window in axes),
         batch=shapes[0][x[0]],
         channels=shapes[0][x[1]],
-        groups=params["feature_group_count"],
+        groups=groups,
     )
 
 
@@ -111,10 +109,10 @@ class Convolution(Factored):
 
 def convolution(equation: Equation, operand: int, known: Known) -> Convolution | None:
     """The canonical form of a convolution with a kernel that is the weight."""
-    if operand != 1 or equation.params["batch_group_count"] != 1:
+    x, w, y, *_, batch_groups = params.convolution(equation)
+    if operand != 1 or batch_groups != 1:
         return None
     g = geometry(equation)
-    x, w, y = equation.params["dimension_numbers"]
     kernel, out = equation.inputs[1].shape, equation.outputs[0].shape
     n = len(g.axes)
     channels = kernel[w[0]] // g.groups

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Inexact
 
-from .._jax import Equation, Primitive, Variable
+from .._jax import Equation, Primitive, Variable, params
 from .._primitives import facts, register
 
 Values = list[Any]
@@ -241,8 +241,7 @@ def _cuts(shape: tuple[int, ...], sizes: tuple[int, int, int]) -> tuple[int, int
 
 def direct(equation: Equation, operand: int) -> Direct:
     """The form that any operation has."""
-    name = equation.params.get("name", equation.primitive.name)
-    return Direct(operand, equation.inputs[operand].shape, str(name))
+    return Direct(operand, equation.inputs[operand].shape, params.shown_name(equation))
 
 
 Known = Callable[[Variable], "np.ndarray | None"]

@@ -5,9 +5,9 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from .._jax import Equation, prims
+from .._jax import Equation, params, prims
 from ._kind import Factored, Known, Move, Values, register_kind
 
 
@@ -43,30 +43,27 @@ def lookup(equation: Equation, operand: int, known: Known) -> Lookup | None:
     """The canonical form of a `gather` that reads whole rows of a weight."""
     if operand != 0:
         return None
-    dims = equation.params["dimension_numbers"]
-    shape, sizes = equation.inputs[0].shape, equation.params["slice_sizes"]
-    rows, batching = dims.start_index_map, getattr(dims, "operand_batching_dims", ())
+    dims = params.gather(equation)
+    shape, rows = equation.inputs[0].shape, dims.indexed
     whole = all(
         size == (1 if axis in rows else n)
-        for axis, (size, n) in enumerate(zip(sizes, shape, strict=True))
+        for axis, (size, n) in enumerate(zip(dims.sizes, shape, strict=True))
     )
-    if batching or not whole:
+    if dims.batched or not whole:
         return None
     out = equation.outputs[0].shape
-    collapsed = dims.collapsed_slice_dims
-    kept = [axis for axis in range(len(shape)) if axis not in collapsed]
+    kept = [axis for axis in range(len(shape)) if axis not in dims.collapsed]
     rest = [axis for axis in kept if axis not in rows]
-    lead = [axis for axis in range(len(out)) if axis not in dims.offset_dims]
+    lead = [axis for axis in range(len(out)) if axis not in dims.offset]
     # [f, o] has the axes (*lead, *rest); a row dimension that is kept, and one of the others that is
     # collapsed, has length one
     place: dict[int, int] = {axis: n for n, axis in enumerate(lead)}
     place.update(
-        (dims.offset_dims[n], len(lead) + rest.index(axis))
+        (dims.offset[n], len(lead) + rest.index(axis))
         for n, axis in enumerate(kept)
         if axis in rest
     )
     order = tuple(place[axis] for axis in range(len(out)) if axis in place)
-    clip = equation.params["mode"] == lax.GatherScatterMode.CLIP
     return _rows_of(
         equation,
         data=1,
@@ -75,7 +72,7 @@ def lookup(equation: Equation, operand: int, known: Known) -> Lookup | None:
         to_output=Move(
             (*(out[axis] for axis in lead), *(shape[axis] for axis in rest)), order, out
         ),
-        clip=clip,
+        clip=dims.clips,
     )
 
 
@@ -83,7 +80,7 @@ def slice_at(equation: Equation, operand: int, known: Known) -> Lookup | None:
     """The canonical form of a `dynamic_slice` that reads one row of a weight."""
     if operand != 0:
         return None
-    shape, sizes = equation.inputs[0].shape, equation.params["slice_sizes"]
+    shape, sizes = equation.inputs[0].shape, params.slice_sizes(equation)
     cut = [axis for axis, (n, size) in enumerate(zip(shape, sizes, strict=True)) if size < n]
     if len(cut) != 1 or sizes[cut[0]] != 1:
         return None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._jax import Equation, result_type
+from .._jax import Equation, params, result_type
 from .._primitives import BCOO, register
 from ._kind import Known, Links, Move, Values
 
@@ -63,17 +63,17 @@ class Sparse:
 def sparse_product(equation: Equation, operand: int, known: Known) -> Sparse | None:
     """The canonical form of a `bcoo_dot_general` of a matrix without batch or dense dimensions."""
     values, indices, rhs = equation.inputs
-    (contract, contract_rhs), batch = equation.params["dimension_numbers"]
-    info = equation.params["lhs_spinfo"]
+    (contract, contract_rhs), batch = params.product(equation)
+    shape = params.sparse_shape(equation)
     positions = known(indices)
     plain = values.shape == indices.shape[:1] and indices.shape[1:] == (2,)
     if operand != 0 or positions is None or not plain or len(contract) != 1 or any(map(len, batch)):
         return None
     summed = contract[0]
     # Positions outside the matrix are padding, and stand for nothing.
-    if (positions < 0).any() or (positions >= np.asarray(info.shape)).any():
+    if (positions < 0).any() or (positions >= np.asarray(shape)).any():
         return None
-    rows, columns = info.shape[1 - summed], info.shape[summed]
+    rows, columns = shape[1 - summed], shape[summed]
     free = [size for axis, size in enumerate(rhs.shape) if axis != contract_rhs[0]]
     groups = int(np.prod(free, dtype=np.int64))
     return Sparse(
