@@ -152,7 +152,7 @@ def trace(model: Any, inputs: Any, state: Any = None, step: StepFunction | None 
             for i in learned:
                 hidden[i] = jax.lax.select_n(*begins, hidden[i], start[i])
 
-        def result() -> tuple[Any, Any]:
+        def result() -> Any:
             return call(m, x, state_leaves.join(hidden))
 
         y, new_state = called(result, input_leaves, state_leaves)
@@ -195,7 +195,7 @@ def fits(model: Any, inputs: Any, state: Any, step: StepFunction | None) -> bool
     return True
 
 
-def checked_call(model: Any, step: StepFunction | None) -> StepFunction:
+def checked_call(model: Any, step: Any) -> StepFunction:
     """The function that runs one step, from what the user passed as `step=`."""
     if step is not None and not callable(step):
         raise InputTypeError(
