@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 import etpc
-from tests.helpers import bptt, compiled, loss
+from tests.helpers import bptt, by_path, compiled, loss
 from tests.marks import few
 
 N = 3
