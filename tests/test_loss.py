@@ -15,6 +15,7 @@ import optax
 import pytest
 
 import etpc
+from tests.marks import few
 from tests.test_online import (
     MASK,
     PLAIN,
@@ -460,7 +461,7 @@ def of_ones(way, dtype, steps, batch, **options):
     return losses[0], w - after
 
 
-@pytest.mark.parametrize(("steps", "batch"), [(40_000, None), (8, 5_000)])
+@pytest.mark.parametrize(("steps", "batch"), few([(40_000, None), (8, 5_000)], (8, 5_000)))
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", WAYS)
 def test_sums_of_low_precision(name, dtype, steps, batch):

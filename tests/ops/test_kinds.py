@@ -130,7 +130,7 @@ def gathers(draw):
     return shape, numbers, tuple(sizes), (*lead, len(rows))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 @given(gathers())
 def test_any_gather_of_rows(drawn):
     shape, numbers, sizes, index_shape = drawn
