@@ -159,7 +159,7 @@ def lru_learn(weights: Weights, state: State, traces: Any, x: Array, target: Arr
     by_decay, by_gain = decay * by_decay + h, decay * by_gain + wx
     of_decay = (bar.conj() * by_decay).sum(0)
     (grads,) = pull((of_decay.real, -of_decay.imag, (bar.conj() * by_gain).real.sum(0)))
-    of_w = jnp.einsum("bo,bio->oi", bar.conj(), by_weight)
+    of_w = read(bar.conj(), by_weight)
     grads |= {"w1": of_w.real, "w2": -of_w.imag, "out": out}
     return grads, (new,), (by_weight, by_decay, by_gain), error
 
