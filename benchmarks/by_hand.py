@@ -6,7 +6,8 @@ A cell is a plain function of arrays, `step(weights, x, state) -> (y, state)`, f
 outputs has axes [B, I, O], one of a vector [B, O].
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -300,13 +301,50 @@ def alif_learn(weights: Weights, state: State, traces: Any, x: Array, target: Ar
 # --- gated recurrent units and long short-term memory, whose matrices of old states are cut ---
 
 
-def gru_weights(key: Array, inputs: int, units: int, outputs: int) -> Weights:
-    keys = jax.random.split(key, 7)
-    names = ("reset", "update", "new")
-    weights = {f"in_{n}": normal(k, units, inputs) for n, k in zip(names, keys[:3], strict=True)}
-    weights |= {f"rec_{n}": normal(k, units, units) for n, k in zip(names, keys[3:6], strict=True)}
-    weights |= {f"bias_{n}": jnp.zeros(units) for n in names}
-    return {**weights, "out": normal(keys[6], outputs, units)}
+GRU_GATES = ("reset", "update", "new")
+LSTM_GATES = ("input", "forget", "value", "output")
+
+
+def gated_weights(
+    gates: Sequence[str], key: Array, inputs: int, units: int, outputs: int
+) -> Weights:
+    keys = iter(jax.random.split(key, 2 * len(gates) + 1))
+    weights = {f"in_{n}": normal(next(keys), units, inputs) for n in gates}
+    weights |= {f"rec_{n}": normal(next(keys), units, units) for n in gates}
+    weights |= {f"bias_{n}": jnp.zeros(units) for n in gates}
+    return {**weights, "out": normal(next(keys), outputs, units)}
+
+
+def gated_traces(gates: Sequence[str], weights: Weights, units: int, batch: int) -> Any:
+    inputs = weights[f"in_{gates[0]}"].shape[1]
+    traces = {f"in_{n}": jnp.zeros((batch, inputs, units)) for n in gates}
+    traces |= {f"rec_{n}": jnp.zeros((batch, units, units)) for n in gates}
+    return traces | {f"bias_{n}": jnp.zeros((batch, units)) for n in gates}
+
+
+def gated_grads(
+    traces: Any,
+    decay: Array,
+    factors: dict[str, tuple[Array, Array]],
+    bar: Array,
+    x: Array,
+    h: Array,
+) -> tuple[Any, Grads]:
+    """The traces of gates after a step, and the gradients that they give with the credit `bar` [B, O].
+
+    `factors` has, for each gate, the immediate Jacobian by what the input adds to it and by what the old
+    output adds, [B, O] each.
+    """
+    after: dict[str, Array] = {}
+    grads: Grads = {}
+    for name, (of_in, of_rec) in factors.items():
+        after[f"in_{name}"] = injected(decay, traces[f"in_{name}"], of_in, x)
+        after[f"rec_{name}"] = injected(decay, traces[f"rec_{name}"], of_rec, h)
+        after[f"bias_{name}"] = decay * traces[f"bias_{name}"] + of_in
+        grads[f"in_{name}"] = read(bar, after[f"in_{name}"])
+        grads[f"rec_{name}"] = read(bar, after[f"rec_{name}"])
+        grads[f"bias_{name}"] = (bar * after[f"bias_{name}"]).sum(0)
+    return after, grads
 
 
 def gru_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
@@ -319,14 +357,6 @@ def gru_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
     return weights["out"] @ h, (h,)
 
 
-def gru_traces(weights: Weights, units: int, batch: int) -> Any:
-    inputs = weights["in_new"].shape[1]
-    names = ("reset", "update", "new")
-    traces = {f"in_{n}": jnp.zeros((batch, inputs, units)) for n in names}
-    traces |= {f"rec_{n}": jnp.zeros((batch, units, units)) for n in names}
-    return traces | {f"bias_{n}": jnp.zeros((batch, units)) for n in names}
-
-
 def gru_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
     (h,) = state
     into = lambda n: x @ weights[f"in_{n}"].T + weights[f"bias_{n}"]
@@ -337,36 +367,14 @@ def gru_learn(weights: Weights, state: State, traces: Any, x: Array, target: Arr
     new = (1 - z) * n + z * h
     error, out, bar = readout(weights, new, target)
     of_new = (1 - z) * (1 - n**2)
+    of_reset, of_update = of_new * recurrent * r * (1 - r), (h - n) * z * (1 - z)
     factors = {
-        "reset": of_new * recurrent * r * (1 - r),
-        "update": (h - n) * z * (1 - z),
-        "new": of_new,
+        "reset": (of_reset, of_reset),
+        "update": (of_update, of_update),
+        "new": (of_new, of_new * r),
     }
-    after, grads = {}, {"out": out}
-    for name, factor in factors.items():
-        of_rec = factor * r if name == "new" else factor
-        after[f"in_{name}"] = injected(z, traces[f"in_{name}"], factor, x)
-        after[f"rec_{name}"] = injected(z, traces[f"rec_{name}"], of_rec, h)
-        after[f"bias_{name}"] = z * traces[f"bias_{name}"] + factor
-        grads[f"in_{name}"] = read(bar, after[f"in_{name}"])
-        grads[f"rec_{name}"] = read(bar, after[f"rec_{name}"])
-        grads[f"bias_{name}"] = (bar * after[f"bias_{name}"]).sum(0)
-    return grads, (new,), after, error
-
-
-LSTM_GATES = ("input", "forget", "value", "output")
-
-
-def lstm_weights(key: Array, inputs: int, units: int, outputs: int) -> Weights:
-    keys = jax.random.split(key, 9)
-    weights = {
-        f"in_{n}": normal(k, units, inputs) for n, k in zip(LSTM_GATES, keys[:4], strict=True)
-    }
-    weights |= {
-        f"rec_{n}": normal(k, units, units) for n, k in zip(LSTM_GATES, keys[4:8], strict=True)
-    }
-    weights |= {f"bias_{n}": jnp.zeros(units) for n in LSTM_GATES}
-    return {**weights, "out": normal(keys[8], outputs, units)}
+    after, grads = gated_grads(traces, z, factors, bar, x, h)
+    return {**grads, "out": out}, (new,), after, error
 
 
 def lstm_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
@@ -376,13 +384,6 @@ def lstm_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
     c = f * c + i * jnp.tanh(gate("value"))
     h = o * jnp.tanh(c)
     return weights["out"] @ h, (h, c)
-
-
-def lstm_traces(weights: Weights, units: int, batch: int) -> Any:
-    inputs = weights["in_value"].shape[1]
-    traces = {f"in_{n}": jnp.zeros((batch, inputs, units)) for n in LSTM_GATES[:3]}
-    traces |= {f"rec_{n}": jnp.zeros((batch, units, units)) for n in LSTM_GATES[:3]}
-    return traces | {f"bias_{n}": jnp.zeros((batch, units)) for n in LSTM_GATES[:3]}
 
 
 def lstm_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
@@ -396,16 +397,11 @@ def lstm_learn(weights: Weights, state: State, traces: Any, x: Array, target: Ar
     error, out, by_h = readout(weights, h_new, target)
     bar = by_h * o * (1 - squashed**2)
     factors = {"input": g * i * (1 - i), "forget": c * f * (1 - f), "value": i * (1 - g**2)}
-    after, grads = {}, {"out": out}
-    for name, factor in factors.items():
-        after[f"in_{name}"] = injected(f, traces[f"in_{name}"], factor, x)
-        after[f"rec_{name}"] = injected(f, traces[f"rec_{name}"], factor, h)
-        after[f"bias_{name}"] = f * traces[f"bias_{name}"] + factor
-        grads[f"in_{name}"] = read(bar, after[f"in_{name}"])
-        grads[f"rec_{name}"] = read(bar, after[f"rec_{name}"])
-        grads[f"bias_{name}"] = (bar * after[f"bias_{name}"]).sum(0)
+    both = {name: (factor, factor) for name, factor in factors.items()}
+    after, grads = gated_grads(traces, f, both, bar, x, h)
     now = by_h * squashed * o * (1 - o)  # the output gate acts in its own step alone
     grads |= {"in_output": now.T @ x, "rec_output": now.T @ h, "bias_output": now.sum(0)}
+    grads["out"] = out
     return grads, (h_new, c_new), after, error
 
 
@@ -419,6 +415,12 @@ CELLS = (
     Cell("MinGRU", mingru_weights, one_state, mingru_step, mingru_learn, mingru_traces),
     Cell("LIF", lif_weights, one_state, lif_step, lif_learn, lif_traces),
     Cell("ALIF", lif_weights, two_states, alif_step, alif_learn, alif_traces),
-    Cell("GRU", gru_weights, one_state, gru_step, gru_learn, gru_traces),
-    Cell("LSTM", lstm_weights, two_states, lstm_step, lstm_learn, lstm_traces),
+    Cell(
+        *("GRU", functools.partial(gated_weights, GRU_GATES), one_state, gru_step, gru_learn),
+        functools.partial(gated_traces, GRU_GATES),
+    ),
+    Cell(
+        *("LSTM", functools.partial(gated_weights, LSTM_GATES), two_states, lstm_step, lstm_learn),
+        functools.partial(gated_traces, LSTM_GATES[:3]),
+    ),
 )
