@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -206,7 +206,7 @@ def checked_call(model: Any, step: Any) -> StepFunction:
             f"A {type(model).__name__} is not callable. etpc calls `model(x, state) -> (y, "
             "new_state)`. Pass `step=lambda model, x, state: ...` to call it another way."
         )
-    return step if step is not None else lambda m, x, s: m(x, s)
+    return (lambda m, x, s: m(x, s)) if step is None else cast(StepFunction, step)
 
 
 def initial_state(model: Any) -> Any:
