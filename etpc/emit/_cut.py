@@ -70,14 +70,18 @@ class CutSteps:
 
     def read(self, weights: Weights, rollout: Rollout) -> tuple[list[Array], ReadPull, list[Array]]:
         """The outputs, how they depend on their sources, and the data of live operations that have some."""
-        parts = over_steps(self.step.parts)
-        old, new = parts(rollout.taken.state), parts(rollout.after)
-        sources = Sources(widened(weights.effective), old, new, self.deltas(old))
+        sources = self._sources(weights, rollout)
         return jax.vjp(lambda s: self._outputs(weights, rollout, s), sources, has_aux=True)
 
     def data(self, weights: Weights, rollout: Rollout) -> list[Array]:
         """The data of live operations that have some, [W, B, ...]."""
-        return self.read(weights, rollout)[2]
+        return self._outputs(weights, rollout, self._sources(weights, rollout))[1]
+
+    def _sources(self, weights: Weights, rollout: Rollout) -> Sources:
+        """All that the outputs of a window depend on in their own step."""
+        parts = over_steps(self.step.parts)
+        old, new = parts(rollout.taken.state), parts(rollout.after)
+        return Sources(widened(weights.effective), old, new, self.deltas(old))
 
     def _outputs(
         self, weights: Weights, rollout: Rollout, sources: Sources
