@@ -546,15 +546,12 @@ ARRAYS = {
 
 @pytest.mark.parametrize("case", [*HEADERS, *ARRAYS])
 def test_what_etpc_does_not_write(case, tmp_path):
-    """It is refused in little time and memory."""
+    """It is refused without the memory that its numbers ask for."""
     etpc.save(tmp_path / "a", small())
     before = (tmp_path / "a").read_bytes()
     header, words = HEADERS.get(case, (None, NOT_WRITTEN))
     rewritten(tmp_path / "a", header, ARRAYS.get(case, lambda arrays: arrays))
     assert (tmp_path / "a").read_bytes() != before
-    began = time.process_time()
-    refused(tmp_path / "a", small(), words)
-    assert time.process_time() - began < 1
     tracemalloc.start()
     refused(tmp_path / "a", small(), words)
     assert tracemalloc.get_traced_memory()[1] < 100_000_000
