@@ -31,10 +31,7 @@ def to_svg(program: Shown) -> Svg:
 
 
 def to_html(program: Shown) -> str:
-    """A program as one page of HTML that loads nothing: its picture, and what `print` shows.
-
-    Pointing at a box, or at a row of the table, shows the arrows that lead to and from it.
-    """
+    """A program as one page of HTML that loads nothing: its picture, and what `print` shows."""
     return page(program)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections import Counter
+from html import escape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -13,8 +14,7 @@ import pytest
 
 import etpc
 from etpc import draw, nn
-from etpc.draw._columns import ADVANCE, BADGE, DETAIL, LABEL, PAD
-from etpc.draw._layout import layout
+from etpc.draw._layout import ADVANCE, BADGE, DETAIL, LABEL, PAD, layout
 from etpc.draw._picture import picture, shortened
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -436,15 +436,7 @@ def test_many_states_without_modules_are_drawn_as_one(monkeypatch):
 def test_html_shows_what_print_shows(program):
     page = draw.to_html(program)
     assert page.count("<svg ") == 1
-    unescaped = re.sub(
-        r"<style>.*?</style>|<script>.*?</script>|<svg.*?</svg>", "", page, flags=re.DOTALL
-    )
-    for p in program.ops:
-        assert f"<td class=right>{p.trace_bytes:,}</td>" in unescaped
-    assert unescaped.count("<tr class=") == len(program.ops)
-    for reason in program.untraced.values():
-        assert reason in unescaped
-    assert ("Left out" in unescaped) == any(p.escapes for p in program.plan.ops)
+    assert f"<pre>{escape(str(program))}</pre>" in page
 
 
 def test_names_are_escaped():
@@ -468,15 +460,14 @@ def test_names_are_escaped():
     page.handle_starttag = lambda tag, attributes: tags.append(tag)
     page.handle_data = data.append
     page.feed(draw.to_html(program))
-    assert tags.count("script") == 1
-    assert tags.count("style") == 3
+    assert tags.count("script") == 0
+    assert tags.count("style") == 2
     assert all(any(repr(name) in text for text in data) for name in names)
     test_mermaid(program)
 
 
 def test_notebooks_show_a_program():
     program = built("odd")
-    assert "<script" not in program._repr_html_()
     assert program._repr_html_() in draw.to_html(program)
     assert program.draw()._repr_svg_() == draw.to_svg(program)
 
