@@ -287,6 +287,3 @@ def _bar(progress: bool | None, blocks: Any, done: int) -> Any:
     total = len(blocks) if hasattr(blocks, "__len__") else None
     disable = None if progress is None else False  # None: where stderr is no terminal
     return tqdm(total=total, initial=done, unit="block", disable=disable)
-
-
-__all__ = ["Run", "fit"]

@@ -1,7 +1,5 @@
 """Charts: what is drawn is what was computed, into the axes that were given."""
 
-import sys
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp

@@ -196,6 +196,3 @@ def _on_values(flat: Flat, operands: Sequence[Any]) -> list[Any]:
         return None if body is None else _on_values(flatten(body), values)
 
     return flat.run(operands, rule)
-
-
-__all__ = ["forward_mode", "linear_transpose", "nonlinear_p"]

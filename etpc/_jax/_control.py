@@ -82,6 +82,3 @@ def is_spike(equation: Equation) -> bool:
     touched = propagate(flat.equations, (v for v in flat.inputs if v.is_float))
     floats = [v for v in flat.outputs if v.is_float]
     return bool(floats) and not any(v in touched for v in floats)
-
-
-__all__ = ["is_checkpointed_loop", "is_spike", "unrolled"]

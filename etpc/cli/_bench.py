@@ -140,6 +140,3 @@ def _reverse(name: str, window: int | None, task: Task, data: Data, program: Pro
 
     start = full_state(program, program.init(data.batch_size))
     return _Call(name, gradient, task.model, data, start)
-
-
-__all__ = ["Timing", "bench"]

@@ -413,6 +413,3 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     add("--x64", action="store_true", help="compute in float64")
     add("--json", action="store_true", help="print JSON, and nothing else")
     add("--traceback", action="store_true", help="show where an error was raised, in full")
-
-
-__all__ = ["main"]

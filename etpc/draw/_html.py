@@ -33,5 +33,3 @@ _STYLE = f"""\
 .etpc-program {{ background: {DARK["page"]}; color: {DARK["text"]}; }}
 }}
 """
-
-__all__ = ["fragment", "page"]

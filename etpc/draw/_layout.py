@@ -240,18 +240,3 @@ def _ports(
 def number(value: float) -> str:
     """A coordinate with at most one digit after the point."""
     return f"{round(value, 1):g}" if round(value, 1) else "0"
-
-
-__all__ = [
-    "ADVANCE",
-    "BADGE",
-    "DETAIL",
-    "HEAD",
-    "LABEL",
-    "PAD",
-    "Arrow",
-    "Box",
-    "Layout",
-    "layout",
-    "number",
-]

@@ -51,6 +51,3 @@ def _box(node: Node) -> str:
 def _safe(text: str) -> str:
     """Text with everything that Mermaid or HTML reads as markup given by its number."""
     return re.sub(r"[^\w .,:·+()\[\]'…-]", lambda match: f"#{ord(match[0])};", text)
-
-
-__all__ = ["flowchart"]

@@ -249,6 +249,3 @@ def _one_for(name: Name, nodes: list[Node], loop: str) -> Node:
     if claim == "approximate" and exact:
         text += f", {exact:,} exact"
     return Node(name, name[1], text, claim, traced, (f"{name[1]}: {text}", *listed), loop)
-
-
-__all__ = ["Edge", "Name", "Node", "Picture", "picture", "shortened"]

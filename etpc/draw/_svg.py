@@ -296,6 +296,3 @@ def _sample_box(kind: str) -> str:
 def _sample_arrow(kind: str) -> str:
     line = _element("path", "", "line", d="M0 -4L22 -4")
     return _element("g", line + _head((28.0, -4.0), (1.0, 0.0)), f"edge {kind}")
-
-
-__all__ = ["Svg", "draw", "style"]
