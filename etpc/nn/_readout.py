@@ -12,11 +12,10 @@ from etpc.nn._init import (
     DType,
     Number,
     Parameter,
-    Scheme,
     check_shape,
     constant_or_parameter,
+    draw,
     float_dtype,
-    initialise,
     positive_int,
     positive_number,
     used,
@@ -60,7 +59,6 @@ class LeakyRateReadout(eqx.Module):
         *,
         tau: Parameter = 5.0,
         dt: Number = 1.0,
-        weight_init: Scheme = "kaiming_normal",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
@@ -68,13 +66,11 @@ class LeakyRateReadout(eqx.Module):
 
         - `in_features`, `out_features`: I and O, the lengths of `x` and `r`.
         - `tau`: time constant (ms). `dt`: length of one step (ms).
-        - `weight_init`: a scheme as of [`etpc.nn.init`][]; the weight's shape is `(O, I)`.
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial weight.
 
         **Raises** `InputError` for a size below 1, `tau` or `dt` that is not positive or is a quantity
-        other than a time, a `tau` that does not fit `(O,)`, a dtype that is not a float, or an
-        initialiser that returns another shape or dtype.
+        other than a time, a `tau` that does not fit `(O,)`, or a dtype that is not a float.
         """
         self.in_features = positive_int("in_features", in_features)
         self.out_features = positive_int("out_features", out_features)
@@ -82,7 +78,7 @@ class LeakyRateReadout(eqx.Module):
         shape = (self.out_features, self.in_features)
         self.tau = constant_or_parameter("tau", tau, shape[:1], self.dtype, "ms", positive=True)
         self.dt = positive_number("dt", dt, "ms")
-        self.weight = initialise("weight_init", weight_init, key, shape, self.dtype)
+        self.weight = draw("kaiming_normal", key, shape, self.dtype)
 
     def init_state(self) -> Float[Array, " O"]:
         """**Returns** zeros."""
@@ -145,8 +141,6 @@ class MembraneReadout(eqx.Module):
         *,
         tau: Parameter = 20.0,
         dt: Number = 1.0,
-        weight_init: Scheme = "kaiming_normal",
-        bias_init: Scheme = "zeros",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
@@ -155,8 +149,6 @@ class MembraneReadout(eqx.Module):
         - `in_features`, `out_features`: I and O, the lengths of `x` and `V`.
         - `use_bias`: whether there is a `b`.
         - `tau`: time constant (ms). `dt`: length of one step (ms).
-        - `weight_init`, `bias_init`: schemes as of [`etpc.nn.init`][]; the weight's shape is
-          `(O, I)`.
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.
 
@@ -168,13 +160,8 @@ class MembraneReadout(eqx.Module):
         shape = (self.out_features, self.in_features)
         self.tau = constant_or_parameter("tau", tau, shape[:1], self.dtype, "ms", positive=True)
         self.dt = positive_number("dt", dt, "ms")
-        weight_key, bias_key = jax.random.split(key)
-        self.weight = initialise("weight_init", weight_init, weight_key, shape, self.dtype)
-        self.bias = (
-            initialise("bias_init", bias_init, bias_key, shape[:1], self.dtype)
-            if use_bias
-            else None
-        )
+        self.weight = draw("kaiming_normal", jax.random.split(key)[0], shape, self.dtype)
+        self.bias = jnp.zeros(shape[:1], self.dtype) if use_bias else None
 
     def init_state(self) -> Float[Array, " O"]:
         """**Returns** zeros."""

@@ -81,7 +81,7 @@ def test_a_model_of_many_layers() -> None:
             eqx.nn.GRUCell(3, 4, key=KEY),
             eqx.nn.LayerNorm(4),
             eqx.nn.Linear(4, 4, key=KEY),
-            nn.IndRNN(4, 4, bias_init="normal", key=KEY),
+            eqx.tree_at(lambda c: c.bias, nn.IndRNN(4, 4, key=KEY), jnp.ones(4)),
             nn.LIF((2, 2), tau=jnp.full((2, 2), 9.0)),
             nn.LeakyRateReadout(4, 2, key=KEY),
         ]
