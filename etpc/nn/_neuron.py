@@ -1,15 +1,13 @@
 """Spiking neurons with a leaky membrane: LIF, and with adaptation ALIF and GIF."""
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from etpc._errors import InputError
 from etpc.nn._declared import constant, option
 from etpc.nn._dynamics import Leaky, Membrane, Reset, leak, reset_to
-from etpc.nn._init import Parameter, known
+from etpc.nn._init import Parameter
 
 
 class LIF(Leaky):
@@ -20,8 +18,8 @@ class LIF(Leaky):
 
     1. reset: `z = H((V - V_th) / (V_th - V_reset))`, then `U = V - (V_th - V_reset) z`
        (`reset="soft"`) or `U = (1 - z) V + z V_reset` (`reset="hard"`);
-    2. leak and input: `V' = V_rest + d (U - V_rest) + (1 - d) R I`. With `integration="exp_euler"`,
-       `d = exp(-dt / tau)`, which is the exact solution; with `"euler"`, `d = 1 - dt / tau`;
+    2. leak and input, by the exact solution: `V' = V_rest + d (U - V_rest) + (1 - d) R I` with
+       `d = exp(-dt / tau)`;
     3. spike: `z' = H((V' - V_th) / (V_th - V_reset))`.
 
     The new state is `V'`, the potential *before* the reset that `z'` calls for; that reset opens
@@ -47,13 +45,12 @@ class LIF(Leaky):
       gets `(V - V_th) / (V_th - V_reset)`.
     - `detach_reset`: whether the spike in the reset of V is held constant under differentiation.
     - `refractory`: refractory period (ms), in whole steps, rounded up; none by default.
-    - `integration`: `"exp_euler"` or `"euler"`, as above.
     - `dtype`: of the state and of the trainable parameters; JAX's default float where None.
 
     **Raises** `InputError` for a size below 1, a parameter that is not finite, does not fit
     `size` or is a quantity of another dimension, `tau` or `dt` that is not positive, a negative
-    `refractory`, a threshold that is not above the reset potential, and an unknown `reset`,
-    `integration` or `surrogate`.
+    `refractory`, a threshold that is not above the reset potential, and an unknown `reset` or
+    `surrogate`.
 
     ```pycon
     >>> import jax.numpy as jnp
@@ -74,29 +71,10 @@ class LIF(Leaky):
     """
 
     reset: Reset = option("soft")
-    integration: Literal["exp_euler", "euler"] = option("exp_euler")
-
-    def __check_init__(self):
-        if self.integration not in ("exp_euler", "euler"):
-            raise InputError(
-                f"integration={self.integration!r} is unknown. This is because there are two schemes. "
-                'Pass "exp_euler" (exact for a constant current) or "euler".'
-            )
-        short = known(self.tau) and np.any(np.asarray(self.tau) < self.dt)
-        if self.integration == "euler" and short:
-            raise InputError(
-                f"dt must not exceed tau with integration='euler', got dt={self.dt} and "
-                f"tau={self.tau}. This is because V would oscillate: the leak factor `1 - dt / tau` "
-                "is negative. Pass a smaller dt or integration='exp_euler'."
-            )
 
     def _advance(self, current: Array, state: Membrane) -> Membrane:
         V_rest = self._used(self.V_rest)
-        if self.integration == "euler":
-            gain = self.dt / self._used(self.tau)
-            decay = 1 - gain
-        else:
-            decay, gain = leak(self.dt, self._used(self.tau))
+        decay, gain = leak(self.dt, self._used(self.tau))
         V = V_rest + decay * (state.V - V_rest) + gain * self._used(self.R) * current
         return state._replace(V=V)
 

@@ -107,17 +107,3 @@ def test_what_cannot_be_drawn() -> None:
             nn.init(layer, "normal", KEY)
     with pytest.raises(etpc.InputError, match=r"scheme returned float64\[1\]"):
         nn.init(linear(), lambda key, shape, dtype: jnp.ones(1), KEY)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("Linear", r"etpc\.nn has no Linear: use eqx\.nn\.Linear\."),
-        ("LSTM", r"use eqx\.nn\.LSTMCell, called as"),
-        ("orthogonal", r'use etpc\.nn\.init\(layer, "orthogonal", key\)'),
-        ("Nothing", "module 'etpc.nn' has no attribute 'Nothing'"),
-    ],
-)
-def test_names_that_have_gone(name, message) -> None:
-    with pytest.raises(AttributeError, match=message):
-        getattr(nn, name)
