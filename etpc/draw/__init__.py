@@ -23,7 +23,7 @@ def to_svg(program: Shown) -> Svg:
     Weights stand in the operations that use them. Pointing at a box shows its numbers: shape,
     block, bytes, what is left out, and the source line. The picture follows the light or dark
     scheme of the page, has a background of its own, and loads nothing. The same program gives the
-    same text. From 150 boxes on, those of one module are drawn as one.
+    same text.
 
     **Returns** the text of an SVG file, which notebooks show as the picture.
     """

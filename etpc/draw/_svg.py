@@ -5,7 +5,7 @@ from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from ._layout import ADVANCE, BADGE, DETAIL, HEAD, LABEL, PAD, Arrow, Box, layout, number
-from ._picture import STRENGTH, Name, Picture
+from ._picture import Name, Picture
 
 MARGIN = 24.0
 LINE = 26.0
@@ -96,8 +96,8 @@ def _colours(c: Mapping[str, str]) -> str:
         ),
         ".sign": f"fill: {c['sign']};",
         **{f".{claim} .badge": f"fill: {c[claim]};" for claim in SIGNS},
-        **{f".edge.{kind} .line": f"stroke: {c[kind]};" for kind in STRENGTH},
-        **{f".edge.{kind} .head": f"fill: {c[kind]}; stroke: none;" for kind in STRENGTH},
+        **{f".edge.{kind} .line": f"stroke: {c[kind]};" for kind in ARROWS},
+        **{f".edge.{kind} .head": f"fill: {c[kind]}; stroke: none;" for kind in ARROWS},
     }
     return "".join(f".etpc {selector} {{ {rule} }}\n" for selector, rule in rules.items())
 
@@ -105,13 +105,13 @@ def _colours(c: Mapping[str, str]) -> str:
 def draw(picture: Picture) -> Svg:
     """The picture as the text of an SVG file that needs nothing else."""
     placed = layout(picture)
-    headings = [picture.title, picture.subtitle, *filter(None, [picture.note])]
-    header = 16.0 + 18.0 * len(headings)
+    headings = picture.title, picture.subtitle
+    header = 52.0
     inner = max(placed.width, 420.0, *(ADVANCE * LABEL * len(text) for text in headings))
     legend, legend_height = _legend(picture, inner)
     width, height = inner + 2 * MARGIN, placed.height + header + legend_height + 3 * MARGIN
     labels = {node.name: node.label for node in picture.nodes}
-    by_strength = sorted(placed.arrows, key=lambda a: STRENGTH[a.edge.kind])
+    by_strength = sorted(placed.arrows, key=lambda a: [*ARROWS].index(a.edge.kind))
     parts = [_arrow(arrow, labels) for arrow in by_strength] + [_box(b) for b in placed.boxes]
     lines = [
         f"<style>\n{style()}</style>",

@@ -17,7 +17,6 @@ from etpc.nn._sparse import SparseLinear
 from etpc.nn._ssm import LRU, S5
 from etpc.nn._synapse import (
     COBA,
-    CUBA,
     DualExponentialSynapse,
     ExponentialSynapse,
     ShortTermPlasticity,
@@ -26,7 +25,6 @@ from etpc.nn._synapse import (
 __all__ = [
     "ALIF",
     "COBA",
-    "CUBA",
     "EIF",
     "GIF",
     "LIF",

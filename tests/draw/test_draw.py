@@ -411,28 +411,6 @@ def test_long_paths_are_shortened_in_the_middle():
     assert f"<title>['{long}']" in text
 
 
-def test_a_large_program_is_drawn_by_module(monkeypatch):
-    monkeypatch.setattr("etpc.draw._picture.LARGEST", 30)
-    assert not picture(built("three layers")).note
-    program = built("ten layers")
-    shown = picture(program)
-    assert len(shown.nodes) <= 30
-    assert shown.note.startswith("34 nodes, grouped by module")
-    assert shown.note in draw.to_svg(program)
-    names = {n.name: n for n in shown.nodes}
-    assert names["op", ".layers[3]"].detail == "2 operations"
-    assert names["op", ".readout.weight"].claim == "exact"
-    assert {e.kind for e in shown.edges if e.target == ("op", ".layers[3]")} == {"escape"}
-
-
-def test_many_states_without_modules_are_drawn_as_one(monkeypatch):
-    monkeypatch.setattr("etpc.draw._picture.LARGEST", 10)
-    shown = picture(built("delayed"))
-    assert [n.detail for n in shown.nodes if n.kind == "state"] == ["9 states"]
-    assert [n.loop for n in shown.nodes if n.kind == "state"] == ["kept"]
-    ElementTree.fromstring(draw.to_svg(built("delayed")))
-
-
 def test_html_shows_what_print_shows(program):
     page = draw.to_html(program)
     assert page.count("<svg ") == 1
