@@ -393,7 +393,7 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     if name == "explain":
         add("parameter", nargs="?", metavar="PARAMETER", help="a path, such as .cell.weight_hh")
     if name == "draw":
-        add("-o", "--output", required=True, metavar="FILE", help="a .svg, .html or .mmd file")
+        add("-o", "--output", required=True, metavar="FILE", help="a .svg or .html file")
     if name in DEFAULTS:
         several = f"{FORM}; may be given several times ({', '.join(DEFAULTS[name])})"
         add("--algo", action="append", metavar="ALGO", help=several)

@@ -358,7 +358,6 @@ def test_the_same_model_gives_the_same_text(program):
     assert again is not program
     assert draw.to_svg(again) == draw.to_svg(program)
     assert draw.to_html(again) == draw.to_html(program)
-    assert draw.to_mermaid(again) == draw.to_mermaid(program)
 
 
 def test_nothing_is_loaded_from_elsewhere(program):
@@ -441,7 +440,6 @@ def test_names_are_escaped():
     assert tags.count("script") == 0
     assert tags.count("style") == 2
     assert all(any(repr(name) in text for text in data) for name in names)
-    test_mermaid(program)
 
 
 def test_notebooks_show_a_program():
@@ -450,29 +448,9 @@ def test_notebooks_show_a_program():
     assert program.draw()._repr_svg_() == draw.to_svg(program)
 
 
-def test_mermaid(program):
-    first, *lines = draw.to_mermaid(program).splitlines()
-    assert first == "flowchart LR"
-    text = r'"[^"<>]*(?:<br/>)[^"<>]*"'
-    node = re.compile(rf"  (n\d+)(?:\[{text}\]|\(\[{text}\]\)|\[/{text}/\]):::(\w+)")
-    edge = re.compile(r"  (n\d+) (?:-->|-\.->|-\. left out \.->) (n\d+)")
-    style = re.compile(r"  classDef (\w+) |  linkStyle [\d,]+ ")
-    nodes = [m for m in map(node.fullmatch, lines) if m]
-    edges = [m for m in map(edge.fullmatch, lines) if m]
-    styles = [m for m in map(style.match, lines) if m]
-    assert len(nodes) + len(edges) + len(styles) == len(lines)
-    ids = [m[1] for m in nodes]
-    assert len(set(ids)) == len(ids) == len(picture(program).nodes)
-    assert {m[2] for m in nodes} <= {m[1] for m in styles}
-    assert {i for m in edges for i in m.groups()} <= set(ids)
-    assert len(edges) == len(edges_of(parsed(program)))
-    linked = [int(i) for line in lines if "linkStyle" in line for i in line.split()[1].split(",")]
-    assert [edges[i][0] for i in linked] == [m[0] for m in edges if "left out" in m[0]]
-
-
 @pytest.mark.parametrize(
     ("ending", "start"),
-    [(".svg", "<svg"), (".html", "<!DOCTYPE"), (".mmd", "flowchart"), (".MERMAID", "flowchart")],
+    [(".svg", "<svg"), (".html", "<!DOCTYPE"), (".SVG", "<svg")],
 )
 def test_files(tmp_path, ending, start):
     path = tmp_path / f"picture{ending}"
