@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from .. import __version__
-from .._compare import Result, compare
+from .._compare import compare
 from .._errors import EtpcError
 from ..run import Program
 from ..show import table
@@ -228,19 +228,18 @@ def _verify(arguments: argparse.Namespace) -> Answer:
         "tolerance": comparison.tolerance,
         "ok": comparison.ok,
         "notes": list(comparison.notes),
-        "results": [_result_record(result) for result in comparison.results],
+        "results": [
+            {
+                "name": result.name,
+                "algorithm": str(result.algorithm),
+                "carry_bytes": result.carry_bytes,
+                "parameters": [dataclasses.asdict(row) for row in result.rows],
+                "total": dataclasses.asdict(result.total),
+            }
+            for result in comparison.results
+        ],
     }
     return Answer(text, record, comparison.ok)
-
-
-def _result_record(result: Result) -> dict[str, Any]:
-    return {
-        "name": result.name,
-        "algorithm": str(result.algorithm),
-        "carry_bytes": result.carry_bytes,
-        "parameters": [dataclasses.asdict(row) for row in result.rows],
-        "total": dataclasses.asdict(result.total),
-    }
 
 
 def _draw(arguments: argparse.Namespace) -> Answer:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .._errors import InputError
 from ..show import Shown
-from ._html import fragment, page
+from ._html import fragment, to_html
 from ._picture import picture
 from ._svg import Svg, draw
 
@@ -27,11 +27,6 @@ def to_svg(program: Shown) -> Svg:
     **Returns** the text of an SVG file, which notebooks show as the picture.
     """
     return draw(picture(program))
-
-
-def to_html(program: Shown) -> str:
-    """A program as one page of HTML that loads nothing: its picture, and what `print` shows."""
-    return page(program)
 
 
 _FORMATS = {".svg": to_svg, ".html": to_html}

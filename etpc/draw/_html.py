@@ -15,8 +15,8 @@ def fragment(program: Shown) -> str:
     )
 
 
-def page(program: Shown) -> str:
-    """The program as a whole page."""
+def to_html(program: Shown) -> str:
+    """A program as one page of HTML that loads nothing: its picture, and what `print` shows."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'

@@ -161,7 +161,8 @@ class _Writer:
                 self.problems.append(f'{where} is between scalars. Give it 1 in place of "scalar".')
         else:
             # What the layer makes of each unit vector, less the bias.
-            eye = jnp.eye(layer.in_features, dtype=_dtype(layer))
+            dtype = next(v.dtype for v in vars(layer).values() if hasattr(v, "dtype"))
+            eye = jnp.eye(layer.in_features, dtype=dtype)
             weight = np.asarray(jax.vmap(layer)(eye) - layer(jnp.zeros_like(eye[0]))).T
         bias = getattr(layer, "bias", None)
         if bias is None:
@@ -192,20 +193,16 @@ class _Writer:
         bias = np.zeros(len(weight)) if layer.bias is None else np.asarray(layer.bias).reshape(-1)
         one = (lambda v: v if isinstance(v, str) else v[0]) if n == 1 else (lambda v: v)
         make: Any = nir.Conv1d if n == 1 else nir.Conv2d
-        return [
-            (
-                "conv",
-                make(
-                    input_shape=None,
-                    weight=weight,
-                    stride=one(layer.stride),
-                    padding=one(padding),
-                    dilation=one(layer.dilation),
-                    groups=layer.groups,
-                    bias=bias,
-                ),
-            )
-        ]
+        node = make(
+            input_shape=None,
+            weight=weight,
+            stride=one(layer.stride),
+            padding=one(padding),
+            dilation=one(layer.dilation),
+            groups=layer.groups,
+            bias=bias,
+        )
+        return [("conv", node)]
 
     def lif(self, where: str, layer: nn.LIF) -> list[tuple[str, Any]]:
         self.steps.setdefault(layer.dt, where)
@@ -219,18 +216,14 @@ class _Writer:
                 f"{where} has a refractory period of {layer.refractory:g} ms, and is written without."
             )
         full = lambda value: np.array(np.broadcast_to(np.asarray(value, layer.dtype), layer.shape))
-        return [
-            (
-                "lif",
-                nir.LIF(
-                    tau=full(layer.tau) * MS,
-                    r=full(layer.R),
-                    v_leak=full(layer.V_rest),
-                    v_threshold=full(layer.V_th),
-                    v_reset=full(layer.V_reset),
-                ),
-            )
-        ]
+        node = nir.LIF(
+            tau=full(layer.tau) * MS,
+            r=full(layer.R),
+            v_leak=full(layer.V_rest),
+            v_threshold=full(layer.V_th),
+            v_reset=full(layer.V_reset),
+        )
+        return [("lif", node)]
 
     def _approximate(self, what: str) -> None:
         if self.approximate:
@@ -281,10 +274,6 @@ WRITERS: dict[type, Any] = {
     nn.MembraneReadout: _Writer.readout,
     nn.Delay: _Writer.delay,
 }
-
-
-def _dtype(layer: Any) -> Any:
-    return next(np.asarray(v).dtype for v in vars(layer).values() if hasattr(v, "dtype"))
 
 
 def _input_shape(layer: Any) -> tuple[int, ...] | None:
