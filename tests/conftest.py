@@ -14,7 +14,8 @@ os.environ.setdefault(
 import hypothesis
 import jax
 import pytest
-from jaxtyping import install_import_hook
+
+from tests.annotations import check_annotations
 
 # Importing braintrace turns float64 off for the whole process, so it comes first where it is there.
 with contextlib.suppress(ModuleNotFoundError):
@@ -24,8 +25,8 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_compilation_cache", False)
 
-# Before anything imports etpc: from here on its annotations are checked when it is called.
-install_import_hook("etpc", "beartype.beartype")
+# Before anything imports etpc.
+check_annotations()
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("ci")
