@@ -26,18 +26,8 @@ def drives(op, inputs, *shape, **options):
 # --- convolutions ---------------------------------------------------------------------------------
 
 
-def test_conv1d_with_stride():
-    op = eqx.nn.Conv1d(2, 3, 3, stride=2, padding=1, key=KEY)
-    drives(op, normal(2, 5), 3, 3, every=True)
-
-
 def test_conv2d_with_groups_and_dilation():
     drives(zoo.Dilated(weights(2, 1, 2, 2)), normal(2, 3, 3), 2, 4, 2)
-
-
-def test_conv3d():
-    op = eqx.nn.Conv3d(1, 2, 2, use_bias=False, key=KEY)
-    drives(op, normal(1, 2, 3, 2), 2, 1, 2, 1)
 
 
 def test_transposed_convolution():
@@ -45,18 +35,8 @@ def test_transposed_convolution():
     drives(op, normal(2, 2, 2), 1, 4, 4)
 
 
-def test_convolution_of_channels_last():
-    drives(zoo.ChannelsLast(weights(2, 2, 3)), normal(3, 2), 5, 3)
-
-
 def test_convolution_by_numpy():
     drives(zoo.Convolve(weights(3)), normal(4), 4)
-
-
-def test_conv_lstm():
-    model = zoo.ConvLSTM(1, 2, 3, KEY)
-    state = (jnp.zeros((2, 3)), jnp.zeros((2, 3)))
-    check(model, normal(1, 3), state)
 
 
 def test_depthwise_convolution_of_a_state():
@@ -98,11 +78,6 @@ def test_edges_of_a_state():
 # --- sparse weights -------------------------------------------------------------------------------
 
 INDICES = ((0, 0), (0, 1), (1, 1), (2, 0))
-
-
-def test_sparse():
-    matrix = sparse.BCOO((weights(4), jnp.asarray(INDICES)), shape=(3, 2))
-    drives(zoo.Sparse(matrix), normal(2), 3, every=True)
 
 
 def test_sparse_recurrence():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tests.zoo.check import layer, model, weights
+from tests.zoo.check import layer, model
 
 
 class Leaky(eqx.Module):
@@ -34,24 +34,6 @@ class Rolled(eqx.Module):
         return h, h
 
 
-class ConvLSTM(eqx.Module):
-    """Shi et al., 2015."""
-
-    gates: eqx.nn.Conv1d
-    peephole: jax.Array
-
-    def __init__(self, channels, size, length, key):
-        self.gates = eqx.nn.Conv1d(channels + size, 4 * size, 3, padding=1, key=key)
-        self.peephole = weights(size, length)
-
-    def __call__(self, x, state):
-        h, c = state
-        i, f, g, o = jnp.split(self.gates(jnp.concatenate([x, h])), 4)
-        c = jax.nn.sigmoid(f + self.peephole * c) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        return h, (h, c)
-
-
 @layer
 def Dilated(x, kernel):
     """Groups, dilation and a padding of its own on each side, by `lax`."""
@@ -62,18 +44,6 @@ def Dilated(x, kernel):
         padding=((2, 1), (0, 2)),
         rhs_dilation=(2, 1),
         feature_group_count=2,
-    )[0]
-
-
-@layer
-def ChannelsLast(x, kernel):
-    return lax.conv_general_dilated(
-        x[None],
-        kernel,
-        (1,),
-        ((0, 1),),
-        lhs_dilation=(2,),
-        dimension_numbers=("NWC", "WIO", "NWC"),
     )[0]
 
 
