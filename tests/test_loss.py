@@ -501,11 +501,12 @@ def test_a_mask_where_jax_promotes_no_dtypes(way, dtype):
 
 
 def test_losses_that_are_made_anew_are_not_kept():
-    program, made = etpc.compile(PLAIN, D, inputs=jnp.zeros(I)), []
+    w, made = jnp.ones(1), []
+    program = etpc.compile(w, D, inputs=w, state=w, step=slow)
     for n in range(12):
         new = lambda y, target, n=n: n * loss(y, target)
         made.append(weakref.ref(new))
-        (value, _), _ = program.value_and_grad(new)(PLAIN, *data(), program.init(B))
+        (value, _), _ = program.value_and_grad(new)(w, w[None], 0 * w[None], program.init())
     assert value > 0
     del new
     gc.collect()
