@@ -289,10 +289,6 @@ def test_a_silent_network_is_noted():
     assert any("gradient of .out.weight is zero" in note for note in report.notes)
 
 
-def test_a_network_that_spikes_is_not():
-    assert not etpc.verify(Spiking(), *data(), squared).vacuous
-
-
 def test_a_zero_gradient_is_noted():
     model = eqx.tree_at(lambda m: m.out, leaky(), jnp.zeros((2, O)))
     report = etpc.verify(model, *data(), squared)
@@ -685,8 +681,6 @@ REFUSED = {
     "a state of another structure": (
         {"step": lambda w, x, h: (w * x, (h, h))}, etpc.ModelError, "changes the structure",
     ),
-    "no pair": ({"step": lambda w, x, h: (h, h, h)}, etpc.ModelError, "pair"),
-    "no steps": ({"xs": jnp.zeros((0, 2, 3))}, etpc.InputError, "no steps"),
 }  # fmt: skip
 
 

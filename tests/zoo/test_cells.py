@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.marks import few
 from tests.zoo import cells
 from tests.zoo.check import cell, check, normal, weights
 
@@ -19,7 +20,7 @@ def test_gru(bias):
     check(model, normal(2), H, cell, smoothed=True, every=bias)
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", few([True, False], True))
 def test_lstm(bias):
     model = eqx.nn.LSTMCell(2, 3, use_bias=bias, key=KEY)
     program = check(model, normal(2), (H, H), cell)
@@ -54,6 +55,7 @@ def test_perceptrons_around_a_cell():
     assert "through other weights" in program.untraced[".before.layers[0].weight"]
 
 
+@pytest.mark.slow
 def test_a_perceptron_after_a_cell():
     check(cells.Sandwich(KEY, encode=False), normal(2), H, exact=True)
 
@@ -63,6 +65,7 @@ def test_layers_by_scan():
     check(cells.ResidualStack(2, 2, KEY), normal(2), jnp.zeros((2, 2)))
 
 
+@pytest.mark.slow
 def test_second_order():
     model = cells.FastWeights(weights(3, 2, 3), weights(3, 2), weights(3, 3))
     check(model, normal(2), H + 0.1)
