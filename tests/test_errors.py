@@ -33,6 +33,7 @@ class Cell(eqx.Module):
         return {"h": jnp.zeros(3)}
 
 
+@functools.cache
 def compiled(**options):
     return etpc.compile(Cell(W), inputs=X, **options)
 

@@ -1,5 +1,6 @@
 """Charts: what is drawn is what was computed, into the axes that were given."""
 
+import functools
 import sys
 
 import equinox as eqx
@@ -11,6 +12,7 @@ import pytest
 import etpc
 from etpc import Row, nn
 from etpc._compare import Report, Result
+from tests.marks import few
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -52,6 +54,7 @@ MODEL = Network()
 XS = jax.random.bernoulli(jax.random.key(1), 0.4, (20, 3, 4)).astype(float)  # T, B, I
 
 
+@functools.cache
 def compiled(algo):
     return etpc.compile(MODEL, algo, inputs=jnp.zeros(4))
 
@@ -88,7 +91,7 @@ def test_gradient_agreement_of_one_report():
     assert errors.get_ylim() == cosines.get_ylim() == (2.5, -0.5)
 
 
-@pytest.mark.parametrize("parse_math", [True, False])
+@pytest.mark.parametrize("parse_math", few([True, False], True))
 def test_names_are_shown_as_they_are(monkeypatch, parse_math):
     """And not read as mathematics, which these would be, or would fail to parse."""
     monkeypatch.setitem(plt.rcParams, "text.parse_math", parse_math)
