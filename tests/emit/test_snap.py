@@ -121,6 +121,12 @@ def threshold(w, x, state):
     return (0.9 * V + w["in"] @ x + w["rec"] @ spike(V - w["decay"]),)
 
 
+def ring(w, x, state):
+    """Each unit reads itself and its left neighbour past any weight."""
+    (h,) = state
+    return (jnp.tanh(0.6 * h + 0.5 * jnp.roll(h, 1) + w["in"] @ x + w["bias"]),)
+
+
 WEIGHTS = {
     "tau": 5 + normal(N),
     "decay": 0.5 + 0.1 * normal(N),
@@ -143,6 +149,7 @@ WEIGHTS = {
 }
 REAL, COMPLEX = "float64", "complex128"
 MODELS = {
+    ring: ("in bias", [((N,), REAL)]),
     lif: ("tau in rec", [((N,), REAL)] * 2),
     alif: ("decay in rec", [((N,), REAL)] * 2),
     gru: ("gates back bias", [((N,), REAL)]),
@@ -218,7 +225,9 @@ def assert_near(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("step", few([s for s in MODELS if s not in SEVERAL_OUTPUTS], gru, reading))
+@pytest.mark.parametrize(
+    "step", few([s for s in MODELS if s not in SEVERAL_OUTPUTS], ring, gru, reading)
+)
 @pytest.mark.parametrize("n", few([1, 2], 1))
 def test_gradients_are_those_of_the_dense_reference(step, n):
     wanted = reference(model_of(step), n, T, cut=True)
