@@ -28,12 +28,6 @@ def test_lstm(bias):
 
 
 @pytest.mark.slow
-def test_two_layers():
-    state = [jnp.zeros(3), jnp.zeros(2)]
-    check(cells.TwoLayerGRU(KEY), normal(2), state)
-
-
-@pytest.mark.slow
 def test_layer_normalisation():
     check(cells.NormalisedLSTM(2, 3, KEY), normal(2), (H + 0.1, weights(3)))
 
@@ -42,10 +36,6 @@ def test_layer_normalisation():
 def test_mingru():
     model = cells.MinGRU(2, 3, KEY)
     check(model, normal(2), H, exact=True, smoothed=True, every=True)
-
-
-def test_minlstm():
-    check(cells.MinLSTM(2, 3, KEY), normal(2), H, exact=True)
 
 
 @pytest.mark.slow

@@ -35,10 +35,6 @@ def test_transposed_convolution():
     drives(op, normal(2, 2, 2), 1, 4, 4)
 
 
-def test_convolution_by_numpy():
-    drives(zoo.Convolve(weights(3)), normal(4), 4)
-
-
 def test_depthwise_convolution_of_a_state():
     op = eqx.nn.Conv1d(2, 2, 3, padding="SAME", groups=2, padding_mode="CIRCULAR", key=KEY)
     check(zoo.Rolled(op), normal(2, 4), jnp.zeros((2, 4)))
@@ -59,10 +55,6 @@ def test_embedding():
 def test_gathers_by_data():
     op = zoo.Take(weights(4, 3), weights(4, 4, 3), weights(3, 4))
     drives(op, integers(4, 2), 3)
-
-
-def test_gather_along_an_axis():
-    drives(zoo.AlongAxis(weights(4, 3)), integers(4, 3), 3)
 
 
 def test_edges():

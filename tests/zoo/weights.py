@@ -48,22 +48,11 @@ def Dilated(x, kernel):
 
 
 @layer
-def Convolve(x, kernel):
-    """`jnp.convolve` flips its kernel."""
-    return jnp.convolve(x, kernel, mode="same")
-
-
-@layer
 def Take(index, table, pairs, columns):
     """Rows and entries of tables by the input's indices."""
     rows = table[index].sum(0)
     one = pairs[index[0], index[1]]
     return rows + one + jnp.take(columns, index[0], axis=1)
-
-
-@layer
-def AlongAxis(index, table):
-    return jnp.take_along_axis(table, index[None, :], axis=0)[0]
 
 
 class SegmentSum(eqx.Module):
