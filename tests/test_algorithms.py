@@ -1,4 +1,4 @@
-"""SnAp against a dense reference, and the choice of traces within a memory limit."""
+"""SnAp's steps, the choice of traces within a memory limit, and what makes an algorithm."""
 
 import dataclasses
 import inspect
@@ -77,11 +77,6 @@ def online(program, model, state=None, split=T):
     return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(total)])
 
 
-@pytest.mark.parametrize(
-    "model",
-    [RING, TANH, pytest.param(SPARSE, marks=pytest.mark.slow)],
-    ids=["ring", "tanh", "sparse"],
-)
 @pytest.mark.slow
 def test_more_steps_change_the_gradient_until_nothing_leaves():
     found = [

@@ -52,7 +52,7 @@ class Nested(eqx.Module):
 
 @model
 def Columns(x, state, weight):
-    """The same as columns, updated in place."""
+    """Membrane and adaptation are columns of one array, updated in place."""
     v = 0.7 * state[:, 0] - 0.2 * state[:, 1] + weight @ x
     state = state.at[:, 1].multiply(0.9).at[:, 1].add(0.1 * state[:, 0]).at[:, 0].set(v)
     return jnp.tanh(v), state

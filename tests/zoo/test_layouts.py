@@ -23,11 +23,11 @@ def test_nested():
     assert ".layers[0]['s'].i" in states
 
 
-@pytest.mark.parametrize(
-    ("model", "state"),
-    [(zoo.Stacked, jnp.zeros((2, 3))), (zoo.Columns, jnp.zeros((3, 2)))],
-    ids=["rows", "columns"],
-)
+def test_membrane_and_adaptation_in_one_array():
+    program = check(zoo.Columns(weights(3, 2)), normal(2), jnp.zeros((3, 2)), exact=True)
+    assert {op.block for op in program.ops} == {2}
+
+
 def test_ring_buffer():
     state = (jnp.zeros((2, 3)), jnp.ones((), jnp.int32))
     model = zoo.RingBuffer(weights(3, 2))
