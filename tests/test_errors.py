@@ -55,6 +55,19 @@ def unchecked(function):
     return inspect.unwrap(function)
 
 
+def test_annotations_are_checked_in_tests():
+    """Those of functions, methods and dataclasses."""
+    given = Cell(W), jnp.zeros((4, 2)), jnp.zeros((4, 3)), loss
+    calls = (
+        lambda: etpc.bptt(*given, window="2"),
+        lambda: compiled().init("2"),
+        lambda: etpc.SnAp(n="2"),
+    )
+    for call in calls:
+        with pytest.raises(jaxtyping.TypeCheckError):
+            call()
+
+
 # --- the model's contract -------------------------------------------------------------------------
 
 
