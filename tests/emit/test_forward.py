@@ -104,7 +104,7 @@ def plain(tree):
     return [jax.random.key_data(a) if key(a) else a for a in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize(("steps", "outputs"), [(1, False), (T, True)])
+@pytest.mark.parametrize(("steps", "outputs"), [(1, True), (T, False), (T, True)])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_window_is_its_steps(name, outputs, steps):
     step, state = MODELS[name]
