@@ -221,6 +221,3 @@ def _prints() -> frozenset[Primitive]:
     )
     jaxprs = [open_jaxpr(jax.make_jaxpr(effect)(True))[0] for effect in effects]
     return frozenset(jaxpr.eqns[-1].primitive for jaxpr in jaxprs)
-
-
-__all__ = ["canonicalise", "flatten", "without_prints"]

@@ -270,19 +270,3 @@ def kind_of(equation: Equation, operand: int, known: Known) -> Kind:
     rule = facts(equation.primitive).kind
     kind = rule(equation, operand, known) if rule is not None else None
     return direct(equation, operand) if kind is None else kind
-
-
-__all__ = [
-    "Direct",
-    "Factored",
-    "Kind",
-    "KindRule",
-    "Known",
-    "Links",
-    "Move",
-    "Values",
-    "direct",
-    "kind_of",
-    "register_kind",
-    "summed",
-]

@@ -94,7 +94,7 @@ class Program(Shown):
 
         **Arguments:**
 
-        - `path`: of the file, which ends in `.svg`, `.html`, `.mmd` or `.mermaid`. `None` for none.
+        - `path`: of the file, which ends in `.svg` or `.html`. `None` for none.
 
         **Returns** the text of an SVG file, which notebooks show as the picture; with `path`, `None`.
 
