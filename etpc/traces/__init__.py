@@ -8,6 +8,7 @@ from ._full import Full
 from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
 from ._trace import (
+    Advance,
     Carry,
     Factors,
     Passage,
@@ -24,6 +25,7 @@ from ._transitions import apply_back, paired, suffix_products, times
 
 __all__ = [
     "DENSE_UP_TO",
+    "Advance",
     "Carry",
     "CreditSubspace",
     "Decay",

@@ -39,6 +39,7 @@ class Filtered(Trace):
     uniform: bool = False
     """Whether all outputs of all groups have equal transitions."""
     start_alone = True
+    skips = True
 
     @property
     def held(self) -> str:
