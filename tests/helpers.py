@@ -5,12 +5,16 @@ Backpropagation through time is written here by `jax.grad` through `lax.scan` of
 """
 
 import contextlib
+import copy
+import dataclasses
 import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import etpc
 
 
 def known(options):
@@ -57,6 +61,23 @@ def compiled(function, *args, options=QUICKLY):
     arrays, rest = eqx.partition(args, eqx.is_array)
     run = lambda arrays: function(*eqx.combine(arrays, rest))
     return jax.jit(run, compiler_options=options)(arrays)
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(etpc.traces.Full):
+    """The whole trace, in whose place the compiler puts nothing smaller."""
+
+
+def whole(rule):
+    """The rule with whole traces."""
+    name = type(rule).__name__
+    kind = type(name, (type(rule),), {"trace_form": lambda self, kind: Whole()})
+    made = copy.copy(rule)
+    object.__setattr__(made, "__class__", kind)
+    return made
 
 
 # --- models and data ------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ class Full(Trace):
     """
 
     start_alone = True
+    replaceable = True
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind

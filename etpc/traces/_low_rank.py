@@ -30,6 +30,7 @@ class LowRank(Trace):
     """Whether a bound of what is left out is carried."""
     exact = False
     window_matters = True
+    replaceable = True
 
     @property
     def left_out(self) -> str:

@@ -146,9 +146,13 @@ class Trace:
     `credit` or `start` does not inherit it."""
     window_matters: bool = False
     """Whether the gradient that this form gives depends on the window."""
+    replaceable: bool = False
+    """Whether a form may take the place of this one that is proved to hold the whole trace in less memory. It is not
+    inherited."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        cls.replaceable = vars(cls).get("replaceable", False)
         declaring = next(base for base in cls.__mro__ if "start_alone" in vars(base))
         methods = ("follow", "credit", "start")
         if any(getattr(cls, name) is not getattr(declaring, name) for name in methods):
