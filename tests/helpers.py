@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import etpc
+from etpc.traces import Full
 
 
 def known(options):
@@ -67,7 +67,7 @@ def compiled(function, *args, options=QUICKLY):
 
 
 @dataclasses.dataclass(frozen=True)
-class Whole(etpc.traces.Full):
+class Whole(Full):
     """The whole trace, in whose place the compiler puts nothing smaller."""
 
 

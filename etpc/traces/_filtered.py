@@ -11,8 +11,12 @@ from jaxtyping import Inexact
 
 from ..ops import summed
 from ._full import Full
+from ._pieces import over_examples
 from ._trace import Carry, Factors, Passage, Rows, Site, Trace, zeros
 from ._transitions import apply, suffix_products, times
+
+FEW = 8
+"""Classes with up to so many outputs are read element by element: products of such matrices were slower."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +132,7 @@ class Filtered(Trace):
     def entries(
         self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry
     ) -> Inexact[Array, "G I O"] | None:
-        """With several classes: the gradient, a product of matrices for each class."""
+        """With several classes: the gradient, a product of matrices for each class that has many outputs."""
         g, classes = self.first.shape
         if classes == 1:
             return None
@@ -136,9 +140,16 @@ class Filtered(Trace):
         outputs, place = self._members
         credit = credit.reshape(*credit.shape[:3], site.count)[..., outputs]
         credit = jnp.where(outputs >= 0, credit, jnp.zeros((), credit.dtype))
-        of_class = summed(
-            "bmkigc,bmkgcn->gicn", data, credit, precision=lax.Precision.HIGHEST
-        )
+        if outputs.shape[-1] <= FEW:
+            of_each = [
+                over_examples(data, credit[:, :, :, None, ..., n]).sum((0, 1))
+                for n in range(outputs.shape[-1])
+            ]
+            of_class = jnp.stack(of_each, -1).swapaxes(0, 1)
+        else:
+            of_class = summed(
+                "bmkigc,bmkgcn->gicn", data, credit, precision=lax.Precision.HIGHEST
+            )
         by_place = of_class.reshape(g, site.kind.inputs, -1)
         return jnp.take_along_axis(by_place, place[:, None], 2)
 
