@@ -6,15 +6,12 @@ Backpropagation through time is written here by `jax.grad` through `lax.scan` of
 
 import contextlib
 import copy
-import dataclasses
 import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from etpc.traces import Full
 
 
 def known(options):
@@ -66,18 +63,24 @@ def compiled(function, *args, options=QUICKLY):
 # --- rules ----------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Whole(Full):
-    """The whole trace, in whose place the compiler puts nothing smaller."""
-
-
-def whole(rule):
-    """The rule with whole traces."""
-    name = type(rule).__name__
-    kind = type(name, (type(rule),), {"trace_form": lambda self, kind: Whole()})
+def kept(rule):
+    """The rule with the forms of traces that it chooses, in whose place the compiler puts nothing smaller."""
+    original = type(rule)
+    own = {"trace_form": lambda self, kind: _kept(original.trace_form(self, kind))}
     made = copy.copy(rule)
-    object.__setattr__(made, "__class__", kind)
+    object.__setattr__(made, "__class__", type(original.__name__, (original,), own))
     return made
+
+
+def _kept(form):
+    made = copy.copy(form)
+    object.__setattr__(made, "__class__", _without_replacement(type(form)))
+    return made
+
+
+@functools.cache
+def _without_replacement(form):
+    return type(form.__name__, (form,), {})  # a form does not inherit that it is replaceable
 
 
 # --- models and data ------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ class D_RTRL(Algorithm):
     """Diagonal real-time recurrent learning: the trace of the cut step.
 
     Each operation that mixes positions has its data held constant, so a trace holds the states that
-    an output reaches without passing through another weight: O(weights x block) numbers. The
+    an output reaches without passing through another weight: O(weights x block) numbers, and fewer
+    where outputs are proved to share their transitions. The
     gradient equals that of BPTT where no influence escapes, which the program says for each weight.
 
     **Source:** Wang et al., Nature Communications 2026, doi:10.1038/s41467-026-68453-w. Deviation:
@@ -46,7 +47,8 @@ class ES_D_RTRL(Algorithm):
     R leading modes, the best approximation of that rank. Inside a window nothing is reduced, so the
     gradient is nearer to that of D-RTRL the longer the window. Element-wise weights keep the full
     trace, which is no larger, and so does a weight whose trace cannot have a higher rank. Where outputs are proved to
-    share their transitions, and that takes no more memory, the trace is a sum of filtered inputs, which are exact.
+    share their transitions, and that takes no more memory, the trace is a sum of filtered inputs, which are exact. If
+    parameters of what enters a state are updated during a stream, they may be that for the last values of these alone.
 
     - `decay`: a float in (0, 1]; 0.99 where neither it nor a rank is given.
     - `rank`: an int >= 1.
