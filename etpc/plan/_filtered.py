@@ -58,7 +58,8 @@ def filtered(
     looks = [
         Look(op, kept_of(analysis.reach[op.number], lasting), limit)
         for op, limit in limits.items()
-        if op.kind.data is not None and op.kind.links is None and op.kind.outputs > 1
+        if op.kind.data is not None and op.kind.links is None
+        if op.kind.outputs > 1 and op.kind.inputs
     ]
     looks = [look for look in looks if look.block.nnz]
     _check_leaves(analysis, looks)
