@@ -144,13 +144,14 @@ class Costs:
         if op.kind.data is not None:
             rules["ES_D_RTRL(decay=0.99)"] = (Decay(0.99), block_cut)
             rules["ES_D_RTRL(rank=4)"] = (LowRank(4).settle(self.site(op, block_cut)), block_cut)
-        smaller = {name: self._smaller(op, form, block) for name, (form, block) in rules.items()}
-        if self.analysis.reach[op.number].escapes:  # with less cut, more enters the transitions
-            smaller["RTRL"] = smaller["SnAp(1)"] = None
-        return {
-            name: (block, self.bytes(op, form, block) if smaller[name] is None else smaller[name])
-            for name, (form, block) in rules.items()
-        }
+        escapes = bool(self.analysis.reach[op.number].escapes)
+        found: dict[str, tuple[int, int]] = {}
+        for name, (form, block) in rules.items():
+            # with less cut, more enters the transitions
+            more = escapes and name in ("RTRL", "SnAp(1)")
+            smaller = None if more else self._smaller(op, form, block)
+            found[name] = block, self.bytes(op, form, block) if smaller is None else smaller
+        return found
 
     def of(self, op: WeightOp, form: Trace, uncut: Collection[int]) -> int:
         """The bytes of the trace, of this form or of one that is proved to hold all of it."""
@@ -163,7 +164,9 @@ class Costs:
     def _smaller(self, op: WeightOp, form: Trace, block: int) -> int | None:
         """The bytes of the proved form that takes the place of this one; `None` where there is none."""
         item = self.batch_size * jnp.dtype(trace_dtype(self.analysis, op)).itemsize
-        steady = [item * p.size for p in self.proved.get(op.number, ()) if p.steady or not form.exact]
+        steady = [
+            item * p.size for p in self.proved.get(op.number, ()) if p.steady or not form.exact
+        ]
         limit = self.bytes(op, form, block) - form.exact
         return min((size for size in steady if size <= limit), default=None)
 

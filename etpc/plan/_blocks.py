@@ -188,7 +188,9 @@ def _colours_of_leaves(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
     """A colour for each leaf, so that the rows of leaves of one colour share no column."""
     count = int(leaf.max()) + 1
     rows = np.arange(leaf.size)
-    members: Pattern = sp.csr_array((np.ones(leaf.size, np.int32), (leaf, rows)), (count, leaf.size))
+    members: Pattern = sp.csr_array(
+        (np.ones(leaf.size, np.int32), (leaf, rows)), (count, leaf.size)
+    )
     columns = members @ pattern.astype(np.int32)
     overlap: Pattern = sp.csr_array(columns @ columns.T)
     colour = np.full(count, -1, np.int64)

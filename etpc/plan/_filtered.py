@@ -189,7 +189,11 @@ def _why(form: Filtered, site: Site, steady: bool) -> str:
     why = "outputs have the same transitions, whatever the parameters are"
     if form.columns:
         why = "outputs have the same transitions, and how they are entered depends on no data"
-    moving = "" if steady else "; while the parameters of that move, it is the trace of their last values"
+    moving = (
+        ""
+        if steady
+        else "; while the parameters of that move, it is the trace of their last values"
+    )
     return f"{count} {hold} all of it: {why}{moving}"
 
 

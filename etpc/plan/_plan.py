@@ -139,9 +139,7 @@ def _no_trace(
     return reason and f"{reason}; it gets the gradient of the {steps}"
 
 
-def _sketch(
-    analysis: Analysis, op: WeightOp, choice: Choice, lasting: np.ndarray | None
-) -> Sketch:
+def _sketch(analysis: Analysis, op: WeightOp, choice: Choice, lasting: np.ndarray | None) -> Sketch:
     """The trace of an operation."""
     reach, form = analysis.reach[op.number], choice.forms[op.number]
     assert form is not None

@@ -30,7 +30,7 @@ def proved(
     limits = {op: partial(limit, op) for op in ops if op.number not in ended}
     looks = filtered(analysis, limits, lasting)
     forms = {number: look.proved for number, look in looks.items() if look.proved}
-    return forms | {number: (ENDED,) for number in ended}
+    return forms | dict.fromkeys(ended, (ENDED,))
 
 
 def smallest(
@@ -51,7 +51,7 @@ def smallest(
         {t.op: partial(_limit, t) for t in candidates if t.op.number not in ended},
         lasting,
     )
-    chosen = {number: ENDED for number in ended}
+    chosen = dict.fromkeys(ended, ENDED)
     for t in candidates:
         look = looks.get(t.op.number)
         fitting = [p for p in look.proved if p.steady or not t.form.exact] if look else []

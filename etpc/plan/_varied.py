@@ -32,7 +32,9 @@ def varied(analysis: Analysis) -> list[int]:
         known = facts(eqn.primitive)
         rearranges, along = known.rearranges is not None, known.element_wise
         for out in eqn.outputs:
-            factors = [v for v in eqn.inputs if v in differing and (rearranges or v.size == out.size)]
+            factors = [
+                v for v in eqn.inputs if v in differing and (rearranges or v.size == out.size)
+            ]
             if rearranges:  # what is repeated is shared by several elements
                 sources = [v for v in eqn.inputs if v not in moving and v.size > 1]
                 differs = bool(factors) and len(factors) == len(sources) and _keeps(factors, out)

@@ -147,9 +147,7 @@ class Filtered(Trace):
             ]
             of_class = jnp.stack(of_each, -1).swapaxes(0, 1)
         else:
-            of_class = summed(
-                "bmkigc,bmkgcn->gicn", data, credit, precision=lax.Precision.HIGHEST
-            )
+            of_class = summed("bmkigc,bmkgcn->gicn", data, credit, precision=lax.Precision.HIGHEST)
         by_place = of_class.reshape(g, site.kind.inputs, -1)
         return jnp.take_along_axis(by_place, place[:, None], 2)
 

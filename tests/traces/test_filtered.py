@@ -282,14 +282,23 @@ def test_a_form_that_is_exact_for_still_weights_differs_while_they_move():
 
 
 @pytest.mark.parametrize("gain", [1e-4, 1e-7])
-@pytest.mark.parametrize("name", ["synapse", "two groups", "each gain"])
-def test_small_gains_in_float32(name, gain):
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("synapse", None),
+        ("synapse", etpc.D_RTRL(window=3)),
+        ("two groups", etpc.D_RTRL(window=3)),
+        ("two groups", etpc.ES_D_RTRL(decay=0.9, window=3)),
+        ("each gain", None),
+    ],
+)
+def test_small_gains_in_float32(name, rule, gain):
     """Compiled at gains of one, and run at gains that differ by many orders of magnitude, against BPTT in float64."""
     step, state, weight, *_ = STEPS[name]
     single = lambda tree: jax.tree.map(
         lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a.astype(jnp.complex64), tree
     )
-    program, _, op = programs(name, model=single(MODEL), window=3)
+    program, _, op = programs(name, rule, model=single(MODEL), window=3)
     assert op.exact
     moved = {**MODEL, "gain": jnp.geomspace(1, gain, N)[:: 1 if name == "each gain" else -1]}
     xs, targets = normal(T, I, seed=1), jnp.full(T, 0.3)
