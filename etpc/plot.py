@@ -272,7 +272,12 @@ def _find(program: Program, op: int | str) -> OpPlan:
         raise SelectionError(
             f"The program has no traced operation {op!r}. It has {len(paths)}: {'; '.join(paths)}."
         )
-    return program.ops[op]
+    found = program.ops[op]
+    if not found.shapes:
+        raise SelectionError(
+            f"The trace of operation {op}, {found.path}, is {_trace(found).form.held}. Choose another of {'; '.join(paths)}."
+        )
+    return found
 
 
 def _carried(program: Program, p: OpPlan) -> int:

@@ -264,3 +264,11 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ModuleNotFoundError, match="Install the extra `plot`"):
         import etpc.plot  # noqa: F401
+
+
+def test_a_trace_that_holds_nothing_is_not_drawn():
+    step = lambda w, x, h: (jnp.tanh(w @ jnp.concatenate([h, x])),) * 2
+    model, xs = jnp.ones((3, 7)), jnp.ones((6, 4))
+    program = etpc.compile(model, inputs=xs[0], state=jnp.zeros(3), step=step)
+    with pytest.raises(etpc.SelectionError, match="model, is nothing, as its influence ends"):
+        plot.traces(program, model, xs)
