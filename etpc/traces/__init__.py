@@ -3,6 +3,7 @@
 from ._credit import CreditSubspace, EveryState
 from ._decay import Decay
 from ._directions import Directions
+from ._ended import Ended
 from ._filtered import Filtered
 from ._full import Full
 from ._low_rank import LowRank
@@ -30,6 +31,7 @@ __all__ = [
     "CreditSubspace",
     "Decay",
     "Directions",
+    "Ended",
     "EveryState",
     "Factors",
     "Filtered",

@@ -23,6 +23,7 @@ class Full(Trace):
 
     start_alone = True
     skips = True
+    replaceable = True
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind

@@ -33,6 +33,7 @@ class LowRank(Trace):
     exact = False
     window_matters = True
     skips = True
+    replaceable = True
 
     @property
     def left_out(self) -> str:

@@ -176,9 +176,13 @@ class Trace:
     inherit it."""
     window_matters: bool = False
     """Whether the gradient that this form gives depends on the window."""
+    replaceable: bool = False
+    """Whether a form may take the place of this one that is proved to hold the whole trace in less memory. It is not
+    inherited."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        cls.replaceable = vars(cls).get("replaceable", False)
         if _overrides(cls, "start_alone", ("follow", "credit", "start")):
             cls.start_alone = False
         if _overrides(cls, "skips", ("follow", "credit", "advance", "advance_all")):
