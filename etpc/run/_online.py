@@ -213,10 +213,11 @@ class Online:
                 data = jax.tree.map(lambda a: a[None], data)
             if restarted is not None:
                 carry = program.reset(carry, restarted)
-            value, carry, grads, aux = program.runner.value_and_grad(
+            value, grads, aux, carry_after = program.runner.value_and_grad(
                 loss, self.reduction, self._join(floats, others), data, carry
             )
             new = self._moved(floats, opt_state, value, grads)
+            carry = carry_after(jax.tree.leaves(new))
             if data.weights is not None:  # where nothing counts, momentum moves nothing either
                 counts = data.weights.astype(bool).any()
                 new = jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, (floats, opt_state))

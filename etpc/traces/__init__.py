@@ -7,6 +7,7 @@ from ._filtered import Filtered
 from ._full import Full
 from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
+from ._pieces import zero_after
 from ._trace import (
     Carry,
     Factors,
@@ -47,5 +48,6 @@ __all__ = [
     "size_of",
     "suffix_products",
     "times",
+    "zero_after",
     "zeros",
 ]

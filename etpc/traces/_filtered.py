@@ -127,7 +127,7 @@ class Filtered(Trace):
         ((data, credit),) = self.rows(site, units, same)
         credit = credit.reshape(*data.shape[:3], -1)
         trace = jnp.einsum("nmgi,nmgo->gimo", data, credit)
-        return {"trace": trace.reshape(Full().shapes(site)[0])}
+        return {"trace": Full().in_order(site, trace)}
 
 
 __all__ = ["Filtered"]

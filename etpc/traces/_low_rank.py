@@ -97,7 +97,7 @@ class LowRank(Trace):
         carry: Carry,
         followed: Carry,
         start: Array | None,
-    ) -> tuple[Carry, None]:
+    ) -> Carry:
         """Add the factor pairs of a window to those of the trace, and keep the leading modes.
 
         All Q pairs together are `A B^T`. The span of its R leading left modes is found as `A c` by
@@ -136,7 +136,7 @@ class LowRank(Trace):
                     gradient_bound = gradient_bound + jnp.sum(error, -2, keepdims=True)
                 bound = apply(site.pairs, jnp.abs(passage.whole()), trace_bound)
                 new += [bound + dropped.reshape(bound.shape), gradient_bound]
-        return tuple(array.reshape(old.shape) for array, old in zip(new, carry, strict=True)), None
+        return tuple(array.reshape(old.shape) for array, old in zip(new, carry, strict=True))
 
     def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
         """The bound of the gradients stays, as it is that of all gradients since the first stream."""
@@ -145,10 +145,9 @@ class LowRank(Trace):
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         """The sum of the pairs, in the shape of the whole trace."""
         left, right = carry[:2]  # [R, (G,) I] and [R, (m,) (G,) O]
-        right = right.reshape(len(right), site.block, *left.shape[1:-1], -1)
-        written_out = "rgi,rmgo->gimo" if site.kind.groups > 1 else "ri,rmo->imo"
-        (shape,) = Full().shapes(site)
-        return {"trace": jnp.einsum(written_out, left, right).reshape(shape)}
+        left = left.reshape(len(left), site.kind.groups, -1)
+        right = right.reshape(len(right), site.block, site.kind.groups, -1)
+        return {"trace": Full().in_order(site, jnp.einsum("rgi,rmgo->gimo", left, right))}
 
     def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
         return (carry[2], carry[3]) if self.certificate else None
