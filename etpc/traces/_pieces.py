@@ -142,9 +142,12 @@ def zero_after(*arrays: Array) -> Int[Array, ""]:
     knows that from data alone: `lax.optimization_barrier` is gone when it decides.
     """
     firsts = [a[(0,) * a.ndim] for a in arrays if a.size and jnp.issubdtype(a.dtype, jnp.inexact)]
-    none = jnp.zeros((), bool)
-    is_nan = functools.reduce(jnp.logical_or, [jnp.isnan(first) for first in firsts], none)
-    return jnp.minimum(is_nan.astype(jnp.int32), 0)
+    if not firsts:
+        return jnp.zeros((), jnp.int32)
+    # A sum is computed once. XLA would make anything else part of the loops that read it, once for each entry; also a
+    # sum of one term.
+    is_nan = jnp.stack([jnp.isnan(first) for first in (*firsts, firsts[0])])
+    return jnp.minimum(is_nan.sum(dtype=jnp.int32), 0)
 
 
 def _all_after(zero: Int[Array, ""] | None, arrays: list[Array]) -> list[Array]:
