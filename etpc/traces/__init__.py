@@ -8,6 +8,7 @@ from ._filtered import Filtered
 from ._full import Full
 from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
+from ._pieces import zero_after
 from ._trace import (
     Advance,
     Carry,
@@ -51,5 +52,6 @@ __all__ = [
     "size_of",
     "suffix_products",
     "times",
+    "zero_after",
     "zeros",
 ]
