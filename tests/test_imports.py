@@ -25,7 +25,7 @@ SEES = {
     "analyse": "_errors _jax _primitives ops trace",
     "traces": "_tuning ops",
     "algorithms": "_errors _origin ops traces analyse",
-    "plan": "_errors _jax _tuning traces analyse algorithms",
+    "plan": "_errors _jax _primitives _tuning traces analyse algorithms",
     "emit": "_jax _primitives _tuning traces analyse plan",
     # what is shown of a plan
     "show": "_errors _jax algorithms analyse plan",

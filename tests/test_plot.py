@@ -1,5 +1,7 @@
 """Charts: what is drawn is what was computed, into the axes that were given."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 import etpc
 from etpc import Row, nn
 from etpc._compare import Report, Result
+from tests.marks import few
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -50,6 +53,7 @@ MODEL = Network()
 XS = jax.random.bernoulli(jax.random.key(1), 0.4, (20, 3, 4)).astype(float)  # T, B, I
 
 
+@functools.cache
 def compiled(algo):
     return etpc.compile(MODEL, algo, inputs=jnp.zeros(4))
 
@@ -86,7 +90,7 @@ def test_gradient_agreement_of_one_report():
     assert errors.get_ylim() == cosines.get_ylim() == (2.5, -0.5)
 
 
-@pytest.mark.parametrize("parse_math", [True, False])
+@pytest.mark.parametrize("parse_math", few([True, False], True))
 def test_names_are_shown_as_they_are(monkeypatch, parse_math):
     """And not read as mathematics, which these would be, or would fail to parse."""
     monkeypatch.setitem(plt.rcParams, "text.parse_math", parse_math)
@@ -222,3 +226,11 @@ def test_traces_that_are_not_there():
         plot.traces(program, MODEL, XS[:, 0, 0])
     with pytest.raises(etpc.InputError, match="units must be an int >= 1"):
         plot.traces(program, MODEL, XS[:, 0], units=0)
+
+
+def test_a_trace_that_holds_nothing_is_not_drawn():
+    step = lambda w, x, h: (jnp.tanh(w @ jnp.concatenate([h, x])),) * 2
+    model, xs = jnp.ones((3, 7)), jnp.ones((6, 4))
+    program = etpc.compile(model, inputs=xs[0], state=jnp.zeros(3), step=step)
+    with pytest.raises(etpc.SelectionError, match="model, is nothing, as its influence ends"):
+        plot.traces(program, model, xs)

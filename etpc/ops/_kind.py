@@ -35,7 +35,8 @@ class Kind(Protocol):
 
     A kind may also have `uses`, which is hashable: two operations on one weight share a trace where it is
     equal and not `None`. It is equal only where `gather` takes the entries of both to the same elements
-    of the weight.
+    of the weight. And it may have `inputs_last`: true where the axes of inputs come last in the weight, so that a
+    trace in the same order gives a gradient without a transpose.
     """
 
     @property
@@ -203,6 +204,12 @@ class Factored:
     @property
     def uses(self) -> Hashable:
         return self.h, self.f, self.i, self.o, self.to_weight
+
+    @property
+    def inputs_last(self) -> bool:
+        """Whether the weight's last axis is one of inputs."""
+        first, second = _cuts(self.to_weight.split, (self.h, self.i, self.o))
+        return bool(self.to_weight.order) and self.to_weight.order[-1] in range(first, second)
 
     def shift_inputs(self, values: Values, delta: Array) -> Values:
         return values

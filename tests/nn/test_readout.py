@@ -53,14 +53,6 @@ def test_number_tau_is_not_a_parameter() -> None:
     assert jaxpr.count("= etp ") == 1
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_dtype(dtype: type) -> None:
-    readout = nn.LeakyRateReadout(1, 1, tau=np.array([3.0]), dtype=dtype, key=KEY)
-    assert readout.init_state().dtype == dtype
-    y, r = readout(jnp.ones(1, dtype), readout.init_state())
-    assert y.dtype == r.dtype == dtype
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -105,7 +105,7 @@ def test_all_layers_are_here():
     assert exported == {name.split(",")[0] for name in LAYERS}
 
 
-DTYPES = [("float32", False), ("float64", True)]
+DTYPES = [("float32", True), ("float32", False), ("float64", True)]
 
 
 @pytest.mark.parametrize(("dtype", "x64"), few(DTYPES, DTYPES[0]))

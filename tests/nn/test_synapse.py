@@ -272,18 +272,3 @@ def test_input_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
             layer(jnp.ones(2), wrong)
     with pytest.raises(ValueError, match=r"was called with g of shape \(1,\)"):
         nn.COBA(2)(jnp.ones(1), jnp.ones(2))
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_dtype(dtype: type) -> None:
-    for layer in (
-        nn.ExponentialSynapse(2, dtype=dtype),
-        nn.DualExponentialSynapse(2, tau_rise=np.array(1.0), dtype=dtype),
-        nn.ShortTermPlasticity(2, dtype=dtype),
-        nn.Delay(2, 1, dtype=dtype),
-        nn.DelayedLinear(2, 2, 1, dtype=dtype, key=KEY),
-    ):
-        state = layer.init_state()
-        y, after = jax.eval_shape(layer, jnp.ones(2, dtype), state)
-        assert (y.shape, y.dtype) == ((2,), dtype)
-        assert after == jax.eval_shape(lambda state=state: state)
