@@ -38,16 +38,17 @@ def over_examples(
     A batch may be spread over devices, each of which holds a run of it and sums that first.
     """
 
-    axis = None if states is None else states - trace.ndim
-
     def product(signal: Array, trace: Array) -> Array:
-        if axis is None or trace.shape[axis] > UNROLLED:
-            terms = times(signal, trace)
-            return terms if axis is None else terms.sum(axis)
+        if states is None:
+            return times(signal, trace)
+        axis = states - axes
+        if trace.shape[axis] > UNROLLED:
+            return times(signal, trace).sum(axis)
         at = lambda a, n: lax.index_in_dim(a, n, axis, keepdims=False)
         terms = [times(at(signal, n), at(trace, n)) for n in range(trace.shape[axis])]
         return sum(terms[1:], terms[0])
 
+    axes = trace.ndim
     abreast = tuning().abreast
     if abreast is None:
         return product(signal, trace).sum(0)
