@@ -169,7 +169,7 @@ def test_traces(algo):
     if isinstance(algo, str):
         wanted = [[np.asarray(t[0]) for t in all_steps]]
     elif algo.rank == 2:
-        wanted = [[np.einsum("ri,ro->io", t[0], t[1]) for t in all_steps]]
+        wanted = [[np.einsum("ri,ro->oi", t[0], t[1]) for t in all_steps]]
     else:
         wanted = [[np.asarray(t[i]) for t in all_steps] for i in (0, 1)]
     inputs, spikes, *below = figure.axes
@@ -232,5 +232,5 @@ def test_a_trace_that_holds_nothing_is_not_drawn():
     step = lambda w, x, h: (jnp.tanh(w @ jnp.concatenate([h, x])),) * 2
     model, xs = jnp.ones((3, 7)), jnp.ones((6, 4))
     program = etpc.compile(model, inputs=xs[0], state=jnp.zeros(3), step=step)
-    with pytest.raises(etpc.SelectionError, match="model, is nothing, as its influence ends"):
+    with pytest.raises(etpc.SelectionError, match="of model is nothing, as its influence ends"):
         plot.traces(program, model, xs)
