@@ -275,7 +275,8 @@ def _find(program: Program, op: int | str) -> OpPlan:
     found = program.ops[op]
     if not found.shapes:
         raise SelectionError(
-            f"The trace of operation {op}, {found.path}, is {_trace(found).form.held}. Choose another of {'; '.join(paths)}."
+            f"The trace of operation {op}, {found.path}, is {_trace(found).form.held}. Choose another of "
+            f"{'; '.join(paths)}."
         )
     return found
 

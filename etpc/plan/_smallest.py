@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from ..algorithms import Backprop, Proved
+from ..algorithms import Backprop, Proved, most
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype
 from ..traces import Ended, Full, Site, size_of
 from ._blocks import kept_of, lasting_states
@@ -25,7 +25,7 @@ def proved(
 
     def limit(op: WeightOp) -> int:
         site = Site(op.kind, analysis.reach[op.number].size, trace_dtype(analysis, op))
-        return size_of(Full(), site) - 1
+        return most(size_of(Full(), site), exact=True)
 
     limits = {op: partial(limit, op) for op in ops if op.number not in ended}
     looks = filtered(analysis, limits, lasting)
@@ -41,7 +41,7 @@ def smallest(
 ) -> list[Sketch]:
     """The traces, where one that is proved to hold all of it takes the place of a larger one.
 
-    A form that leaves something out also gives way to one that is no smaller, and to one that is exact for weights
+    A form that leaves something out also gives way to one that is as large, and to one that is exact for weights
     that stay as they are. Traces that several operations share give way together or not at all.
     """
     candidates = [t for t in sketches if t.form.replaceable and t.directions is None]
@@ -69,7 +69,7 @@ def smallest(
 
 def _limit(t: Sketch) -> int:
     """The most numbers that a form may have which takes the place of this one."""
-    return size_of(t.form, t.site) - t.form.exact
+    return most(size_of(t.form, t.site), t.form.exact)
 
 
 def _sharing(sketches: Sequence[Sketch], owners: Mapping[int, int]) -> list[list[Sketch]]:

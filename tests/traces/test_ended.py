@@ -62,7 +62,10 @@ def ended(program):
 
 @pytest.mark.parametrize("window", few([1, 4], 4))
 def test_the_output_gate_of_an_lstm_carries_nothing(window):
-    program, whole = compiled(etpc.D_RTRL(window=window)), compiled(kept(etpc.D_RTRL(window=window)))
+    program, whole = (
+        compiled(etpc.D_RTRL(window=window)),
+        compiled(kept(etpc.D_RTRL(window=window))),
+    )
     assert ended(program) == OUTPUT
     assert not ended(whole)
     assert sum(p.trace_bytes for p in program.ops) == 3 * (I * N + N * N + N) * 8
