@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from .._errors import MemoryLimitError
 from ..analyse import Analysis, WeightOp, one_step_block, trace_dtype, uncut_block
 from ..traces import Decay, Full, LowRank, Site, Trace, bytes_of
-from ._algorithm import Algorithm, Backprop, Choice, Context, Proved
+from ._algorithm import Algorithm, Backprop, Choice, Context, Proved, most
 
 RANKS = (32, 16, 8, 4, 2, 1)
 """What a trace that does not fit is reduced to, one after the other."""
@@ -167,7 +167,7 @@ class Costs:
         steady = [
             item * p.size for p in self.proved.get(op.number, ()) if p.steady or not form.exact
         ]
-        limit = self.bytes(op, form, block) - form.exact
+        limit = most(self.bytes(op, form, block), form.exact)
         return min((size for size in steady if size <= limit), default=None)
 
     def full(self, op: WeightOp, uncut: Collection[int]) -> int:

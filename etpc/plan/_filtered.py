@@ -21,7 +21,7 @@ from ._varied import varied
 
 LARGE = f"it is not looked for, as a state depends on more than {MOST} others"
 DIFFER = "the transitions of its outputs differ"
-NO_LESS = "its outputs have too many different transitions"
+NO_LESS = "filtered inputs would save too little, as few of its outputs have the same transitions"
 ENTERED = "its outputs are entered by factors that differ and depend on data"
 MOVING = "its outputs are entered by factors that differ and depend on parameters, which may move"
 

@@ -6,11 +6,12 @@ from functools import partial
 
 import numpy as np
 
-from ..algorithms import Backprop, Proved
+from ..algorithms import Backprop, Proved, most
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype
 from ..traces import Ended, Full, Site, size_of
-from ._blocks import kept_of, lasting_states
+from ._blocks import block_rows, kept_of, lasting_states
 from ._filtered import Look, filtered
+from ._holomorphic import holomorphic
 from ._records import Found, Sketch
 
 ENDED = Proved(Ended(), 0, True, "nothing is carried: no later step reads it but as cut data")
@@ -25,7 +26,7 @@ def proved(
 
     def limit(op: WeightOp) -> int:
         site = Site(op.kind, analysis.reach[op.number].size, trace_dtype(analysis, op))
-        return size_of(Full(), site) - 1
+        return most(size_of(Full(), site), exact=True)
 
     limits = {op: partial(limit, op) for op in ops if op.number not in ended}
     looks = filtered(analysis, limits, lasting)
@@ -41,7 +42,7 @@ def smallest(
 ) -> list[Sketch]:
     """The traces, where one that is proved to hold all of it takes the place of a larger one.
 
-    A form that leaves something out also gives way to one that is no smaller, and to one that is exact for weights
+    A form that leaves something out also gives way to one that is as large, and to one that is exact for weights
     that stay as they are. Traces that several operations share give way together or not at all.
     """
     candidates = [t for t in sketches if t.form.replaceable and t.directions is None]
@@ -55,6 +56,10 @@ def smallest(
     for t in candidates:
         look = looks.get(t.op.number)
         fitting = [p for p in look.proved if p.steady or not t.form.exact] if look else []
+        if t.form == Full() and t.op.number not in chosen:
+            rows = block_rows(kept_of(analysis.reach[t.op.number], lasting))
+            of_complex = holomorphic(analysis, t.op, rows, t.site)
+            fitting += [] if of_complex is None else [of_complex]
         if fitting:
             chosen[t.op.number] = min(fitting, key=lambda p: p.size)
     sharing = _sharing(sketches, owners)
@@ -69,7 +74,7 @@ def smallest(
 
 def _limit(t: Sketch) -> int:
     """The most numbers that a form may have which takes the place of this one."""
-    return size_of(t.form, t.site) - t.form.exact
+    return most(size_of(t.form, t.site), t.form.exact)
 
 
 def _sharing(sketches: Sequence[Sketch], owners: Mapping[int, int]) -> list[list[Sketch]]:

@@ -6,6 +6,7 @@ from ._directions import Directions
 from ._ended import Ended
 from ._filtered import Filtered
 from ._full import Full
+from ._holomorphic import Holomorphic
 from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
 from ._pieces import zero_after
@@ -37,6 +38,7 @@ __all__ = [
     "Factors",
     "Filtered",
     "Full",
+    "Holomorphic",
     "LowRank",
     "Pairs",
     "Passage",

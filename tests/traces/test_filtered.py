@@ -383,3 +383,13 @@ def test_one_output_that_differs_takes_a_filtered_input_of_its_own():
     assert isinstance(op.form, Filtered)
     assert op.form.count(op.trace.site) == 2
     assert op.trace_shape == (I, 2)
+
+
+def test_what_would_save_too_little_stays_whole():
+    """Two outputs with the same transition, of which one filtered input is half of the whole trace."""
+    step = lambda w, x, h: (0.9 * h + w @ x,) * 2
+    for outputs, form in ((2, etpc.algorithms.Full), (3, Filtered)):
+        model = normal(outputs, I)
+        (op,) = etpc.compile(model, inputs=normal(I), state=jnp.zeros(outputs), step=step).ops
+        assert isinstance(op.form, form)
+    assert op.trace_bytes == I * 8

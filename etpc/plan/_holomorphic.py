@@ -1,0 +1,79 @@
+"""Which traces of complex weights depend on them as holomorphic functions, whatever the parameters and the data are."""
+
+import numpy as np
+
+from .._jax import Equation, Variable, prims, propagate, prune
+from ..algorithms import Proved
+from ..analyse import Analysis, WeightOp, trace_dtype
+from ..traces import Holomorphic, Site, size_of
+
+WHY = "complex states depend on the weight as holomorphic functions, so their real parts hold all of it"
+LINEAR = frozenset(
+    {
+        *(prims.add_p, prims.sub_p, prims.neg_p, prims.mul_p, prims.div_p, prims.dot_general_p),
+        *(prims.convert_element_type_p, prims.stop_gradient_p, prims.select_n_p),
+        *(prims.reshape_p, prims.transpose_p, prims.broadcast_in_dim_p, prims.squeeze_p),
+        *(prims.slice_p, prims.dynamic_slice_p, prims.concatenate_p, prims.pad_p, prims.rev_p),
+        *(prims.gather_p, prims.reduce_sum_p, prims.cumsum_p, prims.integer_pow_p),
+        *(prims.exp_p, prims.log_p, prims.sin_p, prims.cos_p, prims.tanh_p, prims.sqrt_p),
+    }
+)
+"""Functions of complex numbers whose derivative is complex linear; `conj` and `abs` are not."""
+
+
+def holomorphic(analysis: Analysis, op: WeightOp, rows: np.ndarray, site: Site) -> Proved | None:
+    """The form that carries the real parts alone; `None` where that is not proved. `rows` are the states of the block
+    of each output, [m, O]."""
+    if not np.issubdtype(trace_dtype(analysis, op), np.complexfloating) or not rows.size:
+        return None
+    if not np.issubdtype(op.delta.dtype, np.complexfloating) or (rows < 0).any():
+        return None
+    partner = _imaginary_parts(analysis)
+    real = [n for n, row in enumerate(rows) if (partner[row] >= 0).all()]
+    imaginary = [
+        next((k for k, row in enumerate(rows) if (row == partner[rows[n]]).all()), -1) for n in real
+    ]
+    if sorted(real + imaginary) != list(range(len(rows))) or not _linear(analysis, op, rows):
+        return None
+    form = Holomorphic(tuple(real), tuple(imaginary))
+    return Proved(form, size_of(form, site), True, WHY)
+
+
+def _imaginary_parts(analysis: Analysis) -> np.ndarray:
+    """For each state that is the real part of a complex one the number of the imaginary part, else -1."""
+    hidden = analysis.hidden
+    partner = np.full(hidden.size, -1)
+    for aval, start in zip(hidden.avals, hidden.offsets, strict=False):
+        if np.issubdtype(aval.dtype, np.complexfloating):
+            partner[start : start + aval.size] = start + aval.size + np.arange(aval.size)
+    return partner
+
+
+def _linear(analysis: Analysis, op: WeightOp, rows: np.ndarray) -> bool:
+    """Whether the derivative of the cut step from the block and the operation to the new states is complex linear."""
+    split, hidden = analysis.split, analysis.hidden
+    leaves = [hidden.leaves[n] for n in np.unique(hidden.leaf_of(rows))]
+    cut = {analysis.ops[n].equation for n in analysis.cut}
+    body = prune(split.body, [split.next_state[i] for i in hidden.leaves], cut)
+    own: list[Variable] = list(op.equation.outputs)
+    if op.kind.data is None and not _keeps(op.equation, {op.equation.inputs[op.operand]}):
+        return False
+    touched = propagate(
+        [eqn for eqn in body if eqn not in cut],
+        [*(analysis.step.state[i] for i in leaves), *own],
+    )
+    reading = [eqn for eqn in body if eqn not in cut and any(v in touched for v in eqn.inputs)]
+    return all(_is_complex(v) for v in own) and all(_keeps(eqn, touched) for eqn in reading)
+
+
+def _keeps(eqn: Equation, touched: set[Variable]) -> bool:
+    """Whether an equation is complex linear in the changes of what it reads."""
+    changing = [v for v in eqn.inputs if v in touched]
+    return eqn.primitive in LINEAR and all(map(_is_complex, [*changing, *eqn.outputs]))
+
+
+def _is_complex(v: Variable) -> bool:
+    return bool(np.issubdtype(v.aval.dtype, np.complexfloating))
+
+
+__all__ = ["holomorphic"]
