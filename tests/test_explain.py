@@ -1,5 +1,7 @@
 """`program.explain`: what it says of a parameter is what the program holds."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ MODEL = Model(jnp.ones((4, 3)), jnp.ones((4, 4)), jnp.ones(4), jnp.ones((2, 4)),
 STATE = (jnp.zeros(4), jnp.zeros(4))
 
 
+@functools.cache
 def compiled(algo="d_rtrl", **options):
     return etpc.compile(MODEL, algo, inputs=jnp.zeros(3), state=STATE, weights="all", **options)
 

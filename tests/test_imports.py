@@ -40,7 +40,7 @@ SEES = {
     "_compare": "_errors _data _loss _bptt _agreement trace algorithms plan show run",
     "checkpoint": "_carry _errors _jax",
     "_fit": "_errors checkpoint run",
-    "plot": "_errors _jax _bptt _compare trace algorithms plan run",
+    "plot": "_errors _jax _compare plan run",
     # models
     "surrogate": "_errors",
     "nn": "_data _errors _jax _spikes surrogate trace analyse",

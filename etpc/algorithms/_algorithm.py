@@ -138,11 +138,6 @@ class Algorithm(metaclass=_Renamed):
         return False
 
     @property
-    def takes_window(self) -> bool:
-        """Whether `window` is an argument, and does not follow from other settings."""
-        return any(f.name == "window" and f.init for f in dataclasses.fields(self))
-
-    @property
     def bounded(self) -> bool:
         """Whether its traces carry bounds of what they leave out."""
         return False

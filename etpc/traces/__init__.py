@@ -8,7 +8,9 @@ from ._filtered import Filtered
 from ._full import Full
 from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
+from ._pieces import zero_after
 from ._trace import (
+    Advance,
     Carry,
     Factors,
     Passage,
@@ -25,6 +27,7 @@ from ._transitions import apply_back, paired, suffix_products, times
 
 __all__ = [
     "DENSE_UP_TO",
+    "Advance",
     "Carry",
     "CreditSubspace",
     "Decay",
@@ -49,5 +52,6 @@ __all__ = [
     "size_of",
     "suffix_products",
     "times",
+    "zero_after",
     "zeros",
 ]

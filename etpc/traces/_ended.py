@@ -30,8 +30,8 @@ class Ended(Trace):
         carry: Carry,
         followed: Carry,
         start: Array | None,
-    ) -> tuple[Carry, None]:
-        return (), None
+    ) -> Carry:
+        return ()
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return {}

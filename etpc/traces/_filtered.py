@@ -12,7 +12,7 @@ from jaxtyping import Inexact
 from ..ops import summed
 from ._full import Full
 from ._pieces import over_examples
-from ._trace import Carry, Factors, Passage, Rows, Site, Trace, zeros
+from ._trace import Carry, Factors, Rows, Site, Trace, zeros
 from ._transitions import apply, suffix_products, times
 
 FEW = 8
@@ -45,6 +45,7 @@ class Filtered(Trace):
     uniform: bool = False
     """Whether all outputs of all groups have equal transitions."""
     start_alone = True
+    skips = True
 
     @property
     def held(self) -> str:
@@ -108,16 +109,6 @@ class Filtered(Trace):
         last = (old.reshape(new.shape) + new).reshape(carry[0].shape).astype(dtype)
         entries = [immediate[-1][:, list(self.columns)].reshape(a.shape) for a in carry[1:]]
         return (last, *(a.astype(dtype) for a in entries)), ()
-
-    def advance(
-        self,
-        site: Site,
-        passage: Passage,
-        carry: Carry,
-        followed: Carry,
-        start: Array | None,
-    ) -> tuple[Carry, Array | None]:
-        return followed, None if start is None else self.entries(site, start, carry)
 
     def rows(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
         """With one class: the filtered inputs, and the credit of their place in the block."""
@@ -194,7 +185,7 @@ class Filtered(Trace):
         ones = jnp.ones((self.shared, site.kind.groups, site.kind.outputs), site.dtype)
         entries = [carry[1].reshape(-1, *ones.shape[1:])] if self.columns else []
         trace = jnp.sum(times(jnp.concatenate([ones, *entries])[None, :, None], of_output), 1)
-        return {"trace": trace.transpose(2, 1, 0, 3).reshape(Full().shapes(site)[0])}
+        return {"trace": Full().in_order(site, trace.transpose(2, 1, 0, 3))}
 
 
 __all__ = ["Filtered"]
