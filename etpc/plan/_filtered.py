@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from ..algorithms import Proved
-from ..analyse import Analysis, Pattern, WeightOp, columns_of, trace_dtype
+from ..analyse import DATA, Analysis, Pattern, WeightOp, columns_of, trace_dtype
 from ..traces import Filtered, Site, size_of
 from ._blocks import block_rows, entered, kept_of
 from ._entries import CONSTANT, MOST, PARAMETERS, Compressed, Entries
@@ -131,7 +131,8 @@ def _prove(entries: Entries, looks: Sequence[Look]) -> None:
         steady = min((p for p in forms if p.steady), key=lambda proved: proved.size)
         look.proved = tuple(p for p in dict.fromkeys((steady, smallest)) if p.size <= look.limit)
         if steady.size > look.limit:
-            look.why_not = MOVING if look.proved else ENTERED
+            by_data = entries.numbering.source(immediate).max() == DATA
+            look.why_not = MOVING if look.proved else ENTERED if by_data else NO_LESS
 
 
 def _transitions(entries: Entries, compressed: Compressed, rows: np.ndarray) -> np.ndarray:
