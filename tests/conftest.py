@@ -29,7 +29,7 @@ jax.config.update("jax_enable_compilation_cache", False)
 # Before anything imports etpc.
 check_annotations()
 
-MAPPINGS = Path("/proc/self/maps")
+MAPPINGS, MEMORY = Path("/proc/self/maps"), Path("/proc/self/statm")
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("ci")
@@ -64,7 +64,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_code_is_dropped():
-    """A compiled function takes about 15 memory mappings, and Linux gives a process 65,530 of them."""
+    """A compiled function takes up to 15 memory mappings, and Linux gives a process 65,530 of them.
+
+    What the next module compiles too is kept, up to 2 GB of memory.
+    """
     yield
-    if not MAPPINGS.exists() or MAPPINGS.read_bytes().count(b"\n") > 20_000:
+    if (
+        not MAPPINGS.exists()
+        or MAPPINGS.read_bytes().count(b"\n") > 20_000
+        or int(MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 2 << 30
+    ):
         jax.clear_caches()
