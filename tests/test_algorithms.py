@@ -1,4 +1,4 @@
-"""SnAp against a dense reference, and the choice of traces within a memory limit."""
+"""SnAp's steps, the choice of traces within a memory limit, and what makes an algorithm."""
 
 import dataclasses
 import inspect
@@ -9,14 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import sparse
-from jax.flatten_util import ravel_pytree
 
 import etpc
 from etpc import nn
 from etpc.algorithms import Full
 from tests.helpers import normal
-from tests.marks import few
 
 T, N, IN = 6, 5, 3
 
@@ -32,28 +29,6 @@ class Ring(eqx.Module):
 
     def __call__(self, x, h):
         h = jnp.tanh(0.6 * h + 0.5 * jnp.roll(h, 1) + self.w @ x + self.b)
-        return h, h
-
-
-class Sparse(eqx.Module):
-    """A sparse recurrent network: what a unit reaches follows its connections."""
-
-    w: sparse.BCOO
-    u: jax.Array
-
-    def __call__(self, x, h):
-        h = jnp.tanh(self.w @ h + self.u @ x)
-        return h, h
-
-
-class Tanh(eqx.Module):
-    """A recurrent network, every unit of which reads all."""
-
-    w: jax.Array
-    u: jax.Array
-
-    def __call__(self, x, h):
-        h = 0.5 * h + jnp.tanh(self.w @ h + self.u @ x)
         return h, h
 
 
@@ -82,12 +57,7 @@ class Dense(eqx.Module):
         return self.out @ h, h
 
 
-CONNECTIONS = np.array([[0, 4], [1, 0], [2, 1], [3, 2], [4, 3], [2, 2], [0, 2]])
 RING = Ring(normal(N, IN), normal(N, seed=2))
-SPARSE = Sparse(
-    sparse.BCOO((normal(7), jnp.asarray(CONNECTIONS)), shape=(N, N)), normal(N, IN, seed=3)
-)
-TANH = Tanh(0.5 * normal(N, N), normal(N, IN, seed=2))
 STACK = Stack(normal(N, IN), normal(N, N, seed=2))
 DENSE = Dense(0.5 * normal(N, N), normal(N, IN, seed=2), normal(2, N, seed=3))
 ZERO = jnp.zeros(N)
@@ -105,49 +75,6 @@ def online(program, model, state=None, split=T):
             (_, carry), grads = run(model, XS[part], jnp.zeros(len(XS[part])), carry)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(total)])
-
-
-def flat(model):
-    """The step on vectors of parameters and of states; the output is the state."""
-    floats, rest = eqx.partition(model, eqx.is_inexact_array)
-    start, unravel = ravel_pytree(floats)
-    return start, lambda theta, x, h: eqx.combine(unravel(theta), rest)(x, h)[1]
-
-
-def snap(model, n):
-    """`J_t = mask * (D_t J_{t-1} + F_t)`, `sum_t dl_t/ds_t J_t`, all dense (Menick et al. 2021)."""
-    theta, step = flat(model)
-    by_state = jax.jit(jax.jacobian(step, 2))
-    by_theta = jax.jit(jax.jacobian(step, 0))
-    points = [(normal(IN, seed=s), normal(N, seed=s + 50)) for s in range(4)]
-    D = sum(np.abs(by_state(theta, x, h)) for x, h in points) > 0
-    F = sum(np.abs(by_theta(theta, x, h)) for x, h in points) > 0
-    mask, reached = F, F
-    for _ in range(n - 1):
-        reached = (D.astype(int) @ reached.astype(int)) > 0
-        mask = mask | reached
-    h, J, total = ZERO, np.zeros_like(F, float), 0.0
-    for x in XS:
-        J = mask * (np.asarray(by_state(theta, x, h)) @ J + np.asarray(by_theta(theta, x, h)))
-        h = step(theta, x, h)
-        total = total + np.asarray(jax.grad(loss)(h, 0.0)) @ J
-    return total
-
-
-@pytest.mark.parametrize(
-    "model",
-    [RING, TANH, pytest.param(SPARSE, marks=pytest.mark.slow)],
-    ids=["ring", "tanh", "sparse"],
-)
-@pytest.mark.parametrize("n", few([1, 2, 3], 1))
-def test_snap_equals_its_dense_reference(model, n):
-    reference = snap(model, n)
-    for window, split in ((1, T), (2, T), (T, 4)):
-        algo = etpc.SnAp(n, window=window)
-        program = etpc.compile(model, algo, inputs=XS[0], state=ZERO, weights="all")
-        assert n > 1 or not any(op.exact for op in program.ops)
-        grads = online(program, model, split=split)
-        np.testing.assert_allclose(grads, reference, rtol=0, atol=1e-9 * np.abs(reference).max())
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """`etpc.fit` against the loop that it stands for."""
 
+import functools
 import shutil
-import sys
 import warnings
 
 import equinox as eqx
@@ -35,7 +35,8 @@ class Noisy(eqx.Module):
         return h, (h, key)
 
 
-def build(every=5, has_aux=False, batch_size=B, reduction="mean"):
+@functools.cache
+def build(every=5, has_aux=False, reduction="mean"):
     keys = jax.random.split(jax.random.key(0), 2)
     model = Noisy(jax.random.normal(keys[0], (5, I)) / 2, jax.random.normal(keys[1], (5, 5)) / 3)
     program = etpc.compile(model, inputs=jnp.zeros(I))
@@ -221,7 +222,7 @@ def test_a_run_that_is_killed_goes_on_bit_by_bit(tmp_path, killed_at):
         *(learner, model, make_blocks()), callbacks=[kill], checkpoint=path, **arguments
     )
     assert left.exists() == (killed_at > 1)
-    other_model, other_learner = build()  # as in another process
+    other_model, other_learner = build.__wrapped__()  # as in another process
     seen = []
     resumed = etpc.fit(
         *(other_learner, other_model, iter(make_blocks())),
@@ -361,25 +362,7 @@ def test_a_masked_input_that_is_not_finite_hides_no_silence():
         assert learner.check(model, carry, xs, mask=mask)
 
 
-# --- progress and errors --------------------------------------------------------------------------
-
-
-def test_a_progress_bar_on_request(capsys):
-    model, learner = build()
-    etpc.fit(learner, model, make_blocks(2), batch_size=B, progress=True)
-    assert "2/2" in (err := capsys.readouterr().err)
-    assert "loss " in err
-    etpc.fit(learner, model, make_blocks(2), batch_size=B)  # stderr is no terminal
-    etpc.fit(learner, model, make_blocks(2), batch_size=B, progress=False)
-    assert not capsys.readouterr().err
-
-
-def test_without_tqdm(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    model, learner = build()
-    assert etpc.fit(learner, model, make_blocks(2), batch_size=B).block == 2
-    with pytest.raises(ModuleNotFoundError, match="tqdm"):
-        etpc.fit(learner, model, make_blocks(2), batch_size=B, progress=True)
+# --- errors -------------------------------------------------------------------------------------
 
 
 def test_errors():

@@ -220,33 +220,6 @@ def masked_bptt():
     return eqx.filter_jit(eqx.filter_value_and_grad(total))(PLAIN)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_a_mask_against_backpropagation(reduction):
-    """Sequences of lengths 6, 4 and 1, padded with NaN; weights of any size."""
-    xs, targets = data()
-    total = MASK.sum() if reduction == "mean" else B
-    expected = jax.tree.map(lambda a: a / total, masked_bptt())
-    assert min(jnp.abs(g).max() for g in arrays(expected[1])) > 1e-2
-    for b, length in enumerate([6, 4, 1]):
-        xs = xs.at[length:, b].set(jnp.nan)
-        targets = targets.at[length:, b].set(jnp.inf)
-    losses, grads, carry = gradient(PLAIN, xs, targets, mask=MASK, reduction=reduction)
-    close((losses[0], grads), expected)
-    assert all(np.isfinite(a).all() for a in arrays(carry))
-    _, unmasked, _ = gradient(PLAIN, xs, targets, reduction=reduction)
-    assert all(np.isnan(g).any() for g in arrays(unmasked))
-
-
-def test_a_mask_of_booleans_and_one_of_zeros():
-    xs, targets = data()
-    plain = gradient(RECURRENT, xs, targets)
-    close(gradient(RECURRENT, xs, targets, mask=np.ones((T, B), bool)), plain)
-    losses, grads, carry = gradient(RECURRENT, xs, targets, mask=np.zeros((T, B), bool))
-    assert not losses.any()
-    assert not any(g.any() for g in arrays(grads))
-    close(carry, plain[2])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", [D, RULES["decay"], RULES["rank"]], ids=["D", "decay", "rank"])
 def test_what_is_no_number_stays_in_its_example(algo):

@@ -61,14 +61,6 @@ each_default = pytest.mark.parametrize("spike", [case[0] for case in CASES[::2]]
 
 
 @each_case
-def test_derivative_follows_the_formula(
-    spike: Surrogate, formula: Callable[[np.ndarray], np.ndarray]
-) -> None:
-    x = jnp.asarray(GRID, jnp.float64)
-    np.testing.assert_allclose(jax.vmap(jax.grad(spike))(x), formula(GRID), rtol=1e-12, atol=1e-15)
-
-
-@each_case
 def test_derivative_reaches_jvp_vjp_and_jit(
     spike: Surrogate, formula: Callable[[np.ndarray], np.ndarray]
 ) -> None:

@@ -1,6 +1,7 @@
 """`etpc.verify` and `etpc.bptt`: what they say, and that they can say no."""
 
 import dataclasses
+import functools
 import inspect
 from typing import Any, ClassVar
 
@@ -131,9 +132,8 @@ def test_bptt_with_step_and_state():
     assert float(loss) != float(etpc.bptt(model, xs, targets, squared, reduction="sum")[0])
 
 
-@pytest.mark.parametrize("batch", [None, 2])
-@pytest.mark.parametrize("window", [1, 3, 7, 8])
-def test_truncated_bptt_is_a_loop_over_windows(batch, window):
+@pytest.mark.parametrize(("window", "batch"), [(1, None), (3, None), (3, 2), (7, 2), (8, None)])
+def test_truncated_bptt_is_a_loop_over_windows(window, batch):
     """A window that leaves a remainder, one that holds all, and one that is longer."""
     steps, model = 7, leaky(rec=True)
     xs, targets = jax.tree.map(lambda a: a[:steps], data(batch))
@@ -289,10 +289,6 @@ def test_a_silent_network_is_noted():
     assert any("gradient of .out.weight is zero" in note for note in report.notes)
 
 
-def test_a_network_that_spikes_is_not():
-    assert not etpc.verify(Spiking(), *data(), squared).vacuous
-
-
 def test_a_zero_gradient_is_noted():
     model = eqx.tree_at(lambda m: m.out, leaky(), jnp.zeros((2, O)))
     report = etpc.verify(model, *data(), squared)
@@ -331,11 +327,10 @@ class Scaled(Full):
 
     def advance(self, site, passage, carry, followed, start):
         move = super().advance
-        end, entries = move(site, passage, carry, followed, start)
         if self.when_moved:
             carry = tuple(self.factor * a for a in carry)
-            return move(site, passage, carry, followed, None)[0], entries
-        return tuple(self.factor * a for a in end), entries
+            return move(site, passage, carry, followed, None)
+        return tuple(self.factor * a for a in move(site, passage, carry, followed, start))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,6 +356,11 @@ def test_a_wrong_claim_of_an_algorithm_is_caught():
     assert "\nNOT ok  (" in str(report)
 
 
+@functools.cache
+def compiled_once():
+    return etpc.compile(leaky(), inputs=jnp.zeros(I))
+
+
 def fixed(program, tree, moved=None):
     """A gradient that is `tree`, and `moved` where the last digits of the parameters are others."""
     run = lambda model, mask: (1.0, tree if mask is None or moved is None else moved)
@@ -383,7 +383,7 @@ def fixed(program, tree, moved=None):
     ],
 )
 def test_compare(got, want, held):
-    program = etpc.compile(leaky(), inputs=jnp.zeros(I))
+    program = compiled_once()
     got, want = (
         fixed(program, jax.tree.map(lambda a, v=v: jnp.full_like(a, v), leaky()))
         for v in (got, want)
@@ -474,7 +474,7 @@ def test_a_gradient_that_is_zero_but_for_rounding(dtype, batch):
 def test_rounding_excuses_what_it_explains(size, error, noise, held):
     """Beside a parameter whose gradient has norm one, one that is small and off by a relative error, and
     that `noise` is added to where the last digits of the parameters are others."""
-    program = etpc.compile(leaky(), inputs=jnp.zeros(I))
+    program = compiled_once()
 
     def gradient(value):
         tree = jax.tree.map(jnp.zeros_like, leaky())
@@ -511,9 +511,14 @@ def test_a_small_gradient_that_is_wrong_is_not_excused(dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(jnp.float32, 1e-3), (jnp.float16, 2**-5), (jnp.bfloat16, 2**-3.5)]
+    ("dtype", "tolerance", "inside"),
+    [
+        (jnp.float32, 1e-3, False),
+        (jnp.float16, 2**-5, True),
+        (jnp.bfloat16, 2**-3.5, False),
+        (jnp.bfloat16, 2**-3.5, True),
+    ],
 )
-@pytest.mark.parametrize("inside", [False, True])
 def test_the_tolerance_is_that_of_the_least_precise_dtype(dtype, tolerance, inside):
     """Of the parameters and states, or of what is computed from them."""
     own = jnp.float32 if inside else dtype
@@ -546,11 +551,9 @@ def test_the_tolerance_is_that_of_the_least_precise_dtype(dtype, tolerance, insi
     ("algo", "steps", "kept", "read"),
     [
         (Wrong(window=8), 9, None, True),
-        (Wrong(window=8), 8, None, False),
         (Wrong(window=8), 24, slice(0, 8), False),
         (Wrong(window=8), 24, slice(8, 9), True),
         (Wrong(), 20, None, False),  # in one window, though one of 16 was chosen
-        (Wrong(window=4, lookback=8), 8, None, False),
         (Wrong(window=4, lookback=8), 12, slice(0, 8), False),
         (Wrong(window=4, lookback=8), 12, None, True),
         (etpc.D_RTRL(backprop="full"), 16, None, False),
@@ -685,8 +688,6 @@ REFUSED = {
     "a state of another structure": (
         {"step": lambda w, x, h: (w * x, (h, h))}, etpc.ModelError, "changes the structure",
     ),
-    "no pair": ({"step": lambda w, x, h: (h, h, h)}, etpc.ModelError, "pair"),
-    "no steps": ({"xs": jnp.zeros((0, 2, 3))}, etpc.InputError, "no steps"),
 }  # fmt: skip
 
 

@@ -139,7 +139,7 @@ def _meaning(eqn: Any) -> Callable[..., Any] | None:
     """The function that an operation stands for, such as the product of braintrace's marker `etp_mm`; `None` for
     most."""
     if eqn.primitive is split_p:
-        sizes = {int(size) for size in params.sizes_of_parts(eqn)}
+        sizes = {*params.sizes_of_parts(eqn)}
         return _split if len(sizes) == 1 and sizes != {1} else None
     braintrace = sys.modules.get("braintrace")
     if isinstance(eqn.primitive, getattr(braintrace, "ETPPrimitive", ())):
@@ -236,6 +236,3 @@ def _prints() -> frozenset[Primitive]:
     )
     jaxprs = [open_jaxpr(jax.make_jaxpr(effect)(True))[0] for effect in effects]
     return frozenset(jaxpr.eqns[-1].primitive for jaxpr in jaxprs)
-
-
-__all__ = ["canonicalise", "flatten", "without_prints"]

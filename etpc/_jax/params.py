@@ -72,7 +72,7 @@ def branches(eqn: Equation) -> Sequence[Jaxpr]:
 
 def sizes_of_parts(eqn: AnyEquation) -> Sequence[int]:
     """The sizes of the parts of a `split`."""
-    return eqn.params["sizes"]
+    return [int(size) for size in eqn.params["sizes"]]
 
 
 class Scan(NamedTuple):

@@ -26,6 +26,8 @@ class CutPassage:
     """Of each operation that the trace is for, its own first."""
     products: Callable[[], Products]
     """Of the transitions; called only if they are needed."""
+    after: Array | None
+    """Zero, known once the trace has been read; `None` where the trace is kept."""
 
     @property
     def xs(self) -> list[Array]:
@@ -84,12 +86,13 @@ class Mover:
         return [followed for followed, _ in results], [path for _, path in results]
 
     def advance(
-        self, moves: Moves, traces: Traces, bars: Bars | None = None
-    ) -> tuple[Traces, list[Array | None]]:
+        self, moves: Moves, traces: Traces, bars: Bars | None = None, after: Array | None = None
+    ) -> Traces:
         """The traces at the end of a window.
 
-        With the derivatives of the window's loss, also what each trace gives to the gradient entry by entry,
-        or `None`. Then nothing else may read the traces, as they are overwritten.
+        - `bars`: the derivatives of the window's loss, where they are known.
+        - `after`: zero, known once the traces have been read for the last time, so that they may be overwritten;
+            `None` where they are kept.
         """
         directions, along = self.plan.directions, moves.along
         shared, each, followed = traces.shared, traces.each, None
@@ -112,19 +115,18 @@ class Mover:
         ):
             trace = held.trace
             of_layout = functools.partial(products, trace.layout)
-            passage: Passage = CutPassage(_of_ops(held, moves.factors), of_layout)
+            passage: Passage = CutPassage(_of_ops(held, moves.factors), of_layout, after)
             if trace.directions is not None and followed is not None:
                 passage = FollowedPassage(trace, passage, held.ops, followed)
             calls.append(Advance(trace.site, passage, carry, moved, credit))
-        results: dict[int, tuple[Carry, Array | None]] = {}
+        results: dict[int, Carry] = {}
         for places in self._alike:
             form = self.held[places[0]].trace.form
             advanced_together = form.advance_all([calls[place] for place in places])
             results.update(zip(places, advanced_together, strict=True))
-        in_order = [results[place] for place in range(len(calls))]
+        carries = [results[place] for place in range(len(calls))]
         past = traces.past if moves.past is None else moves.past
-        carries = [carry for carry, _ in in_order]
-        return Traces(carries, shared, each, past), [entries for _, entries in in_order]
+        return Traces(carries, shared, each, past)
 
 
 def _of_ops(held: Held, factors: Sequence[Factors | None]) -> list[Factors]:

@@ -33,6 +33,7 @@ class LowRank(Trace):
     exact = False
     window_matters = True
     skips = True
+    replaceable = True
 
     @property
     def left_out(self) -> str:
@@ -100,11 +101,11 @@ class LowRank(Trace):
         carry: Carry,
         followed: Carry,
         start: Array | None,
-    ) -> tuple[Carry, Array | None]:
+    ) -> Carry:
         (result,) = LowRank.advance_all(self, [Advance(site, passage, carry, followed, start)])
         return result
 
-    def advance_all(self, calls: Sequence[Advance]) -> list[tuple[Carry, Array | None]]:
+    def advance_all(self, calls: Sequence[Advance]) -> list[Carry]:
         """Add the factor pairs of a window to those of each trace, and keep the leading modes.
 
         All Q pairs together are `A B^T`. The span of its R leading left modes is found as `A c` by
@@ -130,7 +131,7 @@ class LowRank(Trace):
             parts = jnp.split(modes, ends, 1)
             coordinates.update(zip(places, parts, strict=True))
         return [
-            (self._projected(call, pairs, coordinates[place]), None)
+            self._projected(call, pairs, coordinates[place])
             for place, (call, pairs) in enumerate(zip(calls, all_pairs, strict=True))
         ]
 
@@ -162,10 +163,9 @@ class LowRank(Trace):
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         """The sum of the pairs, in the shape of the whole trace."""
         left, right = carry[:2]  # [R, (G,) I] and [R, (m,) (G,) O]
-        right = right.reshape(len(right), site.block, *left.shape[1:-1], -1)
-        written_out = "rgi,rmgo->gimo" if site.kind.groups > 1 else "ri,rmo->imo"
-        (shape,) = Full().shapes(site)
-        return {"trace": jnp.einsum(written_out, left, right).reshape(shape)}
+        left = left.reshape(len(left), site.kind.groups, -1)
+        right = right.reshape(len(right), site.block, site.kind.groups, -1)
+        return {"trace": Full().in_order(site, jnp.einsum("rgi,rmgo->gimo", left, right))}
 
     def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
         return (carry[2], carry[3]) if self.certificate else None

@@ -125,7 +125,7 @@ class Signals(Protocol):
 class Passage(Protocol):
     """A window, as it moves one trace, `eps_W = whole eps_0 + sum_t moved_t x_t`.
 
-    A trace is moved by these three alone. So a form with other transitions wraps the passage in one that
+    A trace is moved by the first three alone. So a form with other transitions wraps the passage in one that
     gives its own.
     """
 
@@ -143,6 +143,12 @@ class Passage(Protocol):
 
     def whole(self) -> Inexact[Array, "B P o"]:
         """The transition of the window, `prod D`."""
+        ...
+
+    @property
+    def after(self) -> Array | None:
+        """Zero, an integer that is known once the carry has been read for the last time. A form that adds it to
+        what it needs lets XLA overwrite the carry in place. `None` where the carry is kept."""
         ...
 
 
@@ -176,9 +182,13 @@ class Trace:
     inherit it."""
     window_matters: bool = False
     """Whether the gradient that this form gives depends on the window."""
+    replaceable: bool = False
+    """Whether a form may take the place of this one that is proved to hold the whole trace in less memory. It is not
+    inherited."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        cls.replaceable = vars(cls).get("replaceable", False)
         if _overrides(cls, "start_alone", ("follow", "credit", "start")):
             cls.start_alone = False
         if _overrides(cls, "skips", ("follow", "credit", "advance", "advance_all")):
@@ -253,21 +263,20 @@ class Trace:
         carry: Carry,
         followed: Carry,
         start: Array | None,
-    ) -> tuple[Carry, Array | None]:
+    ) -> Carry:
         """The carry at the end of a window.
 
         - `passage`: the window, as it moves this trace.
         - `followed`: the carry as `follow` returned it.
-        - `start`: the credit of the carry, where the carry is not read after this call. Then `entries` is
-            returned too, and the carry may be overwritten. Else it is `None`.
+        - `start`: the credit of the carry, where that is known, else `None`.
 
         Where a form has a `follow` and no `advance`, the carry is as `follow` returned it.
         """
         if type(self).follow is Trace.follow:
             raise NotImplementedError
-        return followed, None
+        return followed
 
-    def advance_all(self, calls: Sequence[Advance]) -> list[tuple[Carry, Array | None]]:
+    def advance_all(self, calls: Sequence[Advance]) -> list[Carry]:
         """`advance` for the traces of one program whose forms are equal to this one. A form may override it, to
         compute together what they have in common."""
         return [self.advance(*call) for call in calls]

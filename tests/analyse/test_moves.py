@@ -15,7 +15,7 @@ from etpc._jax import canonicalise, pvary_p
 from etpc._primitives import FACTS, facts
 from tests.zoo.check import TOLERANCE, bptt, distance, normal, online, weights
 
-ROUNDS = 30
+ROUNDS = 15
 
 
 def shape_of(rng, least=0):

@@ -271,7 +271,7 @@ LOOSE = {
     "set_at_a_constant": lambda h, i: h.at[np.array([1, 4])].set(h[:2] ** 2),
     # Cancellation is not seen.
     "cancels": lambda h, i: h + jnp.roll(h, 1) - jnp.roll(h, 1),
-    "update_at_an_input": lambda h, i: lax.dynamic_update_slice(h, jnp.sin(h[:2]), (i,)),
+    "update_at_an_input": lambda h, i: lax.dynamic_update_slice(h, jnp.sin(h[2:4]), (i,)),
     "set_at_an_input": lambda h, i: h.at[i].set(jnp.sin(h[0])),
     "add_at_an_input": lambda h, i: h.at[i].add(h[0] * h[1]),
     "sort": lambda h, i: jnp.sort(h),

@@ -59,8 +59,8 @@ def test_truncated(name):
     for algo in (etpc.D_RTRL(), etpc.ES_D_RTRL(decay=0.9), etpc.RTRL()):
         program = etpc.compile(model, algo, inputs=xs[0])
         for windows in (1, T) if isinstance(algo, etpc.D_RTRL) else (1,):
-            by_xs = jax.grad(lambda xs, p=program, n=windows: total(p, model, xs, targets, n))(xs)
-            assert distance(by_xs, expected) < 1e-10
+            loss = lambda xs, p=program, n=windows: total(p, model, xs, targets, n)
+            assert distance(jax.jit(jax.grad(loss))(xs), expected) < 1e-10
 
 
 @pytest.mark.parametrize("name", ["lif", "cascade", "gru"])
@@ -68,7 +68,7 @@ def test_one_exact_window(name):
     model = models.named(name)
     xs, targets = models.data(model, T)
     program = etpc.compile(model, etpc.D_RTRL(backprop="full"), inputs=xs[0])
-    by_xs = jax.grad(lambda xs: total(program, model, xs, targets, 1))(xs)
+    by_xs = jax.jit(jax.grad(lambda xs: total(program, model, xs, targets, 1)))(xs)
     expected = of_sequence(model, xs, targets)
     assert distance(by_xs, expected) < 1e-10
     assert distance(of_own_steps(model, xs, targets), expected) > 1e-4  # a control

@@ -199,15 +199,6 @@ def test_a_parameter_that_all_units_share_is_followed_unit_by_unit() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_dtype_and_shape(name: str) -> None:
-    neuron = MODELS[name].layer((2, 3), dtype=jnp.float32, refractory=2.0)
-    state = neuron.init_state()
-    spike, after = jax.eval_shape(neuron, jnp.ones((2, 3), jnp.float32), state)
-    assert (spike.shape, spike.dtype) == ((2, 3), jnp.float32)
-    assert after == jax.eval_shape(lambda: state)
-
-
-@pytest.mark.parametrize("name", MODELS)
 def test_defaults_spike(name: str) -> None:
     current = {"QIF": 20.0, "EIF": 10.0, "Izhikevich": 10.0, "ResonateAndFire": 0.35}.get(name, 5.0)
     spikes, _ = run(MODELS[name].layer(1), np.full((100, 1), current))

@@ -41,28 +41,34 @@ def found(function, model, x):
 def check(function, model, x, kind):
     op, values = found(function, model, x)
     assert type(op.kind) is kind
-    (y,) = op.equation.bind(*values)
-    delta = jnp.zeros(op.delta.shape, op.delta.dtype)
-    (shifted,), back = jax.vjp(lambda d: op.kind.shift_outputs([y], d), delta)
+
+    @jax.jit
+    def run(values):
+        (y,) = op.equation.bind(*values)
+        delta = jnp.zeros(op.delta.shape, op.delta.dtype)
+        (shifted,), back = jax.vjp(lambda d: op.kind.shift_outputs([y], d), delta)
+        bar = normal(*y.shape, seed=8).astype(y.dtype)
+        (credit,) = back([bar])
+
+        def of_weight(w):
+            return op.equation.bind(*[w if i == op.operand else v for i, v in enumerate(values)])[0]
+
+        (expected,) = jax.vjp(of_weight, values[op.operand])[1](bar)
+        factor = op.kind.factor([v if i == op.kind.data else None for i, v in enumerate(values)])
+        assert factor.shape == (op.kind.groups, op.kind.inputs)
+        links = op.kind.links
+        if links is None:
+            uses = factor[:, :, None] * credit[:, None, :]
+        else:
+            uses = factor[:, links.inputs] * credit[:, links.outputs]
+        summed = op.kind.contract(factor[None], credit[None])
+        return y, shifted, expected, summed, op.kind.gather(uses)
+
+    y, shifted, expected, summed, gathered = run(values)
     np.testing.assert_array_equal(shifted, y)
-    bar = normal(*y.shape, seed=8).astype(y.dtype)
-    (credit,) = back([bar])
-
-    def of_weight(w):
-        return op.equation.bind(*[w if i == op.operand else v for i, v in enumerate(values)])[0]
-
-    (expected,) = jax.vjp(of_weight, values[op.operand])[1](bar)
     assert np.abs(expected).max() > 0
-    factor = op.kind.factor([v if i == op.kind.data else None for i, v in enumerate(values)])
-    assert factor.shape == (op.kind.groups, op.kind.inputs)
-    summed = op.kind.contract(factor[None], credit[None])
-    np.testing.assert_allclose(summed, expected, rtol=0, atol=1e-12)
-    links = op.kind.links
-    if links is None:
-        uses = factor[:, :, None] * credit[:, None, :]
-    else:
-        uses = factor[:, links.inputs] * credit[:, links.outputs]
-    np.testing.assert_allclose(op.kind.gather(uses), expected, rtol=0, atol=1e-12)
+    for one in (summed, gathered):
+        np.testing.assert_allclose(one, expected, rtol=0, atol=1e-12)
     return op.kind
 
 

@@ -47,34 +47,6 @@ class Model(eqx.Module):
         return {name: jnp.zeros(size) for name, size in self.sizes.items()}
 
 
-class LIF(Model):
-    """Recurrent leaky integrate-and-fire neurons, soft reset, leaky readout."""
-
-    w_in: Array
-    w_rec: Array
-    w_out: Array
-
-    sizes = {"v": N_HIDDEN, "r": N_OUT}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        z = spike(state["v"] - 1.0)
-        v = 0.9 * state["v"] - z + dense("w_in", x, self.w_in) + dense("w_rec", z, self.w_rec)
-        r = 0.8 * state["r"] + dense("w_out", spike(v - 1.0), self.w_out)
-        return r, {"v": v, "r": r}
-
-
-class FeedforwardLIF(Model):
-    """LIF neurons without recurrent weights whose spikes are the output."""
-
-    w_in: Array
-
-    sizes = {"v": N_HIDDEN}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        v = 0.9 * state["v"] - spike(state["v"] - 1.0) + dense("w_in", x, self.w_in)
-        return spike(v - 1.0), {"v": v}
-
-
 class ALIF(Model):
     """Recurrent LIF neurons with an adapting threshold."""
 
@@ -93,29 +65,20 @@ class ALIF(Model):
 
 
 class Conductance(Model):
-    """Conductance-based synapses and a membrane that reads the conductance of the step before."""
+    """Conductance-based synapses and a membrane that reads the new conductance."""
 
     w_in: Array
     w_rec: Array
     w_out: Array
-
-    reads_new = False
 
     sizes = {"g": N_HIDDEN, "v": N_HIDDEN, "r": N_OUT}
 
     def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
         z = spike(state["v"] - 1.0)
         g = 0.7 * state["g"] + dense("w_in", x, self.w_in) + dense("w_rec", z, self.w_rec)
-        drive = g if self.reads_new else state["g"]
-        v = 0.9 * state["v"] - z + 0.2 * drive * (3.0 - state["v"])
+        v = 0.9 * state["v"] - z + 0.2 * g * (3.0 - state["v"])
         r = 0.8 * state["r"] + dense("w_out", spike(v - 1.0), self.w_out)
         return r, {"g": g, "v": v, "r": r}
-
-
-class ConductanceNew(Conductance):
-    """The same with a membrane that reads the new conductance."""
-
-    reads_new = True
 
 
 class RNN(Model):
@@ -215,19 +178,6 @@ class GRU(Model):
         cand = jnp.tanh(dense("w_cand", jnp.concatenate([x, reset * state["h"]]), self.w_cand))
         h = (1.0 - z) * state["h"] + z * cand
         return dense("w_out", h, self.w_out), {"h": h}
-
-
-class FeedforwardReadout(Model):
-    """LIF neurons without recurrent weights and a linear readout that no state follows."""
-
-    w_in: Array
-    w_out: Array
-
-    sizes = {"v": N_HIDDEN}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        v = 0.9 * state["v"] - spike(state["v"] - 1.0) + dense("w_in", x, self.w_in)
-        return dense("w_out", spike(v - 1.0), self.w_out), {"v": v}
 
 
 class LSTM(Model):

@@ -36,26 +36,6 @@ class PeerModel(brainstate.nn.Module):
         return braintrace.matmul(x, getattr(self, name).value)
 
 
-class PeerLIF(PeerModel):
-    states = (("v", N_HIDDEN), ("r", N_OUT))
-
-    def update(self, x):
-        v = self.v.value
-        z = spike(v - 1.0)
-        self.v.value = 0.9 * v - z + self.matmul(x, "w_in") + self.matmul(z, "w_rec")
-        self.r.value = 0.8 * self.r.value + self.matmul(spike(self.v.value - 1.0), "w_out")
-        return self.r.value
-
-
-class PeerFeedforwardLIF(PeerModel):
-    states = (("v", N_HIDDEN),)
-
-    def update(self, x):
-        v = self.v.value
-        self.v.value = 0.9 * v - spike(v - 1.0) + self.matmul(x, "w_in")
-        return spike(self.v.value - 1.0)
-
-
 class PeerALIF(PeerModel):
     states = (("v", N_HIDDEN), ("a", N_HIDDEN), ("r", N_OUT))
 
@@ -71,18 +51,6 @@ class PeerALIF(PeerModel):
 
 class PeerConductance(PeerModel):
     states = (("g", N_HIDDEN), ("v", N_HIDDEN), ("r", N_OUT))
-
-    def update(self, x):
-        g, v = self.g.value, self.v.value
-        z = spike(v - 1.0)
-        self.g.value = 0.7 * g + self.matmul(x, "w_in") + self.matmul(z, "w_rec")
-        self.v.value = 0.9 * v - z + 0.2 * g * (3.0 - v)
-        self.r.value = 0.8 * self.r.value + self.matmul(spike(self.v.value - 1.0), "w_out")
-        return self.r.value
-
-
-class PeerConductanceNew(PeerModel):
-    states = PeerConductance.states
 
     def update(self, x):
         v = self.v.value
@@ -162,15 +130,6 @@ class PeerGRU(PeerModel):
         return self.matmul(self.h.value, "w_out")
 
 
-class PeerFeedforwardReadout(PeerModel):
-    states = (("v", N_HIDDEN),)
-
-    def update(self, x):
-        v = self.v.value
-        self.v.value = 0.9 * v - spike(v - 1.0) + self.matmul(x, "w_in")
-        return self.matmul(spike(self.v.value - 1.0), "w_out")
-
-
 class PeerPlainLeak(PeerModel):
     """`LearnedLeak` whose leak and threshold are used as they are, through no braintrace operation."""
 
@@ -216,18 +175,14 @@ class PeerMeanFree(PeerModel):
 
 
 PEERS: dict[type[Model], type[PeerModel]] = {
-    networks.LIF: PeerLIF,
-    networks.FeedforwardLIF: PeerFeedforwardLIF,
     networks.ALIF: PeerALIF,
     networks.Conductance: PeerConductance,
-    networks.ConductanceNew: PeerConductanceNew,
     networks.RNN: PeerRNN,
     networks.Gated: PeerGated,
     networks.LearnedLeak: PeerLearnedLeak,
     networks.Filter: PeerFilter,
     networks.Cascade: PeerCascade,
     networks.GRU: PeerGRU,
-    networks.FeedforwardReadout: PeerFeedforwardReadout,
     networks.LSTM: PeerLSTM,
     networks.Permuted: PeerPermuted,
     networks.MeanFree: PeerMeanFree,

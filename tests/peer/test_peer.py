@@ -32,30 +32,13 @@ T, B, DECAY = 12, 3, 0.9
 LOSSES = {"squared": reference.squared_error, "entropy": reference.cross_entropy}
 
 # No state reads another's new value but through a weight: the peer's gradient is that of the paper.
-AGREEING = (
-    networks.LIF,
-    networks.FeedforwardLIF,
-    networks.ALIF,
-    networks.Conductance,
-    networks.RNN,
-    networks.Gated,
-    networks.LearnedLeak,
-)
+AGREEING = (networks.ALIF, networks.RNN, networks.Gated, networks.LearnedLeak)
 # A state reads another's new value: the peer counts the path twice in its default mode.
-CASCADED = (networks.ConductanceNew, networks.Filter, networks.Cascade, networks.LSTM)
-# Something is left out of the peer's default mode.
-PARTIAL = (networks.GRU, networks.FeedforwardReadout)
+CASCADED = (networks.Conductance, networks.Filter, networks.Cascade, networks.LSTM)
 # The hidden state is moved between neurons or normalised: the peer's Jacobian is off in every mode.
 MIXED = (networks.Permuted, networks.MeanFree)
 # Nothing escapes a trace: D-RTRL equals BPTT.
-EXACT = (
-    networks.FeedforwardLIF,
-    networks.LearnedLeak,
-    networks.Filter,
-    networks.Cascade,
-    networks.FeedforwardReadout,
-    *MIXED,
-)
+EXACT = (networks.LearnedLeak, networks.Filter, networks.Cascade, *MIXED)
 # Between them these have element-wise weights, two states per neuron, spikes and rates.
 SOME = (networks.ALIF, networks.RNN, networks.LearnedLeak)
 
@@ -189,36 +172,47 @@ def test_networks_are_alive_and_the_same_for_both(network):
     np.testing.assert_allclose(jnp.swapaxes(twin_ys, 0, 1), ys, rtol=1e-12, atol=1e-12)
 
 
-# --- the peer against dense references -------------------------------------------------------------------------------
+# --- both against dense references -----------------------------------------------------------------------------------
 
 
 @by_network_and_batch(AGREEING)
-def test_peer_single_step_is_truncated_d_rtrl(network, batch):
+def test_d_rtrl_in_single_step_mode(network, batch):
     case = Case(network, batch)
-    assert_same(peer(case), expected(case, "d_rtrl", "cut"))
+    wanted = expected(case, "d_rtrl", "cut")
+    assert_same(peer(case), wanted)
+    for window in (1, 5):
+        assert_same(ours(case, etpc.D_RTRL(window=window, backprop="cut")), wanted)
 
 
-@by_network_and_batch((*AGREEING, *CASCADED, *PARTIAL))
-def test_peer_multi_step_is_d_rtrl_with_exact_windows_of_one_step(network, batch):
+@by_network_and_batch((*AGREEING, *CASCADED, networks.GRU))
+def test_d_rtrl_in_multi_step_mode(network, batch):
+    """The peer's is D-RTRL with exact windows of one step."""
     case = Case(network, batch)
-    assert_same(peer(case, vjp_method="multi-step"), expected(case, "d_rtrl", "full"))
+    wanted = expected(case, "d_rtrl", "full")
+    assert_same(peer(case, vjp_method="multi-step"), wanted)
+    assert_same(ours(case, etpc.D_RTRL(window=1, backprop="full")), wanted)
 
 
 @by_network_and_batch(AGREEING)
-def test_peer_es_d_rtrl_is_the_paper_s(network, batch):
+def test_es_d_rtrl(network, batch):
+    """Element-wise weights aside: the peer smooths their trace too, etpc keeps the trace of D-RTRL for them."""
     case = Case(network, batch)
-    theirs = peer(case, "es_d_rtrl", decay=DECAY)
-    assert_same(theirs, expected(case, "es_d_rtrl", DECAY), products(case))
+    wanted, whole = expected(case, "es_d_rtrl", DECAY), expected(case, "d_rtrl", "cut")
+    found = ours(case, etpc.ES_D_RTRL(decay=DECAY, window=5))
+    for one in (peer(case, "es_d_rtrl", decay=DECAY), found):
+        assert_same(one, wanted, products(case))
+    elementwise = case.weights.keys() - set(products(case))
+    if elementwise:
+        assert_same(found, whole, elementwise)
 
 
-@by_network((networks.FeedforwardLIF, networks.LearnedLeak))
-def test_peer_is_bptt_where_it_should_be_exact(network):
-    case = Case(network)
+def test_peer_is_bptt_where_it_should_be_exact():
+    case = Case(networks.LearnedLeak)
     for vjp_method in ("single-step", "multi-step"):
         assert_same(peer(case, vjp_method=vjp_method), expected(case, "bptt"))
 
 
-@by_network((networks.LIF, networks.ALIF, networks.RNN, networks.Gated))
+@by_network((networks.ALIF, networks.RNN, networks.Gated))
 def test_the_rules_differ_on_recurrent_networks(network):
     """Controls: agreement below is no accident of networks on which all rules are one."""
     case = Case(network)
@@ -235,36 +229,6 @@ def test_the_rules_differ_on_recurrent_networks(network):
             if a < b:
                 off = differences(rules[a], {recurrent: rules[b][recurrent]})
                 assert off[recurrent] > 1e-3, (a, b)
-
-
-# --- etpc against the peer -------------------------------------------------------------------------------------------
-
-
-@by_network_and_batch(AGREEING)
-def test_d_rtrl_equals_the_peer_in_single_step_mode(network, batch):
-    case = Case(network, batch)
-    theirs = peer(case)
-    for window in (1, 5):
-        assert_same(ours(case, etpc.D_RTRL(window=window, backprop="cut")), theirs)
-
-
-@by_network_and_batch((*AGREEING, *CASCADED, *PARTIAL))
-def test_d_rtrl_equals_the_peer_in_multi_step_mode(network, batch):
-    case = Case(network, batch)
-    theirs = peer(case, vjp_method="multi-step")
-    assert_same(ours(case, etpc.D_RTRL(window=1, backprop="full")), theirs)
-
-
-@by_network_and_batch(AGREEING)
-def test_es_d_rtrl_equals_the_peer(network, batch):
-    """Element-wise weights aside: the peer smooths their trace too, etpc keeps the trace of D-RTRL for them."""
-    case = Case(network, batch)
-    smoothed, whole = peer(case, "es_d_rtrl", decay=DECAY), peer(case)
-    found = ours(case, etpc.ES_D_RTRL(decay=DECAY, window=5))
-    assert_same(found, smoothed, products(case))
-    elementwise = case.weights.keys() - set(products(case))
-    if elementwise:
-        assert_same(found, whole, elementwise)
 
 
 @by_network((networks.ALIF, networks.RNN))

@@ -8,6 +8,7 @@ from jax import lax
 from jax.experimental import checkify, io_callback
 
 import etpc
+from tests.marks import few
 from tests.zoo.check import check, normal, weights
 
 H = jnp.full(3, 0.3)
@@ -113,7 +114,7 @@ def prints(w, x, h):
     return 0.5 * h + w @ x
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", few(PLACES, "the step", "while", "branch in scan"))
 def test_what_only_prints_is_dropped(place, capfd):
     """And the gradient is that of the step without it."""
     inner = PLACES[place](prints)

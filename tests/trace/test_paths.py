@@ -71,7 +71,10 @@ TREES = {
         (".w<leaf 0>", ".w<leaf 1><leaf 1>", ".w<leaf 1><leaf 2>"),
     ),
     "strings and numbers": (({1: X}, {"1": X}), ("[0][1]", "[1]['1']")),
-    "a sparse matrix": (sparse.BCOO.fromdense(jnp.eye(2)), (".data", ".indices")),
+    "a sparse matrix": (
+        sparse.BCOO((X, jnp.array([[0, 0], [1, 1]])), shape=(2, 2)),
+        (".data", ".indices"),
+    ),
     "a class that looks at its children": (strict(X), (".w", ".b")),
     "an array": (X, ("model",)),
     "nothing": (None, ()),

@@ -1,5 +1,6 @@
 """A program keeps what it was compiled from: arrays that are written to afterwards do not change it."""
 
+import itertools
 from typing import Any
 
 import equinox as eqx
@@ -53,8 +54,13 @@ CONNECTIONS = {
 }
 
 
-@pytest.mark.parametrize("calls", few([0, 1, 2], 0, 1))
-@pytest.mark.parametrize("case", CONNECTIONS)
+@pytest.mark.parametrize(
+    ("case", "calls"),
+    few(
+        itertools.product(CONNECTIONS, [0, 1, 2]),
+        *(("a permutation", 1), ("a mask", 0), ("a sparse matrix", 1)),
+    ),
+)
 def test_connections_written_to_in_place(case, calls):
     """Before the first call, or after one: the same array object, with other values, is refused."""
     step, values, other = CONNECTIONS[case]
@@ -75,8 +81,7 @@ def test_connections_written_to_in_place(case, calls):
     assert distance(online(program, again, XS)["w"], expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("values", [2**32, -(2**40), 1 << 62])
-def test_the_upper_half_of_a_connection_counts(values):
+def test_the_upper_half_of_a_connection_counts():
     """Under `jit` connections are compared by a checksum, of all their bits."""
 
     def step(m, x, h):
@@ -85,10 +90,12 @@ def test_the_upper_half_of_a_connection_counts(values):
 
     model = {"w": W, "at": np.array([1, 2, 0])}
     program = compiled(model, step)
-    other = {"w": W, "at": np.array([1, 2, 0]) + values}
-    jax.block_until_ready(eqx.filter_jit(online)(program, model, XS))
-    with pytest.raises(RuntimeError, match=r"(?s)\['at'\] differ from"):
-        jax.block_until_ready(eqx.filter_jit(online)(program, other, XS))
+    run = eqx.filter_jit(online)
+    jax.block_until_ready(run(program, model, XS))
+    for values in (2**32, -(2**40), 1 << 62):
+        other = {"w": W, "at": np.array([1, 2, 0]) + values}
+        with pytest.raises(RuntimeError, match=r"(?s)\['at'\] differ from"):
+            jax.block_until_ready(run(program, other, XS))
 
 
 def test_integers_that_no_trace_relies_on_may_change():
@@ -133,8 +140,7 @@ def test_arrays_that_a_step_closes_over(case):
     program = compiled(model, step)
     try:
         ORDER[:], SCALE[:] = [0, 1, 2], [0.1, 0.9, 0.2]
-        jax.clear_caches()
-        assert distance(bptt(model, XS, H, step), expected) > 1e-3
+        assert distance(bptt(model, XS, H, lambda *given: step(*given)), expected) > 1e-3
         assert distance(online(program, model, XS), expected) < TOLERANCE
     finally:
         ORDER[:], SCALE[:] = order, scale
@@ -176,7 +182,7 @@ def test_an_array_in_a_static_field():
         online(program, Static(W, 1, {"order": [np.array([1, 2, 0])]}), XS)
 
 
-@pytest.mark.parametrize("number", [np.int64(2), np.uint8(2), np.int32(2)])
+@pytest.mark.parametrize("number", [np.int64(2), np.uint8(2)])
 def test_integers_of_numpy_are_numbers_as_pythons_are(number):
     model = Static(W, number)
     program = compiled(model, call)

@@ -18,14 +18,19 @@ NAMES = [name for name in models.ALL_NAMED if name != "embedding"]
 
 
 class Case:
+    """A named model with data; what is compiled of it is kept."""
+
     def __init__(self, name, batch=B):
         self.model = models.named(name)
         self.xs, self.targets = models.data(self.model, T, batch)
         self.state = self.model.init_state()
+        self.programs = {}
 
     def program(self, algo):
-        x = oracle.at(self.xs, (0, 0))
-        return etpc.compile(self.model, algo, inputs=x)
+        if algo not in self.programs:
+            x = oracle.at(self.xs, (0, 0))
+            self.programs[algo] = etpc.compile(self.model, algo, inputs=x)
+        return self.programs[algo]
 
     def online(self, algo, parts=2):
         program = self.program(algo)
@@ -55,6 +60,11 @@ class Case:
     def pull_back(self, grads):
         x = oracle.at(self.xs, (0, 0))
         return oracle.pull_back(self.model, x, self.state, grads)
+
+
+@functools.cache
+def case_of(name):
+    return Case(name)
 
 
 def normal(*shape, seed=0):
@@ -192,7 +202,7 @@ def test_moment_lasts_through_windows_without_credit():
     "name", few(["alif", "two_layer_lif", "reset_gate", "mlp", "lstm", "summed"], "summed")
 )
 def test_all_directions_are_rtrl(name):
-    case = Case(name)
+    case = case_of(name)
     size = case.program(etpc.D_RTRL()).plan.analysis.hidden.size
     program = case.program(etpc.CreditRTRL(size, None, window=2))
     assert program.exact
@@ -200,43 +210,54 @@ def test_all_directions_are_rtrl(name):
     assert distance(found, case.online(etpc.RTRL(window=2))[0]) < 1e-9
 
 
-def in_units(gain, dtype, q, xs=normal(40, 2), n=4):
-    """Of a dense network of currents and potentials `gain` times as large: the program's gradient, and BPTT's."""
+def scaled(m, given, s):
+    """A dense network of currents, and of potentials as large as the gain that comes in with the input."""
+    (x, gain), (current, v) = given, s
+    current = 0.8 * current + m["w"] @ jnp.tanh(v / gain) + m["u"] @ x
+    v = 0.9 * v + gain * current
+    return v / gain, (current, v)
+
+
+@functools.cache
+def scaled_program(dtype, q, n=4):
+    """The program, its model, and how to run it, or BPTT, with a gain."""
     model = {"w": 0.3 * normal(n, n), "u": normal(n, 2, seed=1)}
-    model, xs, gain = jax.tree.map(lambda a: jnp.asarray(a, dtype), (model, xs, gain))
-    state = (jnp.zeros(n, dtype),) * 2
-
-    def step(m, x, s):
-        current, v = s
-        current = 0.8 * current + m["w"] @ jnp.tanh(v / gain) + m["u"] @ x
-        v = 0.9 * v + gain * current
-        return v / gain, (current, v)
-
+    model, xs = jax.tree.map(lambda a: jnp.asarray(a, dtype), (model, normal(40, 2)))
+    state, zeros = (jnp.zeros(n, dtype),) * 2, jnp.zeros(len(xs), dtype)
     algo = etpc.CreditRTRL(q, None, window=5)
-    program = etpc.compile(model, algo, inputs=xs[0], state=state, step=step)
-    targets = jnp.zeros(len(xs), dtype)
-    (_, carry), grads = program.value_and_grad(models.loss)(model, xs, targets, program.init())
-    _, bptt = etpc.bptt(model, xs, targets, models.loss, state=state, step=step)
-    return program, carry, grads, bptt
+    program = etpc.compile(model, algo, inputs=(xs[0], zeros[0]), state=state, step=scaled)
+
+    def online(gain):
+        run = program.value_and_grad(models.loss)
+        (_, carry), grads = run(model, (xs, zeros + gain), zeros, program.init())
+        return program.credit_lost(carry), grads
+
+    def bptt(gain):
+        data = (xs, zeros + gain), zeros, models.loss
+        return etpc.bptt(model, *data, state=state, step=scaled)[1]
+
+    return program, online, bptt
 
 
 @pytest.mark.parametrize("gain", [1e-5, 1e-3])
 def test_all_directions_in_float32_where_units_differ(gain):
-    program, carry, found, bptt = in_units(gain, jnp.float32, q=8)
+    program, online, bptt = scaled_program(jnp.float32, q=8)
     assert program.exact
-    assert program.credit_lost(carry) == 0
-    assert distance(found, bptt) < 1e-5
+    lost, found = online(gain)
+    assert lost == 0
+    assert distance(found, bptt(gain)) < 1e-5
 
 
 def test_units_of_states():
     """Few directions are the same ones whatever the units are, which are powers of 2^10."""
-    first, carry, wanted, _ = in_units(1.0, float, q=2)
+    _, online, _ = scaled_program(float, q=2)
+    lost, wanted = online(1.0)
     for gain in (2.0**-20, 2.0**-10, 2.0**30):
-        program, other, found, _ = in_units(gain, float, q=2)
+        other, found = online(gain)
         assert distance(found, wanted) < 1e-8
-        np.testing.assert_allclose(program.credit_lost(other), first.credit_lost(carry), 1e-8)
-    one, other = (in_units(gain, jnp.float32, q=2)[2] for gain in (1.0, 2.0**-20))
-    assert distance(one, other) < 1e-3
+        np.testing.assert_allclose(other, lost, 1e-8)
+    _, online, _ = scaled_program(jnp.float32, q=2)
+    assert distance(online(2.0**-20)[1], online(1.0)[1]) < 1e-3
 
 
 @jax.custom_jvp
@@ -288,14 +309,14 @@ def test_an_unstable_network_keeps_its_gradient_finite(rule):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gru", "two_layer_lif", "lstm"])
 def test_full_rank_is_the_whole_trace(name):
-    case = Case(name)
+    case = case_of(name)
     found = [case.online(etpc.CreditRTRL(2, rank, window=3))[0] for rank in (None, 1000)]
     assert distance(*found) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["lif", "delay"])
 def test_where_nothing_escapes_it_is_d_rtrl(name):
-    case = Case(name)
+    case = case_of(name)
     program = case.program(etpc.CreditRTRL(2, None, window=3))
     if program.plan.directions is not None:
         pytest.skip("influence escapes here")
@@ -304,7 +325,7 @@ def test_where_nothing_escapes_it_is_d_rtrl(name):
 
 
 def test_how_much_credit_is_lost():
-    case = Case("two_layer_lif")
+    case = case_of("gru")
     program = case.program(etpc.CreditRTRL(2, None, window=2))
     carry = program.init(B)
     assert program.credit_lost(carry) is None
@@ -316,7 +337,7 @@ def test_how_much_credit_is_lost():
 
 @pytest.mark.slow
 def test_fewer_directions_leave_more_out():
-    case = Case("gru")
+    case = case_of("gru")
     lost = []
     for q in (1, 2, 3):
         program = case.program(etpc.CreditRTRL(q, None, window=2))
@@ -344,7 +365,7 @@ def test_what_is_refused(given, message):
 
 
 def test_claims_say_what_is_followed():
-    case = Case("gru")
+    case = case_of("gru")
     program = case.program(etpc.CreditRTRL(2, None, window=2))
     claim = next(c for c in program.claims.values() if c.claim == "approximate")
     assert claim.reasons[0].kind == "escape"
@@ -355,7 +376,7 @@ def test_claims_say_what_is_followed():
 @pytest.mark.slow
 def test_a_window_without_the_loss_leaves_the_directions():
     """A call, or `scan`, knows no loss: the traces go on, and the moment of credit stays."""
-    case = Case("gru")
+    case = case_of("gru")
     program = case.program(etpc.CreditRTRL(1, None, window=2))
     run = program.value_and_grad(models.loss)
     (_, carry), _ = run(case.model, case.xs, case.targets, program.init(B))
@@ -367,7 +388,7 @@ def test_a_window_without_the_loss_leaves_the_directions():
 
 @pytest.mark.slow
 def test_a_reset_keeps_what_the_batch_shares():
-    case = Case("gru")
+    case = case_of("gru")
     program = case.program(etpc.CreditRTRL(1, None, window=2))
     (_, carry), _ = program.value_and_grad(models.loss)(
         case.model, case.xs, case.targets, program.init(B)
@@ -379,6 +400,13 @@ def test_a_reset_keeps_what_the_batch_shares():
     np.testing.assert_array_equal(after.traces[0][0][1], carry.traces[0][0][1])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def one_window(directions, shared, each, starts, credit=None):
+    """What a window makes of the directions and what is carried of them, where all states are of size one."""
+    ends, chosen = directions.ends(shared, each, jnp.ones_like(starts[:, 0]))
+    return directions.advance(shared, each, ends, chosen, starts, credit, lambda ahead: ahead)
+
+
 @pytest.mark.parametrize("scale", [0.4, 3.0, 30.0])
 def test_products_of_transitions_are_bounded(scale):
     """And those that do not grow too much are left as they are."""
@@ -388,12 +416,9 @@ def test_products_of_transitions_are_bounded(scale):
     shared, each = d.init(size, jnp.float64), d.each(size, 1, jnp.float64)
     found, wanted = [], []
     for _ in range(20):
-        starts = jnp.asarray(scale * rng.normal(size=(1, q, size)) / np.sqrt(size))
-        ends, chosen = d.ends(shared, each, jnp.ones((1, 6)))
+        starts = scale * rng.normal(size=(1, q, size)) / np.sqrt(size)
         wanted.append(np.asarray(starts[0] @ shared[0].T))
-        transition, shared, each = d.advance(
-            shared, each, ends, chosen, starts, None, lambda ahead: ahead
-        )
+        transition, shared, each = one_window(d, shared, each, jnp.asarray(starts))
         found.append(np.asarray(transition[0]))
     largest = 0.0
     for begin in range(20):
@@ -410,10 +435,7 @@ def test_what_is_preserved_is_not_forgotten():
     d = CreditSubspace(4)
     shared, each = d.init(6, jnp.float64), d.each(6, 1, jnp.float64)
     for _ in range(300):
-        ends, chosen = d.ends(shared, each, jnp.ones((1, 6)))
-        transition, shared, each = d.advance(
-            shared, each, ends, chosen, shared[0][None], None, lambda ahead: ahead
-        )
+        transition, shared, each = one_window(d, shared, each, shared[0][None])
         np.testing.assert_allclose(transition[0], np.eye(4), atol=1e-12)
 
 
@@ -425,9 +447,7 @@ def test_one_overflow_does_not_spoil_the_running_means(size):
         starts = jnp.asarray(0.3 * rng.normal(size=(3, 2, 6)), jnp.float32)
         credit = rng.normal(size=(3, 6))
         credit[0] *= size if count == 3 else 1
-        ends, chosen = d.ends(shared, each, jnp.ones((3, 6), jnp.float32))
-        arguments = ends, chosen, starts, jnp.asarray(credit, jnp.float32), lambda ahead: ahead
-        _, shared, each = d.advance(shared, each, *arguments)
+        _, shared, each = one_window(d, shared, each, starts, jnp.asarray(credit, jnp.float32))
         assert all(np.isfinite(a).all() for a in (*shared, *each))
         assert 0 <= d.lost(shared) <= 1
 

@@ -11,7 +11,7 @@ import pytest
 import etpc
 from tests import models, oracle
 from tests.marks import few
-from tests.traces.test_credit import B, Case, T, distance
+from tests.traces.test_credit import B, Case, T, case_of, distance
 
 RULES = [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.CreditRTRL, etpc.RTRL]
 
@@ -44,7 +44,7 @@ def by_equations(case: Case, K, W):
 
 @pytest.mark.parametrize("name", few(models.ALL_NAMED, "embedding"))
 def test_equals_its_equations_and_bptt_where_it_is_long_enough(name):
-    case = Case(name)
+    case = case_of(name)
     bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
     for K in (4, T + 1):
         found = case.online(etpc.D_RTRL(window=2, lookback=K), parts=1)[0]
@@ -55,7 +55,7 @@ def test_equals_its_equations_and_bptt_where_it_is_long_enough(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_long_enough_it_is_bptt_under_every_rule(rule):
-    case = Case("two_layer_lif")
+    case = case_of("two_layer_lif")
     bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
     found = case.online(rule(window=2, lookback=T + 1), parts=2)[0]
     assert distance(found, bptt) < 1e-9
@@ -63,9 +63,10 @@ def test_long_enough_it_is_bptt_under_every_rule(rule):
 
 @pytest.mark.parametrize("rule", few(RULES, etpc.D_RTRL))
 def test_one_window_is_the_exact_window(rule):
-    case = Case("gru")
+    case = case_of("gru")
     found = [
-        case.online(rule(window=2, **more))[0] for more in ({"lookback": 2}, {"backprop": "full"})
+        case.online(rule(window=2, **more), parts=1)[0]
+        for more in ({"lookback": 2}, {"backprop": "full"})
     ]
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -75,7 +76,7 @@ def test_one_window_is_the_exact_window(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_windows_of_one_step_and_of_a_part_in_several_calls(rule):
     """A sequence that windows do not divide; calls in which windows are cut short."""
-    case = Case("alif")
+    case = case_of("alif")
     program = case.program(rule(window=3, lookback=5))
     run = program.value_and_grad(models.loss, "sum")
     total, carry = 0.0, program.init(B)
@@ -92,7 +93,7 @@ def test_windows_of_one_step_and_of_a_part_in_several_calls(rule):
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.CreditRTRL])
 def test_an_example_that_begins_anew_is_a_stream_of_its_own(rule):
-    case = Case("gru")
+    case = case_of("gru")
     kw = {"rank": None} if rule is etpc.CreditRTRL else {}
     program = case.program(rule(window=1, lookback=3, **kw))
     run = program.value_and_grad(models.loss, "sum")
@@ -161,7 +162,7 @@ def test_weights_that_move():
 
 @pytest.mark.slow
 def test_rolling_truncation_has_no_trace():
-    case = Case("gru")
+    case = case_of("gru")
     program = case.program(etpc.TBPTT(4, every=2))
     assert not program.ops
     claims = {claim.claim for claim in program.claims.values() if claim.reasons}
@@ -200,7 +201,7 @@ def test_a_derivative_that_is_infinite_at_rest_is_met_no_more_than_by_bptt():
 
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_memory_is_that_of_the_carry(batch_size):
-    case = Case("gru")
+    case = case_of("gru")
     for algo in (
         etpc.CreditRTRL(2, 2, window=2, lookback=6),
         etpc.TBPTT(5, every=2),

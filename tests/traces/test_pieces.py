@@ -1,6 +1,7 @@
 """Passes over a trace in pieces, against NumPy on the whole."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,15 @@ from jax.experimental import sparse
 import etpc
 from etpc import _tuning
 from etpc.traces import _pieces
-from etpc.traces._pieces import over_examples, overwrite, read_and_overwrite, zero_after
+from etpc.traces._pieces import over_examples, overwrite, zero_after
 from tests.marks import few
 
 SHAPE = (6, 7, 5, 11)
 DTYPES = ["float32", "complex128"]
-PIECE = pytest.mark.parametrize("piece", [1, 1100, 10_000, 1 << 22])
+PIECES = [1, 1100, 10_000, 1 << 22]
 """Bytes, of a trace of 2310 entries: as many pieces as there may be, parts of an example and a rest,
 some examples, and one."""
-AXIS = pytest.mark.parametrize("axis", [1, 2, 3])
+AXES = [1, 2, 3]
 DEVICES = pytest.mark.parametrize("devices", few([1, 2, 6], 2))
 
 
@@ -49,10 +50,11 @@ def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
 
 
-def shapes_of_signal(axis):
-    """As the trace, or of length one along an axis, which may be the one that is cut."""
+def shapes_of_signal(axis, dtype):
+    """As the trace, or of length one along an axis, which may be the one that is cut; of one dtype all of them."""
     some = (SHAPE[0], 1, *SHAPE[2:])
-    return [SHAPE, some, tuple(1 if n == axis else s for n, s in enumerate(SHAPE))]
+    all_three = [SHAPE, some, tuple(1 if n == axis else s for n, s in enumerate(SHAPE))]
+    return all_three if dtype == DTYPES[0] else all_three[:1]
 
 
 @DEVICES
@@ -62,10 +64,24 @@ def test_sum_over_examples(batch, devices, cut_for):
     cut_for(devices, 1)
     for dtype in DTYPES:
         trace = draw((batch, *SHAPE[1:]), dtype)
-        for shape in shapes_of_signal(2):
+        for shape in shapes_of_signal(2, dtype):
             signal = draw((batch, *shape[1:]), dtype, seed=1)
             found = jax.jit(over_examples)(trace, signal)
             close(found, (signal * trace).sum(0))
+
+
+@DEVICES
+@pytest.mark.parametrize("batch", [6, 18, 66])
+@pytest.mark.parametrize("states", [1, 2, 3])
+def test_sum_over_examples_and_states(states, batch, devices, cut_for):
+    """Few states, which are written out, and many."""
+    cut_for(devices, 1)
+    for length in (2, 9):
+        shape = [batch, 3, 4, 5]
+        shape[states] = length
+        trace, signal = draw(shape, "float64"), draw(shape, "float64", seed=1)
+        found = jax.jit(lambda t, s: over_examples(t, s, states))(trace, signal)
+        close(found, (signal * trace).sum((0, states)))
 
 
 def test_nothing_is_summed_over_no_examples_but_one():
@@ -74,8 +90,10 @@ def test_nothing_is_summed_over_no_examples_but_one():
 
 
 @DEVICES
-@PIECE
-@AXIS
+@pytest.mark.parametrize(
+    ("axis", "piece"),
+    few(itertools.product(AXES, PIECES), (1, 1), (2, 1100), (3, 10_000), (1, 1 << 22)),
+)
 def test_overwrite(axis, piece, devices, cut_for):
     """What is cut along need not be the same axis of another array, nor longer than one there."""
     cut_for(devices, piece)
@@ -95,7 +113,8 @@ def test_overwrite(axis, piece, devices, cut_for):
     @jax.jit
     def both(trace, signal, given):
         given = list(zip(given, axes, strict=True))
-        return read_and_overwrite(trace, axis, signal, update, given)
+        read = over_examples(trace, signal)
+        return overwrite(trace, axis, update, given, zero_after(read)), read
 
     for dtype in DTYPES:
         trace = draw(SHAPE, dtype)
@@ -106,14 +125,14 @@ def test_overwrite(axis, piece, devices, cut_for):
             gain[:, 1].reshape(-1, *along) * trace + shift[:, 0, 1].reshape(-1, 1, 1, 1) + whole
         )
         close(alone(trace, given), wanted)
-        for shape in shapes_of_signal(axis):
+        for shape in shapes_of_signal(axis, dtype):
             signal = draw(shape, dtype, seed=3)
             found, read = both(trace, signal, given)
             close(found, wanted)
             close(read, (signal * trace).sum(0))
 
 
-@AXIS
+@pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("piece", [200, 3000, 1 << 22])
 def test_what_is_no_number_stays_in_its_example(axis, piece, cut_for):
     cut_for(1, piece)
@@ -172,12 +191,18 @@ def test_zero_after_anything(value, dtype):
 
 
 def test_zero_after_is_not_seen_through():
-    """XLA would drop what the order of reading and writing hangs on."""
-    text = jax.jit(zero_after).lower(jnp.ones(3)).compile().as_text()
+    """XLA would drop what the order of reading and writing hangs on, and would compute it for each entry of a trace."""
+
+    def moved(trace, weight):
+        return trace + zero_after(weight)
+
+    trace = jnp.ones((64, 64))
+    text = jax.jit(moved).lower(trace, jnp.ones(3)).compile().as_text()
     entry = text[text.index("ENTRY") :]
-    assert "parameter(0)" in entry
-    assert "constant(0)" not in entry.splitlines()[-2]
-    assert "fusion(" in entry or "minimum(" in entry
+    (reduced,) = (line for line in entry.splitlines() if "reduce" in line and "s32[]" in line)
+    (last,) = (line for line in entry.splitlines() if "ROOT" in line)
+    assert reduced.split("=")[0].strip() in last
+    assert "parameter(1)" in entry
 
 
 def normal(*shape):
@@ -209,8 +234,10 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("states", [1, 2])
-@pytest.mark.parametrize("layer", few(LAYERS, "dense", "convolution", "sparse"))
+@pytest.mark.parametrize(
+    ("layer", "states"),
+    few(itertools.product(LAYERS, [1, 2]), ("dense", 2), ("convolution", 1), ("sparse", 1)),
+)
 def test_programs_in_pieces(layer, states, monkeypatch):
     function, weight = LAYERS[layer]
 
@@ -237,3 +264,9 @@ def test_programs_in_pieces(layer, states, monkeypatch):
         for one, other in zip(gradient(), whole, strict=True):
             assert np.abs(other).max() > 1e-3
             np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_zero_after_several_arrays():
+    arrays = [jnp.full(2, jnp.nan), jnp.zeros((0, 3)), jnp.arange(3), jnp.ones(())]
+    for some in (arrays, arrays[1:3], []):
+        np.testing.assert_array_equal(jax.jit(zero_after)(*some), 0)

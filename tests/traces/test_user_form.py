@@ -175,6 +175,10 @@ class Slower:
     def whole(self):
         return self.g ** len(self.passage.moved()[0][0]) * self.passage.whole()
 
+    @property
+    def after(self):
+        return self.passage.after
+
 
 @dataclasses.dataclass(frozen=True)
 class Discounted(Full):
@@ -192,10 +196,11 @@ class DiscountedRTRL(Algorithm):
         return Discounted()
 
 
-def discounted_by_hand(model, window, g):
-    """Plain reverse mode in each window, and what the discounted trace at its start gives, in loops."""
+@jax.jit
+def of_window(model, v, xs, targets):
+    """The gradient of the loss of a window by the model and the state at its start, and the last state."""
 
-    def run(model, v, xs, targets):
+    def run(model, v):
         def one(v, data):
             y, v = step(model, data[0], v)
             return v, loss(y, data[1])
@@ -203,13 +208,17 @@ def discounted_by_hand(model, window, g):
         last, losses = lax.scan(one, v, (xs, targets))
         return losses.sum(), last
 
+    return jax.grad(run, (0, 1), has_aux=True)(model, v)
+
+
+def discounted_by_hand(model, window, g):
+    """Plain reverse mode in each window, and what the discounted trace at its start gives, in loops."""
     total = jax.tree.map(jnp.zeros_like, model)
     for b in range(B):
         v, trace_w, trace_b = jnp.zeros(N), np.zeros((N, I + N)), np.zeros(N)
         for t in range(0, T, window):
             xs, targets = XS[t : t + window, b], TARGETS[t : t + window, b]
-            gradient = jax.grad(run, (0, 1), has_aux=True)
-            (grads, credit), last = gradient(model, v, xs, targets)
+            (grads, credit), last = of_window(model, v, xs, targets)
             total["w"] += (grads["w"] + credit[:, None] * trace_w) / B
             total["b"] += (grads["b"] + credit * trace_b) / B
             for x in xs:

@@ -7,23 +7,6 @@ import jax.numpy as jnp
 from tests.zoo.check import model
 
 
-class TwoLayerGRU(eqx.Module):
-    cells: list[eqx.nn.GRUCell]
-    head: eqx.nn.Linear
-
-    def __init__(self, key):
-        one, two, three = jax.random.split(key, 3)
-        self.cells = [eqx.nn.GRUCell(2, 3, key=one), eqx.nn.GRUCell(3, 2, key=two)]
-        self.head = eqx.nn.Linear(2, 1, key=three)
-
-    def __call__(self, x, state):
-        after = []
-        for cell, h in zip(self.cells, state, strict=True):
-            x = cell(x, h)
-            after.append(x)
-        return self.head(x), after
-
-
 class NormalisedLSTM(eqx.Module):
     """An LSTM with layer normalisation of its gates and of its cell."""
 
@@ -61,19 +44,6 @@ class MinGRU(eqx.Module):
     def __call__(self, x, h):
         z = jax.nn.sigmoid(self.gate(x))
         h = (1 - z) * h + z * self.candidate(x)
-        return h, h
-
-
-class MinLSTM(eqx.Module):
-    linear: eqx.nn.Linear
-
-    def __init__(self, inputs, size, key):
-        self.linear = eqx.nn.Linear(inputs, 3 * size, key=key)
-
-    def __call__(self, x, h):
-        f, i, candidate = jnp.split(self.linear(x), 3)
-        f, i = jax.nn.sigmoid(f), jax.nn.sigmoid(i)
-        h = f / (f + i) * h + i / (f + i) * candidate
         return h, h
 
 

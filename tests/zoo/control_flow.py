@@ -10,69 +10,8 @@ from jax import lax
 from tests.zoo.check import model
 
 
-class Branches(eqx.Module):
-    """A leaky state whose drive is chosen among branches, each with a weight of its own."""
-
-    weights: tuple[jax.Array, ...]
-    choose: Callable = eqx.field(static=True)
-
-    def __call__(self, x, h):
-        x, index = x
-        branches = [lambda x, w=w: w @ x for w in self.weights]
-        h = 0.7 * h + self.choose(index, branches, x)
-        return jnp.tanh(h), h
-
-
-def by_cond(index, branches, x):
-    return lax.cond(index > 0, branches[0], branches[1], x)
-
-
-def by_nested_cond(index, branches, x):
-    inner = lambda x: lax.cond(index > 1, branches[1], branches[2], x)
-    return lax.cond(index > 0, inner, branches[0], x)
-
-
-class Gated(eqx.Module):
-    """A branch that the weight enters as an operand, and that updates the state or leaves it."""
-
-    weight: jax.Array
-    tau: jax.Array
-
-    def __call__(self, x, h):
-        def update(h, weight):
-            return h * jnp.exp(-1.0 / self.tau) + weight @ x
-
-        h = lax.cond(x[0] > 0, update, lambda h, weight: h, h, self.weight)
-        return h, h
-
-
-class Substeps(eqx.Module):
-    """An ODE of a recurrent network, by several steps of Euler's method for each input."""
-
-    enter: jax.Array
-    recurrent: jax.Array
-    tau: jax.Array
-    loop: Callable = eqx.field(static=True)
-
-    def __call__(self, x, h):
-        def euler(h):
-            dh = -h + jnp.tanh(self.recurrent @ h + self.enter @ x)
-            return h + 0.2 * dh / self.tau
-
-        h = self.loop(euler, h)
-        return h, h
-
-
-def by_scan(body, h):
-    return lax.scan(lambda h, _: (body(h), None), h, length=3)[0]
-
-
 def by_fori(body, h):
     return lax.fori_loop(0, 3, lambda _, h: body(h), h)
-
-
-def by_checkpoint(body, h):
-    return by_scan(jax.checkpoint(body), h)
 
 
 class LeakInLoop(eqx.Module):
@@ -105,28 +44,6 @@ def Powers(x, h, weight):
     """A loop over parameters alone: the effective weight is a power of the parameter."""
     effective = lax.fori_loop(0, 2, lambda _, w: jnp.tanh(w @ weight), weight)
     h = 0.7 * h + effective @ x
-    return h, h
-
-
-@model
-def VmappedCell(x, h, cell):
-    """One cell for each of several channels, the weight being shared."""
-    h = jax.vmap(cell)(x, h)
-    return h, h
-
-
-@model
-def WhileWithoutWeights(x, h, weight):
-    """The input is halved until it is small: a loop of unknown length that no weight enters."""
-    x = lax.while_loop(lambda x: jnp.sum(x**2) > 0.5, lambda x: 0.5 * x, x)
-    h = 0.7 * h + weight @ x
-    return h, h
-
-
-@model
-def WhileAroundWeight(x, h, weight):
-    settle = lambda h: jnp.tanh(weight @ h + x)
-    h = lax.while_loop(lambda h: jnp.sum(h**2) > 0.1, settle, h)
     return h, h
 
 
@@ -268,44 +185,9 @@ def Checked(x, h, weight):
 
 
 @model
-def Bounded(x, h, weight, tau):
-    """Equinox's loop of unknown but bounded length: it ends when the state has settled."""
-    current = weight @ x
-    unsettled = lambda h: jnp.sum((current - h) ** 2) > 0.5
-    relax = lambda h: h + 0.3 * (current - h) / tau
-    h = eqx.internal.while_loop(unsettled, relax, h, max_steps=4, kind="bounded")
-    return h, h
-
-
-@model
 def Unitary(x, h, skew, weight):
     """The matrix exponential of a skew matrix rotates the state."""
     h = jax.scipy.linalg.expm(0.3 * (skew - skew.T)) @ h + weight @ x
-    return h, h
-
-
-class Chunk(eqx.Module):
-    """A step is a chunk of inputs; the linear recurrence in it is an associative scan."""
-
-    decay: jax.Array
-    weight: jax.Array
-
-    def __call__(self, xs, h):
-        drive = xs @ self.weight.T
-        decay = jnp.broadcast_to(jax.nn.sigmoid(self.decay), drive.shape)
-        drive = drive.at[0].add(decay[0] * h)
-
-        def combine(one, two):
-            return one[0] * two[0], two[0] * one[1] + two[1]
-
-        _, hs = lax.associative_scan(combine, (decay, drive))
-        return jnp.tanh(hs), hs[-1]
-
-
-@model
-def Implicit(x, h, weight, recurrent):
-    """One step of the implicit Euler method: a linear system for each step."""
-    h = jnp.linalg.solve(jnp.eye(len(h)) - 0.2 * recurrent, h + weight @ x)
     return h, h
 
 

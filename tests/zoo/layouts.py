@@ -6,7 +6,6 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from tests.zoo.check import model
@@ -52,32 +51,11 @@ class Nested(eqx.Module):
 
 
 @model
-def Stacked(x, state, weight):
-    """Membrane and adaptation are rows of one array."""
-    v, a = state
-    v, a = 0.7 * v - 0.2 * a + weight @ x, 0.9 * a + 0.1 * v
-    return jnp.tanh(v), jnp.stack([v, a])
-
-
-@model
 def Columns(x, state, weight):
-    """The same as columns, updated in place."""
+    """Membrane and adaptation are columns of one array, updated in place."""
     v = 0.7 * state[:, 0] - 0.2 * state[:, 1] + weight @ x
     state = state.at[:, 1].multiply(0.9).at[:, 1].add(0.1 * state[:, 0]).at[:, 0].set(v)
     return jnp.tanh(v), state
-
-
-@model
-def Delay(x, line, weight):
-    """A delay line: what comes in, comes out three steps later."""
-    v = 0.3 * line[-1] + weight @ x
-    return line[-1], jnp.concatenate([v[None], line[:-1]])
-
-
-@model
-def RolledDelay(x, line, weight):
-    v = 0.3 * line[-1] + weight @ x
-    return line[-1], jnp.roll(line, 1, axis=0).at[0].set(v)
 
 
 @model
@@ -112,67 +90,6 @@ def LearnedDelay(x, line, weight, delay):
     return jnp.sum(kernel * line, axis=0), line
 
 
-ORDER = np.array([2, 0, 3, 1])
-INHIBITION = np.full((4, 4), -0.2) + 0.9 * np.eye(4)
-
-
-def permuted(h):
-    return h[ORDER]
-
-
-def reversed_(h):
-    return h[::-1]
-
-
-def sorted_(h):
-    return jnp.sort(h)
-
-
-def cumulated(h):
-    return 0.5 * jnp.cumsum(h)
-
-
-def centred(h):
-    return h - jnp.mean(h)
-
-
-def inhibited(h):
-    return INHIBITION @ h
-
-
-def rolled(h):
-    return jnp.roll(h, 1)
-
-
-def normalised(h):
-    return h / jnp.sqrt(1.0 + jnp.sum(h**2))
-
-
-def winner(h):
-    return jnp.where(h == jnp.max(h), h, 0.5 * h)
-
-
-def neighbours(h):
-    return jnp.convolve(h, np.array([0.25, 0.5, 0.25]), mode="same")
-
-
-def diffused(h):
-    padded = jnp.pad(h, 1, mode="edge")
-    return h + 0.2 * (padded[2:] - 2 * h + padded[:-2])
-
-
-def pooled(h):
-    return jnp.repeat(lax.reduce_window(h, -jnp.inf, lax.max, (2,), (2,), "VALID"), 2)
-
-
-def scattered(h):
-    return jnp.zeros(4).at[np.array([0, 0, 1, 3])].add(h)
-
-
-def fourier(h):
-    return jnp.fft.irfft(jnp.fft.rfft(h) * np.array([1.0, 0.5, 0.25]), n=4)
-
-
 @model
 def SharedScalar(x, state, weight, rate):
     """A modulator that all neurons share: it reads their mean, and scales their drive."""
@@ -205,32 +122,6 @@ def Noisy(x, state, weight, sigma, dropout):
 
 
 @model
-def NoisyByInput(x, h, weight):
-    """The key of each step is an input."""
-    x, key = x
-    h = 0.7 * h + (weight * jax.random.bernoulli(key, 0.7, weight.shape)) @ x
-    return h, h
-
-
-class Stateful(eqx.Module):
-    """Layers that keep their state by an index into `eqx.nn.State`."""
-
-    weight: jax.Array
-    membrane: eqx.nn.StateIndex
-    count: eqx.nn.StateIndex
-
-    def __init__(self, weight):
-        self.weight = weight
-        self.membrane = eqx.nn.StateIndex(jnp.zeros(len(weight)))
-        self.count = eqx.nn.StateIndex(jnp.zeros((), jnp.int32))
-
-    def __call__(self, x, state):
-        v = 0.7 * state.get(self.membrane) + self.weight @ x
-        state = state.set(self.membrane, v)
-        return v, state.set(self.count, state.get(self.count) + 1)
-
-
-@model
 def Spectral(x, state, layer):
     """Spectral normalisation: its power iteration is a state."""
     h, state = state
@@ -252,7 +143,7 @@ def Bystanders(x, state, weight):
 def Groups(x, state, weights):
     """Three groups of different size and block."""
     one, two, three = (w @ x for w in weights)
-    h = 0.7 * state["h"] + one
+    h = np.array([0.7, 0.6]) * state["h"] + one
     v = 0.8 * state["v"] - 0.3 * state["u"] + two
     u = 0.9 * state["u"] + v
     line = jnp.concatenate([three[None], state["line"][:-1]])
@@ -264,12 +155,6 @@ def Swapped(x, state, weight):
     """Two leaves change places at each step."""
     a, b = state
     return a, (0.9 * b, 0.7 * a + weight @ x)
-
-
-@model
-def Old(x, h, weight, gain):
-    """The output reads the old state, and the input too."""
-    return {"old": gain * h, "x": x, "n": None}, 0.7 * h + weight @ x
 
 
 @model

@@ -36,83 +36,11 @@ def MLSTM(x, state, qkv, gates):
 
 
 @model
-def RWKV(x, state, mix, wk, wv, wr, decay, bonus):
-    """RWKV-4 time mixing: token shift, and a numerically stable weighted mean."""
-    last, a, b, p = state
-    mixed = mix * x + (1 - mix) * last
-    k, v, r = wk @ mixed, wv @ mixed, jax.nn.sigmoid(wr @ mixed)
-    q = jnp.maximum(p, bonus + k)
-    old, new = jnp.exp(p - q), jnp.exp(bonus + k - q)
-    y = r * (old * a + new * v) / (old * b + new)
-    q = jnp.maximum(p - jnp.exp(decay), k)
-    old, new = jnp.exp(p - jnp.exp(decay) - q), jnp.exp(k - q)
-    return y, (x, old * a + new * v, old * b + new, q)
-
-
-@model
-def RGLRU(x, h, wa, wx, log_a):
-    """Griffin's recurrent unit (De et al., 2024): gates by blocks, a square root in the drive."""
-    blocks = x.reshape(2, -1)
-    r = jax.nn.sigmoid(jnp.einsum("gij,gj->gi", wa, blocks)).ravel()
-    i = jax.nn.sigmoid(jnp.einsum("gij,gj->gi", wx, blocks)).ravel()
-    a = jnp.exp(-4.0 * r * jax.nn.softplus(log_a))
-    h = a * h + jnp.sqrt(1 - a**2) * i * x
-    return h, h
-
-
-@model
-def LMU(x, m, encode, decode):
-    """Legendre memory (Voelker et al., 2019): fixed matrices that the model closes over."""
-    m = LEGENDRE_A @ m + LEGENDRE_B * jnp.dot(encode, x)
-    return jnp.tanh(decode @ m), m
-
-
-LEGENDRE_A = np.eye(4) + 0.1 * np.tril(np.array([[-1.0, -1, -1, -1]] * 4) + np.eye(4))
-LEGENDRE_B = 0.1 * np.array([1.0, -3.0, 5.0, -7.0])
-
-
-@model
 def Reservoir(x, h, enter, reservoir, gain, out):
     """An echo-state network: its reservoir is fixed by `stop_gradient`, its readout is trained."""
     recurrent = lax.stop_gradient(reservoir) @ h
     h = 0.5 * h + 0.5 * jnp.tanh(recurrent + gain * (lax.stop_gradient(enter) @ x))
     return out @ h, h
-
-
-@model
-def CoRNN(x, state, w, v, gamma, epsilon):
-    """Coupled oscillators (Rusch and Mishra, 2021)."""
-    y, z = state
-    force = jnp.tanh(w @ jnp.concatenate([y, z]) + v @ x)
-    z = z + 0.1 * (force - gamma * y - epsilon * z)
-    y = y + 0.1 * z
-    return y, (y, z)
-
-
-@model
-def Antisymmetric(x, h, w, v):
-    """Chang et al., 2019: stable by construction of the effective weight."""
-    skew = w - w.T - 0.1 * jnp.eye(len(w))
-    h = h + 0.3 * jnp.tanh(skew @ h + v @ x)
-    return h, h
-
-
-@model
-def Clockwork(x, state, w, r, periods):
-    """Modules tick with periods of their own; an integer state is the clock."""
-    h, t = state
-    new = jnp.tanh(w @ x + jnp.tril(r) @ h)
-    h = jnp.where(t % periods == 0, new, h)
-    return h, (h, t + 1)
-
-
-@model
-def Liquid(x, h, gate, tau, target):
-    """A liquid time constant (Hasani et al., 2021): fused steps, gates of input and state."""
-    for _ in range(2):
-        f = jax.nn.sigmoid(gate(jnp.concatenate([x, h])))
-        h = (h + 0.2 * f * target) / (1 + 0.2 * (1 / tau + f))
-    return h, h
 
 
 @model
@@ -222,19 +150,6 @@ def GatedProduct(x, h, w, v):
     """Products of the outputs of weights: `(W x) * (V x) * h`."""
     h = 0.5 * h + jnp.tanh((w @ x) * (v @ x) * (1 + h))
     return h, h
-
-
-@model
-def Tsodyks(x, state, weight, release, axial):
-    """Short-term plasticity of each synapse, and dendrites in a tree with learned conductances."""
-    resource, v = state
-    used = jax.nn.sigmoid(release) * resource * x
-    resource = resource + 0.1 * (1 - resource) - 0.5 * used
-    current = weight @ used
-    flow = axial * (v[1:] - v[:-1])
-    v = 0.8 * v + jnp.pad(flow, (0, 1)) - jnp.pad(flow, (1, 0))
-    v = v.at[-1].add(jnp.tanh(current[0])) + 0.1 * current
-    return v[:1], (resource, v)
 
 
 @model

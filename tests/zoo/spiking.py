@@ -55,22 +55,6 @@ class LIF(eqx.Module):
         return self.surrogate(v - self.threshold), v
 
 
-@model
-def COBA(x, state, excitatory, inhibitory, recurrent, reversal):
-    """Conductance-based synapses, excitatory and inhibitory, with a refractory period."""
-    v, ge, gi, z, wait = state
-    ge = 0.7 * ge + jnp.abs(excitatory) @ x
-    gi = 0.8 * gi + jax.nn.softplus(inhibitory) @ x
-    if recurrent is not None:
-        gi = gi + jnp.abs(recurrent) @ z
-    dv = (-60.0 - v + ge * (0.0 - v) + gi * (reversal - v)) * 0.05
-    v = jnp.where(wait > 0, -60.0, v + dv)
-    fired = v > -50.0
-    z = spike((v + 50.0) / 5.0)
-    v = jnp.where(fired, -60.0, v)
-    return z, (v, ge, gi, z, jnp.where(fired, 2, jnp.maximum(wait - 1, 0)))
-
-
 class ConvSNN(eqx.Module):
     """An image a step, a spiking convolutional layer, and a readout of its spikes."""
 

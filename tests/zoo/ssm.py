@@ -7,34 +7,8 @@ import jax.numpy as jnp
 from tests.zoo.check import model, weights
 
 
-class LRU(eqx.Module):
-    """Orvieto et al., 2023, with real and imaginary parts as parameters and a complex state."""
-
-    nu_log: jax.Array
-    theta_log: jax.Array
-    gamma_log: jax.Array
-    B: tuple[jax.Array, jax.Array]
-    C: tuple[jax.Array, jax.Array]
-    D: jax.Array
-
-    def __init__(self, inputs, size, outputs):
-        self.nu_log = jnp.log(-jnp.log(jnp.linspace(0.5, 0.9, size)))
-        self.theta_log = jnp.log(jnp.linspace(0.3, 1.2, size))
-        self.gamma_log = jnp.linspace(-0.5, -0.1, size)
-        self.B = (weights(size, inputs), weights(size, inputs, seed=1))
-        self.C = (weights(outputs, size), weights(outputs, size, seed=1))
-        self.D = weights(outputs)
-
-    def __call__(self, x, h):
-        eigenvalues = jnp.exp(-jnp.exp(self.nu_log) + 1j * jnp.exp(self.theta_log))
-        B = (self.B[0] + 1j * self.B[1]) * jnp.exp(self.gamma_log)[:, None]
-        C = self.C[0] + 1j * self.C[1]
-        h = eigenvalues * h + B @ x
-        return jnp.real(C @ h) + self.D * x[:1], h
-
-
 class ComplexLRU(eqx.Module):
-    """The same with complex arrays as parameters."""
+    """Orvieto et al., 2023, with complex arrays as parameters."""
 
     eigenvalues: jax.Array
     B: jax.Array
@@ -48,47 +22,6 @@ class ComplexLRU(eqx.Module):
     def __call__(self, x, h):
         h = self.eigenvalues * h + self.B @ x.astype(h.dtype)
         return (self.C @ h).real, h
-
-
-@model
-def RealLRU(x, state, eigenvalues, B, C):
-    """The same with the real and the imaginary part of the state as two leaves."""
-    (a, b), (re, im) = eigenvalues, state
-    re, im = a * re - b * im + B[0] @ x, a * im + b * re + B[1] @ x
-    return C[0] @ re - C[1] @ im, (re, im)
-
-
-class S4D(eqx.Module):
-    """A diagonal SSM block (Gu et al., 2022; S5): zero-order hold, skip, gate and residual."""
-
-    log_dt: jax.Array
-    A_log: jax.Array
-    A_im: jax.Array
-    B: jax.Array
-    C: jax.Array
-    D: jax.Array
-    norm: eqx.nn.LayerNorm
-    gate: eqx.nn.Linear
-
-    def __init__(self, width, size, key):
-        self.log_dt = jnp.log(jnp.linspace(0.1, 0.5, width))
-        self.A_log = jnp.log(0.5 * jnp.ones((width, size)))
-        self.A_im = jnp.pi * jnp.tile(jnp.arange(size, dtype=float), (width, 1))
-        self.B = jnp.ones((width, size), complex)
-        self.C = (weights(width, size) + 1j * weights(width, size, seed=1)).astype(complex)
-        self.D = weights(width)
-        self.norm = eqx.nn.LayerNorm(width)
-        self.gate = eqx.nn.Linear(width, width, key=key)
-
-    def __call__(self, x, h):
-        A = -jnp.exp(self.A_log) + 1j * self.A_im
-        dt = jnp.exp(self.log_dt)[:, None]
-        A_bar = jnp.exp(dt * A)
-        B_bar = (A_bar - 1) / A * self.B
-        u = self.norm(x)
-        h = A_bar * h + B_bar * u[:, None]
-        y = jax.nn.gelu(2 * jnp.sum(self.C * h, axis=1).real + self.D * u)
-        return x + y * jax.nn.sigmoid(self.gate(y)), h
 
 
 class Selective(eqx.Module):

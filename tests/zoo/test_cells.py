@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.marks import few
 from tests.zoo import cells
 from tests.zoo.check import cell, check, normal, weights
 
@@ -19,17 +20,11 @@ def test_gru(bias):
     check(model, normal(2), H, cell, smoothed=True, every=bias)
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", few([True, False], True))
 def test_lstm(bias):
     model = eqx.nn.LSTMCell(2, 3, use_bias=bias, key=KEY)
     program = check(model, normal(2), (H, H), cell)
     assert {op.block for op in program.ops} == {1}  # c; h is read by data that is cut, alone
-
-
-@pytest.mark.slow
-def test_two_layers():
-    state = [jnp.zeros(3), jnp.zeros(2)]
-    check(cells.TwoLayerGRU(KEY), normal(2), state)
 
 
 @pytest.mark.slow
@@ -43,10 +38,6 @@ def test_mingru():
     check(model, normal(2), H, exact=True, smoothed=True, every=True)
 
 
-def test_minlstm():
-    check(cells.MinLSTM(2, 3, KEY), normal(2), H, exact=True)
-
-
 @pytest.mark.slow
 def test_perceptrons_around_a_cell():
     program = check(cells.Sandwich(KEY), normal(2), H)
@@ -54,6 +45,7 @@ def test_perceptrons_around_a_cell():
     assert "through other weights" in program.untraced[".before.layers[0].weight"]
 
 
+@pytest.mark.slow
 def test_a_perceptron_after_a_cell():
     check(cells.Sandwich(KEY, encode=False), normal(2), H, exact=True)
 
@@ -63,6 +55,7 @@ def test_layers_by_scan():
     check(cells.ResidualStack(2, 2, KEY), normal(2), jnp.zeros((2, 2)))
 
 
+@pytest.mark.slow
 def test_second_order():
     model = cells.FastWeights(weights(3, 2, 3), weights(3, 2), weights(3, 3))
     check(model, normal(2), H + 0.1)

@@ -15,31 +15,9 @@ from tests.zoo.check import call, cell, check, normal, weights
 pytestmark = pytest.mark.slow
 
 H = jnp.zeros(3)
-DRIVES = tuple(weights(3, 2, seed=i) for i in range(3))
-
-
-# --- branches -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("choose", "count"), [(zoo.by_cond, 2), (zoo.by_nested_cond, 3)])
-def test_branches(choose, count):
-    inputs = normal(2), jnp.arange(6, dtype=jnp.int32) % count
-    model = zoo.Branches(DRIVES[:count], choose)
-    check(model, inputs, H, exact=True, every=choose is zoo.by_cond)
-
-
-def test_a_branch_that_leaves_the_state():
-    model = zoo.Gated(weights(3, 2), jnp.linspace(1.0, 3.0, 3))
-    check(model, normal(2), H, exact=True)
 
 
 # --- loops ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("loop", [zoo.by_scan, zoo.by_checkpoint])
-def test_substeps(loop):
-    model = zoo.Substeps(weights(3, 2), weights(3, 3), jnp.linspace(0.5, 1.0, 3), loop)
-    check(model, normal(2), H + 0.1)
 
 
 def test_leak_in_a_loop():
@@ -56,26 +34,7 @@ def test_loop_over_parameters():
     check(zoo.Powers(weights(3, 3)), normal(3), H, exact=True)
 
 
-def test_vmap_of_a_cell():
-    model = zoo.VmappedCell(eqx.nn.GRUCell(2, 2, key=jax.random.key(0)))
-    check(model, normal(2, 2), jnp.zeros((2, 2)))
-
-
-def test_while_without_weights():
-    check(zoo.WhileWithoutWeights(weights(3, 2)), normal(2), H, exact=True)
-
-
-def test_while_around_a_weight():
-    with pytest.raises(etpc.UnsupportedError, match=r"\.weight is used inside a `while_loop` \(.*"):
-        etpc.compile(zoo.WhileAroundWeight(weights(3, 3)), inputs=H, state=H)
-
-
 # --- derivatives of the user's own ----------------------------------------------------------------
-
-
-def test_custom_jvp_of_a_weight():
-    model = zoo.Threshold(weights(3, 2), jnp.linspace(0.2, 0.5, 3))
-    check(model, normal(2), H, exact=True)
 
 
 def test_custom_vjp_of_a_weight():
@@ -203,11 +162,6 @@ def test_a_wrapped_model():
     check(zoo.Threshold(weights(3, 2), jnp.linspace(0.2, 0.5, 3)), normal(2), H, step, exact=True)
 
 
-def test_associative_scan():
-    model = zoo.Chunk(jnp.linspace(-1.0, 1.0, 3), weights(3, 2))
-    check(model, normal(4, 2), H, exact=True)
-
-
 def test_what_changes_nothing():
     check(zoo.Effects(weights(3, 2)), normal(2), H, exact=True)
 
@@ -216,18 +170,8 @@ def test_error_if():
     check(zoo.Checked(weights(3, 2)), normal(2), H, exact=True)
 
 
-@pytest.mark.long
-def test_bounded_loop():
-    model = zoo.Bounded(weights(3, 2), jnp.linspace(0.5, 1.0, 3))
-    check(model, normal(2), H, exact=True)
-
-
 def test_matrix_exponential():
     check(zoo.Unitary(weights(3, 3), weights(3, 2)), normal(2), H)
-
-
-def test_implicit_step():
-    check(zoo.Implicit(weights(3, 2), weights(3, 3)), normal(2), H)
 
 
 def test_all_at_once():

@@ -3,7 +3,6 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from tests.zoo import more_cells as zoo
@@ -26,44 +25,10 @@ def test_mlstm():
     check(zoo.MLSTM(weights(3, 2, 2), weights(2, 2)), normal(2), state, exact=True)
 
 
-def test_rwkv():
-    model = zoo.RWKV(weights(2), W, weights(3, 2, seed=1), weights(3, 2, seed=2), H - 1, H + 0.3)
-    check(model, normal(2), (jnp.zeros(2), H, H, H - 30.0))
-
-
-def test_rg_lru():
-    model = zoo.RGLRU(weights(2, 2, 2), weights(2, 2, 2, seed=1), jnp.linspace(-2.0, 0.0, 4))
-    check(model, normal(4), jnp.zeros(4), exact=True)
-
-
-def test_lmu():
-    model = zoo.LMU(weights(2), weights(1, 4))
-    check(model, normal(2), jnp.zeros(4), exact=True)
-
-
 def test_reservoir():
     model = zoo.Reservoir(W, R, weights(3), weights(1, 3))
     dead = (".enter", ".reservoir")
     check(model, normal(2), H, dead=dead, exact=True)
-
-
-def test_coupled_oscillators():
-    model = zoo.CoRNN(weights(3, 6), W, jnp.linspace(1.0, 2.0, 3), jnp.linspace(1.0, 2.0, 3))
-    check(model, normal(2), (H, H))
-
-
-def test_antisymmetric():
-    check(zoo.Antisymmetric(R, W), normal(2), H)
-
-
-def test_clockwork():
-    model = zoo.Clockwork(W, R, np.array([1, 2, 4]))
-    check(model, normal(2), (H, jnp.zeros((), jnp.int32)))
-
-
-def test_liquid():
-    model = zoo.Liquid(eqx.nn.Linear(5, 3, key=KEY), jnp.linspace(1.0, 2.0, 3), weights(3))
-    check(model, normal(2), H)
 
 
 def test_differentiable_plasticity():
@@ -114,11 +79,6 @@ def test_one_einsum_of_two_weights():
 def test_products_of_outputs():
     model = zoo.GatedProduct(W, weights(3, 2, seed=1))
     check(model, normal(2), H, exact=True, smoothed=True)
-
-
-def test_synapses_and_dendrites():
-    model = zoo.Tsodyks(weights(4, 2), weights(2), jnp.linspace(0.1, 0.2, 3))
-    check(model, jnp.abs(normal(2)), (jnp.ones(2), jnp.zeros(4)))
 
 
 def test_gap_junctions():

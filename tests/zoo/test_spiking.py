@@ -27,18 +27,6 @@ def test_recurrent_lif():
     check(spiking.lif(recurrent=True), normal(2), V, smoothed=True, every=True)
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_coba(recurrent):
-    model = spiking.COBA(
-        weights(3, 2),
-        weights(3, 2, seed=1),
-        weights(3, 3) if recurrent else None,
-        jnp.linspace(-80.0, -70.0, 3),
-    )
-    state = (V - jnp.asarray([60.0, 55.0, 51.0]), V, V, V, jnp.zeros(3, jnp.int32))
-    check(model, jnp.abs(normal(2)), state, exact=not recurrent, smoothed=True)
-
-
 def test_convolutional():
     model = spiking.ConvSNN(jax.random.key(0))
     check(model, normal(1, 4, 4), jnp.zeros((2, 4, 4)), exact=True)

@@ -26,37 +26,13 @@ def drives(op, inputs, *shape, **options):
 # --- convolutions ---------------------------------------------------------------------------------
 
 
-def test_conv1d_with_stride():
-    op = eqx.nn.Conv1d(2, 3, 3, stride=2, padding=1, key=KEY)
-    drives(op, normal(2, 5), 3, 3, every=True)
-
-
 def test_conv2d_with_groups_and_dilation():
     drives(zoo.Dilated(weights(2, 1, 2, 2)), normal(2, 3, 3), 2, 4, 2)
-
-
-def test_conv3d():
-    op = eqx.nn.Conv3d(1, 2, 2, use_bias=False, key=KEY)
-    drives(op, normal(1, 2, 3, 2), 2, 1, 2, 1)
 
 
 def test_transposed_convolution():
     op = eqx.nn.ConvTranspose2d(2, 1, 2, stride=2, key=KEY)
     drives(op, normal(2, 2, 2), 1, 4, 4)
-
-
-def test_convolution_of_channels_last():
-    drives(zoo.ChannelsLast(weights(2, 2, 3)), normal(3, 2), 5, 3)
-
-
-def test_convolution_by_numpy():
-    drives(zoo.Convolve(weights(3)), normal(4), 4)
-
-
-def test_conv_lstm():
-    model = zoo.ConvLSTM(1, 2, 3, KEY)
-    state = (jnp.zeros((2, 3)), jnp.zeros((2, 3)))
-    check(model, normal(1, 3), state)
 
 
 def test_depthwise_convolution_of_a_state():
@@ -81,10 +57,6 @@ def test_gathers_by_data():
     drives(op, integers(4, 2), 3)
 
 
-def test_gather_along_an_axis():
-    drives(zoo.AlongAxis(weights(4, 3)), integers(4, 3), 3)
-
-
 def test_edges():
     op = zoo.SegmentSum(weights(5), np.array([0, 0, 1, 2, 2]), np.array([0, 1, 2, 1, 0]), 3)
     drives(op, normal(3), 3)
@@ -98,11 +70,6 @@ def test_edges_of_a_state():
 # --- sparse weights -------------------------------------------------------------------------------
 
 INDICES = ((0, 0), (0, 1), (1, 1), (2, 0))
-
-
-def test_sparse():
-    matrix = sparse.BCOO((weights(4), jnp.asarray(INDICES)), shape=(3, 2))
-    drives(zoo.Sparse(matrix), normal(2), 3, every=True)
 
 
 def test_sparse_recurrence():

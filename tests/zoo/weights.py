@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tests.zoo.check import layer, model, weights
+from tests.zoo.check import layer, model
 
 
 class Leaky(eqx.Module):
@@ -34,24 +34,6 @@ class Rolled(eqx.Module):
         return h, h
 
 
-class ConvLSTM(eqx.Module):
-    """Shi et al., 2015."""
-
-    gates: eqx.nn.Conv1d
-    peephole: jax.Array
-
-    def __init__(self, channels, size, length, key):
-        self.gates = eqx.nn.Conv1d(channels + size, 4 * size, 3, padding=1, key=key)
-        self.peephole = weights(size, length)
-
-    def __call__(self, x, state):
-        h, c = state
-        i, f, g, o = jnp.split(self.gates(jnp.concatenate([x, h])), 4)
-        c = jax.nn.sigmoid(f + self.peephole * c) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        return h, (h, c)
-
-
 @layer
 def Dilated(x, kernel):
     """Groups, dilation and a padding of its own on each side, by `lax`."""
@@ -66,34 +48,11 @@ def Dilated(x, kernel):
 
 
 @layer
-def ChannelsLast(x, kernel):
-    return lax.conv_general_dilated(
-        x[None],
-        kernel,
-        (1,),
-        ((0, 1),),
-        lhs_dilation=(2,),
-        dimension_numbers=("NWC", "WIO", "NWC"),
-    )[0]
-
-
-@layer
-def Convolve(x, kernel):
-    """`jnp.convolve` flips its kernel."""
-    return jnp.convolve(x, kernel, mode="same")
-
-
-@layer
 def Take(index, table, pairs, columns):
     """Rows and entries of tables by the input's indices."""
     rows = table[index].sum(0)
     one = pairs[index[0], index[1]]
     return rows + one + jnp.take(columns, index[0], axis=1)
-
-
-@layer
-def AlongAxis(index, table):
-    return jnp.take_along_axis(table, index[None, :], axis=0)[0]
 
 
 class SegmentSum(eqx.Module):
