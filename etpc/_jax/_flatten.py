@@ -102,7 +102,7 @@ class _Flattening:
         place: Place = _line(eqn.source_info), eqn.source_info.traceback
         if place[0] is None:  # as in a function of a library that JAX has traced before
             place = around
-        grouped, meaning = params.grouped(eqn), _meaning(eqn.primitive)
+        grouped, meaning = params.grouped(eqn), _meaning(eqn)
         if grouped is not None:
             return self.inline(grouped, operands, place)
         if meaning is not None:
@@ -135,25 +135,27 @@ def _line(info: Any) -> str | None:
     return text if text and text != "unknown" else None
 
 
-def _meaning(primitive: Primitive) -> Callable[..., Any] | None:
-    """The function that an operation stands for: that of a marker of braintrace, such as the product of its
-    `etp_mm`; and slices for a split, as they are transposed to sums of padded arrays, which XLA fuses, where a split
-    is transposed to a concatenation, for each of which its CPU backend compiles a kernel."""
-    if primitive is split_p:
-        return _slices
+def _meaning(eqn: Any) -> Callable[..., Any] | None:
+    """The function that an operation stands for, such as the product of braintrace's marker `etp_mm`; `None` for
+    most."""
+    if eqn.primitive is split_p:
+        sizes = {*params.sizes_of_parts(eqn)}
+        return _split if len(sizes) == 1 and sizes != {1} else None
     braintrace = sys.modules.get("braintrace")
-    if isinstance(primitive, getattr(braintrace, "ETPPrimitive", ())):
-        return primitive.impl
+    if isinstance(eqn.primitive, getattr(braintrace, "ETPPrimitive", ())):
+        return eqn.primitive.impl
     return None
 
 
-def _slices(array: jax.Array, *, sizes: Sequence[Any], axis: int) -> list[jax.Array]:
-    """The parts of an array along an axis."""
-    ends = np.cumsum(sizes).tolist()
-    return [
-        jax.lax.slice_in_dim(array, end - size, end, axis=axis)
-        for end, size in zip(ends, map(int, sizes), strict=True)
-    ]
+def _split(array: jax.Array, *, sizes: Sequence[Any], axis: int) -> list[jax.Array]:
+    """The equal parts of an array along an axis, as a split of an axis of parts.
+
+    It is transposed to a concatenation of whole parts. XLA's CPU backend copies these, where it generates code for
+    each concatenation along the axis itself.
+    """
+    lead, rest = array.shape[:axis], (int(sizes[0]), *array.shape[axis + 1 :])
+    parts = jax.lax.split(array.reshape(*lead, len(sizes), *rest), (1,) * len(sizes), axis)
+    return [part.reshape(*lead, *rest) for part in parts]
 
 
 _INDEXED = {

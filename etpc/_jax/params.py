@@ -70,6 +70,11 @@ def branches(eqn: Equation) -> Sequence[Jaxpr]:
     return eqn.params["branches"]
 
 
+def sizes_of_parts(eqn: AnyEquation) -> Sequence[int]:
+    """The sizes of the parts of a `split`."""
+    return [int(size) for size in eqn.params["sizes"]]
+
+
 class Scan(NamedTuple):
     """Operands are constants, then the carry, then the sequences; the results, the carry and sequences."""
 

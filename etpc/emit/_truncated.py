@@ -26,6 +26,7 @@ from ._cut import Jacobians, ReadPull, into_op
 from ._forward import Rollout
 from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
+from ._step import StepFunctions
 from ._window import Course, Window
 
 InputPull = Callable[[Cotangents], tuple[list[Array]]]
@@ -52,13 +53,25 @@ class Truncated(Window[CutWindow]):
 
     copies_weights = True
 
+    def __init__(self, plan: Plan, step: StepFunctions):
+        super().__init__(plan, step)
+        self.pads = all(p.form.skips for p in plan.carried)
+
     def forward(
         self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
     ) -> Course[CutWindow]:
-        rollout = self.step.run(weights, span.xs, span.state, outputs=False)
+        rollout, counted = self.step.run(weights, span.xs, span.state, outputs=False), span.counted
+        if counted is not None:
+            rollout = rollout.until(counted)
         jacobians = self.cut.jacobians(weights, rollout.taken, span.fresh)
         outputs, read_pull, data = self.cut.read(weights, rollout)
         factors = self.cut.factors(jacobians, data)
+        if counted is not None:
+            jacobians = jacobians.until(counted)
+            factors = [
+                None if f is None or p.trace is None else f.until(counted, p.trace.site.pairs)
+                for p, f in zip(self.cut.live, factors, strict=True)
+            ]
         followed, paths = self.mover.follow(factors, traces)
         blocks = [
             None if p.trace is None or p.trace.closed else f

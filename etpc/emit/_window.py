@@ -91,6 +91,8 @@ class Window(abc.ABC, Generic[Residuals]):
 
     copies_weights: bool = False
     """Whether forward passes are not differentiated, so that they may read copies of weights."""
+    pads: bool = False
+    """Whether the last steps of a window may be padding, which `Span.counted` says."""
     holds_steps: bool = True
     """Whether the gradient holds parts of the steps constant, and not the traces alone."""
 

@@ -85,6 +85,7 @@ class Program(Shown):
         self.arguments = Arguments(window.plan, id)
         self.runner = Runner(window, id)
         self._jit_scan = jax.jit(self.runner.scan)
+        self._jit_padded = jax.jit(Data.padded, static_argnums=1)
         self._compiled_for = functools.lru_cache(KEPT)(self._jit_value_and_grad)
 
     # --- to look at ---
@@ -303,8 +304,13 @@ class Program(Shown):
             model: Any, xs: Any, targets: Any, carry: Carry, *, mask: Any = None
         ) -> tuple[tuple[Array, Any], Any]:
             call = self.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
-            data = Data(call.xs, targets, call.mask)
+            data, steps = Data(call.xs, targets, call.mask), call.lead[0]
+            more = self.runner.padding(steps)
+            if more:
+                data = self._jit_padded(data, more)
             value, carry, grads, aux = compiled(loss.arrays, call.parameters, data, carry)
+            if more and has_aux:
+                aux = _first(aux, steps)
             return (value, (carry, aux) if has_aux else carry), self.runner.model_tree(grads)
 
         return run
@@ -326,6 +332,12 @@ class Program(Shown):
             return value, carry_after(grads), grads, aux
 
         return jax.jit(run)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _first(tree: Any, steps: int) -> Any:
+    """The first steps of arrays with a leading axis of steps."""
+    return jax.tree.map(lambda a: a[:steps], tree)
 
 
 def _bytes(arrays: Iterable[Any]) -> int:

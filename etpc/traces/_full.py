@@ -9,7 +9,7 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from .._tuning import tuning
-from ._pieces import over_examples, overwrite, total
+from ._pieces import over_examples, overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import apply, apply_columns, in_columns, of_each, times
 
@@ -86,7 +86,7 @@ def _ordered(site: Site, of_inputs: Any, of_outputs: Any) -> tuple[Any, Any]:
 def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
     """`eps_W = (prod D) eps_0 + sum_t (prod_{after t} D) F_t`."""
     start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
-    added = [_joined([total(part) for part in parts], 1) for parts in passage.moved()]
+    added = [_joined([part.sum(0) for part in parts], 1) for parts in passage.moved()]
     end = apply(site.pairs, passage.whole(), start) + sum(added[1:], added[0])
     return end.reshape(eps.shape)
 

@@ -38,7 +38,11 @@ def leading(
         multiply, tolerance = step
         return orthonormal(jnp.where(multiply, power @ c, c), gram, tolerance), None
 
-    start = gram_b @ jnp.asarray(_start(pairs, rank), gram_a.dtype)
+    shape, constants = (*gram_a.shape[:-1], rank), _start(pairs, rank)
+    kept, new = (jnp.broadcast_to(jnp.asarray(a, gram_a.dtype), shape) for a in constants)
+    # by the number of pairs that are not zero: a window that is padded to more pairs gives the same
+    present = jnp.trace(gram_a, axis1=-2, axis2=-1).real[..., None, None]
+    start = gram_b @ (kept + new * lax.rsqrt(jnp.maximum(present, 1)))
     # The first rounds lose no mode for being small. In the last, the vectors must be orthonormal up to
     # rounding: one of which little is left was rounding alone, and a projection onto it would be wrong.
     # A loop, as this is most of what is compiled.
@@ -47,11 +51,9 @@ def leading(
     return lax.scan(again, start, (multiply, tolerance))[0]
 
 
-def _start(pairs: int, rank: int) -> np.ndarray:
-    """Where the iteration starts: at the modes that were kept, which come first, with a little of every new pair."""
-    start = np.random.default_rng(0).standard_normal((pairs, rank)) / np.sqrt(pairs)
-    start[: min(rank, pairs)] += np.eye(min(rank, pairs), rank)
-    return start
+def _start(pairs: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the iteration starts: at the modes that were kept, which come first, with a little of every pair."""
+    return np.eye(pairs, rank), np.random.default_rng(0).standard_normal((pairs, rank))
 
 
 def orthonormal(

@@ -26,7 +26,7 @@ EXAMPLES = 16
 LARGE = 2
 """An example is large if it has more bytes than so many pieces."""
 SMALL = 1 << 20
-"""Up to so many bytes of a trace, its sum over more examples is a product of matrices: two kernels for XLA to
+"""Up to so many bytes of a trace, its sum over more examples is written out as a whole: two kernels for XLA to
 compile, and not seven. It takes longer to run."""
 
 
@@ -57,7 +57,7 @@ def over_examples(
         terms = [product(signal[n], trace[n]) for n in range(len(trace))]
         return sum(terms[1:], terms[0])
     if devices == 1 and trace.nbytes <= SMALL:
-        return total(product(signal, trace))
+        return _sum_by_halves(product(signal, trace))
     runs = math.gcd(trace.shape[0], devices)
     signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
     count = trace.shape[1]
@@ -87,21 +87,16 @@ def over_examples(
     return _sum_of_rows(sums)
 
 
-def total(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
-    """`a.sum(0)`, written out: one half is added to the other until one row is left.
+def _sum_by_halves(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
+    """`a.sum(0)`, where one half of the rows is added to the other while that is possible.
 
-    XLA's CPU backend fuses this with what computes the rows, and compiles it once for all arrays of one shape.
-    A sum over the leading axis takes it longer to run, and a product with ones longer to compile.
+    XLA's CPU backend fuses this with what computes the rows, and compiles it once for all arrays of one shape, where it
+    compiles each product with ones. The last rows are a sum for XLA, which it does not compute twice.
     """
-    if tuning().abreast is None:
-        return a.sum(0)
-    rest: list[Array] = []
-    while len(a) > 1:
-        half, odd = divmod(len(a), 2)
-        if odd:
-            rest.append(lax.slice_in_dim(a, len(a) - 1, len(a)))
+    while len(a) > 2 and len(a) % 2 == 0:
+        half = len(a) // 2
         a = lax.slice_in_dim(a, 0, half) + lax.slice_in_dim(a, half, 2 * half)
-    return lax.squeeze(sum(rest, a), (0,))
+    return a.sum(0) if len(a) <= 3 else _sum_of_rows(a)
 
 
 def _sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
@@ -186,4 +181,4 @@ def _devices(trace: Array) -> int:
     return math.prod(sharding.mesh.shape[name] for name in names)
 
 
-__all__ = ["over_examples", "overwrite", "total", "zero_after"]
+__all__ = ["over_examples", "overwrite", "zero_after"]
