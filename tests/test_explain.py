@@ -45,7 +45,7 @@ def test_an_approximate_weight():
     assert "test_explain.py" in text
     assert "3 x 4 uses" in text
     assert "at most 2 hidden states, of [0], [1]" in text
-    assert "3x2x4 of float64: 192 bytes for one example" in text
+    assert "2x4x3 of float64: 192 bytes for one example" in text
     assert "approximate. What is left out: hidden [1] -> .rec -> hidden [1]" in text
 
 
