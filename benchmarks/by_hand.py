@@ -3,7 +3,7 @@
 A cell is a plain function of arrays, `step(weights, x, state) -> (y, state)`, for one example. Its rule is
 `learn(weights, state, traces, x, target) -> (grads, state, traces, loss)` for a batch at one step, with the loss
 `sum((y - target)**2)` averaged over the batch. All have a linear readout. A trace that belongs to inputs and
-outputs has axes [B, I, O], one of a vector [B, O].
+outputs has the axes of its weight, [B, O, I], one of a vector [B, O].
 """
 
 import functools
@@ -61,13 +61,15 @@ def readout(weights: Weights, h: Array, target: Array) -> tuple[Array, Array, Ar
 
 
 def injected(decay: Array, trace: Array, factor: Array, x: Array) -> Array:
-    """A trace [B, I, O] after a step: moved by `decay` [B, O], with `factor` [B, O] times `x` [B, I] added."""
-    return decay[:, None, :] * trace + x[:, :, None] * factor[:, None, :]
+    """A trace [B, O, I] after a step: moved by `decay` [B, O], with `factor` [B, O] times `x` [B, I] added."""
+    return decay[:, :, None] * trace + factor[:, :, None] * x[:, None, :]
 
 
 def read(signal: Array, trace: Array) -> Array:
-    """The gradient [O, I] of weights with a trace [B, I, O]."""
-    return (signal[:, None, :] * trace).sum(0).T
+    """The gradient [O, I] of weights with a trace [B, O, I]: a product for each example, which XLA puts into one
+    loop; it takes two to six times longer for a sum over the leading axis or an einsum."""
+    terms = [s[:, None] * eps for s, eps in zip(signal, trace, strict=True)]
+    return functools.reduce(jnp.add, terms)
 
 
 def zeros(batch: int, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
@@ -102,7 +104,7 @@ def rtu_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
 
 def rtu_traces(weights: Weights, units: int, batch: int) -> Any:
     inputs = weights["w1"].shape[1]
-    by_weight = zeros(batch, *[(inputs, units)] * 4)
+    by_weight = zeros(batch, *[(units, inputs)] * 4)
     return by_weight, zeros(batch, *[(units,)] * 6)
 
 
@@ -116,9 +118,9 @@ def rtu_learn(weights: Weights, state: State, traces: Any, x: Array, target: Arr
     bars = by_h * (h > 0)
     bar_a, bar_b = jnp.split(bars, 2, 1)
     a1, b1, a2, b2 = by_weight  # of the states a and b, by w1 and by w2
-    added = gain * x[:, :, None]
-    a1, b1 = c * a1 - s * b1 + added, c * b1 + s * a1
-    a2, b2 = c * a2 - s * b2, c * b2 + s * a2 + added
+    added, over = gain[:, None] * x[:, None, :], (slice(None), None)
+    a1, b1 = c[over] * a1 - s[over] * b1 + added, c[over] * b1 + s[over] * a1
+    a2, b2 = c[over] * a2 - s[over] * b2, c[over] * b2 + s[over] * a2 + added
     ac, bc, as_, bs, ag, bg = by_vector  # by the cosine, the sine and the gain
     ac, bc = c * ac - s * bc + a, c * bc + s * ac + b
     as_, bs = c * as_ - s * bs - b, c * bs + s * as_ + a
@@ -143,7 +145,7 @@ def lru_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
 
 
 def lru_traces(weights: Weights, units: int, batch: int) -> Any:
-    by_weight, by_vector = zeros(batch, (weights["w1"].shape[1], units), (units,))
+    by_weight, by_vector = zeros(batch, (units, weights["w1"].shape[1]), (units,))
     complex_zeros = lambda a: jax.lax.complex(a, a)
     return complex_zeros(by_weight), complex_zeros(by_vector), complex_zeros(by_vector)
 
@@ -156,7 +158,7 @@ def lru_learn(weights: Weights, state: State, traces: Any, x: Array, target: Arr
     new = decay * h + gain * wx
     error, out, by_h = readout(weights, jnp.concatenate([new.real, new.imag], 1), target)
     bar = jax.lax.complex(*jnp.split(by_h, 2, 1))
-    by_weight = decay * by_weight + gain * x[:, :, None]
+    by_weight = decay[:, None] * by_weight + gain[:, None] * x[:, None, :]
     by_decay, by_gain = decay * by_decay + h, decay * by_gain + wx
     of_decay = (bar.conj() * by_decay).sum(0)
     (grads,) = pull((of_decay.real, -of_decay.imag, (bar.conj() * by_gain).real.sum(0)))
@@ -187,7 +189,7 @@ def mingru_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]
 
 
 def mingru_traces(weights: Weights, units: int, batch: int) -> Any:
-    return zeros(batch, *[(weights["gate"].shape[1], units)] * 2, *[(units,)] * 2)
+    return zeros(batch, *[(units, weights["gate"].shape[1])] * 2, *[(units,)] * 2)
 
 
 def mingru_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
@@ -231,7 +233,7 @@ def lif_step(weights: Weights, x: Array, state: State) -> tuple[Array, State]:
 
 def lif_traces(weights: Weights, units: int, batch: int) -> Any:
     inputs = weights["in"].shape[1]
-    return zeros(batch, (inputs, units), (units, units), (units,))
+    return zeros(batch, (units, inputs), (units, units), (units,))
 
 
 def lif_learn(weights: Weights, state: State, traces: Any, x: Array, target: Array):
@@ -277,15 +279,15 @@ def alif_learn(weights: Weights, state: State, traces: Any, x: Array, target: Ar
     av, aa = slope, ADAPTATION - STRENGTH * slope
 
     def moved(of_v: Array, of_a: Array, added: Array) -> tuple[Array, Array]:
-        over = (slice(None), None) if of_v.ndim == 3 else (slice(None),)
+        over = (..., None) if of_v.ndim == 3 else (...,)
         return (
             vv[over] * of_v + va[over] * of_a + added,
             av[over] * of_v + aa[over] * of_a,
         )
 
     new = [
-        moved(of_v[0], of_a[0], x[:, :, None]),
-        moved(of_v[1], of_a[1], z[:, :, None]),
+        moved(of_v[0], of_a[0], x[:, None, :]),
+        moved(of_v[1], of_a[1], z[:, None, :]),
         moved(of_v[2], of_a[2], jnp.ones_like(v)),
     ]
     of_v, of_a = (tuple(part) for part in zip(*new, strict=True))
@@ -317,7 +319,7 @@ def gated_weights(
 
 def gated_traces(gates: Sequence[str], weights: Weights, units: int, batch: int) -> Any:
     inputs = weights[f"in_{gates[0]}"].shape[1]
-    traces = {f"in_{n}": jnp.zeros((batch, inputs, units)) for n in gates}
+    traces = {f"in_{n}": jnp.zeros((batch, units, inputs)) for n in gates}
     traces |= {f"rec_{n}": jnp.zeros((batch, units, units)) for n in gates}
     return traces | {f"bias_{n}": jnp.zeros((batch, units)) for n in gates}
 

@@ -203,16 +203,3 @@ def unread_traces(program: Shown, steps: int, mask: Array | None) -> str | None:
         f"no trace was read. With windows of {program.window_for(steps)} steps{kept}, the first {first} "
         f"need none, and {why}; take more steps, or a smaller `window=`"
     )
-
-
-__all__ = [
-    "Gradient",
-    "Row",
-    "compare_all",
-    "default_tolerance",
-    "doubts",
-    "first_read",
-    "flat_gradients",
-    "precision",
-    "unread_traces",
-]

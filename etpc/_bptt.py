@@ -241,6 +241,3 @@ def blame_batch_axis(
         f"examples of shape {read}, which the model does not take; it takes {wanted}. Leave "
         "batch_size= out if the data has no batch axis."
     ) from error
-
-
-__all__ = ["Objective", "blame_batch_axis", "bptt", "gradient_of"]

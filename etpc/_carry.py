@@ -27,6 +27,3 @@ class Carry(eqx.Module):
     shared: tuple[Array, ...] = ()
     each: tuple[Array, ...] = ()
     past: tuple[Array, ...] = ()
-
-
-__all__ = ["Carry"]

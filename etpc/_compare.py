@@ -372,6 +372,3 @@ def short_name(algorithm: Algorithm) -> str:
         if field.kw_only is True and field.name not in algorithm.main and value != field.default:
             settings.append(f"{field.name}={value!r}")
     return f"{type(algorithm).__name__}({', '.join(settings)})"
-
-
-__all__ = ["TBPTT", "TOTAL", "Comparison", "Report", "Result", "compare", "short_name", "verify"]

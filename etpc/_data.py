@@ -109,16 +109,3 @@ def checked_reset(where: Any, shapes: list[tuple[int, ...]], axes: list[str]) ->
             "each example."
         )
     return jnp.asarray(where)
-
-
-__all__ = [
-    "check_data",
-    "check_lead",
-    "check_targets",
-    "check_tolerance",
-    "checked_reset",
-    "foreign",
-    "lead_of",
-    "one_step",
-    "shapes_text",
-]

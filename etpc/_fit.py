@@ -1,4 +1,4 @@
-"""The training loop around `etpc.online`: progress, callbacks, and a checkpoint to go on from."""
+"""The training loop around `etpc.online`: callbacks, and a checkpoint to go on from."""
 
 import dataclasses
 import itertools
@@ -45,7 +45,6 @@ def fit(
     carry: Any = None,
     independent: bool = False,
     callbacks: Sequence[Callable[[Run], Any]] = (),
-    progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: int = 100,
     verify: bool = False,
@@ -58,9 +57,8 @@ def fit(
         model, opt_state, carry, losses = learner.update(model, opt_state, carry, xs, targets)
     ```
 
-    with a progress bar, callbacks, a checkpoint from which the same call goes on, and a check of the
-    first block, which warns where a layer of neurons is silent, and with `verify=True` compares its
-    gradients with BPTT.
+    with callbacks, a checkpoint from which the same call goes on, and a check of the first block, which
+    warns where a layer of neurons is silent, and with `verify=True` compares its gradients with BPTT.
 
     **Arguments:**
 
@@ -76,8 +74,6 @@ def fit(
         traces of zeros, rather than the next part of a stream. PRNG keys in the state go on.
     - `callbacks`: functions that get the [`Run`][etpc.Run] after each block. Where one returns True, of
         Python, NumPy or JAX, the run ends; the others are called first.
-    - `progress`: whether to show a bar, which needs tqdm. By default there is one where tqdm is
-        installed and stderr is a terminal.
     - `checkpoint`: a file. It is written by [`etpc.save`][] after every `save_every` blocks and at the
         end, be that an error or Ctrl-C; whether it can be written is tried before the first block.
         Where it is there already, the run goes on from it: `blocks` should be the same again, and
@@ -92,8 +88,8 @@ def fit(
 
     **Raises** `etpc.InputTypeError` and `etpc.InputError`; `etpc.CheckpointError` where the file is
     of another run; `OSError` where it cannot be written; `etpc.VerificationError` with `verify=True`
-    where a claim does not hold; what `learner.update` raises; `ModuleNotFoundError` with `progress=True`
-    without tqdm. Warns with `etpc.SilentNetworkWarning` and, with `verify=True`, `etpc.UncheckedWarning`.
+    where a claim does not hold; what `learner.update` raises. Warns with `etpc.SilentNetworkWarning`
+    and, with `verify=True`, `etpc.UncheckedWarning`.
 
     ```pycon
     >>> import etpc, jax.numpy as jnp, optax
@@ -121,11 +117,9 @@ def fit(
             checkpoint, like=(model, opt_state, carry, block, stopped)
         )
     run = Run(model, opt_state, carry, block, None, None, np.zeros(0), stopped)
-    bar = _bar(progress, blocks, block)
     history: list[float] = []
     remaining = () if stopped else itertools.islice(blocks, block, None)
-    saves = _Saves(None if stopped else checkpoint, run)
-    with saves, bar:
+    with _Saves(None if stopped else checkpoint, run) as saves:
         for data in remaining:
             arguments = _arguments(data, run.block)
             carry = learner.restarted(run.carry) if independent else run.carry
@@ -137,8 +131,6 @@ def fit(
                 run.model, run.opt_state, carry, **arguments
             )
             history.append(_mean_loss(learner, losses, arguments.get("mask")))
-            bar.set_postfix_str(f"loss {history[-1]:.4g}", refresh=False)
-            bar.update()
             block = run.block + 1
             run = Run(
                 *(model, opt_state, carry, block, losses, aux[0] if aux else None),
@@ -166,9 +158,9 @@ class _Saves:
     def __init__(self, path: str | os.PathLike[str] | None, run: Run):
         self.path, self.run, self._saved = path, run, run
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_Saves":
         if self.path is None:
-            return
+            return self
         path = Path(os.path.realpath(self.path))
         try:  # beside the file, so that no other process takes it for a run that has begun
             with tempfile.TemporaryDirectory(prefix=".etpc-", dir=path.parent) as trial:
@@ -179,6 +171,7 @@ class _Saves:
                 "after it."
             )
             raise
+        return self
 
     def save(self) -> None:
         if self.path is not None and self.run is not self._saved:
@@ -260,33 +253,3 @@ def _arguments(data: Any, block: int) -> dict[str, Any]:
     ]
     raise_together(problems, InputError)
     return data
-
-
-class _NoBar:
-    """In the place of a progress bar."""
-
-    def __enter__(self) -> "_NoBar":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def update(self) -> None: ...
-
-    def set_postfix_str(self, text: str, refresh: bool) -> None: ...
-
-
-def _bar(progress: bool | None, blocks: Any, done: int) -> Any:
-    if progress is False:
-        return _NoBar()
-    try:
-        from tqdm.auto import tqdm
-    except ModuleNotFoundError:
-        if progress is None:
-            return _NoBar()
-        raise
-    total = len(blocks) if hasattr(blocks, "__len__") else None
-    disable = None if progress is None else False  # None: where stderr is no terminal
-    return tqdm(total=total, initial=done, unit="block", disable=disable)
-
-
-__all__ = ["Run", "fit"]

@@ -224,16 +224,3 @@ def finite_where_masked(x: Any, mask: Array | None) -> Any:
         return x
     masked = (~mask.astype(bool)).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
     return jnp.where(masked & ~jnp.isfinite(x), jnp.zeros((), x.dtype), x)
-
-
-__all__ = [
-    "NO_LOSS",
-    "NO_REDUCTION",
-    "REDUCTIONS",
-    "Loss",
-    "check_reduction",
-    "checked_weights",
-    "finite_where_masked",
-    "reduced",
-    "summed_in",
-]

@@ -14,6 +14,3 @@ def origin(definition: Any) -> tuple[str, str]:
     file = getattr(sys.modules.get(module), "__file__", None)
     place = module if file is None else os.path.realpath(file)
     return place, getattr(definition, "__qualname__", repr(definition))
-
-
-__all__ = ["origin"]

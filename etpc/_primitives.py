@@ -130,15 +130,3 @@ register(named(*_SINGULAR), singular=True)
 register([*named(*_MOVING), *IDENTITIES, *UNLISTED], moves=True)
 register(named("dot_general", "conv_general_dilated"), heavy=True)
 register([BCOO], by_step=True)
-
-__all__ = [
-    "BCOO",
-    "FACTS",
-    "IDENTITIES",
-    "UNLISTED",
-    "Facts",
-    "facts",
-    "forget",
-    "named",
-    "register",
-]

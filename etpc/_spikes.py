@@ -73,6 +73,3 @@ def warn_of_silence(silent: Sequence[str], stacklevel: int) -> None:
             SilentNetworkWarning,
             stacklevel=stacklevel + 1,
         )
-
-
-__all__ = ["firing_rates", "silent_layers", "spike_functions", "warn_of_silence"]

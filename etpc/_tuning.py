@@ -40,6 +40,3 @@ take either layout. By this count; not measured."""
 def tuning() -> Tuning:
     """For the back end that JAX uses by default."""
     return CPU if jax.default_backend() == "cpu" else ACCELERATOR
-
-
-__all__ = ["ACCELERATOR", "CPU", "Tuning", "tuning"]

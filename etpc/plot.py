@@ -1,26 +1,21 @@
-"""Charts of a program: how good its gradients are, its traces over time, and its memory.
+"""Charts of a program: how good its gradients are, and its traces over time.
 
 Needs the extra `plot` (Matplotlib). Each function draws into new axes or into those that it is given,
 and follows Matplotlib's style. The picture of a program's graph is in [`etpc.draw`][].
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._bptt import bptt
 from ._compare import Report
-from ._errors import InputError, SelectionError, UnsupportedError
+from ._errors import InputError, SelectionError, checked_count
 from ._jax import is_spike
-from .algorithms import Algorithm, resolve
-from .plan import OpPlan, TracePlan
-from .run import Program, compile
-from .trace import StepFunction, shape_of
+from .plan import OpPlan
+from .run import Carry, Program
 
 try:
     import matplotlib.pyplot as plt
@@ -102,8 +97,7 @@ def traces(
     xs: Any,
     op: int | str = 0,
     *,
-    example: int = 0,
-    units: int | Sequence[tuple[int, ...]] = 5,
+    units: int = 5,
     axes: Sequence[Axes] | np.ndarray | None = None,
 ) -> Figure:
     """Eligibility traces over time, below the input and the spikes that make them.
@@ -115,11 +109,9 @@ def traces(
 
     **Arguments:**
 
-    - `xs`: inputs of T steps, `[T, ...]` or `[T, B, ...]`.
+    - `xs`: inputs of T steps of one example, `[T, ...]`.
     - `op`: which one, by its place in `program.ops` or by the path of its parameter.
-    - `example`: which, where `xs` has a batch axis.
-    - `units`: how many entries, large ones at the last step; or their indices in the whole trace,
-        such as `(i, m, o)`.
+    - `units`: how many entries, large ones at the last step.
     - `axes`: three axes, one below the other; four for a smoothed trace.
 
     **Returns** the figure.
@@ -127,95 +119,53 @@ def traces(
     **Raises** `etpc.SelectionError` where there is no such operation; `etpc.InputError` where the
     inputs do not fit.
     """
-    p = _find(program, op)
-    record = _recorder(program, model, _one_example(program, xs, example), p)
-    names = _names(p)
-    if isinstance(units, int):
-        if units < 1:
-            raise InputError(f"units must be at least 1, not {units}.")
-        last = record([np.zeros(units, int)] * len(names)).last
-        chosen = [_largest(entries, units) for entries in last]
-    else:
-        chosen = _by_array(units, p)
-    run = record(
-        [_flat(indices, shape, p) for indices, shape in zip(chosen, _shapes(p), strict=True)]
-    )
-    sizes = [1.0, 1.0, *(1.2 for _ in names)]
+    p, units = _find(program, op), checked_count("units", units)
+    step = program.plan.analysis.step
+    owner = p.op.number if p.shares is None else p.shares
+    place = [q.op.number for q in program.plan.carried].index(owner)
+    functions = [e for e in step.equations if is_spike(e)]
+    parameters = step.model_leaves.split(model)
+    reached = [step.state_leaves.paths.index(path) for path in p.states]
+
+    def shown(carry: Carry) -> dict[str, jax.Array]:
+        assert p.trace is not None
+        return p.trace.form.shown(p.trace.site, carry.traces[place])
+
+    last = shown(program.scan(model, xs, program.init())[1])
+    chosen = {name: _largest(np.asarray(array), units) for name, array in last.items()}
+
+    def body(carry: Carry, x: Any) -> Any:
+        leaves = step.with_begins(step.input_leaves.split(x), carry.fresh)
+        env = step.values(parameters, leaves, step.state_leaves.split(carry.state))
+        spikes = [env[v].reshape(-1) for e in functions for v in e.outputs]
+        _, carry = program(model, x, carry)
+        states = step.state_leaves.split(carry.state)
+        entries = [a[tuple(np.transpose(chosen[name]))] for name, a in shown(carry).items()]
+        return carry, (spikes, [states[i].reshape(-1) for i in reached], entries)
+
+    leaves = [
+        jnp.asarray(x, a.dtype)
+        for x, a in zip(step.input_leaves.split(xs), step.input_leaves.avals, strict=True)
+    ]
+    _, recorded = jax.lax.scan(body, program.init(), step.input_leaves.join(leaves))
+    spikes, states, entries = jax.tree.map(np.asarray, recorded)
+    spikes = _distinct(spikes)
+
+    sizes = [1.0, 1.0, *(1.2 for _ in chosen)]
     count = len(sizes)
     drawn = _axes(axes, count, 1, sharex=True, height_ratios=sizes, figsize=(8, 1.7 * count))
-    _raster(drawn[0], run.inputs, "inputs")
-    _raster(drawn[1], run.active, run.what)
-    for ax, values, indices, name in zip(drawn[2:], run.entries, chosen, names, strict=True):
-        for k, index in enumerate(indices):
-            ax.plot(np.arange(len(values)), values[:, k], label=str(list(map(int, index))))
+    _raster(drawn[0], np.concatenate([x.reshape(len(x), -1) for x in leaves], 1), "inputs")
+    what = "spikes" if spikes else ", ".join(p.states)
+    _raster(drawn[1], np.concatenate(spikes or states, 1), what)
+    for ax, values, (name, indices) in zip(drawn[2:], entries, chosen.items(), strict=True):
+        for line, index in zip(values.T, indices, strict=True):
+            ax.plot(np.arange(len(line)), line, label=str(list(index)))
         ax.set(ylabel=_plain(name), xlim=(-0.5, len(values) - 0.5))
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="entry")
     drawn[-1].set_xlabel("step")
     title = _plain(f"{p.path}, {p.kind}: trace of {', '.join(p.states)}")
     drawn[0].set_title(title, loc="left")
     return _figure(drawn[0])
-
-
-def memory(
-    model: Any,
-    inputs: Any,
-    algos: Sequence[Algorithm | str] | Mapping[str, Algorithm | str] = ("d_rtrl", "es_d_rtrl"),
-    *,
-    steps: Sequence[int] = (10, 100, 1000),
-    batch_size: int = 1,
-    state: Any = None,
-    step: StepFunction | None = None,
-    ax: Axes | None = None,
-) -> Figure:
-    """Bytes that a gradient takes against the number of steps, for BPTT and for programs.
-
-    Beside parameters, sequence and gradients: what XLA allocates for temporaries, as it says of the
-    compiled functions, and the carry of a program. Nothing runs. The loss is the sum of the squares
-    of the outputs.
-
-    **Arguments:**
-
-    - `model`, `inputs`, `state`, `step`: as in [`etpc.compile`][].
-    - `algos`: algorithms, or names of them, by label where it is a mapping.
-    - `steps`: the lengths T to compile for.
-    - `batch_size`: B.
-
-    **Returns** the figure.
-
-    **Raises** as [`etpc.compile`][]; `etpc.UnsupportedError` where a device does not tell.
-    """
-    if not isinstance(algos, Mapping):
-        algos = {resolve(a).short: a for a in algos}
-    arrays, static = eqx.partition(model, eqx.is_array)
-    step_inputs = jax.tree.map(shape_of, inputs)
-
-    def sequence(length: int) -> tuple[Any, Any]:
-        lead = length, batch_size
-        xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype), step_inputs)
-        return xs, jax.ShapeDtypeStruct(lead, jnp.float32)
-
-    def through_time(arrays: Any, xs: Any, targets: Any) -> Any:
-        whole = eqx.combine(arrays, static)
-        return bptt(whole, xs, targets, _squares, state=state, step=step, batch_size=batch_size)
-
-    sizes = {"BPTT": [_temporary(jax.jit(through_time).lower(arrays, *sequence(t))) for t in steps]}
-    for label, algo in algos.items():
-        program = compile(model, algo, inputs=inputs, state=state, step=step, batch_size=batch_size)
-        learn = program.value_and_grad(_squares)
-        carry = jax.eval_shape(lambda p=program: p.init(batch_size))
-        held = program.memory(batch_size).total
-
-        def online(arrays: Any, xs: Any, targets: Any, carry: Any, learn: Any = learn) -> Any:
-            return learn(eqx.combine(arrays, static), xs, targets, carry)
-
-        jitted = jax.jit(online, donate_argnums=3)
-        sizes[label] = [held + _temporary(jitted.lower(arrays, *sequence(t), carry)) for t in steps]
-    (ax,) = _axes(None if ax is None else [ax], 1, 1, figsize=(6, 4))
-    for (label, values), marker in zip(sizes.items(), "osv^D<>Pp*" * len(sizes), strict=False):
-        ax.plot(list(steps), values, marker=marker, label=_plain(label))
-    ax.set(xscale="log", yscale="log", xlabel="steps T", ylabel="bytes")
-    ax.legend(frameon=False)
-    return _figure(ax)
 
 
 def _axes(axes: Any, rows: int, columns: int, **settings: Any) -> list[Axes]:
@@ -239,104 +189,20 @@ def _figure(ax: Axes) -> Figure:
     return figure
 
 
-def _squares(y: Any, target: Any) -> jax.Array:
-    leaves = [a for a in jax.tree.leaves(y) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return sum((jnp.sum(jnp.abs(a) ** 2) for a in leaves), jnp.zeros(()))
-
-
-def _temporary(lowered: Any) -> int:
-    stats = lowered.compile().memory_analysis()
-    if stats is None:
-        raise UnsupportedError(
-            f"XLA does not say what memory a function takes on {jax.default_backend()}. Use the CPU "
-            "for this chart."
-        )
-    return stats.temp_size_in_bytes
-
-
-# --- traces ---
-
-
 def _find(program: Program, op: int | str) -> OpPlan:
-    paths = [p.path for p in program.ops]
     names = program.plan.analysis.step.model_leaves.paths
-    if isinstance(op, str):
-        wanted = op
-        matches = [
-            n
-            for n, p in enumerate(program.ops)
-            if wanted == p.path or wanted in (names[i] for i in p.op.parameters)
-        ]
-        op = matches[0] if matches else op
-    if isinstance(op, str) or not 0 <= op < len(paths):
-        raise SelectionError(
-            f"The program has no traced operation {op!r}. It has {len(paths)}: {'; '.join(paths)}."
-        )
-    return program.ops[op]
-
-
-def _carried(program: Program, p: OpPlan) -> int:
-    """The place of its trace, or of the one that holds it, among those that are carried."""
-    owner = p.op.number if p.shares is None else p.shares
-    return [q.op.number for q in program.plan.carried].index(owner)
-
-
-def _one_example(program: Program, xs: Any, example: int) -> Any:
-    expected = program.plan.analysis.step.input_leaves
-    leaves, avals = expected.split(xs), expected.avals
-    extra = {jnp.ndim(x) - len(a.shape) for x, a in zip(leaves, avals, strict=True)}
-    if extra == {2}:
-        sizes = {jnp.shape(x)[1] for x in leaves}
-        if not 0 <= example < min(sizes):
-            raise InputError(f"example is {example}, and xs has {min(sizes)} of them.")
-        return jax.tree.map(lambda x: jnp.asarray(x)[:, example], xs)
-    if extra != {1}:
-        raise InputError(
-            "xs should have the shape of the program's input with T, or T and B, before it; its leaves "
-            f"have the shapes {', '.join(str(list(jnp.shape(x))) for x in leaves)}, and the input has "
-            f"{', '.join(str(list(a.shape)) for a in avals)}."
-        )
-    return xs
-
-
-def _trace(p: OpPlan) -> TracePlan:
-    """The trace of an operation that has one."""
-    assert p.trace is not None
-    return p.trace
-
-
-def _shown(p: OpPlan, trace: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
-    """The arrays to show of a trace of one example, by name."""
-    return _trace(p).form.shown(_trace(p).site, trace)
-
-
-def _entries(p: OpPlan, trace: tuple[jax.Array, ...]) -> list[jax.Array]:
-    return list(_shown(p, trace).values())
-
-
-def _arrays(p: OpPlan) -> dict[str, Any]:
-    """Shapes of the arrays to show, by name."""
-
-    def one() -> dict[str, jax.Array]:
-        return _shown(p, tuple(a[0] for a in _trace(p).form.init(_trace(p).site, 1)))
-
-    return jax.eval_shape(one)
-
-
-def _shapes(p: OpPlan) -> list[tuple[int, ...]]:
-    return [a.shape for a in _arrays(p).values()]
-
-
-def _by_array(units: Sequence[tuple[int, ...]], p: OpPlan) -> list[list[tuple[int, ...]]]:
-    """Indices into a whole trace as indices into each array that is shown."""
-    if len(_arrays(p)) == 1:
-        return [list(units)]
-    split = len(p.shapes[0])  # [(G,) I] and [(m,) (G,) O]
-    return [[u[:split] for u in units], [(*u[split:-1], *u[: split - 1], *u[-1:]) for u in units]]
-
-
-def _names(p: OpPlan) -> list[str]:
-    return list(_arrays(p))
+    for n, p in enumerate(program.ops):
+        if op in (n, p.path, *(names[i] for i in p.op.parameters)):
+            if p.form is not None and not p.shapes:
+                raise SelectionError(
+                    f"The trace of {p.path} is {p.form.held}. Choose another operation: "
+                    f"{'; '.join(q.path for q in program.ops if q.shapes)}."
+                )
+            return p
+    paths = [p.path for p in program.ops]
+    raise SelectionError(
+        f"The program has no traced operation {op!r}. It has {len(paths)}: {'; '.join(paths)}."
+    )
 
 
 def _largest(entries: np.ndarray, count: int) -> list[tuple[int, ...]]:
@@ -357,75 +223,6 @@ def _largest(entries: np.ndarray, count: int) -> list[tuple[int, ...]]:
             break
     rest = [i for i in range(min(2 * count, len(indices))) if i not in set(first)]
     return sorted(tuple(map(int, indices[i])) for i in [*first, *rest][:count])
-
-
-def _flat(indices: Sequence[tuple[int, ...]], shape: tuple[int, ...], p: OpPlan) -> np.ndarray:
-    """Indices into an array as indices into its entries in a row."""
-    for index in indices:
-        if len(index) != len(shape) or not all(
-            0 <= i < n for i, n in zip(index, shape, strict=True)
-        ):
-            raise InputError(
-                f"units has the index {tuple(index)}, and the trace of {p.path} that is shown has the "
-                f"shape {shape}."
-            )
-    return np.array([np.ravel_multi_index(tuple(index), shape) for index in indices], int)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Record:
-    """What is recorded of one example at every step."""
-
-    inputs: np.ndarray
-    active: np.ndarray
-    """Spikes, or states where there are none; `what` says which."""
-    what: str
-    entries: list[np.ndarray]
-    last: list[np.ndarray]
-    """All entries after the last step."""
-
-
-def _recorder(
-    program: Program, model: Any, xs: Any, p: OpPlan
-) -> Callable[[Sequence[np.ndarray]], _Record]:
-    """A function that runs the program and records some entries of each array that is shown."""
-    step = program.plan.analysis.step
-    number = _carried(program, p)
-    functions = [e for e in step.equations if is_spike(e)]
-    parameters = step.model_leaves.split(model)
-    reached = [step.state_leaves.paths.index(path) for path in p.states]
-
-    @jax.jit
-    def run(xs: Any, chosen: list[jax.Array]) -> Any:
-        def body(carry: Any, x: Any) -> Any:
-            leaves = step.with_begins(step.input_leaves.split(x), carry.fresh)
-            env = step.values(parameters, leaves, step.state_leaves.split(carry.state))
-            spikes = [env[v].reshape(-1) for e in functions for v in e.outputs]
-            _, carry = program(model, x, carry)
-            arrays = _entries(p, carry.traces[number])
-            shown = [a.reshape(-1)[i] for a, i in zip(arrays, chosen, strict=True)]
-            states = step.state_leaves.split(carry.state)
-            return carry, (spikes, [states[i].reshape(-1) for i in reached], shown)
-
-        carry, recorded = jax.lax.scan(body, program.init(), xs)
-        return recorded, _entries(p, carry.traces[number])
-
-    leaves = [
-        jnp.asarray(x, a.dtype)
-        for x, a in zip(step.input_leaves.split(xs), step.input_leaves.avals, strict=True)
-    ]
-    inputs = np.concatenate([np.asarray(x).reshape(len(x), -1) for x in leaves], 1)
-
-    def record(chosen: Sequence[np.ndarray]) -> _Record:
-        recorded, last = jax.tree.map(
-            np.asarray, run(step.input_leaves.join(leaves), list(map(jnp.asarray, chosen)))
-        )
-        spikes, states, shown = recorded
-        spikes = _distinct(spikes)
-        what = "spikes" if spikes else ", ".join(p.states)
-        return _Record(inputs, np.concatenate(spikes or states, 1), what, shown, last)
-
-    return record
 
 
 def _distinct(spikes: list[np.ndarray]) -> list[np.ndarray]:
@@ -450,4 +247,4 @@ def _raster(ax: Axes, values: np.ndarray, name: str) -> None:
     ax.set(ylabel=_plain(name), ylim=(-0.5, values.shape[1] - 0.5))
 
 
-__all__ = ["gradient_agreement", "memory", "traces"]
+__all__ = ["gradient_agreement", "traces"]

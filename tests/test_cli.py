@@ -268,9 +268,9 @@ def test_a_rule_that_the_file_registers(capsys):
     for argv in (
         *(
             ["explain", "--algo", "mine"],
-            ["verify", "--algo", "mine", "--tbptt", "1", "--steps", 40],
+            ["verify", "--algo", "mine", "--steps", 40],
         ),
-        ["bench", "--algo", "mine", "--window", 5, "--steps", 20, "--repeats", 1],
+        ["bench", "--algo", "mine,window=5", "--steps", 20, "--repeats", 1],
     ):
         status, out, err = run(capsys, argv[0], "tiny_models.py:make", *argv[1:])
         assert (status, err) == (0, "")
@@ -315,7 +315,7 @@ def test_verify(capsys):
 
 @pytest.mark.slow
 def test_verify_as_json_is_the_comparison(capsys):
-    argv = ["--algo", "d_rtrl", "--algo", "es_d_rtrl:decay=0.5", "--tbptt", "3", "--json"]
+    argv = ["--algo", "d_rtrl", "--algo", "es_d_rtrl:decay=0.5", "--algo", "tbptt:3", "--json"]
     status, out, _ = run(capsys, "verify", "tiny_models:batched", *argv)
     record = strict(out)
     from tiny_models import batched, loss  # pyright: ignore[reportMissingImports]
@@ -353,7 +353,7 @@ def test_verify_as_json_is_the_comparison(capsys):
 
 @pytest.mark.slow
 def test_a_vacuous_comparison_fails(capsys):
-    argv = ["tiny_models:silent", "--steps", 20, "--algo", "d_rtrl,window=5", "--tbptt", 1]
+    argv = ["tiny_models:silent", "--steps", 20, "--algo", "d_rtrl,window=5"]
     status, out, _ = run(capsys, "verify", *argv)
     assert status == 1
     assert "NOT ok: the comparison is vacuous in part" in out
@@ -366,7 +366,7 @@ def test_a_vacuous_comparison_fails(capsys):
 
 
 def test_a_trace_that_was_not_read_fails(capsys):
-    argv = ["tiny_models:make", "--steps", 5, "--algo", "d_rtrl,window=5", "--tbptt", 1]
+    argv = ["tiny_models:make", "--steps", 5, "--algo", "d_rtrl,window=5"]
     status, out, _ = run(capsys, "verify", *argv)
     assert status == 1
     assert "note: D_RTRL(window=5): no trace was read" in out
@@ -374,7 +374,7 @@ def test_a_trace_that_was_not_read_fails(capsys):
 
 def test_a_claim_that_does_not_hold_fails(capsys, monkeypatch):
     monkeypatch.setitem(etpc.algorithms._algorithm._NAMES, "boastful", Boastful)
-    status, out, _ = run(capsys, "verify", "tiny_models:make", "--algo", "boastful", "--tbptt", 1)
+    status, out, _ = run(capsys, "verify", "tiny_models:make", "--algo", "boastful")
     assert status == 1
     assert " NO\n" in out
     assert "vacuous" not in out
@@ -396,8 +396,6 @@ def test_data_of_a_task(capsys, argv, steps, batch):
         *argv[1:],
         "--algo",
         "d_rtrl,window=2",
-        "--tbptt",
-        "1",
         "--json",
     ]
     status, out, _ = run(capsys, "verify", *argv)
@@ -416,30 +414,20 @@ def test_what_the_model_prints_does_not_mix_with_json(capsys):
 
 # --- bench ----------------------------------------------------------------------------------------
 
-BENCH = ["tiny_models:make", "--steps", 20, "--batch", 2, "--repeats", 2, "--algo", "d_rtrl"]
+BENCH = ["tiny_models:make", "--steps", 20, "--batch", 2, "--repeats", 2]
 
 
 @pytest.mark.slow
 def test_bench_as_json(capsys):
-    argv = [
-        *BENCH,
-        "--algo",
-        "es_d_rtrl:decay=0.5",
-        "--window",
-        1,
-        "--window",
-        5,
-        "--tbptt",
-        4,
-        "--json",
-    ]
+    rules = ["d_rtrl,window=1", "d_rtrl,window=5", "es_d_rtrl:decay=0.5,window=1", "tbptt:4"]
+    argv = [*BENCH, *(part for rule in rules for part in ("--algo", rule)), "--json"]
     status, out, _ = run(capsys, "bench", *argv)
     record = strict(out)
     rows = {row["name"]: row for row in record["results"]}
     assert status == 0
     assert list(rows) == [
         *("BPTT", "D_RTRL(window=1)", "D_RTRL(window=5)"),
-        *("ES_D_RTRL(decay=0.5, window=1)", "ES_D_RTRL(decay=0.5, window=5)", "TBPTT(4)"),
+        *("ES_D_RTRL(decay=0.5, window=1)", "TBPTT(4)"),
     ]
     for row in rows.values():
         assert row["step_ms"] > 0
@@ -457,7 +445,7 @@ def test_bench_as_json(capsys):
 
 
 def test_bench(capsys):
-    status, out, _ = run(capsys, "bench", *BENCH)
+    status, out, _ = run(capsys, "bench", *BENCH, "--algo", "d_rtrl")
     lines = out.splitlines()
     assert status == 0
     assert lines[0] == "tiny_models:make: 20 steps, batch 2"
@@ -521,7 +509,7 @@ class Full(io.StringIO):
 )
 def test_an_answer_that_cannot_be_written(monkeypatch, capsys, error, status, said):
     """Its status is not the one of a claim that does not hold."""
-    argv = ["verify", "tiny_models:silent", "--steps", "20", "--algo", "d_rtrl", "--tbptt", "1"]
+    argv = ["verify", "tiny_models:silent", "--steps", "20", "--algo", "d_rtrl"]
     monkeypatch.setattr(sys, "stdout", None if error is None else Full(error))
     assert main(argv) == status
     err = capsys.readouterr().err
@@ -543,7 +531,7 @@ def test_a_name_that_the_terminal_cannot_write(monkeypatch):
     ("argv", "doing"),
     [
         ("explain", "compiling"),
-        ("verify --steps 20 --algo d_rtrl,window=5 --tbptt 1", "compiling and comparing"),
+        ("verify --steps 20 --algo d_rtrl,window=5", "compiling and comparing"),
         ("bench --steps 3 --repeats 1", "compiling and timing"),
     ],
 )
@@ -560,7 +548,6 @@ def test_says_on_a_terminal_what_it_does(capsys, monkeypatch, argv, doing):
 def test_sentences_are_as_wide_as_the_terminal(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setitem(sys.modules, "rich.console", None)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Terminal())
     assert main(["explain", "tiny_models:make", ".win"]) == 0
@@ -570,10 +557,6 @@ def test_sentences_are_as_wide_as_the_terminal(monkeypatch, columns):
     assert sum(length > columns for length in lengths) <= 1
     assert columns > 100 or max(lengths) > columns - 20
     assert max(lengths) <= max(100, max(map(len, said.split())))
-    assert main(["explain", "tiny_models:make", "win"]) == 2
-    err = sys.stderr.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert max(map(len, err.splitlines())) <= columns
-    assert "Did you mean .win?" in " ".join(err.split())
 
 
 def test_a_script_that_runs_when_it_is_imported_is_said_to(capsys, folder):
@@ -696,7 +679,7 @@ def test_an_error_of_etpc_is_shown_in_full(capsys, monkeypatch):
         ["train", "tiny_models:make"],
         ["draw", "tiny_models:make"],
         ["verify", "tiny_models:make", "--steps", "0"],
-        ["bench", "tiny_models:make", "--window", "x"],
+        ["bench", "tiny_models:make", "--repeats", "x"],
         ["explain", "tiny_models:make", "--inputs", "2", ".win", ".out"],
         ["explain", "tiny_models:make", "--input-shape", "2"],
         ["verify", "tiny_models:make", "--steps", "20", ".win"],
@@ -833,7 +816,7 @@ def test_as_a_module():
     command = [sys.executable, "-m", "etpc", "verify", "tiny_models:make", "--algo", "d_rtrl"]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run(
-        [*command, "--tbptt", "1", "--x64", "--json"],
+        [*command, "--x64", "--json"],
         capture_output=True,
         text=True,
         env=environment,

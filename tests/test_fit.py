@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-import sys
 import warnings
 
 import equinox as eqx
@@ -363,25 +362,7 @@ def test_a_masked_input_that_is_not_finite_hides_no_silence():
         assert learner.check(model, carry, xs, mask=mask)
 
 
-# --- progress and errors --------------------------------------------------------------------------
-
-
-def test_a_progress_bar_on_request(capsys):
-    model, learner = build()
-    etpc.fit(learner, model, make_blocks(2), batch_size=B, progress=True)
-    assert "2/2" in (err := capsys.readouterr().err)
-    assert "loss " in err
-    etpc.fit(learner, model, make_blocks(2), batch_size=B)  # stderr is no terminal
-    etpc.fit(learner, model, make_blocks(2), batch_size=B, progress=False)
-    assert not capsys.readouterr().err
-
-
-def test_without_tqdm(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    model, learner = build()
-    assert etpc.fit(learner, model, make_blocks(2), batch_size=B).block == 2
-    with pytest.raises(ModuleNotFoundError, match="tqdm"):
-        etpc.fit(learner, model, make_blocks(2), batch_size=B, progress=True)
+# --- errors -------------------------------------------------------------------------------------
 
 
 def test_errors():

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import etpc
+from etpc.traces import Filtered
 from tests import single
 from tests.fuzz import grammar
 from tests.marks import few
-from tests.zoo.check import normal, squared, weights
+from tests.zoo.check import model, normal, squared, weights
 
 W = 10
 
@@ -170,3 +171,31 @@ def test_drawn_models(seed):
     algos = {name: RULES[name] for name in ("D-RTRL", "full windows")}
     found = single.errors(net, algos, xs, targets, net.init_state(), call, squared)
     assert not single.wrong(found)
+
+
+@model
+def Cascade(x, state, into, leak, gain, out, slow):
+    """A synapse and a membrane, of which half of the neurons have a gain of 1e-4, and a leaky readout."""
+    g, v, r = state
+    half = lambda pair: jnp.repeat(pair, len(v) // 2)
+    g = slow[0] * g + into @ x
+    v = half(leak) * v + half(gain) * g
+    r = slow[1] * r + out @ jnp.tanh(v / jax.lax.stop_gradient(half(gain)))
+    return r, (g, v, r)
+
+
+@pytest.mark.parametrize("rule", few([name for name in RULES if name != "directions"], "D-RTRL"))
+def test_filtered_inputs_with_small_gains(rule):
+    """Which are not reduced: modes that are found from squares would be lost below a gain of about 3e-4."""
+    pair = lambda *values: jnp.asarray(values, jnp.float64)
+    net = Cascade(weights(16, 4), pair(0.9, 0.7), pair(1.0, 1e-4), weights(6, 16), pair(0.8, 0.9))
+    xs, targets = normal(64, 4, steps=2 * W), normal(64, 6, steps=2 * W, seed=1)
+    state = (jnp.zeros(16), jnp.zeros(16), jnp.zeros(6))
+    call = lambda model, x, state: model(x, state)
+    program = etpc.compile(net, RULES[rule], inputs=xs[0, 0], state=state)
+    found = {op.path: isinstance(op.form, Filtered) for op in program.ops}
+    assert found[".out"]
+    assert found[".into"] or rule not in ("D-RTRL", "step by step", "full windows", "look-back")
+    assert not single.wrong(
+        single.errors(net, {rule: RULES[rule]}, xs, targets, state, call, squared)
+    )

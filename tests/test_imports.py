@@ -25,7 +25,7 @@ SEES = {
     "analyse": "_errors _jax _primitives ops trace",
     "traces": "_tuning ops",
     "algorithms": "_errors _origin ops traces analyse",
-    "plan": "_errors _jax _tuning traces analyse algorithms",
+    "plan": "_errors _jax _primitives _tuning traces analyse algorithms",
     "emit": "_jax _primitives _tuning traces analyse plan",
     # what is shown of a plan
     "show": "_errors _jax algorithms analyse plan",
@@ -40,7 +40,7 @@ SEES = {
     "_compare": "_errors _data _loss _bptt _agreement trace algorithms plan show run",
     "checkpoint": "_carry _errors _jax",
     "_fit": "_errors checkpoint run",
-    "plot": "_errors _jax _bptt _compare trace algorithms plan run",
+    "plot": "_errors _jax _compare plan run",
     # models
     "surrogate": "_errors",
     "nn": "_data _errors _jax _spikes surrogate trace analyse",

@@ -41,7 +41,7 @@ class Net(eqx.Module):
         drive = self.win @ x["x"] + self.rec @ jnp.tanh(state["h"]) + x["flag"] * self.bias
         key, used = jax.random.split(state["key"])
         noise = jax.random.normal(used, (O,), state["h"].dtype)
-        h = state["h"] * jnp.asarray(0.6) + drive + jnp.asarray(0.1) * noise
+        h = state["h"] * jnp.array([0.5, 0.6, 0.7]) + drive + jnp.asarray(0.1) * noise
         y = {"rate": self.out @ jnp.tanh(h), "count": state["count"]}
         return y, {"h": h, "key": key, "count": state["count"] + 1}
 

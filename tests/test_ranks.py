@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import etpc
 from etpc.algorithms import Full, LowRank
 from etpc.traces import Filtered
-from tests.helpers import loss, normal
+from tests.helpers import kept, loss, normal
 from tests.marks import few
 
 T, I, N = 12, 6, 5
@@ -157,7 +157,7 @@ def test_ranks_that_are_proved(name):
     exact = op_of(compiled(name, etpc.D_RTRL())).exact
     assert op_of(program).exact == exact
     _, grads = gradient(program)
-    _, full = gradient(compiled(name, etpc.D_RTRL(window=2)))
+    _, full = gradient(compiled(name, kept(etpc.D_RTRL(window=2))))
     np.testing.assert_allclose(grads["w"], full["w"], rtol=0, atol=1e-9 * np.abs(full["w"]).max())
     if exact:
         targets = jnp.full(T, 0.3)
@@ -170,7 +170,7 @@ def test_ranks_that_are_proved(name):
 )
 def test_a_trace_has_no_lower_rank(name):
     """As many filtered inputs as the trace of D-RTRL has singular values."""
-    program = compiled(name, etpc.D_RTRL(window=3))
+    program = compiled(name, kept(etpc.D_RTRL(window=3)))
     carry, _ = gradient(program)
     place = [t.op.path for t in program.plan.carried].index("['w']")
     trace = np.asarray(carry.traces[place][0]).reshape(I, -1)
@@ -220,7 +220,7 @@ def test_a_rank_is_proved_for_all_parameters(name):
     for compiled_at in POINTS[:4:3]:
         low, full = (
             etpc.compile(model(*compiled_at), algo, inputs=XS[0], state=ZEROS, step=step)
-            for algo in (etpc.ES_D_RTRL(rank=2, window=2), etpc.D_RTRL(window=2))
+            for algo in (etpc.ES_D_RTRL(rank=2, window=2), kept(etpc.D_RTRL(window=2)))
         )
         assert op_of(low).exact is proved
         assert (op_of(low).form == LowRank(2)) is not proved

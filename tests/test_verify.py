@@ -327,11 +327,10 @@ class Scaled(Full):
 
     def advance(self, site, passage, carry, followed, start):
         move = super().advance
-        end, entries = move(site, passage, carry, followed, start)
         if self.when_moved:
             carry = tuple(self.factor * a for a in carry)
-            return move(site, passage, carry, followed, None)[0], entries
-        return tuple(self.factor * a for a in end), entries
+            return move(site, passage, carry, followed, None)
+        return tuple(self.factor * a for a in move(site, passage, carry, followed, start))
 
 
 @dataclasses.dataclass(frozen=True)

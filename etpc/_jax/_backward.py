@@ -17,7 +17,7 @@ from jax.extend import source_info_util
 from jax.extend.core import primitives as prims
 
 from . import params
-from ._control import unrolled
+from ._control import written_out
 from ._flatten import canonicalise, flatten
 from ._listed import scatter_sub_p, stack_p
 from ._program import Equation, Flat, Primitive, Variable, propagate
@@ -117,10 +117,8 @@ def _at_zero(flat: Flat, operands: Sequence[State]) -> list[State]:
             bodies = [flatten(branch) for branch in params.branches(eqn)]
             results = zip(*(_at_zero(body, states[1:]) for body in bodies), strict=True)
             return [_joined(alternatives) for alternatives in results]
-        if eqn.primitive is prims.scan_p:
-            return _at_zero(unrolled(eqn), states)
-        if (body := params.custom_body(eqn)) is not None:
-            return _at_zero(flatten(body), states)
+        if (inner := written_out(eqn)) is not None:
+            return _at_zero(inner, states)
         if eqn.primitive in _JOINS:
             _joined([s for v, s in zip(eqn.inputs, states, strict=True) if v.is_float])
         return [ZERO if v.is_float else None for v in eqn.outputs]
@@ -190,12 +188,7 @@ def _on_values(flat: Flat, operands: Sequence[Any]) -> list[Any]:
             bodies = [flatten(branch) for branch in params.branches(eqn)]
             run = [lambda *args, body=body: _on_values(body, args) for body in bodies]
             return jax.lax.switch(jnp.asarray(values[0], jnp.int32), run, *values[1:])
-        if eqn.primitive is prims.scan_p:
-            return _on_values(unrolled(eqn), values)
-        body = params.custom_body(eqn)
-        return None if body is None else _on_values(flatten(body), values)
+        inner = written_out(eqn)
+        return None if inner is None else _on_values(inner, values)
 
     return flat.run(operands, rule)
-
-
-__all__ = ["forward_mode", "linear_transpose", "nonlinear_p"]

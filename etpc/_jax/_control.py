@@ -39,6 +39,14 @@ def unrolled(equation: Equation) -> Flat:
     return canonicalise(run, [v.aval for v in equation.inputs])
 
 
+def written_out(equation: Equation) -> Flat | None:
+    """The operations that a `scan`, or a function with a derivative of its own, stands for; `None` for others."""
+    if equation.primitive is prims.scan_p:
+        return unrolled(equation)
+    body = params.custom_body(equation)
+    return None if body is None else flatten(body)
+
+
 def is_checkpointed_loop(equation: Equation) -> bool:
     """Whether a `custom_vjp` is a loop of Equinox, whose backward rule is the loop's derivative.
 
@@ -82,6 +90,3 @@ def is_spike(equation: Equation) -> bool:
     touched = propagate(flat.equations, (v for v in flat.inputs if v.is_float))
     floats = [v for v in flat.outputs if v.is_float]
     return bool(floats) and not any(v in touched for v in floats)
-
-
-__all__ = ["is_checkpointed_loop", "is_spike", "unrolled"]

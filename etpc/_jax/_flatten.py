@@ -21,7 +21,7 @@ from jax.extend import source_info_util
 from jax.extend.core import primitives as prims
 
 from . import params
-from ._listed import bcoo_dot_general_primitive, scatter_sub_p
+from ._listed import bcoo_dot_general_primitive, scatter_sub_p, split_p
 from ._program import Equation, Flat, Primitive, Variable
 
 # Lines that errors and tables name are the user's, not those of libraries in between.
@@ -136,11 +136,24 @@ def _line(info: Any) -> str | None:
 
 
 def _meaning(primitive: Primitive) -> Callable[..., Any] | None:
-    """The function that a marker of braintrace stands for, such as the product of its `etp_mm`."""
+    """The function that an operation stands for: that of a marker of braintrace, such as the product of its
+    `etp_mm`; and slices for a split, as they are transposed to sums of padded arrays, which XLA fuses, where a split
+    is transposed to a concatenation, for each of which its CPU backend compiles a kernel."""
+    if primitive is split_p:
+        return _slices
     braintrace = sys.modules.get("braintrace")
     if isinstance(primitive, getattr(braintrace, "ETPPrimitive", ())):
         return primitive.impl
     return None
+
+
+def _slices(array: jax.Array, *, sizes: Sequence[Any], axis: int) -> list[jax.Array]:
+    """The parts of an array along an axis."""
+    ends = np.cumsum(sizes).tolist()
+    return [
+        jax.lax.slice_in_dim(array, end - size, end, axis=axis)
+        for end, size in zip(ends, map(int, sizes), strict=True)
+    ]
 
 
 _INDEXED = {
@@ -221,6 +234,3 @@ def _prints() -> frozenset[Primitive]:
     )
     jaxprs = [open_jaxpr(jax.make_jaxpr(effect)(True))[0] for effect in effects]
     return frozenset(jaxpr.eqns[-1].primitive for jaxpr in jaxprs)
-
-
-__all__ = ["canonicalise", "flatten", "without_prints"]

@@ -42,16 +42,3 @@ pvary_p: Primitive = _body.eqns[0].primitive
 def bcoo_dot_general_primitive() -> Primitive | None:
     """The product of a sparse and a dense array; `None` as long as nothing imported it."""
     return getattr(sys.modules.get("jax.experimental.sparse"), "bcoo_dot_general_p", None)
-
-
-__all__ = [
-    "bcoo_dot_general_primitive",
-    "optimization_barrier_p",
-    "primitive_of",
-    "pvary_p",
-    "scatter_sub_p",
-    "shard_map_p",
-    "split_p",
-    "stack_p",
-    "tile_p",
-]

@@ -74,6 +74,3 @@ def without_derivative(tree: Any, message: str) -> Any:
 
     has_derivative = lambda a: hasattr(a, "dtype") and is_float(a.dtype)
     return jax.tree.map(lambda a: same(a) if has_derivative(a) else a, tree)
-
-
-__all__ = ["etp_p", "mark", "without_derivative"]

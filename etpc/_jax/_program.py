@@ -187,20 +187,3 @@ def manual_axes(tree: Any) -> list[str]:
     avals = [jax.typeof(a) for a in jax.tree.leaves(tree) if isinstance(a, Tracer)]
     kinds = (getattr(aval, "manual_axis_type", None) for aval in avals)
     return sorted({str(axis) for kind in kinds for axis in getattr(kind, "varying", ())})
-
-
-__all__ = [
-    "Equation",
-    "Flat",
-    "Primitive",
-    "Rule",
-    "Variable",
-    "evaluate",
-    "is_float",
-    "manual_axes",
-    "partition",
-    "promoting",
-    "propagate",
-    "prune",
-    "result_type",
-]

@@ -8,7 +8,7 @@ from .._errors import AlgorithmError, InputTypeError
 from .._origin import origin
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..ops import Kind
-from ..traces import Directions, Filtered, Full, Site, Trace
+from ..traces import Directions, Full, Site, Trace
 from ._settings import Check, check, count
 
 Backprop = Literal["cut", "full"]
@@ -19,9 +19,13 @@ TraceForm = Trace
 class Proved:
     """A form that is proved to hold the whole trace, and is smaller than that."""
 
-    form: Filtered
+    form: Trace
     size: int
     """How many numbers it carries for one example."""
+    steady: bool
+    """Whether it is the whole trace also while parameters move, as where a weight is updated at each step."""
+    why: str
+    """Why it holds the whole trace."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +50,10 @@ class Context:
     memory: int
     """Bytes that all traces may take for the batch."""
     batch_size: int
-    filtered: Callable[[Backprop], Mapping[int, Proved]] = lambda backprop: {}
-    """The smallest form that is proved from the program, in windows of this kind, for each operation whose trace
-    is a sum of filtered inputs."""
+    proved: Callable[[Backprop], Mapping[int, tuple[Proved, ...]]] = lambda backprop: {}
+    """The forms that are proved from the program to hold the whole trace in less memory, in windows of this kind, for
+    each operation that has some. The compiler takes them by itself where they are smaller than the form that is
+    chosen (`Trace.replaceable`)."""
 
     def site(self, op: WeightOp) -> Site:
         """What the trace of an operation knows of the operation."""
@@ -122,11 +127,6 @@ class Algorithm(metaclass=_Renamed):
     def in_blocks(self) -> bool:
         """Whether the rule is backpropagation through one block of steps after the other, which needs no program."""
         return False
-
-    @property
-    def takes_window(self) -> bool:
-        """Whether `window` is an argument, and does not follow from other settings."""
-        return any(f.name == "window" and f.init for f in dataclasses.fields(self))
 
     @property
     def bounded(self) -> bool:

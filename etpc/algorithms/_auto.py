@@ -2,13 +2,15 @@
 
 import copy
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar
+
+import jax.numpy as jnp
 
 from .._errors import MemoryLimitError
 from ..analyse import Analysis, WeightOp, one_step_block, trace_dtype, uncut_block
 from ..traces import Decay, Full, LowRank, Site, Trace, bytes_of
-from ._algorithm import Algorithm, Choice, Context
+from ._algorithm import Algorithm, Backprop, Choice, Context, Proved
 
 RANKS = (32, 16, 8, 4, 2, 1)
 """What a trace that does not fit is reduced to, one after the other."""
@@ -36,7 +38,7 @@ class Auto(Algorithm):
         **Raises** `MemoryLimitError` where nothing fits.
         """
         rule = copy.copy(self)
-        object.__setattr__(rule, "fitting", _fitting(context))
+        object.__setattr__(rule, "fitting", _fitting(context, self.backprop))
         return rule
 
     @property
@@ -44,7 +46,7 @@ class Auto(Algorithm):
         return self.cut if self.fitting is None else self.fitting.cut
 
     def choose(self, context: Context) -> Choice:
-        return (self.fitting or _fitting(context)).choice
+        return (self.fitting or _fitting(context, self.backprop)).choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +58,13 @@ class Fitting:
     """The operations whose data is held constant."""
 
 
-def _fitting(context: Context) -> Fitting:
+def _fitting(context: Context, backprop: Backprop) -> Fitting:
     """The most exact traces that fit, from the analysis of a step in which all operations with data are cut."""
     analysis = context.analysis
     state = [op.number for op in analysis.ops if analysis.reach[op.number].role == "state"]
     uncut = [k for k in state if k in analysis.cut]
     forms: dict[int, Trace] = {op.number: Full() for op in context.ops}
-    costs = Costs(analysis, context.batch_size)
+    costs = Costs(analysis, context.batch_size, context.proved(backprop))
     uncut_bytes = {op.number: costs.full(op, uncut) for op in context.ops}
 
     def total() -> int:
@@ -96,10 +98,15 @@ def _fitting(context: Context) -> Fitting:
 
 
 class Costs:
-    """The bytes of traces for a batch. They are an upper bound where an operation is not cut."""
+    """The bytes of traces for a batch. They are an upper bound where an operation is not cut.
 
-    def __init__(self, analysis: Analysis, batch_size: int):
-        self.analysis, self.batch_size = analysis, batch_size
+    `analysis` is one in which all operations with data are cut, and `proved` are the forms that were proved in it.
+    """
+
+    def __init__(
+        self, analysis: Analysis, batch_size: int, proved: Mapping[int, tuple[Proved, ...]]
+    ):
+        self.analysis, self.batch_size, self.proved = analysis, batch_size, proved
         self._bytes: dict[tuple[int, Trace, int], int] = {}
 
     def block(self, op: WeightOp, uncut: Collection[int]) -> int:
@@ -137,10 +144,31 @@ class Costs:
         if op.kind.data is not None:
             rules["ES_D_RTRL(decay=0.99)"] = (Decay(0.99), block_cut)
             rules["ES_D_RTRL(rank=4)"] = (LowRank(4).settle(self.site(op, block_cut)), block_cut)
-        return {name: (block, self.bytes(op, form, block)) for name, (form, block) in rules.items()}
+        escapes = bool(self.analysis.reach[op.number].escapes)
+        found: dict[str, tuple[int, int]] = {}
+        for name, (form, block) in rules.items():
+            # with less cut, more enters the transitions
+            more = escapes and name in ("RTRL", "SnAp(1)")
+            smaller = None if more else self._smaller(op, form, block)
+            found[name] = block, self.bytes(op, form, block) if smaller is None else smaller
+        return found
 
     def of(self, op: WeightOp, form: Trace, uncut: Collection[int]) -> int:
-        return self.bytes(op, form, self.block(op, uncut))
+        """The bytes of the trace, of this form or of one that is proved to hold all of it."""
+        block = self.block(op, uncut)
+        smaller = None
+        if not (uncut and self.analysis.reach[op.number].escapes):
+            smaller = self._smaller(op, form, block)
+        return self.bytes(op, form, block) if smaller is None else smaller
+
+    def _smaller(self, op: WeightOp, form: Trace, block: int) -> int | None:
+        """The bytes of the proved form that takes the place of this one; `None` where there is none."""
+        item = self.batch_size * jnp.dtype(trace_dtype(self.analysis, op)).itemsize
+        steady = [
+            item * p.size for p in self.proved.get(op.number, ()) if p.steady or not form.exact
+        ]
+        limit = self.bytes(op, form, block) - form.exact
+        return min((size for size in steady if size <= limit), default=None)
 
     def full(self, op: WeightOp, uncut: Collection[int]) -> int:
         return self.of(op, Full(), uncut)
@@ -151,10 +179,12 @@ def _reason(
 ) -> str:
     block, size = costs.block(op, uncut), costs.of(op, form, uncut)
     uncut_text = f"with nothing cut it would hold at most {uncut_bytes:,} bytes"
+    full = costs.full(op, uncut)
+    if not form.exact and size < costs.bytes(op, form, block):
+        return f"{size:,} bytes; the whole trace would hold {full:,}"
     if not form.exact:
-        full = costs.full(op, uncut)
         return f"{form.verdict}, {size:,} bytes; the whole trace would hold {full:,}"
-    if costs.full(op, uncut) == uncut_bytes:
+    if full == uncut_bytes:
         return f"nothing is cut that it reaches: a block of {block:,}, {size:,} bytes"
     return f"cut as in D-RTRL: a block of {block:,}, {size:,} bytes; {uncut_text}"
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from .._errors import AlgorithmError, InputError
 from ..ops import Kind
-from ..traces import CreditSubspace, Decay, Filtered, Full, LowRank, Site, Trace, size_of
+from ..traces import CreditSubspace, Decay, Full, LowRank, Trace
 from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm
 from ._settings import (
     Check,
@@ -25,7 +25,8 @@ class D_RTRL(Algorithm):
     """Diagonal real-time recurrent learning: the trace of the cut step.
 
     Each operation that mixes positions has its data held constant, so a trace holds the states that
-    an output reaches without passing through another weight: O(weights x block) numbers. The
+    an output reaches without passing through another weight: O(weights x block) numbers, and fewer
+    where outputs are proved to share their transitions. The
     gradient equals that of BPTT where no influence escapes, which the program says for each weight.
 
     **Source:** Wang et al., Nature Communications 2026, doi:10.1038/s41467-026-68453-w. Deviation:
@@ -46,7 +47,8 @@ class ES_D_RTRL(Algorithm):
     R leading modes, the best approximation of that rank. Inside a window nothing is reduced, so the
     gradient is nearer to that of D-RTRL the longer the window. Element-wise weights keep the full
     trace, which is no larger, and so does a weight whose trace cannot have a higher rank. Where outputs are proved to
-    share their transitions, and that takes no more memory, the trace is a sum of filtered inputs, which are exact.
+    share their transitions, and that takes no more memory, the trace is a sum of filtered inputs, which are exact. If
+    parameters of what enters a state are updated during a stream, they may be that for the last values of these alone.
 
     - `decay`: a float in (0, 1]; 0.99 where neither it nor a rank is given.
     - `rank`: an int >= 1.
@@ -98,10 +100,6 @@ class ES_D_RTRL(Algorithm):
     @property
     def bounded(self) -> bool:
         return self.certificate
-
-    def choose(self, context: Context) -> Choice:
-        choice = super().choose(context)
-        return choice if self.rank is None else with_filtered(context, choice, self.backprop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,10 +193,6 @@ class RTRL(Algorithm):
     def bounded(self) -> bool:
         return self.certificate
 
-    def choose(self, context: Context) -> Choice:
-        choice = super().choose(context)
-        return choice if self.rank is None else with_filtered(context, choice, self.backprop)
-
     @property
     def main(self) -> dict[str, Any]:
         return {name: value for name, value in super().main.items() if value is not None}
@@ -286,28 +280,6 @@ class SnAp(Algorithm):
     @property
     def reach(self) -> int | None:
         return self.n
-
-
-def with_filtered(context: Context, choice: Choice, backprop: Backprop) -> Choice:
-    """The choice, where filtered inputs take the place of each reduced trace that they hold in no more memory."""
-    reduced = {n: form for n, form in choice.forms.items() if form is not None and not form.exact}
-    proved = context.filtered(backprop) if reduced else {}
-    forms, reasons = dict(choice.forms), dict(choice.reasons)
-    sites = {op.number: context.site(op) for op in context.ops}
-    for number in reduced.keys() & proved.keys():
-        whole, site = proved[number], sites[number]
-        if whole.size <= size_of(reduced[number].settle(site), site):
-            forms[number], reasons[number] = whole.form, _why(whole.form, site)
-    return Choice(forms, reasons)
-
-
-def _why(form: Filtered, site: Site) -> str:
-    count = form.count(site)
-    hold = "filtered input holds" if count == 1 else "filtered inputs hold"
-    why = "outputs have the same transitions, whatever the parameters are"
-    if form.columns:
-        why = "outputs have the same transitions, and how they are entered depends on no data"
-    return f"{count} {hold} all of it: {why}"
 
 
 __all__ = ["D_RTRL", "ES_D_RTRL", "RTRL", "TBPTT", "CreditRTRL", "SnAp"]

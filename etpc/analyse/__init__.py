@@ -9,10 +9,13 @@ from ._interpreter import Rule as PatternRule
 from ._pattern import Pattern, columns_of, joined, numbering, pick, select, spread, union
 from ._reach import closure
 from ._size import trace_dtype, vector_dtype
-from ._values import Numbering, Numbers
+from ._values import CONSTANT, DATA, PARAMETERS, Numbering, Numbers
 from ._weights import Split, WeightOp, by_equation, shifted, split
 
 __all__ = [
+    "CONSTANT",
+    "DATA",
+    "PARAMETERS",
     "Analysis",
     "Escape",
     "HiddenStates",

@@ -211,6 +211,3 @@ def _reads(pattern: Pattern | None, bounds: np.ndarray) -> Reads:
 
 def _names(hidden: HiddenStates, pattern: Pattern) -> list[str]:
     return [f"hidden {name}" for name in hidden.names(columns_of(pattern))]
-
-
-__all__ = ["Analysis", "Escape", "Reach", "analyse"]

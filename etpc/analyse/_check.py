@@ -155,6 +155,3 @@ def _non_zeros(
     of = lambda values: jnp.concatenate([jnp.ravel(y) for y in run(values, given)])
     jacobians = jax.jit(jax.jacfwd(of))(list(values))
     return np.concatenate([np.asarray(j).reshape(j.shape[0], -1) != 0 for j in jacobians], 1)
-
-
-__all__ = ["check_pattern", "register_pattern"]

@@ -60,6 +60,3 @@ def _most(counted: np.ndarray, block: Pattern) -> int:
     """The largest number of counted states in a row."""
     counts = np.concatenate([[0], np.cumsum(counted[block.indices])])[block.indptr]
     return int(np.diff(counts).max(initial=0))
-
-
-__all__ = ["one_step_block", "uncut_block"]

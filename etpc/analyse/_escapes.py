@@ -99,6 +99,3 @@ class Influence:
             via.append(self.ops[j].path)
         rows = np.flatnonzero(np.diff(self.immediate[j].indptr))
         return via, f"hidden {self.hidden.names(rows)[0]}"
-
-
-__all__ = ["Escape", "Influence", "Reads"]

@@ -89,6 +89,3 @@ def _read_leaves(step: Step) -> tuple[int, ...]:
         read |= more
         targets = [step.next_state[i] for i in more]
     return tuple(sorted(read))
-
-
-__all__ = ["HiddenStates", "is_complex"]

@@ -145,6 +145,3 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return rule
 
     return of_names
-
-
-__all__ = ["Interpreter", "Opaque", "Patterns", "Results", "Rule", "rule", "too_dense"]

@@ -102,19 +102,3 @@ def spread(
     reduced = [1 if a in axes else n for a, n in enumerate(shape)]
     places = np.broadcast_to(numbering(reduced), tuple(shape if out is None else out))
     return pick(joined(pattern, shape, axes), places)
-
-
-__all__ = [
-    "Axes",
-    "Pattern",
-    "TooDense",
-    "afford",
-    "columns_of",
-    "empty",
-    "joined",
-    "numbering",
-    "pick",
-    "select",
-    "spread",
-    "union",
-]

@@ -99,6 +99,3 @@ def propagate(tangents: Flat, step: Step, sizes: Sequence[int]) -> Propagated:
     sources = known.sources()
     relied = frozenset(i for i, argument in enumerate(tangents.inputs) if argument in sources)
     return Propagated(patterns, interpreter, relied)
-
-
-__all__ = ["Propagated", "linearise", "propagate"]

@@ -61,6 +61,3 @@ def within(block: Pattern, transition: Pattern, steps: int) -> tuple[Pattern, Pa
     block.sort_indices()
     beyond = sp.csr_array(sp.csr_array(block + sp.csr_array(block @ successors)) > block)
     return block, beyond
-
-
-__all__ = ["closure", "within"]

@@ -17,6 +17,3 @@ def vector_dtype(analysis: Analysis) -> Any:
 def trace_dtype(analysis: Analysis, op: WeightOp) -> Any:
     """The dtype of the trace of an operation: that of the states, or complex if the operation is."""
     return result_type(vector_dtype(analysis), op.delta.dtype)
-
-
-__all__ = ["trace_dtype", "vector_dtype"]

@@ -22,10 +22,12 @@ HASHED = 1 << 12
 """Operations on more distinct scalars than this are not compared with others: their results are new."""
 
 
+CONSTANT, PARAMETERS, DATA = range(3)
+"""What an element may depend on: nothing, parameters alone, or data."""
 Numbers = np.ndarray
-"""The numbers of an array's elements, int64; `UNKNOWN` or `UNKNOWN_DATA` for elements that are not followed."""
-UNKNOWN, UNKNOWN_DATA = -2, -1
-"""Each such element counts as different from all others; of the second kind are those that may depend on data."""
+"""The numbers of an array's elements, int64; negative, and equal to what they depend on less `UNFOLLOWED`, for elements
+that are not followed. Each of those counts as different from all others."""
+UNFOLLOWED = 3
 
 
 class Numbering:
@@ -33,34 +35,41 @@ class Numbering:
 
     def __init__(self) -> None:
         self._count = 0
-        self._by_data = np.zeros(1 << 10, bool)  # of each number: whether it may depend on data
+        self._source = np.zeros(1 << 10, np.int8)  # of each number: what it may depend on
         self._scalars: dict[Any, int] = {}
-        self._zeros: set[int] = set()
+        self._zero = np.zeros(1 << 10, bool)  # of each number: whether it is known to be zero
+        self._zeros: dict[Any, Numbers] = {}
 
-    def new(self, aval: Any, data: bool) -> Numbers:
-        """An array all of whose elements are new; `data` says whether they may depend on data."""
+    def new(self, aval: Any, source: int) -> Numbers:
+        """An array all of whose elements are new; `source` says what they may depend on."""
         size = int(np.prod(aval.shape, dtype=np.int64))
         if size > LARGEST:
-            return np.full(aval.shape, UNKNOWN_DATA if data else UNKNOWN, np.int64)
-        return self._next(np.full(size, data)).reshape(aval.shape)
+            return np.full(aval.shape, source - UNFOLLOWED, np.int64)
+        return self._next(np.full(size, source, np.int8)).reshape(aval.shape)
 
     def constant(self, value: Any) -> Numbers:
         """An array whose values are known."""
         if jnp.issubdtype(value.dtype, jax.dtypes.extended) or value.size > LARGEST:
-            return self.new(value, data=False)
+            return self.new(value, CONSTANT)
         array = np.asarray(value)
         rows = np.ascontiguousarray(array).reshape(-1, 1).view(np.uint8).T
         at = self._scalars_of(("constant", str(array.dtype)), rows, None).reshape(array.shape)
-        self._zeros.update(np.unique(at[array == 0]).tolist())
+        self._zero[at[array == 0]] = True
         return at
 
-    def by_data(self, numbers: Numbers) -> np.ndarray:
-        """A boolean for each element: whether it may depend on data."""
-        return np.where(numbers < 0, numbers == UNKNOWN_DATA, self._by_data[numbers])
+    def zeros(self, aval: Any) -> Numbers:
+        """An array of zeros."""
+        if aval.dtype not in self._zeros:
+            self._zeros[aval.dtype] = self.constant(np.zeros((), aval.dtype))
+        return np.broadcast_to(self._zeros[aval.dtype], aval.shape)
+
+    def source(self, numbers: Numbers) -> np.ndarray:
+        """What each element may depend on: `CONSTANT`, `PARAMETERS` or `DATA`."""
+        return np.where(numbers < 0, numbers + UNFOLLOWED, self._source[numbers])
 
     def is_zero(self, numbers: Numbers) -> np.ndarray:
         """A boolean for each element: whether it is known to be zero."""
-        return np.isin(numbers, list(self._zeros))
+        return np.asarray((numbers >= 0) & self._zero[numbers])
 
     def run(
         self,
@@ -79,13 +88,12 @@ class Numbering:
             linear = entering and (rule is not None or _is_linear(eqn.primitive))
             linear = linear and all(v.is_float for v in eqn.outputs)
             if linear and all(self.is_zero(numbers).all() for numbers in entering):
-                zeros = [np.zeros(v.shape, v.aval.dtype) for v in eqn.outputs]
-                env.update(zip(eqn.outputs, map(self.constant, zeros), strict=True))
+                env.update((v, self.zeros(v.aval)) for v in eqn.outputs)
                 continue
             large = any(v.size > LARGEST for v in (*eqn.inputs, *eqn.outputs))
             if rule is None or large or any((numbers < 0).any() for numbers in operands):
-                data = any(self.by_data(numbers).any() for numbers in operands)
-                results = [self.new(v.aval, data) for v in eqn.outputs]
+                sources = [int(self.source(a).max(initial=CONSTANT)) for a in operands]
+                results = [self.new(v.aval, max(sources, default=CONSTANT)) for v in eqn.outputs]
             else:
                 results = rule(self, eqn, operands)
                 if linear and facts(eqn.primitive).element_wise:
@@ -105,42 +113,43 @@ class Numbering:
             if eqn.primitive is not prims.sub_p:
                 result = np.where(zero[0], second, result)
         nothing = np.all([z for z, tangent in zip(zero, tangents, strict=True) if tangent], axis=0)
-        return np.where(nothing, self.constant(np.zeros((), v.aval.dtype)), result)
+        return np.where(nothing, self.zeros(v.aval), result)
 
     def scalars(self, operation: Any, operands: Sequence[Numbers]) -> Numbers:
         """The same operation on each element of some arrays of one shape."""
         rows = np.stack([numbers.reshape(-1) for numbers in operands])
-        return self._scalars_of(operation, rows, self.by_data).reshape(operands[0].shape)
+        return self._scalars_of(operation, rows, self.source).reshape(operands[0].shape)
 
     def _scalars_of(
         self,
         operation: Any,
         operands: np.ndarray,
-        by_data: Callable[[np.ndarray], np.ndarray] | None,
+        source: Callable[[np.ndarray], np.ndarray] | None,
     ) -> np.ndarray:
         """Numbers of the same operation on each column of `operands`, [k, elements]."""
         columns, inverse = np.unique(operands, axis=1, return_inverse=True)
-        data: Any = np.zeros(columns.shape, bool) if by_data is None else by_data(columns)
-        data = data.any(0)
-        if data.size > HASHED:
-            numbers = self._next(data)
+        sources: Any = np.zeros(columns.shape, np.int8) if source is None else source(columns)
+        sources = sources.max(0)
+        if sources.size > HASHED:
+            numbers = self._next(sources)
         else:
-            pairs = zip(columns.T, map(bool, data), strict=True)
+            pairs = zip(columns.T, map(int, sources), strict=True)
             numbers = np.array([self._scalar(operation, *pair) for pair in pairs], np.int64)
         return numbers[inverse.reshape(-1)]
 
-    def _scalar(self, operation: Any, operands: np.ndarray, data: bool) -> int:
+    def _scalar(self, operation: Any, operands: np.ndarray, source: int) -> int:
         key = operation, operands.tobytes()
         if key not in self._scalars:
-            self._scalars[key] = int(self._next(np.array([data]))[0])
+            self._scalars[key] = int(self._next(np.array([source], np.int8))[0])
         return self._scalars[key]
 
-    def _next(self, by_data: np.ndarray) -> np.ndarray:
-        """The next numbers that are free, one for each entry of `by_data`."""
-        start, self._count = self._count, self._count + by_data.size
-        if self._count > self._by_data.size:
-            self._by_data = np.pad(self._by_data, (0, self._count))
-        self._by_data[start : self._count] = by_data
+    def _next(self, sources: np.ndarray) -> np.ndarray:
+        """The next numbers that are free, one for each entry of `sources`."""
+        start, self._count = self._count, self._count + sources.size
+        if self._count > self._source.size:
+            self._source = np.pad(self._source, (0, self._count))
+            self._zero = np.pad(self._zero, (0, self._count))
+        self._source[start : self._count] = sources
         return np.arange(start, self._count)
 
 
@@ -170,4 +179,4 @@ def _rule_of(primitive: Primitive) -> Rule | None:
     return _element_wise if record.element_wise else None
 
 
-__all__ = ["UNKNOWN", "UNKNOWN_DATA", "Numbering", "Numbers"]
+__all__ = ["CONSTANT", "DATA", "PARAMETERS", "Numbering", "Numbers"]

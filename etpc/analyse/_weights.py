@@ -176,6 +176,3 @@ def _copies(
 
     outputs = tuple(through(v) for v in step.outputs)
     return body, outputs, tuple(through(v) for v in step.next_state)
-
-
-__all__ = ["Split", "WeightOp", "by_equation", "shifted", "split"]

@@ -63,6 +63,3 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-__all__ = ["FORM", "parse"]

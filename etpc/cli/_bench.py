@@ -101,21 +101,14 @@ def bench(
             start = time.perf_counter()
             jax.block_until_ready(call())
             shortest[n] = min(shortest[n], time.perf_counter() - start)
-    timings = []
-    for call, got, seconds in zip(calls, grads, shortest, strict=True):
-        row = Row.of(TOTAL, got, grads[0], "approximate")
-        timings.append(
-            Timing(
-                name=call.name,
-                step_ms=1e3 * seconds / data.steps,
-                compile_s=call.compile_s,
-                carry_bytes=call.carry_bytes,
-                temp_bytes=call.temp_bytes,
-                error=row.error,
-                cosine=row.cosine,
-            )
+    rows = [Row.of(TOTAL, got, grads[0], "approximate") for got in grads]
+    return [
+        Timing(
+            *(call.name, 1e3 * seconds / data.steps, call.compile_s, call.carry_bytes),
+            *(call.temp_bytes, row.error, row.cosine),
         )
-    return timings
+        for call, row, seconds in zip(calls, rows, shortest, strict=True)
+    ]
 
 
 def _online(name: str, program: Program, task: Task, data: Data) -> _Call:
@@ -140,6 +133,3 @@ def _reverse(name: str, window: int | None, task: Task, data: Data, program: Pro
 
     start = full_state(program, program.init(data.batch_size))
     return _Call(name, gradient, task.model, data, start)
-
-
-__all__ = ["Timing", "bench"]

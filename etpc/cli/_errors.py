@@ -45,6 +45,3 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 def _in_package(frame: traceback.FrameSummary) -> bool:
     return frame.filename.startswith(_PACKAGE + os.sep)
-
-
-__all__ = ["CommandError", "described", "is_of_user"]

@@ -97,6 +97,3 @@ def _runs(path: Path) -> int | None:
         ):
             return statement.lineno
     return None
-
-
-__all__ = ["find"]

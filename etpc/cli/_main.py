@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +16,13 @@ from typing import Any
 import jax
 
 from .. import __version__
-from .._agreement import Row
-from .._compare import TBPTT, Result, compare
+from .._compare import Result, compare
 from .._errors import EtpcError
-from ..algorithms import Algorithm
 from ..run import Program
 from ..show import table
 from ._algorithm import FORM, parse
 from ._bench import Timing, bench
 from ._errors import CommandError, described, is_of_user
-from ._show import PROSE, columns, is_terminal, show, wrapped
 from ._task import BATCH, STEPS, Data, load_task, make_data
 
 OK, FAILED, MISTAKE, UNFORESEEN = range(4)
@@ -41,6 +39,9 @@ DOING = {
     "bench": "compiling and timing",
 }
 """What a command says on a terminal before it has an answer."""
+
+PROSE = 100
+"""The longest line of sentences, however wide the terminal."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.path[:1] not in ([""], [folder]):
             sys.path.insert(0, folder)  # as for `python -m`
         with _setting(arguments):
-            if is_terminal(sys.stderr):
+            if _is_terminal(sys.stderr):
                 _tell(f"{DOING[arguments.command]} {arguments.target} ...")
             answer: Answer = arguments.run(arguments)
         return _given(answer, arguments.json)
@@ -85,11 +86,7 @@ def _given(answer: Answer, as_json: bool) -> int:
     ):  # its encoding may lack a letter of a parameter's name
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        if as_json:
-            print(json.dumps(_plain(answer.record), indent=2))
-        else:
-            show(answer.text)
-        sys.stdout.flush()
+        print(json.dumps(_plain(answer.record), indent=2) if as_json else answer.text, flush=True)
     except BrokenPipeError:  # the reader has seen enough, and the answer is what it is
         _without_stdout()
         return status
@@ -116,11 +113,13 @@ def _refused(error: BaseException, arguments: argparse.Namespace) -> int:
         return UNFORESEEN
     if arguments.traceback:
         _tell("".join(traceback.format_exception(error)).rstrip())
-    text = f"etpc {arguments.command}: error: {text}"
-    if is_terminal(sys.stderr):
-        text = "\n".join(wrapped(line, columns()) for line in text.splitlines())
-    _tell(text)
+    _tell(f"etpc {arguments.command}: error: {text}")
     return MISTAKE
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a stream, `None` where it is closed, is a terminal."""
+    return stream is not None and stream.isatty()
 
 
 def _tell(text: str) -> None:
@@ -159,8 +158,8 @@ def _explain(arguments: argparse.Namespace) -> Answer:
     if path is None:
         text = str(program)
     else:
-        width = min(PROSE, columns()) if is_terminal(sys.stdout) else PROSE
-        text = program.explain(path, width)
+        columns = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else PROSE
+        text = program.explain(path, min(PROSE, columns))
     record: dict[str, Any] = {"model": arguments.target, **_program_record(program)}
     if path is not None:
         record |= {
@@ -208,8 +207,7 @@ def _program_record(program: Program) -> dict[str, Any]:
 
 def _verify(arguments: argparse.Namespace) -> Answer:
     task = load_task(arguments.target, arguments.inputs, arguments.seed)
-    algorithms: list[Algorithm] = [parse(text) for text in arguments.algo]
-    algorithms += [TBPTT(window) for window in arguments.tbptt]
+    algorithms = [parse(text) for text in arguments.algo]
     data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
     comparison = compare(
         task.model,
@@ -240,13 +238,9 @@ def _result_record(result: Result) -> dict[str, Any]:
         "name": result.name,
         "algorithm": str(result.algorithm),
         "carry_bytes": result.carry_bytes,
-        "parameters": [_row_record(row) for row in result.rows],
-        "total": _row_record(result.total),
+        "parameters": [dataclasses.asdict(row) for row in result.rows],
+        "total": dataclasses.asdict(result.total),
     }
-
-
-def _row_record(row: Row) -> dict[str, Any]:
-    return dataclasses.asdict(row)
 
 
 def _draw(arguments: argparse.Namespace) -> Answer:
@@ -262,14 +256,7 @@ def _draw(arguments: argparse.Namespace) -> Answer:
 
 def _bench(arguments: argparse.Namespace) -> Answer:
     task = load_task(arguments.target, arguments.inputs, arguments.seed)
-    algorithms: list[Algorithm] = []
-    for text in arguments.algo:
-        algorithm = parse(text)
-        if arguments.window and algorithm.takes_window:
-            algorithms += [dataclasses.replace(algorithm, window=w) for w in arguments.window]
-        else:
-            algorithms.append(algorithm)
-    algorithms += [TBPTT(window) for window in arguments.tbptt]
+    algorithms = [parse(text) for text in arguments.algo]
     data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
     timings = bench(task, data, algorithms, memory=arguments.memory, repeats=arguments.repeats)
     where = jax.devices()[0].device_kind
@@ -300,9 +287,8 @@ def _timing_row(timing: Timing, bptt: Timing) -> list[str]:
 
 
 def _program(arguments: argparse.Namespace) -> Program:
-    task = load_task(
-        arguments.target, arguments.inputs, arguments.seed
-    )  # which may register a rule
+    # This may register a rule, which --algo names.
+    task = load_task(arguments.target, arguments.inputs, arguments.seed)
     return task.compile(parse(arguments.algo), arguments.memory)
 
 
@@ -323,22 +309,10 @@ def _data_record(arguments: argparse.Namespace, data: Data) -> dict[str, Any]:
 # --- arguments ------------------------------------------------------------------------------------
 
 
-class _Append(argparse.Action):
-    """Like `append`, but the first value takes the place of the default."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        current = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, [*([] if current is self.default else current), values])
-
-
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
-
-
-def _window(text: str) -> int | str:
-    return text if text == "auto" else _count(text)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -349,138 +323,93 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         arguments.parameter = rest.pop(0)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if arguments.command in DEFAULTS:  # `append` would add to a default
+        arguments.algo = arguments.algo or DEFAULTS[arguments.command]
     return arguments
 
 
+DEFAULTS = {
+    "verify": ["d_rtrl", "es_d_rtrl", "tbptt:10", "tbptt:1"],
+    "bench": ["d_rtrl", "es_d_rtrl"],
+}
+"""The algorithms of the commands that take several."""
+
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = {
+    "explain": (
+        _explain,
+        "print what each weight's trace holds, and what it leaves out",
+        "models.py:make .cell.weight_hh --inputs 20",
+    ),
+    "draw": (
+        _draw,
+        "draw the dependency graph of inputs, weights, states and outputs",
+        "models.py:make --inputs 20 -o graph.svg",
+    ),
+    "verify": (
+        _verify,
+        "compare gradients with those of backpropagation through time (BPTT)",
+        "models.py:make --inputs 20 --algo d_rtrl --algo es_d_rtrl:rank=8 --x64",
+    ),
+    "bench": (
+        _bench,
+        "time gradients, with their memory and their error, beside BPTT",
+        "models.py:make --inputs 20 --algo d_rtrl,window=1 --algo d_rtrl,window=10 --steps 100",
+    ),
+}
+"""What each runs, what it does, and an example of its arguments."""
+
+
 def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="etpc",
         description="Eligibility-trace programs of JAX models: explain, verify, draw and time them.",
         epilog=f"example: etpc verify models.py:make --inputs 20 --algo d_rtrl --x64\n\n{STATUS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=raw,
     )
     parser.add_argument("--version", action="version", version=f"etpc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, about: str, example: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(
+    for name, (run, about, example) in COMMANDS.items():
+        command = commands.add_parser(
             name,
             help=about,
             description=about[0].upper() + about[1:] + ".",
             epilog=f"example: etpc {name} {example}\n\n{STATUS}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=raw,
         )
-        made.set_defaults(run=run)
-        made.add_argument(
+        command.set_defaults(run=run)
+        command.add_argument(
             "target",
             metavar="MODEL",
             help="package.module:name or path/to/file.py:name, the name of a model or of a function "
             "that returns a model, (model, inputs) or an etpc.cli.Task; it may take key or seed",
         )
-        return made
-
-    for made in (*_looking(command), *_comparing(command)):
-        _add_common(made)
+        _add_options(name, command)
     return parser
 
 
-Command = Callable[[str, Callable[..., Answer], str, str], argparse.ArgumentParser]
-
-
-def _looking(command: Command) -> list[argparse.ArgumentParser]:
-    """The commands that show a program."""
-    explain = command(
-        "explain",
-        _explain,
-        "print what each weight's trace holds, and what it leaves out",
-        "models.py:make .cell.weight_hh --inputs 20",
-    )
-    explain.add_argument(
-        "parameter", nargs="?", metavar="PARAMETER", help="a path, such as .cell.weight_hh"
-    )
-    draw = command(
-        "draw",
-        _draw,
-        "draw the dependency graph of inputs, weights, states and outputs",
-        "models.py:make --inputs 20 -o graph.svg",
-    )
-    draw.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="a .svg, .html or .mmd file"
-    )
-    for made in (explain, draw):
-        made.add_argument("--algo", default="d_rtrl", metavar="ALGO", help=f"{FORM} (d_rtrl)")
-    return [explain, draw]
-
-
-def _comparing(command: Command) -> list[argparse.ArgumentParser]:
-    """The commands that compare its gradients, or their times, with others."""
-    verify = command(
-        "verify",
-        _verify,
-        "compare gradients with those of backpropagation through time (BPTT)",
-        "models.py:make --inputs 20 --algo d_rtrl --algo es_d_rtrl:rank=8 --x64",
-    )
-    timing = command(
-        "bench",
-        _bench,
-        "time gradients, with their memory and their error, beside BPTT",
-        "models.py:make --inputs 20 --algo d_rtrl --window 1 --window 10 --steps 100",
-    )
-    for made in (verify, timing):
-        made.add_argument(
-            "--algo",
-            action=_Append,
-            default=["d_rtrl", "es_d_rtrl"],
-            metavar="ALGO",
-            help=f"{FORM}; may be given several times (d_rtrl and es_d_rtrl)",
-        )
-        made.add_argument(
-            "--tbptt",
-            action=_Append,
-            type=_count,
-            default=[10, 1] if made is verify else [],
-            metavar="W",
-            help="also BPTT that is cut every W steps, 1 being the gradient of each step alone; "
-            f"may be given several times ({'10 and 1' if made is verify else 'none'})",
-        )
-        made.add_argument(
-            "--steps",
-            type=_count,
-            metavar="T",
-            help=f"more than the window, or traces are not used; {STEPS}, or those of the task",
-        )
-        made.add_argument("--batch", type=_count, metavar="B", help=f"{BATCH}, or that of the task")
-    timing.add_argument(
-        "--window",
-        action=_Append,
-        type=_window,
-        default=[],
-        metavar="W",
-        help="steps that are processed at once, or auto; each algorithm is timed with each",
-    )
-    timing.add_argument(
-        "--repeats", type=_count, default=10, metavar="N", help="of each timing (10)"
-    )
-    return [verify, timing]
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--inputs",
-        metavar="SHAPE",
-        help="what the model reads in one step, such as 20, 3,4 or 'int32[3,4]'",
-    )
-    parser.add_argument(
-        "--memory", type=_count, metavar="BYTES", help="at most so many bytes of traces (16 GiB)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of random data, and of a function's key or seed (0)"
-    )
-    parser.add_argument("--x64", action="store_true", help="compute in float64")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-    parser.add_argument(
-        "--traceback", action="store_true", help="show where an error was raised, in full"
-    )
-
-
-__all__ = ["main"]
+def _add_options(name: str, command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    if name == "explain":
+        add("parameter", nargs="?", metavar="PARAMETER", help="a path, such as .cell.weight_hh")
+    if name == "draw":
+        add("-o", "--output", required=True, metavar="FILE", help="a .svg or .html file")
+    if name in DEFAULTS:
+        several = f"{FORM}; may be given several times ({', '.join(DEFAULTS[name])})"
+        add("--algo", action="append", metavar="ALGO", help=several)
+        steps = f"more than the window, or traces are not used; {STEPS}, or those of the task"
+        add("--steps", type=_count, metavar="T", help=steps)
+        add("--batch", type=_count, metavar="B", help=f"{BATCH}, or that of the task")
+    else:
+        add("--algo", default="d_rtrl", metavar="ALGO", help=f"{FORM} (d_rtrl)")
+    if name == "bench":
+        add("--repeats", type=_count, default=10, metavar="N", help="of each timing (10)")
+    inputs = "what the model reads in one step, such as 20, 3,4 or 'int32[3,4]'"
+    add("--inputs", metavar="SHAPE", help=inputs)
+    memory = "at most so many bytes of traces (16 GiB)"
+    add("--memory", type=_count, metavar="BYTES", help=memory)
+    seed = "of random data, and of a function's key or seed (0)"
+    add("--seed", type=int, default=0, help=seed)
+    add("--x64", action="store_true", help="compute in float64")
+    add("--json", action="store_true", help="print JSON, and nothing else")
+    add("--traceback", action="store_true", help="show where an error was raised, in full")

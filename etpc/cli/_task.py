@@ -226,6 +226,3 @@ def _random_leaf(leaf: Any, lead: tuple[int, ...], key: Array) -> Array:
     if jnp.issubdtype(dtype, jnp.inexact):
         return jax.random.normal(key, shape, dtype)
     return jax.random.bernoulli(key, shape=shape).astype(dtype)
-
-
-__all__ = ["Data", "Task", "load_task", "make_data", "mean_square"]

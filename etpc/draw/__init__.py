@@ -12,7 +12,6 @@ from pathlib import Path
 from .._errors import InputError
 from ..show import Shown
 from ._html import fragment, page
-from ._mermaid import flowchart
 from ._picture import picture
 from ._svg import Svg, draw
 
@@ -23,7 +22,7 @@ def to_svg(program: Shown) -> Svg:
     Weights stand in the operations that use them. Pointing at a box shows its numbers: shape,
     block, bytes, what is left out, and the source line. The picture follows the light or dark
     scheme of the page, has a background of its own, and loads nothing. The same program gives the
-    same text. From 150 boxes on, those of one module are drawn as one.
+    same text.
 
     **Returns** the text of an SVG file, which notebooks show as the picture.
     """
@@ -31,22 +30,11 @@ def to_svg(program: Shown) -> Svg:
 
 
 def to_html(program: Shown) -> str:
-    """A program as one page of HTML that loads nothing: its picture, and what `print` shows.
-
-    Pointing at a box, or at a row of the table, shows the arrows that lead to and from it.
-    """
+    """A program as one page of HTML that loads nothing: its picture, and what `print` shows."""
     return page(program)
 
 
-def to_mermaid(program: Shown) -> str:
-    """The dependency graph of a program as a Mermaid flowchart, for Markdown pages that draw these.
-
-    **Source:** the syntax of https://mermaid.js.org/syntax/flowchart.html.
-    """
-    return flowchart(picture(program))
-
-
-_FORMATS = {".svg": to_svg, ".html": to_html, ".mmd": to_mermaid, ".mermaid": to_mermaid}
+_FORMATS = {".svg": to_svg, ".html": to_html}
 
 
 def write(program: Shown, path: str | os.PathLike[str]) -> None:
@@ -54,8 +42,8 @@ def write(program: Shown, path: str | os.PathLike[str]) -> None:
 
     **Arguments:**
 
-    - `path`: ends in `.svg`, `.html`, `.mmd` or `.mermaid`, which says the format. A file that is
-        there is replaced once the new one is complete.
+    - `path`: ends in `.svg` or `.html`, which says the format. A file that is there is replaced once
+        the new one is complete.
 
     **Raises** `etpc.InputError` for other endings; `OSError` where the file cannot be written.
     """
@@ -73,4 +61,4 @@ def write(program: Shown, path: str | os.PathLike[str]) -> None:
         complete.replace(path)
 
 
-__all__ = ["Svg", "fragment", "to_html", "to_mermaid", "to_svg", "write"]
+__all__ = ["Svg", "fragment", "to_html", "to_svg", "write"]

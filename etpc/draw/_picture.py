@@ -16,11 +16,6 @@ from ..show import Shown, shape_text, verdict
 Name = tuple[str, str]
 """Kind and name, as in `program.graph`."""
 
-LARGEST = 150
-"""From more nodes on, those of one module are drawn as one."""
-
-STRENGTH = {"kept": 0, "cut": 1, "escape": 2}
-
 
 @dataclasses.dataclass(frozen=True)
 class Node:
@@ -62,7 +57,6 @@ class Picture:
     subtitle: str
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
-    note: str
 
 
 def picture(program: Shown) -> Picture:
@@ -83,8 +77,7 @@ def picture(program: Shown) -> Picture:
     size = plan.analysis.hidden.size
     traces = sum(p.trace_bytes for p in plan.traced)
     subtitle = f"{size:,} hidden states · {traces:,} bytes of traces for one example"
-    whole = Picture(plan.algorithm.short, subtitle, tuple(nodes), tuple(drawn_edges), "")
-    return whole if len(nodes) <= LARGEST else _grouped(whole)
+    return Picture(plan.algorithm.short, subtitle, tuple(nodes), tuple(drawn_edges))
 
 
 def shortened(text: str, length: int) -> str:
@@ -200,55 +193,3 @@ def _op(p: OpPlan, program: Shown) -> Node:
 
 
 _FOLDER = r"[/\\]"
-
-
-# --- large programs ---
-
-_KEY = re.compile(r"\.\w+|\[(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\]'\"]*)\]")
-
-
-def _grouped(whole: Picture) -> Picture:
-    """The same with one box for all nodes of a kind under one prefix of their paths."""
-    keys = {node.name: _KEY.findall(node.label) for node in whole.nodes}
-    deepest = max(map(len, keys.values()))
-    group: dict[Name, Name] = {}
-    for depth in range(deepest - 1, -1, -1):
-        group = {
-            n.name: (n.kind, "".join(keys[n.name][:depth]) or ("all" if keys[n.name] else n.label))
-            for n in whole.nodes
-        }
-        if len(set(group.values())) <= LARGEST:
-            break
-    members: dict[Name, list[Node]] = {}
-    for node in whole.nodes:
-        members.setdefault(group[node.name], []).append(node)
-    kinds: dict[tuple[Name, Name], str] = {}
-    for edge in whole.edges:
-        pair = group[edge.source], group[edge.target]
-        kinds[pair] = max(kinds.get(pair, "kept"), edge.kind, key=STRENGTH.__getitem__)
-    nodes = []
-    for name, group_nodes in members.items():
-        loops = [n.loop for n in group_nodes if n.loop] + [
-            k for pair, k in kinds.items() if pair == (name, name)
-        ]
-        nodes.append(_one_for(name, group_nodes, max(loops, key=STRENGTH.__getitem__, default="")))
-    edges = [Edge(a, b, kind) for (a, b), kind in kinds.items() if a != b]
-    note = f"{len(whole.nodes):,} nodes, grouped by module: a box stands for all under its path"
-    return Picture(whole.title, whole.subtitle, tuple(nodes), tuple(edges), note)
-
-
-def _one_for(name: Name, nodes: list[Node], loop: str) -> Node:
-    if len(nodes) == 1:
-        return dataclasses.replace(nodes[0], name=name, loop=loop)
-    kind = "operation" if name[0] == "op" else name[0]
-    claim = min(n.claim for n in nodes)  # one that is approximate makes all of them so
-    traced = any(n.traced for n in nodes)
-    listed = [n.label for n in nodes[:12]] + ["…"] * (len(nodes) > 12)
-    text = f"{len(nodes):,} {kind}s"
-    exact = sum(n.claim == "exact" for n in nodes)
-    if claim == "approximate" and exact:
-        text += f", {exact:,} exact"
-    return Node(name, name[1], text, claim, traced, (f"{name[1]}: {text}", *listed), loop)
-
-
-__all__ = ["Edge", "Name", "Node", "Picture", "picture", "shortened"]

@@ -1,15 +1,14 @@
 """A picture as SVG."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-from ._columns import ADVANCE, BADGE, DETAIL, LABEL, PAD
-from ._layout import HEAD, Arrow, Box, layout, number
-from ._picture import STRENGTH, Name, Node, Picture
+from ._layout import ADVANCE, BADGE, DETAIL, HEAD, LABEL, PAD, Arrow, Box, layout, number
+from ._picture import Name, Picture
 
 MARGIN = 24.0
-HEADER = 52.0
-LINE = 22.0
+LINE = 26.0
 """The height of a line of the legend."""
 
 FONT = "ui-monospace, 'DejaVu Sans Mono', 'Liberation Mono', Menlo, Consolas, monospace"
@@ -97,8 +96,8 @@ def _colours(c: Mapping[str, str]) -> str:
         ),
         ".sign": f"fill: {c['sign']};",
         **{f".{claim} .badge": f"fill: {c[claim]};" for claim in SIGNS},
-        **{f".edge.{kind} .line": f"stroke: {c[kind]};" for kind in STRENGTH},
-        **{f".edge.{kind} .head": f"fill: {c[kind]}; stroke: none;" for kind in STRENGTH},
+        **{f".edge.{kind} .line": f"stroke: {c[kind]};" for kind in ARROWS},
+        **{f".edge.{kind} .head": f"fill: {c[kind]}; stroke: none;" for kind in ARROWS},
     }
     return "".join(f".etpc {selector} {{ {rule} }}\n" for selector, rule in rules.items())
 
@@ -106,64 +105,83 @@ def _colours(c: Mapping[str, str]) -> str:
 def draw(picture: Picture) -> Svg:
     """The picture as the text of an SVG file that needs nothing else."""
     placed = layout(picture)
-    heading = ADVANCE * max(
-        LABEL * len(picture.title), DETAIL * len(picture.subtitle), DETAIL * len(picture.note)
-    )
-    inner = max(placed.width, heading, 420.0)
+    headings = picture.title, picture.subtitle
+    header = 52.0
+    inner = max(placed.width, 420.0, *(ADVANCE * LABEL * len(text) for text in headings))
     legend, legend_height = _legend(picture, inner)
-    header = HEADER + (18.0 if picture.note else 0.0)
     width, height = inner + 2 * MARGIN, placed.height + header + legend_height + 3 * MARGIN
-    attributes = {
-        "xmlns": "http://www.w3.org/2000/svg",
-        "class": "etpc",
-        "viewBox": f"0 0 {number(width)} {number(height)}",
-        "width": number(width),
-        "height": number(height),
-        "role": "img",
-        "aria-label": f"{picture.title}: {picture.subtitle}",
-        "font-family": FONT,
-    }
-    page = f'width="{number(width - 1)}" height="{number(height - 1)}" rx="10"'
-    lines = [
-        f"<svg {' '.join(f'{name}={quoteattr(text)}' for name, text in attributes.items())}>",
-        f"<style>\n{style()}</style>",
-        f'<rect class="page" x="0.5" y="0.5" {page}/>',
-        _text("title", MARGIN, MARGIN + 12, picture.title),
-        _text("detail", MARGIN, MARGIN + 30, picture.subtitle),
-    ]
-    if picture.note:
-        lines.append(_text("detail", MARGIN, MARGIN + 48, picture.note))
-    left = MARGIN + (inner - placed.width) / 2
-    lines.append(f'<g transform="translate({number(left)} {number(MARGIN + header)})">')
     labels = {node.name: node.label for node in picture.nodes}
-    by_strength = sorted(placed.arrows, key=lambda a: STRENGTH[a.edge.kind])
-    lines += [_arrow(arrow, labels) for arrow in by_strength]
-    lines += [_box(box) for box in placed.boxes]
-    top = 2.4 * MARGIN + header + placed.height
-    lines += ["</g>", f'<g transform="translate({number(MARGIN)} {number(top)})">', *legend]
-    return Svg("\n".join([*lines, "</g>", "</svg>", ""]))
+    by_strength = sorted(placed.arrows, key=lambda a: [*ARROWS].index(a.edge.kind))
+    parts = [_arrow(arrow, labels) for arrow in by_strength] + [_box(b) for b in placed.boxes]
+    lines = [
+        f"<style>\n{style()}</style>",
+        _element("rect", "", "page", x=0.5, y=0.5, width=width - 1, height=height - 1, rx=10),
+        *(
+            _text("detail" if n else "title", MARGIN, MARGIN + 12 + 18 * n, text)
+            for n, text in enumerate(headings)
+        ),
+        _moved(MARGIN + (inner - placed.width) / 2, MARGIN + header, "\n".join(parts)),
+        _moved(MARGIN, 2.4 * MARGIN + header + placed.height, "\n".join(legend)),
+    ]
+    svg = _element(
+        "svg",
+        "\n".join(["", *lines, ""]),
+        "etpc",
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {number(width)} {number(height)}",
+        width=width,
+        height=height,
+        role="img",
+        aria_label=f"{picture.title}: {picture.subtitle}",
+        font_family=FONT,
+    )
+    return Svg(svg + "\n")
+
+
+# --- elements ---
+
+
+def _element(tag: str, content: str = "", name: str = "", **attributes: Any) -> str:
+    """An element of a class, with attributes in whose names `_` stands for `-`."""
+    named = {"class": name} if name else {}
+    text = "".join(
+        f" {key.replace('_', '-')}={quoteattr(v if isinstance(v, str) else number(float(v)))}"
+        for key, v in {**named, **attributes}.items()
+    )
+    return f"<{tag}{text}>{content}</{tag}>" if content else f"<{tag}{text}/>"
+
+
+def _moved(x: float, y: float, content: str) -> str:
+    return _element("g", content, transform=f"translate({number(x)} {number(y)})")
 
 
 def _text(name: str, x: float, y: float, text: str) -> str:
-    return f'<text class="{name}" x="{number(x)}" y="{number(y)}">{escape(text)}</text>'
+    return _element("text", escape(text), name, x=x, y=y)
+
+
+def _polygon(name: str, *corners: tuple[float, float]) -> str:
+    points = " L".join(f"{number(a)} {number(b)}" for a, b in corners)
+    return _element("path", "", name, stroke_linejoin="round", d=f"M{points}Z")
 
 
 def _key(name: Name) -> str:
-    return quoteattr(f"{name[0]}:{name[1]}")
+    return f"{name[0]}:{name[1]}"
 
 
 def _hover(lines: Iterable[str]) -> str:
-    return f"<title>{escape(chr(10).join(lines))}</title>"
+    return _element("title", escape("\n".join(lines)))
 
 
 def _arrow(arrow: Arrow, labels: Mapping[Name, str]) -> str:
     e = arrow.edge
-    hover = f"{labels[e.source]} → {labels[e.target]}", MEANING[e.kind]
-    return (
-        f'<g class="edge {e.kind}" data-from={_key(e.source)} data-to={_key(e.target)}>'
-        f'{_hover(hover)}<path class="hit" d="{arrow.path}"/>'
-        f'<path class="line" d="{arrow.path}"/>{_head(arrow.tip, arrow.direction)}</g>'
+    lines = (
+        _hover((f"{labels[e.source]} → {labels[e.target]}", MEANING[e.kind])),
+        _element("path", "", "hit", d=arrow.path),
+        _element("path", "", "line", d=arrow.path),
+        _head(arrow.tip, arrow.direction),
     )
+    ends = {"data_from": _key(e.source), "data_to": _key(e.target)}
+    return _element("g", "".join(lines), f"edge {e.kind}", **ends)
 
 
 MEANING = {
@@ -176,67 +194,54 @@ MEANING = {
 def _head(tip: tuple[float, float], direction: tuple[float, float]) -> str:
     (x, y), (dx, dy) = tip, direction
     back_x, back_y, half = x - HEAD * dx, y - HEAD * dy, 0.45 * HEAD
-    corners = (
-        (x, y),
-        (back_x - half * dy, back_y + half * dx),
-        (back_x + half * dy, back_y - half * dx),
-    )
-    points = " L".join(f"{number(a)} {number(b)}" for a, b in corners)
-    return f'<path class="head" d="M{points}Z"/>'
+    left, right = (back_x - half * dy, back_y + half * dx), (back_x + half * dy, back_y - half * dx)
+    return _polygon("head", tip, left, right)
 
 
 def _box(box: Box) -> str:
-    node = box.node
-    classes = " ".join(
-        filter(None, ["node", node.kind, node.claim, "" if node.traced else "untraced"])
-    )
-    x, y, w, h = box.x, box.y, box.width, box.height
-    text_x = x + PAD
-    shape = f'<rect class="box" x="{number(x)}" y="{number(y)}" width="{number(w)}" height="{number(h)}" rx="7"/>'
-    more = ""
+    node, x, y, h = box.node, box.x, box.y, box.height
+    text_x, sign = x + PAD, ""
     if node.kind == "op":
         text_x += BADGE
-        more = _badge(x + 6, y + (h - 24) / 2, node)
+        sign = _badge(x + 6, y + (h - 24) / 2, node.claim)
     elif node.kind == "state":
         text_x += BADGE / 2
-        shape = shape.replace('rx="7"', f'rx="{number(h / 2)}"')
         if node.loop:
-            more = _loop(x + w - BADGE, y + h / 2, node)
+            ends = {"data_from": _key(node.name), "data_to": _key(node.name)}
+            sign = _loop(x + box.width - BADGE, y + h / 2, node.loop, **ends)
     elif node.kind in ("input", "output"):
         text_x += PAD
-        shape = _tag(x, y, w, h)
-    texts = _text("label", text_x, y + 19, box.label) + _text("detail", text_x, y + 34, box.detail)
-    return f'<g class="{classes}" data-node={_key(node.name)}>{_hover(node.hover)}{shape}{more}{texts}</g>'
-
-
-def _badge(x: float, y: float, node: Node) -> str:
-    return (
-        f'<rect class="badge" x="{number(x)}" y="{number(y)}" width="24" height="24" rx="4"/>'
-        f'<text class="sign" x="{number(x + 12)}" y="{number(y + 17)}">{SIGNS[node.claim]}</text>'
+    parts = (
+        _hover(node.hover),
+        _shape(node.kind, x, y, box.width, h),
+        sign,
+        _text("label", text_x, y + 19, box.label),
+        _text("detail", text_x, y + 34, box.detail),
     )
+    names = ("node", node.kind, node.claim, "" if node.traced else "untraced")
+    return _element("g", "".join(parts), " ".join(filter(None, names)), data_node=_key(node.name))
 
 
-def _tag(x: float, y: float, w: float, h: float) -> str:
-    """A box that points to the right."""
-    tip = 0.6 * PAD
-    corners = (x, y), (x + w - tip, y), (x + w, y + h / 2), (x + w - tip, y + h), (x, y + h)
-    points = " L".join(f"{number(a)} {number(b)}" for a, b in corners)
-    return f'<path class="box" stroke-linejoin="round" d="M{points}Z"/>'
+def _shape(kind: str, x: float, y: float, w: float, h: float) -> str:
+    """The outline of a box; that of inputs and outputs points to the right."""
+    if kind in ("input", "output"):
+        tip, right = x + w - 0.14 * h, x + w
+        corners = (x, y), (tip, y), (right, y + h / 2), (tip, y + h), (x, y + h)
+        return _polygon("box", *corners)
+    rx = h / 2 if kind == "state" else 0.16 * h
+    return _element("rect", "", "box", x=x, y=y, width=w, height=h, rx=rx)
 
 
-def _loop(x: float, y: float, node: Node) -> str:
+def _badge(x: float, y: float, claim: str) -> str:
+    square = _element("rect", "", "badge", x=x, y=y, width=24, height=24, rx=4)
+    return square + _text("sign", x + 12, y + 17, SIGNS[claim])
+
+
+def _loop(x: float, y: float, kind: str, **ends: str) -> str:
     """An arrow in a circle, for a state that its next value depends on."""
-    r = 7.0
-    start, end = (
-        f"{number(x + 0.5 * r)} {number(y - 0.87 * r)}",
-        f"{number(x + 0.87 * r)} {number(y + 0.5 * r)}",
-    )
-    key = _key(node.name)
-    return (
-        f'<g class="edge {node.loop}" data-from={key} data-to={key}>'
-        f'<path class="line" d="M{start} A{number(r)} {number(r)} 0 1 0 {end}"/>'
-        f"{_head((x + r + 0.5, y - 3.5), (0.26, -0.97))}</g>"
-    )
+    start, end = (f"{number(x + a)} {number(y + b)}" for a, b in ((3.5, -6.1), (6.1, 3.5)))
+    line = _element("path", "", "line", d=f"M{start} A7 7 0 1 0 {end}")
+    return _element("g", line + _head((x + 7.5, y - 3.5), (0.26, -0.97)), f"edge {kind}", **ends)
 
 
 # --- legend ---
@@ -246,29 +251,26 @@ def _legend(picture: Picture, width: float) -> tuple[list[str], float]:
     """The signs that the picture uses, in as many lines as they need."""
     claims = {node.claim for node in picture.nodes}
     kinds = {node.kind for node in picture.nodes}
-    arrows = {e.kind for e in picture.edges} | {n.loop for n in picture.nodes}
+    loops = {node.loop for node in picture.nodes} - {""}
+    arrows = {e.kind for e in picture.edges} | loops
     entries = [
-        *((_sample_badge(c), text) for c, text in CLAIMS.items() if c in claims),
+        *(
+            (_element("g", _badge(2.0, -16.0, c), c), text)
+            for c, text in CLAIMS.items()
+            if c in claims
+        ),
         *((_sample_box(k), text) for k, text in KINDS.items() if k in kinds),
         *((_sample_arrow(k), text) for k, text in ARROWS.items() if k in arrows),
     ]
-    if any(node.loop for node in picture.nodes):
-        loop = Node(("state", ""), "", "", "", True, (), "kept")
-        entries.append(
-            (
-                _loop(14.0, -4.0, loop).replace(' data-from="state:" data-to="state:"', ""),
-                "depends on itself",
-            )
-        )
+    if loops:
+        entries.append((_loop(14.0, -4.0, "kept"), "depends on itself"))
     x = y = 0.0
     lines = []
     for sample, text in entries:
         size = 36 + ADVANCE * DETAIL * len(text)
         if x and x + size > width:
             x, y = 0.0, y + LINE
-        lines.append(
-            f'<g transform="translate({number(x)} {number(y)})">{sample}{_text("detail", 36.0, 0.0, text)}</g>'
-        )
+        lines.append(_moved(x, y, sample + _text("detail", 36.0, 0.0, text)))
         x += size + 22
     return lines, y
 
@@ -287,24 +289,10 @@ ARROWS = {
 }
 
 
-def _sample_badge(claim: str) -> str:
-    return (
-        f'<g class="{claim}"><rect class="badge" x="5" y="-13" width="18" height="18" rx="4"/>'
-        f'<text class="sign" x="14" y="1">{SIGNS[claim]}</text></g>'
-    )
-
-
 def _sample_box(kind: str) -> str:
-    shape = (
-        _tag(1.0, -11.0, 26.0, 14.0)
-        if kind == "input"
-        else f'<rect class="box" x="1" y="-11" width="26" height="14" rx="{7 if kind == "state" else 3}"/>'
-    )
-    return f'<g class="node {kind}">{shape}</g>'
+    return _element("g", _shape(kind, 1.0, -11.0, 26.0, 14.0), f"node {kind}")
 
 
 def _sample_arrow(kind: str) -> str:
-    return f'<g class="edge {kind}"><path class="line" d="M0 -4L22 -4"/>{_head((28.0, -4.0), (1.0, 0.0))}</g>'
-
-
-__all__ = ["Svg", "draw", "style"]
+    line = _element("path", "", "line", d="M0 -4L22 -4")
+    return _element("g", line + _head((28.0, -4.0), (1.0, 0.0)), f"edge {kind}")

@@ -2,6 +2,6 @@
 
 from ._emit import emit
 from ._records import Span, Weights
-from ._window import NO_SECOND_DERIVATIVE, Window
+from ._window import NO_SECOND_DERIVATIVE, Moving, Window
 
-__all__ = ["NO_SECOND_DERIVATIVE", "Span", "Weights", "Window", "emit"]
+__all__ = ["NO_SECOND_DERIVATIVE", "Moving", "Span", "Weights", "Window", "emit"]

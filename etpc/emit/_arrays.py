@@ -46,7 +46,11 @@ def take(parts: Sequence[Array], index: Index) -> Array:
             out = jnp.where(jnp.asarray(index.mask), out, jnp.zeros((), out.dtype))
         return out
     pieces = []
-    for run in np.split(np.arange(flat.size), breaks):
+    runs = np.split(np.arange(flat.size), breaks)
+    if len(runs) > 1 and len({flat[run].tobytes() for run in runs}) == 1 and present.all():
+        # The gates of a cell read the same states. XLA fuses what is repeated; it does not fuse what is joined.
+        return _repeated(take(parts, Index(flat[runs[0]], None)), len(runs), at.shape)
+    for run in runs:
         number = int(part[run[0]])
         start = int(flat[run[0]] - bounds[number])
         if present[run[0]]:
@@ -87,6 +91,12 @@ def columns(index: Index, parts: Sequence[Array]) -> list[Index]:
         Index(index.at[:, a:b], None if index.mask is None else index.mask[:, a:b])
         for a, b in itertools.pairwise(bounds)
     ]
+
+
+def _repeated(a: Array, count: int, shape: tuple[int, ...]) -> Array:
+    """An array [..., n] so many times one after the other, as [..., *shape]."""
+    lead = a.shape[:-1]
+    return jnp.broadcast_to(a[..., None, :], (*lead, count, a.shape[-1])).reshape(*lead, *shape)
 
 
 def _joined(parts: Sequence[Array]) -> Array:

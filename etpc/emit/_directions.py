@@ -161,6 +161,10 @@ class FollowedPassage:
             above = jnp.concatenate([square, right], 2).reshape(batch, -1, o)
         return jnp.concatenate([above, below.reshape(batch, -1, o)], 1)
 
+    @property
+    def after(self) -> Array | None:
+        return self.block.after
+
 
 class VirtualCredit(NamedTuple):
     """The credit of the virtual states at the start of a window."""

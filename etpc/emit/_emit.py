@@ -16,6 +16,3 @@ def emit(plan: Plan) -> Window[Any]:
     if plan.algorithm.backprop == "cut":
         return Truncated(plan, step)
     return LookBack(plan, step) if plan.behind else Reverse(plan, step)
-
-
-__all__ = ["emit"]

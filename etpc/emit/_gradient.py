@@ -113,6 +113,3 @@ def _shape_of_entries(trace: TracePlan) -> jax.ShapeDtypeStruct | None:
         return trace.form.entries(trace.site, trace.form.start(trace.site, credit, carry), carry)
 
     return jax.eval_shape(entries)
-
-
-__all__ = ["Gradients", "Sums"]

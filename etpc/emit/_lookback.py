@@ -120,6 +120,3 @@ def _of_window(span: Span, rollout: Rollout) -> Steps:
     """The steps of a window that was run."""
     first = (np.arange(span.xs[0].shape[0]) == 0)[:, None] & span.fresh[None]
     return Steps(list(span.xs), list(rollout.taken.state), first, jnp.ones_like(first))
-
-
-__all__ = ["LookBack"]

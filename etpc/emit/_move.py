@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from ..plan import Layout, Plan, TracePlan
-from ..traces import Carry, Factors, Passage, Traces, suffix_products
+from ..traces import Advance, Carry, Factors, Passage, Trace, Traces, suffix_products
 from ._directions import Along, FollowedPassage, advanced
 from ._records import Bars
 
@@ -26,6 +26,8 @@ class CutPassage:
     """Of each operation that the trace is for, its own first."""
     products: Callable[[], Products]
     """Of the transitions; called only if they are needed."""
+    after: Array | None
+    """Zero, known once the trace has been read; `None` where the trace is kept."""
 
     @property
     def xs(self) -> list[Array]:
@@ -71,6 +73,7 @@ class Mover:
             ops = [t.op.number for t in plan.traces if number in (t.op.number, t.shares)]
             self.held.append(Held(trace, [live.index(n) for n in ops]))
         self._entered = _entered(plan.traces)
+        self._alike = _alike([held.trace.form for held in self.held])
 
     def follow(
         self, factors: Sequence[Factors | None], traces: Traces
@@ -83,12 +86,13 @@ class Mover:
         return [followed for followed, _ in results], [path for _, path in results]
 
     def advance(
-        self, moves: Moves, traces: Traces, bars: Bars | None = None
-    ) -> tuple[Traces, list[Array | None]]:
+        self, moves: Moves, traces: Traces, bars: Bars | None = None, after: Array | None = None
+    ) -> Traces:
         """The traces at the end of a window.
 
-        With the derivatives of the window's loss, also what each trace gives to the gradient entry by entry,
-        or `None`. Then nothing else may read the traces, as they are overwritten.
+        - `bars`: the derivatives of the window's loss, where they are known.
+        - `after`: zero, known once the traces have been read for the last time, so that they may be overwritten;
+            `None` where they are kept.
         """
         directions, along = self.plan.directions, moves.along
         shared, each, followed = traces.shared, traces.each, None
@@ -105,26 +109,41 @@ class Mover:
             transition = _of_ops(held, moves.factors)[0].transition
             return suffix_products(layout.pairs, transition, self._entered[layout])
 
-        carries: list[Carry] = []
-        entries: list[Array | None] = []
+        calls: list[Advance] = []
         for held, carry, moved, credit in zip(
             self.held, traces.carries, moves.followed, credits, strict=True
         ):
             trace = held.trace
             of_layout = functools.partial(products, trace.layout)
-            passage: Passage = CutPassage(_of_ops(held, moves.factors), of_layout)
+            passage: Passage = CutPassage(_of_ops(held, moves.factors), of_layout, after)
             if trace.directions is not None and followed is not None:
                 passage = FollowedPassage(trace, passage, held.ops, followed)
-            carry, read = trace.form.advance(trace.site, passage, carry, moved, credit)
-            carries.append(carry)
-            entries.append(read)
+            calls.append(Advance(trace.site, passage, carry, moved, credit))
+        results: dict[int, Carry] = {}
+        for places in self._alike:
+            form = self.held[places[0]].trace.form
+            advanced_together = form.advance_all([calls[place] for place in places])
+            results.update(zip(places, advanced_together, strict=True))
+        carries = [results[place] for place in range(len(calls))]
         past = traces.past if moves.past is None else moves.past
-        return Traces(carries, shared, each, past), entries
+        return Traces(carries, shared, each, past)
 
 
 def _of_ops(held: Held, factors: Sequence[Factors | None]) -> list[Factors]:
     """The factors of the operations that a trace is for."""
     return [f for f in (factors[place] for place in held.ops) if f is not None]
+
+
+def _alike(forms: Sequence[Trace]) -> list[list[int]]:
+    """The places of forms that are equal, together."""
+    groups: list[list[int]] = []
+    for place, form in enumerate(forms):
+        group = next((g for g in groups if forms[g[0]] == form), None)
+        if group is None:
+            groups.append([place])
+        else:
+            group.append(place)
+    return groups
 
 
 def _entered(traces: Sequence[TracePlan]) -> dict[Layout, list[int]]:

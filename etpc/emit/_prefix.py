@@ -68,6 +68,3 @@ def instantiated(cotangent: Any) -> Any:
     if cotangent.dtype == jax.dtypes.float0:
         return np.zeros(cotangent.shape, jax.dtypes.float0)
     return jnp.zeros(cotangent.shape, cotangent.dtype)
-
-
-__all__ = ["instantiated", "zero_stays_zero"]

@@ -273,6 +273,3 @@ def _moved_states(a: Analysis) -> MovedStates:
             origins.append((eqn, operands))
             reached.update(eqn.inputs[i] for i in operands)
     return MovedStates(new_states, tuple(origins), frozenset(reached))
-
-
-__all__ = ["Reading", "Sources"]

@@ -174,6 +174,3 @@ class Reverse(Window[UncutWindow]):
         sizes = [math.prod(a.shape) for a in self.plan.analysis.hidden.parts]
         parts = jnp.split(states, np.cumsum(sizes)[:-1], -1)
         return [part.astype(self.step.dtype) for part in parts]
-
-
-__all__ = ["Reverse", "UncutWindow"]

@@ -153,6 +153,3 @@ class StepFunctions:
             return shifted(ops, of_ops, held, eqn.bind)
 
         return rule
-
-
-__all__ = ["StepFunctions"]

@@ -17,7 +17,7 @@ from jax import Array
 from .._jax import promoting, without_derivative
 from .._tuning import tuning
 from ..plan import Plan
-from ..traces import Carry, Traces
+from ..traces import Carry, Traces, zero_after
 from ._cut import CutSteps
 from ._gradient import Gradients, Sums
 from ._move import Mover, Moves
@@ -63,7 +63,16 @@ class Learned(NamedTuple):
     aux: Any
     sums: Sums
     state: list[Array]
+    moving: "Moving"
+    """The traces, which are yet to be moved."""
+
+
+class Moving(NamedTuple):
+    """The traces at the start of a window, and what moves them to its end."""
+
     traces: Traces
+    moves: Moves
+    bars: Bars
 
 
 class Window(abc.ABC, Generic[Residuals]):
@@ -75,8 +84,9 @@ class Window(abc.ABC, Generic[Residuals]):
         own step, and under "full" that of its window. The derivative by inputs costs more, and is taken
         only where it is asked for.
     - `learn(weights, span, traces, loss_of)`: a window, `loss_of(outputs) -> (loss, aux)`, and the gradient
-        of the loss, as sums that `gradients` adds up over windows. The traces are read no more after
-        that, so they are overwritten.
+        of the loss, as sums that `gradients` adds up over windows.
+    - `moved(moving, last)`: the traces at the end of a window of `learn`. They are overwritten in place once `last` is
+        known: the arrays that are computed from the gradient of the window.
     """
 
     copies_weights: bool = False
@@ -120,8 +130,13 @@ class Window(abc.ABC, Generic[Residuals]):
         (outputs_bar,) = pull(jnp.ones_like(loss))
         bars = self.backward(course.residuals, traces, outputs_bar)
         grads = self.gradients.of_window(bars, [None] * len(bars.ops))
-        traces, entries = self.mover.advance(course.moves, traces, bars)
-        return Learned(loss, aux, Sums(grads, entries), course.last, traces)
+        entries = [op.past.entries() for op in bars.ops if op.past is not None]
+        moving = Moving(traces, course.moves, bars)
+        return Learned(loss, aux, Sums(grads, entries), course.last, moving)
+
+    @promoting
+    def moved(self, moving: Moving, last: Sequence[Array]) -> Traces:
+        return self.mover.advance(moving.moves, moving.traces, moving.bars, zero_after(*last))
 
     def fresh_traces(self, batch: int) -> Traces:
         """The traces of a stream that begins, [B, ...]."""
@@ -168,8 +183,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
     """`Window.run`, whose derivative is the online gradient."""
 
     def finished(course: Course[Any], traces: Traces) -> Result:
-        moved, _ = window.mover.advance(course.moves, traces)
-        return Result(course.outputs, course.last, moved)
+        return Result(course.outputs, course.last, window.mover.advance(course.moves, traces))
 
     @jax.custom_vjp
     @promoting

@@ -233,6 +233,3 @@ def _one_there(path: Any, shared: Iterable[tuple[str, ...]], where: str) -> str:
         for paths in shared
         if text in paths
     )
-
-
-__all__ = ["Adapted", "Named"]

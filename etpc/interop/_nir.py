@@ -61,12 +61,6 @@ def _spike(p: Values, v: Array, settings: Settings) -> Array:
     return _fires(settings.surrogate, (v - p["v_threshold"]) / jnp.where(gap > 0, gap, 1))
 
 
-def _reset(p: Values, v: Array, settings: Settings) -> Array:
-    """A potential after the reset that its own spike calls for."""
-    z = _spike(p, v, settings)
-    return (1 - z) * v + z * p["v_reset"]
-
-
 def _leaky(p: Values, v: Array, current: Array, tau: Array, settings: Settings) -> Array:
     decay, gain = _decay(tau, settings)
     return p["v_leak"] + decay * (v - p["v_leak"]) + gain * p["r"] * current
@@ -192,7 +186,10 @@ def _output(node: Any, p: Values, state: Values, settings: Settings) -> Array:
 
 def _advance(node: Any, p: Values, state: Values, x: Array, settings: Settings) -> Values:
     """The state of a neuron after a step. It is that before the reset, which opens the next step."""
-    v = _reset(p, state["v"], settings) if isinstance(node, SPIKING) else state["v"]
+    v = state["v"]
+    if isinstance(node, SPIKING):
+        z = _spike(p, v, settings)
+        v = (1 - z) * v + z * p["v_reset"]
     if isinstance(node, nir.CubaLI | nir.CubaLIF):
         return _current_based(p, v, state["i"], x, settings)
     if isinstance(node, nir.I | nir.IF):
@@ -263,7 +260,8 @@ class NIRModel(eqx.Module):
         for path in layout.late:
             incoming = coming(path)
             with _named(path, layout.nodes[path], incoming):
-                after[path] = {"past": _pushed(incoming, before[path]["past"])}
+                past = before[path]["past"]
+                after[path] = {"past": jnp.concatenate([incoming[None], past[:-1]])}
         for path, parts in before.items():
             if "last" in parts:
                 after[path] = {**after[path], "last": values[path]}
@@ -324,10 +322,6 @@ def _check_equal(path: Path, layout: Layout, several: list[Array]) -> None:
             + ", ".join(f"{list(a.shape)} from {written(p)}" for p, a in named)
             + ". Give the nodes before it outputs of one shape."
         )
-
-
-def _pushed(x: Array, past: Array) -> Array:
-    return jnp.concatenate([x[None], past[:-1]])
 
 
 def _read(line: Array, steps: np.ndarray) -> Array:
@@ -397,9 +391,9 @@ def from_nir(
     layout = layout_of(graph, settings.dt, KNOWN, NEURONS)
     _check_nodes(layout)
     params = {
-        (*path, name): value
+        (*path, name): jnp.asarray(np.asarray(value), jnp.result_type(float))
         for path, node in layout.nodes.items()
-        for name, value in _arrays(node).items()
+        for name, value in parameters_of(node).items()
     }
     tree = Named.of(params)
     model = NIRModel(tree, settings, Held(layout), Held(graph))
@@ -445,14 +439,6 @@ def _coming(layout: Layout, path: Path, shapes: dict[Path, tuple[int, ...]]) -> 
             "shapes, and the neurons of a cycle parameters of their own shape."
         )
     return known[0]
-
-
-def _arrays(node: Any) -> Values:
-    """The parameters of a node."""
-    return {
-        name: jnp.asarray(np.asarray(value), jnp.result_type(float))
-        for name, value in parameters_of(node).items()
-    }
 
 
 def _check_nodes(layout: Layout) -> None:

@@ -98,7 +98,6 @@ class _Writer:
         self.problems: list[str] = []
         self.approximations: list[str] = []
         self.steps: dict[float, str] = {}
-        self.methods: dict[str, str] = {}
 
     def graph(self, layers: tuple[Any, ...], input_shape: Any) -> nir.NIRGraph:
         shape = _input_shape(layers[0]) if input_shape is None else input_shape
@@ -117,20 +116,18 @@ class _Writer:
             nodes |= {f"{n}_{name}": node for name, node in self.nodes(n, layer)}
         raise_together(self.problems, UnsupportedError)
         check_values({(name,): node for name, node in nodes.items()})
-        if len(self.steps) > 1 or len(self.methods) > 1:
-            several = self.steps if len(self.steps) > 1 else self.methods
+        if len(self.steps) > 1:
             raise UnsupportedError(
-                "A NIR graph is run with one step and one method, and the layers have several: "
-                + ", ".join(f"{value} in {where}" for value, where in several.items())
+                "A NIR graph is run with one step, and the layers have several: "
+                + ", ".join(f"{value} in {where}" for value, where in self.steps.items())
                 + ". Give all layers the same."
             )
         unknown: Any = None
         nodes["output"] = nir.Output(output_type=unknown)
         names = list(nodes)
-        metadata: dict[str, Any] = {"reset": "hard"}
+        metadata: dict[str, Any] = {"reset": "hard", "method": "exact"}
         if self.steps:
             metadata["dt"] = next(iter(self.steps)) * MS
-        metadata["method"] = next(iter(self.methods), "exact")
         if self.approximations:
             metadata["approximations"] = " ".join(self.approximations)
         try:
@@ -212,8 +209,6 @@ class _Writer:
 
     def lif(self, where: str, layer: nn.LIF) -> list[tuple[str, Any]]:
         self.steps.setdefault(layer.dt, where)
-        method = "euler" if layer.integration == "euler" else "exact"
-        self.methods.setdefault(method, where)
         if layer.reset == "soft":
             self._approximate(
                 f"{where} has a soft reset, which subtracts the threshold, and is written with a hard one, which "
@@ -249,7 +244,6 @@ class _Writer:
     def _filter(self, where: str, layer: Any, size: tuple[int, ...], gain: bool) -> Any:
         """A leaky integrator: `v' = d v + x`, or with `gain` `v' = d v + (1 - d) x`."""
         self.steps.setdefault(layer.dt, where)
-        self.methods.setdefault("exact", where)
         tau = np.array(np.broadcast_to(np.asarray(layer.tau, layer.dtype), size))
         r = np.ones_like(tau) if gain else (-1 / np.expm1(-layer.dt / tau)).astype(tau.dtype)
         return nir.LI(tau=tau * MS, r=r, v_leak=np.zeros_like(tau))

@@ -99,6 +99,3 @@ def _whole(value: Any, least: int) -> bool:
     if array.dtype.kind not in "iuf":
         return False
     return bool(np.all((array >= least) & (array <= MOST) & (array == np.round(array))))
-
-
-__all__ = ["MOST", "check_values", "parameters_of"]

@@ -157,6 +157,3 @@ def _changed(
     )
     streams = {p[:-1] for p in changes["state"] if p[-1:] == ("count",)}
     return changes["state"] | {p for p in start if p[-1:] == ("key",) and p[:-1] in streams}
-
-
-__all__ = ["from_nnx", "into_nnx"]

@@ -102,6 +102,3 @@ def _with_axis(tree: Any, axis: int) -> Any:
 
 def _without_axis(tree: Any, axis: int) -> Any:
     return jax.tree.map(lambda a: jnp.squeeze(a, axis), tree)
-
-
-__all__ = ["batched", "keyed", "stepwise"]

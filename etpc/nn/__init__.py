@@ -17,7 +17,6 @@ from etpc.nn._sparse import SparseLinear
 from etpc.nn._ssm import LRU, S5
 from etpc.nn._synapse import (
     COBA,
-    CUBA,
     DualExponentialSynapse,
     ExponentialSynapse,
     ShortTermPlasticity,
@@ -26,7 +25,6 @@ from etpc.nn._synapse import (
 __all__ = [
     "ALIF",
     "COBA",
-    "CUBA",
     "EIF",
     "GIF",
     "LIF",
@@ -56,26 +54,3 @@ __all__ = [
     "init",
     "init_from_data",
 ]
-
-_EQUINOX = ["Linear", "Conv", "Conv1d", "Conv2d", "Embedding", "LayerNorm", "GroupNorm", "RMSNorm"]
-_MOVED = {name: f"eqx.nn.{name}" for name in _EQUINOX} | {
-    "GRU": "eqx.nn.GRUCell, called as `h = cell(x, h)`",
-    "LSTM": "eqx.nn.LSTMCell, called as `h, c = cell(x, (h, c))`",
-    "LSTMState": "a pair (h, c)",
-}
-_SCHEMES = [
-    "kaiming_normal",
-    "kaiming_uniform",
-    "xavier_normal",
-    "xavier_uniform",
-    "orthogonal",
-    "normal",
-    "zeros",
-]
-_MOVED |= {name: f'etpc.nn.init(layer, "{name}", key)' for name in _SCHEMES}
-
-
-def __getattr__(name: str):
-    if name in _MOVED:
-        raise AttributeError(f"etpc.nn has no {name}: use {_MOVED[name]}.")
-    raise AttributeError(f"module 'etpc.nn' has no attribute {name!r}")

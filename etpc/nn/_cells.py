@@ -18,20 +18,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.nn.initializers import uniform
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
-from etpc.nn._init import (
-    DType,
-    Scheme,
-    check_callable,
-    check_shape,
-    float_dtype,
-    initialise,
-    optional,
-    positive_int,
-)
+from etpc.nn._init import DType, check_callable, check_shape, draw, float_dtype, positive_int
 
 
 class Cell(eqx.Module):
@@ -45,10 +35,21 @@ class Cell(eqx.Module):
 
     gates: ClassVar[int]
 
-    def __init__(self, input_size: int, hidden_size: int, dtype: DType):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        use_bias: bool = True,
+        *,
+        dtype: DType = None,
+        key: PRNGKeyArray,
+    ):
         self.input_size = positive_int("input_size", input_size)
         self.hidden_size = positive_int("hidden_size", hidden_size)
         self.dtype = float_dtype(dtype)
+        G, I = self.gates * self.hidden_size, self.input_size
+        self.weight_ih = draw("lecun_normal", jax.random.split(key)[0], (G, I), self.dtype)
+        self.bias = jnp.zeros((G,), self.dtype) if use_bias else None
 
     def init_state(self) -> Float[Array, " H"]:
         """**Returns** zeros."""
@@ -88,30 +89,12 @@ class RecurrentCell(Cell):
         hidden_size: int,
         use_bias: bool = True,
         *,
-        weight_init: Scheme = "lecun_normal",
-        recurrent_init: Scheme = "lecun_normal",
-        bias_init: Scheme = "zeros",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
-        """**Arguments:**
-
-        - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
-        - `use_bias`: whether there are biases.
-        - `weight_init`, `recurrent_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for
-            `weight_ih`, `weight_hh` and the biases. They draw all gates at once.
-        - `dtype`: of the parameters and the state; JAX's default float where None.
-        - `key`: a PRNG key for the initial parameters.
-
-        **Raises** `InputError` for a size below 1, a dtype that is not a float, or an initialiser
-        that returns another shape or dtype.
-        """
-        super().__init__(input_size, hidden_size, dtype)
-        keys = jax.random.split(key, 3)
-        G, I, H = self.gates * self.hidden_size, self.input_size, self.hidden_size
-        self.weight_ih = initialise("weight_init", weight_init, keys[0], (G, I), self.dtype)
-        self.weight_hh = initialise("recurrent_init", recurrent_init, keys[1], (G, H), self.dtype)
-        self.bias = optional(use_bias, "bias_init", bias_init, keys[2], (G,), self.dtype)
+        super().__init__(input_size, hidden_size, use_bias, dtype=dtype, key=key)
+        G, H = self.gates * self.hidden_size, self.hidden_size
+        self.weight_hh = draw("lecun_normal", jax.random.split(key)[1], (G, H), self.dtype)
 
     def _from_state(self, h: Array) -> list[Array]:
         """What the last output gives to each gate."""
@@ -147,35 +130,21 @@ class VanillaRNN(RecurrentCell):
         use_bias: bool = True,
         *,
         activation: Callable[[Array], Array] = jnp.tanh,
-        weight_init: Scheme = "lecun_normal",
-        recurrent_init: Scheme = "lecun_normal",
-        bias_init: Scheme = "zeros",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
 
         - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
-        - `use_bias`: whether there is a `b`.
+        - `use_bias`: whether there are biases, which are zero at first.
         - `activation`: f, a hashable function of an array that acts on each element.
-        - `weight_init`, `recurrent_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for
-            `weight_ih`, `weight_hh` and `bias`.
         - `dtype`: of the parameters and the state; JAX's default float where None.
-        - `key`: a PRNG key for the initial parameters.
+        - `key`: a PRNG key for the initial weights, which are of variance 1 / fan-in.
 
-        **Raises** `InputError` for a size below 1, a dtype that is not a float, an activation that
-        cannot be called, or an initialiser that returns another shape or dtype.
+        **Raises** `InputError` for a size below 1, a dtype that is not a float, or an activation that
+        cannot be called.
         """
-        super().__init__(
-            input_size,
-            hidden_size,
-            use_bias,
-            weight_init=weight_init,
-            recurrent_init=recurrent_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            key=key,
-        )
+        super().__init__(input_size, hidden_size, use_bias, dtype=dtype, key=key)
         self.activation = check_callable("activation", activation)
 
     def _next(self, drives: list[Array], h: Array) -> Array:
@@ -210,36 +179,7 @@ class DiagonalCell(Cell):
 
     weight_ih: Float[Array, "G I"]
     bias: Float[Array, " G"] | None
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        use_bias: bool = True,
-        *,
-        weight_init: Scheme = "lecun_normal",
-        bias_init: Scheme = "zeros",
-        dtype: DType = None,
-        key: PRNGKeyArray,
-    ):
-        """**Arguments:**
-
-        - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
-        - `use_bias`: whether there are biases.
-        - `weight_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for `weight_ih` and
-            `bias`. They draw all gates at once.
-        - `dtype`: of the parameters and the state; JAX's default float where None.
-        - `key`: a PRNG key for the initial parameters.
-
-        **Raises** `InputError` for a size below 1, a dtype that is not a float, or an initialiser
-        that returns another shape or dtype.
-        """
-        super().__init__(input_size, hidden_size, dtype)
-        keys = jax.random.split(key)
-        G = self.gates * self.hidden_size
-        shape = (G, self.input_size)
-        self.weight_ih = initialise("weight_init", weight_init, keys[0], shape, self.dtype)
-        self.bias = optional(use_bias, "bias_init", bias_init, keys[1], (G,), self.dtype)
+    __init__ = Cell.__init__
 
 
 class MinGRU(DiagonalCell):
@@ -248,8 +188,8 @@ class MinGRU(DiagonalCell):
     - `z = sigmoid(W_z x + b_z)`, `n = W_n x + b_n`
     - `h' = (1 - z) * h + z * n`. The output is `h'`.
 
-    `weight_ih` and `bias` hold both in the order z, n. The arguments are
-    those of [`etpc.nn.IndRNN`][] but `activation` and `recurrent_init`.
+    `weight_ih` and `bias` hold both in the order z, n. The arguments are those of [`etpc.nn.VanillaRNN`][]
+    but `activation`.
 
     ```pycon
     >>> import etpc, jax, jax.numpy as jnp
@@ -278,8 +218,8 @@ class MinLSTM(DiagonalCell):
     - `f = sigmoid(W_f x + b_f)`, `i = sigmoid(W_i x + b_i)`, `n = W_n x + b_n`
     - `h' = (f * h + i * n) / (f + i)`. The output is `h'`.
 
-    `weight_ih` and `bias` hold the three in the order f, i, n. The arguments are
-    those of [`etpc.nn.IndRNN`][] but `activation` and `recurrent_init`.
+    `weight_ih` and `bias` hold the three in the order f, i, n. The arguments are those of
+    [`etpc.nn.VanillaRNN`][] but `activation`.
 
     **Source** Feng et al., "Were RNNs all we needed?", arXiv 2410.01201, 2024, section 3.2. The
     normalised gate is computed as `sigmoid(log f - log i)`, which is finite where both are zero.
@@ -298,8 +238,8 @@ class IndRNN(DiagonalCell):
     D-RTRL.
 
     **Source** Li et al., "Independently recurrent neural network (IndRNN): building a longer and
-    deeper RNN", CVPR 2018, equation 2. The paper clips `u` (`weight_hh`) after each update so that
-    gradients stay bounded; that is left to the optimiser.
+    deeper RNN", CVPR 2018, equation 2. At first `u` (`weight_hh`) is uniform on [0, 1). The paper clips
+    it after each update so that gradients stay bounded; that is left to the optimiser.
     """
 
     weight_hh: Float[Array, " H"]
@@ -313,39 +253,16 @@ class IndRNN(DiagonalCell):
         use_bias: bool = True,
         *,
         activation: Callable[[Array], Array] = jax.nn.relu,
-        weight_init: Scheme = "lecun_normal",
-        recurrent_init: Scheme = uniform(1.0),
-        bias_init: Scheme = "zeros",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
-        """**Arguments:**
+        """**Arguments** as for [`etpc.nn.VanillaRNN`][].
 
-        - `input_size`, `hidden_size`: I and H, the lengths of `x` and `h`.
-        - `use_bias`: whether there is a `b`.
-        - `activation`: f, a hashable function of an array that acts on each element.
-        - `weight_init`, `recurrent_init`, `bias_init`: schemes as of [`etpc.nn.init`][], for
-            `weight_ih`, `weight_hh` of shape `(H,)`, by default uniform on [0, 1), and `bias`.
-        - `dtype`: of the parameters and the state; JAX's default float where None.
-        - `key`: a PRNG key for the initial parameters.
-
-        **Raises** `InputError` for a size below 1, a dtype that is not a float, an activation that
-        cannot be called, or an initialiser that returns another shape or dtype.
+        **Raises** `InputError` as `VanillaRNN` does.
         """
         key, recurrent_key = jax.random.split(key)
-        super().__init__(
-            input_size,
-            hidden_size,
-            use_bias,
-            weight_init=weight_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            key=key,
-        )
-        shape = (self.hidden_size,)
-        self.weight_hh = initialise(
-            "recurrent_init", recurrent_init, recurrent_key, shape, self.dtype
-        )
+        super().__init__(input_size, hidden_size, use_bias, dtype=dtype, key=key)
+        self.weight_hh = jax.random.uniform(recurrent_key, (self.hidden_size,), self.dtype)
         self.activation = check_callable("activation", activation)
 
     def _next(self, drives: list[Array], h: Array) -> Array:

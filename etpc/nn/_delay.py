@@ -10,15 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
-from etpc.nn._init import (
-    DType,
-    Scheme,
-    check_shape,
-    float_dtype,
-    initialise,
-    layer_shape,
-    positive_int,
-)
+from etpc.nn._init import DType, check_shape, draw, float_dtype, layer_shape, positive_int
 
 Steps: TypeAlias = int | np.ndarray | Int[Array, "..."]
 
@@ -112,7 +104,6 @@ class DelayedLinear(eqx.Module):
         out_features: int,
         delays: Steps,
         *,
-        weight_init: Scheme = "kaiming_normal",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
@@ -120,18 +111,17 @@ class DelayedLinear(eqx.Module):
 
         - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `delays`: the delays d in steps, an integer or an array of integers of shape `(O, I)`.
-        - `weight_init`: a scheme as of [`etpc.nn.init`][]; the weight's shape is `(O, I)`.
         - `dtype`: of the weight and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial weight.
 
-        **Raises** `InputError` for a size below 1, delays that `Delay` would refuse, a dtype that is not a
-        float, or an initialiser that returns another shape or dtype.
+        **Raises** `InputError` for a size below 1, delays that `Delay` would refuse, or a dtype that
+        is not a float.
         """
         self.in_features = positive_int("in_features", in_features)
         self.out_features = positive_int("out_features", out_features)
         shape = (self.out_features, self.in_features)
         self.delays, self.longest = _delays("delays", delays, shape)
-        self.weight = initialise("weight_init", weight_init, key, shape, float_dtype(dtype))
+        self.weight = draw("kaiming_normal", key, shape, float_dtype(dtype))
 
     def init_state(self) -> Float[Array, "D I"]:
         """**Returns** zeros."""

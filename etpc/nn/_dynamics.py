@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import TypeAliasType
 
 from etpc._errors import InputError
-from etpc.nn._declared import Units, duration, option
+from etpc.nn._declared import Units, constant, duration, option
 from etpc.nn._init import Number, Parameter, Size, in_unit, known
 from etpc.surrogate import ReluGrad
 
@@ -166,9 +166,9 @@ class Neuron(Units):
     def _packed(self, state: Any) -> State:
         return state.V if self.state_type is Membrane and not self.refractory else state
 
-    @abc.abstractmethod
     def _rest(self) -> Any:
-        """The state at rest, without a counter."""
+        """The state at rest, without a counter: zeros."""
+        return self.state_type(*(self._full(0.0) for _ in self.state_type._fields[:-1]))
 
     @abc.abstractmethod
     def _distance(self, state: Any) -> Array:
@@ -181,3 +181,39 @@ class Neuron(Units):
     @abc.abstractmethod
     def _advance(self, current: Array, state: Any) -> Any:
         """The state after one step without a spike."""
+
+
+BELOW_THRESHOLD = (
+    "a reset has to take a neuron below its threshold, and the argument of the surrogate is divided "
+    "by `V_th - V_reset`"
+)
+
+
+class Leaky(Neuron):
+    """Neurons whose membrane has a rest, and is put back from a threshold by a hard reset, or by the one
+    that an option `reset` names."""
+
+    tau: Parameter = constant(20.0, "ms", positive=True)
+    R: Parameter = constant(1.0, "Mohm")
+    V_th: Parameter = constant(1.0, "mV")
+    V_rest: Parameter = constant(0.0, "mV")
+    V_reset: Parameter = constant(0.0, "mV")
+
+    def __check_init__(self):
+        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
+        check_reset(self._reset_kind)
+
+    @property
+    def _reset_kind(self) -> Reset:
+        return getattr(self, "reset", "hard")
+
+    def _rest(self) -> Any:
+        return super()._rest()._replace(V=self._full(self.V_rest))
+
+    def _distance(self, state: Any) -> Array:
+        V_th = self._used(self.V_th)
+        return (state.V - V_th) / (V_th - self._used(self.V_reset))
+
+    def _jump(self, state: Any, spike: Array, reset: Array) -> Any:
+        V_th, V_reset = self._used(self.V_th), self._used(self.V_reset)
+        return state._replace(V=reset_to(self._reset_kind, state.V, V_th, V_reset, reset))

@@ -1,7 +1,7 @@
 """Weights scaled until each layer of neurons fires at a given rate on a sample."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -137,9 +137,7 @@ def _initial_state(traced: "Step", batch_size: int | None) -> Sequence[Any]:
 
     start = traced.initial_state
     if any(isinstance(a, jax.ShapeDtypeStruct) for a in start):
-        raise InputError(
-            "state= has shapes without values. Pass the arrays that a stream begins with."
-        )
+        raise InputError("state= has shapes without values. Pass arrays that a stream begins with.")
     return start if batch_size is None else [repeat(a, batch_size) for a in start]
 
 
@@ -150,7 +148,7 @@ def _check_rates(
     raise_together(
         [
             f"The layer with the spike function at {layer.functions[-1].source} fires at {r:.3g} where "
-            f"{rate:.3g} was asked for, and no scale of {', '.join(paths[i] for i in layer.weights)} "
+            f"{rate:.3g} was asked for, and no scale of {', '.join(paths[i] for i in sorted(layer.weights))} "
             "brings it nearer. Pass a sample that drives it, longer than its time constants, or ask for "
             "another rate."
             for layer, r in zip(layers, reached, strict=True)
@@ -195,11 +193,11 @@ def _searched(
     return best()
 
 
-class _Layer:
-    """Spike functions that the same weights drive."""
+class _Layer(NamedTuple):
+    """Spike functions, and the parameters that drive them, by their number."""
 
-    def __init__(self, functions: "list[Equation]", weights: set[int]):
-        self.functions, self.weights = functions, sorted(weights)
+    functions: "list[Equation]"
+    weights: set[int]
 
 
 def _layers(step: "Step") -> list[_Layer]:
@@ -209,6 +207,7 @@ def _layers(step: "Step") -> list[_Layer]:
     a path leads from there to the function, in this step or through the state of later ones, and
     neither through another operation that mixes nor through another spike function.
     """
+    from etpc._jax import propagate
     from etpc._spikes import spike_functions
     from etpc.analyse import split
 
@@ -220,28 +219,18 @@ def _layers(step: "Step") -> list[_Layer]:
             "networks need no scale for their rates: draw them with `etpc.nn.init`."
         )
     parts = split(step)
-    ends = {e: n for n, e in enumerate(functions)}
     mixing = [op for op in parts.ops if op.kind.data is not None]
-    ends_path = {id(op.equation) for op in mixing} | {id(e) for e in functions}
+    ends = {id(op.equation) for op in mixing} | {id(e) for e in functions}
     carried = dict(zip(parts.next_state, step.state, strict=True))
     drivers: list[set[int]] = [set() for _ in functions]
     for op in mixing:
-        touched = set(op.equation.outputs)
-        reached: set[int] = set()
-        while True:
-            before = len(touched)
-            for equation in parts.body:
-                if not any(v in touched for v in equation.inputs):
-                    continue
-                if equation in ends:
-                    reached.add(ends[equation])
-                elif id(equation) not in ends_path:
-                    touched.update(equation.outputs)
-            touched.update(old for new, old in carried.items() if new in touched)
-            if len(touched) == before:
-                break
-        for n in reached:
-            drivers[n].update(op.parameters)
+        seeds, touched = set(op.equation.outputs), set[Any]()
+        while not seeds <= touched:
+            touched = propagate(parts.body, seeds | touched, lambda eqn, v: id(eqn) in ends)
+            seeds = {old for new, old in carried.items() if new in touched}
+        for function, weights in zip(functions, drivers, strict=True):
+            if any(v in touched for v in function.inputs):
+                weights.update(op.parameters)
     lonely = dict.fromkeys(
         e.source for e, weights in zip(functions, drivers, strict=True) if not weights
     )
@@ -255,7 +244,7 @@ def _layers(step: "Step") -> list[_Layer]:
     )
     layers: list[_Layer] = []
     for function, weights in zip(functions, drivers, strict=True):
-        shared = [layer for layer in layers if weights & set(layer.weights)]
+        shared = [layer for layer in layers if weights & layer.weights]
         joined = _Layer(
             [*(e for layer in shared for e in layer.functions), function],
             weights.union(*(layer.weights for layer in shared)),

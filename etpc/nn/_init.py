@@ -25,8 +25,6 @@ from etpc._jax import mark
 Initializer = TypeAliasType(
     "Initializer", Callable[[PRNGKeyArray, tuple[int, ...], DTypeLike], Array]
 )
-Scheme = TypeAliasType("Scheme", str | Initializer)
-"""An initialiser, or the name of one of `SCHEMES`."""
 Layer = TypeVar("Layer")
 
 
@@ -76,7 +74,7 @@ SCHEMES: dict[str, Initializer] = {
 }
 
 
-def init(layer: Layer, scheme: Scheme, key: PRNGKeyArray, *, gain: float = 1.0) -> Layer:
+def init(layer: Layer, scheme: str | Initializer, key: PRNGKeyArray, *, gain: float = 1.0) -> Layer:
     """The layer with new weights, and with biases of zero.
 
     A weight is an array of two axes or more in a field whose name begins with `weight`, such as
@@ -119,7 +117,12 @@ def init(layer: Layer, scheme: Scheme, key: PRNGKeyArray, *, gain: float = 1.0) 
     equations 12 and 16 (`xavier`); Saxe, McClelland & Ganguli, "Exact solutions to the nonlinear dynamics
     of learning in deep linear neural networks", ICLR 2014 (`orthogonal`).
     """
-    draw = initializer("scheme", scheme)
+    if isinstance(scheme, str) and scheme not in SCHEMES:
+        raise InputError(
+            f"scheme={scheme!r} is unknown. Pass a function `(key, shape, dtype) -> array`, or one of "
+            f"{', '.join(SCHEMES)}."
+        )
+    function = SCHEMES[scheme] if isinstance(scheme, str) else scheme
     paths_and_leaves, structure = jax.tree.flatten_with_path(layer)
 
     def in_field(prefix: str, path: tuple[Any, ...], leaf: Any) -> bool:
@@ -137,24 +140,19 @@ def init(layer: Layer, scheme: Scheme, key: PRNGKeyArray, *, gain: float = 1.0) 
     if not places:
         raise InputError(
             f"{type(layer).__name__} has no weight to draw. This is because no array of two axes or more is "
-            "in a field whose name begins with `weight`. Pass an initialiser where the layer is made, such "
-            "as `weight_init=`, or set its arrays with `eqx.tree_at`."
+            "in a field whose name begins with `weight`. Set its arrays with `eqx.tree_at`."
         )
     for n, one in zip(places, jax.random.split(key, len(places)), strict=True):
-        leaves[n] = gain * initialise("scheme", draw, one, leaves[n].shape, leaves[n].dtype)
+        wanted = leaves[n]
+        value = function(one, wanted.shape, wanted.dtype)
+        if value.shape != wanted.shape or value.dtype != wanted.dtype:
+            raise InputError(
+                f"scheme returned {value.dtype}{list(value.shape)} where {wanted.dtype}"
+                f"{list(wanted.shape)} is needed. This is because an initialiser is called as "
+                "`init(key, shape, dtype)`. Return an array of that shape and dtype."
+            )
+        leaves[n] = gain * value
     return jax.tree.unflatten(structure, leaves)
-
-
-def initializer(name: str, scheme: Scheme) -> Initializer:
-    """The function that a scheme names."""
-    if not isinstance(scheme, str):
-        return scheme
-    if scheme not in SCHEMES:
-        raise InputError(
-            f"{name}={scheme!r} is unknown. Pass a function `(key, shape, dtype) -> array`, or one of "
-            f"{', '.join(SCHEMES)}."
-        )
-    return SCHEMES[scheme]
 
 
 def positive_int(name: str, value: int) -> int:
@@ -192,30 +190,9 @@ def float_dtype(dtype: DType) -> np.dtype:
     return dtype
 
 
-def initialise(
-    name: str, scheme: Scheme, key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype
-) -> Array:
-    """Draw a weight, and check that a function gave what was asked for."""
-    value = initializer(name, scheme)(key, shape, dtype)
-    if value.shape != shape or value.dtype != dtype:
-        raise InputError(
-            f"{name} returned {value.dtype}{list(value.shape)} where {dtype}{list(shape)} is "
-            "needed. This is because an initialiser is called as `init(key, shape, dtype)`. Return "
-            "an array of that shape and dtype."
-        )
-    return value
-
-
-def optional(
-    wanted: bool,
-    name: str,
-    scheme: Scheme,
-    key: PRNGKeyArray,
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-) -> Array | None:
-    """A weight that a layer may be without, such as a bias."""
-    return initialise(name, scheme, key, shape, dtype) if wanted else None
+def draw(scheme: str, key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """A weight by one of `SCHEMES`."""
+    return SCHEMES[scheme](key, shape, dtype)
 
 
 def check_callable(name: str, function: Callable[[Array], Array]) -> Callable[[Array], Array]:

@@ -7,14 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
-from etpc.nn._init import (
-    DType,
-    Scheme,
-    check_shape,
-    float_dtype,
-    initialise,
-    positive_int,
-)
+from etpc.nn._init import DType, check_shape, draw, float_dtype, positive_int
 
 
 class DaleLinear(eqx.Module):
@@ -51,7 +44,6 @@ class DaleLinear(eqx.Module):
         out_features: int,
         *,
         excitatory: int,
-        weight_init: Scheme = "kaiming_normal",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
@@ -59,12 +51,11 @@ class DaleLinear(eqx.Module):
 
         - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `excitatory`: how many of the inputs excite, the first ones; from 0 to I.
-        - `weight_init`: a scheme as of [`etpc.nn.init`][]; the weight's shape is `(O, I)`.
         - `dtype`: of the weight; JAX's default float where None.
         - `key`: a PRNG key for the initial weight.
 
-        **Raises** `InputError` for a size below 1, an `excitatory` that is out of range, a dtype that is
-        not a float, or an initialiser that returns another shape or dtype.
+        **Raises** `InputError` for a size below 1, an `excitatory` that is out of range, or a dtype
+        that is not a float.
         """
         self.in_features = positive_int("in_features", in_features)
         self.out_features = positive_int("out_features", out_features)
@@ -77,7 +68,7 @@ class DaleLinear(eqx.Module):
             )
         self.excitatory = int(excitatory)
         shape = (self.out_features, self.in_features)
-        self.weight = initialise("weight_init", weight_init, key, shape, float_dtype(dtype))
+        self.weight = draw("kaiming_normal", key, shape, float_dtype(dtype))
 
     def effective_weight(self) -> Float[Array, "O I"]:
         """**Returns** the weight that the input meets, with the sign of each input."""

@@ -2,18 +2,11 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
-from etpc.nn._init import (
-    DType,
-    Scheme,
-    check_shape,
-    float_dtype,
-    initialise,
-    optional,
-    positive_int,
-)
+from etpc.nn._init import DType, check_shape, draw, float_dtype, positive_int
 
 
 class LowRankLinear(eqx.Module):
@@ -49,9 +42,6 @@ class LowRankLinear(eqx.Module):
         rank: int,
         use_bias: bool = True,
         *,
-        U_init: Scheme = "lecun_normal",
-        V_init: Scheme = "kaiming_normal",
-        bias_init: Scheme = "zeros",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
@@ -60,22 +50,20 @@ class LowRankLinear(eqx.Module):
         - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `rank`: R.
         - `use_bias`: whether there is a `b`.
-        - `U_init`, `V_init`, `bias_init`: schemes as of [`etpc.nn.init`][]. By default the
-            elements of `U V` have the variance of those of `Linear`.
         - `dtype`: of the parameters; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.
 
-        **Raises** `InputError` for a size below 1, a dtype that is not a float, or an initialiser
-        that returns another shape or dtype.
+        **Raises** `InputError` for a size below 1, or a dtype that is not a float.
         """
         I = self.in_features = positive_int("in_features", in_features)
         O = self.out_features = positive_int("out_features", out_features)
         R = self.rank = positive_int("rank", rank)
         dtype = float_dtype(dtype)
-        keys = jax.random.split(key, 3)
-        self.U = initialise("U_init", U_init, keys[0], (O, R), dtype)
-        self.V = initialise("V_init", V_init, keys[1], (R, I), dtype)
-        self.bias = optional(use_bias, "bias_init", bias_init, keys[2], (O,), dtype)
+        keys = jax.random.split(key)
+        # So the elements of `U V` have the variance of those of `Linear`.
+        self.U = draw("lecun_normal", keys[0], (O, R), dtype)
+        self.V = draw("kaiming_normal", keys[1], (R, I), dtype)
+        self.bias = jnp.zeros((O,), dtype) if use_bias else None
 
     def __call__(self, x: Float[Array, " I"]) -> Float[Array, " O"]:
         """**Returns** `U (V x) + b` for one example.

@@ -1,23 +1,16 @@
 """Spiking neurons with a leaky membrane: LIF, and with adaptation ALIF and GIF."""
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from etpc._errors import InputError
 from etpc.nn._declared import constant, option
-from etpc.nn._dynamics import Membrane, Neuron, Reset, check_above, check_reset, leak, reset_to
-from etpc.nn._init import Parameter, known
-
-BELOW_THRESHOLD = (
-    "a reset has to take a neuron below its threshold, and the argument of the surrogate is divided "
-    "by `V_th - V_reset`"
-)
+from etpc.nn._dynamics import Leaky, Membrane, Reset, leak, reset_to
+from etpc.nn._init import Parameter
 
 
-class LIF(Neuron):
+class LIF(Leaky):
     """Leaky integrate-and-fire neurons: `tau dV/dt = -(V - V_rest) + R I`, a spike and a reset
     where `V >= V_th`.
 
@@ -25,8 +18,8 @@ class LIF(Neuron):
 
     1. reset: `z = H((V - V_th) / (V_th - V_reset))`, then `U = V - (V_th - V_reset) z`
        (`reset="soft"`) or `U = (1 - z) V + z V_reset` (`reset="hard"`);
-    2. leak and input: `V' = V_rest + d (U - V_rest) + (1 - d) R I`. With `integration="exp_euler"`,
-       `d = exp(-dt / tau)`, which is the exact solution; with `"euler"`, `d = 1 - dt / tau`;
+    2. leak and input, by the exact solution: `V' = V_rest + d (U - V_rest) + (1 - d) R I` with
+       `d = exp(-dt / tau)`;
     3. spike: `z' = H((V' - V_th) / (V_th - V_reset))`.
 
     The new state is `V'`, the potential *before* the reset that `z'` calls for; that reset opens
@@ -52,13 +45,12 @@ class LIF(Neuron):
       gets `(V - V_th) / (V_th - V_reset)`.
     - `detach_reset`: whether the spike in the reset of V is held constant under differentiation.
     - `refractory`: refractory period (ms), in whole steps, rounded up; none by default.
-    - `integration`: `"exp_euler"` or `"euler"`, as above.
     - `dtype`: of the state and of the trainable parameters; JAX's default float where None.
 
     **Raises** `InputError` for a size below 1, a parameter that is not finite, does not fit
     `size` or is a quantity of another dimension, `tau` or `dt` that is not positive, a negative
-    `refractory`, a threshold that is not above the reset potential, and an unknown `reset`,
-    `integration` or `surrogate`.
+    `refractory`, a threshold that is not above the reset potential, and an unknown `reset` or
+    `surrogate`.
 
     ```pycon
     >>> import jax.numpy as jnp
@@ -78,48 +70,11 @@ class LIF(Neuron):
     of `1 - z`.
     """
 
-    tau: Parameter = constant(20.0, "ms", positive=True)
-    R: Parameter = constant(1.0, "Mohm")
-    V_th: Parameter = constant(1.0, "mV")
-    V_rest: Parameter = constant(0.0, "mV")
-    V_reset: Parameter = constant(0.0, "mV")
     reset: Reset = option("soft")
-    integration: Literal["exp_euler", "euler"] = option("exp_euler")
-
-    def __check_init__(self):
-        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
-        check_reset(self.reset)
-        if self.integration not in ("exp_euler", "euler"):
-            raise InputError(
-                f"integration={self.integration!r} is unknown. This is because there are two schemes. "
-                'Pass "exp_euler" (exact for a constant current) or "euler".'
-            )
-        short = known(self.tau) and np.any(np.asarray(self.tau) < self.dt)
-        if self.integration == "euler" and short:
-            raise InputError(
-                f"dt must not exceed tau with integration='euler', got dt={self.dt} and "
-                f"tau={self.tau}. This is because V would oscillate: the leak factor `1 - dt / tau` "
-                "is negative. Pass a smaller dt or integration='exp_euler'."
-            )
-
-    def _rest(self) -> Membrane:
-        return Membrane(self._full(self.V_rest))
-
-    def _distance(self, state: Membrane) -> Array:
-        V_th = self._used(self.V_th)
-        return (state.V - V_th) / (V_th - self._used(self.V_reset))
-
-    def _jump(self, state: Membrane, spike: Array, reset: Array) -> Membrane:
-        V = reset_to(self.reset, state.V, self._used(self.V_th), self._used(self.V_reset), reset)
-        return state._replace(V=V)
 
     def _advance(self, current: Array, state: Membrane) -> Membrane:
         V_rest = self._used(self.V_rest)
-        if self.integration == "euler":
-            gain = self.dt / self._used(self.tau)
-            decay = 1 - gain
-        else:
-            decay, gain = leak(self.dt, self._used(self.tau))
+        decay, gain = leak(self.dt, self._used(self.tau))
         V = V_rest + decay * (state.V - V_rest) + gain * self._used(self.R) * current
         return state._replace(V=V)
 
@@ -132,7 +87,7 @@ class ALIFState(NamedTuple):
     wait: Int[Array, "*K"] | None = None
 
 
-class ALIF(Neuron):
+class ALIF(Leaky):
     """Leaky integrate-and-fire neurons whose threshold rises with each spike and decays again.
 
     One step from the state `(V, a)` with the input current `I`, held constant over the step; `d` and
@@ -175,23 +130,11 @@ class ALIF(Neuron):
     has the gain 1 in place of `(1 - d) R`, the reset is soft and `V_rest = V_reset = 0`.
     """
 
-    tau: Parameter = constant(20.0, "ms", positive=True)
     tau_a: Parameter = constant(200.0, "ms", positive=True)
     beta: Parameter = constant(0.2, "mV")
-    R: Parameter = constant(1.0, "Mohm")
-    V_th: Parameter = constant(1.0, "mV")
-    V_rest: Parameter = constant(0.0, "mV")
-    V_reset: Parameter = constant(0.0, "mV")
     reset: Reset = option("soft")
 
     state_type: ClassVar[Any] = ALIFState
-
-    def __check_init__(self):
-        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
-        check_reset(self.reset)
-
-    def _rest(self) -> ALIFState:
-        return ALIFState(self._full(self.V_rest), self._full(0.0))
 
     def _distance(self, state: ALIFState) -> Array:
         V_th = self._used(self.V_th)
@@ -200,9 +143,8 @@ class ALIF(Neuron):
         )
 
     def _jump(self, state: ALIFState, spike: Array, reset: Array) -> ALIFState:
-        V = reset_to(self.reset, state.V, self._used(self.V_th), self._used(self.V_reset), reset)
         rho, _ = leak(self.dt, self._used(self.tau_a))
-        return state._replace(V=V, a=rho * state.a + spike)
+        return super()._jump(state, spike, reset)._replace(a=rho * state.a + spike)
 
     def _advance(self, current: Array, state: ALIFState) -> ALIFState:
         V_rest = self._used(self.V_rest)
@@ -222,7 +164,7 @@ class GIFState(NamedTuple):
     wait: Int[Array, "*K"] | None = None
 
 
-class GIF(Neuron):
+class GIF(Leaky):
     """Generalised integrate-and-fire neurons: two currents that a spike sets off, and a threshold
     that follows the potential and the spikes.
 
@@ -273,11 +215,6 @@ class GIF(Neuron):
     (`R2 = 1`), as by default here. In the source the reset is hard.
     """
 
-    tau: Parameter = constant(20.0, "ms", positive=True)
-    R: Parameter = constant(1.0, "Mohm")
-    V_th: Parameter = constant(1.0, "mV")
-    V_rest: Parameter = constant(0.0, "mV")
-    V_reset: Parameter = constant(0.0, "mV")
     V_th_reset: Parameter | None = constant(None, "mV")
     A_th: Parameter = constant(0.0, "mV")
     a: Parameter = constant(0.0, "1/ms")
@@ -292,13 +229,8 @@ class GIF(Neuron):
 
     state_type: ClassVar[Any] = GIFState
 
-    def __check_init__(self):
-        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
-        check_reset(self.reset)
-
     def _rest(self) -> GIFState:
-        zero = self._full(0.0)
-        return GIFState(self._full(self.V_rest), zero, zero, self._full(self.V_th))
+        return super()._rest()._replace(V_th=self._full(self.V_th))
 
     def _distance(self, state: GIFState) -> Array:
         return (state.V - state.V_th) / (self._used(self.V_th) - self._used(self.V_reset))

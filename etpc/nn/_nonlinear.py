@@ -14,33 +14,27 @@ from jaxtyping import Array, Float, Int
 
 from etpc._errors import InputError
 from etpc.nn._declared import constant, option
-from etpc.nn._dynamics import Membrane, Neuron, Reset, check_above, check_reset, leak, reset_to
+from etpc.nn._dynamics import (
+    BELOW_THRESHOLD,
+    Leaky,
+    Membrane,
+    Neuron,
+    Reset,
+    check_above,
+    check_reset,
+    leak,
+    reset_to,
+)
 from etpc.nn._init import Parameter, known
-from etpc.nn._neuron import BELOW_THRESHOLD
 
 
-class Upswing(Neuron):
-    """What QIF, EIF and AdEx share: a membrane with a rest, a threshold and a hard reset."""
+class Upswing(Leaky):
+    """What QIF, EIF and AdEx share: the potentials by default."""
 
     tau: Parameter = constant(10.0, "ms", positive=True)
-    R: Parameter = constant(1.0, "Mohm")
     V_th: Parameter = constant(-45.0, "mV")
     V_rest: Parameter = constant(-65.0, "mV")
     V_reset: Parameter = constant(-68.0, "mV")
-
-    def __check_init__(self):
-        check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
-
-    def _rest(self) -> Any:
-        return Membrane(self._full(self.V_rest))
-
-    def _distance(self, state: Any) -> Array:
-        V_th = self._used(self.V_th)
-        return (state.V - V_th) / (V_th - self._used(self.V_reset))
-
-    def _jump(self, state: Any, spike: Array, reset: Array) -> Any:
-        V = reset_to("hard", state.V, self._used(self.V_th), self._used(self.V_reset), reset)
-        return state._replace(V=V)
 
 
 class QIF(Upswing):
@@ -208,9 +202,6 @@ class AdEx(Upswing):
     b: Parameter = constant(0.0805, "nA")
 
     state_type: ClassVar[Any] = AdExState
-
-    def _rest(self) -> AdExState:
-        return AdExState(self._full(self.V_rest), self._full(0.0))
 
     def _jump(self, state: AdExState, spike: Array, reset: Array) -> AdExState:
         state = super()._jump(state, spike, reset)
@@ -386,13 +377,6 @@ class ResonateAndFire(Neuron):
                 f"V_reset must not exceed V_th, got V_reset={V_reset} and V_th={V_th}. This is "
                 "because a reset must not take a neuron further above its threshold. Lower V_reset."
             )
-
-    def init_state(self) -> Any:
-        """**Returns** zeros."""
-        return super().init_state()
-
-    def _rest(self) -> ResonatorState:
-        return ResonatorState(self._full(0.0), self._full(0.0))
 
     def _distance(self, state: ResonatorState) -> Array:
         V_th = self._used(self.V_th)

@@ -1,5 +1,7 @@
 """Readouts: layers that turn spikes into a continuous output."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,10 @@ from etpc.nn._init import (
     DType,
     Number,
     Parameter,
-    Scheme,
     check_shape,
     constant_or_parameter,
+    draw,
     float_dtype,
-    initialise,
     positive_int,
     positive_number,
     used,
@@ -60,7 +61,6 @@ class LeakyRateReadout(eqx.Module):
         *,
         tau: Parameter = 5.0,
         dt: Number = 1.0,
-        weight_init: Scheme = "kaiming_normal",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
@@ -68,13 +68,11 @@ class LeakyRateReadout(eqx.Module):
 
         - `in_features`, `out_features`: I and O, the lengths of `x` and `r`.
         - `tau`: time constant (ms). `dt`: length of one step (ms).
-        - `weight_init`: a scheme as of [`etpc.nn.init`][]; the weight's shape is `(O, I)`.
         - `dtype`: of the parameters and the state; JAX's default float where None.
         - `key`: a PRNG key for the initial weight.
 
         **Raises** `InputError` for a size below 1, `tau` or `dt` that is not positive or is a quantity
-        other than a time, a `tau` that does not fit `(O,)`, a dtype that is not a float, or an
-        initialiser that returns another shape or dtype.
+        other than a time, a `tau` that does not fit `(O,)`, or a dtype that is not a float.
         """
         self.in_features = positive_int("in_features", in_features)
         self.out_features = positive_int("out_features", out_features)
@@ -82,7 +80,7 @@ class LeakyRateReadout(eqx.Module):
         shape = (self.out_features, self.in_features)
         self.tau = constant_or_parameter("tau", tau, shape[:1], self.dtype, "ms", positive=True)
         self.dt = positive_number("dt", dt, "ms")
-        self.weight = initialise("weight_init", weight_init, key, shape, self.dtype)
+        self.weight = draw("kaiming_normal", key, shape, self.dtype)
 
     def init_state(self) -> Float[Array, " O"]:
         """**Returns** zeros."""
@@ -97,23 +95,25 @@ class LeakyRateReadout(eqx.Module):
 
         **Raises** `InputError` where `x` or `r` has another shape than `(I,)` and `(O,)`.
         """
-        check_shape("LeakyRateReadout", "x", x, (self.in_features,))
-        check_shape("LeakyRateReadout", "r", r, (self.out_features,))
-        decay, _ = leak(self.dt, used(self.tau, (self.out_features,)))
+        decay, _ = self._decay(x=x, r=r)
         r = decay * r + mark(self.weight) @ x
         return r, r
 
+    def _decay(self, x: Array, **state: Array) -> tuple[Any, Any]:
+        """What a step leaves of the state, and what that lacks to 1, once the shapes are checked."""
+        name, shape = type(self).__name__, (self.out_features,)
+        check_shape(name, "x", x, (self.in_features,))
+        for part, array in state.items():
+            check_shape(name, part, array, shape)
+        return leak(self.dt, used(self.tau, shape))
 
-class MembraneReadout(eqx.Module):
+
+class MembraneReadout(LeakyRateReadout):
     """Membranes that do not spike: `tau dV/dt = -V + W x + b`, so `V' = d V + (1 - d) (W x + b)` with
     `d = exp(-dt / tau)`. The output is the new state `V'`.
 
     Unlike that of [`LeakyRateReadout`][etpc.nn.LeakyRateReadout], the input has the gain `1 - d`, and
     a constant input is reached for every `tau`.
-
-    `tau` given as a number is a fixed constant; as an array, of shape `()` or `(O,)`, it is a
-    trainable parameter and marked as a weight. Either may be a `saiunit` quantity, which is converted
-    to ms.
 
     ```pycon
     >>> import jax, jax.numpy as jnp
@@ -129,13 +129,7 @@ class MembraneReadout(eqx.Module):
     2014, section 1.3: the membrane of a leaky integrate-and-fire neuron, without its threshold.
     """
 
-    weight: Float[Array, "O I"]
     bias: Float[Array, " O"] | None
-    tau: Parameter
-    in_features: int = eqx.field(static=True)
-    out_features: int = eqx.field(static=True)
-    dt: float = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
 
     def __init__(
         self,
@@ -145,40 +139,16 @@ class MembraneReadout(eqx.Module):
         *,
         tau: Parameter = 20.0,
         dt: Number = 1.0,
-        weight_init: Scheme = "kaiming_normal",
-        bias_init: Scheme = "zeros",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
-        """**Arguments:**
-
-        - `in_features`, `out_features`: I and O, the lengths of `x` and `V`.
-        - `use_bias`: whether there is a `b`.
-        - `tau`: time constant (ms). `dt`: length of one step (ms).
-        - `weight_init`, `bias_init`: schemes as of [`etpc.nn.init`][]; the weight's shape is
-          `(O, I)`.
-        - `dtype`: of the parameters and the state; JAX's default float where None.
-        - `key`: a PRNG key for the initial parameters.
+        """**Arguments** as for [`etpc.nn.LeakyRateReadout`][]; `use_bias`: whether there is a `b`.
 
         **Raises** `InputError` as `LeakyRateReadout` does.
         """
-        self.in_features = positive_int("in_features", in_features)
-        self.out_features = positive_int("out_features", out_features)
-        self.dtype = float_dtype(dtype)
-        shape = (self.out_features, self.in_features)
-        self.tau = constant_or_parameter("tau", tau, shape[:1], self.dtype, "ms", positive=True)
-        self.dt = positive_number("dt", dt, "ms")
-        weight_key, bias_key = jax.random.split(key)
-        self.weight = initialise("weight_init", weight_init, weight_key, shape, self.dtype)
-        self.bias = (
-            initialise("bias_init", bias_init, bias_key, shape[:1], self.dtype)
-            if use_bias
-            else None
-        )
-
-    def init_state(self) -> Float[Array, " O"]:
-        """**Returns** zeros."""
-        return jnp.zeros(self.out_features, self.dtype)
+        key = jax.random.split(key)[0]
+        super().__init__(in_features, out_features, tau=tau, dt=dt, dtype=dtype, key=key)
+        self.bias = jnp.zeros(self.out_features, self.dtype) if use_bias else None
 
     def __call__(
         self, x: Float[Array, " I"], V: Float[Array, " O"]
@@ -189,9 +159,7 @@ class MembraneReadout(eqx.Module):
 
         **Raises** `InputError` where `x` or `V` has another shape than `(I,)` and `(O,)`.
         """
-        check_shape("MembraneReadout", "x", x, (self.in_features,))
-        check_shape("MembraneReadout", "V", V, (self.out_features,))
-        decay, gain = leak(self.dt, used(self.tau, (self.out_features,)))
+        decay, gain = self._decay(x=x, V=V)
         drive = mark(self.weight) @ x
         if self.bias is not None:
             drive = drive + mark(self.bias)

@@ -15,12 +15,9 @@ from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
     DType,
-    Scheme,
     check_shape,
     float_dtype,
-    initialise,
     known,
-    optional,
     positive_int,
 )
 
@@ -60,8 +57,6 @@ class SparseLinear(eqx.Module):
         connections: tuple[Indices, Indices] | Matrix | float | int,
         use_bias: bool = True,
         *,
-        weight_init: Scheme | None = None,
-        bias_init: Scheme = "zeros",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
@@ -71,18 +66,14 @@ class SparseLinear(eqx.Module):
         - `connections`: which inputs feed which outputs. Either a pair of integer arrays (rows,
             columns): outputs and inputs. Or a matrix of `scipy.sparse` of shape `(O, I)`, with the
             initial weights as its stored values. Or a density in (0, 1], the probability of each
-            connection, to be drawn with `key`.
+            connection, to be drawn with `key`. Weights that are not given are normal with variance
+            `2 / fan_in`, the number of connections of the output.
         - `use_bias`: whether there is a `b`.
-        - `weight_init`: a scheme as of [`etpc.nn.init`][]; the shape is `(U,)`. Where None:
-            the values of a matrix, else normal with variance `2 / fan_in`, the number of connections
-            of the output.
-        - `bias_init`: likewise, of shape `(O,)`.
         - `dtype`: of the parameters; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.
 
         **Raises** `InputError` for a size below 1, connections that are none, lie outside of the
-        matrix or are given twice, a dtype that is not a float, or an initialiser that returns another
-        shape or dtype.
+        matrix or are given twice, or a dtype that is not a float.
         """
         I = self.in_features = positive_int("in_features", in_features)
         O = self.out_features = positive_int("out_features", out_features)
@@ -106,15 +97,13 @@ class SparseLinear(eqx.Module):
         self.indices = jnp.asarray(np.stack([rows, columns], 1), jnp.int32)
 
         shape = rows.shape
-        if weight_init is not None:
-            self.weight = initialise("weight_init", weight_init, keys[0], shape, dtype)
-        elif values is not None:
+        if values is not None:
             self.weight = jnp.asarray(values[order], dtype)
         else:
             fan_in = np.bincount(rows, minlength=O)[rows]
             scale = jnp.asarray(np.sqrt(2 / fan_in), dtype)
             self.weight = scale * jax.random.normal(keys[0], shape, dtype)
-        self.bias = optional(use_bias, "bias_init", bias_init, keys[1], (O,), dtype)
+        self.bias = jnp.zeros((O,), dtype) if use_bias else None
 
     def __call__(self, x: Float[Array, " I"]) -> Float[Array, " O"]:
         """**Returns** `W x + b` for one example.

@@ -21,10 +21,9 @@ from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
     DType,
-    Scheme,
     check_shape,
+    draw,
     float_dtype,
-    initialise,
     positive_int,
     positive_number,
     scaled,
@@ -77,9 +76,6 @@ class LRU(eqx.Module):
         r_min: float | int = 0.0,
         r_max: float | int = 1.0,
         max_phase: float | int = 2 * np.pi,
-        B_init: Scheme = scaled(0.5),
-        C_init: Scheme = "lecun_normal",
-        D_init: Scheme = "lecun_normal",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
@@ -89,13 +85,11 @@ class LRU(eqx.Module):
         - `state_size`: N, the number of complex states.
         - `r_min`, `r_max`: the radii of the ring, `0 <= r_min < r_max <= 1`.
         - `max_phase`: the largest phase (radian), in (0, 2π].
-        - `B_init`, `C_init`: schemes as of [`etpc.nn.init`][] for the real and the imaginary
-            parts of B, of shape `(N, I)`, and C, `(O, N)`. `D_init`: likewise for D, `(O, I)`.
         - `dtype`: of the parameters, float32 or float64; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.
 
-        **Raises** `InputError` for a size below 1, radii or a phase out of range, a dtype without a
-        complex counterpart, or an initialiser that returns another shape or dtype.
+        **Raises** `InputError` for a size below 1, radii or a phase out of range, or a dtype without a
+        complex counterpart.
         """
         I = self.in_features = positive_int("in_features", in_features)
         O = self.out_features = positive_int("out_features", out_features)
@@ -121,11 +115,11 @@ class LRU(eqx.Module):
         self.nu_log = jnp.log(nu)
         self.theta_log = jnp.log(float(max_phase) * phase)
         self.gamma_log = 0.5 * jnp.log(-jnp.expm1(-2 * nu))
-        self.B_re = initialise("B_init", B_init, keys[2], (N, I), self.dtype)
-        self.B_im = initialise("B_init", B_init, keys[3], (N, I), self.dtype)
-        self.C_re = initialise("C_init", C_init, keys[4], (O, N), self.dtype)
-        self.C_im = initialise("C_init", C_init, keys[5], (O, N), self.dtype)
-        self.D = initialise("D_init", D_init, keys[6], (O, I), self.dtype)
+        self.B_re = scaled(0.5)(keys[2], (N, I), self.dtype)
+        self.B_im = scaled(0.5)(keys[3], (N, I), self.dtype)
+        self.C_re = draw("lecun_normal", keys[4], (O, N), self.dtype)
+        self.C_im = draw("lecun_normal", keys[5], (O, N), self.dtype)
+        self.D = draw("lecun_normal", keys[6], (O, I), self.dtype)
 
     def init_state(self) -> Complex[Array, " N"]:
         """**Returns** zeros."""
@@ -187,9 +181,6 @@ class S5(eqx.Module):
         *,
         step_min: float | int = 0.001,
         step_max: float | int = 0.1,
-        B_init: Scheme = "lecun_normal",
-        C_init: Scheme = "lecun_normal",
-        D_init: Scheme = "lecun_normal",
         dtype: DType = None,
         key: PRNGKeyArray,
     ):
@@ -198,13 +189,11 @@ class S5(eqx.Module):
         - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `state_size`: 2N, the number of states of the real system; even.
         - `step_min`, `step_max`: Δ is at first log-uniform between them, in the unit of time of Λ.
-        - `B_init`, `C_init`, `D_init`: schemes as of [`etpc.nn.init`][] for the dense
-            system's B, of shape `(2N, I)`, C, `(O, 2N)`, and D, `(O, I)`.
         - `dtype`: of the parameters, float32 or float64; JAX's default float where None.
         - `key`: a PRNG key for the initial parameters.
 
-        **Raises** `InputError` for a size below 1, an odd `state_size`, steps out of range, a dtype
-        without a complex counterpart, or an initialiser that returns another shape or dtype.
+        **Raises** `InputError` for a size below 1, an odd `state_size`, steps out of range, or a
+        dtype without a complex counterpart.
         """
         I = self.in_features = positive_int("in_features", in_features)
         O = self.out_features = positive_int("out_features", out_features)
@@ -226,14 +215,14 @@ class S5(eqx.Module):
         self.frequency = jnp.asarray(frequency, self.dtype)
         spread = jax.random.uniform(keys[0], (P // 2,), self.dtype)
         self.log_step = math.log(step_min) + spread * math.log(step_max / step_min)
-        B = initialise("B_init", B_init, keys[1], (P, I), self.dtype)
-        C = initialise("C_init", C_init, keys[2], (O, P), self.dtype)
+        B = draw("lecun_normal", keys[1], (P, I), self.dtype)
+        C = draw("lecun_normal", keys[2], (O, P), self.dtype)
         turn_re, turn_im = (
             jnp.asarray(a, self.dtype) for a in (np.real(vectors), np.imag(vectors))
         )
         self.B_re, self.B_im = turn_re.T @ B, -turn_im.T @ B
         self.C_re, self.C_im = C @ turn_re, C @ turn_im
-        self.D = initialise("D_init", D_init, keys[3], (O, I), self.dtype)
+        self.D = draw("lecun_normal", keys[3], (O, I), self.dtype)
 
     def init_state(self) -> Complex[Array, " N"]:
         """**Returns** zeros."""

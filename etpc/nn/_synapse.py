@@ -18,8 +18,8 @@ class ExponentialSynapse(Units):
     """Exponential synapses: `tau dg/dt = -g`, and each input adds to `g`, so
     `g' = exp(-dt / tau) g + x`. The output is the new state `g'`.
 
-    The input is a weighted sum of spikes. Its weights give the unit of `g`: nA for
-    [`CUBA`][etpc.nn.CUBA], microsiemens for [`COBA`][etpc.nn.COBA].
+    The input is a weighted sum of spikes. Its weights give the unit of `g`: nA for a current into a
+    neuron, microsiemens for a conductance, as [`COBA`][etpc.nn.COBA] takes it.
 
     A parameter given as a number is a fixed constant. One given as an array, of shape `()` or
     `size`, is a trainable parameter and marked as a weight. Each may be a `saiunit` quantity.
@@ -149,43 +149,6 @@ class DualExponentialSynapse(Units):
         xp = jnp if isinstance(ratio, jax.Array) else math
         time = decay * rise / (decay - rise) * xp.log(ratio)
         return xp.exp(-time / decay) - xp.exp(-time / rise)
-
-
-class CUBA(Units):
-    """A current-based synapse: the current is `scale g`, whatever the potential.
-
-    It is called like [`COBA`][etpc.nn.COBA], so that one can take the place of the other.
-
-    **Arguments:**
-
-    - `size`: the number of neurons K, or the shape of a layer of them.
-    - `scale`: a factor; an array, of shape `()` or `size`, is a trainable parameter.
-    - `dtype`: of the trainable parameter; JAX's default float where None.
-
-    **Raises** `InputError` for a size below 1, and for a `scale` that is not finite, does not fit or
-    is a quantity with a dimension.
-
-    ```pycon
-    >>> import jax.numpy as jnp
-    >>> from etpc import nn
-    >>> nn.CUBA(2, scale=3.0)(jnp.array([1.0, 2.0]), jnp.zeros(2)).tolist()
-    [3.0, 6.0]
-
-    ```
-
-    **Source** Gerstner, Kistler, Naud & Paninski, "Neuronal Dynamics", Cambridge University Press
-    2014, section 1.3, where the synaptic current does not depend on the potential.
-    """
-
-    scale: Parameter = constant(1.0)
-
-    def __call__(self, g: Float[Array, "*K"], V: Float[Array, "*K"]) -> Float[Array, "*K"]:
-        """**Returns** the current (nA) of a synapse with the output `g` (nA). `V` is not used.
-
-        **Raises** `InputError` where `g` has another shape than the layer.
-        """
-        self._check(g=g)
-        return self._used(self.scale) * g
 
 
 class COBA(Units):

@@ -35,7 +35,8 @@ class Kind(Protocol):
 
     A kind may also have `uses`, which is hashable: two operations on one weight share a trace where it is
     equal and not `None`. It is equal only where `gather` takes the entries of both to the same elements
-    of the weight.
+    of the weight. And it may have `inputs_last`: true where the axes of inputs come last in the weight, so that a
+    trace in the same order gives a gradient without a transpose.
     """
 
     @property
@@ -204,6 +205,12 @@ class Factored:
     def uses(self) -> Hashable:
         return self.h, self.f, self.i, self.o, self.to_weight
 
+    @property
+    def inputs_last(self) -> bool:
+        """Whether the weight's last axis is one of inputs."""
+        first, second = _cuts(self.to_weight.split, (self.h, self.i, self.o))
+        return bool(self.to_weight.order) and self.to_weight.order[-1] in range(first, second)
+
     def shift_inputs(self, values: Values, delta: Array) -> Values:
         return values
 
@@ -270,19 +277,3 @@ def kind_of(equation: Equation, operand: int, known: Known) -> Kind:
     rule = facts(equation.primitive).kind
     kind = rule(equation, operand, known) if rule is not None else None
     return direct(equation, operand) if kind is None else kind
-
-
-__all__ = [
-    "Direct",
-    "Factored",
-    "Kind",
-    "KindRule",
-    "Known",
-    "Links",
-    "Move",
-    "Values",
-    "direct",
-    "kind_of",
-    "register_kind",
-    "summed",
-]

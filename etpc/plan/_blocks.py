@@ -6,7 +6,7 @@ import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 
-from ..analyse import Analysis, Pattern, is_complex
+from ..analyse import Analysis, Pattern, Reach, is_complex
 from ..traces import Pairs
 from ._pairs import check_table, pairs_of, uses
 
@@ -93,10 +93,10 @@ class Layout:
         return self.rows.shape[0]
 
 
-def lasting(analysis: Analysis, block: Pattern) -> Pattern:
-    """Blocks without the states that only cut data reads, such as the last output of an LSTM.
+def lasting_states(analysis: Analysis) -> np.ndarray:
+    """Which states are read by more than cut data, as the last output of an LSTM is not; boolean [S].
 
-    The credit of such a state at the start of a window is zero. Where nothing would be left, the blocks stay.
+    The credit of the others at the start of a window is zero.
     """
     read = np.diff(sp.csc_array(analysis.transition).indptr) > 0
     for reads in analysis.outputs:
@@ -104,10 +104,17 @@ def lasting(analysis: Analysis, block: Pattern) -> Pattern:
     for reach in analysis.reach:
         if reach.role != "state":
             read |= reach.reads_states
-    kept: Pattern = sp.csr_array(block.multiply(read[None]))
+    return read
+
+
+def kept_of(reach: Reach, lasting: np.ndarray | None) -> Pattern:
+    """The blocks of an operation, without the states that do not last where that is known."""
+    if lasting is None or not reach.closed or lasting[reach.block.indices].all():
+        return reach.block
+    kept: Pattern = sp.csr_array(reach.block.multiply(lasting[None]))
     kept.eliminate_zeros()
     kept.sort_indices()
-    return kept if kept.nnz else block
+    return kept
 
 
 def block_rows(block: Pattern) -> np.ndarray:
@@ -161,12 +168,13 @@ def _columns(immediate: Pattern) -> Columns:
 def colours_of(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
     """A colour for each row, so that rows of one colour share no column.
 
-    One colour for all and one for each leaf are tried first; `leaf` is the leaf of each row.
+    One colour for all and one for all rows of a leaf are tried first; `leaf` is the leaf of each row.
     """
     rows = pattern.shape[0]
-    for trial in (np.zeros(rows, np.int64), leaf.astype(np.int64)):
-        if _valid(pattern, trial):
-            return trial
+    if _valid(pattern, np.zeros(rows, np.int64)):
+        return np.zeros(rows, np.int64)
+    if _valid(pattern, leaf.astype(np.int64)):
+        return _colours_of_leaves(pattern, leaf)[leaf]
     if np.bincount(pattern.indices, minlength=1).max() == rows:
         return np.arange(rows)
     overlap = sp.csr_array(pattern.astype(np.int32) @ pattern.T.astype(np.int32))
@@ -174,6 +182,22 @@ def colours_of(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
     conflicts.remove_edges_from(nx.selfloop_edges(conflicts))
     chosen = nx.greedy_color(conflicts, strategy="largest_first")
     return np.array([chosen[row] for row in range(rows)], np.int64)
+
+
+def _colours_of_leaves(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
+    """A colour for each leaf, so that the rows of leaves of one colour share no column."""
+    count = int(leaf.max()) + 1
+    rows = np.arange(leaf.size)
+    members: Pattern = sp.csr_array(
+        (np.ones(leaf.size, np.int32), (leaf, rows)), (count, leaf.size)
+    )
+    columns = members @ pattern.astype(np.int32)
+    overlap: Pattern = sp.csr_array(columns @ columns.T)
+    colour = np.full(count, -1, np.int64)
+    for n in range(count):
+        near = overlap.indices[overlap.indptr[n] : overlap.indptr[n + 1]]
+        colour[n] = np.setdiff1d(np.arange(count), colour[near])[0]
+    return colour
 
 
 def _valid(pattern: Pattern, colour: np.ndarray) -> bool:
@@ -283,6 +307,7 @@ __all__ = [
     "colours_of",
     "entered",
     "immediate_index",
-    "lasting",
+    "kept_of",
+    "lasting_states",
     "layout",
 ]

@@ -89,6 +89,3 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
         Reason("escape", text, p, escape)
         for text, escape in zip(texts, reach.escapes if texts else (), strict=True)
     ]
-
-
-__all__ = ["Claim", "Reason", "claims"]

@@ -1,12 +1,13 @@
 """The entries of D and F of a cut step as numbers: equal ones are equal for all parameters and data."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import scipy.sparse as sp
 
 from .._jax import propagate, prune
-from ..analyse import Analysis, Numbering, Numbers, Pattern, is_complex
+from ..analyse import CONSTANT, DATA, PARAMETERS, Analysis, Numbering, Numbers, Pattern, is_complex
 from ._blocks import colours_of
 
 MOST = 16
@@ -28,81 +29,108 @@ class Compressed:
 
 
 class Entries:
-    """D and F of a step as numbers, by runs of its tangents on seeds of ones and zeros.
+    """D and F among some states of a step as numbers, by runs of its tangents on seeds of ones and zeros.
 
     Equations that the seeds do not enter are run once, so that a value has the same number in all runs.
     """
 
-    def __init__(self, analysis: Analysis):
-        self.analysis = analysis
+    def __init__(self, analysis: Analysis, states: np.ndarray):
+        self.analysis, self.states = analysis, states
         self.numbering = Numbering()
         tangents, step, parts = analysis.tangents, analysis.step, analysis.hidden.parts
-        self._outputs = tangents.outputs[: len(parts)]
+        bounds = np.cumsum([0, *(int(np.prod(a.shape)) for a in parts)])
+        wanted = np.unique(np.searchsorted(bounds, states, side="right") - 1)
+        self._outputs = {int(n): tangents.outputs[n] for n in wanted}
+        self._bounds = bounds
         seeds = len(parts) + len(analysis.ops)
         arguments, self._seeds = tangents.inputs[:-seeds], tangents.inputs[-seeds:]
-        equations = prune(tangents.equations, self._outputs)
+        equations = prune(tangents.equations, self._outputs.values())
         self._tangents = propagate(equations, self._seeds)
         enters = [any(v in self._tangents for v in eqn.inputs) for eqn in equations]
         self._moving = [eqn for eqn, e in zip(equations, enters, strict=True) if e]
+        still = prune(
+            [eqn for eqn, e in zip(equations, enters, strict=True) if not e],
+            [v for eqn in self._moving for v in eqn.inputs],
+        )
         self._still = {v: self.numbering.constant(a) for v, a in tangents.constants.items()}
         for i, v in enumerate(arguments):
-            self._still[v] = self.numbering.new(v.aval, data=i >= len(step.parameters))
-        still = [eqn for eqn, e in zip(equations, enters, strict=True) if not e]
+            source = PARAMETERS if i < len(step.parameters) else DATA
+            self._still[v] = self.numbering.new(v.aval, source)
         self.numbering.run(still, self._still)
         self.none = int(self.numbering.scalars("no entry", [np.zeros(1, np.int64)])[0])
         """The number of an entry that the pattern does not have."""
 
-    def transition(self, states: np.ndarray) -> Compressed | None:
-        """D among some states; `None` where one of them reads too many."""
-        hidden = self.analysis.hidden
+    def transition(self) -> Compressed:
+        """D among the states, none of which may read more than `MOST` of the others."""
+        hidden, states = self.analysis.hidden, self.states
         pattern: Pattern = sp.csr_array(self.analysis.transition[states][:, states])
-        run = _runs(pattern, hidden.leaf_of(states))
-        if run is None:
-            return None
+        run = colours_of(sp.csr_array(pattern.T), hidden.leaf_of(states))
         of_state = np.full(hidden.size, -1)
         of_state[states] = run
         numbers = []
         for n in range(run.max(initial=0) + 1):
-            ones = np.split((of_state == n).astype(float), np.cumsum(self._sizes)[:-1])
+            ones = np.split((of_state == n).astype(float), self._bounds[1:-1])
             numbers.append(self._run({i: a for i, a in enumerate(ones) if a.any()}))
         return Compressed(of_state, np.stack(numbers))
 
-    def immediate(self, number: int) -> Compressed | None:
-        """F of an operation; `None` where too many of its outputs enter one state."""
-        op, pattern = self.analysis.ops[number], self.analysis.immediate[number]
-        run = _runs(pattern, np.zeros(pattern.shape[1], np.int64))
-        if run is None:
-            return None
-        place = len(self.analysis.hidden.parts) + number
-        numbers = []
-        for n in range(run.max(initial=0) + 1):
-            by_unit = [
-                self._run({place: unit * (run == n)})
-                for unit in ((1, 1j) if is_complex(op.delta) else (1,))
-            ]
-            numbers.append(self.numbering.scalars("complex", by_unit))
-        return Compressed(run, np.stack(numbers))
+    def immediate(self, numbers: Iterable[int]) -> dict[int, Compressed]:
+        """F of each of some operations, none of whose states is entered by more than `MOST` outputs of it.
 
-    @property
-    def _sizes(self) -> list[int]:
-        return [v.size for v in self._seeds[: len(self.analysis.hidden.parts)]]
+        Operations that enter different states are run together.
+        """
+        found: dict[int, Compressed] = {}
+        left = list(numbers)
+        while left:
+            taken, together = np.zeros(self.analysis.hidden.size, bool), list[int]()
+            for number in left:
+                entered = np.diff(self.analysis.immediate[number].indptr) > 0
+                if not (taken & entered).any():
+                    taken |= entered
+                    together.append(number)
+            left = [number for number in left if number not in together]
+            found |= self._together(together)
+        return found
+
+    def _together(self, numbers: list[int]) -> Mapping[int, Compressed]:
+        ops = [self.analysis.ops[number] for number in numbers]
+        runs: list[np.ndarray] = []
+        for number in numbers:
+            pattern = self.analysis.immediate[number]
+            runs.append(colours_of(sp.csr_array(pattern.T), np.zeros(pattern.shape[1], np.int64)))
+        units = (1, 1j) if any(is_complex(op.delta) for op in ops) else (1,)
+        places = [len(self.analysis.hidden.parts) + number for number in numbers]
+        by_run: list[Numbers] = []
+        for n in range(max(int(run.max(initial=0)) for run in runs) + 1):
+            by_unit = [
+                self._run(
+                    {
+                        place: (unit if is_complex(op.delta) else 1) * (run == n)
+                        for place, op, run in zip(places, ops, runs, strict=True)
+                    }
+                )
+                for unit in units
+            ]
+            by_run.append(self.numbering.scalars("complex", by_unit))
+        of_all = np.stack(by_run)
+        return {k: Compressed(run, of_all) for k, run in zip(numbers, runs, strict=True)}
 
     def _run(self, seeds: dict[int, np.ndarray]) -> Numbers:
-        """The numbers of the tangents of all states, [S], for seeds given by their places; other seeds are zero."""
+        """The numbers of the tangents of all states, [S], for seeds given by their places; other seeds are zero.
+
+        Those of parts without any of the states are those of no entry.
+        """
         env = dict(self._still)
         for place, v in enumerate(self._seeds):
-            seed = seeds.get(place, np.zeros(()))
-            value = np.broadcast_to(seed.reshape(v.shape) if seed.ndim else seed, v.shape)
-            env[v] = self.numbering.constant(value.astype(v.aval.dtype))
+            if place in seeds:
+                value = seeds[place].reshape(v.shape).astype(v.aval.dtype)
+                env[v] = self.numbering.constant(value)
+            else:
+                env[v] = self.numbering.zeros(v.aval)
         self.numbering.run(self._moving, env, self._tangents)
-        return np.concatenate([env[v].reshape(-1) for v in self._outputs])
+        numbers = np.full(self.analysis.hidden.size, self.none)
+        for n, v in self._outputs.items():
+            numbers[self._bounds[n] : self._bounds[n + 1]] = env[v].reshape(-1)
+        return numbers
 
 
-def _runs(pattern: Pattern, leaf: np.ndarray) -> np.ndarray | None:
-    """A run for each column of a pattern, so that those of one share no row."""
-    if np.diff(pattern.indptr).max(initial=0) > MOST:
-        return None
-    return colours_of(sp.csr_array(pattern.T), leaf)
-
-
-__all__ = ["Compressed", "Entries"]
+__all__ = ["CONSTANT", "MOST", "PARAMETERS", "Compressed", "Entries"]

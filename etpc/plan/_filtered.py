@@ -1,55 +1,141 @@
 """Which traces are sums of filtered inputs, whatever the parameters and the data are.
 
 A trace moves as `eps_o' = D_o eps_o + F_o x`, for each output o. Outputs with equal D and F have equal
-traces, also while the weights move. Where only D is equal and an entry of F depends on parameters alone,
-the input filtered by D gives the traces of all these outputs, times their entries of F.
+traces, also while the weights move. Where only D is equal and an entry of F is a constant, the input filtered by D
+gives the traces of all these outputs, times their entries of F. If such an entry depends on parameters, that holds
+as long as these stay as they are.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
-from ..algorithms import Backprop, Proved
+from ..algorithms import Proved
 from ..analyse import Analysis, Pattern, WeightOp, columns_of, trace_dtype
-from ..traces import Filtered, Full, Site, size_of
-from ._blocks import block_rows, entered, lasting
-from ._entries import MOST, Entries
+from ..traces import Filtered, Site, size_of
+from ._blocks import block_rows, entered, kept_of
+from ._entries import CONSTANT, MOST, PARAMETERS, Compressed, Entries
 from ._pairs import uses
+from ._varied import varied
+
+LARGE = f"it is not looked for, as a state depends on more than {MOST} others"
+DIFFER = "the transitions of its outputs differ"
+NO_LESS = "its outputs have too many different transitions"
+ENTERED = "its outputs are entered by factors that differ and depend on data"
+MOVING = "its outputs are entered by factors that differ and depend on parameters, which may move"
 
 
-def filtered(analysis: Analysis, ops: Sequence[WeightOp], backprop: Backprop) -> dict[int, Proved]:
-    """The smallest `Filtered` form of each operation that has one smaller than the whole trace, by number."""
-    entries: Entries | None = None
-    among: dict[bytes, np.ndarray | None] = {}
-    found = {}
-    for op in ops:
-        reach = analysis.reach[op.number]
-        if op.kind.data is None or op.kind.links is not None or not reach.closed:
+class Look:
+    """What was found of the trace of one operation."""
+
+    def __init__(self, op: WeightOp, block: Pattern, limit: Callable[[], int]):
+        self.op, self.block, self.find_limit = op, block, limit
+        self.proved: tuple[Proved, ...] = ()
+        self.why_not = ""
+        """Why there is no form, or none that is small enough; empty where there may be one."""
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The states of the block of each output; [m, O]."""
+        return block_rows(self.block)
+
+    @cached_property
+    def limit(self) -> int:
+        """The most numbers that a form may have."""
+        return self.find_limit()
+
+
+def filtered(
+    analysis: Analysis, limits: Mapping[WeightOp, Callable[[], int]], lasting: np.ndarray | None
+) -> dict[int, Look]:
+    """The forms `Filtered` with at most so many numbers of each operation, by number.
+
+    They are the smallest one, and the smallest that is the whole trace also while parameters move. There is an entry
+    for each operation whose outputs might share something. `lasting` says which states are in a trace that is read at
+    the start of a window alone; `None` for all.
+    """
+    looks = [
+        Look(op, kept_of(analysis.reach[op.number], lasting), limit)
+        for op, limit in limits.items()
+        if op.kind.data is not None and op.kind.links is None
+        if op.kind.outputs > 1 and op.kind.inputs
+    ]
+    looks = [look for look in looks if look.block.nnz]
+    _check_leaves(analysis, looks)
+    _check_sizes(analysis, looks)
+    left = [look for look in looks if not look.why_not]
+    if left:
+        entries = Entries(analysis, np.unique(np.concatenate([columns_of(l.block) for l in left])))
+        _prove(entries, left)
+    return {look.op.number: look for look in looks}
+
+
+def _check_sizes(analysis: Analysis, looks: Sequence[Look]) -> None:
+    """Rule out what would take many runs of the tangents."""
+    for look in looks:
+        if look.why_not:
             continue
-        block = lasting(analysis, reach.block) if backprop == "cut" else reach.block
-        rows = block_rows(block)
-        if not 0 < len(rows) <= MOST:
-            continue
-        entries = entries or Entries(analysis)
-        key = rows.tobytes()
-        if key not in among:
-            among[key] = _transitions(entries, block, rows)
-        transition, immediate = among[key], _immediate(entries, op, rows)
-        if transition is None or immediate is None:
-            continue
-        site = Site(op.kind, len(rows), trace_dtype(analysis, op))
-        forms = list(_forms(site, entries, rows >= 0, transition, immediate))
-        form = min(forms, key=lambda form: size_of(form, site))
-        if size_of(form, site) < size_of(Full(), site):
-            found[op.number] = Proved(form, size_of(form, site))
-    return found
+        states = columns_of(look.block)
+        among: Pattern = analysis.transition[states][:, states]
+        entering = analysis.immediate[look.op.number]
+        if max(len(look.rows), _most(among), _most(entering)) > MOST:
+            look.why_not = LARGE
 
 
-def _transitions(entries: Entries, block: Pattern, rows: np.ndarray) -> np.ndarray | None:
+def _most(pattern: Pattern) -> int:
+    """The most entries of a row."""
+    return int(np.diff(pattern.indptr).max(initial=0))
+
+
+def _check_leaves(analysis: Analysis, looks: Sequence[Look]) -> None:
+    """Rule out, by a quick look, what has a transition of its own for each output."""
+    if not looks:
+        return
+    by_part, parts = varied(analysis), analysis.hidden.parts
+    bounds = np.cumsum([0, *(int(np.prod(a.shape)) for a in parts)])
+    for look in looks:
+        places = np.searchsorted(bounds, columns_of(look.block), side="right") - 1
+        of_block = np.unique(places).tolist()
+        old = sum(1 << j for j in of_block)
+        if any(by_part[i] & old for i in of_block):
+            look.why_not = DIFFER
+
+
+def _prove(entries: Entries, looks: Sequence[Look]) -> None:
+    analysis, groups = entries.analysis, dict[tuple[bytes, int], tuple[np.ndarray, bool]]()
+    compressed = entries.transition()
+    transitions: dict[bytes, np.ndarray] = {}
+    for look in looks:
+        key = look.rows.tobytes()
+        if key not in transitions:
+            transitions[key] = _transitions(entries, compressed, look.rows)
+        kind = look.op.kind
+        if (key, kind.groups) not in groups:
+            classes = _classes([look.rows >= 0, transitions[key]], kind.groups)
+            least = Filtered(classes)
+            groups[key, kind.groups] = least.first, least.first.shape[1] < kind.outputs
+        first, shared = groups[key, kind.groups]
+        if not shared:
+            look.why_not = DIFFER
+        elif look.rows.shape[0] * kind.inputs * first.size > look.limit:
+            look.why_not = NO_LESS
+    looks = [look for look in looks if not look.why_not]
+    by_op = entries.immediate([look.op.number for look in looks])
+    for look in looks:
+        number, transition = look.op.number, transitions[look.rows.tobytes()]
+        immediate = _immediate(entries, by_op[number], look.rows, analysis.immediate[number])
+        site = Site(look.op.kind, len(look.rows), trace_dtype(analysis, look.op))
+        forms = list(_forms(site, entries, look.rows >= 0, transition, immediate))
+        smallest = min(forms, key=lambda proved: (proved.size, not proved.steady))
+        steady = min((p for p in forms if p.steady), key=lambda proved: proved.size)
+        look.proved = tuple(p for p in dict.fromkeys((steady, smallest)) if p.size <= look.limit)
+        if steady.size > look.limit:
+            look.why_not = MOVING if look.proved else ENTERED
+
+
+def _transitions(entries: Entries, compressed: Compressed, rows: np.ndarray) -> np.ndarray:
     """D of each output as numbers, [m * m, O]."""
-    compressed = entries.transition(columns_of(block))
-    if compressed is None:
-        return None
     m, outputs = rows.shape
     used = uses(rows, entries.analysis.transition)
     numbers = np.full((m, m, outputs), entries.none)
@@ -57,12 +143,11 @@ def _transitions(entries: Entries, block: Pattern, rows: np.ndarray) -> np.ndarr
     return numbers.reshape(m * m, outputs)
 
 
-def _immediate(entries: Entries, op: WeightOp, rows: np.ndarray) -> np.ndarray | None:
+def _immediate(
+    entries: Entries, compressed: Compressed, rows: np.ndarray, pattern: Pattern
+) -> np.ndarray:
     """F of each output as numbers, [m, O]."""
-    compressed = entries.immediate(op.number)
-    if compressed is None:
-        return None
-    place, output = np.nonzero(entered(rows, entries.analysis.immediate[op.number]))
+    place, output = np.nonzero(entered(rows, pattern))
     numbers = np.full(rows.shape, entries.none)
     numbers[place, output] = compressed.at(rows[place, output], output)
     return numbers
@@ -74,19 +159,42 @@ def _forms(
     present: np.ndarray,
     transition: np.ndarray,
     immediate: np.ndarray,
-) -> Iterable[Filtered]:
-    """The form with the entries of F that depend on no data taken out of the sum, and the one without."""
+) -> Iterable[Proved]:
+    """The form with no entry of F taken out of the sum, with those that are constant, and with those that depend on
+    no data."""
     groups = site.kind.groups
-    by_data = entries.numbering.by_data(immediate).any(1)
+    source = entries.numbering.source(immediate).max(1)
     in_use = (immediate != entries.none).any(1)
-    for apart in {tuple(np.flatnonzero(~by_data & in_use)), ()}:
+    tried = set[tuple[int, ...]]()
+    for most in (-1, CONSTANT, PARAMETERS):
+        apart = tuple(map(int, np.flatnonzero((source <= most) & in_use)))
+        if apart in tried:
+            continue
+        tried.add(apart)
         inside = np.setdiff1d(np.arange(len(immediate)), apart)
         classes = _classes([present, transition, immediate[inside]], groups)
-        columns = tuple(int(n) for n in apart if not _equal(classes, immediate[n]))
+        columns = tuple(n for n in apart if not _equal(classes, immediate[n]))
         shared = bool(in_use[np.setdiff1d(np.arange(len(immediate)), columns)].any())
         form = Filtered(classes, columns, shared)
         numbers = _distinct(transition[:, form.first.reshape(-1)])
-        yield Filtered(classes, columns, shared, len(np.unique(numbers, axis=1).T) == 1)
+        uniform = len(np.unique(numbers, axis=1).T) == 1
+        form = Filtered(classes, columns, shared, uniform)
+        steady = all(source[n] == CONSTANT for n in columns)
+        yield Proved(form, size_of(form, site), steady, _why(form, site, steady))
+
+
+def _why(form: Filtered, site: Site, steady: bool) -> str:
+    count = form.count(site)
+    hold = "filtered input holds" if count == 1 else "filtered inputs hold"
+    why = "outputs have the same transitions, whatever the parameters are"
+    if form.columns:
+        why = "outputs have the same transitions, and how they are entered depends on no data"
+    moving = (
+        ""
+        if steady
+        else "; while the parameters of that move, it is the trace of their last values"
+    )
+    return f"{count} {hold} all of it: {why}{moving}"
 
 
 def _classes(tables: Sequence[np.ndarray], groups: int) -> tuple[tuple[int, ...], ...]:
@@ -117,4 +225,4 @@ def _equal(classes: tuple[tuple[int, ...], ...], row: np.ndarray) -> bool:
     return len(seen) == len(pairs)
 
 
-__all__ = ["filtered"]
+__all__ = ["Look", "filtered"]

@@ -93,6 +93,3 @@ def _too_many(m: int, outputs: int) -> MemoryLimitError:
         f'{MAX_TABLE:,} numbers. Use D_RTRL or ES_D_RTRL, SnAp with fewer steps, or algo="auto" '
         "with memory=."
     )
-
-
-__all__ = ["Uses", "check_table", "pairs_of", "uses"]

@@ -10,9 +10,19 @@ from .._errors import AlgorithmError, MemoryLimitError, UnsupportedError, raise_
 from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype
 from ..traces import Directions, Site, Trace, bytes_of
-from ._blocks import Colouring, Layout, block_rows, colouring, immediate_index, lasting, layout
+from ._blocks import (
+    Colouring,
+    Layout,
+    block_rows,
+    colouring,
+    immediate_index,
+    kept_of,
+    lasting_states,
+    layout,
+)
 from ._records import Group, OpPlan, Plan, Sketch, TracePlan, window_matters
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
+from ._smallest import smallest
 from ._window import AT_LEAST, chosen_window
 
 
@@ -46,9 +56,11 @@ def plan(
         op.number: _no_trace(analysis, op, algorithm, choice, "" if op in asked.ops else unchosen)
         for op in analysis.ops
     }
+    lasting = lasting_states(analysis) if algorithm.backprop == "cut" else None
     sketches = [
-        _sketch(analysis, op, algorithm, choice) for op in analysis.ops if not reasons[op.number]
+        _sketch(analysis, op, choice, lasting) for op in analysis.ops if not reasons[op.number]
     ]
+    sketches = smallest(analysis, sketches, _owners(sketches), lasting)
     owners = _owners(sketches)
     _check_memory(sketches, owners, memory, batch_size)
     colours = colouring(analysis)
@@ -127,15 +139,16 @@ def _no_trace(
     return reason and f"{reason}; it gets the gradient of the {steps}"
 
 
-def _sketch(analysis: Analysis, op: WeightOp, algorithm: Algorithm, choice: Choice) -> Sketch:
+def _sketch(analysis: Analysis, op: WeightOp, choice: Choice, lasting: np.ndarray | None) -> Sketch:
     """The trace of an operation."""
     reach, form = analysis.reach[op.number], choice.forms[op.number]
     assert form is not None
     escapes = bool(reach.escapes) or not reach.block.nnz
     directions = choice.directions if escapes else None
     members = reach.block
-    if form.start_alone and reach.closed and algorithm.backprop == "cut":
-        members = lasting(analysis, members)
+    if form.start_alone:
+        kept = kept_of(reach, lasting)
+        members = kept if kept.nnz else members
     virtual = 0 if directions is None else directions.count
     block = int(np.diff(members.indptr).max(initial=0))
     site = Site(op.kind, block + virtual, trace_dtype(analysis, op))
@@ -229,8 +242,13 @@ def _op_plan(
         exact=not escapes and not untraced,
         escapes=escapes,
         reason=reason,
-        choice="" if trace is None else choice.reasons.get(op.number, ""),
+        choice="" if trace is None else _reason(choice.reasons.get(op.number, ""), trace.found.why),
     )
+
+
+def _reason(rule: str, found: str) -> str:
+    """Why a trace has its form: as the rule says, and as the compiler found."""
+    return "; ".join(filter(None, (rule, found)))
 
 
 def left_out(reach: Reach, directions: Directions | None) -> tuple[str, ...]:

@@ -12,6 +12,23 @@ from ._blocks import Colouring, Index, Layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What was found where a smaller form was looked for that holds the whole trace."""
+
+    why: str = ""
+    """Why the trace has the form that was found; empty where none was."""
+    why_not: str = ""
+    """Why there is no such form, or none that is smaller."""
+    instead_of: tuple[Trace, Site] | None = None
+    """The form in whose place it is, and the site of that."""
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that the other form would carry for one example."""
+        return 0 if self.instead_of is None else bytes_of(*self.instead_of)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sketch:
     """The trace of one weight operation, but for its tables."""
 
@@ -25,6 +42,8 @@ class Sketch:
     """Whether a block contains all that it reaches, so that nothing leaves the trace that way."""
     directions: Directions | None
     """The directions along which influence that escapes from the trace is followed, if it is."""
+    found: Found = dataclasses.field(default=Found(), kw_only=True)
+    """What was found where a smaller form was looked for."""
 
     @property
     def virtual(self) -> int:
@@ -209,4 +228,4 @@ def window_matters(algorithm: Algorithm, traces: Sequence[TracePlan]) -> bool:
     return algorithm.backprop == "full" or any(t.form.window_matters for t in traces)
 
 
-__all__ = ["Group", "OpPlan", "Plan", "Sketch", "TracePlan", "window_matters"]
+__all__ = ["Found", "Group", "OpPlan", "Plan", "Sketch", "TracePlan", "window_matters"]

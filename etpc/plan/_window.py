@@ -54,6 +54,3 @@ def bytes_of_step(analysis: Analysis, ops: Sequence[OpPlan], colours: int) -> in
             numbers += 2 * p.block * outputs
     numbers += 2 * sum(layouts.values())
     return numbers * np.dtype(vector_dtype(analysis)).itemsize
-
-
-__all__ = ["AT_LEAST", "AT_MOST", "bytes_of_step", "chosen_window"]

@@ -278,6 +278,3 @@ def _checksum(values: Array) -> Array:
     place = jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(2654435761)
     mixed = (words ^ place) * jnp.uint32(2246822519)
     return jnp.sum((mixed ^ (mixed >> 15)) * jnp.uint32(3266489917), dtype=jnp.uint32)
-
-
-__all__ = ["Arguments"]

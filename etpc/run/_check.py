@@ -143,6 +143,3 @@ def warn_of_unchecked(notes: tuple[str, ...], stacklevel: int) -> None:
     if notes:
         text = "; ".join(notes) + ". Check again with other data, or after some updates."
         warnings.warn(text, UncheckedWarning, stacklevel=stacklevel + 1)
-
-
-__all__ = ["check_updates", "warn_of_unchecked"]

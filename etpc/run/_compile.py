@@ -135,6 +135,3 @@ def _selected(model: Any, weights: Any) -> Any:
             )
     raise_together(problems, SelectionError)
     return {leaf.path for leaf in selected}
-
-
-__all__ = ["compile"]

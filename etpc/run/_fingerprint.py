@@ -145,6 +145,3 @@ def _add_numbers(digest: Any, values: np.ndarray) -> None:
     flat = values.reshape(-1)
     for start in range(0, flat.size, 1 << 20):
         digest.update(flat[start : start + (1 << 20)].astype("<i8").tobytes())
-
-
-__all__ = ["fingerprint"]

@@ -95,6 +95,3 @@ def _fuses_correctly() -> bool:
         compiled = jax.jit(jacobian)
         in_one, in_parts = compiled(rows), [compiled(part) for part in np.split(rows, 64)]
     return bool(np.allclose(in_one, np.concatenate(in_parts, 1), atol=1e-4))
-
-
-__all__ = ["first_reduction", "refuse_wrong_fusion"]

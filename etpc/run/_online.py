@@ -1,5 +1,6 @@
 """Training on a stream: the weights move every few steps, and the traces go on."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from jax import Array, lax
 from .._carry import Carry
 from .._data import checked_reset, foreign
 from .._errors import InputError, InputTypeError, raise_together, whole_number
+from .._jax import Tracer
 from .._loss import (
     NO_LOSS,
     NO_REDUCTION,
@@ -22,7 +24,7 @@ from .._loss import (
 from .._spikes import warn_of_silence
 from ._check import check_updates, warn_of_unchecked
 from ._program import Program
-from ._runner import Data
+from ._runner import Data, Runner
 
 
 class _Sum:
@@ -44,6 +46,63 @@ class Training(NamedTuple):
     carry: Carry
 
 
+class Arguments(NamedTuple):
+    """What the compiled part of `update` gets."""
+
+    others: list[Any]
+    """The array leaves of the model that are not trained."""
+    start: Training
+    data: Data
+    by_update: Array | None
+    """Which examples begin a new stream with which update; `data.reset`, with which step."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checked:
+    """Arguments of `update` that were checked. Others that differ from them in the values of arrays alone, and not in
+    arrays that the model does not train, need no check: one takes longer than a step of a small network."""
+
+    tree: Any
+    kinds: list[Any]
+    """The type of each leaf that may have another value, and the others themselves."""
+    result: Any
+    """The structure of `Arguments`."""
+    places: list[int]
+    """Which leaf each leaf of `Arguments` is."""
+
+    @classmethod
+    def of(cls, runner: Runner, given: tuple[Any, ...], arguments: Arguments) -> "Checked | None":
+        """`None` where the compiled part gets other arrays than were given, or more has to be checked."""
+        model = runner.step.model_leaves
+        leaves, tree = jax.tree.flatten(given)
+        place_of = {id(leaf): n for n, leaf in enumerate(leaves)}
+        used, result = jax.tree.flatten(arguments)
+        places = [place_of.get(id(leaf)) for leaf in used]
+        plain = all(_is_plain(leaf) for leaf in used) and not model.static_arrays
+        if not plain or None in places or len(set(places)) < len(places):
+            return None
+        fixed = set(range(len(model.static))) - {model.places[i] for i in model.floats}
+        kinds = [
+            leaf if n in fixed or not _is_plain(leaf) else leaf.aval
+            for n, leaf in enumerate(leaves)
+        ]
+        return cls(tree, kinds, result, [n for n in places if n is not None])
+
+    def arguments(self, given: tuple[Any, ...]) -> Arguments | None:
+        """Those of the compiled part; `None` where they have to be checked."""
+        leaves, tree = jax.tree.flatten(given)
+        if tree != self.tree:
+            return None
+        for leaf, kind in zip(leaves, self.kinds, strict=True):
+            if leaf is not kind and not (_is_plain(leaf) and leaf.aval == kind):
+                return None
+        return jax.tree.unflatten(self.result, [leaves[n] for n in self.places])
+
+
+def _is_plain(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+
+
 class Online:
     """Updates on a stream. Made by [`etpc.online`][]."""
 
@@ -60,6 +119,7 @@ class Online:
         self.every, self.reduction, self.has_aux = every, reduction, has_aux
         self._loss = Loss.of(loss_fn, has_aux)
         self._jit_updates = jax.jit(self._updates)
+        self._checked: Checked | None = None
         self._jit_restarted = jax.jit(program.reset)
 
     def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
@@ -110,6 +170,26 @@ class Online:
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError`, before anything is computed.
         """
+        given = (model, opt_state, carry, xs, targets, mask, reset)
+        arguments = None if self._checked is None else self._checked.arguments(given)
+        if arguments is None:
+            arguments = self._arguments(*given)
+            self._checked = Checked.of(self.program.runner, given, arguments)
+        (floats, opt_state, carry), losses, aux = self._jit_updates(self._loss, *arguments)
+        result = self._with_floats(model, floats), opt_state, carry, losses
+        return (*result, aux) if self.has_aux else result
+
+    def _arguments(
+        self,
+        model: Any,
+        opt_state: Any,
+        carry: Any,
+        xs: Any,
+        targets: Any,
+        mask: Any,
+        reset: Any,
+    ) -> "Arguments":
+        """The arguments of `update` as those of its compiled part, checked."""
         program = self.program
         raise_together(foreign("opt_state", opt_state), InputTypeError)
         call = program.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
@@ -127,12 +207,7 @@ class Online:
         floats, others = self._split(call.parameters)
         # Weak types would be lost in the first update, and all be compiled again for the second.
         start = _strong(Training(floats, opt_state, carry))
-        data = Data(call.xs, targets, call.mask, by_step)
-        (floats, opt_state, carry), losses, aux = self._jit_updates(
-            self._loss, others, start, data, by_update
-        )
-        result = self._with_floats(model, floats), opt_state, carry, losses
-        return (*result, aux) if self.has_aux else result
+        return Arguments(others, start, Data(call.xs, targets, call.mask, by_step), by_update)
 
     def restarted(self, carry: Any) -> Any:
         """A carry with which all examples begin a new stream; see [`Program.reset`][etpc.Program.reset].
@@ -213,10 +288,11 @@ class Online:
                 data = jax.tree.map(lambda a: a[None], data)
             if restarted is not None:
                 carry = program.reset(carry, restarted)
-            value, carry, grads, aux = program.runner.value_and_grad(
+            value, grads, aux, carry_after = program.runner.value_and_grad(
                 loss, self.reduction, self._join(floats, others), data, carry
             )
             new = self._moved(floats, opt_state, value, grads)
+            carry = carry_after(jax.tree.leaves(new))
             if data.weights is not None:  # where nothing counts, momentum moves nothing either
                 counts = data.weights.astype(bool).any()
                 new = jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, (floats, opt_state))

@@ -23,7 +23,7 @@ from ..emit import Window
 from ..show import Shown
 from ._arguments import Arguments
 from ._fingerprint import fingerprint
-from ._runner import Data, Learned, Parameters, Runner
+from ._runner import Data, Parameters, Runner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Program(Shown):
 
         **Arguments:**
 
-        - `path`: of the file, which ends in `.svg`, `.html`, `.mmd` or `.mermaid`. `None` for none.
+        - `path`: of the file, which ends in `.svg` or `.html`. `None` for none.
 
         **Returns** the text of an SVG file, which notebooks show as the picture; with `path`, `None`.
 
@@ -317,10 +317,13 @@ class Program(Shown):
         """
         *static, reduction = loss_and_reduction
 
-        def run(arrays: Any, parameters: Parameters, data: Data, carry: Carry) -> Learned:
+        def run(arrays: Any, parameters: Parameters, data: Data, carry: Carry) -> Any:
             data = data._replace(xs=[finite_where_masked(x, data.weights) for x in data.xs])
             loss = Loss(arrays, *static)
-            return self.runner.value_and_grad(loss, reduction, parameters, data, carry)
+            value, grads, aux, carry_after = self.runner.value_and_grad(
+                loss, reduction, parameters, data, carry
+            )
+            return value, carry_after(grads), grads, aux
 
         return jax.jit(run)
 

@@ -1,6 +1,7 @@
 """The functions of arrays and a carry that a program runs, for one example or a batch."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jax import Array
 from .._carry import Carry
 from .._jax import without_derivative
 from .._loss import Loss, reduced, summed_in
-from ..emit import NO_SECOND_DERIVATIVE, Span, Weights, Window
+from ..emit import NO_SECOND_DERIVATIVE, Moving, Span, Weights, Window
 from ..trace import repeat
 from ..traces import Traces
 
@@ -30,13 +31,14 @@ class Data(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """The loss of a sequence, the carry after it, the gradients of the float leaves, and what the loss
-    returns besides."""
+    """The loss of a sequence, the gradients of the float leaves, and what the loss returns besides."""
 
     value: Array
-    carry: Carry
     grads: list[Array]
     aux: Any
+    carry_after: Callable[[Sequence[Array]], Carry]
+    """The carry after the sequence, from all arrays that are computed from the gradients: once they are known, the
+    traces are overwritten."""
 
 
 class Runner:
@@ -154,7 +156,8 @@ class Runner:
         value_aval = self.check_loss(loss, data[0])
         batch = state[0].shape[0]
 
-        def one_window(scan_carry: Any, window_data: Any) -> tuple[Any, Any]:
+        def learned(scan_carry: Any, window_data: Any) -> tuple[Any, Moving, Any]:
+            """A window, whose traces are yet to be moved."""
             state, traces, fresh, total, sums = scan_carry
             xs, (targets, weights, reset) = window_data
             if reset is not None:
@@ -167,24 +170,33 @@ class Runner:
                 return losses.sum() / batch, aux
 
             span = Span(xs, state, fresh)
-            value, aux, more, state, traces = self.window.learn(fixed, span, traces, loss_of)
+            value, aux, more, state, moving = self.window.learn(fixed, span, traces, loss_of)
             sums = self.window.gradients.added(sums, more)
-            after = list(state), traces, jnp.zeros_like(fresh), total + value, sums
-            return after, aux
+            return (list(state), jnp.zeros_like(fresh), total + value, sums), moving, aux
+
+        def one_window(scan_carry: Any, window_data: Any) -> tuple[Any, Any]:
+            (state, fresh, total, sums), moving, aux = learned(scan_carry, window_data)
+            traces = self.window.moved(moving, jax.tree.leaves(sums))
+            return (state, traces, fresh, total, sums), aux
 
         window = self.plan.window_for(steps) if reset is None else 1
         zero = jnp.zeros((), summed_in(value_aval.dtype))
         sums = self.window.gradients.no_sums(fixed.effective, window)
         start = (state, traces, fresh, zero, sums)
-        end, aux = _over_windows(one_window, start, (xs, data), steps, window)
+        if steps == window:
+            (state, _, value, sums), moving, aux = learned(start, (xs, data))
+            moved = functools.partial(self.window.moved, moving)
+        else:
+            end, aux = _over_windows(one_window, start, (xs, data), steps, window)
+            state, traces, _, value, sums = end
+            moved = lambda last, traces=traces: traces
         if not carry.batched:
             aux = jax.tree.map(lambda a: a[:, 0], aux)
-        state, traces, _, value, sums = end
         # Divided before they are rounded: the sum over a long sequence is beyond what float16 holds.
         total = self.window.gradients.total(sums)
         value, grads = reduced(reduction, (value, total), weights, steps)
-        moving = without_derivative(_pulled(pull, fixed.effective, grads), NO_SECOND_DERIVATIVE)
-        return Learned(value, self.leave(state, traces, carry), moving, aux)
+        grads = without_derivative(_pulled(pull, fixed.effective, grads), NO_SECOND_DERIVATIVE)
+        return Learned(value, grads, aux, lambda last: self.leave(state, moved(last), carry))
 
     def _prefix(
         self, parameters: Parameters, steps: int
@@ -260,7 +272,7 @@ def _over_windows(
     """
     whole = steps // window
     cut = whole * window
-    if whole == 1:
+    if whole == 1:  # and a shorter one
         scan_carry, aux = one_window(scan_carry, _slice(data, 0, cut))
     elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
 

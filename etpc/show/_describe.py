@@ -96,8 +96,7 @@ def verdict(plan: Plan, p: OpPlan, claims: Claims) -> str:
 
 def shape_text(p: OpPlan) -> str:
     """The trace's shape; its factors joined by `+`."""
-    shapes = () if p.trace is None else p.trace.form.shapes(p.trace.site)
-    return " + ".join("x".join(map(str, shape)) for shape in shapes)
+    return " + ".join("x".join(map(str, shape)) for shape in p.shapes) or "none"
 
 
 def escapes(plan: Plan) -> list[str]:

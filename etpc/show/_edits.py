@@ -55,6 +55,3 @@ def _influence(analysis: Analysis) -> tuple[np.ndarray, np.ndarray]:
     for _ in analysis.ops:
         enters |= reads_ops.T @ enters
     return step, step | (enters.T @ reads)
-
-
-__all__ = ["edits"]

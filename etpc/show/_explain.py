@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from .._errors import SelectionError, near
 from ..algorithms import Costs
 from ..analyse import Analysis
-from ..plan import OpPlan, Plan
+from ..plan import OpPlan, Plan, TracePlan, context
 from ._describe import Claims, shape_text, table
 from ._edits import edits
 
@@ -31,7 +31,8 @@ def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims, width: int) 
         return _wrapped([f"{path}: it is no float, and has no gradient."], width)
     if not claim.uses:
         return _wrapped([f"{path}: {claim.reasons[0].text}."], width)
-    costs = Costs(uncut, 1)
+    proved = context(uncut).proved(plan.algorithm.backprop)
+    costs = Costs(uncut, 1, proved)
     gradient = "Its gradient" if len(claim.uses) == 1 else "The gradient through it"
     texts = [_operation(plan, p, costs, gradient, width) for p in claim.uses]
     if len(texts) > 1:
@@ -47,16 +48,20 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     if p.trace is None:
         text.append(f"It has no trace: {p.reason}.")
         return _wrapped(text, width)
-    states = f"{p.block} hidden state{'s' if p.block > 1 else ''}"
-    text.append(
-        f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
-    )
-    dtype = jnp.dtype(p.trace.dtype).name
-    text.append(
-        f"Its trace is {p.trace.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
-    )
+    if p.shapes:
+        states = f"{p.block} hidden state{'s' if p.block > 1 else ''}"
+        text.append(
+            f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
+        )
+        dtype = jnp.dtype(p.trace.dtype).name
+        text.append(
+            f"Its trace is {p.trace.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
+        )
+    else:
+        text.append(f"It reaches {', '.join(p.states)}, and its trace is {p.trace.form.held}.")
     if p.shares is not None:
         text.append("It is added to the trace of another use of the same weight.")
+    text += _smaller(p.trace)
     if p.choice:
         text.append(f"It was chosen so: {p.choice}.")
     if p.exact:
@@ -71,6 +76,18 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     lines += ["At most, for one example:"]
     lines += [f"  {row}" for row in table(["rule", "block", "bytes"], rows)]
     return "\n".join(lines)
+
+
+def _smaller(trace: TracePlan) -> list[str]:
+    """What was found where a smaller form of the same trace was looked for."""
+    found = trace.found
+    if found.instead_of is not None:
+        form, _ = found.instead_of
+        saved = found.bytes - trace.bytes
+        return [f"That is {saved:,} bytes less than {form.held}, which the rule gives it."]
+    if found.why_not:
+        return [f"No smaller trace is known that holds all of it: {found.why_not}."]
+    return []
 
 
 def _wrapped(text: list[str], width: int) -> str:

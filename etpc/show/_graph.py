@@ -108,6 +108,3 @@ def _input_edges(plan: Plan, graph: Graph, names: list[tuple[str, str]]) -> None
     for v, node in targets:
         for path in sorted(from_inputs.get(v, empty)):
             graph.add_edge(("input", path), node, cut=False)
-
-
-__all__ = ["dependency_graph"]

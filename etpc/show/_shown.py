@@ -109,6 +109,3 @@ class Shown:
         return describe(self.plan, self.claims, self.untraced)
 
     __repr__ = __str__
-
-
-__all__ = ["Shown"]

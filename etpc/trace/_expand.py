@@ -224,6 +224,3 @@ def _choose(count: int) -> Callable[..., Any]:
         return [jax.lax.select_n(which, *several) for several in zip(*cases, strict=True)]
 
     return choose
-
-
-__all__ = ["expand"]

@@ -34,6 +34,3 @@ class Known:
             if any(v in sources for v in eqn.outputs):
                 sources.update(eqn.inputs)
         return sources
-
-
-__all__ = ["Known"]

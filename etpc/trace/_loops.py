@@ -128,6 +128,3 @@ def _of_impl(eqn: Equation, *operands: Any) -> list[Any]:
 
 def _is_false(value: Any) -> bool:
     return not isinstance(value, Tracer) and value.dtype == bool and not np.any(np.asarray(value))
-
-
-__all__ = ["written_out"]

@@ -130,6 +130,3 @@ def _pair(first: Equation, a: int, second: Equation, b: int) -> tuple[Equation, 
     if b == 0:
         operands, dims = (product, data), (summed[1], summed[0])
     return made, params.with_contraction(second, dims, inputs=operands)
-
-
-__all__ = ["merge_products"]

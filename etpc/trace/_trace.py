@@ -347,15 +347,3 @@ def check_new_state(old: Leaves, new: Leaves) -> None:
 
 def _aval(aval: jax.ShapeDtypeStruct) -> str:
     return f"{aval.dtype}{list(aval.shape)}"
-
-
-__all__ = [
-    "Step",
-    "StepFunction",
-    "called",
-    "check_new_state",
-    "checked_call",
-    "fits",
-    "initial_state",
-    "trace",
-]

@@ -3,11 +3,14 @@
 from ._credit import CreditSubspace, EveryState
 from ._decay import Decay
 from ._directions import Directions
+from ._ended import Ended
 from ._filtered import Filtered
 from ._full import Full
 from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
+from ._pieces import zero_after
 from ._trace import (
+    Advance,
     Carry,
     Factors,
     Passage,
@@ -24,10 +27,12 @@ from ._transitions import apply_back, paired, suffix_products, times
 
 __all__ = [
     "DENSE_UP_TO",
+    "Advance",
     "Carry",
     "CreditSubspace",
     "Decay",
     "Directions",
+    "Ended",
     "EveryState",
     "Factors",
     "Filtered",
@@ -47,5 +52,6 @@ __all__ = [
     "size_of",
     "suffix_products",
     "times",
+    "zero_after",
     "zeros",
 ]

@@ -304,6 +304,3 @@ def _norm_bound(a: Float[Array, "B q q"]) -> Float[Array, " B"]:
         log = log + jnp.log(trace) / 2**n
         power = power / jnp.where(trace > 0, trace, 1)[:, None, None]
     return largest * jnp.exp(log / 2)
-
-
-__all__ = ["CreditSubspace", "EveryState"]

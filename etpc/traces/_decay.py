@@ -22,6 +22,7 @@ class Decay(Trace):
 
     decay: float
     exact = False
+    replaceable = True
 
     @property
     def left_out(self) -> str:

@@ -102,6 +102,3 @@ class Directions:
         - `push`: moves perturbations through the window.
         """
         raise NotImplementedError
-
-
-__all__ = ["Directions", "Push"]

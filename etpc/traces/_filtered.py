@@ -9,9 +9,14 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
+from ..ops import summed
 from ._full import Full
+from ._pieces import over_examples
 from ._trace import Carry, Factors, Rows, Site, Trace, zeros
 from ._transitions import apply, suffix_products, times
+
+FEW = 8
+"""Classes with up to so many outputs are read element by element: products of such matrices were slower."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +25,10 @@ class Filtered(Trace):
 
     The outputs of a class have equal transitions D. Each class carries `X' = D X + f x^T` for some columns f. A
     column is F itself, where F is equal in the class too; then c is one. Or it is a unit vector, for a place of the
-    block at which F depends on parameters alone; then c is the entry of F there in the last window. So the trace is
-    exact in any precision. If parameters that F depends on change between two windows, it is the trace of their last
-    values. For example, with three outputs of one class and one state each, where F = g_o x:
+    block at which F depends on no data; then c is the entry of F there in the last window. So the trace is exact in
+    any precision, also while parameters move that D depends on, or F where it is equal. If parameters move that the
+    entries c depend on, it is the trace of their last values. For example, with three outputs of one class and one
+    state each, where F = g_o x:
 
         eps_o' = d eps_o + g_o x   is   X' = d X + x,   eps_o = X g_o      (columns = (0,), shared = False)
 
@@ -33,12 +39,13 @@ class Filtered(Trace):
     classes: tuple[tuple[int, ...], ...]
     """The class of each output of each group: G tuples of O numbers."""
     columns: tuple[int, ...] = ()
-    """Places of the block at which F depends on parameters alone, and differs in a class."""
+    """Places of the block at which F depends on no data, and differs in a class."""
     shared: bool = True
     """Whether F is equal in each class at some of the other places; then its column is the first one."""
     uniform: bool = False
     """Whether all outputs of all groups have equal transitions."""
     start_alone = True
+    skips = True
 
     @property
     def held(self) -> str:
@@ -104,30 +111,81 @@ class Filtered(Trace):
         return (last, *(a.astype(dtype) for a in entries)), ()
 
     def rows(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
-        """The filtered inputs, and the credit of each: that of its place in the block, summed over its class."""
-        (m, kept, inputs, g, k), batch = self._axes(site), start.shape[0]
+        """With one class: the filtered inputs, and the credit of their place in the block."""
+        if self.first.shape[1] > 1:
+            return []
+        data, credit = self._data(site, carry), self._credit(site, start, carry)
+        (m, kept, inputs, g, _), batch = self._axes(site), len(start)
+        data = data.transpose(1, 2, 0, 4, 3, 5).reshape(m * kept, batch, g, inputs)
+        credit = credit.transpose(1, 2, 0, 3, 4).reshape(m * kept, batch, site.count)
+        return [(data, credit)]
+
+    def entries(
+        self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry
+    ) -> Inexact[Array, "G I O"] | None:
+        """With several classes: the gradient, a product of matrices for each class that has many outputs."""
+        g, classes = self.first.shape
+        if classes == 1:
+            return None
+        data, credit = self._data(site, carry), self._credit(site, start, carry)
+        outputs, place = self._members
+        credit = credit.reshape(*credit.shape[:3], site.count)[..., outputs]
+        credit = jnp.where(outputs >= 0, credit, jnp.zeros((), credit.dtype))
+        if outputs.shape[-1] <= FEW:
+            of_each = [
+                over_examples(data, credit[:, :, :, None, ..., n]).sum((0, 1))
+                for n in range(outputs.shape[-1])
+            ]
+            of_class = jnp.stack(of_each, -1).swapaxes(0, 1)
+        else:
+            of_class = summed("bmkigc,bmkgcn->gicn", data, credit, precision=lax.Precision.HIGHEST)
+        by_place = of_class.reshape(g, site.kind.inputs, -1)
+        return jnp.take_along_axis(by_place, place[:, None], 2)
+
+    def gathered(self, site: Site, entries: Inexact[Array, "G I O"]) -> Array:
+        return site.kind.gather(entries)
+
+    @cached_property
+    def _members(self) -> tuple[np.ndarray, np.ndarray]:
+        """The outputs of each class, counted over all groups, [G, K, n], padded with -1; and the place of each
+        output in the last two axes of that, [G, O]."""
+        table = np.asarray(self.classes)
+        g, o = table.shape
+        names = [np.unique(row, return_inverse=True)[1].reshape(-1) for row in table]
+        most = max(int(np.bincount(row).max()) for row in names)
+        outputs = np.full((*self.first.shape, most), -1)
+        place = np.zeros((g, o), np.int64)
+        for n, row in enumerate(names):
+            for c in range(row.max() + 1):
+                members = np.flatnonzero(row == c)
+                outputs[n, c, : members.size] = n * o + members
+                place[n, members] = c * most + np.arange(members.size)
+        return outputs, place
+
+    def _data(self, site: Site, carry: Carry) -> Inexact[Array, "B m k I G K"]:
+        return carry[0].reshape(-1, *self._axes(site))
+
+    def _credit(
+        self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry
+    ) -> Inexact[Array, "B m k G O"]:
+        """The credit of each column: that of its place in the block, times the entries of F that it stands for."""
+        (m, _, _, g, _), batch = self._axes(site), len(start)
         credit = start.reshape(batch, m, 1, g, -1)
         of_column = [credit] if self.shared else []
         if self.columns:
             entries = carry[1].reshape(batch, 1, len(self.columns), g, -1)
             of_column.append(times(credit, entries))
-        credit = jnp.concatenate(of_column, 2)  # [B, m, k, G, O]
-        of_class = np.asarray(self.classes) == np.arange(k)[:, None, None]  # [K, G, O]
-        credit = jnp.where(of_class[:, None, None, None], credit[None], 0)
-        data = carry[0].reshape(batch, m, kept, inputs, g, k).transpose(5, 1, 2, 0, 4, 3)
-        n = k * m * kept
-        credit = credit.transpose(0, 2, 3, 1, 4, 5).reshape(n, batch, site.count)
-        return [(data.reshape(n, batch, g, inputs), credit)]
+        return jnp.concatenate(of_column, 2)
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         """The trace that the filtered inputs stand for, in the shape of the whole trace."""
-        units = jnp.eye(site.block, dtype=site.dtype)[:, :, None]
-        units = jnp.broadcast_to(units, (site.block, site.block, site.count))
-        same = tuple(jnp.broadcast_to(a, (site.block, *a.shape)) for a in carry)
-        ((data, credit),) = self.rows(site, units, same)
-        credit = credit.reshape(*data.shape[:3], -1)
-        trace = jnp.einsum("nmgi,nmgo->gimo", data, credit)
-        return {"trace": trace.reshape(Full().shapes(site)[0])}
+        data = self._data(site, carry)[0]  # [m, k, I, G, K]
+        names = [np.unique(row, return_inverse=True)[1].reshape(-1) for row in self.classes]
+        of_output = jnp.take_along_axis(data, np.stack(names)[None, None, None], -1)
+        ones = jnp.ones((self.shared, site.kind.groups, site.kind.outputs), site.dtype)
+        entries = [carry[1].reshape(-1, *ones.shape[1:])] if self.columns else []
+        trace = jnp.sum(times(jnp.concatenate([ones, *entries])[None, :, None], of_output), 1)
+        return {"trace": Full().in_order(site, trace.transpose(2, 1, 0, 3))}
 
 
 __all__ = ["Filtered"]

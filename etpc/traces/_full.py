@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
 from .._tuning import tuning
-from ._pieces import over_examples, overwrite, read_and_overwrite
+from ._pieces import over_examples, overwrite, total
 from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import apply, apply_columns, in_columns, of_each, times
 
@@ -17,11 +18,14 @@ from ._transitions import apply, apply_columns, in_columns, of_each, times
 class Full(Trace):
     """The whole eligibility trace, `eps' = D eps + F x^T`.
 
-    The trace of a dense operation is [B, I, m, O], and that of one with links [B, m, U]; several groups are
-    an axis G after B. The trace of an element-wise operation is [B, m, O].
+    The trace of a dense operation has the order of axes of its weight, [B, m, O, I] or [B, m, I, O], so that the
+    gradient is not transposed. That of an operation with links is [B, m, U]; several groups are an axis G after B.
+    The trace of an element-wise operation is [B, m, O].
     """
 
     start_alone = True
+    skips = True
+    replaceable = True
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind
@@ -29,7 +33,7 @@ class Full(Trace):
             return ((*site.states, kind.outputs),)
         if kind.links is not None:
             return ((*site.group, *site.states, kind.links.outputs.size),)
-        return ((*site.group, kind.inputs, *site.states, kind.outputs),)
+        return ((*site.group, *site.states, *_ordered(site, kind.inputs, kind.outputs)),)
 
     def init(self, site: Site, batch: int) -> Carry:
         return zeros(batch, self.shapes(site), site.dtype)
@@ -38,14 +42,16 @@ class Full(Trace):
         return getattr(site.kind, "uses", None)  # a kind may leave it out
 
     def entries(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        return over_examples(carry[0], _spread(site, start))
+        states = 1 + len(site.group) if site.block > 1 else None
+        return over_examples(carry[0], _spread(site, start), states)
 
     def gathered(self, site: Site, entries: Array) -> Array:
-        kind, m = site.kind, site.block
+        kind = site.kind
         g, i, o = kind.groups, kind.inputs, kind.outputs
         if kind.links is not None:
-            return kind.gather(entries.reshape(g, m, -1).sum(1))
-        return kind.gather(entries.reshape(g, i, m, o).sum(2))
+            return kind.gather(entries.reshape(g, -1))
+        entries = entries.reshape(g, *_ordered(site, i, o))
+        return kind.gather(entries.swapaxes(1, 2) if _inputs_last(site) else entries)
 
     def advance(
         self,
@@ -54,23 +60,33 @@ class Full(Trace):
         carry: Carry,
         followed: Carry,
         start: Array | None,
-    ) -> tuple[Carry, Array | None]:
-        if site.factored and site.kind.links is None:
-            return _dense(site, passage, carry, start)
-        entries = None if start is None else self.entries(site, start, carry)
+    ) -> Carry:
         (eps,) = carry
-        move = _with_links if site.factored else _element_wise
-        return (move(site, passage, eps),), entries
+        if not site.factored:
+            return (_element_wise(site, passage, eps),)
+        move = _dense if site.kind.links is None else _with_links
+        return (move(site, passage, eps),)
+
+    def in_order(self, site: Site, trace: Inexact[Array, "G I m O"]) -> Array:
+        """The trace of one example, in the shape that it is carried in."""
+        trace = trace.transpose(0, 2, 3, 1) if _inputs_last(site) else trace.swapaxes(1, 2)
+        return trace.reshape(self.shapes(site)[0])
+
+
+def _inputs_last(site: Site) -> bool:
+    """Whether the weight has its inputs after its outputs; a kind may leave it out."""
+    return bool(getattr(site.kind, "inputs_last", False))
+
+
+def _ordered(site: Site, of_inputs: Any, of_outputs: Any) -> tuple[Any, Any]:
+    """What belongs to inputs and outputs, in the order of the weight."""
+    return (of_outputs, of_inputs) if _inputs_last(site) else (of_inputs, of_outputs)
 
 
 def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
     """`eps_W = (prod D) eps_0 + sum_t (prod_{after t} D) F_t`."""
     start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
-    # as a product: XLA's CPU back end takes much longer for a sum over the leading axis
-    moved, precision = passage.moved(), lax.Precision.HIGHEST
-    ones = jnp.ones(moved[0][0].shape[0], eps.dtype)
-    total = lambda part: jnp.tensordot(ones, part, 1, precision=precision)
-    added = [_joined([total(part) for part in parts], 1) for parts in moved]
+    added = [_joined([total(part) for part in parts], 1) for parts in passage.moved()]
     end = apply(site.pairs, passage.whole(), start) + sum(added[1:], added[0])
     return end.reshape(eps.shape)
 
@@ -80,12 +96,7 @@ def _joined(parts: Sequence[Array], axis: int) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
 
-def _dense(
-    site: Site,
-    passage: Passage,
-    carry: Carry,
-    start: Inexact[Array, "B m GO"] | None,
-) -> tuple[Carry, Array | None]:
+def _dense(site: Site, passage: Passage, eps: Array) -> Array:
     """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`.
 
     For two steps of a layer `h' = d h + w x`, which has one group, one block state and F = 1:
@@ -93,57 +104,59 @@ def _dense(
         passage.xs      = [[x_1, x_2]]       one array [W, B, G, I] for each operation
         passage.moved() = [[[d_2, 1]]]       one part [W, B, m, G * O]: F_1, moved on by D_2, and F_2
         passage.whole() = d_2 d_1            [B, P, o]
-        eps_2[i, o]     = d_2[o] d_1[o] eps_0[i, o] + x_1[i] d_2[o] + x_2[i]
+        eps_2[o, i]     = d_2[o] d_1[o] eps_0[o, i] + d_2[o] x_1[i] + x_2[i]
 
-    The sum over steps is one matrix product, [I, W] x [W, m * O], for each example and group. The update is
+    The sum over steps is one matrix product, [m * O, W] x [W, I], for each example and group. The update is
     done in pieces, in place.
     """
-    (eps,) = carry
     kind, m, pairs, batch = site.kind, site.block, site.pairs, eps.shape[0]
-    xs = [x.astype(site.dtype) for x in passage.xs]
-    moved = [_joined(parts, 2) for parts in passage.moved()]
-    whole = of_each(passage.whole(), site.count)
     g, i, o = kind.groups, kind.inputs, kind.outputs
-    whole = whole.reshape(*whole.shape[:2], -1, o if whole.shape[-1] > 1 else 1)
-    transition = jnp.moveaxis(whole, 2, 1)[:, :, None]  # [B, G or 1, 1, P, O or 1]
-    steps = xs[0].shape[0] * len(xs)
-    x = jnp.concatenate(xs).transpose(1, 2, 3, 0)  # [B, G, I, W]
-    added = jnp.concatenate(moved).reshape(steps, batch, m, g, o)
-    added = added.transpose(1, 3, 0, 2, 4).reshape(batch, g, steps, *site.states, o)
-    if g == 1:
-        transition, x, added = transition[:, 0], x[:, 0], added[:, 0]
-    step_axis = added.ndim - len(site.states) - 2  # the axis of steps
+    last = _inputs_last(site)
+    moved = [_joined(parts, 2) for parts in passage.moved()]
+    x = jnp.concatenate([x.astype(site.dtype) for x in passage.xs])
+    steps = len(x)
+    x = x.transpose(1, 2, 0, 3)[:, :, None]  # [B, G, 1, W, I]
+    added = jnp.concatenate(moved).reshape(steps, batch, m, g, o).transpose(1, 3, 2, 0, 4)
+    whole = of_each(passage.whole(), site.count)
+    shared = whole.shape[-1] == 1
+    whole = whole.reshape(*whole.shape[:2], 1 if shared else g, -1).swapaxes(1, 2)
+    whole = (
+        whole[..., None, :] if not last else whole[..., None]
+    )  # as the trace, [B, G or 1, P, ...]
+    x, added, whole = (_without_ones(site, a) for a in (x, added, whole))
 
     def update(eps: Array, x: Array, added: Array, *columns: Array) -> Array:
         if steps == 1 or max(steps, m * o) <= tuning().outer_products:
-            data = x[..., None] if m == 1 else x[..., None, None]
-            at = lambda t: jnp.expand_dims(
-                lax.index_in_dim(added, t, step_axis, keepdims=False), step_axis
-            )
+            at = lambda a, t: lax.index_in_dim(a, t, a.ndim - 2, keepdims=False)
+            of_output, of_input = (-1, -2) if last else (-2, -1)
             terms = [
-                lax.index_in_dim(data, t, step_axis + 1, keepdims=False) * at(t)
+                jnp.expand_dims(at(added, t), of_output) * jnp.expand_dims(at(x, t), of_input)
                 for t in range(steps)
             ]
             increment = sum(terms[1:], terms[0])
         else:
-            increment = (x @ added.reshape(*added.shape[: step_axis + 1], -1)).reshape(eps.shape)
+            left, right = _ordered(site, x, added)
+            increment = left.swapaxes(-2, -1) @ right
         if m == 1:
-            return times(columns[0][..., 0, :], eps) + increment
-        return apply_columns(pairs, columns, eps) + increment
+            return times(columns[0], eps) + increment
+        return apply_columns(pairs, columns, eps, -3) + increment
 
-    columns = in_columns(pairs, transition, o)
-    input_axis = 1 + len(site.group)  # the axis of inputs
-    operands = [(x, input_axis), (added, None), *((column, None) for column in columns)]
-    axis = input_axis
-    if g > i:
-        axis, operands = 1, [(a, 1) for a in (x, added, *columns)]
-    at_once = steps == m == 1  # one loop over the entries, which needs no memory
-    if start is None:
-        eps, entries = overwrite(eps, axis, update, operands, at_once=at_once), None
+    columns = in_columns(pairs, whole, -3) if m > 1 else [whole]
+    axis = 1 if g > i else eps.ndim - 2  # the axis that large traces are cut along
+    if axis == 1:
+        along_x = along_added = along_whole = 1
     else:
-        signal = _spread(site, start)
-        eps, entries = read_and_overwrite(eps, axis, signal, update, operands, at_once)
-    return (eps,), entries
+        along_x, along_added = (None, eps.ndim - 1) if last else (eps.ndim - 1, None)
+        along_whole = axis if last else None
+    operands = [(x, along_x), (added, along_added), *((c, along_whole) for c in columns)]
+    at_once = steps == m == 1  # one loop over the entries, which needs no memory
+    return overwrite(eps, axis, update, operands, passage.after, at_once)
+
+
+def _without_ones(site: Site, a: Inexact[Array, "B G m ..."]) -> Array:
+    """Without the axes of groups and states where the trace has none."""
+    a = a[:, :, 0] if site.block == 1 else a
+    return a[:, 0] if site.kind.groups == 1 else a
 
 
 def _with_links(site: Site, passage: Passage, eps: Array) -> Array:
@@ -171,10 +184,13 @@ def _spread(site: Site, start: Inexact[Array, "B m GO"]) -> Array:
     """Credit as it is multiplied with the entries of a trace."""
     kind, batch, g = site.kind, start.shape[0], site.kind.groups
     start = start.reshape(batch, site.block, g, kind.outputs).swapaxes(1, 2)  # [B, G, m, O]
+    if not site.factored:
+        return start.reshape(batch, *site.states, -1)
     if kind.links is not None:
         start = start[..., kind.links.outputs]
-    input_axis = (1,) if site.factored and kind.links is None else ()
-    return start.reshape(batch, *site.group, *input_axis, *site.states, -1)
+        return start.reshape(batch, *site.group, *site.states, -1)
+    plane = _ordered(site, 1, kind.outputs)
+    return start.reshape(batch, *site.group, *site.states, *plane)
 
 
 __all__ = ["Full"]

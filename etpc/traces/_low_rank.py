@@ -1,16 +1,18 @@
 """The trace as R pairs of factors: its leading modes, chosen anew after each window."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._full import Full
 from ._modes import leading
-from ._trace import Carry, Passage, Rows, Site, Trace, size_of, zeros
+from ._trace import Advance, Carry, Passage, Rows, Site, Trace, size_of, zeros
 from ._transitions import apply, paired, times
 
 
@@ -30,6 +32,8 @@ class LowRank(Trace):
     """Whether a bound of what is left out is carried."""
     exact = False
     window_matters = True
+    skips = True
+    replaceable = True
 
     @property
     def left_out(self) -> str:
@@ -97,30 +101,44 @@ class LowRank(Trace):
         carry: Carry,
         followed: Carry,
         start: Array | None,
-    ) -> tuple[Carry, None]:
-        """Add the factor pairs of a window to those of the trace, and keep the leading modes.
+    ) -> Carry:
+        (result,) = LowRank.advance_all(self, [Advance(site, passage, carry, followed, start)])
+        return result
+
+    def advance_all(self, calls: Sequence[Advance]) -> list[Carry]:
+        """Add the factor pairs of a window to those of each trace, and keep the leading modes.
 
         All Q pairs together are `A B^T`. The span of its R leading left modes is found as `A c` by
         subspace iteration in the coordinates of the pairs, `c <- (B^T B*) (A^H A) c`, which needs two
         Gram matrices and no product of the size of the weight; then `A B^T` is projected onto that
         span. Written out in products and sums: XLA loops eigendecompositions over a batch on
         accelerators, and on few CPU cores two of them at the same time may wait for each other for ever.
+
+        The iteration is most of what is compiled. It sees no more of a trace than its Gram matrices, whose
+        size Q is the same for most, and so it is done for all of these at once.
         """
-        a, b = self.all_pairs(site, passage, carry)
-        batch = a.shape[0]
-        # All that is squared is of size one: first each a alone, then all b with the lengths of their a.
-        scale = _power_of_two(jnp.max(jnp.abs(a), -1, keepdims=True, initial=0))
-        a = a / scale
-        length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
-        a = a / jnp.where(length > 0, length, jnp.ones((), length.dtype))
-        b = b * (length * scale)[:, :, None]
-        size = _power_of_two(jnp.max(jnp.abs(b), (1, 2, 4), keepdims=True, initial=0))
-        b = b / size
-        # with less the vectors are not orthonormal on accelerators
+        all_pairs = [
+            _Pairs.scaled(*self.all_pairs(call.site, call.passage, call.carry)) for call in calls
+        ]
+        coordinates: dict[int, Array] = {}
+        for places in _of_one_size(all_pairs):
+            grams = [all_pairs[place].grams for place in places]
+            gram_a, gram_b = (jnp.concatenate(of_all, 1) for of_all in zip(*grams, strict=True))
+            ends = np.cumsum([a.shape[1] for a, _ in grams])[:-1]
+            # with less precision the vectors are not orthonormal on accelerators
+            with jax.default_matmul_precision("highest"):
+                modes = leading(gram_a, gram_b, self.rank)
+            parts = jnp.split(modes, ends, 1)
+            coordinates.update(zip(places, parts, strict=True))
+        return [
+            self._projected(call, pairs, coordinates[place])
+            for place, (call, pairs) in enumerate(zip(calls, all_pairs, strict=True))
+        ]
+
+    def _projected(self, call: Advance, pairs: "_Pairs", c: Inexact[Array, "B G Q R"]) -> Carry:
+        """The carry with all pairs projected onto the span of `A c`."""
+        a, b, (gram_a, _), size = pairs
         with jax.default_matmul_precision("highest"):
-            gram_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
-            gram_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj())
-            c = leading(gram_a, gram_b, self.rank)
             right = jnp.einsum("bqmgo,bgqr->brmgo", b, (gram_a @ c).conj())
             left = jnp.einsum("bqgi,bgqr->brgi", a, c)
             new = [left, right * size]
@@ -129,14 +147,14 @@ class LowRank(Trace):
                     _lost(gram_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, right)) * size[:, 0]
                 )
                 trace_bound, gradient_bound = (
-                    bound.reshape(batch, -1, site.count) for bound in carry[2:]
+                    bound.reshape(len(a), -1, call.site.count) for bound in call.carry[2:]
                 )
-                if start is not None:
-                    error = times(jnp.abs(start), trace_bound)
+                if call.start is not None:
+                    error = times(jnp.abs(call.start), trace_bound)
                     gradient_bound = gradient_bound + jnp.sum(error, -2, keepdims=True)
-                bound = apply(site.pairs, jnp.abs(passage.whole()), trace_bound)
+                bound = apply(call.site.pairs, jnp.abs(call.passage.whole()), trace_bound)
                 new += [bound + dropped.reshape(bound.shape), gradient_bound]
-        return tuple(array.reshape(old.shape) for array, old in zip(new, carry, strict=True)), None
+        return tuple(array.reshape(old.shape) for array, old in zip(new, call.carry, strict=True))
 
     def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
         """The bound of the gradients stays, as it is that of all gradients since the first stream."""
@@ -145,13 +163,47 @@ class LowRank(Trace):
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         """The sum of the pairs, in the shape of the whole trace."""
         left, right = carry[:2]  # [R, (G,) I] and [R, (m,) (G,) O]
-        right = right.reshape(len(right), site.block, *left.shape[1:-1], -1)
-        written_out = "rgi,rmgo->gimo" if site.kind.groups > 1 else "ri,rmo->imo"
-        (shape,) = Full().shapes(site)
-        return {"trace": jnp.einsum(written_out, left, right).reshape(shape)}
+        left = left.reshape(len(left), site.kind.groups, -1)
+        right = right.reshape(len(right), site.block, site.kind.groups, -1)
+        return {"trace": Full().in_order(site, jnp.einsum("rgi,rmgo->gimo", left, right))}
 
     def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
         return (carry[2], carry[3]) if self.certificate else None
+
+
+class _Pairs(NamedTuple):
+    """The factor pairs of a trace, scaled so that all that is squared is of size one."""
+
+    a: Inexact[Array, "B Q G I"]
+    """Of length one, or zero."""
+    b: Inexact[Array, "B Q m G O"]
+    grams: tuple[Inexact[Array, "B G Q Q"], Inexact[Array, "B G Q Q"]]
+    """`A^H A` and `B^T B*`."""
+    size: Inexact[Array, "B 1 1 1 1"]
+    """What all `b` were divided by."""
+
+    @classmethod
+    def scaled(cls, a: Inexact[Array, "B Q G I"], b: Inexact[Array, "B Q m G O"]) -> "_Pairs":
+        """First each a alone is scaled, then all b with the lengths of their a."""
+        scale = _power_of_two(jnp.max(jnp.abs(a), -1, keepdims=True, initial=0))
+        a = a / scale
+        length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
+        a = a / jnp.where(length > 0, length, jnp.ones((), length.dtype))
+        b = b * (length * scale)[:, :, None]
+        size = _power_of_two(jnp.max(jnp.abs(b), (1, 2, 4), keepdims=True, initial=0))
+        b = b / size
+        with jax.default_matmul_precision("highest"):
+            gram_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
+            gram_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj())
+        return cls(a, b, (gram_a, gram_b), size)
+
+
+def _of_one_size(all_pairs: Sequence[_Pairs]) -> list[list[int]]:
+    """The places of pairs whose Gram matrices can be joined along their groups."""
+    places: dict[Any, list[int]] = {}
+    for place, (_, _, (gram_a, gram_b), _) in enumerate(all_pairs):
+        places.setdefault((gram_a.shape[-1], gram_a.dtype, gram_b.dtype), []).append(place)
+    return list(places.values())
 
 
 def _power_of_two(size: Inexact[Array, "..."]) -> Array:

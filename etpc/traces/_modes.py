@@ -13,7 +13,7 @@ ROUNDS = 2
 stays within 1 % of that of the best modes."""
 
 BLOCK = 4
-"""Up to so many vectors are made orthonormal in unrolled code; more of them, block by block."""
+"""Up to so many vectors are made orthonormal one after the other; more of them, block by block."""
 
 
 def leading(
@@ -84,16 +84,22 @@ def orthonormal(
 
 
 def _block(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array]:
-    """`orthonormal` for few columns, written out; also the images of the result."""
-    finished = []
-    for _ in range(c.shape[-1]):
-        vector, vector_image = _of_length_one(c[..., :1], image[..., :1], tolerance)
-        finished.append((vector, vector_image))
-        projection = jnp.sum(vector.conj() * image[..., 1:], -2, keepdims=True)
-        c, image = c[..., 1:] - vector * projection, image[..., 1:] - vector_image * projection
-    return jnp.concatenate([a for a, _ in finished], -1), jnp.concatenate(
-        [b for _, b in finished], -1
-    )
+    """`orthonormal` for few columns, one after the other; also the images of the result."""
+    numbers = jnp.arange(c.shape[-1])
+
+    def column(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        c, image = carry
+        column_of: Callable[[Array], Array] = lambda a: lax.dynamic_slice_in_dim(a, k, 1, -1)
+        vector, vector_image = _of_length_one(column_of(c), column_of(image), tolerance)
+        projection = jnp.sum(vector.conj() * image, -2, keepdims=True)
+
+        def updated(columns: Array, new: Array) -> Array:
+            columns = jnp.where(numbers > k, columns - new * projection, columns)
+            return jnp.where(numbers == k, new, columns)
+
+        return updated(c, vector), updated(image, vector_image)
+
+    return lax.fori_loop(0, c.shape[-1], column, (c, image))
 
 
 def _of_length_one(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array]:

@@ -85,6 +85,3 @@ def _grouped(group: np.ndarray, member: np.ndarray, count: int) -> tuple[np.ndar
     table[group[order], column] = member[order]
     exists[group[order], column] = True
     return table, exists
-
-
-__all__ = ["DENSE_UP_TO", "Pairs", "every_pair"]

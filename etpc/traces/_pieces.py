@@ -16,31 +16,48 @@ from jaxtyping import Inexact, Int
 
 from .._tuning import tuning
 from ..ops import summed
-from ._transitions import times
+from ._transitions import UNROLLED, times
 
 Operand = tuple[Array, int | None]
 """An array [B, ...], and the axis along which it is cut when the trace is; `None` where it is taken whole."""
 
+EXAMPLES = 16
+"""A sum over no more examples than this is written out, so that it becomes part of the loop that reads it."""
 LARGE = 2
 """An example is large if it has more bytes than so many pieces."""
 SMALL = 1 << 20
-"""Up to so many bytes of a trace, its sum over examples is a product of matrices: two kernels for XLA to compile, and
-not seven. It takes longer to run, which counts where it is done at every step."""
+"""Up to so many bytes of a trace, its sum over more examples is a product of matrices: two kernels for XLA to
+compile, and not seven. It takes longer to run."""
 
 
 def over_examples(
-    trace: Inexact[Array, "B ..."], signal: Inexact[Array, "B ..."], every_step: bool = False
+    trace: Inexact[Array, "B ..."], signal: Inexact[Array, "B ..."], states: int | None = None
 ) -> Inexact[Array, "..."]:
-    """`(signal * trace).sum(0)`, a few examples at a time.
+    """`(signal * trace).sum(0)`, also summed over the axis `states` if there is one, a few examples at a time.
 
     A batch may be spread over devices, each of which holds a run of it and sums that first.
     """
+
+    def product(signal: Array, trace: Array) -> Array:
+        if states is None:
+            return times(signal, trace)
+        axis = states - axes
+        if trace.shape[axis] > UNROLLED:
+            return times(signal, trace).sum(axis)
+        at = lambda a, n: lax.index_in_dim(a, n, axis, keepdims=False)
+        terms = [times(at(signal, n), at(trace, n)) for n in range(trace.shape[axis])]
+        return sum(terms[1:], terms[0])
+
+    axes = trace.ndim
     abreast = tuning().abreast
     if abreast is None:
-        return times(signal, trace).sum(0)
+        return product(signal, trace).sum(0)
     devices = _devices(trace)
-    if devices == 1 and not every_step and trace.nbytes <= SMALL:
-        return _sum_of_rows(times(signal, trace))
+    if devices == 1 and len(trace) <= EXAMPLES:
+        terms = [product(signal[n], trace[n]) for n in range(len(trace))]
+        return sum(terms[1:], terms[0])
+    if devices == 1 and trace.nbytes <= SMALL:
+        return total(product(signal, trace))
     runs = math.gcd(trace.shape[0], devices)
     signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
     count = trace.shape[1]
@@ -48,7 +65,7 @@ def over_examples(
     rounds = count // rows
 
     def products(row_of: Callable[[Array, int], Array]) -> Array:
-        terms = [times(row_of(signal, row), row_of(trace, row)) for row in range(rows)]
+        terms = [product(row_of(signal, row), row_of(trace, row)) for row in range(rows)]
         return sum(terms[1:], terms[0])
 
     def add(n: Array, sums: Array) -> Array:
@@ -58,9 +75,9 @@ def over_examples(
             )
         )
 
-    sums = jnp.zeros_like(times(signal[:, 0], trace[:, 0]))
+    sums = jnp.zeros_like(product(signal[:, 0], trace[:, 0]))
     for n in range(rows * rounds, count):
-        sums = sums + times(signal[:, n], trace[:, n])
+        sums = sums + product(signal[:, n], trace[:, n])
     # XLA must not know the length of the loop, or it would dissolve a short one and compute twice a sum that is
     # read in two places. With several runs the product below prevents that.
     end = rounds + zero_after(signal) if runs == 1 else rounds
@@ -68,6 +85,23 @@ def over_examples(
     if runs == 1:
         return sums[0]
     return _sum_of_rows(sums)
+
+
+def total(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
+    """`a.sum(0)`, written out: one half is added to the other until one row is left.
+
+    XLA's CPU backend fuses this with what computes the rows, and compiles it once for all arrays of one shape.
+    A sum over the leading axis takes it longer to run, and a product with ones longer to compile.
+    """
+    if tuning().abreast is None:
+        return a.sum(0)
+    rest: list[Array] = []
+    while len(a) > 1:
+        half, odd = divmod(len(a), 2)
+        if odd:
+            rest.append(lax.slice_in_dim(a, len(a) - 1, len(a)))
+        a = lax.slice_in_dim(a, 0, half) + lax.slice_in_dim(a, half, 2 * half)
+    return lax.squeeze(sum(rest, a), (0,))
 
 
 def _sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
@@ -118,29 +152,19 @@ def overwrite(
     return updated(trace, full_pieces * size, remainder) if remainder else trace
 
 
-def read_and_overwrite(
-    trace: Inexact[Array, "B ..."],
-    axis: int,
-    signal: Inexact[Array, "B ..."],
-    update: Callable[..., Array],
-    operands: Sequence[Operand],
-    at_once: bool = False,
-) -> tuple[Array, Array]:
-    """`overwrite`, and the `over_examples` of the trace as it was before."""
-    read = over_examples(trace, signal, at_once)
-    return overwrite(trace, axis, update, operands, zero_after(read), at_once), read
-
-
-def zero_after(array: Array) -> Int[Array, ""]:
-    """Zero, computed from an array in a way that XLA does not see through.
+def zero_after(*arrays: Array) -> Int[Array, ""]:
+    """Zero, computed from arrays in a way that XLA does not see through.
 
     XLA overwrites an array in place only where every read of it is known to come before, and it
     knows that from data alone: `lax.optimization_barrier` is gone when it decides.
     """
-    if array.size == 0:
+    firsts = [a[(0,) * a.ndim] for a in arrays if a.size and jnp.issubdtype(a.dtype, jnp.inexact)]
+    if not firsts:
         return jnp.zeros((), jnp.int32)
-    first = array[(0,) * array.ndim]
-    return jnp.minimum(jnp.isnan(first).astype(jnp.int32), 0)
+    # A sum is computed once. XLA would make anything else part of the loops that read it, once for each entry; also a
+    # sum of one term.
+    is_nan = jnp.stack([jnp.isnan(first) for first in (*firsts, firsts[0])])
+    return jnp.minimum(is_nan.sum(dtype=jnp.int32), 0)
 
 
 def _all_after(zero: Int[Array, ""] | None, arrays: list[Array]) -> list[Array]:
@@ -162,4 +186,4 @@ def _devices(trace: Array) -> int:
     return math.prod(sharding.mesh.shape[name] for name in names)
 
 
-__all__ = ["over_examples", "overwrite", "read_and_overwrite", "zero_after"]
+__all__ = ["over_examples", "overwrite", "total", "zero_after"]

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Inexact
+from jaxtyping import Bool, Inexact
 
 from ..ops import Kind
 from ._pairs import Pairs, every_pair
+from ._transitions import identity
 
 Carry = tuple[Array, ...]
 """What a trace carries from window to window: arrays with a leading batch axis."""
@@ -78,6 +79,21 @@ class Factors:
     counted: Inexact[Array, "W B"] | None = None
     """One for a step of the stream, and zero for a slot from before it; `None` where all are steps."""
 
+    def until(self, counted: Bool[Array, " W"], pairs: Pairs) -> "Factors":
+        """The same where the last steps are padding, and `counted` says which are not: `eps' = eps` there.
+
+        F stays what it is where it is multiplied with data, as a form may read that of the last step.
+        """
+        at = lambda a: counted.reshape(-1, *[1] * (a.ndim - 1))
+        x, immediate = self.x, self.immediate
+        if x is None:
+            immediate = jnp.where(at(immediate), immediate, 0)
+        else:
+            x = jnp.where(at(x), x, 0)
+        still = identity(pairs, self.transition.dtype)
+        transition = jnp.where(at(self.transition), self.transition, still)
+        return Factors(x, immediate, transition, self.counted)
+
     def counting(self, counted: Inexact[Array, "W B"]) -> "Factors":
         """The same without the data of slots from before the stream."""
         x = self.x
@@ -109,7 +125,7 @@ class Signals(Protocol):
 class Passage(Protocol):
     """A window, as it moves one trace, `eps_W = whole eps_0 + sum_t moved_t x_t`.
 
-    A trace is moved by these three alone. So a form with other transitions wraps the passage in one that
+    A trace is moved by the first three alone. So a form with other transitions wraps the passage in one that
     gives its own.
     """
 
@@ -129,6 +145,22 @@ class Passage(Protocol):
         """The transition of the window, `prod D`."""
         ...
 
+    @property
+    def after(self) -> Array | None:
+        """Zero, an integer that is known once the carry has been read for the last time. A form that adds it to
+        what it needs lets XLA overwrite the carry in place. `None` where the carry is kept."""
+        ...
+
+
+class Advance(NamedTuple):
+    """The arguments of `Trace.advance`."""
+
+    site: Site
+    passage: Passage
+    carry: Carry
+    followed: Carry
+    start: Array | None
+
 
 class Trace:
     """The form of a trace: frozen data, and the methods that the compiler calls.
@@ -144,15 +176,25 @@ class Trace:
     """Whether the trace is only read at the start of a window, where it is multiplied with the credit of its block.
     Then states whose influence ends with the step are left out of the blocks. A subclass that overrides `follow`,
     `credit` or `start` does not inherit it."""
+    skips: bool = False
+    """Whether a step with D = 1 that adds nothing, `F x = 0`, leaves the trace as it is. Then the last window of a
+    sequence may be padded with such steps. A subclass that overrides one of the methods that move a trace does not
+    inherit it."""
     window_matters: bool = False
     """Whether the gradient that this form gives depends on the window."""
+    replaceable: bool = False
+    """Whether a form may take the place of this one that is proved to hold the whole trace in less memory. It is not
+    inherited."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        declaring = next(base for base in cls.__mro__ if "start_alone" in vars(base))
-        methods = ("follow", "credit", "start")
-        if any(getattr(cls, name) is not getattr(declaring, name) for name in methods):
+        cls.replaceable = vars(cls).get("replaceable", False)
+        if _overrides(cls, "start_alone", ("follow", "credit", "start")):
             cls.start_alone = False
+        if _overrides(cls, "skips", ("follow", "credit", "advance", "advance_all")):
+            cls.skips = False
+        if "advance" in vars(cls) and "advance_all" not in vars(cls):
+            cls.advance_all = Trace.advance_all  # what is inherited does not call this `advance`
 
     @property
     def left_out(self) -> str:
@@ -221,19 +263,23 @@ class Trace:
         carry: Carry,
         followed: Carry,
         start: Array | None,
-    ) -> tuple[Carry, Array | None]:
+    ) -> Carry:
         """The carry at the end of a window.
 
         - `passage`: the window, as it moves this trace.
         - `followed`: the carry as `follow` returned it.
-        - `start`: the credit of the carry, where the carry is not read after this call. Then `entries` is
-            returned too, and the carry may be overwritten. Else it is `None`.
+        - `start`: the credit of the carry, where that is known, else `None`.
 
         Where a form has a `follow` and no `advance`, the carry is as `follow` returned it.
         """
         if type(self).follow is Trace.follow:
             raise NotImplementedError
-        return followed, None
+        return followed
+
+    def advance_all(self, calls: Sequence[Advance]) -> list[Carry]:
+        """`advance` for the traces of one program whose forms are equal to this one. A form may override it, to
+        compute together what they have in common."""
+        return [self.advance(*call) for call in calls]
 
     def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
         """The carry after some examples began a new stream; `fresh` sets an array to zero in these."""
@@ -246,6 +292,12 @@ class Trace:
     def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
         """Bounds of what the trace and the gradients so far left out; `None` where no bounds are carried."""
         return None
+
+
+def _overrides(form: type[Trace], declaration: str, methods: Sequence[str]) -> bool:
+    """Whether a form has other methods than the class that it has a declaration from."""
+    declaring = next(base for base in form.__mro__ if declaration in vars(base))
+    return any(getattr(form, name) is not getattr(declaring, name) for name in methods)
 
 
 class Traces(NamedTuple):
@@ -278,6 +330,7 @@ def zeros(batch: int, shapes: Sequence[tuple[int, ...]], dtype: Any) -> Carry:
 
 
 __all__ = [
+    "Advance",
     "Carry",
     "Factors",
     "Passage",

@@ -123,45 +123,65 @@ def apply(
     pairs: Pairs, transition: Inexact[Array, "... P o"], block: Inexact[Array, "... m O"]
 ) -> Array:
     """A transition applied to the block states of each output."""
-    m = pairs.m
-    if not m:
-        return block
-    if m == 1:
-        return times(transition, block)
-    if not pairs.dense:
-        index, exists = pairs.into
-        return _sum(transition, index, block, pairs.before[index], exists)
-    square = _square(transition, m)
-    if m <= UNROLLED:
-        return _sum_of_columns(_parts(square, -2), block)
-    if square.shape[-1] == 1:
-        return _contracted(jnp.matmul, square[..., 0], block)
-    return _contracted(lambda a, b: jnp.einsum("...aco,...co->...ao", a, b), square, block)
+    if pairs.dense and 1 < pairs.m <= UNROLLED:
+        return _sum_of_columns(_parts(_square(transition, pairs.m), -2), block)
+    return apply_columns(pairs, [transition], block)
 
 
-def in_columns(pairs: Pairs, transition: Inexact[Array, "... P o"], outputs: int) -> list[Array]:
-    """A transition in the form that `apply_columns` takes: an array for each column, where that is faster.
+def in_columns(pairs: Pairs, transition: Inexact[Array, "..."], axis: int = -2) -> list[Array]:
+    """A transition, with its numbers along an axis, in the form that `apply_columns` takes: an array for each
+    column, where that is faster.
 
     In a loop, XLA's CPU backend does not vectorise code that reads one array in several places.
     """
-    if pairs.dense and 1 < pairs.m <= UNROLLED and transition.shape[-1] in (1, outputs):
-        entries = _parts(transition, -2)
-        return [jnp.stack(entries[c :: pairs.m], -2) for c in range(pairs.m)]
+    if pairs.dense and 1 < pairs.m <= UNROLLED:
+        entries = _parts(transition, axis)
+        return [jnp.stack(entries[c :: pairs.m], axis) for c in range(pairs.m)]
     return [transition]
 
 
 def apply_columns(
-    pairs: Pairs, columns: Sequence[Array], block: Inexact[Array, "... m O"]
+    pairs: Pairs, columns: Sequence[Array], block: Inexact[Array, "..."], axis: int = -2
 ) -> Array:
-    """`apply` for a transition in columns."""
-    in_parts = len(columns) == pairs.m > 1
-    return _sum_of_columns(columns, block) if in_parts else apply(pairs, columns[0], block)
+    """`apply` for a transition in columns, to block states along an axis. The others are those of the transition,
+    or have length one there."""
+    m = pairs.m
+    if not m:
+        return block
+    if len(columns) == m > 1:
+        return _sum_of_columns(columns, block, axis)
+    (transition,) = columns
+    if m == 1:
+        return times(transition, block)
+    if not pairs.dense:
+        index, exists = pairs.into
+        return _sum(transition, index, block, pairs.before[index], exists, axis)
+    if axis == -2:
+        return _apply_dense(m, transition[..., None], block[..., None])[..., 0]
+    return _apply_dense(m, transition, block)
+
+
+def _apply_dense(
+    m: int, transition: Inexact[Array, "... P _ _"], block: Inexact[Array, "... m p q"]
+) -> Array:
+    """A transition that has all pairs, applied to block states; its last axes are those of the block or have length
+    one, one of them at least."""
+    square = transition.reshape(*transition.shape[:-3], m, m, *transition.shape[-2:])
+    if square.shape[-2:] == (1, 1):
+        flat = block.reshape(*block.shape[:-2], -1)
+        return _contracted(jnp.matmul, square[..., 0, 0], flat).reshape(block.shape)
+    along, square = ("p", square[..., 0]) if square.shape[-1] == 1 else ("q", square[..., 0, :])
+    contract = lambda a, b: jnp.einsum(f"...ac{along},...cpq->...apq", a, b)
+    return _contracted(contract, square, block)
 
 
 def _sum_of_columns(
-    columns: Sequence[Inexact[Array, "... m o"]], block: Inexact[Array, "... k O"]
+    columns: Sequence[Inexact[Array, "..."]], block: Inexact[Array, "..."], axis: int = -2
 ) -> Array:
-    terms = [times(column, block[..., None, c, :]) for c, column in enumerate(columns)]
+    terms = [
+        times(column, lax.index_in_dim(block, c, axis + block.ndim))
+        for c, column in enumerate(columns)
+    ]
     return sum(terms[1:], terms[0])
 
 
@@ -259,8 +279,9 @@ def recurrence(
     if squeezed:  # without the axis of length one, as in `suffix_products`
         move, moves, start, added = times, transition[:, :, 0], start[:, 0], added[:, :, 0]
     else:
-        move = functools.partial(apply_columns, pairs)
-        moves = in_columns(pairs, transition, added.shape[-1])
+        move, moves = functools.partial(apply, pairs), [transition]
+        if transition.shape[-1] in (1, added.shape[-1]):
+            move, moves = functools.partial(apply_columns, pairs), in_columns(pairs, transition)
 
     def step(eps: Array, inputs: tuple[Any, Array]) -> tuple[Array, Array]:
         moved, new = inputs
@@ -291,24 +312,32 @@ def _square(transition: Array, m: int) -> Array:
 
 
 def _sum(
-    later: Array, later_at: np.ndarray, earlier: Array, earlier_at: np.ndarray, exists: np.ndarray
+    later: Array,
+    later_at: np.ndarray,
+    earlier: Array,
+    earlier_at: np.ndarray,
+    exists: np.ndarray,
+    axis: int = -2,
 ) -> Array:
-    """`out[n] = sum_k later[later_at[n, k]] earlier[earlier_at[n, k]]` over the terms that exist."""
-    count, terms = exists.shape
+    """`out[n] = sum_k later[later_at[n, k]] earlier[earlier_at[n, k]]` over the terms that exist, along an axis."""
+    (count, terms), after = exists.shape, (slice(None),) * (-1 - axis)
     if terms <= UNROLLED:
         parts = []
         for k in range(terms):
-            part = times(later[..., later_at[:, k], :], earlier[..., earlier_at[:, k], :])
+            part = times(later[..., later_at[:, k], *after], earlier[..., earlier_at[:, k], *after])
             if not exists[:, k].all():
-                present = jnp.asarray(exists[:, k]).reshape(*[1] * (part.ndim - 2), -1, 1)
+                shape = [1] * part.ndim
+                shape[axis] = count
+                present = jnp.asarray(exists[:, k]).reshape(shape)
                 part = jnp.where(present | jnp.zeros_like(part, bool), part, 0)
             parts.append(part)
         return sum(parts[1:], parts[0])
     owner = np.broadcast_to(np.arange(count)[:, None], exists.shape)[exists]
-    term = times(later[..., later_at[exists], :], earlier[..., earlier_at[exists], :])
-    shape = (*term.shape[:-2], count, term.shape[-1])
-    zero = jnp.broadcast_to(jnp.zeros_like(term[..., :1, :]), shape)
-    return zero.at[..., owner, :].add(term, indices_are_sorted=True)
+    term = times(later[..., later_at[exists], *after], earlier[..., earlier_at[exists], *after])
+    one = lax.slice_in_dim(term, 0, 1, axis=axis + term.ndim)
+    shape = (*term.shape[:axis], count, *term.shape[term.ndim + axis + 1 :])
+    zero = jnp.broadcast_to(jnp.zeros_like(one), shape)
+    return zero.at[..., owner, *after].add(term, indices_are_sorted=True)
 
 
 __all__ = [

@@ -77,7 +77,7 @@ class KroneckerSum(LowRank):
         kept_a, kept_b = jax.vmap(jax.vmap(one))(a, flat, signs)
         kept_b = kept_b.reshape(*kept_b.shape[:3], *b.shape[3:])
         new = jnp.moveaxis(kept_a, 1, 2), jnp.moveaxis(kept_b, 1, 3)
-        return (*(n.reshape(c.shape) for n, c in zip(new, carry, strict=False)), carry[2] + 1), None
+        return (*(n.reshape(c.shape) for n, c in zip(new, carry, strict=False)), carry[2] + 1)
 
 
 @dataclasses.dataclass(frozen=True)

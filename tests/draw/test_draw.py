@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections import Counter
+from html import escape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -13,8 +14,7 @@ import pytest
 
 import etpc
 from etpc import draw, nn
-from etpc.draw._columns import ADVANCE, BADGE, DETAIL, LABEL, PAD
-from etpc.draw._layout import layout
+from etpc.draw._layout import ADVANCE, BADGE, DETAIL, LABEL, PAD, layout
 from etpc.draw._picture import picture, shortened
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -358,7 +358,6 @@ def test_the_same_model_gives_the_same_text(program):
     assert again is not program
     assert draw.to_svg(again) == draw.to_svg(program)
     assert draw.to_html(again) == draw.to_html(program)
-    assert draw.to_mermaid(again) == draw.to_mermaid(program)
 
 
 def test_nothing_is_loaded_from_elsewhere(program):
@@ -411,40 +410,10 @@ def test_long_paths_are_shortened_in_the_middle():
     assert f"<title>['{long}']" in text
 
 
-def test_a_large_program_is_drawn_by_module(monkeypatch):
-    monkeypatch.setattr("etpc.draw._picture.LARGEST", 30)
-    assert not picture(built("three layers")).note
-    program = built("ten layers")
-    shown = picture(program)
-    assert len(shown.nodes) <= 30
-    assert shown.note.startswith("34 nodes, grouped by module")
-    assert shown.note in draw.to_svg(program)
-    names = {n.name: n for n in shown.nodes}
-    assert names["op", ".layers[3]"].detail == "2 operations"
-    assert names["op", ".readout.weight"].claim == "exact"
-    assert {e.kind for e in shown.edges if e.target == ("op", ".layers[3]")} == {"escape"}
-
-
-def test_many_states_without_modules_are_drawn_as_one(monkeypatch):
-    monkeypatch.setattr("etpc.draw._picture.LARGEST", 10)
-    shown = picture(built("delayed"))
-    assert [n.detail for n in shown.nodes if n.kind == "state"] == ["9 states"]
-    assert [n.loop for n in shown.nodes if n.kind == "state"] == ["kept"]
-    ElementTree.fromstring(draw.to_svg(built("delayed")))
-
-
 def test_html_shows_what_print_shows(program):
     page = draw.to_html(program)
     assert page.count("<svg ") == 1
-    unescaped = re.sub(
-        r"<style>.*?</style>|<script>.*?</script>|<svg.*?</svg>", "", page, flags=re.DOTALL
-    )
-    for p in program.ops:
-        assert f"<td class=right>{p.trace_bytes:,}</td>" in unescaped
-    assert unescaped.count("<tr class=") == len(program.ops)
-    for reason in program.untraced.values():
-        assert reason in unescaped
-    assert ("Left out" in unescaped) == any(p.escapes for p in program.plan.ops)
+    assert f"<pre>{escape(str(program))}</pre>" in page
 
 
 def test_names_are_escaped():
@@ -468,42 +437,20 @@ def test_names_are_escaped():
     page.handle_starttag = lambda tag, attributes: tags.append(tag)
     page.handle_data = data.append
     page.feed(draw.to_html(program))
-    assert tags.count("script") == 1
-    assert tags.count("style") == 3
+    assert tags.count("script") == 0
+    assert tags.count("style") == 2
     assert all(any(repr(name) in text for text in data) for name in names)
-    test_mermaid(program)
 
 
 def test_notebooks_show_a_program():
     program = built("odd")
-    assert "<script" not in program._repr_html_()
     assert program._repr_html_() in draw.to_html(program)
     assert program.draw()._repr_svg_() == draw.to_svg(program)
 
 
-def test_mermaid(program):
-    first, *lines = draw.to_mermaid(program).splitlines()
-    assert first == "flowchart LR"
-    text = r'"[^"<>]*(?:<br/>)[^"<>]*"'
-    node = re.compile(rf"  (n\d+)(?:\[{text}\]|\(\[{text}\]\)|\[/{text}/\]):::(\w+)")
-    edge = re.compile(r"  (n\d+) (?:-->|-\.->|-\. left out \.->) (n\d+)")
-    style = re.compile(r"  classDef (\w+) |  linkStyle [\d,]+ ")
-    nodes = [m for m in map(node.fullmatch, lines) if m]
-    edges = [m for m in map(edge.fullmatch, lines) if m]
-    styles = [m for m in map(style.match, lines) if m]
-    assert len(nodes) + len(edges) + len(styles) == len(lines)
-    ids = [m[1] for m in nodes]
-    assert len(set(ids)) == len(ids) == len(picture(program).nodes)
-    assert {m[2] for m in nodes} <= {m[1] for m in styles}
-    assert {i for m in edges for i in m.groups()} <= set(ids)
-    assert len(edges) == len(edges_of(parsed(program)))
-    linked = [int(i) for line in lines if "linkStyle" in line for i in line.split()[1].split(",")]
-    assert [edges[i][0] for i in linked] == [m[0] for m in edges if "left out" in m[0]]
-
-
 @pytest.mark.parametrize(
     ("ending", "start"),
-    [(".svg", "<svg"), (".html", "<!DOCTYPE"), (".mmd", "flowchart"), (".MERMAID", "flowchart")],
+    [(".svg", "<svg"), (".html", "<!DOCTYPE"), (".SVG", "<svg")],
 )
 def test_files(tmp_path, ending, start):
     path = tmp_path / f"picture{ending}"

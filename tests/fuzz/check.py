@@ -271,6 +271,8 @@ def compare(case: Case, point: Point, program: etpc.Program, entry, wanted: Refe
         errors["bptt"] = off(bptt)
     has_reference = isinstance(rule, etpc.D_RTRL | etpc.ES_D_RTRL) and rule.backprop == "cut"
     has_reference = has_reference and getattr(rule, "rank", None) is None and not rule.lookback
+    if isinstance(rule, etpc.ES_D_RTRL):  # the reference is that of its own traces
+        has_reference = has_reference and not any(t.found.why for t in program.plan.traces)
     if has_reference and entry != "batch" and case.program.has_dense_references:
         used = set(claims.values()) - {
             "unused"

@@ -81,7 +81,7 @@ def test_a_model_of_many_layers() -> None:
             eqx.nn.GRUCell(3, 4, key=KEY),
             eqx.nn.LayerNorm(4),
             eqx.nn.Linear(4, 4, key=KEY),
-            nn.IndRNN(4, 4, bias_init="normal", key=KEY),
+            eqx.tree_at(lambda c: c.bias, nn.IndRNN(4, 4, key=KEY), jnp.ones(4)),
             nn.LIF((2, 2), tau=jnp.full((2, 2), 9.0)),
             nn.LeakyRateReadout(4, 2, key=KEY),
         ]
@@ -107,17 +107,3 @@ def test_what_cannot_be_drawn() -> None:
             nn.init(layer, "normal", KEY)
     with pytest.raises(etpc.InputError, match=r"scheme returned float64\[1\]"):
         nn.init(linear(), lambda key, shape, dtype: jnp.ones(1), KEY)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("Linear", r"etpc\.nn has no Linear: use eqx\.nn\.Linear\."),
-        ("LSTM", r"use eqx\.nn\.LSTMCell, called as"),
-        ("orthogonal", r'use etpc\.nn\.init\(layer, "orthogonal", key\)'),
-        ("Nothing", "module 'etpc.nn' has no attribute 'Nothing'"),
-    ],
-)
-def test_names_that_have_gone(name, message) -> None:
-    with pytest.raises(AttributeError, match=message):
-        getattr(nn, name)

@@ -65,18 +65,6 @@ def test_dtype_that_is_not_real(dtype: type) -> None:
         linear(dtype=dtype)
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda key, shape, dtype: jnp.zeros((*shape, 1), dtype),
-        lambda key, shape, dtype: jnp.zeros(shape, jnp.float32),
-    ],
-)
-def test_initialiser_that_returns_something_else(draw) -> None:
-    with pytest.raises(ValueError, match=r"weight_init returned float.* where float64.* is needed"):
-        linear(weight_init=draw)
-
-
 @pytest.mark.parametrize(("shape", "advice"), [((), "sizes"), ((4,), "sizes"), ((5, 3), r"vmap")])
 def test_input_that_does_not_fit(
     shape: tuple[int, ...], advice: str, monkeypatch: pytest.MonkeyPatch
@@ -90,7 +78,7 @@ def test_input_that_does_not_fit(
 
 @pytest.mark.parametrize("excitatory", [0, 2, 5])
 def test_dale(excitatory: int) -> None:
-    dale = nn.DaleLinear(5, 3, excitatory=excitatory, weight_init="normal", key=KEY)
+    dale = nn.DaleLinear(5, 3, excitatory=excitatory, key=KEY)
     weight, x = np.asarray(dale.weight), np.asarray(jax.random.normal(jax.random.key(1), (5,)))
     assert (weight < 0).any()
     assert (weight > 0).any()
@@ -103,7 +91,7 @@ def test_dale(excitatory: int) -> None:
 
 
 def test_dale_in_a_network() -> None:
-    dale = nn.DaleLinear(5, 3, excitatory=3, weight_init="normal", key=KEY)
+    dale = nn.DaleLinear(5, 3, excitatory=3, key=KEY)
 
     def step(model, x, s):
         s = 0.7 * s + jnp.tanh(model(x))
@@ -124,8 +112,6 @@ def test_dale_with_a_count_out_of_range(excitatory: int, monkeypatch: pytest.Mon
         nn.DaleLinear(5, 3, excitatory=excitatory, key=KEY)
 
 
-def test_names_of_initialisers() -> None:
+def test_initial_weights() -> None:
     expected = jax.nn.initializers.he_normal(in_axis=1, out_axis=0)(KEY, (2, 3))
     np.testing.assert_array_equal(linear().weight, expected)
-    with pytest.raises(etpc.InputError, match=r"weight_init='orthogonl' is unknown.*orthogonal"):
-        linear(weight_init="orthogonl")

@@ -40,25 +40,6 @@ def test_exponential_euler_is_exact_below_threshold(dt: float) -> None:
     assert not spikes.any()
 
 
-def test_euler_below_threshold() -> None:
-    lif = nn.LIF(1, tau=10.0, R=2.0, V_th=100.0, V_rest=-5.0, V_reset=-8.0, integration="euler")
-    _, Vs = run(lif, np.full((40, 1), 1.5))
-    n = np.arange(1, 41)[:, None]
-    np.testing.assert_allclose(Vs, -5 + 3 * (1 - 0.9**n), rtol=1e-13)
-
-
-def test_schemes_agree_for_small_steps() -> None:
-    # Per unit of time, Euler is off by dt / (2 tau) to first order.
-    Vs = {}
-    for integration in ("exp_euler", "euler"):
-        for dt in (0.01, 0.005):
-            lif = nn.LIF(1, tau=10.0, V_th=10.0, dt=dt, integration=integration)
-            Vs[integration, dt] = run(lif, np.full((round(5 / dt), 1), 2.0))[1][-1, 0]
-    error = {dt: abs(Vs["exp_euler", dt] - Vs["euler", dt]) for dt in (0.01, 0.005)}
-    assert 0 < error[0.005] < 1e-3
-    np.testing.assert_allclose(error[0.01] / error[0.005], 2, rtol=0.01)
-
-
 def test_state_holds_the_spike() -> None:
     lif = nn.LIF(5)
     currents = np.random.default_rng(1).normal(20.0, 10.0, (30, 5))
@@ -122,14 +103,12 @@ PARAMETERS = {"tau": 8.0, "R": 1.5, "V_th": 1.2, "V_rest": 0.1, "V_reset": -0.4}
 
 
 @pytest.mark.parametrize("shape", [(), (2,)])
-@pytest.mark.parametrize(("integration", "reset"), [("exp_euler", "soft"), ("euler", "hard")])
+@pytest.mark.parametrize("reset", ["soft", "hard"])
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_arrays_are_marked_parameters(
-    name: str, integration: str, reset: str, shape: tuple[int, ...]
-) -> None:
-    fixed = nn.LIF(2, **PARAMETERS, reset=reset, integration=integration, surrogate=SLOPE)
+def test_arrays_are_marked_parameters(name: str, reset: str, shape: tuple[int, ...]) -> None:
+    fixed = nn.LIF(2, **PARAMETERS, reset=reset, surrogate=SLOPE)
     given = PARAMETERS | {name: np.full(shape, PARAMETERS[name])}
-    lif = nn.LIF(2, **given, reset=reset, integration=integration, surrogate=SLOPE)
+    lif = nn.LIF(2, **given, reset=reset, surrogate=SLOPE)
     leaves = jax.tree.leaves(eqx.filter(lif, eqx.is_array))
     assert [leaf.shape for leaf in leaves] == [shape]
     current, V = jnp.array([0.3, 2.0]), jnp.array([0.7, 1.4])
@@ -144,7 +123,6 @@ def test_arrays_are_marked_parameters(
             2,
             **(given | {name: value}),
             reset=reset,
-            integration=integration,
             detach_reset=True,
         )
         return detached(current, V)[1]
@@ -163,7 +141,7 @@ def test_surrogate_gets_the_distance_in_units_of_reset_to_threshold() -> None:
 def test_defaults() -> None:
     lif = nn.LIF(3)
     assert (lif.tau, lif.R, lif.V_th, lif.V_rest, lif.V_reset, lif.dt) == (20, 1, 1, 0, 0, 1)
-    assert (lif.reset, lif.integration, lif.detach_reset) == ("soft", "exp_euler", False)
+    assert (lif.reset, lif.detach_reset) == ("soft", False)
     assert lif.surrogate == ReluGrad()
     np.testing.assert_array_equal(nn.LIF(3, V_rest=-2.0).init_state(), [-2, -2, -2])
 
@@ -213,7 +191,7 @@ def test_compiled_once_for_equal_neurons() -> None:
 
 def test_can_be_built_under_vmap() -> None:
     taus = jnp.array([5.0, 10.0, 20.0])
-    lifs = eqx.filter_vmap(lambda tau: nn.LIF(2, tau=tau, integration="euler"))(taus)
+    lifs = eqx.filter_vmap(lambda tau: nn.LIF(2, tau=tau))(taus)
     np.testing.assert_array_equal(lifs.tau, taus)
 
 
@@ -233,7 +211,6 @@ def test_can_be_built_under_vmap() -> None:
         ({"V_th": 0.0}, "V_th must be above V_reset, got V_th=0.0 and V_reset=0.0.*Raise"),
         ({"V_reset": np.array([0.0, 2.0])}, "V_th must be above V_reset, got V_th=1.0"),
         ({"dt": -1.0}, "dt must be a finite number > 0, got -1.0.*Pass"),
-        ({"dt": 21.0, "integration": "euler"}, "dt must not exceed tau .*got dt=21.0 and tau=20.0"),
         ({"dtype": int}, "dtype must be a real floating-point type, got int"),
         ({"surrogate": ReluGrad}, "surrogate must be a spike function.*Pass an instance"),
     ],
@@ -251,7 +228,6 @@ def test_arguments_out_of_range(arguments: dict, message: str) -> None:
         ({"V_th": None}, "V_th must be a number or an array, got None"),
         ({"dt": jnp.array(1.0)}, "dt must be a finite number > 0, got Array"),
         ({"reset": "none"}, 'reset=\'none\' is unknown.*"soft".*"hard"'),
-        ({"integration": "rk4"}, "integration='rk4' is unknown.*exp_euler"),
         ({"surrogate": 1.0}, "surrogate must be a spike function, got 1.0"),
     ],
 )

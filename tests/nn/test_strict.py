@@ -57,8 +57,6 @@ LAYERS = {
     ),
     "COBA": lambda dtype: nn.COBA(N, dtype=dtype),
     "COBA, learned": lambda dtype: nn.COBA(N, E=np.full(N, 1.0), dtype=dtype),
-    "CUBA": lambda dtype: nn.CUBA(N, dtype=dtype),
-    "CUBA, learned": lambda dtype: nn.CUBA(N, scale=np.full(N, 1.0), dtype=dtype),
     "Sequential": lambda dtype: nn.Sequential(
         [
             eqx.nn.Linear(N, N, dtype=dtype, key=KEY),
@@ -90,7 +88,7 @@ class Network(eqx.Module):
         h, own = state
         if own is not None:
             y, own = self.layer(x, own)
-        elif isinstance(self.layer, nn.COBA | nn.CUBA):
+        elif isinstance(self.layer, nn.COBA):
             y = self.layer(x, h)
         else:
             y = self.layer(x)

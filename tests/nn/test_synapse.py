@@ -54,8 +54,6 @@ def test_currents() -> None:
     E = np.array([0.0, -70.0, -80.0])
     np.testing.assert_allclose(nn.COBA(3, E=E)(g, V), np.asarray(g) * (E - np.asarray(V)))
     np.testing.assert_allclose(nn.COBA(3)(g, V), -np.asarray(g) * np.asarray(V))
-    np.testing.assert_allclose(nn.CUBA(3, scale=2.0)(g, V), 2 * np.asarray(g))
-    np.testing.assert_array_equal(nn.CUBA(3)(g, V), g)
 
 
 def test_short_term_plasticity() -> None:
@@ -159,11 +157,11 @@ def squared(y, target):
     return jnp.sum(jnp.square(y - target))
 
 
-def membrane(synapse, into=None, after=None) -> Membrane:
+def membrane(synapse, after=None) -> Membrane:
     return Membrane(
         nn.init(eqx.nn.Linear(3, 2, key=KEY), "normal", KEY, gain=1.5),
         synapse,
-        nn.COBA(2, E=np.full(2, 3.0)) if into is None else into,
+        nn.COBA(2, E=np.full(2, 3.0)),
         nn.LIF(2, tau=3.0, surrogate=SLOPE),
         after,
     )
@@ -177,8 +175,7 @@ def membrane(synapse, into=None, after=None) -> Membrane:
         (
             membrane(
                 nn.DualExponentialSynapse(2, tau_rise=np.full(2, 1.0), tau_decay=np.array(4.0)),
-                nn.CUBA(2, scale=np.array(2.0)),
-                nn.Delay(2, np.array([1, 2])),
+                after=nn.Delay(2, np.array([1, 2])),
             ),
             5,
         ),
@@ -240,7 +237,6 @@ def test_recurrent_delays_are_cut_at_the_projection() -> None:
             "tau_decay must be above tau_rise, got tau_decay=5.0 and tau_rise=5.0",
         ),
         (lambda: nn.COBA(2, E=np.ones(3)), r"E has shape \(3,\)"),
-        (lambda: nn.CUBA(2, scale=float("nan")), "scale must be finite"),
         (lambda: nn.ShortTermPlasticity(2, U=1.5), r"U must be at most 1, got 1.5.*\(0, 1\]"),
         (lambda: nn.ShortTermPlasticity(2, U=0.0), "U must be finite and > 0"),
         (lambda: nn.Delay(2, np.array([1, -1])), "steps must be integers >= 0"),
@@ -274,6 +270,5 @@ def test_input_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         wrong = jax.tree.map(lambda a: jnp.ones((7,)), state)
         with pytest.raises(ValueError, match=rf"{name} was called with .* of shape \(7,\)"):
             layer(jnp.ones(2), wrong)
-    for current in (nn.CUBA(2), nn.COBA(2)):
-        with pytest.raises(ValueError, match=r"was called with g of shape \(1,\)"):
-            current(jnp.ones(1), jnp.ones(2))
+    with pytest.raises(ValueError, match=r"was called with g of shape \(1,\)"):
+        nn.COBA(2)(jnp.ones(1), jnp.ones(2))

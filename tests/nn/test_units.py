@@ -76,7 +76,6 @@ LAYERS = [
     (nn.ExponentialSynapse, {"tau": 0.004 * u.second}, {"tau": 4.0}),
     (nn.DualExponentialSynapse, TIMES, {"tau_rise": 1.0, "tau_decay": 4.0, "dt": 0.5}),
     (nn.COBA, {"E": -0.08 * u.volt}, {"E": -80.0}),
-    (nn.CUBA, {"scale": 2.0 * u.mV / u.mV}, {"scale": 2.0}),
     (
         nn.ShortTermPlasticity,
         {"tau_f": 1.5 * u.second, "tau_d": 0.2 * u.second},

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 
 import etpc
 from etpc.traces import Filtered
-from tests.helpers import loss, normal
+from tests.helpers import kept, loss, normal
 from tests.marks import few
 
 T, B, I, N = 12, 2, 6, 8
@@ -53,6 +54,32 @@ def one_gate_each_gain(m, x, h):
     return jnp.tanh(h), h
 
 
+def two_leaks(m, x, h):
+    """Every other output has the same transition, and all are entered in the same way."""
+    h = jnp.tile(m["two"], N // 2) * h + m["w"] @ x
+    return jnp.tanh(h), h
+
+
+def detached_reset(m, x, v):
+    """A spiking layer whose reset is no path of influence, with one learned leak and one learned gain."""
+    z = etpc.surrogate.ReluGrad()(v - 0.5)
+    v = m["a"] * v + 3 * m["gain"][1] * (m["w"] @ x) - lax.stop_gradient(z)
+    return m["out"] @ etpc.surrogate.ReluGrad()(v - 0.5), v
+
+
+def leaky_readout(m, x, s):
+    h, r = s
+    h = m["gain"] * h / 2 + m["w"] @ x
+    r = m["a"] * r + m["out"] @ jnp.tanh(h)
+    return r, (h, r)
+
+
+def constant_gains(m, x, h):
+    """What enters differs from output to output, by factors that are constant."""
+    h = m["a"] * h + np.linspace(0.5, 1.5, N) * (m["w"] @ x)
+    return jnp.tanh(h), h
+
+
 def unread_spikes(m, x, s):
     """A state that nothing reads is not followed, so that its derivative, which differs, counts for nothing."""
     v, _ = s
@@ -83,18 +110,25 @@ MODEL = {
     "gain": jnp.linspace(0.5, 1.5, N),
     "each": jnp.linspace(1.5, 0.5, N),
 }
-# the step, its state, the weight, the rank that is asked for, and how many filtered inputs it gets
+PAIR = (ZEROS, ZEROS)
+# the step, its state, the weight, the rank that is asked for, how many filtered inputs it gets, and whether these are
+# the whole trace also while parameters move
 STEPS = {
-    "synapse": (synapse, (ZEROS, ZEROS), "w", 2, 2),
-    "direct synapse": (direct_synapse, (ZEROS, ZEROS), "w", 3, 4),
-    "two groups": (two_groups, ZEROS, "w", 2, 2),
-    "each gain": (each_gain, ZEROS, "w", 1, 1),
-    "one gate": (one_gate, ZEROS, "w", 1, 1),
-    "one gate, each gain": (one_gate_each_gain, ZEROS, "w", 1, 1),
-    "unread spikes": (unread_spikes, (ZEROS, ZEROS), "w", 1, 1),
-    "rotated": (rotated, ZEROS.astype(complex), "z", 2, 4),
-    "convolved": (convolved, jnp.zeros((3, I)), "kernel", 1, 1),
+    "synapse": (synapse, PAIR, "w", 2, 2, True),
+    "direct synapse": (direct_synapse, PAIR, "w", 3, 4, False),
+    "two groups": (two_groups, ZEROS, "w", 2, 2, True),
+    "two leaks": (two_leaks, ZEROS, "w", 2, 2, True),
+    "each gain": (each_gain, ZEROS, "w", 1, 1, False),
+    "constant gains": (constant_gains, ZEROS, "w", 1, 1, True),
+    "detached reset": (detached_reset, ZEROS, "w", 1, 1, True),
+    "leaky readout": (leaky_readout, (ZEROS, jnp.zeros(4)), "out", 1, 1, True),
+    "one gate": (one_gate, ZEROS, "w", 1, 1, True),
+    "one gate, each gain": (one_gate_each_gain, ZEROS, "w", 1, 1, False),
+    "unread spikes": (unread_spikes, PAIR, "w", 1, 1, True),
+    "rotated": (rotated, ZEROS.astype(complex), "z", 2, 4, False),
+    "convolved": (convolved, jnp.zeros((3, I)), "kernel", 1, 1, False),
 }
+STEADY = [name for name, step in STEPS.items() if step[-1]]
 WINDOWS = {
     "one step": {"window": 1},
     "five steps": {"window": 5},
@@ -103,14 +137,24 @@ WINDOWS = {
 }
 
 
-def programs(name, rank=None, model=MODEL, **options):
-    step, state, weight, asked, _ = STEPS[name]
-    rules = etpc.ES_D_RTRL(rank=rank or asked, **options), etpc.D_RTRL(**options)
+def programs(name, rule=None, model=MODEL, **options):
+    """A program with filtered inputs, one with whole traces, and the operation of the first."""
+    rule = rule or etpc.ES_D_RTRL(rank=STEPS[name][3], **options)
+    filtered = program(name, rule, model)
+    full = program(name, kept(etpc.D_RTRL(**options)), model)
+    return filtered, full, op_of(filtered, name)
+
+
+def program(name, rule, model=MODEL):
+    step, state, *_ = STEPS[name]
     x = normal(I).astype(model["w"].dtype)
     state = jax.tree.map(lambda a: a.astype(x.dtype) if a.dtype == float else a, state)
-    low, full = (etpc.compile(model, rule, inputs=x, state=state, step=step) for rule in rules)
-    op = next(p for p in low.ops if p.path == f"['{weight}']" and p.op.kind.data is not None)
-    return low, full, op
+    return etpc.compile(model, rule, inputs=x, state=state, step=step)
+
+
+def op_of(program, name):
+    path = f"['{STEPS[name][2]}']"
+    return next(p for p in program.ops if p.path == path and p.op.kind.data is not None)
 
 
 def gradients(program, calls=1, model=MODEL, batch=B):
@@ -134,7 +178,7 @@ def close(one, other, tolerance=1e-9):
 
 @pytest.mark.parametrize("name", few(STEPS, "one gate, each gain", "convolved"))
 def test_it_is_the_whole_trace(name):
-    step, state, _, _, count = STEPS[name]
+    step, state, _, _, count, _ = STEPS[name]
     low, full, op = programs(name, window=5)
     assert isinstance(op.form, Filtered)
     assert op.form.count(op.trace.site) == count
@@ -160,14 +204,100 @@ def test_in_every_kind_of_window(name, windows, calls, batch):
     close(gradients(low, calls, batch=batch), gradients(full, calls, batch=batch))
 
 
-@pytest.mark.parametrize("name", ["synapse", "two groups", "each gain"])
-def test_small_gains_in_float32(name):
+RULES = {
+    "D-RTRL": etpc.D_RTRL(window=5),
+    "RTRL": etpc.RTRL(window=5),
+    "SnAp": etpc.SnAp(2, window=5),
+    "decay": etpc.ES_D_RTRL(decay=0.9, window=5),
+    "rank": etpc.ES_D_RTRL(rank=2, window=5),
+    "rank of RTRL": etpc.RTRL(rank=2, window=5),
+    "credit": etpc.CreditRTRL(window=5),
+    "credit, whole": etpc.CreditRTRL(rank=None, window=5),
+    "auto": etpc.Auto(window=5),
+}
+
+
+@pytest.mark.parametrize("name", few(STEADY, "synapse", "leaky readout"))
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_takes_it(rule, name):
+    """As BPTT would have it, but where the step before enters through another weight."""
+    found, full, op = programs(name, RULES[rule], window=5)
+    step, state, *_, count, _ = STEPS[name]
+    if rule == "decay" and op.form == etpc.algorithms.Decay(0.9):
+        # the decay's factors are smaller than two filtered inputs
+        assert count == 2
+        return
+    assert isinstance(op.form, Filtered)
+    assert op.form.count(op.trace.site) == count
+    assert found.claims[op.path].claim == full.claims[op.path].claim == "exact"
+    xs, targets = normal(T, B, I, seed=1), jnp.full((T, B), 0.3)
+    options = {"state": state, "step": step, "reduction": "sum", "batch_size": B}
+    _, bptt = etpc.bptt(MODEL, xs, targets, loss, **options)
+    weight = STEPS[name][2]
+    close({weight: gradients(found)[weight]}, {weight: bptt[weight]})
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if name not in STEADY])
+def test_exact_rules_keep_what_moves(name):
+    """A trace that depends on parameters of every step, under rules whose own trace is that of each step's."""
+    for rule in (etpc.D_RTRL(), etpc.RTRL()):
+        found = op_of(program(name, rule), name)
+        assert found.form == etpc.algorithms.Full()
+        assert "may move" in found.trace.found.why_not
+
+
+@pytest.mark.parametrize("name", few(STEADY, "two leaks", "detached reset", "constant gains"))
+@pytest.mark.parametrize("every", few([1, 3], 1))
+def test_it_is_the_whole_trace_while_the_weights_move(name, every):
+    """All parameters are updated at a large rate, also those that D and F depend on."""
+    found, full, op = programs(name, etpc.D_RTRL())
+    assert isinstance(op.form, Filtered)
+    xs, targets = normal(T, B, I, seed=1), jnp.full((T, B), 0.3)
+    moved, losses = [], []
+    for each in (found, full):
+        learner = etpc.online(each, loss, optax.sgd(0.05), every=every)
+        opt_state, carry = learner.init(MODEL, batch_size=B)
+        model, _, _, by_update = learner.update(MODEL, opt_state, carry, xs, targets)
+        moved.append(model)
+        losses.append(by_update)
+    change = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), moved[0], MODEL)
+    assert change[STEPS[name][2]] > 0.05
+    assert max(change[k] for k in ("a", "gain", "two")) > 0.01 or name == "one gate"
+    close(moved[0], moved[1], 1e-11)
+    np.testing.assert_allclose(*losses, rtol=1e-11)
+
+
+def test_a_form_that_is_exact_for_still_weights_differs_while_they_move():
+    """The control: gains of each output, which a rank leaves out of the sum."""
+    found, full, op = programs("each gain", etpc.ES_D_RTRL(rank=1))
+    assert op.form.columns
+    assert "while the parameters of that move" in op.choice
+    xs, targets = normal(T, B, I, seed=1), jnp.full((T, B), 0.3)
+    moved = []
+    for each in (found, full):
+        learner = etpc.online(each, loss, optax.sgd(0.05), every=1)
+        opt_state, carry = learner.init(MODEL, batch_size=B)
+        moved.append(learner.update(MODEL, opt_state, carry, xs, targets)[0]["w"])
+    assert np.abs(moved[0] - moved[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("synapse", None),
+        ("synapse", etpc.D_RTRL(window=3)),
+        ("two groups", etpc.D_RTRL(window=3)),
+        ("two groups", etpc.ES_D_RTRL(decay=0.9, window=3)),
+        ("each gain", None),
+    ],
+)
+def test_small_gains_in_float32(name, rule):
     """Compiled at gains of one, and run at gains that differ by many orders of magnitude, against BPTT in float64."""
-    step, state, weight, _, _ = STEPS[name]
+    step, state, weight, *_ = STEPS[name]
     single = lambda tree: jax.tree.map(
         lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a.astype(jnp.complex64), tree
     )
-    program, _, op = programs(name, model=single(MODEL), window=3)
+    program, _, op = programs(name, rule, model=single(MODEL), window=3)
     assert op.exact
     xs, targets = normal(T, I, seed=1), jnp.full(T, 0.3)
     run = program.value_and_grad(loss, "sum")

@@ -69,7 +69,7 @@ class Postsynaptic(Full):
         return super().entries(site, start[:, :-1], carry)
 
     def advance(self, site, passage, carry, followed, start):
-        return followed, None if start is None else self.entries(site, start, carry)
+        return followed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -175,6 +175,10 @@ class Slower:
     def whole(self):
         return self.g ** len(self.passage.moved()[0][0]) * self.passage.whole()
 
+    @property
+    def after(self):
+        return self.passage.after
+
 
 @dataclasses.dataclass(frozen=True)
 class Discounted(Full):

@@ -143,7 +143,7 @@ def Bystanders(x, state, weight):
 def Groups(x, state, weights):
     """Three groups of different size and block."""
     one, two, three = (w @ x for w in weights)
-    h = 0.7 * state["h"] + one
+    h = np.array([0.7, 0.6]) * state["h"] + one
     v = 0.8 * state["v"] - 0.3 * state["u"] + two
     u = 0.9 * state["u"] + v
     line = jnp.concatenate([three[None], state["line"][:-1]])

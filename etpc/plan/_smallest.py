@@ -1,0 +1,105 @@
+"""The smallest exact trace of each operation, in place of a larger one that its rule gives it."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from ..algorithms import Backprop, Proved
+from ..analyse import Analysis, Reach, WeightOp, trace_dtype
+from ..traces import Ended, Full, Site, size_of
+from ._blocks import kept_of, lasting_states
+from ._filtered import Look, filtered
+from ._records import Found, Sketch
+
+ENDED = Proved(Ended(), 0, True, "nothing is carried: no later step reads it but as cut data")
+
+
+def proved(
+    analysis: Analysis, ops: Collection[WeightOp], backprop: Backprop
+) -> Mapping[int, tuple[Proved, ...]]:
+    """The forms of each operation that hold its whole trace in less memory, by number."""
+    lasting = lasting_states(analysis) if backprop == "cut" else None
+    ended = [op.number for op in ops if _ends(analysis.reach[op.number], lasting)]
+
+    def limit(op: WeightOp) -> int:
+        site = Site(op.kind, analysis.reach[op.number].size, trace_dtype(analysis, op))
+        return size_of(Full(), site) - 1
+
+    limits = {op: partial(limit, op) for op in ops if op.number not in ended}
+    looks = filtered(analysis, limits, lasting)
+    forms = {number: look.proved for number, look in looks.items() if look.proved}
+    return forms | dict.fromkeys(ended, (ENDED,))
+
+
+def smallest(
+    analysis: Analysis,
+    sketches: Sequence[Sketch],
+    owners: Mapping[int, int],
+    lasting: np.ndarray | None,
+) -> list[Sketch]:
+    """The traces, where one that is proved to hold all of it takes the place of a larger one.
+
+    A form that leaves something out also gives way to one that is no smaller, and to one that is exact for weights
+    that stay as they are. Traces that several operations share give way together or not at all.
+    """
+    candidates = [t for t in sketches if t.form.replaceable and t.directions is None]
+    ended = [t.op.number for t in candidates if _ends(analysis.reach[t.op.number], lasting)]
+    looks = filtered(
+        analysis,
+        {t.op: partial(_limit, t) for t in candidates if t.op.number not in ended},
+        lasting,
+    )
+    chosen = dict.fromkeys(ended, ENDED)
+    for t in candidates:
+        look = looks.get(t.op.number)
+        fitting = [p for p in look.proved if p.steady or not t.form.exact] if look else []
+        if fitting:
+            chosen[t.op.number] = min(fitting, key=lambda p: p.size)
+    sharing = _sharing(sketches, owners)
+    for members in sharing:
+        new = [chosen[t.op.number].size for t in members if t.op.number in chosen]
+        if len(new) < len(members) or sum(new) > _limit(members[0]):
+            for t in members:
+                chosen.pop(t.op.number, None)
+                looks.pop(t.op.number, None)
+    return [_with(analysis, t, chosen.get(t.op.number), looks, lasting) for t in sketches]
+
+
+def _limit(t: Sketch) -> int:
+    """The most numbers that a form may have which takes the place of this one."""
+    return size_of(t.form, t.site) - t.form.exact
+
+
+def _sharing(sketches: Sequence[Sketch], owners: Mapping[int, int]) -> list[list[Sketch]]:
+    """The traces that are one, where there are several."""
+    by_owner: dict[int, list[Sketch]] = {}
+    for t in sketches:
+        by_owner.setdefault(owners[t.op.number], []).append(t)
+    return [members for members in by_owner.values() if len(members) > 1]
+
+
+def _ends(reach: Reach, lasting: np.ndarray | None) -> bool:
+    """Whether no later step reads what an operation does to the states, but as data that is held constant."""
+    return reach.block.nnz > 0 and not kept_of(reach, lasting).nnz
+
+
+def _with(
+    analysis: Analysis,
+    t: Sketch,
+    by: Proved | None,
+    looks: Mapping[int, Look],
+    lasting: np.ndarray | None,
+) -> Sketch:
+    if by is None:
+        look = looks.get(t.op.number)
+        return t if look is None else dataclasses.replace(t, found=Found(why_not=look.why_not))
+    members = kept_of(analysis.reach[t.op.number], lasting)
+    block = int(np.diff(members.indptr).max(initial=0))
+    site = dataclasses.replace(t.site, block=block)
+    found = Found(by.why, instead_of=(t.form, t.site))
+    return dataclasses.replace(t, form=by.form, site=site, members=members, found=found)
+
+
+__all__ = ["proved", "smallest"]

@@ -1,0 +1,40 @@
+"""The trace of an operation whose influence ends with the step: nothing is carried."""
+
+import dataclasses
+
+from jax import Array
+
+from ._trace import Carry, Passage, Site, Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended(Trace):
+    """No array, as no credit of a later step arrives. The gradient of each step is that of the whole trace.
+
+    An example is the output gate of an LSTM whose last output enters weights alone, whose data is held constant.
+    """
+
+    start_alone = True
+
+    @property
+    def held(self) -> str:
+        return "nothing, as its influence ends with the step"
+
+    def init(self, site: Site, batch: int) -> Carry:
+        return ()
+
+    def advance(
+        self,
+        site: Site,
+        passage: Passage,
+        carry: Carry,
+        followed: Carry,
+        start: Array | None,
+    ) -> Carry:
+        return ()
+
+    def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
+        return {}
+
+
+__all__ = ["Ended"]
