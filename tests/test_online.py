@@ -500,6 +500,81 @@ def test_bad_input(case):
         call()
 
 
+CALLS = [name for name, (call, *_) in BAD.items() if "updated" in call.__code__.co_names]
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_bad_input_after_good(case, monkeypatch):
+    """Arguments like those that were checked are not checked again; these are not like them."""
+    learner = made()
+    start = learner.init(PLAIN, B)
+    for _ in range(2):
+        updated(learner=learner, **({"mask": jnp.ones((T, B))} if "mask" in case else {}))
+    assert learner._checked is not None
+    monkeypatch.setitem(globals(), "made", lambda: learner)
+    assert learner.init(PLAIN, B)[0] == start[0]
+    test_bad_input(case)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_arguments_that_need_no_check(masked, monkeypatch):
+    """Repeated calls are checked once, and give what checked calls give."""
+    xs, targets = data(5 * T)
+    pieces = [slice(n * T, (n + 1) * T) for n in range(5)]
+    mask = jnp.ones((T, B)) if masked else None
+    checked, repeated, count = made(), made(), []
+    inner = type(repeated.program.arguments).of_call
+    monkeypatch.setattr(
+        type(repeated.program.arguments),
+        "of_call",
+        lambda *args, **options: count.append(1) or inner(*args, **options),
+    )
+    one = other = (PLAIN, *checked.init(PLAIN, B))
+    for piece in pieces:
+        checked._checked = None
+        one = checked.update(*one[:3], xs[piece], targets[piece], mask=mask)
+    of_checked = len(count)
+    for piece in pieces:
+        other = repeated.update(*other[:3], xs[piece], targets[piece], mask=mask)
+    assert len(count) - of_checked < of_checked == 5
+    same(one, other)
+
+
+class Gathering(eqx.Module):
+    """What it reads is an array that no update changes, which the traces were laid out for."""
+
+    w: jax.Array
+    at: jax.Array
+    times: float = 1.0
+
+    def __call__(self, x, h):
+        h = 0.5 * h + self.times * self.w * x[self.at]
+        return h.sum(keepdims=True), h
+
+    def init_state(self):
+        return jnp.zeros(O)
+
+
+@pytest.mark.parametrize("changed", ["at", "times"])
+def test_what_no_update_changes_is_checked_each_time(changed):
+    model = Gathering(jnp.ones(O), jnp.arange(O) % I)
+    program = etpc.compile(model, D, inputs=jnp.zeros(I))
+    learner = etpc.online(program, loss, optax.sgd(0.1), 2)
+    after = (model, *learner.init(model, B))
+    for _ in range(3):
+        after = learner.update(*after[:3], *data())
+    other = {"at": (after[0].at + 1) % I, "times": 2.0}
+    model = eqx.tree_at(lambda m: getattr(m, changed), after[0], other[changed])
+    if changed == "times":
+        with pytest.raises(etpc.InputError, match=r"2\.0 where 1\.0 was compiled in"):
+            learner.update(model, *after[1:3], *data())
+        return
+    fresh = etpc.online(program, loss, optax.sgd(0.1), 2)
+    found, wanted = (each.update(model, *each.init(model, B), *data()) for each in (learner, fresh))
+    same(found, wanted)
+    assert differ(found[0], learner.update(after[0], *learner.init(model, B), *data())[0])
+
+
 def test_good_input():
     """Negative control for all of that."""
     updated(mask=jnp.ones((T, B)), reset=jnp.zeros((T, B), bool))
