@@ -173,8 +173,9 @@ def test_a_trace_has_no_lower_rank(name):
     program = compiled(name, kept(etpc.D_RTRL(window=3)))
     carry, _ = gradient(program)
     place = [t.op.path for t in program.plan.carried].index("['w']")
-    trace = np.asarray(carry.traces[place][0]).reshape(I, -1)
-    sizes = np.linalg.svd(trace, compute_uv=False)
+    trace = np.asarray(carry.traces[place][0])
+    by_input = np.moveaxis(trace, trace.shape.index(I), 0).reshape(I, -1)
+    sizes = np.linalg.svd(by_input, compute_uv=False)
     rank = 1 if name == "two equal parameters" else STEPS[name][2]
     assert (sizes > 1e-10 * sizes[0]).sum() == rank
 
