@@ -1,7 +1,7 @@
 """Sequences whose last window is padded: as if the steps that remain were a window of their own.
 
-The reference calls the program twice, on the whole windows and on the steps that remain, which are then a window of
-their own. After the last step of the sequence the model of these tests gives no finite number.
+The reference calls the program twice, on the whole windows and on the steps that remain, which are then a window that
+is not padded. After the last step of the sequence the model of these tests gives no finite number.
 """
 
 import dataclasses

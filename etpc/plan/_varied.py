@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jax import Array
 
 from .._jax import Variable, propagate, prune
 from .._primitives import facts
@@ -69,7 +70,7 @@ def _keeps(operands: Sequence[Variable], out: Variable) -> bool:
     return 1 < out.size <= sum(v.size for v in operands)
 
 
-def _differs(value: np.ndarray) -> bool:
+def _differs(value: Array | np.ndarray) -> bool:
     """Whether most elements of a constant differ from each other."""
     size = math.prod(value.shape)
     if size < 2 or value.dtype.kind not in "biufc":
