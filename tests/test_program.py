@@ -464,7 +464,7 @@ def test_records():
     found = {op.path: op for op in program.ops}
     assert set(found) == {".win", ".rec", ".bias"}
     assert found[".win"].kind == "dot_general"
-    assert found[".win"].trace_shape == (I, O)
+    assert found[".win"].trace_shape == (O, I)
     assert found[".bias"].trace_shape == (O,)
     assert all(op.states == ("['h']",) and op.block == 1 for op in program.ops)
     assert not any(op.exact for op in program.ops)
@@ -525,7 +525,7 @@ def test_stages_can_be_used_alone():
     assert "escapes: hidden ['h'] -> .rec -> hidden ['h']" in str(analysis)
     made = plan(analysis, D)
     assert "plan for D_RTRL(window=2" in str(made)
-    assert ".win dot_general: trace (2, 3)" in str(made)
+    assert ".win dot_general: trace (3, 2)" in str(made)
     assert ".out dot_general: no trace: it reaches no hidden state" in str(made)
     assert "OpPlan(.win, dot_general, block=1, exact=False)" in repr(made.ops)
 

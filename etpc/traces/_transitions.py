@@ -279,7 +279,7 @@ def recurrence(
     if squeezed:  # without the axis of length one, as in `suffix_products`
         move, moves, start, added = times, transition[:, :, 0], start[:, 0], added[:, :, 0]
     else:
-        move, moves = functools.partial(apply, pairs), [transition]
+        move, moves = functools.partial(apply, pairs), transition
         if transition.shape[-1] in (1, added.shape[-1]):
             move, moves = functools.partial(apply_columns, pairs), in_columns(pairs, transition)
 

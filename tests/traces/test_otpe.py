@@ -25,7 +25,7 @@ T, B, I, N, O, A = 7, 3, 4, 5, 2, 0.8
 
 @dataclasses.dataclass(frozen=True)
 class Postsynaptic(Full):
-    """`p' = a p + x` and `R' = a R + F p'`: [B, I, m, O] and [B, I]. For cut windows."""
+    """`p' = a p + x` and `R' = a R + F p'`: [B, m, O, I] and [B, I]. For cut windows."""
 
     decay: float
     exact = False
@@ -44,7 +44,7 @@ class Postsynaptic(Full):
         def step(now, given):
             (r, p), (x, f) = now, given
             p = self.decay * p + x.reshape(p.shape)
-            return (self.decay * r + p[:, :, None, None] * f[:, None], p), None
+            return (self.decay * r + p[:, None, None] * f[..., None], p), None
 
         return lax.scan(step, carry, (factors.x, factors.immediate))[0], factors.immediate
 
