@@ -142,9 +142,10 @@ def _dense(site: Site, passage: Passage, eps: Array) -> Array:
         return apply_columns(pairs, columns, eps, -3) + increment
 
     columns = in_columns(pairs, whole, -3) if m > 1 else [whole]
-    axis = 1 if g > i else eps.ndim - 2  # the axis that large traces are cut along
-    if axis == 1:
-        along_x = along_added = along_whole = 1
+    # Large traces are cut along groups, or along the first axis of the weight.
+    axis = 1 if g > i else eps.ndim - 2
+    if g > i:
+        along_x = along_added = along_whole = axis
     else:
         along_x, along_added = (None, eps.ndim - 1) if last else (eps.ndim - 1, None)
         along_whole = axis if last else None

@@ -201,7 +201,9 @@ def test_in_every_kind_of_window(name, windows, calls, batch):
     """In two calls, with a reset between them; and of one example without a batch axis."""
     low, full, op = programs(name, **WINDOWS[windows])
     assert isinstance(op.form, Filtered)
-    close(gradients(low, calls, batch=batch), gradients(full, calls, batch=batch))
+    weight = STEPS[name][2]  # a rank of one is not enough for others
+    of_both = (gradients(each, calls, batch=batch)[weight] for each in (low, full))
+    close(*({weight: found} for found in of_both))
 
 
 RULES = {
@@ -266,7 +268,8 @@ def test_it_is_the_whole_trace_while_the_weights_move(name, every):
         losses.append(by_update)
     change = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), moved[0], MODEL)
     assert change[STEPS[name][2]] > 0.05
-    assert max(change[k] for k in ("a", "gain", "two")) > 0.01 or name == "one gate"
+    moving = max(change[k] for k in ("a", "gain", "two"))
+    assert moving > 0.01 or name in ("one gate", "unread spikes")  # which read none of them
     close(moved[0], moved[1], 1e-11)
     np.testing.assert_allclose(*losses, rtol=1e-11)
 

@@ -65,7 +65,7 @@ def bounded(m, x, h):
 
 
 def real_part_alone(m, x, h):
-    h = jax.lax.complex(0.5 * h.real, 0.5 * h.imag) + m["w"] @ x
+    h = jax.lax.complex(0.5 * m["gain"] * h.real, 0.7 * m["gain"] * h.imag) + m["w"] @ x
     return (m["out"] @ h).real, h
 
 
