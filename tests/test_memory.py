@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import etpc
+from tests.helpers import kept
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +60,7 @@ def sequence(steps):
 def compiled(cls, window):
     model, state = build(cls)
     inputs = jax.ShapeDtypeStruct((I,), jnp.float32)
-    return etpc.compile(model, etpc.D_RTRL(window=window), inputs=inputs, state=state)
+    return etpc.compile(model, kept(etpc.D_RTRL(window=window)), inputs=inputs, state=state)
 
 
 @functools.cache
