@@ -123,20 +123,17 @@ def _dense(site: Site, passage: Passage, eps: Array) -> Array:
     whole = (
         whole[..., None, :] if not last else whole[..., None]
     )  # as the trace, [B, G or 1, P, ...]
-    x, added, whole = (_without_ones(site, a) for a in (x, added, whole))
+    left, right = _ordered(site, x, added)
+    left = left.swapaxes(-2, -1)  # before the loop, in which products read it
+    left, right, whole = (_without_ones(site, a) for a in (left, right, whole))
 
-    def update(eps: Array, x: Array, added: Array, *columns: Array) -> Array:
+    def update(eps: Array, left: Array, right: Array, *columns: Array) -> Array:
         if steps == 1 or max(steps, m * o) <= tuning().outer_products:
-            at = lambda a, t: lax.index_in_dim(a, t, a.ndim - 2, keepdims=False)
-            of_output, of_input = (-1, -2) if last else (-2, -1)
-            terms = [
-                jnp.expand_dims(at(added, t), of_output) * jnp.expand_dims(at(x, t), of_input)
-                for t in range(steps)
-            ]
+            at = lambda a, t, axis: lax.slice_in_dim(a, t, t + 1, axis=axis)
+            terms = [at(left, t, -1) * at(right, t, -2) for t in range(steps)]
             increment = sum(terms[1:], terms[0])
         else:
-            left, right = _ordered(site, x, added)
-            increment = left.swapaxes(-2, -1) @ right
+            increment = left @ right
         if m == 1:
             return times(columns[0], eps) + increment
         return apply_columns(pairs, columns, eps, -3) + increment
@@ -144,12 +141,9 @@ def _dense(site: Site, passage: Passage, eps: Array) -> Array:
     columns = in_columns(pairs, whole, -3) if m > 1 else [whole]
     # Large traces are cut along groups, or along the first axis of the weight.
     axis = 1 if g > i else eps.ndim - 2
-    if g > i:
-        along_x = along_added = along_whole = axis
-    else:
-        along_x, along_added = (None, eps.ndim - 1) if last else (eps.ndim - 1, None)
-        along_whole = axis if last else None
-    operands = [(x, along_x), (added, along_added), *((c, along_whole) for c in columns)]
+    along_right = axis if g > i else None
+    along_whole = axis if g > i or last else None
+    operands = [(left, axis), (right, along_right), *((c, along_whole) for c in columns)]
     at_once = steps == m == 1  # one loop over the entries, which needs no memory
     return overwrite(eps, axis, update, operands, passage.after, at_once)
 
