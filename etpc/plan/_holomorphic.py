@@ -4,8 +4,9 @@ import numpy as np
 
 from .._jax import Equation, Variable, prims, propagate, prune
 from ..algorithms import Proved
-from ..analyse import Analysis, WeightOp, trace_dtype
+from ..analyse import Analysis, Pattern, WeightOp, is_complex
 from ..traces import Holomorphic, Site, size_of
+from ._blocks import block_rows
 
 WHY = "complex states depend on the weight as holomorphic functions, so their real parts hold all of it"
 LINEAR = frozenset(
@@ -21,12 +22,12 @@ LINEAR = frozenset(
 """Functions of complex numbers whose derivative is complex linear; `conj` and `abs` are not."""
 
 
-def holomorphic(analysis: Analysis, op: WeightOp, rows: np.ndarray, site: Site) -> Proved | None:
-    """The form that carries the real parts alone; `None` where that is not proved. `rows` are the states of the block
-    of each output, [m, O]."""
-    if not np.issubdtype(trace_dtype(analysis, op), np.complexfloating) or not rows.size:
+def holomorphic(analysis: Analysis, op: WeightOp, block: Pattern, site: Site) -> Proved | None:
+    """The form that carries the real parts alone; `None` where that is not proved."""
+    if not is_complex(op.delta):
         return None
-    if not np.issubdtype(op.delta.dtype, np.complexfloating) or (rows < 0).any():
+    rows = block_rows(block)
+    if not rows.size or (rows < 0).any():
         return None
     partner = _imaginary_parts(analysis)
     real = [n for n, row in enumerate(rows) if (partner[row] >= 0).all()]
@@ -44,7 +45,7 @@ def _imaginary_parts(analysis: Analysis) -> np.ndarray:
     hidden = analysis.hidden
     partner = np.full(hidden.size, -1)
     for aval, start in zip(hidden.avals, hidden.offsets, strict=False):
-        if np.issubdtype(aval.dtype, np.complexfloating):
+        if is_complex(aval):
             partner[start : start + aval.size] = start + aval.size + np.arange(aval.size)
     return partner
 
@@ -63,17 +64,13 @@ def _linear(analysis: Analysis, op: WeightOp, rows: np.ndarray) -> bool:
         [*(analysis.step.state[i] for i in leaves), *own],
     )
     reading = [eqn for eqn in body if eqn not in cut and any(v in touched for v in eqn.inputs)]
-    return all(_is_complex(v) for v in own) and all(_keeps(eqn, touched) for eqn in reading)
+    return all(is_complex(v.aval) for v in own) and all(_keeps(eqn, touched) for eqn in reading)
 
 
 def _keeps(eqn: Equation, touched: set[Variable]) -> bool:
     """Whether an equation is complex linear in the changes of what it reads."""
     changing = [v for v in eqn.inputs if v in touched]
-    return eqn.primitive in LINEAR and all(map(_is_complex, [*changing, *eqn.outputs]))
-
-
-def _is_complex(v: Variable) -> bool:
-    return bool(np.issubdtype(v.aval.dtype, np.complexfloating))
+    return eqn.primitive in LINEAR and all(is_complex(v.aval) for v in (*changing, *eqn.outputs))
 
 
 __all__ = ["holomorphic"]

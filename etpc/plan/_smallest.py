@@ -9,7 +9,7 @@ import numpy as np
 from ..algorithms import Backprop, Proved, most
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype
 from ..traces import Ended, Full, Site, size_of
-from ._blocks import block_rows, kept_of, lasting_states
+from ._blocks import kept_of, lasting_states
 from ._filtered import Look, filtered
 from ._holomorphic import holomorphic
 from ._records import Found, Sketch
@@ -57,8 +57,8 @@ def smallest(
         look = looks.get(t.op.number)
         fitting = [p for p in look.proved if p.steady or not t.form.exact] if look else []
         if t.form == Full() and t.op.number not in chosen:
-            rows = block_rows(kept_of(analysis.reach[t.op.number], lasting))
-            of_complex = holomorphic(analysis, t.op, rows, t.site)
+            block = kept_of(analysis.reach[t.op.number], lasting)
+            of_complex = holomorphic(analysis, t.op, block, t.site)
             fitting += [] if of_complex is None else [of_complex]
         if fitting:
             chosen[t.op.number] = min(fitting, key=lambda p: p.size)
