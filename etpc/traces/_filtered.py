@@ -146,12 +146,18 @@ class Filtered(Trace):
         return site.kind.gather(entries)
 
     @cached_property
+    def _places(self) -> np.ndarray:
+        """The class of each output as a place among those of its group; [G, O]."""
+        names = [np.unique(row, return_inverse=True)[1] for row in self.classes]
+        return np.stack([row.reshape(-1) for row in names])
+
+    @cached_property
     def _members(self) -> tuple[np.ndarray, np.ndarray]:
         """The outputs of each class, counted over all groups, [G, K, n], padded with -1; and the place of each
         output in the last two axes of that, [G, O]."""
         table = np.asarray(self.classes)
         g, o = table.shape
-        names = [np.unique(row, return_inverse=True)[1].reshape(-1) for row in table]
+        names = self._places
         most = max(int(np.bincount(row).max()) for row in names)
         outputs = np.full((*self.first.shape, most), -1)
         place = np.zeros((g, o), np.int64)
@@ -180,8 +186,7 @@ class Filtered(Trace):
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         """The trace that the filtered inputs stand for, in the shape of the whole trace."""
         data = self._data(site, carry)[0]  # [m, k, I, G, K]
-        names = [np.unique(row, return_inverse=True)[1].reshape(-1) for row in self.classes]
-        of_output = jnp.take_along_axis(data, np.stack(names)[None, None, None], -1)
+        of_output = jnp.take_along_axis(data, self._places[None, None, None], -1)
         ones = jnp.ones((self.shared, site.kind.groups, site.kind.outputs), site.dtype)
         entries = [carry[1].reshape(-1, *ones.shape[1:])] if self.columns else []
         trace = jnp.sum(times(jnp.concatenate([ones, *entries])[None, :, None], of_output), 1)
