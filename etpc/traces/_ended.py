@@ -1,10 +1,11 @@
 """The trace of an operation whose influence ends with the step: nothing is carried."""
 
 import dataclasses
+from typing import Any
 
 from jax import Array
 
-from ._trace import Carry, Passage, Site, Trace
+from ._trace import Carry, Factors, Site, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +24,8 @@ class Ended(Trace):
     def init(self, site: Site, batch: int) -> Carry:
         return ()
 
-    def advance(
-        self,
-        site: Site,
-        passage: Passage,
-        carry: Carry,
-        followed: Carry,
-        start: Array | None,
-    ) -> Carry:
-        return ()
+    def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
+        return (), ()
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return {}

@@ -120,9 +120,7 @@ def _dense(site: Site, passage: Passage, eps: Array) -> Array:
     whole = of_each(passage.whole(), site.count)
     shared = whole.shape[-1] == 1
     whole = whole.reshape(*whole.shape[:2], 1 if shared else g, -1).swapaxes(1, 2)
-    whole = (
-        whole[..., None, :] if not last else whole[..., None]
-    )  # as the trace, [B, G or 1, P, ...]
+    whole = jnp.expand_dims(whole, -1 if last else -2)  # as the trace, [B, G or 1, P, ...]
     left, right = _ordered(site, x, added)
     left = left.swapaxes(-2, -1)  # before the loop, in which products read it
     left, right, whole = (_without_ones(site, a) for a in (left, right, whole))
