@@ -46,7 +46,7 @@ class Training(NamedTuple):
     carry: Carry
 
 
-class Arguments(NamedTuple):
+class UpdateArguments(NamedTuple):
     """What the compiled part of `update` gets."""
 
     others: list[Any]
@@ -66,12 +66,14 @@ class Checked:
     kinds: list[Any]
     """The type of each leaf that may have another value, and the others themselves."""
     result: Any
-    """The structure of `Arguments`."""
+    """The structure of `UpdateArguments`."""
     places: list[int]
-    """Which leaf each leaf of `Arguments` is."""
+    """Which leaf each leaf of `UpdateArguments` is."""
 
     @classmethod
-    def of(cls, runner: Runner, given: tuple[Any, ...], arguments: Arguments) -> "Checked | None":
+    def of(
+        cls, runner: Runner, given: tuple[Any, ...], arguments: UpdateArguments
+    ) -> "Checked | None":
         """`None` where the compiled part gets other arrays than were given, or more has to be checked."""
         model = runner.step.model_leaves
         leaves, tree = jax.tree.flatten(given)
@@ -88,7 +90,7 @@ class Checked:
         ]
         return cls(tree, kinds, result, [n for n in places if n is not None])
 
-    def arguments(self, given: tuple[Any, ...]) -> Arguments | None:
+    def arguments(self, given: tuple[Any, ...]) -> UpdateArguments | None:
         """Those of the compiled part; `None` where they have to be checked."""
         leaves, tree = jax.tree.flatten(given)
         if tree != self.tree:
@@ -188,7 +190,7 @@ class Online:
         targets: Any,
         mask: Any,
         reset: Any,
-    ) -> "Arguments":
+    ) -> UpdateArguments:
         """The arguments of `update` as those of its compiled part, checked."""
         program = self.program
         raise_together(foreign("opt_state", opt_state), InputTypeError)
@@ -207,7 +209,7 @@ class Online:
         floats, others = self._split(call.parameters)
         # Weak types would be lost in the first update, and all be compiled again for the second.
         start = _strong(Training(floats, opt_state, carry))
-        return Arguments(others, start, Data(call.xs, targets, call.mask, by_step), by_update)
+        return UpdateArguments(others, start, Data(call.xs, targets, call.mask, by_step), by_update)
 
     def restarted(self, carry: Any) -> Any:
         """A carry with which all examples begin a new stream; see [`Program.reset`][etpc.Program.reset].
