@@ -18,7 +18,10 @@ import time
 import warnings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+flags = os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# JAX's derivative of a maximum compares it with the values. XLA may compute these a second time, and where it fuses
+# a product and a sum in only one of the two, none is equal, and the derivative is NaN.
+os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_max_isa=AVX"
 
 import jax
 

@@ -76,6 +76,28 @@ def test_small_integers_and_booleans():
     check(model, inputs, state, exact=True, every=True)
 
 
+def test_lookup_by_an_index_that_is_narrower_than_its_table():
+    """Against the same lookup by a wide index: JAX's own gradient with the narrow one is wrong."""
+
+    def step(w, token, h):
+        h = jnp.tanh(0.9 * h + jnp.take(w, token, axis=0))
+        return h, h
+
+    w, h = weights(300, 2), jnp.zeros(2)
+    targets = normal(2)[:4]
+
+    def gradient(tokens):
+        program = etpc.compile(w, etpc.D_RTRL(), inputs=tokens[0], state=h, step=step)
+        loss = lambda y, target: jnp.sum((y - target) ** 2)
+        _, grad = program.value_and_grad(loss)(w, tokens, targets, program.init())
+        return grad
+
+    tokens = jnp.asarray([3, 165, 250, 165], jnp.uint8)
+    wide = gradient(tokens.astype(jnp.int32))
+    assert jnp.all(jnp.any(wide != 0, axis=1) == jnp.zeros(300, bool).at[tokens].set(True))
+    np.testing.assert_allclose(gradient(tokens), wide, rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("algo", [etpc.D_RTRL, etpc.RTRL])
 def test_traces_of_slow_decays(dtype, algo):
