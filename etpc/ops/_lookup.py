@@ -25,12 +25,11 @@ class Lookup(Factored):
 
     def factor(self, values: Values) -> Array:
         index = jnp.asarray(values[self.data]).reshape(self.f, len(self.rows))
-        # The type of the index may be too narrow for the number of a row, or of the rows.
         number = jnp.zeros((self.f,), jnp.int32)
         inside = jnp.ones((self.f,), bool)
         for axis, size in enumerate(self.rows):
             axis_index = index[:, axis]
-            clipped = jnp.clip(axis_index, 0, min(size - 1, jnp.iinfo(axis_index.dtype).max))
+            clipped = jnp.clip(axis_index, 0, size - 1)
             inside &= axis_index == clipped
             number = number * size + clipped.astype(jnp.int32)
         one_hot = number[:, None] == jnp.arange(self.i, dtype=jnp.int32)[None, :]

@@ -23,7 +23,7 @@ flags = os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # a product and a sum in only one of the two, none is equal, and the derivative is NaN.
 os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_max_isa=AVX"
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
