@@ -215,7 +215,6 @@ RULES = {
     "rank of RTRL": etpc.RTRL(rank=2, window=5),
     "credit": etpc.CreditRTRL(window=5),
     "credit, whole": etpc.CreditRTRL(rank=None, window=5),
-    "auto": etpc.Auto(window=5),
 }
 
 
