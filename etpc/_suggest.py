@@ -326,7 +326,7 @@ class _Report:
             return [f"{text} On this data that matters little."]
         w = self.batch.window
         full = next((row for row in rules if row.rule == D_RTRL(window=w, backprop="full")), cut)
-        over = "within" if full.mean_cosine >= best - NEAR else "over more than"
+        over = "mostly within" if full.mean_cosine >= best - NEAR else "over more than"
         lags = zip(cut.by_lag, self.batch.lags, strict=True)
         far = [f"{c:.2f} from {a} to {b} steps back" for c, (a, b) in lags if c < best - NEAR]
         why = f"Influence passes from unit to unit {over} {w} steps: the cosine of D-RTRL is {', '.join(far[:3])}."

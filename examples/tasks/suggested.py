@@ -68,7 +68,7 @@ def arm_of(task: Task, rule: Any) -> str:
         bool(rule.lookback),
     )
     if isinstance(rule, etpc.TBPTT) and rule.steps > 1:
-        factor = 4 if rule.steps >= 4 * rule.window else 2
+        factor = 4 if rule.steps >= 4 * (rule.every or rule.steps) else 2
         return str(etpc.TBPTT(factor * task.window, task.window))
     return next(a.name for a in default_arms(task) if a.rule and kind(a.rule) == kind(rule))
 
@@ -89,7 +89,7 @@ def compared(task: Task, name: str, rule: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="What etpc.suggest says on each task.")
     parser.add_argument("tasks", nargs="*", default=TASKS)
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for each task")
     parser.add_argument("--json", type=Path, help="write what was found here, task by task")
