@@ -108,13 +108,18 @@ class Online:
     """
 
     def __init__(self, batch: Batch, program: Program):
-        self.batch, self.program, self.at, self.trained = batch, program, batch.start, batch.start
+        self.batch, self.program, self.trained = batch, program, batch.start
         self.carry = program.init(batch.size)
         self._state = self.carry.state
         self._jit_pass = jax.jit(self._pass)
         self._reset = jax.jit(lambda c: program.reset(c, jnp.ones(jnp.shape(c.fresh), bool)))
-        for _ in range(SETTLING if program.plan.directions is not None else 0):
-            self.carry = self._restarted(self._run(batch.mask, self.carry)[2])
+        self.move_to(batch.start)
+
+    def move_to(self, at: Any) -> None:
+        """Other weights, and directions that have followed the credit there."""
+        self.at = at
+        for _ in range(SETTLING if self.program.plan.directions is not None else 0):
+            self.carry = self._restarted(self._run(self.batch.mask, self.carry)[2])
 
     def gradient(self) -> Any:
         """That of the sequence."""
@@ -207,6 +212,9 @@ class Reverse:
             )
 
         self._jit_run = jax.jit(run)
+
+    def move_to(self, at: Any) -> None:
+        self.at = at
 
     def gradient(self) -> Any:
         return self._run(self.at[0], self.batch.mask)[1]

@@ -293,7 +293,7 @@ class _Report:
         leaves, at = self.cut.plan.analysis.step.model_leaves, self.ways[lowest].trained
         found: list[Measurement] = []
         for way in self.ways:
-            way.at = at
+            way.move_to(at)
             found.append(Measurement(way, leaves))
         for n, measurement in enumerate(found):
             _, by_lag = measurement.cosines(found[0])

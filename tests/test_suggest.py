@@ -172,13 +172,28 @@ def test_training_is_that_of_a_loop():
         np.testing.assert_allclose(found, wanted, rtol=1e-9)
         np.testing.assert_allclose(flat(way.trained[0]), flat(model), rtol=1e-9)
         np.testing.assert_array_equal(flat(way.batch.arrays), flat(MODEL))
-        way.at = way.trained
+        way.move_to(way.trained)
         np.testing.assert_allclose(flat(way.gradient()), T * flat(gradient(model)[1]), rtol=1e-9)
 
 
 def _gradient_of(program, model):
     (value, _), grads = program.value_and_grad(loss)(model, XS, TARGETS, program.init(B))
     return value, grads
+
+
+def test_directions_follow_the_credit_at_other_weights():
+    other = jax.tree.map(lambda a: 1.5 * a[::-1], MODEL), None
+    batch = batch_of()
+    one = online(batch, etpc.CreditRTRL(1, None, window=4))
+    before = one.carry.shared
+    one.move_to(other)
+    assert any(jnp.any(a != b) for a, b in zip(before, one.carry.shared, strict=True))
+    leaves = one.program.plan.analysis.step.model_leaves
+    reference, every = Reverse(batch), online(batch, etpc.CreditRTRL(N, None, window=4))
+    for way in (reference, every):
+        way.move_to(other)
+    found = Measurement(every, leaves).cosines(Measurement(reference, leaves))[1]
+    np.testing.assert_allclose(found, 1, atol=1e-6)  # as many as there are states keep all of it
 
 
 def test_training_every_few_steps_is_that_of_online():
