@@ -237,17 +237,3 @@ def resolve(algo: Algorithm | str) -> Algorithm:
         return _NAMES[algo]()
     hint = " Call it: D_RTRL()." if isinstance(algo, type) and issubclass(algo, Algorithm) else ""
     raise InputTypeError(f"algo must be an algorithm or its name, not {algo!r}.{hint}")
-
-
-__all__ = [
-    "Algorithm",
-    "Backprop",
-    "Choice",
-    "Context",
-    "Proved",
-    "TraceForm",
-    "most",
-    "register_algorithm",
-    "registered",
-    "resolve",
-]

@@ -280,6 +280,3 @@ class SnAp(Algorithm):
     @property
     def reach(self) -> int | None:
         return self.n
-
-
-__all__ = ["D_RTRL", "ES_D_RTRL", "RTRL", "TBPTT", "CreditRTRL", "SnAp"]

@@ -350,6 +350,3 @@ def _slice(tree: Any, start: int, stop: int) -> Any:
 def _without_batch(traces: Traces) -> Traces:
     carries, each, past = jax.tree.map(lambda a: a[0], (traces.carries, traces.each, traces.past))
     return Traces(carries, traces.shared, each, past)
-
-
-__all__ = ["Runner"]
