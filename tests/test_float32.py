@@ -77,7 +77,7 @@ def check_norm(norm, rule, size, batch, steps, recurrent=False):
     ("norm", "rule"),
     few(
         [(norm, rule) for norm in NORMS for rule in RULES],
-        *[(norm, "D-RTRL") for norm in ("layer", "softmax")],
+        ("layer", "D-RTRL"),
     ),
 )
 def test_states_that_are_normalised(norm, rule):

@@ -13,7 +13,7 @@ from etpc.traces._credit import GROWTH
 from tests import models, oracle
 from tests.marks import few
 
-T, B = 7, 2
+T, B = 8, 2
 NAMES = [name for name in models.ALL_NAMED if name != "embedding"]
 
 
