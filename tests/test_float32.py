@@ -184,7 +184,8 @@ def Cascade(x, state, into, leak, gain, out, slow):
     return r, (g, v, r)
 
 
-@pytest.mark.parametrize("rule", few([name for name in RULES if name != "directions"], "D-RTRL"))
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [name for name in RULES if name != "directions"])
 def test_filtered_inputs_with_small_gains(rule):
     """Which are not reduced: modes that are found from squares would be lost below a gain of about 3e-4."""
     pair = lambda *values: jnp.asarray(values, jnp.float64)

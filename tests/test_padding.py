@@ -110,7 +110,7 @@ RULES = {
 CASES = [(rule, masked) for rule in RULES for masked in (False, True)]
 
 
-@pytest.mark.parametrize(("rule", "masked"), few(CASES, ("rank", True)))
+@pytest.mark.parametrize(("rule", "masked"), few(CASES, ("rank", True), ("D", False)))
 def test_padding_changes_nothing(rule, masked):
     program, (xs, targets, mask) = program_of(RULES[rule]), data()
     assert program.runner.padding(T) == 3

@@ -270,7 +270,7 @@ def test_exact_rules_keep_what_moves(name):
         assert words in found.trace.found.why_not
 
 
-@pytest.mark.parametrize("name", few(STEADY, "two leaks", "detached reset", "constant gains"))
+@pytest.mark.parametrize("name", few(STEADY, "two leaks", "detached reset"))
 @pytest.mark.parametrize("every", few([1, 3], 1))
 def test_it_is_the_whole_trace_while_the_weights_move(name, every):
     """All parameters are updated at a large rate, also those that D and F depend on."""
@@ -306,16 +306,16 @@ def test_a_form_that_is_exact_for_still_weights_differs_while_they_move():
     assert np.abs(moved[0] - moved[1]).max() > 1e-4
 
 
-@pytest.mark.parametrize(
-    ("name", "rule"),
-    [
-        ("synapse", None),
-        ("synapse", etpc.D_RTRL(window=3)),
-        ("two groups", etpc.D_RTRL(window=3)),
-        ("two groups", etpc.ES_D_RTRL(decay=0.9, window=3)),
-        ("each gain", None),
-    ],
-)
+SMALL = [
+    ("synapse", None),
+    ("synapse", etpc.D_RTRL(window=3)),
+    ("two groups", etpc.D_RTRL(window=3)),
+    ("two groups", etpc.ES_D_RTRL(decay=0.9, window=3)),
+    ("each gain", None),
+]
+
+
+@pytest.mark.parametrize(("name", "rule"), few(SMALL, SMALL[0], SMALL[2], SMALL[4]))
 def test_small_gains_in_float32(name, rule):
     """Compiled at gains of one, and run at gains that differ by many orders of magnitude, against BPTT in float64."""
     step, state, weight, *_ = STEPS[name]
