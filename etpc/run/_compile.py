@@ -56,6 +56,7 @@ def compile(
     **Raises** `etpc.ModelError`, `etpc.UnsupportedError`, `etpc.SelectionError`,
     `etpc.AlgorithmError`, `etpc.MemoryLimitError`, `etpc.InputError`; each says what, where, why, and what to do.
     """
+    refuse_wrong_fusion()
     algorithm = resolve(algo)
     batch_size = checked_count("batch_size", batch_size)
     memory = None if memory is None else checked_count("memory", memory)
@@ -69,7 +70,6 @@ def compile(
     if algorithm.searches:
         algorithm = algorithm.found(context(analyse(traced), chosen, **limits))
     analysis = analyse(traced, cut=algorithm.cut_ops, steps=algorithm.reach)
-    refuse_wrong_fusion(analysis)
     planned = plan(analysis, algorithm, chosen, **limits)
     return Program(emit(planned))
 
