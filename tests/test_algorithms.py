@@ -180,11 +180,9 @@ def test_jax_grad_of_a_window_is_the_gradient_of_the_program(algo):
 
 
 @pytest.mark.parametrize("rule", [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.RTRL, etpc.SnAp])
-def test_backprop_by_its_old_name(rule):
-    for old, new in (("truncated", "cut"), ("exact", "full")):
-        assert rule(in_window=old) == rule(backprop=new)
+def test_backprop_is_one_of_two(rule):
     assert rule().backprop == "cut"
-    assert etpc.CreditRTRL(in_window="exact").backprop == "full"
+    assert etpc.CreditRTRL().backprop == "full"
     with pytest.raises(etpc.AlgorithmError, match=r'"cut" or "full", not .half'):
         inspect.unwrap(rule.__init__)(object.__new__(rule), backprop="half")
 

@@ -536,7 +536,6 @@ def test_an_answer_that_cannot_be_written(monkeypatch, capsys, error, status, sa
     assert said in err
     assert "Traceback" not in err
     monkeypatch.setattr(sys, "stderr", Full(error) if error else None)
-    assert main(argv) == status
     assert main(["explain", "tiny_models:mke"]) == 2
 
 
@@ -577,27 +576,6 @@ def test_sentences_are_as_wide_as_the_terminal(monkeypatch, columns):
     assert sum(length > columns for length in lengths) <= 1
     assert columns > 100 or max(lengths) > columns - 20
     assert max(lengths) <= max(100, max(map(len, said.split())))
-
-
-def test_a_script_that_runs_when_it_is_imported_is_said_to(capsys, folder):
-    head = "from tiny_models import make\n\ndef train():\n    print('trained')\n\n"
-    for name, body, line in (
-        ("call", "train()\n", 6),
-        ("loop", "for step in range(2):\n    train()\n", 6),
-        ("main", 'if __name__ == "__main__":\n    train()\n', None),
-        ("settings", "import jax\njax.config.update('jax_enable_x64', True)\nx = make()\n", None),
-    ):
-        (folder / f"script_{name}.py").write_text(head + body)
-        status, out, err = run(capsys, "explain", f"script_{name}.py:make")
-        assert status == 0
-        assert ("trained" in out) == (line is not None)
-        if line is None:
-            assert not err
-        else:
-            assert re.search(
-                rf"note: script_{name}\.py is imported, and runs .*\(line {line}\)", err
-            )
-            assert '`if __name__ == "__main__":`, which is left out' in err
 
 
 # --- mistakes -------------------------------------------------------------------------------------

@@ -53,24 +53,13 @@ NAMED = ("decay", "rank", "every")
 """Settings that are shown with their names."""
 
 
-class _Renamed(type):
-    """The type of classes whose calls also take `in_window`, the old name of `backprop`."""
-
-    def __call__(cls, *args: Any, **settings: Any) -> Any:
-        if "in_window" in settings:
-            old = settings.pop("in_window")
-            settings["backprop"] = {"truncated": "cut", "exact": "full"}.get(old, old)
-        return super().__call__(*args, **settings)
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
-class Algorithm(metaclass=_Renamed):
+class Algorithm:
     """What every learning rule has.
 
     - `window`: how many steps of `value_and_grad` are processed at once; `"auto"` chooses.
     - `backprop`: how credit flows inside a window. `"cut"` cuts as the trace does, and its gradient does
-        not depend on the window. `"full"` is plain reverse mode inside the window. (Its old name,
-        `in_window="truncated"` or `"exact"`, is accepted too.)
+        not depend on the window. `"full"` is plain reverse mode inside the window.
     - `lookback`: K, the number of steps, the window among them, through which the credit of its
         losses goes back exactly; no less than the window. Windows are exact then, and the traces
         carry what is older. The inputs and states of K - W steps are kept, and run again each window,
@@ -199,15 +188,3 @@ def resolve(algo: Algorithm | str) -> Algorithm:
         return _NAMES[algo]()
     hint = " Call it: D_RTRL()." if isinstance(algo, type) and issubclass(algo, Algorithm) else ""
     raise InputTypeError(f"algo must be an algorithm or its name, not {algo!r}.{hint}")
-
-
-__all__ = [
-    "Algorithm",
-    "Backprop",
-    "Choice",
-    "Context",
-    "TraceForm",
-    "register_algorithm",
-    "registered",
-    "resolve",
-]

@@ -71,6 +71,3 @@ def _keeps(eqn: Equation, touched: set[Variable]) -> bool:
     """Whether an equation is complex linear in the changes of what it reads."""
     changing = [v for v in eqn.inputs if v in touched]
     return eqn.primitive in LINEAR and all(is_complex(v.aval) for v in (*changing, *eqn.outputs))
-
-
-__all__ = ["holomorphic"]

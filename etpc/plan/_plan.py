@@ -276,6 +276,3 @@ def _groups(ops: Sequence[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
         names = tuple(dict.fromkeys(p.path for p in members))
         groups.append(Group(tuple(states), names, max(p.block for p in members)))
     return tuple(groups)
-
-
-__all__ = ["left_out", "plan"]

@@ -72,6 +72,3 @@ def _marked(analysis: Analysis) -> set[int]:
 
 def _paths(ops: Collection[WeightOp]) -> str:
     return ", ".join(dict.fromkeys(op.path for op in ops))
-
-
-__all__ = ["DEFAULT_MEMORY", "UNMARKED", "UNSELECTED", "Selection", "context", "selected"]

@@ -106,6 +106,3 @@ def _with(
     site = dataclasses.replace(t.site, block=block)
     found = Found(by.why, instead_of=(t.form, t.site))
     return dataclasses.replace(t, form=by.form, site=site, members=members, found=found)
-
-
-__all__ = ["proved", "smallest"]

@@ -56,6 +56,7 @@ def compile(
     **Raises** `etpc.ModelError`, `etpc.UnsupportedError`, `etpc.SelectionError`,
     `etpc.AlgorithmError`, `etpc.MemoryLimitError`, `etpc.InputError`; each says what, where, why, and what to do.
     """
+    refuse_wrong_fusion()
     algorithm = resolve(algo)
     batch_size = checked_count("batch_size", batch_size)
     memory = None if memory is None else checked_count("memory", memory)
@@ -66,7 +67,6 @@ def compile(
         _blame_axes(error, model, inputs, state, step)
         raise
     analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
-    refuse_wrong_fusion(analysis)
     planned = plan(analysis, algorithm, chosen, memory=memory, batch_size=batch_size)
     return Program(emit(planned))
 

@@ -121,15 +121,3 @@ def table(columns: list[str], rows: list[list[str]]) -> list[str]:
         return "  ".join(parts).rstrip()
 
     return [line(columns), "  ".join("-" * w for w in widths), *map(line, rows)]
-
-
-__all__ = [
-    "COLUMNS",
-    "describe",
-    "escapes",
-    "rows",
-    "shape_text",
-    "table",
-    "use_names",
-    "verdict",
-]

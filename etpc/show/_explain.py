@@ -91,6 +91,3 @@ def _smaller(trace: TracePlan) -> list[str]:
 
 def _wrapped(text: list[str], width: int) -> str:
     return textwrap.fill(" ".join(text), width, break_long_words=False, break_on_hyphens=False)
-
-
-__all__ = ["explain"]

@@ -53,10 +53,11 @@ class Full(Trace):
         return {"trace": trace}
 
     def paired(self, site: Site) -> bool:
-        """Whether two states are carried as the parts of one complex number; in no form with a `follow` of its own."""
+        """Whether two states are carried as the parts of one complex number. A subclass that moves traces in its own
+        way does not find them so."""
         is_dense = site.factored and site.kind.links is None
         is_real = jnp.issubdtype(site.dtype, jnp.floating)
-        return site.block == 2 and is_dense and is_real and self.start_alone
+        return site.block == 2 and is_dense and is_real and self.skips
 
     def same(self, site: Site) -> Hashable:
         return getattr(site.kind, "uses", None)  # a kind may leave it out

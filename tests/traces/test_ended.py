@@ -7,10 +7,10 @@ import pytest
 
 import etpc
 from etpc.traces import Ended
-from tests.helpers import kept, loss, normal
+from tests.helpers import kept, normal, online
 from tests.marks import few
 
-T, B, I, N = 11, 2, 4, 5
+T, B, I, N = 16, 2, 4, 5
 GATES = ("input", "forget", "output", "value")
 ZEROS = jnp.zeros(N)
 
@@ -49,11 +49,7 @@ def compiled(rule, step=lstm):
 def gradients(program):
     """In two calls, of which the second goes on with the carry."""
     xs, targets = normal(T, B, I, seed=20), jnp.full((T, B), 0.3)
-    run, carry, total = program.value_and_grad(loss, "sum"), program.init(B), None
-    for at in (slice(0, 6), slice(6, T)):
-        (_, carry), grads = run(MODEL, xs[at], targets[at], carry)
-        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
-    return total
+    return online(program, MODEL, xs, targets, program.init(B), calls=2)
 
 
 def ended(program):
