@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import etpc
 from etpc.algorithms import Full, LowRank
 from etpc.traces import Filtered
-from tests.helpers import kept, loss, normal
+from tests.helpers import kept, loss, normal, spike
 from tests.marks import few
 
 T, I, N = 12, 6, 5
@@ -19,12 +19,6 @@ T, I, N = 12, 6, 5
 XS = normal(T, I, seed=1)
 
 
-@jax.custom_jvp
-def spike(v):
-    return (v > 0).astype(v.dtype)
-
-
-spike.defjvp(lambda p, t: (spike(p[0]), t[0] / (1 + jnp.abs(p[0])) ** 2))
 stop = jax.lax.stop_gradient
 
 DECAYS = np.array([0.9, 0.9, 0.7, 0.7, 0.7])
