@@ -462,6 +462,26 @@ def test_bench_leaves_the_state_of_a_task_alone(capsys):
     assert strict(out)["results"][1]["error"] < 1e-9
 
 
+# --- suggest --------------------------------------------------------------------------------------
+
+
+def test_suggest(capsys):
+    argv = ["suggest", "tiny_models:make", "--steps", 20, "--batch", 2]
+    status, out, err = run(capsys, *argv, "--adam", 0.01, "--budget", 0.001)
+    lines = out.splitlines()
+    assert (status, err) == (0, "")
+    assert lines[0] == "tiny_models:make: 20 steps, batch 2"
+    assert lines[2] == "suggested: D_RTRL()"
+    assert "nothing to choose" in lines[-1]
+    status, out, err = run(capsys, *argv, "--time", 1e-9, "--every", 4, "--budget", 1e-9, "--json")
+    record = strict(out)
+    assert (status, err) == (1, "")
+    assert record["schema"] == "etpc-suggestion/1"
+    assert (record["steps"], record["batch_size"], record["rule"]) == (20, 2, None)
+    assert [row["name"] for row in record["rows"]] == ["BPTT", "D_RTRL()"]
+    assert record["lags"] == [[0, 4], [4, 12], [12, 16]]
+
+
 # --- draw -----------------------------------------------------------------------------------------
 
 
@@ -658,6 +678,9 @@ def test_an_error_of_etpc_is_shown_in_full(capsys, monkeypatch):
         ["draw", "tiny_models:make"],
         ["verify", "tiny_models:make", "--steps", "0"],
         ["bench", "tiny_models:make", "--repeats", "x"],
+        ["suggest", "tiny_models:make", "--time", "0"],
+        ["suggest", "tiny_models:make", "--adam", "nan"],
+        ["suggest", "tiny_models:make", "--budget", "long"],
         ["explain", "tiny_models:make", "--inputs", "2", ".win", ".out"],
         ["explain", "tiny_models:make", "--input-shape", "2"],
         ["verify", "tiny_models:make", "--steps", "20", ".win"],
@@ -670,7 +693,7 @@ def test_arguments(capsys, argv):
     assert "usage: etpc" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["explain", "verify", "draw", "bench", None])
+@pytest.mark.parametrize("command", ["explain", "verify", "draw", "bench", "suggest", None])
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([*([] if command is None else [command]), "--help"])
@@ -709,7 +732,6 @@ def test_version(capsys):
         ("snap:2", etpc.SnAp(2)),
         ("snap,n=3", etpc.SnAp(3)),
         ("rtrl", etpc.RTRL()),
-        ("auto", etpc.Auto()),
         ("tbptt:7", etpc.TBPTT(7)),
         ("tbptt:8,every=2", etpc.TBPTT(8, every=2)),
     ],

@@ -588,6 +588,7 @@ RAISES = {
             r"a decay or a rank, and not decay=0\.9, rank=4",
         ),
         (lambda: compiled(algo="rtlr"), r"'rtlr'.*Known names: 'd_rtrl'"),
+        (lambda: compiled(algo="auto"), r"no algorithm 'auto'.*`etpc\.suggest` measures"),
     ],
     (etpc.InputTypeError, TypeError): [
         (raw(etpc.ES_D_RTRL, decay=True), r"decay must be a float in \(0, 1\], not True"),
@@ -638,7 +639,7 @@ RAISES = {
         ),
     ],
     (etpc.MemoryLimitError, MemoryError): [
-        (sized(algo="auto", memory=10), r"smallest traces take \d+ bytes.*memory=10 "),
+        (sized(memory=10), r"(?s)would take \d+ bytes.*memory=10 .*etpc\.suggest"),
     ],
     (etpc.EtpcError, Exception): list(CALLS.values()),
 }
@@ -717,7 +718,7 @@ def test_a_derivative_through_a_loop_of_unknown_length_is_refused():
 def test_a_program_over_the_memory_limit_is_refused():
     size = 4 * 4 * 4 * 4  # uses, block, bytes
     etpc.compile(algo="rtrl", memory=size, **recurrent())
-    words = rf"(?s)would take {size} bytes.*memory={size - 1} .*model \(dot_general\): .*auto"
+    words = rf"(?s)would take {size} bytes.*memory={size - 1} .*model \(dot_general\): .*suggest"
     with pytest.raises(etpc.MemoryLimitError, match=words) as caught:
         etpc.compile(algo="rtrl", memory=size - 1, **recurrent())
     assert isinstance(caught.value, MemoryError)

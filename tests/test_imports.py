@@ -28,7 +28,7 @@ SEES = {
     "plan": "_errors _jax _primitives _tuning traces analyse algorithms",
     "emit": "_jax _primitives _tuning traces analyse plan",
     # what is shown of a plan
-    "show": "_errors _jax algorithms analyse plan",
+    "show": "_errors _jax traces algorithms analyse plan",
     "draw": "_errors plan show",
     # a gradient to compare with
     "_bptt": "_data _errors _loss trace",
@@ -40,6 +40,8 @@ SEES = {
     "_compare": "_errors _data _loss _bptt _agreement trace algorithms plan show run",
     "checkpoint": "_carry _errors _jax",
     "_fit": "_errors checkpoint run",
+    "_measured": "_errors _data _loss _bptt _agreement trace run",
+    "_suggest": "_errors _compare _measured trace analyse traces algorithms plan show run",
     "plot": "_errors _jax _compare plan run",
     # models
     "surrogate": "_errors",
@@ -48,9 +50,9 @@ SEES = {
     "optim": "_errors",
     "units": "",
     # the command line is above the package itself
-    "__init__": "_errors _jax _agreement _bptt _compare _fit checkpoint algorithms analyse draw emit interop nn"
-    " ops optim plan plot run surrogate trace units",
-    "cli": "__init__ _errors _jax _loss _bptt _agreement _compare algorithms draw run show trace",
+    "__init__": "_errors _jax _agreement _bptt _compare _fit _suggest checkpoint algorithms analyse draw emit interop"
+    " nn ops optim plan plot run surrogate trace units",
+    "cli": "__init__ _errors _jax _loss _bptt _agreement _compare _suggest algorithms draw run show trace",
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""

@@ -11,7 +11,6 @@ from functools import cached_property
 
 import numpy as np
 
-from ..algorithms import Proved
 from ..analyse import (
     CONSTANT,
     DATA,
@@ -26,6 +25,7 @@ from ..traces import Filtered, Site, size_of
 from ._blocks import block_rows, entered, kept_of
 from ._entries import MOST, Compressed, Entries
 from ._pairs import uses
+from ._proved import Proved
 from ._varied import varied
 
 LARGE = f"it is not looked for, as a state depends on more than {MOST} others"

@@ -191,8 +191,8 @@ def _check_memory(
             f"The traces would take {total:,} bytes for {batch_size} "
             f"example{'s' if batch_size > 1 else ''}, and {stated} allows no more. "
             f"The largest:{''.join(rows)}\n"
-            'Use `algo="auto"` to have each weight the most exact trace that fits, ES_D_RTRL, '
-            "fewer weights (`weights=`) or a smaller batch, or pass a larger `memory=`."
+            "Use ES_D_RTRL, whose traces are smaller, fewer weights (`weights=`) or a smaller batch, or pass "
+            "a larger `memory=`. `etpc.suggest(..., memory=)` measures the rules that fit."
         )
 
 

@@ -72,10 +72,9 @@ def test_the_output_gate_of_an_lstm_carries_nothing(window):
         np.testing.assert_allclose(one[name], g, rtol=0, atol=1e-12 * np.abs(g).max())
 
 
-@pytest.mark.parametrize("rule", [etpc.ES_D_RTRL(decay=0.9), etpc.ES_D_RTRL(rank=1), etpc.Auto()])
+@pytest.mark.parametrize("rule", [etpc.ES_D_RTRL(decay=0.9), etpc.ES_D_RTRL(rank=1)])
 def test_under_other_rules(rule):
-    """With nothing cut, as `Auto` has it here, the gate has an influence that lasts."""
-    assert ended(compiled(rule)) == (set() if isinstance(rule, etpc.Auto) else OUTPUT)
+    assert ended(compiled(rule)) == OUTPUT
 
 
 @pytest.mark.parametrize(

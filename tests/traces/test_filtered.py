@@ -220,7 +220,6 @@ RULES = {
     "rank of RTRL": etpc.RTRL(rank=2, window=4),
     "credit": etpc.CreditRTRL(window=4),
     "credit, whole": etpc.CreditRTRL(rank=None, window=4),
-    "auto": etpc.Auto(window=4),
 }
 
 
