@@ -166,8 +166,9 @@ def test_a_trace_has_no_lower_rank(name):
     """As many filtered inputs as the trace of D-RTRL has singular values."""
     program = compiled(name, kept(etpc.D_RTRL(window=3)))
     carry, _ = gradient(program)
-    place = [t.op.path for t in program.plan.carried].index("['w']")
-    trace = np.asarray(carry.traces[place][0])
+    carried = zip(program.plan.carried, carry.traces, strict=True)
+    t, arrays = next(pair for pair in carried if pair[0].op.path == "['w']")
+    trace = np.asarray(t.form.shown(t.site, arrays)["trace"])
     by_input = np.moveaxis(trace, trace.shape.index(I), 0).reshape(I, -1)
     sizes = np.linalg.svd(by_input, compute_uv=False)
     rank = 1 if name == "two equal parameters" else STEPS[name][2]
