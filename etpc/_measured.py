@@ -102,19 +102,27 @@ def _window(steps: int) -> int:
 
 
 class Online:
-    """A rule. Each pass through the data is one compiled function, of its first window and the one after its last."""
+    """A rule. Each pass through the data is one compiled function, of its first window and the one after its last.
+
+    Gradients are those `at` some weights, first those of the model; `trained` are its own.
+    """
 
     def __init__(self, batch: Batch, program: Program):
         self.batch, self.program, self.trained = batch, program, batch.start
-        self.carry = begin = program.init(batch.size)
+        self.carry = program.init(batch.size)
+        self._state = self.carry.state
         self._jit_pass = jax.jit(self._pass)
         self._reset = jax.jit(lambda c: program.reset(c, jnp.ones(jnp.shape(c.fresh), bool)))
-        for _ in range(SETTLING if program.plan.directions is not None else 0):
-            after = self._reset(self._run(batch.mask, self.carry)[2])
-            self.carry = eqx.tree_at(lambda c: c.state, after, begin.state)  # with the same noise
+        self.move_to(batch.start)
+
+    def move_to(self, at: Any) -> None:
+        """Other weights, and directions that have followed the credit there."""
+        self.at = at
+        for _ in range(SETTLING if self.program.plan.directions is not None else 0):
+            self.carry = self._restarted(self._run(self.batch.mask, self.carry)[2])
 
     def gradient(self) -> Any:
-        """That of the sequence, at the weights of the model."""
+        """That of the sequence."""
         return self._run(self.batch.mask, self.carry)[4]
 
     def gradients_by_reach(self) -> list[Any] | None:
@@ -138,15 +146,19 @@ class Online:
         *moved, carry, loss, grads = self._jit_pass(
             *self.trained, self.carry, data, 0, batch.count, True
         )
-        self.carry = self._reset(carry)
+        self.carry = self._restarted(carry)
         self.trained = tuple(moved) if batch.every else batch.moved(grads, *self.trained)
         return float(loss) / batch.updates
+
+    def _restarted(self, carry: Any) -> Any:
+        """A carry with which the sequence begins anew, with the same noise, and the directions of credit."""
+        return eqx.tree_at(lambda c: c.state, self._reset(carry), self._state)
 
     def _run(self, mask: Array, carry: Any, start: int = 0, stop: int | None = None) -> Any:
         batch = self.batch
         stop = batch.count if stop is None else stop
         data = batch.xs, batch.targets, mask
-        return self._jit_pass(*batch.start, carry, data, start, stop, False)
+        return self._jit_pass(*self.at, carry, data, start, stop, False)
 
     def _pass(
         self, arrays: Any, opt_state: Any, carry: Any, data: Any, start: Any, stop: Any, train: Any
@@ -180,7 +192,7 @@ class Reverse:
     """BPTT. At which step the state is passed on without its derivative is an input of each step."""
 
     def __init__(self, batch: Batch):
-        self.batch, self.trained = batch, batch.start
+        self.batch, self.at, self.trained = batch, batch.start, batch.start
         call = checked_call(batch.model(batch.arrays), batch.step)
 
         def step(model: Any, x: Any, state: Any) -> Any:
@@ -201,13 +213,16 @@ class Reverse:
 
         self._jit_run = jax.jit(run)
 
+    def move_to(self, at: Any) -> None:
+        self.at = at
+
     def gradient(self) -> Any:
-        return self._run(self.batch.arrays, self.batch.mask)[1]
+        return self._run(self.at[0], self.batch.mask)[1]
 
     def gradients_by_reach(self) -> list[Any]:
         batch = self.batch
         firsts = [first * batch.window if first else -1 for first in batch.firsts]
-        return [self._run(batch.arrays, batch.late, first)[1] for first in firsts]
+        return [self._run(self.at[0], batch.late, first)[1] for first in firsts]
 
     def update(self) -> float:
         loss, grads = self._run(self.trained[0], self.batch.mean)
@@ -222,7 +237,7 @@ Way = Online | Reverse
 
 
 class Measurement:
-    """The gradient of one way as vectors, and the shortest time of it for a step of the batch, in ms."""
+    """The gradient of one way as vectors."""
 
     def __init__(self, way: Way, leaves: Leaves):
         flat = lambda tree: np.concatenate([*flat_gradients(leaves, tree).values()])
@@ -230,13 +245,6 @@ class Measurement:
         parts = way.gradients_by_reach()
         by_reach = None if parts is None else [flat(part) for part in parts]
         self.by_lag = by_reach and [far - near for far, near in pairwise(by_reach)][::-1]
-        self.ms, end = math.inf, time.monotonic() + 0.5
-        for _ in range(10):
-            start = time.perf_counter()
-            jax.block_until_ready(way.gradient())
-            self.ms = min(self.ms, 1e3 * (time.perf_counter() - start) / way.batch.steps)
-            if time.monotonic() > end:
-                break
 
     def cosines(self, reference: "Measurement") -> tuple[float, tuple[float, ...]]:
         """Those with another gradient: of the whole, and by lag; `nan` where the other has hardly any such part."""
@@ -247,6 +255,18 @@ class Measurement:
             math.nan if a is None or np.linalg.norm(b) <= tiny else _cosine(a, b)
             for a, b in zip(found, wanted, strict=True)
         )
+
+
+def step_ms(way: Way) -> float:
+    """The shortest time of the gradient, of one step of the batch, in ms."""
+    shortest, end = math.inf, time.monotonic() + 0.5
+    for _ in range(10):
+        start = time.perf_counter()
+        jax.block_until_ready(way.gradient())
+        shortest = min(shortest, time.perf_counter() - start)
+        if time.monotonic() > end:
+            break
+    return 1e3 * shortest / way.batch.steps
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ._compare import compiled_for, short_name
 from ._errors import InputError
-from ._measured import Batch, Measurement, Online, Reverse, Way
+from ._measured import Batch, Measurement, Online, Reverse, Way, step_ms
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
 from .analyse import trace_dtype, uncut_block
 from .plan import DEFAULT_MEMORY
@@ -42,7 +42,7 @@ class Candidate:
     - `carry_bytes`: what is passed on from step to step, for the batch; `None` for BPTT, which keeps all steps.
     - `cosine`: between its gradient of the sequence and that of BPTT, over all parameters.
     - `by_lag`: the same of the parts of the gradient of the last losses that reach back over each of
-        `Suggestion.lags`; `nan` where BPTT has no such part.
+        `Suggestion.lags`, after a training at the weights with the lowest loss; `nan` where BPTT has no such part.
     - `losses`: before each update of the short training.
     - `exact`: whether every gradient is claimed to be exact.
     """
@@ -140,8 +140,8 @@ def suggest(
     Where every gradient of D-RTRL is exact, that is the rule. Otherwise the rules that are left are compiled and
     measured: time and bytes of a step, and how near the gradient is to that of BPTT, by how far it reaches back. The
     suggestion is the fastest of the rules that are about as near as the nearest one; with `optimiser`, of those that
-    also train about as well as the best. What is measured holds at the weights of the model: ask again later in the
-    training.
+    also train about as well as the best. What is measured holds at the weights of the model, and by lag at those after
+    the short training: ask again later in a long one.
 
     **Arguments:**
 
@@ -253,6 +253,7 @@ class _Report:
         self.rows: list[Candidate] = []
         self.ways: list[Way] = []
         self.left_out: list[str] = []
+        self.moved_to: list[str] = []
         self._reference: Measurement | None = None
 
     def measure(self, rule: Algorithm, program: Program) -> None:
@@ -269,7 +270,7 @@ class _Report:
         found = Measurement(way, self.cut.plan.analysis.step.model_leaves)
         self._reference = self._reference or found
         cosines = found.cosines(self._reference)
-        self.rows.append(Candidate(name, rule, found.ms, size, *cosines, exact))
+        self.rows.append(Candidate(name, rule, step_ms(way), size, *cosines, exact))
         self.ways.append(way)
 
     def train(self, end: float) -> None:
@@ -283,11 +284,27 @@ class _Report:
             for n, loss in losses.items():
                 row = self.rows[n]
                 self.rows[n] = dataclasses.replace(row, losses=(*row.losses, loss))
+        if len(self.rows[-1].losses) >= UPDATES[0]:
+            self._measure_again(min(training, key=lambda n: _loss_of(self.rows[n])))
+
+    def _measure_again(self, lowest: int) -> None:
+        """The cosines by lag at the weights that one of the rows has trained: those at the first ones say little of
+        a later training."""
+        leaves, at = self.cut.plan.analysis.step.model_leaves, self.ways[lowest].trained
+        found: list[Measurement] = []
+        for way in self.ways:
+            way.move_to(at)
+            found.append(Measurement(way, leaves))
+        for n, measurement in enumerate(found):
+            _, by_lag = measurement.cosines(found[0])
+            self.rows[n] = dataclasses.replace(self.rows[n], by_lag=by_lag)
+        name = self.rows[lowest].name
+        self.moved_to = [f"The cosines by lag are those at the weights that {name} has trained."]
 
     def suggestion(self) -> Suggestion:
         bptt, *rules = self.rows
         fitting = [row for row in rules if self.time is None or row.ms <= self.time]
-        reasons = [] if self.cut.exact else self._escaping(rules)
+        reasons = [*self.moved_to, *([] if self.cut.exact else self._escaping(rules))]
         best = None
         if not fitting:
             reasons.append(self._misfit(rules))
@@ -354,10 +371,9 @@ def _best(rules: Sequence[Candidate]) -> tuple[Candidate, list[str]]:
     if 0 < count < UPDATES[0]:
         why = [f"The budget left time for {count} updates of each, too few to compare losses."]
     elif count:
-        losses = {row.name: math.inf if row.loss is None else row.loss for row in rules}
-        start, lowest = rules[0].losses[0], min(losses.values())
+        start, lowest = rules[0].losses[0], min(map(_loss_of, rules))
         enough = start - PROGRESS * (start - lowest)
-        good = [row for row in rules if losses[row.name] <= enough] or good
+        good = [row for row in rules if _loss_of(row) <= enough] or good
         text = f"In {count} updates on this batch the loss goes from {start:.4g} to {lowest:.4g}, or nearly, under"
         why = [f"{text} {', '.join(row.name for row in good)}."]
         if any(row.rule == TBPTT(1) for row in good):
@@ -372,3 +388,7 @@ def _best(rules: Sequence[Candidate]) -> tuple[Candidate, list[str]]:
         return best, [*why, f"{text}, the highest of these."]
     other = f"{nearest.name} ({nearest.mean_cosine:.2f})"
     return best, [*why, f"{text}, near the highest, that of {other}, and is faster."]
+
+
+def _loss_of(row: Candidate) -> float:
+    return math.inf if row.loss is None else row.loss

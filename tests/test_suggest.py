@@ -172,11 +172,28 @@ def test_training_is_that_of_a_loop():
         np.testing.assert_allclose(found, wanted, rtol=1e-9)
         np.testing.assert_allclose(flat(way.trained[0]), flat(model), rtol=1e-9)
         np.testing.assert_array_equal(flat(way.batch.arrays), flat(MODEL))
+        way.move_to(way.trained)
+        np.testing.assert_allclose(flat(way.gradient()), T * flat(gradient(model)[1]), rtol=1e-9)
 
 
 def _gradient_of(program, model):
     (value, _), grads = program.value_and_grad(loss)(model, XS, TARGETS, program.init(B))
     return value, grads
+
+
+def test_directions_follow_the_credit_at_other_weights():
+    other = jax.tree.map(lambda a: 1.5 * a[::-1], MODEL), None
+    batch = batch_of()
+    one = online(batch, etpc.CreditRTRL(1, None, window=4))
+    before = one.carry.shared
+    one.move_to(other)
+    assert any(jnp.any(a != b) for a, b in zip(before, one.carry.shared, strict=True))
+    leaves = one.program.plan.analysis.step.model_leaves
+    reference, every = Reverse(batch), online(batch, etpc.CreditRTRL(N, None, window=4))
+    for way in (reference, every):
+        way.move_to(other)
+    found = Measurement(every, leaves).cosines(Measurement(reference, leaves))[1]
+    np.testing.assert_allclose(found, 1, atol=1e-6)  # as many as there are states keep all of it
 
 
 def test_training_every_few_steps_is_that_of_online():
@@ -216,7 +233,7 @@ def measured():
 
 
 @pytest.mark.slow
-def test_a_network_from_which_influence_escapes(measured, monkeypatch):
+def test_a_network_from_which_influence_escapes(measured):
     rules = [row.rule for row in measured.rows]
     assert rules[:2] == [None, etpc.D_RTRL()]
     assert {etpc.TBPTT(1), etpc.RTRL(window=4), etpc.CreditRTRL(window=4)} < {*rules}
@@ -224,7 +241,12 @@ def test_a_network_from_which_influence_escapes(measured, monkeypatch):
     by_rule = {row.rule: row for row in measured.rows}
     best = max(row.mean_cosine for row in measured.rows[1:])
     assert by_rule[measured.rule].mean_cosine > best - _suggest.NEAR
-    assert measured.reasons[0] == "D-RTRL ignores hidden state -> .back -> hidden state."
+    assert "The cosines by lag are those at the weights that" in measured.reasons[0]
+    assert measured.reasons[1] == "D-RTRL ignores hidden state -> .back -> hidden state."
+    untrained = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, budget=1e-9).rows[1]
+    assert untrained.cosine == pytest.approx(by_rule[etpc.D_RTRL()].cosine)
+    assert untrained.by_lag != pytest.approx(by_rule[etpc.D_RTRL()].by_lag, abs=1e-6)
+    np.testing.assert_allclose(by_rule[etpc.RTRL(window=4)].by_lag, 1, atol=1e-9)
     assert len({len(row.losses) for row in measured.rows}) == 1
     assert all(row.losses[-1] < row.losses[0] for row in measured.rows)
     assert etpc.compile(MODEL, measured.rule, inputs=XS[0, 0]).algorithm == measured.rule
