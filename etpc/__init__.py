@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from . import units as units
     from ._agreement import Row
     from ._bptt import bptt
+    from ._check import Check, CheckedRow, Fault, check
     from ._compare import Comparison, Report, Result, compare, verify
     from ._fit import Run, fit
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Auto, CreditRTRL, SnAp
@@ -56,6 +57,7 @@ else:
         "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate trace units",
         "_agreement": "Row",
         "_bptt": "bptt",
+        "_check": "Check CheckedRow Fault check",
         "_compare": "Comparison Report Result compare verify",
         "_fit": "Run fit",
         "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL Auto SnAp TBPTT",
@@ -91,11 +93,14 @@ __all__ = [
     "Auto",
     "Carry",
     "Certificate",
+    "Check",
+    "CheckedRow",
     "CheckpointError",
     "Claim",
     "Comparison",
     "CreditRTRL",
     "EtpcError",
+    "Fault",
     "InputError",
     "InputTypeError",
     "Memory",
@@ -115,6 +120,7 @@ __all__ = [
     "UnsupportedError",
     "VerificationError",
     "bptt",
+    "check",
     "compare",
     "compile",
     "draw",

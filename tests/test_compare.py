@@ -92,10 +92,18 @@ def test_table(found):
         *("claim", "held"),
     ]
     assert set(rule) == {"-", " "}
-    width = len(ALGORITHMS) * 5
-    names = [line.split()[0] for line in body[:width]]
-    assert names[::5] == [result.name for result in found.results]
-    assert names[1:5] == [".log_tau", ".out", ".rec", "(all)"]
+    table, between = body[: body.index("")], body[body.index("") + 1 :]
+    names = [line.split()[0] for line in table]
+    assert names[:6] == ["D_RTRL()", ".log_tau", ".out", ".rec", "(all)", "(worst:"]
+    assert [name for name in names if name[0].isalpha()] == [r.name for r in found.results]
+    exact = names[names.index("RTRL()") :]
+    assert exact[4:6] == ["(all)", f"TBPTT({T})"]  # none is worse
+    assert between[0].startswith("cosine between  D_RTRL()  ES_D_RTRL(decay=0.5)")
+    assert between[2].split()[:3] == [
+        "D_RTRL()",
+        "1.0000",
+        f"{found.between['D_RTRL()']['ES_D_RTRL(decay=0.5)']:.4f}",
+    ]
     assert body[-1] == "ok  (exact means a relative error of at most 1e-09)"
     assert repr(found) == str(found)
 

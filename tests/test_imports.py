@@ -37,7 +37,12 @@ SEES = {
     "_spikes": "_errors _jax trace",
     "run": "_errors _jax _carry _data _loss _spikes _bptt _agreement"
     " trace analyse traces algorithms plan emit show draw",
-    "_compare": "_errors _data _loss _bptt _agreement trace algorithms plan show run",
+    "_foreign": "_errors trace",
+    "_progress": "",
+    "_trial": "_errors _data _loss _bptt _agreement _foreign trace algorithms run",
+    "_compare": "_errors _agreement _progress _trial trace algorithms plan show run",
+    "_faults": "_jax _loss _agreement _trial run",
+    "_check": "_errors _agreement _progress _trial _faults _compare algorithms run show trace",
     "checkpoint": "_carry _errors _jax",
     "_fit": "_errors checkpoint run",
     "plot": "_errors _jax _compare plan run",
@@ -48,7 +53,7 @@ SEES = {
     "optim": "_errors",
     "units": "",
     # the command line is above the package itself
-    "__init__": "_errors _jax _agreement _bptt _compare _fit checkpoint algorithms analyse draw emit interop nn"
+    "__init__": "_errors _jax _agreement _bptt _check _compare _fit checkpoint algorithms analyse draw emit interop nn"
     " ops optim plan plot run surrogate trace units",
     "cli": "__init__ _errors _jax _loss _bptt _agreement _compare algorithms draw run show trace",
     "__main__": "cli",
