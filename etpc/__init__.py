@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from . import plan as plan
     from . import plot as plot
     from . import surrogate as surrogate
+    from . import testing as testing
     from . import trace as trace
     from . import units as units
     from ._agreement import Row
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     )
 else:
     _NAMES = {
-        "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate trace units",
+        "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate testing trace units",
         "_agreement": "Row",
         "_bptt": "bptt",
         "_check": "Check CheckedRow Fault check",

@@ -11,9 +11,10 @@ from ._agreement import Known, Row, Vectors, agrees, default_tolerance, flat
 from ._compare import TOTAL, fidelity, short_name
 from ._faults import Rewritten, Variant
 from ._progress import progress
+from ._record import record
 from ._trial import Lag, Outcome, Trial, cosines, partial_cosines
 from .algorithms import D_RTRL, ES_D_RTRL, TBPTT, Algorithm, SnAp, resolve
-from .show import record, table
+from .show import table
 from .trace import StepFunction
 
 RULES = (
@@ -83,16 +84,17 @@ class Check:
     """What BPTT goes back through, where its derivative is not that of the value."""
     tolerance: float
     loss: float
-    trial: Trial = dataclasses.field(repr=False)
-    found: Outcome | None = dataclasses.field(repr=False)
-    """The gradient of the rule that it equals."""
-    whole: np.ndarray = dataclasses.field(repr=False)
-    """All parameters as one vector; zero where no gradient was given."""
+    search: "Search" = dataclasses.field(repr=False)
+    """How it was found."""
 
     @property
     def exact(self) -> bool:
         """Whether every row is the gradient of BPTT, and none of them emptily."""
         return not self.notes and self.equals is not None and self._is_bptt(self.equals)
+
+    def is_of(self, rule: Algorithm) -> bool:
+        """Whether every row equals the gradient of a rule, which is computed if it was not."""
+        return self.search.equals(rule)
 
     @cached_property
     def by_lag(self) -> Mapping[Lag, float]:
@@ -101,12 +103,14 @@ class Check:
         As of a [`Comparison`][etpc.Comparison.by_lag]: that of the rule that it equals; of a gradient that equals none,
         the cosine of what is left when the other parts are projected out. Computed when it is first asked for.
         """
-        of_bptt = self.trial.parts()
-        if self.found is None or self.equals is None:
-            values = partial_cosines(self.whole, of_bptt)
+        trial = self.search.trial
+        of_bptt = trial.parts()
+        if self.equals is None:
+            values = partial_cosines(self.search.whole, of_bptt)
         else:
-            values = cosines(self.trial.parts(self.equals, self.found.program), of_bptt)
-        return dict(zip(self.trial.lags, values, strict=True))
+            found = self.search.tried.get(self.equals)
+            values = cosines(trial.parts(self.equals, found and found.program), of_bptt)
+        return dict(zip(trial.lags, values, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: rules by their names, and `None` for numbers that are not finite."""
@@ -134,7 +138,7 @@ class Check:
         )
 
     def _is_bptt(self, rule: Algorithm) -> bool:
-        return isinstance(rule, TBPTT) and rule.in_blocks and rule.steps >= self.trial.steps
+        return isinstance(rule, TBPTT) and rule.in_blocks and rule.steps >= self.search.trial.steps
 
     def _name(self, rule: Algorithm | None) -> str | None:
         if rule is None:
@@ -255,11 +259,9 @@ def check(
         if not np.isfinite(value).all()
     ]
     notes += trial.doubts(values)
-    whole = np.concatenate([values.get(path, np.zeros_like(b)) for path, b in want.items()])
-    found = search.tried.get(equals) if equals is not None else None
     return Check(
         *(rows, total, equals, search.missing(rows), tuple(notes), trial.remarks),
-        *(search.tolerance, trial.bptt.loss, trial, found, whole),
+        *(search.tolerance, trial.bptt.loss, search),
     )
 
 
@@ -275,7 +277,7 @@ class Search:
         self.tried: dict[Algorithm, Outcome] = {}
         """What was tried, without blocks of more than one step."""
         self._distances: dict[str, dict[Algorithm, float]] = {path: {} for path in values}
-        self._equal: dict[str, list[Algorithm]] = {path: [] for path in values}
+        self.equal: dict[str, list[Algorithm]] = {path: [] for path in values}
 
     def run(self, rules: Sequence[Algorithm]) -> Algorithm | None:
         """Try rule after rule, until one explains the whole gradient, perhaps but for a factor.
@@ -325,13 +327,13 @@ class Search:
             off, size = float(np.linalg.norm(value - want)), float(np.linalg.norm(want))
             self._distances[path][rule] = off / size if size else (float("inf") if off else 0.0)
             if agrees(Known(self.values), gradient, path, self.tolerance, self.trial.dtype):
-                self._equal[path].append(rule)
-        return all(rule in equal for equal in self._equal.values())
+                self.equal[path].append(rule)
+        return all(rule in equal for equal in self.equal.values())
 
     def _is_multiple(self, rule: Algorithm, values: Vectors) -> bool:
         """Whether each parameter is that of a rule, times a factor that has a name."""
         return all(
-            rule in self._equal[path]
+            rule in self.equal[path]
             or self._explained(path, rule, "factor", "", values[path], True)
             for path in self.values
         )
@@ -339,7 +341,7 @@ class Search:
     def row(self, path: str, equals: Algorithm | None) -> CheckedRow:
         """What was found of a parameter."""
         row = Row.of(path, self.values[path], self.trial.bptt.values[path], "-")
-        equal, distances = self._equal[path], self._distances[path]
+        equal, distances = self.equal[path], self._distances[path]
         nearest = min(distances, key=lambda rule: distances[rule])
         found = equals or next(iter(equal), None)
         fault = None if equal else self._fault(path)
@@ -353,7 +355,7 @@ class Search:
         found = {}
         for row in rows:
             rule = row.equals or (row.fault and row.fault.rule)
-            if rule is None or self.bptt in (rule, *self._equal[row.path]):
+            if rule is None or self.bptt in (rule, *self.equal[row.path]):
                 continue
             program = self.tried[rule].program if rule in self.tried else None
             if program is not None:
@@ -366,6 +368,18 @@ class Search:
                 )
                 found[row.path] = (f"influence from {what}",)
         return {path: texts for path, texts in found.items() if texts}
+
+    def equals(self, rule: Algorithm) -> bool:
+        """Whether the whole gradient is that of a rule."""
+        if not all(rule in distances for distances in self._distances.values()):
+            self._is(rule, self.trial.of(rule).gradient)
+        return all(rule in equal for equal in self.equal.values())
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """All parameters as one vector; zero where no gradient was given."""
+        want = self.trial.bptt.values.items()
+        return np.concatenate([self.values.get(path, np.zeros_like(b)) for path, b in want])
 
     # --- faults ---
 

@@ -10,11 +10,12 @@ import numpy as np
 from ._agreement import Known, Row, Vectors, unread_traces
 from ._errors import InputError
 from ._progress import progress
+from ._record import record
 from ._trial import Lag, Trial, cosine, cosines, partial_cosines
 from .algorithms import TBPTT, Algorithm, resolve
 from .plan import UNMARKED
 from .run import Program
-from .show import record, table
+from .show import table
 from .trace import StepFunction
 
 TOTAL = "(all)"

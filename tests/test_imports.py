@@ -15,6 +15,7 @@ SEES = {
     "_jax": "_errors",
     "_origin": "",
     "_primitives": "_jax _origin",
+    "_record": "",
     "_tuning": "",
     "_carry": "",
     "_data": "_errors",
@@ -25,27 +26,28 @@ SEES = {
     "analyse": "_errors _jax _primitives ops trace",
     "traces": "_tuning ops",
     "algorithms": "_errors _origin ops traces analyse",
-    "plan": "_errors _jax _primitives _tuning traces analyse algorithms",
+    "plan": "_errors _jax _record _primitives _tuning traces analyse algorithms",
     "emit": "_jax _primitives _tuning traces analyse plan",
     # what is shown of a plan
-    "show": "_errors _jax algorithms analyse plan",
-    "draw": "_errors plan show",
+    "show": "_errors _jax _record algorithms analyse plan",
+    "draw": "_errors _record plan show",
     # a gradient to compare with
     "_bptt": "_data _errors _loss trace",
     "_agreement": "_jax show trace",
     # the program, and what is done with programs
     "_spikes": "_errors _jax trace",
-    "run": "_errors _jax _carry _data _loss _spikes _bptt _agreement"
+    "run": "_errors _jax _record _carry _data _loss _spikes _bptt _agreement"
     " trace analyse traces algorithms plan emit show draw",
     "_foreign": "_errors trace",
     "_progress": "",
     "_trial": "_errors _data _loss _bptt _agreement _foreign trace algorithms run",
-    "_compare": "_errors _agreement _progress _trial trace algorithms plan show run",
+    "_compare": "_errors _record _agreement _progress _trial trace algorithms plan show run",
     "_faults": "_jax _loss _agreement _trial run",
-    "_check": "_errors _agreement _progress _trial _faults _compare algorithms run show trace",
+    "_check": "_record _agreement _progress _trial _faults _compare algorithms run show trace",
     "checkpoint": "_carry _errors _jax",
     "_fit": "_errors checkpoint run",
     "plot": "_errors _jax _compare plan run",
+    "testing": "_errors _record _check _compare algorithms run",
     # models
     "surrogate": "_errors",
     "nn": "_data _errors _jax _spikes surrogate trace analyse",
@@ -54,8 +56,8 @@ SEES = {
     "units": "",
     # the command line is above the package itself
     "__init__": "_errors _jax _agreement _bptt _check _compare _fit checkpoint algorithms analyse draw emit interop nn"
-    " ops optim plan plot run surrogate trace units",
-    "cli": "__init__ _errors _jax _loss _bptt _agreement _compare algorithms draw run show trace",
+    " ops optim plan plot run surrogate testing trace units",
+    "cli": "__init__ _errors _jax _record _loss _bptt _agreement _compare algorithms draw run show testing trace",
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""
