@@ -149,7 +149,8 @@ class Check:
         columns = ["parameter", "cosine", "rel. error", "ratio", "equals", "nearest"]
         rows = []
         for row in self.rows:
-            nearest = f"{self._name(row.nearest)}, {row.distance:.1e}" if row.equals is None else ""
+            explained = row.equals is not None or row.fault is not None
+            nearest = "" if explained else f"{self._name(row.nearest)}, {row.distance:.1e}"
             rows.append([row.path, *fidelity_of(row), self._name(row.equals) or "-", nearest])
         rows.append([TOTAL, *fidelity(self.total), self._name(self.equals) or "-", ""])
         lines = [f"against BPTT (loss {self.loss:.6g})", "", *table(columns, rows), ""]
@@ -276,6 +277,8 @@ class Search:
         self.bptt, self.immediate = TBPTT(trial.steps), TBPTT(1)
         self.tried: dict[Algorithm, Outcome] = {}
         """What was tried, without blocks of more than one step."""
+        self._first = self.bptt
+        """The rule in which mistakes are looked for first: one that explains all parameters, if there is one."""
         self._distances: dict[str, dict[Algorithm, float]] = {path: {} for path in values}
         self.equal: dict[str, list[Algorithm]] = {path: [] for path in values}
 
@@ -305,6 +308,7 @@ class Search:
             if self._is(rule, values):
                 yield rule
             elif self._is_multiple(rule, values.values):
+                self._first = rule
                 yield None
 
     def _best_block(self) -> Iterator[Algorithm | None]:
@@ -315,7 +319,7 @@ class Search:
             if self._is(rule, found.gradient):
                 equal.append(rule)
             elif self._is_multiple(rule, found.gradient.values):
-                self.tried[rule] = found
+                self.tried[rule], self._first = found, rule
                 yield None
         if equal:
             yield min(equal, key=lambda rule: max(d[rule] for d in self._distances.values()))
@@ -394,7 +398,8 @@ class Search:
 
     def _mistaken(self, named: bool) -> Iterator[tuple[Algorithm, str, str, Vectors]]:
         """What the gradients of rules become by mistakes: the rule, the kind, the text, and the gradient."""
-        bases = {rule: outcome.gradient.values for rule, outcome in self.tried.items()}
+        tried = {self._first: self.tried[self._first], **self.tried}
+        bases = {rule: outcome.gradient.values for rule, outcome in tried.items()}
         for rule, values in bases.items():
             yield rule, "factor", "", values
         for rule, values in bases.items():

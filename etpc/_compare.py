@@ -21,6 +21,9 @@ from .trace import StepFunction
 TOTAL = "(all)"
 """Stands for the path in the row of all parameters together."""
 
+HIDDEN = 0.01
+"""By how much the lowest cosine of a parameter is below that of all together, to be shown once more."""
+
 HELD = {True: "yes", False: "NO", None: "-"}
 
 
@@ -168,7 +171,7 @@ class Comparison:
             size = "-" if result.carry_bytes is None else f"{result.carry_bytes:,}"
             first = [result.name, size]
             shown = [(row.path, row) for row in (*result.rows, result.total)]
-            if result.worst.cosine < result.total.cosine - 1e-6:
+            if result.worst.cosine < result.total.cosine - HIDDEN:
                 shown.append((f"(worst: {result.worst.path})", result.worst))
             for path, row in shown:
                 rows.append([*first, path, *fidelity(row), row.claim, HELD[row.held]])
