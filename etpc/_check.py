@@ -10,6 +10,7 @@ import numpy as np
 from ._agreement import Known, Row, Vectors, agrees, default_tolerance, flat
 from ._compare import TOTAL, fidelity, short_name
 from ._faults import Rewritten, Variant
+from ._jax import is_float
 from ._progress import progress
 from ._record import record
 from ._trial import Lag, Outcome, Trial, cosines, partial_cosines
@@ -246,14 +247,15 @@ def check(
     )
     arrays = trial.arrays_of(gradient)
     values = {path: flat(array) for path, array in arrays.items()}
-    dtypes = [a.dtype for a in arrays.values() if np.issubdtype(a.dtype, np.inexact)]
+    dtypes = [a.dtype for a in arrays.values() if is_float(a.dtype)]
     search = Search(trial, values, max([trial.tolerance, *map(default_tolerance, dtypes)]))
     equals = search.run(more)
     rows = tuple(search.row(path, equals) for path in values)
-    want = trial.bptt.values
-    total = Row.of(
-        TOTAL, *(np.concatenate([g[path] for path in values]) for g in (values, want)), "-"
+    got, want = (
+        np.concatenate([vectors[path] for path in values])
+        for vectors in (values, trial.bptt.values)
     )
+    total = Row.of(TOTAL, got, want, "-")
     notes = [
         f"the gradient of {path} is not finite"
         for path, value in values.items()
@@ -421,7 +423,9 @@ class Search:
     @cached_property
     def _rewritten(self) -> list[tuple[Algorithm, Variant]]:
         """The mistakes that are made within the steps, of BPTT and of D-RTRL."""
-        outcome = self.tried.get(D_RTRL()) or self._outcome(D_RTRL())
+        outcome = self.tried.setdefault(
+            D_RTRL(), self.tried.get(D_RTRL()) or self.trial.of(D_RTRL())
+        )
         assert outcome.program is not None
         rewritten, found = Rewritten(self.trial, outcome.program), []
         for rule, cut in ((self.bptt, False), (D_RTRL(), True)):

@@ -123,9 +123,6 @@ class Comparison:
 
         It is computed when it is first asked for: some 30 gradients of BPTT, and for each program as many windows.
         """
-        return self._by_lag()
-
-    def _by_lag(self) -> dict[str, dict[Lag, float]]:
         trial, found = self.trial, dict[str, dict[Lag, float]]()
         assert trial is not None
         of_bptt = trial.parts()
@@ -211,12 +208,6 @@ class Report(Comparison):
         program = self.results[0].program
         assert program is not None
         return program
-
-    @cached_property
-    def by_lag(self) -> Mapping[Lag, float]:
-        """The cosine with BPTT by how far back the gradient reaches, as of a [`Comparison`][etpc.Comparison.by_lag]."""
-        (found,) = self._by_lag().values()
-        return found
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ with the traces of a program; where it does not give the program's gradient with
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -65,8 +65,9 @@ class Rewritten:
         spikes = {e: _read_by(e) for e in self.step.equations if is_spike(e)}
         self.spikes = {e: place for e, place in spikes.items() if place is not None}
         ops = [op for op in a.ops if op.kind.data is not None and len(op.equation.outputs) == 1]
-        self.ops = {op.equation: (op.kind.data, op.operand) for op in ops}
-        self.cut = {op.equation: op.kind.data for op in ops if a.reach[op.number].role == "state"}
+        self.ops = {op.equation: (op.kind.data or 0, op.operand) for op in ops}
+        cut = {op.equation for op in ops if a.reach[op.number].role == "state"}
+        self.cut = {equation: place for equation, (place, _) in self.ops.items() if equation in cut}
         self.hidden = [i for i, v in enumerate(self.step.state) if v.is_float]
         computed = {self.step.next_state[i] for i in self.hidden}
         given = {*self.step.program.inputs, *self.step.constants}
@@ -75,7 +76,8 @@ class Rewritten:
         self._arrays = [jnp.asarray(a) for a in arrays]
         self._floats = self.step.model_leaves.floats
         self._gradient = jax.jit(self._of_batch, static_argnames=("cut", "twice"))
-        course = jax.jit(self._record)(self._parameters())
+        self._arguments = ([self._arrays[i] for i in self._floats], *self._sequence())
+        course = jax.jit(self._record)(*self._arguments)
         self.course = jax.tree.map(lambda a: a[:-1], course)
         self.after = jax.tree.map(lambda a: a[1:], course)
         """What the next step has; after the last, one with the same input again."""
@@ -98,34 +100,38 @@ class Rewritten:
         """
         spikes = self.course.spikes if spikes is None else spikes
         data = self.course.data if data is None else data
-        grads = self._gradient(self._parameters(), spikes, data, cut=cut, twice=twice)
+        grads = self._gradient(*self._arguments, spikes, data, cut=cut, twice=twice)
         grads = reduced(self.trial.reduction, grads, self.trial.mask, self.trial.steps)
         leaves = self.step.model_leaves
         return {leaves.paths[i]: flat(g) for i, g in zip(self._floats, grads, strict=True)}
 
-    def _parameters(self) -> Arrays:
-        return [self._arrays[i] for i in self._floats]
-
-    def _sequence(self) -> tuple[Any, Arrays, bool]:
+    def _sequence(self) -> tuple[Any, Arrays]:
+        """Inputs, targets and weights of the loss, with leading axes T, B (or T), and the state to begin with."""
         trial, step = self.trial, self.step
         xs = [jnp.asarray(a) for a in step.input_leaves.split(trial.xs)]
         first = jnp.zeros(trial.lead, bool).at[0].set(True)
         weights = jnp.ones(trial.lead) if trial.mask is None else trial.mask
         start = [jnp.asarray(a) for a in step.state_leaves.split(trial.carry.state)]
-        data = step.with_begins(xs, first), trial.targets, weights
-        return data, start, trial.batch_size is not None
+        targets = jax.tree.map(jnp.asarray, trial.targets)
+        return (step.with_begins(xs, first), targets, weights), start
 
     def _of_batch(
-        self, floats: Arrays, spikes: Arrays, data: Arrays, cut: bool, twice: bool
+        self,
+        floats: Arrays,
+        sequence: Any,
+        start: Arrays,
+        spikes: Arrays,
+        data: Arrays,
+        cut: bool,
+        twice: bool,
     ) -> Arrays:
-        sequence, start, batched = self._sequence()
         one = partial(self._loss_of_example, cut=cut, twice=twice)
 
         def total(floats: Arrays) -> Array:
-            if not batched:
-                return one(floats, start, (*sequence, spikes, data))
-            run = jax.vmap(one, in_axes=(None, 0, 1))
-            return run(floats, start, (*sequence, spikes, data)).mean()
+            now = (*sequence, spikes, data)
+            if self.trial.batch_size is None:
+                return one(floats, start, now)
+            return jax.vmap(one, in_axes=(None, 0, 1))(floats, start, now).mean()
 
         return jax.grad(total)(floats)
 
@@ -145,8 +151,7 @@ class Rewritten:
             if not cut:
                 env = evaluate(self.step.equations, env, act)
                 return [env[v] for v in self.step.next_state], loss_of(env)
-            kept = lambda eqn, values: act(eqn, self._with_data(eqn, values, map(stop, values)))
-            after = evaluate(self.step.equations, dict(env), kept)
+            after = evaluate(self.step.equations, dict(env), partial(self._cut, act))
             new = {v: after[v] for v in self.new_states}
             if twice:
                 still = self._environment(floats, x, list(map(_still, state)))
@@ -166,6 +171,11 @@ class Rewritten:
 
         return lax.scan(body, start, data)[1].sum()
 
+    def _cut(self, act: Act, eqn: Equation, values: list[Any]) -> list[Any]:
+        """The results of an equation whose data is held constant, if it is one that is cut."""
+        place = self.cut.get(eqn)
+        return _done(eqn, [stop(a) if i == place else a for i, a in enumerate(values)], act)
+
     def _environment(self, floats: Arrays, x: Arrays, state: Arrays) -> Values:
         arrays = list(self._arrays)
         for i, value in zip(self._floats, floats, strict=True):
@@ -173,33 +183,31 @@ class Rewritten:
         return self.step.environment(arrays, x, state)
 
     def _read(self, env: Values, act: Act, new: Values, more: Values | None = None) -> Values:
-        """The values of a step in which operations that are cut read their data with old states held constant.
+        """The values of a step, of which the loss has the learning signals of D-RTRL, each path counted once.
+
+        The data of an operation that is cut is constant. So the influence of new states on the output by such
+        operations is followed apart: in `held`, where old states are constant, to their data; and from there on in
+        `still`, where all else is constant.
 
         - `new`: what new states are; where it has none, they are computed, and `more` is added.
         """
         more = more or {}
         env, held = dict(env), dict(env)
         held.update((v, stop(env[v])) for v in self.step.state if v.is_float)
+        still = {v: _still(jnp.asarray(a)) for v, a in env.items()}
         for eqn in self.step.equations:
-            values, apart = ([e[v] for v in eqn.inputs] for e in (env, held))
-            is_op = eqn in self.cut
-            results = _done(eqn, self._with_data(eqn, values, apart), act)
-            results = [
-                more[v] + a if v in more else new.get(v, a)
-                for v, a in zip(eqn.outputs, results, strict=True)
-            ]
-            env.update(zip(eqn.outputs, results, strict=True))
-            if not is_op and not any(v in self.new_states for v in eqn.outputs):
-                results = _done(eqn, apart, act)
-            held.update(zip(eqn.outputs, results, strict=True))
-        return env
-
-    def _with_data(self, eqn: Equation, values: list[Any], others: Iterable[Any]) -> list[Any]:
-        """The operands of an equation; if it is cut, with its data from others."""
-        place = self.cut.get(eqn)
-        if place is None:
-            return values
-        return [b if i == place else a for i, (a, b) in enumerate(zip(values, others, strict=True))]
+            of_env, of_held, of_still = ([e[v] for v in eqn.inputs] for e in (env, held, still))
+            place = self.cut.get(eqn)
+            if place is not None:
+                crossing = of_held[place]
+                of_still[place] = of_still[place] + (crossing - stop(crossing))
+                of_env[place], of_held[place] = stop(of_env[place]), stop(of_held[place])
+            for values, read in ((env, of_env), (held, of_held)):
+                results = zip(eqn.outputs, _done(eqn, read, act), strict=True)
+                values.update((v, more[v] + a if v in more else new.get(v, a)) for v, a in results)
+            still.update(zip(eqn.outputs, _done(eqn, of_still, act), strict=True))
+        crossed = {v: still[v] - stop(still[v]) for v in self.step.outputs if v.is_float}
+        return env | {v: env[v] + a for v, a in crossed.items()}
 
     def _act(
         self,
@@ -227,8 +235,8 @@ class Rewritten:
 
     # --- the course, and what is displaced ---
 
-    def _record(self, floats: Arrays) -> Course:
-        (xs, *_), start, batched = self._sequence()
+    def _record(self, floats: Arrays, sequence: Any, start: Arrays) -> Course:
+        xs, batched = sequence[0], self.trial.batch_size is not None
         xs = jax.tree.map(lambda x: jnp.concatenate([x, x[-1:]]), xs)
 
         def one(start: Arrays, x: Arrays) -> Course:
@@ -313,6 +321,7 @@ class Rewritten:
 
 
 def _still(leaf: Array) -> Array:
+    """An array without its derivative, if it has one."""
     return stop(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -208,7 +208,7 @@ class Trial:
         if reference is None:
             return self.bptt
         if callable(reference) and not jax.tree.leaves(eqx.filter(reference, eqx.is_inexact_array)):
-            return self._reverse(step=reference)
+            return self._reverse(step=cast(StepFunction, reference))
         own = self.shapes
         leaves = Leaves.of(reference, "model")
         shapes = {leaves.paths[i]: leaves.avals[i].shape for i in leaves.floats}

@@ -11,7 +11,7 @@ from ..show import Shown
 
 def _named(program: Shown) -> Any:
     """The graph with text in the place of the pairs that name its nodes."""
-    return nx.relabel_nodes(program.graph, lambda node: " ".join(node))
+    return nx.relabel_nodes(program.graph, {node: " ".join(node) for node in program.graph})
 
 
 def to_graphml(program: Shown) -> str:
