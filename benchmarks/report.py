@@ -81,7 +81,7 @@ def _by_cell(rows: Rows) -> str:
 
 
 def _shape(row: dict[str, Any]) -> str:
-    letters = {"size": "N", "batch": "B"}
+    letters = {"size": "N"} if "hand_us" in row else {"size": "N", "batch": "B"}
     if "traces" not in row and "inputs" not in row:
         letters["steps"] = "T"
     return ", ".join(f"{letter} = {row[key]}" for key, letter in letters.items() if key in row)

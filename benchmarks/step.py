@@ -19,7 +19,7 @@ from benchmarks.by_hand import CELLS, Cell, loss
 from benchmarks.table import Column, Table, mebibytes, ratio
 from etpc.algorithms import Algorithm
 
-RATE = 1e-3
+RATE = 1e-4
 N_IN, N_OUT = 40, 2
 
 TABLE = Table(

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from ._check import Check, CheckedRow, Fault, check
     from ._compare import Comparison, Report, Result, compare, verify
     from ._fit import Run, fit
-    from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Auto, CreditRTRL, SnAp
+    from ._suggest import Candidate, Suggestion, suggest
+    from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
     from .checkpoint import load, save
     from .plan import Claim, Reason
     from .run import (
@@ -61,7 +62,8 @@ else:
         "_check": "Check CheckedRow Fault check",
         "_compare": "Comparison Report Result compare verify",
         "_fit": "Run fit",
-        "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL Auto SnAp TBPTT",
+        "_suggest": "Candidate Suggestion suggest",
+        "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL SnAp TBPTT",
         "checkpoint": "load save",
         "plan": "Claim Reason",
         "run": "Carry Certificate Memory Online Program compile online",
@@ -69,6 +71,10 @@ else:
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
 
     def __getattr__(name: str) -> Any:
+        if name == "Auto":
+            raise AttributeError(
+                "`etpc.Auto` is gone: `etpc.suggest(..., memory=)` measures the rules that fit."
+            )
         if name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         place = _PLACES[name]
@@ -91,7 +97,7 @@ __all__ = [
     "RTRL",
     "TBPTT",
     "AlgorithmError",
-    "Auto",
+    "Candidate",
     "Carry",
     "Certificate",
     "Check",
@@ -117,6 +123,7 @@ __all__ = [
     "SelectionError",
     "SilentNetworkWarning",
     "SnAp",
+    "Suggestion",
     "UncheckedWarning",
     "UnsupportedError",
     "VerificationError",
@@ -132,6 +139,7 @@ __all__ = [
     "nn",
     "online",
     "save",
+    "suggest",
     "surrogate",
     "verify",
 ]

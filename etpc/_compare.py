@@ -126,13 +126,15 @@ class Comparison:
         trial, found = self.trial, dict[str, dict[Lag, float]]()
         assert trial is not None
         of_bptt = trial.parts()
-        for result in progress(self.results, "by lag"):
+        results = {result.name: result for result in self.results}
+        for name in progress(list(results), "by lag"):
+            result = results[name]
             if result.algorithm is None:
                 whole = np.concatenate([*result.values.values()])
                 values = partial_cosines(whole, of_bptt)
             else:
                 values = cosines(trial.parts(result.algorithm, result.program), of_bptt)
-            found[result.name] = dict(zip(trial.lags, values, strict=True))
+            found[name] = dict(zip(trial.lags, values, strict=True))
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -320,7 +322,7 @@ def compare(
         one of them does not give counts as zero.
     - `batch_size`: B where the data has a batch axis, `None` where it has none.
 
-    BPTT is computed once. On a terminal, a bar shows the progress where `tqdm` is installed.
+    BPTT is computed once. On a terminal, a bar shows the progress.
 
     **Returns** a [`Comparison`][etpc.Comparison]: `print` shows the table, `.results` holds
     it as data, `.ok` is the verdict, as for a report of [`etpc.verify`][]. What is not claimed to be
@@ -393,7 +395,8 @@ def _items(algos: Iterable[Any]) -> list[tuple[str, Any]]:
 def _compare(trial: Trial, chosen: Mapping[str, Any], *, in_blocks: bool) -> Comparison:
     """Each algorithm or gradient against BPTT; those that are BPTT of blocks without a program if `in_blocks`."""
     results, unread = [], {}
-    for name, algorithm in progress(list(chosen.items()), "compare"):
+    for name in progress(list(chosen), "comparing"):
+        algorithm = chosen[name]
         if isinstance(algorithm, Algorithm):
             found = trial.of(algorithm, in_blocks)
         else:

@@ -59,8 +59,6 @@ def _is_data(leaf: Any) -> bool:
 
 
 def check_targets(targets: Any, xs: list[Array], batched: bool) -> None:
-    if not xs:
-        return
     raise_together(foreign("targets", targets), InputTypeError)
     lead = xs[0].shape[: 2 if batched else 1]
     problems = [

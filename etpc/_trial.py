@@ -115,22 +115,8 @@ class Trial:
     # --- programs ---
 
     def program(self, algorithm: Algorithm | str) -> Program:
-        """The program of the model for the steps of the sequence.
-
-        **Raises** what `etpc.compile` raises; `InputError` where the sequence seems to have a batch axis
-        and no batch size was given, or the other way round, or arrays differ in their leading axes.
-        """
-        inputs = jax.tree.map(lambda a: one_step(a, self.batch_size), self.xs)
-        try:
-            program = compile(
-                *(self.model, algorithm),
-                inputs=inputs,
-                batch_size=self.batch_size or 1,
-                **self._options,
-            )
-        except Exception as error:
-            blame_batch_axis(error, self.model, self.xs, self._state, self._step, self.batch_size)
-            raise
+        """The program of a rule. **Raises** what `compiled_for` raises; `InputError` where leading axes differ."""
+        program = compiled_for(self.xs, self.batch_size, self.model, algorithm, **self._options)
         check_lead(self.xs, self.targets, self.batch_size)
         self.__dict__.setdefault("shown", program)
         return program
@@ -400,3 +386,17 @@ class Trial:
 
 def _bytes(tree: Any) -> int:
     return sum(a.nbytes for a in jax.tree.leaves(tree))
+
+
+def compiled_for(xs: Any, batch_size: int | None, model: Any, algo: Any, **options: Any) -> Program:
+    """The program of a model for the steps of a sequence.
+
+    **Raises** what `etpc.compile` raises; `InputError` where the sequence seems to have a batch axis
+    and no batch size was given, or the other way round.
+    """
+    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
+    try:
+        return compile(model, algo, inputs=inputs, batch_size=batch_size or 1, **options)
+    except Exception as error:
+        blame_batch_axis(error, model, xs, options["state"], options["step"], batch_size)
+        raise

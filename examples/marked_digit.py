@@ -8,7 +8,7 @@ Four rules train the same network on the same stream:
 
 - the immediate gradient, that of each step alone;
 - backpropagation through time (BPTT), truncated to windows of 10 steps;
-- eligibility traces (`"auto"`, which here is exact), with an update every 10 steps by `etpc.online`;
+- eligibility traces (D-RTRL, which here is exact), with an update every 10 steps by `etpc.online`;
 - BPTT through all 40 steps as the reference, with an update at the end of them.
 
     python examples/marked_digit.py             # make demo
@@ -188,7 +188,7 @@ def learner_of(arm: Arm, model: Network) -> tuple[Callable[..., Any], Any, Any]:
         opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
         update = backpropagation(optimizer, arm.window, arm.every)
         return update, opt_state, jnp.zeros((BATCH, CELLS))
-    program = etpc.compile(model, "auto", inputs=jnp.zeros(INPUTS), batch_size=BATCH)
+    program = etpc.compile(model, "d_rtrl", inputs=jnp.zeros(INPUTS))
     print(program, "\n")
     learner = etpc.online(program, cross_entropy, optimizer, every=arm.every)
 

@@ -1,4 +1,4 @@
-"""SnAp's steps, the choice of traces within a memory limit, and what makes an algorithm."""
+"""SnAp's steps, and what makes an algorithm."""
 
 import dataclasses
 import inspect
@@ -106,89 +106,6 @@ def test_rtrl_blocks_follow_the_structure():
     assert all(op.exact for op in program.ops)
 
 
-# --- algo="auto" ---
-
-
-def auto(model, memory, batch_size=1, state=ZERO):
-    return etpc.compile(
-        model,
-        "auto",
-        inputs=XS[0],
-        state=state,
-        weights="all",
-        memory=memory,
-        batch_size=batch_size,
-    )
-
-
-def total(program):
-    return sum(op.trace_bytes for op in program.ops)
-
-
-def test_auto_takes_the_most_exact_trace_that_fits():
-    whole = etpc.compile(DENSE, "rtrl", inputs=XS[0], state=ZERO, weights="all")
-    cut = etpc.compile(DENSE, "d_rtrl", inputs=XS[0], state=ZERO, weights="all")
-    least = etpc.compile(DENSE, "es_d_rtrl", inputs=XS[0], state=ZERO, weights="all")
-    sizes = {name: total(p) for name, p in (("all", whole), ("cut", cut), ("least", least))}
-    assert sizes["all"] > sizes["cut"] > sizes["least"]
-    assert all(op.exact for op in auto(DENSE, sizes["all"]).ops)
-    middle = auto(DENSE, sizes["all"] - 1)
-    assert not any(op.exact for op in middle.ops)
-    assert [op.block for op in middle.ops] == [1, 1]
-    assert total(middle) == sizes["cut"]
-    mixed = auto(DENSE, sizes["cut"] - 1)
-    assert [str(op.form) for op in mixed.ops] == ["LowRank(rank=2)", "Full()"]
-    smallest = auto(DENSE, sizes["least"])
-    assert [str(op.form) for op in smallest.ops] == ["LowRank(rank=1)", "LowRank(rank=1)"]
-    for program in (middle, mixed):
-        assert total(program) <= sizes["all"]
-        assert "chosen to fit into memory" in str(program)
-        for op in program.ops:
-            assert f"{op.trace_bytes:,} bytes" in op.choice
-
-
-@pytest.mark.slow
-def test_auto_gives_the_gradients_of_the_rules_it_chose():
-    whole = online(auto(DENSE, 10**6), DENSE)
-    rtrl = online(etpc.compile(DENSE, "rtrl", inputs=XS[0], state=ZERO, weights="all"), DENSE)
-    np.testing.assert_allclose(whole, rtrl, rtol=1e-9)
-    size = total(etpc.compile(DENSE, "d_rtrl", inputs=XS[0], state=ZERO, weights="all"))
-    cut = online(auto(DENSE, size), DENSE)
-    drtrl = online(etpc.compile(DENSE, "d_rtrl", inputs=XS[0], state=ZERO, weights="all"), DENSE)
-    np.testing.assert_allclose(cut, drtrl, rtol=1e-9)
-    assert np.abs(cut - whole).max() > 1e-6
-
-
-def test_auto_cuts_some_and_not_others():
-    """Two stacks beside each other: the large one is cut, the small one is not."""
-
-    class Two(eqx.Module):
-        large: Stack
-        small: Stack
-
-        def __call__(self, x, state):
-            y, first = self.large(x, state[0])
-            z, second = self.small(x, state[1])
-            return jnp.concatenate([y, z]), (first, second)
-
-    small = Stack(normal(2, IN), normal(2, 2, seed=4))
-    model = Two(STACK, small)
-    state = ((ZERO, ZERO), (jnp.zeros(2), jnp.zeros(2)))
-    exact = total(etpc.compile(model, "rtrl", inputs=XS[0], state=state, weights="all"))
-    program = auto(model, exact - 1, state=state)
-    by_path = {op.path: op for op in program.ops}
-    assert not by_path[".large.w1"].exact
-    assert by_path[".small.w1"].exact
-    assert by_path[".small.w1"].block == 3
-    assert "cut as in D-RTRL" in by_path[".large.w1"].choice
-
-
-def test_memory_is_that_of_a_batch():
-    one = total(auto(DENSE, 10**6))
-    assert all(op.exact for op in auto(DENSE, 8 * one, batch_size=8).ops)
-    assert not all(op.exact for op in auto(DENSE, 8 * one, batch_size=9).ops)
-
-
 # --- numbers of other types -----------------------------------------------------------------------
 
 
@@ -262,12 +179,10 @@ def test_jax_grad_of_a_window_is_the_gradient_of_the_program(algo):
         np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.RTRL, etpc.SnAp, etpc.Auto])
-def test_backprop_by_its_old_name(rule):
-    for old, new in (("truncated", "cut"), ("exact", "full")):
-        assert rule(in_window=old) == rule(backprop=new)
+@pytest.mark.parametrize("rule", [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.RTRL, etpc.SnAp])
+def test_backprop_is_one_of_two(rule):
     assert rule().backprop == "cut"
-    assert etpc.CreditRTRL(in_window="exact").backprop == "full"
+    assert etpc.CreditRTRL().backprop == "full"
     with pytest.raises(etpc.AlgorithmError, match=r'"cut" or "full", not .half'):
         inspect.unwrap(rule.__init__)(object.__new__(rule), backprop="half")
 

@@ -65,7 +65,7 @@ def test_other_models_pass(build):
     assert quietly(learns.check, model, carry, xs, targets) == ()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", few([jnp.float32, jnp.bfloat16], jnp.bfloat16))
 def test_in_the_dtype_of_the_model(dtype):
     def step(w, x, h):
         h = 0.8 * h + w @ x
@@ -85,8 +85,13 @@ def test_in_the_dtype_of_the_model(dtype):
                 learns.check(w, carry, xs, targets)
 
 
-@pytest.mark.parametrize(("every", "steps"), [(1, 3), (4, 12), (24, 48)])
-@pytest.mark.parametrize("when_moved", [False, True])
+@pytest.mark.parametrize(
+    ("every", "steps", "when_moved"),
+    few(
+        [(e, s, m) for e, s in ((1, 3), (4, 12), (24, 48)) for m in (False, True)],
+        *((1, 3, True), (24, 48, False)),
+    ),
+)
 def test_a_wrong_trace_is_refused(every, steps, when_moved):
     """In as many updates as are needed to see it; the 24 steps of data are taken twice for two of 24."""
     model, (xs, targets) = leaky(), data(B)
@@ -101,7 +106,7 @@ def test_a_wrong_trace_is_refused(every, steps, when_moved):
     assert isinstance(caught.value, ArithmeticError)
 
 
-@pytest.mark.parametrize("first", [0, 9, 23])
+@pytest.mark.parametrize("first", few([0, 9, 23], 23))
 def test_a_loss_that_a_mask_lets_count_seldom(first):
     model, (xs, targets) = leaky(), data(B)
     targets = targets.at[:first].set(jnp.nan).at[first + 1 :].set(jnp.nan)

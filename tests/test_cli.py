@@ -466,6 +466,26 @@ def test_bench_leaves_the_state_of_a_task_alone(capsys):
     assert strict(out)["results"][1]["error"] < 1e-9
 
 
+# --- suggest --------------------------------------------------------------------------------------
+
+
+def test_suggest(capsys):
+    argv = ["suggest", "tiny_models:make", "--steps", 20, "--batch", 2]
+    status, out, err = run(capsys, *argv, "--adam", 0.01, "--budget", 0.001)
+    lines = out.splitlines()
+    assert (status, err) == (0, "")
+    assert lines[0] == "tiny_models:make: 20 steps, batch 2"
+    assert lines[2] == "suggested: D_RTRL()"
+    assert "nothing to choose" in lines[-1]
+    status, out, err = run(capsys, *argv, "--time", 1e-9, "--every", 4, "--budget", 1e-9, "--json")
+    record = strict(out)
+    assert (status, err) == (1, "")
+    assert record["schema"] == "etpc-suggestion/1"
+    assert (record["steps"], record["batch_size"], record["rule"]) == (20, 2, None)
+    assert [row["name"] for row in record["rows"]] == ["BPTT", "D_RTRL()"]
+    assert record["lags"] == [[0, 4], [4, 12], [12, 16]]
+
+
 # --- draw -----------------------------------------------------------------------------------------
 
 
@@ -521,7 +541,6 @@ def test_an_answer_that_cannot_be_written(monkeypatch, capsys, error, status, sa
     assert said in err
     assert "Traceback" not in err
     monkeypatch.setattr(sys, "stderr", Full(error) if error else None)
-    assert main(argv) == status
     assert main(["explain", "tiny_models:mke"]) == 2
 
 
@@ -562,27 +581,6 @@ def test_sentences_are_as_wide_as_the_terminal(monkeypatch, columns):
     assert sum(length > columns for length in lengths) <= 1
     assert columns > 100 or max(lengths) > columns - 20
     assert max(lengths) <= max(100, max(map(len, said.split())))
-
-
-def test_a_script_that_runs_when_it_is_imported_is_said_to(capsys, folder):
-    head = "from tiny_models import make\n\ndef train():\n    print('trained')\n\n"
-    for name, body, line in (
-        ("call", "train()\n", 6),
-        ("loop", "for step in range(2):\n    train()\n", 6),
-        ("main", 'if __name__ == "__main__":\n    train()\n', None),
-        ("settings", "import jax\njax.config.update('jax_enable_x64', True)\nx = make()\n", None),
-    ):
-        (folder / f"script_{name}.py").write_text(head + body)
-        status, out, err = run(capsys, "explain", f"script_{name}.py:make")
-        assert status == 0
-        assert ("trained" in out) == (line is not None)
-        if line is None:
-            assert not err
-        else:
-            assert re.search(
-                rf"note: script_{name}\.py is imported, and runs .*\(line {line}\)", err
-            )
-            assert '`if __name__ == "__main__":`, which is left out' in err
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -685,6 +683,9 @@ def test_an_error_of_etpc_is_shown_in_full(capsys, monkeypatch):
         ["draw", "tiny_models:make"],
         ["verify", "tiny_models:make", "--steps", "0"],
         ["bench", "tiny_models:make", "--repeats", "x"],
+        ["suggest", "tiny_models:make", "--time", "0"],
+        ["suggest", "tiny_models:make", "--adam", "nan"],
+        ["suggest", "tiny_models:make", "--budget", "long"],
         ["explain", "tiny_models:make", "--inputs", "2", ".win", ".out"],
         ["explain", "tiny_models:make", "--input-shape", "2"],
         ["verify", "tiny_models:make", "--steps", "20", ".win"],
@@ -697,7 +698,7 @@ def test_arguments(capsys, argv):
     assert "usage: etpc" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["explain", "verify", "draw", "bench", None])
+@pytest.mark.parametrize("command", ["explain", "verify", "draw", "bench", "suggest", None])
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([*([] if command is None else [command]), "--help"])
@@ -736,7 +737,6 @@ def test_version(capsys):
         ("snap:2", etpc.SnAp(2)),
         ("snap,n=3", etpc.SnAp(3)),
         ("rtrl", etpc.RTRL()),
-        ("auto", etpc.Auto()),
         ("tbptt:7", etpc.TBPTT(7)),
         ("tbptt:8,every=2", etpc.TBPTT(8, every=2)),
     ],

@@ -91,8 +91,13 @@ def test_a_weight_without_a_trace():
 
 
 def test_a_choice_is_told():
-    text = said(compiled("auto", memory=600), ".up")
-    assert "It was chosen so: cut as in D-RTRL" in text
+    class Reasoned(etpc.D_RTRL):
+        def choose(self, context):
+            forms = super().choose(context).forms
+            return etpc.algorithms.Choice(forms, dict.fromkeys(forms, "a reason of its own"))
+
+    assert "It was chosen so: a reason of its own." in said(compiled(Reasoned()), ".up")
+    assert "\nchosen\n" in str(compiled(Reasoned()))
 
 
 def test_shared_traces_are_told_of():

@@ -14,6 +14,7 @@ import pytest
 import etpc
 from etpc import nn
 from tests.helpers import loss
+from tests.marks import few
 
 B, I = 3, 4
 
@@ -63,7 +64,7 @@ def assert_same(run, other):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("batch_size", [None, B])
+@pytest.mark.parametrize("batch_size", few([None, B], B))
 def test_is_the_loop_of_its_docstring(batch_size):
     model, learner = build()
     blocks = make_blocks(batch_size=batch_size)
@@ -95,7 +96,7 @@ def test_blocks_as_dicts_with_masks_and_resets_and_an_auxiliary_output():
     np.testing.assert_array_equal(run.aux["y"], aux["y"])
 
 
-@pytest.mark.parametrize("batch_size", [None, B])
+@pytest.mark.parametrize("batch_size", few([None, B], None))
 def test_independent_sequences_begin_anew_with_other_noise(batch_size):
     model, learner = build(every=10)
     blocks = make_blocks(3, batch_size)
@@ -177,7 +178,7 @@ def test_only_true_ends_a_run():
 # --- masks ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", few(["mean", "sum"], "mean"))
 def test_an_update_without_a_loss_does_not_count(reduction):
     """The first block has a loss at the last of its steps alone, the second one none, the third one more in
     one update than in the other."""
@@ -207,7 +208,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("killed_at", [1, 3, 5])
+@pytest.mark.parametrize("killed_at", few([1, 3, 5], 3))
 def test_a_run_that_is_killed_goes_on_bit_by_bit(tmp_path, killed_at):
     """From what was saved last: every two blocks, as nothing runs in a process that is killed."""
     model, learner = build()

@@ -12,7 +12,6 @@ import etpc
 from etpc.traces import Filtered
 from tests import single
 from tests.fuzz import grammar
-from tests.marks import few
 from tests.zoo.check import model, normal, squared, weights
 
 W = 10
@@ -62,35 +61,43 @@ class Normalised:
         return h, h
 
 
-def check_norm(norm, rule, size, batch, steps, recurrent=False):
-    net = Normalised(norm, recurrent)
+FOR_RECURRENT = ("look-back", "RTRL", "directions", "SnAp")
+"""Rules that only differ from others where influence passes from unit to unit."""
+FOR_ANY = tuple(name for name in RULES if name not in FOR_RECURRENT)
+
+
+def chosen(names):
+    return {name: RULES[name] for name in names}
+
+
+def check_norm(norm, rules, size, batch, steps):
+    net = Normalised(norm, recurrent=rules == FOR_RECURRENT)
     xs, targets = normal(batch, 4, steps=steps), normal(batch, size, steps=steps, seed=1)
     start = 0.1 * weights(size, seed=9)
     found = single.errors(
-        net.parameters(size), {rule: RULES[rule]}, xs, targets, start, net.step, squared
+        net.parameters(size), chosen(rules), xs, targets, start, net.step, squared
     )
     assert not single.wrong(found)
-    return found
 
 
-@pytest.mark.parametrize(
-    ("norm", "rule"),
-    few(
-        [(norm, rule) for norm in NORMS for rule in RULES],
-        *[(norm, "D-RTRL") for norm in ("layer", "softmax")],
-    ),
-)
-def test_states_that_are_normalised(norm, rule):
+@pytest.mark.parametrize("norm", ["layer", "softmax"])
+def test_states_that_are_normalised(norm):
     """16 units, 64 examples, windows of 10 steps: B W H = 10,240."""
-    recurrent = rule in ("RTRL", "directions", "SnAp", "look-back")
-    check_norm(norm, rule, size=16, batch=64, steps=2 * W, recurrent=recurrent)
+    check_norm(norm, ("D-RTRL",), size=16, batch=64, steps=2 * W)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["D-RTRL", "step by step", "full windows", "RTRL", "rank"])
+@pytest.mark.parametrize("rules", [FOR_ANY, FOR_RECURRENT], ids=["any", "recurrent"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_states_that_are_normalised_under_every_rule(norm, rules):
+    check_norm(norm, rules, size=16, batch=64, steps=2 * W)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["layer", "softmax"])
-def test_a_million_numbers_in_a_window(norm, rule):
-    check_norm(norm, rule, size=16, batch=8192, steps=2 * W)
+def test_a_million_numbers_in_a_window(norm):
+    rules = ("D-RTRL", "step by step", "full windows", "RTRL", "rank")
+    check_norm(norm, rules, size=16, batch=8192, steps=2 * W)
 
 
 class Stack(eqx.Module):
@@ -107,9 +114,8 @@ class Stack(eqx.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("batch", [64, 1024])
-def test_a_norm_between_two_layers(rule, batch):
+def test_a_norm_between_two_layers(batch):
     keys = jax.random.split(jax.random.key(0))
     net = Stack(
         eqx.nn.GRUCell(4, 8, key=keys[0]),
@@ -119,9 +125,7 @@ def test_a_norm_between_two_layers(rule, batch):
     xs, targets = normal(batch, 4, steps=2 * W), normal(batch, 8, steps=2 * W, seed=1)
     start = (0.1 * weights(8), 0.1 * weights(8, seed=1))
     call = lambda model, x, state: model(x, state)
-    assert not single.wrong(
-        single.errors(net, {rule: RULES[rule]}, xs, targets, start, call, squared)
-    )
+    assert not single.wrong(single.errors(net, RULES, xs, targets, start, call, squared))
 
 
 LAYERS = (
@@ -129,31 +133,29 @@ LAYERS = (
     *("VanillaRNN", "IndRNN", "GRU", "MGU", "LSTM", "MinGRU", "MinLSTM", "LRU", "S5"),
     *("two layers of LIF", "GRU, wide readout"),
 )
-LAYER_RULES = ("D-RTRL", "step by step", "full windows", "decay", "rank")
 
 
-def check_layer(name, rule, size, batch):
+def check_layer(name, rules, size, batch):
     from benchmarks import cells
     from benchmarks.network import loss
 
     net, xs, targets = cells.example(name, size, 2 * W, batch)
     call = lambda model, x, state: model(x, state)
-    algos = {rule: RULES[rule]}
-    assert not single.wrong(single.errors(net, algos, xs, targets, net.init_state(), call, loss))
+    state = net.init_state()
+    assert not single.wrong(single.errors(net, chosen(rules), xs, targets, state, call, loss))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", LAYER_RULES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_layer(name, rule):
+def test_every_layer(name):
     """64 units and 64 examples: B W H = 40,960."""
-    check_layer(name, rule, 64, 64)
+    check_layer(name, FOR_ANY, 64, 64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["LIF", "GRU", "MinGRU"])
 def test_layers_with_a_million_numbers_in_a_window(name):
-    check_layer(name, "D-RTRL", 256, 400)
+    check_layer(name, ("D-RTRL",), 256, 400)
 
 
 @pytest.mark.slow
@@ -168,7 +170,7 @@ def test_drawn_models(seed):
     xs = single.batches(xs, 2 * W, batch)
     targets = normal(batch, steps=2 * W, seed=1)
     call = lambda model, x, state: model(x, state)
-    algos = {name: RULES[name] for name in ("D-RTRL", "full windows")}
+    algos = chosen(("D-RTRL", "full windows"))
     found = single.errors(net, algos, xs, targets, net.init_state(), call, squared)
     assert not single.wrong(found)
 
@@ -184,18 +186,25 @@ def Cascade(x, state, into, leak, gain, out, slow):
     return r, (g, v, r)
 
 
-@pytest.mark.parametrize("rule", few([name for name in RULES if name != "directions"], "D-RTRL"))
-def test_filtered_inputs_with_small_gains(rule):
+def check_cascade(rules):
     """Which are not reduced: modes that are found from squares would be lost below a gain of about 3e-4."""
     pair = lambda *values: jnp.asarray(values, jnp.float64)
     net = Cascade(weights(16, 4), pair(0.9, 0.7), pair(1.0, 1e-4), weights(6, 16), pair(0.8, 0.9))
     xs, targets = normal(64, 4, steps=2 * W), normal(64, 6, steps=2 * W, seed=1)
     state = (jnp.zeros(16), jnp.zeros(16), jnp.zeros(6))
     call = lambda model, x, state: model(x, state)
-    program = etpc.compile(net, RULES[rule], inputs=xs[0, 0], state=state)
-    found = {op.path: isinstance(op.form, Filtered) for op in program.ops}
-    assert found[".out"]
-    assert found[".into"] or rule not in ("D-RTRL", "step by step", "full windows", "look-back")
-    assert not single.wrong(
-        single.errors(net, {rule: RULES[rule]}, xs, targets, state, call, squared)
-    )
+    for rule in rules:
+        program = etpc.compile(net, RULES[rule], inputs=xs[0, 0], state=state)
+        found = {op.path: isinstance(op.form, Filtered) for op in program.ops}
+        assert found[".out"]
+        assert found[".into"] or rule in ("RTRL", "SnAp", "decay", "rank")
+    assert not single.wrong(single.errors(net, chosen(rules), xs, targets, state, call, squared))
+
+
+def test_filtered_inputs_with_small_gains():
+    check_cascade(("D-RTRL",))
+
+
+@pytest.mark.slow
+def test_filtered_inputs_with_small_gains_under_every_rule():
+    check_cascade([name for name in RULES if name != "directions"])

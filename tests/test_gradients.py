@@ -26,7 +26,7 @@ from tests.helpers import alive, distance, kept
 from tests.marks import few
 
 TOLERANCE = 1e-9
-T = 5
+T = 6
 DECAY = 0.8
 
 

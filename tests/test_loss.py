@@ -300,8 +300,10 @@ def check_aux(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("batch", [B, None])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "masked"),
+    few(itertools.product([B, None], [False, True]), (B, True), (None, False)),
+)
 def test_aux_has_axes_of_time_and_batch(way, batch, masked):
     xs, targets = data(batch=batch)
     mask = (MASK if batch else MASK[:, 1]) if masked else None
@@ -310,7 +312,7 @@ def test_aux_has_axes_of_time_and_batch(way, batch, masked):
     close((value, grads), way(loss, PLAIN, xs, targets, batch=batch, mask=mask)[::2])
 
 
-@pytest.mark.parametrize("window", few([1, 2, 4, 5, 9], 1, 4))
+@pytest.mark.parametrize("window", few([1, 2, 4, 5, 9], 4))
 def test_aux_in_windows(window):
     """One step, a divisor, with a remainder, one step left over, and longer than the sequence."""
     xs, targets = data()
@@ -344,7 +346,7 @@ def test_aux_under_transformations():
     ("every", "case"),
     few(
         itertools.product([1, 2, 6], ["plain", "by step", "by update"]),
-        *((1, "plain"), (2, "by step"), (2, "by update")),
+        *((1, "plain"), (2, "by update")),
     ),
 )
 def test_aux_of_a_stream(every, case):
@@ -512,7 +514,7 @@ def test_verify_in_low_precision():
     assert etpc.verify(w, xs, xs, loss, D, state=w, step=slow).ok
 
 
-@pytest.mark.parametrize("dtype", [bool, jnp.int8, jnp.float32])
+@pytest.mark.parametrize("dtype", few([bool, jnp.int8, jnp.float32], jnp.int8))
 def test_a_mask_where_jax_promotes_no_dtypes(way, dtype):
     mask = jnp.asarray(MASK != 0, dtype)
     expected = way(loss, PLAIN, *padded(), mask=mask)

@@ -161,7 +161,10 @@ def stepped(program, example):
     return found
 
 
-@pytest.mark.parametrize("algo", ["d_rtrl", etpc.ES_D_RTRL(decay=0.8), etpc.ES_D_RTRL(rank=2)])
+SHOWN = ["d_rtrl", etpc.ES_D_RTRL(decay=0.8), etpc.ES_D_RTRL(rank=2)]
+
+
+@pytest.mark.parametrize("algo", few(SHOWN, *SHOWN[1:]))
 def test_traces(algo):
     program = compiled(algo)
     figure = plot.traces(program, MODEL, XS[:, 2], ".hidden.weight", units=3)

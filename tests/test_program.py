@@ -22,7 +22,7 @@ from etpc.trace import trace
 from tests import test_online
 from tests.marks import few
 
-T, B, I, O = 5, 3, 2, 3
+T, B, I, O = 6, 3, 2, 3
 ES = etpc.ES_D_RTRL(decay=0.7, window=2)
 D = etpc.D_RTRL(window=2)
 

@@ -15,7 +15,8 @@ import pytest
 import etpc
 from benchmarks import pages
 from etpc import nn
-from examples.tasks import arms, conductance, copying, dms, evidence, memory_chain
+from examples.tasks import arms, conductance, copying, dms, evidence, memory_chain, suggested
+from tests.marks import few
 
 DOCS = Path(__file__).parents[1] / "docs"
 MODULES = [copying, dms, memory_chain, evidence, conductance]
@@ -109,9 +110,9 @@ def test_the_answer_is_one_of_the_first_bits() -> None:
     assert (mask == (np.arange(C.STEPS) == C.STEPS - 1)[:, None]).all()
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_networks_are_alive(module) -> None:
-    task = module.TASK
+@pytest.mark.parametrize("name", few([m.__name__.split(".")[-1] for m in MODULES], "dms"))
+def test_networks_are_alive(name) -> None:
+    (task,) = (m.TASK for m in MODULES if m.__name__.endswith(name))
     learner_key, data_key = jax.random.split(jax.random.key(0))
     model = task.make_model(learner_key)
     level = [] if task.curriculum is None else [jnp.asarray(2)]
@@ -331,3 +332,35 @@ def test_the_table_of_scores_is_that_of_the_results() -> None:
     assert shown == [
         list(column) for column in zip(*(all_scores[rule] for rule in rules), strict=True)
     ]
+
+
+# --- suggestions ----------------------------------------------------------------------------------
+
+
+def test_the_arm_of_a_suggestion() -> None:
+    """Windows and look-back are those of the task, whatever those of the suggestion are."""
+    task = memory_chain.TASK
+    arms_of = {
+        etpc.D_RTRL(): "D-RTRL",
+        etpc.D_RTRL(window=9, backprop="full"): "D-RTRL, full windows",
+        etpc.D_RTRL(window=9, lookback=18): "D-RTRL, look-back 16",
+        etpc.CreditRTRL(window=9): "credit, q = 4, rank 4",
+        etpc.ES_D_RTRL(rank=4, window=9): "ES-D-RTRL, rank 4",
+        etpc.ES_D_RTRL(decay=0.99): "ES-D-RTRL, decay 0.99",
+        etpc.TBPTT(36, every=9): "TBPTT(32, every=8)",
+        etpc.TBPTT(18, every=9): "TBPTT(16, every=8)",
+        etpc.TBPTT(1): "immediate gradient",
+        etpc.RTRL(window=9): "BPTT",
+    }
+    for rule, name in arms_of.items():
+        assert suggested.arm_of(task, rule) == name
+    columns = suggested.compared(task, "memory_chain", etpc.D_RTRL())
+    assert columns["suggested"][0] == "D-RTRL"
+    assert len(columns["BPTT"][1]) == 10
+    assert min(columns["best"][1]) > 0.99
+
+
+def test_the_tasks_that_are_asked_about() -> None:
+    folder = Path(suggested.__file__).parent
+    assert all((folder / f"{name}.py").exists() for name in suggested.TASKS)
+    assert {path.stem for path in suggested.SCORES.glob("*.json")} == set(suggested.TASKS)

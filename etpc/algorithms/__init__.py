@@ -11,17 +11,14 @@ from ._algorithm import (
     Backprop,
     Choice,
     Context,
-    Proved,
     TraceForm,
-    most,
     register_algorithm,
     registered,
     resolve,
 )
-from ._auto import Auto, Costs
 from ._rules import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
 
-for _rule in (D_RTRL, ES_D_RTRL, CreditRTRL, RTRL, SnAp, Auto):
+for _rule in (D_RTRL, ES_D_RTRL, CreditRTRL, RTRL, SnAp):
     register_algorithm(_rule)
 
 __all__ = [
@@ -30,19 +27,15 @@ __all__ = [
     "RTRL",
     "TBPTT",
     "Algorithm",
-    "Auto",
     "Backprop",
     "Choice",
     "Context",
-    "Costs",
     "CreditRTRL",
     "Decay",
     "Full",
     "LowRank",
-    "Proved",
     "SnAp",
     "TraceForm",
-    "most",
     "register_algorithm",
     "registered",
     "resolve",

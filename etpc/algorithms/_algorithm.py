@@ -1,7 +1,7 @@
 """What every learning rule has, and what it is asked: data, and a choice of traces."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from .._errors import AlgorithmError, InputTypeError
@@ -13,28 +13,6 @@ from ._settings import Check, check, count
 
 Backprop = Literal["cut", "full"]
 TraceForm = Trace
-
-
-@dataclasses.dataclass(frozen=True)
-class Proved:
-    """A form that is proved to hold the whole trace, and is smaller than that."""
-
-    form: Trace
-    size: int
-    """How many numbers it carries for one example."""
-    steady: bool
-    """Whether it is the whole trace also while parameters move, as where a weight is updated at each step."""
-    why: str
-    """Why it holds the whole trace."""
-
-
-def most(size: int, exact: bool) -> int:
-    """The most that a proved form may take in place of a trace of some size.
-
-    In place of a whole trace it takes less than half: filtered inputs of two outputs each were 1.13 times as slow as
-    the whole trace, with 32 examples and an update at each step.
-    """
-    return (size - 1) // 2 if exact else size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +37,6 @@ class Context:
     memory: int
     """Bytes that all traces may take for the batch."""
     batch_size: int
-    proved: Callable[[Backprop], Mapping[int, tuple[Proved, ...]]] = lambda backprop: {}
-    """The forms that are proved from the program to hold the whole trace in less memory, in windows of this kind, for
-    each operation that has some. The compiler takes them by itself where they are smaller than the form that is
-    chosen (`Trace.replaceable`)."""
 
     def site(self, op: WeightOp) -> Site:
         """What the trace of an operation knows of the operation."""
@@ -79,24 +53,13 @@ NAMED = ("decay", "rank", "every")
 """Settings that are shown with their names."""
 
 
-class _Renamed(type):
-    """The type of classes whose calls also take `in_window`, the old name of `backprop`."""
-
-    def __call__(cls, *args: Any, **settings: Any) -> Any:
-        if "in_window" in settings:
-            old = settings.pop("in_window")
-            settings["backprop"] = {"truncated": "cut", "exact": "full"}.get(old, old)
-        return super().__call__(*args, **settings)
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
-class Algorithm(metaclass=_Renamed):
+class Algorithm:
     """What every learning rule has.
 
     - `window`: how many steps of `value_and_grad` are processed at once; `"auto"` chooses.
     - `backprop`: how credit flows inside a window. `"cut"` cuts as the trace does, and its gradient does
-        not depend on the window. `"full"` is plain reverse mode inside the window. (Its old name,
-        `in_window="truncated"` or `"exact"`, is accepted too.)
+        not depend on the window. `"full"` is plain reverse mode inside the window.
     - `lookback`: K, the number of steps, the window among them, through which the credit of its
         losses goes back exactly; no less than the window. Windows are exact then, and the traces
         carry what is older. The inputs and states of K - W steps are kept, and run again each window,
@@ -118,19 +81,6 @@ class Algorithm(metaclass=_Renamed):
     """Whether the data of operations that mix positions is held constant in the trace."""
     follows: ClassVar[bool] = False
     """Whether `choose` gives directions along which escaping influence is followed."""
-    chosen: ClassVar[str] = "chosen"
-    """The heading above the reasons for what `choose` chose."""
-    searches: ClassVar[bool] = False
-    """Whether `found` looks for the rule, in an analysis of its own, before the step is analysed for it."""
-
-    def found(self, context: Context) -> "Algorithm":
-        """The rule that is compiled in place of one that `searches`; `context` is of the step that D-RTRL cuts."""
-        return self
-
-    @property
-    def cut_ops(self) -> bool | frozenset[int]:
-        """What `etpc.analyse.analyse` cuts: all operations that have data, none, or those with these numbers."""
-        return self.cut
 
     @property
     def in_blocks(self) -> bool:
@@ -232,22 +182,9 @@ def resolve(algo: Algorithm | str) -> Algorithm:
             known = ", ".join(repr(name) for name in _NAMES)
             raise AlgorithmError(
                 f"There is no algorithm {algo!r}. Known names: {known}. A name has no settings: "
-                "pass an algorithm for those, such as etpc.ES_D_RTRL(decay=0.9)."
+                "pass an algorithm for those, such as etpc.ES_D_RTRL(decay=0.9). `etpc.suggest` measures "
+                "which one suits a model."
             )
         return _NAMES[algo]()
     hint = " Call it: D_RTRL()." if isinstance(algo, type) and issubclass(algo, Algorithm) else ""
     raise InputTypeError(f"algo must be an algorithm or its name, not {algo!r}.{hint}")
-
-
-__all__ = [
-    "Algorithm",
-    "Backprop",
-    "Choice",
-    "Context",
-    "Proved",
-    "TraceForm",
-    "most",
-    "register_algorithm",
-    "registered",
-    "resolve",
-]

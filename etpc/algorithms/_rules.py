@@ -12,11 +12,9 @@ from ._settings import (
     Check,
     check,
     checked_decay,
-    checked_fraction,
-    checked_positive_fraction,
     checked_rank,
-    checked_steps,
     count,
+    fraction,
 )
 
 
@@ -136,8 +134,8 @@ class CreditRTRL(Algorithm):
     checks: ClassVar[Mapping[str, Check]] = {
         "q": count("It is the number of directions of credit that are followed."),
         "rank": checked_rank,
-        "rate": checked_positive_fraction,
-        "ahead": checked_fraction,
+        "rate": fraction(positive=True),
+        "ahead": fraction(positive=False),
     }
 
     def __post_init__(self) -> None:
@@ -275,11 +273,10 @@ class SnAp(Algorithm):
     n: int = 1
     name: ClassVar[str] = "snap"
     cut: ClassVar[bool] = False
-    checks: ClassVar[Mapping[str, Check]] = {"n": checked_steps}
+    checks: ClassVar[Mapping[str, Check]] = {
+        "n": count("It is the number of steps within which influence is kept.")
+    }
 
     @property
     def reach(self) -> int | None:
         return self.n
-
-
-__all__ = ["D_RTRL", "ES_D_RTRL", "RTRL", "TBPTT", "CreditRTRL", "SnAp"]

@@ -33,20 +33,19 @@ def count(why: str, *others: str | None, error: type[Exception] = AlgorithmError
     return checked
 
 
-def checked_fraction(name: str, value: Any) -> float:
-    """A number in [0, 1]."""
-    number = _plain(value)
-    if not (isinstance(number, int | float) and 0 <= number <= 1):
-        raise AlgorithmError(f"{name} must lie in [0, 1], and is {value!r}.")
-    return float(number)
+def fraction(*, positive: bool) -> Check:
+    """A number in [0, 1], or in (0, 1]."""
 
+    def checked(name: str, value: Any) -> float:
+        number = _plain(value)
+        in_range = isinstance(number, int | float) and 0 <= number <= 1
+        if not in_range or (positive and number == 0):
+            raise AlgorithmError(
+                f"{name} must lie in {'(' if positive else '['}0, 1], and is {value!r}."
+            )
+        return float(number)
 
-def checked_positive_fraction(name: str, value: Any) -> float:
-    """A number in (0, 1]."""
-    number = _plain(value)
-    if not (isinstance(number, int | float) and 0 < number <= 1):
-        raise AlgorithmError(f"{name} must lie in (0, 1], and is {value!r}.")
-    return float(number)
+    return checked
 
 
 def checked_decay(name: str, value: Any) -> float | None:
@@ -76,19 +75,6 @@ def checked_rank(name: str, value: Any) -> int | None:
         raise AlgorithmError(
             f"rank={number} is less than 1, and a trace has at least one pair of factors. For a decay pass "
             "decay=, a float in (0, 1]."
-        )
-    return number
-
-
-def checked_steps(name: str, value: Any) -> int:
-    """A number of steps within which influence is kept."""
-    number = whole_number(value)
-    if number is None:
-        raise InputTypeError(f"{name} must be an int >= 1, not {value!r}.")
-    if number < 1:
-        raise AlgorithmError(
-            f"{name} must be at least 1, and is {number}. It is the number of steps within which "
-            "influence is kept."
         )
     return number
 

@@ -113,14 +113,13 @@ class Analysis:
         return "\n".join(lines)
 
 
-def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None = None) -> Analysis:
+def analyse(step: Step, *, cut: bool = True, steps: int | None = None) -> Analysis:
     """Find the weight operations of a step, the patterns of its Jacobians, and the blocks.
 
     **Arguments:**
 
     - `step`: from [`etpc.trace.trace`][].
-    - `cut`: whether the data of operations that mix positions is held constant, as in D-RTRL; or
-        the numbers of those for which it is.
+    - `cut`: whether the data of operations that mix positions is held constant, as in D-RTRL.
     - `steps`: keep in a block what is reached in so many steps; `None` for all that is ever reached.
 
     **Raises** `MemoryLimitError` where the patterns would be too large to form.
@@ -128,11 +127,10 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
     parts = split(step)
     hidden = HiddenStates.of(step)
     ops = parts.ops
-    if isinstance(cut, bool):
-        cut = frozenset(op.number for op in ops if cut and op.kind.data is not None)
+    held = frozenset(op.number for op in ops if cut and op.kind.data is not None)
     data = [op.equation.inputs[op.kind.data] for op in ops if op.kind.data is not None]
     wanted = [v for v in dict.fromkeys([*data, *parts.outputs]) if v.is_float]
-    tangents = linearise(step, parts, hidden, cut, wanted)
+    tangents = linearise(step, parts, hidden, held, wanted)
     sizes = [math.prod(a.shape) for a in (*hidden.parts, *(op.delta for op in ops))]
     propagated = propagate(tangents, step, sizes)
 
@@ -147,7 +145,7 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
         for op in ops
     ]
     data_reads = [_reads(pattern, bounds) for pattern in data_patterns]
-    influence = Influence(ops, cut, hidden, immediate, data_reads)
+    influence = Influence(ops, held, hidden, immediate, data_reads)
     by_states = [
         empty(0, hidden.size) if pattern is None else sp.csr_array(pattern[:, : hidden.size])
         for pattern in data_patterns
@@ -161,7 +159,7 @@ def analyse(step: Step, *, cut: bool | frozenset[int] = True, steps: int | None 
     )
     reach = _reached(influence, by_states, outputs, transition, steps)
     return Analysis(
-        step, parts, cut, transition, tuple(immediate), reach, outputs, findings, tangents
+        step, parts, held, transition, tuple(immediate), reach, outputs, findings, tangents
     )
 
 

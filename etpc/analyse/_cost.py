@@ -1,6 +1,4 @@
-"""Bounds of the blocks of traces if less were cut, without forming the patterns."""
-
-from collections.abc import Collection
+"""Bounds of the blocks of traces if nothing were cut, without forming the patterns."""
 
 import numpy as np
 
@@ -8,10 +6,10 @@ from ._analysis import Analysis
 from ._pattern import Pattern
 
 
-def uncut_block(analysis: Analysis, number: int, uncut: Collection[int]) -> int:
-    """At most how many states an output of operation `number` reaches if `uncut` are not cut.
+def uncut_block(analysis: Analysis, number: int) -> int:
+    """At most how many states an output of operation `number` reaches if nothing is cut.
 
-    `analysis` is one in which every operation that mixes is cut. An operation that is not cut is
+    `analysis` is one in which every operation that mixes is cut. Each of them is
     taken to pass on whatever enters its data to all that it reaches; where each of its outputs
     reads all of its inputs, the number is exact.
     """
@@ -24,7 +22,7 @@ def uncut_block(analysis: Analysis, number: int, uncut: Collection[int]) -> int:
     grew = True
     while grew:
         grew = False
-        for j in uncut:
+        for j in sorted(analysis.cut):
             if j in entered:
                 continue
             if (members & reach[j].reads_states).any() or any(

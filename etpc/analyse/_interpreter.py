@@ -35,7 +35,7 @@ def too_dense(entries: int, source: str) -> MemoryLimitError:
         "is because every state reaches every other there, and traces that keep it are larger "
         "still. Use D_RTRL or ES_D_RTRL, which cut at each weight; where an operation without a "
         "weight mixes all states, such as a mean over them, carry what it computes as a smaller "
-        'state, or let algo="auto" with memory= choose.'
+        "state."
     )
 
 

@@ -177,6 +177,3 @@ def _rule_of(primitive: Primitive) -> Rule | None:
     if record.rearranges is not None:
         return lambda numbering, eqn, operands: record.rearranges(*operands, **eqn.params)
     return _element_wise if record.element_wise else None
-
-
-__all__ = ["CONSTANT", "DATA", "PARAMETERS", "Numbering", "Numbers"]

@@ -1,6 +1,5 @@
 """From `package.module:name` or `path/to/file.py:name` to the object of that name."""
 
-import ast
 import importlib
 import importlib.util
 import pkgutil
@@ -63,12 +62,6 @@ def _file(path: Path) -> ModuleType:
     if not path.is_file():
         others = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise CommandError(f"There is no file {path}.{near(path.name, others)}")
-    if (line := _runs(path)) is not None:
-        print(
-            f"etpc: note: {path} is imported, and runs what it does as a script (line {line}). Put that "
-            'under `if __name__ == "__main__":`, which is left out.',
-            file=sys.stderr,
-        )
     name = f"_etpc_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None
@@ -78,22 +71,3 @@ def _file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))
     spec.loader.exec_module(module)
     return module
-
-
-def _runs(path: Path) -> int | None:
-    """The first line of a file with a loop, or with a call of one of its own functions, that is not in a
-    function, nor under an `if`; `None` where there is none, or the file is no Python."""
-    try:
-        statements = ast.parse(path.read_bytes()).body
-    except (SyntaxError, ValueError):
-        return None  # importing it will say so
-    defined = {s.name for s in statements if isinstance(s, ast.FunctionDef | ast.ClassDef)}
-    for statement in statements:
-        call = statement.value if isinstance(statement, ast.Expr) else None
-        if isinstance(statement, ast.For | ast.While) or (
-            isinstance(call, ast.Call)
-            and isinstance(call.func, ast.Name)
-            and call.func.id in defined
-        ):
-            return statement.lineno
-    return None

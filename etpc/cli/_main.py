@@ -19,6 +19,7 @@ from .. import __version__
 from .._compare import compare
 from .._errors import EtpcError
 from .._record import plain
+from .._suggest import suggest
 from ..run import Program
 from ..show import table
 from ..testing import read_claims, write_claims
@@ -32,8 +33,8 @@ OK, FAILED, MISTAKE, UNFORESEEN = range(4)
 """Exit statuses."""
 
 STATUS = """\
-exit status: 0 if all is well, 1 if a claim of exactness did not hold or the comparison showed
-nothing, 2 if the command or the model cannot be used, 3 for an error that etpc did not foresee."""
+exit status: 0 if all is well, 1 if a claim of exactness did not hold, a comparison showed
+nothing or no rule fits, 2 if the command or the model cannot be used, 3 for an error that etpc did not foresee."""
 
 DOING = {
     "explain": "compiling",
@@ -41,6 +42,7 @@ DOING = {
     "claims": "compiling",
     "verify": "compiling and comparing",
     "bench": "compiling and timing",
+    "suggest": "compiling and measuring",
 }
 """What a command says on a terminal before it has an answer."""
 
@@ -60,9 +62,9 @@ class Answer:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, with the arguments of the process by default.
 
-    **Returns** the exit status: 0 if all is well; 1 if a claim of exactness did not hold, or a
-    comparison showed nothing; 2 for a mistake in the command or in the user's own code; 3 for an
-    error that etpc did not foresee.
+    **Returns** the exit status: 0 if all is well; 1 if a claim of exactness did not hold, a
+    comparison showed nothing, or no rule fits the limits; 2 for a mistake in the command or in
+    the user's own code; 3 for an error that etpc did not foresee.
     """
     arguments = _arguments(argv)
     try:
@@ -235,6 +237,34 @@ def _bench(arguments: argparse.Namespace) -> Answer:
     return Answer("\n".join([*lines, *table(columns, rows)]), record)
 
 
+def _suggest(arguments: argparse.Namespace) -> Answer:
+    task = load_task(arguments.target, arguments.inputs, arguments.seed)
+    data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
+    suggestion = suggest(
+        *(task.model, data.xs, data.targets, data.loss_fn),
+        memory=arguments.memory,
+        time=arguments.time,
+        optimiser=None if arguments.adam is None else _adam(arguments.adam),
+        every=arguments.every,
+        state=task.state,
+        step=task.step,
+        weights=task.weights,
+        batch_size=data.batch_size,
+        budget=arguments.budget,
+    )
+    text = f"{_data_text(arguments, data)}\n{suggestion}"
+    record = {**_data_record(arguments, data), **suggestion.as_dict()}
+    return Answer(text, record, suggestion.rule is not None)
+
+
+def _adam(rate: float) -> Any:
+    try:
+        import optax
+    except ImportError as error:
+        raise CommandError("--adam needs Optax. Run `pip install optax`.") from error
+    return optax.adam(rate)
+
+
 def _timing_row(timing: Timing, bptt: Timing) -> list[str]:
     return [
         timing.name,
@@ -275,6 +305,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return number
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -322,6 +362,11 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = {
         "time gradients, with their memory and their error, beside BPTT",
         "models.py:make --inputs 20 --algo d_rtrl,window=1 --algo d_rtrl,window=10 --steps 100",
     ),
+    "suggest": (
+        _suggest,
+        "measure which learning rule suits a model, on its data",
+        "models.py:make_task --adam 1e-3",
+    ),
 }
 """What each runs, what it does, and an example of its arguments."""
 
@@ -330,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="etpc",
-        description="Eligibility-trace programs of JAX models: explain, verify, draw and time them.",
+        description="Eligibility-trace programs of JAX models: choose a rule, explain, verify, draw and time.",
         epilog=f"example: etpc verify models.py:make --inputs 20 --algo d_rtrl --x64\n\n{STATUS}",
         formatter_class=raw,
     )
@@ -378,11 +423,21 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     if name in DEFAULTS:
         several = f"{FORM}; may be given several times ({', '.join(DEFAULTS[name])})"
         add("--algo", action="append", metavar="ALGO", help=several)
+    if name in DEFAULTS or name == "suggest":
         steps = f"more than the window, or traces are not used; {STEPS}, or those of the task"
         add("--steps", type=_count, metavar="T", help=steps)
         add("--batch", type=_count, metavar="B", help=f"{BATCH}, or that of the task")
     else:
         add("--algo", default="d_rtrl", metavar="ALGO", help=f"{FORM} (d_rtrl)")
+    if name == "suggest":
+        time = "at most so many ms for a step of the batch"
+        add("--time", type=_positive, metavar="MS", help=time)
+        adam = "train with each rule too, by Adam with this rate"
+        add("--adam", type=_positive, metavar="RATE", help=adam)
+        every = "steps between updates, where they come within a sequence"
+        add("--every", type=_count, metavar="W", help=every)
+        budget = "how long to measure, in s (60)"
+        add("--budget", type=_positive, default=60.0, metavar="S", help=budget)
     if name == "bench":
         add("--repeats", type=_count, default=10, metavar="N", help="of each timing (10)")
     inputs = "what the model reads in one step, such as 20, 3,4 or 'int32[3,4]'"

@@ -188,6 +188,3 @@ class VirtualCredit(NamedTuple):
         shape = (*self.of_states.shape, of_block.shape[-1])
         of_virtual = jnp.broadcast_to(self.of_states[..., None], shape)
         return jnp.concatenate([of_block, of_virtual.astype(of_block.dtype)], 1)
-
-
-__all__ = ["Along", "FollowedPassage", "VirtualCredit", "advanced", "along"]

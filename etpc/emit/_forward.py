@@ -383,6 +383,3 @@ def _turning(copies: dict[Variable, Array]) -> Rule:
         return product.bind(operands[1 - operand], copies[eqn.inputs[operand]])
 
     return rule
-
-
-__all__ = ["Forward", "Rollout", "Shifts", "Stored", "Values", "enter", "narrowed", "superpose"]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from .._jax import promoting, result_type
 from ..analyse import WeightOp
@@ -65,7 +65,7 @@ class Gradients:
         folded = [new if old is None else None for old, new in pairs]
         apart = [None if old is None or new is None else old + new for old, new in pairs]
         grads = self.total(Sums(more.weights, folded))
-        return Sums([a + b for a, b in zip(sums.weights, grads, strict=True)], apart)
+        return Sums([_sum(a, b) for a, b in zip(sums.weights, grads, strict=True)], apart)
 
     @promoting
     def total(self, sums: Sums) -> list[Array]:
@@ -85,7 +85,7 @@ class Gradients:
         dtype = grads[place].dtype
         if not jnp.issubdtype(dtype, jnp.complexfloating):
             added = added.real
-        return replaced(grads, [place], [grads[place] + added.astype(dtype)])
+        return replaced(grads, [place], [_sum(grads[place], added.astype(dtype))])
 
 
 def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -> Array:
@@ -96,7 +96,16 @@ def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -
     if not data:
         return kind.contract(None, credit)
     x = _joined(data)
+    if jnp.iscomplexobj(credit) and not jnp.iscomplexobj(x):
+        return lax.complex(*(kind.contract(x, part) for part in (credit.real, credit.imag)))
     return kind.contract(x, credit.astype(result_type(x, credit)))
+
+
+def _sum(a: Array, b: Array) -> Array:
+    """`a + b`, of complex numbers part by part: where one part is read alone, XLA computes no other."""
+    if not jnp.iscomplexobj(a):
+        return a + b
+    return lax.complex(a.real + b.real, a.imag + b.imag)
 
 
 def _joined(arrays: Arrays) -> Array:

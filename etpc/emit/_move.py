@@ -154,6 +154,3 @@ def _entered(traces: Sequence[TracePlan]) -> dict[Layout, list[int]]:
         places = range(trace.block) if mask is None else np.flatnonzero(mask.any(1)).tolist()
         entered.setdefault(trace.layout, set()).update(places)
     return {layout: sorted(places) or [0] for layout, places in entered.items()}
-
-
-__all__ = ["Mover", "Moves"]

@@ -89,15 +89,3 @@ class Bars(NamedTuple):
     ops: list[OpCredit]
     states: Array | None = None
     """By the states at the start of the window, [B, S], where directions are followed."""
-
-
-__all__ = [
-    "Arrays",
-    "Bars",
-    "Cotangents",
-    "OpCredit",
-    "Past",
-    "Span",
-    "Taken",
-    "Weights",
-]

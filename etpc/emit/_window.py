@@ -221,6 +221,3 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return run
-
-
-__all__ = ["NO_SECOND_DERIVATIVE", "Course", "Learned", "Result", "Window"]

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
-from etpc.nn._init import DType, check_callable, check_shape, draw, float_dtype, positive_int
+from etpc.nn._init import SCHEMES, DType, check_callable, check_shape, float_dtype, positive_int
 
 
 class Cell(eqx.Module):
@@ -48,7 +48,7 @@ class Cell(eqx.Module):
         self.hidden_size = positive_int("hidden_size", hidden_size)
         self.dtype = float_dtype(dtype)
         G, I = self.gates * self.hidden_size, self.input_size
-        self.weight_ih = draw("lecun_normal", jax.random.split(key)[0], (G, I), self.dtype)
+        self.weight_ih = SCHEMES["lecun_normal"](jax.random.split(key)[0], (G, I), self.dtype)
         self.bias = jnp.zeros((G,), self.dtype) if use_bias else None
 
     def init_state(self) -> Float[Array, " H"]:
@@ -94,7 +94,7 @@ class RecurrentCell(Cell):
     ):
         super().__init__(input_size, hidden_size, use_bias, dtype=dtype, key=key)
         G, H = self.gates * self.hidden_size, self.hidden_size
-        self.weight_hh = draw("lecun_normal", jax.random.split(key)[1], (G, H), self.dtype)
+        self.weight_hh = SCHEMES["lecun_normal"](jax.random.split(key)[1], (G, H), self.dtype)
 
     def _from_state(self, h: Array) -> list[Array]:
         """What the last output gives to each gate."""

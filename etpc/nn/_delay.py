@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
-from etpc.nn._init import DType, check_shape, draw, float_dtype, layer_shape, positive_int
+from etpc.nn._init import SCHEMES, DType, check_shape, float_dtype, layer_shape, positive_int
 
 Steps: TypeAlias = int | np.ndarray | Int[Array, "..."]
 
@@ -121,7 +121,7 @@ class DelayedLinear(eqx.Module):
         self.out_features = positive_int("out_features", out_features)
         shape = (self.out_features, self.in_features)
         self.delays, self.longest = _delays("delays", delays, shape)
-        self.weight = draw("kaiming_normal", key, shape, float_dtype(dtype))
+        self.weight = SCHEMES["kaiming_normal"](key, shape, float_dtype(dtype))
 
     def init_state(self) -> Float[Array, "D I"]:
         """**Returns** zeros."""

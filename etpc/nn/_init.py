@@ -7,14 +7,14 @@ axis 0.
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.nn.initializers import normal, orthogonal, variance_scaling, zeros
+from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray
 from typing_extensions import TypeAliasType
@@ -53,24 +53,16 @@ DType = TypeAliasType("DType", DTypeLike | None)
 """JAX's default float where None."""
 
 
-def scaled(
-    variance: float,
-    mode: Literal["fan_in", "fan_avg"] = "fan_in",
-    distribution: Literal["truncated_normal", "uniform"] = "truncated_normal",
-) -> Initializer:
-    """Draws of the variance `variance` / fan."""
-    return variance_scaling(variance, mode, distribution, in_axis=1, out_axis=0)
-
-
+AXES = {"in_axis": 1, "out_axis": 0}
 SCHEMES: dict[str, Initializer] = {
-    "kaiming_normal": scaled(2.0, "fan_in", "truncated_normal"),
-    "kaiming_uniform": scaled(2.0, "fan_in", "uniform"),
-    "lecun_normal": scaled(1.0, "fan_in", "truncated_normal"),
-    "xavier_normal": scaled(1.0, "fan_avg", "truncated_normal"),
-    "xavier_uniform": scaled(1.0, "fan_avg", "uniform"),
-    "orthogonal": orthogonal(column_axis=0),
-    "normal": normal(1.0),
-    "zeros": zeros,
+    "kaiming_normal": initializers.he_normal(**AXES),
+    "kaiming_uniform": initializers.he_uniform(**AXES),
+    "lecun_normal": initializers.lecun_normal(**AXES),
+    "xavier_normal": initializers.glorot_normal(**AXES),
+    "xavier_uniform": initializers.glorot_uniform(**AXES),
+    "orthogonal": initializers.orthogonal(column_axis=0),
+    "normal": initializers.normal(1.0),
+    "zeros": initializers.zeros,
 }
 
 
@@ -188,11 +180,6 @@ def float_dtype(dtype: DType) -> np.dtype:
             "states are differentiated. Pass `jnp.float32`, or None for the default."
         )
     return dtype
-
-
-def draw(scheme: str, key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    """A weight by one of `SCHEMES`."""
-    return SCHEMES[scheme](key, shape, dtype)
 
 
 def check_callable(name: str, function: Callable[[Array], Array]) -> Callable[[Array], Array]:

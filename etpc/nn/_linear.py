@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
-from etpc.nn._init import DType, check_shape, draw, float_dtype, positive_int
+from etpc.nn._init import SCHEMES, DType, check_shape, float_dtype, positive_int
 
 
 class DaleLinear(eqx.Module):
@@ -68,7 +68,7 @@ class DaleLinear(eqx.Module):
             )
         self.excitatory = int(excitatory)
         shape = (self.out_features, self.in_features)
-        self.weight = draw("kaiming_normal", key, shape, float_dtype(dtype))
+        self.weight = SCHEMES["kaiming_normal"](key, shape, float_dtype(dtype))
 
     def effective_weight(self) -> Float[Array, "O I"]:
         """**Returns** the weight that the input meets, with the sign of each input."""

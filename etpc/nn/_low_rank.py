@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from etpc._jax import mark
-from etpc.nn._init import DType, check_shape, draw, float_dtype, positive_int
+from etpc.nn._init import SCHEMES, DType, check_shape, float_dtype, positive_int
 
 
 class LowRankLinear(eqx.Module):
@@ -61,8 +61,8 @@ class LowRankLinear(eqx.Module):
         dtype = float_dtype(dtype)
         keys = jax.random.split(key)
         # So the elements of `U V` have the variance of those of `Linear`.
-        self.U = draw("lecun_normal", keys[0], (O, R), dtype)
-        self.V = draw("kaiming_normal", keys[1], (R, I), dtype)
+        self.U = SCHEMES["lecun_normal"](keys[0], (O, R), dtype)
+        self.V = SCHEMES["kaiming_normal"](keys[1], (R, I), dtype)
         self.bias = jnp.zeros((O,), dtype) if use_bias else None
 
     def __call__(self, x: Float[Array, " I"]) -> Float[Array, " O"]:

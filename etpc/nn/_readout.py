@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from etpc._jax import mark
 from etpc.nn._dynamics import leak
 from etpc.nn._init import (
+    SCHEMES,
     DType,
     Number,
     Parameter,
     check_shape,
     constant_or_parameter,
-    draw,
     float_dtype,
     positive_int,
     positive_number,
@@ -80,7 +80,7 @@ class LeakyRateReadout(eqx.Module):
         shape = (self.out_features, self.in_features)
         self.tau = constant_or_parameter("tau", tau, shape[:1], self.dtype, "ms", positive=True)
         self.dt = positive_number("dt", dt, "ms")
-        self.weight = draw("kaiming_normal", key, shape, self.dtype)
+        self.weight = SCHEMES["kaiming_normal"](key, shape, self.dtype)
 
     def init_state(self) -> Float[Array, " O"]:
         """**Returns** zeros."""

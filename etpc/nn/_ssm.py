@@ -15,18 +15,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.nn import initializers
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
 from etpc.nn._init import (
+    AXES,
+    SCHEMES,
     DType,
     check_shape,
-    draw,
     float_dtype,
     positive_int,
     positive_number,
-    scaled,
 )
 
 
@@ -115,11 +116,12 @@ class LRU(eqx.Module):
         self.nu_log = jnp.log(nu)
         self.theta_log = jnp.log(float(max_phase) * phase)
         self.gamma_log = 0.5 * jnp.log(-jnp.expm1(-2 * nu))
-        self.B_re = scaled(0.5)(keys[2], (N, I), self.dtype)
-        self.B_im = scaled(0.5)(keys[3], (N, I), self.dtype)
-        self.C_re = draw("lecun_normal", keys[4], (O, N), self.dtype)
-        self.C_im = draw("lecun_normal", keys[5], (O, N), self.dtype)
-        self.D = draw("lecun_normal", keys[6], (O, I), self.dtype)
+        of_parts = initializers.variance_scaling(0.5, "fan_in", "truncated_normal", **AXES)
+        self.B_re = of_parts(keys[2], (N, I), self.dtype)
+        self.B_im = of_parts(keys[3], (N, I), self.dtype)
+        self.C_re = SCHEMES["lecun_normal"](keys[4], (O, N), self.dtype)
+        self.C_im = SCHEMES["lecun_normal"](keys[5], (O, N), self.dtype)
+        self.D = SCHEMES["lecun_normal"](keys[6], (O, I), self.dtype)
 
     def init_state(self) -> Complex[Array, " N"]:
         """**Returns** zeros."""
@@ -215,14 +217,14 @@ class S5(eqx.Module):
         self.frequency = jnp.asarray(frequency, self.dtype)
         spread = jax.random.uniform(keys[0], (P // 2,), self.dtype)
         self.log_step = math.log(step_min) + spread * math.log(step_max / step_min)
-        B = draw("lecun_normal", keys[1], (P, I), self.dtype)
-        C = draw("lecun_normal", keys[2], (O, P), self.dtype)
+        B = SCHEMES["lecun_normal"](keys[1], (P, I), self.dtype)
+        C = SCHEMES["lecun_normal"](keys[2], (O, P), self.dtype)
         turn_re, turn_im = (
             jnp.asarray(a, self.dtype) for a in (np.real(vectors), np.imag(vectors))
         )
         self.B_re, self.B_im = turn_re.T @ B, -turn_im.T @ B
         self.C_re, self.C_im = C @ turn_re, C @ turn_im
-        self.D = draw("lecun_normal", keys[3], (O, I), self.dtype)
+        self.D = SCHEMES["lecun_normal"](keys[3], (O, I), self.dtype)
 
     def init_state(self) -> Complex[Array, " N"]:
         """**Returns** zeros."""

@@ -4,10 +4,13 @@ from ..traces import Pairs
 from ._blocks import Colouring, Columns, Index, Layout
 from ._claims import Claim, Reason, claims
 from ._plan import plan
+from ._proved import Proved, most
 from ._records import Group, OpPlan, Plan, TracePlan
-from ._select import UNMARKED, context
+from ._select import DEFAULT_MEMORY, UNMARKED
+from ._smallest import proved
 
 __all__ = [
+    "DEFAULT_MEMORY",
     "UNMARKED",
     "Claim",
     "Colouring",
@@ -18,9 +21,11 @@ __all__ = [
     "OpPlan",
     "Pairs",
     "Plan",
+    "Proved",
     "Reason",
     "TracePlan",
     "claims",
-    "context",
+    "most",
     "plan",
+    "proved",
 ]

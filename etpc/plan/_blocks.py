@@ -295,19 +295,3 @@ def entered(rows: np.ndarray, immediate: Pattern) -> np.ndarray:
         place = np.minimum(np.searchsorted(entries, keys), entries.size - 1)
         present[slot] = (rows[slot] >= 0) & (entries[place] == keys)
     return present
-
-
-__all__ = [
-    "Colouring",
-    "Columns",
-    "Index",
-    "Layout",
-    "block_rows",
-    "colouring",
-    "colours_of",
-    "entered",
-    "immediate_index",
-    "kept_of",
-    "lasting_states",
-    "layout",
-]

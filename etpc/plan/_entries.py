@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._jax import propagate, prune
-from ..analyse import CONSTANT, DATA, PARAMETERS, Analysis, Numbering, Numbers, Pattern, is_complex
+from ..analyse import DATA, PARAMETERS, Analysis, Numbering, Numbers, Pattern, is_complex
 from ._blocks import colours_of
 
 MOST = 16
@@ -131,6 +131,3 @@ class Entries:
         for n, v in self._outputs.items():
             numbers[self._bounds[n] : self._bounds[n + 1]] = env[v].reshape(-1)
         return numbers
-
-
-__all__ = ["CONSTANT", "MOST", "PARAMETERS", "Compressed", "Entries"]

@@ -11,12 +11,21 @@ from functools import cached_property
 
 import numpy as np
 
-from ..algorithms import Proved
-from ..analyse import DATA, Analysis, Pattern, WeightOp, columns_of, trace_dtype
+from ..analyse import (
+    CONSTANT,
+    DATA,
+    PARAMETERS,
+    Analysis,
+    Pattern,
+    WeightOp,
+    columns_of,
+    trace_dtype,
+)
 from ..traces import Filtered, Site, size_of
 from ._blocks import block_rows, entered, kept_of
-from ._entries import CONSTANT, MOST, PARAMETERS, Compressed, Entries
+from ._entries import MOST, Compressed, Entries
 from ._pairs import uses
+from ._proved import Proved
 from ._varied import varied
 
 LARGE = f"it is not looked for, as a state depends on more than {MOST} others"
@@ -224,6 +233,3 @@ def _equal(classes: tuple[tuple[int, ...], ...], row: np.ndarray) -> bool:
         for c, n in zip(of_group, numbers[g], strict=True)
     }
     return len(seen) == len(pairs)
-
-
-__all__ = ["Look", "filtered"]

@@ -3,10 +3,10 @@
 import numpy as np
 
 from .._jax import Equation, Variable, prims, propagate, prune
-from ..algorithms import Proved
 from ..analyse import Analysis, Pattern, WeightOp, is_complex
 from ..traces import Holomorphic, Site, size_of
 from ._blocks import block_rows
+from ._proved import Proved
 
 WHY = "complex states depend on the weight as holomorphic functions, so their real parts hold all of it"
 LINEAR = frozenset(
@@ -71,6 +71,3 @@ def _keeps(eqn: Equation, touched: set[Variable]) -> bool:
     """Whether an equation is complex linear in the changes of what it reads."""
     changing = [v for v in eqn.inputs if v in touched]
     return eqn.primitive in LINEAR and all(is_complex(v.aval) for v in (*changing, *eqn.outputs))
-
-
-__all__ = ["holomorphic"]

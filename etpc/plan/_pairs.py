@@ -90,6 +90,6 @@ def check_table(pairs: Pairs, outputs: int) -> None:
 def _too_many(m: int, outputs: int) -> MemoryLimitError:
     return MemoryLimitError(
         f"The transitions among {m:,} states for each of {outputs:,} outputs are more than "
-        f'{MAX_TABLE:,} numbers. Use D_RTRL or ES_D_RTRL, SnAp with fewer steps, or algo="auto" '
-        "with memory=."
+        f"{MAX_TABLE:,} numbers. Use D_RTRL or ES_D_RTRL, or SnAp with fewer steps; `etpc.suggest` "
+        "measures them."
     )

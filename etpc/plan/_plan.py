@@ -191,8 +191,8 @@ def _check_memory(
             f"The traces would take {total:,} bytes for {batch_size} "
             f"example{'s' if batch_size > 1 else ''}, and {stated} allows no more. "
             f"The largest:{''.join(rows)}\n"
-            'Use `algo="auto"` to have each weight the most exact trace that fits, ES_D_RTRL, '
-            "fewer weights (`weights=`) or a smaller batch, or pass a larger `memory=`."
+            "Use ES_D_RTRL, whose traces are smaller, fewer weights (`weights=`) or a smaller batch, or pass "
+            "a larger `memory=`. `etpc.suggest(..., memory=)` measures the rules that fit."
         )
 
 
@@ -276,6 +276,3 @@ def _groups(ops: Sequence[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
         names = tuple(dict.fromkeys(p.path for p in members))
         groups.append(Group(tuple(states), names, max(p.block for p in members)))
     return tuple(groups)
-
-
-__all__ = ["left_out", "plan"]

@@ -226,6 +226,3 @@ def window_matters(algorithm: Algorithm, traces: Sequence[TracePlan]) -> bool:
     trace after each window.
     """
     return algorithm.backprop == "full" or any(t.form.window_matters for t in traces)
-
-
-__all__ = ["Found", "Group", "OpPlan", "Plan", "Sketch", "TracePlan", "window_matters"]

@@ -1,12 +1,10 @@
 """Which weight operations may have a trace, as `weights=` says."""
 
-import functools
 from collections.abc import Collection
 
 from .._errors import SelectionError, raise_together
 from ..algorithms import Context
 from ..analyse import Analysis, WeightOp
-from ._smallest import proved
 
 DEFAULT_MEMORY = 1 << 34
 """The bytes of traces that a program may have where `memory` is not given: 16 GiB."""
@@ -29,9 +27,8 @@ def context(
     ops = tuple(
         op for op in analysis.ops if op.number in chosen and reach[op.number].role == "state"
     )
-    forms = functools.cache(functools.partial(proved, analysis, ops))
     limit = DEFAULT_MEMORY if memory is None else memory
-    return Context(analysis, ops, limit, batch_size, forms)
+    return Context(analysis, ops, limit, batch_size)
 
 
 def selected(analysis: Analysis, weights: Selection) -> set[int]:
@@ -75,6 +72,3 @@ def _marked(analysis: Analysis) -> set[int]:
 
 def _paths(ops: Collection[WeightOp]) -> str:
     return ", ".join(dict.fromkeys(op.path for op in ops))
-
-
-__all__ = ["DEFAULT_MEMORY", "UNMARKED", "UNSELECTED", "Selection", "context", "selected"]

@@ -6,12 +6,13 @@ from functools import partial
 
 import numpy as np
 
-from ..algorithms import Backprop, Proved, most
+from ..algorithms import Backprop
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype
 from ..traces import Ended, Full, Site, size_of
 from ._blocks import kept_of, lasting_states
 from ._filtered import Look, filtered
 from ._holomorphic import holomorphic
+from ._proved import Proved, most
 from ._records import Found, Sketch
 
 ENDED = Proved(Ended(), 0, True, "nothing is carried: no later step reads it but as cut data")
@@ -105,6 +106,3 @@ def _with(
     site = dataclasses.replace(t.site, block=block)
     found = Found(by.why, instead_of=(t.form, t.site))
     return dataclasses.replace(t, form=by.form, site=site, members=members, found=found)
-
-
-__all__ = ["proved", "smallest"]

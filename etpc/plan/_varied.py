@@ -76,6 +76,3 @@ def _differs(value: Array | np.ndarray) -> bool:
     if size < 2 or value.dtype.kind not in "biufc":
         return False
     return 2 * len(np.unique(np.asarray(value))) > size
-
-
-__all__ = ["varied"]

@@ -15,7 +15,7 @@ from .._errors import (
 from ..algorithms import Algorithm, resolve
 from ..analyse import analyse
 from ..emit import emit
-from ..plan import context, plan
+from ..plan import plan
 from ..trace import StepFunction, fits, is_array, paths_of, shape_of, trace
 from ._fusion import refuse_wrong_fusion
 from ._program import Program
@@ -48,7 +48,7 @@ def compile(
         state. `"marked"`: those that pass through [`etpc.mark`][]. Or a selector as in Equinox,
         `lambda m: (m.cell.weight_hh, m.cell.bias)`.
     - `memory`: at most so many bytes of traces, for `batch_size` examples; 16 GiB by default. A
-        program that would need more is refused, and `algo="auto"` chooses what fits.
+        program that would need more is refused; [`etpc.suggest`][] measures which rules fit.
     - `batch_size`: the number of examples that `memory` is for.
 
     **Returns** the [`Program`][etpc.Program].
@@ -56,6 +56,7 @@ def compile(
     **Raises** `etpc.ModelError`, `etpc.UnsupportedError`, `etpc.SelectionError`,
     `etpc.AlgorithmError`, `etpc.MemoryLimitError`, `etpc.InputError`; each says what, where, why, and what to do.
     """
+    refuse_wrong_fusion()
     algorithm = resolve(algo)
     batch_size = checked_count("batch_size", batch_size)
     memory = None if memory is None else checked_count("memory", memory)
@@ -65,12 +66,8 @@ def compile(
     except Exception as error:
         _blame_axes(error, model, inputs, state, step)
         raise
-    limits: dict[str, Any] = {"memory": memory, "batch_size": batch_size}
-    if algorithm.searches:
-        algorithm = algorithm.found(context(analyse(traced), chosen, **limits))
-    analysis = analyse(traced, cut=algorithm.cut_ops, steps=algorithm.reach)
-    refuse_wrong_fusion(analysis)
-    planned = plan(analysis, algorithm, chosen, **limits)
+    analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
+    planned = plan(analysis, algorithm, chosen, memory=memory, batch_size=batch_size)
     return Program(emit(planned))
 
 

@@ -92,6 +92,8 @@ class Program(Shown):
         id = fingerprint(window.plan)
         self.arguments = Arguments(window.plan, id)
         self.runner = Runner(window, id)
+        self._jit_fresh = jax.jit(self.runner.fresh, static_argnums=0)
+        self._jit_reset = jax.jit(self.runner.reset)
         self._jit_scan = jax.jit(self.runner.scan)
         self._jit_padded = jax.jit(Data.padded, static_argnums=1)
         self._compiled_for = functools.lru_cache(KEPT)(self._jit_value_and_grad)
@@ -216,7 +218,7 @@ class Program(Shown):
         where the model is not of the structure that was compiled.
         """
         parameters = None if model is None else self.arguments.parameters(model)
-        return self.runner.fresh(self._batch_size(batch_size), parameters)
+        return self._jit_fresh(self._batch_size(batch_size), parameters)
 
     @staticmethod
     def _batch_size(size: Any) -> int | None:
@@ -240,7 +242,7 @@ class Program(Shown):
         """
         self.arguments.check_carry(carry)
         where = checked_reset(where, [jnp.shape(carry.fresh)], ["[B]" if carry.batched else "[]"])
-        return self.runner.reset(carry, where)
+        return self._jit_reset(carry, where)
 
     def __call__(self, model: Any, x: Any, carry: Carry) -> tuple[Any, Carry]:
         """One step. `jax.grad` through it gives the online gradient of this step.
@@ -360,6 +362,3 @@ def _bytes(arrays: Iterable[Any]) -> int:
         for a in arrays
         if not jnp.issubdtype(a.dtype, jax.dtypes.extended)
     )
-
-
-__all__ = ["Carry", "Certificate", "Memory", "Program"]

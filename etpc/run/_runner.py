@@ -36,7 +36,7 @@ class Data(NamedTuple):
 
     def padded(self, more: int) -> "Data":
         """The same sequence with more steps, which are copies of the last one and count for nothing."""
-        steps = _steps(self.xs, self.targets)
+        steps = len(self.xs[0])
 
         def longer(a: Any) -> Array:
             a = jnp.asarray(a)
@@ -165,7 +165,7 @@ class Runner:
     ) -> Learned:
         """The loss of a sequence and its online gradient. With resets, windows are one step."""
         xs, targets, weights, reset, counting = sequence
-        steps = _steps(xs, targets)
+        steps = len(xs[0])
         counted = None if counting is None else jnp.arange(steps) < counting
         fixed, pull = self._prefix(parameters, steps)
         xs, state, traces, fresh = self.enter(xs, carry)
@@ -338,11 +338,6 @@ def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[
     return jax.tree.map(jnp.add, moving, correction)
 
 
-def _steps(xs: list[Array], targets: Any) -> int:
-    leaves = xs or jax.tree.leaves(targets)
-    return leaves[0].shape[0]
-
-
 def _slice(tree: Any, start: int, stop: int) -> Any:
     return jax.tree.map(lambda a: a[start:stop], tree)
 
@@ -350,6 +345,3 @@ def _slice(tree: Any, start: int, stop: int) -> Any:
 def _without_batch(traces: Traces) -> Traces:
     carries, each, past = jax.tree.map(lambda a: a[0], (traces.carries, traces.each, traces.past))
     return Traces(carries, traces.shared, each, past)
-
-
-__all__ = ["Runner"]

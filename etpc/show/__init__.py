@@ -1,14 +1,7 @@
 """The claims, sentences, tables and graph that a program shows of its plan."""
 
 from ._describe import COLUMNS, escapes, rows, shape_text, table, verdict
+from ._edits import edits
 from ._shown import Shown
 
-__all__ = [
-    "COLUMNS",
-    "Shown",
-    "escapes",
-    "rows",
-    "shape_text",
-    "table",
-    "verdict",
-]
+__all__ = ["COLUMNS", "Shown", "edits", "escapes", "rows", "shape_text", "table", "verdict"]

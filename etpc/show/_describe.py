@@ -29,7 +29,7 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     chosen = {name: p.choice for name, p in zip(names, plan.traced, strict=True) if p.choice}
     if chosen:
         width = max(map(len, chosen))
-        lines += ["", plan.algorithm.chosen]
+        lines += ["", "chosen"]
         lines += [f"  {path:<{width}}  {reason}" for path, reason in chosen.items()]
     paths = escapes(plan)
     if paths:
@@ -121,15 +121,3 @@ def table(columns: list[str], rows: list[list[str]]) -> list[str]:
         return "  ".join(parts).rstrip()
 
     return [line(columns), "  ".join("-" * w for w in widths), *map(line, rows)]
-
-
-__all__ = [
-    "COLUMNS",
-    "describe",
-    "escapes",
-    "rows",
-    "shape_text",
-    "table",
-    "use_names",
-    "verdict",
-]

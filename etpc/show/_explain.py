@@ -5,9 +5,9 @@ import textwrap
 import jax.numpy as jnp
 
 from .._errors import SelectionError, near
-from ..algorithms import Costs
 from ..analyse import Analysis
-from ..plan import OpPlan, Plan, TracePlan, context
+from ..plan import OpPlan, Plan, TracePlan
+from ._costs import Costs
 from ._describe import Claims, shape_text, table
 from ._edits import edits
 
@@ -31,8 +31,7 @@ def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims, width: int) 
         return _wrapped([f"{path}: it is no float, and has no gradient."], width)
     if not claim.uses:
         return _wrapped([f"{path}: {claim.reasons[0].text}."], width)
-    proved = context(uncut).proved(plan.algorithm.backprop)
-    costs = Costs(uncut, 1, proved)
+    costs = Costs(uncut, plan.algorithm.backprop)
     gradient = "Its gradient" if len(claim.uses) == 1 else "The gradient through it"
     texts = [_operation(plan, p, costs, gradient, width) for p in claim.uses]
     if len(texts) > 1:
@@ -92,6 +91,3 @@ def _smaller(trace: TracePlan) -> list[str]:
 
 def _wrapped(text: list[str], width: int) -> str:
     return textwrap.fill(" ".join(text), width, break_long_words=False, break_on_hyphens=False)
-
-
-__all__ = ["explain"]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
+from .._jax import result_type
 from .._tuning import tuning
 from ._pieces import over_examples, overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
@@ -21,6 +22,10 @@ class Full(Trace):
     The trace of a dense operation has the order of axes of its weight, [B, m, O, I] or [B, m, I, O], so that the
     gradient is not transposed. That of an operation with links is [B, m, U]; several groups are an axis G after B.
     The trace of an element-wise operation is [B, m, O].
+
+    The entries of two states are carried as the parts of one complex number, [B, O, I]. Each of them depends on both
+    old ones, and XLA overwrites an array only where an entry depends on old entries at its own place; else it copies
+    the whole trace at every step.
     """
 
     start_alone = True
@@ -36,7 +41,23 @@ class Full(Trace):
         return ((*site.group, *site.states, *_ordered(site, kind.inputs, kind.outputs)),)
 
     def init(self, site: Site, batch: int) -> Carry:
-        return zeros(batch, self.shapes(site), site.dtype)
+        if not self.paired(site):
+            return zeros(batch, self.shapes(site), site.dtype)
+        (shape,) = self.shapes(dataclasses.replace(site, block=1))
+        return zeros(batch, (shape,), result_type(site.dtype, jnp.complex64))
+
+    def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
+        (trace,) = carry
+        if self.paired(site):
+            trace = jnp.stack([trace.real, trace.imag], len(site.group))
+        return {"trace": trace}
+
+    def paired(self, site: Site) -> bool:
+        """Whether two states are carried as the parts of one complex number. A subclass that moves traces in its own
+        way does not find them so."""
+        is_dense = site.factored and site.kind.links is None
+        is_real = jnp.issubdtype(site.dtype, jnp.floating)
+        return site.block == 2 and is_dense and is_real and self.skips
 
     def same(self, site: Site) -> Hashable:
         return getattr(site.kind, "uses", None)  # a kind may leave it out
@@ -64,8 +85,9 @@ class Full(Trace):
         (eps,) = carry
         if not site.factored:
             return (_element_wise(site, passage, eps),)
-        move = _dense if site.kind.links is None else _with_links
-        return (move(site, passage, eps),)
+        if site.kind.links is not None:
+            return (_with_links(site, passage, eps),)
+        return (_dense(site, passage, eps, self.paired(site)),)
 
     def in_order(self, site: Site, trace: Inexact[Array, "G I m O"]) -> Array:
         """The trace of one example, in the shape that it is carried in."""
@@ -96,7 +118,7 @@ def _joined(parts: Sequence[Array], axis: int) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
 
-def _dense(site: Site, passage: Passage, eps: Array) -> Array:
+def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
     """`eps_W = (prod D) eps_0 + sum_t x_t (prod_{after t} D) F_t`.
 
     For two steps of a layer `h' = d h + w x`, which has one group, one block state and F = 1:
@@ -125,25 +147,44 @@ def _dense(site: Site, passage: Passage, eps: Array) -> Array:
     left = left.swapaxes(-2, -1)  # before the loop, in which products read it
     left, right, whole = (_without_ones(site, a) for a in (left, right, whole))
 
+    few = steps == 1 or max(steps, m * o) <= tuning().outer_products
+
+    def added_up(left: Array, right: Array) -> Array:
+        if not few:
+            return left @ right
+        at = lambda a, t, axis: lax.slice_in_dim(a, t, t + 1, axis=axis)
+        terms = [at(left, t, -1) * at(right, t, -2) for t in range(steps)]
+        return sum(terms[1:], terms[0])
+
     def update(eps: Array, left: Array, right: Array, *columns: Array) -> Array:
-        if steps == 1 or max(steps, m * o) <= tuning().outer_products:
-            at = lambda a, t, axis: lax.slice_in_dim(a, t, t + 1, axis=axis)
-            terms = [at(left, t, -1) * at(right, t, -2) for t in range(steps)]
-            increment = sum(terms[1:], terms[0])
-        else:
-            increment = left @ right
         if m == 1:
-            return times(columns[0], eps) + increment
-        return apply_columns(pairs, columns, eps, -3) + increment
+            return times(columns[0], eps) + added_up(left, right)
+        if not paired:
+            return apply_columns(pairs, columns, eps, -3) + added_up(left, right)
+        # Element by element: XLA would copy the trace for an index into an array of both new entries.
+        if few:
+            added = [added_up(_of_state(left, n), _of_state(right, n)) for n in (0, 1)]
+        else:
+            product = added_up(left, right)
+            added = [_of_state(product, n) for n in (0, 1)]
+        by = [[_of_state(column, n) for column in columns] for n in (0, 1)]
+        moved = [times(first, eps.real) + times(second, eps.imag) for first, second in by]
+        return lax.complex(*(a + b for a, b in zip(moved, added, strict=True)))
 
     columns = in_columns(pairs, whole, -3) if m > 1 else [whole]
     # Large traces are cut along groups, or along the first axis of the weight.
     axis = 1 if g > i else eps.ndim - 2
-    along_right = axis if g > i else None
-    along_whole = axis if g > i or last else None
-    operands = [(left, axis), (right, along_right), *((c, along_whole) for c in columns)]
-    at_once = steps == m == 1  # one loop over the entries, which needs no memory
+    along = lambda a: axis if g > i else a.ndim - 2
+    operands = [(left, along(left)), (right, along(right) if g > i else None)]
+    operands += [(c, along(c) if g > i or last else None) for c in columns]
+    at_once = steps == 1 and (m == 1 or paired)  # one loop over the entries, which needs no memory
     return overwrite(eps, axis, update, operands, passage.after, at_once)
+
+
+def _of_state(a: Inexact[Array, "... m p q"], n: int) -> Array:
+    """What belongs to a state of the block, or to all of them where the axis has length one."""
+    axis = a.ndim - 3
+    return lax.index_in_dim(a, min(n, a.shape[axis] - 1), axis, keepdims=False)
 
 
 def _without_ones(site: Site, a: Inexact[Array, "B G m ..."]) -> Array:

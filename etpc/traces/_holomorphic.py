@@ -1,61 +1,61 @@
-"""The whole trace of complex weights in complex states: one complex number where real ones would be two."""
+"""The whole trace of complex weights in complex states, by the real part of the weight alone."""
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._full import Full
-from ._pairs import Pairs
 from ._trace import Carry, Passage, Site
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class HolomorphicPassage:
-    """A window as it moves complex states, from how it moves their real and imaginary parts."""
+class RealPassage:
+    """A window, as it moves the derivatives by the real part of a weight.
+
+    `F = f_re - i f_im` holds the derivatives by both parts of the operation's output, `w x`. The real part of the
+    weight is multiplied with `Re x` in the one and with `Im x` in the other.
+    """
 
     block: Passage
-    form: "Holomorphic"
-    pairs: Pairs
-    """The transitions that the block has."""
 
     @property
     def xs(self) -> Sequence[Array]:
-        return self.block.xs
+        return [*(x.real for x in self.block.xs), *(x.imag for x in self._complex_data())]
 
     def moved(self) -> list[list[Array]]:
-        real = list(self.form.real)
-        return [[jnp.concatenate(parts, 2)[:, :, real]] for parts in self.block.moved()]
+        moved = self.block.moved()
+        by_imaginary = [
+            [-part.imag for part in parts]
+            for parts, x in zip(moved, self.block.xs, strict=False)
+            if jnp.iscomplexobj(x)
+        ]
+        return [*([part.real for part in parts] for parts in moved), *by_imaginary]
 
     def whole(self) -> Array:
-        whole, pairs = self.block.whole(), self.pairs  # [B, P, o]
-        number = np.full((pairs.m, pairs.m), -1)
-        number[pairs.after, pairs.before] = np.arange(pairs.after.size)
-
-        def entries(after: tuple[int, ...]) -> Array:
-            at = number[np.ix_(after, self.form.real)].reshape(-1)
-            return jnp.where((at >= 0)[:, None], whole[:, at], jnp.zeros((), whole.dtype))
-
-        return entries(self.form.real) + 1j * entries(self.form.imaginary)
+        return self.block.whole()
 
     @property
     def after(self) -> Array | None:
         return self.block.after
+
+    def _complex_data(self) -> list[Array]:
+        return [x for x in self.block.xs if jnp.iscomplexobj(x)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Holomorphic(Full):
     """The whole trace where complex states depend on a complex weight as holomorphic functions.
 
-    Then the derivative of the imaginary part of a state is that of its real part times `-i`, so that the trace of
-    the real parts is enough. For one state, with `h' = d h + w x`, the derivatives by JAX's convention are
+    Then the derivatives by the imaginary part of the weight are those by its real part times `i`, so that the
+    latter are enough. For one state, with `h' = d h + w x` and real data,
 
-        D = [[Re d, -Im d], [Im d, Re d]],  F = [1, -i]      and      eps_re' = d eps_re + x,  eps_im = -i eps_re
+        D = [[Re d, -Im d], [Im d, Re d]],  eps' = D eps + [x, 0]
 
-    and the gradient of a loss with the derivatives L is `(L_re - i L_im) eps_re`.
+    and the gradient of a loss with the derivatives L is `L_re eps_re + L_im eps_im` by the real part of the weight, and
+    `L_im eps_re - L_re eps_im` by the imaginary part.
     """
 
     real: tuple[int, ...] = ()
@@ -67,24 +67,34 @@ class Holomorphic(Full):
 
     @property
     def held(self) -> str:
-        return "one complex entry for each use and complex state"
+        return "one real entry for each use and state: the derivatives by the weight's real part"
 
-    def _complex(self, site: Site) -> Site:
-        """The operation, with one state for the two parts of each."""
-        return dataclasses.replace(site, block=len(self.real), transitions=None)
+    def _real(self, site: Site) -> Site:
+        """The operation, with a weight that is real."""
+        return dataclasses.replace(site, dtype=jnp.finfo(site.dtype).dtype)
 
-    def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
-        return super().shapes(self._complex(site))
-
-    def same(self, site: Site) -> Hashable:
-        return super().same(self._complex(site))
+    def init(self, site: Site, batch: int) -> Carry:
+        return super().init(self._real(site), batch)
 
     def entries(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        credit = start[:, list(self.real)] - 1j * start[:, list(self.imaginary)]
-        return super().entries(self._complex(site), credit, carry)
+        start, site = start.real, self._real(site)
+        rotated = [
+            start[:, self._partner(n)] * (1 if n in self.real else -1) for n in range(site.block)
+        ]
+        by_real = super().entries(site, start, carry)
+        by_imaginary = super().entries(site, jnp.stack(rotated, 1), carry)
+        return lax.complex(by_real, -by_imaginary)  # as JAX has derivatives by complex numbers
 
-    def gathered(self, site: Site, entries: Array) -> Array:
-        return super().gathered(self._complex(site), entries)
+    def _partner(self, place: int) -> int:
+        """The place of the other part of the same state."""
+        pairs = [
+            *zip(self.real, self.imaginary, strict=True),
+            *zip(self.imaginary, self.real, strict=True),
+        ]
+        return dict(pairs)[place]
+
+    def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
+        return super().shown(self._real(site), carry)
 
     def advance(
         self,
@@ -94,8 +104,7 @@ class Holomorphic(Full):
         followed: Carry,
         start: Array | None,
     ) -> Carry:
-        of_states = HolomorphicPassage(passage, self, site.pairs)
-        return super().advance(self._complex(site), of_states, carry, followed, start)
+        return super().advance(self._real(site), RealPassage(passage), carry, followed, start)
 
 
 __all__ = ["Holomorphic"]

@@ -35,6 +35,8 @@ def over_examples(
 ) -> Inexact[Array, "..."]:
     """`(signal * trace).sum(0)`, also summed over the axis `states` if there is one, a few examples at a time.
 
+    A trace without the axis of the signal has two states, as the parts of a complex number.
+
     A batch may be spread over devices, each of which holds a run of it and sums that first.
     """
 
@@ -42,13 +44,15 @@ def over_examples(
         if states is None:
             return times(signal, trace)
         axis = states - axes
+        at = lambda a, n: lax.index_in_dim(a, n, axis, keepdims=False)
+        if trace.ndim < signal.ndim:
+            return times(at(signal, 0), trace.real) + times(at(signal, 1), trace.imag)
         if trace.shape[axis] > UNROLLED:
             return times(signal, trace).sum(axis)
-        at = lambda a, n: lax.index_in_dim(a, n, axis, keepdims=False)
         terms = [times(at(signal, n), at(trace, n)) for n in range(trace.shape[axis])]
         return sum(terms[1:], terms[0])
 
-    axes = trace.ndim
+    axes = signal.ndim
     abreast = tuning().abreast
     if abreast is None:
         return product(signal, trace).sum(0)

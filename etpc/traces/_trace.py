@@ -320,8 +320,8 @@ def bytes_of(form: Trace, site: Site) -> int:
 
 
 def size_of(form: Trace, site: Site) -> int:
-    """How many numbers a trace carries for one example."""
-    return sum(a.size for a in jax.eval_shape(lambda: form.init(site, 1)))
+    """How many numbers of the trace's dtype a trace carries for one example."""
+    return bytes_of(form, site) // jnp.dtype(site.dtype).itemsize
 
 
 def zeros(batch: int, shapes: Sequence[tuple[int, ...]], dtype: Any) -> Carry:

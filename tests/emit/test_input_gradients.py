@@ -63,7 +63,7 @@ def test_truncated(name):
             assert distance(jax.jit(jax.grad(loss))(xs), expected) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["lif", "cascade", "gru"])
+@pytest.mark.parametrize("name", few(["lif", "cascade", "gru"], "cascade"))
 def test_one_exact_window(name):
     model = models.named(name)
     xs, targets = models.data(model, T)

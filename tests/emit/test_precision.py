@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import etpc
+from tests.marks import few
 
 N = 4
 W = jnp.asarray(np.random.default_rng(0).uniform(0.2, 0.9, N), jnp.float32)
@@ -65,7 +66,7 @@ def test_outputs_are_those_of_the_model(name, backprop):
         np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "two in one", "wider"])
+@pytest.mark.parametrize("name", few(["bfloat16", "two in one", "wider"], "two in one"))
 def test_gradients_are_those_of_bptt(name):
     step, state = STATES[name]
     targets = 0.5 * XS

@@ -1,5 +1,7 @@
 """Firing rates after `nn.init_from_data`, measured by a loop that knows nothing of the compiler."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 
 import etpc
 from etpc import nn
+from tests.marks import few
 
 T, B, I, K = 80, 4, 60, 48
 KEY = jax.random.key(0)
@@ -81,8 +84,10 @@ def firing_rates(model, xs):
     return np.asarray(jax.lax.scan(one_step, start, xs)[1].mean(0))
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.1, 0.5])
-@pytest.mark.parametrize("name", ["LIF", "ALIF"])
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    few(itertools.product(["LIF", "ALIF"], [0.02, 0.1, 0.5]), ("LIF", 0.02), ("ALIF", 0.5)),
+)
 def test_three_recurrent_layers_are_alive_at_low_and_high_input_rates(name, rate):
     model = Stack(NEURONS[name])
     assert firing_rates(model, spikes(rate))[1:].max() < 0.001  # silent as it was made
@@ -93,7 +98,7 @@ def test_three_recurrent_layers_are_alive_at_low_and_high_input_rates(name, rate
         assert (found < 0.2).all(), found
 
 
-@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("name", few(NEURONS, "refractory LIF", "GIF", "Izhikevich"))
 def test_neurons_of_every_type_fire_as_asked(name):
     found = firing_rates(
         nn.init_from_data(Stack(NEURONS[name]), spikes(0.2), batch_size=B), spikes(0.2)
@@ -102,7 +107,7 @@ def test_neurons_of_every_type_fire_as_asked(name):
     np.testing.assert_allclose(found, 0.05, rtol=0.25)
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.15])
+@pytest.mark.parametrize("rate", few([0.02, 0.15], 0.15))
 def test_the_rate_is_that_which_is_asked_for(rate):
     model = nn.init_from_data(Stack(nn.LIF), spikes(0.2), rate, batch_size=B)
     np.testing.assert_allclose(firing_rates(model, spikes(0.2)), rate, rtol=0.2)

@@ -143,7 +143,7 @@ IN_A_NETWORK = [
 ]
 
 
-@pytest.mark.parametrize(("name", "names", "options"), few(IN_A_NETWORK, *IN_A_NETWORK[1:4]))
+@pytest.mark.parametrize(("name", "names", "options"), few(IN_A_NETWORK, *IN_A_NETWORK[2:4]))
 def test_in_a_network(name: str, names: tuple[str, ...], options: dict) -> None:
     model = MODELS[name]
     trained = {n: np.full(2, model.arguments[n]) for n in names}

@@ -9,6 +9,7 @@ import scipy.linalg
 
 import etpc
 from etpc import nn
+from etpc.nn._init import SCHEMES
 from tests.nn.online import KEY, as_a_user, exact, marks, normal, parameters, shuffled, verify
 
 I, O, N, T = 3, 2, 4, 11
@@ -119,7 +120,7 @@ def test_s5_starts_as_hippo_n(monkeypatch) -> None:
     B, C = normal(8, I), normal(O, 8)
     with monkeypatch.context() as patch:
         drawn = iter([B, C, normal(O, I)])
-        patch.setattr("etpc.nn._ssm.draw", lambda *_: next(drawn))
+        patch.setitem(SCHEMES, "lecun_normal", lambda *_: next(drawn))
         layer = BUILD[nn.S5](step_min=0.1, step_max=0.1)
     xs, A = normal(T, I), hold(hippo_normal(8), np.asarray(B), np.full(8, 0.1))
     expected = dense(*A, np.asarray(C), np.asarray(layer.D), xs)

@@ -108,8 +108,12 @@ def test_all_layers_are_here():
 DTYPES = [("float32", True), ("float32", False), ("float64", True)]
 
 
+# where one layer has its parameters as numbers and another as arrays, the second promotes more
+STRICTEST = [name for name in LAYERS if f"{name}, learned" not in LAYERS]
+
+
 @pytest.mark.parametrize(("dtype", "x64"), few(DTYPES, DTYPES[0]))
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", few(LAYERS, "LIF", *STRICTEST))
 def test_a_layer(name, dtype, x64):
     """Two steps and their derivative, in the dtype of the layer; then the same as a program."""
     with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
@@ -165,11 +169,11 @@ OFTEN = [
 def test_programs(name, rule):
     with jax.numpy_dtype_promotion("strict"):
         model = Network(MODELS[name]("float32"), eqx.nn.Linear(N, 2, dtype="float32", key=KEY))
-        x = jnp.full((5, 2, N), 0.7, "float32")
+        x = jnp.full((4, 2, N), 0.7, "float32")
         if name == "rows":
-            x = jnp.asarray(np.arange(10).reshape(5, 2) * 20, jnp.uint8)
+            x = jnp.asarray(np.arange(8).reshape(4, 2) * 20, jnp.uint8)
         program = etpc.compile(model, RULES[rule], inputs=x[0, 0], weights="all")
-        targets = jnp.ones((5, 2, 2), "float32")
+        targets = jnp.ones((4, 2, 2), "float32")
         loss = lambda y, target: jnp.sum((y - target) ** 2)
         run = program.value_and_grad(loss, reduction="mean")
         (value, _), grads = run(model, x, targets, program.init(2))
@@ -177,5 +181,3 @@ def test_programs(name, rule):
         assert {g.dtype for g in jax.tree.leaves(grads)} == {np.dtype("float32")}
         y, _ = program(model, x[0], program.init(2))
         assert y.dtype == jnp.float32
-    (expected, _), _ = run(model, x, targets, program.init(2))
-    assert value == expected

@@ -1,5 +1,8 @@
 """Complex states whose trace is one complex number where real ones would be two, against backpropagation."""
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +11,10 @@ import pytest
 
 import etpc
 from etpc.traces import Holomorphic
-from tests.helpers import kept, normal
+from tests.helpers import kept, loss, normal, online
 from tests.marks import few
 
-O, I, T, B = 5, 4, 9, 3
-
-
-def loss(y, target):
-    return jnp.sum((y - target) ** 2)
+O, I, T, B = 5, 4, 16, 3
 
 
 def of_complex(*shape, seed):
@@ -100,23 +99,40 @@ def traced(name, rule):
     return etpc.compile(MODEL, rule, inputs=jnp.zeros(I), state=state, step=step)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", few(STEPS, "linear", "parts are read", "bounded"))
+@functools.cache
+def bptt(name):
+    step, state, _ = STEPS[name]
+    options = dict(batch_size=B, reduction="sum", state=state, step=step)
+    return etpc.bptt(MODEL, *data(), loss, **options)[1]
+
+
+def data():
+    return normal(T, B, I, seed=5), normal(T, B, 1, seed=6)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    few(
+        itertools.product(STEPS, RULES),
+        *(("linear", "step by step"), ("parts are read", "windows"), ("linear", "full windows")),
+        *(("bounded", "look-back"), ("cascade", "RTRL")),
+    ),
+)
 def test_gradient(name, rule):
-    """By backpropagation, and by the whole trace of both parts, which has twice the bytes."""
-    step, state, proved = STEPS[name]
+    """By backpropagation, in two calls."""
+    program = traced(name, RULES[rule])
+    found = online(program, MODEL, *data(), program.init(B), loss, calls=2)
+    for key, wanted in bptt(name).items():
+        size = np.abs(wanted).max() + 1e-12
+        np.testing.assert_allclose(found[key], wanted, rtol=0, atol=1e-11 * size)
+
+
+@pytest.mark.parametrize("rule", ["windows", "full windows", "RTRL"])
+@pytest.mark.parametrize("name", STEPS)
+def test_half_of_the_bytes(name, rule):
+    """Of those of the whole trace of both parts."""
     program, whole = traced(name, RULES[rule]), traced(name, kept(RULES[rule]))
-    xs, targets = normal(T, B, I, seed=5), normal(T, B, 1, seed=6)
-    _, wanted = etpc.bptt(MODEL, xs, targets, loss, batch_size=B, state=state, step=step)
-    for each in (program, whole):
-        (_, carry), found = each.value_and_grad(loss)(MODEL, xs, targets, each.init(B))
-        _, more = each.value_and_grad(loss)(MODEL, xs, targets, carry)
-        for key, value in found.items():
-            size = np.abs(wanted[key]).max() + 1e-12
-            np.testing.assert_allclose(value, wanted[key], rtol=0, atol=1e-11 * size)
-        if each is program:
-            later = more
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), later, more)
+    proved = STEPS[name][2]
     for op, other in zip(program.ops, whole.ops, strict=True):
         if op.trace is not None and jnp.issubdtype(op.trace.dtype, complex):
             assert isinstance(op.form, Holomorphic) == proved
@@ -129,11 +145,10 @@ def test_a_real_weight_is_complex_where_it_acts():
 
 
 def test_while_the_weights_move():
-    xs, targets = normal(T, B, I, seed=5), normal(T, B, 1, seed=6)
     moved = []
     for rule in (etpc.D_RTRL(), kept(etpc.D_RTRL())):
         learner = etpc.online(traced("linear", rule), loss, optax.sgd(0.05))
-        moved.append(learner.update(MODEL, *learner.init(MODEL, B), xs, targets)[0])
+        moved.append(learner.update(MODEL, *learner.init(MODEL, B), *data())[0])
     assert np.abs(moved[0]["leak"] - MODEL["leak"]).max() > 0.01
     for key, value in moved[0].items():
         np.testing.assert_allclose(value, moved[1][key], rtol=1e-11, atol=1e-13)

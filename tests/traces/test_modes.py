@@ -44,7 +44,7 @@ KINDS = ["flat", "decaying", "one large mode", "repeated inputs", "spikes", "ran
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rank", [1, 2, 5])
+@pytest.mark.parametrize("rank", [1, 5])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
 def test_little_more_is_lost_than_must_be(kind, rank, dtype):
     lost, least = [], []
@@ -60,7 +60,7 @@ def test_little_more_is_lost_than_must_be(kind, rank, dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rank", [1, 3, 8])
+@pytest.mark.parametrize("rank", [1, 8])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_vectors_are_orthonormal_or_vanish(kind, rank, dtype):
     a, b = pairs(kind, dtype)
@@ -95,7 +95,7 @@ def test_vectors_of_rounding_spoil_nothing(kind, rank, dtype):
         assert lost <= 1.08 * np.linalg.norm(s[rank:]) + rounding * np.linalg.norm(s)
 
 
-@pytest.mark.parametrize("count", [1, 3, 8, 11, 16, 20])
+@pytest.mark.parametrize("count", [3, 8, 20])
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
 def test_orthonormal_is_the_qr_decomposition(count, dtype):
     draw = np.random.default_rng(count)

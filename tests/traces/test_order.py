@@ -1,5 +1,7 @@
 """A whole trace has the order of axes of its weight, so that a gradient is not transposed."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import optax
 import pytest
 
 import etpc
-from tests.helpers import normal
+from tests.helpers import loss, normal
+from tests.marks import few
 
 I, O, G = 5, 3, 2
 PRODUCTS = {
@@ -27,9 +30,15 @@ PRODUCTS = {
 }
 
 
-@pytest.mark.parametrize("states", [1, 2])
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_shape_and_gradient(name, states):
+@pytest.mark.parametrize(
+    ("name", "states", "window"),
+    few(
+        itertools.product(PRODUCTS, [1, 2], [1, 3]),
+        *(("outputs first", 1, 1), ("inputs first", 2, 3), ("one output", 2, 1)),
+        *(("heads, outputs first", 1, 3), ("inputs in two axes", 1, 3)),
+    ),
+)
+def test_shape_and_gradient(name, states, window):
     function, shape, of_trace = PRODUCTS[name]
     model = {"w": normal(*shape), "leak": jnp.linspace(0.3, 0.8, O)}
 
@@ -38,19 +47,17 @@ def test_shape_and_gradient(name, states):
         h = jnp.tanh(model["leak"] * h + function(model["w"], x) - (slow[0] if slow else 0))
         return h, (h, *(0.9 * s + model["leak"] * h for s in slow))
 
-    xs, targets = normal(7, 4, I, seed=1), normal(7, 4, O, seed=2)
+    xs, targets = normal(6, 4, I, seed=1), normal(6, 4, O, seed=2)
     options = dict(state=(jnp.zeros(O),) * states, step=step)
-    loss = lambda y, t: jnp.sum((y - t) ** 2)
     _, wanted = etpc.bptt(model, xs, targets, loss, batch_size=4, **options)
-    for window in (1, 3):
-        program = etpc.compile(model, etpc.D_RTRL(window=window), inputs=xs[0, 0], **options)
-        (op,) = (op for op in program.ops if op.path == "['w']")
-        assert op.exact
-        block = states * (O if name == "one output" else 1)
-        assert op.trace_shape == ((block,) if block > 1 else ()) + of_trace
-        _, found = program.value_and_grad(loss)(model, xs, targets, program.init(4))
-        for key, value in found.items():
-            np.testing.assert_allclose(value, wanted[key], rtol=1e-10, atol=1e-14)
+    program = etpc.compile(model, etpc.D_RTRL(window=window), inputs=xs[0, 0], **options)
+    (op,) = (op for op in program.ops if op.path == "['w']")
+    assert op.exact
+    block = states * (O if name == "one output" else 1)
+    assert op.trace_shape == ((block,) if block > 1 else ()) + of_trace
+    _, found = program.value_and_grad(loss)(model, xs, targets, program.init(4))
+    for key, value in found.items():
+        np.testing.assert_allclose(value, wanted[key], rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("states", [1, 2])
@@ -67,7 +74,7 @@ def test_a_step_that_learns_copies_no_transpose(states):
     program = etpc.compile(
         model, "d_rtrl", inputs=jnp.zeros(n), state=(jnp.zeros(n),) * states, step=step
     )
-    learner = etpc.online(program, lambda y, t: jnp.sum((y - t) ** 2), optax.sgd(0.1))
+    learner = etpc.online(program, loss, optax.sgd(0.1))
     arguments = (model, *learner.init(model), normal(5, n), normal(5, n, seed=1))
     text = jax.jit(learner.update).lower(*arguments).compile().as_text()
     matrices = [line for line in text.splitlines() if f"f64[{n},{n}]" in line.split("=")[-1][:40]]

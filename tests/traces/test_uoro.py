@@ -7,7 +7,7 @@ import pytest
 import etpc
 from examples.rules.uoro import UORO, RandomDirection
 
-T, I, N, W = 7, 2, 3, 2
+T, I, N, W = 8, 2, 3, 2
 
 
 class AllSigns(RandomDirection):

@@ -1,0 +1,254 @@
+"""Gradients of one batch, by BPTT and by rules: their time, how near they are by lag, and what they train."""
+
+import math
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ._agreement import flat_gradients
+from ._bptt import bptt
+from ._data import check_data, check_lead, lead_of
+from ._errors import InputError, checked_count
+from ._loss import checked_weights
+from .run import Program
+from .trace import Leaves, StepFunction, checked_call
+
+SETTLING = 20
+"""So many passes let directions of credit follow the weights at which they are compared."""
+
+
+class Batch:
+    """The model and its data, cut into N windows of W steps.
+
+    - `firsts`: the windows at which parts of the past begin: all of it, then half, down to the last window alone.
+    - `lags`: the ranges of steps before the last window that lie between two of these, the nearest first.
+    - `mask`, `late`, `mean`: weights of losses [N W, B]: as given; in the last window alone; and those of which a sum
+        over time is the mean over the steps that one update sees.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        xs: Any,
+        targets: Any,
+        loss_fn: Callable[[Any, Any], Any],
+        *,
+        state: Any,
+        step: StepFunction | None,
+        batch_size: int | None,
+        mask: Any,
+        every: int | None,
+        optimiser: Any,
+    ):
+        check_data(xs, targets)
+        self.size = None if batch_size is None else checked_count("batch_size", batch_size)
+        self.every = None if every is None else checked_count("every", every)
+        check_lead(xs, targets, self.size)
+        lead = lead_of(xs, self.size)
+        given = checked_weights("mask", mask, lead)
+        weights = np.ones(lead, np.float32) if given is None else np.asarray(given, np.float32)
+        counting = np.flatnonzero(weights.reshape(lead[0], -1).any(1))
+        if not counting.size:
+            raise InputError("mask is zero everywhere, so there is no loss to take a gradient of.")
+        self.steps = int(counting[-1]) + 1
+        self.window = self.every or _window(self.steps)
+        self.count = -(-self.steps // self.window)
+        taken = np.minimum(np.arange(self.count * self.window), self.steps - 1)
+        padded = lambda a: jnp.asarray(a if hasattr(a, "dtype") else np.asarray(a))[taken]
+        self.xs, self.targets = jax.tree.map(padded, (xs, targets))
+        ones = (1,) * (len(lead) - 1)
+        column = np.arange(len(taken)).reshape(-1, *ones)
+        self.mask = jnp.asarray(weights[taken] * (column < self.steps))
+        self.late = self.mask * (column >= (self.count - 1) * self.window)
+        by_update = self.mask.reshape(self.count if self.every else 1, -1)
+        totals = by_update.sum(1, keepdims=True)
+        self.updates = int((totals != 0).sum())
+        scaled = by_update * ((self.size or 1) / jnp.where(totals == 0, 1, totals))
+        self.mean = scaled.reshape(self.mask.shape)
+        back = [self.count - 2**n for n in range(self.count.bit_length())]
+        self.firsts = sorted({0, *(n for n in back if n > 0)})
+        bounds = [(self.count - 1 - n) * self.window for n in self.firsts[::-1]]
+        self.lags = [*pairwise(bounds)]
+
+        arrays, self.static = eqx.partition(model, eqx.is_inexact_array)
+        self.arrays = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), arrays)
+        self.loss_fn, self.state, self.step, self.optimiser = loss_fn, state, step, optimiser
+        opt_state = None if optimiser is None else optimiser.init(self.arrays)
+        self.start = self.arrays, jax.tree.map(jnp.asarray, opt_state)
+        self.moved = jax.jit(self._moved)
+
+    def model(self, arrays: Any) -> Any:
+        return eqx.combine(arrays, self.static)
+
+    def _moved(self, grads: Any, arrays: Any, opt_state: Any) -> tuple[Any, Any]:
+        """The parameters and the state of the optimiser after an update."""
+        ascent = jax.tree.map(jnp.conj, grads)  # JAX gives the conjugate of the steepest ascent
+        updates, opt_state = self.optimiser.update(ascent, opt_state, arrays)
+        return eqx.apply_updates(arrays, updates), opt_state
+
+
+def _window(steps: int) -> int:
+    """About 16 steps, fewer so that there are eight windows; a divisor of all steps where one is near."""
+    wanted = max(1, min(16, steps // 8))
+    near = [w for w in range(-(-wanted // 2), 2 * wanted + 1) if steps % w == 0]
+    return min(near, key=lambda w: abs(math.log(w / wanted)), default=wanted)
+
+
+class Online:
+    """A rule. Each pass through the data is one compiled function, of its first window and the one after its last."""
+
+    def __init__(self, batch: Batch, program: Program):
+        self.batch, self.program, self.trained = batch, program, batch.start
+        self.carry = begin = program.init(batch.size)
+        self._jit_pass = jax.jit(self._pass)
+        self._reset = jax.jit(lambda c: program.reset(c, jnp.ones(jnp.shape(c.fresh), bool)))
+        for _ in range(SETTLING if program.plan.directions is not None else 0):
+            after = self._reset(self._run(batch.mask, self.carry)[2])
+            self.carry = eqx.tree_at(lambda c: c.state, after, begin.state)  # with the same noise
+
+    def gradient(self) -> Any:
+        """That of the sequence, at the weights of the model."""
+        return self._run(self.batch.mask, self.carry)[4]
+
+    def gradients_by_reach(self) -> list[Any] | None:
+        """Those of the losses in the last window, which reach back to each of `batch.firsts`; `None` where they
+        cannot be told apart."""
+        batch, carry, at, found = self.batch, self.carry, 0, []
+        if carry.past and self.program.plan.analysis.step.initial is not None:
+            return None  # a stream that begins anew would begin with the learned state
+        for first in batch.firsts:
+            carry, at = self._run(batch.late, carry, at, first)[2], first
+            empty = self._reset(carry)
+            fresh = empty.fresh if carry.past else carry.fresh
+            empty = eqx.tree_at(lambda c: (c.state, c.fresh), empty, (carry.state, fresh))
+            found.append(self._run(batch.late, empty, first)[4])
+        return found
+
+    def update(self) -> float:
+        """The loss of a pass through the data, in or after which the weights have moved."""
+        batch = self.batch
+        data = batch.xs, batch.targets, batch.mean
+        *moved, carry, loss, grads = self._jit_pass(
+            *self.trained, self.carry, data, 0, batch.count, True
+        )
+        self.carry = self._reset(carry)
+        self.trained = tuple(moved) if batch.every else batch.moved(grads, *self.trained)
+        return float(loss) / batch.updates
+
+    def _run(self, mask: Array, carry: Any, start: int = 0, stop: int | None = None) -> Any:
+        batch = self.batch
+        stop = batch.count if stop is None else stop
+        data = batch.xs, batch.targets, mask
+        return self._jit_pass(*batch.start, carry, data, start, stop, False)
+
+    def _pass(
+        self, arrays: Any, opt_state: Any, carry: Any, data: Any, start: Any, stop: Any, train: Any
+    ) -> Any:
+        """Parameters, state of the optimiser, carry, and the sums of loss and gradient over windows."""
+        batch, gradient = self.batch, self.program.value_and_grad(self.batch.loss_fn, "sum")
+        shape = batch.count, batch.window
+        data = jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), data)
+
+        def learn(arrays: Any, carry: Any, piece: Any) -> Any:
+            xs, targets, mask = piece
+            return gradient(batch.model(arrays), xs, targets, carry, mask=mask)
+
+        def window(n: Any, before: Any) -> Any:
+            arrays, opt_state, carry, total, sums = before
+            piece = jax.tree.map(lambda a: a[n], data)
+            (value, carry), grads = learn(arrays, carry, piece)
+            if batch.every and batch.optimiser is not None:
+                stay = lambda grads, *weights: weights
+                moves = train & (piece[2] != 0).any()
+                arrays, opt_state = jax.lax.cond(moves, batch.moved, stay, grads, arrays, opt_state)
+            return arrays, opt_state, carry, total + value, jax.tree.map(jnp.add, sums, grads)
+
+        first = jax.tree.map(lambda a: a[0], data)
+        (value, _), grads = jax.eval_shape(learn, arrays, carry, first)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (value, grads))
+        return jax.lax.fori_loop(start, stop, window, (arrays, opt_state, carry, *zeros))
+
+
+class Reverse:
+    """BPTT. At which step the state is passed on without its derivative is an input of each step."""
+
+    def __init__(self, batch: Batch):
+        self.batch, self.trained = batch, batch.start
+        call = checked_call(batch.model(batch.arrays), batch.step)
+
+        def step(model: Any, x: Any, state: Any) -> Any:
+            x, stops = x
+            leaves = Leaves.of(state, "state", numbers=True)
+            cut = lambda a: jnp.where(stops, jax.lax.stop_gradient(a), a)
+            arrays = [cut(a) if eqx.is_inexact_array(a) else a for a in leaves.split(state)]
+            return call(model, x, leaves.join(arrays))
+
+        def run(arrays: Any, xs: Any, targets: Any, mask: Any, first: Any) -> tuple[Any, Any]:
+            at = (jnp.arange(mask.shape[0]) == first).reshape(-1, *[1] * (mask.ndim - 1))
+            inputs = xs, jnp.broadcast_to(at, mask.shape)
+            return bptt(
+                *(batch.model(arrays), inputs, targets, batch.loss_fn),
+                **dict(state=batch.state, step=step, batch_size=batch.size, mask=mask),
+                reduction="sum",
+            )
+
+        self._jit_run = jax.jit(run)
+
+    def gradient(self) -> Any:
+        return self._run(self.batch.arrays, self.batch.mask)[1]
+
+    def gradients_by_reach(self) -> list[Any]:
+        batch = self.batch
+        firsts = [first * batch.window if first else -1 for first in batch.firsts]
+        return [self._run(batch.arrays, batch.late, first)[1] for first in firsts]
+
+    def update(self) -> float:
+        loss, grads = self._run(self.trained[0], self.batch.mean)
+        self.trained = self.batch.moved(grads, *self.trained)
+        return float(loss)
+
+    def _run(self, arrays: Any, mask: Array, first: int = -1) -> Any:
+        return self._jit_run(arrays, self.batch.xs, self.batch.targets, mask, first)
+
+
+Way = Online | Reverse
+
+
+class Measurement:
+    """The gradient of one way as vectors, and the shortest time of it for a step of the batch, in ms."""
+
+    def __init__(self, way: Way, leaves: Leaves):
+        flat = lambda tree: np.concatenate([*flat_gradients(leaves, tree).values()])
+        self.whole = flat(way.gradient())
+        parts = way.gradients_by_reach()
+        by_reach = None if parts is None else [flat(part) for part in parts]
+        self.by_lag = by_reach and [far - near for far, near in pairwise(by_reach)][::-1]
+        self.ms, end = math.inf, time.monotonic() + 0.5
+        for _ in range(10):
+            start = time.perf_counter()
+            jax.block_until_ready(way.gradient())
+            self.ms = min(self.ms, 1e3 * (time.perf_counter() - start) / way.batch.steps)
+            if time.monotonic() > end:
+                break
+
+    def cosines(self, reference: "Measurement") -> tuple[float, tuple[float, ...]]:
+        """Those with another gradient: of the whole, and by lag; `nan` where the other has hardly any such part."""
+        tiny = 1e-5 * float(np.linalg.norm(reference.whole))
+        wanted = reference.by_lag or []
+        found = self.by_lag or [None] * len(wanted)
+        return _cosine(self.whole, reference.whole), tuple(
+            math.nan if a is None or np.linalg.norm(b) <= tiny else _cosine(a, b)
+            for a, b in zip(found, wanted, strict=True)
+        )
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if norms else 0.0
