@@ -367,12 +367,9 @@ class Search:
             if program is not None:
                 found[row.path] = tuple(r.text for r in program.claims[row.path].reasons)
             elif isinstance(rule, TBPTT):
-                what = (
-                    "the step before"
-                    if rule == self.immediate
-                    else f"before its block of {rule.steps} steps"
-                )
-                found[row.path] = (f"influence from {what}",)
+                block = f"its block of {rule.steps} steps"
+                what = "the current step" if rule == self.immediate else block
+                found[row.path] = (f"influence from before {what}",)
         return {path: texts for path, texts in found.items() if texts}
 
     def equals(self, rule: Algorithm) -> bool:
@@ -423,11 +420,11 @@ class Search:
     @cached_property
     def _rewritten(self) -> list[tuple[Algorithm, Variant]]:
         """The mistakes that are made within the steps, of BPTT and of D-RTRL."""
-        outcome = self.tried.setdefault(
-            D_RTRL(), self.tried.get(D_RTRL()) or self.trial.of(D_RTRL())
-        )
-        assert outcome.program is not None
-        rewritten, found = Rewritten(self.trial, outcome.program), []
+        if D_RTRL() not in self.tried:
+            self.tried[D_RTRL()] = self.trial.of(D_RTRL())
+        program = self.tried[D_RTRL()].program
+        assert program is not None
+        rewritten, found = Rewritten(self.trial, program), []
         for rule, cut in ((self.bptt, False), (D_RTRL(), True)):
             want = self.tried[rule].gradient
             right = Known(rewritten.gradient(cut))
@@ -467,6 +464,8 @@ class Search:
                 return None
             name = f"{factor:.4g} times as large"
         texts = [part for part in (text, name) if part]
+        if not texts:  # near the rule, and not near enough to be called equal
+            return None
         return Fault(kind, rule, factor, ", and ".join(texts))
 
     @cached_property

@@ -200,7 +200,8 @@ class Rewritten:
             place = self.cut.get(eqn)
             if place is not None:
                 crossing = of_held[place]
-                of_still[place] = of_still[place] + (crossing - stop(crossing))
+                if jnp.issubdtype(crossing.dtype, jnp.inexact):
+                    of_still[place] = of_still[place] + (crossing - stop(crossing))
                 of_env[place], of_held[place] = stop(of_env[place]), stop(of_held[place])
             for values, read in ((env, of_env), (held, of_held)):
                 results = zip(eqn.outputs, _done(eqn, read, act), strict=True)
@@ -222,9 +223,8 @@ class Rewritten:
             place = self.spikes[eqn]
             function = lambda u: _bound(eqn, values, {place: u})
             u = values[place]
-            along = jax.jvp(function, (spikes[eqn],), (u - stop(u),))[
-                1
-            ]  # zero, but for its derivative
+            # Zero, but for its derivative.
+            _, along = jax.jvp(function, (spikes[eqn],), (u - stop(u),))
             return [stop(function(u)) + along]
         if eqn in data:
             place, weight = self.ops[eqn]

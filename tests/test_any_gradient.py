@@ -296,3 +296,15 @@ def test_lags_of_a_gradient_that_is_no_rule_s(few_rules):
     assert report.by_lag[0, 2] == pytest.approx(1.0)
     assert report.by_lag[2, 4] == pytest.approx(1.0)
     assert np.isnan(report.by_lag[8, 16])
+
+
+def test_a_gradient_that_is_nearly_right_is_no_mistake(few_rules):
+    """In float32 a factor of 1.002 is more than rounding, and has no name."""
+    model = jax.tree.map(jnp.float32, by_hand.rate())
+    xs, targets = jax.tree.map(jnp.float32, by_hand.sequence(T, B))
+    _, grads = etpc.bptt(model, xs, targets, loss, batch_size=B)
+    near = {".w_rec": 1.002 * grads.w_rec}
+    (row,) = etpc.check(near, model, xs, targets, loss, batch_size=B).rows
+    assert row.equals is None
+    assert row.nearest == TBPTT(T)
+    assert row.fault is None or row.fault.text == "1.002 times as large"
