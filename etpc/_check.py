@@ -236,8 +236,9 @@ def check(
     ...     return jnp.sum((y - target) ** 2)
     >>> w, xs = jnp.full(3, 0.9), jax.random.normal(jax.random.key(0), (40, 3))
     >>> _, truncated = etpc.bptt(w, xs, 0 * xs, loss, state=jnp.zeros(3), step=step, window=5)
-    >>> etpc.check(truncated, w, xs, 0 * xs, loss, state=jnp.zeros(3), step=step).equals
-    TBPTT(5)
+    >>> report = etpc.check(truncated, w, xs, 0 * xs, loss, state=jnp.zeros(3), step=step)
+    >>> report.equals == etpc.TBPTT(5)
+    True
 
     ```
     """
