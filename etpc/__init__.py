@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from . import plan as plan
     from . import plot as plot
     from . import surrogate as surrogate
+    from . import testing as testing
     from . import trace as trace
     from . import units as units
     from ._agreement import Row
     from ._bptt import bptt
+    from ._check import Check, CheckedRow, Fault, check
     from ._compare import Comparison, Report, Result, compare, verify
     from ._fit import Run, fit
     from ._suggest import Candidate, Suggestion, suggest
@@ -54,9 +56,10 @@ if TYPE_CHECKING:
     )
 else:
     _NAMES = {
-        "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate trace units",
+        "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate testing trace units",
         "_agreement": "Row",
         "_bptt": "bptt",
+        "_check": "Check CheckedRow Fault check",
         "_compare": "Comparison Report Result compare verify",
         "_fit": "Run fit",
         "_suggest": "Candidate Suggestion suggest",
@@ -97,11 +100,14 @@ __all__ = [
     "Candidate",
     "Carry",
     "Certificate",
+    "Check",
+    "CheckedRow",
     "CheckpointError",
     "Claim",
     "Comparison",
     "CreditRTRL",
     "EtpcError",
+    "Fault",
     "InputError",
     "InputTypeError",
     "Memory",
@@ -122,6 +128,7 @@ __all__ = [
     "UnsupportedError",
     "VerificationError",
     "bptt",
+    "check",
     "compare",
     "compile",
     "draw",

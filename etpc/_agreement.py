@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._jax import is_float
+from ._jax import is_float, prims
 from .show import Shown
 from .trace import Leaves, Step
 
+Vectors = Mapping[str, np.ndarray]
+"""The gradient of each parameter as a vector of real numbers, by path."""
 Run = Callable[[Any, Array | None], tuple[Any, Any]]
 """From a model and a mask to the loss and the gradient, which has the structure of the model."""
 
@@ -24,10 +26,11 @@ def flat_gradients(leaves: Leaves, tree: Any) -> dict[str, np.ndarray]:
     - `leaves`: of the model, whose structure `tree` has.
     """
     values = leaves.treedef.flatten_up_to(tree)
-    return {leaves.paths[i]: _flat(values[leaves.places[i]]) for i in leaves.floats}
+    return {leaves.paths[i]: flat(values[leaves.places[i]]) for i in leaves.floats}
 
 
-def _flat(value: Any) -> np.ndarray:
+def flat(value: Any) -> np.ndarray:
+    """An array as a vector of real numbers: the real parts, and then the imaginary ones."""
     parts = (np.real(value), np.imag(value)) if np.iscomplexobj(value) else (value,)
     return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
 
@@ -60,7 +63,18 @@ class Row:
         return cls(path, cosine, error, ratio, norm, claim, None)
 
 
-class Gradient:
+class Known:
+    """The gradient of each parameter, of which no more is known."""
+
+    def __init__(self, values: Vectors):
+        self.values = values
+
+    def noise(self, path: str, unit: float) -> float:
+        """How much the gradient of a parameter changes with the last digit of what it is computed from."""
+        return 0.0
+
+
+class Gradient(Known):
     """The gradient of each parameter, and how far rounding alone moves it.
 
     - `leaves`: of the model.
@@ -79,7 +93,7 @@ class Gradient:
         self._model, self._mask, self._lead = model, mask, lead
         value, grads = run(model, mask)
         self.loss = float(value)
-        self.values = flat_gradients(leaves, grads)
+        super().__init__(flat_gradients(leaves, grads))
         self._noise: dict[str, float] | None = None
 
     def noise(self, path: str, unit: float) -> float:
@@ -128,7 +142,7 @@ digit of the parameters: the same computation in another order rounds as often, 
 
 
 def compare_all(
-    got: Gradient, want: Gradient, claims: Mapping[str, str], tolerance: float, precision: Any
+    got: Known, want: Known, claims: Mapping[str, str], tolerance: float, precision: Any
 ) -> tuple[Row, ...]:
     """A row for each parameter, and whether its claim holds.
 
@@ -136,22 +150,28 @@ def compare_all(
     is small beside the gradient of all parameters, and no larger than what both gradients change by
     with the last digit of the parameters.
     """
-    unit = float(jnp.finfo(precision).eps)
-    whole = float(np.linalg.norm(np.concatenate([*want.values.values()])))
     rows = []
     for path, claim in claims.items():
-        a, b = got.values[path], want.values[path]
-        row = Row.of(path, a, b, claim)
+        row = Row.of(path, got.values[path], want.values[path], claim)
         if claim in ("exact", "unused"):
-            difference = float(np.linalg.norm(a - b))
-            held = row.error <= tolerance or difference == 0
-            if not held and difference <= min(ROUNDING * unit, tolerance) * whole:
-                noise = got.noise(path, unit) + want.noise(path, unit)
-                held = difference <= NOISE * noise
+            held = agrees(got, want, path, tolerance, precision)
             vacuous = held and claim == "exact" and not row.norm
             row = dataclasses.replace(row, held=None if vacuous else held)
         rows.append(row)
     return tuple(rows)
+
+
+def agrees(got: Known, want: Known, path: str, tolerance: float, precision: Any) -> bool:
+    """Whether two gradients of a parameter are the same but for rounding."""
+    a, b = got.values[path], want.values[path]
+    difference = float(np.linalg.norm(a - b))
+    if difference <= tolerance * float(np.linalg.norm(b)):
+        return True
+    unit = float(jnp.finfo(precision).eps)
+    whole = float(np.linalg.norm(np.concatenate([*want.values.values()])))
+    if not difference <= min(ROUNDING * unit, tolerance) * whole:
+        return False
+    return difference <= NOISE * (got.noise(path, unit) + want.noise(path, unit))
 
 
 def precision(step: Step) -> Any:
@@ -174,7 +194,7 @@ def default_tolerance(dtype: Any) -> float:
     return 1e-9 if unit < 1e-15 else 1e-3 if unit < 1e-6 else unit**0.5
 
 
-def doubts(program: Shown, silent: tuple[str, ...], reference: Gradient) -> tuple[str, ...]:
+def doubts(program: Shown, silent: tuple[str, ...], reference: Known) -> tuple[str, ...]:
     """Sentences on parameters of which nothing is compared, whatever the algorithm is."""
     zero = [
         f"the BPTT gradient of {path} is zero on this sequence, so nothing is compared"
@@ -182,6 +202,24 @@ def doubts(program: Shown, silent: tuple[str, ...], reference: Gradient) -> tupl
         if not value.any() and program.claims[path].claim != "unused"
     ]
     return (*silent, *zero)
+
+
+def replaced_derivatives(step: Step) -> tuple[str, ...]:
+    """Where the derivative of a step is another one than that of its value: the lines with `a - stop_gradient(a)`.
+
+    The difference is zero, and its derivative is that of `a`. Feedback weights are written so, as by
+    `etpc.nn.broadcast_readout`, and straight-through estimators.
+    """
+    stopped = {
+        e.outputs[0]: e.inputs[0] for e in step.equations if e.primitive is prims.stop_gradient_p
+    }
+    return tuple(
+        dict.fromkeys(
+            e.source
+            for e in step.equations
+            if e.primitive is prims.sub_p and stopped.get(e.inputs[1]) is e.inputs[0]
+        )
+    )
 
 
 def first_read(program: Shown, steps: int) -> int:

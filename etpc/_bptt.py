@@ -57,15 +57,7 @@ def bptt(
     loss = Loss.of(loss_fn, has_aux)
     check_data(xs, targets)
     mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
-    checked_call(model, step)
-    start = initial_state(model) if state is None else state
-    learned = state is None and _is_traceable(model)
-    leaves = Leaves.of(start, "state", numbers=True)
-    raise_together(foreign("state", leaves.split(start) or start), InputTypeError)
-    if batch_size is not None:
-        start = leaves.join([repeat(a, batch_size) for a in leaves.split(start)])
-    batched = batch_size is not None
-    objective = Objective(xs, targets, mask, loss, start, step, batched, learned)
+    objective = objective_of(model, xs, targets, mask, loss, state, step, batch_size)
     try:
         check_lead(xs, targets, batch_size)
         value, grads, aux = gradient_of(model, objective, reduction, window)
@@ -73,6 +65,30 @@ def bptt(
         blame_batch_axis(error, model, xs, state, step, batch_size)
         raise
     return ((value, aux) if has_aux else value), grads
+
+
+def objective_of(
+    model: Any,
+    xs: Any,
+    targets: Any,
+    mask: Array | None,
+    loss: Loss,
+    state: Any,
+    step: StepFunction | None,
+    batch_size: int | None,
+) -> "Objective":
+    """The loss of a sequence that begins with a state, or with that of the model.
+
+    **Raises** `InputTypeError` and `ModelError` where there is none, or the model can't be called.
+    """
+    checked_call(model, step)
+    start = initial_state(model) if state is None else state
+    learned = state is None and _is_traceable(model)
+    leaves = Leaves.of(start, "state", numbers=True)
+    raise_together(foreign("state", leaves.split(start) or start), InputTypeError)
+    if batch_size is not None:
+        start = leaves.join([repeat(a, batch_size) for a in leaves.split(start)])
+    return Objective(xs, targets, mask, loss, start, step, batch_size is not None, learned)
 
 
 def _is_traceable(model: Any) -> bool:
@@ -97,6 +113,7 @@ class Objective(eqx.Module):
     - `start`: the state in which streams begin, with an axis B if it is `batched`.
     - `learned`: whether they begin with `model.init_state()`, as a function of the parameters. Then `start`
         only says what is no float of it.
+    - `cuts`: [T], the steps to which the state is passed on without its derivative; `None` for none.
     """
 
     xs: Any
@@ -107,6 +124,7 @@ class Objective(eqx.Module):
     step: StepFunction | None
     batched: bool
     learned: bool = False
+    cuts: Array | None = None
 
 
 def gradient_of(
@@ -142,7 +160,9 @@ def _compiled(
             ]
 
         def body(before: list[Array], step_data: Any) -> tuple[list[Array], Any]:
-            x, target, weight = step_data
+            x, target, weight, cut = step_data
+            if cut is not None:
+                before = [_passed_on(a, cut) for a in before]
             rounded = rounding()
             # Joined for each call: an `eqx.nn.State` may be used once.
             result = lambda: call(rounded, x, state_leaves.join(before))
@@ -166,7 +186,7 @@ def _compiled(
         low = jax.tree.map(lambda a: jnp.broadcast_to(a, (*size, *a.shape)), low)
         many = jax.vmap(
             lambda low, start, data: one_example((low, rest), start, data),
-            in_axes=(0, 0, 1),
+            in_axes=(0, 0, (1, 1, 1, None)),
             out_axes=(0, (0, 1)),
         )
         losses, rest_of = many(low, start, data)
@@ -175,7 +195,7 @@ def _compiled(
     gradient = eqx.filter_value_and_grad(total, has_aux=True)
     arrays = [a if hasattr(a, "dtype") else jnp.asarray(a) for a in whole.split(start)]
     xs = jax.tree.map(lambda x: finite_where_masked(x, mask), objective.xs)
-    data = xs, objective.targets, mask
+    data = xs, objective.targets, mask, objective.cuts
     steps, *size = lead_of(data, 1 if batched else None)
     wide = jax.tree.map(lambda a: a.astype(summed_in(a.dtype)), low), rest
     begin = arrays, jnp.ones(size, bool)
@@ -185,6 +205,13 @@ def _compiled(
         value, grads, aux = _windows(gradient, wide, begin, data, steps, window)
     value, (low_grads, grads) = reduced(reduction, (value, grads), mask, steps)
     return value, eqx.combine(jax.tree.map(jnp.astype, low_grads, dtypes), grads), aux
+
+
+def _passed_on(state: Any, cut: Array) -> Any:
+    """A leaf of the state, without its derivative where it is cut."""
+    if not eqx.is_inexact_array(state):
+        return state
+    return jnp.where(cut, jax.lax.stop_gradient(state), state)
 
 
 def _windows(

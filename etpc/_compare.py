@@ -1,33 +1,28 @@
-"""`etpc.verify` and `etpc.compare`: algorithms against backpropagation through time."""
+"""`etpc.verify` and `etpc.compare`: gradients against backpropagation through time."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-import jax
 import numpy as np
 
-from ._agreement import (
-    Gradient,
-    Row,
-    compare_all,
-    default_tolerance,
-    doubts,
-    precision,
-    unread_traces,
-)
-from ._bptt import Objective, blame_batch_axis, gradient_of
-from ._data import check_data, check_lead, check_tolerance, lead_of, one_step
-from ._errors import InputError, checked_count
-from ._loss import Loss, check_reduction, checked_weights
+from ._agreement import Known, Row, Vectors, unread_traces
+from ._errors import InputError
+from ._progress import progress
+from ._record import record
+from ._trial import Lag, Trial, cosine, cosines, partial_cosines
 from .algorithms import TBPTT, Algorithm, resolve
 from .plan import UNMARKED
-from .run import Carry, Program, compile
+from .run import Program
 from .show import table
 from .trace import StepFunction
 
 TOTAL = "(all)"
 """Stands for the path in the row of all parameters together."""
+
+HIDDEN = 0.01
+"""By how much the lowest cosine of a parameter is below that of all together, to be shown once more."""
 
 HELD = {True: "yes", False: "NO", None: "-"}
 
@@ -39,26 +34,37 @@ def fidelity(row: Row) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """One algorithm of a comparison.
+    """One gradient of a comparison.
 
+    - `algorithm`: `None` for a gradient that was given.
     - `rows`: a [`Row`][etpc.Row] for each parameter.
     - `total`: that of all parameters as one vector, so of the update that an optimiser sees; large
         gradients count for more in it.
     - `carry_bytes`: what is passed on from window to window, for the whole batch: the hidden state,
-        and the traces where there are any.
-    - `program`: the compiled program; `None` for `TBPTT(K)`, which is computed as BPTT of blocks.
+        and the traces where there are any; `None` where it is not known.
+    - `program`: the compiled program; `None` for `TBPTT(K)`, which is computed as BPTT of blocks, and for a
+        gradient that was given.
     """
 
-    algorithm: Algorithm
+    algorithm: Algorithm | None
     rows: tuple[Row, ...]
     total: Row
-    carry_bytes: int
+    carry_bytes: int | None
     program: Program | None
+    values: Vectors = dataclasses.field(default_factory=dict[str, np.ndarray], repr=False)
+    """The gradient of each parameter as a vector."""
+    label: str = ""
 
     @property
     def name(self) -> str:
-        """The algorithm with those of its settings that are not the default."""
-        return short_name(self.algorithm)
+        """The name that was given; or the algorithm, with those of its settings that are not the default."""
+        return self.label or ("" if self.algorithm is None else short_name(self.algorithm))
+
+    @property
+    def worst(self) -> Row:
+        """The row with the lowest cosine. In `total`, a large gradient hides a small one."""
+        known = [row for row in self.rows if row.cosine == row.cosine]
+        return min(known, key=lambda row: row.cosine, default=self.total)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +77,7 @@ class Comparison:
     were not read."""
     tolerance: float
     loss: float
+    trial: Trial | None = dataclasses.field(default=None, repr=False)
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -87,15 +94,97 @@ class Comparison:
         """Whether every claim held, and none of them emptily."""
         return not self.vacuous and all(row.held is not False for row in self.rows)
 
+    @property
+    def against(self) -> str:
+        """What the gradients are compared with: BPTT of the model, or of a reference."""
+        return "BPTT of the reference" if self.trial and self.trial.has_reference else "BPTT"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Things that a reader should know. The verdict does not depend on them."""
+        return () if self.trial is None else self.trial.remarks
+
+    @cached_property
+    def between(self) -> Mapping[str, Mapping[str, float]]:
+        """The cosine of each gradient with each other, over all parameters, by their names."""
+        whole = {r.name: np.concatenate([*r.values.values()]) for r in self.results}
+        return {a: {b: cosine(whole[a], whole[b]) for b in whole} for a in whole}
+
+    @cached_property
+    def by_lag(self) -> Mapping[str, Mapping[Lag, float]]:
+        """The cosine with BPTT by how far back the gradient reaches, over all parameters, by the name of the result.
+
+        The sequence is cut into windows of W steps, and a key is `(a, b)`: of the losses of a window, the part
+        of the gradient from uses of the parameters `a` to `b` steps before the end of that window, in units of W.
+        Steps that fill no window are left out. Of a rule it is the cosine of that part of its own gradient, for which
+        it begins with fresh traces at several steps. A gradient that was given is known as a whole alone: then it is
+        the cosine of what is left of both when the other parts of BPTT's gradient are projected out, in which an
+        error of any part counts. `nan` where one of them is zero.
+
+        It is computed when it is first asked for: some 30 gradients of BPTT, and for each program as many windows.
+        """
+        trial, found = self.trial, dict[str, dict[Lag, float]]()
+        assert trial is not None
+        of_bptt = trial.parts()
+        results = {result.name: result for result in self.results}
+        for name in progress(list(results), "by lag"):
+            result = results[name]
+            if result.algorithm is None:
+                whole = np.concatenate([*result.values.values()])
+                values = partial_cosines(whole, of_bptt)
+            else:
+                values = cosines(trial.parts(result.algorithm, result.program), of_bptt)
+            found[name] = dict(zip(trial.lags, values, strict=True))
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """What it says, ready for JSON: plain numbers, and `None` for those that are not finite."""
+        return record("etpc-comparison/1", **self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss,
+            "tolerance": self.tolerance,
+            "ok": self.ok,
+            "against": self.against,
+            "notes": list(self.notes),
+            "remarks": list(self.remarks),
+            "results": [
+                {
+                    "name": result.name,
+                    "algorithm": None if result.algorithm is None else str(result.algorithm),
+                    "carry_bytes": result.carry_bytes,
+                    "parameters": [dataclasses.asdict(row) for row in result.rows],
+                    "total": dataclasses.asdict(result.total),
+                    "worst": result.worst.path,
+                }
+                for result in self.results
+            ],
+            "between": self.between,
+        }
+
     def __str__(self) -> str:
         columns = ["algorithm", "carry bytes", "parameter", "cosine", "rel. error", "ratio"]
         rows: list[list[str]] = []
         for result in self.results:
-            first = [result.name, f"{result.carry_bytes:,}"]
-            for row in (*result.rows, result.total):
-                rows.append([*first, row.path, *fidelity(row), row.claim, HELD[row.held]])
+            size = "-" if result.carry_bytes is None else f"{result.carry_bytes:,}"
+            first = [result.name, size]
+            shown = [(row.path, row) for row in (*result.rows, result.total)]
+            if result.worst.cosine < result.total.cosine - HIDDEN:
+                shown.append((f"(worst: {result.worst.path})", result.worst))
+            for path, row in shown:
+                rows.append([*first, path, *fidelity(row), row.claim, HELD[row.held]])
                 first = ["", ""]
-        return self._text("against BPTT", [*columns, "claim", "held"], rows)
+        head = f"against {self.against}"
+        return self._text(head, [*columns, "claim", "held"], rows, self._between())
+
+    def _between(self) -> list[str]:
+        """A table of the cosines between the results."""
+        if len(self.results) < 2:
+            return []
+        names = list(self.between)
+        rows = [[a, *(f"{self.between[a][b]:.4f}" for b in names)] for a in names]
+        return [*table(["cosine between", *names], rows), ""]
 
     def _text(
         self, head: str, columns: list[str], rows: list[list[str]], below: Sequence[str] = ()
@@ -104,7 +193,8 @@ class Comparison:
         if self.notes:
             outcome += ": the comparison is vacuous in part"
         outcome += f"  (exact means a relative error of at most {self.tolerance:.0e})"
-        notes = [f"note: {text}" for text in self.notes]
+        notes = [f"remark: {text}" for text in self.remarks]
+        notes += [f"note: {text}" for text in self.notes]
         head = f"{head} (loss {self.loss:.6g})"
         return "\n".join([head, "", *table(columns, rows), "", *below, *notes, outcome])
 
@@ -123,11 +213,11 @@ class Report(Comparison):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Things that a reader may want to change. The verdict does not depend on them."""
+        """Things that a reader may want to change or should know. The verdict does not depend on them."""
         ops = self.program.plan.ops
         unmarked = dict.fromkeys(p.path for p in ops if p.reason.startswith(UNMARKED))
         text = "not marked, and so without a trace; leave weights= out to give every weight one"
-        return (f"{', '.join(unmarked)}: {text}",) if unmarked else ()
+        return (*((f"{', '.join(unmarked)}: {text}",) if unmarked else ()), *super().remarks)
 
     def __str__(self) -> str:
         columns = ["parameter", "cosine", "rel. error", "ratio", "norm", "claim", "held"]
@@ -135,8 +225,7 @@ class Report(Comparison):
             [row.path, *fidelity(row), f"{row.norm:.3e}", row.claim, HELD[row.held]]
             for row in self.rows
         ]
-        head = f"{self.program.algorithm} against BPTT"
-        return self._text(head, columns, rows, [f"remark: {text}" for text in self.remarks])
+        return self._text(f"{self.program.algorithm} against {self.against}", columns, rows)
 
     __repr__ = __str__
 
@@ -156,6 +245,7 @@ def verify(
     reduction: str = "mean",
     mask: Any = None,
     has_aux: bool = False,
+    reference: Any = None,
 ) -> Report:
     """Compare the gradient of an algorithm with BPTT, parameter by parameter.
 
@@ -172,6 +262,11 @@ def verify(
         exact too: a difference of at most 64 times the precision, relative to the gradient of all
         parameters (and to `tolerance`, if that is smaller), that is also no larger than what a change of
         the parameters in their last digit makes of this gradient.
+    - `reference`: of what BPTT is taken, where it is not the model itself: another model with the same
+        parameters, or some of them, which is called in the same way; or a step function `(model, x, state) -> (y,
+        new_state)` for this one. Where credit goes back through feedback weights, BPTT of the model goes back through
+        them too: pass a step with the true weights in their place for the true gradient. With a reference, claims,
+        which are about BPTT of the model itself, are not judged.
 
     **Returns** a [`Report`][etpc.Report]: `print` shows the table, `.ok` is the verdict.
     It is not ok where a claim of exactness does not hold, and where the comparison says nothing
@@ -180,10 +275,20 @@ def verify(
 
     **Raises** what `etpc.compile` and `value_and_grad` raise.
     """
-    options = dict(state=state, step=step, weights=weights, memory=None, tolerance=tolerance)
-    options |= dict(batch_size=batch_size, reduction=reduction, mask=mask, has_aux=has_aux)
-    found = _compare(model, xs, targets, loss_fn, [resolve(algo)], in_blocks=False, **options)
-    return Report(found.results, found.notes, found.tolerance, found.loss)
+    trial = Trial(
+        *(model, xs, targets, loss_fn),
+        state=state,
+        step=step,
+        weights=weights,
+        batch_size=batch_size,
+        tolerance=tolerance,
+        reduction=reduction,
+        mask=mask,
+        has_aux=has_aux,
+        reference=reference,
+    )
+    found = _compare(trial, {"": resolve(algo)}, in_blocks=False)
+    return Report(found.results, found.notes, found.tolerance, found.loss, trial)
 
 
 def compare(
@@ -191,7 +296,7 @@ def compare(
     xs: Any,
     targets: Any,
     loss_fn: Callable[[Any, Any], Any],
-    algos: Sequence[Algorithm | str] = ("d_rtrl", "es_d_rtrl", TBPTT(10), TBPTT(1)),
+    algos: Sequence[Any] | Mapping[str, Any] = ("d_rtrl", "es_d_rtrl", TBPTT(10), TBPTT(1)),
     *,
     state: Any = None,
     step: StepFunction | None = None,
@@ -202,25 +307,29 @@ def compare(
     reduction: str = "mean",
     mask: Any = None,
     has_aux: bool = False,
+    reference: Any = None,
 ) -> Comparison:
     """Compare the gradients of algorithms with BPTT, side by side, parameter by parameter.
 
     **Arguments:**
 
     - `model`, `state`, `step`, `weights`, `memory`: as in [`etpc.compile`][].
-    - `xs`, `targets`, `loss_fn`, `tolerance`, `reduction`, `mask`, `has_aux`: as in
+    - `xs`, `targets`, `loss_fn`, `tolerance`, `reduction`, `mask`, `has_aux`, `reference`: as in
         [`etpc.verify`][].
-    - `algos`: algorithms or their names; `TBPTT(K)` or `TBPTT(K, every=W)` for truncated BPTT.
+    - `algos`: algorithms or their names; `TBPTT(K)` or `TBPTT(K, every=W)` for truncated BPTT. Gradients that
+        something else computed go in with a name, as `{"mine": gradient}`: in the list, or in the place of
+        it; [`etpc.check`][] says what forms they may have. Of these nothing is claimed, and a parameter that
+        one of them does not give counts as zero.
     - `batch_size`: B where the data has a batch axis, `None` where it has none.
 
-    BPTT is computed once.
+    BPTT is computed once. On a terminal, a bar shows the progress.
 
     **Returns** a [`Comparison`][etpc.Comparison]: `print` shows the table, `.results` holds
     it as data, `.ok` is the verdict, as for a report of [`etpc.verify`][]. What is not claimed to be
     exact cannot fail.
 
     **Raises** what `etpc.compile` raises, for the first algorithm that it refuses; `etpc.InputError`
-    where there is no algorithm.
+    where there is no algorithm, or a gradient does not fit the model.
 
     ```pycon
     >>> import jax, jax.numpy as jnp, etpc
@@ -239,122 +348,76 @@ def compare(
 
     ```
     """
-    if isinstance(algos, str) or not isinstance(algos, Iterable) or not (algos := list(algos)):
+    chosen = _chosen(algos)
+    trial = Trial(
+        *(model, xs, targets, loss_fn),
+        state=state,
+        step=step,
+        weights=weights,
+        memory=memory,
+        batch_size=batch_size,
+        tolerance=tolerance,
+        reduction=reduction,
+        mask=mask,
+        has_aux=has_aux,
+        reference=reference,
+    )
+    return _compare(trial, chosen, in_blocks=True)
+
+
+def _chosen(algos: Any) -> dict[str, Any]:
+    """Algorithms and gradients by their names. **Raises** `InputError` where there are none, or two have one name."""
+    if isinstance(algos, str) or not isinstance(algos, Iterable) or not (items := _items(algos)):
         raise InputError(
             f"algos is a list of algorithms or their names, with at least one, not {algos!r}."
         )
-    options = dict(state=state, step=step, weights=weights, memory=memory, tolerance=tolerance)
-    options |= dict(batch_size=batch_size, reduction=reduction, mask=mask, has_aux=has_aux)
-    chosen = [resolve(algo) for algo in algos]
-    return _compare(model, xs, targets, loss_fn, chosen, in_blocks=True, **options)
+    named = [(name, resolve(a) if isinstance(a, Algorithm | str) else a) for name, a in items]
+    chosen = {name or short_name(algo): algo for name, algo in named}
+    if len(chosen) < len(named):
+        names = [name or short_name(algo) for name, algo in named]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(
+            f"algos has {twice!r} twice. Give each its own name: {{'name': gradient}}."
+        )
+    return chosen
 
 
-def _compare(
-    model: Any,
-    xs: Any,
-    targets: Any,
-    loss_fn: Any,
-    algorithms: list[Algorithm],
-    *,
-    in_blocks: bool,
-    state: Any,
-    step: Any,
-    weights: Any,
-    memory: Any,
-    tolerance: Any,
-    batch_size: Any,
-    reduction: str,
-    mask: Any,
-    has_aux: bool,
-) -> Comparison:
-    """Each algorithm against BPTT; those that are BPTT of blocks without a program if `in_blocks`."""
-    check_reduction(reduction)
-    check_tolerance(tolerance)
-    batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
-    check_data(xs, targets)
-    lead = lead_of((xs, targets), batch_size)
-    mask = checked_weights("mask", mask, lead)
-    options = dict(state=state, step=step, weights=weights, memory=memory)
-    compiled = lambda algorithm: compiled_for(xs, batch_size, model, algorithm, **options)
-    without = [in_blocks and algorithm.in_blocks for algorithm in algorithms]
-    programs = [
-        None if no_program else compiled(algorithm)
-        for algorithm, no_program in zip(algorithms, without, strict=True)
+def _items(algos: Iterable[Any]) -> list[tuple[str, Any]]:
+    if isinstance(algos, Mapping):
+        return [(str(name), algo) for name, algo in algos.items()]
+    return [
+        item
+        for algo in algos
+        for item in (_items(algo) if isinstance(algo, Mapping) else [("", resolve(algo))])
     ]
-    any_program = next((p for p in programs if p is not None), None) or compiled("d_rtrl")
-    check_lead(xs, targets, batch_size)
-    traced = any_program.plan.analysis.step
-    dtype, leaves = precision(traced), traced.model_leaves
-    tolerance = default_tolerance(dtype) if tolerance is None else tolerance
-    carry = any_program.init(batch_size)
-    loss, start = Loss.of(loss_fn, has_aux), full_state(any_program, carry)
-    batched, learned = batch_size is not None, traced.initial is not None
 
-    def reverse(window: int | None = None) -> Gradient:
-        def run(model: Any, mask: Any) -> tuple[Any, Any]:
-            objective = Objective(xs, targets, mask, loss, start, step, batched, learned)
-            return gradient_of(model, objective, reduction, window)[:2]
 
-        return Gradient(run, leaves, model, mask, lead)
-
-    def online(program: Program) -> Gradient:
-        gradient = program.value_and_grad(loss_fn, reduction, has_aux=has_aux)
-        first = program.init(batch_size)
-
-        def run(model: Any, mask: Any) -> tuple[Any, Any]:
-            (value, _), grads = gradient(model, xs, targets, first, mask=mask)
-            return value, grads
-
-        return Gradient(run, leaves, model, mask, lead)
-
-    reference, steps = reverse(), lead[0]
+def _compare(trial: Trial, chosen: Mapping[str, Any], *, in_blocks: bool) -> Comparison:
+    """Each algorithm or gradient against BPTT; those that are BPTT of blocks without a program if `in_blocks`."""
     results, unread = [], {}
-    for algorithm, program in zip(algorithms, programs, strict=True):
-        if program is None:
-            window = algorithm.lookback or steps
-            claim = "exact" if window >= steps else "current step" if window == 1 else "approximate"
-            claims = {
-                path: "unused" if c.claim == "unused" else claim
-                for path, c in any_program.claims.items()
-            }
-            got, passed_on = reverse(window), carry.state
+    for name in progress(list(chosen), "comparing"):
+        algorithm = chosen[name]
+        if isinstance(algorithm, Algorithm):
+            found = trial.of(algorithm, in_blocks)
         else:
-            claims = {path: c.claim for path, c in program.claims.items()}
-            got, passed_on = online(program), program.init(batch_size)
-            unread.setdefault(unread_traces(program, steps, mask), []).append(short_name(algorithm))
-        rows = compare_all(got, reference, claims, tolerance, dtype)
-        size = sum(a.nbytes for a in jax.tree.leaves(passed_on))
-        results.append(Result(algorithm, rows, _total(got, reference, rows), size, program))
+            found, algorithm = trial.given(algorithm), None
+        rows = trial.rows(found)
+        result = Result(
+            *(algorithm, rows, _total(found.gradient, trial.reference, rows), found.carry_bytes),
+            *(found.program, found.gradient.values, name),
+        )
+        results.append(result)
+        if found.program is not None:
+            why = unread_traces(found.program, trial.steps, trial.mask)
+            unread.setdefault(why, []).append(result.name)
     unread.pop(None, None)
-    silent = any_program.silent(model, xs, carry, mask=mask)
-    notes = [*doubts(any_program, silent, reference)]
-    notes += [f"{', '.join(names)}: {text}" for text, names in unread.items()]
-    return Comparison(tuple(results), tuple(notes), tolerance, reference.loss)
+    notes = [*trial.doubts(), *(f"{', '.join(names)}: {why}" for why, names in unread.items())]
+    return Comparison(tuple(results), tuple(notes), trial.tolerance, trial.reference.loss, trial)
 
 
-def compiled_for(xs: Any, batch_size: int | None, model: Any, algo: Any, **options: Any) -> Program:
-    """The program of a model for the steps of a sequence.
-
-    **Raises** what `etpc.compile` raises; `InputError` where the sequence seems to have a batch axis
-    and no batch size was given, or the other way round.
-    """
-    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
-    try:
-        return compile(model, algo, inputs=inputs, batch_size=batch_size or 1, **options)
-    except Exception as error:
-        blame_batch_axis(error, model, xs, options["state"], options["step"], batch_size)
-        raise
-
-
-def full_state(program: Program, carry: Carry) -> Any:
-    """The hidden state of a carry, with the leaves that are no arrays."""
-    leaves = program.plan.analysis.step.state_leaves
-    return leaves.join(leaves.split(carry.state))
-
-
-def _total(got: Gradient, want: Gradient, rows: tuple[Row, ...]) -> Row:
+def _total(got: Known, want: Known, rows: tuple[Row, ...]) -> Row:
     """The row of all parameters together. Its claim holds if the claim of each parameter does."""
-    a, b = (np.concatenate([*gradient.values.values()]) for gradient in (got, want))
+    a, b = (np.concatenate([g.values[row.path] for row in rows]) for g in (got, want))
     claims = {row.claim for row in rows} - {"unused"}
     claim = claims.pop() if len(claims) == 1 else "approximate"
     row = Row.of(TOTAL, a, b, claim)

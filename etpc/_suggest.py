@@ -2,16 +2,18 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
 import numpy as np
 
-from ._compare import compiled_for, short_name
+from ._compare import short_name
 from ._errors import InputError
 from ._measured import Batch, Measurement, Online, Reverse, Way, step_ms
+from ._progress import show
+from ._record import record
+from ._trial import compiled_for
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
 from .analyse import trace_dtype, uncut_block
 from .plan import DEFAULT_MEMORY
@@ -91,15 +93,12 @@ class Suggestion:
         """Numbers, texts, lists and dictionaries of them, as `etpc suggest --json` prints them; `None` for a number
         that is not finite."""
         text = lambda rule: None if rule is None else str(rule)
-        finite = lambda a: None if isinstance(a, float) and not math.isfinite(a) else a
-        rows = []
-        for row in self.rows:
-            record = {**dataclasses.asdict(row), "rule": text(row.rule), "loss": row.loss}
-            several = {name: [*map(finite, record[name])] for name in ("by_lag", "losses")}
-            rows.append({name: finite(value) for name, value in record.items()} | several)
-        fields = {"lags": [list(lag) for lag in self.lags], "rows": rows}
-        fields |= {"reasons": list(self.reasons), "left_out": list(self.left_out)}
-        return {"schema": "etpc-suggestion/1", "rule": text(self.rule), **fields}
+        rows = [
+            {**dataclasses.asdict(row), "rule": text(row.rule), "loss": row.loss}
+            for row in self.rows
+        ]
+        fields = dict(lags=self.lags, rows=rows, reasons=self.reasons, left_out=self.left_out)
+        return record("etpc-suggestion/1", rule=text(self.rule), **fields)
 
     def __str__(self) -> str:
         trained = any(row.losses for row in self.rows)
@@ -193,7 +192,7 @@ def suggest(
                 names = ", ".join(map(short_name, rules[n:]))
                 report.left_out.append(f"{names}, as the budget of {budget:g} s was spent")
                 break
-            _show(n, len(rules), short_name(rule))
+            show(n, len(rules), short_name(rule))
             program = compiled_for(xs, batch_size, model, rule, **options) if n else cut
             report.measure(rule, program)
         if optimiser is not None and len(rules) > 1:
@@ -203,7 +202,7 @@ def suggest(
             raise
         report.left_out.append("what was left when it was interrupted")
     finally:
-        _show(0, 0, "")
+        show(0, 0, "")
     return report.suggestion()
 
 
@@ -212,13 +211,6 @@ def _check_positive(**limits: Any) -> None:
         number = isinstance(limit, int | float | np.number) and not isinstance(limit, bool)
         if limit is not None and not (number and limit > 0):
             raise InputError(f"{name} must be a number above zero, not {limit!r}.")
-
-
-def _show(done: int, count: int, name: str) -> None:
-    """A bar of progress, where stderr is a terminal; it goes where `count` is zero."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        bar = f"[{'#' * done}{'.' * (count - done)}] {name}" if count else ""
-        print(f"\r\x1b[K{bar}", end="", file=sys.stderr, flush=True)
 
 
 def _rules(batch: Batch, cut: Program) -> list[Algorithm]:
@@ -279,7 +271,7 @@ class _Report:
         for done in range(UPDATES[1]):
             if monotonic() > end and done:
                 break
-            _show(20 * done // UPDATES[1], 20, "training")
+            show(20 * done // UPDATES[1], 20, "training")
             losses = {n: self.ways[n].update() for n in training}
             for n, loss in losses.items():
                 row = self.rows[n]

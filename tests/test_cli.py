@@ -236,6 +236,8 @@ def test_explain_as_json(capsys):
     status, out, _ = run(capsys, "explain", "tiny_models:make", "--json")
     program, record = leaky_program(), strict(out)
     assert status == 0
+    assert record == {"model": "tiny_models:make", **strict(json.dumps(program.as_dict()))}
+    assert record["schema"] == "etpc-program/1"
     assert record["algorithm"] == str(program.algorithm)
     assert record["hidden_states"] == ["state"]
     assert record["carry_bytes"] == program.memory().total
@@ -337,6 +339,8 @@ def test_verify_as_json_is_the_comparison(capsys):
     assert (record["steps"], record["batch_size"]) == (40, 4)
     assert record["data"] == "inputs of the task; its loss"
     assert record["loss"] == pytest.approx(expected.loss, rel=1e-12)
+    assert record.items() >= {"schema": "etpc-comparison/1", "against": "BPTT"}.items()
+    assert record.keys() - expected.as_dict().keys() == {"model", "steps", "batch_size", "data"}
     for got, want in zip(record["results"], expected.results, strict=True):
         assert got["name"] == want.name
         assert got["carry_bytes"] == want.carry_bytes
@@ -496,7 +500,8 @@ def test_draw(capsys, monkeypatch, folder):
     assert run(capsys, *argv, "graph.svg") == (0, "wrote graph.svg\n", "")
     assert (folder / "graph.svg").read_text().startswith("SnAp(n=1")
     status, out, _ = run(capsys, *argv, "graph.svg", "--json")
-    assert (status, strict(out)) == (0, {"model": "tiny_models:make", "written": "graph.svg"})
+    written = {"schema": "etpc-draw/1", "model": "tiny_models:make", "written": "graph.svg"}
+    assert (status, strict(out)) == (0, written)
     status, _, err = run(capsys, *argv, "no_folder/graph.svg")
     assert status == 2
     assert "no_folder/graph.svg cannot be written: No such file" in err

@@ -1,6 +1,7 @@
 """`etpc.compare`: algorithms and truncated BPTT, side by side."""
 
 import inspect
+import json
 
 import equinox as eqx
 import jax
@@ -92,10 +93,18 @@ def test_table(found):
         *("claim", "held"),
     ]
     assert set(rule) == {"-", " "}
-    width = len(ALGORITHMS) * 5
-    names = [line.split()[0] for line in body[:width]]
-    assert names[::5] == [result.name for result in found.results]
-    assert names[1:5] == [".log_tau", ".out", ".rec", "(all)"]
+    table, between = body[: body.index("")], body[body.index("") + 1 :]
+    names = [line.split()[0] for line in table]
+    assert names[:6] == ["D_RTRL()", ".log_tau", ".out", ".rec", "(all)", "(worst:"]
+    assert [name for name in names if name[0].isalpha()] == [r.name for r in found.results]
+    exact = names[names.index("RTRL()") :]
+    assert exact[4:6] == ["(all)", f"TBPTT({T})"]  # none is worse
+    assert between[0].split()[:4] == ["cosine", "between", "D_RTRL()", "ES_D_RTRL(decay=0.5)"]
+    assert between[2].split()[:3] == [
+        "D_RTRL()",
+        "1.0000",
+        f"{found.between['D_RTRL()']['ES_D_RTRL(decay=0.5)']:.4f}",
+    ]
     assert body[-1] == "ok  (exact means a relative error of at most 1e-09)"
     assert repr(found) == str(found)
 
@@ -188,3 +197,46 @@ def test_tbptt_compiles_without_a_trace():
 )
 def test_short_names(algorithm, name):
     assert short_name(algorithm) == name
+
+
+def test_how_far_back_gradients_reach(found):
+    """In windows of three steps: blocks of six reach back to the window before, the immediate gradient to its own."""
+    lags = found.by_lag
+    assert list(lags) == [result.name for result in found.results]
+    assert list(lags["RTRL()"]) == [(0, 3), (3, 6), (6, 12), (12, 24)]
+    for name in ("RTRL()", f"TBPTT({T})"):
+        assert list(lags[name].values()) == pytest.approx([1.0] * 4)
+    assert lags["TBPTT(6)"][0, 3] == pytest.approx(1.0)
+    assert 0.3 < lags["TBPTT(6)"][3, 6] < 0.99
+    assert not [v for v in [*lags["TBPTT(6)"].values()][2:] if v == v]
+    assert lags["TBPTT(1)"][0, 3] < 1 - 1e-3
+    assert lags["D_RTRL()"][0, 3] > lags["D_RTRL()"][6, 12] > 0
+
+
+def test_gradients_that_were_given():
+    model, (xs, targets) = recurrent(), data(2)
+    _, grads = etpc.bptt(model, xs, targets, squared, batch_size=2)
+    grads = eqx.tree_at(lambda m: (m.out, m.rec), grads, (-grads.out, None))
+    found = etpc.compare(model, xs, targets, squared, [TBPTT(1), {"mine": grads}], batch_size=2)
+    _, mine = found.results
+    assert (mine.name, mine.algorithm, mine.carry_bytes, mine.program) == ("mine", None, None, None)
+    rows = {row.path: row for row in mine.rows}
+    assert rows[".win"].cosine == pytest.approx(1.0)
+    assert rows[".rec"].ratio == 0.0
+    assert (mine.worst.path, mine.worst.cosine) == (".out", pytest.approx(-1.0))
+    assert "(worst: .out)" in str(found)
+    assert found.between["mine"]["mine"] == pytest.approx(1.0)
+    assert found.between["mine"]["TBPTT(1)"] == found.between["TBPTT(1)"]["mine"] < 0.9
+    assert {row.claim for row in mine.rows} == {"-"}
+    assert found.ok
+    only = etpc.compare(model, xs, targets, squared, {"mine": grads, "now": TBPTT(1)}, batch_size=2)
+    assert [result.name for result in only.results] == ["mine", "now"]
+    assert only.results[1].algorithm == TBPTT(1)
+    record = only.as_dict()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["schema"] == "etpc-comparison/1"
+    assert record["results"][0]["algorithm"] is None
+    with pytest.raises(etpc.InputError, match="'mine' twice"):
+        etpc.compare(model, xs, targets, squared, [{"mine": grads}, {"mine": grads}], batch_size=2)
+    with pytest.raises(etpc.InputError, match=r"gradient of \.rec has shape"):
+        etpc.compare(model, xs, targets, squared, {"mine": {".rec": jnp.ones(3)}}, batch_size=2)

@@ -15,34 +15,41 @@ SEES = {
     "_jax": "_errors",
     "_origin": "",
     "_primitives": "_jax _origin",
+    "_record": "",
     "_tuning": "",
     "_carry": "",
     "_data": "_errors",
     "_loss": "_errors _jax",
     # the compiler: a stage sees the artefact of the one before it, and what that is made of
-    "ops": "_jax _primitives",
+    "ops": "_jax _primitives _tuning",
     "trace": "_errors _jax _primitives",
     "analyse": "_errors _jax _primitives ops trace",
-    "traces": "_tuning ops",
+    "traces": "_jax _tuning ops",
     "algorithms": "_errors _origin ops traces analyse",
-    "plan": "_errors _jax _primitives _tuning traces analyse algorithms",
+    "plan": "_errors _jax _record _primitives _tuning traces analyse algorithms",
     "emit": "_jax _primitives _tuning traces analyse plan",
     # what is shown of a plan
-    "show": "_errors _jax traces algorithms analyse plan",
-    "draw": "_errors plan show",
+    "show": "_errors _jax _record traces algorithms analyse plan",
+    "draw": "_errors _record plan show",
     # a gradient to compare with
     "_bptt": "_data _errors _loss trace",
     "_agreement": "_jax show trace",
     # the program, and what is done with programs
     "_spikes": "_errors _jax trace",
-    "run": "_errors _jax _carry _data _loss _spikes _bptt _agreement"
+    "run": "_errors _jax _record _carry _data _loss _spikes _bptt _agreement"
     " trace analyse traces algorithms plan emit show draw",
-    "_compare": "_errors _data _loss _bptt _agreement trace algorithms plan show run",
+    "_foreign": "_errors trace",
+    "_progress": "",
+    "_trial": "_errors _data _loss _bptt _agreement _foreign trace algorithms run",
+    "_compare": "_errors _record _agreement _progress _trial trace algorithms plan show run",
+    "_faults": "_jax _loss _agreement _trial run",
+    "_check": "_jax _record _agreement _progress _trial _faults _compare algorithms run show trace",
     "checkpoint": "_carry _errors _jax",
     "_fit": "_errors checkpoint run",
     "_measured": "_errors _data _loss _bptt _agreement trace run",
-    "_suggest": "_errors _compare _measured trace analyse traces algorithms plan show run",
+    "_suggest": "_errors _record _progress _compare _trial _measured trace analyse traces algorithms plan show run",
     "plot": "_errors _jax _compare plan run",
+    "testing": "_errors _record _check _compare algorithms run",
     # models
     "surrogate": "_errors",
     "nn": "_data _errors _jax _spikes surrogate trace analyse",
@@ -50,9 +57,10 @@ SEES = {
     "optim": "_errors",
     "units": "",
     # the command line is above the package itself
-    "__init__": "_errors _jax _agreement _bptt _compare _fit _suggest checkpoint algorithms analyse draw emit interop"
-    " nn ops optim plan plot run surrogate trace units",
-    "cli": "__init__ _errors _jax _loss _bptt _agreement _compare _suggest algorithms draw run show trace",
+    "__init__": "_errors _jax _agreement _bptt _check _compare _fit _suggest checkpoint algorithms analyse draw emit"
+    " interop nn ops optim plan plot run surrogate testing trace units",
+    "cli": "__init__ _errors _jax _record _loss _bptt _agreement _compare _suggest algorithms draw run show testing"
+    " trace",
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""

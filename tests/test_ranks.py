@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import etpc
 from etpc.algorithms import Full, LowRank
 from etpc.traces import Filtered
-from tests.helpers import kept, loss, normal
+from tests.helpers import kept, loss, normal, spike
 from tests.marks import few
 
 T, I, N = 12, 6, 5
@@ -19,12 +19,6 @@ T, I, N = 12, 6, 5
 XS = normal(T, I, seed=1)
 
 
-@jax.custom_jvp
-def spike(v):
-    return (v > 0).astype(v.dtype)
-
-
-spike.defjvp(lambda p, t: (spike(p[0]), t[0] / (1 + jnp.abs(p[0])) ** 2))
 stop = jax.lax.stop_gradient
 
 DECAYS = np.array([0.9, 0.9, 0.7, 0.7, 0.7])
@@ -172,8 +166,9 @@ def test_a_trace_has_no_lower_rank(name):
     """As many filtered inputs as the trace of D-RTRL has singular values."""
     program = compiled(name, kept(etpc.D_RTRL(window=3)))
     carry, _ = gradient(program)
-    place = [t.op.path for t in program.plan.carried].index("['w']")
-    trace = np.asarray(carry.traces[place][0])
+    carried = zip(program.plan.carried, carry.traces, strict=True)
+    t, arrays = next(pair for pair in carried if pair[0].op.path == "['w']")
+    trace = np.asarray(t.form.shown(t.site, arrays)["trace"])
     by_input = np.moveaxis(trace, trace.shape.index(I), 0).reshape(I, -1)
     sizes = np.linalg.svd(by_input, compute_uv=False)
     rank = 1 if name == "two equal parameters" else STEPS[name][2]

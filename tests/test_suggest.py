@@ -322,7 +322,7 @@ def test_an_interrupt_gives_what_was_measured(monkeypatch):
         if count and done == stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_suggest, "_show", interrupt)
+    monkeypatch.setattr(_suggest, "show", interrupt)
     stop = 1
     found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS)
     assert found.rule == etpc.D_RTRL()

@@ -704,3 +704,57 @@ def test_bptt_refuses(name):
         etpc.bptt(
             jnp.ones(3), targets=arguments["xs"], state=jnp.zeros(3), batch_size=2, **arguments
         )
+
+
+# --- a reference that is not the model ------------------------------------------------------------
+
+
+def through_feedback(back):
+    """A recurrent net whose error goes back through other weights than those of its readout."""
+    model = leaky(rec=True)
+
+    def step(model, x, h):
+        _, h = model(x, h)
+        return etpc.nn.broadcast_readout(model.out, back, jnp.tanh(h)), h
+
+    return model, step
+
+
+def test_bptt_goes_back_through_feedback_unless_a_reference_is_given():
+    back = jnp.asarray(np.random.default_rng(5).normal(size=(2, O)))
+    model, step = through_feedback(back)
+    options = dict(algo="rtrl", step=step)
+    report = etpc.verify(model, *data(), squared, **options)
+    assert report.ok
+    (remark,) = report.remarks
+    assert "reference=" in remark
+    assert remark in str(report)
+    assert remark in report.as_dict()["remarks"]
+    _, true = etpc.bptt(model, *data(), squared)
+    for reference in (lambda model, x, h: model(x, h), model):
+        if reference is model:  # called as the model is, so by a step that leaves the feedback out
+            options["step"] = None
+        against = etpc.verify(model, *data(), squared, **(options | dict(reference=reference)))
+        assert not against.remarks
+        assert "against BPTT of the reference" in str(against)
+        assert [row.held for row in against.rows] == [None] * 4
+        for path, value in against.trial.reference.values.items():
+            want = np.asarray(getattr(true, path[1:])).reshape(-1)
+            np.testing.assert_allclose(value, want, rtol=1e-12)
+        assert (rows(against)[".rec"].error > 0.1) is (reference is not model)
+        assert rows(against)[".out"].error < 1e-12
+    plain = etpc.verify(model, *data(), squared, "rtrl")
+    assert not plain.remarks
+
+
+def test_a_reference_with_some_of_the_parameters():
+    model, fewer = {"net": leaky(), "feedback": jnp.ones(3)}, {"net": leaky()}
+    options = dict(step=lambda m, x, h: m["net"](x, h), state=jnp.zeros(O))
+    report = etpc.verify(model, *data(), squared, reference=fewer, **options)
+    assert [row.path for row in report.rows] == ["['net'].win", "['net'].log_tau", "['net'].out"]
+    assert all(row.error < 1e-12 for row in report.rows)
+    with pytest.raises(etpc.InputTypeError, match="without a parameter of the model"):
+        etpc.verify(model, *data(), squared, reference={"other": jnp.ones(3)}, **options)
+    other = {"net": eqx.tree_at(lambda m: m.out, leaky(), jnp.ones((3, O)))}
+    with pytest.raises(etpc.InputError, match=r"out of shape \[3, 4\], and the model of \[2, 4\]"):
+        etpc.verify(model, *data(), squared, reference=other, **options)

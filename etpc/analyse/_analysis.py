@@ -93,23 +93,13 @@ class Analysis:
     def ops(self) -> tuple[WeightOp, ...]:
         return self.split.ops
 
-    @property
-    def opaque(self) -> tuple[Opaque, ...]:
-        """Operations without a pattern rule, taken as dense."""
-        return self.findings.opaque
-
-    @property
-    def assumed(self) -> tuple[int, ...]:
-        """The numbers of the array leaves of the model whose values the patterns rely on."""
-        return self.findings.assumed
-
     def __str__(self) -> str:
         size = self.hidden.size
         lines = [f"analysis of {size} hidden states, D has {self.transition.nnz} entries"]
         for op, reach in zip(self.ops, self.reach, strict=True):
             lines.append(f"  {op}: reaches {reach.role}, block {reach.size}")
             lines += [f"    escapes: {path}" for path in reach.escapes]
-        lines += [f"  taken as dense: {o.primitive} at {o.source}" for o in self.opaque]
+        lines += [f"  taken as dense: {o.primitive} at {o.source}" for o in self.findings.opaque]
         return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .._agreement import Row, flat_gradients
 from .._bptt import Objective, gradient_of
-from .._compare import TOTAL, full_state, short_name
+from .._compare import TOTAL, short_name
 from .._loss import Loss
 from ..algorithms import Algorithm
 from ..run import Program
@@ -131,5 +131,6 @@ def _reverse(name: str, window: int | None, task: Task, data: Data, program: Pro
         objective = Objective(xs, targets, None, loss, start, task.step, batched)
         return gradient_of(model, objective, "sum", window)[1], start
 
-    start = full_state(program, program.init(data.batch_size))
+    leaves = program.plan.analysis.step.state_leaves
+    start = leaves.join(leaves.split(program.init(data.batch_size).state))
     return _Call(name, gradient, task.model, data, start)

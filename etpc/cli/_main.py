@@ -5,12 +5,12 @@ import contextlib
 import dataclasses
 import io
 import json
-import math
 import os
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,11 +18,14 @@ import jax
 from .. import __version__
 from .._compare import compare
 from .._errors import EtpcError
+from .._record import plain
 from .._suggest import suggest
 from ..run import Program
 from ..show import table
+from ..testing import read_claims, write_claims
 from ._algorithm import FORM, parse
 from ._bench import Timing, bench
+from ._claims import claims_of
 from ._errors import CommandError, described, is_of_user
 from ._task import BATCH, STEPS, Data, load_task, make_data
 
@@ -36,6 +39,7 @@ nothing or no rule fits, 2 if the command or the model cannot be used, 3 for an 
 DOING = {
     "explain": "compiling",
     "draw": "compiling",
+    "claims": "compiling",
     "verify": "compiling and comparing",
     "bench": "compiling and timing",
     "suggest": "compiling and measuring",
@@ -88,7 +92,7 @@ def _given(answer: Answer, as_json: bool) -> int:
     ):  # its encoding may lack a letter of a parameter's name
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        print(json.dumps(_plain(answer.record), indent=2) if as_json else answer.text, flush=True)
+        print(json.dumps(plain(answer.record), indent=2) if as_json else answer.text, flush=True)
     except BrokenPipeError:  # the reader has seen enough, and the answer is what it is
         _without_stdout()
         return status
@@ -140,17 +144,6 @@ def _setting(arguments: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def _plain(value: Any) -> Any:
-    """A record without the numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 # --- commands -------------------------------------------------------------------------------------
 
 
@@ -162,7 +155,7 @@ def _explain(arguments: argparse.Namespace) -> Answer:
     else:
         columns = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else PROSE
         text = program.explain(path, min(PROSE, columns))
-    record: dict[str, Any] = {"model": arguments.target, **_program_record(program)}
+    record: dict[str, Any] = {"model": arguments.target, **program.as_dict()}
     if path is not None:
         record |= {
             "parameter": path,
@@ -174,37 +167,19 @@ def _explain(arguments: argparse.Namespace) -> Answer:
     return Answer(text, record)
 
 
-def _program_record(program: Program) -> dict[str, Any]:
-    return {
-        "algorithm": str(program.algorithm),
-        "window": program.plan.window,
-        "hidden_states": list(program.plan.analysis.hidden.paths),
-        "carry_bytes": program.memory().total,
-        "weights": [
-            {
-                "path": p.path,
-                "operation": p.kind,
-                "source": p.op.equation.source,
-                "states": list(p.states),
-                "block": p.block,
-                "trace_shape": p.trace_shape,
-                "trace_bytes": p.trace_bytes,
-                "exact": p.exact,
-                "left_out": list(p.escapes),
-                "choice": p.choice,
-            }
-            for p in program.ops
-        ],
-        "untraced": dict(program.untraced),
-        "exact": program.exact,
-        "claims": {
-            path: {
-                "claim": claim.claim,
-                "reasons": [{"kind": r.kind, "text": r.text} for r in claim.reasons],
-            }
-            for path, claim in program.claims.items()
-        },
-    }
+def _claims(arguments: argparse.Namespace) -> Answer:
+    """Add the claims of a model to a file."""
+    path = Path(arguments.output)
+    try:
+        models = read_claims(path) if path.exists() else {}
+        models[arguments.target] = claims_of(arguments.target, arguments.algo, arguments.inputs)
+        write_claims(path, models)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
+    found = models[arguments.target]["claims"]
+    rows = [[of, claim["claim"], "; ".join(claim["left_out"])] for of, claim in found.items()]
+    lines = [*table(["parameter", "claim", "left out"], rows), "", f"wrote {path}"]
+    return Answer("\n".join(lines), {"schema": "etpc-claims/1", "models": models})
 
 
 def _verify(arguments: argparse.Namespace) -> Answer:
@@ -226,20 +201,7 @@ def _verify(arguments: argparse.Namespace) -> Answer:
     text = f"{_data_text(arguments, data)}\n{comparison}"
     record = {
         **_data_record(arguments, data),
-        "loss": comparison.loss,
-        "tolerance": comparison.tolerance,
-        "ok": comparison.ok,
-        "notes": list(comparison.notes),
-        "results": [
-            {
-                "name": result.name,
-                "algorithm": str(result.algorithm),
-                "carry_bytes": result.carry_bytes,
-                "parameters": [dataclasses.asdict(row) for row in result.rows],
-                "total": dataclasses.asdict(result.total),
-            }
-            for result in comparison.results
-        ],
+        **comparison.as_dict(),
     }
     return Answer(text, record, comparison.ok)
 
@@ -251,7 +213,7 @@ def _draw(arguments: argparse.Namespace) -> Answer:
         write(_program(arguments), arguments.output)
     except OSError as error:
         raise CommandError(f"{arguments.output} cannot be written: {error.strerror}.") from error
-    record = {"model": arguments.target, "written": arguments.output}
+    record = {"schema": "etpc-draw/1", "model": arguments.target, "written": arguments.output}
     return Answer(f"wrote {arguments.output}", record)
 
 
@@ -266,6 +228,7 @@ def _bench(arguments: argparse.Namespace) -> Answer:
     columns += ["rel. error", "cosine"]
     rows = [_timing_row(timing, timings[0]) for timing in timings]
     record = {
+        "schema": "etpc-bench/1",
         **_data_record(arguments, data),
         "device": where,
         "repeats": arguments.repeats,
@@ -384,6 +347,11 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = {
         "draw the dependency graph of inputs, weights, states and outputs",
         "models.py:make --inputs 20 -o graph.svg",
     ),
+    "claims": (
+        _claims,
+        "write what is claimed of each gradient to a file, for pytest --etpc-claims=FILE",
+        "models.py:make --inputs 20 -o claims.json",
+    ),
     "verify": (
         _verify,
         "compare gradients with those of backpropagation through time (BPTT)",
@@ -437,7 +405,21 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     if name == "explain":
         add("parameter", nargs="?", metavar="PARAMETER", help="a path, such as .cell.weight_hh")
     if name == "draw":
-        add("-o", "--output", required=True, metavar="FILE", help="a .svg or .html file")
+        add(
+            "-o",
+            "--output",
+            required=True,
+            metavar="FILE",
+            help="a .svg or .html file; or .graphml, .dot, .json",
+        )
+    if name == "claims":
+        add(
+            "-o",
+            "--output",
+            required=True,
+            metavar="FILE",
+            help="a .json file, which may have other models",
+        )
     if name in DEFAULTS:
         several = f"{FORM}; may be given several times ({', '.join(DEFAULTS[name])})"
         add("--algo", action="append", metavar="ALGO", help=several)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .._errors import InputError
 from ..show import Shown
+from ._graph import to_dot, to_graphml, to_node_link
 from ._html import fragment, to_html
 from ._picture import picture
 from ._svg import Svg, draw
@@ -29,16 +30,22 @@ def to_svg(program: Shown) -> Svg:
     return draw(picture(program))
 
 
-_FORMATS = {".svg": to_svg, ".html": to_html}
+_FORMATS = {
+    ".svg": to_svg,
+    ".html": to_html,
+    ".graphml": to_graphml,
+    ".dot": to_dot,
+    ".json": to_node_link,
+}
 
 
 def write(program: Shown, path: str | os.PathLike[str]) -> None:
-    """Write the picture of a program to a file.
+    """Write the picture of a program to a file, or its dependency graph for another program.
 
     **Arguments:**
 
-    - `path`: ends in `.svg` or `.html`, which says the format. A file that is there is replaced once
-        the new one is complete.
+    - `path`: ends in `.svg` or `.html` for a picture, in `.graphml`, `.dot` or `.json` (node-link) for the
+        graph. A file that is there is replaced once the new one is complete.
 
     **Raises** `etpc.InputError` for other endings; `OSError` where the file cannot be written.
     """
@@ -46,7 +53,7 @@ def write(program: Shown, path: str | os.PathLike[str]) -> None:
     to_text = _FORMATS.get(path.suffix.lower())
     if to_text is None:
         raise InputError(
-            f"A picture cannot be written to {path.name!r}: the format is not known from the ending "
+            f"The graph cannot be written to {path.name!r}: the format is not known from the ending "
             f"{path.suffix!r}. Use one of {', '.join(_FORMATS)}."
         )
     text = to_text(program)
@@ -56,4 +63,13 @@ def write(program: Shown, path: str | os.PathLike[str]) -> None:
         complete.replace(path)
 
 
-__all__ = ["Svg", "fragment", "to_html", "to_svg", "write"]
+__all__ = [
+    "Svg",
+    "fragment",
+    "to_dot",
+    "to_graphml",
+    "to_html",
+    "to_node_link",
+    "to_svg",
+    "write",
+]

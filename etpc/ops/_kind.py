@@ -233,7 +233,7 @@ class Factored:
         out = "".join(axes[axis] for axis in self.to_weight.order)
         if jax.device_count() == 1 and 1 < math.prod(lead) <= tuning().rows:
             # These are added up in the loop that reads them, such as that of the trace or of the update.
-            rows = lambda a: a.reshape(-1, *a.shape[len(lead) :])
+            rows = lambda a: a.reshape(math.prod(lead), *a.shape[len(lead) :])
             each = zip(rows(x), rows(delta), strict=True)
             terms = [jnp.einsum(f"{h}f{i},{h}f{o}->{out}", *pair) for pair in each]
             return sum(terms[1:], terms[0]).reshape(self.to_weight.shape)

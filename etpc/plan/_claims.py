@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
+from .._record import record
 from ..analyse import Escape
 from ._plan import left_out
 from ._records import OpPlan, Plan
@@ -49,6 +50,11 @@ class Claim:
     def holds_exactly(self) -> bool:
         """Whether the gradient is that of BPTT: `"exact"`, or zero because it is unused."""
         return self.claim in ("exact", "unused")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What it says, ready for JSON."""
+        reasons = [{"kind": reason.kind, "text": reason.text} for reason in self.reasons]
+        return record("etpc-claim/1", path=self.path, claim=self.claim, reasons=reasons)
 
 
 UNUSED = "no operation of the step depends on it; its gradient is zero"

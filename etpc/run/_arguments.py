@@ -91,7 +91,7 @@ class Arguments:
                 "field that is not static."
             )
         values = expected.split(model)
-        for i in self.plan.analysis.assumed:
+        for i in self.plan.analysis.findings.assumed:
             values[i] = self._connections(i, values[i], problems)
         raise_together(problems, InputError)
         values = [jnp.asarray(a) if isinstance(a, np.ndarray | np.generic) else a for a in values]

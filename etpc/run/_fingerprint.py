@@ -61,7 +61,7 @@ def fingerprint(plan: Plan) -> str:
         _add_pattern(digest, reach.block)
     for pattern in (analysis.transition, *analysis.immediate):
         _add_pattern(digest, pattern)
-    for i in analysis.assumed:
+    for i in analysis.findings.assumed:
         values = step.fixed[step.parameters[i]]
         add(i, values.dtype, values.shape)
         _add_numbers(digest, values)

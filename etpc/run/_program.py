@@ -17,6 +17,7 @@ from .._carry import Carry
 from .._data import checked_reset
 from .._errors import AlgorithmError, checked_count
 from .._loss import Loss, check_reduction, finite_where_masked
+from .._record import record
 from .._spikes import silent_layers
 from ..draw import fragment, to_svg, write
 from ..emit import Window
@@ -42,6 +43,13 @@ class Memory:
     @property
     def total(self) -> int:
         return self.state + self.directions + self.past + sum(size for _, size in self.traces)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What it says, ready for JSON."""
+        traces = [{"path": path, "bytes": size} for path, size in self.traces]
+        fields = dict(state=self.state, directions=self.directions, past=self.past)
+        size = dict(total=self.total, batch_size=self.batch_size)
+        return record("etpc-memory/1", traces=traces, **fields, **size)
 
     def __str__(self) -> str:
         rows = [*self.traces, ("hidden state", self.state)]
@@ -97,7 +105,8 @@ class Program(Shown):
 
         **Arguments:**
 
-        - `path`: of the file, which ends in `.svg` or `.html`. `None` for none.
+        - `path`: of the file, which ends in `.svg` or `.html`; or in `.graphml`, `.dot` or `.json` for the graph
+            that other programs read. `None` for none.
 
         **Returns** the text of an SVG file, which notebooks show as the picture; with `path`, `None`.
 
@@ -119,6 +128,10 @@ class Program(Shown):
         carry = jax.eval_shape(lambda: self.init(batch_size))
         directions = _bytes([*carry.shared, *carry.each])
         return Memory(traces, state, batch_size, directions, _bytes(carry.past))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What it says, ready for JSON: as `etpc explain --json` prints it."""
+        return super().as_dict() | {"carry_bytes": self.memory().total}
 
     def certificate(self, carry: Carry) -> tuple[Certificate, ...]:
         """Bounds of what low-rank traces left out, one for each; they hold always.

@@ -39,9 +39,9 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
         lines += ["", "without a trace"]
         width = max(map(len, untraced))
         lines += [f"  {path:<{width}}  {reason}" for path, reason in untraced.items()]
-    if plan.analysis.opaque:
+    if plan.analysis.findings.opaque:
         lines += ["", "taken as dense (no rule for their sparsity)"]
-        lines += [f"  {o.primitive} at {o.source}" for o in plan.analysis.opaque]
+        lines += [f"  {o.primitive} at {o.source}" for o in plan.analysis.findings.opaque]
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from .._errors import checked_count
+from .._record import record
 from ..analyse import Analysis, analyse
 from ..plan import Claim, Group, OpPlan, Plan, claims
 from ._describe import describe
@@ -95,6 +96,35 @@ class Shown:
         a = self.plan.analysis
         whole = a.cut == {op.number for op in a.ops if op.kind.data is not None}
         return a if whole else analyse(a.step)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What it says, ready for JSON: the algorithm, each traced operation, and the claim for each parameter."""
+        plan = self.plan
+        weights = [
+            {
+                "path": p.path,
+                "operation": p.kind,
+                "source": p.op.equation.source,
+                "states": p.states,
+                "block": p.block,
+                "trace_shape": p.trace_shape,
+                "trace_bytes": p.trace_bytes,
+                "exact": p.exact,
+                "left_out": p.escapes,
+                "choice": p.choice,
+            }
+            for p in self.ops
+        ]
+        return record(
+            "etpc-program/1",
+            algorithm=str(self.algorithm),
+            window=plan.window,
+            hidden_states=plan.analysis.hidden.paths,
+            weights=weights,
+            untraced=self.untraced,
+            exact=self.exact,
+            claims={path: claim.as_dict() for path, claim in self.claims.items()},
+        )
 
     def window_for(self, steps: int) -> int:
         """The window in which `value_and_grad` works on a sequence of so many steps.

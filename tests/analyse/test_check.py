@@ -36,7 +36,7 @@ def test_a_registered_rule_makes_patterns_sparse():
     analyse.register_pattern(sums_p, sums_rule, sums_p.bind, H)
     pattern, analysis = pattern_of(lambda h, i: sums_p.bind(h))
     np.testing.assert_array_equal(pattern, np.tri(6, dtype=bool))
-    assert analysis.opaque == ()
+    assert analysis.findings.opaque == ()
     analyse.register_pattern(sums_p, sums_rule, sums_p.bind, H)  # a cell that is run once more
     with pytest.raises(ValueError, match="sums has a pattern already"):
         analyse.register_pattern(sums_p, lambda *args: sums_rule(*args), sums_p.bind, H)

@@ -161,7 +161,7 @@ def test_patterns(name, x64):
             assert not (truth & ~tight).any(), dtype
             if "outside" in name and at.min() < 0:
                 continue  # dense: what JAX makes of it is its own affair
-            assert analysis.opaque == (), dtype
+            assert analysis.findings.opaque == (), dtype
             assert tight.sum() <= 2 * truth.sum() + tight.shape[0], dtype
             loose, _ = pattern(f, at, known=False)
             assert not (truth & ~loose).any(), dtype

@@ -14,6 +14,7 @@ import etpc
 from etpc._jax import canonicalise, flatten, params
 from etpc.analyse import _rules_control, analyse
 from etpc.trace import trace
+from tests.helpers import spike
 
 POINTS = 6
 _RNG = np.random.default_rng(7)
@@ -25,14 +26,6 @@ ORDER = np.array([3, 0, 5, 1, 4, 2])
 def step_of(function):
     """One state of shape [6], an input that is an integer index, and a bias."""
     return lambda bias, x, h: (h, function(h, x) + bias)
-
-
-@jax.custom_jvp
-def spike(v):
-    return jnp.where(v > 0, 1.0, 0.0)
-
-
-spike.defjvp(lambda p, t: (spike(p[0]), t[0] / (1 + p[0] ** 2)))
 
 
 @jax.custom_vjp
@@ -336,7 +329,7 @@ def non_zeros(function):
 def test_tight_patterns(name):
     pattern, analysis = pattern_of(TIGHT[name])
     np.testing.assert_array_equal(pattern, non_zeros(TIGHT[name]))
-    assert analysis.opaque == ()
+    assert analysis.findings.opaque == ()
 
 
 @pytest.mark.parametrize("name", LOOSE)
@@ -366,7 +359,7 @@ def test_indices_in_the_model_are_known():
     model = {"order": jnp.asarray(ORDER), "bias": jnp.zeros(6)}
     analysis = analyse(trace(model, jnp.zeros(()), jnp.zeros(6), step))
     np.testing.assert_array_equal(analysis.transition.toarray(), np.eye(6, dtype=bool)[ORDER])
-    assert [analysis.step.model_leaves.paths[i] for i in analysis.assumed] == ["['order']"]
+    assert [analysis.step.model_leaves.paths[i] for i in analysis.findings.assumed] == ["['order']"]
 
 
 def test_indices_without_values_may_be_any():
@@ -376,7 +369,7 @@ def test_indices_without_values_may_be_any():
     model = {"order": jax.ShapeDtypeStruct((6,), jnp.int32), "bias": jnp.zeros(6)}
     analysis = analyse(trace(model, jnp.zeros(()), jnp.zeros(6), step))
     assert analysis.transition.toarray().all()
-    assert analysis.assumed == ()
+    assert analysis.findings.assumed == ()
 
 
 def test_a_pattern_that_lacks_an_entry_is_seen():
@@ -444,17 +437,17 @@ def test_an_operation_without_a_rule_is_dense_and_recorded():
     truth = non_zeros(lambda h, i: without_rule(h))
     assert not truth.all()  # a rule could do better ...
     assert pattern.all()  # ... and dense is what there is without one
-    assert any(o.primitive == "sums" for o in analysis.opaque)
-    (line,) = {o.source for o in analysis.opaque}
+    assert any(o.primitive == "sums" for o in analysis.findings.opaque)
+    (line,) = {o.source for o in analysis.findings.opaque}
     assert "test_patterns.py" in line
-    assert f"taken as dense: {analysis.opaque[0].primitive}" in str(analysis)
+    assert f"taken as dense: {analysis.findings.opaque[0].primitive}" in str(analysis)
 
 
 def test_dense_is_limited_to_what_the_operation_reads():
     pattern, analysis = pattern_of(
         lambda h, i: jnp.concatenate([without_rule(h[:3]), jnp.sin(h[3:])])
     )
-    assert analysis.opaque
+    assert analysis.findings.opaque
     expected = np.zeros((6, 6), bool)
     expected[:3, :3] = True
     expected[3:, 3:] = np.eye(3, dtype=bool)

@@ -1,6 +1,7 @@
 """Pictures of programs: what is in the graph is in the picture, once, legible, and right."""
 
 import itertools
+import json
 import re
 from collections import Counter
 from html import escape
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import networkx as nx
 import pytest
 
 import etpc
@@ -450,7 +452,10 @@ def test_notebooks_show_a_program():
 
 @pytest.mark.parametrize(
     ("ending", "start"),
-    [(".svg", "<svg"), (".html", "<!DOCTYPE"), (".SVG", "<svg")],
+    [
+        *((".svg", "<svg"), (".html", "<!DOCTYPE"), (".SVG", "<svg")),
+        *((".graphml", "<graphml"), (".dot", "digraph {"), (".json", "{")),
+    ],
 )
 def test_files(tmp_path, ending, start):
     path = tmp_path / f"picture{ending}"
@@ -464,3 +469,28 @@ def test_a_file_of_another_format(tmp_path):
     with pytest.raises(etpc.InputError, match=r"picture\.png.*\.svg, \.html"):
         draw.write(built("gru"), tmp_path / "picture.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_graph_for_other_programs(tmp_path):
+    """Each format has all nodes, their data, and the edges that are cut."""
+    program = built("gru")
+    names = {" ".join(node) for node in program.graph}
+    cut = {(" ".join(a), " ".join(b)): c for a, b, c in program.graph.edges(data="cut")}
+    assert set(cut.values()) == {True, False}
+    program.draw(tmp_path / "graph.graphml")
+    program.draw(tmp_path / "graph.json")
+    data = json.loads((tmp_path / "graph.json").read_text())
+    assert data.pop("schema") == "etpc-graph/1"
+    for graph in (
+        nx.read_graphml(tmp_path / "graph.graphml"),
+        nx.node_link_graph(data, edges="edges"),
+    ):
+        assert set(graph.nodes) == names
+        assert {(a, b): c for a, b, c in graph.edges(data="cut")} == cut
+        for node, fields in program.graph.nodes(data=True):
+            assert graph.nodes[" ".join(node)] == fields
+    dot = draw.to_dot(program).splitlines()
+    assert (dot[0], dot[-1]) == ("digraph {", "}")
+    assert len(dot) == 3 + len(names) + len(cut)
+    for (a, b), is_cut in cut.items():
+        assert f'  "{a}" -> "{b}"{" [style=dashed]" if is_cut else ""};' in dot

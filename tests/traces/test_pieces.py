@@ -13,6 +13,7 @@ import etpc
 from etpc import _tuning
 from etpc.traces import _pieces
 from etpc.traces._pieces import over_examples, overwrite, zero_after
+from tests.helpers import normal
 from tests.marks import few
 
 SHAPE = (6, 7, 5, 11)
@@ -203,10 +204,6 @@ def test_zero_after_is_not_seen_through():
     (last,) = (line for line in entry.splitlines() if "ROOT" in line)
     assert reduced.split("=")[0].strip() in last
     assert "parameter(1)" in entry
-
-
-def normal(*shape):
-    return jnp.asarray(np.random.default_rng(0).normal(size=shape))
 
 
 def sparse_matrix(size):

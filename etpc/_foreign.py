@@ -1,0 +1,89 @@
+"""Gradients that somebody else computed, brought into the form of a model's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ._errors import InputError, InputTypeError, near, raise_together
+from .trace import Leaves
+
+FORMS = (
+    "Pass a PyTree like the model, with an array in the place of each parameter or None, or a dict from the paths of "
+    "parameters to arrays, or a function (model, xs, targets) that returns one of these"
+)
+
+
+def given_gradient(
+    gradient: Any, leaves: Leaves, model: Any, xs: Any, targets: Any
+) -> dict[str, np.ndarray]:
+    """The array of each parameter that a gradient has, by path.
+
+    - `gradient`: as in [`etpc.check`][]. - `leaves`: of the model.
+
+    **Raises** `InputError` and `InputTypeError` that name the paths which do not fit.
+    """
+    if callable(gradient) and type(gradient) is not type(model):
+        gradient = gradient(model, xs, targets)
+    values = _by_path(gradient, leaves)
+    problems, found = [], {}
+    for i in leaves.floats:
+        path, aval = leaves.paths[i], leaves.avals[i]
+        value = values.get(path)
+        if value is None:
+            continue
+        try:
+            array = np.asarray(value)
+        except Exception as error:  # whatever another library raises
+            problems.append(
+                f"The gradient of {path} is a {type(value).__name__} that NumPy can't read ({error}). Pass "
+                "an array; of a tensor of PyTorch, `.detach().cpu()`."
+            )
+            continue
+        if not jnp.issubdtype(array.dtype, jnp.number):
+            problems.append(f"The gradient of {path} is {array.dtype}, and should be numbers.")
+        elif array.shape != aval.shape:
+            turned = array.ndim == 2 and array.T.shape == aval.shape
+            advice = (
+                "It has the shape of the transpose: pass its `.T`."
+                if turned
+                else "Sum it over time and batch, as the loss is, and give it the axes of the parameter."
+            )
+            problems.append(
+                f"The gradient of {path} has shape {list(array.shape)}, and the parameter "
+                f"{list(aval.shape)}. {advice}"
+            )
+        else:
+            found[path] = array
+    raise_together(problems, InputError)
+    if not found:
+        known = ", ".join(leaves.paths[i] for i in leaves.floats)
+        raise InputError(
+            f"The gradient has no array for any parameter of the model, which are {known}. {FORMS}."
+        )
+    return found
+
+
+def _by_path(gradient: Any, leaves: Leaves) -> Mapping[str, Any]:
+    """The leaves of a gradient by path: of a tree like the model, or of a dict of paths."""
+    paths = [leaves.paths[i] for i in leaves.floats]
+    if isinstance(gradient, Mapping) and any(path in gradient for path in paths):
+        unknown = [path for path in gradient if path not in leaves.paths]
+        problems = (
+            f"The gradient has {path!r}, and the model no such parameter.{near(str(path), paths)} Its "
+            f"parameters: {', '.join(paths)}."
+            for path in unknown
+        )
+        raise_together(problems, InputError)
+        return gradient
+    try:
+        values = leaves.treedef.flatten_up_to(gradient)
+    except (ValueError, TypeError) as error:
+        pair = isinstance(gradient, tuple) and len(gradient) == 2
+        advice = " Of a pair (value, gradient), pass the second." if pair else ""
+        raise InputTypeError(
+            f"The gradient is a {type(gradient).__name__} and no tree like the model, whose parameters are "
+            f"{', '.join(paths)}: {error}.{advice} {FORMS}."
+        ) from error
+    return {path: values[place] for path, place in zip(leaves.paths, leaves.places, strict=True)}

@@ -1,0 +1,402 @@
+"""One sequence, and the gradients of learning rules on it."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._agreement import (
+    Gradient,
+    Known,
+    Row,
+    compare_all,
+    default_tolerance,
+    doubts,
+    flat,
+    flat_gradients,
+    precision,
+    replaced_derivatives,
+)
+from ._bptt import Objective, blame_batch_axis, gradient_of, objective_of
+from ._data import check_data, check_lead, check_tolerance, lead_of, one_step
+from ._errors import InputError, InputTypeError, checked_count, raise_together
+from ._foreign import given_gradient
+from ._loss import Loss, check_reduction, checked_weights
+from .algorithms import Algorithm
+from .run import Carry, Program, compile
+from .trace import Leaves, StepFunction
+
+WINDOWS = 8
+"""In how many windows a sequence is cut, to tell how far back a gradient reaches."""
+
+Lag = tuple[int, int]
+"""From how many to how many steps back."""
+Parts = list[np.ndarray]
+"""The part of a gradient for each lag, with all parameters as one vector."""
+Late = Callable[[int, Sequence[int]], Iterator[Any]]
+"""From the first window whose uses of the parameters count, to the gradients of the losses of later windows."""
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    """Of two vectors; `nan` where one is zero."""
+    size = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / size if size else float("nan")
+
+
+def cosines(parts: Parts, of_bptt: Parts) -> list[float]:
+    """Of each part with that of BPTT."""
+    return [cosine(a, b) for a, b in zip(parts, of_bptt, strict=True)]
+
+
+def partial_cosines(whole: np.ndarray, of_bptt: Parts) -> list[float]:
+    """Of a gradient that is known as a whole with each part of BPTT, once the other parts are projected out of both."""
+    found = []
+    for n, part in enumerate(of_bptt):
+        others = [other for m, other in enumerate(of_bptt) if m != n and other.any()]
+        basis = np.linalg.qr(np.stack(others, 1))[0] if others else np.zeros((part.size, 0))
+        own, rest = (a - basis @ (basis.T @ a) for a in (part, whole))
+        seen = np.linalg.norm(own) > 1e-6 * np.linalg.norm(part)
+        seen &= np.linalg.norm(rest) > 1e-9 * np.linalg.norm(whole)
+        found.append(cosine(own, rest) if seen else float("nan"))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The gradient of a rule. What it claims, carries and compiled are as in a `Result`."""
+
+    gradient: Known
+    claims: Mapping[str, str]
+    carry_bytes: int | None
+    program: Program | None
+
+
+class Trial:
+    """A model, a sequence and a loss; arguments are those of [`etpc.compare`][].
+
+    - `reference`: of which model, or of which step of this one, BPTT is taken; `None` for the model itself.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        xs: Any,
+        targets: Any,
+        loss_fn: Any,
+        *,
+        state: Any = None,
+        step: StepFunction | None = None,
+        weights: Any = None,
+        memory: int | None = None,
+        batch_size: int | None = None,
+        tolerance: float | None = None,
+        reduction: str = "mean",
+        mask: Any = None,
+        has_aux: bool = False,
+        reference: Any = None,
+    ):
+        check_reduction(reduction)
+        check_tolerance(tolerance)
+        self.batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
+        check_data(xs, targets)
+        self.lead = lead_of((xs, targets), self.batch_size)
+        self.mask = checked_weights("mask", mask, self.lead)
+        self.model, self.xs, self.targets, self.loss_fn = model, xs, targets, loss_fn
+        self.reduction, self.has_aux, self._tolerance = reduction, has_aux, tolerance
+        self._options = dict(state=state, step=step, weights=weights, memory=memory)
+        self._state, self._step, self._reference = state, step, reference
+
+    # --- programs ---
+
+    def program(self, algorithm: Algorithm | str) -> Program:
+        """The program of a rule. **Raises** what `compiled_for` raises; `InputError` where leading axes differ."""
+        program = compiled_for(self.xs, self.batch_size, self.model, algorithm, **self._options)
+        check_lead(self.xs, self.targets, self.batch_size)
+        self.__dict__.setdefault("shown", program)
+        return program
+
+    @cached_property
+    def shown(self) -> Program:
+        """Any program of the model, which shows its parameters and its state."""
+        return self.program("d_rtrl")
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.lead[0]
+
+    @property
+    def leaves(self) -> Leaves:
+        """Those of the model."""
+        return self.shown.plan.analysis.step.model_leaves
+
+    @cached_property
+    def dtype(self) -> Any:
+        """The least precise dtype in which a step computes."""
+        return precision(self.shown.plan.analysis.step)
+
+    @property
+    def tolerance(self) -> float:
+        """The largest relative error that counts as exact."""
+        return default_tolerance(self.dtype) if self._tolerance is None else self._tolerance
+
+    @cached_property
+    def carry(self) -> Carry:
+        """A fresh one."""
+        return self.shown.init(self.batch_size)
+
+    # --- gradients ---
+
+    def of(self, algorithm: Algorithm, in_blocks: bool = True) -> Outcome:
+        """The gradient of a rule; of one that is BPTT of blocks without a program, if `in_blocks`."""
+        if in_blocks and algorithm.in_blocks:
+            window = algorithm.lookback or self.steps
+            claim = (
+                "exact" if window >= self.steps else "approximate" if window > 1 else "current step"
+            )
+            unused = [path for path, c in self.shown.claims.items() if c.claim == "unused"]
+            claims = {path: "unused" if path in unused else claim for path in self.shown.claims}
+            return Outcome(self.in_blocks(window), claims, _bytes(self.carry.state), None)
+        program = self.program(algorithm)
+        claims = {path: c.claim for path, c in program.claims.items()}
+        return Outcome(self.online(program), claims, _bytes(program.init(self.batch_size)), program)
+
+    def online(self, program: Program) -> Gradient:
+        """The gradient of a program."""
+        gradient = program.value_and_grad(self.loss_fn, self.reduction, has_aux=self.has_aux)
+        first = program.init(self.batch_size)
+
+        def run(model: Any, mask: Any) -> tuple[Any, Any]:
+            (value, _), grads = gradient(model, self.xs, self.targets, first, mask=mask)
+            return value, grads
+
+        return Gradient(run, self.leaves, self.model, self.mask, self.lead)
+
+    def in_blocks(self, window: int) -> Gradient:
+        """BPTT of blocks of so many steps: BPTT in which the state is cut, which is compiled once."""
+        return self._reverse(cuts=np.arange(self.steps) % window == 0)
+
+    @cached_property
+    def bptt(self) -> Gradient:
+        """The gradient of BPTT, of the model itself."""
+        return self._reverse()
+
+    @cached_property
+    def reference(self) -> Gradient:
+        """What gradients are compared with: BPTT of the model itself, or of the reference."""
+        reference = self._reference
+        if reference is None:
+            return self.bptt
+        if callable(reference) and not jax.tree.leaves(eqx.filter(reference, eqx.is_inexact_array)):
+            return self._reverse(step=cast(StepFunction, reference))
+        own = self.shapes
+        leaves = Leaves.of(reference, "model")
+        shapes = {leaves.paths[i]: leaves.avals[i].shape for i in leaves.floats}
+        shared = own.keys() & shapes.keys()
+        if not shared:
+            raise InputTypeError(
+                f"reference is a {type(reference).__name__} without a parameter of the model, whose are "
+                f"{', '.join(own)}. Pass a model with the same parameters, or a step function."
+            )
+        problems = (
+            f"The reference has {path} of shape {list(shapes[path])}, and the model of {list(own[path])}. "
+            "Pass a model with the same parameters, or a step function."
+            for path in own
+            if path in shared and shapes[path] != own[path]
+        )
+        raise_together(problems, InputError)
+        return self._reverse(reference, leaves)
+
+    def _reverse(
+        self,
+        model: Any = None,
+        leaves: Leaves | None = None,
+        step: StepFunction | None = None,
+        cuts: np.ndarray | None = None,
+    ) -> Gradient:
+        model = self.model if model is None else model
+        objective = self._objective(model, step, self.mask, cuts)
+
+        def run(model: Any, mask: Any) -> tuple[Any, Any]:
+            return gradient_of(model, dataclasses.replace(objective, mask=mask), self.reduction)[:2]
+
+        return Gradient(run, leaves or self.leaves, model, self.mask, self.lead)
+
+    def _objective(
+        self, model: Any, step: StepFunction | None, mask: Any, cuts: np.ndarray | None
+    ) -> Objective:
+        loss = Loss.of(self.loss_fn, self.has_aux)
+        objective = objective_of(
+            *(
+                model,
+                self.xs,
+                self.targets,
+                mask,
+                loss,
+                self._state,
+                step or self._step,
+                self.batch_size,
+            )
+        )
+        cuts = np.zeros(self.steps, bool) if cuts is None else cuts
+        return dataclasses.replace(objective, cuts=jnp.asarray(cuts))
+
+    def given(self, gradient: Any) -> Outcome:
+        """A gradient that something else computed; zero where it does not give one.
+
+        **Raises** `InputError` and `InputTypeError` where it does not fit the model.
+        """
+        arrays = self.arrays_of(gradient)
+        values = {
+            path: flat(arrays.get(path, np.zeros(shape))) for path, shape in self.shapes.items()
+        }
+        return Outcome(Known(values), dict.fromkeys(values, "-"), None, None)
+
+    def arrays_of(self, gradient: Any) -> dict[str, np.ndarray]:
+        """The array of each parameter that a gradient has, by path. **Raises** as `given`."""
+        return given_gradient(gradient, self.leaves, self.model, self.xs, self.targets)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of the float parameters, by path."""
+        return {self.leaves.paths[i]: self.leaves.avals[i].shape for i in self.leaves.floats}
+
+    # --- comparisons ---
+
+    def rows(self, found: Outcome) -> tuple[Row, ...]:
+        """A row for each parameter. Claims are not judged against a reference that is not the model."""
+        want = self.reference
+        claims = {path: claim for path, claim in found.claims.items() if path in want.values}
+        rows = compare_all(found.gradient, want, claims, self.tolerance, self.dtype)
+        if self.has_reference:
+            rows = tuple(dataclasses.replace(row, held=None) for row in rows)
+        return rows
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether BPTT is of another model, or of another step."""
+        return self._reference is not None
+
+    def doubts(self, paths: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Sentences on what nothing is compared of, whatever the rule is.
+
+        - `paths`: of the parameters that are compared; `None` for all.
+        """
+        silent = self.shown.silent(self.model, self.xs, self.carry, mask=self.mask)
+        values = self.reference.values
+        compared = values if paths is None else {path: values[path] for path in paths}
+        return doubts(self.shown, silent, Known(compared))
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what BPTT goes back through."""
+        if self.has_reference:
+            return ()
+        return tuple(
+            f"at {source} the derivative is not that of the value (`a - stop_gradient(a)`), as with feedback weights, "
+            "and BPTT goes back the same way. For the true gradient pass `reference=` a step, or a model, with the "
+            "true weights in their place"
+            for source in replaced_derivatives(self.shown.plan.analysis.step)
+        )
+
+    # --- how far back they reach ---
+
+    @cached_property
+    def window(self) -> int:
+        """In how many steps lags are counted."""
+        return max(1, self.steps // WINDOWS)
+
+    @cached_property
+    def lags(self) -> list[Lag]:
+        """0 to W steps back, W to 2 W, 2 W to 4 W, ..."""
+        count, edges = self.steps // self.window, [0, 1]
+        while edges[-1] < count:
+            edges.append(min(2 * edges[-1], count))
+        return [(a * self.window, b * self.window) for a, b in itertools.pairwise(edges)]
+
+    def parts(self, algorithm: Algorithm | None = None, program: Program | None = None) -> Parts:
+        """The parts of a gradient that reach back so far, each with all parameters as one vector.
+
+        - `algorithm`, `program`: of an `Outcome`; BPTT without both.
+        """
+        late = self._late_of(program) if program is not None else self._late_in_blocks(algorithm)
+        count, reaches = self.steps // self.window, [until // self.window for _, until in self.lags]
+        totals = [np.zeros(sum(a.size for a in self.bptt.values.values())) for _ in reaches]
+        for first in range(count):
+            wanted = {
+                last: [n for n, reach in enumerate(reaches) if max(0, last - reach + 1) == first]
+                for last in range(first, count)
+            }
+            lasts = [last for last, places in wanted.items() if places]
+            for last, tree in zip(lasts, late(first, lasts), strict=True):
+                vector = np.concatenate([*flat_gradients(self.leaves, tree).values()])
+                for place in wanted[last]:
+                    totals[place] += vector
+        return [totals[0], *(more - less for less, more in itertools.pairwise(totals))]
+
+    def _late_in_blocks(self, algorithm: Algorithm | None) -> Late:
+        """BPTT, or BPTT of blocks: with a cut at the first step that counts, and the loss of one window."""
+        steps = np.arange(self.steps)
+        block = self.steps if algorithm is None else algorithm.lookback or self.steps
+        weights = jnp.ones(self.lead) if self.mask is None else self.mask.astype(float)
+
+        def late(first: int, lasts: Sequence[int]) -> Iterator[Any]:
+            cuts = (steps % block == 0) | (steps == first * self.window)
+            for last in lasts:
+                of_loss = jnp.asarray(steps // self.window == last).reshape(
+                    -1, *[1] * (len(self.lead) - 1)
+                )
+                objective = self._objective(self.model, None, weights * of_loss, cuts)
+                yield gradient_of(self.model, objective, "sum")[1]
+
+        return late
+
+    def _late_of(self, program: Program) -> Late:
+        """A program, whose traces begin with zeros at the first step that counts."""
+        gradient = program.value_and_grad(self.loss_fn, "sum", has_aux=self.has_aux)
+        carries = [program.init(self.batch_size)]
+
+        def of_window(carry: Carry, number: int) -> tuple[Carry, Any]:
+            within = slice(number * self.window, (number + 1) * self.window)
+            xs, targets, mask = jax.tree.map(
+                lambda a: jnp.asarray(a)[within], (self.xs, self.targets, self.mask)
+            )
+            (_, after), grads = gradient(self.model, xs, targets, carry, mask=mask)
+            return (after[0] if self.has_aux else after), grads
+
+        def late(first: int, lasts: Sequence[int]) -> Iterator[Any]:
+            begins = carries[first]
+            carry = program.reset(begins, jnp.ones(jnp.shape(begins.fresh), bool))
+            carry = dataclasses.replace(carry, state=begins.state, fresh=begins.fresh)
+            for number in range(first, lasts[-1] + 1 if first else self.steps // self.window):
+                carry, grads = of_window(carry, number)
+                if not first:
+                    carries.append(carry)
+                if number in lasts:
+                    yield grads
+
+        return late
+
+
+def _bytes(tree: Any) -> int:
+    return sum(a.nbytes for a in jax.tree.leaves(tree))
+
+
+def compiled_for(xs: Any, batch_size: int | None, model: Any, algo: Any, **options: Any) -> Program:
+    """The program of a model for the steps of a sequence.
+
+    **Raises** what `etpc.compile` raises; `InputError` where the sequence seems to have a batch axis
+    and no batch size was given, or the other way round.
+    """
+    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
+    try:
+        return compile(model, algo, inputs=inputs, batch_size=batch_size or 1, **options)
+    except Exception as error:
+        blame_batch_axis(error, model, xs, options["state"], options["step"], batch_size)
+        raise

@@ -1,0 +1,155 @@
+"""Assertions for the tests of a model, and claims that may not get worse.
+
+With `pytest --etpc-claims=claims.json`, pytest also checks the claims that `etpc claims` wrote.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ._check import Check, check
+from ._compare import Report, verify
+from ._errors import InputError
+from ._record import record
+from .algorithms import Algorithm, resolve
+from .run import Program
+
+SCHEMA = "etpc-claims/1"
+
+
+def assert_gradient(
+    gradient: Any,
+    model: Any,
+    xs: Any,
+    targets: Any,
+    loss_fn: Callable[[Any, Any], Any],
+    *,
+    equals: Algorithm | str | None = None,
+    **options: Any,
+) -> Check:
+    """Assert that a gradient is that of BPTT, or of a rule.
+
+    **Arguments:**
+
+    - `gradient`, `model`, `xs`, `targets`, `loss_fn`, `**options`: as for [`etpc.check`][].
+    - `equals`: the rule; `None` for BPTT.
+
+    **Returns** the [`Check`][etpc.Check].
+
+    **Raises** `AssertionError` that shows the check where the gradient is another one, or where nothing was compared
+    because it is zero or a layer of neurons is silent; what `etpc.check` raises.
+    """
+    rule = None if equals is None else resolve(equals)
+    rules = [*(options.pop("rules", None) or ()), *([] if rule is None else [rule])]
+    found = check(gradient, model, xs, targets, loss_fn, rules=rules, **options)
+    what = "BPTT" if rule is None else str(rule)
+    right = found.exact if rule is None else found.is_of(rule)
+    if not right or found.notes:
+        raise AssertionError(f"The gradient should be that of {what}.\n\n{found}")
+    return found
+
+
+def assert_exact(
+    model: Any,
+    xs: Any,
+    targets: Any,
+    loss_fn: Callable[[Any, Any], Any],
+    algo: Algorithm | str = "d_rtrl",
+    *,
+    parameters: Sequence[str] | None = None,
+    **options: Any,
+) -> Report:
+    """Assert that the gradients of a model are exact under a rule: by the claim of its program, and by numbers.
+
+    **Arguments:**
+
+    - `model`, `xs`, `targets`, `loss_fn`, `algo`, `**options`: as for [`etpc.verify`][].
+    - `parameters`: the paths of those that have to be exact, such as `".cell.weight_hh"`; `None` for all.
+
+    **Returns** the [`Report`][etpc.Report].
+
+    **Raises** `AssertionError` that says what is left out where a claim is another one, and that shows the report
+    where a claim does not hold or nothing was compared; `etpc.InputError` for a path that is none; what
+    `etpc.verify` raises.
+    """
+    report = verify(model, xs, targets, loss_fn, algo, **options)
+    claims = report.program.claims
+    paths = list(claims) if parameters is None else list(parameters)
+    if unknown := [path for path in paths if path not in claims]:
+        raise InputError(f"The model has no parameter {unknown[0]!r}, but {', '.join(claims)}.")
+    lines = [
+        f"  {path} is {claims[path].claim}: {'; '.join(r.text for r in claims[path].reasons)}"
+        for path in paths
+        if not claims[path].holds_exactly
+    ]
+    if lines:
+        head = f"These gradients should be exact under {report.program.algorithm}:"
+        raise AssertionError("\n".join([head, *lines]))
+    if not report.ok:
+        raise AssertionError(f"A claim does not hold, or nothing was compared.\n\n{report}")
+    return report
+
+
+# --- claims that may not get worse ---
+
+
+def claims_record(program: Program) -> dict[str, Any]:
+    """The claims of a program, ready for JSON."""
+    claims = {
+        path: {"claim": claim.claim, "left_out": [reason.text for reason in claim.reasons]}
+        for path, claim in program.claims.items()
+    }
+    return {"algorithm": str(program.algorithm), "claims": claims}
+
+
+def read_claims(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The models of a file of claims, with what is said of each.
+
+    **Raises** `etpc.InputError` where it is no such file; `OSError` where it cannot be read.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        schema = data["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no file of claims. Write one with `etpc claims`.") from error
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path} has the schema {schema!r}, and this version of etpc reads {SCHEMA!r}. Write it anew with "
+            "`etpc claims`."
+        )
+    return data["models"]
+
+
+def write_claims(path: str | os.PathLike[str], models: Mapping[str, Any]) -> None:
+    """Write the claims of models to a file."""
+    text = json.dumps(record(SCHEMA, models=models), indent=2)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+WORSE = ("exact", "approximate", "current step")
+"""Each is worse than the one before."""
+
+
+def worse_claims(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A sentence for each parameter whose claim is worse than it was, or that is no longer there.
+
+    A claim is worse where it is less exact, or leaves out what it did not leave out. A parameter that has become unused
+    is worse too: it does not learn any more. New parameters are not looked at.
+
+    - `before`, `now`: as `claims_record` gives them.
+    """
+    texts = []
+    for path, old in before["claims"].items():
+        new = now["claims"].get(path)
+        if new is None:
+            texts.append(f"{path} was {old['claim']}, and is no parameter any more.")
+            continue
+        a, b = old["claim"], new["claim"]
+        more = [text for text in new["left_out"] if text not in old["left_out"]]
+        if a == "unused":
+            continue
+        if b == "unused" or WORSE.index(b) > WORSE.index(a) or (a == b and more):
+            texts.append(f"{path} was {a}, and is {b}: {'; '.join(more)}")
+    return texts

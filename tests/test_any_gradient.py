@@ -1,0 +1,310 @@
+"""`etpc.check`: gradients from anywhere, and what is wrong with them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc import D_RTRL, ES_D_RTRL, TBPTT, SnAp, _check
+from tests import by_hand
+from tests.helpers import cell, loss
+
+T, B = 20, 3
+
+
+def check(gradient, model, outputs=2, **options):
+    xs, targets = by_hand.sequence(T, B, outputs)
+    return etpc.check(gradient, model, xs, targets, loss, batch_size=B, **options)
+
+
+def bptt(model, **options):
+    return etpc.bptt(model, *by_hand.sequence(T, B), loss, batch_size=B, **options)[1]
+
+
+@pytest.fixture
+def few_rules(monkeypatch):
+    """A mistake is looked for in fewer rules, which compiles less."""
+    monkeypatch.setattr(_check, "RULES", (D_RTRL(),))
+
+
+# --- rules that are written by hand ---
+
+
+@pytest.mark.parametrize("beta", [0.0, by_hand.BETA])
+def test_eprop_is_d_rtrl(beta):
+    model = by_hand.spiking(beta)
+    report = check(lambda m, xs, targets: by_hand.eprop(m, xs, targets), model)
+    assert report.equals == D_RTRL(), str(report)
+    assert not report.exact
+    assert not report.notes
+    assert max(row.distance for row in report.rows) < 1e-12
+    assert any(".w_rec ->" in text for text in report.missing[".w_in"])
+    assert ".w_out" not in report.missing
+
+
+def test_rflo_is_d_rtrl_through_the_feedback():
+    model = by_hand.rate(feedback=True)
+    report = check(by_hand.rflo, model)
+    assert report.equals == D_RTRL(), str(report)
+    (remark,) = report.remarks
+    assert "(Rate.__call__)" in remark
+    assert "stop_gradient" in remark
+
+
+def test_ottt_is_d_rtrl():
+    report = check(by_hand.ottt, by_hand.layers())
+    assert report.equals == D_RTRL(), str(report)
+    assert report.total.error > 1e-3
+
+
+def test_tbptt_by_hand():
+    report = check(lambda *a: by_hand.tbptt(*a, steps=7), by_hand.rate())
+    assert report.equals == TBPTT(7), str(report)
+    assert report.missing[".w_rec"] == ("influence from before its block of 7 steps",)
+    assert check(lambda *a: by_hand.tbptt(*a, steps=T), by_hand.rate()).exact
+
+
+def test_rtrl_of_a_gru_is_bptt():
+    model = by_hand.gru()
+    report = check(by_hand.rtrl_of_a_gru, model, outputs=4, state=jnp.zeros(4), step=cell)
+    assert report.exact, str(report)
+    assert report.equals == TBPTT(T)
+    assert [row.path for row in report.rows] == [".weight_ih", ".weight_hh", ".bias", ".bias_n"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rule", [D_RTRL(backprop="full"), SnAp(1), ES_D_RTRL(decay=0.95), ES_D_RTRL(decay=0.5)], ids=str
+)
+def test_rules_of_programs(rule):
+    model, (xs, targets) = by_hand.spiking(), by_hand.sequence(T, B)
+    program = etpc.compile(model, rule, inputs=xs[0, 0])
+    _, grads = program.value_and_grad(loss)(model, xs, targets, program.init(B))
+    report = check(grads, model, rules=[ES_D_RTRL(decay=0.5)])
+    assert report.equals == rule, str(report)
+    assert list(report.by_lag) == [(0, 2), (2, 4), (4, 8), (8, 16), (16, 20)]
+    assert report.by_lag[0, 2] > report.by_lag[4, 8]
+
+
+# --- mistakes ---
+
+
+def faults(report):
+    return {row.path: row.fault and (row.fault.kind, row.fault.rule) for row in report.rows}
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"),
+    [
+        (T, "20 times as large: a sum over the steps in the place of the mean"),
+        (B, "3 times as large: a sum over the examples in the place of the mean"),
+        (T * B, "60 times as large: a sum over steps and examples in the place of the mean"),
+        (1 / B, "3 times too small: divided by the number of the examples twice"),
+        (-1, "with the wrong sign"),
+        (
+            -T,
+            "20 times as large: a sum over the steps in the place of the mean, and with the wrong sign",
+        ),
+        (2, "twice as large: the factor of a square, or each path counted twice"),
+        (0.5, "half as large, as that of half a squared error"),
+    ],
+)
+def test_a_factor(factor, text):
+    model = by_hand.rate()
+    report = check(jax.tree.map(lambda g: factor * g, bptt(model)), model)
+    assert report.equals is None
+    assert not report.exact
+    for row in report.rows:
+        assert row.equals is None
+        assert (row.fault.kind, row.fault.rule, row.fault.text) == ("factor", TBPTT(T), text)
+        assert row.fault.factor == pytest.approx(factor)
+    assert f"  BPTT, {text}  (of .w_in, .w_rec, .w_out)" in str(report).splitlines()
+
+
+def test_a_factor_without_a_name(few_rules):
+    model = by_hand.rate()
+    report = check({".w_rec": 0.37 * bptt(model).w_rec}, model)
+    assert report.rows[0].fault.text == "0.37 times as large"
+
+
+def test_the_factor_of_a_mask():
+    model, mask = by_hand.rate(), np.zeros((T, B))
+    mask[::2] = 1
+    grads = bptt(model, mask=mask, reduction="sum")
+    report = check(grads, model, mask=mask)
+    assert report.rows[0].fault.text.startswith("10 times as large: a sum over the steps")
+
+
+def test_a_transpose(few_rules):
+    model = by_hand.rate()
+    grads = by_hand.tbptt(model, *by_hand.sequence(T, B), steps=T)
+    report = check(grads | {".w_rec": -grads[".w_rec"].T}, model)
+    assert faults(report) == {".w_in": None, ".w_rec": ("transpose", TBPTT(T)), ".w_out": None}
+    assert report.rows[1].fault.text == "as its transpose, and with the wrong sign"
+    assert report.rows[0].equals == TBPTT(T)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "text", "paths"),
+    [
+        ("early", "shift", "with the data of the step before", (".w_in", ".w_rec")),
+        ("presynaptic", "shift", "with the data of the step after", (".w_rec",)),
+        ("before", "spike", "taken at the potential before the step", (".w_in", ".w_rec")),
+        ("reset", "spike", "taken at the potential after the reset", (".w_in", ".w_rec")),
+        ("uncentred", "spike", "without its threshold", (".w_in", ".w_rec")),
+    ],
+)
+def test_mistakes_in_eprop(few_rules, fault, kind, text, paths):
+    model = by_hand.spiking()
+    report = check(by_hand.eprop(model, *by_hand.sequence(T, B), fault), model)
+    for row in report.rows:
+        if row.path not in paths:
+            assert row.fault is None
+            assert row.equals is not None
+            continue
+        assert (row.fault.kind, row.fault.rule) == (kind, D_RTRL()), str(report)
+        assert text in row.fault.text
+
+
+def test_traces_that_are_read_before_they_move(few_rules):
+    model = by_hand.rate()
+    late = jax.tree.map(jnp.subtract, bptt(model), bptt(model, window=1))
+    report = check({".w_rec": late.w_rec}, model)
+    assert faults(report) == {".w_rec": ("shift", TBPTT(T))}
+    assert "as if traces were read before they move" in report.rows[0].fault.text
+
+
+def test_the_current_step_twice(few_rules):
+    model = by_hand.rate()
+    both = jax.tree.map(jnp.add, bptt(model), bptt(model, window=1))
+    report = check({".w_rec": both.w_rec}, model)
+    assert faults(report) == {".w_rec": ("twice", TBPTT(T))}
+
+
+def test_a_path_through_another_state_twice(few_rules):
+    model, data = by_hand.cascade(), by_hand.sequence(T, B)
+    assert check(by_hand.of_a_cascade(model, *data, twice=False), model).exact
+    report = check(by_hand.of_a_cascade(model, *data, twice=True), model)
+    assert faults(report) == {".w": ("twice", D_RTRL())}
+    assert "goes through other states of the same step" in report.rows[0].fault.text
+
+
+def test_noise_is_no_mistake(few_rules):
+    model = by_hand.spiking()
+    right = by_hand.eprop(model, *by_hand.sequence(T, B))
+    report = check(right | {".w_rec": right[".w_rec"] + 1e-5}, model)
+    row = report.rows[1]
+    assert row.fault is None
+    assert row.equals is None
+    assert row.nearest == D_RTRL()
+    assert 1e-7 < row.distance < 1e-2
+    assert report.rows[0].equals == D_RTRL()
+    assert "It is the gradient of no rule that was tried." in str(report)
+
+
+# --- forms, and what does not fit ---
+
+
+class Tensor:
+    """Like a tensor of PyTorch: an array for NumPy alone."""
+
+    def __init__(self, values, requires_grad=False):
+        self.values, self.requires_grad = values, requires_grad
+
+    def __array__(self, dtype=None, copy=None):
+        if self.requires_grad:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        return np.asarray(self.values, dtype)
+
+
+@pytest.mark.parametrize("form", ["tree", "numpy", "tensors", "paths", "function", "float32"])
+def test_forms_of_gradients(form):
+    model = by_hand.rate()
+    grads = bptt(model)
+    as_numpy = jax.tree.map(np.asarray, grads)
+    given = {
+        "tree": grads,
+        "numpy": as_numpy,
+        "tensors": jax.tree.map(Tensor, as_numpy),
+        "paths": {".w_rec": Tensor(as_numpy.w_rec), ".w_in": None},
+        "function": lambda model, xs, targets: as_numpy,
+        "float32": jax.tree.map(np.float32, as_numpy),
+    }[form]
+    report = check(given, model)
+    assert report.exact, str(report)
+    assert len(report.rows) == (1 if form == "paths" else 3)
+    assert report.tolerance == (1e-3 if form == "float32" else 1e-9)
+
+
+WRONG = {
+    "shape": ({".w_rec": np.ones((5, 3))}, r"gradient of \.w_rec has shape \[5, 3\].*Sum it over"),
+    "transposed": ({".w_in": np.ones((3, 5))}, r"\.w_in has shape \[3, 5\].*pass its `\.T`"),
+    "path": ({".w_rec": np.ones((5, 5)), ".w_on": 1}, r"'\.w_on'.*Did you mean \.w_in"),
+    "text": ({".w_rec": "high"}, r"gradient of \.w_rec is <U4, and should be numbers"),
+    "tensor": ({".w_rec": Tensor(np.ones(1), True)}, r"\.w_rec is a Tensor that NumPy.*detach"),
+    "none": (lambda *_: {".w_rec": None}, r"no array for any parameter.*\.w_in, \.w_rec, \.w_out"),
+    "other": ([np.ones((5, 5))], r"is a list and no tree like the model"),
+    "pair": ((0.5, {".w_rec": np.ones((5, 5))}), r"Of a pair \(value, gradient\), pass the second"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_refused(name):
+    gradient, message = WRONG[name]
+    with pytest.raises(etpc.EtpcError, match=message):
+        check(gradient, by_hand.rate())
+
+
+def test_what_is_not_finite_is_noted(few_rules):
+    model = by_hand.rate()
+    report = check({".w_rec": np.full((5, 5), np.nan)}, model)
+    assert report.notes == ("the gradient of .w_rec is not finite",)
+    assert report.rows[0].equals is None
+    assert not report.exact
+    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["rows"][0]["cosine"] is None
+
+
+def test_a_silent_network_shows_nothing():
+    model = jax.tree.map(lambda w: 0.01 * w, by_hand.spiking())
+    report = check(bptt(model), model)
+    assert report.notes
+    assert not report.exact
+
+
+def test_as_dict_and_lags():
+    model = by_hand.rate()
+    report = check(bptt(model), model)
+    record = report.as_dict()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["schema"] == "etpc-check/1"
+    assert record["equals"] == "BPTT"
+    assert [row["path"] for row in record["rows"]] == [".w_in", ".w_rec", ".w_out"]
+    assert all(value == pytest.approx(1.0) for value in report.by_lag.values())
+
+
+def test_lags_of_a_gradient_that_is_no_rule_s(few_rules):
+    """What reaches back further than four steps is left out: it has no part there, and all of the part before."""
+    model = by_hand.rate()
+    xs, targets = by_hand.sequence(T, B)
+    program = etpc.compile(model, TBPTT(4, every=2), inputs=xs[0, 0])
+    _, grads = program.value_and_grad(loss)(model, xs, targets, program.init(B))
+    report = check(grads, model)
+    assert report.equals is None
+    assert report.by_lag[0, 2] == pytest.approx(1.0)
+    assert report.by_lag[2, 4] == pytest.approx(1.0)
+    assert np.isnan(report.by_lag[8, 16])
+
+
+def test_a_gradient_that_is_nearly_right_is_no_mistake(few_rules):
+    """In float32 a factor of 1.002 is more than rounding, and has no name."""
+    model = jax.tree.map(jnp.float32, by_hand.rate())
+    xs, targets = jax.tree.map(jnp.float32, by_hand.sequence(T, B))
+    _, grads = etpc.bptt(model, xs, targets, loss, batch_size=B)
+    near = {".w_rec": 1.002 * grads.w_rec}
+    (row,) = etpc.check(near, model, xs, targets, loss, batch_size=B).rows
+    assert row.equals is None
+    assert row.nearest == TBPTT(T)
+    assert row.fault is None or row.fault.text == "1.002 times as large"

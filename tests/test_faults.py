@@ -1,0 +1,26 @@
+"""What a gradient becomes by a mistake is computed from a rewritten step, which without one gives that of the rule."""
+
+import numpy as np
+import pytest
+
+from etpc._agreement import Known, agrees
+from etpc._faults import Rewritten
+from etpc._trial import Trial
+from tests.helpers import loss
+from tests.marks import few
+from tests.models import ALL_NAMED, data, named
+
+T, B = 10, 2
+
+
+@pytest.mark.parametrize("name", few(ALL_NAMED, "two_layer_lif", "leaky_readout"))
+def test_without_a_mistake_it_is_the_gradient_of_the_rule(name):
+    model = named(name)
+    trial = Trial(model, *data(model, T, B), loss, batch_size=B)
+    program = trial.program("d_rtrl")
+    rewritten = Rewritten(trial, program)
+    for cut, want in ((False, trial.bptt), (True, trial.online(program))):
+        got = Known(rewritten.gradient(cut))
+        assert any(np.abs(value).max(initial=0) > 1e-6 for value in got.values.values())
+        for path in want.values:
+            assert agrees(got, want, path, trial.tolerance, trial.dtype), (cut, path)
