@@ -187,7 +187,7 @@ for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9, window=2):
     _, alone = run(model, xs, targets, fresh)
     weights = jax.tree.map(lambda a: by_neuron(a, 0), model)
     start = jax.tree.map(
-        lambda a: by_neuron(a, -1) if a.ndim > 1 and a.shape[-1] == N else a, fresh
+        lambda a: by_neuron(a, 1) if a.ndim > 1 and a.shape[1] == N else a, fresh
     )
     everywhere = jax.device_put(xs, NamedSharding(mesh, PartitionSpec()))
     arguments = weights, everywhere, by_neuron(targets, 2), start
@@ -196,7 +196,7 @@ for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9, window=2):
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9)
     for old, new in zip(jax.tree.leaves(start.traces), jax.tree.leaves(carry.traces), strict=True):
-        if old.shape[-1] == N and old.ndim > 2:
+        if old.ndim > 2 and old.shape[1] == N:
             assert new.sharding.is_equivalent_to(old.sharding, new.ndim), (algo, new.sharding)
     compiled = spread.lower(*arguments).compile().as_text()
     found = re.findall(r"= \\w+\\[([\\d,]*)\\]\\S* (all-gather|all-to-all|collective-permute)\\(", compiled)

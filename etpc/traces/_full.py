@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
@@ -172,13 +173,14 @@ def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
         return lax.complex(*(a + b for a, b in zip(moved, added, strict=True)))
 
     columns = in_columns(pairs, whole, -3) if m > 1 else [whole]
-    # Large traces are cut along groups, or along the first axis of the weight.
-    axis = 1 if g > i else eps.ndim - 2
-    along = lambda a: axis if g > i else a.ndim - 2
-    operands = [(left, along(left)), (right, along(right) if g > i else None)]
-    operands += [(c, along(c) if g > i or last else None) for c in columns]
+    # Large traces are cut along groups, or along the first axis of the weight; on several devices along that of inputs,
+    # as the other may be spread over these.
+    by_group, axis = g > i, -1 if last and jax.device_count() > 1 else -2
+    place = lambda a: 1 if by_group else a.ndim + axis
+    cut = [(left, axis == -2), (right, axis == -1), *((c, (axis == -2) == last) for c in columns)]
+    operands = [(a, place(a) if by_group or has_axis else None) for a, has_axis in cut]
     at_once = steps == 1 and (m == 1 or paired)  # one loop over the entries, which needs no memory
-    return overwrite(eps, axis, update, operands, passage.after, at_once)
+    return overwrite(eps, place(eps), update, operands, passage.after, at_once)
 
 
 def _of_state(a: Inexact[Array, "... m p q"], n: int) -> Array:
