@@ -56,6 +56,15 @@ def test_an_exact_program_passes_from_any_carry(every, batch):
     assert eqx.tree_equal(carry, before)
 
 
+def test_look_back_from_a_carry_in_the_middle_of_a_stream():
+    """The steps behind the check are not those of its stream, and nothing passes back through them."""
+    model, (xs, targets) = leaky(), data(B)
+    learns = learner(model, etpc.D_RTRL(window=2, lookback=4), every=2)
+    opt_state, carry = learns.init(model, B)
+    after, _, carry, _ = learns.update(model, opt_state, carry, xs, targets)
+    assert quietly(learns.check, after, carry, xs, targets) == ()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [Spiking, lambda: Noisy(leaky().win)])
 def test_other_models_pass(build):

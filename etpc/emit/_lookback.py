@@ -33,6 +33,8 @@ class LookBack(Reverse):
         self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
     ) -> Course[UncutWindow]:
         behind, count = _recent(traces.past, span), span.xs[0].shape[0]
+        # Nothing passes back where no step of the stream is known to be before the window.
+        span = span._replace(fresh=span.fresh | ~behind.valid[-1])
 
         def run(weights: Weights, begin: Span, shifts: Arrays) -> Rollout:
             past = self.step.run(weights, behind.xs, begin.state, False, stored=behind.stored)
