@@ -74,8 +74,8 @@ def objective_of(
     mask: Array | None,
     loss: Loss,
     state: Any,
-    step: StepFunction | None,
-    batch_size: int | None,
+    step: Any,
+    batch_size: Any,
 ) -> "Objective":
     """The loss of a sequence that begins with a state, or with that of the model.
 

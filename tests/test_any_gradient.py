@@ -84,7 +84,8 @@ def test_rules_of_programs(rule):
     program = etpc.compile(model, rule, inputs=xs[0, 0])
     _, grads = program.value_and_grad(loss)(model, xs, targets, program.init(B))
     report = check(grads, model, rules=[ES_D_RTRL(decay=0.5)])
-    assert report.equals == rule, str(report)
+    assert report.equals is not None, str(report)
+    assert report.is_of(rule), str(report)  # no decay matters where the traces are filtered inputs
     assert list(report.by_lag) == [(0, 2), (2, 4), (4, 8), (8, 16), (16, 20)]
     assert report.by_lag[0, 2] > report.by_lag[4, 8]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import propagate, prune
+from .._jax import Equation, propagate, prune
 from ..analyse import DATA, PARAMETERS, Analysis, Numbering, Numbers, Pattern, is_complex
 from ._blocks import colours_of
 
@@ -46,12 +46,16 @@ class Entries:
         arguments, self._seeds = tangents.inputs[:-seeds], tangents.inputs[-seeds:]
         equations = prune(tangents.equations, self._outputs.values())
         self._tangents = propagate(equations, self._seeds)
-        enters = [any(v in self._tangents for v in eqn.inputs) for eqn in equations]
-        self._moving = [eqn for eqn, e in zip(equations, enters, strict=True) if e]
-        still = prune(
-            [eqn for eqn, e in zip(equations, enters, strict=True) if not e],
-            [v for eqn in self._moving for v in eqn.inputs],
-        )
+        reached = set(self._seeds)  # with booleans, such as whether a tangent is zero
+        self._moving: list[Equation] = []
+        resting: list[Equation] = []
+        for eqn in equations:
+            if reached.isdisjoint(eqn.inputs):
+                resting.append(eqn)
+            else:
+                self._moving.append(eqn)
+                reached.update(eqn.outputs)
+        still = prune(resting, [v for eqn in self._moving for v in eqn.inputs])
         self._still = {v: self.numbering.constant(a) for v, a in tangents.constants.items()}
         for i, v in enumerate(arguments):
             source = PARAMETERS if i < len(step.parameters) else DATA

@@ -212,7 +212,8 @@ def test_the_command_line_gives_the_claims(tmp_path, capsys, monkeypatch):
     assert main(["explain", "shown.py:Leak", "--inputs", "2", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["exact"] is True
-    assert record["claims"][".w"] == {"claim": "exact", "reasons": []}
+    found = {"schema": "etpc-claim/1", "path": ".w", "claim": "exact", "reasons": []}
+    assert record["claims"][".w"] == found
     assert record["claims"][".spare"]["claim"] == "unused"
     assert record["claims"][".spare"]["reasons"][0]["kind"] == "unused"
 

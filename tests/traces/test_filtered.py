@@ -278,7 +278,7 @@ def test_it_is_the_whole_trace_while_the_weights_move(name, every):
     xs, targets = normal(T, B, I, seed=1), jnp.full((T, B), 0.3)
     moved, losses = [], []
     for each in (found, full):
-        learner = etpc.online(each, loss, optax.sgd(0.05), every=every)
+        learner = etpc.online(each, loss, optax.sgd(0.1), every=every)
         opt_state, carry = learner.init(MODEL, batch_size=B)
         model, _, _, by_update = learner.update(MODEL, opt_state, carry, xs, targets)
         moved.append(model)
