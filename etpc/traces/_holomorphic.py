@@ -78,20 +78,12 @@ class Holomorphic(Full):
 
     def entries(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
         start, site = start.real, self._real(site)
-        rotated = [
-            start[:, self._partner(n)] * (1 if n in self.real else -1) for n in range(site.block)
-        ]
+        other = dict(zip(self.real + self.imaginary, self.imaginary + self.real, strict=True))
+        signs = [1 if n in self.real else -1 for n in range(site.block)]
+        rotated = [sign * start[:, other[n]] for n, sign in enumerate(signs)]
         by_real = super().entries(site, start, carry)
         by_imaginary = super().entries(site, jnp.stack(rotated, 1), carry)
         return lax.complex(by_real, -by_imaginary)  # as JAX has derivatives by complex numbers
-
-    def _partner(self, place: int) -> int:
-        """The place of the other part of the same state."""
-        pairs = [
-            *zip(self.real, self.imaginary, strict=True),
-            *zip(self.imaginary, self.real, strict=True),
-        ]
-        return dict(pairs)[place]
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return super().shown(self._real(site), carry)
