@@ -232,18 +232,9 @@ class Trial:
         self, model: Any, step: StepFunction | None, mask: Any, cuts: np.ndarray | None
     ) -> Objective:
         loss = Loss.of(self.loss_fn, self.has_aux)
-        objective = objective_of(
-            *(
-                model,
-                self.xs,
-                self.targets,
-                mask,
-                loss,
-                self._state,
-                step or self._step,
-                self.batch_size,
-            )
-        )
+        data = self.xs, self.targets, mask
+        of_model = self._state, step or self._step, self.batch_size
+        objective = objective_of(model, *data, loss, *of_model)
         cuts = np.zeros(self.steps, bool) if cuts is None else cuts
         return dataclasses.replace(objective, cuts=jnp.asarray(cuts))
 
