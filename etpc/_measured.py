@@ -1,5 +1,6 @@
 """Gradients of one batch, by BPTT and by rules: their time, how near they are by lag, and what they train."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -13,12 +14,12 @@ import numpy as np
 from jax import Array
 
 from ._agreement import flat_gradients
-from ._bptt import bptt
+from ._bptt import gradient_of, objective_of
 from ._data import check_data, check_lead, lead_of
 from ._errors import InputError, checked_count
-from ._loss import checked_weights
+from ._loss import Loss, checked_weights
 from .run import Program
-from .trace import Leaves, StepFunction, checked_call
+from .trace import Leaves, StepFunction
 
 SETTLING = 20
 """So many passes let directions of credit follow the weights at which they are compared."""
@@ -189,29 +190,13 @@ class Online:
 
 
 class Reverse:
-    """BPTT. At which step the state is passed on without its derivative is an input of each step."""
+    """BPTT. At which step the state is passed on without its derivative is data, so that it is compiled once."""
 
     def __init__(self, batch: Batch):
         self.batch, self.at, self.trained = batch, batch.start, batch.start
-        call = checked_call(batch.model(batch.arrays), batch.step)
-
-        def step(model: Any, x: Any, state: Any) -> Any:
-            x, stops = x
-            leaves = Leaves.of(state, "state", numbers=True)
-            cut = lambda a: jnp.where(stops, jax.lax.stop_gradient(a), a)
-            arrays = [cut(a) if eqx.is_inexact_array(a) else a for a in leaves.split(state)]
-            return call(model, x, leaves.join(arrays))
-
-        def run(arrays: Any, xs: Any, targets: Any, mask: Any, first: Any) -> tuple[Any, Any]:
-            at = (jnp.arange(mask.shape[0]) == first).reshape(-1, *[1] * (mask.ndim - 1))
-            inputs = xs, jnp.broadcast_to(at, mask.shape)
-            return bptt(
-                *(batch.model(arrays), inputs, targets, batch.loss_fn),
-                **dict(state=batch.state, step=step, batch_size=batch.size, mask=mask),
-                reduction="sum",
-            )
-
-        self._jit_run = jax.jit(run)
+        data = batch.xs, batch.targets, batch.mask, Loss.of(batch.loss_fn, False)
+        model = batch.model(batch.arrays)
+        self._objective = objective_of(model, *data, batch.state, batch.step, batch.size)
 
     def move_to(self, at: Any) -> None:
         self.at = at
@@ -229,8 +214,10 @@ class Reverse:
         self.trained = self.batch.moved(grads, *self.trained)
         return float(loss)
 
-    def _run(self, arrays: Any, mask: Array, first: int = -1) -> Any:
-        return self._jit_run(arrays, self.batch.xs, self.batch.targets, mask, first)
+    def _run(self, arrays: Any, mask: Array, first: int = -1) -> tuple[Array, Any]:
+        cuts = jnp.arange(len(mask)) == first
+        objective = dataclasses.replace(self._objective, mask=mask, cuts=cuts)
+        return gradient_of(self.batch.model(arrays), objective, "sum")[:2]
 
 
 Way = Online | Reverse
