@@ -152,8 +152,10 @@ class Check:
         for row in self.rows:
             explained = row.equals is not None or row.fault is not None
             nearest = "" if explained else f"{self._name(row.nearest)}, {row.distance:.1e}"
-            rows.append([row.path, *fidelity_of(row), self._name(row.equals) or "-", nearest])
-        rows.append([TOTAL, *fidelity(self.total), self._name(self.equals) or "-", ""])
+            near = fidelity(row.cosine, row.error, row.ratio)
+            rows.append([row.path, *near, self._name(row.equals) or "-", nearest])
+        near = fidelity(self.total.cosine, self.total.error, self.total.ratio)
+        rows.append([TOTAL, *near, self._name(self.equals) or "-", ""])
         lines = [f"against BPTT (loss {self.loss:.6g})", "", *table(columns, rows), ""]
         if self.equals is not None:
             lines.append(f"It is the gradient of {self._name(self.equals)}.")
@@ -181,11 +183,6 @@ def _by_text(head: str, texts: Mapping[str, tuple[str, ...]]) -> list[str]:
             paths.setdefault(text, []).append(path)
     lines = [f"  {text}  (of {', '.join(those)})" for text, those in paths.items()]
     return ["", head, *lines] if lines else []
-
-
-def fidelity_of(row: CheckedRow) -> list[str]:
-    """Cosine, error and ratio of a row, for a table."""
-    return fidelity(Row(row.path, row.cosine, row.error, row.ratio, row.norm, "-", None))
 
 
 def check(
