@@ -372,6 +372,14 @@ def _best(rules: Sequence[Candidate]) -> tuple[Candidate, list[str]]:
             why.append(
                 "The immediate gradient, TBPTT(1), trains as well: so far no memory is needed."
             )
+    followed = [max(column) > NEAR for column in zip(*(row.by_lag for row in good), strict=True)]
+    blind = [
+        row for row in good if any(f and c == 0 for f, c in zip(followed, row.by_lag, strict=True))
+    ]
+    if 0 < len(blind) < len(good):
+        names = ", ".join(row.name for row in blind)
+        why.append(f"Further back than some of these follow BPTT, nothing comes from {names}.")
+        good = [row for row in good if row not in blind]
     nearest = max(good, key=lambda row: row.mean_cosine)
     near = [row for row in good if row.mean_cosine >= nearest.mean_cosine - NEAR]
     best = min(near, key=lambda row: row.ms)
