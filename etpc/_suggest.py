@@ -22,7 +22,7 @@ from .show import edits, table
 from .trace import StepFunction
 from .traces import Full, Site, size_of
 
-NEAR = 0.05
+NEAR = 0.1
 """Rules whose mean cosines by lag differ by no more than this are taken as equally near to BPTT."""
 
 PROGRESS = 0.95

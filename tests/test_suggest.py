@@ -366,7 +366,7 @@ BLOCKS = etpc.TBPTT(8, every=4)
         ([candidate(FULL, 1, [0.9], [2, 1]), candidate(CREDIT, 9, [1.0], [2, 1.5])], FULL),
         ([candidate(FULL, 1, [0.8], [2, 1]), candidate(CREDIT, 9, [1.0], [2, 1.04])], CREDIT),
         ([candidate(FULL, 1, [0.8], [2, 1]), candidate(CREDIT, 9, [1.0], [2, math.nan])], FULL),
-        ([candidate(BLOCKS, 1, [1.0, 0.0]), candidate(CREDIT, 9, [0.6, 0.1])], CREDIT),
+        ([candidate(BLOCKS, 1, [1.0, 0.0]), candidate(CREDIT, 9, [0.6, 0.2])], CREDIT),
         ([candidate(BLOCKS, 1, [1.0, 0.0]), candidate(CREDIT, 9, [0.6, 0.01])], BLOCKS),
         ([candidate(BLOCKS, 1, [1.0, math.nan]), candidate(CREDIT, 9, [0.6, math.nan])], BLOCKS),
     ],
