@@ -72,7 +72,7 @@ class Body:
 
     def read(self, buffer: Buffer, index: str) -> str:
         self.reads.append((buffer, index))
-        return f"{{{buffer.name}}}[{index}]"
+        return f"@{buffer.name}@[{index}]"
 
 
 @dataclasses.dataclass(eq=False)
@@ -126,9 +126,22 @@ class Statement:
 
 def nested(index: Sequence[str], shape: Sequence[int], lines: Sequence[str]) -> str:
     """Lines in loops over the indices that have more than one value."""
+    lines = without_unused(lines)
     loops = [(i, n) for i, n in zip(index, shape, strict=True) if i != "0"]
     heads = [f"for (int {i} = 0; {i} < {n}; {i}++) {{" for i, n in loops]
     return "\n".join(["{", *heads, *lines, "}" * len(loops) + "}"])
+
+
+def without_unused(lines: Sequence[str]) -> list[str]:
+    """Lines without the constants that no later one uses."""
+    kept: list[str] = []
+    used: set[str] = set()
+    for line in reversed(lines):
+        name = re.match(r"const [\w ]+ (t\d+) = ", line)
+        if name is None or name[1] in used:
+            kept.append(line)
+            used |= set(re.findall(r"\bt\d+\b", line))
+    return kept[::-1]
 
 
 def indices(shape: Sequence[int], letter: str = "i") -> list[str]:
@@ -249,6 +262,16 @@ class Program:
                 return False
         buffer.place = target
         return True
+
+    def drop_unread(self) -> None:
+        """Leave out what only writes what nothing reads."""
+        while True:
+            read = {b.end for s in self.statements for b, _ in s.reads}
+            dead = lambda s: s.writes and not any(b.end in read or b.end.fixed for b, _ in s.writes)
+            kept = [s for s in self.statements if not dead(s)]
+            if len(kept) == len(self.statements):
+                return
+            self.statements = kept
 
     def write_back(self, values: Sequence[Value], targets: Sequence[Buffer], first: int) -> None:
         """Give values that were computed since a statement to arrays that were read until then."""
@@ -390,7 +413,11 @@ BY_ELEMENT: dict[str, Callable[..., str]] = {
 
 
 def ints(op: Any, name: str) -> list[int]:
-    return [int(i) for i in op.attributes[name]] if name in op.attributes else []
+    return [int(i) for i in ir.DenseI64ArrayAttr(op.attributes[name])] if name in op.attributes else []
+
+
+def integer(op: Any, name: str) -> int:
+    return ir.IntegerAttr(op.attributes[name]).value
 
 
 def moving(handler: Callable[[Any, Value, tuple[int, ...]], Callable[[list[str]], list[str]]]) -> Any:
@@ -450,16 +477,29 @@ def reshaped(program: Program, op: Any, values: list[Value]) -> Value:
 
 
 def iota(program: Program, op: Any, values: list[Value]) -> Value:
-    (shape, c_type), d = type_of(op.results[0]), int(op.attributes["iota_dimension"])
+    (shape, c_type), d = type_of(op.results[0]), integer(op, "iota_dimension")
     return Value(shape, c_type, lambda i, body: f"({c_type}){i[d]}", moved=True)
 
 
+def numbers_of(op: Any, shape: tuple[int, ...], c_type: str) -> np.ndarray:
+    """What a constant holds."""
+    if "complex" not in c_type:
+        return np.array(ir.DenseElementsAttr(op.attributes["value"])).reshape(-1)
+    text = str(op)  # the bindings have no complex constants
+    dtype = np.complex64 if "float" in c_type else np.complex128
+    if packed := re.search(r'"0x([0-9A-F]+)"', text):
+        return np.frombuffer(bytes.fromhex(packed[1]), dtype)
+    pairs = re.findall(r"\(([^,()]+),([^,()]+)\)", text.split(" : ")[0])
+    found = np.array([complex(float(a), float(b)) for a, b in pairs], dtype)
+    return np.broadcast_to(found, np.prod(shape, dtype=int)) if found.size == 1 else found
+
+
 def constant(program: Program, op: Any, values: list[Value]) -> Value:
-    (shape, c_type), attribute = type_of(op.results[0]), op.attributes["value"]
-    if attribute.is_splat or not shape:
-        number = literal(np.array(attribute).reshape(-1)[0], c_type)
-        return Value(shape, c_type, lambda i, body: number, moved=True)
-    numbers = np.array(attribute).reshape(-1)
+    shape, c_type = type_of(op.results[0])
+    numbers = numbers_of(op, shape, c_type)
+    if numbers.size == 1 or (numbers.size > 1 and (numbers == numbers[0]).all()):
+        text = literal(numbers[0], c_type)
+        return Value(shape, c_type, lambda i, body: text, moved=True)
     buffer = program.new(c_type, numbers.size, f"c{next(program.numbers)}_{program.name}", fixed=True)
     text = ", ".join(literal(n, c_type) for n in numbers)
     program.constants.append(f"static const {c_type} {buffer.name}[{numbers.size}] = {{{text}}};")
@@ -467,7 +507,7 @@ def constant(program: Program, op: Any, values: list[Value]) -> Value:
 
 
 def concatenated(program: Program, op: Any, values: list[Value]) -> Value:
-    (shape, c_type), d = type_of(op.results[0]), int(op.attributes["dimension"])
+    (shape, c_type), d = type_of(op.results[0]), integer(op, "dimension")
     buffer, start = program.new(c_type, int(np.prod(shape))), 0
     for value in values:
         def place(i: list[str], body: Body, start: int = start) -> str:
@@ -496,8 +536,11 @@ def starts_of(values: Sequence[Value], limits: Sequence[int], body: Body) -> lis
     """Indices that are computed, moved to where a slice is inside."""
     texts = []
     for value, limit in zip(values, limits, strict=True):
-        a = value.at([], body)
-        texts.append(body.let("int", f"{a} < 0 ? 0 : ({a} > {limit} ? {limit} : (int){a})") if limit else "0")
+        if limit:
+            a = value.at([], body)
+            texts.append(body.let("int", f"{a} < 0 ? 0 : ({a} > {limit} ? {limit} : (int){a})"))
+        else:
+            texts.append("0")
     return texts
 
 
@@ -542,7 +585,8 @@ def batch_index(index: Sequence[str], axis: int, k: int, rank: int) -> list[str]
 
 def gathered(program: Program, op: Any, values: list[Value]) -> Value:
     value, places = map(program.readable, values)
-    (shape, c_type), n = type_of(op.results[0]), op.attributes["dimension_numbers"]
+    shape, c_type = type_of(op.results[0])
+    n = stablehlo.GatherDimensionNumbers(op.attributes["dimension_numbers"])
     sizes, axis = ints(op, "slice_sizes"), n.index_vector_dim
     dropped = {*n.collapsed_slice_dims, *n.operand_batching_dims}
 
@@ -567,7 +611,8 @@ def scattered(program: Program, op: Any, values: list[Value]) -> Value:
         raise Refused("There is no C for a scatter of several arrays.")
     value, places, updates = values
     places, updates = map(program.readable, (places, updates))
-    n, axis = op.attributes["scatter_dimension_numbers"], op.attributes["scatter_dimension_numbers"].index_vector_dim
+    n = stablehlo.ScatterDimensionNumbers(op.attributes["scatter_dimension_numbers"])
+    axis = n.index_vector_dim
     buffer = copied(program, value)
     result, body, index = stored(buffer, value.shape), Body(program), indices(updates.shape)
     batch = [i for d, i in enumerate(index) if d not in n.update_window_dims]
@@ -596,7 +641,7 @@ def scattered(program: Program, op: Any, values: list[Value]) -> Value:
 
 def contracted(program: Program, op: Any, values: list[Value]) -> Value:
     a, b = map(program.readable, values)
-    (shape, c_type), n = type_of(op.results[0]), op.attributes["dot_dimension_numbers"]
+    (shape, c_type), n = type_of(op.results[0]), stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
     batch = n.lhs_batching_dimensions, n.rhs_batching_dimensions
     summed = n.lhs_contracting_dimensions, n.rhs_contracting_dimensions
     free = [
@@ -672,7 +717,7 @@ def windowed(program: Program, op: Any, values: list[Value]) -> list[Value]:
     steps, gaps = ints(op, "window_strides") or ones, ints(op, "window_dilations") or ones
     if (ints(op, "base_dilations") or ones) != ones:
         raise Refused("There is no C for a reduce_window with base dilations.")
-    padding = np.array(op.attributes["padding"]).reshape(-1, 2) if "padding" in op.attributes else np.zeros((len(shape), 2))
+    padding = np.array(ir.DenseElementsAttr(op.attributes["padding"])).reshape(-1, 2) if "padding" in op.attributes else np.zeros((len(shape), 2))
     half = len(values) // 2
     values = [*map(program.readable, values[:half]), *values[half:]]
 
@@ -806,6 +851,7 @@ def function(name: str, code: bytes, entry: dict[str, Any], fields: dict[str, st
                 results.append(program.new(c_type, size, own, fixed=True))
         values = program.run(program.functions["main"].regions[0].blocks[0], arguments)
         program.write_back(values, results, 0)
+        program.drop_unread()
         places, needs = placed(program)
     text = "\n".join(s.code for s in program.statements)
     text = re.sub(r"@([^@]+)@", lambda m: places[program.buffers[m[1]].end.name], text)
