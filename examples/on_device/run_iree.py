@@ -1,6 +1,11 @@
-"""An exported learner under IREE, in a process without JAX: import this file alone, beside `numpy` and `iree`."""
+"""An exported learner under IREE, in a process without JAX: python run_iree.py learner/ data.npz results.npz
+
+`data.npz` has an array for each argument that is no state (`xs`, `targets`), with one more leading axis: the calls.
+`results.npz` gets the state after the last call, and of each other result (`losses`) all calls, by name.
+"""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +50,27 @@ class Learner:
 
 def compiled(path: Path, target: str) -> Any:
     """The function of a module, for a target such as "llvm-cpu"."""
-    binary = iree.compiler.compile_file(str(path), input_type="stablehlo", target_backends=[target])
+    options = ["--iree-llvmcpu-target-cpu=host"] if target == "llvm-cpu" else []
+    binary = iree.compiler.compile_file(
+        str(path), input_type="stablehlo", target_backends=[target], extra_args=options
+    )
     config = iree.runtime.Config("local-sync")
     module = iree.runtime.VmModule.copy_buffer(config.vm_instance, binary)
     return iree.runtime.load_vm_module(module, config)["main"]
+
+
+def main(folder: str, data: str, results: str) -> None:
+    learner = Learner(folder)
+    with np.load(data) as stored:
+        calls = {name: stored[name] for name in stored.files}
+    found = [
+        learner.update(**{name: a[k] for name, a in calls.items()})
+        for k in range(len(next(iter(calls.values()))))
+    ]
+    each: dict[str, Any] = {name: np.stack([f[name] for f in found]) for name in found[0]}
+    np.savez(results, **learner.state, **each)
+    assert "jax" not in sys.modules
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
