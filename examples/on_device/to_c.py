@@ -773,9 +773,18 @@ def branched(program: Program, op: Any, values: list[Value]) -> list[Value]:
     return [stored(b, type_of(r)[0]) for b, r in zip(results, op.results, strict=True)]
 
 
+def rounded(program: Program, op: Any, values: list[Value]) -> Value:
+    exponent, mantissa = integer(op, "exponent_bits"), integer(op, "mantissa_bits")
+    if {"float": 8, "double": 11}.get(values[0].c_type) != exponent:
+        raise Refused(f"There is no C for reduce_precision with {exponent} bits of exponent.")
+    name = f"rounded_{values[0].c_type}"
+    return by_element(lambda t, of, a: f"{name}({a}, {mantissa})")(program, op, values)
+
+
 OPERATIONS: dict[str, Callable[[Program, Any, list[Value]], Any]] = {
     **{f"stablehlo.{name}": by_element(formula) for name, formula in BY_ELEMENT.items()},
     "stablehlo.compare": compared,
+    "stablehlo.reduce_precision": rounded,
     "stablehlo.broadcast_in_dim": broadcast,
     "stablehlo.transpose": transposed,
     "stablehlo.slice": sliced,
@@ -898,6 +907,41 @@ def placed(program: Program) -> tuple[dict[str, str], Counter[str]]:
     return places, needs
 
 
+# What C99 lacks.
+HELPERS = """\
+static inline float rounded_float(float a, int bits) {
+    uint32_t u, unit = (uint32_t)1 << (23 - bits);
+    memcpy(&u, &a, sizeof u);
+    if (a != a || unit == 1) return a;
+    u = (u + unit / 2 - 1 + (u / unit & 1)) & ~(unit - 1);
+    memcpy(&a, &u, sizeof u);
+    return a;
+}
+static inline double rounded_double(double a, int bits) {
+    uint64_t u, unit = (uint64_t)1 << (52 - bits);
+    memcpy(&u, &a, sizeof u);
+    if (a != a || unit == 1) return a;
+    u = (u + unit / 2 - 1 + (u / unit & 1)) & ~(unit - 1);
+    memcpy(&a, &u, sizeof u);
+    return a;
+}
+static inline double complex cexpm1(double complex a) {
+    const double x = creal(a), y = cimag(a), half = sin(y / 2);
+    return expm1(x) * cos(y) - 2 * half * half + I * (exp(x) * sin(y));
+}
+static inline float complex cexpm1f(float complex a) {
+    const float x = crealf(a), y = cimagf(a), half = sinf(y / 2);
+    return expm1f(x) * cosf(y) - 2 * half * half + I * (expf(x) * sinf(y));
+}
+static inline double complex clog1p(double complex a) {
+    const double x = creal(a), y = cimag(a);
+    return log1p(x * (2 + x) + y * y) / 2 + I * atan2(y, 1 + x);
+}
+static inline float complex clog1pf(float complex a) {
+    const float x = crealf(a), y = cimagf(a);
+    return log1pf(x * (2 + x) + y * y) / 2 + I * atan2f(y, 1 + x);
+}"""
+
 HEADER = """\
 /* A learner: {rule}, an update every {every} steps. Written by examples/on_device/to_c.py. */
 #ifndef LEARNER_H
@@ -952,7 +996,7 @@ def write_c(exported: etpc.Exported, folder: Path) -> dict[str, int]:
         rule=exported.manifest["rule"], every=exported.manifest["every"], members="\n".join(members),
         prototypes="\n".join(f"{f.prototype};" for f in functions), state_bytes=sizes["state"], work_bytes=sizes["work"],
     )  # fmt: skip
-    includes = ['#include "learner.h"', "#include <math.h>", "#include <string.h>"]
+    includes = ['#include "learner.h"', "#include <math.h>", "#include <string.h>", HELPERS]
     bodies = [f"{f.prototype} {{\n{f.body}\n}}" for f in functions]
     start = "void learner_init(learner_state *state) {\n" + "\n".join(init) + "\n}"
     folder.mkdir(parents=True, exist_ok=True)
