@@ -281,8 +281,24 @@ def _without_calls(
 
 
 def _calls(text: str) -> list[str]:
-    """What a module calls that is not in it, with the place in the code."""
-    return sorted(set(re.findall(r"custom_call @([\w.$]+)", text)))
+    """What a module, as text with places, calls that is not in it: each with JAX's operation and its place."""
+    places: dict[str, str] = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", text, re.M))
+
+    def spelled(place: str, depth: int = 0) -> str:
+        inner = places.get(place, "")
+        if depth < 20:
+            inner = re.sub(r"#loc\d*", lambda part: spelled(part[0], depth + 1), inner)
+        return inner
+
+    found = []
+    for target, place in re.findall(r"custom_call @([\w.$]+).*?loc\((#loc\d*)\)$", text, re.M):
+        where = spelled(place)
+        name = re.search(r'"(?:[^"]*/)?([^"/]+)"', where)
+        line = re.search(r'"([^"]+\.py)":(\d+)', where)
+        found.append(
+            target + (f" ({name[1]})" if name else "") + (f" at {line[1]}:{line[2]}" if line else "")
+        )
+    return list(dict.fromkeys(found))
 
 
 def _constants(model: Any) -> dict[str, str]:

@@ -26,6 +26,7 @@ class Case:
     model: Any
     data: dict[str, np.ndarray]
     batch_size: int | None = None
+    low_rank: bool = False
 
     def start(self) -> tuple[Any, Any, Any]:
         return (self.model, *self.learner.init(self.model, self.batch_size))
@@ -38,11 +39,16 @@ class Case:
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self.call(0))
         return self.learner.export(*self.start(), **shapes, **more)
 
+    def compared(self, state: Any) -> list[str]:
+        """The names of what two runs have in common. The factors of a low-rank trace are not: only their product is
+        determined, which is in the gradients, and so in the weights."""
+        return [name for name in state if not (self.low_rank and name.startswith("carry.traces"))]
+
     def by_jax(self, start: Any = None, calls: range = range(CALLS)) -> tuple[Any, list[Any]]:
         """What the learner has after these calls, and their losses."""
         state, losses = start or self.start(), []
         for k in calls:
-            *state, loss = self.learner.update(*state, **self.call(k))
+            *state, loss = self.learner.update(*state, **self.call(k))[:4]
             losses.append(np.asarray(loss))
         return tuple(state), losses
 
@@ -155,7 +161,8 @@ def case(
         data["mask"] = rng.uniform(0, 1, lead) < 0.7
     if reset:
         data["reset"] = rng.uniform(0, 1, lead) < 0.2
-    return Case(learner, model, data, batch_size)
+    low_rank = any(rule is RULES[name] for name in LOW_RANK)
+    return Case(learner, model, data, batch_size, low_rank)
 
 
 def with_state(cell: Any, state: Any, **options: Any) -> Case:
@@ -175,8 +182,8 @@ RULES = {
     "snap": etpc.SnAp(2),
     "rtrl": etpc.RTRL(),
     "rtrl of a rank": etpc.RTRL(rank=2),
-    "credit": etpc.CreditRTRL(q=2, rank=2),
 }
+LOW_RANK = ("rank", "rtrl of a rank")
 
 CASES: dict[str, Callable[[], Case]] = {
     **{
@@ -221,3 +228,17 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "delays": lambda: case(nn.Sequential([nn.DelayedLinear(I, H, np.arange(H * I).reshape(H, I) % 4, key=KEY), nn.MinGRU(H, H, key=KEY)])),
 }
+
+REFUSED = {
+    "credit": lambda: with_state(gru(), jnp.zeros(H), rule=etpc.CreditRTRL(q=2, rank=2)),
+}
+"""Rules that compute something by a custom call."""
+
+
+def distance(a: Any, b: Any) -> float:
+    """The largest difference, relative to the largest number; infinite where integers differ."""
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    if a.dtype.kind in "iub":
+        return 0.0 if np.array_equal(a, b) else np.inf
+    return float(np.max(np.abs(a - b), initial=0) / (1e-6 + np.max(np.abs(b), initial=0)))
