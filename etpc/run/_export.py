@@ -244,7 +244,7 @@ def module(
     """
     results: list[Leaf] = []
 
-    def flat(*arrays: Any) -> list[Array]:
+    def learner(*arrays: Any) -> list[Array]:
         new, *trees = function(*arrays)
         of = [Tree.of(tree, *other) for tree, other in zip(trees, others, strict=True)]
         by_name = {leaf.name: leaf for leaf in arguments}
@@ -252,7 +252,7 @@ def module(
         return [*new, *split(of, trees)]
 
     avals = [leaf.aval for leaf in arguments]
-    jitted = jax.jit(flat, keep_unused=True)
+    jitted = jax.jit(learner, keep_unused=True)
     exported = _without_calls(jitted, avals, platforms)
     places = {name: {"next": place} for place, name in enumerate(moved)}
     index = Leaf("platform", (), "int32", "platform")  # as JAX has it for several
@@ -400,7 +400,7 @@ class Exported:
         state, (losses, *aux) = self._run(UPDATE, state, data)
         return (state, losses, aux) if aux else (state, losses)
 
-    def predict(self, state: Mapping[str, Any], x: Any) -> tuple[dict[str, Array], list[Array]]:
+    def predict(self, state: Mapping[str, Any], x: Any) -> tuple[dict[str, Any], list[Array]]:
         """One step of the model without learning, by JAX.
 
         **Arguments:** `state` as in `update`; `x`, the input of one step.
@@ -413,7 +413,7 @@ class Exported:
 
     def _run(
         self, name: str, state: Mapping[str, Any], data: Mapping[str, Any]
-    ) -> tuple[dict[str, Array], list[Array]]:
+    ) -> tuple[dict[str, Any], list[Array]]:
         arguments, results = self.leaves(name)
         rest = {role: [*map(_closed_input, jax.tree.leaves(tree))] for role, tree in data.items()}
         problems: list[str] = []
