@@ -29,8 +29,23 @@ demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
 
 examples: .venv/.demo
-	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) \
+	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) -mexamples.on_device.drift \
 		| xargs -P $(JOBS) -I {} sh -c 'echo "{}"; exec $(BIN)/python "{}"'
+
+# A learner as a C program, and its stream. With a compiler for ARM and QEMU, also on an emulated Cortex-M4.
+DEVICE := examples/out/on_device
+CORTEX_M4 := -O2 -std=c99 -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard --specs=rdimon.specs
+on-device: .venv/.demo
+	rm -rf $(DEVICE)
+	$(BIN)/python -m examples.on_device.drift --export $(DEVICE)
+	$(BIN)/python -m examples.on_device.to_c $(DEVICE)/learner -o $(DEVICE)
+	cc -O2 -std=c99 -Wall -Werror -I$(DEVICE) examples/on_device/main.c $(DEVICE)/learner.c -lm -o $(DEVICE)/learn
+	$(DEVICE)/learn < $(DEVICE)/stream.txt
+	! command -v arm-none-eabi-gcc || arm-none-eabi-gcc $(CORTEX_M4) -T examples/on_device/cortex_m4.ld -I$(DEVICE) \
+		examples/on_device/cortex_m4.c examples/on_device/main.c $(DEVICE)/learner.c -lm -o $(DEVICE)/learn.elf
+	! command -v arm-none-eabi-size || arm-none-eabi-size $(DEVICE)/learn.elf
+	! command -v qemu-system-arm || qemu-system-arm -M mps2-an386 -kernel $(DEVICE)/learn.elf -nographic \
+		-monitor none -serial none -semihosting-config enable=on,target=native < $(DEVICE)/stream.txt
 
 # Nearly all time of the tests is compilation, which these flags make more than twice as fast.
 # (jaxlib 0.11 and newer no longer take the last.)

@@ -260,7 +260,10 @@ def _suggest(arguments: argparse.Namespace) -> Answer:
 
 
 def _export(arguments: argparse.Namespace) -> Answer:
-    task, folder = load_task(arguments.target, arguments.inputs, arguments.seed), Path(arguments.output)
+    task, folder = (
+        load_task(arguments.target, arguments.inputs, arguments.seed),
+        Path(arguments.output),
+    )
     options = (arguments.algo, arguments.optimiser, arguments.every, arguments.batch)
     learner = exported(task, *options, arguments.memory)
     try:
@@ -457,7 +460,12 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
         optimiser = "an optimiser of Optax and its rate (adam:1e-3)"
         add("--optimiser", default="adam:1e-3", metavar="NAME:RATE", help=optimiser)
         add("--every", type=_count, default=1, metavar="W", help="steps between updates (1)")
-        add("--batch", type=_count, metavar="B", help="one stream without a batch axis, or B of them")
+        add(
+            "--batch",
+            type=_count,
+            metavar="B",
+            help="one stream without a batch axis, or B of them",
+        )
         target = "also compile it by IREE, for a target such as llvm-cpu"
         add("--compile", metavar="TARGET", help=target)
     if name in DEFAULTS:

@@ -1,7 +1,6 @@
 """A learner as a file: one call of `update` as portable StableHLO, with a description of its arrays."""
 
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import io
@@ -296,7 +295,9 @@ def _calls(text: str) -> list[str]:
         name = re.search(r'"(?:[^"]*/)?([^"/]+)"', where)
         line = re.search(r'"([^"]+\.py)":(\d+)', where)
         found.append(
-            target + (f" ({name[1]})" if name else "") + (f" at {line[1]}:{line[2]}" if line else "")
+            target
+            + (f" ({name[1]})" if name else "")
+            + (f" at {line[1]}:{line[2]}" if line else "")
         )
     return list(dict.fromkeys(found))
 

@@ -42,7 +42,8 @@ class Learner:
         new = self.compiled[name](*given)
         new = [new] if len(results) == 1 else new
         found = {
-            r["name"]: np.asarray(a).astype(r["dtype"]).reshape(r["shape"]) for r, a in zip(results, new, strict=True)
+            r["name"]: np.asarray(a).astype(r["dtype"]).reshape(r["shape"])
+            for r, a in zip(results, new, strict=True)
         }
         self.state |= {r["name"]: found[r["name"]] for r in results if r["role"] == "state"}
         return {r["name"]: found[r["name"]] for r in results if r["role"] != "state"}

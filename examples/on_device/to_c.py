@@ -103,7 +103,9 @@ def flat(index: Sequence[str], shape: Sequence[int]) -> str:
     terms, stride = [], 1
     for i, n in zip(reversed(index), reversed(shape), strict=True):
         if i != "0" and n != 1:
-            terms.append(i if stride == 1 else f"{i} * {stride}" if i.isalnum() else f"({i}) * {stride}")
+            terms.append(
+                i if stride == 1 else f"{i} * {stride}" if i.isalnum() else f"({i}) * {stride}"
+            )
         stride *= n
     return " + ".join(reversed(terms)) or "0"
 
@@ -265,21 +267,27 @@ class Program:
 
     def drop_unread(self) -> None:
         """Leave out what only writes what nothing reads."""
-        while True:
-            read = {b.end for s in self.statements for b, _ in s.reads}
-            dead = lambda s: s.writes and not any(b.end in read or b.end.fixed for b, _ in s.writes)
-            kept = [s for s in self.statements if not dead(s)]
-            if len(kept) == len(self.statements):
-                return
-            self.statements = kept
+        before: list[Statement] = []
+        while len(before) != len(self.statements):
+            before = self.statements
+            read = {b.end for s in before for b, _ in s.reads}
+            self.statements = [
+                s
+                for s in before
+                if not s.writes or any(b.end in read or b.end.fixed for b, _ in s.writes)
+            ]
 
     def write_back(self, values: Sequence[Value], targets: Sequence[Buffer], first: int) -> None:
         """Give values that were computed since a statement to arrays that were read until then."""
         ready: list[Value] = []
         for value, target in zip(values, targets, strict=True):
             own = value.buffer is not None and value.buffer.end is target
-            fresh = value.buffer is not None and not value.buffer.fixed and value.buffer not in targets
-            ready.append(value if own or fresh else self.store(value, self.new(value.c_type, value.size)))
+            fresh = (
+                value.buffer is not None and not value.buffer.fixed and value.buffer not in targets
+            )
+            ready.append(
+                value if own or fresh else self.store(value, self.new(value.c_type, value.size))
+            )
         last = len(self.statements)
         for value, target in zip(ready, targets, strict=True):
             buffer = value.buffer
@@ -296,7 +304,9 @@ def by_element(formula: Callable[..., str]) -> Callable[..., Value]:
         values = [v if v.shape == shape else program.readable(v) for v in values]
 
         def element(index: list[str], body: Body) -> str:
-            return formula(c_type, values[0].c_type, *(v.at(index if v.shape else [], body) for v in values))
+            return formula(
+                c_type, values[0].c_type, *(v.at(index if v.shape else [], body) for v in values)
+            )
 
         return Value(shape, c_type, element)
 
@@ -319,10 +329,11 @@ def infix(operator: str) -> Callable[..., str]:
 
 
 def extreme(operator: str) -> Callable[..., str]:
-    # As in XLA, NaN wins.
-    return lambda t, of, a, b: (
-        f"({a} {operator} {b} || {a} != {a}) ? {a} : {b}" if t in ("float", "double") else f"{a} {operator} {b} ? {a} : {b}"
-    )
+    def formula(t: str, of: str, a: str, b: str) -> str:
+        is_nan = f" || {a} != {a}" if t in ("float", "double") else ""  # as in XLA, NaN wins
+        return f"({a} {operator} {b}{is_nan}) ? {a} : {b}"
+
+    return formula
 
 
 def shifted(operator: str, unsigned: bool = True) -> Callable[..., str]:
@@ -336,7 +347,9 @@ def shifted(operator: str, unsigned: bool = True) -> Callable[..., str]:
 
 
 def absolute(t: str, of: str, a: str) -> str:
-    return call("cabs" if "complex" in of else "fabs")(t, of, a) if t in ("float", "double") else f"({t})({a} < 0 ? -{a} : {a})"
+    if t not in ("float", "double"):
+        return f"({t})({a} < 0 ? -{a} : {a})"
+    return call("cabs" if "complex" in of else "fabs")(t, of, a)
 
 
 def sign(t: str, of: str, a: str) -> str:
@@ -413,14 +426,18 @@ BY_ELEMENT: dict[str, Callable[..., str]] = {
 
 
 def ints(op: Any, name: str) -> list[int]:
-    return [int(i) for i in ir.DenseI64ArrayAttr(op.attributes[name])] if name in op.attributes else []
+    return (
+        [int(i) for i in ir.DenseI64ArrayAttr(op.attributes[name])] if name in op.attributes else []
+    )
 
 
 def integer(op: Any, name: str) -> int:
     return ir.IntegerAttr(op.attributes[name]).value
 
 
-def moving(handler: Callable[[Any, Value, tuple[int, ...]], Callable[[list[str]], list[str]]]) -> Any:
+def moving(
+    handler: Callable[[Any, Value, tuple[int, ...]], Callable[[list[str]], list[str]]],
+) -> Any:
     """An operation whose elements are those of its operand. `handler` gives the indices there of those here."""
 
     def moved(program: Program, op: Any, values: list[Value]) -> Value:
@@ -448,7 +465,9 @@ def transposed(op: Any, value: Value, shape: tuple[int, ...]) -> Any:
 @moving
 def sliced(op: Any, value: Value, shape: tuple[int, ...]) -> Any:
     starts, strides = ints(op, "start_indices"), ints(op, "strides")
-    return lambda i: [plus(f"{j} * {s}" if s > 1 else j, a) for j, a, s in zip(i, starts, strides, strict=True)]
+    return lambda i: [
+        plus(f"{j} * {s}" if s > 1 else j, a) for j, a, s in zip(i, starts, strides, strict=True)
+    ]
 
 
 @moving
@@ -465,7 +484,9 @@ def reshaped(program: Program, op: Any, values: list[Value]) -> Value:
     (value,), (shape, c_type) = values, type_of(op.results[0])
     long = lambda shape: [d for d, n in enumerate(shape) if n != 1]
     ours, theirs = long(shape), long(value.shape)
-    if [shape[d] for d in ours] == [value.shape[d] for d in theirs]:  # axes of length one come and go
+    if [shape[d] for d in ours] == [
+        value.shape[d] for d in theirs
+    ]:  # axes of length one come and go
         place = dict(zip(theirs, ours, strict=True))
         there = lambda i: [i[place[d]] if d in place else "0" for d in range(len(value.shape))]
         return Value(
@@ -500,7 +521,9 @@ def constant(program: Program, op: Any, values: list[Value]) -> Value:
     if numbers.size == 1 or (numbers.size > 1 and (numbers == numbers[0]).all()):
         text = literal(numbers[0], c_type)
         return Value(shape, c_type, lambda i, body: text, moved=True)
-    buffer = program.new(c_type, numbers.size, f"c{next(program.numbers)}_{program.name}", fixed=True)
+    buffer = program.new(
+        c_type, numbers.size, f"c{next(program.numbers)}_{program.name}", fixed=True
+    )
     text = ", ".join(literal(n, c_type) for n in numbers)
     program.constants.append(f"static const {c_type} {buffer.name}[{numbers.size}] = {{{text}}};")
     return stored(buffer, shape)
@@ -510,6 +533,7 @@ def concatenated(program: Program, op: Any, values: list[Value]) -> Value:
     (shape, c_type), d = type_of(op.results[0]), integer(op, "dimension")
     buffer, start = program.new(c_type, int(np.prod(shape))), 0
     for value in values:
+
         def place(i: list[str], body: Body, start: int = start) -> str:
             return flat([plus(j, start) if k == d else j for k, j in enumerate(i)], shape)
 
@@ -521,13 +545,20 @@ def concatenated(program: Program, op: Any, values: list[Value]) -> Value:
 def padded(program: Program, op: Any, values: list[Value]) -> Value:
     (value, filling), (shape, c_type) = values, type_of(op.results[0])
     low, gap = ints(op, "edge_padding_low"), ints(op, "interior_padding")
-    result = program.store(Value(shape, c_type, lambda i, body: program.readable(filling).at([], body)))
-    starts = [max(0, -(-(-a) // (g + 1))) for a, g in zip(low, gap, strict=True)]
-    ends = [min(n, (m - 1 - a) // (g + 1) + 1) for n, m, a, g in zip(value.shape, shape, low, gap, strict=True)]
+    result = program.store(
+        Value(shape, c_type, lambda i, body: program.readable(filling).at([], body))
+    )
+    starts = [max(0, (g - a) // (g + 1)) for a, g in zip(low, gap, strict=True)]
+    ends = [
+        min(n, (m - 1 - a) // (g + 1) + 1)
+        for n, m, a, g in zip(value.shape, shape, low, gap, strict=True)
+    ]
     part = tuple(max(0, b - a) for a, b in zip(starts, ends, strict=True))
     element = lambda i, body: value.at([plus(j, a) for j, a in zip(i, starts, strict=True)], body)
     spread = lambda j, a, s, g: plus(f"{j} * {g + 1}" if g else j, a + s * (g + 1))
-    place = lambda i, body: flat([spread(*of) for of in zip(i, low, starts, gap, strict=True)], shape)
+    place = lambda i, body: flat(
+        [spread(*of) for of in zip(i, low, starts, gap, strict=True)], shape
+    )
     program.assign(part, result.buffer, element, place)
     return result
 
@@ -551,7 +582,9 @@ def dynamic_slice(program: Program, op: Any, values: list[Value]) -> Value:
 
     def element(index: list[str], body: Body) -> str:
         begin = starts_of(starts, limits, body)
-        return value.at([a if i == "0" else f"{a} + {i}" for a, i in zip(begin, index, strict=True)], body)
+        return value.at(
+            [a if i == "0" else f"{a} + {i}" for a, i in zip(begin, index, strict=True)], body
+        )
 
     return Value(shape, c_type, element, moved=True)
 
@@ -565,7 +598,10 @@ def copied(program: Program, value: Value) -> Buffer:
 
 def dynamic_update_slice(program: Program, op: Any, values: list[Value]) -> Value:
     value, update, *starts = values
-    starts, limits = [*map(program.readable, starts)], [n - m for n, m in zip(value.shape, update.shape, strict=True)]
+    starts, limits = (
+        [*map(program.readable, starts)],
+        [n - m for n, m in zip(value.shape, update.shape, strict=True)],
+    )
     if update.buffer is None:
         update = program.store(update)
     buffer = copied(program, value)
@@ -627,7 +663,10 @@ def scattered(program: Program, op: Any, values: list[Value]) -> Value:
         there[d] = body.let("int64_t", f"(int64_t){a} + {there[d]}")
         inside.append(f"{there[d]} >= 0 && {there[d]} < {value.shape[d]}")
     start = len(body.lines)
-    of = [Value((), value.c_type, lambda i, body, t=t: t) for t in (result.at(there, body), updates.at(index, body))]
+    of = [
+        Value((), value.c_type, lambda i, body, t=t: t)
+        for t in (result.at(there, body), updates.at(index, body))
+    ]
     (new,) = program.combined(op, of, body)
     inner = [*body.lines[start:], f"@{buffer.name}@[{flat(there, value.shape)}] = {new};"]
     lines = [*body.lines[:start], f"if ({' && '.join(inside) or '1'}) {{", *inner, "}"]
@@ -641,7 +680,10 @@ def scattered(program: Program, op: Any, values: list[Value]) -> Value:
 
 def contracted(program: Program, op: Any, values: list[Value]) -> Value:
     a, b = map(program.readable, values)
-    (shape, c_type), n = type_of(op.results[0]), stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
+    (shape, c_type), n = (
+        type_of(op.results[0]),
+        stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"]),
+    )
     batch = n.lhs_batching_dimensions, n.rhs_batching_dimensions
     summed = n.lhs_contracting_dimensions, n.rhs_contracting_dimensions
     free = [
@@ -656,7 +698,11 @@ def contracted(program: Program, op: Any, values: list[Value]) -> Value:
     def at(side: int, v: Value) -> str:
         there = ["0"] * len(v.shape)
         own = index[first[0] : first[1]] if side == 0 else index[first[1] :]
-        for dims, of in ((batch[side], index[: first[0]]), (free[side], own), (summed[side], inner)):
+        for dims, of in (
+            (batch[side], index[: first[0]]),
+            (free[side], own),
+            (summed[side], inner),
+        ):
             for d, i in zip(dims, of, strict=True):
                 there[d] = i
         return v.at(there, body)
@@ -717,7 +763,9 @@ def windowed(program: Program, op: Any, values: list[Value]) -> list[Value]:
     steps, gaps = ints(op, "window_strides") or ones, ints(op, "window_dilations") or ones
     if (ints(op, "base_dilations") or ones) != ones:
         raise Refused("There is no C for a reduce_window with base dilations.")
-    padding = np.array(ir.DenseElementsAttr(op.attributes["padding"])).reshape(-1, 2) if "padding" in op.attributes else np.zeros((len(shape), 2))
+    padding = np.zeros((len(shape), 2), int)
+    if "padding" in op.attributes:
+        padding = np.array(ir.DenseElementsAttr(op.attributes["padding"])).reshape(-1, 2)
     half = len(values) // 2
     values = [*map(program.readable, values[:half]), *values[half:]]
 
@@ -729,7 +777,9 @@ def windowed(program: Program, op: Any, values: list[Value]) -> list[Value]:
         rows = zip(there(index, inner), shape, strict=True)
         return " && ".join(f"{i} >= 0 && {i} < {n}" for i, n in rows)
 
-    element = lambda value, index, inner, body: value.at([f"({i})" for i in there(index, inner)], body)
+    element = lambda value, index, inner, body: value.at(
+        [f"({i})" for i in there(index, inner)], body
+    )
     return accumulated(program, op, values, (indices(lengths, "k"), lengths), element, inside)
 
 
@@ -758,18 +808,18 @@ def looped(program: Program, op: Any, values: list[Value]) -> list[Value]:
 
 
 def branched(program: Program, op: Any, values: list[Value]) -> list[Value]:
-    choice = program.readable(values[0])
-    body = Body(program)
-    text = choice.at([], body)
-    # In order: the first branch of `if` is for true, that of `case` for 0, and its last one for all other numbers.
-    tests = [text] if len(op.regions) == 2 and choice.c_type == "bool" else [f"{text} == {k}" for k in range(len(op.regions) - 1)]
+    choice, body = program.readable(values[0]), Body(program)
+    text, last = choice.at([], body), len(op.regions) - 1
+    # The first branch of `if` is for true; those of `case` are for 0, 1, ..., and the last also for other numbers.
+    tests = [text] if choice.c_type == "bool" else [f"{text} == {k}" for k in range(last)]
     results = [program.new(c, int(np.prod(shape))) for shape, c in map(type_of, op.results)]
+    program.add("\n".join([*body.lines, "{"]), reads=body.reads, opens=1)
     for n, region in enumerate(op.regions):
-        head = "{" if n == len(tests) and n == 0 else f"if ({tests[n]}) {{" if n == 0 else f"}} else if ({tests[n]}) {{" if n < len(tests) else "} else {"
-        program.add("\n".join([*(body.lines if n == 0 else []), head]), reads=body.reads if n == 0 else (), opens=1 if n == 0 else 0)
+        test = f"if ({tests[n]}) {{" if n < last else "{"
+        program.add(test if n == 0 else f"}} else {test}")
         for value, buffer in zip(program.run(region.blocks[0], []), results, strict=True):
             program.store(value, buffer)
-    program.add("}", opens=-1)
+    program.add("} }", opens=-1)
     return [stored(b, type_of(r)[0]) for b, r in zip(results, op.results, strict=True)]
 
 
@@ -864,7 +914,12 @@ def function(name: str, code: bytes, entry: dict[str, Any], fields: dict[str, st
         places, needs = placed(program)
     text = "\n".join(s.code for s in program.statements)
     text = re.sub(r"@([^@]+)@", lambda m: places[program.buffers[m[1]].end.name], text)
-    return Function(f"void {name}(learner_state *state{''.join(', ' + p for p in parameters)})", text, program.constants, needs)
+    return Function(
+        f"void {name}(learner_state *state{''.join(', ' + p for p in parameters)})",
+        text,
+        program.constants,
+        needs,
+    )
 
 
 def deserialised(context: ir.Context, code: bytes) -> Any:
@@ -897,7 +952,9 @@ def placed(program: Program) -> tuple[dict[str, str], Counter[str]]:
     free = [b for b in lives if not b.fixed]
     for buffer in sorted(free, key=lambda b: -b.size):
         at, life = 0, lives[buffer]
-        others = sorted(t for t in taken if t[0] == buffer.c_type and t[3][0] <= life[1] and life[0] <= t[3][1])
+        others = sorted(
+            t for t in taken if t[0] == buffer.c_type and t[3][0] <= life[1] and life[0] <= t[3][1]
+        )
         for _, begin, end, _ in others:
             if begin < at + buffer.size and at < end:
                 at = end
@@ -978,24 +1035,36 @@ def write_c(exported: etpc.Exported, folder: Path) -> dict[str, int]:
         if not numbers.any():
             continue
         if (numbers == numbers[0]).all():
-            init.append(f"for (int i = 0; i < {size}; i++) state->{fields[name]}[i] = {literal(numbers[0], c_type)};")
+            init.append(
+                f"for (int i = 0; i < {size}; i++) state->{fields[name]}[i] = {literal(numbers[0], c_type)};"
+            )
             continue
         text = ", ".join(literal(n, c_type) for n in numbers)
         constants.append(f"static const {c_type} first_{fields[name]}[{size}] = {{{text}}};")
-        init.append(f"memcpy(state->{fields[name]}, first_{fields[name]}, sizeof first_{fields[name]});")
+        init.append(
+            f"memcpy(state->{fields[name]}, first_{fields[name]}, sizeof first_{fields[name]});"
+        )
     needs = Counter()
     for f in functions:
         needs |= f.needs
         constants += f.constants
-    work = [f"static {c_type} work_{identifier(c_type, set())}[{size}];" for c_type, size in needs.items() if size]
+    work = [
+        f"static {c_type} work_{identifier(c_type, set())}[{size}];"
+        for c_type, size in needs.items()
+        if size
+    ]
     sizes = {
         "state": sum(max(1, a.size) * a.itemsize for a in exported.state.values()),
         "work": sum(np.dtype(n).itemsize * needs[c] for n, c in C_OF_NUMPY.items()),
     }
     header = HEADER.format(
-        rule=exported.manifest["rule"], every=exported.manifest["every"], members="\n".join(members),
-        prototypes="\n".join(f"{f.prototype};" for f in functions), state_bytes=sizes["state"], work_bytes=sizes["work"],
-    )  # fmt: skip
+        rule=exported.manifest["rule"],
+        every=exported.manifest["every"],
+        members="\n".join(members),
+        prototypes="\n".join(f"{f.prototype};" for f in functions),
+        state_bytes=sizes["state"],
+        work_bytes=sizes["work"],
+    )
     includes = ['#include "learner.h"', "#include <math.h>", "#include <string.h>", HELPERS]
     bodies = [f"{f.prototype} {{\n{f.body}\n}}" for f in functions]
     start = "void learner_init(learner_state *state) {\n" + "\n".join(init) + "\n}"

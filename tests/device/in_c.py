@@ -42,7 +42,11 @@ class Learner:
     def call(self, function: str, **data: Any) -> dict[str, np.ndarray]:
         entry = self.exported.manifest["files"][f"{function}.mlirbc"]
         arguments = [a for a in entry["arguments"] if a["role"] != "state"]
-        results = {r["name"]: np.zeros(r["shape"], r["dtype"]) for r in entry["results"] if r["role"] != "state"}
+        results = {
+            r["name"]: np.zeros(r["shape"], r["dtype"])
+            for r in entry["results"]
+            if r["role"] != "state"
+        }
         given = [np.ascontiguousarray(data[a["name"]], a["dtype"]) for a in arguments]
         pointers = map(self._pointer, [self.memory, *given, *results.values()])
         getattr(self.library, f"learner_{function}")(*pointers)

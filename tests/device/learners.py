@@ -16,6 +16,7 @@ from etpc import nn
 CALLS = 10
 I, H = 3, 6
 KEY = jax.random.key(0)
+DELAYS = np.arange(H * I).reshape(H, I) % 4
 
 
 @dataclasses.dataclass
@@ -154,7 +155,9 @@ def case(
     lead = (CALLS, steps or every, *(() if batch_size is None else (batch_size,)))
     xs = rng.uniform(0, 1, (*lead, I)).astype(np.float32) if x is None else x(rng, lead)
     program = etpc.compile(model, rule, inputs=xs[(0,) * len(lead)], **options)
-    learner = etpc.online(program, loss, optimizer or optax.adam(1e-2), every=every, has_aux=has_aux)
+    learner = etpc.online(
+        program, loss, optimizer or optax.adam(1e-2), every=every, has_aux=has_aux
+    )
     targets = rng.uniform(0, 1, (*lead, outputs)).astype(np.float32)
     data = dict(xs=xs, targets=targets)
     if mask:
@@ -191,7 +194,9 @@ CASES: dict[str, Callable[[], Case]] = {
         for name, rule in RULES.items()
     },
     **{
-        f"spiking, {name}": lambda rule=rule: case(Spiking(nn.ALIF(H, tau=10.0, R=5.0)), rule, outputs=2)
+        f"spiking, {name}": lambda rule=rule: case(
+            Spiking(nn.ALIF(H, tau=10.0, R=5.0)), rule, outputs=2
+        )
         for name, rule in RULES.items()
     },
     **{
@@ -214,7 +219,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "integers": lambda: case(
         Words(eqx.nn.Embedding(5, I, key=KEY), nn.MinLSTM(I, H, key=KEY)), x=words, every=2
     ),
-    "keys": lambda: case(Noisy(nn.MinGRU(I, H, key=KEY), jnp.arange(H) != 1), optimizer=optax.sgd(0.1)),
+    "keys": lambda: case(
+        Noisy(nn.MinGRU(I, H, key=KEY), jnp.arange(H) != 1), optimizer=optax.sgd(0.1)
+    ),
     "keys of a batch": lambda: case(
         Noisy(nn.MinGRU(I, H, key=KEY), jnp.arange(H) != 1), batch_size=2
     ),
@@ -226,7 +233,9 @@ CASES: dict[str, Callable[[], Case]] = {
         loss=lambda y, t: (squared(y, t), {"right": y > t, "y": y}),
         has_aux=True,
     ),
-    "delays": lambda: case(nn.Sequential([nn.DelayedLinear(I, H, np.arange(H * I).reshape(H, I) % 4, key=KEY), nn.MinGRU(H, H, key=KEY)])),
+    "delays": lambda: case(
+        nn.Sequential([nn.DelayedLinear(I, H, DELAYS, key=KEY), nn.MinGRU(H, H, key=KEY)])
+    ),
 }
 
 REFUSED = {

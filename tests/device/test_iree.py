@@ -27,12 +27,22 @@ def _single():
         yield
 
 
-def by_iree(made: Case, exported: etpc.Exported, folder: Path, calls: range = range(CALLS)) -> dict[str, np.ndarray]:
+def by_iree(
+    made: Case, exported: etpc.Exported, folder: Path, calls: range = range(CALLS)
+) -> dict[str, np.ndarray]:
     """What a process without JAX has after these calls: state, and losses of all."""
     exported.save(folder / "learner")
-    np.savez(folder / "data.npz", **{name: a[calls.start : calls.stop] for name, a in made.data.items()})
+    np.savez(
+        folder / "data.npz", **{name: a[calls.start : calls.stop] for name, a in made.data.items()}
+    )
     script = ROOT / "examples" / "on_device" / "run_iree.py"
-    command = [sys.executable, script, folder / "learner", folder / "data.npz", folder / "results.npz"]
+    command = [
+        sys.executable,
+        script,
+        folder / "learner",
+        folder / "data.npz",
+        folder / "results.npz",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     with np.load(folder / "results.npz") as stored:
