@@ -1,3 +1,5 @@
+#include <stdint.h>
+
 /* What an ARM Cortex-M4 begins with: the stack, and code that turns the floating-point unit on. */
 extern unsigned __stack;
 extern void _start(void);
@@ -8,4 +10,5 @@ static void reset(void) {
     _start();
 }
 
-__attribute__((section(".vectors"), used)) static void *const vectors[] = {&__stack, reset};
+__attribute__((section(".vectors"), used)) static const uintptr_t vectors[] = {
+    (uintptr_t)&__stack, (uintptr_t)reset};

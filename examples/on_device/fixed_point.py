@@ -31,7 +31,7 @@ from examples.on_device.drift import (
 )
 
 RATE = 3e-3
-SETTINGS = [(32, 32), (16, 32), (32, 16), (16, 16), (8, 32), (32, 8), (8, 8)]
+SETTINGS = [(32, 32), (16, 16), (8, 32), (32, 8), (8, 8)]
 """Bits of weights and of traces; 32 is float32."""
 
 
@@ -110,11 +110,15 @@ def last_error(model: Network, bits: tuple[int, int], at_random: bool) -> float:
 
 def main() -> None:
     model = trained_beforehand()
-    print(f"{'weights':>8} {'traces':>7} {'error of gradient':>18} {'last error, to nearest':>23} {'at random':>10}")
+    print(
+        f"{'weights':>8} {'traces':>7} {'error of gradient':>18} {'last error, to nearest':>23} {'at random':>10}"
+    )
     for bits in SETTINGS:
         error = error_of_gradient(model, bits)
         nearest, at_random = (last_error(model, bits, way) for way in (False, True))
-        print(f"{bits[0]:8} {bits[1]:7} {error:18.1e} {nearest:23.3f} {at_random:10.3f}", flush=True)
+        print(
+            f"{bits[0]:8} {bits[1]:7} {error:18.1e} {nearest:23.3f} {at_random:10.3f}", flush=True
+        )
 
 
 if __name__ == "__main__":

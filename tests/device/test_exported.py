@@ -228,7 +228,7 @@ def test_arguments_that_do_not_fit(small) -> None:
 def test_custom_calls_and_callbacks_are_refused_by_name() -> None:
     def calling(y, t):
         y = y + jax.pure_callback(
-            np.zeros_like, jax.ShapeDtypeStruct(t.shape, t.dtype), t, vmap_method="sequential"
+            np.zeros_like, jax.ShapeDtypeStruct(t.shape, t.dtype), t, vmap_method="expand_dims"
         )
         return jnp.mean((y - t) ** 2)
 
