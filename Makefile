@@ -23,20 +23,35 @@ EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
 # The modules that are a task, by name; the others are what tasks share.
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 
-.PHONY: demo examples test fuzz test-peer test-third-party test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
+.PHONY: demo examples test fuzz test-peer test-third-party test-device on-device test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
 
 examples: .venv/.demo
-	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) \
+	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) -mexamples.on_device.drift \
 		| xargs -P $(JOBS) -I {} sh -c 'echo "{}"; exec $(BIN)/python "{}"'
+
+# A learner as a C program, and its stream. With a compiler for ARM and QEMU, also on an emulated Cortex-M4.
+DEVICE := examples/out/on_device
+CORTEX_M4 := -O2 -std=c99 -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard --specs=rdimon.specs
+on-device: .venv/.demo
+	rm -rf $(DEVICE)
+	$(BIN)/python -m examples.on_device.drift --export $(DEVICE)
+	$(BIN)/python -m examples.on_device.to_c $(DEVICE)/learner -o $(DEVICE)
+	cc -O2 -std=c99 -Wall -Werror -I$(DEVICE) examples/on_device/main.c $(DEVICE)/learner.c -lm -o $(DEVICE)/learn
+	$(DEVICE)/learn < $(DEVICE)/stream.txt
+	! command -v arm-none-eabi-gcc || arm-none-eabi-gcc $(CORTEX_M4) -T examples/on_device/cortex_m4.ld -I$(DEVICE) \
+		examples/on_device/cortex_m4.c examples/on_device/main.c $(DEVICE)/learner.c -lm -o $(DEVICE)/learn.elf
+	! command -v arm-none-eabi-size || arm-none-eabi-size $(DEVICE)/learn.elf
+	! command -v qemu-system-arm || qemu-system-arm -M mps2-an386 -kernel $(DEVICE)/learn.elf -nographic \
+		-monitor none -serial none -semihosting-config enable=on,target=native < $(DEVICE)/stream.txt
 
 # Nearly all time of the tests is compilation, which these flags make more than twice as fast.
 # (jaxlib 0.11 and newer no longer take the last.)
 COMPILED_QUICKLY := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
 test fuzz test-leaks test-peer: export XLA_FLAGS ?= $(COMPILED_QUICKLY) --xla_cpu_use_fusion_emitters=false
-test-newest test-third-party: export XLA_FLAGS ?= $(COMPILED_QUICKLY)
+test-newest test-third-party test-device: export XLA_FLAGS ?= $(COMPILED_QUICKLY)
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -50,6 +65,9 @@ test-peer: .venv-peer/.peer
 
 test-third-party: .venv-third-party/.test
 	.venv-third-party/bin/python -m pytest tests/interop -m "third_party and not long" $(PYTEST_ARGS)
+
+test-device: .venv-device/.test
+	.venv-device/bin/python -m pytest tests/device -m device $(PYTEST_ARGS)
 
 test-leaks: .venv/.test
 	JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest tests/test_docs.py -m leaks $(PYTEST_ARGS)
@@ -94,7 +112,7 @@ docs-release: .venv/.docs
 	$(BIN)/mike set-default latest
 
 clean:
-	rm -rf .venv .venv-peer .venv-third-party .venv-newest .venv-wheel .venv-affected dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
+	rm -rf .venv .venv-peer .venv-device .venv-third-party .venv-newest .venv-wheel .venv-affected dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
 	find etpc tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Each set of packages has a stamp in the virtual environment that it is installed in.
@@ -104,6 +122,7 @@ clean:
 .venv/.docs: EXTRAS = docs
 .venv-peer/.peer: EXTRAS = demo,test,peer,bench
 .venv-newest/.test: EXTRAS = demo,test
+.venv-device/.test: EXTRAS = test,device
 .venv-third-party/.test: EXTRAS = test
 
 # Packages of which an example reads a data file only: what they depend on stays away.
@@ -113,11 +132,11 @@ clean:
 .venv-third-party/.test: PINNED = -r tests/interop/requirements.txt
 .venv-third-party/.test: DATA = memorax==1.0.1 noxton==0.1.4 rnn-jax==0.0.2 spyx==1.0.0
 
-.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer: BASE = $(PYTHON)
+.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-device/.test: BASE = $(PYTHON)
 .venv-newest/.test .venv-third-party/.test: BASE = $(PYTHON_NEWEST)
 .venv-third-party/.test: tests/interop/requirements.txt
 
-.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-newest/.test .venv-third-party/.test: pyproject.toml
+.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-device/.test .venv-newest/.test .venv-third-party/.test: pyproject.toml
 	test -x $(@D)/bin/python || $(BASE) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' $(PINNED)
 	$(if $(DATA),$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(DATA))

@@ -48,10 +48,12 @@ if TYPE_CHECKING:
     from .run import (
         Carry,
         Certificate,
+        Exported,
         Memory,
         Online,
         Program,
         compile,
+        load_exported,
         online,
     )
 else:
@@ -66,7 +68,7 @@ else:
         "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL SnAp TBPTT",
         "checkpoint": "load save",
         "plan": "Claim Reason",
-        "run": "Carry Certificate Memory Online Program compile online",
+        "run": "Carry Certificate Exported Memory Online Program compile load_exported online",
     }
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
 
@@ -107,6 +109,7 @@ __all__ = [
     "Comparison",
     "CreditRTRL",
     "EtpcError",
+    "Exported",
     "Fault",
     "InputError",
     "InputTypeError",
@@ -135,6 +138,7 @@ __all__ = [
     "fit",
     "interop",
     "load",
+    "load_exported",
     "mark",
     "nn",
     "online",

@@ -27,6 +27,7 @@ from ._algorithm import FORM, parse
 from ._bench import Timing, bench
 from ._claims import claims_of
 from ._errors import CommandError, described, is_of_user
+from ._export import compiled, exported
 from ._task import BATCH, STEPS, Data, load_task, make_data
 
 OK, FAILED, MISTAKE, UNFORESEEN = range(4)
@@ -43,6 +44,7 @@ DOING = {
     "verify": "compiling and comparing",
     "bench": "compiling and timing",
     "suggest": "compiling and measuring",
+    "export": "compiling",
 }
 """What a command says on a terminal before it has an answer."""
 
@@ -257,6 +259,34 @@ def _suggest(arguments: argparse.Namespace) -> Answer:
     return Answer(text, record, suggestion.rule is not None)
 
 
+def _export(arguments: argparse.Namespace) -> Answer:
+    task, folder = (
+        load_task(arguments.target, arguments.inputs, arguments.seed),
+        Path(arguments.output),
+    )
+    options = (arguments.algo, arguments.optimiser, arguments.every, arguments.batch)
+    learner = exported(task, *options, arguments.memory)
+    try:
+        learner.save(folder)
+    except OSError as error:
+        reason = error.strerror or "it is there already, and not empty"
+        raise CommandError(f"{folder} cannot be written: {reason}.") from error
+    sizes = {name: len(code) for name, code in learner.modules.items()}
+    if arguments.compile is not None:
+        sizes |= compiled(folder, arguments.compile)
+    state = sum(value.nbytes for value in learner.state.values())
+    temporaries = learner.temporaries()
+    lines = [*table(["file", "bytes"], [[name, f"{size:,}"] for name, size in sizes.items()]), ""]
+    lines += [
+        f"state: {state:,} bytes in {len(learner.state)} arrays",
+        f"temporaries of an update: {temporaries:,} bytes at most, as XLA compiles it for this machine",
+        f"wrote {folder}",
+    ]
+    found = dict(files=sizes, state_bytes=state, temporary_bytes=temporaries)
+    record = {"schema": "etpc-export/1", "model": arguments.target, "written": arguments.output}
+    return Answer("\n".join(lines), record | found)
+
+
 def _adam(rate: float) -> Any:
     try:
         import optax
@@ -367,6 +397,11 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = {
         "measure which learning rule suits a model, on its data",
         "models.py:make_task --adam 1e-3",
     ),
+    "export": (
+        _export,
+        "write a learner to a folder, as StableHLO for where Python is not",
+        "models.py:make_task --every 1 --optimiser adam:1e-3 -o learner/",
+    ),
 }
 """What each runs, what it does, and an example of its arguments."""
 
@@ -420,6 +455,19 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
             metavar="FILE",
             help="a .json file, which may have other models",
         )
+    if name == "export":
+        add("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
+        optimiser = "an optimiser of Optax and its rate (adam:1e-3)"
+        add("--optimiser", default="adam:1e-3", metavar="NAME:RATE", help=optimiser)
+        add("--every", type=_count, default=1, metavar="W", help="steps between updates (1)")
+        add(
+            "--batch",
+            type=_count,
+            metavar="B",
+            help="one stream without a batch axis, or B of them",
+        )
+        target = "also compile it by IREE, for a target such as llvm-cpu"
+        add("--compile", metavar="TARGET", help=target)
     if name in DEFAULTS:
         several = f"{FORM}; may be given several times ({', '.join(DEFAULTS[name])})"
         add("--algo", action="append", metavar="ALGO", help=several)

@@ -1,16 +1,19 @@
 """Last stage: the compiled program, and how it is called."""
 
 from ._compile import compile
+from ._export import Exported, load_exported
 from ._online import Online, check_first, online
 from ._program import Carry, Certificate, Memory, Program
 
 __all__ = [
     "Carry",
     "Certificate",
+    "Exported",
     "Memory",
     "Online",
     "Program",
     "check_first",
     "compile",
+    "load_exported",
     "online",
 ]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from .._loss import (
 )
 from .._spikes import warn_of_silence
 from ._check import check_updates, warn_of_unchecked
+from ._export import Exported, export_learner
 from ._program import Program
 from ._runner import Data, Runner
 
@@ -247,6 +248,35 @@ class Online:
         parameter, the claim and the error, where a claim does not hold.
         """
         return check_first(self, model, carry, xs, targets, mask, stacklevel=2)
+
+    def export(
+        self,
+        model: Any,
+        opt_state: Any,
+        carry: Any,
+        xs: Any,
+        targets: Any,
+        *,
+        mask: Any = None,
+        reset: Any = None,
+        platforms: Sequence[str] = ("cpu",),
+    ) -> Exported:
+        """One call of `update`, and one step of the model without learning, for where Python is not.
+
+        **Arguments:**
+
+        - `model`, `opt_state`, `carry`: as in `update`; their values are the first ones of the file.
+        - `xs`, `targets`, `mask`, `reset`: as in `update`, of the shapes and dtypes that a call on the device gets:
+            arrays or `jax.ShapeDtypeStruct`s. Where `mask` or `reset` is `None`, the file has no such argument.
+        - `platforms`: of JAX, for which [`etpc.load_exported`][] may run it: "cpu", "cuda", "tpu".
+
+        **Returns** the [`Exported`][etpc.Exported], whose `save` writes a folder.
+
+        **Raises** `etpc.UnsupportedError` where an update calls what is outside of StableHLO, which is named:
+        a callback, or a custom call; `etpc.InputError` and `etpc.InputTypeError` as `update` does.
+        """
+        data = (xs, targets, mask, reset)
+        return export_learner(self, model, opt_state, carry, data, platforms)
 
     def summed(
         self, model: Any, carry: Carry, xs: Any, targets: Any, mask: Array | None

@@ -1,0 +1,64 @@
+"""A learner of a task, written to a folder, and compiled by IREE."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ..run import Exported, online
+from ._algorithm import parse
+from ._errors import CommandError
+from ._task import Task, make_data
+
+LIKE_THIS = {"llvm-cpu": ["--iree-llvmcpu-target-cpu=host"]}
+"""The options of IREE's compiler that are needed for a target."""
+
+
+def exported(
+    task: Task, algo: str, optimiser: str, every: int, batch: int | None, memory: int | None
+) -> Exported:
+    """The learner of a task, for one stream without a batch axis unless there is a batch."""
+    data = make_data(task, seed=0, steps=every, batch=batch)
+    xs, targets = data.xs, data.targets
+    if batch is None and data.batch_size is not None:
+        xs, targets = jax.tree.map(lambda a: a[:, 0], (xs, targets))
+    program = task.compile(parse(algo), memory, batch or 1)
+    learner = online(program, data.loss_fn, _optimiser(optimiser), every)
+    return learner.export(task.model, *learner.init(task.model, batch), xs, targets)
+
+
+def _optimiser(text: str) -> Any:
+    """What `adam:1e-3` means: a function of Optax with a learning rate."""
+    try:
+        import optax
+    except ImportError as error:
+        raise CommandError("export needs Optax. Run `pip install optax`.") from error
+    name, _, rate = text.partition(":")
+    try:
+        return getattr(optax, name)(float(rate))
+    except (AttributeError, ValueError, TypeError) as error:
+        raise CommandError(
+            f"--optimiser {text}: write an optimiser of Optax with its learning rate, such as adam:1e-3."
+        ) from error
+
+
+def compiled(folder: Path, target: str) -> dict[str, int]:
+    """Compile the modules of a learner by IREE, beside them. **Returns** the bytes of each file."""
+    try:
+        import iree.compiler  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise CommandError("--compile needs IREE. Run `pip install 'etpc[device]'`.") from error
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.glob("*.mlirbc")):
+        try:
+            binary = iree.compiler.compile_file(
+                str(path),
+                input_type="stablehlo",
+                target_backends=[target],
+                extra_args=LIKE_THIS.get(target, []),
+            )
+        except Exception as error:  # whatever IREE says of a target or of an operation
+            raise CommandError(f"IREE can't compile {path.name} for {target}: {error}") from error
+        path.with_suffix(".vmfb").write_bytes(binary)
+        sizes[path.with_suffix(".vmfb").name] = len(binary)
+    return sizes

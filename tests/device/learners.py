@@ -1,0 +1,253 @@
+"""Learners of every rule and family of cells, to be exported, with the data of some calls."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import etpc
+from etpc import nn
+
+CALLS = 10
+I, H = 3, 6
+KEY = jax.random.key(0)
+DELAYS = np.arange(H * I).reshape(H, I) % 4
+
+
+@dataclasses.dataclass
+class Case:
+    """A learner, and the data of `CALLS` updates, with a leading axis of them."""
+
+    learner: etpc.Online
+    model: Any
+    data: dict[str, np.ndarray]
+    batch_size: int | None = None
+    low_rank: bool = False
+
+    def start(self) -> tuple[Any, Any, Any]:
+        return (self.model, *self.learner.init(self.model, self.batch_size))
+
+    def call(self, k: int) -> dict[str, Any]:
+        """The arguments of the k-th update."""
+        return {name: jnp.asarray(a[k]) for name, a in self.data.items()}
+
+    def exported(self, **more: Any) -> etpc.Exported:
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self.call(0))
+        return self.learner.export(*self.start(), **shapes, **more)
+
+    def compared(self, state: Any) -> list[str]:
+        """The names of what two runs have in common. The factors of a low-rank trace are not: only their product is
+        determined, which is in the gradients, and so in the weights."""
+        return [name for name in state if not (self.low_rank and name.startswith("carry.traces"))]
+
+    def by_jax(self, start: Any = None, calls: range = range(CALLS)) -> tuple[Any, list[Any]]:
+        """What the learner has after these calls, and their losses."""
+        state, losses = start or self.start(), []
+        for k in calls:
+            *state, loss = self.learner.update(*state, **self.call(k))[:4]
+            losses.append(np.asarray(loss))
+        return tuple(state), losses
+
+
+class Spiking(eqx.Module):
+    """Neurons that a recurrent weight and the input reach, and a readout."""
+
+    hidden: eqx.nn.Linear
+    neuron: Any
+    readout: nn.LeakyRateReadout
+
+    def __init__(self, neuron: Any, inputs: int = I):
+        self.neuron = neuron
+        self.hidden = eqx.nn.Linear(inputs + H, H, key=KEY)
+        self.readout = nn.LeakyRateReadout(H, 2, key=KEY)
+
+    def init_state(self) -> Any:
+        return self.neuron.init_state(), jnp.zeros(H), self.readout.init_state()
+
+    def __call__(self, x: Any, state: Any) -> Any:
+        s, z, r = state
+        z, s = self.neuron(3 * self.hidden(jnp.concatenate([x, z])), s)
+        y, r = self.readout(z, r)
+        return y, (s, z, r)
+
+
+class Noisy(eqx.Module):
+    """A cell with noise, from a PRNG key in its state, and a mask that is not trained."""
+
+    cell: nn.MinGRU
+    mask: jax.Array
+
+    def init_state(self) -> Any:
+        return self.cell.init_state(), jax.random.key(7)
+
+    def __call__(self, x: Any, state: Any) -> Any:
+        h, key = state
+        key, now = jax.random.split(key)
+        y, h = self.cell(x + 0.1 * jax.random.normal(now, x.shape), h)
+        return jnp.where(self.mask, y, 0), (h, key)
+
+
+class Words(eqx.Module):
+    """An embedding of integer inputs, a cell, and a state that counts."""
+
+    embedding: eqx.nn.Embedding
+    cell: nn.MinLSTM
+
+    def init_state(self) -> Any:
+        return self.cell.init_state(), jnp.int32(0)
+
+    def __call__(self, x: Any, state: Any) -> Any:
+        h, steps = state
+        y, h = self.cell(self.embedding(x), h)
+        return y, (h, steps + 1)
+
+
+class LearnedStart(eqx.Module):
+    """A cell whose initial state is a parameter."""
+
+    start: jax.Array
+    weight: jax.Array
+
+    def init_state(self) -> Any:
+        return self.start
+
+    def __call__(self, x: Any, h: Any) -> Any:
+        h = 0.8 * h + jnp.tanh(self.weight @ x)
+        return h, h
+
+
+def gru(x: int = I) -> eqx.nn.GRUCell:
+    return eqx.nn.GRUCell(x, H, key=KEY)
+
+
+def step(cell: Any, x: Any, h: Any) -> Any:
+    h = cell(x, h)
+    return h[0] if isinstance(h, tuple) else h, h
+
+
+def squared(y: Any, target: Any) -> Any:
+    return jnp.mean((y - target) ** 2)
+
+
+def case(
+    model: Any,
+    rule: Any = "d_rtrl",
+    *,
+    every: int = 1,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    optimizer: Any = None,
+    x: Any = None,
+    loss: Callable[..., Any] = squared,
+    outputs: int = H,
+    mask: bool = False,
+    reset: bool = False,
+    has_aux: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> Case:
+    rng = np.random.default_rng(seed)
+    lead = (CALLS, steps or every, *(() if batch_size is None else (batch_size,)))
+    xs = rng.uniform(0, 1, (*lead, I)).astype(np.float32) if x is None else x(rng, lead)
+    program = etpc.compile(model, rule, inputs=xs[(0,) * len(lead)], **options)
+    learner = etpc.online(
+        program, loss, optimizer or optax.adam(1e-2), every=every, has_aux=has_aux
+    )
+    targets = rng.uniform(0, 1, (*lead, outputs)).astype(np.float32)
+    data = dict(xs=xs, targets=targets)
+    if mask:
+        data["mask"] = rng.uniform(0, 1, lead) < 0.7
+    if reset:
+        data["reset"] = rng.uniform(0, 1, lead) < 0.2
+    low_rank = any(rule is RULES[name] for name in LOW_RANK)
+    return Case(learner, model, data, batch_size, low_rank)
+
+
+def with_state(cell: Any, state: Any, **options: Any) -> Case:
+    return case(cell, state=state, step=step, **options)
+
+
+def words(rng: np.random.Generator, lead: tuple[int, ...]) -> np.ndarray:
+    return rng.integers(0, 5, lead).astype(np.int32)
+
+
+RULES = {
+    "d_rtrl": "d_rtrl",
+    "full": etpc.D_RTRL(backprop="full"),
+    "look-back": etpc.D_RTRL(lookback=3),
+    "decay": etpc.ES_D_RTRL(decay=0.9),
+    "rank": etpc.ES_D_RTRL(rank=2),
+    "snap": etpc.SnAp(2),
+    "rtrl": etpc.RTRL(),
+    "rtrl of a rank": etpc.RTRL(rank=2),
+}
+LOW_RANK = ("rank", "rtrl of a rank")
+
+CASES: dict[str, Callable[[], Case]] = {
+    **{
+        f"rule: {name}": lambda rule=rule: with_state(gru(), jnp.zeros(H), rule=rule, every=2)
+        for name, rule in RULES.items()
+    },
+    **{
+        f"spiking, {name}": lambda rule=rule: case(
+            Spiking(nn.ALIF(H, tau=10.0, R=5.0)), rule, outputs=2
+        )
+        for name, rule in RULES.items()
+    },
+    **{
+        f"neuron: {kind.__name__}": lambda kind=kind: case(Spiking(kind(H)), outputs=2, every=2)
+        for kind in (nn.LIF, nn.AdEx, nn.EIF, nn.QIF, nn.GIF, nn.Izhikevich, nn.ResonateAndFire)
+    },
+    **{
+        f"cell: {kind.__name__}": lambda kind=kind: case(kind(I, H, key=KEY), every=3)
+        for kind in (nn.VanillaRNN, nn.MGU, nn.MinGRU, nn.MinLSTM, nn.IndRNN)
+    },
+    "cell: LSTM": lambda: with_state(
+        eqx.nn.LSTMCell(I, H, key=KEY), (jnp.zeros(H), jnp.zeros(H)), batch_size=2
+    ),
+    "cell: LRU": lambda: case(nn.LRU(I, H, 4, key=KEY), every=2),
+    "cell: S5": lambda: case(nn.S5(I, H, 4, key=KEY), every=2),
+    "batch, mask and resets": lambda: with_state(
+        gru(), jnp.zeros(H), batch_size=3, every=2, steps=4, mask=True, reset=True
+    ),
+    "mask": lambda: case(nn.MinGRU(I, H, key=KEY), mask=True, reset=True),
+    "integers": lambda: case(
+        Words(eqx.nn.Embedding(5, I, key=KEY), nn.MinLSTM(I, H, key=KEY)), x=words, every=2
+    ),
+    "keys": lambda: case(
+        Noisy(nn.MinGRU(I, H, key=KEY), jnp.arange(H) != 1), optimizer=optax.sgd(0.1)
+    ),
+    "keys of a batch": lambda: case(
+        Noisy(nn.MinGRU(I, H, key=KEY), jnp.arange(H) != 1), batch_size=2
+    ),
+    "learned start": lambda: case(
+        LearnedStart(jnp.ones(H), 0.5 * jnp.ones((H, I))), every=2, reset=True
+    ),
+    "aux": lambda: case(
+        nn.MinGRU(I, H, key=KEY),
+        loss=lambda y, t: (squared(y, t), {"right": y > t, "y": y}),
+        has_aux=True,
+    ),
+    "delays": lambda: case(
+        nn.Sequential([nn.DelayedLinear(I, H, DELAYS, key=KEY), nn.MinGRU(H, H, key=KEY)])
+    ),
+}
+
+REFUSED = {
+    "credit": lambda: with_state(gru(), jnp.zeros(H), rule=etpc.CreditRTRL(q=2, rank=2)),
+}
+"""Rules that compute something by a custom call."""
+
+
+def distance(a: Any, b: Any) -> float:
+    """The largest difference, relative to the largest number; infinite where integers differ."""
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    if a.dtype.kind in "iub":
+        return 0.0 if np.array_equal(a, b) else np.inf
+    return float(np.max(np.abs(a - b), initial=0) / (1e-6 + np.max(np.abs(b), initial=0)))

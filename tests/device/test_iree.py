@@ -1,0 +1,82 @@
+"""Exported learners under IREE, in a process without JAX."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import etpc
+from etpc.cli import main
+from tests.device.learners import CALLS, CASES, Case, distance
+from tests.device.test_exported import MODELS
+from tests.pages import ROOT
+
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.skipif(importlib.util.find_spec("iree") is None, reason="IREE is not installed"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _single():
+    with jax.enable_x64(False):
+        yield
+
+
+def by_iree(
+    made: Case, exported: etpc.Exported, folder: Path, calls: range = range(CALLS)
+) -> dict[str, np.ndarray]:
+    """What a process without JAX has after these calls: state, and losses of all."""
+    exported.save(folder / "learner")
+    np.savez(
+        folder / "data.npz", **{name: a[calls.start : calls.stop] for name, a in made.data.items()}
+    )
+    script = ROOT / "examples" / "on_device" / "run_iree.py"
+    command = [
+        sys.executable,
+        script,
+        folder / "learner",
+        folder / "data.npz",
+        folder / "results.npz",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(folder / "results.npz") as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_jax(name: str, tmp_path: Path) -> None:
+    made = CASES[name]()
+    exported = made.exported()
+    found = by_iree(made, exported, tmp_path)
+    after, losses = made.by_jax()
+    assert distance(found["losses"], np.stack(losses)) < 1e-5
+    wanted = exported.state_of(*after)
+    for path in made.compared(wanted):
+        assert distance(found[path], wanted[path]) < 1e-5, path
+
+
+def test_resumes_both_ways(tmp_path: Path) -> None:
+    """JAX, then IREE from the state that JAX has, then JAX from the state that IREE has."""
+    made = CASES["cell: MinGRU"]()
+    first, _ = made.by_jax(calls=range(3))
+    exported = made.learner.export(*first, **made.call(0))
+    found = by_iree(made, exported, tmp_path, range(3, 6))
+    last, _ = made.by_jax(exported.into(*made.start(), found), range(6, CALLS))
+    wanted = exported.state_of(*made.by_jax()[0])
+    for path, value in exported.state_of(*last).items():
+        assert distance(value, wanted[path]) < 1e-5, path
+
+
+def test_command_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models.py").write_text(MODELS)
+    assert main(["export", "models.py:task", "-o", "learner", "--compile", "llvm-cpu"]) == 0
+    assert Path("learner/update.vmfb").stat().st_size > 0
+    assert Path("learner/predict.vmfb").stat().st_size > 0
+    assert main(["export", "models.py:task", "-o", "other", "--compile", "abacus"]) == 2
