@@ -17,7 +17,7 @@ BENCH_ARGS ?= --json benchmarks/out/results.json --plots benchmarks/out
 BIN := .venv/bin
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' etpc/__init__.py)
-MKDOCS := NO_MKDOCS_2_WARNING=1 ETPC_DOCS_OF="etpc $(VERSION)"
+MKDOCS := NO_MKDOCS_2_WARNING=1 PYTHONPATH=. ETPC_DOCS_OF="etpc $(VERSION)"
 
 EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
 # The modules that are a task, by name; the others are what tasks share.
@@ -28,7 +28,7 @@ TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
 
-examples: .venv/.demo
+examples: .venv/.test
 	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) -mexamples.on_device.drift \
 		| xargs -P $(JOBS) -I {} sh -c 'echo "{}"; exec $(BIN)/python "{}"'
 
@@ -50,8 +50,8 @@ on-device: .venv/.demo
 # Nearly all time of the tests is compilation, which these flags make more than twice as fast.
 # (jaxlib 0.11 and newer no longer take the last.)
 COMPILED_QUICKLY := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
-test fuzz test-leaks test-peer: export XLA_FLAGS ?= $(COMPILED_QUICKLY) --xla_cpu_use_fusion_emitters=false
-test-newest test-third-party test-device: export XLA_FLAGS ?= $(COMPILED_QUICKLY)
+test fuzz test-leaks: export XLA_FLAGS ?= $(COMPILED_QUICKLY) --xla_cpu_use_fusion_emitters=false
+test-newest test-peer test-third-party test-device: export XLA_FLAGS ?= $(COMPILED_QUICKLY)
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -132,8 +132,8 @@ clean:
 .venv-third-party/.test: PINNED = -r tests/interop/requirements.txt
 .venv-third-party/.test: DATA = memorax==1.0.1 noxton==0.1.4 rnn-jax==0.0.2 spyx==1.0.0
 
-.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-device/.test: BASE = $(PYTHON)
-.venv-newest/.test .venv-third-party/.test: BASE = $(PYTHON_NEWEST)
+.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-device/.test: BASE = $(PYTHON)
+.venv-newest/.test .venv-peer/.peer .venv-third-party/.test: BASE = $(PYTHON_NEWEST)
 .venv-third-party/.test: tests/interop/requirements.txt
 
 .venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-device/.test .venv-newest/.test .venv-third-party/.test: pyproject.toml
