@@ -12,7 +12,7 @@ were (Adam). The numbers are the losses of five successive updates, the first of
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -103,8 +103,14 @@ class Wanted(NamedTuple):
     last: Array
 
 
-def learn(model: Network, batches, loss, optimizer, average: int | None = None) -> list[float]:
-    """The loss of each batch `(xs, targets)`, the weights moving after it.
+def learn(
+    model: Network,
+    batches: Iterable[tuple[Array, Array]],
+    loss: Callable[[Array, Array], Array],
+    optimizer: optax.GradientTransformation,
+    average: int | None = None,
+) -> tuple[list[float], Network]:
+    """The loss of each batch `(xs, targets)`, the weights moving after it; and the network after the last one.
 
     `xs` are [T, B, I], and `targets` have the leading axes T and B. `average`: the loss is the mean over so many last
     steps, and not the sum over all.
@@ -132,35 +138,45 @@ def learn(model: Network, batches, loss, optimizer, average: int | None = None) 
         losses.append(float(task.sum(0).mean()))
         updates, opt_state = optimizer.update(grads, opt_state)
         model = eqx.apply_updates(model, updates)
-    return losses
+    return losses, model
 
 
 # --- pattern generation ---
 
 PATTERN = Setting(
-    steps=1000, tau=30.0, threshold=0.03, refractory=0, spike_size=1 - np.exp(-1 / 30), adaptation=(0.0,) * 100
+    steps=1000,
+    tau=30.0,
+    threshold=0.03,
+    refractory=0,
+    spike_size=1 - np.exp(-1 / 30),
+    adaptation=(0.0,) * 100,
 )
 SINES = (1000, 500, 333, 200)
 """The periods of the sines that are added up, in steps."""
 
 
-def pattern_generation(seed: int) -> list[float]:
-    """Five updates by gradient descent; the seed changes nothing."""
+def pattern_generation() -> tuple[list[float], Network]:
+    """Five updates by gradient descent."""
+    weights, x, target = pattern()
+    with jax.enable_x64(True):
+        model = Network(*map(float64, weights), PATTERN)
+        batch = float64(x)[:, None], float64(target)[:, None, None]
+        squares = lambda y, wanted: 0.5 * jnp.sum((y - wanted) ** 2)
+        return learn(model, [batch] * UPDATES, squares, optax.sgd(1e-4))
+
+
+def pattern() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """The weights of a `Network`, the input [T, I] and the target [T]."""
     draw, n, steps = np.random.RandomState(1), 100, PATTERN.steps
     normal = lambda rows, columns: (draw.randn(rows, columns) / np.sqrt(rows)).astype(np.float32)
-    w_in, w_rec, w_out, feedback = (normal(n, columns).T for columns in (n, n, 1, 1))
+    weights = [normal(n, columns).T for columns in (n, n, 1, 1)]
     x = 1.0 * (draw.rand(steps, n) < 0.05)
     x[0] = 0
     height, phase = draw.uniform(0.5, 2, len(SINES)), draw.uniform(0, 2 * np.pi, len(SINES))
     cycles = np.linspace(0, 2 * np.pi * (steps // np.asarray(SINES)), steps)
     target = (height * np.sin(phase + cycles)).sum(1)
     target = target - target[0]
-    target = target / np.abs(target).max()
-    with jax.enable_x64(True):
-        model = Network(*map(float64, (w_in, w_rec, w_out, feedback)), PATTERN)
-        batch = float64(x)[:, None], float64(target)[:, None, None]
-        squares = lambda y, wanted: 0.5 * jnp.sum((y - wanted) ** 2)
-        return learn(model, [batch] * UPDATES, squares, optax.sgd(1e-4))
+    return weights, x, target / np.abs(target).max()
 
 
 # --- evidence accumulation ---
@@ -176,26 +192,31 @@ EVIDENCE = Setting(
 )
 
 
-def evidence_accumulation(batch_size: int, seed: int) -> list[float]:
-    """Five updates by Adam; the seed changes nothing."""
+def evidence_accumulation(batch_size: int) -> tuple[list[float], Network]:
+    """Five updates by Adam."""
+    weights, batches = evidence(batch_size)
+    # The epsilon of the source is added before the correction of the bias, that of Optax after it.
+    epsilon = lambda count: 1e-8 / jnp.sqrt(1 - 0.999 ** (count + 1.0))
+    with jax.enable_x64(True):
+        model = Network(*map(float64, weights), EVIDENCE)
+        data = [(float64(xs), jnp.asarray(labels)) for xs, labels in batches]
+        adam = optax.inject_hyperparams(optax.adam)(5e-3, eps=epsilon)
+        entropy = optax.softmax_cross_entropy_with_integer_labels
+        return learn(model, data, entropy, adam, RECALL)
+
+
+def evidence(batch_size: int) -> tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
+    """The weights of a `Network`, and the batches of inputs and labels."""
     draw, n, inputs = np.random.RandomState(1), 100, 40
     scaled = lambda rows, columns: (draw.randn(rows, columns) / np.sqrt(rows)).astype(np.float32)
     w_in, w_rec = scaled(inputs, n).T, scaled(n, n).T
     limit = np.sqrt(6 / (n + 2))
     w_out = draw.uniform(-limit, limit, (n, 2)).astype(np.float32).T
     feedback = draw.randn(n, 2).astype(np.float32).T
-    batches = [evidence(draw, batch_size) for _ in range(UPDATES)]
-    # The epsilon of the source is added before the correction of the bias, that of Optax after it.
-    epsilon = lambda count: 1e-8 / jnp.sqrt(1 - 0.999 ** (count + 1.0))
-    adam = optax.inject_hyperparams(optax.adam)(5e-3, eps=epsilon)
-    with jax.enable_x64(True):
-        model = Network(*map(float64, (w_in, w_rec, w_out, feedback)), EVIDENCE)
-        data = [(float64(xs), jnp.asarray(labels)) for xs, labels in batches]
-        entropy = optax.softmax_cross_entropy_with_integer_labels
-        return learn(model, data, entropy, adam, RECALL)
+    return [w_in, w_rec, w_out, feedback], [trials(draw, batch_size) for _ in range(UPDATES)]
 
 
-def evidence(draw: np.random.RandomState, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def trials(draw: np.random.RandomState, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Spikes [T, B, I] of four groups of inputs: left, right, recall, noise; and labels [T, B]."""
     sides = np.asarray([0.3, 1 - 0.3], np.float32)
     first = draw.choice([0, 1], batch_size)
@@ -211,15 +232,20 @@ def evidence(draw: np.random.RandomState, batch_size: int) -> tuple[np.ndarray, 
     spikes = rate > draw.rand(*rate.shape)
     spikes[:, 0] = False
     labels = cues.sum(1) > CUES // 2
-    return 1.0 * spikes.swapaxes(0, 1), np.broadcast_to(labels.astype(int), (EVIDENCE.steps, batch_size))
+    return 1.0 * spikes.swapaxes(0, 1), np.broadcast_to(
+        labels.astype(int), (EVIDENCE.steps, batch_size)
+    )
 
 
 def float64(a: np.ndarray) -> Array:
     return jnp.asarray(a, jnp.float64)
 
 
-def case(task: str, run, published: tuple[float, ...]) -> Case:
-    return Case(task, tuple(f"loss {n + 1}" for n in range(UPDATES)), run, published, random=False)
+def case(
+    task: str, learned: Callable[[], tuple[list[float], Network]], published: tuple[float, ...]
+) -> Case:
+    names = tuple(f"loss {n + 1}" for n in range(UPDATES))
+    return Case(task, names, lambda seed: learned()[0], published, random=False)
 
 
 STUDY = Study(
@@ -233,7 +259,13 @@ STUDY = Study(
         case(
             "Pattern generation",
             pattern_generation,
-            (101.964356999041, 103.466731126205, 103.340607074771, 103.680244037686, 104.412775748752),
+            (
+                101.964356999041,
+                103.466731126205,
+                103.340607074771,
+                103.680244037686,
+                104.412775748752,
+            ),
         ),
         case(
             "Evidence accumulation",
