@@ -143,7 +143,7 @@ RULES: dict[str, tuple[Algorithm, bool]] = {
     "one step (TBPTT(1))": (etpc.TBPTT(1), False),
     "spatial": (etpc.TBPTT(1), True),
 }
-LAYERS = (1, 2, 3, 5)
+LAYERS = (1, 2, 3)
 STUDY = Study(
     title="Copying, in linear recurrent units",
     source="Zucchet et al., [Online learning of long-range dependencies](https://arxiv.org/abs/2305.15947), NeurIPS "

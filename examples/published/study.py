@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import etpc
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -83,16 +85,16 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     if not cases:
         parser.error("no case is left; they are " + ", ".join(map(label, study.cases)))
     command = f"python -m {module_name()} --seeds {args.seeds}"
-    begin, rows = time.perf_counter(), []
+    begin, rows, found = time.perf_counter(), [], versions()
     for case in cases:
-        rows += run(case, range(args.seeds), command)
+        rows += run(case, range(args.seeds), command, found)
         print(f"{label(case)}: {rows[-1].seconds:.0f} s", file=sys.stderr)
         if args.json:
             save(merged(study, load(args.json), rows), args.json)
     print(f"{tables(study, rows)}\n\n{time.perf_counter() - begin:.0f} s")
 
 
-def run(case: Case, seeds: Sequence[int], command: str) -> list[Row]:
+def run(case: Case, seeds: Sequence[int], command: str, found: dict[str, str]) -> list[Row]:
     """The rows of a case."""
     numbers, seconds = [], []
     for seed in seeds if case.random else seeds[:1]:
@@ -100,7 +102,7 @@ def run(case: Case, seeds: Sequence[int], command: str) -> list[Row]:
         numbers.append([float(number) for number in case.run(seed)])
         seconds.append(time.perf_counter() - start)
     columns = zip(case.names, case.published, zip(*numbers, strict=True), strict=True)
-    about = statistics.median(seconds), command, datetime.date.today().isoformat(), versions()
+    about = statistics.median(seconds), command, datetime.date.today().isoformat(), found
     return [Row(case.task, name, theirs, list(ours), *about) for name, theirs, ours in columns]
 
 
@@ -116,9 +118,9 @@ def module_name() -> str:
 
 def versions() -> dict[str, str]:
     """Of what the numbers may depend on."""
-    packages = ("etpc", "jax", "jaxlib", "optax", "numpy")
+    packages = ("jax", "jaxlib", "optax", "numpy")
     found = {package: importlib.metadata.version(package) for package in packages}
-    return {"python": platform.python_version(), **found}
+    return {"python": platform.python_version(), "etpc": etpc.__version__, **found}
 
 
 def load(path: Path) -> list[Row]:
