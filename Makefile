@@ -20,10 +20,14 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' etpc/__init__.py)
 MKDOCS := NO_MKDOCS_2_WARNING=1 PYTHONPATH=. ETPC_DOCS_OF="etpc $(VERSION)"
 
 EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
+# The modules that are a study of published results, by name.
+STUDIES := $(basename $(notdir $(shell grep -l __main__ examples/published/*.py)))
+# How many seeds each study of `make results` has; its own number where this is empty.
+SEEDS ?=
 # The modules that are a task, by name; the others are what tasks share.
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 
-.PHONY: demo examples test fuzz test-peer test-third-party test-device on-device test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
+.PHONY: demo examples results test fuzz test-peer test-third-party test-device on-device test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
@@ -47,6 +51,12 @@ on-device: .venv/.demo
 	! command -v qemu-system-arm || qemu-system-arm -M mps2-an386 -kernel $(DEVICE)/learn.elf -nographic \
 		-monitor none -serial none -semihosting-config enable=on,target=native < $(DEVICE)/stream.txt
 
+results: .venv/.demo
+	for study in $(STUDIES); do \
+		$(BIN)/python -m examples.published.$$study --json docs/results/$$study.json $(if $(SEEDS),--seeds $(SEEDS)) || exit; \
+	done
+	$(BIN)/python -m benchmarks.pages
+
 # Nearly all time of the tests is compilation, which these flags make more than twice as fast.
 # (jaxlib 0.11 and newer no longer take the last.)
 COMPILED_QUICKLY := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
@@ -67,7 +77,7 @@ test-third-party: .venv-third-party/.test
 	.venv-third-party/bin/python -m pytest tests/interop -m "third_party and not long" $(PYTEST_ARGS)
 
 test-device: .venv-device/.test
-	.venv-device/bin/python -m pytest tests/device -m device $(PYTEST_ARGS)
+	.venv-device/bin/python -m pytest tests/device tests/peer/test_nest.py -m "device or peer" $(PYTEST_ARGS)
 
 test-leaks: .venv/.test
 	JAX_CHECK_TRACER_LEAKS=1 $(BIN)/python -m pytest tests/test_docs.py -m leaks $(PYTEST_ARGS)
@@ -122,7 +132,7 @@ clean:
 .venv/.docs: EXTRAS = docs
 .venv-peer/.peer: EXTRAS = demo,test,peer,bench
 .venv-newest/.test: EXTRAS = demo,test
-.venv-device/.test: EXTRAS = test,device
+.venv-device/.test: EXTRAS = test,device,nest
 .venv-third-party/.test: EXTRAS = test
 
 # Packages of which an example reads a data file only: what they depend on stays away.
