@@ -337,7 +337,7 @@ class S5(eqx.Module):
 
 
 def _ring(
-    keys: PRNGKeyArray,
+    keys: Array,
     size: int,
     r_min: float,
     r_max: float,
