@@ -92,7 +92,7 @@ def cart_pole(seen: tuple[int, ...] = (0, 2)) -> Environment:
         return state.place[jnp.array(seen)]
 
     def act(state: Cart, action: Array) -> tuple[Cart, Array, Array]:
-        x, v, angle, turn = state.place
+        _, v, angle, turn = state.place
         force = jnp.where(action == 1, push, -push)
         sin, cos, mass = jnp.sin(angle), jnp.cos(angle), cart + pole
         common = (force + pole * half * turn**2 * sin) / mass

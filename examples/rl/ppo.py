@@ -1,8 +1,8 @@
 """Recurrent PPO whose gradient goes through the whole past of an episode, and not through the last rollout alone.
 
-PPO collects a rollout of 16 steps from 16 environments and takes four gradient steps on it. Backpropagation through time
-ends where the rollout begins. With the carry of a program the same call goes on: its traces hold what the state at
-the beginning of the rollout owes to the weights.
+PPO collects a rollout of 16 steps from 16 environments and takes four gradient steps on it. Backpropagation through
+time ends where the rollout begins. With the carry of a program the same call goes on: its traces hold what the
+state at the beginning of the rollout owes to the weights.
 
     python -m examples.rl.ppo
     python -m examples.rl.ppo --tasks "chain 32" --arms "D-RTRL" --seeds 1

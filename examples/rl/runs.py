@@ -1,4 +1,4 @@
-"""What the examples of reinforcement learning share: the three ways for credit to reach the past, and a table of runs."""
+"""What the examples of reinforcement learning share: how credit reaches the past, and a table of runs."""
 
 import argparse
 import functools

@@ -13,8 +13,8 @@ Three agents have the same network, recurrent trace units and a layer after them
 - feed-forward: the memory is erased at each step.
 
 Source: Elsayed, Vasan and Mahmood, "Streaming deep reinforcement learning finally works", 2024, arXiv 2410.14606:
-stream AC(lambda) with its normalisation of observations and rewards; Elelimy et al., NeurIPS 2024, arXiv 2409.01449, for
-the units.
+stream AC(lambda) with its normalisation of observations and rewards; the units are those of Elelimy et al., NeurIPS
+2024, arXiv 2409.01449.
 """
 
 from typing import Any, NamedTuple
@@ -128,7 +128,7 @@ def learner(env: Environment, arm: Arm, key: PRNGKeyArray) -> Any:
         returns = agent.returns.after(discounted)
 
         # the value of what comes next, which is 0 where the episode is over
-        carry = program.reset(carry, over | (not arm.remembers))
+        carry = program.reset(carry, over if arm.remembers else jnp.array(True))
         (_, after), _ = program(agent.model, seen.normalised(env.see(place)), carry)
         error = reward / returns.deviation + GAMMA * jnp.where(over, 0.0, after) - value
 
