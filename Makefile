@@ -20,10 +20,14 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' etpc/__init__.py)
 MKDOCS := NO_MKDOCS_2_WARNING=1 ETPC_DOCS_OF="etpc $(VERSION)"
 
 EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
+# The modules that are a study of published results, by name.
+STUDIES := $(basename $(notdir $(shell grep -l __main__ examples/published/*.py)))
+# How many seeds each study of `make results` has; its own number where this is empty.
+SEEDS ?=
 # The modules that are a task, by name; the others are what tasks share.
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 
-.PHONY: demo examples test fuzz test-peer test-third-party test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
+.PHONY: demo examples results test fuzz test-peer test-third-party test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
@@ -31,6 +35,12 @@ demo: .venv/.demo
 examples: .venv/.demo
 	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) \
 		| xargs -P $(JOBS) -I {} sh -c 'echo "{}"; exec $(BIN)/python "{}"'
+
+results: .venv/.demo
+	for study in $(STUDIES); do \
+		$(BIN)/python -m examples.published.$$study --json docs/results/$$study.json $(if $(SEEDS),--seeds $(SEEDS)) || exit; \
+	done
+	$(BIN)/python -m benchmarks.pages
 
 # Nearly all time of the tests is compilation, which these flags make more than twice as fast.
 # (jaxlib 0.11 and newer no longer take the last.)

@@ -1,0 +1,160 @@
+"""What was published beside what is reached here: the runs, their file and their tables.
+
+A study is a module of this folder with a `Study` in it. Its docstring says what is run. Its command line:
+
+    python -m examples.published.chaotic_series                       # all of it, a table
+    python -m examples.published.chaotic_series --seeds 2 --only Lorenz
+    python -m examples.published.chaotic_series --json FILE           # adds the rows to a file, or replaces them
+
+`docs/results.md` is made of the files in `docs/results/` by `python -m benchmarks.pages`.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One number that was published, and ours."""
+
+    task: str
+    name: str
+    """What was run: a learning rule, most often."""
+    published: float | None
+    """`None`: the source has no such number."""
+    ours: list[float]
+    """For each seed."""
+    seconds: float
+    """The median over the seeds of the time of a run, compilation included."""
+    command: str
+    date: str
+    versions: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One run, which gives a number, or several, for each seed."""
+
+    task: str
+    names: tuple[str, ...]
+    run: Callable[[int], Sequence[float]]
+    """From a seed to one number for each name."""
+    published: tuple[float | None, ...]
+    """One for each name."""
+    random: bool = True
+    """Whether the seed matters. If not, it runs once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One source, and the cases that are taken from it."""
+
+    title: str
+    source: str
+    """A citation, in Markdown."""
+    measure: str
+    """What the numbers are, and which are better, as "success (more is better)"."""
+    cases: tuple[Case, ...]
+    found: str = ""
+    """What the comparison shows, in Markdown: where ours differ, and why."""
+    seeds: int = 5
+    digits: str = ".4f"
+    """How a number is shown."""
+
+
+def main(study: Study, arguments: Sequence[str] | None = None) -> None:
+    """The command line of a study, called as `main(STUDY)` by its module."""
+    parser = argparse.ArgumentParser(description=study.title)
+    parser.add_argument("--seeds", type=int, default=study.seeds, help="how many")
+    parser.add_argument("--only", nargs="+", help="cases whose task or name contains one of these")
+    parser.add_argument("--json", type=Path, help="add the rows to this file, case by case")
+    args = parser.parse_args(arguments)
+    asked = lambda text: not args.only or any(part in text for part in args.only)
+    cases = [case for case in study.cases if asked(" ".join((case.task, *case.names)))]
+    if not cases:
+        parser.error("no case is left; they are " + ", ".join(map(label, study.cases)))
+    command = f"python -m {module_name()} --seeds {args.seeds}"
+    begin, rows = time.perf_counter(), []
+    for case in cases:
+        rows += run(case, range(args.seeds), command)
+        print(f"{label(case)}: {rows[-1].seconds:.0f} s", file=sys.stderr)
+        if args.json:
+            save(merged(study, load(args.json), rows), args.json)
+    print(f"{tables(study, rows)}\n\n{time.perf_counter() - begin:.0f} s")
+
+
+def run(case: Case, seeds: Sequence[int], command: str) -> list[Row]:
+    """The rows of a case."""
+    numbers, seconds = [], []
+    for seed in seeds if case.random else seeds[:1]:
+        start = time.perf_counter()
+        numbers.append([float(number) for number in case.run(seed)])
+        seconds.append(time.perf_counter() - start)
+    columns = zip(case.names, case.published, zip(*numbers, strict=True), strict=True)
+    about = statistics.median(seconds), command, datetime.date.today().isoformat(), versions()
+    return [Row(case.task, name, theirs, list(ours), *about) for name, theirs, ours in columns]
+
+
+def label(case: Case) -> str:
+    return f"{case.task}: {', '.join(case.names)}"
+
+
+def module_name() -> str:
+    """That of the study which runs."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else "examples.published"
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers may depend on."""
+    packages = ("etpc", "jax", "jaxlib", "optax", "numpy")
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {"python": platform.python_version(), **found}
+
+
+def load(path: Path) -> list[Row]:
+    """The rows of a file, none where there is none."""
+    if not path.exists():
+        return []
+    return [Row(**row) for row in json.loads(path.read_text())]
+
+
+def save(rows: Sequence[Row], path: Path) -> None:
+    """Rows as JSON."""
+    path.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+
+
+def merged(study: Study, before: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """New rows in place of older ones of the same task and name, in the order of the study."""
+    rows = {(row.task, row.name): row for row in (*before, *new)}
+    keys = [(case.task, name) for case in study.cases for name in case.names]
+    return [rows[key] for key in keys if key in rows]
+
+
+def tables(study: Study, rows: Sequence[Row]) -> str:
+    """A Markdown table for each task."""
+    show = lambda number: "-" if number is None else format(number, study.digits)
+    lines = []
+    for task in dict.fromkeys(row.task for row in rows):
+        lines += [
+            "",
+            f"| {task} | published | here | range | seeds | s |",
+            "| --- | ---: | ---: | --- | ---: | ---: |",
+        ]
+        for row in rows:
+            if row.task == task:
+                several = len(row.ours) > 1
+                spread = f"{show(min(row.ours))} to {show(max(row.ours))}" if several else "-"
+                numbers = show(row.published), show(statistics.fmean(row.ours)), spread
+                counts = (str(len(row.ours)) if several else "-"), f"{row.seconds:.0f}"
+                lines.append(f"| {' | '.join((row.name, *numbers, *counts))} |")
+    return "\n".join(lines[1:])
