@@ -1,23 +1,21 @@
-"""T-maze in closed loop: which corridor lengths does an online actor-critic learn, by rule?
+"""T-maze in closed loop: which corridors does an online actor-critic learn to remember through, by learning rule?
 
-A sign at the start says on which side of the T the reward is. The corridor looks the same everywhere, so the
+A sign at the start says on which side of the T the reward is. The corridor of N steps looks the same everywhere, so the
 sign has to be remembered until the junction. 16 agents with the same weights act in 16 mazes, and the weights
-move at every step: TD(0), with an entropy bonus.
+move at every step, by TD(0) with an entropy bonus; 64 units, Adam at 3e-4, a discount of 0.99.
 
-    python -m examples.published.tmaze --lengths 10 --rules RTU
-    python -m examples.published.tmaze --json tmaze.json
+The gradient of a step, through all of the past, is `jax.vjp` of one call of a program: the recurrent trace
+unit (`nn.RTU`, non-linear) and the linear recurrent unit (`nn.LRU`) under `etpc.D_RTRL`, which is exact for them, and a
+tanh network under `etpc.SnAp(1)` and `etpc.RTRL`. TBPTT is plain JAX: one update for each window of 2N steps.
 
-Source: J. Yi and Y. Wang, "Certified low-rank real-time recurrent learning for dense recurrent neural networks",
-2026, table 9, and the code and the records of the runs that come with it (github.com/sonaradarcn/sketched-rtrl);
-the maze is that of Bakker, "Reinforcement learning with long short-term memory", NeurIPS 2001. As there: 64 units,
-Adam at 3e-4, a discount of 0.99, an entropy bonus of 0.01, and per rule the mean over three seeds of the share
-of episodes that end on the right side, at the end of the run. There that is the last 400 episodes at five
-times in the last 10,000 steps; here it is all episodes of these steps.
+The numbers of the source are the mean over three seeds of the share of episodes that end on the right side, among the
+last 400 episodes at five times in the last 10,000 steps; here it is that of all episodes of these steps. An agent that
+always turns to the same side has 0.5, and one that does not reach the junction in 2N steps 0. The LRU of the
+source differs from that of `nn.LRU`: its input weights are real, and its states are scaled by a constant.
 """
 
-import argparse
-import json
-import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -28,6 +26,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 import etpc
 from etpc import nn
+
+from .study import Case, Study, main
 
 UNITS, BATCH, GAMMA, ENTROPY = 64, 16, 0.99, 0.01
 STEPS = {10: 60_000, 20: 100_000, 40: 150_000}
@@ -133,14 +133,14 @@ AGENTS = {
     "SnAp(1), tanh": (tanh, etpc.SnAp(1, window=1)),
     "TBPTT(2N), tanh": (tanh, None),
 }
-THEIRS = {
-    "RTU": {10: (0.994, 0.996, 0.992), 20: (0.714, 0.872, 0.847), 40: (0.720, 0.247, 0.859)},
-    "LRU": {10: (0.885, 0.971, 0.872), 20: (0.667, 0.451, 0.371), 40: (0.028, 0.103, 0.113)},
-    "RTRL, tanh": {10: (0.884, 0.975, 0.845), 20: (0.504, 0.505, 0.900), 40: (0.488, 0.510, 0.491)},
-    "SnAp(1), tanh": {10: (0.505, 0.731, 0.508), 20: (0.497, 0.516, 0.480), 40: (0.499, 0.479, 0.496)},
-    "TBPTT(2N), tanh": {10: (0.581, 0.650, 0.909), 20: (0.041, 0.278, 0.497), 40: (0.014, 0.480, 0.004)},
+PUBLISHED = {
+    "RTU": (0.994, 0.811, 0.609),
+    "LRU": (0.909, 0.496, 0.081),
+    "RTRL, tanh": (0.901, 0.636, 0.496),
+    "SnAp(1), tanh": (0.581, 0.498, 0.491),
+    "TBPTT(2N), tanh": (0.713, 0.272, 0.166),
 }
-"""Of their three seeds, from the records of their runs."""
+"""For each length of `STEPS`."""
 
 
 def loss(output: Any, action: Array, td: Array) -> Array:
@@ -219,7 +219,7 @@ def truncated(make: Any, length: int, key: PRNGKeyArray) -> Any:
     return (model, optimiser.init(model), fresh, begin(maze_key)), step
 
 
-def run(name: str, length: int, seeds: list[int], steps: int) -> Float[Array, "seeds blocks"]:
+def run(name: str, length: int, seeds: Sequence[int], steps: int) -> Float[Array, "seeds blocks"]:
     """The share of right turns among the episodes of each block of steps."""
     make, rule = AGENTS[name]
     window = 1 if rule is not None else 2 * length
@@ -238,38 +238,38 @@ def run(name: str, length: int, seeds: list[int], steps: int) -> Float[Array, "s
     keys = jax.vmap(jax.random.key)(jnp.array(seeds))
     state = jax.jit(jax.vmap(lambda key: parts(key)[0]))(keys)
     blocks = jax.jit(jax.vmap(block, in_axes=(0, 0, None)), donate_argnums=1)
-    curve = []
+    curve: list[Array] = []
     for number in range(steps // BLOCK):
         state, share = blocks(keys, state, jnp.int32(number))
         curve.append(share)
     return jnp.stack(curve, 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="T-maze in closed loop.")
-    parser.add_argument("--lengths", default="10,20")
-    parser.add_argument("--rules", default="|".join(AGENTS), help="separated by |")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="in place of those of the source")
-    parser.add_argument("--json")
-    args = parser.parse_args()
-    rows = []
-    for length in map(int, args.lengths.split(",")):
-        for name in args.rules.split("|"):
-            start = time.perf_counter()
-            steps = args.steps or STEPS[length]
-            curve = run(name, length, list(range(args.seeds)), steps)
-            last = curve[:, -LAST:].mean(1)
-            row = dict(length=length, rule=name, steps=steps, success=last.tolist())
-            rows.append(row | dict(theirs=THEIRS[name][length], curve=curve.mean(0).tolist()))
-            shown = " ".join(f"{x:.3f}" for x in last)
-            theirs = " ".join(f"{x:.3f}" for x in THEIRS[name][length])
-            seconds = time.perf_counter() - start
-            print(f"{length:>3} {name:<16} {shown}  theirs {theirs}  {seconds:.0f} s", flush=True)
-            if args.json:
-                with open(args.json, "w") as file:
-                    json.dump(rows, file)
+def success(name: str, length: int, seeds: Sequence[int]) -> Float[Array, "seeds 1"]:
+    """The share at the end of a run."""
+    return run(name, length, seeds, STEPS[length])[:, -LAST:].mean(1, keepdims=True)
 
+
+STUDY = Study(
+    title="T-maze, in closed loop",
+    source="Yi and Wang, Certified low-rank real-time recurrent learning for dense recurrent neural networks, 2026, "
+    "table 9, with the code and the records of its runs "
+    "([sketched-rtrl](https://github.com/sonaradarcn/sketched-rtrl)); the maze is that of Bakker, Reinforcement learning with long short-term memory, NeurIPS 2001",
+    measure="success (more is better)",
+    cases=tuple(
+        Case(
+            f"{steps:,} steps, N = {length}",
+            (name,),
+            partial(success, name, length),
+            (published[n],),
+            together=True,
+        )
+        for n, (length, steps) in enumerate(STEPS.items())
+        for name, published in PUBLISHED.items()
+    ),
+    seeds=3,
+    digits=".3f",
+)
 
 if __name__ == "__main__":
-    main()
+    main(STUDY)
