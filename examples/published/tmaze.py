@@ -254,7 +254,8 @@ STUDY = Study(
     title="T-maze, in closed loop",
     source="Yi and Wang, Certified low-rank real-time recurrent learning for dense recurrent neural networks, 2026, "
     "table 9, with the code and the records of its runs "
-    "([sketched-rtrl](https://github.com/sonaradarcn/sketched-rtrl)); the maze is that of Bakker, Reinforcement learning with long short-term memory, NeurIPS 2001",
+    "([sketched-rtrl](https://github.com/sonaradarcn/sketched-rtrl)); the maze is that of "
+    "Bakker, Reinforcement learning with long short-term memory, NeurIPS 2001",
     measure="success (more is better)",
     cases=tuple(
         Case(

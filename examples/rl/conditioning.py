@@ -106,7 +106,6 @@ class Learner(NamedTuple):
 ARMS = {
     "D-RTRL": Arm(etpc.D_RTRL(window=1)),
     "TBPTT(16)": Arm(etpc.TBPTT(WINDOW, every=1)),
-    "TBPTT(1)": Arm(etpc.TBPTT(1)),
     "feed-forward": Arm(etpc.TBPTT(1), remembers=False),
 }
 
@@ -151,7 +150,7 @@ def life(isi: int, arm: Arm, steps: int, key: PRNGKeyArray) -> tuple[Array, Arra
     return curve, curve[-1]
 
 
-TASKS = {"ISI 10": Task(10, 300_000), "ISI 30": Task(30, 300_000)}
+TASKS = {"ISI 10": Task(10, 150_000), "ISI 30": Task(30, 150_000)}
 
 if __name__ == "__main__":
     main("Trace conditioning, relative squared error of the return", life, TASKS, ARMS)

@@ -203,9 +203,8 @@ def life(env: Environment, arm: Arm, steps: int, key: PRNGKeyArray) -> tuple[Arr
 
 
 TASKS = {
-    "chain 8": Task(memory_chain(8), 200_000),
-    "chain 32": Task(memory_chain(32), 500_000),
-    "pole": Task(cart_pole(), 500_000),
+    "chain 32": Task(memory_chain(32), 200_000),
+    "pole": Task(cart_pole(), 250_000),
 }
 
 if __name__ == "__main__":
