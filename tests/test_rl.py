@@ -12,6 +12,13 @@ from examples.rl.environments import Running, evaluate, memory_chain
 from examples.rl.runs import Arm
 
 
+@pytest.fixture(autouse=True)
+def as_a_user():
+    """Without the check of ranks that tests run with."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def test_running_estimates():
     xs = np.random.default_rng(0).normal(3.0, 2.0, size=(40, 2))
     one, some = Running.of((2,)), Running.of((2,))

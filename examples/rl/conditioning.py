@@ -150,7 +150,7 @@ def life(isi: int, arm: Arm, steps: int, key: PRNGKeyArray) -> tuple[Array, Arra
     return curve, curve[-1]
 
 
-TASKS = {"ISI 10": Task(10, 150_000), "ISI 30": Task(30, 150_000)}
+TASKS = {"ISI 10": Task(10, 100_000), "ISI 30": Task(30, 100_000)}
 
 if __name__ == "__main__":
     main("Trace conditioning, relative squared error of the return", life, TASKS, ARMS)

@@ -1,9 +1,14 @@
-"""What the examples of reinforcement learning share: how credit reaches the past, and a table of runs."""
+"""What the examples of reinforcement learning share: how credit reaches the past, a table of runs, and their curves.
+
+python -m examples.rl.streaming --json docs/rl/streaming.json
+python -m examples.rl.runs docs/rl                             # draws the curves of each such file
+"""
 
 import argparse
 import functools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib
+import numpy as np
 from jaxtyping import Array
+from matplotlib.figure import Figure
 
 import etpc
 
@@ -66,7 +74,39 @@ def main(
             last = " ".join(f"{x:.3g}" for x in final)
             seconds = time.perf_counter() - start
             print(f"{task:<9} {name:<13} {shown}   then {last}   {seconds:.0f} s", flush=True)
+            digits = lambda a: np.round(np.asarray(a, float), 4).tolist()
             row = dict(task=task, arm=name, steps=steps)
-            rows.append(row | dict(curves=curves.tolist(), final=final.tolist()))
+            rows.append(row | dict(curves=digits(curves), final=digits(final)))
             if args.json:
-                Path(args.json).write_text(json.dumps(rows))
+                Path(args.json).write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+
+
+def draw(path: Path, measure: str) -> None:
+    """The curves of a file, a panel for each task: the mean over the seeds, and their range as a band."""
+    rows = json.loads(path.read_text())
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    style = {"svg.fonttype": "none", "svg.hashsalt": path.stem}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(3.2 * len(tasks), 2.6), layout="constrained")
+        for panel, task in zip(
+            figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True
+        ):
+            for row in rows:
+                if row["task"] == task:
+                    curves = np.array(row["curves"])
+                    x = row["steps"] / 1000 * (np.arange(BLOCKS) + 1) / BLOCKS
+                    (line,) = panel.plot(x, curves.mean(0), label=row["arm"])
+                    panel.fill_between(
+                        x, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, lw=0
+                    )
+            panel.set(title=task, xlabel="thousand steps")
+        figure.axes[0].set_ylabel(measure)
+        figure.axes[0].legend(fontsize="small")
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+MEASURES = {"streaming": "return", "ppo": "return", "conditioning": "relative error"}
+
+if __name__ == "__main__":
+    for stem, measure in MEASURES.items():
+        draw(Path(sys.argv[1]) / f"{stem}.json", measure)
