@@ -26,6 +26,7 @@ STUDIES := $(basename $(notdir $(shell grep -l __main__ examples/published/*.py)
 SEEDS ?=
 # The modules that are a task, by name; the others are what tasks share.
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
+AGENTS := streaming ppo conditioning
 
 .PHONY: demo examples results test fuzz test-peer test-third-party test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
 
@@ -33,7 +34,7 @@ demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
 
 examples: .venv/.demo
-	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) \
+	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) $(addprefix -mexamples.rl.,$(AGENTS)) \
 		| xargs -P $(JOBS) -I {} sh -c 'echo "{}"; exec $(BIN)/python "{}"'
 
 results: .venv/.demo
