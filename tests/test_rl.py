@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import etpc
+from examples.published import tmaze
 from examples.rl import conditioning, ppo, streaming
 from examples.rl.environments import Running, evaluate, memory_chain
 from examples.rl.runs import Arm
@@ -52,6 +53,45 @@ def test_advantages():
                 if over[k, b]:
                     break
             assert found[t, b] == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("length", [3, 10])
+def test_the_maze(length):
+    """Of 16 agents, half turn to the side of the sign at the junction, a quarter to the other, and a quarter wait."""
+    keys = jax.random.split(jax.random.key(0), 2 * length)
+    maze = tmaze.begin(jax.random.key(1))
+    goal, total, right_ones, done_at = maze.goal, np.zeros(16), np.zeros(16, bool), np.full(16, -1)
+    assert {*goal.tolist()} == {0, 1}
+    turn = jnp.where(jnp.arange(16) < 8, 1 + goal, jnp.where(jnp.arange(16) < 12, 2 - goal, 0))
+    for t, key in enumerate(keys):
+        seen = tmaze.see(maze, length).argmax(1)
+        going = done_at < 0
+        kinds = goal if t == 0 else np.full(16, 2 if t < length else 3)
+        assert np.array_equal(seen[going], kinds[going])
+        action = turn if t == length else jnp.zeros(16, int)
+        reward, done, right, maze = tmaze.act(maze, action, length, key)
+        total += np.where(going, reward, 0)
+        done_at[going & np.asarray(done)] = t
+        right_ones |= going & np.asarray(right)
+        assert not maze.time[done].any()
+    assert np.array_equal(right_ones, np.arange(16) < 8)
+    assert np.array_equal(done_at, np.where(np.arange(16) < 12, length, 2 * length - 1))
+    last = np.where(np.arange(16) < 8, 4.0, np.where(np.arange(16) < 12, -0.4, -0.1))
+    np.testing.assert_allclose(total, -0.1 * done_at + last, rtol=1e-6)
+
+
+def test_the_loss_of_the_maze_has_the_gradient_of_the_source():
+    logits, value, action, target = jnp.array([0.3, -0.2, 0.7]), 0.4, 2, 1.5
+
+    def source(output):
+        logits, value = output
+        td, log_p = target - value, jax.nn.log_softmax(logits)
+        entropy = -(jnp.exp(log_p) * log_p).sum()
+        return -jax.lax.stop_gradient(td) * log_p[action] + 0.5 * td**2 - tmaze.ENTROPY * entropy
+
+    found = jax.grad(lambda out: tmaze.loss(out, action, target - out[1]))((logits, value))
+    for a, b in zip(found, jax.grad(source)((logits, value)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
 def spells(on):

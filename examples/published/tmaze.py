@@ -245,9 +245,9 @@ def run(name: str, length: int, seeds: Sequence[int], steps: int) -> Float[Array
     return jnp.stack(curve, 1)
 
 
-def success(name: str, length: int, seeds: Sequence[int]) -> Float[Array, "seeds 1"]:
-    """The share at the end of a run."""
-    return run(name, length, seeds, STEPS[length])[:, -LAST:].mean(1, keepdims=True)
+def success(name: str, length: int, seeds: Sequence[int]) -> list[list[float]]:
+    """The share at the end of a run, for each seed."""
+    return run(name, length, seeds, STEPS[length])[:, -LAST:].mean(1, keepdims=True).tolist()
 
 
 STUDY = Study(

@@ -112,7 +112,8 @@ ARMS = {
 
 def learner(isi: int, arm: Arm, key: PRNGKeyArray) -> Any:
     """A predictor before its first step, and the function of one step."""
-    model, gamma = Predictor(key), 1 - 1 / isi
+    model: Any = Predictor(key)
+    gamma = 1 - 1 / isi
     program = etpc.compile(model, arm.rule, inputs=jnp.zeros(12))
     trace = etpc.optim.trace_of_gradient(gamma * LAMBDA)
     optimiser = optax.chain(trace, optax.scale(-1.0), optax.adam(RATE))  # uphill

@@ -115,7 +115,7 @@ class Running(NamedTuple):
     mean: Array
     squares: Array
     """The sum of squared differences from the mean."""
-    count: Array
+    number: Array
 
     @classmethod
     def of(cls, shape: tuple[int, ...] = ()) -> "Running":
@@ -123,21 +123,21 @@ class Running(NamedTuple):
 
     def after(self, x: Array) -> "Running":
         """With one more sample."""
-        count = self.count + 1
-        mean = self.mean + (x - self.mean) / count
-        return Running(mean, self.squares + (x - self.mean) * (x - mean), count)
+        number = self.number + 1
+        mean = self.mean + (x - self.mean) / number
+        return Running(mean, self.squares + (x - self.mean) * (x - mean), number)
 
     def after_all(self, xs: Float[Array, "N ..."]) -> "Running":
         """With N more samples (Chan et al., 1979)."""
         n, mean = len(xs), xs.mean(0)
-        count, apart = self.count + n, mean - self.mean
-        squares = ((xs - mean) ** 2).sum(0) + apart**2 * self.count * n / count
-        return Running(self.mean + apart * n / count, self.squares + squares, count)
+        number, apart = self.number + n, mean - self.mean
+        squares = ((xs - mean) ** 2).sum(0) + apart**2 * self.number * n / number
+        return Running(self.mean + apart * n / number, self.squares + squares, number)
 
     @property
     def deviation(self) -> Array:
-        variance = self.squares / jnp.maximum(self.count - 1, 1)
-        return jnp.sqrt(jnp.where(self.count < 2, 1.0, variance) + 1e-8)
+        variance = self.squares / jnp.maximum(self.number - 1, 1)
+        return jnp.sqrt(jnp.where(self.number < 2, 1.0, variance) + 1e-8)
 
     def normalised(self, x: Array) -> Array:
         return (x - self.mean) / self.deviation

@@ -111,7 +111,7 @@ ARMS = {
 
 def learner(env: Environment, arm: Arm, key: PRNGKeyArray) -> Any:
     """An agent before its first rollout, and the function of one rollout with its updates."""
-    model = ActorCritic(env, key)
+    model: Any = ActorCritic(env, key)
     program = etpc.compile(model, arm.rule, inputs=(jnp.zeros(env.inputs), jnp.array(True)))
     value_and_grad = program.value_and_grad(loss)
     optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(RATE))
@@ -147,7 +147,7 @@ def learner(env: Environment, arm: Arm, key: PRNGKeyArray) -> Any:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         choices = Choice(action, log_p, advantage, target)
 
-        def epoch(learnt: Any, _: None) -> Any:
+        def epoch(learnt: Any, _step: None) -> Any:
             model, opt_state = learnt
             (_, carry), grads = value_and_grad(model, xs, choices, agent.carry)
             updates, opt_state = optimiser.update(grads, opt_state)

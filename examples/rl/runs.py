@@ -85,7 +85,7 @@ def draw(path: Path, measure: str) -> None:
     """The curves of a file, a panel for each task: the mean over the seeds, and their range as a band."""
     rows = json.loads(path.read_text())
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    style = {"svg.fonttype": "none", "svg.hashsalt": path.stem}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": path.stem}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(3.2 * len(tasks), 2.6), layout="constrained")
         for panel, task in zip(

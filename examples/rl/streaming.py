@@ -104,10 +104,10 @@ ARMS = {
 
 def learner(env: Environment, arm: Arm, key: PRNGKeyArray) -> Any:
     """An agent before its first step, and the function of one step."""
-    model = ActorCritic(env, key)
+    model: Any = ActorCritic(env, key)
     program = etpc.compile(model, arm.rule, inputs=jnp.zeros(env.inputs))
     part = lambda path, _: path[0].name
-    steps = {"actor": etpc.optim.obgd(kappa=3.0), "critic": etpc.optim.obgd(kappa=2.0)}
+    steps: Any = {"actor": etpc.optim.obgd(kappa=3.0), "critic": etpc.optim.obgd(kappa=2.0)}
     optimiser = optax.chain(
         etpc.optim.trace_of_gradient(GAMMA * LAMBDA),
         optax.multi_transform(steps, lambda tree: jax.tree_util.tree_map_with_path(part, tree)),
