@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._jax import is_float, prims
+from ._jax import is_float, params, prims
 from .show import Shown
 from .trace import Leaves, Step
 
@@ -204,22 +204,27 @@ def doubts(program: Shown, silent: tuple[str, ...], reference: Known) -> tuple[s
     return (*silent, *zero)
 
 
-def replaced_derivatives(step: Step) -> tuple[str, ...]:
-    """Where the derivative of a step is another one than that of its value: the lines with `a - stop_gradient(a)`.
+def replaced_derivatives(step: Step) -> dict[str, str]:
+    """Where the derivative of a step is another one than that of its value, as with feedback weights: by line, how.
 
-    The difference is zero, and its derivative is that of `a`. Feedback weights are written so, as by
-    `etpc.nn.broadcast_readout`, and straight-through estimators.
+    The value of `a - stop_gradient(a)` is zero, and its derivative is that of `a`: so does `etpc.nn.broadcast_readout`
+    write feedback weights, and others straight-through estimators. What a `custom_vjp` is given and its value does not
+    depend on is for its backward rule alone.
     """
     stopped = {
         e.outputs[0]: e.inputs[0] for e in step.equations if e.primitive is prims.stop_gradient_p
     }
-    return tuple(
-        dict.fromkeys(
-            e.source
-            for e in step.equations
-            if e.primitive is prims.sub_p and stopped.get(e.inputs[1]) is e.inputs[0]
-        )
-    )
+    found: dict[str, str] = {}
+    for e in step.equations:
+        if e.primitive is prims.sub_p and stopped.get(e.inputs[1]) is e.inputs[0]:
+            found[e.source] = "`a - stop_gradient(a)`"
+        elif e.primitive is prims.custom_vjp_call_p:
+            used = params.is_used(params.custom_body(e))
+            if any(
+                v.is_float and v.size > 1 and not u for v, u in zip(e.inputs, used, strict=True)
+            ):
+                found[e.source] = "a `custom_vjp` with an array that only its backward rule reads"
+    return found
 
 
 def first_read(program: Shown, steps: int) -> int:

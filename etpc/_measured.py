@@ -18,6 +18,7 @@ from ._bptt import gradient_of, objective_of
 from ._data import check_data, check_lead, lead_of
 from ._errors import InputError, checked_count
 from ._loss import Loss, checked_weights
+from ._trial import cosine
 from .run import Program
 from .trace import Leaves, StepFunction
 
@@ -126,17 +127,13 @@ class Online:
         """That of the sequence."""
         return self._run(self.batch.mask, self.carry)[4]
 
-    def gradients_by_reach(self) -> list[Any] | None:
-        """Those of the losses in the last window, which reach back to each of `batch.firsts`; `None` where they
-        cannot be told apart."""
+    def gradients_by_reach(self) -> list[Any]:
+        """Those of the losses in the last window, which reach back to each of `batch.firsts`."""
         batch, carry, at, found = self.batch, self.carry, 0, []
-        if carry.past and self.program.plan.analysis.step.initial is not None:
-            return None  # a stream that begins anew would begin with the learned state
         for first in batch.firsts:
             carry, at = self._run(batch.late, carry, at, first)[2], first
             empty = self._reset(carry)
-            fresh = empty.fresh if carry.past else carry.fresh
-            empty = eqx.tree_at(lambda c: (c.state, c.fresh), empty, (carry.state, fresh))
+            empty = eqx.tree_at(lambda c: (c.state, c.fresh), empty, (carry.state, carry.fresh))
             found.append(self._run(batch.late, empty, first)[4])
         return found
 
@@ -229,18 +226,16 @@ class Measurement:
     def __init__(self, way: Way, leaves: Leaves):
         flat = lambda tree: np.concatenate([*flat_gradients(leaves, tree).values()])
         self.whole = flat(way.gradient())
-        parts = way.gradients_by_reach()
-        by_reach = None if parts is None else [flat(part) for part in parts]
-        self.by_lag = by_reach and [far - near for far, near in pairwise(by_reach)][::-1]
+        by_reach = [flat(part) for part in way.gradients_by_reach()]
+        self.by_lag = [far - near for far, near in pairwise(by_reach)][::-1]
 
     def cosines(self, reference: "Measurement") -> tuple[float, tuple[float, ...]]:
         """Those with another gradient: of the whole, and by lag; `nan` where the other has hardly any such part."""
         tiny = 1e-5 * float(np.linalg.norm(reference.whole))
-        wanted = reference.by_lag or []
-        found = self.by_lag or [None] * len(wanted)
-        return _cosine(self.whole, reference.whole), tuple(
-            math.nan if a is None or np.linalg.norm(b) <= tiny else _cosine(a, b)
-            for a, b in zip(found, wanted, strict=True)
+        near = lambda a, b: cosine(a, b) if a.any() else 0.0
+        return near(self.whole, reference.whole), tuple(
+            math.nan if np.linalg.norm(b) <= tiny else near(a, b)
+            for a, b in zip(self.by_lag, reference.by_lag, strict=True)
         )
 
 
@@ -254,8 +249,3 @@ def step_ms(way: Way) -> float:
         if time.monotonic() > end:
             break
     return 1e3 * shortest / way.batch.steps
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norms if norms else 0.0

@@ -22,7 +22,7 @@ from .show import edits, table
 from .trace import StepFunction
 from .traces import Full, Site, size_of
 
-NEAR = 0.05
+NEAR = 0.1
 """Rules whose mean cosines by lag differ by no more than this are taken as equally near to BPTT."""
 
 PROGRESS = 0.95
@@ -372,6 +372,14 @@ def _best(rules: Sequence[Candidate]) -> tuple[Candidate, list[str]]:
             why.append(
                 "The immediate gradient, TBPTT(1), trains as well: so far no memory is needed."
             )
+    followed = [max(column) > NEAR for column in zip(*(row.by_lag for row in good), strict=True)]
+    blind = [
+        row for row in good if any(f and c == 0 for f, c in zip(followed, row.by_lag, strict=True))
+    ]
+    if 0 < len(blind) < len(good):
+        names = ", ".join(row.name for row in blind)
+        why.append(f"Where another of these follows BPTT further back, nothing comes from {names}.")
+        good = [row for row in good if row not in blind]
     nearest = max(good, key=lambda row: row.mean_cosine)
     near = [row for row in good if row.mean_cosine >= nearest.mean_cosine - NEAR]
     best = min(near, key=lambda row: row.ms)

@@ -290,10 +290,10 @@ class Trial:
         if self.has_reference:
             return ()
         return tuple(
-            f"at {source} the derivative is not that of the value (`a - stop_gradient(a)`), as with feedback weights, "
+            f"at {source} the derivative is not that of the value ({how}), as with feedback weights, "
             "and BPTT goes back the same way. For the true gradient pass `reference=` a step, or a model, with the "
             "true weights in their place"
-            for source in replaced_derivatives(self.shown.plan.analysis.step)
+            for source, how in replaced_derivatives(self.shown.plan.analysis.step).items()
         )
 
     # --- how far back they reach ---

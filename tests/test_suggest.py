@@ -145,12 +145,16 @@ def test_cosines_by_lag():
     assert 0.5 < whole < 0.9999
 
 
-def test_what_cannot_be_told_apart_is_not_given():
-    """Where look-back begins anew, it begins with the learned state."""
-    batch = batch_of(LEARNED)
-    assert online(batch, etpc.TBPTT(8, every=4), LEARNED).gradients_by_reach() is None
-    suggestion = etpc.suggest(LEARNED, XS, TARGETS, loss, **OPTIONS, budget=1e-9)
-    assert suggestion.rows[1].mean_cosine < 1
+@pytest.mark.parametrize("model", [MODEL, LEARNED], ids=["given", "learned"])
+def test_the_parts_of_truncated_bptt(model):
+    """Its windows look back: where a part of the past begins, there are no steps behind them."""
+    batch = batch_of(model)
+    last = (batch.count - 1) * batch.window
+    late = np.ones((T, B)) * (np.arange(T) >= last)[:, None]
+    way = online(batch, etpc.TBPTT(8, every=batch.window), model)
+    for first, part in zip(batch.firsts, way.gradients_by_reach(), strict=True):
+        wanted = gradient_from(model, max(first * batch.window, T - 8), late)
+        np.testing.assert_allclose(flat(part), wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_training_is_that_of_a_loop():
@@ -349,6 +353,7 @@ def candidate(rule, ms, by_lag, losses=(), updates=12):
 
 
 FULL, CREDIT = etpc.D_RTRL(backprop="full"), etpc.CreditRTRL()
+BLOCKS = etpc.TBPTT(8, every=4)
 
 
 @pytest.mark.parametrize(
@@ -361,6 +366,9 @@ FULL, CREDIT = etpc.D_RTRL(backprop="full"), etpc.CreditRTRL()
         ([candidate(FULL, 1, [0.9], [2, 1]), candidate(CREDIT, 9, [1.0], [2, 1.5])], FULL),
         ([candidate(FULL, 1, [0.8], [2, 1]), candidate(CREDIT, 9, [1.0], [2, 1.04])], CREDIT),
         ([candidate(FULL, 1, [0.8], [2, 1]), candidate(CREDIT, 9, [1.0], [2, math.nan])], FULL),
+        ([candidate(BLOCKS, 1, [1.0, 0.0]), candidate(CREDIT, 9, [0.6, 0.2])], CREDIT),
+        ([candidate(BLOCKS, 1, [1.0, 0.0]), candidate(CREDIT, 9, [0.6, 0.01])], BLOCKS),
+        ([candidate(BLOCKS, 1, [1.0, math.nan]), candidate(CREDIT, 9, [0.6, math.nan])], BLOCKS),
     ],
 )
 def test_the_fastest_of_the_best(rows, best):

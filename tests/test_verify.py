@@ -747,6 +747,31 @@ def test_bptt_goes_back_through_feedback_unless_a_reference_is_given():
     assert not plain.remarks
 
 
+@pytest.mark.parametrize("in_value", [False, True])
+def test_feedback_by_a_backward_rule_of_its_own_is_told(in_value):
+    """An array that a `custom_vjp` needs for its value as well is nothing to tell of."""
+
+    @jax.custom_vjp
+    def readout(out, back, h):
+        return out @ h + (jnp.sum(back) if in_value else 0)
+
+    readout.defvjp(
+        lambda out, back, h: (readout(out, back, h), (out, back, h)),
+        lambda kept, bar: (jnp.outer(bar, kept[2]), jnp.zeros_like(kept[1]), kept[1].T @ bar),
+    )
+    model, back = leaky(rec=True), jnp.asarray(np.random.default_rng(5).normal(size=(2, O)))
+
+    def step(model, x, h):
+        _, h = model(x, h)
+        return readout(model.out, back, jnp.tanh(h)), h
+
+    report = etpc.verify(model, *data(), squared, algo="rtrl", step=step)
+    told = [
+        "`custom_vjp` with an array that only its backward rule reads" in r for r in report.remarks
+    ]
+    assert told == ([] if in_value else [True])
+
+
 def test_a_reference_with_some_of_the_parameters():
     model, fewer = {"net": leaky(), "feedback": jnp.ones(3)}, {"net": leaky()}
     options = dict(step=lambda m, x, h: m["net"](x, h), state=jnp.zeros(O))

@@ -60,6 +60,16 @@ def custom_body(eqn: AnyEquation) -> Jaxpr | None:
     return None
 
 
+def is_used(jaxpr: Jaxpr) -> list[bool]:
+    """Whether the results of a jaxpr depend on each of its inputs, as far as its equations tell."""
+    body = getattr(jaxpr, "jaxpr", jaxpr)
+    needed = {v for v in body.outvars if isinstance(v, jex.Var)}
+    for eqn in reversed(body.eqns):
+        if any(v in needed for v in eqn.outvars):
+            needed.update(v for v in eqn.invars if isinstance(v, jex.Var))
+    return [v in needed for v in body.invars]
+
+
 def backward_rule(eqn: AnyEquation) -> Any:
     """The backward rule of a `custom_vjp`."""
     return eqn.params.get("bwd")

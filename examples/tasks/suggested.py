@@ -58,7 +58,8 @@ def suggestion(task: Task, budget: float) -> etpc.Suggestion:
 
 
 def arm_of(task: Task, rule: Any) -> str:
-    """The arm of a task that is the same rule, with windows and look-back of the task's length."""
+    """The arm of a task that is the same rule, with windows and look-back of the task's length; of truncations the one
+    of about as many steps."""
     if rule == etpc.RTRL(window=rule.window):
         return "exact gradient" if task.every else "BPTT"
     kind = lambda rule: (
@@ -68,8 +69,8 @@ def arm_of(task: Task, rule: Any) -> str:
         bool(rule.lookback),
     )
     if isinstance(rule, etpc.TBPTT) and rule.steps > 1:
-        factor = 4 if rule.steps >= 4 * (rule.every or rule.steps) else 2
-        return str(etpc.TBPTT(factor * task.window, task.window))
+        truncated = {a.rule.steps: a.name for a in default_arms(task) if a.name == str(a.rule)}
+        return truncated[min(truncated, key=lambda steps: abs(steps - rule.steps))]
     return next(a.name for a in default_arms(task) if a.rule and kind(a.rule) == kind(rule))
 
 
