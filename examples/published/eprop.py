@@ -12,7 +12,7 @@ were (Adam). The numbers are the losses of five successive updates, the first of
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -129,7 +129,7 @@ def learn(
 
     program = etpc.compile(model, etpc.D_RTRL(), inputs=jnp.zeros(model.w_in.shape[1]))
     value_and_grad = program.value_and_grad(regularised, "sum", has_aux=True)
-    opt_state, losses = optimizer.init(model), []
+    opt_state, losses = optimizer.init(eqx.filter(model, eqx.is_array)), []
     for xs, targets in batches:
         each = [np.broadcast_to(a[:, None], xs.shape[:2]) for a in (weight, last)]
         wanted = Wanted(targets, *map(jnp.asarray, each))
@@ -155,14 +155,14 @@ SINES = (1000, 500, 333, 200)
 """The periods of the sines that are added up, in steps."""
 
 
-def pattern_generation() -> tuple[list[float], Network]:
-    """Five updates by gradient descent."""
+def pattern_generation(updates: int = UPDATES) -> tuple[list[float], Network]:
+    """Gradient descent."""
     weights, x, target = pattern()
     with jax.enable_x64(True):
-        model = Network(*map(float64, weights), PATTERN)
+        model = network(weights, PATTERN)
         batch = float64(x)[:, None], float64(target)[:, None, None]
         squares = lambda y, wanted: 0.5 * jnp.sum((y - wanted) ** 2)
-        return learn(model, [batch] * UPDATES, squares, optax.sgd(1e-4))
+        return learn(model, [batch] * updates, squares, optax.sgd(1e-4))
 
 
 def pattern() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -193,12 +193,12 @@ EVIDENCE = Setting(
 
 
 def evidence_accumulation(batch_size: int) -> tuple[list[float], Network]:
-    """Five updates by Adam."""
+    """Adam."""
     weights, batches = evidence(batch_size)
     # The epsilon of the source is added before the correction of the bias, that of Optax after it.
     epsilon = lambda count: 1e-8 / jnp.sqrt(1 - 0.999 ** (count + 1.0))
     with jax.enable_x64(True):
-        model = Network(*map(float64, weights), EVIDENCE)
+        model = network(weights, EVIDENCE)
         data = [(float64(xs), jnp.asarray(labels)) for xs, labels in batches]
         adam = optax.inject_hyperparams(optax.adam)(5e-3, eps=epsilon)
         entropy = optax.softmax_cross_entropy_with_integer_labels
@@ -239,6 +239,11 @@ def trials(draw: np.random.RandomState, batch_size: int) -> tuple[np.ndarray, np
 
 def float64(a: np.ndarray) -> Array:
     return jnp.asarray(a, jnp.float64)
+
+
+def network(weights: Sequence[np.ndarray], setting: Setting) -> Network:
+    w_in, w_rec, w_out, feedback = map(float64, weights)
+    return Network(w_in, w_rec, w_out, feedback, setting)
 
 
 def case(

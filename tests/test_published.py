@@ -1,0 +1,172 @@
+"""Published results, `examples/published/`: short forms of the runs, and the tables."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import etpc
+from examples.published import chaotic_series, copy_lru, eprop, study
+from tests.marks import few
+
+# --- runs and tables ---
+
+
+def numbers(seed):
+    return [seed + 0.5, 2.0 * seed]
+
+
+STUDY = study.Study(
+    title="A study",
+    source="a source",
+    measure="numbers",
+    cases=(
+        study.Case("first", ("a", "b"), numbers, (0.25, None)),
+        study.Case("second", ("c",), lambda seed: [7.0 + seed], (7.0,), random=False),
+    ),
+    digits=".2f",
+)
+
+
+def test_a_case_runs_for_each_seed_and_its_rows_replace_older_ones(tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    study.main(STUDY, ["--seeds", "3", "--json", str(file)])
+    assert [row.ours for row in study.load(file)] == [[0.5, 1.5, 2.5], [0, 2, 4], [7]]
+    study.main(STUDY, ["--seeds", "2", "--only", "fir", "--json", str(file)])
+    rows = study.load(file)
+    assert [row.ours for row in rows] == [[0.5, 1.5], [0, 2], [7]]
+    assert rows[0].versions["jax"] == jax.__version__
+    assert rows[0].seconds >= 0
+    assert "| a | 0.25 | 1.00 |" in capsys.readouterr().out
+    timeless = [dataclasses.replace(row, seconds=3.4) for row in rows]
+    assert study.tables(STUDY, timeless).splitlines() == [
+        "| first | published | here | range | seeds | s |",
+        "| --- | ---: | ---: | --- | ---: | ---: |",
+        "| a | 0.25 | 1.00 | 0.50 to 1.50 | 2 | 3 |",
+        "| b | - | 1.00 | 0.00 to 2.00 | 2 | 3 |",
+        "",
+        "| second | published | here | range | seeds | s |",
+        "| --- | ---: | ---: | --- | ---: | ---: |",
+        "| c | 7.00 | 7.00 | - | - | 3 |",
+    ]
+    with pytest.raises(SystemExit):
+        study.main(STUDY, ["--only", "nothing"])
+
+
+def test_a_case_may_run_its_seeds_together():
+    case = study.Case(
+        "t", ("a", "b"), lambda seeds: [[s, 2 * s] for s in seeds], (1.0, 2.0), together=True
+    )
+    rows = study.run(case, range(3), "command")
+    assert [(row.name, row.published, row.ours) for row in rows] == [
+        ("a", 1.0, [0, 1, 2]),
+        ("b", 2.0, [0, 2, 4]),
+    ]
+
+
+# --- e-prop ---
+
+
+def published(task):
+    (case,) = (case for case in eprop.STUDY.cases if case.task == task)
+    return case.published
+
+
+def test_the_first_losses_of_pattern_generation_are_those_of_nest():
+    losses, _ = eprop.pattern_generation(2)
+    np.testing.assert_allclose(losses, published("Pattern generation")[:2], rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", eprop.STUDY.cases, ids=lambda case: case.task)
+def test_all_losses_are_those_of_nest(case):
+    """Of numbers with twelve decimals: 5e-15 of the larger ones, and 2e-12 of the smaller ones."""
+    np.testing.assert_allclose(case.run(0), case.published, rtol=0, atol=2e-12)
+
+
+@pytest.mark.slow
+def test_the_regulariser_matters(monkeypatch):
+    wanted = published("Pattern generation")[1]
+    free = dataclasses.replace(eprop.PATTERN, rate_cost=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(eprop, "PATTERN", free)
+        losses, _ = eprop.pattern_generation(2)
+    assert abs(losses[1] - wanted) > 1e-3
+
+
+# --- chaotic series ---
+
+
+def test_the_series_follow_their_equations():
+    x = chaotic_series.henon(0)
+    np.testing.assert_allclose(x[2:], 1 - 1.4 * x[1:-1] ** 2 + 0.3 * x[:-2], rtol=1e-12)
+    x = chaotic_series.mackey_glass(0)
+    late = x[10:-17]
+    np.testing.assert_allclose(x[27:], 0.9 * x[26:-1] + 0.2 * late / (1 + late**10), rtol=1e-12)
+    assert (x[100:].min() > 0.2) & (x.max() < 1.5)
+    x = chaotic_series.lorenz(0)
+    assert len(x) == chaotic_series.LENGTH
+    assert 15 < np.abs(x).max() < 22  # both wings of the attractor
+    assert np.abs(x[-1] - x[-1, 0]).max() > 0.1  # the streams have parted
+    lobes = np.diff(np.sign(x[:, 0])) != 0
+    assert 0.5 < lobes.sum() / (len(x) * 0.02) < 2  # changes of the wing in each unit of time
+
+
+def test_the_error_is_that_of_the_last_records():
+    """D-RTRL is the immediate gradient here, as no unit keeps its own state."""
+    steps = 1200
+    found, immediate = (
+        chaotic_series.error(chaotic_series.henon, rule, 1, steps, 0)
+        for rule in (etpc.D_RTRL(), etpc.TBPTT(1))
+    )
+    np.testing.assert_allclose(found, immediate, rtol=1e-3)
+    assert 0.1 < found[0] < 1
+
+
+@pytest.mark.slow
+def test_rules_of_chaotic_series_run():
+    for name, rule in chaotic_series.RULES.items():
+        every = 25 if name == "TBPTT(25)" else 1
+        (error,) = chaotic_series.error(chaotic_series.lorenz, rule, every, 600, 0)
+        assert 0 < error < 2, name
+
+
+# --- copying ---
+
+
+def test_the_pattern_is_wanted_at_the_end():
+    xs, targets, mask = copy_lru.sequences(np.random.default_rng(0), 3, 4)
+    shape = (3, copy_lru.STEPS, 4)
+    xs, targets, mask = (a.reshape(*shape, *a.shape[2:]) for a in (xs, targets, mask))
+    shown = xs[:, : copy_lru.PATTERN, :, :-1]
+    np.testing.assert_array_equal(shown, targets[:, -copy_lru.PATTERN :])
+    assert 0.3 < shown.mean() < 0.7
+    assert mask.sum() == 3 * 4 * copy_lru.PATTERN
+    assert not xs[:, copy_lru.PATTERN :, :, :-1].any()
+    marker = np.zeros(copy_lru.STEPS)
+    marker[-copy_lru.PATTERN - 1] = 1
+    np.testing.assert_array_equal(xs[..., -1], np.broadcast_to(marker[:, None], shape))
+
+
+@pytest.mark.parametrize("depth", few([1, 2], 1))
+def test_one_layer_is_exact(depth):
+    model = copy_lru.Network(depth, jax.random.key(0))
+    program = etpc.compile(model, etpc.D_RTRL(), inputs=jnp.zeros(8))
+    claims = {claim.claim for claim in program.claims.values()}
+    assert ("approximate" in claims) == (depth > 1)
+    assert program.claims[f".layers[{depth - 1}].lru.nu_log"].claim == "exact"
+
+
+def test_spatial_backpropagation_leaves_the_eigenvalues():
+    model = copy_lru.Network(2, jax.random.key(0))
+    optimizer = copy_lru.without_eigenvalues(optax.sgd(1.0))
+    arrays = eqx.filter(model, eqx.is_array)
+    moved, _ = optimizer.update(arrays, optimizer.init(arrays))
+    assert not moved.layers[1].lru.nu_log.any()
+    assert not moved.layers[0].lru.theta_log.any()
+    assert moved.layers[1].lru.gamma_log.any()
+    assert moved.encoder.weight.any()
