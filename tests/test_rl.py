@@ -1,5 +1,7 @@
 """The examples of reinforcement learning: their parts against NumPy, and their gradients against BPTT."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,11 @@ import pytest
 
 import etpc
 from examples.published import tmaze
-from examples.rl import conditioning, ppo, streaming
+from examples.rl import conditioning, ppo, runs, streaming
 from examples.rl.environments import Running, evaluate, memory_chain
 from examples.rl.runs import Arm
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +57,13 @@ def test_advantages():
                 if over[k, b]:
                     break
             assert found[t, b] == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", runs.MEASURES)
+def test_the_page_has_the_tables_of_the_runs(name):
+    page = (DOCS / "rl.md").read_text()
+    assert runs.table(DOCS / "rl" / f"{name}.json") in page
+    assert f"(rl/{name}.svg)" in page
 
 
 @pytest.mark.parametrize("length", [3, 10])

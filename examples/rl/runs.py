@@ -1,7 +1,7 @@
 """What the examples of reinforcement learning share: how credit reaches the past, a table of runs, and their curves.
 
 python -m examples.rl.streaming --json docs/rl/streaming.json
-python -m examples.rl.runs docs/rl                             # draws the curves of each such file
+python -m examples.rl.runs docs/rl                             # draws the curves of each such file, and prints its table
 """
 
 import argparse
@@ -105,8 +105,24 @@ def draw(path: Path, measure: str) -> None:
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
+def table(path: Path) -> str:
+    """A file as a table in Markdown: the mean of the last tenth of a run and its range, and each seed after the run."""
+    lines = [
+        "| task | agent | steps | last tenth | range | after the run, each seed |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    for row in json.loads(path.read_text()):
+        last = np.array(row["curves"])[:, -BLOCKS // 10 :].mean(1)
+        numbers = f"{last.mean():.3g} | {last.min():.3g} to {last.max():.3g}"
+        seeds = ", ".join(f"{x:.3g}" for x in row["final"])
+        lines.append(f"| {row['task']} | {row['arm']} | {row['steps']:,} | {numbers} | {seeds} |")
+    return "\n".join(lines)
+
+
 MEASURES = {"streaming": "return", "ppo": "return", "conditioning": "relative error"}
 
 if __name__ == "__main__":
     for stem, measure in MEASURES.items():
-        draw(Path(sys.argv[1]) / f"{stem}.json", measure)
+        file = Path(sys.argv[1]) / f"{stem}.json"
+        draw(file, measure)
+        print(f"{table(file)}\n")
