@@ -140,7 +140,7 @@ class RTU(eqx.Module):
     `λ = exp(-exp(nu_log) + i exp(theta_log))`, the scale is `γ = sqrt(1 - |λ|^2)`, and W is
     `W_re + i W_im`. Written with two real states `a + i b = h`, `g + i φ = λ`, this is
     `a' = g a - φ b + γ W_re x`, `b' = g b + φ a + γ W_im x`, as in the paper. The trace of the
-    linear unit is one complex number for each weight, that of the non-linear unit two.
+    linear unit is one complex number for each entry of W, that of the non-linear unit two.
 
     At first, λ is uniform on the ring between the radii `r_min` and `r_max`, with phases below
     `max_phase`; or, with `min_phase`, of phases whose logarithms are uniform between the two.

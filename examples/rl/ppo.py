@@ -12,7 +12,7 @@ exact up to the changes of the weights since; TBPTT(16), which is PPO as it is; 
 erased at each step.
 
 Source: Schulman et al., "Proximal policy optimization algorithms", 2017, arXiv 1707.06347; Elelimy et al., NeurIPS
-2024, arXiv 2409.01449, appendix, for PPO with the traces of before the rollout.
+2024, arXiv 2409.01449, for recurrent trace units in PPO.
 """
 
 from typing import Any, NamedTuple

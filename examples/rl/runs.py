@@ -1,7 +1,7 @@
 """What the examples of reinforcement learning share: how credit reaches the past, a table of runs, and their curves.
 
 python -m examples.rl.streaming --json docs/rl/streaming.json
-python -m examples.rl.runs docs/rl                             # draws the curves of each such file, and prints its table
+python -m examples.rl.runs docs/rl    # draws the curves of each such file, and prints its table
 """
 
 import argparse
