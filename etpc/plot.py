@@ -129,7 +129,7 @@ def traces(
 
     def shown(carry: Carry) -> dict[str, jax.Array]:
         assert p.trace is not None
-        return p.trace.form.shown(p.trace.site, carry.traces[place])
+        return program.plan.shown(p.trace, carry.traces[place])
 
     last = shown(program.scan(model, xs, program.init())[1])
     chosen = {name: _largest(np.asarray(array), units) for name, array in last.items()}

@@ -159,6 +159,14 @@ def widened(arrays: Sequence[Array]) -> list[Array]:
     return [a.astype(sum_dtype(a)) for a in arrays]
 
 
+def joined(arrays: Sequence[Array], axis: int = 0) -> Array:
+    """Arrays along an axis as one, in the dtype of all."""
+    dtype = result_type(*arrays)
+    if len(arrays) == 1:
+        return arrays[0]
+    return jnp.concatenate([a.astype(dtype) for a in arrays], axis)
+
+
 def zero_sums(weights: Sequence[Array]) -> list[Array]:
     """Sums of gradients by weights, before anything is added."""
     return [jnp.zeros_like(w, sum_dtype(w)) for w in weights]

@@ -14,6 +14,7 @@ from ..analyse import WeightOp, trace_dtype
 from ..plan import Columns, Layout, OpPlan, Plan
 from ..traces import Factors, times
 from ._arrays import (
+    joined,
     leading,
     over_steps,
     rows_of,
@@ -157,12 +158,15 @@ class CutSteps:
         """What the window says of each live operation; `None` where it has no trace."""
         transitions: dict[Layout, Array] = {}  # that operations share
         rows, factors = rows_of(jacobians.transition), list[Factors | None]()
-        for p, x, compressed in zip(
-            self.live, self.canonical(data), jacobians.immediate, strict=True
-        ):
-            if p.trace is None:
+        by_op = self.canonical(data)
+        for place, (p, compressed) in enumerate(zip(self.live, jacobians.immediate, strict=True)):
+            if p.trace is None or p.trace.beside:
                 factors.append(None)
                 continue
+            x, beside = by_op[place], self.plan.beside(p.trace)
+            if beside:
+                xs = [x, *(by_op[self.step.live.index(op)] for op in beside)]
+                x = joined([a for a in xs if a is not None], -1)
             layout = p.trace.layout
             if layout not in transitions:
                 transitions[layout] = take_rows(rows, layout.transition)

@@ -9,9 +9,10 @@ from jax import Array, lax
 
 from .._jax import promoting, result_type
 from ..analyse import WeightOp
+from ..ops import Joined
 from ..plan import Plan, TracePlan
 from ..traces import Rows
-from ._arrays import replaced, zero_sums
+from ._arrays import joined, replaced, zero_sums
 from ._records import Arrays, Bars
 
 FOLD_BELOW_BYTES = 1 << 18
@@ -88,14 +89,23 @@ class Gradients:
         return replaced(grads, [place], [_sum(grads[place], added.astype(dtype))])
 
 
+def rows_by_op(trace: TracePlan, rows: list[Rows]) -> list[list[Rows]]:
+    """The rows of a trace for each operation whose data it holds, that of the trace first."""
+    kind = trace.site.kind
+    if not isinstance(kind, Joined):
+        return [rows]
+    parts = [(kind.split(x), credit) for x, credit in rows]
+    return [[(xs[n], credit) for xs, credit in parts] for n in range(len(kind.parts))]
+
+
 def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -> Array:
     """The gradient of a weight from data and credit, [n, B, ...] each, as one product."""
     kind = op.kind
-    credit = _joined([c.reshape(*c.shape[:2], kind.groups, kind.outputs) for _, c in terms])
+    credit = joined([c.reshape(*c.shape[:2], kind.groups, kind.outputs) for _, c in terms])
     data = [x.reshape(*x.shape[:2], kind.groups, kind.inputs) for x, _ in terms if x is not None]
     if not data:
         return kind.contract(None, credit)
-    x = _joined(data)
+    x = joined(data)
     if jnp.iscomplexobj(credit) and not jnp.iscomplexobj(x):
         return lax.complex(*(kind.contract(x, part) for part in (credit.real, credit.imag)))
     return kind.contract(x, credit.astype(result_type(x, credit)))
@@ -106,11 +116,6 @@ def _sum(a: Array, b: Array) -> Array:
     if not jnp.iscomplexobj(a):
         return a + b
     return lax.complex(a.real + b.real, a.imag + b.imag)
-
-
-def _joined(arrays: Arrays) -> Array:
-    dtype = result_type(*arrays)
-    return arrays[0] if len(arrays) == 1 else jnp.concatenate([a.astype(dtype) for a in arrays])
 
 
 def _shape_of_entries(trace: TracePlan) -> jax.ShapeDtypeStruct | None:

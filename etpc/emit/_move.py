@@ -70,7 +70,8 @@ class Mover:
         self.held: list[Held] = []
         for trace in plan.carried:
             number = trace.op.number
-            ops = [t.op.number for t in plan.traces if number in (t.op.number, t.shares)]
+            summed = [t for t in plan.traces if t.shares == number and not t.beside]
+            ops = [number, *(t.op.number for t in summed)]
             self.held.append(Held(trace, [live.index(n) for n in ops]))
         self._entered = _entered(plan.traces)
         self._alike = _alike([held.trace.form for held in self.held])

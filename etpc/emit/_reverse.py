@@ -14,6 +14,7 @@ from ..traces import Traces
 from ._arrays import finite_where, replaced, take, widened, without_past, zeros_over
 from ._directions import Along, VirtualCredit, along
 from ._forward import Rollout, Stored
+from ._gradient import rows_by_op
 from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
 from ._step import StepFunctions
@@ -91,8 +92,10 @@ class Reverse(Window[UncutWindow]):
             if trace.directions is not None and virtual is not None:
                 of_block = virtual.beside(trace, of_block)
             start = trace.form.start(trace.site, of_block, carry)
-            of_past = trace.form.rows(trace.site, start, carry)
-            ops.append(OpCredit(trace.op, of_past, Past(trace, carry, start)))
+            own, *others = rows_by_op(trace, trace.form.rows(trace.site, start, carry))
+            ops.append(OpCredit(trace.op, own, Past(trace, carry, start)))
+            beside = zip(self.plan.beside(trace), others, strict=True)
+            ops += [OpCredit(op, rows, None) for op, rows in beside]
         return Bars(widened(by.weights), self.by_input(by.inputs), ops, credit)
 
     # --- reverse mode ---

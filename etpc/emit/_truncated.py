@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from ._arrays import (
 )
 from ._cut import Jacobians, ReadPull, into_op
 from ._forward import Rollout
+from ._gradient import rows_by_op
 from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
 from ._step import StepFunctions
@@ -101,18 +102,24 @@ class Truncated(Window[CutWindow]):
         xs = self.cut.canonical(residuals.data)
         carried = iter(zip(traces.carries, residuals.paths, strict=True))
         ops: list[OpCredit] = []
+        held: dict[int | None, tuple[Array, Iterator[list[Rows]]]] = {}
         for place, p in enumerate(self.cut.live):
             immediate, trace, past = residuals.jacobians.immediate[place], p.trace, None
             of_past: list[Rows] = []
             if trace is None:
                 credit = into_op(self.plan, p.op, immediate, by.new)
+            elif trace.beside:
+                credit, rows = held[trace.shares]
+                of_past = next(rows)
             else:
                 signals = OpSignals(window, trace, immediate, residuals.blocks[place])
                 carry, path = next(carried) if trace.shares is None else (None, ())
                 credit, start = trace.form.credit(trace.site, signals, path)
                 if carry is not None:
                     past = Past(trace, carry, start)
-                    of_past = trace.form.rows(trace.site, start, carry)
+                    rows = iter(rows_by_op(trace, trace.form.rows(trace.site, start, carry)))
+                    of_past = next(rows)
+                    held[p.op.number] = credit, rows
             delta = by.deltas[place]
             delta = delta + credit.reshape(delta.shape)
             ops.append(OpCredit(p.op, [(xs[place], delta), *of_past], past))

@@ -11,6 +11,7 @@ The other stages know only this form. A kind is one record, registered for a pri
 from .._jax import primitive_of
 from ._contraction import Contraction
 from ._convolution import Axis, Convolution, Geometry, geometry
+from ._joined import Joined
 from ._kind import Direct, Kind, Links, direct, kind_of, register_kind, summed
 from ._lookup import Lookup
 from ._sparse import Sparse
@@ -21,6 +22,7 @@ __all__ = [
     "Convolution",
     "Direct",
     "Geometry",
+    "Joined",
     "Kind",
     "Links",
     "Lookup",

@@ -20,6 +20,7 @@ from ._blocks import (
     lasting_states,
     layout,
 )
+from ._joined import joined
 from ._records import Group, OpPlan, Plan, Sketch, TracePlan, window_matters
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
 from ._smallest import smallest
@@ -62,9 +63,11 @@ def plan(
     ]
     sketches = smallest(analysis, sketches, _owners(sketches), lasting)
     owners = _owners(sketches)
+    sketches, beside = joined(analysis, sketches, owners)
+    owners |= beside
     _check_memory(sketches, owners, memory, batch_size)
     colours = colouring(analysis)
-    traces = _laid_out(sketches, owners, analysis, colours)
+    traces = _laid_out(sketches, owners, beside, analysis, colours)
     ops = tuple(
         _op_plan(analysis, op, traces.get(op.number), reasons[op.number], choice)
         for op in analysis.ops
@@ -199,6 +202,7 @@ def _check_memory(
 def _laid_out(
     sketches: Sequence[Sketch],
     owners: Mapping[int, int],
+    beside: Collection[int],
     analysis: Analysis,
     colours: Colouring,
 ) -> dict[int, TracePlan]:
@@ -223,6 +227,7 @@ def _laid_out(
             layout=layouts[key],
             immediate=index,
             shares=None if owners[number] == number else owners[number],
+            beside=number in beside,
         )
     return traces
 

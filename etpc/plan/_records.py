@@ -5,9 +5,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from jax import Array
+
 from ..algorithms import Algorithm
 from ..analyse import Analysis, Pattern, WeightOp, vector_dtype
-from ..traces import Directions, Site, Trace, bytes_of
+from ..ops import Joined
+from ..traces import Carry, Directions, Site, Trace, bytes_of
 from ._blocks import Colouring, Index, Layout
 
 
@@ -70,13 +73,38 @@ class TracePlan(Sketch):
     immediate: Index
     """Where `F` lies in the compressed Jacobian."""
     shares: int | None
-    """The number of an operation with the same weight and blocks, whose trace is also that of this one;
-    `None` if it has its own."""
+    """The number of an operation whose trace is also that of this one; `None` if it has its own."""
+    beside: bool
+    """Whether the data of this operation lies beside that of the other in the trace, as the outputs of both are added
+    up. Else both have the same weight, and the trace is the sum of theirs."""
+
+    @property
+    def own(self) -> Site:
+        """The site without the data of other operations."""
+        return dataclasses.replace(self.site, kind=self.op.kind)
+
+    @property
+    def _twice(self) -> Site:
+        """The site with this data beside itself."""
+        return dataclasses.replace(self.site, kind=Joined((self.op.kind, self.op.kind)))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the arrays of one example, as if no other operation had a part in them. Of an operation whose
+        data lies beside that of another it is the part with its data."""
+        own = self.form.shapes(self.own)
+        if not self.beside:
+            return own
+        twice = self.form.shapes(self._twice)
+        return tuple(shape for shape, other in zip(own, twice, strict=True) if shape != other)
 
     @property
     def bytes(self) -> int:
-        """Bytes that are carried for one example; 0 if another trace holds it."""
-        return 0 if self.shares is not None else bytes_of(self.form, self.site)
+        """Bytes that are carried for one example; 0 if it is added to another trace."""
+        own = bytes_of(self.form, self.own)
+        if self.shares is None:
+            return own
+        return bytes_of(self.form, self._twice) - own if self.beside else 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +151,7 @@ class OpPlan:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of the arrays that hold the trace of one example."""
-        return () if self.trace is None else self.trace.form.shapes(self.trace.site)
+        return () if self.trace is None else self.trace.shapes
 
     @property
     def trace_shape(self) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
@@ -194,6 +222,20 @@ class Plan:
     def carried(self) -> tuple[TracePlan, ...]:
         """The traces that no other trace holds."""
         return tuple(t for t in self.traces if t.shares is None)
+
+    def beside(self, trace: TracePlan) -> tuple[WeightOp, ...]:
+        """The other operations whose data lies in a trace, beside that of its own one."""
+        return tuple(t.op for t in self.traces if t.beside and t.shares == trace.op.number)
+
+    def shown(self, trace: TracePlan, carry: Carry) -> dict[str, Array]:
+        """The arrays that pictures show of the trace of one operation, by name, of one example."""
+        owner = next(t for t in self.carried if t.op.number in (trace.op.number, trace.shares))
+        whole, kind = owner.form.shown(owner.site, carry), owner.site.kind
+        if not isinstance(kind, Joined):
+            return whole
+        number = [owner.op, *self.beside(owner)].index(trace.op)
+        part = lambda a: kind.split(a)[number] if a.shape[-1] == kind.inputs else a
+        return {name: part(a) for name, a in whole.items()}
 
     @property
     def window_matters(self) -> bool:

@@ -49,7 +49,7 @@ def bytes_of_step(analysis: Analysis, ops: Sequence[OpPlan], colours: int) -> in
             numbers += colours * outputs + (
                 kind.groups * kind.inputs if kind.data is not None else 0
             )
-        if p.trace is not None:
+        if p.trace is not None and not p.trace.beside:
             layouts[p.trace.layout] = p.trace.layout.transition.at.size
             numbers += 2 * p.block * outputs
     numbers += 2 * sum(layouts.values())

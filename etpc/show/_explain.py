@@ -58,7 +58,11 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
         )
     else:
         text.append(f"It reaches {', '.join(p.states)}, and its trace is {p.trace.form.held}.")
-    if p.shares is not None:
+    if p.trace.beside:
+        text.append(
+            "It is carried in the trace of another weight, as the products of both are added up."
+        )
+    elif p.shares is not None:
         text.append("It is added to the trace of another use of the same weight.")
     text += _smaller(p.trace)
     if p.choice:

@@ -23,6 +23,7 @@ class Decay(Trace):
     decay: float
     exact = False
     replaceable = True
+    joins = True
 
     @property
     def left_out(self) -> str:

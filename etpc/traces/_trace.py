@@ -186,9 +186,14 @@ class Trace:
     """Whether a form may take the place of this one that is proved to hold the whole trace in less memory. It is not
     inherited."""
 
+    joins: bool = False
+    """Whether products that are added up may have one trace, with their data side by side: the form gives nothing as
+    `entries`. It is not inherited."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.replaceable = vars(cls).get("replaceable", False)
+        cls.joins = vars(cls).get("joins", False)
         if _overrides(cls, "start_alone", ("follow", "credit", "start")):
             cls.start_alone = False
         if _overrides(cls, "skips", ("follow", "credit", "advance", "advance_all")):

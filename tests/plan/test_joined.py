@@ -1,0 +1,128 @@
+"""Products that are added up have one trace: the same gradient as each alone, in less memory."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc.ops import Joined
+from tests.helpers import normal, weights
+
+T, B, I, N = 12, 3, 2, 5
+
+
+class Summed(eqx.Module):
+    """`a tanh(h) + into @ x + back @ z`; `apart` reads one product once more, so that nothing can be joined."""
+
+    into: jax.Array
+    back: jax.Array
+    bias: jax.Array
+    leak: jax.Array
+    apart: bool = eqx.field(static=True, default=False)
+
+    def init_state(self):
+        return jnp.zeros(N)
+
+    def __call__(self, x, h):
+        of_input = self.into @ x
+        h = self.leak * jnp.tanh(h) + jnp.tanh(of_input + self.back @ jnp.sin(h) + self.bias)
+        return (h, of_input[0] if self.apart else h[0]), h
+
+
+def model(apart=False):
+    leak = jnp.linspace(0.3, 0.9, N)
+    return Summed(weights(N, I, seed=1), weights(N, N, seed=2), normal(N, seed=3), leak, apart)
+
+
+def loss(y, target):
+    return jnp.sum((y[0] - target) ** 2)
+
+
+XS, TARGETS = normal(T, B, I, seed=4), normal(T, B, N, seed=5)
+RULES = [etpc.ES_D_RTRL(decay=0.9), etpc.ES_D_RTRL(decay=0.9, window=4, backprop="full")]
+
+
+def gradient(program, model):
+    (_, carry), grads = program.value_and_grad(loss)(model, XS[:7], TARGETS[:7], program.init(B))
+    (_, carry), more = program.value_and_grad(loss)(model, XS[7:], TARGETS[7:], carry)
+    leaves = jax.tree.leaves((grads, more))
+    return np.concatenate([np.ravel(a) for a in leaves])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_the_gradient_is_that_of_traces_apart(rule):
+    """The model that reads a product twice has traces apart. As its loss ignores that, its gradient is the same."""
+    one, two = (etpc.compile(model(a), rule, inputs=XS[0, 0], batch_size=B) for a in (False, True))
+    assert [len(p.plan.carried) for p in (one, two)] == [3, 4]  # with those of bias and leak
+    np.testing.assert_allclose(gradient(one, model()), gradient(two, model(True)), rtol=1e-9)
+
+
+def test_the_state_factor_of_a_smoothed_trace_is_carried_once():
+    rule = etpc.ES_D_RTRL(decay=0.9)
+    one, two = (etpc.compile(model(a), rule, inputs=XS[0, 0], batch_size=B) for a in (False, True))
+    into, back = (p for p in one.plan.ops if p.path in (".into", ".back"))
+    assert (into.trace_shape, back.trace_shape) == (((I,), (N,)), (N,))
+    assert two.memory(1).total - one.memory(1).total == 8 * (N + 1)  # with the normaliser
+    assert one.memory(B).total == sum(a.nbytes for a in jax.tree.leaves(one.init(B)))
+    assert (into.trace_bytes, back.trace_bytes) == (8 * (I + N + 1), 8 * N)
+    assert into.trace.site.kind == Joined((into.op.kind, back.op.kind))
+    assert "as the products of both are added up" in " ".join(one.explain(".back").split())
+
+
+def test_what_pictures_show_of_it():
+    one = etpc.compile(model(), etpc.ES_D_RTRL(decay=0.9), inputs=XS[0, 0], batch_size=B)
+    into, back = (p for p in one.plan.ops if p.path in (".into", ".back"))
+    _, carry = one.scan(model(), XS[:, 0], one.init())
+    carry = carry.traces[one.plan.carried.index(into.trace)]
+    for p, columns in ((into, slice(0, I)), (back, slice(I, None))):
+        shown = one.plan.shown(p.trace, carry)
+        np.testing.assert_array_equal(shown["input factor"], carry[0][columns])
+        np.testing.assert_array_equal(shown["state factor"], carry[1])
+
+
+def scaled(model, x, h):
+    h = jnp.tanh(model["a"] @ x + 2 * (model["b"] @ jnp.sin(h))) + 0.5 * h
+    return h, h
+
+
+def reversed_order(model, x, h):
+    h = jnp.tanh(model["a"] @ x + (model["b"] @ jnp.sin(h))[::-1]) + 0.5 * h
+    return h, h
+
+
+def transposed(model, x, h):
+    h = jnp.tanh(model["a"] @ x + jnp.sin(h) @ model["b"]) + 0.5 * h
+    return h, h
+
+
+def returned(model, x, h):
+    y = model["a"] @ x + model["b"] @ jnp.sin(h)
+    return y, jnp.tanh(y) + 0.5 * h
+
+
+def one_alone(model, x, h):
+    product = model["a"] @ x
+    h = jnp.tanh(product + model["b"] @ jnp.sin(h)) + 0.5 * h
+    return h * product, h
+
+
+@pytest.mark.parametrize(
+    ("step", "joins"),
+    [
+        (scaled, False),
+        (reversed_order, False),
+        (transposed, True),
+        (one_alone, False),
+        (returned, True),
+    ],
+)
+def test_which_products_are_joined(step, joins):
+    """Only where the perturbation of each is the same: not where one is scaled, moved or read alone elsewhere."""
+    net = {"a": weights(N, I, seed=1), "b": weights(N, N, seed=2)}
+    options = dict(state=jnp.zeros(N), step=step, batch_size=B)
+    rule = etpc.ES_D_RTRL(decay=0.9)
+    program = etpc.compile(net, rule, inputs=XS[0, 0], **options)
+    assert len(program.plan.carried) == (1 if joins else 2)
+    assert len(etpc.compile(net, inputs=XS[0, 0], **options).plan.carried) == 2
