@@ -26,6 +26,7 @@ STUDIES := $(basename $(notdir $(shell grep -l __main__ examples/published/*.py)
 SEEDS ?=
 # The modules that are a task, by name; the others are what tasks share.
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
+AGENTS := streaming ppo conditioning
 
 .PHONY: demo examples results test fuzz test-peer test-third-party test-device on-device test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
 
@@ -33,7 +34,7 @@ demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
 
 examples: .venv/.test
-	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) -mexamples.on_device.drift \
+	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) -mexamples.on_device.drift $(addprefix -mexamples.rl.,$(AGENTS)) \
 		| xargs -P $(JOBS) -I {} sh -c 'echo "{}"; exec $(BIN)/python "{}"'
 
 # A learner as a C program, and its stream. With a compiler for ARM and QEMU, also on an emulated Cortex-M4.

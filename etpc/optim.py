@@ -21,7 +21,9 @@ def trace_of_gradient(decay: float) -> Any:
     that is passed to `update` by name: over a sequence, with the same weights, this adds up to
     `sum_t r_t sum_{s <= t} decay^(t - s) g_s`. Without a reward the update is `G`, as in TD(lambda).
 
-    One state serves one stream: the gradient is that of a batch of one, or of a carry without a batch axis.
+    One state serves one stream: the gradient is that of a batch of one, or of a carry without a batch axis. Where
+    `reset`, a scalar that is passed to `update` by name, is true, an episode begins: nothing is left of the trace
+    before `g` is added.
 
     **Arguments:**
 
@@ -59,22 +61,91 @@ def trace_of_gradient(decay: float) -> Any:
         parameters: Any = None,
         *,
         reward: Any = None,
+        reset: Any = False,
         **_: Any,
     ) -> tuple[Any, GradientTrace]:
+        _check_scalar("reset", reset)
+        left = jnp.where(reset, 0.0, decay)
         trace = jax.tree.map(
-            lambda old, g: (decay * old + g).astype(old.dtype), state.trace, gradients
+            lambda old, g: (left * old + g).astype(old.dtype), state.trace, gradients
         )
         if reward is None:
             return trace, GradientTrace(trace)
-        if jnp.shape(reward):
-            raise InputError(
-                f"reward has shape {list(jnp.shape(reward))}, and should be a scalar: one trace of the "
-                "gradient serves one stream."
-            )
+        _check_scalar("reward", reward)
         return jax.tree.map(lambda a: (reward * a).astype(a.dtype), trace), GradientTrace(trace)
 
     transformation: Any = optax.GradientTransformationExtraArgs
     return transformation(init, update)
 
 
-__all__ = ["GradientTrace", "trace_of_gradient"]
+def obgd(step_size: float = 1.0, kappa: float = 2.0) -> Any:
+    """Overshooting-bounded gradient descent: the step of TD(lambda), made smaller where it would overshoot.
+
+    What comes in is the eligibility trace `z`, as [`trace_of_gradient`][etpc.optim.trace_of_gradient] gives it
+    without a reward; `update` also takes the temporal-difference error `error`, a scalar, by name. What comes out is
+    `a error z`, with `a = step_size / max(1, step_size kappa max(|error|, 1) ||z||_1)`, where the norm is that
+    of all parameters together. It is added to the parameters: `z` is a trace of the gradient of what is to become
+    larger where the error is positive, the value or the logarithm of the policy, and not of a loss.
+
+    So a value that is linear in its parameters, with features of at most 1 in absolute value, changes by at most
+    `min(|error|, 1) / kappa`: it does not overshoot its target where `kappa` is 1 or more.
+
+    **Arguments:**
+
+    - `step_size`: the step where it is not bounded, > 0.
+    - `kappa`: how much smaller than the bound the step is, > 0. The paper has 2 for values and 3 for policies.
+
+    **Returns** an `optax.GradientTransformationExtraArgs` without a state.
+
+    **Raises** `etpc.InputError` where an argument is not a finite number > 0, and where `update` gets no scalar
+    error.
+
+    **Source:** Elsayed, Vasan and Mahmood, "Streaming deep reinforcement learning finally works", 2024,
+    arXiv 2410.14606, algorithm 3 (ObGD). Deviation: there one optimiser holds the trace too.
+
+    ```pycon
+    >>> import etpc, jax.numpy as jnp, optax
+    >>> optimizer = optax.chain(etpc.optim.trace_of_gradient(decay=0.5), etpc.optim.obgd(1.0, kappa=2.0))
+    >>> state = optimizer.init(jnp.zeros(2))
+    >>> update, state = optimizer.update(jnp.array([3.0, -1.0]), state, error=2.0)
+    >>> update.tolist()  # 2 [3, -1] / (2 * 2 * 4)
+    [0.375, -0.125]
+
+    ```
+    """
+    import optax
+
+    for name, value in (("step_size", step_size), ("kappa", kappa)):
+        if not 0 < value < float("inf"):
+            raise InputError(f"{name} must be a finite number > 0, and is {value!r}.")
+
+    def init(parameters: Any) -> Any:
+        return optax.EmptyState()
+
+    def update(
+        traces: Any, state: Any, parameters: Any = None, *, error: Any = None, **_: Any
+    ) -> tuple[Any, Any]:
+        if error is None:
+            raise InputError(
+                "obgd needs the temporal-difference error. Pass it by name: update(..., error=delta)."
+            )
+        _check_scalar("error", error)
+        norm = sum(jnp.abs(z).sum() for z in jax.tree.leaves(traces))
+        size = step_size / jnp.maximum(
+            1.0, step_size * kappa * jnp.maximum(jnp.abs(error), 1.0) * norm
+        )
+        return jax.tree.map(lambda z: (size * error * z).astype(z.dtype), traces), state
+
+    transformation: Any = optax.GradientTransformationExtraArgs
+    return transformation(init, update)
+
+
+def _check_scalar(name: str, value: Any) -> None:
+    if jnp.shape(value):
+        raise InputError(
+            f"{name} has shape {list(jnp.shape(value))}, and should be a scalar: one trace of the "
+            "gradient serves one stream."
+        )
+
+
+__all__ = ["GradientTrace", "obgd", "trace_of_gradient"]

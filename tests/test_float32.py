@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import etpc
+from etpc import nn
 from etpc.traces import Filtered
 from tests import single
 from tests.fuzz import grammar
@@ -150,6 +151,16 @@ def check_layer(name, rules, size, batch):
 def test_every_layer(name):
     """64 units and 64 examples: B W H = 40,960."""
     check_layer(name, FOR_ANY, 64, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("linear", [True, False])
+def test_recurrent_trace_units(linear):
+    net = nn.RTU(4, 64, linear, dtype=jnp.float64, key=jax.random.key(0))
+    xs, targets = normal(64, 4, steps=2 * W), normal(64, 128, steps=2 * W, seed=1)
+    call = lambda model, x, state: model(x, state)
+    found = single.errors(net, chosen(FOR_ANY), xs, targets, net.init_state(), call, squared)
+    assert not single.wrong(found)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from etpc.nn._nonlinear import EIF, QIF, AdEx, Izhikevich, ResonateAndFire
 from etpc.nn._readout import LeakyRateReadout, MembraneReadout, broadcast_readout
 from etpc.nn._sequential import Sequential
 from etpc.nn._sparse import SparseLinear
-from etpc.nn._ssm import LRU, S5
+from etpc.nn._ssm import LRU, RTU, S5
 from etpc.nn._synapse import (
     COBA,
     DualExponentialSynapse,
@@ -31,6 +31,7 @@ __all__ = [
     "LRU",
     "MGU",
     "QIF",
+    "RTU",
     "S5",
     "AdEx",
     "DaleLinear",

@@ -10,6 +10,7 @@ Parameters are real arrays, as optimisers want them.
 """
 
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -24,6 +25,7 @@ from etpc.nn._init import (
     AXES,
     SCHEMES,
     DType,
+    check_callable,
     check_shape,
     float_dtype,
     positive_int,
@@ -96,25 +98,9 @@ class LRU(eqx.Module):
         O = self.out_features = positive_int("out_features", out_features)
         N = self.state_size = positive_int("state_size", state_size)
         self.dtype = _paired_dtype(dtype)
-        if not 0 <= r_min < r_max <= 1:
-            raise InputError(
-                f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got r_min={r_min} and "
-                f"r_max={r_max}. This is because they are the moduli of stable eigenvalues. Pass radii "
-                "inside the unit circle, such as r_min=0.9, r_max=0.999."
-            )
-        if not 0 < max_phase <= 2 * np.pi:
-            raise InputError(
-                f"max_phase must be in (0, 2π], got {max_phase}. This is because it bounds the phase "
-                "of an eigenvalue. Pass an angle in radian, such as max_phase=0.3."
-            )
         keys = jax.random.split(key, 7)
-        # Neither zero, whose logarithm is infinite, nor one.
-        tiny = float(jnp.finfo(self.dtype).eps)
-        radius, phase = (jax.random.uniform(k, (N,), self.dtype, minval=tiny) for k in keys[:2])
-        inner, outer = float(r_min) ** 2, float(r_max) ** 2
-        nu = -0.5 * jnp.log(radius * (outer - inner) + inner)
-        self.nu_log = jnp.log(nu)
-        self.theta_log = jnp.log(float(max_phase) * phase)
+        self.nu_log, self.theta_log = _ring(keys[:2], N, r_min, r_max, max_phase, self.dtype)
+        nu = jnp.exp(self.nu_log)
         self.gamma_log = 0.5 * jnp.log(-jnp.expm1(-2 * nu))
         of_parts = initializers.variance_scaling(0.5, "fan_in", "truncated_normal", **AXES)
         self.B_re = of_parts(keys[2], (N, I), self.dtype)
@@ -142,6 +128,109 @@ class LRU(eqx.Module):
         h = h + jnp.exp(mark(self.gamma_log)).astype(h.dtype) * (B @ x.astype(h.dtype))
         y = mark(self.C_re) @ h.real - mark(self.C_im) @ h.imag + mark(self.D) @ x
         return y, h
+
+
+class RTU(eqx.Module):
+    """The recurrent trace unit. Exact under D-RTRL.
+
+    - linear: `h' = λ * h + γ * (W x)`, with the output `y = f([Re h', Im h'])`
+    - non-linear: `h' = f(λ * h + γ * (W x))`, with the output `y = [Re h', Im h']`
+
+    The state h is complex, and f acts on its real and its imaginary part. The eigenvalues are
+    `λ = exp(-exp(nu_log) + i exp(theta_log))`, the scale is `γ = sqrt(1 - |λ|^2)`, and W is
+    `W_re + i W_im`. Written with two real states `a + i b = h`, `g + i φ = λ`, this is
+    `a' = g a - φ b + γ W_re x`, `b' = g b + φ a + γ W_im x`, as in the paper. The trace of the
+    linear unit is one complex number for each entry of W, that of the non-linear unit two.
+
+    At first, λ is uniform on the ring between the radii `r_min` and `r_max`, with phases below
+    `max_phase`; or, with `min_phase`, of phases whose logarithms are uniform between the two.
+
+    ```pycon
+    >>> import jax, jax.numpy as jnp
+    >>> from etpc import nn
+    >>> rtu = nn.RTU(3, 8, key=jax.random.key(0))
+    >>> y, h = rtu(jnp.ones(3), rtu.init_state())
+    >>> y.shape, h.shape
+    ((16,), (8,))
+
+    ```
+
+    **Source** Elelimy, White, Bowling and White, "Real-time recurrent learning using trace units in
+    reinforcement learning", NeurIPS 2024, arXiv 2409.01449, sections 3.1 and 3.2. Deviation: a small
+    constant that the authors' code adds to γ is left out.
+    """
+
+    nu_log: Float[Array, " N"]
+    theta_log: Float[Array, " N"]
+    W_re: Float[Array, "N I"]
+    W_im: Float[Array, "N I"]
+    in_features: int = eqx.field(static=True)
+    state_size: int = eqx.field(static=True)
+    linear: bool = eqx.field(static=True)
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_features: int,
+        state_size: int,
+        linear: bool = True,
+        *,
+        activation: Callable[[Array], Array] = jax.nn.relu,
+        r_min: float | int = 0.0,
+        r_max: float | int = 1.0,
+        max_phase: float | int = 2 * np.pi,
+        min_phase: float | int | None = None,
+        dtype: DType = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_features`: I, the length of `x`.
+        - `state_size`: N, the number of complex states. The output has the length 2N.
+        - `linear`: whether `activation` is applied to the output alone, and not to the state.
+        - `activation`: f, a function of one array.
+        - `r_min`, `r_max`: the radii of the ring, `0 <= r_min < r_max <= 1`.
+        - `max_phase`: the largest phase (radian), in (0, 2π].
+        - `min_phase`: the smallest phase (radian), in (0, max_phase), for phases that are uniform on a
+          logarithmic scale. Without it they are uniform in (0, max_phase).
+        - `dtype`: of the parameters, float32 or float64; JAX's default float where None.
+        - `key`: a PRNG key for the initial parameters.
+
+        **Raises** `InputError` for a size below 1, radii or a phase out of range, a dtype without a
+        complex counterpart, or an activation that is no function.
+        """
+        I = self.in_features = positive_int("in_features", in_features)
+        N = self.state_size = positive_int("state_size", state_size)
+        self.linear = bool(linear)
+        self.activation = check_callable("activation", activation)
+        self.dtype = _paired_dtype(dtype)
+        keys = jax.random.split(key, 4)
+        self.nu_log, self.theta_log = _ring(
+            keys[:2], N, r_min, r_max, max_phase, self.dtype, min_phase
+        )
+        self.W_re = SCHEMES["lecun_normal"](keys[2], (N, I), self.dtype)
+        self.W_im = SCHEMES["lecun_normal"](keys[3], (N, I), self.dtype)
+
+    def init_state(self) -> Complex[Array, " N"]:
+        """**Returns** zeros."""
+        return jnp.zeros(self.state_size, _complex_of(self.dtype))
+
+    def __call__(
+        self, x: Float[Array, " I"], h: Complex[Array, " N"]
+    ) -> tuple[Float[Array, " 2*N"], Complex[Array, " N"]]:
+        """**Returns** the output `y` and the new state.
+
+        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
+        """
+        check_shape("RTU", "x", x, (self.in_features,))
+        check_shape("RTU", "h", h, (self.state_size,))
+        nu, theta = jnp.exp(mark(self.nu_log)), jnp.exp(mark(self.theta_log))
+        W = jax.lax.complex(mark(self.W_re), mark(self.W_im))
+        scale = jnp.sqrt(-jnp.expm1(-2 * nu)).astype(h.dtype)
+        h = jnp.exp(jax.lax.complex(-nu, theta)) * h + scale * (W @ x.astype(h.dtype))
+        y = self.activation(jnp.concatenate([h.real, h.imag]))
+        return y, h if self.linear else jax.lax.complex(*jnp.split(y, 2))
 
 
 class S5(eqx.Module):
@@ -245,6 +334,49 @@ class S5(eqx.Module):
         h = jnp.exp(turn) * h + jnp.expm1(turn) / rate * (B @ x.astype(h.dtype))
         read = mark(self.C_re) @ h.real - mark(self.C_im) @ h.imag
         return 2 * read + mark(self.D) @ x, h
+
+
+def _ring(
+    keys: Array,
+    size: int,
+    r_min: float,
+    r_max: float,
+    max_phase: float,
+    dtype: np.dtype,
+    min_phase: float | None = None,
+) -> tuple[Array, Array]:
+    """`nu_log` and `theta_log` of eigenvalues `exp(-exp(nu_log) + i exp(theta_log))`, uniform on a ring.
+
+    With `min_phase`, the logarithm of the phase is uniform in place of the phase.
+    """
+    if not 0 <= r_min < r_max <= 1:
+        raise InputError(
+            f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got r_min={r_min} and "
+            f"r_max={r_max}. This is because they are the moduli of stable eigenvalues. Pass radii "
+            "inside the unit circle, such as r_min=0.9, r_max=0.999."
+        )
+    if not 0 < max_phase <= 2 * np.pi:
+        raise InputError(
+            f"max_phase must be in (0, 2π], got {max_phase}. This is because it bounds the phase "
+            "of an eigenvalue. Pass an angle in radian, such as max_phase=0.3."
+        )
+    if min_phase is not None and not 0 < min_phase < max_phase:
+        raise InputError(
+            f"min_phase must be in (0, max_phase), got {min_phase} with max_phase={max_phase}. This is "
+            "because phases are drawn between the two on a logarithmic scale. Pass an angle in radian, "
+            "such as min_phase=0.01."
+        )
+    # Neither zero, whose logarithm is infinite, nor one.
+    tiny = float(jnp.finfo(dtype).eps)
+    radius, phase = (jax.random.uniform(k, (size,), dtype, minval=tiny) for k in keys)
+    inner, outer = float(r_min) ** 2, float(r_max) ** 2
+    nu = -0.5 * jnp.log(radius * (outer - inner) + inner)
+    if min_phase is None:
+        theta_log = jnp.log(float(max_phase) * phase)
+    else:
+        lowest = math.log(min_phase)
+        theta_log = lowest + phase * (math.log(max_phase) - lowest)
+    return jnp.log(nu), theta_log
 
 
 def _hippo_normal(P: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import etpc
 
@@ -48,12 +49,14 @@ class Case:
 
     task: str
     names: tuple[str, ...]
-    run: Callable[[int], Sequence[float]]
+    run: Callable[[Any], Sequence[Any]]
     """From a seed to one number for each name."""
     published: tuple[float | None, ...]
     """One for each name."""
     random: bool = True
     """Whether the seed matters. If not, it runs once."""
+    together: bool = False
+    """Whether `run` takes the sequence of all seeds, and gives the numbers of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,11 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 def run(case: Case, seeds: Sequence[int], command: str, found: dict[str, str]) -> list[Row]:
     """The rows of a case."""
     numbers, seconds = [], []
-    for seed in seeds if case.random else seeds[:1]:
+    if case.together:
+        start = time.perf_counter()
+        numbers = [[float(number) for number in result] for result in case.run(seeds)]
+        seconds.append((time.perf_counter() - start) / len(seeds))
+    for seed in () if case.together else seeds if case.random else seeds[:1]:
         start = time.perf_counter()
         numbers.append([float(number) for number in case.run(seed)])
         seconds.append(time.perf_counter() - start)

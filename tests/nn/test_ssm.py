@@ -16,6 +16,7 @@ I, O, N, T = 3, 2, 4, 11
 SIZES = {"in_features": I, "out_features": O, "key": KEY}
 BUILD = {
     nn.LRU: lambda **more: nn.LRU(**(SIZES | {"state_size": N} | more)),
+    nn.RTU: lambda **more: nn.RTU(**({"in_features": I, "state_size": N, "key": KEY} | more)),
     nn.S5: lambda **more: nn.S5(**(SIZES | {"state_size": 2 * N, "step_max": 1.0} | more)),
 }
 
@@ -82,6 +83,103 @@ def test_lru_is_finite_at_both_ends_of_the_ring(dtype) -> None:
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(layer))
 
 
+@pytest.mark.parametrize("linear", [True, False])
+def test_rtu_equation(linear) -> None:
+    """The two real states of the paper's equation 4, one unit after the other."""
+    layer = shuffled(nn.RTU(I, N, linear, activation=jnp.tanh, key=KEY))
+    p, xs = jax.tree.map(np.asarray, layer), normal(T, I)
+    expected = np.zeros((T, 2 * N))
+    for n in range(N):
+        r, theta = np.exp(-np.exp(p.nu_log[n])), np.exp(p.theta_log[n])
+        g, phi, norm = r * np.cos(theta), r * np.sin(theta), np.sqrt(1 - r**2)
+        a = b = 0.0
+        for t, x in enumerate(np.asarray(xs)):
+            a, b = (
+                g * a - phi * b + norm * p.W_re[n] @ x,
+                g * b + phi * a + norm * p.W_im[n] @ x,
+            )
+            expected[t, [n, N + n]] = np.tanh(a), np.tanh(b)
+            if not linear:
+                a, b = expected[t, [n, N + n]]
+    np.testing.assert_allclose(run(layer, xs), expected, rtol=1e-12)
+
+
+def test_rtu_starts_on_the_ring() -> None:
+    layer = nn.RTU(1, 20_000, r_min=0.4, r_max=0.9, max_phase=0.5, key=KEY)
+    radius, angle = np.exp(-np.exp(layer.nu_log)), np.exp(layer.theta_log)
+    places = np.arange(1, 10) / 10
+    np.testing.assert_allclose(np.quantile(radius**2, places), 0.16 + 0.65 * places, atol=0.01)
+    np.testing.assert_allclose(np.quantile(angle, places), 0.5 * places, atol=0.01)
+
+
+def test_rtu_starts_with_phases_on_a_logarithmic_scale() -> None:
+    layer = nn.RTU(1, 20_000, max_phase=1.0, min_phase=0.01, key=KEY)
+    assert layer.theta_log.min() >= np.log(0.01)
+    assert layer.theta_log.max() <= 0
+    places = np.arange(1, 10) / 10
+    wanted = np.log(0.01) * (1 - places)
+    np.testing.assert_allclose(np.quantile(layer.theta_log, places), wanted, atol=0.05)
+
+
+def rtrl_of_rtu(p, linear, xs, signals):
+    """The gradient of `sum_t signals_t . y_t` for one unit's parameters, by forward accumulation.
+
+    The influence of (nu_log, theta_log, W_re, W_im) on the two real states is [2, 2 + 2 I], written out
+    from the paper's equation 4 with f = tanh.
+    """
+    r, theta = np.exp(-np.exp(p["nu_log"])), np.exp(p["theta_log"])
+    g, phi, norm = r * np.cos(theta), r * np.sin(theta), np.sqrt(1 - r**2)
+    by_nu = -np.exp(p["nu_log"]) * r  # of r
+    influence, state, grad = np.zeros((2, 2 + 2 * I)), np.zeros(2), 0.0
+    turn = np.array([[g, -phi], [phi, g]])
+    for x, signal in zip(xs, signals, strict=True):
+        drive = np.array([p["W_re"] @ x, p["W_im"] @ x])
+        immediate = np.zeros_like(influence)
+        immediate[:, 0] = by_nu * (turn @ state / r - r / norm * drive)
+        immediate[:, 1] = theta * np.array([[-phi, -g], [g, -phi]]) @ state
+        immediate[0, 2 : 2 + I] = immediate[1, 2 + I :] = norm * x
+        influence = turn @ influence + immediate
+        state = turn @ state + norm * drive
+        slope = 1 - np.tanh(state) ** 2
+        grad = grad + signal @ (slope[:, None] * influence)
+        if not linear:
+            state, influence = np.tanh(state), slope[:, None] * influence
+    return grad
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_rtu_has_the_gradient_of_rtrl_by_hand(linear) -> None:
+    layer = shuffled(nn.RTU(I, N, linear, activation=jnp.tanh, key=KEY))
+    program = etpc.compile(layer, etpc.D_RTRL(window=1), inputs=jnp.zeros(I))
+    assert program.exact
+    xs, signals = normal(T, I), normal(T, 2 * N, seed=3)
+    loss = lambda y, signal: y @ signal
+    carry, total = program.init(), None
+    for t in range(T):  # a step at a time: all that is older comes from the traces
+        span = slice(t, t + 1)
+        (_, carry), grads = program.value_and_grad(loss, "sum")(
+            layer, xs[span], signals[span], carry
+        )
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    for n in range(N):
+        p = {
+            name: np.asarray(getattr(layer, name)[n])
+            for name in ("nu_log", "theta_log", "W_re", "W_im")
+        }
+        wanted = rtrl_of_rtu(p, linear, np.asarray(xs), np.asarray(signals)[:, [n, N + n]])
+        got = [getattr(total, name)[n].ravel() for name in p]
+        np.testing.assert_allclose(np.concatenate(got), wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("linear", "reals"), [(True, 2), (False, 4)])
+def test_the_trace_of_an_rtu(linear, reals) -> None:
+    """One complex number for each weight where the recurrence is holomorphic, and two where it is not."""
+    layer = nn.RTU(I, N, linear, key=KEY)
+    program = etpc.compile(layer, inputs=jnp.zeros(I))
+    sizes = dict(program.memory().traces)
+    assert sizes[".W_re, .W_im"] == 8 * reals * N * I
+
+
 def hippo_normal(P):
     """Element by element, as in the paper."""
     A = np.zeros((P, P))
@@ -144,10 +242,14 @@ def test_s5_steps() -> None:
     assert 0.05 < np.median(steps) < 0.2
 
 
-@pytest.mark.parametrize("kind", BUILD)
-def test_d_rtrl_is_exact(kind) -> None:
-    layer = shuffled(BUILD[kind]())
-    report = verify(nn.Sequential([layer, jnp.sin, eqx.nn.Linear(O, 2, key=KEY)]), normal(T, I))
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [(nn.LRU, {}), (nn.S5, {}), (nn.RTU, {}), (nn.RTU, {"linear": False, "activation": jnp.tanh})],
+)
+def test_d_rtrl_is_exact(kind, arguments) -> None:
+    layer = shuffled(BUILD[kind](**arguments))
+    out = len(run(layer, normal(1, I))[0])
+    report = verify(nn.Sequential([layer, jnp.sin, eqx.nn.Linear(out, 2, key=KEY)]), normal(T, I))
     assert len(exact(report)) == len(report.rows) == parameters(layer) + 2
 
 
@@ -155,7 +257,7 @@ def test_d_rtrl_is_exact(kind) -> None:
 def test_parameters(kind) -> None:
     layer = BUILD[kind]()
     x, h = jnp.ones(I), layer.init_state()
-    assert marks(layer, x, h) == parameters(layer) == 8
+    assert marks(layer, x, h) == parameters(layer) == (4 if kind is nn.RTU else 8)
     layer = BUILD[kind](dtype=jnp.float32)
     y, h = layer(jnp.ones(I, jnp.float32), layer.init_state())
     assert {a.dtype for a in jax.tree.leaves((layer, y))} == {jnp.dtype("float32")}
@@ -172,6 +274,12 @@ def test_parameters(kind) -> None:
         (nn.LRU, {"r_min": 0.9, "r_max": 0.5}, "r_min < r_max <= 1, got r_min=0.9 and r_max=0.5"),
         (nn.LRU, {"r_max": 1.5}, "r_min < r_max <= 1, got r_min=0.0 and r_max=1.5"),
         (nn.LRU, {"max_phase": 0.0}, "max_phase must be in"),
+        (nn.RTU, {"in_features": 0}, "in_features must be an integer >= 1, got 0"),
+        (nn.RTU, {"state_size": 0}, "state_size must be an integer >= 1, got 0"),
+        (nn.RTU, {"dtype": jnp.float16}, "dtype must be float32 or float64, got float16"),
+        (nn.RTU, {"r_min": 0.9, "r_max": 0.5}, "r_min < r_max <= 1, got r_min=0.9 and r_max=0.5"),
+        (nn.RTU, {"max_phase": 7.0}, "max_phase must be in"),
+        (nn.RTU, {"min_phase": 0.3, "max_phase": 0.2}, r"min_phase must be in \(0, max_phase\)"),
         (nn.S5, {"in_features": 0}, "in_features must be an integer >= 1, got 0"),
         (nn.S5, {"out_features": 0}, "out_features must be an integer >= 1, got 0"),
         (nn.S5, {"state_size": 5}, "state_size must be even, got 5"),

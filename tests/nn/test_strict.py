@@ -34,6 +34,8 @@ LAYERS = {
     "Delay": lambda dtype: nn.Delay(N, np.arange(1, N + 1), dtype=dtype),
     "DelayedLinear": lambda dtype: nn.DelayedLinear(N, N, 2, dtype=dtype, key=KEY),
     "LRU": lambda dtype: nn.LRU(N, N, N, dtype=dtype, key=KEY),
+    "RTU": lambda dtype: nn.RTU(N, N // 2, dtype=dtype, key=KEY),
+    "RTU, non-linear": lambda dtype: nn.RTU(N, N // 2, linear=False, dtype=dtype, key=KEY),
     "S5": lambda dtype: nn.S5(N, N, N, dtype=dtype, key=KEY),
     "LeakyRateReadout": lambda dtype: nn.LeakyRateReadout(N, N, dtype=dtype, key=KEY),
     "MembraneReadout": lambda dtype: nn.MembraneReadout(N, N, dtype=dtype, key=KEY),
