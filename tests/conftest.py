@@ -55,7 +55,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"--share {share}: give I/N, with I from 0 to N - 1")
 
     def chosen(item: pytest.Item) -> bool:
-        marked = any(item.get_closest_marker(name) for name in ("slow", "peer", "third_party", "device"))
+        marked = any(
+            item.get_closest_marker(name) for name in ("slow", "peer", "third_party", "device")
+        )
         return not marked or zlib.crc32(item.nodeid.encode()) % parts == part
 
     config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])

@@ -69,7 +69,11 @@ def arm_of(task: Task, rule: Any) -> str:
         bool(rule.lookback),
     )
     if isinstance(rule, etpc.TBPTT) and rule.steps > 1:
-        truncated = {a.rule.steps: a.name for a in default_arms(task) if a.name == str(a.rule)}
+        truncated = {
+            a.rule.steps: a.name
+            for a in default_arms(task)
+            if isinstance(a.rule, etpc.TBPTT) and a.name == str(a.rule)
+        }
         return truncated[min(truncated, key=lambda steps: abs(steps - rule.steps))]
     return next(a.name for a in default_arms(task) if a.rule and kind(a.rule) == kind(rule))
 
