@@ -545,9 +545,8 @@ def concatenated(program: Program, op: Any, values: list[Value]) -> Value:
 def padded(program: Program, op: Any, values: list[Value]) -> Value:
     (value, filling), (shape, c_type) = values, type_of(op.results[0])
     low, gap = ints(op, "edge_padding_low"), ints(op, "interior_padding")
-    result = program.store(
-        Value(shape, c_type, lambda i, body: program.readable(filling).at([], body))
-    )
+    filling = program.readable(filling)
+    buffer = copied(program, Value(shape, c_type, lambda i, body: filling.at([], body)))
     starts = [max(0, (g - a) // (g + 1)) for a, g in zip(low, gap, strict=True)]
     ends = [
         min(n, (m - 1 - a) // (g + 1) + 1)
@@ -559,8 +558,8 @@ def padded(program: Program, op: Any, values: list[Value]) -> Value:
     place = lambda i, body: flat(
         [spread(*of) for of in zip(i, low, starts, gap, strict=True)], shape
     )
-    program.assign(part, result.buffer, element, place)
-    return result
+    program.assign(part, buffer, element, place)
+    return stored(buffer, shape)
 
 
 def starts_of(values: Sequence[Value], limits: Sequence[int], body: Body) -> list[str]:
@@ -793,7 +792,8 @@ def called(program: Program, op: Any, values: list[Value]) -> list[Value]:
 
 
 def looped(program: Program, op: Any, values: list[Value]) -> list[Value]:
-    carried = [stored(copied(program, v), v.shape) for v in values]
+    targets = [copied(program, v) for v in values]
+    carried = [stored(b, v.shape) for b, v in zip(targets, values, strict=True)]
     test, inner = (region.blocks[0] for region in op.regions)
     program.add("for (;;) {", opens=1)
     (go_on,) = program.run(test, carried)
@@ -801,7 +801,6 @@ def looped(program: Program, op: Any, values: list[Value]) -> list[Value]:
     text = go_on.at([], body)
     program.add("\n".join([*body.lines, f"if (!{text}) break;"]), reads=body.reads)
     first = len(program.statements)
-    targets = [v.buffer for v in carried]
     program.write_back(program.run(inner, carried), targets, first)
     program.add("}", opens=-1)
     return carried
@@ -1044,7 +1043,7 @@ def write_c(exported: etpc.Exported, folder: Path) -> dict[str, int]:
         init.append(
             f"memcpy(state->{fields[name]}, first_{fields[name]}, sizeof first_{fields[name]});"
         )
-    needs = Counter()
+    needs: Counter[str] = Counter()
     for f in functions:
         needs |= f.needs
         constants += f.constants
