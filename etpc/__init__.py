@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ._fit import Run, fit
     from ._suggest import Candidate, Suggestion, suggest
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
-    from .checkpoint import load, save
+    from .checkpoint import load, load_weights, save
     from .plan import Claim, Reason
     from .run import (
         Carry,
@@ -64,7 +64,7 @@ else:
         "_fit": "Run fit",
         "_suggest": "Candidate Suggestion suggest",
         "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL SnAp TBPTT",
-        "checkpoint": "load save",
+        "checkpoint": "load load_weights save",
         "plan": "Claim Reason",
         "run": "Carry Certificate Memory Online Program compile online",
     }
@@ -135,6 +135,7 @@ __all__ = [
     "fit",
     "interop",
     "load",
+    "load_weights",
     "mark",
     "nn",
     "online",

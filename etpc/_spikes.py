@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ._errors import SilentNetworkWarning
-from ._jax import Equation, is_spike
+from ._jax import Equation, Variable, is_spike
 from .trace import Step
 
 
@@ -55,13 +55,27 @@ def silent_layers(
     rates = jax.jit(
         lambda parameters, xs, state: firing_rates(step, functions, parameters, xs, state, batched)
     )(list(parameters), list(xs), list(state))
-    sources = dict.fromkeys(
-        e.source for e, rate in zip(functions, rates, strict=True) if not float(rate) > 0
-    )
+    silent = [e for e, rate in zip(functions, rates, strict=True) if not float(rate) > 0]
+    layers = dict.fromkeys((_layer(step, e), e.source) for e in silent)
     return tuple(
-        f"the spike function at {source} gives no spike on this sequence: the layer is silent"
-        for source in sources
+        f"the spike function of {layer}, at {source}, gives no spike on this sequence: the layer is silent"
+        for layer, source in layers
     )
+
+
+def _layer(step: Step, function: Equation) -> str:
+    """The state whose spikes these are, by its path: of all that the function reads, the nearest."""
+    paths = dict(zip([*step.next_state, *step.state], [*step.state_leaves.paths] * 2, strict=True))
+    made_by = {v: e for e in step.equations for v in e.outputs}
+    reached, seen = dict.fromkeys(function.inputs), set[Variable]()
+    while reached:
+        found = dict.fromkeys(f"hidden {paths[v]}" for v in reached if v in paths)
+        if found:
+            return " and ".join(found)
+        seen.update(reached)
+        before = [v for u in reached if u in made_by for v in made_by[u].inputs]
+        reached = dict.fromkeys(v for v in before if v not in seen)
+    return "no state"
 
 
 def warn_of_silence(silent: Sequence[str], stacklevel: int) -> None:

@@ -106,20 +106,60 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
 
     **Raises** `etpc.CheckpointError` where the file is not a checkpoint, is cut short or damaged, was
     written in another format, or does not fit `like`: other leaves, shapes, dtypes, units or strings,
-    or a carry of another program. The message names the first twenty differences. `OSError` where
-    the file cannot be read.
+    or a carry of another program. The message names the first twenty differences; where the file has
+    more than `like`, such as a whole run, it names [`etpc.load_weights`][]. `OSError` where the file
+    cannot be read.
     """
-    path, described = Path(path), list(_described(like))
+    return _read(Path(path), like, weights=False)
+
+
+def load_weights(path: str | os.PathLike[str], like: Any) -> Any:
+    """Read the model alone from a file that [`etpc.fit`][] wrote, or `etpc.save` of `(model, ...)` or of a model.
+
+    The optimiser's state and the carry are passed over. So the weights outlive an edit of the step's
+    code, another learning rule or another optimiser, each of which makes the carry or the state of the
+    optimiser unfit.
+
+    **Arguments:**
+
+    - `path`: of the file.
+    - `like`: a model with the structure, shapes and dtypes of the one that was saved.
+
+    **Returns** `like` with the values of the file, as [`etpc.load`][] gives them.
+
+    **Raises** `etpc.CheckpointError` and `OSError` as `load` does.
+
+    ```pycon
+    >>> import etpc, jax.numpy as jnp
+    >>> etpc.save("run.etpc", ({"w": jnp.arange(3.0)}, "state of an optimiser", 7))
+    >>> etpc.load_weights("run.etpc", like={"w": jnp.zeros(3)})
+    {'w': Array([0., 1., 2.], dtype=float32)}
+
+    ```
+    """
+    return _read(Path(path), like, weights=True)
+
+
+FIRST = "[0]"
+"""The path of the model in what `fit` saves, and in `(model, opt_state, carry)`."""
+
+
+def _read(path: Path, like: Any, *, weights: bool) -> Any:
+    """What a file holds; with `weights` the first part of it, where it has several."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe may never end
         raise CheckpointError(f"{path} is not a checkpoint of etpc: it is not a regular file.")
+    described = list(_described(like))
     with path.open("rb") as file:
         _check_whole(path, file)
         try:
             entries = [(where, text) for where, text in json.loads(file.readline())["leaves"]]
+            if weights and _parts(entries) and entries != [(w, text) for w, text, _ in described]:
+                described = list(_described(like, FIRST))
+                entries = [entry for entry in entries if entry[0].startswith(FIRST)]
             differences = list(itertools.islice(_differences(entries, described), 20))
             values = [] if differences else [_from_npy(file, leaf) for _, _, leaf in described]
-            if not differences and file.read(1):
+            if not differences and not weights and file.read(1):
                 raise ValueError
         except (OSError, MemoryError):
             raise
@@ -127,10 +167,21 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
             reason = "has contents that etpc does not write. Use another copy."
             raise CheckpointError(f"{path} {reason}") from None
     heading = f"{path} does not fit `like`. Pass what has the structure of what was saved."
+    if not weights and _parts(entries) > 1 and not isinstance(like, tuple | list):
+        heading += (
+            f" The file holds a tuple of {_parts(entries)}, as `etpc.fit` writes (model, opt_state, carry, "
+            "block, stopped). For the model alone, call `etpc.load_weights(path, like=model)`."
+        )
     raise_together(differences, CheckpointError, heading)
     pairs = zip(values, described, strict=True)
     leaves = [_restored(value, leaf) for value, (_, _, leaf) in pairs if leaf is not None]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _parts(entries: list[tuple[str, str]]) -> int:
+    """How many members the tuple or list has that a file holds, as far as they have leaves; 0 for another tree."""
+    numbers = [re.match(r"\[(\d+)\]", where) for where, _ in entries]
+    return len({number[1] for number in numbers if number}) if all(numbers) else 0
 
 
 # --- the file ---
@@ -218,13 +269,14 @@ def _check_whole(path: Path, file: io.BufferedReader) -> None:
 # --- leaves ---
 
 
-def _described(tree: Any) -> Iterator[tuple[str, str, Any]]:
+def _described(tree: Any, above: str = "") -> Iterator[tuple[str, str, Any]]:
     """Path, description and value of each leaf, and of each node that says more than its leaves do.
 
-    The value of a node is `None`, which no leaf is. Where leaves have one path, they are counted.
+    The value of a node is `None`, which no leaf is. Where leaves have one path, they are counted. `above` is the
+    path of the tree itself.
     """
     seen = collections.Counter()
-    for where, text, leaf in _walk(tree):
+    for where, text, leaf in _walk(tree, above):
         where = re.sub(" at 0x[0-9a-fA-F]+", "", where) or "the tree"  # the same in each process
         seen[where] += 1
         yield where if seen[where] == 1 else f"{where} ({seen[where]})", text, leaf
@@ -374,4 +426,4 @@ def _differences(
         yield "The leaves have another order."
 
 
-__all__ = ["load", "save"]
+__all__ = ["load", "load_weights", "save"]

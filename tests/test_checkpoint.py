@@ -202,6 +202,34 @@ def test_to_go_on_is_not_to_have_stopped(algo, tmp_path):
     assert bits(whole[0]) != bits(now[0])
 
 
+def test_weights_of_a_run(tmp_path):
+    """They are found where the optimiser, the rule and the loss of `like` would be others."""
+    loss = lambda y, target: jnp.sum((y - target) ** 2)
+    learner = etpc.online(compiled(), loss, optax.adam(0.01), every=2)
+    block = jnp.ones((4, 2, 2)), jnp.zeros((4, 2, 3))
+    run = etpc.fit(learner, MODEL, [block], batch_size=2, checkpoint=tmp_path / "run")
+    assert bits(run.model) != bits(MODEL)
+    assert bits(etpc.load_weights(tmp_path / "run", MODEL)) == bits(run.model)
+    words = r"(?s)a tuple of 5.*`etpc\.load_weights\(path, like=model\)`.*1\. \['f'\]"
+    refused(tmp_path / "run", MODEL, words)
+
+
+@pytest.mark.parametrize("tree", [small(), [jnp.ones(2), 3], (small(),), (small(), 2), [[1, 2]]])
+def test_weights_of_any_tree(tree, tmp_path):
+    """A whole model, also one that is a tuple; or the first member of a tuple."""
+    etpc.save(tmp_path / "a", tree)
+    like = jax.tree.map(lambda a: 0 * a, tree)
+    assert bits(etpc.load_weights(tmp_path / "a", like)) == bits(tree)
+    if isinstance(tree, tuple):
+        assert bits(etpc.load_weights(tmp_path / "a", like[0])) == bits(tree[0])
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    etpc.save(tmp_path / "a", (small(), 2))
+    with pytest.raises(etpc.CheckpointError, match=r"1\. \[0\]\['a'\] is float64\[4\] in `like`"):
+        etpc.load_weights(tmp_path / "a", small() | {"a": jnp.zeros(4)})
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 

@@ -268,6 +268,10 @@ INPUTS = {
         lambda: run(jnp.zeros((4, 2)), model=Cell(W.astype(jnp.float32))),
         r"Parameter \.weight is float32\[3, 2\].*Compile again",
     ),
+    "a model without its numbers": (
+        lambda: run(jnp.zeros((4, 2)), model=eqx.filter(Cell(W), eqx.is_array)),
+        r"has `None` where numbers.*`eqx\.partition`.*`eqx\.combine\(arrays, rest\)`.*filter_jit",
+    ),
     "a number of the model": (
         lambda: run(jnp.zeros((4, 2)), model=Cell(W, gain=0.7)),
         r"model holds 0\.7 where 0\.5 was compiled in.*compile again, or make it an array",
@@ -281,6 +285,17 @@ def test_arguments(case):
     with pytest.raises(etpc.InputError, match=words) as caught:
         call()
     assert isinstance(caught.value, ValueError)
+
+
+def test_dropout_without_a_key():
+    layer = eqx.nn.Dropout(0.5)
+    step = lambda w, x, h: (h, h + layer(w * x))
+    with pytest.raises(RuntimeError, match="requires a key") as caught:
+        etpc.compile(jnp.ones(()), inputs=jnp.ones(2), state=jnp.zeros(2), step=step)
+    assert any("keep the key in the state" in note for note in caught.value.__notes__)
+    keyed = etpc.interop.keyed(lambda w, x, h, key: (h, h + layer(w * x, key=key)))
+    state = (jnp.zeros(2), jax.random.key(0))
+    etpc.compile(jnp.ones(()), inputs=jnp.ones(2), state=state, step=keyed)
 
 
 def test_an_error_in_the_loss_says_what_it_was_called_with():

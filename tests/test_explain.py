@@ -83,6 +83,34 @@ def test_a_factored_trace():
     assert "smoothed with decay 0.99" in text
 
 
+def test_a_trace_of_a_rank():
+    wide = compiled(etpc.ES_D_RTRL(rank=1))
+    assert "Its trace is one pair of factors, for its leading mode, 1x4 + 1x4 of" in said(
+        wide, ".rec"
+    )
+
+
+def test_a_weight_that_acts_through_other_weights_alone():
+    """A gate before a matrix has no trace, and the advice holds: behind the matrix it has one."""
+
+    def gated(before):
+        def step(w, x, h):
+            gate = w["gate"] @ x
+            drive = w["rec"] @ (gate * h) if before else gate * (w["rec"] @ h)
+            return h, jnp.tanh(drive + x)
+
+        w = {"gate": jnp.ones((3, 3)), "rec": jnp.ones((3, 3))}
+        return etpc.compile(w, inputs=jnp.zeros(3), state=jnp.zeros(3), step=step)
+
+    text = said(gated(before=True), "['gate']")
+    assert "It has no trace: its output enters hidden states through other weights alone" in text
+    assert (
+        'CreditRTRL() follows it through them along a few directions, and backprop="full"' in text
+    )
+    assert "r * (U @ h) in place of U @ (r * h)" in text
+    assert "Its trace is one entry for each use" in said(gated(before=False), "['gate']")
+
+
 def test_a_weight_without_a_trace():
     assert "It has no trace: it reaches no hidden state" in said(compiled(), ".out")
     assert said(compiled(), ".idle") == (

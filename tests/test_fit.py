@@ -3,6 +3,7 @@
 import functools
 import shutil
 import warnings
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -341,6 +342,33 @@ def test_warns_once_where_a_layer_is_silent():
     with pytest.warns(etpc.SilentNetworkWarning):
         silent = learner.check(model, carry, make_blocks(1)[0][0])
     assert len(silent) == 1
+
+
+class States(NamedTuple):
+    first: jax.Array
+    second: tuple
+
+
+def test_the_layer_that_is_silent_is_named_by_its_state():
+    """Of two layers, where the second reads the spikes of the first and those of its own."""
+    first, second = etpc.nn.LIF(3, refractory=2.0), etpc.nn.ALIF(3)
+
+    def step(gain, x, state):
+        spikes, a = first(x, state.first)
+        drive = gain * (spikes + second.spike(state.second))
+        spikes, b = second(drive, state.second)
+        return spikes, States(a, b)
+
+    start = States(first.init_state(), second.init_state())
+    program = etpc.compile(jnp.ones(3), inputs=jnp.ones(3), state=start, step=step)
+    strong, weak = 4 * jnp.ones((30, 3)), 0.1 * jnp.ones((30, 3))
+    silent = lambda gain, xs: program.silent(gain * jnp.ones(3), xs, program.init())
+    assert silent(50.0, strong) == ()
+    for gain, xs, names in ((0.1, strong, ["second"]), (50.0, weak, ["first", "second"])):
+        found = silent(gain, xs)
+        for name in ("first", "second"):
+            said = any(f"of hidden .{name}.V" in sentence for sentence in found)
+            assert said == (name in names), found
 
 
 def test_does_not_warn_where_all_layers_spike():

@@ -1,6 +1,6 @@
 """Second stage: which weights reach which hidden states, and how."""
 
-from ._analysis import Analysis, Escape, Reach, analyse
+from ._analysis import Analysis, Escape, Findings, Opaque, Reach, analyse
 from ._check import check_pattern, register_pattern
 from ._cost import one_step_block, uncut_block
 from ._hidden import HiddenStates, is_complex
@@ -18,10 +18,12 @@ __all__ = [
     "PARAMETERS",
     "Analysis",
     "Escape",
+    "Findings",
     "HiddenStates",
     "Interpreter",
     "Numbering",
     "Numbers",
+    "Opaque",
     "Pattern",
     "PatternRule",
     "Reach",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 from etpc._errors import InputError
@@ -14,9 +15,14 @@ class Sequential(eqx.Module):
 
     A layer that has `init_state` is called as `layer(x, state) -> (y, new_state)`. An
     `eqx.nn.GRUCell` is called as `cell(x, h) -> h` and an `eqx.nn.LSTMCell` as
-    `cell(x, (h, c)) -> (h, c)`: their states begin with zeros, and their output is the new `h`. Any
-    other callable is called as `layer(x) -> y`: a module of Equinox, or a function such as
-    `jax.nn.relu`. `eqx.nn.Sequential` has no way to pass these states.
+    `cell(x, (h, c)) -> (h, c)`: their states begin with zeros, and their output is the new `h`. The
+    state of an `eqx.nn.Dropout` is a PRNG key, which is split at each step; evaluate by
+    [`program.predict`][etpc.Program.predict] of `eqx.nn.inference_mode(model)`. Any other callable is
+    called as `layer(x) -> y`: a module of Equinox, or a function such as `jax.nn.relu`.
+    `eqx.nn.Sequential` has no way to pass these states.
+
+    Reports name a state by the number of its layer, as `[0]` or `[3].V`. For names of your own, write a
+    module whose state is a named tuple or a dict.
 
     ```pycon
     >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -52,7 +58,7 @@ class Sequential(eqx.Module):
 
     def init_state(self) -> tuple[Any, ...]:
         """**Returns** the initial state of each layer, `None` for a layer without one."""
-        return tuple(_initial_state(layer) for layer in self.layers)
+        return tuple(_initial_state(layer, n) for n, layer in enumerate(self.layers))
 
     def __call__(self, x: Any, state: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         """**Returns** the output of the last layer, and the new state of each layer.
@@ -72,13 +78,18 @@ class Sequential(eqx.Module):
                 x = layer_state = layer(x, layer_state)
             elif isinstance(layer, eqx.nn.LSTMCell):
                 x, _ = layer_state = layer(x, layer_state)
+            elif isinstance(layer, eqx.nn.Dropout):
+                layer_state, key = jax.random.split(layer_state)
+                x = layer(x, key=key)
             else:
                 x = layer(x)
             after.append(layer_state)
         return x, tuple(after)
 
 
-def _initial_state(layer: Any) -> Any:
+def _initial_state(layer: Any, number: int) -> Any:
+    if isinstance(layer, eqx.nn.Dropout):
+        return jax.random.key(number)
     if isinstance(layer, eqx.nn.GRUCell | eqx.nn.LSTMCell):
         zero = jnp.zeros(layer.hidden_size, layer.weight_hh.dtype)
         return (zero, zero) if isinstance(layer, eqx.nn.LSTMCell) else zero

@@ -63,6 +63,13 @@ class Arguments:
                     f"The model's numbers {', '.join(extra)} came in as arrays. This is because "
                     "`jax.jit` makes arrays of all leaves of its arguments. Use `eqx.filter_jit`."
                 )
+            if not missing and not extra and _is_filtered(received.static, expected.static):
+                raise InputError(
+                    "The model has `None` where numbers, functions and flags were compiled in. This is "
+                    "because it went through `eqx.filter` or `eqx.partition`, which leave arrays alone. Put the "
+                    "rest back by `eqx.combine(arrays, rest)`; or pass the model to a function under "
+                    "`eqx.filter_jit`, which does both."
+                )
             detail = f" Missing: {', '.join(missing)}." if missing else ""
             detail += f" Not in the compiled one: {', '.join(extra)}." if extra else ""
             detail = detail or " Its static fields or the types of its nodes differ."
@@ -154,6 +161,31 @@ class Arguments:
                 "This carry belongs to another program (another model, an edit of its code, another "
                 "algorithm or selection of weights). Make one with this program's `init`."
             )
+
+    def carry_of(self, state: Any) -> Carry:
+        """A carry with this hidden state and without traces; of a carry, with its state."""
+        expected = self.step.state_leaves
+        hidden = state.state if isinstance(state, Carry) else state
+        try:
+            leaves = [jnp.asarray(leaf) for leaf in expected.split(hidden)]
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"The state is a {type(hidden).__name__} with another structure than that of the model, whose "
+                f"leaves are {', '.join(expected.paths)}. Pass a carry, such as `program.init(batch_size)`, or the "
+                "state that `predict` returned."
+            ) from error
+        lead = leaves[0].shape[: leaves[0].ndim - len(expected.avals[0].shape)]
+        raise_together(
+            [
+                f"State {path} is {a.dtype}{list(a.shape)}, and should be {want.dtype}"
+                f"{[*lead[:1], *want.shape]}."
+                for path, a, want in zip(expected.paths, leaves, expected.avals, strict=True)
+                if a.dtype != want.dtype or a.shape != (*lead[:1], *want.shape)
+            ],
+            InputError,
+        )
+        fresh = state.fresh if isinstance(state, Carry) else jnp.zeros(lead, bool)
+        return Carry(expected.join(leaves), (), fresh, self.id, bool(lead))
 
     def inputs(self, xs: Any, carry: Carry) -> list[Array]:
         axes = manual_axes((xs, carry))
@@ -257,6 +289,12 @@ def _advice(shape: tuple[int, ...], one: tuple[int, ...], batched: bool) -> str:
     if batched and len(shape) == 1 + len(one) and shape[1:] == one:
         return " Make the carry by `init()` for one example without a batch axis."
     return ""
+
+
+def _is_filtered(received: tuple[Any, ...], expected: tuple[Any, ...]) -> bool:
+    """Whether all that a model holds beside arrays is gone."""
+    kept = [leaf for leaf in received if leaf is not None]
+    return not kept and any(leaf is not None for leaf in expected)
 
 
 def _text(aval: jax.ShapeDtypeStruct) -> str:

@@ -68,7 +68,7 @@ def compile(
         raise
     analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
     planned = plan(analysis, algorithm, chosen, memory=memory, batch_size=batch_size)
-    return Program(emit(planned))
+    return Program(emit(planned), step)
 
 
 def _blame_axes(error: Exception, model: Any, inputs: Any, state: Any, step: Any) -> None:

@@ -22,8 +22,10 @@ from .._spikes import silent_layers
 from ..draw import fragment, to_svg, write
 from ..emit import Window
 from ..show import Shown
+from ..trace import StepFunction
 from ._arguments import Arguments
 from ._fingerprint import fingerprint
+from ._predict import predictor
 from ._runner import Data, Parameters, Runner
 
 
@@ -87,7 +89,7 @@ class Program(Shown):
     trace, and whether its gradient is exact.
     """
 
-    def __init__(self, window: Window[Any]):
+    def __init__(self, window: Window[Any], step: StepFunction | None = None):
         super().__init__(window.plan)
         id = fingerprint(window.plan)
         self.arguments = Arguments(window.plan, id)
@@ -96,6 +98,7 @@ class Program(Shown):
         self._jit_reset = jax.jit(self.runner.reset)
         self._jit_scan = jax.jit(self.runner.scan)
         self._jit_padded = jax.jit(Data.padded, static_argnums=1)
+        self._predict = predictor(step, self.runner.step)
         self._compiled_for = functools.lru_cache(KEPT)(self._jit_value_and_grad)
 
     # --- to look at ---
@@ -191,9 +194,9 @@ class Program(Shown):
         - `mask`: as in [`value_and_grad`][etpc.Program.value_and_grad]: where it is zero, an input that
             is not finite is read as zero.
 
-        **Returns** a sentence for each spike function that gives no spike, with its place in the code;
-        nothing where all layers spike, or where there is no spike function. One inside a `lax.scan`
-        of the model is not looked at.
+        **Returns** a sentence for each spike function that gives no spike, with the path of the hidden state
+        that it reads and its place in the code; nothing where all layers spike, or where there is no spike
+        function. One inside a `lax.scan` of the model is not looked at.
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError` as `scan` does.
         """
@@ -273,6 +276,38 @@ class Program(Shown):
         parameters, leaves, *_ = self.arguments.of_call(model, xs, carry)
         outputs, carry = self._jit_scan(parameters, leaves, carry)
         return self.runner.step.output_leaves.join(outputs), carry
+
+    def predict(self, model: Any, xs: Any, state: Any) -> tuple[Any, Any]:
+        """Run the model alone over a sequence: no traces, and as much memory as the outputs take.
+
+        The model may be one that differs from the compiled one in flags and numbers too, such as
+        `eqx.nn.inference_mode(model)`: it is called as it is passed.
+
+        **Arguments:**
+
+        - `model`, `xs`: as for [`scan`][etpc.Program.scan].
+        - `state`: a carry, of which only the hidden state is read, such as `program.init(batch_size)` or that
+            of a training; or the state that a call before returned.
+
+        **Returns** `(ys, state)`, `ys` with the leading axes of `xs`, and the hidden state at the end.
+
+        **Raises** `etpc.InputError` and `etpc.InputTypeError` as `scan` does, and where the state is not one of
+        this model; `etpc.ModelError` where the step changes its structure.
+
+        ```pycon
+        >>> import etpc, jax.numpy as jnp
+        >>> def step(w, x, h):
+        ...     h = 0.5 * h + w * x
+        ...     return h, h
+        >>> program = etpc.compile(jnp.ones(()), inputs=jnp.ones(()), state=jnp.zeros(()), step=step)
+        >>> ys, state = program.predict(jnp.ones(()), jnp.ones(3), program.init())
+        >>> ys.tolist(), state.item()
+        ([1.0, 1.5, 1.75], 1.75)
+
+        ```
+        """
+        carry = self.arguments.carry_of(state)
+        return self._predict(model, self.arguments.inputs(xs, carry), carry)
 
     def value_and_grad(
         self,

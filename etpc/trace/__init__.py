@@ -1,5 +1,6 @@
 """First stage: from a model to the canonical program of one step."""
 
+from .._jax import Equation, Variable
 from ._known import Known
 from ._leaves import Leaves, is_array, paths_of, repeat, shape_of
 from ._trace import (
@@ -14,10 +15,12 @@ from ._trace import (
 )
 
 __all__ = [
+    "Equation",
     "Known",
     "Leaves",
     "Step",
     "StepFunction",
+    "Variable",
     "called",
     "check_new_state",
     "checked_call",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -257,6 +258,11 @@ def called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any,
             "without axes for time and batch. Where these shapes are not meant, mend `inputs=` "
             "and `state=`, or pass `batch_size=` to what takes whole sequences."
         )
+        if re.search(r"\bkeys?\b", str(error)):
+            error.add_note(
+                "Where a layer asks for a PRNG key, as dropout does, keep the key in the state and split it at "
+                "each step: `etpc.interop.keyed(step)` makes such a step of `step(model, x, state, key)`."
+            )
         raise
     if not (isinstance(result, tuple) and len(result) == 2):
         raise ModelError(

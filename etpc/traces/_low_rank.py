@@ -44,6 +44,11 @@ class LowRank(Trace):
     def verdict(self) -> str:
         return f"rank {self.rank}"
 
+    @property
+    def held(self) -> str:
+        pairs = "one pair of factors" if self.rank == 1 else f"{self.rank} pairs of factors"
+        return f"{pairs}, for its leading {'mode' if self.rank == 1 else 'modes'}"
+
     def settle(self, site: Site) -> Trace:
         """The whole trace, where it cannot have a higher rank or is no larger."""
         if not site.factored:

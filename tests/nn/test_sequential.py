@@ -81,3 +81,36 @@ def test_state_that_does_not_fit() -> None:
     model = nn.Sequential([FIRST, LINEAR])
     with pytest.raises(etpc.InputError, match="called with 1 states where it has 2 layers"):
         model(normal(3), (FIRST.init_state(),))
+
+
+def with_dropout() -> nn.Sequential:
+    return nn.Sequential([eqx.nn.Dropout(0.5), LINEAR, eqx.nn.Dropout(0.5), LAST])
+
+
+LAST = nn.MinGRU(4, 3, key=KEYS[0])
+
+
+def test_dropout_draws_anew_at_each_step() -> None:
+    model = with_dropout()
+    first, _, second, _ = model.layers
+    state, seen = model.init_state(), []
+    for _ in range(2):
+        keys = [jax.random.split(state[n])[1] for n in (0, 2)]
+        inner = second(LINEAR(first(jnp.ones(4), key=keys[0])), key=keys[1])
+        y, h = LAST(inner, state[3])
+        out, state = model(jnp.ones(4), state)
+        np.testing.assert_array_equal(out, y)
+        np.testing.assert_array_equal(state[3], h)
+        seen.append(inner)
+    assert not np.array_equal(*seen)
+
+
+def test_dropout_of_a_program() -> None:
+    """Examples of a batch drop other units; in inference none does."""
+    model = with_dropout()
+    program = etpc.compile(model, inputs=jnp.ones(4))
+    ys, _ = program.predict(model, jnp.ones((2, 6, 4)), program.init(6))
+    assert len(np.unique(np.asarray(ys[0]), axis=0)) > 1
+    still, _ = program.predict(eqx.nn.inference_mode(model), jnp.ones((1, 6, 4)), program.init(6))
+    y, _ = LAST(LINEAR(jnp.ones(4)), LAST.init_state())
+    np.testing.assert_allclose(still[0], jnp.broadcast_to(y, (6, 3)), rtol=1e-12)
