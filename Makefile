@@ -35,8 +35,8 @@ examples: .venv/.demo
 # Nearly all time of the tests is compilation, which these flags make more than twice as fast.
 # (jaxlib 0.11 and newer no longer take the last.)
 COMPILED_QUICKLY := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
-test fuzz test-leaks test-peer: export XLA_FLAGS ?= $(COMPILED_QUICKLY) --xla_cpu_use_fusion_emitters=false
-test-newest test-third-party: export XLA_FLAGS ?= $(COMPILED_QUICKLY)
+test fuzz test-leaks: export XLA_FLAGS ?= $(COMPILED_QUICKLY) --xla_cpu_use_fusion_emitters=false
+test-newest test-peer test-third-party: export XLA_FLAGS ?= $(COMPILED_QUICKLY)
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -113,8 +113,8 @@ clean:
 .venv-third-party/.test: PINNED = -r tests/interop/requirements.txt
 .venv-third-party/.test: DATA = memorax==1.0.1 noxton==0.1.4 rnn-jax==0.0.2 spyx==1.0.0
 
-.venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer: BASE = $(PYTHON)
-.venv-newest/.test .venv-third-party/.test: BASE = $(PYTHON_NEWEST)
+.venv/.demo .venv/.test .venv/.dev .venv/.docs: BASE = $(PYTHON)
+.venv-newest/.test .venv-peer/.peer .venv-third-party/.test: BASE = $(PYTHON_NEWEST)
 .venv-third-party/.test: tests/interop/requirements.txt
 
 .venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-newest/.test .venv-third-party/.test: pyproject.toml
