@@ -17,7 +17,7 @@ BENCH_ARGS ?= --json benchmarks/out/results.json --plots benchmarks/out
 BIN := .venv/bin
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' etpc/__init__.py)
-MKDOCS := NO_MKDOCS_2_WARNING=1 ETPC_DOCS_OF="etpc $(VERSION)"
+MKDOCS := NO_MKDOCS_2_WARNING=1 PYTHONPATH=. ETPC_DOCS_OF="etpc $(VERSION)"
 
 EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
 # The modules that are a task, by name; the others are what tasks share.
@@ -28,7 +28,7 @@ TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
 
-examples: .venv/.demo
+examples: .venv/.test
 	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) \
 		| xargs -P $(JOBS) -I {} sh -c 'echo "{}"; exec $(BIN)/python "{}"'
 

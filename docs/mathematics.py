@@ -1,4 +1,4 @@
-"""A hook of MkDocs: formulas as MathML, which browsers show without a script.
+"""An extension of Python-Markdown: formulas as MathML, which browsers show without a script.
 
 They are written as GitHub reads them: a block of the language `math`, or inline between $` and `$.
 """
@@ -7,15 +7,20 @@ import re
 from typing import Any
 
 from latex2mathml.converter import convert
+from markdown import Extension, Markdown
+from markdown.preprocessors import Preprocessor
 
 BLOCK = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"\$`([^`]+)`\$")
 
 
-def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    markdown = BLOCK.sub(lambda block: as_html(block[1]), markdown)
-    # In a span, as Markdown takes an element that it does not know for a paragraph of its own.
-    return INLINE.sub(lambda formula: f"<span>{convert(formula[1])}</span>", markdown)
+class Formulas(Preprocessor):
+    """Puts HTML in the place of formulas, before fences and HTML are looked for."""
+
+    def run(self, lines: list[str]) -> list[str]:
+        text = BLOCK.sub(lambda block: as_html(block[1]), "\n".join(lines))
+        # In a span, as Markdown takes an element that it does not know for a paragraph of its own.
+        return INLINE.sub(lambda formula: f"<span>{convert(formula[1])}</span>", text).split("\n")
 
 
 def as_html(formulas: str) -> str:
@@ -23,3 +28,12 @@ def as_html(formulas: str) -> str:
     formulas = [" ".join(text.split()) for text in formulas.strip().split("\n\n")]
     rows = "".join(f"<div>{convert(text, display='block')}</div>" for text in formulas)
     return f'<div class="formula">{rows}</div>'
+
+
+class Mathematics(Extension):
+    def extendMarkdown(self, md: Markdown) -> None:
+        md.preprocessors.register(Formulas(md), "formulas", 29)
+
+
+def makeExtension(**options: Any) -> Mathematics:
+    return Mathematics(**options)

@@ -113,7 +113,7 @@ def train(folder: Path) -> int:
     order = grain.MapDataset.range(len(images)).shuffle(seed=0).repeat()
     batches = iter(order.batch(BATCH).to_iter_dataset())
 
-    # A save in the background would exchange arrays beside the updates, in another order in each process.
+    # In the background, a save would exchange something between processes beside the updates.
     options = ocp.CheckpointManagerOptions(
         save_interval_steps=SAVE_EVERY, max_to_keep=2, enable_async_checkpointing=False
     )

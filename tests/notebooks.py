@@ -19,7 +19,7 @@ from tests.pages import ROOT
 
 DOCS = ROOT / "docs"
 FOLDER = DOCS / "notebooks"
-NOTEBOOKS = {"start": "index", "tutorial": "tutorial"}
+NOTEBOOKS = {"start": "index", "tutorial": "tutorial", "own-trace": "own-trace"}
 """The page of each notebook."""
 
 _BLOCK = re.compile(
