@@ -10,6 +10,7 @@ from tests.pages import ROOT, run_page
 PAGES = {
     "flax-haiku.md": (["flax", "haiku"], pytest.mark.third_party),
     "nir.md": (["nir"], pytest.mark.third_party),
+    "snntorch.md": (["nir", "nirtorch", "sklearn", "snntorch"], pytest.mark.third_party),
     "check.md": (["torch"], pytest.mark.third_party),
     "brainstate.md": (["braintrace"], pytest.mark.peer),
 }
