@@ -119,7 +119,7 @@ def published_page(folder: Path = DOCS / "results") -> str:
         sections += [
             f"## {about.title}",
             inspect.getdoc(module) or "",
-            f"Source: {about.source.rstrip(".")}.",
+            f"Source: {about.source.rstrip('.')}.",
             f"The numbers are: {about.measure}.",
             study.tables(about, rows),
             about.found,
