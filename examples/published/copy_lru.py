@@ -149,9 +149,10 @@ STUDY = Study(
     source="Zucchet et al., [Online learning of long-range dependencies](https://arxiv.org/abs/2305.15947), NeurIPS "
     "2023, figure 2",
     measure="losses on new sequences, in nats for each bit (less is better; 0.6931 is chance)",
-    found="As in the figures of the source, which give no numbers to compare, exact traces in each layer learn "
-    "nearly as BPTT does, truncation to one step is far behind, and without a gradient of the eigenvalues "
-    "more so. With one layer the gradient of D-RTRL is that of BPTT.",
+    found="The source has curves for this, and no numbers to compare. As in these, truncation to one step is "
+    "far behind exact traces in each layer, and without a gradient of the eigenvalues more so. With one "
+    "layer the gradient of D-RTRL is that of BPTT, with two it learns nearly as well, and with three it "
+    "is behind: 0.028, where BPTT has 0.003 and truncation 0.29.",
     seeds=2,
     cases=tuple(
         Case(
