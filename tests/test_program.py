@@ -416,8 +416,9 @@ def test_memory_counts_directions_and_last_steps(algo, row, batch):
 def test_memory_of_factored_traces():
     program = program_of(ES)
     carry = program.init(2)
-    sizes = [sum(a.nbytes for a in trace) for trace in carry.traces]
-    assert [size for _, size in program.memory(2).traces] == sizes
+    held = sum(a.nbytes for trace in carry.traces for a in trace)
+    assert sum(size for _, size in program.memory(2).traces) == held
+    assert [path for path, _ in program.memory(2).traces] == [p.path for p in program.ops]
 
 
 def test_memory_does_not_grow_with_time():
