@@ -51,7 +51,7 @@ def compiled(folder: Path, target: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for path in sorted(folder.glob("*.mlirbc")):
         try:
-            binary = iree.compiler.compile_file(
+            binary: Any = iree.compiler.compile_file(
                 str(path),
                 input_type="stablehlo",
                 target_backends=[target],

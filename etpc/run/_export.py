@@ -153,11 +153,12 @@ def export_learner(
     """What [`Online.export`][etpc.Online.export] returns. `data`: inputs, targets, mask and resets."""
     state = training(model, opt_state, carry)
     roles = ("xs", "input"), ("targets", "target"), ("mask", "mask"), ("reset", "reset")
-    read = [Tree.of(tree, *role) for tree, role in zip(data, roles, strict=True)]
+    pairs = zip(data, roles, strict=True)
+    read = [Tree.of(tree, root, role) for tree, (root, role) in pairs]
 
     def update(*arrays: Any) -> tuple[list[Array], *tuple[Any, ...]]:
-        *trained, xs, targets, mask, reset = joined([*state, *read], arrays)
-        new = learner.update(*trained, xs, targets, mask=mask, reset=reset)
+        model, opt_state, carry, xs, targets, mask, reset = joined([*state, *read], arrays)
+        new = learner.update(model, opt_state, carry, xs, targets, mask=mask, reset=reset)
         return split(state, new[:3]), new[3], new[4:]
 
     program, batch = learner.program, carry.fresh.shape[0] if carry.batched else None

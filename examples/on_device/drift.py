@@ -130,7 +130,7 @@ def exported(model: Network, rate: float) -> etpc.Exported:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="A learner on a stream that changes.")
     parser.add_argument("--export", type=Path, metavar="FOLDER")
     folder = parser.parse_args().export
     model = trained_beforehand()

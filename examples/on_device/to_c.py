@@ -364,8 +364,8 @@ def converted(t: str, of: str, a: str) -> str:
 
 def compared(program: Program, op: Any, values: list[Value]) -> Value:
     signs = {"EQ": "==", "NE": "!=", "LT": "<", "LE": "<=", "GT": ">", "GE": ">="}
-    name = re.search(r"[A-Z]{2}", str(op.attributes["comparison_direction"]))
-    return by_element(infix(signs[name[0]]))(program, op, values)
+    (name,) = re.findall(r"\b[A-Z]{2}\b", str(op.attributes["comparison_direction"]))
+    return by_element(infix(signs[name]))(program, op, values)
 
 
 def clamped(t: str, of: str, low: str, a: str, high: str) -> str:

@@ -243,7 +243,9 @@ def test_custom_calls_and_callbacks_are_refused_by_name() -> None:
         made = case(nn.MinGRU(I, H, key=KEY), loss=loss)
         with pytest.raises(etpc.UnsupportedError, match=name) as caught:
             made.exported()
-        assert f"{Path(__file__).name}:" in str(caught.value)
+        # Of what JAX compiles as a function of its own, the place is not known.
+        if loss is not solving:
+            assert f"{Path(__file__).name}:" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", REFUSED)
