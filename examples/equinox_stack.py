@@ -108,7 +108,8 @@ def main() -> int:
     data = block(0)
     report = etpc.verify(
         *(model, data["xs"], data["targets"], cross_entropy, rule),
-        **dict(mask=data["mask"], batch_size=B),
+        mask=data["mask"],
+        batch_size=B,
     )
     print(f"{report}\n")
 

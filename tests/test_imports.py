@@ -46,7 +46,7 @@ SEES = {
     "_check": "_jax _record _agreement _progress _trial _faults _compare algorithms run show trace",
     "checkpoint": "_carry _errors _jax",
     "_fit": "_errors checkpoint run",
-    "_measured": "_errors _data _loss _bptt _agreement trace run",
+    "_measured": "_errors _data _loss _bptt _agreement _trial trace run",
     "_suggest": "_errors _record _progress _compare _trial _measured trace analyse traces algorithms plan show run",
     "plot": "_errors _jax _compare plan run",
     "testing": "_errors _record _check _compare algorithms run",

@@ -9,9 +9,8 @@ from jax import Array, lax
 
 from .._jax import promoting, result_type
 from ..analyse import WeightOp
-from ..ops import Joined
 from ..plan import Plan, TracePlan
-from ..traces import Rows
+from ..traces import Joined, Rows
 from ._arrays import joined, replaced, zero_sums
 from ._records import Arrays, Bars
 

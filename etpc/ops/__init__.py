@@ -11,7 +11,6 @@ The other stages know only this form. A kind is one record, registered for a pri
 from .._jax import primitive_of
 from ._contraction import Contraction
 from ._convolution import Axis, Convolution, Geometry, geometry
-from ._joined import Joined
 from ._kind import Direct, Kind, Links, direct, kind_of, register_kind, summed
 from ._lookup import Lookup
 from ._sparse import Sparse
@@ -22,7 +21,6 @@ __all__ = [
     "Convolution",
     "Direct",
     "Geometry",
-    "Joined",
     "Kind",
     "Links",
     "Lookup",

@@ -14,7 +14,7 @@ import numpy as np
 
 from .._jax import Equation, Variable, prims
 from ..analyse import Analysis, WeightOp
-from ..ops import Joined
+from ..traces import Joined
 from ._records import Sketch
 
 

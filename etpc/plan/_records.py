@@ -9,8 +9,7 @@ from jax import Array
 
 from ..algorithms import Algorithm
 from ..analyse import Analysis, Pattern, WeightOp, vector_dtype
-from ..ops import Joined
-from ..traces import Carry, Directions, Site, Trace, bytes_of
+from ..traces import Carry, Directions, Joined, Site, Trace, bytes_of
 from ._blocks import Colouring, Index, Layout
 
 

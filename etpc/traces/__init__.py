@@ -7,6 +7,7 @@ from ._ended import Ended
 from ._filtered import Filtered
 from ._full import Full
 from ._holomorphic import Holomorphic
+from ._joined import Joined
 from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
 from ._pieces import zero_after
@@ -39,6 +40,7 @@ __all__ = [
     "Filtered",
     "Full",
     "Holomorphic",
+    "Joined",
     "LowRank",
     "Pairs",
     "Passage",

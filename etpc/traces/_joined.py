@@ -2,11 +2,12 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from ._kind import Kind, Values
+from ..ops import Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,10 @@ class Joined:
         """The data of each part, from that of all, [..., I]."""
         return jnp.split(x, [*itertools.accumulate(k.inputs for k in self.parts)][:-1], -1)
 
-    def factor(self, values: Values) -> Array:
+    def factor(self, values: list[Any]) -> Array:
         raise TypeError("each part has an equation and a weight of its own")
 
     shift_inputs = shift_outputs = contract = gather = factor
+
+
+__all__ = ["Joined"]
