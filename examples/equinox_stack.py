@@ -106,11 +106,8 @@ def main() -> int:
     print(f"{program}\n\nexact: {', '.join(exact)}\n")
 
     data = block(0)
-    report = etpc.verify(
-        *(model, data["xs"], data["targets"], cross_entropy, rule),
-        mask=data["mask"],
-        batch_size=B,
-    )
+    measured = (model, data["xs"], data["targets"], cross_entropy, rule)
+    report = etpc.verify(*measured, mask=data["mask"], batch_size=B)
     print(f"{report}\n")
 
     learner = etpc.online(program, cross_entropy, optax.adam(3e-3), every=10)

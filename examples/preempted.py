@@ -131,7 +131,7 @@ def train(folder: Path) -> int:
                     program=ocp.args.JsonRestore(),
                 ),
             )
-            if saved["program"] != program.init().program:
+            if saved["program"] != {"id": program.init().program}:
                 raise SystemExit("the traces in the checkpoint are those of another program")
             run = saved["run"]
             batches.set_state(saved["data"])
@@ -147,7 +147,7 @@ def train(folder: Path) -> int:
                 args=ocp.args.Composite(
                     run=ocp.args.StandardSave(run),
                     data=ocp.args.JsonSave(batches.get_state()),
-                    program=ocp.args.JsonSave(program.init().program),
+                    program=ocp.args.JsonSave({"id": program.init().program}),
                 ),
             )
             if manager.reached_preemption(number):
