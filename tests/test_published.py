@@ -221,12 +221,13 @@ def test_the_pattern_is_wanted_at_the_end():
 
 
 @pytest.mark.parametrize("depth", few([1, 2], 1))
-def test_one_layer_is_exact(depth):
+def test_the_last_layer_is_exact_and_the_encoder_is_not(depth):
     model = copy_lru.Network(depth, jax.random.key(0))
     program = etpc.compile(model, etpc.D_RTRL(), inputs=jnp.zeros(8))
     claims = {claim.claim for claim in program.claims.values()}
     assert ("approximate" in claims) == (depth > 1)
     assert program.claims[f".layers[{depth - 1}].lru.nu_log"].claim == "exact"
+    assert program.claims[".encoder.weight"].claim != "exact"
 
 
 def test_spatial_backpropagation_leaves_the_eigenvalues():
