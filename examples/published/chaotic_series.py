@@ -153,8 +153,8 @@ STUDY = Study(
     "need the credit in which the rules differ**. What the tables show is the harm of noise (UORO, "
     "KF-RTRL), of a leak that the network does not have (RFLO), and of fewer updates (TBPTT(25)). "
     "Look-back, rolling truncation and CreditRTRL add little where there is little to add; CreditRTRL is "
-    "slightly behind on the Hénon map. Exact RTRL and RTRL of rank 4 take ten minutes a run on a busy "
-    "machine; `--only RTRL` runs them.",
+    "slightly behind on the Hénon map. Exact RTRL and RTRL of rank 4 were not run to their end, as they "
+    "take more than ten minutes a run on a busy machine; `--only RTRL` runs them.",
     cases=tuple(
         Case(
             task,

@@ -147,9 +147,9 @@ LAYERS = (1, 2, 3)
 STUDY = Study(
     title="Copying, in linear recurrent units",
     source="Zucchet et al., [Online learning of long-range dependencies](https://arxiv.org/abs/2305.15947), NeurIPS "
-    "2023, figure 2",
+    "2023",
     measure="losses on new sequences, in nats for each bit (less is better; 0.6931 is chance)",
-    found="The source has curves for this, and no numbers to compare. As in these, truncation to one step is "
+    found="No numbers of the source are compared with, as its repository has none. Here truncation to one step is "
     "far behind exact traces in each layer, and without a gradient of the eigenvalues more so. With one "
     "layer the gradient of D-RTRL is that of BPTT for all weights but those of the encoder, whose "
     "influence on the state passes through the matrix of the layer. With one and two layers it learns "
