@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import iree.compiler
-import iree.runtime
+import iree.compiler  # pyright: ignore[reportMissingImports]
+import iree.runtime  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 
