@@ -11,8 +11,6 @@ pytestmark = [
     pytest.mark.peer,
     # The peer says this of every weight that it leaves out.
     pytest.mark.filterwarnings("ignore:ETP primitive etp_m[mv] :UserWarning"),
-    # JAX 0.12 says this of what braintrace 0.2.8 builds.
-    pytest.mark.filterwarnings("ignore:core.Jaxpr is missing a DebugInfo:DeprecationWarning"),
 ]
 
 
