@@ -59,7 +59,7 @@ def test_one_draw_is_that_of_the_source():
                 for left, right in ((a, b), (read[name], slope))
             )
             pairs[name] = p1 * a + sign * p2 * read[name], b / p1 + sign * slope / p2
-    found = {len(a[example]): (a[example, 0], b[example, 0]) for a, b, _ in carry.traces}
+    found = {a.shape[-1]: (a[example, 0], b[example, 0]) for a, b, _ in carry.traces}
     for a, b in pairs.values():
         got = np.einsum("i,so->sio", *found[len(a)])
         np.testing.assert_allclose(got, np.einsum("i,so->sio", a, b), rtol=0, atol=1e-12)
