@@ -61,7 +61,7 @@ def test_a_case_may_run_its_seeds_together():
     case = study.Case(
         "t", ("a", "b"), lambda seeds: [[s, 2 * s] for s in seeds], (1.0, 2.0), together=True
     )
-    rows = study.run(case, range(3), "command")
+    rows = study.run(case, range(3), "command", {})
     assert [(row.name, row.published, row.ours) for row in rows] == [
         ("a", 1.0, [0, 1, 2]),
         ("b", 2.0, [0, 2, 4]),
