@@ -409,7 +409,7 @@ def lstm_learn(weights: Weights, state: State, traces: Any, x: Array, target: Ar
 
 one_state = lambda units: (jnp.zeros(units),)
 two_states = lambda units: (jnp.zeros(units), jnp.zeros(units))
-complex_state = lambda units: (jnp.zeros(units, jnp.complex64),)
+complex_state = lambda units: (jnp.zeros(units, complex),)
 
 CELLS = (
     Cell("RTU", rtu_weights, two_states, rtu_step, rtu_learn, rtu_traces),
