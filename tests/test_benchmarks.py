@@ -93,7 +93,9 @@ def test_quick_run_writes_results(tmp_path):
 @pytest.mark.parametrize("name", few([c.name for c in by_hand.CELLS], "LRU", "ALIF", "LSTM"))
 def test_rules_by_hand_are_those_of_the_programs(name):
     (cell,) = (c for c in by_hand.CELLS if c.name == name)
-    with jax.enable_x64(True):  # in float32 thirty updates make of rounding what depends on the machine
+    with jax.enable_x64(
+        True
+    ):  # in float32 thirty updates make of rounding what depends on the machine
         row = step.compared(cell, 8, 30, 3, 1, {"etpc": etpc.D_RTRL()})
     assert row["error"] < 1e-9
     assert row["hand_bytes"] <= row["etpc_bytes"]
