@@ -378,7 +378,7 @@ def _best(rules: Sequence[Candidate]) -> tuple[Candidate, list[str]]:
     ]
     if 0 < len(blind) < len(good):
         names = ", ".join(row.name for row in blind)
-        why.append(f"Where another of these follows BPTT further back, nothing comes from {names}.")
+        why.append(f"Another of these follows BPTT further back, where {names} gives nothing.")
         good = [row for row in good if row not in blind]
     nearest = max(good, key=lambda row: row.mean_cosine)
     near = [row for row in good if row.mean_cosine >= nearest.mean_cosine - NEAR]
