@@ -70,7 +70,7 @@ class Mover:
         self.held: list[Held] = []
         for trace in plan.carried:
             number = trace.op.number
-            summed = [t for t in plan.traces if t.shares == number and not t.beside]
+            summed = [t for t in plan.traces if t.summed and t.shares == number]
             ops = [number, *(t.op.number for t in summed)]
             self.held.append(Held(trace, [live.index(n) for n in ops]))
         self._entered = _entered(plan.traces)

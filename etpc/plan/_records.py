@@ -78,6 +78,11 @@ class TracePlan(Sketch):
     up. Else both have the same weight, and the trace is the sum of theirs."""
 
     @property
+    def summed(self) -> bool:
+        """Whether it is added to the trace of another use of its weight, and so takes no memory."""
+        return self.shares is not None and not self.beside
+
+    @property
     def own(self) -> Site:
         """The site without the data of other operations."""
         return dataclasses.replace(self.site, kind=self.op.kind)
@@ -100,10 +105,10 @@ class TracePlan(Sketch):
     @property
     def bytes(self) -> int:
         """Bytes that are carried for one example; 0 if it is added to another trace."""
+        if self.summed:
+            return 0
         own = bytes_of(self.form, self.own)
-        if self.shares is None:
-            return own
-        return bytes_of(self.form, self._twice) - own if self.beside else 0
+        return bytes_of(self.form, self._twice) - own if self.beside else own
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -224,6 +229,8 @@ class Plan:
 
     def beside(self, trace: TracePlan) -> tuple[WeightOp, ...]:
         """The other operations whose data lies in a trace, beside that of its own one."""
+        if not isinstance(trace.site.kind, Joined):
+            return ()
         return tuple(t.op for t in self.traces if t.beside and t.shares == trace.op.number)
 
     def shown(self, trace: TracePlan, carry: Carry) -> dict[str, Array]:

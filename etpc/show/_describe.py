@@ -65,7 +65,7 @@ def rows(plan: Plan, claims: Claims) -> list[list[str]]:
             p.kind,
             ", ".join(p.states),
             str(p.block),
-            shape_text(p) if p.trace_bytes or p.shares is None else "as above",
+            "as above" if p.trace is not None and p.trace.summed else shape_text(p),
             f"{p.trace_bytes:,}",
             verdict(plan, p, claims),
         ]

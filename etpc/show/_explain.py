@@ -72,7 +72,7 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
         text.append(
             "It is carried in the trace of another weight, as the products of both are added up."
         )
-    elif p.shares is not None:
+    elif p.trace.summed:
         text.append("It is added to the trace of another use of the same weight.")
     text += _smaller(p.trace)
     if p.choice:
