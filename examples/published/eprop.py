@@ -14,7 +14,7 @@ were (Adam). The numbers are the losses of five successive updates, the first of
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -195,14 +195,11 @@ EVIDENCE = Setting(
 def evidence_accumulation(batch_size: int) -> tuple[list[float], Network]:
     """Adam."""
     weights, batches = evidence(batch_size)
-    # The epsilon of the source is added before the correction of the bias, that of Optax after it.
-    epsilon = lambda count: 1e-8 / jnp.sqrt(1 - 0.999 ** (count + 1.0))
     with jax.enable_x64(True):
         model = network(weights, EVIDENCE)
         data = [(float64(xs), jnp.asarray(labels)) for xs, labels in batches]
-        adam = optax.inject_hyperparams(optax.adam)(5e-3, eps=epsilon)
         entropy = optax.softmax_cross_entropy_with_integer_labels
-        return learn(model, data, entropy, adam, RECALL)
+        return learn(model, data, entropy, adam(5e-3, 1e-8), RECALL)
 
 
 def evidence(batch_size: int) -> tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
@@ -235,6 +232,12 @@ def trials(draw: np.random.RandomState, batch_size: int) -> tuple[np.ndarray, np
     return 1.0 * spikes.swapaxes(0, 1), np.broadcast_to(
         labels.astype(int), (EVIDENCE.steps, batch_size)
     )
+
+
+def adam(rate: float, epsilon: float) -> Any:
+    """Adam of the source, where epsilon is added before the correction of the bias; Optax adds it after that."""
+    corrected = lambda count: epsilon / jnp.sqrt(1 - 0.999 ** (count + 1.0))
+    return optax.inject_hyperparams(optax.adam)(rate, eps=corrected)
 
 
 def float64(a: np.ndarray) -> Array:

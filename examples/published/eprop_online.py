@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 import etpc
 
-from .eprop import float64
+from .eprop import adam, float64
 from .study import Case, Study, main
 
 UNITS, STEPS, ROUNDS = 100, 100, 5
@@ -120,10 +120,8 @@ def losses(neuron: Neuron, seed: int = 0) -> list[float]:
     with jax.enable_x64(True):
         w_in, w_rec, w_out, feedback = map(float64, weights)
         model = Network(w_in, w_rec, w_out, feedback, neuron)
-        # The epsilon of the source is added before the correction of the bias.
-        epsilon = lambda count: 1e-7 / jnp.sqrt(1 - 0.999 ** (count + 1.0))
-        adam = optax.inject_hyperparams(optax.adam)(LEARNING_RATE, eps=epsilon)
-        optimizer = optax.chain(late(), adam if neuron.adam else optax.sgd(LEARNING_RATE))
+        move = adam(LEARNING_RATE, 1e-7) if neuron.adam else optax.sgd(LEARNING_RATE)
+        optimizer = optax.chain(late(), move)
         program = etpc.compile(model, etpc.D_RTRL(), inputs=jnp.zeros(UNITS))
         learner = etpc.online(program, loss, optimizer, every=1, has_aux=True)
         opt_state, carry = learner.init(model)
