@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 import etpc
 from etpc import nn
 
-from .runs import BLOCKS, WINDOW, Arm, Task, main
+from .runs import ARMS, BLOCKS, Arm, Task, main
 
 UNITS, LAMBDA, RATE = 32, 0.9, 1e-3
 TONE, PUFF, OTHER = 4, 2, 4  # steps that a stimulus lasts
@@ -101,13 +101,6 @@ class Learner(NamedTuple):
     opt_state: Any
     carry: Any
     trial: Trial
-
-
-ARMS = {
-    "D-RTRL": Arm(etpc.D_RTRL(window=1)),
-    "TBPTT(16)": Arm(etpc.TBPTT(WINDOW, every=1)),
-    "feed-forward": Arm(etpc.TBPTT(1), remembers=False),
-}
 
 
 def learner(isi: int, arm: Arm, key: PRNGKeyArray) -> Any:

@@ -36,6 +36,14 @@ class Arm(NamedTuple):
     """Whether the state goes on from step to step."""
 
 
+ARMS = {
+    "D-RTRL": Arm(etpc.D_RTRL(window=1)),
+    "TBPTT(16)": Arm(etpc.TBPTT(WINDOW, every=1)),
+    "feed-forward": Arm(etpc.TBPTT(1), remembers=False),
+}
+"""For learners that move their weights at each step."""
+
+
 class Task(NamedTuple):
     env: Any
     steps: int

@@ -29,7 +29,7 @@ import etpc
 from etpc import nn
 
 from .environments import Environment, Running, cart_pole, evaluate, memory_chain
-from .runs import BLOCKS, WINDOW, Arm, Task, main
+from .runs import ARMS, BLOCKS, Arm, Task, main
 
 UNITS, HIDDEN = 16, 32
 GAMMA, LAMBDA, ENTROPY = 0.99, 0.8, 0.01
@@ -93,13 +93,6 @@ class Agent(NamedTuple):
     returns: Running
     discounted: Array
     """The discounted sum of rewards so far, whose variance scales them."""
-
-
-ARMS = {
-    "D-RTRL": Arm(etpc.D_RTRL(window=1)),
-    "TBPTT(16)": Arm(etpc.TBPTT(WINDOW, every=1)),
-    "feed-forward": Arm(etpc.TBPTT(1), remembers=False),
-}
 
 
 def learner(env: Environment, arm: Arm, key: PRNGKeyArray) -> Any:
