@@ -104,10 +104,11 @@ def run(case: Case, seeds: Sequence[int], command: str, found: dict[str, str]) -
         start = time.perf_counter()
         numbers = [[float(number) for number in result] for result in case.run(seeds)]
         seconds.append((time.perf_counter() - start) / len(seeds))
-    for seed in () if case.together else seeds if case.random else seeds[:1]:
-        start = time.perf_counter()
-        numbers.append([float(number) for number in case.run(seed)])
-        seconds.append(time.perf_counter() - start)
+    else:
+        for seed in seeds if case.random else seeds[:1]:
+            start = time.perf_counter()
+            numbers.append([float(number) for number in case.run(seed)])
+            seconds.append(time.perf_counter() - start)
     columns = zip(case.names, case.published, zip(*numbers, strict=True), strict=True)
     about = statistics.median(seconds), command, datetime.date.today().isoformat(), found
     return [Row(case.task, name, theirs, list(ours), *about) for name, theirs, ours in columns]
