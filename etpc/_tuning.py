@@ -24,18 +24,37 @@ class Tuning:
     transpose_min_steps: int | None
     """From so many steps of a window on, weights are copied to the layout that is read fastest; `None`:
     never."""
+    by_parts: bool
+    """Whether products of complex matrices are computed as products of their real and imaginary parts."""
+    stores_sines: bool
+    """Whether sines and cosines of parameters are written to memory, and not computed in each loop that reads them."""
 
 
 CPU = Tuning(
-    piece=3 << 20, abreast=8, outer_products=32, rows=16, window=640 << 10, transpose_min_steps=16
+    piece=3 << 20,
+    abreast=8,
+    outer_products=32,
+    rows=16,
+    window=640 << 10,
+    transpose_min_steps=16,
+    by_parts=True,
+    stores_sines=True,
 )
 """A piece stays in a cache. XLA reduces a leading axis column by column, twenty times slower than it adds
 up rows, and reads a matrix against its layout in each step. Small sums of outer products were two to four
 times slower as products of matrices, and an update at each step in batches of 16 up to 1.4 times. The bytes of a
-window were measured on the cells of the benchmarks in batches of 32, with windows of 8 to 50 steps."""
+window were measured on the cells of the benchmarks in batches of 32, with windows of 8 to 50 steps. Products of complex
+matrices take two to five times as long as four products of real ones."""
 
 ACCELERATOR = Tuning(
-    piece=None, abreast=None, outer_products=1, rows=1, window=None, transpose_min_steps=None
+    piece=None,
+    abreast=None,
+    outer_products=1,
+    rows=1,
+    window=None,
+    transpose_min_steps=None,
+    by_parts=False,
+    stores_sines=False,
 )
 """Each piece, and each group of examples, would be a launch of some microseconds, in which the memory of
 such a device moves more bytes than a piece has: 3 MiB take one microsecond at 3 TB/s. Its matrix products

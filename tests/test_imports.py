@@ -12,11 +12,11 @@ INTERNALS = ("jax.extend", "jax._src")
 SEES = {
     # what all of them may use
     "_errors": "",
-    "_jax": "_errors",
+    "_tuning": "",
+    "_jax": "_errors _tuning",
     "_origin": "",
     "_primitives": "_jax _origin",
     "_record": "",
-    "_tuning": "",
     "_carry": "",
     "_data": "_errors",
     "_loss": "_errors _jax",

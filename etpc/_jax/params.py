@@ -173,11 +173,11 @@ def with_contraction(eqn: Equation, contract: tuple[Axes, Axes], **changes: Any)
 
 
 def operands_swapped(eqn: Equation) -> Equation:
-    """A `dot_general` in which the precisions of the two operands have changed places."""
+    """A `dot_general` in which what is said of each of the two operands has changed places."""
     precision = eqn.params["precision"]
     if isinstance(precision, tuple):
         eqn = dataclasses.replace(eqn, params={**eqn.params, "precision": precision[::-1]})
-    return eqn
+    return dataclasses.replace(eqn, real=tuple(1 - n for n in eqn.real))
 
 
 def has_algorithm(eqn: Equation) -> bool:

@@ -3,7 +3,7 @@
 from ._analysis import Analysis, Escape, Findings, Opaque, Reach, analyse
 from ._check import check_pattern, register_pattern
 from ._cost import one_step_block, uncut_block
-from ._hidden import HiddenStates, is_complex
+from ._hidden import HiddenStates
 from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
 from ._pattern import Pattern, columns_of, joined, numbering, pick, select, spread, union
@@ -34,7 +34,6 @@ __all__ = [
     "check_pattern",
     "closure",
     "columns_of",
-    "is_complex",
     "joined",
     "numbering",
     "one_step_block",

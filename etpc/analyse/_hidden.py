@@ -8,12 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import prims, propagate
+from .._jax import is_complex, prims, propagate
 from ..trace import Step
-
-
-def is_complex(aval: jax.ShapeDtypeStruct) -> bool:
-    return jnp.issubdtype(aval.dtype, jnp.complexfloating)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -111,6 +111,7 @@ class CutSteps:
                 by_op.append(None)
                 continue
             x = over_steps(lambda x, op=p.op: _factor(op, x))(next(remaining))
+            x = x.real if p.op.kind.data in p.op.equation.real else x
             is_inexact = jnp.issubdtype(x.dtype, jnp.inexact)
             by_op.append(x if is_inexact else x.astype(p.op.delta.dtype))  # spikes may be booleans
         return by_op

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import promoting, result_type
+from .._jax import by_parts, promoting, result_type
 from ..analyse import WeightOp
 from ..plan import Plan, TracePlan
 from ..traces import Joined, Rows
@@ -105,9 +105,7 @@ def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -
     if not data:
         return kind.contract(None, credit)
     x = joined(data)
-    if jnp.iscomplexobj(credit) and not jnp.iscomplexobj(x):
-        return lax.complex(*(kind.contract(x, part) for part in (credit.real, credit.imag)))
-    return kind.contract(x, credit.astype(result_type(x, credit)))
+    return by_parts(lambda x, c: kind.contract(x, c.astype(result_type(x, c))), x, credit)
 
 
 def _sum(a: Array, b: Array) -> Array:

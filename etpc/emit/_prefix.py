@@ -1,4 +1,4 @@
-"""What depends on the model alone, differentiated: where no gradient comes in, none goes out."""
+"""What depends on the model alone: how it is evaluated, and its derivatives."""
 
 from typing import Any
 
@@ -8,12 +8,30 @@ import numpy as np
 
 from .._jax import Equation, prims
 from .._primitives import facts
+from .._tuning import tuning
 
 SymbolicZero: Any = jax.custom_derivatives.SymbolicZero
 
 
-def zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
-    """The rule of the prefix: where no gradient comes in none goes out, even if the derivative is infinite.
+def prefix_rule(eqn: Equation, values: list[Any]) -> list[Any] | None:
+    """The rule by which the equations of the prefix are evaluated."""
+    results = _zero_stays_zero(eqn, values)
+    if eqn.primitive not in (prims.sin_p, prims.cos_p) or not tuning().stores_sines:
+        return results
+    return [_stored(a) for a in (eqn.bind(*values) if results is None else results)]
+
+
+def _stored(a: jax.Array) -> jax.Array:
+    """An array that XLA writes to memory before it is read.
+
+    XLA fuses a sine into each loop that reads it, and a loop over a batch of blocks then computes a sine for each
+    entry. It does not fuse a sum over an axis; an `optimization_barrier` is gone by the time it fuses.
+    """
+    return jnp.stack([a, jnp.zeros_like(a)]).sum(0)
+
+
+def _zero_stays_zero(eqn: Equation, values: list[Any]) -> list[Any] | None:
+    """Where no gradient comes in none goes out, even if the derivative is infinite.
 
     The gradient of an effective weight is zero if the branch that reads it was never taken. Then it is zero
     for everything that the branch computes from parameters, whatever the operations are. For `sqrt(p)` at

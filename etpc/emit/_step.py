@@ -13,7 +13,7 @@ from jax import Array, lax
 from .._jax import Equation, Rule, evaluate, prune
 from ..analyse import Analysis, WeightOp, by_equation, shifted, vector_dtype
 from ._forward import Forward, Rollout, Shifts, Stored, Values
-from ._prefix import zero_stays_zero
+from ._prefix import prefix_rule
 from ._records import Arrays, Taken, Weights
 
 
@@ -69,7 +69,7 @@ class StepFunctions:
         env: Values = dict(a.step.constants)
         env.update(zip(a.step.parameters, parameters, strict=True))
         outputs = (*a.split.weights, *a.split.others)
-        evaluate(prune(a.split.prefix, outputs), env, zero_stays_zero)
+        evaluate(prune(a.split.prefix, outputs), env, prefix_rule)
         return Weights(
             tuple(jnp.asarray(env[v]) for v in a.split.weights),
             tuple(env[v] for v in a.split.others),

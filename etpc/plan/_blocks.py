@@ -6,7 +6,8 @@ import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 
-from ..analyse import Analysis, Pattern, Reach, is_complex
+from .._jax import is_complex
+from ..analyse import Analysis, Pattern, Reach
 from ..traces import Pairs
 from ._pairs import check_table, pairs_of, uses
 

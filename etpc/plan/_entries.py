@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import Equation, propagate, prune
-from ..analyse import DATA, PARAMETERS, Analysis, Numbering, Numbers, Pattern, is_complex
+from .._jax import Equation, is_complex, propagate, prune
+from ..analyse import DATA, PARAMETERS, Analysis, Numbering, Numbers, Pattern
 from ._blocks import colours_of
 
 MOST = 16

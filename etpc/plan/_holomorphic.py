@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .._jax import Equation, Variable, prims, propagate, prune
-from ..analyse import Analysis, Pattern, WeightOp, is_complex
+from .._jax import Equation, Variable, is_complex, prims, propagate, prune
+from ..analyse import Analysis, Pattern, WeightOp
 from ..traces import Holomorphic, Site, size_of
 from ._blocks import block_rows
 from ._proved import Proved

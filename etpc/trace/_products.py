@@ -8,6 +8,9 @@ holds constant.
 A product that sums nothing, such as `einsum("i,i->i", w, h)`, is the element-wise one that it is
 otherwise written as. What counts is whether there is an axis to sum over, and not its size, so that a
 layer is cut alike however many units it has.
+
+A product of complex numbers notes which of its operands are real: they were given the complex type of the
+other one.
 """
 
 import dataclasses
@@ -17,7 +20,7 @@ from typing import Any
 
 import jax
 
-from .._jax import Equation, Flat, Variable, canonicalise, params, prims
+from .._jax import Equation, Flat, Variable, canonicalise, is_complex, params, prims
 
 MAX_PRODUCT = 1 << 24
 """Products of more elements than this are not formed: a rank is small for a reason."""
@@ -49,7 +52,21 @@ def merge_products(flat: Flat, parameters: Collection[Variable]) -> Flat:
                 kept += multiplied.equations
                 continue
         kept.append(eqn)
-    return dataclasses.replace(flat, equations=tuple(kept), constants=constants)
+    converted = {eqn.outputs[0] for eqn in kept if _is_widened(eqn)}
+    equations = [
+        dataclasses.replace(eqn, real=tuple(n for n, v in enumerate(eqn.inputs) if v in converted))
+        if eqn.primitive is prims.dot_general_p
+        else eqn
+        for eqn in kept
+    ]
+    return dataclasses.replace(flat, equations=tuple(equations), constants=constants)
+
+
+def _is_widened(eqn: Equation) -> bool:
+    """Whether real numbers get a complex type."""
+    if eqn.primitive is not prims.convert_element_type_p:
+        return False
+    return is_complex(eqn.outputs[0].aval) and not is_complex(eqn.inputs[0].aval)
 
 
 def _multiplied(eqn: Equation) -> Flat:

@@ -1,6 +1,7 @@
 """The trace as filtered inputs, where outputs share their transitions: nothing is reduced."""
 
 import dataclasses
+import functools
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
+from .._jax import by_parts
 from ..ops import summed
 from ._full import Full
 from ._pieces import over_examples
@@ -99,12 +101,8 @@ class Filtered(Trace):
         move, whole = suffix_products(site.pairs, transition, entered)
         moved = move(jnp.stack(added, 3).reshape(*of_class.shape[:3], -1).astype(dtype))
         assert factors.x is not None
-        new = jnp.einsum(
-            "wbmkgc,wbgi->bmkigc",
-            moved.reshape(*moved.shape[:3], kept, g, k),
-            factors.x.astype(dtype),
-            precision=lax.Precision.HIGHEST,
-        )
+        sums = functools.partial(jnp.einsum, "wbmkgc,wbgi->bmkigc", precision=lax.Precision.HIGHEST)
+        new = by_parts(sums, moved.reshape(*moved.shape[:3], kept, g, k), site.data(factors.x))
         old = apply(site.pairs, whole, carry[0].reshape(-1, m, kept * inputs * g * k))
         last = (old.reshape(new.shape) + new).reshape(carry[0].shape).astype(dtype)
         entries = [immediate[-1][:, list(self.columns)].reshape(a.shape) for a in carry[1:]]

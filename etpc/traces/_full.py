@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
-from .._jax import result_type
+from .._jax import by_parts, result_type
 from .._tuning import tuning
 from ._pieces import over_examples, overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
@@ -136,7 +136,7 @@ def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
     g, i, o = kind.groups, kind.inputs, kind.outputs
     last = _inputs_last(site)
     moved = [_joined(parts, 2) for parts in passage.moved()]
-    x = jnp.concatenate([x.astype(site.dtype) for x in passage.xs])
+    x = jnp.concatenate([site.data(x) for x in passage.xs])
     steps = len(x)
     x = x.transpose(1, 2, 0, 3)[:, :, None]  # [B, G, 1, W, I]
     added = jnp.concatenate(moved).reshape(steps, batch, m, g, o).transpose(1, 3, 2, 0, 4)
@@ -152,7 +152,7 @@ def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
 
     def added_up(left: Array, right: Array) -> Array:
         if not few:
-            return left @ right
+            return by_parts(jnp.matmul, left, right)
         at = lambda a, t, axis: lax.slice_in_dim(a, t, t + 1, axis=axis)
         terms = [at(left, t, -1) * at(right, t, -2) for t in range(steps)]
         return sum(terms[1:], terms[0])

@@ -1,4 +1,4 @@
-"""The whole trace of complex weights in complex states, by the real part of the weight alone."""
+"""The whole trace of complex weights in complex states, as derivatives by complex numbers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,50 +12,68 @@ from ._trace import Carry, Passage, Site
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RealPassage:
-    """A window, as it moves the derivatives by the real part of a weight.
+class ComplexPassage:
+    """A window, with the places of the block that are real and imaginary parts taken together.
 
-    `F = f_re - i f_im` holds the derivatives by both parts of the operation's output, `w x`. The real part of the
-    weight is multiplied with `Re x` in the one and with `Im x` in the other.
+    What a window hands over are the derivatives of real and imaginary parts by the real part of a complex number, in
+    rows and columns of the block: those of the complex number by the other one are the former plus i times the latter.
     """
 
     block: Passage
+    site: Site
+    real: tuple[int, ...]
+    imaginary: tuple[int, ...]
 
     @property
     def xs(self) -> Sequence[Array]:
-        return [*(x.real for x in self.block.xs), *(x.imag for x in self._complex_data())]
+        return self.block.xs
 
     def moved(self) -> list[list[Array]]:
-        moved = self.block.moved()
-        by_imaginary = [
-            [-part.imag for part in parts]
-            for parts, x in zip(moved, self.block.xs, strict=False)
-            if jnp.iscomplexobj(x)
+        return [
+            [self._joined([row for part in parts for row in _rows(part.real)], 2)]
+            for parts in self.block.moved()
         ]
-        return [*([part.real for part in parts] for parts in moved), *by_imaginary]
 
     def whole(self) -> Array:
-        return self.block.whole()
+        pairs = self.site.pairs
+        entries = dict(
+            zip(zip(pairs.after, pairs.before, strict=True), _rows(self.block.whole()), strict=True)
+        )
+        none = jnp.zeros_like(entries[0, 0])
+        columns = [
+            [entries.get((place, before), none) for place in range(pairs.m)] for before in self.real
+        ]
+        square = [
+            self._joined(column, 1) for column in columns
+        ]  # [B, m / 2, o] for each place before
+        return jnp.stack(square, 2).reshape(len(none), -1, none.shape[-1])
 
     @property
     def after(self) -> Array | None:
         return self.block.after
 
-    def _complex_data(self) -> list[Array]:
-        return [x for x in self.block.xs if jnp.iscomplexobj(x)]
+    def _joined(self, rows: Sequence[Array], axis: int) -> Array:
+        """Rows of the block, as those of complex numbers along a new axis."""
+        pairs = zip(self.real, self.imaginary, strict=True)
+        return jnp.stack([lax.complex(rows[re], rows[im]) for re, im in pairs], axis)
+
+
+def _rows(a: Inexact[Array, "... m o"]) -> list[Array]:
+    return [a[..., n, :] for n in range(a.shape[-2])]
 
 
 @dataclasses.dataclass(frozen=True)
 class Holomorphic(Full):
     """The whole trace where complex states depend on a complex weight as holomorphic functions.
 
-    Then the derivatives by the imaginary part of the weight are those by its real part times `i`, so that the
-    latter are enough. For one state, with `h' = d h + w x` and real data,
+    Then the derivatives by the imaginary part of the weight are those by its real part times `i`, so that the trace
+    holds one complex number for each use and complex state. For `h' = d h + w x`,
 
-        D = [[Re d, -Im d], [Im d, Re d]],  eps' = D eps + [x, 0]
+        eps' = d eps + x
 
     and the gradient of a loss with the derivatives L is `L_re eps_re + L_im eps_im` by the real part of the weight, and
-    `L_im eps_re - L_re eps_im` by the imaginary part.
+    `L_im eps_re - L_re eps_im` by the imaginary part. JAX subtracts i times the latter from the
+    former: `(L_re - i L_im) eps`.
     """
 
     real: tuple[int, ...] = ()
@@ -67,26 +85,27 @@ class Holomorphic(Full):
 
     @property
     def held(self) -> str:
-        return "one real entry for each use and state: the derivatives by the weight's real part"
+        return "one complex entry for each use and complex state"
 
-    def _real(self, site: Site) -> Site:
-        """The operation, with a weight that is real."""
-        return dataclasses.replace(site, dtype=jnp.finfo(site.dtype).dtype)
+    def _complex(self, site: Site) -> Site:
+        """The operation, with a block of complex states."""
+        return dataclasses.replace(site, block=len(self.real), transitions=None)
+
+    def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
+        return super().shapes(self._complex(site))
 
     def init(self, site: Site, batch: int) -> Carry:
-        return super().init(self._real(site), batch)
+        return super().init(self._complex(site), batch)
 
     def entries(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        start, site = start.real, self._real(site)
-        other = dict(zip(self.real + self.imaginary, self.imaginary + self.real, strict=True))
-        signs = [1 if n in self.real else -1 for n in range(site.block)]
-        rotated = [sign * start[:, other[n]] for n, sign in enumerate(signs)]
-        by_real = super().entries(site, start, carry)
-        by_imaginary = super().entries(site, jnp.stack(rotated, 1), carry)
-        return lax.complex(by_real, -by_imaginary)  # as JAX has derivatives by complex numbers
+        start = start.real
+        pairs = zip(self.real, self.imaginary, strict=True)
+        credit = jnp.stack([lax.complex(start[:, re], -start[:, im]) for re, im in pairs], 1)
+        return super().entries(self._complex(site), credit, carry)
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
-        return super().shown(self._real(site), carry)
+        (trace,) = carry
+        return {"trace": jnp.stack([trace.real, trace.imag], len(site.group))}
 
     def advance(
         self,
@@ -96,7 +115,8 @@ class Holomorphic(Full):
         followed: Carry,
         start: Array | None,
     ) -> Carry:
-        return super().advance(self._real(site), RealPassage(passage), carry, followed, start)
+        of_complex = ComplexPassage(passage, site, self.real, self.imaginary)
+        return super().advance(self._complex(site), of_complex, carry, followed, start)
 
 
 __all__ = ["Holomorphic"]

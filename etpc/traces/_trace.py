@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Inexact
 
+from .._jax import is_complex
 from ..ops import Kind
 from ._pairs import Pairs, every_pair
 from ._transitions import identity
@@ -50,6 +51,10 @@ class Site:
     def factored(self) -> bool:
         """Whether the operation multiplies data with the weight, so that there is an `x`."""
         return self.kind.data is not None
+
+    def data(self, x: Array) -> Array:
+        """Data in the precision of the trace. That of a complex weight may be real."""
+        return x.astype(self.dtype if is_complex(x) else jnp.finfo(self.dtype).dtype)
 
     @property
     def group(self) -> tuple[int, ...]:

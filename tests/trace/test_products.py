@@ -1,5 +1,6 @@
-"""Products that sum nothing are element-wise ones."""
+"""Products that sum nothing are element-wise ones, and complex ones are products of real numbers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -77,3 +78,47 @@ def test_the_type_of_the_product_is_kept():
     for t in range(4):
         h = jnp.tanh(product(w, h)) + x[t]
         np.testing.assert_allclose(ys[t], h, rtol=1e-12)
+
+
+COMPLEX = {
+    "real data": ("complex64", "float32", lambda w, x: w @ x),
+    "real data in float64": ("complex128", "float64", lambda w, x: w @ x),
+    "a real weight": ("float32", "complex64", lambda w, x: w @ x),
+    "both complex": ("complex64", "complex64", lambda w, x: w @ x),
+    "the data first": ("complex64", "float32", lambda w, x: x @ w.T),
+    "a batch": (
+        *("complex64", "complex64"),
+        lambda w, x: jnp.einsum("oi,gi->go", w, jnp.stack([x, 2 * x])).sum(0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_a_product_of_complex_numbers_is_one_of_their_parts(name):
+    """No product of complex numbers is compiled, and the gradient is that of backpropagation."""
+    of_weight, of_data, product = COMPLEX[name]
+    wide = jnp.result_type(of_weight, of_data)
+    real = jnp.finfo(wide).dtype
+
+    def step(w, x, h):
+        seen = x + 1j * x[::-1] if "complex" in of_data else x
+        h = 0.5j * h + product(w, seen)
+        return jnp.concatenate([h.real, h.imag]), h
+
+    w = normal(3, 4) + (1j * normal(3, 4) if "complex" in of_weight else 0)
+    w, xs, targets = w.astype(of_weight), normal(5, 4).astype(real), normal(5, 6).astype(real)
+    loss = lambda y, t: jnp.sum((y - t) ** 2)
+    state = jnp.zeros(3, wide)
+    program = etpc.compile(w, etpc.D_RTRL(window=2), inputs=xs[0], state=state, step=step)
+    learn = jax.jit(program.value_and_grad(loss))
+    given = w, xs, targets, program.init()
+    products = [line for line in learn.lower(*given).as_text().splitlines() if "dot_gen" in line]
+    assert products
+    assert not any("complex" in line for line in products)
+    (found, _), grads = learn(*given)
+    wanted, grads_wanted = etpc.bptt(w, xs, targets, loss, state=state, step=step)
+    assert program.exact
+    assert grads.dtype == w.dtype
+    tolerance = 50 * float(jnp.finfo(real).eps)
+    np.testing.assert_allclose(found, wanted, rtol=tolerance)
+    np.testing.assert_allclose(grads, grads_wanted, rtol=tolerance, atol=tolerance)
