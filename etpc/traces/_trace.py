@@ -77,6 +77,7 @@ class Factors:
     """What a window says of one weight operation."""
 
     x: Inexact[Array, "W B G I"] | None
+    """The data; real where a complex weight has real data."""
     immediate: Inexact[Array, "W B m GO"]
     """F."""
     transition: Inexact[Array, "W B P o"]

@@ -298,7 +298,9 @@ def outside(jacobians, program):
 
 
 def size(grads):
-    return max((np.abs(g).max(initial=0.0) for g in by_path(grads).values()), default=0.0)
+    # NumPy warns of NaN in bfloat16, and not in its own types.
+    sizes = [np.abs(g).astype(np.float64) for g in by_path(grads).values()]
+    return max((a.max(initial=0.0) for a in sizes), default=0.0)
 
 
 def difference(found, wanted, claims=None, chosen=()):
