@@ -234,10 +234,21 @@ def trials(draw: np.random.RandomState, batch_size: int) -> tuple[np.ndarray, np
     )
 
 
-def adam(rate: float, epsilon: float) -> Any:
-    """Adam of the source, where epsilon is added before the correction of the bias; Optax adds it after that."""
+def adam(rate: float, epsilon: float, counted: int = 0) -> optax.GradientTransformation:
+    """Adam of the source, where epsilon is added before the correction of the bias; Optax adds it after that.
+
+    `counted`: how many steps without a gradient that correction has counted before.
+    """
     corrected = lambda count: epsilon / jnp.sqrt(1 - 0.999 ** (count + 1.0))
-    return optax.inject_hyperparams(optax.adam)(rate, eps=corrected)
+    steps: Any = optax.inject_hyperparams(optax.adam)(rate, eps=corrected)
+
+    def init(params: Any) -> Any:
+        state = steps.init(params)
+        for _ in range(counted):
+            state = steps.update(jax.tree.map(jnp.zeros_like, params), state)[1]
+        return state
+
+    return optax.GradientTransformation(init, steps.update)
 
 
 def float64(a: np.ndarray) -> Array:

@@ -108,6 +108,15 @@ def late() -> optax.GradientTransformation:
     return optax.GradientTransformation(zeros, update)
 
 
+def steps_of_adam() -> optax.GradientTransformation:
+    """NEST counts the steps from the start of the simulation; the first spikes arrive later, last in the readout."""
+    kinds = {"neurons": adam(LEARNING_RATE, 1e-7, 1), "readout": adam(LEARNING_RATE, 1e-7, 2)}
+    labels = lambda model: eqx.tree_at(
+        lambda m: m.w_out, jax.tree.map(lambda _: "neurons", model), "readout"
+    )
+    return optax.partition(kinds, labels)
+
+
 def losses(neuron: Neuron, seed: int = 0) -> list[float]:
     """Those of five times 100 steps; the seed changes nothing."""
 
@@ -120,14 +129,10 @@ def losses(neuron: Neuron, seed: int = 0) -> list[float]:
     with jax.enable_x64(True):
         w_in, w_rec, w_out, feedback = map(float64, weights)
         model = Network(w_in, w_rec, w_out, feedback, neuron)
-        move = adam(LEARNING_RATE, 1e-7) if neuron.adam else optax.sgd(LEARNING_RATE)
-        optimizer = optax.chain(late(), move)
+        optimizer = optax.chain(late(), steps_of_adam() if neuron.adam else optax.sgd(LEARNING_RATE))
         program = etpc.compile(model, etpc.D_RTRL(), inputs=jnp.zeros(UNITS))
         learner = etpc.online(program, loss, optimizer, every=1, has_aux=True)
         opt_state, carry = learner.init(model)
-        for _ in range(2):  # NEST counts the steps before the first spikes arrive
-            none = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_array))
-            opt_state = optimizer.update(none, opt_state)[1]
         given = float64(xs), jnp.zeros((len(xs), 1))
         errors = learner.update(model, opt_state, carry, *given)[-1]
         # The readout gets a spike one step later.

@@ -127,18 +127,21 @@ def tanh(key: PRNGKeyArray) -> ActorCritic:
 
 
 AGENTS = {
-    "RTU": (rtu, etpc.D_RTRL(window=1)),
-    "LRU": (lru, etpc.D_RTRL(window=1)),
-    "RTRL, tanh": (tanh, etpc.RTRL(window=1)),
-    "SnAp(1), tanh": (tanh, etpc.SnAp(1, window=1)),
+    "RTU": (rtu, lambda length: etpc.D_RTRL(window=1)),
+    "LRU": (lru, lambda length: etpc.D_RTRL(window=1)),
+    "RTRL, tanh": (tanh, lambda length: etpc.RTRL(window=1)),
+    "SnAp(1), tanh": (tanh, lambda length: etpc.SnAp(1, window=1)),
     "TBPTT(2N), tanh": (tanh, None),
+    "TBPTT(2N) at each step, tanh": (tanh, lambda length: etpc.TBPTT(2 * length, every=1)),
 }
+"""How each begins, and its rule for a length; `None` is one update for each window."""
 PUBLISHED = {
     "RTU": (0.994, 0.811, 0.609),
     "LRU": (0.909, 0.496, 0.081),
     "RTRL, tanh": (0.901, 0.636, 0.496),
     "SnAp(1), tanh": (0.581, 0.498, 0.491),
     "TBPTT(2N), tanh": (0.713, 0.272, 0.166),
+    "TBPTT(2N) at each step, tanh": (None, None, None),
 }
 """For each length of `STEPS`."""
 
@@ -222,10 +225,10 @@ def truncated(make: Any, length: int, key: PRNGKeyArray) -> Any:
 def run(name: str, length: int, seeds: Sequence[int], steps: int) -> Float[Array, "seeds blocks"]:
     """The share of right turns among the episodes of each block of steps."""
     make, rule = AGENTS[name]
-    window = 1 if rule is not None else 2 * length
+    window = 1 if rule else 2 * length
 
     def parts(key: PRNGKeyArray) -> Any:
-        return online(make, rule, length, key) if rule is not None else truncated(make, length, key)
+        return online(make, rule(length), length, key) if rule else truncated(make, length, key)
 
     def block(key: PRNGKeyArray, state: Any, number: Array) -> Any:
         _, step = parts(key)
