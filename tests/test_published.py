@@ -98,7 +98,30 @@ def test_the_regulariser_matters(monkeypatch):
     assert abs(losses[1] - wanted) > 1e-3
 
 
-def online_by_hand(neuron, cutoff=None):
+class Descent:
+    """Gradient descent, or Adam as NEST has it: synapses that did not learn make up for the steps of its averages that
+    they missed when they learn again. That gradient comes first in these steps, and the others are zero.
+    """
+
+    def __init__(self, adam: bool, shape: tuple[int, ...], counted: int):
+        self.adam, self.counted, self.first = adam, np.zeros(shape, int), counted
+        self.m, self.v = np.zeros((2, *shape))
+
+    def move(self, w, gradient, learns, step):
+        """The weights after the gradient of a step; `learns` says which move."""
+        if not self.adam:
+            return w - eprop_online.LEARNING_RATE * gradient * learns
+        while (now := (learns > 0) & (self.counted < step + self.first + 1)).any():
+            n = self.counted = self.counted + now
+            self.m = np.where(now, 0.9 * self.m + 0.1 * gradient, self.m)
+            self.v = np.where(now, 0.999 * self.v + 0.001 * gradient**2, self.v)
+            rate = eprop_online.LEARNING_RATE * np.sqrt(1 - 0.999**n) / np.where(n, 1 - 0.9**n, 1)
+            w = w - np.where(now, rate * self.m / (np.sqrt(self.v) + 1e-7), 0)
+            gradient = 0 * gradient
+        return w
+
+
+def online_by_hand(neuron, cutoff=np.inf):
     """The losses of `eprop_online`, in loops over steps, with one trace for each pair of neurons.
 
     With a `cutoff` as NEST has it: so many steps after a spike its synapses stop to learn, until the next one, and
@@ -108,10 +131,11 @@ def online_by_hand(neuron, cutoff=None):
     (w_in, w_rec, w_out, feedback), xs = E.drawn(neuron)
     apart = np.concatenate([np.ones((n, n)), 1 - np.eye(n)], 1)
     w, out = apart * np.concatenate([w_in, w_rec], 1), np.array(w_out[0], float)
+    descent, descent_out = Descent(neuron.adam, w.shape, 2), Descent(neuron.adam, out.shape, 3)
     v, a, z, rate, y = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), 0.0
     read, seen = np.zeros(2 * n), np.zeros(n)  # filtered spikes: of all sources, and in the readout
     fed, rates, slow = np.zeros((3, n, 2 * n))
-    late, gradient_out = np.zeros_like(w), np.zeros(n)
+    late, gradient_out = (np.zeros_like(w), np.ones(2 * n)), np.zeros(n)
     last, fired = np.full(2 * n, -1e9), np.full(n, -1e9)
     ys, decay = [0.0], np.exp(-1 / neuron.tau_adaptation)
     for t, x in enumerate(xs):
@@ -126,44 +150,33 @@ def online_by_hand(neuron, cutoff=None):
         ys.append(y)
         last = np.where(arrived > 0, t, last)
         coming = np.concatenate([xs[t + 1] if t + 1 < len(xs) else 0 * x, z])
-        since = t + 1 - np.where(coming > 0, t + 1, last)
-        learns = 1.0 * (since < (cutoff or np.inf))
+        learns = 1.0 * (t + 1 - np.where(coming > 0, t + 1, last) < cutoff)
         read = E.LEAK * read + arrived
         e = slope[:, None] * (read - neuron.adaptation * slow)
         slow = decay * slow + e * learns
         fed = E.KEPT * fed + e * learns
         rates = E.KEPT * rates + (1 - E.KEPT) * e * learns
         signal, cost = y * feedback[0], neuron.rate_cost * (rate - E.RATE)
-        gradient = (signal[:, None] * fed + cost[:, None] * rates) * learns * apart
-        w, late = w - E.LEARNING_RATE * late, gradient
+        gradient = (signal[:, None] * fed + cost[:, None] * rates) * apart
+        w, late = descent.move(w, *late, t - 1), (gradient, learns)
         # A spike reaches the readout a step later.
         fired = np.where(z > 0, t, fired)
-        learns_out = 1.0 * (t - fired < (cutoff or np.inf))
-        out = out - E.LEARNING_RATE * gradient_out * learns_out
+        out = descent_out.move(out, gradient_out, 1.0 * (t - fired < cutoff), t - 1)
         seen = E.LEAK * seen + z
         gradient_out = y * seen
     return 0.5 * (np.array(ys[:-1]).reshape(E.ROUNDS, -1) ** 2).sum(1)
 
 
-ONLINE = [name for name, neuron in eprop_online.NEURONS.items() if not neuron.adam]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ONLINE)
+@pytest.mark.parametrize("name", eprop_online.NEURONS)
 def test_updates_at_each_step_are_those_of_nest_but_for_its_cutoff(name):
     neuron, published = eprop_online.NEURONS[name], eprop_online.PUBLISHED[name]
     found = eprop_online.losses(neuron)
     np.testing.assert_allclose(found, online_by_hand(neuron), rtol=0, atol=1e-11)
     np.testing.assert_allclose(found[0], published[0], rtol=0, atol=1e-13)
-    np.testing.assert_allclose(found, published, rtol=1e-6)
+    np.testing.assert_allclose(found, published, rtol=0.2 if neuron.adam else 1e-6)
     assert np.abs(found[1] / published[1] - 1) > 1e-9
     np.testing.assert_allclose(online_by_hand(neuron, 100), published, rtol=0, atol=2e-14)
-
-
-@pytest.mark.slow
-def test_the_first_loss_with_adam_at_each_step_is_that_of_nest():
-    found = eprop_online.losses(eprop_online.NEURONS["LIF, Adam"])
-    assert found[0] == pytest.approx(eprop_online.PUBLISHED["LIF, Adam"][0], abs=1e-13)
 
 
 # --- chaotic series ---

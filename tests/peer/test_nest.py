@@ -1,7 +1,8 @@
-"""e-prop in NEST itself: the weights after some updates, beside those of `examples/published/eprop.py`.
+"""e-prop in NEST itself, beside `examples/published/eprop.py` and `eprop_online.py`.
 
 The losses that NEST's tests ask for are compared in `tests/test_published.py`; here NEST runs on the same weights and
-inputs, by its Python interface.
+inputs, by its Python interface. With an update for each sequence, the weights after some of them are compared; with one
+at each step, the losses.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ pytest.importorskip("nest")
 
 import nest
 
-from examples.published import eprop
+from examples.published import eprop, eprop_online
 
 pytestmark = pytest.mark.peer
 
@@ -175,3 +176,69 @@ def test_the_weights_of_evidence_accumulation(batch_size, monkeypatch):
         on_arrival=True,
     )
     compare(found, fired, eprop.evidence_accumulation(batch_size)[1], weights, 1e-12)
+
+
+# --- with an update at each step ---
+
+
+def losses_of_nest(neuron: eprop_online.Neuron, cutoff: float) -> np.ndarray:
+    """`cutoff`: so many steps after a spike its synapses stop to learn, until the next one."""
+    E, (weights, x) = eprop_online, eprop_online.drawn(neuron)
+    w_in, w_rec, w_out, feedback = map(np.array, weights)
+    np.fill_diagonal(w_rec, 0)
+    nest.ResetKernel()
+    nest.set(resolution=1.0, total_num_virtual_procs=1)
+    cell = dict(C_m=1.0, E_L=0.0, I_e=0.0, tau_m=30.0, V_m=0.0, eprop_isi_trace_cutoff=cutoff)
+    shape = dict(
+        surrogate_gradient_function="piecewise_linear",
+        surrogate_gradient_height=0.3 / E.WIDTH,
+        surrogate_gradient_width=E.WIDTH,
+    )
+    rule = dict(kappa=E.KEPT, kappa_reg=E.KEPT, c_reg=neuron.rate_cost, f_target=1000 * E.RATE)
+    spiking = dict(**cell, **shape, **rule, V_th=neuron.threshold, t_ref=0.0)
+    kind = "eprop_iaf"
+    if neuron.reset is not None:
+        kind, spiking["V_reset"] = kind + "_psc_delta", neuron.reset
+    if neuron.adaptation:
+        kind += "_adapt"
+        spiking |= dict(adapt_beta=neuron.adaptation, adapt_tau=neuron.tau_adaptation)
+    neurons = nest.Create(kind, E.UNITS, spiking | dict(flush_event_send_interval=float(E.STEPS)))
+    readout = nest.Create("eprop_readout", 1, cell)
+    times = [{"spike_times": 1.0 + np.flatnonzero(column)} for column in x.T]
+    source = nest.Create("spike_generator", E.UNITS, times)
+    relay = nest.Create("parrot_neuron", E.UNITS)
+    learns = nest.Create("step_rate_generator", 1)
+    learns.set(dict(amplitude_times=[2.0], amplitude_values=[1.0]))
+    record = dict(interval=1.0, record_from=["readout_signal"], start=2.0, stop=2.0 + len(x))
+    recorder = nest.Create("multimeter", params=record)
+    optimizer = dict(type="gradient_descent", eta=E.LEARNING_RATE, optimize_each_step=True)
+    if neuron.adam:
+        optimizer |= dict(type="adam", beta_1=0.9, beta_2=0.999, epsilon=1e-7)
+    nest.SetDefaults("eprop_synapse", dict(optimizer=dict(**optimizer, Wmin=-100.0, Wmax=100.0)))
+
+    def connect(pre, post, model: str, among: str = "all_to_all", **more) -> None:
+        how = {"rule": among} | ({"allow_autapses": False} if among == "all_to_all" else {})
+        nest.Connect(pre, post, how, dict(synapse_model=model, delay=1.0, **more))
+
+    connect(source, relay, "static_synapse", "one_to_one")
+    for pre, post, w in (
+        (relay, neurons, w_in),
+        (neurons, neurons, w_rec),
+        (neurons, readout, w_out),
+    ):
+        connect(pre, post, "eprop_synapse", weight=w.astype(float))
+    back = feedback.T.astype(float)
+    connect(readout, neurons, "eprop_learning_signal_connection", weight=back)
+    connect(learns, readout, "rate_connection_delayed", receptor_type=1)
+    connect(recorder, readout, "static_synapse")
+    nest.Simulate(len(x) + 5.0)
+    y = recorder.get("events")["readout_signal"]
+    return 0.5 * (y.reshape(E.ROUNDS, E.STEPS) ** 2).sum(1)
+
+
+@pytest.mark.parametrize("name", eprop_online.NEURONS)
+def test_the_losses_with_updates_at_each_step(name):
+    """They are what NEST's tests ask for with its cutoff, and ours without."""
+    neuron, published = eprop_online.NEURONS[name], eprop_online.PUBLISHED[name]
+    np.testing.assert_allclose(losses_of_nest(neuron, 100.0), published, rtol=0, atol=2e-14)
+    np.testing.assert_allclose(losses_of_nest(neuron, 1e5), eprop_online.losses(neuron), rtol=1e-11)
