@@ -23,7 +23,7 @@ EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
 # The modules that are a study of published results, by name.
 STUDIES := $(basename $(notdir $(shell grep -l __main__ examples/published/*.py)))
 # How many seeds each study of `make results` has; its own number where this is empty.
-SEEDS ?=
+SEEDS ?= 1
 # The modules that are a task, by name; the others are what tasks share.
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 AGENTS := streaming ppo conditioning

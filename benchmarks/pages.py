@@ -100,9 +100,11 @@ def _in_windows(steps: int, window: int) -> str:
 
 
 PREFACE = (
-    "Numbers that others published, beside what is reached here. `make results` runs all of it, and writes this "
-    "page; `make results SEEDS=1` runs one seed of each. The column *here* is the mean over the seeds, and *s* the "
-    "seconds of one run with its compilation, on two shared cores of a CPU."
+    "Numbers that others published, beside what is reached here. `make results` runs one seed of each, within an hour "
+    "on two cores that do nothing else, and writes this page; `make results SEEDS=` runs the seeds of each study, and "
+    "the few cases that take long run when `--only` names them. The column *here* is the mean over the seeds, and *s* "
+    "the seconds of one run with its compilation, on two cores of a CPU that other work shared, so that it may be "
+    "several times what a run takes alone."
 )
 
 

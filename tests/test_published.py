@@ -27,6 +27,7 @@ STUDY = study.Study(
     cases=(
         study.Case("first", ("a", "b"), numbers, (0.25, None)),
         study.Case("second", ("c",), lambda seed: [7.0 + seed], (7.0,), random=False),
+        study.Case("long", ("d",), lambda seed: [1.0], (None,), long=True),
     ),
     digits=".2f",
 )
@@ -41,7 +42,9 @@ def test_a_case_runs_for_each_seed_and_its_rows_replace_older_ones(tmp_path, cap
     assert [row.ours for row in rows] == [[0.5, 1.5], [0, 2], [7]]
     assert rows[0].versions["jax"] == jax.__version__
     assert rows[0].seconds >= 0
-    assert "| a | 0.25 | 1.00 |" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "| a | 0.25 | 1.00 |" in printed.out
+    assert "1 of 1 cases took 0 min before" in printed.err
     timeless = [dataclasses.replace(row, seconds=3.4) for row in rows]
     assert study.tables(STUDY, timeless).splitlines() == [
         "| first | published | here | range | seeds | s |",
@@ -53,6 +56,8 @@ def test_a_case_runs_for_each_seed_and_its_rows_replace_older_ones(tmp_path, cap
         "| --- | ---: | ---: | --- | ---: | ---: |",
         "| c | 7.00 | 7.00 | - | - | 3 |",
     ]
+    study.main(STUDY, ["--only", "long"])
+    assert "| d | - | 1.00 |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         study.main(STUDY, ["--only", "nothing"])
 

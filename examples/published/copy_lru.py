@@ -143,7 +143,7 @@ RULES: dict[str, tuple[Algorithm, bool]] = {
     "one step (TBPTT(1))": (etpc.TBPTT(1), False),
     "spatial": (etpc.TBPTT(1), True),
 }
-LAYERS = (1, 2, 3)
+LAYERS = (1, 2, 3, 4, 5)
 STUDY = Study(
     title="Copying, in linear recurrent units",
     source="Zucchet et al., [Online learning of long-range dependencies](https://arxiv.org/abs/2305.15947), NeurIPS "
@@ -161,6 +161,7 @@ STUDY = Study(
             (name,),
             partial(final_loss, depth, rule, spatial, UPDATES),
             (None,),
+            long=depth > 3,
         )
         for depth in LAYERS
         for name, (rule, spatial) in RULES.items()

@@ -176,7 +176,7 @@ STUDY = Study(
     "gradients, so that it moves weights by small gradients too, and the steps that a synapse did without are made up "
     "for when it learns again: the first two losses agree to 1e-6, and then spikes shift, and the others are 1, 3 and "
     "18 % off. With the cutoff, the reference in loops in `tests/test_published.py` has all twenty losses to 2e-14. "
-    "NEST 3.10 itself, with no cutoff, has ours to 1e-11 (`tests/peer/test_nest.py`).",
+    "NEST 3.10 itself, with no cutoff, has ours to 1e-14 (`tests/peer/test_nest.py`).",
     digits=".14f",
     cases=tuple(
         Case(

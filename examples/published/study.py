@@ -4,6 +4,7 @@ A study is a module of this folder with a `Study` in it. Its docstring says what
 
     python -m examples.published.chaotic_series                       # all of it, a table
     python -m examples.published.chaotic_series --seeds 2 --only Lorenz
+    python -m examples.published.copy_lru --only "5 layers"           # long ones run when they are named
     python -m examples.published.chaotic_series --json FILE           # adds the rows to a file, or replaces them
 
 `docs/results.md` is made of the files in `docs/results/` by `python -m benchmarks.pages`.
@@ -55,6 +56,8 @@ class Case:
     """One for each name."""
     random: bool = True
     """Whether the seed matters. If not, it runs once."""
+    long: bool = False
+    """Whether it runs only when `--only` names it, as it takes more than ten minutes a seed."""
     together: bool = False
     """Whether `run` takes the sequence of all seeds, and gives the numbers of each."""
 
@@ -83,11 +86,20 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", help="cases whose task or name contains one of these")
     parser.add_argument("--json", type=Path, help="add the rows to this file, case by case")
     args = parser.parse_args(arguments)
-    asked = lambda text: not args.only or any(part in text for part in args.only)
-    cases = [case for case in study.cases if asked(" ".join((case.task, *case.names)))]
+    named = lambda text: any(part in text for part in args.only)
+    asked = lambda case: named(" ".join((case.task, *case.names))) if args.only else not case.long
+    cases = [case for case in study.cases if asked(case)]
     if not cases:
         parser.error("no case is left; they are " + ", ".join(map(label, study.cases)))
     command = f"python -m {module_name()} --seeds {args.seeds}"
+    before = {(row.task, row.name): row for row in load(args.json)} if args.json else {}
+    known = [case for case in cases if (case.task, case.names[0]) in before]
+    minutes = sum(
+        before[case.task, case.names[0]].seconds * (args.seeds if case.random else 1) / 60
+        for case in known
+    )
+    if known:
+        print(f"{len(known)} of {len(cases)} cases took {minutes:.0f} min before", file=sys.stderr)
     begin, rows, found = time.perf_counter(), [], versions()
     for case in cases:
         rows += run(case, range(args.seeds), command, found)

@@ -267,6 +267,7 @@ STUDY = Study(
             partial(success, name, length),
             (published[n],),
             together=True,
+            long=name == "RTRL, tanh",
         )
         for n, (length, steps) in enumerate(STEPS.items())
         for name, published in PUBLISHED.items()
