@@ -6,7 +6,9 @@ move at every step, by TD(0) with an entropy bonus; 64 units, Adam at 3e-4, a di
 
 The gradient of a step, through all of the past, is `jax.vjp` of one call of a program: the recurrent trace
 unit (`nn.RTU`, non-linear) and the linear recurrent unit (`nn.LRU`) under `etpc.D_RTRL`, which is exact for them, and a
-tanh network under `etpc.SnAp(1)` and `etpc.RTRL`. TBPTT is plain JAX: one update for each window of 2N steps.
+tanh network under `etpc.SnAp(1)` and `etpc.RTRL`. TBPTT(2N) is plain JAX: one update for each window of 2N steps. No
+episode is longer than that, so `etpc.TBPTT(2N, every=1)`, which goes back through 2N steps at each step, has the gradient of
+RTRL too, but for the weights: it takes the current ones for all steps, and RTRL those of each step's time.
 
 The numbers of the source are the mean over three seeds of the share of episodes that end on the right side, among the
 last 400 episodes at five times in the last 10,000 steps; here it is that of all episodes of these steps. An agent that
