@@ -100,24 +100,21 @@ def _in_windows(steps: int, window: int) -> str:
 
 
 PREFACE = (
-    "Numbers that others published, beside what is reached here. `make results` runs one seed of each, within an hour "
-    "on two cores that do nothing else, and writes this page; `make results SEEDS=` runs the seeds of each study, and "
-    "the few cases that take long run when `--only` names them. The column *here* is the mean over the seeds, and *s* "
-    "the seconds of one run with its compilation, on two cores of a CPU that other work shared, so that it may be "
-    "several times what a run takes alone."
+    "Numbers that others published, beside what is reached here. The column *here* is the mean over the seeds, and *s* "
+    "the seconds of one run with its compilation, on two cores of a CPU that other work shared: alone, a run takes "
+    "half of that or less. `make results` runs one seed of each, which is {:.0f} minutes of that column, and writes "
+    "this page; `make results SEEDS=5` runs five. The few cases that take long run when `--only` names them."
 )
 
 
 def published_page(folder: Path = DOCS / "results") -> str:
     """For each study what it is, the published numbers beside ours, and what follows."""
-    sections = [
-        "# Published results",
-        PREFACE,
-    ]
+    sections, minutes = [], 0.0
     for name in PUBLISHED:
         module = importlib.import_module(f"examples.published.{name}")
         about: study.Study = module.STUDY
         rows = study.load(folder / f"{name}.json")
+        minutes += study.minutes([case for case in about.cases if not case.long], rows, 1)
         sections += [
             f"## {about.title}",
             inspect.getdoc(module) or "",
@@ -127,6 +124,7 @@ def published_page(folder: Path = DOCS / "results") -> str:
             about.found,
             measured(rows),
         ]
+    sections = ["# Published results", PREFACE.format(minutes), *sections]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import etpc
-from examples.published import chaotic_series, copy_lru, eprop, eprop_online, study
+from examples.published import chaotic_series, copy_lru, eprop, eprop_online, study, tmaze
 from tests.marks import few
 
 # --- runs and tables ---
@@ -44,8 +44,9 @@ def test_a_case_runs_for_each_seed_and_its_rows_replace_older_ones(tmp_path, cap
     assert rows[0].seconds >= 0
     printed = capsys.readouterr()
     assert "| a | 0.25 | 1.00 |" in printed.out
-    assert "1 of 1 cases took 0 min before" in printed.err
+    assert "0 min, if as before" in printed.err
     timeless = [dataclasses.replace(row, seconds=3.4) for row in rows]
+    assert study.minutes(STUDY.cases, timeless, 5) == pytest.approx((5 + 1) * 3.4 / 60)
     assert study.tables(STUDY, timeless).splitlines() == [
         "| first | published | here | range | seeds | s |",
         "| --- | ---: | ---: | --- | ---: | ---: |",
@@ -257,3 +258,68 @@ def test_spatial_backpropagation_leaves_the_eigenvalues():
     assert not moved.layers[0].lru.theta_log.any()
     assert moved.layers[1].lru.gamma_log.any()
     assert moved.encoder.weight.any()
+
+
+# --- T-maze ---
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_maze_rewards_the_side_of_the_sign(right):
+    length, key = 3, jax.random.key(0)
+    maze = tmaze.begin(key)
+    goal = np.asarray(maze.goal)
+    assert 0 < goal.mean() < 1
+    np.testing.assert_array_equal(tmaze.see(maze, length).argmax(1), goal)
+    for _ in range(length):
+        reward, done, _, maze = tmaze.act(maze, np.zeros(tmaze.BATCH, int), length, key)
+        np.testing.assert_allclose(reward, -0.1)
+        assert not done.any()
+    np.testing.assert_array_equal(tmaze.see(maze, length).argmax(1), 3)
+    turn = 1 + (goal if right else 1 - goal)
+    reward, done, found, maze = tmaze.act(maze, turn, length, key)
+    np.testing.assert_allclose(reward, 4.0 if right else -0.4)
+    assert done.all()
+    np.testing.assert_array_equal(found, right)
+    assert not maze.place.any()
+
+
+def test_a_maze_ends_after_twice_its_length():
+    length, key = 3, jax.random.key(0)
+    maze, ends = tmaze.begin(key), []
+    for _ in range(2 * length):
+        _, done, found, maze = tmaze.act(maze, np.ones(tmaze.BATCH, int), length, key)
+        ends.append(done.all())
+        assert not found.any()
+    assert ends == [False] * (2 * length - 1) + [True]
+
+
+@pytest.mark.slow
+def test_truncation_to_an_episode_at_each_step_is_exact():
+    """The gradient of the last of some steps is that of RTRL, where the weights stay."""
+    model, key = tmaze.tanh(jax.random.key(0)), jax.random.key(1)
+    over = np.arange(7)[:, None] == np.arange(tmaze.BATCH) % 5
+    xs = jax.random.normal(key, (7, tmaze.BATCH, 4))
+
+    def gradient(rule):
+        program = etpc.compile(model, rule, inputs=jnp.zeros(4))
+        carry = program.init(tmaze.BATCH)
+        for x, done in zip(xs, over, strict=True):
+            call = lambda m, x=x, carry=carry: program(m, x, carry)
+            outputs, pull, carry = jax.vjp(call, model, has_aux=True)
+            carry = program.reset(carry, jnp.asarray(done))
+        return pull(jax.tree.map(jnp.ones_like, outputs))[0].cell
+
+    rolling = gradient(etpc.TBPTT(2 * 5, every=1))
+    immediate = gradient(etpc.TBPTT(1))
+    exact = gradient(etpc.RTRL(window=1))
+    for a, b, c in zip(*map(jax.tree.leaves, (rolling, exact, immediate)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+        assert np.abs(b - c).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_short_runs_of_agents():
+    for name in ("RTU", "TBPTT(2N), tanh"):
+        share = tmaze.run(name, 10, range(2), tmaze.BLOCK)
+        assert share.shape == (2, 1)
+        assert 0 <= float(share.min()) <= float(share.max()) < 0.5, name

@@ -92,14 +92,8 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     if not cases:
         parser.error("no case is left; they are " + ", ".join(map(label, study.cases)))
     command = f"python -m {module_name()} --seeds {args.seeds}"
-    before = {(row.task, row.name): row for row in load(args.json)} if args.json else {}
-    known = [case for case in cases if (case.task, case.names[0]) in before]
-    minutes = sum(
-        before[case.task, case.names[0]].seconds * (args.seeds if case.random else 1) / 60
-        for case in known
-    )
-    if known:
-        print(f"{len(known)} of {len(cases)} cases took {minutes:.0f} min before", file=sys.stderr)
+    if before := minutes(cases, load(args.json) if args.json else [], args.seeds):
+        print(f"{before:.0f} min, if as before", file=sys.stderr)
     begin, rows, found = time.perf_counter(), [], versions()
     for case in cases:
         rows += run(case, range(args.seeds), command, found)
@@ -124,6 +118,13 @@ def run(case: Case, seeds: Sequence[int], command: str, found: dict[str, str]) -
     columns = zip(case.names, case.published, zip(*numbers, strict=True), strict=True)
     about = statistics.median(seconds), command, datetime.date.today().isoformat(), found
     return [Row(case.task, name, theirs, list(ours), *about) for name, theirs, ours in columns]
+
+
+def minutes(cases: Sequence[Case], rows: Sequence[Row], seeds: int) -> float:
+    """How long cases take by the rows of them that there are, with so many seeds."""
+    seconds = {(row.task, row.name): row.seconds for row in rows}
+    each = [seconds.get((c.task, c.names[0]), 0) * (seeds if c.random else 1) for c in cases]
+    return sum(each) / 60
 
 
 def label(case: Case) -> str:
