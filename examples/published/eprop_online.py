@@ -110,7 +110,7 @@ def late() -> optax.GradientTransformation:
 
 def steps_of_adam() -> optax.GradientTransformation:
     """NEST counts the steps from the start of the simulation; the first spikes arrive later, last in the readout."""
-    kinds = {"neurons": adam(LEARNING_RATE, 1e-7, 1), "readout": adam(LEARNING_RATE, 1e-7, 2)}
+    kinds: Any = {"neurons": adam(LEARNING_RATE, 1e-7, 1), "readout": adam(LEARNING_RATE, 1e-7, 2)}
     labels = lambda model: eqx.tree_at(
         lambda m: m.w_out, jax.tree.map(lambda _: "neurons", model), "readout"
     )

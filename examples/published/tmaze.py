@@ -278,10 +278,10 @@ STUDY = Study(
     "0.872); the LRU is within the seeds of the source at both (0.872 to 0.971, and 0.371 to 0.667). All cases of the "
     "tanh network vary much, from seed to seed and within a run: in the source, shares of exact RTRL at N = 10 go from "
     "0.48 to 1.00 within the last 10,000 steps, and those of SnAp(1) are 0.504, 0.731 and 0.508 for three seeds. "
-    "TBPTT(2N) has three seeds of 0.581, 0.650 and 0.909 there. The first 45,000 steps of its curves are as here (0.02 "
+    "TBPTT(2N) has three seeds of 0.581, 0.650 and 0.909 there. The first 30,000 steps of its curves are as here (0.02 "
     "after 2,000 steps, 0.4 after 10,000, the 0.5 of turning always to one side from 20,000 on); then some seeds begin "
     "to use the sign, and most do not yet: of twelve seeds here one ends at 0.81, one at 0.65, two at 0.55, and eight "
-    "at 0.5 or less. The code of the source has the same windows, updates, loss and initial values as here, so this is "
+    "at 0.51 or less. The code of the source has the same windows, updates, loss and initial values as here, so this is "
     "likely the luck of few seeds; of the three in the table none is among the better ones.\n\n"
     "TBPTT(2N) at each step is in the place of RTRL for the tanh network (0.901, 0.636 and 0.496 in the source). RTRL "
     'itself takes some 90 ms a step here, and has not been run; `--only "N = 10 RTRL"` does so. Cases that the '
