@@ -21,7 +21,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 PYTHONPATH=. ETPC_DOCS_OF="etpc $(VERSION)"
 
 EXAMPLES := $(filter-out %/__init__.py,$(wildcard examples/*.py))
 # The modules that are a study of published results, by name.
-STUDIES := $(basename $(notdir $(shell grep -l __main__ examples/published/*.py)))
+STUDIES := $(basename $(notdir $(shell grep -l "^    main(STUDY)" examples/published/*.py)))
 # How many seeds each study of `make results` has; its own number where this is empty.
 SEEDS ?= 1
 # The modules that are a task, by name; the others are what tasks share.

@@ -153,7 +153,7 @@ STUDY = Study(
     "need the credit in which the rules differ**. What the tables show is the harm of noise (UORO, "
     "KF-RTRL), of a leak that the network does not have (RFLO), and of fewer updates (TBPTT(25)). "
     "Look-back, rolling truncation, RTRL of rank 4 and CreditRTRL add little where there is little to add; "
-    "CreditRTRL is slightly behind on the Hénon map. Exact RTRL takes long, and runs when `--only` names it.\n\n"
+    "CreditRTRL is slightly behind on the Hénon map. Exact RTRL takes long, and runs when `--only` names it; it was run on one series.\n\n"
     "Sketched RTRL, which the source proposes (0.0059, 0.0065 and 0.0038 with rank 4), is not among the rules here, "
     "for the cost of its step: it decomposes a matrix of units by units for each stream. The source measures 27 ms "
     "for it and 0.7 ms for exact RTRL with 64 units, 516 ms (rank 16) and 38 ms with 512 units, on a GPU; on two "
