@@ -55,7 +55,7 @@ def test_a_case_runs_for_each_seed_and_its_rows_replace_older_ones(tmp_path, cap
         "",
         "| second | published | here | range | seeds | s |",
         "| --- | ---: | ---: | --- | ---: | ---: |",
-        "| c | 7.00 | 7.00 | - | - | 3 |",
+        "| c | 7.00 | 7.00 | - | 1 | 3 |",
     ]
     study.main(STUDY, ["--only", "long"])
     assert "| d | - | 1.00 |" in capsys.readouterr().out

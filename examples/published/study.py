@@ -178,6 +178,6 @@ def tables(study: Study, rows: Sequence[Row]) -> str:
                 several = len(row.ours) > 1
                 spread = f"{show(min(row.ours))} to {show(max(row.ours))}" if several else "-"
                 numbers = show(row.published), show(statistics.fmean(row.ours)), spread
-                counts = (str(len(row.ours)) if several else "-"), f"{row.seconds:.0f}"
+                counts = str(len(row.ours)), f"{row.seconds:.0f}"
                 lines.append(f"| {' | '.join((row.name, *numbers, *counts))} |")
     return "\n".join(lines[1:])
