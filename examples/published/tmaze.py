@@ -281,10 +281,9 @@ STUDY = Study(
     "0.48 to 1.00 within the last 10,000 steps, and those of SnAp(1) are 0.504, 0.731 and 0.508 for three seeds.\n\n"
     "TBPTT(2N) agrees at N = 20 and N = 40. At N = 10 the seeds of the source have 0.581, 0.650 and 0.909. The first "
     "30,000 steps of its curves are as here: 0.02 after 2,000 steps, 0.4 after 10,000, the 0.5 of turning always to "
-    "one side from 20,000 on. Then some seeds begin to use the sign, and most do not yet: of twelve seeds here one "
-    "ends at 0.81, one at 0.65, two at 0.55, and eight at 0.51 or less. The code of the source has the same windows, "
-    "updates, loss and initial values, so this is likely the luck of few seeds; of the three in the table none is "
-    "among the better ones.\n\n"
+    "one side from 20,000 on. Then some seeds begin to use the sign, and most do not yet: of the "
+    "twelve here two end at 0.63 and 0.72, and the others at 0.55 or less. The code of the source has the same "
+    "windows, updates, loss and initial values, so its mean is likely the luck of few seeds.\n\n"
     "TBPTT(2N) at each step is in the place of RTRL for the tanh network (0.901, 0.636 and 0.496 in the source). RTRL "
     'itself takes some 90 ms a step here, and has not been run; `--only "N = 10 RTRL"` does so. Cases that the '
     "tables lack have not been run either. Sketched RTRL, which the source proposes, takes 12 to 20 times as long as "
