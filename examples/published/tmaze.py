@@ -285,7 +285,7 @@ STUDY = Study(
     "twelve here two end at 0.63 and 0.72, and the others at 0.55 or less. The code of the source has the same "
     "windows, updates, loss and initial values, so its mean is likely the luck of few seeds.\n\n"
     "TBPTT(2N) at each step is in the place of RTRL for the tanh network (0.901, 0.636 and 0.496 in the source). RTRL "
-    'itself takes some 90 ms a step here, and has not been run; `--only "N = 10 RTRL"` does so. Cases that the '
+    'itself takes some 90 ms a step here, and was not run to its end; `--only "N = 10 RTRL"` does so. Cases that the '
     "tables lack have not been run either. Sketched RTRL, which the source proposes, takes 12 to 20 times as long as "
     "RTRL in its records of these runs, and reaches 0.740 at N = 10.",
     seeds=3,
