@@ -49,8 +49,9 @@ TABLE = Table(
         ),
         "full windows: reverse mode inside a window, as in braintrace's windows.",
         (
-            "Under ES-D-RTRL etpc keeps the full trace of a bias, which is no larger, and braintrace "
-            "smooths it too: the bias is left out where the two are compared."
+            "Under ES-D-RTRL etpc keeps the full trace of a bias, which is no larger, and an exact one of the "
+            "readout, whose outputs share their leak; braintrace smooths both: they are left out where "
+            "the two are compared."
         ),
         "braintrace's windows of ES-D-RTRL count calls, not steps, in the correction of their decay.",
     ],
@@ -206,4 +207,4 @@ def _compare(field: list[Contestant], results: list[Any], rows: list[dict[str, A
 def _left_out(contestant: Contestant) -> tuple[str, ...]:
     """The parameters that etpc and the peer treat differently by definition."""
     smoothed = contestant.algorithm == "ES-D-RTRL" and contestant.name.startswith("braintrace")
-    return ("hidden.bias",) if smoothed else ()
+    return ("hidden.bias", "readout.weight") if smoothed else ()
