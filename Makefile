@@ -28,7 +28,7 @@ SEEDS ?= 1
 TASKS := $(basename $(notdir $(shell grep -l __main__ examples/tasks/*.py)))
 AGENTS := streaming ppo conditioning
 
-.PHONY: demo examples results test fuzz test-peer test-third-party test-device on-device test-leaks test-newest test-wheel test-affected-jaxlib bench lint docs docs-release notebooks clean
+.PHONY: demo examples results test fuzz test-peer test-third-party test-device on-device test-leaks test-newest test-wheel test-affected-jaxlib bench lint lock docs docs-release notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
@@ -111,6 +111,14 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Makes environments anew, of the newest packages, and writes these down for each Python.
+FREEZE = $(1)/bin/python -m pip freeze --exclude-editable
+lock:
+	rm -rf .venv .venv-device .venv-peer
+	$(MAKE) LOCKED= .venv/.dev .venv/.docs .venv-device/.test .venv-peer/.peer
+	($(call FREEZE,.venv) && $(call FREEZE,.venv-device)) | sort -u > $$($(call LOCK,.venv))
+	$(call FREEZE,.venv-peer) | sort > $$($(call LOCK,.venv-peer))
+
 notebooks: .venv/.test
 	$(BIN)/python -m tests.notebooks
 
@@ -125,6 +133,10 @@ docs-release: .venv/.docs
 clean:
 	rm -rf .venv .venv-peer .venv-device .venv-third-party .venv-newest .venv-wheel .venv-affected dist site .hypothesis .pytest_cache .ruff_cache benchmarks/out
 	find etpc tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# With LOCKED=1, as continuous integration has it, the Pythons that have a file of versions get these; others the newest.
+LOCKED ?=
+LOCK = $(1)/bin/python -c 'import sys; print(".ci/lock-%d.%d.txt" % sys.version_info[:2])'
 
 # Each set of packages has a stamp in the virtual environment that it is installed in.
 .venv/.demo: EXTRAS = demo
@@ -141,6 +153,7 @@ clean:
 
 # Packages of other people's models; of the latter, too, what they depend on stays away.
 .venv-third-party/.test: PINNED = -r tests/interop/requirements.txt
+.venv-third-party/.test: LOCKED =
 .venv-third-party/.test: DATA = memorax==1.0.1 noxton==0.1.4 rnn-jax==0.0.2 spyx==1.0.0
 
 .venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-device/.test: BASE = $(PYTHON)
@@ -149,7 +162,8 @@ clean:
 
 .venv/.demo .venv/.test .venv/.dev .venv/.docs .venv-peer/.peer .venv-device/.test .venv-newest/.test .venv-third-party/.test: pyproject.toml
 	test -x $(@D)/bin/python || $(BASE) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' $(PINNED)
+	lock=$$($(call LOCK,$(@D))); test -n '$(LOCKED)' -a -f $$lock || lock=/dev/null; \
+		$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $$lock --editable '.[$(EXTRAS)]' $(PINNED)
 	$(if $(DATA),$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(DATA))
 	touch $@
 
