@@ -63,7 +63,7 @@ def forward_mode(equation: Equation) -> Callable[..., list[Any]]:
             moved = linear_transpose(rule, *primal_out)(tuple(moving_tangents))
         except Exception:  # whatever the transpose of an operation that is not linear raises
             avals = tuple(jax.typeof(o) for o in primal_out)
-            with source_info_util.user_context(equation.traceback):
+            with source_info_util.user_context(equation.traceback.of):
                 moved = nonlinear_p.bind(*moving_tangents, avals=avals)
         out = equation.bind(*values)
         full: list[Any] = [np.zeros(o.shape, jax.dtypes.float0) for o in out]

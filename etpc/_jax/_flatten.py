@@ -22,7 +22,7 @@ from jax.extend.core import primitives as prims
 
 from . import params
 from ._listed import bcoo_dot_general_primitive, scatter_sub_p, split_p
-from ._program import Equation, Flat, Primitive, Variable
+from ._program import NOWHERE, Equation, Flat, Primitive, Traceback, Variable
 
 # Lines that errors and tables name are the user's, not those of libraries in between.
 _files = [os.path.dirname(__file__), equinox.__file__, jaxtyping.__file__]
@@ -30,7 +30,7 @@ _saiunit = importlib.util.find_spec("saiunit")
 for _file in [*_files, *([_saiunit.origin] if _saiunit is not None and _saiunit.origin else [])]:
     source_info_util.register_exclusion(os.path.dirname(_file))
 
-Place = tuple[str | None, Any]
+Place = tuple[str | None, Traceback]
 """The user's line, `None` where JAX knows of none, and the traceback."""
 
 
@@ -55,7 +55,7 @@ def flatten(jaxpr: params.Jaxpr) -> Flat:
     """
     flattening = _Flattening()
     inputs = tuple(flattening.fresh(v.aval) for v in open_jaxpr(jaxpr)[0].invars)
-    outputs = flattening.inline(jaxpr, inputs, (None, None))
+    outputs = flattening.inline(jaxpr, inputs, (None, NOWHERE))
     return Flat(tuple(flattening.equations), inputs, tuple(outputs), flattening.constants)
 
 
@@ -99,7 +99,7 @@ class _Flattening:
 
     def add(self, eqn: Any, operands: list[Variable], around: Place) -> list[Variable]:
         """Add an equation of JAX, or what it stands for; the variables of its results."""
-        place: Place = _line(eqn.source_info), eqn.source_info.traceback
+        place: Place = _line(eqn.source_info), Traceback(eqn.source_info.traceback)
         if place[0] is None:  # as in a function of a library that JAX has traced before
             place = around
         grouped, meaning = params.grouped(eqn), _meaning(eqn)

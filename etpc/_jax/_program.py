@@ -46,6 +46,19 @@ class Variable:
         return f"v{self.number}:{self.aval.dtype}{list(self.shape)}"
 
 
+class Traceback:
+    """Where JAX made an equation. `dataclasses.asdict` of a claim copies it, and JAX's own object refuses that."""
+
+    def __init__(self, of: Any = None):
+        self.of = of
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Traceback":
+        return self
+
+
+NOWHERE = Traceback()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Equation:
     """One operation: `outputs = primitive(inputs)`, and the user's line it comes from."""
@@ -55,7 +68,7 @@ class Equation:
     inputs: tuple[Variable, ...]
     outputs: tuple[Variable, ...]
     source: str
-    traceback: Any = None
+    traceback: Traceback = NOWHERE
     in_branch: bool = False
     """Whether a branch of the model, which may not be taken, computes it from parameters alone."""
     real: tuple[int, ...] = ()
@@ -64,7 +77,7 @@ class Equation:
     def bind(self, *values: Any) -> list[Any]:
         """Apply the operation to arrays or tracers."""
         bound = self.primitive.get_bind_params(dict(self.params))
-        with source_info_util.user_context(self.traceback):
+        with source_info_util.user_context(self.traceback.of):
             if self.primitive is prims.dot_general_p and is_complex(self.outputs[0].aval):
                 return [self._complex_product(values, bound)]
             out = self.primitive.bind(*values, **bound)

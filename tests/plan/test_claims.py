@@ -1,5 +1,6 @@
 """What a program claims of each parameter: one record, which all that is shown reads."""
 
+import dataclasses
 import json
 
 import equinox as eqx
@@ -76,6 +77,7 @@ def test_reasons_are_data():
     assert reason.escape.through == ("['rec']",)
     assert str(reason.escape) == reason.text
     assert reason.use is claim.uses[0]
+    assert dataclasses.asdict(claim)["reasons"][0]["escape"]["through"] == ("['rec']",)
     kinds = [r.kind for r in compiled(etpc.ES_D_RTRL(decay=0.9)).claims["['w']"].reasons]
     assert kinds == ["form", "escape"]
     kinds = [r.kind for r in compiled(etpc.ES_D_RTRL(rank=1)).claims["['gain']"].reasons]
