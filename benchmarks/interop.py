@@ -34,7 +34,10 @@ TABLE = Table(
         Column("error", "error to\nEquinox", ".2g"),
     ],
     [
-        "error: the largest of the two matrices, relative to the norm of the gradient.",
+        (
+            "error: the largest of the two matrices, relative to the norm of the gradient; of the hidden one "
+            "for braintrace's ES-D-RTRL, which smooths the readout too."
+        ),
         "braintrace: its default mode, one step per call.",
     ],
 )
@@ -81,7 +84,10 @@ def run(console: Console, size: int, steps: int, batch: int, repeats: int) -> li
             jax.block_until_ready(call())  # braintrace compiles again when it is called again
             calls.append(call)
             wrong = measure.difference(result, result if not rule_rows else rule_rows[0]["result"])
-            error = max(wrong[key]["error"] for key in ("hidden.weight", "readout.weight"))
+            # Under ES-D-RTRL etpc has an exact trace of the readout, whose outputs share their leak.
+            smoothed = (rule, name) == ("ES-D-RTRL", "braintrace")
+            keys = ("hidden.weight",) if smoothed else ("hidden.weight", "readout.weight")
+            error = max(wrong[key]["error"] for key in keys)
             row = {"name": f"{rule}, {name}", "compile_s": building + first, "error": error}
             rule_rows.append({**row, "result": result})
         for row, taken in zip(rule_rows, measure.interleaved(calls, repeats), strict=True):
