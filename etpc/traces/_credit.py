@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from ..ops import summed
 from ._directions import Directions, Push
+from ._orthonormal import orthonormal
 from ._trace import Carry
 
 SPARE = 4
@@ -99,7 +100,7 @@ class CreditSubspace(Directions):
         spare = min(size, 2 * self.count + SPARE)
         # drawn in one dtype, so that float32 begins with the directions that float64 does
         drawn = jax.random.normal(jax.random.key(0), (size, spare), jnp.float32)
-        basis = jnp.linalg.qr(drawn.astype(dtype))[0].T
+        basis, _ = orthonormal(drawn.astype(dtype).T)
         zero = jnp.zeros((), dtype)
         moment, counts = jnp.zeros((spare, spare), dtype), jnp.zeros(2, dtype)
         sizes = jnp.zeros((2, size), dtype)
@@ -129,9 +130,9 @@ class CreditSubspace(Directions):
         u, h = _in_other_units(u, h, _or_one(units) / _or_one(old_units))
         size = jnp.trace(h)
         with jax.default_matmul_precision("highest"):
-            iterated = u.T @ (h @ (u @ v.T)) / jnp.where(size > 0, size, 1)
+            iterated = ((v @ u.T) @ h.T) @ u / jnp.where(size > 0, size, 1)
             # the old directions are kept where no credit has come from others
-            basis = jnp.linalg.qr(iterated + OLD * v.T)[0].T
+            basis, _ = orthonormal(iterated + OLD * v)
         basis = jnp.where((size > 0) & jnp.isfinite(basis).all(), basis, v)
         return (basis / _or_one(units)[None])[None], (basis, u, h, sizes, old_units, units)
 
@@ -212,15 +213,15 @@ class CreditSubspace(Directions):
                 new = (summed("bs,bk->sk", by_length, credit @ a) + scale * ahead) / batch
                 return (1 - rate) * (u.T @ (h @ (u @ a))) + rate * new
 
-            basis = jnp.linalg.qr(times(u.T))[0]
-            image = basis.T @ times(basis)
+            basis, _ = orthonormal(times(u.T).T)
+            image = basis @ times(basis.T)
             symmetric = (image + image.T) / 2
         # squares of credit may overflow where the moment does not
         valid = jnp.isfinite(symmetric).all() & jnp.isfinite(energy) & (jnp.trace(symmetric) > 0)
         outside = energy - jnp.sum(kept * (credit @ v.T) ** 2) / batch
         weight = jnp.where(has_credit, jnp.maximum(self.rate, 1 / jnp.maximum(counts[0], 1)), 0)
         new = (
-            basis.T,
+            basis,
             symmetric,
             counts,
             mean_energy + weight * (energy - mean_energy),
@@ -281,11 +282,14 @@ def _in_other_units(
     u: Float[Array, "k S"], h: Float[Array, "k k"], ratio: Float[Array, " S"]
 ) -> tuple[Array, Array]:
     """The moment `U^T H U` where units have become `ratio` times as large; none where that overflows."""
-    basis, triangle = jnp.linalg.qr((u * ratio[None]).T)
-    moved = triangle @ h @ triangle.T
-    changed, finite = jnp.any(ratio != 1), jnp.isfinite(moved).all() & jnp.isfinite(basis).all()
-    u = jnp.where(changed & finite, basis.T, u)
-    return u, jnp.where(changed, jnp.where(finite, moved, 0), h)
+
+    def moved() -> tuple[Array, Array]:
+        basis, triangle = orthonormal(u * ratio[None])
+        new = triangle.T @ h @ triangle
+        finite = jnp.isfinite(new).all() & jnp.isfinite(basis).all()
+        return jnp.where(finite, basis, u), jnp.where(finite, new, 0)
+
+    return lax.cond(jnp.any(ratio != 1), moved, lambda: (u, h))
 
 
 def _or_one(units: Float[Array, " S"]) -> Array:

@@ -55,15 +55,16 @@ class Case:
 
 
 class Spiking(eqx.Module):
-    """Neurons that a recurrent weight and the input reach, and a readout."""
+    """Neurons that a recurrent weight and the input reach, and a readout. The gain is such that they spike."""
 
     hidden: eqx.nn.Linear
     neuron: Any
     readout: nn.LeakyRateReadout
+    gain: float = eqx.field(static=True)
 
-    def __init__(self, neuron: Any, inputs: int = I):
-        self.neuron = neuron
-        self.hidden = eqx.nn.Linear(inputs + H, H, key=KEY)
+    def __init__(self, neuron: Any, gain: float):
+        self.neuron, self.gain = neuron, gain
+        self.hidden = eqx.nn.Linear(I + H, H, key=KEY)
         self.readout = nn.LeakyRateReadout(H, 2, key=KEY)
 
     def init_state(self) -> Any:
@@ -71,7 +72,7 @@ class Spiking(eqx.Module):
 
     def __call__(self, x: Any, state: Any) -> Any:
         s, z, r = state
-        z, s = self.neuron(3 * self.hidden(jnp.concatenate([x, z])), s)
+        z, s = self.neuron(self.gain * self.hidden(jnp.concatenate([x, z])), s)
         y, r = self.readout(z, r)
         return y, (s, z, r)
 
@@ -185,8 +186,19 @@ RULES = {
     "snap": etpc.SnAp(2),
     "rtrl": etpc.RTRL(),
     "rtrl of a rank": etpc.RTRL(rank=2),
+    "credit": etpc.CreditRTRL(q=2, rank=2),
 }
-LOW_RANK = ("rank", "rtrl of a rank")
+LOW_RANK = ("rank", "rtrl of a rank", "credit")
+NEURONS = {
+    nn.LIF: 60,
+    nn.AdEx: 60,
+    nn.EIF: 600,
+    nn.QIF: 2000,
+    nn.GIF: 60,
+    nn.Izhikevich: 200,
+    nn.ResonateAndFire: 10,
+}
+"""Kinds of neurons, with a gain."""
 
 CASES: dict[str, Callable[[], Case]] = {
     **{
@@ -195,13 +207,15 @@ CASES: dict[str, Callable[[], Case]] = {
     },
     **{
         f"spiking, {name}": lambda rule=rule: case(
-            Spiking(nn.ALIF(H, tau=10.0, R=5.0)), rule, outputs=2
+            Spiking(nn.ALIF(H, tau=10.0, R=5.0), 10), rule, outputs=2
         )
         for name, rule in RULES.items()
     },
     **{
-        f"neuron: {kind.__name__}": lambda kind=kind: case(Spiking(kind(H)), outputs=2, every=2)
-        for kind in (nn.LIF, nn.AdEx, nn.EIF, nn.QIF, nn.GIF, nn.Izhikevich, nn.ResonateAndFire)
+        f"neuron: {kind.__name__}": lambda kind=kind, gain=gain: case(
+            Spiking(kind(H), gain), outputs=2, every=2
+        )
+        for kind, gain in NEURONS.items()
     },
     **{
         f"cell: {kind.__name__}": lambda kind=kind: case(kind(I, H, key=KEY), every=3)
@@ -237,12 +251,6 @@ CASES: dict[str, Callable[[], Case]] = {
         nn.Sequential([nn.DelayedLinear(I, H, DELAYS, key=KEY), nn.MinGRU(H, H, key=KEY)])
     ),
 }
-
-REFUSED = {
-    "credit": lambda: with_state(gru(), jnp.zeros(H), rule=etpc.CreditRTRL(q=2, rank=2)),
-}
-"""Rules that compute something by a custom call."""
-
 
 def distance(a: Any, b: Any) -> float:
     """The largest difference, relative to the largest number; infinite where integers differ."""

@@ -22,10 +22,10 @@ from tests.device.learners import (
     CALLS,
     CASES,
     KEY,
-    REFUSED,
     Case,
     H,
     I,
+    Spiking,
     case,
     distance,
 )
@@ -60,7 +60,7 @@ def test_update_and_predict(name: str, tmp_path: Path) -> None:
     made = CASES[name]()
     made.exported().save(tmp_path / "learner")
     exported = etpc.load_exported(tmp_path / "learner")
-    state, kept = made.start(), exported.state
+    state, kept, spikes = made.start(), exported.state, 0
     for k in range(CALLS):
         call = made.call(k)
         y, carry = made.learner.program(state[0], call["xs"][0], state[2])
@@ -74,6 +74,8 @@ def test_update_and_predict(name: str, tmp_path: Path) -> None:
         assert hidden
         for path in hidden:
             assert distance(after[path], predicted[path]) < 1e-5, path
+        if isinstance(made.model, Spiking):
+            spikes += int(jnp.sum(carry.state[1] > 0))
         *state, losses, aux = (*made.learner.update(*state, **call), None)[:5]
         kept, found, *more = exported.update(kept, **call)
         assert distance(found, losses) < 1e-5
@@ -83,12 +85,10 @@ def test_update_and_predict(name: str, tmp_path: Path) -> None:
     assert wanted.keys() == kept.keys()
     for path in made.compared(wanted):
         assert distance(kept[path], wanted[path]) < 1e-5, path
-    moved = [
-        path
-        for path in wanted
-        if path[0] in ".[" and distance(wanted[path], exported.state[path]) > 0
-    ]
-    assert moved, "the network does not learn"
+    assert spikes or not isinstance(made.model, Spiking)
+    for path in wanted:
+        learns = distance(wanted[path], exported.state[path]) > 1e-3
+        assert learns or path[0] not in ".[", path
 
 
 def test_manifest_says_what_the_modules_are(small) -> None:
@@ -246,12 +246,6 @@ def test_custom_calls_and_callbacks_are_refused_by_name() -> None:
         # Of what JAX compiles as a function of its own, the place is not known.
         if loss is not solving:
             assert f"{Path(__file__).name}:" in str(caught.value)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_rules_that_need_a_custom_call(name: str) -> None:
-    with pytest.raises(etpc.UnsupportedError, match="geqrf"):
-        REFUSED[name]().exported()
 
 
 # --- the folder ---
