@@ -7,7 +7,6 @@ compares the descriptions with those of `like`, and reads only arrays that `like
 """
 
 import collections
-import contextlib
 import enum
 import errno
 import hashlib
@@ -30,12 +29,8 @@ from numpy.lib import format as npy
 
 from ._carry import Carry
 from ._errors import CheckpointError, raise_together
+from ._files import flush, from_npy, is_key, npy_dtype, to_npy, whole
 from ._jax import Tracer
-
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None
 
 _MAGIC = b"\x89etpc2\r\n"
 _START = struct.Struct("<8sQ32s")  # magic number, length and SHA-256 of what follows
@@ -189,32 +184,16 @@ def _parts(entries: list[tuple[str, str]]) -> int:
 
 def _replace(path: Path, write: Callable[[io.BufferedRandom], None]) -> None:
     """Write a file beside `path`, flush it to the disk, and put it in the place of `path`."""
-    name = path.name
-    if len(os.fsencode(name)) > 100:  # with more around it, a name may be too long for the disk
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    temporary = path.with_name(f".{name}.saving")
-    with contextlib.ExitStack() as stack:
-        try:
-            mode = _mode(path)
-            folder = stack.enter_context(_locked(path.parent))
-            temporary.unlink(missing_ok=True)  # what a killed save left
-            file = temporary.open("x+b")  # no file or link that is there
-            try:
-                with file:
-                    if mode is not None and hasattr(os, "fchmod"):
-                        os.fchmod(file.fileno(), mode)
-                    write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            error.add_note(f"The checkpoint {path} was not saved. What was there before still is.")
-            raise
-        if folder is not None:
-            os.fsync(folder)
+    try:
+        mode = _mode(path)
+        with whole(path) as temporary, temporary.open("x+b") as file:  # no link that is there
+            if mode is not None and hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), mode)
+            write(file)
+            flush(file)
+    except OSError as error:
+        error.add_note(f"The checkpoint {path} was not saved. What was there before still is.")
+        raise
 
 
 def _mode(path: Path) -> int | None:
@@ -228,23 +207,6 @@ def _mode(path: Path) -> int | None:
             errno.EEXIST, "It is not a regular file, and is not replaced", str(path)
         )
     return stat.S_IMODE(mode)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[int | None]:
-    """A descriptor of the folder, in which no other save writes meanwhile; `None` on Windows."""
-    if fcntl is None:
-        yield None
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network disks have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        with contextlib.suppress(OSError):  # a process forked meanwhile would keep the lock
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
 
 
 def _check_whole(path: Path, file: io.BufferedReader) -> None:
@@ -314,7 +276,7 @@ def _text(leaf: Any) -> str:
     if isinstance(leaf, str):
         return str.__repr__(leaf)
     if isinstance(leaf, _ARRAYS):
-        return f"{leaf.dtype if _is_key(leaf) else np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        return f"{leaf.dtype if is_key(leaf) else np.dtype(leaf.dtype).name}{list(leaf.shape)}"
     if type(leaf) in _NUMBERS:
         return f"a Python {kind}"
     return "a function" if callable(leaf) else f"a {kind}"
@@ -348,35 +310,22 @@ def _why_not(leaf: Any) -> str:
     return ""
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(getattr(leaf, "dtype", bool), jax.dtypes.prng_key)
-
-
 def _stored_as(leaf: Any) -> tuple[tuple[int, ...], np.dtype] | None:
     """Shape and dtype of a leaf in the file; `None` where no array is stored."""
     if type(leaf) is int:
         return (_INT_BYTES,), np.dtype("u1")
     if type(leaf) in _NUMBERS:
-        return (), _npy_dtype(type(leaf))
+        return (), npy_dtype(type(leaf))
     if not isinstance(leaf, _ARRAYS) or isinstance(leaf, str | enum.Enum):
         return None
-    array = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    return tuple(array.shape), _npy_dtype(array.dtype)
-
-
-def _npy_dtype(dtype: Any) -> np.dtype:
-    """Little-endian, and unsigned integers for what NumPy does not have, such as bfloat16."""
-    dtype = np.dtype(dtype)
-    is_number_of_jax = dtype.isbuiltin == 2 and jnp.issubdtype(dtype, np.number)
-    return np.dtype(f"<u{dtype.itemsize}") if is_number_of_jax else dtype.newbyteorder("<")
+    array = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
+    return tuple(array.shape), npy_dtype(array.dtype)
 
 
 def _to_npy(leaf: Any) -> np.ndarray:
     if type(leaf) is int:
         return np.frombuffer(leaf.to_bytes(_INT_BYTES, "little", signed=True), np.uint8)
-    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    dtype = _npy_dtype(array.dtype)
-    return array.view(dtype) if array.dtype.isbuiltin == 2 else array.astype(dtype, copy=False)
+    return to_npy(np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf))
 
 
 def _from_npy(file: io.BufferedReader, like: Any) -> np.ndarray | None:
@@ -398,16 +347,15 @@ def _restored(value: Any, like: Any) -> Any:
         return like
     if type(like) in _NUMBERS:
         return int.from_bytes(value, "little", signed=True) if type(like) is int else value.item()
-    if _is_key(like):
+    if is_key(like):
         implementations = []
         jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), like)
         value = jax.random.wrap_key_data(jnp.asarray(value), impl=implementations[0])
     else:
-        dtype = np.dtype(like.dtype)
-        value = value.view(dtype) if dtype.isbuiltin == 2 else value.astype(dtype, copy=False)
+        value = from_npy(value, like.dtype)
         if isinstance(like, np.ndarray | np.generic):
             return value[()] if isinstance(like, np.generic) else value
-        value = jnp.array(value, dtype)
+        value = jnp.array(value, like.dtype)
     if isinstance(like, Tracer) or (isinstance(like, jax.Array) and not like.committed):
         return value
     return jax.device_put(value, like.sharding) if like.sharding is not None else value

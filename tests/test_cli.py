@@ -471,7 +471,7 @@ def test_bench_leaves_the_state_of_a_task_alone(capsys):
 
 def test_suggest(capsys):
     argv = ["suggest", "tiny_models:make", "--steps", 20, "--batch", 2]
-    status, out, err = run(capsys, *argv, "--adam", 0.01, "--budget", 0.001)
+    status, out, err = run(capsys, *argv, "--optimiser", "sgd:0.01", "--budget", 0.001)
     lines = out.splitlines()
     assert (status, err) == (0, "")
     assert lines[0] == "tiny_models:make: 20 steps, batch 2"
@@ -484,6 +484,10 @@ def test_suggest(capsys):
     assert (record["steps"], record["batch_size"], record["rule"]) == (20, 2, None)
     assert [row["name"] for row in record["rows"]] == ["BPTT", "D_RTRL()"]
     assert record["lags"] == [[0, 4], [4, 12], [12, 16]]
+    for wrong in ("adam", "adam:nan", "adam:0", "nothing:0.1"):
+        status, _, err = run(capsys, *argv, "--optimiser", wrong)
+        assert status == 2
+        assert f"--optimiser {wrong}: write an optimiser of Optax" in err
 
 
 # --- draw -----------------------------------------------------------------------------------------
@@ -684,7 +688,6 @@ def test_an_error_of_etpc_is_shown_in_full(capsys, monkeypatch):
         ["verify", "tiny_models:make", "--steps", "0"],
         ["bench", "tiny_models:make", "--repeats", "x"],
         ["suggest", "tiny_models:make", "--time", "0"],
-        ["suggest", "tiny_models:make", "--adam", "nan"],
         ["suggest", "tiny_models:make", "--budget", "long"],
         ["explain", "tiny_models:make", "--inputs", "2", ".win", ".out"],
         ["explain", "tiny_models:make", "--input-shape", "2"],

@@ -14,6 +14,7 @@ SEES = {
     "_errors": "",
     "_tuning": "",
     "_jax": "_errors _tuning",
+    "_files": "",
     "_origin": "",
     "_primitives": "_jax _origin",
     "_record": "",
@@ -36,7 +37,7 @@ SEES = {
     "_agreement": "_jax show trace",
     # the program, and what is done with programs
     "_spikes": "_errors _jax trace",
-    "run": "_errors _jax _record _carry _data _loss _spikes _bptt _agreement"
+    "run": "_errors _files _jax _record _carry _data _loss _spikes _bptt _agreement"
     " trace analyse traces algorithms plan emit show draw",
     "_foreign": "_errors trace",
     "_progress": "",
@@ -44,7 +45,7 @@ SEES = {
     "_compare": "_errors _record _agreement _progress _trial trace algorithms plan show run",
     "_faults": "_jax _loss _agreement _trial run",
     "_check": "_jax _record _agreement _progress _trial _faults _compare algorithms run show trace",
-    "checkpoint": "_carry _errors _jax",
+    "checkpoint": "_carry _errors _files _jax",
     "_fit": "_errors checkpoint run",
     "_measured": "_errors _data _loss _bptt _agreement _trial trace run",
     "_suggest": "_errors _record _progress _compare _trial _measured trace analyse traces algorithms plan show run",

@@ -8,6 +8,7 @@ import jax
 from ..run import Exported, online
 from ._algorithm import parse
 from ._errors import CommandError
+from ._optimiser import parse_optimiser
 from ._task import Task, make_data
 
 LIKE_THIS = {"llvm-cpu": ["--iree-llvmcpu-target-cpu=host"]}
@@ -23,23 +24,8 @@ def exported(
     if batch is None and data.batch_size is not None:
         xs, targets = jax.tree.map(lambda a: a[:, 0], (xs, targets))
     program = task.compile(parse(algo), memory, batch or 1)
-    learner = online(program, data.loss_fn, _optimiser(optimiser), every)
+    learner = online(program, data.loss_fn, parse_optimiser(optimiser), every)
     return learner.export(task.model, *learner.init(task.model, batch), xs, targets)
-
-
-def _optimiser(text: str) -> Any:
-    """What `adam:1e-3` means: a function of Optax with a learning rate."""
-    try:
-        import optax
-    except ImportError as error:
-        raise CommandError("export needs Optax. Run `pip install optax`.") from error
-    name, _, rate = text.partition(":")
-    try:
-        return getattr(optax, name)(float(rate))
-    except (AttributeError, ValueError, TypeError) as error:
-        raise CommandError(
-            f"--optimiser {text}: write an optimiser of Optax with its learning rate, such as adam:1e-3."
-        ) from error
 
 
 def compiled(folder: Path, target: str) -> dict[str, int]:

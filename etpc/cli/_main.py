@@ -28,6 +28,8 @@ from ._bench import Timing, bench
 from ._claims import claims_of
 from ._errors import CommandError, described, is_of_user
 from ._export import compiled, exported
+from ._optimiser import FORM as OPTIMISER
+from ._optimiser import parse_optimiser
 from ._task import BATCH, STEPS, Data, load_task, make_data
 
 OK, FAILED, MISTAKE, UNFORESEEN = range(4)
@@ -246,7 +248,7 @@ def _suggest(arguments: argparse.Namespace) -> Answer:
         *(task.model, data.xs, data.targets, data.loss_fn),
         memory=arguments.memory,
         time=arguments.time,
-        optimiser=None if arguments.adam is None else _adam(arguments.adam),
+        optimiser=arguments.optimiser and parse_optimiser(arguments.optimiser),
         every=arguments.every,
         state=task.state,
         step=task.step,
@@ -285,14 +287,6 @@ def _export(arguments: argparse.Namespace) -> Answer:
     found = dict(files=sizes, state_bytes=state, temporary_bytes=temporaries)
     record = {"schema": "etpc-export/1", "model": arguments.target, "written": arguments.output}
     return Answer("\n".join(lines), record | found)
-
-
-def _adam(rate: float) -> Any:
-    try:
-        import optax
-    except ImportError as error:
-        raise CommandError("--adam needs Optax. Run `pip install optax`.") from error
-    return optax.adam(rate)
 
 
 def _timing_row(timing: Timing, bptt: Timing) -> list[str]:
@@ -395,7 +389,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = {
     "suggest": (
         _suggest,
         "measure which learning rule suits a model, on its data",
-        "models.py:make_task --adam 1e-3",
+        "models.py:make_task --optimiser adam:1e-3",
     ),
     "export": (
         _export,
@@ -457,8 +451,9 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
         )
     if name == "export":
         add("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
-        optimiser = "an optimiser of Optax and its rate (adam:1e-3)"
-        add("--optimiser", default="adam:1e-3", metavar="NAME:RATE", help=optimiser)
+        add(
+            "--optimiser", default="adam:1e-3", metavar="NAME:RATE", help=f"{OPTIMISER} (adam:1e-3)"
+        )
         add("--every", type=_count, default=1, metavar="W", help="steps between updates (1)")
         add(
             "--batch",
@@ -480,8 +475,7 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     if name == "suggest":
         time = "at most so many ms for a step of the batch"
         add("--time", type=_positive, metavar="MS", help=time)
-        adam = "train with each rule too, by Adam with this rate"
-        add("--adam", type=_positive, metavar="RATE", help=adam)
+        add("--optimiser", metavar="NAME:RATE", help=f"train with each rule too, by {OPTIMISER}")
         every = "steps between updates, where they come within a sequence"
         add("--every", type=_count, metavar="W", help=every)
         budget = "how long to measure, in s (60)"

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +18,7 @@ from jax import Array, export
 
 from .._carry import Carry
 from .._errors import CheckpointError, InputError, InputTypeError, UnsupportedError, raise_together
+from .._files import flush, from_npy, is_key, to_npy, whole
 from .._record import record
 from ..trace import Leaves
 
@@ -44,7 +44,7 @@ class Leaf(NamedTuple):
     @classmethod
     def of(cls, name: str, value: Any, role: str) -> "Leaf":
         kind = None
-        if _is_key(value):
+        if is_key(value):
             kinds: list[str] = []
             jax.eval_shape(lambda key: kinds.append(str(jax.random.key_impl(key))), value)
             value, kind = jax.eval_shape(jax.random.key_data, value), kinds[0]
@@ -68,13 +68,9 @@ class Leaf(NamedTuple):
         return data if self.key is None else jax.random.wrap_key_data(data, impl=self.key)
 
 
-def _is_key(value: Any) -> bool:
-    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-
-
 def _closed(value: Any) -> Any:
     """The integers that a key consists of; an array as it is."""
-    return jax.random.key_data(value) if _is_key(value) else value
+    return jax.random.key_data(value) if is_key(value) else value
 
 
 class Tree(NamedTuple):
@@ -91,7 +87,7 @@ class Tree(NamedTuple):
         leaves = Leaves.of(tree, root, numbers=True)
         values = [a if hasattr(a, "dtype") else jnp.asarray(a) for a in leaves.split(tree)]
         names = [path if path == root else root + path for path in leaves.paths]
-        kinds = [v if _is_key(v) else a for v, a in zip(values, leaves.avals, strict=True)]
+        kinds = [v if is_key(v) else a for v, a in zip(values, leaves.avals, strict=True)]
         described = [Leaf.of(name, kind, role) for name, kind in zip(names, kinds, strict=True)]
         return cls(leaves, range(len(values)), values, described)
 
@@ -205,7 +201,7 @@ def _predict(
         model, hidden, *fresh, x = joined(trees, arrays)
         parameters = arguments.parameters(model)
         pairs = zip(step.input_leaves.split(x), step.input_leaves.avals, strict=True)
-        inputs = [a if _is_key(a) else jnp.asarray(a, aval.dtype) for a, aval in pairs]
+        inputs = [a if is_key(a) else jnp.asarray(a, aval.dtype) for a, aval in pairs]
 
         def one(inputs: list[Any], hidden: list[Any], fresh: list[Any]) -> Any:
             env = step.values(parameters, [*inputs, *fresh], hidden)
@@ -357,23 +353,16 @@ class Exported:
         }
         text = json.dumps(record, indent=1)
         files[MANIFEST] = text.replace(NO_HASH, _hash(text.encode())).encode()
-        temporary = folder.with_name(f".{folder.name}.saving")
-        shutil.rmtree(temporary, ignore_errors=True)  # what a killed save left
-        temporary.mkdir()
-        try:
+        with whole(folder) as temporary:
+            temporary.mkdir()
             for name, data in files.items():
                 with (temporary / name).open("xb") as file:
                     file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.replace(temporary, folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+                    flush(file)
 
     def _packed(self) -> bytes:
         buffer = io.BytesIO()
-        arrays: dict[str, Any] = {name: _plain(value) for name, value in self.state.items()}
+        arrays: dict[str, Any] = {name: to_npy(value) for name, value in self.state.items()}
         np.savez(buffer, **arrays)
         return buffer.getvalue()
 
@@ -522,13 +511,6 @@ class Exported:
         return trees
 
 
-def _plain(value: np.ndarray) -> np.ndarray:
-    """Little-endian, and unsigned integers for what NumPy does not have, such as bfloat16."""
-    if value.dtype.isbuiltin == 2:
-        return value.view(f"<u{value.dtype.itemsize}")
-    return value.astype(value.dtype.newbyteorder("<"), copy=False)
-
-
 def _closed_input(value: Any) -> Any:
     return _closed(value) if hasattr(value, "dtype") else np.asarray(value)
 
@@ -568,8 +550,7 @@ def load_exported(folder: str | os.PathLike[str]) -> Exported:
     state = {}
     for leaf in map(Leaf.read, arguments):
         if leaf.role == "state":
-            value, wanted = stored[leaf.name], jnp.dtype(leaf.dtype)
-            state[leaf.name] = value.view(wanted) if wanted.isbuiltin == 2 else value
+            state[leaf.name] = from_npy(stored[leaf.name], jnp.dtype(leaf.dtype))
     return Exported(manifest, state, data)
 
 

@@ -9,8 +9,9 @@ from jaxtyping import Float
 def orthonormal(rows: Float[Array, "k S"]) -> tuple[Float[Array, "k S"], Float[Array, "k k"]]:
     """`Q` with orthonormal rows, and a lower triangle `L`, so that `rows = L Q`; k is at most S.
 
-    By Householder reflections, which is stable whatever the rows are: where some depend on others or are zero, `Q` is
-    filled with directions that are orthogonal to the rest. Each takes two products with a vector, so it is for a few rows.
+    By Householder reflections, which are stable whatever the rows are: where some depend on others or are zero, `Q` is
+    filled with directions that are orthogonal to the rest. Each row takes two products with a vector, one after the
+    other, so this is for few rows.
 
     **Source**: Golub and Van Loan, Matrix Computations, 4th edition, algorithms 5.1.1 and 5.2.1.
     """

@@ -252,6 +252,7 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
 }
 
+
 def distance(a: Any, b: Any) -> float:
     """The largest difference, relative to the largest number; infinite where integers differ."""
     a, b = np.asarray(a), np.asarray(b)
