@@ -1,5 +1,7 @@
 """A learner of a task, written to a folder, and compiled by IREE."""
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +30,36 @@ def exported(
     return learner.export(task.model, *learner.init(task.model, batch), xs, targets)
 
 
-def compiled(folder: Path, target: str) -> dict[str, int]:
-    """Compile the modules of a learner by IREE, beside them. **Returns** the bytes of each file."""
+def compiled(folder: Path, target: str) -> tuple[dict[str, int], int]:
+    """Compile the modules of a learner by IREE, beside them.
+
+    **Returns** the bytes of each file; and those that an update allocates, its results among them, in all.
+    """
     try:
         import iree.compiler  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise CommandError("--compile needs IREE. Run `pip install 'etpc[device]'`.") from error
-    sizes: dict[str, int] = {}
+    sizes, allocated = {}, {}
     for path in sorted(folder.glob("*.mlirbc")):
-        try:
-            binary: Any = iree.compiler.compile_file(
-                str(path),
-                input_type="stablehlo",
-                target_backends=[target],
-                extra_args=LIKE_THIS.get(target, []),
-            )
-        except Exception as error:  # whatever IREE says of a target or of an operation
-            raise CommandError(f"IREE can't compile {path.name} for {target}: {error}") from error
+        with tempfile.TemporaryDirectory() as place:
+            said = Path(place) / "statistics.json"
+            try:
+                binary: Any = iree.compiler.compile_file(
+                    str(path),
+                    input_type="stablehlo",
+                    target_backends=[target],
+                    extra_args=[
+                        *LIKE_THIS.get(target, []),
+                        "--iree-scheduling-dump-statistics-format=json",
+                        f"--iree-scheduling-dump-statistics-file={said}",
+                    ],
+                )
+            except Exception as error:  # whatever IREE says of a target or of an operation
+                raise CommandError(
+                    f"IREE can't compile {path.name} for {target}: {error}"
+                ) from error
+            execution = json.loads(said.read_text())["stream-aggregate"]["execution"]
         path.with_suffix(".vmfb").write_bytes(binary)
         sizes[path.with_suffix(".vmfb").name] = len(binary)
-    return sizes
+        allocated[path.stem] = int(execution["transient-memory-size"])
+    return sizes, allocated["update"]

@@ -273,18 +273,26 @@ def _export(arguments: argparse.Namespace) -> Answer:
     except OSError as error:
         reason = error.strerror or "it is there already, and not empty"
         raise CommandError(f"{folder} cannot be written: {reason}.") from error
-    sizes = {name: len(code) for name, code in learner.modules.items()}
+    sizes, allocated = {name: len(code) for name, code in learner.modules.items()}, None
     if arguments.compile is not None:
-        sizes |= compiled(folder, arguments.compile)
+        files, allocated = compiled(folder, arguments.compile)
+        sizes |= files
     state = sum(value.nbytes for value in learner.state.values())
     temporaries = learner.temporaries()
     lines = [*table(["file", "bytes"], [[name, f"{size:,}"] for name, size in sizes.items()]), ""]
     lines += [
         f"state: {state:,} bytes in {len(learner.state)} arrays",
         f"temporaries of an update: {temporaries:,} bytes at most, as XLA compiles it for this machine",
-        f"wrote {folder}",
     ]
-    found = dict(files=sizes, state_bytes=state, temporary_bytes=temporaries)
+    if allocated is not None:
+        lines.append(
+            f"temporaries and results of an update: {allocated:,} bytes in all, as IREE allocates them for "
+            f"{arguments.compile}"
+        )
+    lines.append(f"wrote {folder}")
+    found = dict(
+        files=sizes, state_bytes=state, temporary_bytes=temporaries, iree_allocated_bytes=allocated
+    )
     record = {"schema": "etpc-export/1", "model": arguments.target, "written": arguments.output}
     return Answer("\n".join(lines), record | found)
 

@@ -17,6 +17,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -129,6 +130,21 @@ def exported(model: Network, rate: float) -> etpc.Exported:
     return file
 
 
+def plotted(axes: Any, name: str, error: np.ndarray) -> None:
+    """The mean over the streams, and over 100 steps: of the error of each update, [streams, updates]."""
+    each = 100 // (STEPS // error.shape[1])
+    smooth = error.mean(0)[: error.shape[1] // each * each].reshape(-1, each).mean(1)
+    axes.semilogy(100 * np.arange(len(smooth)), smooth, label=name)
+
+
+def finished(fig: Any, axes: Any, file: str) -> None:
+    axes.axvline(DRIFT, color="grey", linestyle=":")
+    axes.set(xlabel="step", ylabel="mean square error")
+    fig.legend(frameon=False, loc="outside upper left", ncols=2, fontsize=9)
+    OUT.mkdir(exist_ok=True)
+    fig.savefig(OUT / file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="A learner on a stream that changes.")
     parser.add_argument("--export", type=Path, metavar="FOLDER")
@@ -144,7 +160,7 @@ def main() -> None:
     print(
         f"{'mean square error of':<24} {'before':>8} {'500 steps after':>16} {'last':>6}  each stream, last"
     )
-    fig, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    fig, axes = plt.subplots(figsize=(4.4, 3.6), layout="constrained")
     for name, error in results.items():
         each = STEPS // error.shape[1]
         before, begun = (
@@ -157,17 +173,8 @@ def main() -> None:
         print(
             f"{name:<24} {before.mean():8.3f} {begun.mean():16.3f} {last.mean():6.3f}  {streams_text}  {rate}"
         )
-        smooth = (
-            error.mean(0)[: len(error[0]) // (100 // each) * (100 // each)]
-            .reshape(-1, 100 // each)
-            .mean(1)
-        )
-        axes.semilogy(100 * np.arange(len(smooth)), smooth, label=name)
-    axes.axvline(DRIFT, color="grey", linestyle=":")
-    axes.set(xlabel="step", ylabel="mean square error")
-    axes.legend(frameon=False)
-    OUT.mkdir(exist_ok=True)
-    fig.savefig(OUT / "drift.svg")
+        plotted(axes, name, error)
+    finished(fig, axes, "drift.svg")
     file = exported(model, chosen["D-RTRL"])
     print(f"\nexported: {sum(map(len, file.modules.values())):,} bytes of StableHLO, ", end="")
     print(f"{sum(a.nbytes for a in file.state.values()):,} bytes of state")

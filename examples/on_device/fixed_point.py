@@ -25,11 +25,12 @@ from etpc import algorithms, traces
 from .drift import (
     DRIFT,
     LAST,
-    OUT,
     RATES,
     STEPS,
     STREAMS,
     Network,
+    finished,
+    plotted,
     squared,
     streams,
     trained_beforehand,
@@ -125,20 +126,15 @@ def main() -> None:
     rules = [etpc.D_RTRL(window=1), Rounded(16, window=1), Rounded(8, window=1)]
     print(etpc.compare(model, xs[:, 0], targets[:, 0], squared, rules))
     print(f"\n{'mean square error of':<30} before  500 steps after   last")
-    fig, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    fig, axes = plt.subplots(figsize=(4.4, 3.6), layout="constrained")
     for name in SETTINGS:
         rate, error = errors(model, name)
         parts = error[:, DRIFT // 2 : DRIFT], error[:, DRIFT : DRIFT + 500], error[:, -LAST:]
         before, begun, last = (float(part.mean()) for part in parts)
         print(f"{name:<30} {before:6.3f} {begun:16.3f} {last:6.3f}  rate {rate:g}", flush=True)
         if name in ("float32", "both of 16 bits", "both of 8 bits", "both of 8 bits, at random"):
-            smooth = error.mean(0).reshape(-1, 100).mean(1)
-            axes.semilogy(100 * np.arange(len(smooth)), smooth, label=name)
-    axes.axvline(DRIFT, color="grey", linestyle=":")
-    axes.set(xlabel="step", ylabel="mean square error")
-    axes.legend(frameon=False)
-    OUT.mkdir(exist_ok=True)
-    fig.savefig(OUT / "fixed_point.svg")
+            plotted(axes, name, error)
+    finished(fig, axes, "fixed_point.svg")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Exported learners under IREE, in a process without JAX."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -73,10 +74,13 @@ def test_resumes_both_ways(tmp_path: Path) -> None:
         assert distance(value, wanted[path]) < 1e-5, path
 
 
-def test_command_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     Path("models.py").write_text(MODELS)
-    assert main(["export", "models.py:task", "-o", "learner", "--compile", "llvm-cpu"]) == 0
-    assert Path("learner/update.vmfb").stat().st_size > 0
-    assert Path("learner/predict.vmfb").stat().st_size > 0
+    command = ["export", "models.py:task", "-o", "learner", "--compile", "llvm-cpu", "--json"]
+    assert main(command) == 0
+    said = json.loads(capsys.readouterr().out)
+    for name in ("update.vmfb", "predict.vmfb"):
+        assert said["files"][name] == (Path("learner") / name).stat().st_size > 0
+    assert said["iree_allocated_bytes"] >= said["state_bytes"]  # the next state is a result
     assert main(["export", "models.py:task", "-o", "other", "--compile", "abacus"]) == 2
