@@ -34,7 +34,7 @@ demo: .venv/.demo
 	$(BIN)/python examples/marked_digit.py
 
 examples: .venv/.test
-	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) -mexamples.on_device.drift $(addprefix -mexamples.rl.,$(AGENTS)) \
+	@printf '%s\n' $(EXAMPLES) $(addprefix -mexamples.tasks.,$(TASKS)) -mexamples.on_device.drift -mexamples.on_device.fixed_point $(addprefix -mexamples.rl.,$(AGENTS)) \
 		| xargs -P $(JOBS) -I {} sh -c 'echo "{}"; exec $(BIN)/python "{}"'
 
 # A learner as a C program, and its stream. With a compiler for ARM and QEMU, also on an emulated Cortex-M4.

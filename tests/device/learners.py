@@ -191,6 +191,7 @@ RULES = {
     "rtrl": etpc.RTRL(),
     "rtrl of a rank": etpc.RTRL(rank=2),
     "credit": etpc.CreditRTRL(q=2, rank=2),
+    "tbptt": etpc.TBPTT(2),
 }
 LOW_RANK = ("rank", "rtrl of a rank", "credit")
 NEURONS = {
@@ -232,6 +233,7 @@ CASES: dict[str, Callable[[], Case]] = {
         eqx.nn.LSTMCell(I, H, key=KEY), (jnp.zeros(H), jnp.zeros(H)), batch_size=2
     ),
     "cell: LRU": lambda: case(nn.LRU(I, H, 4, key=KEY), every=2),
+    "cell: RTU": lambda: case(nn.RTU(I, H, key=KEY), every=2, outputs=2 * H),
     "cell: S5": lambda: case(nn.S5(I, H, 4, key=KEY), every=2),
     "batch, mask and resets": lambda: with_state(
         gru(), jnp.zeros(H), batch_size=3, every=2, steps=4, mask=True, reset=True
