@@ -178,7 +178,7 @@ class Program:
 
     def __init__(self, module: Any, name: str):
         self.functions = {str(f.attributes["sym_name"])[1:-1]: f for f in module.body.operations}
-        self.name, self.statements, self.buffers, self.constants = name, [], {}, []
+        self.name, self.statements, self.buffers, self.constants = name, [], {}, {}
         self.values: dict[Any, Value] = {}
         self.numbers = iter(range(1_000_000))
 
@@ -525,7 +525,9 @@ def constant(program: Program, op: Any, values: list[Value]) -> Value:
         c_type, numbers.size, f"c{next(program.numbers)}_{program.name}", fixed=True
     )
     text = ", ".join(literal(n, c_type) for n in numbers)
-    program.constants.append(f"static const {c_type} {buffer.name}[{numbers.size}] = {{{text}}};")
+    program.constants[buffer.name] = (
+        f"static const {c_type} {buffer.name}[{numbers.size}] = {{{text}}};"
+    )
     return stored(buffer, shape)
 
 
@@ -912,11 +914,12 @@ def function(name: str, code: bytes, entry: dict[str, Any], fields: dict[str, st
         program.drop_unread()
         places, needs = placed(program)
     text = "\n".join(s.code for s in program.statements)
+    read = set(re.findall(r"@([^@]+)@", text))
     text = re.sub(r"@([^@]+)@", lambda m: places[program.buffers[m[1]].end.name], text)
     return Function(
         f"void {name}(learner_state *state{''.join(', ' + p for p in parameters)})",
         text,
-        program.constants,
+        [code for name, code in program.constants.items() if name in read],
         needs,
     )
 
