@@ -194,16 +194,17 @@ RULES = {
     "tbptt": etpc.TBPTT(2),
 }
 LOW_RANK = ("rank", "rtrl of a rank", "credit")
-NEURONS = [
-    (nn.LIF(H), 60),
-    (nn.AdEx(H), 60),
-    (nn.EIF(H), 600),
-    (nn.QIF(H), 2000),
-    (nn.GIF(H), 60),
-    (nn.Izhikevich(H, dt=0.1), 800),  # with a step of 1 ms, float32 keeps four digits of its trace
-    (nn.ResonateAndFire(H), 10),
-]
-"""Neurons, each with a gain."""
+NEURONS = {
+    nn.LIF: 60,
+    nn.AdEx: 60,
+    nn.EIF: 600,
+    nn.QIF: 2000,
+    nn.GIF: 60,
+    nn.Izhikevich: 800,
+    nn.ResonateAndFire: 10,
+}
+"""Kinds of neurons, with a gain."""
+STEP = {nn.Izhikevich: {"dt": 0.1}}  # of 1 ms, float32 would keep four digits of the trace
 
 CASES: dict[str, Callable[[], Case]] = {
     **{
@@ -221,10 +222,10 @@ CASES: dict[str, Callable[[], Case]] = {
         if name != "credit"  # there rounding turns the directions, and steps of Adam with them
     },
     **{
-        f"neuron: {type(neuron).__name__}": lambda neuron=neuron, gain=gain: case(
-            Spiking(neuron, gain), outputs=2, every=2
+        f"neuron: {kind.__name__}": lambda kind=kind, gain=gain: case(
+            Spiking(kind(H, **STEP.get(kind, {})), gain), outputs=2, every=2
         )
-        for neuron, gain in NEURONS
+        for kind, gain in NEURONS.items()
     },
     **{
         f"cell: {kind.__name__}": lambda kind=kind: case(kind(I, H, key=KEY), every=3)
