@@ -9,7 +9,7 @@ next to it, so that the mean is right. The learning rate of each is the best of 
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -63,11 +63,15 @@ class RoundedTrace(traces.Full):
     """The trace of D-RTRL, rounded at the end of each window."""
 
     bits: int = 16
-    exact: ClassVar[bool] = False
-    left_out: ClassVar[str] = "the trace is rounded"
+    exact: bool = False
 
-    def advance(self, *arguments: Any) -> traces.Carry:
-        return tuple(rounded(a, self.bits) for a in super().advance(*arguments))
+    @property
+    def left_out(self) -> str:
+        return "the trace is rounded"
+
+    def advance(self, site: Any, passage: Any, carry: Any, followed: Any, start: Any) -> Any:
+        moved = super().advance(site, passage, carry, followed, start)
+        return tuple(rounded(a, self.bits) for a in moved)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +87,19 @@ class Rounded(algorithms.Algorithm):
 def rounded_weights(bits: int, at_random: bool) -> optax.GradientTransformation:
     """To the end of a chain: the weights after an update are rounded."""
 
-    def update(updates: Any, key: Array, params: Any) -> tuple[Any, Array]:
-        key, *keys = jax.random.split(key, 1 + len(jax.tree.leaves(updates)))
+    def init(params: Any) -> Any:
+        return jax.random.key(0)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        state, *keys = jax.random.split(state, 1 + len(jax.tree.leaves(updates)))
         each = jax.tree.unflatten(jax.tree.structure(updates), keys)
 
         def one(u: Array, w: Array, key: Array) -> Array:
             return rounded(w + u, bits, key if at_random else None) - w
 
-        return jax.tree.map(one, updates, params, each), key
+        return jax.tree.map(one, updates, params, each), state
 
-    return optax.GradientTransformation(lambda _: jax.random.key(0), update)
+    return optax.GradientTransformation(init, update)
 
 
 def errors(model: Network, setting: str) -> tuple[float, np.ndarray]:
