@@ -42,15 +42,15 @@ STYLE: dict[Any, Any] = {
 Rows = list[dict[str, Any]]
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """What it ran on, and a section for each benchmark."""
+def markdown(results: dict[str, Any], plots: bool = True) -> str:
+    """What it ran on, and a section for each benchmark, with links to its plots."""
     lines = [f"- {name}: {value}" for name, value in results["environment"].items()]
     sections = ["\n".join(lines)]
     for name, rows in results["results"].items():
         table = TABLES[name]
         sections += [
             f"## {table.title}",
-            *(f"![{stem}]({stem}.svg)" for stem in _stems(name, rows)),
+            *(f"![{stem}]({stem}.svg)" for stem in _stems(name, rows) if plots),
         ]
         for shape, group in groupby(rows, _shape):
             shape_rows = list(group)
