@@ -92,7 +92,7 @@ class Equation:
             return self.primitive.bind(a, b, **params)
 
         left, right = (a.real if n in self.real else a for n, a in enumerate(values))
-        return by_parts(product, left, right)
+        return by_parts(product, left, right).astype(dtype)
 
     def __repr__(self) -> str:
         out = ", ".join(map(repr, self.outputs))

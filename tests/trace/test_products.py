@@ -85,6 +85,7 @@ COMPLEX = {
     "real data in float64": ("complex128", "float64", lambda w, x: w @ x),
     "a real weight": ("float32", "complex64", lambda w, x: w @ x),
     "both complex": ("complex64", "complex64", lambda w, x: w @ x),
+    "both real": ("float32", "float32", lambda w, x: w.astype("complex64") @ x),
     "the data first": ("complex64", "float32", lambda w, x: x @ w.T),
     "a batch": (
         *("complex64", "complex64"),
@@ -97,7 +98,7 @@ COMPLEX = {
 def test_a_product_of_complex_numbers_is_one_of_their_parts(name):
     """No product of complex numbers is compiled, and the gradient is that of backpropagation."""
     of_weight, of_data, product = COMPLEX[name]
-    wide = jnp.result_type(of_weight, of_data)
+    wide = jnp.result_type(of_weight, of_data, "complex64")
     real = jnp.finfo(wide).dtype
 
     def step(w, x, h):
