@@ -6,7 +6,6 @@ keeps its own shape. An update is done a few examples at a time, each with its w
 the faster, the larger they are.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -31,7 +30,6 @@ SMALL = 1 << 20
 compile, and not seven. It takes longer to run."""
 
 
-@functools.partial(jax.jit, static_argnames="states")
 def over_examples(
     trace: Inexact[Array, "B ..."], signal: Inexact[Array, "B ..."], states: int | None = None
 ) -> Inexact[Array, "..."]:

@@ -13,7 +13,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -25,7 +24,6 @@ UNROLLED = 8
 """Sums of up to this many terms are written out."""
 
 
-@jax.jit
 def times(later: Array, earlier: Array) -> Array:
     """`later * earlier`, element by element, and zero where `earlier` is zero."""
     return jnp.where(earlier == 0, jnp.zeros((), earlier.dtype), later * earlier)
