@@ -69,6 +69,15 @@ def test_every_rule_and_every_entry_on_a_recurrent_program(third):
 
 
 @pytest.mark.slow
+def test_a_reference_may_be_infinite_where_nothing_reads_it():
+    """The derivative of `exp(-1 / p)` at p = 0, of a state that no output reads."""
+    unread = Leaf("scalar", rule="tau", before=(Op("w_x", a=1, n=3, shared=True),))
+    for seed in range(3):
+        program = Program((unread,), reads=(1,), readout=False, n_in=3, seed=seed)
+        agrees(program, count=len(check.HOW))
+
+
+@pytest.mark.slow
 def test_what_rounding_decides_is_not_compared():
     """At one of these points a decay is 1e67, and the state is the difference of two products with it."""
     leaf = Leaf("noisy", 1, rule="tau", a=4, b=6, before=(Op("fori_weight", a=4, b=6, n=3),))
