@@ -87,6 +87,29 @@ def exact_gradients(model, xs, targets, state, stop):
     return eqx.filter_value_and_grad(total)((model, xs))
 
 
+class Observed(eqx.Module):
+    """A drawn model of which only some states are hidden states."""
+
+    model: grammar.DrawnModel
+    hidden: frozenset[str] = eqx.field(static=True)
+
+    def step(self, x, state, ops):
+        return self.model.step(x, state, Only(ops, self.hidden))
+
+
+class Only:
+    """What a model is to tell `ops`, without the states that are none."""
+
+    def __init__(self, ops, hidden):
+        self.ops, self.hidden = ops, hidden
+
+    def __getattr__(self, name):
+        return getattr(self.ops, name)
+
+    def state(self, name, value):
+        return self.ops.state(name, value) if grammar.base(name) in self.hidden else value
+
+
 class Case:
     """A drawn model with its points and references."""
 
@@ -123,14 +146,26 @@ class Case:
         far = 0.3 if count == POINTS else 1.5
         return oracle.structure(self.model, self.x, self.state, xs=xs, spread=far).to_state
 
-    def reference(self, point: Point, rule, count):
+    def reference(self, point: Point, program: etpc.Program, count):
         """The gradient of an approximation, and the Jacobians of the steps."""
-        given = point.model, point.xs, point.targets, helpers.loss, point.state
+        rule, model = program.algorithm, Observed(point.model, self.hidden(program))
+        given = model, point.xs, point.targets, helpers.loss, point.state
         pieces = jax.tree.map(np.asarray, oracle.all_pieces(*given, self.reaching(count)))
         untraced = frozenset(name for name in pieces.F if self.program.untraced(name))
         algo = "d_rtrl" if isinstance(rule, etpc.D_RTRL) else "es_d_rtrl"
         grads = oracle.combine(pieces, algo=algo, decay=DECAY, untraced=untraced)
-        return oracle.pull_back(point.model, self.x, point.state, grads), pieces
+        return oracle.pull_back(model, self.x, point.state, grads).model, pieces
+
+    def hidden(self, program: etpc.Program) -> frozenset[str]:
+        """The names of the states that an output depends on.
+
+        A decay has a value of the step smoothed as a hidden state, or not. Which leaves are hidden states is the
+        one thing that the references take from the program; D-RTRL and RTRL do not depend on it.
+        """
+        leaves = enumerate(grammar.unpacked(self.program, self.state))
+        marked = [jax.tree.map(lambda _, i=i: f"s{i}", leaf) for i, leaf in leaves]
+        names = jax.tree.leaves(grammar.packed(self.program, marked))
+        return frozenset(names[i] for i in program.plan.analysis.hidden.leaves)
 
 
 # Ways into a program --------------------------------------------------------------------------------------------------
@@ -276,10 +311,10 @@ def compare(case: Case, point: Point, program: etpc.Program, entry, wanted: Refe
     if has_reference and entry != "batch" and case.program.has_dense_references:
         # 0 times infinity, in a derivative that nothing reads, is NaN in the reference alone.
         read = lambda a, b: jnp.where(jnp.isnan(a) & (b == 0), 0, a)
-        reference, pieces = case.reference(point, rule, POINTS)
+        reference, pieces = case.reference(point, program, POINTS)
         errors["reference"] = off(jax.tree.map(read, reference, bptt))
         if not errors["reference"] < TOLERANCE:
-            rare = case.reference(point, rule, RARE)[0]
+            rare = case.reference(point, program, RARE)[0]
             errors["reference"] = off(jax.tree.map(read, rare, bptt))
         errors["pattern"] = outside(pieces.D, program)
     if by_inputs is not None:

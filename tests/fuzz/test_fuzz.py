@@ -78,6 +78,20 @@ def test_a_reference_may_be_infinite_where_nothing_reads_it():
 
 
 @pytest.mark.slow
+def test_what_no_output_depends_on_is_no_hidden_state():
+    """The new value of `s0` is read at the same step alone, so a decay does not smooth it as a state."""
+    at_once = Leaf("stacked", n=1, rule="replace", a=5, b=3)
+    behind = Leaf("counter", n=1, rule="reverse", a=6, b=3)
+    einsum, product = Op("einsum", a=3, b=1, n=1, form="signed"), Op("product_of_all")
+    weighted = Leaf("stacked", 3, 3, rule="row_by_row", b=4, before=(einsum, product))
+    leaves = at_once, behind, weighted
+    program = Program(leaves, reads=(1, 4), readout=False, n_in=3, seed=26049)
+    agrees(program, check.ENTRIES.index("batch"), count=2)
+    case = check.Case(program)
+    assert case.hidden(case.compile(etpc.ES_D_RTRL(window=2))) == {"s1", "s2"}
+
+
+@pytest.mark.slow
 def test_what_rounding_decides_is_not_compared():
     """At one of these points a decay is 1e67, and the state is the difference of two products with it."""
     leaf = Leaf("noisy", 1, rule="tau", a=4, b=6, before=(Op("fori_weight", a=4, b=6, n=3),))
