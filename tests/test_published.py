@@ -318,6 +318,25 @@ def test_truncation_to_an_episode_at_each_step_is_exact():
 
 
 @pytest.mark.slow
+def test_what_is_unrolled_with_the_weights_of_each_step_is_rtrl():
+    """Agents that learn for 60 steps have the same weights, and others where the current ones are taken for all."""
+    length, keys = 3, jax.random.split(jax.random.key(1), 60)
+
+    def after(program_of):
+        agent, step = tmaze.online(tmaze.tanh, program_of, length, jax.random.key(0))
+        (model, *_), (_, done) = jax.jit(lambda agent: jax.lax.scan(step, agent, keys))(agent)
+        assert done.sum() > 100
+        return jax.tree.leaves(model.cell)
+
+    rtrl = after(tmaze.under(etpc.RTRL(window=1)))
+    unrolled = after(tmaze.AGENTS["RTRL, tanh"][1])
+    current = after(tmaze.under(etpc.TBPTT(2 * length, every=1)))
+    for a, b, c in zip(unrolled, rtrl, current, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-14)
+        assert np.abs(c - b).max() > 1e-6
+
+
+@pytest.mark.slow
 def test_short_runs_of_agents():
     for name in ("RTU", "TBPTT(2N), tanh"):
         share = tmaze.run(name, 10, range(2), tmaze.BLOCK)
