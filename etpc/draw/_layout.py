@@ -12,7 +12,7 @@ import math
 
 import networkx as nx
 import numpy as np
-from scipy.optimize import isotonic_regression
+import scipy
 
 from ._picture import Edge, Name, Node, Picture, shortened
 
@@ -168,7 +168,7 @@ def _centres(
                 places.sort(key=lambda place: round(wanted(place), 3))
             gaps = _gaps(places, widths)
             weights = [1.0 if place in widths else 4.0 for place in places]  # lanes are straight
-            moved = isotonic_regression(
+            moved = scipy.optimize.isotonic_regression(  # imported here: it takes long
                 np.array([wanted(p) for p in places]) - gaps, weights=weights
             )
             centres |= dict(zip(places, map(float, moved.x + gaps), strict=True))

@@ -22,12 +22,13 @@ Operand = tuple[Array, int | None]
 """An array [B, ...], and the axis along which it is cut when the trace is; `None` where it is taken whole."""
 
 EXAMPLES = 16
-"""A sum over no more examples than this is written out, so that it becomes part of the loop that reads it."""
+"""A sum over no more examples than this, of a trace that is not small, is written out, so that it becomes part of the
+loop that reads it."""
 LARGE = 2
 """An example is large if it has more bytes than so many pieces."""
 SMALL = 1 << 20
-"""Up to so many bytes of a trace, its sum over more examples is written out as a whole: two kernels for XLA to
-compile, and not seven. It takes longer to run."""
+"""Up to so many bytes of a trace, its sum over examples is written out as a whole. XLA compiles less: a sixth of the
+operations for 16 examples, and two kernels, not seven, for more than these. With more it takes longer to run."""
 
 
 def over_examples(
@@ -57,7 +58,7 @@ def over_examples(
     if abreast is None:
         return product(signal, trace).sum(0)
     devices = _devices(trace)
-    if devices == 1 and len(trace) <= EXAMPLES:
+    if devices == 1 and len(trace) <= EXAMPLES and trace.nbytes > SMALL:
         terms = [product(signal[n], trace[n]) for n in range(len(trace))]
         return sum(terms[1:], terms[0])
     if devices == 1 and trace.nbytes <= SMALL:
