@@ -141,6 +141,16 @@ class Reading:
         old = (a.step.state[i] for i in a.hidden.leaves)
         return propagate(past, old, lambda eqn, v: _stops(eqn, v) or v in new)
 
+    def reads_operation(self, op: WeightOp) -> bool:
+        """Whether an output depends on an operation of its own step past the new states."""
+        v, moved = op.equation.outputs[0], self._moves.variables
+        if v in moved:
+            return False
+        past = [eqn for eqn in self._body if eqn not in self.step.saved_equations]
+        reached = propagate(past, [v], lambda eqn, v: _stops(eqn, v) or v in moved)
+        crossed = [_data(op) for op in self.step.saved if op.equation in self.crossing]
+        return not reached.isdisjoint([*self.step.analysis.split.outputs, *crossed])
+
     def reads_old_states(self) -> bool:
         """Whether an output depends on old states past the new ones."""
         return any(v in self._by_old for v in self.step.analysis.split.outputs)

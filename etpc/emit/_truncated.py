@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..plan import Pairs, Plan, TracePlan
-from ..traces import Factors, Rows, Traces, apply_back, paired
+from ..traces import Factors, Joined, Rows, Traces, apply_back, paired
 from ._arrays import (
     by_step,
     columns,
@@ -103,6 +103,7 @@ class Truncated(Window[CutWindow]):
         carried = iter(zip(traces.carries, residuals.paths, strict=True))
         ops: list[OpCredit] = []
         held: dict[int | None, tuple[Array, Iterator[list[Rows]]]] = {}
+        added = self._first_data(traces)
         for place, p in enumerate(self.cut.live):
             immediate, trace, past = residuals.jacobians.immediate[place], p.trace, None
             of_past: list[Rows] = []
@@ -117,13 +118,32 @@ class Truncated(Window[CutWindow]):
                 credit, start = trace.form.credit(trace.site, signals, path)
                 if carry is not None:
                     past = Past(trace, carry, start)
-                    rows = iter(rows_by_op(trace, trace.form.rows(trace.site, start, carry)))
+                    given = (
+                        [] if p.op.number in added else trace.form.rows(trace.site, start, carry)
+                    )
+                    rows = iter(rows_by_op(trace, given))
                     of_past = next(rows)
                     held[p.op.number] = credit, rows
-            delta = by.deltas[place]
+            delta, x = by.deltas[place], xs[place]
             delta = delta + credit.reshape(delta.shape)
-            ops.append(OpCredit(p.op, [(xs[place], delta), *of_past], past))
+            if x is not None and p.op.number in added:
+                x = jnp.concatenate([x[:1] + added[p.op.number][None], x[1:]])
+            ops.append(OpCredit(p.op, [(x, delta), *of_past], past))
         return Bars(widened(by.weights), self.by_input(inputs), ops)
+
+    def _first_data(self, traces: Traces) -> dict[int, Array]:
+        """What traces add to the data of the first step, by the number of the operation: see `Trace.first_data`."""
+        added: dict[int, Array] = {}
+        for trace, carry in zip(self.plan.carried, traces.carries, strict=True):
+            ops = [trace.op, *self.plan.beside(trace)]
+            if self.cut.reads_old or any(op.number in self.cut.reads_ops for op in ops):
+                continue
+            x = trace.form.first_data(trace.site, carry)
+            if x is not None:
+                kind = trace.site.kind
+                parts = kind.split(x) if isinstance(kind, Joined) else [x]
+                added |= {op.number: part for op, part in zip(ops, parts, strict=True)}
+        return added
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -206,6 +206,8 @@ class Trace:
             cls.skips = False
         if "advance" in vars(cls) and "advance_all" not in vars(cls):
             cls.advance_all = Trace.advance_all  # what is inherited does not call this `advance`
+        if {"follow", "credit", "rows"} & vars(cls).keys() and "first_data" not in vars(cls):
+            cls.first_data = Trace.first_data  # what is inherited belongs to the `rows` of the base
 
     @property
     def left_out(self) -> str:
@@ -258,6 +260,14 @@ class Trace:
     def rows(self, site: Site, start: Array, carry: Carry) -> list[Rows]:
         """What the past gives to the gradient, as pairs of data and credit."""
         return []
+
+    def first_data(self, site: Site, carry: Carry) -> Array | None:
+        """What the past adds to the data of the first step of a window, [B, G, I], or `None`.
+
+        It is asked for in place of `rows` where no path leads past the new states to the output, neither from
+        old states nor from the operation. Then `credit` is the only credit that the data of a step is multiplied with.
+        """
+        return None
 
     def entries(self, site: Site, start: Array, carry: Carry) -> Array | None:
         """What the past gives to the gradient, for each entry of the trace, in the order of the trace."""
