@@ -53,9 +53,8 @@ on-device: .venv/.demo
 		-monitor none -serial none -semihosting-config enable=on,target=native < $(DEVICE)/stream.txt
 
 results: .venv/.demo
-	for study in $(STUDIES); do \
-		$(BIN)/python -m examples.published.$$study --json docs/results/$$study.json $(if $(SEEDS),--seeds $(SEEDS)) || exit; \
-	done
+	printf '%s\n' $(STUDIES) | xargs -P 2 -I {} \
+		$(BIN)/python -m examples.published.{} --json docs/results/{}.json $(if $(SEEDS),--seeds $(SEEDS))
 	$(BIN)/python -m benchmarks.pages
 
 # Nearly all time of the tests is compilation, which these flags make more than twice as fast.

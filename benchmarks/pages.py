@@ -112,8 +112,8 @@ def _in_windows(steps: int, window: int) -> str:
 PREFACE = (
     "Numbers that others published, beside what is reached here. The column *here* is the mean over the seeds, and *s* "
     "the seconds of one run with its compilation, on two cores of a CPU that other work shared: alone, a run takes "
-    "half of that or less. `make results` runs one seed of each, which is {:.0f} minutes of that column, and writes "
-    "this page; `make results SEEDS=5` runs five. The few cases that take long run when `--only` names them."
+    "half of that or less. `make results` runs one seed of each, two studies at a time, and writes this page: {:.0f} "
+    "minutes of that column, of which it takes half at most. `make results SEEDS=5` runs five seeds."
 )
 
 
@@ -124,7 +124,7 @@ def published_page(folder: Path = DOCS / "results") -> str:
         module = importlib.import_module(f"examples.published.{name}")
         about: study.Study = module.STUDY
         rows = study.load(folder / f"{name}.json")
-        minutes += study.minutes([case for case in about.cases if not case.long], rows, 1)
+        minutes += study.minutes(about.cases, rows, 1)
         sections += [
             f"## {about.title}",
             inspect.getdoc(module) or "",

@@ -166,7 +166,6 @@ STUDY = Study(
             (name,),
             partial(error, series, rule, 25 if name == "TBPTT(25)" else 1, STEPS),
             (PUBLISHED[name][place] if name in PUBLISHED else None,),
-            long=name == "RTRL",
         )
         for place, (task, series) in enumerate(SERIES.items())
         for name, rule in RULES.items()

@@ -162,7 +162,6 @@ STUDY = Study(
             (name,),
             partial(final_loss, depth, rule, spatial, UPDATES),
             (None,),
-            long=depth > 3,
         )
         for depth in LAYERS
         for name, (rule, spatial) in RULES.items()

@@ -4,7 +4,6 @@ A study is a module of this folder with a `Study` in it. Its docstring says what
 
     python -m examples.published.chaotic_series                       # all of it, a table
     python -m examples.published.chaotic_series --seeds 2 --only Lorenz
-    python -m examples.published.copy_lru --only "5 layers"           # long ones run when they are named
     python -m examples.published.chaotic_series --json FILE           # adds the rows to a file, or replaces them
 
 `docs/results.md` is made of the files in `docs/results/` by `python -m benchmarks.pages`.
@@ -56,8 +55,6 @@ class Case:
     """One for each name."""
     random: bool = True
     """Whether the seed matters. If not, it runs once."""
-    long: bool = False
-    """Whether it runs only when `--only` names it, as it takes more than ten minutes a seed."""
     together: bool = False
     """Whether `run` takes the sequence of all seeds, and gives the numbers of each."""
 
@@ -87,7 +84,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="add the rows to this file, case by case")
     args = parser.parse_args(arguments)
     named = lambda text: any(part in text for part in args.only)
-    asked = lambda case: named(" ".join((case.task, *case.names))) if args.only else not case.long
+    asked = lambda case: not args.only or named(" ".join((case.task, *case.names)))
     cases = [case for case in study.cases if asked(case)]
     if not cases:
         parser.error("no case is left; they are " + ", ".join(map(label, study.cases)))
