@@ -149,7 +149,7 @@ def prune(
     needed, stops = {v for v in wanted if v not in known}, set(given)
     kept: list[Equation] = []
     for eqn in reversed(equations):
-        if any(v in needed for v in eqn.outputs):
+        if not needed.isdisjoint(eqn.outputs):
             kept.append(eqn)
             if eqn not in stops:
                 needed.update(v for v in eqn.inputs if v not in known)
@@ -167,7 +167,7 @@ def propagate(
     """
     reached = set(seeds)
     for eqn in equations:
-        if any(v in reached for v in eqn.inputs):
+        if not reached.isdisjoint(eqn.inputs):
             reached.update(v for v in eqn.outputs if v.is_float and not stop(eqn, v))
     return reached
 

@@ -8,7 +8,7 @@ from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
 from ._pattern import Pattern, columns_of, joined, numbering, pick, select, spread, union
 from ._reach import closure
-from ._size import trace_dtype, vector_dtype
+from ._size import trace_dtype
 from ._values import CONSTANT, DATA, PARAMETERS, Numbering, Numbers
 from ._weights import Split, WeightOp, by_equation, shifted, split
 
@@ -46,5 +46,4 @@ __all__ = [
     "trace_dtype",
     "uncut_block",
     "union",
-    "vector_dtype",
 ]

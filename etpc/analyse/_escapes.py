@@ -76,17 +76,26 @@ class Influence:
     def escapes(self, op: WeightOp, block: Pattern) -> tuple[Escape, ...]:
         """Paths from an operation's block or output, through a cut, to a state."""
         members = columns_of(block)
-        paths = []
-        for j, other in enumerate(self.ops):
-            if not (other.number in self.cut and self.to_state[j]):
-                continue
+        paths: list[Escape] = []
+        for j, (path, target) in self._cuts.items():
             shared = members[self.data[j].states[members]]
-            sources = [f"hidden {name}" for name in self.hidden.names(shared)]
-            if self.into[j, op.number] and not sources:
-                sources = [f"the output of {op.path}"]
-            via, target = self._target(j)
-            paths += [Escape(source, (other.path, *via), target) for source in sources]
+            if shared.size:
+                sources = [f"hidden {name}" for name in self.hidden.names(shared)]
+            else:
+                sources = [f"the output of {op.path}"] if self.into[j, op.number] else []
+            paths += [Escape(source, path, target) for source in sources]
         return tuple(dict.fromkeys(paths))
+
+    @cached_property
+    def _cuts(self) -> dict[int, tuple[tuple[str, ...], str]]:
+        """By the number of each operation at which a path to a state is cut: the paths of the weights from there
+        on, and the state."""
+        cuts: dict[int, tuple[tuple[str, ...], str]] = {}
+        for j, op in enumerate(self.ops):
+            if op.number in self.cut and self.to_state[j]:
+                via, target = self._target(j)
+                cuts[j] = (op.path, *via), target
+        return cuts
 
     def _target(self, j: int) -> tuple[list[str], str]:
         """The first state that operation j reaches, and the operations in between."""

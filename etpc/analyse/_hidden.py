@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import is_complex, prims, propagate
+from .._jax import is_complex, prims, propagate, result_type
 from ..trace import Step
 
 
@@ -39,6 +40,11 @@ class HiddenStates:
     def size(self) -> int:
         """S."""
         return self.offsets[-1]
+
+    @cached_property
+    def dtype(self) -> Any:
+        """Of the vector and of its Jacobians: at least float32."""
+        return result_type(jnp.float32, *(part.dtype for part in self.parts))
 
     @property
     def parts(self) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -67,7 +67,7 @@ class CutSteps:
         self.live: list[OpPlan] = [plan.ops[op.number] for op in step.live]
         self.reading = Reading(step)
         self.reads_old = self.reading.reads_old_states()
-        self.reads_ops = {op.number for op in step.live if self.reading.reads_operation(op)}
+        self.reads_ops = self.reading.operations_read()
 
     def deltas(self, parts: Arrays) -> list[Array]:
         """Perturbations of zero of the live operations, [W, B, ...], spread over devices as the parts are."""

@@ -141,15 +141,16 @@ class Reading:
         old = (a.step.state[i] for i in a.hidden.leaves)
         return propagate(past, old, lambda eqn, v: _stops(eqn, v) or v in new)
 
-    def reads_operation(self, op: WeightOp) -> bool:
-        """Whether an output depends on an operation of its own step past the new states."""
-        v, moved = op.equation.outputs[0], self._moves.variables
-        if v in moved:
-            return False
-        past = [eqn for eqn in self._body if eqn not in self.step.saved_equations]
-        reached = propagate(past, [v], lambda eqn, v: _stops(eqn, v) or v in moved)
-        crossed = [_data(op) for op in self.step.saved if op.equation in self.crossing]
-        return not reached.isdisjoint([*self.step.analysis.split.outputs, *crossed])
+    def operations_read(self) -> frozenset[int]:
+        """The numbers of the live operations that an output of their own step depends on past the new states."""
+        step, moved = self.step, self._moves.variables
+        crossed = [_data(op) for op in step.saved if op.equation in self.crossing]
+        needed = {v for v in (*step.analysis.split.outputs, *crossed) if v not in moved}
+        for eqn in reversed(self._body):
+            is_read = any(v in needed and not _stops(eqn, v) for v in eqn.outputs)
+            if is_read and eqn not in step.saved_equations:
+                needed.update(v for v in eqn.inputs if v.is_float and v not in moved)
+        return frozenset(op.number for op in step.live if op.equation.outputs[0] in needed)
 
     def reads_old_states(self) -> bool:
         """Whether an output depends on old states past the new ones."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .._jax import Equation, Rule, evaluate, prune
-from ..analyse import Analysis, WeightOp, by_equation, shifted, vector_dtype
+from ..analyse import Analysis, WeightOp, by_equation, shifted
 from ._forward import Forward, Rollout, Shifts, Stored, Values
 from ._prefix import prefix_rule
 from ._records import Arrays, Taken, Weights
@@ -27,7 +27,7 @@ class StepFunctions:
     def __init__(self, analysis: Analysis):
         a, body = analysis, analysis.split.body
         self.analysis = analysis
-        self.dtype = vector_dtype(a)
+        self.dtype = a.hidden.dtype
         self.live: list[WeightOp] = [op for op in a.ops if a.reach[op.number].role == "state"]
         self.saved = [op for op in self.live if op.number in a.cut]
         self.saved_equations = {op.equation: i for i, op in enumerate(self.saved)}

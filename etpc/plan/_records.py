@@ -8,7 +8,7 @@ from typing import Any
 from jax import Array
 
 from ..algorithms import Algorithm
-from ..analyse import Analysis, Pattern, WeightOp, vector_dtype
+from ..analyse import Analysis, Pattern, WeightOp
 from ..traces import Carry, Directions, Joined, Site, Trace, bytes_of
 from ._blocks import Colouring, Index, Layout
 
@@ -198,7 +198,7 @@ class Plan:
     @property
     def dtype(self) -> Any:
         """Of the vector of states and its Jacobians: at least float32, so that long traces add up."""
-        return vector_dtype(self.analysis)
+        return self.analysis.hidden.dtype
 
     @property
     def directions(self) -> Directions | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .._tuning import tuning
-from ..analyse import Analysis, vector_dtype
+from ..analyse import Analysis
 from ._blocks import Layout
 from ._records import OpPlan
 
@@ -53,4 +53,4 @@ def bytes_of_step(analysis: Analysis, ops: Sequence[OpPlan], colours: int) -> in
             layouts[p.trace.layout] = p.trace.layout.transition.at.size
             numbers += 2 * p.block * outputs
     numbers += 2 * sum(layouts.values())
-    return numbers * np.dtype(vector_dtype(analysis)).itemsize
+    return numbers * np.dtype(analysis.hidden.dtype).itemsize
