@@ -95,7 +95,7 @@ class Tree(NamedTuple):
     def of_model(cls, model: Any) -> "Tree":
         """The leaves that are trained, which are named by their paths."""
         leaves = Leaves.of(model, "model")
-        described = [Leaf.of(leaves.paths[i], leaves.avals[i], "state") for i in leaves.floats]
+        described = [Leaf.of(path, aval, "state") for path, aval in leaves.float_avals.items()]
         return cls(leaves, leaves.floats, leaves.split(model), described)
 
     def joined(self, values: Sequence[Any]) -> Any:

@@ -361,7 +361,8 @@ class Program(Shown):
             value, carry, grads, aux = compiled(loss.arrays, call.parameters, data, carry)
             if more and has_aux:
                 aux = _first(aux, steps)
-            return (value, (carry, aux) if has_aux else carry), self.runner.model_tree(grads)
+            tree = self.runner.step.model_leaves.tree_of_floats(grads)
+            return (value, (carry, aux) if has_aux else carry), tree
 
         return run
 

@@ -232,17 +232,14 @@ class Runner:
     ) -> tuple[Weights, Callable[..., tuple[list[Array]]]]:
         """The values that depend on the model alone, and the function that pulls gradients of the effective
         weights back to the floats of the model."""
-        floats = self.step.model_leaves.floats
+        leaves = self.step.model_leaves
 
-        def prefix(moving: list[Array]) -> Any:
-            values = list(parameters)
-            for i, value in zip(floats, moving, strict=True):
-                values[i] = value
-            weights = self.window.prefix(values, steps)
+        def prefix(floats: list[Array]) -> Any:
+            weights = self.window.prefix(leaves.replaced(parameters, floats), steps)
             return weights.effective, (weights.others, weights.copies)
 
-        floats_now = [parameters[i] for i in floats]
-        effective, pull, others = jax.vjp(prefix, floats_now, has_aux=True)
+        floats = [parameters[i] for i in leaves.floats]
+        effective, pull, others = jax.vjp(prefix, floats, has_aux=True)
         return Weights(effective, *others), pull
 
     def check_loss(self, loss: Loss, targets: Any) -> jax.ShapeDtypeStruct:
@@ -282,14 +279,6 @@ class Runner:
         carries = tuple(tuple(t) for t in traces.carries)
         rest = tuple(traces.shared), tuple(traces.each), tuple(traces.past)
         return Carry(leaves.join(state), carries, fresh, self.id, batched, *rest)
-
-    def model_tree(self, grads: Sequence[Any]) -> Any:
-        """Values of the float leaves in the structure of the model, with `None` elsewhere."""
-        leaves = self.step.model_leaves
-        filled: list[Any] = [None] * len(leaves.static)
-        for i, value in zip(leaves.floats, grads, strict=True):
-            filled[leaves.places[i]] = value
-        return leaves.treedef.unflatten(filled)
 
 
 def _over_windows(

@@ -25,8 +25,7 @@ def dependency_graph(plan: Plan) -> Graph:
     step, hidden = a.step, a.hidden
     for path in step.input_leaves.paths:
         graph.add_node(("input", path), kind="input", path=path)
-    for i in step.model_leaves.floats:
-        path = step.model_leaves.paths[i]
+    for path in step.model_leaves.float_avals:
         graph.add_node(("parameter", path), kind="parameter", path=path)
     for path in hidden.paths:
         graph.add_node(("state", path), kind="state", path=path)

@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import equinox as eqx
@@ -168,7 +168,37 @@ class Leaves:
             leaves[i] = value
         return self.treedef.unflatten(leaves)
 
-    @property
+    # --- the array leaves that are differentiated ---
+
+    @cached_property
     def floats(self) -> tuple[int, ...]:
-        """The numbers of the array leaves that are differentiated."""
+        """The numbers of the float leaves, among all array leaves."""
         return tuple(i for i, a in enumerate(self.avals) if is_float(a.dtype))
+
+    @cached_property
+    def float_avals(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of each float leaf, by its path."""
+        return {self.paths[i]: self.avals[i] for i in self.floats}
+
+    def floats_of(self, tree: Any) -> list[Any]:
+        """The float leaves of another tree of the same structure."""
+        leaves = self.treedef.flatten_up_to(tree)
+        return [leaves[self.places[i]] for i in self.floats]
+
+    def with_floats(self, tree: Any, floats: Sequence[Any]) -> Any:
+        """Another tree of the same structure, with these float leaves."""
+        return self._placed(self.treedef.flatten_up_to(tree), floats)
+
+    def replaced(self, arrays: Sequence[Any], floats: Sequence[Any]) -> list[Any]:
+        """A list of all array leaves, with these float leaves in it."""
+        by_number = dict(zip(self.floats, floats, strict=True))
+        return [by_number.get(i, value) for i, value in enumerate(arrays)]
+
+    def tree_of_floats(self, floats: Sequence[Any]) -> Any:
+        """A tree with these float leaves, and with `None` in the places of all others."""
+        return self._placed([None] * len(self.static), floats)
+
+    def _placed(self, leaves: list[Any], floats: Sequence[Any]) -> Any:
+        for i, value in zip(self.floats, floats, strict=True):
+            leaves[self.places[i]] = value
+        return self.treedef.unflatten(leaves)
