@@ -42,15 +42,17 @@ class Task:
     step: Callable[..., Any] | None = None
     weights: Any = None
 
+    @property
+    def called(self) -> dict[str, Any]:
+        """How the model is called, and which of its weights have traces: arguments of `etpc.compile` and others."""
+        return dict(state=self.state, step=self.step, weights=self.weights)
+
     def compile(self, algorithm: Any, memory: int | None = None, batch_size: int = 1) -> Program:
         """The program of the task's model."""
         return compile(
-            self.model,
-            algorithm,
+            *(self.model, algorithm),
             inputs=self.inputs,
-            state=self.state,
-            step=self.step,
-            weights=self.weights,
+            **self.called,
             memory=memory,
             batch_size=batch_size,
         )
