@@ -7,8 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from ._agreement import Known, Row, Vectors, agrees, default_tolerance, flat
-from ._compare import TOTAL, fidelity, short_name
+from ._agreement import (
+    TOTAL,
+    Known,
+    Nearness,
+    Row,
+    Vectors,
+    agrees,
+    default_tolerance,
+    flat,
+    whole,
+)
+from ._compare import short_name
 from ._faults import Rewritten, Variant
 from ._jax import is_float
 from ._progress import progress
@@ -47,7 +57,7 @@ class Fault:
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckedRow:
+class CheckedRow(Nearness):
     """One parameter of a check.
 
     - `cosine`, `error`, `ratio`, `norm`: against BPTT, as of a [`Row`][etpc.Row].
@@ -56,11 +66,6 @@ class CheckedRow:
     - `fault`: a [`Fault`][etpc.Fault] that explains it where it equals no rule, or `None`.
     """
 
-    path: str
-    cosine: float
-    error: float
-    ratio: float
-    norm: float
     equals: Algorithm | None
     nearest: Algorithm
     distance: float
@@ -152,10 +157,8 @@ class Check:
         for row in self.rows:
             explained = row.equals is not None or row.fault is not None
             nearest = "" if explained else f"{self._name(row.nearest)}, {row.distance:.1e}"
-            near = fidelity(row.cosine, row.error, row.ratio)
-            rows.append([row.path, *near, self._name(row.equals) or "-", nearest])
-        near = fidelity(self.total.cosine, self.total.error, self.total.ratio)
-        rows.append([TOTAL, *near, self._name(self.equals) or "-", ""])
+            rows.append([row.path, *row.cells, self._name(row.equals) or "-", nearest])
+        rows.append([TOTAL, *self.total.cells, self._name(self.equals) or "-", ""])
         lines = [f"against BPTT (loss {self.loss:.6g})", "", *table(columns, rows), ""]
         if self.equals is not None:
             lines.append(f"It is the gradient of {self._name(self.equals)}.")
@@ -249,11 +252,7 @@ def check(
     search = Search(trial, values, max([trial.tolerance, *map(default_tolerance, dtypes)]))
     equals = search.run(more)
     rows = tuple(search.row(path, equals) for path in values)
-    got, want = (
-        np.concatenate([vectors[path] for path in values])
-        for vectors in (values, trial.bptt.values)
-    )
-    total = Row.of(TOTAL, got, want, "-")
+    total = Row.of(TOTAL, whole(values), whole(trial.bptt.values, values), "-")
     notes = [
         f"the gradient of {path} is not finite"
         for path, value in values.items()
@@ -344,15 +343,12 @@ class Search:
 
     def row(self, path: str, equals: Algorithm | None) -> CheckedRow:
         """What was found of a parameter."""
-        row = Row.of(path, self.values[path], self.trial.bptt.values[path], "-")
+        got, want = self.values[path], self.trial.bptt.values[path]
         equal, distances = self.equal[path], self._distances[path]
         nearest = min(distances, key=lambda rule: distances[rule])
         found = equals or next(iter(equal), None)
         fault = None if equal else self._fault(path)
-        return CheckedRow(
-            *(path, row.cosine, row.error, row.ratio, row.norm),
-            *(found, nearest, distances[nearest], fault),
-        )
+        return CheckedRow.of(path, got, want, found, nearest, distances[nearest], fault)
 
     def missing(self, rows: Sequence[CheckedRow]) -> dict[str, tuple[str, ...]]:
         """What the rule of each row leaves out of BPTT, in words."""

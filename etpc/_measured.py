@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._agreement import flat_gradients
+from ._agreement import cosine, flat_gradients, whole
 from ._bptt import gradient_of, objective_of
 from ._data import check_data, check_lead, lead_of
 from ._errors import InputError, checked_count
 from ._loss import Loss, checked_weights
-from ._trial import cosine
 from .run import Program
 from .trace import Leaves, StepFunction
 
@@ -224,7 +223,7 @@ class Measurement:
     """The gradient of one way as vectors."""
 
     def __init__(self, way: Way, leaves: Leaves):
-        flat = lambda tree: np.concatenate([*flat_gradients(leaves, tree).values()])
+        flat = lambda tree: whole(flat_gradients(leaves, tree))
         self.whole = flat(way.gradient())
         by_reach = [flat(part) for part in way.gradients_by_reach()]
         self.by_lag = [far - near for far, near in pairwise(by_reach)][::-1]

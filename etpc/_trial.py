@@ -16,12 +16,14 @@ from ._agreement import (
     Known,
     Row,
     compare_all,
+    cosine,
     default_tolerance,
     doubts,
     flat,
     flat_gradients,
     precision,
     replaced_derivatives,
+    whole,
 )
 from ._bptt import Objective, blame_batch_axis, gradient_of, objective_of
 from ._data import check_data, check_lead, check_tolerance, lead_of, one_step
@@ -43,26 +45,20 @@ Late = Callable[[int, Sequence[int]], Iterator[Any]]
 """From the first window whose uses of the parameters count, to the gradients of the losses of later windows."""
 
 
-def cosine(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two vectors; `nan` where one is zero."""
-    size = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / size if size else float("nan")
-
-
 def cosines(parts: Parts, of_bptt: Parts) -> list[float]:
     """Of each part with that of BPTT."""
     return [cosine(a, b) for a, b in zip(parts, of_bptt, strict=True)]
 
 
-def partial_cosines(whole: np.ndarray, of_bptt: Parts) -> list[float]:
+def partial_cosines(total: np.ndarray, of_bptt: Parts) -> list[float]:
     """Of a gradient that is known as a whole with each part of BPTT, once the other parts are projected out of both."""
     found = []
     for n, part in enumerate(of_bptt):
         others = [other for m, other in enumerate(of_bptt) if m != n and other.any()]
         basis = np.linalg.qr(np.stack(others, 1))[0] if others else np.zeros((part.size, 0))
-        own, rest = (a - basis @ (basis.T @ a) for a in (part, whole))
+        own, rest = (a - basis @ (basis.T @ a) for a in (part, total))
         seen = np.linalg.norm(own) > 1e-6 * np.linalg.norm(part)
-        seen &= np.linalg.norm(rest) > 1e-9 * np.linalg.norm(whole)
+        seen &= np.linalg.norm(rest) > 1e-9 * np.linalg.norm(total)
         found.append(cosine(own, rest) if seen else float("nan"))
     return found
 
@@ -197,7 +193,7 @@ class Trial:
             return self._reverse(step=cast(StepFunction, reference))
         own = self.shapes
         leaves = Leaves.of(reference, "model")
-        shapes = {leaves.paths[i]: leaves.avals[i].shape for i in leaves.floats}
+        shapes = {path: aval.shape for path, aval in leaves.float_avals.items()}
         shared = own.keys() & shapes.keys()
         if not shared:
             raise InputTypeError(
@@ -256,7 +252,7 @@ class Trial:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Those of the float parameters, by path."""
-        return {self.leaves.paths[i]: self.leaves.avals[i].shape for i in self.leaves.floats}
+        return {path: aval.shape for path, aval in self.leaves.float_avals.items()}
 
     # --- comparisons ---
 
@@ -318,7 +314,7 @@ class Trial:
         """
         late = self._late_of(program) if program is not None else self._late_in_blocks(algorithm)
         count, reaches = self.steps // self.window, [until // self.window for _, until in self.lags]
-        totals = [np.zeros(sum(a.size for a in self.bptt.values.values())) for _ in reaches]
+        totals = [np.zeros_like(whole(self.bptt.values)) for _ in reaches]
         for first in range(count):
             wanted = {
                 last: [n for n, reach in enumerate(reaches) if max(0, last - reach + 1) == first]
@@ -326,7 +322,7 @@ class Trial:
             }
             lasts = [last for last, places in wanted.items() if places]
             for last, tree in zip(lasts, late(first, lasts), strict=True):
-                vector = np.concatenate([*flat_gradients(self.leaves, tree).values()])
+                vector = whole(flat_gradients(self.leaves, tree))
                 for place in wanted[last]:
                     totals[place] += vector
         return [totals[0], *(more - less for less, more in itertools.pairwise(totals))]
