@@ -6,7 +6,17 @@ from ._cost import one_step_block, uncut_block
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
-from ._pattern import Pattern, columns_of, joined, numbering, pick, select, spread, union
+from ._pattern import (
+    Pattern,
+    columns_of,
+    joined,
+    numbering,
+    pick,
+    select,
+    spread,
+    union,
+    values_at,
+)
 from ._reach import closure
 from ._size import trace_dtype, vector_dtype
 from ._values import CONSTANT, DATA, PARAMETERS, Numbering, Numbers
@@ -46,5 +56,6 @@ __all__ = [
     "trace_dtype",
     "uncut_block",
     "union",
+    "values_at",
     "vector_dtype",
 ]
