@@ -31,7 +31,7 @@ from ._errors import InputError, InputTypeError, checked_count, raise_together
 from ._foreign import given_gradient
 from ._loss import Loss, check_reduction, checked_weights
 from .algorithms import Algorithm
-from .run import Carry, Program, compile
+from .run import Carry, Program, compile, without_past
 from .trace import Leaves, StepFunction
 
 WINDOWS = 8
@@ -106,13 +106,28 @@ class Trial:
         self.model, self.xs, self.targets, self.loss_fn = model, xs, targets, loss_fn
         self.reduction, self.has_aux, self._tolerance = reduction, has_aux, tolerance
         self._options = dict(state=state, step=step, weights=weights, memory=memory)
-        self._state, self._step, self._reference = state, step, reference
+        self.state, self.step, self._reference = state, step, reference
 
     # --- programs ---
 
     def program(self, algorithm: Algorithm | str) -> Program:
-        """The program of a rule. **Raises** what `compiled_for` raises; `InputError` where leading axes differ."""
-        program = compiled_for(self.xs, self.batch_size, self.model, algorithm, **self._options)
+        """The program of a rule.
+
+        **Raises** what `etpc.compile` raises; `InputError` where leading axes differ, and where the sequence
+        seems to have a batch axis and no batch size was given, or the other way round.
+        """
+        inputs = jax.tree.map(lambda a: one_step(a, self.batch_size), self.xs)
+        try:
+            program = compile(
+                *(self.model, algorithm),
+                inputs=inputs,
+                batch_size=self.batch_size or 1,
+                **self._options,
+            )
+        except Exception as error:
+            called = self.state, self.step, self.batch_size
+            blame_batch_axis(error, self.model, self.xs, *called)
+            raise
         check_lead(self.xs, self.targets, self.batch_size)
         self.__dict__.setdefault("shown", program)
         return program
@@ -229,7 +244,7 @@ class Trial:
     ) -> Objective:
         loss = Loss.of(self.loss_fn, self.has_aux)
         data = self.xs, self.targets, mask
-        of_model = self._state, step or self._step, self.batch_size
+        of_model = self.state, step or self.step, self.batch_size
         objective = objective_of(model, *data, loss, *of_model)
         cuts = np.zeros(self.steps, bool) if cuts is None else cuts
         return dataclasses.replace(objective, cuts=jnp.asarray(cuts))
@@ -358,9 +373,7 @@ class Trial:
             return (after[0] if self.has_aux else after), grads
 
         def late(first: int, lasts: Sequence[int]) -> Iterator[Any]:
-            begins = carries[first]
-            carry = program.reset(begins, jnp.ones(jnp.shape(begins.fresh), bool))
-            carry = dataclasses.replace(carry, state=begins.state, fresh=begins.fresh)
+            carry = without_past(program, carries[first])
             for number in range(first, lasts[-1] + 1 if first else self.steps // self.window):
                 carry, grads = of_window(carry, number)
                 if not first:
@@ -373,17 +386,3 @@ class Trial:
 
 def _bytes(tree: Any) -> int:
     return sum(a.nbytes for a in jax.tree.leaves(tree))
-
-
-def compiled_for(xs: Any, batch_size: int | None, model: Any, algo: Any, **options: Any) -> Program:
-    """The program of a model for the steps of a sequence.
-
-    **Raises** what `etpc.compile` raises; `InputError` where the sequence seems to have a batch axis
-    and no batch size was given, or the other way round.
-    """
-    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
-    try:
-        return compile(model, algo, inputs=inputs, batch_size=batch_size or 1, **options)
-    except Exception as error:
-        blame_batch_axis(error, model, xs, options["state"], options["step"], batch_size)
-        raise
