@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -46,6 +46,8 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
     return float(one @ other) / size if size else float("nan")
 
 
+Near = TypeVar("Near", bound="Nearness")
+
 TOTAL = "(all)"
 """Stands for the path in the row of all parameters together."""
 
@@ -66,7 +68,7 @@ class Nearness:
     norm: float
 
     @classmethod
-    def of(cls, path: str, got: np.ndarray, want: np.ndarray, *more: Any) -> Self:
+    def of(cls: type[Near], path: str, got: np.ndarray, want: np.ndarray, *more: Any) -> Near:
         """The row of one gradient; `more` is what a row has besides."""
         norm = float(np.linalg.norm(want))
         off, size = (float(np.linalg.norm(a)) for a in (got - want, got))

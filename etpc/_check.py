@@ -25,7 +25,7 @@ from ._progress import progress
 from ._record import record
 from ._trial import Lag, Outcome, Trial, cosines, partial_cosines
 from .algorithms import D_RTRL, ES_D_RTRL, TBPTT, Algorithm, SnAp, resolve
-from .show import table
+from .show import each_once, table
 from .trace import StepFunction
 
 RULES = (
@@ -164,28 +164,19 @@ class Check:
             lines.append(f"It is the gradient of {self._name(self.equals)}.")
         else:
             lines.append("It is the gradient of no rule that was tried.")
-        faults = {
-            row.path: (f"{self._name(row.fault.rule)}, {row.fault.text}",)
+        faults = [
+            (f"{self._name(row.fault.rule)}, {row.fault.text}", row.path)
             for row in self.rows
             if row.fault is not None
-        }
-        lines += _by_text("what explains it", faults)
-        lines += _by_text("left out, of what BPTT has", self.missing)
+        ]
+        missing = [(text, path) for path, texts in self.missing.items() for text in texts]
+        for head, found in (("what explains it", faults), ("left out, of what BPTT has", missing)):
+            lines += ["", head, *(f"  {line}" for line in each_once(found))] if found else []
         lines += [f"remark: {text}" for text in self.remarks]
         lines += [f"note: {text}" for text in self.notes]
         return "\n".join(lines)
 
     __repr__ = __str__
-
-
-def _by_text(head: str, texts: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Lines with each text once, and the parameters that it is about."""
-    paths: dict[str, list[str]] = {}
-    for path, of_path in texts.items():
-        for text in of_path:
-            paths.setdefault(text, []).append(path)
-    lines = [f"  {text}  (of {', '.join(those)})" for text, those in paths.items()]
-    return ["", head, *lines] if lines else []
 
 
 def check(
@@ -359,7 +350,7 @@ class Search:
                 continue
             program = self.tried[rule].program if rule in self.tried else None
             if program is not None:
-                found[row.path] = tuple(r.text for r in program.claims[row.path].reasons)
+                found[row.path] = program.claims[row.path].left_out
             elif isinstance(rule, TBPTT):
                 block = f"its block of {rule.steps} steps"
                 what = "the current step" if rule == self.immediate else block

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._errors import EtpcError
-from .._jax import is_float
+from .._jax import is_float, is_key
 from ..run import Program, compile
 from ..trace import trace
 from ._errors import CommandError, described
@@ -222,7 +222,7 @@ def _random(shapes: Any, lead: tuple[int, ...], key: Array) -> Any:
 def _random_leaf(leaf: Any, lead: tuple[int, ...], key: Array) -> Array:
     leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     shape = (*lead, *leaf.shape)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         return jax.random.split(key, shape)
     dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
     if jnp.issubdtype(dtype, jnp.inexact):

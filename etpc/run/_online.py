@@ -124,7 +124,6 @@ class Online:
         self._loss = Loss.of(loss_fn, has_aux)
         self._jit_updates = jax.jit(self._updates)
         self._checked: Checked | None = None
-        self._jit_restarted = jax.jit(program.reset)
 
     def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
         """The state of the optimizer, and a fresh carry.
@@ -221,7 +220,7 @@ class Online:
         **Raises** `etpc.InputError` and `etpc.InputTypeError` for another thing than a carry.
         """
         self.program.arguments.check_carry(carry)
-        return self._jit_restarted(carry, jnp.ones(jnp.shape(carry.fresh), bool))
+        return self.program.reset(carry, jnp.ones(jnp.shape(carry.fresh), bool))
 
     def check(
         self, model: Any, carry: Any, xs: Any, targets: Any = None, *, mask: Any = None

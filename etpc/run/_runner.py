@@ -291,7 +291,7 @@ def _over_windows(
     whole = steps // window
     cut = whole * window
     if whole == 1:  # and a shorter one
-        scan_carry, aux = one_window(scan_carry, _slice(data, 0, cut))
+        scan_carry, aux = one_window(scan_carry, part(data, 0, cut))
     elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
 
         def one_step(step_carry: Any, step_data: Any) -> tuple[Any, Any]:
@@ -304,7 +304,7 @@ def _over_windows(
         scan_carry, aux = jax.lax.scan(one_window, scan_carry, stacked)
         aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
     if cut < steps:
-        scan_carry, rest = one_window(scan_carry, _slice(data, cut, steps))
+        scan_carry, rest = one_window(scan_carry, part(data, cut, steps))
         aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
     return scan_carry, aux
 
@@ -327,7 +327,8 @@ def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[
     return jax.tree.map(jnp.add, moving, correction)
 
 
-def _slice(tree: Any, start: int, stop: int) -> Any:
+def part(tree: Any, start: int, stop: int) -> Any:
+    """Some steps of arrays with a leading axis of steps."""
     return jax.tree.map(lambda a: a[start:stop], tree)
 
 

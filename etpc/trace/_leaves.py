@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import is_float
+from .._jax import is_float, is_key
 
 _NUMBERS = (bool, int, float, np.generic)
 
@@ -121,7 +121,7 @@ def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
 def repeat(leaf: Any, batch_size: int) -> jax.Array:
     """A leaf of the state, for a batch: copies of it, or different keys if it is a PRNG key."""
     value = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if is_key(value):
         split = partial(jax.random.split, num=batch_size)
         return jnp.moveaxis(jnp.vectorize(split, signature="()->(n)")(value), -1, 0)
     return jnp.broadcast_to(value, (batch_size, *jnp.shape(value)))
