@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -39,17 +39,6 @@ STATUS = """\
 exit status: 0 if all is well, 1 if a claim of exactness did not hold, a comparison showed
 nothing or no rule fits, 2 if the command or the model cannot be used, 3 for an error that etpc did not foresee."""
 
-DOING = {
-    "explain": "compiling",
-    "draw": "compiling",
-    "claims": "compiling",
-    "verify": "compiling and comparing",
-    "bench": "compiling and timing",
-    "suggest": "compiling and measuring",
-    "export": "compiling",
-}
-"""What a command says on a terminal before it has an answer."""
-
 PROSE = 100
 """The longest line of sentences, however wide the terminal."""
 
@@ -76,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.path[:1] not in ([""], [folder]):
             sys.path.insert(0, folder)  # as for `python -m`
         with _setting(arguments):
+            command = COMMANDS[arguments.command]
             if _is_terminal(sys.stderr):
-                _tell(f"{DOING[arguments.command]} {arguments.target} ...")
-            answer: Answer = arguments.run(arguments)
+                _tell(f"{command.doing} {arguments.target} ...")
+            answer = command.run(arguments)
         return _given(answer, arguments.json)
     except KeyboardInterrupt:
         raise
@@ -354,44 +344,57 @@ OUTPUTS = {
 }
 """What is written by the commands that write something."""
 
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = {
-    "explain": (
+
+class Command(NamedTuple):
+    """What a command runs, what it does, and an example of its arguments."""
+
+    run: Callable[[argparse.Namespace], Answer]
+    about: str
+    example: str
+    doing: str = "compiling"
+    """What it says on a terminal before it has an answer."""
+
+
+COMMANDS = {
+    "explain": Command(
         _explain,
         "print what each weight's trace holds, and what it leaves out",
         "models.py:make .cell.weight_hh --inputs 20",
     ),
-    "draw": (
+    "draw": Command(
         _draw,
         "draw the dependency graph of inputs, weights, states and outputs",
         "models.py:make --inputs 20 -o graph.svg",
     ),
-    "claims": (
+    "claims": Command(
         _claims,
         "write what is claimed of each gradient to a file, for pytest --etpc-claims=FILE",
         "models.py:make --inputs 20 -o claims.json",
     ),
-    "verify": (
+    "verify": Command(
         _verify,
         "compare gradients with those of backpropagation through time (BPTT)",
         "models.py:make --inputs 20 --algo d_rtrl --algo es_d_rtrl:rank=8 --x64",
+        "compiling and comparing",
     ),
-    "bench": (
+    "bench": Command(
         _bench,
         "time gradients, with their memory and their error, beside BPTT",
         "models.py:make --inputs 20 --algo d_rtrl,window=1 --algo d_rtrl,window=10 --steps 100",
+        "compiling and timing",
     ),
-    "suggest": (
+    "suggest": Command(
         _suggest,
         "measure which learning rule suits a model, on its data",
         "models.py:make_task --optimiser adam:1e-3",
+        "compiling and measuring",
     ),
-    "export": (
+    "export": Command(
         _export,
         "write a learner to a folder, as StableHLO for where Python is not",
         "models.py:make_task --every 1 --optimiser adam:1e-3 -o learner/",
     ),
 }
-"""What each runs, what it does, and an example of its arguments."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -404,22 +407,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"etpc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (run, about, example) in COMMANDS.items():
-        command = commands.add_parser(
+    for name, command in COMMANDS.items():
+        about = command.about
+        of_command = commands.add_parser(
             name,
             help=about,
             description=about[0].upper() + about[1:] + ".",
-            epilog=f"example: etpc {name} {example}\n\n{STATUS}",
+            epilog=f"example: etpc {name} {command.example}\n\n{STATUS}",
             formatter_class=raw,
         )
-        command.set_defaults(run=run)
-        command.add_argument(
+        of_command.add_argument(
             "target",
             metavar="MODEL",
             help="package.module:name or path/to/file.py:name, the name of a model or of a function "
             "that returns a model, (model, inputs) or an etpc.cli.Task; it may take key or seed",
         )
-        _add_options(name, command)
+        _add_options(name, of_command)
     return parser
 
 
