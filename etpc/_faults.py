@@ -277,23 +277,20 @@ class Rewritten:
             return
         affine = [self._affine(u) for u in read]
         if any(found is not None for found in affine):
-            of = lambda leaves: [
-                u if found is None else found[1] * leaves[found[0]] + found[2]
-                for u, found in zip(read, affine, strict=True)
-            ]
-            centred = [u if f is None else u - f[2] for u, f in zip(read, affine, strict=True)]
-            yield "at the potential before the step", of(self.course.old)
-            yield "at the potential after the step", of(self.course.new)
-            soft = [
-                u if f is None else jnp.where(u > 0, u + f[2], u)
-                for u, f in zip(read, affine, strict=True)
-            ]
-            hard = [
-                u if f is None else jnp.where(u > 0, f[2], u)
-                for u, f in zip(read, affine, strict=True)
-            ]
+
+            def each(moved: Callable[..., Array]) -> Arrays:
+                """Where `u = a V + b`, with the state V of a number, what `moved(u, number, a, b)` says."""
+                pairs = zip(read, affine, strict=True)
+                return [u if found is None else moved(u, *found) for u, found in pairs]
+
+            at = lambda states: each(lambda u, number, a, b: a * states[number] + b)
+            soft = each(lambda u, number, a, b: jnp.where(u > 0, u + b, u))
+            hard = each(lambda u, number, a, b: jnp.where(u > 0, b, u))
+            yield "at the potential before the step", at(self.course.old)
+            yield "at the potential after the step", at(self.course.new)
             yield "at the potential after the reset", soft
             yield "at the potential after the reset", hard
+            centred = each(lambda u, number, a, b: u - b)
             yield "at the potential itself, without its threshold", centred
         if len(read) > 1 and len({u.shape for u in read}) == 1:
             yield "at the potential of the other spike function of the step", [*read[1:], read[0]]

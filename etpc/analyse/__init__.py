@@ -1,6 +1,6 @@
 """Second stage: which weights reach which hidden states, and how."""
 
-from ._analysis import Analysis, Escape, Findings, Opaque, Reach, analyse
+from ._analysis import Analysis, Escape, Findings, Opaque, Reach, Reads, analyse
 from ._check import check_pattern, register_pattern
 from ._cost import one_step_block, uncut_block
 from ._hidden import HiddenStates
@@ -37,6 +37,7 @@ __all__ = [
     "Pattern",
     "PatternRule",
     "Reach",
+    "Reads",
     "Split",
     "WeightOp",
     "analyse",

@@ -105,7 +105,7 @@ def lasting_states(analysis: Analysis) -> np.ndarray:
         read |= reads.states
     for reach in analysis.reach:
         if reach.role != "state":
-            read |= reach.reads_states
+            read |= reach.reads.states
     return read
 
 
