@@ -160,7 +160,7 @@ def _delays(nodes: dict[Path, Any], dt: float) -> dict[Path, np.ndarray]:
 
 def _back_edges(nodes: dict[Path, Any], edges: list[Edge], neurons: set[Path]) -> set[Edge]:
     """Edges without which there is no cycle, from neurons where it can be."""
-    graph: nx.DiGraph = nx.DiGraph()
+    graph: nx.DiGraph[Path] = nx.DiGraph()
     graph.add_nodes_from(p for p, n in nodes.items() if isinstance(n, nir.Input))
     graph.add_nodes_from(nodes)
     graph.add_edges_from(edges)
@@ -187,7 +187,7 @@ def _back_edges(nodes: dict[Path, Any], edges: list[Edge], neurons: set[Path]) -
 
 def _order(nodes: dict[Path, Any], edges: list[Edge], late: tuple[Path, ...]) -> tuple[Path, ...]:
     number = {p: n for n, p in enumerate(nodes)}
-    graph: nx.DiGraph = nx.DiGraph()
+    graph: nx.DiGraph[Path] = nx.DiGraph()
     graph.add_nodes_from(nodes)
     graph.add_edges_from(e for e in edges if e[0] not in late)
     order = nx.lexicographical_topological_sort(graph, number.__getitem__)
