@@ -1,8 +1,8 @@
 """How a gradient is compared with that of backpropagation through time, parameter by parameter."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -25,8 +25,8 @@ def flat_gradients(leaves: Leaves, tree: Any) -> dict[str, np.ndarray]:
 
     - `leaves`: of the model, whose structure `tree` has.
     """
-    values = leaves.treedef.flatten_up_to(tree)
-    return {leaves.paths[i]: flat(values[leaves.places[i]]) for i in leaves.floats}
+    values = leaves.floats_of(tree)
+    return {path: flat(a) for path, a in zip(leaves.float_avals, values, strict=True)}
 
 
 def flat(value: Any) -> np.ndarray:
@@ -35,8 +35,54 @@ def flat(value: Any) -> np.ndarray:
     return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
 
 
+def whole(vectors: Vectors, paths: Iterable[str] | None = None) -> np.ndarray:
+    """All parameters, or those with some paths, as one vector."""
+    return np.concatenate([vectors[path] for path in (vectors if paths is None else paths)])
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    """Of two vectors; `nan` where one is zero."""
+    size = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / size if size else float("nan")
+
+
+Near = TypeVar("Near", bound="Nearness")
+
+TOTAL = "(all)"
+"""Stands for the path in the row of all parameters together."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Nearness:
+    """How near the gradient of one parameter is to that of BPTT.
+
+    `error` is the norm of the difference over the norm of the BPTT gradient, and `ratio` the norm over
+    that of the BPTT gradient. Both and `cosine` are `nan` where the BPTT gradient is zero; the cosine also
+    where the other is.
+    """
+
+    path: str
+    cosine: float
+    error: float
+    ratio: float
+    norm: float
+
+    @classmethod
+    def of(cls: type[Near], path: str, got: np.ndarray, want: np.ndarray, *more: Any) -> Near:
+        """The row of one gradient; `more` is what a row has besides."""
+        norm = float(np.linalg.norm(want))
+        off, size = (float(np.linalg.norm(a)) for a in (got - want, got))
+        error, ratio = (off / norm, size / norm) if norm else (float("nan"), float("nan"))
+        return cls(path, cosine(got, want), error, ratio, norm, *more)
+
+    @property
+    def cells(self) -> list[str]:
+        """Cosine, relative error and ratio, for a table."""
+        return [f"{self.cosine:.6f}", f"{self.error:.2e}", f"{self.ratio:.4f}"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row(Nearness):
     """One parameter of a comparison.
 
     `cosine`, `error` (the norm of the difference over the norm of the BPTT gradient) and `ratio`
@@ -45,22 +91,8 @@ class Row:
     where nothing was claimed, or where zero gradients show nothing.
     """
 
-    path: str
-    cosine: float
-    error: float
-    ratio: float
-    norm: float
     claim: str
-    held: bool | None
-
-    @classmethod
-    def of(cls, path: str, got: np.ndarray, want: np.ndarray, claim: str) -> "Row":
-        """The row of one gradient, without a verdict."""
-        norm, size = float(np.linalg.norm(want)), float(np.linalg.norm(got))
-        error = float(np.linalg.norm(got - want)) / norm if norm else float("nan")
-        ratio = size / norm if norm else float("nan")
-        cosine = float(got @ want) / (norm * size) if norm and size else float("nan")
-        return cls(path, cosine, error, ratio, norm, claim, None)
+    held: bool | None = None
 
 
 class Known:
@@ -168,8 +200,8 @@ def agrees(got: Known, want: Known, path: str, tolerance: float, precision: Any)
     if difference <= tolerance * float(np.linalg.norm(b)):
         return True
     unit = float(jnp.finfo(precision).eps)
-    whole = float(np.linalg.norm(np.concatenate([*want.values.values()])))
-    if not difference <= min(ROUNDING * unit, tolerance) * whole:
+    size = float(np.linalg.norm(whole(want.values)))
+    if not difference <= min(ROUNDING * unit, tolerance) * size:
         return False
     return difference <= NOISE * (got.noise(path, unit) + want.noise(path, unit))
 

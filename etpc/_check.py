@@ -7,15 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from ._agreement import Known, Row, Vectors, agrees, default_tolerance, flat
-from ._compare import TOTAL, fidelity, short_name
+from ._agreement import (
+    TOTAL,
+    Known,
+    Nearness,
+    Row,
+    Vectors,
+    agrees,
+    default_tolerance,
+    flat,
+    whole,
+)
+from ._compare import short_name
 from ._faults import Rewritten, Variant
 from ._jax import is_float
 from ._progress import progress
 from ._record import record
 from ._trial import Lag, Outcome, Trial, cosines, partial_cosines
 from .algorithms import D_RTRL, ES_D_RTRL, TBPTT, Algorithm, SnAp, resolve
-from .show import table
+from .show import each_once, table
 from .trace import StepFunction
 
 RULES = (
@@ -47,7 +57,7 @@ class Fault:
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckedRow:
+class CheckedRow(Nearness):
     """One parameter of a check.
 
     - `cosine`, `error`, `ratio`, `norm`: against BPTT, as of a [`Row`][etpc.Row].
@@ -56,11 +66,6 @@ class CheckedRow:
     - `fault`: a [`Fault`][etpc.Fault] that explains it where it equals no rule, or `None`.
     """
 
-    path: str
-    cosine: float
-    error: float
-    ratio: float
-    norm: float
     equals: Algorithm | None
     nearest: Algorithm
     distance: float
@@ -152,37 +157,26 @@ class Check:
         for row in self.rows:
             explained = row.equals is not None or row.fault is not None
             nearest = "" if explained else f"{self._name(row.nearest)}, {row.distance:.1e}"
-            near = fidelity(row.cosine, row.error, row.ratio)
-            rows.append([row.path, *near, self._name(row.equals) or "-", nearest])
-        near = fidelity(self.total.cosine, self.total.error, self.total.ratio)
-        rows.append([TOTAL, *near, self._name(self.equals) or "-", ""])
+            rows.append([row.path, *row.cells, self._name(row.equals) or "-", nearest])
+        rows.append([TOTAL, *self.total.cells, self._name(self.equals) or "-", ""])
         lines = [f"against BPTT (loss {self.loss:.6g})", "", *table(columns, rows), ""]
         if self.equals is not None:
             lines.append(f"It is the gradient of {self._name(self.equals)}.")
         else:
             lines.append("It is the gradient of no rule that was tried.")
-        faults = {
-            row.path: (f"{self._name(row.fault.rule)}, {row.fault.text}",)
+        faults = [
+            (f"{self._name(row.fault.rule)}, {row.fault.text}", row.path)
             for row in self.rows
             if row.fault is not None
-        }
-        lines += _by_text("what explains it", faults)
-        lines += _by_text("left out, of what BPTT has", self.missing)
+        ]
+        missing = [(text, path) for path, texts in self.missing.items() for text in texts]
+        for head, found in (("what explains it", faults), ("left out, of what BPTT has", missing)):
+            lines += ["", head, *(f"  {line}" for line in each_once(found))] if found else []
         lines += [f"remark: {text}" for text in self.remarks]
         lines += [f"note: {text}" for text in self.notes]
         return "\n".join(lines)
 
     __repr__ = __str__
-
-
-def _by_text(head: str, texts: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Lines with each text once, and the parameters that it is about."""
-    paths: dict[str, list[str]] = {}
-    for path, of_path in texts.items():
-        for text in of_path:
-            paths.setdefault(text, []).append(path)
-    lines = [f"  {text}  (of {', '.join(those)})" for text, those in paths.items()]
-    return ["", head, *lines] if lines else []
 
 
 def check(
@@ -249,11 +243,7 @@ def check(
     search = Search(trial, values, max([trial.tolerance, *map(default_tolerance, dtypes)]))
     equals = search.run(more)
     rows = tuple(search.row(path, equals) for path in values)
-    got, want = (
-        np.concatenate([vectors[path] for path in values])
-        for vectors in (values, trial.bptt.values)
-    )
-    total = Row.of(TOTAL, got, want, "-")
+    total = Row.of(TOTAL, whole(values), whole(trial.bptt.values, values), "-")
     notes = [
         f"the gradient of {path} is not finite"
         for path, value in values.items()
@@ -344,15 +334,12 @@ class Search:
 
     def row(self, path: str, equals: Algorithm | None) -> CheckedRow:
         """What was found of a parameter."""
-        row = Row.of(path, self.values[path], self.trial.bptt.values[path], "-")
+        got, want = self.values[path], self.trial.bptt.values[path]
         equal, distances = self.equal[path], self._distances[path]
         nearest = min(distances, key=lambda rule: distances[rule])
         found = equals or next(iter(equal), None)
         fault = None if equal else self._fault(path)
-        return CheckedRow(
-            *(path, row.cosine, row.error, row.ratio, row.norm),
-            *(found, nearest, distances[nearest], fault),
-        )
+        return CheckedRow.of(path, got, want, found, nearest, distances[nearest], fault)
 
     def missing(self, rows: Sequence[CheckedRow]) -> dict[str, tuple[str, ...]]:
         """What the rule of each row leaves out of BPTT, in words."""
@@ -363,7 +350,7 @@ class Search:
                 continue
             program = self.tried[rule].program if rule in self.tried else None
             if program is not None:
-                found[row.path] = tuple(r.text for r in program.claims[row.path].reasons)
+                found[row.path] = program.claims[row.path].left_out
             elif isinstance(rule, TBPTT):
                 block = f"its block of {rule.steps} steps"
                 what = "the current step" if rule == self.immediate else block

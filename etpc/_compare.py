@@ -7,29 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from ._agreement import Known, Row, Vectors, unread_traces
+from ._agreement import TOTAL, Known, Row, Vectors, cosine, unread_traces, whole
 from ._errors import InputError
 from ._progress import progress
 from ._record import record
-from ._trial import Lag, Trial, cosine, cosines, partial_cosines
+from ._trial import Lag, Trial, cosines, partial_cosines
 from .algorithms import TBPTT, Algorithm, resolve
 from .plan import UNMARKED
 from .run import Program
 from .show import table
 from .trace import StepFunction
 
-TOTAL = "(all)"
-"""Stands for the path in the row of all parameters together."""
-
 HIDDEN = 0.01
 """By how much the lowest cosine of a parameter is below that of all together, to be shown once more."""
 
 HELD = {True: "yes", False: "NO", None: "-"}
-
-
-def fidelity(cosine: float, error: float, ratio: float) -> list[str]:
-    """What a row says of a gradient beside BPTT, for a table."""
-    return [f"{cosine:.6f}", f"{error:.2e}", f"{ratio:.4f}"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,8 +99,8 @@ class Comparison:
     @cached_property
     def between(self) -> Mapping[str, Mapping[str, float]]:
         """The cosine of each gradient with each other, over all parameters, by their names."""
-        whole = {r.name: np.concatenate([*r.values.values()]) for r in self.results}
-        return {a: {b: cosine(whole[a], whole[b]) for b in whole} for a in whole}
+        totals = {result.name: whole(result.values) for result in self.results}
+        return {a: {b: cosine(totals[a], totals[b]) for b in totals} for a in totals}
 
     @cached_property
     def by_lag(self) -> Mapping[str, Mapping[Lag, float]]:
@@ -130,8 +122,7 @@ class Comparison:
         for name in progress(list(results), "by lag"):
             result = results[name]
             if result.algorithm is None:
-                whole = np.concatenate([*result.values.values()])
-                values = partial_cosines(whole, of_bptt)
+                values = partial_cosines(whole(result.values), of_bptt)
             else:
                 values = cosines(trial.parts(result.algorithm, result.program), of_bptt)
             found[name] = dict(zip(trial.lags, values, strict=True))
@@ -173,15 +164,7 @@ class Comparison:
             if result.worst.cosine < result.total.cosine - HIDDEN:
                 shown.append((f"(worst: {result.worst.path})", result.worst))
             for path, row in shown:
-                rows.append(
-                    [
-                        *first,
-                        path,
-                        *fidelity(row.cosine, row.error, row.ratio),
-                        row.claim,
-                        HELD[row.held],
-                    ]
-                )
+                rows.append([*first, path, *row.cells, row.claim, HELD[row.held]])
                 first = ["", ""]
         head = f"against {self.against}"
         return self._text(head, [*columns, "claim", "held"], rows, self._between())
@@ -230,13 +213,7 @@ class Report(Comparison):
     def __str__(self) -> str:
         columns = ["parameter", "cosine", "rel. error", "ratio", "norm", "claim", "held"]
         rows = [
-            [
-                row.path,
-                *fidelity(row.cosine, row.error, row.ratio),
-                f"{row.norm:.3e}",
-                row.claim,
-                HELD[row.held],
-            ]
+            [row.path, *row.cells, f"{row.norm:.3e}", row.claim, HELD[row.held]]
             for row in self.rows
         ]
         return self._text(f"{self.program.algorithm} against {self.against}", columns, rows)
@@ -431,7 +408,7 @@ def _compare(trial: Trial, chosen: Mapping[str, Any], *, in_blocks: bool) -> Com
 
 def _total(got: Known, want: Known, rows: tuple[Row, ...]) -> Row:
     """The row of all parameters together. Its claim holds if the claim of each parameter does."""
-    a, b = (np.concatenate([g.values[row.path] for row in rows]) for g in (got, want))
+    a, b = (whole(g.values, [row.path for row in rows]) for g in (got, want))
     claims = {row.claim for row in rows} - {"unused"}
     claim = claims.pop() if len(claims) == 1 else "approximate"
     row = Row.of(TOTAL, a, b, claim)

@@ -74,9 +74,9 @@ class Rewritten:
         self.new_states = tuple(sorted(computed - given, key=lambda v: v.number))
         arrays = self.step.model_leaves.split(trial.model)
         self._arrays = [jnp.asarray(a) for a in arrays]
-        self._floats = self.step.model_leaves.floats
         self._gradient = jax.jit(self._of_batch, static_argnames=("cut", "twice"))
-        self._arguments = ([self._arrays[i] for i in self._floats], *self._sequence())
+        floats = [self._arrays[i] for i in self.step.model_leaves.floats]
+        self._arguments = (floats, *self._sequence())
         course = jax.jit(self._record)(*self._arguments)
         self.course = jax.tree.map(lambda a: a[:-1], course)
         self.after = jax.tree.map(lambda a: a[1:], course)
@@ -102,8 +102,8 @@ class Rewritten:
         data = self.course.data if data is None else data
         grads = self._gradient(*self._arguments, spikes, data, cut=cut, twice=twice)
         grads = reduced(self.trial.reduction, grads, self.trial.mask, self.trial.steps)
-        leaves = self.step.model_leaves
-        return {leaves.paths[i]: flat(g) for i, g in zip(self._floats, grads, strict=True)}
+        paths = self.step.model_leaves.float_avals
+        return {path: flat(g) for path, g in zip(paths, grads, strict=True)}
 
     def _sequence(self) -> tuple[Any, Arrays]:
         """Inputs, targets and weights of the loss, with leading axes T, B (or T), and the state to begin with."""
@@ -177,10 +177,9 @@ class Rewritten:
         return _done(eqn, [stop(a) if i == place else a for i, a in enumerate(values)], act)
 
     def _environment(self, floats: Arrays, x: Arrays, state: Arrays) -> Values:
-        arrays = list(self._arrays)
-        for i, value in zip(self._floats, floats, strict=True):
-            arrays[i] = value
-        return self.step.environment(arrays, x, state)
+        return self.step.environment(
+            self.step.model_leaves.replaced(self._arrays, floats), x, state
+        )
 
     def _read(self, env: Values, act: Act, new: Values, more: Values | None = None) -> Values:
         """The values of a step, of which the loss has the learning signals of D-RTRL, each path counted once.
@@ -278,23 +277,20 @@ class Rewritten:
             return
         affine = [self._affine(u) for u in read]
         if any(found is not None for found in affine):
-            of = lambda leaves: [
-                u if found is None else found[1] * leaves[found[0]] + found[2]
-                for u, found in zip(read, affine, strict=True)
-            ]
-            centred = [u if f is None else u - f[2] for u, f in zip(read, affine, strict=True)]
-            yield "at the potential before the step", of(self.course.old)
-            yield "at the potential after the step", of(self.course.new)
-            soft = [
-                u if f is None else jnp.where(u > 0, u + f[2], u)
-                for u, f in zip(read, affine, strict=True)
-            ]
-            hard = [
-                u if f is None else jnp.where(u > 0, f[2], u)
-                for u, f in zip(read, affine, strict=True)
-            ]
+
+            def each(moved: Callable[..., Array]) -> Arrays:
+                """Where `u = a V + b`, with the state V of a number, what `moved(u, number, a, b)` says."""
+                pairs = zip(read, affine, strict=True)
+                return [u if found is None else moved(u, *found) for u, found in pairs]
+
+            at = lambda states: each(lambda u, number, a, b: a * states[number] + b)
+            soft = each(lambda u, number, a, b: jnp.where(u > 0, u + b, u))
+            hard = each(lambda u, number, a, b: jnp.where(u > 0, b, u))
+            yield "at the potential before the step", at(self.course.old)
+            yield "at the potential after the step", at(self.course.new)
             yield "at the potential after the reset", soft
             yield "at the potential after the reset", hard
+            centred = each(lambda u, number, a, b: u - b)
             yield "at the potential itself, without its threshold", centred
         if len(read) > 1 and len({u.shape for u in read}) == 1:
             yield "at the potential of the other spike function of the step", [*read[1:], read[0]]

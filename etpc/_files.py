@@ -71,9 +71,11 @@ def _locked(folder: Path) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def is_key(leaf: Any) -> bool:
-    """Whether it is an array of PRNG keys."""
-    return jnp.issubdtype(getattr(leaf, "dtype", bool), jax.dtypes.prng_key)
+def key_impl(key: Any) -> Any:
+    """The implementation of PRNG keys, of which there may be shapes alone; it is hashable."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)
+    return found[0]
 
 
 def npy_dtype(dtype: Any) -> np.dtype:

@@ -28,8 +28,7 @@ def given_gradient(
         gradient = gradient(model, xs, targets)
     values = _by_path(gradient, leaves)
     problems, found = [], {}
-    for i in leaves.floats:
-        path, aval = leaves.paths[i], leaves.avals[i]
+    for path, aval in leaves.float_avals.items():
         value = values.get(path)
         if value is None:
             continue
@@ -58,7 +57,7 @@ def given_gradient(
             found[path] = array
     raise_together(problems, InputError)
     if not found:
-        known = ", ".join(leaves.paths[i] for i in leaves.floats)
+        known = ", ".join(leaves.float_avals)
         raise InputError(
             f"The gradient has no array for any parameter of the model, which are {known}. {FORMS}."
         )
@@ -67,7 +66,7 @@ def given_gradient(
 
 def _by_path(gradient: Any, leaves: Leaves) -> Mapping[str, Any]:
     """The leaves of a gradient by path: of a tree like the model, or of a dict of paths."""
-    paths = [leaves.paths[i] for i in leaves.floats]
+    paths = list(leaves.float_avals)
     if isinstance(gradient, Mapping) and any(path in gradient for path in paths):
         unknown = [path for path in gradient if path not in leaves.paths]
         problems = (
@@ -78,7 +77,7 @@ def _by_path(gradient: Any, leaves: Leaves) -> Mapping[str, Any]:
         raise_together(problems, InputError)
         return gradient
     try:
-        values = leaves.treedef.flatten_up_to(gradient)
+        return dict(zip(paths, leaves.floats_of(gradient), strict=True))
     except (ValueError, TypeError) as error:
         pair = isinstance(gradient, tuple) and len(gradient) == 2
         advice = " Of a pair (value, gradient), pass the second." if pair else ""
@@ -86,4 +85,3 @@ def _by_path(gradient: Any, leaves: Leaves) -> Mapping[str, Any]:
             f"The gradient is a {type(gradient).__name__} and no tree like the model, whose parameters are "
             f"{', '.join(paths)}: {error}.{advice} {FORMS}."
         ) from error
-    return {path: values[place] for path, place in zip(leaves.paths, leaves.places, strict=True)}

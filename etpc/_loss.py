@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 
 from ._errors import InputError, InputTypeError
-from ._jax import result_type
+from ._jax import is_complex, result_type
 
 REDUCTIONS = ("mean", "sum")
 NO_REDUCTION = 'reduction must be "sum" or "mean", not {!r}.'
@@ -155,7 +155,7 @@ def _advice(aval: Any) -> str:
     dtype = getattr(aval, "dtype", None)
     if dtype is None:
         return "Return one number."
-    if jnp.issubdtype(dtype, jnp.complexfloating):
+    if is_complex(aval):
         return "Take its real part, or its absolute value."
     if not jnp.issubdtype(dtype, jnp.floating):
         return (
@@ -204,7 +204,8 @@ def checked_weights(name: str, weights: Any, lead: tuple[int, ...]) -> Array | N
     if weights is None:
         return None
     weights = weights if hasattr(weights, "dtype") else np.asarray(weights)
-    if not (weights.dtype == bool or jnp.issubdtype(weights.dtype, jnp.number)):
+    is_number = weights.dtype == bool or jnp.issubdtype(weights.dtype, jnp.number)
+    if not is_number or is_complex(weights):
         raise InputError(f"{name} is {weights.dtype}, and should be booleans or real numbers.")
     weights = jnp.asarray(weights)
     axes = "[T, B]" if len(lead) == 2 else "[T]"
@@ -213,8 +214,6 @@ def checked_weights(name: str, weights: Any, lead: tuple[int, ...]) -> Array | N
             f"{name} has shape {list(weights.shape)}, and should have {axes} = {list(lead)}, as "
             "the input does: one weight for each example at each step."
         )
-    if jnp.issubdtype(weights.dtype, jnp.complexfloating):
-        raise InputError(f"{name} is {weights.dtype}, and should be booleans or real numbers.")
     return weights
 
 

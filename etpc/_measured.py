@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -13,21 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._agreement import flat_gradients
+from ._agreement import cosine, flat_gradients, whole
 from ._bptt import gradient_of, objective_of
-from ._data import check_data, check_lead, lead_of
+from ._data import check_lead
 from ._errors import InputError, checked_count
-from ._loss import Loss, checked_weights
-from ._trial import cosine
-from .run import Program
-from .trace import Leaves, StepFunction
+from ._loss import Loss
+from ._trial import Trial
+from .run import Program, without_past
+from .trace import Leaves
 
 SETTLING = 20
 """So many passes let directions of credit follow the weights at which they are compared."""
 
 
 class Batch:
-    """The model and its data, cut into N windows of W steps.
+    """The data of a trial, cut into N windows of W steps.
 
     - `firsts`: the windows at which parts of the past begin: all of it, then half, down to the last window alone.
     - `lags`: the ranges of steps before the last window that lie between two of these, the nearest first.
@@ -35,27 +34,12 @@ class Batch:
         over time is the mean over the steps that one update sees.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        xs: Any,
-        targets: Any,
-        loss_fn: Callable[[Any, Any], Any],
-        *,
-        state: Any,
-        step: StepFunction | None,
-        batch_size: int | None,
-        mask: Any,
-        every: int | None,
-        optimiser: Any,
-    ):
-        check_data(xs, targets)
-        self.size = None if batch_size is None else checked_count("batch_size", batch_size)
+    def __init__(self, trial: Trial, every: int | None = None, optimiser: Any = None):
+        check_lead(trial.xs, trial.targets, trial.batch_size)
+        self.trial, self.size, self.optimiser = trial, trial.batch_size, optimiser
         self.every = None if every is None else checked_count("every", every)
-        check_lead(xs, targets, self.size)
-        lead = lead_of(xs, self.size)
-        given = checked_weights("mask", mask, lead)
-        weights = np.ones(lead, np.float32) if given is None else np.asarray(given, np.float32)
+        lead = trial.lead
+        weights = np.asarray(np.ones(lead) if trial.mask is None else trial.mask, np.float32)
         counting = np.flatnonzero(weights.reshape(lead[0], -1).any(1))
         if not counting.size:
             raise InputError("mask is zero everywhere, so there is no loss to take a gradient of.")
@@ -64,7 +48,7 @@ class Batch:
         self.count = -(-self.steps // self.window)
         taken = np.minimum(np.arange(self.count * self.window), self.steps - 1)
         padded = lambda a: jnp.asarray(a if hasattr(a, "dtype") else np.asarray(a))[taken]
-        self.xs, self.targets = jax.tree.map(padded, (xs, targets))
+        self.xs, self.targets = jax.tree.map(padded, (trial.xs, trial.targets))
         ones = (1,) * (len(lead) - 1)
         column = np.arange(len(taken)).reshape(-1, *ones)
         self.mask = jnp.asarray(weights[taken] * (column < self.steps))
@@ -79,9 +63,8 @@ class Batch:
         bounds = [(self.count - 1 - n) * self.window for n in self.firsts[::-1]]
         self.lags = [*pairwise(bounds)]
 
-        arrays, self.static = eqx.partition(model, eqx.is_inexact_array)
+        arrays, self.static = eqx.partition(trial.model, eqx.is_inexact_array)
         self.arrays = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), arrays)
-        self.loss_fn, self.state, self.step, self.optimiser = loss_fn, state, step, optimiser
         opt_state = None if optimiser is None else optimiser.init(self.arrays)
         self.start = self.arrays, jax.tree.map(jnp.asarray, opt_state)
         self.moved = jax.jit(self._moved)
@@ -114,7 +97,6 @@ class Online:
         self.carry = program.init(batch.size)
         self._state = self.carry.state
         self._jit_pass = jax.jit(self._pass)
-        self._reset = jax.jit(lambda c: program.reset(c, jnp.ones(jnp.shape(c.fresh), bool)))
         self.move_to(batch.start)
 
     def move_to(self, at: Any) -> None:
@@ -132,9 +114,7 @@ class Online:
         batch, carry, at, found = self.batch, self.carry, 0, []
         for first in batch.firsts:
             carry, at = self._run(batch.late, carry, at, first)[2], first
-            empty = self._reset(carry)
-            empty = eqx.tree_at(lambda c: (c.state, c.fresh), empty, (carry.state, carry.fresh))
-            found.append(self._run(batch.late, empty, first)[4])
+            found.append(self._run(batch.late, without_past(self.program, carry), first)[4])
         return found
 
     def update(self) -> float:
@@ -150,7 +130,8 @@ class Online:
 
     def _restarted(self, carry: Any) -> Any:
         """A carry with which the sequence begins anew, with the same noise, and the directions of credit."""
-        return eqx.tree_at(lambda c: c.state, self._reset(carry), self._state)
+        fresh = self.program.reset(carry, jnp.ones(jnp.shape(carry.fresh), bool))
+        return dataclasses.replace(fresh, state=self._state)
 
     def _run(self, mask: Array, carry: Any, start: int = 0, stop: int | None = None) -> Any:
         batch = self.batch
@@ -162,7 +143,7 @@ class Online:
         self, arrays: Any, opt_state: Any, carry: Any, data: Any, start: Any, stop: Any, train: Any
     ) -> Any:
         """Parameters, state of the optimiser, carry, and the sums of loss and gradient over windows."""
-        batch, gradient = self.batch, self.program.value_and_grad(self.batch.loss_fn, "sum")
+        batch, gradient = self.batch, self.program.value_and_grad(self.batch.trial.loss_fn, "sum")
         shape = batch.count, batch.window
         data = jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), data)
 
@@ -191,9 +172,9 @@ class Reverse:
 
     def __init__(self, batch: Batch):
         self.batch, self.at, self.trained = batch, batch.start, batch.start
-        data = batch.xs, batch.targets, batch.mask, Loss.of(batch.loss_fn, False)
-        model = batch.model(batch.arrays)
-        self._objective = objective_of(model, *data, batch.state, batch.step, batch.size)
+        trial, model = batch.trial, batch.model(batch.arrays)
+        data = batch.xs, batch.targets, batch.mask, Loss.of(trial.loss_fn, False)
+        self._objective = objective_of(model, *data, trial.state, trial.step, batch.size)
 
     def move_to(self, at: Any) -> None:
         self.at = at
@@ -224,7 +205,7 @@ class Measurement:
     """The gradient of one way as vectors."""
 
     def __init__(self, way: Way, leaves: Leaves):
-        flat = lambda tree: np.concatenate([*flat_gradients(leaves, tree).values()])
+        flat = lambda tree: whole(flat_gradients(leaves, tree))
         self.whole = flat(way.gradient())
         by_reach = [flat(part) for part in way.gradients_by_reach()]
         self.by_lag = [far - near for far, near in pairwise(by_reach)][::-1]

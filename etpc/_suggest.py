@@ -13,7 +13,7 @@ from ._errors import InputError
 from ._measured import Batch, Measurement, Online, Reverse, Way, step_ms
 from ._progress import show
 from ._record import record
-from ._trial import compiled_for
+from ._trial import Trial
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
 from .analyse import trace_dtype, uncut_block
 from .plan import DEFAULT_MEMORY
@@ -177,10 +177,9 @@ def suggest(
     ```
     """
     _check_positive(memory=memory, time=time, budget=budget)
-    data = dict(state=state, step=step, batch_size=batch_size, mask=mask)
-    batch = Batch(model, xs, targets, loss_fn, **data, every=every, optimiser=optimiser)
-    options = dict(state=state, step=step, weights=weights, memory=1 << 62)
-    cut = compiled_for(xs, batch_size, model, D_RTRL(), **options)
+    called = dict(state=state, step=step, weights=weights, memory=1 << 62)
+    trial = Trial(*(model, xs, targets, loss_fn), **called, batch_size=batch_size, mask=mask)
+    batch, cut = Batch(trial, every, optimiser), trial.program(D_RTRL())
     report = _Report(cut, batch, memory, time)
     rules = [D_RTRL()] if cut.exact and memory is time is None else _rules(batch, cut)
     end = monotonic() + budget
@@ -193,8 +192,7 @@ def suggest(
                 report.left_out.append(f"{names}, as the budget of {budget:g} s was spent")
                 break
             show(n, len(rules), short_name(rule))
-            program = compiled_for(xs, batch_size, model, rule, **options) if n else cut
-            report.measure(rule, program)
+            report.measure(rule, trial.program(rule) if n else cut)
         if optimiser is not None and len(rules) > 1:
             report.train(max(end, monotonic() + budget / 6))
     except KeyboardInterrupt:
@@ -259,7 +257,7 @@ class _Report:
     def add(
         self, name: str, way: Way, rule: Any = None, size: Any = None, exact: bool = True
     ) -> None:
-        found = Measurement(way, self.cut.plan.analysis.step.model_leaves)
+        found = Measurement(way, self.batch.trial.leaves)
         self._reference = self._reference or found
         cosines = found.cosines(self._reference)
         self.rows.append(Candidate(name, rule, step_ms(way), size, *cosines, exact))
@@ -282,7 +280,7 @@ class _Report:
     def _measure_again(self, lowest: int) -> None:
         """The cosines by lag at the weights that one of the rows has trained: those at the first ones say little of
         a later training."""
-        leaves, at = self.cut.plan.analysis.step.model_leaves, self.ways[lowest].trained
+        leaves, at = self.batch.trial.leaves, self.ways[lowest].trained
         found: list[Measurement] = []
         for way in self.ways:
             way.move_to(at)

@@ -16,12 +16,14 @@ from ._agreement import (
     Known,
     Row,
     compare_all,
+    cosine,
     default_tolerance,
     doubts,
     flat,
     flat_gradients,
     precision,
     replaced_derivatives,
+    whole,
 )
 from ._bptt import Objective, blame_batch_axis, gradient_of, objective_of
 from ._data import check_data, check_lead, check_tolerance, lead_of, one_step
@@ -29,7 +31,7 @@ from ._errors import InputError, InputTypeError, checked_count, raise_together
 from ._foreign import given_gradient
 from ._loss import Loss, check_reduction, checked_weights
 from .algorithms import Algorithm
-from .run import Carry, Program, compile
+from .run import Carry, Program, compile, without_past
 from .trace import Leaves, StepFunction
 
 WINDOWS = 8
@@ -43,26 +45,20 @@ Late = Callable[[int, Sequence[int]], Iterator[Any]]
 """From the first window whose uses of the parameters count, to the gradients of the losses of later windows."""
 
 
-def cosine(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two vectors; `nan` where one is zero."""
-    size = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / size if size else float("nan")
-
-
 def cosines(parts: Parts, of_bptt: Parts) -> list[float]:
     """Of each part with that of BPTT."""
     return [cosine(a, b) for a, b in zip(parts, of_bptt, strict=True)]
 
 
-def partial_cosines(whole: np.ndarray, of_bptt: Parts) -> list[float]:
+def partial_cosines(total: np.ndarray, of_bptt: Parts) -> list[float]:
     """Of a gradient that is known as a whole with each part of BPTT, once the other parts are projected out of both."""
     found = []
     for n, part in enumerate(of_bptt):
         others = [other for m, other in enumerate(of_bptt) if m != n and other.any()]
         basis = np.linalg.qr(np.stack(others, 1))[0] if others else np.zeros((part.size, 0))
-        own, rest = (a - basis @ (basis.T @ a) for a in (part, whole))
+        own, rest = (a - basis @ (basis.T @ a) for a in (part, total))
         seen = np.linalg.norm(own) > 1e-6 * np.linalg.norm(part)
-        seen &= np.linalg.norm(rest) > 1e-9 * np.linalg.norm(whole)
+        seen &= np.linalg.norm(rest) > 1e-9 * np.linalg.norm(total)
         found.append(cosine(own, rest) if seen else float("nan"))
     return found
 
@@ -110,13 +106,28 @@ class Trial:
         self.model, self.xs, self.targets, self.loss_fn = model, xs, targets, loss_fn
         self.reduction, self.has_aux, self._tolerance = reduction, has_aux, tolerance
         self._options = dict(state=state, step=step, weights=weights, memory=memory)
-        self._state, self._step, self._reference = state, step, reference
+        self.state, self.step, self._reference = state, step, reference
 
     # --- programs ---
 
     def program(self, algorithm: Algorithm | str) -> Program:
-        """The program of a rule. **Raises** what `compiled_for` raises; `InputError` where leading axes differ."""
-        program = compiled_for(self.xs, self.batch_size, self.model, algorithm, **self._options)
+        """The program of a rule.
+
+        **Raises** what `etpc.compile` raises; `InputError` where leading axes differ, and where the sequence
+        seems to have a batch axis and no batch size was given, or the other way round.
+        """
+        inputs = jax.tree.map(lambda a: one_step(a, self.batch_size), self.xs)
+        try:
+            program = compile(
+                *(self.model, algorithm),
+                inputs=inputs,
+                batch_size=self.batch_size or 1,
+                **self._options,
+            )
+        except Exception as error:
+            called = self.state, self.step, self.batch_size
+            blame_batch_axis(error, self.model, self.xs, *called)
+            raise
         check_lead(self.xs, self.targets, self.batch_size)
         self.__dict__.setdefault("shown", program)
         return program
@@ -197,7 +208,7 @@ class Trial:
             return self._reverse(step=cast(StepFunction, reference))
         own = self.shapes
         leaves = Leaves.of(reference, "model")
-        shapes = {leaves.paths[i]: leaves.avals[i].shape for i in leaves.floats}
+        shapes = {path: aval.shape for path, aval in leaves.float_avals.items()}
         shared = own.keys() & shapes.keys()
         if not shared:
             raise InputTypeError(
@@ -233,7 +244,7 @@ class Trial:
     ) -> Objective:
         loss = Loss.of(self.loss_fn, self.has_aux)
         data = self.xs, self.targets, mask
-        of_model = self._state, step or self._step, self.batch_size
+        of_model = self.state, step or self.step, self.batch_size
         objective = objective_of(model, *data, loss, *of_model)
         cuts = np.zeros(self.steps, bool) if cuts is None else cuts
         return dataclasses.replace(objective, cuts=jnp.asarray(cuts))
@@ -256,7 +267,7 @@ class Trial:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Those of the float parameters, by path."""
-        return {self.leaves.paths[i]: self.leaves.avals[i].shape for i in self.leaves.floats}
+        return {path: aval.shape for path, aval in self.leaves.float_avals.items()}
 
     # --- comparisons ---
 
@@ -318,7 +329,7 @@ class Trial:
         """
         late = self._late_of(program) if program is not None else self._late_in_blocks(algorithm)
         count, reaches = self.steps // self.window, [until // self.window for _, until in self.lags]
-        totals = [np.zeros(sum(a.size for a in self.bptt.values.values())) for _ in reaches]
+        totals = [np.zeros_like(whole(self.bptt.values)) for _ in reaches]
         for first in range(count):
             wanted = {
                 last: [n for n, reach in enumerate(reaches) if max(0, last - reach + 1) == first]
@@ -326,7 +337,7 @@ class Trial:
             }
             lasts = [last for last, places in wanted.items() if places]
             for last, tree in zip(lasts, late(first, lasts), strict=True):
-                vector = np.concatenate([*flat_gradients(self.leaves, tree).values()])
+                vector = whole(flat_gradients(self.leaves, tree))
                 for place in wanted[last]:
                     totals[place] += vector
         return [totals[0], *(more - less for less, more in itertools.pairwise(totals))]
@@ -362,9 +373,7 @@ class Trial:
             return (after[0] if self.has_aux else after), grads
 
         def late(first: int, lasts: Sequence[int]) -> Iterator[Any]:
-            begins = carries[first]
-            carry = program.reset(begins, jnp.ones(jnp.shape(begins.fresh), bool))
-            carry = dataclasses.replace(carry, state=begins.state, fresh=begins.fresh)
+            carry = without_past(program, carries[first])
             for number in range(first, lasts[-1] + 1 if first else self.steps // self.window):
                 carry, grads = of_window(carry, number)
                 if not first:
@@ -377,17 +386,3 @@ class Trial:
 
 def _bytes(tree: Any) -> int:
     return sum(a.nbytes for a in jax.tree.leaves(tree))
-
-
-def compiled_for(xs: Any, batch_size: int | None, model: Any, algo: Any, **options: Any) -> Program:
-    """The program of a model for the steps of a sequence.
-
-    **Raises** what `etpc.compile` raises; `InputError` where the sequence seems to have a batch axis
-    and no batch size was given, or the other way round.
-    """
-    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
-    try:
-        return compile(model, algo, inputs=inputs, batch_size=batch_size or 1, **options)
-    except Exception as error:
-        blame_batch_axis(error, model, xs, options["state"], options["step"], batch_size)
-        raise

@@ -29,8 +29,8 @@ from numpy.lib import format as npy
 
 from ._carry import Carry
 from ._errors import CheckpointError, raise_together
-from ._files import flush, from_npy, is_key, npy_dtype, to_npy, whole
-from ._jax import Tracer
+from ._files import flush, from_npy, key_impl, npy_dtype, to_npy, whole
+from ._jax import Tracer, is_key
 
 _MAGIC = b"\x89etpc2\r\n"
 _START = struct.Struct("<8sQ32s")  # magic number, length and SHA-256 of what follows
@@ -348,9 +348,7 @@ def _restored(value: Any, like: Any) -> Any:
     if type(like) in _NUMBERS:
         return int.from_bytes(value, "little", signed=True) if type(like) is int else value.item()
     if is_key(like):
-        implementations = []
-        jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), like)
-        value = jax.random.wrap_key_data(jnp.asarray(value), impl=implementations[0])
+        value = jax.random.wrap_key_data(jnp.asarray(value), impl=key_impl(like))
     else:
         value = from_npy(value, like.dtype)
         if isinstance(like, np.ndarray | np.generic):

@@ -80,7 +80,7 @@ def assert_exact(
     if unknown := [path for path in paths if path not in claims]:
         raise InputError(f"The model has no parameter {unknown[0]!r}, but {', '.join(claims)}.")
     lines = [
-        f"  {path} is {claims[path].claim}: {'; '.join(r.text for r in claims[path].reasons)}"
+        f"  {path} is {claims[path].claim}: {'; '.join(claims[path].left_out)}"
         for path in paths
         if not claims[path].holds_exactly
     ]
@@ -98,7 +98,7 @@ def assert_exact(
 def claims_record(program: Program) -> dict[str, Any]:
     """The claims of a program, ready for JSON."""
     claims = {
-        path: {"claim": claim.claim, "left_out": [reason.text for reason in claim.reasons]}
+        path: {"claim": claim.claim, "left_out": [*claim.left_out]}
         for path, claim in program.claims.items()
     }
     return {"algorithm": str(program.algorithm), "claims": claims}

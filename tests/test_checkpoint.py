@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import etpc
 from etpc import checkpoint
-from etpc._files import is_key
+from etpc._jax import is_key
 from tests.marks import few
 
 ROOT = Path(__file__).parents[1]

@@ -31,7 +31,7 @@ SEES = {
     "emit": "_jax _primitives _tuning traces analyse plan",
     # what is shown of a plan
     "show": "_errors _jax _record traces algorithms analyse plan",
-    "draw": "_errors _record plan show",
+    "draw": "_errors _files _record plan show",
     # a gradient to compare with
     "_bptt": "_data _errors _loss trace",
     "_agreement": "_jax show trace",

@@ -17,6 +17,7 @@ import etpc
 from etpc import _suggest
 from etpc._measured import Batch, Measurement, Online, Reverse
 from etpc._suggest import Candidate
+from etpc._trial import Trial
 from tests.helpers import loss, normal, weights
 
 T, B, I, N = 32, 3, 2, 4
@@ -68,8 +69,9 @@ OPTIONS = dict(batch_size=B)
 
 
 def batch_of(model=MODEL, steps=T, **options):
-    settings = dict(state=None, step=None, batch_size=B, mask=None, every=None, optimiser=None)
-    return Batch(model, XS[:steps], TARGETS[:steps], loss, **{**settings, **options})
+    settings = {name: options.pop(name) for name in ("every", "optimiser") if name in options}
+    data = XS[:steps], TARGETS[:steps]
+    return Batch(Trial(model, *data, loss, **{"batch_size": B, **options}), **settings)
 
 
 def online(batch, rule, model=MODEL):

@@ -88,8 +88,8 @@ class Equation:
 
         def product(a: Any, b: Any) -> jax.Array:
             of_parts = not (is_complex(a) or is_complex(b))
-            params["preferred_element_type"] = jnp.finfo(dtype).dtype if of_parts else dtype
-            return self.primitive.bind(a, b, **params)
+            summed_in = jnp.finfo(dtype).dtype if of_parts else dtype
+            return self.primitive.bind(a, b, **{**params, "preferred_element_type": summed_in})
 
         left, right = (a.real if n in self.real else a for n, a in enumerate(values))
         return by_parts(product, left, right).astype(dtype)
@@ -199,6 +199,11 @@ def is_float(dtype: Any) -> bool:
 def is_complex(value: Any) -> bool:
     """Whether an array, or the type of one, is complex."""
     return jnp.issubdtype(value.dtype, jnp.complexfloating)
+
+
+def is_key(value: Any) -> bool:
+    """Whether it is an array of PRNG keys, or the type of one."""
+    return jnp.issubdtype(getattr(value, "dtype", bool), jax.dtypes.prng_key)
 
 
 def by_parts(product: Callable[[Any, Any], jax.Array], a: Any, b: Any) -> jax.Array:

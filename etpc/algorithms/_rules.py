@@ -8,14 +8,7 @@ from .._errors import AlgorithmError, InputError
 from ..ops import Kind
 from ..traces import CreditSubspace, Decay, Full, LowRank, Trace
 from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm
-from ._settings import (
-    Check,
-    check,
-    checked_decay,
-    checked_rank,
-    count,
-    fraction,
-)
+from ._settings import Check, check, checked_decay, checked_rank, count
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -116,7 +109,6 @@ class CreditRTRL(Algorithm):
         lies in none of them.
     - `rank`: R, of the traces from which influence escapes: R pairs of factors, O(R (I + (m + q) O))
         numbers for a weight matrix. `None` for whole traces, O((m + q) I O).
-    - `rate`, `ahead`, `clip`: as of [`CreditSubspace`][etpc.traces.CreditSubspace].
 
     **Source:** none that we know for the rule. Near are certified low-rank RTRL (Yi and Wang,
     preprint, SSRN 7070381), which takes its directions from the influence matrix of a dense network,
@@ -125,17 +117,12 @@ class CreditRTRL(Algorithm):
 
     q: int = 4
     rank: int | None = 4
-    rate: float = dataclasses.field(default=0.05, kw_only=True, repr=False)
-    ahead: float = dataclasses.field(default=0.9, kw_only=True, repr=False)
-    clip: bool = dataclasses.field(default=True, kw_only=True, repr=False)
     backprop: Backprop = dataclasses.field(default="full", kw_only=True)
     name: ClassVar[str] = "credit"
     follows: ClassVar[bool] = True
     checks: ClassVar[Mapping[str, Check]] = {
         "q": count("It is the number of directions of credit that are followed."),
         "rank": checked_rank,
-        "rate": fraction(positive=True),
-        "ahead": fraction(positive=False),
     }
 
     def __post_init__(self) -> None:
@@ -151,8 +138,8 @@ class CreditRTRL(Algorithm):
         low = Full() if self.rank is None else LowRank(self.rank)
         forms: dict[int, Trace | None] = {op.number: Full() for op in context.ops}
         forms |= {op.number: low for op in followed if op.kind.data is not None}
-        directions = CreditSubspace(self.q, self.rate, self.ahead, self.clip)
-        return Choice(forms, directions=directions.settle(context.analysis.hidden.size))
+        directions = CreditSubspace(self.q).settle(context.analysis.hidden.size)
+        return Choice(forms, directions=directions)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -33,21 +33,6 @@ def count(why: str, *others: str | None, error: type[Exception] = AlgorithmError
     return checked
 
 
-def fraction(*, positive: bool) -> Check:
-    """A number in [0, 1], or in (0, 1]."""
-
-    def checked(name: str, value: Any) -> float:
-        number = _plain(value)
-        in_range = isinstance(number, int | float) and 0 <= number <= 1
-        if not in_range or (positive and number == 0):
-            raise AlgorithmError(
-                f"{name} must lie in {'(' if positive else '['}0, 1], and is {value!r}."
-            )
-        return float(number)
-
-    return checked
-
-
 def checked_decay(name: str, value: Any) -> float | None:
     """A decay of a trace, or `None`."""
     number = _plain(value)

@@ -1,12 +1,22 @@
 """Second stage: which weights reach which hidden states, and how."""
 
-from ._analysis import Analysis, Escape, Findings, Opaque, Reach, analyse
+from ._analysis import Analysis, Escape, Findings, Opaque, Reach, Reads, analyse
 from ._check import check_pattern, register_pattern
 from ._cost import one_step_block, uncut_block
 from ._hidden import HiddenStates
 from ._interpreter import Interpreter
 from ._interpreter import Rule as PatternRule
-from ._pattern import Pattern, columns_of, joined, numbering, pick, select, spread, union
+from ._pattern import (
+    Pattern,
+    columns_of,
+    joined,
+    numbering,
+    pick,
+    select,
+    spread,
+    union,
+    values_at,
+)
 from ._reach import closure
 from ._size import trace_dtype
 from ._values import CONSTANT, DATA, PARAMETERS, Numbering, Numbers
@@ -27,6 +37,7 @@ __all__ = [
     "Pattern",
     "PatternRule",
     "Reach",
+    "Reads",
     "Split",
     "WeightOp",
     "analyse",
@@ -46,4 +57,5 @@ __all__ = [
     "trace_dtype",
     "uncut_block",
     "union",
+    "values_at",
 ]

@@ -34,10 +34,8 @@ class Reach:
     data: Pattern
     """The states that each element of the data depends on within the cut step: elements x states. The data is
     not in canonical form yet."""
-    reads_states: np.ndarray
-    """Boolean over the S states: whether the data depends on them within the cut step."""
-    reads_ops: np.ndarray
-    """Boolean over the operations: whether the data depends on their outputs within the cut step."""
+    reads: Reads
+    """What the data depends on within the cut step."""
     escapes: tuple[Escape, ...]
     """Paths along which influence leaves the trace; empty where the trace is exact."""
 
@@ -178,9 +176,8 @@ def _reached(
         if beyond.nnz:
             inside, outside = (" and ".join(_names(hidden, p)) for p in (block, beyond))
             escapes = (Escape(inside, (), outside, steps), *escapes)
-        reads = influence.data[k]
         closed = not beyond.nnz
-        reach.append(Reach(role, block, closed, data[k], reads.states, reads.ops, escapes))
+        reach.append(Reach(role, block, closed, data[k], influence.data[k], escapes))
     return tuple(reach)
 
 

@@ -25,9 +25,8 @@ def uncut_block(analysis: Analysis, number: int) -> int:
         for j in sorted(analysis.cut):
             if j in entered:
                 continue
-            if (members & reach[j].reads_states).any() or any(
-                reach[j].reads_ops[k] for k in sources
-            ):
+            reads = reach[j].reads
+            if (members & reads.states).any() or any(reads.ops[k] for k in sources):
                 entered.add(j)
                 sources.add(j)
                 passed[reach[j].states] = True
@@ -44,7 +43,7 @@ def one_step_block(analysis: Analysis, number: int) -> int:
         entered = {
             j
             for j in analysis.cut - sources
-            if any(analysis.reach[j].reads_ops[k] for k in sources)
+            if any(analysis.reach[j].reads.ops[k] for k in sources)
         }
         if not entered:
             break

@@ -54,6 +54,14 @@ def columns_of(pattern: Pattern) -> np.ndarray:
     return np.flatnonzero(present)
 
 
+def values_at(matrix: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The values of a sparse matrix at some places, [n]: zero, or False, where it has no entry."""
+    values = np.zeros(rows.shape, matrix.dtype)
+    if rows.size:
+        values[:] = matrix[rows, columns]
+    return values
+
+
 def pick(pattern: Pattern, index: np.ndarray) -> Pattern:
     """Rows of a pattern by number, flattened; -1 for an empty row."""
     index = np.asarray(index).reshape(-1)

@@ -8,11 +8,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from .._agreement import Row, flat_gradients
+from .._agreement import TOTAL, Nearness, flat_gradients, whole
 from .._bptt import Objective, gradient_of
-from .._compare import TOTAL, short_name
+from .._compare import short_name
 from .._loss import Loss
 from ..algorithms import Algorithm
 from ..run import Program
@@ -94,14 +93,14 @@ def bench(
         else:
             calls.append(_online(name, program, task, data))
     leaves = any_program.plan.analysis.step.model_leaves
-    grads = [np.concatenate([*flat_gradients(leaves, call()).values()]) for call in calls]
+    grads = [whole(flat_gradients(leaves, call())) for call in calls]
     shortest = [float("inf")] * len(calls)
     for _ in range(repeats):
         for n, call in enumerate(calls):
             start = time.perf_counter()
             jax.block_until_ready(call())
             shortest[n] = min(shortest[n], time.perf_counter() - start)
-    rows = [Row.of(TOTAL, got, grads[0], "approximate") for got in grads]
+    rows = [Nearness.of(TOTAL, got, grads[0]) for got in grads]
     return [
         Timing(
             *(call.name, 1e3 * seconds / data.steps, call.compile_s, call.carry_bytes),

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -30,7 +30,7 @@ from ._errors import CommandError, described, is_of_user
 from ._export import compiled, exported
 from ._optimiser import FORM as OPTIMISER
 from ._optimiser import parse_optimiser
-from ._task import BATCH, STEPS, Data, load_task, make_data
+from ._task import BATCH, STEPS, Data, Task, load_task, make_data
 
 OK, FAILED, MISTAKE, UNFORESEEN = range(4)
 """Exit statuses."""
@@ -38,17 +38,6 @@ OK, FAILED, MISTAKE, UNFORESEEN = range(4)
 STATUS = """\
 exit status: 0 if all is well, 1 if a claim of exactness did not hold, a comparison showed
 nothing or no rule fits, 2 if the command or the model cannot be used, 3 for an error that etpc did not foresee."""
-
-DOING = {
-    "explain": "compiling",
-    "draw": "compiling",
-    "claims": "compiling",
-    "verify": "compiling and comparing",
-    "bench": "compiling and timing",
-    "suggest": "compiling and measuring",
-    "export": "compiling",
-}
-"""What a command says on a terminal before it has an answer."""
 
 PROSE = 100
 """The longest line of sentences, however wide the terminal."""
@@ -76,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.path[:1] not in ([""], [folder]):
             sys.path.insert(0, folder)  # as for `python -m`
         with _setting(arguments):
+            command = COMMANDS[arguments.command]
             if _is_terminal(sys.stderr):
-                _tell(f"{DOING[arguments.command]} {arguments.target} ...")
-            answer: Answer = arguments.run(arguments)
+                _tell(f"{command.doing} {arguments.target} ...")
+            answer = command.run(arguments)
         return _given(answer, arguments.json)
     except KeyboardInterrupt:
         raise
@@ -187,27 +177,14 @@ def _claims(arguments: argparse.Namespace) -> Answer:
 
 
 def _verify(arguments: argparse.Namespace) -> Answer:
-    task = load_task(arguments.target, arguments.inputs, arguments.seed)
-    algorithms = [parse(text) for text in arguments.algo]
-    data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
+    task, data = _task_and_data(arguments)
     comparison = compare(
-        task.model,
-        data.xs,
-        data.targets,
-        data.loss_fn,
-        algorithms,
-        state=task.state,
-        step=task.step,
-        weights=task.weights,
+        *(task.model, data.xs, data.targets, data.loss_fn, [*map(parse, arguments.algo)]),
+        **task.called,
         batch_size=data.batch_size,
         memory=arguments.memory,
     )
-    text = f"{_data_text(arguments, data)}\n{comparison}"
-    record = {
-        **_data_record(arguments, data),
-        **comparison.as_dict(),
-    }
-    return Answer(text, record, comparison.ok)
+    return _on_data(arguments, data, str(comparison), comparison.as_dict(), comparison.ok)
 
 
 def _draw(arguments: argparse.Namespace) -> Answer:
@@ -222,50 +199,39 @@ def _draw(arguments: argparse.Namespace) -> Answer:
 
 
 def _bench(arguments: argparse.Namespace) -> Answer:
-    task = load_task(arguments.target, arguments.inputs, arguments.seed)
-    algorithms = [parse(text) for text in arguments.algo]
-    data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
+    task, data = _task_and_data(arguments)
+    algorithms = [*map(parse, arguments.algo)]
     timings = bench(task, data, algorithms, memory=arguments.memory, repeats=arguments.repeats)
     where = jax.devices()[0].device_kind
-    lines = [_data_text(arguments, data), f"on {where}, shortest of {arguments.repeats}", ""]
     columns = ["gradient", "ms/step", "to BPTT", "compile s", "carry bytes", "temp bytes"]
     columns += ["rel. error", "cosine"]
     rows = [_timing_row(timing, timings[0]) for timing in timings]
-    record = {
-        "schema": "etpc-bench/1",
-        **_data_record(arguments, data),
-        "device": where,
-        "repeats": arguments.repeats,
-        "results": [dataclasses.asdict(timing) for timing in timings],
-    }
-    return Answer("\n".join([*lines, *table(columns, rows)]), record)
+    head = f"on {where}, shortest of {arguments.repeats}"
+    results = [dataclasses.asdict(timing) for timing in timings]
+    record = dict(device=where, repeats=arguments.repeats, results=results)
+    text = "\n".join([head, "", *table(columns, rows)])
+    return _on_data(arguments, data, text, {"schema": "etpc-bench/1", **record})
 
 
 def _suggest(arguments: argparse.Namespace) -> Answer:
-    task = load_task(arguments.target, arguments.inputs, arguments.seed)
-    data = make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
+    task, data = _task_and_data(arguments)
     suggestion = suggest(
         *(task.model, data.xs, data.targets, data.loss_fn),
+        **task.called,
+        batch_size=data.batch_size,
         memory=arguments.memory,
         time=arguments.time,
         optimiser=arguments.optimiser and parse_optimiser(arguments.optimiser),
         every=arguments.every,
-        state=task.state,
-        step=task.step,
-        weights=task.weights,
-        batch_size=data.batch_size,
         budget=arguments.budget,
     )
-    text = f"{_data_text(arguments, data)}\n{suggestion}"
-    record = {**_data_record(arguments, data), **suggestion.as_dict()}
-    return Answer(text, record, suggestion.rule is not None)
+    fits = suggestion.rule is not None
+    return _on_data(arguments, data, str(suggestion), suggestion.as_dict(), fits)
 
 
 def _export(arguments: argparse.Namespace) -> Answer:
-    task, folder = (
-        load_task(arguments.target, arguments.inputs, arguments.seed),
-        Path(arguments.output),
-    )
+    task = load_task(arguments.target, arguments.inputs, arguments.seed)
+    folder = Path(arguments.output)
     options = (arguments.algo, arguments.optimiser, arguments.every, arguments.batch)
     learner = exported(task, *options, arguments.memory)
     try:
@@ -316,18 +282,21 @@ def _program(arguments: argparse.Namespace) -> Program:
     return task.compile(parse(arguments.algo), arguments.memory)
 
 
-def _data_text(arguments: argparse.Namespace, data: Data) -> str:
+def _task_and_data(arguments: argparse.Namespace) -> tuple[Task, Data]:
+    # The task is loaded first: this may register a rule, which --algo names.
+    task = load_task(arguments.target, arguments.inputs, arguments.seed)
+    return task, make_data(task, seed=arguments.seed, steps=arguments.steps, batch=arguments.batch)
+
+
+def _on_data(
+    arguments: argparse.Namespace, data: Data, text: str, record: dict[str, Any], ok: bool = True
+) -> Answer:
+    """An answer about gradients of a sequence, with what sequence it is."""
     batch = "" if data.batch_size is None else f", batch {data.batch_size}"
-    return f"{arguments.target}: {data.steps} steps{batch}\n{data.text}"
-
-
-def _data_record(arguments: argparse.Namespace, data: Data) -> dict[str, Any]:
-    return {
-        "model": arguments.target,
-        "steps": data.steps,
-        "batch_size": data.batch_size,
-        "data": data.text,
-    }
+    head = f"{arguments.target}: {data.steps} steps{batch}\n{data.text}"
+    size = {"steps": data.steps, "batch_size": data.batch_size}
+    about = {"model": arguments.target, **size, "data": data.text}
+    return Answer(f"{head}\n{text}", about | record, ok)
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -368,44 +337,64 @@ DEFAULTS = {
 }
 """The algorithms of the commands that take several."""
 
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = {
-    "explain": (
+OUTPUTS = {
+    "draw": ("FILE", "a .svg or .html file; or .graphml, .dot, .json"),
+    "claims": ("FILE", "a .json file, which may have other models"),
+    "export": ("FOLDER", "a new folder"),
+}
+"""What is written by the commands that write something."""
+
+
+class Command(NamedTuple):
+    """What a command runs, what it does, and an example of its arguments."""
+
+    run: Callable[[argparse.Namespace], Answer]
+    about: str
+    example: str
+    doing: str = "compiling"
+    """What it says on a terminal before it has an answer."""
+
+
+COMMANDS = {
+    "explain": Command(
         _explain,
         "print what each weight's trace holds, and what it leaves out",
         "models.py:make .cell.weight_hh --inputs 20",
     ),
-    "draw": (
+    "draw": Command(
         _draw,
         "draw the dependency graph of inputs, weights, states and outputs",
         "models.py:make --inputs 20 -o graph.svg",
     ),
-    "claims": (
+    "claims": Command(
         _claims,
         "write what is claimed of each gradient to a file, for pytest --etpc-claims=FILE",
         "models.py:make --inputs 20 -o claims.json",
     ),
-    "verify": (
+    "verify": Command(
         _verify,
         "compare gradients with those of backpropagation through time (BPTT)",
         "models.py:make --inputs 20 --algo d_rtrl --algo es_d_rtrl:rank=8 --x64",
+        "compiling and comparing",
     ),
-    "bench": (
+    "bench": Command(
         _bench,
         "time gradients, with their memory and their error, beside BPTT",
         "models.py:make --inputs 20 --algo d_rtrl,window=1 --algo d_rtrl,window=10 --steps 100",
+        "compiling and timing",
     ),
-    "suggest": (
+    "suggest": Command(
         _suggest,
         "measure which learning rule suits a model, on its data",
         "models.py:make_task --optimiser adam:1e-3",
+        "compiling and measuring",
     ),
-    "export": (
+    "export": Command(
         _export,
         "write a learner to a folder, as StableHLO for where Python is not",
         "models.py:make_task --every 1 --optimiser adam:1e-3 -o learner/",
     ),
 }
-"""What each runs, what it does, and an example of its arguments."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -418,22 +407,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"etpc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (run, about, example) in COMMANDS.items():
-        command = commands.add_parser(
+    for name, command in COMMANDS.items():
+        about = command.about
+        of_command = commands.add_parser(
             name,
             help=about,
             description=about[0].upper() + about[1:] + ".",
-            epilog=f"example: etpc {name} {example}\n\n{STATUS}",
+            epilog=f"example: etpc {name} {command.example}\n\n{STATUS}",
             formatter_class=raw,
         )
-        command.set_defaults(run=run)
-        command.add_argument(
+        of_command.add_argument(
             "target",
             metavar="MODEL",
             help="package.module:name or path/to/file.py:name, the name of a model or of a function "
             "that returns a model, (model, inputs) or an etpc.cli.Task; it may take key or seed",
         )
-        _add_options(name, command)
+        _add_options(name, of_command)
     return parser
 
 
@@ -441,34 +430,15 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     if name == "explain":
         add("parameter", nargs="?", metavar="PARAMETER", help="a path, such as .cell.weight_hh")
-    if name == "draw":
-        add(
-            "-o",
-            "--output",
-            required=True,
-            metavar="FILE",
-            help="a .svg or .html file; or .graphml, .dot, .json",
-        )
-    if name == "claims":
-        add(
-            "-o",
-            "--output",
-            required=True,
-            metavar="FILE",
-            help="a .json file, which may have other models",
-        )
+    if name in OUTPUTS:
+        metavar, what = OUTPUTS[name]
+        add("-o", "--output", required=True, metavar=metavar, help=what)
     if name == "export":
-        add("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
-        add(
-            "--optimiser", default="adam:1e-3", metavar="NAME:RATE", help=f"{OPTIMISER} (adam:1e-3)"
-        )
+        optimiser = f"{OPTIMISER} (adam:1e-3)"
+        add("--optimiser", default="adam:1e-3", metavar="NAME:RATE", help=optimiser)
         add("--every", type=_count, default=1, metavar="W", help="steps between updates (1)")
-        add(
-            "--batch",
-            type=_count,
-            metavar="B",
-            help="one stream without a batch axis, or B of them",
-        )
+        batch = "one stream without a batch axis, or B of them"
+        add("--batch", type=_count, metavar="B", help=batch)
         target = "also compile it by IREE, for a target such as llvm-cpu"
         add("--compile", metavar="TARGET", help=target)
     if name in DEFAULTS:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._errors import EtpcError
-from .._jax import is_float
+from .._jax import is_float, is_key
 from ..run import Program, compile
 from ..trace import trace
 from ._errors import CommandError, described
@@ -42,15 +42,17 @@ class Task:
     step: Callable[..., Any] | None = None
     weights: Any = None
 
+    @property
+    def called(self) -> dict[str, Any]:
+        """How the model is called, and which of its weights have traces: arguments of `etpc.compile` and others."""
+        return dict(state=self.state, step=self.step, weights=self.weights)
+
     def compile(self, algorithm: Any, memory: int | None = None, batch_size: int = 1) -> Program:
         """The program of the task's model."""
         return compile(
-            self.model,
-            algorithm,
+            *(self.model, algorithm),
             inputs=self.inputs,
-            state=self.state,
-            step=self.step,
-            weights=self.weights,
+            **self.called,
             memory=memory,
             batch_size=batch_size,
         )
@@ -220,7 +222,7 @@ def _random(shapes: Any, lead: tuple[int, ...], key: Array) -> Any:
 def _random_leaf(leaf: Any, lead: tuple[int, ...], key: Array) -> Array:
     leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     shape = (*lead, *leaf.shape)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         return jax.random.split(key, shape)
     dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
     if jnp.issubdtype(dtype, jnp.inexact):

@@ -6,10 +6,10 @@ is needed; charts of numbers are in [`etpc.plot`][].
 """
 
 import os
-import tempfile
 from pathlib import Path
 
 from .._errors import InputError
+from .._files import whole
 from ..show import Shown
 from ._graph import to_dot, to_graphml, to_node_link
 from ._html import fragment, to_html
@@ -57,10 +57,8 @@ def write(program: Shown, path: str | os.PathLike[str]) -> None:
             f"{path.suffix!r}. Use one of {', '.join(_FORMATS)}."
         )
     text = to_text(program)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        complete = Path(folder) / path.name
-        complete.write_text(text, encoding="utf-8")
-        complete.replace(path)
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 __all__ = [

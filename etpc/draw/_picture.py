@@ -150,11 +150,8 @@ def _nodes(program: Shown, loops: dict[Name, str]) -> Iterator[Node]:
 
     for path, aval in zip(step.input_leaves.paths, step.input_leaves.avals, strict=True):
         yield plain("input", path, aval)
-    for i in step.model_leaves.floats:
-        path = step.model_leaves.paths[i]
-        yield plain(
-            "parameter", path, step.model_leaves.avals[i], "no operation of the step reads it"
-        )
+    for path, aval in step.model_leaves.float_avals.items():
+        yield plain("parameter", path, aval, "no operation of the step reads it")
     for p in plan.ops:
         yield _op(p, program)
     for path, aval in zip(hidden.paths, hidden.avals, strict=True):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._jax import by_parts, promoting, result_type
+from .._jax import by_parts, is_complex, promoting, result_type
 from ..analyse import WeightOp
 from ..plan import Plan, TracePlan
 from ..traces import Joined, Rows
@@ -82,10 +82,9 @@ class Gradients:
     def _with(self, grads: Arrays, op: WeightOp, added: Array) -> list[Array]:
         """Gradients by the effective weights, with what one operation adds to that of its weight."""
         place = self.plan.analysis.split.weights.index(op.weight)
-        dtype = grads[place].dtype
-        if not jnp.issubdtype(dtype, jnp.complexfloating):
-            added = added.real
-        return replaced(grads, [place], [_sum(grads[place], added.astype(dtype))])
+        old = grads[place]
+        added = added if is_complex(old) else added.real
+        return replaced(grads, [place], [_sum(old, added.astype(old.dtype))])
 
 
 def rows_by_op(trace: TracePlan, rows: list[Rows]) -> list[list[Rows]]:
@@ -110,7 +109,7 @@ def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -
 
 def _sum(a: Array, b: Array) -> Array:
     """`a + b`, of complex numbers part by part: where one part is read alone, XLA computes no other."""
-    if not jnp.iscomplexobj(a):
+    if not is_complex(a):
         return a + b
     return lax.complex(a.real + b.real, a.imag + b.imag)
 

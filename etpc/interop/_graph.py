@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
+import networkx as nx
 import nir  # pyright: ignore[reportMissingImports]
 import numpy as np
 
@@ -159,45 +160,35 @@ def _delays(nodes: dict[Path, Any], dt: float) -> dict[Path, np.ndarray]:
 
 def _back_edges(nodes: dict[Path, Any], edges: list[Edge], neurons: set[Path]) -> set[Edge]:
     """Edges without which there is no cycle, from neurons where it can be."""
-    after = {p: [b for a, b in edges if a == p] for p in nodes}
-    before = {p: [a for a, b in edges if b == p] for p in nodes}
+    graph: nx.DiGraph[Path] = nx.DiGraph()
+    graph.add_nodes_from(p for p, n in nodes.items() if isinstance(n, nir.Input))
+    graph.add_nodes_from(nodes)
+    graph.add_edges_from(edges)
     back: set[Edge] = set()
-    entered: set[Path] = set()
     left: set[Path] = set()
-    roots = [p for p, n in nodes.items() if isinstance(n, nir.Input)]
-    for root in [*roots, *nodes]:
-        if root in entered:
-            continue
-        entered.add(root)
-        stack = [(root, iter(after[root]))]
-        while stack:
-            node, rest = stack[-1]
-            following = next(rest, None)
-            if following is None:
-                left.add(node)
-                stack.pop()
-            elif following not in entered:
-                entered.add(following)
-                stack.append((following, iter(after[following])))
-            elif following not in left:
-                back.add((node, following))
+    for a, b, kind in nx.dfs_labeled_edges(graph):
+        if kind == "reverse":
+            left.add(b)
+        elif kind == "nontree" and b not in left:
+            back.add((a, b))
     # What is computed from last spikes alone may as well be computed from them a step later: then the spikes are
     # handed on, which are a function of the state, and not what is made of them.
-    waiting = sorted(back)
+    waiting, moved = sorted(back), set[Path]()
     while waiting:
         a, _ = waiting.pop()
-        if a in neurons or len(before[a]) != 1 or any((a, n) not in back for n in after[a]):
+        before, after = [*graph.pred[a]], set(graph.out_edges(a))
+        if a in neurons or a in moved or len(before) != 1 or not after <= back:
             continue
-        back -= {(a, n) for n in after[a]}
-        back.add((before[a][0], a))
-        waiting = [e for e in waiting if e in back] + [(before[a][0], a)]
+        moved.add(a)  # a cycle that nothing enters would be gone round for ever
+        back = back - after | {(before[0], a)}
+        waiting = [e for e in waiting if e in back] + [(before[0], a)]
     return back
 
 
 def _order(nodes: dict[Path, Any], edges: list[Edge], late: tuple[Path, ...]) -> tuple[Path, ...]:
-    waiting = {p: {a for a, b in edges if b == p and a not in late} for p in nodes}
-    order: list[Path] = []
-    while len(order) < len(nodes):
-        ready = next(p for p in nodes if p not in order and not waiting[p] - set(order))
-        order.append(ready)
+    number = {p: n for n, p in enumerate(nodes)}
+    graph: nx.DiGraph[Path] = nx.DiGraph()
+    graph.add_nodes_from(nodes)
+    graph.add_edges_from(e for e in edges if e[0] not in late)
+    order = nx.lexicographical_topological_sort(graph, number.__getitem__)
     return tuple(p for p in order if p not in late)

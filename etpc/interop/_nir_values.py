@@ -9,6 +9,7 @@ import nir  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from etpc._errors import InputError, raise_together
+from etpc._jax import is_complex
 
 from ._model import written
 
@@ -75,7 +76,7 @@ def _no_number(name: str, value: Any, dtype: Any = None) -> str | None:
     array = np.asarray(value)
     if array.dtype == object or not jnp.issubdtype(array.dtype, jnp.number):
         return f"{name} = {value!r}. Give it an array of real numbers."
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+    if is_complex(array):
         return f"{name} of {array.dtype}. Give it real numbers."
     dtype = jnp.result_type(float) if dtype is None else dtype
     with np.errstate(over="ignore", under="ignore"):

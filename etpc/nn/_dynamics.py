@@ -217,3 +217,10 @@ class Leaky(Neuron):
     def _jump(self, state: Any, spike: Array, reset: Array) -> Any:
         V_th, V_reset = self._used(self.V_th), self._used(self.V_reset)
         return state._replace(V=reset_to(self._reset_kind, state.V, V_th, V_reset, reset))
+
+    def _advance(self, current: Array, state: Any) -> Any:
+        """That of `tau dV/dt = -(V - V_rest) + R I`, by the exact solution."""
+        V_rest = self._used(self.V_rest)
+        decay, gain = leak(self.dt, self._used(self.tau))
+        V = V_rest + decay * (state.V - V_rest) + gain * self._used(self.R) * current
+        return state._replace(V=V)

@@ -125,10 +125,8 @@ def init_from_data(
         reached = rates(octaves)
     _check_rates(layers, reached, rate, leaves.paths)
     scaled_values = scaled(values, 2.0**octaves)
-    flat = leaves.treedef.flatten_up_to(model)
-    for i in driven:
-        flat[leaves.places[i]] = jnp.asarray(scaled_values[i])
-    return leaves.treedef.unflatten(flat)
+    floats = [jnp.asarray(scaled_values[i]) if i in driven else values[i] for i in leaves.floats]
+    return leaves.with_floats(model, floats)
 
 
 def _initial_state(traced: "Step", batch_size: int | None) -> Sequence[Any]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from etpc.nn._declared import constant, option
-from etpc.nn._dynamics import Leaky, Membrane, Reset, leak, reset_to
+from etpc.nn._dynamics import Leaky, Reset, leak, reset_to
 from etpc.nn._init import Parameter
 
 
@@ -71,12 +71,6 @@ class LIF(Leaky):
     """
 
     reset: Reset = option("soft")
-
-    def _advance(self, current: Array, state: Membrane) -> Membrane:
-        V_rest = self._used(self.V_rest)
-        decay, gain = leak(self.dt, self._used(self.tau))
-        V = V_rest + decay * (state.V - V_rest) + gain * self._used(self.R) * current
-        return state._replace(V=V)
 
 
 class ALIFState(NamedTuple):
@@ -145,12 +139,6 @@ class ALIF(Leaky):
     def _jump(self, state: ALIFState, spike: Array, reset: Array) -> ALIFState:
         rho, _ = leak(self.dt, self._used(self.tau_a))
         return super()._jump(state, spike, reset)._replace(a=rho * state.a + spike)
-
-    def _advance(self, current: Array, state: ALIFState) -> ALIFState:
-        V_rest = self._used(self.V_rest)
-        decay, gain = leak(self.dt, self._used(self.tau))
-        V = V_rest + decay * (state.V - V_rest) + gain * self._used(self.R) * current
-        return state._replace(V=V)
 
 
 class GIFState(NamedTuple):

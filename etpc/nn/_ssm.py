@@ -33,7 +33,39 @@ from etpc.nn._init import (
 )
 
 
-class LRU(eqx.Module):
+class Diagonal(eqx.Module):
+    """A layer of complex states, each of which has a transition of its own."""
+
+    in_features: eqx.AbstractVar[int]
+    state_size: eqx.AbstractVar[int]
+    dtype: eqx.AbstractVar[np.dtype]
+
+    @property
+    def _states(self) -> int:
+        """N."""
+        return self.state_size
+
+    def init_state(self) -> Complex[Array, " N"]:
+        """**Returns** zeros."""
+        return jnp.zeros(self._states, np.result_type(self.dtype, np.complex64))
+
+    def _check(self, x: Array, h: Array) -> None:
+        """**Raises** `InputError` where `x` or `h` has another shape than the layer takes."""
+        check_shape(type(self).__name__, "x", x, (self.in_features,))
+        check_shape(type(self).__name__, "h", h, (self._states,))
+
+
+def _product(re: Array, im: Array, x: Array, dtype: np.dtype) -> Array:
+    """The product of the complex matrix `re + i im`, whose parts are parameters, with a real vector."""
+    return jax.lax.complex(mark(re), mark(im)) @ x.astype(dtype)
+
+
+def _real_part(re: Array, im: Array, h: Array) -> Array:
+    """The real part of the product of such a matrix with a complex vector."""
+    return mark(re) @ h.real - mark(im) @ h.imag
+
+
+class LRU(Diagonal):
     """The linear recurrent unit. Exact under D-RTRL.
 
     - `h' = λ * h + γ * (B x)`, with `λ = exp(-exp(nu_log) + i exp(theta_log))` and
@@ -109,10 +141,6 @@ class LRU(eqx.Module):
         self.C_im = SCHEMES["lecun_normal"](keys[5], (O, N), self.dtype)
         self.D = SCHEMES["lecun_normal"](keys[6], (O, I), self.dtype)
 
-    def init_state(self) -> Complex[Array, " N"]:
-        """**Returns** zeros."""
-        return jnp.zeros(self.state_size, _complex_of(self.dtype))
-
     def __call__(
         self, x: Float[Array, " I"], h: Complex[Array, " N"]
     ) -> tuple[Float[Array, " O"], Complex[Array, " N"]]:
@@ -120,17 +148,15 @@ class LRU(eqx.Module):
 
         **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
         """
-        check_shape("LRU", "x", x, (self.in_features,))
-        check_shape("LRU", "h", h, (self.state_size,))
+        self._check(x, h)
         nu, theta = jnp.exp(mark(self.nu_log)), jnp.exp(mark(self.theta_log))
-        B = jax.lax.complex(mark(self.B_re), mark(self.B_im))
-        h = jnp.exp(jax.lax.complex(-nu, theta)) * h
-        h = h + jnp.exp(mark(self.gamma_log)).astype(h.dtype) * (B @ x.astype(h.dtype))
-        y = mark(self.C_re) @ h.real - mark(self.C_im) @ h.imag + mark(self.D) @ x
-        return y, h
+        Bx = _product(self.B_re, self.B_im, x, h.dtype)
+        scale = jnp.exp(mark(self.gamma_log)).astype(h.dtype)
+        h = jnp.exp(jax.lax.complex(-nu, theta)) * h + scale * Bx
+        return _real_part(self.C_re, self.C_im, h) + mark(self.D) @ x, h
 
 
-class RTU(eqx.Module):
+class RTU(Diagonal):
     """The recurrent trace unit. Exact under D-RTRL.
 
     - linear: `h' = λ * h + γ * (W x)`, with the output `y = f([Re h', Im h'])`
@@ -212,10 +238,6 @@ class RTU(eqx.Module):
         self.W_re = SCHEMES["lecun_normal"](keys[2], (N, I), self.dtype)
         self.W_im = SCHEMES["lecun_normal"](keys[3], (N, I), self.dtype)
 
-    def init_state(self) -> Complex[Array, " N"]:
-        """**Returns** zeros."""
-        return jnp.zeros(self.state_size, _complex_of(self.dtype))
-
     def __call__(
         self, x: Float[Array, " I"], h: Complex[Array, " N"]
     ) -> tuple[Float[Array, " 2*N"], Complex[Array, " N"]]:
@@ -223,17 +245,16 @@ class RTU(eqx.Module):
 
         **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
         """
-        check_shape("RTU", "x", x, (self.in_features,))
-        check_shape("RTU", "h", h, (self.state_size,))
+        self._check(x, h)
         nu, theta = jnp.exp(mark(self.nu_log)), jnp.exp(mark(self.theta_log))
-        W = jax.lax.complex(mark(self.W_re), mark(self.W_im))
+        Wx = _product(self.W_re, self.W_im, x, h.dtype)
         scale = jnp.sqrt(-jnp.expm1(-2 * nu)).astype(h.dtype)
-        h = jnp.exp(jax.lax.complex(-nu, theta)) * h + scale * (W @ x.astype(h.dtype))
+        h = jnp.exp(jax.lax.complex(-nu, theta)) * h + scale * Wx
         y = self.activation(jnp.concatenate([h.real, h.imag]))
         return y, h if self.linear else jax.lax.complex(*jnp.split(y, 2))
 
 
-class S5(eqx.Module):
+class S5(Diagonal):
     """A diagonal state-space layer: `dh/dt = Λ h + B x`, `y = 2 Re(C h) + D x`, with the input held
     constant over each step (zero-order hold). Exact under D-RTRL.
 
@@ -308,16 +329,15 @@ class S5(eqx.Module):
         self.log_step = math.log(step_min) + spread * math.log(step_max / step_min)
         B = SCHEMES["lecun_normal"](keys[1], (P, I), self.dtype)
         C = SCHEMES["lecun_normal"](keys[2], (O, P), self.dtype)
-        turn_re, turn_im = (
-            jnp.asarray(a, self.dtype) for a in (np.real(vectors), np.imag(vectors))
-        )
+        parts = np.real(vectors), np.imag(vectors)
+        turn_re, turn_im = (jnp.asarray(part, self.dtype) for part in parts)
         self.B_re, self.B_im = turn_re.T @ B, -turn_im.T @ B
         self.C_re, self.C_im = C @ turn_re, C @ turn_im
         self.D = SCHEMES["lecun_normal"](keys[3], (O, I), self.dtype)
 
-    def init_state(self) -> Complex[Array, " N"]:
-        """**Returns** zeros."""
-        return jnp.zeros(self.state_size // 2, _complex_of(self.dtype))
+    @property
+    def _states(self) -> int:
+        return self.state_size // 2
 
     def __call__(
         self, x: Float[Array, " I"], h: Complex[Array, " N"]
@@ -326,14 +346,12 @@ class S5(eqx.Module):
 
         **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
         """
-        check_shape("S5", "x", x, (self.in_features,))
-        check_shape("S5", "h", h, (self.state_size // 2,))
+        self._check(x, h)
         rate = jax.lax.complex(-jnp.exp(mark(self.log_decay)), mark(self.frequency))
         turn = rate * jnp.exp(mark(self.log_step)).astype(rate.dtype)
-        B = jax.lax.complex(mark(self.B_re), mark(self.B_im))
-        h = jnp.exp(turn) * h + jnp.expm1(turn) / rate * (B @ x.astype(h.dtype))
-        read = mark(self.C_re) @ h.real - mark(self.C_im) @ h.imag
-        return 2 * read + mark(self.D) @ x, h
+        Bx = _product(self.B_re, self.B_im, x, h.dtype)
+        h = jnp.exp(turn) * h + jnp.expm1(turn) / rate * Bx
+        return 2 * _real_part(self.C_re, self.C_im, h) + mark(self.D) @ x, h
 
 
 def _ring(
@@ -400,7 +418,3 @@ def _paired_dtype(dtype: DType) -> np.dtype:
             "there is no complex type of another precision. Pass `jnp.float32`."
         )
     return real_dtype
-
-
-def _complex_of(dtype: np.dtype) -> np.dtype:
-    return np.result_type(dtype, np.complex64)

@@ -1,13 +1,14 @@
 """Blocks as index tables, and the colouring by which few products read a sparse Jacobian."""
 
 import dataclasses
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 
 from .._jax import is_complex
-from ..analyse import Analysis, Pattern, Reach
+from ..analyse import Analysis, Pattern, Reach, values_at
 from ..traces import Pairs
 from ._pairs import check_table, pairs_of, uses
 
@@ -104,7 +105,7 @@ def lasting_states(analysis: Analysis) -> np.ndarray:
         read |= reads.states
     for reach in analysis.reach:
         if reach.role != "state":
-            read |= reach.reads_states
+            read |= reach.reads.states
     return read
 
 
@@ -175,30 +176,20 @@ def colours_of(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
     if _valid(pattern, np.zeros(rows, np.int64)):
         return np.zeros(rows, np.int64)
     if _valid(pattern, leaf.astype(np.int64)):
-        return _colours_of_leaves(pattern, leaf)[leaf]
+        members: Pattern = sp.csr_array((np.ones(rows, bool), (leaf, np.arange(rows))))
+        return _coloured(members @ pattern, lambda leaves, _: leaves)[leaf]
     if np.bincount(pattern.indices, minlength=1).max() == rows:
         return np.arange(rows)
-    overlap = sp.csr_array(pattern.astype(np.int32) @ pattern.T.astype(np.int32))
-    conflicts = nx.from_scipy_sparse_array(overlap)
+    return _coloured(pattern, "largest_first")
+
+
+def _coloured(pattern: Pattern, strategy: Any) -> np.ndarray:
+    """A colour for each row, row by row: the first that no row has which it shares a column with."""
+    pattern = pattern.astype(np.int32)
+    conflicts = nx.from_scipy_sparse_array(sp.csr_array(pattern @ pattern.T))
     conflicts.remove_edges_from(nx.selfloop_edges(conflicts))
-    chosen = nx.greedy_color(conflicts, strategy="largest_first")
-    return np.array([chosen[row] for row in range(rows)], np.int64)
-
-
-def _colours_of_leaves(pattern: Pattern, leaf: np.ndarray) -> np.ndarray:
-    """A colour for each leaf, so that the rows of leaves of one colour share no column."""
-    count = int(leaf.max()) + 1
-    rows = np.arange(leaf.size)
-    members: Pattern = sp.csr_array(
-        (np.ones(leaf.size, np.int32), (leaf, rows)), (count, leaf.size)
-    )
-    columns = members @ pattern.astype(np.int32)
-    overlap: Pattern = sp.csr_array(columns @ columns.T)
-    colour = np.full(count, -1, np.int64)
-    for n in range(count):
-        near = overlap.indices[overlap.indptr[n] : overlap.indptr[n + 1]]
-        colour[n] = np.setdiff1d(np.arange(count), colour[near])[0]
-    return colour
+    chosen = nx.greedy_color(conflicts, strategy)
+    return np.array([chosen[row] for row in range(pattern.shape[0])], np.int64)
 
 
 def _valid(pattern: Pattern, colour: np.ndarray) -> bool:
@@ -286,13 +277,7 @@ def immediate_index(
 
 def entered(rows: np.ndarray, immediate: Pattern) -> np.ndarray:
     """Which places of the blocks `rows` an operation enters: whether its `F[a, o]` has an entry; [m, O]."""
-    states, outputs = immediate.shape
-    by_output = sp.csc_array(immediate)
-    by_output.sort_indices()
-    entries = np.repeat(np.arange(outputs), np.diff(by_output.indptr)) * states + by_output.indices
-    present = np.zeros(rows.shape, bool)
-    for slot in range(len(rows) if entries.size else 0):  # in order, so that the search is fast
-        keys = np.arange(outputs) * states + rows[slot]
-        place = np.minimum(np.searchsorted(entries, keys), entries.size - 1)
-        present[slot] = (rows[slot] >= 0) & (entries[place] == keys)
+    present = rows >= 0
+    place, output = np.nonzero(present)
+    present[place, output] = values_at(immediate, rows[place, output], output)
     return present

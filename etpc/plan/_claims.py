@@ -47,6 +47,11 @@ class Claim:
     uses: tuple[OpPlan, ...]
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """The reasons in words."""
+        return tuple(reason.text for reason in self.reasons)
+
+    @property
     def holds_exactly(self) -> bool:
         """Whether the gradient is that of BPTT: `"exact"`, or zero because it is unused."""
         return self.claim in ("exact", "unused")

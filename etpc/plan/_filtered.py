@@ -225,11 +225,8 @@ def _distinct(table: np.ndarray) -> np.ndarray:
 
 def _equal(classes: tuple[tuple[int, ...], ...], row: np.ndarray) -> bool:
     """Whether all outputs of a class have the same number."""
-    pairs = {(g, c) for g, of_group in enumerate(classes) for c in of_group}
-    numbers = _distinct(row).reshape(len(classes), -1)
-    seen = {
-        (g, c, int(n))
-        for g, of_group in enumerate(classes)
-        for c, n in zip(of_group, numbers[g], strict=True)
-    }
-    return len(seen) == len(pairs)
+    of_class = np.asarray(classes)
+    group = np.broadcast_to(np.arange(len(of_class))[:, None], of_class.shape)
+    outputs = np.stack([group, of_class, _distinct(row).reshape(of_class.shape)]).reshape(3, -1)
+    distinct = [np.unique(rows, axis=1).shape[1] for rows in (outputs[:2], outputs)]
+    return distinct[0] == distinct[1]

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._errors import MemoryLimitError
-from ..analyse import Pattern, closure
+from ..analyse import Pattern, closure, values_at
 from ..traces import DENSE_UP_TO, Pairs, every_pair
 
 MAX_TABLE = 1 << 28
@@ -41,14 +41,12 @@ def uses(rows: np.ndarray, transition: Pattern) -> Uses:
     entry = np.repeat(np.arange(state.size), counts)
     offset = np.arange(entry.size) - np.repeat(np.cumsum(counts) - counts, counts)
     old = transition.indices[transition.indptr[state[entry]] + offset].astype(np.int64)
-    # where the old state is in the block of the same output, if it is there
-    keys = output * size + state
-    order = np.argsort(keys)
-    wanted_keys = output[entry] * size + old
-    position = np.minimum(np.searchsorted(keys[order], wanted_keys), max(keys.size - 1, 0))
-    inside = keys[order][position] == wanted_keys if keys.size else np.zeros(0, bool)
-    entry, old, position = entry[inside], old[inside], position[inside]
-    return Uses(output[entry], place[entry], place[order][position], state[entry], old)
+    # where the old state is in the block of the same output, counted from 1
+    places = sp.csr_array((place + 1, (output, state)), (outputs, size))
+    before = values_at(places, output[entry], old) - 1
+    inside = before >= 0
+    entry, old = entry[inside], old[inside]
+    return Uses(output[entry], place[entry], before[inside], state[entry], old)
 
 
 def _uses_by_pair(rows: np.ndarray, transition: Pattern) -> Uses:
@@ -56,14 +54,10 @@ def _uses_by_pair(rows: np.ndarray, transition: Pattern) -> Uses:
     m, outputs = rows.shape
     if m * m * outputs > MAX_TABLE:
         raise _too_many(m, outputs)
-    size = transition.shape[0]
-    new_states = np.repeat(np.arange(size, dtype=np.int64), np.diff(transition.indptr))
-    keys = np.sort(new_states * size + transition.indices)
     after, before, output = np.indices((m, m, outputs)).reshape(3, -1)
     new, old = rows[after, output], rows[before, output]
-    wanted_keys = np.where((new >= 0) & (old >= 0), new * size + old, -1)
-    position = np.minimum(np.searchsorted(keys, wanted_keys), keys.size - 1)
-    inside = keys[position] == wanted_keys
+    inside = (new >= 0) & (old >= 0)
+    inside[inside] = values_at(transition, new[inside], old[inside])
     return Uses(output[inside], after[inside], before[inside], new[inside], old[inside])
 
 

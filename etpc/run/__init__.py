@@ -3,7 +3,7 @@
 from ._compile import compile
 from ._export import Exported, load_exported
 from ._online import Online, check_first, online
-from ._program import Carry, Certificate, Memory, Program
+from ._program import Carry, Certificate, Memory, Program, without_past
 
 __all__ = [
     "Carry",
@@ -16,4 +16,5 @@ __all__ = [
     "compile",
     "load_exported",
     "online",
+    "without_past",
 ]

@@ -24,7 +24,7 @@ from .._carry import Carry
 from .._errors import UncheckedWarning, VerificationError
 from .._loss import Loss
 from ..trace import Step
-from ._program import Program
+from ._program import Program, without_past
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,7 @@ def check_updates(
         return ("no loss counts on this sequence, so no gradient was checked",)
     leaves, targets, mask = jax.tree.map(lambda a: jnp.asarray(a)[where], (leaves, targets, mask))
     lead = (len(where), *lead[1:])
-    fresh = program.reset(carry, jnp.ones(jnp.shape(carry.fresh), bool))
-    start = dataclasses.replace(fresh, state=carry.state, fresh=carry.fresh)
+    start = without_past(program, carry)
     step = program.plan.analysis.step
     xs = step.input_leaves.join(leaves)
 

@@ -18,7 +18,8 @@ from jax import Array, export
 
 from .._carry import Carry
 from .._errors import CheckpointError, InputError, InputTypeError, UnsupportedError, raise_together
-from .._files import flush, from_npy, is_key, to_npy, whole
+from .._files import flush, from_npy, key_impl, to_npy, whole
+from .._jax import is_key
 from .._record import record
 from ..trace import Leaves
 
@@ -45,9 +46,7 @@ class Leaf(NamedTuple):
     def of(cls, name: str, value: Any, role: str) -> "Leaf":
         kind = None
         if is_key(value):
-            kinds: list[str] = []
-            jax.eval_shape(lambda key: kinds.append(str(jax.random.key_impl(key))), value)
-            value, kind = jax.eval_shape(jax.random.key_data, value), kinds[0]
+            value, kind = jax.eval_shape(jax.random.key_data, value), str(key_impl(value))
         return cls(name, tuple(value.shape), np.dtype(value.dtype).name, role, kind)
 
     @classmethod
@@ -95,7 +94,7 @@ class Tree(NamedTuple):
     def of_model(cls, model: Any) -> "Tree":
         """The leaves that are trained, which are named by their paths."""
         leaves = Leaves.of(model, "model")
-        described = [Leaf.of(leaves.paths[i], leaves.avals[i], "state") for i in leaves.floats]
+        described = [Leaf.of(path, aval, "state") for path, aval in leaves.float_avals.items()]
         return cls(leaves, leaves.floats, leaves.split(model), described)
 
     def joined(self, values: Sequence[Any]) -> Any:
@@ -164,7 +163,7 @@ def export_learner(
     update_module = module(update, described([*state, *read]), moved, results, platforms)
     predict_module = _predict(learner, state[0], carry, data[0], platforms)
     claims = {
-        path: {"claim": claim.claim, "left_out": [reason.text for reason in claim.reasons]}
+        path: {"claim": claim.claim, "left_out": [*claim.left_out]}
         for path, claim in program.claims.items()
     }
     manifest = record(
@@ -406,12 +405,10 @@ class Exported:
         self, name: str, state: Mapping[str, Any], data: Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[Array]]:
         arguments, results = self.leaves(name)
-        rest = {role: [*map(_closed_input, jax.tree.leaves(tree))] for role, tree in data.items()}
+        rest = {role: jax.tree.leaves(tree) for role, tree in data.items()}
         problems: list[str] = []
         values: list[np.ndarray] = []
         for leaf in arguments:
-            if leaf.role == "platform":
-                continue
             of_role = rest.get(leaf.role, [])
             value = (
                 state.get(leaf.name)
@@ -434,22 +431,23 @@ class Exported:
         return {**state, **moved}, others
 
     def leaves(self, name: str) -> tuple[list[Leaf], list[Leaf]]:
-        """The arguments and the results of a module."""
+        """The arguments and the results of a module, without the number of the platform, which JAX passes."""
         entry = self.manifest["files"][name]
-        return [*map(Leaf.read, entry["arguments"])], [*map(Leaf.read, entry["results"])]
+        arguments, results = (map(Leaf.read, entry[of]) for of in ("arguments", "results"))
+        return [leaf for leaf in arguments if leaf.role != "platform"], [*results]
 
     def temporaries(self, name: str = UPDATE) -> int:
         """The bytes that a module takes beside its arguments and results, as XLA compiles it for this machine."""
         arguments, _ = self.leaves(name)
         with jax.enable_x64(True):
-            avals = [leaf.aval for leaf in arguments if leaf.role != "platform"]
+            avals = [leaf.aval for leaf in arguments]
             analysis = self._compiled(name).lower(*avals).compile().memory_analysis()
         return int(analysis.temp_size_in_bytes)
 
     def _compiled(self, name: str) -> Any:
         if name not in self._functions:
             arguments, results = self.leaves(name)
-            avals = [leaf.aval for leaf in arguments if leaf.role != "platform"]
+            avals = [leaf.aval for leaf in arguments]
 
             def like(*_: Any) -> list[Array]:
                 return [jnp.zeros(leaf.shape, leaf.dtype) for leaf in results]

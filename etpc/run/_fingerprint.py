@@ -10,14 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._jax import (
-    Flat,
-    Tracer,
-    Variable,
-    flatten,
-    params,
-    prune,
-)
+from .._jax import Flat, Tracer, Variable, flatten, is_key, params, prune
 from ..analyse import trace_dtype
 from ..plan import Plan
 
@@ -103,7 +96,7 @@ def _canonical(value: Any) -> str:
 
     if params.is_jaxpr(value):
         return _program(flatten(value))
-    if isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if isinstance(value, jax.Array) and is_key(value):
         return f"{value.dtype} {_canonical(jax.random.key_data(value))}"
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         text = f"{value.dtype}{list(value.shape)}"

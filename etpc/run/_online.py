@@ -22,6 +22,7 @@ from .._loss import (
     finite_where_masked,
 )
 from .._spikes import warn_of_silence
+from ..trace import Leaves
 from ._check import check_updates, warn_of_unchecked
 from ._export import Exported, export_learner
 from ._program import Program
@@ -51,7 +52,7 @@ class UpdateArguments(NamedTuple):
     """What the compiled part of `update` gets."""
 
     others: list[Any]
-    """The array leaves of the model that are not trained."""
+    """The array leaves of the model, with `None` in the places of those that are trained."""
     start: Training
     data: Data
     by_update: Array | None
@@ -123,7 +124,6 @@ class Online:
         self._loss = Loss.of(loss_fn, has_aux)
         self._jit_updates = jax.jit(self._updates)
         self._checked: Checked | None = None
-        self._jit_restarted = jax.jit(program.reset)
 
     def init(self, model: Any, batch_size: int | None = None) -> tuple[Any, Any]:
         """The state of the optimizer, and a fresh carry.
@@ -132,7 +132,7 @@ class Online:
         """
         program = self.program
         floats, _ = self._split(program.arguments.parameters(model))
-        opt_state = _strong(self.optimizer.init(program.runner.model_tree(floats)))
+        opt_state = _strong(self.optimizer.init(self._leaves.tree_of_floats(floats)))
         return opt_state, program.init(batch_size, model=model)
 
     def update(
@@ -179,7 +179,7 @@ class Online:
             arguments = self._arguments(*given)
             self._checked = Checked.of(self.program.runner, given, arguments)
         (floats, opt_state, carry), losses, aux = self._jit_updates(self._loss, *arguments)
-        result = self._with_floats(model, floats), opt_state, carry, losses
+        result = self._leaves.with_floats(model, floats), opt_state, carry, losses
         return (*result, aux) if self.has_aux else result
 
     def _arguments(
@@ -220,7 +220,7 @@ class Online:
         **Raises** `etpc.InputError` and `etpc.InputTypeError` for another thing than a carry.
         """
         self.program.arguments.check_carry(carry)
-        return self._jit_restarted(carry, jnp.ones(jnp.shape(carry.fresh), bool))
+        return self.program.reset(carry, jnp.ones(jnp.shape(carry.fresh), bool))
 
     def check(
         self, model: Any, carry: Any, xs: Any, targets: Any = None, *, mask: Any = None
@@ -303,7 +303,7 @@ class Online:
     ) -> tuple[Training, Array, Any]:
         """All updates of a call: what is trained after them, and the loss and aux of each.
 
-        - `others`: the array leaves of the model that are not trained.
+        - `others`: the array leaves of the model, with `None` in the places of those that are trained.
         - `by_update`: which examples begin a new stream with which update; `data.reset`, with which step.
         """
         program, every = self.program, self.every
@@ -321,7 +321,7 @@ class Online:
             if restarted is not None:
                 carry = program.reset(carry, restarted)
             value, grads, aux, carry_after = program.runner.value_and_grad(
-                loss, self.reduction, self._join(floats, others), data, carry
+                loss, self.reduction, self._leaves.replaced(others, floats), data, carry
             )
             new = self._moved(floats, opt_state, value, grads)
             carry = carry_after(jax.tree.leaves(new))
@@ -349,7 +349,7 @@ class Online:
         self, floats: list[Array], opt_state: Any, value: Array, grads: list[Array]
     ) -> tuple[list[Array], Any]:
         """The parameters and the state of the optimizer after an update."""
-        tree = self.program.runner.model_tree
+        tree = self._leaves.tree_of_floats
         ascent = tree([g.conj() for g in grads])  # JAX gives the conjugate of the steepest ascent
         known = {"value": value, "grad": ascent}
         asked = inspect.signature(self.optimizer.update).parameters.values()
@@ -367,38 +367,24 @@ class Online:
             ) from error
         floats = [
             a if change is None else a + change.astype(a.dtype)
-            for a, change in zip(floats, self._floats_of(changes), strict=True)
+            for a, change in zip(floats, self._leaves.floats_of(changes), strict=True)
         ]
         return floats, _strong(opt_state)
 
     # --- parameters ---
 
+    @property
+    def _leaves(self) -> Leaves:
+        """Those of the model."""
+        return self.program.runner.step.model_leaves
+
     def _split(self, parameters: list[Any]) -> tuple[list[Array], list[Any]]:
-        """The floats, which are trained, and the rest."""
-        chosen = self.program.runner.step.model_leaves.floats
-        rest = [a for i, a in enumerate(parameters) if i not in chosen]
-        return [parameters[i] for i in chosen], rest
-
-    def _join(self, floats: list[Array], rest: list[Any]) -> list[Any]:
-        leaves = self.program.runner.step.model_leaves
-        trained, fixed = dict(zip(leaves.floats, floats, strict=True)), iter(rest)
-        return [trained[i] if i in trained else next(fixed) for i in range(len(leaves.places))]
-
-    def _floats_of(self, tree: Any) -> list[Any]:
-        """The leaves of a tree of gradients."""
-        leaves = self.program.runner.step.model_leaves
-        flat = leaves.treedef.flatten_up_to(tree)
-        return [flat[leaves.places[i]] for i in leaves.floats]
-
-    def _with_floats(self, model: Any, floats: list[Array]) -> Any:
-        leaves = self.program.runner.step.model_leaves
-        flat = leaves.treedef.flatten_up_to(model)
-        for i, value in zip(leaves.floats, floats, strict=True):
-            flat[leaves.places[i]] = value
-        return leaves.treedef.unflatten(flat)
+        """The floats, which are trained, and the rest, with `None` in the places of floats."""
+        floats = [parameters[i] for i in self._leaves.floats]
+        return floats, self._leaves.replaced(parameters, [None] * len(floats))
 
     def _check_opt_state(self, floats: list[Array], opt_state: Any) -> None:
-        wanted = jax.eval_shape(self.optimizer.init, self.program.runner.model_tree(floats))
+        wanted = jax.eval_shape(self.optimizer.init, self._leaves.tree_of_floats(floats))
         ours, theirs = (
             (jax.tree.structure(tree), [(a.shape, a.dtype) for a in jax.tree.leaves(tree)])
             for tree in (wanted, opt_state)

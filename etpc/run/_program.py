@@ -26,7 +26,7 @@ from ..trace import StepFunction
 from ._arguments import Arguments
 from ._fingerprint import fingerprint
 from ._predict import predictor
-from ._runner import Data, Parameters, Runner
+from ._runner import Data, Parameters, Runner, part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Program(Shown):
         self._jit_reset = jax.jit(self.runner.reset)
         self._jit_scan = jax.jit(self.runner.scan)
         self._jit_padded = jax.jit(Data.padded, static_argnums=1)
+        self._jit_part = jax.jit(part, static_argnums=(1, 2))
         self._predict = predictor(step, self.runner.step)
         self._compiled_for = functools.lru_cache(KEPT)(self._jit_value_and_grad)
 
@@ -360,8 +361,9 @@ class Program(Shown):
                 data = self._jit_padded(data, more)
             value, carry, grads, aux = compiled(loss.arrays, call.parameters, data, carry)
             if more and has_aux:
-                aux = _first(aux, steps)
-            return (value, (carry, aux) if has_aux else carry), self.runner.model_tree(grads)
+                aux = self._jit_part(aux, 0, steps)
+            tree = self.runner.step.model_leaves.tree_of_floats(grads)
+            return (value, (carry, aux) if has_aux else carry), tree
 
         return run
 
@@ -384,10 +386,10 @@ class Program(Shown):
         return jax.jit(run)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _first(tree: Any, steps: int) -> Any:
-    """The first steps of arrays with a leading axis of steps."""
-    return jax.tree.map(lambda a: a[:steps], tree)
+def without_past(program: Program, carry: Carry) -> Carry:
+    """A carry with the same state, and the traces of a stream that begins there."""
+    empty = program.reset(carry, jnp.ones(jnp.shape(carry.fresh), bool))
+    return dataclasses.replace(empty, state=carry.state, fresh=carry.fresh)
 
 
 def _bytes(arrays: Iterable[Any]) -> int:

@@ -232,17 +232,14 @@ class Runner:
     ) -> tuple[Weights, Callable[..., tuple[list[Array]]]]:
         """The values that depend on the model alone, and the function that pulls gradients of the effective
         weights back to the floats of the model."""
-        floats = self.step.model_leaves.floats
+        leaves = self.step.model_leaves
 
-        def prefix(moving: list[Array]) -> Any:
-            values = list(parameters)
-            for i, value in zip(floats, moving, strict=True):
-                values[i] = value
-            weights = self.window.prefix(values, steps)
+        def prefix(floats: list[Array]) -> Any:
+            weights = self.window.prefix(leaves.replaced(parameters, floats), steps)
             return weights.effective, (weights.others, weights.copies)
 
-        floats_now = [parameters[i] for i in floats]
-        effective, pull, others = jax.vjp(prefix, floats_now, has_aux=True)
+        floats = [parameters[i] for i in leaves.floats]
+        effective, pull, others = jax.vjp(prefix, floats, has_aux=True)
         return Weights(effective, *others), pull
 
     def check_loss(self, loss: Loss, targets: Any) -> jax.ShapeDtypeStruct:
@@ -283,14 +280,6 @@ class Runner:
         rest = tuple(traces.shared), tuple(traces.each), tuple(traces.past)
         return Carry(leaves.join(state), carries, fresh, self.id, batched, *rest)
 
-    def model_tree(self, grads: Sequence[Any]) -> Any:
-        """Values of the float leaves in the structure of the model, with `None` elsewhere."""
-        leaves = self.step.model_leaves
-        filled: list[Any] = [None] * len(leaves.static)
-        for i, value in zip(leaves.floats, grads, strict=True):
-            filled[leaves.places[i]] = value
-        return leaves.treedef.unflatten(filled)
-
 
 def _over_windows(
     one_window: Callable[..., Any], scan_carry: Any, data: Any, steps: int, window: int
@@ -302,7 +291,7 @@ def _over_windows(
     whole = steps // window
     cut = whole * window
     if whole == 1:  # and a shorter one
-        scan_carry, aux = one_window(scan_carry, _slice(data, 0, cut))
+        scan_carry, aux = one_window(scan_carry, part(data, 0, cut))
     elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
 
         def one_step(step_carry: Any, step_data: Any) -> tuple[Any, Any]:
@@ -315,7 +304,7 @@ def _over_windows(
         scan_carry, aux = jax.lax.scan(one_window, scan_carry, stacked)
         aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
     if cut < steps:
-        scan_carry, rest = one_window(scan_carry, _slice(data, cut, steps))
+        scan_carry, rest = one_window(scan_carry, part(data, cut, steps))
         aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
     return scan_carry, aux
 
@@ -338,7 +327,8 @@ def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[
     return jax.tree.map(jnp.add, moving, correction)
 
 
-def _slice(tree: Any, start: int, stop: int) -> Any:
+def part(tree: Any, start: int, stop: int) -> Any:
+    """Some steps of arrays with a leading axis of steps."""
     return jax.tree.map(lambda a: a[start:stop], tree)
 
 

@@ -1,7 +1,7 @@
 """A program as text."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ..plan import Claim, OpPlan, Plan
 
@@ -101,10 +101,14 @@ def shape_text(p: OpPlan) -> str:
 
 def escapes(plan: Plan) -> list[str]:
     """Each escape path once, with the weights that it concerns."""
+    return each_once((text, p.path) for p in plan.traced for text in p.escapes)
+
+
+def each_once(texts: Iterable[tuple[str, str]]) -> list[str]:
+    """Each text once, with the paths that it comes with."""
     paths_of: dict[str, list[str]] = {}
-    for p in plan.traced:
-        for text in p.escapes:
-            paths_of.setdefault(text, []).append(p.path)
+    for text, path in texts:
+        paths_of.setdefault(text, []).append(path)
     return [f"{text}  (of {', '.join(dict.fromkeys(paths))})" for text, paths in paths_of.items()]
 
 

@@ -50,8 +50,8 @@ def _influence(analysis: Analysis) -> tuple[np.ndarray, np.ndarray]:
     enters, reads = (np.zeros((len(analysis.ops), count), bool) for _ in range(2))
     for k, reach in enumerate(analysis.reach):
         enters[k, leaf[np.unique(analysis.immediate[k].nonzero()[0])]] = True
-        reads[k, leaf[np.flatnonzero(reach.reads_states)]] = True
-    reads_ops = np.array([reach.reads_ops for reach in analysis.reach])
+        reads[k, leaf[np.flatnonzero(reach.reads.states)]] = True
+    reads_ops = np.array([reach.reads.ops for reach in analysis.reach])
     for _ in analysis.ops:
         enters |= reads_ops.T @ enters
     return step, step | (enters.T @ reads)

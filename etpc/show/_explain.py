@@ -28,7 +28,7 @@ def explain(plan: Plan, uncut: Analysis, path: str, claims: Claims, width: int) 
     """
     paths = plan.analysis.step.model_leaves.paths
     if path not in paths:
-        known = ", ".join(paths[i] for i in plan.analysis.step.model_leaves.floats)
+        known = ", ".join(plan.analysis.step.model_leaves.float_avals)
         dotted = [f".{path}"] if f".{path}" in paths else []
         raise SelectionError(
             f"The model has no parameter {path!r}.{near(path, dotted or paths)} Its parameters: {known}."

@@ -6,6 +6,7 @@ import networkx as nx
 import numpy as np
 
 from .._jax import Variable
+from ..analyse import Reads
 from ..plan import Plan
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ def dependency_graph(plan: Plan) -> Graph:
     step, hidden = a.step, a.hidden
     for path in step.input_leaves.paths:
         graph.add_node(("input", path), kind="input", path=path)
-    for i in step.model_leaves.floats:
-        path = step.model_leaves.paths[i]
+    for path in step.model_leaves.float_avals:
         graph.add_node(("parameter", path), kind="parameter", path=path)
     for path in hidden.paths:
         graph.add_node(("state", path), kind="state", path=path)
@@ -52,6 +52,12 @@ def dependency_graph(plan: Plan) -> Graph:
     def state_nodes(elements: np.ndarray) -> list[tuple[str, str]]:
         return [("state", path) for path in hidden.names(elements)]
 
+    def read_by(node: tuple[str, str], reads: Reads, cut: bool) -> None:
+        for state in state_nodes(np.flatnonzero(reads.states)):
+            graph.add_edge(state, node, cut=cut)
+        for k in np.flatnonzero(reads.ops):
+            graph.add_edge(names[k], node, cut=cut)
+
     leaf = hidden.leaf_of
     coo = a.transition.tocoo()
     pairs = np.unique(np.stack([leaf(coo.col), leaf(coo.row)], 1), axis=0) if coo.nnz else []
@@ -62,15 +68,9 @@ def dependency_graph(plan: Plan) -> Graph:
         for node in state_nodes(np.flatnonzero(np.diff(immediate.indptr))):
             graph.add_edge(name, node, cut=False)
         cut = p.op.number in a.cut and reach.role == "state"
-        for node in state_nodes(np.flatnonzero(reach.reads_states)):
-            graph.add_edge(node, name, cut=cut)
-        for k in np.flatnonzero(reach.reads_ops):
-            graph.add_edge(names[k], name, cut=cut)
+        read_by(name, reach.reads, cut)
     for path, reads in zip(step.output_leaves.paths, a.outputs, strict=True):
-        for node in state_nodes(np.flatnonzero(reads.states)):
-            graph.add_edge(node, ("output", path), cut=False)
-        for k in np.flatnonzero(reads.ops):
-            graph.add_edge(names[k], ("output", path), cut=False)
+        read_by(("output", path), reads, False)
     _input_edges(plan, graph, names)
     return graph
 

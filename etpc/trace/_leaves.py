@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import is_float
+from .._jax import is_float, is_key
 
 _NUMBERS = (bool, int, float, np.generic)
 
@@ -121,7 +121,7 @@ def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
 def repeat(leaf: Any, batch_size: int) -> jax.Array:
     """A leaf of the state, for a batch: copies of it, or different keys if it is a PRNG key."""
     value = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if is_key(value):
         split = partial(jax.random.split, num=batch_size)
         return jnp.moveaxis(jnp.vectorize(split, signature="()->(n)")(value), -1, 0)
     return jnp.broadcast_to(value, (batch_size, *jnp.shape(value)))
@@ -168,7 +168,37 @@ class Leaves:
             leaves[i] = value
         return self.treedef.unflatten(leaves)
 
-    @property
+    # --- the array leaves that are differentiated ---
+
+    @cached_property
     def floats(self) -> tuple[int, ...]:
-        """The numbers of the array leaves that are differentiated."""
+        """The numbers of the float leaves, among all array leaves."""
         return tuple(i for i, a in enumerate(self.avals) if is_float(a.dtype))
+
+    @cached_property
+    def float_avals(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of each float leaf, by its path."""
+        return {self.paths[i]: self.avals[i] for i in self.floats}
+
+    def floats_of(self, tree: Any) -> list[Any]:
+        """The float leaves of another tree of the same structure."""
+        leaves = self.treedef.flatten_up_to(tree)
+        return [leaves[self.places[i]] for i in self.floats]
+
+    def with_floats(self, tree: Any, floats: Sequence[Any]) -> Any:
+        """Another tree of the same structure, with these float leaves."""
+        return self._placed(self.treedef.flatten_up_to(tree), floats)
+
+    def replaced(self, arrays: Sequence[Any], floats: Sequence[Any]) -> list[Any]:
+        """A list of all array leaves, with these float leaves in it."""
+        by_number = dict(zip(self.floats, floats, strict=True))
+        return [by_number.get(i, value) for i, value in enumerate(arrays)]
+
+    def tree_of_floats(self, floats: Sequence[Any]) -> Any:
+        """A tree with these float leaves, and with `None` in the places of all others."""
+        return self._placed([None] * len(self.static), floats)
+
+    def _placed(self, leaves: list[Any], floats: Sequence[Any]) -> Any:
+        for i, value in zip(self.floats, floats, strict=True):
+            leaves[self.places[i]] = value
+        return self.treedef.unflatten(leaves)

@@ -72,8 +72,9 @@ class CreditSubspace(Directions):
     A direction that grows by more than 1 / precision in one window is dropped, as its influence would be little but
     rounding; `lost` counts it.
 
-    Each example carries, with `clip`, the largest product of the bounds of any number of the last transitions; and
-    which directions were not dropped in the last window.
+    Each example carries the largest product of the bounds of the norms of any number of the last transitions of the
+    virtual states, which are scaled down where it would otherwise become more than 10; and which directions were not
+    dropped in the last window.
 
     States may have different units, so credit is measured in units of the states' own sizes, as `lambda s`. Here s is
     the power of 2^10 next to the size of a state at the end of the first window in which it is not zero. It is
@@ -83,9 +84,6 @@ class CreditSubspace(Directions):
     count: int
     rate: float = 0.05
     ahead: float = 0.9
-    clip: bool = True
-    """Whether transitions of the virtual states are scaled down where the product of the bounds of their norms
-    would otherwise become more than 10."""
 
     @property
     def left_out(self) -> str:
@@ -171,10 +169,9 @@ class CreditSubspace(Directions):
         keeps = jnp.isfinite(starts).all(-1)
         starts = jnp.where(keeps[..., None], starts, 0)
         transition = (starts * _or_one(old_units)[None, None]) @ v.T
-        if self.clip:
-            growth = growth * _norm_bound(transition)
-            transition = transition / jnp.maximum(growth / GROWTH, 1)[:, None, None]
-            growth = jnp.clip(growth, 1, GROWTH)
+        growth = growth * _norm_bound(transition)
+        transition = transition / jnp.maximum(growth / GROWTH, 1)[:, None, None]
+        growth = jnp.clip(growth, 1, GROWTH)
         each = growth, keeps.astype(kept.dtype)
         if credit is not None:
             scaled = starts * _or_one(units)[None, None], credit * _or_one(units)[None]

@@ -67,7 +67,7 @@ class Decay(Trace):
         norms = jnp.asarray(powers, norm.dtype)[:, None] * norm[None] + new
         path = jnp.concatenate([eps_f[None], rest_f]), norms
         assert factors.x is not None
-        x = factors.x.astype(eps_x.dtype)
+        x = site.data(factors.x)
         added = jnp.tensordot(
             jnp.asarray(weights[-1], x.dtype), x, axes=1, precision=lax.Precision.HIGHEST
         )

@@ -13,6 +13,7 @@ from jaxtyping import Inexact
 from .._jax import by_parts
 from ..ops import summed
 from ._full import Full
+from ._pairs import grouped
 from ._pieces import over_examples
 from ._trace import Carry, Factors, Rows, Site, Trace, zeros
 from ._transitions import apply, suffix_products, times
@@ -153,18 +154,12 @@ class Filtered(Trace):
     def _members(self) -> tuple[np.ndarray, np.ndarray]:
         """The outputs of each class, counted over all groups, [G, K, n], padded with -1; and the place of each
         output in the last two axes of that, [G, O]."""
-        table = np.asarray(self.classes)
-        g, o = table.shape
-        names = self._places
-        most = max(int(np.bincount(row).max()) for row in names)
-        outputs = np.full((*self.first.shape, most), -1)
-        place = np.zeros((g, o), np.int64)
-        for n, row in enumerate(names):
-            for c in range(row.max() + 1):
-                members = np.flatnonzero(row == c)
-                outputs[n, c, : members.size] = n * o + members
-                place[n, members] = c * most + np.arange(members.size)
-        return outputs, place
+        g, k = self.first.shape
+        of_output = (self._places + k * np.arange(g)[:, None]).reshape(-1)
+        outputs, exists = grouped(of_output, np.arange(of_output.size), g * k)
+        place = np.zeros(of_output.size, np.int64)
+        place[outputs[exists]] = np.flatnonzero(exists) % (exists.size // g)
+        return np.where(exists, outputs, -1).reshape(g, k, -1), place.reshape(g, -1)
 
     def _data(self, site: Site, carry: Carry) -> Inexact[Array, "B m k I G K"]:
         return carry[0].reshape(-1, *self._axes(site))

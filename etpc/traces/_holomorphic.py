@@ -35,17 +35,14 @@ class ComplexPassage:
         ]
 
     def whole(self) -> Array:
-        pairs = self.site.pairs
-        entries = dict(
-            zip(zip(pairs.after, pairs.before, strict=True), _rows(self.block.whole()), strict=True)
-        )
-        none = jnp.zeros_like(entries[0, 0])
-        columns = [
-            [entries.get((place, before), none) for place in range(pairs.m)] for before in self.real
-        ]
-        square = [
-            self._joined(column, 1) for column in columns
-        ]  # [B, m / 2, o] for each place before
+        pairs, rows = self.site.pairs, _rows(self.block.whole())
+        places = zip(pairs.after, pairs.before, strict=True)
+        entries = dict(zip(places, rows, strict=True))
+        none = jnp.zeros_like(rows[0])
+        square = []  # for each place before, [B, m / 2, o]
+        for before in self.real:
+            column = [entries.get((after, before), none) for after in range(pairs.m)]
+            square.append(self._joined(column, 1))
         return jnp.stack(square, 2).reshape(len(none), -1, none.shape[-1])
 
     @property

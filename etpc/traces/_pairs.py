@@ -37,12 +37,12 @@ class Pairs:
     @cached_property
     def into(self) -> tuple[np.ndarray, np.ndarray]:
         """The transitions that end at each place, [m, k], and which of these entries exist."""
-        return _grouped(self.after, np.arange(self.after.size), self.m)
+        return grouped(self.after, np.arange(self.after.size), self.m)
 
     @cached_property
     def out_of(self) -> tuple[np.ndarray, np.ndarray]:
         """The transitions that begin at each place, [m, k], and which of these entries exist."""
-        return _grouped(self.before, np.arange(self.before.size), self.m)
+        return grouped(self.before, np.arange(self.before.size), self.m)
 
     @cached_property
     def products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -56,7 +56,7 @@ class Pairs:
         offset = np.arange(later.size) - np.repeat(np.cumsum(counts) - counts, counts)
         earlier = starts[self.before[later]] + offset
         product = np.asarray(number[self.after[later], self.before[earlier]]).reshape(-1) - 1
-        index, exists = _grouped(product, np.arange(later.size), self.after.size)
+        index, exists = grouped(product, np.arange(later.size), self.after.size)
         return later[index], earlier[index], exists
 
     def with_virtual(self, count: int) -> "Pairs":
@@ -75,7 +75,7 @@ def every_pair(m: int) -> Pairs:
     return Pairs(m, after, before)
 
 
-def _grouped(group: np.ndarray, member: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def grouped(group: np.ndarray, member: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The members of each group as a table [count, k], padded with 0, and which entries exist."""
     order = np.argsort(group, kind="stable")
     sizes = np.bincount(group, minlength=count)
