@@ -188,6 +188,7 @@ def run(xs, targets=None, *, batch=None, model=None, carry=None, loss=loss, mask
     return program.value_and_grad(loss)(model, xs, targets, carry, mask=mask)
 
 
+@pytest.mark.slow
 def test_good_arguments_raise_nothing():
     """Negative control for all that follows."""
     run(jnp.zeros((4, 2)))
@@ -751,6 +752,7 @@ def test_the_default_limit_refuses_what_no_one_would_want():
         etpc.compile(algo="rtrl", **recurrent(100_000))
 
 
+@pytest.mark.slow
 def test_shard_map_that_checks_what_varies():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
     spec = jax.sharding.PartitionSpec

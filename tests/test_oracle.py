@@ -132,6 +132,7 @@ def run(model):
     return W, U, R, steps
 
 
+@pytest.mark.slow
 def test_truncated_d_rtrl_of_a_recurrent_layer():
     model = rates(3, recurrent="separate")
     W, U, R, steps = run(model)
@@ -147,6 +148,7 @@ def test_truncated_d_rtrl_of_a_recurrent_layer():
     np.testing.assert_allclose(grads["u0"]["w"], grad_u, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_credit_flows_through_the_next_layer_of_the_same_step():
     model = rates(3, 2)
     W, _, R, steps = run(model)
@@ -188,6 +190,7 @@ def test_es_d_rtrl_without_decay_is_d_rtrl_for_a_constant_input():
     assert not same(run(xs, "es_d_rtrl", decay=0.9), run(xs, "d_rtrl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lif", "gru"])
 def test_each_knob_turns_something(name):
     model = models.named(name)

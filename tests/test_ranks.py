@@ -135,9 +135,8 @@ def op_of(program, path="['w']"):
     return next(p for p in program.ops if p.path == path and p.op.kind.data is not None)
 
 
-@pytest.mark.parametrize(
-    "name", few(STEPS, "two leaks", "a detached hard reset", "a gate from the input")
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPS)
 def test_ranks_that_are_proved(name):
     step, state, rank = STEPS[name]
     program = compiled(name, etpc.ES_D_RTRL(rank=2, window=2))

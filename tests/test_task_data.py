@@ -158,6 +158,7 @@ def small() -> tuple[classify.Examples, classify.Examples]:
     return train, test
 
 
+@pytest.mark.slow
 def test_batch_keeps_sequences_labels_and_masks_together():
     train, test = small()
     train.mask[1] = [True, False, True, False, True, False]

@@ -200,6 +200,7 @@ def test_a_copy_is_read_as_exactly_as_its_weight():
     assert "Precision.DEFAULT, Precision.HIGHEST" in text.replace("\n", " ").replace("  ", " ")
 
 
+@pytest.mark.slow
 def test_sparse_products_are_done_step_by_step():
     """JAX makes an array of all entries for each vector: for a window it would be as large as all its
     steps."""

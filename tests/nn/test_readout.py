@@ -100,6 +100,7 @@ def test_membrane(tau, dt: float, use_bias: bool) -> None:
         np.testing.assert_allclose(V, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_membrane_reaches_its_input_for_every_time_constant() -> None:
     x = jnp.ones(3)
     for tau in (2.0, 50.0):

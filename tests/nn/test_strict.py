@@ -159,15 +159,10 @@ RULES = {
 
 
 PROGRAMS = itertools.product(MODELS, RULES)
-OFTEN = [
-    ("neurons", "d_rtrl"),
-    ("sparse", "decay"),
-    ("sparse", "rank"),
-    ("GRU", "exact in windows"),
-]
 
 
-@pytest.mark.parametrize(("name", "rule"), few(PROGRAMS, *OFTEN))
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rule"), PROGRAMS)
 def test_programs(name, rule):
     with jax.numpy_dtype_promotion("strict"):
         model = Network(MODELS[name]("float32"), eqx.nn.Linear(N, 2, dtype="float32", key=KEY))

@@ -136,6 +136,7 @@ def gathers(draw):
     return shape, numbers, tuple(sizes), (*lead, len(rows))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(gathers())
 def test_any_gather_of_rows(drawn):

@@ -210,6 +210,7 @@ def test_a_flag_of_numpy():
         online(program, {"w": W, "slow": np.bool_(False)}, XS)
 
 
+@pytest.mark.slow
 def test_inference_mode():
     class Network(eqx.Module):
         w: jax.Array

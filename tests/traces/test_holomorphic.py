@@ -144,6 +144,7 @@ def test_a_real_weight_is_complex_where_it_acts():
     assert all(isinstance(op.form, Holomorphic) for op in traced("linear", RULES["windows"]).ops)
 
 
+@pytest.mark.slow
 def test_while_the_weights_move():
     moved = []
     for rule in (etpc.D_RTRL(), kept(etpc.D_RTRL())):

@@ -40,6 +40,7 @@ def test_the_mean_over_all_signs_is_rtrl(window):
     assert "at random and unbiased" in str(program)
 
 
+@pytest.mark.slow
 def test_one_draw_is_that_of_the_source():
     """Algorithm 1 in loops, with the same signs; its pair at the end, for each of the two matrices."""
     example = 0b0110101
