@@ -200,11 +200,15 @@ def test_it_is_the_whole_trace(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize(("calls", "batch"), [(2, B), (1, None)])
+@pytest.mark.parametrize(
+    ("name", "windows", "calls", "batch"),
+    [
+        (name, windows, *((2, B), (1, None))[n % 2])
+        for n, (windows, name) in enumerate(itertools.product(WINDOWS, STEPS))
+    ],
+)
 def test_in_every_kind_of_window(name, windows, calls, batch):
-    """In two calls, with a reset between them; and of one example without a batch axis."""
+    """In two calls, with a reset between them; or of one example without a batch axis: each in two of the windows."""
     low, full, op = programs(name, **WINDOWS[windows])
     assert isinstance(op.form, Filtered)
     weight = STEPS[name][2]  # a rank of one is not enough for others
@@ -241,12 +245,19 @@ def test_every_rule_takes_it(rule, name):
 @pytest.mark.parametrize(
     ("rule", "name"),
     few(
-        itertools.product(RULES, STEADY),
+        [
+            *(
+                (rule, STEADY[(n + k) % len(STEADY)])
+                for k in (0, 4)
+                for n, rule in enumerate(RULES)
+            ),
+            *(("RTRL", "synapse"), ("credit", "synapse"), ("rank", "leaky readout")),
+        ],
         *(("RTRL", "synapse"), ("credit", "synapse"), ("rank", "leaky readout")),
     ),
 )
 def test_the_gradient_under_every_rule(rule, name):
-    """As BPTT would have it, but where the step before enters through another weight."""
+    """As BPTT would have it, but where the step before enters through another weight: two or three steps for each rule."""
     found, op = under(rule, name)
     if isinstance(op.form, Filtered):
         close({STEPS[name][2]: gradients(found)[STEPS[name][2]]}, bptt(name))
