@@ -257,7 +257,7 @@ def test_every_rule_takes_it(rule, name):
     ),
 )
 def test_the_gradient_under_every_rule(rule, name):
-    """As BPTT would have it, but where the step before enters through another weight: two or three steps for each rule."""
+    """As BPTT would have it, but where the step before enters through another weight; each rule with a few steps."""
     found, op = under(rule, name)
     if isinstance(op.form, Filtered):
         close({STEPS[name][2]: gradients(found)[STEPS[name][2]]}, bptt(name))
