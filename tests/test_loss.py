@@ -350,7 +350,7 @@ def test_aux_under_transformations():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "case"),
-    itertools.product([1, 2, 6], ["plain", "by step", "by update"]),
+    list(itertools.product([1, 2, 6], ["plain", "by step", "by update"])),
 )
 def test_aux_of_a_stream(every, case):
     xs, targets = data()

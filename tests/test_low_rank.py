@@ -235,7 +235,7 @@ def test_float32_is_stable_over_a_long_stream():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("of", "scale"),
-    itertools.product(["inputs", "states"], [1e-25, 1e25]),
+    list(itertools.product(["inputs", "states"], [1e-25, 1e25])),
 )
 def test_the_size_of_a_trace_does_not_matter_in_float32(scale, of):
     """Of a GRU-like layer whose inputs, or states, are many orders of magnitude larger; certificates too."""

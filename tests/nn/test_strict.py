@@ -158,7 +158,7 @@ RULES = {
 }
 
 
-PROGRAMS = itertools.product(MODELS, RULES)
+PROGRAMS = list(itertools.product(MODELS, RULES))
 
 
 @pytest.mark.slow
