@@ -55,6 +55,7 @@ def test_rflo_is_d_rtrl_through_the_feedback():
     assert "stop_gradient" in remark
 
 
+@pytest.mark.slow
 def test_ottt_is_d_rtrl():
     report = check(by_hand.ottt, by_hand.layers())
     assert report.equals == D_RTRL(), str(report)
@@ -99,6 +100,7 @@ def faults(report):
     return {row.path: row.fault and (row.fault.kind, row.fault.rule) for row in report.rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factor", "text"),
     [

@@ -573,6 +573,7 @@ ARRAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*HEADERS, *ARRAYS])
 def test_what_etpc_does_not_write(case, tmp_path):
     """It is refused without the memory that its numbers ask for."""

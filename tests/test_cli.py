@@ -250,6 +250,7 @@ def test_explain_as_json(capsys):
     assert "tiny_models.py:" in first["source"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "target",
     [
@@ -388,6 +389,7 @@ def test_a_claim_that_does_not_hold_fails(capsys, monkeypatch):
     assert "vacuous" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "steps", "batch"),
     [

@@ -172,6 +172,7 @@ def test_a_list_of_algorithms_is_needed(algos):
         etpc.compare(leaky(), *data(), squared, algos)
 
 
+@pytest.mark.slow
 def test_tbptt_compiles_without_a_trace():
     """And is backpropagation in blocks; the last one of 30 steps in blocks of 7 is shorter."""
     model, (xs, targets) = leaky(rec=True), data()

@@ -510,6 +510,7 @@ def test_bad_input(case):
 CALLS = [name for name, (call, *_) in BAD.items() if "updated" in call.__code__.co_names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CALLS)
 def test_bad_input_after_good(case, monkeypatch):
     """Arguments like those that were checked are not checked again; these are not like them."""

@@ -10,7 +10,6 @@ import pytest
 
 from tests import models, oracle
 from tests.helpers import alive, by_path, distance
-from tests.marks import few
 from tests.models import Layer, Spec
 
 T = 6
@@ -54,7 +53,8 @@ def check(model):
 QUICK = ("mingru", "delay", "summed")
 
 
-@pytest.mark.parametrize("name", few(models.ALL_NAMED, *QUICK))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.ALL_NAMED)
 def test_named(name):
     model = models.named(name)
     structure = check(model)
@@ -202,6 +202,7 @@ def test_each_knob_turns_something(name):
     assert distance(exact[0], gradient(model, "d_rtrl")) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", oracle.ALGORITHMS)
 def test_a_batch_is_the_mean_of_its_examples(algo):
     model = models.named("mingru_recurrent")

@@ -556,6 +556,7 @@ def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(back
             np.testing.assert_allclose(grads, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algo", [etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9), etpc.ES_D_RTRL(rank=1)]
 )
@@ -699,6 +700,7 @@ def wired_once():
     return wired()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OTHERS)
 def test_the_carry_of_another_program_is_refused(case):
     program, other = wired_once(), wired(**OTHERS[case])

@@ -200,7 +200,8 @@ DECAYS_OF = {
 POINTS = [(0.0, 0.0), (0.4, -0.7), (-0.6, 0.2), (5.0, 7.0), (0.3, 0.3)]
 
 
-@pytest.mark.parametrize("name", few(DECAYS_OF, "one scalar", "rounded"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DECAYS_OF)
 def test_a_rank_is_proved_for_all_parameters(name):
     """Compiled at one point, and compared with D-RTRL at others: zero, negative and equal ones too."""
     decay, proved = DECAYS_OF[name]

@@ -85,6 +85,7 @@ def test_a_gradient_has_no_derivative_by_what_enters_it(name):
     refused("grad", lambda a: dot(by_program(RULES["D"], **change(a))[1], DIRECTION), at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("under", UNDER)
 def test_under_transformations(under):
     refused(under, lambda a: dot(by_program(RULES["D"], moved(a))[1], DIRECTION), 0.1)

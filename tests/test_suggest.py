@@ -160,6 +160,7 @@ def test_the_parts_of_truncated_bptt(model):
         np.testing.assert_allclose(flat(part), wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_training_is_that_of_a_loop():
     optimiser = optax.adam(1e-2)
     batch = batch_of(optimiser=optimiser)

@@ -259,6 +259,7 @@ class Counter(eqx.Module):
         return state, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [None, etpc.D_RTRL()])
 @pytest.mark.parametrize("stream", [False, True])
 def test_stream_carries_the_state_on(rule, stream):

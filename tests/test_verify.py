@@ -666,6 +666,7 @@ def test_models_with_an_equinox_state(name, batch):
 # --- models with numbers of NumPy ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [3, np.int64(3), np.uint8(3)])
 def test_a_model_with_a_number_of_numpy(number):
     """A size that is NumPy's integer is part of the program, as Python's is."""

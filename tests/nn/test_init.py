@@ -20,6 +20,7 @@ def linear(size=(O, I), **more):
     return eqx.nn.Linear(size[1], size[0], key=KEY, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "variance", "bound"),
     [

@@ -149,6 +149,7 @@ def rtrl_of_rtu(p, linear, xs, signals):
     return grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linear", [True, False])
 def test_rtu_has_the_gradient_of_rtrl_by_hand(linear) -> None:
     layer = shuffled(nn.RTU(I, N, linear, activation=jnp.tanh, key=KEY))
@@ -257,6 +258,7 @@ def test_d_rtrl_is_exact(kind, arguments) -> None:
     assert len(exact(report)) == len(report.rows) == parameters(layer) + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BUILD)
 def test_parameters(kind) -> None:
     layer = BUILD[kind]()

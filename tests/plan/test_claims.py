@@ -121,6 +121,7 @@ USES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", USES)
 @pytest.mark.parametrize("algo", ["d_rtrl", "rtrl"])
 def test_a_use_without_a_trace(name, algo):

@@ -444,6 +444,7 @@ def test_what_is_preserved_is_not_forgotten():
         np.testing.assert_allclose(transition[0], np.eye(4), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e15, 1e20, 1e30])
 def test_one_overflow_does_not_spoil_the_running_means(size):
     rng, d = np.random.default_rng(0), CreditSubspace(2)

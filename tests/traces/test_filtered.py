@@ -188,7 +188,8 @@ def close(one, other, tolerance=1e-9):
         np.testing.assert_allclose(found, b, rtol=0, atol=tolerance * size, err_msg=path)
 
 
-@pytest.mark.parametrize("name", few(STEPS, "one gate, each gain", "convolved"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPS)
 def test_it_is_the_whole_trace(name):
     count = STEPS[name][4]
     low, full, op = programs(name, window=4)
