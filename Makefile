@@ -71,7 +71,7 @@ fuzz: .venv/.test
 	$(BIN)/python -m tests.fuzz.run $(FUZZ_ARGS)
 
 test-peer: .venv-peer/.peer
-	.venv-peer/bin/python -m pytest -m "peer and not long" $(PYTEST_ARGS)
+	.venv-peer/bin/python -m pytest tests/peer tests/interop tests/test_benchmarks.py -m "peer and not long" $(PYTEST_ARGS)
 
 test-third-party: .venv-third-party/.test
 	.venv-third-party/bin/python -m pytest tests/interop -m "third_party and not long" $(PYTEST_ARGS)

@@ -187,6 +187,7 @@ def test_backprop_is_one_of_two(rule):
         inspect.unwrap(rule.__init__)(object.__new__(rule), backprop="half")
 
 
+@pytest.mark.slow
 def test_a_choice_that_is_none():
     """A rule of a user that forgets an operation, or follows directions in windows that are cut."""
 

@@ -33,6 +33,7 @@ def few_rules(monkeypatch):
 # --- rules that are written by hand ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, by_hand.BETA])
 def test_eprop_is_d_rtrl(beta):
     model = by_hand.spiking(beta)
@@ -54,12 +55,14 @@ def test_rflo_is_d_rtrl_through_the_feedback():
     assert "stop_gradient" in remark
 
 
+@pytest.mark.slow
 def test_ottt_is_d_rtrl():
     report = check(by_hand.ottt, by_hand.layers())
     assert report.equals == D_RTRL(), str(report)
     assert report.total.error > 1e-3
 
 
+@pytest.mark.slow
 def test_tbptt_by_hand():
     report = check(lambda *a: by_hand.tbptt(*a, steps=7), by_hand.rate())
     assert report.equals == TBPTT(7), str(report)
@@ -97,6 +100,7 @@ def faults(report):
     return {row.path: row.fault and (row.fault.kind, row.fault.rule) for row in report.rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factor", "text"),
     [
@@ -125,12 +129,14 @@ def test_a_factor(factor, text):
     assert f"  BPTT, {text}  (of .w_in, .w_rec, .w_out)" in str(report).splitlines()
 
 
+@pytest.mark.slow
 def test_a_factor_without_a_name(few_rules):
     model = by_hand.rate()
     report = check({".w_rec": 0.37 * bptt(model).w_rec}, model)
     assert report.rows[0].fault.text == "0.37 times as large"
 
 
+@pytest.mark.slow
 def test_the_factor_of_a_mask():
     model, mask = by_hand.rate(), np.zeros((T, B))
     mask[::2] = 1
@@ -139,6 +145,7 @@ def test_the_factor_of_a_mask():
     assert report.rows[0].fault.text.startswith("10 times as large: a sum over the steps")
 
 
+@pytest.mark.slow
 def test_a_transpose(few_rules):
     model = by_hand.rate()
     grads = by_hand.tbptt(model, *by_hand.sequence(T, B), steps=T)
@@ -148,6 +155,7 @@ def test_a_transpose(few_rules):
     assert report.rows[0].equals == TBPTT(T)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "kind", "text", "paths"),
     [
@@ -170,6 +178,7 @@ def test_mistakes_in_eprop(few_rules, fault, kind, text, paths):
         assert text in row.fault.text
 
 
+@pytest.mark.slow
 def test_traces_that_are_read_before_they_move(few_rules):
     model = by_hand.rate()
     late = jax.tree.map(jnp.subtract, bptt(model), bptt(model, window=1))
@@ -178,6 +187,7 @@ def test_traces_that_are_read_before_they_move(few_rules):
     assert "as if traces were read before they move" in report.rows[0].fault.text
 
 
+@pytest.mark.slow
 def test_the_current_step_twice(few_rules):
     model = by_hand.rate()
     both = jax.tree.map(jnp.add, bptt(model), bptt(model, window=1))
@@ -185,6 +195,7 @@ def test_the_current_step_twice(few_rules):
     assert faults(report) == {".w_rec": ("twice", TBPTT(T))}
 
 
+@pytest.mark.slow
 def test_a_path_through_another_state_twice(few_rules):
     model, data = by_hand.cascade(), by_hand.sequence(T, B)
     assert check(by_hand.of_a_cascade(model, *data, twice=False), model).exact
@@ -193,6 +204,7 @@ def test_a_path_through_another_state_twice(few_rules):
     assert "goes through other states of the same step" in report.rows[0].fault.text
 
 
+@pytest.mark.slow
 def test_noise_is_no_mistake(few_rules):
     model = by_hand.spiking()
     right = by_hand.eprop(model, *by_hand.sequence(T, B))
@@ -259,6 +271,7 @@ def test_what_does_not_fit_is_refused(name):
         check(gradient, by_hand.rate())
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_noted(few_rules):
     model = by_hand.rate()
     report = check({".w_rec": np.full((5, 5), np.nan)}, model)
@@ -275,6 +288,7 @@ def test_a_silent_network_shows_nothing():
     assert not report.exact
 
 
+@pytest.mark.slow
 def test_as_dict_and_lags():
     model = by_hand.rate()
     report = check(bptt(model), model)
@@ -286,6 +300,7 @@ def test_as_dict_and_lags():
     assert all(value == pytest.approx(1.0) for value in report.by_lag.values())
 
 
+@pytest.mark.slow
 def test_lags_of_a_gradient_that_is_no_rule_s(few_rules):
     """What reaches back further than four steps is left out: it has no part there, and all of the part before."""
     model = by_hand.rate()
@@ -299,6 +314,7 @@ def test_lags_of_a_gradient_that_is_no_rule_s(few_rules):
     assert np.isnan(report.by_lag[8, 16])
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_nearly_right_is_no_mistake(few_rules):
     """In float32 a factor of 1.002 is more than rounding, and has no name."""
     model = jax.tree.map(jnp.float32, by_hand.rate())

@@ -15,7 +15,6 @@ import etpc
 from benchmarks import by_hand, cells, measure, network, peer, report, step
 from benchmarks.network import Problem
 from tests.helpers import kept
-from tests.marks import few
 
 ROOT = Path(__file__).resolve().parents[1]
 DECAY = 0.9
@@ -91,7 +90,8 @@ def test_quick_run_writes_results(tmp_path):
     assert (tmp_path / "speed-32.svg").exists()
 
 
-@pytest.mark.parametrize("name", few([c.name for c in by_hand.CELLS], "LRU", "ALIF", "LSTM"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [c.name for c in by_hand.CELLS])
 def test_rules_by_hand_are_those_of_the_programs(name):
     (cell,) = (c for c in by_hand.CELLS if c.name == name)
     with jax.enable_x64(
@@ -102,6 +102,7 @@ def test_rules_by_hand_are_those_of_the_programs(name):
     assert row["hand_bytes"] <= row["etpc_bytes"]
 
 
+@pytest.mark.slow
 def test_checkpoints_do_not_change_bptt(problem):
     assert largest_error(network.bptt(problem, checkpoint=True)(), network.bptt(problem)()) < 1e-5
 

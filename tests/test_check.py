@@ -42,7 +42,8 @@ def quietly(check, *arguments, **options):
         return check(*arguments, **options)
 
 
-@pytest.mark.parametrize("every", few([1, 4, 24], 4))
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 4, 24])
 @pytest.mark.parametrize("batch", [None, B])
 def test_an_exact_program_passes_from_any_carry(every, batch):
     model, (xs, targets) = leaky(), data(batch)
@@ -56,6 +57,7 @@ def test_an_exact_program_passes_from_any_carry(every, batch):
     assert eqx.tree_equal(carry, before)
 
 
+@pytest.mark.slow
 def test_look_back_from_a_carry_in_the_middle_of_a_stream():
     """The steps behind the check are not those of its stream, and nothing passes back through them."""
     model, (xs, targets) = leaky(), data(B)
@@ -74,7 +76,8 @@ def test_other_models_pass(build):
     assert quietly(learns.check, model, carry, xs, targets) == ()
 
 
-@pytest.mark.parametrize("dtype", few([jnp.float32, jnp.bfloat16], jnp.bfloat16))
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_in_the_dtype_of_the_model(dtype):
     def step(w, x, h):
         h = 0.8 * h + w @ x
@@ -115,7 +118,8 @@ def test_a_wrong_trace_is_refused(every, steps, when_moved):
     assert isinstance(caught.value, ArithmeticError)
 
 
-@pytest.mark.parametrize("first", few([0, 9, 23], 23))
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [0, 9, 23])
 def test_a_loss_that_a_mask_lets_count_seldom(first):
     model, (xs, targets) = leaky(), data(B)
     targets = targets.at[:first].set(jnp.nan).at[first + 1 :].set(jnp.nan)
@@ -130,6 +134,7 @@ def test_a_loss_that_a_mask_lets_count_seldom(first):
                 learns.check(model, carry, xs, targets, mask=mask)
 
 
+@pytest.mark.slow
 def test_what_could_not_be_checked_is_said():
     model, (xs, targets) = leaky(), data(B)
     learns = learner(model)
@@ -145,6 +150,7 @@ def test_what_could_not_be_checked_is_said():
         learns.check(model, carry, xs, targets[:3])
 
 
+@pytest.mark.slow
 def test_nothing_is_claimed_of_an_approximation():
     model, (xs, targets) = leaky(rec=True), data(B)
     learns = learner(model, has_aux=False)
@@ -155,6 +161,7 @@ def test_nothing_is_claimed_of_an_approximation():
 # --- fit ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fit_checks_before_the_first_block():
     model, blocks = leaky(), [data(B)] * 2
     wrong, seen = learner(model, Wrong(-1.0)), []

@@ -23,7 +23,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import etpc
 from etpc import checkpoint
 from etpc._jax import is_key
-from tests.marks import few
 
 ROOT = Path(__file__).parents[1]
 OLD = b"\x89etpc\r\n\x1a"  # the magic number of the format before
@@ -180,7 +179,8 @@ def test_equinox_reads_the_arrays(tmp_path):
 RESUMED = ["d_rtrl", etpc.ES_D_RTRL(decay=0.9), etpc.ES_D_RTRL(rank=2)]
 
 
-@pytest.mark.parametrize("algo", few(RESUMED, RESUMED[2]))
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", RESUMED)
 def test_to_go_on_is_not_to_have_stopped(algo, tmp_path):
     """Saved amid a sequence and loaded into a new program: every bit is the same."""
     rng = np.random.default_rng(0)
@@ -296,6 +296,7 @@ def test_what_is_no_checkpoint(case, tmp_path):
     refused(tmp_path / "a", small(), words)
 
 
+@pytest.mark.slow
 def test_cut_short_at_every_length(tmp_path):
     path = tmp_path / "a"
     etpc.save(path, small())
@@ -572,6 +573,7 @@ ARRAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*HEADERS, *ARRAYS])
 def test_what_etpc_does_not_write(case, tmp_path):
     """It is refused without the memory that its numbers ask for."""

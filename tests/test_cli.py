@@ -215,6 +215,7 @@ def leaky_program(algo="d_rtrl"):
     return etpc.compile(Leaky(), algo, inputs=jnp.zeros(2))
 
 
+@pytest.mark.slow
 def test_explain(capsys):
     status, out, err = run(capsys, "explain", "tiny_models:make", "--algo", "es_d_rtrl:decay=0.5")
     assert (status, err) == (0, "")
@@ -249,6 +250,7 @@ def test_explain_as_json(capsys):
     assert "tiny_models.py:" in first["source"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "target",
     [
@@ -266,6 +268,7 @@ def test_targets(capsys, target):
     assert run(capsys, "explain", *target.split()) == (0, expected, "")
 
 
+@pytest.mark.slow
 def test_a_rule_that_the_file_registers(capsys):
     for argv in (
         *(
@@ -369,6 +372,7 @@ def test_a_vacuous_comparison_fails(capsys):
     assert record["results"][0]["parameters"][0]["cosine"] is None
 
 
+@pytest.mark.slow
 def test_a_trace_that_was_not_read_fails(capsys):
     argv = ["tiny_models:make", "--steps", 5, "--algo", "d_rtrl,window=5"]
     status, out, _ = run(capsys, "verify", *argv)
@@ -376,6 +380,7 @@ def test_a_trace_that_was_not_read_fails(capsys):
     assert "note: D_RTRL(window=5): no trace was read" in out
 
 
+@pytest.mark.slow
 def test_a_claim_that_does_not_hold_fails(capsys, monkeypatch):
     monkeypatch.setitem(etpc.algorithms._algorithm._NAMES, "boastful", Boastful)
     status, out, _ = run(capsys, "verify", "tiny_models:make", "--algo", "boastful")
@@ -384,6 +389,7 @@ def test_a_claim_that_does_not_hold_fails(capsys, monkeypatch):
     assert "vacuous" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "steps", "batch"),
     [
@@ -448,6 +454,7 @@ def test_bench_as_json(capsys):
     assert record["device"].startswith("cpu")
 
 
+@pytest.mark.slow
 def test_bench(capsys):
     status, out, _ = run(capsys, "bench", *BENCH, "--algo", "d_rtrl")
     lines = out.splitlines()
@@ -469,6 +476,7 @@ def test_bench_leaves_the_state_of_a_task_alone(capsys):
 # --- suggest --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_suggest(capsys):
     argv = ["suggest", "tiny_models:make", "--steps", 20, "--batch", 2]
     status, out, err = run(capsys, *argv, "--optimiser", "sgd:0.01", "--budget", 0.001)
@@ -528,6 +536,7 @@ class Full(io.StringIO):
         raise self.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
@@ -555,6 +564,7 @@ def test_a_name_that_the_terminal_cannot_write(monkeypatch):
     assert b"['gew\\xefcht']" in written.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "doing"),
     [
@@ -775,6 +785,7 @@ def test_what_is_no_shape(text):
         _shape(text)
 
 
+@pytest.mark.slow
 def test_random_data():
     def step(w, x, h):
         h = w * h + x["a"]
@@ -812,6 +823,7 @@ def test_mean_square():
     assert float(mean_square(y, targets)) == pytest.approx((1 + 4 + 25) / 3)
 
 
+@pytest.mark.slow
 def test_import_of_etpc_leaves_the_command_line_alone():
     names = reached("etpc.__init__", modules(PACKAGE))
     assert "etpc._compare" in names

@@ -32,6 +32,7 @@ def by_name(comparison):
     return {result.name: result for result in comparison.results}
 
 
+@pytest.mark.slow
 def test_names_and_order(found):
     assert [result.name for result in found.results] == [
         "D_RTRL()",
@@ -120,6 +121,7 @@ def test_a_wrong_claim_is_caught():
     assert "NO" in str(found)
 
 
+@pytest.mark.slow
 def test_a_trace_that_was_not_read_is_noted():
     """Of each algorithm that has one."""
     xs, targets = jax.tree.map(lambda a: a[:8], data())
@@ -134,6 +136,7 @@ def test_a_trace_that_was_not_read_is_noted():
     assert not found.ok
 
 
+@pytest.mark.slow
 def test_options_reach_the_compiler():
     model, (xs, targets) = leaky(spare=jnp.ones(2)), data()
     found = etpc.compare(
@@ -169,6 +172,7 @@ def test_a_list_of_algorithms_is_needed(algos):
         etpc.compare(leaky(), *data(), squared, algos)
 
 
+@pytest.mark.slow
 def test_tbptt_compiles_without_a_trace():
     """And is backpropagation in blocks; the last one of 30 steps in blocks of 7 is shorter."""
     model, (xs, targets) = leaky(rec=True), data()
@@ -199,6 +203,7 @@ def test_short_names(algorithm, name):
     assert short_name(algorithm) == name
 
 
+@pytest.mark.slow
 def test_how_far_back_gradients_reach(found):
     """In windows of three steps: blocks of six reach back to the window before, the immediate gradient to its own."""
     lags = found.by_lag
@@ -213,6 +218,7 @@ def test_how_far_back_gradients_reach(found):
     assert lags["D_RTRL()"][0, 3] > lags["D_RTRL()"][6, 12] > 0
 
 
+@pytest.mark.slow
 def test_gradients_that_were_given():
     model, (xs, targets) = recurrent(), data(2)
     _, grads = etpc.bptt(model, xs, targets, squared, batch_size=2)

@@ -17,8 +17,8 @@ import etpc
 from tests.pages import OUTPUT_OPTIONS, ROOT, code_blocks, run_page
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# `make test` runs these alone, and continuous integration all.
-OFTEN = {"README.md", "docs/exact.md"}
+# `make test` runs this one alone, and continuous integration all.
+OFTEN = {"README.md"}
 # The check for leaked tracers leaves these out.
 UNCHECKED = {"docs/tutorial.md", "docs/choose.md", "docs/pictures.md"}
 MODULES = sorted(
@@ -94,6 +94,7 @@ def test_blocks_of_another_language_are_left_out() -> None:
     assert [code.strip() for code, _ in code_blocks(page, "python|py")] == ["x", "y"]
 
 
+@pytest.mark.slow
 def test_an_indented_block_is_an_error() -> None:
     with pytest.raises(AssertionError, match="indented"):
         list(code_blocks("  ```python\n  x\n  ```\n"))

@@ -15,7 +15,6 @@ from jax import lax
 
 import etpc
 from tests.helpers import loss
-from tests.marks import few
 
 X = jnp.zeros(2)
 W = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
@@ -188,6 +187,7 @@ def run(xs, targets=None, *, batch=None, model=None, carry=None, loss=loss, mask
     return program.value_and_grad(loss)(model, xs, targets, carry, mask=mask)
 
 
+@pytest.mark.slow
 def test_good_arguments_raise_nothing():
     """Negative control for all that follows."""
     run(jnp.zeros((4, 2)))
@@ -362,6 +362,7 @@ FITTING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "token"), FITTING)
 def test_integers_that_fit_are_cast(dtype, token):
     assert read(dtype, token) == int(token)
@@ -411,7 +412,8 @@ def test_floats_for_integers_are_refused():
         read("int32", np.array(3.0))
 
 
-@pytest.mark.parametrize("kind", few([np.int32, jnp.int32], np.int32))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [np.int32, jnp.int32])
 def test_integers_of_other_types(kind):
     """They count as ints: what they make is the same, and prints and hashes the same."""
     program, init, memory = (
@@ -751,6 +753,7 @@ def test_the_default_limit_refuses_what_no_one_would_want():
         etpc.compile(algo="rtrl", **recurrent(100_000))
 
 
+@pytest.mark.slow
 def test_shard_map_that_checks_what_varies():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
     spec = jax.sharding.PartitionSpec

@@ -7,13 +7,13 @@ from etpc._agreement import Known, agrees
 from etpc._faults import Rewritten
 from etpc._trial import Trial
 from tests.helpers import loss
-from tests.marks import few
 from tests.models import ALL_NAMED, data, named
 
 T, B = 10, 2
 
 
-@pytest.mark.parametrize("name", few(ALL_NAMED, "two_layer_lif", "leaky_readout"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL_NAMED)
 def test_without_a_mistake_it_is_the_gradient_of_the_rule(name):
     model = named(name)
     trial = Trial(model, *data(model, T, B), loss, batch_size=B)

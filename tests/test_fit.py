@@ -82,6 +82,7 @@ def test_is_the_loop_of_its_docstring(batch_size):
     assert run.aux is None
 
 
+@pytest.mark.slow
 def test_blocks_as_dicts_with_masks_and_resets_and_an_auxiliary_output():
     model, learner = build(has_aux=True)
     mask = np.ones((10, B))
@@ -97,7 +98,8 @@ def test_blocks_as_dicts_with_masks_and_resets_and_an_auxiliary_output():
     np.testing.assert_array_equal(run.aux["y"], aux["y"])
 
 
-@pytest.mark.parametrize("batch_size", few([None, B], None))
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [None, B])
 def test_independent_sequences_begin_anew_with_other_noise(batch_size):
     model, learner = build(every=10)
     blocks = make_blocks(3, batch_size)
@@ -179,7 +181,8 @@ def test_only_true_ends_a_run():
 # --- masks ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reduction", few(["mean", "sum"], "mean"))
+@pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_an_update_without_a_loss_does_not_count(reduction):
     """The first block has a loss at the last of its steps alone, the second one none, the third one more in
     one update than in the other."""
@@ -332,6 +335,7 @@ def spiking(variance):
     return model, etpc.online(program, loss, optax.sgd(1e-3), every=5)
 
 
+@pytest.mark.slow
 def test_warns_once_where_a_layer_is_silent():
     model, learner = spiking(1e-6)
     with pytest.warns(etpc.SilentNetworkWarning, match="gives no spike") as found:
@@ -349,6 +353,7 @@ class States(NamedTuple):
     second: tuple
 
 
+@pytest.mark.slow
 def test_the_layer_that_is_silent_is_named_by_its_state():
     """Of two layers, where the second reads the spikes of the first and those of its own."""
     first, second = etpc.nn.LIF(3, refractory=2.0), etpc.nn.ALIF(3)
@@ -371,6 +376,7 @@ def test_the_layer_that_is_silent_is_named_by_its_state():
             assert said == (name in names), found
 
 
+@pytest.mark.slow
 def test_does_not_warn_where_all_layers_spike():
     model, learner = spiking(1e4)
     _, carry = learner.init(model, B)

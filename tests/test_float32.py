@@ -13,6 +13,7 @@ from etpc import nn
 from etpc.traces import Filtered
 from tests import single
 from tests.fuzz import grammar
+from tests.marks import few
 from tests.zoo.check import model, normal, squared, weights
 
 W = 10
@@ -81,7 +82,7 @@ def check_norm(norm, rules, size, batch, steps):
     assert not single.wrong(found)
 
 
-@pytest.mark.parametrize("norm", ["layer", "softmax"])
+@pytest.mark.parametrize("norm", few(["layer", "softmax"], "layer"))
 def test_states_that_are_normalised(norm):
     """16 units, 64 examples, windows of 10 steps: B W H = 10,240."""
     check_norm(norm, ("D-RTRL",), size=16, batch=64, steps=2 * W)
@@ -97,8 +98,8 @@ def test_states_that_are_normalised_under_every_rule(norm, rules):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["layer", "softmax"])
 def test_a_million_numbers_in_a_window(norm):
-    rules = ("D-RTRL", "step by step", "full windows", "RTRL", "rank")
-    check_norm(norm, rules, size=16, batch=8192, steps=2 * W)
+    rules = ("D-RTRL", "step by step", "full windows", "rank")
+    check_norm(norm, rules, size=16, batch=6400, steps=2 * W)
 
 
 class Stack(eqx.Module):
@@ -210,10 +211,6 @@ def check_cascade(rules):
         assert found[".out"]
         assert found[".into"] or rule in ("RTRL", "SnAp", "decay", "rank")
     assert not single.wrong(single.errors(net, chosen(rules), xs, targets, state, call, squared))
-
-
-def test_filtered_inputs_with_small_gains():
-    check_cascade(("D-RTRL",))
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import pytest
 import etpc
 from tests.helpers import by_path, distance, loss_of_sequence, weights
 from tests.helpers import loss as squared
-from tests.marks import few
 from tests.zoo.check import normal
 
 T, B, W = 10, 3, 5
@@ -76,9 +75,10 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "recurrent"),
-    few(itertools.product(RULES, [False, True]), ("D-RTRL", False), ("RTRL", True)),
+    list(itertools.product(RULES, [False, True])),
 )
 def test_what_is_exact_agrees_with_bptt_at_other_parameters_too(name, recurrent):
     program = etpc.compile(model(recurrent), RULES[name], inputs=XS[0, 0])
@@ -92,6 +92,7 @@ def test_what_is_exact_agrees_with_bptt_at_other_parameters_too(name, recurrent)
         np.testing.assert_allclose(got[path], wanted[path], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_cutting_changes_the_gradient_where_it_is_said_to():
     """The control: through a recurrent weight, D-RTRL is not exact, and says so of the initial state too."""
     net = model(recurrent=True)
@@ -101,6 +102,7 @@ def test_cutting_changes_the_gradient_where_it_is_said_to():
     assert distance(grads, bptt(net)) > 1e-2
 
 
+@pytest.mark.slow
 def test_a_carry_passed_on_does_not_begin_again():
     net = model()
     program = etpc.compile(net, RULES["D-RTRL"], inputs=XS[0, 0])
@@ -112,6 +114,7 @@ def test_a_carry_passed_on_does_not_begin_again():
     assert distance(total, bptt(net)) < 1e-9
 
 
+@pytest.mark.slow
 def test_streams_begin_with_the_state_of_the_model_that_runs():
     net, other = model(), model(seed=7)
     program = etpc.compile(net, RULES["D-RTRL"], inputs=XS[0, 0])
@@ -122,7 +125,8 @@ def test_streams_begin_with_the_state_of_the_model_that_runs():
         np.testing.assert_allclose(program.scan(other, XS[:, 0], carry)[0], wanted)
 
 
-@pytest.mark.parametrize("at", few(["reset", "update"], "update"))
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["reset", "update"])
 def test_a_reset_begins_with_the_learned_state_again(at):
     """Two sequences in one stream, with a reset between them, give the gradients of both."""
     net = model()
@@ -196,6 +200,7 @@ def test_a_model_that_needs_values_for_its_state_still_compiles():
     assert etpc.compile(asks, inputs=XS[0, 0]).claims[".h0"].claim == "unused"
 
 
+@pytest.mark.slow
 def test_the_reference_begins_there_too():
     net, W0 = model(), 5
     ours = etpc.bptt(net, XS, TARGETS, squared, batch_size=B)[1]
@@ -209,6 +214,7 @@ def test_the_reference_begins_there_too():
     assert not np.any(given.h0)
 
 
+@pytest.mark.slow
 def test_verify_compares_it_and_a_learner_checks_it():
     net = model()
     report = etpc.verify(net, XS, TARGETS, squared, etpc.D_RTRL(window=W), batch_size=B)
@@ -218,6 +224,7 @@ def test_verify_compares_it_and_a_learner_checks_it():
     assert learner.check(net, learner.init(net, B)[1], XS, TARGETS) == ()
 
 
+@pytest.mark.slow
 def test_a_state_with_a_leaf_that_is_no_array_is_a_state_to_the_reference_too():
     def step(w, x, state):
         h = jnp.tanh(0.5 * state["h"] + w @ x)

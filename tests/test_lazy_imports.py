@@ -43,18 +43,21 @@ def test_importing_the_package_imports_little() -> None:
     assert not [m for m in found if m.startswith(LATER)]
 
 
+@pytest.mark.slow
 def test_layers_do_not_import_the_compiler() -> None:
     found = new_modules("import etpc.nn")
     assert "etpc.nn" in found
     assert not [m for m in found if m.startswith(("networkx", "etpc.run", "etpc.plan", "etpc.cli"))]
 
 
+@pytest.mark.slow
 def test_adapters_import_no_library_before_one_is_asked_for() -> None:
     found = new_modules("import etpc; etpc.interop; etpc.interop.batched; etpc.interop.Named")
     assert {"etpc.interop", "etpc.interop._shapes"} <= found
     assert not [m for m in found if m.startswith(LATER)]
 
 
+@pytest.mark.slow
 def test_compiling_imports_no_extra() -> None:
     found = new_modules("import etpc; etpc.compile; etpc.verify; etpc.compare; etpc.draw; etpc.nn")
     assert {"scipy", "networkx", "etpc.run", "etpc.draw"} <= found  # the control of the test

@@ -110,6 +110,7 @@ def test_marked():
         paths("marked", marks=False)
 
 
+@pytest.mark.slow
 def test_marks_that_reach_no_state():
     """A layer of Equinox below neurons, and a readout of `etpc.nn`, which marks its weight."""
     keys = jax.random.split(jax.random.key(0), 2)

@@ -158,6 +158,7 @@ def test_updates_are_those_of_a_loop(every, reduction, batch):
     assert got[0].name == "net"
 
 
+@pytest.mark.slow
 def test_a_stream_in_one_call_and_in_several():
     program, (xs, targets) = program_of(), data(8)
     learner = etpc.online(program, loss, optax.sgd(0.1), 2)
@@ -274,7 +275,8 @@ def test_numbers_of_other_types():
 # --- episodes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", few(RULES, "D", "rank"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RULES)
 def test_reset_of_one_example(name):
     algo = RULES[name]
     program, (xs, targets) = program_of(RECURRENT, algo), data()
@@ -347,6 +349,7 @@ def test_an_example_that_begins_anew_is_a_stream_of_its_own(name):
     close(carry.state["h"][1], alone.state["h"][1])
 
 
+@pytest.mark.slow
 def test_resets_where_the_weights_move():
     """[T / W, B]: as by hand between calls, with windows as long as ever."""
     program, (xs, targets) = program_of(), data()
@@ -411,6 +414,7 @@ def gradients_of_each_step(program, model, xs, targets, mask, reset):
     return found
 
 
+@pytest.mark.slow
 def test_a_reward_at_its_own_step_is_a_mask():
     xs, targets = data()
     reward = np.random.default_rng(2).normal(size=(T, B))
@@ -506,6 +510,7 @@ def test_bad_input(case):
 CALLS = [name for name, (call, *_) in BAD.items() if "updated" in call.__code__.co_names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CALLS)
 def test_bad_input_after_good(case, monkeypatch):
     """Arguments like those that were checked are not checked again; these are not like them."""
@@ -519,6 +524,7 @@ def test_bad_input_after_good(case, monkeypatch):
     test_bad_input(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_arguments_that_need_no_check(masked, monkeypatch):
     """Repeated calls are checked once, and give what checked calls give."""
@@ -593,6 +599,7 @@ ASKING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ASKING)
 def test_an_optimiser_that_asks_for_the_loss(name):
     program, (xs, targets), optimizer = program_of(), data(), ASKING[name]
@@ -620,6 +627,7 @@ def test_an_optimiser_that_a_stream_cannot_have(optimizer, words):
         learner.update(PLAIN, *learner.init(PLAIN, B), *data())
 
 
+@pytest.mark.slow
 def test_an_update_without_a_loss_is_skipped():
     """Momentum, weight decay and a count of updates would move on."""
     optimizer = optax.chain(

@@ -24,6 +24,7 @@ T, DECAY = 6, 0.6
 REWARDS = np.random.default_rng(5).normal(size=T)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [None, 1])
 def test_late_rewards_of_one_stream(batch):
     """`sum_t r_t sum_{s <= t} decay^(t - s) g_s`, while the weights stay."""

@@ -10,7 +10,6 @@ import pytest
 
 from tests import models, oracle
 from tests.helpers import alive, by_path, distance
-from tests.marks import few
 from tests.models import Layer, Spec
 
 T = 6
@@ -54,7 +53,8 @@ def check(model):
 QUICK = ("mingru", "delay", "summed")
 
 
-@pytest.mark.parametrize("name", few(models.ALL_NAMED, *QUICK))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.ALL_NAMED)
 def test_named(name):
     model = models.named(name)
     structure = check(model)
@@ -132,6 +132,7 @@ def run(model):
     return W, U, R, steps
 
 
+@pytest.mark.slow
 def test_truncated_d_rtrl_of_a_recurrent_layer():
     model = rates(3, recurrent="separate")
     W, U, R, steps = run(model)
@@ -147,6 +148,7 @@ def test_truncated_d_rtrl_of_a_recurrent_layer():
     np.testing.assert_allclose(grads["u0"]["w"], grad_u, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_credit_flows_through_the_next_layer_of_the_same_step():
     model = rates(3, 2)
     W, _, R, steps = run(model)
@@ -188,6 +190,7 @@ def test_es_d_rtrl_without_decay_is_d_rtrl_for_a_constant_input():
     assert not same(run(xs, "es_d_rtrl", decay=0.9), run(xs, "d_rtrl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lif", "gru"])
 def test_each_knob_turns_something(name):
     model = models.named(name)
@@ -199,6 +202,7 @@ def test_each_knob_turns_something(name):
     assert distance(exact[0], gradient(model, "d_rtrl")) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", oracle.ALGORITHMS)
 def test_a_batch_is_the_mean_of_its_examples(algo):
     model = models.named("mingru_recurrent")

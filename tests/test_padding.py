@@ -16,7 +16,6 @@ import pytest
 import etpc
 from etpc import nn
 from etpc.traces import Full, LowRank, Trace
-from tests.marks import few
 
 T, W, B, I, N = 41, 4, 2, 3, 4
 
@@ -110,7 +109,8 @@ RULES = {
 CASES = [(rule, masked) for rule in RULES for masked in (False, True)]
 
 
-@pytest.mark.parametrize(("rule", "masked"), few(CASES, ("rank", True), ("D", False)))
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "masked"), CASES)
 def test_padding_changes_nothing(rule, masked):
     program, (xs, targets, mask) = program_of(RULES[rule]), data()
     assert program.runner.padding(T) == 3
@@ -132,6 +132,7 @@ def test_padding_changes_nothing(rule, masked):
     close((mean, means), jax.tree.map(lambda a: a / count, (value, grads)))
 
 
+@pytest.mark.slow
 def test_without_a_batch_axis():
     program, (xs, targets, _) = program_of(RULES["D"]), data(batch=())
     (value, (carry, aux)), grads = program.value_and_grad(loss, "sum", has_aux=True)(
@@ -147,6 +148,7 @@ def test_inside_jit():
     close(inside, run(MODEL, xs, targets, program.init(B)))
 
 
+@pytest.mark.slow
 def test_lengths_that_are_padded_to_one_are_compiled_once(caplog):
     program = etpc.compile(MODEL, RULES["D"], inputs=jnp.zeros(I))
     run = program.value_and_grad(loss, has_aux=True)

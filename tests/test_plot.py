@@ -11,7 +11,6 @@ import pytest
 import etpc
 from etpc import Row, nn
 from etpc._compare import Report, Result
-from tests.marks import few
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -90,7 +89,8 @@ def test_gradient_agreement_of_one_report():
     assert errors.get_ylim() == cosines.get_ylim() == (2.5, -0.5)
 
 
-@pytest.mark.parametrize("parse_math", few([True, False], True))
+@pytest.mark.slow
+@pytest.mark.parametrize("parse_math", [True, False])
 def test_names_are_shown_as_they_are(monkeypatch, parse_math):
     """And not read as mathematics, which these would be, or would fail to parse."""
     monkeypatch.setitem(plt.rcParams, "text.parse_math", parse_math)
@@ -118,6 +118,7 @@ def test_names_are_shown_as_they_are(monkeypatch, parse_math):
         assert {(text, False) for text in texts} <= set(shown)
 
 
+@pytest.mark.slow
 def test_gradient_agreement_of_several_reports():
     loss = lambda y, target: jnp.sum((y - target) ** 2)
     rule = etpc.D_RTRL(window=5)
@@ -164,7 +165,8 @@ def stepped(program, example):
 SHOWN = ["d_rtrl", etpc.ES_D_RTRL(decay=0.8), etpc.ES_D_RTRL(rank=2)]
 
 
-@pytest.mark.parametrize("algo", few(SHOWN, *SHOWN[1:]))
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", SHOWN)
 def test_traces(algo):
     program = compiled(algo)
     figure = plot.traces(program, MODEL, XS[:, 2], ".hidden.weight", units=3)
@@ -189,6 +191,7 @@ def test_traces(algo):
     assert spikes.get_ylabel() == "spikes"
 
 
+@pytest.mark.slow
 def test_spikes_are_those_of_the_model():
     """Each once, though the step reads the last spikes again."""
     figure = plot.traces(compiled("d_rtrl"), MODEL, XS[:, 1])
@@ -203,6 +206,7 @@ def test_spikes_are_those_of_the_model():
     np.testing.assert_array_equal(drawn, (times, units))
 
 
+@pytest.mark.slow
 def test_a_network_without_spikes_shows_its_states():
     weights = jax.random.normal(jax.random.key(0), (3, 3 + 4))
     cell = lambda x, h: 0.5 * h + weights @ jnp.concatenate([jnp.tanh(h), x])

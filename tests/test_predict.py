@@ -27,6 +27,7 @@ def program():
     return etpc.compile(model(recurrent=True), inputs=XS[0, 0])
 
 
+@pytest.mark.slow
 def test_one_example(program):
     net = model(recurrent=True)
     ys, state = program.predict(net, XS[:, 0], program.init())
@@ -45,6 +46,7 @@ def test_streams_begin_with_the_state_of_the_model_that_runs(program):
         )
 
 
+@pytest.mark.slow
 def test_goes_on_from_a_carry_of_training_and_from_its_own_state(program):
     net = model(recurrent=True)
     whole, last = program.predict(net, XS, program.init(B))

@@ -20,7 +20,6 @@ from etpc.analyse import analyse
 from etpc.plan import plan
 from etpc.trace import trace
 from tests import test_online
-from tests.marks import few
 
 T, B, I, O = 6, 3, 2, 3
 ES = etpc.ES_D_RTRL(decay=0.7, window=2)
@@ -188,6 +187,7 @@ def test_the_model_runs_as_it_does_alone():
     assert int(carry.state["count"]) == T
 
 
+@pytest.mark.slow
 def test_cotangents_of_a_carry_are_dropped():
     program, (xs, _) = program_of(), data()
     grads = eqx.filter_grad(
@@ -334,7 +334,8 @@ def test_window_for(case):
         program.window_for(0)
 
 
-@pytest.mark.parametrize("case", few(["exact", "rank"], "exact"))
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["exact", "rank"])
 def test_the_window_shown_is_the_window_used(case):
     """20 steps in windows of 16 and 4, and not in one of 20, nor in two of 10."""
     algo, _ = WINDOWS[case]
@@ -531,6 +532,7 @@ def test_stages_can_be_used_alone():
     assert "OpPlan(.win, dot_general, block=1, exact=False)" in repr(made.ops)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backprop", ["cut", "full"])
 def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(backprop):
     """That of a norm at zero: BPTT does not need it, and later states are not zero."""
@@ -554,6 +556,7 @@ def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(back
             np.testing.assert_allclose(grads, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algo", [etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9), etpc.ES_D_RTRL(rank=1)]
 )
@@ -697,6 +700,7 @@ def wired_once():
     return wired()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OTHERS)
 def test_the_carry_of_another_program_is_refused(case):
     program, other = wired_once(), wired(**OTHERS[case])

@@ -81,6 +81,7 @@ def published(task):
     return case.published
 
 
+@pytest.mark.slow
 def test_the_first_losses_of_pattern_generation_are_those_of_nest():
     losses, _ = eprop.pattern_generation(2)
     np.testing.assert_allclose(losses, published("Pattern generation")[:2], rtol=1e-12)
@@ -202,6 +203,7 @@ def test_the_series_follow_their_equations():
     assert 0.5 < lobes.sum() / (len(x) * 0.02) < 2  # changes of the wing in each unit of time
 
 
+@pytest.mark.slow
 def test_the_error_is_that_of_the_last_records():
     """D-RTRL is the immediate gradient here, as no unit keeps its own state."""
     steps = 1200

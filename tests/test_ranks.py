@@ -135,9 +135,8 @@ def op_of(program, path="['w']"):
     return next(p for p in program.ops if p.path == path and p.op.kind.data is not None)
 
 
-@pytest.mark.parametrize(
-    "name", few(STEPS, "two leaks", "a detached hard reset", "a gate from the input")
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPS)
 def test_ranks_that_are_proved(name):
     step, state, rank = STEPS[name]
     program = compiled(name, etpc.ES_D_RTRL(rank=2, window=2))
@@ -201,7 +200,8 @@ DECAYS_OF = {
 POINTS = [(0.0, 0.0), (0.4, -0.7), (-0.6, 0.2), (5.0, 7.0), (0.3, 0.3)]
 
 
-@pytest.mark.parametrize("name", few(DECAYS_OF, "one scalar", "rounded"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DECAYS_OF)
 def test_a_rank_is_proved_for_all_parameters(name):
     """Compiled at one point, and compared with D-RTRL at others: zero, negative and equal ones too."""
     decay, proved = DECAYS_OF[name]

@@ -24,6 +24,7 @@ def as_a_user():
         yield
 
 
+@pytest.mark.slow
 def test_running_estimates():
     xs = np.random.default_rng(0).normal(3.0, 2.0, size=(40, 2))
     one, some = Running.of((2,)), Running.of((2,))
@@ -66,6 +67,7 @@ def test_the_page_has_the_tables_of_the_runs(name):
     assert f"(rl/{name}.svg)" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [3, 10])
 def test_the_maze(length):
     """Of 16 agents, half turn to the side of the sign at the junction, a quarter to the other, and a quarter wait."""
@@ -134,6 +136,7 @@ def test_trials_of_conditioning(isi):
         assert len(begins) == pytest.approx(8000 / (4 + 1 / probability), rel=0.25)
 
 
+@pytest.mark.slow
 def test_evaluation():
     """A policy that remembers is always right, and half of the time if its memory is erased."""
 

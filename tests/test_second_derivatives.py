@@ -78,12 +78,14 @@ def refused(under, function, at):
         UNDER[under](function)(at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENTERS)
 def test_a_gradient_has_no_derivative_by_what_enters_it(name):
     change, at = ENTERS[name]
     refused("grad", lambda a: dot(by_program(RULES["D"], **change(a))[1], DIRECTION), at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("under", UNDER)
 def test_under_transformations(under):
     refused(under, lambda a: dot(by_program(RULES["D"], moved(a))[1], DIRECTION), 0.1)
@@ -94,12 +96,14 @@ def test_under_all_rules(algo):
     refused("grad", lambda a: dot(by_program(algo, moved(a))[1], DIRECTION), 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "under"), [("D", "grad"), ("rank", "jvp")])
 def test_twice_through_a_scan(name, under):
     mean = losses_of(RULES[name])
     refused(under, lambda a: dot(eqx.filter_grad(mean)(moved(a)), DIRECTION), 0.1)
 
 
+@pytest.mark.slow
 def test_twice_through_a_scan_where_nothing_is_cut():
     def along(gradient):
         return jax.grad(lambda a: dot(gradient(moved(a)), DIRECTION))(0.1)
@@ -134,6 +138,7 @@ def test_a_loss_has_the_derivative_of_bptt(under):
     np.testing.assert_allclose(np.squeeze(got), factor * expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_gradient_by_scan_is_linear_in_the_cotangents():
     mean = losses_of(RULES["D"])
     got = jax.grad(lambda t: dot(eqx.filter_grad(mean)(PLAIN, t), DIRECTION))(TARGETS)
@@ -145,7 +150,8 @@ def test_a_gradient_by_scan_is_linear_in_the_cotangents():
     np.testing.assert_allclose(jnp.vdot(got, tangent), (ahead - behind) / 2, rtol=1e-10)
 
 
-@pytest.mark.parametrize("under", few(["grad", "grad, checkpoint"], "grad, checkpoint"))
+@pytest.mark.slow
+@pytest.mark.parametrize("under", ["grad", "grad, checkpoint"])
 def test_the_derivative_by_a_learning_rate(under):
     def after(rate):
         grads = by_program(RULES["D"])[1]
@@ -160,6 +166,7 @@ def test_the_derivative_by_a_learning_rate(under):
     )
 
 
+@pytest.mark.slow
 def test_updates():
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
     learner = etpc.online(program_of(), loss, optimizer, T // 2)
@@ -180,6 +187,7 @@ def test_updates():
     refused("grad", lambda a: after(moved(a), rate, 2)[1].sum(), 0.1)
 
 
+@pytest.mark.slow
 def test_it_costs_nothing(monkeypatch):
     def compiled():
         program = etpc.compile(PLAIN, RULES["D"], inputs=jnp.zeros(XS.shape[-1]))

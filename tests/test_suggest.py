@@ -104,6 +104,7 @@ def flat(tree):
 # --- what is measured -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [MODEL, LEARNED], ids=["given", "learned"])
 @pytest.mark.parametrize("steps", [T, 29])
 def test_the_parts_of_bptt_and_of_rtrl(model, steps):
@@ -125,6 +126,7 @@ def test_the_parts_of_bptt_and_of_rtrl(model, steps):
             np.testing.assert_allclose(flat(part), reference, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_cosines_by_lag():
     batch = batch_of()
     program = etpc.compile(MODEL, inputs=XS[0, 0])
@@ -147,6 +149,7 @@ def test_cosines_by_lag():
     assert 0.5 < whole < 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [MODEL, LEARNED], ids=["given", "learned"])
 def test_the_parts_of_truncated_bptt(model):
     """Its windows look back: where a part of the past begins, there are no steps behind them."""
@@ -159,6 +162,7 @@ def test_the_parts_of_truncated_bptt(model):
         np.testing.assert_allclose(flat(part), wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_training_is_that_of_a_loop():
     optimiser = optax.adam(1e-2)
     batch = batch_of(optimiser=optimiser)
@@ -187,6 +191,7 @@ def _gradient_of(program, model):
     return value, grads
 
 
+@pytest.mark.slow
 def test_directions_follow_the_credit_at_other_weights():
     other = jax.tree.map(lambda a: 1.5 * a[::-1], MODEL), None
     batch = batch_of()
@@ -202,6 +207,7 @@ def test_directions_follow_the_credit_at_other_weights():
     np.testing.assert_allclose(found, 1, atol=1e-6)  # as many as there are states keep all of it
 
 
+@pytest.mark.slow
 def test_training_every_few_steps_is_that_of_online():
     """Also where no loss counts in some windows: there nothing moves."""
     optimiser = optax.adam(1e-2)
@@ -280,6 +286,7 @@ def test_numbers_that_are_not_finite():
     assert str(found).splitlines()[-1].split()[-3:] == ["-", "0.50", "inf"]
 
 
+@pytest.mark.slow
 def test_limits():
     whole = etpc.compile(MODEL, inputs=XS[0, 0]).memory(B).total
     found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, memory=whole, budget=1e-9)
@@ -296,6 +303,7 @@ def test_limits():
     assert any("No rule fits time=1e-09. The fastest is D_RTRL()" in t for t in found.reasons)
 
 
+@pytest.mark.slow
 def test_an_exact_rule_that_is_too_large_gives_way():
     model = Independent(weights(N, 40, seed=1), jnp.linspace(0.2, 0.9, N))
     xs = normal(T, B, 40, seed=6)
@@ -314,6 +322,7 @@ def test_weights_without_a_trace():
     assert found.reasons[0] == "Weights without a trace: .into."
 
 
+@pytest.mark.slow
 def test_the_budget():
     found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, budget=1e-9)
     assert [row.name for row in found.rows] == ["BPTT", "D_RTRL()"]
@@ -323,6 +332,7 @@ def test_the_budget():
     assert left.endswith("as the budget of 1e-09 s was spent")
 
 
+@pytest.mark.slow
 def test_an_interrupt_gives_what_was_measured(monkeypatch):
     def interrupt(done, count, name):
         if count and done == stop:
@@ -338,6 +348,7 @@ def test_an_interrupt_gives_what_was_measured(monkeypatch):
         etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar_that_goes(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True

@@ -158,6 +158,7 @@ def small() -> tuple[classify.Examples, classify.Examples]:
     return train, test
 
 
+@pytest.mark.slow
 def test_batch_keeps_sequences_labels_and_masks_together():
     train, test = small()
     train.mask[1] = [True, False, True, False, True, False]
@@ -258,6 +259,7 @@ class Counter(eqx.Module):
         return state, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [None, etpc.D_RTRL()])
 @pytest.mark.parametrize("stream", [False, True])
 def test_stream_carries_the_state_on(rule, stream):

@@ -261,6 +261,7 @@ def test_backpropagation_is_that_of_the_package() -> None:
     assert arms.fidelity(grads, wanted)[0] < 1e-12
 
 
+@pytest.mark.slow
 def test_training_learns_and_levels_rise() -> None:
     def batch(key, level):
         return tiny_batch(key)

@@ -38,6 +38,7 @@ def test_assert_gradient():
         assert_gradient(zero, model, 0 * xs, 0 * targets, loss, **options)
 
 
+@pytest.mark.slow
 def test_a_rule_that_is_exact_is_that_rule_too():
     model, (xs, targets) = leaky(), data()
     _, grads = etpc.bptt(model, xs, targets, squared)
@@ -45,6 +46,7 @@ def test_a_rule_that_is_exact_is_that_rule_too():
     assert_gradient(grads, model, xs, targets, squared, equals=D_RTRL())
 
 
+@pytest.mark.slow
 def test_assert_exact():
     xs, targets = data()
     assert assert_exact(leaky(), xs, targets, squared).ok

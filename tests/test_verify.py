@@ -17,7 +17,6 @@ from etpc._compare import Report, Result
 from etpc.algorithms import Algorithm, Decay, Full
 from tests.helpers import distance
 from tests.helpers import loss as squared
-from tests.marks import few
 from tests.zoo.layouts import Spectral
 
 T, I, O = 24, 3, 4
@@ -90,6 +89,7 @@ def rows(report):
 # --- bptt -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "reduction"), [(None, "sum"), (2, "mean")])
 def test_bptt_is_jax_grad_of_a_loop(batch, reduction):
     model, (xs, targets) = leaky(rec=True), jax.tree.map(lambda a: a[:4], data(batch))
@@ -132,6 +132,7 @@ def test_bptt_with_step_and_state():
     assert float(loss) != float(etpc.bptt(model, xs, targets, squared, reduction="sum")[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "batch"), [(1, None), (3, None), (3, 2), (7, 2), (8, None)])
 def test_truncated_bptt_is_a_loop_over_windows(window, batch):
     """A window that leaves a remainder, one that holds all, and one that is longer."""
@@ -188,6 +189,7 @@ def test_exact_claims_hold(build, batch):
     assert "ok  (exact means a relative error of at most 1e-09)" in str(report)
 
 
+@pytest.mark.slow
 def test_an_approximation_claims_nothing():
     report = etpc.verify(leaky(rec=True), *data(), squared)
     row = rows(report)[".win"]
@@ -197,6 +199,7 @@ def test_an_approximation_claims_nothing():
     assert rows(report)[".out"].claim == "exact"
 
 
+@pytest.mark.slow
 def test_rtrl_claims_everything():
     report = etpc.verify(leaky(rec=True), *data(), squared, algo="rtrl")
     assert {row.claim for row in report.rows} == {"exact"}
@@ -219,6 +222,7 @@ def test_an_untraced_weight_gets_the_current_step():
     assert row.norm > 0
 
 
+@pytest.mark.slow
 def test_an_unused_parameter_is_no_reason_for_doubt():
     report = etpc.verify(leaky(spare=jnp.ones(2)), *data(), squared)
     row = rows(report)[".spare"]
@@ -227,12 +231,14 @@ def test_an_unused_parameter_is_no_reason_for_doubt():
     assert report.ok, str(report)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_bptt():
     model, (xs, targets) = leaky(), data()
     report = etpc.verify(model, xs, targets, squared)
     assert report.loss == pytest.approx(float(etpc.bptt(model, xs, targets, squared)[0]), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_ratio_is_that_of_the_norms():
     model, (xs, targets) = leaky(rec=True), data()
     report = etpc.verify(model, xs, targets, squared)
@@ -245,6 +251,7 @@ def test_the_ratio_is_that_of_the_norms():
     assert rows(report)[".rec"].ratio != pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_both_parts_of_a_complex_gradient_are_compared():
     def step(w, x, h):
         h = w * h + x
@@ -276,6 +283,7 @@ def test_table():
 # --- what is empty --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_silent_network_is_noted():
     report = etpc.verify(Spiking(scale=1e-3), *data(), squared)
     assert report.vacuous
@@ -396,6 +404,7 @@ def test_compare(got, want, held):
     assert ("NO" in str(report).splitlines()[4]) is (held is False)
 
 
+@pytest.mark.slow
 def test_tolerance():
     model, (xs, targets) = leaky(), data()
     strict = etpc.verify(model, xs, targets, squared, tolerance=0.0)
@@ -490,6 +499,7 @@ def test_rounding_excuses_what_it_explains(size, error, noise, held):
     assert found[".log_tau"].claim == "exact"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_a_small_gradient_that_is_wrong_is_not_excused(dtype):
     """A time constant with hardly any effect, beside a weight: as small as rounding of the weight's."""
@@ -510,6 +520,7 @@ def test_a_small_gradient_that_is_wrong_is_not_excused(dtype):
         assert (weight.held, leak.held, report.ok) == (True, held, held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "inside"),
     [
@@ -547,6 +558,7 @@ def test_the_tolerance_is_that_of_the_least_precise_dtype(dtype, tolerance, insi
 # --- traces that are not read ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algo", "steps", "kept", "read"),
     [
@@ -621,7 +633,8 @@ def with_state(name):
     return Normalised(linear, norm), (jnp.zeros(2), state)
 
 
-@pytest.mark.parametrize("name", few(["RunningMean", "SpectralNorm", "BatchNorm"], "RunningMean"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["RunningMean", "SpectralNorm", "BatchNorm"])
 @pytest.mark.parametrize("batch", [None, 2])
 def test_models_with_an_equinox_state(name, batch):
     model, state = with_state(name)
@@ -653,6 +666,7 @@ def test_models_with_an_equinox_state(name, batch):
 # --- models with numbers of NumPy ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [3, np.int64(3), np.uint8(3)])
 def test_a_model_with_a_number_of_numpy(number):
     """A size that is NumPy's integer is part of the program, as Python's is."""
@@ -720,6 +734,7 @@ def through_feedback(back):
     return model, step
 
 
+@pytest.mark.slow
 def test_bptt_goes_back_through_feedback_unless_a_reference_is_given():
     back = jnp.asarray(np.random.default_rng(5).normal(size=(2, O)))
     model, step = through_feedback(back)
@@ -747,6 +762,7 @@ def test_bptt_goes_back_through_feedback_unless_a_reference_is_given():
     assert not plain.remarks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_value", [False, True])
 def test_feedback_by_a_backward_rule_of_its_own_is_told(in_value):
     """An array that a `custom_vjp` needs for its value as well is nothing to tell of."""
@@ -772,6 +788,7 @@ def test_feedback_by_a_backward_rule_of_its_own_is_told(in_value):
     assert told == ([] if in_value else [True])
 
 
+@pytest.mark.slow
 def test_a_reference_with_some_of_the_parameters():
     model, fewer = {"net": leaky(), "feedback": jnp.ones(3)}, {"net": leaky()}
     options = dict(step=lambda m, x, h: m["net"](x, h), state=jnp.zeros(O))

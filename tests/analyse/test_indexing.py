@@ -111,7 +111,7 @@ CASES = (
     + [(f"sparse {name}, outside", f, pairs) for name, f in OF_SPARSE.items()]
 )
 IDS = [name for name, _, _ in CASES]
-OFTEN = ("gather, fill", "scatter_add, clip", "take", "set", "scatter_sub", "sparse after a vector")
+OFTEN = ("gather, fill", "scatter_add, clip", "sparse after a vector")
 
 
 def non_zeros(f, at):
@@ -216,7 +216,8 @@ def wide(tree):
     )
 
 
-@pytest.mark.parametrize("dtype", few(["int8", "uint8", "int16", "uint64"], "uint8"))
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint64"])
 def test_gradients(dtype):
     tokens = np.resize(numbers(dtype, ROWS, inside=True)[::-1], 6)
     inputs = {

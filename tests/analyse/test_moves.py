@@ -170,6 +170,7 @@ def test_moves_are_those_of_jax(name):
             np.testing.assert_array_equal(env[v], out)
 
 
+@pytest.mark.slow
 def test_columns_first():
     """`order="F"` leaves the order of the axes to the reshape."""
 

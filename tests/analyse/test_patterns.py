@@ -397,6 +397,7 @@ def test_a_model_without_parameters_has_a_transition_too():
     np.testing.assert_array_equal(analysis.transition.toarray(), np.roll(np.eye(6), 1, 0) > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "block"),
     {

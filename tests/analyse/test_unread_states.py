@@ -65,6 +65,7 @@ def test_an_unread_state_is_no_hidden_state(name):
         np.testing.assert_allclose(found[0] if found.ndim > wanted.ndim else found, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [
@@ -91,6 +92,7 @@ def test_an_infinite_derivative_of_an_unread_state_is_not_met(rule):
         np.testing.assert_allclose(grads[path], expected[path], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_new_state_that_only_an_output_reads_keeps_its_credit():
     """The output is the new state, and of one array a part alone is read as an old state."""
 
@@ -114,6 +116,7 @@ READ = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READ)
 def test_a_state_that_is_read_later_takes_part(name):
     """Negative control: what is kept reaches the output, directly or a step later."""
@@ -141,6 +144,7 @@ def test_what_stops_before_the_output_is_unread():
     assert analyse(trace(MODEL, XS[0], state, step)).hidden.leaves == (0,)
 
 
+@pytest.mark.slow
 def test_no_state_may_be_read_at_all():
     def step(m, x, h):
         return m["V"][:, 0] * x, m["a"] * h + m["W"] @ x

@@ -29,7 +29,6 @@ from tests.device.learners import (
     case,
     distance,
 )
-from tests.marks import few
 
 FILES = ["manifest.json", "predict.mlirbc", "state.npz", "update.mlirbc"]
 
@@ -54,7 +53,8 @@ def text_of(code: bytes) -> str:
         return str(mlir.deserialize_portable_artifact(code))
 
 
-@pytest.mark.parametrize("name", few(CASES, "rule: d_rtrl", "keys of a batch", "integers"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_update_and_predict(name: str, tmp_path: Path) -> None:
     """Both give what the learner and its program do, from a folder, with nothing else."""
     made = CASES[name]()
@@ -120,6 +120,7 @@ def test_manifest_says_what_the_modules_are(small) -> None:
     assert {a["name"] for a in predict if "next" in a} == {"carry.state"}
 
 
+@pytest.mark.slow
 def test_keys_are_integers() -> None:
     exported = CASES["keys of a batch"]().exported()
     (key,) = [a for a in exported.manifest["files"]["update.mlirbc"]["arguments"] if "key" in a]
@@ -127,6 +128,7 @@ def test_keys_are_integers() -> None:
     assert exported.state[key["name"]].dtype == np.uint32
 
 
+@pytest.mark.slow
 def test_modules_are_portable_and_own_their_arguments() -> None:
     """Versioned, without donation, though a part of the learner and its first values are donated."""
     donating = jax.jit(lambda y, t: jnp.mean((y - t) ** 2), donate_argnums=0)
@@ -159,6 +161,7 @@ def test_float64_stays() -> None:
             assert distance(state[path], wanted) < 1e-12
 
 
+@pytest.mark.slow
 def test_resumes_both_ways(small, tmp_path: Path) -> None:
     """JAX, then the file, then JAX again through a checkpoint, is JAX all the way."""
     made, exported = small
@@ -177,6 +180,7 @@ def test_resumes_both_ways(small, tmp_path: Path) -> None:
     assert all(np.array_equal(first_again[path], exported.state[path]) for path in exported.state)
 
 
+@pytest.mark.slow
 def test_of_another_learner(small) -> None:
     _, exported = small
     other = case(nn.MinGRU(I, H, key=KEY), etpc.ES_D_RTRL(decay=0.9), every=2)
@@ -196,6 +200,7 @@ def test_of_another_learner(small) -> None:
         exported.into(eqx.tree_at(lambda m: m.mask, model, ~model.mask), *rest)
 
 
+@pytest.mark.slow
 def test_arguments_that_do_not_fit(small) -> None:
     made, exported = small
     xs, targets = made.data["xs"][0], made.data["targets"][0]
@@ -225,6 +230,7 @@ def test_arguments_that_do_not_fit(small) -> None:
 # --- what can't be exported ---
 
 
+@pytest.mark.slow
 def test_custom_calls_and_callbacks_are_refused_by_name() -> None:
     def calling(y, t):
         y = y + jax.pure_callback(
@@ -315,6 +321,7 @@ def test_a_folder_is_whole_or_not_there(small, tmp_path: Path, monkeypatch) -> N
     assert (folder / "state.npz").stat() == kept
 
 
+@pytest.mark.slow
 def test_low_precision_is_stored() -> None:
     made = case(
         jax.tree.map(
@@ -325,6 +332,7 @@ def test_low_precision_is_stored() -> None:
     assert exported.state[".weight_ih"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_several_platforms() -> None:
     made = case(nn.MinGRU(I, H, key=KEY))
     exported = made.exported(platforms=("cpu", "cuda"))
@@ -349,6 +357,7 @@ def task(key):
 """
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     Path("models.py").write_text(MODELS)

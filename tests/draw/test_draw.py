@@ -195,6 +195,7 @@ def edges_of(svg):
     return found
 
 
+@pytest.mark.slow
 def test_every_node_is_there_once(program):
     shown = Counter(
         g.attrib["data-node"] for g in parsed(program).iter(f"{SVG}g") if "data-node" in g.attrib
@@ -355,6 +356,7 @@ def test_an_arrow_begins_and_ends_at_its_boxes(program):
             assert box.y - 0.1 <= y <= box.y + box.height + 0.1
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_text(program):
     again = next(build for name, build in BUILD.items() if PROGRAMS.get(name) is program)()
     assert again is not program

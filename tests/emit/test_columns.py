@@ -85,7 +85,8 @@ def test_few_products_read_the_jacobians(step):
     assert program.plan.ops[found].path.startswith("['shared']")
 
 
-@pytest.mark.parametrize("step", few(MODELS, crossed))
+@pytest.mark.slow
+@pytest.mark.parametrize("step", MODELS)
 def test_a_shared_parameter_without_a_trace(step):
     """It gets the gradient of the current step: all that it reaches, times their credit."""
     p, xs, targets = draw()

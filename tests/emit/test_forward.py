@@ -10,7 +10,6 @@ from etpc.analyse import analyse
 from etpc.emit._step import StepFunctions
 from etpc.trace import trace
 from tests.helpers import normal
-from tests.marks import few
 
 T, B, I, N = 20, 3, 4, 6
 
@@ -105,9 +104,8 @@ def plain(tree):
     return [jax.random.key_data(a) if key(a) else a for a in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize(
-    ("steps", "outputs"), few([(1, True), (T, False), (T, True)], (T, False), (T, True))
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "outputs"), [(1, True), (T, False), (T, True)])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_window_is_its_steps(name, outputs, steps):
     step, state = MODELS[name]
@@ -200,6 +198,7 @@ def test_a_copy_is_read_as_exactly_as_its_weight():
     assert "Precision.DEFAULT, Precision.HIGHEST" in text.replace("\n", " ").replace("  ", " ")
 
 
+@pytest.mark.slow
 def test_sparse_products_are_done_step_by_step():
     """JAX makes an array of all entries for each vector: for a window it would be as large as all its
     steps."""

@@ -50,7 +50,8 @@ def distance(a, b):
     return float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max())
 
 
-@pytest.mark.parametrize("name", few(NAMES, "cascade"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_truncated(name):
     model = models.named(name)
     xs, targets = models.data(model, T)

@@ -109,6 +109,7 @@ WEIGHTS = {
 FULL = etpc.D_RTRL(backprop="full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "algo"),
     [*((name, etpc.D_RTRL()) for name in WEIGHTS), ("a matrix", FULL), ("a matrix", etpc.RTRL())],
@@ -153,6 +154,7 @@ def of_state(m, x, h):
     return h, h
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "step", "backprop"),
     [

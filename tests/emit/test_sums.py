@@ -6,7 +6,6 @@ import pytest
 import etpc
 from etpc.emit import _gradient
 from tests import models, oracle
-from tests.marks import few
 from tests.traces.test_credit import distance
 
 T, B = 19, 2
@@ -30,9 +29,8 @@ def weights_of(program):
     return [jax.numpy.zeros(a.shape, a.dtype) for a in avals]
 
 
-@pytest.mark.parametrize(
-    "name", few(["two_layer_lif", "lstm", "delay", "cascade"], "two_layer_lif")
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two_layer_lif", "lstm", "delay", "cascade"])
 def test_the_order_changes_nothing(name, monkeypatch):
     """Windows of 8 steps, and a last one of 3, against those of 4."""
     reordered, none = gradient(name, 8)

@@ -132,6 +132,7 @@ def test_every_operation_is_in_one_family():
 # --- faults that are to be found ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pattern_that_lacks_an_entry_is_found(monkeypatch):
     """A rule that says that nothing depends on anything."""
     check.check_patterns(RECURRENT)
@@ -142,6 +143,7 @@ def test_a_pattern_that_lacks_an_entry_is_found(monkeypatch):
         check.check_patterns(RECURRENT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["scan", "inside a scan"])
 def test_a_wrong_gradient_by_inputs_is_found(entry, monkeypatch):
     stopped = lambda model, x, state: model(jax.tree.map(lax.stop_gradient, x), state)
@@ -149,6 +151,7 @@ def test_a_wrong_gradient_by_inputs_is_found(entry, monkeypatch):
     is_found(PLAIN, NUMBERS[entry], ["inputs"], count=1)
 
 
+@pytest.mark.slow
 def test_a_claim_that_holds_where_it_was_compiled_alone_is_found(monkeypatch):
     def change(model, x, state):
         """Passes on no gradient to parameters of another sign than they had."""
@@ -205,6 +208,7 @@ def test_outputs_that_are_said_to_share_transitions_are_found(rule, monkeypatch)
     is_found(program, RANK)
 
 
+@pytest.mark.slow
 def test_connections_that_change_without_a_word_are_found(monkeypatch):
     program = Program((Leaf(n=3, before=(Op("w_x", a=1, n=3), Op("wired"))),), n_in=3)
     assert check.check_rewired(program) < check.TOLERANCE

@@ -18,6 +18,7 @@ def plain(w, x, h):
     return 2 * h, h
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1])
 def test_batched(axis):
     def call(w, xs, hs):
@@ -26,6 +27,7 @@ def test_batched(axis):
     check(interop.batched(call, axis))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1])
 def test_stepwise(axis):
     def call(w, xs, h):

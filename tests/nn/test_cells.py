@@ -108,6 +108,7 @@ def test_parameters(kind) -> None:
     }
 
 
+@pytest.mark.slow
 def test_an_ensemble_can_be_built_under_vmap() -> None:
     many = eqx.filter_vmap(lambda key: nn.IndRNN(I, H, key=key))(jax.random.split(KEY, 2))
     assert many.weight_ih.shape == (2, H, I)

@@ -27,6 +27,7 @@ def test_d_rtrl(kind) -> None:
     assert exact(report) == (everything if kind in DIAGONAL else readout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "gates"), [(eqx.nn.GRUCell, 3), (nn.MGU, 2)])
 def test_every_gate_has_a_gradient(kind, gates) -> None:
     """None is cut off, as one in front of a matrix would be."""

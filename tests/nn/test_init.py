@@ -20,6 +20,7 @@ def linear(size=(O, I), **more):
     return eqx.nn.Linear(size[1], size[0], key=KEY, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "variance", "bound"),
     [
@@ -52,6 +53,7 @@ def test_orthogonal(shape) -> None:
     np.testing.assert_allclose(short @ short.T, 4 * np.eye(len(short)), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_convolution() -> None:
     conv = eqx.nn.Conv2d(8, 400, 5, groups=2, key=KEY)
     drawn = nn.init(conv, "kaiming_normal", KEY)
@@ -74,6 +76,7 @@ def test_a_function() -> None:
     np.testing.assert_array_equal(cell.weight_hh, np.full((16, 4), 0.5))
 
 
+@pytest.mark.slow
 def test_a_model_of_many_layers() -> None:
     """Weights are drawn with keys of their own; what is neither weight nor bias stays."""
     model = nn.Sequential(
@@ -98,6 +101,7 @@ def test_a_model_of_many_layers() -> None:
     np.testing.assert_array_equal(lif.tau, np.full((2, 2), 9.0))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_drawn() -> None:
     with pytest.raises(etpc.InputError, match=r"scheme='kaiming' is unknown.*kaiming_normal"):
         nn.init(linear(), "kaiming", KEY)

@@ -90,6 +90,7 @@ def test_dale(excitatory: int) -> None:
     assert marks(dale, jnp.asarray(x)) == 1
 
 
+@pytest.mark.slow
 def test_dale_in_a_network() -> None:
     dale = nn.DaleLinear(5, 3, excitatory=3, key=KEY)
 

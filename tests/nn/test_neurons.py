@@ -9,7 +9,6 @@ import pytest
 
 import etpc
 from etpc import nn
-from tests.marks import few
 from tests.nn.reference import MODELS, SLOPE, simulate
 
 KEY = jax.random.key(0)
@@ -143,7 +142,8 @@ IN_A_NETWORK = [
 ]
 
 
-@pytest.mark.parametrize(("name", "names", "options"), few(IN_A_NETWORK, *IN_A_NETWORK[2:4]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "names", "options"), IN_A_NETWORK)
 def test_in_a_network(name: str, names: tuple[str, ...], options: dict) -> None:
     model = MODELS[name]
     trained = {n: np.full(2, model.arguments[n]) for n in names}

@@ -4,13 +4,13 @@ import equinox as eqx
 import pytest
 
 from etpc import nn
-from tests.marks import few
 from tests.nn.online import KEY, Leaky, exact, normal, shuffled, verify
 
 NORMS = [(eqx.nn.LayerNorm, 4), (eqx.nn.RMSNorm, 4), (eqx.nn.GroupNorm, 2)]
 
 
-@pytest.mark.parametrize(("kind", "block"), few(NORMS, NORMS[2]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "block"), NORMS)
 def test_d_rtrl_is_exact_in_front_of_a_state(kind, block) -> None:
     norm = shuffled(kind(2, 4) if kind is eqx.nn.GroupNorm else kind(4))
     model = nn.Sequential([eqx.nn.Linear(3, 4, key=KEY), norm, Leaky((4,))])

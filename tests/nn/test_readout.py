@@ -100,6 +100,7 @@ def test_membrane(tau, dt: float, use_bias: bool) -> None:
         np.testing.assert_allclose(V, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_membrane_reaches_its_input_for_every_time_constant() -> None:
     x = jnp.ones(3)
     for tau in (2.0, 50.0):
@@ -110,6 +111,7 @@ def test_a_membrane_reaches_its_input_for_every_time_constant() -> None:
         np.testing.assert_allclose(V, np.asarray(readout.weight).sum(1), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [nn.LeakyRateReadout, nn.MembraneReadout])
 def test_against_bptt(layer) -> None:
     readout = layer(3, 2, tau=np.array([2.0, 5.0]), key=KEY)

@@ -105,6 +105,7 @@ def test_dropout_draws_anew_at_each_step() -> None:
     assert not np.array_equal(*seen)
 
 
+@pytest.mark.slow
 def test_dropout_of_a_program() -> None:
     """Examples of a batch drop other units; in inference none does."""
     model = with_dropout()

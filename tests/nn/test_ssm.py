@@ -45,6 +45,7 @@ def real(a):
     return np.block([[np.diag(a.real), -np.diag(a.imag)], [np.diag(a.imag), np.diag(a.real)]])
 
 
+@pytest.mark.slow
 def test_lru_equation() -> None:
     layer = shuffled(nn.LRU(I, O, N, key=KEY))
     p = jax.tree.map(np.asarray, layer)
@@ -56,6 +57,7 @@ def test_lru_equation() -> None:
     np.testing.assert_allclose(run(layer, xs), dense(A, B, C, p.D, xs), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_lru_starts_on_the_ring() -> None:
     layer = nn.LRU(1, 1, 20_000, r_min=0.4, r_max=0.9, max_phase=0.5, key=KEY)
     radius, angle = np.exp(-np.exp(layer.nu_log)), np.exp(layer.theta_log)
@@ -147,6 +149,7 @@ def rtrl_of_rtu(p, linear, xs, signals):
     return grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linear", [True, False])
 def test_rtu_has_the_gradient_of_rtrl_by_hand(linear) -> None:
     layer = shuffled(nn.RTU(I, N, linear, activation=jnp.tanh, key=KEY))
@@ -233,6 +236,7 @@ def test_hippo_n_is_the_normal_part_of_hippo_legs() -> None:
     np.testing.assert_allclose(legs + np.outer(low_rank, low_rank), hippo_normal(8), rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_s5_steps() -> None:
     layer = nn.S5(1, 1, 200, step_min=0.01, step_max=1.0, key=KEY)
     assert layer.init_state().shape == layer.log_step.shape == (100,)
@@ -242,6 +246,7 @@ def test_s5_steps() -> None:
     assert 0.05 < np.median(steps) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "arguments"),
     [(nn.LRU, {}), (nn.S5, {}), (nn.RTU, {}), (nn.RTU, {"linear": False, "activation": jnp.tanh})],
@@ -253,6 +258,7 @@ def test_d_rtrl_is_exact(kind, arguments) -> None:
     assert len(exact(report)) == len(report.rows) == parameters(layer) + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BUILD)
 def test_parameters(kind) -> None:
     layer = BUILD[kind]()

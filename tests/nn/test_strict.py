@@ -11,7 +11,6 @@ import pytest
 
 import etpc
 from etpc import nn
-from tests.marks import few
 
 KEY = jax.random.key(0)
 N = 4
@@ -114,8 +113,9 @@ DTYPES = [("float32", True), ("float32", False), ("float64", True)]
 STRICTEST = [name for name in LAYERS if f"{name}, learned" not in LAYERS]
 
 
-@pytest.mark.parametrize(("dtype", "x64"), few(DTYPES, DTYPES[0]))
-@pytest.mark.parametrize("name", few(LAYERS, "LIF", *STRICTEST))
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "x64"), DTYPES)
+@pytest.mark.parametrize("name", LAYERS)
 def test_a_layer(name, dtype, x64):
     """Two steps and their derivative, in the dtype of the layer; then the same as a program."""
     with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
@@ -158,16 +158,11 @@ RULES = {
 }
 
 
-PROGRAMS = itertools.product(MODELS, RULES)
-OFTEN = [
-    ("neurons", "d_rtrl"),
-    ("sparse", "decay"),
-    ("sparse", "rank"),
-    ("GRU", "exact in windows"),
-]
+PROGRAMS = list(itertools.product(MODELS, RULES))
 
 
-@pytest.mark.parametrize(("name", "rule"), few(PROGRAMS, *OFTEN))
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rule"), PROGRAMS)
 def test_programs(name, rule):
     with jax.numpy_dtype_promotion("strict"):
         model = Network(MODELS[name]("float32"), eqx.nn.Linear(N, 2, dtype="float32", key=KEY))

@@ -214,6 +214,7 @@ def test_in_a_network(network, block: int) -> None:
     assert max(op.block for op in report.program.ops) == block
 
 
+@pytest.mark.slow
 def test_recurrent_delays_are_cut_at_the_projection() -> None:
     delays = np.array([[1, 2, 3, 1, 3], [2, 1, 1, 2, 1]])
     network = Delayed(

@@ -143,6 +143,7 @@ def test_the_words_of_the_error() -> None:
         nn.GIF(2, R1=5.0 * u.ms)
 
 
+@pytest.mark.slow
 def test_saiunit_is_not_imported() -> None:
     code = "import sys; from etpc import nn; nn.LIF(2, tau=5.0); print('saiunit' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

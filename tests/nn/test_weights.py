@@ -29,6 +29,7 @@ ROWS, COLUMNS = (np.array(side) for side in zip(*PAIRS, strict=True))
 # --- low rank --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_low_rank() -> None:
     layer = shuffled(nn.LowRankLinear(6, 5, 2, key=KEY))
     x, dense = normal(6), np.asarray(layer.U) @ np.asarray(layer.V)
@@ -42,6 +43,7 @@ def test_low_rank() -> None:
 # --- sparse ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sparse_from_indices() -> None:
     layer = shuffled(nn.SparseLinear(4, 3, (ROWS, COLUMNS), key=KEY))
     assert [tuple(map(int, pair)) for pair in layer.indices] == sorted(PAIRS)

@@ -136,6 +136,7 @@ def gathers(draw):
     return shape, numbers, tuple(sizes), (*lead, len(rows))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(gathers())
 def test_any_gather_of_rows(drawn):
@@ -339,6 +340,7 @@ class Sharing(RowProduct):
         return self.links.inputs.tobytes(), self.links.outputs.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [RowProduct, Sharing])
 def test_a_kind_of_a_user_shares_a_trace_if_it_says_its_uses(kind, monkeypatch):
     """As the built-in kinds do: two uses of one weight that reach the same states have one trace."""

@@ -15,7 +15,6 @@ from etpc.cli import main
 from tests import models
 from tests.helpers import bptt, by_path, normal
 from tests.helpers import compiled as run_compiled
-from tests.marks import few
 
 N = 3
 STATE = jnp.zeros(N)
@@ -122,6 +121,7 @@ USES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", USES)
 @pytest.mark.parametrize("algo", ["d_rtrl", "rtrl"])
 def test_a_use_without_a_trace(name, algo):
@@ -240,10 +240,9 @@ def moved(model, kind, seed):
     return jax.tree.map(one, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zero", "negative", "far", "equal"])
-@pytest.mark.parametrize(
-    "name", few(["lif", "mingru", "delay", "leaky_readout", "lstm", "cascade"], "mingru")
-)
+@pytest.mark.parametrize("name", ["lif", "mingru", "delay", "leaky_readout", "lstm", "cascade"])
 def test_claims_hold_at_other_parameters(name, kind):
     model = models.named(name)
     xs, targets = models.data(model, 6)

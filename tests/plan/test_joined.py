@@ -51,6 +51,7 @@ def gradient(program, model):
     return np.concatenate([np.ravel(a) for a in leaves])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_the_gradient_is_that_of_traces_apart(rule):
     """The model that reads a product twice has traces apart. As its loss ignores that, its gradient is the same."""

@@ -15,6 +15,7 @@ def compiled(size, algo):
     return etpc.compile(cell, algo, inputs=jnp.zeros(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "least", "most"), [(8, 16, 16), (512, 17, 63), (1024, 64, 64)])
 def test_a_window_is_longer_for_larger_traces(size, least, most):
     plan = compiled(size, etpc.D_RTRL()).plan
@@ -31,6 +32,7 @@ def test_a_window_is_longer_for_larger_traces(size, least, most):
         assert plan.window == AT_MOST or traces < (plan.window + 1) * kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "least", "most"), [(128, 16, 16), (256, 9, 15), (2048, 8, 8)])
 def test_a_window_is_shorter_where_small_traces_meet_large_steps(size, least, most, monkeypatch):
     plan = compiled(size, etpc.ES_D_RTRL(decay=0.9)).plan

@@ -8,7 +8,6 @@ from jax import lax
 from jax.experimental import checkify, io_callback
 
 import etpc
-from tests.marks import few
 from tests.zoo.check import check, normal, weights
 
 H = jnp.full(3, 0.3)
@@ -114,7 +113,8 @@ def prints(w, x, h):
     return 0.5 * h + w @ x
 
 
-@pytest.mark.parametrize("place", few(PLACES, "the step", "while", "branch in scan"))
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
 def test_what_only_prints_is_dropped(place, capfd):
     """And the gradient is that of the step without it."""
     inner = PLACES[place](prints)
@@ -134,6 +134,7 @@ def test_what_only_prints_is_dropped(place, capfd):
     assert jnp.array_equal(grads, expected)
 
 
+@pytest.mark.slow
 def test_a_pure_callback_is_kept():
     def step(w, x, h):
         twice = jax.pure_callback(lambda x: 2 * x, jax.typeof(x), x, vmap_method="expand_dims")

@@ -98,6 +98,7 @@ def test_a_matrix_in_a_loop():
     check(model, normal(2), H, looped(lambda x: 2 + (x[0] > 0), mixing), every=True)
 
 
+@pytest.mark.slow
 def test_iterations_beyond_the_end():
     """There the root has an infinite derivative, and so has what is divided by what it leaves."""
 
@@ -143,6 +144,7 @@ def test_a_rule_of_the_users_own_stays_what_it_is():
     check(MODEL, normal(2), H, step, exact=True)
 
 
+@pytest.mark.slow
 def test_equations_without_outputs():
     def step(m, x, h):
         lax.cond(x["i"][0] > 0, lambda: (), lambda: ())

@@ -46,6 +46,7 @@ def program_of(function, w, shape):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_product_that_sums_nothing_is_element_wise(name):
     w, shape, product, expected = PAIRS[name]
@@ -94,6 +95,7 @@ COMPLEX = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPLEX)
 def test_a_product_of_complex_numbers_is_one_of_their_parts(name):
     """No product of complex numbers is compiled, and the gradient is that of backpropagation."""

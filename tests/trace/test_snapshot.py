@@ -12,7 +12,6 @@ from jax import lax
 from jax.experimental import sparse
 
 import etpc
-from tests.marks import few
 from tests.zoo.check import TOLERANCE, bptt, call, distance, normal, online
 
 W = normal(steps=3)
@@ -54,12 +53,10 @@ CONNECTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "calls"),
-    few(
-        itertools.product(CONNECTIONS, [0, 1, 2]),
-        *(("a permutation", 1), ("a mask", 0), ("a sparse matrix", 1)),
-    ),
+    list(itertools.product(CONNECTIONS, [0, 1, 2])),
 )
 def test_connections_written_to_in_place(case, calls):
     """Before the first call, or after one: the same array object, with other values, is refused."""
@@ -210,6 +207,7 @@ def test_a_flag_of_numpy():
         online(program, {"w": W, "slow": np.bool_(False)}, XS)
 
 
+@pytest.mark.slow
 def test_inference_mode():
     class Network(eqx.Module):
         w: jax.Array

@@ -247,6 +247,7 @@ def test_all_directions_in_float32_where_units_differ(gain):
     assert distance(found, bptt(gain)) < 1e-5
 
 
+@pytest.mark.slow
 def test_units_of_states():
     """Few directions are the same ones whatever the units are, which are powers of 2^10."""
     _, online, _ = scaled_program(float, q=2)
@@ -277,7 +278,8 @@ def conductances(m, x, s):
     return r, (g, v, r)
 
 
-@pytest.mark.parametrize("rule", few(["rank", "credit"], "credit"))
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["rank", "credit"])
 def test_an_unstable_network_keeps_its_gradient_finite(rule):
     """Potentials and traces of 1e30 in float32, whose squares overflow, and a gradient of a few units by BPTT."""
     single = lambda a: jnp.asarray(a, jnp.float32)
@@ -313,6 +315,7 @@ def test_full_rank_is_the_whole_trace(name):
     assert distance(*found) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lif", "delay"])
 def test_where_nothing_escapes_it_is_d_rtrl(name):
     case = case_of(name)
@@ -323,6 +326,7 @@ def test_where_nothing_escapes_it_is_d_rtrl(name):
     assert distance(found, case.online(etpc.D_RTRL(window=3, backprop="full"))[0]) < 1e-12
 
 
+@pytest.mark.slow
 def test_how_much_credit_is_lost():
     case = case_of("gru")
     program = case.program(etpc.CreditRTRL(2, None, window=2))
@@ -428,6 +432,7 @@ def test_products_of_transitions_are_bounded(scale):
     assert np.array_equal(found, wanted) == (scale < 1)
 
 
+@pytest.mark.slow
 def test_what_is_preserved_is_not_forgotten():
     """The bound of a norm is a little too large, and counts anew in each window."""
     d = CreditSubspace(4)
@@ -437,6 +442,7 @@ def test_what_is_preserved_is_not_forgotten():
         np.testing.assert_allclose(transition[0], np.eye(4), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e15, 1e20, 1e30])
 def test_one_overflow_does_not_spoil_the_running_means(size):
     rng, d = np.random.default_rng(0), CreditSubspace(2)

@@ -8,7 +8,6 @@ import pytest
 import etpc
 from etpc.traces import Ended
 from tests.helpers import kept, normal, online
-from tests.marks import few
 
 T, B, I, N = 16, 2, 4, 5
 GATES = ("input", "forget", "output", "value")
@@ -56,7 +55,8 @@ def ended(program):
     return {p.path for p in program.ops if isinstance(p.form, Ended)}
 
 
-@pytest.mark.parametrize("window", few([1, 4], 4))
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [1, 4])
 def test_the_output_gate_of_an_lstm_carries_nothing(window):
     program, whole = (
         compiled(etpc.D_RTRL(window=window)),

@@ -188,7 +188,8 @@ def close(one, other, tolerance=1e-9):
         np.testing.assert_allclose(found, b, rtol=0, atol=tolerance * size, err_msg=path)
 
 
-@pytest.mark.parametrize("name", few(STEPS, "one gate, each gain", "convolved"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPS)
 def test_it_is_the_whole_trace(name):
     count = STEPS[name][4]
     low, full, op = programs(name, window=4)
@@ -199,11 +200,16 @@ def test_it_is_the_whole_trace(name):
     close(gradients(low), bptt(name))
 
 
-@pytest.mark.parametrize("name", few(STEPS, "direct synapse"))
-@pytest.mark.parametrize("windows", few(WINDOWS, "look-back"))
-@pytest.mark.parametrize(("calls", "batch"), few([(2, B), (1, None)], (2, B)))
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "windows", "calls", "batch"),
+    [
+        (name, windows, *((2, B), (1, None))[n % 2])
+        for n, (windows, name) in enumerate(itertools.product(WINDOWS, STEPS))
+    ],
+)
 def test_in_every_kind_of_window(name, windows, calls, batch):
-    """In two calls, with a reset between them; and of one example without a batch axis."""
+    """In two calls, with a reset between them; or of one example without a batch axis: each in two of the windows."""
     low, full, op = programs(name, **WINDOWS[windows])
     assert isinstance(op.form, Filtered)
     weight = STEPS[name][2]  # a rank of one is not enough for others
@@ -240,12 +246,19 @@ def test_every_rule_takes_it(rule, name):
 @pytest.mark.parametrize(
     ("rule", "name"),
     few(
-        itertools.product(RULES, STEADY),
+        [
+            *(
+                (rule, STEADY[(n + k) % len(STEADY)])
+                for k in (0, 4)
+                for n, rule in enumerate(RULES)
+            ),
+            *(("RTRL", "synapse"), ("credit", "synapse"), ("rank", "leaky readout")),
+        ],
         *(("RTRL", "synapse"), ("credit", "synapse"), ("rank", "leaky readout")),
     ),
 )
 def test_the_gradient_under_every_rule(rule, name):
-    """As BPTT would have it, but where the step before enters through another weight."""
+    """As BPTT would have it, but where the step before enters through another weight; each rule with a few steps."""
     found, op = under(rule, name)
     if isinstance(op.form, Filtered):
         close({STEPS[name][2]: gradients(found)[STEPS[name][2]]}, bptt(name))
@@ -269,8 +282,9 @@ def test_exact_rules_keep_what_moves(name):
         assert words in found.trace.found.why_not
 
 
-@pytest.mark.parametrize("name", few(STEADY, "two leaks", "detached reset"))
-@pytest.mark.parametrize("every", few([1, 3], 1))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEADY)
+@pytest.mark.parametrize("every", [1, 3])
 def test_it_is_the_whole_trace_while_the_weights_move(name, every):
     """All parameters are updated at a large rate, also those that D and F depend on."""
     found, full, op = programs(name, etpc.D_RTRL())
@@ -291,6 +305,7 @@ def test_it_is_the_whole_trace_while_the_weights_move(name, every):
     np.testing.assert_allclose(*losses, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_a_form_that_is_exact_for_still_weights_differs_while_they_move():
     """The control: gains of each output, which a rank leaves out of the sum."""
     found, full, op = programs("each gain", etpc.ES_D_RTRL(rank=1))
@@ -314,7 +329,8 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize(("name", "rule"), few(SMALL, SMALL[0], SMALL[2], SMALL[4]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rule"), SMALL)
 def test_small_gains_in_float32(name, rule):
     """Compiled at gains of one, and run at gains that differ by many orders of magnitude, against BPTT in float64."""
     step, state, weight, *_ = STEPS[name]
@@ -334,6 +350,7 @@ def test_small_gains_in_float32(name, rule):
         assert np.abs((found[weight] - bptt[weight]) / size).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_gains_that_move():
     """The trace is that of the gains of the last window."""
 
@@ -357,6 +374,7 @@ def test_gains_that_move():
     np.testing.assert_allclose(carry.traces[place][1], gains[-1], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_it_is_shown_as_the_whole_trace():
     low, full, op = programs("direct synapse", window=3)
     xs = normal(T, I, seed=1)

@@ -12,7 +12,6 @@ import pytest
 import etpc
 from etpc.traces import Holomorphic
 from tests.helpers import kept, loss, normal, online
-from tests.marks import few
 
 O, I, T, B = 5, 4, 16, 3
 
@@ -110,13 +109,10 @@ def data():
     return normal(T, B, I, seed=5), normal(T, B, 1, seed=6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rule"),
-    few(
-        itertools.product(STEPS, RULES),
-        *(("linear", "step by step"), ("parts are read", "windows"), ("linear", "full windows")),
-        *(("bounded", "look-back"), ("cascade", "RTRL")),
-    ),
+    list(itertools.product(STEPS, RULES)),
 )
 def test_gradient(name, rule):
     """By backpropagation, in two calls."""
@@ -144,6 +140,7 @@ def test_a_real_weight_is_complex_where_it_acts():
     assert all(isinstance(op.form, Holomorphic) for op in traced("linear", RULES["windows"]).ops)
 
 
+@pytest.mark.slow
 def test_while_the_weights_move():
     moved = []
     for rule in (etpc.D_RTRL(), kept(etpc.D_RTRL())):

@@ -6,7 +6,6 @@ import pytest
 
 import etpc
 from examples.rules.kf_rtrl import KF_RTRL, KroneckerFactor
-from tests.marks import few
 from tests.traces.test_uoro import MODEL, TARGETS, XS, I, N, T, rtrl, step
 
 
@@ -27,7 +26,8 @@ def online(algo, batch):
     return program, np.concatenate([grads["w"], grads["u"]], 1), carry
 
 
-@pytest.mark.parametrize("window", few([1, 2, 4], 2))
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [1, 2, 4])
 def test_the_mean_over_all_signs_is_rtrl(window):
     reductions = T - window  # those of the last window are not used
     program, mean, _ = online(KF_RTRL(AllSigns(), window=window), 2**reductions)
@@ -40,6 +40,7 @@ def test_the_mean_over_all_signs_is_rtrl(window):
     assert "at random and unbiased" in str(program)
 
 
+@pytest.mark.slow
 def test_one_draw_is_that_of_the_source():
     """Algorithm 1 in loops, with the same signs; its pair at the end, for each of the two matrices."""
     example = 0b0110101

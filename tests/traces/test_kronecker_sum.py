@@ -6,7 +6,6 @@ import pytest
 
 import etpc
 from examples.rules.kronecker_sum import OK, KroneckerSum, reduced
-from tests.marks import few
 from tests.traces.test_uoro import MODEL, TARGETS, XS, N, T, rtrl, step
 
 
@@ -27,7 +26,8 @@ def online(algo, batch, count):
     return program, np.concatenate([grads["w"], grads["u"]], 1)
 
 
-@pytest.mark.parametrize(("rank", "window"), few([(1, 1), (2, 2)], (2, 2)))
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "window"), [(1, 1), (2, 2)])
 def test_the_mean_over_all_signs_is_rtrl(rank, window):
     count = T if rank == 1 else 6
     reductions = count - window  # those of the last window are not used

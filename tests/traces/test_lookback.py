@@ -61,7 +61,8 @@ def test_long_enough_it_is_bptt_under_every_rule(rule):
     assert distance(found, bptt) < 1e-9
 
 
-@pytest.mark.parametrize("rule", few(RULES, etpc.D_RTRL))
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
 def test_one_window_is_the_exact_window(rule):
     case = case_of("gru")
     found = [
@@ -120,6 +121,7 @@ def test_an_example_that_begins_anew_is_a_stream_of_its_own(rule):
     assert distance(found, of_one) > 1e-3
 
 
+@pytest.mark.slow
 def test_weights_that_move():
     """Each step of the path is linearised at the state as it was, with the current weights."""
     key = jax.random.key(0)
@@ -185,6 +187,7 @@ def test_what_is_refused(given, message):
         etpc.D_RTRL(**given)
 
 
+@pytest.mark.slow
 def test_a_derivative_that_is_infinite_at_rest_is_met_no_more_than_by_bptt():
     def step(w, x, h):
         h = w * jnp.sqrt(jnp.sum(h**2) + x**2)

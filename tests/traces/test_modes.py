@@ -95,6 +95,7 @@ def test_vectors_of_rounding_spoil_nothing(kind, rank, dtype):
         assert lost <= 1.08 * np.linalg.norm(s[rank:]) + rounding * np.linalg.norm(s)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 8, 20])
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
 def test_orthonormal_is_the_qr_decomposition(count, dtype):

@@ -18,7 +18,6 @@ from jax import lax
 import etpc
 from etpc.algorithms import Algorithm
 from etpc.traces import Full, zeros
-from tests.marks import few
 from tests.traces.test_user_form import Presynaptic, loss, normal
 
 T, B, I, N, O, A = 8, 3, 4, 5, 2, 0.8
@@ -108,7 +107,8 @@ def by_hand():
     return of_w, of_out
 
 
-@pytest.mark.parametrize("window", few([1, 2, 5], 2))
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [1, 2, 5])
 def test_otpe(window):
     state = jnp.zeros(N), jnp.zeros(N), jnp.zeros(O)
     program = etpc.compile(MODEL, OTPE(window=window), inputs=XS[0, 0], state=state, step=step)

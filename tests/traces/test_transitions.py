@@ -12,7 +12,6 @@ import etpc
 from etpc.analyse._reach import closure
 from etpc.plan import _pairs
 from etpc.traces import _transitions as transitions
-from tests.marks import few
 
 
 def random_transition(seed, states=40, links=1.2):
@@ -140,7 +139,8 @@ def test_products_of_the_transitions_that_follow(steps, m, entered, period):
     np.testing.assert_allclose(dense_of(pairs, of_each), product, atol=1e-9)
 
 
-@pytest.mark.parametrize("window", few([1, 2, 5], 2))
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [1, 2, 5])
 def test_rtrl_of_a_deep_stack_of_independent_units(window):
     """Blocks of an arrow's shape: one unit of a layer and all of the next two."""
     rng = np.random.default_rng(0)

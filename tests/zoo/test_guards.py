@@ -188,12 +188,10 @@ OF_PARAMETERS_ALONE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
-    few(
-        [etpc.RTRL(window=2), etpc.D_RTRL(window=3), etpc.ES_D_RTRL(decay=0.9, window=8)],
-        etpc.RTRL(window=2),
-    ),
+    [etpc.RTRL(window=2), etpc.D_RTRL(window=3), etpc.ES_D_RTRL(decay=0.9, window=8)],
     ids=str,
 )
 def test_any_function_of_parameters_alone_in_branches_that_are_never_taken(rule):
@@ -305,7 +303,8 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("name", few(KEYS, "one parameter"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEYS)
 def test_a_derivative_that_nothing_passes_through(name):
     step, model, state = KEYS[name]
     holds(step, model, state, exact=False)
