@@ -1,7 +1,6 @@
 """How every test runs: on the CPU, in float64, with annotations checked."""
 
 import contextlib
-import ctypes
 import os
 import zlib
 from pathlib import Path
@@ -75,8 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _compiled_code_is_dropped():
     """A compiled function takes up to 15 memory mappings, and Linux gives a process 65,530 of them.
 
-    What the next module compiles too is kept, up to 2 GB of memory. The allocator is told to give back what was
-    dropped; it would count as taken otherwise, after each module that follows.
+    What the next module compiles too is kept, up to 2 GB of memory.
     """
     yield
     if (
@@ -85,5 +83,3 @@ def _compiled_code_is_dropped():
         or int(MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 2 << 30
     ):
         jax.clear_caches()
-        with contextlib.suppress(AttributeError, TypeError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)

@@ -196,7 +196,9 @@ for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9, window=2):
     compiled = spread.as_text()
     found = re.findall(r"= \\w+\\[([\\d,]*)\\]\\S* (all-gather|all-to-all|collective-permute)\\(", compiled)
     sizes = {tuple(map(int, shape.split(","))) for shape, _ in found}
-    assert {kind for _, kind in found} == {"all-gather"}
+    # Under a decay the data of both products are side by side: neighbours hand on what the split of 68 numbers moves.
+    few = set() if algo == etpc.D_RTRL(window=2) else {"collective-permute"}
+    assert {kind for _, kind in found} == {"all-gather", *few}
     # What neurons read and hear of, in a window and before; a device's part of the trace is larger.
     assert max(map(np.prod, sizes)) <= 3 * B * N < B * N * N // 8, sizes
 print("the same on eight devices")

@@ -258,6 +258,15 @@ def test_a_cycle_without_a_neuron():
         np.testing.assert_allclose(found, y)
 
 
+def test_a_cycle_that_nothing_enters():
+    """It holds no neuron either, so that no edge of it is the one to be cut."""
+    scale = nir.Scale(0.5 * np.ones(N))
+    edges = [("input", "sum"), ("sum", "output"), ("there", "back"), ("back", "there")]
+    graph = graph_of({"sum": nir.Scale(2 * np.ones(N)), "there": scale, "back": scale}, edges)
+    xs = rng.normal(size=(T, N))
+    np.testing.assert_allclose(run(interop.from_nir(graph, dt=DT), xs), 2 * xs)
+
+
 def test_a_delay_breaks_a_cycle_on_its_own():
     """A delay of two steps in a cycle is two steps, and not three."""
     graph = recurrent("LI", nir.Delay(DT * np.full(N, 2)))
