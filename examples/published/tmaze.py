@@ -377,8 +377,8 @@ STUDY = Study(
     "Exact RTRL of the tanh network agrees: 0.685 to 0.947 at N = 10 and 0.494 to 0.999 at N = 20, where the "
     "seeds of the source have 0.845 to 0.975 and 0.503 to 0.900, and 0.492 to 0.563 at N = 40. TBPTT(2N) at each step, "
     "which takes the current weights for the steps before too, has 0.537 to 0.855 and 0.624 to 0.984; three "
-    "seeds do not tell the two apart. Sketched RTRL, which the source proposes, takes 12 to 20 times as long as RTRL in its records of "
-    "these runs, and reaches 0.740 at N = 10.",
+    "seeds do not tell the two apart. Sketched RTRL, which the source proposes, takes 12 to 20 times as long as RTRL "
+    "in its records of these runs, and reaches 0.740 at N = 10.",
     seeds=3,
     digits=".3f",
 )
