@@ -364,23 +364,24 @@ STUDY = Study(
         for n, (length, steps) in enumerate(STEPS.items())
         for name, published in PUBLISHED.items()
     ),
-    found="The RTU reaches what was published at N = 10 (seeds from 0.992 to 0.996 there) and more at N = 20 (0.714 to "
-    "0.872); the LRU is within the seeds of the source at both (0.872 to 0.971, and 0.371 to 0.667). At N = 40 "
-    "the ranges overlap (0.247 to 0.859 and 0.028 to 0.113 there), and the mean of the RTU is below that of the source. "
-    "How a run ends there depends on rounding too: the first seed, run by itself and not beside the two others, reached "
-    "0.667 with the RTU and 0.350 with the LRU, in place of 0.133 and 0.071. All cases of the "
-    "tanh network vary much, from seed to seed and within a run: in the source, shares of exact RTRL at N = 10 go from "
-    "0.48 to 1.00 within the last 10,000 steps, and those of SnAp(1) are 0.504, 0.731 and 0.508 for three seeds.\n\n"
-    "TBPTT(2N) agrees at N = 20 and N = 40. At N = 10 the seeds of the source have 0.581, 0.650 and 0.909. The first "
-    "30,000 steps of its curves are as here: 0.02 after 2,000 steps, 0.4 after 10,000, the 0.5 of turning always to "
-    "one side from 20,000 on. Then some seeds begin to use the sign, and most do not yet: of the "
-    "twelve here two end at 0.63 and 0.72, and the others at 0.55 or less. The code of the source has the same "
-    "windows, updates, loss and initial values, so its mean is likely the luck of few seeds.\n\n"
+    found="The RTU reaches what was published at N = 10 (seeds from 0.992 to 0.996 there) and more at N = 20 (0.714 "
+    "to 0.872); the LRU is within the seeds of the source at both (0.872 to 0.971, and 0.371 to 0.667). At N "
+    "= 40 the ranges overlap (0.247 to 0.859 and 0.028 to 0.113 there), and the mean of the RTU is below that "
+    "of the source. How a run ends there depends on rounding too: the first seed, run by itself and not "
+    "beside the two others, reached 0.667 with the RTU and 0.350 with the LRU, in place of 0.133 and 0.071. "
+    "All cases of the tanh network vary much, from seed to seed and within a run: in the source, shares of "
+    "exact RTRL at N = 10 go from 0.48 to 1.00 within the last 10,000 steps, and those of SnAp(1) are 0.504, "
+    "0.731 and 0.508 for three seeds.\n\n"
+    "TBPTT(2N) agrees at N = 20 and N = 40. At N = 10 the seeds of the source have 0.581, 0.650 and 0.909. "
+    "The first 30,000 steps of its curves are as here: 0.02 after 2,000 steps, 0.4 after 10,000, the 0.5 of "
+    "turning always to one side from 20,000 on. Then some seeds begin to use the sign, and most do not yet: "
+    "of the twelve here two end at 0.63 and 0.72, and the others at 0.55 or less. The code of the source has "
+    "the same windows, updates, loss and initial values, so its mean is likely the luck of few seeds.\n\n"
     "Exact RTRL of the tanh network agrees: 0.685 to 0.947 at N = 10 and 0.494 to 0.999 at N = 20, where the "
-    "seeds of the source have 0.845 to 0.975 and 0.503 to 0.900, and 0.492 to 0.563 at N = 40. TBPTT(2N) at each step, "
-    "which takes the current weights for the steps before too, has 0.537 to 0.855 and 0.624 to 0.984; three "
-    "seeds do not tell the two apart. Sketched RTRL, which the source proposes, takes 12 to 20 times as long as RTRL "
-    "in its records of these runs, and reaches 0.740 at N = 10.",
+    "seeds of the source have 0.845 to 0.975 and 0.503 to 0.900, and 0.492 to 0.563 at N = 40. TBPTT(2N) at "
+    "each step, which takes the current weights for the steps before too, has 0.537 to 0.855 and 0.624 to "
+    "0.984; three seeds do not tell the two apart. Sketched RTRL, which the source proposes, takes 12 to 20 "
+    "times as long as RTRL in its records of these runs, and reaches 0.740 at N = 10.",
     seeds=3,
     digits=".3f",
 )
