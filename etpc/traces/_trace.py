@@ -200,14 +200,9 @@ class Trace:
         super().__init_subclass__(**options)
         cls.replaceable = vars(cls).get("replaceable", False)
         cls.joins = vars(cls).get("joins", False)
-        if _overrides(cls, "start_alone", ("follow", "credit", "start")):
-            cls.start_alone = False
-        if _overrides(cls, "skips", ("follow", "credit", "advance", "advance_all")):
-            cls.skips = False
-        if "advance" in vars(cls) and "advance_all" not in vars(cls):
-            cls.advance_all = Trace.advance_all  # what is inherited does not call this `advance`
-        if {"follow", "credit", "rows"} & vars(cls).keys() and "first_data" not in vars(cls):
-            cls.first_data = Trace.first_data  # what is inherited belongs to the `rows` of the base
+        for name, methods in _BELONGS_TO.items():
+            if _overrides(cls, name, methods):
+                setattr(cls, name, getattr(Trace, name))
 
     @property
     def left_out(self) -> str:
@@ -313,6 +308,16 @@ class Trace:
     def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
         """Bounds of what the trace and the gradients so far left out; `None` where no bounds are carried."""
         return None
+
+
+_BELONGS_TO = {
+    "start_alone": ("follow", "credit", "start"),
+    "skips": ("follow", "credit", "advance", "advance_all"),
+    "advance_all": ("advance",),
+    "first_data": ("follow", "credit", "rows"),
+}
+"""What a form inherits only together with these methods: it describes them, or takes their place. A form that
+overrides one of them has what `Trace` has."""
 
 
 def _overrides(form: type[Trace], declaration: str, methods: Sequence[str]) -> bool:
