@@ -52,9 +52,10 @@ class Gradients:
         """Sums of windows of so many steps, before any is added."""
         entries: list[Array | None] = []
         for trace in self.plan.carried:
-            like = _shape_of_entries(trace)
-            if like is not None and steps >= LONG_WINDOW_STEPS:
-                like = like if like.size * like.dtype.itemsize > FOLD_BELOW_BYTES else None
+            folded = FOLD_BELOW_BYTES if steps >= LONG_WINDOW_STEPS else -1
+            like = None if trace.bytes <= folded else _shape_of_entries(trace)
+            if like is not None and like.size * like.dtype.itemsize <= folded:
+                like = None
             entries.append(None if like is None else jnp.zeros(like.shape, like.dtype))
         return Sums(zero_sums(weights), entries)
 
@@ -87,13 +88,18 @@ class Gradients:
         return replaced(grads, [place], [_sum(old, added.astype(old.dtype))])
 
 
+def data_by_op(trace: TracePlan, x: Array) -> list[Array]:
+    """The data of each operation whose data a trace holds, that of the trace first, from the data of all."""
+    kind = trace.site.kind
+    return kind.split(x) if isinstance(kind, Joined) else [x]
+
+
 def rows_by_op(trace: TracePlan, rows: list[Rows]) -> list[list[Rows]]:
     """The rows of a trace for each operation whose data it holds, that of the trace first."""
     kind = trace.site.kind
-    if not isinstance(kind, Joined):
-        return [rows]
-    parts = [(kind.split(x), credit) for x, credit in rows]
-    return [[(xs[n], credit) for xs, credit in parts] for n in range(len(kind.parts))]
+    count = len(kind.parts) if isinstance(kind, Joined) else 1
+    parts = [(data_by_op(trace, x), credit) for x, credit in rows]
+    return [[(xs[n], credit) for xs, credit in parts] for n in range(count)]
 
 
 def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..plan import Pairs, Plan, TracePlan
-from ..traces import Factors, Joined, Rows, Traces, apply_back, paired
+from ..traces import Factors, Rows, Traces, apply_back, paired
 from ._arrays import (
     by_step,
     columns,
@@ -24,7 +24,7 @@ from ._arrays import (
 )
 from ._cut import Jacobians, ReadPull, into_op
 from ._forward import Rollout
-from ._gradient import rows_by_op
+from ._gradient import data_by_op, rows_by_op
 from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
 from ._step import StepFunctions
@@ -140,8 +140,7 @@ class Truncated(Window[CutWindow]):
                 continue
             x = trace.form.first_data(trace.site, carry)
             if x is not None:
-                kind = trace.site.kind
-                parts = kind.split(x) if isinstance(kind, Joined) else [x]
+                parts = data_by_op(trace, x)
                 added |= {op.number: part for op, part in zip(ops, parts, strict=True)}
         return added
 

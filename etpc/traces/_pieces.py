@@ -22,8 +22,7 @@ Operand = tuple[Array, int | None]
 """An array [B, ...], and the axis along which it is cut when the trace is; `None` where it is taken whole."""
 
 EXAMPLES = 16
-"""A sum over no more examples than this, of a trace that is not small, is written out, so that it becomes part of the
-loop that reads it."""
+"""A sum over no more examples than this is written out, so that it becomes part of the loop that reads it."""
 LARGE = 2
 """An example is large if it has more bytes than so many pieces."""
 SMALL = 1 << 20
@@ -58,11 +57,11 @@ def over_examples(
     if abreast is None:
         return product(signal, trace).sum(0)
     devices = _devices(trace)
-    if devices == 1 and len(trace) <= EXAMPLES and trace.nbytes > SMALL:
-        terms = [product(signal[n], trace[n]) for n in range(len(trace))]
-        return sum(terms[1:], terms[0])
     if devices == 1 and trace.nbytes <= SMALL:
         return _sum_by_halves(product(signal, trace))
+    if devices == 1 and len(trace) <= EXAMPLES:
+        terms = [product(signal[n], trace[n]) for n in range(len(trace))]
+        return sum(terms[1:], terms[0])
     runs = math.gcd(trace.shape[0], devices)
     signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
     count = trace.shape[1]
