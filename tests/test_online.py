@@ -290,10 +290,10 @@ def test_reset_of_one_example(name):
     assert again.state["n"].tolist() == [T, 0, T]
     assert again.fresh.tolist() == [False, True, False]
     same(again.state["key"], carry.state["key"])  # noise goes on
-    for p, trace in zip(program.ops, again.traces, strict=True):
+    for p, trace in zip(program.plan.carried, again.traces, strict=True):
         bound = trace[3:]
         assert not any(a[1].any() for a in trace[:3])
-        assert all(a[1].any() for a in bound), p.path
+        assert all(a[1].any() for a in bound), p.op.path
     if algo == RULES["rank"]:
         assert any(len(trace) == 4 for trace in again.traces)
     if algo == D:

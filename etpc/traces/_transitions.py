@@ -74,23 +74,15 @@ def _compose_dense(
     if m == 1:
         return times(later, earlier)
     if m <= UNROLLED:
-        out = _compose_rows(later, _parts(earlier, -3))
+        rows = _parts(earlier, -3)
+        terms = [times(later[..., c, None, :], row[..., None, :, :]) for c, row in enumerate(rows)]
+        out = sum(terms[1:], terms[0])
     elif later.shape[-1] == 1 and earlier.shape[-1] == 1:
         out = _contracted(jnp.matmul, later[..., 0], earlier[..., 0])[..., None]
     else:
         later, earlier = jnp.broadcast_arrays(later, earlier)
         out = _contracted(lambda a, b: jnp.einsum("...aco,...cbo->...abo", a, b), later, earlier)
     return out
-
-
-def _compose_rows(
-    later: Inexact[Array, "... m m o"], earlier: Sequence[Inexact[Array, "... m O"]]
-) -> Array:
-    """`_compose_dense`, with the earlier transition as its rows."""
-    terms = [
-        times(later[..., :, c, None, :], row[..., None, :, :]) for c, row in enumerate(earlier)
-    ]
-    return sum(terms[1:], terms[0])
 
 
 def _by_period(
@@ -238,33 +230,50 @@ def suffix_products(
     The products are found from the last step back, `later <- later D_t`, and each is read before D_t enters it.
     """
     m = pairs.m
-    read: Callable[[Array], Array] = lambda suffix: suffix
     if not m or transition.shape[0] == 1:
         return lambda added: added, transition[0]
     last = identity(pairs, transition.dtype)[None] + jnp.zeros_like(transition[0])
     move = functools.partial(apply, pairs)
-    # The shapes are chosen before the loop: a reshape or a read of rows inside it would keep XLA's CPU backend
-    # from vectorising it.
+    if pairs.dense and 1 < m <= UNROLLED:
+        suffixes, total = _suffix_columns(_parts(transition, -2), _square(last, m), entered)
+        if len(entered) < m:  # no other column is needed
+            move = functools.partial(_apply_at, pairs, places=entered)
+        return functools.partial(move, suffixes), total
+    # The shapes are chosen before the loop: a reshape inside it would keep XLA's CPU backend from vectorising it.
     if m == 1:  # arrays without an axis of length one share their zeros with those of other loops
         product, start, steps = times, last[:, 0], transition[:, :, 0]
     elif not pairs.dense:
         product, start, steps = functools.partial(compose, pairs), last, transition
-    elif m > UNROLLED:
-        product, start, steps = _compose_dense, _square(last, m), _square(transition, m)
     else:
-        entries = _parts(transition, -2)
-        rows = [jnp.stack(entries[c * m : (c + 1) * m], -2) for c in range(m)]
-        product, start, steps = _compose_rows, _square(last, m), rows
-        if len(entered) < m:  # no other column is needed
-            read = functools.partial(_at, axis=-2, places=entered)
-            move = functools.partial(_apply_at, pairs, places=entered)
-
-    def back(later: Array, step: Any) -> tuple[Array, Array]:
-        return product(later, step), read(later)
-
+        product, start, steps = _compose_dense, _square(last, m), _square(transition, m)
+    back = lambda later, step: (product(later, step), later)
     total, suffixes = lax.scan(back, start, steps, reverse=True)
     suffixes = suffixes.reshape(*transition.shape[:2], -1, transition.shape[-1])
     return functools.partial(move, suffixes), total.reshape(last.shape)
+
+
+def _suffix_columns(
+    entries: Sequence[Inexact[Array, "W B o"]],
+    last: Inexact[Array, "B m m o"],
+    entered: Sequence[int],
+) -> tuple[Inexact[Array, "W B mk o"], Inexact[Array, "B P o"]]:
+    """The k columns of the products after each step that are entered, and the product of all steps.
+
+    Each entry of the transitions is an array of its own, and so is each column of the products: XLA's CPU backend
+    vectorises no loop that reads one array in several places, and to put them together before it would be a pass.
+    """
+    m = last.shape[-2]
+
+    def back(later: list[Array], step: list[Array]) -> tuple[list[Array], list[Array]]:
+        columns: list[Array] = []
+        for b in range(m):
+            terms = [times(later[c], step[c * m + b][..., None, :]) for c in range(m)]
+            columns.append(sum(terms[1:], terms[0]))
+        return columns, [later[n] for n in entered]
+
+    total, suffixes = lax.scan(back, _parts(last, -2), list(entries), reverse=True)
+    flat = lambda columns: jnp.stack(columns, -2).reshape(*columns[0].shape[:-2], -1, last.shape[-1])
+    return flat(suffixes), flat(total)
 
 
 def recurrence(

@@ -20,7 +20,8 @@ spike = etpc.surrogate.ReluGrad()
 
 
 def normal(*shape, seed=0):
-    return 0.7 * jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+    """In NumPy: computing with JAX arrays would compile a kernel for each shape."""
+    return 0.7 * np.random.default_rng(seed).normal(size=shape)
 
 
 class Model(eqx.Module):
@@ -127,7 +128,7 @@ def ring(w, x, state):
     return (jnp.tanh(0.6 * h + 0.5 * jnp.roll(h, 1) + w["in"] @ x + w["bias"]),)
 
 
-WEIGHTS = {
+DRAWN = {
     "tau": 5 + normal(N),
     "decay": 0.5 + 0.1 * normal(N),
     "in": normal(N, IN, seed=1),
@@ -143,10 +144,11 @@ WEIGHTS = {
     "heads": normal(2, N, N, seed=10),
     "shared": normal(N, N, seed=11),
     "kernel": normal(2, 2, 3, seed=12),
-    "phase": 0.8 * jnp.exp(1j * normal(N, seed=13)),
+    "phase": 0.8 * np.exp(1j * normal(N, seed=13)),
     "complex": normal(N, IN, seed=14) + 1j * normal(N, IN, seed=15),
     "phases": normal(N, N, seed=16) + 1j * normal(N, N, seed=17),
 }
+WEIGHTS = {name: jnp.asarray(a) for name, a in DRAWN.items()}
 REAL, COMPLEX = "float64", "complex128"
 MODELS = {
     ring: ("in bias", [((N,), REAL)]),
@@ -166,7 +168,7 @@ MODELS = {
 }
 SEVERAL_OUTPUTS = (shared, convolved, rotated, complex_back)
 """An element of a weight is used at several outputs, each of which has a block of its own; or is complex."""
-XS = 2 * normal(T, IN, seed=20)
+XS = jnp.asarray(2 * normal(T, IN, seed=20))
 
 
 def model_of(step):

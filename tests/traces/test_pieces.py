@@ -206,9 +206,13 @@ def test_zero_after_is_not_seen_through():
     assert "parameter(1)" in entry
 
 
+def small(*shape):
+    return jnp.asarray(0.3 * draw(shape, float))
+
+
 def sparse_matrix(size):
     at = np.stack([np.repeat(np.arange(size), 3), np.arange(3 * size) * 5 % size], 1)
-    return sparse.BCOO((0.3 * normal(3 * size), jnp.asarray(at)), shape=(size, size))
+    return sparse.BCOO((small(3 * size), jnp.asarray(at)), shape=(size, size))
 
 
 def heads(w, h):
@@ -222,10 +226,10 @@ def convolved(w, h):
 
 
 LAYERS = {
-    "dense": (lambda w, h: w @ h, 0.3 * normal(12, 12)),
-    "more inputs than groups": (heads, 0.3 * normal(2, 6, 6)),
-    "more groups than inputs": (heads, 0.3 * normal(6, 2, 2)),
-    "convolution": (convolved, 0.3 * normal(1, 1, 3)),
+    "dense": (lambda w, h: w @ h, small(12, 12)),
+    "more inputs than groups": (heads, small(2, 6, 6)),
+    "more groups than inputs": (heads, small(6, 2, 2)),
+    "convolution": (convolved, small(1, 1, 3)),
     "sparse": (lambda w, h: w @ h, sparse_matrix(12)),
     "element-wise": (lambda w, h: w * h, normal(12)),
 }
