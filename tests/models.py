@@ -299,7 +299,9 @@ def spiking(p, layer, ops, x, old):
     if late:
         new["v"] = ops.state("v", v - 0.5 * z_old)
         return new, fire("new", new["v"], new.get("a")), current
-    z = ops.state("z", fire("new", v, new.get("a")))
+    z = fire("new", v, new.get("a"))
+    if adapt or layer.recurrent != "none":  # else no step reads the last one: it is no hidden state
+        z = ops.state("z", z)
     reset = {
         "soft": lambda: v - 0.5 * z,
         "hard": lambda: v * (1 - z),
