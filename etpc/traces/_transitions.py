@@ -248,7 +248,7 @@ def suffix_products(
         product, start, steps = _compose_dense, _square(last, m), _square(transition, m)
     back = lambda later, step: (product(later, step), later)
     total, suffixes = lax.scan(back, start, steps, reverse=True)
-    suffixes = suffixes.reshape(*transition.shape[:2], -1, transition.shape[-1])
+    suffixes = suffixes.reshape(transition.shape)
     return functools.partial(move, suffixes), total.reshape(last.shape)
 
 
@@ -272,7 +272,11 @@ def _suffix_columns(
         return columns, [later[n] for n in entered]
 
     total, suffixes = lax.scan(back, _parts(last, -2), list(entries), reverse=True)
-    flat = lambda columns: jnp.stack(columns, -2).reshape(*columns[0].shape[:-2], -1, last.shape[-1])
+
+    def flat(columns: list[Array]) -> Array:
+        lead, outputs = columns[0].shape[:-2], last.shape[-1]
+        return jnp.stack(columns, -2).reshape(*lead, m * len(columns), outputs)
+
     return flat(suffixes), flat(total)
 
 

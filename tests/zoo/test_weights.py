@@ -106,7 +106,8 @@ def test_einsum():
 
 
 def test_grouped_einsum_smoothed():
-    def step(op, x, h):  # transitions that differ, so that no smaller trace takes the place of the smoothed one
+    def step(op, x, h):
+        """Transitions differ, so that no smaller trace takes the place of the smoothed one."""
         h = 0.8 * jnp.tanh(h) + op(x)
         return h, h
 
