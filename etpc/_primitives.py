@@ -38,6 +38,8 @@ class Facts:
     function of NumPy arrays that makes the same moves, `rearranges(*arrays, **params) -> [arrays]`."""
     moves: bool = False
     """It moves values and does not change them, but for a conversion that rounds; data may say where to."""
+    keeps: bool = False
+    """It moves values, and each element of its operands is among its results."""
     linear: bool = False
     """It is linear in each float operand, with the others held constant. All that moves data is linear too."""
     singular: bool = False
@@ -118,15 +120,16 @@ _SINGULAR = (
     *("sqrt", "rsqrt", "cbrt", "log", "log1p", "pow", "integer_pow", "div"),
     *("acos", "asin", "acosh", "atanh"),
 )
-_MOVING = (
-    *("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim", "slice", "concatenate", "pad"),
-    *("copy", "convert_element_type", "dynamic_slice", "dynamic_update_slice", "gather"),
-    "scatter",
+_KEEPING = (
+    *("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim", "concatenate", "copy"),
+    "convert_element_type",
 )
+_DROPPING = ("slice", "pad", "dynamic_slice", "dynamic_update_slice", "gather", "scatter")
 
 register(named(*_ELEMENT_WISE), element_wise=True)
 register([*named(*_LINEAR), BCOO], linear=True)
 register(named(*_SINGULAR), singular=True)
-register([*named(*_MOVING), *IDENTITIES, *UNLISTED], moves=True)
+register([*named(*_KEEPING), *IDENTITIES, *UNLISTED], moves=True, keeps=True)
+register(named(*_DROPPING), moves=True)
 register(named("dot_general", "conv_general_dilated"), heavy=True)
 register([BCOO], by_step=True)

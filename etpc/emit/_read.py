@@ -137,19 +137,19 @@ class Reading:
         """What depends on old states past the new ones and past the operations that are cut."""
         a = self.step.analysis
         past = [eqn for eqn in self._body if eqn not in self.step.saved_equations]
-        new = self._moves.new_states
+        given = self._moves.whole
         old = (a.step.state[i] for i in a.hidden.leaves)
-        return propagate(past, old, lambda eqn, v: _stops(eqn, v) or v in new)
+        return propagate(past, old, lambda eqn, v: _stops(eqn, v) or v in given)
 
     def operations_read(self) -> frozenset[int]:
         """The numbers of the live operations that an output of their own step depends on past the new states."""
-        step, moved = self.step, self._moves.variables
+        step, given = self.step, self._moves.whole
         crossed = [_data(op) for op in step.saved if op.equation in self.crossing]
-        needed = {v for v in (*step.analysis.split.outputs, *crossed) if v not in moved}
+        needed = {v for v in (*step.analysis.split.outputs, *crossed) if v not in given}
         for eqn in reversed(self._body):
             is_read = any(v in needed and not _stops(eqn, v) for v in eqn.outputs)
             if is_read and eqn not in step.saved_equations:
-                needed.update(v for v in eqn.inputs if v.is_float and v not in moved)
+                needed.update(v for v in eqn.inputs if v.is_float and v not in given)
         return frozenset(op.number for op in step.live if op.equation.outputs[0] in needed)
 
     def reads_old_states(self) -> bool:
@@ -200,6 +200,8 @@ class MovedStates:
     origins: tuple[tuple[Equation, tuple[int, ...]], ...]
     """The moves that end in new states, last first, and which of their operands are moved."""
     variables: frozenset[Variable]
+    whole: frozenset[Variable]
+    """Those of which every element is given by the new states."""
 
     def values(
         self, new: Arrays, env: Values, step: StepFunctions, taken: Taken, deltas: Arrays
@@ -272,7 +274,7 @@ def _moved_states(a: Analysis) -> MovedStates:
         v = a.split.next_state[i]
         if v in computed and v not in new_states:
             new_states[v] = number
-    reached = set(new_states)
+    reached, whole = set(new_states), set(new_states)
     origins: list[tuple[Equation, tuple[int, ...]]] = []
     for eqn in reversed(a.split.body):
         if not _is_move(eqn) or not any(v in reached for v in eqn.outputs):
@@ -282,5 +284,8 @@ def _moved_states(a: Analysis) -> MovedStates:
         )
         if operands:
             origins.append((eqn, operands))
-            reached.update(eqn.inputs[i] for i in operands)
-    return MovedStates(new_states, tuple(origins), frozenset(reached))
+            found = {eqn.inputs[i] for i in operands} - reached
+            reached |= found
+            if facts(eqn.primitive).keeps and whole.issuperset(eqn.outputs):
+                whole |= found
+    return MovedStates(new_states, tuple(origins), frozenset(reached), frozenset(whole))

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import etpc
 from etpc.algorithms import Algorithm
@@ -62,7 +63,31 @@ def step_of(product, output):
         new = m["a"] * h + jnp.tanh(u)
         return m["U"] @ output(u, h, new), new
 
-    return step
+    return step, jnp.zeros(N)
+
+
+def packed(pack):
+    """One array holds all that the output reads."""
+
+    def step(m, x, state):
+        h = jnp.tanh(m["W"] @ x + 0.1 * state[:N])
+        g = m["a"] * state[N:] + m["V"] @ state[:N]
+        return m["U"] @ (h * g), pack((h, g))
+
+    return step, jnp.zeros(2 * N)
+
+
+def in_part(part):
+    """A part of the product is a new state, and the output reads the rest too."""
+
+    def step(m, x, state):
+        h, g = state
+        u = m["W"] @ x
+        new = part(u)
+        g = m["a"][:3] * g + jnp.tanh(new) + 0.1 * jnp.sin(h)
+        return m["U"] @ jnp.sin(u) + g[:2], (new, g)
+
+    return step, (jnp.zeros(3), jnp.zeros(3))
 
 
 ALONE = {
@@ -70,6 +95,8 @@ ALONE = {
     "two products that are added": step_of(
         lambda m, x, h: m["W"] @ x + m["V"] @ h, lambda u, h, new: jnp.tanh(new)
     ),
+    "a stack": packed(lambda parts: jnp.stack(parts).reshape(-1)),
+    "a stack, turned round": packed(lambda parts: jnp.concatenate(parts)[::-1]),
 }
 PAST_THE_STATE = {
     "the product": step_of(lambda m, x, h: m["W"] @ x, lambda u, h, new: new * u),
@@ -77,11 +104,19 @@ PAST_THE_STATE = {
     "a product of the product": step_of(
         lambda m, x, h: (w := m["W"] @ x) + m["V"] @ jnp.sin(w), lambda u, h, new: new
     ),
+    "what a slice leaves out": in_part(lambda u: u[:3]),
+    "what a split leaves out": in_part(lambda u: jnp.split(u, [3])[0]),
+    "what a gather leaves out": in_part(lambda u: u[jnp.array([3, 1, 1])]),
+    "what a dynamic slice leaves out": in_part(
+        lambda u: lax.dynamic_slice(u, (jnp.argmax(lax.stop_gradient(u)),), (3,))
+    ),
+    "what is overwritten": in_part(lambda u: u.at[1].set(0.3)[:3]),
 }
 
 
-def gradient(step, rule):
-    program = etpc.compile(MODEL, rule, inputs=XS[0, 0], state=jnp.zeros(N), step=step)
+def gradient(case, rule):
+    step, state = case
+    program = etpc.compile(MODEL, rule, inputs=XS[0, 0], state=state, step=step)
     run = program.value_and_grad(loss, "sum")
     (_, carry), first = run(MODEL, XS[:4], TARGETS[:4], program.init(B))
     _, second = run(MODEL, XS[4:], TARGETS[4:], carry)
@@ -98,13 +133,13 @@ def test_a_subclass_with_other_rows_is_asked_for_them(form):
 @pytest.mark.parametrize("window", few([1, 2], 1))
 @pytest.mark.parametrize("name", [*ALONE, *PAST_THE_STATE])
 def test_the_gradient_is_that_of_a_row_of_its_own(name, window):
-    step = (ALONE | PAST_THE_STATE)[name]
-    apart = gradient(step, Under(window=window, form=WithRows))
-    joined = gradient(step, Under(window=window))
+    case = (ALONE | PAST_THE_STATE)[name]
+    apart = gradient(case, Under(window=window, form=WithRows))
+    joined = gradient(case, Under(window=window))
     for path in apart:
         np.testing.assert_allclose(joined[path], apart[path], rtol=1e-12, atol=1e-13)
     if name in ALONE:
-        gradient(step, Under(window=window, form=AskedForData))
+        gradient(case, Under(window=window, form=AskedForData))
     else:
         with pytest.raises(AssertionError, match="holds all"):
-            gradient(step, Under(window=window, form=AskedForData))
+            gradient(case, Under(window=window, form=AskedForData))
