@@ -72,9 +72,8 @@ def test_spiking_networks_are_alive(name):
     state, spikes = model.init_state(), collections.defaultdict(list)
     for x in xs:
         _, state = model.step(x, state, models.PLAIN)
-        layers = zip(
-            model.spec.layers, state, strict=False
-        )  # a leaky readout has a state after them
+        # A leaky readout has a state after those of the layers.
+        layers = zip(model.spec.layers, state, strict=False)
         for number, (layer, of_layer) in enumerate(layers):
             if layer.kind in models.SPIKING:
                 values = models.values_of_layer(layer, of_layer)
