@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import promoting, without_derivative
-from .._tuning import tuning
+from .._tuning import tuning, window_of
 from ..plan import Plan
 from ..traces import Carry, Traces, zero_after
 from ._cut import CutSteps
@@ -132,7 +132,8 @@ class Window(abc.ABC, Generic[Residuals]):
         (outputs_bar,) = pull(jnp.ones_like(loss))
         bars = self.backward(course.residuals, traces, outputs_bar)
         grads = self.gradients.of_window(bars, [None] * len(bars.ops))
-        entries = [op.past.entries() for op in bars.ops if op.past is not None]
+        with window_of(len(span.xs[0])):
+            entries = [op.past.entries() for op in bars.ops if op.past is not None]
         moving = Moving(traces, course.moves, bars)
         return Learned(loss, aux, Sums(grads, entries), course.last, moving)
 

@@ -231,7 +231,7 @@ class Factored:
         delta = delta.reshape(*lead, *split[:first], self.f, *split[second:])
         n = "abcde"[: len(lead)]
         out = "".join(axes[axis] for axis in self.to_weight.order)
-        if jax.device_count() == 1 and 1 < math.prod(lead) <= tuning().rows:
+        if jax.device_count() == 1 and math.prod(lead) in tuning().rows:
             # These are added up in the loop that reads them, such as that of the trace or of the update.
             rows = lambda a: a.reshape(math.prod(lead), *a.shape[len(lead) :])
             each = zip(rows(x), rows(delta), strict=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact, Int
 
-from .._tuning import tuning
+from .._tuning import at_each_step, tuning
 from ..ops import summed
 from ._transitions import UNROLLED, times
 
@@ -22,11 +22,12 @@ Operand = tuple[Array, int | None]
 """An array [B, ...], and the axis along which it is cut when the trace is; `None` where it is taken whole."""
 
 EXAMPLES = 16
-"""A sum over no more examples than this is written out, so that it becomes part of the loop that reads it."""
+"""A sum over no more examples than this is written out, so that it becomes part of the loop that reads it: where
+weights move at each step, and where the trace is not small."""
 LARGE = 2
 """An example is large if it has more bytes than so many pieces."""
 SMALL = 1 << 20
-"""Up to so many bytes of a trace, its sum over examples is written out as a whole. XLA compiles less: a sixth of the
+"""Up to so many bytes of a trace, its sum over examples is written out by halves. XLA compiles less: a sixth of the
 operations for 16 examples, and two kernels, not seven, for more than these. With more it takes longer to run."""
 
 
@@ -57,11 +58,12 @@ def over_examples(
     if abreast is None:
         return product(signal, trace).sum(0)
     devices = _devices(trace)
-    if devices == 1 and trace.nbytes <= SMALL:
-        return _sum_by_halves(product(signal, trace))
-    if devices == 1 and len(trace) <= EXAMPLES:
+    is_small = trace.nbytes <= SMALL
+    if devices == 1 and len(trace) <= EXAMPLES and (at_each_step() or not is_small):
         terms = [product(signal[n], trace[n]) for n in range(len(trace))]
         return sum(terms[1:], terms[0])
+    if devices == 1 and is_small:
+        return _sum_by_halves(product(signal, trace))
     runs = math.gcd(trace.shape[0], devices)
     signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
     count = trace.shape[1]
