@@ -92,9 +92,16 @@ class Observed(eqx.Module):
 
     model: grammar.DrawnModel
     hidden: frozenset[str] = eqx.field(static=True)
+    names: tuple[str, ...] = eqx.field(static=True)  # of the leaves of a state
 
     def step(self, x, state, ops):
-        return self.model.step(x, state, Only(ops, self.hidden))
+        y, new = self.model.step(x, state, Only(ops, self.hidden))
+        leaves, tree = jax.tree.flatten(new)
+        observed = [
+            leaf if name in self.hidden else jax.lax.stop_gradient(leaf)
+            for name, leaf in zip(self.names, leaves, strict=True)
+        ]
+        return y, jax.tree.unflatten(tree, observed)
 
 
 class Only:
@@ -140,17 +147,19 @@ class Case:
         return etpc.compile(self.model, rule, inputs=self.x, weights=weights)
 
     @functools.cache  # noqa: B019
-    def reaching(self, count):
-        """The operations that reach a state at one of some random points."""
+    def reaching(self, hidden, count):
+        """The operations that reach a hidden state at one of some random points."""
         xs = data(self.program, np.random.default_rng(1), count, 1.5)
         far = 0.3 if count == POINTS else 1.5
-        return oracle.structure(self.model, self.x, self.state, xs=xs, spread=far).to_state
+        model = Observed(self.model, hidden, self.names)
+        return oracle.structure(model, self.x, self.state, xs=xs, spread=far).to_state
 
     def reference(self, point: Point, program: etpc.Program, count):
         """The gradient of an approximation, and the Jacobians of the steps."""
-        rule, model = program.algorithm, Observed(point.model, self.hidden(program))
+        rule, hidden = program.algorithm, self.hidden(program)
+        model = Observed(point.model, hidden, self.names)
         given = model, point.xs, point.targets, helpers.loss, point.state
-        pieces = jax.tree.map(np.asarray, oracle.all_pieces(*given, self.reaching(count)))
+        pieces = jax.tree.map(np.asarray, oracle.all_pieces(*given, self.reaching(hidden, count)))
         untraced = frozenset(name for name in pieces.F if self.program.untraced(name))
         algo = "d_rtrl" if isinstance(rule, etpc.D_RTRL) else "es_d_rtrl"
         grads = oracle.combine(pieces, algo=algo, decay=DECAY, untraced=untraced)
@@ -159,13 +168,18 @@ class Case:
     def hidden(self, program: etpc.Program) -> frozenset[str]:
         """The names of the states that an output depends on.
 
-        A decay has a value of the step smoothed as a hidden state, or not. Which leaves are hidden states is the
-        one thing that the references take from the program; D-RTRL and RTRL do not depend on it.
+        An operation that reaches no others is not cut, and a decay has a value of the step smoothed as a hidden
+        state, or not. Which leaves are hidden states is the one thing that the references take from the program;
+        a gradient that BPTT has and a program has not shows where they are too few.
         """
+        return frozenset(self.names[i] for i in program.plan.analysis.hidden.leaves)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of the state that each leaf of a state belongs to."""
         leaves = enumerate(grammar.unpacked(self.program, self.state))
         marked = [jax.tree.map(lambda _, i=i: f"s{i}", leaf) for i, leaf in leaves]
-        names = jax.tree.leaves(grammar.packed(self.program, marked))
-        return frozenset(names[i] for i in program.plan.analysis.hidden.leaves)
+        return tuple(jax.tree.leaves(grammar.packed(self.program, marked)))
 
 
 # Ways into a program --------------------------------------------------------------------------------------------------

@@ -967,12 +967,29 @@ def cast(w, op: Op):
     return w.astype(op.cast) if op.cast else w
 
 
+class InBranches:
+    """Hooks that are told of a product only where its branch is taken: elsewhere its data counts as zero."""
+
+    def __init__(self, ops):
+        self.ops, self.taken = ops, jnp.array(True)
+
+    def __getattr__(self, name):
+        return getattr(self.ops, name)
+
+    def mix(self, name, fn, x, w):
+        taken = self.taken
+        return self.ops.mix(name, lambda x, w: jnp.where(taken, fn(x, w), 0), x, w)
+
+
 class Run:
     """One step: the pool, the hooks, the parameters."""
 
     def __init__(self, parameters, ops, log=None, marked=frozenset()):
         self.parameters, self.log = parameters, log
-        self.ops = MarkedByName(marked) if self.plain(ops) and marked else ops
+        if self.plain(ops):
+            self.ops = MarkedByName(marked) if marked else ops
+        else:
+            self.ops = InBranches(ops)
         self.pool, self.numbers, self.names = [], [], []
 
     # Values
@@ -1061,9 +1078,14 @@ class Run:
     def branches(self, ops, which, functions):
         if self.plain(ops):
             return lax.switch(which, functions)
-        out = functions[0]()
-        for k, function in enumerate(functions[1:], 1):
-            out = jnp.where(which == k, function(), out)
+        around, results = ops.taken, []
+        for k, function in enumerate(functions):
+            ops.taken = around & (which == k)
+            results.append(function())
+        ops.taken = around
+        out = results[0]
+        for k, result in enumerate(results[1:], 1):
+            out = jnp.where(which == k, result, out)
         return out
 
     def loop(self, ops, body, start, xs):

@@ -92,6 +92,30 @@ def test_what_no_output_depends_on_is_no_hidden_state():
 
 
 @pytest.mark.slow
+def test_an_operation_that_reaches_no_hidden_state_is_not_cut():
+    """`s1` is read by itself alone. So an output that reads the operation into it reads the old `s2` live."""
+    before = Op("tanh", a=2), Op("complex_weight", a=0, b=1, n=1)
+    unread = Leaf("complex", 3, 3, rule="row_by_row", before=before)
+    leaky = Leaf("vector", n=2, rule="leaky", before=(Op("switch_weights"),))
+    leaves = leaky, unread, Leaf("counter", n=2, k=3, rule="replace", a=4, b=3)
+    program = Program(leaves, reads=(2,), n_in=1, pack="dict", seed=40430)
+    case = check.Case(program)
+    compiled = case.compile(etpc.D_RTRL())
+    assert case.hidden(compiled) == {"s2"}
+    assert compiled.claims[".parameters['1.1:complex_weight']['w']"].uses[0].block == 0
+    assert "d_rtrl reference" in agrees(program).errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cond_one", "cond_same", "switch_weights", "nested_loops"])
+def test_a_decay_smooths_zeros_where_a_branch_is_not_taken(kind):
+    for seed in range(3):
+        leaf = Leaf("vector", 2, rule="times", before=(Op(kind, b=1),))
+        program = Program((leaf,), seed=seed)
+        assert "es_d_rtrl reference" in agrees(program).errors
+
+
+@pytest.mark.slow
 def test_what_rounding_decides_is_not_compared():
     """At one of these points a decay is 1e67, and the state is the difference of two products with it."""
     leaf = Leaf("noisy", 1, rule="tau", a=4, b=6, before=(Op("fori_weight", a=4, b=6, n=3),))
