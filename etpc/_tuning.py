@@ -1,9 +1,6 @@
 """Settings that decide speed alone, and depend on the machine that programs are compiled for."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
-from contextvars import ContextVar
 
 import jax
 
@@ -67,21 +64,3 @@ take either layout. By this count; not measured."""
 def tuning() -> Tuning:
     """For the back end that JAX uses by default."""
     return CPU if jax.default_backend() == "cpu" else ACCELERATOR
-
-
-_STEPS: ContextVar[int] = ContextVar("steps", default=0)
-
-
-@contextlib.contextmanager
-def window_of(steps: int) -> Iterator[None]:
-    """Inside, code is for a window of so many steps."""
-    token = _STEPS.set(steps)
-    try:
-        yield
-    finally:
-        _STEPS.reset(token)
-
-
-def at_each_step() -> bool:
-    """Whether code is for a window of one step, which runs so often that its time counts for more than XLA's."""
-    return _STEPS.get() == 1

@@ -42,6 +42,15 @@ class Adaptive(Leaky):
         return self.out @ z, (V, a)
 
 
+class Reset(Leaky):
+    """What a weight adds to a trace does not vary, so that XLA could compute the trace again where it is read."""
+
+    def __call__(self, x, V):
+        z = jnp.tanh(V - 1)
+        V = 0.9 * V - z + self.rec @ z + self.win @ x
+        return self.out @ jnp.tanh(V), V
+
+
 def build(cls, neurons=N):
     zero = jnp.zeros(neurons, jnp.float32)
     model = cls(normal(0, neurons, neurons), normal(1, neurons, I), normal(2, O, neurons))
@@ -98,6 +107,22 @@ def test_a_donated_carry_is_overwritten(cls, window):
     copies = sum(a.nbytes for a in jax.tree.leaves(build(cls)[0]))
     beside = found.temp_size_in_bytes - copies
     assert beside < max(size for _, size in memory.traces) / 2
+
+
+@pytest.mark.parametrize("batch", [2, 8])
+def test_a_trace_that_is_read_after_it_has_moved_is_overwritten(batch):
+    model, state = build(Reset)
+    inputs = jax.ShapeDtypeStruct((I,), jnp.float32)
+    program = etpc.compile(model, etpc.D_RTRL(window=1), inputs=inputs, state=state)
+    run = program.value_and_grad(loss, "sum")
+    arrays, static = eqx.partition(model, eqx.is_array)
+    call = lambda arrays, *rest: run(eqx.combine(arrays, static), *rest)
+    xs, targets = (jax.ShapeDtypeStruct((5, batch, n), jnp.float32) for n in (I, O))
+    carry = jax.eval_shape(lambda: program.init(batch))
+    lowered = jax.jit(call, donate_argnums=3).lower(arrays, xs, targets, carry)
+    beside = lowered.compile().memory_analysis().temp_size_in_bytes
+    of_weights = sum(a.nbytes for a in jax.tree.leaves(arrays))
+    assert beside < of_weights + max(size for _, size in program.memory(batch).traces) / 2
 
 
 @MODELS

@@ -65,7 +65,7 @@ class CutSteps:
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
         self.live: list[OpPlan] = [plan.ops[op.number] for op in step.live]
-        self.reading = Reading(step)
+        self.reading = Reading(step, _untraced(plan))
         self.reads_old = self.reading.reads_old_states()
         self.reads_ops = self.reading.operations_read()
 
@@ -175,6 +175,15 @@ class CutSteps:
             immediate = take(rows_of(compressed), p.trace.immediate)
             factors.append(Factors(x, immediate, transitions[layout]))
         return factors
+
+
+def _untraced(plan: Plan) -> list[int]:
+    """The hidden states of which no trace holds an element, by their number."""
+    held = np.zeros(plan.analysis.hidden.size, bool)
+    for layout in {t.layout for t in plan.traces}:
+        held[layout.rows[layout.rows >= 0]] = True
+    ends = enumerate(itertools.pairwise(plan.analysis.hidden.offsets))
+    return [n for n, (start, end) in ends if not held[start:end].any()]
 
 
 def _factor(op: WeightOp, x: Array) -> Array:

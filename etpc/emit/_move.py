@@ -2,16 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from ..plan import Layout, Plan, TracePlan
-from ..traces import Advance, Carry, Factors, Passage, Trace, Traces, suffix_products
+from ..traces import Advance, Carry, Factors, Passage, Trace, Traces, suffix_products, times
 from ._directions import Along, FollowedPassage, advanced
-from ._records import Bars
+from ._records import Bars, Past
 
 Products = tuple[Callable[[Array], Array], Array]
 """The product of all transitions after each step of a window, as a function of what is added there, and the
@@ -100,34 +101,83 @@ class Mover:
         if directions is not None and along is not None:
             credit = None if bars is None else bars.states
             followed, shared, each = advanced(directions, traces, along, credit)
-        credits: list[Array | None] = [None] * len(self.held)
+        pasts: list[Past | None] = [None] * len(self.held)
         if bars is not None:
-            credits = [op.past.credit for op in bars.ops if op.past is not None]
+            pasts = [op.past for op in bars.ops if op.past is not None]
+        known = {
+            n: past.carry
+            for n, past in enumerate(pasts)
+            if past is not None and past.read_after is not None
+        }
+        calls: dict[int, Advance] = {}
+        passage_of = self._passages(moves.factors, after)
+        for place, (held, past) in enumerate(zip(self.held, pasts, strict=True)):
+            if place in known:
+                continue
+            trace, passage = held.trace, passage_of(held)
+            if trace.directions is not None and followed is not None:
+                passage = FollowedPassage(trace, passage, held.ops, followed)
+            carry, moved = traces.carries[place], moves.followed[place]
+            credit = None if past is None else past.credit
+            calls[place] = Advance(trace.site, passage, carry, moved, credit)
+        for places in self._alike:
+            of_form = [place for place in places if place in calls]
+            if of_form:
+                form = self.held[of_form[0]].trace.form
+                together = form.advance_all([calls[place] for place in of_form])
+                known.update(zip(of_form, together, strict=True))
+        carries = [known[place] for place in range(len(self.held))]
+        kept = traces.past if moves.past is None else moves.past
+        return Traces(carries, shared, each, kept)
+
+    def read_after(
+        self, moves: Moves, traces: Traces, credit: Mapping[int, Array]
+    ) -> dict[int, Past]:
+        """The traces that are read at the end of a window of one step, by the number of their operation; `credit` is
+        that of the blocks of some, [1, B, m, GO]."""
+        pasts: dict[int, Past] = {}
+        for held, carry, followed in zip(self.held, traces.carries, moves.followed, strict=True):
+            trace, factors = held.trace, list(moves.factors)
+            if trace.op.number not in credit:
+                continue
+            of_block = credit[trace.op.number]
+            for place, of_op in zip(held.ops, _of_ops(held, factors), strict=True):
+                factors[place] = _unknown(of_op, of_block)
+            parts = [0 * times(of_block, f.immediate) for f in _of_ops(held, moves.factors)]
+            of_zeros = sum(parts[1:], parts[0])
+            passage = self._passages(factors, None)(held)
+            new = trace.form.advance(trace.site, passage, carry, followed, None)
+            entries = trace.form.read_after(trace.site, of_block[0], of_zeros[0], new)
+            if entries is not None:
+                pasts[trace.op.number] = Past(trace, new, of_block[0], entries)
+        return pasts
+
+    def _passages(
+        self, factors: Sequence[Factors | None], after: Array | None
+    ) -> Callable[[Held], Passage]:
+        """The window as it moves each trace by the transitions of the cut steps."""
 
         @functools.cache  # traces with the same blocks share the products
         def products(layout: Layout) -> Products:
             held = next(held for held in self.held if held.trace.layout is layout)
-            transition = _of_ops(held, moves.factors)[0].transition
+            transition = _of_ops(held, factors)[0].transition
             return suffix_products(layout.pairs, transition, self._entered[layout])
 
-        calls: list[Advance] = []
-        for held, carry, moved, credit in zip(
-            self.held, traces.carries, moves.followed, credits, strict=True
-        ):
-            trace = held.trace
-            of_layout = functools.partial(products, trace.layout)
-            passage: Passage = CutPassage(_of_ops(held, moves.factors), of_layout, after)
-            if trace.directions is not None and followed is not None:
-                passage = FollowedPassage(trace, passage, held.ops, followed)
-            calls.append(Advance(trace.site, passage, carry, moved, credit))
-        results: dict[int, Carry] = {}
-        for places in self._alike:
-            form = self.held[places[0]].trace.form
-            advanced_together = form.advance_all([calls[place] for place in places])
-            results.update(zip(places, advanced_together, strict=True))
-        carries = [results[place] for place in range(len(calls))]
-        past = traces.past if moves.past is None else moves.past
-        return Traces(carries, shared, each, past)
+        return lambda held: CutPassage(
+            _of_ops(held, factors), functools.partial(products, held.trace.layout), after
+        )
+
+
+def _unknown(factors: Factors, credit: Array) -> Factors:
+    """The same, where XLA does not know that F is constant.
+
+    If what is added to a trace does not vary, XLA computes the trace a second time in the loop that reads it, and
+    copies the old one for that. The zero here is computed from the credit of each example, in a way that XLA does not
+    see through.
+    """
+    immediate = factors.immediate
+    zero = jnp.minimum(jnp.isnan(credit[..., :1]).astype(immediate.dtype), 0)
+    return dataclasses.replace(factors, immediate=immediate + zero)
 
 
 def _of_ops(held: Held, factors: Sequence[Factors | None]) -> list[Factors]:

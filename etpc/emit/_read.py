@@ -45,12 +45,23 @@ class Sources(NamedTuple):
 class Reading:
     """The output of one step of one example, as a function of states and of operations."""
 
-    def __init__(self, step: StepFunctions):
+    def __init__(self, step: StepFunctions, untraced: Collection[int]):
+        """`untraced`: the hidden states that no trace holds, by their number.
+
+        Credit is not taken at such a state if it depends on other new states and on operations alone, but passed on to
+        those. An example is the output of an LSTM, which weights alone read in the next step.
+        """
         self.step = step
         a = step.analysis
         self._data = [v for v in map(_data, step.live) if v is not None]
         self._body = prune(a.split.body, [*a.split.outputs, *self._data], step.saved_equations)
-        self._moves = _moved_states(a)
+        sources = set(range(len(a.hidden.leaves))).difference(untraced)
+        past = self._past(_moved_states(a, sources))
+        sources |= {n for n in untraced if a.split.next_state[a.hidden.leaves[n]] in past}
+        self.sources = frozenset(sources)
+        """The hidden states at which credit is taken, by their number."""
+        self._moves = _moved_states(a, self.sources)
+        self._by_old = self._past(self._moves)
 
     def __call__(
         self, weights: Weights, taken: Taken, sources: Sources
@@ -132,12 +143,10 @@ class Reading:
         touched = propagate(body, [*self._moves.variables, *live], _stops)
         return frozenset(op.equation for op in self.step.saved if _data(op) in touched)
 
-    @cached_property
-    def _by_old(self) -> Collection[Variable]:
+    def _past(self, moves: "MovedStates") -> Collection[Variable]:
         """What depends on old states past the new ones and past the operations that are cut."""
-        a = self.step.analysis
-        past = [eqn for eqn in self._body if eqn not in self.step.saved_equations]
-        given = self._moves.whole
+        a, given = self.step.analysis, moves.whole
+        past = [eqn for eqn in a.split.body if eqn not in self.step.saved_equations]
         old = (a.step.state[i] for i in a.hidden.leaves)
         return propagate(past, old, lambda eqn, v: _stops(eqn, v) or v in given)
 
@@ -260,8 +269,9 @@ def _still(value: Any, v: Variable) -> Any:
     return jnp.zeros(v.shape, v.aval.dtype) if value is None else lax.stop_gradient(value)
 
 
-def _moved_states(a: Analysis) -> MovedStates:
-    """Follow moves back from the new states, to what the step computes; old states are not followed."""
+def _moved_states(a: Analysis, sources: Collection[int]) -> MovedStates:
+    """Follow moves back from the new states at which credit is taken, to what the step computes; old states are not
+    followed."""
     old: set[Variable] = {a.step.state[i] for i in a.hidden.leaves}
     fixed = {*a.step.constants, *a.split.weights, *a.split.others}
     for eqn in a.split.body:
@@ -272,7 +282,7 @@ def _moved_states(a: Analysis) -> MovedStates:
     new_states: dict[Variable, int] = {}
     for number, i in enumerate(a.hidden.leaves):
         v = a.split.next_state[i]
-        if v in computed and v not in new_states:
+        if number in sources and v in computed and v not in new_states:
             new_states[v] = number
     reached, whole = set(new_states), set(new_states)
     origins: list[tuple[Equation, tuple[int, ...]]] = []

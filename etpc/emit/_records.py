@@ -57,14 +57,18 @@ class Taken(NamedTuple):
 
 
 class Past(NamedTuple):
-    """A trace as a window finds it, and its credit."""
+    """A trace as a window finds it, and its credit; or as it leaves the trace, where that is read after it."""
 
     trace: TracePlan
     carry: Carry
     credit: Array
+    read_after: Array | None = None
+    """What the trace at the end of the window gives, entry by entry."""
 
     def entries(self) -> Array | None:
         """What the trace gives to the gradient entry by entry; `None` if it gives nothing so."""
+        if self.read_after is not None:
+            return self.read_after
         return self.trace.form.entries(self.trace.site, self.credit, self.carry)
 
 

@@ -78,7 +78,13 @@ class Reverse(Window[UncutWindow]):
         residuals = UncutWindow(pull, ends, span.fresh)
         return Course(rollout.outputs, rollout.last, moves, residuals)
 
-    def backward(self, residuals: UncutWindow, traces: Traces, outputs: Cotangents) -> Bars:
+    def backward(
+        self,
+        residuals: UncutWindow,
+        traces: Traces,
+        outputs: Cotangents,
+        moves: Moves | None = None,
+    ) -> Bars:
         (by,) = residuals.pull(Ends(outputs, residuals.ends))
         by_state, directions = self._parts_of_bars(by.state), self.plan.directions
         credit = virtual = None

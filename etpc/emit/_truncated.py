@@ -2,16 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ..plan import Pairs, Plan, TracePlan
-from ..traces import Factors, Rows, Traces, apply_back, paired
+from ..traces import Factors, Rows, Trace, Traces, apply_back, paired
 from ._arrays import (
     by_step,
     columns,
@@ -92,7 +93,9 @@ class Truncated(Window[CutWindow]):
 
         return jax.vjp(outputs, [taken.xs[i] for i in moving])[1]
 
-    def backward(self, residuals: CutWindow, traces: Traces, outputs: Cotangents) -> Bars:
+    def backward(
+        self, residuals: CutWindow, traces: Traces, outputs: Cotangents, moves: Moves | None = None
+    ) -> Bars:
         (by,) = residuals.read_pull(outputs)
         inputs = [] if residuals.input_pull is None else residuals.input_pull(outputs)[0]
         old = None
@@ -100,21 +103,26 @@ class Truncated(Window[CutWindow]):
             old = [without_past(part, residuals.fresh) for part in by.old]
         window = WindowSignals(self.plan, residuals.jacobians.transition, old, by.new)
         xs = self.cut.canonical(residuals.data)
-        carried = iter(zip(traces.carries, residuals.paths, strict=True))
+        numbers = [t.op.number for t in self.plan.carried]
+        carried = dict(zip(numbers, zip(traces.carries, residuals.paths, strict=True), strict=True))
         ops: list[OpCredit] = []
         held: dict[int | None, tuple[Array, Iterator[list[Rows]]]] = {}
-        added = self._first_data(traces)
+        after = {} if moves is None else self._read_after(moves, traces, by.new)
+        added = self._first_data(traces, after)
         for place, p in enumerate(self.cut.live):
             immediate, trace, past = residuals.jacobians.immediate[place], p.trace, None
             of_past: list[Rows] = []
+            if trace is not None and _owner(trace) in after:
+                ops.append(OpCredit(p.op, [], after.get(p.op.number)))
+                continue
             if trace is None:
                 credit = into_op(self.plan, p.op, immediate, by.new)
             elif trace.beside:
                 credit, rows = held[trace.shares]
                 of_past = next(rows)
             else:
+                carry, path = carried.get(p.op.number, (None, ()))
                 signals = OpSignals(window, trace, immediate, residuals.blocks[place])
-                carry, path = next(carried) if trace.shares is None else (None, ())
                 credit, start = trace.form.credit(trace.site, signals, path)
                 if carry is not None:
                     past = Past(trace, carry, start)
@@ -131,18 +139,54 @@ class Truncated(Window[CutWindow]):
             ops.append(OpCredit(p.op, [(x, delta), *of_past], past))
         return Bars(widened(by.weights), self.by_input(inputs), ops)
 
-    def _first_data(self, traces: Traces) -> dict[int, Array]:
+    def _read_after(self, moves: Moves, traces: Traces, new: Arrays) -> dict[int, Past]:
+        """The traces that are read at the end of a window, by the number of their operation; `new` is the credit of the
+        new states."""
+        if len(new[0]) > 1:
+            return {}
+        complete = [t for t in self._credited if t.op.number not in self._incomplete]
+        credit = {
+            t.op.number: take(new, t.layout.states)
+            for t in complete
+            if type(t.form).read_after is not Trace.read_after
+        }
+        return self.mover.read_after(moves, traces, credit)
+
+    def _first_data(self, traces: Traces, after: Collection[int]) -> dict[int, Array]:
         """What traces add to the data of the first step, by the number of the operation: see `Trace.first_data`."""
         added: dict[int, Array] = {}
         for trace, carry in zip(self.plan.carried, traces.carries, strict=True):
-            ops = [trace.op, *self.plan.beside(trace)]
-            if self.cut.reads_old or any(op.number in self.cut.reads_ops for op in ops):
+            if trace not in self._credited or trace.op.number in after:
                 continue
             x = trace.form.first_data(trace.site, carry)
             if x is not None:
+                ops = [trace.op, *self.plan.beside(trace)]
                 parts = data_by_op(trace, x)
                 added |= {op.number: part for op, part in zip(ops, parts, strict=True)}
         return added
+
+    @cached_property
+    def _credited(self) -> list[TracePlan]:
+        """The carried traces to which all credit comes by way of new states: no path leads past these to the output,
+        neither from old states nor from the operations."""
+        if self.cut.reads_old:
+            return []
+        read = {_owner(t) for t in self.plan.traces if t.op.number in self.cut.reads_ops}
+        return [t for t in self.plan.carried if t.op.number not in read]
+
+    @cached_property
+    def _incomplete(self) -> set[int]:
+        """The carried traces that lack a state at which credit is taken, by the number of their operation."""
+        a, sources = self.plan.analysis, self.cut.reading.sources
+        sizes = np.diff(a.hidden.offsets)
+        at_source = np.repeat([n in sources for n in range(len(sizes))], sizes)
+        lacks = lambda t: a.reach[t.op.number].block.multiply(at_source[None]) > t.members
+        return {_owner(t) for t in self.plan.traces if lacks(t).nnz}
+
+
+def _owner(trace: TracePlan) -> int:
+    """The number of the operation that the trace is carried for."""
+    return trace.op.number if trace.shares is None else trace.shares
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

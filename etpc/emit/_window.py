@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import promoting, without_derivative
-from .._tuning import tuning, window_of
+from .._tuning import tuning
 from ..plan import Plan
 from ..traces import Carry, Traces, zero_after
 from ._cut import CutSteps
@@ -111,8 +111,14 @@ class Window(abc.ABC, Generic[Residuals]):
         """Run a window; `moving` are the inputs that it will be differentiated by."""
 
     @abc.abstractmethod
-    def backward(self, residuals: Residuals, traces: Traces, outputs: Cotangents) -> Bars:
-        """The derivatives of the loss of a window from those by its outputs."""
+    def backward(
+        self, residuals: Residuals, traces: Traces, outputs: Cotangents, moves: Moves | None = None
+    ) -> Bars:
+        """The derivatives of the loss of a window from those by its outputs.
+
+        `moves`: what moves the traces, so that they may be read at the end of the window; `None` where they are
+        read at its start.
+        """
 
     def prefix(self, parameters: Sequence[Any], steps: int) -> Weights:
         least = tuning().transpose_min_steps
@@ -130,10 +136,9 @@ class Window(abc.ABC, Generic[Residuals]):
         course = self.forward(weights, span, traces)
         loss, pull, aux = jax.vjp(loss_of, course.outputs, has_aux=True)
         (outputs_bar,) = pull(jnp.ones_like(loss))
-        bars = self.backward(course.residuals, traces, outputs_bar)
+        bars = self.backward(course.residuals, traces, outputs_bar, course.moves)
         grads = self.gradients.of_window(bars, [None] * len(bars.ops))
-        with window_of(len(span.xs[0])):
-            entries = [op.past.entries() for op in bars.ops if op.past is not None]
+        entries = [op.past.entries() for op in bars.ops if op.past is not None]
         moving = Moving(traces, course.moves, bars)
         return Learned(loss, aux, Sums(grads, entries), course.last, moving)
 

@@ -95,10 +95,23 @@ class Holomorphic(Full):
         return super().init(self._complex(site), batch)
 
     def entries(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        start = start.real
+        return super().entries(self._complex(site), self._joined(start), carry)
+
+    def read_after(
+        self,
+        site: Site,
+        credit: Inexact[Array, "B m GO"],
+        of_zeros: Inexact[Array, "B m GO"],
+        carry: Carry,
+    ) -> Array | None:
+        both = self._joined(credit), self._joined(of_zeros)
+        return super().read_after(self._complex(site), *both, carry)
+
+    def _joined(self, credit: Inexact[Array, "B m GO"]) -> Array:
+        """The credit of complex states, from that of their parts."""
+        credit = credit.real
         pairs = zip(self.real, self.imaginary, strict=True)
-        credit = jnp.stack([lax.complex(start[:, re], -start[:, im]) for re, im in pairs], 1)
-        return super().entries(self._complex(site), credit, carry)
+        return jnp.stack([lax.complex(credit[:, re], -credit[:, im]) for re, im in pairs], 1)
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         (trace,) = carry

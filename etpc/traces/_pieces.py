@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact, Int
 
-from .._tuning import at_each_step, tuning
+from .._tuning import tuning
 from ..ops import summed
 from ._transitions import UNROLLED, times
 
@@ -22,8 +22,8 @@ Operand = tuple[Array, int | None]
 """An array [B, ...], and the axis along which it is cut when the trace is; `None` where it is taken whole."""
 
 EXAMPLES = 16
-"""A sum over no more examples than this is written out, so that it becomes part of the loop that reads it: where
-weights move at each step, and where the trace is not small."""
+"""A sum over no more examples than this is written out, so that it becomes part of the loop that reads it: in windows
+of one step, and where the trace is not small."""
 LARGE = 2
 """An example is large if it has more bytes than so many pieces."""
 SMALL = 1 << 20
@@ -32,11 +32,16 @@ operations for 16 examples, and two kernels, not seven, for more than these. Wit
 
 
 def over_examples(
-    trace: Inexact[Array, "B ..."], signal: Inexact[Array, "B ..."], states: int | None = None
+    trace: Inexact[Array, "B ..."],
+    signal: Inexact[Array, "B ..."],
+    states: int | None = None,
+    *,
+    at_each_step: bool = False,
 ) -> Inexact[Array, "..."]:
     """`(signal * trace).sum(0)`, also summed over the axis `states` if there is one, a few examples at a time.
 
-    A trace without the axis of the signal has two states, as the parts of a complex number.
+    A trace without the axis of the signal has two states, as the parts of a complex number. `at_each_step`: in a window
+    of one step, which runs so often that its time counts for more than XLA's.
 
     A batch may be spread over devices, each of which holds a run of it and sums that first.
     """
@@ -59,7 +64,7 @@ def over_examples(
         return product(signal, trace).sum(0)
     devices = _devices(trace)
     is_small = trace.nbytes <= SMALL
-    if devices == 1 and len(trace) <= EXAMPLES and (at_each_step() or not is_small):
+    if devices == 1 and len(trace) <= EXAMPLES and (at_each_step or not is_small):
         terms = [product(signal[n], trace[n]) for n in range(len(trace))]
         return sum(terms[1:], terms[0])
     if devices == 1 and is_small:
@@ -90,7 +95,7 @@ def over_examples(
     sums = lax.fori_loop(0, end, add, sums)
     if runs == 1:
         return sums[0]
-    return _sum_of_rows(sums)
+    return sum_of_rows(sums)
 
 
 def _sum_by_halves(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
@@ -102,10 +107,10 @@ def _sum_by_halves(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
     while len(a) > 2 and len(a) % 2 == 0:
         half = len(a) // 2
         a = lax.slice_in_dim(a, 0, half) + lax.slice_in_dim(a, half, 2 * half)
-    return a.sum(0) if len(a) <= 3 else _sum_of_rows(a)
+    return a.sum(0) if len(a) <= 3 else sum_of_rows(a)
 
 
-def _sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
+def sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
     """`a.sum(0)` as a product with ones: XLA's CPU backend takes much longer for a sum over the leading axis."""
     ones = jnp.ones(len(a), a.dtype)
     total = summed("a,ab->b", ones, a.reshape(len(a), -1), precision=lax.Precision.HIGHEST)
@@ -187,4 +192,4 @@ def _devices(trace: Array) -> int:
     return math.prod(sharding.mesh.shape[name] for name in names)
 
 
-__all__ = ["over_examples", "overwrite", "zero_after"]
+__all__ = ["over_examples", "overwrite", "sum_of_rows", "zero_after"]

@@ -264,6 +264,22 @@ class Trace:
         """
         return None
 
+    def read_after(
+        self,
+        site: Site,
+        credit: Inexact[Array, "B m GO"],
+        of_zeros: Inexact[Array, "B m GO"],
+        carry: Carry,
+    ) -> Array | None:
+        """The whole gradient as `entries` give it, from the carry at the end of a window of one step and the credit of
+        the new states; `None` where the carry is to be read at the start.
+
+        It is asked for in place of `entries` and `rows` where no path leads past the new states to the output.
+        `of_zeros` is what the credit of a state gives to an entry that is zero: zero, or NaN where the credit is not
+        finite and the operation reaches the state.
+        """
+        return None
+
     def entries(self, site: Site, start: Array, carry: Carry) -> Array | None:
         """What the past gives to the gradient, for each entry of the trace, in the order of the trace."""
         return None
@@ -315,6 +331,7 @@ _BELONGS_TO = {
     "skips": ("follow", "credit", "advance", "advance_all"),
     "advance_all": ("advance",),
     "first_data": ("follow", "credit", "rows"),
+    "read_after": ("follow", "credit", "start", "rows", "entries", "advance", "advance_all"),
 }
 """What a form inherits only together with these methods: it describes them, or takes their place. A form that
 overrides one of them has what `Trace` has."""

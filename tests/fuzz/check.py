@@ -33,7 +33,7 @@ ENTRIES = ("learn", "scan", "inside a scan", "batch")
 RULES = (
     etpc.ES_D_RTRL(decay=DECAY, window=2),
     etpc.ES_D_RTRL(rank=2, window=2),
-    etpc.SnAp(2, window=2),
+    etpc.SnAp(2, window=1),
     etpc.D_RTRL(window=T, backprop="full"),
     etpc.D_RTRL(window=1, lookback=T),
     etpc.CreditRTRL(q=2, rank=None, window=2),
@@ -236,7 +236,8 @@ def check(program: grammar.Program, number=0, count=5) -> Result:
     """`number` says in which way the program is entered, and what the third rule is."""
     case = Case(program)
     entry = ENTRIES[number % len(ENTRIES)]
-    rules = {etpc.D_RTRL(window=2): entry, etpc.RTRL(window=2): "learn"}
+    window = 2 - number // len(ENTRIES) % 2
+    rules = {etpc.D_RTRL(window=window): entry, etpc.RTRL(window=3 - window): "learn"}
     rules[RULES[number // len(ENTRIES) % len(RULES)]] = "learn"
     try:
         programs = [(case.compile(rule), way) for rule, way in rules.items()]

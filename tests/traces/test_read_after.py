@@ -1,0 +1,198 @@
+"""In windows of one step a whole trace is read after it has moved, where all credit comes by way of the new states."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc.algorithms import Algorithm
+from etpc.traces import Full, Trace
+from tests.helpers import loss, normal
+from tests.marks import few
+
+T, I, N = 5, 4, 5
+XS, TARGETS = normal(T, 3, I, seed=3), normal(T, 3, 2, seed=4)
+MODEL = {
+    "W": normal(N, I),
+    "V": normal(N, N, seed=1),
+    "R": normal(N, N, seed=2),
+    "a": jnp.full(N, 0.7),
+    "U": normal(2, N, seed=5),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Before(Full):
+    """The same, which is read at the start of every window."""
+
+    replaceable = True
+
+    def entries(self, site, start, carry):
+        return super().entries(site, start, carry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Under(Algorithm):
+    form: type[Full] = Full
+
+    def trace_form(self, kind):
+        return self.form()
+
+
+def of_one(update, output=jnp.tanh):
+    def step(m, x, h):
+        new = update(m, x, h)
+        return m["U"] @ output(new), new
+
+    return step, jnp.zeros(N)
+
+
+def lstm(m, x, state):
+    """No trace holds the output, which weights alone read in the next step."""
+    h, c = state
+    c = jax.nn.sigmoid(m["a"] + c * 0.1) * c + jnp.tanh(m["W"] @ x + m["V"] @ h)
+    h = jax.nn.sigmoid(m["R"] @ h) * jnp.tanh(c)
+    return m["U"] @ h, (h, c)
+
+
+def layers(m, x, state):
+    """The second layer reads the new output of the first, which no trace holds."""
+    h, c, g = state
+    c = m["a"] * c + jnp.tanh(m["W"] @ x + m["V"] @ h)
+    h = jnp.sin(c)
+    g = 0.8 * g * jax.nn.sigmoid(h) + m["R"] @ h
+    return m["U"] @ (g + h), (h, c, g)
+
+
+def adaptive(m, x, state):
+    """Two states in one complex number."""
+    v, b = state
+    z = jnp.tanh(v - b)
+    v, b = m["a"] * v - 0.3 * b + m["W"] @ x + m["V"] @ z, 0.9 * b + 0.2 * jnp.sin(v)
+    return m["U"] @ jnp.tanh(v - b), (v, b)
+
+
+def mixed(m, x, state):
+    """The second weight is read past the new states, and the first is not."""
+    h, g = state
+    u = m["V"] @ x[:1].repeat(N)
+    h = m["a"] * h * jnp.cos(h) + m["W"] @ x
+    g = 0.5 * g * jnp.tanh(g) + u
+    return m["U"] @ (h + g * u), (h, g)
+
+
+def displaced(m, x, state):
+    """No trace holds `h`, but the output reads the old `c` by way of it, and a weight that is cut does too."""
+    h, c, g = state
+    new = m["a"] * c * jnp.cos(c) + m["W"] @ x
+    h = jnp.tanh(c) + new
+    g = 0.7 * g * jnp.sin(g) + m["R"] @ h
+    return m["U"] @ (h * g), (h, new, g)
+
+
+TWO, THREE = (jnp.zeros(N),) * 2, (jnp.zeros(N),) * 3
+READ_AFTER = {
+    "one state": of_one(lambda m, x, h: m["a"] * h * jnp.cos(h) + m["W"] @ x + m["V"] @ h),
+    "twice one weight": of_one(
+        lambda m, x, h: 0.7 * h * jnp.cos(h) + m["V"] @ h + jnp.tanh(m["V"] @ jnp.tanh(h))
+    ),
+    "an output that weights alone read": (lstm, TWO),
+    "two layers": (layers, THREE),
+    "two states": (adaptive, TWO),
+    "one of two weights": (mixed, TWO),
+}
+READ_BEFORE = {
+    "an output that reads the old state": (
+        lambda m, x, h: (m["U"] @ h, m["a"] * h * jnp.cos(h) + m["W"] @ x),
+        jnp.zeros(N),
+    ),
+    "a state that reads the old one": (displaced, THREE),
+}
+CASES = READ_AFTER | READ_BEFORE
+
+
+def gradient(case, rule, data=(XS, TARGETS), model=MODEL):
+    step, state = case
+    xs, targets = data
+    program = etpc.compile(model, rule, inputs=xs[0, 0], state=state, step=step)
+    run = program.value_and_grad(loss, "sum")
+    (_, carry), first = run(model, xs[:3], targets[:3], program.init(xs.shape[1]))
+    (_, carry), second = run(model, xs[3:], targets[3:], carry)
+    return {name: first[name] + second[name] for name in first}, carry.traces
+
+
+@pytest.fixture
+def when(monkeypatch):
+    """Whether the trace of a weight with data is read after it has moved, each time that this is asked."""
+    answers: list[bool] = []
+    read_after = Full.read_after
+
+    def noted(form, site, credit, of_zeros, carry):
+        entries = read_after(form, site, credit, of_zeros, carry)
+        if site.factored:
+            answers.append(entries is not None)
+        return entries
+
+    monkeypatch.setattr(Full, "read_after", noted)
+    return answers
+
+
+@pytest.mark.parametrize("batch", few([1, 3], 1))
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradient_and_the_traces_are_those_of_a_trace_that_is_read_before(name, batch, when):
+    data = XS[:, :batch], TARGETS[:, :batch]
+    after, moved = gradient(CASES[name], Under(window=1), data)
+    assert any(when) == (name in READ_AFTER and not (name == "two states" and batch == 1))
+    before, kept = gradient(CASES[name], Under(window=1, form=Before), data)
+    for path in before:
+        np.testing.assert_allclose(after[path], before[path], rtol=1e-12, atol=1e-12)
+    for one, other in zip(jax.tree.leaves(moved), jax.tree.leaves(kept), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_window_does_not_matter(name):
+    one, _ = gradient(CASES[name], etpc.D_RTRL(window=1))
+    several, _ = gradient(CASES[name], etpc.D_RTRL(window=3))
+    for path in one:
+        np.testing.assert_allclose(one[path], several[path], rtol=1e-12, atol=1e-12)
+
+
+def test_windows_of_several_steps_are_read_before(when):
+    gradient(READ_AFTER["one state"], Under(window=3))
+    gradient(READ_AFTER["one state"], Under(window=3, backprop="full"))
+    assert not when
+
+
+@pytest.mark.parametrize("where", ["of the loss", "of the state"])
+def test_an_infinite_derivative_stays_with_its_example(where):
+    """Of the loss, at one step of one example; or at zero, where no influence arrives."""
+
+    def step(m, x, h):
+        new = m["a"] * h * jnp.cos(h) + m["W"] @ x
+        size = jnp.sqrt(jnp.sum(new**2)) if where == "of the state" else 0.0
+        return m["U"] @ new + size, new
+
+    xs = XS.at[:2, 1].set(0) if where == "of the state" else XS
+    targets = TARGETS.at[2, 1].set(jnp.nan) if where == "of the loss" else TARGETS
+    for form in (Full, Before):
+        found, traces = gradient((step, jnp.zeros(N)), Under(window=1, form=form), (xs, targets))
+        assert np.isnan(found["W"]).any()
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves(traces))
+
+
+def test_a_subclass_that_moves_its_trace_in_another_way_is_read_before():
+    class Slower(Full):
+        def advance(self, site, passage, carry, followed, start):
+            return super().advance(site, passage, carry, followed, start)
+
+    class Said(Slower):
+        def read_after(self, site, credit, of_zeros, carry):
+            return Full.read_after(self, site, credit, of_zeros, carry)
+
+    assert Slower.read_after is Trace.read_after
+    assert Before.read_after is Trace.read_after
+    assert Said.read_after is not Trace.read_after
