@@ -16,9 +16,6 @@ class Tuning:
     outer_products: int
     """Up to so many steps, and so many numbers of all outputs' blocks, outer products are added up one by one,
     and beyond as a product of matrices."""
-    rows: range
-    """For so many steps and examples, the products of their data and credit are added up one by one, and for others as
-    a product of matrices."""
     window: int | None
     """Bytes that a window may keep of the steps of one example where the traces are small; `None`: any."""
     transpose_min_steps: int | None
@@ -34,7 +31,6 @@ CPU = Tuning(
     piece=3 << 20,
     abreast=8,
     outer_products=32,
-    rows=range(9, 17),
     window=640 << 10,
     transpose_min_steps=16,
     by_parts=True,
@@ -42,15 +38,14 @@ CPU = Tuning(
 )
 """A piece stays in a cache. XLA reduces a leading axis column by column, twenty times slower than it adds
 up rows, and reads a matrix against its layout in each step. Small sums of outer products were two to four
-times slower as products of matrices, and an update at each step in batches of 16 up to 1.7 times, but not in smaller
-ones. The bytes of a window were measured on the cells of the benchmarks in batches of 32, with windows of 8 to 50
-steps. Products of complex matrices take two to five times as long as four products of real ones."""
+times slower as products of matrices. The bytes of a window were measured on the cells of the benchmarks in batches of
+32, with windows of 8 to 50 steps. Products of complex matrices take two to five times as long as four products of real
+ones."""
 
 ACCELERATOR = Tuning(
     piece=None,
     abreast=None,
     outer_products=1,
-    rows=range(0),
     window=None,
     transpose_min_steps=None,
     by_parts=False,

@@ -14,7 +14,6 @@ from jaxtyping import Inexact
 
 from .._jax import Equation, Primitive, Variable, params
 from .._primitives import facts, register
-from .._tuning import tuning
 
 Values = list[Any]
 """The values of the operands, or of the results, of one equation."""
@@ -231,12 +230,6 @@ class Factored:
         delta = delta.reshape(*lead, *split[:first], self.f, *split[second:])
         n = "abcde"[: len(lead)]
         out = "".join(axes[axis] for axis in self.to_weight.order)
-        if jax.device_count() == 1 and math.prod(lead) in tuning().rows:
-            # These are added up in the loop that reads them, such as that of the trace or of the update.
-            rows = lambda a: a.reshape(math.prod(lead), *a.shape[len(lead) :])
-            each = zip(rows(x), rows(delta), strict=True)
-            terms = [jnp.einsum(f"{h}f{i},{h}f{o}->{out}", *pair) for pair in each]
-            return sum(terms[1:], terms[0]).reshape(self.to_weight.shape)
         return summed(f"{n}{h}f{i},{n}{h}f{o}->{out}", x, delta).reshape(self.to_weight.shape)
 
     def gather(self, entries: Array) -> Array:
