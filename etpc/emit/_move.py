@@ -101,20 +101,17 @@ class Mover:
         if directions is not None and along is not None:
             credit = None if bars is None else bars.states
             followed, shared, each = advanced(directions, traces, along, credit)
-        pasts: list[Past | None] = [None] * len(self.held)
+        pasts: dict[int, Past] = {}
         if bars is not None:
-            pasts = [op.past for op in bars.ops if op.past is not None]
-        known = {
-            n: past.carry
-            for n, past in enumerate(pasts)
-            if past is not None and past.read_after is not None
-        }
+            pasts = {op.op.number: op.past for op in bars.ops if op.past is not None}
+        known: dict[int, Carry] = {}
         calls: dict[int, Advance] = {}
         passage_of = self._passages(moves.factors, after)
-        for place, (held, past) in enumerate(zip(self.held, pasts, strict=True)):
-            if place in known:
+        for place, held in enumerate(self.held):
+            trace, passage, past = held.trace, passage_of(held), pasts.get(held.trace.op.number)
+            if past is not None and past.read_after is not None:
+                known[place] = past.carry
                 continue
-            trace, passage = held.trace, passage_of(held)
             if trace.directions is not None and followed is not None:
                 passage = FollowedPassage(trace, passage, held.ops, followed)
             carry, moved = traces.carries[place], moves.followed[place]
@@ -134,7 +131,7 @@ class Mover:
         self, moves: Moves, traces: Traces, credit: Mapping[int, Array]
     ) -> dict[int, Past]:
         """The traces that are read at the end of a window of one step, by the number of their operation; `credit` is
-        that of the blocks of some, [1, B, m, GO]."""
+        that of the blocks of some, [1, B, m, GO]. No directions are followed where windows are cut."""
         pasts: dict[int, Past] = {}
         for held, carry, followed in zip(self.held, traces.carries, moves.followed, strict=True):
             trace, factors = held.trace, list(moves.factors)
@@ -176,8 +173,8 @@ def _unknown(factors: Factors, credit: Array) -> Factors:
     see through.
     """
     immediate = factors.immediate
-    zero = jnp.minimum(jnp.isnan(credit[..., :1]).astype(immediate.dtype), 0)
-    return dataclasses.replace(factors, immediate=immediate + zero)
+    zero = jnp.minimum(jnp.isnan(credit[..., :1]).astype(jnp.int32), 0)
+    return dataclasses.replace(factors, immediate=immediate + zero.astype(immediate.dtype))
 
 
 def _of_ops(held: Held, factors: Sequence[Factors | None]) -> list[Factors]:

@@ -63,7 +63,7 @@ class Past(NamedTuple):
     carry: Carry
     credit: Array
     read_after: Array | None = None
-    """What the trace at the end of the window gives, entry by entry."""
+    """What the trace at the end of the window gives, entry by entry; then `carry` and `credit` are those at the end."""
 
     def entries(self) -> Array | None:
         """What the trace gives to the gradient entry by entry; `None` if it gives nothing so."""

@@ -178,8 +178,14 @@ def test_an_infinite_derivative_stays_with_its_example(where):
 
     xs = XS.at[:2, 1].set(0) if where == "of the state" else XS
     targets = TARGETS.at[2, 1].set(jnp.nan) if where == "of the loss" else TARGETS
+    model = {name: MODEL[name] for name in ("a", "W", "U")}
+    of_stream = {"state": jnp.zeros(N), "step": step, "batch_size": 3, "reduction": "sum"}
+    _, wanted = etpc.bptt(model, xs, targets, loss, **of_stream)
     for form in (Full, Before):
-        found, traces = gradient((step, jnp.zeros(N)), Under(window=1, form=form), (xs, targets))
+        data = xs, targets
+        found, traces = gradient((step, jnp.zeros(N)), Under(window=1, form=form), data, model)
+        for path in ("W", "U"):
+            np.testing.assert_array_equal(np.isfinite(found[path]), np.isfinite(wanted[path]))
         assert np.isnan(found["W"]).any()
         assert all(np.isfinite(a).all() for a in jax.tree.leaves(traces))
 
