@@ -61,8 +61,8 @@ def loss(y, target):
     return jnp.mean((y - target) ** 2)
 
 
-def sequence(steps):
-    return tuple(jax.ShapeDtypeStruct((steps, B, n), jnp.float32) for n in (I, O))
+def sequence(steps, batch=B):
+    return tuple(jax.ShapeDtypeStruct((steps, batch, n), jnp.float32) for n in (I, O))
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def compiled(cls, window):
 
 
 @functools.cache
-def of_gradient(cls, window, steps, donate=True):
+def of_gradient(cls, window, steps, donate=True, batch=B):
     """Bytes of the compiled `value_and_grad`, by use."""
     arrays, static = eqx.partition(build(cls)[0], eqx.is_array)
     program = compiled(cls, window)
@@ -82,9 +82,9 @@ def of_gradient(cls, window, steps, donate=True):
     def call(arrays, xs, targets, carry):
         return run(eqx.combine(arrays, static), xs, targets, carry)
 
-    carry = jax.eval_shape(lambda: program.init(B))
+    carry = jax.eval_shape(lambda: program.init(batch))
     lowered = jax.jit(call, donate_argnums=3 if donate else ()).lower(
-        arrays, *sequence(steps), carry
+        arrays, *sequence(steps, batch), carry
     )
     return lowered.compile().memory_analysis()
 
@@ -111,18 +111,10 @@ def test_a_donated_carry_is_overwritten(cls, window):
 
 @pytest.mark.parametrize("batch", [2, 8])
 def test_a_trace_that_is_read_after_it_has_moved_is_overwritten(batch):
-    model, state = build(Reset)
-    inputs = jax.ShapeDtypeStruct((I,), jnp.float32)
-    program = etpc.compile(model, etpc.D_RTRL(window=1), inputs=inputs, state=state)
-    run = program.value_and_grad(loss, "sum")
-    arrays, static = eqx.partition(model, eqx.is_array)
-    call = lambda arrays, *rest: run(eqx.combine(arrays, static), *rest)
-    xs, targets = (jax.ShapeDtypeStruct((5, batch, n), jnp.float32) for n in (I, O))
-    carry = jax.eval_shape(lambda: program.init(batch))
-    lowered = jax.jit(call, donate_argnums=3).lower(arrays, xs, targets, carry)
-    beside = lowered.compile().memory_analysis().temp_size_in_bytes
-    of_weights = sum(a.nbytes for a in jax.tree.leaves(arrays))
-    assert beside < of_weights + max(size for _, size in program.memory(batch).traces) / 2
+    beside = of_gradient(Reset, 1, 5, batch=batch).temp_size_in_bytes
+    of_weights = sum(a.nbytes for a in jax.tree.leaves(build(Reset)[0]))
+    traces = compiled(Reset, 1).memory(batch).traces
+    assert beside < of_weights + max(size for _, size in traces) / 2
 
 
 @MODELS

@@ -108,10 +108,11 @@ class Mover:
         calls: dict[int, Advance] = {}
         passage_of = self._passages(moves.factors, after)
         for place, held in enumerate(self.held):
-            trace, passage, past = held.trace, passage_of(held), pasts.get(held.trace.op.number)
+            trace, past = held.trace, pasts.get(held.trace.op.number)
             if past is not None and past.read_after is not None:
                 known[place] = past.carry
                 continue
+            passage = passage_of(held)
             if trace.directions is not None and followed is not None:
                 passage = FollowedPassage(trace, passage, held.ops, followed)
             carry, moved = traces.carries[place], moves.followed[place]
