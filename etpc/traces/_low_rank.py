@@ -129,12 +129,13 @@ class LowRank(Trace):
         for places in _of_one_size(all_pairs):
             grams = [all_pairs[place].grams for place in places]
             gram_a, gram_b = (jnp.concatenate(of_all, 1) for of_all in zip(*grams, strict=True))
-            ends = np.cumsum([a.shape[1] for a, _ in grams])[:-1]
+            flat = (gram_a.reshape(-1, *gram_a.shape[2:]), gram_b.reshape(-1, *gram_b.shape[2:]))
             # with less precision the vectors are not orthonormal on accelerators
             with jax.default_matmul_precision("highest"):
-                modes = leading(gram_a, gram_b, self.rank)
-            parts = jnp.split(modes, ends, 1)
-            coordinates.update(zip(places, parts, strict=True))
+                modes = leading(*flat, self.rank)
+            modes = jnp.moveaxis(modes, -1, 0).reshape(*gram_a.shape[:3], self.rank)
+            ends = np.cumsum([a.shape[1] for a, _ in grams])[:-1]
+            coordinates.update(zip(places, jnp.split(modes, ends, 1), strict=True))
         return [
             self._projected(call, pairs, coordinates[place])
             for place, (call, pairs) in enumerate(zip(calls, all_pairs, strict=True))

@@ -15,40 +15,45 @@ stays within 1 % of that of the best modes."""
 BLOCK = 4
 """Up to so many vectors are made orthonormal one after the other; more of them, block by block."""
 
+SMALL = 16
+"""Up to so many pairs, products are sums over arrays whose last axis is n: XLA calls a library for each small matrix
+of a batched product on CPUs, which takes up to 15 times as long."""
+
+Product = Callable[[Inexact[Array, "Q R n"]], Inexact[Array, "Q R n"]]
+
 
 def leading(
-    gram_a: Inexact[Array, "*n Q Q"], gram_b: Inexact[Array, "*n Q Q"], rank: int
-) -> Inexact[Array, "*n Q R"]:
-    """Coordinates `c` of orthonormal vectors `A c` that span the leading left modes of `A B^T`.
+    gram_a: Inexact[Array, "n Q Q"], gram_b: Inexact[Array, "n Q Q"], rank: int
+) -> Inexact[Array, "Q R n"]:
+    """Coordinates `c` of orthonormal vectors `A c` that span the leading left modes of `A B^T`, for each of n.
 
     `gram_a` is `A^H A`, with ones on its diagonal or zeros; `gram_b` is `B^T B*`. Where there are fewer
     than R modes, the rest of `c` is zero.
     """
     pairs = gram_a.shape[-1]
-    size = jnp.trace(gram_b, axis1=-2, axis2=-1).real[..., None, None]
+    size = jnp.trace(gram_b, axis1=-2, axis2=-1).real[:, None, None]
     gram_b = gram_b / jnp.where(size > 0, size, 1)
-    power = gram_b @ gram_a
     # where pairs depend on each other, coordinates must not grow without bound
     eps = jnp.finfo(gram_a.dtype).eps
-    gram = gram_a + jnp.broadcast_to(
-        jnp.asarray(eps * pairs * np.eye(pairs), gram_a.dtype), gram_a.shape
-    )
+    gram = gram_a + jnp.asarray(eps * pairs * np.eye(pairs), gram_a.dtype)[None]
+    times_a, times_b = _product(gram), _product(gram_b)
 
-    def again(c: Array, step: tuple[Array, Array]) -> tuple[Array, None]:
+    def again(c: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[Any, None]:
         multiply, tolerance = step
-        return orthonormal(jnp.where(multiply, power @ c, c), gram, tolerance), None
+        vectors, images = c
+        vectors = jnp.where(multiply, times_b(images), vectors)
+        return orthonormal(vectors, times_a(vectors), tolerance), None
 
-    shape, constants = (*gram_a.shape[:-1], rank), _start(pairs, rank)
-    kept, new = (jnp.broadcast_to(jnp.asarray(a, gram_a.dtype), shape) for a in constants)
+    kept, new = (jnp.asarray(a, gram_a.dtype)[..., None] for a in _start(pairs, rank))
     # by the number of pairs that are not zero: a window that is padded to more pairs gives the same
-    present = jnp.trace(gram_a, axis1=-2, axis2=-1).real[..., None, None]
-    start = gram_b @ (kept + new * lax.rsqrt(jnp.maximum(present, 1)))
+    present = jnp.trace(gram_a, axis1=-2, axis2=-1).real
+    start = kept + new * lax.rsqrt(jnp.maximum(present, 1))[None, None]
     # The first rounds lose no mode for being small. In the last, the vectors must be orthonormal up to
     # rounding: one of which little is left was rounding alone, and a projection onto it would be wrong.
     # A loop, as this is most of what is compiled.
-    multiply = jnp.array([False, *[True] * ROUNDS, False])
+    multiply = jnp.array([True, *[True] * ROUNDS, False])
     tolerance = jnp.asarray([*[eps**2] * (ROUNDS + 1), eps**0.5], size.dtype)
-    return lax.scan(again, start, (multiply, tolerance))[0]
+    return lax.scan(again, (start, start), (multiply, tolerance))[0][0]
 
 
 def _start(pairs: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,44 +61,53 @@ def _start(pairs: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
     return np.eye(pairs, rank), np.random.default_rng(0).standard_normal((pairs, rank))
 
 
-def orthonormal(
-    c: Inexact[Array, "*n Q R"], gram: Inexact[Array, "*n Q Q"], tolerance: Any
-) -> Inexact[Array, "*n Q R"]:
-    """The columns of `c` made orthonormal in the inner product `gram`; zero where they are dependent.
+def _product(gram: Inexact[Array, "n Q Q"]) -> Product:
+    """The product with each matrix."""
+    if gram.shape[-1] > SMALL:
+        return lambda c: jnp.einsum("nqp,prn->qrn", gram, c)
+    gram = jnp.moveaxis(gram, 0, -1)
+    return lambda c: jnp.sum(gram[:, :, None] * c[None], 1)
 
-    This is Gram-Schmidt on columns of length one. A column is dependent on the earlier ones if no more than
-    `tolerance` of its squared length is left.
+
+def orthonormal(
+    c: Inexact[Array, "Q R n"], image: Inexact[Array, "Q R n"], tolerance: Any
+) -> tuple[Inexact[Array, "Q R n"], Inexact[Array, "Q R n"]]:
+    """The columns of `c` made orthonormal in an inner product, and their images; zero where they are dependent.
+
+    An image is the product of the matrix of the inner product with a column. This is Gram-Schmidt on columns of length
+    one. A column is dependent on the earlier ones if no more than `tolerance` of its squared length is left.
     """
-    c, image = _of_length_one(c, gram @ c, jnp.finfo(c.dtype).eps ** 2)
-    count = c.shape[-1]
+    c, image = _of_length_one(c, image, jnp.finfo(c.dtype).eps ** 2)
+    count = c.shape[1]
     if count <= BLOCK:
-        return _block(c, image, tolerance)[0]
-    c, image = (jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, -count % BLOCK)]) for a in (c, image))
-    numbers = jnp.arange(c.shape[-1])
+        return _block(c, image, tolerance)
+    c, image = (jnp.pad(a, [(0, 0), (0, -count % BLOCK), (0, 0)]) for a in (c, image))
+    numbers = jnp.arange(c.shape[1])[None, :, None]
 
     def block(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         start, (c, image) = k * BLOCK, carry
-        block_of: Callable[[Array], Array] = lambda a: lax.dynamic_slice_in_dim(a, start, BLOCK, -1)
+        block_of: Callable[[Array], Array] = lambda a: lax.dynamic_slice_in_dim(a, start, BLOCK, 1)
         basis, basis_image = _block(block_of(c), block_of(image), tolerance)
-        projection = basis.conj().swapaxes(-1, -2) @ image
+        projection = jnp.sum(basis.conj()[:, :, None] * image[:, None], 0)
         projection = jnp.where(numbers >= start + BLOCK, projection, 0)  # of those that follow
         updated: Callable[[Array, Array], Array] = lambda a, new: lax.dynamic_update_slice_in_dim(
-            a - new @ projection, new, start, -1
+            a - jnp.sum(new[:, :, None] * projection[None], 1), new, start, 1
         )
         return updated(c, basis), updated(image, basis_image)
 
-    return lax.fori_loop(0, c.shape[-1] // BLOCK, block, (c, image))[0][..., :count]
+    c, image = lax.fori_loop(0, c.shape[1] // BLOCK, block, (c, image))
+    return c[:, :count], image[:, :count]
 
 
 def _block(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array]:
-    """`orthonormal` for few columns, one after the other; also the images of the result."""
-    numbers = jnp.arange(c.shape[-1])
+    """`orthonormal` for few columns, one after the other."""
+    numbers = jnp.arange(c.shape[1])[None, :, None]
 
     def column(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         c, image = carry
-        column_of: Callable[[Array], Array] = lambda a: lax.dynamic_slice_in_dim(a, k, 1, -1)
+        column_of: Callable[[Array], Array] = lambda a: lax.dynamic_slice_in_dim(a, k, 1, 1)
         vector, vector_image = _of_length_one(column_of(c), column_of(image), tolerance)
-        projection = jnp.sum(vector.conj() * image, -2, keepdims=True)
+        projection = jnp.sum(vector.conj() * image, 0, keepdims=True)
 
         def updated(columns: Array, new: Array) -> Array:
             columns = jnp.where(numbers > k, columns - new * projection, columns)
@@ -101,12 +115,12 @@ def _block(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array]:
 
         return updated(c, vector), updated(image, vector_image)
 
-    return lax.fori_loop(0, c.shape[-1], column, (c, image))
+    return lax.fori_loop(0, c.shape[1], column, (c, image))
 
 
 def _of_length_one(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array]:
     """Vectors and their images, scaled to length one; zero where the squared length is no more than the tolerance."""
-    square = jnp.sum(c.conj() * image, -2, keepdims=True).real
+    square = jnp.sum((c.conj() * image).real, 0, keepdims=True)
     independent = square > tolerance
     scale = jnp.where(independent, lax.rsqrt(jnp.where(independent, square, 1)), 0)
     return c * scale, image * scale

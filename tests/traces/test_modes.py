@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from etpc.traces._modes import leading, orthonormal
+from etpc.traces._modes import SMALL, leading, orthonormal
 
 Q, I, O = 12, 9, 20
 
@@ -15,7 +15,7 @@ compiled = jax.jit(leading, static_argnums=2)
 def projected(a, b, rank):
     """What is kept of `A B^T`, where the columns of A have length one or zero."""
     of_a, of_b = a.conj().T @ a, b.T @ b.conj()
-    u = a @ np.asarray(compiled(jnp.asarray(of_a), jnp.asarray(of_b), rank))
+    u = a @ np.asarray(compiled(jnp.asarray(of_a)[None], jnp.asarray(of_b)[None], rank))[..., 0]
     return u, u @ u.conj().T @ a @ b.T
 
 
@@ -104,8 +104,29 @@ def test_orthonormal_is_the_qr_decomposition(count, dtype):
     a, c = draw.normal(size=of).astype(dtype), draw.normal(size=inner).astype(dtype)
     if dtype is np.complex128:
         a, c = a + 1j * draw.normal(size=of), c + 1j * draw.normal(size=inner)
-    gram = a.conj().swapaxes(-1, -2) @ a
+    image = a.conj().swapaxes(-1, -2) @ a @ c
     q, r = np.linalg.qr(a @ c)
     q = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1).real)[:, None]
-    found = a @ np.asarray(orthonormal(jnp.asarray(c), jnp.asarray(gram), 1e-16))
-    np.testing.assert_allclose(found, q, atol=1e-11)
+    last = lambda of: jnp.moveaxis(jnp.asarray(of), 0, -1)
+    found, images = orthonormal(last(c), last(image), 1e-16)
+    np.testing.assert_allclose(a @ np.moveaxis(found, -1, 0), q, atol=1e-11)
+    want = a.conj().swapaxes(-1, -2) @ q
+    np.testing.assert_allclose(np.moveaxis(images, -1, 0), want, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+@pytest.mark.parametrize("count", [Q, SMALL + 3])
+def test_each_of_many_has_modes_of_its_own(count, dtype):
+    """With few pairs and with many, whose products are computed in two ways."""
+    draw = np.random.default_rng(0)
+    grams = []
+    for _ in range(2):
+        a = draw.normal(size=(5, count, I)).astype(dtype)
+        if dtype is np.complex128:
+            a = a + 1j * draw.normal(size=a.shape)
+        a = a / np.linalg.norm(a, axis=-1, keepdims=True)
+        grams.append(jnp.asarray(a.conj() @ a.swapaxes(-1, -2)))
+    together = compiled(*grams, 5)
+    for n in range(5):
+        alone = compiled(*(gram[n : n + 1] for gram in grams), 5)
+        np.testing.assert_allclose(together[..., n], alone[..., 0], atol=1e-9)
