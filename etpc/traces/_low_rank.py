@@ -143,15 +143,15 @@ class LowRank(Trace):
 
     def _projected(self, call: Advance, pairs: "_Pairs", c: Inexact[Array, "B G Q R"]) -> Carry:
         """The carry with all pairs projected onto the span of `A c`."""
-        a, b, (gram_a, _), size = pairs
+        a, b, length, (gram_a, _), size = pairs
         with jax.default_matmul_precision("highest"):
-            right = jnp.einsum("bqmgo,bgqr->brmgo", b, (gram_a @ c).conj())
-            left = jnp.einsum("bqgi,bgqr->brgi", a, c)
+            right = jnp.einsum("bqmgo,bgqr->brmgo", b, length * (gram_a @ c).conj())
+            left = jnp.einsum("bqgi,bgqr->brgi", a, c / length)
             new = [left, right * size]
             if self.certificate:
-                dropped = (
-                    _lost(gram_a, b, b - jnp.einsum("bgqr,brmgo->bqmgo", c, right)) * size[:, 0]
-                )
+                b = b * length.swapaxes(1, 2)[:, :, None]
+                residual = b - jnp.einsum("bgqr,brmgo->bqmgo", c, right)
+                dropped = _lost(gram_a, b, residual) * size[:, 0]
                 trace_bound, gradient_bound = (
                     bound.reshape(len(a), -1, call.site.count) for bound in call.carry[2:]
                 )
@@ -181,33 +181,36 @@ class _Pairs(NamedTuple):
     """The factor pairs of a trace, scaled so that all that is squared is of size one."""
 
     a: Inexact[Array, "B Q G I"]
-    """Of length one, or zero."""
     b: Inexact[Array, "B Q m G O"]
+    length: Inexact[Array, "B G Q 1"]
+    """Of each a, or one where it is zero."""
     grams: tuple[Inexact[Array, "B G Q Q"], Inexact[Array, "B G Q Q"]]
-    """`A^H A` and `B^T B*`."""
+    """`A^H A` and `B^T B*`, of pairs whose a has the length one."""
     size: Inexact[Array, "B 1 1 1 1"]
     """What all `b` were divided by."""
 
     @classmethod
     def scaled(cls, a: Inexact[Array, "B Q G I"], b: Inexact[Array, "B Q m G O"]) -> "_Pairs":
-        """First each a alone is scaled, then all b with the lengths of their a."""
+        """Arrays are scaled by powers of two; what makes a of length one is left to the Gram matrices, which are
+        small."""
         scale = _power_of_two(jnp.max(jnp.abs(a), -1, keepdims=True, initial=0))
-        a = a / scale
-        length = jnp.sqrt(jnp.sum(jnp.abs(a) ** 2, -1, keepdims=True))
-        a = a / jnp.where(length > 0, length, jnp.ones((), length.dtype))
-        b = b * (length * scale)[:, :, None]
-        size = _power_of_two(jnp.max(jnp.abs(b), (1, 2, 4), keepdims=True, initial=0))
-        b = b / size
+        a, of_b = a / scale, scale[:, :, None]
+        size = _power_of_two(jnp.max(jnp.abs(b * of_b), (1, 2, 4), keepdims=True, initial=0))
+        b = b * of_b / size
         with jax.default_matmul_precision("highest"):
             gram_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
             gram_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj())
-        return cls(a, b, (gram_a, gram_b), size)
+        length = jnp.sqrt(jnp.diagonal(gram_a, axis1=-2, axis2=-1).real)[..., None]
+        length = jnp.where(length > 0, length, jnp.ones((), length.dtype))
+        both = length * length.swapaxes(-1, -2)
+        return cls(a, b, length, (gram_a / both, gram_b * both), size)
 
 
 def _of_one_size(all_pairs: Sequence[_Pairs]) -> list[list[int]]:
     """The places of pairs whose Gram matrices can be joined along their groups."""
     places: dict[Any, list[int]] = {}
-    for place, (_, _, (gram_a, gram_b), _) in enumerate(all_pairs):
+    for place, pairs in enumerate(all_pairs):
+        gram_a, gram_b = pairs.grams
         places.setdefault((gram_a.shape[-1], gram_a.dtype, gram_b.dtype), []).append(place)
     return list(places.values())
 
