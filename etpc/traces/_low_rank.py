@@ -11,7 +11,7 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._full import Full
-from ._modes import leading
+from ._modes import combined, leading
 from ._trace import Advance, Carry, Passage, Rows, Site, Trace, size_of, zeros
 from ._transitions import apply, paired, times
 
@@ -123,43 +123,56 @@ class LowRank(Trace):
         size Q is the same for most, and so it is done for all of these at once.
         """
         all_pairs = [
-            _Pairs.scaled(*self.all_pairs(call.site, call.passage, call.carry)) for call in calls
+            _Pairs.scaled(*self.all_pairs(call.site, call.passage, call.carry), self.rank)
+            for call in calls
         ]
-        coordinates: dict[int, Array] = {}
+        coordinates: dict[int, tuple[Array, Array]] = {}
         for places in _of_one_size(all_pairs):
             grams = [all_pairs[place].grams for place in places]
-            gram_a, gram_b = (jnp.concatenate(of_all, 1) for of_all in zip(*grams, strict=True))
-            flat = (gram_a.reshape(-1, *gram_a.shape[2:]), gram_b.reshape(-1, *gram_b.shape[2:]))
+            gram_a, gram_b = (jnp.concatenate(of_all) for of_all in zip(*grams, strict=True))
             # with less precision the vectors are not orthonormal on accelerators
             with jax.default_matmul_precision("highest"):
-                modes = leading(*flat, self.rank)
-            modes = jnp.moveaxis(modes, -1, 0).reshape(*gram_a.shape[:3], self.rank)
-            ends = np.cumsum([a.shape[1] for a, _ in grams])[:-1]
-            coordinates.update(zip(places, jnp.split(modes, ends, 1), strict=True))
+                modes = leading(gram_a, gram_b, self.rank)
+            ends = np.cumsum([len(a) for a, _ in grams])[:-1]
+            of_each = zip(*(jnp.split(a, ends, -1) for a in modes), strict=True)
+            coordinates.update(zip(places, of_each, strict=True))
         return [
-            self._projected(call, pairs, coordinates[place])
+            self._projected(call, pairs, *coordinates[place])
             for place, (call, pairs) in enumerate(zip(calls, all_pairs, strict=True))
         ]
 
-    def _projected(self, call: Advance, pairs: "_Pairs", c: Inexact[Array, "B G Q R"]) -> Carry:
-        """The carry with all pairs projected onto the span of `A c`."""
-        a, b, length, (gram_a, _), size = pairs
+    def _projected(
+        self,
+        call: Advance,
+        pairs: "_Pairs",
+        c: Inexact[Array, "Q R n"],
+        image: Inexact[Array, "Q R n"],
+    ) -> Carry:
+        """The carry with all pairs projected onto the span of `A c`, whose coordinates are `image^H`."""
+        a, b, size, (gram_a, _) = pairs.a, pairs.b, pairs.size, pairs.grams
+        length = jnp.moveaxis(pairs.length, 0, -1)
+        kind, m = call.site.kind, call.site.block
         with jax.default_matmul_precision("highest"):
-            right = jnp.einsum("bqmgo,bgqr->brmgo", b, length * (gram_a @ c).conj())
-            left = jnp.einsum("bqgi,bgqr->brgi", a, c / length)
-            new = [left, right * size]
+            left = combined(c / length, a)
+            right = combined(length * image.conj(), b)
+            by_example = lambda array, *axes: array.reshape(-1, kind.groups, *axes)
+            new = [
+                jnp.moveaxis(by_example(left, self.rank, kind.inputs), 1, 2),
+                jnp.moveaxis(by_example(right * size, self.rank, m, kind.outputs), 1, 3),
+            ]
             if self.certificate:
-                b = b * length.swapaxes(1, 2)[:, :, None]
-                residual = b - jnp.einsum("bgqr,brmgo->bqmgo", c, right)
-                dropped = _lost(gram_a, b, residual) * size[:, 0]
+                b = b * pairs.length
+                residual = b - combined(c.swapaxes(0, 1), right)
+                dropped = by_example(_lost(gram_a, b, residual) * size[:, 0], m, kind.outputs)
                 trace_bound, gradient_bound = (
-                    bound.reshape(len(a), -1, call.site.count) for bound in call.carry[2:]
+                    bound.reshape(len(bound), -1, call.site.count) for bound in call.carry[2:]
                 )
                 if call.start is not None:
                     error = times(jnp.abs(call.start), trace_bound)
                     gradient_bound = gradient_bound + jnp.sum(error, -2, keepdims=True)
                 bound = apply(call.site.pairs, jnp.abs(call.passage.whole()), trace_bound)
-                new += [bound + dropped.reshape(bound.shape), gradient_bound]
+                bound = bound + jnp.moveaxis(dropped, 1, 2).reshape(bound.shape)
+                new += [bound, gradient_bound]
         return tuple(array.reshape(old.shape) for array, old in zip(new, call.carry, strict=True))
 
     def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
@@ -178,28 +191,38 @@ class LowRank(Trace):
 
 
 class _Pairs(NamedTuple):
-    """The factor pairs of a trace, scaled so that all that is squared is of size one."""
+    """The factor pairs of a trace, scaled so that all that is squared is of size one; n counts groups of examples."""
 
-    a: Inexact[Array, "B Q G I"]
-    b: Inexact[Array, "B Q m G O"]
-    length: Inexact[Array, "B G Q 1"]
+    a: Inexact[Array, "n Q I"]
+    b: Inexact[Array, "n Q mO"]
+    length: Inexact[Array, "n Q 1"]
     """Of each a, or one where it is zero."""
-    grams: tuple[Inexact[Array, "B G Q Q"], Inexact[Array, "B G Q Q"]]
+    grams: tuple[Inexact[Array, "n Q Q"], Inexact[Array, "n Q Q"]]
     """`A^H A` and `B^T B*`, of pairs whose a has the length one."""
-    size: Inexact[Array, "B 1 1 1 1"]
+    size: Inexact[Array, "n 1 1"]
     """What all `b` were divided by."""
 
     @classmethod
-    def scaled(cls, a: Inexact[Array, "B Q G I"], b: Inexact[Array, "B Q m G O"]) -> "_Pairs":
+    def scaled(
+        cls, a: Inexact[Array, "B Q G I"], b: Inexact[Array, "B Q m G O"], rank: int
+    ) -> "_Pairs":
         """Arrays are scaled by powers of two; what makes a of length one is left to the Gram matrices, which are
         small."""
-        scale = _power_of_two(jnp.max(jnp.abs(a), -1, keepdims=True, initial=0))
-        a, of_b = a / scale, scale[:, :, None]
-        size = _power_of_two(jnp.max(jnp.abs(b * of_b), (1, 2, 4), keepdims=True, initial=0))
-        b = b * of_b / size
+        pairs = a.shape[1]
+        # without axes of length one, for which XLA copies what it multiplies
+        a = jnp.moveaxis(a, 2, 1).reshape(-1, pairs, a.shape[3])
+        b = jnp.moveaxis(b, 3, 1).reshape(-1, pairs, b.shape[2] * b.shape[4])
+        kept, new = a[:, :rank], a[:, rank:]
+        of_new = _or_one(_power_of_two(jnp.max(jnp.abs(new), -1, keepdims=True, initial=0)))
+        a = jnp.concatenate([kept, new / of_new], 1)
+        scale = jnp.concatenate([jnp.ones_like(of_new, shape=(len(a), rank, 1)), of_new], 1)
+        # The power of two of each sum of pairs: two maxima would become one, which XLA computes number by number.
+        powers = _power_of_two(jnp.max(jnp.abs(b) * scale, 1, keepdims=True, initial=0))
+        size = _or_one(jnp.max(powers, -1, keepdims=True, initial=0))
+        b = b * (scale / size)
         with jax.default_matmul_precision("highest"):
-            gram_a = jnp.einsum("bqgi,brgi->bgqr", a.conj(), a)
-            gram_b = jnp.einsum("bqmgo,brmgo->bgqr", b, b.conj())
+            gram_a = a.conj() @ a.swapaxes(-1, -2)
+            gram_b = b @ b.conj().swapaxes(-1, -2)
         length = jnp.sqrt(jnp.diagonal(gram_a, axis1=-2, axis2=-1).real)[..., None]
         length = jnp.where(length > 0, length, jnp.ones((), length.dtype))
         both = length * length.swapaxes(-1, -2)
@@ -216,21 +239,24 @@ def _of_one_size(all_pairs: Sequence[_Pairs]) -> list[list[int]]:
 
 
 def _power_of_two(size: Inexact[Array, "..."]) -> Array:
-    """The power of two next to a size, or one where there is none."""
-    info = jnp.finfo(size.dtype)
-    power = lax.reduce_precision(size, info.nexp, 0)
-    return jnp.where((power > 0) & jnp.isfinite(power), power, jnp.ones((), size.dtype))
+    """The power of two next to a size."""
+    return lax.reduce_precision(size, jnp.finfo(size.dtype).nexp, 0)
+
+
+def _or_one(power: Inexact[Array, "..."]) -> Array:
+    """A power of two, or one where it is zero or not finite."""
+    return jnp.where((power > 0) & jnp.isfinite(power), power, jnp.ones((), power.dtype))
 
 
 def _lost(
-    gram_a: Inexact[Array, "B G Q Q"],
-    b: Inexact[Array, "B Q m G O"],
-    residual: Inexact[Array, "B Q m G O"],
-) -> Inexact[Array, "B m G O"]:
+    gram_a: Inexact[Array, "n Q Q"],
+    b: Inexact[Array, "n Q mO"],
+    residual: Inexact[Array, "n Q mO"],
+) -> Inexact[Array, "n mO"]:
     """A bound of what a reduction of `A b^T` leaves out: the norm of each column of `A residual^T`, and of what
     rounding may add."""
     rounding = jnp.finfo(b.dtype).eps * b.shape[1]
-    square = jnp.sum((residual.conj() * jnp.einsum("bgqr,brmgo->bqmgo", gram_a, residual)).real, 1)
+    square = jnp.sum((residual.conj() * (gram_a @ residual)).real, 1)
     square = jnp.maximum(square, 0) + rounding * jnp.sum(jnp.abs(residual) ** 2, 1)
     return jnp.sqrt(square) + rounding * jnp.sqrt(jnp.sum(jnp.abs(b) ** 2, 1))
 

@@ -24,8 +24,9 @@ Product = Callable[[Inexact[Array, "Q R n"]], Inexact[Array, "Q R n"]]
 
 def leading(
     gram_a: Inexact[Array, "n Q Q"], gram_b: Inexact[Array, "n Q Q"], rank: int
-) -> Inexact[Array, "Q R n"]:
-    """Coordinates `c` of orthonormal vectors `A c` that span the leading left modes of `A B^T`, for each of n.
+) -> tuple[Inexact[Array, "Q R n"], Inexact[Array, "Q R n"]]:
+    """Coordinates `c` of orthonormal vectors `A c` that span the leading left modes of `A B^T`, for each of n; and
+    `A^H A c`.
 
     `gram_a` is `A^H A`, with ones on its diagonal or zeros; `gram_b` is `B^T B*`. Where there are fewer
     than R modes, the rest of `c` is zero.
@@ -53,7 +54,16 @@ def leading(
     # A loop, as this is most of what is compiled.
     multiply = jnp.array([True, *[True] * ROUNDS, False])
     tolerance = jnp.asarray([*[eps**2] * (ROUNDS + 1), eps**0.5], size.dtype)
-    return lax.scan(again, (start, start), (multiply, tolerance))[0][0]
+    return lax.scan(again, (start, start), (multiply, tolerance))[0]
+
+
+def combined(
+    weights: Inexact[Array, "Q R n"], rows: Inexact[Array, "n Q X"]
+) -> Inexact[Array, "n R X"]:
+    """R sums of the rows of each of n."""
+    if len(weights) > SMALL:
+        return jnp.einsum("qrn,nqx->nrx", weights, rows)
+    return jnp.sum(jnp.moveaxis(weights, -1, 0)[..., None] * rows[:, :, None], 1)
 
 
 def _start(pairs: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,4 +136,4 @@ def _of_length_one(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array
     return c * scale, image * scale
 
 
-__all__ = ["leading"]
+__all__ = ["combined", "leading"]

@@ -15,7 +15,7 @@ compiled = jax.jit(leading, static_argnums=2)
 def projected(a, b, rank):
     """What is kept of `A B^T`, where the columns of A have length one or zero."""
     of_a, of_b = a.conj().T @ a, b.T @ b.conj()
-    u = a @ np.asarray(compiled(jnp.asarray(of_a)[None], jnp.asarray(of_b)[None], rank))[..., 0]
+    u = a @ np.asarray(compiled(jnp.asarray(of_a)[None], jnp.asarray(of_b)[None], rank)[0])[..., 0]
     return u, u @ u.conj().T @ a @ b.T
 
 
@@ -126,7 +126,7 @@ def test_each_of_many_has_modes_of_its_own(count, dtype):
             a = a + 1j * draw.normal(size=a.shape)
         a = a / np.linalg.norm(a, axis=-1, keepdims=True)
         grams.append(jnp.asarray(a.conj() @ a.swapaxes(-1, -2)))
-    together = compiled(*grams, 5)
+    together, _ = compiled(*grams, 5)
     for n in range(5):
-        alone = compiled(*(gram[n : n + 1] for gram in grams), 5)
+        alone, _ = compiled(*(gram[n : n + 1] for gram in grams), 5)
         np.testing.assert_allclose(together[..., n], alone[..., 0], atol=1e-9)
