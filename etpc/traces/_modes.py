@@ -72,9 +72,10 @@ def _start(pairs: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _product(gram: Inexact[Array, "n Q Q"]) -> Product:
-    """The product with each matrix."""
+    """The product with each Hermitian matrix."""
     if gram.shape[-1] > SMALL:
-        return lambda c: jnp.einsum("nqp,prn->qrn", gram, c)
+        transposed = gram.conj()
+        return lambda c: (c.T @ transposed).T
     gram = jnp.moveaxis(gram, 0, -1)
     return lambda c: jnp.sum(gram[:, :, None] * c[None], 1)
 
