@@ -232,6 +232,35 @@ def test_float32_is_stable_over_a_long_stream():
     assert np.linalg.norm(grads[0] - grads[1]) < 0.1 * np.linalg.norm(grads[1])
 
 
+@pytest.mark.parametrize("window", [1, W])
+def test_a_step_without_data_adds_nothing(window):
+    """However large F is there. Data in two dimensions has traces of rank two, which are then exact."""
+    draw = np.random.default_rng(0)
+    silent = np.arange(T) % 3 == 1
+    data = draw.normal(size=(T, 2)) @ draw.normal(size=(2, 6)) * ~silent[:, None]
+    gates = draw.uniform(0.5, 1, size=(T, 8))
+    xs = data, gates, np.where(silent, 1e6, 1.0)
+    xs = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), xs)
+    w = jnp.asarray(draw.normal(size=(8, 6)), jnp.float32)
+
+    def step(w, x, h):
+        data, gates, gain = x
+        h = gates * h + gain * jnp.tanh(w @ data)
+        return h, h
+
+    def gradient(rule):
+        state, first = jnp.zeros(8, jnp.float32), jax.tree.map(lambda a: a[0], xs)
+        program = etpc.compile(w, rule, inputs=first, state=state, step=step)
+        targets = jnp.full(T, 0.3, jnp.float32)
+        run = program.value_and_grad(loss, "sum")
+        return program, run(w, xs, targets, program.init())[1]
+
+    program, found = gradient(etpc.ES_D_RTRL(rank=2, window=window))
+    assert isinstance(program.ops[0].form, LowRank)
+    _, expected = gradient(etpc.D_RTRL(window=window))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("of", "scale"),

@@ -1,6 +1,7 @@
 """The trace as R pairs of factors: its leading modes, chosen anew after each window."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -128,13 +129,12 @@ class LowRank(Trace):
         ]
         coordinates: dict[int, tuple[Array, Array]] = {}
         for places in _of_one_size(all_pairs):
-            grams = [all_pairs[place].grams for place in places]
-            gram_a, gram_b = (jnp.concatenate(of_all) for of_all in zip(*grams, strict=True))
+            of_a, of_b = zip(*(all_pairs[place].grams for place in places), strict=True)
+            groups = [calls[place].site.kind.groups for place in places]
             # with less precision the vectors are not orthonormal on accelerators
             with jax.default_matmul_precision("highest"):
-                modes = leading(gram_a, gram_b, self.rank)
-            ends = np.cumsum([len(a) for a, _ in grams])[:-1]
-            of_each = zip(*(jnp.split(a, ends, -1) for a in modes), strict=True)
+                modes = leading(_beside(of_a, groups), _beside(of_b, groups), self.rank)
+            of_each = zip(*(_apart(array, groups) for array in modes), strict=True)
             coordinates.update(zip(places, of_each, strict=True))
         return [
             self._projected(call, pairs, *coordinates[place])
@@ -150,20 +150,21 @@ class LowRank(Trace):
     ) -> Carry:
         """The carry with all pairs projected onto the span of `A c`, whose coordinates are `image^H`."""
         a, b, size, (gram_a, _) = pairs.a, pairs.b, pairs.size, pairs.grams
-        length = jnp.moveaxis(pairs.length, 0, -1)
+        length, inverse = jnp.moveaxis(pairs.length, 0, -1), jnp.moveaxis(pairs.inverse, 0, -1)
         kind, m = call.site.kind, call.site.block
         with jax.default_matmul_precision("highest"):
-            left = combined(c / length, a)
+            left = combined(c * inverse, a)
             right = combined(length * image.conj(), b)
-            by_example = lambda array, *axes: array.reshape(-1, kind.groups, *axes)
+            by_group = functools.partial(_by_group, groups=kind.groups)
+            by_state = lambda array: array.reshape(*array.shape[:-1], m, kind.outputs)
             new = [
-                jnp.moveaxis(by_example(left, self.rank, kind.inputs), 1, 2),
-                jnp.moveaxis(by_example(right * size, self.rank, m, kind.outputs), 1, 3),
+                jnp.moveaxis(by_group(left), 1, 2),
+                jnp.moveaxis(by_state(by_group(right * size)), 1, 3),
             ]
             if self.certificate:
                 b = b * pairs.length
                 residual = b - combined(c.swapaxes(0, 1), right)
-                dropped = by_example(_lost(gram_a, b, residual) * size[:, 0], m, kind.outputs)
+                dropped = by_state(by_group(_lost(gram_a, b, residual) * size[:, 0]))
                 trace_bound, gradient_bound = (
                     bound.reshape(len(bound), -1, call.site.count) for bound in call.carry[2:]
                 )
@@ -196,7 +197,9 @@ class _Pairs(NamedTuple):
     a: Inexact[Array, "n Q I"]
     b: Inexact[Array, "n Q mO"]
     length: Inexact[Array, "n Q 1"]
-    """Of each a, or one where it is zero."""
+    """Of each a."""
+    inverse: Inexact[Array, "n Q 1"]
+    """Zero where the length is."""
     grams: tuple[Inexact[Array, "n Q Q"], Inexact[Array, "n Q Q"]]
     """`A^H A` and `B^T B*`, of pairs whose a has the length one."""
     size: Inexact[Array, "n 1 1"]
@@ -208,14 +211,14 @@ class _Pairs(NamedTuple):
     ) -> "_Pairs":
         """Arrays are scaled by powers of two; what makes a of length one is left to the Gram matrices, which are
         small."""
-        pairs = a.shape[1]
-        # without axes of length one, for which XLA copies what it multiplies
-        a = jnp.moveaxis(a, 2, 1).reshape(-1, pairs, a.shape[3])
-        b = jnp.moveaxis(b, 3, 1).reshape(-1, pairs, b.shape[2] * b.shape[4])
+        # Without axes of length one, for which XLA copies what it multiplies. An array that is spread over devices is
+        # reshaped by one axis at a time.
+        a = lax.collapse(jnp.moveaxis(a, 2, 1), 0, 2)
+        b = lax.collapse(lax.collapse(jnp.moveaxis(b, 3, 1), 3), 0, 2)
         kept, new = a[:, :rank], a[:, rank:]
         of_new = _or_one(_power_of_two(jnp.max(jnp.abs(new), -1, keepdims=True, initial=0)))
         a = jnp.concatenate([kept, new / of_new], 1)
-        scale = jnp.concatenate([jnp.ones_like(of_new, shape=(len(a), rank, 1)), of_new], 1)
+        scale = jnp.concatenate([jnp.ones_like(kept[..., :1], of_new.dtype), of_new], 1)
         # The power of two of each sum of pairs: two maxima would become one, which XLA computes number by number.
         powers = _power_of_two(jnp.max(jnp.abs(b) * scale, 1, keepdims=True, initial=0))
         size = _or_one(jnp.max(powers, -1, keepdims=True, initial=0))
@@ -224,9 +227,11 @@ class _Pairs(NamedTuple):
             gram_a = a.conj() @ a.swapaxes(-1, -2)
             gram_b = b @ b.conj().swapaxes(-1, -2)
         length = jnp.sqrt(jnp.diagonal(gram_a, axis1=-2, axis2=-1).real)[..., None]
-        length = jnp.where(length > 0, length, jnp.ones((), length.dtype))
-        both = length * length.swapaxes(-1, -2)
-        return cls(a, b, length, (gram_a / both, gram_b * both), size)
+        inverse = jnp.where(length > 0, 1 / length, jnp.zeros((), length.dtype))
+        of_both = lambda factor: factor * factor.swapaxes(-1, -2)
+        return cls(
+            a, b, length, inverse, (gram_a * of_both(inverse), gram_b * of_both(length)), size
+        )
 
 
 def _of_one_size(all_pairs: Sequence[_Pairs]) -> list[list[int]]:
@@ -236,6 +241,25 @@ def _of_one_size(all_pairs: Sequence[_Pairs]) -> list[list[int]]:
         gram_a, gram_b = pairs.grams
         places.setdefault((gram_a.shape[-1], gram_a.dtype, gram_b.dtype), []).append(place)
     return list(places.values())
+
+
+def _by_group(array: Inexact[Array, "n ..."], groups: int) -> Inexact[Array, "B G ..."]:
+    return array.reshape(-1, groups, *array.shape[1:])
+
+
+def _beside(
+    arrays: Sequence[Inexact[Array, "n ..."]], groups: Sequence[int]
+) -> Inexact[Array, "N ..."]:
+    """Arrays of so many groups of the same examples as one, example by example: examples may be spread over devices."""
+    by_example = [_by_group(a, count) for a, count in zip(arrays, groups, strict=True)]
+    return lax.collapse(jnp.concatenate(by_example, 1), 0, 2)
+
+
+def _apart(array: Inexact[Array, "... N"], groups: Sequence[int]) -> list[Inexact[Array, "... n"]]:
+    """The parts of what `_beside` gave, whose axis is now the last."""
+    by_example = array.reshape(*array.shape[:-1], -1, sum(groups))
+    parts = jnp.split(by_example, np.cumsum(groups)[:-1], -1)
+    return [part.reshape(*array.shape[:-1], -1) for part in parts]
 
 
 def _power_of_two(size: Inexact[Array, "..."]) -> Array:

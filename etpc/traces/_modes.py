@@ -36,7 +36,8 @@ def leading(
     gram_b = gram_b / jnp.where(size > 0, size, 1)
     # where pairs depend on each other, coordinates must not grow without bound
     eps = jnp.finfo(gram_a.dtype).eps
-    gram = gram_a + jnp.asarray(eps * pairs * np.eye(pairs), gram_a.dtype)[None]
+    more = jnp.asarray(eps * pairs, size.dtype)
+    gram = gram_a + more * jnp.eye(pairs, dtype=gram_a.dtype)[None]
     times_a, times_b = _product(gram), _product(gram_b)
 
     def again(c: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[Any, None]:
@@ -54,7 +55,8 @@ def leading(
     # A loop, as this is most of what is compiled.
     multiply = jnp.array([True, *[True] * ROUNDS, False])
     tolerance = jnp.asarray([*[eps**2] * (ROUNDS + 1), eps**0.5], size.dtype)
-    return lax.scan(again, (start, start), (multiply, tolerance))[0]
+    vectors = lax.scan(again, (start, start), (multiply, tolerance))[0][0]
+    return vectors, times_a(vectors) - more * vectors
 
 
 def combined(

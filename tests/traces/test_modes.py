@@ -15,8 +15,12 @@ compiled = jax.jit(leading, static_argnums=2)
 def projected(a, b, rank):
     """What is kept of `A B^T`, where the columns of A have length one or zero."""
     of_a, of_b = a.conj().T @ a, b.T @ b.conj()
-    u = a @ np.asarray(compiled(jnp.asarray(of_a)[None], jnp.asarray(of_b)[None], rank)[0])[..., 0]
-    return u, u @ u.conj().T @ a @ b.T
+    found = compiled(jnp.asarray(of_a)[None], jnp.asarray(of_b)[None], rank)
+    c, image = (np.asarray(array)[..., 0] for array in found)
+    u, eps = a @ c, np.finfo(of_a.dtype).eps
+    size = np.abs(of_a).max() * np.abs(c).max()
+    np.testing.assert_allclose(image, of_a @ c, rtol=0, atol=10 * Q * eps * size)
+    return u, u @ image.conj().T @ b.T
 
 
 def pairs(kind, dtype, seed=0):
