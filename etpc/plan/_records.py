@@ -244,17 +244,18 @@ class Plan:
         return {name: part(a) for name, a in whole.items()}
 
     @property
-    def window_matters(self) -> bool:
-        """Whether another window would give another gradient."""
-        return window_matters(self.algorithm, self.traces)
+    def window_divides(self) -> bool:
+        """Whether a window is chosen near this one that divides the number of steps, where one does.
+
+        Where the steps are not cut, it is this one for all sequences: a gradient depends much more on the length of
+        such windows than on how often a trace is reduced.
+        """
+        return self.algorithm.window == "auto" and self.algorithm.backprop == "cut"
 
     def window_for(self, steps: int) -> int:
-        """The window for a sequence of so many steps, the last of which may be shorter.
-
-        Where it was chosen, and the gradient does not depend on it, it is one near it that divides `steps`.
-        """
+        """The window for a sequence of so many steps, the last of which may be shorter."""
         window = self.window
-        if self.algorithm.window == "auto" and not self.window_matters:
+        if self.window_divides:
             divisors = [w for w in range(window // 2, 2 * window + 1) if steps % w == 0]
             window = min(divisors, key=lambda w: abs(math.log(w / window)), default=window)
         return min(window, steps)

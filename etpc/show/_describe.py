@@ -48,7 +48,7 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
 def _chosen(plan: Plan) -> str:
     if plan.algorithm.window != "auto":
         return ""
-    if plan.window_matters:
+    if not plan.window_divides:
         return " (chosen)"
     why = f": {plan.window_reason}" if plan.window_reason else ""
     return f", or a divisor of T near it (chosen{why})"
