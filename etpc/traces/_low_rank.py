@@ -244,6 +244,7 @@ def _of_one_size(all_pairs: Sequence[_Pairs]) -> list[list[int]]:
 
 
 def _by_group(array: Inexact[Array, "n ..."], groups: int) -> Inexact[Array, "B G ..."]:
+    """With an axis of examples and one of groups."""
     return array.reshape(-1, groups, *array.shape[1:])
 
 
