@@ -49,11 +49,12 @@ def test_cart_pole(time):
         for t in range(60):
             # the pole stays up for the longest episode, and falls in the other
             action = int(ours.place[2] + 0.5 * ours.place[3] > 0) if time else t % 3 == 0
-            seen, state, reward, over, _ = theirs.step_env(key, state, int(action), params)
+            seen, state, reward, fallen, _ = theirs.step_env(key, state, int(action), params)
+            over = bool(fallen) or bool(theirs.is_truncated(state, params))
             ours, our_reward, our_end = env.act(ours, jnp.int32(action))
             np.testing.assert_allclose(env.see(ours), seen, rtol=1e-5, atol=1e-6)
             assert float(our_reward) == float(reward)
-            assert bool(our_end) == bool(over)
+            assert bool(our_end) == over
             if over:
                 ends += 1
                 assert not time or int(ours.time) == 500
