@@ -210,15 +210,15 @@ class _Pairs(NamedTuple):
         cls, a: Inexact[Array, "B Q G I"], b: Inexact[Array, "B Q m G O"], rank: int
     ) -> "_Pairs":
         """Arrays are scaled by powers of two; what makes a of length one is left to the Gram matrices, which are
-        small."""
+        small. The first a, which were kept, have that length already."""
         # Without axes of length one, for which XLA copies what it multiplies. An array that is spread over devices is
         # reshaped by one axis at a time.
         a = lax.collapse(jnp.moveaxis(a, 2, 1), 0, 2)
         b = lax.collapse(lax.collapse(jnp.moveaxis(b, 3, 1), 3), 0, 2)
-        kept, new = a[:, :rank], a[:, rank:]
-        of_new = _or_one(_power_of_two(jnp.max(jnp.abs(new), -1, keepdims=True, initial=0)))
-        a = jnp.concatenate([kept, new / of_new], 1)
-        scale = jnp.concatenate([jnp.ones_like(kept[..., :1], of_new.dtype), of_new], 1)
+        largest = jnp.max(jnp.abs(a[:, rank:]), -1, keepdims=True, initial=0)
+        of_kept = jnp.ones_like(a[:, :rank, :1], largest.dtype)
+        scale = jnp.concatenate([of_kept, _or_one(_power_of_two(largest))], 1)
+        a = a / scale
         # The power of two of each sum of pairs: two maxima would become one, which XLA computes number by number.
         powers = _power_of_two(jnp.max(jnp.abs(b) * scale, 1, keepdims=True, initial=0))
         size = _or_one(jnp.max(powers, -1, keepdims=True, initial=0))
