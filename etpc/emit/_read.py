@@ -54,7 +54,6 @@ class Reading:
         self.step = step
         a = step.analysis
         self._data = [v for v in map(_data, step.live) if v is not None]
-        self._body = prune(a.split.body, [*a.split.outputs, *self._data], step.saved_equations)
         sources = set(range(len(a.hidden.leaves))).difference(untraced)
         past = self._past(_moved_states(a, sources))
         sources |= {n for n in untraced if a.split.next_state[a.hidden.leaves[n]] in past}
@@ -62,6 +61,8 @@ class Reading:
         """The hidden states at which credit is taken, by their number."""
         self._moves = _moved_states(a, self.sources)
         self._by_old = self._past(self._moves)
+        wanted, given = [*a.split.outputs, *self._data], self._moves.new_states
+        self._body = prune(a.split.body, wanted, step.saved_equations, given)
 
     def __call__(
         self, weights: Weights, taken: Taken, sources: Sources
@@ -110,7 +111,8 @@ class Reading:
                 ]
             return outputs
 
-        return evaluate(self._body, dict(env), rule)
+        given = {v: moved[v].value.astype(v.aval.dtype) for v in self._moves.new_states}
+        return evaluate(self._body, {**env, **given}, rule)
 
     def _crossed(self, still: Values, taken: Taken, shared: Values) -> Values:
         """Evaluate the step where all is held constant but the data of operations that cross, which is

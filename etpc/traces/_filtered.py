@@ -14,12 +14,12 @@ from .._jax import by_parts
 from ..ops import summed
 from ._full import Full
 from ._pairs import grouped
-from ._pieces import over_examples
 from ._trace import Carry, Factors, Rows, Site, Trace, zeros
 from ._transitions import apply, suffix_products, times
 
 FEW = 8
-"""Classes with up to so many outputs are read element by element: products of such matrices were slower."""
+"""Up to so many filtered inputs of a group are moved step by step, and more by products of matrices. The inputs of the
+group are one array then, and XLA compiles two kernels fewer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Filtered(Trace):
 
     def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
         """The carry at the end of the window."""
-        (m, kept, inputs, g, k), dtype = self._axes(site), site.dtype
+        m, dtype = site.block, site.dtype
         first, immediate = self.first.reshape(-1), factors.immediate
         period = factors.transition.shape[-1]
         transition = factors.transition[..., (first[:1] if self.uniform else first) % period]
@@ -98,16 +98,43 @@ class Filtered(Trace):
         ones, zero = jnp.ones_like(of_class), jnp.zeros_like(of_class)
         added = [jnp.where(np.isin(places, self.columns), zero, of_class)] if self.shared else []
         added += [jnp.where(places == n, ones, zero) for n in self.columns]
+        added = jnp.stack(added, 3).astype(dtype)  # [W, B, m, k, G * K]
+        assert factors.x is not None
+        last = self._at_end(site, transition, added, site.data(factors.x), carry[0])
+        entries = [immediate[-1][:, list(self.columns)].reshape(a.shape) for a in carry[1:]]
+        return (last.astype(dtype), *(a.astype(dtype) for a in entries)), ()
+
+    def _at_end(
+        self,
+        site: Site,
+        transition: Inexact[Array, "W B P GK"],
+        added: Inexact[Array, "W B m k GK"],
+        x: Inexact[Array, "W B G I"],
+        filtered: Array,
+    ) -> Array:
+        """The filtered inputs at the end of the window."""
+        m, kept, inputs, g, k = self._axes(site)
+        blocks = -1, m, kept * inputs * g * k
+        added = added.reshape(*added.shape[:3], kept, 1, g, k)
+        if len(x) == 1 or m * kept * k <= FEW:
+            steps = transition, added, x.swapaxes(2, 3)[:, :, None, None, ..., None]
+
+            def step(old: Array, now: list[Array]) -> tuple[Array, None]:
+                moves, new, x = (a.reshape(b.shape[1:]) for a, b in zip(now, steps, strict=True))
+                moved = apply(site.pairs, moves, old.reshape(blocks))
+                new = moved.reshape(old.shape) + (new * x).reshape(old.shape)
+                return new.astype(old.dtype), None
+
+            # Axes of length one would leave the layouts of the arrays open, and XLA copies them for the loop.
+            narrow = [a.reshape(*a.shape[:2], *(n for n in a.shape[2:] if n > 1)) for a in steps]
+            return lax.scan(step, filtered, narrow)[0]
         entered = range(m) if self.shared else sorted(self.columns)
         move, whole = suffix_products(site.pairs, transition, entered)
-        moved = move(jnp.stack(added, 3).reshape(*of_class.shape[:3], -1).astype(dtype))
-        assert factors.x is not None
+        moved = move(added.reshape(*added.shape[:3], -1)).reshape(*added.shape[:3], kept, g, k)
         sums = functools.partial(jnp.einsum, "wbmkgc,wbgi->bmkigc", precision=lax.Precision.HIGHEST)
-        new = by_parts(sums, moved.reshape(*moved.shape[:3], kept, g, k), site.data(factors.x))
-        old = apply(site.pairs, whole, carry[0].reshape(-1, m, kept * inputs * g * k))
-        last = (old.reshape(new.shape) + new).reshape(carry[0].shape).astype(dtype)
-        entries = [immediate[-1][:, list(self.columns)].reshape(a.shape) for a in carry[1:]]
-        return (last, *(a.astype(dtype) for a in entries)), ()
+        new = by_parts(sums, moved, x)
+        old = apply(site.pairs, whole, filtered.reshape(blocks))
+        return (old.reshape(new.shape) + new).reshape(filtered.shape)
 
     def rows(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
         """With one class: the filtered inputs, and the credit of their place in the block."""
@@ -122,7 +149,7 @@ class Filtered(Trace):
     def entries(
         self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry
     ) -> Inexact[Array, "G I O"] | None:
-        """With several classes: the gradient, a product of matrices for each class that has many outputs."""
+        """With several classes: the gradient, a product of matrices for each class."""
         g, classes = self.first.shape
         if classes == 1:
             return None
@@ -130,14 +157,7 @@ class Filtered(Trace):
         outputs, place = self._members
         credit = credit.reshape(*credit.shape[:3], site.count)[..., outputs]
         credit = jnp.where(outputs >= 0, credit, jnp.zeros((), credit.dtype))
-        if outputs.shape[-1] <= FEW:
-            of_each = [
-                over_examples(data, credit[:, :, :, None, ..., n]).sum((0, 1))
-                for n in range(outputs.shape[-1])
-            ]
-            of_class = jnp.stack(of_each, -1).swapaxes(0, 1)
-        else:
-            of_class = summed("bmkigc,bmkgcn->gicn", data, credit, precision=lax.Precision.HIGHEST)
+        of_class = summed("bmkigc,bmkgcn->gicn", data, credit, precision=lax.Precision.HIGHEST)
         by_place = of_class.reshape(g, site.kind.inputs, -1)
         return jnp.take_along_axis(by_place, place[:, None], 2)
 

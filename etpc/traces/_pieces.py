@@ -70,32 +70,31 @@ def over_examples(
     if devices == 1 and is_small:
         return _sum_by_halves(product(signal, trace))
     runs = math.gcd(trace.shape[0], devices)
-    signal, trace = (a.reshape(runs, len(a) // runs, *a.shape[1:]) for a in (signal, trace))
-    count = trace.shape[1]
+    lead = (runs,) if runs > 1 else ()
+    of_run, count = len(lead), len(trace) // runs
+    signal, trace = (a.reshape(*lead, count, *a.shape[1:]) for a in (signal, trace))
     rows = min(abreast, count)
     rounds = count // rows
-
-    def products(row_of: Callable[[Array, int], Array]) -> Array:
-        terms = [product(row_of(signal, row), row_of(trace, row)) for row in range(rows)]
-        return sum(terms[1:], terms[0])
+    one = lambda a, n: lax.index_in_dim(a, n, of_run, keepdims=False)
 
     def add(n: Array, sums: Array) -> Array:
-        return sums + products(
-            lambda a, row: lax.dynamic_index_in_dim(
-                a[:, row * rounds : (row + 1) * rounds], n, 1, keepdims=False
+        def one_of(a: Array, row: int) -> Array:
+            a = lax.slice_in_dim(a, row * rounds, (row + 1) * rounds, axis=of_run)
+            return lax.dynamic_index_in_dim(
+                a, n, of_run, keepdims=False, allow_negative_indices=False
             )
-        )
 
-    sums = jnp.zeros_like(product(signal[:, 0], trace[:, 0]))
+        terms = [product(one_of(signal, row), one_of(trace, row)) for row in range(rows)]
+        return sums + sum(terms[1:], terms[0])
+
+    sums = jnp.zeros_like(product(one(signal, 0), one(trace, 0)))
     for n in range(rows * rounds, count):
-        sums = sums + product(signal[:, n], trace[:, n])
+        sums = sums + product(one(signal, n), one(trace, n))
     # XLA must not know the length of the loop, or it would dissolve a short one and compute twice a sum that is
     # read in two places. With several runs the product below prevents that.
-    end = rounds + zero_after(signal) if runs == 1 else rounds
+    end = rounds if lead else rounds + zero_after(signal)
     sums = lax.fori_loop(0, end, add, sums)
-    if runs == 1:
-        return sums[0]
-    return sum_of_rows(sums)
+    return sum_of_rows(sums) if lead else sums
 
 
 def _sum_by_halves(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
