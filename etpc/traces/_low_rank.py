@@ -12,7 +12,7 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._full import Full
-from ._modes import combined, leading
+from ._modes import combined, diagonal, leading
 from ._trace import Advance, Carry, Passage, Rows, Site, Trace, size_of, zeros
 from ._transitions import apply, paired, times
 
@@ -226,7 +226,7 @@ class _Pairs(NamedTuple):
         with jax.default_matmul_precision("highest"):
             gram_a = a.conj() @ a.swapaxes(-1, -2)
             gram_b = b @ b.conj().swapaxes(-1, -2)
-        length = jnp.sqrt(jnp.diagonal(gram_a, axis1=-2, axis2=-1).real)[..., None]
+        length = jnp.sqrt(diagonal(gram_a))[..., None]
         inverse = jnp.where(length > 0, 1 / length, jnp.zeros((), length.dtype))
         of_both = lambda factor: factor * factor.swapaxes(-1, -2)
         return cls(

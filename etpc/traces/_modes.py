@@ -32,12 +32,12 @@ def leading(
     than R modes, the rest of `c` is zero.
     """
     pairs = gram_a.shape[-1]
-    size = jnp.trace(gram_b, axis1=-2, axis2=-1).real[:, None, None]
+    size = diagonal(gram_b).sum(-1)[:, None, None]
     gram_b = gram_b / jnp.where(size > 0, size, 1)
     # where pairs depend on each other, coordinates must not grow without bound
     eps = jnp.finfo(gram_a.dtype).eps
     more = jnp.asarray(eps * pairs, size.dtype)
-    gram = gram_a + more * jnp.eye(pairs, dtype=gram_a.dtype)[None]
+    gram = gram_a + more * np.eye(pairs, dtype=size.dtype)[None]
     times_a, times_b = _product(gram), _product(gram_b)
 
     def again(c: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[Any, None]:
@@ -48,7 +48,7 @@ def leading(
 
     kept, new = (jnp.asarray(a, gram_a.dtype)[..., None] for a in _start(pairs, rank))
     # by the number of pairs that are not zero: a window that is padded to more pairs gives the same
-    present = jnp.trace(gram_a, axis1=-2, axis2=-1).real
+    present = diagonal(gram_a).sum(-1)
     start = kept + new * lax.rsqrt(jnp.maximum(present, 1))[None, None]
     # The first rounds lose no mode for being small. In the last, the vectors must be orthonormal up to
     # rounding: one of which little is left was rounding alone, and a projection onto it would be wrong.
@@ -57,6 +57,11 @@ def leading(
     tolerance = jnp.asarray([*[eps**2] * (ROUNDS + 1), eps**0.5], size.dtype)
     vectors = lax.scan(again, (start, start), (multiply, tolerance))[0][0]
     return vectors, times_a(vectors) - more * vectors
+
+
+def diagonal(gram: Inexact[Array, "n Q Q"]) -> Inexact[Array, "n Q"]:
+    """The diagonal of Hermitian matrices: real. A mask is a constant, where places would have to be computed."""
+    return jnp.sum(jnp.where(np.eye(gram.shape[-1], dtype=bool)[None], gram.real, 0), -1)
 
 
 def combined(
@@ -95,7 +100,7 @@ def orthonormal(
     if count <= BLOCK:
         return _block(c, image, tolerance)
     c, image = (jnp.pad(a, [(0, 0), (0, -count % BLOCK), (0, 0)]) for a in (c, image))
-    numbers = jnp.arange(c.shape[1])[None, :, None]
+    numbers = np.arange(c.shape[1])[None, :, None]
 
     def block(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         start, (c, image) = k * BLOCK, carry
@@ -114,7 +119,7 @@ def orthonormal(
 
 def _block(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array]:
     """`orthonormal` for few columns, one after the other."""
-    numbers = jnp.arange(c.shape[1])[None, :, None]
+    numbers = np.arange(c.shape[1])[None, :, None]
 
     def column(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         c, image = carry
@@ -139,4 +144,4 @@ def _of_length_one(c: Array, image: Array, tolerance: Any) -> tuple[Array, Array
     return c * scale, image * scale
 
 
-__all__ = ["combined", "leading"]
+__all__ = ["combined", "diagonal", "leading"]
