@@ -75,7 +75,15 @@ class Gradients:
         for trace, entries in zip(self.plan.carried, sums.entries, strict=True):
             if entries is not None:
                 grads = self._with_entries(grads, trace, entries)
-        return list(grads)
+        return self.whole(grads)
+
+    def whole(self, grads: Arrays) -> list[Array]:
+        """The gradient, where each weight whose trace is equal to that of another one has the gradient of that."""
+        weights, equal = self.plan.analysis.split.weights, self.plan.equal
+        pairs = {
+            weights.index(op.weight): weights.index(other.weight) for op, other in equal.items()
+        }
+        return replaced(grads, list(pairs), [grads[place] for place in pairs.values()])
 
     def _with_entries(self, grads: Arrays, trace: TracePlan, entries: Array) -> list[Array]:
         return self._with(grads, trace.op, trace.form.gathered(trace.site, entries))

@@ -219,7 +219,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
         bars = window.backward(residuals, traces, outputs)
         pasts = [credit.past for credit in bars.ops]
         entries = [None if past is None else past.entries() for past in pasts]
-        grads = window.gradients.of_window(bars, entries)
+        grads = window.gradients.whole(window.gradients.of_window(bars, entries))
         dtypes = [v.aval.dtype for v in window.plan.analysis.split.weights]
         by_weights = tuple(g.astype(dtype) for g, dtype in zip(grads, dtypes, strict=True))
         none: Any = None

@@ -1,7 +1,8 @@
-"""Products that are added up before anything else is done with them: they have one factor F, carried once.
+"""What is added up before anything else is done with it has one factor F, carried once.
 
-In `tanh(w @ x + r @ h + b)` what is added to either product is added to the sum. So `F` is the same, and a smoothed
-trace is that of `[w, r]` with the data `[x, h]`. A whole trace is not joined: it is as large, and was as fast apart.
+In `tanh(w @ x + b + r @ h + c)` what is added to any of the four is added to the sum. So `F` is the same.
+A smoothed trace is that of `[w, r]` with the data `[x, h]`; whole traces are not joined, as they would be as large,
+and were as fast apart. The biases `b` and `c` have equal traces, and equal gradients.
 """
 
 import dataclasses
@@ -23,13 +24,7 @@ def joined(
 ) -> tuple[list[Sketch], dict[int, int]]:
     """The traces, where the first of those that are joined has the data of all, and for each of the others the number
     of that first one."""
-    split, shared = analysis.split, Counter(owners.values())
-    readers: dict[Variable, list[Equation | None]] = {}
-    for eqn in split.body:
-        for v in eqn.inputs:
-            readers.setdefault(v, []).append(eqn)
-    for v in (*split.outputs, *split.next_state):
-        readers.setdefault(v, []).append(None)
+    shared, readers = Counter(owners.values()), _readers(analysis)
     groups: dict[Hashable, list[Sketch]] = {}
     for t in sketches:
         kind, alone = t.op.kind, shared[owners[t.op.number]] == 1
@@ -50,6 +45,43 @@ def joined(
             first[own.op.number] = dataclasses.replace(own, site=site)
             beside |= {t.op.number: own.op.number for t in others}
     return [first.get(t.op.number, t) for t in sketches], beside
+
+
+def equal(
+    analysis: Analysis, sketches: Sequence[Sketch], owners: Mapping[int, int]
+) -> dict[int, int]:
+    """For each weight that is added to the same sum as another, and is read nowhere else, the number of the operation
+    of that other one: both have the same trace, and the same gradient."""
+    shared, readers = Counter(owners.values()), _readers(analysis)
+    uses = Counter(op.weight for op in analysis.ops)
+    groups: dict[Hashable, list[Sketch]] = {}
+    for t in sketches:
+        op, alone = t.op, shared[owners[t.op.number]] == 1
+        if op.kind.data is not None or op.equation.primitive not in _SUMS or not alone:
+            continue
+        if uses[op.weight] > 1:
+            continue
+        blocks = (t.members.indptr.tobytes(), t.members.indices.tobytes(), t.closed)
+        of_site = (t.form, t.site.dtype, t.site.block, t.directions)
+        of_weight = (str(op.weight.aval), op.kind.groups, op.kind.outputs)
+        key = (_sum_of(op, readers), *of_site, *of_weight, *blocks)
+        groups.setdefault(key, []).append(t)
+    found: dict[int, int] = {}
+    for own, *others in groups.values():
+        order = _added(own.op) if others else b""
+        found |= {t.op.number: own.op.number for t in others if _added(t.op) == order}
+    return found
+
+
+def _readers(analysis: Analysis) -> Mapping[Variable, Sequence[Equation | None]]:
+    """The equations that read each variable; `None` for an output or a new state."""
+    readers: dict[Variable, list[Equation | None]] = {}
+    for eqn in analysis.split.body:
+        for v in eqn.inputs:
+            readers.setdefault(v, []).append(eqn)
+    for v in (*analysis.split.outputs, *analysis.split.next_state):
+        readers.setdefault(v, []).append(None)
+    return readers
 
 
 def _sum_of(op: WeightOp, readers: Mapping[Variable, Sequence[Equation | None]]) -> Variable:

@@ -65,12 +65,19 @@ def rows(plan: Plan, claims: Claims) -> list[list[str]]:
             p.kind,
             ", ".join(p.states),
             str(p.block),
-            "as above" if p.trace is not None and p.trace.summed else shape_text(p),
+            _trace_text(plan, p),
             f"{p.trace_bytes:,}",
             verdict(plan, p, claims),
         ]
         for name, p in zip(use_names(plan), plan.traced, strict=True)
     ]
+
+
+def _trace_text(plan: Plan, p: OpPlan) -> str:
+    trace = p.trace
+    if trace is None or trace.shares is None or not trace.free:
+        return shape_text(p)
+    return f"as {plan.ops[trace.shares].path}" if trace.equal else "as above"
 
 
 def use_names(plan: Plan) -> list[str]:

@@ -107,7 +107,7 @@ class Filtered(Trace):
     def _at_end(
         self,
         site: Site,
-        transition: Inexact[Array, "W B P GK"],
+        transition: Inexact[Array, "W B P o"],
         added: Inexact[Array, "W B m k GK"],
         x: Inexact[Array, "W B G I"],
         filtered: Array,
