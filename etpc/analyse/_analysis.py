@@ -171,7 +171,8 @@ def _reached(
             block = closure(block, transition)
         else:
             block, beyond = within(block, transition, steps)
-        role = "state" if influence.to_state[k] else "output" if to_output[k] else "nothing"
+        is_state = hidden.read and influence.to_state[k]
+        role = "state" if is_state else "output" if to_output[k] else "nothing"
         escapes = influence.escapes(op, block)
         if beyond.nnz:
             inside, outside = (" and ".join(_names(hidden, p)) for p in (block, beyond))

@@ -18,7 +18,7 @@ class HiddenStates:
     """The float leaves of the state as one vector of S real elements.
 
     A leaf that no output depends on, at this step or later, gets no credit. It is data that is carried, and is left
-    out. If no output depends on any leaf, all of them are in.
+    out. If no output depends on any leaf, all of them are in, and no weight counts as reaching one.
     """
 
     leaves: tuple[int, ...]
@@ -27,14 +27,19 @@ class HiddenStates:
     avals: tuple[jax.ShapeDtypeStruct, ...]
     offsets: tuple[int, ...]
     """The number of the first element of each leaf, and S at the end."""
+    read: bool
+    """Whether an output depends on them, at this step or later."""
 
     @classmethod
     def of(cls, step: Step) -> "HiddenStates":
-        leaves = _read_leaves(step) or step.state_leaves.floats
+        read = _read_leaves(step)
+        leaves = read or step.state_leaves.floats
         avals = tuple(step.state[i].aval for i in leaves)
         sizes = [step.state[i].size * (1 + is_complex(step.state[i].aval)) for i in leaves]
         offsets = (0, *(int(n) for n in np.cumsum(sizes)))
-        return cls(leaves, tuple(step.state_leaves.paths[i] for i in leaves), avals, offsets)
+        return cls(
+            leaves, tuple(step.state_leaves.paths[i] for i in leaves), avals, offsets, bool(read)
+        )
 
     @property
     def size(self) -> int:
