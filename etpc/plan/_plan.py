@@ -20,7 +20,7 @@ from ._blocks import (
     lasting_states,
     layout,
 )
-from ._joined import equal, joined
+from ._joined import joined
 from ._records import Group, OpPlan, Plan, Sketch, TracePlan, window_matters
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
 from ._smallest import smallest
@@ -63,12 +63,11 @@ def plan(
     ]
     sketches = smallest(analysis, sketches, _owners(sketches), lasting)
     owners = _owners(sketches)
-    sketches, beside = joined(analysis, sketches, owners)
-    same = equal(analysis, sketches, owners | beside)
-    owners |= beside | same
+    sketches, beside, equal = joined(analysis, sketches, owners)
+    owners |= beside | equal
     _check_memory(sketches, owners, memory, batch_size)
     colours = colouring(analysis)
-    traces = _laid_out(sketches, owners, (beside, same), analysis, colours)
+    traces = _laid_out(sketches, owners, beside, equal, analysis, colours)
     ops = tuple(
         _op_plan(analysis, op, traces.get(op.number), reasons[op.number], choice)
         for op in analysis.ops
@@ -203,14 +202,14 @@ def _check_memory(
 def _laid_out(
     sketches: Sequence[Sketch],
     owners: Mapping[int, int],
-    others: tuple[Collection[int], Collection[int]],
+    beside: Collection[int],
+    equal: Collection[int],
     analysis: Analysis,
     colours: Colouring,
 ) -> dict[int, TracePlan]:
     """The traces with their tables, by the numbers of operations; equal blocks have one layout."""
     traces: dict[int, TracePlan] = {}
     layouts: dict[Hashable, Layout] = {}
-    beside, same = others
     for t in sketches:
         number = t.op.number
         rows = block_rows(t.members)
@@ -230,7 +229,7 @@ def _laid_out(
             immediate=index,
             shares=None if owners[number] == number else owners[number],
             beside=number in beside,
-            equal=number in same,
+            equal=number in equal,
         )
     return traces
 

@@ -81,14 +81,14 @@ class TracePlan(Sketch):
     If it is neither, both have the same weight, and the trace is the sum of theirs."""
 
     @property
-    def summed(self) -> bool:
-        """Whether it is added to the trace of another use of its weight."""
-        return self.shares is not None and not self.beside and not self.equal
-
-    @property
     def free(self) -> bool:
         """Whether it takes no memory, as it is equal to another trace, or added to that."""
-        return self.equal or self.summed
+        return self.shares is not None and not self.beside
+
+    @property
+    def summed(self) -> bool:
+        """Whether it is added to the trace of another use of its weight."""
+        return self.free and not self.equal
 
     @property
     def own(self) -> Site:

@@ -74,10 +74,9 @@ def rows(plan: Plan, claims: Claims) -> list[list[str]]:
 
 
 def _trace_text(plan: Plan, p: OpPlan) -> str:
-    trace = p.trace
-    if trace is None or trace.shares is None or not trace.free:
+    if p.trace is None or not p.trace.free:
         return shape_text(p)
-    return f"as {plan.ops[trace.shares].path}" if trace.equal else "as above"
+    return f"as {plan.equal[p.op].path}" if p.trace.equal else "as above"
 
 
 def use_names(plan: Plan) -> list[str]:
