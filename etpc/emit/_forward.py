@@ -84,8 +84,8 @@ class Forward:
 
     - `saved`: the values that each step saves beside new states and outputs.
     - `after`: what remains for the outputs after all stages.
-    - `turned`: matrices [O, I] that depend on parameters alone, and are multiplied with a vector of length
-        I. With a batch of vectors, a product with [I, O] is faster, and its result needs no transpose.
+    - `turned`: matrices [O, I] that depend on parameters alone, and that a vector of length I is multiplied
+        with. With a batch of vectors, a product with [I, O] is faster.
     """
 
     def __init__(self, analysis: Analysis, saved: tuple[Variable, ...]):
@@ -95,8 +95,7 @@ class Forward:
         self.after = prune(a.split.body, a.split.outputs, known=known)
         fixed = {*a.split.weights, *a.split.others}
         equations = [eqn for stage in self.stages for eqn in (*stage.loop, *stage.batch)]
-        operands = [(eqn, _matrix_operand(eqn, fixed)) for eqn in equations]
-        turned = [eqn.inputs[operand] for eqn, operand in operands if operand is not None]
+        turned = [eqn.inputs[1] for eqn in equations if _is_turned(eqn, fixed)]
         self.turned = tuple(dict.fromkeys(turned))
 
     def lines(self) -> list[str]:
@@ -357,29 +356,25 @@ def _ahead(
     return tuple(ahead)
 
 
-def _matrix_operand(eqn: Equation, matrices: Container[Variable]) -> int | None:
-    """The operand of a product that is one of some matrices [O, I], and meets a vector of length I."""
+def _is_turned(eqn: Equation, matrices: Container[Variable]) -> bool:
+    """Whether a vector of length I is multiplied with one of some matrices [O, I]."""
     if eqn.primitive is not prims.dot_general_p:
-        return None
+        return False
     if params.has_algorithm(eqn):  # it may treat the operands differently
-        return None
+        return False
     contract, batch = params.product(eqn)
-    for n in (0, 1):
-        w, x = eqn.inputs[n], eqn.inputs[1 - n]
-        if w in matrices and (len(w.shape), len(x.shape)) == (2, 1) and not any(map(len, batch)):
-            return n if contract[n] == (1,) else None
-    return None
+    x, w = eqn.inputs
+    is_product = w in matrices and (len(x.shape), len(w.shape)) == (1, 2)
+    return is_product and not any(map(len, batch)) and contract[1] == (1,)
 
 
 def _turning(copies: dict[Variable, Array]) -> Rule:
     """The rule that reads the transposed copies of matrices in products."""
 
     def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
-        operand = _matrix_operand(eqn, copies)
-        if operand is None:
+        if not _is_turned(eqn, copies):
             return None
-        turned = params.operands_swapped(eqn) if operand == 0 else eqn
-        product = params.with_contraction(turned, ((0,), (0,)))
-        return product.bind(operands[1 - operand], copies[eqn.inputs[operand]])
+        product = params.with_contraction(eqn, ((0,), (0,)))
+        return product.bind(operands[0], copies[eqn.inputs[1]])
 
     return rule

@@ -9,6 +9,9 @@ A product that sums nothing, such as `einsum("i,i->i", w, h)`, is the element-wi
 otherwise written as. What counts is whether there is an axis to sum over, and not its size, so that a
 layer is cut alike however many units it has.
 
+A matrix of weights meets a vector as `x @ w.T` and not as `w @ x`: over a batch the result of the first has the
+examples first, as all else has, and that of the second would have to be transposed.
+
 A product of complex numbers notes which of its operands are real: they were given the complex type of the
 other one.
 """
@@ -53,13 +56,26 @@ def merge_products(flat: Flat, parameters: Collection[Variable]) -> Flat:
                 continue
         kept.append(eqn)
     converted = {eqn.outputs[0] for eqn in kept if _is_widened(eqn)}
-    equations = [
-        dataclasses.replace(eqn, real=tuple(n for n, v in enumerate(eqn.inputs) if v in converted))
-        if eqn.primitive is prims.dot_general_p
-        else eqn
-        for eqn in kept
-    ]
-    return dataclasses.replace(flat, equations=tuple(equations), constants=constants)
+
+    def put(eqn: Equation) -> Equation:
+        if eqn.primitive is not prims.dot_general_p:
+            return eqn
+        real = tuple(n for n, v in enumerate(eqn.inputs) if v in converted)
+        return _vector_first(dataclasses.replace(eqn, real=real), fixed)
+
+    return dataclasses.replace(flat, equations=tuple(map(put, kept)), constants=constants)
+
+
+def _vector_first(eqn: Equation, fixed: Collection[Variable]) -> Equation:
+    """A product of a matrix of weights and a vector, with the vector as its first operand."""
+    (of_left, of_right), batch = params.product(eqn)
+    left, right = eqn.inputs
+    is_matrix_first = left in fixed and (len(left.shape), len(right.shape)) == (2, 1)
+    # an algorithm may treat the operands differently
+    if not is_matrix_first or right in fixed or any(map(len, batch)) or params.has_algorithm(eqn):
+        return eqn
+    swapped = params.operands_swapped(eqn)
+    return params.with_contraction(swapped, (of_right, of_left), inputs=(right, left))
 
 
 def _is_widened(eqn: Equation) -> bool:

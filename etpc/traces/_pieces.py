@@ -121,7 +121,9 @@ def _sum_by_halves(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
 
 
 def sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
-    """`a.sum(0)` as a product with ones: XLA's CPU backend takes much longer for a sum over the leading axis."""
+    """`a.sum(0)`, of several rows as a product with ones: a sum over the leading axis takes XLA on CPUs much longer."""
+    if len(a) == 1:
+        return a[0]
     ones = jnp.ones(len(a), a.dtype)
     total = summed("a,ab->b", ones, a.reshape(len(a), -1), precision=lax.Precision.HIGHEST)
     return total.reshape(a.shape[1:])

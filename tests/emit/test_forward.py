@@ -187,6 +187,19 @@ def test_copies_of_weights():
         np.testing.assert_array_equal(copy, parameters()[name[2:-2]].T)
 
 
+def test_products_with_a_batch_have_the_examples_first():
+    """A transpose of each result would be a pass over it, or a loop that XLA does not vectorise."""
+    run, traced = functions("deep")
+    weights = run.prefix(traced.model_leaves.split(parameters()))
+    text = str(
+        jax.make_jaxpr(lambda xs, state: run.run(weights, xs, state, True).after)(
+            [jnp.zeros((T, B, I))], [jnp.zeros((B, n)) for n in (N, N, 2)]
+        )
+    )
+    assert text.count("dot_general[") == 4
+    assert "transpose[" not in text
+
+
 def test_a_copy_is_read_as_exactly_as_its_weight():
     run, traced = functions("precisions")
     weights = run.prefix(traced.model_leaves.split(parameters()), copies=True)
