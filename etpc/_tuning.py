@@ -18,9 +18,6 @@ class Tuning:
     and beyond as a product of matrices."""
     window: int | None
     """Bytes that a window may keep of the steps of one example where the traces are small; `None`: any."""
-    transpose_min_steps: int | None
-    """From so many steps of a window on, weights are copied to the layout that is read fastest; `None`:
-    never."""
     by_parts: bool
     """Whether products of complex matrices are computed as products of their real and imaginary parts."""
     stores_sines: bool
@@ -32,12 +29,11 @@ CPU = Tuning(
     abreast=8,
     outer_products=32,
     window=640 << 10,
-    transpose_min_steps=16,
     by_parts=True,
     stores_sines=True,
 )
 """A piece stays in a cache. XLA reduces a leading axis column by column, twenty times slower than it adds
-up rows, and reads a matrix against its layout in each step. Small sums of outer products were two to four
+up rows. Small sums of outer products were two to four
 times slower as products of matrices. The bytes of a window were measured on the cells of the benchmarks in batches of
 32, with windows of 8 to 50 steps. Products of complex matrices take two to five times as long as four products of real
 ones."""
@@ -47,13 +43,12 @@ ACCELERATOR = Tuning(
     abreast=None,
     outer_products=1,
     window=None,
-    transpose_min_steps=None,
     by_parts=False,
     stores_sines=False,
 )
 """Each piece, and each group of examples, would be a launch of some microseconds, in which the memory of
-such a device moves more bytes than a piece has: 3 MiB take one microsecond at 3 TB/s. Its matrix products
-take either layout. By this count; not measured."""
+such a device moves more bytes than a piece has: 3 MiB take one microsecond at 3 TB/s. By this count; not
+measured."""
 
 
 def tuning() -> Tuning:

@@ -6,7 +6,7 @@ of a deep network passes through its weights as one product.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import networkx as nx
 from jax import Array, lax
 
-from .._jax import Equation, Rule, Variable, evaluate, params, prims, prune
+from .._jax import Equation, Rule, Variable, evaluate, prune
 from .._primitives import facts
 from ..analyse import Analysis
 from ._arrays import leading
@@ -84,8 +84,6 @@ class Forward:
 
     - `saved`: the values that each step saves beside new states and outputs.
     - `after`: what remains for the outputs after all stages.
-    - `turned`: matrices [O, I] that depend on parameters alone, and that a vector of length I is multiplied
-        with. With a batch of vectors, a product with [I, O] is faster.
     """
 
     def __init__(self, analysis: Analysis, saved: tuple[Variable, ...]):
@@ -93,10 +91,6 @@ class Forward:
         self.saved = saved
         self.stages, known = _stages(a, saved)
         self.after = prune(a.split.body, a.split.outputs, known=known)
-        fixed = {*a.split.weights, *a.split.others}
-        equations = [eqn for stage in self.stages for eqn in (*stage.loop, *stage.batch)]
-        turned = [eqn.inputs[1] for eqn in equations if _is_turned(eqn, fixed)]
-        self.turned = tuple(dict.fromkeys(turned))
 
     def lines(self) -> list[str]:
         """What is done in which order, in words."""
@@ -113,14 +107,9 @@ class Forward:
                 lines.append(f"step by step: {states}{' by ' * bool(weights)}{', '.join(weights)}")
         return lines
 
-    def copies(self, matrices: Iterable[Array]) -> list[Array]:
-        """Transposed copies of the matrices `turned`, which are given in order."""
-        return [lax.optimization_barrier(lax.stop_gradient(w).T) for w in matrices]
-
     def __call__(
         self,
         fixed: Values,
-        copies: Arrays,
         xs: Arrays,
         state: Arrays,
         outputs: bool,
@@ -130,19 +119,13 @@ class Forward:
         """Run the model over a window of a batch.
 
         `fixed` has what does not change over the window. Weights there may be wider than the step has
-        them, and then their gradient is summed over steps as precisely. `copies` may be empty; they
-        pass on no derivative.
+        them, and then their gradient is summed over steps as precisely.
         """
         a = self.analysis
         over: dict[Variable, Array] = dict(zip(a.step.inputs, xs, strict=True))
         last, after = list(state), list(state)
         lead = xs[0].shape[:2]
-        if shifts is None:
-            turning = _turning(dict(zip(self.turned, copies, strict=True))) if copies else None
-            shifts = Shifts((), lambda _: turning)
-            of_outputs = Shifts((), lambda _: None)
-        else:
-            of_outputs = shifts
+        shifts = shifts or Shifts((), lambda _: None)
         for stage in self.stages:
             _at_once(a, stage.batch, fixed, over, shifts, lead)
             if not stage.leaves:
@@ -164,7 +147,7 @@ class Forward:
                 last[i] = end[n]
         ys: list[Array] = []
         if outputs:
-            _at_once(a, self.after, fixed, over, of_outputs, lead)
+            _at_once(a, self.after, fixed, over, shifts, lead)
             ys = [over[v] if v in over else _repeated(fixed[v], lead) for v in a.split.outputs]
         before, saved = [over[v] for v in a.step.state], [over[v] for v in self.saved]
         return Rollout(ys, Taken(xs, before, saved), after, last)
@@ -354,27 +337,3 @@ def _ahead(
             known.update(eqn.outputs)
             ahead.append(eqn)
     return tuple(ahead)
-
-
-def _is_turned(eqn: Equation, matrices: Container[Variable]) -> bool:
-    """Whether a vector of length I is multiplied with one of some matrices [O, I]."""
-    if eqn.primitive is not prims.dot_general_p:
-        return False
-    if params.has_algorithm(eqn):  # it may treat the operands differently
-        return False
-    contract, batch = params.product(eqn)
-    x, w = eqn.inputs
-    is_product = w in matrices and (len(x.shape), len(w.shape)) == (1, 2)
-    return is_product and not any(map(len, batch)) and contract[1] == (1,)
-
-
-def _turning(copies: dict[Variable, Array]) -> Rule:
-    """The rule that reads the transposed copies of matrices in products."""
-
-    def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
-        if not _is_turned(eqn, copies):
-            return None
-        product = params.with_contraction(eqn, ((0,), (0,)))
-        return product.bind(operands[0], copies[eqn.inputs[1]])
-
-    return rule

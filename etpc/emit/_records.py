@@ -28,8 +28,6 @@ class Weights(NamedTuple):
     """The effective weights, by which the program is differentiated."""
     others: Sequence[Any] = ()
     """Other values that the steps read. No derivative passes through them."""
-    copies: Sequence[Any] = ()
-    """Transposed copies of some weights, for forward passes that are not differentiated; empty if none are made."""
 
 
 class Span(NamedTuple):

@@ -63,8 +63,8 @@ class StepFunctions:
 
     # --- the model ---
 
-    def prefix(self, parameters: Sequence[Any], copies: bool = False) -> Weights:
-        """What depends on parameters alone; with the copies of weights that forward passes read, if asked for."""
+    def prefix(self, parameters: Sequence[Any]) -> Weights:
+        """What depends on parameters alone."""
         a = self.analysis
         env: Values = dict(a.step.constants)
         env.update(zip(a.step.parameters, parameters, strict=True))
@@ -73,7 +73,6 @@ class StepFunctions:
         return Weights(
             tuple(jnp.asarray(env[v]) for v in a.split.weights),
             tuple(env[v] for v in a.split.others),
-            tuple(self.forward.copies(env[v] for v in self.forward.turned) if copies else ()),
         )
 
     def run(
@@ -87,15 +86,13 @@ class StepFunctions:
     ) -> Rollout:
         """The model over a window of a batch.
 
-        - `outputs`: whether outputs are wanted, and the window is differentiated: then no copies of
-            weights are read, as they pass on no derivative.
+        - `outputs`: whether outputs are wanted.
         - `shifts`: what is added where each live operation acts, [W, B, ...]; empty if nothing is.
         - `stored`: the states before each step, where they are known. The run then is a function of the
             state that it begins with, at these states.
         """
-        copies = () if outputs else weights.copies
         added = Shifts(shifts, self.acting) if shifts else None
-        return self.forward(self._fixed(weights), copies, xs, state, outputs, added, stored)
+        return self.forward(self._fixed(weights), xs, state, outputs, added, stored)
 
     def outputs(self, weights: Weights, x: Arrays, state: Arrays) -> list[Array]:
         """The output of the model at one step of one example."""

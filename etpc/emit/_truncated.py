@@ -53,8 +53,6 @@ class CutWindow(NamedTuple):
 class Truncated(Window[CutWindow]):
     """Windows in which the data of cut operations is held constant, so that their length does not matter."""
 
-    copies_weights = True
-
     def __init__(self, plan: Plan, step: StepFunctions):
         super().__init__(plan, step)
         self.pads = all(p.form.skips for p in plan.carried)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import promoting, without_derivative
-from .._tuning import tuning
 from ..plan import Plan
 from ..traces import Carry, Traces, zero_after
 from ._cut import CutSteps
@@ -78,7 +77,7 @@ class Moving(NamedTuple):
 class Window(abc.ABC, Generic[Residuals]):
     """The functions of an emitted program.
 
-    - `prefix(parameters, steps)`: what depends on parameters alone, once for a call of so many steps.
+    - `prefix(parameters)`: what depends on parameters alone, once for a call.
     - `run(weights, span, traces)`: a window. It is differentiable by the effective weights, where the
         derivative is the online gradient, and by the inputs: under "cut" an input has the gradient of its
         own step, and under "full" that of its window. The derivative by inputs costs more, and is taken
@@ -89,8 +88,6 @@ class Window(abc.ABC, Generic[Residuals]):
         known: the arrays that are computed from the gradient of the window.
     """
 
-    copies_weights: bool = False
-    """Whether forward passes are not differentiated, so that they may read copies of weights."""
     pads: bool = False
     """Whether the last steps of a window may be padding, which `Span.counted` says."""
     holds_steps: bool = True
@@ -120,10 +117,8 @@ class Window(abc.ABC, Generic[Residuals]):
         read at its start.
         """
 
-    def prefix(self, parameters: Sequence[Any], steps: int) -> Weights:
-        least = tuning().transpose_min_steps
-        copies = self.copies_weights and least is not None and steps >= least
-        return self.step.prefix(parameters, copies=copies)
+    def prefix(self, parameters: Sequence[Any]) -> Weights:
+        return self.step.prefix(parameters)
 
     @promoting
     def learn(
@@ -223,7 +218,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
         dtypes = [v.aval.dtype for v in window.plan.analysis.split.weights]
         by_weights = tuple(g.astype(dtype) for g, dtype in zip(grads, dtypes, strict=True))
         none: Any = None
-        return Weights(by_weights, none, none), Span(bars.inputs, none, none), none
+        return Weights(by_weights, none), Span(bars.inputs, none, none), none
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return run

@@ -112,7 +112,7 @@ class Runner:
     def scan(
         self, parameters: Parameters, xs: list[Array], carry: Carry
     ) -> tuple[list[Array], Carry]:
-        weights = self.window.prefix(parameters, xs[0].shape[0])
+        weights = self.window.prefix(parameters)
         xs, state, traces, fresh = self.enter(xs, carry)
         xs = self._with_begins(xs, fresh)
         ys, state, traces = self.window.run(weights, Span(xs, state, fresh), traces)
@@ -167,7 +167,7 @@ class Runner:
         xs, targets, weights, reset, counting = sequence
         steps = len(xs[0])
         counted = None if counting is None else jnp.arange(steps) < counting
-        fixed, pull = self._prefix(parameters, steps)
+        fixed, pull = self._prefix(parameters)
         xs, state, traces, fresh = self.enter(xs, carry)
         data = targets, weights, reset
         if not carry.batched:
@@ -227,20 +227,18 @@ class Runner:
         more = -steps % self.plan.window_for(steps)
         return more if self.window.pads and PADDED_AT_MOST * more <= steps else 0
 
-    def _prefix(
-        self, parameters: Parameters, steps: int
-    ) -> tuple[Weights, Callable[..., tuple[list[Array]]]]:
+    def _prefix(self, parameters: Parameters) -> tuple[Weights, Callable[..., tuple[list[Array]]]]:
         """The values that depend on the model alone, and the function that pulls gradients of the effective
         weights back to the floats of the model."""
         leaves = self.step.model_leaves
 
         def prefix(floats: list[Array]) -> Any:
-            weights = self.window.prefix(leaves.replaced(parameters, floats), steps)
-            return weights.effective, (weights.others, weights.copies)
+            weights = self.window.prefix(leaves.replaced(parameters, floats))
+            return weights.effective, weights.others
 
         floats = [parameters[i] for i in leaves.floats]
         effective, pull, others = jax.vjp(prefix, floats, has_aux=True)
-        return Weights(effective, *others), pull
+        return Weights(effective, others), pull
 
     def check_loss(self, loss: Loss, targets: Any) -> jax.ShapeDtypeStruct:
         """The shape of the loss; targets have axes [T, B]."""

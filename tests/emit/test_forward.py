@@ -118,7 +118,7 @@ def test_a_window_is_its_steps(name, outputs, steps):
 
     @jax.jit
     def window(p, state):
-        weights = run.prefix(traced.model_leaves.split(p), copies=steps > 1)
+        weights = run.prefix(traced.model_leaves.split(p))
         found = run.run(weights, [xs], traced.state_leaves.split(state), outputs)
         return (found.outputs, found.taken.state, found.after, found.last), found.taken.saved
 
@@ -176,17 +176,6 @@ def test_what_grows_stays_in_the_loop():
     assert sum(v.size for v in stage.inputs) == 1
 
 
-def test_copies_of_weights():
-    run, traced = functions("deep")
-    given = traced.model_leaves.split(parameters())
-    copies = run.prefix(given, copies=True).copies
-    names = dict(zip(traced.parameters, traced.model_leaves.paths, strict=True))
-    turned = [names[v] for v in run.forward.turned]
-    assert sorted(turned) == ["['first']", "['rec']", "['second']"]  # "last" is read as it is
-    for name, copy in zip(turned, copies, strict=True):
-        np.testing.assert_array_equal(copy, parameters()[name[2:-2]].T)
-
-
 def test_products_with_a_batch_have_the_examples_first():
     """A transpose of each result would be a pass over it, or a loop that XLA does not vectorise."""
     run, traced = functions("deep")
@@ -200,9 +189,9 @@ def test_products_with_a_batch_have_the_examples_first():
     assert "transpose[" not in text
 
 
-def test_a_copy_is_read_as_exactly_as_its_weight():
+def test_operands_that_change_places_are_read_as_exactly():
     run, traced = functions("precisions")
-    weights = run.prefix(traced.model_leaves.split(parameters()), copies=True)
+    weights = run.prefix(traced.model_leaves.split(parameters()))
     text = str(
         jax.make_jaxpr(lambda xs, state: run.run(weights, xs, state, False).after)(
             [jnp.zeros((T, B, I))], [jnp.zeros((B, N))] * 2
