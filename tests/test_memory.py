@@ -103,13 +103,10 @@ MODELS = pytest.mark.parametrize("cls", [Leaky, Adaptive])
 def test_a_donated_carry_is_overwritten(cls, window):
     memory, found = compiled(cls, window).memory(B), of_gradient(cls, window, 100)
     assert found.alias_size_in_bytes == pytest.approx(memory.total, rel=0.1)
-    # of weights, once for a sequence
-    copies = sum(a.nbytes for a in jax.tree.leaves(build(cls)[0]))
-    beside = found.temp_size_in_bytes - copies
-    assert beside < max(size for _, size in memory.traces) / 2
+    assert found.temp_size_in_bytes < max(size for _, size in memory.traces) / 2
 
 
-@pytest.mark.parametrize("batch", [2, 8])
+@pytest.mark.parametrize("batch", [2, 8, 16])
 def test_a_trace_that_is_read_after_it_has_moved_is_overwritten(batch):
     beside = of_gradient(Reset, 1, 5, batch=batch).temp_size_in_bytes
     of_weights = sum(a.nbytes for a in jax.tree.leaves(build(Reset)[0]))

@@ -167,8 +167,9 @@ def test_windows_of_several_steps_are_read_before(when):
     assert not when
 
 
+@pytest.mark.parametrize("batch", [3, 12])
 @pytest.mark.parametrize("where", ["of the loss", "of the state"])
-def test_an_infinite_derivative_stays_with_its_example(where):
+def test_an_infinite_derivative_stays_with_its_example(where, batch):
     """Of the loss, at one step of one example; or at zero, where no influence arrives."""
 
     def step(m, x, h):
@@ -176,10 +177,13 @@ def test_an_infinite_derivative_stays_with_its_example(where):
         size = jnp.sqrt(jnp.sum(new**2)) if where == "of the state" else 0.0
         return m["U"] @ new + size, new
 
-    xs = XS.at[:2, 1].set(0) if where == "of the state" else XS
-    targets = TARGETS.at[2, 1].set(jnp.nan) if where == "of the loss" else TARGETS
+    xs, targets = (jnp.tile(a, (1, batch // 3, 1)) for a in (XS, TARGETS))
+    if where == "of the state":
+        xs = xs.at[:2, 1].set(0)
+    else:
+        targets = targets.at[2, 1].set(jnp.nan)
     model = {name: MODEL[name] for name in ("a", "W", "U")}
-    of_stream = {"state": jnp.zeros(N), "step": step, "batch_size": 3, "reduction": "sum"}
+    of_stream = {"state": jnp.zeros(N), "step": step, "batch_size": batch, "reduction": "sum"}
     _, wanted = etpc.bptt(model, xs, targets, loss, **of_stream)
     for form in (Full, Before):
         data = xs, targets
@@ -188,6 +192,25 @@ def test_an_infinite_derivative_stays_with_its_example(where):
             np.testing.assert_array_equal(np.isfinite(found[path]), np.isfinite(wanted[path]))
         assert np.isnan(found["W"]).any()
         assert all(np.isfinite(a).all() for a in jax.tree.leaves(traces))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 12])
+def test_credit_that_is_not_finite_gives_nothing_to_an_entry_that_is_zero(batch):
+    """A norm has no derivative at zero, where a relu passes nothing on: backpropagation gives zero."""
+
+    def step(m, x, h):
+        new = jax.nn.relu(m["a"] * h + m["W"] @ x - 0.1)
+        return m["U"] @ new + jnp.sqrt(jnp.sum(new**2)), new
+
+    xs, targets = (jnp.tile(a, (1, 4, 1))[:, :batch] for a in (XS, TARGETS))
+    xs = xs.at[:2, batch // 2].set(0)
+    model = {name: MODEL[name] for name in ("a", "W", "U")}
+    of_stream = {"state": jnp.zeros(N), "step": step, "batch_size": batch, "reduction": "sum"}
+    _, wanted = etpc.bptt(model, xs, targets, loss, **of_stream)
+    found, _ = gradient((step, jnp.zeros(N)), Under(window=1), (xs, targets), model)
+    for path in model:
+        assert np.isfinite(wanted[path]).all()
+        np.testing.assert_allclose(found[path], wanted[path], rtol=1e-12, atol=1e-12)
 
 
 def test_a_subclass_that_moves_its_trace_in_another_way_is_read_before():
