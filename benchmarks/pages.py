@@ -47,7 +47,7 @@ def benchmarks_page(folder: Path = DOCS / "benchmarks") -> str:
         GENERATED.format("Benchmarks", "benchmarks"),
         report.markdown(results),
         f"## Beside {PEER.replace('-', ' ')}",
-        report.markdown(newer, plots=False),
+        report.markdown(newer, without=["speed"]),
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -5,7 +5,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,15 @@ STYLE: dict[Any, Any] = {
 Rows = list[dict[str, Any]]
 
 
-def markdown(results: dict[str, Any], plots: bool = True) -> str:
-    """What it ran on, and a section for each benchmark, with links to its plots."""
+def markdown(results: dict[str, Any], without: Collection[str] = ()) -> str:
+    """What it ran on, and a section for each benchmark, with links to its plots but for those named."""
     lines = [f"- {name}: {value}" for name, value in results["environment"].items()]
     sections = ["\n".join(lines)]
     for name, rows in results["results"].items():
         table = TABLES[name]
         sections += [
             f"## {table.title}",
-            *(f"![{stem}]({stem}.svg)" for stem in _stems(name, rows) if plots),
+            *(f"![{stem}]({stem}.svg)" for stem in _stems(name, rows) if name not in without),
         ]
         for shape, group in groupby(rows, _shape):
             shape_rows = list(group)
