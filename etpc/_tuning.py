@@ -33,10 +33,9 @@ CPU = Tuning(
     stores_sines=True,
 )
 """A piece stays in a cache. XLA reduces a leading axis column by column, twenty times slower than it adds
-up rows. Small sums of outer products were two to four
-times slower as products of matrices. The bytes of a window were measured on the cells of the benchmarks in batches of
-32, with windows of 8 to 50 steps. Products of complex matrices take two to five times as long as four products of real
-ones."""
+up rows. Small sums of outer products were two to four times slower as products of matrices. The bytes of a
+window were measured on the cells of the benchmarks in batches of 32, with windows of 8 to 50 steps. Products of
+complex matrices take two to five times as long as four products of real ones."""
 
 ACCELERATOR = Tuning(
     piece=None,

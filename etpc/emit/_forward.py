@@ -113,7 +113,7 @@ class Forward:
         xs: Arrays,
         state: Arrays,
         outputs: bool,
-        shifts: Shifts | None = None,
+        shifts: Shifts,
         stored: Stored | None = None,
     ) -> Rollout:
         """Run the model over a window of a batch.
@@ -125,7 +125,6 @@ class Forward:
         over: dict[Variable, Array] = dict(zip(a.step.inputs, xs, strict=True))
         last, after = list(state), list(state)
         lead = xs[0].shape[:2]
-        shifts = shifts or Shifts((), lambda _: None)
         for stage in self.stages:
             _at_once(a, stage.batch, fixed, over, shifts, lead)
             if not stage.leaves:

@@ -91,7 +91,7 @@ class StepFunctions:
         - `stored`: the states before each step, where they are known. The run then is a function of the
             state that it begins with, at these states.
         """
-        added = Shifts(shifts, self.acting) if shifts else None
+        added = Shifts(shifts, self.acting if shifts else lambda _: None)
         return self.forward(self._fixed(weights), xs, state, outputs, added, stored)
 
     def outputs(self, weights: Weights, x: Arrays, state: Arrays) -> list[Array]:

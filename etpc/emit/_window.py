@@ -77,7 +77,6 @@ class Moving(NamedTuple):
 class Window(abc.ABC, Generic[Residuals]):
     """The functions of an emitted program.
 
-    - `prefix(parameters)`: what depends on parameters alone, once for a call.
     - `run(weights, span, traces)`: a window. It is differentiable by the effective weights, where the
         derivative is the online gradient, and by the inputs: under "cut" an input has the gradient of its
         own step, and under "full" that of its window. The derivative by inputs costs more, and is taken
@@ -116,9 +115,6 @@ class Window(abc.ABC, Generic[Residuals]):
         `moves`: what moves the traces, so that they may be read at the end of the window; `None` where they are
         read at its start.
         """
-
-    def prefix(self, parameters: Sequence[Any]) -> Weights:
-        return self.step.prefix(parameters)
 
     @promoting
     def learn(

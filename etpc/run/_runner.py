@@ -112,7 +112,7 @@ class Runner:
     def scan(
         self, parameters: Parameters, xs: list[Array], carry: Carry
     ) -> tuple[list[Array], Carry]:
-        weights = self.window.prefix(parameters)
+        weights = self.window.step.prefix(parameters)
         xs, state, traces, fresh = self.enter(xs, carry)
         xs = self._with_begins(xs, fresh)
         ys, state, traces = self.window.run(weights, Span(xs, state, fresh), traces)
@@ -233,7 +233,7 @@ class Runner:
         leaves = self.step.model_leaves
 
         def prefix(floats: list[Array]) -> Any:
-            weights = self.window.prefix(leaves.replaced(parameters, floats))
+            weights = self.window.step.prefix(leaves.replaced(parameters, floats))
             return weights.effective, weights.others
 
         floats = [parameters[i] for i in leaves.floats]

@@ -127,8 +127,8 @@ def _ordered(site: Site, of_inputs: Any, of_outputs: Any) -> tuple[Any, Any]:
 def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
     """`eps_W = (prod D) eps_0 + sum_t (prod_{after t} D) F_t`."""
     whole = passage.whole()
-    parts = [_joined([part.sum(0) for part in parts], 1) for parts in passage.moved()]
-    added = sum(parts[1:], parts[0])
+    by_op = [_joined([part.sum(0) for part in parts], 1) for parts in passage.moved()]
+    added = sum(by_op[1:], by_op[0])
     if site.block == 1:  # without the axis of length one, which may cost a copy
         return times(of_each(whole, site.count)[:, 0], eps) + added[:, 0]
     start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)

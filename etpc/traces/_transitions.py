@@ -30,9 +30,8 @@ def times(later: Array, earlier: Array) -> Array:
     absent = lax.eq(earlier, lax.full_like(earlier, 0))
     if absent.shape != product.shape:
         absent = jnp.broadcast_to(absent, product.shape)
-    return lax.select(
-        absent, lax.full_like(product, 0), product
-    )  # faster to trace than `jnp.where`
+    # faster to trace than `jnp.where`
+    return lax.select(absent, lax.full_like(product, 0), product)
 
 
 def _contracted(contract: Callable[[Array, Array], Array], later: Array, earlier: Array) -> Array:
