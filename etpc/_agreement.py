@@ -12,7 +12,7 @@ from jax import Array
 
 from ._jax import is_float, params, prims
 from .show import Shown
-from .trace import Leaves, Step
+from .trace import Leaves, Step, paths_of
 
 Vectors = Mapping[str, np.ndarray]
 """The gradient of each parameter as a vector of real numbers, by path."""
@@ -68,6 +68,7 @@ class Nearness:
     norm: float
 
     @classmethod
+    @np.errstate(invalid="ignore")
     def of(cls: type[Near], path: str, got: np.ndarray, want: np.ndarray, *more: Any) -> Near:
         """The row of one gradient; `more` is what a row has besides."""
         norm = float(np.linalg.norm(want))
@@ -81,6 +82,19 @@ class Nearness:
         return [f"{self.cosine:.6f}", f"{self.error:.2e}", f"{self.ratio:.4f}"]
 
 
+LOW = 0.2
+"""Below this, a cosine is shown with a remark."""
+
+
+def remarks_on(cosines: Iterable[float]) -> tuple[str, ...]:
+    """What low cosines of rules with BPTT do not say."""
+    text = (
+        f"a rule with a low cosine (below {LOW}) may train as well as BPTT or better, as where the gradient of BPTT "
+        "explodes; `etpc.suggest(..., optimiser=...)` trains with each"
+    )
+    return (text,) if any(value < LOW for value in cosines) else ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Row(Nearness):
     """One parameter of a comparison.
@@ -88,7 +102,7 @@ class Row(Nearness):
     `cosine`, `error` (the norm of the difference over the norm of the BPTT gradient) and `ratio`
     (the norm over that of the BPTT gradient) are `nan` where the BPTT gradient is zero; the cosine
     also where the other is. `claim` is what the program says, `held` whether it is so: `None`
-    where nothing was claimed, or where zero gradients show nothing.
+    where nothing was claimed, or where a BPTT gradient that is zero or not finite shows nothing.
     """
 
     claim: str
@@ -96,10 +110,19 @@ class Row(Nearness):
 
 
 class Known:
-    """The gradient of each parameter, of which no more is known."""
+    """The gradient of each parameter, of which no more is known.
 
-    def __init__(self, values: Vectors):
-        self.values = values
+    - `rounding`: by how much each number may have been rounded when it was stored; `None` for not at all.
+    """
+
+    def __init__(self, values: Vectors, rounding: Vectors | None = None):
+        self.values, self._rounding = values, rounding or {}
+
+    @np.errstate(invalid="ignore")
+    def distance(self, path: str, other: np.ndarray) -> float:
+        """The norm of the difference from another gradient of a parameter, but for what storing may have rounded."""
+        difference = np.abs(self.values[path] - other)
+        return float(np.linalg.norm(np.maximum(difference - self._rounding.get(path, 0.0), 0.0)))
 
     def noise(self, path: str, unit: float) -> float:
         """How much the gradient of a parameter changes with the last digit of what it is computed from."""
@@ -185,7 +208,7 @@ def compare_all(
     rows = []
     for path, claim in claims.items():
         row = Row.of(path, got.values[path], want.values[path], claim)
-        if claim in ("exact", "unused"):
+        if claim in ("exact", "unused") and np.isfinite(row.norm):
             held = agrees(got, want, path, tolerance, precision)
             vacuous = held and claim == "exact" and not row.norm
             row = dataclasses.replace(row, held=None if vacuous else held)
@@ -195,12 +218,12 @@ def compare_all(
 
 def agrees(got: Known, want: Known, path: str, tolerance: float, precision: Any) -> bool:
     """Whether two gradients of a parameter are the same but for rounding."""
-    a, b = got.values[path], want.values[path]
-    difference = float(np.linalg.norm(a - b))
-    if difference <= tolerance * float(np.linalg.norm(b)):
+    difference = got.distance(path, want.values[path])
+    if difference <= tolerance * float(np.linalg.norm(want.values[path])):
         return True
     unit = float(jnp.finfo(precision).eps)
-    size = float(np.linalg.norm(whole(want.values)))
+    every = whole(want.values)
+    size = float(np.linalg.norm(every[np.isfinite(every)]))
     if not difference <= min(ROUNDING * unit, tolerance) * size:
         return False
     return difference <= NOISE * (got.noise(path, unit) + want.noise(path, unit))
@@ -234,6 +257,43 @@ def doubts(program: Shown, silent: tuple[str, ...], reference: Known) -> tuple[s
         if not value.any() and program.claims[path].claim != "unused"
     ]
     return (*silent, *zero)
+
+
+def not_finite(
+    bptt: Vectors, model: Any, state: Any, xs: Any, targets: Any, mask: Any, steps: Any = None
+) -> tuple[str, ...]:
+    """A sentence on the parameters whose BPTT gradient is not finite, with the data or parameters that are not.
+
+    - `state`: in which the sequence begins. - `mask`: [T, B] or [T].
+    - `steps`: the number of each step, to be named; `None` where they are numbered as in `xs`.
+    """
+    paths = [path for path, value in bptt.items() if not np.isfinite(value).all()]
+    if not paths:
+        return ()
+    found = []
+    for name, tree in (("model", model), ("state", state), ("xs", xs), ("targets", targets)):
+        for path, leaf in zip(paths_of(tree, name), jax.tree.leaves(tree), strict=True):
+            if not eqx.is_inexact_array_like(leaf):
+                continue
+            bad = ~np.isfinite(np.asarray(leaf))
+            in_time = name in ("xs", "targets")
+            if in_time and mask is not None:
+                counts = np.asarray(mask) != 0
+                bad &= counts.reshape(*counts.shape, *[1] * (bad.ndim - counts.ndim))
+            if bad.any():
+                first = np.argwhere(bad)[0].tolist()
+                if in_time and steps is not None:
+                    first[0] = int(steps[first[0]])
+                root = "" if name in ("model", path) else name
+                found.append(f"{root}{path}{first or ''}")
+    origin = (
+        f"NaN or infinity is in {', '.join(found)}"
+        if found
+        else "the data and the parameters are finite, so it comes from the step or the loss; "
+        "`jax.config.update('jax_debug_nans', True)` shows the operation"
+    )
+    which = ", ".join(paths)
+    return (f"the BPTT gradient of {which} is not finite, so nothing is compared: {origin}",)
 
 
 def replaced_derivatives(step: Step) -> dict[str, str]:

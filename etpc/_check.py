@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ._agreement import (
@@ -16,11 +17,14 @@ from ._agreement import (
     agrees,
     default_tolerance,
     flat,
+    not_finite,
+    remarks_on,
     whole,
 )
 from ._compare import short_name
+from ._errors import checked_list
 from ._faults import Rewritten, Variant
-from ._jax import is_float
+from ._jax import is_complex, is_float
 from ._progress import progress
 from ._record import record
 from ._trial import Lag, Outcome, Trial, cosines, partial_cosines
@@ -39,15 +43,18 @@ RULES = (
 LONGEST = 64
 """The longest block of truncated BPTT of which each length is tried."""
 
+CHANCE = 1e-5
+"""How likely it may be that numbers that are no rule's agree with a mistake, of which some thousand are tried."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """A typical mistake that explains a gradient.
 
-    - `kind`: `"factor"`, `"transpose"`, `"shift"`, `"spike"` or `"twice"`.
+    - `kind`: `"factor"`, `"transpose"`, `"conjugate"`, `"shift"`, `"spike"` or `"twice"`.
     - `rule`: whose gradient it is but for the mistake.
     - `factor`: what that gradient, with the mistake, is multiplied with.
-    - `text`: the mistake in words.
+    - `text`: the mistake in words: each that it may be, where several have the same factor.
     """
 
     kind: str
@@ -98,9 +105,9 @@ class Check:
         """Whether every row is the gradient of BPTT, and none of them emptily."""
         return not self.notes and self.equals is not None and self._is_bptt(self.equals)
 
-    def is_of(self, rule: Algorithm) -> bool:
+    def is_of(self, rule: Algorithm | str) -> bool:
         """Whether every row equals the gradient of a rule, which is computed if it was not."""
-        return self.search.equals(rule)
+        return self.search.equals(resolve(rule))
 
     @cached_property
     def by_lag(self) -> Mapping[Lag, float]:
@@ -156,7 +163,8 @@ class Check:
         rows = []
         for row in self.rows:
             explained = row.equals is not None or row.fault is not None
-            nearest = "" if explained else f"{self._name(row.nearest)}, {row.distance:.1e}"
+            unknown = explained or not np.isfinite(row.distance)
+            nearest = "" if unknown else f"{self._name(row.nearest)}, {row.distance:.1e}"
             rows.append([row.path, *row.cells, self._name(row.equals) or "-", nearest])
         rows.append([TOTAL, *self.total.cells, self._name(self.equals) or "-", ""])
         lines = [f"against BPTT (loss {self.loss:.6g})", "", *table(columns, rows), ""]
@@ -233,25 +241,26 @@ def check(
 
     ```
     """
-    more = [resolve(rule) for rule in rules or ()]
+    more = [resolve(rule) for rule in checked_list("rules", rules, "algorithms or their names")]
     trial = Trial(
         *(model, xs, targets, loss_fn), state=state, step=step, batch_size=batch_size, mask=mask
     )
     arrays = trial.arrays_of(gradient)
-    values = {path: flat(array) for path, array in arrays.items()}
-    dtypes = [a.dtype for a in arrays.values() if is_float(a.dtype)]
-    search = Search(trial, values, max([trial.tolerance, *map(default_tolerance, dtypes)]))
-    equals = search.run(more)
+    search = Search(trial, arrays)
+    values, equals = search.values, search.run(more)
     rows = tuple(search.row(path, equals) for path in values)
     total = Row.of(TOTAL, whole(values), whole(trial.bptt.values, values), "-")
     notes = [
-        f"the gradient of {path} is not finite"
-        for path, value in values.items()
-        if not np.isfinite(value).all()
+        f"the gradient of {path} is not finite, first at {np.argwhere(bad)[0].tolist()}"
+        for path, array in arrays.items()
+        if (bad := ~np.isfinite(array)).any()
     ]
+    bptt = {path: trial.bptt.values[path] for path in values}
+    notes += not_finite(bptt, model, trial.carry.state, xs, targets, trial.mask)
     notes += trial.doubts(values)
     return Check(
-        *(rows, total, equals, search.missing(rows), tuple(notes), trial.remarks),
+        *(rows, total, equals, search.missing(rows), tuple(notes)),
+        (*search.remarks, *remarks_on(row.cosine for row in rows if row.equals)),
         *(search.tolerance, trial.bptt.loss, search),
     )
 
@@ -259,18 +268,28 @@ def check(
 class Search:
     """The search for the rule whose gradient a gradient is.
 
-    - `values`: the gradient, of the parameters that it gives.
+    - `arrays`: the gradient, of the parameters that it gives. It is taken to be computed as the model is, or in
+        float32 or more, and rounded when it was stored.
     """
 
-    def __init__(self, trial: Trial, values: Vectors, tolerance: float):
-        self.trial, self.values, self.tolerance = trial, values, tolerance
+    def __init__(self, trial: Trial, arrays: Mapping[str, np.ndarray]):
+        self.trial, self.values = trial, {path: flat(array) for path, array in arrays.items()}
+        stored = {path: a.real.dtype for path, a in arrays.items() if is_float(a.dtype)}
+        allowed = [
+            min(default_tolerance(d), default_tolerance(jnp.float32)) for d in stored.values()
+        ]
+        self.tolerance = max([trial.tolerance, *allowed])
+        spacing = {path: np.spacing(abs(self.values[path]).astype(d)) for path, d in stored.items()}
+        self._given = Known(self.values, {path: s.astype(float) / 2 for path, s in spacing.items()})
+        self._low = {d.name for d in stored.values() if default_tolerance(d) > self.tolerance}
+        self._resolution = max([self.tolerance, *(float(jnp.finfo(d).eps) for d in self._low)])
         self.bptt, self.immediate = TBPTT(trial.steps), TBPTT(1)
         self.tried: dict[Algorithm, Outcome] = {}
         """What was tried, without blocks of more than one step."""
         self._first = self.bptt
         """The rule in which mistakes are looked for first: one that explains all parameters, if there is one."""
-        self._distances: dict[str, dict[Algorithm, float]] = {path: {} for path in values}
-        self.equal: dict[str, list[Algorithm]] = {path: [] for path in values}
+        self._distances: dict[str, dict[Algorithm, float]] = {path: {} for path in arrays}
+        self.equal: dict[str, list[Algorithm]] = {path: [] for path in arrays}
 
     def run(self, rules: Sequence[Algorithm]) -> Algorithm | None:
         """Try rule after rule, until one explains the whole gradient, perhaps but for a factor.
@@ -320,25 +339,29 @@ class Search:
             want = gradient.values[path]
             off, size = float(np.linalg.norm(value - want)), float(np.linalg.norm(want))
             self._distances[path][rule] = off / size if size else (float("inf") if off else 0.0)
-            if agrees(Known(self.values), gradient, path, self.tolerance, self.trial.dtype):
+            if agrees(self._given, gradient, path, self.tolerance, self.trial.dtype):
                 self.equal[path].append(rule)
         return all(rule in equal for equal in self.equal.values())
 
     def _is_multiple(self, rule: Algorithm, values: Vectors) -> bool:
-        """Whether each parameter is that of a rule, times a factor that has a name."""
+        """Whether each parameter, or its conjugate, is that of a rule, times a factor that has a name."""
+        either = values, self._conjugate(values)
         return all(
             rule in self.equal[path]
-            or self._explained(path, rule, "factor", "", values[path], True)
+            or any(self._explained(path, rule, "factor", "", each[path], True) for each in either)
             for path in self.values
         )
 
     def row(self, path: str, equals: Algorithm | None) -> CheckedRow:
         """What was found of a parameter."""
         got, want = self.values[path], self.trial.bptt.values[path]
-        equal, distances = self.equal[path], self._distances[path]
+        distances = self._distances[path]
         nearest = min(distances, key=lambda rule: distances[rule])
+        # A few numbers are near one of so many blocks by chance.
+        count = lambda rule: sum(self.values[p].size for p, e in self.equal.items() if rule in e)
+        equal = [r for r in self.equal[path] if r in self.tried or self._is_enough(count(r))]
         found = equals or next(iter(equal), None)
-        fault = None if equal else self._fault(path)
+        fault = None if found else self._fault(path)
         return CheckedRow.of(path, got, want, found, nearest, distances[nearest], fault)
 
     def missing(self, rows: Sequence[CheckedRow]) -> dict[str, tuple[str, ...]]:
@@ -363,6 +386,16 @@ class Search:
             self._is(rule, self.trial.of(rule).gradient)
         return all(rule in equal for equal in self.equal.values())
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Of the trial, and on how the gradient is stored."""
+        stored = (
+            f"the gradient is stored in {name}, and rules that differ by less than this rounds are not told apart. If "
+            f"it is computed in {name} too, give the model that dtype"
+            for name in sorted(self._low)
+        )
+        return (*self.trial.remarks, *stored)
+
     @cached_property
     def whole(self) -> np.ndarray:
         """All parameters as one vector; zero where no gradient was given."""
@@ -372,13 +405,46 @@ class Search:
     # --- faults ---
 
     def _fault(self, path: str) -> Fault | None:
-        """The first mistake that explains the gradient of a parameter: with a factor that has a name, or with any."""
+        """The first mistake that explains the gradient of a parameter: with a factor that has a name, or with any.
+
+        A few numbers agree with one of so many by chance. Without enough of them, only a factor is named, as possible.
+        """
         for named in (True, False):
             for rule, kind, text, values in self._mistaken(named):
-                fault = self._explained(path, rule, kind, text, values[path], named)
-                if fault is not None:
+                explained = partial(self._explained, rule=rule, kind=kind, text=text, named=named)
+                fault = explained(path, want=values[path])
+                if fault is not None and self._is_evident(path, fault, explained, values, named):
                     return fault
-        return None
+        equal = [e for p, e in self.equal.items() if p != path]
+        rule = next((rule for rule in self.tried if all(rule in e for e in equal)), self.bptt)
+        values = self.tried[rule].gradient.values
+        fault = self._explained(path, rule, "factor", "", values[path], True)
+        if fault is None:
+            return None
+        text = f"possibly {fault.text}; so few numbers show no more, so check with another sequence too"
+        return dataclasses.replace(fault, text=text)
+
+    def _is_evident(
+        self,
+        path: str,
+        fault: Fault,
+        explained: Callable[..., Fault | None],
+        values: Vectors,
+        named: bool,
+    ) -> bool:
+        """Whether numbers enough agree with a mistake, those of other parameters with the same one among them."""
+        count = self.values[path].size - (not named)
+        if self._is_enough(count):
+            return True
+        for other in self.values.keys() - {path}:
+            same = explained(other, want=values[other])
+            if same and abs(same.factor / fault.factor - 1) <= 4 * self._resolution:
+                count += self.values[other].size
+        return self._is_enough(count)
+
+    def _is_enough(self, count: int) -> bool:
+        """Whether so many numbers hardly agree by chance."""
+        return self._resolution**count <= CHANCE
 
     def _mistaken(self, named: bool) -> Iterator[tuple[Algorithm, str, str, Vectors]]:
         """What the gradients of rules become by mistakes: the rule, the kind, the text, and the gradient."""
@@ -388,6 +454,8 @@ class Search:
             yield rule, "factor", "", values
         for rule, values in bases.items():
             yield rule, "transpose", "as its transpose", self._transposed(values)
+            text = "as its complex conjugate (the convention of PyTorch: pass its `.conj()`)"
+            yield rule, "conjugate", text, self._conjugate(values)
         now = bases.get(self.immediate)
         for rule, values in bases.items():
             if now is not None and rule != self.immediate:
@@ -431,54 +499,70 @@ class Search:
             for path, value in values.items()
         }
 
+    def _conjugate(self, values: Vectors) -> Vectors:
+        """Of complex parameters; zero for others."""
+        avals = self.trial.leaves.float_avals
+        sign = lambda path: np.repeat([1, -1], values[path].size // 2)
+        return {
+            path: value * sign(path) if is_complex(avals[path]) else np.zeros_like(value)
+            for path, value in values.items()
+        }
+
+    @np.errstate(invalid="ignore", over="ignore")
     def _explained(
         self, path: str, rule: Algorithm, kind: str, text: str, want: np.ndarray, named: bool
     ) -> Fault | None:
         """The fault, if the gradient is a multiple of what one would make of it; `named`: by a factor with a name."""
         got, size = self.values[path], float(want @ want)
         factor = float(got @ want) / size if size else 0.0
-        if not factor or float(np.linalg.norm(got / factor - want)) > self.tolerance * size**0.5:
-            return None
-        name = next(
-            (n for f, n in self._factors.items() if abs(factor / f - 1) <= 4 * self.tolerance), None
+        is_multiple = lambda by: (
+            self._given.distance(path, by * want) <= self.tolerance * abs(by) * size**0.5
         )
-        if named and name is None:
+        if not factor or not is_multiple(factor):
             return None
-        if name is None:
-            if got.size == 1:  # any number is a multiple of another
-                return None
-            name = f"{factor:.4g} times as large"
-        texts = [part for part in (text, name) if part]
+        sign = np.sign(factor)
+        causes = [cause for cause in self._causes if is_multiple(sign * cause[0])]
+        if causes:
+            name = _named(causes)
+        elif is_multiple(sign):
+            name = ""
+        elif named:
+            return None
+        else:
+            name, sign = f"{factor:.{2 if self._low else 4}g} times as large", 1
+        texts = [part for part in (text, name, "with the wrong sign" if sign < 0 else "") if part]
         if not texts:  # near the rule, and not near enough to be called equal
             return None
         return Fault(kind, rule, factor, ", and ".join(texts))
 
     @cached_property
-    def _factors(self) -> dict[float, str]:
-        """Factors that have a name."""
+    def _causes(self) -> list[tuple[float, str, str]]:
+        """Factors of typical mistakes: the factor, the mistake, and what changes the factor, if anything does."""
         mask, batch = self.trial.mask, self.trial.batch_size or 1
         steps = self.trial.steps if mask is None else float(np.sum(np.asarray(mask, float))) / batch
-        over = "over {} in the place of the mean"
-        factors = {1.0: ""}
-        counts = {
-            steps: "the steps",
-            float(batch): "the examples",
-            steps * batch: "steps and examples",
-        }
-        for count, what in counts.items():
-            factors.setdefault(count, f"{count:g} times as large: a sum {over.format(what)}")
-            factors.setdefault(
-                1 / count, f"{count:g} times too small: divided by the number of {what} twice"
-            )
-        factors.setdefault(
-            2.0, "twice as large: the factor of a square, or each path counted twice"
-        )
-        factors.setdefault(0.5, "half as large, as that of half a squared error")
-        wrong = {
-            -f: f"{name}, and with the wrong sign" if name else "with the wrong sign"
-            for f, name in factors.items()
-        }
-        return factors | wrong
+        outputs = sum(v.size for v in self.trial.shown.plan.analysis.step.outputs if v.is_float)
+        counts = [(steps, "the steps", "T"), (batch, "the examples", "B")]
+        if 1 not in (steps, batch):
+            counts.append((steps * batch, "steps and examples", "T"))
+        causes = [(2.0, "the factor of a square", ""), (2.0, "each path counted twice", "")]
+        causes.append((0.5, "that of half a squared error", ""))
+        for count, what, varied in counts:
+            causes.append((count, f"a sum over {what} in the place of the mean", varied))
+            causes.append((1 / count, f"divided by the number of {what} twice", varied))
+        for factor, one, other in ((outputs, "sum", "mean"), (1 / outputs, "mean", "sum")):
+            text = f"a {one} over the outputs in the place of the {other}"
+            causes.append((factor, text, "number of outputs"))
+        return [(float(factor), *text) for factor, *text in causes if factor != 1]
+
+
+def _named(causes: Sequence[tuple[float, str, str]]) -> str:
+    """A factor, with all mistakes that have it, and what tells them apart."""
+    factor = causes[0][0]
+    size = f"{factor:g} times as large" if factor > 1 else f"{1 / factor:g} times too small"
+    size = {2.0: "twice as large", 0.5: "half as large"}.get(factor, size)
+    varied = dict.fromkeys(what for _, _, what in causes if what)
+    apart = f" (another {' or '.join(varied)} tells)" if len(causes) > 1 and varied else ""
+    return f"{size}: {', or '.join(text for _, text, _ in causes)}{apart}"
 
 
 def _lengths(steps: int) -> list[int]:

@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from ._agreement import TOTAL, Known, Row, Vectors, cosine, unread_traces, whole
+from ._agreement import (
+    TOTAL,
+    Known,
+    Row,
+    Vectors,
+    cosine,
+    not_finite,
+    remarks_on,
+    unread_traces,
+    whole,
+)
 from ._errors import InputError
 from ._progress import progress
 from ._record import record
@@ -94,7 +104,9 @@ class Comparison:
     @property
     def remarks(self) -> tuple[str, ...]:
         """Things that a reader should know. The verdict does not depend on them."""
-        return () if self.trial is None else self.trial.remarks
+        approximate = [r for r in self.rows if r.claim in ("approximate", "current step")]
+        found = () if self.trial is None else self.trial.remarks
+        return (*found, *remarks_on(row.cosine for row in approximate))
 
     @cached_property
     def between(self) -> Mapping[str, Mapping[str, float]]:
@@ -402,7 +414,9 @@ def _compare(trial: Trial, chosen: Mapping[str, Any], *, in_blocks: bool) -> Com
             why = unread_traces(found.program, trial.steps, trial.mask)
             unread.setdefault(why, []).append(result.name)
     unread.pop(None, None)
-    notes = [*trial.doubts(), *(f"{', '.join(names)}: {why}" for why, names in unread.items())]
+    data = trial.model, trial.carry.state, trial.xs, trial.targets, trial.mask
+    notes = [*trial.doubts(), *not_finite(trial.reference.values, *data)]
+    notes += [f"{', '.join(names)}: {why}" for why, names in unread.items()]
     return Comparison(tuple(results), tuple(notes), trial.tolerance, trial.reference.loss, trial)
 
 
@@ -415,7 +429,8 @@ def _total(got: Known, want: Known, rows: tuple[Row, ...]) -> Row:
     if claim != "exact":
         return row
     held = all(row.held is not False for row in rows)
-    return dataclasses.replace(row, held=None if held and not row.norm else held)
+    shown = row.norm > 0 and np.isfinite(row.norm)
+    return dataclasses.replace(row, held=held if shown or not held else None)
 
 
 def short_name(algorithm: Algorithm) -> str:

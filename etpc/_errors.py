@@ -51,7 +51,7 @@ class SilentNetworkWarning(UserWarning):
 
 
 class UncheckedWarning(UserWarning):
-    """A gradient was to be checked, and nothing could be compared: it was zero."""
+    """A gradient was to be checked, and nothing could be compared: that of BPTT was zero or not finite."""
 
 
 def raise_together(
@@ -86,6 +86,13 @@ def checked_count(
     if count is None or count < 1:
         raise error(f"{name} must be {wanted}, not {value!r}.{why and f' {why}'}")
     return count
+
+
+def checked_list(name: str, value: Any, what: str) -> list[Any]:
+    """The members of an argument; none of `None`. **Raises** `InputTypeError` for a text, or where it is no list."""
+    if isinstance(value, str) or not isinstance(value, Iterable | None):
+        raise InputTypeError(f"{name} must be a list of {what}, not {value!r}. Pass [{value!r}].")
+    return list(value or ())
 
 
 def near(name: str, names: Iterable[str]) -> str:

@@ -163,7 +163,8 @@ class Rewritten:
                 credit = jax.grad(of_each)([jnp.zeros_like(new[v]) for v in self.new_states])
                 of_step = loss_of(self._read(still, act, {v: stop(a) for v, a in new.items()}))
                 loss = of_step + sum(
-                    jnp.sum(stop(c) * new[v]) for v, c in zip(self.new_states, credit, strict=True)
+                    jnp.sum((stop(c) * new[v]).real)
+                    for v, c in zip(self.new_states, credit, strict=True)
                 )
             else:
                 loss = loss_of(self._read(env, act, new))

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ._errors import InputError, InputTypeError, near, raise_together
-from .trace import Leaves
+from .trace import Leaves, paths_of
 
 FORMS = (
     "Pass a PyTree like the model, with an array in the place of each parameter or None, or a dict from the paths of "
@@ -53,6 +54,11 @@ def given_gradient(
                 f"The gradient of {path} has shape {list(array.shape)}, and the parameter "
                 f"{list(aval.shape)}. {advice}"
             )
+        elif np.iscomplexobj(array) != np.issubdtype(aval.dtype, np.complexfloating):
+            advice = "Pass its `.real`" if np.iscomplexobj(array) else "Pass a complex array"
+            problems.append(
+                f"The gradient of {path} is {array.dtype}, and the parameter {aval.dtype}. {advice}."
+            )
         else:
             found[path] = array
     raise_together(problems, InputError)
@@ -67,21 +73,25 @@ def given_gradient(
 def _by_path(gradient: Any, leaves: Leaves) -> Mapping[str, Any]:
     """The leaves of a gradient by path: of a tree like the model, or of a dict of paths."""
     paths = list(leaves.float_avals)
-    if isinstance(gradient, Mapping) and any(path in gradient for path in paths):
-        unknown = [path for path in gradient if path not in leaves.paths]
-        problems = (
-            f"The gradient has {path!r}, and the model no such parameter.{near(str(path), paths)} Its "
-            f"parameters: {', '.join(paths)}."
-            for path in unknown
-        )
-        raise_together(problems, InputError)
-        return gradient
-    try:
-        return dict(zip(paths, leaves.floats_of(gradient), strict=True))
-    except (ValueError, TypeError) as error:
-        pair = isinstance(gradient, tuple) and len(gradient) == 2
-        advice = " Of a pair (value, gradient), pass the second." if pair else ""
-        raise InputTypeError(
-            f"The gradient is a {type(gradient).__name__} and no tree like the model, whose parameters are "
-            f"{', '.join(paths)}: {error}.{advice} {FORMS}."
-        ) from error
+    if not isinstance(gradient, Mapping) or not any(path in gradient for path in paths):
+        try:
+            return dict(zip(paths, leaves.floats_of(gradient), strict=True))
+        except (ValueError, TypeError) as error:
+            # A dict like the model may have fewer keys.
+            own = dict(zip(paths_of(gradient, ""), jax.tree.leaves(gradient), strict=True))
+            if not isinstance(gradient, Mapping) or not any(path in own for path in paths):
+                pair = isinstance(gradient, tuple) and len(gradient) == 2
+                advice = " Of a pair (value, gradient), pass the second." if pair else ""
+                raise InputTypeError(
+                    f"The gradient is a {type(gradient).__name__} and no tree like the model, whose parameters "
+                    f"are {', '.join(paths)}: {error}.{advice} {FORMS}."
+                ) from error
+            gradient = own
+    problems = (
+        f"The gradient has {path!r}, and the model no such parameter.{near(str(path), paths)} Its "
+        f"parameters: {', '.join(paths)}."
+        for path in gradient
+        if path not in leaves.paths
+    )
+    raise_together(problems, InputError)
+    return gradient

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._compare import Report
-from ._errors import InputError, SelectionError, checked_count
+from ._errors import InputError, InputTypeError, SelectionError, checked_count
 from ._jax import is_spike
 from .plan import OpPlan
 from .run import Carry, Program
@@ -49,8 +49,14 @@ def gradient_agreement(
     **Returns** the figure.
 
     **Raises** `etpc.InputError` where there is no report, or the reports are of different
-    parameters.
+    parameters; `etpc.InputTypeError` for anything else.
     """
+    for report in reports.values() if isinstance(reports, Mapping) else [reports]:
+        if not isinstance(report, Report):
+            raise InputTypeError(
+                "gradient_agreement draws a report of `etpc.verify`, or a dict from labels to reports, and no "
+                f"{type(report).__name__}. Run `etpc.verify` with each algorithm."
+            )
     if isinstance(reports, Report):
         reports = {reports.program.algorithm.short: reports}
     paths = [row.path for row in next(iter(reports.values())).rows] if reports else []

@@ -11,7 +11,7 @@ from typing import Any
 
 from ._check import Check, check
 from ._compare import Report, verify
-from ._errors import InputError
+from ._errors import InputError, checked_list
 from ._record import record
 from .algorithms import Algorithm, resolve
 from .run import Program
@@ -42,7 +42,8 @@ def assert_gradient(
     because it is zero or a layer of neurons is silent; what `etpc.check` raises.
     """
     rule = None if equals is None else resolve(equals)
-    rules = [*(options.pop("rules", None) or ()), *([] if rule is None else [rule])]
+    rules = checked_list("rules", options.pop("rules", None), "algorithms or their names")
+    rules += [] if rule is None else [rule]
     found = check(gradient, model, xs, targets, loss_fn, rules=rules, **options)
     what = "BPTT" if rule is None else str(rule)
     right = found.exact if rule is None else found.is_of(rule)
@@ -74,9 +75,10 @@ def assert_exact(
     where a claim does not hold or nothing was compared; `etpc.InputError` for a path that is none; what
     `etpc.verify` raises.
     """
+    paths = checked_list("parameters", parameters, "paths")
     report = verify(model, xs, targets, loss_fn, algo, **options)
     claims = report.program.claims
-    paths = list(claims) if parameters is None else list(parameters)
+    paths = list(claims) if parameters is None else paths
     if unknown := [path for path in paths if path not in claims]:
         raise InputError(f"The model has no parameter {unknown[0]!r}, but {', '.join(claims)}.")
     lines = [

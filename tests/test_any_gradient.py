@@ -1,5 +1,6 @@
 """`etpc.check`: gradients from anywhere, and what is wrong with them."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,8 +10,9 @@ import pytest
 
 import etpc
 from etpc import D_RTRL, ES_D_RTRL, TBPTT, SnAp, _check
+from etpc._agreement import default_tolerance
 from tests import by_hand
-from tests.helpers import cell, loss
+from tests.helpers import cell, loss, normal
 
 T, B = 20, 3
 
@@ -113,8 +115,20 @@ def faults(report):
             -T,
             "20 times as large: a sum over the steps in the place of the mean, and with the wrong sign",
         ),
-        (2, "twice as large: the factor of a square, or each path counted twice"),
-        (0.5, "half as large, as that of half a squared error"),
+        (
+            2,
+            (
+                "twice as large: the factor of a square, or each path counted twice, or a sum over the outputs in the "
+                "place of the mean (another number of outputs tells)"
+            ),
+        ),
+        (
+            -0.5,
+            (
+                "half as large: that of half a squared error, or a mean over the outputs in the place of the sum "
+                "(another number of outputs tells), and with the wrong sign"
+            ),
+        ),
     ],
 )
 def test_a_factor(factor, text):
@@ -127,6 +141,81 @@ def test_a_factor(factor, text):
         assert (row.fault.kind, row.fault.rule, row.fault.text) == ("factor", TBPTT(T), text)
         assert row.fault.factor == pytest.approx(factor)
     assert f"  BPTT, {text}  (of .w_in, .w_rec, .w_out)" in str(report).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "tells"),
+    [(4, 4, "another T or B"), (6, 2, "another B or number of outputs")],
+)
+def test_mistakes_with_one_factor_are_all_named(steps, batch, tells):
+    model, data = by_hand.rate(), by_hand.sequence(steps, batch)
+    _, grads = etpc.bptt(model, *data, loss, batch_size=batch)
+    wrong = jax.tree.map(lambda g: batch * g, grads)
+    for row in etpc.check(wrong, model, *data, loss, batch_size=batch).rows:
+        assert "a sum over the examples" in row.fault.text
+        assert ("a sum over the steps" in row.fault.text) == (steps == batch)
+        assert ("the factor of a square" in row.fault.text) == (batch == 2)
+        assert f"({tells} tells)" in row.fault.text
+
+
+def in_float32():
+    """A model with a parameter of one number, its data, the options of a check, and the gradient of BPTT.
+
+    Influence fades within some steps, so that a block of BPTT is nearer to it than low precision was once allowed.
+    """
+    rate = by_hand.rate()
+    rate = dataclasses.replace(rate, w_rec=0.1 * rate.w_rec, leak=0.2)
+    model = {"rate": rate, "leak": -3.0}
+    model, data = jax.tree.map(jnp.float32, (model, by_hand.sequence(T, B)))
+
+    def step(model, x, h):
+        y, new = model["rate"](x, h)
+        return y, new + jax.nn.sigmoid(model["leak"]) * h
+
+    options = dict(state=jnp.zeros(5, jnp.float32), step=step, batch_size=B)
+    return model, data, options, etpc.bptt(model, *data, loss, **options)[1]
+
+
+@pytest.mark.slow
+def test_one_number_is_no_evidence():
+    """A factor that is drawn has no cause; one that other parameters share has; alone it is possible."""
+    model, data, options, grads = in_float32()
+    checked = lambda g: etpc.check(g, model, *data, loss, **options).rows[0]
+    scaled = lambda factor: {"leak": np.float32(factor * grads["leak"])}
+    search = etpc.check(grads | scaled(1.37), model, *data, loss, **options).search
+    rng, found = np.random.default_rng(1), []
+    for factor in np.exp(rng.uniform(-3, 3, 200)) * rng.choice([-1, 1], 200):
+        search.values["['leak']"] = np.asarray([factor * grads["leak"]], float)
+        fault = search.row("['leak']", None).fault
+        assert fault is None or fault.text.startswith("possibly"), (factor, fault.text)
+        found.append(fault)
+    assert sum(fault is not None for fault in found) <= 2
+    alone, shared = checked(grads | scaled(-1)), checked(jax.tree.map(lambda g: -g, grads))
+    assert alone.fault.text.startswith("possibly with the wrong sign; so few numbers")
+    assert shared.fault.text == "with the wrong sign"
+    odd = checked(jax.tree.map(lambda g: 0.37 * g, grads))
+    assert (odd.fault.rule, odd.fault.text) == (TBPTT(T), "0.37 times as large")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_gradient_that_is_stored_in_low_precision(dtype, few_rules):
+    """Rounded values of a model in float32: a rule that differs by more than the rounding is another one."""
+    model, data, options, grads = in_float32()
+
+    def checked(grads, factor=1.0):
+        stored = jax.tree.map(lambda g: np.asarray(factor * g, dtype), grads)
+        return etpc.check(stored, model, *data, loss, **options)
+
+    right, cut = checked(grads), checked(etpc.bptt(model, *data, loss, **options, window=7)[1])
+    assert right.exact, str(right)
+    assert (cut.equals, cut.exact) == (TBPTT(7), False)
+    assert 1e-2 < cut.total.error < default_tolerance(dtype)
+    assert f"stored in {jnp.dtype(dtype).name}" in right.remarks[-1]
+    for factor, said in ((1.5, "1.5"), (B, "a sum over the examples"), (B + 0.1, "3.1")):
+        for row in checked(grads, factor).rows:
+            assert said in row.fault.text
+            assert ("a sum" in row.fault.text) == (factor == B)
 
 
 @pytest.mark.slow
@@ -259,9 +348,60 @@ WRONG = {
     "text": ({".w_rec": "high"}, r"gradient of \.w_rec is <U4, and should be numbers"),
     "tensor": ({".w_rec": Tensor(np.ones(1), True)}, r"\.w_rec is a Tensor that NumPy.*detach"),
     "none": (lambda *_: {".w_rec": None}, r"no array for any parameter.*\.w_in, \.w_rec, \.w_out"),
+    "complex": ({".w_rec": np.ones((5, 5), complex)}, r"\.w_rec is complex128.*float64.*`\.real`"),
     "other": ([np.ones((5, 5))], r"is a list and no tree like the model"),
     "pair": ((0.5, {".w_rec": np.ones((5, 5))}), r"Of a pair \(value, gradient\), pass the second"),
 }
+
+
+def test_a_dict_may_have_fewer_keys():
+    model, data, options, grads = in_float32()
+    fewer = {"rate": grads["rate"]}
+    paths = ["['rate'].w_in", "['rate'].w_rec", "['rate'].w_out"]
+    report = etpc.check(fewer, model, *data, loss, **options)
+    assert report.exact
+    assert [row.path for row in report.rows] == paths
+    with pytest.raises(etpc.InputError, match=r"\['leek'\].*Did you mean \['leak'\]"):
+        etpc.check(fewer | {"leek": 1.0}, model, *data, loss, **options)
+
+
+def test_rules_by_name():
+    model = by_hand.rate()
+    with pytest.raises(etpc.InputTypeError, match=r"rules must be a list.*'d_rtrl'"):
+        check(bptt(model), model, rules="d_rtrl")
+    with pytest.raises(etpc.AlgorithmError, match="'d_rtl'"):
+        check(bptt(model), model, rules=["d_rtl"])
+    report = check(bptt(model), model)
+    assert report.is_of("rtrl")
+    assert not report.is_of("d_rtrl")
+
+
+def complex_units(model, x, h):
+    h = model["decay"] * h + model["drive"] * x[0]
+    return jnp.real(model["read"] * h).sum()[None], h
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("factor", "text"), [(1, ""), (-B, "a sum over the examples")])
+def test_the_conjugate_of_a_complex_gradient(few_rules, factor, text):
+    """PyTorch's gradient. What is neither a rule's nor such a conjugate has no explanation; real numbers are refused."""
+    model = {"decay": 0.5, "drive": 1.0, "read": 1.0}
+    model = {
+        name: a * jax.lax.complex(normal(4, seed=n), normal(4, seed=n + 3))
+        for n, (name, a) in enumerate(model.items())
+    }
+    xs, targets = by_hand.sequence(T, B, 1)
+    options = dict(state=jnp.zeros(4, complex), step=complex_units, batch_size=B)
+    grads = etpc.bptt(model, xs, targets, loss, **options)[1]
+    checked = lambda grads: etpc.check(grads, model, xs, targets, loss, **options)
+    for row in checked({name: factor * g.conj() for name, g in grads.items()}).rows:
+        assert (row.fault.kind, row.fault.rule) == ("conjugate", TBPTT(T))
+        assert "complex conjugate (the convention of PyTorch" in row.fault.text
+        assert text in row.fault.text
+    (row,) = checked({"decay": 1j * grads["decay"]}).rows
+    assert (row.equals, row.fault) == (None, None)
+    with pytest.raises(etpc.InputError, match=r"\['read'\] is float64.*complex128"):
+        checked(grads | {"read": grads["read"].real})
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -272,13 +412,32 @@ def test_what_does_not_fit_is_refused(name):
 
 
 @pytest.mark.slow
-def test_what_is_not_finite_is_noted(few_rules):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", [(), (2, 3)], ids=["all of it", "one number"])
+def test_what_is_not_finite_is_noted(few_rules, value, where):
+    """And it is explained by nothing, and near to nothing; the other parameters are what they are."""
     model = by_hand.rate()
-    report = check({".w_rec": np.full((5, 5), np.nan)}, model)
-    assert report.notes == ("the gradient of .w_rec is not finite",)
-    assert report.rows[0].equals is None
+    grads = bptt(model)
+    report = check({".w_rec": grads.w_rec.at[where].set(value), ".w_in": grads.w_in}, model)
+    first = list(where) or [0, 0]
+    assert report.notes == (f"the gradient of .w_rec is not finite, first at {first}",)
+    right, row = report.rows
+    assert (row.path, row.equals, row.fault) == (".w_rec", None, None)
+    assert right.equals == TBPTT(T)
     assert not report.exact
-    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["rows"][0]["cosine"] is None
+    (line,) = [line for line in str(report).splitlines() if line.startswith(".w_rec")]
+    assert line.endswith("-")
+    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["rows"][1]["cosine"] is None
+
+
+@pytest.mark.slow
+def test_a_bptt_gradient_that_is_not_finite_is_noted(few_rules):
+    model, (xs, targets) = by_hand.rate(), by_hand.sequence(T, B)
+    report = etpc.check(bptt(model), model, xs, targets.at[3, 1, 0].set(np.nan), loss, batch_size=B)
+    (note,) = report.notes
+    assert note.startswith("the BPTT gradient of .w_in, .w_rec, .w_out is not finite")
+    assert note.endswith("NaN or infinity is in targets[3, 1, 0]")
+    assert not report.exact
 
 
 def test_a_silent_network_shows_nothing():

@@ -63,6 +63,17 @@ def test_assert_exact():
         assert_exact(leaky(), xs, targets, squared, parameters=[".recc"])
 
 
+@pytest.mark.parametrize("wrong", [".out", 3])
+def test_lists_of_names(wrong):
+    xs, targets = data()
+    with pytest.raises(
+        etpc.InputTypeError, match=rf"parameters must be a list of paths, not {wrong!r}"
+    ):
+        assert_exact(leaky(), xs, targets, squared, parameters=wrong)
+    with pytest.raises(etpc.InputTypeError, match=rf"rules must be a list of algo.*{wrong!r}"):
+        assert_gradient(leaky(), leaky(), xs, targets, squared, rules=wrong)
+
+
 # --- claims ---
 
 

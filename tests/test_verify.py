@@ -306,6 +306,40 @@ def test_a_zero_gradient_is_noted():
     assert rows(report)[".out"].held is True
 
 
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("model", "NaN or infinity is in .win[1, 2]"),
+        ("state", "NaN or infinity is in state[3]"),
+        ("xs", "NaN or infinity is in xs[5, 1, 2]"),
+        ("targets", "NaN or infinity is in targets[0, 1, 1]"),
+        ("loss", "it comes from the step or the loss; `jax.config.update('jax_debug_nans', True)`"),
+    ],
+)
+def test_what_is_not_finite_is_noted_and_no_claim_is_blamed(at, said):
+    """Data that the mask leaves out may be what it is."""
+    parts = dict(
+        zip(("model", "xs", "targets", "state"), (leaky(), *data(2), jnp.zeros(O)), strict=True)
+    )
+    places = {"model": (1, 2), "state": (3,), "xs": (5, 1, 2), "targets": (0, 1, 1)}
+    parts["xs"], parts["targets"] = (parts[n].at[2, 0].set(jnp.nan) for n in ("xs", "targets"))
+    if at in places:
+        where = lambda m: m.win if at == "model" else m
+        broken = where(parts[at]).at[places[at]].set(jnp.nan)
+        parts[at] = eqx.tree_at(where, parts[at], broken)
+    loss_fn = (lambda y, t: squared(y, t) * jnp.inf) if at == "loss" else squared
+    mask = jnp.ones((T, 2)).at[2, 0].set(0)
+    report = etpc.verify(**parts, loss_fn=loss_fn, batch_size=2, mask=mask)
+    (note,) = report.notes
+    assert note.startswith("the BPTT gradient of ")
+    assert ".win" in note
+    assert said in note
+    assert rows(report)[".win"].held is None
+    assert report.results[0].total.held is None
+    assert not report.ok
+    assert " NO" not in str(report)
+
+
 # --- negative controls ----------------------------------------------------------------------------
 
 
@@ -387,7 +421,10 @@ def fixed(program, tree, moved=None):
         (1.0, 0.0, False),
         (0.0, 0.0, None),
         (np.nan, 1.0, False),
-        (1.0, np.nan, False),
+        (np.inf, 1.0, False),
+        (1.0, np.nan, None),
+        (np.nan, np.nan, None),
+        (np.inf, np.inf, None),
     ],
 )
 def test_compare(got, want, held):

@@ -17,6 +17,7 @@ from .._agreement import (
     default_tolerance,
     doubts,
     first_read,
+    not_finite,
     precision,
 )
 from .._bptt import Objective, gradient_of
@@ -62,7 +63,7 @@ def check_updates(
     both. The traces of the carry are left out, and begin at zero: they hold influence from before the
     steps that BPTT sees.
 
-    **Returns** a sentence for each parameter of which nothing was compared.
+    **Returns** a sentence for each parameter of which nothing was compared, or for all that are not finite.
 
     **Raises** `VerificationError` where a claim does not hold; `InputError`, `InputTypeError`.
     """
@@ -95,7 +96,8 @@ def check_updates(
     rows = compare_all(got, want, claims, tolerance, dtype)
     if wrong := [row for row in rows if row.held is False]:
         raise VerificationError(_refusal(program, wrong, carry, dtype, tolerance, len(where)))
-    return doubts(program, (), want)
+    origin = not_finite(want.values, model, carry.state, xs, targets, mask, where)
+    return (*doubts(program, (), want), *origin)
 
 
 def _chosen_steps(
