@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from ._jax import is_float, params, prims
+from ._loss import finite_where_masked
 from .show import Shown
 from .trace import Leaves, Step, paths_of
 
@@ -262,38 +263,33 @@ def doubts(program: Shown, silent: tuple[str, ...], reference: Known) -> tuple[s
 def not_finite(
     bptt: Vectors, model: Any, state: Any, xs: Any, targets: Any, mask: Any, steps: Any = None
 ) -> tuple[str, ...]:
-    """A sentence on the parameters whose BPTT gradient is not finite, with the data or parameters that are not.
+    """A sentence on the parameters whose BPTT gradient is not finite, with the numbers that are not, if there are any.
 
-    - `state`: in which the sequence begins. - `mask`: [T, B] or [T].
-    - `steps`: the number of each step, to be named; `None` where they are numbered as in `xs`.
+    - `steps`: the number of each step of `xs`, where they are numbered in another way.
     """
-    paths = [path for path, value in bptt.items() if not np.isfinite(value).all()]
-    if not paths:
-        return ()
+    which = ", ".join(path for path, value in bptt.items() if not np.isfinite(value).all())
+    trees = {"model": model, "state": state, "xs": xs, "targets": targets}
     found = []
-    for name, tree in (("model", model), ("state", state), ("xs", xs), ("targets", targets)):
+    for name, tree in trees.items() if which else ():
+        in_time = name in ("xs", "targets")
         for path, leaf in zip(paths_of(tree, name), jax.tree.leaves(tree), strict=True):
             if not eqx.is_inexact_array_like(leaf):
                 continue
-            bad = ~np.isfinite(np.asarray(leaf))
-            in_time = name in ("xs", "targets")
-            if in_time and mask is not None:
-                counts = np.asarray(mask) != 0
-                bad &= counts.reshape(*counts.shape, *[1] * (bad.ndim - counts.ndim))
-            if bad.any():
-                first = np.argwhere(bad)[0].tolist()
+            read = finite_where_masked(leaf, mask if in_time else None)
+            for first in np.argwhere(~np.isfinite(read))[:1].tolist():
                 if in_time and steps is not None:
                     first[0] = int(steps[first[0]])
-                root = "" if name in ("model", path) else name
-                found.append(f"{root}{path}{first or ''}")
+                found.append(f"{name * (name not in ('model', path))}{path}{first or ''}")
     origin = (
         f"NaN or infinity is in {', '.join(found)}"
         if found
-        else "the data and the parameters are finite, so it comes from the step or the loss; "
-        "`jax.config.update('jax_debug_nans', True)` shows the operation"
+        else (
+            "the data and the parameters are finite, so it comes from the step or the loss; "
+            "`jax.config.update('jax_debug_nans', True)` shows the operation"
+        )
     )
-    which = ", ".join(paths)
-    return (f"the BPTT gradient of {which} is not finite, so nothing is compared: {origin}",)
+    text = f"the BPTT gradient of {which} is not finite, so nothing is compared: {origin}"
+    return (text,) if which else ()
 
 
 def replaced_derivatives(step: Step) -> dict[str, str]:

@@ -218,7 +218,8 @@ def check(
     to 64, and of some longer ones; with `rules`; and then with D-RTRL, SnAp(1), D-RTRL with full windows and
     ES-D-RTRL with a decay of 0.9, 0.95 or 0.99, until it equals one. RTRL has the gradient of BPTT. Where it equals
     none, it is compared with what these become by a typical mistake: a factor (a sum in the place of a mean, a sign),
-    a transpose, data or the derivative of a spike of another step, a path that is counted twice.
+    a transpose, the complex conjugate (PyTorch's convention), data or the derivative of a spike of another step, a
+    path that is counted twice.
 
     **Returns** a [`Check`][etpc.Check]: `print` shows a row for each parameter, what the gradient is, and what it
     leaves out, as paths of influence.
@@ -274,7 +275,7 @@ class Search:
 
     def __init__(self, trial: Trial, arrays: Mapping[str, np.ndarray]):
         self.trial, self.values = trial, {path: flat(array) for path, array in arrays.items()}
-        stored = {path: a.real.dtype for path, a in arrays.items() if is_float(a.dtype)}
+        stored = {path: np.real(a).dtype for path, a in arrays.items() if is_float(a.dtype)}
         allowed = [
             min(default_tolerance(d), default_tolerance(jnp.float32)) for d in stored.values()
         ]
@@ -357,9 +358,9 @@ class Search:
         got, want = self.values[path], self.trial.bptt.values[path]
         distances = self._distances[path]
         nearest = min(distances, key=lambda rule: distances[rule])
-        # A few numbers are near one of so many blocks by chance.
-        count = lambda rule: sum(self.values[p].size for p, e in self.equal.items() if rule in e)
-        equal = [r for r in self.equal[path] if r in self.tried or self._is_enough(count(r))]
+        # A few numbers agree with one of so many blocks by chance.
+        paths = lambda rule: [p for p, rules in self.equal.items() if rule in rules]
+        equal = [r for r in self.equal[path] if r in self.tried or self._is_enough(paths(r))]
         found = equals or next(iter(equal), None)
         fault = None if found else self._fault(path)
         return CheckedRow.of(path, got, want, found, nearest, distances[nearest], fault)
@@ -389,12 +390,8 @@ class Search:
     @property
     def remarks(self) -> tuple[str, ...]:
         """Of the trial, and on how the gradient is stored."""
-        stored = (
-            f"the gradient is stored in {name}, and rules that differ by less than this rounds are not told apart. If "
-            f"it is computed in {name} too, give the model that dtype"
-            for name in sorted(self._low)
-        )
-        return (*self.trial.remarks, *stored)
+        text = "the gradient is stored in {0}. If it was computed in {0} too, give the model that dtype"
+        return (*self.trial.remarks, *map(text.format, sorted(self._low)))
 
     @cached_property
     def whole(self) -> np.ndarray:
@@ -413,37 +410,25 @@ class Search:
             for rule, kind, text, values in self._mistaken(named):
                 explained = partial(self._explained, rule=rule, kind=kind, text=text, named=named)
                 fault = explained(path, want=values[path])
-                if fault is not None and self._is_evident(path, fault, explained, values, named):
+                if fault is None:
+                    continue
+                found = {p: explained(p, want=values[p]) for p in self.values}
+                near = lambda one, a: abs(one.factor / a.factor - 1) <= 4 * self._resolution
+                if self._is_enough([p for p, f in found.items() if f and near(f, fault)], named):
                     return fault
-        equal = [e for p, e in self.equal.items() if p != path]
-        rule = next((rule for rule in self.tried if all(rule in e for e in equal)), self.bptt)
-        values = self.tried[rule].gradient.values
-        fault = self._explained(path, rule, "factor", "", values[path], True)
-        if fault is None:
-            return None
-        text = f"possibly {fault.text}; so few numbers show no more, so check with another sequence too"
-        return dataclasses.replace(fault, text=text)
+        equal = [rules for p, rules in self.equal.items() if p != path]
+        rule = next((r for r in self.tried if all(r in rules for rules in equal)), self.bptt)
+        want = self.tried[rule].gradient.values[path]
+        if fault := self._explained(path, rule, "factor", "", want, True):
+            text = (
+                f"possibly {fault.text} (of too few numbers to be sure: check another sequence too)"
+            )
+            return dataclasses.replace(fault, text=text)
+        return None
 
-    def _is_evident(
-        self,
-        path: str,
-        fault: Fault,
-        explained: Callable[..., Fault | None],
-        values: Vectors,
-        named: bool,
-    ) -> bool:
-        """Whether numbers enough agree with a mistake, those of other parameters with the same one among them."""
-        count = self.values[path].size - (not named)
-        if self._is_enough(count):
-            return True
-        for other in self.values.keys() - {path}:
-            same = explained(other, want=values[other])
-            if same and abs(same.factor / fault.factor - 1) <= 4 * self._resolution:
-                count += self.values[other].size
-        return self._is_enough(count)
-
-    def _is_enough(self, count: int) -> bool:
-        """Whether so many numbers hardly agree by chance."""
+    def _is_enough(self, paths: Iterable[str], named: bool = True) -> bool:
+        """Whether the numbers of these parameters hardly agree by chance with what has no free factor, if `named`."""
+        count = sum(self.values[path].size for path in paths) - (not named)
         return self._resolution**count <= CHANCE
 
     def _mistaken(self, named: bool) -> Iterator[tuple[Algorithm, str, str, Vectors]]:
@@ -552,7 +537,7 @@ class Search:
         for factor, one, other in ((outputs, "sum", "mean"), (1 / outputs, "mean", "sum")):
             text = f"a {one} over the outputs in the place of the {other}"
             causes.append((factor, text, "number of outputs"))
-        return [(float(factor), *text) for factor, *text in causes if factor != 1]
+        return [(float(factor), text, varied) for factor, text, varied in causes if factor != 1]
 
 
 def _named(causes: Sequence[tuple[float, str, str]]) -> str:
@@ -561,7 +546,7 @@ def _named(causes: Sequence[tuple[float, str, str]]) -> str:
     size = f"{factor:g} times as large" if factor > 1 else f"{1 / factor:g} times too small"
     size = {2.0: "twice as large", 0.5: "half as large"}.get(factor, size)
     varied = dict.fromkeys(what for _, _, what in causes if what)
-    apart = f" (another {' or '.join(varied)} tells)" if len(causes) > 1 and varied else ""
+    apart = f" (another {' or '.join(varied)} tells which)" if len(causes) > 1 and varied else ""
     return f"{size}: {', or '.join(text for _, text, _ in causes)}{apart}"
 
 

@@ -119,14 +119,14 @@ def faults(report):
             2,
             (
                 "twice as large: the factor of a square, or each path counted twice, or a sum over the outputs in the "
-                "place of the mean (another number of outputs tells)"
+                "place of the mean (another number of outputs tells which)"
             ),
         ),
         (
             -0.5,
             (
                 "half as large: that of half a squared error, or a mean over the outputs in the place of the sum "
-                "(another number of outputs tells), and with the wrong sign"
+                "(another number of outputs tells which), and with the wrong sign"
             ),
         ),
     ],
@@ -155,7 +155,7 @@ def test_mistakes_with_one_factor_are_all_named(steps, batch, tells):
         assert "a sum over the examples" in row.fault.text
         assert ("a sum over the steps" in row.fault.text) == (steps == batch)
         assert ("the factor of a square" in row.fault.text) == (batch == 2)
-        assert f"({tells} tells)" in row.fault.text
+        assert f"({tells} tells which)" in row.fault.text
 
 
 def in_float32():
@@ -191,7 +191,7 @@ def test_one_number_is_no_evidence():
         found.append(fault)
     assert sum(fault is not None for fault in found) <= 2
     alone, shared = checked(grads | scaled(-1)), checked(jax.tree.map(lambda g: -g, grads))
-    assert alone.fault.text.startswith("possibly with the wrong sign; so few numbers")
+    assert alone.fault.text.startswith("possibly with the wrong sign (of too few numbers")
     assert shared.fault.text == "with the wrong sign"
     odd = checked(jax.tree.map(lambda g: 0.37 * g, grads))
     assert (odd.fault.rule, odd.fault.text) == (TBPTT(T), "0.37 times as large")
@@ -232,6 +232,15 @@ def test_the_factor_of_a_mask():
     grads = bptt(model, mask=mask, reduction="sum")
     report = check(grads, model, mask=mask)
     assert report.rows[0].fault.text.startswith("10 times as large: a sum over the steps")
+
+
+def test_a_low_cosine_of_a_rule_comes_with_a_remark():
+    model, mask = by_hand.rate(), np.zeros((T, B))
+    mask[-1] = 1  # so that most of the gradient is from the steps before
+    report = check(bptt(model, mask=mask, window=1), model, mask=mask)
+    assert report.equals == TBPTT(1)
+    assert min(row.cosine for row in report.rows) < 0.2
+    assert "a low cosine (below 0.2) may train" in report.remarks[-1]
 
 
 @pytest.mark.slow
@@ -384,7 +393,7 @@ def complex_units(model, x, h):
 @pytest.mark.slow
 @pytest.mark.parametrize(("factor", "text"), [(1, ""), (-B, "a sum over the examples")])
 def test_the_conjugate_of_a_complex_gradient(few_rules, factor, text):
-    """PyTorch's gradient. What is neither a rule's nor such a conjugate has no explanation; real numbers are refused."""
+    """PyTorch's gradient. What is neither a rule's nor a conjugate has no explanation; real numbers are refused."""
     model = {"decay": 0.5, "drive": 1.0, "read": 1.0}
     model = {
         name: a * jax.lax.complex(normal(4, seed=n), normal(4, seed=n + 3))

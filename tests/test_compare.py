@@ -6,11 +6,12 @@ import json
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import etpc
-from etpc import D_RTRL, ES_D_RTRL, RTRL, TBPTT, SnAp
-from etpc._compare import short_name
+from etpc import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Row, SnAp
+from etpc._compare import Comparison, Result, short_name
 from tests.test_verify import Boastful, T, Wrong, data, leaky, squared
 
 ALGORITHMS = ["d_rtrl", ES_D_RTRL(decay=0.5), SnAp(1), RTRL(), TBPTT(T), TBPTT(6), TBPTT(1)]
@@ -246,3 +247,23 @@ def test_gradients_that_were_given():
         etpc.compare(model, xs, targets, squared, [{"mine": grads}, {"mine": grads}], batch_size=2)
     with pytest.raises(etpc.InputError, match=r"gradient of \.rec has shape"):
         etpc.compare(model, xs, targets, squared, {"mine": {".rec": jnp.ones(3)}}, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "claim", "remarked"),
+    [
+        (0.1, "approximate", True),
+        (-0.5, "current step", True),
+        (0.3, "approximate", False),
+        (float("nan"), "approximate", False),
+        (0.1, "exact", False),  # then something is wrong
+        (0.1, "-", False),  # so perhaps here
+    ],
+)
+def test_a_low_cosine_of_a_rule_comes_with_a_remark(cosine, claim, remarked):
+    row = Row("w", cosine, 1.0, 1.0, 1.0, claim)
+    result = Result(D_RTRL(), (row,), row, None, None, {"w": np.ones(1)})
+    found = Comparison((result,), (), 1e-9, 1.0)
+    said = "remark: a rule with a low cosine (below 0.2) may train as well as BPTT or better"
+    assert (said in str(found)) == remarked
+    assert len(found.as_dict()["remarks"]) == remarked

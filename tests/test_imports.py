@@ -34,7 +34,7 @@ SEES = {
     "draw": "_errors _files _record plan show",
     # a gradient to compare with
     "_bptt": "_data _errors _loss trace",
-    "_agreement": "_jax show trace",
+    "_agreement": "_jax _loss show trace",
     # the program, and what is done with programs
     "_spikes": "_errors _jax trace",
     "run": "_errors _files _jax _record _carry _data _loss _spikes _bptt _agreement"

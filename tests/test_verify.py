@@ -310,7 +310,7 @@ def test_a_zero_gradient_is_noted():
     ("at", "said"),
     [
         ("model", "NaN or infinity is in .win[1, 2]"),
-        ("state", "NaN or infinity is in state[3]"),
+        ("state", "NaN or infinity is in state[0, 3]"),
         ("xs", "NaN or infinity is in xs[5, 1, 2]"),
         ("targets", "NaN or infinity is in targets[0, 1, 1]"),
         ("loss", "it comes from the step or the loss; `jax.config.update('jax_debug_nans', True)`"),

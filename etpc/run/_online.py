@@ -241,7 +241,7 @@ class Online:
 
         **Returns** what [`Program.silent`][etpc.Program.silent] does, after an
         `etpc.SilentNetworkWarning` where there is something; and with `targets` a sentence for each
-        parameter whose gradient by BPTT is zero, so that it was not checked, after an
+        parameter whose gradient by BPTT is zero or not finite, so that it was not checked, after an
         `etpc.UncheckedWarning`.
 
         **Raises** `etpc.InputError` and `etpc.InputTypeError`; `etpc.VerificationError`, with the
