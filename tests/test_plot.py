@@ -1,6 +1,7 @@
 """Charts: what is drawn is what was computed, into the axes that were given."""
 
 import functools
+import inspect
 
 import equinox as eqx
 import jax
@@ -148,6 +149,10 @@ def test_reports_that_cannot_be_compared():
         plot.gradient_agreement({"a": a, "b": b})
     with pytest.raises(etpc.InputError, match="0 reports"):
         plot.gradient_agreement({})
+    comparison = etpc.Comparison((), (), 1e-9, 1.0)
+    for other in (comparison, {"a": a, "b": comparison}):
+        with pytest.raises(etpc.InputTypeError, match="and no Comparison"):
+            inspect.unwrap(plot.gradient_agreement)(other)
     with pytest.raises(etpc.InputError, match="should be 2 axes, and are 1"):
         plot.gradient_agreement(a, axes=[plt.figure().add_subplot()])
 
