@@ -347,7 +347,7 @@ class Search:
     def _is_multiple(self, rule: Algorithm, values: Vectors) -> bool:
         """Whether each parameter, or its conjugate, is that of a rule, times a factor that has a name."""
         either = values, self._conjugate(values)
-        return all(
+        return self._is_enough(self.values) and all(
             rule in self.equal[path]
             or any(self._explained(path, rule, "factor", "", each[path], True) for each in either)
             for path in self.values
