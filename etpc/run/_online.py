@@ -22,6 +22,7 @@ from .._loss import (
     finite_where_masked,
 )
 from .._spikes import warn_of_silence
+from ..plan import window_matters
 from ..trace import Leaves
 from ._check import check_updates, warn_of_unchecked
 from ._export import Exported, export_learner
@@ -163,9 +164,9 @@ class Online:
             over the batch; the states and traces of the others stay as they are, and
             `program.reset` sets that one back.
         - `reset`: booleans; True where an example begins a new stream (see
-            [`Program.reset`][etpc.Program.reset]). [T, B] at any step, and then windows are one step
-            long, which is slower, and another gradient where that depends on the window; or
-            [T / W, B] at the first steps after updates alone.
+            [`Program.reset`][etpc.Program.reset]). [T / W, B] at the first steps after updates alone; or [T, B] at
+            any step, and then windows are one step long, whatever `window=` says, which is slower. A rule whose
+            gradient depends on the window refuses the latter where its window is longer.
 
         **Returns** `(model, opt_state, carry, losses)`, with the loss of each of the
         N = T / W updates, before it, at least in float32; and with `has_aux` as a fifth one what
@@ -207,10 +208,25 @@ class Online:
             axes = ["[T, B]", "[T / W, B]"] if carry.batched else ["[T]", "[T / W]"]
             reset = checked_reset(reset, [call.lead, updates], axes)
             by_step, by_update = (None, reset) if reset.shape == updates else (reset, None)
+            if by_step is not None:
+                self._check_windows(axes)
         floats, others = self._split(call.parameters)
         # Weak types would be lost in the first update, and all be compiled again for the second.
         start = _strong(Training(floats, opt_state, carry))
         return UpdateArguments(others, start, Data(call.xs, targets, call.mask, by_step), by_update)
+
+    def _check_windows(self, axes: list[str]) -> None:
+        """**Raises** `InputError` where windows of one step would give the gradient of another rule."""
+        plan = self.program.plan
+        window = plan.window_for(self.every)
+        if window > 1 and window_matters(plan.algorithm, plan.traces):
+            raise InputError(
+                f"reset={axes[0]} would change the learning rule, even where no stream begins. This is because "
+                f"windows are one step long then, and the gradient of {plan.algorithm} depends on its "
+                f"window, here of {window} steps. Let streams begin at the first steps after updates, "
+                f"reset={axes[1]}; or compile with a window of one step (`window=1`, or TBPTT(K, every=1)), or "
+                'with a rule whose gradient does not depend on it: one with backprop="cut" and no rank.'
+            )
 
     def restarted(self, carry: Any) -> Any:
         """A carry with which all examples begin a new stream; see [`Program.reset`][etpc.Program.reset].
