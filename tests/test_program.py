@@ -710,6 +710,26 @@ def test_the_carry_of_another_program_is_refused(case):
         program.arguments.check_carry(other.init())
 
 
+def test_constants_of_any_layout_are_told_apart_by_their_values():
+    """The parts of a complex one are strided."""
+
+    def of_constant(a):
+        step = lambda w, x, h: ((a @ (h + w * x)).real.sum(), 0.5 * h + w * x)
+        return program_id(
+            etpc.compile(jnp.ones(3), inputs=jnp.ones(3), state=jnp.zeros(3), step=step)
+        )
+
+    constant = np.array([[0.5, 0.3j, 1.0], [-0.2, 0.4 + 0.1j, 2.0]])
+    same = of_constant(constant)
+    assert (
+        same
+        == of_constant(np.asfortranarray(constant))
+        == of_constant(np.repeat(constant, 2, 0)[::2])
+    )
+    assert same != of_constant(constant.conj())
+    assert same != of_constant(np.repeat(constant.real, 2, 1)[:, ::2])
+
+
 @pytest.mark.slow
 def test_a_carry_of_the_same_program_compiled_again():
     """With other values of the parameters too, other function objects, and in another process."""
