@@ -19,7 +19,7 @@ from jax import Array
 from rich.console import Console
 
 import etpc
-from benchmarks import measure, peer
+from benchmarks import by_hand, measure, peer
 from benchmarks.network import N_IN, N_OUT, RATE, loss
 from benchmarks.table import Column, Table, mebibytes, ratio
 from etpc import D_RTRL, ES_D_RTRL, nn
@@ -188,10 +188,7 @@ class Gradient:
         if algorithm is None:
 
             def grads(model: Any, xs: Array, targets: Array) -> Any:
-                _, gradients = etpc.bptt(
-                    model, xs, targets, loss, batch_size=batch, reduction="sum"
-                )
-                return None, gradients
+                return None, by_hand.bptt(model, xs, targets, loss)[1]
 
         else:
             program = etpc.compile(problem.model, algorithm, inputs=problem.xs[0, 0])

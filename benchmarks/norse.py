@@ -144,7 +144,7 @@ def speed(
     """A row for each gradient. Norse's equals that of BPTT, and with its state detached that of truncated BPTT."""
     problem = Problem.make(size, steps, batch)
     about = f"N={size} B={batch} T={steps}, {problem.firing_rate():.3f} spikes per neuron and step"
-    bptt, truncated = network.bptt(problem), network.bptt(problem, window=WINDOW)
+    bptt, truncated = network.bptt(problem), network.truncated_bptt(problem, WINDOW)
     online = network.online(problem, etpc.D_RTRL(window=WINDOW))
     ways: dict[str, tuple[Callable[[], Gradients], Callable[[], Gradients]]] = {
         "BPTT": (bptt, bptt),

@@ -14,7 +14,7 @@ from rich.console import Console
 import etpc
 from benchmarks import by_hand, cells, measure, network, peer, report, step
 from benchmarks.network import Problem
-from tests.helpers import kept
+from tests.helpers import distance, kept
 
 ROOT = Path(__file__).resolve().parents[1]
 DECAY = 0.9
@@ -102,9 +102,17 @@ def test_rules_by_hand_are_those_of_the_programs(name):
     assert row["hand_bytes"] <= row["etpc_bytes"]
 
 
-@pytest.mark.slow
-def test_checkpoints_do_not_change_bptt(problem):
-    assert largest_error(network.bptt(problem, checkpoint=True)(), network.bptt(problem)()) < 1e-5
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("cell", ["LIF", "LRU"])
+def test_bptt_by_hand_is_bptt(cell, checkpoint):
+    """It is what every time is compared with."""
+    with jax.enable_x64(True):
+        drawn = cells.example(cell, 8, 10, 3)
+        grads = by_hand.bptt(*drawn, network.loss, checkpoint=checkpoint)[1]
+        assert (
+            distance(grads, etpc.bptt(*drawn, network.loss, batch_size=3, reduction="sum")[1])
+            < 1e-9
+        )
 
 
 def test_difference_is_relative_and_refuses_zeros():
