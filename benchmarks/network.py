@@ -151,10 +151,18 @@ def online(problem: Problem, algorithm: etpc.algorithms.Algorithm) -> Gradient:
 
 def bptt(problem: Problem, checkpoint: bool = False) -> Gradient:
     """BPTT as one would write it; with `checkpoint`, each step is computed again in the backward pass."""
-    return Gradient(problem, lambda *given: by_hand.bptt(*given, loss, checkpoint=checkpoint)[1])
+
+    def grads(model: Network, xs: Array, targets: Array) -> Any:
+        return by_hand.bptt(model, xs, targets, loss, checkpoint=checkpoint)[1]
+
+    return Gradient(problem, grads)
 
 
 def truncated_bptt(problem: Problem, window: int) -> Gradient:
     """BPTT that is cut after every `window` steps."""
     options: dict[str, Any] = dict(batch_size=problem.batch, reduction="sum", window=window)
-    return Gradient(problem, lambda *given: etpc.bptt(*given, loss, **options)[1])
+
+    def grads(model: Network, xs: Array, targets: Array) -> Any:
+        return etpc.bptt(model, xs, targets, loss, **options)[1]
+
+    return Gradient(problem, grads)
