@@ -57,7 +57,9 @@ MEASURED = re.compile(r"\d+\.\d+ +\d+\.\d+ +\d+\.\d+( +[\d,]+ +)[\d,]+(?= +\d\.\
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "says"), COMMANDS, ids=[text[:40] for text, _ in COMMANDS])
-def test_commands(command: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_commands(
+    command: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """What the page says that they print, with numbers to two digits."""
     models = "\n".join(code for code, _ in code_blocks(CLI))
     (tmp_path / "models.py").write_text(models)
