@@ -187,11 +187,12 @@ def _cells(of: Record) -> Iterator[Quote]:
             ends(row["to_bptt"] for row in d_rtrl if row["block"] in blocks)
             for blocks in ((0, 1), (2,), (4,))
         )
-        text = "{} to {} times BPTT's time with one state, {} to {} times with two and {} times with four"
+        text = "{} to {} times BPTT's time with one state at most, {} to {} times with two and {} times with four"
         text = f"at N = {n} {text}"
         yield Quote(PAGE, text, [*one, *two, four[0]])
         if n == SIZES[0]:
-            text = "Over {} kinds of cells at N = 128, D-RTRL takes {} times as long as BPTT in the mean ({} to {}),"
+            text = "Over {} kinds of cells at N = 128, D-RTRL takes {} times as long as BPTT in the geometric mean"
+            text = f"{text} ({{}} to {{}}),"
             values = [str(len(d_rtrl)), short(means[n][0]), *ends(row["to_bptt"] for row in d_rtrl)]
             yield Quote(README, text, values)
     text = "with full windows {}, ES-D-RTRL of rank 4 {} and with a decay {}; at N = 512 it is {}, {}, {} and {} ([all"
