@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -42,7 +43,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[io.BufferedRandom]:
     """A new file, to be written, which takes the place of the one at `path` where no error is raised.
 
     It gets the mode of that one. Where `path` is a link, what it points to is replaced.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "etpc-learner/1"
 UPDATE, PREDICT, STATE, MANIFEST = "update.mlirbc", "predict.mlirbc", "state.npz", "manifest.json"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 NO_HASH = "0" * 64
 """In the place of the manifest's own hash while that is computed."""
 _LEAVES = [{"name": str, "shape": [int], "dtype": str, "role": str}]
@@ -155,6 +156,11 @@ def export_learner(
     platforms: Sequence[str],
 ) -> "Exported":
     """What [`Online.export`][etpc.Online.export] returns. `data`: inputs, targets, mask and resets."""
+    names = platforms if isinstance(platforms, list | tuple) else ()
+    if not names or sum(name in names for name in PLATFORMS) < len(names):
+        raise InputError(
+            f"platforms must be a tuple of one or more of {', '.join(PLATFORMS)}, such as ('cpu',), not {platforms!r}."
+        )
     state = training(model, opt_state, carry)
     roles = ("xs", "input"), ("targets", "target"), ("mask", "mask"), ("reset", "reset")
     pairs = zip(data, roles, strict=True)
@@ -361,6 +367,9 @@ class Exported:
             for name, data in files.items():
                 (temporary / name).write_bytes(data)
 
+    def __reduce__(self) -> Any:
+        return type(self), (self.manifest, self.state, self.modules)  # without compiled functions
+
     def _packed(self) -> bytes:
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {name: to_npy(value) for name, value in self.state.items()}
@@ -479,8 +488,7 @@ class Exported:
         given, problems = self.state if state is None else state, []
         values = [_fitted(leaf, given.get(leaf.name), problems) for leaf in described(trees)]
         raise_together(problems, InputError)
-        with jax.enable_x64(True):  # else it would make float32 of float64
-            model, opt_state, carry = joined(trees, [*map(jnp.asarray, values)])
+        model, opt_state, carry = joined(trees, [*map(jnp.asarray, values)])
         return model, opt_state, carry
 
     def state_of(self, model: Any, opt_state: Any, carry: Any) -> dict[str, np.ndarray]:

@@ -94,3 +94,4 @@ def test_command_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         assert said["files"][name] == (Path("learner") / name).stat().st_size > 0
     assert said["iree_allocated_bytes"] >= said["state_bytes"]  # the next state is a result
     assert main(["export", "models.py:task", "-o", "other", "--compile", "abacus"]) == 2
+    assert not Path("other").exists()
