@@ -123,10 +123,9 @@ def _locked(folder: Path) -> Iterator[bool]:
     try:
         with contextlib.suppress(OSError):  # some network disks have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
+        is_there = False
+        with contextlib.suppress(FileNotFoundError):
             is_there = os.path.samestat(os.fstat(descriptor), os.stat(folder))
-        except FileNotFoundError:
-            is_there = False
         yield is_there
     finally:
         with contextlib.suppress(OSError):  # a process forked meanwhile would keep the lock

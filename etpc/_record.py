@@ -23,25 +23,21 @@ def record(schema: str, **fields: Any) -> dict[str, Any]:
 
 
 def read_record(text: bytes, schema: str, form: Any) -> dict[str, Any]:
-    """What `record` made, from JSON. **Raises** `ValueError` that says why it is no such record.
-
-    - `form`: of the record, for `_check_form`.
-    """
+    """A record from JSON, which has the form, as `_check_form` takes it. **Raises** `ValueError` that says why not."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("it is no JSON") from None
     _check_form(data, {"schema": str})
-    if data["schema"] != schema:
-        found = data["schema"]
+    if (found := data["schema"]) != schema:
         raise ValueError(f"it has the schema {found!r}, and this version of etpc reads {schema!r}")
     _check_form(data, form)
     return data
 
 
 def _check_form(value: Any, form: Any, where: str = "") -> None:
-    """Check what is read of a value: `{"a": form}` has the field, `{str: form}` any fields and `[form]` any members of
-    the form, `("a", "b")` is one of these texts, and anything else is a type. **Raises** `ValueError`, with the place.
+    """Check that a value of JSON has a form: a dict of the forms of the fields that it has at least; `{str: form}`, of
+    all its fields; `[form]`, of its members; a tuple of texts, one of which it is; or a type. **Raises** `ValueError`.
     """
     if isinstance(form, dict) and isinstance(value, dict):
         for key, inner in (dict.fromkeys(value, form[str]) if str in form else form).items():

@@ -44,8 +44,8 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     The file at `path` is replaced atomically: whenever the process is killed or the disk is full, it
     holds all of what was saved last, or all of what was saved before. While it is written it is
     in a folder beside it, `.<name>.saving` (of a long name, its hash); one that a killed process
-    left is removed by the next save. A file that is replaced keeps its mode, and where `path` is a link, what
-    it points to is replaced.
+    left is removed by the next save. A file that is replaced keeps its mode, and where `path` is a
+    link, what it points to is replaced.
 
     **Arguments:**
 

@@ -234,6 +234,8 @@ def _export(arguments: argparse.Namespace) -> Answer:
     folder = arguments.output
     options = (arguments.algo, arguments.optimiser, arguments.every, arguments.batch)
     learner = exported(task, *options, arguments.memory)
+    state = sum(value.nbytes for value in learner.state.values())
+    temporaries = learner.temporaries()
     sizes, allocated = {name: len(code) for name, code in learner.modules.items()}, None
     try:
         with new_folder(folder) as temporary:
@@ -243,8 +245,6 @@ def _export(arguments: argparse.Namespace) -> Answer:
                 sizes |= files
     except OSError as error:
         raise CommandError(f"{folder} cannot be written: {error.strerror}.") from error
-    state = sum(value.nbytes for value in learner.state.values())
-    temporaries = learner.temporaries()
     lines = [*table(["file", "bytes"], [[name, f"{size:,}"] for name, size in sizes.items()]), ""]
     lines += [
         f"state: {state:,} bytes in {len(learner.state)} arrays",

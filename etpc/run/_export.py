@@ -586,11 +586,10 @@ def _read(folder: Path, name: str) -> bytes:
 
 def _unpacked(packed: bytes, leaves: Sequence[Leaf]) -> dict[str, np.ndarray]:
     """The values of these leaves. **Raises** any error where they are not in it."""
-    stored = np.load(io.BytesIO(packed), allow_pickle=False)
-    for leaf in leaves:
-        if (stored[leaf.name].shape, stored[leaf.name].dtype) != (
-            leaf.shape,
-            npy_dtype(leaf.dtype),
-        ):
-            raise ValueError(leaf)
-    return {leaf.name: from_npy(stored[leaf.name], jnp.dtype(leaf.dtype)) for leaf in leaves}
+    stored, values = np.load(io.BytesIO(packed), allow_pickle=False), {}
+    for name, shape, dtype, *_ in leaves:
+        array = stored[name]
+        if (array.shape, array.dtype) != (shape, npy_dtype(dtype)):
+            raise ValueError(name)
+        values[name] = from_npy(array, jnp.dtype(dtype))
+    return values
