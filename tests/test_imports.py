@@ -50,7 +50,7 @@ SEES = {
     "_measured": "_errors _data _loss _bptt _agreement _trial trace run",
     "_suggest": "_errors _record _progress _compare _trial _measured trace analyse traces algorithms plan show run",
     "plot": "_errors _jax _compare plan run",
-    "testing": "_errors _record _check _compare algorithms run",
+    "testing": "_errors _files _record _check _compare algorithms run",
     # models
     "surrogate": "_errors",
     "nn": "_data _errors _jax _spikes surrogate trace analyse",
@@ -60,8 +60,8 @@ SEES = {
     # the command line is above the package itself
     "__init__": "_errors _jax _agreement _bptt _check _compare _fit _suggest checkpoint algorithms analyse draw emit"
     " interop nn ops optim plan plot run surrogate testing trace units",
-    "cli": "__init__ _errors _jax _record _loss _bptt _agreement _compare _suggest algorithms draw run show testing"
-    " trace",
+    "cli": "__init__ _errors _files _jax _record _loss _bptt _agreement _compare _suggest algorithms draw run show"
+    " testing trace",
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""

@@ -1,9 +1,11 @@
 """A compiled program: its calls agree with each other, under JAX's transformations, and it can be read."""
 
+import copy
 import dataclasses
 import functools
 import inspect
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -574,6 +576,17 @@ def test_a_weight_without_inputs(algo):
     _, grads = run(model, xs, jnp.zeros(6), program.init())
     assert grads["none"].shape == (5, 0)
     assert jnp.abs(grads["w"]).min() > 0
+
+
+@pytest.mark.parametrize("make", [test_online.program_of, test_online.learner_of])
+def test_a_copy_is_itself_and_no_pickle(make):
+    held = make() if make is test_online.program_of else make(test_online.program_of(), 2)
+    assert copy.copy(held) is held
+    assert copy.deepcopy({"held": held})["held"] is held
+    with pytest.raises(
+        etpc.UnsupportedError, match=r"cannot be pickled\. Make it anew .*etpc\.save"
+    ):
+        pickle.dumps(held)
 
 
 def test_a_carry_that_is_donated_is_a_copy():

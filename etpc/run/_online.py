@@ -26,7 +26,7 @@ from ..plan import window_matters
 from ..trace import Leaves
 from ._check import check_updates, warn_of_unchecked
 from ._export import Exported, export_learner
-from ._program import Program
+from ._program import Compiled, Program
 from ._runner import Data, Runner
 
 
@@ -108,7 +108,7 @@ def _is_plain(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
 
 
-class Online:
+class Online(Compiled):
     """Updates on a stream. Made by [`etpc.online`][]."""
 
     def __init__(
@@ -284,7 +284,7 @@ class Online:
         - `model`, `opt_state`, `carry`: as in `update`; their values are the first ones of the file.
         - `xs`, `targets`, `mask`, `reset`: as in `update`, of the shapes and dtypes that a call on the device gets:
             arrays or `jax.ShapeDtypeStruct`s. Where `mask` or `reset` is `None`, the file has no such argument.
-        - `platforms`: of JAX, for which [`etpc.load_exported`][] may run it: "cpu", "cuda", "tpu".
+        - `platforms`: of JAX, on which [`etpc.load_exported`][] may run it: "cpu", "cuda", "rocm", "tpu".
 
         **Returns** the [`Exported`][etpc.Exported], whose `save` writes a folder.
 
