@@ -107,9 +107,11 @@ class Online:
         for _ in range(self._settling):
             self.carry = self._restarted(self._run(self.batch.mask, self.carry)[2])
 
-    def begin(self, windows: int) -> None:
-        """The first so many windows; with none of them all is compiled."""
+    def seconds(self, windows: int) -> float:
+        """How long the first so many windows take; with none of them all is compiled."""
+        begun = time.monotonic()
         jax.block_until_ready(self._run(self.batch.mask, self.carry, 0, windows))
+        return time.monotonic() - begun
 
     def gradient(self) -> Any:
         """That of the sequence."""

@@ -159,7 +159,7 @@ def suggest(
     - `optimiser`: one of Optax. With it the rules train too, from the same weights, on this batch alone.
     - `every`: the number of steps between updates, where they come within a sequence as in [`etpc.online`][];
         windows are as long. By default the weights move once for each sequence.
-    - `budget`: so many seconds are taken, or up to a tenth more; with `optimiser` a third is for training. Each piece
+    - `budget`: so many seconds are taken, or up to a tenth more; up to a third of them is for training. Each piece
         of work begins only if it fits, by the time that those before it took. More is taken where BPTT and the first
         rule need more, which are always measured, and where a rule takes longer to compile than all before it.
 
@@ -190,21 +190,20 @@ def suggest(
     called = dict(state=state, step=step, weights=weights, memory=1 << 62)
     trial = Trial(*(model, xs, targets, loss_fn), **called, batch_size=batch_size, mask=mask)
     batch, cut = Batch(trial, every, optimiser), trial.program(D_RTRL())
-    report = _Report(cut, batch, memory, time, budget)
+    report = _Report(cut, batch, memory, time, budget, end)
     rules = [D_RTRL()] if cut.exact and memory is time is None else _rules(batch, cut)
-    measured_by = end if optimiser is None else end - budget / 3
     if not report.reference.comparable:
         rules = rules[:1] if cut.exact else []
     try:
         for n, rule in enumerate(rules):
-            if len(report.rows) > 1 and monotonic() + report.compiling > measured_by:
+            if len(report.rows) > 1 and monotonic() + report.compiling + report.training() > end:
                 names = ", ".join(map(short_name, rules[n:]))
                 report.unmeasured(f"{names}, as the budget of {budget:g} s was spent")
                 break
             show(n, len(rules), short_name(rule))
-            report.measure(rule, measured_by)
+            report.measure(rule)
         if optimiser is not None and len(report.rows) > 2:
-            report.train(end)
+            report.train()
     except KeyboardInterrupt:
         if len(report.rows) < 2:
             raise
@@ -248,15 +247,17 @@ def _rtrl_work(batch: Batch, cut: Program) -> int:
 class _Report:
     """What has been measured, BPTT first, and the suggestion that follows from it.
 
+    - `end`, `latest`: when the budget is spent, and when it is by a tenth more.
     - `compiling`: the seconds in which a rule was compiled, at most.
     - `missing`: whether rules were not measured that may fit the limits.
     """
 
     def __init__(
-        self, cut: Program, batch: Batch, memory: int | None, time: float | None, budget: float
+        self, cut: Program, batch: Batch, memory: Any, time: Any, budget: float, end: float
     ):
         self.cut, self.batch, self.memory, self.time = cut, batch, memory, time
-        self.budget, self.compiling, self.missing = budget, 0.0, False
+        self.budget, self.end, self.latest = budget, end, end + budget / 10
+        self.compiling, self.missing = 0.0, False
         self.rows: list[Candidate] = []
         self.ways: list[Way] = []
         self.left_out: list[str] = []
@@ -276,7 +277,15 @@ class _Report:
         self.left_out.append(text)
         self.missing = True
 
-    def measure(self, rule: Algorithm, until: float) -> None:
+    def training(self, more: float = 0.0) -> float:
+        """How many seconds the training takes, and the measurement after it; a third of the budget at most."""
+        each = (self._seconds(n, UPDATES[1] + way.passes) for n, way in enumerate(self.ways))
+        return 0.0 if self.batch.optimiser is None else min(self.budget / 3, sum(each) + more)
+
+    def _seconds(self, n: int, passes: int = 1) -> float:
+        return passes * self.rows[n].ms * self.batch.steps / 1e3
+
+    def measure(self, rule: Algorithm) -> None:
         """Add a rule, unless what it carries is too large or it would take too long."""
         begun, name = monotonic(), short_name(rule)
         program = self.cut if rule == D_RTRL() else self.batch.trial.program(rule)
@@ -285,13 +294,15 @@ class _Report:
             self.left_out.append(f"{name}, which carries {size:,} bytes")
             return
         way = Online(self.batch, program)
-        way.begin(0)
-        compiled = monotonic()
-        self.compiling = max(self.compiling, compiled - begun)
-        way.begin(1)
-        needed = (monotonic() - compiled) * self.batch.count * way.passes
-        if len(self.rows) > 1 and needed > max(until - monotonic(), self.budget / 10):
-            self.unmeasured(f"{name}, which would take {needed:.3g} s of the budget")
+        way.seconds(0)
+        self.compiling = max(self.compiling, monotonic() - begun)
+        a_pass = way.seconds(1) * self.batch.count
+        if monotonic() + a_pass < self.latest:
+            a_pass = way.seconds(self.batch.count)
+        needed = a_pass * way.passes + self.training(a_pass * (UPDATES[1] + way.passes))
+        if len(self.rows) > 1 and monotonic() + needed > self.latest:
+            passes = f"{way.passes} passes through the data of {a_pass:.3g} s each"
+            self.unmeasured(f"{name}, as the budget of {self.budget:g} s is too short for {passes}")
             return
         way.move_to(self.batch.start)
         found = Measurement(way, self.batch.trial.leaves)
@@ -305,9 +316,10 @@ class _Report:
         self.rows.append(Candidate(name, rule, step_ms(way), size, *cosines, exact))
         self.ways.append(way)
 
-    def train(self, end: float) -> None:
+    def train(self) -> None:
         """Train all in turns until the budget is spent, so that each has as many updates."""
         training = [n for n, row in enumerate(self.rows) if row.rule or not self.batch.every]
+        end = min(max(self.end, monotonic() + self.budget / 10), self.latest)
         seconds = sum(self._seconds(n) for n in training)
         again = sum(self._seconds(n, way.passes) for n, way in enumerate(self.ways))
         for done in range(UPDATES[1]):
@@ -320,28 +332,22 @@ class _Report:
                 row = self.rows[n]
                 self.rows[n] = dataclasses.replace(row, losses=(*row.losses, loss))
             seconds = monotonic() - begun
-        lowest, count = (
-            min(training, key=lambda n: _loss_of(self.rows[n])),
-            len(self.rows[-1].losses),
-        )
-        at = "first weights"
+        lowest = min(training, key=lambda n: _loss_of(self.rows[n]))
+        count, at = len(self.rows[-1].losses), "first weights"
         if count < UPDATES[0]:
             text = f"The budget left time for {count} updates of each, too few to compare losses."
             self.remarks.append(text)
-        elif _trains(self.rows[lowest]) and self._measured_again(lowest, end + self.budget / 10):
+        elif _trains(self.rows[lowest]) and self._measured_again(lowest):
             at = f"weights that {self.rows[lowest].name} has trained"
         self.remarks.append(f"The cosines by lag are those at the {at}.")
 
-    def _seconds(self, n: int, passes: int = 1) -> float:
-        return passes * self.rows[n].ms * self.batch.steps / 1e3
-
-    def _measured_again(self, lowest: int, end: float) -> bool:
+    def _measured_again(self, lowest: int) -> bool:
         """Whether there are cosines by lag at the weights that one of the rows has trained: those at the first ones
         say little of a later training."""
         leaves, at = self.batch.trial.leaves, self.ways[lowest].trained
         found: list[Measurement] = []
         for n, way in enumerate(self.ways):
-            if monotonic() + self._seconds(n, way.passes) > end:
+            if monotonic() + self._seconds(n, way.passes) > self.latest:
                 return False
             way.move_to(at)
             found.append(Measurement(way, leaves))
