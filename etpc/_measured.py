@@ -90,7 +90,7 @@ class Online:
 
     Gradients are those `at` some weights, first those of the model; `trained` are its own.
 
-    - `passes`: so many, at most, are a measurement at other weights.
+    - `passes`: how many a measurement at other weights takes, at most.
     """
 
     def __init__(self, batch: Batch, program: Program):

@@ -300,7 +300,7 @@ class Trial:
         return self.shown.silent(self.model, self.xs, self.carry, mask=self.mask)
 
     def not_finite(self) -> list[str]:
-        """Where the model and the data hold numbers that are not finite, which masked ones may be."""
+        """Where arrays of the model and of the data first hold a number that is not finite; masked data may."""
         counted = lambda tree: jax.tree.map(lambda a: finite_where_masked(a, self.mask), tree)
         trees = dict(model=self.model, xs=counted(self.xs), targets=counted(self.targets))
         return [

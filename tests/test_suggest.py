@@ -591,7 +591,7 @@ class Work:
 
 
 @pytest.mark.parametrize("optimiser", [None, optax.adam(1e-2)], ids=["", "trains"])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_budget_is_kept(monkeypatch, optimiser, seed):
     """But for what one rule takes longer to compile than all before."""
     rng = np.random.default_rng(seed)
