@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._agreement import (
     Gradient,
@@ -29,7 +30,7 @@ from ._bptt import Objective, blame_batch_axis, gradient_of, objective_of
 from ._data import check_data, check_lead, check_tolerance, lead_of, one_step
 from ._errors import InputError, InputTypeError, checked_count, raise_together
 from ._foreign import given_gradient
-from ._loss import Loss, check_reduction, checked_weights
+from ._loss import Loss, check_reduction, checked_weights, finite_where_masked
 from .algorithms import Algorithm
 from .run import Carry, Program, compile, without_past
 from .trace import Leaves, StepFunction
@@ -290,10 +291,23 @@ class Trial:
 
         - `paths`: of the parameters that are compared; `None` for all.
         """
-        silent = self.shown.silent(self.model, self.xs, self.carry, mask=self.mask)
         values = self.reference.values
         compared = values if paths is None else {path: values[path] for path in paths}
-        return doubts(self.shown, silent, Known(compared))
+        return doubts(self.shown, self.silent(), Known(compared))
+
+    def silent(self) -> tuple[str, ...]:
+        """What [`Program.silent`][etpc.Program.silent] says of the sequence."""
+        return self.shown.silent(self.model, self.xs, self.carry, mask=self.mask)
+
+    def not_finite(self) -> list[str]:
+        """Where arrays of the model and of the data first hold a number that is not finite; masked data may."""
+        counted = lambda tree: jax.tree.map(lambda a: finite_where_masked(a, self.mask), tree)
+        trees = dict(model=self.model, xs=counted(self.xs), targets=counted(self.targets))
+        return [
+            f"{path[0].key}{keystr(path[1:])}{place}"
+            for path, a in tree_leaves_with_path(eqx.filter(trees, eqx.is_inexact_array))
+            for place in np.argwhere(~np.isfinite(np.asarray(a)))[:1].tolist()
+        ]
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:

@@ -37,8 +37,8 @@ OK, FAILED, MISTAKE, UNFORESEEN = range(4)
 """Exit statuses."""
 
 STATUS = """\
-exit status: 0 if all is well, 1 if a claim of exactness did not hold, a comparison showed
-nothing or no rule fits, 2 if the command or the model cannot be used, 3 for an error that etpc did not foresee."""
+exit status: 0 if all is well, 1 if a claim of exactness did not hold, a comparison showed nothing
+or no rule is suggested, 2 if the command or the model cannot be used, 3 for an error that etpc did not foresee."""
 
 PROSE = 100
 """The longest line of sentences, however wide the terminal."""
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, with the arguments of the process by default.
 
     **Returns** the exit status: 0 if all is well; 1 if a claim of exactness did not hold, a
-    comparison showed nothing, or no rule fits the limits; 2 for a mistake in the command or in
+    comparison showed nothing, or no rule is suggested; 2 for a mistake in the command or in
     the user's own code; 3 for an error that etpc did not foresee.
     """
     arguments = _arguments(argv)

@@ -133,7 +133,7 @@ class Online(Compiled):
         """
         program = self.program
         floats, _ = self._split(program.arguments.parameters(model))
-        opt_state = _strong(self.optimizer.init(self._leaves.tree_of_floats(floats)))
+        opt_state = strong(self.optimizer.init(self._leaves.tree_of_floats(floats)))
         return opt_state, program.init(batch_size, model=model)
 
     def update(
@@ -212,7 +212,7 @@ class Online(Compiled):
                 self._check_windows(axes)
         floats, others = self._split(call.parameters)
         # Weak types would be lost in the first update, and all be compiled again for the second.
-        start = _strong(Training(floats, opt_state, carry))
+        start = strong(Training(floats, opt_state, carry))
         return UpdateArguments(others, start, Data(call.xs, targets, call.mask, by_step), by_update)
 
     def _check_windows(self, axes: list[str]) -> None:
@@ -366,26 +366,8 @@ class Online(Compiled):
     ) -> tuple[list[Array], Any]:
         """The parameters and the state of the optimizer after an update."""
         tree = self._leaves.tree_of_floats
-        ascent = tree([g.conj() for g in grads])  # JAX gives the conjugate of the steepest ascent
-        known = {"value": value, "grad": ascent}
-        asked = inspect.signature(self.optimizer.update).parameters.values()
-        if all(p.kind is not p.VAR_KEYWORD for p in asked):
-            known = {p.name: known[p.name] for p in asked if p.name in known}
-        try:
-            changes, opt_state = self.optimizer.update(ascent, opt_state, tree(floats), **known)
-        except (AttributeError, TypeError) as error:
-            raise InputError(
-                f"optimizer.update failed with {type(error).__name__}: {error}. It gets the "
-                "gradients, its state and the parameters, and by keyword `value`, the loss, and "
-                "`grad`, the gradients again. What it does not get is another evaluation of the loss "
-                "(`value_fn`), as line searches need (`optax.lbfgs`): a step of a stream is taken "
-                "once. Nor are the parameters wrapped, as `optax.lookahead` wants them."
-            ) from error
-        floats = [
-            a if change is None else a + change.astype(a.dtype)
-            for a, change in zip(floats, self._leaves.floats_of(changes), strict=True)
-        ]
-        return floats, _strong(opt_state)
+        new, opt_state = moved(self.optimizer, value, tree(grads), tree(floats), opt_state)
+        return self._leaves.floats_of(new), opt_state
 
     # --- parameters ---
 
@@ -412,7 +394,44 @@ class Online(Compiled):
             )
 
 
-def _strong(tree: Any) -> Any:
+def moved(
+    optimizer: Any, value: Any, grads: Any, parameters: Any, opt_state: Any
+) -> tuple[Any, Any]:
+    """The parameters and the state of an optimizer after an update.
+
+    **Raises** `InputError` where it asks for what an update does not have.
+    """
+    ascent = jax.tree.map(jnp.conj, grads)  # JAX gives the conjugate of the steepest ascent
+    known = {"value": value, "grad": ascent}
+    asked = inspect.signature(optimizer.update).parameters.values()
+    if all(p.kind is not p.VAR_KEYWORD for p in asked):
+        known = {p.name: known[p.name] for p in asked if p.name in known}
+    try:
+        changes, opt_state = optimizer.update(ascent, opt_state, parameters, **known)
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"optimizer.update failed with {type(error).__name__}: {error}. It gets the "
+            "gradients, its state and the parameters, and by keyword `value`, the loss, and "
+            "`grad`, the gradients again. What it does not get is another evaluation of the loss "
+            "(`value_fn`), as line searches need (`optax.lbfgs`): a step of a stream is taken "
+            "once. Nor are the parameters wrapped, as `optax.lookahead` wants them."
+        ) from error
+    move = lambda a, change: a if change is None else a + change.astype(a.dtype)
+    parameters = jax.tree.map(move, parameters, changes, is_leaf=lambda a: a is None)
+    return parameters, strong(opt_state)
+
+
+def no_optimizer(name: str, optimizer: Any) -> list[str]:
+    """A sentence where an argument is no optimizer."""
+    text = (
+        f"{name} is {optimizer!r}, which has no `init` and `update`. Pass one of Optax's, "
+        "such as `optax.adam(1e-3)`."
+    )
+    has_both = all(callable(getattr(optimizer, method, None)) for method in ("init", "update"))
+    return [] if has_both else [text]
+
+
+def strong(tree: Any) -> Any:
     """Arrays of the dtypes that they have, where JAX took these to be weak."""
     weak = lambda a: getattr(a, "weak_type", False)
     return jax.tree.map(lambda a: lax.convert_element_type(a, a.dtype) if weak(a) else a, tree)
@@ -486,11 +505,7 @@ def online(
         wrong.append(f"program is a {type(program).__name__}. Pass what `etpc.compile` returns.")
     if not callable(loss_fn):
         wrong.append(NO_LOSS.format(loss_fn))
-    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        wrong.append(
-            f"optimizer is {optimizer!r}, which has no `init` and `update`. Pass one of Optax's, "
-            "such as `optax.adam(1e-3)`."
-        )
+    wrong += no_optimizer("optimizer", optimizer)
     raise_together(wrong, InputTypeError)
     return Online(program, loss_fn, optimizer, steps, reduction, has_aux)
 
