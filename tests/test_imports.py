@@ -35,6 +35,8 @@ SEES = {
     # a gradient to compare with
     "_bptt": "_data _errors _loss trace",
     "_agreement": "_jax show trace",
+    # what each rule means, without the compiler
+    "definition": "_bptt _data _errors _jax _loss _primitives trace analyse algorithms",
     # the program, and what is done with programs
     "_spikes": "_errors _jax trace",
     "run": "_errors _files _jax _record _carry _data _loss _spikes _bptt _agreement"
@@ -58,8 +60,8 @@ SEES = {
     "optim": "_errors",
     "units": "",
     # the command line is above the package itself
-    "__init__": "_errors _jax _agreement _bptt _check _compare _fit _suggest checkpoint algorithms analyse draw emit"
-    " interop nn ops optim plan plot run surrogate testing trace units",
+    "__init__": "_errors _jax _agreement _bptt _check _compare _fit _suggest checkpoint definition algorithms analyse"
+    " draw emit interop nn ops optim plan plot run surrogate testing trace units",
     "cli": "__init__ _errors _files _jax _record _loss _bptt _agreement _compare _suggest algorithms draw run show"
     " testing trace",
     "__main__": "cli",
