@@ -171,13 +171,14 @@ class Advance(NamedTuple):
 class Trace:
     """The form of a trace: frozen data, and the methods that the compiler calls.
 
-    A subclass gives `init`, `advance` or `follow`, and of the other methods those that differ. For each window the
-    compiler calls `follow`, before any credit is known; `credit`; `rows` and `entries`, for what the past
+    A subclass gives `exact`, `init`, `advance` or `follow`, and of the other methods those that differ. For each
+    window the compiler calls `follow`, before any credit is known; `credit`; `rows` and `entries`, for what the past
     gives; and `advance`. [Extending](../extend.md#a-form-of-trace) has a table.
     """
 
-    exact: bool = True
-    """Whether the form leaves nothing out."""
+    exact: bool
+    """Whether the form leaves nothing out. It is not inherited: each class says so, as a method of its own may make it
+    false."""
     start_alone: bool = False
     """Whether the trace is only read at the start of a window, where it is multiplied with the credit of its block.
     Then states whose influence ends with the step are left out of the blocks. A subclass that overrides `follow`,
@@ -198,6 +199,7 @@ class Trace:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        cls.exact = vars(cls).get("exact")
         cls.replaceable = vars(cls).get("replaceable", False)
         cls.joins = vars(cls).get("joins", False)
         for name, methods in _BELONGS_TO.items():
