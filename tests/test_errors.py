@@ -208,7 +208,7 @@ INPUTS = {
     ),
     "batch size": (
         lambda: run(jnp.zeros((4, 6, 2)), batch=5),
-        r"a batch of 6; the carry has 5.*init\(batch_size=6\)",
+        r"a batch of 6; the carry has 5.*`batch_size=6`",
     ),
     "dtype": (
         lambda: run(jnp.zeros((4, 2), complex)),
@@ -484,7 +484,7 @@ def call(function, **changes):
 
 def fit(blocks):
     learner = etpc.online(compiled(), loss, optax.sgd(1e-2))
-    return lambda: unchecked(etpc.fit)(learner, Cell(W), blocks, batch_size=5)
+    return lambda: unchecked(etpc.fit)(learner, Cell(W), blocks, batch_size=5, independent=False)
 
 
 CALLS = {
