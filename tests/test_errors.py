@@ -298,6 +298,13 @@ def test_dropout_without_a_key():
     etpc.compile(jnp.ones(()), inputs=jnp.ones(2), state=state, step=keyed)
 
 
+def test_batch_normalisation_in_training():
+    norm, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(2, "batch", mode="ema")
+    with pytest.raises(NameError, match="unbound axis name") as caught:
+        etpc.compile(norm, inputs=X, state=state)
+    assert any("`inference=True`" in note for note in caught.value.__notes__)
+
+
 def test_an_error_in_the_loss_says_what_it_was_called_with():
     note = r"loss_fn with y float64\[3\] and target float64\[3\]: one example at one step"
     fails = lambda y, t: jnp.mean((y - t) ** 2, axis=2)
