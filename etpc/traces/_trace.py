@@ -261,8 +261,9 @@ class Trace:
     def first_data(self, site: Site, carry: Carry) -> Array | None:
         """What the past adds to the data of the first step of a window, [B, G, I], or `None`.
 
-        It is asked for in place of `rows` where no path leads past the new states to the output, neither from
-        old states nor from the operation. Then `credit` is the only credit that the data of a step is multiplied with.
+        With `backprop="cut"` it is asked for in place of `rows` where no path leads past the new states to the output,
+        neither from old states nor from the operation. Then `credit` is the only credit that the data of a step is
+        multiplied with.
         """
         return None
 
