@@ -223,25 +223,20 @@ def _is_true(answer: Any) -> bool:
 
 def _explain(error: CheckpointError, checkpoint: Any) -> None:
     """Raise an error in the terms of `fit` where a checkpoint is one of another run."""
-    text = str(error)
-    others = re.findall(r"^ *\d+\. \[(\d)\](\S*) ", text, re.MULTILINE)
-    parts = {part for part, _ in others}
-    if not parts:
-        return
-    if "3" in parts:
-        what = "is no run that `etpc.fit` saved"
-    elif "0" in parts:
-        what = "holds a run of another model: its parameters have other names, shapes or dtypes"
-    elif "1" in parts:
-        what = "holds a run with another optimizer"
-    elif ("2", ".fresh") in others:
-        what = "holds a run with another batch_size"
-    else:
-        what = "holds a run of another program: the step, the rule, weights= or JAX's version is another one"
-    raise CheckpointError(
-        f"{checkpoint} {what}. Where the file of `checkpoint=` is there already, the run in it goes on: call "
-        "`etpc.fit` as for that run, or name a new file to begin another. `etpc.load_weights` reads the model alone."
-    ) from error
+    differ = set(re.findall(r"^ *\d+\. (\[2\]\.fresh|\[\d\])", str(error), re.MULTILINE))
+    whats = {
+        "[3]": "is no run that `etpc.fit` saved",
+        "[0]": "holds a run of another model: its parameters have other names, shapes or dtypes",
+        "[1]": "holds a run with another optimizer",
+        "[2].fresh": "holds a run with another batch_size",
+        "[2]": "holds a run of another program: the step, the rule, weights= or JAX's version is another one",
+    }
+    what = next((what for part, what in whats.items() if part in differ), None)
+    if what is not None:
+        raise CheckpointError(
+            f"{checkpoint} {what}. Where the file is there already, `etpc.fit` goes on with the run in it: call it as "
+            "for that run, or name a new file to begin another. `etpc.load_weights` reads the model alone."
+        ) from error
 
 
 def _check(learner: Any, callbacks: Any, blocks: Any, independent: Any) -> None:

@@ -14,7 +14,7 @@ from ..plan import Plan, TracePlan
 from ..traces import Joined, Rows
 from ._arrays import joined, replaced, zero_sums
 from ._records import Arrays, Bars
-from ._returned import check_returned
+from ._returned import wrong_return
 
 FOLD_BELOW_BYTES = 1 << 18
 """What a trace gives entry by entry is summed over windows in its own order of axes, and brought into that of the
@@ -113,8 +113,9 @@ def rows_by_op(trace: TracePlan, rows: list[Rows]) -> list[list[Rows]]:
         == [(*pair[0].shape[:2], size) for size in sizes]
         for pair in rows
     )
-    wanted = f"a list of pairs of data, [n, B, {kind.groups}, {kind.inputs}], and credit, [n, B, {sizes[1]}]"
-    check_returned(is_right, trace, "rows", rows, wanted)
+    if not is_right:
+        wanted = f"a list of pairs of data, [n, B, {kind.groups}, {kind.inputs}], and credit, [n, B, {sizes[1]}]"
+        raise wrong_return(trace, "rows", rows, wanted)
     count = len(kind.parts) if isinstance(kind, Joined) else 1
     parts = [(data_by_op(trace, x), credit) for x, credit in rows]
     return [[(xs[n], credit) for xs, credit in parts] for n in range(count)]

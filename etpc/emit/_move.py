@@ -14,7 +14,7 @@ from ..plan import Layout, Plan, TracePlan
 from ..traces import Advance, Carry, Factors, Passage, Trace, Traces, suffix_products, times
 from ._directions import Along, FollowedPassage, advanced
 from ._records import Bars, Past
-from ._returned import check_returned
+from ._returned import wrong_return
 
 Products = tuple[Callable[[Array], Array], Array]
 """The product of all transitions after each step of a window, as a function of what is added there, and the
@@ -87,8 +87,8 @@ class Mover:
         for held, carry in zip(self.held, traces.carries, strict=True):
             trace = held.trace
             found: Any = trace.form.follow(trace.site, _of_ops(held, factors)[0], carry)
-            is_pair = isinstance(found, tuple) and len(found) == 2
-            check_returned(is_pair, trace, "follow", found, "a carry and what `credit` gets")
+            if not isinstance(found, tuple) or len(found) != 2:
+                raise wrong_return(trace, "follow", found, "a carry and what `credit` gets")
             carries.append(found[0])
             paths.append(found[1])
         return carries, paths
@@ -133,9 +133,10 @@ class Mover:
         carries = [known[place] for place in range(len(self.held))]
         types = lambda carry: [(a.shape, a.dtype) for a in carry]
         for held, old, new in zip(self.held, traces.carries, carries, strict=True):
-            wanted = f"a carry of the shapes and dtypes of `init`, {eqx.tree_pformat(old)}"
-            method = "follow" if type(held.trace.form).advance is Trace.advance else "advance"
-            check_returned(types(old) == types(new), held.trace, method, new, wanted)
+            if types(old) != types(new):
+                wanted = f"a carry of the shapes and dtypes of `init`, {eqx.tree_pformat(old)}"
+                method = "follow" if type(held.trace.form).advance is Trace.advance else "advance"
+                raise wrong_return(held.trace, method, new, wanted)
         kept = traces.past if moves.past is None else moves.past
         return Traces(carries, shared, each, kept)
 

@@ -1,4 +1,4 @@
-"""What the methods of a form of trace return, checked while a window is traced."""
+"""The error for what a method of a form of trace returns, raised while a window is traced."""
 
 from typing import Any
 
@@ -8,13 +8,11 @@ from .._errors import AlgorithmError
 from ..plan import TracePlan
 
 
-def check_returned(is_right: bool, trace: TracePlan, method: str, value: Any, wanted: str) -> None:
-    """**Raises** `AlgorithmError` where a method returned something else than it should."""
-    if not is_right:
-        raise AlgorithmError(
-            f"{type(trace.form).__name__}.{method} returned {eqx.tree_pformat(value)} for the trace of "
-            f"{trace.op.path}. It should return {wanted}."
-        )
+def wrong_return(trace: TracePlan, method: str, value: Any, wanted: str) -> AlgorithmError:
+    return AlgorithmError(
+        f"{type(trace.form).__name__}.{method} returned {eqx.tree_pformat(value)} for the trace of {trace.op.path}. "
+        f"It should return {wanted}."
+    )
 
 
-__all__ = ["check_returned"]
+__all__ = ["wrong_return"]

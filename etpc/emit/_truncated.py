@@ -28,7 +28,7 @@ from ._forward import Rollout
 from ._gradient import data_by_op, rows_by_op
 from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
-from ._returned import check_returned
+from ._returned import wrong_return
 from ._step import StepFunctions
 from ._window import Course, Window
 
@@ -128,9 +128,9 @@ class Truncated(Window[CutWindow]):
                 signals = OpSignals(window, trace, immediate, residuals.blocks[place])
                 found: Any = trace.form.credit(trace.site, signals, path)
                 shape = (*by.new[0].shape[:2], trace.site.count)
-                wanted = f"the credit of the output at each step, {list(shape)}, and that of the carry at the start"
-                is_right = isinstance(found, tuple) and len(found) == 2 and found[0].shape == shape
-                check_returned(is_right, trace, "credit", found, wanted)
+                if not isinstance(found, tuple) or len(found) != 2 or found[0].shape != shape:
+                    wanted = f"the credit of the output, {list(shape)}, and that of the carry at the start"
+                    raise wrong_return(trace, "credit", found, wanted)
                 credit, start = found
                 if carry is not None:
                     past = Past(trace, carry, start)

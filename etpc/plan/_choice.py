@@ -26,17 +26,16 @@ def check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp]
             "`context.ops` one by its `number`, or `None` for no trace."
         )
     method = "trace_form" if type(algorithm).choose is Algorithm.choose else "choose"
-    given = [(f"for {op.path}", Trace, choice.forms[op.number]) for op in ops]
-    given.append(("as directions", Directions, choice.directions))
-    raise_together(
-        (
-            f"{name}.{method} gives {value!r} {what}, which is no `etpc.traces.{base.__name__}`."
-            + (f" Call it: {value.__name__}(...)." if isinstance(value, type) else "")
-            for what, base, value in given
-            if value is not None and not isinstance(value, base)
-        ),
-        AlgorithmError,
-    )
+    given: list[tuple[str, Any, type]] = [
+        *((f"for {op.path}", choice.forms[op.number], Trace) for op in ops),
+        ("as directions", choice.directions, Directions),
+    ]
+    for where, value, base in given:
+        if value is not None and not isinstance(value, base):
+            hint = f" Call it: {value.__name__}(...)." if isinstance(value, type) else ""
+            raise AlgorithmError(
+                f"{name}.{method} gives {value!r} {where}, which is no `etpc.traces.{base.__name__}`.{hint}"
+            )
     if choice.directions is not None and algorithm.backprop != "full":
         raise AlgorithmError(
             f"{name} follows directions in windows that are cut. This is because `choose` gives "
@@ -61,11 +60,11 @@ def settled(form: Trace, site: Site, path: str) -> Trace:
 def _problems(form: Trace, site: Site) -> Iterator[str]:
     gives = lambda *names: any(getattr(type(form), n) is not getattr(Trace, n) for n in names)
     exact = getattr(form, "exact", None)
-    if not isinstance(exact, bool):
+    if not isinstance(exact, bool) or "exact" in vars(form):  # a field would be inherited
         yield (
-            f"`exact` is {exact!r}. Each class says it, also one that is derived from another form, as gradients are "
-            "claimed to be exact on its word. Write `exact = False` in the class, and `left_out`, what it leaves "
-            "out, in words; or `exact = True` if its gradient is that of the whole trace."
+            "Its class does not say whether it is exact. Each class does, also one that is derived from another, as "
+            "gradients are claimed to be exact on its word. Write `exact = False` in the class, not as a field, and "
+            "`left_out`, what it leaves out, in words; or `exact = True` if its gradient is that of the whole trace."
         )
     elif not exact and not form.left_out:
         yield "It has `exact = False`, and `left_out` does not say what it leaves out. Say it in words."

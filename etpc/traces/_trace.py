@@ -199,9 +199,8 @@ class Trace:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls.exact = vars(cls).get("exact")
-        cls.replaceable = vars(cls).get("replaceable", False)
-        cls.joins = vars(cls).get("joins", False)
+        for name, otherwise in {"exact": None, "replaceable": False, "joins": False}.items():
+            setattr(cls, name, vars(cls).get(name, otherwise))
         for name, methods in _BELONGS_TO.items():
             if _overrides(cls, name, methods):
                 setattr(cls, name, getattr(Trace, name))
