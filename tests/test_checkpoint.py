@@ -219,7 +219,9 @@ def test_weights_of_a_run(tmp_path):
     loss = lambda y, target: jnp.sum((y - target) ** 2)
     learner = etpc.online(compiled(), loss, optax.adam(0.01), every=2)
     block = jnp.ones((4, 2, 2)), jnp.zeros((4, 2, 3))
-    run = etpc.fit(learner, MODEL, [block], batch_size=2, checkpoint=tmp_path / "run")
+    run = etpc.fit(
+        learner, MODEL, [block], batch_size=2, independent=False, checkpoint=tmp_path / "run"
+    )
     assert bits(run.model) != bits(MODEL)
     assert bits(etpc.load_weights(tmp_path / "run", MODEL)) == bits(run.model)
     words = r"(?s)a tuple of 5.*`etpc\.load_weights\(path, like=model\)`.*1\. \['f'\]"
