@@ -72,7 +72,7 @@ class Rule:
 
 IMMEDIATE, TRUNCATED, TRACES, BPTT = RULES = (
     Rule("immediate gradient", etpc.TBPTT(1), 10, 1e-2),
-    Rule("BPTT, 10 steps", etpc.TBPTT(10), 10, 3e-2),
+    Rule("truncated BPTT, 10 steps", etpc.TBPTT(10), 10, 3e-2),
     Rule("traces, online", etpc.D_RTRL(), 10, 3e-3),
     Rule("BPTT, all 40 steps", etpc.TBPTT(STEPS), STEPS, 3e-2),
 )
@@ -197,7 +197,7 @@ def train(rule: Rule, seeds: Iterable[int], tuning: bool = False) -> list[Run]:
         learner.update(model, opt_state, carry, xs, targets, mask=mask)  # compiled here
         start = time.perf_counter()
         label = f"{rule.name}, rate {rule.rate:g}, seed {seed}"
-        with tqdm(total=BLOCK * BLOCKS, desc=f"{label:<40}", unit="trial", ncols=110) as bar:
+        with tqdm(total=BLOCK * BLOCKS, desc=f"{label:<46}", unit="trial", ncols=115) as bar:
             for key in keys:
                 xs, targets, mask = draw(key)
                 # State, traces and weights go on from block to block: the stream never stops.
@@ -333,7 +333,7 @@ def main() -> int:
     tuning = tune() if args.tune or args.record else []
     for row in tuning:
         scores = "".join(f"{score:8.1%}" for score in row["scores"])
-        print(f"{row['rule']:<20}{row['rate']:>7g}{scores}")
+        print(f"{row['rule']:<26}{row['rate']:>7g}{scores}")
     if args.tune:
         return 0
     print(f"{BLOCKS * BLOCK:,} trials of {STEPS} steps, {BATCH} streams side by side\n")
@@ -343,7 +343,7 @@ def main() -> int:
     picture(runs, out)
     print(f"picture: {out}\n")
     for row in [["", "right", "steps to 50 %", "to 90 %", "updates", "seconds"], *rows(runs)]:
-        print("{:<20}{:>15}{:>17}{:>18}{:>9}{:>13}".format(*row))
+        print("{:<26}{:>15}{:>17}{:>18}{:>9}{:>13}".format(*row))
     if FAST:
         return 0
     taken = memory()

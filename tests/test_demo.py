@@ -89,17 +89,23 @@ def test_the_exit_status_asks_for_what_the_record_shows(rule: demo.Rule, share: 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_a_run_is_as_recorded(rule: demo.Rule) -> None:
+    """The same machine gives the same numbers. With weights that begin one millionth larger, or code that XLA does not
+    optimise, no point of a curve by traces moved by more than 0.0001, in three runs. The others diverge, as BPTT has a
+    larger rate and the truncated ones learn nothing: by up to 0.03 in the mean of a curve, and 0.024 in the score."""
     (run,) = demo.train(rule, [0])
     recorded = of(rule)[0]
+    away = np.abs(np.subtract(run.curve, recorded.curve))
     assert run.updates == recorded.updates
-    assert run.score == pytest.approx(recorded.score, abs=0.02)
-    assert np.abs(np.subtract(run.curve, recorded.curve)).mean() < 0.05
+    assert run.score == pytest.approx(recorded.score, abs=0.01 if rule is TRACES else 0.05)
+    assert away.max() < 0.01 if rule is TRACES else away.mean() < 0.05
 
 
 def test_the_pages_quote_the_record() -> None:
     online, short, long = (f"{size / 2**20:.1f} MiB" for size in RECORD["memory"].values())
     table = [f"| {' | '.join(row[:-1])} |" for row in demo.rows(RUNS)]
     taken = f"Traces take {online} for any number of steps, and BPTT {short} for 40 and {long} for 4,000."
+    traces, bptt = (np.median([run.seconds for run in of(rule)]) for rule in (TRACES, BPTT))
+    assert traces > bptt
     ends = f"ends at {demo.percent(RUNS, TRACES)} right answers when"
     others = f"and at {demo.percent(RUNS, BPTT)} with BPTT"
     for page, quotes in {"README.md": [*table, taken], "docs/index.md": [ends, others]}.items():
