@@ -21,8 +21,8 @@ def register_kind(
 ) -> None:
     """Give the weight operations of a primitive a kind of their own.
 
-    The rule is checked at once, on a function that uses the primitive: with a wrong kind, programs would claim that wrong
-    gradients are exact.
+    The rule is checked at once, on a function that uses the primitive: with a wrong kind, programs would claim that
+    wrong gradients are exact.
 
     **Arguments:**
 
