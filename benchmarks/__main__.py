@@ -1,18 +1,31 @@
 """The command `python -m benchmarks`."""
 
 import argparse
-import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from benchmarks import by_hand, cells, compile_time, low_rank, measure, memory, report, speed, step
+from benchmarks import (
+    by_hand,
+    cells,
+    compile_time,
+    interop,
+    low_rank,
+    measure,
+    memory,
+    norse,
+    pages,
+    peer,
+    record,
+    report,
+    speed,
+    step,
+)
+from benchmarks.record import Rows
 
 WIDTH = 150  # of a table where the terminal does not say its own
-
-Rows = list[dict[str, Any]]
 
 
 def _full(
@@ -30,6 +43,9 @@ def _full(
         ),
         "low-rank": lambda: low_rank.run(console, small, 100, 16, 3, repeats),
         "low-rank-windows": lambda: low_rank.over_windows(console, small, 500, 16, 3),
+        "interop": lambda: interop.run(console, max(sizes), 50, 32, repeats),
+        "norse": lambda: norse.speed(console, sizes, 50, 32, repeats),
+        "norse-memory": lambda: norse.memory(console, small, (50, 500, 5000), 32),
     }
 
 
@@ -47,6 +63,9 @@ def _quick(
         "compile-growth": lambda: compile_time.growth(console, (2,), 50, (200,)),
         "low-rank": lambda: low_rank.run(console, small, 20, 4, 1, repeats, (4,), (0.9,), ("LIF",)),
         "low-rank-windows": lambda: low_rank.over_windows(console, small, 20, 4, 1, (5,), ("LIF",)),
+        "interop": lambda: interop.run(console, small, 20, 4, repeats),
+        "norse": lambda: norse.speed(console, sizes, 20, 4, repeats),
+        "norse-memory": lambda: norse.memory(console, small, (20, 200), 4),
     }
 
 
@@ -57,14 +76,17 @@ def main(arguments: list[str] | None = None) -> None:
         "what",
         nargs="*",
         default=["all"],
-        help="speed, cells, step, memory, compile, low-rank or all",
+        help="speed, cells, step, memory, compile, low-rank, interop, norse or all",
     )
     parser.add_argument("--sizes", type=_sizes, help="neurons of the network, as in 128,512,1024")
     parser.add_argument("--cells", type=_names, help="which, as in LIF,LSTM; without it all")
     parser.add_argument("--repeats", type=int, help="how often each gradient is timed")
     parser.add_argument("--quick", action="store_true", help="a small run, to see that it works")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
-    parser.add_argument("--plots", type=Path, help="folder to draw the results into")
+    parser.add_argument("--json", type=Path, help="file of runs, in which these take their place")
+    parser.add_argument("--plots", type=Path, help="folder to draw the runs into")
+    parser.add_argument(
+        "--record", action="store_true", help="into the record of the documentation, and its pages"
+    )
     options = parser.parse_args(arguments)
 
     kept = measure.keep_memory()
@@ -76,7 +98,14 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     sizes = options.sizes or ((32,) if options.quick else (128,))
     repeats = options.repeats or (2 if options.quick else 20)
+    if options.record:
+        if options.quick or options.cells:
+            parser.error("--record is for a whole run: leave --quick and --cells out")
+        options.json, options.plots = record.RECORD, record.FOLDER
     benchmarks = (_quick if options.quick else _full)(console, sizes, repeats, options.cells)
+    for name, available in (("interop", peer.available()), ("norse", norse.available())):
+        for key in [key for key in benchmarks if key.startswith(name) and not available]:
+            del benchmarks[key]
     asked = {
         what: [name for name in benchmarks if what == "all" or f"{name}-".startswith(f"{what}-")]
         for what in options.what
@@ -85,17 +114,23 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(benchmarks)}")
     chosen = {name for names in asked.values() for name in names}
 
-    results: dict[str, Any] = {"environment": measure.environment(kept), "results": {}}
-    for name, value in results["environment"].items():
+    environment = measure.environment(kept)
+    for name, value in environment.items():
         console.print(f"{name:<18}{value}", highlight=False)
+    command = " ".join(
+        ["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)]
+    )
+    runs = record.load(options.json) if options.json else []
     for name, run in benchmarks.items():
         if name in chosen:
-            results["results"][name] = run()
+            runs = record.merged(runs, record.Run(name, run(), command, environment))
             if options.json:  # after each, so that a run that is stopped leaves something
-                options.json.write_text(json.dumps(results, indent=1))
+                record.save(runs, options.json)
     if options.plots:
-        for path in report.plots(results, options.plots):
+        for path in report.plots(runs, options.plots):
             console.print(f"drew {path}")
+    if options.record:
+        pages.main()
 
 
 def _sizes(text: str) -> tuple[int, ...]:

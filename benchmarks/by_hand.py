@@ -1,4 +1,6 @@
-"""D-RTRL of common cells as one would write it by hand: the cell's own transition, and one product for each gradient.
+"""BPTT of any model, and D-RTRL of common cells, as one would write them by hand in JAX.
+
+D-RTRL is the cell's own transition, and one product for each gradient.
 
 A cell is a plain function of arrays, `step(weights, x, state) -> (y, state)`, for one example. Its rule is
 `learn(weights, state, traces, x, target) -> (grads, state, traces, loss)` for a batch at one step, with the loss
@@ -10,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -29,6 +32,34 @@ SCALE = 3.0
 def loss(y: Array, target: Array) -> Array:
     """The squared error of one example at one step."""
     return jnp.sum((y - target) ** 2)
+
+
+def bptt(
+    model: Any,
+    xs: Array,
+    targets: Array,
+    loss: Callable[[Any, Any], Array],
+    *,
+    checkpoint: bool = False,
+) -> tuple[Array, Any]:
+    """The loss of a batch of sequences [T, B, ...], summed over time, and its gradient: what every time is
+    compared with. With `checkpoint`, each step is computed again in the backward pass."""
+    arrays, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def total(arrays: Any) -> Array:
+        model = eqx.combine(arrays, static)
+
+        def step(state: Any, data: tuple[Array, Array]) -> tuple[Any, Array]:
+            x, target = data
+            y, state = jax.vmap(model)(x, state)
+            return state, jax.vmap(loss)(y, target).mean()
+
+        batch = xs.shape[1]
+        start = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), model.init_state())
+        step = jax.checkpoint(step, prevent_cse=False) if checkpoint else step
+        return jax.lax.scan(step, start, (xs, targets))[1].sum()
+
+    return jax.value_and_grad(total)(arrays)
 
 
 class Cell(NamedTuple):

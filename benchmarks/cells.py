@@ -19,7 +19,7 @@ from jax import Array
 from rich.console import Console
 
 import etpc
-from benchmarks import measure, peer
+from benchmarks import by_hand, measure, peer
 from benchmarks.network import N_IN, N_OUT, RATE, loss
 from benchmarks.table import Column, Table, mebibytes, ratio
 from etpc import D_RTRL, ES_D_RTRL, nn
@@ -188,10 +188,7 @@ class Gradient:
         if algorithm is None:
 
             def grads(model: Any, xs: Array, targets: Array) -> Any:
-                _, gradients = etpc.bptt(
-                    model, xs, targets, loss, batch_size=batch, reduction="sum"
-                )
-                return None, gradients
+                return None, by_hand.bptt(model, xs, targets, loss)[1]
 
         else:
             program = etpc.compile(problem.model, algorithm, inputs=problem.xs[0, 0])
@@ -227,8 +224,12 @@ def run(
     batch: int,
     repeats: int,
     only: Collection[str] | None = None,
+    peer_size: int = 128,
 ) -> list[dict[str, Any]]:
-    """A row for each cell and contestant at each size; `only` some cells, or all."""
+    """A row for each cell and contestant at each size; `only` some cells, or all.
+
+    The peer, which takes up to half a minute for a gradient of larger ones, takes part up to `peer_size`.
+    """
     names = [name for name in NAMES if only is None or name in only]
     console.print(f"\ncells: B={batch} T={steps}")
     rows = []
@@ -237,7 +238,11 @@ def run(
         for name in names:
             if name == "task of 64 GIF" and size != sizes[0]:  # which has a size of its own
                 continue
-            size_rows += [{"cell": name, **row} for row in _cell(name, size, steps, batch, repeats)]
+            problem = example(name, size, steps, batch)
+            of_cell, bptt = _cell(problem, repeats)
+            if size <= peer_size:
+                of_cell += _of_peer(name, problem, size, bptt, repeats)
+            size_rows += [{"cell": name, **row} for row in of_cell]
             said = ", ".join(
                 f"{row['name']} {row['to_bptt']:.2f}" for row in size_rows if row["cell"] == name
             )
@@ -248,8 +253,8 @@ def run(
     return rows
 
 
-def _cell(name: str, size: int, steps: int, batch: int, repeats: int) -> list[dict[str, Any]]:
-    problem = example(name, size, steps, batch)
+def _cell(problem: Example, repeats: int) -> tuple[list[dict[str, Any]], Gradient]:
+    """A row for each contestant, and the first of them, BPTT."""
     field = contestants()
     calls: list[Any] = [Gradient(problem, c.algorithm) for c in field]
     results = [jax.block_until_ready(call()) for call in calls]
@@ -270,7 +275,7 @@ def _cell(name: str, size: int, steps: int, batch: int, repeats: int) -> list[di
         if "D-RTRL" in contestant.name and "full" not in contestant.name:
             row["error_d_rtrl"] = _difference(result, results[1])["error"]
         rows.append(row)
-    return rows + _of_peer(name, problem, size, calls[0], repeats)
+    return rows, calls[0]
 
 
 def _of_peer(

@@ -1,12 +1,11 @@
 """Does a model of another library cost anything when it runs?
 
-`python -m benchmarks.interop` takes the reference network twice, with the same weights: in Equinox, and
-as a module of brainstate by `etpc.interop.from_brainstate`. Both are compiled by etpc, run in turns in one
-process, and their gradients are compared. braintrace's own gradient of the module, in its default mode,
-stands beside them. It needs braintrace (`make bench` installs it).
+The reference network is taken twice, with the same weights: in Equinox, and as a module of brainstate by
+`etpc.interop.from_brainstate`. Both are compiled by etpc, run in turns in one process, and their gradients are
+compared. braintrace's own gradient of the module, in its default mode, stands beside them. It needs braintrace
+(`make bench` installs it).
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -96,19 +95,4 @@ def run(console: Console, size: int, steps: int, batch: int, repeats: int) -> li
             del row["result"]
         rows += rule_rows
     TABLE.show(console, rows, about)
-    return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.interop", description=__doc__)
-    parser.add_argument("--size", type=int, default=512, help="neurons")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=20)
-    options = parser.parse_args()
-    measure.keep_memory()
-    run(Console(width=120), options.size, options.steps, options.batch, options.repeats)
-
-
-if __name__ == "__main__":
-    main()
+    return [{"size": size, "batch": batch, "steps": steps, **row} for row in rows]

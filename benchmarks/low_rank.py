@@ -17,7 +17,7 @@ from jax import Array
 from rich.console import Console
 
 import etpc
-from benchmarks import measure
+from benchmarks import by_hand, measure
 from benchmarks.table import Column, Table, mebibytes, ratio
 from etpc import D_RTRL, ES_D_RTRL
 from etpc.surrogate import SuperSpike
@@ -183,9 +183,7 @@ def _network(
     repeats: int,
     rules: dict[str, etpc.algorithms.Algorithm],
 ) -> list[dict[str, Any]]:
-    bptt = [
-        {"w": etpc.bptt(*drawn, loss, batch_size=batch, reduction="sum")[1].w} for drawn in draws
-    ]
+    bptt = [{"w": by_hand.bptt(*drawn, loss)[1].w} for drawn in draws]
     calls, rows, full = [], [], []
     for rule, algorithm in rules.items():
         program, gradient = _compiled(algorithm, draws, batch)

@@ -104,14 +104,14 @@ def difference(got: Mapping[str, Any], want: Mapping[str, Any]) -> dict[str, dic
 def environment(kept: bool = False) -> dict[str, str]:
     """What the numbers were measured on. `kept`: what `keep_memory` said."""
     device = jax.devices()[0]
-    packages = ("jax", "jaxlib", "equinox", "etpc", "braintrace", "brainstate")
+    packages = ("jax", "jaxlib", "equinox", "etpc", "braintrace", "brainstate", "norse", "torch")
     return {
         "device": f"{device.platform}, {device.device_kind} x {jax.device_count()}",
         "cpu": _cpu(),
         "cores": str(_cores()),
         "allocator": "keeps its memory" if kept else "as the system has it",
         "python": platform.python_version(),
-        **{name: _version(name) for name in packages},
+        **{name: version for name in packages if (version := _version(name))},
         "matmul precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
     }
 
@@ -130,7 +130,7 @@ def _cores() -> int:
     return len(usable(0)) if usable else os.cpu_count() or 0
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -138,4 +138,4 @@ def _version(package: str) -> str:
             import etpc
 
             return getattr(etpc, "__version__", "source tree")
-        return "not installed"
+        return None

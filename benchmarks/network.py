@@ -17,6 +17,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 import etpc
+from benchmarks import by_hand
 from etpc import nn
 
 N_IN, N_OUT = 50, 10
@@ -148,19 +149,20 @@ def online(problem: Problem, algorithm: etpc.algorithms.Algorithm) -> Gradient:
     )
 
 
-def bptt(problem: Problem, checkpoint: bool = False, window: int | None = None) -> Gradient:
-    """BPTT, truncated to `window` steps; with `checkpoint`, each step is computed again in the backward pass."""
-    step = eqx.filter_checkpoint(lambda model, x, state: model(x, state)) if checkpoint else None
-    return Gradient(
-        problem,
-        lambda model, xs, targets: etpc.bptt(
-            model,
-            xs,
-            targets,
-            loss,
-            step=step,
-            batch_size=problem.batch,
-            reduction="sum",
-            window=window,
-        )[1],
-    )
+def bptt(problem: Problem, checkpoint: bool = False) -> Gradient:
+    """BPTT as one would write it; with `checkpoint`, each step is computed again in the backward pass."""
+
+    def grads(model: Network, xs: Array, targets: Array) -> Any:
+        return by_hand.bptt(model, xs, targets, loss, checkpoint=checkpoint)[1]
+
+    return Gradient(problem, grads)
+
+
+def truncated_bptt(problem: Problem, window: int) -> Gradient:
+    """BPTT that is cut after every `window` steps."""
+    options: dict[str, Any] = dict(batch_size=problem.batch, reduction="sum", window=window)
+
+    def grads(model: Network, xs: Array, targets: Array) -> Any:
+        return etpc.bptt(model, xs, targets, loss, **options)[1]
+
+    return Gradient(problem, grads)

@@ -1,16 +1,15 @@
 """How do time and memory of Norse compare, on the same network?
 
-`python -m benchmarks.norse` takes the reference network with the same weights in Norse, where PyTorch's reverse
-mode computes its gradient, runs it in turns with BPTT and a program of etpc in one process, and compares the
-gradients. It needs Norse beside what the benchmarks need (`pip install norse`); no target of the Makefile does.
+The reference network with the same weights in Norse, where PyTorch's reverse mode computes its gradient, runs in
+turns with BPTT and a program of etpc in one process, and the gradients are compared. It needs Norse beside what the
+benchmarks need (`pip install norse`); no target of the Makefile does.
 """
 
-import argparse
 import importlib
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
@@ -36,7 +35,7 @@ SPEED = Table(
     ],
 )
 MEMORY = Table(
-    "Do bytes grow with T?",
+    "Do bytes grow with T in Norse?",
     [
         Column("name", "gradient"),
         Column("steps", "T", ","),
@@ -138,13 +137,29 @@ def _load(name: str) -> Any:
     return importlib.import_module(name)
 
 
+def available() -> bool:
+    """Whether Norse is installed."""
+    return importlib.util.find_spec("norse") is not None
+
+
 def speed(
+    console: Console, sizes: Sequence[int], steps: int, batch: int, repeats: int
+) -> list[dict[str, Any]]:
+    """A row for each size and gradient. Norse's equals that of BPTT, and with its state detached that of truncated
+    BPTT."""
+    rows = []
+    for size in sizes:
+        size_rows = _speed(console, size, steps, batch, repeats)
+        rows += [{"size": size, "batch": batch, "steps": steps, **row} for row in size_rows]
+    return rows
+
+
+def _speed(
     console: Console, size: int, steps: int, batch: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """A row for each gradient. Norse's equals that of BPTT, and with its state detached that of truncated BPTT."""
     problem = Problem.make(size, steps, batch)
     about = f"N={size} B={batch} T={steps}, {problem.firing_rate():.3f} spikes per neuron and step"
-    bptt, truncated = network.bptt(problem), network.bptt(problem, window=WINDOW)
+    bptt, truncated = network.bptt(problem), network.truncated_bptt(problem, WINDOW)
     online = network.online(problem, etpc.D_RTRL(window=WINDOW))
     ways: dict[str, tuple[Callable[[], Gradients], Callable[[], Gradients]]] = {
         "BPTT": (bptt, bptt),
@@ -181,24 +196,4 @@ def memory(
             rows.append({"name": name, "steps": steps, "bytes": stats["temp"]})
         rows.append({"name": "Norse", "steps": steps, "bytes": Norse(problem).stored()})
     MEMORY.show(console, rows, f"N={size} B={batch}")
-    return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.norse", description=__doc__)
-    parser.add_argument("--size", type=int, default=512, help="neurons, for the times")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=20)
-    options = parser.parse_args()
-    measure.keep_memory()
-    torch = _load("torch")
-    console = Console(width=120)
-    console.print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
-    console.print(f"Norse {measure._version('norse')}, JAX {jax.__version__}")
-    memory(console, 128, (50, 500, 5000), options.batch)
-    speed(console, options.size, options.steps, options.batch, options.repeats)
-
-
-if __name__ == "__main__":
-    main()
+    return [{"size": size, "batch": batch, **row} for row in rows]

@@ -1,11 +1,6 @@
-"""Results as a page in Markdown, and as plots.
+"""Runs as a page in Markdown, and as plots."""
 
-`python -m benchmarks.report results.json --plots DIR > page.md`
-"""
-
-import argparse
-import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from benchmarks import cells, compile_time, low_rank, memory, speed, step
+from benchmarks import cells, compile_time, interop, low_rank, memory, norse, speed, step
+from benchmarks.record import Rows, Run
 from benchmarks.table import Table
 
 TABLES: dict[str, Table] = {
@@ -27,6 +23,9 @@ TABLES: dict[str, Table] = {
     "compile-growth": compile_time.GROWTH,
     "low-rank": low_rank.TABLE,
     "low-rank-windows": low_rank.OVER_WINDOWS,
+    "interop": interop.TABLE,
+    "norse": norse.SPEED,
+    "norse-memory": norse.MEMORY,
 }
 COLOURS = {"BPTT": "#6b6b6b", "etpc": "#0072b2", "braintrace": "#d55e00"}
 STYLE: dict[Any, Any] = {
@@ -39,24 +38,24 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "benchmarks",
 }
 
-Rows = list[dict[str, Any]]
 
-
-def markdown(results: dict[str, Any], without: Collection[str] = ()) -> str:
-    """What it ran on, and a section for each benchmark, with links to its plots but for those named."""
-    lines = [f"- {name}: {value}" for name, value in results["environment"].items()]
-    sections = ["\n".join(lines)]
-    for name, rows in results["results"].items():
-        table = TABLES[name]
-        sections += [
-            f"## {table.title}",
-            *(f"![{stem}]({stem}.svg)" for stem in _stems(name, rows) if name not in without),
-        ]
-        for shape, group in groupby(rows, _shape):
-            shape_rows = list(group)
-            summary = f'<details markdown="1"><summary>{shape or "Table"}</summary>'
-            text = _by_cell(shape_rows) if name == "cells" else table.markdown(shape_rows)
-            sections += [summary, text, "</details>"]
+def markdown(runs: Sequence[Run]) -> str:
+    """A section for each benchmark: its plots, its tables, and what they were measured with."""
+    sections = []
+    for name, table in TABLES.items():
+        of_it = [run for run in runs if run.benchmark == name]
+        if not of_it:
+            continue
+        stems = _stems(name, [row for run in of_it for row in run.rows])
+        sections += [f"## {table.title}", *(f"![{stem}]({stem}.svg)" for stem in stems)]
+        for run in of_it:
+            for shape, group in groupby(run.rows, lambda row, table=table: _shape(row, table)):
+                shape_rows = list(group)
+                summary = f'<details markdown="1"><summary>{shape or "Table"}</summary>'
+                text = _by_cell(shape_rows) if name == "cells" else table.markdown(shape_rows)
+                sections += [summary, text, "</details>"]
+            about = "; ".join(f"{name}: {value}" for name, value in run.environment.items())
+            sections.append(f"`{run.command}`, {run.date}, on {about}.")
         sections += ["\n".join(f"- {note}" for note in table.notes)] if table.notes else []
     return "\n\n".join(sections)
 
@@ -65,7 +64,7 @@ def _stems(name: str, rows: Rows) -> list[str]:
     """The names of the plots of a benchmark."""
     if name in ("speed", "cells", "step"):
         return [f"{name}-{size}" for size in dict.fromkeys(row["size"] for row in rows)]
-    return {"compile": [], "compile-growth": ["compile"]}.get(name, [name])
+    return {"compile-growth": ["compile"]}.get(name, [name] if name in DRAWN else [])
 
 
 def _by_cell(rows: Rows) -> str:
@@ -80,34 +79,24 @@ def _by_cell(rows: Rows) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _shape(row: dict[str, Any]) -> str:
-    letters = {"size": "N"} if "hand_us" in row else {"size": "N", "batch": "B"}
-    if "traces" not in row and "inputs" not in row:
-        letters["steps"] = "T"
-    return ", ".join(f"{letter} = {row[key]}" for key, letter in letters.items() if key in row)
+def _shape(row: dict[str, Any], table: Table) -> str:
+    """The sizes of a row that are no column of its table."""
+    shown = {column.key for column in table.columns}
+    letters = {"size": "N", "batch": "B", "steps": "T"}
+    return ", ".join(f"{n} = {row[key]}" for key, n in letters.items() if key in row.keys() - shown)
 
 
-def plots(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw what there is, each plot as SVG and PNG."""
+def plots(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Draw what there is, each plot as SVG."""
     folder.mkdir(parents=True, exist_ok=True)
-    draw: dict[str, Callable[[Rows], Iterator[tuple[str, Figure]]]] = {
-        "speed": _speed,
-        "cells": _cells,
-        "step": _step,
-        "memory": _memory,
-        "compile-growth": _growth,
-        "low-rank": _low_rank,
-        "low-rank-windows": _over_windows,
-    }
     written = []
     with mpl.rc_context(STYLE):
-        for name in draw.keys() & results["results"].keys():
-            for stem, figure in draw[name](results["results"][name]):
-                for kind in ("svg", "png"):
-                    path = folder / f"{stem}.{kind}"
-                    date = {"Date": None} if kind == "svg" else {}
-                    figure.savefig(path, bbox_inches="tight", dpi=150, metadata=date)
-                    written.append(path)
+        for name, draw in DRAWN.items():
+            rows = [row for run in runs if run.benchmark == name for row in run.rows]
+            for stem, figure in draw(rows) if rows else ():
+                path = folder / f"{stem}.svg"
+                figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+                written.append(path)
     return sorted(written)
 
 
@@ -255,17 +244,12 @@ def _of_networks(rows: Rows, xlabel: str, draw: Callable[[Axes, Rows], None]) ->
     return figure
 
 
-def main() -> None:
-    """Read results, draw them and print the page."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--plots", type=Path)
-    options = parser.parse_args()
-    results = json.loads(options.results.read_text())
-    if options.plots:
-        plots(results, options.plots)
-    print(markdown(results))
-
-
-if __name__ == "__main__":
-    main()
+DRAWN: dict[str, Callable[[Rows], Iterator[tuple[str, Figure]]]] = {
+    "speed": _speed,
+    "cells": _cells,
+    "step": _step,
+    "memory": _memory,
+    "compile-growth": _growth,
+    "low-rank": _low_rank,
+    "low-rank-windows": _over_windows,
+}

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ._suggest import Candidate, Suggestion, suggest
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
     from .checkpoint import load, load_weights, save
+    from .definition import reference
     from .plan import Claim, Reason
     from .run import (
         Carry,
@@ -67,6 +68,7 @@ else:
         "_suggest": "Candidate Suggestion suggest",
         "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL SnAp TBPTT",
         "checkpoint": "load load_weights save",
+        "definition": "reference",
         "plan": "Claim Reason",
         "run": "Carry Certificate Exported Memory Online Program compile load_exported online",
     }
@@ -143,6 +145,7 @@ __all__ = [
     "mark",
     "nn",
     "online",
+    "reference",
     "save",
     "suggest",
     "surrogate",

@@ -261,16 +261,15 @@ def doubts(program: Shown, silent: tuple[str, ...], reference: Known) -> tuple[s
 
 
 def not_finite(
-    bptt: Vectors, model: Any, state: Any, xs: Any, targets: Any, mask: Any, steps: Any = None
-) -> tuple[str, ...]:
-    """A sentence on the parameters whose BPTT gradient is not finite, with the numbers that are not, if there are any.
+    model: Any, state: Any, xs: Any, targets: Any, mask: Any, steps: Any = None
+) -> list[str]:
+    """The place of the first number of each array that is not finite; of data, masked ones do not count.
 
     - `steps`: the number of each step of `xs`, where they are numbered in another way.
     """
-    which = ", ".join(path for path, value in bptt.items() if not np.isfinite(value).all())
+    found: list[str] = []
     trees = {"model": model, "state": state, "xs": xs, "targets": targets}
-    found = []
-    for name, tree in trees.items() if which else ():
+    for name, tree in trees.items():
         in_time = name in ("xs", "targets")
         for path, leaf in zip(paths_of(tree, name), jax.tree.leaves(tree), strict=True):
             if not eqx.is_inexact_array_like(leaf):
@@ -280,16 +279,21 @@ def not_finite(
                 if in_time and steps is not None:
                     first[0] = int(steps[first[0]])
                 found.append(f"{name * (name not in ('model', path))}{path}{first or ''}")
+    return found
+
+
+def not_compared(bptt: Vectors, *data: Any) -> tuple[str, ...]:
+    """A sentence on the parameters whose BPTT gradient is not finite, if there are any; `data` as in `not_finite`."""
+    which = ", ".join(path for path, value in bptt.items() if not np.isfinite(value).all())
+    if not which:
+        return ()
     origin = (
-        f"NaN or infinity is in {', '.join(found)}"
-        if found
-        else (
-            "the data and the parameters are finite, so it comes from the step or the loss; "
-            "`jax.config.update('jax_debug_nans', True)` shows the operation"
-        )
+        "the data and the parameters are finite, so it comes from the step or the loss; "
+        "`jax.config.update('jax_debug_nans', True)` shows the operation"
     )
-    text = f"the BPTT gradient of {which} is not finite, so nothing is compared: {origin}"
-    return (text,) if which else ()
+    if found := not_finite(*data):
+        origin = f"NaN or infinity is in {', '.join(found)}"
+    return (f"the BPTT gradient of {which} is not finite, so nothing is compared: {origin}",)
 
 
 def replaced_derivatives(step: Step) -> dict[str, str]:

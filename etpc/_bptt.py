@@ -83,12 +83,11 @@ def objective_of(
     """
     checked_call(model, step)
     start = initial_state(model) if state is None else state
-    learned = state is None and _is_traceable(model)
     leaves = Leaves.of(start, "state", numbers=True)
     raise_together(foreign("state", leaves.split(start) or start), InputTypeError)
     if batch_size is not None:
         start = leaves.join([repeat(a, batch_size) for a in leaves.split(start)])
-    return Objective(xs, targets, mask, loss, start, step, batch_size is not None, learned)
+    return Objective(xs, targets, mask, loss, start, step, batch_size is not None, state is None)
 
 
 def _is_traceable(model: Any) -> bool:
@@ -111,8 +110,8 @@ class Objective(eqx.Module):
 
     - `xs`, `targets`, `mask`: leading axes T, then B if it is `batched`.
     - `start`: the state in which streams begin, with an axis B if it is `batched`.
-    - `learned`: whether they begin with `model.init_state()`, as a function of the parameters. Then `start`
-        only says what is no float of it.
+    - `learned`: whether they begin with `model.init_state()`, and so as a function of the parameters where JAX
+        can differentiate it. Then `start` only says what is no float of it.
     - `cuts`: [T], the steps to which the state is passed on without its derivative; `None` for none.
     """
 
@@ -145,6 +144,7 @@ def _compiled(
     is_low = lambda a: eqx.is_inexact_array(a) and a.dtype != summed_in(a.dtype)
     low, rest = eqx.partition(model, jax.tree.map(is_low, model))
     dtypes = jax.tree.map(lambda a: a.dtype, low)
+    learned = objective.learned and _is_traceable(model)  # once: it takes a millisecond
 
     whole = Leaves.of(start, "state", numbers=True)
 
@@ -153,7 +153,7 @@ def _compiled(
         state_leaves = Leaves.of(whole.join(arrays), "state")
         # Rounded where it is used, so that JAX adds up the gradients of the steps before it rounds them.
         rounding = lambda: eqx.combine(jax.tree.map(jnp.astype, model[0], dtypes), model[1])
-        if objective.learned:
+        if learned:
             arrays = [
                 jnp.where(begins, a, old) if eqx.is_inexact_array(old) else old
                 for a, old in zip(whole.split(rounding().init_state()), arrays, strict=True)

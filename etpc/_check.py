@@ -17,7 +17,7 @@ from ._agreement import (
     agrees,
     default_tolerance,
     flat,
-    not_finite,
+    not_compared,
     remarks_on,
     whole,
 )
@@ -257,7 +257,7 @@ def check(
         if (bad := ~np.isfinite(array)).any()
     ]
     bptt = {path: trial.bptt.values[path] for path in values}
-    notes += not_finite(bptt, model, trial.carry.state, xs, targets, trial.mask)
+    notes += not_compared(bptt, model, trial.carry.state, xs, targets, trial.mask)
     notes += trial.doubts(values)
     return Check(
         *(rows, total, equals, search.missing(rows), tuple(notes)),

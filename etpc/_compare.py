@@ -13,7 +13,7 @@ from ._agreement import (
     Row,
     Vectors,
     cosine,
-    not_finite,
+    not_compared,
     remarks_on,
     unread_traces,
     whole,
@@ -415,7 +415,7 @@ def _compare(trial: Trial, chosen: Mapping[str, Any], *, in_blocks: bool) -> Com
             unread.setdefault(why, []).append(result.name)
     unread.pop(None, None)
     data = trial.model, trial.carry.state, trial.xs, trial.targets, trial.mask
-    notes = [*trial.doubts(), *not_finite(trial.reference.values, *data)]
+    notes = [*trial.doubts(), *not_compared(trial.reference.values, *data)]
     notes += [f"{', '.join(names)}: {why}" for why, names in unread.items()]
     return Comparison(tuple(results), tuple(notes), trial.tolerance, trial.reference.loss, trial)
 

@@ -1,9 +1,12 @@
 """What is on a disk: files and folders that are whole or not there, and arrays as every machine reads them."""
 
 import contextlib
+import errno
 import hashlib
+import io
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,51 +23,110 @@ except ImportError:  # Windows has none
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` for a new file or folder, which is put in the place of `path` where no error is raised.
+    """A place for a new file or folder, which is put in the place of `path` where no error is raised.
 
-    It is `.<name>.saving` (of a long name, its hash). What a killed process left there is removed. No other process
-    writes in this way to the same folder meanwhile.
+    It is in a folder beside `path`, `.<name>.saving` (of a long name, its hash). No other process writes in this way to
+    the same path meanwhile.
     """
     name = path.name
     if len(os.fsencode(name)) > 100:  # with more around it, a name may be too long for the disk
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    temporary = path.with_name(f".{name}.saving")
-    with _locked(path.parent) as folder:
-        _remove(temporary)
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        except BaseException:
-            _remove(temporary)
-            raise
-        if folder is not None:
-            os.fsync(folder)
+    with _own_folder(path.with_name(f".{name}.saving")) as folder:
+        yield folder / path.name
+        os.replace(folder / path.name, path)
+        if fcntl is not None:  # Windows opens no folder
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
-def flush(file: IO[bytes]) -> None:
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[io.BufferedRandom]:
+    """A new file, to be written, which takes the place of the one at `path` where no error is raised.
+
+    It gets the mode of that one. Where `path` is a link, what it points to is replaced.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        reason = "It is not a regular file, and is not replaced"
+        raise FileExistsError(errno.EEXIST, reason, str(path))
+    with whole(path) as temporary, temporary.open("x+b") as file:
+        if path.exists() and hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+        yield file
+        _flush(file)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place for a new folder of files, which is put at `path` where no error is raised.
+
+    **Raises** `FileExistsError` where there is something else than an empty folder.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        reason = "It is there already, and not empty. Remove it, or write to another folder"
+        raise FileExistsError(errno.EEXIST, reason, str(path))
+    with whole(path) as temporary:
+        yield temporary
+        for written in temporary.iterdir():
+            with written.open("r+b") as file:
+                _flush(file)
+
+
+def _flush(file: IO[bytes]) -> None:
     """Write what a file holds to the disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _own_folder(folder: Path) -> Iterator[Path]:
+    """A new folder, which no other process has meanwhile. What was there, of a killed one, is removed."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.lstat(folder).st_mode):
+                folder.unlink()
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        with _locked(folder) as is_there:
+            if is_there:  # or else another process had it, and has removed it
+                try:
+                    for left in folder.iterdir():
+                        _remove(left)
+                    yield folder
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+                return
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)
+        path.unlink()
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[int | None]:
-    """A descriptor of the folder, in which no other save writes meanwhile; `None` on Windows."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """Wait until no other process has the folder, and say whether it is still there."""
     if fcntl is None:
-        yield None
+        yield True
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
     try:
         with contextlib.suppress(OSError):  # some network disks have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
+        is_there = False
+        with contextlib.suppress(FileNotFoundError):
+            is_there = os.path.samestat(os.fstat(descriptor), os.stat(folder))
+        yield is_there
     finally:
         with contextlib.suppress(OSError):  # a process forked meanwhile would keep the lock
             fcntl.flock(descriptor, fcntl.LOCK_UN)

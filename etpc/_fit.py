@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._errors import InputError, InputTypeError, checked_count, raise_together
+from ._errors import CheckpointError, InputError, InputTypeError, checked_count, raise_together
 from .checkpoint import load, save
 from .run import Online, check_first
 
@@ -43,7 +44,7 @@ def fit(
     batch_size: int | None = None,
     opt_state: Any = None,
     carry: Any = None,
-    independent: bool = False,
+    independent: bool | None = None,
     callbacks: Sequence[Callable[[Run], Any]] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: int = 100,
@@ -70,8 +71,9 @@ def fit(
         many updates keeps the device busy; one that differs in T compiles again.
     - `batch_size`, `opt_state`, `carry`: of `learner.init`. Pass `opt_state` and `carry` to go on with
         those of a run before.
-    - `independent`: whether a block holds new sequences, which begin in the initial state and with
-        traces of zeros, rather than the next part of a stream. PRNG keys in the state go on.
+    - `independent`: has to be given. `True` where each block holds new sequences, as minibatches that are drawn
+        from a data set do: they begin in the initial state and with traces of zeros; PRNG keys in the state go on.
+        `False` where each block is the next part of a stream.
     - `callbacks`: functions that get the [`Run`][etpc.Run] after each block. Where one returns True, of
         Python, NumPy or JAX, the run ends; the others are called first.
     - `checkpoint`: a file. It is written by [`etpc.save`][] after every `save_every` blocks and at the
@@ -100,22 +102,26 @@ def fit(
     >>> program = etpc.compile(w, inputs=w, state=w, step=step)
     >>> learner = etpc.online(program, lambda y, t: jnp.sum((y - t) ** 2), optax.sgd(0.01), every=5)
     >>> blocks = [(jnp.ones((20, 2, 3)), jnp.ones((20, 2, 3)))] * 5  # T, B, I
-    >>> run = etpc.fit(learner, w, blocks, batch_size=2)
+    >>> run = etpc.fit(learner, w, blocks, batch_size=2, independent=False)
     >>> run.block, bool(run.history[-1] < run.history[0] / 10)
     (5, True)
 
     ```
     """
-    _check(learner, callbacks, blocks)
+    _check(learner, callbacks, blocks, independent)
     save_every = checked_count("save_every", save_every, why="It is a number of blocks.")
     fresh_opt_state, fresh_carry = learner.init(model, batch_size)
     opt_state = fresh_opt_state if opt_state is None else opt_state
     carry = fresh_carry if carry is None else carry
     block, stopped = 0, False
     if checkpoint is not None and Path(checkpoint).exists():
-        model, opt_state, carry, block, stopped = load(
-            checkpoint, like=(model, opt_state, carry, block, stopped)
-        )
+        try:
+            model, opt_state, carry, block, stopped = load(
+                checkpoint, like=(model, opt_state, carry, block, stopped)
+            )
+        except CheckpointError as error:
+            _explain(error, checkpoint)
+            raise
     run = Run(model, opt_state, carry, block, None, None, np.zeros(0), stopped)
     history: list[float] = []
     remaining = () if stopped else itertools.islice(blocks, block, None)
@@ -215,8 +221,32 @@ def _is_true(answer: Any) -> bool:
     return bool(answer)
 
 
-def _check(learner: Any, callbacks: Any, blocks: Any) -> None:
+def _explain(error: CheckpointError, checkpoint: Any) -> None:
+    """Raise an error in the terms of `fit` where a checkpoint is one of another run."""
+    differ = set(re.findall(r"^ *\d+\. (\[2\]\.fresh|\[\d\])", str(error), re.MULTILINE))
+    whats = {
+        "[3]": "is no run that `etpc.fit` saved",
+        "[0]": "holds a run of another model: its parameters have other names, shapes or dtypes",
+        "[1]": "holds a run with another optimizer",
+        "[2].fresh": "holds a run with another batch_size",
+        "[2]": "holds a run of another program: the step, the rule, weights= or JAX's version is another one",
+    }
+    what = next((what for part, what in whats.items() if part in differ), None)
+    if what is not None:
+        raise CheckpointError(
+            f"{checkpoint} {what}. Where the file is there already, `etpc.fit` goes on with the run in it: call it as "
+            "for that run, or name a new file to begin another. `etpc.load_weights` reads the model alone."
+        ) from error
+
+
+def _check(learner: Any, callbacks: Any, blocks: Any, independent: Any) -> None:
     wrong = []
+    if not isinstance(independent, bool | np.bool_):
+        wrong.append(
+            f"independent is {independent!r}. Pass `independent=True` where each block holds new sequences, as "
+            "minibatches that are drawn from a data set do: each begins in the initial state. Pass "
+            "`independent=False` where each block is the next part of a stream: state and traces go on in the next."
+        )
     if not isinstance(learner, Online):
         wrong.append(f"learner is a {type(learner).__name__}. Pass what `etpc.online` returns.")
     if not isinstance(blocks, Iterable) or isinstance(blocks, str):

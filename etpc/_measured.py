@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,10 +16,10 @@ from jax import Array
 from ._agreement import cosine, flat_gradients, whole
 from ._bptt import gradient_of, objective_of
 from ._data import check_lead
-from ._errors import InputError, checked_count
+from ._errors import InputError, InputTypeError, checked_count, raise_together
 from ._loss import Loss
 from ._trial import Trial
-from .run import Program, without_past
+from .run import Program, moved, no_optimizer, strong, without_past
 from .trace import Leaves
 
 SETTLING = 20
@@ -38,6 +39,8 @@ class Batch:
         check_lead(trial.xs, trial.targets, trial.batch_size)
         self.trial, self.size, self.optimiser = trial, trial.batch_size, optimiser
         self.every = None if every is None else checked_count("every", every)
+        wrong = [] if optimiser is None else no_optimizer("optimiser", optimiser)
+        raise_together(wrong, InputTypeError)
         lead = trial.lead
         weights = np.asarray(np.ones(lead) if trial.mask is None else trial.mask, np.float32)
         counting = np.flatnonzero(weights.reshape(lead[0], -1).any(1))
@@ -66,17 +69,13 @@ class Batch:
         arrays, self.static = eqx.partition(trial.model, eqx.is_inexact_array)
         self.arrays = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), arrays)
         opt_state = None if optimiser is None else optimiser.init(self.arrays)
-        self.start = self.arrays, jax.tree.map(jnp.asarray, opt_state)
-        self.moved = jax.jit(self._moved)
+        self.start = self.arrays, strong(jax.tree.map(jnp.asarray, opt_state))
+        self.moved = jax.jit(partial(moved, optimiser))
+        if optimiser is not None:  # what it asks for is known before anything is measured
+            jax.eval_shape(self.moved, jnp.zeros(()), self.arrays, *self.start)
 
     def model(self, arrays: Any) -> Any:
         return eqx.combine(arrays, self.static)
-
-    def _moved(self, grads: Any, arrays: Any, opt_state: Any) -> tuple[Any, Any]:
-        """The parameters and the state of the optimiser after an update."""
-        ascent = jax.tree.map(jnp.conj, grads)  # JAX gives the conjugate of the steepest ascent
-        updates, opt_state = self.optimiser.update(ascent, opt_state, arrays)
-        return eqx.apply_updates(arrays, updates), opt_state
 
 
 def _window(steps: int) -> int:
@@ -90,20 +89,29 @@ class Online:
     """A rule. Each pass through the data is one compiled function, of its first window and the one after its last.
 
     Gradients are those `at` some weights, first those of the model; `trained` are its own.
+
+    - `passes`: how many a measurement at other weights takes, at most.
     """
 
     def __init__(self, batch: Batch, program: Program):
-        self.batch, self.program, self.trained = batch, program, batch.start
+        self.batch, self.program, self.at, self.trained = batch, program, batch.start, batch.start
         self.carry = program.init(batch.size)
         self._state = self.carry.state
+        self._settling = SETTLING if program.plan.directions is not None else 0
+        self.passes = self._settling + 2 + len(batch.firsts)
         self._jit_pass = jax.jit(self._pass)
-        self.move_to(batch.start)
 
     def move_to(self, at: Any) -> None:
         """Other weights, and directions that have followed the credit there."""
         self.at = at
-        for _ in range(SETTLING if self.program.plan.directions is not None else 0):
+        for _ in range(self._settling):
             self.carry = self._restarted(self._run(self.batch.mask, self.carry)[2])
+
+    def seconds(self, windows: int) -> float:
+        """How long the first so many windows take; with none of them all is compiled."""
+        begun = time.monotonic()
+        jax.block_until_ready(self._run(self.batch.mask, self.carry, 0, windows))
+        return time.monotonic() - begun
 
     def gradient(self) -> Any:
         """That of the sequence."""
@@ -125,7 +133,7 @@ class Online:
             *self.trained, self.carry, data, 0, batch.count, True
         )
         self.carry = self._restarted(carry)
-        self.trained = tuple(moved) if batch.every else batch.moved(grads, *self.trained)
+        self.trained = tuple(moved) if batch.every else batch.moved(loss, grads, *self.trained)
         return float(loss) / batch.updates
 
     def _restarted(self, carry: Any) -> Any:
@@ -156,9 +164,10 @@ class Online:
             piece = jax.tree.map(lambda a: a[n], data)
             (value, carry), grads = learn(arrays, carry, piece)
             if batch.every and batch.optimiser is not None:
-                stay = lambda grads, *weights: weights
+                stay = lambda loss, grads, *weights: weights
                 moves = train & (piece[2] != 0).any()
-                arrays, opt_state = jax.lax.cond(moves, batch.moved, stay, grads, arrays, opt_state)
+                arguments = value, grads, arrays, opt_state
+                arrays, opt_state = jax.lax.cond(moves, batch.moved, stay, *arguments)
             return arrays, opt_state, carry, total + value, jax.tree.map(jnp.add, sums, grads)
 
         first = jax.tree.map(lambda a: a[0], data)
@@ -172,6 +181,7 @@ class Reverse:
 
     def __init__(self, batch: Batch):
         self.batch, self.at, self.trained = batch, batch.start, batch.start
+        self.passes = 1 + len(batch.firsts)
         trial, model = batch.trial, batch.model(batch.arrays)
         data = batch.xs, batch.targets, batch.mask, Loss.of(trial.loss_fn, False)
         self._objective = objective_of(model, *data, trial.state, trial.step, batch.size)
@@ -189,7 +199,7 @@ class Reverse:
 
     def update(self) -> float:
         loss, grads = self._run(self.trained[0], self.batch.mean)
-        self.trained = self.batch.moved(grads, *self.trained)
+        self.trained = self.batch.moved(loss, grads, *self.trained)
         return float(loss)
 
     def _run(self, arrays: Any, mask: Array, first: int = -1) -> tuple[Array, Any]:
@@ -202,20 +212,24 @@ Way = Online | Reverse
 
 
 class Measurement:
-    """The gradient of one way as vectors."""
+    """The gradient of one way as vectors; another can be compared with it where it is `finite` and not zero."""
 
+    @np.errstate(all="ignore")
     def __init__(self, way: Way, leaves: Leaves):
         flat = lambda tree: whole(flat_gradients(leaves, tree))
         self.whole = flat(way.gradient())
+        self.finite = bool(np.isfinite(self.whole).all())
+        self.comparable = self.finite and bool(self.whole.any())
         by_reach = [flat(part) for part in way.gradients_by_reach()]
         self.by_lag = [far - near for far, near in pairwise(by_reach)][::-1]
 
+    @np.errstate(all="ignore")
     def cosines(self, reference: "Measurement") -> tuple[float, tuple[float, ...]]:
         """Those with another gradient: of the whole, and by lag; `nan` where the other has hardly any such part."""
         tiny = 1e-5 * float(np.linalg.norm(reference.whole))
         near = lambda a, b: cosine(a, b) if a.any() else 0.0
         return near(self.whole, reference.whole), tuple(
-            math.nan if np.linalg.norm(b) <= tiny else near(a, b)
+            math.nan if np.linalg.norm(b) <= tiny else float(np.nan_to_num(near(a, b)))
             for a, b in zip(self.by_lag, reference.by_lag, strict=True)
         )
 

@@ -6,9 +6,11 @@ that define them register them. A name that JAX does not have is an error: all o
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ._errors import InputTypeError
 from ._jax import (
     Primitive,
     bcoo_dot_general_primitive,
@@ -80,6 +82,20 @@ def register(primitives: Iterable[Key], **known: Any) -> None:
                 shown = getattr(key, "name", "bcoo_dot_general")
                 raise ValueError(f"the primitive {shown} has a {name} already: {fact}")
         FACTS[key] = dataclasses.replace(old, **known)
+
+
+def check_rule(primitive: Any, what: str, rule: Any, call: str) -> None:
+    """**Raises** `InputTypeError` where a rule cannot be called as `call` says, or is for no primitive."""
+    if not isinstance(primitive, Primitive):
+        raise InputTypeError(
+            f"A {what} rule is registered for a primitive of JAX, not {primitive!r}."
+        )
+    try:
+        inspect.signature(rule).bind(*call.split(","))
+    except TypeError as error:
+        raise InputTypeError(
+            f"The {what} rule of {primitive.name} is called as `{call}`: {error}."
+        ) from None
 
 
 def named(*names: str) -> list[Primitive]:

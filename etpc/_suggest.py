@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ._agreement import not_finite
 from ._compare import short_name
 from ._errors import InputError
 from ._measured import Batch, Measurement, Online, Reverse, Way, step_ms
@@ -65,6 +66,12 @@ class Candidate:
         return sum(parts) / len(parts) if parts else self.cosine
 
     @property
+    def nearness(self) -> str:
+        """`mean_cosine` in words."""
+        by_lag = "mean cosine by lag" if any(not math.isnan(c) for c in self.by_lag) else "cosine"
+        return f"a {by_lag} of {self.mean_cosine:.2f} with BPTT"
+
+    @property
     def loss(self) -> float | None:
         """The mean loss of the last fifth of the training, infinite where one is NaN; `None` without a training."""
         last = self.losses[-max(1, len(self.losses) // 5) :]
@@ -76,7 +83,8 @@ class Candidate:
 class Suggestion:
     """The result of [`etpc.suggest`][]. `print` it for a table with reasons.
 
-    - `rule`: the algorithm to compile with; `None` where none fits `memory` and `time`.
+    - `rule`: the algorithm to compile with; `None` where none fits `memory` and `time`, and where nothing could be
+        compared.
     - `rows`: a [`Candidate`][etpc.Candidate] for BPTT, and for each rule that was measured.
     - `lags`: the ranges of steps before the last window that `by_lag` of the rows is about.
     - `reasons`: why this rule, and what to change in the network where none is near BPTT or none fits.
@@ -110,7 +118,7 @@ class Suggestion:
             cells = [row.name, f"{row.ms:.3f}", size, f"{row.cosine:.3f}"]
             cells += ["-" if math.isnan(c) else f"{c:.2f}" for c in row.by_lag]
             rows.append(cells + ["-" if row.loss is None else f"{row.loss:.4g}"] * trained)
-        head = "no rule fits" if self.rule is None else f"suggested: {short_name(self.rule)}"
+        head = f"suggested: {'no rule' if self.rule is None else short_name(self.rule)}"
         below = [*self.reasons, *(f"Not measured: {text}." for text in self.left_out)]
         return "\n".join([head, "", *table(columns, rows), "", *(f"- {text}" for text in below)])
 
@@ -152,7 +160,9 @@ def suggest(
     - `optimiser`: one of Optax. With it the rules train too, from the same weights, on this batch alone.
     - `every`: the number of steps between updates, where they come within a sequence as in [`etpc.online`][];
         windows are as long. By default the weights move once for each sequence.
-    - `budget`: so many seconds are taken at most, but for the measurement that runs then.
+    - `budget`: so many seconds are taken, or up to a tenth more; up to a third of them is for training. Each piece
+        of work begins only if it fits, by the time that those before it took. More is taken where BPTT and the first
+        rule need more, which are always measured, and where a rule takes longer to compile than all before it.
 
     Ctrl-C stops earlier, with what has been measured by then.
 
@@ -177,28 +187,28 @@ def suggest(
     ```
     """
     _check_positive(memory=memory, time=time, budget=budget)
+    end = monotonic() + budget
     called = dict(state=state, step=step, weights=weights, memory=1 << 62)
     trial = Trial(*(model, xs, targets, loss_fn), **called, batch_size=batch_size, mask=mask)
     batch, cut = Batch(trial, every, optimiser), trial.program(D_RTRL())
-    report = _Report(cut, batch, memory, time)
+    report = _Report(cut, batch, memory, time, budget, end)
     rules = [D_RTRL()] if cut.exact and memory is time is None else _rules(batch, cut)
-    end = monotonic() + budget
-    measured_by = end if optimiser is None else end - budget / 3
+    if not report.reference.comparable:
+        rules = rules[:1] if cut.exact else []
     try:
-        report.add("BPTT", Reverse(batch))
         for n, rule in enumerate(rules):
-            if monotonic() > measured_by and len(report.rows) > 1:
+            if len(report.rows) > 1 and monotonic() + report.compiling + report.training() > end:
                 names = ", ".join(map(short_name, rules[n:]))
-                report.left_out.append(f"{names}, as the budget of {budget:g} s was spent")
+                report.unmeasured(f"{names}, as the budget of {budget:g} s was spent")
                 break
             show(n, len(rules), short_name(rule))
-            report.measure(rule, trial.program(rule) if n else cut)
-        if optimiser is not None and len(rules) > 1:
-            report.train(max(end, monotonic() + budget / 6))
+            report.measure(rule)
+        if optimiser is not None and len(report.rows) > 2:
+            report.train()
     except KeyboardInterrupt:
         if len(report.rows) < 2:
             raise
-        report.left_out.append("what was left when it was interrupted")
+        report.unmeasured("what was left when it was interrupted")
     finally:
         show(0, 0, "")
     return report.suggestion()
@@ -236,80 +246,145 @@ def _rtrl_work(batch: Batch, cut: Program) -> int:
 
 
 class _Report:
-    """What has been measured, and the suggestion that follows from it."""
+    """What has been measured, BPTT first, and the suggestion that follows from it.
 
-    def __init__(self, cut: Program, batch: Batch, memory: int | None, time: float | None):
+    - `end`, `latest`: when the budget is spent, and when it is by a tenth more.
+    - `compiling`: the seconds in which a rule was compiled, at most.
+    - `missing`: whether rules were not measured that may fit the limits.
+    """
+
+    def __init__(
+        self, cut: Program, batch: Batch, memory: Any, time: Any, budget: float, end: float
+    ):
         self.cut, self.batch, self.memory, self.time = cut, batch, memory, time
+        self.budget, self.end, self.latest = budget, end, end + budget / 10
+        self.compiling, self.missing = 0.0, False
         self.rows: list[Candidate] = []
         self.ways: list[Way] = []
         self.left_out: list[str] = []
-        self.moved_to: list[str] = []
-        self._reference: Measurement | None = None
+        bptt = Reverse(batch)
+        self.reference = Measurement(bptt, batch.trial.leaves)
+        self.add(bptt, self.reference, None, None, True)
+        self.remarks = [
+            f"{text[0].upper()}{text[1:]}. Scale its weights with `etpc.nn.init_from_data`."
+            for text in batch.trial.silent()
+        ]
+        if not self.reference.comparable:
+            trial = batch.trial
+            data = trial.model, trial.carry.state, trial.xs, trial.targets, trial.mask
+            where = [f", as {place} is" for place in not_finite(*data)[:1]]
+            why = "".join(["NaN or infinite", *where] if not self.reference.finite else ["zero"])
+            self.remarks.append(f"No rule can be compared: the gradient of BPTT is {why}.")
 
-    def measure(self, rule: Algorithm, program: Program) -> None:
-        """Add a rule, unless what it carries is too large."""
+    def unmeasured(self, text: str) -> None:
+        self.left_out.append(text)
+        self.missing = True
+
+    def training(self, more: float = 0.0) -> float:
+        """How many seconds the training takes, and the measurement after it; a third of the budget at most."""
+        each = (self._seconds(n, UPDATES[1] + way.passes) for n, way in enumerate(self.ways))
+        return 0.0 if self.batch.optimiser is None else min(self.budget / 3, sum(each) + more)
+
+    def _seconds(self, n: int, passes: int = 1) -> float:
+        return passes * self.rows[n].ms * self.batch.steps / 1e3
+
+    def measure(self, rule: Algorithm) -> None:
+        """Add a rule, unless what it carries is too large or it would take too long."""
+        begun, name = monotonic(), short_name(rule)
+        program = self.cut if rule == D_RTRL() else self.batch.trial.program(rule)
         size = program.memory(self.batch.size).total
-        if size <= (self.memory or DEFAULT_MEMORY):
-            self.add(short_name(rule), Online(self.batch, program), rule, size, program.exact)
-        else:
-            self.left_out.append(f"{short_name(rule)}, which carries {size:,} bytes")
-
-    def add(
-        self, name: str, way: Way, rule: Any = None, size: Any = None, exact: bool = True
-    ) -> None:
+        if size > (self.memory or DEFAULT_MEMORY):
+            self.left_out.append(f"{name}, which carries {size:,} bytes")
+            return
+        way = Online(self.batch, program)
+        way.seconds(0)
+        self.compiling = max(self.compiling, monotonic() - begun)
+        a_pass = way.seconds(1) * self.batch.count
+        if monotonic() + a_pass < self.latest:
+            a_pass = way.seconds(self.batch.count)
+        needed = a_pass * way.passes + self.training(a_pass * (UPDATES[1] + way.passes))
+        if len(self.rows) > 1 and monotonic() + needed > self.latest:
+            passes = f"{way.passes} passes through the data of {a_pass:.3g} s each"
+            self.unmeasured(f"{name}, as the budget of {self.budget:g} s is too short for {passes}")
+            return
+        way.move_to(self.batch.start)
         found = Measurement(way, self.batch.trial.leaves)
-        self._reference = self._reference or found
-        cosines = found.cosines(self._reference)
+        if self.reference.comparable and not found.finite:
+            self.left_out.append(f"{name}, whose gradient is NaN or infinite")
+        else:
+            self.add(way, found, rule, size, program.exact)
+
+    def add(self, way: Way, found: Measurement, rule: Any, size: Any, exact: bool) -> None:
+        name, cosines = short_name(rule) if rule else "BPTT", found.cosines(self.reference)
         self.rows.append(Candidate(name, rule, step_ms(way), size, *cosines, exact))
         self.ways.append(way)
 
-    def train(self, end: float) -> None:
+    def train(self) -> None:
         """Train all in turns until the budget is spent, so that each has as many updates."""
         training = [n for n, row in enumerate(self.rows) if row.rule or not self.batch.every]
+        end = min(max(self.end, monotonic() + self.budget / 10), self.latest)
+        seconds = sum(self._seconds(n) for n in training)
+        again = sum(self._seconds(n, way.passes) for n, way in enumerate(self.ways))
         for done in range(UPDATES[1]):
-            if monotonic() > end and done:
+            begun = monotonic()
+            if begun + seconds + again > end:
                 break
             show(20 * done // UPDATES[1], 20, "training")
             losses = {n: self.ways[n].update() for n in training}
             for n, loss in losses.items():
                 row = self.rows[n]
                 self.rows[n] = dataclasses.replace(row, losses=(*row.losses, loss))
-        if len(self.rows[-1].losses) >= UPDATES[0]:
-            self._measure_again(min(training, key=lambda n: _loss_of(self.rows[n])))
+            seconds = monotonic() - begun
+        lowest = min(training, key=lambda n: _loss_of(self.rows[n]))
+        count, at = len(self.rows[-1].losses), "first weights"
+        if count < UPDATES[0]:
+            text = f"The budget left time for {count} updates of each, too few to compare losses."
+            self.remarks.append(text)
+        elif _trains(self.rows[lowest]) and self._measured_again(lowest):
+            at = f"weights that {self.rows[lowest].name} has trained"
+        self.remarks.append(f"The cosines by lag are those at the {at}.")
 
-    def _measure_again(self, lowest: int) -> None:
-        """The cosines by lag at the weights that one of the rows has trained: those at the first ones say little of
-        a later training."""
+    def _measured_again(self, lowest: int) -> bool:
+        """Whether there are cosines by lag at the weights that one of the rows has trained: those at the first ones
+        say little of a later training."""
         leaves, at = self.batch.trial.leaves, self.ways[lowest].trained
         found: list[Measurement] = []
-        for way in self.ways:
+        for n, way in enumerate(self.ways):
+            if monotonic() + self._seconds(n, way.passes) > self.latest:
+                return False
             way.move_to(at)
             found.append(Measurement(way, leaves))
+            if not found[0].comparable:
+                return False
         for n, measurement in enumerate(found):
             _, by_lag = measurement.cosines(found[0])
             self.rows[n] = dataclasses.replace(self.rows[n], by_lag=by_lag)
-        name = self.rows[lowest].name
-        self.moved_to = [f"The cosines by lag are those at the weights that {name} has trained."]
+        return True
 
     def suggestion(self) -> Suggestion:
         bptt, *rules = self.rows
         fitting = [row for row in rules if self.time is None or row.ms <= self.time]
-        reasons = [*self.moved_to, *([] if self.cut.exact else self._escaping(rules))]
+        reasons = [*self.remarks, *([] if self.cut.exact else self._escaping(rules))]
         best = None
-        if not fitting:
-            reasons.append(self._misfit(rules))
-        elif self.cut.exact and fitting[0].rule == D_RTRL():
+        if self.cut.exact and fitting and fitting[0].rule == D_RTRL():
             best = fitting[0]
             reasons.append(EXACT)
-        else:
-            best, why = _best(fitting)
+        elif self.reference.comparable and not fitting:
+            reasons.append(self._misfit(rules))
+        elif self.reference.comparable and self.missing and len(rules) == 1:
+            text = f"{rules[0].name} is the only rule that was measured, with {rules[0].nearness}"
+            reasons.append(f"{text}. Take a larger budget= to compare it with others.")
+        elif self.reference.comparable:
+            best, why = _best(fitting, self.batch.lags)
             reasons += why
         if best is not None and not best.exact and not self.batch.every:
             reasons.append(
                 f"BPTT takes {bptt.ms:.3g} ms a step and {best.name} {best.ms:.3g}. BPTT is exact: take it if "
                 "all sequences are about so long, and their steps fit into memory."
             )
-        if best is None or best.mean_cosine < 0.8:
+            if best.rule and best.rule.window == self.batch.window:
+                reasons.append(f"No windows but those of {best.rule.window} steps were measured.")
+        if self.reference.comparable and (best.mean_cosine < 0.8 if best else not fitting):
             analysis, ops = self.cut.plan.analysis, self.cut.ops
             changes = dict.fromkeys(t for p in ops for t in edits(analysis, p.op.number))
             reasons += [f"A change of the network: {text}" for text in changes]
@@ -325,28 +400,31 @@ class _Report:
             return [f"Weights without a trace: {', '.join(self.cut.untraced)}."]
         more = f", and {len(paths) - 2} more paths" if len(paths) > 2 else ""
         text = f"D-RTRL ignores {'; '.join(paths[:2])}{more}."
-        cut = next((row for row in rules if row.rule == D_RTRL()), None)
-        if cut is None or len(rules) < 2:
+        w, by_rule = self.batch.window, {row.rule: row for row in rules}
+        cut, full = by_rule.get(D_RTRL()), by_rule.get(D_RTRL(window=w, backprop="full"))
+        if cut is None:
             return [text]
-        best = max(row.mean_cosine for row in rules)
-        if cut.mean_cosine >= best - NEAR:
-            return [f"{text} On this data that matters little."]
-        w = self.batch.window
-        full = next((row for row in rules if row.rule == D_RTRL(window=w, backprop="full")), cut)
-        over = "mostly within" if full.mean_cosine >= best - NEAR else "over more than"
-        lags = zip(cut.by_lag, self.batch.lags, strict=True)
-        far = [f"{c:.2f} from {a} to {b} steps back" for c, (a, b) in lags if c < best - NEAR]
-        why = f"Influence passes from unit to unit {over} {w} steps: the cosine of D-RTRL is {', '.join(far[:3])}."
-        return [text, why]
+        far = [n for n, c in enumerate(cut.by_lag) if c < 1 - NEAR][:3]
+        if not far and cut.mean_cosine >= 1 - NEAR:
+            return [f"{text} On this data that matters little: it has {cut.nearness}."]
+        lags = [" from {} to {} steps back".format(*self.batch.lags[n]) for n in far]
+        by_lag = lambda row: [row.by_lag[n] for n in far] or [row.cosine]
+        parts = [f"{c:.2f}{lag}" for c, lag in zip(by_lag(cut), lags or [""], strict=True)]
+        why = f"The cosine of D-RTRL with BPTT is {', '.join(parts)}"
+        if full is not None:
+            parts = ", ".join(f"{c:.2f}" for c in by_lag(full))
+            why += f"; with nothing cut inside windows of {w} steps it is {parts}"
+        return [text, f"{why}."]
 
     def _misfit(self, rules: Sequence[Candidate]) -> str:
         """That no rule fits, with those that come nearest."""
         limits = [] if self.memory is None else [f"memory={self.memory:,}"]
         limits += [] if self.time is None else [f"time={self.time:g}"]
+        fits = f"fits {' and '.join(limits)}" if limits else "fits"
         fast = min(rules, key=lambda row: row.ms, default=None)
         nearest = f" The fastest is {fast.name}, with {fast.ms:.3g} ms a step." if fast else ""
         return (
-            f"No rule fits {' and '.join(limits)}.{nearest} Take a smaller batch, fewer units, or fewer weights with "
+            f"No rule {fits}.{nearest} Take a smaller batch, fewer units, or fewer weights with "
             "a trace (`weights=`)."
         )
 
@@ -354,38 +432,49 @@ class _Report:
 EXACT = "Every gradient of D_RTRL() equals that of BPTT: no influence escapes, and there is nothing to choose."
 
 
-def _best(rules: Sequence[Candidate]) -> tuple[Candidate, list[str]]:
+def _best(
+    rules: Sequence[Candidate], lags: Sequence[tuple[int, int]]
+) -> tuple[Candidate, list[str]]:
     """The rule to take of those that fit, and why."""
     good, why = list(rules), []
     count = len(rules[0].losses)
-    if 0 < count < UPDATES[0]:
-        why = [f"The budget left time for {count} updates of each, too few to compare losses."]
-    elif count:
+    if count >= UPDATES[0]:
         start, lowest = rules[0].losses[0], min(map(_loss_of, rules))
-        enough = start - PROGRESS * (start - lowest)
-        good = [row for row in rules if _loss_of(row) <= enough] or good
-        text = f"In {count} updates on this batch the loss goes from {start:.4g} to {lowest:.4g}, or nearly, under"
-        why = [f"{text} {', '.join(row.name for row in good)}."]
-        if any(row.rule == TBPTT(1) for row in good):
-            why.append(
-                "The immediate gradient, TBPTT(1), trains as well: so far no memory is needed."
-            )
-    followed = [max(column) > NEAR for column in zip(*(row.by_lag for row in good), strict=True)]
-    blind = [
-        row for row in good if any(f and c == 0 for f, c in zip(followed, row.by_lag, strict=True))
-    ]
-    if 0 < len(blind) < len(good):
-        names = ", ".join(row.name for row in blind)
-        why.append(f"Another of these follows BPTT further back, where {names} gives nothing.")
-        good = [row for row in good if row not in blind]
+        if any(map(_trains, rules)):
+            enough = start - PROGRESS * (start - lowest)
+            good = [row for row in rules if _loss_of(row) <= enough]
+            text = f"In {count} updates on this batch the loss goes from {start:.4g} to {lowest:.4g}, or nearly, under"
+            why = [f"{text} {', '.join(row.name for row in good)}."]
+            if any(row.rule == TBPTT(1) for row in good):
+                why.append(
+                    "The immediate gradient, TBPTT(1), trains as well: so far no memory is needed."
+                )
+        else:
+            text = f"In {count} updates on this batch no rule lowers the loss, which is {start:.4g} at first"
+            diverges = "The optimiser diverges: take a lower rate."
+            why = [f"{text} and {lowest:.4g} at best. {diverges if lowest > start else ''}".strip()]
+    for n, (start, end) in enumerate(lags):
+        follows = max(good, key=lambda row: row.by_lag[n])
+        blind = [row for row in good if row.by_lag[n] == 0]
+        if blind and follows.by_lag[n] > NEAR:
+            names, where = ", ".join(row.name for row in blind), f"{start} to {end} steps back"
+            text = f"From {where} {follows.name} has a cosine of {follows.by_lag[n]:.2f} with BPTT"
+            why.append(f"{text}, and {names} gives nothing.")
+            good = [row for row in good if row not in blind]
     nearest = max(good, key=lambda row: row.mean_cosine)
     near = [row for row in good if row.mean_cosine >= nearest.mean_cosine - NEAR]
     best = min(near, key=lambda row: row.ms)
-    text = f"{best.name} has a mean cosine by lag of {best.mean_cosine:.2f} with BPTT"
+    text = f"{best.name} has {best.nearness}"
     if best is nearest:
-        return best, [*why, f"{text}, the highest of these."]
+        of = "the highest of these" if len(rules) > 1 else "and no other that was measured fits"
+        return best, [*why, f"{text}, {of}."]
     other = f"{nearest.name} ({nearest.mean_cosine:.2f})"
     return best, [*why, f"{text}, near the highest, that of {other}, and is faster."]
+
+
+def _trains(row: Candidate) -> bool:
+    """Whether its training lowers the loss by more than rounding may."""
+    return bool(row.losses) and row.losses[0] - _loss_of(row) > 1e-5 * abs(row.losses[0])
 
 
 def _loss_of(row: Candidate) -> float:

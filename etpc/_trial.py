@@ -290,10 +290,13 @@ class Trial:
 
         - `paths`: of the parameters that are compared; `None` for all.
         """
-        silent = self.shown.silent(self.model, self.xs, self.carry, mask=self.mask)
         values = self.reference.values
         compared = values if paths is None else {path: values[path] for path in paths}
-        return doubts(self.shown, silent, Known(compared))
+        return doubts(self.shown, self.silent(), Known(compared))
+
+    def silent(self) -> tuple[str, ...]:
+        """What [`Program.silent`][etpc.Program.silent] says of the sequence."""
+        return self.shown.silent(self.model, self.xs, self.carry, mask=self.mask)
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:

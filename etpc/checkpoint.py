@@ -8,7 +8,6 @@ compares the descriptions with those of `like`, and reads only arrays that `like
 
 import collections
 import enum
-import errno
 import hashlib
 import io
 import itertools
@@ -18,7 +17,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from numpy.lib import format as npy
 
 from ._carry import Carry
 from ._errors import CheckpointError, raise_together
-from ._files import flush, from_npy, key_impl, npy_dtype, to_npy, whole
+from ._files import from_npy, key_impl, npy_dtype, replacing, to_npy
 from ._jax import Tracer, is_key
 
 _MAGIC = b"\x89etpc2\r\n"
@@ -44,9 +43,9 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
 
     The file at `path` is replaced atomically: whenever the process is killed or the disk is full, it
     holds all of what was saved last, or all of what was saved before. While it is written it is
-    beside it, as `.<name>.saving` (of a long name, its hash); one that a killed process left is
-    removed by the next save. A file that is replaced keeps its mode, and where `path` is a link, what
-    it points to is replaced.
+    in a folder beside it, `.<name>.saving` (of a long name, its hash); one that a killed process
+    left is removed by the next save. A file that is replaced keeps its mode, and where `path` is a
+    link, what it points to is replaced.
 
     **Arguments:**
 
@@ -73,18 +72,20 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     raise_together((f"{where} is {why}" for where, why in reasons if why), CheckpointError)
     header = json.dumps({"leaves": [entry[:2] for entry in described]})
 
-    def write(file: io.BufferedRandom) -> None:
-        file.write(bytes(_START.size) + header.encode() + b"\n")
-        for _, _, leaf in described:
-            if _stored_as(leaf) is not None:
-                npy.write_array(file, _to_npy(leaf), allow_pickle=False)
-        length = file.tell() - _START.size
-        file.seek(_START.size)
-        digest = hashlib.file_digest(file, "sha256").digest()
-        file.seek(0)
-        file.write(_START.pack(_MAGIC, length, digest))
-
-    _replace(Path(os.path.realpath(path)), write)
+    try:
+        with replacing(path) as file:
+            file.write(bytes(_START.size) + header.encode() + b"\n")
+            for _, _, leaf in described:
+                if _stored_as(leaf) is not None:
+                    npy.write_array(file, _to_npy(leaf), allow_pickle=False)
+            length = file.tell() - _START.size
+            file.seek(_START.size)
+            digest = hashlib.file_digest(file, "sha256").digest()
+            file.seek(0)
+            file.write(_START.pack(_MAGIC, length, digest))
+    except OSError as error:
+        error.add_note(f"The checkpoint {path} was not saved. What was there before still is.")
+        raise
 
 
 def load(path: str | os.PathLike[str], like: Any) -> Any:
@@ -180,33 +181,6 @@ def _parts(entries: list[tuple[str, str]]) -> int:
 
 
 # --- the file ---
-
-
-def _replace(path: Path, write: Callable[[io.BufferedRandom], None]) -> None:
-    """Write a file beside `path`, flush it to the disk, and put it in the place of `path`."""
-    try:
-        mode = _mode(path)
-        with whole(path) as temporary, temporary.open("x+b") as file:  # no link that is there
-            if mode is not None and hasattr(os, "fchmod"):
-                os.fchmod(file.fileno(), mode)
-            write(file)
-            flush(file)
-    except OSError as error:
-        error.add_note(f"The checkpoint {path} was not saved. What was there before still is.")
-        raise
-
-
-def _mode(path: Path) -> int | None:
-    """The permissions of the file at `path`; `None` where there is none."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(mode):
-        raise FileExistsError(
-            errno.EEXIST, "It is not a regular file, and is not replaced", str(path)
-        )
-    return stat.S_IMODE(mode)
 
 
 def _check_whole(path: Path, file: io.BufferedReader) -> None:
@@ -353,7 +327,8 @@ def _restored(value: Any, like: Any) -> Any:
         value = from_npy(value, like.dtype)
         if isinstance(like, np.ndarray | np.generic):
             return value[()] if isinstance(like, np.generic) else value
-        value = jnp.array(value, like.dtype)
+        with jax.enable_x64(True):  # else it would make another number of a large int64
+            value = jnp.array(value, like.dtype)
     if isinstance(like, Tracer) or (isinstance(like, jax.Array) and not like.committed):
         return value
     return jax.device_put(value, like.sharding) if like.sharding is not None else value

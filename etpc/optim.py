@@ -1,5 +1,6 @@
 """Optax transformations for gradients that arrive step by step. Optax has to be installed."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +50,7 @@ def trace_of_gradient(decay: float) -> Any:
     """
     import optax
 
-    if not 0 <= decay <= 1:
+    if not 0 <= _real(decay) <= 1:
         raise InputError(f"decay must lie in [0, 1], and is {decay!r}.")
 
     def init(parameters: Any) -> GradientTrace:
@@ -116,7 +117,7 @@ def obgd(step_size: float = 1.0, kappa: float = 2.0) -> Any:
     import optax
 
     for name, value in (("step_size", step_size), ("kappa", kappa)):
-        if not 0 < value < float("inf"):
+        if not 0 < _real(value) < math.inf:
             raise InputError(f"{name} must be a finite number > 0, and is {value!r}.")
 
     def init(parameters: Any) -> Any:
@@ -138,6 +139,14 @@ def obgd(step_size: float = 1.0, kappa: float = 2.0) -> Any:
 
     transformation: Any = optax.GradientTransformationExtraArgs
     return transformation(init, update)
+
+
+def _real(value: Any) -> float:
+    """A real number as one of Python; of anything else NaN, which lies in no range."""
+    try:
+        return float(1.0 * value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _check_scalar(name: str, value: Any) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from ._check import Check, check
 from ._compare import Report, verify
 from ._errors import InputError, checked_list
-from ._record import record
+from ._files import replacing
+from ._record import read_record, record
 from .algorithms import Algorithm, resolve
 from .run import Program
 
@@ -106,32 +107,46 @@ def claims_record(program: Program) -> dict[str, Any]:
     return {"algorithm": str(program.algorithm), "claims": claims}
 
 
+WORSE = ("exact", "approximate", "current step")
+"""Each is worse than the one before."""
+
+
+_FORM = {
+    "models": {
+        str: {
+            "algo": str,
+            "inputs": str | None,
+            "claims": {str: {"claim": (*WORSE, "unused"), "left_out": [str]}},
+        }
+    }
+}
+
+
 def read_claims(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The models of a file of claims, with what is said of each.
 
     **Raises** `etpc.InputError` where it is no such file; `OSError` where it cannot be read.
     """
+    text = Path(path).read_bytes()
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        schema = data["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no file of claims. Write one with `etpc claims`.") from error
-    if schema != SCHEMA:
+        return read_record(text, SCHEMA, _FORM)["models"]
+    except ValueError as error:
         raise InputError(
-            f"{path} has the schema {schema!r}, and this version of etpc reads {SCHEMA!r}. Write it anew with "
-            "`etpc claims`."
-        )
-    return data["models"]
+            f"{path} is no file of claims: {error}. Write it anew with `etpc claims`."
+        ) from error
 
 
-def write_claims(path: str | os.PathLike[str], models: Mapping[str, Any]) -> None:
-    """Write the claims of models to a file."""
-    text = json.dumps(record(SCHEMA, models=models), indent=2)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+def add_claims(
+    path: str | os.PathLike[str], target: str, entry: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the claims of a model to a file, which keeps those of other models.
 
-
-WORSE = ("exact", "approximate", "current step")
-"""Each is worse than the one before."""
+    **Returns** those of all. **Raises** what `read_claims` does; `OSError` where it cannot be written.
+    """
+    with replacing(path) as file:
+        models = (read_claims(path) if Path(path).exists() else {}) | {target: entry}
+        file.write(json.dumps(record(SCHEMA, models=models), indent=2).encode() + b"\n")
+    return models
 
 
 def worse_claims(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

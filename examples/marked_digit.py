@@ -1,28 +1,38 @@
 """Remember the marked digit: a task that needs memory, learnt online from an endless stream.
 
 A network sees one handwritten digit of scikit-learn at each step. Every 40 steps one of them comes
-with a mark, and 35 steps later, after 34 other digits, the network is asked which one was marked.
-Whatever it learns about the marked step, it has to learn from an error that comes 35 steps later.
+with a mark. From 10 steps after the mark on, until the next one, the network is asked at every step
+which digit was marked. No window of 10 steps has both a mark and a question about it, so whatever
+the network learns about the marked step, it learns from errors that come 10 to 39 steps later.
 
-Four rules train the same network on the same stream:
+Four rules train the same network on the same stream, each by `etpc.online`:
 
-- the immediate gradient, that of each step alone;
-- backpropagation through time (BPTT), truncated to windows of 10 steps;
-- eligibility traces (D-RTRL, which here is exact), with an update every 10 steps by `etpc.online`;
+- the immediate gradient, that of each step alone, with an update every 10 steps;
+- backpropagation through time (BPTT) truncated to windows of 10 steps, with an update after each;
+- eligibility traces (D-RTRL, which here is exact), with an update every 10 steps;
 - BPTT through all 40 steps as the reference, with an update at the end of them.
 
     python examples/marked_digit.py             # make demo
     python examples/marked_digit.py --seed 1
+    python examples/marked_digit.py --tune      # the learning rates
+    python examples/marked_digit.py --record    # both, with five seeds: docs/demo.json and .png
 
-The exit status says whether the traces learn the task and the truncated gradients do not.
+Each rule has, of the same five learning rates, the one with the best mean score over three seeds
+that are not reported, on images that are in no test. The exit status says whether the traces learn
+the task, as BPTT does, and truncated gradients do not.
 """
 
 import argparse
 import dataclasses
+import functools
+import importlib.metadata
+import json
 import os
+import platform
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +50,57 @@ import etpc
 from etpc import nn
 
 FAST = os.environ.get("ETPC_EXAMPLE_FAST") == "1"  # a few updates, to see that it runs
-STEPS, ASKED = 40, 5  # of a trial, and the steps at its end at which the answer is asked for
+STEPS, DELAY = 40, 10  # from mark to mark, and from a mark to the first question about it
 BATCH, CELLS, INPUTS, CLASSES = 32, 32, 64 + 2, 10
-EVERY = 10  # steps between updates
-BLOCK = 50  # trials between two measurements of the accuracy
+BLOCK = 50  # trials, of 40 steps each, between two measurements of the accuracy
 BLOCKS = 1 if FAST else 30
-# Both were tried for all rules, with one seed. BPTT has a fourth of the updates and takes the larger one;
-# truncated gradients stay at chance with either.
-LEARNING_RATE, LARGER_RATE = 3e-3, 1e-2
+SEEDS, TUNING_SEEDS = range(5), range(100, 103)
+RATES = 1e-3, 3e-3, 1e-2, 3e-2, 1e-1
 LONG = 4000  # steps of a sequence for which the memory of BPTT is shown
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A learning rule, the number of steps between its updates, and its learning rate."""
+
+    name: str
+    algorithm: etpc.algorithms.Algorithm
+    every: int
+    rate: float
+
+
+IMMEDIATE, TRUNCATED, TRACES, BPTT = RULES = (
+    Rule("immediate gradient", etpc.TBPTT(1), 10, 1e-2),
+    Rule("truncated BPTT, 10 steps", etpc.TBPTT(10), 10, 3e-2),
+    Rule("traces, online", etpc.D_RTRL(), 10, 3e-3),
+    Rule("BPTT, all 40 steps", etpc.TBPTT(STEPS), STEPS, 3e-2),
+)
+
+
+@dataclasses.dataclass
+class Run:
+    """How the training by a rule went."""
+
+    rule: str
+    rate: float
+    seed: int
+    curve: list[float] = dataclasses.field(default_factory=list)
+    """The accuracy after each block."""
+    updates: int = 0
+    """Those that moved the weights: one in whose steps nothing is asked is skipped."""
+    seconds: float = 0.0
+    """Without compilation."""
+
+    @property
+    def score(self) -> float:
+        """The accuracy, averaged over the last measurements, as it goes up and down."""
+        return float(np.mean(self.curve[-5:]))
+
+    def steps_to(self, share: float) -> float:
+        """Steps of the stream until so many answers are right, in whole blocks."""
+        reached = np.flatnonzero(np.array(self.curve) >= share)
+        return float(BLOCK * STEPS * (reached[0] + 1)) if reached.size else float("inf")
 
 
 class Network(eqx.Module):
@@ -82,16 +134,15 @@ Stream = tuple[Float[Array, "T B I"], Int[Array, "T B"], Float[Array, "T B"]]
 """Inputs, targets, and a mask of one where the answer is asked for."""
 
 
-def digits() -> tuple[Digits, Digits]:
-    """1437 images for training and 360 for the test."""
+def digits(tuning: bool = False) -> tuple[Digits, Digits]:
+    """Images for training, 1437, and for the test, 360; or for tuning, all of which train later."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
-    train, test = order[:1437], order[1437:]
+    first, end = (1077, 1437) if tuning else (1437, None)
     images = np.asarray(images / 16, np.float32)
-    first, second = (
-        (jnp.asarray(images[part]), jnp.asarray(labels[part])) for part in (train, test)
-    )
-    return first, second
+    parts = order[:first], order[first:end]
+    train, test = ((jnp.asarray(images[part]), jnp.asarray(labels[part])) for part in parts)
+    return train, test
 
 
 def stream(key: PRNGKeyArray, data: Digits, trials: int) -> Stream:
@@ -100,7 +151,7 @@ def stream(key: PRNGKeyArray, data: Digits, trials: int) -> Stream:
     shape = trials, STEPS, BATCH
     drawn = jax.random.randint(key, shape, 0, len(images))
     step = jnp.arange(STEPS)[:, None]
-    marked, asked = (jnp.broadcast_to(at, shape) for at in (step == 0, step >= STEPS - ASKED))
+    marked, asked = (jnp.broadcast_to(at, shape) for at in (step == 0, step >= DELAY))
     flags = jnp.stack([marked, asked], -1).astype(jnp.float32)
     xs = jnp.concatenate([images[drawn], flags], -1)
     targets = jnp.broadcast_to(labels[drawn[:, :1]], shape)
@@ -110,179 +161,165 @@ def stream(key: PRNGKeyArray, data: Digits, trials: int) -> Stream:
 
 
 @eqx.filter_jit
-def respond(model: Network, xs: Float[Array, "T B I"]) -> tuple[Array, Array]:
-    """Outputs [T, B, 10] and hidden states [T, B, H]: the model runs without any traces."""
-
-    def step(h: Array, x: Array) -> tuple[Array, tuple[Array, Array]]:
-        y, h = jax.vmap(model)(x, h)
-        return h, (y, h)
-
-    return jax.lax.scan(step, jnp.zeros((xs.shape[1], CELLS)), xs)[1]
-
-
-def accuracy(model: Network, test: Stream) -> float:
-    """The share of right answers, of those that are asked for."""
+def accuracy(model: Network, test: Stream) -> Array:
+    """The share of right answers, of those that are asked for. The model runs without traces."""
     xs, targets, mask = test
-    right = respond(model, xs)[0].argmax(-1) == targets
-    return float((right * mask).sum() / mask.sum())
+
+    def step(h: Array, x: Array) -> tuple[Array, Array]:
+        y, h = jax.vmap(model)(x, h)
+        return h, y
+
+    _, ys = jax.lax.scan(step, jnp.zeros((BATCH, CELLS)), xs)
+    return ((ys.argmax(-1) == targets) * mask).sum() / mask.sum()
 
 
-# --- four rules ---
+# --- training ---
 
 
-@dataclasses.dataclass
-class Arm:
-    """A rule, the number of steps between its updates, and how training went."""
-
-    name: str
-    every: int
-    window: int | None  # of backpropagation; None: eligibility traces
-    rate: float = LEARNING_RATE
-    curve: list[float] = dataclasses.field(default_factory=list)
-    time: float = 0.0
-    memory: int = 0
-    model: Any = None
-
-    @property
-    def score(self) -> float:
-        """The accuracy, averaged over the last measurements, as it goes up and down."""
-        return float(np.mean(self.curve[-5:]))
+def learner_of(rule: Rule) -> etpc.Online:
+    program = etpc.compile(Network(jax.random.key(0)), rule.algorithm, inputs=jnp.zeros(INPUTS))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rule.rate))
+    return etpc.online(program, cross_entropy, optimizer, every=rule.every)
 
 
-def backpropagation(
-    optimizer: optax.GradientTransformation, window: int, every: int
-) -> Callable[..., Any]:
-    """As `update` of `etpc.online`, by BPTT through `window` steps, from the state before them."""
-
-    def loss(model: Network, h: Array, xs: Array, targets: Array, mask: Array) -> Any:
-        def step(h: Array, step_data: Any) -> tuple[Array, Array]:
-            x, target, weight = step_data
-            y, h = jax.vmap(model)(x, jax.lax.stop_gradient(h) if window == 1 else h)
-            return h, weight * jax.vmap(cross_entropy)(y, target)
-
-        h, losses = jax.lax.scan(step, h, (xs, targets, mask))
-        return losses.sum() / jnp.maximum(mask.sum(), 1), h
-
-    def update(model: Network, opt_state: Any, h: Array, *data: Array) -> Any:
-        weights, static = eqx.partition(model, eqx.is_inexact_array)
-
-        def one_update(state: Any, data: Any) -> tuple[Any, Array]:
-            weights, opt_state, h = state
-            model = eqx.combine(weights, static)
-            (value, h), grads = eqx.filter_value_and_grad(loss, has_aux=True)(model, h, *data)
-            changes, opt_state = optimizer.update(grads, opt_state)
-            return (eqx.apply_updates(weights, changes), opt_state, h), value
-
-        pieces = tuple(a.reshape(-1, every, *a.shape[1:]) for a in data)
-        state, losses = jax.lax.scan(one_update, (weights, opt_state, h), pieces)
-        weights, opt_state, h = state
-        return eqx.combine(weights, static), opt_state, h, losses
-
-    return update
-
-
-def learner_of(arm: Arm, model: Network) -> tuple[Callable[..., Any], Any, Any]:
-    """`update(model, opt_state, carry, xs, targets, mask)`, and what it begins with."""
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(arm.rate))
-    if arm.window is not None:
-        opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
-        update = backpropagation(optimizer, arm.window, arm.every)
-        return update, opt_state, jnp.zeros((BATCH, CELLS))
-    program = etpc.compile(model, "d_rtrl", inputs=jnp.zeros(INPUTS))
-    print(program, "\n")
-    learner = etpc.online(program, cross_entropy, optimizer, every=arm.every)
-
-    def update(model: Network, opt_state: Any, carry: Any, xs: Any, targets: Any, mask: Any) -> Any:
-        return learner.update(model, opt_state, carry, xs, targets, mask=mask)
-
-    return update, *learner.init(model, batch_size=BATCH)
-
-
-def temporary(lowered: Any) -> int:
-    """Bytes that XLA needs beside arguments and results."""
-    return lowered.compile().compiled.memory_analysis().temp_size_in_bytes
-
-
-def train(arm: Arm, model: Network, train_data: Digits, test: Stream, seed: int) -> None:
-    start = time.perf_counter()
-    uncompiled, opt_state, carry = learner_of(arm, model)
+def train(rule: Rule, seeds: Iterable[int], tuning: bool = False) -> list[Run]:
+    """One run for each seed."""
+    runs = []
+    train_data, test_data = digits(tuning)
+    test = stream(jax.random.key(2**31), test_data, 20)
     draw = jax.jit(lambda key: stream(key, train_data, BLOCK))
-    update: Any = eqx.filter_jit(uncompiled)
-    trial = stream(jax.random.key(0), train_data, 1)
-    arm.memory = sum(a.nbytes for a in jax.tree.leaves(carry))
-    arm.memory += temporary(update.lower(model, opt_state, carry, *trial))
-    with tqdm(total=BLOCK * BLOCKS, desc=f"{arm.name:<22}", unit="trial", ncols=100) as bar:
-        for key in jax.random.split(jax.random.key(seed + 1), BLOCKS):
-            # State, traces and weights go on from block to block: the stream never stops.
-            model, opt_state, carry, _ = update(model, opt_state, carry, *draw(key))
-            arm.curve.append(accuracy(model, test))
-            bar.update(BLOCK)
-            bar.set_postfix(right=f"{arm.curve[-1]:.0%}")
-    arm.time, arm.model = time.perf_counter() - start, model
+    learner = learner_of(rule)
+    for seed in seeds:
+        run, model = Run(rule.name, rule.rate, seed), Network(jax.random.key(seed))
+        opt_state, carry = learner.init(model, batch_size=BATCH)
+        keys = jax.random.split(jax.random.key(seed + 1), BLOCKS)
+        xs, targets, mask = draw(keys[0])
+        # Compiled before the clock starts.
+        learner.update(model, opt_state, carry, xs, targets, mask=mask)
+        accuracy(model, test)
+        start = time.perf_counter()
+        label = f"{rule.name}, rate {rule.rate:g}, seed {seed}"
+        with tqdm(total=BLOCK * BLOCKS, desc=f"{label:<46}", unit="trial", ncols=115) as bar:
+            for key in keys:
+                xs, targets, mask = draw(key)
+                # State, traces and weights go on from block to block: the stream never stops.
+                model, opt_state, carry, losses = learner.update(
+                    model, opt_state, carry, xs, targets, mask=mask
+                )
+                run.updates += int((losses != 0).sum())  # zero where nothing is asked
+                run.curve.append(round(float(accuracy(model, test)), 4))
+                bar.update(BLOCK)
+                bar.set_postfix(right=f"{run.curve[-1]:.0%}")
+        run.seconds = round(time.perf_counter() - start, 2)
+        runs.append(run)
+    return runs
 
 
-def long_memory(model: Network) -> int:
-    """Bytes that XLA needs for BPTT through `LONG` steps."""
-    shapes = (LONG, BATCH, INPUTS), (LONG, BATCH), (LONG, BATCH)
-    data = [jnp.zeros(s, d) for s, d in zip(shapes, (float, int, float), strict=True)]
-    update, opt_state, h = learner_of(Arm("", LONG, LONG), model)
-    compiled: Any = eqx.filter_jit(update)
-    return temporary(compiled.lower(model, opt_state, h, *data))
+def tune() -> list[dict[str, Any]]:
+    """The scores of each rule at each of `RATES`, for each of `TUNING_SEEDS`."""
+    rows = []
+    for rule in RULES:
+        for rate in RATES:
+            runs = train(dataclasses.replace(rule, rate=rate), TUNING_SEEDS, tuning=True)
+            scores = [round(run.score, 4) for run in runs]
+            rows.append({"rule": rule.name, "rate": rate, "scores": scores})
+    return rows
+
+
+def memory() -> dict[str, int]:
+    """Bytes of the traces with what XLA needs for an update, and what it needs for plain BPTT."""
+    model, learner = Network(jax.random.key(0)), learner_of(TRACES)
+    opt_state, carry = learner.init(model, batch_size=BATCH)
+    xs, targets, _ = stream(jax.random.key(0), digits()[0], LONG // STEPS)
+    bptt = functools.partial(etpc.bptt, loss_fn=cross_entropy, batch_size=BATCH)
+
+    def temporary(function: Any, steps: int, *state: Any) -> int:
+        jitted: Any = eqx.filter_jit(function)
+        lowered = jitted.lower(model, *state, xs[:steps], targets[:steps])
+        return lowered.compile().compiled.memory_analysis().temp_size_in_bytes
+
+    online = temporary(learner.update, TRACES.every, opt_state, carry)
+    through = {f"BPTT, {steps:,} steps": temporary(bptt, steps) for steps in (STEPS, LONG)}
+    return {"traces": online + sum(a.nbytes for a in jax.tree.leaves(carry)), **through}
 
 
 # --- what there is to see ---
 
 
-def table(arms: list[Arm]) -> str:
-    lines = [f"{'':<24}{'right':>7}{'updates':>10}{'steps back':>13}{'memory':>12}{'time':>9}"]
-    for arm in arms:
-        reach = "all" if arm.window is None else f"{arm.window - 1}"
-        updates = BLOCKS * BLOCK * STEPS // arm.every
-        lines.append(
-            f"{arm.name:<24}{arm.score:>7.1%}{updates:>10,}{reach:>13}"
-            f"{arm.memory / 2**10:>8,.0f} KiB{arm.time:>7.1f} s"
-        )
-    return "\n".join(lines)
+def spread(values: Iterable[float], form: str) -> str:
+    """As "8 to 10", or one number where both are the same."""
+    values = list(values)
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
-def picture(arms: list[Arm], test: Stream, path: Path) -> None:
+def percent(runs: list[Run], *rules: Rule) -> str:
+    """The scores of these rules."""
+    names = [rule.name for rule in rules]
+    return spread((100 * run.score for run in runs if run.rule in names), ".1f") + " %"
+
+
+def rows(runs: list[Run]) -> list[list[str]]:
+    """Of the table: rule, score, steps to 50 and to 90 % right, updates, seconds."""
+    result = []
+    for rule in RULES:
+        own = [run for run in runs if run.rule == rule.name]
+        steps = (spread((run.steps_to(share) for run in own), ",.0f") for share in (0.5, 0.9))
+        updates = spread((run.updates for run in own), ",d")
+        seconds = spread((run.seconds for run in own), ".1f")
+        result.append([rule.name, percent(own, rule), *steps, updates, seconds])
+    return [[cell.replace("inf", "never") for cell in row] for row in result]
+
+
+def as_expected(runs: list[Run]) -> bool:
+    """Whether traces learn the task, as BPTT does, and truncated gradients do not, with every seed."""
+    scores = [[run.score for run in runs if run.rule == rule.name] for rule in RULES]
+    immediate, truncated, traces, bptt = np.array(scores)
+    learnt = (traces > 0.9) & (traces > bptt - 0.03)
+    return bool((learnt & (immediate < 0.2) & (truncated < 0.2)).all())
+
+
+def picture(runs: list[Run], path: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
-    figure, axes = plt.subplot_mosaic(
-        [["digits", "curves"], ["hidden", "curves"], ["answer", "curves"]],
-        figsize=(12, 4.6), layout="constrained", width_ratios=[1.45, 1], height_ratios=[1, 2, 2],
-    )  # fmt: skip
-    online = next(arm for arm in arms if arm.window is None)
-    xs, targets, _ = (a[STEPS : 2 * STEPS, 0] for a in test)
-    ys, hidden = (a[STEPS : 2 * STEPS, 0] for a in respond(online.model, test[0]))
-
-    ax = axes["digits"]
-    images = np.asarray(xs[:, :64]).reshape(STEPS, 8, 8)
-    rows = [np.hstack(list(images[n : n + STEPS // 2])) for n in (0, STEPS // 2)]
-    ax.imshow(np.vstack(rows), cmap="gray_r", aspect="equal")
-    ax.add_patch(Rectangle((-0.5, -0.5), 8, 8, fill=False, color="C3", linewidth=2.5))
-    ax.set(xticks=[], yticks=[], title="One digit a step; the first one is marked")
-    ax = axes["hidden"]
-    ax.imshow(np.asarray(hidden).T, cmap="RdBu", aspect="auto", vmin=-3, vmax=3)
-    ax.set(ylabel="hidden unit", title="What the network keeps, after training online")
-    ax = axes["answer"]
-    probabilities = np.asarray(jax.nn.softmax(ys))
-    ax.imshow(probabilities.T, cmap="Greys", aspect="auto", vmin=0, vmax=1)
-    ax.axvline(STEPS - ASKED - 0.5, color="C3", linestyle="--")
-    ax.set(xlabel="step", ylabel="answer", yticks=range(0, 10, 3),
-           title=f"Its answer, asked for right of the dashed line (it was a {int(targets[0])})")  # fmt: skip
-    ax = axes["curves"]
-    steps = STEPS * BLOCK * np.arange(1, BLOCKS + 1)
-    for arm, style in zip(arms, [":", "--", "-", "-."], strict=True):
-        ax.plot(steps, [100 * score for score in arm.curve], style, label=arm.name, linewidth=2)
-    ax.axhline(100 / CLASSES, color="0.7", linewidth=1, zorder=0)
-    ax.set(xlabel="steps of the stream", ylabel="right answers (%)", ylim=(0, 100),
-           title="The same network and stream, four rules")  # fmt: skip
-    ax.legend(frameon=False, loc="center right")
+    figure, (above, below) = plt.subplots(
+        2, figsize=(6, 5), layout="constrained", height_ratios=[1, 4]
+    )
+    xs, _, mask = (np.asarray(a[:, 0]) for a in stream(jax.random.key(7), digits()[1], 1))
+    images = np.pad(xs[:, :64].reshape(STEPS, 8, 8), ((0, 0), (1, 1), (1, 1)))
+    columns = STEPS // 2
+    rows = images.reshape(2, columns, 10, 10).swapaxes(1, 2).reshape(2 * 10, columns * 10)
+    above.imshow(rows, cmap="gray_r")
+    for n, asked in enumerate(mask):
+        corner = 10 * (n % columns) - 0.5, 10 * (n // columns) - 0.5
+        frame = {"color": "gold", "alpha": 0.3 * asked, "linewidth": 0}
+        mark = {"fill": False, "color": "C3", "linewidth": 2.5}
+        above.add_patch(Rectangle(corner, 10, 10, **(frame if n else mark)))
+    above.set(xticks=[], yticks=[], title="Which digit was marked (red)? Asked at each shaded one")
+    thousands = STEPS * BLOCK * np.arange(1, BLOCKS + 1) / 1000
+    for rule, style in zip(RULES, ("C0:", "C1--", "C2-", "C3-."), strict=True):
+        curves = [[100 * a for a in run.curve] for run in runs if run.rule == rule.name]
+        area = np.min(curves, 0), np.max(curves, 0)
+        below.fill_between(thousands, *area, color=style[:2], alpha=0.2, linewidth=0)
+        below.plot(thousands, np.mean(curves, 0), style, label=rule.name, linewidth=2)
+    below.axhline(100 / CLASSES, color="0.7", linewidth=1, zorder=0)
+    below.set(xlabel="thousand steps of the stream", ylabel="right answers (%)", ylim=(0, 100))
+    below.legend(frameon=False, loc="center right")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=150)
+
+
+def environment() -> dict[str, str]:
+    info = Path("/proc/cpuinfo")
+    cpu = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
+    versions = ("etpc", "jax", "jaxlib", "optax", "numpy", "scikit-learn")
+    return {
+        "cpu": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in versions},
+    }
 
 
 def main() -> int:
@@ -290,37 +327,42 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the stream")
     default = Path(__file__).parent / "out" / "marked_digit.png"
     parser.add_argument("--out", type=Path, default=default, help="path of the picture")
+    parser.add_argument("--tune", action="store_true", help="compare learning rates, and stop")
+    parser.add_argument("--record", action="store_true", help="tune, run five seeds, save in docs")
     args = parser.parse_args()
 
     start = time.perf_counter()
-    immediate, truncated, online, bptt = arms = [
-        Arm("immediate gradient", EVERY, 1),
-        Arm("BPTT, 10 steps", EVERY, EVERY),
-        Arm("traces, online", EVERY, None),
-        Arm("BPTT, all 40 steps", STEPS, STEPS, LARGER_RATE),
-    ]
-    train_data, test_data = digits()
-    test = stream(jax.random.key(2**31), test_data, 20)
-    model = Network(jax.random.key(args.seed))
+    tuning = tune() if args.tune or args.record else []
+    for row in tuning:
+        scores = "".join(f"{score:8.1%}" for score in row["scores"])
+        print(f"{row['rule']:<26}{row['rate']:>7g}{scores}")
+    if args.tune:
+        return 0
     print(f"{BLOCKS * BLOCK:,} trials of {STEPS} steps, {BATCH} streams side by side\n")
-    for arm in arms:
-        train(arm, model, train_data, test, args.seed)
-    print(f"\n{table(arms)}\n")
-    picture(arms, test, args.out)
-    print(f"picture: {args.out}\ntime in all: {time.perf_counter() - start:.0f} s\n")
+    seeds = SEEDS if args.record else [args.seed]
+    runs = [run for rule in RULES for run in train(rule, seeds)]
+    out = DOCS / "demo.png" if args.record else args.out
+    picture(runs, out)
+    print(f"picture: {out}\n")
+    for row in [["", "right", "steps to 50 %", "to 90 %", "updates", "seconds"], *rows(runs)]:
+        print("{:<26}{:>15}{:>17}{:>18}{:>9}{:>13}".format(*row))
     if FAST:
         return 0
-    failed = max(immediate.score, truncated.score)
-    learnt = online.score > 0.85 and online.score > bptt.score - 0.05
-    if not learnt or failed > 0.25:
+    taken = memory()
+    if args.record:
+        record = {"environment": environment(), "memory": taken, "tuning": tuning}
+        record["runs"] = [dataclasses.asdict(run) for run in runs]
+        out.with_suffix(".json").write_text(json.dumps(record, indent=0) + "\n")
+    print(f"\ntime in all: {time.perf_counter() - start:.0f} s\n")
+    if not as_expected(runs):
         print("The traces should learn this and truncated gradients should not.", file=sys.stderr)
         return 1
     print(
-        f"What was shown: eligibility traces learn online what happened {STEPS - ASKED} steps ago "
-        f"({online.score:.0%} right, BPTT {bptt.score:.0%}), where truncated gradients stay at "
-        f"chance ({failed:.0%}); they take {online.memory / 2**20:.1f} MiB for any distance, and BPTT "
-        f"{long_memory(model) / 2**20:,.0f} MiB for {LONG:,} steps."
+        f"What was shown: eligibility traces learn online what happened {DELAY} to {STEPS - 1} steps ago, "
+        f"{percent(runs, TRACES)} right, as BPTT does, {percent(runs, BPTT)}; truncated gradients stay "
+        f"at chance, {percent(runs, IMMEDIATE, TRUNCATED)}."
     )
+    print("Memory: " + "; ".join(f"{name}: {n / 2**20:.1f} MiB" for name, n in taken.items()))
     return 0
 
 

@@ -14,6 +14,7 @@ os.environ.setdefault(
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 from tests.annotations import check_annotations
@@ -83,3 +84,9 @@ def _compiled_code_is_dropped():
         or int(MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 2 << 30
     ):
         jax.clear_caches()
+
+
+@pytest.fixture
+def without_type_checks(monkeypatch):
+    """Users do not have those of the tests."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

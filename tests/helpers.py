@@ -80,7 +80,9 @@ def _kept(form):
 
 @functools.cache
 def _without_replacement(form):
-    return type(form.__name__, (form,), {})  # a form does not inherit that it is replaceable
+    return type(
+        form.__name__, (form,), {"exact": form.exact}
+    )  # a form does not inherit that it is replaceable
 
 
 # --- models and data ------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The benchmarks run, and what they compare is the same network."""
 
-import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 import etpc
-from benchmarks import by_hand, cells, measure, network, peer, report, step
+from benchmarks import by_hand, cells, measure, network, norse, peer, quotes, record, report, step
 from benchmarks.network import Problem
-from tests.helpers import kept
+from tests.helpers import distance, kept
 
 ROOT = Path(__file__).resolve().parents[1]
 DECAY = 0.9
@@ -53,9 +53,7 @@ def test_a_module_of_brainstate_has_the_gradients_of_the_same_network_in_equinox
 def test_norse_has_the_gradients_of_bptt_and_its_memory_grows():
     """Where Norse is installed, which no extra does."""
     pytest.importorskip("norse")
-    from benchmarks import norse
-
-    rows = norse.speed(Console(), 16, 20, 4, 1)
+    rows = norse.speed(Console(), [16], 20, 4, 1)
     assert [row["error"] < 1e-5 for row in rows] == [True, True, False, True, True]
     sizes = [row["bytes"] for row in norse.memory(Console(), 16, (20, 200), 4)]
     assert sizes[5] > 8 * sizes[2]
@@ -65,29 +63,66 @@ def test_norse_has_the_gradients_of_bptt_and_its_memory_grows():
 @pytest.mark.peer
 def test_quick_run_writes_results(tmp_path):
     """As a reader runs it: in a process of its own, in float32."""
-    pytest.importorskip("rich")
-    report = pytest.importorskip("benchmarks.report")
     path = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--json", path, "--plots", tmp_path]
     subprocess.run(command, cwd=ROOT, env={**os.environ, "JAX_ENABLE_X64": "0"}, check=True)
-    found = json.loads(path.read_text())
-    assert set(found["results"]) == set(report.TABLES)
-    assert {"device", "cpu", "cores", "python", "jax", "etpc", "braintrace"} <= set(
-        found["environment"]
-    )
-    rows = {row["name"]: row for row in found["results"]["speed"]}
+    runs = {run.benchmark: run for run in record.load(path)}
+    left_out = {"interop": peer.available(), "norse": norse.available()}
+    left_out["norse-memory"] = left_out["norse"]
+    assert runs.keys() == report.TABLES.keys() - {n for n, there in left_out.items() if not there}
+    for run in runs.values():
+        assert {"device", "cpu", "cores", "python", "jax", "etpc"} <= run.environment.keys()
+        assert run.command.startswith("python -m benchmarks --quick")
+    rows = {row["name"]: row for row in runs["speed"].rows}
     assert all(row["min_ms"] > 0 for row in rows.values())
     assert rows["etpc D-RTRL W=10"]["error_rule"] < 1e-5
     assert rows["etpc D-RTRL W=10"]["error_bptt"] > 1e-3  # it does leave something out
-    again = {row["name"]: row["again"] for row in found["results"]["compile"]}
+    again = {row["name"]: row["again"] for row in runs["compile"].rows}
     assert again["etpc D-RTRL"] == 0
-    for row in found["results"]["memory"]:
+    for row in runs["memory"].rows:
         if "promised" in row:
             assert row["alias"] == row["promised"]
             assert row["growth"] < 1.5
-    page = report.markdown(found)
-    assert all(table.title in page for table in report.TABLES.values())
+    page = report.markdown(list(runs.values()))
+    assert all(report.TABLES[name].title in page for name in runs)
     assert (tmp_path / "speed-32.svg").exists()
+
+
+def test_a_run_takes_the_place_of_what_has_its_sizes():
+    made = lambda what, *sizes: record.Run(what, [{"size": size} for size in sizes], what, {}, "")
+    runs = [made("speed", 128, 512), made("cells", 128)]
+    new = made("speed", 512, 1024)
+    first, older, last = record.merged(runs, new)
+    assert (first, older.rows, last) == (runs[1], [{"size": 128}], new)
+
+
+QUOTES = list(quotes.quotes(quotes.Record(record.load())))
+MEASURED = re.compile(
+    r"(?<![\w.])\d[\d,.]*\s*(?:%|times|[mµ]?s|[KMG]iB)(?!\w)|(?<![\w.=])\d+\.\d+(?![\w.]*\d)"
+)
+
+
+@pytest.mark.parametrize("page", sorted({quote.page for quote in QUOTES}))
+def test_numbers_on_pages_are_those_of_the_record(page):
+    text = (ROOT / page).read_text()
+    for quote in QUOTES:
+        if quote.page == page:
+            assert quote.written(text) == text, f"run `python -m benchmarks.pages`: {quote}"
+
+
+@pytest.mark.parametrize(
+    ("page", "section"), [(quotes.PAGE, r".*"), (quotes.README, r"\nHow fast\?.*?\n## ")]
+)
+def test_every_measured_number_is_in_a_quote(page, section):
+    """Code and links apart, what has a unit or a decimal point is taken from the record."""
+    whole = text = (ROOT / page).read_text()
+    for quote in QUOTES:
+        if quote.page == page:
+            start, end = quote.found(whole)[0].span()
+            text = text[:start] + "." * (end - start) + text[end:]
+    (part,) = re.findall(section, text, re.DOTALL)[:1]
+    part = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", part, flags=re.DOTALL)
+    assert MEASURED.findall(part) == []
 
 
 @pytest.mark.slow
@@ -102,9 +137,17 @@ def test_rules_by_hand_are_those_of_the_programs(name):
     assert row["hand_bytes"] <= row["etpc_bytes"]
 
 
-@pytest.mark.slow
-def test_checkpoints_do_not_change_bptt(problem):
-    assert largest_error(network.bptt(problem, checkpoint=True)(), network.bptt(problem)()) < 1e-5
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("cell", ["LIF", "LRU"])
+def test_bptt_by_hand_is_bptt(cell, checkpoint):
+    """It is what every time is compared with."""
+    with jax.enable_x64(True):
+        drawn = cells.example(cell, 8, 10, 3)
+        grads = by_hand.bptt(*drawn, network.loss, checkpoint=checkpoint)[1]
+        assert (
+            distance(grads, etpc.bptt(*drawn, network.loss, batch_size=3, reduction="sum")[1])
+            < 1e-9
+        )
 
 
 def test_difference_is_relative_and_refuses_zeros():
@@ -157,4 +200,4 @@ def test_cells_of_the_peer(cell, tmp_path):
     times = {row["name"]: row["to_bptt"] for row in rows if row["cell"] == cell}
     assert {"braintrace D-RTRL", "braintrace ES-D-RTRL 0.9"} < set(times)
     assert all(0 < ratio < float("inf") for ratio in times.values())
-    assert report.plots({"results": {"cells": rows}}, tmp_path)
+    assert report.plots([record.Run("cells", rows, "", {})], tmp_path)

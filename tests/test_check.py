@@ -1,5 +1,6 @@
 """`Online.check` with targets, and `etpc.fit(verify=True)`: a program that checks itself where it runs."""
 
+import functools
 import warnings
 
 import equinox as eqx
@@ -179,15 +180,16 @@ def test_nothing_is_claimed_of_an_approximation():
 @pytest.mark.slow
 def test_fit_checks_before_the_first_block():
     model, blocks = leaky(), [data(B)] * 2
+    fit = functools.partial(etpc.fit, batch_size=B, independent=False)
     wrong, seen = learner(model, Wrong(-1.0)), []
     with pytest.raises(etpc.VerificationError, match=r"\.win is claimed to be exact"):
-        etpc.fit(wrong, model, blocks, batch_size=B, verify=True, callbacks=[seen.append])
+        fit(wrong, model, blocks, verify=True, callbacks=[seen.append])
     assert not seen
     right = learner(model)
-    runs = [etpc.fit(right, model, blocks, batch_size=B, verify=v) for v in (True, False)]
+    runs = [fit(right, model, blocks, verify=v) for v in (True, False)]
     for a, b in zip(*(jax.tree.leaves(run.model) for run in runs), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert etpc.fit(wrong, model, blocks, batch_size=B).block == 2
+    assert fit(wrong, model, blocks).block == 2
     still = eqx.tree_at(lambda m: m.out, model, jnp.zeros((2, 4)))
     with pytest.warns(etpc.UncheckedWarning, match="is zero"):
-        etpc.fit(right, still, blocks, batch_size=B, verify=True)
+        fit(right, still, blocks, verify=True)

@@ -155,6 +155,17 @@ def test_an_array_spread_over_devices_comes_back_so(tmp_path):
     assert not any(a.committed for a in free)
 
 
+@pytest.mark.parametrize("value", [2**40 + 5, 0.1, 0.1j])
+@pytest.mark.parametrize("shapes", [False, True])
+def test_64_bits_stay_where_jax_makes_32(value, shapes, tmp_path):
+    tree = jnp.asarray([value, 1])
+    assert tree.dtype.itemsize >= 8
+    etpc.save(tmp_path / "a", tree)
+    like = jax.ShapeDtypeStruct(tree.shape, tree.dtype) if shapes else jnp.zeros_like(tree)
+    with jax.enable_x64(False):
+        same(tmp_path / "a", like, tree)
+
+
 def test_quantities(tmp_path):
     u = pytest.importorskip("saiunit")
     etpc.save(tmp_path / "a", {"v": jnp.ones(3) * u.mV})
@@ -208,7 +219,9 @@ def test_weights_of_a_run(tmp_path):
     loss = lambda y, target: jnp.sum((y - target) ** 2)
     learner = etpc.online(compiled(), loss, optax.adam(0.01), every=2)
     block = jnp.ones((4, 2, 2)), jnp.zeros((4, 2, 3))
-    run = etpc.fit(learner, MODEL, [block], batch_size=2, checkpoint=tmp_path / "run")
+    run = etpc.fit(
+        learner, MODEL, [block], batch_size=2, independent=False, checkpoint=tmp_path / "run"
+    )
     assert bits(run.model) != bits(MODEL)
     assert bits(etpc.load_weights(tmp_path / "run", MODEL)) == bits(run.model)
     words = r"(?s)a tuple of 5.*`etpc\.load_weights\(path, like=model\)`.*1\. \['f'\]"
@@ -510,6 +523,20 @@ def test_many_save_to_one_path(tmp_path):
         found = etpc.load(tmp_path / "a", tree(0))
         assert (found["a"] == found["version"]).all()
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_lock_on_the_folder_is_of_somebody_else(tmp_path):
+    """As under `flock FOLDER python train.py`."""
+    fcntl = pytest.importorskip("fcntl")
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    saving = threading.Thread(target=etpc.save, args=(tmp_path / "a", small()))
+    saving.start()
+    saving.join(20)
+    waits = saving.is_alive()
+    os.close(descriptor)
+    assert not waits
+    same(tmp_path / "a", small(), small())
 
 
 @pytest.mark.slow

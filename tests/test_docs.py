@@ -5,6 +5,7 @@ import importlib
 import io
 import pkgutil
 import re
+import shlex
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ import jax
 import pytest
 
 import etpc
+from etpc.cli import main
 from tests.pages import OUTPUT_OPTIONS, ROOT, code_blocks, run_page
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CLI = (ROOT / "docs" / "cli.md").read_text()
 # `make test` runs this one alone, and continuous integration all.
 OFTEN = {"README.md"}
 # The check for leaked tracers leaves these out.
@@ -45,6 +48,31 @@ def _pages() -> Iterator[Any]:
 @pytest.mark.parametrize("page", list(_pages()))
 def test_page(page: Path) -> None:
     run_page(page)
+
+
+COMMANDS = re.findall(r"```console\n\$ etpc ((?:.*\\\n)*.*)\n([^`]+)```", CLI)
+# Of a row of `etpc bench`: its times, and the bytes that depend on the version of XLA.
+MEASURED = re.compile(r"\d+\.\d+ +\d+\.\d+ +\d+\.\d+( +[\d,]+ +)[\d,]+(?= +\d\.\d+e)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "says"), COMMANDS, ids=[text[:40] for text, _ in COMMANDS])
+def test_commands(
+    command: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What the page says that they print, with numbers to two digits."""
+    models = "\n".join(code for code, _ in code_blocks(CLI))
+    (tmp_path / "models.py").write_text(models)
+    main(shlex.split(command.replace("\\\n", " ")))
+    said = "".join(capfd.readouterr())
+    for shown, printed in zip(_words(says), _words(said), strict=True):
+        if shown != printed:
+            assert float(shown) == pytest.approx(float(printed), rel=0.01, abs=1e-12)
+
+
+def _words(text: str) -> list[str]:
+    text = re.sub(r"\S*models\.py:\d+:\d+", "models.py", MEASURED.sub(r"\1", text))
+    return re.sub(r"-{4,}", "", text).split()
 
 
 @pytest.mark.leaks

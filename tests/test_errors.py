@@ -208,7 +208,7 @@ INPUTS = {
     ),
     "batch size": (
         lambda: run(jnp.zeros((4, 6, 2)), batch=5),
-        r"a batch of 6; the carry has 5.*init\(batch_size=6\)",
+        r"a batch of 6; the carry has 5.*`batch_size=6`",
     ),
     "dtype": (
         lambda: run(jnp.zeros((4, 2), complex)),
@@ -296,6 +296,13 @@ def test_dropout_without_a_key():
     keyed = etpc.interop.keyed(lambda w, x, h, key: (h, h + layer(w * x, key=key)))
     state = (jnp.zeros(2), jax.random.key(0))
     etpc.compile(jnp.ones(()), inputs=jnp.ones(2), state=state, step=keyed)
+
+
+def test_batch_normalisation_in_training():
+    norm, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(2, "batch", mode="ema")
+    with pytest.raises(NameError, match="unbound axis name") as caught:
+        etpc.compile(norm, inputs=X, state=state)
+    assert any("`inference=True`" in note for note in caught.value.__notes__)
 
 
 def test_an_error_in_the_loss_says_what_it_was_called_with():
@@ -484,7 +491,7 @@ def call(function, **changes):
 
 def fit(blocks):
     learner = etpc.online(compiled(), loss, optax.sgd(1e-2))
-    return lambda: unchecked(etpc.fit)(learner, Cell(W), blocks, batch_size=5)
+    return lambda: unchecked(etpc.fit)(learner, Cell(W), blocks, batch_size=5, independent=False)
 
 
 CALLS = {

@@ -1,6 +1,7 @@
 """`etpc.fit` against the loop that it stands for."""
 
 import functools
+import re
 import shutil
 import warnings
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from tests.helpers import loss
 from tests.marks import few
 
 B, I = 3, 4
+fit = functools.partial(etpc.fit, independent=False)
 
 
 class Noisy(eqx.Module):
@@ -69,7 +71,7 @@ def assert_same(run, other):
 def test_is_the_loop_of_its_docstring(batch_size):
     model, learner = build()
     blocks = make_blocks(batch_size=batch_size)
-    run = etpc.fit(learner, model, iter(blocks), batch_size=batch_size)
+    run = fit(learner, model, iter(blocks), batch_size=batch_size)
     opt_state, carry = learner.init(model, batch_size)
     means = []
     for xs, targets in blocks:
@@ -90,7 +92,7 @@ def test_blocks_as_dicts_with_masks_and_resets_and_an_auxiliary_output():
     begins = np.zeros((2, B), bool)
     begins[1, 2] = True
     blocks = [dict(xs=x, targets=t, mask=mask, reset=begins) for x, t in make_blocks(2)]
-    run = etpc.fit(learner, model, blocks, batch_size=B)
+    run = fit(learner, model, blocks, batch_size=B)
     opt_state, carry = learner.init(model, B)
     for block in blocks:
         model, opt_state, carry, losses, aux = learner.update(model, opt_state, carry, **block)
@@ -104,7 +106,7 @@ def test_independent_sequences_begin_anew_with_other_noise(batch_size):
     model, learner = build(every=10)
     blocks = make_blocks(3, batch_size)
     runs = [
-        etpc.fit(learner, model, blocks, batch_size=batch_size, independent=independent)
+        fit(learner, model, blocks, batch_size=batch_size, independent=independent)
         for independent in (True, False)
     ]
     assert not np.allclose(runs[0].model.back, runs[1].model.back, rtol=1e-6)
@@ -124,9 +126,9 @@ def test_independent_sequences_begin_anew_with_other_noise(batch_size):
 def test_goes_on_from_a_run_before():
     model, learner = build()
     blocks = make_blocks()
-    whole = etpc.fit(learner, model, blocks, batch_size=B)
-    half = etpc.fit(learner, model, blocks[:3], batch_size=B)
-    rest = etpc.fit(
+    whole = fit(learner, model, blocks, batch_size=B)
+    half = fit(learner, model, blocks[:3], batch_size=B)
+    rest = fit(
         learner, half.model, blocks[3:], batch_size=B, opt_state=half.opt_state, carry=half.carry
     )
     np.testing.assert_array_equal(rest.model.back, whole.model.back)
@@ -143,7 +145,7 @@ def test_callbacks_are_called_after_each_block_and_one_may_end_the_run():
         seen.append((run.block, run.stopped, len(run.history), run.losses.shape))
         return run.block == 4
 
-    run = etpc.fit(
+    run = fit(
         learner,
         model,
         make_blocks(),
@@ -155,7 +157,7 @@ def test_callbacks_are_called_after_each_block_and_one_may_end_the_run():
     assert run.stopped
     assert run.block == 4
     np.testing.assert_array_equal(
-        run.model.back, etpc.fit(learner, model, make_blocks(4), batch_size=B).model.back
+        run.model.back, fit(learner, model, make_blocks(4), batch_size=B).model.back
     )
 
 
@@ -164,18 +166,18 @@ def test_callbacks_are_called_after_each_block_and_one_may_end_the_run():
 )
 def test_a_true_of_any_library_ends_a_run(true):
     model, learner = build()
-    run = etpc.fit(learner, model, make_blocks(2), batch_size=B, callbacks=[true])
+    run = fit(learner, model, make_blocks(2), batch_size=B, callbacks=[true])
     assert (run.stopped, run.block) == (True, 1)
 
 
 def test_only_true_ends_a_run():
     model, learner = build()
     answers = iter([1, "yes", jnp.array(3.0), None, np.False_, {}])
-    run = etpc.fit(learner, model, make_blocks(), batch_size=B, callbacks=[lambda r: next(answers)])
+    run = fit(learner, model, make_blocks(), batch_size=B, callbacks=[lambda r: next(answers)])
     assert not run.stopped
     assert run.block == 6
     with pytest.raises(etpc.InputTypeError, match=r"booleans of shape \[2\]. Let it return one"):
-        etpc.fit(learner, model, make_blocks(), batch_size=B, callbacks=[lambda r: r.losses < 0])
+        fit(learner, model, make_blocks(), batch_size=B, callbacks=[lambda r: r.losses < 0])
 
 
 # --- masks ----------------------------------------------------------------------------------------
@@ -193,7 +195,7 @@ def test_an_update_without_a_loss_does_not_count(reduction):
     blocks = [
         dict(xs=x, targets=t, mask=mask) for (x, t), mask in zip(make_blocks(3), masks, strict=True)
     ]
-    run = etpc.fit(frozen, model, blocks, batch_size=B)
+    run = fit(frozen, model, blocks, batch_size=B)
     run_of = frozen.program.value_and_grad(loss, reduction)
     carry, whole = frozen.program.init(B), []
     for block in blocks:
@@ -223,13 +225,11 @@ def test_a_run_that_is_killed_goes_on_bit_by_bit(tmp_path, killed_at):
             shutil.copy(path, left)
 
     arguments = dict(batch_size=B, save_every=2)
-    whole = etpc.fit(
-        *(learner, model, make_blocks()), callbacks=[kill], checkpoint=path, **arguments
-    )
+    whole = fit(*(learner, model, make_blocks()), callbacks=[kill], checkpoint=path, **arguments)
     assert left.exists() == (killed_at > 1)
     other_model, other_learner = build.__wrapped__()  # as in another process
     seen = []
-    resumed = etpc.fit(
+    resumed = fit(
         *(other_learner, other_model, iter(make_blocks())),
         **dict(callbacks=[lambda r: seen.append(r.block)], checkpoint=left, **arguments),
     )
@@ -264,11 +264,11 @@ def test_a_run_that_ends_by_an_error_is_saved(tmp_path, blocks, callbacks, error
     model, learner = build()
     arguments = dict(batch_size=B, checkpoint=tmp_path / "run.etpc")
     with pytest.raises(error):
-        etpc.fit(learner, model, blocks(make_blocks()), callbacks=callbacks, **arguments)
+        fit(learner, model, blocks(make_blocks()), callbacks=callbacks, **arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["run.etpc"]
-    resumed = etpc.fit(learner, model, make_blocks(), **arguments)
+    resumed = fit(learner, model, make_blocks(), **arguments)
     assert len(resumed.history) == 3
-    assert_same(resumed, etpc.fit(learner, model, make_blocks(), batch_size=B))
+    assert_same(resumed, fit(learner, model, make_blocks(), batch_size=B))
 
 
 def test_what_ends_a_run_is_raised_where_saving_fails_too(tmp_path):
@@ -281,7 +281,7 @@ def test_what_ends_a_run_is_raised_where_saving_fails_too(tmp_path):
         raise Interrupted
 
     with pytest.raises(Interrupted) as caught:
-        etpc.fit(
+        fit(
             *(learner, model, make_blocks()),
             **dict(batch_size=B, callbacks=[lose], checkpoint=folder / "run.etpc"),
         )
@@ -293,7 +293,7 @@ def test_a_checkpoint_that_cannot_be_written_is_found_before_the_first_block(tmp
     (tmp_path / "file").write_text("")
     model, learner = build()
     with pytest.raises(OSError, match=r"No such file|Not a directory|name too long"):
-        etpc.fit(
+        fit(
             *(learner, model, make_blocks(1)),
             **dict(callbacks=[lambda r: pytest.fail("it was trained on")]),
             **dict(batch_size=B, checkpoint=tmp_path / name),
@@ -306,14 +306,14 @@ def test_a_run_that_ended_or_was_stopped_is_returned_as_it_is(tmp_path):
     for name, callbacks in {"end": [], "stop": [lambda r: r.block == 3]}.items():
         path = tmp_path / f"{name}.etpc"
         arguments = dict(batch_size=B, checkpoint=path, save_every=100)
-        run = etpc.fit(learner, model, make_blocks(), callbacks=callbacks, **arguments)
-        again = etpc.fit(
+        run = fit(learner, model, make_blocks(), callbacks=callbacks, **arguments)
+        again = fit(
             *(learner, model, make_blocks()),
             **dict(callbacks=[lambda r: pytest.fail("it was trained on")], **arguments),
         )
         assert_same(again, run)
         assert again.losses is None
-    more = etpc.fit(learner, model, make_blocks(8), batch_size=B, checkpoint=tmp_path / "end.etpc")
+    more = fit(learner, model, make_blocks(8), batch_size=B, checkpoint=tmp_path / "end.etpc")
     assert more.block == 8
 
 
@@ -321,7 +321,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     model, learner = build()
     etpc.save(tmp_path / "run.etpc", {"something": jnp.zeros(3)})
     with pytest.raises(etpc.CheckpointError):
-        etpc.fit(learner, model, make_blocks(), batch_size=B, checkpoint=tmp_path / "run.etpc")
+        fit(learner, model, make_blocks(), batch_size=B, checkpoint=tmp_path / "run.etpc")
 
 
 # --- silence --------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def spiking(variance):
 def test_warns_once_where_a_layer_is_silent():
     model, learner = spiking(1e-6)
     with pytest.warns(etpc.SilentNetworkWarning, match="gives no spike") as found:
-        etpc.fit(learner, model, make_blocks(3), batch_size=B)
+        fit(learner, model, make_blocks(3), batch_size=B)
     assert len(found) == 1
     assert "nn.init_from_data" in str(found[0].message)
     _, carry = learner.init(model, B)
@@ -382,7 +382,7 @@ def test_does_not_warn_where_all_layers_spike():
     _, carry = learner.init(model, B)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        etpc.fit(learner, model, make_blocks(2), batch_size=B)
+        fit(learner, model, make_blocks(2), batch_size=B)
         assert learner.check(model, carry, make_blocks(1)[0][0]) == ()
 
 
@@ -404,29 +404,78 @@ def test_errors():
     model, learner = build()
     good = make_blocks(1)
     with pytest.raises(etpc.InputError, match="save_every must be an int >= 1"):
-        etpc.fit(learner, model, good, batch_size=B, save_every=0)
+        fit(learner, model, good, batch_size=B, save_every=0)
     for data, message in {
         "three": ([(1, 2, 3)], "Block 0 of the data is 3 parts"),
         "array": ([*good, np.zeros((10, B, I))], "Block 1 of the data is ndarray"),
     }.values():
         with pytest.raises(etpc.InputTypeError, match=message):
-            etpc.fit(learner, model, data, batch_size=B)
+            fit(learner, model, data, batch_size=B)
     for data, message in {
         "no targets": (dict(xs=good[0][0]), "Block 0 of the data has no 'targets'"),
         "a name": (dict(xs=1, targets=2, masks=3), "has 'masks', which `Online.update` does not"),
     }.values():
         with pytest.raises(etpc.InputError, match=message):
-            etpc.fit(learner, model, [data], batch_size=B)
+            fit(learner, model, [data], batch_size=B)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_arguments_of_another_type():
-    _, learner = build()
-    import etpc._fit as module
-
-    for wrong, callbacks, message in (
-        (learner.program, [], "learner is a Program. Pass what `etpc.online` returns"),
-        (learner, [3], r"callbacks is \[3\]"),
-        (learner, len, "callbacks is <built-in function len>"),
+    model, learner = build()
+    for changes, message in (
+        (dict(learner=learner.program), "learner is a Program. Pass what `etpc.online` returns"),
+        (dict(callbacks=[3]), r"callbacks is \[3\]"),
+        (dict(callbacks=len), "callbacks is <built-in function len>"),
+        (dict(independent="no"), "independent is 'no'"),
     ):
         with pytest.raises(etpc.InputTypeError, match=message):
-            module._check(wrong, callbacks, [])  # beartype is before it in the tests
+            fit(**{**dict(learner=learner, model=model, blocks=[]), **changes})
+
+
+def test_what_the_blocks_are_has_to_be_said():
+    model, learner = build()
+    for words in ("independent=True` where .* new sequences", "independent=False` where .* stream"):
+        with pytest.raises(etpc.InputTypeError, match=words):
+            etpc.fit(learner, model, make_blocks(), batch_size=B)
+
+
+OTHERS = {
+    "model": (dict(model=jnp.zeros(4)), {}, "of another model"),
+    "optimizer": (dict(optimizer=optax.sgd(0.1)), {}, "with another optimizer"),
+    "batch size": ({}, dict(batch_size=3), "with another batch_size"),
+    "no batch": ({}, dict(batch_size=None), "with another batch_size"),
+    "rule": (dict(algo="rtrl"), {}, "of another program"),
+    "step": (dict(decay=0.8), {}, "of another program"),
+}
+
+
+def small(model=jnp.zeros(3), optimizer=None, algo="d_rtrl", decay=0.9):
+    def step(w, x, h):
+        h = decay * h + w * x
+        return h, h
+
+    program = etpc.compile(model, algo, inputs=model, state=model, step=step)
+    return etpc.online(program, loss, optimizer or optax.adam(0.1)), model
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_another_run_is_refused_in_the_terms_of_fit(tmp_path, name):
+    changes, arguments, words = OTHERS[name]
+    arguments = {**dict(blocks=[], batch_size=2, checkpoint=tmp_path / "run"), **arguments}
+    learner, model = small()
+    etpc.save(tmp_path / "run", (model, *learner.init(model, 2), 0, False))
+    with pytest.raises(etpc.CheckpointError, match=f"holds a run {words}") as caught:
+        fit(*small(**changes), **arguments)
+    assert not re.search("like|[0-9a-f]{16}|init", str(caught.value).removeprefix(str(tmp_path)))
+    etpc.save(tmp_path / "run", (model, *learner.init(model, 2)))
+    with pytest.raises(etpc.CheckpointError, match="is no run that `etpc"):
+        fit(learner, model, [], batch_size=2, checkpoint=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("lead", "words"), [((4, 2), "pass `batch_size=2`"), ((4,), "leave `batch")]
+)
+def test_a_batch_size_that_is_not_that_of_the_blocks(lead, words):
+    block = (np.ones((*lead, 3)),) * 2
+    with pytest.raises(etpc.InputError, match=f"{words}.*in `init` or `etpc.fit`"):
+        fit(*small(), [block], batch_size=3)

@@ -16,25 +16,27 @@ SEES = {
     "_jax": "_errors _tuning",
     "_files": "",
     "_origin": "",
-    "_primitives": "_jax _origin",
+    "_primitives": "_errors _jax _origin",
     "_record": "",
     "_carry": "",
     "_data": "_errors",
     "_loss": "_errors _jax",
     # the compiler: a stage sees the artefact of the one before it, and what that is made of
-    "ops": "_jax _primitives _tuning",
+    "ops": "_errors _jax _primitives _tuning",
     "trace": "_errors _jax _primitives",
     "analyse": "_errors _jax _primitives ops trace",
     "traces": "_jax _tuning ops",
     "algorithms": "_errors _origin ops traces analyse",
     "plan": "_errors _jax _record _primitives _tuning traces analyse algorithms",
-    "emit": "_jax _primitives _tuning traces analyse plan",
+    "emit": "_errors _jax _primitives _tuning traces analyse plan",
     # what is shown of a plan
     "show": "_errors _jax _record traces algorithms analyse plan",
     "draw": "_errors _files _record plan show",
     # a gradient to compare with
     "_bptt": "_data _errors _loss trace",
     "_agreement": "_jax _loss show trace",
+    # what each rule means, without the compiler
+    "definition": "_bptt _data _errors _jax _loss _primitives trace analyse algorithms",
     # the program, and what is done with programs
     "_spikes": "_errors _jax trace",
     "run": "_errors _files _jax _record _carry _data _loss _spikes _bptt _agreement"
@@ -48,9 +50,9 @@ SEES = {
     "checkpoint": "_carry _errors _files _jax",
     "_fit": "_errors checkpoint run",
     "_measured": "_errors _data _loss _bptt _agreement _trial trace run",
-    "_suggest": "_errors _record _progress _compare _trial _measured trace analyse traces algorithms plan show run",
+    "_suggest": "_agreement _errors _record _progress _compare _trial _measured trace analyse traces algorithms plan show run",
     "plot": "_errors _jax _compare plan run",
-    "testing": "_errors _record _check _compare algorithms run",
+    "testing": "_errors _files _record _check _compare algorithms run",
     # models
     "surrogate": "_errors",
     "nn": "_data _errors _jax _spikes surrogate trace analyse",
@@ -58,10 +60,10 @@ SEES = {
     "optim": "_errors",
     "units": "",
     # the command line is above the package itself
-    "__init__": "_errors _jax _agreement _bptt _check _compare _fit _suggest checkpoint algorithms analyse draw emit"
-    " interop nn ops optim plan plot run surrogate testing trace units",
-    "cli": "__init__ _errors _jax _record _loss _bptt _agreement _compare _suggest algorithms draw run show testing"
-    " trace",
+    "__init__": "_errors _jax _agreement _bptt _check _compare _fit _suggest checkpoint definition algorithms analyse"
+    " draw emit interop nn ops optim plan plot run surrogate testing trace units",
+    "cli": "__init__ _errors _files _jax _record _loss _bptt _agreement _compare _suggest algorithms draw run show"
+    " testing trace",
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""

@@ -1,5 +1,6 @@
 """Training on a stream: against loops and backpropagation that are written by hand."""
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -323,7 +324,7 @@ def test_resets_at_any_step_against_backpropagation():
             total = total + value / B
             grads = jax.tree.map(lambda g: g / B, grads)
             expected = grads if expected is None else jax.tree.map(jnp.add, expected, grads)
-    for algo in (D, RULES["full windows"]):
+    for algo in (D, etpc.D_RTRL(window=1, backprop="full")):
         losses, grads, _ = gradient(
             PLAIN, xs, targets, reset=reset, reduction="sum", program=program_of(PLAIN, algo)
         )
@@ -332,9 +333,33 @@ def test_resets_at_any_step_against_backpropagation():
     assert abs(float(without[0][0] - total)) > 1e-3
 
 
+ONE_STEP = (
+    *(D, RULES["decay"], etpc.SnAp(1, window=2), etpc.RTRL(window=3), etpc.TBPTT(3, every=1)),
+    *(etpc.D_RTRL(window=1, lookback=3), etpc.ES_D_RTRL(rank=1, window=1)),
+)
+LONGER = (
+    *(RULES["full windows"], RULES["rank"], etpc.RTRL(rank=1), etpc.CreditRTRL(2)),
+    *(etpc.TBPTT(3), etpc.TBPTT(3, every=2), etpc.D_RTRL(window=2, lookback=3)),
+)
+
+
+@pytest.mark.parametrize("algo", few(ONE_STEP + LONGER, D, LONGER[4]))
+def test_a_reset_at_each_step_changes_no_rule(algo):
+    """Its windows are one step long: where the gradient depends on that, it is refused."""
+    (xs, targets), none = data(), np.zeros((T, B), bool)
+    take = functools.partial(gradient, RECURRENT, xs, targets, program=program_of(RECURRENT, algo))
+    if algo in ONE_STEP:
+        close(take(reset=none)[:2], take()[:2])
+        return
+    with pytest.raises(etpc.InputError, match=r"reset=\[T, B\] would change the learning rule"):
+        take(reset=none)
+    take(reset=none[:1])
+
+
 @pytest.mark.parametrize("name", few(RULES, "decay", "rank"))
 def test_an_example_that_begins_anew_is_a_stream_of_its_own(name):
-    program, (xs, targets) = program_of(PLAIN, RULES[name]), data()
+    algo, (xs, targets) = RULES[name], data()
+    program = program_of(PLAIN, dataclasses.replace(algo, window=1) if algo in LONGER else algo)
     reset = np.zeros((T, B), bool)
     reset[3, 1] = True
     _, _, carry = gradient(PLAIN, xs, targets, program=program, reset=reset)

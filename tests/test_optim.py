@@ -9,6 +9,7 @@ import pytest
 
 import etpc
 from etpc.optim import obgd, trace_of_gradient
+from tests.test_errors import unchecked
 from tests.test_online import (
     PLAIN,
     D,
@@ -115,18 +116,18 @@ def test_dtypes_stay():
 
 
 def test_bad_input():
-    for decay in (-0.1, 1.5, float("nan")):
+    for decay in (-0.1, 1.5, float("nan"), "0.9", None, [0.9], 0.9j):
         with pytest.raises(etpc.InputError, match=r"decay must lie in \[0, 1\], and is"):
-            trace_of_gradient(decay)
+            unchecked(trace_of_gradient)(decay)
     optimizer = trace_of_gradient(0.5)
     w = jnp.ones(2)
     for name in ("reward", "reset"):
         with pytest.raises(etpc.InputError, match=rf"{name} has shape \[2\].* one stream"):
             optimizer.update(w, optimizer.init(w), **{name: w})
     for name in ("step_size", "kappa"):
-        for value in (0.0, -1.0, float("nan"), float("inf")):
+        for value in (0.0, -1.0, float("nan"), float("inf"), "1.0", None, [1.0], 1j):
             with pytest.raises(etpc.InputError, match=f"{name} must be a finite number > 0"):
-                obgd(**{name: value})
+                unchecked(obgd)(**{name: value})
     with pytest.raises(etpc.InputError, match=r"error has shape \[2\].* one stream"):
         obgd().update(w, optax.EmptyState(), error=w)
     with pytest.raises(etpc.InputError, match="needs the temporal-difference error"):

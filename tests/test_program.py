@@ -1,9 +1,11 @@
 """A compiled program: its calls agree with each other, under JAX's transformations, and it can be read."""
 
+import copy
 import dataclasses
 import functools
 import inspect
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -576,6 +578,17 @@ def test_a_weight_without_inputs(algo):
     assert jnp.abs(grads["w"]).min() > 0
 
 
+@pytest.mark.parametrize("make", [test_online.program_of, test_online.learner_of])
+def test_a_copy_is_itself_and_no_pickle(make):
+    held = make() if make is test_online.program_of else make(test_online.program_of(), 2)
+    assert copy.copy(held) is held
+    assert copy.deepcopy({"held": held})["held"] is held
+    with pytest.raises(
+        etpc.UnsupportedError, match=r"cannot be pickled\. Make it anew .*etpc\.save"
+    ):
+        pickle.dumps(held)
+
+
 def test_a_carry_that_is_donated_is_a_copy():
     """Of the state that was given, which may hold an array twice, and a key."""
     zero, key = jnp.zeros(2), jax.random.key(0)
@@ -708,6 +721,26 @@ def test_the_carry_of_another_program_is_refused(case):
     program, other = wired_once(), wired(**OTHERS[case])
     with pytest.raises(etpc.InputError, match="carry belongs to another program"):
         program.arguments.check_carry(other.init())
+
+
+def test_constants_of_any_layout_are_told_apart_by_their_values():
+    """The parts of a complex one are strided."""
+
+    def of_constant(a):
+        step = lambda w, x, h: ((a @ (h + w * x)).real.sum(), 0.5 * h + w * x)
+        return program_id(
+            etpc.compile(jnp.ones(3), inputs=jnp.ones(3), state=jnp.zeros(3), step=step)
+        )
+
+    constant = np.array([[0.5, 0.3j, 1.0], [-0.2, 0.4 + 0.1j, 2.0]])
+    same = of_constant(constant)
+    assert (
+        same
+        == of_constant(np.asfortranarray(constant))
+        == of_constant(np.repeat(constant, 2, 0)[::2])
+    )
+    assert same != of_constant(constant.conj())
+    assert same != of_constant(np.repeat(constant.real, 2, 1)[:, ::2])
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import etpc
-from etpc import _suggest
+from etpc import _suggest, nn
 from etpc._measured import Batch, Measurement, Online, Reverse
 from etpc._suggest import Candidate
 from etpc._trial import Trial
@@ -207,10 +207,21 @@ def test_directions_follow_the_credit_at_other_weights():
     np.testing.assert_allclose(found, 1, atol=1e-6)  # as many as there are states keep all of it
 
 
+OPTIMISERS = {
+    "adam": optax.adam(1e-2),
+    "momo": optax.contrib.momo(),
+    "polyak_sgd": optax.polyak_sgd(0.1),
+    "reduce_on_plateau": optax.chain(
+        optax.sgd(1e-2), optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
+    ),
+}
+
+
 @pytest.mark.slow
-def test_training_every_few_steps_is_that_of_online():
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_training_every_few_steps_is_that_of_online(name):
     """Also where no loss counts in some windows: there nothing moves."""
-    optimiser = optax.adam(1e-2)
+    optimiser = OPTIMISERS[name]
     mask = np.ones((T, B))
     mask[8:16] = 0
     batch = batch_of(optimiser=optimiser, every=4, mask=mask)
@@ -222,6 +233,22 @@ def test_training_every_few_steps_is_that_of_online():
         arguments = model, opt_state, learner.restarted(carry), XS, TARGETS
         model, opt_state, carry, losses = learner.update(*arguments, mask=mask)
         np.testing.assert_allclose(way.update(), losses.sum() / 6, rtol=1e-9)
+    np.testing.assert_allclose(flat(way.trained[0]), flat(model), rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_training_by_bptt_is_that_of_a_loop(name):
+    """Optimisers that ask for the loss get that of the sequence."""
+    optimiser = OPTIMISERS[name]
+    way = Reverse(batch_of(optimiser=optimiser))
+    model, opt_state = MODEL, optimiser.init(MODEL)
+    update = optax.with_extra_args_support(optimiser).update
+    for _ in range(3):
+        value, grads = etpc.bptt(model, XS, TARGETS, loss, batch_size=B)
+        changes, opt_state = update(grads, opt_state, model, value=value)
+        model = eqx.apply_updates(model, changes)
+        np.testing.assert_allclose(way.update(), value, rtol=1e-9)
     np.testing.assert_allclose(flat(way.trained[0]), flat(model), rtol=1e-9)
 
 
@@ -255,6 +282,12 @@ def test_a_network_from_which_influence_escapes(measured):
     assert by_rule[measured.rule].mean_cosine > best - _suggest.NEAR
     assert "The cosines by lag are those at the weights that" in measured.reasons[0]
     assert measured.reasons[1] == "D-RTRL ignores hidden state -> .back -> hidden state."
+    cut, full = (by_rule[r] for r in (etpc.D_RTRL(), etpc.D_RTRL(window=4, backprop="full")))
+    far = [f"{c:.2f} from {a} to {b}" for c, (a, b) in zip(cut.by_lag, measured.lags, strict=True)]
+    assert all(c < 0.9 for c in cut.by_lag)
+    assert all(text in measured.reasons[2] for text in far)
+    numbers = ", ".join(f"{c:.2f}" for c in full.by_lag)
+    assert measured.reasons[2].endswith(f"inside windows of 4 steps it is {numbers}.")
     untrained = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, budget=1e-9).rows[1]
     assert untrained.cosine == pytest.approx(by_rule[etpc.D_RTRL()].cosine)
     assert untrained.by_lag != pytest.approx(by_rule[etpc.D_RTRL()].by_lag, abs=1e-6)
@@ -290,14 +323,14 @@ def test_numbers_that_are_not_finite():
 def test_limits():
     whole = etpc.compile(MODEL, inputs=XS[0, 0]).memory(B).total
     found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, memory=whole, budget=1e-9)
-    assert found.rule == etpc.D_RTRL()
+    assert [row.rule for row in found.rows] == [None, etpc.D_RTRL()]
     found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, memory=10)
     assert found.rule is None
     assert f"D_RTRL(), which carries {whole:,} bytes" in found.left_out
     assert [row.name for row in found.rows] == ["BPTT"]
     assert any("No rule fits memory=10." in text for text in found.reasons)
     assert any("Recurrence of each unit with itself alone" in text for text in found.reasons)
-    assert str(found).startswith("no rule fits\n")
+    assert str(found).startswith("suggested: no rule\n")
     found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, time=1e-9, budget=1e-9)
     assert found.rule is None
     assert any("No rule fits time=1e-09. The fastest is D_RTRL()" in t for t in found.reasons)
@@ -326,7 +359,9 @@ def test_weights_without_a_trace():
 def test_the_budget():
     found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, budget=1e-9)
     assert [row.name for row in found.rows] == ["BPTT", "D_RTRL()"]
-    assert found.rule == etpc.D_RTRL()
+    assert found.rule is None
+    assert any("D_RTRL() is the only rule that was measured" in text for text in found.reasons)
+    assert not any("highest" in text for text in found.reasons)
     (left,) = found.left_out
     assert left.startswith("D_RTRL(window=4, backprop='full'), ")
     assert left.endswith("as the budget of 1e-09 s was spent")
@@ -339,10 +374,11 @@ def test_an_interrupt_gives_what_was_measured(monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(_suggest, "show", interrupt)
-    stop = 1
-    found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS)
-    assert found.rule == etpc.D_RTRL()
-    assert found.left_out == ("what was left when it was interrupted",)
+    for stop in (1, 2):
+        found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS)
+        assert len(found.rows) == 1 + stop
+        assert found.rule in ([None], [row.rule for row in found.rows[1:]])[stop - 1]
+        assert found.left_out == ("what was left when it was interrupted",)
     stop = 0
     with pytest.raises(KeyboardInterrupt):
         etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS)
@@ -367,6 +403,7 @@ def candidate(rule, ms, by_lag, losses=(), updates=12):
 
 FULL, CREDIT = etpc.D_RTRL(backprop="full"), etpc.CreditRTRL()
 BLOCKS = etpc.TBPTT(8, every=4)
+LAGS = [(0, 4), (4, 12)]
 
 
 @pytest.mark.parametrize(
@@ -382,24 +419,230 @@ BLOCKS = etpc.TBPTT(8, every=4)
         ([candidate(BLOCKS, 1, [1.0, 0.0]), candidate(CREDIT, 9, [0.6, 0.2])], CREDIT),
         ([candidate(BLOCKS, 1, [1.0, 0.0]), candidate(CREDIT, 9, [0.6, 0.01])], BLOCKS),
         ([candidate(BLOCKS, 1, [1.0, math.nan]), candidate(CREDIT, 9, [0.6, math.nan])], BLOCKS),
+        ([candidate(FULL, 1, [0.8], [2, 1], 9), candidate(CREDIT, 9, [1.0], [2, 1.5], 9)], CREDIT),
+        *(  # no training, so that losses say nothing
+            ([candidate(FULL, 1, [0.8], [2, a]), candidate(CREDIT, 9, [1.0], [2, b])], CREDIT)
+            for a, b in [(3, 9), (math.nan, math.nan), (2 - 1e-9, 2), (2, 3)]
+        ),
     ],
 )
 def test_the_fastest_of_the_best(rows, best):
-    found, why = _suggest._best(rows)
+    found, why = _suggest._best(rows, LAGS[: len(rows[0].by_lag)])
     assert found.rule == best
     assert why
+    start, ends = 2, [row.losses[-1] for row in rows if row.losses]
+    trains = any(end < start - 1e-6 for end in ends)
+    assert any("no rule lowers" in text for text in why) == (len(ends) > 0 and not trains)
+    rises = ends and not any(end <= start for end in ends)
+    assert any("The optimiser diverges" in text for text in why) == bool(rises)
 
 
-def test_a_short_training_says_nothing():
-    rows = [candidate(FULL, 1, [0.8], [2, 1], 9), candidate(CREDIT, 9, [1.0], [2, 1.5], 9)]
-    found, why = _suggest._best(rows)
-    assert found.rule == CREDIT
-    assert "9 updates of each, too few to compare losses" in why[0]
+def test_where_one_gives_nothing_the_other_is_named_with_its_cosine():
+    rows = [candidate(BLOCKS, 1, [1.0, 0.0]), candidate(CREDIT, 9, [0.6, 0.2])]
+    _, why = _suggest._best(rows, LAGS)
+    assert why[0] == (
+        f"From 4 to 12 steps back {CREDIT} has a cosine of 0.20 with BPTT, and {BLOCKS} gives nothing."
+    )
 
 
 def test_a_training_that_needs_no_memory_is_told():
     rows = [candidate(FULL, 1, [0.9], [2, 1]), candidate(etpc.TBPTT(1), 1, [0.0], [2, 1])]
-    assert any("TBPTT(1), trains as well" in text for text in _suggest._best(rows)[1])
+    assert any("TBPTT(1), trains as well" in text for text in _suggest._best(rows, LAGS[:1])[1])
+
+
+# --- where there is nothing to compare ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "xs", "words"),
+    [
+        (MODEL, XS.at[2, 0, 1].set(jnp.nan), "NaN or infinite, as xs[2, 0, 1] is"),
+        pytest.param(
+            eqx.tree_at(lambda m: m.back, MODEL, MODEL.back.at[1, 0].set(jnp.inf)),
+            *(XS, "NaN or infinite, as .back[1, 0] is"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(MODEL, 0 * XS, "zero", marks=pytest.mark.slow),
+    ],
+    ids=["data", "weights", "zero"],
+)
+def test_a_gradient_of_bptt_that_nothing_can_be_compared_with(model, xs, words):
+    found = etpc.suggest(model, xs, 0 * TARGETS, loss, **OPTIONS, optimiser=optax.adam(1e-2))
+    assert found.rule is None
+    assert [row.name for row in found.rows] == ["BPTT"]
+    assert found.reasons[0] == f"No rule can be compared: the gradient of BPTT is {words}."
+    assert not any("cosine" in text for text in found.reasons)
+
+
+@pytest.mark.slow
+def test_what_is_exact_is_so_for_any_data():
+    """And an input that is masked may be anything."""
+    model = Independent(weights(N, I, seed=1), jnp.linspace(0.2, 0.9, N))
+    xs, mask = XS.at[2, 0, 1].set(jnp.nan), np.ones((T, B))
+    found = etpc.suggest(model, xs, TARGETS, loss, **OPTIONS)
+    assert found.rule == etpc.D_RTRL()
+    assert "xs[2, 0, 1]" in found.reasons[0]
+    mask[2, 0] = 0
+    found = etpc.suggest(model, xs, TARGETS, loss, **OPTIONS, mask=mask)
+    assert found.reasons == (_suggest.EXACT,)
+
+
+@pytest.mark.slow
+def test_a_silent_layer_is_told():
+    lif = nn.LIF(N)
+
+    def step(w, x, V):
+        return lif(w @ jnp.concatenate([x, lif.spike(V)]), V)
+
+    options = dict(step=step, state=lif.init_state(), **OPTIONS, budget=1e-9)
+    silent, spiking = (
+        etpc.suggest(scale * jnp.ones((N, I + N)), jnp.abs(XS), TARGETS, loss, **options)
+        for scale in (1e-6, 1e2)
+    )
+    assert (
+        "the layer is silent. Scale its weights with `etpc.nn.init_from_data`." in silent.reasons[0]
+    )
+    assert not any("silent" in text for text in spiking.reasons)
+
+
+@pytest.mark.slow
+def test_windows_that_are_longer_than_the_sequence(monkeypatch):
+    """There are no lags: the cosine is that of the whole gradient, and is called so."""
+    rules = [etpc.D_RTRL(), etpc.D_RTRL(window=T + 1, backprop="full")]
+    monkeypatch.setattr(_suggest, "_rules", lambda *_: rules)
+    found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, every=T + 1)
+    assert found.rule == rules[1]
+    assert found.lags == ()
+    cut = found.rows[1].cosine
+    assert found.reasons[1:3] == (
+        f"The cosine of D-RTRL with BPTT is {cut:.2f}; with nothing cut inside windows of {T + 1} steps it is 1.00.",
+        f"D_RTRL(window={T + 1}, backprop='full') has a cosine of 1.00 with BPTT, the highest of these.",
+    )
+
+
+# --- the budget -----------------------------------------------------------------------------------
+
+
+class Work:
+    """A clock that stands still but for what is measured, of which each piece takes a known time.
+
+    - `compiling`, `a_pass`: the seconds of BPTT and of each rule, in the order in which they are measured.
+    - `broken`: which of these has a gradient that is NaN.
+    """
+
+    def __init__(self, monkeypatch, compiling, a_pass, broken=None):
+        self.now, self.compiling, self.a_pass, self.broken = 0.0, compiling, a_pass, broken
+        self.begun = 0
+        work = self
+
+        class Way(Online):
+            passes, trained = 5, None
+
+            def __init__(self, batch, program=None):
+                self.n, self.compiled, self.updates = work.begun, False, 0
+                work.begun += 1
+
+            def run(self, passes):
+                work.now += passes * a_pass[self.n] + (not self.compiled) * compiling[self.n]
+                self.compiled = True
+
+            def seconds(self, windows):
+                self.run(windows / 8)
+                return windows / 8 * a_pass[self.n]
+
+            def move_to(self, at):
+                pass
+
+            def update(self):
+                self.run(1)
+                self.updates += 1
+                return 1 / self.updates
+
+        class Measured(Measurement):
+            def __init__(self, way, leaves):
+                way.run(5)
+                self.finite = self.comparable = way.n != broken
+
+            def cosines(self, reference):
+                return 0.5, (0.5, 0.5, 0.5)
+
+        def step_ms(way):
+            way.run(1)
+            return 1e3 * a_pass[way.n] / T
+
+        cut = Trial(MODEL, XS, TARGETS, loss, **OPTIONS).program(etpc.D_RTRL())
+
+        def program(trial, rule):
+            trial.__dict__.setdefault("shown", cut)
+            return cut
+
+        monkeypatch.setattr(Trial, "program", program)
+        for name, fake in dict(
+            Online=Way,
+            Reverse=Way,
+            Measurement=Measured,
+            step_ms=step_ms,
+            monotonic=lambda: work.now,
+        ).items():
+            monkeypatch.setattr(_suggest, name, fake)
+
+    def suggest(self, budget, **options):
+        return etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, budget=budget, **options)
+
+
+@pytest.mark.parametrize("optimiser", [None, optax.adam(1e-2)], ids=["", "trains"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_budget_is_kept(monkeypatch, optimiser, seed):
+    """But for what one rule takes longer to compile than all before."""
+    rng = np.random.default_rng(seed)
+    compiling, a_pass = rng.uniform(1, 8, 10), rng.uniform(0, 0.6, 10)
+    a_pass[4] *= 100  # directions of credit settle
+    budget = 60 + 50 * rng.uniform()
+    work = Work(monkeypatch, compiling, a_pass)
+    found = work.suggest(budget, optimiser=optimiser)
+    surprises = [max(0, compiling[n] - compiling[1:n].max()) for n in range(2, work.begun)]
+    assert len(found.rows) > 2
+    assert work.now <= 1.1 * budget + max(surprises)
+    left = budget * (1 if optimiser is None else 2 / 3) - work.now
+    assert work.begun == 10 or left < compiling[1 : work.begun].max()
+
+
+def test_what_the_budget_is_spent_on(monkeypatch):
+    work = Work(monkeypatch, [1.0] * 10, [0.01] * 10)
+    found = work.suggest(1e3, optimiser=optax.adam(1e-2))
+    assert [len(row.losses) for row in found.rows] == [200] * 10
+    assert found.left_out == ()
+    assert "The cosines by lag are those at the weights that BPTT has trained." in found.reasons
+    assert "No windows but those of 4 steps were measured." not in found.reasons  # of D-RTRL
+    work = Work(monkeypatch, [1.0] * 10, [0.02, 0.02, *[0.01] * 8])
+    found = work.suggest(1e3)
+    assert found.rule == etpc.D_RTRL(window=4, backprop="full")
+    assert "No windows but those of 4 steps were measured." in found.reasons
+    work = Work(monkeypatch, [1.0] * 10, [*[0.01] * 4, 20.0, *[0.01] * 5])
+    found = work.suggest(60.0, optimiser=optax.adam(1e-2))
+    assert len(found.rows) == 9
+    (left,) = found.left_out
+    assert left.startswith(
+        "CreditRTRL(4, rank=4, window=4), as the budget of 60 s is too short for "
+    )
+    assert left.endswith("5 passes through the data of 20 s each")
+    work = Work(monkeypatch, [1.0] * 10, [0.4] * 10)
+    found = work.suggest(30.0, optimiser=optax.adam(1e-2))
+    count = len(found.rows[1].losses)
+    assert (
+        f"The budget left time for {count} updates of each, too few to compare losses."
+        in found.reasons
+    )
+    assert "The cosines by lag are those at the first weights." in found.reasons
+
+
+def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
+    work = Work(monkeypatch, [1.0] * 10, [0.01] * 10, broken=2)
+    found = work.suggest(1e3)
+    assert len(found.rows) == 9
+    assert found.left_out == (
+        "D_RTRL(window=4, backprop='full'), whose gradient is NaN or infinite",
+    )
 
 
 @pytest.mark.parametrize(
@@ -416,6 +659,19 @@ def test_a_training_that_needs_no_memory_is_told():
 def test_wrong_arguments(options, words):
     with pytest.raises(etpc.InputError, match=words):
         etpc.suggest(MODEL, XS, TARGETS, loss, **{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "error", "words"),
+    [
+        ("adam", etpc.InputTypeError, "optimiser is 'adam', which has no `init` and `update`"),
+        (optax.constant_schedule(0.1), etpc.InputTypeError, r"Pass one of Optax's"),
+        (optax.lbfgs(), etpc.InputError, r"\(`value_fn`\), as line searches need"),
+    ],
+)
+def test_what_is_no_optimiser(optimiser, error, words):
+    with pytest.raises(error, match=words):
+        etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, optimiser=optimiser)
 
 
 def test_auto_is_gone():

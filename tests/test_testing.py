@@ -1,6 +1,8 @@
 """`etpc.testing`, `etpc claims`, and the plugin of pytest."""
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import equinox as eqx
@@ -10,7 +12,7 @@ import pytest
 import etpc
 from etpc import D_RTRL, TBPTT
 from etpc.cli import main
-from etpc.testing import assert_exact, assert_gradient, worse_claims
+from etpc.testing import add_claims, assert_exact, assert_gradient, read_claims, worse_claims
 from tests import by_hand
 from tests.helpers import loss
 from tests.test_verify import Boastful, data, leaky, squared
@@ -138,6 +140,61 @@ def net():
 EXACT, CUT = MODELS.format(rec="self.rec"), MODELS.format(rec="jnp.diag(self.rec) @ jnp.tanh(h)")
 
 
+def misfits(record):
+    """Records of claims with one field that is missing or another thing, and what is said of it."""
+    models = record["models"]
+    ((target, entry),) = models.items()
+    yield record | {"schema": 1}, "*[[]'schema'] is 1*"
+    yield {"schema": record["schema"]}, "*[[]'models'] is missing*"
+    yield record | {"models": []}, "*[[]'models'] is [[][]]*"
+    for name in ("algo", "inputs", "claims"):
+        rest = {key: value for key, value in entry.items() if key != name}
+        yield record | {"models": {target: rest}}, f"*[[]'{name}'] is missing*"
+    for claim, said in (
+        ({"claim": "exact"}, "'left_out'] is missing"),
+        ({"claim": "perfect", "left_out": []}, "'claim'] is 'perfect'"),
+        ({"claim": "exact", "left_out": [1]}, "'left_out'][[]0] is 1"),
+    ):
+        yield record | {"models": {target: entry | {"claims": {"w": claim}}}}, f"*[[]{said}*"
+
+
+def test_claims_of_several_at_once(tmp_path):
+    """Each is added to what is there, and none is lost."""
+    path = tmp_path / "claims.json"
+    entry = {"algo": "rtrl", "inputs": None, **claimed(w=("exact",))}
+    threads = [
+        threading.Thread(target=add_claims, args=(path, str(n), entry), daemon=True)
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert read_claims(path) == {str(n): entry for n in range(8)}
+    assert os.listdir(tmp_path) == ["claims.json"]
+
+
+def test_claims_that_cannot_be_written(pytester, capsys):
+    """The file keeps those of other models where the disk is full, and where it is of something else."""
+    resource = pytest.importorskip("resource")
+    pytester.makepyfile(full=EXACT)
+    assert main(["claims", "full.py:net", "-o", "claims.json"]) == 0
+    before = Path("claims.json").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        assert main(["claims", "./full.py:net", "-o", "claims.json"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Path("claims.json").read_bytes() == before
+    os.mkfifo("pipe")
+    Path("other.json").write_text("{}")
+    for name, said in (("pipe", "not a regular file"), ("other.json", "no file of claims")):
+        assert main(["claims", "full.py:net", "-o", name]) == 2
+        assert said in capsys.readouterr().err
+    assert Path("other.json").read_text() == "{}"
+
+
 def test_claims_and_the_plugin(pytester, capsys):
     """Of a model that is edited so that a claim gets worse, and back."""
     pytester.makepyfile(models_of_claims=EXACT)
@@ -182,6 +239,11 @@ def test_claims_and_the_plugin(pytester, capsys):
         ("none.json", None, "*there is no such file*"),
         ("other.json", "{}", "*is no file of claims*"),
         ("old.json", '{"schema": "etpc-claims/0"}', "*has the schema 'etpc-claims/0'*"),
+        *(
+            (f"{n}.json", json.dumps(found), said)
+            for n, (found, said) in enumerate(misfits(record))
+        ),
+        ("deep.json", "[" * 100_000, "*no file of claims: it is no JSON*"),
     ):
         if text is not None:
             Path(name).write_text(text)

@@ -366,6 +366,7 @@ class Scaled(Full):
 
     factor: float = 0.5
     when_moved: bool = False
+    exact = True
 
     def advance(self, site, passage, carry, followed, start):
         move = super().advance

@@ -99,6 +99,11 @@ class Algorithm:
 
     def __post_init__(self) -> None:
         check(self)
+        count("It is the number of steps for which a trace follows influence.", None)(
+            "reach", self.reach
+        )
+        if not isinstance(self.cut, bool):
+            raise AlgorithmError(f"cut must be True or False, not {self.cut!r}.")
         if self.lookback is not None:
             object.__setattr__(self, "backprop", "full")
             if self.window != "auto" and self.lookback < self.window:
@@ -156,8 +161,15 @@ def register_algorithm(algorithm: type[Algorithm]) -> type[Algorithm]:
     A class that is defined again, as where a cell of a notebook is run once more or a module is
     reloaded, takes the place of the one before.
 
-    **Raises** `ValueError` where another algorithm has the name.
+    **Raises** `ValueError` where another algorithm has the name, or it has none of its own; `InputTypeError` for what
+    is no class of algorithms.
     """
+    if not (isinstance(algorithm, type) and issubclass(algorithm, Algorithm)):
+        raise InputTypeError(f"A subclass of Algorithm is registered, not {algorithm!r}.")
+    if algorithm.name == Algorithm.name:
+        raise AlgorithmError(
+            f'{algorithm.__name__} has no `name`. Write `name = "..."` in the class.'
+        )
     taken = _NAMES.get(algorithm.name)
     if taken is not None and origin(taken) != origin(algorithm):
         raise ValueError(

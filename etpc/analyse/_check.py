@@ -1,7 +1,6 @@
 """Pattern rules of primitives that `etpc` does not know, and their check against JAX."""
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._errors import InputError, InputTypeError
-from .._jax import Equation, Primitive, canonicalise, evaluate, forward_mode, is_float
-from .._primitives import forget, register
+from .._errors import InputError
+from .._jax import Equation, canonicalise, evaluate, forward_mode, is_float
+from .._primitives import check_rule, forget, register
 from ..trace import Known
 from . import _patterns  # noqa: F401  registers the rules
 from ._interpreter import Interpreter, Patterns, Results, Rule
@@ -39,17 +38,7 @@ def register_pattern(primitive: Any, rule: Rule, function: Callable[..., Any], *
     entry or gives patterns of the wrong shape, or where `function` does not use it, and then the primitive has
     no rule; `InputTypeError` where it cannot be called so.
     """
-    if not isinstance(primitive, Primitive):
-        raise InputTypeError(
-            f"A pattern rule is registered for a primitive of JAX, not {primitive!r}."
-        )
-    try:
-        inspect.signature(rule).bind(*[None] * 4)
-    except TypeError as error:
-        raise InputTypeError(
-            f"The pattern rule of {primitive.name} must take four arguments, `rule(interpreter, equation, "
-            f"patterns, known)`: {error}."
-        ) from None
+    check_rule(primitive, "pattern", rule, "rule(interpreter, equation, patterns, known)")
     used: list[Equation] = []
 
     @functools.wraps(rule)

@@ -38,7 +38,8 @@ def compiled(folder: Path, target: str) -> tuple[dict[str, int], int]:
     try:
         import iree.compiler  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise CommandError("--compile needs IREE. Run `pip install 'etpc[device]'`.") from error
+        where = "`pip install '.[device]'`, in the folder of the source"
+        raise CommandError(f"--compile needs IREE. Install it by {where}.") from error
     sizes, allocated = {}, {}
     for path in sorted(folder.glob("*.mlirbc")):
         with tempfile.TemporaryDirectory() as place:

@@ -10,19 +10,20 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from .. import __version__
 from .._compare import compare
 from .._errors import EtpcError
+from .._files import new_folder
 from .._record import plain
 from .._suggest import suggest
 from ..run import Program
 from ..show import table
-from ..testing import read_claims, write_claims
+from ..testing import add_claims
 from ._algorithm import FORM, parse
 from ._bench import Timing, bench
 from ._claims import claims_of
@@ -36,8 +37,8 @@ OK, FAILED, MISTAKE, UNFORESEEN = range(4)
 """Exit statuses."""
 
 STATUS = """\
-exit status: 0 if all is well, 1 if a claim of exactness did not hold, a comparison showed
-nothing or no rule fits, 2 if the command or the model cannot be used, 3 for an error that etpc did not foresee."""
+exit status: 0 if all is well, 1 if a claim of exactness did not hold, a comparison showed nothing
+or no rule is suggested, 2 if the command or the model cannot be used, 3 for an error that etpc did not foresee."""
 
 PROSE = 100
 """The longest line of sentences, however wide the terminal."""
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, with the arguments of the process by default.
 
     **Returns** the exit status: 0 if all is well; 1 if a claim of exactness did not hold, a
-    comparison showed nothing, or no rule fits the limits; 2 for a mistake in the command or in
+    comparison showed nothing, or no rule is suggested; 2 for a mistake in the command or in
     the user's own code; 3 for an error that etpc did not foresee.
     """
     arguments = _arguments(argv)
@@ -163,15 +164,14 @@ def _explain(arguments: argparse.Namespace) -> Answer:
 
 def _claims(arguments: argparse.Namespace) -> Answer:
     """Add the claims of a model to a file."""
-    path = Path(arguments.output)
+    path = arguments.output
+    entry = claims_of(arguments.target, arguments.algo, arguments.inputs)
     try:
-        models = read_claims(path) if path.exists() else {}
-        models[arguments.target] = claims_of(arguments.target, arguments.algo, arguments.inputs)
-        write_claims(path, models)
+        models = add_claims(path, arguments.target, entry)
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
-    found = models[arguments.target]["claims"]
-    rows = [[of, claim["claim"], "; ".join(claim["left_out"])] for of, claim in found.items()]
+    found = entry["claims"].items()
+    rows = [[of, claim["claim"], "; ".join(claim["left_out"])] for of, claim in found]
     lines = [*table(["parameter", "claim", "left out"], rows), "", f"wrote {path}"]
     return Answer("\n".join(lines), {"schema": "etpc-claims/1", "models": models})
 
@@ -231,20 +231,20 @@ def _suggest(arguments: argparse.Namespace) -> Answer:
 
 def _export(arguments: argparse.Namespace) -> Answer:
     task = load_task(arguments.target, arguments.inputs, arguments.seed)
-    folder = Path(arguments.output)
+    folder = arguments.output
     options = (arguments.algo, arguments.optimiser, arguments.every, arguments.batch)
     learner = exported(task, *options, arguments.memory)
-    try:
-        learner.save(folder)
-    except OSError as error:
-        reason = error.strerror or "it is there already, and not empty"
-        raise CommandError(f"{folder} cannot be written: {reason}.") from error
-    sizes, allocated = {name: len(code) for name, code in learner.modules.items()}, None
-    if arguments.compile is not None:
-        files, allocated = compiled(folder, arguments.compile)
-        sizes |= files
     state = sum(value.nbytes for value in learner.state.values())
     temporaries = learner.temporaries()
+    sizes, allocated = {name: len(code) for name, code in learner.modules.items()}, None
+    try:
+        with new_folder(folder) as temporary:
+            learner.save(temporary)
+            if arguments.compile is not None:
+                files, allocated = compiled(temporary, arguments.compile)
+                sizes |= files
+    except OSError as error:
+        raise CommandError(f"{folder} cannot be written: {error.strerror}.") from error
     lines = [*table(["file", "bytes"], [[name, f"{size:,}"] for name, size in sizes.items()]), ""]
     lines += [
         f"state: {state:,} bytes in {len(learner.state)} arrays",
@@ -255,6 +255,10 @@ def _export(arguments: argparse.Namespace) -> Answer:
             f"temporaries and results of an update: {allocated:,} bytes in all, as IREE allocates them for "
             f"{arguments.compile}"
         )
+        if any(np.iscomplexobj(value) for value in learner.state.values()):
+            lines.append(
+                "IREE 3.13 gets some learners with complex numbers wrong: see docs/device.md"
+            )
     lines.append(f"wrote {folder}")
     found = dict(
         files=sizes, state_bytes=state, temporary_bytes=temporaries, iree_allocated_bytes=allocated

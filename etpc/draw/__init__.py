@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from .._errors import InputError
-from .._files import whole
+from .._files import replacing
 from ..show import Shown
 from ._graph import to_dot, to_graphml, to_node_link
 from ._html import fragment, to_html
@@ -57,8 +57,8 @@ def write(program: Shown, path: str | os.PathLike[str]) -> None:
             f"{path.suffix!r}. Use one of {', '.join(_FORMATS)}."
         )
     text = to_text(program)
-    with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 __all__ = [

@@ -1,5 +1,6 @@
 """The gradient by the effective weights, from the credit of operations and traces, and its sums over windows."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from ..plan import Plan, TracePlan
 from ..traces import Joined, Rows
 from ._arrays import joined, replaced, zero_sums
 from ._records import Arrays, Bars
+from ._returned import wrong_return
 
 FOLD_BELOW_BYTES = 1 << 18
 """What a trace gives entry by entry is summed over windows in its own order of axes, and brought into that of the
@@ -105,6 +107,15 @@ def data_by_op(trace: TracePlan, x: Array) -> list[Array]:
 def rows_by_op(trace: TracePlan, rows: list[Rows]) -> list[list[Rows]]:
     """The rows of a trace for each operation whose data it holds, that of the trace first."""
     kind = trace.site.kind
+    sizes = kind.groups * kind.inputs, trace.site.count
+    is_right = isinstance(rows, list) and all(
+        [(*a.shape[:2], math.prod(a.shape[2:])) for a in pair]
+        == [(*pair[0].shape[:2], size) for size in sizes]
+        for pair in rows
+    )
+    if not is_right:
+        wanted = f"a list of pairs of data, [n, B, {kind.groups}, {kind.inputs}], and credit, [n, B, {sizes[1]}]"
+        raise wrong_return(trace, "rows", rows, wanted)
     count = len(kind.parts) if isinstance(kind, Joined) else 1
     parts = [(data_by_op(trace, x), credit) for x, credit in rows]
     return [[(xs[n], credit) for xs, credit in parts] for n in range(count)]

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -13,6 +14,7 @@ from ..plan import Layout, Plan, TracePlan
 from ..traces import Advance, Carry, Factors, Passage, Trace, Traces, suffix_products, times
 from ._directions import Along, FollowedPassage, advanced
 from ._records import Bars, Past
+from ._returned import wrong_return
 
 Products = tuple[Callable[[Array], Array], Array]
 """The product of all transitions after each step of a window, as a function of what is added there, and the
@@ -81,11 +83,15 @@ class Mover:
         self, factors: Sequence[Factors | None], traces: Traces
     ) -> tuple[list[Carry], list[Any]]:
         """Each carried trace as its form follows the window, and what its credit needs of that."""
-        results = [
-            held.trace.form.follow(held.trace.site, _of_ops(held, factors)[0], carry)
-            for held, carry in zip(self.held, traces.carries, strict=True)
-        ]
-        return [followed for followed, _ in results], [path for _, path in results]
+        carries, paths = list[Carry](), list[Any]()
+        for held, carry in zip(self.held, traces.carries, strict=True):
+            trace = held.trace
+            found: Any = trace.form.follow(trace.site, _of_ops(held, factors)[0], carry)
+            if not isinstance(found, tuple) or len(found) != 2:
+                raise wrong_return(trace, "follow", found, "a carry and what `credit` gets")
+            carries.append(found[0])
+            paths.append(found[1])
+        return carries, paths
 
     def advance(
         self, moves: Moves, traces: Traces, bars: Bars | None = None, after: Array | None = None
@@ -125,6 +131,12 @@ class Mover:
                 together = form.advance_all([calls[place] for place in of_form])
                 known.update(zip(of_form, together, strict=True))
         carries = [known[place] for place in range(len(self.held))]
+        types = lambda carry: [(a.shape, a.dtype) for a in carry]
+        for held, old, new in zip(self.held, traces.carries, carries, strict=True):
+            if types(old) != types(new):
+                wanted = f"a carry of the shapes and dtypes of `init`, {eqx.tree_pformat(old)}"
+                method = "follow" if type(held.trace.form).advance is Trace.advance else "advance"
+                raise wrong_return(held.trace, method, new, wanted)
         kept = traces.past if moves.past is None else moves.past
         return Traces(carries, shared, each, kept)
 

@@ -20,9 +20,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from .._jax import Equation, Variable, evaluate, prims, propagate, prune, result_type
+from .._jax import (
+    Equation,
+    Variable,
+    evaluate,
+    is_complex,
+    is_float,
+    prims,
+    propagate,
+    prune,
+)
 from .._primitives import facts
 from ..analyse import Analysis, WeightOp
 from ._forward import Values, superpose
@@ -178,10 +188,10 @@ def _stops(eqn: Equation, output: Variable) -> bool:
 
 
 def _is_move(eqn: Equation) -> bool:
-    """Whether an operation moves values and does not change them."""
+    """Whether an operation moves values and does not change them, but for rounding."""
     if eqn.primitive is prims.convert_element_type_p:
-        old, new = (v.aval.dtype for v in (*eqn.inputs, *eqn.outputs))
-        return result_type(old, new) == new
+        old, new = (v.aval for v in (*eqn.inputs, *eqn.outputs))
+        return is_float(old.dtype) and is_float(new.dtype) and is_complex(old) <= is_complex(new)
     return facts(eqn.primitive).moves
 
 
@@ -234,15 +244,22 @@ class MovedStates:
         ]
         body = prune(step.analysis.split.body, places, step.saved_equations)
         env = evaluate(body, dict(env), step.acting(deltas, taken.saved))
-        for eqn, operands in self.origins:
+        sums: dict[Variable, tuple[Array, Array]] = {}
+        for eqn, operands in self.origins:  # last first: all moves of an output came before
+            moved |= {v: _average(*sums.pop(v)) for v in eqn.outputs if v in sums}
             for i in operands:
-                if eqn.inputs[i] not in moved:
-                    moved[eqn.inputs[i]] = _inverse(eqn, i, moved, env)
-        return moved
+                v = eqn.inputs[i]
+                if v not in moved:
+                    found = _inverse(eqn, i, moved, env)
+                    sums[v] = jax.tree.map(jnp.add, sums[v], found) if v in sums else found
+        return moved | {v: _average(*of_moves) for v, of_moves in sums.items()}
 
 
-def _inverse(eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: Values) -> Moved:
-    """The operand of a move from its outputs: the transpose, averaged where values are repeated."""
+def _inverse(
+    eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: Values
+) -> tuple[Array, Array]:
+    """The transpose of a move: for each element of the operand the sum of what is given for its copies, and how many
+    are given."""
 
     def move(value: Array) -> list[Any]:
         of_move = enumerate(eqn.inputs)
@@ -250,20 +267,23 @@ def _inverse(eqn: Equation, operand: int, moved: Mapping[Variable, Moved], env: 
 
     v = eqn.inputs[operand]
     _, pull = jax.vjp(move, jnp.zeros(v.shape, v.aval.dtype))
-    totals: list[Array] = []
-    counts: list[Array] = []
+    values: list[Array] = []
+    masks: list[Array] = []
     for out in eqn.outputs:
         zeros = jnp.zeros(out.shape, out.aval.dtype)
         if out not in moved:
-            totals.append(zeros)
-            counts.append(zeros)
+            values.append(zeros)
+            masks.append(zeros)
             continue
         source = moved[out]
         mask = jnp.ones(out.shape, bool) if source.where is None else source.where
-        totals.append(jnp.where(mask, source.value.astype(zeros.dtype), 0))
-        counts.append(mask.astype(zeros.dtype))
-    (count,), (total,) = pull(counts), pull(totals)
-    count = count.real
+        values.append(jnp.where(mask, source.value.astype(zeros.dtype), 0))
+        masks.append(mask.astype(zeros.dtype))
+    (count,), (total,) = pull(masks), pull(values)
+    return total, count.real
+
+
+def _average(total: Array, count: Array) -> Moved:
     return Moved(total / jnp.maximum(count, 1), count > 0)
 
 
@@ -286,18 +306,33 @@ def _moved_states(a: Analysis, sources: Collection[int]) -> MovedStates:
         v = a.split.next_state[i]
         if number in sources and v in computed and v not in new_states:
             new_states[v] = number
-    reached, whole = set(new_states), set(new_states)
+    given = {v: np.ones(v.shape, bool) for v in new_states}
     origins: list[tuple[Equation, tuple[int, ...]]] = []
     for eqn in reversed(a.split.body):
-        if not _is_move(eqn) or not any(v in reached for v in eqn.outputs):
+        if not _is_move(eqn) or not any(v in given for v in eqn.outputs):
             continue
         operands = tuple(
             i for i, v in enumerate(eqn.inputs) if v.is_float and v in computed and v not in old
         )
         if operands:
             origins.append((eqn, operands))
-            found = {eqn.inputs[i] for i in operands} - reached
-            reached |= found
-            if facts(eqn.primitive).keeps and whole.issuperset(eqn.outputs):
-                whole |= found
-    return MovedStates(new_states, tuple(origins), frozenset(reached), frozenset(whole))
+        for i in operands:
+            v = eqn.inputs[i]
+            given[v] = given.get(v, False) | _given(eqn, i, given)
+    whole = frozenset(v for v, elements in given.items() if elements.all())
+    return MovedStates(new_states, tuple(origins), frozenset(given), whole)
+
+
+def _given(eqn: Equation, operand: int, given: Mapping[Variable, np.ndarray]) -> np.ndarray:
+    """Which elements of the operand of a move are given, as some of its outputs are: for certain, so none of those that
+    data moves."""
+    v, record = eqn.inputs[operand], facts(eqn.primitive)
+    if record.rearranges is None:
+        return given[eqn.outputs[0]] if record.keeps else np.zeros(v.shape, bool)
+    numbers = [np.full(other.shape, v.size) for other in eqn.inputs]
+    numbers[operand] = np.arange(v.size).reshape(v.shape)
+    found = np.zeros(v.size + 1, bool)  # the last one stands for the elements of other operands
+    for out, moved in zip(eqn.outputs, record.rearranges(*numbers, **eqn.params), strict=True):
+        if out in given:
+            found[np.asarray(moved)[given[out]]] = True
+    return found[:-1].reshape(v.shape)

@@ -28,6 +28,7 @@ from ._forward import Rollout
 from ._gradient import data_by_op, rows_by_op
 from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
+from ._returned import wrong_return
 from ._step import StepFunctions
 from ._window import Course, Window
 
@@ -125,7 +126,12 @@ class Truncated(Window[CutWindow]):
             else:
                 carry, path = carried.get(p.op.number, (None, ()))
                 signals = OpSignals(window, trace, immediate, residuals.blocks[place])
-                credit, start = trace.form.credit(trace.site, signals, path)
+                found: Any = trace.form.credit(trace.site, signals, path)
+                shape = (*by.new[0].shape[:2], trace.site.count)
+                if not isinstance(found, tuple) or len(found) != 2 or found[0].shape != shape:
+                    wanted = f"the credit of the output, {list(shape)}, and that of the carry at the start"
+                    raise wrong_return(trace, "credit", found, wanted)
+                credit, start = found
                 if carry is not None:
                     past = Past(trace, carry, start)
                     given = (

@@ -17,6 +17,7 @@ from ._model import (
     all_paths,
     arrays,
     check_written,
+    of_batch,
     same_form,
     shape_text,
     shared_paths,
@@ -53,7 +54,7 @@ def from_brainstate(
     **Returns** the [model][etpc.interop.Adapted].
 
     **Raises** `etpc.ModelError` where the module is not initialised, where a state changes its
-    shape, and where a step writes a parameter; it names the path.
+    shape, and where a step writes a parameter or normalises by the statistics of a batch; it names the path.
     """
     if not isinstance(module, brainstate.nn.Module):
         raise InputTypeError(
@@ -76,6 +77,15 @@ def from_brainstate(
         "make it a brainstate.HiddenState if it is a part of the dynamics."
         for path, state in zip(paths, states, strict=True)
         if path in parameters and any(state is c for c in changed)
+    )
+    norms = tuple(vars(brainstate.nn)[f"BatchNorm{n}d"] for n in range(4))
+    raise_together(
+        (
+            of_batch(written(path), "Convert the module in `brainstate.environ.context(fit=False)`")
+            for path, node in brainstate.graph.nodes(module).items()
+            if isinstance(node, norms) and any(node.running_mean is c for c in changed)
+        ),
+        ModelError,
     )
     hidden = {
         path: arrays(state.value)

@@ -6,9 +6,9 @@ from typing import Any
 import haiku as hk  # pyright: ignore[reportMissingImports]
 import jax
 
-from etpc._errors import InputError, InputTypeError
+from etpc._errors import InputError, InputTypeError, ModelError
 
-from ._model import Adapted, adapted, arrays
+from ._model import Adapted, adapted, arrays, of_batch
 
 
 def from_haiku(
@@ -30,7 +30,8 @@ def from_haiku(
     **Returns** the [model][etpc.interop.Adapted]. Its `params` have the structure of Haiku, and go
     to `transformed.apply` as they are.
 
-    **Raises** `etpc.InputError` where `variables` are missing or not wanted.
+    **Raises** `etpc.InputError` where `variables` are missing or not wanted; a step `etpc.ModelError` where it
+    normalises by the statistics of a batch.
     """
     stateful = isinstance(transformed, hk.TransformedWithState)
     if not stateful and not isinstance(transformed, hk.Transformed):
@@ -62,7 +63,8 @@ def from_haiku(
             if key is not None:
                 parts["key"], step_key = jax.random.split(parts["key"])
             args.append(step_key)
-        out = transformed.apply(*args, x, parts["core"])
+        with hk.intercept_methods(_refuse_batches):
+            out = transformed.apply(*args, x, parts["core"])
         if stateful:
             out, parts["variables"] = out
         y, parts["core"] = out
@@ -74,3 +76,13 @@ def from_haiku(
     if key is not None:
         start["key"] = key
     return adapted(arrays(params), step, start["core"] if plain else start)
+
+
+def _refuse_batches(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """**Raises** `ModelError` where a layer uses the statistics of a batch."""
+    if isinstance(context.module, hk.BatchNorm) and context.method_name == "__call__":
+        given = inspect.signature(context.orig_method).bind(*args, **kwargs).arguments
+        if given["is_training"] or given.get("test_local_stats"):
+            name = context.module.module_name
+            raise ModelError(of_batch(name, "Call it with `is_training=False`"))
+    return call(*args, **kwargs)

@@ -6,9 +6,9 @@ from typing import Any
 import flax.linen as linen  # pyright: ignore[reportMissingImports]
 import jax
 
-from etpc._errors import InputError, InputTypeError
+from etpc._errors import InputError, InputTypeError, ModelError
 
-from ._model import Adapted, adapted, arrays
+from ._model import Adapted, adapted, arrays, of_batch
 
 
 def from_linen(
@@ -32,7 +32,8 @@ def from_linen(
     **Returns** the [model][etpc.interop.Adapted]. Its `params` have the structure of Flax: write them back as
     `{"params": model.params}`.
 
-    **Raises** `etpc.InputError` where the variables hold no parameters.
+    **Raises** `etpc.InputError` where the variables hold no parameters; a step `etpc.ModelError` where it normalises by
+    the statistics of a batch.
     """
     if not isinstance(cell, linen.Module):
         raise InputTypeError(f"from_linen takes a flax.linen.Module, not a {type(cell).__name__}.")
@@ -52,10 +53,24 @@ def from_linen(
     def step(params: Any, x: Any, state: Any) -> tuple[Any, Any]:
         variables = {name: state[name] for name in others}
         carry = state["carry"] if others else state
-        (carry, y), after = cell.apply(
-            {"params": params, **variables}, carry, x, method=call, mutable=list(others)
-        )
+        with linen.intercept_methods(_refuse_batches):
+            (carry, y), after = cell.apply(
+                {"params": params, **variables}, carry, x, method=call, mutable=list(others)
+            )
         return y, {"carry": carry, **{name: after[name] for name in others}} if others else carry
 
     start = arrays(carry)
     return adapted(arrays(params), step, {"carry": start, **others} if others else start)
+
+
+def _refuse_batches(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """**Raises** `ModelError` where a layer writes the statistics of a batch."""
+    layer = context.module
+    if not isinstance(layer, linen.BatchNorm) or context.method_name != "__call__":
+        return call(*args, **kwargs)
+    mean = lambda: layer.get_variable("batch_stats", "mean")
+    before, y = mean(), call(*args, **kwargs)
+    if mean() is not before:
+        name = "." + ".".join(layer.path)
+        raise ModelError(of_batch(name, "Call it with `use_running_average=True`"))
+    return y

@@ -128,6 +128,15 @@ def adapted(
     return Adapted(params, step, Held(start), shared=shared)
 
 
+def of_batch(layer: str, remedy: str) -> str:
+    """The problem of a layer of batch normalisation in training."""
+    return (
+        f"The layer {layer} normalises by the statistics of a batch, as in training, and a step has one example, of "
+        f"which nothing would be left. {remedy}, so that running averages are used, or take a layer that "
+        "normalises each example, such as LayerNorm or GroupNorm."
+    )
+
+
 def shared_paths(
     module: Any,
     parameter: type,

@@ -16,6 +16,7 @@ from ._model import (
     all_paths,
     arrays,
     check_written,
+    of_batch,
     shape_text,
     shared_paths,
     written,
@@ -50,8 +51,8 @@ def from_nnx(
 
     **Returns** the [model][etpc.interop.Adapted]. It also holds the carry, as `state.carry`.
 
-    **Raises** `etpc.ModelError` where a step changes a state's shape or writes a parameter; it names the
-    path.
+    **Raises** `etpc.ModelError` where a step changes a state's shape or writes a parameter, and where it normalises by
+    the statistics of a batch; it names the path.
     """
     if not isinstance(module, nnx.Module):
         raise InputTypeError(f"from_nnx takes a flax.nnx.Module, not a {type(module).__name__}.")
@@ -74,6 +75,14 @@ def from_nnx(
     start = {**others, _CARRY: arrays(carry)} if has_carry else others
     shared = _shared(module, dict(params.items()))
     changed = _changed(run, params, x, start, shared)
+    raise_together(
+        (
+            of_batch(written(path), "Call `module.eval()` before")
+            for path, part in nnx.iter_modules(module)
+            if isinstance(part, nnx.BatchNorm) and (*path, "mean") in changed
+        ),
+        ModelError,
+    )
     hidden = {path: start[path] for path in start if path in changed}
     constants = {path: value for path, value in others.items() if path not in changed}
 

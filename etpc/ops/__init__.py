@@ -9,9 +9,10 @@ The other stages know only this form. A kind is one record, registered for a pri
 """
 
 from .._jax import primitive_of
+from ._check import register_kind
 from ._contraction import Contraction
 from ._convolution import Axis, Convolution, Geometry, geometry
-from ._kind import Direct, Kind, Links, direct, kind_of, register_kind, summed
+from ._kind import Direct, Kind, Links, direct, kind_of, summed
 from ._lookup import Lookup
 from ._sparse import Sparse
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from jax import Array
 
 from .._jax import Equation, params, prims
-from ._kind import Factored, Known, Move, Values, register_kind
+from .._primitives import register
+from ._kind import Factored, Known, Move, Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,4 +58,4 @@ def contraction(equation: Equation, operand: int, known: Known) -> Contraction:
     )
 
 
-register_kind(prims.dot_general_p, contraction)
+register([prims.dot_general_p], kind=contraction)

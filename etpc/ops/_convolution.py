@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 
 from .._jax import Equation, params, prims
-from ._kind import Factored, Known, Move, Values, register_kind
+from .._primitives import register
+from ._kind import Factored, Known, Move, Values
 
 
 class Axis(NamedTuple):
@@ -143,4 +144,4 @@ def _placed(logical: list[tuple[int, ...]], spec: tuple[int, ...]) -> tuple[int,
     return tuple(axis for n in by_place for axis in logical[n])
 
 
-register_kind(prims.conv_general_dilated_p, convolution)
+register([prims.conv_general_dilated_p], kind=convolution)

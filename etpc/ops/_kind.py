@@ -12,8 +12,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Inexact
 
-from .._jax import Equation, Primitive, Variable, params
-from .._primitives import facts, register
+from .._jax import Equation, Variable, params
+from .._primitives import facts
 
 Values = list[Any]
 """The values of the operands, or of the results, of one equation."""
@@ -255,21 +255,6 @@ Known = Callable[[Variable], "np.ndarray | None"]
 """The value of a variable that neither a parameter nor data changes; `None` for others."""
 
 KindRule = Callable[[Equation, int, Known], "Kind | None"]
-
-
-def register_kind(primitive: Primitive, rule: KindRule) -> None:
-    """Give the weight operations of a primitive a kind of their own.
-
-    **Arguments:**
-
-    - `primitive`: the JAX primitive.
-    - `rule`: called with the equation, the number of the operand that is the weight, and a
-        function that gives the value of a variable where it is known at compile time, else `None`.
-        Returns the [`Kind`][etpc.ops.Kind], or `None` to have the general form, `Direct`.
-
-    **Raises** `ValueError` where the primitive has a kind already.
-    """
-    register([primitive], kind=rule)
 
 
 def kind_of(equation: Equation, operand: int, known: Known) -> Kind:

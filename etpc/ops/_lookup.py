@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import Equation, params, prims
-from ._kind import Factored, Known, Move, Values, register_kind
+from .._primitives import register
+from ._kind import Factored, Known, Move, Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,5 +122,5 @@ def _rows_of(
     )
 
 
-register_kind(prims.gather_p, lookup)
-register_kind(prims.dynamic_slice_p, slice_at)
+register([prims.gather_p], kind=lookup)
+register([prims.dynamic_slice_p], kind=slice_at)

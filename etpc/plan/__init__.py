@@ -5,7 +5,7 @@ from ._blocks import Colouring, Columns, Index, Layout
 from ._claims import Claim, Reason, claims
 from ._plan import plan
 from ._proved import Proved, most
-from ._records import Group, OpPlan, Plan, TracePlan
+from ._records import Group, OpPlan, Plan, TracePlan, window_matters
 from ._select import DEFAULT_MEMORY, UNMARKED
 from ._smallest import proved
 
@@ -28,4 +28,5 @@ __all__ = [
     "most",
     "plan",
     "proved",
+    "window_matters",
 ]

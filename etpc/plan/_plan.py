@@ -6,7 +6,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 import networkx as nx
 import numpy as np
 
-from .._errors import AlgorithmError, MemoryLimitError, UnsupportedError, raise_together
+from .._errors import MemoryLimitError, UnsupportedError, raise_together
 from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype
 from ..traces import Directions, Site, Trace, bytes_of
@@ -20,6 +20,7 @@ from ._blocks import (
     lasting_states,
     layout,
 )
+from ._choice import check_choice, settled
 from ._joined import joined
 from ._records import Group, OpPlan, Plan, Sketch, TracePlan, window_matters
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
@@ -51,7 +52,7 @@ def plan(
     _check_supported(analysis)
     asked = context(analysis, weights, memory=memory, batch_size=batch_size)
     choice = algorithm.choose(asked)
-    _check_choice(algorithm, choice, asked.ops)
+    check_choice(algorithm, choice, asked.ops)
     unchosen = UNMARKED if weights == "marked" else UNSELECTED
     reasons = {
         op.number: _no_trace(analysis, op, algorithm, choice, "" if op in asked.ops else unchosen)
@@ -80,22 +81,6 @@ def plan(
     elif algorithm.lookback is not None:
         window = min(window, algorithm.lookback)
     return Plan(analysis, algorithm, ops, _groups(ops, analysis), colours, window, why)
-
-
-def _check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp]) -> None:
-    """**Raises** `AlgorithmError` for a choice that is not one."""
-    name = type(algorithm).__name__
-    if missing := [op.path for op in ops if op.number not in choice.forms]:
-        raise AlgorithmError(
-            f"{name}.choose gives no form for {', '.join(dict.fromkeys(missing))}. Give each operation of "
-            "`context.ops` one, or `None` for no trace."
-        )
-    if choice.directions is not None and algorithm.backprop != "full":
-        raise AlgorithmError(
-            f"{name} follows directions in windows that are cut. This is because `choose` gives "
-            "directions, whose cotangents pass through the window with nothing cut. Set "
-            'backprop="full" in the rule.'
-        )
 
 
 def _check_supported(analysis: Analysis) -> None:
@@ -155,7 +140,8 @@ def _sketch(analysis: Analysis, op: WeightOp, choice: Choice, lasting: np.ndarra
     virtual = 0 if directions is None else directions.count
     block = int(np.diff(members.indptr).max(initial=0))
     site = Site(op.kind, block + virtual, trace_dtype(analysis, op))
-    return Sketch(op, form.settle(site), site, members, reach.closed, directions)
+    form = settled(form, site, op.path)
+    return Sketch(op, form, site, members, reach.closed, directions)
 
 
 def _owners(sketches: Sequence[Sketch]) -> dict[int, int]:

@@ -2,7 +2,7 @@
 
 from ._compile import compile
 from ._export import Exported, load_exported
-from ._online import Online, check_first, online
+from ._online import Online, check_first, moved, no_optimizer, online, strong
 from ._program import Carry, Certificate, Memory, Program, without_past
 
 __all__ = [
@@ -15,6 +15,9 @@ __all__ = [
     "check_first",
     "compile",
     "load_exported",
+    "moved",
+    "no_optimizer",
     "online",
+    "strong",
     "without_past",
 ]

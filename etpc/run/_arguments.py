@@ -226,8 +226,8 @@ class Arguments:
                         f"Input {path} has shape {list(shape)}, read as {axes} + "
                         f"{list(aval.shape)}, a batch of {shape[1]}; the carry has {batch}. Where "
                         "the batch is the first axis of your data, swap it with time, as in "
-                        "`xs.swapaxes(0, 1)`, in the targets too. Else make the carry by "
-                        f"`init(batch_size={shape[1]})`."
+                        "`xs.swapaxes(0, 1)`, in the targets too. Else pass "
+                        f"`batch_size={shape[1]}` {WHERE}."
                     )
             values.append(leaf)
         if len(leads) > 1:
@@ -282,12 +282,15 @@ def _cast_problem(leaf: Any, wanted: Any) -> str | None:
     )
 
 
+WHERE = "where the carry is made, in `init` or `etpc.fit`"
+
+
 def _advice(shape: tuple[int, ...], one: tuple[int, ...], batched: bool) -> str:
     """Advice for an input whose leading axes are not those of the carry."""
     if not batched and len(shape) == 2 + len(one) and shape[2:] == one:
-        return f" Make the carry by `init(batch_size={shape[1]})`."
+        return f" Pass `batch_size={shape[1]}` {WHERE}."
     if batched and len(shape) == 1 + len(one) and shape[1:] == one:
-        return " Make the carry by `init()` for one example without a batch axis."
+        return f" For one example without a batch axis leave `batch_size=` out {WHERE}."
     return ""
 
 

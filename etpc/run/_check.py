@@ -17,7 +17,7 @@ from .._agreement import (
     default_tolerance,
     doubts,
     first_read,
-    not_finite,
+    not_compared,
     precision,
 )
 from .._bptt import Objective, gradient_of
@@ -96,7 +96,7 @@ def check_updates(
     rows = compare_all(got, want, claims, tolerance, dtype)
     if wrong := [row for row in rows if row.held is False]:
         raise VerificationError(_refusal(program, wrong, carry, dtype, tolerance, len(where)))
-    origin = not_finite(want.values, model, carry.state, xs, targets, mask, where)
+    origin = not_compared(want.values, model, carry.state, xs, targets, mask, where)
     return (*doubts(program, (), want), *origin)
 
 

@@ -18,9 +18,9 @@ from jax import Array, export
 
 from .._carry import Carry
 from .._errors import CheckpointError, InputError, InputTypeError, UnsupportedError, raise_together
-from .._files import flush, from_npy, key_impl, to_npy, whole
+from .._files import from_npy, key_impl, new_folder, npy_dtype, to_npy
 from .._jax import is_key
-from .._record import record
+from .._record import read_record, record
 from ..trace import Leaves
 
 if TYPE_CHECKING:
@@ -28,8 +28,18 @@ if TYPE_CHECKING:
 
 SCHEMA = "etpc-learner/1"
 UPDATE, PREDICT, STATE, MANIFEST = "update.mlirbc", "predict.mlirbc", "state.npz", "manifest.json"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 NO_HASH = "0" * 64
 """In the place of the manifest's own hash while that is computed."""
+_LEAVES = [{"name": str, "shape": [int], "dtype": str, "role": str}]
+_MODULE = {"sha256": str, "arguments": _LEAVES, "results": _LEAVES}
+_FORM = {
+    "platforms": [str],
+    "program": str,
+    "constants": {str: str},
+    "files": {UPDATE: _MODULE, PREDICT: _MODULE, STATE: {"sha256": str}},
+}
+"""What is read of a manifest."""
 
 
 class Leaf(NamedTuple):
@@ -52,7 +62,7 @@ class Leaf(NamedTuple):
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> "Leaf":
         name, shape, dtype, role = (entry[field] for field in ("name", "shape", "dtype", "role"))
-        return cls(name, tuple(shape), dtype, role, entry.get("key"))
+        return cls(name, tuple(shape), jnp.dtype(dtype).name, role, entry.get("key"))
 
     def written(self) -> dict[str, Any]:
         fields = {**self._asdict(), "shape": list(self.shape)}
@@ -146,6 +156,11 @@ def export_learner(
     platforms: Sequence[str],
 ) -> "Exported":
     """What [`Online.export`][etpc.Online.export] returns. `data`: inputs, targets, mask and resets."""
+    names = platforms if isinstance(platforms, list | tuple) else ()
+    if not names or sum(name in names for name in PLATFORMS) < len(names):
+        raise InputError(
+            f"platforms must be a tuple of one or more of {', '.join(PLATFORMS)}, such as ('cpu',), not {platforms!r}."
+        )
     state = training(model, opt_state, carry)
     roles = ("xs", "input"), ("targets", "target"), ("mask", "mask"), ("reset", "reset")
     pairs = zip(data, roles, strict=True)
@@ -333,16 +348,11 @@ class Exported:
         """Write `update.mlirbc`, `predict.mlirbc`, `state.npz` and `manifest.json` to a new folder.
 
         The folder is there with all of them, or not at all, whenever the process is killed. While it is written
-        it is beside it, as `.<name>.saving`.
+        it is in another one beside it, `.<name>.saving`.
 
         **Raises** `FileExistsError` where there is something in the folder, which is left as it is; `OSError`
         where it can't be written.
         """
-        folder = Path(os.path.realpath(folder))
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise FileExistsError(
-                f"{folder} is there already. Remove it, or write to another folder."
-            )
         files = {**self.modules, STATE: self._packed()}
         entries = {name: dict(sha256=_hash(data), size=len(data)) for name, data in files.items()}
         described = self.manifest["files"]
@@ -352,12 +362,13 @@ class Exported:
         }
         text = json.dumps(record, indent=1)
         files[MANIFEST] = text.replace(NO_HASH, _hash(text.encode())).encode()
-        with whole(folder) as temporary:
+        with new_folder(folder) as temporary:
             temporary.mkdir()
             for name, data in files.items():
-                with (temporary / name).open("xb") as file:
-                    file.write(data)
-                    flush(file)
+                (temporary / name).write_bytes(data)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.manifest, self.state, self.modules)  # without compiled functions
 
     def _packed(self) -> bytes:
         buffer = io.BytesIO()
@@ -534,42 +545,51 @@ def load_exported(folder: str | os.PathLike[str]) -> Exported:
 
     **Returns** the [`Exported`][etpc.Exported].
 
-    **Raises** `etpc.CheckpointError` where a file is missing, was changed by as much as a byte, or has the schema of
-    another version.
+    **Raises** `etpc.CheckpointError` where a file is missing or not a regular one, was changed by as much as a byte, or
+    has contents that this version of etpc does not write.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
-    data = {name: _read(folder, name) for name in manifest["files"]}
-    for name, content in data.items():
-        if _hash(content) != manifest["files"][name]["sha256"]:
-            raise CheckpointError(f"{folder / name} is not as it was written. Use another copy.")
-    stored = np.load(io.BytesIO(data.pop(STATE)), allow_pickle=False)
-    arguments = manifest["files"][UPDATE]["arguments"]
-    state = {}
-    for leaf in map(Leaf.read, arguments):
-        if leaf.role == "state":
-            state[leaf.name] = from_npy(stored[leaf.name], jnp.dtype(leaf.dtype))
-    return Exported(manifest, state, data)
-
-
-def _read(folder: Path, name: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} is no exported learner: it has no {name}. Write one by `Exported.save`."
-        ) from error
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
     text = _read(folder, MANIFEST)
     own = re.search(rb'"sha256": "([0-9a-f]{64})"\n}$', text)
     if own is None or _hash(text.replace(own[1], NO_HASH.encode())).encode() != own[1]:
         raise CheckpointError(f"{folder / MANIFEST} is not as it was written. Use another copy.")
-    manifest = json.loads(text)
-    if manifest["schema"] != SCHEMA:
+    try:
+        manifest = read_record(text, SCHEMA, _FORM)
+        if others := manifest["files"].keys() - _FORM["files"]:
+            raise ValueError(f"['files'] has {sorted(others)[0]!r}")
+    except ValueError as error:
         raise CheckpointError(
-            f"{folder} has the schema {manifest['schema']!r}, and this version of etpc reads {SCHEMA!r}. Load it "
-            "with the version that wrote it."
+            f"{folder / MANIFEST} is of no exported learner: {error}. Load it with the version that wrote it."
+        ) from error
+    data = {name: _read(folder, name) for name in manifest["files"]}
+    for name, content in data.items():
+        if _hash(content) != manifest["files"][name]["sha256"]:
+            raise CheckpointError(f"{folder / name} is not as it was written. Use another copy.")
+    packed = data.pop(STATE)
+    exported = Exported(manifest, {}, data)
+    try:
+        leaves = {name: exported.leaves(name) for name in data}
+        state = _unpacked(packed, [leaf for leaf in leaves[UPDATE][0] if leaf.role == "state"])
+    except Exception as error:  # whatever Python and NumPy say of what `save` does not write
+        reason = "has contents that etpc does not write. Use another copy."
+        raise CheckpointError(f"{folder} {reason}") from error
+    return dataclasses.replace(exported, state=state)
+
+
+def _read(folder: Path, name: str) -> bytes:
+    if not (folder / name).is_file():  # reading a pipe may never end
+        raise CheckpointError(
+            f"{folder} is no exported learner: it has no {name} that is a regular file. Write one by `Exported.save`."
         )
-    return manifest
+    return (folder / name).read_bytes()
+
+
+def _unpacked(packed: bytes, leaves: Sequence[Leaf]) -> dict[str, np.ndarray]:
+    """The values of these leaves. **Raises** any error where they are not in it."""
+    stored, values = np.load(io.BytesIO(packed), allow_pickle=False), {}
+    for name, shape, dtype, *_ in leaves:
+        array = stored[name]
+        if (array.shape, array.dtype) != (shape, npy_dtype(dtype)):
+            raise ValueError(name)
+        values[name] = from_npy(array, jnp.dtype(dtype))
+    return values

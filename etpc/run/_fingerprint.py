@@ -104,7 +104,7 @@ def _canonical(value: Any) -> str:
             isinstance(value, Tracer) or not value.is_fully_addressable
         ):
             return text  # its values are not known in this process
-        array = np.asarray(value)
+        array = np.ascontiguousarray(value)  # a part of another array may be strided
         content = array.reshape(-1).view(np.uint8).data if array.nbytes else b""
         return text + hashlib.sha256(content).hexdigest()
     if isinstance(value, enum.Enum):

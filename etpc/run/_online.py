@@ -22,10 +22,11 @@ from .._loss import (
     finite_where_masked,
 )
 from .._spikes import warn_of_silence
+from ..plan import window_matters
 from ..trace import Leaves
 from ._check import check_updates, warn_of_unchecked
 from ._export import Exported, export_learner
-from ._program import Program
+from ._program import Compiled, Program
 from ._runner import Data, Runner
 
 
@@ -107,7 +108,7 @@ def _is_plain(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
 
 
-class Online:
+class Online(Compiled):
     """Updates on a stream. Made by [`etpc.online`][]."""
 
     def __init__(
@@ -132,7 +133,7 @@ class Online:
         """
         program = self.program
         floats, _ = self._split(program.arguments.parameters(model))
-        opt_state = _strong(self.optimizer.init(self._leaves.tree_of_floats(floats)))
+        opt_state = strong(self.optimizer.init(self._leaves.tree_of_floats(floats)))
         return opt_state, program.init(batch_size, model=model)
 
     def update(
@@ -163,9 +164,9 @@ class Online:
             over the batch; the states and traces of the others stay as they are, and
             `program.reset` sets that one back.
         - `reset`: booleans; True where an example begins a new stream (see
-            [`Program.reset`][etpc.Program.reset]). [T, B] at any step, and then windows are one step
-            long, which is slower, and another gradient where that depends on the window; or
-            [T / W, B] at the first steps after updates alone.
+            [`Program.reset`][etpc.Program.reset]). [T / W, B] at the first steps after updates alone; or [T, B] at
+            any step, and then windows are one step long, whatever `window=` says, which is slower. A rule whose
+            gradient depends on the window refuses the latter where its window is longer.
 
         **Returns** `(model, opt_state, carry, losses)`, with the loss of each of the
         N = T / W updates, before it, at least in float32; and with `has_aux` as a fifth one what
@@ -207,10 +208,25 @@ class Online:
             axes = ["[T, B]", "[T / W, B]"] if carry.batched else ["[T]", "[T / W]"]
             reset = checked_reset(reset, [call.lead, updates], axes)
             by_step, by_update = (None, reset) if reset.shape == updates else (reset, None)
+            if by_step is not None:
+                self._check_windows(axes)
         floats, others = self._split(call.parameters)
         # Weak types would be lost in the first update, and all be compiled again for the second.
-        start = _strong(Training(floats, opt_state, carry))
+        start = strong(Training(floats, opt_state, carry))
         return UpdateArguments(others, start, Data(call.xs, targets, call.mask, by_step), by_update)
+
+    def _check_windows(self, axes: list[str]) -> None:
+        """**Raises** `InputError` where windows of one step would give the gradient of another rule."""
+        plan = self.program.plan
+        window = plan.window_for(self.every)
+        if window > 1 and window_matters(plan.algorithm, plan.traces):
+            raise InputError(
+                f"reset={axes[0]} would change the learning rule, even where no stream begins. This is because "
+                f"windows are one step long then, and the gradient of {plan.algorithm} depends on its "
+                f"window, here of {window} steps. Let streams begin at the first steps after updates, "
+                f"reset={axes[1]}; or compile with a window of one step (`window=1`, or TBPTT(K, every=1)), or "
+                'with a rule whose gradient does not depend on it: one with backprop="cut" and no rank.'
+            )
 
     def restarted(self, carry: Any) -> Any:
         """A carry with which all examples begin a new stream; see [`Program.reset`][etpc.Program.reset].
@@ -268,7 +284,7 @@ class Online:
         - `model`, `opt_state`, `carry`: as in `update`; their values are the first ones of the file.
         - `xs`, `targets`, `mask`, `reset`: as in `update`, of the shapes and dtypes that a call on the device gets:
             arrays or `jax.ShapeDtypeStruct`s. Where `mask` or `reset` is `None`, the file has no such argument.
-        - `platforms`: of JAX, for which [`etpc.load_exported`][] may run it: "cpu", "cuda", "tpu".
+        - `platforms`: of JAX, on which [`etpc.load_exported`][] may run it: "cpu", "cuda", "rocm", "tpu".
 
         **Returns** the [`Exported`][etpc.Exported], whose `save` writes a folder.
 
@@ -350,26 +366,8 @@ class Online:
     ) -> tuple[list[Array], Any]:
         """The parameters and the state of the optimizer after an update."""
         tree = self._leaves.tree_of_floats
-        ascent = tree([g.conj() for g in grads])  # JAX gives the conjugate of the steepest ascent
-        known = {"value": value, "grad": ascent}
-        asked = inspect.signature(self.optimizer.update).parameters.values()
-        if all(p.kind is not p.VAR_KEYWORD for p in asked):
-            known = {p.name: known[p.name] for p in asked if p.name in known}
-        try:
-            changes, opt_state = self.optimizer.update(ascent, opt_state, tree(floats), **known)
-        except (AttributeError, TypeError) as error:
-            raise InputError(
-                f"optimizer.update failed with {type(error).__name__}: {error}. It gets the "
-                "gradients, its state and the parameters, and by keyword `value`, the loss, and "
-                "`grad`, the gradients again. What it does not get is another evaluation of the loss "
-                "(`value_fn`), as line searches need (`optax.lbfgs`): a step of a stream is taken "
-                "once. Nor are the parameters wrapped, as `optax.lookahead` wants them."
-            ) from error
-        floats = [
-            a if change is None else a + change.astype(a.dtype)
-            for a, change in zip(floats, self._leaves.floats_of(changes), strict=True)
-        ]
-        return floats, _strong(opt_state)
+        new, opt_state = moved(self.optimizer, value, tree(grads), tree(floats), opt_state)
+        return self._leaves.floats_of(new), opt_state
 
     # --- parameters ---
 
@@ -396,7 +394,44 @@ class Online:
             )
 
 
-def _strong(tree: Any) -> Any:
+def moved(
+    optimizer: Any, value: Any, grads: Any, parameters: Any, opt_state: Any
+) -> tuple[Any, Any]:
+    """The parameters and the state of an optimizer after an update.
+
+    **Raises** `InputError` where it asks for what an update does not have.
+    """
+    ascent = jax.tree.map(jnp.conj, grads)  # JAX gives the conjugate of the steepest ascent
+    known = {"value": value, "grad": ascent}
+    asked = inspect.signature(optimizer.update).parameters.values()
+    if all(p.kind is not p.VAR_KEYWORD for p in asked):
+        known = {p.name: known[p.name] for p in asked if p.name in known}
+    try:
+        changes, opt_state = optimizer.update(ascent, opt_state, parameters, **known)
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"optimizer.update failed with {type(error).__name__}: {error}. It gets the "
+            "gradients, its state and the parameters, and by keyword `value`, the loss, and "
+            "`grad`, the gradients again. What it does not get is another evaluation of the loss "
+            "(`value_fn`), as line searches need (`optax.lbfgs`): a step of a stream is taken "
+            "once. Nor are the parameters wrapped, as `optax.lookahead` wants them."
+        ) from error
+    move = lambda a, change: a if change is None else a + change.astype(a.dtype)
+    parameters = jax.tree.map(move, parameters, changes, is_leaf=lambda a: a is None)
+    return parameters, strong(opt_state)
+
+
+def no_optimizer(name: str, optimizer: Any) -> list[str]:
+    """A sentence where an argument is no optimizer."""
+    text = (
+        f"{name} is {optimizer!r}, which has no `init` and `update`. Pass one of Optax's, "
+        "such as `optax.adam(1e-3)`."
+    )
+    has_both = all(callable(getattr(optimizer, method, None)) for method in ("init", "update"))
+    return [] if has_both else [text]
+
+
+def strong(tree: Any) -> Any:
     """Arrays of the dtypes that they have, where JAX took these to be weak."""
     weak = lambda a: getattr(a, "weak_type", False)
     return jax.tree.map(lambda a: lax.convert_element_type(a, a.dtype) if weak(a) else a, tree)
@@ -470,11 +505,7 @@ def online(
         wrong.append(f"program is a {type(program).__name__}. Pass what `etpc.compile` returns.")
     if not callable(loss_fn):
         wrong.append(NO_LOSS.format(loss_fn))
-    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        wrong.append(
-            f"optimizer is {optimizer!r}, which has no `init` and `update`. Pass one of Optax's, "
-            "such as `optax.adam(1e-3)`."
-        )
+    wrong += no_optimizer("optimizer", optimizer)
     raise_together(wrong, InputTypeError)
     return Online(program, loss_fn, optimizer, steps, reduction, has_aux)
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from .._carry import Carry
 from .._data import checked_reset
-from .._errors import AlgorithmError, checked_count
+from .._errors import AlgorithmError, UnsupportedError, checked_count
 from .._loss import Loss, check_reduction, finite_where_masked
 from .._record import record
 from .._spikes import silent_layers
@@ -82,7 +82,24 @@ KEPT = 8
 """How many losses a program keeps compiled: a loss that is made anew, such as a lambda in a loop, is another one."""
 
 
-class Program(Shown):
+class Compiled:
+    """What holds compiled functions. Nothing changes it, so that a copy is itself; it cannot be pickled."""
+
+    def __copy__(self) -> "Compiled":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Compiled":
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UnsupportedError(
+            f"{type(self).__name__} holds compiled functions and cannot be pickled. Make it anew in the other process, "
+            "by `etpc.compile` and `etpc.online`. A model, the state of its optimiser and a carry can be pickled, and "
+            "saved by `etpc.save`."
+        )
+
+
+class Program(Compiled, Shown):
     """A trace program, called like the model with a carry in the place of the state.
 
     Made by [`etpc.compile`][]. `print(program)` shows each weight operation, what it reaches, its

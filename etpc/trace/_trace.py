@@ -258,6 +258,12 @@ def called(call: Callable[[], Any], inputs: Leaves, state: Leaves) -> tuple[Any,
             "without axes for time and batch. Where these shapes are not meant, mend `inputs=` "
             "and `state=`, or pass `batch_size=` to what takes whole sequences."
         )
+        if "unbound axis name" in str(error):
+            error.add_note(
+                "There is no axis of the batch in a step. Take a layer that needs the whole batch, such as "
+                "`eqx.nn.BatchNorm` in training, with `inference=True`, or one that normalises each example, such as "
+                "LayerNorm or GroupNorm."
+            )
         if re.search(r"\bkeys?\b", str(error)):
             error.add_note(
                 "Where a layer asks for a PRNG key, as dropout does, keep the key in the state and split it at "

@@ -15,6 +15,7 @@ class Ended(Trace):
     An example is the output gate of an LSTM whose last output enters weights alone, whose data is held constant.
     """
 
+    exact = True
     start_alone = True
 
     @property

@@ -47,6 +47,7 @@ class Filtered(Trace):
     """Whether F is equal in each class at some of the other places; then its column is the first one."""
     uniform: bool = False
     """Whether all outputs of all groups have equal transitions."""
+    exact = True
     start_alone = True
     skips = True
 

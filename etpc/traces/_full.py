@@ -29,6 +29,7 @@ class Full(Trace):
     the whole trace at every step.
     """
 
+    exact = True
     start_alone = True
     skips = True
     replaceable = True

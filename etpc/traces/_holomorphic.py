@@ -77,6 +77,7 @@ class Holomorphic(Full):
     """The places of the block that are real parts."""
     imaginary: tuple[int, ...] = ()
     """The places of the imaginary parts of the same states, in the same order."""
+    exact = True
     start_alone = True
     skips = True
 

@@ -171,13 +171,14 @@ class Advance(NamedTuple):
 class Trace:
     """The form of a trace: frozen data, and the methods that the compiler calls.
 
-    A subclass gives `init`, `advance` or `follow`, and of the other methods those that differ. For each window the
-    compiler calls `follow`, before any credit is known; `credit`; `rows` and `entries`, for what the past
+    A subclass gives `exact`, `init`, `advance` or `follow`, and of the other methods those that differ. For each
+    window the compiler calls `follow`, before any credit is known; `credit`; `rows` and `entries`, for what the past
     gives; and `advance`. [Extending](../extend.md#a-form-of-trace) has a table.
     """
 
-    exact: bool = True
-    """Whether the form leaves nothing out."""
+    exact: bool
+    """Whether the form leaves nothing out. It is not inherited: each class says so, as a method of its own may make it
+    false."""
     start_alone: bool = False
     """Whether the trace is only read at the start of a window, where it is multiplied with the credit of its block.
     Then states whose influence ends with the step are left out of the blocks. A subclass that overrides `follow`,
@@ -198,8 +199,8 @@ class Trace:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls.replaceable = vars(cls).get("replaceable", False)
-        cls.joins = vars(cls).get("joins", False)
+        for name, otherwise in {"exact": None, "replaceable": False, "joins": False}.items():
+            setattr(cls, name, vars(cls).get(name, otherwise))
         for name, methods in _BELONGS_TO.items():
             if _overrides(cls, name, methods):
                 setattr(cls, name, getattr(Trace, name))
@@ -259,8 +260,9 @@ class Trace:
     def first_data(self, site: Site, carry: Carry) -> Array | None:
         """What the past adds to the data of the first step of a window, [B, G, I], or `None`.
 
-        It is asked for in place of `rows` where no path leads past the new states to the output, neither from
-        old states nor from the operation. Then `credit` is the only credit that the data of a step is multiplied with.
+        With `backprop="cut"` it is asked for in place of `rows` where no path leads past the new states to the output,
+        neither from old states nor from the operation. Then `credit` is the only credit that the data of a step is
+        multiplied with.
         """
         return None
 

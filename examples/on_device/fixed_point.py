@@ -63,7 +63,7 @@ class RoundedTrace(traces.Full):
     """The trace of D-RTRL, rounded at the end of each window."""
 
     bits: int = 16
-    exact: bool = False
+    exact = False
 
     @property
     def left_out(self) -> str:

@@ -29,6 +29,7 @@ class KroneckerFactor(LowRank):
 
     rank: int = 1
     seed: int = 0
+    exact = False
 
     @property
     def left_out(self) -> str:

@@ -41,6 +41,7 @@ class KroneckerSum(LowRank):
     """Also the number of windows, [B], which no reset sets back."""
 
     seed: int = 0
+    exact = False
 
     @property
     def left_out(self):

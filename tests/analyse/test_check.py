@@ -60,7 +60,7 @@ FAULTS = {
         InputError,
         "rule of sums",
     ),
-    "two arguments": ((lambda e, p: p, sums_p.bind, H), InputTypeError, "four arguments"),
+    "two arguments": ((lambda e, p: p, sums_p.bind, H), InputTypeError, "is called as `rule"),
 }
 
 

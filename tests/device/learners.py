@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 import etpc
 from etpc import nn
@@ -135,6 +136,11 @@ def step(cell: Any, x: Any, h: Any) -> Any:
     return h[0] if isinstance(h, tuple) else h, h
 
 
+def rotating(model: Any, x: Any, h: Any) -> Any:
+    h = model["decay"] * h + model["gain"] * x
+    return h.real, h
+
+
 def squared(y: Any, target: Any) -> Any:
     return jnp.mean((y - target) ** 2)
 
@@ -175,6 +181,12 @@ def case(
 
 def with_state(cell: Any, state: Any, **options: Any) -> Case:
     return case(cell, state=state, step=step, **options)
+
+
+def complex_and_real(optimizer: Any) -> Case:
+    model = {"decay": jnp.full(I, 0.5 + 0.3j, jnp.complex64), "gain": jnp.ones(I)}
+    state = jnp.zeros(I, jnp.complex64)
+    return case(model, optimizer=optimizer, every=2, outputs=I, state=state, step=rotating)
 
 
 def words(rng: np.random.Generator, lead: tuple[int, ...]) -> np.ndarray:
@@ -249,6 +261,9 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "keys of a batch": lambda: case(
         Noisy(nn.MinGRU(I, H, key=KEY), jnp.arange(H) != 1), batch_size=2
+    ),
+    "complex and real parameters": lambda: complex_and_real(
+        optax.contrib.split_real_and_imaginary(optax.adam(1e-2))
     ),
     "learned start": lambda: case(
         LearnedStart(jnp.ones(H), 0.5 * jnp.ones((H, I))), every=2, reset=True

@@ -1,9 +1,16 @@
 """Exported learners under JAX, without the code of their models; and their files."""
 
+import copy
+import hashlib
+import io
 import json
 import os
+import pickle
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -294,6 +301,92 @@ def test_another_schema_is_refused(small, tmp_path: Path) -> None:
         etpc.load_exported(tmp_path / "learner")
 
 
+def resealed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a manifest, and let its own hash be right."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    text = json.dumps({**manifest, "sha256": "0" * 64}, indent=1)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "manifest.json").write_text(text.replace("0" * 64, digest))
+
+
+def restored(folder: Path, content: bytes) -> Callable[[dict[str, Any]], Any]:
+    """Replace the first state, which the manifest then has the hash of."""
+    (folder / "state.npz").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    return lambda m: m["files"]["state.npz"].update(sha256=digest)
+
+
+def npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+UNREAD = {"etpc", "jax", "rule", "window", "every", "batch_size", "claims", "bytes", "sha256"}
+"""Fields of a manifest that say something to people alone."""
+
+
+def test_contents_that_etpc_does_not_write(small, tmp_path: Path) -> None:
+    """Whole, but for a field that is missing or wrong: refused as such, and nothing else is read."""
+    _, exported = small
+    folder = tmp_path / "learner"
+
+    def refused(change: Callable[[dict[str, Any]], Any], words: str) -> None:
+        exported.save(folder)
+        resealed(folder, change)
+        with pytest.raises(etpc.CheckpointError, match=words):
+            etpc.load_exported(folder)
+        shutil.rmtree(folder)
+
+    for name in exported.manifest.keys() - UNREAD:
+        refused(lambda m, name=name: m.pop(name), rf"\['{name}'\] is missing")
+        refused(lambda m, name=name: m.update({name: 1}), rf"\['{name}'\] is 1")
+    argument = lambda m: m["files"]["update.mlirbc"]["arguments"][0]
+    for name in ("name", "shape", "dtype", "role"):
+        refused(lambda m, name=name: argument(m).pop(name), rf"\[0\]\['{name}'\] is missing")
+    for name in FILES[1:]:
+        refused(lambda m, name=name: m["files"].pop(name), rf"\['{name}'\] is missing")
+    outside = {"sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
+    refused(lambda m: m["files"].update({__file__: outside}), rf"has '{__file__}'")
+    refused(lambda m: argument(m).update(dtype="float33"), "has contents that etpc does not write")
+    refused(lambda m: argument(m).update(shape=[1]), "has contents that etpc does not write")
+    for content in (
+        b"",
+        npz(),
+        npz(**{k: np.int8(0) for k in exported.state}),
+        npz(a=np.array([None])),
+    ):
+        exported.save(folder)
+        resealed(folder, restored(folder, content))
+        with pytest.raises(etpc.CheckpointError, match="has contents that etpc does not write"):
+            etpc.load_exported(folder)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_read(make, small, tmp_path: Path) -> None:
+    _, exported = small
+    exported.save(tmp_path / "learner")
+    for name in FILES:
+        path = tmp_path / "learner" / name
+        path.rename(tmp_path / "kept")
+        make(path)
+        with pytest.raises(etpc.CheckpointError, match=f"no {name} that is a regular file"):
+            etpc.load_exported(path.parent)
+        path.rmdir() if path.is_dir() else path.unlink()
+        (tmp_path / "kept").rename(path)
+    etpc.load_exported(tmp_path / "learner")
+
+
+def test_a_copy_and_a_pickle_are_without_compiled_functions(small) -> None:
+    made, exported = small
+    _, losses = exported.update(exported.state, **made.call(0))
+    for again in (copy.deepcopy(exported), pickle.loads(pickle.dumps(exported))):
+        assert (again.manifest, again.modules) == (exported.manifest, exported.modules)
+        np.testing.assert_array_equal(again.update(again.state, **made.call(0))[1], losses)
+
+
 def test_a_folder_is_whole_or_not_there(small, tmp_path: Path, monkeypatch) -> None:
     _, exported = small
     folder = tmp_path / "learner"
@@ -330,6 +423,13 @@ def test_low_precision_is_stored() -> None:
     )
     exported = made.exported()
     assert exported.state[".weight_ih"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("platforms", ["cpu", (), ("foo",), ("cpu", "foo"), ("cpu", "cpu")])
+def test_platforms_that_are_none(platforms, small) -> None:
+    made, _ = small
+    with pytest.raises(etpc.InputError, match="platforms must be a tuple of one or more of cpu"):
+        made.exported(platforms=platforms)
 
 
 @pytest.mark.slow
@@ -383,5 +483,7 @@ def test_command(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "there already" in capsys.readouterr().err
     assert main(["export", "models.py:task", "--batch", "2", "-o", "batch"]) == 0
     assert etpc.load_exported("batch").manifest["batch_size"] == 2
+    assert main(["export", "models.py:task", "-o", "third", "--compile", "abacus"]) == 2
     assert main(["export", "models.py:task", "--optimiser", "nothing:1", "-o", "third"]) == 2
+    assert not Path("third").exists()
     assert "adam:1e-3" in capsys.readouterr().err

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import etpc
 from etpc.cli import main
-from tests.device.learners import CALLS, CASES, Case, distance
+from tests.device.learners import CALLS, CASES, Case, complex_and_real, distance
 from tests.device.test_exported import MODELS
 from tests.pages import ROOT
 
@@ -62,6 +63,15 @@ def test_equals_jax(name: str, tmp_path: Path) -> None:
         assert distance(found[path], wanted[path]) < 1e-5, path
 
 
+@pytest.mark.xfail(reason="IREE 3.13 divides by another number", raises=AssertionError, strict=True)
+def test_one_adam_for_complex_and_real_parameters(tmp_path: Path) -> None:
+    """Where this passes, `docs/device.md` and the note of `etpc export --compile` need not warn of it any more."""
+    made = complex_and_real(optax.adam(1e-2))
+    found = by_iree(made, made.exported(), tmp_path, range(1))
+    (after, *_), _ = made.by_jax(calls=range(1))
+    assert distance(found["['gain']"], after["gain"]) < 1e-5
+
+
 def test_resumes_both_ways(tmp_path: Path) -> None:
     """JAX, then IREE from the state that JAX has, then JAX from the state that IREE has."""
     made = CASES["cell: MinGRU"]()
@@ -84,3 +94,4 @@ def test_command_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         assert said["files"][name] == (Path("learner") / name).stat().st_size > 0
     assert said["iree_allocated_bytes"] >= said["state_bytes"]  # the next state is a result
     assert main(["export", "models.py:task", "-o", "other", "--compile", "abacus"]) == 2
+    assert not Path("other").exists()

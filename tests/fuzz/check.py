@@ -16,7 +16,7 @@ import numpy as np
 
 import etpc
 from tests import helpers, oracle
-from tests.fuzz import grammar
+from tests.fuzz import grammar, packing
 from tests.helpers import by_path, quickly
 
 T = 4
@@ -244,6 +244,7 @@ def check(program: grammar.Program, number=0, count=5) -> Result:
     except etpc.SelectionError:  # no use that is marked has an effect
         program = case.program = program.with_all_weights
         programs = [(case.compile(rule), way) for rule, way in rules.items()]
+    packed = of_packed(case, *programs[2 * (number % 2)], number)
     eps = float(jnp.finfo(program.narrowest).eps)
     tolerance = 64 * eps if program.narrow else TOLERANCE
     found: dict[str, list[float]] = {}
@@ -253,9 +254,11 @@ def check(program: grammar.Program, number=0, count=5) -> Result:
         if not wanted.settled:
             continue
         points += 1
+        errors = packed(point, wanted)
         for online_program, way in programs:
-            for name, error in compare(case, point, online_program, way, wanted).items():
-                found.setdefault(name, []).append(error if np.isfinite(error) else np.inf)
+            errors |= compare(case, point, online_program, way, wanted)
+        for name, error in errors.items():
+            found.setdefault(name, []).append(error if np.isfinite(error) else np.inf)
     # Where types are narrow, rounding depends on the order of operations, and a branch on rounding.
     worst = np.median if program.narrow else np.max
     errors = {name: float(worst(each)) for name, each in found.items()}
@@ -298,7 +301,7 @@ class References:
 def compare(case: Case, point: Point, program: etpc.Program, entry, wanted: References):
     """The errors of one program at one point."""
     rule = program.algorithm
-    whole = rule.backprop == "full" and rule.window == T
+    whole = in_one_window(rule)
     loss, (grads, by_inputs) = online(program, entry, point, 1 if whole else 2)
     loss_wanted, bptt, alone = wanted.loss, wanted.bptt, wanted.alone
     if entry == "batch":
@@ -337,6 +340,36 @@ def compare(case: Case, point: Point, program: etpc.Program, entry, wanted: Refe
         scale = max(wanted.scale, size(wanted.by_inputs))
         errors["inputs"] = difference(by_inputs, reference) / scale
     return {f"{rule.name} {name}": error for name, error in errors.items()}
+
+
+def in_one_window(rule):
+    return rule.backprop == "full" and rule.window == T
+
+
+def of_packed(case: Case, program: etpc.Program, entry, number):
+    """The error of a program against that of the same model with its states packed in another way, as a function of a
+    point."""
+    rule = program.algorithm
+    if isinstance(
+        rule, etpc.CreditRTRL
+    ):  # it draws its first directions for the states as they are stored
+        return lambda point, wanted: {}
+    # with more to carry a decay may choose another form, and the best rank is that of another norm
+    has_copies = number // 2 % 2 and not isinstance(rule, etpc.ES_D_RTRL)
+    ways = packing.COPIES if has_copies else packing.WAYS
+    pack = functools.partial(packing.Packed, ways=tuple(ways), number=number)
+    weights = case.program.weights if case.program.marked else "all"
+    other = etpc.compile(pack(case.model), rule, inputs=case.x, weights=weights)
+
+    def error(point: Point, wanted: References):
+        parts = 1 if in_one_window(rule) else 2
+        _, (plain, _) = online(program, entry, point, parts)
+        model = pack(point.model)
+        packed = point._replace(model=model, state=model.pack(point.state))
+        _, (grads, _) = online(other, entry, packed, parts)
+        return {f"{rule.name} packed": difference(grads.model, plain) / wanted.scale}
+
+    return error
 
 
 def outside(jacobians, program):

@@ -12,6 +12,7 @@ from jax import lax
 import etpc
 from etpc._jax import prims
 from etpc._primitives import FACTS
+from etpc.emit import _read
 from etpc.plan import _claims, _filtered
 from etpc.run._arguments import Arguments
 from etpc.trace import _expand
@@ -230,6 +231,17 @@ def test_outputs_that_are_said_to_share_transitions_are_found(rule, monkeypatch)
     alike = lambda analysis: [0] * len(analysis.hidden.parts)
     monkeypatch.setattr(_filtered, "varied", alike)
     is_found(program, RANK)
+
+
+@pytest.mark.slow
+def test_credit_that_depends_on_how_states_are_stored_is_found(monkeypatch):
+    first = Leaf(n=3, before=(Op("w_x", a=1, n=3),))
+    second = Leaf(n=3, before=(Op("w_x", a=0, n=3),))
+    program = Program((first, second), n_in=3)
+    assert "d_rtrl packed" in agrees(program).errors
+    is_move = _read._is_move
+    monkeypatch.setattr(_read, "_is_move", lambda e: e.primitive != prims.slice_p and is_move(e))
+    is_found(program, words=["packed"], count=2)
 
 
 @pytest.mark.slow

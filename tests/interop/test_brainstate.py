@@ -424,7 +424,21 @@ class Lost(Net):
         return brainstate.environ.get("temperature") * self.layer(x @ self.w.value)
 
 
+class Normed(Net):
+    def init_state(self, **_):
+        self.norm = brainstate.nn.BatchNorm0d((5,))
+
+    def update(self, x):
+        with brainstate.environ.context(fit=True):
+            return self.norm(u.get_mantissa(x @ self.w.value))
+
+
 ERRORS = {
+    "the statistics of a batch": (
+        lambda: initialised(Normed()),
+        etpc.ModelError,
+        r"layer \.norm normalises by .* LayerNorm",
+    ),
     "no module": (lambda: lambda x: x, etpc.InputTypeError, "takes a brainstate.nn.Module"),
     "not initialised": (lambda: Net(lif()), etpc.ModelError, r"The module\.layer has no 'V'"),
     "another shape": (

@@ -424,3 +424,66 @@ def test_errors_of_haiku():
         interop.from_haiku(plain, {}, LSTM)
     with pytest.raises(etpc.InputTypeError, match="hk\\.transform"):
         interop.from_haiku(core, params, LSTM)
+
+
+# --- batch normalisation --------------------------------------------------------------------------
+
+
+class NormedNNX(Leaky):
+    def __init__(self, training, at_call):
+        super().__init__()
+        setting = {} if at_call else {"use_running_average": not training}
+        self.norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0), **setting, **F64)
+        self.call = {"use_running_average": not training} if at_call else {}
+
+    def __call__(self, x):
+        return self.norm(super().__call__(x), **self.call)
+
+
+class NormedLinen(linen.Module):
+    training: bool
+    at_call: bool
+
+    @linen.compact
+    def __call__(self, carry, x):
+        carry = linen.GRUCell(4, **F64)(carry, x)[0]
+        average = not self.training
+        if self.at_call:
+            return carry, linen.BatchNorm(**F64)(carry, average)
+        return carry, linen.BatchNorm(average, **F64)(carry)
+
+
+def normed(library, training, at_call):
+    """A model with batch normalisation; `at_call` says where it is set that it is in training."""
+    if library == "NNX":
+        return interop.from_nnx(NormedNNX(training, at_call), xs[0])
+    key, h = jax.random.key(0), jnp.zeros(4)
+    if library == "Linen":
+        cell = NormedLinen(training, at_call)
+        return interop.from_linen(cell, cell.init(key, h, xs[0]), h)
+
+    def function(x, h, training=True):
+        h = hk.GRU(4)(x, h)[1]
+        norm = hk.BatchNorm(True, True, 0.9)
+        return (norm(h, training) if at_call else norm(h, False, training)), h
+
+    transformed = hk.transform_with_state(function)
+    params, variables = transformed.init(key, xs[0], h)
+    if not training:  # the averages are there only after a step in training
+        _, variables = transformed.apply(params, variables, key, xs[1], h)
+        transformed = hk.transform_with_state(lambda x, h: function(x, h, False))
+    return interop.from_haiku(transformed, double(params), h, variables=double(variables), key=key)
+
+
+@pytest.mark.parametrize("at_call", [True, False])
+@pytest.mark.parametrize(
+    ("library", "layer"), [("NNX", r"\.norm"), ("Linen", r"\.BatchNorm_0"), ("Haiku", "batch_norm")]
+)
+def test_batch_normalisation_in_training_is_refused(library, layer, at_call):
+    with pytest.raises(etpc.ModelError, match=f"layer {layer} normalises by .* LayerNorm"):
+        etpc.compile(normed(library, True, at_call), inputs=xs[0])
+    if library == "Haiku" and not at_call:
+        return  # without local statistics it has averages alone
+    model = normed(library, False, at_call)
+    y, _ = model(xs[0], model.init_state())
+    assert np.abs(y).max() > 1e-3

@@ -18,7 +18,7 @@ from jax.experimental import sparse
 
 import etpc
 from etpc import ops
-from etpc._jax import evaluate, prims
+from etpc._jax import canonicalise, evaluate, prims
 from etpc._primitives import FACTS, Facts, facts
 from etpc.analyse._weights import split
 from etpc.trace import trace
@@ -281,20 +281,24 @@ def test_connections_that_are_not_known_give_no_sparse_form():
 
 
 def test_a_primitive_has_one_kind():
+    rule = facts(prims.dot_general_p).kind
     with pytest.raises(ValueError, match="has a kind already"):
-        ops.register_kind(prims.dot_general_p, lambda equation, operand, known: None)
+        ops.register_kind(
+            prims.dot_general_p, lambda *args: rule(*args), jnp.dot, jnp.ones((3, 2)), jnp.ones(2)
+        )
 
 
 def test_a_kind_that_is_defined_again_takes_the_place_of_the_one_before(monkeypatch):
     """As where a cell of a notebook is run once more."""
     monkeypatch.setitem(FACTS, prims.sort_p, Facts())
-    for result in ("first", "second"):
+    for name in ("first", "second"):
 
-        def rule(equation, operand, known, result=result):
-            return result
+        def rule(equation, operand, known, name=name):
+            return dataclasses.replace(ops.direct(equation, operand), name=name)
 
-        ops.register_kind(prims.sort_p, rule)
-    assert facts(prims.sort_p).kind(None, 0, None) == "second"
+        ops.register_kind(prims.sort_p, rule, jnp.sort, jnp.ones(3))
+    equation = canonicalise(jnp.sort, [jnp.ones(3)]).equations[0]
+    assert facts(prims.sort_p).kind(equation, 0, None).name == "second"
 
 
 def test_kinds_keep_the_protocol():
@@ -340,20 +344,109 @@ class Sharing(RowProduct):
         return self.links.inputs.tobytes(), self.links.outputs.tobytes()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [RowProduct, Sharing])
-def test_a_kind_of_a_user_shares_a_trace_if_it_says_its_uses(kind, monkeypatch):
-    """As the built-in kinds do: two uses of one weight that reach the same states have one trace."""
-    matrix = sparse.BCSR.fromdense(jnp.array([[0.0, 0.5, 0.1], [0.2, 0.0, 0.3], [0.0, 0.0, 0.4]]))
-    primitive = ops.primitive_of(lambda m, x: m @ x, matrix, jnp.ones(3))
-    monkeypatch.setitem(FACTS, primitive, Facts())
+MATRIX = sparse.BCSR.fromdense(jnp.array([[0.0, 0.5, 0.1], [0.2, 0.0, 0.3], [0.0, 0.0, 0.4]]))
 
+
+def product(values, x):
+    return sparse.BCSR((values, MATRIX.indices, MATRIX.indptr), shape=MATRIX.shape) @ x
+
+
+@pytest.fixture
+def primitive(monkeypatch):
+    """That of `product`, without a kind."""
+    primitive = ops.primitive_of(product, MATRIX.data, jnp.ones(3))
+    monkeypatch.setitem(FACTS, primitive, Facts())
+    return primitive
+
+
+def rule_of(kind):
     def rule(equation, operand, known):
         columns, starts = known(equation.inputs[1]), known(equation.inputs[2])
         rows = np.repeat(np.arange(3), np.diff(starts))
         return kind(ops.Links(np.asarray(columns), rows), 3, 3) if operand == 0 else None
 
-    ops.register_kind(primitive, rule)
+    return rule
+
+
+def without(name):
+    """The kind without one of its parts."""
+    parts = {n: part for n, part in vars(RowProduct).items() if n != name}
+    return lambda *args: type("Own", (), parts)(*args)
+
+
+WRONG = {
+    "a word": (lambda *args: "kind", "kind str of bcsr_dot_general lacks name, groups, .* gather"),
+    "no `gather`": (without("gather"), r"lacks gather\."),
+    "the factor": (
+        {"factor": lambda self, values: 2 * values[self.data][None]},
+        "by `contract` .* and by `gather` .* may be in `factor`",
+    ),
+    "the shape of the factor": (
+        {"factor": lambda self, values: values[self.data]},
+        r"gives \[3\] as `factor`, not \[G, I\] = \[1, 3\]",
+    ),
+    "what is added": (
+        {"shift_outputs": lambda self, outputs, delta: [outputs[0] + 2 * delta[0]]},
+        "by `contract` .* and by `gather`",
+    ),
+    "what it is added to": (
+        {"shift_outputs": lambda self, outputs, delta: [delta[0]]},
+        "changes the operation where .* adds zero",
+    ),
+    "the links": (
+        {"factor": lambda self, values: values[self.data][None, ::-1]},
+        "by `contract` .* and by `gather` .* `links`",
+    ),
+    "a sum that lacks an axis": (
+        {"contract": lambda self, x, delta: RowProduct.contract(self, x[0], delta[0])},
+        r"JAX by `contract` \(a relative error of [0-9.e+-]+\)\. ",
+    ),
+    "axes that are left": (
+        {"contract": lambda self, x, delta: jnp.zeros((2, 5))},
+        r"JAX by `contract` \(of shape \[2, 5\], not \[5\]\)\. ",
+    ),
+    "the order of the entries": (
+        {"gather": lambda self, entries: entries.sum(0)[::-1]},
+        r"JAX by `gather` \(a relative error of [0-9.e+-]+\)\. ",
+    ),
+}
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_kind_is_refused(name, primitive):
+    own, words = WRONG[name]
+    kind = type("Own", (RowProduct,), own) if isinstance(own, dict) else own
+    with pytest.raises(etpc.InputError, match=words):
+        ops.register_kind(primitive, rule_of(kind), product, MATRIX.data, jnp.ones(3))
+    assert facts(primitive).kind is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "function", "error", "words"),
+    [
+        (lambda *args: None, product, etpc.InputError, "was not checked"),
+        (rule_of(RowProduct), lambda w, x: w[:3] * x, etpc.InputError, "was not checked"),
+        (
+            lambda equation: None,
+            product,
+            etpc.InputTypeError,
+            r"`rule\(equation, operand, known\)`",
+        ),
+    ],
+)
+def test_a_kind_that_cannot_be_checked_is_refused(rule, function, error, words, primitive):
+    with pytest.raises(error, match=words):
+        ops.register_kind(primitive, rule, function, MATRIX.data, jnp.ones(3))
+    assert facts(primitive).kind is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [RowProduct, Sharing])
+def test_a_kind_of_a_user_shares_a_trace_if_it_says_its_uses(kind, primitive):
+    """As the built-in kinds do: two uses of one weight that reach the same states have one trace."""
+    matrix = MATRIX
+    ops.register_kind(primitive, rule_of(kind), product, matrix.data, jnp.ones(3))
 
     def step(m, x, h):
         h = 0.5 * h + jnp.tanh(m @ x) + m @ (x * x)

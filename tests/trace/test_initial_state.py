@@ -83,3 +83,12 @@ def test_one_compilation():
     with measure.compilations() as counts:
         etpc.compile(zeros, inputs=np.ones(()))
     assert counts["compile"] == 1
+
+
+def test_bptt_that_is_called_again_traces_nothing():
+    zeros, xs, loss = Zeros(jnp.asarray(1.0)), np.ones((2, 1)), lambda y, t: jnp.sum((y - t) ** 2)
+    call = lambda: etpc.bptt(zeros, xs, xs, loss, batch_size=1)
+    call()
+    with measure.compilations() as counts:
+        call()
+    assert not counts["trace"]

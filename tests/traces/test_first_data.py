@@ -24,6 +24,8 @@ CALLED: list[bool] = []
 class WithRows(Decay):
     """The same, with the past as a row of its own, which says whether it was asked for it."""
 
+    exact = False
+
     def rows(self, site, start, carry):
         CALLED.append(True)
         return super().rows(site, start, carry)
@@ -39,9 +41,13 @@ class Rows:
 class Mixed(Rows, Decay):
     """The same, where the method comes from a class that is no trace."""
 
+    exact = False
+
 
 @dataclasses.dataclass(frozen=True)
 class AskedForData(Decay):
+    exact = False
+
     def rows(self, site, start, carry):
         raise AssertionError("the data of the first step holds all")
 

@@ -28,6 +28,7 @@ MODEL = {
 class Before(Full):
     """The same, which is read at the start of every window."""
 
+    exact = True
     replaceable = True
 
     def entries(self, site, start, carry):

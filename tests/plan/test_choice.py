@@ -1,0 +1,174 @@
+"""Mistakes of the authors of rules and of forms of traces: errors that name the class, what it gave and what to do."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import etpc
+from etpc.algorithms import Algorithm, Choice, Decay, Full
+from etpc.traces import CreditSubspace, Directions, LowRank, Trace, zeros
+from tests.helpers import loss, normal
+from tests.traces.test_user_form import Presynaptic
+
+pytestmark = pytest.mark.usefixtures("without_type_checks")
+
+B, I, N = 2, 3, 4
+W, XS = normal(N, I), normal(2, B, I, seed=1)
+
+
+def step(w, x, v):
+    v = 0.8 * v + w @ x
+    return jnp.sin(v), v
+
+
+def rule(**own):
+    """A rule with some attributes and methods of its own."""
+    return dataclasses.dataclass(frozen=True)(type("Mine", (Algorithm,), own))
+
+
+def gives(form, **settings):
+    return rule(trace_form=lambda self, kind: form)(window=2, **settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithField(Full):
+    exact: bool = True
+
+
+SETTINGS = {WithField: (), Full: (), Trace: (), Decay: (0.8,), LowRank: (1,), Presynaptic: (0.8,)}
+
+
+def form(base=Presynaptic, **own):
+    """A form with some attributes and methods of its own."""
+    return type("Own", (base,), {"exact": False, **own})(*SETTINGS[base])
+
+
+def followed(change):
+    """A `follow` that returns something else."""
+    return lambda self, *args: change(*Presynaptic.follow(self, *args))
+
+
+def chooses(choose, **settings):
+    made = lambda self, context: choose({op.number: Full() for op in context.ops})
+    return rule(choose=made)(**settings)
+
+
+BARE = {"left_out": "all", "init": Presynaptic.init, "follow": Presynaptic.follow}
+without = lambda name: {n: method for n, method in BARE.items() if n != name}
+
+MISTAKES = {
+    "a word for a form": (lambda: gives("full"), r"Mine\.trace_form gives 'full' for model"),
+    "the class of a form": (lambda: gives(Full), r"Full'> for model, .*Call it: Full\(\.\.\.\)"),
+    "forms for a choice": (lambda: chooses(dict), r"Mine\.choose returned \{0: Full\(\)\}"),
+    "no form": (lambda: chooses(lambda forms: Choice({})), "gives no form for model.*`number`"),
+    "a word for directions": (
+        lambda: chooses(lambda f: Choice(f, directions=CreditSubspace), backprop="full"),
+        r"Mine\.choose gives .*CreditSubspace'> as directions, which is no `etpc\.traces\.Dir",
+    ),
+    "directions in windows that are cut": (
+        lambda: chooses(lambda forms: Choice(forms, directions=Directions())),
+        'Set backprop="full"',
+    ),
+    "reach of no step": (rule(cut=False, reach=0), "reach must be None or an int >= 1, not 0"),
+    "a word for cut": (rule(cut="no"), "cut must be True or False, not 'no'"),
+    "a form that settles for none": (
+        lambda: gives(form(settle=lambda self, site: None)),
+        r"Own\.settle returned None for model",
+    ),
+    "no `left_out`": (lambda: gives(form(left_out="")), "`left_out` does not say"),
+    "no `init`": (lambda: gives(form(Trace, **without("init"))), "no `init`"),
+    "nothing moves it": (
+        lambda: gives(form(Trace, **without("follow"))),
+        r"(?s)1\. It has neither `follow` nor `advance`.*2\. It has neither `rows`",
+    ),
+    "nothing reads it": (lambda: gives(form(Trace, **BARE)), "neither `rows` nor `entries`"),
+    "entries alone": (
+        lambda: gives(form(entries=lambda self, *args: None)),
+        "It has `entries`, and no `gathered`",
+    ),
+    "a carry without a batch axis": (
+        lambda: gives(form(init=lambda self, site, batch: zeros(1, [(I,)], site.dtype))),
+        r"`init` returns \(f64\[1,3\],\) for 2 examples",
+    ),
+    "a carry of one array": (
+        lambda: gives(form(init=lambda self, site, batch: jnp.zeros((batch, I)))),
+        r"`init` returns f64\[2,3\] .*tuple",
+    ),
+    "a carry of another shape": (
+        lambda: gives(form(follow=followed(lambda carry, path: ((carry[0][:, :1],), path)))),
+        r"Own\.follow returned \(f64\[2,1\],\) for the trace of model.* `init`, \(f64\[2,3\],\)",
+    ),
+    "a carry of another dtype": (
+        lambda: gives(
+            form(
+                Full,
+                advance=lambda self, *args: [
+                    a.astype("float32") for a in Full.advance(self, *args)
+                ],
+                left_out="precision",
+            )
+        ),
+        r"Own\.advance returned \[f32\[2,4,3\]\].* `init`, \(f64\[2,4,3\],\)",
+    ),
+    "no path": (lambda: gives(form(follow=followed(lambda carry, _: carry))), r"Own\.follow ret"),
+    "credit alone": (
+        lambda: gives(form(credit=lambda self, *args: Presynaptic.credit(self, *args)[0])),
+        r"Own\.credit returned f64\[2,2,4\] .*\[2, 2, 4\], and that of the carry",
+    ),
+    "credit in another order": (
+        lambda: gives(
+            form(
+                credit=lambda self, *args: (
+                    (made := Presynaptic.credit(self, *args))[0].swapaxes(1, 2),
+                    made[1],
+                )
+            )
+        ),
+        r"Own\.credit returned \(f64\[2,4,2\], f64\[2,4\]\)",
+    ),
+    "a row that is no list": (
+        lambda: gives(form(rows=lambda self, *args: Presynaptic.rows(self, *args)[0])),
+        r"Own\.rows returned \(f64\[1,2,3\], f64\[1,2,4\]\).* list of pairs",
+    ),
+    "rows without an axis": (
+        lambda: gives(form(rows=lambda self, site, start, carry: [(carry[0], start)])),
+        r"Own\.rows returned \[\(f64\[2,3\], f64\[2,4\]\)\].*\[n, B, 1, 3\].*\[n, B, 4\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named(name):
+    """In the first window at the latest: none of these takes a second one to be found."""
+    make, words = MISTAKES[name]
+    with pytest.raises(etpc.AlgorithmError, match=words):
+        run_one_window(make())
+
+
+def run_one_window(algo):
+    program = etpc.compile(W, algo, inputs=XS[0, 0], state=jnp.zeros(N), step=step)
+    run = program.value_and_grad(loss)
+    jax.eval_shape(lambda carry: run(W, XS, jnp.zeros((2, B, N)), carry), program.init(B))
+
+
+@pytest.mark.parametrize("base", [Full, Decay, LowRank, Presynaptic, WithField])
+@pytest.mark.parametrize("exact", [None, "no"])
+def test_every_form_says_whether_it_is_exact(base, exact):
+    """Also one that is derived from another: a method of its own may make false what that one says."""
+    own = {} if exact is None else {"exact": exact}
+    with pytest.raises(
+        etpc.AlgorithmError, match=r"(?s)Own, of model.*not say whether it is exact"
+    ):
+        run_one_window(gives(type("Own", (base,), own)(*SETTINGS[base])))
+    if base is not WithField:  # the field has the last word, whatever a derived class says
+        run_one_window(gives(form(base, left_out="nothing that counts")))
+
+
+def test_what_is_registered_is_a_rule_with_a_name():
+    for value in (etpc.D_RTRL(), Full):
+        with pytest.raises(etpc.InputTypeError, match="A subclass of Algorithm is registered"):
+            etpc.algorithms.register_algorithm(value)
+    with pytest.raises(etpc.AlgorithmError, match="Mine has no `name`"):
+        etpc.algorithms.register_algorithm(rule())

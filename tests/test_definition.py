@@ -1,0 +1,120 @@
+"""The definition of each rule, against compiled programs and backpropagation."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from etpc import nn
+from tests import helpers
+from tests.fuzz import check
+from tests.helpers import normal
+from tests.marks import few
+
+RULES = {
+    "d_rtrl": etpc.D_RTRL(window=2),
+    "rtrl": etpc.RTRL(window=3),
+    "decay": etpc.ES_D_RTRL(decay=0.8, window=2),
+    "full windows": etpc.D_RTRL(window=3, backprop="full"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(40))
+def test_drawn_models(number):
+    """With loops, branches, sparse and complex weights, and narrow types."""
+    case = check.Case(check.drawn(21, number))
+    (point,) = case.points(1, ("moved",))
+    settled = check.References(case, point)
+    if not settled.settled:
+        pytest.skip("its gradient is zero, or not finite")
+    eps = float(jnp.finfo(case.program.narrowest).eps)
+    tolerance = 64 * eps if case.program.narrow else check.TOLERANCE
+    for rule in RULES.values():
+        program = etpc.compile(case.model, rule, inputs=case.x)
+        if isinstance(rule, etpc.ES_D_RTRL) and any(t.found.why for t in program.plan.traces):
+            continue  # an exact trace, where that is as small
+        carry = eqx.tree_at(lambda c: c.state, program.init(), point.state)
+        run = program.value_and_grad(helpers.loss, reduction="sum")
+        (value, _), grads = run(point.model, point.xs, point.targets, carry)
+        data = point.model, point.xs, point.targets, helpers.loss
+        wanted = etpc.reference(*data, rule, state=point.state, reduction="sum")
+        assert abs(value - wanted[0]) <= tolerance * max(1, abs(value))
+        assert check.difference(grads, wanted[1]) < tolerance * settled.scale, rule
+
+
+class Net(eqx.Module):
+    """A complex layer that learns its initial state, and spikes from it into a recurrent one; a readout of both."""
+
+    unit: nn.LRU
+    rec: jax.Array
+    start: jax.Array
+
+    def init_state(self):
+        return self.unit.init_state(), jnp.tanh(self.start), jnp.zeros((), int)
+
+    def __call__(self, x, state):
+        y, inner = self.unit(x, state[0])
+        h = 0.7 * jnp.tanh(state[1]) + self.rec @ jnp.concatenate([y, jnp.sin(state[1])])
+        return jnp.sum(h * y), (inner, h, state[2] + 1)
+
+
+T, B = 6, 2
+NET = Net(nn.LRU(2, 3, 3, key=jax.random.key(0)), 0.5 * normal(3, 6), normal(3, seed=1))
+DATA = normal(T, B, 2, seed=2), normal(T, B, seed=3)
+MASK = np.array([[1, 0], [2, 1], [0, 0], [1, 1], [0.5, 1], [1, 0]])
+OPTIONS = dict(batch_size=B, mask=MASK)
+
+
+def loss(y, target):
+    return (y - target) ** 2
+
+
+def close(one, other):
+    assert abs(one[0] - other[0]) < 1e-12
+    assert helpers.distance(one[1], other[1]) < 1e-10
+
+
+@functools.cache
+def defined(name):
+    return etpc.reference(NET, *DATA, loss, RULES[name], **OPTIONS)
+
+
+@pytest.mark.parametrize("name", few(RULES, "d_rtrl", "decay"))
+def test_complex_states_batches_masks_and_learned_initial_states(name):
+    program = etpc.compile(NET, RULES[name], inputs=DATA[0][0, 0])
+    carry = program.init(B, model=NET)
+    (value, _), grads = program.value_and_grad(loss)(NET, *DATA, carry, mask=MASK)
+    close((value, grads), defined(name))
+
+
+def test_rtrl_and_a_window_of_the_whole_sequence_are_backpropagation():
+    exact = etpc.bptt(NET, *DATA, loss, **OPTIONS)
+    whole = etpc.D_RTRL(window=T, backprop="full")
+    for rule in (RULES["rtrl"], whole, etpc.TBPTT(T)):
+        close(etpc.reference(NET, *DATA, loss, rule, **OPTIONS), exact)
+    for name in ("d_rtrl", "decay"):
+        assert np.linalg.norm(defined(name)[1].rec - exact[1].rec) > 1e-3
+    cut = etpc.bptt(NET, *DATA, loss, window=2, **OPTIONS)
+    close(etpc.reference(NET, *DATA, loss, etpc.TBPTT(2), **OPTIONS), cut)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        etpc.SnAp(1),
+        etpc.RTRL(rank=2),
+        etpc.ES_D_RTRL(rank=2),
+        etpc.CreditRTRL(),
+        etpc.TBPTT(4, every=2),
+        etpc.D_RTRL(backprop="full"),
+        etpc.D_RTRL(window=2, lookback=4),
+    ],
+)
+def test_rules_without_a_definition(rule):
+    with pytest.raises(etpc.UnsupportedError, match="no definition of"):
+        etpc.reference(NET, *DATA, loss, rule, **OPTIONS)
