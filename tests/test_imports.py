@@ -50,7 +50,8 @@ SEES = {
     "checkpoint": "_carry _errors _files _jax",
     "_fit": "_errors checkpoint run",
     "_measured": "_errors _data _loss _bptt _agreement _trial trace run",
-    "_suggest": "_agreement _errors _record _progress _compare _trial _measured trace analyse traces algorithms plan show run",
+    "_suggest": "_errors _record _agreement _progress _compare _trial _measured trace analyse traces algorithms plan"
+    " show run",
     "plot": "_errors _jax _compare plan run",
     "testing": "_errors _files _record _check _compare algorithms run",
     # models
