@@ -34,7 +34,7 @@ def step(way, model, x, state):
     a, b = map(unpack, state)
     a = model["d"] * a + model["w"] @ x + model["r"] @ jnp.sin(a)
     h = jnp.tanh(a)
-    b = 0.5 * b + model["u"] @ h
+    b = 0.5 * jnp.tanh(b) + model["u"] @ h  # a decay alike would be proved for some ways alone
     return jnp.sum(b * h), (pack(a), pack(b))
 
 

@@ -324,8 +324,7 @@ def compare(case: Case, point: Point, program: etpc.Program, entry, wanted: Refe
         errors["bptt"] = off(bptt)
     has_reference = isinstance(rule, etpc.D_RTRL | etpc.ES_D_RTRL) and rule.backprop == "cut"
     has_reference = has_reference and getattr(rule, "rank", None) is None and not rule.lookback
-    if isinstance(rule, etpc.ES_D_RTRL):  # the reference is that of its own traces
-        has_reference = has_reference and not any(t.found.why for t in program.plan.traces)
+    has_reference = has_reference and not has_exact_forms(program)
     if has_reference and entry != "batch" and case.program.has_dense_references:
         # 0 times infinity, in a derivative that nothing reads, is NaN in the reference alone.
         read = lambda a, b: jnp.where(jnp.isnan(a) & (b == 0), 0, a)
@@ -342,6 +341,12 @@ def compare(case: Case, point: Point, program: etpc.Program, entry, wanted: Refe
     return {f"{rule.name} {name}": error for name, error in errors.items()}
 
 
+def has_exact_forms(program: etpc.Program):
+    """Whether ES-D-RTRL has exact traces in the place of its own, where these are as small and that is proved."""
+    is_approximate = isinstance(program.algorithm, etpc.ES_D_RTRL)
+    return is_approximate and any(t.found.why for t in program.plan.traces)
+
+
 def in_one_window(rule):
     return rule.backprop == "full" and rule.window == T
 
@@ -349,17 +354,19 @@ def in_one_window(rule):
 def of_packed(case: Case, program: etpc.Program, entry, number):
     """The error of a program against that of the same model with its states packed in another way, as a function of a
     point."""
-    rule = program.algorithm
+    rule, none = program.algorithm, lambda point, wanted: {}
     if isinstance(
         rule, etpc.CreditRTRL
     ):  # it draws its first directions for the states as they are stored
-        return lambda point, wanted: {}
-    # with more to carry a decay may choose another form, and the best rank is that of another norm
-    has_copies = number // 2 % 2 and not isinstance(rule, etpc.ES_D_RTRL)
+        return none
+    # copies count in the norm in which a rank is the best
+    has_copies = number // 2 % 2 and getattr(rule, "rank", None) is None
     ways = packing.COPIES if has_copies else packing.WAYS
     pack = functools.partial(packing.Packed, ways=tuple(ways), number=number)
     weights = case.program.weights if case.program.marked else "all"
     other = etpc.compile(pack(case.model), rule, inputs=case.x, weights=weights)
+    if has_exact_forms(program) or has_exact_forms(other):
+        return none
 
     def error(point: Point, wanted: References):
         parts = 1 if in_one_window(rule) else 2
