@@ -321,10 +321,13 @@ class _Report:
     def _escaping(self, rules: Sequence[Candidate]) -> list[str]:
         """What D-RTRL ignores, and whether it matters."""
         paths = list(dict.fromkeys(e for p in self.cut.ops for e in p.escapes))
+        alone = [path for path, claim in self.cut.claims.items() if claim.claim == "current step"]
+        texts = [f"Under D-RTRL these learn from the current step alone: {', '.join(alone)}."]
+        texts = texts if alone else []
         if not paths:
-            return [f"Weights without a trace: {', '.join(self.cut.untraced)}."]
+            return texts
         more = f", and {len(paths) - 2} more paths" if len(paths) > 2 else ""
-        text = f"D-RTRL ignores {'; '.join(paths[:2])}{more}."
+        text = " ".join([f"D-RTRL ignores {'; '.join(paths[:2])}{more}.", *texts])
         cut = next((row for row in rules if row.rule == D_RTRL()), None)
         if cut is None or len(rules) < 2:
             return [text]
