@@ -321,9 +321,9 @@ class _Report:
     def _escaping(self, rules: Sequence[Candidate]) -> list[str]:
         """What D-RTRL ignores, and whether it matters."""
         paths = list(dict.fromkeys(e for p in self.cut.ops for e in p.escapes))
-        alone = [path for path, claim in self.cut.claims.items() if claim.claim == "current step"]
-        texts = [f"Under D-RTRL these learn from the current step alone: {', '.join(alone)}."]
-        texts = texts if alone else []
+        claims = self.cut.claims
+        alone = ", ".join(path for path in claims if claims[path].claim == "current step")
+        texts = [f"Under D-RTRL these learn from the current step alone: {alone}."] if alone else []
         if not paths:
             return texts
         more = f", and {len(paths) - 2} more paths" if len(paths) > 2 else ""
