@@ -1,7 +1,7 @@
 """An encoder before the memory: which rules give its weights credit for what is asked later.
 
-Six bits are shown, and in the last of 20 steps it is asked whether the first two were equal. Memory and readout are linear, so
-the encoder has to learn to compare. Its output enters the memory through a matrix, at which D-RTRL cuts.
+Six bits are shown, and in the last of 20 steps it is asked whether the first two were equal. Memory and readout are
+linear, so the encoder has to learn to compare. Its output enters the memory through a matrix, at which D-RTRL cuts.
 
     python -m examples.tasks.encoder                         # a table; 3 minutes of CPU time
 """
