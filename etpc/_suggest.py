@@ -396,10 +396,13 @@ class _Report:
     def _escaping(self, rules: Sequence[Candidate]) -> list[str]:
         """What D-RTRL ignores, and whether it matters."""
         paths = list(dict.fromkeys(e for p in self.cut.ops for e in p.escapes))
+        claims = self.cut.claims
+        alone = ", ".join(path for path in claims if claims[path].claim == "current step")
+        texts = [f"Under D-RTRL these learn from the current step alone: {alone}."] if alone else []
         if not paths:
-            return [f"Weights without a trace: {', '.join(self.cut.untraced)}."]
+            return texts
         more = f", and {len(paths) - 2} more paths" if len(paths) > 2 else ""
-        text = f"D-RTRL ignores {'; '.join(paths[:2])}{more}."
+        text = " ".join([f"D-RTRL ignores {'; '.join(paths[:2])}{more}.", *texts])
         w, by_rule = self.batch.window, {row.rule: row for row in rules}
         cut, full = by_rule.get(D_RTRL()), by_rule.get(D_RTRL(window=w, backprop="full"))
         if cut is None:

@@ -103,12 +103,47 @@ def test_a_weight_that_acts_through_other_weights_alone():
         return etpc.compile(w, inputs=jnp.zeros(3), state=jnp.zeros(3), step=step)
 
     text = said(gated(before=True), "['gate']")
-    assert "It has no trace: its output enters hidden states through other weights alone" in text
-    assert (
-        'CreditRTRL() follows it through them along a few directions, and backprop="full"' in text
-    )
+    assert "It has no trace: it acts on the states only through ['rec'], where D_RTRL cuts" in text
     assert "r * (U @ h) in place of U @ (r * h)" in text
     assert "Its trace is one entry for each use" in said(gated(before=False), "['gate']")
+
+
+BEHIND = (
+    "it acts on the states only through ['gate'], ['value'], where {} cuts; it gets the gradient of the "
+    "current step, unlike under CreditRTRL, SnAp and RTRL"
+)
+GIVEN_NONE = "TBPTT gives it none; it gets the gradient of the last steps"
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (etpc.D_RTRL(), BEHIND.format("D_RTRL")),
+        (etpc.ES_D_RTRL(), BEHIND.format("ES_D_RTRL")),
+        (etpc.TBPTT(2), GIVEN_NONE),
+        *((rule, None) for rule in (etpc.CreditRTRL(), etpc.SnAp(), etpc.RTRL())),
+    ],
+    ids=str,
+)
+def test_an_encoder_and_the_rules_that_give_it_credit(rule, reason):
+    """What is said of the rules holds: the input of the first step is asked for by the loss of the last one alone."""
+
+    def step(w, x, h):
+        encoded = jnp.tanh(w["second"] @ jnp.tanh(w["first"] @ x))
+        gate = jax.nn.sigmoid(w["gate"] @ encoded)
+        return h.sum(), 0.9 * h + gate * (w["value"] @ encoded)
+
+    w = {name: jnp.eye(3) + 0.1 for name in ("first", "second", "gate", "value")}
+    program = etpc.compile(w, rule, inputs=jnp.zeros(3), state=jnp.zeros(3), step=step)
+    xs, last = jnp.zeros((6, 3)).at[0].set(1), jnp.arange(6) == 5
+    gradient = program.value_and_grad(lambda y, last: last * y**2)
+    (_, carry), _ = gradient(w, xs, last, program.init())
+    _, grads = gradient(w, xs, last, program.reset(carry, True))  # along the credit of the first
+    for name in ("first", "second"):
+        assert program.untraced.get(f"['{name}']") == reason
+        assert bool(jnp.abs(grads[name]).max() > 1e-3) is (reason is None)
+    if rule == etpc.TBPTT(2):
+        assert "nothing from before the last 2 steps enters a gradient" in str(program)
 
 
 def test_a_weight_without_a_trace():

@@ -352,7 +352,7 @@ def test_weights_without_a_trace():
     model = Independent(weights(N, I, seed=1), jnp.linspace(0.2, 0.9, N))
     chosen = lambda model: model.leak
     found = etpc.suggest(model, XS, TARGETS, loss, **OPTIONS, weights=chosen, budget=1e-9)
-    assert found.reasons[0] == "Weights without a trace: .into."
+    assert found.reasons[0] == "Under D-RTRL these learn from the current step alone: .into."
 
 
 @pytest.mark.slow

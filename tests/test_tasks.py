@@ -15,7 +15,16 @@ import pytest
 import etpc
 from benchmarks import pages
 from etpc import nn
-from examples.tasks import arms, conductance, copying, dms, evidence, memory_chain, suggested
+from examples.tasks import (
+    arms,
+    conductance,
+    copying,
+    dms,
+    encoder,
+    evidence,
+    memory_chain,
+    suggested,
+)
 from tests.marks import few
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -108,6 +117,16 @@ def test_the_answer_is_one_of_the_first_bits() -> None:
     assert (targets == (shown[0] * asked[-1] > 0).any(1)).all()
     assert 0 < targets[0].sum() < C.BATCH
     assert (mask == (np.arange(C.STEPS) == C.STEPS - 1)[:, None]).all()
+
+
+def test_the_label_is_whether_the_first_two_bits_are_equal() -> None:
+    xs, targets, mask = map(np.asarray, jax.jit(encoder.batch)(jax.random.key(0)))
+    assert xs.shape == (encoder.STEPS, encoder.BATCH, encoder.BITS)
+    assert (np.abs(xs[0]) == 1).all()
+    assert np.abs(xs[1:]).max() < 0.6
+    assert (targets == (xs[0, :, 0] == xs[0, :, 1])).all()
+    assert 0 < targets[0].sum() < encoder.BATCH
+    assert (mask == (np.arange(encoder.STEPS) == encoder.STEPS - 1)[:, None]).all()
 
 
 @pytest.mark.parametrize("name", few([m.__name__.split(".")[-1] for m in MODULES], "dms"))

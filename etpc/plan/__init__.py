@@ -3,13 +3,14 @@
 from ..traces import Pairs
 from ._blocks import Colouring, Columns, Index, Layout
 from ._claims import Claim, Reason, claims
-from ._plan import plan
+from ._plan import BEHIND, plan
 from ._proved import Proved, most
 from ._records import Group, OpPlan, Plan, TracePlan, window_matters
 from ._select import DEFAULT_MEMORY, UNMARKED
 from ._smallest import proved
 
 __all__ = [
+    "BEHIND",
     "DEFAULT_MEMORY",
     "UNMARKED",
     "Claim",

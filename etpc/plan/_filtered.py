@@ -194,17 +194,20 @@ def _forms(
 
 
 def _why(form: Filtered, site: Site, steady: bool) -> str:
-    count = form.count(site)
-    hold = "filtered input holds" if count == 1 else "filtered inputs hold"
-    why = "outputs have the same transitions, whatever the parameters are"
-    if form.columns:
-        why = "outputs have the same transitions, and how they are entered depends on no data"
+    count, classes = form.count(site), form.first.shape[1]
+    outputs = "all outputs" if form.uniform else "the outputs of each group"
+    alike = f"{outputs} decay alike"
+    if classes > 1:
+        alike = f"the outputs filter the inputs in only {classes} ways"
+    copies = "one filtered copy of the inputs replaces"
+    if count > 1:
+        copies = f"{count} filtered copies of the inputs replace"
     moving = (
         ""
         if steady
-        else "; while the parameters of that move, it is the trace of their last values"
+        else "; while parameters move by which they enter the states, it is the trace of the last values"
     )
-    return f"{count} {hold} all of it: {why}{moving}"
+    return f"stored smaller, without loss: {alike}, so {copies} the whole trace{moving}"
 
 
 def _classes(tables: Sequence[np.ndarray], groups: int) -> tuple[tuple[int, ...], ...]:

@@ -27,6 +27,9 @@ from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
 from ._smallest import smallest
 from ._window import AT_LEAST, chosen_window
 
+BEHIND = "it acts on the states only through"
+"""How the reason begins why a weight whose output only other weights read has no trace."""
+
 
 def plan(
     analysis: Analysis,
@@ -119,12 +122,27 @@ def _no_trace(
     if reach.role == "nothing":
         return "it reaches no output, at this step or later"
     reason = unchosen
-    if not reason and not reach.block.nnz and choice.directions is None:
-        reason = "its output enters hidden states through other weights alone"
     if not reason and choice.forms[op.number] is None:
         reason = f"{type(algorithm).__name__} gives it none"
     steps = "current step" if algorithm.backprop == "cut" else "last steps"
-    return reason and f"{reason}; it gets the gradient of the {steps}"
+    gradient = f"it gets the gradient of the {steps}"
+    if not reason and not reach.block.nnz and choice.directions is None:
+        through = ", ".join(_entrances(analysis, op))
+        cuts = "cuts" if algorithm.backprop == "cut" else "cuts between windows"
+        reason = f"{BEHIND} {through}, where {type(algorithm).__name__} {cuts}"
+        gradient += ", unlike under CreditRTRL, SnAp and RTRL"
+    return reason and f"{reason}; {gradient}"
+
+
+def _entrances(analysis: Analysis, op: WeightOp) -> list[str]:
+    """The weights through which the output of an operation enters the states, where their data is cut."""
+    reads = np.array([reach.reads.ops for reach in analysis.reach], bool)
+    reads &= np.array([reader.number in analysis.cut for reader in analysis.ops])[:, None]
+    reached = reads[:, op.number]
+    for _ in analysis.ops:
+        reached = reached | reads[:, reached].any(1)
+    ends = [o.path for o in analysis.ops if reached[o.number] and analysis.immediate[o.number].nnz]
+    return list(dict.fromkeys(ends))
 
 
 def _sketch(analysis: Analysis, op: WeightOp, choice: Choice, lasting: np.ndarray | None) -> Sketch:

@@ -19,7 +19,9 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     ]
     lines = [*head, *table(COLUMNS, rows(plan, claims))]
     if not plan.traced:
-        lines += ["", "no weight has a trace: nothing of the steps before enters a gradient"]
+        back = plan.algorithm.lookback or plan.window
+        last = "the current step" if plan.algorithm.backprop == "cut" else f"the last {back} steps"
+        lines += ["", f"no weight has a trace: nothing from before {last} enters a gradient"]
     names = use_names(plan)
     several = {name: p for name, p in zip(names, plan.traced, strict=True) if name != p.path}
     if several:

@@ -6,15 +6,15 @@ import jax.numpy as jnp
 
 from .._errors import SelectionError, near
 from ..analyse import Analysis
-from ..plan import OpPlan, Plan, TracePlan
+from ..plan import BEHIND, OpPlan, Plan, TracePlan
 from ._costs import Costs
 from ._describe import Claims, shape_text, table
 from ._edits import edits
 
-BEHIND_WEIGHTS = (
-    "This is because the rule holds the data of those weights constant. CreditRTRL() follows it through "
-    'them along a few directions, and backprop="full" to the end of a window. Or let it act behind the '
-    "weight, as a gate does in r * (U @ h) in place of U @ (r * h): then it has a trace."
+BEHIND_ADVICE = (
+    "SnAp and RTRL carry its influence on each state that it reaches, CreditRTRL() that along a few "
+    'directions, and backprop="full" keeps it to the end of a window. A gate can act behind the weight, '
+    "as in r * (U @ h) in place of U @ (r * h): then it has a trace."
 )
 """What to do about a weight whose output only other weights read."""
 
@@ -53,9 +53,8 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     text = [f"{p.path} meets data in {p.kind} at {p.op.equation.source}: {size} uses{in_groups}."]
     if p.trace is None:
         text.append(f"It has no trace: {p.reason}.")
-        reach = plan.analysis.reach[p.op.number]
-        if reach.role == "state" and not reach.block.nnz:
-            text.append(BEHIND_WEIGHTS)
+        if p.reason.startswith(BEHIND):
+            text.append(BEHIND_ADVICE)
         return _wrapped(text, width)
     if p.shapes:
         states = f"{p.block} hidden state{'s' if p.block > 1 else ''}"

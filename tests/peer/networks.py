@@ -98,6 +98,20 @@ class RNN(Model):
         return r, {"h": h, "r": r}
 
 
+class Vanilla(Model):
+    """A network without memory of its own: all of it is in the recurrent matrix."""
+
+    w_in: Array
+    w_rec: Array
+    w_out: Array
+
+    sizes = {"h": N_HIDDEN}
+
+    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
+        h = jnp.tanh(dense("w_in", x, self.w_in) + dense("w_rec", state["h"], self.w_rec))
+        return dense("w_out", h, self.w_out), {"h": h}
+
+
 class Gated(Model):
     """A gated rate network whose gate reaches the state through no other weight (minimal GRU)."""
 

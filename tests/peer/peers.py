@@ -74,6 +74,14 @@ class PeerRNN(PeerModel):
         return self.r.value
 
 
+class PeerVanilla(PeerModel):
+    states = (("h", N_HIDDEN),)
+
+    def update(self, x):
+        self.h.value = jnp.tanh(self.matmul(x, "w_in") + self.matmul(self.h.value, "w_rec"))
+        return self.matmul(self.h.value, "w_out")
+
+
 class PeerGated(PeerModel):
     states = (("h", N_HIDDEN), ("r", N_OUT))
 
@@ -178,6 +186,7 @@ PEERS: dict[type[Model], type[PeerModel]] = {
     networks.ALIF: PeerALIF,
     networks.Conductance: PeerConductance,
     networks.RNN: PeerRNN,
+    networks.Vanilla: PeerVanilla,
     networks.Gated: PeerGated,
     networks.LearnedLeak: PeerLearnedLeak,
     networks.Filter: PeerFilter,
@@ -197,20 +206,24 @@ def peer_gradient(
     weights: Weights,
     xs: np.ndarray,
     targets: np.ndarray,
-    algo: str = "d_rtrl",
+    algo: str | type = "d_rtrl",
     decay: float | None = None,
     vjp_method: str = "single-step",
     *,
     loss: Callable[[Array, Array], Array],
     vmap: bool = False,
+    n: int | None = None,
+    modulator: np.ndarray | None = None,
 ) -> Weights:
     """The peer's gradient of the loss, summed over time and averaged over the batch, one step per call.
 
     `xs` and `targets` have a leading axis T, then a batch axis if `xs` is of rank 3. A batch is computed in the
-    peer's batched graph or, with `vmap`, by mapping the graph of one example.
+    peer's batched graph or, with `vmap`, by mapping the graph of one example. `n` is that of SnAp, and `modulator` [T]
+    that of "three_factor".
     """
     model = PEERS.get(network, network)(weights)
     options = {"vjp_method": vjp_method} | ({} if decay is None else {"decay_or_rank": decay})
+    options |= {} if n is None else {"n": n}
     batch_size = xs.shape[1] if xs.ndim == 3 else None
     xs, targets = jnp.asarray(xs), jnp.asarray(targets)
     with jax.numpy_rank_promotion("allow"):
@@ -218,9 +231,10 @@ def peer_gradient(
             model, algo, xs[0], batch_size=batch_size, vmap=vmap, **options
         )
 
-        def step_loss(x: Array, target: Array) -> Array:
-            y = learner(x)
+        def step_loss(x: Array, target: Array, *modulated: Array) -> Array:
+            y = learner.update(x, modulator=modulated[0]) if modulated else learner(x)
             return loss(y, target) if batch_size is None else jnp.mean(jax.vmap(loss)(y, target))
 
-        grads = learner.etrace_grad(xs, targets, step_fn=step_loss, reduction="sum")
+        modulated = [] if modulator is None else [jnp.asarray(modulator)]
+        grads = learner.etrace_grad(xs, targets, *modulated, step_fn=step_loss, reduction="sum")
     return {path[-1]: np.asarray(value) for path, value in grads.items()}

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("braintrace")
 
 import brainstate
+import braintrace
 
 import etpc
 from tests.helpers import kept
@@ -27,6 +28,8 @@ pytestmark = [
     pytest.mark.peer,
     # The peer says this of every weight that it leaves out.
     pytest.mark.filterwarnings("ignore:ETP primitive etp_m[mv] :UserWarning"),
+    # And this of SnAp, which then is RTRL within each group of states.
+    pytest.mark.filterwarnings("ignore:The SnAp-n position analysis :UserWarning"),
 ]
 
 T, B, DECAY = 12, 3, 0.9
@@ -101,7 +104,9 @@ def expected(case: Case, rule: str, *options) -> Weights:
 
 
 @ft.cache
-def peer(case: Case, algo="d_rtrl", vjp_method="single-step", decay=None, network=None) -> Weights:
+def peer(
+    case: Case, algo="d_rtrl", vjp_method="single-step", decay=None, network=None, n=None
+) -> Weights:
     return peers.peer_gradient(
         network or case.network,
         case.weights,
@@ -111,14 +116,19 @@ def peer(case: Case, algo="d_rtrl", vjp_method="single-step", decay=None, networ
         vjp_method,
         loss=LOSSES[case.loss],
         vmap=case.batch == "vmap",
+        n=n,
     )
 
 
 def ours(case: Case, algo, **options) -> Weights:
+    # The peer has no smaller form of a trace.
+    return by_program(case, kept(algo), **options)
+
+
+def by_program(case: Case, algo, **options) -> Weights:
     xs, targets = map(jnp.asarray, case.data)
     one, batch_size = (xs[0], None) if case.batch == "one" else (xs[0, 0], B)
-    # The peer has no smaller form of a trace.
-    program = etpc.compile(case.model, kept(algo), inputs=one, **options)
+    program = etpc.compile(case.model, algo, inputs=one, **options)
     gradient = eqx.filter_jit(program.value_and_grad(LOSSES[case.loss], reduction="sum"))
     _, grads = gradient(case.model, xs, targets, program.init(batch_size=batch_size))
     return reference.by_name(grads)
@@ -206,6 +216,62 @@ def test_es_d_rtrl(network, batch):
     elementwise = case.weights.keys() - set(products(case))
     if elementwise:
         assert_same(found, whole, elementwise)
+
+
+def test_es_d_rtrl_without_memory_of_its_own():
+    """The peer adds inputs of before to those of the step; etpc carries nothing where no later step reads it."""
+    case = Case(networks.Vanilla)
+    theirs, es = peer(case, "es_d_rtrl", decay=DECAY), etpc.ES_D_RTRL(decay=DECAY, window=5)
+    whole = expected(case, "d_rtrl", "cut")
+    assert_same(theirs, expected(case, "es_d_rtrl", DECAY), ["w_in", "w_rec"])
+    assert_same(ours(case, es), theirs)
+    assert_same(by_program(case, es), whole)
+    off = differences(theirs, {name: whole[name] for name in ("w_in", "w_rec")})
+    assert min(off.values()) > 0.3
+    print(f"braintrace, relative difference: {off}")
+
+
+@by_network((networks.LearnedLeak, networks.GRU, networks.Vanilla))
+def test_snap_where_all_states_are_one_group_of_the_peer(network):
+    case = Case(network)
+    for n in (1, 2):
+        wanted = ours(case, etpc.SnAp(n))
+        wanted.pop(
+            "w_reset", None
+        )  # which acts through another weight: the peer gives it exactly zero
+        assert_same(peer(case, braintrace.SnAp, n=n), wanted)
+
+
+def test_snap_between_groups_of_the_peer():
+    """The peer follows nothing from one group to the next, here the memory of the readout, whatever n is."""
+    case = Case(networks.RNN)
+    bptt = expected(case, "bptt")
+    assert_same(ours(case, etpc.SnAp(2)), bptt)
+    record_peer(case, bptt, algo=braintrace.SnAp, n=8)
+
+
+@by_network((networks.ALIF, networks.RNN))
+def test_e_prop_with_symmetric_feedback_is_d_rtrl(network):
+    case = Case(network)
+    assert_same(peer(case, "eprop"), ours(case, etpc.D_RTRL()))
+
+
+def test_a_third_factor_is_a_mask():
+    """It takes the place of the derivative by each state, and is not averaged over the batch."""
+    case, modulator = Case(networks.LearnedLeak), np.random.default_rng(3).standard_normal(T)
+    loss, (xs, targets) = LOSSES["squared"], case.data
+    data = (case.network, case.weights, xs, targets, "three_factor")
+    theirs = peers.peer_gradient(*data, loss=loss, modulator=modulator)
+
+    def states(model, x, state):
+        state = model(x, state)[1]
+        return state["v"], state
+
+    program = etpc.compile(case.model, inputs=xs[0, 0], step=states)
+    mask = jnp.broadcast_to(B * modulator[:, None], (T, B))
+    gradient = program.value_and_grad(lambda v, _: v.sum(), "sum")
+    _, grads = gradient(case.model, jnp.asarray(xs), None, program.init(B), mask=mask)
+    assert_same(theirs, reference.by_name(grads))
 
 
 def test_peer_is_bptt_where_it_should_be_exact():

@@ -196,6 +196,9 @@ def test_it_is_the_whole_trace(name):
     assert isinstance(op.form, Filtered)
     assert op.form.count(op.trace.site) == count
     assert op.exact
+    two = name in ("two groups", "two leaks")
+    assert ("in only 2 ways" if two else "all outputs decay alike") in op.choice
+    assert ("one filtered copy of" if count == 1 else f"{count} filtered copies of") in op.choice
     assert op.trace_bytes < next(p for p in full.ops if p.op.number == op.op.number).trace_bytes
     exact = lambda key: low.claims[f"['{key}']"].holds_exactly
     close({key: g for key, g in gradients(low).items() if exact(key)}, bptt(name))
@@ -311,7 +314,7 @@ def test_a_form_that_is_exact_for_still_weights_differs_while_they_move():
     """The control: gains of each output, which a rank leaves out of the sum."""
     found, full, op = programs("each gain", etpc.ES_D_RTRL(rank=1))
     assert op.form.columns
-    assert "while the parameters of that move" in op.choice
+    assert "while parameters move by which they enter the states" in op.choice
     xs, targets = normal(T, B, I, seed=1), jnp.full((T, B), 0.3)
     moved = []
     for each in (found, full):
@@ -390,7 +393,7 @@ def test_it_is_shown_as_the_whole_trace():
         shown.append(p.form.shown(p.site, trace)["trace"])
     assert shown[0].shape == shown[1].shape
     np.testing.assert_allclose(*shown, rtol=0, atol=1e-9 * np.abs(shown[1]).max())
-    assert "4 filtered inputs hold all of it" in str(low)
+    assert "all outputs decay alike, so 4 filtered copies of the inputs replace" in str(low)
 
 
 def other(m, x, h):
