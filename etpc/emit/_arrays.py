@@ -165,8 +165,3 @@ def joined(arrays: Sequence[Array], axis: int = 0) -> Array:
     if len(arrays) == 1:
         return arrays[0]
     return jnp.concatenate([a.astype(dtype) for a in arrays], axis)
-
-
-def zero_sums(weights: Sequence[Array]) -> list[Array]:
-    """Sums of gradients by weights, before anything is added."""
-    return [jnp.zeros_like(w, sum_dtype(w)) for w in weights]

@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -12,25 +10,9 @@ from .._jax import by_parts, is_complex, promoting, result_type
 from ..analyse import WeightOp
 from ..plan import Plan, TracePlan
 from ..traces import Joined, Rows
-from ._arrays import joined, replaced, zero_sums
+from ._arrays import joined, replaced, sum_dtype
 from ._records import Arrays, Bars
 from ._returned import wrong_return
-
-FOLD_BELOW_BYTES = 1 << 18
-"""What a trace gives entry by entry is summed over windows in its own order of axes, and brought into that of the
-weight once. Where it has no more bytes than this it is folded into the gradient of the weight window by window:
-a sum of its own would have XLA compile more kernels, for no gain in time."""
-LONG_WINDOW_STEPS = 8
-"""Windows shorter than this are so many that folding costs time whatever the size."""
-
-
-class Sums(NamedTuple):
-    """A gradient, summed over windows."""
-
-    weights: list[Array]
-    """By the effective weights, at least float32."""
-    entries: list[Array | None]
-    """What each carried trace gives besides, entry by entry; `None` where that is folded into `weights`."""
 
 
 class Gradients:
@@ -39,45 +21,28 @@ class Gradients:
     def __init__(self, plan: Plan):
         self.plan = plan
 
-    def of_window(self, bars: Bars, entries: Sequence[Array | None]) -> list[Array]:
-        """The gradient of a window; `entries` are what traces give entry by entry, one for each of `bars.ops`."""
+    def of_window(self, bars: Bars) -> list[Array]:
+        """The gradient of a window by the effective weights, at least float32."""
         grads = bars.weights
-        for credit, of_trace in zip(bars.ops, entries, strict=True):
-            if credit.past is not None and of_trace is not None:
-                grads = self._with_entries(grads, credit.past.trace, of_trace)
+        for credit in bars.ops:
+            past = credit.past
+            entries = None if past is None else past.entries()
+            if past is not None and entries is not None:
+                gathered = past.trace.form.gathered(past.trace.site, entries)
+                grads = self._with(grads, past.trace.op, gathered)
             if credit.terms:
                 grads = self._with(grads, credit.op, _product(credit.op, credit.terms))
-        return grads
-
-    @promoting
-    def no_sums(self, weights: Arrays, steps: int) -> Sums:
-        """Sums of windows of so many steps, before any is added."""
-        entries: list[Array | None] = []
-        for trace in self.plan.carried:
-            folded = FOLD_BELOW_BYTES if steps >= LONG_WINDOW_STEPS else -1
-            like = None if trace.bytes <= folded else _shape_of_entries(trace)
-            if like is not None and like.size * like.dtype.itemsize <= folded:
-                like = None
-            entries.append(None if like is None else jnp.zeros(like.shape, like.dtype))
-        return Sums(zero_sums(weights), entries)
-
-    @promoting
-    def added(self, sums: Sums, more: Sums) -> Sums:
-        """The sums with those of one more window."""
-        pairs = list(zip(sums.entries, more.entries, strict=True))
-        folded = [new if old is None else None for old, new in pairs]
-        apart = [None if old is None or new is None else old + new for old, new in pairs]
-        grads = self.total(Sums(more.weights, folded))
-        return Sums([_sum(a, b) for a, b in zip(sums.weights, grads, strict=True)], apart)
-
-    @promoting
-    def total(self, sums: Sums) -> list[Array]:
-        """The whole gradient, at least in float32."""
-        grads = sums.weights
-        for trace, entries in zip(self.plan.carried, sums.entries, strict=True):
-            if entries is not None:
-                grads = self._with_entries(grads, trace, entries)
         return self.whole(grads)
+
+    @promoting
+    def zeros(self, weights: Arrays) -> list[Array]:
+        """The sum of no windows."""
+        return [jnp.zeros_like(w, sum_dtype(w)) for w in weights]
+
+    @promoting
+    def added(self, sums: Arrays, more: Arrays) -> list[Array]:
+        """The sum of the windows so far, with one more."""
+        return [_sum(a, b) for a, b in zip(sums, more, strict=True)]
 
     def whole(self, grads: Arrays) -> list[Array]:
         """The gradient, where each weight whose trace is equal to that of another one has the gradient of that."""
@@ -86,9 +51,6 @@ class Gradients:
             weights.index(op.weight): weights.index(other.weight) for op, other in equal.items()
         }
         return replaced(grads, list(pairs), [grads[place] for place in pairs.values()])
-
-    def _with_entries(self, grads: Arrays, trace: TracePlan, entries: Array) -> list[Array]:
-        return self._with(grads, trace.op, trace.form.gathered(trace.site, entries))
 
     def _with(self, grads: Arrays, op: WeightOp, added: Array) -> list[Array]:
         """Gradients by the effective weights, with what one operation adds to that of its weight."""
@@ -137,14 +99,3 @@ def _sum(a: Array, b: Array) -> Array:
     if not is_complex(a):
         return a + b
     return lax.complex(a.real + b.real, a.imag + b.imag)
-
-
-def _shape_of_entries(trace: TracePlan) -> jax.ShapeDtypeStruct | None:
-    """The shape of what a trace gives entry by entry; `None` if it gives nothing so."""
-
-    def entries() -> Array | None:
-        credit = jnp.zeros((1, trace.site.block, trace.site.count), trace.dtype)
-        carry = trace.form.init(trace.site, 1)
-        return trace.form.entries(trace.site, trace.form.start(trace.site, credit, carry), carry)
-
-    return jax.eval_shape(entries)

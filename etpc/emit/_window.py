@@ -18,7 +18,7 @@ from .._jax import promoting, without_derivative
 from ..plan import Plan
 from ..traces import Carry, Traces, zero_after
 from ._cut import CutSteps
-from ._gradient import Gradients, Sums
+from ._gradient import Gradients
 from ._move import Mover, Moves
 from ._prefix import instantiated
 from ._records import Arrays, Bars, Cotangents, Span, Weights
@@ -60,7 +60,8 @@ class Learned(NamedTuple):
 
     loss: Array
     aux: Any
-    sums: Sums
+    grads: list[Array]
+    """By the effective weights, at least float32."""
     state: list[Array]
     moving: "Moving"
     """The traces, which are yet to be moved."""
@@ -82,7 +83,7 @@ class Window(abc.ABC, Generic[Residuals]):
         own step, and under "full" that of its window. The derivative by inputs costs more, and is taken
         only where it is asked for.
     - `learn(weights, span, traces, loss_of)`: a window, `loss_of(outputs) -> (loss, aux)`, and the gradient
-        of the loss, as sums that `gradients` adds up over windows.
+        of the loss, which `gradients` adds up over windows.
     - `moved(moving, last)`: the traces at the end of a window of `learn`. They are overwritten in place once `last` is
         known: the arrays that are computed from the gradient of the window.
     """
@@ -128,10 +129,8 @@ class Window(abc.ABC, Generic[Residuals]):
         loss, pull, aux = jax.vjp(loss_of, course.outputs, has_aux=True)
         (outputs_bar,) = pull(jnp.ones_like(loss))
         bars = self.backward(course.residuals, traces, outputs_bar, course.moves)
-        grads = self.gradients.of_window(bars, [None] * len(bars.ops))
-        entries = [op.past.entries() for op in bars.ops if op.past is not None]
-        moving = Moving(traces, course.moves, bars)
-        return Learned(loss, aux, Sums(grads, entries), course.last, moving)
+        grads = self.gradients.of_window(bars)
+        return Learned(loss, aux, grads, course.last, Moving(traces, course.moves, bars))
 
     @promoting
     def moved(self, moving: Moving, last: Sequence[Array]) -> Traces:
@@ -208,9 +207,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
         residuals, traces = kept
         outputs = [instantiated(a) for a in cotangents.outputs]
         bars = window.backward(residuals, traces, outputs)
-        pasts = [credit.past for credit in bars.ops]
-        entries = [None if past is None else past.entries() for past in pasts]
-        grads = window.gradients.whole(window.gradients.of_window(bars, entries))
+        grads = window.gradients.of_window(bars)
         dtypes = [v.aval.dtype for v in window.plan.analysis.split.weights]
         by_weights = tuple(g.astype(dtype) for g, dtype in zip(grads, dtypes, strict=True))
         none: Any = None

@@ -203,7 +203,7 @@ class Runner:
 
         window = self.plan.window_for(steps) if reset is None else 1
         zero = jnp.zeros((), summed_in(value_aval.dtype))
-        sums = self.window.gradients.no_sums(fixed.effective, window)
+        sums = self.window.gradients.zeros(fixed.effective)
         start = (state, traces, fresh, zero, sums)
         if steps == window:
             (state, _, value, sums), moving, aux = learned(start, (xs, data))
@@ -215,9 +215,8 @@ class Runner:
         if not carry.batched:
             aux = jax.tree.map(lambda a: a[:, 0], aux)
         # Divided before they are rounded: the sum over a long sequence is beyond what float16 holds.
-        total = self.window.gradients.total(sums)
         value, grads = reduced(
-            reduction, (value, total), weights, steps if counting is None else counting
+            reduction, (value, sums), weights, steps if counting is None else counting
         )
         grads = without_derivative(_pulled(pull, fixed.effective, grads), NO_SECOND_DERIVATIVE)
         return Learned(value, grads, aux, lambda last: self.leave(state, moved(last), carry))
