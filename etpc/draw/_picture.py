@@ -179,7 +179,7 @@ def _op(p: OpPlan, program: Shown) -> Node:
         hover.append(f"no trace: {p.reason}")
         return Node(name, p.path, f"{p.kind} · no trace", claim, False, tuple(hover), "")
     shape = shape_text(p)
-    size = "part of another trace" if p.trace.free else f"{p.trace_bytes:,} bytes"
+    size = "part of another trace" if p.trace.summed else f"{p.trace_bytes:,} bytes"
     hover += [
         f"reaches {', '.join(p.states)}, in blocks of at most {p.block:,}",
         f"trace {shape} of {jnp.dtype(p.trace.dtype).name}: {size}",

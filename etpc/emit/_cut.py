@@ -162,7 +162,7 @@ class CutSteps:
         rows, factors = rows_of(jacobians.transition), list[Factors | None]()
         by_op = self.canonical(data)
         for place, (p, compressed) in enumerate(zip(self.live, jacobians.immediate, strict=True)):
-            if p.trace is None or p.trace.beside or p.trace.equal:
+            if p.trace is None or p.trace.beside:
                 factors.append(None)
                 continue
             x, beside = by_op[place], self.plan.beside(p.trace)

@@ -32,7 +32,7 @@ class Gradients:
                 grads = self._with(grads, past.trace.op, gathered)
             if credit.terms:
                 grads = self._with(grads, credit.op, _product(credit.op, credit.terms))
-        return self.whole(grads)
+        return grads
 
     @promoting
     def zeros(self, weights: Arrays) -> list[Array]:
@@ -43,14 +43,6 @@ class Gradients:
     def added(self, sums: Arrays, more: Arrays) -> list[Array]:
         """The sum of the windows so far, with one more."""
         return [_sum(a, b) for a, b in zip(sums, more, strict=True)]
-
-    def whole(self, grads: Arrays) -> list[Array]:
-        """The gradient, where each weight whose trace is equal to that of another one has the gradient of that."""
-        weights, equal = self.plan.analysis.split.weights, self.plan.equal
-        pairs = {
-            weights.index(op.weight): weights.index(other.weight) for op, other in equal.items()
-        }
-        return replaced(grads, list(pairs), [grads[place] for place in pairs.values()])
 
     def _with(self, grads: Arrays, op: WeightOp, added: Array) -> list[Array]:
         """Gradients by the effective weights, with what one operation adds to that of its weight."""

@@ -111,8 +111,6 @@ class Truncated(Window[CutWindow]):
         for place, p in enumerate(self.cut.live):
             immediate, trace, past = residuals.jacobians.immediate[place], p.trace, None
             of_past: list[Rows] = []
-            if trace is not None and trace.equal:
-                continue
             if (
                 trace is not None and _owner(trace) in after
             ):  # no path leads past it: `delta` is zero

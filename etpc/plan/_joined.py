@@ -1,8 +1,8 @@
-"""What is added up before anything else is done with it has one factor F, carried once.
+"""Products that are added up before anything else is done with them have one factor F, carried once.
 
-In `tanh(w @ x + b + r @ h + c)` what is added to any of the four is added to the sum. So `F` is the same.
-A smoothed trace is that of `[w, r]` with the data `[x, h]`; whole traces are not joined, as they would be as large,
-and were as fast apart. The biases `b` and `c` have equal traces, and equal gradients.
+In `tanh(w @ x + r @ h + b)` what is added to either product is added to the sum. So `F` is the same, and a smoothed
+trace is that of `[w, r]` with the data `[x, h]`. Whole traces are not joined, as they would be as large, and were as
+fast apart.
 """
 
 import dataclasses
@@ -21,40 +21,29 @@ from ._records import Sketch
 
 def joined(
     analysis: Analysis, sketches: Sequence[Sketch], owners: Mapping[int, int]
-) -> tuple[list[Sketch], dict[int, int], dict[int, int]]:
-    """The traces, where the first of those that are joined has the data of all; for each of the others the number of
-    that first one; and for each bias that is added to the same sum as another, and is read nowhere else, the number of
-    that other one."""
+) -> tuple[list[Sketch], dict[int, int]]:
+    """The traces, where the first of those that are joined has the data of all; and for each of the others the number
+    of that first one."""
     shared, readers = Counter(owners.values()), _readers(analysis)
-    uses = Counter(op.weight for op in analysis.ops)
     groups: dict[Hashable, list[Sketch]] = {}
     for t in sketches:
         op, kind, alone = t.op, t.op.kind, shared[owners[t.op.number]] == 1
-        if kind.data is None:
-            taken = op.equation.primitive in _SUMS and uses[op.weight] == 1
-            weight = op.weight.shape, op.weight.aval.dtype
-        else:
-            taken, weight = t.form.joins and kind.links is None and t.closed, None
-        if taken and alone:
-            blocks = (t.members.indptr.tobytes(), t.members.indices.tobytes(), t.closed)
-            of_kind = (kind.groups, kind.outputs, weight)
+        if t.form.joins and kind.data is not None and kind.links is None and t.closed and alone:
+            blocks = (t.members.indptr.tobytes(), t.members.indices.tobytes())
             of_site = (t.form, t.site.dtype, t.site.block, t.directions, op.delta.dtype)
-            groups.setdefault((_sum_of(op, readers), *of_kind, *of_site, *blocks), []).append(t)
+            key = (_sum_of(op, readers), kind.groups, kind.outputs, *of_site, *blocks)
+            groups.setdefault(key, []).append(t)
     beside: dict[int, int] = {}
-    equal: dict[int, int] = {}
     first: dict[int, Sketch] = {}
     for own, *others in groups.values():
         order = _added(own.op) if others else b""
         others = [t for t in others if _added(t.op) == order]
-        numbers = {t.op.number: own.op.number for t in others}
-        if own.op.kind.data is None:
-            equal |= numbers
-        elif others:
+        if others:
             kind = Joined((own.op.kind, *(t.op.kind for t in others)))
             site = dataclasses.replace(own.site, kind=kind)
             first[own.op.number] = dataclasses.replace(own, site=site)
-            beside |= numbers
-    return [first.get(t.op.number, t) for t in sketches], beside, equal
+            beside |= {t.op.number: own.op.number for t in others}
+    return [first.get(t.op.number, t) for t in sketches], beside
 
 
 def _readers(analysis: Analysis) -> Mapping[Variable, Sequence[Equation | None]]:

@@ -67,11 +67,11 @@ def plan(
     ]
     sketches = smallest(analysis, sketches, _owners(sketches), lasting)
     owners = _owners(sketches)
-    sketches, beside, equal = joined(analysis, sketches, owners)
-    owners |= beside | equal
+    sketches, beside = joined(analysis, sketches, owners)
+    owners |= beside
     _check_memory(sketches, owners, memory, batch_size)
     colours = colouring(analysis)
-    traces = _laid_out(sketches, owners, beside, equal, analysis, colours)
+    traces = _laid_out(sketches, owners, beside, analysis, colours)
     ops = tuple(
         _op_plan(analysis, op, traces.get(op.number), reasons[op.number], choice)
         for op in analysis.ops
@@ -207,7 +207,6 @@ def _laid_out(
     sketches: Sequence[Sketch],
     owners: Mapping[int, int],
     beside: Collection[int],
-    equal: Collection[int],
     analysis: Analysis,
     colours: Colouring,
 ) -> dict[int, TracePlan]:
@@ -233,7 +232,6 @@ def _laid_out(
             immediate=index,
             shares=None if owners[number] == number else owners[number],
             beside=number in beside,
-            equal=number in equal,
         )
     return traces
 

@@ -75,20 +75,12 @@ class TracePlan(Sketch):
     """The number of an operation whose trace is also that of this one; `None` if it has its own."""
     beside: bool
     """Whether the data of this operation lies beside that of the other in the trace, as the outputs of both are added
-    up."""
-    equal: bool
-    """Whether the trace of the other operation is equal to this one, as the weights of both are added to the same sum.
-    If it is neither, both have the same weight, and the trace is the sum of theirs."""
-
-    @property
-    def free(self) -> bool:
-        """Whether it takes no memory, as it is equal to another trace, or added to that."""
-        return self.shares is not None and not self.beside
+    up. Else both have the same weight, and the trace is the sum of theirs."""
 
     @property
     def summed(self) -> bool:
-        """Whether it is added to the trace of another use of its weight."""
-        return self.free and not self.equal
+        """Whether it is added to the trace of another use of its weight, and so takes no memory."""
+        return self.shares is not None and not self.beside
 
     @property
     def own(self) -> Site:
@@ -113,7 +105,7 @@ class TracePlan(Sketch):
     @property
     def bytes(self) -> int:
         """Bytes that are carried for one example."""
-        if self.free:
+        if self.summed:
             return 0
         own = bytes_of(self.form, self.own)
         return bytes_of(self.form, self._twice) - own if self.beside else own
@@ -240,13 +232,6 @@ class Plan:
         if not isinstance(trace.site.kind, Joined):
             return ()
         return tuple(t.op for t in self.traces if t.beside and t.shares == trace.op.number)
-
-    @property
-    def equal(self) -> dict[WeightOp, WeightOp]:
-        """For each operation whose trace is equal to that of another one, that one: their gradients are equal."""
-        return {
-            t.op: self.ops[t.shares].op for t in self.traces if t.equal and t.shares is not None
-        }
 
     def shown(self, trace: TracePlan, carry: Carry) -> dict[str, Array]:
         """The arrays that pictures show of the trace of one operation, by name, of one example."""

@@ -142,7 +142,7 @@ class Program(Compiled, Shown):
         """Bytes of the carry: of each trace, of the state, of what else there is, in all."""
         batch_size = self._batch_size(batch_size)
         count = 1 if batch_size is None else batch_size
-        traces = tuple((t.op.path, count * t.bytes) for t in self.plan.traces if not t.free)
+        traces = tuple((t.op.path, count * t.bytes) for t in self.plan.traces if not t.summed)
         state = count * (
             _bytes(self.runner.step.state_leaves.avals) + 1
         )  # one byte says if it is fresh

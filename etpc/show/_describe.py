@@ -67,18 +67,12 @@ def rows(plan: Plan, claims: Claims) -> list[list[str]]:
             p.kind,
             ", ".join(p.states),
             str(p.block),
-            _trace_text(plan, p),
+            "as above" if p.trace is not None and p.trace.summed else shape_text(p),
             f"{p.trace_bytes:,}",
             verdict(plan, p, claims),
         ]
         for name, p in zip(use_names(plan), plan.traced, strict=True)
     ]
-
-
-def _trace_text(plan: Plan, p: OpPlan) -> str:
-    if p.trace is None or not p.trace.free:
-        return shape_text(p)
-    return f"as {plan.equal[p.op].path}" if p.trace.equal else "as above"
 
 
 def use_names(plan: Plan) -> list[str]:

@@ -71,11 +71,6 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
         text.append(
             "It is carried in the trace of another weight, as the products of both are added up."
         )
-    elif p.trace.equal:
-        other = plan.equal[p.op].path
-        text.append(
-            f"It is added to the same sum as {other}, and has the trace and the gradient of that."
-        )
     elif p.trace.summed:
         text.append("It is added to the trace of another use of the same weight.")
     text += _smaller(p.trace)

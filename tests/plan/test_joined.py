@@ -88,6 +88,16 @@ def scaled(model, x, h):
     return h, h
 
 
+def subtracted(model, x, h):
+    h = jnp.tanh(model["a"] @ x - model["b"] @ jnp.sin(h)) + 0.5 * h
+    return h, h
+
+
+def added_to_sums(model, x, h):
+    h = jnp.tanh((model["a"] @ x + 1) + (model["b"] @ jnp.sin(h) + 2)) + 0.5 * h
+    return h, h
+
+
 def reversed_order(model, x, h):
     h = jnp.tanh(model["a"] @ x + (model["b"] @ jnp.sin(h))[::-1]) + 0.5 * h
     return h, h
@@ -113,6 +123,8 @@ def one_alone(model, x, h):
     ("step", "joins"),
     [
         (scaled, False),
+        (subtracted, False),
+        (added_to_sums, True),
         (reversed_order, False),
         (transposed, True),
         (one_alone, False),
@@ -120,7 +132,7 @@ def one_alone(model, x, h):
     ],
 )
 def test_which_products_are_joined(step, joins):
-    """Only where the perturbation of each is the same: not where one is scaled, moved or read alone elsewhere."""
+    """Only where the perturbation of each is the same: not where one is scaled, negated, moved or read elsewhere."""
     net = {"a": weights(N, I, seed=1), "b": weights(N, N, seed=2)}
     options = dict(state=jnp.zeros(N), step=step, batch_size=B)
     rule = etpc.ES_D_RTRL(decay=0.9)
