@@ -1,8 +1,10 @@
 """The tasks of the examples: their data follows the rule, and the harness compares what it says."""
 
 import dataclasses
+import json
 import math
 import re
+import statistics
 from pathlib import Path
 
 import equinox as eqx
@@ -384,3 +386,18 @@ def test_the_tasks_that_are_asked_about() -> None:
     folder = Path(suggested.__file__).parent
     assert all((folder / f"{name}.py").exists() for name in suggested.TASKS)
     assert {path.stem for path in suggested.SCORES.glob("*.json")} == set(suggested.TASKS)
+
+
+def test_the_page_has_the_suggestions_of_the_record() -> None:
+    page = (DOCS / "choose.md").read_text().split("## What it suggests on tasks")[1]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if " ± " in line]
+    record = json.loads((DOCS / "suggested.json").read_text())
+    assert tuple(record) == suggested.TASKS
+    for (name, found), row in zip(record.items(), rows, strict=True):
+        full = arms.load(suggested.SCORES / f"{name}.json")
+        shown = zip(found["scores"].values(), (row[2], row[4], row[5]), strict=True)
+        for (arm, scores), text in shown:
+            assert scores == [r.score for r in full if r.arm == arm]
+            digits = len(text.split(" ")[0].split(".")[1])
+            values = statistics.fmean(scores), statistics.stdev(scores)
+            assert text == " ± ".join(f"{value:.{digits}f}" for value in values), name

@@ -1,7 +1,7 @@
 """What `etpc.suggest` says on each task, beside the scores of all rules there.
 
     python -m examples.tasks.suggested                  # a table; a minute or more for each task
-    python -m examples.tasks.suggested copying dms --budget 120 --json suggested.json
+    python -m examples.tasks.suggested --budget 120 --json docs/suggested.json    # the record of docs/choose.md
 
 Each task gives one batch, the initial weights of seed 0 and Adam at the task's rate. The scores are those in
 `docs/tasks/`, of full trainings with a rate for each rule and windows of the task's own length.
@@ -106,7 +106,7 @@ def main() -> None:
             continue
         advice = suggestion(task, 1.0 if FAST else args.budget)
         columns = compared(task, name, advice.rule)
-        found[name] = {"suggestion": advice.as_dict(), "scores": columns}
+        found[name] = {"rule": str(advice.rule), "reasons": advice.reasons, "scores": columns}
         print(f"\n## {task.name}\n\n{advice}\n")
         for column, (arm, scores) in columns.items():
             spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
