@@ -229,10 +229,10 @@ class Definition:
 
         (value, new), (by_weights, by_states, by_ys) = credit(False)
         grad = grad + by_weights + by_states @ trace.whole
-        moved = self._moved(trace, given, weights, h, zeros)
+        used = self._data_by_weights(given, weights, h) if self.smoothed else []
+        moved = self._moved(trace, given, weights, h, zeros, used)
         if self.smoothed:
             _, (_, past_states, past_ys) = credit(True)
-            used = self._data_by_weights(given, weights, h)
             for (x, f), (x_new, _), direct, by_y, past_y in zip(
                 trace.factors, moved.factors, used, by_ys, past_ys, strict=True
             ):
@@ -260,7 +260,7 @@ class Definition:
 
         def move(trace: Trace, step: Any) -> tuple[Trace, None]:
             given, h, zeros = self._given(others, *step)
-            return self._moved(trace, given, weights, h, zeros), None
+            return self._moved(trace, given, weights, h, zeros, []), None
 
         moved, _ = lax.scan(move, trace, (window[0], states))
         return (last, moved, grad + by_weights + by_states @ trace.whole), value
@@ -272,20 +272,22 @@ class Definition:
         return Trace(zeros(states, weights), factors, zeros())
 
     def _moved(
-        self, trace: Trace, given: Given, weights: Array, h: Array, zeros: list[Array]
+        self,
+        trace: Trace,
+        given: Given,
+        weights: Array,
+        h: Array,
+        zeros: list[Array],
+        used: list[Array],
     ) -> Trace:
-        """The trace after a step."""
+        """The trace after a step; `used` is dy/dw of each operation with a decay."""
         jacobian = jax.jacrev(lambda *a: self.cut_step(given, *a), (0, 1, 2))
         immediate, transition, by_ys = jacobian(weights, h, zeros)
-        whole = transition @ trace.whole + immediate
-        if not self.smoothed:
-            return Trace(whole, [], trace.normaliser)
         factors = [
             (self.decay * x + direct, self.decay * transition @ f + by_y)
-            for (x, f), direct, by_y in zip(
-                trace.factors, self._data_by_weights(given, weights, h), by_ys, strict=True
-            )
+            for (x, f), direct, by_y in zip(trace.factors, used, by_ys, strict=True)
         ]
+        whole = transition @ trace.whole + immediate
         return Trace(whole, factors, self.decay * trace.normaliser + 1)
 
     def _loss_of(self, outputs: Sequence[Any], data: Any) -> tuple[Array, Any]:

@@ -355,9 +355,8 @@ def of_packed(case: Case, program: etpc.Program, entry, number):
     """The error of a program against that of the same model with its states packed in another way, as a function of a
     point."""
     rule, none = program.algorithm, lambda point, wanted: {}
-    if isinstance(
-        rule, etpc.CreditRTRL
-    ):  # it draws its first directions for the states as they are stored
+    # it draws its first directions for the states as they are stored
+    if isinstance(rule, etpc.CreditRTRL):
         return none
     # copies count in the norm in which a rank is the best
     has_copies = number // 2 % 2 and getattr(rule, "rank", None) is None
