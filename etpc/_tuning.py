@@ -1,6 +1,9 @@
 """Settings that decide speed alone, and depend on the machine that programs are compiled for."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import jax
 
@@ -50,6 +53,19 @@ such a device moves more bytes than a piece has: 3 MiB take one microsecond at 3
 measured."""
 
 
+_SCHEDULED = ContextVar("scheduled", default=True)
+
+
+@contextlib.contextmanager
+def scheduled(on: bool) -> Iterator[None]:
+    """Whether code is laid out for the back end while a function is traced."""
+    before = _SCHEDULED.set(on)
+    try:
+        yield
+    finally:
+        _SCHEDULED.reset(before)
+
+
 def tuning() -> Tuning:
-    """For the back end that JAX uses by default."""
-    return CPU if jax.default_backend() == "cpu" else ACCELERATOR
+    """For the back end that JAX uses by default; each loop in one, where code is not laid out for it."""
+    return CPU if _SCHEDULED.get() and jax.default_backend() == "cpu" else ACCELERATOR

@@ -151,6 +151,9 @@ def _explain(arguments: argparse.Namespace) -> Answer:
         columns = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else PROSE
         text = program.explain(path, min(PROSE, columns))
     record: dict[str, Any] = {"model": arguments.target, **program.as_dict()}
+    if arguments.passes:
+        text = f"{text}\n\n{program.passes}"
+        record["passes"] = [dataclasses.asdict(report) for report in program.passes]
     if path is not None:
         record |= {
             "parameter": path,
@@ -434,6 +437,7 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     if name == "explain":
         add("parameter", nargs="?", metavar="PARAMETER", help="a path, such as .cell.weight_hh")
+        add("--passes", action="store_true", help="also what each pass of the compiler did")
     if name in OUTPUTS:
         metavar, what = OUTPUTS[name]
         add("-o", "--output", required=True, metavar=metavar, help=what)

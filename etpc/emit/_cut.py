@@ -65,7 +65,7 @@ class CutSteps:
     def __init__(self, plan: Plan, step: StepFunctions):
         self.plan, self.step = plan, step
         self.live: list[OpPlan] = [plan.ops[op.number] for op in step.live]
-        self.reading = Reading(step, _untraced(plan))
+        self.reading = Reading(step, _untraced(plan) if "read_after" in plan.passes else [])
         self.reads_old = self.reading.reads_old_states()
         self.reads_ops = self.reading.operations_read()
 

@@ -150,12 +150,7 @@ class Truncated(Window[CutWindow]):
         new states."""
         if len(new[0]) > 1:
             return {}
-        complete = [t for t in self._credited if t.op.number not in self._incomplete]
-        credit = {
-            t.op.number: take(new, t.layout.states)
-            for t in complete
-            if type(t.form).read_after is not Trace.read_after
-        }
+        credit = {t.op.number: take(new, t.layout.states) for t in self.read_at_end}
         return self.mover.read_after(moves, traces, credit)
 
     def _first_data(self, traces: Traces, after: Collection[int]) -> dict[int, Array]:
@@ -170,6 +165,13 @@ class Truncated(Window[CutWindow]):
                 parts = data_by_op(trace, x)
                 added |= {op.number: part for op, part in zip(ops, parts, strict=True)}
         return added
+
+    @property
+    def read_at_end(self) -> Sequence[TracePlan]:
+        if "read_after" not in self.plan.passes:
+            return ()
+        complete = [t for t in self._credited if t.op.number not in self._incomplete]
+        return [t for t in complete if type(t.form).read_after is not Trace.read_after]
 
     @cached_property
     def _credited(self) -> list[TracePlan]:

@@ -7,15 +7,18 @@ sequential is element-wise code on blocks.
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from .._jax import promoting, without_derivative
-from ..plan import Plan
+from .._tuning import ACCELERATOR, scheduled, tuning
+from ..plan import Change, Plan, TracePlan
 from ..traces import Carry, Traces, zero_after
 from ._cut import CutSteps
 from ._gradient import Gradients
@@ -32,6 +35,7 @@ NO_SECOND_DERIVATIVE = (
     "gradient may be differentiated."
 )
 Residuals = TypeVar("Residuals")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +104,37 @@ class Window(abc.ABC, Generic[Residuals]):
         self.gradients = Gradients(plan)
         self.float_inputs = [i for i, v in enumerate(plan.analysis.step.inputs) if v.is_float]
         self.run = _differentiable(self)
+        self.learn = self.emitted(self._learn)
+        self.moved = self.emitted(self._moved)
+
+    def emitted(self, function: Function) -> Function:
+        """A function of the emitted program: traced under JAX's standard promotion, and laid out for the back end where
+        that pass runs."""
+
+        @functools.wraps(function)
+        def emitted(*args: Any) -> Any:
+            with self._scheduled():
+                return promoting(function)(*args)
+
+        return cast(Function, emitted)
+
+    @property
+    def read_at_end(self) -> Sequence[TracePlan]:
+        """The traces that are read at the end of a window, where that is one step."""
+        return ()
+
+    @property
+    def changes(self) -> Mapping[str, tuple[Change, ...]]:
+        """What the passes over the emitted functions change, by name."""
+        text = "the gradient of a window of one step is read after the step"
+        found = {"read_after": tuple(Change(t.op.path, text) for t in self.read_at_end)}
+        with self._scheduled():
+            if tuning() is not ACCELERATOR:
+                found["schedule"] = (Change("", "loops over traces are cut into pieces"),)
+        return found
+
+    def _scheduled(self) -> AbstractContextManager[None]:
+        return scheduled("schedule" in self.plan.passes)
 
     @abc.abstractmethod
     def forward(
@@ -117,8 +152,7 @@ class Window(abc.ABC, Generic[Residuals]):
         read at its start.
         """
 
-    @promoting
-    def learn(
+    def _learn(
         self,
         weights: Weights,
         span: Span,
@@ -132,8 +166,7 @@ class Window(abc.ABC, Generic[Residuals]):
         grads = self.gradients.of_window(bars)
         return Learned(loss, aux, grads, course.last, Moving(traces, course.moves, bars))
 
-    @promoting
-    def moved(self, moving: Moving, last: Sequence[Array]) -> Traces:
+    def _moved(self, moving: Moving, last: Sequence[Array]) -> Traces:
         return self.mover.advance(moving.moves, moving.traces, moving.bars, zero_after(*last))
 
     def fresh_traces(self, batch: int) -> Traces:
@@ -179,16 +212,17 @@ class Window(abc.ABC, Generic[Residuals]):
 
 def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Result]:
     """`Window.run`, whose derivative is the online gradient."""
+    emitted = window.emitted
 
     def finished(course: Course[Any], traces: Traces) -> Result:
         return Result(course.outputs, course.last, window.mover.advance(course.moves, traces))
 
     @jax.custom_vjp
-    @promoting
+    @emitted
     def run(weights: Weights, span: Span, traces: Traces) -> Result:
         return finished(window.forward(weights, span, traces), traces)
 
-    @promoting
+    @emitted
     def forward(weights: Any, span: Any, traces: Any):
         moving = window.float_inputs if any(x.perturbed for x in span.xs) else ()
         is_primal = lambda a: hasattr(a, "perturbed")
@@ -202,7 +236,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
         held = without_derivative(traces, NO_SECOND_DERIVATIVE)
         return finished(course, traces), (residuals, held)
 
-    @promoting
+    @emitted
     def backward(kept: tuple[Any, Traces], cotangents: Result):
         residuals, traces = kept
         outputs = [instantiated(a) for a in cotangents.outputs]

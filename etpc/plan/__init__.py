@@ -3,6 +3,7 @@
 from ..traces import Pairs
 from ._blocks import Colouring, Columns, Index, Layout
 from ._claims import Claim, Reason, claims
+from ._passes import PASSES, Change, PassReport, PassReports, checked_passes
 from ._plan import BEHIND, plan
 from ._proved import Proved, most
 from ._records import Group, OpPlan, Plan, TracePlan, window_matters
@@ -12,7 +13,9 @@ from ._smallest import proved
 __all__ = [
     "BEHIND",
     "DEFAULT_MEMORY",
+    "PASSES",
     "UNMARKED",
+    "Change",
     "Claim",
     "Colouring",
     "Columns",
@@ -21,10 +24,13 @@ __all__ = [
     "Layout",
     "OpPlan",
     "Pairs",
+    "PassReport",
+    "PassReports",
     "Plan",
     "Proved",
     "Reason",
     "TracePlan",
+    "checked_passes",
     "claims",
     "most",
     "plan",

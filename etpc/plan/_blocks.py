@@ -130,12 +130,14 @@ def block_rows(block: Pattern) -> np.ndarray:
     return rows
 
 
-def colouring(analysis: Analysis) -> Colouring:
-    """Colour the new states for the transition and the immediate Jacobians of a step."""
+def colouring(analysis: Analysis, by_columns: bool = True) -> Colouring:
+    """Colour the new states for the transition and the immediate Jacobians of a step; `by_columns` allows to read an
+    operation's by its columns."""
     ops = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
     columns = {
         k: _columns(analysis.immediate[k])
         for k in ops
+        if by_columns
         if not is_complex(analysis.ops[k].delta) and _read_by_columns(analysis.immediate[k])
     }
     by_rows = [k for k in ops if k not in columns]
@@ -228,11 +230,16 @@ def _fill(owner: np.ndarray) -> np.ndarray:
 
 
 def layout(
-    rows: np.ndarray, transition: Pattern, colours: Colouring, closed: bool = False
+    rows: np.ndarray,
+    transition: Pattern,
+    colours: Colouring,
+    closed: bool = False,
+    repeat: bool = True,
 ) -> Layout:
-    """The index tables of blocks `rows` [m, O]; `closed` says that no transition leads out of one."""
+    """The index tables of blocks `rows` [m, O]; `closed` says that no transition leads out of one, and `repeat` that
+    blocks which repeat from output to output may have one table."""
     m = rows.shape[0]
-    table = _repeated(rows, closed)
+    table = _repeated(rows, closed) if repeat else rows
     used = uses(table, transition)
     pairs = pairs_of(used, m)
     check_table(pairs, table.shape[1])

@@ -36,7 +36,7 @@ def holomorphic(analysis: Analysis, op: WeightOp, block: Pattern, site: Site) ->
     ]
     if sorted(real + imaginary) != list(range(len(rows))) or not _linear(analysis, op, rows):
         return None
-    form = Holomorphic(tuple(real), tuple(imaginary))
+    form = Holomorphic(real=tuple(real), imaginary=tuple(imaginary))
     return Proved(form, size_of(form, site), True, WHY)
 
 

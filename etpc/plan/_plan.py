@@ -9,7 +9,7 @@ import numpy as np
 from .._errors import MemoryLimitError, UnsupportedError, raise_together
 from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype
-from ..traces import Directions, Site, Trace, bytes_of
+from ..traces import Directions, Full, Site, Trace, bytes_of
 from ._blocks import (
     Colouring,
     Layout,
@@ -22,7 +22,9 @@ from ._blocks import (
 )
 from ._choice import check_choice, settled
 from ._joined import joined
+from ._passes import PASSES
 from ._records import Group, OpPlan, Plan, Sketch, TracePlan, window_matters
+from ._report import changes
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
 from ._smallest import smallest
 from ._window import AT_LEAST, chosen_window
@@ -38,6 +40,7 @@ def plan(
     *,
     memory: int | None = None,
     batch_size: int = 1,
+    passes: Collection[str] = tuple(PASSES),
 ) -> Plan:
     """Choose the traces of a program.
 
@@ -47,6 +50,7 @@ def plan(
     - `algorithm`: the learning rule.
     - `weights`: `None` or `"all"`, `"marked"`, or a set of parameter paths.
     - `memory`: at most so many bytes of traces, for `batch_size` examples.
+    - `passes`: the names of the passes that run.
 
     **Raises** `SelectionError` where nothing is selected; `UnsupportedError` where a derivative
     passes through a loop of unknown length; `MemoryLimitError` before more is allocated than
@@ -62,28 +66,38 @@ def plan(
         for op in analysis.ops
     }
     lasting = lasting_states(analysis) if algorithm.backprop == "cut" else None
-    sketches = [
-        _sketch(analysis, op, choice, lasting) for op in analysis.ops if not reasons[op.number]
-    ]
-    sketches = smallest(analysis, sketches, _owners(sketches), lasting)
-    owners = _owners(sketches)
-    sketches, beside = joined(analysis, sketches, owners)
+    plain = [_sketch(analysis, op, choice) for op in analysis.ops if not reasons[op.number]]
+    sketches = plain
+    if "drop_unlasting" in passes:
+        sketches = [_without_unlasting(analysis, t, lasting) for t in sketches]
+    sketches = smallest(analysis, sketches, _owners(sketches, passes), lasting, passes)
+    owners = _owners(sketches, passes)
+    beside: dict[int, int] = {}
+    if "join_products" in passes:
+        sketches, beside = joined(analysis, sketches, owners)
     owners |= beside
+    if "pair_states" in passes:
+        sketches = [_in_pairs(t) for t in sketches]
     _check_memory(sketches, owners, memory, batch_size)
-    colours = colouring(analysis)
-    traces = _laid_out(sketches, owners, beside, analysis, colours)
+    colours = colouring(analysis, "by_columns" in passes)
+    repeat = "repeat_blocks" in passes
+    traces = _laid_out(sketches, owners, beside, analysis, colours, repeat)
     ops = tuple(
         _op_plan(analysis, op, traces.get(op.number), reasons[op.number], choice)
         for op in analysis.ops
     )
-    window, why = AT_LEAST, ""
+    window, why, chosen = AT_LEAST, "", None
     if algorithm.window != "auto":
         window = algorithm.window
-    elif not window_matters(algorithm, list(traces.values())):
-        window, why = chosen_window(analysis, ops, colours.count)
-    elif algorithm.lookback is not None:
-        window = min(window, algorithm.lookback)
-    return Plan(analysis, algorithm, ops, _groups(ops, analysis), colours, window, why)
+    elif window_matters(algorithm, list(traces.values())):
+        window = min(window, algorithm.lookback or window)
+    elif "choose_window" in passes:
+        window, why = chosen = chosen_window(analysis, ops, colours.count)
+    return Plan(
+        *(analysis, algorithm, ops, _groups(ops, analysis), colours, window, why),
+        passes=frozenset(passes),
+        changes=changes(plain, traces, analysis, colours, chosen),
+    )
 
 
 def _check_supported(analysis: Analysis) -> None:
@@ -145,16 +159,13 @@ def _entrances(analysis: Analysis, op: WeightOp) -> list[str]:
     return list(dict.fromkeys(ends))
 
 
-def _sketch(analysis: Analysis, op: WeightOp, choice: Choice, lasting: np.ndarray | None) -> Sketch:
+def _sketch(analysis: Analysis, op: WeightOp, choice: Choice) -> Sketch:
     """The trace of an operation."""
     reach, form = analysis.reach[op.number], choice.forms[op.number]
     assert form is not None
     escapes = bool(reach.escapes) or not reach.block.nnz
     directions = choice.directions if escapes else None
     members = reach.block
-    if form.start_alone:
-        kept = kept_of(reach, lasting)
-        members = kept if kept.nnz else members
     virtual = 0 if directions is None else directions.count
     block = int(np.diff(members.indptr).max(initial=0))
     site = Site(op.kind, block + virtual, trace_dtype(analysis, op))
@@ -162,7 +173,23 @@ def _sketch(analysis: Analysis, op: WeightOp, choice: Choice, lasting: np.ndarra
     return Sketch(op, form, site, members, reach.closed, directions)
 
 
-def _owners(sketches: Sequence[Sketch]) -> dict[int, int]:
+def _without_unlasting(analysis: Analysis, t: Sketch, lasting: np.ndarray | None) -> Sketch:
+    """A trace that is read at the start of a window alone, without the states that have no credit there."""
+    kept = kept_of(analysis.reach[t.op.number], lasting)
+    if not t.form.start_alone or not 0 < kept.nnz < t.members.nnz:
+        return t
+    block = int(np.diff(kept.indptr).max()) + t.virtual
+    return dataclasses.replace(t, members=kept, site=dataclasses.replace(t.site, block=block))
+
+
+def _in_pairs(t: Sketch) -> Sketch:
+    """A whole trace of two states, whose entries are carried as complex numbers."""
+    if t.form != Full() or not Full().pairs_states(t.site):
+        return t
+    return dataclasses.replace(t, form=Full(as_complex=True))
+
+
+def _owners(sketches: Sequence[Sketch], passes: Collection[str]) -> dict[int, int]:
     """For each operation, by number, the one whose trace is also its own.
 
     Operations share a trace that have the same weight and blocks, as the sum of their traces is all that counts.
@@ -171,7 +198,8 @@ def _owners(sketches: Sequence[Sketch]) -> dict[int, int]:
     owners: dict[int, int] = {}
     for t in sketches:
         follows = type(t.form).follow is not Trace.follow
-        entries = None if follows else t.form.same(t.site)
+        shared = "share_uses" in passes and not follows
+        entries = t.form.same(t.site) if shared else None
         blocks = (t.members.indptr.tobytes(), t.members.indices.tobytes())
         key = (t.op.weight, entries, blocks, t.closed, t.site.dtype, t.site.block)
         own = t.op.number
@@ -209,6 +237,7 @@ def _laid_out(
     beside: Collection[int],
     analysis: Analysis,
     colours: Colouring,
+    repeat: bool,
 ) -> dict[int, TracePlan]:
     """The traces with their tables, by the numbers of operations; equal blocks have one layout."""
     traces: dict[int, TracePlan] = {}
@@ -218,7 +247,7 @@ def _laid_out(
         rows = block_rows(t.members)
         key = (rows.shape, rows.tobytes(), t.closed)
         if key not in layouts:
-            layouts[key] = layout(rows, analysis.transition, colours, t.closed)
+            layouts[key] = layout(rows, analysis.transition, colours, t.closed, repeat)
         pairs = layouts[key].pairs
         if t.virtual:
             pairs = pairs.with_virtual(t.virtual)

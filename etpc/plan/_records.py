@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax import Array
@@ -11,6 +11,7 @@ from ..algorithms import Algorithm
 from ..analyse import Analysis, Pattern, WeightOp
 from ..traces import Carry, Directions, Joined, Site, Trace, bytes_of
 from ._blocks import Colouring, Index, Layout
+from ._passes import Change
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -194,6 +195,10 @@ class Plan:
     window: int
     window_reason: str
     """Why the window that was chosen is not the least; else empty."""
+    passes: frozenset[str]
+    """The names of the passes that may run."""
+    changes: Mapping[str, tuple[Change, ...]]
+    """What the passes over the traces changed, by name."""
 
     @property
     def dtype(self) -> Any:

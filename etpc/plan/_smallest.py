@@ -40,6 +40,7 @@ def smallest(
     sketches: Sequence[Sketch],
     owners: Mapping[int, int],
     lasting: np.ndarray | None,
+    passes: Collection[str],
 ) -> list[Sketch]:
     """The traces, where one that is proved to hold all of it takes the place of a larger one.
 
@@ -47,17 +48,20 @@ def smallest(
     that stay as they are. Traces that several operations share give way together or not at all.
     """
     candidates = [t for t in sketches if t.form.replaceable and t.directions is None]
-    ended = [t.op.number for t in candidates if _ends(analysis.reach[t.op.number], lasting)]
-    looks = filtered(
-        analysis,
-        {t.op: partial(_limit, t) for t in candidates if t.op.number not in ended},
-        lasting,
-    )
+    ended: list[int] = []
+    if "drop_ended" in passes:
+        ended = [t.op.number for t in candidates if _ends(analysis.reach[t.op.number], lasting)]
+    if "drop_unlasting" not in passes:
+        lasting = None
+    looks: dict[int, Look] = {}
+    if "filtered" in passes:
+        left = [t for t in candidates if t.op.number not in ended]
+        looks = filtered(analysis, {t.op: partial(_limit, t) for t in left}, lasting)
     chosen = dict.fromkeys(ended, ENDED)
     for t in candidates:
         look = looks.get(t.op.number)
         fitting = [p for p in look.proved if p.steady or not t.form.exact] if look else []
-        if t.form == Full() and t.op.number not in chosen:
+        if "holomorphic" in passes and t.form == Full() and t.op.number not in chosen:
             block = kept_of(analysis.reach[t.op.number], lasting)
             of_complex = holomorphic(analysis, t.op, block, t.site)
             fitting += [] if of_complex is None else [of_complex]

@@ -1,5 +1,6 @@
 """From a model to a program, through all the stages."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from .._errors import (
 from ..algorithms import Algorithm, resolve
 from ..analyse import analyse
 from ..emit import emit
-from ..plan import plan
+from ..plan import checked_passes, plan
 from ..trace import StepFunction, fits, is_array, paths_of, shape_of, trace
 from ._fusion import refuse_wrong_fusion
 from ._program import Program
@@ -31,6 +32,7 @@ def compile(
     weights: Any = None,
     memory: int | None = None,
     batch_size: int = 1,
+    passes: Collection[str] | None = None,
 ) -> Program:
     """Compile a model into an eligibility-trace program.
 
@@ -50,6 +52,9 @@ def compile(
     - `memory`: at most so many bytes of traces, for `batch_size` examples; 16 GiB by default. A
         program that would need more is refused; [`etpc.suggest`][] measures which rules fit.
     - `batch_size`: the number of examples that `memory` is for.
+    - `passes`: the optimisations that run, by [name](../compiler.md#passes), such as
+        `("filtered", "read_after")`; `None` for all, `()` for none. No pass changes a gradient, but for
+        rounding. [`program.passes`][etpc.Program.passes] says what each did.
 
     **Returns** the [`Program`][etpc.Program].
 
@@ -60,14 +65,14 @@ def compile(
     algorithm = resolve(algo)
     batch_size = checked_count("batch_size", batch_size)
     memory = None if memory is None else checked_count("memory", memory)
-    chosen = _selected(model, weights)
+    chosen, run = _selected(model, weights), checked_passes(passes)
     try:
         traced = trace(model, inputs, state, step)
     except Exception as error:
         _blame_axes(error, model, inputs, state, step)
         raise
     analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
-    planned = plan(analysis, algorithm, chosen, memory=memory, batch_size=batch_size)
+    planned = plan(analysis, algorithm, chosen, memory=memory, batch_size=batch_size, passes=run)
     return Program(emit(planned), step)
 
 

@@ -21,6 +21,7 @@ from .._record import record
 from .._spikes import silent_layers
 from ..draw import fragment, to_svg, write
 from ..emit import Window
+from ..plan import PASSES, PassReport, PassReports
 from ..show import Shown
 from ..trace import StepFunction
 from ._arguments import Arguments
@@ -149,6 +150,16 @@ class Program(Compiled, Shown):
         carry = jax.eval_shape(lambda: self.init(batch_size))
         directions = _bytes([*carry.shared, *carry.each])
         return Memory(traces, state, batch_size, directions, _bytes(carry.past))
+
+    @functools.cached_property
+    def passes(self) -> PassReports:
+        """What each pass of the compiler did to this program: whether it ran, which weight operations it changed, and
+        how many bytes of traces it saved for one example. `print(program.passes)` shows it."""
+        changes = {**self.plan.changes, **self.runner.window.changes}
+        return PassReports(
+            PassReport(name, does, name in self.plan.passes, changes.get(name, ()))
+            for name, does in PASSES.items()
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: as `etpc explain --json` prints it."""

@@ -69,6 +69,7 @@ class Runner:
     def __init__(self, window: Window[Any], id: str):
         self.window, self.plan, self.id = window, window.plan, id
         self.step = self.plan.analysis.step
+        self.prefix = window.emitted(window.step.prefix)
 
     def fresh(self, batch_size: int | None, parameters: Parameters | None = None) -> Carry:
         """The carry of a stream that begins, with the initial state of a model with these parameters."""
@@ -112,7 +113,7 @@ class Runner:
     def scan(
         self, parameters: Parameters, xs: list[Array], carry: Carry
     ) -> tuple[list[Array], Carry]:
-        weights = self.window.step.prefix(parameters)
+        weights = self.prefix(parameters)
         xs, state, traces, fresh = self.enter(xs, carry)
         xs = self._with_begins(xs, fresh)
         ys, state, traces = self.window.run(weights, Span(xs, state, fresh), traces)
@@ -232,7 +233,7 @@ class Runner:
         leaves = self.step.model_leaves
 
         def prefix(floats: list[Array]) -> Any:
-            weights = self.window.step.prefix(leaves.replaced(parameters, floats))
+            weights = self.prefix(leaves.replaced(parameters, floats))
             return weights.effective, weights.others
 
         floats = [parameters[i] for i in leaves.floats]

@@ -24,11 +24,12 @@ class Full(Trace):
     gradient is not transposed. That of an operation with links is [B, m, U]; several groups are an axis G after B.
     The trace of an element-wise operation is [B, m, O].
 
-    The entries of two states are carried as the parts of one complex number, [B, O, I]. Each of them depends on both
-    old ones, and XLA overwrites an array only where an entry depends on old entries at its own place; else it copies
-    the whole trace at every step.
+    - `as_complex`: carry the entries of two states as the parts of one complex number, [B, O, I]. Each of them depends
+        on both old ones, and XLA overwrites an array only where an entry depends on old entries at its own place; else
+        it copies the whole trace at every step.
     """
 
+    as_complex: bool = False
     exact = True
     start_alone = True
     skips = True
@@ -43,23 +44,21 @@ class Full(Trace):
         return ((*site.group, *site.states, *_ordered(site, kind.inputs, kind.outputs)),)
 
     def init(self, site: Site, batch: int) -> Carry:
-        if not self.paired(site):
+        if not self.as_complex:
             return zeros(batch, self.shapes(site), site.dtype)
         (shape,) = self.shapes(dataclasses.replace(site, block=1))
         return zeros(batch, (shape,), result_type(site.dtype, jnp.complex64))
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         (trace,) = carry
-        if self.paired(site):
+        if self.as_complex:
             trace = jnp.stack([trace.real, trace.imag], len(site.group))
         return {"trace": trace}
 
-    def paired(self, site: Site) -> bool:
-        """Whether two states are carried as the parts of one complex number. A subclass that moves traces in its own
-        way does not find them so."""
+    def pairs_states(self, site: Site) -> bool:
+        """Whether the entries of the block's states can be the parts of complex numbers."""
         is_dense = site.factored and site.kind.links is None
-        is_real = jnp.issubdtype(site.dtype, jnp.floating)
-        return site.block == 2 and is_dense and is_real and self.skips
+        return site.block == 2 and is_dense and jnp.issubdtype(site.dtype, jnp.floating)
 
     def same(self, site: Site) -> Hashable:
         return getattr(site.kind, "uses", None)  # a kind may leave it out
@@ -74,7 +73,7 @@ class Full(Trace):
         of_zeros: Inexact[Array, "B m GO"],
         carry: Carry,
     ) -> Array | None:
-        if self.paired(site) and len(credit) == 1:
+        if self.as_complex and len(credit) == 1:
             return None  # XLA would compute the parts of a complex number a second time where they are read
         states = self._states(site)
         entries = over_examples(carry[0], _spread(site, credit), states, at_each_step=True)
@@ -107,7 +106,7 @@ class Full(Trace):
             return (_element_wise(site, passage, eps),)
         if site.kind.links is not None:
             return (_with_links(site, passage, eps),)
-        return (_dense(site, passage, eps, self.paired(site)),)
+        return (_dense(site, passage, eps, self.as_complex),)
 
     def in_order(self, site: Site, trace: Inexact[Array, "G I m O"]) -> Array:
         """The trace of one example, in the shape that it is carried in."""

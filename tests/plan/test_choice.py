@@ -61,7 +61,7 @@ without = lambda name: {n: method for n, method in BARE.items() if n != name}
 MISTAKES = {
     "a word for a form": (lambda: gives("full"), r"Mine\.trace_form gives 'full' for model"),
     "the class of a form": (lambda: gives(Full), r"Full'> for model, .*Call it: Full\(\.\.\.\)"),
-    "forms for a choice": (lambda: chooses(dict), r"Mine\.choose returned \{0: Full\(\)\}"),
+    "forms for a choice": (lambda: chooses(dict), r"Mine\.choose returned \{0: Full\("),
     "no form": (lambda: chooses(lambda forms: Choice({})), "gives no form for model.*`number`"),
     "a word for directions": (
         lambda: chooses(lambda f: Choice(f, directions=CreditSubspace), backprop="full"),

@@ -1,0 +1,78 @@
+"""What each pass of a plan did, read from the traces before the passes and after them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..analyse import Analysis
+from ..traces import Ended, Filtered, Full, Holomorphic, bytes_of
+from ._blocks import Colouring
+from ._passes import Change
+from ._records import Sketch, TracePlan
+from ._window import AT_LEAST
+
+Found = Iterator[tuple[str, Change]]
+
+
+def changes(
+    plain: Sequence[Sketch],
+    traces: Mapping[int, TracePlan],
+    analysis: Analysis,
+    colours: Colouring,
+    window: tuple[int, str] | None,
+) -> dict[str, tuple[Change, ...]]:
+    """What each pass changed, by its name; `window` is the one that was chosen, and why."""
+    by_pass: dict[str, list[Change]] = {}
+    found = [
+        *(item for t in plain for item in _of_trace(t, traces, analysis)),
+        *_of_columns(analysis, colours),
+    ]
+    if window is not None and window[0] != AT_LEAST:
+        steps, why = window
+        found.append(("choose_window", Change("", f"{steps} steps in place of {AT_LEAST}: {why}")))
+    for name, change in found:
+        by_pass.setdefault(name, []).append(change)
+    return {name: tuple(of_pass) for name, of_pass in by_pass.items()}
+
+
+def _of_trace(t: Sketch, traces: Mapping[int, TracePlan], analysis: Analysis) -> Found:
+    new, path = traces[t.op.number], t.op.path
+    size = bytes_of(t.form, t.site)
+    before = new.found.instead_of
+    reduced = new.site if before is None else before[1]
+    if reduced.block < t.site.block:
+        saved = size - bytes_of(t.form, reduced)
+        size -= saved
+        text = f"{reduced.block - t.virtual} of {t.block} states are left"
+        yield "drop_unlasting", Change(path, text, saved)
+    if before is not None:
+        names = {Filtered: "filtered", Holomorphic: "holomorphic", Ended: "drop_ended"}
+        name = names[type(new.form)]
+        saved = size - bytes_of(new.form, new.own)
+        size -= saved
+        yield name, Change(path, new.found.why, saved)
+    if new.summed:
+        yield (
+            "share_uses",
+            Change(path, f"added to the trace of its use at {_source(new, traces)}", size),
+        )
+    elif new.beside:
+        owner = traces[new.shares or 0].op.path
+        yield "join_products", Change(path, f"in the trace of {owner}", size - new.bytes)
+    elif new.form == Full(as_complex=True):
+        yield "pair_states", Change(path, "two states as one complex number")
+    computed, outputs = new.layout.places.at.shape[-1], new.layout.rows.shape[-1]
+    if computed < outputs:
+        yield "repeat_blocks", Change(path, f"{computed} for {outputs} outputs")
+
+
+def _source(trace: TracePlan, traces: Mapping[int, TracePlan]) -> str:
+    return str(traces[trace.shares or 0].op.equation.source)
+
+
+def _of_columns(analysis: Analysis, colours: Colouring) -> Found:
+    for number, columns in colours.columns.items():
+        op = analysis.ops[number]
+        text = f"{columns.count} Jacobian-vector products in place of a row for each state"
+        yield "by_columns", Change(op.path, text)
+
+
+__all__ = ["changes"]
