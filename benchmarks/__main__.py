@@ -17,6 +17,7 @@ from benchmarks import (
     memory,
     norse,
     pages,
+    passes,
     peer,
     record,
     report,
@@ -41,6 +42,7 @@ def _full(
         "compile-growth": lambda: compile_time.growth(
             console, (1, 2, 4, 6, 8, 10), 2000, (1000, 10_000, 100_000)
         ),
+        "passes": lambda: passes.run(console, small, 50, 32, repeats, only),
         "low-rank": lambda: low_rank.run(console, small, 100, 16, 3, repeats),
         "low-rank-windows": lambda: low_rank.over_windows(console, small, 500, 16, 3),
         "interop": lambda: interop.run(console, max(sizes), 50, 32, repeats),
@@ -61,6 +63,7 @@ def _quick(
         "memory": lambda: memory.run(console, small, (20, 200), 4, only=few),
         "compile": lambda: compile_time.first(console, small, 20, 4, few),
         "compile-growth": lambda: compile_time.growth(console, (2,), 50, (200,)),
+        "passes": lambda: passes.run(console, small, 20, 4, repeats, only or ("LSTM",)),
         "low-rank": lambda: low_rank.run(console, small, 20, 4, 1, repeats, (4,), (0.9,), ("LIF",)),
         "low-rank-windows": lambda: low_rank.over_windows(console, small, 20, 4, 1, (5,), ("LIF",)),
         "interop": lambda: interop.run(console, small, 20, 4, repeats),
@@ -76,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         "what",
         nargs="*",
         default=["all"],
-        help="speed, cells, step, memory, compile, low-rank, interop, norse or all",
+        help="speed, cells, step, memory, compile, passes, low-rank, interop, norse or all",
     )
     parser.add_argument("--sizes", type=_sizes, help="neurons of the network, as in 128,512,1024")
     parser.add_argument("--cells", type=_names, help="which, as in LIF,LSTM; without it all")
@@ -93,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    known = dict.fromkeys((*cells.NAMES, *(cell.name for cell in by_hand.CELLS)))
+    known = dict.fromkeys((*cells.NAMES, *passes.NAMES, *(cell.name for cell in by_hand.CELLS)))
     if unknown := [name for name in options.cells or () if name not in known]:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     sizes = options.sizes or ((32,) if options.quick else (128,))

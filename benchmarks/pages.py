@@ -13,7 +13,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import quotes, record, report
+from benchmarks import passes, quotes, record, report
+from etpc.plan import PASSES
 from examples.published import study
 from examples.tasks import arms
 
@@ -42,6 +43,31 @@ def benchmarks_page() -> str:
         report.markdown(record.load()),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+ABOUT_PASSES = """\
+A pass is an optimisation of a trace program. It has a name, and none changes a gradient but for rounding: the tests
+compare each alone, and random subsets, with the program without passes, and that with [`etpc.reference`][]. Which run
+is an argument, `etpc.compile(model, rule, inputs=x, passes=("filtered", "read_after"))`: `None` for all, `()` for none.
+`print(program.passes)`, and `etpc explain MODEL --passes`, say what each did to a program.
+"""
+
+
+def passes_page() -> str:
+    """What each pass does, and what it buys."""
+    runs = [run for run in record.load() if run.benchmark == "passes"]
+    sections = [
+        "# What each pass buys",
+        ABOUT_PASSES,
+        "| pass | what it does |\n| --- | --- |\n"
+        + "\n".join(f"| `{name}` | {does} |" for name, does in PASSES.items()),
+        "## Measured",
+        "A ratio is without the pass to with it: more than one is what it buys. Means are geometric, over the programs "
+        "that the pass changes; all programs are in the tables below.",
+        *(passes.summary(run.rows) for run in runs),
+        report.markdown(runs),
+    ]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
 def tasks_page(folder: Path = DOCS / "tasks") -> str:
@@ -140,6 +166,7 @@ def measured(rows: list[study.Row]) -> str:
 
 PAGES = {
     "benchmarks/results.md": benchmarks_page,
+    "passes.md": passes_page,
     "tasks/results.md": tasks_page,
     "results.md": published_page,
 }

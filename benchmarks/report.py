@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from benchmarks import cells, compile_time, interop, low_rank, memory, norse, speed, step
+from benchmarks import cells, compile_time, interop, low_rank, memory, norse, passes, speed, step
 from benchmarks.record import Rows, Run
 from benchmarks.table import Table
 
@@ -21,6 +21,7 @@ TABLES: dict[str, Table] = {
     "memory": memory.TABLE,
     "compile": compile_time.FIRST,
     "compile-growth": compile_time.GROWTH,
+    "passes": passes.TABLE,
     "low-rank": low_rank.TABLE,
     "low-rank-windows": low_rank.OVER_WINDOWS,
     "interop": interop.TABLE,
