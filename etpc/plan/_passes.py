@@ -16,7 +16,7 @@ PASSES = {
     "pair_states": "the entries of two states are the parts of one complex number, overwritten in place",
     "repeat_blocks": "transitions that repeat from output to output are computed once",
     "by_columns": "the Jacobian of a parameter that many states share is read by columns",
-    "choose_window": "a window is as long as its steps take no more memory than the traces",
+    "choose_window": "a window has as many steps as take no more memory than the traces",
     "read_after": "in windows of one step, the gradient is read from the trace at the end of the step",
     "schedule": "on a CPU, loops over traces are cut into pieces that stay in a cache",
 }
@@ -73,10 +73,11 @@ class PassReport:
 
     def __str__(self) -> str:
         saved = f", {self.bytes:,} bytes fewer for one example" if self.bytes else ""
-        lines = [f"{self.name}: {self.does}{saved}"]
-        return "\n".join(
-            [*lines, *(f"  {c.path or 'the program'}: {c.text}" for c in self.changes)]
-        )
+        paths: dict[str, list[str]] = {}
+        for change in self.changes:
+            paths.setdefault(change.text, []).append(change.path or "the program")
+        each = [f"  {', '.join(dict.fromkeys(of))}: {text}" for text, of in paths.items()]
+        return "\n".join([f"{self.name}: {self.does}{saved}", *each])
 
 
 class PassReports(tuple[PassReport, ...]):
