@@ -39,6 +39,7 @@ def _full(
         "step": lambda: step.run(console, sizes, 1000, (1, 16), repeats, only),
         "memory": lambda: memory.run(console, small, (50, 500, 5000, 50_000), 32, 5000),
         "compile": lambda: compile_time.first(console, small, 50, 32),
+        "compile-layers": lambda: compile_time.layers(console, (1, 4, 16, 48), 64, 50, 32),
         "compile-growth": lambda: compile_time.growth(
             console, (1, 2, 4, 6, 8, 10), 2000, (1000, 10_000, 100_000)
         ),
@@ -62,6 +63,7 @@ def _quick(
         "step": lambda: step.run(console, sizes, 20, (1,), repeats, only or ("LIF", "LSTM")),
         "memory": lambda: memory.run(console, small, (20, 200), 4, only=few),
         "compile": lambda: compile_time.first(console, small, 20, 4, few),
+        "compile-layers": lambda: compile_time.layers(console, (1,), 8, 20, 4),
         "compile-growth": lambda: compile_time.growth(console, (2,), 50, (200,)),
         "passes": lambda: passes.run(console, small, 20, 4, repeats, only or ("LSTM",)),
         "low-rank": lambda: low_rank.run(console, small, 20, 4, 1, repeats, (4,), (0.9,), ("LIF",)),

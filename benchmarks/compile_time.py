@@ -19,9 +19,9 @@ from jax.experimental import sparse
 from rich.console import Console
 
 import etpc
-from benchmarks import measure, network, peer
+from benchmarks import cells, measure, network, peer
 from benchmarks.network import Problem
-from benchmarks.table import Column, Table, seconds
+from benchmarks.table import Column, Table, ratio, seconds
 from etpc import D_RTRL, ES_D_RTRL, nn
 
 STEPS, BATCH = 20, 1
@@ -54,6 +54,19 @@ FIRST = Table(
             "traced again: programs that the second call traces, with arguments of the same shapes. "
             "braintrace's states begin as weakly typed floats, so it compiles everything twice."
         ),
+    ],
+)
+
+LAYERS = Table(
+    "How does the time to the first gradient grow with depth?",
+    [
+        Column("layers", "layers", "d"),
+        Column("bptt_s", "BPTT\ns", seconds),
+        Column("etpc_s", "D-RTRL\ns", seconds),
+        Column("to_bptt", "D-RTRL\nto BPTT", ratio),
+    ],
+    [
+        "from nothing to a gradient, with empty caches; BPTT is `jax.grad` of a loop over the steps, `lax.scan`."
     ],
 )
 
@@ -188,6 +201,34 @@ def first(
         console.print(f"  {name}: first result after {rows[-1]['first_s']:.2f} s")
     FIRST.show(console, rows, f"reference network, N={size} B={batch} T={steps}")
     return [{"size": size, "batch": batch, "steps": steps, **row} for row in rows]
+
+
+def layers(
+    console: Console, counts: Sequence[int], size: int, steps: int, batch: int
+) -> list[dict[str, Any]]:
+    """A row for each depth of a network of GRUs."""
+    rows = []
+    for count in counts:
+        keys = jax.random.split(jax.random.key(0), count + 1)
+        grus = [eqx.nn.GRUCell(size, size, key=key) for key in keys[1:]]
+        model = nn.Sequential([*grus, eqx.nn.Linear(size, network.N_OUT, key=keys[0])])
+        xs, targets = jnp.ones((steps, batch, size)), jnp.zeros((steps, batch), int)
+        problem = cells.Example(model, xs, targets)
+        taken = {"bptt_s": _to_first(problem, None), "etpc_s": _to_first(problem, D_RTRL())}
+        rows.append({"layers": count, **taken, "to_bptt": taken["etpc_s"] / taken["bptt_s"]})
+        console.print(f"  {count} GRU layers: {rows[-1]['to_bptt']:.2f} times BPTT")
+    LAYERS.show(console, rows, f"layers of {size} GRUs, B={batch} T={steps}")
+    return [{"size": size, "batch": batch, "steps": steps, **row} for row in rows]
+
+
+def _to_first(problem: cells.Example, algorithm: Any) -> float:
+    """Seconds from nothing to a gradient, the least of some."""
+    taken = []
+    for _ in range(REPEATS):
+        jax.clear_caches()
+        build = lambda: jax.block_until_ready(cells.Gradient(problem, algorithm)())
+        taken.append(measure.timed(build)[1])
+    return min(taken)
 
 
 def _first(build: Callable[[Problem], Any], problem: Problem) -> dict[str, float]:

@@ -52,6 +52,11 @@ is an argument, `etpc.compile(model, rule, inputs=x, passes=("filtered", "read_a
 `print(program.passes)`, and `etpc explain MODEL --passes`, say what each did to a program.
 """
 
+MEASURED = """\
+A ratio is without the pass to with it: more than one is what it buys. Means are geometric, over the programs that the
+pass changes; all programs are in the tables below.
+"""
+
 
 def passes_page() -> str:
     """What each pass does, and what it buys."""
@@ -62,8 +67,7 @@ def passes_page() -> str:
         "| pass | what it does |\n| --- | --- |\n"
         + "\n".join(f"| `{name}` | {does} |" for name, does in PASSES.items()),
         "## Measured",
-        "A ratio is without the pass to with it: more than one is what it buys. Means are geometric, over the programs "
-        "that the pass changes; all programs are in the tables below.",
+        MEASURED,
         *(passes.summary(run.rows) for run in runs),
         report.markdown(runs),
     ]

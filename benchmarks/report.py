@@ -20,6 +20,7 @@ TABLES: dict[str, Table] = {
     "step": step.TABLE,
     "memory": memory.TABLE,
     "compile": compile_time.FIRST,
+    "compile-layers": compile_time.LAYERS,
     "compile-growth": compile_time.GROWTH,
     "passes": passes.TABLE,
     "low-rank": low_rank.TABLE,
