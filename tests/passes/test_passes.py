@@ -1,0 +1,96 @@
+"""Each pass of the compiler, and some at once, give the gradients and the states of the program without passes."""
+
+import functools
+
+import jax.numpy as jnp
+import pytest
+
+import etpc
+from etpc.plan import PASSES
+from tests.helpers import alive, distance, loss, normal
+from tests.passes.networks import INPUTS, networks
+
+T, BATCH, TOLERANCE = 7, 3, 1e-11
+RULES = {
+    "steps": etpc.D_RTRL(window=1),
+    "windows": etpc.D_RTRL(window=3),
+    "whole": etpc.RTRL(window=2),
+    "decay": etpc.ES_D_RTRL(decay=0.8, window=3),
+    "decay, steps": etpc.ES_D_RTRL(decay=0.8, window=1),
+    "rank": etpc.ES_D_RTRL(rank=2, window=3),
+    "full windows": etpc.D_RTRL(window=3, backprop="full"),
+    "look-back": etpc.D_RTRL(window=1, lookback=3),
+    "chosen": etpc.D_RTRL(),
+}
+DEFINED = ("steps", "windows", "whole", "full windows")
+NETWORKS = networks()
+
+
+def compiled(network, rule, passes):
+    model, state, step = NETWORKS[network]
+    x = jnp.zeros(INPUTS)
+    return etpc.compile(model, RULES[rule], inputs=x, state=state, step=step, passes=passes)
+
+
+def data():
+    return normal(T, BATCH, INPUTS), normal(T, BATCH, 1, seed=1)
+
+
+def results(program, network):
+    """The gradient of two sequences, one after the other, and the state at the end."""
+    model, xs, targets = NETWORKS[network][0], *data()
+    run = program.value_and_grad(loss, reduction="sum")
+    carry, grads = program.init(BATCH), []
+    for part in ((xs, targets), (xs[::-1], targets)):
+        (_, carry), of_part = run(model, *part, carry)
+        grads.append(of_part)
+    return *grads, carry.state
+
+
+@functools.cache
+def plain(network, rule):
+    return results(compiled(network, rule, ()), network)
+
+
+@functools.cache
+def fired(network, rule, name):
+    """A program with one pass; `None` where it changes nothing."""
+    program = compiled(network, rule, (name,))
+    assert set(program.passes.fired) <= {name}
+    return program if program.passes.fired else None
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_each_pass_changes_some_network(name):
+    assert any(fired(network, rule, name) for network in NETWORKS for rule in RULES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_each_pass_alone_changes_no_gradient(network, rule):
+    assert alive(plain(network, rule))
+    for name in PASSES:
+        program = fired(network, rule, name)
+        if program is not None:
+            error = distance(results(program, network), plain(network, rule))
+            assert error < TOLERANCE, name
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_all_passes_change_no_gradient(network, rule):
+    program = compiled(network, rule, None)
+    assert alive(plain(network, rule))
+    assert distance(results(program, network), plain(network, rule)) < TOLERANCE
+
+
+@pytest.mark.parametrize("rule", DEFINED)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_without_passes_a_program_is_the_definition(network, rule):
+    model, state, step = NETWORKS[network]
+    wanted = etpc.reference(
+        *(model, *data(), loss, RULES[rule]),
+        **dict(state=state, step=step, batch_size=BATCH, reduction="sum"),
+    )[1]
+    assert distance(plain(network, rule)[0], wanted) < TOLERANCE
