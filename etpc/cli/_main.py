@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = os.getcwd()
         if sys.path[:1] not in ([""], [folder]):
             sys.path.insert(0, folder)  # as for `python -m`
-        with _setting(arguments):
+        as_is = contextlib.nullcontext()
+        x64 = jax.enable_x64(True) if arguments.x64 else as_is
+        # What the user's code prints must not mix with JSON.
+        stdout = contextlib.redirect_stdout(sys.stderr) if arguments.json else as_is
+        with x64, stdout:
             command = COMMANDS[arguments.command]
             if _is_terminal(sys.stderr):
                 _tell(f"{command.doing} {arguments.target} ...")
@@ -127,16 +131,6 @@ def _tell(text: str) -> None:
     """Print to stderr, where there is one that can be written."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _setting(arguments: argparse.Namespace) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        if arguments.x64:
-            stack.enter_context(jax.enable_x64(True))
-        if arguments.json:  # what the user's code prints must not mix with it
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        yield
 
 
 # --- commands -------------------------------------------------------------------------------------

@@ -36,9 +36,9 @@ from etpc.nn._init import (
 class Diagonal(eqx.Module):
     """A layer of complex states, each of which has a transition of its own."""
 
-    in_features: eqx.AbstractVar[int]
-    state_size: eqx.AbstractVar[int]
-    dtype: eqx.AbstractVar[np.dtype]
+    in_features: int = eqx.field(static=True)
+    state_size: int = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
 
     @property
     def _states(self) -> int:
@@ -97,10 +97,7 @@ class LRU(Diagonal):
     C_re: Float[Array, "O N"]
     C_im: Float[Array, "O N"]
     D: Float[Array, "O I"]
-    in_features: int = eqx.field(static=True)
     out_features: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
 
     def __init__(
         self,
@@ -190,11 +187,8 @@ class RTU(Diagonal):
     theta_log: Float[Array, " N"]
     W_re: Float[Array, "N I"]
     W_im: Float[Array, "N I"]
-    in_features: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
     linear: bool = eqx.field(static=True)
     activation: Callable[[Array], Array] = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
 
     def __init__(
         self,
@@ -280,10 +274,7 @@ class S5(Diagonal):
     C_re: Float[Array, "O N"]
     C_im: Float[Array, "O N"]
     D: Float[Array, "O I"]
-    in_features: int = eqx.field(static=True)
     out_features: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
 
     def __init__(
         self,
