@@ -190,19 +190,22 @@ BELOW_THRESHOLD = (
 
 
 class Leaky(Neuron):
-    """Neurons whose membrane has a rest, and is put back from a threshold by a hard reset, unless a subclass makes
-    `reset` an option."""
+    """Neurons whose membrane has a rest, and is put back from a threshold by a hard reset, or by the one
+    that an option `reset` names."""
 
     tau: Parameter = constant(20.0, "ms", positive=True)
     R: Parameter = constant(1.0, "Mohm")
     V_th: Parameter = constant(1.0, "mV")
     V_rest: Parameter = constant(0.0, "mV")
     V_reset: Parameter = constant(0.0, "mV")
-    reset: ClassVar[Any] = "hard"
 
     def __check_init__(self):
         check_above("V_th", self.V_th, "V_reset", self.V_reset, BELOW_THRESHOLD)
-        check_reset(self.reset)
+        check_reset(self._reset_kind)
+
+    @property
+    def _reset_kind(self) -> Reset:
+        return getattr(self, "reset", "hard")
 
     def _rest(self) -> Any:
         return super()._rest()._replace(V=self._full(self.V_rest))
@@ -213,7 +216,7 @@ class Leaky(Neuron):
 
     def _jump(self, state: Any, spike: Array, reset: Array) -> Any:
         V_th, V_reset = self._used(self.V_th), self._used(self.V_reset)
-        return state._replace(V=reset_to(self.reset, state.V, V_th, V_reset, reset))
+        return state._replace(V=reset_to(self._reset_kind, state.V, V_th, V_reset, reset))
 
     def _advance(self, current: Array, state: Any) -> Any:
         """That of `tau dV/dt = -(V - V_rest) + R I`, by the exact solution."""

@@ -9,6 +9,7 @@ under every rule.
 Parameters are real arrays, as optimisers want them.
 """
 
+import abc
 import math
 from collections.abc import Callable
 
@@ -49,10 +50,20 @@ class Diagonal(eqx.Module):
         """**Returns** zeros."""
         return jnp.zeros(self._states, np.result_type(self.dtype, np.complex64))
 
-    def _check(self, x: Array, h: Array) -> None:
-        """**Raises** `InputError` where `x` or `h` has another shape than the layer takes."""
+    def __call__(
+        self, x: Float[Array, " I"], h: Complex[Array, " N"]
+    ) -> tuple[Float[Array, " O"], Complex[Array, " N"]]:
+        """**Returns** the output `y` and the new state.
+
+        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
+        """
         check_shape(type(self).__name__, "x", x, (self.in_features,))
         check_shape(type(self).__name__, "h", h, (self._states,))
+        return self._next(x, h)
+
+    @abc.abstractmethod
+    def _next(self, x: Array, h: Array) -> tuple[Array, Array]:
+        """The output and the new state."""
 
 
 def _product(re: Array, im: Array, x: Array, dtype: np.dtype) -> Array:
@@ -138,14 +149,7 @@ class LRU(Diagonal):
         self.C_im = SCHEMES["lecun_normal"](keys[5], (O, N), self.dtype)
         self.D = SCHEMES["lecun_normal"](keys[6], (O, I), self.dtype)
 
-    def __call__(
-        self, x: Float[Array, " I"], h: Complex[Array, " N"]
-    ) -> tuple[Float[Array, " O"], Complex[Array, " N"]]:
-        """**Returns** the output `y` and the new state.
-
-        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
-        """
-        self._check(x, h)
+    def _next(self, x: Array, h: Array) -> tuple[Array, Array]:
         nu, theta = jnp.exp(mark(self.nu_log)), jnp.exp(mark(self.theta_log))
         Bx = _product(self.B_re, self.B_im, x, h.dtype)
         scale = jnp.exp(mark(self.gamma_log)).astype(h.dtype)
@@ -232,14 +236,7 @@ class RTU(Diagonal):
         self.W_re = SCHEMES["lecun_normal"](keys[2], (N, I), self.dtype)
         self.W_im = SCHEMES["lecun_normal"](keys[3], (N, I), self.dtype)
 
-    def __call__(
-        self, x: Float[Array, " I"], h: Complex[Array, " N"]
-    ) -> tuple[Float[Array, " 2*N"], Complex[Array, " N"]]:
-        """**Returns** the output `y` and the new state.
-
-        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
-        """
-        self._check(x, h)
+    def _next(self, x: Array, h: Array) -> tuple[Array, Array]:
         nu, theta = jnp.exp(mark(self.nu_log)), jnp.exp(mark(self.theta_log))
         Wx = _product(self.W_re, self.W_im, x, h.dtype)
         scale = jnp.sqrt(-jnp.expm1(-2 * nu)).astype(h.dtype)
@@ -330,14 +327,7 @@ class S5(Diagonal):
     def _states(self) -> int:
         return self.state_size // 2
 
-    def __call__(
-        self, x: Float[Array, " I"], h: Complex[Array, " N"]
-    ) -> tuple[Float[Array, " O"], Complex[Array, " N"]]:
-        """**Returns** the output `y` and the new state.
-
-        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
-        """
-        self._check(x, h)
+    def _next(self, x: Array, h: Array) -> tuple[Array, Array]:
         rate = jax.lax.complex(-jnp.exp(mark(self.log_decay)), mark(self.frequency))
         turn = rate * jnp.exp(mark(self.log_step)).astype(rate.dtype)
         Bx = _product(self.B_re, self.B_im, x, h.dtype)
