@@ -317,13 +317,6 @@ def test_a_run_that_ended_or_was_stopped_is_returned_as_it_is(tmp_path):
     assert more.block == 8
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    model, learner = build()
-    etpc.save(tmp_path / "run.etpc", {"something": jnp.zeros(3)})
-    with pytest.raises(etpc.CheckpointError):
-        fit(learner, model, make_blocks(), batch_size=B, checkpoint=tmp_path / "run.etpc")
-
-
 # --- silence --------------------------------------------------------------------------------------
 
 

@@ -170,15 +170,6 @@ def test_two_parts_of_a_stream_sum_to_the_whole(algo):
     assert jnp.abs(apart.win - two.win).max() > 1e-6
 
 
-@pytest.mark.slow
-def test_mean_is_the_sum_over_steps():
-    program, (xs, targets) = program_of(), data()
-    (total, _), grads = program.value_and_grad(loss, "sum")(MODEL, xs, targets, program.init())
-    (mean, _), means = program.value_and_grad(loss)(MODEL, xs, targets, program.init())
-    assert float(mean) == pytest.approx(float(total) / T, rel=1e-12)
-    close(arrays(means), [g / T for g in arrays(grads)])
-
-
 def test_the_model_runs_as_it_does_alone():
     program, (xs, _) = program_of(), data()
     ys, carry = program.scan(MODEL, xs, program.init())
@@ -228,19 +219,6 @@ def test_vmap_of_one_stream_is_a_batch():
     assert float(values.mean()) == pytest.approx(float(value), rel=1e-12)
     close([g.mean(0) for g in arrays(many)], arrays(grads))
     close((carries.state, carries.traces), (carry.state, carry.traces))
-
-
-def test_scan_over_calls():
-    program, (xs, _) = program_of(), data()
-    ys, carry = program.scan(MODEL, xs, program.init())
-
-    def body(now, x):
-        y, now = program(MODEL, x, now)
-        return now, y
-
-    carry_, ys_ = jax.lax.scan(body, program.init(), xs)
-    close(ys, ys_)
-    close(carry, carry_)
 
 
 RANK = etpc.ES_D_RTRL(rank=1, window=1)
