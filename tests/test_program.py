@@ -697,7 +697,9 @@ def wired_once():
 @pytest.mark.parametrize("case", OTHERS)
 def test_the_carry_of_another_program_is_refused(case):
     program, other = wired_once(), wired(**OTHERS[case])
-    with pytest.raises(etpc.InputError, match="carry belongs to another program"):
+    with pytest.raises(
+        etpc.InputError, match=r"carry belongs to another program.*this program's `init`"
+    ):
         program.arguments.check_carry(other.init())
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -160,10 +160,8 @@ def _claims(arguments: argparse.Namespace) -> Answer:
     """Add the claims of a model to a file."""
     path = arguments.output
     entry = claims_of(arguments.target, arguments.algo, arguments.inputs)
-    try:
+    with _writing(path):
         models = add_claims(path, arguments.target, entry)
-    except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
     found = entry["claims"].items()
     rows = [[of, claim["claim"], "; ".join(claim["left_out"])] for of, claim in found]
     lines = [*table(["parameter", "claim", "left out"], rows), "", f"wrote {path}"]
@@ -184,10 +182,9 @@ def _verify(arguments: argparse.Namespace) -> Answer:
 def _draw(arguments: argparse.Namespace) -> Answer:
     from ..draw import write
 
-    try:
-        write(_program(arguments), arguments.output)
-    except OSError as error:
-        raise CommandError(f"{arguments.output} cannot be written: {error.strerror}.") from error
+    program = _program(arguments)
+    with _writing(arguments.output):
+        write(program, arguments.output)
     record = {"schema": "etpc-draw/1", "model": arguments.target, "written": arguments.output}
     return Answer(f"wrote {arguments.output}", record)
 
@@ -231,14 +228,11 @@ def _export(arguments: argparse.Namespace) -> Answer:
     state = sum(value.nbytes for value in learner.state.values())
     temporaries = learner.temporaries()
     sizes, allocated = {name: len(code) for name, code in learner.modules.items()}, None
-    try:
-        with new_folder(folder) as temporary:
-            learner.save(temporary)
-            if arguments.compile is not None:
-                files, allocated = compiled(temporary, arguments.compile)
-                sizes |= files
-    except OSError as error:
-        raise CommandError(f"{folder} cannot be written: {error.strerror}.") from error
+    with _writing(folder), new_folder(folder) as temporary:
+        learner.save(temporary)
+        if arguments.compile is not None:
+            files, allocated = compiled(temporary, arguments.compile)
+            sizes |= files
     lines = [*table(["file", "bytes"], [[name, f"{size:,}"] for name, size in sizes.items()]), ""]
     lines += [
         f"state: {state:,} bytes in {len(learner.state)} arrays",
@@ -259,6 +253,15 @@ def _export(arguments: argparse.Namespace) -> Answer:
     )
     record = {"schema": "etpc-export/1", "model": arguments.target, "written": arguments.output}
     return Answer("\n".join(lines), record | found)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """**Raises** `CommandError` where a path cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _timing_row(timing: Timing, bptt: Timing) -> list[str]:
