@@ -24,14 +24,11 @@ from .._suggest import suggest
 from ..run import Program
 from ..show import table
 from ..testing import add_claims
-from ._algorithm import FORM, parse
+from ._algorithm import FORM, OPTIMISER, parse, parse_optimiser
 from ._bench import Timing, bench
-from ._claims import claims_of
 from ._errors import CommandError, described, is_of_user
 from ._export import compiled, exported
-from ._optimiser import FORM as OPTIMISER
-from ._optimiser import parse_optimiser
-from ._task import BATCH, STEPS, Data, Task, load_task, make_data
+from ._task import BATCH, STEPS, Data, Task, claims_of, load_task, make_data
 
 OK, FAILED, MISTAKE, UNFORESEEN = range(4)
 """Exit statuses."""
