@@ -417,16 +417,14 @@ class Exported:
     ) -> tuple[dict[str, Any], list[Array]]:
         arguments, results = self.leaves(name)
         rest = {role: iter(jax.tree.leaves(tree)) for role, tree in data.items()}
-        none = iter(())
+
+        def value_of(leaf: Leaf) -> Any:
+            if leaf.role == "state":
+                return state.get(leaf.name)
+            return next(rest.get(leaf.role, iter(())), None)
+
         problems: list[str] = []
-        values: list[np.ndarray] = []
-        for leaf in arguments:
-            value = (
-                state.get(leaf.name)
-                if leaf.role == "state"
-                else next(rest.get(leaf.role, none), None)
-            )
-            values.append(_fitted(leaf, value, problems))
+        values = [_fitted(leaf, value_of(leaf), problems) for leaf in arguments]
         problems += [
             f"There are more arrays of the role {role!r} than were exported."
             for role, unused in rest.items()

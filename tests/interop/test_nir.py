@@ -631,23 +631,21 @@ REFUSED = {
         lambda: nn.Sequential([eqx.nn.Linear(N, N, key=jax.random.key(0)), jnp.tanh]),
         r"\.layers\[1\] is tanh",
     ),
-    "a delay without a step": (lambda: nn.Sequential([nn.Delay(N, 2)]), r"\.layers\[0\] counts"),
+    "a delay without a step": (lambda: nn.Delay(N, 2), r"\.layers\[0\] counts"),
     "a kernel that is not square": (
-        lambda: nn.Sequential([eqx.nn.Conv2d(1, 1, (1, 2), key=jax.random.key(0))]),
+        lambda: eqx.nn.Conv2d(1, 1, (1, 2), key=jax.random.key(0)),
         "finds other shapes",
     ),
     "padding that is not zeros": (
-        lambda: nn.Sequential(
-            [eqx.nn.Conv1d(1, 1, 2, padding_mode="REFLECT", key=jax.random.key(0))]
-        ),
+        lambda: eqx.nn.Conv1d(1, 1, 2, padding_mode="REFLECT", key=jax.random.key(0)),
         r"\.layers\[0\] has the padding mode REFLECT",
     ),
     "a scalar": (
-        lambda: nn.Sequential([eqx.nn.Linear(3, "scalar", key=jax.random.key(0))]),
+        lambda: eqx.nn.Linear(3, "scalar", key=jax.random.key(0)),
         r"\.layers\[0\] is between scalars",
     ),
     "padding of one side": (
-        lambda: nn.Sequential([eqx.nn.Conv1d(1, 1, 2, padding=((1, 0),), key=jax.random.key(0))]),
+        lambda: eqx.nn.Conv1d(1, 1, 2, padding=((1, 0),), key=jax.random.key(0)),
         r"\.layers\[0\] has the padding",
     ),
 }
