@@ -167,6 +167,12 @@ def online(program, model, xs, targets, carry, loss=loss, calls=1):
 # --- comparisons ----------------------------------------------------------------------------------
 
 
+def numbers(tree):
+    """The leaves of a tree as arrays of numbers, which PRNG keys consist of."""
+    is_key = lambda a: jnp.issubdtype(getattr(a, "dtype", bool), jax.dtypes.prng_key)
+    return [np.asarray(jax.random.key_data(a) if is_key(a) else a) for a in jax.tree.leaves(tree)]
+
+
 def by_path(grads):
     """The arrays of a gradient by the paths that programs give them: that of a single array is "model"."""
     leaves = jax.tree.leaves_with_path(grads)

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import etpc
 from etpc import checkpoint
 from etpc._jax import is_key
+from tests.helpers import loss
 
 ROOT = Path(__file__).parents[1]
 OLD = b"\x89etpc\r\n\x1a"  # the magic number of the format before
@@ -198,7 +199,6 @@ def test_to_go_on_is_not_to_have_stopped(algo, tmp_path):
     xs, targets = jnp.asarray(rng.normal(size=(12, 2, 2))), jnp.asarray(rng.normal(size=(12, 2, 3)))
 
     def learner():
-        loss = lambda y, target: jnp.sum((y - target) ** 2)
         return etpc.online(compiled(algo), loss, optax.adam(0.01), every=2)
 
     first = learner()
@@ -216,7 +216,6 @@ def test_to_go_on_is_not_to_have_stopped(algo, tmp_path):
 
 def test_weights_of_a_run(tmp_path):
     """They are found where the optimiser, the rule and the loss of `like` would be others."""
-    loss = lambda y, target: jnp.sum((y - target) ** 2)
     learner = etpc.online(compiled(), loss, optax.adam(0.01), every=2)
     block = jnp.ones((4, 2, 2)), jnp.zeros((4, 2, 3))
     run = etpc.fit(

@@ -111,18 +111,6 @@ def loaded(name: str, trees: dict[str, ast.Module]) -> set[str]:
     return found & trees.keys() or {f"{parts[0]}.__init__"} & trees.keys()
 
 
-def reached(module: str, trees: dict[str, ast.Module]) -> set[str]:
-    """The modules of the package that a module imports, directly or through others."""
-    seen: set[str] = set()
-    todo = {module}
-    while todo:
-        current = todo.pop()
-        seen.add(current)
-        for name in imports(current, trees[current]):
-            todo |= loaded(name, trees) - seen
-    return seen
-
-
 def part(module: str) -> str:
     """The folder or the file of a package that a module is in."""
     return module.split(".")[1]

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import etpc
-from tests.helpers import loss
+from tests.helpers import loss, numbers
 from tests.marks import few
 
 T, B, I, O = 6, 3, 4, 6
@@ -76,11 +76,7 @@ def program_of(model=PLAIN, algo=D):
 
 
 def arrays(tree):
-    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_array))
-    return [
-        jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
-        for a in leaves
-    ]
+    return numbers(eqx.filter(tree, lambda a: hasattr(a, "dtype")))
 
 
 def close(one, other, tolerance=1e-12):

@@ -12,6 +12,7 @@ import pytest
 import etpc
 from etpc import Row, nn
 from etpc._compare import Report, Result
+from tests.helpers import loss
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -121,7 +122,6 @@ def test_names_are_shown_as_they_are(monkeypatch, parse_math):
 
 @pytest.mark.slow
 def test_gradient_agreement_of_several_reports():
-    loss = lambda y, target: jnp.sum((y - target) ** 2)
     rule = etpc.D_RTRL(window=5)
     online = etpc.verify(MODEL, XS, jnp.ones((20, 3, 2)), loss, rule, batch_size=3)
     assert online.ok

@@ -1,6 +1,7 @@
 """The tasks of the examples: their data follows the rule, and the harness compares what it says."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -185,6 +186,12 @@ TINY = arms.Task(
 )
 
 
+ROW = arms.Row(
+    *("t", "A", 0, 0.5, 0.1, "u", 0.0, 1.0, 0.25, 0.5, 2.0, 2048, 1024, [0, 1], [0.1, 0.5]),
+    *(1e-3, 0.7, 0.8, 0.9),
+)
+
+
 @pytest.mark.slow
 def test_rows() -> None:
     def batch(key):
@@ -259,12 +266,9 @@ def test_random_directions_stay_and_those_of_credit_move() -> None:
 
 
 def test_new_rows_replace_those_of_their_arm() -> None:
-    row = arms.Row(
-        *("t", "BPTT", 0, 0.5, 0.1, "u", 0.0, 1.0, 0.25, 0.5, 2.0, 2048, 1024, [0, 1], [0.1, 0.5]),
-        *(1e-3, 0.7, 0.8, 0.9),
-    )
-    before = [row, dataclasses.replace(row, arm="D-RTRL"), dataclasses.replace(row, seed=1)]
-    new = [dataclasses.replace(row, score=0.9), dataclasses.replace(row, arm="TBPTT(2)")]
+    changed = functools.partial(dataclasses.replace, ROW)
+    before = [changed(arm="BPTT"), changed(arm="D-RTRL"), changed(arm="BPTT", seed=1)]
+    new = [changed(arm="BPTT", score=0.9), changed(arm="TBPTT(2)")]
     found = [(r.arm, r.score) for r in arms.merged(TINY, before, new)]
     assert found == [("BPTT", 0.9), ("TBPTT(2)", 0.5), ("D-RTRL", 0.5)]
 
@@ -295,12 +299,8 @@ def test_training_learns_and_levels_rise() -> None:
 
 
 def test_a_table_has_a_line_for_each_arm(tmp_path: Path) -> None:
-    row = arms.Row(
-        *("t", "A", 0, 0.5, 0.1, "u", 0.0, 1.0, 0.25, 0.5, 2.0, 2048, 1024, [0, 1], [0.1, 0.5]),
-        *(1e-3, 0.7, 0.8, 0.9),
-    )
-    other = dataclasses.replace(row, arm="B", rate=None, past_trained=None)
-    rows = [row, dataclasses.replace(row, seed=1, score=0.7), other]
+    other = dataclasses.replace(ROW, arm="B", rate=None, past_trained=None)
+    rows = [ROW, dataclasses.replace(ROW, seed=1, score=0.7), other]
     lines = arms.table(rows).splitlines()
     assert lines[2:] == [
         "| A | 2 | 0.001 | 0.6 | 0.5 to 0.7 | 1.000 | 0.500 | 0.700 | 0.80 | 0.90 | 2.0 | 2 | 1 |",
@@ -308,7 +308,7 @@ def test_a_table_has_a_line_for_each_arm(tmp_path: Path) -> None:
     ]
     assert arms.lag_table(rows) == ""
     by_lag = [
-        dataclasses.replace(row, bins=[0, 8, 24], lags=lags)
+        dataclasses.replace(ROW, bins=[0, 8, 24], lags=lags)
         for lags in ([0.5, 1.0], [1.0, math.nan])
     ]
     assert arms.lag_table([other, *by_lag]).splitlines() == [

@@ -1,7 +1,8 @@
-"""Algorithms as text: `es_d_rtrl:rank=8,window=10`, `snap:2`."""
+"""Algorithms and optimisers as text: `es_d_rtrl:rank=8,window=10`, `snap:2`, `adam:1e-3`."""
 
 import ast
 import dataclasses
+import math
 from typing import Any
 
 from .._errors import near
@@ -9,6 +10,7 @@ from ..algorithms import TBPTT, Algorithm, registered
 from ._errors import CommandError
 
 FORM = "name[:value][,setting=value...], such as d_rtrl, es_d_rtrl:rank=8,window=10, snap:2"
+OPTIMISER = "an optimiser of Optax and its learning rate, such as adam:1e-3"
 
 
 def parse(text: str) -> Algorithm:
@@ -63,3 +65,21 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def parse_optimiser(text: str) -> Any:
+    """The Optax transformation of a text: the name of a function, and its learning rate.
+
+    **Raises** `CommandError` where Optax is missing, or has no such function of a rate above zero.
+    """
+    try:
+        import optax
+    except ImportError as error:
+        raise CommandError("--optimiser needs Optax. Run `pip install optax`.") from error
+    name, _, rate = text.partition(":")
+    try:
+        if not 0 < float(rate) < math.inf:
+            raise ValueError
+        return getattr(optax, name)(float(rate))
+    except (AttributeError, ValueError, TypeError) as error:
+        raise CommandError(f"--optimiser {text}: write {OPTIMISER}.") from error

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from .._agreement import TOTAL, Nearness, flat_gradients, whole
-from .._bptt import Objective, gradient_of
+from .._bptt import gradient_of, objective_of
 from .._compare import short_name
 from .._loss import Loss
 from ..algorithms import Algorithm
 from ..run import Program
+from ..trace import Leaves
 from ._task import Data, Task
 
 
@@ -52,7 +53,7 @@ class _Call:
         self._arguments = (arrays, data.xs, data.targets)
         # A copy, as it is donated: its arrays may be the user's, or one of them twice.
         self._carry = jax.tree.map(lambda a: jnp.array(a, copy=True), carry)
-        self.carry_bytes = sum(a.nbytes for a in jax.tree.leaves(carry))
+        self.carry_bytes = sum(a.nbytes for a in jax.tree.leaves(self._carry))
         start = time.perf_counter()
         lowered = jax.jit(run, donate_argnums=3).lower(*self._arguments, self._carry)
         self._compiled = lowered.compile()
@@ -80,19 +81,16 @@ def bench(
 
     They take turns `repeats` times, so that what slows the machine down for a while slows all.
     """
-    batch_size = data.batch_size
-    compiled = [
-        None if a.in_blocks else task.compile(a, memory, batch_size or 1) for a in algorithms
-    ]
-    any_program = next((p for p in compiled if p is not None), None) or task.compile("d_rtrl")
-    calls = [_reverse("BPTT", None, task, data, any_program)]
-    for algorithm, program in zip(algorithms, compiled, strict=True):
+    batch_size = data.batch_size or 1
+    programs = [None if a.in_blocks else task.compile(a, memory, batch_size) for a in algorithms]
+    calls = [_reverse("BPTT", None, task, data)]
+    for algorithm, program in zip(algorithms, programs, strict=True):
         name = short_name(algorithm)
         if program is None:
-            calls.append(_reverse(name, algorithm.lookback, task, data, any_program))
+            calls.append(_reverse(name, algorithm.lookback, task, data))
         else:
             calls.append(_online(name, program, task, data))
-    leaves = any_program.plan.analysis.step.model_leaves
+    leaves = Leaves.of(task.model, "model")
     grads = [whole(flat_gradients(leaves, call())) for call in calls]
     shortest = [float("inf")] * len(calls)
     for _ in range(repeats):
@@ -120,16 +118,14 @@ def _online(name: str, program: Program, task: Task, data: Data) -> _Call:
     return _Call(name, gradient, task.model, data, program.init(data.batch_size))
 
 
-def _reverse(name: str, window: int | None, task: Task, data: Data, program: Program) -> _Call:
+def _reverse(name: str, window: int | None, task: Task, data: Data) -> _Call:
     """BPTT from the initial state, cut after each window if there is one."""
-
     loss = Loss.of(data.loss_fn, has_aux=False)
+    of_task = data.xs, data.targets, None, loss, task.state, task.step, data.batch_size
+    objective = objective_of(task.model, *of_task)
 
     def gradient(model: Any, xs: Any, targets: Any, start: Any) -> tuple[Any, Any]:
-        batched = data.batch_size is not None
-        objective = Objective(xs, targets, None, loss, start, task.step, batched)
-        return gradient_of(model, objective, "sum", window)[1], start
+        same = dataclasses.replace(objective, xs=xs, targets=targets, start=start)
+        return gradient_of(model, same, "sum", window)[1], start
 
-    leaves = program.plan.analysis.step.state_leaves
-    start = leaves.join(leaves.split(program.init(data.batch_size).state))
-    return _Call(name, gradient, task.model, data, start)
+    return _Call(name, gradient, task.model, data, objective.start)

@@ -8,9 +8,8 @@ from typing import Any
 import jax
 
 from ..run import Exported, online
-from ._algorithm import parse
+from ._algorithm import parse, parse_optimiser
 from ._errors import CommandError
-from ._optimiser import parse_optimiser
 from ._task import Task, make_data
 
 LIKE_THIS = {"llvm-cpu": ["--iree-llvmcpu-target-cpu=host"]}

@@ -24,14 +24,11 @@ from .._suggest import suggest
 from ..run import Program
 from ..show import table
 from ..testing import add_claims
-from ._algorithm import FORM, parse
+from ._algorithm import FORM, OPTIMISER, parse, parse_optimiser
 from ._bench import Timing, bench
-from ._claims import claims_of
 from ._errors import CommandError, described, is_of_user
 from ._export import compiled, exported
-from ._optimiser import FORM as OPTIMISER
-from ._optimiser import parse_optimiser
-from ._task import BATCH, STEPS, Data, Task, load_task, make_data
+from ._task import BATCH, STEPS, Data, Task, claims_of, load_task, make_data
 
 OK, FAILED, MISTAKE, UNFORESEEN = range(4)
 """Exit statuses."""
@@ -65,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = os.getcwd()
         if sys.path[:1] not in ([""], [folder]):
             sys.path.insert(0, folder)  # as for `python -m`
-        with _setting(arguments):
+        as_is = contextlib.nullcontext()
+        x64 = jax.enable_x64(True) if arguments.x64 else as_is
+        # What the user's code prints must not mix with JSON.
+        stdout = contextlib.redirect_stdout(sys.stderr) if arguments.json else as_is
+        with x64, stdout:
             command = COMMANDS[arguments.command]
             if _is_terminal(sys.stderr):
                 _tell(f"{command.doing} {arguments.target} ...")
@@ -129,16 +130,6 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _setting(arguments: argparse.Namespace) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        if arguments.x64:
-            stack.enter_context(jax.enable_x64(True))
-        if arguments.json:  # what the user's code prints must not mix with it
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        yield
-
-
 # --- commands -------------------------------------------------------------------------------------
 
 
@@ -169,10 +160,8 @@ def _claims(arguments: argparse.Namespace) -> Answer:
     """Add the claims of a model to a file."""
     path = arguments.output
     entry = claims_of(arguments.target, arguments.algo, arguments.inputs)
-    try:
+    with _writing(path):
         models = add_claims(path, arguments.target, entry)
-    except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
     found = entry["claims"].items()
     rows = [[of, claim["claim"], "; ".join(claim["left_out"])] for of, claim in found]
     lines = [*table(["parameter", "claim", "left out"], rows), "", f"wrote {path}"]
@@ -193,10 +182,9 @@ def _verify(arguments: argparse.Namespace) -> Answer:
 def _draw(arguments: argparse.Namespace) -> Answer:
     from ..draw import write
 
-    try:
-        write(_program(arguments), arguments.output)
-    except OSError as error:
-        raise CommandError(f"{arguments.output} cannot be written: {error.strerror}.") from error
+    program = _program(arguments)
+    with _writing(arguments.output):
+        write(program, arguments.output)
     record = {"schema": "etpc-draw/1", "model": arguments.target, "written": arguments.output}
     return Answer(f"wrote {arguments.output}", record)
 
@@ -240,14 +228,11 @@ def _export(arguments: argparse.Namespace) -> Answer:
     state = sum(value.nbytes for value in learner.state.values())
     temporaries = learner.temporaries()
     sizes, allocated = {name: len(code) for name, code in learner.modules.items()}, None
-    try:
-        with new_folder(folder) as temporary:
-            learner.save(temporary)
-            if arguments.compile is not None:
-                files, allocated = compiled(temporary, arguments.compile)
-                sizes |= files
-    except OSError as error:
-        raise CommandError(f"{folder} cannot be written: {error.strerror}.") from error
+    with _writing(folder), new_folder(folder) as temporary:
+        learner.save(temporary)
+        if arguments.compile is not None:
+            files, allocated = compiled(temporary, arguments.compile)
+            sizes |= files
     lines = [*table(["file", "bytes"], [[name, f"{size:,}"] for name, size in sizes.items()]), ""]
     lines += [
         f"state: {state:,} bytes in {len(learner.state)} arrays",
@@ -268,6 +253,15 @@ def _export(arguments: argparse.Namespace) -> Answer:
     )
     record = {"schema": "etpc-export/1", "model": arguments.target, "written": arguments.output}
     return Answer("\n".join(lines), record | found)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """**Raises** `CommandError` where a path cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _timing_row(timing: Timing, bptt: Timing) -> list[str]:

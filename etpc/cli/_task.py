@@ -14,7 +14,9 @@ from jax import Array
 from .._errors import EtpcError
 from .._jax import is_float, is_key
 from ..run import Program, compile
+from ..testing import claims_record
 from ..trace import trace
+from ._algorithm import parse
 from ._errors import CommandError, described
 from ._find import find
 
@@ -102,6 +104,17 @@ def load_task(target: str, inputs: str | None, seed: int) -> Task:
             "--inputs 20 or --inputs 'int32[3,4]', or have a function return (model, inputs)."
         )
     return task
+
+
+def claims_of(target: str, algo: str = "d_rtrl", inputs: str | None = None) -> dict[str, Any]:
+    """The claims of a model, ready for JSON, with how they are found again.
+
+    - `target`, `algo`, `inputs`: as `etpc claims` takes them.
+
+    **Raises** `EtpcError`, also for what the user's code raises.
+    """
+    task = load_task(target, inputs, seed=0)  # this may register a rule
+    return {"algo": algo, "inputs": inputs, **claims_record(task.compile(parse(algo)))}
 
 
 def _made(value: Any, target: str, seed: int) -> Any:

@@ -174,7 +174,8 @@ def _known(aval: Any) -> bool:
 def _op(p: OpPlan, program: Shown) -> Node:
     name = ("op", f"{p.path}#{p.op.number}")
     claim = "exact" if p.exact else "approximate"
-    hover = [p.path, f"{p.kind} at {re.split(_FOLDER, p.op.equation.source)[-1]}"]
+    place = re.split(r"[/\\]", p.op.equation.source)[-1]  # without folders
+    hover = [p.path, f"{p.kind} at {place}"]
     if p.trace is None:
         hover.append(f"no trace: {p.reason}")
         return Node(name, p.path, f"{p.kind} · no trace", claim, False, tuple(hover), "")
@@ -187,6 +188,3 @@ def _op(p: OpPlan, program: Shown) -> Node:
         *(f"left out: {text}" for text in p.escapes),
     ]
     return Node(name, p.path, f"{p.kind} · {shape}", claim, True, tuple(hover), "")
-
-
-_FOLDER = r"[/\\]"

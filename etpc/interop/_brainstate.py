@@ -12,8 +12,8 @@ from etpc._jax import canonicalise, evaluate, prune
 
 from ._model import (
     Adapted,
+    Held,
     Named,
-    adapted,
     all_paths,
     arrays,
     check_written,
@@ -104,7 +104,7 @@ def from_brainstate(
     step, reads_clock = _frozen(pure, params, example, Named.of(hidden), clock)
     if reads_clock:
         hidden[_CLOCK] = clock
-    return adapted(params, step, Named.of(hidden), shared)
+    return Adapted(params, step, Held(Named.of(hidden)), shared=shared)
 
 
 def _trace(module: Any, call: Any, x: Any, clock: Any) -> Any:

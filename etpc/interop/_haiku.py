@@ -8,7 +8,7 @@ import jax
 
 from etpc._errors import InputError, InputTypeError, ModelError
 
-from ._model import Adapted, adapted, arrays, of_batch
+from ._model import Adapted, Held, arrays, of_batch
 
 
 def from_haiku(
@@ -75,7 +75,7 @@ def from_haiku(
         start["variables"] = arrays(variables)
     if key is not None:
         start["key"] = key
-    return adapted(arrays(params), step, start["core"] if plain else start)
+    return Adapted(arrays(params), step, Held(start["core"] if plain else start))
 
 
 def _refuse_batches(call: Any, args: Any, kwargs: Any, context: Any) -> Any:

@@ -8,7 +8,7 @@ import jax
 
 from etpc._errors import InputError, InputTypeError, ModelError
 
-from ._model import Adapted, adapted, arrays, of_batch
+from ._model import Adapted, Held, arrays, of_batch
 
 
 def from_linen(
@@ -60,7 +60,8 @@ def from_linen(
         return y, {"carry": carry, **{name: after[name] for name in others}} if others else carry
 
     start = arrays(carry)
-    return adapted(arrays(params), step, {"carry": start, **others} if others else start)
+    start = {"carry": start, **others} if others else start
+    return Adapted(arrays(params), step, Held(start))
 
 
 def _refuse_batches(call: Any, args: Any, kwargs: Any, context: Any) -> Any:

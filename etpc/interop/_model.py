@@ -118,16 +118,6 @@ class Adapted(eqx.Module):
         return self._step(self.params, x, state)
 
 
-def adapted(
-    params: Any,
-    step: Callable[[Any, Any, Any], tuple[Any, Any]],
-    start: Any,
-    shared: tuple[tuple[str, ...], ...] = (),
-) -> Adapted:
-    """The model of a step, with the state that it begins with and the paths of shared parameters."""
-    return Adapted(params, step, Held(start), shared=shared)
-
-
 def of_batch(layer: str, remedy: str) -> str:
     """The problem of a layer of batch normalisation in training."""
     return (
@@ -175,13 +165,8 @@ def all_paths(path: Iterable[Any], shared: Iterable[tuple[str, ...]]) -> str:
 
 def arrays(tree: Any) -> Any:
     """A tree whose Python numbers and NumPy arrays are JAX arrays."""
-    return jax.tree.map(_array, tree)
-
-
-def _array(leaf: Any) -> Any:
-    if isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic):
-        return jnp.asarray(leaf)
-    return leaf
+    others = (bool, int, float, complex, np.ndarray, np.generic)
+    return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, others) else a, tree)
 
 
 def shape_text(value: Any) -> str:

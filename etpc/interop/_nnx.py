@@ -11,8 +11,8 @@ from etpc._errors import InputTypeError, ModelError, raise_together
 
 from ._model import (
     Adapted,
+    Held,
     Named,
-    adapted,
     all_paths,
     arrays,
     check_written,
@@ -90,7 +90,7 @@ def from_nnx(
         y, new, _ = run(params, x, {**constants, **dict(state.items())})
         return y, Named.of({path: new[path] for path in hidden})
 
-    return adapted(params, step, Named.of(hidden), shared)
+    return Adapted(params, step, Held(Named.of(hidden)), shared=shared)
 
 
 def into_nnx(model: Adapted, module: Any) -> None:
@@ -133,7 +133,8 @@ def _changed(
     run: Any, params: Named, x: Any, start: dict[Any, Any], shared: tuple[tuple[str, ...], ...]
 ) -> set[Any]:
     """The paths of what a step writes. **Raises** `ModelError` where it writes what it may not."""
-    changes: dict[str, Any] = {}
+    changed: set[Any] = set()
+    remedy = "A parameter stays as it is during a step: make it another nnx.Variable."
 
     def traced(params: Named, x: Any, values: list[Any]) -> None:
         before = dict(zip(start, values, strict=True))
@@ -141,28 +142,25 @@ def _changed(
         same = lambda old, new: (
             [id(a) for a in jax.tree.leaves(old)] == [id(a) for a in jax.tree.leaves(new)]
         )
-        changes["state"] = {p for p in start if p == _CARRY or not same(before[p], after.get(p))}
-        changes["params"] = [p for p, old in params.items() if not same(old, kept.get(p))]
-        changes["new"] = [p for p in after if p not in start]
-        changes["shapes"] = [
-            (p, shape_text(before[p]), shape_text(after[p]))
-            for p in start
-            if p in after and shape_text(before[p]) != shape_text(after[p])
+        problems = [
+            f"A step writes the parameter {all_paths(p, shared)}. {remedy}"
+            for p, old in params.items()
+            if not same(old, kept.get(p))
         ]
+        problems += [
+            f"A step makes a new variable, {written(p)}. Make it when the module is made."
+            for p in after
+            if p not in start
+        ]
+        problems += [
+            f"A step changes the state {written(p)} from {old} to {new}. Let it begin as it stays."
+            for p in start
+            if p in after
+            if (old := shape_text(before[p])) != (new := shape_text(after[p]))
+        ]
+        raise_together(problems, ModelError)
+        changed.update(p for p in start if p == _CARRY or not same(before[p], after.get(p)))
 
     jax.eval_shape(traced, params, x, list(start.values()))
-    remedy = "A parameter stays as it is during a step: make it another nnx.Variable."
-    raise_together(
-        [f"A step writes the parameter {all_paths(p, shared)}. {remedy}" for p in changes["params"]]
-        + [
-            f"A step makes a new variable, {written(p)}. Make it when the module is made."
-            for p in changes["new"]
-        ]
-        + [
-            f"A step changes the state {written(p)} from {old} to {new}. Let it begin as it stays."
-            for p, old, new in changes["shapes"]
-        ],
-        ModelError,
-    )
-    streams = {p[:-1] for p in changes["state"] if p[-1:] == ("count",)}
-    return changes["state"] | {p for p in start if p[-1:] == ("key",) and p[:-1] in streams}
+    streams = {p[:-1] for p in changed if p[-1:] == ("count",)}
+    return changed | {p for p in start if p[-1:] == ("key",) and p[:-1] in streams}

@@ -7,8 +7,7 @@ from etpc.nn._cells import MGU, IndRNN, MinGRU, MinLSTM, VanillaRNN
 from etpc.nn._delay import Delay, DelayedLinear
 from etpc.nn._from_data import init_from_data
 from etpc.nn._init import init
-from etpc.nn._linear import DaleLinear
-from etpc.nn._low_rank import LowRankLinear
+from etpc.nn._linear import DaleLinear, LowRankLinear
 from etpc.nn._neuron import ALIF, GIF, LIF
 from etpc.nn._nonlinear import EIF, QIF, AdEx, Izhikevich, ResonateAndFire
 from etpc.nn._readout import LeakyRateReadout, MembraneReadout, broadcast_readout

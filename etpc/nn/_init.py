@@ -7,7 +7,7 @@ axis 0.
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -28,19 +28,8 @@ Initializer = TypeAliasType(
 Layer = TypeVar("Layer")
 
 
-if TYPE_CHECKING:
-    Quantity: TypeAlias = Any
-else:
-
-    @runtime_checkable
-    class Quantity(Protocol):
-        """A quantity of `saiunit`, which only those who use it import."""
-
-        @property
-        def mantissa(self) -> Any: ...
-        @property
-        def unit(self) -> Any: ...
-
+Quantity: TypeAlias = Any
+"""A quantity of `saiunit`, which only those who use it import."""
 
 # Named, so that signatures show the names.
 Number = TypeAliasType("Number", float | int | Quantity)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,20 +12,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from etpc._errors import InputError
 from etpc._jax import mark
-from etpc.nn._init import (
-    DType,
-    check_shape,
-    float_dtype,
-    known,
-    positive_int,
-)
+from etpc.nn._init import DType, float_dtype, known, positive_int
+from etpc.nn._linear import Projection
 
 Pair = tuple[np.ndarray, np.ndarray]
 Indices = Sequence[int] | np.ndarray | Array
 Matrix = scipy.sparse.sparray | scipy.sparse.spmatrix
 
 
-class SparseLinear(eqx.Module):
+class SparseLinear(Projection):
     """`y = W x + b` with U connections that are fixed; a weight for each of them, and `b`, are
     marked.
 
@@ -47,8 +41,6 @@ class SparseLinear(eqx.Module):
     weight: Float[Array, " U"]
     bias: Float[Array, " O"] | None
     indices: Int[Array, "U 2"]
-    in_features: int = eqx.field(static=True)
-    out_features: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -105,12 +97,7 @@ class SparseLinear(eqx.Module):
             self.weight = scale * jax.random.normal(keys[0], shape, dtype)
         self.bias = jnp.zeros((O,), dtype) if use_bias else None
 
-    def __call__(self, x: Float[Array, " I"]) -> Float[Array, " O"]:
-        """**Returns** `W x + b` for one example.
-
-        **Raises** `InputError` where `x` has another shape than `(I,)`.
-        """
-        check_shape("SparseLinear", "x", x, (self.in_features,))
+    def _of(self, x: Array) -> Array:
         matrix = sparse.BCOO(
             (mark(self.weight), self.indices),
             shape=(self.out_features, self.in_features),

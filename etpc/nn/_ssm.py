@@ -9,6 +9,7 @@ under every rule.
 Parameters are real arrays, as optimisers want them.
 """
 
+import abc
 import math
 from collections.abc import Callable
 
@@ -36,9 +37,9 @@ from etpc.nn._init import (
 class Diagonal(eqx.Module):
     """A layer of complex states, each of which has a transition of its own."""
 
-    in_features: eqx.AbstractVar[int]
-    state_size: eqx.AbstractVar[int]
-    dtype: eqx.AbstractVar[np.dtype]
+    in_features: int = eqx.field(static=True)
+    state_size: int = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
 
     @property
     def _states(self) -> int:
@@ -49,10 +50,20 @@ class Diagonal(eqx.Module):
         """**Returns** zeros."""
         return jnp.zeros(self._states, np.result_type(self.dtype, np.complex64))
 
-    def _check(self, x: Array, h: Array) -> None:
-        """**Raises** `InputError` where `x` or `h` has another shape than the layer takes."""
+    def __call__(
+        self, x: Float[Array, " I"], h: Complex[Array, " N"]
+    ) -> tuple[Float[Array, " O"], Complex[Array, " N"]]:
+        """**Returns** the output `y` and the new state.
+
+        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
+        """
         check_shape(type(self).__name__, "x", x, (self.in_features,))
         check_shape(type(self).__name__, "h", h, (self._states,))
+        return self._next(x, h)
+
+    @abc.abstractmethod
+    def _next(self, x: Array, h: Array) -> tuple[Array, Array]:
+        """The output and the new state."""
 
 
 def _product(re: Array, im: Array, x: Array, dtype: np.dtype) -> Array:
@@ -97,10 +108,7 @@ class LRU(Diagonal):
     C_re: Float[Array, "O N"]
     C_im: Float[Array, "O N"]
     D: Float[Array, "O I"]
-    in_features: int = eqx.field(static=True)
     out_features: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
 
     def __init__(
         self,
@@ -141,14 +149,7 @@ class LRU(Diagonal):
         self.C_im = SCHEMES["lecun_normal"](keys[5], (O, N), self.dtype)
         self.D = SCHEMES["lecun_normal"](keys[6], (O, I), self.dtype)
 
-    def __call__(
-        self, x: Float[Array, " I"], h: Complex[Array, " N"]
-    ) -> tuple[Float[Array, " O"], Complex[Array, " N"]]:
-        """**Returns** the output `y` and the new state.
-
-        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
-        """
-        self._check(x, h)
+    def _next(self, x: Array, h: Array) -> tuple[Array, Array]:
         nu, theta = jnp.exp(mark(self.nu_log)), jnp.exp(mark(self.theta_log))
         Bx = _product(self.B_re, self.B_im, x, h.dtype)
         scale = jnp.exp(mark(self.gamma_log)).astype(h.dtype)
@@ -190,11 +191,8 @@ class RTU(Diagonal):
     theta_log: Float[Array, " N"]
     W_re: Float[Array, "N I"]
     W_im: Float[Array, "N I"]
-    in_features: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
     linear: bool = eqx.field(static=True)
     activation: Callable[[Array], Array] = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
 
     def __init__(
         self,
@@ -238,14 +236,7 @@ class RTU(Diagonal):
         self.W_re = SCHEMES["lecun_normal"](keys[2], (N, I), self.dtype)
         self.W_im = SCHEMES["lecun_normal"](keys[3], (N, I), self.dtype)
 
-    def __call__(
-        self, x: Float[Array, " I"], h: Complex[Array, " N"]
-    ) -> tuple[Float[Array, " 2*N"], Complex[Array, " N"]]:
-        """**Returns** the output `y` and the new state.
-
-        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
-        """
-        self._check(x, h)
+    def _next(self, x: Array, h: Array) -> tuple[Array, Array]:
         nu, theta = jnp.exp(mark(self.nu_log)), jnp.exp(mark(self.theta_log))
         Wx = _product(self.W_re, self.W_im, x, h.dtype)
         scale = jnp.sqrt(-jnp.expm1(-2 * nu)).astype(h.dtype)
@@ -280,10 +271,7 @@ class S5(Diagonal):
     C_re: Float[Array, "O N"]
     C_im: Float[Array, "O N"]
     D: Float[Array, "O I"]
-    in_features: int = eqx.field(static=True)
     out_features: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
-    dtype: np.dtype = eqx.field(static=True)
 
     def __init__(
         self,
@@ -339,14 +327,7 @@ class S5(Diagonal):
     def _states(self) -> int:
         return self.state_size // 2
 
-    def __call__(
-        self, x: Float[Array, " I"], h: Complex[Array, " N"]
-    ) -> tuple[Float[Array, " O"], Complex[Array, " N"]]:
-        """**Returns** the output `y` and the new state.
-
-        **Raises** `InputError` where `x` or `h` has another shape than `(I,)` and `(N,)`.
-        """
-        self._check(x, h)
+    def _next(self, x: Array, h: Array) -> tuple[Array, Array]:
         rate = jax.lax.complex(-jnp.exp(mark(self.log_decay)), mark(self.frequency))
         turn = rate * jnp.exp(mark(self.log_step)).astype(rate.dtype)
         Bx = _product(self.B_re, self.B_im, x, h.dtype)

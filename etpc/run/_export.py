@@ -416,23 +416,19 @@ class Exported:
         self, name: str, state: Mapping[str, Any], data: Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[Array]]:
         arguments, results = self.leaves(name)
-        rest = {role: jax.tree.leaves(tree) for role, tree in data.items()}
+        rest = {role: iter(jax.tree.leaves(tree)) for role, tree in data.items()}
+
+        def value_of(leaf: Leaf) -> Any:
+            if leaf.role == "state":
+                return state.get(leaf.name)
+            return next(rest.get(leaf.role, iter(())), None)
+
         problems: list[str] = []
-        values: list[np.ndarray] = []
-        for leaf in arguments:
-            of_role = rest.get(leaf.role, [])
-            value = (
-                state.get(leaf.name)
-                if leaf.role == "state"
-                else of_role.pop(0)
-                if of_role
-                else None
-            )
-            values.append(_fitted(leaf, value, problems))
+        values = [_fitted(leaf, value_of(leaf), problems) for leaf in arguments]
         problems += [
             f"There are more arrays of the role {role!r} than were exported."
-            for role in rest
-            if rest[role]
+            for role, unused in rest.items()
+            if [*unused]
         ]
         raise_together(problems, InputError)
         with jax.enable_x64(True):  # else it would make float32 of float64
@@ -520,16 +516,13 @@ class Exported:
         return trees
 
 
-def _closed_input(value: Any) -> Any:
-    return _closed(value) if hasattr(value, "dtype") else np.asarray(value)
-
-
 def _fitted(leaf: Leaf, value: Any, problems: list[str]) -> np.ndarray:
     """A value as an argument; where it does not fit, a problem more."""
     if value is None:
         problems.append(f"{leaf.name} is missing: {leaf.dtype}{list(leaf.shape)}.")
         return np.zeros(())
-    array, wanted = np.asarray(_closed_input(value)), jnp.dtype(leaf.dtype)
+    value = _closed(value) if hasattr(value, "dtype") else value
+    array, wanted = np.asarray(value), jnp.dtype(leaf.dtype)
     cast = array.astype(wanted) if np.can_cast(array.dtype, wanted, "same_kind") else None
     changed = cast is not None and array.dtype.kind in "iu" and not np.array_equal(cast, array)
     if cast is None or changed or array.shape != leaf.shape:

@@ -23,28 +23,30 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
         last = "the current step" if plan.algorithm.backprop == "cut" else f"the last {back} steps"
         lines += ["", f"no weight has a trace: nothing from before {last} enters a gradient"]
     names = use_names(plan)
-    several = {name: p for name, p in zip(names, plan.traced, strict=True) if name != p.path}
-    if several:
-        width = max(map(len, several))
-        lines += ["", "used more than once"]
-        lines += [f"  {name:<{width}}  at {p.op.equation.source}" for name, p in several.items()]
+    several = {
+        name: f"at {p.op.equation.source}"
+        for name, p in zip(names, plan.traced, strict=True)
+        if name != p.path
+    }
+    lines += _section("used more than once", _aligned(several))
     chosen = {name: p.choice for name, p in zip(names, plan.traced, strict=True) if p.choice}
-    if chosen:
-        width = max(map(len, chosen))
-        lines += ["", "chosen"]
-        lines += [f"  {path:<{width}}  {reason}" for path, reason in chosen.items()]
-    paths = escapes(plan)
-    if paths:
-        lines += ["", "left out (influence that leaves the trace)"]
-        lines += [f"  {text}" for text in paths]
-    if untraced:
-        lines += ["", "without a trace"]
-        width = max(map(len, untraced))
-        lines += [f"  {path:<{width}}  {reason}" for path, reason in untraced.items()]
-    if plan.analysis.findings.opaque:
-        lines += ["", "taken as dense (no rule for their sparsity)"]
-        lines += [f"  {o.primitive} at {o.source}" for o in plan.analysis.findings.opaque]
+    lines += _section("chosen", _aligned(chosen))
+    lines += _section("left out (influence that leaves the trace)", escapes(plan))
+    lines += _section("without a trace", _aligned(untraced))
+    opaque = [f"{o.primitive} at {o.source}" for o in plan.analysis.findings.opaque]
+    lines += _section("taken as dense (no rule for their sparsity)", opaque)
     return "\n".join(lines)
+
+
+def _section(heading: str, entries: Iterable[str]) -> list[str]:
+    """A heading and the lines below it; nothing where there are none."""
+    below = [f"  {entry}" for entry in entries]
+    return ["", heading, *below] if below else []
+
+
+def _aligned(texts: Mapping[str, str]) -> list[str]:
+    width = max(map(len, texts), default=0)
+    return [f"{path:<{width}}  {text}" for path, text in texts.items()]
 
 
 def _chosen(plan: Plan) -> str:

@@ -17,12 +17,6 @@ from tests.pages import ROOT
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
-@pytest.fixture(autouse=True)
-def _single():
-    with jax.enable_x64(False):
-        yield
-
-
 @pytest.mark.parametrize("name", few(CASES, "rule: d_rtrl", "mask"))
 def test_equals_jax(name: str, tmp_path: Path) -> None:
     """State and losses after each update, and the outputs of one step before it."""
@@ -88,18 +82,9 @@ def test_a_cortex_m4_learns_the_same(tmp_path: Path) -> None:
     boot = [str(start / "cortex_m4.c"), "-T", str(start / "cortex_m4.ld")]
     run(["cc", *CFLAGS, *files, "host"], tmp_path)
     run(["arm-none-eabi-gcc", "-O2", *CFLAGS, *chip, *boot, *files, "chip.elf"], tmp_path)
-    board = [
-        "-M",
-        "mps2-an386",
-        "-nographic",
-        "-monitor",
-        "none",
-        "-serial",
-        "none",
-        "-semihosting-config",
-    ]
-    emulated = [*board, "enable=on,target=native", "-kernel", "chip.elf"]
-    there = run(["qemu-system-arm", *emulated], tmp_path)
+    board = "-M mps2-an386 -nographic -monitor none -serial none"
+    emulated = f"{board} -semihosting-config enable=on,target=native -kernel chip.elf"
+    there = run(["qemu-system-arm", *emulated.split()], tmp_path)
     assert there.split() == run(["./host"], tmp_path).split()
     assert len(set(there.split())) > 40
 

@@ -40,12 +40,6 @@ from tests.device.learners import (
 FILES = ["manifest.json", "predict.mlirbc", "state.npz", "update.mlirbc"]
 
 
-@pytest.fixture(autouse=True)
-def _single():
-    with jax.enable_x64(False):
-        yield
-
-
 @pytest.fixture(scope="module")
 def small() -> tuple[Case, etpc.Exported]:
     with jax.enable_x64(False):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import optax
 import pytest
@@ -21,12 +20,6 @@ pytestmark = [
     pytest.mark.device,
     pytest.mark.skipif(importlib.util.find_spec("iree") is None, reason="IREE is not installed"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _single():
-    with jax.enable_x64(False):
-        yield
 
 
 def by_iree(

@@ -300,7 +300,7 @@ def test_boxes_do_not_overlap_and_hold_their_texts(program):
 def points(path):
     """Points along the `d` of a path, with those of its curves."""
     found = []
-    for command, numbers in re.findall(r"([MLQC]) ?([^MLQC]*)", path):
+    for command, numbers in re.findall(r"([MLC]) ?([^MLC]*)", path):
         values = list(map(float, numbers.split()))
         ends = list(zip(values[::2], values[1::2], strict=True))
         start = found[-1] if found else ends[0]
@@ -310,8 +310,6 @@ def points(path):
                 (start[0] + t * (ends[0][0] - start[0]), start[1] + t * (ends[0][1] - start[1]))
                 for t in steps
             ]
-        elif command == "Q":
-            found.append(ends[-1])
         else:
             weights = [
                 ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3) for t in steps

@@ -58,7 +58,8 @@ class Reference:
             case nir.Scale():
                 return node.scale * x
             case nir.Flatten():
-                return x.reshape(-1)
+                first, last = node.start_dim % x.ndim, node.end_dim % x.ndim
+                return x.reshape(*x.shape[:first], -1, *x.shape[last + 1 :])
             case nir.Threshold():
                 return (x > node.threshold).astype(float)
             case nir.Conv1d() | nir.Conv2d():

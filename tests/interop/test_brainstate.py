@@ -382,13 +382,6 @@ def test_training_checkpoints_and_the_way_back(tmp_path: Path):
     assert np.array_equal(y, z)
 
 
-def test_compare():
-    model = interop.from_brainstate(initialised(Net(lif())), jnp.zeros(3))
-    algorithms = [etpc.D_RTRL(), etpc.TBPTT(5)]
-    found = etpc.compare(model, spikes(3), jnp.ones(T), squared, algorithms)
-    assert "TBPTT" in str(found)
-
-
 # --- errors --------------------------------------------------------------------------------------------
 
 

@@ -289,23 +289,6 @@ def test_a_method_of_a_module():
     verified(interop.from_linen(module, variables, jnp.zeros(4), call=Two.step))
 
 
-def test_a_module_of_linen_that_is_used_twice_has_one_set_of_parameters():
-    class Twice(linen.Module):
-        def setup(self):
-            self.one = linen.Dense(3, **F64)
-            self.other = self.one
-
-        def __call__(self, carry, x):
-            carry = jnp.tanh(self.one(carry) + self.other(x))
-            return carry, carry
-
-    module = Twice()
-    variables = module.init(jax.random.key(0), jnp.zeros(3), xs[0])
-    model = interop.from_linen(module, variables, jnp.zeros(3))
-    assert set(model.params) == {"one"}
-    verified(model)
-
-
 @pytest.mark.parametrize(
     ("cell", "params", "error", "message"),
     [
@@ -380,19 +363,6 @@ def test_random_numbers_and_state_of_its_own():
     z, state = model(xs[0], state)
     assert np.any((y == 0) != (z == 0))  # other units are dropped
     assert float(jax.tree.leaves(state["variables"])[0]) == 2
-    verified(model)
-
-
-def test_a_module_of_haiku_that_is_called_twice_has_one_set_of_parameters():
-    def twice(x, h):
-        linear = hk.Linear(3)
-        h = jnp.tanh(linear(h) + linear(x))
-        return h, h
-
-    transformed = hk.transform(twice)
-    params = double(transformed.init(jax.random.key(0), xs[0], jnp.zeros(3)))
-    model = interop.from_haiku(transformed, params, jnp.zeros(3))
-    assert set(model.params) == {"linear"}
     verified(model)
 
 

@@ -54,15 +54,17 @@ def neuron(kind, shape=(N,)):
     }[kind]()
 
 
-def chain(*nodes, shape=(N,)):
-    """A graph of nodes one after another, and the order of its nodes."""
-    names = ["input", *(f"node_{n}" for n in range(len(nodes))), "output"]
-    ends = nir.Input(np.array(shape)), nir.Output(None)
-    graph = nir.NIRGraph(
-        dict(zip(names, [ends[0], *nodes, ends[1]], strict=True)),
-        list(itertools.pairwise(names)),
-    )
-    return graph, names
+def chain(*nodes, shape=(N,), type_check=True, **named):
+    """A graph of nodes one after another: of these, `node_0` and so on, and then of those with a name."""
+    several = {"input": nir.Input(np.array(shape))}
+    several |= {f"node_{n}": node for n, node in enumerate(nodes)} | named
+    several |= {"output": nir.Output(None)}
+    return nir.NIRGraph(several, list(itertools.pairwise(several)), type_check=type_check)
+
+
+def order_of(graph):
+    """Its nodes as they are written, with the output at the end."""
+    return sorted(graph.nodes, key=lambda name: isinstance(graph.nodes[name], nir.Output))
 
 
 def run(model, xs):
@@ -75,10 +77,10 @@ def run(model, xs):
     return np.stack(ys)
 
 
-def agrees(graph, order, xs, method="exact", last=(), dt=DT):
-    """The outputs of a graph, after they were found to be those of the reference."""
-    ys = run(interop.from_nir(graph, dt=dt, method=method), xs)
-    reference = Reference(graph, dt, method, order, last)
+def agrees(graph, xs, method="exact"):
+    """The outputs of a graph, whose nodes are in order, after they were found to be those of the reference."""
+    ys = run(interop.from_nir(graph, dt=DT, method=method), xs)
+    reference = Reference(graph, DT, method, order_of(graph))
     wanted = np.stack([reference.step(x) for x in xs])
     np.testing.assert_allclose(ys, wanted, rtol=1e-10, atol=1e-12)
     assert np.any(ys != 0)
@@ -91,14 +93,13 @@ def agrees(graph, order, xs, method="exact", last=(), dt=DT):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["I", "IF", "LI", "LIF", "CubaLI", "CubaLIF"])
 def test_neurons_are_those_of_the_equations(kind, method):
-    graph, order = chain(neuron(kind))
-    ys = agrees(graph, order, 1.5 * rng.normal(size=(T, N)) + 0.5, method)
+    ys = agrees(chain(neuron(kind)), 1.5 * rng.normal(size=(T, N)) + 0.5, method)
     if kind.endswith("IF"):
         assert 0.05 < ys.mean() < 0.95
 
 
 def test_methods_differ():
-    graph, _ = chain(neuron("LI"))
+    graph = chain(neuron("LI"))
     xs = rng.normal(size=(T, N))
     exact, euler = (run(interop.from_nir(graph, dt=DT, method=m), xs) for m in METHODS)
     assert np.abs(exact - euler).max() > 1e-3
@@ -110,8 +111,8 @@ def test_equal_time_constants():
     almost = tau * (1 + 1e-9)
     one = np.ones(N)
     for tau_syn in (tau, almost):
-        graph, order = chain(nir.CubaLI(tau_syn=tau_syn, tau_mem=tau, r=one, v_leak=0 * one))
-        agrees(graph, order, rng.normal(size=(T, N)))
+        graph = chain(nir.CubaLI(tau_syn=tau_syn, tau_mem=tau, r=one, v_leak=0 * one))
+        agrees(graph, rng.normal(size=(T, N)))
         model = interop.from_nir(graph, dt=DT)
         report = etpc.verify(
             model,
@@ -129,6 +130,7 @@ STATELESS = {
     "Scale": ((4,), lambda: nir.Scale(rng.normal(size=4))),
     "Threshold": ((4,), lambda: nir.Threshold(rng.normal(size=4))),
     "Flatten": ((2, 3, 2), lambda: nir.Flatten(np.array([2, 3, 2]), start_dim=0)),
+    "Flatten of some": ((2, 3, 4), lambda: nir.Flatten(np.array([2, 3, 4]), start_dim=1)),
     "SumPool2d": (
         (2, 6, 5),
         lambda: nir.SumPool2d(np.array([2, 3]), np.array([2, 1]), np.array([1, 0])),
@@ -165,40 +167,23 @@ STATELESS = {
 @pytest.mark.parametrize("name", STATELESS)
 def test_other_nodes(name):
     shape, make = STATELESS[name]
-    names = ["input", "node", "output"]
-    node = make()
-    graph = nir.NIRGraph(
-        {"input": nir.Input(np.array(shape)), "node": node, "output": nir.Output(None)},
-        list(itertools.pairwise(names)),
-        # Its own inference of shapes knows no groups, and square kernels alone.
-        type_check="Flatten" not in name and "Conv" not in name,
-    )
-    xs = rng.normal(size=(12, *shape))
-    if name == "Flatten":
-        model = interop.from_nir(graph, dt=DT)
-        assert np.array_equal(run(model, xs), xs.reshape(12, -1))
-    else:
-        agrees(graph, names, xs)
-
-
-def test_flatten_of_some_dimensions():
-    graph, _ = chain(nir.Flatten(np.array([2, 3, 4]), start_dim=1), shape=(2, 3, 4))
-    xs = rng.normal(size=(3, 2, 3, 4))
-    assert np.array_equal(run(interop.from_nir(graph, dt=DT), xs), xs.reshape(3, 2, 12))
+    # Its own inference of shapes knows no groups, and square kernels alone.
+    type_check = "Flatten" not in name and "Conv" not in name
+    agrees(chain(make(), shape=shape, type_check=type_check), rng.normal(size=(12, *shape)))
 
 
 # --- graphs ----------------------------------------------------------------------------------------
 
 
-def graph_of(nodes, edges):
+def graph_of(nodes, edges, type_check=True):
     ends = {"input": nir.Input(np.array([N])), "output": nir.Output(np.array([N]))}
-    return nir.NIRGraph({**ends, **nodes}, edges)
+    return nir.NIRGraph({**ends, **nodes}, edges, type_check=type_check)
 
 
 def test_what_comes_in_from_several_nodes_is_summed():
     nodes = {n: nir.Linear(rng.normal(size=(N, N))) for n in ("a", "b")} | {"lif": neuron("LIF")}
     edges = [("input", "a"), ("input", "b"), ("a", "lif"), ("b", "lif"), ("lif", "output")]
-    agrees(graph_of(nodes, edges), ["input", "a", "b", "lif", "output"], rng.normal(size=(T, N)))
+    agrees(graph_of(nodes, edges), rng.normal(size=(T, N)))
 
 
 def recurrent(kind="LIF", through=None):
@@ -282,15 +267,9 @@ def test_a_delay_breaks_a_cycle_on_its_own():
 
 
 def test_nested_graphs():
-    inner = nir.NIRGraph(
-        {
-            "input": nir.Input(np.array([N])),
-            "lif": neuron("LIF"),
-            "w_rec": nir.Linear(rng.normal(size=(N, N))),
-            "output": nir.Output(np.array([N])),
-        },
-        [("input", "lif"), ("lif", "w_rec"), ("w_rec", "lif"), ("lif", "output")],
-    )
+    edges = [("input", "lif"), ("lif", "w_rec"), ("w_rec", "lif"), ("lif", "output")]
+    nodes = {"lif": neuron("LIF"), "w_rec": nir.Linear(rng.normal(size=(N, N)))}
+    inner = graph_of(nodes, edges)
     graph = graph_of({"layer": inner}, [("input", "layer"), ("layer", "output")])
     xs = 2 * rng.normal(size=(T, N))
     flat = interop.from_nir(inner, dt=DT)
@@ -322,15 +301,9 @@ def test_several_inputs_and_outputs():
 
 
 def test_parameters_that_are_one_number_are_those_of_all_neurons():
-    one = np.array
-    nodes = {
-        "input": nir.Input(np.array([N])),
-        "lif": nir.LIF(one(1e-2), one(1.0), one(0.0), one(0.5)),
-        "output": nir.Output(np.array([N])),
-    }
-    edges = [("input", "lif"), ("lif", "output")]
-    scalar = nir.NIRGraph(nodes, edges, type_check=False)
-    whole, _ = chain(nir.LIF(*(np.full(N, v) for v in (1e-2, 1.0, 0.0, 0.5))))
+    numbers = (1e-2, 1.0, 0.0, 0.5)
+    scalar = chain(nir.LIF(*map(np.array, numbers)), type_check=False)
+    whole = chain(nir.LIF(*(np.full(N, v) for v in numbers)))
     xs = 2 * rng.normal(size=(T, N))
     ys = run(interop.from_nir(scalar, dt=DT), xs)
     assert np.array_equal(ys, run(interop.from_nir(whole, dt=DT), xs))
@@ -340,7 +313,7 @@ def test_parameters_that_are_one_number_are_those_of_all_neurons():
 def test_neurons_begin_at_rest_whatever_their_units():
     """Millivolts: 0 is far above the threshold, and no neuron of this graph spikes."""
     one = np.ones(N)
-    graph, _ = chain(
+    graph = chain(
         nir.LIF(tau=1e-2 * one, r=one, v_leak=-65 * one, v_threshold=-50 * one, v_reset=-70 * one)
     )
     assert not run(interop.from_nir(graph, dt=DT), np.zeros((T, N))).any()
@@ -366,26 +339,16 @@ class Novel(nir.ir.NIRNode):
         self.output_type = {"output": np.array([N])}
 
 
-def wrong_edges():
-    graph, _ = chain(neuron("LI"))
-    graph.edges.append(("node_0", "nowhere"))
-    return graph
-
-
-def twice():
-    graph, _ = chain(neuron("LI"))
-    graph.edges.append(("input", "node_0"))
-    return graph
-
-
-def no_input():
-    graph, _ = chain(neuron("LI"))
-    graph.nodes["lonely"] = neuron("LI")
+def edited(*edges, **nodes):
+    """A graph with more edges and other nodes than were checked when it was made."""
+    graph = chain(neuron("LI"))
+    graph.edges += edges
+    graph.nodes |= nodes
     return graph
 
 
 def without(*kinds):
-    graph, _ = chain(neuron("LI"))
+    graph = chain(neuron("LI"))
     graph.nodes = {k: n for k, n in graph.nodes.items() if not isinstance(n, kinds)}
     graph.edges = [e for e in graph.edges if all(n in graph.nodes for n in e)]
     graph.edges += [] if "input" in graph.nodes else [("node_0", "node_0")]
@@ -393,70 +356,45 @@ def without(*kinds):
 
 
 def two_ways_in():
+    ends = {name: nir.Input(np.array([N])) for name in ("a", "b")}
     inner = nir.NIRGraph(
-        {
-            "a": nir.Input(np.array([N])),
-            "b": nir.Input(np.array([N])),
-            "output": nir.Output(np.array([N])),
-        },
-        [("a", "output"), ("b", "output")],
+        {**ends, "output": nir.Output(np.array([N]))}, [("a", "output"), ("b", "output")]
     )
-    return nir.NIRGraph(
-        {"input": nir.Input(np.array([N])), "net": inner, "output": nir.Output(np.array([N]))},
-        [("input", "net"), ("net", "output")],
-        type_check=False,
-    )
-
-
-def shapes(*pairs):
-    nodes = {f"n{i}": nir.Scale(np.ones(size)) for i, size in enumerate(pairs)}
-    nodes = {"input": nir.Input(np.array([N])), **nodes, "output": nir.Output(np.array([N]))}
-    names = list(nodes)
-    return nir.NIRGraph(nodes, list(itertools.pairwise(names)), type_check=False)
+    return graph_of({"net": inner}, [("input", "net"), ("net", "output")], type_check=False)
 
 
 def fan_in_of_two_shapes():
-    nodes = {
-        "input": nir.Input(np.array([N])),
-        "w": nir.Linear(np.ones((N + 1, N))),
-        "li": neuron("LI"),
-        "output": nir.Output(np.array([N])),
-    }
+    nodes = {"w": nir.Linear(np.ones((N + 1, N))), "li": neuron("LI")}
     edges = [("input", "li"), ("input", "w"), ("w", "li"), ("li", "output")]
-    return nir.NIRGraph(nodes, edges, type_check=False)
-
-
-def test_several_inputs_are_a_dict():
-    nodes = {name: neuron("LI") for name in ("a", "b")}
-    nodes |= {f"in_{n}": nir.Input(np.array([N])) for n in nodes}
-    graph = nir.NIRGraph(
-        nodes | {"out": nir.Output(np.array([N]))},
-        [("in_a", "a"), ("in_b", "b"), ("a", "out"), ("b", "out")],
-    )
-    model = interop.from_nir(graph, dt=DT)
-    y, _ = model({"in_a": jnp.ones(N), "in_b": jnp.ones(N)}, model.init_state())
-    assert y.shape == (N,)
-    with pytest.raises(etpc.InputError, match=r"in_a, in_b.*dict"):
-        model(jnp.ones(N), model.init_state())
-
-
-def novel():
-    graph, _ = chain(neuron("LI"))
-    graph.nodes["node_0"] = Novel()
-    return graph
+    return graph_of(nodes, edges, type_check=False)
 
 
 def strided_same():
     conv = nir.Conv1d(8, np.ones((1, 1, 3)), 2, "same", 1, 1, np.zeros(1))
-    nodes = {"input": nir.Input(np.array([1, 8])), "conv": conv, "output": nir.Output(None)}
-    return nir.NIRGraph(nodes, [("input", "conv"), ("conv", "output")], type_check=False)
+    return chain(conv, shape=(1, 8), type_check=False)
 
 
 ERRORS = {
-    "an unknown node": (novel, etpc.UnsupportedError, r"\.node_0 is of the type Novel"),
-    "a node that is not there": (wrong_edges, etpc.UnsupportedError, r"to \.nowhere names a node"),
-    "an edge twice": (twice, etpc.InputError, r"from \.input to \.node_0 is there 2 times"),
-    "a node without input": (no_input, etpc.InputError, r"comes into the node \.lonely"),
+    "an unknown node": (
+        lambda: edited(node_0=Novel()),
+        etpc.UnsupportedError,
+        r"\.node_0 is of the type Novel",
+    ),
+    "a node that is not there": (
+        lambda: edited(("node_0", "nowhere")),
+        etpc.UnsupportedError,
+        r"to \.nowhere names a node",
+    ),
+    "an edge twice": (
+        lambda: edited(("input", "node_0")),
+        etpc.InputError,
+        r"from \.input to \.node_0 is there 2 times",
+    ),
+    "a node without input": (
+        lambda: edited(lonely=neuron("LI")),
+        etpc.InputError,
+        r"comes into the node \.lonely",
+    ),
     "no input": (lambda: without(nir.Input), etpc.InputError, "no Input node"),
     "no output": (lambda: without(nir.Output), etpc.InputError, "no Output node"),
     "a nested graph of two inputs": (
@@ -465,32 +403,36 @@ ERRORS = {
         r"graph \.net within .* 2 inputs",
     ),
     "a delay between two steps": (
-        lambda: chain(nir.Delay(DT * np.array([1, 1.5])), shape=(2,))[0],
+        lambda: chain(nir.Delay(DT * np.array([1, 1.5])), shape=(2,)),
         etpc.UnsupportedError,
         r"\.node_0 \(Delay\) has a delay of 0.003 s",
     ),
     "a negative delay": (
-        lambda: chain(nir.Delay(-DT * np.ones(2)), shape=(2,))[0],
+        lambda: chain(nir.Delay(-DT * np.ones(2)), shape=(2,)),
         etpc.InputError,
         r"\.node_0 \(Delay\) has delay = -0.002 at \[0\].*at least 0",
     ),
     "a time constant of 0": (
-        lambda: chain(nir.LI(np.zeros(N), np.ones(N), np.zeros(N)))[0],
+        lambda: chain(nir.LI(np.zeros(N), np.ones(N), np.zeros(N))),
         etpc.InputError,
         r"\.node_0 \(LI\) has tau = 0 at \[0\].*above 0, in seconds",
     ),
     "a delay of more steps than can be counted": (
-        lambda: chain(nir.Delay(np.array([DT, 1e30])), shape=(2,))[0],
+        lambda: chain(nir.Delay(np.array([DT, 1e30])), shape=(2,)),
         etpc.UnsupportedError,
         r"\.node_0 \(Delay\) has a delay of 1e\+30 s",
     ),
     "dimensions that are not there": (
-        lambda: chain(nir.Flatten(None, 1, 5), shape=(2, 3))[0],
+        lambda: chain(nir.Flatten(None, 1, 5), shape=(2, 3)),
         etpc.ModelError,
         r"\.node_0 \(Flatten\).*no dimensions from 1 to 5",
     ),
-    "same padding with a stride": (strided_same, etpc.UnsupportedError, r"\.conv \(Conv1d\)"),
-    "shapes that do not fit": (lambda: shapes(3), etpc.ModelError, r"\.n0 \(Scale\) cannot take"),
+    "same padding with a stride": (strided_same, etpc.UnsupportedError, r"\.node_0 \(Conv1d\)"),
+    "shapes that do not fit": (
+        lambda: chain(nir.Scale(np.ones(3)), type_check=False),
+        etpc.ModelError,
+        r"\.node_0 \(Scale\) cannot take",
+    ),
     "a sum of two shapes": (fan_in_of_two_shapes, etpc.ModelError, r"\.li is to be summed"),
 }
 
@@ -527,10 +469,7 @@ def with_value(kind, name, value):
     """A graph of a node that got a value, or a function of its own, after it was made."""
     node = copy.deepcopy(NODES[kind])
     setattr(node, name, value(getattr(node, name)) if callable(value) else value)
-    names = ["input", "node_0", "output"]
-    ends = nir.Input(np.array(SHAPES_IN.get(kind, (N,)))), nir.Output(None)
-    nodes = dict(zip(names, (ends[0], node, ends[1]), strict=True))
-    return nir.NIRGraph(nodes, list(itertools.pairwise(names)), type_check=False)
+    return chain(node, shape=SHAPES_IN.get(kind, (N,)), type_check=False)
 
 
 def one_step(graph, shape):
@@ -578,7 +517,7 @@ def test_layers_whose_numbers_mean_nothing_are_refused(value):
 
 
 def test_whole_numbers_that_were_trained_are_written_as_they_are():
-    graph, _ = chain(nir.Scale(np.ones(N, int)))
+    graph = chain(nir.Scale(np.ones(N, int)))
     model = interop.from_nir(graph, dt=DT)
     trained = eqx.tree_at(lambda m: m.params.node_0.scale, model, 1.7 * jnp.ones(N))
     np.testing.assert_allclose(interop.to_nir(trained).nodes["node_0"].scale, 1.7, rtol=1e-6)
@@ -587,11 +526,7 @@ def test_whole_numbers_that_were_trained_are_written_as_they_are():
 def test_a_node_at_two_names_is_two_nodes():
     """As in a file, which knows nodes by their names alone."""
     node = nir.Affine(np.eye(N), np.zeros(N))
-    nodes = {"input": nir.Input(np.array([N])), "a": node, "li": neuron("LI"), "b": node}
-    nodes["output"] = nir.Output(np.array([N]))
-    names = list(nodes)
-    graph = nir.NIRGraph(nodes, list(itertools.pairwise(names)))
-    model = interop.from_nir(graph, dt=DT)
+    model = interop.from_nir(chain(a=node, li=neuron("LI"), b=node), dt=DT)
     params = dict(model.params.items())
     assert {("a", "weight"), ("b", "weight")} <= params.keys()
     trained = eqx.tree_at(lambda m: m.params.a.weight, model, 3 * model.params.a.weight)
@@ -601,7 +536,7 @@ def test_a_node_at_two_names_is_two_nodes():
 
 
 def test_dt_has_no_default():
-    graph, _ = chain(neuron("LI"))
+    graph = chain(neuron("LI"))
     with pytest.raises(TypeError, match="dt"):
         interop.from_nir(graph)
     for wrong in (0, -1e-3, float("nan"), True):
@@ -696,23 +631,21 @@ REFUSED = {
         lambda: nn.Sequential([eqx.nn.Linear(N, N, key=jax.random.key(0)), jnp.tanh]),
         r"\.layers\[1\] is tanh",
     ),
-    "a delay without a step": (lambda: nn.Sequential([nn.Delay(N, 2)]), r"\.layers\[0\] counts"),
+    "a delay without a step": (lambda: nn.Delay(N, 2), r"\.layers\[0\] counts"),
     "a kernel that is not square": (
-        lambda: nn.Sequential([eqx.nn.Conv2d(1, 1, (1, 2), key=jax.random.key(0))]),
+        lambda: eqx.nn.Conv2d(1, 1, (1, 2), key=jax.random.key(0)),
         "finds other shapes",
     ),
     "padding that is not zeros": (
-        lambda: nn.Sequential(
-            [eqx.nn.Conv1d(1, 1, 2, padding_mode="REFLECT", key=jax.random.key(0))]
-        ),
+        lambda: eqx.nn.Conv1d(1, 1, 2, padding_mode="REFLECT", key=jax.random.key(0)),
         r"\.layers\[0\] has the padding mode REFLECT",
     ),
     "a scalar": (
-        lambda: nn.Sequential([eqx.nn.Linear(3, "scalar", key=jax.random.key(0))]),
+        lambda: eqx.nn.Linear(3, "scalar", key=jax.random.key(0)),
         r"\.layers\[0\] is between scalars",
     ),
     "padding of one side": (
-        lambda: nn.Sequential([eqx.nn.Conv1d(1, 1, 2, padding=((1, 0),), key=jax.random.key(0))]),
+        lambda: eqx.nn.Conv1d(1, 1, 2, padding=((1, 0),), key=jax.random.key(0)),
         r"\.layers\[0\] has the padding",
     ),
 }
