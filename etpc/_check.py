@@ -27,7 +27,7 @@ from ._faults import Rewritten, Variant
 from ._jax import is_complex, is_float
 from ._progress import progress
 from ._record import record
-from ._trial import Lag, Outcome, Trial, cosines, partial_cosines
+from ._trial import Lag, Outcome, Trial
 from .algorithms import D_RTRL, ES_D_RTRL, TBPTT, Algorithm, SnAp, resolve
 from .show import each_once, table
 from .trace import StepFunction
@@ -116,14 +116,9 @@ class Check:
         As of a [`Comparison`][etpc.Comparison.by_lag]: that of the rule that it equals; of a gradient that equals none,
         the cosine of what is left when the other parts are projected out. Computed when it is first asked for.
         """
-        trial = self.search.trial
-        of_bptt = trial.parts()
-        if self.equals is None:
-            values = partial_cosines(self.search.whole, of_bptt)
-        else:
-            found = self.search.tried.get(self.equals)
-            values = cosines(trial.parts(self.equals, found and found.program), of_bptt)
-        return dict(zip(trial.lags, values, strict=True))
+        search = self.search
+        found = search.tried.get(self.equals) if self.equals else None
+        return search.trial.by_lag(self.equals, found and found.program, search.whole)
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: rules by their names, and `None` for numbers that are not finite."""
@@ -297,42 +292,26 @@ class Search:
 
         **Returns** the rule that the gradient equals, if there is one.
         """
-        self.tried[self.bptt] = Outcome(self.trial.bptt, {}, 0, None)
-        first = [rule for rule in dict.fromkeys([self.immediate, *rules]) if rule != self.bptt]
-        others = [rule for rule in RULES if rule not in first]
-        for stage in (
-            self._first_of([self.bptt, *first]),
-            self._best_block(),
-            self._first_of(progress(others, "rules")),
-        ):
-            for equals in stage:
-                return equals
+        first = [*dict.fromkeys([self.bptt, self.immediate, *rules])]
+        blocks = [TBPTT(n) for n in _lengths(self.trial.steps)]
+        for stage in (first, blocks, [rule for rule in RULES if rule not in first]):
+            equal: list[Algorithm] = []
+            for rule in progress(stage, "rules"):
+                found = self.trial.of(rule)
+                is_equal = self._is(rule, found.gradient)
+                is_multiple = not is_equal and self._is_multiple(rule, found.gradient.values)
+                if is_multiple or stage is not blocks:
+                    self.tried[rule] = found
+                if is_multiple:
+                    self._first = rule
+                    return None
+                if is_equal:
+                    equal.append(rule)
+                    if stage is not blocks:
+                        break
+            if equal:  # of blocks the nearest
+                return min(equal, key=lambda rule: max(d[rule] for d in self._distances.values()))
         return None
-
-    def _first_of(self, rules: Iterable[Algorithm]) -> Iterator[Algorithm | None]:
-        """The first rule that the gradient equals, or `None` where a factor explains it."""
-        for rule in rules:
-            if rule not in self.tried:
-                self.tried[rule] = self.trial.of(rule)
-            values = self.tried[rule].gradient
-            if self._is(rule, values):
-                yield rule
-            elif self._is_multiple(rule, values.values):
-                self._first = rule
-                yield None
-
-    def _best_block(self) -> Iterator[Algorithm | None]:
-        """The nearest block of truncated BPTT that the gradient equals, or `None` where a factor explains it."""
-        equal = []
-        for rule in progress([TBPTT(n) for n in _lengths(self.trial.steps)], "truncated BPTT"):
-            found = self.trial.of(rule)
-            if self._is(rule, found.gradient):
-                equal.append(rule)
-            elif self._is_multiple(rule, found.gradient.values):
-                self.tried[rule], self._first = found, rule
-                yield None
-        if equal:
-            yield min(equal, key=lambda rule: max(d[rule] for d in self._distances.values()))
 
     def _is(self, rule: Algorithm, gradient: Known) -> bool:
         """Whether the gradient is that of a rule; each parameter is noted."""

@@ -21,7 +21,7 @@ from ._agreement import (
 from ._errors import InputError
 from ._progress import progress
 from ._record import record
-from ._trial import Lag, Trial, cosines, partial_cosines
+from ._trial import Lag, Trial
 from .algorithms import TBPTT, Algorithm, resolve
 from .plan import UNMARKED
 from .run import Program
@@ -127,18 +127,14 @@ class Comparison:
 
         It is computed when it is first asked for: some 30 gradients of BPTT, and for each program as many windows.
         """
-        trial, found = self.trial, dict[str, dict[Lag, float]]()
+        trial, results = self.trial, {result.name: result for result in self.results}
         assert trial is not None
-        of_bptt = trial.parts()
-        results = {result.name: result for result in self.results}
-        for name in progress(list(results), "by lag"):
-            result = results[name]
-            if result.algorithm is None:
-                values = partial_cosines(whole(result.values), of_bptt)
-            else:
-                values = cosines(trial.parts(result.algorithm, result.program), of_bptt)
-            found[name] = dict(zip(trial.lags, values, strict=True))
-        return found
+        return {
+            name: trial.by_lag(
+                results[name].algorithm, results[name].program, whole(results[name].values)
+            )
+            for name in progress(list(results), "by lag")
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: plain numbers, and `None` for those that are not finite."""

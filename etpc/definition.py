@@ -21,15 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ._bptt import bptt
-from ._data import check_data, check_lead, lead_of, one_step
-from ._errors import UnsupportedError, checked_count
+from ._bptt import Objective, batch_axis_blamed, gradient_of
+from ._data import check_lead, one_step
+from ._errors import UnsupportedError
 from ._jax import Equation, Variable, evaluate, is_complex, is_key, prims, propagate
-from ._loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced
+from ._loss import Loss, check_reduction, finite_where_masked, reduced
 from ._primitives import facts
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, resolve
 from .analyse import HiddenStates, Split, split
-from .trace import Step, StepFunction, repeat, trace
+from .trace import Step, StepFunction, trace
 
 Values = dict[Variable, Any]
 stop = lax.stop_gradient
@@ -68,37 +68,36 @@ def reference(
     """
     rule = _defined(resolve(algo))
     check_reduction(reduction)
-    if isinstance(rule, TBPTT):
-        options: Any = dict(state=state, step=step, batch_size=batch_size, mask=mask)
-        return bptt(model, xs, targets, loss_fn, reduction=reduction, window=rule.steps, **options)
-    batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
-    check_data(xs, targets)
-    mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
-    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
-    check_lead(xs, targets, batch_size)
-    traced, loss = trace(model, inputs, state, step), Loss.of(loss_fn, False)
-    definition = Definition(traced, rule, loss)
+    called: Any = dict(state=state, step=step, batch_size=batch_size)
+    objective = Objective.of(model, xs, targets, loss_fn, **called, mask=mask)
+    with batch_axis_blamed(model, xs, **called):
+        check_lead(xs, targets, batch_size)
+        if isinstance(rule, TBPTT):
+            return gradient_of(model, objective, reduction, rule.steps)[:2]
+        inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
+        traced = trace(model, inputs, state, step)
+    definition = Definition(traced, rule, objective.loss)
     leaves = traced.model_leaves
     parameters = leaves.split(model)
 
     @jax.jit
-    def run(floats: Sequence[Array], data: Any) -> tuple[Array, list[Array]]:
+    def run(floats: Sequence[Array], start: list[Any], data: Any) -> tuple[Array, list[Array]]:
         prefix = lambda floats: definition.prefix(leaves.replaced(parameters, floats))
         weights, pull, others = jax.vjp(prefix, floats, has_aux=True)
         flat = definition.weights.flat(weights)
         of_example = lambda start, data: definition.gradient(flat, others, start, data)
-        start = definition.start()
-        if batch_size is None:
-            sums = of_example(start, data)
-        else:
-            start = [repeat(a, batch_size) for a in start]
+        if objective.batched:
             sums = jax.vmap(of_example, in_axes=(0, 1))(start, data)
             sums = jax.tree.map(lambda a: a.mean(0), sums)
-        value, grad = reduced(reduction, sums, mask, len(jax.tree.leaves(data)[0]))
+        else:
+            sums = of_example(start, data)
+        value, grad = reduced(reduction, sums, objective.mask, len(jax.tree.leaves(data)[0]))
         return value, pull(definition.weights.cotangents(grad))[0]
 
+    mask = objective.mask
     data = jax.tree.map(lambda x: finite_where_masked(x, mask), xs), targets, mask
-    value, grads = run([parameters[i] for i in leaves.floats], data)
+    start = traced.state_leaves.split(objective.start)
+    value, grads = run([parameters[i] for i in leaves.floats], start, data)
     return value, leaves.tree_of_floats(grads)
 
 
@@ -407,13 +406,6 @@ class Definition:
         evaluate(self.split.prefix, env)
         weights = [jnp.asarray(env[v]) for v in self.split.weights]
         return weights, [env[v] for v in self.split.others]
-
-    def start(self) -> list[Any]:
-        """The initial state of one example."""
-        return [
-            jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-            for leaf in self.step.initial_state
-        ]
 
     def _given(
         self, others: Sequence[Any], inputs: Sequence[Any], state: Sequence[Any]
