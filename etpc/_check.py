@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
@@ -325,10 +325,9 @@ class Search:
 
     def _is_multiple(self, rule: Algorithm, values: Vectors) -> bool:
         """Whether each parameter, or its conjugate, is that of a rule, times a factor that has a name."""
-        either = values, self._conjugate(values)
+        either = [Variant(rule, "factor", "", v) for v in (values, self._conjugate(values))]
         return self._is_enough(self.values) and all(
-            rule in self.equal[path]
-            or any(self._explained(path, rule, "factor", "", each[path], True) for each in either)
+            rule in self.equal[path] or any(self._explained(path, v, True) for v in either)
             for path in self.values
         )
 
@@ -386,19 +385,18 @@ class Search:
         A few numbers agree with one of so many by chance. Without enough of them, only a factor is named, as possible.
         """
         for named in (True, False):
-            for rule, kind, text, values in self._mistaken(named):
-                explained = partial(self._explained, rule=rule, kind=kind, text=text, named=named)
-                fault = explained(path, want=values[path])
+            for variant in self._variants(named):
+                fault = self._explained(path, variant, named)
                 if fault is None:
                     continue
-                found = {p: explained(p, want=values[p]) for p in self.values}
+                found = {p: self._explained(p, variant, named) for p in self.values}
                 near = lambda one, a: abs(one.factor / a.factor - 1) <= 4 * self._resolution
                 if self._is_enough([p for p, f in found.items() if f and near(f, fault)], named):
                     return fault
         equal = [rules for p, rules in self.equal.items() if p != path]
         rule = next((r for r in self.tried if all(r in rules for rules in equal)), self.bptt)
-        want = self.tried[rule].gradient.values[path]
-        if fault := self._explained(path, rule, "factor", "", want, True):
+        as_it_is = Variant(rule, "factor", "", self.tried[rule].gradient.values)
+        if fault := self._explained(path, as_it_is, True):
             text = (
                 f"possibly {fault.text} (of too few numbers to be sure: check another sequence too)"
             )
@@ -410,16 +408,16 @@ class Search:
         count = sum(self.values[path].size for path in paths) - (not named)
         return self._resolution**count <= CHANCE
 
-    def _mistaken(self, named: bool) -> Iterator[tuple[Algorithm, str, str, Vectors]]:
-        """What the gradients of rules become by mistakes: the rule, the kind, the text, and the gradient."""
+    def _variants(self, named: bool) -> Iterator[Variant]:
+        """What the gradients of rules become by mistakes."""
         tried = {self._first: self.tried[self._first], **self.tried}
         bases = {rule: outcome.gradient.values for rule, outcome in tried.items()}
         for rule, values in bases.items():
-            yield rule, "factor", "", values
+            yield Variant(rule, "factor", "", values)
         for rule, values in bases.items():
-            yield rule, "transpose", "as its transpose", self._transposed(values)
+            yield Variant(rule, "transpose", "as its transpose", self._transposed(values))
             text = "as its complex conjugate (the convention of PyTorch: pass its `.conj()`)"
-            yield rule, "conjugate", text, self._conjugate(values)
+            yield Variant(rule, "conjugate", text, self._conjugate(values))
         now = bases.get(self.immediate)
         for rule, values in bases.items():
             if now is not None and rule != self.immediate:
@@ -427,28 +425,27 @@ class Search:
                     "without the part of the current step: shifted by one step, as if traces were read "
                     "before they move"
                 )
-                yield rule, "shift", text, {p: values[p] - now[p] for p in values}
+                yield Variant(rule, "shift", text, {p: values[p] - now[p] for p in values})
                 text = "with a path counted twice: the part of the current step, which is in the traces already"
-                yield rule, "twice", text, {p: values[p] + now[p] for p in values}
+                yield Variant(rule, "twice", text, {p: values[p] + now[p] for p in values})
         if named:
-            for rule, variant in self._rewritten:
-                yield rule, variant.kind, variant.text, variant.values
+            yield from self._rewritten
 
     @cached_property
-    def _rewritten(self) -> list[tuple[Algorithm, Variant]]:
+    def _rewritten(self) -> list[Variant]:
         """The mistakes that are made within the steps, of BPTT and of D-RTRL."""
         if D_RTRL() not in self.tried:
             self.tried[D_RTRL()] = self.trial.of(D_RTRL())
         program = self.tried[D_RTRL()].program
         assert program is not None
         rewritten, found = Rewritten(self.trial, program), []
-        for rule, cut in ((self.bptt, False), (D_RTRL(), True)):
+        for rule in (self.bptt, D_RTRL()):
             want = self.tried[rule].gradient
-            right = Known(rewritten.gradient(cut))
+            right = Known(rewritten.gradient(rule))
             if all(
                 agrees(right, want, path, self.tolerance, self.trial.dtype) for path in want.values
             ):
-                found += [(rule, variant) for variant in rewritten.variants(cut)]
+                found += rewritten.variants(rule)
         return found
 
     def _transposed(self, values: Vectors) -> Vectors:
@@ -473,11 +470,10 @@ class Search:
         }
 
     @np.errstate(invalid="ignore", over="ignore")
-    def _explained(
-        self, path: str, rule: Algorithm, kind: str, text: str, want: np.ndarray, named: bool
-    ) -> Fault | None:
+    def _explained(self, path: str, variant: Variant, named: bool) -> Fault | None:
         """The fault, if the gradient is a multiple of what one would make of it; `named`: by a factor with a name."""
-        got, size = self.values[path], float(want @ want)
+        got, want = self.values[path], variant.values[path]
+        size = float(want @ want)
         factor = float(got @ want) / size if size else 0.0
         is_multiple = lambda by: (
             self._given.distance(path, by * want) <= self.tolerance * abs(by) * size**0.5
@@ -494,10 +490,11 @@ class Search:
             return None
         else:
             name, sign = f"{factor:.{2 if self._low else 4}g} times as large", 1
-        texts = [part for part in (text, name, "with the wrong sign" if sign < 0 else "") if part]
+        texts = [variant.text, name, "with the wrong sign" if sign < 0 else ""]
+        texts = [text for text in texts if text]
         if not texts:  # near the rule, and not near enough to be called equal
             return None
-        return Fault(kind, rule, factor, ", and ".join(texts))
+        return Fault(variant.kind, variant.rule, factor, ", and ".join(texts))
 
     @cached_property
     def _causes(self) -> list[tuple[float, str, str]]:
