@@ -138,29 +138,28 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: plain numbers, and `None` for those that are not finite."""
-        return record("etpc-comparison/1", **self._fields())
-
-    def _fields(self) -> dict[str, Any]:
-        return {
-            "loss": self.loss,
-            "tolerance": self.tolerance,
-            "ok": self.ok,
-            "against": self.against,
-            "notes": list(self.notes),
-            "remarks": list(self.remarks),
-            "results": [
-                {
-                    "name": result.name,
-                    "algorithm": None if result.algorithm is None else str(result.algorithm),
-                    "carry_bytes": result.carry_bytes,
-                    "parameters": [dataclasses.asdict(row) for row in result.rows],
-                    "total": dataclasses.asdict(result.total),
-                    "worst": result.worst.path,
-                }
-                for result in self.results
-            ],
-            "between": self.between,
-        }
+        results = [
+            {
+                "name": result.name,
+                "algorithm": None if result.algorithm is None else str(result.algorithm),
+                "carry_bytes": result.carry_bytes,
+                "parameters": [dataclasses.asdict(row) for row in result.rows],
+                "total": dataclasses.asdict(result.total),
+                "worst": result.worst.path,
+            }
+            for result in self.results
+        ]
+        return record(
+            "etpc-comparison/1",
+            loss=self.loss,
+            tolerance=self.tolerance,
+            ok=self.ok,
+            against=self.against,
+            notes=self.notes,
+            remarks=self.remarks,
+            results=results,
+            between=self.between,
+        )
 
     def __str__(self) -> str:
         columns = ["algorithm", "carry bytes", "parameter", "cosine", "rel. error", "ratio"]
@@ -370,14 +369,15 @@ def _chosen(algos: Any) -> dict[str, Any]:
         raise InputError(
             f"algos is a list of algorithms or their names, with at least one, not {algos!r}."
         )
-    named = [(name, resolve(a) if isinstance(a, Algorithm | str) else a) for name, a in items]
-    chosen = {name or short_name(algo): algo for name, algo in named}
-    if len(chosen) < len(named):
-        names = [name or short_name(algo) for name, algo in named]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(
-            f"algos has {twice!r} twice. Give each its own name: {{'name': gradient}}."
-        )
+    chosen: dict[str, Any] = {}
+    for name, algo in items:
+        algo = resolve(algo) if isinstance(algo, Algorithm | str) else algo
+        name = name or short_name(algo)
+        if name in chosen:
+            raise InputError(
+                f"algos has {name!r} twice. Give each its own name: {{'name': gradient}}."
+            )
+        chosen[name] = algo
     return chosen
 
 

@@ -86,6 +86,7 @@ class Trial:
         self._objective_of = lambda model: Objective.of(model, xs, targets, loss_fn, **more)
         objective = self._objective_of(model)
         self.batch_size = None if batch_size is None else int(batch_size)
+        self._inputs = jax.tree.map(lambda a: one_step(a, self.batch_size), xs)
         self.lead, self.mask = lead_of(xs, self.batch_size), objective.mask
         self.model, self.xs, self.targets, self.loss_fn = model, xs, targets, loss_fn
         self.reduction, self.has_aux, self._tolerance = reduction, has_aux, tolerance
@@ -102,12 +103,9 @@ class Trial:
         **Raises** what `etpc.compile` raises; `InputError` where leading axes differ, and where the sequence
         seems to have a batch axis and no batch size was given, or the other way round.
         """
-        inputs = jax.tree.map(lambda a: one_step(a, self.batch_size), self.xs)
-        batch = self.batch_size or 1
+        options = dict(inputs=self._inputs, batch_size=self.batch_size or 1, **self._options)
         with batch_axis_blamed(self.model, self.xs, **self._called):
-            program = compile(
-                self.model, algorithm, inputs=inputs, batch_size=batch, **self._options
-            )
+            program = compile(self.model, algorithm, **options)
         check_lead(self.xs, self.targets, self.batch_size)
         self.__dict__.setdefault("shown", program)
         return program
