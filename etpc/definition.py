@@ -183,8 +183,6 @@ class Definition:
         self.smoothed = [*self.cut] if isinstance(rule, ES_D_RTRL) else []
         self.outputs = [Vector([eqn.outputs[0].aval], dtype) for eqn in self.smoothed]
         """The output y of each operation with a decay."""
-        self.zeros = [jnp.zeros(y.size, dtype) for y in self.outputs]
-        """What is added to each, so that there is a derivative by it."""
 
     # --- the rule ---
 
@@ -262,6 +260,11 @@ class Definition:
 
         moved, _ = lax.scan(move, trace, (window[0], states))
         return (last, moved, grad + by_weights + by_states @ trace.whole), value
+
+    @property
+    def zeros(self) -> list[Array]:
+        """What is added to the output of each operation with a decay, so that there is a derivative by it."""
+        return [jnp.zeros(y.size, y.dtype) for y in self.outputs]
 
     def _no_trace(self) -> Trace:
         states, weights = self.states.size, self.weights.size
