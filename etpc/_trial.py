@@ -58,6 +58,7 @@ class Outcome:
 class Trial:
     """A model, a sequence and a loss; arguments are those of [`etpc.compare`][].
 
+    - `options`: of an `Objective`.
     - `reference`: of which model, or of which step of this one, BPTT is taken; `None` for the model itself.
     """
 
@@ -68,30 +69,26 @@ class Trial:
         targets: Any,
         loss_fn: Any,
         *,
-        state: Any = None,
-        step: Any = None,
         weights: Any = None,
         memory: Any = None,
-        batch_size: Any = None,
         tolerance: Any = None,
         reduction: str = "mean",
-        mask: Any = None,
-        has_aux: bool = False,
         reference: Any = None,
+        **options: Any,
     ):
         check_reduction(reduction)
         check_tolerance(tolerance)
-        self._called: Any = dict(state=state, step=step, batch_size=batch_size)
-        more = self._called | dict(mask=mask, has_aux=has_aux)
-        self._objective_of = lambda model: Objective.of(model, xs, targets, loss_fn, **more)
+        self._objective_of = lambda model: Objective.of(model, xs, targets, loss_fn, **options)
         objective = self._objective_of(model)
-        self.batch_size = None if batch_size is None else int(batch_size)
+        self._called = {name: options.get(name) for name in ("state", "step", "batch_size")}
+        size = self._called["batch_size"]
+        self.batch_size = None if size is None else int(size)
         self._inputs = jax.tree.map(lambda a: one_step(a, self.batch_size), xs)
         self.lead, self.mask = lead_of(xs, self.batch_size), objective.mask
         self.model, self.xs, self.targets, self.loss_fn = model, xs, targets, loss_fn
-        self.reduction, self.has_aux, self._tolerance = reduction, has_aux, tolerance
-        self._options = dict(state=state, step=step, weights=weights, memory=memory)
-        self._reference = reference
+        self.reduction, self.has_aux = reduction, objective.loss.has_aux
+        self._tolerance, self._reference = tolerance, reference
+        self._options: Any = dict(weights=weights, memory=memory)
         no_cuts = jnp.zeros(self.steps, bool)  # as data: BPTT of all blocks is compiled once
         self.objective = dataclasses.replace(objective, cuts=no_cuts)
 
@@ -103,9 +100,9 @@ class Trial:
         **Raises** what `etpc.compile` raises; `InputError` where leading axes differ, and where the sequence
         seems to have a batch axis and no batch size was given, or the other way round.
         """
-        options = dict(inputs=self._inputs, batch_size=self.batch_size or 1, **self._options)
+        options: Any = self._options | self._called | dict(batch_size=self.batch_size or 1)
         with batch_axis_blamed(self.model, self.xs, **self._called):
-            program = compile(self.model, algorithm, **options)
+            program = compile(self.model, algorithm, inputs=self._inputs, **options)
         check_lead(self.xs, self.targets, self.batch_size)
         self.__dict__.setdefault("shown", program)
         return program
