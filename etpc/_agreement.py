@@ -55,12 +55,7 @@ TOTAL = "(all)"
 
 @dataclasses.dataclass(frozen=True)
 class Nearness:
-    """How near the gradient of one parameter is to that of BPTT.
-
-    `error` is the norm of the difference over the norm of the BPTT gradient, and `ratio` the norm over
-    that of the BPTT gradient. Both and `cosine` are `nan` where the BPTT gradient is zero; the cosine also
-    where the other is.
-    """
+    """How near the gradient of one parameter is to that of BPTT, as in a [`Row`][etpc.Row]."""
 
     path: str
     cosine: float

@@ -1,6 +1,8 @@
 """Backpropagation through time: the plain reference."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -52,42 +54,15 @@ def bptt(
     the structure, shape or dtype of the state.
     """
     check_reduction(reduction)
-    window = checked_window(window)
-    batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
-    loss = Loss.of(loss_fn, has_aux)
-    check_data(xs, targets)
-    mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
-    objective = objective_of(model, xs, targets, mask, loss, state, step, batch_size)
-    try:
+    if window is not None:
+        why = "It is the number of steps after which the gradient is cut."
+        window = checked_count("window", window, why=why)
+    called: Any = dict(state=state, step=step, batch_size=batch_size)
+    objective = Objective.of(model, xs, targets, loss_fn, **called, mask=mask, has_aux=has_aux)
+    with batch_axis_blamed(model, xs, **called):
         check_lead(xs, targets, batch_size)
         value, grads, aux = gradient_of(model, objective, reduction, window)
-    except Exception as error:
-        blame_batch_axis(error, model, xs, state, step, batch_size)
-        raise
     return ((value, aux) if has_aux else value), grads
-
-
-def objective_of(
-    model: Any,
-    xs: Any,
-    targets: Any,
-    mask: Array | None,
-    loss: Loss,
-    state: Any,
-    step: Any,
-    batch_size: Any,
-) -> "Objective":
-    """The loss of a sequence that begins with a state, or with that of the model.
-
-    **Raises** `InputTypeError` and `ModelError` where there is none, or the model can't be called.
-    """
-    checked_call(model, step)
-    start = initial_state(model) if state is None else state
-    leaves = Leaves.of(start, "state", numbers=True)
-    raise_together(foreign("state", leaves.split(start) or start), InputTypeError)
-    if batch_size is not None:
-        start = leaves.join([repeat(a, batch_size) for a in leaves.split(start)])
-    return Objective(xs, targets, mask, loss, start, step, batch_size is not None, state is None)
 
 
 def _is_traceable(model: Any) -> bool:
@@ -97,12 +72,6 @@ def _is_traceable(model: Any) -> bool:
     except Exception:  # it may ask for values
         return False
     return True
-
-
-def checked_window(window: Any) -> int | None:
-    """A number of steps as an int. **Raises** `InputError` unless it is that or `None`."""
-    why = "It is the number of steps after which the gradient is cut."
-    return None if window is None else checked_count("window", window, why=why)
 
 
 class Objective(eqx.Module):
@@ -124,6 +93,33 @@ class Objective(eqx.Module):
     batched: bool
     learned: bool = False
     cuts: Array | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        xs: Any,
+        targets: Any,
+        loss_fn: Any,
+        *,
+        state: Any = None,
+        step: Any = None,
+        batch_size: Any = None,
+        mask: Any = None,
+        has_aux: bool = False,
+    ) -> "Objective":
+        """The objective of arguments as those of [`etpc.bptt`][], which are checked one by one."""
+        batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
+        loss = Loss.of(loss_fn, has_aux)
+        check_data(xs, targets)
+        mask = checked_weights("mask", mask, lead_of(xs, batch_size))
+        checked_call(model, step)
+        start = initial_state(model) if state is None else state
+        leaves = Leaves.of(start, "state", numbers=True)
+        raise_together(foreign("state", leaves.split(start) or start), InputTypeError)
+        if batch_size is not None:
+            start = leaves.join([repeat(a, batch_size) for a in leaves.split(start)])
+        return cls(xs, targets, mask, loss, start, step, batch_size is not None, state is None)
 
 
 def gradient_of(
@@ -237,34 +233,33 @@ def _windows(
     return (*after[1:], aux)
 
 
-def blame_batch_axis(
-    error: Exception,
-    model: Any,
-    xs: Any,
-    state: Any,
-    step: StepFunction | None,
-    batch_size: int | None,
-) -> None:
-    """Raise `InputError` if the model cannot take a step of `xs`, but can if its axes are read the
-    other way: with a batch axis in the place of none, or without one."""
-    other = 1 if batch_size is None else None  # any number says that there is an axis
-    if any(jnp.ndim(a) < (2 if batch_size is None else 1) for a in jax.tree.leaves(xs)):
-        return
-    inputs, instead = (
-        jax.tree.map(lambda a, size=size: one_step(a, size), xs) for size in (batch_size, other)
-    )
-    if fits(model, inputs, state, step) or not fits(model, instead, state, step):
-        return
-    shapes, read, wanted = (shapes_text(tree) for tree in (xs, inputs, instead))
-    if batch_size is None:
-        size = jnp.shape(jax.tree.leaves(xs)[0])[1]
+@contextlib.contextmanager
+def batch_axis_blamed(
+    model: Any, xs: Any, *, state: Any, step: StepFunction | None, batch_size: int | None
+) -> Iterator[None]:
+    """Raise `InputError` in the place of an error if the model cannot take a step of `xs`, but can if its axes are
+    read the other way: with a batch axis in the place of none, or without one."""
+    try:
+        yield
+    except Exception as error:
+        given, other = batch_size, 1 if batch_size is None else None  # 1 stands for any number
+        if any(jnp.ndim(a) < (2 if given is None else 1) for a in jax.tree.leaves(xs)):
+            raise
+        inputs, instead = (
+            jax.tree.map(partial(one_step, batch_size=b), xs) for b in (given, other)
+        )
+        if fits(model, inputs, state, step) or not fits(model, instead, state, step):
+            raise
+        shapes, read, wanted = (shapes_text(tree) for tree in (xs, inputs, instead))
+        if given is None:
+            size = jnp.shape(jax.tree.leaves(xs)[0])[1]
+            raise InputError(
+                f"xs has shape {shapes}, and as batch_size= is not given it is read as T steps of shape "
+                f"{read}, which the model does not take; it takes {wanted}. Pass batch_size={size} if "
+                "the second axis is the batch."
+            ) from error
         raise InputError(
-            f"xs has shape {shapes}, and as batch_size= is not given it is read as T steps of shape "
-            f"{read}, which the model does not take; it takes {wanted}. Pass batch_size={size} if "
-            "the second axis is the batch."
+            f"xs has shape {shapes}, and as batch_size={given} is given it is read as T steps of B "
+            f"examples of shape {read}, which the model does not take; it takes {wanted}. Leave "
+            "batch_size= out if the data has no batch axis."
         ) from error
-    raise InputError(
-        f"xs has shape {shapes}, and as batch_size={batch_size} is given it is read as T steps of B "
-        f"examples of shape {read}, which the model does not take; it takes {wanted}. Leave "
-        "batch_size= out if the data has no batch axis."
-    ) from error

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from ._faults import Rewritten, Variant
 from ._jax import is_complex, is_float
 from ._progress import progress
 from ._record import record
-from ._trial import Lag, Outcome, Trial, cosines, partial_cosines
+from ._trial import Lag, Outcome, Trial
 from .algorithms import D_RTRL, ES_D_RTRL, TBPTT, Algorithm, SnAp, resolve
 from .show import each_once, table
 from .trace import StepFunction
@@ -116,14 +116,9 @@ class Check:
         As of a [`Comparison`][etpc.Comparison.by_lag]: that of the rule that it equals; of a gradient that equals none,
         the cosine of what is left when the other parts are projected out. Computed when it is first asked for.
         """
-        trial = self.search.trial
-        of_bptt = trial.parts()
-        if self.equals is None:
-            values = partial_cosines(self.search.whole, of_bptt)
-        else:
-            found = self.search.tried.get(self.equals)
-            values = cosines(trial.parts(self.equals, found and found.program), of_bptt)
-        return dict(zip(trial.lags, values, strict=True))
+        search = self.search
+        found = search.tried.get(self.equals) if self.equals else None
+        return search.trial.by_lag(self.equals, found and found.program, search.whole)
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: rules by their names, and `None` for numbers that are not finite."""
@@ -297,42 +292,26 @@ class Search:
 
         **Returns** the rule that the gradient equals, if there is one.
         """
-        self.tried[self.bptt] = Outcome(self.trial.bptt, {}, 0, None)
-        first = [rule for rule in dict.fromkeys([self.immediate, *rules]) if rule != self.bptt]
-        others = [rule for rule in RULES if rule not in first]
-        for stage in (
-            self._first_of([self.bptt, *first]),
-            self._best_block(),
-            self._first_of(progress(others, "rules")),
-        ):
-            for equals in stage:
-                return equals
+        first = [*dict.fromkeys([self.bptt, self.immediate, *rules])]
+        blocks = [TBPTT(n) for n in _lengths(self.trial.steps)]
+        for stage in (first, blocks, [rule for rule in RULES if rule not in first]):
+            equal: list[Algorithm] = []
+            for rule in progress(stage, "rules"):
+                found = self.trial.of(rule)
+                is_equal = self._is(rule, found.gradient)
+                is_multiple = not is_equal and self._is_multiple(rule, found.gradient.values)
+                if is_multiple or stage is not blocks:
+                    self.tried[rule] = found
+                if is_multiple:
+                    self._first = rule
+                    return None
+                if is_equal:
+                    equal.append(rule)
+                    if stage is not blocks:
+                        break
+            if equal:  # of blocks the nearest
+                return min(equal, key=lambda rule: max(d[rule] for d in self._distances.values()))
         return None
-
-    def _first_of(self, rules: Iterable[Algorithm]) -> Iterator[Algorithm | None]:
-        """The first rule that the gradient equals, or `None` where a factor explains it."""
-        for rule in rules:
-            if rule not in self.tried:
-                self.tried[rule] = self.trial.of(rule)
-            values = self.tried[rule].gradient
-            if self._is(rule, values):
-                yield rule
-            elif self._is_multiple(rule, values.values):
-                self._first = rule
-                yield None
-
-    def _best_block(self) -> Iterator[Algorithm | None]:
-        """The nearest block of truncated BPTT that the gradient equals, or `None` where a factor explains it."""
-        equal = []
-        for rule in progress([TBPTT(n) for n in _lengths(self.trial.steps)], "truncated BPTT"):
-            found = self.trial.of(rule)
-            if self._is(rule, found.gradient):
-                equal.append(rule)
-            elif self._is_multiple(rule, found.gradient.values):
-                self.tried[rule], self._first = found, rule
-                yield None
-        if equal:
-            yield min(equal, key=lambda rule: max(d[rule] for d in self._distances.values()))
 
     def _is(self, rule: Algorithm, gradient: Known) -> bool:
         """Whether the gradient is that of a rule; each parameter is noted."""
@@ -346,10 +325,9 @@ class Search:
 
     def _is_multiple(self, rule: Algorithm, values: Vectors) -> bool:
         """Whether each parameter, or its conjugate, is that of a rule, times a factor that has a name."""
-        either = values, self._conjugate(values)
+        either = [Variant(rule, "factor", "", v) for v in (values, self._conjugate(values))]
         return self._is_enough(self.values) and all(
-            rule in self.equal[path]
-            or any(self._explained(path, rule, "factor", "", each[path], True) for each in either)
+            rule in self.equal[path] or any(self._explained(path, v, True) for v in either)
             for path in self.values
         )
 
@@ -407,19 +385,18 @@ class Search:
         A few numbers agree with one of so many by chance. Without enough of them, only a factor is named, as possible.
         """
         for named in (True, False):
-            for rule, kind, text, values in self._mistaken(named):
-                explained = partial(self._explained, rule=rule, kind=kind, text=text, named=named)
-                fault = explained(path, want=values[path])
+            for variant in self._variants(named):
+                fault = self._explained(path, variant, named)
                 if fault is None:
                     continue
-                found = {p: explained(p, want=values[p]) for p in self.values}
+                found = {p: self._explained(p, variant, named) for p in self.values}
                 near = lambda one, a: abs(one.factor / a.factor - 1) <= 4 * self._resolution
                 if self._is_enough([p for p, f in found.items() if f and near(f, fault)], named):
                     return fault
         equal = [rules for p, rules in self.equal.items() if p != path]
         rule = next((r for r in self.tried if all(r in rules for rules in equal)), self.bptt)
-        want = self.tried[rule].gradient.values[path]
-        if fault := self._explained(path, rule, "factor", "", want, True):
+        as_it_is = Variant(rule, "factor", "", self.tried[rule].gradient.values)
+        if fault := self._explained(path, as_it_is, True):
             text = (
                 f"possibly {fault.text} (of too few numbers to be sure: check another sequence too)"
             )
@@ -431,16 +408,16 @@ class Search:
         count = sum(self.values[path].size for path in paths) - (not named)
         return self._resolution**count <= CHANCE
 
-    def _mistaken(self, named: bool) -> Iterator[tuple[Algorithm, str, str, Vectors]]:
-        """What the gradients of rules become by mistakes: the rule, the kind, the text, and the gradient."""
+    def _variants(self, named: bool) -> Iterator[Variant]:
+        """What the gradients of rules become by mistakes."""
         tried = {self._first: self.tried[self._first], **self.tried}
         bases = {rule: outcome.gradient.values for rule, outcome in tried.items()}
         for rule, values in bases.items():
-            yield rule, "factor", "", values
+            yield Variant(rule, "factor", "", values)
         for rule, values in bases.items():
-            yield rule, "transpose", "as its transpose", self._transposed(values)
+            yield Variant(rule, "transpose", "as its transpose", self._transposed(values))
             text = "as its complex conjugate (the convention of PyTorch: pass its `.conj()`)"
-            yield rule, "conjugate", text, self._conjugate(values)
+            yield Variant(rule, "conjugate", text, self._conjugate(values))
         now = bases.get(self.immediate)
         for rule, values in bases.items():
             if now is not None and rule != self.immediate:
@@ -448,28 +425,27 @@ class Search:
                     "without the part of the current step: shifted by one step, as if traces were read "
                     "before they move"
                 )
-                yield rule, "shift", text, {p: values[p] - now[p] for p in values}
+                yield Variant(rule, "shift", text, {p: values[p] - now[p] for p in values})
                 text = "with a path counted twice: the part of the current step, which is in the traces already"
-                yield rule, "twice", text, {p: values[p] + now[p] for p in values}
+                yield Variant(rule, "twice", text, {p: values[p] + now[p] for p in values})
         if named:
-            for rule, variant in self._rewritten:
-                yield rule, variant.kind, variant.text, variant.values
+            yield from self._rewritten
 
     @cached_property
-    def _rewritten(self) -> list[tuple[Algorithm, Variant]]:
+    def _rewritten(self) -> list[Variant]:
         """The mistakes that are made within the steps, of BPTT and of D-RTRL."""
         if D_RTRL() not in self.tried:
             self.tried[D_RTRL()] = self.trial.of(D_RTRL())
         program = self.tried[D_RTRL()].program
         assert program is not None
         rewritten, found = Rewritten(self.trial, program), []
-        for rule, cut in ((self.bptt, False), (D_RTRL(), True)):
+        for rule in (self.bptt, D_RTRL()):
             want = self.tried[rule].gradient
-            right = Known(rewritten.gradient(cut))
+            right = Known(rewritten.gradient(rule))
             if all(
                 agrees(right, want, path, self.tolerance, self.trial.dtype) for path in want.values
             ):
-                found += [(rule, variant) for variant in rewritten.variants(cut)]
+                found += rewritten.variants(rule)
         return found
 
     def _transposed(self, values: Vectors) -> Vectors:
@@ -494,11 +470,10 @@ class Search:
         }
 
     @np.errstate(invalid="ignore", over="ignore")
-    def _explained(
-        self, path: str, rule: Algorithm, kind: str, text: str, want: np.ndarray, named: bool
-    ) -> Fault | None:
+    def _explained(self, path: str, variant: Variant, named: bool) -> Fault | None:
         """The fault, if the gradient is a multiple of what one would make of it; `named`: by a factor with a name."""
-        got, size = self.values[path], float(want @ want)
+        got, want = self.values[path], variant.values[path]
+        size = float(want @ want)
         factor = float(got @ want) / size if size else 0.0
         is_multiple = lambda by: (
             self._given.distance(path, by * want) <= self.tolerance * abs(by) * size**0.5
@@ -515,10 +490,11 @@ class Search:
             return None
         else:
             name, sign = f"{factor:.{2 if self._low else 4}g} times as large", 1
-        texts = [part for part in (text, name, "with the wrong sign" if sign < 0 else "") if part]
+        texts = [variant.text, name, "with the wrong sign" if sign < 0 else ""]
+        texts = [text for text in texts if text]
         if not texts:  # near the rule, and not near enough to be called equal
             return None
-        return Fault(kind, rule, factor, ", and ".join(texts))
+        return Fault(variant.kind, variant.rule, factor, ", and ".join(texts))
 
     @cached_property
     def _causes(self) -> list[tuple[float, str, str]]:

@@ -21,7 +21,7 @@ from ._agreement import (
 from ._errors import InputError
 from ._progress import progress
 from ._record import record
-from ._trial import Lag, Trial, cosines, partial_cosines
+from ._trial import Lag, Trial
 from .algorithms import TBPTT, Algorithm, resolve
 from .plan import UNMARKED
 from .run import Program
@@ -127,44 +127,39 @@ class Comparison:
 
         It is computed when it is first asked for: some 30 gradients of BPTT, and for each program as many windows.
         """
-        trial, found = self.trial, dict[str, dict[Lag, float]]()
+        trial, results = self.trial, {result.name: result for result in self.results}
         assert trial is not None
-        of_bptt = trial.parts()
-        results = {result.name: result for result in self.results}
-        for name in progress(list(results), "by lag"):
-            result = results[name]
-            if result.algorithm is None:
-                values = partial_cosines(whole(result.values), of_bptt)
-            else:
-                values = cosines(trial.parts(result.algorithm, result.program), of_bptt)
-            found[name] = dict(zip(trial.lags, values, strict=True))
-        return found
+        return {
+            name: trial.by_lag(
+                results[name].algorithm, results[name].program, whole(results[name].values)
+            )
+            for name in progress(list(results), "by lag")
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: plain numbers, and `None` for those that are not finite."""
-        return record("etpc-comparison/1", **self._fields())
-
-    def _fields(self) -> dict[str, Any]:
-        return {
-            "loss": self.loss,
-            "tolerance": self.tolerance,
-            "ok": self.ok,
-            "against": self.against,
-            "notes": list(self.notes),
-            "remarks": list(self.remarks),
-            "results": [
-                {
-                    "name": result.name,
-                    "algorithm": None if result.algorithm is None else str(result.algorithm),
-                    "carry_bytes": result.carry_bytes,
-                    "parameters": [dataclasses.asdict(row) for row in result.rows],
-                    "total": dataclasses.asdict(result.total),
-                    "worst": result.worst.path,
-                }
-                for result in self.results
-            ],
-            "between": self.between,
-        }
+        results = [
+            {
+                "name": result.name,
+                "algorithm": None if result.algorithm is None else str(result.algorithm),
+                "carry_bytes": result.carry_bytes,
+                "parameters": [dataclasses.asdict(row) for row in result.rows],
+                "total": dataclasses.asdict(result.total),
+                "worst": result.worst.path,
+            }
+            for result in self.results
+        ]
+        return record(
+            "etpc-comparison/1",
+            loss=self.loss,
+            tolerance=self.tolerance,
+            ok=self.ok,
+            against=self.against,
+            notes=self.notes,
+            remarks=self.remarks,
+            results=results,
+            between=self.between,
+        )
 
     def __str__(self) -> str:
         columns = ["algorithm", "carry bytes", "parameter", "cosine", "rel. error", "ratio"]
@@ -374,14 +369,15 @@ def _chosen(algos: Any) -> dict[str, Any]:
         raise InputError(
             f"algos is a list of algorithms or their names, with at least one, not {algos!r}."
         )
-    named = [(name, resolve(a) if isinstance(a, Algorithm | str) else a) for name, a in items]
-    chosen = {name or short_name(algo): algo for name, algo in named}
-    if len(chosen) < len(named):
-        names = [name or short_name(algo) for name, algo in named]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(
-            f"algos has {twice!r} twice. Give each its own name: {{'name': gradient}}."
-        )
+    chosen: dict[str, Any] = {}
+    for name, algo in items:
+        algo = resolve(algo) if isinstance(algo, Algorithm | str) else algo
+        name = name or short_name(algo)
+        if name in chosen:
+            raise InputError(
+                f"algos has {name!r} twice. Give each its own name: {{'name': gradient}}."
+            )
+        chosen[name] = algo
     return chosen
 
 

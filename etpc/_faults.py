@@ -8,38 +8,43 @@ with the traces of a program; where it does not give the program's gradient with
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ._agreement import Vectors, flat
+from ._agreement import Vectors, flat_gradients
+from ._bptt import Objective, gradient_of
 from ._jax import Equation, Variable, evaluate, is_spike
-from ._loss import Loss, reduced
+from ._loss import Loss
 from ._trial import Trial
+from .algorithms import D_RTRL, Algorithm
 from .run import Program
 
 Arrays = list[Array]
 Values = dict[Variable, Any]
 Act = Callable[[Equation, list[Any]], "list[Any] | None"]
 stop = lax.stop_gradient
+ITSELF = Loss.of(lambda y, target: y, has_aux=False)
+"""Of a step whose output is its loss."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Variant:
-    """A gradient with a mistake in it."""
+    """What the gradient of a rule becomes by a mistake, or as it is.
 
+    - `kind`: as of a [`Fault`][etpc.Fault]. - `text`: the mistake, as the rest of a sentence that begins with the rule.
+    """
+
+    rule: Algorithm
     kind: str
     text: str
-    """What the mistake is, as the rest of a sentence that begins with the rule."""
     values: Vectors
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Course:
+class Course(NamedTuple):
     """What one run of the model left, each with leading axes T, B (or T)."""
 
     spikes: Arrays
@@ -55,13 +60,14 @@ class Course:
 class Rewritten:
     """The gradient of a sequence, from the equations of its step.
 
+    Each kind of gradient is that of BPTT, of a step that has the values of the model's and perhaps other derivatives.
+
     - `program`: of the model under D-RTRL.
     """
 
     def __init__(self, trial: Trial, program: Program):
         self.trial, self.step = trial, program.plan.analysis.step
         a = program.plan.analysis
-        self.loss = Loss.of(trial.loss_fn, trial.has_aux)
         spikes = {e: _read_by(e) for e in self.step.equations if is_spike(e)}
         self.spikes = {e: place for e, place in spikes.items() if place is not None}
         ops = [op for op in a.ops if op.kind.data is not None and len(op.equation.outputs) == 1]
@@ -72,12 +78,13 @@ class Rewritten:
         computed = {self.step.next_state[i] for i in self.hidden}
         given = {*self.step.program.inputs, *self.step.constants}
         self.new_states = tuple(sorted(computed - given, key=lambda v: v.number))
-        arrays = self.step.model_leaves.split(trial.model)
-        self._arrays = [jnp.asarray(a) for a in arrays]
-        self._gradient = jax.jit(self._of_batch, static_argnames=("cut", "twice"))
-        floats = [self._arrays[i] for i in self.step.model_leaves.floats]
-        self._arguments = (floats, *self._sequence())
-        course = jax.jit(self._record)(*self._arguments)
+        self.inputs = self.step.with_begins(
+            [jnp.asarray(a) for a in self.step.input_leaves.split(trial.xs)],
+            jnp.zeros(trial.lead, bool).at[0].set(True),
+        )
+        longer = [jnp.concatenate([a, a[-1:]]) for a in self.inputs]
+        nothing = Loss.of(lambda course, target: (jnp.zeros(()), course), has_aux=True)
+        course = self._run(self._record, nothing, longer, None, None)[2]
         self.course = jax.tree.map(lambda a: a[:-1], course)
         self.after = jax.tree.map(lambda a: a[1:], course)
         """What the next step has; after the last, one with the same input again."""
@@ -86,103 +93,96 @@ class Rewritten:
 
     def gradient(
         self,
-        cut: bool,
+        rule: Algorithm,
         spikes: Arrays | None = None,
         data: Arrays | None = None,
         twice: bool = False,
     ) -> Vectors:
         """The gradient of each parameter.
 
-        - `cut`: as D-RTRL cuts, else that of BPTT.
+        - `rule`: D-RTRL, or BPTT as another one.
         - `spikes`, `data`: what stands in the place of those of the course.
         - `twice`: whether the learning signal of a state has the paths through other states of the same step,
             which are in the traces of those already.
         """
         spikes = self.course.spikes if spikes is None else spikes
         data = self.course.data if data is None else data
-        grads = self._gradient(*self._arguments, spikes, data, cut=cut, twice=twice)
-        grads = reduced(self.trial.reduction, grads, self.trial.mask, self.trial.steps)
-        paths = self.step.model_leaves.float_avals
-        return {path: flat(g) for path, g in zip(paths, grads, strict=True)}
+        targets, mask = jax.tree.map(jnp.asarray, self.trial.targets), self.trial.mask
+        counts = jnp.ones(self.trial.lead, bool) if mask is None else mask != 0
+        xs = self.inputs, spikes, data, targets, counts
+        cut = rule == D_RTRL()
+        step = self._twice if twice else self._cut_step if cut else self._plain_step
+        loss = ITSELF if twice else self.trial.objective.loss
+        grads = self._run(step, loss, xs, targets, mask)[1]
+        return flat_gradients(self.step.model_leaves, grads)
 
-    def _sequence(self) -> tuple[Any, Arrays]:
-        """Inputs, targets and weights of the loss, with leading axes T, B (or T), and the state to begin with."""
-        trial, step = self.trial, self.step
-        xs = [jnp.asarray(a) for a in step.input_leaves.split(trial.xs)]
-        first = jnp.zeros(trial.lead, bool).at[0].set(True)
-        weights = jnp.ones(trial.lead) if trial.mask is None else trial.mask
-        start = [jnp.asarray(a) for a in step.state_leaves.split(trial.carry.state)]
-        targets = jax.tree.map(jnp.asarray, trial.targets)
-        return (step.with_begins(xs, first), targets, weights), start
+    def _run(self, step: Any, loss: Loss, xs: Any, targets: Any, mask: Any) -> tuple[Any, Any, Any]:
+        """Loss, gradient and aux of BPTT of a step that takes the leaves of the state."""
+        start = [jnp.asarray(a) for a in self.step.state_leaves.split(self.trial.carry.state)]
+        batched = self.trial.batch_size is not None
+        objective = Objective(xs, targets, mask, loss, start, step, batched)
+        return gradient_of(self.trial.model, objective, self.trial.reduction)
 
-    def _of_batch(
-        self,
-        floats: Arrays,
-        sequence: Any,
-        start: Arrays,
-        spikes: Arrays,
-        data: Arrays,
-        cut: bool,
-        twice: bool,
-    ) -> Arrays:
-        one = partial(self._loss_of_example, cut=cut, twice=twice)
+    def _record(self, model: Any, x: Arrays, state: Arrays) -> tuple[Course, Arrays]:
+        env = evaluate(self.step.equations, self._environment(model, x, state))
+        read = [env[e.inputs[place]] for e, place in self.spikes.items()]
+        data = [env[e.inputs[place]] for e, (place, _) in self.ops.items()]
+        new = [env[v] for v in self.step.next_state]
+        of = lambda leaves: [leaves[i] for i in self.hidden]
+        return Course(read, data, of(state), of(new)), new
 
-        def total(floats: Arrays) -> Array:
-            now = (*sequence, spikes, data)
-            if self.trial.batch_size is None:
-                return one(floats, start, now)
-            return jax.vmap(one, in_axes=(None, 0, 1))(floats, start, now).mean()
+    def _plain_step(self, model: Any, x: Any, state: Arrays) -> tuple[Any, Arrays]:
+        """The step, but for what is displaced."""
+        env, act = self._start(model, x, state)
+        env = evaluate(self.step.equations, env, act)
+        return self._output(env), [env[v] for v in self.step.next_state]
 
-        return jax.grad(total)(floats)
+    def _cut_step(self, model: Any, x: Any, state: Arrays) -> tuple[Any, Arrays]:
+        """With this step, the gradient of BPTT is that of D-RTRL."""
+        env, act = self._start(model, x, state)
+        after = evaluate(self.step.equations, dict(env), partial(self._cut, act))
+        read = self._read(env, act, {v: after[v] for v in self.new_states}, {})
+        return self._output(read), [after[v] for v in self.step.next_state]
 
-    def _loss_of_example(
-        self, floats: Arrays, start: Arrays, data: Any, cut: bool, twice: bool
-    ) -> Array:
-        def body(state: Arrays, now: Any) -> tuple[Arrays, Array]:
-            x, target, weight, spikes, op_data = now
-            spikes = dict(zip(self.spikes, spikes, strict=True))
-            act = partial(self._act, spikes=spikes, data=dict(zip(self.ops, op_data, strict=True)))
-            env = self._environment(floats, x, state)
+    def _twice(self, model: Any, x: Any, state: Arrays) -> tuple[Array, Arrays]:
+        """The same with the loss as its output, by signals that have some paths twice."""
+        *_, target, counts = x
+        env, act = self._start(model, x, state)
+        after = evaluate(self.step.equations, dict(env), partial(self._cut, act))
+        new = [after[v] for v in self.new_states]
+        still = env | {v: _still(env[v]) for v in self.step.state}
 
-            def loss_of(env: Values) -> Array:
-                y = self.step.output_leaves.join([env[v] for v in self.step.outputs])
-                return self.loss(y, target, weight)[0]
+        def loss_of(new: Values, more: Values) -> Array:
+            y = self._output(self._read(still, act, new, more))
+            return self.trial.objective.loss(y, target, counts)[0]
 
-            if not cut:
-                env = evaluate(self.step.equations, env, act)
-                return [env[v] for v in self.step.next_state], loss_of(env)
-            after = evaluate(self.step.equations, dict(env), partial(self._cut, act))
-            new = {v: after[v] for v in self.new_states}
-            if twice:
-                still = self._environment(floats, x, list(map(_still, state)))
+        def of_each(more: Arrays) -> Array:
+            return loss_of({}, dict(zip(self.new_states, more, strict=True)))
 
-                def of_each(more: Arrays) -> Array:
-                    added = dict(zip(self.new_states, more, strict=True))
-                    return loss_of(self._read(still, act, {}, added))
+        signals = jax.grad(of_each)([jnp.zeros_like(a) for a in new])
+        loss = loss_of(dict(zip(self.new_states, map(stop, new), strict=True)), {})
+        by_signals = (jnp.sum((stop(s) * a).real) for s, a in zip(signals, new, strict=True))
+        return loss + sum(by_signals), [after[v] for v in self.step.next_state]
 
-                credit = jax.grad(of_each)([jnp.zeros_like(new[v]) for v in self.new_states])
-                of_step = loss_of(self._read(still, act, {v: stop(a) for v, a in new.items()}))
-                loss = of_step + sum(
-                    jnp.sum((stop(c) * new[v]).real)
-                    for v, c in zip(self.new_states, credit, strict=True)
-                )
-            else:
-                loss = loss_of(self._read(env, act, new))
-            return [after[v] for v in self.step.next_state], loss
+    def _start(self, model: Any, x: Any, state: Arrays) -> tuple[Values, Act]:
+        """The values that the equations start from, and how they act with what is displaced."""
+        x, spikes, data, *_ = x
+        spikes = dict(zip(self.spikes, spikes, strict=True))
+        act = partial(self._act, spikes=spikes, data=dict(zip(self.ops, data, strict=True)))
+        return self._environment(model, x, state), act
 
-        return lax.scan(body, start, data)[1].sum()
+    def _environment(self, model: Any, x: Arrays, state: Arrays) -> Values:
+        return self.step.environment(self.step.model_leaves.split(model), x, state)
+
+    def _output(self, env: Values) -> Any:
+        return self.step.output_leaves.join([env[v] for v in self.step.outputs])
 
     def _cut(self, act: Act, eqn: Equation, values: list[Any]) -> list[Any]:
         """The results of an equation whose data is held constant, if it is one that is cut."""
         place = self.cut.get(eqn)
         return _done(eqn, [stop(a) if i == place else a for i, a in enumerate(values)], act)
 
-    def _environment(self, floats: Arrays, x: Arrays, state: Arrays) -> Values:
-        return self.step.environment(
-            self.step.model_leaves.replaced(self._arrays, floats), x, state
-        )
-
-    def _read(self, env: Values, act: Act, new: Values, more: Values | None = None) -> Values:
+    def _read(self, env: Values, act: Act, new: Values, more: Values) -> Values:
         """The values of a step, of which the loss has the learning signals of D-RTRL, each path counted once.
 
         The data of an operation that is cut is constant. So the influence of new states on the output by such
@@ -191,7 +191,6 @@ class Rewritten:
 
         - `new`: what new states are; where it has none, they are computed, and `more` is added.
         """
-        more = more or {}
         env, held = dict(env), dict(env)
         held.update((v, stop(env[v])) for v in self.step.state if v.is_float)
         still = {v: _still(jnp.asarray(a)) for v, a in env.items()}
@@ -233,43 +232,25 @@ class Rewritten:
             return [of_data + of_weight - stop(of_weight)]
         return None
 
-    # --- the course, and what is displaced ---
+    # --- what is displaced ---
 
-    def _record(self, floats: Arrays, sequence: Any, start: Arrays) -> Course:
-        xs, batched = sequence[0], self.trial.batch_size is not None
-        xs = jax.tree.map(lambda x: jnp.concatenate([x, x[-1:]]), xs)
-
-        def one(start: Arrays, x: Arrays) -> Course:
-            def body(state: Arrays, x: Arrays) -> tuple[Arrays, Course]:
-                env = evaluate(self.step.equations, self._environment(floats, x, state))
-                read = [env[e.inputs[place]] for e, place in self.spikes.items()]
-                data = [env[e.inputs[place]] for e, (place, _) in self.ops.items()]
-                new = [env[v] for v in self.step.next_state]
-                of = lambda leaves: [leaves[i] for i in self.hidden]
-                return new, Course(read, data, of(state), of(new))
-
-            return lax.scan(body, start, x)[1]
-
-        return (jax.vmap(one, in_axes=(0, 1), out_axes=1) if batched else one)(start, xs)
-
-    def variants(self, cut: bool) -> Iterator[Variant]:
-        """What the gradient becomes by each mistake."""
+    def variants(self, rule: Algorithm) -> Iterator[Variant]:
+        """What the gradient of D-RTRL, or of BPTT, becomes by each mistake."""
         for text, data in (
             ("with the data of the step before", [_later(x) for x in self.course.data]),
             ("with the data of the step after", self.after.data),
         ):
             where = "in the place of that of its own step: shifted by one step"
-            yield Variant("shift", f"{text} {where}", self.gradient(cut, data=data))
-        for text, spikes in self._displaced():
-            yield Variant(
-                "spike", f"with the spike's derivative taken {text}", self.gradient(cut, spikes)
-            )
-        if cut:
+            yield Variant(rule, "shift", f"{text} {where}", self.gradient(rule, data=data))
+        for where, spikes in self._displaced():
+            text = f"with the spike's derivative taken {where}"
+            yield Variant(rule, "spike", text, self.gradient(rule, spikes))
+        if rule == D_RTRL():
             text = (
                 "with a path counted twice: the learning signal of a state goes through other states of the same step, "
                 "which is in their traces already"
             )
-            yield Variant("twice", text, self.gradient(cut, twice=True))
+            yield Variant(rule, "twice", text, self.gradient(rule, twice=True))
 
     def _displaced(self) -> Iterator[tuple[str, Arrays]]:
         """Where else the derivative of spikes may be taken."""

@@ -14,10 +14,9 @@ import numpy as np
 from jax import Array
 
 from ._agreement import cosine, flat_gradients, whole
-from ._bptt import gradient_of, objective_of
+from ._bptt import gradient_of
 from ._data import check_lead
 from ._errors import InputError, InputTypeError, checked_count, raise_together
-from ._loss import Loss
 from ._trial import Trial
 from .run import Program, moved, no_optimizer, strong, without_past
 from .trace import Leaves
@@ -182,9 +181,8 @@ class Reverse:
     def __init__(self, batch: Batch):
         self.batch, self.at, self.trained = batch, batch.start, batch.start
         self.passes = 1 + len(batch.firsts)
-        trial, model = batch.trial, batch.model(batch.arrays)
-        data = batch.xs, batch.targets, batch.mask, Loss.of(trial.loss_fn, False)
-        self._objective = objective_of(model, *data, trial.state, trial.step, batch.size)
+        whole = batch.trial.objective
+        self._objective = dataclasses.replace(whole, xs=batch.xs, targets=batch.targets)
 
     def move_to(self, at: Any) -> None:
         self.at = at

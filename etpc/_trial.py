@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -25,14 +25,14 @@ from ._agreement import (
     replaced_derivatives,
     whole,
 )
-from ._bptt import Objective, blame_batch_axis, gradient_of, objective_of
-from ._data import check_data, check_lead, check_tolerance, lead_of, one_step
-from ._errors import InputError, InputTypeError, checked_count, raise_together
+from ._bptt import Objective, batch_axis_blamed, gradient_of
+from ._data import check_lead, check_tolerance, lead_of, one_step
+from ._errors import InputError, InputTypeError, raise_together
 from ._foreign import given_gradient
-from ._loss import Loss, check_reduction, checked_weights
+from ._loss import check_reduction
 from .algorithms import Algorithm
 from .run import Carry, Program, compile, without_past
-from .trace import Leaves, StepFunction
+from .trace import Leaves
 
 WINDOWS = 8
 """In how many windows a sequence is cut, to tell how far back a gradient reaches."""
@@ -43,24 +43,6 @@ Parts = list[np.ndarray]
 """The part of a gradient for each lag, with all parameters as one vector."""
 Late = Callable[[int, Sequence[int]], Iterator[Any]]
 """From the first window whose uses of the parameters count, to the gradients of the losses of later windows."""
-
-
-def cosines(parts: Parts, of_bptt: Parts) -> list[float]:
-    """Of each part with that of BPTT."""
-    return [cosine(a, b) for a, b in zip(parts, of_bptt, strict=True)]
-
-
-def partial_cosines(total: np.ndarray, of_bptt: Parts) -> list[float]:
-    """Of a gradient that is known as a whole with each part of BPTT, once the other parts are projected out of both."""
-    found = []
-    for n, part in enumerate(of_bptt):
-        others = [other for m, other in enumerate(of_bptt) if m != n and other.any()]
-        basis = np.linalg.qr(np.stack(others, 1))[0] if others else np.zeros((part.size, 0))
-        own, rest = (a - basis @ (basis.T @ a) for a in (part, total))
-        seen = np.linalg.norm(own) > 1e-6 * np.linalg.norm(part)
-        seen &= np.linalg.norm(rest) > 1e-9 * np.linalg.norm(total)
-        found.append(cosine(own, rest) if seen else float("nan"))
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +58,7 @@ class Outcome:
 class Trial:
     """A model, a sequence and a loss; arguments are those of [`etpc.compare`][].
 
+    - `options`: of an `Objective`.
     - `reference`: of which model, or of which step of this one, BPTT is taken; `None` for the model itself.
     """
 
@@ -86,27 +69,28 @@ class Trial:
         targets: Any,
         loss_fn: Any,
         *,
-        state: Any = None,
-        step: Any = None,
         weights: Any = None,
         memory: Any = None,
-        batch_size: Any = None,
         tolerance: Any = None,
         reduction: str = "mean",
-        mask: Any = None,
-        has_aux: bool = False,
         reference: Any = None,
+        **options: Any,
     ):
         check_reduction(reduction)
         check_tolerance(tolerance)
-        self.batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
-        check_data(xs, targets)
-        self.lead = lead_of((xs, targets), self.batch_size)
-        self.mask = checked_weights("mask", mask, self.lead)
+        self._objective_of = lambda model: Objective.of(model, xs, targets, loss_fn, **options)
+        objective = self._objective_of(model)
+        self._called = {name: options.get(name) for name in ("state", "step", "batch_size")}
+        size = self._called["batch_size"]
+        self.batch_size = None if size is None else int(size)
+        self._inputs = jax.tree.map(lambda a: one_step(a, self.batch_size), xs)
+        self.lead, self.mask = lead_of(xs, self.batch_size), objective.mask
         self.model, self.xs, self.targets, self.loss_fn = model, xs, targets, loss_fn
-        self.reduction, self.has_aux, self._tolerance = reduction, has_aux, tolerance
-        self._options = dict(state=state, step=step, weights=weights, memory=memory)
-        self.state, self.step, self._reference = state, step, reference
+        self.reduction, self.has_aux = reduction, objective.loss.has_aux
+        self._tolerance, self._reference = tolerance, reference
+        self._options: Any = dict(weights=weights, memory=memory)
+        no_cuts = jnp.zeros(self.steps, bool)  # as data: BPTT of all blocks is compiled once
+        self.objective = dataclasses.replace(objective, cuts=no_cuts)
 
     # --- programs ---
 
@@ -116,18 +100,9 @@ class Trial:
         **Raises** what `etpc.compile` raises; `InputError` where leading axes differ, and where the sequence
         seems to have a batch axis and no batch size was given, or the other way round.
         """
-        inputs = jax.tree.map(lambda a: one_step(a, self.batch_size), self.xs)
-        try:
-            program = compile(
-                *(self.model, algorithm),
-                inputs=inputs,
-                batch_size=self.batch_size or 1,
-                **self._options,
-            )
-        except Exception as error:
-            called = self.state, self.step, self.batch_size
-            blame_batch_axis(error, self.model, self.xs, *called)
-            raise
+        options: Any = self._options | self._called | dict(batch_size=self.batch_size or 1)
+        with batch_axis_blamed(self.model, self.xs, **self._called):
+            program = compile(self.model, algorithm, inputs=self._inputs, **options)
         check_lead(self.xs, self.targets, self.batch_size)
         self.__dict__.setdefault("shown", program)
         return program
@@ -190,13 +165,15 @@ class Trial:
         return Gradient(run, self.leaves, self.model, self.mask, self.lead)
 
     def in_blocks(self, window: int) -> Gradient:
-        """BPTT of blocks of so many steps: BPTT in which the state is cut, which is compiled once."""
-        return self._reverse(cuts=np.arange(self.steps) % window == 0)
+        """BPTT of blocks of so many steps: BPTT in which the state is cut."""
+        if window >= self.steps:
+            return self.bptt
+        return self._reverse(self._cut(np.arange(self.steps) % window == 0))
 
     @cached_property
     def bptt(self) -> Gradient:
         """The gradient of BPTT, of the model itself."""
-        return self._reverse()
+        return self._reverse(self.objective)
 
     @cached_property
     def reference(self) -> Gradient:
@@ -205,7 +182,7 @@ class Trial:
         if reference is None:
             return self.bptt
         if callable(reference) and not jax.tree.leaves(eqx.filter(reference, eqx.is_inexact_array)):
-            return self._reverse(step=cast(StepFunction, reference))
+            return self._reverse(dataclasses.replace(self.objective, step=reference))
         own = self.shapes
         leaves = Leaves.of(reference, "model")
         shapes = {path: aval.shape for path, aval in leaves.float_avals.items()}
@@ -222,32 +199,21 @@ class Trial:
             if path in shared and shapes[path] != own[path]
         )
         raise_together(problems, InputError)
-        return self._reverse(reference, leaves)
+        return self._reverse(self._objective_of(reference), reference, leaves)
 
     def _reverse(
-        self,
-        model: Any = None,
-        leaves: Leaves | None = None,
-        step: StepFunction | None = None,
-        cuts: np.ndarray | None = None,
+        self, objective: Objective, model: Any = None, leaves: Leaves | None = None
     ) -> Gradient:
-        model = self.model if model is None else model
-        objective = self._objective(model, step, self.mask, cuts)
-
         def run(model: Any, mask: Any) -> tuple[Any, Any]:
             return gradient_of(model, dataclasses.replace(objective, mask=mask), self.reduction)[:2]
 
+        model = self.model if model is None else model
         return Gradient(run, leaves or self.leaves, model, self.mask, self.lead)
 
-    def _objective(
-        self, model: Any, step: StepFunction | None, mask: Any, cuts: np.ndarray | None
-    ) -> Objective:
-        loss = Loss.of(self.loss_fn, self.has_aux)
-        data = self.xs, self.targets, mask
-        of_model = self.state, step or self.step, self.batch_size
-        objective = objective_of(model, *data, loss, *of_model)
-        cuts = np.zeros(self.steps, bool) if cuts is None else cuts
-        return dataclasses.replace(objective, cuts=jnp.asarray(cuts))
+    def _cut(self, where: np.ndarray) -> Objective:
+        """The objective in which the state is passed on to these steps without its derivative."""
+        where = where & (np.arange(self.steps) > 0)  # the initial state may be learned
+        return dataclasses.replace(self.objective, cuts=jnp.asarray(where))
 
     def given(self, gradient: Any) -> Outcome:
         """A gradient that something else computed; zero where it does not give one.
@@ -325,12 +291,28 @@ class Trial:
             edges.append(min(2 * edges[-1], count))
         return [(a * self.window, b * self.window) for a, b in itertools.pairwise(edges)]
 
-    def parts(self, algorithm: Algorithm | None = None, program: Program | None = None) -> Parts:
-        """The parts of a gradient that reach back so far, each with all parameters as one vector.
+    def by_lag(
+        self, algorithm: Algorithm | None, program: Program | None, gradient: np.ndarray
+    ) -> dict[Lag, float]:
+        """The cosine with BPTT by how far back a gradient reaches; see [`etpc.Comparison.by_lag`][].
 
-        - `algorithm`, `program`: of an `Outcome`; BPTT without both.
+        - `algorithm`, `program`: as of a result; the gradient of none is known as a whole alone.
         """
-        late = self._late_of(program) if program is not None else self._late_in_blocks(algorithm)
+        if algorithm is None:
+            values = _partial_cosines(gradient, self._parts_of_bptt)
+        else:
+            block = algorithm.lookback or self.steps
+            late = self._late_in_blocks(block) if program is None else self._late_of(program)
+            pairs = zip(self._parts(late), self._parts_of_bptt, strict=True)
+            values = [cosine(a, b) for a, b in pairs]
+        return dict(zip(self.lags, values, strict=True))
+
+    @cached_property
+    def _parts_of_bptt(self) -> Parts:
+        return self._parts(self._late_in_blocks(self.steps))
+
+    def _parts(self, late: Late) -> Parts:
+        """The parts of a gradient that reach back so far."""
         count, reaches = self.steps // self.window, [until // self.window for _, until in self.lags]
         totals = [np.zeros_like(whole(self.bptt.values)) for _ in reaches]
         for first in range(count):
@@ -345,20 +327,17 @@ class Trial:
                     totals[place] += vector
         return [totals[0], *(more - less for less, more in itertools.pairwise(totals))]
 
-    def _late_in_blocks(self, algorithm: Algorithm | None) -> Late:
-        """BPTT, or BPTT of blocks: with a cut at the first step that counts, and the loss of one window."""
+    def _late_in_blocks(self, block: int) -> Late:
+        """BPTT of blocks: with a cut at the first step that counts, and the loss of one window."""
         steps = np.arange(self.steps)
-        block = self.steps if algorithm is None else algorithm.lookback or self.steps
         weights = jnp.ones(self.lead) if self.mask is None else self.mask.astype(float)
 
         def late(first: int, lasts: Sequence[int]) -> Iterator[Any]:
-            cuts = (steps % block == 0) | (steps == first * self.window)
+            objective = self._cut((steps % block == 0) | (steps == first * self.window))
             for last in lasts:
-                of_loss = jnp.asarray(steps // self.window == last).reshape(
-                    -1, *[1] * (len(self.lead) - 1)
-                )
-                objective = self._objective(self.model, None, weights * of_loss, cuts)
-                yield gradient_of(self.model, objective, "sum")[1]
+                counts = (steps // self.window == last).reshape(-1, *[1] * (len(self.lead) - 1))
+                of_window = dataclasses.replace(objective, mask=weights * counts)
+                yield gradient_of(self.model, of_window, "sum")[1]
 
         return late
 
@@ -385,6 +364,19 @@ class Trial:
                     yield grads
 
         return late
+
+
+def _partial_cosines(total: np.ndarray, of_bptt: Parts) -> list[float]:
+    """Of a gradient that is known as a whole with each part of BPTT, once the other parts are projected out of both."""
+    found = []
+    for n, part in enumerate(of_bptt):
+        others = [other for m, other in enumerate(of_bptt) if m != n and other.any()]
+        basis = np.linalg.qr(np.stack(others, 1))[0] if others else np.zeros((part.size, 0))
+        own, rest = (a - basis @ (basis.T @ a) for a in (part, total))
+        seen = np.linalg.norm(own) > 1e-6 * np.linalg.norm(part)
+        seen &= np.linalg.norm(rest) > 1e-9 * np.linalg.norm(total)
+        found.append(cosine(own, rest) if seen else float("nan"))
+    return found
 
 
 def _bytes(tree: Any) -> int:

@@ -21,15 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ._bptt import bptt
-from ._data import check_data, check_lead, lead_of, one_step
-from ._errors import UnsupportedError, checked_count
+from ._bptt import Objective, batch_axis_blamed, gradient_of
+from ._data import check_lead, one_step
+from ._errors import UnsupportedError
 from ._jax import Equation, Variable, evaluate, is_complex, is_key, prims, propagate
-from ._loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced
+from ._loss import Loss, check_reduction, finite_where_masked, reduced
 from ._primitives import facts
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, resolve
 from .analyse import HiddenStates, Split, split
-from .trace import Step, StepFunction, repeat, trace
+from .trace import Step, StepFunction, trace
 
 Values = dict[Variable, Any]
 stop = lax.stop_gradient
@@ -68,37 +68,36 @@ def reference(
     """
     rule = _defined(resolve(algo))
     check_reduction(reduction)
-    if isinstance(rule, TBPTT):
-        options: Any = dict(state=state, step=step, batch_size=batch_size, mask=mask)
-        return bptt(model, xs, targets, loss_fn, reduction=reduction, window=rule.steps, **options)
-    batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
-    check_data(xs, targets)
-    mask = checked_weights("mask", mask, lead_of((xs, targets), batch_size))
-    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
-    check_lead(xs, targets, batch_size)
-    traced, loss = trace(model, inputs, state, step), Loss.of(loss_fn, False)
-    definition = Definition(traced, rule, loss)
+    called: Any = dict(state=state, step=step, batch_size=batch_size)
+    objective = Objective.of(model, xs, targets, loss_fn, **called, mask=mask)
+    with batch_axis_blamed(model, xs, **called):
+        check_lead(xs, targets, batch_size)
+        if isinstance(rule, TBPTT):
+            return gradient_of(model, objective, reduction, rule.steps)[:2]
+        inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
+        traced = trace(model, inputs, state, step)
+    definition = Definition(traced, rule, objective.loss)
     leaves = traced.model_leaves
     parameters = leaves.split(model)
 
     @jax.jit
-    def run(floats: Sequence[Array], data: Any) -> tuple[Array, list[Array]]:
+    def run(floats: Sequence[Array], start: list[Any], data: Any) -> tuple[Array, list[Array]]:
         prefix = lambda floats: definition.prefix(leaves.replaced(parameters, floats))
         weights, pull, others = jax.vjp(prefix, floats, has_aux=True)
         flat = definition.weights.flat(weights)
         of_example = lambda start, data: definition.gradient(flat, others, start, data)
-        start = definition.start()
-        if batch_size is None:
-            sums = of_example(start, data)
-        else:
-            start = [repeat(a, batch_size) for a in start]
+        if objective.batched:
             sums = jax.vmap(of_example, in_axes=(0, 1))(start, data)
             sums = jax.tree.map(lambda a: a.mean(0), sums)
-        value, grad = reduced(reduction, sums, mask, len(jax.tree.leaves(data)[0]))
+        else:
+            sums = of_example(start, data)
+        value, grad = reduced(reduction, sums, objective.mask, len(jax.tree.leaves(data)[0]))
         return value, pull(definition.weights.cotangents(grad))[0]
 
+    mask = objective.mask
     data = jax.tree.map(lambda x: finite_where_masked(x, mask), xs), targets, mask
-    value, grads = run([parameters[i] for i in leaves.floats], data)
+    start = traced.state_leaves.split(objective.start)
+    value, grads = run([parameters[i] for i in leaves.floats], start, data)
     return value, leaves.tree_of_floats(grads)
 
 
@@ -160,14 +159,6 @@ class Trace(NamedTuple):
     """c, the sum of the decays of the steps so far."""
 
 
-class Given(NamedTuple):
-    """What a step reads beside weights and hidden states."""
-
-    others: Sequence[Any]
-    inputs: Sequence[Any]
-    state: Sequence[Any]
-
-
 class Definition:
     """One step of one example, as a function of real vectors of weights and of hidden states; and a rule on it."""
 
@@ -179,6 +170,7 @@ class Definition:
         dtype = jnp.finfo(dtype).dtype
         self.weights = Vector([v.aval for v in self.split.weights], dtype)
         self.states = Vector(self.hidden.avals, dtype)
+        self.old = [step.state[i] for i in self.hidden.leaves]
         self.new = [self.split.next_state[i] for i in self.hidden.leaves]
         self.cut: dict[Equation, int] = {}
         """The equations of operations whose data is constant, and which operand that is."""
@@ -218,19 +210,20 @@ class Definition:
     def _step(self, weights: Array, others: Sequence[Any], carry: Any, data: Any) -> Any:
         """One step of a rule that cuts."""
         state, trace, grad = carry
-        given, h, zeros = self._given(others, data[0], state)
+        env = self._environment(others, data[0], state)
+        h = self._hidden(env)
 
         def credit(past_new_states: bool) -> Any:
             def loss(w: Array, h: Array, ys: list[Array]) -> tuple[Array, Any]:
-                outputs, new = self.read(given, w, h, ys, past_new_states)
-                return self._loss_of(outputs, data)[0], new
+                outputs, new = self.read(env, w, h, ys, past_new_states)
+                return self._loss_of(outputs, data), new
 
-            return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(weights, h, zeros)
+            return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(weights, h, self.zeros)
 
         (value, new), (by_weights, by_states, by_ys) = credit(False)
         grad = grad + by_weights + by_states @ trace.whole
-        used = self._data_by_weights(given, weights, h) if self.smoothed else []
-        moved = self._moved(trace, given, weights, h, zeros, used)
+        used = self._data_by_weights(env, weights, h) if self.smoothed else []
+        moved = self._moved(trace, env, weights, h, used)
         if self.smoothed:
             _, (_, past_states, past_ys) = credit(True)
             for (x, f), (x_new, _), direct, by_y, past_y in zip(
@@ -248,10 +241,13 @@ class Definition:
 
         def loss(w: Array, h: Array) -> tuple[Array, Any]:
             def body(state: list[Any], data: Any) -> tuple[list[Any], Any]:
-                outputs, new = self.plain(Given(others, data[0], state), w)
-                return new, (self._loss_of(outputs, data)[0], state)
+                env = self._environment(others, data[0], state)
+                env = evaluate(self.split.body, self._at(env, w, self._hidden(env)))
+                outputs = [env[v] for v in self.split.outputs]
+                return self._stored(env), (self._loss_of(outputs, data), state)
 
-            start = self._with_hidden(state, self.states.arrays(h))
+            hidden = dict(zip(self.hidden.leaves, self.states.arrays(h), strict=True))
+            start = [hidden.get(i, leaf) for i, leaf in enumerate(state)]
             last, (losses, states) = lax.scan(body, start, window)
             return losses.sum(), (last, states)
 
@@ -259,11 +255,16 @@ class Definition:
         (value, (last, states)), (by_weights, by_states) = gradient(weights, h)
 
         def move(trace: Trace, step: Any) -> tuple[Trace, None]:
-            given, h, zeros = self._given(others, *step)
-            return self._moved(trace, given, weights, h, zeros, []), None
+            env = self._environment(others, *step)
+            return self._moved(trace, env, weights, self._hidden(env), []), None
 
         moved, _ = lax.scan(move, trace, (window[0], states))
         return (last, moved, grad + by_weights + by_states @ trace.whole), value
+
+    @property
+    def zeros(self) -> list[Array]:
+        """What is added to the output of each operation with a decay, so that there is a derivative by it."""
+        return [jnp.zeros(y.size, y.dtype) for y in self.outputs]
 
     def _no_trace(self) -> Trace:
         states, weights = self.states.size, self.weights.size
@@ -272,17 +273,11 @@ class Definition:
         return Trace(zeros(states, weights), factors, zeros())
 
     def _moved(
-        self,
-        trace: Trace,
-        given: Given,
-        weights: Array,
-        h: Array,
-        zeros: list[Array],
-        used: list[Array],
+        self, trace: Trace, env: Values, weights: Array, h: Array, used: list[Array]
     ) -> Trace:
         """The trace after a step; `used` is dy/dw of each operation with a decay."""
-        jacobian = jax.jacrev(lambda *a: self.cut_step(given, *a), (0, 1, 2))
-        immediate, transition, by_ys = jacobian(weights, h, zeros)
+        jacobian = jax.jacrev(lambda *a: self.cut_step(env, *a), (0, 1, 2))
+        immediate, transition, by_ys = jacobian(weights, h, self.zeros)
         factors = [
             (self.decay * x + direct, self.decay * transition @ f + by_y)
             for (x, f), direct, by_y in zip(trace.factors, used, by_ys, strict=True)
@@ -290,19 +285,13 @@ class Definition:
         whole = transition @ trace.whole + immediate
         return Trace(whole, factors, self.decay * trace.normaliser + 1)
 
-    def _loss_of(self, outputs: Sequence[Any], data: Any) -> tuple[Array, Any]:
+    def _loss_of(self, outputs: Sequence[Any], data: Any) -> Array:
         _, target, weight = data
-        return self.loss(self.step.output_leaves.join(outputs), target, weight)
+        return self.loss(self.step.output_leaves.join(outputs), target, weight)[0]
 
     # --- the step ---
 
-    def plain(self, given: Given, weights: Array) -> tuple[list[Any], list[Any]]:
-        """Outputs and new state, with nothing cut."""
-        hidden = [given.state[i] for i in self.hidden.leaves]
-        env = evaluate(self.split.body, self._environment(given, weights, hidden))
-        return [env[v] for v in self.split.outputs], self._stored(env, given)
-
-    def cut_step(self, given: Given, weights: Array, h: Array, ys: list[Array]) -> Array:
+    def cut_step(self, env: Values, weights: Array, h: Array, ys: list[Array]) -> Array:
         """The new hidden states; `ys` is added to what operations with a decay give."""
 
         def rule(eqn: Equation, operands: list[Any]) -> list[Any] | None:
@@ -313,12 +302,11 @@ class Definition:
                 eqn, [*operands[:place], stop(operands[place]), *operands[place + 1 :]], ys
             )
 
-        env = self._environment(given, weights, self.states.arrays(h))
-        env = evaluate(self.split.body, env, rule)
+        env = evaluate(self.split.body, self._at(env, weights, h), rule)
         return self.states.flat([env[v] for v in self.new])
 
     def read(
-        self, given: Given, weights: Array, h: Array, ys: list[Array], past_new_states: bool
+        self, env: Values, weights: Array, h: Array, ys: list[Array], past_new_states: bool
     ) -> tuple[list[Any], list[Any]]:
         """Outputs and new state, where data that is cut is constant as far as it depends on old states.
 
@@ -326,10 +314,8 @@ class Definition:
         constant; the second has old states constant, new ones as they are, and gives that data. In the third, all but
         that data is constant. With `past_new_states`, new states are constant in the first two.
         """
-        hidden = self.states.arrays(h)
-        live = self._environment(given, weights, hidden)
-        held = self._environment(given, weights, list(map(stop, hidden)))
-        through = self._environment(given, stop(weights), list(map(stop, hidden)))
+        live, held = self._at(env, weights, h), self._at(env, weights, stop(h))
+        through = self._at(env, stop(weights), stop(h))
         new = self._new_states(evaluate(self.split.body, dict(through)))
         for eqn in self.split.body:
             operands, still, passed = (
@@ -350,7 +336,7 @@ class Definition:
         outputs = [
             _joined(live[v], through[v]) if v.is_float else live[v] for v in self.split.outputs
         ]
-        return outputs, self._stored(through, given)
+        return outputs, self._stored(through)
 
     def _acting(self, eqn: Equation, operands: Sequence[Any], ys: list[Array]) -> list[Any]:
         """What an operation gives. One with a decay is a function of its output alone, and not of its weight."""
@@ -362,9 +348,9 @@ class Definition:
         (output,) = eqn.bind(*(stop(a) if v in self.split.weights else a for v, a in pairs))
         return [output + added]
 
-    def _data_by_weights(self, given: Given, weights: Array, h: Array) -> list[Array]:
+    def _data_by_weights(self, env: Values, weights: Array, h: Array) -> list[Array]:
         """dy/dw [Y, P] of each operation with a decay, of the data that its weight meets."""
-        env = evaluate(self.split.body, self._environment(given, weights, self.states.arrays(h)))
+        env = evaluate(self.split.body, self._at(env, weights, h))
 
         def output(w: Array, eqn: Equation, y: Vector) -> Array:
             of_weights = dict(zip(self.split.weights, self.weights.arrays(w), strict=True))
@@ -379,7 +365,7 @@ class Definition:
             self.split.body,
             {*self.step.constants, *self.split.weights, *self.split.others},
         )
-        old: set[Variable] = {self.step.state[i] for i in self.hidden.leaves}
+        old = set(self.old)
         for eqn in body:
             moving = [v for v in eqn.inputs if v.is_float and v not in fixed]
             if _is_move(eqn) and moving and old.issuperset(moving):
@@ -408,41 +394,33 @@ class Definition:
         weights = [jnp.asarray(env[v]) for v in self.split.weights]
         return weights, [env[v] for v in self.split.others]
 
-    def start(self) -> list[Any]:
-        """The initial state of one example."""
-        return [
-            jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-            for leaf in self.step.initial_state
-        ]
-
-    def _given(
+    def _environment(
         self, others: Sequence[Any], inputs: Sequence[Any], state: Sequence[Any]
-    ) -> tuple[Given, Array, list[Array]]:
-        """What a step reads, its hidden states, and zeros to add to the output of each operation with a decay."""
-        h = self.states.flat([state[i] for i in self.hidden.leaves])
-        zeros = [jnp.zeros(y.size, y.dtype) for y in self.outputs]
-        return Given(others, inputs, state), h, zeros
-
-    def _with_hidden(self, state: Sequence[Any], hidden: Sequence[Any]) -> list[Any]:
-        leaves = list(state)
-        for i, leaf in zip(self.hidden.leaves, hidden, strict=True):
-            leaves[i] = leaf
-        return leaves
-
-    def _environment(self, given: Given, weights: Array, hidden: Sequence[Any]) -> Values:
-        """The values that the equations of a step start from."""
+    ) -> Values:
+        """The values that the equations of a step start from, but for the weights."""
         env: Values = dict(self.step.constants)
-        env.update(zip(self.split.weights, self.weights.arrays(weights), strict=True))
-        env.update(zip(self.split.others, given.others, strict=True))
-        env.update(zip(self.step.inputs, given.inputs, strict=True))
-        env.update(zip(self.step.state, self._with_hidden(given.state, hidden), strict=True))
+        env.update(zip(self.split.others, others, strict=True))
+        env.update(zip(self.step.inputs, inputs, strict=True))
+        env.update(zip(self.step.state, state, strict=True))
         return env
 
-    def _stored(self, env: Values, given: Given) -> list[Any]:
+    def _at(self, env: Values, weights: Array, h: Array) -> Values:
+        """The values that they start from, as a function of the weights and the hidden states."""
+        of_weights = zip(self.split.weights, self.weights.arrays(weights), strict=True)
+        return {
+            **env,
+            **dict(of_weights),
+            **dict(zip(self.old, self.states.arrays(h), strict=True)),
+        }
+
+    def _hidden(self, env: Values) -> Array:
+        return self.states.flat([env[v] for v in self.old])
+
+    def _stored(self, env: Values) -> list[Any]:
         """The new state, in the dtypes of the old one."""
         return [
-            env[v] if is_key(v.aval) else jnp.asarray(env[v], old.dtype)
-            for v, old in zip(self.split.next_state, given.state, strict=True)
+            env[v] if is_key(v.aval) else jnp.asarray(env[v], old.aval.dtype)
+            for v, old in zip(self.split.next_state, self.step.state, strict=True)
         ]
 
 

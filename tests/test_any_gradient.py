@@ -1,6 +1,7 @@
 """`etpc.check`: gradients from anywhere, and what is wrong with them."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -13,6 +14,7 @@ from etpc import D_RTRL, ES_D_RTRL, TBPTT, SnAp, _check
 from etpc._agreement import default_tolerance
 from tests import by_hand
 from tests.helpers import cell, loss, normal
+from tests.marks import few
 
 T, B = 20, 3
 
@@ -35,49 +37,36 @@ def few_rules(monkeypatch):
 # --- rules that are written by hand ---
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("beta", [0.0, by_hand.BETA])
-def test_eprop_is_d_rtrl(beta):
-    model = by_hand.spiking(beta)
-    report = check(lambda m, xs, targets: by_hand.eprop(m, xs, targets), model)
-    assert report.equals == D_RTRL(), str(report)
-    assert not report.exact
+RATE, SPIKING, CASCADE = by_hand.rate(), by_hand.spiking(), by_hand.cascade()
+BY_HAND = {
+    "e-prop of LIF": (SPIKING, by_hand.eprop, D_RTRL(), ".w_rec ->"),
+    "e-prop of ALIF": (by_hand.spiking(by_hand.BETA), by_hand.eprop, D_RTRL(), ".w_rec ->"),
+    "RFLO": (by_hand.rate(feedback=True), by_hand.rflo, D_RTRL(), ".w_rec ->"),
+    "OTTT": (by_hand.layers(), by_hand.ottt, D_RTRL(), ".second ->"),
+    "TBPTT": (
+        *(RATE, functools.partial(by_hand.tbptt, steps=7), TBPTT(7)),
+        "influence from before its block of 7 steps",
+    ),
+    "BPTT": (RATE, functools.partial(by_hand.tbptt, steps=T), TBPTT(T), ""),
+    "traces": (CASCADE, functools.partial(by_hand.of_a_cascade, twice=False), TBPTT(T), ""),
+    "RTRL of a GRU": (by_hand.gru(), by_hand.rtrl_of_a_gru, TBPTT(T), ""),
+}
+
+
+@pytest.mark.parametrize("name", few(BY_HAND, "RFLO", "RTRL of a GRU"))
+def test_rules_that_are_written_by_hand(name):
+    model, gradient, rule, left_out = BY_HAND[name]
+    options = dict(outputs=4, state=jnp.zeros(4), step=cell) if "GRU" in name else {}
+    report = check(gradient, model, **options)
+    assert report.equals == rule, str(report)
+    assert report.exact == (rule == TBPTT(T)) == (report.total.error < 1e-9)
     assert not report.notes
     assert max(row.distance for row in report.rows) < 1e-12
-    assert any(".w_rec ->" in text for text in report.missing[".w_in"])
+    assert bool(report.missing) == bool(left_out)
+    assert left_out in str([*report.missing.values()])
     assert ".w_out" not in report.missing
-
-
-def test_rflo_is_d_rtrl_through_the_feedback():
-    model = by_hand.rate(feedback=True)
-    report = check(by_hand.rflo, model)
-    assert report.equals == D_RTRL(), str(report)
-    (remark,) = report.remarks
-    assert "(Rate.__call__)" in remark
-    assert "stop_gradient" in remark
-
-
-@pytest.mark.slow
-def test_ottt_is_d_rtrl():
-    report = check(by_hand.ottt, by_hand.layers())
-    assert report.equals == D_RTRL(), str(report)
-    assert report.total.error > 1e-3
-
-
-@pytest.mark.slow
-def test_tbptt_by_hand():
-    report = check(lambda *a: by_hand.tbptt(*a, steps=7), by_hand.rate())
-    assert report.equals == TBPTT(7), str(report)
-    assert report.missing[".w_rec"] == ("influence from before its block of 7 steps",)
-    assert check(lambda *a: by_hand.tbptt(*a, steps=T), by_hand.rate()).exact
-
-
-def test_rtrl_of_a_gru_is_bptt():
-    model = by_hand.gru()
-    report = check(by_hand.rtrl_of_a_gru, model, outputs=4, state=jnp.zeros(4), step=cell)
-    assert report.exact, str(report)
-    assert report.equals == TBPTT(T)
-    assert [row.path for row in report.rows] == [".weight_ih", ".weight_hh", ".bias", ".bias_n"]
+    assert len(report.remarks) == (name == "RFLO")  # its feedback
+    assert all("(Rate.__call__)" in r and "stop_gradient" in r for r in report.remarks)
 
 
 @pytest.mark.slow
@@ -96,10 +85,6 @@ def test_rules_of_programs(rule):
 
 
 # --- mistakes ---
-
-
-def faults(report):
-    return {row.path: row.fault and (row.fault.kind, row.fault.rule) for row in report.rows}
 
 
 @pytest.mark.slow
@@ -219,13 +204,6 @@ def test_a_gradient_that_is_stored_in_low_precision(dtype, few_rules):
 
 
 @pytest.mark.slow
-def test_a_factor_without_a_name(few_rules):
-    model = by_hand.rate()
-    report = check({".w_rec": 0.37 * bptt(model).w_rec}, model)
-    assert report.rows[0].fault.text == "0.37 times as large"
-
-
-@pytest.mark.slow
 def test_the_factor_of_a_mask():
     model, mask = by_hand.rate(), np.zeros((T, B))
     mask[::2] = 1
@@ -243,63 +221,45 @@ def test_a_low_cosine_of_a_rule_comes_with_a_remark():
     assert "a low cosine (below 0.2) may train" in report.remarks[-1]
 
 
-@pytest.mark.slow
-def test_a_transpose(few_rules):
-    model = by_hand.rate()
-    grads = by_hand.tbptt(model, *by_hand.sequence(T, B), steps=T)
-    report = check(grads | {".w_rec": -grads[".w_rec"].T}, model)
-    assert faults(report) == {".w_in": None, ".w_rec": ("transpose", TBPTT(T)), ".w_out": None}
-    assert report.rows[1].fault.text == "as its transpose, and with the wrong sign"
-    assert report.rows[0].equals == TBPTT(T)
+BOTH = ".w_in .w_rec"
+
+
+def of_rate(change):
+    """Of the recurrent weights: of their gradient by BPTT, and that of the current step, what is made of them."""
+    return lambda *_: {".w_rec": change(bptt(RATE).w_rec, bptt(RATE, window=1).w_rec)}
+
+
+def eprop(fault):
+    return functools.partial(by_hand.eprop, fault=fault)
+
+
+MISTAKES = [
+    (RATE, of_rate(lambda g, now: -g.T), "transpose", "as its transpose, and with the wrong", ""),
+    (RATE, of_rate(lambda g, now: g - now), "shift", "as if traces were read before they", ""),
+    (RATE, of_rate(lambda g, now: g + now), "twice", "the part of the current step, which", ""),
+    (
+        *(CASCADE, functools.partial(by_hand.of_a_cascade, twice=True), "twice"),
+        *("goes through other states of the same step", ".w"),
+    ),
+    (SPIKING, eprop("early"), "shift", "with the data of the step before", BOTH),
+    (SPIKING, eprop("presynaptic"), "shift", "with the data of the step after", ".w_rec"),
+    (SPIKING, eprop("before"), "spike", "taken at the potential before the step", BOTH),
+    (SPIKING, eprop("reset"), "spike", "taken at the potential after the reset", BOTH),
+    (SPIKING, eprop("uncentred"), "spike", "without its threshold", BOTH),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fault", "kind", "text", "paths"),
-    [
-        ("early", "shift", "with the data of the step before", (".w_in", ".w_rec")),
-        ("presynaptic", "shift", "with the data of the step after", (".w_rec",)),
-        ("before", "spike", "taken at the potential before the step", (".w_in", ".w_rec")),
-        ("reset", "spike", "taken at the potential after the reset", (".w_in", ".w_rec")),
-        ("uncentred", "spike", "without its threshold", (".w_in", ".w_rec")),
-    ],
-)
-def test_mistakes_in_eprop(few_rules, fault, kind, text, paths):
-    model = by_hand.spiking()
-    report = check(by_hand.eprop(model, *by_hand.sequence(T, B), fault), model)
+@pytest.mark.parametrize(("model", "gradient", "kind", "text", "of_d_rtrl"), MISTAKES)
+def test_mistakes(few_rules, model, gradient, kind, text, of_d_rtrl):
+    """Of parameters whose gradient should be that of D-RTRL, or of BPTT; others are what they are."""
+    report = check(gradient, model)
+    rule, wrong = (D_RTRL(), of_d_rtrl.split()) if of_d_rtrl else (TBPTT(T), [".w_rec"])
     for row in report.rows:
-        if row.path not in paths:
-            assert row.fault is None
-            assert row.equals is not None
-            continue
-        assert (row.fault.kind, row.fault.rule) == (kind, D_RTRL()), str(report)
-        assert text in row.fault.text
-
-
-@pytest.mark.slow
-def test_traces_that_are_read_before_they_move(few_rules):
-    model = by_hand.rate()
-    late = jax.tree.map(jnp.subtract, bptt(model), bptt(model, window=1))
-    report = check({".w_rec": late.w_rec}, model)
-    assert faults(report) == {".w_rec": ("shift", TBPTT(T))}
-    assert "as if traces were read before they move" in report.rows[0].fault.text
-
-
-@pytest.mark.slow
-def test_the_current_step_twice(few_rules):
-    model = by_hand.rate()
-    both = jax.tree.map(jnp.add, bptt(model), bptt(model, window=1))
-    report = check({".w_rec": both.w_rec}, model)
-    assert faults(report) == {".w_rec": ("twice", TBPTT(T))}
-
-
-@pytest.mark.slow
-def test_a_path_through_another_state_twice(few_rules):
-    model, data = by_hand.cascade(), by_hand.sequence(T, B)
-    assert check(by_hand.of_a_cascade(model, *data, twice=False), model).exact
-    report = check(by_hand.of_a_cascade(model, *data, twice=True), model)
-    assert faults(report) == {".w": ("twice", D_RTRL())}
-    assert "goes through other states of the same step" in report.rows[0].fault.text
+        assert (row.equals is None) == (row.fault is not None) == (row.path in wrong), str(report)
+        if row.fault is not None:
+            assert (row.fault.kind, row.fault.rule) == (kind, rule), str(report)
+            assert text in row.fault.text
 
 
 @pytest.mark.slow

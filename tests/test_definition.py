@@ -101,6 +101,12 @@ def test_rtrl_and_a_window_of_the_whole_sequence_are_backpropagation():
         assert np.linalg.norm(defined(name)[1].rec - exact[1].rec) > 1e-3
     cut = etpc.bptt(NET, *DATA, loss, window=2, **OPTIONS)
     close(etpc.reference(NET, *DATA, loss, etpc.TBPTT(2), **OPTIONS), cut)
+    blocks = {"all": exact[1], "cut": cut[1], "T": etpc.TBPTT(T), "2": etpc.TBPTT(2)}
+    found = etpc.compare(NET, *DATA, loss, blocks, **OPTIONS)
+    assert found.ok
+    rows = {result.name: [row.error for row in result.rows] for result in found.results}
+    assert rows["T"] == pytest.approx(rows["all"], abs=1e-12)
+    assert rows["2"] == pytest.approx(rows["cut"], rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from etpc import D_RTRL, TBPTT
 from etpc._agreement import Known, agrees
 from etpc._faults import Rewritten
 from etpc._trial import Trial
@@ -19,8 +20,8 @@ def test_without_a_mistake_it_is_the_gradient_of_the_rule(name):
     trial = Trial(model, *data(model, T, B), loss, batch_size=B)
     program = trial.program("d_rtrl")
     rewritten = Rewritten(trial, program)
-    for cut, want in ((False, trial.bptt), (True, trial.online(program))):
-        got = Known(rewritten.gradient(cut))
+    for rule, want in ((TBPTT(T), trial.bptt), (D_RTRL(), trial.online(program))):
+        got = Known(rewritten.gradient(rule))
         assert any(np.abs(value).max(initial=0) > 1e-6 for value in got.values.values())
         for path in want.values:
-            assert agrees(got, want, path, trial.tolerance, trial.dtype), (cut, path)
+            assert agrees(got, want, path, trial.tolerance, trial.dtype), (rule, path)

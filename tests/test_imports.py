@@ -45,7 +45,7 @@ SEES = {
     "_progress": "",
     "_trial": "_errors _data _loss _bptt _agreement _foreign trace algorithms run",
     "_compare": "_errors _record _agreement _progress _trial trace algorithms plan show run",
-    "_faults": "_jax _loss _agreement _trial run",
+    "_faults": "_jax _loss _bptt _agreement _trial algorithms run",
     "_check": "_errors _jax _record _agreement _progress _trial _faults _compare algorithms run show trace",
     "checkpoint": "_carry _errors _files _jax",
     "_fit": "_errors checkpoint run",

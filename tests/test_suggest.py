@@ -65,7 +65,11 @@ class Begins(eqx.Module):
 MODEL = Recurrent(weights(N, I, seed=1), weights(N, N, seed=2))
 LEARNED = Begins(normal(N, seed=3), MODEL)
 XS, TARGETS = normal(T, B, I, seed=4), normal(T, B, N, seed=5)
-OPTIONS = dict(batch_size=B)
+LEAKY = Independent(weights(N, I, seed=1), jnp.linspace(0.2, 0.9, N))
+
+
+def suggest(model=MODEL, xs=XS, targets=TARGETS, **options):
+    return etpc.suggest(model, xs, targets, loss, **{"batch_size": B, **options})
 
 
 def batch_of(model=MODEL, steps=T, **options):
@@ -163,35 +167,6 @@ def test_the_parts_of_truncated_bptt(model):
 
 
 @pytest.mark.slow
-def test_training_is_that_of_a_loop():
-    optimiser = optax.adam(1e-2)
-    batch = batch_of(optimiser=optimiser)
-    program = etpc.compile(MODEL, etpc.D_RTRL(window=4), inputs=XS[0, 0])
-    ways = {
-        Reverse(batch): lambda m: etpc.bptt(m, XS, TARGETS, loss, batch_size=B),
-        Online(batch, program): lambda m: _gradient_of(program, m),
-    }
-    for way, gradient in ways.items():
-        found = [way.update() for _ in range(3)]
-        model, opt_state, wanted = MODEL, optimiser.init(MODEL), []
-        for _ in range(3):
-            value, grads = gradient(model)
-            changes, opt_state = optimiser.update(grads, opt_state, model)
-            model = eqx.apply_updates(model, changes)
-            wanted.append(float(value))
-        np.testing.assert_allclose(found, wanted, rtol=1e-9)
-        np.testing.assert_allclose(flat(way.trained[0]), flat(model), rtol=1e-9)
-        np.testing.assert_array_equal(flat(way.batch.arrays), flat(MODEL))
-        way.move_to(way.trained)
-        np.testing.assert_allclose(flat(way.gradient()), T * flat(gradient(model)[1]), rtol=1e-9)
-
-
-def _gradient_of(program, model):
-    (value, _), grads = program.value_and_grad(loss)(model, XS, TARGETS, program.init(B))
-    return value, grads
-
-
-@pytest.mark.slow
 def test_directions_follow_the_credit_at_other_weights():
     other = jax.tree.map(lambda a: 1.5 * a[::-1], MODEL), None
     batch = batch_of()
@@ -238,26 +213,38 @@ def test_training_every_few_steps_is_that_of_online(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_training_by_bptt_is_that_of_a_loop(name):
+@pytest.mark.parametrize("rule", [None, etpc.D_RTRL(window=4)], ids=["BPTT", "D-RTRL"])
+def test_training_is_that_of_a_loop(name, rule):
     """Optimisers that ask for the loss get that of the sequence."""
     optimiser = OPTIMISERS[name]
-    way = Reverse(batch_of(optimiser=optimiser))
+    batch = batch_of(optimiser=optimiser)
+    way = Reverse(batch) if rule is None else online(batch, rule)
+
+    def gradient(model):
+        if rule is None:
+            return etpc.bptt(model, XS, TARGETS, loss, batch_size=B)
+        program = way.program
+        (value, _), grads = program.value_and_grad(loss)(model, XS, TARGETS, program.init(B))
+        return value, grads
+
     model, opt_state = MODEL, optimiser.init(MODEL)
     update = optax.with_extra_args_support(optimiser).update
     for _ in range(3):
-        value, grads = etpc.bptt(model, XS, TARGETS, loss, batch_size=B)
+        value, grads = gradient(model)
         changes, opt_state = update(grads, opt_state, model, value=value)
         model = eqx.apply_updates(model, changes)
         np.testing.assert_allclose(way.update(), value, rtol=1e-9)
     np.testing.assert_allclose(flat(way.trained[0]), flat(model), rtol=1e-9)
+    np.testing.assert_array_equal(flat(batch.arrays), flat(MODEL))
+    way.move_to(way.trained)
+    np.testing.assert_allclose(flat(way.gradient()), T * flat(gradient(model)[1]), rtol=1e-9)
 
 
 # --- what is suggested ----------------------------------------------------------------------------
 
 
 def test_where_all_is_exact_there_is_nothing_to_choose(capsys):
-    model = Independent(weights(N, I, seed=1), jnp.linspace(0.2, 0.9, N))
-    suggestion = etpc.suggest(model, XS, TARGETS, loss, **OPTIONS)
+    suggestion = suggest(LEAKY)
     assert suggestion.rule == etpc.D_RTRL()
     assert [row.name for row in suggestion.rows] == ["BPTT", "D_RTRL()"]
     assert suggestion.reasons == (_suggest.EXACT,)
@@ -268,7 +255,7 @@ def test_where_all_is_exact_there_is_nothing_to_choose(capsys):
 
 @pytest.fixture(scope="module")
 def measured():
-    return etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, budget=1e3, optimiser=optax.sgd(1e-3))
+    return suggest(budget=1e3, optimiser=optax.sgd(1e-3))
 
 
 @pytest.mark.slow
@@ -288,7 +275,7 @@ def test_a_network_from_which_influence_escapes(measured):
     assert all(text in measured.reasons[2] for text in far)
     numbers = ", ".join(f"{c:.2f}" for c in full.by_lag)
     assert measured.reasons[2].endswith(f"inside windows of 4 steps it is {numbers}.")
-    untrained = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, budget=1e-9).rows[1]
+    untrained = suggest(budget=1e-9).rows[1]
     assert untrained.cosine == pytest.approx(by_rule[etpc.D_RTRL()].cosine)
     assert untrained.by_lag != pytest.approx(by_rule[etpc.D_RTRL()].by_lag, abs=1e-6)
     np.testing.assert_allclose(by_rule[etpc.RTRL(window=4)].by_lag, 1, atol=1e-9)
@@ -322,16 +309,16 @@ def test_numbers_that_are_not_finite():
 @pytest.mark.slow
 def test_limits():
     whole = etpc.compile(MODEL, inputs=XS[0, 0]).memory(B).total
-    found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, memory=whole, budget=1e-9)
+    found = suggest(memory=whole, budget=1e-9)
     assert [row.rule for row in found.rows] == [None, etpc.D_RTRL()]
-    found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, memory=10)
+    found = suggest(memory=10)
     assert found.rule is None
     assert f"D_RTRL(), which carries {whole:,} bytes" in found.left_out
     assert [row.name for row in found.rows] == ["BPTT"]
     assert any("No rule fits memory=10." in text for text in found.reasons)
     assert any("Recurrence of each unit with itself alone" in text for text in found.reasons)
     assert str(found).startswith("suggested: no rule\n")
-    found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, time=1e-9, budget=1e-9)
+    found = suggest(time=1e-9, budget=1e-9)
     assert found.rule is None
     assert any("No rule fits time=1e-09. The fastest is D_RTRL()" in t for t in found.reasons)
 
@@ -342,22 +329,20 @@ def test_an_exact_rule_that_is_too_large_gives_way():
     xs = normal(T, B, 40, seed=6)
     memory = etpc.compile(model, etpc.ES_D_RTRL(rank=4), inputs=xs[0, 0]).memory(B).total - 1
     assert memory > etpc.compile(model, etpc.ES_D_RTRL(decay=0.9), inputs=xs[0, 0]).memory(B).total
-    found = etpc.suggest(model, xs, TARGETS, loss, **OPTIONS, memory=memory)
+    found = suggest(model, xs, memory=memory)
     assert [row.name for row in found.rows] == ["BPTT", "ES_D_RTRL(decay=0.99)", "TBPTT(1)"]
     assert found.rule == etpc.ES_D_RTRL(decay=0.99)
     assert len(found.left_out) == 2
 
 
 def test_weights_without_a_trace():
-    model = Independent(weights(N, I, seed=1), jnp.linspace(0.2, 0.9, N))
-    chosen = lambda model: model.leak
-    found = etpc.suggest(model, XS, TARGETS, loss, **OPTIONS, weights=chosen, budget=1e-9)
+    found = suggest(LEAKY, weights=lambda model: model.leak, budget=1e-9)
     assert found.reasons[0] == "Under D-RTRL these learn from the current step alone: .into."
 
 
 @pytest.mark.slow
 def test_the_budget():
-    found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, budget=1e-9)
+    found = suggest(budget=1e-9)
     assert [row.name for row in found.rows] == ["BPTT", "D_RTRL()"]
     assert found.rule is None
     assert any("D_RTRL() is the only rule that was measured" in text for text in found.reasons)
@@ -375,13 +360,13 @@ def test_an_interrupt_gives_what_was_measured(monkeypatch):
 
     monkeypatch.setattr(_suggest, "show", interrupt)
     for stop in (1, 2):
-        found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS)
+        found = suggest()
         assert len(found.rows) == 1 + stop
         assert found.rule in ([None], [row.rule for row in found.rows[1:]])[stop - 1]
         assert found.left_out == ("what was left when it was interrupted",)
     stop = 0
     with pytest.raises(KeyboardInterrupt):
-        etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS)
+        suggest()
 
 
 @pytest.mark.slow
@@ -389,7 +374,7 @@ def test_a_terminal_gets_a_bar_that_goes(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, budget=1e-9)
+    suggest(budget=1e-9)
     shown = terminal.getvalue().split("\r\x1b[K")
     assert shown[1].endswith("] D_RTRL()")
     assert shown[-1] == ""
@@ -467,7 +452,7 @@ def test_a_training_that_needs_no_memory_is_told():
     ids=["data", "weights", "zero"],
 )
 def test_a_gradient_of_bptt_that_nothing_can_be_compared_with(model, xs, words):
-    found = etpc.suggest(model, xs, 0 * TARGETS, loss, **OPTIONS, optimiser=optax.adam(1e-2))
+    found = suggest(model, xs, 0 * TARGETS, optimiser=optax.adam(1e-2))
     assert found.rule is None
     assert [row.name for row in found.rows] == ["BPTT"]
     assert found.reasons[0] == f"No rule can be compared: the gradient of BPTT is {words}."
@@ -477,13 +462,12 @@ def test_a_gradient_of_bptt_that_nothing_can_be_compared_with(model, xs, words):
 @pytest.mark.slow
 def test_what_is_exact_is_so_for_any_data():
     """And an input that is masked may be anything."""
-    model = Independent(weights(N, I, seed=1), jnp.linspace(0.2, 0.9, N))
     xs, mask = XS.at[2, 0, 1].set(jnp.nan), np.ones((T, B))
-    found = etpc.suggest(model, xs, TARGETS, loss, **OPTIONS)
+    found = suggest(LEAKY, xs)
     assert found.rule == etpc.D_RTRL()
     assert "xs[2, 0, 1]" in found.reasons[0]
     mask[2, 0] = 0
-    found = etpc.suggest(model, xs, TARGETS, loss, **OPTIONS, mask=mask)
+    found = suggest(LEAKY, xs, mask=mask)
     assert found.reasons == (_suggest.EXACT,)
 
 
@@ -494,10 +478,9 @@ def test_a_silent_layer_is_told():
     def step(w, x, V):
         return lif(w @ jnp.concatenate([x, lif.spike(V)]), V)
 
-    options = dict(step=step, state=lif.init_state(), **OPTIONS, budget=1e-9)
+    options = dict(step=step, state=lif.init_state(), budget=1e-9)
     silent, spiking = (
-        etpc.suggest(scale * jnp.ones((N, I + N)), jnp.abs(XS), TARGETS, loss, **options)
-        for scale in (1e-6, 1e2)
+        suggest(scale * jnp.ones((N, I + N)), jnp.abs(XS), **options) for scale in (1e-6, 1e2)
     )
     assert (
         "the layer is silent. Scale its weights with `etpc.nn.init_from_data`." in silent.reasons[0]
@@ -510,7 +493,7 @@ def test_windows_that_are_longer_than_the_sequence(monkeypatch):
     """There are no lags: the cosine is that of the whole gradient, and is called so."""
     rules = [etpc.D_RTRL(), etpc.D_RTRL(window=T + 1, backprop="full")]
     monkeypatch.setattr(_suggest, "_rules", lambda *_: rules)
-    found = etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, every=T + 1)
+    found = suggest(every=T + 1)
     assert found.rule == rules[1]
     assert found.lags == ()
     cut = found.rows[1].cosine
@@ -570,7 +553,7 @@ class Work:
             way.run(1)
             return 1e3 * a_pass[way.n] / T
 
-        cut = Trial(MODEL, XS, TARGETS, loss, **OPTIONS).program(etpc.D_RTRL())
+        cut = Trial(MODEL, XS, TARGETS, loss, batch_size=B).program(etpc.D_RTRL())
 
         def program(trial, rule):
             trial.__dict__.setdefault("shown", cut)
@@ -586,9 +569,6 @@ class Work:
         ).items():
             monkeypatch.setattr(_suggest, name, fake)
 
-    def suggest(self, budget, **options):
-        return etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, budget=budget, **options)
-
 
 @pytest.mark.parametrize("optimiser", [None, optax.adam(1e-2)], ids=["", "trains"])
 @pytest.mark.parametrize("seed", range(4))
@@ -599,7 +579,7 @@ def test_the_budget_is_kept(monkeypatch, optimiser, seed):
     a_pass[4] *= 100  # directions of credit settle
     budget = 60 + 50 * rng.uniform()
     work = Work(monkeypatch, compiling, a_pass)
-    found = work.suggest(budget, optimiser=optimiser)
+    found = suggest(budget=budget, optimiser=optimiser)
     surprises = [max(0, compiling[n] - compiling[1:n].max()) for n in range(2, work.begun)]
     assert len(found.rows) > 2
     assert work.now <= 1.1 * budget + max(surprises)
@@ -608,26 +588,26 @@ def test_the_budget_is_kept(monkeypatch, optimiser, seed):
 
 
 def test_what_the_budget_is_spent_on(monkeypatch):
-    work = Work(monkeypatch, [1.0] * 10, [0.01] * 10)
-    found = work.suggest(1e3, optimiser=optax.adam(1e-2))
+    Work(monkeypatch, [1.0] * 10, [0.01] * 10)
+    found = suggest(budget=1e3, optimiser=optax.adam(1e-2))
     assert [len(row.losses) for row in found.rows] == [200] * 10
     assert found.left_out == ()
     assert "The cosines by lag are those at the weights that BPTT has trained." in found.reasons
     assert "No windows but those of 4 steps were measured." not in found.reasons  # of D-RTRL
-    work = Work(monkeypatch, [1.0] * 10, [0.02, 0.02, *[0.01] * 8])
-    found = work.suggest(1e3)
+    Work(monkeypatch, [1.0] * 10, [0.02, 0.02, *[0.01] * 8])
+    found = suggest(budget=1e3)
     assert found.rule == etpc.D_RTRL(window=4, backprop="full")
     assert "No windows but those of 4 steps were measured." in found.reasons
-    work = Work(monkeypatch, [1.0] * 10, [*[0.01] * 4, 20.0, *[0.01] * 5])
-    found = work.suggest(60.0, optimiser=optax.adam(1e-2))
+    Work(monkeypatch, [1.0] * 10, [*[0.01] * 4, 20.0, *[0.01] * 5])
+    found = suggest(budget=60.0, optimiser=optax.adam(1e-2))
     assert len(found.rows) == 9
     (left,) = found.left_out
     assert left.startswith(
         "CreditRTRL(4, rank=4, window=4), as the budget of 60 s is too short for "
     )
     assert left.endswith("5 passes through the data of 20 s each")
-    work = Work(monkeypatch, [1.0] * 10, [0.4] * 10)
-    found = work.suggest(30.0, optimiser=optax.adam(1e-2))
+    Work(monkeypatch, [1.0] * 10, [0.4] * 10)
+    found = suggest(budget=30.0, optimiser=optax.adam(1e-2))
     count = len(found.rows[1].losses)
     assert (
         f"The budget left time for {count} updates of each, too few to compare losses."
@@ -637,8 +617,8 @@ def test_what_the_budget_is_spent_on(monkeypatch):
 
 
 def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
-    work = Work(monkeypatch, [1.0] * 10, [0.01] * 10, broken=2)
-    found = work.suggest(1e3)
+    Work(monkeypatch, [1.0] * 10, [0.01] * 10, broken=2)
+    found = suggest(budget=1e3)
     assert len(found.rows) == 9
     assert found.left_out == (
         "D_RTRL(window=4, backprop='full'), whose gradient is NaN or infinite",
@@ -658,7 +638,7 @@ def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
 )
 def test_wrong_arguments(options, words):
     with pytest.raises(etpc.InputError, match=words):
-        etpc.suggest(MODEL, XS, TARGETS, loss, **{**OPTIONS, **options})
+        suggest(**options)
 
 
 @pytest.mark.parametrize(
@@ -671,7 +651,7 @@ def test_wrong_arguments(options, words):
 )
 def test_what_is_no_optimiser(optimiser, error, words):
     with pytest.raises(error, match=words):
-        etpc.suggest(MODEL, XS, TARGETS, loss, **OPTIONS, optimiser=optimiser)
+        suggest(optimiser=optimiser)
 
 
 def test_auto_is_gone():
