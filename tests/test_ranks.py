@@ -69,7 +69,7 @@ def synapse(m, x, s):
 
 
 def gain(m, x, h):
-    """F differs from neuron to neuron and is trained: it adds no mode as long as it does not move."""
+    """F differs from neuron to neuron and is trained."""
     h = 0.9 * h + m["gain"] * (m["w"] @ x)
     return jnp.tanh(h), h
 
@@ -111,7 +111,7 @@ STEPS = {
     "a detached soft reset": (detached_soft, ZEROS, 1),
     "a reset": (soft, ZEROS, None),
     "a synapse and a membrane": (synapse, (ZEROS, ZEROS), 2),
-    "a gain for each neuron": (gain, ZEROS, 1),
+    "a gain for each neuron": (gain, ZEROS, None),
     "a gate from the input": (gated_input, ZEROS, None),
     "a trained leak for each neuron": (each_its_own, ZEROS, None),
     "a spiking layer": (below_a_spiking_layer, (ZEROS, jnp.zeros(4)), None),
@@ -146,7 +146,7 @@ def test_ranks_that_are_proved(name):
         assert not op_of(program).exact
         return
     assert isinstance(form, Filtered)
-    assert form.count(op_of(program).trace.site) == rank
+    assert form.count(op_of(program).block) == rank
     exact = op_of(compiled(name, etpc.D_RTRL())).exact
     assert op_of(program).exact == exact
     _, grads = gradient(program)

@@ -37,7 +37,7 @@ def holomorphic(analysis: Analysis, op: WeightOp, block: Pattern, site: Site) ->
     if sorted(real + imaginary) != list(range(len(rows))) or not _linear(analysis, op, rows):
         return None
     form = Holomorphic(real=tuple(real), imaginary=tuple(imaginary))
-    return Proved(form, size_of(form, site), True, WHY)
+    return Proved(form, size_of(form, site), WHY)
 
 
 def _imaginary_parts(analysis: Analysis) -> np.ndarray:

@@ -12,10 +12,8 @@ class Proved:
     form: Trace
     size: int
     """How many numbers it carries for one example."""
-    steady: bool
-    """Whether it is the whole trace also while parameters move, as where a weight is updated at each step."""
     why: str
-    """Why it holds the whole trace."""
+    """Why it holds the whole trace, also while parameters move."""
 
 
 def most(size: int, exact: bool) -> int:

@@ -15,13 +15,13 @@ from ._holomorphic import holomorphic
 from ._proved import Proved, most
 from ._records import Found, Sketch
 
-ENDED = Proved(Ended(), 0, True, "nothing is carried: no later step reads it but as cut data")
+ENDED = Proved(Ended(), 0, "nothing is carried: no later step reads it but as cut data")
 
 
 def proved(
     analysis: Analysis, ops: Collection[WeightOp], backprop: Backprop
-) -> Mapping[int, tuple[Proved, ...]]:
-    """The forms of each operation that hold its whole trace in less memory, by number."""
+) -> Mapping[int, Proved]:
+    """The form of each operation that holds its whole trace in less memory, by number."""
     lasting = lasting_states(analysis) if backprop == "cut" else None
     ended = [op.number for op in ops if _ends(analysis.reach[op.number], lasting)]
 
@@ -32,7 +32,7 @@ def proved(
     limits = {op: partial(limit, op) for op in ops if op.number not in ended}
     looks = filtered(analysis, limits, lasting)
     forms = {number: look.proved for number, look in looks.items() if look.proved}
-    return forms | dict.fromkeys(ended, (ENDED,))
+    return forms | dict.fromkeys(ended, ENDED)
 
 
 def smallest(
@@ -44,8 +44,8 @@ def smallest(
 ) -> list[Sketch]:
     """The traces, where one that is proved to hold all of it takes the place of a larger one.
 
-    A form that leaves something out also gives way to one that is as large, and to one that is exact for weights
-    that stay as they are. Traces that several operations share give way together or not at all.
+    A form that leaves something out also gives way to one that is as large. Traces that several operations share
+    give way together or not at all.
     """
     candidates = [t for t in sketches if t.form.replaceable and t.directions is None]
     ended: list[int] = []
@@ -60,7 +60,7 @@ def smallest(
     chosen = dict.fromkeys(ended, ENDED)
     for t in candidates:
         look = looks.get(t.op.number)
-        fitting = [p for p in look.proved if p.steady or not t.form.exact] if look else []
+        fitting = [look.proved] if look is not None and look.proved else []
         if "holomorphic" in passes and t.form == Full() and t.op.number not in chosen:
             block = kept_of(analysis.reach[t.op.number], lasting)
             of_complex = holomorphic(analysis, t.op, block, t.site)

@@ -46,9 +46,9 @@ class Costs:
     def _smallest(self, op: WeightOp, form: Trace, size: int) -> int:
         """The bytes of a form, or of one that is proved to hold the same and takes its place."""
         item = jnp.dtype(trace_dtype(self.analysis, op)).itemsize
-        forms = self._proved.get(op.number, ())
-        steady = [item * p.size for p in forms if p.steady or not form.exact]
-        return min((s for s in steady if s <= most(size, form.exact)), default=size)
+        proved = self._proved.get(op.number)
+        smaller = size if proved is None else item * proved.size
+        return smaller if smaller <= most(size, form.exact) else size
 
 
 __all__ = ["Costs"]
