@@ -5,13 +5,16 @@ Backpropagation through time is written here by `jax.grad` through `lax.scan` of
 """
 
 import contextlib
-import copy
+import dataclasses
 import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import etpc
+from etpc.traces import Full
 
 
 def known(options):
@@ -63,26 +66,19 @@ def compiled(function, *args, options=QUICKLY):
 # --- rules ----------------------------------------------------------------------------------------
 
 
-def kept(rule):
-    """The rule with the forms of traces that it chooses, in whose place the compiler puts nothing smaller."""
-    original = type(rule)
-    own = {"trace_form": lambda self, kind: _kept(original.trace_form(self, kind))}
-    made = copy.copy(rule)
-    object.__setattr__(made, "__class__", type(original.__name__, (original,), own))
-    return made
+@dataclasses.dataclass(frozen=True)
+class OwnWhole(Full):
+    """The whole trace as a form of one's own."""
+
+    exact = True
 
 
-def _kept(form):
-    made = copy.copy(form)
-    object.__setattr__(made, "__class__", _without_replacement(type(form)))
-    return made
+@dataclasses.dataclass(frozen=True, repr=False)
+class WholeTraces(etpc.D_RTRL):
+    """D-RTRL with whole traces, in whose place the compiler puts nothing smaller."""
 
-
-@functools.cache
-def _without_replacement(form):
-    return type(
-        form.__name__, (form,), {"exact": form.exact}
-    )  # a form does not inherit that it is replaceable
+    def trace_form(self, kind):
+        return OwnWhole()
 
 
 # --- models and data ------------------------------------------------------------------------------

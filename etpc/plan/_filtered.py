@@ -4,14 +4,14 @@ A trace moves as `eps_o' = D_o eps_o + F_o x`, for each output o. Outputs with e
 traces, also while the weights move, and one of them is enough.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from ..analyse import Analysis, Pattern, WeightOp, columns_of, trace_dtype
 from ..traces import Filtered, Site, size_of
-from ._blocks import block_rows, entered, kept_of
+from ._blocks import block_rows, entered
 from ._entries import MOST, Compressed, Entries
 from ._pairs import uses
 from ._proved import Proved
@@ -26,38 +26,30 @@ NO_LESS = "filtered inputs would save too little, as few of its outputs have the
 class Look:
     """What was found of the trace of one operation."""
 
-    def __init__(self, op: WeightOp, block: Pattern, limit: Callable[[], int]):
-        self.op, self.block, self.find_limit = op, block, limit
+    def __init__(self, op: WeightOp, block: Pattern):
+        self.op, self.block = op, block
         self.proved: Proved | None = None
+        """Filtered inputs that hold the whole trace in less memory."""
         self.why_not = ""
-        """Why there is no form, or none that is small enough; empty where there may be one."""
+        """Why there are none; empty where there may be some."""
 
     @cached_property
     def rows(self) -> np.ndarray:
         """The states of the block of each output; [m, O]."""
         return block_rows(self.block)
 
-    @cached_property
-    def limit(self) -> int:
-        """The most numbers that a form may have."""
-        return self.find_limit()
 
+def filtered(analysis: Analysis, blocks: Mapping[WeightOp, Pattern]) -> dict[int, Look]:
+    """What is found of each operation whose outputs might share something, by number.
 
-def filtered(
-    analysis: Analysis, limits: Mapping[WeightOp, Callable[[], int]], lasting: np.ndarray | None
-) -> dict[int, Look]:
-    """The form `Filtered` of each operation, by number, where it has at most so many numbers.
-
-    There is an entry for each operation whose outputs might share something. `lasting` says which states are in a
-    trace that is read at the start of a window alone; `None` for all.
+    `blocks`: outputs x states, the states that the whole trace of each output holds.
     """
     looks = [
-        Look(op, kept_of(analysis.reach[op.number], lasting), limit)
-        for op, limit in limits.items()
+        Look(op, block)
+        for op, block in blocks.items()
         if op.kind.data is not None and op.kind.links is None
-        if op.kind.outputs > 1 and op.kind.inputs
+        if op.kind.outputs > 1 and op.kind.inputs and block.nnz
     ]
-    looks = [look for look in looks if look.block.nnz]
     _check_leaves(analysis, looks)
     _check_sizes(analysis, looks)
     left = [look for look in looks if not look.why_not]
@@ -109,22 +101,19 @@ def _prove(entries: Entries, looks: Sequence[Look]) -> None:
         if (key, kind.groups) not in by_block:
             tables = [look.rows >= 0, transitions[key]]
             by_block[key, kind.groups] = Filtered(_classes(tables, kind.groups))
-        least = by_block[key, kind.groups]
-        if least.per_group == kind.outputs:
+        if by_block[key, kind.groups].per_group == kind.outputs:
             look.why_not = DIFFER
-        elif least.count(len(look.rows)) * kind.groups * kind.inputs > look.limit:
-            look.why_not = NO_LESS
     looks = [look for look in looks if not look.why_not]
     by_op = entries.immediate([look.op.number for look in looks])
     for look in looks:
         number, transition = look.op.number, transitions[look.rows.tobytes()]
         immediate = _immediate(entries, by_op[number], look.rows, analysis.immediate[number])
         form = _form([look.rows >= 0, transition, immediate], transition, look.op.kind.groups)
-        size = size_of(form, Site(look.op.kind, len(look.rows), trace_dtype(analysis, look.op)))
-        if size <= look.limit:
-            look.proved = Proved(form, size, _why(form, len(look.rows)))
-        else:
+        if form.per_group == look.op.kind.outputs:
             look.why_not = ENTERED
+            continue
+        size = size_of(form, Site(look.op.kind, len(look.rows), trace_dtype(analysis, look.op)))
+        look.proved = Proved(form, size, _why(form, len(look.rows)))
 
 
 def _transitions(entries: Entries, compressed: Compressed, rows: np.ndarray) -> np.ndarray:

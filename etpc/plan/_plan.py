@@ -16,8 +16,6 @@ from ._blocks import (
     block_rows,
     colouring,
     immediate_index,
-    kept_of,
-    lasting_states,
     layout,
 )
 from ._choice import check_choice, settled
@@ -26,7 +24,7 @@ from ._passes import PASSES
 from ._records import Group, OpPlan, Plan, Sketch, TracePlan, window_matters
 from ._report import changes
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
-from ._smallest import smallest
+from ._smallest import Proofs, smallest
 from ._window import AT_LEAST, chosen_window
 
 BEHIND = "it acts on the states only through"
@@ -57,7 +55,8 @@ def plan(
     `memory`.
     """
     _check_supported(analysis)
-    asked = context(analysis, weights, memory=memory, batch_size=batch_size)
+    proofs = Proofs(analysis, algorithm.backprop)
+    asked = context(proofs, weights, memory=memory, batch_size=batch_size)
     choice = algorithm.choose(asked)
     check_choice(algorithm, choice, asked.ops)
     unchosen = UNMARKED if weights == "marked" else UNSELECTED
@@ -65,12 +64,11 @@ def plan(
         op.number: _no_trace(analysis, op, algorithm, choice, "" if op in asked.ops else unchosen)
         for op in analysis.ops
     }
-    lasting = lasting_states(analysis) if algorithm.backprop == "cut" else None
     plain = [_sketch(analysis, op, choice) for op in analysis.ops if not reasons[op.number]]
     sketches = plain
     if "drop_unlasting" in passes:
-        sketches = [_without_unlasting(analysis, t, lasting) for t in sketches]
-    sketches = smallest(analysis, sketches, _owners(sketches, passes), lasting, passes)
+        sketches = [_without_unlasting(proofs, t) for t in sketches]
+    sketches = smallest(proofs, sketches, _owners(sketches, passes), passes)
     owners = _owners(sketches, passes)
     beside: dict[int, int] = {}
     if "join_products" in passes:
@@ -173,9 +171,9 @@ def _sketch(analysis: Analysis, op: WeightOp, choice: Choice) -> Sketch:
     return Sketch(op, form, site, members, reach.closed, directions)
 
 
-def _without_unlasting(analysis: Analysis, t: Sketch, lasting: np.ndarray | None) -> Sketch:
+def _without_unlasting(proofs: Proofs, t: Sketch) -> Sketch:
     """A trace that is read at the start of a window alone, without the states that have no credit there."""
-    kept = kept_of(analysis.reach[t.op.number], lasting)
+    kept = proofs.block(t.op)
     if not t.form.start_alone or not 0 < kept.nnz < t.members.nnz:
         return t
     block = int(np.diff(kept.indptr).max()) + t.virtual

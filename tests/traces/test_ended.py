@@ -7,7 +7,7 @@ import pytest
 
 import etpc
 from etpc.traces import Ended
-from tests.helpers import kept, normal, online
+from tests.helpers import WholeTraces, normal, online
 
 T, B, I, N = 16, 2, 4, 5
 GATES = ("input", "forget", "output", "value")
@@ -60,7 +60,7 @@ def ended(program):
 def test_the_output_gate_of_an_lstm_carries_nothing(window):
     program, whole = (
         compiled(etpc.D_RTRL(window=window)),
-        compiled(kept(etpc.D_RTRL(window=window))),
+        compiled(WholeTraces(window=window)),
     )
     assert ended(program) == OUTPUT
     assert not ended(whole)

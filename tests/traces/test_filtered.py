@@ -12,7 +12,7 @@ from jax import lax
 
 import etpc
 from etpc.traces import Filtered, Full
-from tests.helpers import kept, loss, normal
+from tests.helpers import WholeTraces, loss, normal
 from tests.marks import few
 
 T, B, I, N = 12, 2, 6, 8
@@ -121,7 +121,7 @@ def programs(name, rule=None, model=MODEL, **options):
     """A program with filtered inputs, one with whole traces, and the operation of the first."""
     rule = rule or etpc.ES_D_RTRL(rank=STEPS[name][3], **options)
     filtered = program(name, rule, model)
-    full = program(name, kept(etpc.D_RTRL(**options)), model)
+    full = program(name, WholeTraces(**options), model)
     return filtered, full, op_of(filtered, name)
 
 

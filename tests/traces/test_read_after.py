@@ -29,7 +29,6 @@ class Before(Full):
     """The same, which is read at the start of every window."""
 
     exact = True
-    replaceable = True
 
     def entries(self, site, start, carry):
         return super().entries(site, start, carry)
