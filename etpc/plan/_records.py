@@ -124,7 +124,8 @@ class OpPlan:
     exact: bool
     """Whether the gradient through this operation is that of BPTT."""
     escapes: tuple[str, ...]
-    """What is left out, in words: by the form of the trace, and along paths on which influence leaves it."""
+    """What is left out, in words: by the form of the trace, and along paths on which influence leaves it. Empty where
+    there is no trace, though one would not be zero."""
     reason: str
     """Why there is no trace; empty if there is one."""
     choice: str

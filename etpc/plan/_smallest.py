@@ -1,21 +1,19 @@
 """Which forms are proved to hold a whole trace in less memory, and where they take its place."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from ..algorithms import Backprop
 from ..analyse import Analysis, Pattern, WeightOp, trace_dtype
-from ..traces import Ended, Full, Site, size_of
+from ..traces import Full, Site, size_of
 from ._blocks import kept_of, lasting_states
 from ._filtered import NO_LESS, Look, filtered
 from ._holomorphic import holomorphic
 from ._proved import Proved
 from ._records import Found, Sketch
-
-ENDED = Proved(Ended(), 0, "nothing is carried: no later step reads it but as cut data")
 
 
 class Proofs:
@@ -52,6 +50,11 @@ class Proofs:
         return size_of(Full(), Site(op.kind, block, trace_dtype(self.analysis, op)))
 
 
+def ended(proofs: Proofs, sketches: Iterable[Sketch]) -> set[int]:
+    """The operations, by number, whose whole trace no later step reads, so that none is carried."""
+    return {t.op.number for t in sketches if t.form == Full() and proofs.ends(t.op)}
+
+
 def smallest(
     proofs: Proofs,
     sketches: Sequence[Sketch],
@@ -73,8 +76,6 @@ def smallest(
         forms = [_filtered(t, looks.get(t.op.number))]
         if "holomorphic" in passes:
             forms.append(holomorphic(proofs.analysis, t.op, t.members, t.site))
-        if "drop_ended" in passes and proofs.ends(t.op):
-            forms = [ENDED]
         fitting = [p for p in forms if p is not None]
         if fitting:
             chosen[t.op.number] = min(fitting, key=lambda p: p.size)
@@ -114,8 +115,5 @@ def _with(proofs: Proofs, t: Sketch, by: Proved | None, look: Look | None) -> Sk
     if by is None:
         why_not = "" if look is None else look.why_not or NO_LESS
         return dataclasses.replace(t, found=Found(why_not=why_not))
-    members = proofs.block(t.op)
-    block = int(np.diff(members.indptr).max(initial=0))
-    site = dataclasses.replace(t.site, block=block)
     found = Found(by.why, instead_of=(t.form, t.site))
-    return dataclasses.replace(t, form=by.form, site=site, members=members, found=found)
+    return dataclasses.replace(t, form=by.form, found=found)

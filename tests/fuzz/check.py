@@ -350,8 +350,8 @@ def of_packed(case: Case, program: etpc.Program, entry, number):
     """The error of a program against that of the same model with its states packed in another way, as a function of a
     point."""
     rule, none = program.algorithm, lambda point, wanted: {}
-    # The first draws its directions for the states as they are stored, and the size of a whole trace, by which the other
-    # chooses, depends on that.
+    # The first draws its directions for the states as they are stored. The other chooses by the size of whole traces,
+    # which depends on that too.
     if isinstance(rule, etpc.CreditRTRL) or not getattr(rule, "everywhere", True):
         return none
     # copies count in the norm in which a rank is the best
