@@ -118,7 +118,7 @@ class Numbering:
         if columns.shape[1] > HASHED:
             numbers = self._next(columns.shape[1])
         else:
-            numbers = np.array([self._scalar(operation, c) for c in columns.T], np.int64)
+            numbers = np.array([self._scalar(operation, column) for column in columns.T], np.int64)
         return numbers[inverse.reshape(-1)]
 
     def _scalar(self, operation: Any, operands: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""Which traces are sums of filtered inputs, whatever the parameters and the data are.
+"""Which whole traces are a few filtered inputs, whatever the parameters and the data are.
 
 A trace moves as `eps_o' = D_o eps_o + F_o x`, for each output o. Outputs with equal D and F have equal
 traces, also while the weights move, and one of them is enough.
@@ -14,7 +14,7 @@ from ..traces import Filtered, Site, size_of
 from ._blocks import block_rows, entered
 from ._entries import MOST, Compressed, Entries
 from ._pairs import uses
-from ._proved import Proved
+from ._records import Proved
 from ._varied import varied
 
 LARGE = f"it is not looked for, as a state depends on more than {MOST} others"

@@ -6,7 +6,7 @@ from .._jax import Equation, Variable, is_complex, prims, propagate, prune
 from ..analyse import Analysis, Pattern, WeightOp
 from ..traces import Holomorphic, Site, size_of
 from ._blocks import block_rows
-from ._proved import Proved
+from ._records import Proved
 
 WHY = "complex states depend on the weight as holomorphic functions, so their real parts hold all of it"
 LINEAR = frozenset(

@@ -39,14 +39,12 @@ def _of_trace(t: Sketch, traces: Mapping[int, TracePlan], analysis: Analysis) ->
         yield "drop_ended", Change(path, "no later step reads its trace", size)
         return
     new = traces[t.op.number]
-    before = new.found.instead_of
-    reduced = new.site if before is None else before[1]
-    if reduced.block < t.site.block:
-        saved = size - bytes_of(t.form, reduced)
+    if new.block < t.block:
+        saved = size - bytes_of(t.form, new.site)
         size -= saved
-        text = f"{reduced.block - t.virtual} of {t.block} states are left"
+        text = f"{new.block} of {t.block} states are left"
         yield "drop_unlasting", Change(path, text, saved)
-    if before is not None:
+    if new.found.why:
         name = {Filtered: "filtered", Holomorphic: "holomorphic"}[type(new.form)]
         saved = size - bytes_of(new.form, new.own)
         size -= saved

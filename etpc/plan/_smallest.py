@@ -8,12 +8,11 @@ import numpy as np
 
 from ..algorithms import Backprop
 from ..analyse import Analysis, Pattern, WeightOp, trace_dtype
-from ..traces import Full, Site, size_of
+from ..traces import Full, Site, bytes_of, size_of
 from ._blocks import kept_of, lasting_states
 from ._filtered import NO_LESS, Look, filtered
 from ._holomorphic import holomorphic
-from ._proved import Proved
-from ._records import Found, Sketch
+from ._records import Found, Proved, Sketch
 
 
 class Proofs:
@@ -85,7 +84,7 @@ def smallest(
             for t in members:
                 chosen.pop(t.op.number, None)
                 looks.pop(t.op.number, None)
-    return [_with(proofs, t, chosen.get(t.op.number), looks.get(t.op.number)) for t in sketches]
+    return [_with(t, chosen.get(t.op.number), looks.get(t.op.number)) for t in sketches]
 
 
 def _filtered(t: Sketch, look: Look | None) -> Proved | None:
@@ -111,9 +110,9 @@ def _sharing(sketches: Sequence[Sketch], owners: Mapping[int, int]) -> list[list
     return [members for members in by_owner.values() if len(members) > 1]
 
 
-def _with(proofs: Proofs, t: Sketch, by: Proved | None, look: Look | None) -> Sketch:
+def _with(t: Sketch, by: Proved | None, look: Look | None) -> Sketch:
     if by is None:
         why_not = "" if look is None else look.why_not or NO_LESS
         return dataclasses.replace(t, found=Found(why_not=why_not))
-    found = Found(by.why, instead_of=(t.form, t.site))
+    found = Found(by.why, bytes=bytes_of(t.form, t.site))
     return dataclasses.replace(t, form=by.form, found=found)

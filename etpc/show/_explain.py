@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from .._errors import SelectionError, near
 from ..analyse import Analysis
 from ..plan import BEHIND, OpPlan, Plan, TracePlan
+from ..traces import Full
 from ._costs import Costs
 from ._describe import Claims, shape_text, table
 from ._edits import edits
@@ -98,10 +99,9 @@ def _left_out(plan: Plan, p: OpPlan, width: int) -> list[str]:
 def _smaller(trace: TracePlan) -> list[str]:
     """What was found where a smaller form of the same trace was looked for."""
     found = trace.found
-    if found.instead_of is not None:
-        form, _ = found.instead_of
+    if found.why:
         saved = found.bytes - trace.bytes
-        return [f"That is {saved:,} bytes less than {form.held}, which the rule gives it."]
+        return [f"That is {saved:,} bytes less than {Full().held}, which the rule gives it."]
     if found.why_not:
         return [f"No smaller trace is known that holds all of it: {found.why_not}."]
     return []
