@@ -55,8 +55,8 @@ def reference(
     """Loss and gradient of a sequence by the definition of a learning rule: dense, and slow.
 
     At each step it takes the Jacobian of all S states by all effective weights, so it is for small models. It shares
-    with the compiler how a step is traced and what a weight operation is, and nothing else: no patterns, blocks or
-    forms of traces.
+    with the compiler how a step is traced and what a weight operation is: no patterns, blocks or forms of traces. It
+    asks the compiler which weights have whole traces under ES-D-RTRL without `everywhere`, and nothing else.
 
     **Arguments:** as for [`etpc.verify`][]. `algo` is [`D_RTRL`][etpc.D_RTRL] or [`RTRL`][etpc.RTRL], also with
     `backprop="full"` and a number as `window`; [`ES_D_RTRL`][etpc.ES_D_RTRL] with a decay, which with
