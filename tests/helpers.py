@@ -5,16 +5,12 @@ Backpropagation through time is written here by `jax.grad` through `lax.scan` of
 """
 
 import contextlib
-import dataclasses
 import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-import etpc
-from etpc.traces import Full
 
 
 def known(options):
@@ -61,24 +57,6 @@ def compiled(function, *args, options=QUICKLY):
     arrays, rest = eqx.partition(args, eqx.is_array)
     run = lambda arrays: function(*eqx.combine(arrays, rest))
     return jax.jit(run, compiler_options=options)(arrays)
-
-
-# --- rules ----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class OwnWhole(Full):
-    """The whole trace as a form of one's own."""
-
-    exact = True
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class WholeTraces(etpc.D_RTRL):
-    """D-RTRL with whole traces, in whose place the compiler puts nothing smaller."""
-
-    def trace_form(self, kind):
-        return OwnWhole()
 
 
 # --- models and data ------------------------------------------------------------------------------

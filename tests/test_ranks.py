@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import etpc
 from etpc.algorithms import Full, LowRank
 from etpc.traces import Filtered
-from tests.helpers import WholeTraces, loss, normal, spike
+from tests.helpers import loss, normal, spike
 from tests.marks import few
 
 T, I, N = 12, 6, 5
@@ -150,7 +150,7 @@ def test_ranks_that_are_proved(name):
     exact = op_of(compiled(name, etpc.D_RTRL())).exact
     assert op_of(program).exact == exact
     _, grads = gradient(program)
-    _, full = gradient(compiled(name, WholeTraces(window=2)))
+    _, full = gradient(compiled(name, etpc.D_RTRL(window=2), passes=()))
     np.testing.assert_allclose(grads["w"], full["w"], rtol=0, atol=1e-9 * np.abs(full["w"]).max())
     if exact:
         targets = jnp.full(T, 0.3)
@@ -163,7 +163,7 @@ def test_ranks_that_are_proved(name):
 )
 def test_a_trace_has_no_lower_rank(name):
     """As many filtered inputs as the trace of D-RTRL has singular values."""
-    program = compiled(name, WholeTraces(window=3))
+    program = compiled(name, etpc.D_RTRL(window=3), passes=())
     carry, _ = gradient(program)
     carried = zip(program.plan.carried, carry.traces, strict=True)
     t, arrays = next(pair for pair in carried if pair[0].op.path == "['w']")
@@ -213,10 +213,14 @@ def test_a_rank_is_proved_for_all_parameters(name):
     def model(a, b):
         return {"a": jnp.asarray(a), "b": jnp.asarray(b), "w": MODEL["w"]}
 
+    options = {"inputs": XS[0], "state": ZEROS, "step": step}
     for compiled_at in POINTS[:4:3]:
         low, full = (
-            etpc.compile(model(*compiled_at), algo, inputs=XS[0], state=ZEROS, step=step)
-            for algo in (etpc.ES_D_RTRL(rank=2, window=2), WholeTraces(window=2))
+            etpc.compile(model(*compiled_at), algo, passes=passes, **options)
+            for algo, passes in (
+                (etpc.ES_D_RTRL(rank=2, window=2), None),
+                (etpc.D_RTRL(window=2), ()),
+            )
         )
         assert op_of(low).exact is proved
         assert (op_of(low).form == LowRank(2)) is not proved

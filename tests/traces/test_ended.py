@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import etpc
-from tests.helpers import WholeTraces, normal, online
+from etpc.plan import PASSES
+from tests.helpers import normal, online
 
 T, B, I, N = 16, 2, 4, 5
 GATES = ("input", "forget", "output", "value")
@@ -40,8 +41,12 @@ MODEL |= {f"bias_{n}": normal(N, seed=9 + k) for k, n in enumerate(GATES)}
 OUTPUT = {f"['{part}_output']" for part in ("in", "rec", "bias")}
 
 
-def compiled(rule, step=lstm):
-    return etpc.compile(MODEL, rule, inputs=jnp.zeros(I), state=(ZEROS, ZEROS), step=step)
+CARRIED = set(PASSES) - {"drop_ended"}
+
+
+def compiled(rule, step=lstm, passes=None):
+    options = {"state": (ZEROS, ZEROS), "step": step, "passes": passes}
+    return etpc.compile(MODEL, rule, inputs=jnp.zeros(I), **options)
 
 
 def gradients(program):
@@ -60,7 +65,7 @@ def ended(program):
 def test_the_output_gate_of_an_lstm_carries_nothing(window):
     program, whole = (
         compiled(etpc.D_RTRL(window=window)),
-        compiled(WholeTraces(window=window)),
+        compiled(etpc.D_RTRL(window=window), passes=CARRIED),
     )
     assert ended(program) == OUTPUT
     assert not ended(whole)
@@ -125,10 +130,9 @@ def test_a_network_whose_memory_is_in_its_matrix_carries_nothing():
         return jnp.sin(h), h
 
     model = {"in": normal(N, I), "rec": normal(N, N, seed=1)}
-    programs = [
-        etpc.compile(model, rule, inputs=jnp.zeros(I), state=ZEROS, step=step)
-        for rule in (etpc.D_RTRL(window=4), WholeTraces(window=4))
-    ]
+    options = {"inputs": jnp.zeros(I), "state": ZEROS, "step": step}
+    rule = etpc.D_RTRL(window=4)
+    programs = [etpc.compile(model, rule, passes=passes, **options) for passes in (None, CARRIED)]
     xs, targets = normal(T, B, I, seed=2), jnp.full((T, B), 0.3)
     one, other = (online(p, model, xs, targets, p.init(B), calls=2) for p in programs)
     assert not programs[0].ops

@@ -12,7 +12,7 @@ from jax import lax
 
 import etpc
 from etpc.traces import Filtered, Full
-from tests.helpers import WholeTraces, loss, normal
+from tests.helpers import loss, normal
 from tests.marks import few
 
 T, B, I, N = 12, 2, 6, 8
@@ -121,15 +121,15 @@ def programs(name, rule=None, model=MODEL, **options):
     """A program with filtered inputs, one with whole traces, and the operation of the first."""
     rule = rule or etpc.ES_D_RTRL(rank=STEPS[name][3], **options)
     filtered = program(name, rule, model)
-    full = program(name, WholeTraces(**options), model)
+    full = program(name, etpc.D_RTRL(**options), model, passes=())
     return filtered, full, op_of(filtered, name)
 
 
-def program(name, rule, model=MODEL):
+def program(name, rule, model=MODEL, passes=None):
     step, state, *_ = STEPS[name]
     x = normal(I).astype(model["w"].dtype)
     state = jax.tree.map(lambda a: a.astype(x.dtype) if a.dtype == float else a, state)
-    return etpc.compile(model, rule, inputs=x, state=state, step=step)
+    return etpc.compile(model, rule, inputs=x, state=state, step=step, passes=passes)
 
 
 def op_of(program, name):
