@@ -385,8 +385,9 @@ class _Report:
             if best.rule and best.rule.window == self.batch.window:
                 reasons.append(f"No windows but those of {best.rule.window} steps were measured.")
         if self.reference.comparable and (best.mean_cosine < 0.8 if best else not fitting):
-            analysis, ops = self.cut.plan.analysis, self.cut.ops
-            changes = dict.fromkeys(t for p in ops for t in edits(analysis, p.op.number))
+            plan = self.cut.plan
+            ops = [p for p in plan.ops if p.escapes]
+            changes = dict.fromkeys(t for p in ops for t in edits(plan.analysis, p.op.number))
             reasons += [f"A change of the network: {text}" for text in changes]
         rule = None if best is None else best.rule
         return Suggestion(
@@ -395,7 +396,7 @@ class _Report:
 
     def _escaping(self, rules: Sequence[Candidate]) -> list[str]:
         """What D-RTRL ignores, and whether it matters."""
-        paths = list(dict.fromkeys(e for p in self.cut.ops for e in p.escapes))
+        paths = list(dict.fromkeys(e for p in self.cut.plan.ops for e in p.escapes))
         claims = self.cut.claims
         alone = ", ".join(path for path in claims if claims[path].claim == "current step")
         texts = [f"Under D-RTRL these learn from the current step alone: {alone}."] if alone else []

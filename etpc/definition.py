@@ -12,6 +12,9 @@ in its own step. RTRL cuts nothing. ES-D-RTRL with a decay a carries two factors
 output is y, and has f X / c in the place of eps, where c' = a c + 1:
 
     X' = a X + dy/dw                f' = a D f + ds'/dy
+
+Unless it is asked for everywhere, an operation has eps where that takes no more memory than its factors, which is the
+one thing that is asked of the compiler.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +31,8 @@ from ._jax import Equation, Variable, evaluate, is_complex, is_key, prims, propa
 from ._loss import Loss, check_reduction, finite_where_masked, reduced
 from ._primitives import facts
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, resolve
-from .analyse import HiddenStates, Split, split
+from .analyse import HiddenStates, Split, analyse, split
+from .plan import Proofs, context
 from .trace import Step, StepFunction, trace
 
 Values = dict[Variable, Any]
@@ -51,12 +55,12 @@ def reference(
     """Loss and gradient of a sequence by the definition of a learning rule: dense, and slow.
 
     At each step it takes the Jacobian of all S states by all effective weights, so it is for small models. It shares
-    with the compiler how a step is traced and what a weight operation is, and nothing else: no patterns, blocks or
-    forms of traces.
+    with the compiler how a step is traced and what a weight operation is: no patterns, blocks or forms of traces. It
+    asks the compiler which weights have whole traces under ES-D-RTRL without `everywhere`, and nothing else.
 
     **Arguments:** as for [`etpc.verify`][]. `algo` is [`D_RTRL`][etpc.D_RTRL] or [`RTRL`][etpc.RTRL], also with
-    `backprop="full"` and a number as `window`; [`ES_D_RTRL`][etpc.ES_D_RTRL] with a decay, which is that of the paper
-    for each operation that mixes positions; or [`TBPTT`][etpc.TBPTT] in blocks.
+    `backprop="full"` and a number as `window`; [`ES_D_RTRL`][etpc.ES_D_RTRL] with a decay, which with
+    `everywhere=True` is that of the paper for each operation that mixes positions; or [`TBPTT`][etpc.TBPTT] in blocks.
 
     **Returns** `(loss, grads)`, as [`etpc.bptt`][] does.
 
@@ -180,9 +184,20 @@ class Definition:
                 self.cut[op.equation] = op.kind.data
         self.window = int(rule.window) if rule.backprop == "full" else None
         self.decay = getattr(rule, "decay", None) or 0.0
-        self.smoothed = [*self.cut] if isinstance(rule, ES_D_RTRL) else []
+        self.smoothed = self._smoothed(rule)
         self.outputs = [Vector([eqn.outputs[0].aval], dtype) for eqn in self.smoothed]
         """The output y of each operation with a decay."""
+
+    def _smoothed(self, rule: Any) -> list[Equation]:
+        """The operations that the rule gives a decay."""
+        if not isinstance(rule, ES_D_RTRL):
+            return []
+        if rule.everywhere:
+            return [*self.cut]
+        chosen = rule.choose(context(Proofs(analyse(self.step), rule.backprop))).forms
+        is_whole = lambda op: (form := chosen.get(op.number)) is not None and form.exact
+        whole = {op.equation for op in self.split.ops if is_whole(op)}
+        return [eqn for eqn in self.cut if eqn not in whole]
 
     # --- the rule ---
 

@@ -199,11 +199,6 @@ def _find(program: Program, op: int | str) -> OpPlan:
     names = program.plan.analysis.step.model_leaves.paths
     for n, p in enumerate(program.ops):
         if op in (n, p.path, *(names[i] for i in p.op.parameters)):
-            if p.form is not None and not p.shapes:
-                raise SelectionError(
-                    f"The trace of {p.path} is {p.form.held}. Choose another operation: "
-                    f"{'; '.join(q.path for q in program.ops if q.shapes)}."
-                )
             return p
     paths = [p.path for p in program.ops]
     raise SelectionError(

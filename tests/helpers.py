@@ -5,7 +5,6 @@ Backpropagation through time is written here by `jax.grad` through `lax.scan` of
 """
 
 import contextlib
-import copy
 import functools
 
 import equinox as eqx
@@ -58,31 +57,6 @@ def compiled(function, *args, options=QUICKLY):
     arrays, rest = eqx.partition(args, eqx.is_array)
     run = lambda arrays: function(*eqx.combine(arrays, rest))
     return jax.jit(run, compiler_options=options)(arrays)
-
-
-# --- rules ----------------------------------------------------------------------------------------
-
-
-def kept(rule):
-    """The rule with the forms of traces that it chooses, in whose place the compiler puts nothing smaller."""
-    original = type(rule)
-    own = {"trace_form": lambda self, kind: _kept(original.trace_form(self, kind))}
-    made = copy.copy(rule)
-    object.__setattr__(made, "__class__", type(original.__name__, (original,), own))
-    return made
-
-
-def _kept(form):
-    made = copy.copy(form)
-    object.__setattr__(made, "__class__", _without_replacement(type(form)))
-    return made
-
-
-@functools.cache
-def _without_replacement(form):
-    return type(
-        form.__name__, (form,), {"exact": form.exact}
-    )  # a form does not inherit that it is replaceable
 
 
 # --- models and data ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""SnAp's steps, and what makes an algorithm."""
+"""SnAp's steps, what makes an algorithm, and where a weight has factors."""
 
 import dataclasses
 import inspect
@@ -114,9 +114,14 @@ NUMBERS = [
     (etpc.SnAp, "n", 3),
     (etpc.ES_D_RTRL, "rank", 2),
     (etpc.ES_D_RTRL, "decay", 0.5),
+    (etpc.ES_D_RTRL, "everywhere", True),
     (etpc.TBPTT, "steps", 7),
 ]
-TYPES = {int: [np.int64, np.uint8, jnp.int32], float: [np.float64, np.float32, jnp.float32]}
+TYPES = {
+    int: [np.int64, np.uint8, jnp.int32],
+    float: [np.float64, np.float32, jnp.float32],
+    bool: [np.bool_],
+}
 
 
 @pytest.mark.parametrize(("algorithm", "name", "value"), NUMBERS)
@@ -222,3 +227,55 @@ def test_an_operation_without_a_trace_says_which_gradient_it_gets():
     assert all("Half gives it none" in r and "current step" in r for r in reasons.values() if r)
     exact = etpc.compile(gru, Half(backprop="full"), inputs=jnp.zeros(3))
     assert all("last steps" in p.reason for p in exact.plan.ops if p.reason)
+
+
+# --- factors, and whole traces where these take no more memory ------------------------------------
+
+
+LAYERS = {
+    "large": normal(8, 6),
+    "small": normal(8, 1, seed=2),
+    "readout": normal(4, 8, seed=3),
+    "ends": normal(8, 8, seed=4),
+    "from": normal(8, 8, seed=5),
+}
+
+
+def layered(m, x, state):
+    """A layer whose last output the next step reads through a matrix alone, and a leaky readout."""
+    h, last, r = state
+    h = jnp.tanh(0.9 * h + m["large"] @ x + m["small"] @ x[:1] + m["from"] @ last)
+    last = jnp.sin(m["ends"] @ h)
+    r = 0.9 * r + m["readout"] @ last
+    return r, (h, last, r)
+
+
+@pytest.mark.parametrize(
+    ("rule", "whole"),
+    [
+        (etpc.ES_D_RTRL(decay=0.9), {"small", "readout", "ends"}),
+        (etpc.ES_D_RTRL(rank=2), {"small", "readout", "ends"}),
+        (etpc.RTRL(rank=2), {"small", "readout"}),
+        (etpc.ES_D_RTRL(decay=0.9, everywhere=True), set()),
+        (etpc.ES_D_RTRL(rank=2, everywhere=True), {"small"}),  # of which there is no more than that
+    ],
+)
+def test_a_weight_has_factors_where_they_save_memory(rule, whole):
+    state = jnp.zeros(8), jnp.zeros(8), jnp.zeros(4)
+    program = etpc.compile(LAYERS, rule, inputs=jnp.zeros(6), state=state, step=layered)
+    assert {p.path[2:-2] for p in program.plan.ops if p.form is None or p.form.exact} == whole
+    for p in program.ops:
+        is_chosen = "the whole trace, which takes no more memory than" in p.choice
+        assert is_chosen == (p.path[2:-2] in whole and not getattr(rule, "everywhere", False))
+
+
+def test_everywhere():
+    rule = etpc.ES_D_RTRL(decay=0.9, everywhere=True)
+    assert rule.short == "ES_D_RTRL(decay=0.9, everywhere=True)"
+    assert repr(rule) == "ES_D_RTRL(decay=0.9, everywhere=True, window='auto', backprop='cut')"
+    assert "everywhere" not in repr(etpc.ES_D_RTRL(decay=0.9))
+    for value in (1, "yes", None):
+        with pytest.raises(etpc.InputTypeError, match="everywhere must be True or False"):
+            inspect.unwrap(etpc.ES_D_RTRL.__init__)(
+                object.__new__(etpc.ES_D_RTRL), everywhere=value
+            )

@@ -14,7 +14,7 @@ from rich.console import Console
 import etpc
 from benchmarks import by_hand, cells, measure, network, norse, peer, quotes, record, report, step
 from benchmarks.network import Problem
-from tests.helpers import distance, kept
+from tests.helpers import distance
 
 ROOT = Path(__file__).resolve().parents[1]
 DECAY = 0.9
@@ -176,8 +176,7 @@ def test_peer_computes_d_rtrl(problem, mode):
 @pytest.mark.parametrize("mode", ["vmap", "batch"])
 def test_peer_computes_es_d_rtrl(problem, mode):
     pytest.importorskip("braintrace")
-    # The peer has no exact trace of the readout in place of a smoothed one.
-    ours = network.online(problem, kept(etpc.ES_D_RTRL(decay=DECAY, window=5)))()
+    ours = network.online(problem, etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=5))()
     theirs = peer.Gradient(problem, "es_d_rtrl", mode, decay_or_rank=DECAY)()
     # The peer smooths the trace of the bias too; etpc keeps it whole.
     assert largest_error(theirs, ours, ("hidden.weight", "readout.weight")) < 1e-5

@@ -733,6 +733,7 @@ def test_version(capsys):
         ("credit", etpc.CreditRTRL()),
         ("credit:q=2,rank=None", etpc.CreditRTRL(q=2, rank=None)),
         ("es_d_rtrl:decay=0.95,window=10", etpc.ES_D_RTRL(decay=0.95, window=10)),
+        ("es_d_rtrl:decay=0.9,everywhere=True", etpc.ES_D_RTRL(decay=0.9, everywhere=True)),
         ("es_d_rtrl:rank=4, certificate=True", etpc.ES_D_RTRL(rank=4, certificate=True)),
         ("d_rtrl,window=auto,backprop=full", etpc.D_RTRL(backprop="full")),
         ("snap:2", etpc.SnAp(2)),

@@ -19,6 +19,7 @@ RULES = {
     "d_rtrl": etpc.D_RTRL(window=2),
     "rtrl": etpc.RTRL(window=3),
     "decay": etpc.ES_D_RTRL(decay=0.8, window=2),
+    "decay everywhere": etpc.ES_D_RTRL(decay=0.8, everywhere=True, window=2),
     "full windows": etpc.D_RTRL(window=3, backprop="full"),
 }
 
@@ -36,8 +37,6 @@ def test_drawn_models(number):
     tolerance = 64 * eps if case.program.narrow else check.TOLERANCE
     for rule in RULES.values():
         program = etpc.compile(case.model, rule, inputs=case.x)
-        if check.has_exact_forms(program):
-            continue
         carry = eqx.tree_at(lambda c: c.state, program.init(), point.state)
         run = program.value_and_grad(helpers.loss, reduction="sum")
         (value, _), grads = run(point.model, point.xs, point.targets, carry)

@@ -22,7 +22,7 @@ import pytest
 
 import etpc
 from tests import models, oracle
-from tests.helpers import alive, distance, kept
+from tests.helpers import alive, distance
 from tests.marks import few
 
 TOLERANCE = 1e-9
@@ -82,7 +82,7 @@ def check(model):
     found["c"] = distance(case.online(etpc.D_RTRL(window=T), split=3), online)
     found["d"] = distance(case.online(etpc.D_RTRL(window=T, backprop="full")), bptt)
     found["e"] = distance(online, case.reference("d_rtrl"))
-    smoothed = case.online(kept(etpc.ES_D_RTRL(decay=DECAY, window=2)))
+    smoothed = case.online(etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=2))
     found["e (ES)"] = distance(smoothed, case.reference("es_d_rtrl"))
     patterns_hold(program, model, case.data[0][0])
     return found
@@ -111,7 +111,7 @@ def test_batched_equals_the_mean_of_examples(name):
     case = Case(models.named(name), batch=3)
     for algo, label in (
         (etpc.D_RTRL(window=3), "d_rtrl"),
-        (kept(etpc.ES_D_RTRL(decay=DECAY)), "es_d_rtrl"),
+        (etpc.ES_D_RTRL(decay=DECAY, everywhere=True), "es_d_rtrl"),
     ):
         grads = case.online(algo)
         assert alive(grads)
@@ -124,7 +124,7 @@ def test_exact_windows_equal_the_reference(name):
     case = Case(models.named(name))
     for algo, label in (
         (etpc.D_RTRL(window=2, backprop="full"), "d_rtrl"),
-        (kept(etpc.ES_D_RTRL(decay=DECAY, window=2, backprop="full")), "es_d_rtrl"),
+        (etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=2, backprop="full"), "es_d_rtrl"),
     ):
         reference = case.reference(label, window=2, backprop="full")
         assert distance(case.online(algo), reference) < TOLERANCE

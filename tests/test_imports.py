@@ -35,8 +35,8 @@ SEES = {
     # a gradient to compare with
     "_bptt": "_data _errors _loss trace",
     "_agreement": "_jax _loss show trace",
-    # what each rule means, without the compiler
-    "definition": "_bptt _data _errors _jax _loss _primitives trace analyse algorithms",
+    # what each rule means; of the plan it asks alone which whole traces are small
+    "definition": "_bptt _data _errors _jax _loss _primitives trace analyse algorithms plan",
     # the program, and what is done with programs
     "_spikes": "_errors _jax trace",
     "run": "_errors _files _jax _record _carry _data _loss _spikes _bptt _agreement"

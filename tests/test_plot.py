@@ -238,11 +238,3 @@ def test_traces_that_are_not_there():
         plot.traces(program, MODEL, XS[:, 0, 0])
     with pytest.raises(etpc.InputError, match="units must be an int >= 1"):
         plot.traces(program, MODEL, XS[:, 0], units=0)
-
-
-def test_a_trace_that_holds_nothing_is_not_drawn():
-    step = lambda w, x, h: (jnp.tanh(w @ jnp.concatenate([h, x])),) * 2
-    model, xs = jnp.ones((3, 7)), jnp.ones((6, 4))
-    program = etpc.compile(model, inputs=xs[0], state=jnp.zeros(3), step=step)
-    with pytest.raises(etpc.SelectionError, match="of model is nothing, as its influence ends"):
-        plot.traces(program, model, xs)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import etpc
 from etpc.algorithms import Full, LowRank
 from etpc.traces import Filtered
-from tests.helpers import kept, loss, normal, spike
+from tests.helpers import loss, normal, spike
 from tests.marks import few
 
 T, I, N = 12, 6, 5
@@ -69,7 +69,7 @@ def synapse(m, x, s):
 
 
 def gain(m, x, h):
-    """F differs from neuron to neuron and is trained: it adds no mode as long as it does not move."""
+    """F differs from neuron to neuron and is trained."""
     h = 0.9 * h + m["gain"] * (m["w"] @ x)
     return jnp.tanh(h), h
 
@@ -111,7 +111,7 @@ STEPS = {
     "a detached soft reset": (detached_soft, ZEROS, 1),
     "a reset": (soft, ZEROS, None),
     "a synapse and a membrane": (synapse, (ZEROS, ZEROS), 2),
-    "a gain for each neuron": (gain, ZEROS, 1),
+    "a gain for each neuron": (gain, ZEROS, None),
     "a gate from the input": (gated_input, ZEROS, None),
     "a trained leak for each neuron": (each_its_own, ZEROS, None),
     "a spiking layer": (below_a_spiking_layer, (ZEROS, jnp.zeros(4)), None),
@@ -146,11 +146,11 @@ def test_ranks_that_are_proved(name):
         assert not op_of(program).exact
         return
     assert isinstance(form, Filtered)
-    assert form.count(op_of(program).trace.site) == rank
+    assert form.count(op_of(program).block) == rank
     exact = op_of(compiled(name, etpc.D_RTRL())).exact
     assert op_of(program).exact == exact
     _, grads = gradient(program)
-    _, full = gradient(compiled(name, kept(etpc.D_RTRL(window=2))))
+    _, full = gradient(compiled(name, etpc.D_RTRL(window=2), passes=()))
     np.testing.assert_allclose(grads["w"], full["w"], rtol=0, atol=1e-9 * np.abs(full["w"]).max())
     if exact:
         targets = jnp.full(T, 0.3)
@@ -163,7 +163,7 @@ def test_ranks_that_are_proved(name):
 )
 def test_a_trace_has_no_lower_rank(name):
     """As many filtered inputs as the trace of D-RTRL has singular values."""
-    program = compiled(name, kept(etpc.D_RTRL(window=3)))
+    program = compiled(name, etpc.D_RTRL(window=3), passes=())
     carry, _ = gradient(program)
     carried = zip(program.plan.carried, carry.traces, strict=True)
     t, arrays = next(pair for pair in carried if pair[0].op.path == "['w']")
@@ -213,10 +213,14 @@ def test_a_rank_is_proved_for_all_parameters(name):
     def model(a, b):
         return {"a": jnp.asarray(a), "b": jnp.asarray(b), "w": MODEL["w"]}
 
+    options = {"inputs": XS[0], "state": ZEROS, "step": step}
     for compiled_at in POINTS[:4:3]:
         low, full = (
-            etpc.compile(model(*compiled_at), algo, inputs=XS[0], state=ZEROS, step=step)
-            for algo in (etpc.ES_D_RTRL(rank=2, window=2), kept(etpc.D_RTRL(window=2)))
+            etpc.compile(model(*compiled_at), algo, passes=passes, **options)
+            for algo, passes in (
+                (etpc.ES_D_RTRL(rank=2, window=2), None),
+                (etpc.D_RTRL(window=2), ()),
+            )
         )
         assert op_of(low).exact is proved
         assert (op_of(low).form == LowRank(2)) is not proved

@@ -1,7 +1,7 @@
 """What every learning rule has, and what it is asked: data, and a choice of traces."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from .._errors import AlgorithmError, InputTypeError
@@ -37,6 +37,9 @@ class Context:
     memory: int
     """Bytes that all traces may take for the batch."""
     batch_size: int
+    whole_size: Callable[[WeightOp], int]
+    """The fewest numbers, of one example, in which the whole trace of an operation is proved to fit: none where no
+    later step reads it, and fewer than it has entries where outputs are proved to have equal traces."""
 
     def site(self, op: WeightOp) -> Site:
         """What the trace of an operation knows of the operation."""
@@ -49,7 +52,7 @@ class Context:
         return bool(reach.escapes) or not reach.block.nnz
 
 
-NAMED = ("decay", "rank", "every")
+NAMED = ("decay", "rank", "every", "everywhere")
 """Settings that are shown with their names."""
 
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from .._errors import AlgorithmError, InputError
 from ..ops import Kind
-from ..traces import CreditSubspace, Decay, Full, LowRank, Trace
+from ..traces import CreditSubspace, Decay, Full, LowRank, Trace, size_of
 from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm
-from ._settings import Check, check, checked_decay, checked_rank, count
+from ._settings import Check, check, checked_decay, checked_flag, checked_rank, count
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -36,17 +36,21 @@ class ES_D_RTRL(Algorithm):
     step t is `eps_x (L eps_f) / (1 - a^t)`. With a rank R, the trace is R pairs of factors: D acts
     on the second ones, exactly; each window adds its own pairs, and then the sum is reduced to its
     R leading modes, the best approximation of that rank. Inside a window nothing is reduced, so the
-    gradient is nearer to that of D-RTRL the longer the window. Element-wise weights keep the full
-    trace, which is no larger, and so does a weight whose trace cannot have a higher rank. Where outputs are proved to
-    share their transitions, and that takes no more memory, the trace is a sum of filtered inputs, which are exact. If
-    parameters of what enters a state are updated during a stream, they may be that for the last values of these alone.
+    gradient is nearer to that of D-RTRL the longer the window.
+
+    A weight keeps the whole trace where that takes no more memory than the factors: an element-wise weight, a small
+    matrix, and one whose trace is proved to fit into as little, as that of a leaky readout, all outputs of which have
+    the same trace; the printed program says so. With `everywhere`, each matrix has factors, as published.
 
     - `decay`: a float in (0, 1]; 0.99 where neither it nor a rank is given.
     - `rank`: an int >= 1.
+    - `everywhere`: whether the trace of each weight that mixes positions is factored, also where the whole trace takes
+        no more memory.
     - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
 
     **Source:** Wang et al. 2026, as above, for the decay form. `eps_f` is stored without the factor
-    `1 - a`, so that a = 1 is allowed. In that work an int renames a decay; here it is a rank.
+    `1 - a`, so that a = 1 is allowed. In that work each weight has factors, element-wise ones too, and an int renames a
+    decay; here it is a rank.
     Low-rank influence matrices: Benzing et al., "Optimal Kronecker-sum approximation of real time
     recurrent learning", arXiv 1902.03993.
     """
@@ -54,9 +58,14 @@ class ES_D_RTRL(Algorithm):
     unnamed: dataclasses.InitVar[Any] = None
     decay: float | None = dataclasses.field(default=None, kw_only=True, repr=False)
     rank: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
+    everywhere: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "es_d_rtrl"
-    checks: ClassVar[Mapping[str, Check]] = {"decay": checked_decay, "rank": checked_rank}
+    checks: ClassVar[Mapping[str, Check]] = {
+        "decay": checked_decay,
+        "rank": checked_rank,
+        "everywhere": checked_flag,
+    }
 
     def __post_init__(self, unnamed: Any) -> None:
         super().__post_init__()
@@ -78,7 +87,8 @@ class ES_D_RTRL(Algorithm):
 
     @property
     def main(self) -> dict[str, Any]:
-        return {"rank": self.rank} if self.decay is None else {"decay": self.decay}
+        everywhere = {"everywhere": True} if self.everywhere else {}
+        return ({"rank": self.rank} if self.decay is None else {"decay": self.decay}) | everywhere
 
     def trace_form(self, kind: Kind) -> TraceForm:
         if kind.data is None:
@@ -88,9 +98,26 @@ class ES_D_RTRL(Algorithm):
         assert self.rank is not None
         return LowRank(self.rank, certificate=self.certificate)
 
+    def choose(self, context: Context) -> Choice:
+        choice = super().choose(context)
+        return choice if self.everywhere else _whole_where_no_larger(choice, context)
+
     @property
     def bounded(self) -> bool:
         return self.certificate
+
+
+def _whole_where_no_larger(choice: Choice, context: Context) -> Choice:
+    """The same choice, but the whole trace where it takes no more memory than the form that is given."""
+    forms, reasons = dict(choice.forms), dict(choice.reasons)
+    for op in context.ops:
+        form = forms[op.number]
+        if form is None or form == Full():
+            continue
+        if context.whole_size(op) <= size_of(form, context.site(op)):
+            forms[op.number] = Full()
+            reasons[op.number] = f"the whole trace, which takes no more memory than {form.held}"
+    return dataclasses.replace(choice, forms=forms, reasons=reasons)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +161,14 @@ class CreditRTRL(Algorithm):
             )
 
     def choose(self, context: Context) -> Choice:
-        followed = [op for op in context.ops if context.escapes(op)]
-        low = Full() if self.rank is None else LowRank(self.rank)
-        forms: dict[int, Trace | None] = {op.number: Full() for op in context.ops}
-        forms |= {op.number: low for op in followed if op.kind.data is not None}
         directions = CreditSubspace(self.q).settle(context.analysis.hidden.size)
+        forms: dict[int, Trace | None] = {op.number: Full() for op in context.ops}
+        for op in context.ops:
+            if self.rank is not None and op.kind.data is not None and context.escapes(op):
+                site, low = context.site(op), LowRank(self.rank)
+                site = dataclasses.replace(site, block=site.block + directions.count)
+                if size_of(low, site) < size_of(Full(), site):
+                    forms[op.number] = low
         return Choice(forms, directions=directions)
 
 
@@ -148,7 +178,8 @@ class RTRL(Algorithm):
 
     The trace of a weight holds all states that it can ever reach: O(weights x S) numbers. With a rank
     R, it is kept as R pairs of factors, O(R (I + S O)) numbers for a weight matrix: after each window
-    it is reduced to its R leading modes. Nothing is cut, so what is left out is that reduction.
+    it is reduced to its R leading modes. Nothing is cut, so what is left out is that reduction. A weight keeps the
+    whole trace where that takes no more memory, as under ES-D-RTRL.
 
     - `rank`: `None` for the whole trace, or an int >= 1.
     - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
@@ -173,6 +204,9 @@ class RTRL(Algorithm):
         if kind.data is None or self.rank is None:
             return super().trace_form(kind)
         return LowRank(self.rank, certificate=self.certificate)
+
+    def choose(self, context: Context) -> Choice:
+        return _whole_where_no_larger(super().choose(context), context)
 
     @property
     def bounded(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from .._errors import AlgorithmError, InputTypeError, checked_count, whole_number
 
@@ -62,6 +63,13 @@ def checked_rank(name: str, value: Any) -> int | None:
             "decay=, a float in (0, 1]."
         )
     return number
+
+
+def checked_flag(name: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputTypeError(f"{name} must be True or False, not {value!r}.")
+    return bool(value)
 
 
 def _plain(value: Any) -> Any:

@@ -19,13 +19,10 @@ from ._pattern import (
 )
 from ._reach import closure
 from ._size import trace_dtype
-from ._values import CONSTANT, DATA, PARAMETERS, Numbering, Numbers
+from ._values import Numbering, Numbers
 from ._weights import Split, WeightOp, by_equation, shifted, split
 
 __all__ = [
-    "CONSTANT",
-    "DATA",
-    "PARAMETERS",
     "Analysis",
     "Escape",
     "Findings",

@@ -22,12 +22,10 @@ HASHED = 1 << 12
 """Operations on more distinct scalars than this are not compared with others: their results are new."""
 
 
-CONSTANT, PARAMETERS, DATA = range(3)
-"""What an element may depend on: nothing, parameters alone, or data."""
 Numbers = np.ndarray
-"""The numbers of an array's elements, int64; negative, and equal to what they depend on less `UNFOLLOWED`, for elements
-that are not followed. Each of those counts as different from all others."""
-UNFOLLOWED = 3
+"""The numbers of an array's elements, int64; `UNFOLLOWED` for elements that are not followed. Each of those counts as
+different from all others."""
+UNFOLLOWED = -1
 
 
 class Numbering:
@@ -35,25 +33,24 @@ class Numbering:
 
     def __init__(self) -> None:
         self._count = 0
-        self._source = np.zeros(1 << 10, np.int8)  # of each number: what it may depend on
         self._scalars: dict[Any, int] = {}
         self._zero = np.zeros(1 << 10, bool)  # of each number: whether it is known to be zero
         self._zeros: dict[Any, Numbers] = {}
 
-    def new(self, aval: Any, source: int) -> Numbers:
-        """An array all of whose elements are new; `source` says what they may depend on."""
+    def new(self, aval: Any) -> Numbers:
+        """An array all of whose elements are new."""
         size = int(np.prod(aval.shape, dtype=np.int64))
         if size > LARGEST:
-            return np.full(aval.shape, source - UNFOLLOWED, np.int64)
-        return self._next(np.full(size, source, np.int8)).reshape(aval.shape)
+            return np.full(aval.shape, UNFOLLOWED, np.int64)
+        return self._next(size).reshape(aval.shape)
 
     def constant(self, value: Any) -> Numbers:
         """An array whose values are known."""
         if jnp.issubdtype(value.dtype, jax.dtypes.extended) or value.size > LARGEST:
-            return self.new(value, CONSTANT)
+            return self.new(value)
         array = np.asarray(value)
         rows = np.ascontiguousarray(array).reshape(-1, 1).view(np.uint8).T
-        at = self._scalars_of(("constant", str(array.dtype)), rows, None).reshape(array.shape)
+        at = self._scalars_of(("constant", str(array.dtype)), rows).reshape(array.shape)
         self._zero[at[array == 0]] = True
         return at
 
@@ -62,10 +59,6 @@ class Numbering:
         if aval.dtype not in self._zeros:
             self._zeros[aval.dtype] = self.constant(np.zeros((), aval.dtype))
         return np.broadcast_to(self._zeros[aval.dtype], aval.shape)
-
-    def source(self, numbers: Numbers) -> np.ndarray:
-        """What each element may depend on: `CONSTANT`, `PARAMETERS` or `DATA`."""
-        return np.where(numbers < 0, numbers + UNFOLLOWED, self._source[numbers])
 
     def is_zero(self, numbers: Numbers) -> np.ndarray:
         """A boolean for each element: whether it is known to be zero."""
@@ -92,8 +85,7 @@ class Numbering:
                 continue
             large = any(v.size > LARGEST for v in (*eqn.inputs, *eqn.outputs))
             if rule is None or large or any((numbers < 0).any() for numbers in operands):
-                sources = [int(self.source(a).max(initial=CONSTANT)) for a in operands]
-                results = [self.new(v.aval, max(sources, default=CONSTANT)) for v in eqn.outputs]
+                results = [self.new(v.aval) for v in eqn.outputs]
             else:
                 results = rule(self, eqn, operands)
                 if linear and facts(eqn.primitive).element_wise:
@@ -118,38 +110,28 @@ class Numbering:
     def scalars(self, operation: Any, operands: Sequence[Numbers]) -> Numbers:
         """The same operation on each element of some arrays of one shape."""
         rows = np.stack([numbers.reshape(-1) for numbers in operands])
-        return self._scalars_of(operation, rows, self.source).reshape(operands[0].shape)
+        return self._scalars_of(operation, rows).reshape(operands[0].shape)
 
-    def _scalars_of(
-        self,
-        operation: Any,
-        operands: np.ndarray,
-        source: Callable[[np.ndarray], np.ndarray] | None,
-    ) -> np.ndarray:
+    def _scalars_of(self, operation: Any, operands: np.ndarray) -> np.ndarray:
         """Numbers of the same operation on each column of `operands`, [k, elements]."""
         columns, inverse = np.unique(operands, axis=1, return_inverse=True)
-        sources: Any = np.zeros(columns.shape, np.int8) if source is None else source(columns)
-        sources = sources.max(0)
-        if sources.size > HASHED:
-            numbers = self._next(sources)
+        if columns.shape[1] > HASHED:
+            numbers = self._next(columns.shape[1])
         else:
-            pairs = zip(columns.T, map(int, sources), strict=True)
-            numbers = np.array([self._scalar(operation, *pair) for pair in pairs], np.int64)
+            numbers = np.array([self._scalar(operation, column) for column in columns.T], np.int64)
         return numbers[inverse.reshape(-1)]
 
-    def _scalar(self, operation: Any, operands: np.ndarray, source: int) -> int:
+    def _scalar(self, operation: Any, operands: np.ndarray) -> int:
         key = operation, operands.tobytes()
         if key not in self._scalars:
-            self._scalars[key] = int(self._next(np.array([source], np.int8))[0])
+            self._scalars[key] = int(self._next(1)[0])
         return self._scalars[key]
 
-    def _next(self, sources: np.ndarray) -> np.ndarray:
-        """The next numbers that are free, one for each entry of `sources`."""
-        start, self._count = self._count, self._count + sources.size
-        if self._count > self._source.size:
-            self._source = np.pad(self._source, (0, self._count))
+    def _next(self, count: int) -> np.ndarray:
+        """The next numbers that are free."""
+        start, self._count = self._count, self._count + count
+        if self._count > self._zero.size:
             self._zero = np.pad(self._zero, (0, self._count))
-        self._source[start : self._count] = sources
         return np.arange(start, self._count)
 
 

@@ -5,10 +5,9 @@ from ._blocks import Colouring, Columns, Index, Layout
 from ._claims import Claim, Reason, claims
 from ._passes import PASSES, Change, PassReport, PassReports, checked_passes
 from ._plan import BEHIND, plan
-from ._proved import Proved, most
 from ._records import Group, OpPlan, Plan, TracePlan, window_matters
-from ._select import DEFAULT_MEMORY, UNMARKED
-from ._smallest import proved
+from ._select import DEFAULT_MEMORY, UNMARKED, context
+from ._smallest import Proofs
 
 __all__ = [
     "BEHIND",
@@ -27,13 +26,12 @@ __all__ = [
     "PassReport",
     "PassReports",
     "Plan",
-    "Proved",
+    "Proofs",
     "Reason",
     "TracePlan",
     "checked_passes",
     "claims",
-    "most",
+    "context",
     "plan",
-    "proved",
     "window_matters",
 ]

@@ -90,7 +90,7 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     if reach.role != "state":
         return []
     if p.trace is None:
-        return [Reason("untraced", p.reason, p)]
+        return [] if p.exact else [Reason("untraced", p.reason, p)]
     form = p.trace.form
     reasons = [Reason("form", form.left_out, p)] if not form.exact else []
     texts = left_out(reach, p.trace.directions)

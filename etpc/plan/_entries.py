@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._jax import Equation, is_complex, propagate, prune
-from ..analyse import DATA, PARAMETERS, Analysis, Numbering, Numbers, Pattern
+from ..analyse import Analysis, Numbering, Numbers, Pattern
 from ._blocks import colours_of
 
 MOST = 16
@@ -37,7 +37,7 @@ class Entries:
     def __init__(self, analysis: Analysis, states: np.ndarray):
         self.analysis, self.states = analysis, states
         self.numbering = Numbering()
-        tangents, step, parts = analysis.tangents, analysis.step, analysis.hidden.parts
+        tangents, parts = analysis.tangents, analysis.hidden.parts
         bounds = np.cumsum([0, *(int(np.prod(a.shape)) for a in parts)])
         wanted = np.unique(np.searchsorted(bounds, states, side="right") - 1)
         self._outputs = {int(n): tangents.outputs[n] for n in wanted}
@@ -57,9 +57,7 @@ class Entries:
                 reached.update(eqn.outputs)
         still = prune(resting, [v for eqn in self._moving for v in eqn.inputs])
         self._still = {v: self.numbering.constant(a) for v, a in tangents.constants.items()}
-        for i, v in enumerate(arguments):
-            source = PARAMETERS if i < len(step.parameters) else DATA
-            self._still[v] = self.numbering.new(v.aval, source)
+        self._still |= {v: self.numbering.new(v.aval) for v in arguments}
         self.numbering.run(still, self._still)
         self.none = int(self.numbering.scalars("no entry", [np.zeros(1, np.int64)])[0])
         """The number of an entry that the pattern does not have."""

@@ -1,76 +1,55 @@
-"""Which traces are sums of filtered inputs, whatever the parameters and the data are.
+"""Which whole traces are a few filtered inputs, whatever the parameters and the data are.
 
 A trace moves as `eps_o' = D_o eps_o + F_o x`, for each output o. Outputs with equal D and F have equal
-traces, also while the weights move. Where only D is equal and an entry of F is a constant, the input filtered by D
-gives the traces of all these outputs, times their entries of F. If such an entry depends on parameters, that holds
-as long as these stay as they are.
+traces, also while the weights move, and one of them is enough.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 
-from ..analyse import (
-    CONSTANT,
-    DATA,
-    PARAMETERS,
-    Analysis,
-    Pattern,
-    WeightOp,
-    columns_of,
-    trace_dtype,
-)
+from ..analyse import Analysis, Pattern, WeightOp, columns_of, trace_dtype
 from ..traces import Filtered, Site, size_of
-from ._blocks import block_rows, entered, kept_of
+from ._blocks import block_rows, entered
 from ._entries import MOST, Compressed, Entries
 from ._pairs import uses
-from ._proved import Proved
+from ._records import Proved
 from ._varied import varied
 
 LARGE = f"it is not looked for, as a state depends on more than {MOST} others"
 DIFFER = "the transitions of its outputs differ"
+ENTERED = "its outputs are entered by factors that differ"
 NO_LESS = "filtered inputs would save too little, as few of its outputs have the same transitions"
-ENTERED = "its outputs are entered by factors that differ and depend on data"
-MOVING = "its outputs are entered by factors that differ and depend on parameters, which may move"
 
 
 class Look:
     """What was found of the trace of one operation."""
 
-    def __init__(self, op: WeightOp, block: Pattern, limit: Callable[[], int]):
-        self.op, self.block, self.find_limit = op, block, limit
-        self.proved: tuple[Proved, ...] = ()
+    def __init__(self, op: WeightOp, block: Pattern):
+        self.op, self.block = op, block
+        self.proved: Proved | None = None
+        """Filtered inputs that hold the whole trace in less memory."""
         self.why_not = ""
-        """Why there is no form, or none that is small enough; empty where there may be one."""
+        """Why there are none; empty where there may be some."""
 
     @cached_property
     def rows(self) -> np.ndarray:
         """The states of the block of each output; [m, O]."""
         return block_rows(self.block)
 
-    @cached_property
-    def limit(self) -> int:
-        """The most numbers that a form may have."""
-        return self.find_limit()
 
+def filtered(analysis: Analysis, blocks: Mapping[WeightOp, Pattern]) -> dict[int, Look]:
+    """What is found of each operation whose outputs might share something, by number.
 
-def filtered(
-    analysis: Analysis, limits: Mapping[WeightOp, Callable[[], int]], lasting: np.ndarray | None
-) -> dict[int, Look]:
-    """The forms `Filtered` with at most so many numbers of each operation, by number.
-
-    They are the smallest one, and the smallest that is the whole trace also while parameters move. There is an entry
-    for each operation whose outputs might share something. `lasting` says which states are in a trace that is read at
-    the start of a window alone; `None` for all.
+    `blocks`: outputs x states, the states that the whole trace of each output holds.
     """
     looks = [
-        Look(op, kept_of(analysis.reach[op.number], lasting), limit)
-        for op, limit in limits.items()
+        Look(op, block)
+        for op, block in blocks.items()
         if op.kind.data is not None and op.kind.links is None
-        if op.kind.outputs > 1 and op.kind.inputs
+        if op.kind.outputs > 1 and op.kind.inputs and block.nnz
     ]
-    looks = [look for look in looks if look.block.nnz]
     _check_leaves(analysis, looks)
     _check_sizes(analysis, looks)
     left = [look for look in looks if not look.why_not]
@@ -112,36 +91,29 @@ def _check_leaves(analysis: Analysis, looks: Sequence[Look]) -> None:
 
 
 def _prove(entries: Entries, looks: Sequence[Look]) -> None:
-    analysis, groups = entries.analysis, dict[tuple[bytes, int], tuple[np.ndarray, bool]]()
-    compressed = entries.transition()
+    analysis, compressed = entries.analysis, entries.transition()
     transitions: dict[bytes, np.ndarray] = {}
+    by_block: dict[tuple[bytes, int], Filtered] = {}
     for look in looks:
-        key = look.rows.tobytes()
+        kind, key = look.op.kind, look.rows.tobytes()
         if key not in transitions:
             transitions[key] = _transitions(entries, compressed, look.rows)
-        kind = look.op.kind
-        if (key, kind.groups) not in groups:
-            classes = _classes([look.rows >= 0, transitions[key]], kind.groups)
-            least = Filtered(classes)
-            groups[key, kind.groups] = least.first, least.first.shape[1] < kind.outputs
-        first, shared = groups[key, kind.groups]
-        if not shared:
+        if (key, kind.groups) not in by_block:
+            tables = [look.rows >= 0, transitions[key]]
+            by_block[key, kind.groups] = Filtered(_classes(tables, kind.groups))
+        if by_block[key, kind.groups].per_group == kind.outputs:
             look.why_not = DIFFER
-        elif look.rows.shape[0] * kind.inputs * first.size > look.limit:
-            look.why_not = NO_LESS
     looks = [look for look in looks if not look.why_not]
     by_op = entries.immediate([look.op.number for look in looks])
     for look in looks:
         number, transition = look.op.number, transitions[look.rows.tobytes()]
         immediate = _immediate(entries, by_op[number], look.rows, analysis.immediate[number])
-        site = Site(look.op.kind, len(look.rows), trace_dtype(analysis, look.op))
-        forms = list(_forms(site, entries, look.rows >= 0, transition, immediate))
-        smallest = min(forms, key=lambda proved: (proved.size, not proved.steady))
-        steady = min((p for p in forms if p.steady), key=lambda proved: proved.size)
-        look.proved = tuple(p for p in dict.fromkeys((steady, smallest)) if p.size <= look.limit)
-        if steady.size > look.limit:
-            by_data = entries.numbering.source(immediate).max() == DATA
-            look.why_not = MOVING if look.proved else ENTERED if by_data else NO_LESS
+        form = _form([look.rows >= 0, transition, immediate], transition, look.op.kind.groups)
+        if form.per_group == look.op.kind.outputs:
+            look.why_not = ENTERED
+            continue
+        size = size_of(form, Site(look.op.kind, len(look.rows), trace_dtype(analysis, look.op)))
+        look.proved = Proved(form, size, _why(form, len(look.rows)))
 
 
 def _transitions(entries: Entries, compressed: Compressed, rows: np.ndarray) -> np.ndarray:
@@ -163,38 +135,15 @@ def _immediate(
     return numbers
 
 
-def _forms(
-    site: Site,
-    entries: Entries,
-    present: np.ndarray,
-    transition: np.ndarray,
-    immediate: np.ndarray,
-) -> Iterable[Proved]:
-    """The form with no entry of F taken out of the sum, with those that are constant, and with those that depend on
-    no data."""
-    groups = site.kind.groups
-    source = entries.numbering.source(immediate).max(1)
-    in_use = (immediate != entries.none).any(1)
-    tried = set[tuple[int, ...]]()
-    for most in (-1, CONSTANT, PARAMETERS):
-        apart = tuple(map(int, np.flatnonzero((source <= most) & in_use)))
-        if apart in tried:
-            continue
-        tried.add(apart)
-        inside = np.setdiff1d(np.arange(len(immediate)), apart)
-        classes = _classes([present, transition, immediate[inside]], groups)
-        columns = tuple(n for n in apart if not _equal(classes, immediate[n]))
-        shared = bool(in_use[np.setdiff1d(np.arange(len(immediate)), columns)].any())
-        form = Filtered(classes, columns, shared)
-        numbers = _distinct(transition[:, form.first.reshape(-1)])
-        uniform = len(np.unique(numbers, axis=1).T) == 1
-        form = Filtered(classes, columns, shared, uniform)
-        steady = all(source[n] == CONSTANT for n in columns)
-        yield Proved(form, size_of(form, site), steady, _why(form, site, steady))
+def _form(tables: Sequence[np.ndarray], transition: np.ndarray, groups: int) -> Filtered:
+    """The form in which outputs with equal columns of all tables share filtered inputs."""
+    form = Filtered(_classes(tables, groups))
+    numbers = _distinct(transition[:, form.first.reshape(-1)])
+    return Filtered(form.classes, uniform=len(np.unique(numbers, axis=1).T) == 1)
 
 
-def _why(form: Filtered, site: Site, steady: bool) -> str:
-    count, classes = form.count(site), form.first.shape[1]
+def _why(form: Filtered, block: int) -> str:
+    count, classes = form.count(block), form.per_group
     outputs = "all outputs" if form.uniform else "the outputs of each group"
     alike = f"{outputs} decay alike"
     if classes > 1:
@@ -202,12 +151,7 @@ def _why(form: Filtered, site: Site, steady: bool) -> str:
     copies = "one filtered copy of the inputs replaces"
     if count > 1:
         copies = f"{count} filtered copies of the inputs replace"
-    moving = (
-        ""
-        if steady
-        else "; while parameters move by which they enter the states, it is the trace of the last values"
-    )
-    return f"stored smaller, without loss: {alike}, so {copies} the whole trace{moving}"
+    return f"stored smaller, without loss: {alike}, so {copies} the whole trace"
 
 
 def _classes(tables: Sequence[np.ndarray], groups: int) -> tuple[tuple[int, ...], ...]:
@@ -224,12 +168,3 @@ def _distinct(table: np.ndarray) -> np.ndarray:
     unknown = numbers < 0
     numbers[unknown] = -1 - np.arange(unknown.sum())
     return numbers
-
-
-def _equal(classes: tuple[tuple[int, ...], ...], row: np.ndarray) -> bool:
-    """Whether all outputs of a class have the same number."""
-    of_class = np.asarray(classes)
-    group = np.broadcast_to(np.arange(len(of_class))[:, None], of_class.shape)
-    outputs = np.stack([group, of_class, _distinct(row).reshape(of_class.shape)]).reshape(3, -1)
-    distinct = [np.unique(rows, axis=1).shape[1] for rows in (outputs[:2], outputs)]
-    return distinct[0] == distinct[1]

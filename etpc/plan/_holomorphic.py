@@ -6,7 +6,7 @@ from .._jax import Equation, Variable, is_complex, prims, propagate, prune
 from ..analyse import Analysis, Pattern, WeightOp
 from ..traces import Holomorphic, Site, size_of
 from ._blocks import block_rows
-from ._proved import Proved
+from ._records import Proved
 
 WHY = "complex states depend on the weight as holomorphic functions, so their real parts hold all of it"
 LINEAR = frozenset(
@@ -37,7 +37,7 @@ def holomorphic(analysis: Analysis, op: WeightOp, block: Pattern, site: Site) ->
     if sorted(real + imaginary) != list(range(len(rows))) or not _linear(analysis, op, rows):
         return None
     form = Holomorphic(real=tuple(real), imaginary=tuple(imaginary))
-    return Proved(form, size_of(form, site), True, WHY)
+    return Proved(form, size_of(form, site), WHY)
 
 
 def _imaginary_parts(analysis: Analysis) -> np.ndarray:

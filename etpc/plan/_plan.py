@@ -16,8 +16,6 @@ from ._blocks import (
     block_rows,
     colouring,
     immediate_index,
-    kept_of,
-    lasting_states,
     layout,
 )
 from ._choice import check_choice, settled
@@ -26,11 +24,12 @@ from ._passes import PASSES
 from ._records import Group, OpPlan, Plan, Sketch, TracePlan, window_matters
 from ._report import changes
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
-from ._smallest import smallest
+from ._smallest import Proofs, ended, smallest
 from ._window import AT_LEAST, chosen_window
 
 BEHIND = "it acts on the states only through"
 """How the reason begins why a weight whose output only other weights read has no trace."""
+UNLIKE = ", unlike under CreditRTRL, SnAp and RTRL"
 
 
 def plan(
@@ -57,7 +56,8 @@ def plan(
     `memory`.
     """
     _check_supported(analysis)
-    asked = context(analysis, weights, memory=memory, batch_size=batch_size)
+    proofs = Proofs(analysis, algorithm.backprop)
+    asked = context(proofs, weights, memory=memory, batch_size=batch_size)
     choice = algorithm.choose(asked)
     check_choice(algorithm, choice, asked.ops)
     unchosen = UNMARKED if weights == "marked" else UNSELECTED
@@ -65,12 +65,13 @@ def plan(
         op.number: _no_trace(analysis, op, algorithm, choice, "" if op in asked.ops else unchosen)
         for op in analysis.ops
     }
-    lasting = lasting_states(analysis) if algorithm.backprop == "cut" else None
     plain = [_sketch(analysis, op, choice) for op in analysis.ops if not reasons[op.number]]
-    sketches = plain
+    without = ended(proofs, plain) if "drop_ended" in passes else set[int]()
+    reasons |= {number: _ends(analysis.reach[number], algorithm) for number in without}
+    sketches = [t for t in plain if t.op.number not in without]
     if "drop_unlasting" in passes:
-        sketches = [_without_unlasting(analysis, t, lasting) for t in sketches]
-    sketches = smallest(analysis, sketches, _owners(sketches, passes), lasting, passes)
+        sketches = [_without_unlasting(proofs, t) for t in sketches]
+    sketches = smallest(proofs, sketches, _owners(sketches, passes), passes)
     owners = _owners(sketches, passes)
     beside: dict[int, int] = {}
     if "join_products" in passes:
@@ -83,7 +84,7 @@ def plan(
     repeat = "repeat_blocks" in passes
     traces = _laid_out(sketches, owners, beside, analysis, colours, repeat)
     ops = tuple(
-        _op_plan(analysis, op, traces.get(op.number), reasons[op.number], choice)
+        _op_plan(analysis, op, traces.get(op.number), reasons[op.number], choice, without)
         for op in analysis.ops
     )
     window, why, chosen = AT_LEAST, "", None
@@ -144,8 +145,17 @@ def _no_trace(
         through = ", ".join(_entrances(analysis, op))
         cuts = "cuts" if algorithm.backprop == "cut" else "cuts between windows"
         reason = f"{BEHIND} {through}, where {type(algorithm).__name__} {cuts}"
-        gradient += ", unlike under CreditRTRL, SnAp and RTRL"
+        gradient += UNLIKE
     return reason and f"{reason}; {gradient}"
+
+
+def _ends(reach: Reach, algorithm: Algorithm) -> str:
+    """Why an operation has no trace whose influence ends with the step."""
+    if not reach.escapes:
+        return "no later step reads what it does to the states; the gradient of each step is exact"
+    cut = f"as data that {type(algorithm).__name__} cuts"
+    gradient = f"it gets the gradient of the current step{UNLIKE}"
+    return f"no later step reads what it does to the states but {cut}; {gradient}"
 
 
 def _entrances(analysis: Analysis, op: WeightOp) -> list[str]:
@@ -173,9 +183,9 @@ def _sketch(analysis: Analysis, op: WeightOp, choice: Choice) -> Sketch:
     return Sketch(op, form, site, members, reach.closed, directions)
 
 
-def _without_unlasting(analysis: Analysis, t: Sketch, lasting: np.ndarray | None) -> Sketch:
+def _without_unlasting(proofs: Proofs, t: Sketch) -> Sketch:
     """A trace that is read at the start of a window alone, without the states that have no credit there."""
-    kept = kept_of(analysis.reach[t.op.number], lasting)
+    kept = proofs.block(t.op)
     if not t.form.start_alone or not 0 < kept.nnz < t.members.nnz:
         return t
     block = int(np.diff(kept.indptr).max()) + t.virtual
@@ -266,13 +276,20 @@ def _laid_out(
 
 
 def _op_plan(
-    analysis: Analysis, op: WeightOp, trace: TracePlan | None, reason: str, choice: Choice
+    analysis: Analysis,
+    op: WeightOp,
+    trace: TracePlan | None,
+    reason: str,
+    choice: Choice,
+    ended: Collection[int],
 ) -> OpPlan:
     reach = analysis.reach[op.number]
+    untraced = reach.role == "state" and trace is None and op.number not in ended
     escapes = left_out(reach, None if trace is None else trace.directions)
-    if trace is not None and not trace.form.exact:
+    if untraced:
+        escapes = ()
+    elif trace is not None and not trace.form.exact:
         escapes = (trace.form.left_out, *escapes)
-    untraced = reach.role == "state" and trace is None
     return OpPlan(
         op=op,
         states=analysis.hidden.names(reach.states),

@@ -14,6 +14,17 @@ from ._blocks import Colouring, Index, Layout
 from ._passes import Change
 
 
+@dataclasses.dataclass(frozen=True)
+class Proved:
+    """A form that is proved to hold the whole trace, and is smaller than that."""
+
+    form: Trace
+    size: int
+    """How many numbers it carries for one example."""
+    why: str
+    """Why it holds the whole trace, also while parameters move."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
     """What was found where a smaller form was looked for that holds the whole trace."""
@@ -22,13 +33,8 @@ class Found:
     """Why the trace has the form that was found; empty where none was."""
     why_not: str = ""
     """Why there is no such form, or none that is smaller."""
-    instead_of: tuple[Trace, Site] | None = None
-    """The form in whose place it is, and the site of that."""
-
-    @property
-    def bytes(self) -> int:
-        """The bytes that the other form would carry for one example."""
-        return 0 if self.instead_of is None else bytes_of(*self.instead_of)
+    bytes: int = 0
+    """The bytes of the whole trace in whose place the form is that was found, for one example."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +130,8 @@ class OpPlan:
     exact: bool
     """Whether the gradient through this operation is that of BPTT."""
     escapes: tuple[str, ...]
-    """What is left out, in words: by the form of the trace, and along paths on which influence leaves it."""
+    """What is left out, in words: by the form of the trace, and along paths on which influence leaves it. Empty where
+    there is no trace, though one would not be zero."""
     reason: str
     """Why there is no trace; empty if there is one."""
     choice: str

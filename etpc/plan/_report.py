@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..analyse import Analysis
-from ..traces import Ended, Filtered, Full, Holomorphic, bytes_of
+from ..traces import Filtered, Full, Holomorphic, bytes_of
 from ._blocks import Colouring
 from ._passes import Change
 from ._records import Sketch, TracePlan
@@ -34,18 +34,18 @@ def changes(
 
 
 def _of_trace(t: Sketch, traces: Mapping[int, TracePlan], analysis: Analysis) -> Found:
-    new, path = traces[t.op.number], t.op.path
-    size = bytes_of(t.form, t.site)
-    before = new.found.instead_of
-    reduced = new.site if before is None else before[1]
-    if reduced.block < t.site.block:
-        saved = size - bytes_of(t.form, reduced)
+    path, size = t.op.path, bytes_of(t.form, t.site)
+    if t.op.number not in traces:
+        yield "drop_ended", Change(path, "no later step reads its trace", size)
+        return
+    new = traces[t.op.number]
+    if new.block < t.block:
+        saved = size - bytes_of(t.form, new.site)
         size -= saved
-        text = f"{reduced.block - t.virtual} of {t.block} states are left"
+        text = f"{new.block} of {t.block} states are left"
         yield "drop_unlasting", Change(path, text, saved)
-    if before is not None:
-        names = {Filtered: "filtered", Holomorphic: "holomorphic", Ended: "drop_ended"}
-        name = names[type(new.form)]
+    if new.found.why:
+        name = {Filtered: "filtered", Holomorphic: "holomorphic"}[type(new.form)]
         saved = size - bytes_of(new.form, new.own)
         size -= saved
         yield name, Change(path, new.found.why, saved)

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from .._errors import SelectionError, raise_together
 from ..algorithms import Context
 from ..analyse import Analysis, WeightOp
+from ._smallest import Proofs
 
 DEFAULT_MEMORY = 1 << 34
 """The bytes of traces that a program may have where `memory` is not given: 16 GiB."""
@@ -16,19 +17,20 @@ Selection = str | Collection[str] | None
 
 
 def context(
-    analysis: Analysis,
+    proofs: Proofs,
     weights: Selection = None,
     *,
     memory: int | None = None,
     batch_size: int = 1,
 ) -> Context:
-    """What an algorithm chooses from; the arguments are those of `plan`."""
+    """What an algorithm chooses from; the other arguments are those of `plan`."""
+    analysis = proofs.analysis
     chosen, reach = selected(analysis, weights), analysis.reach
     ops = tuple(
         op for op in analysis.ops if op.number in chosen and reach[op.number].role == "state"
     )
     limit = DEFAULT_MEMORY if memory is None else memory
-    return Context(analysis, ops, limit, batch_size)
+    return Context(analysis, ops, limit, batch_size, proofs.whole_size)
 
 
 def selected(analysis: Analysis, weights: Selection) -> set[int]:

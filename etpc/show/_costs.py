@@ -4,8 +4,8 @@ import jax.numpy as jnp
 
 from ..algorithms import Backprop
 from ..analyse import Analysis, WeightOp, one_step_block, trace_dtype, uncut_block
-from ..plan import most, proved
-from ..traces import Decay, Full, LowRank, Site, Trace, bytes_of
+from ..plan import Proofs
+from ..traces import Decay, Full, LowRank, Site, bytes_of, size_of
 
 
 class Costs:
@@ -15,40 +15,35 @@ class Costs:
     """
 
     def __init__(self, analysis: Analysis, backprop: Backprop):
-        self.analysis = analysis
-        state = [op for op in analysis.ops if analysis.reach[op.number].role == "state"]
-        self._proved = proved(analysis, state, backprop)
+        self.analysis, self._proofs = analysis, Proofs(analysis, backprop)
 
     def by_rule(self, op: WeightOp) -> dict[str, tuple[int, int]]:
         """Block and bytes of the trace of an operation under each rule."""
         reach = self.analysis.reach[op.number]
         cut, uncut = reach.size, uncut_block(self.analysis, op.number)
-        rules: dict[str, tuple[Trace, int]] = {
-            "RTRL": (Full(), uncut),
-            "SnAp(1)": (Full(), min(one_step_block(self.analysis, op.number), uncut)),
-            "D_RTRL": (Full(), cut),
-        }
-        if op.kind.data is not None:
-            rules["ES_D_RTRL(decay=0.99)"] = (Decay(0.99), cut)
-            rules["ES_D_RTRL(rank=4)"] = (LowRank(4).settle(self._site(op, cut)), cut)
+        one_step = min(one_step_block(self.analysis, op.number), uncut)
         sizes: dict[str, tuple[int, int]] = {}
-        for name, (form, block) in rules.items():
-            size = bytes_of(form, self._site(op, block))
+        for name, block in {"RTRL": uncut, "SnAp(1)": one_step, "D_RTRL": cut}.items():
+            size = bytes_of(Full(), self._site(op, block))
             # with less cut, more enters the transitions
-            if not (reach.escapes and name in ("RTRL", "SnAp(1)")):
-                size = self._smallest(op, form, size)
-            sizes[name] = block, size
+            proved = not reach.escapes or name == "D_RTRL"
+            sizes[name] = block, self._smaller(op, size) if proved else size
+        if op.kind.data is None:
+            return sizes
+        forms = {"ES_D_RTRL(decay=0.99)": Decay(0.99), "ES_D_RTRL(rank=4)": LowRank(4)}
+        for name, form in forms.items():
+            site = self._site(op, cut)
+            whole = self._proofs.whole_size(op) <= size_of(form, site)
+            sizes[name] = sizes["D_RTRL"] if whole else (cut, bytes_of(form, site))
         return sizes
 
     def _site(self, op: WeightOp, block: int) -> Site:
         return Site(op.kind, block, trace_dtype(self.analysis, op))
 
-    def _smallest(self, op: WeightOp, form: Trace, size: int) -> int:
-        """The bytes of a form, or of one that is proved to hold the same and takes its place."""
-        item = jnp.dtype(trace_dtype(self.analysis, op)).itemsize
-        forms = self._proved.get(op.number, ())
-        steady = [item * p.size for p in forms if p.steady or not form.exact]
-        return min((s for s in steady if s <= most(size, form.exact)), default=size)
+    def _smaller(self, op: WeightOp, size: int) -> int:
+        """The bytes of a whole trace, or of what is proved to hold it and takes its place."""
+        proved = self._proofs.whole_size(op) * jnp.dtype(trace_dtype(self.analysis, op)).itemsize
+        return proved if 2 * proved < size else size
 
 
 __all__ = ["Costs"]

@@ -105,7 +105,7 @@ def shape_text(p: OpPlan) -> str:
 
 def escapes(plan: Plan) -> list[str]:
     """Each escape path once, with the weights that it concerns."""
-    return each_once((text, p.path) for p in plan.traced for text in p.escapes)
+    return each_once((text, p.path) for p in plan.ops for text in p.escapes)
 
 
 def each_once(texts: Iterable[tuple[str, str]]) -> list[str]:

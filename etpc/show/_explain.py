@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from .._errors import SelectionError, near
 from ..analyse import Analysis
 from ..plan import BEHIND, OpPlan, Plan, TracePlan
+from ..traces import Full
 from ._costs import Costs
 from ._describe import Claims, shape_text, table
 from ._edits import edits
@@ -55,18 +56,17 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
         text.append(f"It has no trace: {p.reason}.")
         if p.reason.startswith(BEHIND):
             text.append(BEHIND_ADVICE)
-        return _wrapped(text, width)
-    if p.shapes:
-        states = f"{p.block} hidden state{'s' if p.block > 1 else ''}"
-        text.append(
-            f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
-        )
-        dtype = jnp.dtype(p.trace.dtype).name
-        text.append(
-            f"Its trace is {p.trace.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
-        )
-    else:
-        text.append(f"It reaches {', '.join(p.states)}, and its trace is {p.trace.form.held}.")
+        if p.escapes:
+            text.append("What is left out:")
+        return "\n".join([_wrapped(text, width), *_left_out(plan, p, width)])
+    states = f"{p.block} hidden state{'s' if p.block > 1 else ''}"
+    text.append(
+        f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
+    )
+    dtype = jnp.dtype(p.trace.dtype).name
+    text.append(
+        f"Its trace is {p.trace.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
+    )
     if p.trace.beside:
         text.append(
             "It is carried in the trace of another weight, as the products of both are added up."
@@ -80,9 +80,7 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
         text.append(f"{gradient} is exact: no influence leaves the trace.")
     else:
         text.append(f"{gradient} is approximate. What is left out:")
-    lines = [_wrapped(text, width), *(f"  {escape}" for escape in p.escapes)]
-    if not p.exact:
-        lines += [_wrapped([edit], width) for edit in edits(plan.analysis, p.op.number)]
+    lines = [_wrapped(text, width), *_left_out(plan, p, width)]
     rules = costs.by_rule(p.op)
     rows = [[name, f"{block:,}", f"{size:,}"] for name, (block, size) in rules.items()]
     lines += ["At most, for one example:"]
@@ -90,13 +88,20 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     return "\n".join(lines)
 
 
+def _left_out(plan: Plan, p: OpPlan, width: int) -> list[str]:
+    """What is left out, and what would change that."""
+    if not p.escapes:
+        return []
+    changes = [_wrapped([edit], width) for edit in edits(plan.analysis, p.op.number)]
+    return [*(f"  {escape}" for escape in p.escapes), *changes]
+
+
 def _smaller(trace: TracePlan) -> list[str]:
     """What was found where a smaller form of the same trace was looked for."""
     found = trace.found
-    if found.instead_of is not None:
-        form, _ = found.instead_of
+    if found.why:
         saved = found.bytes - trace.bytes
-        return [f"That is {saved:,} bytes less than {form.held}, which the rule gives it."]
+        return [f"That is {saved:,} bytes less than {Full().held}, which the rule gives it."]
     if found.why_not:
         return [f"No smaller trace is known that holds all of it: {found.why_not}."]
     return []

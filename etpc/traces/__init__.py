@@ -3,7 +3,6 @@
 from ._credit import CreditSubspace, EveryState
 from ._decay import Decay
 from ._directions import Directions
-from ._ended import Ended
 from ._filtered import Filtered
 from ._full import Full
 from ._holomorphic import Holomorphic
@@ -34,7 +33,6 @@ __all__ = [
     "CreditSubspace",
     "Decay",
     "Directions",
-    "Ended",
     "EveryState",
     "Factors",
     "Filtered",

@@ -22,7 +22,6 @@ class Decay(Trace):
 
     decay: float
     exact = False
-    replaceable = True
     joins = True
 
     @property

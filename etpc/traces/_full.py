@@ -33,7 +33,6 @@ class Full(Trace):
     exact = True
     start_alone = True
     skips = True
-    replaceable = True
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind

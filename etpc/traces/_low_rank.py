@@ -13,7 +13,7 @@ from jaxtyping import Inexact
 
 from ._full import Full
 from ._modes import combined, diagonal, leading
-from ._trace import Advance, Carry, Passage, Rows, Site, Trace, size_of, zeros
+from ._trace import Advance, Carry, Passage, Rows, Site, Trace, zeros
 from ._transitions import apply, paired, times
 
 
@@ -34,7 +34,6 @@ class LowRank(Trace):
     exact = False
     window_matters = True
     skips = True
-    replaceable = True
 
     @property
     def left_out(self) -> str:
@@ -51,12 +50,9 @@ class LowRank(Trace):
         return f"{pairs}, for its leading {'mode' if self.rank == 1 else 'modes'}"
 
     def settle(self, site: Site) -> Trace:
-        """The whole trace, where it cannot have a higher rank or is no larger."""
-        if not site.factored:
-            return Full()
-        full_rank = self.rank >= min(site.kind.inputs, site.block * site.kind.outputs)
-        full = Full()
-        return full if full_rank or size_of(full, site) <= size_of(self, site) else self
+        """The whole trace, where it cannot have a higher rank."""
+        highest = min(site.kind.inputs, site.block * site.kind.outputs)
+        return self if site.factored and self.rank < highest else Full()
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind

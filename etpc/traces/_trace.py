@@ -189,17 +189,13 @@ class Trace:
     inherit it."""
     window_matters: bool = False
     """Whether the gradient that this form gives depends on the window."""
-    replaceable: bool = False
-    """Whether a form may take the place of this one that is proved to hold the whole trace in less memory. It is not
-    inherited."""
-
     joins: bool = False
     """Whether products that are added up may have one trace, with their data side by side: the form gives nothing as
     `entries`. It is not inherited."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name, otherwise in {"exact": None, "replaceable": False, "joins": False}.items():
+        for name, otherwise in {"exact": None, "joins": False}.items():
             setattr(cls, name, vars(cls).get(name, otherwise))
         for name, methods in _BELONGS_TO.items():
             if _overrides(cls, name, methods):

@@ -31,8 +31,9 @@ random points have not found?"""
 HOW = ("as compiled", "moved", "far", "zeros", "negative")
 ENTRIES = ("learn", "scan", "inside a scan", "batch")
 RULES = (
+    etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=2),
+    etpc.ES_D_RTRL(rank=2, everywhere=True, window=2),
     etpc.ES_D_RTRL(decay=DECAY, window=2),
-    etpc.ES_D_RTRL(rank=2, window=2),
     etpc.SnAp(2, window=1),
     etpc.D_RTRL(window=T, backprop="full"),
     etpc.D_RTRL(window=1, lookback=T),
@@ -324,7 +325,7 @@ def compare(case: Case, point: Point, program: etpc.Program, entry, wanted: Refe
         errors["bptt"] = off(bptt)
     has_reference = isinstance(rule, etpc.D_RTRL | etpc.ES_D_RTRL) and rule.backprop == "cut"
     has_reference = has_reference and getattr(rule, "rank", None) is None and not rule.lookback
-    has_reference = has_reference and not has_exact_forms(program)
+    has_reference = has_reference and getattr(rule, "everywhere", True)
     if has_reference and entry != "batch" and case.program.has_dense_references:
         # 0 times infinity, in a derivative that nothing reads, is NaN in the reference alone.
         read = lambda a, b: jnp.where(jnp.isnan(a) & (b == 0), 0, a)
@@ -341,12 +342,6 @@ def compare(case: Case, point: Point, program: etpc.Program, entry, wanted: Refe
     return {f"{rule.name} {name}": error for name, error in errors.items()}
 
 
-def has_exact_forms(program: etpc.Program):
-    """Whether ES-D-RTRL has exact traces in the place of its own, where these are as small and that is proved."""
-    is_approximate = isinstance(program.algorithm, etpc.ES_D_RTRL)
-    return is_approximate and any(t.found.why for t in program.plan.traces)
-
-
 def in_one_window(rule):
     return rule.backprop == "full" and rule.window == T
 
@@ -355,8 +350,9 @@ def of_packed(case: Case, program: etpc.Program, entry, number):
     """The error of a program against that of the same model with its states packed in another way, as a function of a
     point."""
     rule, none = program.algorithm, lambda point, wanted: {}
-    # it draws its first directions for the states as they are stored
-    if isinstance(rule, etpc.CreditRTRL):
+    # The first draws its directions for the states as they are stored. The other chooses by the size of whole traces,
+    # which depends on that too.
+    if isinstance(rule, etpc.CreditRTRL) or not getattr(rule, "everywhere", True):
         return none
     # copies count in the norm in which a rank is the best
     has_copies = number // 2 % 2 and getattr(rule, "rank", None) is None
@@ -364,8 +360,6 @@ def of_packed(case: Case, program: etpc.Program, entry, number):
     pack = functools.partial(packing.Packed, ways=tuple(ways), number=number)
     weights = case.program.weights if case.program.marked else "all"
     other = etpc.compile(pack(case.model), rule, inputs=case.x, weights=weights)
-    if has_exact_forms(program) or has_exact_forms(other):
-        return none
 
     def error(point: Point, wanted: References):
         parts = 1 if in_one_window(rule) else 2

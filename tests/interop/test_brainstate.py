@@ -22,7 +22,6 @@ import brainunit as u
 import etpc
 from etpc import interop
 from etpc.trace import trace
-from tests.helpers import kept
 from tests.interop.brainstate_zoo import in_64_bits
 from tests.pages import ROOT, code_blocks
 
@@ -78,7 +77,7 @@ def test_the_tutorial_network_has_the_gradients_of_braintrace(tutorial, algorith
 
     brainstate.nn.init_all_states(net)
     model = interop.from_brainstate(net, xs[0, 0])
-    ours = kept(etpc.ES_D_RTRL(decay=0.9)) if options else etpc.D_RTRL()
+    ours = etpc.ES_D_RTRL(decay=0.9, everywhere=True) if options else etpc.D_RTRL()
     program = etpc.compile(model, ours, inputs=xs[0, 0], weights="all")
     loss = optax.softmax_cross_entropy_with_integer_labels
     _, grads = program.value_and_grad(loss, "sum")(model, xs, labels, program.init(B))

@@ -20,7 +20,6 @@ import brainstate
 import braintrace
 
 import etpc
-from tests.helpers import kept
 from tests.peer import networks, peers, reference
 from tests.peer.networks import Model, Weights
 
@@ -121,11 +120,6 @@ def peer(
 
 
 def ours(case: Case, algo, **options) -> Weights:
-    # The peer has no smaller form of a trace.
-    return by_program(case, kept(algo), **options)
-
-
-def by_program(case: Case, algo, **options) -> Weights:
     xs, targets = map(jnp.asarray, case.data)
     one, batch_size = (xs[0], None) if case.batch == "one" else (xs[0, 0], B)
     program = etpc.compile(case.model, algo, inputs=one, **options)
@@ -145,10 +139,10 @@ def differences(got: Weights, wanted: Weights) -> dict[str, float]:
     return found
 
 
-def assert_same(got: Weights, wanted: Weights, names=None) -> None:
+def assert_same(got: Weights, wanted: Weights, names=None, tolerance=1e-9) -> None:
     names = wanted.keys() if names is None else names
     off = differences(got, {name: wanted[name] for name in names})
-    assert max(off.values()) < 1e-9, off
+    assert max(off.values()) < tolerance, off
 
 
 def products(case: Case) -> list[str]:
@@ -207,25 +201,36 @@ def test_d_rtrl_in_multi_step_mode(network, batch):
 
 @by_network_and_batch(AGREEING)
 def test_es_d_rtrl(network, batch):
-    """Element-wise weights aside: the peer smooths their trace too, etpc keeps the trace of D-RTRL for them."""
+    """Of all matrices, leaky readouts too. Element-wise weights aside: the peer smooths their trace too, etpc keeps the
+    trace of D-RTRL for them."""
     case = Case(network, batch)
     wanted, whole = expected(case, "es_d_rtrl", DECAY), expected(case, "d_rtrl", "cut")
-    found = ours(case, etpc.ES_D_RTRL(decay=DECAY, window=5))
-    for one in (peer(case, "es_d_rtrl", decay=DECAY), found):
-        assert_same(one, wanted, products(case))
+    found = ours(case, etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=5))
+    theirs = peer(case, "es_d_rtrl", decay=DECAY)
+    assert_same(theirs, wanted, products(case))
+    assert_same(found, theirs, products(case), 5e-14)
     elementwise = case.weights.keys() - set(products(case))
     if elementwise:
         assert_same(found, whole, elementwise)
 
 
+@by_network((networks.ALIF, networks.Gated))
+def test_a_leaky_readout_is_that_of_d_rtrl_where_factors_save_nothing(network):
+    case, w_out = Case(network), ["w_out"]
+    whole, es = expected(case, "d_rtrl", "cut"), etpc.ES_D_RTRL(decay=DECAY, window=5)
+    assert_same(ours(case, es), whole, w_out)
+    theirs = peer(case, "es_d_rtrl", decay=DECAY)
+    assert differences(theirs, {"w_out": whole["w_out"]})["w_out"] > 0.1
+
+
 def test_es_d_rtrl_without_memory_of_its_own():
-    """The peer adds inputs of before to those of the step; etpc carries nothing where no later step reads it."""
+    """As published, inputs of before are added to those of the step, also where no later step reads a trace."""
     case = Case(networks.Vanilla)
-    theirs, es = peer(case, "es_d_rtrl", decay=DECAY), etpc.ES_D_RTRL(decay=DECAY, window=5)
-    whole = expected(case, "d_rtrl", "cut")
+    theirs, whole = peer(case, "es_d_rtrl", decay=DECAY), expected(case, "d_rtrl", "cut")
     assert_same(theirs, expected(case, "es_d_rtrl", DECAY), ["w_in", "w_rec"])
-    assert_same(ours(case, es), theirs)
-    assert_same(by_program(case, es), whole)
+    published = etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=5)
+    assert_same(ours(case, published), theirs, tolerance=5e-14)
+    assert_same(ours(case, etpc.ES_D_RTRL(decay=DECAY, window=5)), whole)
     off = differences(theirs, {name: whole[name] for name in ("w_in", "w_rec")})
     assert min(off.values()) > 0.3
     print(f"braintrace, relative difference: {off}")
@@ -306,8 +311,8 @@ def test_agreement_with_another_loss_and_other_weights(network):
     assert_same(
         ours(case, etpc.D_RTRL(window=1, backprop="full")), peer(case, vjp_method="multi-step")
     )
-    es, theirs = ours(case, etpc.ES_D_RTRL(decay=0.5, window=5)), peer(case, "es_d_rtrl", decay=0.5)
-    assert_same(es, theirs, products(case))
+    es = ours(case, etpc.ES_D_RTRL(decay=0.5, everywhere=True, window=5))
+    assert_same(es, peer(case, "es_d_rtrl", decay=0.5), products(case), 5e-14)
 
 
 # --- where the peer's gradient is off --------------------------------------------------------------------------------
@@ -329,9 +334,8 @@ def test_a_state_that_reads_another_s_new_value_counts_once(network):
     case = Case(network)
     wanted = expected(case, "d_rtrl", "cut")
     assert_same(ours(case, etpc.D_RTRL(window=5)), wanted)
-    assert_same(
-        ours(case, etpc.ES_D_RTRL(decay=DECAY, window=5)), expected(case, "es_d_rtrl", DECAY)
-    )
+    es = ours(case, etpc.ES_D_RTRL(decay=DECAY, everywhere=True, window=5))
+    assert_same(es, expected(case, "es_d_rtrl", DECAY))
     record_peer(case, wanted)
 
 

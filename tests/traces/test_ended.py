@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc.traces import Ended
-from tests.helpers import kept, normal, online
+from etpc.plan import PASSES
+from tests.helpers import normal, online
 
 T, B, I, N = 16, 2, 4, 5
 GATES = ("input", "forget", "output", "value")
@@ -41,8 +41,12 @@ MODEL |= {f"bias_{n}": normal(N, seed=9 + k) for k, n in enumerate(GATES)}
 OUTPUT = {f"['{part}_output']" for part in ("in", "rec", "bias")}
 
 
-def compiled(rule, step=lstm):
-    return etpc.compile(MODEL, rule, inputs=jnp.zeros(I), state=(ZEROS, ZEROS), step=step)
+CARRIED = set(PASSES) - {"drop_ended"}
+
+
+def compiled(rule, step=lstm, passes=None):
+    options = {"state": (ZEROS, ZEROS), "step": step, "passes": passes}
+    return etpc.compile(MODEL, rule, inputs=jnp.zeros(I), **options)
 
 
 def gradients(program):
@@ -52,7 +56,8 @@ def gradients(program):
 
 
 def ended(program):
-    return {p.path for p in program.ops if isinstance(p.form, Ended)}
+    reason = "no later step reads what it does to the states"
+    return {path for path, why in program.untraced.items() if why.startswith(reason)}
 
 
 @pytest.mark.slow
@@ -60,7 +65,7 @@ def ended(program):
 def test_the_output_gate_of_an_lstm_carries_nothing(window):
     program, whole = (
         compiled(etpc.D_RTRL(window=window)),
-        compiled(kept(etpc.D_RTRL(window=window))),
+        compiled(etpc.D_RTRL(window=window), passes=CARRIED),
     )
     assert ended(program) == OUTPUT
     assert not ended(whole)
@@ -68,6 +73,9 @@ def test_the_output_gate_of_an_lstm_carries_nothing(window):
     assert sum(p.trace_bytes for p in whole.ops) == 4 * (I * N + N * N + N) * 8
     one, other = gradients(program), gradients(whole)
     for name, g in other.items():
+        claims = [each.claims[f"['{name}']"].claim for each in (program, whole)]
+        assert claims[0] == ("current step" if f"['{name}']" in OUTPUT else "approximate")
+        assert claims[1] == "approximate"
         assert np.abs(g).max() > 1e-3
         np.testing.assert_allclose(one[name], g, rtol=0, atol=1e-12 * np.abs(g).max())
 
@@ -93,8 +101,42 @@ def test_what_a_later_step_reads_is_carried(rule, step):
 def test_what_is_said():
     program = compiled(etpc.D_RTRL())
     text = " ".join(program.explain("['rec_output']").split())
-    assert "its trace is nothing, as its influence ends with the step" in text
-    assert f"{N * N * 8} bytes less than one entry for each use and state" in text
-    rows = {line.split()[0]: line.split() for line in str(program).splitlines() if "dot_g" in line}
-    assert rows["['rec_output']"][-3:] == ["none", "0", "approximate"]
-    assert program.claims["['rec_output']"].claim == "approximate"
+    why = "no later step reads what it does to the states but as data that D_RTRL cuts"
+    assert f"It has no trace: {why}; it gets the gradient of the current step" in text
+    assert "What is left out: hidden [0] -> ['rec_input'] -> hidden [0]" in text
+    (left_out,) = (line for line in str(program).splitlines() if "-> ['rec_input'] ->" in line)
+    assert "['rec_output']" in left_out
+
+
+def test_what_is_exact_without_a_trace():
+    """The next step does not read the second half of the state."""
+
+    def step(m, x, h):
+        h = jnp.concatenate([0.9 * h[:N] + m["first"] @ x, m["second"] @ x])
+        return jnp.tanh(h), h
+
+    model = {"first": normal(N, I), "second": normal(N, I, seed=1)}
+    data = normal(T, I, seed=2), jnp.zeros((T, 2 * N)), lambda y, t: jnp.sum((y - t) ** 2)
+    report = etpc.verify(model, *data, etpc.D_RTRL(window=4), state=jnp.zeros(2 * N), step=step)
+    assert report.ok
+    assert [p.path for p in report.program.ops] == ["['first']"]
+    assert report.program.claims["['second']"].claim == "exact"
+    assert "the gradient of each step is exact" in report.program.untraced["['second']"]
+
+
+def test_a_network_whose_memory_is_in_its_matrix_carries_nothing():
+    def step(m, x, h):
+        h = jnp.tanh(m["in"] @ x + m["rec"] @ h)
+        return jnp.sin(h), h
+
+    model = {"in": normal(N, I), "rec": normal(N, N, seed=1)}
+    options = {"inputs": jnp.zeros(I), "state": ZEROS, "step": step}
+    rule = etpc.D_RTRL(window=4)
+    programs = [etpc.compile(model, rule, passes=passes, **options) for passes in (None, CARRIED)]
+    xs, targets = normal(T, B, I, seed=2), jnp.full((T, B), 0.3)
+    one, other = (online(p, model, xs, targets, p.init(B), calls=2) for p in programs)
+    assert not programs[0].ops
+    assert "no weight has a trace" in str(programs[0])
+    for name, g in other.items():
+        assert np.abs(g).max() > 1e-3
+        np.testing.assert_allclose(one[name], g, rtol=0, atol=1e-12 * np.abs(g).max())

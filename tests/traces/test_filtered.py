@@ -11,8 +11,8 @@ import pytest
 from jax import lax
 
 import etpc
-from etpc.traces import Filtered, Full, Holomorphic
-from tests.helpers import kept, loss, normal
+from etpc.traces import Filtered, Full
+from tests.helpers import loss, normal
 from tests.marks import few
 
 T, B, I, N = 12, 2, 6, 8
@@ -26,11 +26,11 @@ def synapse(m, x, s):
 
 
 def direct_synapse(m, x, s):
-    """F enters two states, with gains of their own for each neuron."""
+    """F enters two states, with gains of their own."""
     g, v = s
     new = m["w"] @ x
-    g = 0.8 * g + m["each"] * new
-    v = m["a"] * v + 0.1 * g + m["gain"] * new
+    g = 0.8 * g + m["two"][0] * new
+    v = m["a"] * v + 0.1 * g + m["two"][1] * new
     return jnp.tanh(v), (g, v)
 
 
@@ -40,20 +40,9 @@ def two_groups(m, x, h):
     return jnp.tanh(h / lax.stop_gradient(gain)), h
 
 
-def each_gain(m, x, h):
-    h = m["a"] * h + m["gain"] * (m["w"] @ x)
-    return jnp.tanh(h / lax.stop_gradient(m["gain"])), h
-
-
 def one_gate(m, x, h):
     """D and F depend on the input, and are those of all outputs."""
     h = jax.nn.sigmoid(x[0]) * h + jnp.tanh(x[1]) * (m["w"] @ x)
-    return jnp.tanh(h), h
-
-
-def one_gate_each_gain(m, x, h):
-    """D depends on the input, F on the parameters alone."""
-    h = jax.nn.sigmoid(x[0]) * h + m["gain"] * (m["w"] @ x)
     return jnp.tanh(h), h
 
 
@@ -77,12 +66,6 @@ def leaky_readout(m, x, s):
     return r, (h, r)
 
 
-def constant_gains(m, x, h):
-    """What enters differs from output to output, by factors that are constant."""
-    h = m["a"] * h + np.linspace(0.5, 1.5, N) * (m["w"] @ x)
-    return jnp.tanh(h), h
-
-
 def unread_spikes(m, x, s):
     """A state that nothing reads is not followed, so that its derivative, which differs, counts for nothing."""
     v, _ = s
@@ -92,13 +75,13 @@ def unread_spikes(m, x, s):
 
 
 def rotated(m, x, h):
-    h = (0.5 + 0.4j) * jnp.tanh(x[0]) * h + m["gain"] * (m["z"] @ x.astype(complex))
-    return jnp.stack([h.real, h.imag]), h
+    h = (0.5 + 0.4j) * jnp.tanh(x[0]) * h + m["gain"][0] * (m["z"] @ x.astype(complex))
+    return jnp.tanh(jnp.stack([h.real, h.imag])), h
 
 
 def convolved(m, x, h):
     new = lax.conv(x[None, None], m["kernel"], (1,), "SAME")[0]  # [3, I]
-    h = m["a"] * h + m["gain"][:3, None] * new
+    h = m["a"] * h + m["gain"][1] * new
     return jnp.tanh(h), h
 
 
@@ -111,27 +94,21 @@ MODEL = {
     "a": jnp.asarray(0.7),
     "two": jnp.asarray([0.9, 0.6]),
     "gain": jnp.linspace(0.5, 1.5, N),
-    "each": jnp.linspace(1.5, 0.5, N),
 }
 PAIR = (ZEROS, ZEROS)
-# the step, its state, the weight, the rank that is asked for, how many filtered inputs it gets, and whether these are
-# the whole trace also while parameters move
+# the step, its state, the weight, the rank that is asked for, and how many filtered inputs it gets
 STEPS = {
-    "synapse": (synapse, PAIR, "w", 2, 2, True),
-    "direct synapse": (direct_synapse, PAIR, "w", 3, 4, False),
-    "two groups": (two_groups, ZEROS, "w", 2, 2, True),
-    "two leaks": (two_leaks, ZEROS, "w", 2, 2, True),
-    "each gain": (each_gain, ZEROS, "w", 1, 1, False),
-    "constant gains": (constant_gains, ZEROS, "w", 1, 1, True),
-    "detached reset": (detached_reset, ZEROS, "w", 1, 1, True),
-    "leaky readout": (leaky_readout, (ZEROS, jnp.zeros(4)), "out", 1, 1, True),
-    "one gate": (one_gate, ZEROS, "w", 1, 1, True),
-    "one gate, each gain": (one_gate_each_gain, ZEROS, "w", 1, 1, False),
-    "unread spikes": (unread_spikes, PAIR, "w", 1, 1, True),
-    "rotated": (rotated, ZEROS.astype(complex), "z", 2, 4, False),
-    "convolved": (convolved, jnp.zeros((3, I)), "kernel", 1, 1, False),
+    "synapse": (synapse, PAIR, "w", 2, 2),
+    "direct synapse": (direct_synapse, PAIR, "w", 3, 2),
+    "two groups": (two_groups, ZEROS, "w", 2, 2),
+    "two leaks": (two_leaks, ZEROS, "w", 2, 2),
+    "detached reset": (detached_reset, ZEROS, "w", 1, 1),
+    "leaky readout": (leaky_readout, (ZEROS, jnp.zeros(4)), "out", 1, 1),
+    "one gate": (one_gate, ZEROS, "w", 1, 1),
+    "unread spikes": (unread_spikes, PAIR, "w", 1, 1),
+    "rotated": (rotated, ZEROS.astype(complex), "z", 2, 2),
+    "convolved": (convolved, jnp.zeros((3, I)), "kernel", 1, 1),
 }
-STEADY = [name for name, step in STEPS.items() if step[-1]]
 WINDOWS = {
     "one step": {"window": 1},
     "five steps": {"window": 5},
@@ -144,15 +121,15 @@ def programs(name, rule=None, model=MODEL, **options):
     """A program with filtered inputs, one with whole traces, and the operation of the first."""
     rule = rule or etpc.ES_D_RTRL(rank=STEPS[name][3], **options)
     filtered = program(name, rule, model)
-    full = program(name, kept(etpc.D_RTRL(**options)), model)
+    full = program(name, etpc.D_RTRL(**options), model, passes=())
     return filtered, full, op_of(filtered, name)
 
 
-def program(name, rule, model=MODEL):
+def program(name, rule, model=MODEL, passes=None):
     step, state, *_ = STEPS[name]
     x = normal(I).astype(model["w"].dtype)
     state = jax.tree.map(lambda a: a.astype(x.dtype) if a.dtype == float else a, state)
-    return etpc.compile(model, rule, inputs=x, state=state, step=step)
+    return etpc.compile(model, rule, inputs=x, state=state, step=step, passes=passes)
 
 
 def op_of(program, name):
@@ -194,7 +171,7 @@ def test_it_is_the_whole_trace(name):
     count = STEPS[name][4]
     low, full, op = programs(name, window=4)
     assert isinstance(op.form, Filtered)
-    assert op.form.count(op.trace.site) == count
+    assert op.form.count(op.block) == count
     assert op.exact
     two = name in ("two groups", "two leaks")
     assert ("in only 2 ways" if two else "all outputs decay alike") in op.choice
@@ -233,7 +210,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", few(STEADY, "synapse", "leaky readout"))
+@pytest.mark.parametrize("name", few(STEPS, "synapse", "leaky readout"))
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_takes_it(rule, name):
     found, op = under(rule, name)
@@ -243,7 +220,7 @@ def test_every_rule_takes_it(rule, name):
         assert count == 2
         return
     assert isinstance(op.form, Filtered)
-    assert op.form.count(op.trace.site) == count
+    assert op.form.count(op.block) == count
     assert found.claims[op.path].claim == "exact"
 
 
@@ -252,7 +229,7 @@ def test_every_rule_takes_it(rule, name):
     few(
         [
             *(
-                (rule, STEADY[(n + k) % len(STEADY)])
+                (rule, [*STEPS][(n + k) % len(STEPS)])
                 for k in (0, 4)
                 for n, rule in enumerate(RULES)
             ),
@@ -273,21 +250,8 @@ def under(rule, name):
     return found, op_of(found, name)
 
 
-@pytest.mark.parametrize("name", [name for name in STEPS if name not in STEADY])
-def test_exact_rules_keep_what_moves(name):
-    """A trace that depends on parameters of every step, under rules whose own trace is that of each step's."""
-    for rule in (etpc.D_RTRL(), etpc.RTRL()):
-        found = op_of(program(name, rule), name)
-        if name == "rotated":  # complex states need half of it
-            assert isinstance(found.form, Holomorphic)
-            continue
-        assert found.form == Full()
-        words = "save too little" if name == "convolved" else "may move"
-        assert words in found.trace.found.why_not
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STEADY)
+@pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("every", [1, 3])
 def test_it_is_the_whole_trace_while_the_weights_move(name, every):
     """All parameters are updated at a large rate, also those that D and F depend on."""
@@ -309,27 +273,11 @@ def test_it_is_the_whole_trace_while_the_weights_move(name, every):
     np.testing.assert_allclose(*losses, rtol=1e-11)
 
 
-@pytest.mark.slow
-def test_a_form_that_is_exact_for_still_weights_differs_while_they_move():
-    """The control: gains of each output, which a rank leaves out of the sum."""
-    found, full, op = programs("each gain", etpc.ES_D_RTRL(rank=1))
-    assert op.form.columns
-    assert "while parameters move by which they enter the states" in op.choice
-    xs, targets = normal(T, B, I, seed=1), jnp.full((T, B), 0.3)
-    moved = []
-    for each in (found, full):
-        learner = etpc.online(each, loss, optax.sgd(0.05), every=1)
-        opt_state, carry = learner.init(MODEL, batch_size=B)
-        moved.append(learner.update(MODEL, opt_state, carry, xs, targets)[0]["w"])
-    assert np.abs(moved[0] - moved[1]).max() > 1e-4
-
-
 SMALL = [
     ("synapse", None),
     ("synapse", etpc.D_RTRL(window=3)),
     ("two groups", etpc.D_RTRL(window=3)),
     ("two groups", etpc.ES_D_RTRL(decay=0.9, window=3)),
-    ("each gain", None),
 ]
 
 
@@ -346,36 +294,12 @@ def test_small_gains_in_float32(name, rule):
     xs, targets = normal(T, I, seed=1), jnp.full(T, 0.3)
     run = program.value_and_grad(loss, "sum")
     for gain in (1e-4, 1e-7):
-        moved = {**MODEL, "gain": jnp.geomspace(1, gain, N)[:: 1 if name == "each gain" else -1]}
+        moved = {**MODEL, "gain": jnp.geomspace(1, gain, N)[::-1]}
         _, found = run(*single((moved, xs, targets)), program.init())
         _, bptt = etpc.bptt(moved, xs, targets, loss, state=state, step=step, reduction="sum")
         # each output by itself: their gradients are of different sizes too
         size = np.abs(bptt[weight]).max(1, keepdims=True)
         assert np.abs((found[weight] - bptt[weight]) / size).max() < 1e-5
-
-
-@pytest.mark.slow
-def test_gains_that_move():
-    """The trace is that of the gains of the last window."""
-
-    def step(m, x, h):
-        h = 0.9 * h + m["gain"] * (m["w"] @ x)
-        return h, h
-
-    model = {name: MODEL[name] for name in ("w", "gain")}
-    xs = normal(T, I, seed=1)
-    program = etpc.compile(
-        model, etpc.ES_D_RTRL(rank=1, window=3), inputs=xs[0], state=ZEROS, step=step
-    )
-    carry, run, gains = program.init(), program.value_and_grad(loss, "sum"), []
-    for start in range(0, T, 3):
-        moved = {**model, "gain": model["gain"] * (1 + start)}
-        gains.append(moved["gain"])
-        (_, carry), _ = run(moved, xs[start : start + 3], jnp.zeros(3), carry)
-    filtered = sum(0.9 ** (T - 1 - t) * x for t, x in enumerate(xs))
-    place = [p.op.kind.data is None for p in program.plan.carried].index(False)
-    np.testing.assert_allclose(carry.traces[place][0], filtered, rtol=1e-9)
-    np.testing.assert_allclose(carry.traces[place][1], gains[-1], rtol=1e-9)
 
 
 @pytest.mark.slow
@@ -393,7 +317,7 @@ def test_it_is_shown_as_the_whole_trace():
         shown.append(p.form.shown(p.site, trace)["trace"])
     assert shown[0].shape == shown[1].shape
     np.testing.assert_allclose(*shown, rtol=0, atol=1e-9 * np.abs(shown[1]).max())
-    assert "all outputs decay alike, so 4 filtered copies of the inputs replace" in str(low)
+    assert "all outputs decay alike, so 2 filtered copies of the inputs replace" in str(low)
 
 
 def other(m, x, h):
@@ -407,19 +331,40 @@ def squashed(m, x, h):
     return h, h
 
 
+def each_gain(m, x, h):
+    h = 0.9 * h + m["gain"] * (m["w"] @ x)
+    return h, h
+
+
+def constant_gains(m, x, h):
+    h = 0.9 * h + np.linspace(0.5, 1.5, N) * (m["w"] @ x)
+    return h, h
+
+
 def by_state(m, x, h):
     h = jax.nn.sigmoid(jnp.tanh(h)) * h + m["w"] @ x
     return h, h
 
 
-@pytest.mark.parametrize("step", [squashed, by_state])
-def test_what_is_not_proved_is_reduced(step):
-    """Transitions, or what enters, that depend on data and differ from output to output."""
-    program = etpc.compile(MODEL, etpc.ES_D_RTRL(rank=1), inputs=normal(I), state=ZEROS, step=step)
-    op = next(p for p in program.ops if p.path == "['w']")
-    assert isinstance(op.form, etpc.algorithms.LowRank)
-    assert not op.exact
-    assert program.claims["['w']"].claim == "approximate"
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        (squashed, "entered by factors that differ"),
+        (each_gain, "entered by factors that differ"),
+        (constant_gains, "entered by factors that differ"),
+        (by_state, "transitions of its outputs differ"),
+    ],
+)
+def test_what_is_not_proved(step, why):
+    """Transitions, or what enters, that differ from output to output."""
+    compiled = functools.partial(
+        etpc.compile, MODEL, inputs=normal(I), state=ZEROS, step=step, weights=lambda m: m["w"]
+    )
+    (whole,), (low,) = compiled(etpc.D_RTRL()).ops, compiled(etpc.ES_D_RTRL(rank=1)).ops
+    assert whole.form == Full()
+    assert why in whole.trace.found.why_not
+    assert isinstance(low.form, etpc.algorithms.LowRank)
+    assert not low.exact
 
 
 def test_one_output_that_differs_takes_a_filtered_input_of_its_own():
@@ -427,7 +372,7 @@ def test_one_output_that_differs_takes_a_filtered_input_of_its_own():
     program = etpc.compile(MODEL, rule, inputs=normal(I), state=ZEROS, step=other)
     op = next(p for p in program.ops if p.path == "['w']")
     assert isinstance(op.form, Filtered)
-    assert op.form.count(op.trace.site) == 2
+    assert op.form.count(op.block) == 2
     assert op.trace_shape == (I, 2)
 
 

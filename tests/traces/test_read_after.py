@@ -29,7 +29,6 @@ class Before(Full):
     """The same, which is read at the start of every window."""
 
     exact = True
-    replaceable = True
 
     def entries(self, site, start, carry):
         return super().entries(site, start, carry)
@@ -55,7 +54,7 @@ def lstm(m, x, state):
     """No trace holds the output, which weights alone read in the next step."""
     h, c = state
     c = jax.nn.sigmoid(m["a"] + c * 0.1) * c + jnp.tanh(m["W"] @ x + m["V"] @ h)
-    h = jax.nn.sigmoid(m["R"] @ h) * jnp.tanh(c)
+    h = jax.nn.sigmoid(c) * jnp.tanh(c)
     return m["U"] @ h, (h, c)
 
 
