@@ -257,15 +257,6 @@ class Trace:
         """What the past gives to the gradient, as pairs of data and credit."""
         return []
 
-    def first_data(self, site: Site, carry: Carry) -> Array | None:
-        """What the past adds to the data of the first step of a window, [B, G, I], or `None`.
-
-        With `backprop="cut"` it is asked for in place of `rows` where no path leads past the new states to the output,
-        neither from old states nor from the operation. Then `credit` is the only credit that the data of a step is
-        multiplied with.
-        """
-        return None
-
     def read_after(
         self,
         site: Site,
@@ -332,7 +323,6 @@ _BELONGS_TO = {
     "start_alone": ("follow", "credit", "start"),
     "skips": ("follow", "credit", "advance", "advance_all"),
     "advance_all": ("advance",),
-    "first_data": ("follow", "credit", "rows"),
     "read_after": ("follow", "credit", "start", "rows", "entries", "advance", "advance_all"),
 }
 """What a form inherits only together with these methods: it describes them, or takes their place. A form that
