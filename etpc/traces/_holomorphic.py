@@ -99,14 +99,9 @@ class Holomorphic(Full):
         return super().entries(self._complex(site), self._joined(start), carry)
 
     def read_after(
-        self,
-        site: Site,
-        credit: Inexact[Array, "B m GO"],
-        of_zeros: Inexact[Array, "B m GO"],
-        carry: Carry,
+        self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry
     ) -> Array | None:
-        both = self._joined(credit), self._joined(of_zeros)
-        return super().read_after(self._complex(site), *both, carry)
+        return super().read_after(self._complex(site), self._joined(credit), carry)
 
     def _joined(self, credit: Inexact[Array, "B m GO"]) -> Array:
         """The credit of complex states, from that of their parts."""

@@ -258,18 +258,12 @@ class Trace:
         return []
 
     def read_after(
-        self,
-        site: Site,
-        credit: Inexact[Array, "B m GO"],
-        of_zeros: Inexact[Array, "B m GO"],
-        carry: Carry,
+        self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry
     ) -> Array | None:
         """The whole gradient as `entries` give it, from the carry at the end of a window of one step and the credit of
         the new states; `None` where the carry is to be read at the start.
 
         It is asked for in place of `entries` and `rows` where no path leads past the new states to the output.
-        `of_zeros` is what the credit of a state gives to an entry that is zero: zero, or NaN where the credit is not
-        finite and the operation reaches the state.
         """
         return None
 
