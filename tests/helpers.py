@@ -66,23 +66,19 @@ def compiled(function, *args, options=QUICKLY):
 def kept(rule):
     """The rule with the forms of traces that it chooses, in whose place the compiler puts nothing smaller."""
     original = type(rule)
-    own = {"trace_form": lambda self, kind: _kept(original.trace_form(self, kind))}
+    form = lambda self, kind: changed(original.trace_form(self, kind), replaceable=False)
+    own = {"trace_form": form}
     made = copy.copy(rule)
     object.__setattr__(made, "__class__", type(original.__name__, (original,), own))
     return made
 
 
-def _kept(form):
+def changed(form, **settings):
+    """A form of a trace with other settings of its class."""
     made = copy.copy(form)
-    object.__setattr__(made, "__class__", _without_replacement(type(form)))
+    for name, value in settings.items():
+        object.__setattr__(made, name, value)
     return made
-
-
-@functools.cache
-def _without_replacement(form):
-    return type(
-        form.__name__, (form,), {"exact": form.exact}
-    )  # a form does not inherit that it is replaceable
 
 
 # --- models and data ------------------------------------------------------------------------------
