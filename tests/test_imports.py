@@ -25,7 +25,7 @@ SEES = {
     "ops": "_errors _jax _primitives _tuning",
     "trace": "_errors _jax _primitives",
     "analyse": "_errors _jax _primitives ops trace",
-    "traces": "_jax _tuning ops",
+    "traces": "_errors _jax _tuning ops",
     "algorithms": "_errors _origin ops traces analyse",
     "plan": "_errors _jax _record _primitives _tuning traces analyse algorithms",
     "emit": "_errors _jax _primitives _tuning traces analyse plan",

@@ -4,7 +4,6 @@ The reference calls the program twice, on the whole windows and on the steps tha
 is not padded. After the last step of the sequence the model of these tests gives no finite number.
 """
 
-import dataclasses
 import functools
 
 import equinox as eqx
@@ -15,7 +14,6 @@ import pytest
 
 import etpc
 from etpc import nn
-from etpc.traces import Full, LowRank, Trace
 
 T, W, B, I, N = 41, 4, 2, 3, 4
 
@@ -176,21 +174,3 @@ def test_what_is_not_padded():
     decay = program_of(etpc.ES_D_RTRL(decay=0.9, window=W))  # a step of padding would decay
     full = program_of(etpc.D_RTRL(window=W, backprop="full"))
     assert [p.runner.padding(T) for p in (decay, full)] == [0, 0]
-
-
-def test_a_form_that_moves_in_its_own_way_is_not_padded():
-    class Own(LowRank):
-        def advance(self, site, passage, carry, followed, start):
-            return super().advance(site, passage, carry, followed, start)
-
-    @dataclasses.dataclass(frozen=True)
-    class Renamed(Full):
-        name: str = ""
-
-    assert [form.skips for form in (Trace, Full, LowRank, Own, Renamed)] == [
-        False,
-        True,
-        True,
-        False,
-        True,
-    ]

@@ -15,7 +15,8 @@ import etpc
 from etpc._agreement import Known, compare_all
 from etpc._compare import Report, Result
 from etpc.algorithms import Algorithm, Decay, Full
-from tests.helpers import by_path, distance
+from etpc.traces import Trace
+from tests.helpers import by_path, changed, distance
 from tests.helpers import loss as squared
 from tests.marks import few
 
@@ -249,32 +250,35 @@ def test_what_is_not_finite_is_noted_and_no_claim_is_blamed(at, said):
 
 
 @dataclasses.dataclass(frozen=True)
-class Boast(Decay):
-    """A factored trace that says it is exact."""
-
-    exact = True
-
-
-@dataclasses.dataclass(frozen=True)
 class Boastful(Algorithm):
     """Claims exactness for an approximation."""
 
     name: ClassVar[str] = "boastful"
 
     def trace_form(self, kind):
-        return etpc.algorithms.Full() if kind.data is None else Boast(0.5)
+        return Full() if kind.data is None else changed(Decay(0.5), exact=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaled(Full):
+class Scaled(Trace):
     """A trace that is scaled after each window, and says it is exact; or only as it is moved by one more."""
 
     factor: float = 0.5
     when_moved: bool = False
+    inner: Full = Full()
     exact = True
 
+    def init(self, site, batch):
+        return self.inner.init(site, batch)
+
+    def entries(self, site, start, carry):
+        return self.inner.entries(site, start, carry)
+
+    def gathered(self, site, entries):
+        return self.inner.gathered(site, entries)
+
     def advance(self, site, passage, carry, followed, start):
-        move = super().advance
+        move = self.inner.advance
         if self.when_moved:
             carry = tuple(self.factor * a for a in carry)
             return move(site, passage, carry, followed, None)

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from .._agreement import TOTAL, Nearness, flat_gradients, whole
-from .._bptt import gradient_of, objective_of
+from .._bptt import Objective, gradient_of
 from .._compare import short_name
-from .._loss import Loss
 from ..algorithms import Algorithm
 from ..run import Program
 from ..trace import Leaves
@@ -120,9 +119,8 @@ def _online(name: str, program: Program, task: Task, data: Data) -> _Call:
 
 def _reverse(name: str, window: int | None, task: Task, data: Data) -> _Call:
     """BPTT from the initial state, cut after each window if there is one."""
-    loss = Loss.of(data.loss_fn, has_aux=False)
-    of_task = data.xs, data.targets, None, loss, task.state, task.step, data.batch_size
-    objective = objective_of(task.model, *of_task)
+    options = dict(state=task.state, step=task.step, batch_size=data.batch_size)
+    objective = Objective.of(task.model, data.xs, data.targets, data.loss_fn, **options)
 
     def gradient(model: Any, xs: Any, targets: Any, start: Any) -> tuple[Any, Any]:
         same = dataclasses.replace(objective, xs=xs, targets=targets, start=start)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from ..plan import Layout, Plan, TracePlan
-from ..traces import Advance, Carry, Factors, Passage, Trace, Traces, suffix_products, times
+from ..traces import Advance, Carry, Factors, Passage, Trace, Traces, suffix_products
 from ._directions import Along, FollowedPassage, advanced
 from ._records import Bars, Past
 from ._returned import wrong_return
@@ -153,11 +153,9 @@ class Mover:
             of_block = credit[trace.op.number]
             for place, of_op in zip(held.ops, _of_ops(held, factors), strict=True):
                 factors[place] = _unknown(of_op, of_block)
-            parts = [0 * times(of_block, f.immediate) for f in _of_ops(held, moves.factors)]
-            of_zeros = sum(parts[1:], parts[0])
             passage = self._passages(factors, None)(held)
             new = trace.form.advance(trace.site, passage, carry, followed, None)
-            entries = trace.form.read_after(trace.site, of_block[0], of_zeros[0], new)
+            entries = trace.form.read_after(trace.site, of_block[0], new)
             if entries is not None:
                 pasts[trace.op.number] = Past(trace, new, of_block[0], entries)
         return pasts

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from ._arrays import (
 )
 from ._cut import Jacobians, ReadPull, into_op
 from ._forward import Rollout
-from ._gradient import data_by_op, rows_by_op
+from ._gradient import rows_by_op
 from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
 from ._returned import wrong_return
@@ -107,7 +107,6 @@ class Truncated(Window[CutWindow]):
         ops: list[OpCredit] = []
         held: dict[int | None, tuple[Array, Iterator[list[Rows]]]] = {}
         after = {} if moves is None else self._read_after(moves, traces, by.new)
-        added = self._first_data(traces, after)
         for place, p in enumerate(self.cut.live):
             immediate, trace, past = residuals.jacobians.immediate[place], p.trace, None
             of_past: list[Rows] = []
@@ -132,17 +131,11 @@ class Truncated(Window[CutWindow]):
                 credit, start = found
                 if carry is not None:
                     past = Past(trace, carry, start)
-                    given = (
-                        [] if p.op.number in added else trace.form.rows(trace.site, start, carry)
-                    )
-                    rows = iter(rows_by_op(trace, given))
+                    rows = iter(rows_by_op(trace, trace.form.rows(trace.site, start, carry)))
                     of_past = next(rows)
                     held[p.op.number] = credit, rows
-            delta, x = by.deltas[place], xs[place]
-            delta = delta + credit.reshape(delta.shape)
-            if x is not None and p.op.number in added:
-                x = jnp.concatenate([x[:1] + added[p.op.number][None], x[1:]])
-            ops.append(OpCredit(p.op, [(x, delta), *of_past], past))
+            delta = by.deltas[place] + credit.reshape(by.deltas[place].shape)
+            ops.append(OpCredit(p.op, [(xs[place], delta), *of_past], past))
         return Bars(widened(by.weights), self.by_input(inputs), ops)
 
     def _read_after(self, moves: Moves, traces: Traces, new: Arrays) -> dict[int, Past]:
@@ -153,43 +146,26 @@ class Truncated(Window[CutWindow]):
         credit = {t.op.number: take(new, t.layout.states) for t in self.read_at_end}
         return self.mover.read_after(moves, traces, credit)
 
-    def _first_data(self, traces: Traces, after: Collection[int]) -> dict[int, Array]:
-        """What traces add to the data of the first step, by the number of the operation: see `Trace.first_data`."""
-        added: dict[int, Array] = {}
-        for trace, carry in zip(self.plan.carried, traces.carries, strict=True):
-            if trace not in self._credited or trace.op.number in after:
-                continue
-            x = trace.form.first_data(trace.site, carry)
-            if x is not None:
-                ops = [trace.op, *self.plan.beside(trace)]
-                parts = data_by_op(trace, x)
-                added |= {op.number: part for op, part in zip(ops, parts, strict=True)}
-        return added
-
     @property
     def read_at_end(self) -> Sequence[TracePlan]:
         if "read_after" not in self.plan.passes:
             return ()
-        complete = [t for t in self._credited if t.op.number not in self._incomplete]
-        return [t for t in complete if type(t.form).read_after is not Trace.read_after]
+        return [t for t in self._credited if type(t.form).read_after is not Trace.read_after]
 
     @cached_property
     def _credited(self) -> list[TracePlan]:
         """The carried traces to which all credit comes by way of new states: no path leads past these to the output,
-        neither from old states nor from the operations."""
+        neither from old states nor from the operations, and the trace has all states at which credit is taken."""
         if self.cut.reads_old:
             return []
-        read = {_owner(t) for t in self.plan.traces if t.op.number in self.cut.reads_ops}
-        return [t for t in self.plan.carried if t.op.number not in read]
-
-    @cached_property
-    def _incomplete(self) -> set[int]:
-        """The carried traces that lack a state at which credit is taken, by the number of their operation."""
         a, sources = self.plan.analysis, self.cut.reading.sources
         sizes = np.diff(a.hidden.offsets)
         at_source = np.repeat([n in sources for n in range(len(sizes))], sizes)
         lacks = lambda t: a.reach[t.op.number].block.multiply(at_source[None]) > t.members
-        return {_owner(t) for t in self.plan.traces if lacks(t).nnz}
+        others = {
+            _owner(t) for t in self.plan.traces if t.op.number in self.cut.reads_ops or lacks(t).nnz
+        }
+        return [t for t in self.plan.carried if t.op.number not in others]
 
 
 def _owner(trace: TracePlan) -> int:

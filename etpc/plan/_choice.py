@@ -60,11 +60,11 @@ def settled(form: Trace, site: Site, path: str) -> Trace:
 def _problems(form: Trace, site: Site) -> Iterator[str]:
     gives = lambda *names: any(getattr(type(form), n) is not getattr(Trace, n) for n in names)
     exact = getattr(form, "exact", None)
-    if not isinstance(exact, bool) or "exact" in vars(form):  # a field would be inherited
+    if not isinstance(exact, bool):
         yield (
-            "Its class does not say whether it is exact. Each class does, also one that is derived from another, as "
-            "gradients are claimed to be exact on its word. Write `exact = False` in the class, not as a field, and "
-            "`left_out`, what it leaves out, in words; or `exact = True` if its gradient is that of the whole trace."
+            "Its class does not say whether it is exact. Each class does, as gradients are claimed to be exact on its "
+            "word. Write `exact = False` in the class, and `left_out`, what it leaves out, in words; or `exact = True` "
+            "if its gradient is that of the whole trace."
         )
     elif not exact and not form.left_out:
         yield "It has `exact = False`, and `left_out` does not say what it leaves out. Say it in words."

@@ -11,7 +11,7 @@ from jaxtyping import Inexact
 
 from .._jax import by_parts, result_type
 from .._tuning import tuning
-from ._pieces import over_examples, overwrite, sum_of_rows
+from ._pieces import over_examples, overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import apply, apply_columns, in_columns, of_each, times
 
@@ -66,19 +66,12 @@ class Full(Trace):
         return over_examples(carry[0], _spread(site, start), self._states(site))
 
     def read_after(
-        self,
-        site: Site,
-        credit: Inexact[Array, "B m GO"],
-        of_zeros: Inexact[Array, "B m GO"],
-        carry: Carry,
+        self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry
     ) -> Array | None:
         if self.as_complex and len(credit) == 1:
             return None  # XLA would compute the parts of a complex number a second time where they are read
-        states = self._states(site)
-        entries = over_examples(carry[0], _spread(site, credit), states, at_each_step=True)
-        zeros = _spread(site, sum_of_rows(of_zeros)[None])
-        zeros = (zeros if states is None else zeros.sum(states))[0]
-        return entries + zeros
+        signal = _spread(site, credit)
+        return over_examples(carry[0], signal, self._states(site), at_each_step=True)
 
     def _states(self, site: Site) -> int | None:
         """The axis of block states in what is multiplied with the trace, if there is one."""

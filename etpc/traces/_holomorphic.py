@@ -1,14 +1,14 @@
 """The whole trace of complex weights in complex states, as derivatives by complex numbers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._full import Full
-from ._trace import Carry, Passage, Site
+from ._trace import Carry, Passage, Site, Trace
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def _rows(a: Inexact[Array, "... m o"]) -> list[Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Holomorphic(Full):
+class Holomorphic(Trace):
     """The whole trace where complex states depend on a complex weight as holomorphic functions.
 
     Then the derivatives by the imaginary part of the weight are those by its real part times `i`, so that the trace
@@ -73,10 +73,11 @@ class Holomorphic(Full):
     former: `(L_re - i L_im) eps`.
     """
 
-    real: tuple[int, ...] = ()
+    real: tuple[int, ...]
     """The places of the block that are real parts."""
-    imaginary: tuple[int, ...] = ()
+    imaginary: tuple[int, ...]
     """The places of the imaginary parts of the same states, in the same order."""
+    inner: Full = dataclasses.field(default=Full(), repr=False)
     exact = True
     start_alone = True
     skips = True
@@ -89,24 +90,25 @@ class Holomorphic(Full):
         """The operation, with a block of complex states."""
         return dataclasses.replace(site, block=len(self.real), transitions=None)
 
+    def same(self, site: Site) -> Hashable:
+        return self.inner.same(site)
+
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
-        return super().shapes(self._complex(site))
+        return self.inner.shapes(self._complex(site))
 
     def init(self, site: Site, batch: int) -> Carry:
-        return super().init(self._complex(site), batch)
+        return self.inner.init(self._complex(site), batch)
 
     def entries(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        return super().entries(self._complex(site), self._joined(start), carry)
+        return self.inner.entries(self._complex(site), self._joined(start), carry)
+
+    def gathered(self, site: Site, entries: Array) -> Array:
+        return self.inner.gathered(site, entries)
 
     def read_after(
-        self,
-        site: Site,
-        credit: Inexact[Array, "B m GO"],
-        of_zeros: Inexact[Array, "B m GO"],
-        carry: Carry,
+        self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry
     ) -> Array | None:
-        both = self._joined(credit), self._joined(of_zeros)
-        return super().read_after(self._complex(site), *both, carry)
+        return self.inner.read_after(self._complex(site), self._joined(credit), carry)
 
     def _joined(self, credit: Inexact[Array, "B m GO"]) -> Array:
         """The credit of complex states, from that of their parts."""
@@ -127,7 +129,7 @@ class Holomorphic(Full):
         start: Array | None,
     ) -> Carry:
         of_complex = ComplexPassage(passage, site, self.real, self.imaginary)
-        return super().advance(self._complex(site), of_complex, carry, followed, start)
+        return self.inner.advance(self._complex(site), of_complex, carry, followed, start)
 
 
 __all__ = ["Holomorphic"]

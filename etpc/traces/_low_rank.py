@@ -104,7 +104,7 @@ class LowRank(Trace):
         followed: Carry,
         start: Array | None,
     ) -> Carry:
-        (result,) = LowRank.advance_all(self, [Advance(site, passage, carry, followed, start)])
+        (result,) = self.advance_all([Advance(site, passage, carry, followed, start)])
         return result
 
     def advance_all(self, calls: Sequence[Advance]) -> list[Carry]:

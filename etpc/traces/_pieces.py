@@ -107,7 +107,7 @@ def over_examples(
     # read in two places. With several runs the product below prevents that.
     end = rounds if lead else rounds + zero_after(signal)
     sums = lax.fori_loop(0, end, add, sums)
-    return sum_of_rows(sums) if lead else sums
+    return _sum_of_rows(sums) if lead else sums
 
 
 def _sum_by_halves(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
@@ -119,10 +119,10 @@ def _sum_by_halves(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
     while len(a) > 2 and len(a) % 2 == 0:
         half = len(a) // 2
         a = lax.slice_in_dim(a, 0, half) + lax.slice_in_dim(a, half, 2 * half)
-    return a.sum(0) if len(a) <= 3 else sum_of_rows(a)
+    return a.sum(0) if len(a) <= 3 else _sum_of_rows(a)
 
 
-def sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
+def _sum_of_rows(a: Inexact[Array, "n ..."]) -> Inexact[Array, "..."]:
     """`a.sum(0)`, of several rows as a product with ones: a sum over the leading axis takes XLA on CPUs much longer."""
     if len(a) == 1:
         return a[0]
@@ -206,4 +206,4 @@ def _devices(trace: Array) -> int:
     return math.prod(sharding.mesh.shape[name] for name in names)
 
 
-__all__ = ["over_examples", "overwrite", "sum_of_rows", "zero_after"]
+__all__ = ["over_examples", "overwrite", "zero_after"]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Inexact
 
+from .._errors import AlgorithmError
 from .._jax import is_complex
 from ..ops import Kind
 from ._pairs import Pairs, every_pair
@@ -171,35 +172,39 @@ class Advance(NamedTuple):
 class Trace:
     """The form of a trace: frozen data, and the methods that the compiler calls.
 
-    A subclass gives `exact`, `init`, `advance` or `follow`, and of the other methods those that differ. For each
+    A form gives `exact`, `init`, `advance` or `follow`, and of the other methods those that differ. For each
     window the compiler calls `follow`, before any credit is known; `credit`; `rows` and `entries`, for what the past
     gives; and `advance`. [Extending](../extend.md#a-form-of-trace) has a table.
+
+    A class that gives `exact` is final, as its methods belong together: a form that builds upon another one holds it
+    as a field, and calls it.
     """
 
     exact: bool
-    """Whether the form leaves nothing out. It is not inherited: each class says so, as a method of its own may make it
-    false."""
+    """Whether the form leaves nothing out."""
     start_alone: bool = False
     """Whether the trace is only read at the start of a window, where it is multiplied with the credit of its block.
-    Then states whose influence ends with the step are left out of the blocks. A subclass that overrides `follow`,
-    `credit` or `start` does not inherit it."""
+    Then states whose influence ends with the step are left out of the blocks."""
     skips: bool = False
     """Whether a step with D = 1 that adds nothing, `F x = 0`, leaves the trace as it is. Then the last window of a
-    sequence may be padded with such steps. A subclass that overrides one of the methods that move a trace does not
-    inherit it."""
+    sequence may be padded with such steps."""
     window_matters: bool = False
     """Whether the gradient that this form gives depends on the window."""
     joins: bool = False
     """Whether products that are added up may have one trace, with their data side by side: the form gives nothing as
-    `entries`. It is not inherited."""
+    `entries`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name, otherwise in {"exact": None, "joins": False}.items():
-            setattr(cls, name, vars(cls).get(name, otherwise))
-        for name, methods in _BELONGS_TO.items():
-            if _overrides(cls, name, methods):
-                setattr(cls, name, getattr(Trace, name))
+        for base in cls.__bases__:
+            if issubclass(base, Trace) and hasattr(base, "exact"):
+                name = base.__name__
+                raise AlgorithmError(
+                    f"{cls.__name__} cannot be derived from {name}, which is itself a form of trace. This is "
+                    "because the methods of a form belong together: those that are inherited would not fit one that "
+                    "is overridden. Derive it from `etpc.traces.Trace`, hold the other form in a field, "
+                    f"`inner: {name}`, and call its methods."
+                )
 
     @property
     def left_out(self) -> str:
@@ -253,28 +258,13 @@ class Trace:
         """What the past gives to the gradient, as pairs of data and credit."""
         return []
 
-    def first_data(self, site: Site, carry: Carry) -> Array | None:
-        """What the past adds to the data of the first step of a window, [B, G, I], or `None`.
-
-        With `backprop="cut"` it is asked for in place of `rows` where no path leads past the new states to the output,
-        neither from old states nor from the operation. Then `credit` is the only credit that the data of a step is
-        multiplied with.
-        """
-        return None
-
     def read_after(
-        self,
-        site: Site,
-        credit: Inexact[Array, "B m GO"],
-        of_zeros: Inexact[Array, "B m GO"],
-        carry: Carry,
+        self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry
     ) -> Array | None:
         """The whole gradient as `entries` give it, from the carry at the end of a window of one step and the credit of
         the new states; `None` where the carry is to be read at the start.
 
         It is asked for in place of `entries` and `rows` where no path leads past the new states to the output.
-        `of_zeros` is what the credit of a state gives to an entry that is zero: zero, or NaN where the credit is not
-        finite and the operation reaches the state.
         """
         return None
 
@@ -322,23 +312,6 @@ class Trace:
     def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
         """Bounds of what the trace and the gradients so far left out; `None` where no bounds are carried."""
         return None
-
-
-_BELONGS_TO = {
-    "start_alone": ("follow", "credit", "start"),
-    "skips": ("follow", "credit", "advance", "advance_all"),
-    "advance_all": ("advance",),
-    "first_data": ("follow", "credit", "rows"),
-    "read_after": ("follow", "credit", "start", "rows", "entries", "advance", "advance_all"),
-}
-"""What a form inherits only together with these methods: it describes them, or takes their place. A form that
-overrides one of them has what `Trace` has."""
-
-
-def _overrides(form: type[Trace], declaration: str, methods: Sequence[str]) -> bool:
-    """Whether a form has other methods than the class that it has a declaration from."""
-    declaring = next(base for base in form.__mro__ if declaration in vars(base))
-    return any(getattr(form, name) is not getattr(declaring, name) for name in methods)
 
 
 class Traces(NamedTuple):

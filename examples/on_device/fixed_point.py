@@ -59,18 +59,28 @@ def rounded(a: Array, bits: int, key: Array | None = None) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundedTrace(traces.Full):
+class RoundedTrace(traces.Trace):
     """The trace of D-RTRL, rounded at the end of each window."""
 
     bits: int = 16
+    inner: traces.Full = traces.Full()
     exact = False
 
     @property
     def left_out(self) -> str:
         return "the trace is rounded"
 
+    def init(self, site: Any, batch: int) -> Any:
+        return self.inner.init(site, batch)
+
+    def entries(self, site: Any, start: Any, carry: Any) -> Any:
+        return self.inner.entries(site, start, carry)
+
+    def gathered(self, site: Any, entries: Any) -> Any:
+        return self.inner.gathered(site, entries)
+
     def advance(self, site: Any, passage: Any, carry: Any, followed: Any, start: Any) -> Any:
-        moved = super().advance(site, passage, carry, followed, start)
+        moved = self.inner.advance(site, passage, carry, followed, start)
         return tuple(rounded(a, self.bits) for a in moved)
 
 

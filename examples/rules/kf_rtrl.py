@@ -20,29 +20,40 @@ from jax import Array, lax
 
 from etpc.algorithms import Algorithm
 from etpc.ops import Kind
-from etpc.traces import Carry, Full, LowRank, Passage, Site, Trace
+from etpc.traces import Carry, Full, LowRank, Passage, Rows, Site, Trace
 
 
 @dataclasses.dataclass(frozen=True)
-class KroneckerFactor(LowRank):
-    """Also the number of windows, [B], which no reset sets back."""
+class KroneckerFactor(Trace):
+    """A pair of factors, and the number of windows, [B], which no reset sets back."""
 
-    rank: int = 1
     seed: int = 0
+    pair: LowRank = LowRank(1)
     exact = False
+    window_matters = True
 
     @property
     def left_out(self) -> str:
         return "at each step two pairs of factors become one, at random and unbiased"
 
+    @property
+    def held(self) -> str:
+        return "one pair of factors"
+
     def settle(self, site: Site) -> Trace:
         return self if site.factored else Full()
 
     def init(self, site: Site, batch: int) -> Carry:
-        return (*super().init(site, batch), jnp.zeros(batch, jnp.int32))
+        return (*self.pair.init(site, batch), jnp.zeros(batch, jnp.int32))
+
+    def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
+        return self.pair.shapes(site)
 
     def restart(self, site: Site, carry: Carry, fresh) -> Carry:
-        return (*super().restart(site, carry[:2], fresh), carry[2])
+        return (*map(fresh, carry[:2]), carry[2])
+
+    def rows(self, site: Site, start: Array, carry: Carry) -> list[Rows]:
+        return self.pair.rows(site, start, carry)
 
     def signs(self, number: Array, shape: tuple[int, ...]) -> Array:
         """-1 or 1 for the two pairs of each step, [B, G, W, 2]."""
@@ -52,7 +63,7 @@ class KroneckerFactor(LowRank):
     def advance(
         self, site: Site, passage: Passage, carry: Carry, followed: Carry, start: Array | None
     ) -> Carry:
-        a, b = self.all_pairs(site, passage, carry)  # [B, 1 + W, G, I], [B, 1 + W, m, G, O]
+        a, b = self.pair.all_pairs(site, passage, carry)  # [B, 1 + W, G, I], [B, 1 + W, m, G, O]
         a, b = jnp.moveaxis(a, 1, 0), jnp.moveaxis(b, 1, 0).swapaxes(2, 3)
         flat = b.reshape(*b.shape[:3], -1)  # [1 + W, B, G, m O]
         signs = self.signs(carry[2], (*a.shape[1:3], len(a) - 1, 2)).astype(a.dtype)

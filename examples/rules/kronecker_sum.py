@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from etpc.algorithms import Algorithm
-from etpc.traces import Full, LowRank
+from etpc.traces import Full, LowRank, Trace
 
 
 def reduced(a, b, signs):
@@ -37,11 +37,17 @@ def reduced(a, b, signs):
 
 
 @dataclasses.dataclass(frozen=True)
-class KroneckerSum(LowRank):
-    """Also the number of windows, [B], which no reset sets back."""
+class KroneckerSum(Trace):
+    """Pairs of factors, and the number of windows, [B], which no reset sets back."""
 
+    pairs: LowRank = LowRank(2)
     seed: int = 0
     exact = False
+    window_matters = True
+
+    @property
+    def held(self):
+        return f"{self.pairs.rank} pairs of factors"
 
     @property
     def left_out(self):
@@ -51,25 +57,31 @@ class KroneckerSum(LowRank):
         return self if site.factored else Full()
 
     def init(self, site, batch):
-        return (*super().init(site, batch), jnp.zeros(batch, jnp.int32))
+        return (*self.pairs.init(site, batch), jnp.zeros(batch, jnp.int32))
+
+    def shapes(self, site):
+        return self.pairs.shapes(site)
 
     def restart(self, site, carry, fresh):
-        return (*super().restart(site, carry[:2], fresh), carry[2])
+        return (*map(fresh, carry[:2]), carry[2])
+
+    def rows(self, site, start, carry):
+        return self.pairs.rows(site, start, carry)
 
     def signs(self, number, shape):
         key = jax.random.fold_in(jax.random.key(self.seed), number[0])
         return jax.random.rademacher(key, shape)
 
     def advance(self, site, passage, carry, followed, start):
-        a, b = self.all_pairs(site, passage, carry)  # [B, Q, G, I], [B, Q, m, G, O]
+        a, b = self.pairs.all_pairs(site, passage, carry)  # [B, Q, G, I], [B, Q, m, G, O]
         a, b = jnp.moveaxis(a, 2, 1), jnp.moveaxis(b, 3, 1)
         flat = b.reshape(*b.shape[:3], -1)
-        steps = a.shape[2] - self.rank
-        signs = self.signs(carry[2], (*a.shape[:2], steps, self.rank + 1)).astype(a.dtype)
+        rank = self.pairs.rank
+        signs = self.signs(carry[2], (*a.shape[:2], a.shape[2] - rank, rank + 1)).astype(a.dtype)
 
         def one(a, b, signs):
-            kept_a, kept_b = a[: self.rank], b[: self.rank]
-            for n, now in enumerate(signs, self.rank):
+            kept_a, kept_b = a[:rank], b[:rank]
+            for n, now in enumerate(signs, rank):
                 more = (jnp.append(k, f[n : n + 1], 0) for k, f in ((kept_a, a), (kept_b, b)))
                 kept_a, kept_b = reduced(*more, signs=now)
                 kept_a, kept_b = kept_a[:, : a.shape[1]], kept_b[:, : b.shape[1]]
@@ -83,7 +95,7 @@ class KroneckerSum(LowRank):
 
 @dataclasses.dataclass(frozen=True)
 class OK(Algorithm):
-    form: LowRank = KroneckerSum(2)
+    form: KroneckerSum = KroneckerSum()
     cut: ClassVar[bool] = False
 
     def trace_form(self, kind):

@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from etpc.algorithms import Algorithm
 from etpc.ops import Kind
-from etpc.traces import Carry, Factors, Full, Passage, Signals, Site
+from etpc.traces import Carry, Factors, Full, Signals, Site, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Leaking:
 
 
 @dataclasses.dataclass(frozen=True)
-class FixedLeak(Full):
+class FixedLeak(Trace):
     kept: float
+    inner: Full = Full()
     exact = False
 
     @property
@@ -56,12 +57,12 @@ class FixedLeak(Full):
     def verdict(self) -> str:
         return "fixed leak"
 
-    def same(self, site: Site) -> None:
-        return None
+    def init(self, site: Site, batch: int) -> Carry:
+        return self.inner.init(site, batch)
 
     def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Array]:
         leaking = Leaking(site, factors, self.kept)
-        return super().advance(site, leaking, carry, carry, None), factors.immediate
+        return self.inner.advance(site, leaking, carry, carry, None), factors.immediate
 
     def credit(self, site: Site, signals: Signals, path: Array) -> tuple[Array, Array]:
         new, old = signals.new(), signals.old()
@@ -74,10 +75,11 @@ class FixedLeak(Full):
         start, of_new = lax.scan(back, jnp.zeros_like(new[0]), (new, old), reverse=True)
         return jnp.sum(of_new * path, -2), start
 
-    def advance(
-        self, site: Site, passage: Passage, carry: Carry, followed: Carry, start: Array | None
-    ) -> Carry:
-        return followed
+    def entries(self, site: Site, start: Array, carry: Carry) -> Array:
+        return self.inner.entries(site, start, carry)
+
+    def gathered(self, site: Site, entries: Array) -> Array:
+        return self.inner.gathered(site, entries)
 
 
 @dataclasses.dataclass(frozen=True)

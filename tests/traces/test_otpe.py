@@ -17,19 +17,19 @@ from jax import lax
 
 import etpc
 from etpc.algorithms import Algorithm
-from etpc.traces import Full, zeros
+from etpc.traces import Full, Trace, zeros
 from tests.traces.test_user_form import Presynaptic, loss, normal
 
 T, B, I, N, O, A = 8, 3, 4, 5, 2, 0.8
 
 
 @dataclasses.dataclass(frozen=True)
-class Postsynaptic(Full):
+class Postsynaptic(Trace):
     """`p' = a p + x` and `R' = a R + F p'`: [B, m, O, I] and [B, I]. For cut windows."""
 
     decay: float
+    inner: Full = Full()
     exact = False
-    start_alone = False  # the credit of spikes is read at each step
     left_out = "the trace is the low-passed influence on spikes"
     verdict = "postsynaptic"
 
@@ -38,7 +38,7 @@ class Postsynaptic(Full):
         return self if site.block > 1 else Presynaptic(self.decay)  # of what does not spike
 
     def init(self, site, batch):
-        return (*super().init(site, batch), *zeros(batch, [(site.kind.inputs,)], site.dtype))
+        return (*self.inner.init(site, batch), *zeros(batch, [(site.kind.inputs,)], site.dtype))
 
     def follow(self, site, factors, carry):
         def step(now, given):
@@ -66,10 +66,10 @@ class Postsynaptic(Full):
         return [(carry[1][None], start[None, :, -1])]
 
     def entries(self, site, start, carry):
-        return super().entries(site, start[:, :-1], carry)
+        return self.inner.entries(site, start[:, :-1], carry)
 
-    def advance(self, site, passage, carry, followed, start):
-        return followed
+    def gathered(self, site, entries):
+        return self.inner.gathered(site, entries)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,24 +131,24 @@ def test_pictures_and_checkpoints_need_nothing_of_a_form(tmp_path):
     assert jax.tree.structure(again) == jax.tree.structure(carry)
 
 
-def test_a_form_that_reads_its_trace_otherwise_does_not_inherit_blocks_without_states():
-    class AtEachStep:
-        def credit(self, site, signals, path):
-            return signals.through()
+def test_a_form_is_not_derived_from_another():
+    class Shared(Trace):
+        """No form, as it does not say whether it is exact."""
 
-    class Mixed(AtEachStep, Full):
+        def init(self, site, batch):
+            return zeros(batch, [(*site.group, site.kind.inputs)], site.dtype)
+
+    class Derived(Shared):
+        exact = False
+
+    class Mixin:
         pass
 
-    class Shown(Full):
-        left_out = "nothing"
-
-    class Said(Mixed):
-        start_alone = True
-
-    assert Full.start_alone
-    assert Shown.start_alone
-    assert Said.start_alone
-    assert not Mixed.start_alone
+    for base in (Full, Presynaptic, Derived):
+        with pytest.raises(
+            etpc.AlgorithmError, match=rf"Own cannot.* {base.__name__},.*`inner: {base.__name__}`"
+        ):
+            type("Own", (Mixin, base), {})
 
 
 # --- a form whose transitions are others ----------------------------------------------------------------------------
@@ -181,13 +181,23 @@ class Slower:
 
 
 @dataclasses.dataclass(frozen=True)
-class Discounted(Full):
+class Discounted(Trace):
     g: float = 0.7
+    inner: Full = Full()
     exact = False
     left_out = "older influence is discounted"
 
+    def init(self, site, batch):
+        return self.inner.init(site, batch)
+
+    def entries(self, site, start, carry):
+        return self.inner.entries(site, start, carry)
+
+    def gathered(self, site, entries):
+        return self.inner.gathered(site, entries)
+
     def advance(self, site, passage, carry, followed, start):
-        return super().advance(site, Slower(passage, self.g), carry, followed, start)
+        return self.inner.advance(site, Slower(passage, self.g), carry, followed, start)
 
 
 @dataclasses.dataclass(frozen=True)
