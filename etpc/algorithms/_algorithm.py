@@ -88,11 +88,6 @@ class Algorithm:
         return False
 
     @property
-    def bounded(self) -> bool:
-        """Whether its traces carry bounds of what they leave out."""
-        return False
-
-    @property
     def reach(self) -> int | None:
         """For how many steps a trace follows influence; `None` for any number."""
         return None

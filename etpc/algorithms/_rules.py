@@ -43,7 +43,6 @@ class ES_D_RTRL(Algorithm):
 
     - `decay`: a float in (0, 1]; 0.99 where neither it nor a rank is given.
     - `rank`: an int >= 1.
-    - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
 
     **Source:** Wang et al. 2026, as above, for the decay form. `eps_f` is stored without the factor
     `1 - a`, so that a = 1 is allowed. In that work an int renames a decay; here it is a rank.
@@ -54,7 +53,6 @@ class ES_D_RTRL(Algorithm):
     unnamed: dataclasses.InitVar[Any] = None
     decay: float | None = dataclasses.field(default=None, kw_only=True, repr=False)
     rank: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
-    certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "es_d_rtrl"
     checks: ClassVar[Mapping[str, Check]] = {"decay": checked_decay, "rank": checked_rank}
 
@@ -71,10 +69,6 @@ class ES_D_RTRL(Algorithm):
             )
         if self.decay is None and self.rank is None:
             object.__setattr__(self, "decay", 0.99)
-        if self.certificate and self.rank is None:
-            raise AlgorithmError(
-                "certificate=True needs a rank: what a decay leaves out has no such bound."
-            )
 
     @property
     def main(self) -> dict[str, Any]:
@@ -86,11 +80,7 @@ class ES_D_RTRL(Algorithm):
         if self.decay is not None:
             return Decay(self.decay)
         assert self.rank is not None
-        return LowRank(self.rank, certificate=self.certificate)
-
-    @property
-    def bounded(self) -> bool:
-        return self.certificate
+        return LowRank(self.rank)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +141,6 @@ class RTRL(Algorithm):
     it is reduced to its R leading modes. Nothing is cut, so what is left out is that reduction.
 
     - `rank`: `None` for the whole trace, or an int >= 1.
-    - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
 
     **Source:** Williams and Zipser, Neural Computation 1(2), 1989. Of a low rank: Benzing et al.,
     "Optimal Kronecker-sum approximation of real time recurrent learning", arXiv 1902.03993; there the
@@ -159,24 +148,14 @@ class RTRL(Algorithm):
     """
 
     rank: int | None = None
-    certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "rtrl"
     cut: ClassVar[bool] = False
     checks: ClassVar[Mapping[str, Check]] = {"rank": checked_rank}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.certificate and self.rank is None:
-            raise AlgorithmError("certificate=True needs a rank: nothing is left out without one.")
-
     def trace_form(self, kind: Kind) -> TraceForm | None:
         if kind.data is None or self.rank is None:
             return super().trace_form(kind)
-        return LowRank(self.rank, certificate=self.certificate)
-
-    @property
-    def bounded(self) -> bool:
-        return self.certificate
+        return LowRank(self.rank)
 
     @property
     def main(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_the_mean_over_all_signs_is_rtrl(window):
 def test_one_draw_is_that_of_the_source():
     """Algorithm 1 in loops, with the same signs; its pair at the end, for each of the two matrices."""
     example = 0b0110101
-    _, _, carry = online(KF_RTRL(AllSigns(), window=1), 2 ** (T - 1))
+    program, _, carry = online(KF_RTRL(AllSigns(), window=1), 2 ** (T - 1))
     h = np.zeros(N)
     pairs = {"w": (np.zeros(N), np.zeros((N, N))), "u": (np.zeros(I), np.zeros((N, N)))}
     for t, x in enumerate(XS):
@@ -67,3 +67,8 @@ def test_one_draw_is_that_of_the_source():
         got = np.einsum("i,so->sio", *found[len(a)])
         np.testing.assert_allclose(got, np.einsum("i,so->sio", a, b), rtol=0, atol=1e-12)
         assert np.abs(got).max() > 0.1
+    again = program.reset(carry, jnp.ones(2 ** (T - 1), bool))
+    for a, b, number in again.traces:  # signs go on
+        assert not a.any()
+        assert not b.any()
+        assert (number == T).all()
