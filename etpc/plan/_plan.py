@@ -295,8 +295,6 @@ def left_out(reach: Reach, directions: Directions | None) -> tuple[str, ...]:
         return tuple(map(str, reach.escapes))
     if directions.exact:
         return ()
-    if not reach.block.nnz:
-        return (f"its influence on hidden states is {directions.left_out}",)
     return tuple(f"{escape}, {directions.left_out}" for escape in reach.escapes)
 
 
