@@ -91,9 +91,11 @@ class CreditRTRL(Algorithm):
     Beside the trace of D-RTRL, a weight from which influence escapes carries its whole influence on
     `q` of them. It passes from unit to unit and from layer to layer. The directions
     follow the credit as windows of `value_and_grad` or `etpc.online` bring it; calls of the program
-    and `scan` leave them as they are. Where nothing escapes it is D-RTRL; with as many directions as
-    there are states, RTRL. Where the simulation of a network becomes unstable, as that of conductances in
-    steps that are too long, directions along which influence overflows are dropped, and `credit_lost` counts them.
+    and `scan` leave them as they are. Where nothing escapes it is D-RTRL. It follows at most as many
+    directions as there are states. As the growth of influence along them is bounded, that is not exact
+    either: the exact rule is [`RTRL`][etpc.RTRL]. Where the simulation of a network becomes unstable, as
+    that of conductances in steps that are too long, directions along which influence overflows are
+    dropped, and `credit_lost` counts them.
 
     - `q`: the number of directions. `program.credit_lost(carry)` says how much of the energy of the credit
         lies in none of them.
@@ -128,8 +130,8 @@ class CreditRTRL(Algorithm):
         low = Full() if self.rank is None else LowRank(self.rank)
         forms: dict[int, Trace | None] = {op.number: Full() for op in context.ops}
         forms |= {op.number: low for op in followed if op.kind.data is not None}
-        directions = CreditSubspace(self.q).settle(context.analysis.hidden.size)
-        return Choice(forms, directions=directions)
+        count = min(self.q, context.analysis.hidden.size)
+        return Choice(forms, directions=CreditSubspace(count))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

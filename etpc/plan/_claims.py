@@ -95,6 +95,5 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     reasons = [Reason("form", form.left_out, p)] if not form.exact else []
     texts = left_out(reach, p.trace.directions)
     return reasons + [
-        Reason("escape", text, p, escape)
-        for text, escape in zip(texts, reach.escapes if texts else (), strict=True)
+        Reason("escape", text, p, escape) for text, escape in zip(texts, reach.escapes, strict=True)
     ]

@@ -293,8 +293,6 @@ def left_out(reach: Reach, directions: Directions | None) -> tuple[str, ...]:
     """The influence that leaves a trace, in words."""
     if directions is None:
         return tuple(map(str, reach.escapes))
-    if directions.exact:
-        return ()
     return tuple(f"{escape}, {directions.left_out}" for escape in reach.escapes)
 
 

@@ -1,6 +1,6 @@
 """The forms of a trace: each one file, and one object that the compiler asks."""
 
-from ._credit import CreditSubspace, EveryState
+from ._credit import CreditSubspace
 from ._decay import Decay
 from ._directions import Directions
 from ._ended import Ended
@@ -35,7 +35,6 @@ __all__ = [
     "Decay",
     "Directions",
     "Ended",
-    "EveryState",
     "Factors",
     "Filtered",
     "Full",

@@ -96,8 +96,8 @@ class RandomRTRL(etpc.CreditRTRL):
 
     def choose(self, context: Any) -> Any:
         choice = super().choose(context)
-        size = context.analysis.hidden.size
-        return dataclasses.replace(choice, directions=RandomDirections(4).settle(size))
+        count = min(4, context.analysis.hidden.size)
+        return dataclasses.replace(choice, directions=RandomDirections(count))
 
 
 @dataclasses.dataclass(frozen=True)
