@@ -327,7 +327,7 @@ def test_resets_at_any_step_against_backpropagation():
 
 
 ONE_STEP = (
-    *(D, RULES["decay"], etpc.SnAp(1, window=2), etpc.RTRL(window=3), etpc.TBPTT(3, every=1)),
+    *(D, RULES["decay"], etpc.SnAp(1), etpc.RTRL(window=3), etpc.TBPTT(3, every=1)),
     *(etpc.D_RTRL(window=1, lookback=3), etpc.ES_D_RTRL(rank=1, window=1)),
 )
 LONGER = (

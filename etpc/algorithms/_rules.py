@@ -230,7 +230,8 @@ class SnAp(Algorithm):
 
     The trace of a weight holds the states that it reaches in fewer than `n` transitions after the
     step in which it is used, and the transitions among those alone. It is exact where a weight
-    reaches no other states, and equals RTRL for a large enough `n`.
+    reaches no other states, and equals RTRL for a large enough `n`. Where influence leaves
+    its traces a sequence is processed step by step, and with `backprop="cut"` no longer `window` is taken.
 
     - `n`: the number of steps, at least 1.
 

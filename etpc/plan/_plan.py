@@ -23,7 +23,7 @@ from ._blocks import (
 from ._choice import check_choice, settled
 from ._joined import joined
 from ._passes import PASSES
-from ._records import Group, OpPlan, Plan, Sketch, TracePlan, window_matters
+from ._records import Group, OpPlan, Plan, Sketch, TracePlan, one_step, window_matters
 from ._report import changes
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
 from ._smallest import smallest
@@ -89,6 +89,8 @@ def plan(
     window, why, chosen = AT_LEAST, "", None
     if algorithm.window != "auto":
         window = algorithm.window
+    elif one_step(algorithm, list(traces.values())):
+        window = 1
     elif window_matters(algorithm, list(traces.values())):
         window = min(window, algorithm.lookback or window)
     elif "choose_window" in passes:

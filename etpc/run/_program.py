@@ -251,7 +251,7 @@ class Program(Compiled, Shown):
         return jax.tree.map(lambda a: a[0], ys), carry
 
     def scan(self, model: Any, xs: Any, carry: Carry) -> tuple[Any, Carry]:
-        """T steps as one window; differentiable like a call.
+        """T steps as one window, or step by step where the rule has no other windows; differentiable like a call.
 
         **Arguments:** as for a call, and `xs` has a leading axis T, then B if the carry has one.
 
