@@ -150,8 +150,6 @@ def _rules(of: Record) -> Iterator[Quote]:
     ranks = [max(errors(f"etpc ES-D-RTRL rank {rank} W=10")) for rank in (1, 4)]
     text = "of 1 is {} % from D-RTRL's gradient on this network, one of 4 {} %; the decay is {} % from it."
     yield Quote(PAGE, text, all_short(*ranks, max(errors(decay))))
-    snap = speed[128]["etpc SnAp(1) W=10"]
-    yield Quote(PAGE, "takes {} times BPTT's time at N = 128: a spike", [short(snap["to_bptt"])])
     temp = lambda *names: [row["temp"] for name in names for row in of.rows("memory", name=name)]
     online = ends(size / 2**20 for size in temp("etpc D-RTRL W=auto", "etpc D-RTRL W=1"))
     decay = short(max(temp("etpc ES-D-RTRL 0.9 W=1")) / 2**20)

@@ -85,7 +85,7 @@ def contestants(
         name = f"ES-D-RTRL rank {rank} W=10"
         yield _etpc(f"etpc {name}", ES_D_RTRL(rank=rank, window=10), "ES-D-RTRL", name)
     if snap:
-        yield _etpc("etpc SnAp(1) W=10", SnAp(1, window=10), "SnAp", "SnAp(1)")
+        yield _etpc("etpc SnAp(1)", SnAp(1), "SnAp", "SnAp(1)")
     longer = [w for w in windows if isinstance(w, int) and w > 1]
     for window in longer:
         rule = f"D-RTRL full windows W={window}"

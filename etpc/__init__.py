@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from .plan import Claim, Reason
     from .run import (
         Carry,
-        Certificate,
         Exported,
         Memory,
         Online,
@@ -70,7 +69,7 @@ else:
         "checkpoint": "load load_weights save",
         "definition": "reference",
         "plan": "Claim Reason",
-        "run": "Carry Certificate Exported Memory Online Program compile load_exported online",
+        "run": "Carry Exported Memory Online Program compile load_exported online",
     }
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
 
@@ -103,7 +102,6 @@ __all__ = [
     "AlgorithmError",
     "Candidate",
     "Carry",
-    "Certificate",
     "Check",
     "CheckedRow",
     "CheckpointError",

@@ -99,6 +99,16 @@ def test_what_leaves_a_snap_trace_is_said():
     assert program.ops[0].escapes == ("hidden state -> hidden state, after 2 steps",)
 
 
+def test_windows_of_snap():
+    """They have one step where a trace holds less than its states reach."""
+    window = lambda rule: etpc.compile(RING, rule, inputs=XS[0], state=ZERO).window_for(T)
+    assert [window(etpc.SnAp(n)) for n in (1, N)] == [1, T]
+    for rule in (etpc.SnAp(1, window=3, backprop="full"), etpc.SnAp(1, window=3, lookback=4)):
+        assert window(rule) == 3
+    with pytest.raises(etpc.AlgorithmError, match=r"SnAp\(n=1, window=3.*step by step"):
+        etpc.SnAp(1, window=3)
+
+
 def test_rtrl_blocks_follow_the_structure():
     """A unit of the first layer reaches itself and the second layer; one of the second, itself."""
     program = etpc.compile(STACK, "rtrl", inputs=XS[0], state=(ZERO, ZERO), weights="all")

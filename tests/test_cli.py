@@ -734,7 +734,7 @@ def test_version(capsys):
         ("credit:q=2,rank=None", etpc.CreditRTRL(q=2, rank=None)),
         ("es_d_rtrl:decay=0.95,window=10", etpc.ES_D_RTRL(decay=0.95, window=10)),
         ("es_d_rtrl:decay=0.9,everywhere=True", etpc.ES_D_RTRL(decay=0.9, everywhere=True)),
-        ("es_d_rtrl:rank=4, certificate=True", etpc.ES_D_RTRL(rank=4, certificate=True)),
+        ("es_d_rtrl:rank=4, window=8", etpc.ES_D_RTRL(rank=4, window=8)),
         ("d_rtrl,window=auto,backprop=full", etpc.D_RTRL(backprop="full")),
         ("snap:2", etpc.SnAp(2)),
         ("snap,n=3", etpc.SnAp(3)),

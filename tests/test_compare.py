@@ -146,8 +146,8 @@ def test_tbptt_compiles_without_a_trace():
         (D_RTRL(), "D_RTRL()"),
         (D_RTRL(window=10, backprop="full"), "D_RTRL(window=10, backprop='full')"),
         (ES_D_RTRL(), "ES_D_RTRL(decay=0.99)"),
-        (ES_D_RTRL(rank=8, certificate=True), "ES_D_RTRL(rank=8, certificate=True)"),
-        (SnAp(2, window=3), "SnAp(2, window=3)"),
+        (ES_D_RTRL(rank=8, lookback=32), "ES_D_RTRL(rank=8, backprop='full', lookback=32)"),
+        (SnAp(2, window=1), "SnAp(2, window=1)"),
         (TBPTT(5), "TBPTT(5)"),
     ],
 )

@@ -121,7 +121,7 @@ GIVEN_NONE = "TBPTT gives it none; it gets the gradient of the last steps"
         (etpc.D_RTRL(), BEHIND.format("D_RTRL")),
         (etpc.ES_D_RTRL(), BEHIND.format("ES_D_RTRL")),
         (etpc.TBPTT(2), GIVEN_NONE),
-        *((rule, None) for rule in (etpc.CreditRTRL(), etpc.SnAp(), etpc.RTRL())),
+        *((rule, None) for rule in (etpc.CreditRTRL(2), etpc.SnAp(), etpc.RTRL())),
     ],
     ids=str,
 )

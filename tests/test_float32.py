@@ -42,7 +42,7 @@ RULES = {
     "decay": etpc.ES_D_RTRL(decay=0.9, window=W),
     "rank": etpc.ES_D_RTRL(rank=2, window=W),
     "directions": etpc.CreditRTRL(q=2, rank=None, window=W),
-    "SnAp": etpc.SnAp(1, window=W),
+    "SnAp": etpc.SnAp(1, window=1),
 }
 
 

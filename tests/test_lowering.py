@@ -12,10 +12,10 @@ RULES = [
     etpc.D_RTRL(window=2),
     etpc.D_RTRL(window=2, backprop="full"),
     etpc.ES_D_RTRL(decay=0.9, window=2),
-    etpc.ES_D_RTRL(rank=2, window=2, certificate=True),
+    etpc.ES_D_RTRL(rank=2, window=2),
     etpc.CreditRTRL(2, 2, window=2),
     etpc.D_RTRL(window=2, lookback=4),
-    etpc.SnAp(1, window=2),
+    etpc.SnAp(1, window=1),
     etpc.RTRL(window=2),
 ]
 

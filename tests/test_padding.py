@@ -98,7 +98,6 @@ def close(found, expected):
 
 RULES = {
     "rank": etpc.ES_D_RTRL(rank=2, window=W),
-    "certificate": etpc.ES_D_RTRL(rank=1, window=W, certificate=True),
     "D": etpc.D_RTRL(window=W),
     "RTRL": etpc.RTRL(window=W),
 }

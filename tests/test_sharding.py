@@ -52,7 +52,7 @@ def step(m, x, h):
 
 
 whole = [etpc.D_RTRL(window=2), etpc.D_RTRL(window=3, backprop="full")]
-others = [etpc.ES_D_RTRL(decay=0.9, window=2), etpc.ES_D_RTRL(rank=2, window=2), etpc.SnAp(1, window=2)]
+others = [etpc.ES_D_RTRL(decay=0.9, window=2), etpc.ES_D_RTRL(rank=2, window=2), etpc.SnAp(1, window=1)]
 others += [etpc.CreditRTRL(2, 2, window=2), etpc.D_RTRL(window=2, backprop="full", lookback=4)]
 for algo in whole if "pieces" in sys.argv else whole + others:
     program = etpc.compile(model, algo, inputs=xs[0, 0], state=jnp.zeros(20), step=step)

@@ -91,11 +91,6 @@ class Algorithm:
         return False
 
     @property
-    def bounded(self) -> bool:
-        """Whether its traces carry bounds of what they leave out."""
-        return False
-
-    @property
     def reach(self) -> int | None:
         """For how many steps a trace follows influence; `None` for any number."""
         return None
@@ -116,6 +111,13 @@ class Algorithm:
                 )
         if self.backprop not in ("cut", "full"):
             raise AlgorithmError(f'backprop must be "cut" or "full", not {self.backprop!r}.')
+        if self.reach is not None and self.backprop == "cut" and self.window not in ("auto", 1):
+            raise AlgorithmError(
+                f"{self} follows influence within {self.reach} steps alone, and so is processed step by step. This is "
+                "because credit that passed back through the steps of a window would leave the traces and come back. "
+                'Leave out window=, or pass backprop="full": nothing is cut inside a window, which is nearer to BPTT '
+                "and mostly faster."
+            )
 
     def trace_form(self, kind: Kind) -> TraceForm | None:
         """The form of the trace of a kind of weight operation; `None` for no trace."""

@@ -46,7 +46,6 @@ class ES_D_RTRL(Algorithm):
     - `rank`: an int >= 1.
     - `everywhere`: whether the trace of each weight that mixes positions is factored, also where the whole trace takes
         no more memory.
-    - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
 
     **Source:** Wang et al. 2026, as above, for the decay form. `eps_f` is stored without the factor
     `1 - a`, so that a = 1 is allowed. In that work each weight has factors, element-wise ones too, and an int renames a
@@ -59,7 +58,6 @@ class ES_D_RTRL(Algorithm):
     decay: float | None = dataclasses.field(default=None, kw_only=True, repr=False)
     rank: int | None = dataclasses.field(default=None, kw_only=True, repr=False)
     everywhere: bool = dataclasses.field(default=False, kw_only=True, repr=False)
-    certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "es_d_rtrl"
     checks: ClassVar[Mapping[str, Check]] = {
         "decay": checked_decay,
@@ -80,10 +78,6 @@ class ES_D_RTRL(Algorithm):
             )
         if self.decay is None and self.rank is None:
             object.__setattr__(self, "decay", 0.99)
-        if self.certificate and self.rank is None:
-            raise AlgorithmError(
-                "certificate=True needs a rank: what a decay leaves out has no such bound."
-            )
 
     @property
     def main(self) -> dict[str, Any]:
@@ -96,15 +90,11 @@ class ES_D_RTRL(Algorithm):
         if self.decay is not None:
             return Decay(self.decay)
         assert self.rank is not None
-        return LowRank(self.rank, certificate=self.certificate)
+        return LowRank(self.rank)
 
     def choose(self, context: Context) -> Choice:
         choice = super().choose(context)
         return choice if self.everywhere else _whole_where_no_larger(choice, context)
-
-    @property
-    def bounded(self) -> bool:
-        return self.certificate
 
 
 def _whole_where_no_larger(choice: Choice, context: Context) -> Choice:
@@ -128,9 +118,11 @@ class CreditRTRL(Algorithm):
     Beside the trace of D-RTRL, a weight from which influence escapes carries its whole influence on
     `q` of them. It passes from unit to unit and from layer to layer. The directions
     follow the credit as windows of `value_and_grad` or `etpc.online` bring it; calls of the program
-    and `scan` leave them as they are. Where nothing escapes it is D-RTRL; with as many directions as
-    there are states, RTRL. Where the simulation of a network becomes unstable, as that of conductances in
-    steps that are too long, directions along which influence overflows are dropped, and `credit_lost` counts them.
+    and `scan` leave them as they are. Where nothing escapes it is D-RTRL. It follows at most as many
+    directions as there are states. As the growth of influence along them is bounded, that is not exact
+    either: the exact rule is [`RTRL`][etpc.RTRL]. Where the simulation of a network becomes unstable, as
+    that of conductances in steps that are too long, directions along which influence overflows are
+    dropped, and `credit_lost` counts them.
 
     - `q`: the number of directions. `program.credit_lost(carry)` says how much of the energy of the credit
         lies in none of them.
@@ -161,7 +153,7 @@ class CreditRTRL(Algorithm):
             )
 
     def choose(self, context: Context) -> Choice:
-        directions = CreditSubspace(self.q).settle(context.analysis.hidden.size)
+        directions = CreditSubspace(min(self.q, context.analysis.hidden.size))
         forms: dict[int, Trace | None] = {op.number: Full() for op in context.ops}
         for op in context.ops:
             if self.rank is not None and op.kind.data is not None and context.escapes(op):
@@ -182,7 +174,6 @@ class RTRL(Algorithm):
     whole trace where that takes no more memory, as under ES-D-RTRL.
 
     - `rank`: `None` for the whole trace, or an int >= 1.
-    - `certificate`: with a rank, carry a bound of what was left out, for `program.certificate`.
 
     **Source:** Williams and Zipser, Neural Computation 1(2), 1989. Of a low rank: Benzing et al.,
     "Optimal Kronecker-sum approximation of real time recurrent learning", arXiv 1902.03993; there the
@@ -190,27 +181,17 @@ class RTRL(Algorithm):
     """
 
     rank: int | None = None
-    certificate: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     name: ClassVar[str] = "rtrl"
     cut: ClassVar[bool] = False
     checks: ClassVar[Mapping[str, Check]] = {"rank": checked_rank}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.certificate and self.rank is None:
-            raise AlgorithmError("certificate=True needs a rank: nothing is left out without one.")
-
     def trace_form(self, kind: Kind) -> TraceForm | None:
         if kind.data is None or self.rank is None:
             return super().trace_form(kind)
-        return LowRank(self.rank, certificate=self.certificate)
+        return LowRank(self.rank)
 
     def choose(self, context: Context) -> Choice:
         return _whole_where_no_larger(super().choose(context), context)
-
-    @property
-    def bounded(self) -> bool:
-        return self.certificate
 
     @property
     def main(self) -> dict[str, Any]:
@@ -283,7 +264,8 @@ class SnAp(Algorithm):
 
     The trace of a weight holds the states that it reaches in fewer than `n` transitions after the
     step in which it is used, and the transitions among those alone. It is exact where a weight
-    reaches no other states, and equals RTRL for a large enough `n`.
+    reaches no other states, and equals RTRL for a large enough `n`. Where influence leaves
+    its traces a sequence is processed step by step, and with `backprop="cut"` no longer `window` is taken.
 
     - `n`: the number of steps, at least 1.
 

@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..plan import Pairs, Plan, TracePlan
-from ..traces import Factors, Rows, Trace, Traces, apply_back, paired
+from ..plan import Plan, TracePlan
+from ..traces import Rows, Trace, Traces, apply_back
 from ._arrays import (
     by_step,
     columns,
     over_steps,
     replaced,
+    rows_of,
     take,
+    take_rows,
     weighted,
     widened,
     without_past,
@@ -46,8 +48,6 @@ class CutWindow(NamedTuple):
     data: list[Array]
     paths: list[Any]
     """What the credit of each carried trace needs of how its form followed the window."""
-    blocks: list[Factors | None]
-    """The factors of each live operation whose blocks are not closed."""
     fresh: Array
 
 
@@ -74,12 +74,8 @@ class Truncated(Window[CutWindow]):
                 for p, f in zip(self.cut.live, factors, strict=True)
             ]
         followed, paths = self.mover.follow(factors, traces)
-        blocks = [
-            None if p.trace is None or p.trace.closed else f
-            for p, f in zip(self.cut.live, factors, strict=True)
-        ]
         pull = self._input_pull(weights, rollout, moving) if moving else None
-        residuals = CutWindow(read_pull, pull, jacobians, data, paths, blocks, span.fresh)
+        residuals = CutWindow(read_pull, pull, jacobians, data, paths, span.fresh)
         return Course(outputs, rollout.last, Moves(factors, followed), residuals)
 
     def _input_pull(self, weights: Weights, rollout: Rollout, moving: Sequence[int]) -> InputPull:
@@ -122,7 +118,7 @@ class Truncated(Window[CutWindow]):
                 of_past = next(rows)
             else:
                 carry, path = carried.get(p.op.number, (None, ()))
-                signals = OpSignals(window, trace, immediate, residuals.blocks[place])
+                signals = OpSignals(window, trace, immediate)
                 found: Any = trace.form.credit(trace.site, signals, path)
                 shape = (*by.new[0].shape[:2], trace.site.count)
                 if not isinstance(found, tuple) or len(found) != 2 or found[0].shape != shape:
@@ -211,8 +207,6 @@ class OpSignals:
     trace: TracePlan
     immediate: Arrays
     """The compressed F of the operation."""
-    factors: Factors | None
-    """`None` if its blocks are closed."""
 
     def new(self) -> Array:
         return take(self.window.new, self.trace.layout.states)
@@ -222,32 +216,15 @@ class OpSignals:
         return None if old is None else take(old, self.trace.layout.states)
 
     def through(self) -> tuple[Array, Array]:
-        window, trace = self.window, self.trace
-        if self.factors is None:
-            credit, start = window.passed_back
-            by_output = into_op(window.plan, trace.op, self.immediate, credit)
-            return by_output, take(start, trace.layout.states)
-        pairs, transition = trace.layout.pairs, self.factors.transition
-        credit, start = _within_blocks(pairs, transition, self.old(), self.new())
-        return paired(credit, self.factors.immediate), start
-
-
-def _within_blocks(
-    pairs: Pairs, transition: Array, old: Array | None, new: Array
-) -> tuple[Array, Array]:
-    """The credit of each new state and that of the start, of blocks that are not closed.
-
-    Each output has credit of its own [W, B, m, O], which does not leave its block.
-    """
-
-    def back(later: Array, step: tuple[Array, Array | None, Array]):
-        jacobian, by_old, by_new = step
-        total = by_new + later
-        earlier = apply_back(pairs, jacobian, total)
-        return earlier if by_old is None else by_old + earlier, total
-
-    start, credit = lax.scan(back, jnp.zeros_like(new[0]), (transition, old, new), reverse=True)
-    return credit, start
+        window, layout = self.window, self.trace.layout
+        credit, start = window.passed_back
+        by_output = into_op(window.plan, self.trace.op, self.immediate, credit)
+        if self.trace.closed:
+            return by_output, take(start, layout.states)
+        # A window of one step: what other new states pass back to a block is no credit of its trace.
+        transition, old = take_rows(rows_of(window.transition), layout.transition), self.old()
+        (of_block,) = apply_back(layout.pairs, transition, self.new())
+        return by_output, of_block if old is None else of_block + old[0]
 
 
 __all__ = ["Truncated"]

@@ -94,9 +94,6 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     form = p.trace.form
     reasons = [Reason("form", form.left_out, p)] if not form.exact else []
     texts = left_out(reach, p.trace.directions)
-    if not reach.escapes:  # the trace has no block and is followed along directions alone
-        return reasons + [Reason("form", text, p) for text in texts]
     return reasons + [
-        Reason("escape", text, p, escape)
-        for text, escape in zip(texts, reach.escapes if texts else (), strict=True)
+        Reason("escape", text, p, escape) for text, escape in zip(texts, reach.escapes, strict=True)
     ]

@@ -21,7 +21,7 @@ from ._blocks import (
 from ._choice import check_choice, settled
 from ._joined import joined
 from ._passes import PASSES
-from ._records import Group, OpPlan, Plan, Sketch, TracePlan, window_matters
+from ._records import Group, OpPlan, Plan, Sketch, TracePlan, one_step, window_matters
 from ._report import changes
 from ._select import DEFAULT_MEMORY, UNMARKED, UNSELECTED, Selection, context
 from ._smallest import Proofs, ended, smallest
@@ -90,6 +90,8 @@ def plan(
     window, why, chosen = AT_LEAST, "", None
     if algorithm.window != "auto":
         window = algorithm.window
+    elif one_step(algorithm, list(traces.values())):
+        window = 1
     elif window_matters(algorithm, list(traces.values())):
         window = min(window, algorithm.lookback or window)
     elif "choose_window" in passes:
@@ -310,10 +312,6 @@ def left_out(reach: Reach, directions: Directions | None) -> tuple[str, ...]:
     """The influence that leaves a trace, in words."""
     if directions is None:
         return tuple(map(str, reach.escapes))
-    if directions.exact:
-        return ()
-    if not reach.block.nnz:
-        return (f"its influence on hidden states is {directions.left_out}",)
     return tuple(f"{escape}, {directions.left_out}" for escape in reach.escapes)
 
 

@@ -262,7 +262,13 @@ class Plan:
         Where the steps are not cut, it is this one for all sequences: a gradient depends much more on the length of
         such windows than on how often a trace is reduced.
         """
-        return self.algorithm.window == "auto" and self.algorithm.backprop == "cut"
+        automatic = self.algorithm.window == "auto" and self.algorithm.backprop == "cut"
+        return automatic and not self.one_step
+
+    @property
+    def one_step(self) -> bool:
+        """Whether windows have one step, whatever is asked for."""
+        return one_step(self.algorithm, self.traces)
 
     def window_for(self, steps: int) -> int:
         """The window for a sequence of so many steps, the last of which may be shorter."""
@@ -278,6 +284,15 @@ class Plan:
             text = f"trace {p.trace_shape}" if p.trace is not None else f"no trace: {p.reason}"
             rows.append(f"  {p.path} {p.kind}: {text}")
         return "\n".join(rows)
+
+
+def one_step(algorithm: Algorithm, traces: Sequence[TracePlan]) -> bool:
+    """Whether credit cannot pass back through the steps of a window.
+
+    Credit that leaves a block that is not closed may come back to it, while influence that leaves it is lost. So
+    each output would need credit of its own.
+    """
+    return algorithm.backprop == "cut" and not all(t.closed for t in traces)
 
 
 def window_matters(algorithm: Algorithm, traces: Sequence[TracePlan]) -> bool:

@@ -3,11 +3,10 @@
 from ._compile import compile
 from ._export import Exported, load_exported
 from ._online import Online, check_first, moved, no_optimizer, online, strong
-from ._program import Carry, Certificate, Memory, Program, without_past
+from ._program import Carry, Memory, Program, without_past
 
 __all__ = [
     "Carry",
-    "Certificate",
     "Exported",
     "Memory",
     "Online",

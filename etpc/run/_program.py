@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
 
 from .._carry import Carry
 from .._data import checked_reset
@@ -63,20 +62,6 @@ class Memory:
         batch = "one example" if self.batch_size is None else f"batch size {self.batch_size}"
         lines = [f"{path:<{width}}  {size:>14,} bytes" for path, size in rows]
         return "\n".join([f"carry, {batch}", *lines])
-
-
-@dataclasses.dataclass(frozen=True)
-class Certificate:
-    """How far a low-rank trace, and the gradient that it gave, can be from those of D-RTRL."""
-
-    path: str
-    trace: Float[Array, "*B m O"]
-    """For each state and output, the norm over the inputs of what the trace left out is at most
-    this. A group axis stands before O where the operation has groups."""
-    gradient: Float[Array, " *G O"]
-    """For each output, the norm over its inputs of the error of all gradients since `init`, added
-    up, is at most this: those of `value_and_grad(..., reduction="sum")`, of the masked losses where
-    there was a mask. With another reduction the bound is still that of the sums."""
 
 
 KEPT = 8
@@ -165,32 +150,6 @@ class Program(Compiled, Shown):
         """What it says, ready for JSON: as `etpc explain --json` prints it."""
         return super().as_dict() | {"carry_bytes": self.memory().total}
 
-    def certificate(self, carry: Carry) -> tuple[Certificate, ...]:
-        """Bounds of what low-rank traces left out, one for each; they hold always.
-
-        For a program of a rule with a rank and `certificate=True`, such as
-        `ES_D_RTRL(rank=4, certificate=True)`. What a reduction leaves out is moved on
-        by the absolute values of the transitions, and adds up; multiplied with the credit of a window
-        it bounds the error of the gradient. Measured, they are 2 to 10 times the error.
-        """
-        self.arguments.check_carry(carry)
-        certificates = []
-        for p, trace in zip(self.plan.carried, carry.traces, strict=True):
-            bounds = p.form.bounds(p.site, trace)
-            if bounds is not None:
-                off, gradient = bounds
-                batch = off.shape[:1] if carry.batched else ()
-                off = off.reshape(*batch, p.block, *p.site.group, p.op.kind.outputs)
-                certificates.append(
-                    Certificate(p.op.path, off, gradient.sum(0) if carry.batched else gradient)
-                )
-        if not certificates and not self.algorithm.bounded:
-            raise AlgorithmError(
-                f"{self.algorithm} carries no bounds. Compile with a rank and certificate=True, "
-                "such as ES_D_RTRL(rank=4, certificate=True)."
-            )
-        return tuple(certificates)
-
     def credit_lost(self, carry: Carry) -> float | None:
         """The part of the energy of credit that lies in no direction that is followed, on a running mean.
 
@@ -260,9 +219,7 @@ class Program(Compiled, Shown):
         """Let chosen examples of a batch begin a new stream; the others go on untouched.
 
         Their state is the initial one again, and their traces are zero, also where they were
-        NaN. PRNG keys go on, so that noise does not repeat. So do the bounds of
-        [`certificate`][etpc.Program.certificate], which are of all gradients since `init`: where
-        one of those was NaN, so is its bound.
+        NaN. PRNG keys go on, so that noise does not repeat.
 
         **Arguments:**
 
@@ -294,7 +251,7 @@ class Program(Compiled, Shown):
         return jax.tree.map(lambda a: a[0], ys), carry
 
     def scan(self, model: Any, xs: Any, carry: Carry) -> tuple[Any, Carry]:
-        """T steps as one window; differentiable like a call.
+        """T steps as one window, or step by step where the rule has no other windows; differentiable like a call.
 
         **Arguments:** as for a call, and `xs` has a leading axis T, then B if the carry has one.
 

@@ -114,9 +114,17 @@ class Runner:
         self, parameters: Parameters, xs: list[Array], carry: Carry
     ) -> tuple[list[Array], Carry]:
         weights = self.prefix(parameters)
-        xs, state, traces, fresh = self.enter(xs, carry)
-        xs = self._with_begins(xs, fresh)
-        ys, state, traces = self.window.run(weights, Span(xs, state, fresh), traces)
+        xs, *start = self.enter(xs, carry)
+
+        def one_window(scan_carry: Any, xs: list[Array]) -> tuple[Any, list[Array]]:
+            state, traces, fresh = scan_carry
+            span = Span(self._with_begins(xs, fresh), state, fresh)
+            ys, state, traces = self.window.run(weights, span, traces)
+            return (state, traces, jnp.zeros_like(fresh)), ys
+
+        steps = len(xs[0])
+        window = 1 if self.plan.one_step else steps
+        (state, traces, _), ys = _over_windows(one_window, tuple(start), xs, steps, window)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
         return ys, self.leave(state, traces, carry)

@@ -1,6 +1,6 @@
 """The forms of a trace: each one file, and one object that the compiler asks."""
 
-from ._credit import CreditSubspace, EveryState
+from ._credit import CreditSubspace
 from ._decay import Decay
 from ._directions import Directions
 from ._filtered import Filtered
@@ -33,7 +33,6 @@ __all__ = [
     "CreditSubspace",
     "Decay",
     "Directions",
-    "EveryState",
     "Factors",
     "Filtered",
     "Full",

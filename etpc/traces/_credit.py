@@ -90,10 +90,6 @@ class CreditSubspace(Directions):
         many = "direction" if self.count == 1 else f"{self.count} directions"
         return f"followed along {many} of credit"
 
-    def settle(self, size: int) -> Directions:
-        """The directions for a program with so many states: each state, where no fewer directions are followed."""
-        return self if self.count < size else EveryState(size)
-
     def init(self, size: int, dtype: Any) -> Carry:
         spare = min(size, 2 * self.count + SPARE)
         # drawn in one dtype, so that float32 begins with the directions that float64 does
@@ -225,48 +221,6 @@ class CreditSubspace(Directions):
             mean_outside + weight * (outside - mean_outside),
         )
         return tuple(jnp.where(valid, a, b) for a, b in zip(new, moment, strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class EveryState(Directions):
-    """Each state is a direction of its own, so that nothing that escapes is lost.
-
-    The basis is not rotated: states of small units would be lost beside large ones.
-    """
-
-    count: int
-    exact: bool = True
-
-    def init(self, size: int, dtype: Any) -> Carry:
-        return (jnp.eye(size, dtype=dtype),)
-
-    def lost(self, shared: Carry) -> float:
-        return 0.0
-
-    def ends(
-        self, shared: Carry, each: Carry, states: Float[Array, "B S"]
-    ) -> tuple[Float[Array, "1 S S"], None]:
-        return shared[0][None], None
-
-    def basis(self, shared: Carry, each: Carry) -> Float[Array, "1 S S"]:
-        return shared[0][None]
-
-    def coefficients(
-        self, shared: Carry, each: Carry, credit: Float[Array, "B S"]
-    ) -> Float[Array, "B S"]:
-        return credit
-
-    def advance(
-        self,
-        shared: Carry,
-        each: Carry,
-        ends: Float[Array, "1 S S"],
-        chosen: None,
-        starts: Float[Array, "B S S"],
-        credit: Float[Array, "B S"] | None,
-        push: Push,
-    ) -> tuple[Float[Array, "B S S"], Carry, Carry]:
-        return starts, shared, each
 
 
 def _units(sizes: Float[Array, " S"]) -> Array:

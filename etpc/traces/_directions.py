@@ -32,8 +32,6 @@ class Directions:
 
     count: int
     """q."""
-    exact: bool = False
-    """Whether influence that escapes is followed without loss."""
 
     @property
     def left_out(self) -> str:

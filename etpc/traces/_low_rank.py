@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Inexact
 from ._full import Full
 from ._modes import combined, diagonal, leading
 from ._trace import Advance, Carry, Passage, Rows, Site, Trace, zeros
-from ._transitions import apply, paired, times
+from ._transitions import apply, paired
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +23,9 @@ class LowRank(Trace):
 
     Modes are found from squares of pairs that are scaled first, so modes are lost that are smaller than the
     largest one times the root of the precision.
-
-    With a certificate the carry also has bounds of what was left out of the trace, [B, m, G, O], and of the
-    gradients since the stream began, [B, G, O].
     """
 
     rank: int
-    certificate: bool = dataclasses.field(default=False, repr=False)
-    """Whether a bound of what is left out is carried."""
     exact = False
     window_matters = True
     skips = True
@@ -62,12 +57,7 @@ class LowRank(Trace):
         )
 
     def init(self, site: Site, batch: int) -> Carry:
-        factors = zeros(batch, self.shapes(site), site.dtype)
-        if not self.certificate:
-            return factors
-        kind, real = site.kind, jnp.finfo(site.dtype).dtype
-        bounds = (*site.states, *site.group, kind.outputs), (*site.group, kind.outputs)
-        return (*factors, *zeros(batch, bounds, real))
+        return zeros(batch, self.shapes(site), site.dtype)
 
     def rows(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
         """The left modes, and their credit `lambda_0 b`."""
@@ -145,36 +135,17 @@ class LowRank(Trace):
         image: Inexact[Array, "Q R n"],
     ) -> Carry:
         """The carry with all pairs projected onto the span of `A c`, whose coordinates are `image^H`."""
-        a, b, size, (gram_a, _) = pairs.a, pairs.b, pairs.size, pairs.grams
+        a, b, size = pairs.a, pairs.b, pairs.size
         length, inverse = jnp.moveaxis(pairs.length, 0, -1), jnp.moveaxis(pairs.inverse, 0, -1)
         kind, m = call.site.kind, call.site.block
         with jax.default_matmul_precision("highest"):
             left = combined(c * inverse, a)
             right = combined(length * image.conj(), b)
             by_group = functools.partial(_by_group, groups=kind.groups)
-            by_state = lambda array: array.reshape(*array.shape[:-1], m, kind.outputs)
-            new = [
-                jnp.moveaxis(by_group(left), 1, 2),
-                jnp.moveaxis(by_state(by_group(right * size)), 1, 3),
-            ]
-            if self.certificate:
-                b = b * pairs.length
-                residual = b - combined(c.swapaxes(0, 1), right)
-                dropped = by_state(by_group(_lost(gram_a, b, residual) * size[:, 0]))
-                trace_bound, gradient_bound = (
-                    bound.reshape(len(bound), -1, call.site.count) for bound in call.carry[2:]
-                )
-                if call.start is not None:
-                    error = times(jnp.abs(call.start), trace_bound)
-                    gradient_bound = gradient_bound + jnp.sum(error, -2, keepdims=True)
-                bound = apply(call.site.pairs, jnp.abs(call.passage.whole()), trace_bound)
-                bound = bound + jnp.moveaxis(dropped, 1, 2).reshape(bound.shape)
-                new += [bound, gradient_bound]
+            new_a, new_b = by_group(left), by_group(right * size)
+            new_b = new_b.reshape(*new_b.shape[:-1], m, kind.outputs)
+            new = jnp.moveaxis(new_a, 1, 2), jnp.moveaxis(new_b, 1, 3)
         return tuple(array.reshape(old.shape) for array, old in zip(new, call.carry, strict=True))
-
-    def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
-        """The bound of the gradients stays, as it is that of all gradients since the first stream."""
-        return (*map(fresh, carry[:3]), *carry[3:])
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         """The sum of the pairs, in the shape of the whole trace."""
@@ -182,9 +153,6 @@ class LowRank(Trace):
         left = left.reshape(len(left), site.kind.groups, -1)
         right = right.reshape(len(right), site.block, site.kind.groups, -1)
         return {"trace": Full().in_order(site, jnp.einsum("rgi,rmgo->gimo", left, right))}
-
-    def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
-        return (carry[2], carry[3]) if self.certificate else None
 
 
 class _Pairs(NamedTuple):
@@ -267,19 +235,6 @@ def _power_of_two(size: Inexact[Array, "..."]) -> Array:
 def _or_one(power: Inexact[Array, "..."]) -> Array:
     """A power of two, or one where it is zero or not finite."""
     return jnp.where((power > 0) & jnp.isfinite(power), power, jnp.ones((), power.dtype))
-
-
-def _lost(
-    gram_a: Inexact[Array, "n Q Q"],
-    b: Inexact[Array, "n Q mO"],
-    residual: Inexact[Array, "n Q mO"],
-) -> Inexact[Array, "n mO"]:
-    """A bound of what a reduction of `A b^T` leaves out: the norm of each column of `A residual^T`, and of what
-    rounding may add."""
-    rounding = jnp.finfo(b.dtype).eps * b.shape[1]
-    square = jnp.sum((residual.conj() * (gram_a @ residual)).real, 1)
-    square = jnp.maximum(square, 0) + rounding * jnp.sum(jnp.abs(residual) ** 2, 1)
-    return jnp.sqrt(square) + rounding * jnp.sqrt(jnp.sum(jnp.abs(b) ** 2, 1))
 
 
 __all__ = ["LowRank"]

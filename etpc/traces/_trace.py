@@ -309,10 +309,6 @@ class Trace:
         """The arrays that pictures show, by name, of the trace of one example: `carry` has no batch axis."""
         return {"trace": carry[0]}
 
-    def bounds(self, site: Site, carry: Carry) -> tuple[Array, Array] | None:
-        """Bounds of what the trace and the gradients so far left out; `None` where no bounds are carried."""
-        return None
-
 
 class Traces(NamedTuple):
     """All that is carried beside the state."""

@@ -96,8 +96,8 @@ class RandomRTRL(etpc.CreditRTRL):
 
     def choose(self, context: Any) -> Any:
         choice = super().choose(context)
-        size = context.analysis.hidden.size
-        return dataclasses.replace(choice, directions=RandomDirections(4).settle(size))
+        count = min(4, context.analysis.hidden.size)
+        return dataclasses.replace(choice, directions=RandomDirections(count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +208,7 @@ def default_arms(task: Task) -> tuple[Arm, ...]:
     w, r = task.window, task.rank
     exact = etpc.D_RTRL(window=w, backprop="full")
     uncut = {
-        "SnAp(1)": etpc.SnAp(1, window=w),
+        "SnAp(1)": etpc.SnAp(1),
         f"RTRL, rank {r}": etpc.RTRL(rank=r, window=w),
         "Kronecker sums, rank 4": OK(window=w),
     }

@@ -19,7 +19,7 @@ RULES = {
     "d_rtrl": etpc.D_RTRL(window=3),
     "decay": etpc.ES_D_RTRL(decay=0.9, window=3),
     "rank": etpc.ES_D_RTRL(rank=1, window=3),
-    "snap": etpc.SnAp(1, window=3),
+    "snap": etpc.SnAp(1, window=1),
     "full windows": etpc.D_RTRL(window=3, backprop="full"),
 }
 MODEL = dict(

@@ -201,7 +201,7 @@ def test_in_every_kind_of_window(name, windows, calls, batch):
 RULES = {
     "D-RTRL": etpc.D_RTRL(window=4),
     "RTRL": etpc.RTRL(window=4),
-    "SnAp": etpc.SnAp(2, window=4),
+    "SnAp": etpc.SnAp(2, window=1),
     "decay": etpc.ES_D_RTRL(decay=0.9, window=4),
     "rank": etpc.ES_D_RTRL(rank=2, window=4),
     "rank of RTRL": etpc.RTRL(rank=2, window=4),

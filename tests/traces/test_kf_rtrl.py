@@ -9,11 +9,15 @@ from examples.rules.kf_rtrl import KF_RTRL, KroneckerFactor
 from tests.traces.test_uoro import MODEL, TARGETS, XS, I, N, T, rtrl, step
 
 
-def all_signs(form, number, shape):
+class AllSigns(KroneckerFactor):
     """Each example of a batch has signs of its own, and together they have all; the first of a pair is one."""
-    example, _, step, pair = jnp.indices(shape)
-    bit = number[0] * shape[2] + step
-    return jnp.where(pair > 0, 1 - 2 * (example >> bit & 1), 1)
+
+    exact = False
+
+    def signs(self, number, shape):
+        example, _, step, pair = jnp.indices(shape)
+        bit = number[0] * shape[2] + step
+        return jnp.where(pair > 0, 1 - 2 * (example >> bit & 1), 1)
 
 
 def online(algo, batch):
@@ -26,11 +30,9 @@ def online(algo, batch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 2, 4])
-def test_the_mean_over_all_signs_is_rtrl(window, monkeypatch):
+def test_the_mean_over_all_signs_is_rtrl(window):
     reductions = T - window  # those of the last window are not used
-    with monkeypatch.context() as patched:
-        patched.setattr(KroneckerFactor, "signs", all_signs)
-        program, mean, _ = online(KF_RTRL(window=window), 2**reductions)
+    program, mean, _ = online(KF_RTRL(AllSigns(), window=window), 2**reductions)
     np.testing.assert_allclose(mean, rtrl(), rtol=0, atol=1e-9)
     assert not program.exact
     _, one, _ = online(KF_RTRL(window=window), 1)
@@ -41,11 +43,10 @@ def test_the_mean_over_all_signs_is_rtrl(window, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_draw_is_that_of_the_source(monkeypatch):
+def test_one_draw_is_that_of_the_source():
     """Algorithm 1 in loops, with the same signs; its pair at the end, for each of the two matrices."""
     example = 0b0110101
-    monkeypatch.setattr(KroneckerFactor, "signs", all_signs)
-    _, _, carry = online(KF_RTRL(window=1), 2 ** (T - 1))
+    program, _, carry = online(KF_RTRL(AllSigns(), window=1), 2 ** (T - 1))
     h = np.zeros(N)
     pairs = {"w": (np.zeros(N), np.zeros((N, N))), "u": (np.zeros(I), np.zeros((N, N)))}
     for t, x in enumerate(XS):
@@ -66,3 +67,8 @@ def test_one_draw_is_that_of_the_source(monkeypatch):
         got = np.einsum("i,so->sio", *found[len(a)])
         np.testing.assert_allclose(got, np.einsum("i,so->sio", a, b), rtol=0, atol=1e-12)
         assert np.abs(got).max() > 0.1
+    again = program.reset(carry, jnp.ones(2 ** (T - 1), bool))
+    for a, b, number in again.traces:  # signs go on
+        assert not a.any()
+        assert not b.any()
+        assert (number == T).all()

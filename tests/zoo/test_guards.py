@@ -25,7 +25,7 @@ RULES = [
     etpc.D_RTRL(window=1),
     etpc.D_RTRL(window=3, backprop="full"),
     etpc.RTRL(window=2),
-    etpc.SnAp(1, window=2),
+    etpc.SnAp(1, window=1),
     etpc.ES_D_RTRL(rank=1, window=2),
     etpc.ES_D_RTRL(decay=0.9, window=2),
 ]
