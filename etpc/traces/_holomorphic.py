@@ -79,7 +79,6 @@ class Holomorphic(Full):
     """The places of the imaginary parts of the same states, in the same order."""
     exact = True
     start_alone = True
-    skips = True
 
     @property
     def held(self) -> str:

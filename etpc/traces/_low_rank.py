@@ -33,7 +33,6 @@ class LowRank(Trace):
     """Whether a bound of what is left out is carried."""
     exact = False
     window_matters = True
-    skips = True
 
     @property
     def left_out(self) -> str:
