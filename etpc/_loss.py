@@ -183,7 +183,7 @@ def check_reduction(reduction: Any) -> None:
         raise InputError(NO_REDUCTION.format(reduction))
 
 
-def reduced(reduction: str, sums: Any, mask: Array | None, steps: int | Array) -> Any:
+def reduced(reduction: str, sums: Any, mask: Array | None, steps: int) -> Any:
     """Loss and gradients, summed over time and averaged over the batch, as `reduction` says.
 
     - `mask`: [T, B] or [T], the weights that are in the sums.
@@ -191,8 +191,7 @@ def reduced(reduction: str, sums: Any, mask: Array | None, steps: int | Array) -
     if reduction == "sum":
         return sums
     if mask is None:
-        number = jnp.asarray(steps)
-        return jax.tree.map(lambda a: a / number.astype(a.dtype), sums)
+        return jax.tree.map(lambda a: a / steps, sums)
     batch = mask.shape[1] if mask.ndim == 2 else 1
     total = mask.sum(-1, dtype=float).sum() / batch  # in float32 a count of more than 2^24 stops
     scale = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))

@@ -15,7 +15,6 @@ from ..plan import Columns, Layout, OpPlan, Plan
 from ..traces import Factors, times
 from ._arrays import (
     joined,
-    leading,
     over_steps,
     rows_of,
     take,
@@ -45,11 +44,6 @@ class Jacobians:
     immediate: list[list[Array]]
     """F, for each live operation [C, W, B, outputs]; where it is read by columns, [C, W, B, n] for each part of
     the states."""
-
-    def until(self, counted: Array) -> "Jacobians":
-        """These Jacobians, where `counted` [W] says which steps are not padding: no credit passes back through it."""
-        transition = [jnp.where(leading(counted, j[0])[None], j, 0) for j in self.transition]
-        return Jacobians(transition, self.immediate)
 
     def within(self, first: Array, valid: Array) -> "Jacobians":
         """These Jacobians, with zeros where a stream begins with a step, or the step is not part of a stream."""

@@ -48,20 +48,6 @@ class Rollout(NamedTuple):
     last: list[Array]
     """The states after the last step, [B, ...]."""
 
-    def until(self, counted: Array) -> "Rollout":
-        """The same where the last steps of a window are padding, and `counted` [W] says which are not.
-
-        The last state is that after the steps that count. Steps of padding become copies of the last one of
-        these, so that all that is computed of them is finite wherever it is for the sequence itself.
-        """
-        number = counted.sum() - 1
-        row = lambda a: lax.dynamic_index_in_dim(a, number, 0, keepdims=False)
-        copied = lambda a: jnp.where(leading(counted, a), a, row(a)[None])
-        xs, state, saved = ([copied(a) for a in arrays] for arrays in self.taken)
-        after = [copied(a) for a in self.after]
-        last = [row(a) for a in self.after]
-        return Rollout(self.outputs, Taken(xs, state, saved), after, last)
-
 
 class Stored(NamedTuple):
     """The states before each step [W, B, ...], and whether the stream begins with the step [W, B]."""

@@ -39,9 +39,6 @@ class Span(NamedTuple):
     """All array leaves of the state, [B, ...] each."""
     fresh: Bool[Array, " B"]
     """Whether the stream of an example begins with the window."""
-    counted: Bool[Array, " W"] | None = None
-    """Whether a step is part of the sequence. The steps after it are padding, and the first one never is; `None`
-    where none is."""
 
 
 class Taken(NamedTuple):

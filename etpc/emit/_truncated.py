@@ -31,7 +31,6 @@ from ._gradient import rows_by_op
 from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
 from ._returned import wrong_return
-from ._step import StepFunctions
 from ._window import Course, Window
 
 InputPull = Callable[[Cotangents], tuple[list[Array]]]
@@ -54,25 +53,13 @@ class CutWindow(NamedTuple):
 class Truncated(Window[CutWindow]):
     """Windows in which the data of cut operations is held constant, so that their length does not matter."""
 
-    def __init__(self, plan: Plan, step: StepFunctions):
-        super().__init__(plan, step)
-        self.pads = all(p.form.skips for p in plan.carried)
-
     def forward(
         self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
     ) -> Course[CutWindow]:
-        rollout, counted = self.step.run(weights, span.xs, span.state, outputs=False), span.counted
-        if counted is not None:
-            rollout = rollout.until(counted)
+        rollout = self.step.run(weights, span.xs, span.state, outputs=False)
         jacobians = self.cut.jacobians(weights, rollout.taken, span.fresh)
         outputs, read_pull, data = self.cut.read(weights, rollout)
         factors = self.cut.factors(jacobians, data)
-        if counted is not None:
-            jacobians = jacobians.until(counted)
-            factors = [
-                None if f is None or p.trace is None else f.until(counted, p.trace.site.pairs)
-                for p, f in zip(self.cut.live, factors, strict=True)
-            ]
         followed, paths = self.mover.follow(factors, traces)
         pull = self._input_pull(weights, rollout, moving) if moving else None
         residuals = CutWindow(read_pull, pull, jacobians, data, paths, span.fresh)

@@ -92,8 +92,6 @@ class Window(abc.ABC, Generic[Residuals]):
         known: the arrays that are computed from the gradient of the window.
     """
 
-    pads: bool = False
-    """Whether the last steps of a window may be padding, which `Span.counted` says."""
     holds_steps: bool = True
     """Whether the gradient holds parts of the steps constant, and not the traces alone."""
 

@@ -26,7 +26,7 @@ from ..trace import StepFunction
 from ._arguments import Arguments
 from ._fingerprint import fingerprint
 from ._predict import predictor
-from ._runner import Data, Parameters, Runner, part
+from ._runner import Data, Parameters, Runner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +100,6 @@ class Program(Compiled, Shown):
         self._jit_fresh = jax.jit(self.runner.fresh, static_argnums=0)
         self._jit_reset = jax.jit(self.runner.reset)
         self._jit_scan = jax.jit(self.runner.scan)
-        self._jit_padded = jax.jit(Data.padded, static_argnums=1)
-        self._jit_part = jax.jit(part, static_argnums=(1, 2))
         self._predict = predictor(step, self.runner.step)
         self._compiled_for = functools.lru_cache(KEPT)(self._jit_value_and_grad)
 
@@ -340,13 +338,8 @@ class Program(Compiled, Shown):
             model: Any, xs: Any, targets: Any, carry: Carry, *, mask: Any = None
         ) -> tuple[tuple[Array, Any], Any]:
             call = self.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
-            data, steps = Data(call.xs, targets, call.mask), call.lead[0]
-            more = self.runner.padding(steps)
-            if more:
-                data = self._jit_padded(data, more)
+            data = Data(call.xs, targets, call.mask)
             value, carry, grads, aux = compiled(loss.arrays, call.parameters, data, carry)
-            if more and has_aux:
-                aux = self._jit_part(aux, 0, steps)
             tree = self.runner.step.model_leaves.tree_of_floats(grads)
             return (value, (carry, aux) if has_aux else carry), tree
 

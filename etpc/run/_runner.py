@@ -17,9 +17,6 @@ from ..trace import repeat
 from ..traces import Traces
 
 Parameters = Sequence[Any]
-PADDED_AT_MOST = 10
-"""A sequence is padded to whole windows if so many times the padding is no more than its steps. Padding is computed as
-steps are. A shorter window at the end takes less time to run, and one to three seconds more to compile."""
 
 
 class Data(NamedTuple):
@@ -31,21 +28,6 @@ class Data(NamedTuple):
     """Factors of the loss of each example at each step."""
     reset: Array | None = None
     """Whether an example begins a new stream with a step."""
-    steps: Array | None = None
-    """How many steps there are before those that were added as padding; `None` where none were."""
-
-    def padded(self, more: int) -> "Data":
-        """The same sequence with more steps, which are copies of the last one and count for nothing."""
-        steps = len(self.xs[0])
-
-        def longer(a: Any) -> Array:
-            a = jnp.asarray(a)
-            return jnp.concatenate([a, jnp.broadcast_to(a[-1:], (more, *a.shape[1:]))])
-
-        xs, targets, weights = jax.tree.map(longer, (self.xs, self.targets, self.weights))
-        if weights is not None:
-            weights = weights.at[steps:].set(jnp.zeros((), weights.dtype))
-        return Data(xs, targets, weights, self.reset, jnp.asarray(steps, jnp.int32))
 
 
 class Learned(NamedTuple):
@@ -173,24 +155,20 @@ class Runner:
         carry: Carry,
     ) -> Learned:
         """The loss of a sequence and its online gradient. With resets, windows are one step."""
-        xs, targets, weights, reset, counting = sequence
+        xs, targets, weights, reset = sequence
         steps = len(xs[0])
-        counted = None if counting is None else jnp.arange(steps) < counting
         fixed, pull = self._prefix(parameters)
         xs, state, traces, fresh = self.enter(xs, carry)
         data = targets, weights, reset
         if not carry.batched:
             data = jax.tree.map(lambda a: jnp.asarray(a)[:, None], data)
-        data = (*data, counted)
         value_aval = self.check_loss(loss, data[0])
         batch = state[0].shape[0]
 
         def learned(scan_carry: Any, window_data: Any) -> tuple[Any, Moving, Any]:
             """A window, whose traces are yet to be moved."""
             state, traces, fresh, total, sums = scan_carry
-            xs, (targets, weights, reset, counted) = window_data
-            if counted is not None and weights is None:
-                weights = jnp.broadcast_to(counted[:, None], xs[0].shape[:2])
+            xs, (targets, weights, reset) = window_data
             if reset is not None:
                 state, traces, fresh = self.restart(state, traces, fresh, reset[0], parameters)
             xs = self._with_begins(xs, fresh)
@@ -200,7 +178,7 @@ class Runner:
                 losses, aux = jax.vmap(jax.vmap(loss))(ys, targets, weights)
                 return losses.sum() / batch, aux
 
-            span = Span(xs, state, fresh, counted)
+            span = Span(xs, state, fresh)
             value, aux, more, state, moving = self.window.learn(fixed, span, traces, loss_of)
             sums = self.window.gradients.added(sums, more)
             return (list(state), jnp.zeros_like(fresh), total + value, sums), moving, aux
@@ -224,16 +202,9 @@ class Runner:
         if not carry.batched:
             aux = jax.tree.map(lambda a: a[:, 0], aux)
         # Divided before they are rounded: the sum over a long sequence is beyond what float16 holds.
-        value, grads = reduced(
-            reduction, (value, sums), weights, steps if counting is None else counting
-        )
+        value, grads = reduced(reduction, (value, sums), weights, steps)
         grads = without_derivative(_pulled(pull, fixed.effective, grads), NO_SECOND_DERIVATIVE)
         return Learned(value, grads, aux, lambda last: self.leave(state, moved(last), carry))
-
-    def padding(self, steps: int) -> int:
-        """How many steps are to be added to a sequence, so that it has whole windows."""
-        more = -steps % self.plan.window_for(steps)
-        return more if self.window.pads and PADDED_AT_MOST * more <= steps else 0
 
     def _prefix(self, parameters: Parameters) -> tuple[Weights, Callable[..., tuple[list[Array]]]]:
         """The values that depend on the model alone, and the function that pulls gradients of the effective
@@ -297,7 +268,7 @@ def _over_windows(
     whole = steps // window
     cut = whole * window
     if whole == 1:  # and a shorter one
-        scan_carry, aux = one_window(scan_carry, part(data, 0, cut))
+        scan_carry, aux = one_window(scan_carry, _part(data, 0, cut))
     elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
 
         def one_step(step_carry: Any, step_data: Any) -> tuple[Any, Any]:
@@ -310,7 +281,7 @@ def _over_windows(
         scan_carry, aux = jax.lax.scan(one_window, scan_carry, stacked)
         aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
     if cut < steps:
-        scan_carry, rest = one_window(scan_carry, part(data, cut, steps))
+        scan_carry, rest = one_window(scan_carry, _part(data, cut, steps))
         aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
     return scan_carry, aux
 
@@ -333,7 +304,7 @@ def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[
     return jax.tree.map(jnp.add, moving, correction)
 
 
-def part(tree: Any, start: int, stop: int) -> Any:
+def _part(tree: Any, start: int, stop: int) -> Any:
     """Some steps of arrays with a leading axis of steps."""
     return jax.tree.map(lambda a: a[start:stop], tree)
 

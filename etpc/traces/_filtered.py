@@ -35,7 +35,6 @@ class Filtered(Trace):
     """Whether all outputs of all groups have equal transitions."""
     exact = True
     start_alone = True
-    skips = True
 
     @property
     def held(self) -> str:

@@ -32,7 +32,6 @@ class Full(Trace):
     as_complex: bool = False
     exact = True
     start_alone = True
-    skips = True
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind

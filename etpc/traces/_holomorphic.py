@@ -80,7 +80,6 @@ class Holomorphic(Trace):
     inner: Full = dataclasses.field(default=Full(), repr=False)
     exact = True
     start_alone = True
-    skips = True
 
     @property
     def held(self) -> str:

@@ -28,7 +28,6 @@ class LowRank(Trace):
     rank: int
     exact = False
     window_matters = True
-    skips = True
 
     @property
     def left_out(self) -> str:

@@ -47,7 +47,7 @@ def leading(
         return orthonormal(vectors, times_a(vectors), tolerance), None
 
     kept, new = (jnp.asarray(a, gram_a.dtype)[..., None] for a in _start(pairs, rank))
-    # by the number of pairs that are not zero: a window that is padded to more pairs gives the same
+    # by the number of pairs that are not zero: steps whose data is zero change nothing
     present = diagonal(gram_a).sum(-1)
     start = kept + new * lax.rsqrt(jnp.maximum(present, 1))[None, None]
     # The first rounds lose no mode for being small. In the last, the vectors must be orthonormal up to

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Inexact
+from jaxtyping import Inexact
 
 from .._errors import AlgorithmError
 from .._jax import is_complex
 from ..ops import Kind
 from ._pairs import Pairs, every_pair
-from ._transitions import identity
 
 Carry = tuple[Array, ...]
 """What a trace carries from window to window: arrays with a leading batch axis."""
@@ -85,21 +84,6 @@ class Factors:
     """D, a number for each of the site's pairs. Output n has the numbers of n modulo o, the length of the last axis."""
     counted: Inexact[Array, "W B"] | None = None
     """One for a step of the stream, and zero for a slot from before it; `None` where all are steps."""
-
-    def until(self, counted: Bool[Array, " W"], pairs: Pairs) -> "Factors":
-        """The same where the last steps are padding, and `counted` says which are not: `eps' = eps` there.
-
-        F stays what it is where it is multiplied with data, as a form may read that of the last step.
-        """
-        at = lambda a: counted.reshape(-1, *[1] * (a.ndim - 1))
-        x, immediate = self.x, self.immediate
-        if x is None:
-            immediate = jnp.where(at(immediate), immediate, 0)
-        else:
-            x = jnp.where(at(x), x, 0)
-        still = identity(pairs, self.transition.dtype)
-        transition = jnp.where(at(self.transition), self.transition, still)
-        return Factors(x, immediate, transition, self.counted)
 
     def counting(self, counted: Inexact[Array, "W B"]) -> "Factors":
         """The same without the data of slots from before the stream."""
@@ -185,9 +169,6 @@ class Trace:
     start_alone: bool = False
     """Whether the trace is only read at the start of a window, where it is multiplied with the credit of its block.
     Then states whose influence ends with the step are left out of the blocks."""
-    skips: bool = False
-    """Whether a step with D = 1 that adds nothing, `F x = 0`, leaves the trace as it is. Then the last window of a
-    sequence may be padded with such steps."""
     window_matters: bool = False
     """Whether the gradient that this form gives depends on the window."""
     joins: bool = False
