@@ -12,7 +12,6 @@ from etpc import nn
 from tests.nn.online import (
     KEY,
     Leaky,
-    as_a_user,
     exact,
     marks,
     normal,
@@ -83,8 +82,7 @@ def test_sparse_from_a_density() -> None:
     np.testing.assert_array_equal(whole.indices, np.argwhere(np.ones((3, 4))))
 
 
-def test_sparse_from_something_else(monkeypatch) -> None:
-    as_a_user(monkeypatch)
+def test_sparse_from_something_else(without_type_checks) -> None:
     for wrong in (([0], [1], [2]), "all", None):
         with pytest.raises(etpc.InputError, match="connections must be a pair of index arrays, a"):
             nn.SparseLinear(4, 3, wrong, key=KEY)
@@ -179,19 +177,6 @@ SPARSE = DENSE | {"connections": (ROWS, COLUMNS)}
 def test_arguments_out_of_range(kind, arguments: dict, message: str) -> None:
     with pytest.raises(etpc.InputError, match=message):
         kind(**arguments, key=KEY)
-
-
-@pytest.mark.parametrize(
-    ("kind", "x", "message"),
-    [
-        (nn.LowRankLinear, jnp.ones(3), r"LowRankLinear was called with x of shape \(3,\)"),
-        (nn.SparseLinear, jnp.ones(3), r"SparseLinear was called with x of shape \(3,\)"),
-    ],
-)
-def test_input_that_does_not_fit(kind, x, message: str, monkeypatch) -> None:
-    as_a_user(monkeypatch)
-    with pytest.raises(etpc.InputError, match=message):
-        LAYERS[kind][0]()(x)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32", "int64", "uint64"])
