@@ -1,4 +1,4 @@
-"""Sparse and low-rank layers: equations and BPTT."""
+"""Sparse and low-rank layers: equations and BPTT; norms of Equinox between weights and states."""
 
 import equinox as eqx
 import jax
@@ -190,3 +190,18 @@ def test_connections_of_every_integer_type(dtype):
     steps = np.array([1, 100, 2], dtype)
     delay = nn.Delay(3, steps)
     assert delay.init_state().shape == (100, 3)
+
+
+NORMS = [(eqx.nn.LayerNorm, 4), (eqx.nn.RMSNorm, 4), (eqx.nn.GroupNorm, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "block"), NORMS)
+def test_d_rtrl_is_exact_through_norms(kind, block) -> None:
+    norm = shuffled(kind(2, 4) if kind is eqx.nn.GroupNorm else kind(4))
+    model = nn.Sequential([eqx.nn.Linear(3, 4, key=KEY), norm, Leaky((4,))])
+    report = verify(model, normal(9, 3))
+    assert len(exact(report)) == len(report.rows) == 4
+    blocks = {op.path: op.block for op in report.program.ops}
+    assert blocks[".layers[0].weight"] == block
+    assert blocks[".layers[1].weight"] == 1

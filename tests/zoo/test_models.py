@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental import sparse
 
+import etpc
 from tests.helpers import spike, spike_vjp
 from tests.marks import few
 from tests.zoo import cells, control_flow, layouts, more_cells, spiking, ssm
@@ -27,6 +28,16 @@ EDGES = np.array([0, 0, 1, 2, 2]), np.array([0, 1, 2, 1, 0])
 SPARSE = sparse.BCOO((weights(4), jnp.asarray([(0, 0), (0, 1), (1, 1), (2, 0)])), shape=(3, 3))
 KERNEL = (weights(3) + 1j * weights(3, seed=1)).astype(complex)
 KERNEL = KERNEL.at[0].set(KERNEL[0].real).at[2].set(KERNEL[2].real)
+EINSUM = {  # shapes of the weight, the data and the state
+    "goi,gi->go": ((2, 3, 2), (2, 2), (2, 3)),
+    "oi,ti->to": ((3, 2), (2, 2), (2, 3)),
+    "hdi,ti->thd": ((2, 2, 3), (2, 3), (2, 2, 2)),
+    "goi,tgi->tgo": ((2, 2, 2), (2, 2, 2), (2, 2, 2)),
+    "o,i->oi": ((3,), (2,), (3, 2)),
+    "i,i->": ((3,), (3,), ()),
+    "ii,i->i": ((3, 3), (3,), (3,)),
+    "ab,cb->ac": ((2, 3), (2, 3), (2, 2)),
+}
 
 
 def run(model, inputs=normal(2), state=H, step=call, *, exact=True, blocks=None, **options):
@@ -71,6 +82,30 @@ def lstm(bias):
 
 def wrapped(wrap):
     run(eqx.nn.GRUCell(2, 3, key=KEY), step=wrap(cell), exact=False)
+
+
+def noise(make, **options):
+    model = layouts.Noisy(W, weights(3), eqx.nn.Dropout(0.3))
+    run(model, state=(H, make(3)), batched=False, **options)
+
+
+def einsums():
+    """All are parts of one model."""
+    model = {e: zoo.Leaky(zoo.Einsum(weights(*w), e)) for e, (w, _, _) in EINSUM.items()}
+    inputs = {e: normal(*data) for e, (_, data, _) in EINSUM.items()}
+    state = {e: jnp.zeros(shape) for e, (_, _, shape) in EINSUM.items()}
+
+    def step(m, x, h):
+        both = {e: m[e](x[e], h[e]) for e in EINSUM}
+        return {e: y for e, (y, _) in both.items()}, {e: new for e, (_, new) in both.items()}
+
+    run(model, inputs, state, step)
+
+
+def saturating(op, x, h):
+    """Transitions differ, so that no smaller trace takes the place of the smoothed one."""
+    h = 0.8 * jnp.tanh(h) + op(x)
+    return h, h
 
 
 def conv(kind, channels, **options):
@@ -180,6 +215,8 @@ MODELS = {
         state=(H, jnp.zeros(3, jnp.int32), jnp.zeros(3, bool)),
         **EVERY,
     ),
+    "noise by a typed key": lambda: noise(jax.random.key, **EVERY),
+    "noise by a raw key": lambda: noise(jax.random.PRNGKey),
     "leaves that change places": lambda: run(layouts.Swapped(W), state=(H, H)),
     "one flat vector": lambda: run(layouts.Packed(W, weights(2)), state=jnp.zeros(9), blocks={3}),
     "states and parameters of NumPy": lambda: run(
@@ -253,6 +290,21 @@ MODELS = {
     "Cayley transform": lambda: drives(zoo.Orthogonal(R), normal(3)),
     "slices of one matrix": lambda: run(zoo.Fused(weights(3, 7)), exact=False),
     "one matrix in and out": lambda: run(zoo.Tied(W)),
+    "einsums": einsums,
+    "grouped einsum, smoothed": lambda: run(
+        zoo.Einsum(weights(2, 3, 2), "goi,gi->go"),
+        normal(2, 2),
+        jnp.zeros((2, 3)),
+        saturating,
+        **SMOOTHED,
+    ),
+    "ensemble": lambda: run(
+        eqx.filter_vmap(lambda key: eqx.nn.GRUCell(2, 3, key=key))(jax.random.split(KEY, 2)),
+        state=jnp.zeros((2, 3)),
+        step=eqx.filter_vmap(cell, in_axes=(eqx.if_array(0), None, 0)),
+        exact=False,
+        **SMOOTHED,
+    ),
     "shared layers": lambda: run(shared_layers(), normal(3), step=step_of_shared_layers),
     "interpolated table": lambda: run(zoo.Interpolated(weights(5)), normal(3)),
     "mixture of experts": lambda: drives(
@@ -264,6 +316,42 @@ MODELS = {
 @pytest.mark.parametrize("name", few(MODELS, "LSTM"))
 def test_models(name):
     MODELS[name]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mark", [etpc.mark, lambda w: etpc.mark(2.0 * w)])
+def test_marked(mark):
+    model = zoo.Leaky(zoo.Marked(W, weights(3), mark))
+    check(model, normal(2), H, exact=True)
+    program = etpc.compile(model, inputs=jnp.zeros(2), state=H, weights="marked")
+    assert [op.path for op in program.ops] == [".op.weight"]
+    assert "not marked" in program.untraced[".op.bias"]
+
+
+@pytest.mark.slow
+def test_nested_states():
+    model = layouts.Nested(weights(2, 2), weights(3))
+    program = check(model, normal(2), model.init_state(), exact=True)
+    states = {state for op in program.ops for state in op.states}
+    assert ".layers[0]['n'].v" in states
+    assert ".layers[0]['s'].i" in states
+
+
+@pytest.mark.slow
+def test_states_without_influence():
+    state = {"trace": jnp.zeros(2), "h": H, "fixed": H + 0.1, "sink": H, "empty": jnp.zeros(0)}
+    program = check(layouts.Bystanders(W), normal(2), state)
+    assert all("['fixed']" not in op.states for op in program.ops)
+
+
+@pytest.mark.slow
+def test_groups_of_states():
+    model = layouts.Groups((weights(2, 2), W, weights(4, 2)))
+    state = {"h": jnp.zeros(2), "v": H, "u": H, "line": jnp.zeros((3, 4))}
+    program = check(model, normal(2), state, exact=True, smoothed=True)
+    # of the line, the two places that a later step moves on
+    assert sorted(op.block for op in program.ops) == [1, 2, 2]
+    assert len(program.groups) == 3
 
 
 @pytest.mark.slow
