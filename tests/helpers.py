@@ -1,7 +1,7 @@
 """What many tests share: losses, gradients, comparisons, and functions that are compiled quickly.
 
 Backpropagation through time is written here by `jax.grad` through `lax.scan` of the step, and shares nothing with
-`etpc`; `tests.oracle` has dense references of each approximation.
+`etpc`.
 """
 
 import contextlib
@@ -106,6 +106,14 @@ def _(primals, tangents):
     return spike(v), dv / (1 + v**2)  # wide, so that the networks are alive
 
 
+@jax.custom_vjp
+def spike_vjp(v):
+    return (v > 0).astype(v.dtype)
+
+
+spike_vjp.defvjp(lambda v: (spike_vjp(v), v), lambda v, g: (g / (1 + v**2),))
+
+
 def loss(y, target):
     """The squares of one example at one step, for outputs of any structure, real or complex.
 
@@ -131,6 +139,13 @@ def loss_of_sequence(model, xs, targets, state, step=call, loss=loss, stop=False
         return eqx.filter(new, eqx.is_array), loss(y, target)
 
     return jax.lax.scan(body, arrays, (xs, targets))[1].sum()
+
+
+def mean_loss(model, xs, targets, state=None, step=call, loss=loss):
+    """The mean loss of a batch of examples [T, B, ...], which begin at `state`, or where the model says."""
+    state = model.init_state() if state is None else state
+    one = lambda xs, targets: loss_of_sequence(model, xs, targets, state, step, loss)
+    return jax.vmap(one, in_axes=1)(xs, targets).mean() / len(jax.tree.leaves(targets)[0])
 
 
 def bptt(model, *sequence, **options):

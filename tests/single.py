@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import etpc
-from tests.helpers import by_path, compiled, known, loss_of_sequence, quickly
+from tests.helpers import by_path, compiled, known, mean_loss, quickly
 from tests.zoo.check import normal
 from tests.zoo.dtypes import cast
 
@@ -44,16 +44,6 @@ def batches(inputs, steps, batch, seed=0):
         return jnp.asarray(values * scale.astype(values.real.dtype), a.dtype)
 
     return jax.tree.map(drawn, inputs)
-
-
-def bptt(model, xs, targets, state, step, loss):
-    """The gradient of the mean loss of a batch of examples [T, B, ...]."""
-
-    def mean(model):
-        one = lambda xs, targets: loss_of_sequence(model, xs, targets, state, step, loss)
-        return jax.vmap(one, in_axes=1)(xs, targets).mean() / len(jax.tree.leaves(targets)[0])
-
-    return eqx.filter_grad(mean)(model)
 
 
 def programs_of(algos, model, xs, state, step):
@@ -89,11 +79,13 @@ def errors(model, algos, xs, targets, state, step, loss):
             run, carry = program.value_and_grad(loss), program.init(batch)
             result = compiled(run, *single[:3], carry, options=AS_USERS_DO)
             got[name] = by_path(result[1])
-        by_bptt = by_path(compiled(bptt, *single, step, loss, options=AS_USERS_DO))
+        by_bptt = by_path(
+            compiled(eqx.filter_grad(mean_loss), *single, step, loss, options=AS_USERS_DO)
+        )
     assert all(g.dtype in (np.float32, np.complex64) for g in by_bptt.values())
 
     models = model, nearby(model)
-    back = quickly(lambda *args: bptt(*args, step, loss))
+    back = quickly(lambda *args: eqx.filter_grad(mean_loss)(*args, step, loss))
     exact = [by_path(back(m, xs, targets, state)) for m in models]
     wanted = dict.fromkeys(algos, exact)
     exact_ones = {

@@ -1,4 +1,4 @@
-"""The definition of each rule, against compiled programs and backpropagation."""
+"""The definition of each rule, against compiled programs and backpropagation; `tests.fuzz` has drawn models."""
 
 import functools
 
@@ -11,7 +11,6 @@ import pytest
 import etpc
 from etpc import nn
 from tests import helpers
-from tests.fuzz import check
 from tests.helpers import normal
 from tests.marks import few
 
@@ -22,28 +21,6 @@ RULES = {
     "decay everywhere": etpc.ES_D_RTRL(decay=0.8, everywhere=True, window=2),
     "full windows": etpc.D_RTRL(window=3, backprop="full"),
 }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(40))
-def test_drawn_models(number):
-    """With loops, branches, sparse and complex weights, and narrow types."""
-    case = check.Case(check.drawn(21, number))
-    (point,) = case.points(1, ("moved",))
-    settled = check.References(case, point)
-    if not settled.settled:
-        pytest.skip("its gradient is zero, or not finite")
-    eps = float(jnp.finfo(case.program.narrowest).eps)
-    tolerance = 64 * eps if case.program.narrow else check.TOLERANCE
-    for rule in RULES.values():
-        program = etpc.compile(case.model, rule, inputs=case.x)
-        carry = eqx.tree_at(lambda c: c.state, program.init(), point.state)
-        run = program.value_and_grad(helpers.loss, reduction="sum")
-        (value, _), grads = run(point.model, point.xs, point.targets, carry)
-        data = point.model, point.xs, point.targets, helpers.loss
-        wanted = etpc.reference(*data, rule, state=point.state, reduction="sum")
-        assert abs(value - wanted[0]) <= tolerance * max(1, abs(value))
-        assert check.difference(grads, wanted[1]) < tolerance * settled.scale, rule
 
 
 class Net(eqx.Module):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import etpc
-from tests.helpers import by_path, distance, loss_of_sequence, weights
+from tests.helpers import by_path, distance, mean_loss, weights
 from tests.helpers import loss as squared
 from tests.zoo.check import normal
 
@@ -55,13 +55,8 @@ TARGETS = normal(B, steps=T, seed=1)
 
 
 def bptt(net, xs=XS, targets=TARGETS):
-    """The gradient of the mean loss of sequences that each begin with `init_state()`."""
-
-    def mean(net):
-        one = lambda xs, targets: loss_of_sequence(net, xs, targets, net.init_state())
-        return jax.vmap(one, in_axes=1)(xs, targets).mean() / len(xs)
-
-    return eqx.filter_grad(mean)(net)
+    """The gradient of sequences that each begin with `init_state()`."""
+    return eqx.filter_grad(mean_loss)(net, xs, targets)
 
 
 RULES = {

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -125,8 +124,7 @@ def test_static_field_of_a_module_does_not_recompile() -> None:
     assert traces == 2
 
 
-def test_parameters_are_python_floats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+def test_parameters_are_python_floats(without_type_checks) -> None:
     spike = ReluGrad(np.float64(2), 3)
     assert all(type(value) is float for value in dataclasses.astuple(spike))
     x = jnp.ones(2, jnp.float32)
@@ -143,8 +141,7 @@ def test_parameter_out_of_range(kind: type[Surrogate], name: str, value: float) 
         kind(**{name: value})
 
 
-def test_wrong_types(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+def test_wrong_types(without_type_checks) -> None:
     with pytest.raises(ValueError, match=r"alpha must be a finite number > 0, got Array.*fixed"):
         ReluGrad(alpha=jnp.array(0.3))  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"ReluGrad .* dtype int.*`x.astype\(float\)`"):

@@ -14,7 +14,7 @@ import etpc
 from etpc._jax import canonicalise, flatten, params
 from etpc.analyse import _rules_control, analyse
 from etpc.trace import trace
-from tests.helpers import spike
+from tests.helpers import spike, spike_vjp
 
 POINTS = 6
 _RNG = np.random.default_rng(7)
@@ -26,14 +26,6 @@ ORDER = np.array([3, 0, 5, 1, 4, 2])
 def step_of(function):
     """One state of shape [6], an input that is an integer index, and a bias."""
     return lambda bias, x, h: (h, function(h, x) + bias)
-
-
-@jax.custom_vjp
-def spike_vjp(v):
-    return jnp.where(v > 0, 1.0, 0.0)
-
-
-spike_vjp.defvjp(lambda v: (spike_vjp(v), v), lambda v, g: (g / (1 + v**2),))
 
 
 @jax.custom_vjp

@@ -3,12 +3,7 @@
 A `Program` is data: some hidden state leaves, each with operations before its update, and what is read in the end.
 `DrawnModel` runs it. Operations read from a pool of values (inputs, old states, earlier values, new states) and add
 to it; a place in the pool is counted from the newest value, so that any operation can be taken out of a program and
-the rest still runs. Every use of a parameter goes through hooks, as in `tests.models`: an oracle cuts and perturbs
-there, and sees no jaxpr.
-
-Weights inside control flow: the model itself uses `lax.cond`, `lax.switch`, `lax.scan`; for the hooks of an oracle
-both branches are computed and one is selected, and a loop is unrolled, so that each sub-step has operations of its
-own.
+the rest still runs.
 """
 
 import dataclasses
@@ -25,8 +20,8 @@ from jax import lax
 from jax.experimental.sparse import BCOO
 
 import etpc
-from tests import models
-from tests.models import COUPLINGS, PLAIN, Draw, Model
+from tests.helpers import spike, spike_vjp
+from tests.models import COUPLINGS, Draw
 
 STATES = ("vector", "stacked", "scalar", "delay", "ring", "counter", "noisy")
 COMPLEX_STATES = ("complex",)
@@ -38,7 +33,15 @@ RULES = (
     *("decay_scalar", "decay_minimum", "decay_where", "decay_exp", "decay_steps"),
 )
 NARROW = ("float32", "bfloat16", "float16")
-FORMS = (*models.WEIGHTS, "quantised", "softmax")
+DRAWN_FORMS = ("plain", "masked", "signed", "normalised", "low_rank")
+FORMS = (*DRAWN_FORMS, "quantised", "softmax")
+CONTRACTIONS = {  # how the effective weight (O, I) is laid out, and used
+    "w_x": (lambda w: w, lambda x, w: w @ x),
+    "x_w": (lambda w: w.T, lambda x, w: x @ w),
+    "einsum": (lambda w: w, lambda x, w: jnp.einsum("oi,i->o", w, x)),
+    "dot_transposed": (lambda w: w.T, lambda x, w: jnp.dot(w.T, x)),
+    "batched": (lambda w: w.T[None], lambda x, w: jnp.einsum("gi,gio->go", x[None], w)[0]),
+}
 N_INT = 3  # integer inputs are 0, 1, 2
 
 
@@ -100,10 +103,6 @@ class Program:
         odd = lambda name: hashlib.sha1(f"{self.marks} {name}".encode()).digest()[0] % 2
         return frozenset(name for name in names if self.marks and odd(name))
 
-    def untraced(self, name):
-        """Whether this use of a parameter is to have no trace."""
-        return self.weights == "marked" and bool(self.marked) and base(name) not in self.marked
-
     @property
     def narrow(self):
         """Whether a type is narrower than float64."""
@@ -135,11 +134,6 @@ class Program:
     @property
     def with_all_weights(self):
         return dataclasses.replace(self, weights="all")
-
-    @property
-    def has_dense_references(self):
-        """An oracle that takes `vmap` of a branch cannot follow branches that guard data; it knows one type."""
-        return not self.narrow and all(op.kind in FIXED_BRANCHES for op in self.ops)
 
     def __str__(self):
         return describe(self)
@@ -188,6 +182,18 @@ own_transpose.defvjp(
 )
 
 
+@jax.custom_jvp
+def spike_over(v, threshold):
+    return (v > threshold).astype(v.dtype)
+
+
+@spike_over.defjvp
+def _(primals, tangents):
+    v, threshold = primals
+    out = (tangents[0] - tangents[1]) / (1 + (v - threshold) ** 2)
+    return spike_over(v, threshold), out.astype(v.dtype)
+
+
 def linear_recurrence(decay, v):
     def join(left, right):
         return left[0] * right[0], left[1] * right[0] + right[1]
@@ -211,10 +217,6 @@ def positive(v):
     return jnp.sum(v) > 0.117
 
 
-def lateral(v):
-    return v - 0.2 * jnp.asarray(models._ring(len(v))) @ v
-
-
 ONE = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
@@ -229,8 +231,8 @@ ONE = {
     "straight_through": lambda v: v + lax.stop_gradient(jnp.round(2 * v) / 2 - v),
     "stop": lambda v: lax.stop_gradient(v),
     "stop_half": lambda v: 0.5 * v + 0.5 * lax.stop_gradient(v),
-    "spike": lambda v: models.spike(v - 0.31),
-    "spike_vjp": lambda v: models.spike_vjp(v - 0.27),
+    "spike": lambda v: spike(v - 0.31),
+    "spike_vjp": lambda v: spike_vjp(v - 0.27),
     "surrogate_by_stop": lambda v: (
         jax.nn.sigmoid(3 * v)
         + lax.stop_gradient((v > 0.11).astype(v.dtype) - jax.nn.sigmoid(3 * v))
@@ -269,7 +271,7 @@ ONE = {
     "product_of_all": lambda v: jnp.prod(jnp.tanh(v) + 1.2),
     "winner": if_many(lambda v: v * (v == jnp.max(v))),
     "winner_by_argmax": along(lambda v: v * jax.nn.one_hot(jnp.argmax(v), len(v), dtype=v.dtype)),
-    "lateral": along(lateral),
+    "lateral": along(COUPLINGS["lateral"]),
     "fixed_conv": along(lambda v: jnp.convolve(v, jnp.array([0.5, 0.3, -0.2]))[: len(v)]),
     "self_outer": lambda v: jnp.ravel(v)[:2, None] * jnp.ravel(v)[None, :2],
     "segments": lambda v: jax.ops.segment_sum(
@@ -282,7 +284,7 @@ ONE = {
     "nested_jit": jax.jit(lambda v: jax.jit(jnp.sin)(v) * jax.jit(jax.nn.sigmoid)(v)),
     "custom_jvp": own_derivative,
     "custom_vjp": along(own_transpose),
-    "vmap": along(jax.vmap(lambda x: models.spike(x - 0.19) * x)),
+    "vmap": along(jax.vmap(lambda x: spike(x - 0.19) * x)),
     "vmap_cond": along(jax.vmap(lambda x: lax.cond(x > 0.13, jnp.sin, lambda x: 0.3 * x, x))),
     "associative_scan": along(lambda v: linear_recurrence(jnp.full_like(v, 0.6), v)),
     "map": along(lambda v: lax.map(lambda x: jnp.tanh(x) * x, v)),
@@ -367,7 +369,7 @@ TWO = {
     "take_by_order": lambda v, w: jnp.ravel(v)[jnp.argsort(jnp.ravel(w))],
     "sort_pairs": lambda v, w: lax.sort([jnp.ravel(v), jnp.ravel(w)], num_keys=1)[1],
     "take_at_max": lambda v, w: jnp.ravel(v)[jnp.argmax(jnp.ravel(w))],
-    "spike_over": lambda v, w: models.spike_over(v, 0.5 * w + 0.21),
+    "spike_over": lambda v, w: spike_over(v, 0.5 * w + 0.21),
     "recurrence": lambda v, w: linear_recurrence(
         jax.nn.sigmoid(jnp.ravel(v)), jnp.ravel(w)
     ).reshape(v.shape),
@@ -407,16 +409,40 @@ BY_NUMBER = {  # of a value and an integer, which comes from the input or the st
 
 # Operations with weights ---------------------------------------------------------------------------------------------
 #
-# f(run, op, name, v, w): `run` makes parameters and has the hooks.
+# f(run, op, name, v, w): `run` makes parameters, and marks their uses.
+
+
+def weight_of_form(draw, n_out, n_in, form, scale=0.9):
+    """The parameters of an effective weight (O, I)."""
+    w = draw.weight(n_out, n_in, scale)
+    if form == "low_rank":
+        a, b = draw.rng.normal(size=(n_out, 2)), draw.rng.normal(size=(2, n_in))
+        return {"a": jnp.asarray(a), "b": jnp.asarray(scale * b / np.sqrt(2 * n_in))}
+    if form == "normalised":
+        return {"w": w, "g": jnp.asarray(scale * draw.rng.uniform(0.5, 1, (n_out, 1)))}
+    return {"w": w}
 
 
 def effective(p, form):
-    """The effective weight of a form, (O, I)."""
+    """The effective weight of a form, (O, I); masks and signs are constants."""
+    if form == "low_rank":
+        return p["a"] @ p["b"]
+    if form == "normalised":
+        return p["g"] * p["w"] / jnp.sqrt(0.1 + jnp.sum(p["w"] ** 2, axis=1, keepdims=True))
+    i = np.arange(p["w"].size).reshape(p["w"].shape)
+    if form == "masked":
+        return p["w"] * (i % 3 != 1)
+    if form == "signed":
+        return jnp.abs(p["w"]) * np.where(i % 4 == 2, -1.0, 1.0)
     if form == "quantised":
         return p["w"] + lax.stop_gradient(jnp.round(4 * p["w"]) / 4 - p["w"])
     if form == "softmax":
         return 1.5 * jax.nn.softmax(p["w"], axis=1)
-    return models.effective(p, form)
+    return p["w"]
+
+
+def product(x, w):
+    return w @ x
 
 
 def rows(v):
@@ -425,9 +451,9 @@ def rows(v):
 
 
 def contraction(run, op, name, v, _):
-    layout, use = models.CONTRACTIONS[op.kind]
+    layout, use = CONTRACTIONS[op.kind]
     v = jnp.ravel(v)
-    return run.mix(name, use, v, layout(run.weight(name, op, op.n, v.size)))
+    return run.use(name, use, v, layout(run.weight(name, op, op.n, v.size)))
 
 
 def by_rows(use):
@@ -435,7 +461,7 @@ def by_rows(use):
 
     def apply(run, op, name, v, _):
         v = rows(v)
-        return run.mix(name, use, v, run.weight(name, op, op.n, v.shape[1]))
+        return run.use(name, use, v, run.weight(name, op, op.n, v.shape[1]))
 
     return apply
 
@@ -446,7 +472,7 @@ def by_groups(use):
     def apply(run, op, name, v, _):
         v = rows(v)
         w = run.weight(name, op, op.n * len(v), v.shape[1]).reshape(len(v), op.n, -1)
-        return run.mix(name, use, v, w)
+        return run.use(name, use, v, w)
 
     return apply
 
@@ -455,16 +481,14 @@ def by_data_weight(run, op, name, v, _):
     """The weight on the left or on the right of data with free dimensions of its own."""
     v = rows(v)
     w = run.weight(name, op, op.n, v.shape[0])
-    return run.mix(name, lambda x, w: jnp.einsum("oi,ik->ok", w, x), v, w)
+    return run.use(name, lambda x, w: jnp.einsum("oi,ik->ok", w, x), v, w)
 
 
 def chain(run, op, name, v, _):
     """A low-rank product, written as two: they count as one."""
     v = jnp.ravel(v)
     a, b = run.weight(f"{name}.a", op, 2, v.size), run.weight(f"{name}.b", op, op.n, 2)
-    if run.plain(run.ops):
-        return b @ (a @ v)
-    return run.mix(name, lambda x, w: w @ x, v, b @ a)
+    return b @ (a @ v)
 
 
 def convolution(stride=1, padding="SAME", dilation=1, groups=1, channels=False):
@@ -479,19 +503,19 @@ def convolution(stride=1, padding="SAME", dilation=1, groups=1, channels=False):
             v = jnp.concatenate([v, v[:, ::-1]])
         own = v.shape[0] // groups
         w = run.weight(name, op, op.n * groups, 2 * own).reshape(op.n * groups, own, 2)
-        return run.mix(name, use, v, w)
+        return run.use(name, use, v, w)
 
     return apply
 
 
 def embedding(run, op, name, v, _):
     w = run.weight(name, op, N_INT, op.n)
-    return run.mix(name, lambda i, w: w[i], run.number(op.a) % N_INT, w)
+    return run.use(name, lambda i, w: w[i], run.number(op.a) % N_INT, w)
 
 
 def embedding_of_max(run, op, name, v, _):
     w = run.weight(name, op, max(v.size, 2), op.n)
-    return run.mix(name, lambda i, w: w[i], jnp.argmax(jnp.ravel(v)), w)
+    return run.use(name, lambda i, w: w[i], jnp.argmax(jnp.ravel(v)), w)
 
 
 def embedding_of_two(run, op, name, v, _):
@@ -499,13 +523,13 @@ def embedding_of_two(run, op, name, v, _):
     i = jnp.stack([run.number(op.a) % N_INT, run.number(op.b) + 1]).astype(jnp.int32)
     w = run.weight(name, op, N_INT, op.n)
     use = lambda i, w: w.at[i].get(mode="fill", fill_value=0.0)
-    return jnp.sum(run.mix(name, use, i, w), axis=0)
+    return jnp.sum(run.use(name, use, i, w), axis=0)
 
 
 def embedding_of_columns(run, op, name, v, _):
     i = jnp.argsort(jnp.ravel(v))[:2]
     w = run.weight(name, op, op.n, max(v.size, 2))
-    return run.mix(name, lambda i, w: jnp.take(w, i, axis=1), i, w)
+    return run.use(name, lambda i, w: jnp.take(w, i, axis=1), i, w)
 
 
 def sparse(run, op, name, v, _):
@@ -517,7 +541,7 @@ def sparse(run, op, name, v, _):
     def use(x, values):
         return BCOO((values, jnp.asarray(at)), shape=(op.n, v.size)) @ x
 
-    return run.mix(name, use, v, values)
+    return run.use(name, use, v, values)
 
 
 def complex_weight(run, op, name, v, w):
@@ -528,21 +552,20 @@ def complex_weight(run, op, name, v, w):
 def bilinear(run, op, name, v, w):
     """v W w: the second product is one of data."""
     v, w = jnp.ravel(v), jnp.ravel(w)
-    return v * jnp.tanh(run.mix(name, lambda x, m: m @ x, w, run.weight(name, op, v.size, w.size)))
+    return v * jnp.tanh(run.use(name, product, w, run.weight(name, op, v.size, w.size)))
 
 
 def perceptron(run, op, name, v, _):
     v = jnp.ravel(v)
-    matvec = lambda x, w: w @ x
-    hidden = jnp.tanh(run.mix(f"{name}.in", matvec, v, run.weight(f"{name}.in", op, 2, v.size)))
-    return run.mix(f"{name}.out", matvec, hidden, run.weight(f"{name}.out", op, op.n, 2))
+    hidden = jnp.tanh(run.use(name, product, v, run.weight(f"{name}.in", op, 2, v.size)))
+    return run.use(name, product, hidden, run.weight(f"{name}.out", op, op.n, 2))
 
 
 def element(f, low=0.6, high=1.2, scalar=False):
     """An element-wise operation f(v, w) with one weight for each element, or one for all."""
 
     def apply(run, op, name, v, _):
-        return run.elem(name, f, v, run.vector(name, op, () if scalar else v.shape, low, high))
+        return run.use(name, f, v, run.vector(name, op, () if scalar else v.shape, low, high))
 
     return apply
 
@@ -562,29 +585,27 @@ def _(primals, tangents):
 def opaque_product(run, op, name, v, _):
     """A weight inside a function with a derivative of its own: nothing in there is looked at."""
     v = jnp.ravel(v)
-    return run.elem(name, own_product, v, run.weight(name, op, op.n, v.size))
+    return run.use(name, own_product, v, run.weight(name, op, op.n, v.size))
 
 
 def summed_product(run, op, name, v, _):
     v = jnp.ravel(v)
     use = lambda v, w: w * v[None]
-    return jnp.sum(run.elem(name, use, v, run.weight(name, op, op.n, v.size)), axis=1)
+    return jnp.sum(run.use(name, use, v, run.weight(name, op, op.n, v.size)), axis=1)
 
 
 def decay(run, op, name, v, w):
     a = jnp.exp(-1 / run.vector(name, op, v.shape, 1.0, 4.0))
-    return run.elem(f"{name}.a", models.times, v, a) + run.elem(
-        f"{name}.1-a", models.times, w, 1 - a
-    )
+    return run.use(name, jnp.multiply, v, a) + run.use(name, jnp.multiply, w, 1 - a)
 
 
 MIX = {
-    **dict.fromkeys(models.CONTRACTIONS, contraction),
+    **dict.fromkeys(CONTRACTIONS, contraction),
     "rows": by_rows(lambda x, w: x @ w.T),
     "rows_einsum": by_rows(lambda x, w: jnp.einsum("ki,oi->ok", x, w)),
     "vmap_rows": by_rows(lambda x, w: jax.vmap(lambda row: w @ row)(x)),
     "groups": by_groups(lambda x, w: jnp.einsum("ki,koi->ko", x, w)),
-    "vmap_groups": by_groups(jax.vmap(lambda x, w: w @ x)),
+    "vmap_groups": by_groups(jax.vmap(product)),
     "all_groups": by_groups(lambda x, w: jnp.tensordot(x, w, ((0, 1), (0, 2)))),
     "jit_product": by_rows(jax.jit(lambda x, w: x @ w.T)),
     "checkpoint_product": by_rows(jax.checkpoint(lambda x, w: x @ w.T)),
@@ -606,14 +627,14 @@ MIX = {
     "perceptron": perceptron,
 }
 ELEM = {
-    "gain": element(models.times),
-    "gain_scalar": element(models.times, scalar=True),
-    "bias": element(models.add, -0.4, 0.4),
-    "bias_scalar": element(models.add, -0.4, 0.4, scalar=True),
+    "gain": element(jnp.multiply),
+    "gain_scalar": element(jnp.multiply, scalar=True),
+    "bias": element(jnp.add, -0.4, 0.4),
+    "bias_scalar": element(jnp.add, -0.4, 0.4, scalar=True),
     "power": element(lambda v, w: (0.1 + jnp.abs(v)) ** w),
     "sin_gain": element(lambda v, w: jnp.sin(w * v)),
-    "threshold": element(models.spike_over, 0.1, 0.4),
-    "threshold_vjp": element(lambda v, w: models.spike_vjp(v - w), 0.1, 0.4),
+    "threshold": element(spike_over, 0.1, 0.4),
+    "threshold_vjp": element(lambda v, w: spike_vjp(v - w), 0.1, 0.4),
     "leaky_relu": element(lambda v, w: jnp.where(v > 0.083, v, w * v), scalar=True),
     "clip_to": element(jnp.minimum, 0.1, 0.5),
     "divide_by": element(lambda v, w: v / w),
@@ -632,204 +653,152 @@ ELEM = {
 def cond_one(run, op, name, v, w):
     """A weight in one branch."""
     v, w = jnp.ravel(v), jnp.ravel(w)
-    ops, m = run.ops, {"w": run.weight(name, op, w.size, v.size)}
-    return run.branches(
-        ops,
-        positive(v).astype(int),
-        [lambda: w, lambda: jnp.tanh(ops.mix(f"{name}.1", lambda x, m: m @ x, v, m["w"]))],
-    )
+    m = run.weight(name, op, w.size, v.size)
+    return lax.cond(positive(v), lambda: jnp.tanh(run.use(name, product, v, m)), lambda: w)
 
 
 def cond_both(run, op, name, v, w):
     """A weight of its own in each branch."""
     v, w = jnp.ravel(v), jnp.ravel(w)
-    weights = {
-        "0": run.weight(f"{name}.0", op, op.n, v.size),
-        "1": run.weight(f"{name}.1", op, op.n, w.size),
-    }
-    ops, m = run.ops, weights
-    return run.branches(
-        ops,
-        positive(w).astype(int),
-        [
-            lambda: jnp.sin(ops.mix(f"{name}.0", lambda x, m: m @ x, v, m["0"])),
-            lambda: ops.mix(f"{name}.1", lambda x, m: x @ m.T, w, m["1"]),
-        ],
+    of_v = run.weight(f"{name}.0", op, op.n, v.size)
+    of_w = run.weight(f"{name}.1", op, op.n, w.size)
+    return lax.cond(
+        positive(w),
+        lambda: run.use(name, lambda x, m: x @ m.T, w, of_w),
+        lambda: jnp.sin(run.use(name, product, v, of_v)),
     )
 
 
 def cond_same(run, op, name, v, w):
     """One weight in both branches, on different data."""
     v = jnp.ravel(v)
-    ops, m = run.ops, {"w": run.weight(name, op, op.n, v.size)}
-    return run.branches(
-        ops,
-        positive(v).astype(int),
-        [
-            lambda: ops.mix(f"{name}.0", lambda x, m: m @ x, v, m["w"]),
-            lambda: -jnp.tanh(ops.mix(f"{name}.1", lambda x, m: m @ x, v[::-1] * v, m["w"])),
-        ],
+    m = run.weight(name, op, op.n, v.size)
+    return lax.cond(
+        positive(v),
+        lambda: -jnp.tanh(run.use(name, product, v[::-1] * v, m)),
+        lambda: run.use(name, product, v, m),
     )
 
 
 def cond_gain(run, op, name, v, _):
-    ops, m = run.ops, {"w": run.vector(name, op, v.shape, 0.6, 1.2)}
-    return run.branches(
-        ops,
-        positive(v).astype(int),
-        [lambda: ops.elem(f"{name}.0", models.times, v, m["w"]), lambda: jnp.tanh(v)],
-    )
+    m = run.vector(name, op, v.shape, 0.6, 1.2)
+    return lax.cond(positive(v), lambda: jnp.tanh(v), lambda: run.use(name, jnp.multiply, v, m))
 
 
 def switch_weights(run, op, name, v, _):
     v = jnp.ravel(v)
-    weights = {str(k): run.weight(f"{name}.{k}", op, v.size, v.size) for k in range(2)}
-    ops, m = run.ops, weights
-    product = lambda k: ops.mix(f"{name}.{k}", lambda x, m: m @ x, v, m[str(k)])
-    return run.branches(
-        ops, run.number(op.b) % 3, [lambda: product(0), lambda: jnp.tanh(product(1)), lambda: v]
-    )
+    weights = [run.weight(f"{name}.{k}", op, v.size, v.size) for k in range(2)]
+    use = lambda k: run.use(name, product, v, weights[k])
+    return lax.switch(run.number(op.b) % 3, [lambda: use(0), lambda: jnp.tanh(use(1)), lambda: v])
 
 
 def scan_weight(run, op, name, v, _):
     """Sub-steps of a recurrent network, one weight in each."""
     v = jnp.ravel(v)
-    ops, m = run.ops, {"w": run.weight(name, op, v.size, v.size)}
+    m = run.weight(name, op, v.size, v.size)
 
-    def body(h, x, at):
-        h = jnp.tanh(ops.mix(f"{name}.{at}", lambda x, m: m @ x, h, m["w"]) + x)
+    def body(h, x):
+        h = jnp.tanh(run.use(name, product, h, m) + x)
         return h, 0.5 * h
 
-    return run.loop(ops, body, v, jnp.stack([v, 0.3 * v])[: op.n])[0]
+    return lax.scan(body, v, jnp.stack([v, 0.3 * v])[: op.n])[0]
 
 
 def scan_outputs(run, op, name, v, w):
     """As above, but the data is that of the loop, and what is read are the outputs of the loop."""
     v, w = rows(v), jnp.ravel(w)
-    ops, m = run.ops, {"w": run.weight(name, op, w.size, v.shape[1])}
+    m = run.weight(name, op, w.size, v.shape[1])
 
-    def body(h, x, at):
-        h = 0.6 * h + ops.mix(f"{name}.{at}", lambda x, m: m @ x, x, m["w"])
+    def body(h, x):
+        h = 0.6 * h + run.use(name, product, x, m)
         return h, jnp.sin(h)
 
-    return run.loop(ops, body, w, v)[1]
+    return lax.scan(body, w, v)[1]
 
 
 def scan_gain(run, op, name, v, _):
-    ops, m = run.ops, {"w": run.vector(name, op, v.shape, 0.6, 1.2)}
+    m = run.vector(name, op, v.shape, 0.6, 1.2)
 
-    def body(h, x, at):
-        return ops.elem(f"{name}.{at}", models.times, h, m["w"]) + 0.2 * x, None
+    def body(h, x):
+        return run.use(name, jnp.multiply, h, m) + 0.2 * x, None
 
-    return run.loop(ops, body, v, jnp.stack([v, jnp.tanh(v)])[: op.n])[0]
+    return lax.scan(body, v, jnp.stack([v, jnp.tanh(v)])[: op.n])[0]
 
 
 def scan_layers(run, op, name, v, _):
     """A loop over layers: each sub-step has a weight of its own."""
     v = jnp.ravel(v)
     stack = run.weight(name, op, v.size * op.n, v.size).reshape(op.n, v.size, v.size)
-    ops, m = run.ops, {"w": stack}
 
-    def body(h, w, at):
-        return jnp.tanh(ops.mix(f"{name}.{at}", lambda x, m: m @ x, h, w)) - 0.1 * h, None
+    def body(h, w):
+        return jnp.tanh(run.use(name, product, h, w)) - 0.1 * h, None
 
-    return run.loop(ops, body, v, m["w"])[0]
+    return lax.scan(body, v, stack)[0]
 
 
 def fori_weight(run, op, name, v, _):
     v = jnp.ravel(v)
-    ops, m = run.ops, {"w": run.weight(name, op, v.size, v.size)}
-
-    def body(at, h):
-        return h + 0.5 * jnp.sin(ops.mix(f"{name}.{at}", lambda x, m: x @ m, h, m["w"]))
-
-    if not run.plain(ops):
-        for at in range(op.n):
-            v = body(at, v)
-        return v
-    return lax.fori_loop(0, op.n, lambda _, h: body("all", h), v)
+    m = run.weight(name, op, v.size, v.size)
+    body = lambda _, h: h + 0.5 * jnp.sin(run.use(name, lambda x, m: x @ m, h, m))
+    return lax.fori_loop(0, op.n, body, v)
 
 
 def map_weight(run, op, name, v, _):
     v = rows(v)
-    ops, m = run.ops, {"w": run.weight(name, op, op.n, v.shape[1])}
-    body = lambda row, at: jnp.tanh(ops.mix(f"{name}.{at}", lambda x, m: m @ x, row, m["w"]))
-    if not run.plain(ops):
-        return jnp.stack([body(row, at) for at, row in enumerate(v)])
-    return lax.map(lambda row: body(row, "all"), v)
+    m = run.weight(name, op, op.n, v.shape[1])
+    return lax.map(lambda row: jnp.tanh(run.use(name, product, row, m)), v)
 
 
 def nested_loops(run, op, name, v, w):
     """A loop with a branch in it, with a loop in that."""
     v = jnp.ravel(v)
-    ops, m = run.ops, {"w": run.weight(name, op, v.size, v.size)}
-    product = lambda x, m: m @ x
+    m = run.weight(name, op, v.size, v.size)
 
-    def outer(h, x, at):
-        def inner(h, x, k):
-            return h + 0.3 * jnp.tanh(ops.mix(f"{name}.{at}.{k}", product, h * x, m["w"])), None
+    def outer(h, x):
+        def inner(h, x):
+            return h + 0.3 * jnp.tanh(run.use(name, product, h * x, m)), None
 
-        def other():
-            return jnp.sin(ops.mix(f"{name}.{at}.other", product, h, m["w"]))
+        other = lambda: jnp.sin(run.use(name, product, h, m))
+        return lax.cond(positive(h + x), other, lambda: lax.scan(inner, h, x[:2])[0]), None
 
-        which = positive(h + x).astype(int)
-        h = run.branches(ops, which, [lambda: run.loop(ops, inner, h, x[:2])[0], other])
-        return h, None
-
-    return run.loop(ops, outer, v, jnp.stack([v, jnp.tanh(v)])[: op.n])[0]
+    return lax.scan(outer, v, jnp.stack([v, jnp.tanh(v)])[: op.n])[0]
 
 
 def energy(run, op, name, v, _):
     """A step down an energy: the weight is used forwards and, by `jax.grad`, backwards."""
     v = jnp.ravel(v)
     w = run.weight(name, op, op.n, v.size)
-    if run.plain(run.ops):
-        return v - 0.3 * jax.grad(lambda u: jnp.sum(jnp.sin(w @ u)))(v)
-    forwards = run.mix(f"{name}.forwards", lambda x, w: w @ x, v, w)
-    backwards = run.mix(f"{name}.backwards", lambda x, w: w.T @ x, jnp.cos(forwards), w)
-    return v - 0.3 * backwards.astype(v.dtype)
+    return v - 0.3 * jax.grad(lambda u: jnp.sum(jnp.sin(w @ u)))(v)
 
 
 def branch_by_row(run, op, name, v, _):
     """A branch by row, which `vmap` makes a selection: its data is not cut."""
     v = rows(v)
     w = run.weight(name, op, v.shape[1], v.shape[1])
-    if run.plain(run.ops):
-        one = lambda x: lax.cond(x[0] > 0.117, lambda x: jnp.tanh(w @ x), lambda x: 0.4 * x, x)
-        return jax.vmap(one)(v)
-    y = jnp.tanh(run.elem(name, lambda x, w: x @ w.T, v, w))
-    return jnp.where(v[:, :1] > 0.117, y, 0.4 * v)
+    one = lambda x: lax.cond(x[0] > 0.117, lambda x: jnp.tanh(w @ x), lambda x: 0.4 * x, x)
+    return jax.vmap(one)(v)
 
 
 def guarded_gain(run, op, name, v, _):
     """The square root of a weight times data that may be negative, behind a branch."""
-    weights = {"w": jnp.exp(run.vector(name, op, (), -0.5, 0.5))}
-    ops, m = run.ops, weights
+    m = jnp.exp(run.vector(name, op, (), -0.5, 0.5))
     s = jnp.sum(v)
-    on = s > 0.05
-    safe = s if run.plain(ops) else jnp.where(on, s, 1.0)
-    root = lambda: v * jnp.sqrt(ops.elem(f"{name}.1", models.times, safe, m["w"]))
-    return run.branches(ops, on.astype(int), [lambda: jnp.zeros_like(v), root])
+    root = lambda: v * jnp.sqrt(run.use(name, jnp.multiply, s, m))
+    return lax.cond(s > 0.05, root, lambda: jnp.zeros_like(v))
 
 
 def guarded_by_weight(run, op, name, v, _):
     """The branch depends on what the weight gives."""
-    t = run.elem(name, models.times, jnp.sum(v), run.vector(name, op, (), 0.6, 1.2))
-    on = t > 0.05
-    safe = t if run.plain(run.ops) else jnp.where(on, t, 1.0)
-    return run.branches(
-        run.ops, on.astype(int), [lambda: 0.2 * v, lambda: v * jnp.log(safe) + jnp.sqrt(safe)]
-    )
+    t = run.use(name, jnp.multiply, jnp.sum(v), run.vector(name, op, (), 0.6, 1.2))
+    return lax.cond(t > 0.05, lambda: v * jnp.log(t) + jnp.sqrt(t), lambda: 0.2 * v)
 
 
 def guarded_product(run, op, name, v, _):
     v = jnp.ravel(v)
-    ops, m = run.ops, {"w": run.weight(name, op, op.n, v.size)}
+    m = run.weight(name, op, op.n, v.size)
     s = jnp.sum(v)
-    on = s > 0.05
-    safe = s if run.plain(ops) else jnp.where(on, s, 1.0)
-    product = lambda: jnp.sqrt(safe) * ops.mix(f"{name}.1", lambda x, m: m @ x, v / safe, m["w"])
-    return run.branches(ops, on.astype(int), [lambda: jnp.zeros(op.n, v.dtype), product])
+    use = lambda: jnp.sqrt(s) * run.use(name, product, v / s, m)
+    return lax.cond(s > 0.05, use, lambda: jnp.zeros(op.n, v.dtype))
 
 
 GUARDED_WEIGHTS = {
@@ -852,7 +821,7 @@ def pairs(run, op, name, v, _):
     at = integers(run, name, (v.size, 2), 20, ("int8", "uint8", "int32")[op.b % 3], op.n)
     w = run.weight(name, op, 20, 20)
     numbers = lax.GatherDimensionNumbers((), (0, 1), (0, 1))
-    return run.elem(name, models.times, v, lax.gather(w, jnp.asarray(at), numbers, (1, 1)))
+    return run.use(name, jnp.multiply, v, lax.gather(w, jnp.asarray(at), numbers, (1, 1)))
 
 
 def embedding_of_bytes(run, op, name, v, _):
@@ -862,7 +831,7 @@ def embedding_of_bytes(run, op, name, v, _):
     """
     token = (run.number(op.a) % N_INT).astype(jnp.uint8) * jnp.uint8(85) + jnp.uint8(80)
     w = run.weight(name, op, 259, op.n)
-    return run.mix(name, lambda i, w: w[i], token, w)
+    return run.use(name, lambda i, w: w[i], token, w)
 
 
 def sparse_of_bytes(run, op, name, v, _):
@@ -875,7 +844,7 @@ def sparse_of_bytes(run, op, name, v, _):
         dtype = jnp.result_type(x, values)  # JAX has no derivative of a product of two types
         return BCOO((values.astype(dtype), jnp.asarray(at)), shape=(16, 16)) @ x.astype(dtype)
 
-    y = run.mix(name, use, x, values)
+    y = run.use(name, use, x, values)
     return jnp.sum(y.reshape(4, 4, 2), axis=1)[: op.n]
 
 
@@ -912,9 +881,9 @@ CONTROL = {
 WEIGHTED = {**MIX, **ELEM, **CONTROL}
 KINDS = (*ONE, *TWO, *BY_NUMBER, *WEIGHTED)
 FIXED_BRANCHES = tuple(kind for kind in KINDS if kind not in (*GUARDED, *GUARDED_WEIGHTS))
-"""Those that an oracle which takes `vmap` of a branch can follow."""
+"""Those whose derivatives are finite in a branch that is not taken, too."""
 UNMARKED = ("chain", "energy", "branch_by_row", "complex_weight")
-"""Those that use their weight past the hooks when they run on their own."""
+"""Those whose weight has no mark."""
 LARGEST = 6  # elements of a value in the pool
 
 # The model -----------------------------------------------------------------------------------------------------------
@@ -947,18 +916,6 @@ class Given:
         return self.made[self.shared.get(name, name)]
 
 
-class MarkedByName(models.Plain):
-    """Marks the weights of some uses."""
-
-    def __init__(self, marked):
-        self.marked = marked
-
-    def mix(self, name, fn, x, w):
-        return fn(x, etpc.mark(w) if base(name) in self.marked else w)
-
-    elem = mix
-
-
 def stored(make, op: Op):
     return (lambda: jax.tree.map(lambda a: np.asarray(a, op.store), make())) if op.store else make
 
@@ -967,29 +924,11 @@ def cast(w, op: Op):
     return w.astype(op.cast) if op.cast else w
 
 
-class InBranches:
-    """Hooks that are told of a product only where its branch is taken: elsewhere its data counts as zero."""
-
-    def __init__(self, ops):
-        self.ops, self.taken = ops, jnp.array(True)
-
-    def __getattr__(self, name):
-        return getattr(self.ops, name)
-
-    def mix(self, name, fn, x, w):
-        taken = self.taken
-        return self.ops.mix(name, lambda x, w: jnp.where(taken, fn(x, w), 0), x, w)
-
-
 class Run:
-    """One step: the pool, the hooks, the parameters."""
+    """One step: the pool and the parameters."""
 
-    def __init__(self, parameters, ops, log=None, marked=frozenset()):
-        self.parameters, self.log = parameters, log
-        if self.plain(ops):
-            self.ops = MarkedByName(marked) if marked else ops
-        else:
-            self.ops = InBranches(ops)
+    def __init__(self, parameters, log=None, marked=frozenset()):
+        self.parameters, self.log, self.marked = parameters, log, marked
         self.pool, self.numbers, self.names = [], [], []
 
     # Values
@@ -1053,8 +992,8 @@ class Run:
 
     def weight(self, name, op: Op, n_out, n_in):
         """An effective weight (O, I)."""
-        form = op.form if op.form in models.WEIGHTS else "plain"
-        make = lambda: self.parameters.draw.weight(n_out, n_in, form, 0.9)
+        form = op.form if op.form in DRAWN_FORMS else "plain"
+        make = lambda: weight_of_form(self.parameters.draw, n_out, n_in, form)
         p = self.parameters.get(name, (n_out, n_in, form, op.store), op.shared, stored(make, op))
         return cast(effective(jax.tree.map(jnp.asarray, p), op.form), op)
 
@@ -1063,39 +1002,9 @@ class Run:
         key = shape, low, high, op.store
         return cast(jnp.asarray(self.parameters.get(name, key, op.shared, stored(make, op))), op)
 
-    # Hooks
-
-    def mix(self, name, fn, x, w):
-        return self.ops.mix(name, fn, x, w)
-
-    def elem(self, name, fn, x, w):
-        return self.ops.elem(name, fn, x, w)
-
-    @staticmethod
-    def plain(ops):
-        return isinstance(ops, models.Plain)
-
-    def branches(self, ops, which, functions):
-        if self.plain(ops):
-            return lax.switch(which, functions)
-        around, results = ops.taken, []
-        for k, function in enumerate(functions):
-            ops.taken = around & (which == k)
-            results.append(function())
-        ops.taken = around
-        out = results[0]
-        for k, result in enumerate(results[1:], 1):
-            out = jnp.where(which == k, result, out)
-        return out
-
-    def loop(self, ops, body, start, xs):
-        if self.plain(ops):
-            return lax.scan(lambda h, x: body(h, x, "all"), start, xs)
-        outs = []
-        for at, x in enumerate(xs):
-            start, out = body(start, x, at)
-            outs.append(out)
-        return start, None if outs[0] is None else jnp.stack(outs)
+    def use(self, name, fn, x, w):
+        """What a weight and data give; `name` says whether the use is marked."""
+        return fn(x, etpc.mark(w) if base(name) in self.marked else w)
 
 
 def fit(v, shape):
@@ -1162,18 +1071,16 @@ def blend(run: Run, name, leaf: Leaf, h, v, w):
         return 0.6 * along(COUPLINGS[rule])(h) + 0.4 * jnp.tanh(v)
     if rule == "tau":
         a = jnp.exp(-1 / run.vector(name, Op("tau"), h.shape, 1.0, 4.0))
-        return run.elem(f"{name}.a", models.times, h, a) + run.elem(
-            f"{name}.1-a", models.times, v, 1 - a
-        )
+        return run.use(name, jnp.multiply, h, a) + run.use(name, jnp.multiply, v, 1 - a)
     if rule.startswith("decay_"):
-        return run.elem(f"{name}.a", models.times, h, decay_of(run, name, rule, h.shape)) + v
+        return run.use(name, jnp.multiply, h, decay_of(run, name, rule, h.shape)) + v
     if rule == "mixed_by_weight":
         m = run.weight(name, Op("mixed"), h.size, h.size)
-        u = run.mix(name, lambda x, m: m @ x, jnp.ravel(h), m).reshape(h.shape)
+        u = run.use(name, product, jnp.ravel(h), m).reshape(h.shape)
         return 0.5 * h + 0.5 * jnp.tanh(u + v)
     if rule in ("hard_reset", "soft_reset", "detached_reset"):
         h = 0.7 * h + v
-        z = models.spike(h - 0.41)
+        z = spike(h - 0.41)
         return {
             "hard_reset": lambda: h * (1 - z),
             "soft_reset": lambda: h - 0.5 * z,
@@ -1211,7 +1118,7 @@ def rotating(run: Run, name, leaf: Leaf, h, v, w):
     if leaf.rule in ("tau", "gated", "max"):
         p = run.vector(name, Op("polar"), (2, *h.shape), 0.5, 1.2)
         use = lambda h, p: h * jnp.exp(lax.complex(-0.5 * p[0], p[1]))
-        h = run.elem(name, use, h, p) + v
+        h = run.use(name, use, h, p) + v
     elif leaf.rule == "mixed_by_weight":
         h = 0.6j * h + lax.complex(*complex_product(run, name, Op("mixed"), v, w, h.size))
     elif leaf.rule in ("where", "hard_reset"):
@@ -1225,51 +1132,41 @@ def rotating(run: Run, name, leaf: Leaf, h, v, w):
         h = 0.3j * jnp.cumsum(jnp.conj(h)) + v
     else:
         h = np.exp(-0.3 + 0.7j) * h + lax.complex(jnp.tanh(v), 0.5 * w)
-    if run.plain(run.ops):
-        return h
-    return lax.complex(*run.ops.state(name, jnp.stack([h.real, h.imag])))
+    return h
 
 
 def complex_product(run: Run, name, op: Op, re, im, n_out):
     """The real and imaginary parts of a product with a complex weight."""
     w = run.weight(name, op, 2 * n_out, re.size).reshape(2, n_out, re.size)
-    if run.plain(run.ops):
-        y = lax.complex(w[0], w[1]) @ lax.complex(re, im)
-        return jnp.stack([y.real, y.imag])
-
-    def in_parts(x, w):
-        return jnp.stack([w[0] @ x[0] - w[1] @ x[1], w[0] @ x[1] + w[1] @ x[0]])
-
-    return run.mix(name, in_parts, jnp.stack([re, im]), w)
+    y = lax.complex(w[0], w[1]) @ lax.complex(re, im)
+    return jnp.stack([y.real, y.imag])
 
 
-def row_by_row(run: Run, name, h, v, w):
+def row_by_row(h, v, w):
     """Written in place: each row reads the new value of the one before."""
     for j in range(len(h)):
-        row = run.ops.state(f"{name}.{j}", 0.7 * h[j] + 0.3 * jnp.tanh(v[j] + h[j - 1]))
-        h = h.at[j].set(row)
-    return run.ops.state(name, h)
+        h = h.at[j].set(0.7 * h[j] + 0.3 * jnp.tanh(v[j] + h[j - 1]))
+    return h
 
 
-def one_column(run: Run, name, h, v, w):
+def one_column(h, v, w):
     """The last elements are written, and the others stay."""
-    last = run.ops.state(f"{name}.last", 0.6 * h[..., -1] + jnp.tanh(v[..., -1] * w[..., 0]))
-    return run.ops.state(name, h.at[..., -1].set(last))
+    return h.at[..., -1].set(0.6 * h[..., -1] + jnp.tanh(v[..., -1] * w[..., 0]))
 
 
-def in_parts(run: Run, name, h, v, w):
+def in_parts(h, v, w):
     """Two states in one array; the second reads the new value of the first."""
     half = len(h) // 2
     a, b = h[:half], h[half:]
-    a = run.ops.state(f"{name}.a", 0.7 * a + 0.3 * jnp.tanh(v[:half]))
-    b = run.ops.state(f"{name}.b", 0.5 * b + 0.4 * fit(a, b.shape) * w[half:] if half else 0.5 * b)
-    return run.ops.state(name, jnp.concatenate([a, b]))
+    a = 0.7 * a + 0.3 * jnp.tanh(v[:half])
+    b = 0.5 * b + 0.4 * fit(a, b.shape) * w[half:] if half else 0.5 * b
+    return jnp.concatenate([a, b])
 
 
-def masked_write(run: Run, name, h, v, w):
+def masked_write(h, v, w):
     """Every second element is written, by a mask that is known."""
     mask = (np.arange(h.size) % 2 == 0).reshape(h.shape)
-    return run.ops.state(name, jnp.where(mask, 0.5 * h + jnp.tanh(v), h))
+    return jnp.where(mask, 0.5 * h + jnp.tanh(v), h)
 
 
 IN_PLACE = {
@@ -1297,36 +1194,33 @@ def update(run: Run, name, leaf: Leaf, old, olds, news):
         if leaf.rule == "previous":
             return fit(olds[leaf.a % len(olds)], h.shape)
         if leaf.rule in IN_PLACE and h.ndim:
-            new = IN_PLACE[leaf.rule](run, name, h, v, w)
+            new = IN_PLACE[leaf.rule](h, v, w)
             run.add(new, text)
             return new
     h = blend(run, name, leaf, h, v, w)
     if leaf.kind == "delay":
-        h = run.ops.state(f"{name}.h", h)
-        if leaf.rule == "raw":
-            new = run.ops.state(name, jnp.roll(old, 1, axis=0).at[0].set(h))
-        else:
-            new = run.ops.state(name, jnp.concatenate([h[None], old[:-1]]))
+        rolled = jnp.roll(old, 1, axis=0).at[0].set(h)
+        shifted = jnp.concatenate([h[None], old[:-1]])
+        new = rolled if leaf.rule == "raw" else shifted
     elif leaf.kind == "ring":
         i, d = old["i"], leaf.k
         if leaf.rule == "raw":
             one_hot = jnp.arange(d)[:, None] == i
             buffer = jnp.where(one_hot, h[None], old["buffer"])
         else:
-            h = run.ops.state(f"{name}.h", h)
             buffer = old["buffer"].at[i].set(h)
-        new = {"buffer": run.ops.state(name, buffer), "i": (i + 1) % d}
+        new = {"buffer": buffer, "i": (i + 1) % d}
     elif leaf.kind == "counter":
         quiet = old[1] > 0
-        h = run.ops.state(name, jnp.where(quiet, 0.9 * old[0], h))
+        h = jnp.where(quiet, 0.9 * old[0], h)
         fired = h > 0.213
         new = h, jnp.where(fired, 2, jnp.maximum(old[1] - 1, 0)).astype(jnp.int32)
     elif leaf.kind == "noisy":
         key, now = jax.random.split(jax.random.wrap_key_data(old[1]))
-        h = run.ops.state(name, h + 0.2 * jax.random.normal(now, h.shape, h.dtype) * w)
+        h = h + 0.2 * jax.random.normal(now, h.shape, h.dtype) * w
         new = h, jax.random.key_data(key)
     else:
-        h = new = run.ops.state(name, h)
+        new = h
     run.add(h, text)
     return new
 
@@ -1378,11 +1272,11 @@ def run_step(program: Program, run: Run, x, state):
     y = jnp.concatenate([jnp.ravel(run.read(back)) for back in program.reads])
     if program.readout:
         w = run.weight("out", Op("out"), 2, y.size)
-        y = run.mix("out", lambda x, w: w @ x, y, w)
+        y = run.use("out", product, y, w)
     return y, packed(program, news)
 
 
-class DrawnModel(Model):
+class DrawnModel(eqx.Module):
     """A program with parameters."""
 
     parameters: dict[str, Any]
@@ -1397,22 +1291,33 @@ class DrawnModel(Model):
         self.shared = tuple(made.shared.items())
         self.program = dataclasses.replace(program, seed=0)
 
-    @property
-    def n_in(self):
-        return self.program.n_in
-
     def init_state(self):
         return initial_state(self.program)
 
-    def step(self, x, state, ops):
-        given = Given(self.parameters, self.shared)
-        run = Run(given, ops, marked=self.program.marked)
-        return run_step(self.program, run, x, state)
+    def __call__(self, x, state):
+        return self.run(Given(self.parameters, self.shared), x, state)
+
+    def run(self, given: Given, x, state):
+        return run_step(self.program, Run(given, marked=self.program.marked), x, state)
+
+
+class Apart(eqx.Module):
+    """The same model, with parameters of their own for what is marked and for what is not."""
+
+    marked: DrawnModel
+    others: DrawnModel
+
+    def __call__(self, x, state):
+        program, shared = self.marked.program, dict(self.marked.shared)
+        owner = lambda name: self.marked if base(name) in program.marked else self.others
+        names = [*self.marked.parameters, *shared]
+        made = {name: owner(name).parameters[shared.get(name, name)] for name in names}
+        return self.marked.run(Given(made, ()), x, state)
 
 
 def trace(program: Program, parameters, log=None):
     state = initial_state(program)
-    run = Run(parameters, PLAIN, log)
+    run = Run(parameters, log)
     return jax.eval_shape(lambda x, s: run_step(program, run, x, s), data(program, 1, at=0), state)
 
 

@@ -3,7 +3,6 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 
 import etpc
@@ -63,8 +62,3 @@ def verify(model, xs, algo=etpc.D_RTRL(window=3)) -> Report:
 def exact(report: Report) -> set[str]:
     """The paths that are claimed to be exact."""
     return {row.path for row in report.rows if row.claim == "exact"}
-
-
-def as_a_user(monkeypatch) -> None:
-    """Without the checks of annotations that run in tests."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

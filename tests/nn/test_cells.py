@@ -1,4 +1,4 @@
-"""Recurrent cells against their equations."""
+"""Recurrent cells against their equations, and in small networks against backpropagation through time."""
 
 import equinox as eqx
 import jax
@@ -8,9 +8,10 @@ import pytest
 
 import etpc
 from etpc import nn
-from tests.nn.online import KEY, as_a_user, marks, normal, parameters, shuffled
+from tests.marks import few
+from tests.nn.online import KEY, exact, marks, normal, parameters, shuffled, verify
 
-I, H = 3, 4
+I, H, T = 3, 4, 11
 
 
 def sigmoid(a):
@@ -83,11 +84,10 @@ def test_min_lstm_with_both_gates_shut() -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.VanillaRNN, nn.IndRNN])
-def test_activation(kind, monkeypatch) -> None:
+def test_activation(kind, without_type_checks) -> None:
     cell, x = kind(I, H, activation=jnp.sin, key=KEY), normal(I)
     expected = np.sin(np.asarray(cell.weight_ih) @ np.asarray(x))
     np.testing.assert_allclose(cell(x, jnp.zeros(H))[0], expected, rtol=1e-14)
-    as_a_user(monkeypatch)
     with pytest.raises(etpc.InputError, match=r"activation must be a function .* got None"):
         kind(I, H, activation=None, key=KEY)
 
@@ -128,13 +128,35 @@ def test_arguments_out_of_range(kind, arguments: dict, message: str) -> None:
         kind(**({"input_size": I, "hidden_size": H, "key": KEY} | arguments))
 
 
-@pytest.mark.parametrize("kind", EQUATIONS)
-def test_input_that_does_not_fit(kind, monkeypatch) -> None:
-    as_a_user(monkeypatch)
-    cell = kind(I, H, key=KEY)
-    with pytest.raises(
-        etpc.InputError, match=rf"{kind.__name__} was called with x of shape \(2,\)"
-    ):
-        cell(jnp.ones(2), cell.init_state())
-    with pytest.raises(etpc.InputError, match=r"with . of shape \(1,\) where \(4,\) is needed"):
-        cell(jnp.ones(I), jax.tree.map(lambda a: a[:1], cell.init_state()))
+# --- in a network ---------------------------------------------------------------------------------
+
+GATED = (nn.VanillaRNN, eqx.nn.GRUCell, nn.MGU, eqx.nn.LSTMCell)
+DIAGONAL = (nn.MinGRU, nn.MinLSTM, nn.IndRNN)
+
+
+@pytest.mark.parametrize("kind", few([*GATED, *DIAGONAL], eqx.nn.GRUCell, nn.MinLSTM))
+def test_d_rtrl(kind) -> None:
+    """Exact where no matrix reads the state; else only what no state follows."""
+    cell = shuffled(kind(I, H, key=KEY))
+    model = nn.Sequential([cell, jnp.sin, eqx.nn.Linear(H, 2, key=KEY)])
+    report = verify(model, normal(T, I))
+    readout = {".layers[2].weight", ".layers[2].bias"}
+    everything = {row.path for row in report.rows}
+    assert len(everything) == parameters(cell) + 2
+    assert exact(report) == (everything if kind in DIAGONAL else readout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "gates"), [(eqx.nn.GRUCell, 3), (nn.MGU, 2)])
+def test_every_gate_has_a_gradient(kind, gates) -> None:
+    """None is cut off, as one in front of a matrix would be."""
+    cell = nn.Sequential([kind(I, H, key=KEY)])
+    program = etpc.compile(cell, inputs=jnp.zeros(I))
+
+    def loss(cell):
+        carry = program.init()
+        return jnp.sum(program.scan(cell, normal(3, I), carry)[0])
+
+    weight = jax.grad(loss)(cell).layers[0].weight_ih
+    for gate in jnp.split(weight, gates):
+        assert jnp.linalg.norm(gate) > 1e-2 * jnp.linalg.norm(weight)

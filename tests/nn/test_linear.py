@@ -3,30 +3,15 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
-import etpc
 from etpc import nn
-
-KEY = jax.random.key(0)
-
-
-def marks(fn, *args: jax.Array) -> int:
-    """How many marks a function places."""
-    return str(jax.make_jaxpr(fn)(*args)).count("= etp ")
+from tests.nn.online import KEY, Leaky, marks, normal, verify
 
 
 def linear(in_features=3, out_features=2, **more):
     return nn.DaleLinear(in_features, out_features, excitatory=1, key=KEY, **more)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_dtype(dtype: type) -> None:
-    layer = linear(dtype=dtype)
-    assert layer(jnp.ones(3, dtype)).dtype == dtype
-    assert layer.weight.dtype == dtype
 
 
 def test_default_dtype_follows_x64() -> None:
@@ -50,8 +35,7 @@ def test_size_out_of_range(name: str, value: int) -> None:
         linear(**sizes)
 
 
-def test_wrong_types(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+def test_wrong_types(without_type_checks) -> None:
     for value in (2.0, "2", True, None):
         with pytest.raises(ValueError, match="in_features must be an integer >= 1, got"):
             linear(value)
@@ -66,10 +50,7 @@ def test_dtype_that_is_not_real(dtype: type) -> None:
 
 
 @pytest.mark.parametrize(("shape", "advice"), [((), "sizes"), ((4,), "sizes"), ((5, 3), r"vmap")])
-def test_input_that_does_not_fit(
-    shape: tuple[int, ...], advice: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+def test_input_that_does_not_fit(shape: tuple[int, ...], advice: str, without_type_checks) -> None:
     with pytest.raises(
         ValueError, match=rf"DaleLinear was called with x of shape .* \(3,\) .*{advice}"
     ):
@@ -90,25 +71,8 @@ def test_dale(excitatory: int) -> None:
     assert marks(dale, jnp.asarray(x)) == 1
 
 
-@pytest.mark.slow
-def test_dale_in_a_network() -> None:
-    dale = nn.DaleLinear(5, 3, excitatory=3, key=KEY)
-
-    def step(model, x, s):
-        s = 0.7 * s + jnp.tanh(model(x))
-        return s, s
-
-    xs, targets = jax.random.normal(jax.random.key(1), (11, 5)), jnp.ones((11, 3))
-    loss = lambda y, target: jnp.sum(jnp.square(y - target))
-    given = {"state": jnp.zeros(3), "step": step}
-    report = etpc.verify(dale, xs, targets, loss, etpc.D_RTRL(window=3), **given)
-    assert report.ok, str(report)
-    assert [(row.path, row.claim) for row in report.rows] == [(".weight", "exact")]
-
-
 @pytest.mark.parametrize("excitatory", [-1, 6, 2.5, True])
-def test_dale_with_a_count_out_of_range(excitatory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+def test_dale_with_a_count_out_of_range(excitatory: int, without_type_checks) -> None:
     with pytest.raises(ValueError, match=r"excitatory must be an integer from 0 to in_features=5"):
         nn.DaleLinear(5, 3, excitatory=excitatory, key=KEY)
 
@@ -116,3 +80,10 @@ def test_dale_with_a_count_out_of_range(excitatory: int, monkeypatch: pytest.Mon
 def test_initial_weights() -> None:
     expected = jax.nn.initializers.he_normal(in_axis=1, out_axis=0)(KEY, (2, 3))
     np.testing.assert_array_equal(linear().weight, expected)
+
+
+@pytest.mark.slow
+def test_dale_in_a_network() -> None:
+    dale = nn.DaleLinear(5, 3, excitatory=3, key=KEY)
+    report = verify(nn.Sequential([dale, Leaky((3,))]), normal(11, 5))
+    assert [(row.path, row.claim) for row in report.rows] == [(".layers[0].weight", "exact")]

@@ -3,12 +3,12 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
 import etpc
 from etpc import nn
+from tests.helpers import loss
 from tests.nn.reference import MODELS, SLOPE, simulate
 
 KEY = jax.random.key(0)
@@ -125,10 +125,6 @@ class Network(eqx.Module):
         return self.out(spikes), state
 
 
-def squared(y, target):
-    return jnp.sum(jnp.square(y - target))
-
-
 IN_A_NETWORK = [
     ("LIF", ("tau", "V_th"), {"refractory": 1.0}),
     ("ALIF", ("tau_a", "beta"), {}),
@@ -159,7 +155,7 @@ def test_in_a_network(name: str, names: tuple[str, ...], options: dict) -> None:
     )
     xs = jax.random.normal(jax.random.key(2), (T, 3))
     targets = jnp.ones((T, 2))
-    report = etpc.verify(network, xs, targets, squared, etpc.D_RTRL(window=3))
+    report = etpc.verify(network, xs, targets, loss, etpc.D_RTRL(window=3))
     assert report.ok, str(report)
     assert {row.claim for row in report.rows} == {"exact"}
     paths = {row.path for row in report.rows}
@@ -227,8 +223,7 @@ def test_arguments_out_of_range(layer, arguments: dict, message: str) -> None:
         layer(2, **arguments)
 
 
-def test_state_of_another_structure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+def test_state_of_another_structure(without_type_checks) -> None:
     plain, waiting, alif = nn.LIF(2), nn.LIF(2, refractory=1.0), nn.ALIF(2)
     for neuron, state, wanted in [
         (plain, waiting.init_state(), "of type Membrane where an array is needed"),

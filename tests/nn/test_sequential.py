@@ -8,7 +8,7 @@ import pytest
 
 import etpc
 from etpc import nn
-from tests.nn.online import KEY, as_a_user, exact, marks, normal, verify
+from tests.nn.online import KEY, exact, marks, normal, verify
 
 KEYS = jax.random.split(KEY, 5)
 FIRST, SECOND = nn.MinGRU(3, 4, key=KEYS[0]), eqx.nn.LSTMCell(4, 4, key=KEYS[1])
@@ -71,8 +71,7 @@ def test_a_stack_against_bptt() -> None:
         ([None], "layers must be callables, but layer 0 is None"),
     ],
 )
-def test_layers_that_are_none(layers, message: str, monkeypatch) -> None:
-    as_a_user(monkeypatch)
+def test_layers_that_are_none(layers, message: str, without_type_checks) -> None:
     with pytest.raises(etpc.InputError, match=message):
         nn.Sequential(layers)
 

@@ -10,7 +10,8 @@ import scipy.linalg
 import etpc
 from etpc import nn
 from etpc.nn._init import SCHEMES
-from tests.nn.online import KEY, as_a_user, exact, marks, normal, parameters, shuffled, verify
+from tests import helpers
+from tests.nn.online import KEY, exact, marks, normal, parameters, shuffled, verify
 
 I, O, N, T = 3, 2, 4, 11
 SIZES = {"in_features": I, "out_features": O, "key": KEY}
@@ -157,13 +158,8 @@ def test_rtu_has_the_gradient_of_rtrl_by_hand(linear) -> None:
     assert program.exact
     xs, signals = normal(T, I), normal(T, 2 * N, seed=3)
     loss = lambda y, signal: y @ signal
-    carry, total = program.init(), None
-    for t in range(T):  # a step at a time: all that is older comes from the traces
-        span = slice(t, t + 1)
-        (_, carry), grads = program.value_and_grad(loss, "sum")(
-            layer, xs[span], signals[span], carry
-        )
-        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    # a step at a time: all that is older comes from the traces
+    total = helpers.online(program, layer, xs, signals, program.init(), loss, calls=T)
     for n in range(N):
         p = {
             name: np.asarray(getattr(layer, name)[n])
@@ -297,15 +293,3 @@ def test_parameters(kind) -> None:
 def test_arguments_out_of_range(kind, arguments: dict, message: str) -> None:
     with pytest.raises(etpc.InputError, match=message):
         BUILD[kind](**arguments)
-
-
-@pytest.mark.parametrize("kind", BUILD)
-def test_input_that_does_not_fit(kind, monkeypatch) -> None:
-    as_a_user(monkeypatch)
-    layer = BUILD[kind]()
-    with pytest.raises(
-        etpc.InputError, match=rf"{kind.__name__} was called with x of shape \(2,\)"
-    ):
-        layer(jnp.ones(2), layer.init_state())
-    with pytest.raises(etpc.InputError, match=r"with h of shape \(1,\) where \(4,\) is needed"):
-        layer(jnp.ones(I), layer.init_state()[:1])

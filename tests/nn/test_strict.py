@@ -1,4 +1,4 @@
-"""Every layer, and what the compiler makes of it, where JAX promotes no dtype by itself."""
+"""Every layer, and what the compiler makes of it, where JAX promotes no dtype by itself; what layers refuse."""
 
 import inspect
 import itertools
@@ -11,6 +11,7 @@ import pytest
 
 import etpc
 from etpc import nn
+from tests.helpers import loss
 
 KEY = jax.random.key(0)
 N = 4
@@ -109,10 +110,6 @@ def test_all_layers_are_here():
 DTYPES = [("float32", True), ("float32", False), ("float64", True)]
 
 
-# where one layer has its parameters as numbers and another as arrays, the second promotes more
-STRICTEST = [name for name in LAYERS if f"{name}, learned" not in LAYERS]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "x64"), DTYPES)
 @pytest.mark.parametrize("name", LAYERS)
@@ -171,10 +168,25 @@ def test_programs(name, rule):
             x = jnp.asarray(np.arange(8).reshape(4, 2) * 20, jnp.uint8)
         program = etpc.compile(model, RULES[rule], inputs=x[0, 0], weights="all")
         targets = jnp.ones((4, 2, 2), "float32")
-        loss = lambda y, target: jnp.sum((y - target) ** 2)
         run = program.value_and_grad(loss, reduction="mean")
         (value, _), grads = run(model, x, targets, program.init(2))
         assert value.dtype == jnp.float32
         assert {g.dtype for g in jax.tree.leaves(grads)} == {np.dtype("float32")}
         y, _ = program(model, x[0], program.init(2))
         assert y.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "name", {name.split(",")[0]: name for name in LAYERS if name != "Sequential"}
+)
+def test_input_that_does_not_fit(name, without_type_checks):
+    layer = LAYERS[name]("float64")
+    has_state = hasattr(layer, "init_state")
+    state = layer.init_state() if has_state else jnp.ones(N)
+    given = (state,) if has_state or isinstance(layer, nn.COBA) else ()
+    message = rf"{type(layer).__name__} was called with .* of shape \(7,\)"
+    with pytest.raises(etpc.InputError, match=message + r" where \(4,\) is needed"):
+        layer(jnp.ones(7), *given)
+    if given:
+        with pytest.raises(etpc.InputError, match=message):
+            layer(jnp.ones(N), jax.tree.map(lambda a: jnp.ones(7), state))

@@ -3,12 +3,12 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
 import etpc
 from etpc import nn
+from tests.helpers import loss
 from tests.nn.reference import SLOPE
 
 KEY = jax.random.key(0)
@@ -153,10 +153,6 @@ class Delayed(eqx.Module):
         return y, (past, V)
 
 
-def squared(y, target):
-    return jnp.sum(jnp.square(y - target))
-
-
 def membrane(synapse, after=None) -> Membrane:
     return Membrane(
         nn.init(eqx.nn.Linear(3, 2, key=KEY), "normal", KEY, gain=1.5),
@@ -206,7 +202,7 @@ def membrane(synapse, after=None) -> Membrane:
 def test_in_a_network(network, block: int) -> None:
     xs = jax.random.bernoulli(jax.random.key(1), 0.6, (T, 3)).astype(float)
     targets = jnp.ones((T, 2))
-    report = etpc.verify(network, xs, targets, squared, etpc.D_RTRL(window=3))
+    report = etpc.verify(network, xs, targets, loss, etpc.D_RTRL(window=3))
     assert report.ok, str(report)
     assert {row.claim for row in report.rows} == {"exact"}
     floats = jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))
@@ -250,26 +246,6 @@ def test_recurrent_delays_are_cut_at_the_projection() -> None:
         ),
     ],
 )
-def test_arguments_out_of_range(make, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
+def test_arguments_out_of_range(make, message: str, without_type_checks) -> None:
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_input_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user runs it
-    for layer in (
-        nn.ExponentialSynapse(2),
-        nn.DualExponentialSynapse(2),
-        nn.ShortTermPlasticity(2),
-        nn.Delay(2, 1),
-        nn.DelayedLinear(2, 3, 1, key=KEY),
-    ):
-        name, state = type(layer).__name__, layer.init_state()
-        with pytest.raises(ValueError, match=rf"{name} was called with .* of shape \(3,\)"):
-            layer(jnp.ones(3), state)
-        wrong = jax.tree.map(lambda a: jnp.ones((7,)), state)
-        with pytest.raises(ValueError, match=rf"{name} was called with .* of shape \(7,\)"):
-            layer(jnp.ones(2), wrong)
-    with pytest.raises(ValueError, match=r"was called with g of shape \(1,\)"):
-        nn.COBA(2)(jnp.ones(1), jnp.ones(2))

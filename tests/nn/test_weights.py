@@ -1,4 +1,4 @@
-"""Sparse and low-rank layers: equations and BPTT."""
+"""Sparse and low-rank layers: equations and BPTT; norms of Equinox between weights and states."""
 
 import equinox as eqx
 import jax
@@ -12,7 +12,6 @@ from etpc import nn
 from tests.nn.online import (
     KEY,
     Leaky,
-    as_a_user,
     exact,
     marks,
     normal,
@@ -83,8 +82,7 @@ def test_sparse_from_a_density() -> None:
     np.testing.assert_array_equal(whole.indices, np.argwhere(np.ones((3, 4))))
 
 
-def test_sparse_from_something_else(monkeypatch) -> None:
-    as_a_user(monkeypatch)
+def test_sparse_from_something_else(without_type_checks) -> None:
     for wrong in (([0], [1], [2]), "all", None):
         with pytest.raises(etpc.InputError, match="connections must be a pair of index arrays, a"):
             nn.SparseLinear(4, 3, wrong, key=KEY)
@@ -181,19 +179,6 @@ def test_arguments_out_of_range(kind, arguments: dict, message: str) -> None:
         kind(**arguments, key=KEY)
 
 
-@pytest.mark.parametrize(
-    ("kind", "x", "message"),
-    [
-        (nn.LowRankLinear, jnp.ones(3), r"LowRankLinear was called with x of shape \(3,\)"),
-        (nn.SparseLinear, jnp.ones(3), r"SparseLinear was called with x of shape \(3,\)"),
-    ],
-)
-def test_input_that_does_not_fit(kind, x, message: str, monkeypatch) -> None:
-    as_a_user(monkeypatch)
-    with pytest.raises(etpc.InputError, match=message):
-        LAYERS[kind][0]()(x)
-
-
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32", "int64", "uint64"])
 def test_connections_of_every_integer_type(dtype):
     rows, columns = np.array([0, 3, 100, 3], dtype), np.array([7, 120, 0, 2], dtype)
@@ -205,3 +190,18 @@ def test_connections_of_every_integer_type(dtype):
     steps = np.array([1, 100, 2], dtype)
     delay = nn.Delay(3, steps)
     assert delay.init_state().shape == (100, 3)
+
+
+NORMS = [(eqx.nn.LayerNorm, 4), (eqx.nn.RMSNorm, 4), (eqx.nn.GroupNorm, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "block"), NORMS)
+def test_d_rtrl_is_exact_through_norms(kind, block) -> None:
+    norm = shuffled(kind(2, 4) if kind is eqx.nn.GroupNorm else kind(4))
+    model = nn.Sequential([eqx.nn.Linear(3, 4, key=KEY), norm, Leaky((4,))])
+    report = verify(model, normal(9, 3))
+    assert len(exact(report)) == len(report.rows) == 4
+    blocks = {op.path: op.block for op in report.program.ops}
+    assert blocks[".layers[0].weight"] == block
+    assert blocks[".layers[1].weight"] == 1

@@ -18,34 +18,27 @@ RULES = [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.CreditRTRL, etpc.RTRL]
 
 def by_equations(case: Case, K, W):
     """D-RTRL behind the last K steps, in one call: dense matrices, step by step."""
-    grads = None
+    grad = 0.0
     for steps in case.pieces:
-        names, size = list(steps[0].F), len(steps[0].D)
-        of_one = dict.fromkeys(names, 0.0)
         for begin in range(0, T, W):
             end = min(begin + W, T)
             path = max(0, begin - (K - W))
-            credit = np.zeros(size)
+            credit = np.zeros(len(steps[0].D))
             for t in reversed(range(path, end)):
-                p = steps[t]
-                for k in names:
-                    own = p.l_w_full[k] if t >= begin else 0.0
-                    of_one[k] = of_one[k] + own + credit @ p.F_full[k]
-                credit = (p.l_s_full if t >= begin else 0.0) + credit @ p.D_full
-            for k in names:
-                eps = np.zeros((size, steps[0].F_full[k].shape[1]))
-                for p in steps[:path]:
-                    eps = p.D @ eps + oracle.immediate(p.F, p, k)
-                of_one[k] = of_one[k] + credit @ eps
-        scaled = {k: g / B for k, g in of_one.items()}
-        grads = scaled if grads is None else {k: grads[k] + scaled[k] for k in names}
-    return case.pull_back(grads)
+                p, own = steps[t], t >= begin
+                grad = grad + own * p.l_p / B + credit @ p.F_full / B
+                credit = own * p.l_s + credit @ p.D_full
+            eps = np.zeros_like(steps[0].F)
+            for p in steps[:path]:
+                eps = p.D @ eps + p.F
+            grad = grad + credit @ eps / B
+    return oracle.of_parameters(case.model, grad)
 
 
 @pytest.mark.parametrize("name", few(models.ALL_NAMED, "embedding"))
 def test_equals_its_equations_and_bptt_where_it_is_long_enough(name):
     case = case_of(name)
-    bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
+    bptt = case.bptt()
     for K in (4, T + 1):
         found = case.online(etpc.D_RTRL(window=2, lookback=K), parts=1)[0]
         assert distance(found, by_equations(case, K, 2)) < 1e-9
@@ -56,7 +49,7 @@ def test_equals_its_equations_and_bptt_where_it_is_long_enough(name):
 @pytest.mark.parametrize("rule", RULES)
 def test_long_enough_it_is_bptt_under_every_rule(rule):
     case = case_of("two_layer_lif")
-    bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
+    bptt = case.bptt()
     found = case.online(rule(window=2, lookback=T + 1), parts=2)[0]
     assert distance(found, bptt) < 1e-9
 
@@ -81,7 +74,7 @@ def test_windows_of_one_step_and_of_a_part_in_several_calls(rule):
     program = case.program(rule(window=3, lookback=5))
     run = program.value_and_grad(models.loss, "sum")
     total, carry = 0.0, program.init(B)
-    bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
+    bptt = case.bptt()
     for start, stop in itertools.pairwise((0, 1, 2, 5, T)):
         (_, carry), grads = run(case.model, case.xs[start:stop], case.targets[start:stop], carry)
         total = total + np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)])
@@ -170,7 +163,7 @@ def test_rolling_truncation_has_no_trace():
     claims = {claim.claim for claim in program.claims.values() if claim.reasons}
     assert claims == {"current step"}
     assert not program.exact
-    bptt = oracle.gradient(case.model, case.xs, case.targets, models.loss, "bptt", batched=True)
+    bptt = case.bptt()
     assert distance(case.online(etpc.TBPTT(T + 1, every=2))[0], bptt) < 1e-9
     assert 1e-3 < distance(case.online(etpc.TBPTT(4, every=2))[0], bptt) < 1
 

@@ -4,27 +4,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from tests.helpers import spike
 from tests.zoo.check import model, weights
-
-
-@jax.custom_jvp
-def spike(v):
-    """A step whose derivative is that of a fast sigmoid."""
-    return jnp.where(v > 0, 1.0, 0.0)
-
-
-@spike.defjvp
-def _(primals, tangents):
-    (v,), (dv,) = primals, tangents
-    return spike(v), dv / (1 + jnp.abs(v)) ** 2
-
-
-@jax.custom_vjp
-def spike_vjp(v):
-    return jnp.where(v > 0, 1.0, 0.0)
-
-
-spike_vjp.defvjp(lambda v: (spike_vjp(v), v), lambda v, g: (g * jax.nn.sigmoid(-jnp.abs(v)),))
 
 
 def spike_straight_through(v):

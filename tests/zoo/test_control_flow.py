@@ -1,6 +1,5 @@
 """Control flow and nested transformations, with weights inside and outside."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,39 +9,11 @@ from jax.experimental.ode import odeint
 
 import etpc
 from tests.zoo import control_flow as zoo
-from tests.zoo.check import call, cell, check, normal, weights
+from tests.zoo.check import check, normal, weights
 
 pytestmark = pytest.mark.slow
 
 H = jnp.zeros(3)
-
-
-# --- loops ----------------------------------------------------------------------------------------
-
-
-def test_leak_in_a_loop():
-    model = zoo.LeakInLoop(weights(3, 2), jnp.linspace(0.5, 1.0, 3), zoo.by_fori)
-    program = check(model, normal(2), H, exact=True)
-    assert {op.block for op in program.ops} == {1}
-
-
-def test_weight_as_a_carry():
-    check(zoo.WeightAsCarry(weights(3, 2)), normal(2), H, exact=True)
-
-
-def test_loop_over_parameters():
-    check(zoo.Powers(weights(3, 3)), normal(3), H, exact=True)
-
-
-# --- derivatives of the user's own ----------------------------------------------------------------
-
-
-def test_custom_vjp_of_a_weight():
-    check(zoo.CustomProduct(weights(3, 2)), normal(2), H, exact=True)
-
-
-def test_custom_vjp_on_the_way_out():
-    check(zoo.ClippedCotangent(weights(3, 2)), normal(2), H, exact=True)
 
 
 def test_nonlinear_backward_rule_between_states():
@@ -117,16 +88,6 @@ def test_a_backward_rule_that_is_not_linear_is_refused(name):
         etpc.compile(model, inputs=jnp.zeros(2), state=H, step=step)
 
 
-@pytest.mark.parametrize("function", [zoo.filtered, zoo.rounded])
-def test_custom_derivatives_of_equinox(function):
-    model = zoo.Filtered(eqx.nn.Linear(2, 3, key=jax.random.key(0)), function)
-    check(model, normal(2), H, exact=True)
-
-
-def test_implicit_derivatives():
-    check(zoo.Equilibrium(weights(3, 2), jnp.linspace(0.5, 1.0, 3)), normal(2), H, exact=True)
-
-
 @pytest.mark.parametrize("passed", [False, True])
 def test_an_adaptive_solver(passed):
     """Its backward rule is a loop of unknown length, which no trace passes through."""
@@ -141,38 +102,3 @@ def test_an_adaptive_solver(passed):
 
     with pytest.raises(etpc.UnsupportedError, match=r"test_control_flow\.py:\d+"):
         etpc.compile(weights(3, 2), inputs=jnp.zeros(2), state=H, step=step)
-
-
-# --- transformations ------------------------------------------------------------------------------
-
-MODEL = eqx.nn.GRUCell(2, 3, key=jax.random.key(0))
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [eqx.filter_jit, eqx.filter_checkpoint, lambda f: eqx.filter_jit(eqx.filter_checkpoint(f))],
-    ids=["jit", "checkpoint", "both"],
-)
-def test_wrapped_cells(wrap):
-    check(MODEL, normal(2), H, wrap(cell))
-
-
-def test_a_wrapped_model():
-    step = lambda model, x, h: eqx.filter_jit(call)(eqx.filter_jit(model), x, h)
-    check(zoo.Threshold(weights(3, 2), jnp.linspace(0.2, 0.5, 3)), normal(2), H, step, exact=True)
-
-
-def test_what_changes_nothing():
-    check(zoo.Effects(weights(3, 2)), normal(2), H, exact=True)
-
-
-def test_error_if():
-    check(zoo.Checked(weights(3, 2)), normal(2), H, exact=True)
-
-
-def test_matrix_exponential():
-    check(zoo.Unitary(weights(3, 3), weights(3, 2)), normal(2), H)
-
-
-def test_all_at_once():
-    check(zoo.Assembled(weights(3, 2), jnp.linspace(0.4, 0.8, 3)), normal(2), H, exact=True)

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import saiunit as u
 
+from tests.helpers import spike
 from tests.zoo.check import model, weights
-from tests.zoo.spiking import spike
 
 DT = 1.0 * u.ms
 
