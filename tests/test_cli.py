@@ -20,7 +20,7 @@ from etpc.cli._algorithm import parse
 from etpc.cli._errors import CommandError
 from etpc.cli._task import _shape, load_task, make_data, mean_square
 from tests.test_imports import PACKAGE
-from tests.test_verify import Boastful
+from tests.test_verify import Wrong
 
 MODELS = """
 import equinox as eqx
@@ -380,8 +380,8 @@ def test_a_trace_that_was_not_read_fails(capsys):
 
 @pytest.mark.slow
 def test_a_claim_that_does_not_hold_fails(capsys, monkeypatch):
-    monkeypatch.setitem(etpc.algorithms._algorithm._NAMES, "boastful", Boastful)
-    status, out, _ = run(capsys, "verify", "tiny_models:make", "--algo", "boastful")
+    monkeypatch.setitem(etpc.algorithms._algorithm._NAMES, "wrong", Wrong)
+    status, out, _ = run(capsys, "verify", "tiny_models:make", "--algo", "wrong")
     assert status == 1
     assert " NO\n" in out
     assert "vacuous" not in out

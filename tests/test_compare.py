@@ -12,7 +12,7 @@ import pytest
 import etpc
 from etpc import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Row, SnAp
 from etpc._compare import Comparison, Result, short_name
-from tests.test_verify import Boastful, T, Wrong, data, leaky, squared
+from tests.test_verify import T, Wrong, data, leaky, squared
 
 CLAIMS = {
     D_RTRL(): "approximate",
@@ -66,13 +66,13 @@ def test_results(found):
 
 
 def test_a_wrong_claim_is_caught():
-    found = etpc.compare(leaky(), *data(), squared, [D_RTRL(), Boastful()])
+    found = etpc.compare(leaky(), *data(), squared, [D_RTRL(), Wrong()])
     assert not found.ok
     assert not found.vacuous
-    honest, boastful = found.results
+    honest, wrong = found.results
     assert all(row.held for row in honest.rows)
-    assert boastful.rows[0].held is False
-    assert boastful.total.held is False
+    assert wrong.rows[0].held is False
+    assert wrong.total.held is False
     assert [line.split()[-1] for line in str(found).splitlines() if ".win" in line] == ["yes", "NO"]
     assert "\nNOT ok  (" in str(found)
 

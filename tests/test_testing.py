@@ -15,7 +15,7 @@ from etpc.cli import main
 from etpc.testing import add_claims, assert_exact, assert_gradient, read_claims, worse_claims
 from tests import by_hand
 from tests.helpers import loss
-from tests.test_verify import Boastful, data, leaky, squared
+from tests.test_verify import Wrong, data, leaky, squared
 
 pytest_plugins = ["pytester"]
 
@@ -60,7 +60,7 @@ def test_assert_exact():
     with pytest.raises(AssertionError, match="nothing was compared"):
         assert_exact(leaky(), xs[:5], targets[:5], squared, D_RTRL(window=5))
     with pytest.raises(AssertionError, match="A claim does not hold"):
-        assert_exact(leaky(), xs, targets, squared, Boastful())
+        assert_exact(leaky(), xs, targets, squared, Wrong())
     with pytest.raises(etpc.InputError, match=r"no parameter '\.recc'"):
         assert_exact(leaky(), xs, targets, squared, parameters=[".recc"])
 

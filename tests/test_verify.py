@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
-from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -14,9 +12,9 @@ import pytest
 import etpc
 from etpc._agreement import Known, compare_all
 from etpc._compare import Report, Result
-from etpc.algorithms import Algorithm, Decay, Full
+from etpc.algorithms import Algorithm, Full
 from etpc.traces import Trace
-from tests.helpers import by_path, changed, distance
+from tests.helpers import by_path, distance
 from tests.helpers import loss as squared
 from tests.marks import few
 
@@ -122,13 +120,6 @@ def test_bptt_is_a_loop_over_windows(window, batch):
     assert distance(grads, jax.tree.map(lambda g: g / count, expected)) < 1e-12
     whole = etpc.bptt(model, xs, targets, squared, **options)[1]
     assert (distance(grads, whole) > 1e-3) == (length < steps)
-
-
-@pytest.mark.parametrize("window", [0, -1, True, 2.0])
-def test_a_window_that_is_none(window):
-    bptt = inspect.unwrap(etpc.bptt)
-    with pytest.raises(etpc.InputError, match=r"window must be an int >= 1, not"):
-        bptt(leaky(), *data(), squared, window=window)
 
 
 # --- what holds -----------------------------------------------------------------------------------
@@ -247,16 +238,6 @@ def test_what_is_not_finite_is_noted_and_no_claim_is_blamed(at, said):
 
 
 # --- negative controls ----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Boastful(Algorithm):
-    """Claims exactness for an approximation."""
-
-    name: ClassVar[str] = "boastful"
-
-    def trace_form(self, kind):
-        return Full() if kind.data is None else changed(Decay(0.5), exact=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -546,46 +527,6 @@ def test_a_model_with_an_equinox_state(batch):
     assert found.ok, str(found)
     leaves = jax.tree.leaves(state)  # it was not used up
     assert all(not a.is_deleted() for a in leaves if eqx.is_array(a))
-
-
-# --- models with numbers of NumPy ------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [3, np.int64(3), np.uint8(3)])
-def test_a_model_with_a_number_of_numpy(number):
-    """A size that is NumPy's integer is part of the program, as Python's is."""
-
-    class Sized(eqx.Module):
-        w: jax.Array
-        size: Any
-
-        def init_state(self):
-            return jnp.zeros(3)
-
-        def __call__(self, x, h):
-            h = 0.5 * h + self.w * jnp.ones(self.size) * x
-            return h, h
-
-    xs = jnp.ones((40, 3))
-    report = etpc.verify(Sized(jnp.ones(3), number), xs, 2 * xs, lambda y, t: jnp.sum((y - t) ** 2))
-    assert report.ok
-    assert [row.claim for row in report.rows] == ["exact"]
-
-
-# --- what the reference refuses -------------------------------------------------------------------
-
-
-def test_bptt_refuses_what_programs_do():
-    """Of the checks that they share, one of the loss and one of the state."""
-    xs = jnp.ones((4, 2, 3))
-    run = lambda loss, step: etpc.bptt(
-        *(jnp.ones(3), xs, xs, loss), state=jnp.zeros(3), step=step, batch_size=2
-    )
-    with pytest.raises(etpc.InputError, match="one float"):
-        run(lambda y, t: 1, lambda w, x, h: (w * x + h, w * x + h))
-    with pytest.raises(etpc.ModelError, match=r"changes the state from float64.* to float32"):
-        run(squared, lambda w, x, h: (w * x, h.astype(jnp.float32)))
 
 
 # --- a reference that is not the model ------------------------------------------------------------

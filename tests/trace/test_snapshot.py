@@ -12,6 +12,7 @@ from jax import lax
 from jax.experimental import sparse
 
 import etpc
+from tests.helpers import loss
 from tests.zoo.check import TOLERANCE, bptt, call, distance, normal, online
 
 W = normal(steps=3)
@@ -186,6 +187,7 @@ def test_integers_of_numpy_are_numbers_as_pythons_are(number):
     expected = bptt(Static(W, 2), XS, H)
     for same in (model, Static(W, 2)):
         assert distance(by_w(online(program, same, XS)), by_w(expected)) < TOLERANCE
+    assert etpc.verify(model, XS, XS, loss, etpc.D_RTRL(window=2), state=H).ok
     with pytest.raises(etpc.InputError, match=r"holds .*3.* where .*2.* compiled in, at \.n\."):
         online(program, Static(W, type(number)(3)), XS)
     assert distance(by_w(eqx.filter_jit(online)(program, model, XS)), by_w(expected)) < TOLERANCE
