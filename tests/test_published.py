@@ -264,26 +264,6 @@ def test_spatial_backpropagation_leaves_the_eigenvalues():
 # --- T-maze ---
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_the_maze_rewards_the_side_of_the_sign(right):
-    length, key = 3, jax.random.key(0)
-    maze = tmaze.begin(key)
-    goal = np.asarray(maze.goal)
-    assert 0 < goal.mean() < 1
-    np.testing.assert_array_equal(tmaze.see(maze, length).argmax(1), goal)
-    for _ in range(length):
-        reward, done, _, maze = tmaze.act(maze, np.zeros(tmaze.BATCH, int), length, key)
-        np.testing.assert_allclose(reward, -0.1)
-        assert not done.any()
-    np.testing.assert_array_equal(tmaze.see(maze, length).argmax(1), 3)
-    turn = 1 + (goal if right else 1 - goal)
-    reward, done, found, maze = tmaze.act(maze, turn, length, key)
-    np.testing.assert_allclose(reward, 4.0 if right else -0.4)
-    assert done.all()
-    np.testing.assert_array_equal(found, right)
-    assert not maze.place.any()
-
-
 def test_a_maze_ends_after_twice_its_length():
     length, key = 3, jax.random.key(0)
     maze, ends = tmaze.begin(key), []

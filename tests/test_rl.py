@@ -13,6 +13,7 @@ from examples.published import tmaze
 from examples.rl import conditioning, ppo, runs, streaming
 from examples.rl.environments import Running, evaluate, memory_chain
 from examples.rl.runs import Arm
+from tests.marks import few
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -67,8 +68,7 @@ def test_the_page_has_the_tables_of_the_runs(name):
     assert f"(rl/{name}.svg)" in page
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("length", [3, 10])
+@pytest.mark.parametrize("length", few([3, 10], 3))
 def test_the_maze(length):
     """Of 16 agents, half turn to the side of the sign at the junction, a quarter to the other, and a quarter wait."""
     keys = jax.random.split(jax.random.key(0), 2 * length)
@@ -87,6 +87,7 @@ def test_the_maze(length):
         done_at[going & np.asarray(done)] = t
         right_ones |= going & np.asarray(right)
         assert not maze.time[done].any()
+        assert not maze.place[done].any()
     assert np.array_equal(right_ones, np.arange(16) < 8)
     assert np.array_equal(done_at, np.where(np.arange(16) < 12, length, 2 * length - 1))
     last = np.where(np.arange(16) < 8, 4.0, np.where(np.arange(16) < 12, -0.4, -0.1))

@@ -205,18 +205,8 @@ def test_claims_and_the_plugin(pytester, capsys):
     record = json.loads(Path("claims.json").read_text())
     assert record["schema"] == "etpc-claims/1"
     assert record["models"][target]["claims"][".win"] == {"claim": "exact", "left_out": []}
-    rtrl = [
-        "claims",
-        f"./{target}",
-        "--algo",
-        "rtrl",
-        "--inputs",
-        "2",
-        "-o",
-        "claims.json",
-        "--json",
-    ]
-    assert main(rtrl) == 0
+    rtrl = f"claims ./{target} --algo rtrl --inputs 2 -o claims.json --json"
+    assert main(rtrl.split()) == 0
     both = json.loads(capsys.readouterr().out)
     assert both == json.loads(Path("claims.json").read_text())
     assert list(both["models"]) == [target, f"./{target}"]
