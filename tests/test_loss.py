@@ -28,6 +28,7 @@ from tests.test_online import (
     close,
     data,
     differ,
+    gradient,
     loss,
     masked_bptt,
     program_of,
@@ -44,30 +45,10 @@ def by_program(loss_fn, model, xs, targets, *, algo=D, batch=B, mask=None, has_a
     return value, rest[1] if has_aux else None, grads
 
 
-def make_learner(model, loss_fn, every, **options):
-    return etpc.online(program_of(model), loss_fn, optax.sgd(1.0), every, **options)
-
-
-_LEARNERS = {}
-
-
-def learner_of(model, loss_fn, every, **options):
-    """Compiled once for a function; a loss with arrays has no hash."""
-    if isinstance(loss_fn, eqx.Module) or not callable(getattr(loss_fn, "__hash__", None)):
-        return make_learner(model, loss_fn, every, **options)
-    key = model is RECURRENT, loss_fn, every, *sorted(options.items())
-    if key not in _LEARNERS:
-        _LEARNERS[key] = make_learner(model, loss_fn, every, **options)
-    return _LEARNERS[key]
-
-
-def by_online(loss_fn, model, xs, targets, *, batch=B, mask=None, has_aux=False, **more):
-    """The same as the one update of a learner, by plain descent with rate one."""
-    learner = learner_of(model, loss_fn, len(xs), has_aux=has_aux, **more)
-    start = learner.init(model, batch)
-    after, _, _, losses, *aux = learner.update(model, *start, xs, targets, mask=mask)
-    before, after = (eqx.filter(m, eqx.is_inexact_array) for m in (model, after))
-    grads = jax.tree.map(lambda a, b: a - b, before, after)
+def by_online(loss_fn, model, xs, targets, *, batch=B, has_aux=False, **more):
+    """The same as the one update of a learner."""
+    options = dict(loss_fn=loss_fn, has_aux=has_aux, **more)
+    losses, grads, _, *aux = gradient(model, xs, targets, **options)
     return losses[0], aux[0] if has_aux else None, grads
 
 

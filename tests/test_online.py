@@ -102,38 +102,49 @@ def entry(carry, b):
 _LEARNERS = {}
 
 
-def learner_of(program, every, **options):
-    """Plain descent with rate one, compiled once."""
-    key = program, every, *options.items()
+def learner_of(program, every, loss_fn=loss, **options):
+    """Plain descent with rate one, compiled once for a function; other losses may have no hash."""
+    make = functools.partial(etpc.online, program, loss_fn, optax.sgd(1.0), every, **options)
+    if not inspect.isfunction(loss_fn):
+        return make()
+    key = program, loss_fn, every, *options.items()
     if key not in _LEARNERS:
-        _LEARNERS[key] = etpc.online(program, loss, optax.sgd(1.0), every, **options)
+        _LEARNERS[key] = make()
     return _LEARNERS[key]
 
 
 def gradient(model, xs, targets, *, program=None, carry=None, every=None, **options):
-    """Loss, gradient and carry of one update: what plain descent with rate one takes away."""
+    """Loss, gradient, carry and aux of one update: what plain descent with rate one takes away."""
     weights = {name: options.pop(name, None) for name in ("mask", "reset")}
     learner = learner_of(program or program_of(model), every or len(xs), **options)
     batch = xs.shape[1] if xs.ndim == 3 else None
     opt_state, fresh = learner.init(model, batch)
     carry = fresh if carry is None else carry
-    after, _, carry, losses = learner.update(model, opt_state, carry, xs, targets, **weights)
+    after, _, carry, losses, *aux = learner.update(model, opt_state, carry, xs, targets, **weights)
     grads = jax.tree.map(
         lambda a, b: a - b, *(eqx.filter(m, eqx.is_inexact_array) for m in (model, after))
     )
-    return losses, grads, carry
+    return losses, grads, carry, *aux
 
 
 # --- updates --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("every", "reduction", "batch"),
-    few([(1, "mean", B), (3, "sum", B), (2, "mean", None)], (3, "sum", B), (2, "mean", None)),
-)
-def test_updates_are_those_of_a_loop(every, reduction, batch):
+OPTIMISERS = {
+    "adamw": optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.05)),
+    # they ask for the loss
+    "polyak_sgd": optax.polyak_sgd(),
+    "plateau": optax.chain(optax.adam(0.05), optax.contrib.reduce_on_plateau(patience=1)),
+    "momo": optax.contrib.momo(),
+}
+LOOPS = [("adamw", 1, "mean", B), ("adamw", 3, "sum", B), ("adamw", 2, "mean", None)]
+LOOPS += [(name, 2, "mean", B) for name in OPTIMISERS]
+
+
+@pytest.mark.parametrize(("name", "every", "reduction", "batch"), few(LOOPS, *LOOPS[1:3]))
+def test_updates_are_those_of_a_loop(name, every, reduction, batch):
     program, (xs, targets) = program_of(), data(batch=batch)
-    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.05))
+    optimizer = OPTIMISERS[name]
     learner = etpc.online(program, loss, optimizer, every, reduction=reduction)
     start = learner.init(PLAIN, batch)
     got = learner.update(PLAIN, *start, xs, targets)
@@ -141,13 +152,14 @@ def test_updates_are_those_of_a_loop(every, reduction, batch):
     model, carry, losses = PLAIN, program.init(batch), []
     opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
     same(start, (opt_state, carry))
+    update = optax.with_extra_args_support(optimizer).update
     value_and_grad = program.value_and_grad(loss, reduction)
     for t in range(0, T, every):
         (value, carry), grads = value_and_grad(
             model, xs[t : t + every], targets[t : t + every], carry
         )
         parameters = eqx.filter(model, eqx.is_inexact_array)
-        changes, opt_state = optimizer.update(grads, opt_state, parameters)
+        changes, opt_state = update(grads, opt_state, parameters, value=value)
         model = eqx.apply_updates(model, changes)
         losses.append(value)
     assert differ(model, PLAIN)
@@ -197,7 +209,8 @@ def test_complex_parameters_go_downhill():
 # --- masks ----------------------------------------------------------------------------------------
 
 
-MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 2, 0], [0.5, 1, 0], [1, 0, 0], [1, 0, 0]])
+# A weight may be negative, as a reward is.
+MASK = np.array([[1, 1, 1], [1, 0, 0], [0, -2, 0], [0.5, 1, 0], [1, 0, 0], [1, 0, 0]])
 
 
 @functools.cache
@@ -388,61 +401,6 @@ def test_resets_where_the_weights_move():
     close(got, learner.update(PLAIN, *start, xs, targets, reset=by_step))
 
 
-# --- learning signals -----------------------------------------------------------------------------
-
-
-def test_cotangents_in_the_place_of_a_loss():
-    xs, signal = data()
-    learner = etpc.online(
-        program_of(), lambda y, c: jnp.vdot(c, y), optax.sgd(1.0), T, reduction="sum"
-    )
-    after, *_ = learner.update(PLAIN, *learner.init(PLAIN, B), xs, signal)
-
-    def outputs(parameters):
-        model = eqx.combine(parameters, PLAIN)
-
-        def one(xs):
-            step = lambda state, x: model(x, state)[::-1]
-            return jax.lax.scan(step, model.init_state(), xs)[1]
-
-        return jax.vmap(one, 1, 1)(xs)
-
-    parameters = eqx.filter(PLAIN, eqx.is_inexact_array)
-    _, pull = jax.vjp(outputs, parameters)
-    (expected,) = pull(signal / B)
-    close(jax.tree.map(lambda a, g: a - g, parameters, expected), arrays(after))
-
-
-def gradients_of_each_step(program, model, xs, targets, mask, reset):
-    """For each step and example the online gradient, by `jax.grad` through single calls."""
-    found = []
-    parameters, static = eqx.partition(model, eqx.is_inexact_array)
-    for b in range(xs.shape[1]):
-        carry, own = program.init(), []
-        for t in range(len(xs)):
-            carry = program.reset(carry, reset[t, b])
-
-            def one(parameters, t=t, b=b, carry=carry):
-                y, after = program(eqx.combine(parameters, static), xs[t, b], carry)
-                return mask[t, b] * loss(y, targets[t, b]), after
-
-            grads, carry = jax.grad(one, has_aux=True)(parameters)
-            own.append(arrays(grads))
-        found.append(own)
-    return found
-
-
-@pytest.mark.slow
-def test_a_reward_at_its_own_step_is_a_mask():
-    xs, targets = data()
-    reward = np.random.default_rng(2).normal(size=(T, B))
-    reset = np.zeros((T, B), bool)
-    each = gradients_of_each_step(program_of(), PLAIN, xs, targets, reward, reset)
-    expected = [sum(g) / B for g in zip(*(g for own in each for g in own), strict=True)]
-    _, grads, _ = gradient(PLAIN, xs, targets, mask=reward, reduction="sum")
-    close(grads, expected, 1e-10)
-
-
 # --- bad input ------------------------------------------------------------------------------------
 
 
@@ -458,61 +416,52 @@ def updated(steps=T, learner=None, opt_state=None, carry=None, **options):
 
 
 BAD = {
-    "`every=0`": (lambda: made(0), etpc.InputError, "every must be an int >= 1, not 0"),
-    "`every=True`": (lambda: made(True), etpc.InputError, "every must be an int >= 1, not True"),
+    "`every=0`": (lambda: made(0), "every must be an int >= 1, not 0"),
+    "`every=True`": (lambda: made(True), "every must be an int >= 1, not True"),
     "a reduction that is not there": (
         lambda: made(reduction="max"),
-        etpc.InputError,
         '"sum" or "mean", not \'max\'',
     ),
     "a number as the optimizer": (
         lambda: made(optimizer=0.1),
-        etpc.InputTypeError,
         "optimizer is 0.1, which has no `init` and `update`.*optax",
+        etpc.InputTypeError,
     ),
     "a number as the loss": (
         lambda: inspect.unwrap(etpc.online)(program_of(), 3, optax.sgd(0.1)),
-        etpc.InputTypeError,
         "loss_fn must be a function",
+        etpc.InputTypeError,
     ),
     "steps that are no multiple": (
         lambda: updated(5),
-        etpc.InputError,
         "xs has 5 steps, and the weights move every 2. Pass a multiple of 2",
     ),
     "a mask of another shape": (
         lambda: updated(mask=jnp.ones((T, 1))),
-        etpc.InputError,
         r"mask has shape \[6, 1\], and should have \[T, B\] = \[6, 3\]",
     ),
     "a mask of complex numbers": (
         lambda: updated(mask=jnp.ones((T, B), complex)),
-        etpc.InputError,
         "mask is complex128, and should be booleans or real numbers",
     ),
     "resets of another shape": (
         lambda: updated(reset=jnp.zeros((T,), bool)),
-        etpc.InputError,
         r"reset has shape \[6\].*\[T, B\] = \[6, 3\] or \[T / W, B\] = \[3, 3\]",
     ),
     "resets that are numbers": (
         lambda: updated(reset=jnp.zeros((T, B))),
-        etpc.InputError,
         r"reset is float64\[6, 3\], and should be booleans",
     ),
     "a reset by hand of another shape": (
         lambda: program_of().reset(program_of().init(B), True),
-        etpc.InputError,
         r"reset has shape \[\], and should have \[B\] = \[3\]",
     ),
     "the carry of another program": (
         lambda: updated(carry=program_of(PLAIN, RULES["decay"]).init(B)),
-        etpc.InputError,
         "carry belongs to another program",
     ),
     "the state of another optimizer": (
         lambda: updated(opt_state=optax.adam(0.1).init(eqx.filter(PLAIN, eqx.is_array))),
-        etpc.InputError,
         "opt_state is not one of this optimizer",
     ),
 }
@@ -520,7 +469,8 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case):
-    call, kind, words = BAD[case]
+    call, words, *kinds = BAD[case]
+    (kind,) = kinds or (etpc.InputError,)
     with pytest.raises(kind, match=words):
         call()
 
@@ -602,37 +552,7 @@ def test_what_no_update_changes_is_checked_each_time(changed):
     assert differ(found[0], learner.update(after[0], *learner.init(model, B), *data())[0])
 
 
-def test_good_input():
-    """Negative control for all of that."""
-    updated(mask=jnp.ones((T, B)), reset=jnp.zeros((T, B), bool))
-
-
 # --- optimisers -----------------------------------------------------------------------------------
-
-
-ASKING = {
-    "polyak_sgd": optax.polyak_sgd(),
-    "plateau": optax.chain(optax.adam(0.05), optax.contrib.reduce_on_plateau(patience=1)),
-    "momo": optax.contrib.momo(),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ASKING)
-def test_an_optimiser_that_asks_for_the_loss(name):
-    program, (xs, targets), optimizer = program_of(), data(), ASKING[name]
-    learner = etpc.online(program, loss, optimizer, 2)
-    got = learner.update(PLAIN, *learner.init(PLAIN, B), xs, targets)
-    model, carry, run = PLAIN, program.init(B), program.value_and_grad(loss)
-    opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
-    for t in range(0, T, 2):
-        (value, carry), grads = run(model, xs[t : t + 2], targets[t : t + 2], carry)
-        changes, opt_state = optimizer.update(
-            grads, opt_state, eqx.filter(model, eqx.is_inexact_array), value=value
-        )
-        model = eqx.apply_updates(model, changes)
-    close(got[:3], (model, opt_state, carry))
-    assert differ(model, PLAIN)
 
 
 @pytest.mark.parametrize(

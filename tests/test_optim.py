@@ -16,7 +16,6 @@ from tests.test_online import (
     arrays,
     close,
     data,
-    gradients_of_each_step,
     loss,
     program_of,
 )
@@ -38,9 +37,15 @@ def test_late_rewards_of_one_stream(batch):
         (_, carry), grads = run(PLAIN, xs[t : t + 1], targets[t : t + 1], carry)
         update, state = jax.jit(optimizer.update)(grads, state, reward=REWARDS[t])
         updates.append(arrays(update))
-    sequence = (xs[:, None], targets[:, None]) if batch is None else (xs, targets)
-    ones, never = np.ones((T, 1)), np.zeros((T, 1), bool)
-    (each,) = gradients_of_each_step(program, PLAIN, *sequence, ones, never)
+    each, carry, parameters = [], program.init(), eqx.filter(PLAIN, eqx.is_inexact_array)
+    for x, target in zip(xs.reshape(T, -1), targets.reshape(T, -1), strict=True):
+
+        def one(parameters, x=x, target=target, carry=carry):
+            y, after = program(eqx.combine(parameters, PLAIN), x, carry)
+            return loss(y, target), after
+
+        grads, carry = jax.grad(one, has_aux=True)(parameters)
+        each.append(arrays(grads))
     expected = [
         2 * sum(REWARDS[t] * DECAY ** (t - s) * g[s] for t in range(T) for s in range(t + 1))
         for g in zip(*each, strict=True)
