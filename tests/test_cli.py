@@ -371,14 +371,6 @@ def test_a_vacuous_comparison_fails(capsys):
 
 
 @pytest.mark.slow
-def test_a_trace_that_was_not_read_fails(capsys):
-    argv = ["tiny_models:make", "--steps", 5, "--algo", "d_rtrl,window=5"]
-    status, out, _ = run(capsys, "verify", *argv)
-    assert status == 1
-    assert "note: D_RTRL(window=5): no trace was read" in out
-
-
-@pytest.mark.slow
 def test_a_claim_that_does_not_hold_fails(capsys, monkeypatch):
     monkeypatch.setitem(etpc.algorithms._algorithm._NAMES, "wrong", Wrong)
     status, out, _ = run(capsys, "verify", "tiny_models:make", "--algo", "wrong")

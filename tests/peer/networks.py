@@ -148,19 +148,6 @@ class LearnedLeak(Model):
         return spike(v - 1.0), {"v": v}
 
 
-class Filter(Model):
-    """A synaptic filter, and its saturated value kept as a second state, which is the output."""
-
-    w_in: Array
-
-    sizes = {"g": N_HIDDEN, "h": N_HIDDEN}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        g = 0.7 * state["g"] + dense("w_in", x, self.w_in)
-        h = jnp.tanh(g)
-        return h, {"g": g, "h": h}
-
-
 class Cascade(Model):
     """A filter and two states after it, each a function of the new value of the one before."""
 

@@ -106,15 +106,6 @@ class PeerLearnedLeak(PeerModel):
         return spike(self.v.value - 1.0)
 
 
-class PeerFilter(PeerModel):
-    states = (("g", N_HIDDEN), ("h", N_HIDDEN))
-
-    def update(self, x):
-        self.g.value = 0.7 * self.g.value + self.matmul(x, "w_in")
-        self.h.value = jnp.tanh(self.g.value)
-        return self.h.value
-
-
 class PeerCascade(PeerModel):
     states = (("a", N_HIDDEN), ("b", N_HIDDEN), ("c", N_HIDDEN))
 
@@ -189,7 +180,6 @@ PEERS: dict[type[Model], type[PeerModel]] = {
     networks.Vanilla: PeerVanilla,
     networks.Gated: PeerGated,
     networks.LearnedLeak: PeerLearnedLeak,
-    networks.Filter: PeerFilter,
     networks.Cascade: PeerCascade,
     networks.GRU: PeerGRU,
     networks.LSTM: PeerLSTM,

@@ -37,11 +37,11 @@ LOSSES = {"squared": reference.squared_error, "entropy": reference.cross_entropy
 # No state reads another's new value but through a weight: the peer's gradient is that of the paper.
 AGREEING = (networks.ALIF, networks.RNN, networks.Gated, networks.LearnedLeak)
 # A state reads another's new value: the peer counts the path twice in its default mode.
-CASCADED = (networks.Conductance, networks.Filter, networks.Cascade, networks.LSTM)
+CASCADED = (networks.Conductance, networks.Cascade, networks.LSTM)
 # The hidden state is moved between neurons or normalised: the peer's Jacobian is off in every mode.
 MIXED = (networks.Permuted, networks.MeanFree)
 # Nothing escapes a trace: D-RTRL equals BPTT.
-EXACT = (networks.LearnedLeak, networks.Filter, networks.Cascade, *MIXED)
+EXACT = (networks.LearnedLeak, networks.Cascade, *MIXED)
 # Between them these have element-wise weights, two states per neuron, spikes and rates.
 SOME = (networks.ALIF, networks.RNN, networks.LearnedLeak)
 
@@ -330,7 +330,7 @@ def test_d_rtrl_is_bptt_where_nothing_escapes(network):
 
 @by_network(CASCADED)
 def test_a_state_that_reads_another_s_new_value_counts_once(network):
-    """The peer's factor is 2 for the filter and for the LSTM's w_i, w_g and w_f, 3 for the cascade."""
+    """The peer's factor is 2 for the LSTM's w_i, w_g and w_f, and 3 for the cascade."""
     case = Case(network)
     wanted = expected(case, "d_rtrl", "cut")
     assert_same(ours(case, etpc.D_RTRL(window=5)), wanted)
