@@ -391,43 +391,32 @@ def test_a_masked_input_that_is_not_finite_hides_no_silence():
 # --- errors -------------------------------------------------------------------------------------
 
 
-def test_errors():
-    model, learner = build()
-    good = make_blocks(1)
-    with pytest.raises(etpc.InputError, match="save_every must be an int >= 1"):
-        fit(learner, model, good, batch_size=B, save_every=0)
-    for data, message in {
-        "three": ([(1, 2, 3)], "Block 0 of the data is 3 parts"),
-        "array": ([*good, np.zeros((10, B, I))], "Block 1 of the data is ndarray"),
-    }.values():
-        with pytest.raises(etpc.InputTypeError, match=message):
-            fit(learner, model, data, batch_size=B)
-    for data, message in {
-        "no targets": (dict(xs=good[0][0]), "Block 0 of the data has no 'targets'"),
-        "a name": (dict(xs=1, targets=2, masks=3), "has 'masks', which `Online.update` does not"),
-    }.values():
-        with pytest.raises(etpc.InputError, match=message):
-            fit(learner, model, [data], batch_size=B)
+GOOD = make_blocks(1)
+WRONG = [
+    (etpc.InputError, dict(save_every=0), "save_every must be an int >= 1"),
+    (etpc.InputTypeError, dict(blocks=[(1, 2, 3)]), "Block 0 of the data is 3 parts"),
+    (etpc.InputTypeError, dict(blocks=[*GOOD, GOOD[0][0]]), "Block 1 of the data is ndarray"),
+    (etpc.InputError, dict(blocks=[dict(xs=GOOD[0][0])]), "Block 0 of the data has no 'targets'"),
+    (
+        etpc.InputError,
+        dict(blocks=[dict(xs=1, targets=2, masks=3)]),
+        "'masks', which `Online.update` does not",
+    ),
+    (etpc.InputTypeError, dict(learner=loss), "learner is a .*Pass what `etpc.online` returns"),
+    (etpc.InputTypeError, dict(callbacks=[3]), r"callbacks is \[3\]"),
+    (etpc.InputTypeError, dict(callbacks=len), "callbacks is <built-in function len>"),
+    (etpc.InputTypeError, dict(independent="no"), "independent is 'no'"),
+    (etpc.InputTypeError, dict(independent=None), "True` where .* new .*False` where .* stream"),
+]
 
 
 @pytest.mark.usefixtures("without_type_checks")
-def test_arguments_of_another_type():
+@pytest.mark.parametrize(("error", "changes", "words"), WRONG)
+def test_wrong_arguments(error, changes, words):
     model, learner = build()
-    for changes, message in (
-        (dict(learner=learner.program), "learner is a Program. Pass what `etpc.online` returns"),
-        (dict(callbacks=[3]), r"callbacks is \[3\]"),
-        (dict(callbacks=len), "callbacks is <built-in function len>"),
-        (dict(independent="no"), "independent is 'no'"),
-    ):
-        with pytest.raises(etpc.InputTypeError, match=message):
-            fit(**{**dict(learner=learner, model=model, blocks=[]), **changes})
-
-
-def test_what_the_blocks_are_has_to_be_said():
-    model, learner = build()
-    for words in ("independent=True` where .* new sequences", "independent=False` where .* stream"):
-        with pytest.raises(etpc.InputTypeError, match=words):
-            etpc.fit(learner, model, make_blocks(), batch_size=B)
+    given = dict(learner=learner, model=model, blocks=GOOD, batch_size=B, independent=False)
+    with pytest.raises(error, match=words):
+        etpc.fit(**given | changes)
 
 
 OTHERS = {

@@ -280,17 +280,6 @@ def test_the_window_of_window_for_is_the_window_used(case, windows):
         assert jnp.abs(found.rec - other.rec).max() > 1e-6
 
 
-@pytest.mark.slow
-def test_the_window_that_is_near_gives_the_same_gradient():
-    xs, targets = data(steps=26)
-    grads = []
-    for algo in (etpc.D_RTRL(), etpc.D_RTRL(window=16), etpc.D_RTRL(window=1)):
-        program = program_of(algo)
-        grads.append(program.value_and_grad(loss)(MODEL, xs, targets, program.init())[1])
-    for other in grads[1:]:
-        close(arrays(grads[0]), arrays(other))
-
-
 def test_each_example_of_a_batch_has_noise_of_its_own():
     carry = program_of().init(B)
     keys = np.asarray(jax.random.key_data(carry.state["key"]))

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-BATCH = """
+HEAD = """
 import contextlib
 import dataclasses
 import re
@@ -21,13 +21,17 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import sparse
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import etpc
 import etpc._tuning
 
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 8
+"""
+END = 'print("the same on eight devices")\n'
+BATCH = """
 explicit = "explicit" in sys.argv
 if "pieces" in sys.argv:
     etpc._tuning.CPU = dataclasses.replace(etpc._tuning.CPU, piece=1 << 10)
@@ -85,22 +89,10 @@ for algo in whole if "pieces" in sys.argv else whole + others:
         assert old.sharding.is_equivalent_to(new.sharding, new.ndim), algo
     moves = re.findall("all-gather|all-to-all|collective-permute|all-reduce", compiled)
     assert set(moves) == {"all-reduce"}, (algo, set(moves))
-print("the same on eight devices")
 """
 
 
 CONNECTIONS = """
-import re
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.experimental import sparse
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-import etpc
-
-jax.config.update("jax_enable_x64", True)
 mesh = Mesh(np.array(jax.devices()), ("connection",))
 rng = np.random.default_rng(0)
 N, U = 12, 64
@@ -135,25 +127,12 @@ step_by_step = jax.jit(lambda data, *rest: run(sparse.BCOO((data, model.indices)
 compiled = step_by_step.lower(arguments[0].data, *arguments[1:]).compile().as_text()
 moves = re.findall("(all-gather|all-to-all|collective-permute|all-reduce).*", compiled)
 assert set(moves) == {"all-reduce"}, moves
-print("the same on eight devices")
 """
 
 
 NEURONS = """
-import dataclasses
-import re
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-
-import etpc
-import etpc._tuning
-
-jax.config.update("jax_enable_x64", True)
 etpc._tuning.CPU = dataclasses.replace(etpc._tuning.CPU, piece=1 << 10)
-mesh = jax.make_mesh((8,), ("neuron",), axis_types=(jax.sharding.AxisType.Auto,))
+mesh = jax.make_mesh((8,), ("neuron",), axis_types=(AxisType.Auto,))
 T, B, I, N = 6, 3, 20, 48
 keys = jax.random.split(jax.random.key(0), 3)
 model = {
@@ -201,7 +180,6 @@ for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9, window=2):
     assert {kind for _, kind in found} == {"all-gather", *few}
     # What neurons read and hear of, in a window and before; a device's part of the trace is larger.
     assert max(map(np.prod, sizes)) <= 3 * B * N < B * N * N // 8, sizes
-print("the same on eight devices")
 """
 
 
@@ -226,7 +204,10 @@ def test_spread_over_devices(program, options):
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }
     done = subprocess.run(
-        [sys.executable, "-c", program, *options], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", HEAD + program + END, *options],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "the same on eight devices"

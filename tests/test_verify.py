@@ -14,7 +14,7 @@ from etpc._agreement import Known, compare_all
 from etpc._compare import Report, Result
 from etpc.algorithms import Algorithm, Full
 from etpc.traces import Trace
-from tests.helpers import by_path, distance
+from tests.helpers import by_path, distance, mean_loss
 from tests.helpers import loss as squared
 from tests.marks import few
 
@@ -512,17 +512,8 @@ def test_a_model_with_an_equinox_state(batch):
     value, grads = etpc.bptt(model, xs, targets, squared, **given)
     assert float(value) == pytest.approx(report.loss, rel=1e-12)
 
-    def by_hand(model):
-        total, examples = 0.0, [()] if batch is None else [(b,) for b in range(batch)]
-        for b in examples:
-            leaves, treedef = jax.tree.flatten(state)
-            now = treedef.unflatten(leaves)
-            for t in range(len(xs)):
-                y, now = model(xs[(t, *b)], now)
-                total = total + squared(y, targets[(t, *b)])
-        return total / (len(xs) * len(examples))
-
-    assert distance(grads, eqx.filter_jit(eqx.filter_grad(by_hand))(model)) < 1e-12
+    batched = [a if batch else a[:, None] for a in (xs, targets)]
+    assert distance(grads, eqx.filter_grad(mean_loss)(model, *batched, state)) < 1e-12
     found = etpc.compare(model, xs, targets, squared, ["rtrl", etpc.TBPTT(5)], **given)
     assert found.ok, str(found)
     leaves = jax.tree.leaves(state)  # it was not used up
