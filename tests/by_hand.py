@@ -233,49 +233,6 @@ def ottt(model, xs, targets):
     return grads
 
 
-def gru(units=4):
-    cell = eqx.nn.GRUCell(3, units, key=jax.random.key(0), dtype=jnp.float64)
-    return eqx.tree_at(lambda c: (c.bias, c.bias_n), cell, (normal(3 * units), normal(units)))
-
-
-def rtrl_of_a_gru(cell, xs, targets):
-    """Real-time recurrent learning: the whole influence matrix, [B, N, all parameters]. The output is the state."""
-    w_ih, w_hh, b, b_n = (
-        np.asarray(p) for p in (cell.weight_ih, cell.weight_hh, cell.bias, cell.bias_n)
-    )
-    (T, B, _), N = xs.shape, len(b_n)
-    sizes = [w_ih.size, w_hh.size, b.size, b_n.size]
-    h, influence, grad = np.zeros((B, N)), np.zeros((B, N, sum(sizes))), np.zeros(sum(sizes))
-    sigma, eye = lambda v: 1 / (1 + np.exp(-v)), np.eye(N)
-    for x, target in zip(np.asarray(xs), np.asarray(targets), strict=True):
-        new = np.zeros_like(influence)
-        for e in range(B):
-            i, g = w_ih @ x[e] + b, w_hh @ h[e]
-            r, u = sigma(i[:N] + g[:N]), sigma(i[N : 2 * N] + g[N : 2 * N])
-            n = np.tanh(i[2 * N :] + r * (g[2 * N :] + b_n))
-            of_n, of_u = (1 - u) * (1 - n**2), (h[e] - n) * u * (1 - u)
-            of_r = of_n * (g[2 * N :] + b_n) * r * (1 - r)
-            D = np.diag(u) + of_r[:, None] * w_hh[:N] + of_u[:, None] * w_hh[N : 2 * N]
-            D += (of_n * r)[:, None] * w_hh[2 * N :]
-            gates = np.concatenate([np.diag(of_r), np.diag(of_u), np.diag(of_n)], 1)  # N, 3 N
-            hidden = np.concatenate([np.diag(of_r), np.diag(of_u), np.diag(of_n * r)], 1)
-            immediate = [
-                np.einsum("no,i->noi", gates, x[e]).reshape(N, -1),
-                np.einsum("no,i->noi", hidden, h[e]).reshape(N, -1),
-                gates,
-                eye * (of_n * r)[:, None],
-            ]
-            new[e] = D @ influence[e] + np.concatenate(immediate, 1)
-            h[e] = n + u * (h[e] - n)
-        influence = new
-        grad += np.einsum("bn,bnp->p", 2 * (h - target), influence) / (T * B)
-    parts = np.split(grad, np.cumsum(sizes)[:-1])
-    shapes = {".weight_ih": w_ih, ".weight_hh": w_hh, ".bias": b, ".bias_n": b_n}
-    return {
-        path: part.reshape(a.shape) for (path, a), part in zip(shapes.items(), parts, strict=True)
-    }
-
-
 class Cascade(eqx.Module):
     """A synapse, whose new current a leaky membrane reads in the same step."""
 
