@@ -111,12 +111,6 @@ def test_options_reach_the_compiler():
         etpc.compare(model, *data(2), squared, ["d_rtrl"], batch_size=2, memory=100)
 
 
-@pytest.mark.parametrize("algos", [[], "d_rtrl"])
-def test_a_list_of_algorithms_is_needed(algos):
-    with pytest.raises(etpc.InputError, match="with at least one, not"):
-        etpc.compare(leaky(), *data(), squared, algos)
-
-
 @pytest.mark.slow
 def test_tbptt_compiles_without_a_trace():
     """And is backpropagation in blocks; the last one of 30 steps in blocks of 7 is shorter."""

@@ -371,6 +371,7 @@ def test_integers_of_other_types(kind):
         *map(inspect.unwrap, (etpc.Program.init, etpc.Program.memory)),
     )
     assert init(program, kind(2)).fresh.shape == (2,)
+    assert type(inspect.unwrap(etpc.online)(program, loss, optax.sgd(0.1), kind(2)).every) is int
     assert str(memory(program, kind(2))) == str(program.memory(2))
     given = recurrent()
     compile_ = inspect.unwrap(etpc.compile)
@@ -437,6 +438,8 @@ CALLS = {
         call(etpc.compare, algos=etpc.D_RTRL()),
         r"algos is a list of algorithms or their names.*not D_RTRL",
     ),
+    "`compare` with no algorithm": (call(etpc.compare, algos=[]), "with at least one, not"),
+    "`compare` with a name": (call(etpc.compare, algos="d_rtrl"), "with at least one, not"),
     "`bptt` of a model without an initial state": (
         call(etpc.bptt, model={"w": W}, step=lambda m, x, s: (s, s)),
         r"no initial state: a dict has no `init_state\(\)`.*Pass `state=`",

@@ -269,19 +269,6 @@ def test_what_is_no_number_stays_in_its_example(algo):
         same(entry(again, b), entry(carry, b))
 
 
-@pytest.mark.slow
-def test_numbers_of_other_types():
-    make = inspect.unwrap(etpc.online)
-    xs, targets = data()
-    found = []
-    for every in (2, np.int64(2), jnp.int32(2)):
-        learner = make(program_of(), loss, optax.sgd(0.1), every)
-        assert type(learner.every) is int
-        found.append(learner.update(PLAIN, *learner.init(PLAIN, B), xs, targets))
-    same(found[0], found[1])
-    same(found[0], found[2])
-
-
 # --- episodes -------------------------------------------------------------------------------------
 
 

@@ -279,12 +279,6 @@ def test_a_third_factor_is_a_mask():
     assert_same(theirs, reference.by_name(grads))
 
 
-def test_peer_is_bptt_where_it_should_be_exact():
-    case = Case(networks.LearnedLeak)
-    for vjp_method in ("single-step", "multi-step"):
-        assert_same(peer(case, vjp_method=vjp_method), expected(case, "bptt"))
-
-
 @by_network((networks.ALIF, networks.RNN, networks.Gated))
 def test_the_rules_differ_on_recurrent_networks(network):
     """Controls: agreement below is no accident of networks on which all rules are one."""
