@@ -59,17 +59,6 @@ def compiled(function, *args, options=QUICKLY):
     return jax.jit(run, compiler_options=options)(arrays)
 
 
-# --- rules ----------------------------------------------------------------------------------------
-
-
-def changed(form, **settings):
-    """A form of a trace with other settings of its class."""
-    made = copy.copy(form)
-    for name, value in settings.items():
-        object.__setattr__(made, name, value)
-    return made
-
-
 # --- models and data ------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from etpc._agreement import Known, compare_all
 from etpc._compare import Report, Result
 from etpc.algorithms import Algorithm, Decay, Full
 from etpc.traces import Trace
-from tests.helpers import by_path, changed, distance
+from tests.helpers import by_path, distance
 from tests.helpers import loss as squared
 from tests.marks import few
 
@@ -256,7 +256,9 @@ class Boastful(Algorithm):
     name: ClassVar[str] = "boastful"
 
     def trace_form(self, kind):
-        return Full() if kind.data is None else changed(Decay(0.5), exact=True)
+        form = Decay(0.5)
+        object.__setattr__(form, "exact", True)
+        return Full() if kind.data is None else form
 
 
 @dataclasses.dataclass(frozen=True)
