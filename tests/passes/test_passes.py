@@ -119,7 +119,6 @@ def test_what_is_printed():
     [
         ("filtered", etpc.InputTypeError, "takes the names of passes"),
         (("filterd",), etpc.InputError, "no pass 'filterd'. Did you mean filtered?"),
-        (3, etpc.InputTypeError, "not 3"),
     ],
 )
 def test_names_that_are_none(passes, error, words):
