@@ -234,8 +234,9 @@ def test_explain_of_a_parameter(capsys):
 
 
 def test_explain_with_passes(capsys):
-    passes, call = leaky_program().passes, ("explain", "tiny_models:make", "--passes")
+    call = ("explain", "tiny_models:make", "--passes")
     status, out, _ = run(capsys, *call)
+    passes = leaky_program().passes
     assert (status, out) == (0, f"{leaky_program()}\n\n{passes}\n")
     record = strict(run(capsys, *call, "--json")[1])
     assert [report["name"] for report in record["passes"]] == [report.name for report in passes]
