@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import etpc
 from etpc._loss import Loss
-from etpc.definition import Definition, Given
+from etpc.definition import Definition
 from etpc.trace import trace
 from tests.helpers import loss, quickly
 
@@ -42,21 +42,19 @@ def _jacobians(model, xs, targets):
     floats, rest = eqx.partition(model, eqx.is_inexact_array)
     p, unravel = ravel_pytree(floats)
 
-    def given(p, x, state):
+    def cut(p, h, x, state):
         parameters = step.model_leaves.split(eqx.combine(unravel(p), rest))
         weights, others = definition.prefix(parameters)
-        return Given(others, step.input_leaves.split(x), state), definition.weights.flat(weights)
-
-    def cut(p, h, x, state):
-        return definition.cut_step(*given(p, x, state), h, [])
+        env = definition._environment(others, step.input_leaves.split(x), state)
+        return definition.cut_step(env, definition.weights.flat(weights), h, [])
 
     def full(p, h, x, target, state):
         state = list(state)
         for i, value in zip(hidden, definition.states.arrays(h), strict=True):
             state[i] = value
-        outputs, new = definition.plain(*given(p, x, state))
-        value = loss(step.output_leaves.join(outputs), target)
-        return definition.states.flat([new[i] for i in hidden]), value, new
+        y, new = eqx.combine(unravel(p), rest)(x, step.state_leaves.join(state))
+        new = step.state_leaves.split(new)
+        return definition.states.flat([new[i] for i in hidden]), loss(y, target), new
 
     def body(state, step_data):
         x, target = step_data
@@ -66,7 +64,7 @@ def _jacobians(model, xs, targets):
         (F_full, D_full), (l_p, l_s) = jax.jacrev(both, (0, 1))(p, h, x, target, state)
         return full(p, h, x, target, state)[2], Jacobians(D, F, D_full, F_full, l_s, l_p)
 
-    return jax.lax.scan(body, definition.start(), (xs, targets))[1]
+    return jax.lax.scan(body, step.state_leaves.split(model.init_state()), (xs, targets))[1]
 
 
 def of_parameters(model, gradient):

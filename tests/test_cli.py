@@ -233,6 +233,15 @@ def test_explain_of_a_parameter(capsys):
     assert record["parameter"] == ".win"
 
 
+def test_explain_with_passes(capsys):
+    call = ("explain", "tiny_models:make", "--passes")
+    status, out, _ = run(capsys, *call)
+    passes = leaky_program().passes
+    assert (status, out) == (0, f"{leaky_program()}\n\n{passes}\n")
+    record = strict(run(capsys, *call, "--json")[1])
+    assert [report["name"] for report in record["passes"]] == [report.name for report in passes]
+
+
 def test_explain_as_json(capsys):
     status, out, _ = run(capsys, "explain", "tiny_models:make", "--json")
     program, record = leaky_program(), strict(out)

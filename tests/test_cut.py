@@ -193,6 +193,6 @@ def test_es_d_rtrl(decay, reads_new):
             if reads_new:
                 total[name] = total[name] + signal @ X[name] / (decay * c + 1)
         c = decay * c + 1
-    found = defined(model, p, start, etpc.ES_D_RTRL(decay=decay))
+    found = defined(model, p, start, etpc.ES_D_RTRL(decay=decay, everywhere=True))
     for name in sizes:
         np.testing.assert_allclose(found[name].ravel(), total[name], rtol=1e-10)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
+import jax
 import numpy as np
 import scipy.sparse as sp
 
@@ -120,7 +121,8 @@ def analyse(step: Step, *, cut: bool = True, steps: int | None = None) -> Analys
     wanted = [v for v in dict.fromkeys([*data, *parts.outputs]) if v.is_float]
     tangents = linearise(step, parts, hidden, held, wanted)
     sizes = [math.prod(a.shape) for a in (*hidden.parts, *(op.delta for op in ops))]
-    propagated = propagate(tangents, step, sizes)
+    with jax.ensure_compile_time_eval():  # also where a program is compiled inside `jax.jit`
+        propagated = propagate(tangents, step, sizes)
 
     bounds = np.cumsum([hidden.size, *(op.size for op in ops)])
     new_states = sp.csr_array(sp.vstack(propagated.patterns[: len(hidden.parts)], format="csr"))

@@ -42,11 +42,12 @@ class Proofs:
         """The fewest numbers, of one example, that are proved to hold the whole trace of an operation."""
         if self.ends(op):
             return 0
-        look = self.looks.get(op.number)
-        if look is not None and look.proved is not None:
-            return look.proved.size
         block = int(np.diff(self.block(op).indptr).max(initial=0))
-        return size_of(Full(), Site(op.kind, block, trace_dtype(self.analysis, op)))
+        whole = size_of(Full(), Site(op.kind, block, trace_dtype(self.analysis, op)))
+        look = self.looks.get(op.number)
+        if look is not None and look.proved is not None and _saves_enough(look.proved.size, whole):
+            return look.proved.size
+        return whole
 
 
 def ended(proofs: Proofs, sketches: Iterable[Sketch]) -> set[int]:
@@ -80,7 +81,9 @@ def smallest(
             chosen[t.op.number] = min(fitting, key=lambda p: p.size)
     for members in _sharing(sketches, owners):
         new = [chosen[t.op.number].size for t in members if t.op.number in chosen]
-        if len(new) < len(members) or not _saves_enough(sum(new), members[0]):
+        if len(new) < len(members) or not _saves_enough(
+            sum(new), size_of(members[0].form, members[0].site)
+        ):
             for t in members:
                 chosen.pop(t.op.number, None)
                 looks.pop(t.op.number, None)
@@ -90,16 +93,17 @@ def smallest(
 def _filtered(t: Sketch, look: Look | None) -> Proved | None:
     """The filtered inputs that take the place of a whole trace, if they do."""
     proved = None if look is None else look.proved
-    return proved if proved is not None and _saves_enough(proved.size, t) else None
+    saves = proved is not None and _saves_enough(proved.size, size_of(t.form, t.site))
+    return proved if saves else None
 
 
-def _saves_enough(size: int, t: Sketch) -> bool:
+def _saves_enough(size: int, whole: int) -> bool:
     """Whether filtered inputs of some size take the place of a whole trace.
 
-    They take less than half: those of two outputs each were 1.13 times as slow as the whole trace, with 32 examples
-    and an update at each step.
+    They take at most half of it: those of two outputs each were 1.13 times as slow as the whole trace, with 32
+    examples and an update at each step.
     """
-    return 2 * size < size_of(t.form, t.site)
+    return 2 * size <= whole
 
 
 def _sharing(sketches: Sequence[Sketch], owners: Mapping[int, int]) -> list[list[Sketch]]:

@@ -16,6 +16,7 @@ from jax.experimental import sparse
 import etpc
 from etpc.analyse import analyse
 from etpc.trace import trace
+from tests.helpers import loss
 from tests.marks import few
 from tests.zoo.check import TOLERANCE, bptt, compiled, distance, known, normal, online, weights
 
@@ -235,3 +236,19 @@ def test_gradients(dtype):
     assert all(op.exact for op in program.plan.ops)
     learn = lambda model, inputs: online(program, model, inputs)
     assert distance(compiled(learn, model, inputs, options=SAFELY), expected) < TOLERANCE
+
+
+def test_inside_of_jit():
+    """What is known of a step is evaluated, also where a program is compiled while a function is traced."""
+
+    def step(w, x, h):
+        h = jnp.sort(w * h) + x
+        return h, h
+
+    def gradient(w):
+        program = etpc.compile(w, inputs=w, state=w, step=step)
+        xs, targets = jnp.ones((4, 3)), jnp.zeros((4, 3))
+        return program.value_and_grad(loss)(w, xs, targets, program.init())[1]
+
+    w = jnp.linspace(0.2, 0.8, 3)
+    np.testing.assert_allclose(jax.jit(gradient)(w), gradient(w), rtol=1e-12)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import etpc
+from etpc.plan import PASSES
 from tests import helpers
 from tests.fuzz import grammar, packing
 from tests.helpers import by_path, quickly
@@ -116,9 +117,9 @@ class Case:
             targets = [jnp.asarray(rng.normal(0, 0.5, (T, *shape))) for shape in floats]
             yield Point(model, data(self.program, rng, T, rng.choice([1.0, 2.5])), targets, state)
 
-    def compile(self, rule) -> etpc.Program:
+    def compile(self, rule, passes=None) -> etpc.Program:
         weights = self.program.weights if self.program.marked else "all"
-        return etpc.compile(self.model, rule, inputs=self.x, weights=weights)
+        return etpc.compile(self.model, rule, inputs=self.x, weights=weights, passes=passes)
 
     def reference(self, point: Point, rule):
         """The gradient by the definition of a rule. What has no trace has that of each step alone."""
@@ -191,7 +192,10 @@ def check(program: grammar.Program, number=0, count=5) -> Result:
     except etpc.SelectionError:  # no use that is marked has an effect
         program = case.program = program.with_all_weights
         programs = [(case.compile(rule), way) for rule, way in rules.items()]
-    packed = of_packed(case, *programs[2 * (number % 2)], number)
+    others = [
+        of_packed(case, *programs[2 * (number % 2)], number),
+        of_passes(case, *programs[number // 2 % 3], number),
+    ]
     eps = float(jnp.finfo(program.narrowest).eps)
     tolerance = 64 * eps if program.narrow else TOLERANCE
     found: dict[str, list[float]] = {}
@@ -201,7 +205,7 @@ def check(program: grammar.Program, number=0, count=5) -> Result:
         if not wanted.settled:
             continue
         points += 1
-        errors = packed(point, wanted)
+        errors = others[0](point, wanted) | others[1](point, wanted)
         for online_program, way in programs:
             errors |= compare(case, point, online_program, way, wanted)
         for name, error in errors.items():
@@ -308,6 +312,24 @@ def of_packed(case: Case, program: etpc.Program, entry, number):
         packed = point._replace(model=model, state=model.pack(point.state))
         _, (grads, _) = online(other, entry, packed, parts)
         return {f"{rule.name} packed": difference(grads.model, plain) / wanted.scale}
+
+    return error
+
+
+def of_passes(case: Case, program: etpc.Program, entry, number):
+    """The error of a program against that with a random subset of the passes, or none, as a function of a point."""
+    rng = np.random.default_rng([case.program.seed, number])
+    chosen = [name for name in PASSES if rng.random() < 0.25 * (number % 3)]
+    other = case.compile(program.algorithm, chosen)
+    # An error of 1e-11 is too much, where all numbers are double.
+    unit = 1.0 if case.program.narrow else 1e-2
+
+    def error(point: Point, wanted: References):
+        parts = 1 if in_one_window(program.algorithm) else 2
+        _, (all_passes, _) = online(program, entry, point, parts)
+        _, (grads, _) = online(other, entry, point, parts)
+        name = f"{program.algorithm.name} passes"
+        return {name: difference(grads, all_passes) / wanted.scale / unit}
 
     return error
 

@@ -19,6 +19,7 @@ RULES = {
     "decay, steps": etpc.ES_D_RTRL(decay=0.8, window=1),
     "rank": etpc.ES_D_RTRL(rank=2, window=3),
     "full windows": etpc.D_RTRL(window=3, backprop="full"),
+    "decay, full windows": etpc.ES_D_RTRL(decay=0.8, window=3, backprop="full"),
     "look-back": etpc.D_RTRL(window=1, lookback=3),
     "chosen": etpc.D_RTRL(),
 }
@@ -94,3 +95,32 @@ def test_without_passes_a_program_is_the_definition(network, rule):
         **dict(state=state, step=step, batch_size=BATCH, reduction="sum"),
     )[1]
     assert distance(plain(network, rule)[0], wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_bytes_of_the_reports_are_those_that_are_saved(network, rule):
+    program, alone = compiled(network, rule, None), compiled(network, rule, ())
+    traces = [sum(size for _, size in p.memory(1).traces) for p in (alone, program)]
+    assert traces[0] - traces[1] == sum(report.bytes for report in program.passes)
+
+
+def test_what_is_printed():
+    report = str(compiled("LSTM", "steps", PASSES.keys() - {"schedule"}).passes)
+    assert "drop_unlasting: states that" in report
+    assert ": 1 of 2 states are left" in report
+    assert "nothing to do: drop_ended, " in report
+    assert report.endswith("left out: schedule")
+    assert str(compiled("LSTM", "steps", ()).passes) == f"left out: {', '.join(PASSES)}"
+
+
+@pytest.mark.parametrize(
+    ("passes", "error", "words"),
+    [
+        ("filtered", etpc.InputTypeError, "takes the names of passes"),
+        (("filterd",), etpc.InputError, "no pass 'filterd'. Did you mean filtered?"),
+    ],
+)
+def test_names_that_are_none(passes, error, words):
+    with pytest.raises(error, match=words):
+        compiled("GRU", "steps", passes)

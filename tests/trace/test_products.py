@@ -64,7 +64,7 @@ def test_a_product_that_sums_nothing_is_element_wise(name):
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_product_that_sums_is_cut_whatever_its_size(size):
     program = program_of(lambda w, h: w @ h, normal(size, size), (size,))
-    assert [(p.kind, p.exact) for p in program.ops] == [("dot_general", False)]
+    assert [(p.kind, p.exact) for p in program.plan.ops] == [("dot_general", False)]
 
 
 def test_the_type_of_the_product_is_kept():

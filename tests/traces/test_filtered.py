@@ -376,11 +376,15 @@ def test_one_output_that_differs_takes_a_filtered_input_of_its_own():
     assert op.trace_shape == (I, 2)
 
 
-def test_what_would_save_too_little_stays_whole():
-    """Two outputs with the same transition, of which one filtered input is half of the whole trace."""
-    step = lambda w, x, h: (0.9 * h + w @ x,) * 2
-    for outputs, form in ((2, etpc.algorithms.Full), (3, Filtered)):
-        model = normal(outputs, I)
-        (op,) = etpc.compile(model, inputs=normal(I), state=jnp.zeros(outputs), step=step).ops
-        assert isinstance(op.form, form)
-    assert op.trace_bytes == I * 8
+@pytest.mark.parametrize(("leaks", "form"), [(1, Filtered), (2, etpc.algorithms.Full)])
+def test_what_would_save_too_little_stays_whole(leaks, form):
+    """Three outputs that leak in one or two ways; and a rule that takes the whole trace where that is as small agrees
+    with what is carried."""
+    leak = jnp.asarray([0.9, 0.8, 0.8] if leaks == 2 else [0.9] * 3)
+    model, options = normal(3, I), dict(inputs=normal(I), state=jnp.zeros(3))
+    step = lambda w, x, h: (leak * h + w @ x,) * 2
+    (op,) = etpc.compile(model, **options, step=step).ops
+    assert isinstance(op.form, form)
+    assert op.trace_bytes == 8 * I * (1 if leaks == 1 else 3)
+    (chosen,) = etpc.compile(model, etpc.ES_D_RTRL(decay=0.9), **options, step=step).ops
+    assert isinstance(chosen.form, Filtered if leaks == 1 else etpc.algorithms.Decay)
