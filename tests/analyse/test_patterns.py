@@ -358,12 +358,6 @@ def test_indices_in_the_model_are_known_where_they_have_values(order, pattern, a
     assert [analysis.step.model_leaves.paths[i] for i in analysis.findings.assumed] == assumed
 
 
-def test_a_pattern_that_lacks_an_entry_is_seen():
-    """Negative control: the diagonal that others assume fails this comparison."""
-    truth = non_zeros(TIGHT["roll"])
-    assert (truth & ~np.eye(6, dtype=bool)).any()
-
-
 def test_several_leaves_are_one_vector_in_order():
     def step(model, x, state):
         a, b = state["a"], state["b"]
