@@ -11,7 +11,6 @@ from tests import models
 from tests.marks import few
 
 T = 5
-NAMES = ["lif", "two_layer_lif", "cascade", "reset_gate", "gru", "delay", "leaky_readout", "mlp"]
 
 
 def of_own_steps(model, xs, targets):
@@ -48,20 +47,6 @@ def total(program, model, xs, targets, windows, batch=None):
 
 def distance(a, b):
     return float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_truncated(name):
-    model = models.named(name)
-    xs, targets = models.data(model, T)
-    expected = of_own_steps(model, xs, targets)
-    assert np.abs(expected).max() > 1e-6
-    for algo in (etpc.D_RTRL(), etpc.ES_D_RTRL(decay=0.9), etpc.RTRL()):
-        program = etpc.compile(model, algo, inputs=xs[0])
-        for windows in (1, T) if isinstance(algo, etpc.D_RTRL) else (1,):
-            loss = lambda xs, p=program, n=windows: total(p, model, xs, targets, n)
-            assert distance(jax.jit(jax.grad(loss))(xs), expected) < 1e-10
 
 
 @pytest.mark.parametrize("name", few(["lif", "cascade", "gru"], "cascade"))

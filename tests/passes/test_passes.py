@@ -1,13 +1,17 @@
 """Each pass of the compiler, and some at once, give the gradients and the states of the program without passes."""
 
 import functools
+import itertools
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import pytest
 
 import etpc
 from etpc.plan import PASSES
 from tests.helpers import alive, distance, loss, normal
+from tests.marks import few
 from tests.passes.networks import INPUTS, networks
 
 T, BATCH, TOLERANCE = 7, 3, 1e-11
@@ -23,8 +27,16 @@ RULES = {
     "look-back": etpc.D_RTRL(window=1, lookback=3),
     "chosen": etpc.D_RTRL(),
 }
+SEVERAL = ("complex cascade", "filters", "layers", "columns", "matrix")
+"""Networks of several patterns, which take longer to compile."""
 DEFINED = ("steps", "windows", "whole", "full windows")
 NETWORKS = networks()
+
+
+def often(rules):
+    """All networks under all rules; those of `SEVERAL` often under one of them alone."""
+    cases = list(itertools.product(NETWORKS, rules))
+    return few(cases, *(c for c in cases if c[0] not in SEVERAL or c[1] == "windows"))
 
 
 def compiled(network, rule, passes):
@@ -38,12 +50,13 @@ def data():
 
 
 def results(program, network):
-    """The gradient of two sequences, one after the other, and the state at the end."""
+    """The gradients of two sequences, one after the other, with other parameters, and the state at the end."""
     model, xs, targets = NETWORKS[network][0], *data()
+    moved = jax.tree.map(lambda p: 0.9 * p if eqx.is_inexact_array(p) else p, model)
     run = program.value_and_grad(loss, reduction="sum")
     carry, grads = program.init(BATCH), []
-    for part in ((xs, targets), (xs[::-1], targets)):
-        (_, carry), of_part = run(model, *part, carry)
+    for parameters, inputs in ((model, xs), (moved, xs[::-1])):
+        (_, carry), of_part = run(parameters, inputs, targets, carry)
         grads.append(of_part)
     return *grads, carry.state
 
@@ -78,16 +91,14 @@ def test_each_pass_alone_changes_no_gradient(network, rule):
             assert error < TOLERANCE, name
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("network", "rule"), often(RULES))
 def test_all_passes_change_no_gradient(network, rule):
     program = compiled(network, rule, None)
     assert alive(plain(network, rule))
     assert distance(results(program, network), plain(network, rule)) < TOLERANCE
 
 
-@pytest.mark.parametrize("rule", DEFINED)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("network", "rule"), often(DEFINED))
 def test_without_passes_a_program_is_the_definition(network, rule):
     model, state, step = NETWORKS[network]
     wanted = etpc.reference(
@@ -97,8 +108,7 @@ def test_without_passes_a_program_is_the_definition(network, rule):
     assert distance(plain(network, rule)[0], wanted) < TOLERANCE
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("network", "rule"), often(RULES))
 def test_the_bytes_of_the_reports_are_those_that_are_saved(network, rule):
     program, alone = compiled(network, rule, None), compiled(network, rule, ())
     traces = [sum(size for _, size in p.memory(1).traces) for p in (alone, program)]

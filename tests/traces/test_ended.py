@@ -1,15 +1,13 @@
-"""Operations whose influence ends with the step: they carry nothing, and their gradient is that of the whole trace."""
+"""Operations whose influence ends with the step: they carry nothing. `tests.passes` has their gradients."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import etpc
-from etpc.plan import PASSES
-from tests.helpers import normal, online
+from tests.helpers import normal
 
-T, B, I, N = 16, 2, 4, 5
+T, I, N = 16, 4, 5
 GATES = ("input", "forget", "output", "value")
 ZEROS = jnp.zeros(N)
 
@@ -41,18 +39,9 @@ MODEL |= {f"bias_{n}": normal(N, seed=9 + k) for k, n in enumerate(GATES)}
 OUTPUT = {f"['{part}_output']" for part in ("in", "rec", "bias")}
 
 
-CARRIED = set(PASSES) - {"drop_ended"}
-
-
 def compiled(rule, step=lstm, passes=None):
     options = {"state": (ZEROS, ZEROS), "step": step, "passes": passes}
     return etpc.compile(MODEL, rule, inputs=jnp.zeros(I), **options)
-
-
-def gradients(program):
-    """In two calls, of which the second goes on with the carry."""
-    xs, targets = normal(T, B, I, seed=20), jnp.full((T, B), 0.3)
-    return online(program, MODEL, xs, targets, program.init(B), calls=2)
 
 
 def ended(program):
@@ -60,24 +49,14 @@ def ended(program):
     return {path for path, why in program.untraced.items() if why.startswith(reason)}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("window", [1, 4])
-def test_the_output_gate_of_an_lstm_carries_nothing(window):
-    program, whole = (
-        compiled(etpc.D_RTRL(window=window)),
-        compiled(etpc.D_RTRL(window=window), passes=CARRIED),
-    )
+def test_the_output_gate_of_an_lstm_carries_nothing():
+    program, whole = (compiled(etpc.D_RTRL(window=4), passes=passes) for passes in (None, ()))
     assert ended(program) == OUTPUT
     assert not ended(whole)
     assert sum(p.trace_bytes for p in program.ops) == 3 * (I * N + N * N + N) * 8
-    assert sum(p.trace_bytes for p in whole.ops) == 4 * (I * N + N * N + N) * 8
-    one, other = gradients(program), gradients(whole)
-    for name, g in other.items():
-        claims = [each.claims[f"['{name}']"].claim for each in (program, whole)]
-        assert claims[0] == ("current step" if f"['{name}']" in OUTPUT else "approximate")
-        assert claims[1] == "approximate"
-        assert np.abs(g).max() > 1e-3
-        np.testing.assert_allclose(one[name], g, rtol=0, atol=1e-12 * np.abs(g).max())
+    for path, claim in program.claims.items():
+        assert claim.claim == ("current step" if path in OUTPUT else "approximate")
+        assert whole.claims[path].claim == "approximate"
 
 
 @pytest.mark.parametrize("rule", [etpc.ES_D_RTRL(decay=0.9), etpc.ES_D_RTRL(rank=1)])
@@ -130,13 +109,6 @@ def test_a_network_whose_memory_is_in_its_matrix_carries_nothing():
         return jnp.sin(h), h
 
     model = {"in": normal(N, I), "rec": normal(N, N, seed=1)}
-    options = {"inputs": jnp.zeros(I), "state": ZEROS, "step": step}
-    rule = etpc.D_RTRL(window=4)
-    programs = [etpc.compile(model, rule, passes=passes, **options) for passes in (None, CARRIED)]
-    xs, targets = normal(T, B, I, seed=2), jnp.full((T, B), 0.3)
-    one, other = (online(p, model, xs, targets, p.init(B), calls=2) for p in programs)
-    assert not programs[0].ops
-    assert "no weight has a trace" in str(programs[0])
-    for name, g in other.items():
-        assert np.abs(g).max() > 1e-3
-        np.testing.assert_allclose(one[name], g, rtol=0, atol=1e-12 * np.abs(g).max())
+    program = etpc.compile(model, inputs=jnp.zeros(I), state=ZEROS, step=step)
+    assert not program.ops
+    assert "no weight has a trace" in str(program)

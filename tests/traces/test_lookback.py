@@ -10,8 +10,9 @@ import pytest
 
 import etpc
 from tests import models, oracle
+from tests.helpers import distance
 from tests.marks import few
-from tests.traces.test_credit import B, Case, T, case_of, distance
+from tests.traces.test_credit import B, Case, T, case_of
 
 RULES = [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.CreditRTRL, etpc.RTRL]
 
@@ -40,7 +41,7 @@ def test_equals_its_equations_and_bptt_where_it_is_long_enough(name):
     case = case_of(name)
     bptt = case.bptt()
     for K in (4, T + 1):
-        found = case.online(etpc.D_RTRL(window=2, lookback=K), parts=1)[0]
+        found = case.online(etpc.D_RTRL(window=2, lookback=K), parts=1)
         assert distance(found, by_equations(case, K, 2)) < 1e-9
     assert distance(found, bptt) < 1e-9
 
@@ -50,7 +51,7 @@ def test_equals_its_equations_and_bptt_where_it_is_long_enough(name):
 def test_long_enough_it_is_bptt_under_every_rule(rule):
     case = case_of("two_layer_lif")
     bptt = case.bptt()
-    found = case.online(rule(window=2, lookback=T + 1), parts=2)[0]
+    found = case.online(rule(window=2, lookback=T + 1), parts=2)
     assert distance(found, bptt) < 1e-9
 
 
@@ -59,7 +60,7 @@ def test_long_enough_it_is_bptt_under_every_rule(rule):
 def test_one_window_is_the_exact_window(rule):
     case = case_of("gru")
     found = [
-        case.online(rule(window=2, **more), parts=1)[0]
+        case.online(rule(window=2, **more), parts=1)
         for more in ({"lookback": 2}, {"backprop": "full"})
     ]
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
@@ -164,8 +165,8 @@ def test_rolling_truncation_has_no_trace():
     assert claims == {"current step"}
     assert not program.exact
     bptt = case.bptt()
-    assert distance(case.online(etpc.TBPTT(T + 1, every=2))[0], bptt) < 1e-9
-    assert 1e-3 < distance(case.online(etpc.TBPTT(4, every=2))[0], bptt) < 1
+    assert distance(case.online(etpc.TBPTT(T + 1, every=2)), bptt) < 1e-9
+    assert 1e-3 < distance(case.online(etpc.TBPTT(4, every=2)), bptt) < 1
 
 
 @pytest.mark.parametrize(
