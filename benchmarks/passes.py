@@ -47,6 +47,7 @@ RULES: Mapping[str, Algorithm] = {
     "D-RTRL": etpc.D_RTRL(),
     "D-RTRL, each step": etpc.D_RTRL(window=1),
     "ES-D-RTRL 0.9": etpc.ES_D_RTRL(decay=0.9),
+    "ES-D-RTRL 0.9, each step": etpc.ES_D_RTRL(decay=0.9, window=1),
 }
 
 

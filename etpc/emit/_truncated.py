@@ -90,13 +90,18 @@ class Truncated(Window[CutWindow]):
         ops: list[OpCredit] = []
         held: dict[int | None, tuple[Array, Iterator[list[Rows]]]] = {}
         after = {} if moves is None else self._read_after(moves, traces, by.new)
+        rows_after = {
+            number: iter(rows_by_op(past.trace, past.read_after))
+            for number, past in after.items()
+            if isinstance(past.read_after, list)
+        }
         for place, p in enumerate(self.cut.live):
             immediate, trace, past = residuals.jacobians.immediate[place], p.trace, None
             of_past: list[Rows] = []
-            if (
-                trace is not None and _owner(trace) in after
-            ):  # no path leads past it: `delta` is zero
-                ops.append(OpCredit(p.op, [], after.get(p.op.number)))
+            if trace is not None and _owner(trace) in after:
+                rows = rows_after.get(_owner(trace))  # no path leads past it: `delta` is zero
+                terms = [] if rows is None else next(rows)
+                ops.append(OpCredit(p.op, terms, after.get(p.op.number)))
                 continue
             if trace is None:
                 credit = into_op(self.plan, p.op, immediate, by.new)

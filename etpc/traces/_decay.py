@@ -108,6 +108,10 @@ class Decay(Trace):
     def rows(self, site: Site, start: Inexact[Array, "B GO"], carry: Carry) -> list[Rows]:
         return [(carry[0][None], start[None])]
 
+    def read_after(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
+        """One product of the factors, where the step and its past have one each."""
+        return self.rows(site, self.start(site, credit, carry), carry)
+
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return {"input factor": carry[0], "state factor": carry[1]}
 

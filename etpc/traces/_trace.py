@@ -241,9 +241,9 @@ class Trace:
 
     def read_after(
         self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry
-    ) -> Array | None:
-        """The whole gradient as `entries` give it, from the carry at the end of a window of one step and the credit of
-        the new states; `None` where the carry is to be read at the start.
+    ) -> Array | list[Rows] | None:
+        """The whole gradient as `entries` or `rows` give it, from the carry at the end of a window of one step and the
+        credit of the new states; `None` where the carry is to be read at the start.
 
         It is asked for in place of `entries` and `rows` where no path leads past the new states to the output.
         """
