@@ -52,6 +52,12 @@ class Gradients:
         return replaced(grads, [place], [_sum(old, added.astype(old.dtype))])
 
 
+def data_by_op(trace: TracePlan, x: Array) -> list[Array]:
+    """The data of each operation whose data a trace holds, that of the trace first, from the data of all."""
+    kind = trace.site.kind
+    return kind.split(x) if isinstance(kind, Joined) else [x]
+
+
 def rows_by_op(trace: TracePlan, rows: list[Rows]) -> list[list[Rows]]:
     """The rows of a trace for each operation whose data it holds, that of the trace first."""
     kind = trace.site.kind
@@ -64,10 +70,9 @@ def rows_by_op(trace: TracePlan, rows: list[Rows]) -> list[list[Rows]]:
     if not is_right:
         wanted = f"a list of pairs of data, [n, B, {kind.groups}, {kind.inputs}], and credit, [n, B, {sizes[1]}]"
         raise wrong_return(trace, "rows", rows, wanted)
-    if not isinstance(kind, Joined):
-        return [rows]
-    parts = [(kind.split(x), credit) for x, credit in rows]
-    return [[(xs[n], credit) for xs, credit in parts] for n in range(len(kind.parts))]
+    count = len(kind.parts) if isinstance(kind, Joined) else 1
+    parts = [(data_by_op(trace, x), credit) for x, credit in rows]
+    return [[(xs[n], credit) for xs, credit in parts] for n in range(count)]
 
 
 def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -> Array:

@@ -155,9 +155,9 @@ class Mover:
                 factors[place] = _unknown(of_op, of_block)
             passage = self._passages(factors, None)(held)
             new = trace.form.advance(trace.site, passage, carry, followed, None)
-            read = trace.form.read_after(trace.site, of_block[0], new)
-            if read is not None:
-                pasts[trace.op.number] = Past(trace, new, of_block[0], read)
+            entries = trace.form.read_after(trace.site, of_block[0], new)
+            if entries is not None:
+                pasts[trace.op.number] = Past(trace, new, of_block[0], entries)
         return pasts
 
     def _passages(

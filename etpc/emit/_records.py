@@ -57,15 +57,14 @@ class Past(NamedTuple):
     trace: TracePlan
     carry: Carry
     credit: Array
-    read_after: Array | list[Rows] | None = None
-    """What the trace at the end of the window gives, as entries or as rows; then `carry` and `credit` are those at the
-    end."""
+    read_after: Array | None = None
+    """What the trace at the end of the window gives, entry by entry; then `carry` and `credit` are those at the end."""
 
     def entries(self) -> Array | None:
         """What the trace gives to the gradient entry by entry; `None` if it gives nothing so."""
-        if self.read_after is None:
-            return self.trace.form.entries(self.trace.site, self.credit, self.carry)
-        return None if isinstance(self.read_after, list) else self.read_after
+        if self.read_after is not None:
+            return self.read_after
+        return self.trace.form.entries(self.trace.site, self.credit, self.carry)
 
 
 class OpCredit(NamedTuple):

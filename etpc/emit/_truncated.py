@@ -27,7 +27,7 @@ from ._arrays import (
 )
 from ._cut import Jacobians, ReadPull, into_op
 from ._forward import Rollout
-from ._gradient import rows_by_op
+from ._gradient import data_by_op, rows_by_op
 from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
 from ._returned import wrong_return
@@ -90,18 +90,14 @@ class Truncated(Window[CutWindow]):
         ops: list[OpCredit] = []
         held: dict[int | None, tuple[Array, Iterator[list[Rows]]]] = {}
         after = {} if moves is None else self._read_after(moves, traces, by.new)
-        rows_after = {
-            number: iter(rows_by_op(past.trace, past.read_after))
-            for number, past in after.items()
-            if isinstance(past.read_after, list)
-        }
+        added = self._first_data(traces)
         for place, p in enumerate(self.cut.live):
             immediate, trace, past = residuals.jacobians.immediate[place], p.trace, None
             of_past: list[Rows] = []
-            if trace is not None and _owner(trace) in after:
-                rows = rows_after.get(_owner(trace))  # no path leads past it: `delta` is zero
-                terms = [] if rows is None else next(rows)
-                ops.append(OpCredit(p.op, terms, after.get(p.op.number)))
+            if (
+                trace is not None and _owner(trace) in after
+            ):  # no path leads past it: `delta` is zero
+                ops.append(OpCredit(p.op, [], after.get(p.op.number)))
                 continue
             if trace is None:
                 credit = into_op(self.plan, p.op, immediate, by.new)
@@ -119,11 +115,15 @@ class Truncated(Window[CutWindow]):
                 credit, start = found
                 if carry is not None:
                     past = Past(trace, carry, start)
-                    rows = iter(rows_by_op(trace, trace.form.rows(trace.site, start, carry)))
+                    joins = p.op.number in added
+                    of_trace = [] if joins else trace.form.rows(trace.site, start, carry)
+                    rows = iter(rows_by_op(trace, of_trace))
                     of_past = next(rows)
                     held[p.op.number] = credit, rows
-            delta = by.deltas[place] + credit.reshape(by.deltas[place].shape)
-            ops.append(OpCredit(p.op, [(xs[place], delta), *of_past], past))
+            delta, x = by.deltas[place] + credit.reshape(by.deltas[place].shape), xs[place]
+            if x is not None and p.op.number in added:
+                x = jnp.concatenate([x[:1] + added[p.op.number][None], x[1:]])
+            ops.append(OpCredit(p.op, [(x, delta), *of_past], past))
         return Bars(widened(by.weights), self.by_input(inputs), ops)
 
     def _read_after(self, moves: Moves, traces: Traces, new: Arrays) -> dict[int, Past]:
@@ -133,6 +133,22 @@ class Truncated(Window[CutWindow]):
             return {}
         credit = {t.op.number: take(new, t.layout.states) for t in self.read_at_end}
         return self.mover.read_after(moves, traces, credit)
+
+    def _first_data(self, traces: Traces) -> dict[int, Array]:
+        """What traces add to the data of the first step, by the number of the operation: see `Trace.first_data`."""
+        added: dict[int, Array] = {}
+        for trace, carry in zip(self.plan.carried, traces.carries, strict=True):
+            if trace in self.joins_past:
+                ops = [trace.op, *self.plan.beside(trace)]
+                parts = data_by_op(trace, trace.form.first_data(trace.site, carry))
+                added |= {op.number: part for op, part in zip(ops, parts, strict=True)}
+        return added
+
+    @property
+    def joins_past(self) -> Sequence[TracePlan]:
+        if "join_past" not in self.plan.passes:
+            return ()
+        return [t for t in self._credited if type(t.form).first_data is not Trace.first_data]
 
     @property
     def read_at_end(self) -> Sequence[TracePlan]:

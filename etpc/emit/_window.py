@@ -122,10 +122,17 @@ class Window(abc.ABC, Generic[Residuals]):
         return ()
 
     @property
+    def joins_past(self) -> Sequence[TracePlan]:
+        """The traces whose past is added to the data of the first step of a window."""
+        return ()
+
+    @property
     def changes(self) -> Mapping[str, tuple[Change, ...]]:
         """What the passes over the emitted functions change, by name."""
         text = "the gradient of a window of one step is read after the step"
         found = {"read_after": tuple(Change(t.op.path, text) for t in self.read_at_end)}
+        text = "one product for the first step of a window and what was before it"
+        found["join_past"] = tuple(Change(t.op.path, text) for t in self.joins_past)
         with self._scheduled():
             if tuning() is not ACCELERATOR:
                 found["schedule"] = (Change("", "loops over traces are cut into pieces"),)

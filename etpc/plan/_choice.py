@@ -70,7 +70,7 @@ def _problems(form: Trace, site: Site) -> Iterator[str]:
         yield "It has `exact = False`, and `left_out` does not say what it leaves out. Say it in words."
     if not gives("follow", "advance", "advance_all"):
         yield "It has neither `follow` nor `advance`, so that nothing moves it through a window."
-    if gives("entries") and not gives("gathered"):
+    if gives("entries", "read_after") and not gives("gathered"):
         yield "It has `entries`, and no `gathered` to make the gradient of the weight of them."
     if not gives("init"):
         yield "It has no `init`, which returns the carry: a tuple of arrays with a leading batch axis."

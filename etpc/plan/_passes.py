@@ -18,6 +18,7 @@ PASSES = {
     "by_columns": "the Jacobian of a parameter that many states share is read by columns",
     "choose_window": "a window has as many steps as take no more memory than the traces",
     "read_after": "in windows of one step, the gradient is read from the trace at the end of the step",
+    "join_past": "under a decay, the past is added to the data of the first step, as both have one credit",
     "schedule": "on a CPU, loops over traces are cut into pieces that stay in a cache",
 }
 """What each pass does, in the order in which they run."""

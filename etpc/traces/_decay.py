@@ -108,9 +108,9 @@ class Decay(Trace):
     def rows(self, site: Site, start: Inexact[Array, "B GO"], carry: Carry) -> list[Rows]:
         return [(carry[0][None], start[None])]
 
-    def read_after(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
-        """One product of the factors, where the step and its past have one each."""
-        return self.rows(site, self.start(site, credit, carry), carry)
+    def first_data(self, site: Site, carry: Carry) -> Array:
+        """`a eps_x`: with no credit of old states, that of `eps_x` is `a` times the credit of the first step."""
+        return (self.decay * carry[0]).reshape(len(carry[0]), site.kind.groups, site.kind.inputs)
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return {"input factor": carry[0], "state factor": carry[1]}

@@ -239,11 +239,20 @@ class Trace:
         """What the past gives to the gradient, as pairs of data and credit."""
         return []
 
+    def first_data(self, site: Site, carry: Carry) -> Array:
+        """What the past adds to the data of the first step of a window, [B, G, I].
+
+        With `backprop="cut"` it is asked for in place of `rows` where no path leads past the new states to the output,
+        neither from old states nor from the operation. Then `credit` is the only credit that the data of a step is
+        multiplied with. A form without it is asked for `rows`.
+        """
+        raise NotImplementedError
+
     def read_after(
         self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry
-    ) -> Array | list[Rows] | None:
-        """The whole gradient as `entries` or `rows` give it, from the carry at the end of a window of one step and the
-        credit of the new states; `None` where the carry is to be read at the start.
+    ) -> Array | None:
+        """The whole gradient as `entries` give it, from the carry at the end of a window of one step and the credit of
+        the new states; `None` where the carry is to be read at the start.
 
         It is asked for in place of `entries` and `rows` where no path leads past the new states to the output.
         """
