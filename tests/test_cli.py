@@ -217,9 +217,11 @@ def leaky_program(algo="d_rtrl"):
 
 @pytest.mark.slow
 def test_explain(capsys):
-    status, out, err = run(capsys, "explain", "tiny_models:make", "--algo", "es_d_rtrl:decay=0.5")
+    status, out, err = run(
+        capsys, "explain", "tiny_models:make", "--algo", "es_d_rtrl:decay=0.5,everywhere=True"
+    )
     assert (status, err) == (0, "")
-    assert out == f"{leaky_program(etpc.ES_D_RTRL(decay=0.5))}\n"
+    assert out == f"{leaky_program(etpc.ES_D_RTRL(decay=0.5, everywhere=True))}\n"
     assert "decay 0.5" in out
 
 

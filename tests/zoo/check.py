@@ -120,12 +120,13 @@ def check(
     d_rtrl, rtrl = program(etpc.D_RTRL(window=2)), program(etpc.RTRL(window=2))
     claimed = all(op.exact for op in d_rtrl.plan.ops)
     assert claimed or not exact, str(d_rtrl)
-    es = program(etpc.ES_D_RTRL(decay=DECAY, window=2)) if every or smoothed is not None else None
+    decay = functools.partial(etpc.ES_D_RTRL, decay=DECAY, everywhere=bool(smoothed))
+    es = program(decay(window=2)) if every or smoothed is not None else None
     if every:
         one, whole = program(etpc.D_RTRL(window=1)), program(etpc.D_RTRL(window=T))
         uncut = program(etpc.D_RTRL(window=T, backprop="full"))
         windows = program(etpc.D_RTRL(window=2, backprop="full"))
-        es_whole = program(etpc.ES_D_RTRL(decay=DECAY, window=T))
+        es_whole = program(decay(window=T))
 
     programs = {"rtrl": rtrl, "d_rtrl": d_rtrl, "es": es}
     if every:
