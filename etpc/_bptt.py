@@ -235,7 +235,7 @@ def _windows(
 
 @contextlib.contextmanager
 def batch_axis_blamed(
-    model: Any, xs: Any, *, state: Any, step: StepFunction | None, batch_size: int | None
+    model: Any, xs: Any, *, state: Any, step: StepFunction | None, batch_size: Any
 ) -> Iterator[None]:
     """Raise `InputError` in the place of an error if the model cannot take a step of `xs`, but can if its axes are
     read the other way: with a batch axis in the place of none, or without one."""
