@@ -23,7 +23,7 @@ PACKAGE = {
     "traces": 2577,
 }
 TESTS = {
-    ".": 14285,
+    ".": 14287,
     "analyse": 1250,
     "device": 993,
     "draw": 520,
@@ -37,7 +37,7 @@ TESTS = {
     "plan": 650,
     "trace": 930,
     "traces": 2799,
-    "zoo": 2829,
+    "zoo": 2830,
 }
 """Of a folder with all that is in it; of `.` the files beside the folders."""
 CEILINGS = {"etpc": PACKAGE, "tests": TESTS}
