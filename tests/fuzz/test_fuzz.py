@@ -40,8 +40,9 @@ def agrees(program, number=0, **options):
 def compiled_wrongly(monkeypatch, change):
     """Programs are compiled from `change(model, x, state)` in the place of `model(x, state)`."""
 
-    def compiled(case, rule):
-        return etpc.compile(case.model, rule, inputs=case.x, step=change, weights="all")
+    def compiled(case, rule, passes=None):
+        options = dict(inputs=case.x, step=change, weights="all", passes=passes)
+        return etpc.compile(case.model, rule, **options)
 
     monkeypatch.setattr(check.Case, "compile", compiled)
 
