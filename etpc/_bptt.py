@@ -57,12 +57,18 @@ def bptt(
     if window is not None:
         why = "It is the number of steps after which the gradient is cut."
         window = checked_count("window", window, why=why)
+    batch_size = checked_batch_size(batch_size)
     called: Any = dict(state=state, step=step, batch_size=batch_size)
     objective = Objective.of(model, xs, targets, loss_fn, **called, mask=mask, has_aux=has_aux)
     with batch_axis_blamed(model, xs, **called):
         check_lead(xs, targets, batch_size)
         value, grads, aux = gradient_of(model, objective, reduction, window)
     return ((value, aux) if has_aux else value), grads
+
+
+def checked_batch_size(batch_size: Any) -> int | None:
+    """A number of examples as an int. **Raises** `InputError` unless it is that or `None`."""
+    return None if batch_size is None else checked_count("batch_size", batch_size)
 
 
 def _is_traceable(model: Any) -> bool:
@@ -109,7 +115,7 @@ class Objective(eqx.Module):
         has_aux: bool = False,
     ) -> "Objective":
         """The objective of arguments as those of [`etpc.bptt`][], which are checked one by one."""
-        batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
+        batch_size = checked_batch_size(batch_size)
         loss = Loss.of(loss_fn, has_aux)
         check_data(xs, targets)
         mask = checked_weights("mask", mask, lead_of(xs, batch_size))
@@ -235,7 +241,7 @@ def _windows(
 
 @contextlib.contextmanager
 def batch_axis_blamed(
-    model: Any, xs: Any, *, state: Any, step: StepFunction | None, batch_size: Any
+    model: Any, xs: Any, *, state: Any, step: StepFunction | None, batch_size: int | None
 ) -> Iterator[None]:
     """Raise `InputError` in the place of an error if the model cannot take a step of `xs`, but can if its axes are
     read the other way: with a batch axis in the place of none, or without one."""

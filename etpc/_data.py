@@ -75,7 +75,7 @@ def lead_of(tree: Any, batch_size: int | None) -> tuple[int, ...]:
     return jnp.shape(jax.tree.leaves(tree)[0])[: 1 if batch_size is None else 2]
 
 
-def one_step(leaf: Any, batch_size: Any) -> jax.ShapeDtypeStruct:
+def one_step(leaf: Any, batch_size: int | None) -> jax.ShapeDtypeStruct:
     """The shape of one step of one example of a leaf of `xs`."""
     leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     lead = 1 if batch_size is None else 2

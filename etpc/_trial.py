@@ -25,7 +25,7 @@ from ._agreement import (
     replaced_derivatives,
     whole,
 )
-from ._bptt import Objective, batch_axis_blamed, gradient_of
+from ._bptt import Objective, batch_axis_blamed, checked_batch_size, gradient_of
 from ._data import check_lead, check_tolerance, lead_of, one_step
 from ._errors import InputError, InputTypeError, raise_together
 from ._foreign import given_gradient
@@ -78,11 +78,10 @@ class Trial:
     ):
         check_reduction(reduction)
         check_tolerance(tolerance)
+        options["batch_size"] = self.batch_size = checked_batch_size(options.get("batch_size"))
         self._objective_of = lambda model: Objective.of(model, xs, targets, loss_fn, **options)
         objective = self._objective_of(model)
         self._called = {name: options.get(name) for name in ("state", "step", "batch_size")}
-        size = self._called["batch_size"]
-        self.batch_size = None if size is None else int(size)
         self._inputs = jax.tree.map(lambda a: one_step(a, self.batch_size), xs)
         self.lead, self.mask = lead_of(xs, self.batch_size), objective.mask
         self.model, self.xs, self.targets, self.loss_fn = model, xs, targets, loss_fn
