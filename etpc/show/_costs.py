@@ -27,7 +27,7 @@ class Costs:
             size = bytes_of(Full(), self._site(op, block))
             # with less cut, more enters the transitions
             proved = not reach.escapes or name == "D_RTRL"
-            sizes[name] = block, self._smaller(op, size) if proved else size
+            sizes[name] = block, min(size, self._whole(op)) if proved else size
         if op.kind.data is None:
             return sizes
         forms = {"ES_D_RTRL(decay=0.99)": Decay(0.99), "ES_D_RTRL(rank=4)": LowRank(4)}
@@ -40,10 +40,9 @@ class Costs:
     def _site(self, op: WeightOp, block: int) -> Site:
         return Site(op.kind, block, trace_dtype(self.analysis, op))
 
-    def _smaller(self, op: WeightOp, size: int) -> int:
+    def _whole(self, op: WeightOp) -> int:
         """The bytes of a whole trace, or of what is proved to hold it and takes its place."""
-        proved = self._proofs.whole_size(op) * jnp.dtype(trace_dtype(self.analysis, op)).itemsize
-        return proved if 2 * proved < size else size
+        return self._proofs.whole_size(op) * jnp.dtype(trace_dtype(self.analysis, op)).itemsize
 
 
 __all__ = ["Costs"]
