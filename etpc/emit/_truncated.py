@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..plan import Plan, TracePlan
+from ..plan import Change, Plan, TracePlan
 from ..traces import Rows, Trace, Traces, apply_back
 from ._arrays import (
     by_step,
@@ -144,17 +144,37 @@ class Truncated(Window[CutWindow]):
                 added |= {op.number: part for op, part in zip(ops, parts, strict=True)}
         return added
 
-    @property
-    def joins_past(self) -> Sequence[TracePlan]:
+    @cached_property
+    def joins_past(self) -> list[TracePlan]:
+        """The traces whose past is added to the data of the first step of a window."""
         if "join_past" not in self.plan.passes:
-            return ()
+            return []
         return [t for t in self._credited if type(t.form).first_data is not Trace.first_data]
 
-    @property
-    def read_at_end(self) -> Sequence[TracePlan]:
+    @cached_property
+    def read_at_end(self) -> list[TracePlan]:
+        """The traces that are read at the end of a window, where that is one step."""
         if "read_after" not in self.plan.passes:
-            return ()
+            return []
         return [t for t in self._credited if type(t.form).read_after is not Trace.read_after]
+
+    @property
+    def changes(self) -> dict[str, tuple[Change, ...]]:
+        texts = {
+            "read_after": (
+                self.read_at_end,
+                "the gradient of a window of one step is read after the step",
+            ),
+            "join_past": (
+                self.joins_past,
+                "one product for the first step of a window and what was before it",
+            ),
+        }
+        of_traces = {
+            name: tuple(Change(t.op.path, text) for t in traces)
+            for name, (traces, text) in texts.items()
+        }
+        return super().changes | of_traces
 
     @cached_property
     def _credited(self) -> list[TracePlan]:

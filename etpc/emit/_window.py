@@ -8,7 +8,7 @@ sequential is element-wise code on blocks.
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -18,7 +18,7 @@ from jax import Array
 
 from .._jax import promoting, without_derivative
 from .._tuning import ACCELERATOR, scheduled, tuning
-from ..plan import Change, Plan, TracePlan
+from ..plan import Change, Plan
 from ..traces import Carry, Traces, zero_after
 from ._cut import CutSteps
 from ._gradient import Gradients
@@ -117,26 +117,12 @@ class Window(abc.ABC, Generic[Residuals]):
         return cast(Function, emitted)
 
     @property
-    def read_at_end(self) -> Sequence[TracePlan]:
-        """The traces that are read at the end of a window, where that is one step."""
-        return ()
-
-    @property
-    def joins_past(self) -> Sequence[TracePlan]:
-        """The traces whose past is added to the data of the first step of a window."""
-        return ()
-
-    @property
-    def changes(self) -> Mapping[str, tuple[Change, ...]]:
+    def changes(self) -> dict[str, tuple[Change, ...]]:
         """What the passes over the emitted functions change, by name."""
-        text = "the gradient of a window of one step is read after the step"
-        found = {"read_after": tuple(Change(t.op.path, text) for t in self.read_at_end)}
-        text = "one product for the first step of a window and what was before it"
-        found["join_past"] = tuple(Change(t.op.path, text) for t in self.joins_past)
         with self._scheduled():
-            if tuning() is not ACCELERATOR:
-                found["schedule"] = (Change("", "loops over traces are cut into pieces"),)
-        return found
+            if tuning() is ACCELERATOR:
+                return {}
+        return {"schedule": (Change("", "loops over traces are cut into pieces"),)}
 
     def _scheduled(self) -> AbstractContextManager[None]:
         return scheduled("schedule" in self.plan.passes)

@@ -22,7 +22,7 @@ def changes(
     """What each pass changed, by its name; `window` is the one that was chosen, and why."""
     by_pass: dict[str, list[Change]] = {}
     found = [
-        *(item for t in plain for item in _of_trace(t, traces, analysis)),
+        *(item for t in plain for item in _of_trace(t, traces)),
         *_of_columns(analysis, colours),
     ]
     if window is not None and window[0] != AT_LEAST:
@@ -33,7 +33,7 @@ def changes(
     return {name: tuple(of_pass) for name, of_pass in by_pass.items()}
 
 
-def _of_trace(t: Sketch, traces: Mapping[int, TracePlan], analysis: Analysis) -> Found:
+def _of_trace(t: Sketch, traces: Mapping[int, TracePlan]) -> Found:
     path, size = t.op.path, bytes_of(t.form, t.site)
     if t.op.number not in traces:
         yield "drop_ended", Change(path, "no later step reads its trace", size)
