@@ -181,20 +181,27 @@ class Gradient:
     It gives the carry too, as a stream goes on: else XLA would leave out the traces of the last window.
     """
 
-    def __init__(self, problem: Example, algorithm: etpc.algorithms.Algorithm | None):
+    def __init__(
+        self,
+        problem: Example,
+        algorithm: etpc.algorithms.Algorithm | None,
+        passes: Collection[str] | None = None,
+    ):
         arrays, static = eqx.partition(problem.model, eqx.is_array)
         steps, batch = problem.xs.shape[:2]
-        self.window = self.block = None
+        self.window = self.block = self.traces = None
         if algorithm is None:
 
             def grads(model: Any, xs: Array, targets: Array) -> Any:
                 return None, by_hand.bptt(model, xs, targets, loss)[1]
 
         else:
-            program = etpc.compile(problem.model, algorithm, inputs=problem.xs[0, 0])
+            x = problem.xs[0, 0]
+            program = etpc.compile(problem.model, algorithm, inputs=x, passes=passes)
             gradient = program.value_and_grad(loss, "sum")
             self.window = program.window_for(steps)
             self.block = max((op.block for op in program.plan.ops), default=0)
+            self.traces = sum(size for _, size in program.memory(batch).traces)
 
             def grads(model: Any, xs: Array, targets: Array) -> Any:
                 (_, carry), gradients = gradient(model, xs, targets, program.init(batch))

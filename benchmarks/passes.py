@@ -6,7 +6,7 @@ it buys. Times to compile are the least of two, from empty caches, of tracing, l
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +18,7 @@ from rich.console import Console
 import etpc
 from benchmarks import cells, measure
 from benchmarks.cells import Example
-from benchmarks.network import N_IN, N_OUT, loss
+from benchmarks.network import N_IN, N_OUT
 from benchmarks.table import Column, Table, mebibytes, ratio
 from etpc.algorithms import Algorithm
 from etpc.plan import PASSES
@@ -189,31 +189,17 @@ def _rows(problem: Example, algorithm: Algorithm, repeats: int) -> Iterator[dict
 
 
 class _Built:
-    """A gradient with some passes as one compiled function, and what it takes."""
+    """A gradient with some passes, and what it takes."""
 
     def __init__(self, problem: Example, algorithm: Algorithm, passes: Collection[str]):
-        batch = problem.xs.shape[1]
-        arrays, static = eqx.partition(problem.model, eqx.is_array)
-        arguments = arrays, problem.xs, problem.targets
-
-        def compiled() -> tuple[etpc.Program, jax.stages.Compiled]:
+        def build() -> cells.Gradient:
             jax.clear_caches()
-            program = etpc.compile(problem.model, algorithm, inputs=problem.xs[0, 0], passes=passes)
-            gradient = program.value_and_grad(loss, "sum")
+            return cells.Gradient(problem, algorithm, passes)
 
-            @jax.jit
-            def run(arrays: Any, xs: Array, targets: Array) -> Any:
-                model = eqx.combine(arrays, static)
-                return gradient(model, xs, targets, program.init(batch))
-
-            return program, run.lower(*arguments).compile()
-
-        (program, function), first = measure.timed(compiled)
-        _, second = measure.timed(compiled)
+        (self.call, first), (_, second) = measure.timed(build), measure.timed(build)
         self.compile_s = min(first, second)
-        self.traces = sum(size for _, size in program.memory(batch).traces)
-        self.temp = measure.memory(function)["temp"]
-        self.call: Callable[[], Any] = lambda: function(*arguments)
+        self.traces = self.call.traces or 0
+        self.temp = measure.memory(self.call.compiled)["temp"]
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
