@@ -37,6 +37,13 @@ InputPull = Callable[[Cotangents], tuple[list[Array]]]
 """From the derivatives by the outputs of a window to those by the float inputs, each within its own step."""
 
 
+TEXTS = {
+    "read_after": "the gradient of a window of one step is read after the step",
+    "join_past": "one product for the first step of a window and what was before it",
+}
+"""What the passes over windows do to a trace."""
+
+
 class CutWindow(NamedTuple):
     """What the backward pass of a truncated window needs."""
 
@@ -131,50 +138,35 @@ class Truncated(Window[CutWindow]):
         new states."""
         if len(new[0]) > 1:
             return {}
-        credit = {t.op.number: take(new, t.layout.states) for t in self.read_at_end}
+        credit = {t.op.number: take(new, t.layout.states) for t in self._of_pass["read_after"]}
         return self.mover.read_after(moves, traces, credit)
 
     def _first_data(self, traces: Traces) -> dict[int, Array]:
         """What traces add to the data of the first step, by the number of the operation: see `Trace.first_data`."""
         added: dict[int, Array] = {}
         for trace, carry in zip(self.plan.carried, traces.carries, strict=True):
-            if trace in self.joins_past:
+            if trace in self._of_pass["join_past"]:
                 ops = [trace.op, *self.plan.beside(trace)]
                 parts = data_by_op(trace, trace.form.first_data(trace.site, carry))
                 added |= {op.number: part for op, part in zip(ops, parts, strict=True)}
         return added
 
     @cached_property
-    def joins_past(self) -> list[TracePlan]:
-        """The traces whose past is added to the data of the first step of a window."""
-        if "join_past" not in self.plan.passes:
-            return []
-        return [t for t in self._credited if type(t.form).first_data is not Trace.first_data]
-
-    @cached_property
-    def read_at_end(self) -> list[TracePlan]:
-        """The traces that are read at the end of a window, where that is one step."""
-        if "read_after" not in self.plan.passes:
-            return []
-        return [t for t in self._credited if type(t.form).read_after is not Trace.read_after]
+    def _of_pass(self) -> dict[str, list[TracePlan]]:
+        """The traces that each pass over windows changes: those of forms with a method of their own for it."""
+        methods = {"read_after": Trace.read_after, "join_past": Trace.first_data}
+        has = lambda t, method: getattr(type(t.form), method.__name__) is not method
+        return {
+            name: [t for t in self._credited if name in self.plan.passes and has(t, method)]
+            for name, method in methods.items()
+        }
 
     @property
     def changes(self) -> dict[str, tuple[Change, ...]]:
-        texts = {
-            "read_after": (
-                self.read_at_end,
-                "the gradient of a window of one step is read after the step",
-            ),
-            "join_past": (
-                self.joins_past,
-                "one product for the first step of a window and what was before it",
-            ),
+        return super().changes | {
+            name: tuple(Change(t.op.path, TEXTS[name]) for t in traces)
+            for name, traces in self._of_pass.items()
         }
-        of_traces = {
-            name: tuple(Change(t.op.path, text) for t in traces)
-            for name, (traces, text) in texts.items()
-        }
-        return super().changes | of_traces
 
     @cached_property
     def _credited(self) -> list[TracePlan]:
