@@ -57,18 +57,13 @@ def bptt(
     if window is not None:
         why = "It is the number of steps after which the gradient is cut."
         window = checked_count("window", window, why=why)
-    batch_size = checked_batch_size(batch_size)
+    batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
     called: Any = dict(state=state, step=step, batch_size=batch_size)
     objective = Objective.of(model, xs, targets, loss_fn, **called, mask=mask, has_aux=has_aux)
     with batch_axis_blamed(model, xs, **called):
         check_lead(xs, targets, batch_size)
         value, grads, aux = gradient_of(model, objective, reduction, window)
     return ((value, aux) if has_aux else value), grads
-
-
-def checked_batch_size(batch_size: Any) -> int | None:
-    """A number of examples as an int. **Raises** `InputError` unless it is that or `None`."""
-    return None if batch_size is None else checked_count("batch_size", batch_size)
 
 
 def _is_traceable(model: Any) -> bool:
@@ -110,12 +105,11 @@ class Objective(eqx.Module):
         *,
         state: Any = None,
         step: Any = None,
-        batch_size: Any = None,
+        batch_size: int | None = None,
         mask: Any = None,
         has_aux: bool = False,
     ) -> "Objective":
         """The objective of arguments as those of [`etpc.bptt`][], which are checked one by one."""
-        batch_size = checked_batch_size(batch_size)
         loss = Loss.of(loss_fn, has_aux)
         check_data(xs, targets)
         mask = checked_weights("mask", mask, lead_of(xs, batch_size))

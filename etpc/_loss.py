@@ -102,7 +102,7 @@ class Loss(eqx.Module):
                 f"loss_fn returns a quantity in {unit}, and a loss is a plain number. Divide y and "
                 "target by a unit, or take `.to_decimal(unit)` of the loss."
             )
-        if not _is_scalar(aval):
+        if getattr(aval, "shape", None) != () or not jnp.issubdtype(aval.dtype, jnp.floating):
             raise InputError(
                 f"loss_fn must return one float for one example at one step, and returns "
                 f"{_shown(aval)}. {_advice(aval)}"
@@ -116,10 +116,6 @@ def _cut(a: Any, counts: Array) -> Any:
         return a
     finite = jnp.where(jnp.isfinite(a), a, jnp.zeros((), a.dtype))
     return jnp.where(counts, a, lax.stop_gradient(finite))
-
-
-def _is_scalar(aval: Any) -> bool:
-    return getattr(aval, "shape", None) == () and jnp.issubdtype(aval.dtype, jnp.floating)
 
 
 def _evaluated(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -25,9 +25,9 @@ from ._agreement import (
     replaced_derivatives,
     whole,
 )
-from ._bptt import Objective, batch_axis_blamed, checked_batch_size, gradient_of
+from ._bptt import Objective, batch_axis_blamed, gradient_of
 from ._data import check_lead, check_tolerance, lead_of, one_step
-from ._errors import InputError, InputTypeError, raise_together
+from ._errors import InputError, InputTypeError, checked_count, raise_together
 from ._foreign import given_gradient
 from ._loss import check_reduction
 from .algorithms import Algorithm
@@ -78,7 +78,9 @@ class Trial:
     ):
         check_reduction(reduction)
         check_tolerance(tolerance)
-        options["batch_size"] = self.batch_size = checked_batch_size(options.get("batch_size"))
+        size = options.get("batch_size")
+        self.batch_size = None if size is None else checked_count("batch_size", size)
+        options["batch_size"] = self.batch_size
         self._objective_of = lambda model: Objective.of(model, xs, targets, loss_fn, **options)
         objective = self._objective_of(model)
         self._called = {name: options.get(name) for name in ("state", "step", "batch_size")}
@@ -87,7 +89,8 @@ class Trial:
         self.model, self.xs, self.targets, self.loss_fn = model, xs, targets, loss_fn
         self.reduction, self.has_aux = reduction, objective.loss.has_aux
         self._tolerance, self._reference = tolerance, reference
-        self._options: Any = dict(weights=weights, memory=memory)
+        chosen = dict(weights=weights, memory=memory, batch_size=self.batch_size or 1)
+        self._options: Any = self._called | chosen
         no_cuts = jnp.zeros(self.steps, bool)  # as data: BPTT of all blocks is compiled once
         self.objective = dataclasses.replace(objective, cuts=no_cuts)
 
@@ -99,9 +102,8 @@ class Trial:
         **Raises** what `etpc.compile` raises; `InputError` where leading axes differ, and where the sequence
         seems to have a batch axis and no batch size was given, or the other way round.
         """
-        options: Any = self._options | self._called | dict(batch_size=self.batch_size or 1)
         with batch_axis_blamed(self.model, self.xs, **self._called):
-            program = compile(self.model, algorithm, inputs=self._inputs, **options)
+            program = compile(self.model, algorithm, inputs=self._inputs, **self._options)
         check_lead(self.xs, self.targets, self.batch_size)
         self.__dict__.setdefault("shown", program)
         return program

@@ -52,7 +52,6 @@ ACCELERATOR = Tuning(
 such a device moves more bytes than a piece has: 3 MiB take one microsecond at 3 TB/s. By this count; not
 measured."""
 
-
 _SCHEDULED = ContextVar("scheduled", default=True)
 
 

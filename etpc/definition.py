@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ._bptt import Objective, batch_axis_blamed, checked_batch_size, gradient_of
+from ._bptt import Objective, batch_axis_blamed, gradient_of
 from ._data import check_lead, one_step
-from ._errors import UnsupportedError
+from ._errors import UnsupportedError, checked_count
 from ._jax import Equation, Variable, evaluate, is_complex, is_key, prims, propagate
 from ._loss import Loss, check_reduction, finite_where_masked, reduced
 from ._primitives import facts
@@ -72,7 +72,7 @@ def reference(
     """
     rule = _defined(resolve(algo))
     check_reduction(reduction)
-    batch_size = checked_batch_size(batch_size)
+    batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
     called: Any = dict(state=state, step=step, batch_size=batch_size)
     objective = Objective.of(model, xs, targets, loss_fn, **called, mask=mask)
     with batch_axis_blamed(model, xs, **called):

@@ -41,8 +41,7 @@ def compiled_wrongly(monkeypatch, change):
     """Programs are compiled from `change(model, x, state)` in the place of `model(x, state)`."""
 
     def compiled(case, rule, passes=None):
-        options = dict(inputs=case.x, step=change, weights="all", passes=passes)
-        return etpc.compile(case.model, rule, **options)
+        return etpc.compile(case.model, rule, inputs=case.x, step=change, passes=passes)
 
     monkeypatch.setattr(check.Case, "compile", compiled)
 
