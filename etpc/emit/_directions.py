@@ -147,15 +147,15 @@ class FollowedPassage:
     def whole(self) -> Array:
         trace, whole = self.trace, self.block.whole()  # [B, P, o]
         layout, q, m = trace.layout, trace.virtual, trace.block
-        batch, _, o = whole.shape
+        batch, o = len(whole), trace.site.count
         followed = self.followed
         predicted = jnp.einsum("bpq,bqs->bps", followed.transition, followed.basis)
-        beyond = take([followed.by_start - predicted], layout.places)  # [B, q, m, o]
+        beyond = take([followed.by_start - predicted], layout.states)  # [B, q, m, O]
         among = jnp.broadcast_to(followed.transition[..., None], (batch, q, q, o))
         below = jnp.concatenate([beyond, among], 2).astype(whole.dtype)
-        above = whole
+        above = jnp.broadcast_to(whole, (batch, whole.shape[1], o))
         if trace.site.pairs.dense:
-            square = whole.reshape(batch, m, m, o)
+            square = above.reshape(batch, m, m, o)
             zero = jnp.zeros_like(followed.transition[:, :1, :, None], whole.dtype)
             right = jnp.broadcast_to(zero, (batch, m, q, o))
             above = jnp.concatenate([square, right], 2).reshape(batch, -1, o)

@@ -84,10 +84,8 @@ class Layout:
     pairs: Pairs
     """The transitions among the places of a block."""
     transition: Index
-    """Where the entries of `D` for each pair and output lie in the compressed `D`; [P, o], where output n has
-    the entries of n modulo o."""
-    places: Index
-    """The blocks of these o outputs, as places in the vector of states; [m, o]."""
+    """Where the entries of `D` for each pair and output lie in the compressed `D`; [P, o], where o is 1 if all outputs
+    have one block."""
 
     @property
     def block(self) -> int:
@@ -229,17 +227,10 @@ def _fill(owner: np.ndarray) -> np.ndarray:
     return filled
 
 
-def layout(
-    rows: np.ndarray,
-    transition: Pattern,
-    colours: Colouring,
-    closed: bool = False,
-    repeat: bool = True,
-) -> Layout:
-    """The index tables of blocks `rows` [m, O]; `closed` says that no transition leads out of one, and `repeat` that
-    blocks which repeat from output to output may have one table."""
+def layout(rows: np.ndarray, transition: Pattern, colours: Colouring) -> Layout:
+    """The index tables of blocks `rows` [m, O]."""
     m = rows.shape[0]
-    table = _repeated(rows, closed) if repeat else rows
+    table = rows[:, :1] if (rows == rows[:, :1]).all() else rows
     used = uses(table, transition)
     pairs = pairs_of(used, m)
     check_table(pairs, table.shape[1])
@@ -248,26 +239,7 @@ def layout(
     present[number, used.output] = True
     after, before = table[pairs.after], table[pairs.before]
     at = colours.colour[np.maximum(after, 0)] * transition.shape[0] + np.maximum(before, 0)
-    states, places = (Index.of(_fill(entries), entries >= 0) for entries in (rows, table))
-    return Layout(rows, states, pairs, Index.of(at, present), places)
-
-
-def _repeated(rows: np.ndarray, closed: bool) -> np.ndarray:
-    """The blocks [m, o] of the first outputs, if the blocks of the other outputs repeat them.
-
-    A place without a state may stand for any state, if no transition leads out of the block: its value is zero
-    and remains so.
-    """
-    m, outputs = rows.shape
-    if not m:
-        return rows[:, :1]
-    for count in (n for n in range(1, outputs) if outputs % n == 0):
-        repeats = rows.reshape(m, -1, count)
-        first = repeats.max(1, initial=-1) if closed else repeats[:, 0]
-        same = repeats == first[:, None]
-        if (same | (repeats < 0) if closed else same).all():
-            return first
-    return rows
+    return Layout(rows, Index.of(_fill(rows), rows >= 0), pairs, Index.of(at, present))
 
 
 def immediate_index(

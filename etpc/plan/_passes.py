@@ -14,7 +14,6 @@ PASSES = {
     "holomorphic": "complex weights in complex states have complex derivatives, half as many numbers",
     "join_products": "products that are added up have one trace, with their data side by side",
     "pair_states": "the entries of two states are the parts of one complex number, overwritten in place",
-    "repeat_blocks": "transitions that repeat from output to output are computed once",
     "by_columns": "the Jacobian of a parameter that many states share is read by columns",
     "choose_window": "a window has as many steps as take no more memory than the traces",
     "read_after": "in windows of one step, the gradient is read from the trace at the end of the step",

@@ -81,8 +81,7 @@ def plan(
         sketches = [_in_pairs(t) for t in sketches]
     _check_memory(sketches, owners, memory, batch_size)
     colours = colouring(analysis, "by_columns" in passes)
-    repeat = "repeat_blocks" in passes
-    traces = _laid_out(sketches, owners, beside, analysis, colours, repeat)
+    traces = _laid_out(sketches, owners, beside, analysis, colours)
     ops = tuple(
         _op_plan(analysis, op, traces.get(op.number), reasons[op.number], choice, without)
         for op in analysis.ops
@@ -249,7 +248,6 @@ def _laid_out(
     beside: Collection[int],
     analysis: Analysis,
     colours: Colouring,
-    repeat: bool,
 ) -> dict[int, TracePlan]:
     """The traces with their tables, by the numbers of operations; equal blocks have one layout."""
     traces: dict[int, TracePlan] = {}
@@ -257,9 +255,9 @@ def _laid_out(
     for t in sketches:
         number = t.op.number
         rows = block_rows(t.members)
-        key = (rows.shape, rows.tobytes(), t.closed)
+        key = (rows.shape, rows.tobytes())
         if key not in layouts:
-            layouts[key] = layout(rows, analysis.transition, colours, t.closed, repeat)
+            layouts[key] = layout(rows, analysis.transition, colours)
         pairs = layouts[key].pairs
         if t.virtual:
             pairs = pairs.with_virtual(t.virtual)

@@ -59,9 +59,6 @@ def _of_trace(t: Sketch, traces: Mapping[int, TracePlan]) -> Found:
         yield "join_products", Change(path, f"in the trace of {owner}", size - new.bytes)
     elif new.form == Full(as_complex=True):
         yield "pair_states", Change(path, "two states as one complex number")
-    computed, outputs = new.layout.places.at.shape[-1], new.layout.rows.shape[-1]
-    if computed < outputs:
-        yield "repeat_blocks", Change(path, f"{computed} for {outputs} outputs")
 
 
 def _source(trace: TracePlan, traces: Mapping[int, TracePlan]) -> str:

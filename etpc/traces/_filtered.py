@@ -70,8 +70,9 @@ class Filtered(Trace):
 
     def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
         """The carry at the end of the window."""
-        first, period = self.first.reshape(-1), factors.transition.shape[-1]
-        transition = factors.transition[..., (first[:1] if self.uniform else first) % period]
+        first, transition = self.first.reshape(-1), factors.transition
+        if transition.shape[-1] > 1:
+            transition = transition[..., first[:1] if self.uniform else first]
         added = factors.immediate[..., first].astype(site.dtype)
         assert factors.x is not None
         last = self._at_end(site, transition, added, site.data(factors.x), carry[0])
@@ -86,15 +87,14 @@ class Filtered(Trace):
         filtered: Array,
     ) -> Array:
         """The filtered inputs at the end of the window."""
-        m, inputs, g, k = self._axes(site)
-        blocks = -1, m, inputs * g * k
+        m, _, g, k = self._axes(site)
         if len(x) == 1 or self.count(m) <= FEW:
             added = added.reshape(*added.shape[:3], 1, g, k)
             steps = transition, added, x.swapaxes(2, 3)[:, :, None, ..., None]
 
             def step(old: Array, now: list[Array]) -> tuple[Array, None]:
                 moves, new, x = (a.reshape(b.shape[1:]) for a, b in zip(now, steps, strict=True))
-                moved = apply(site.pairs, moves, old.reshape(blocks))
+                moved = self._applied(site, moves, old)
                 new = moved.reshape(old.shape) + (new * x).reshape(old.shape)
                 return new.astype(old.dtype), None
 
@@ -105,8 +105,16 @@ class Filtered(Trace):
         moved = move(added).reshape(*added.shape[:3], g, k)
         sums = functools.partial(jnp.einsum, "wbmgk,wbgi->bmigk", precision=lax.Precision.HIGHEST)
         new = by_parts(sums, moved, x)
-        old = apply(site.pairs, whole, filtered.reshape(blocks))
+        old = self._applied(site, whole, filtered)
         return (old.reshape(new.shape) + new).reshape(filtered.shape)
+
+    def _applied(self, site: Site, transition: Inexact[Array, "B P o"], filtered: Array) -> Array:
+        """A transition of one step or several, applied to the filtered inputs."""
+        m, inputs, g, k = self._axes(site)
+        if transition.shape[-1] == 1:
+            return apply(site.pairs, transition, filtered.reshape(-1, m, inputs * g * k))
+        by_input = filtered.reshape(-1, m, inputs, g * k).swapaxes(1, 2)
+        return apply(site.pairs, transition[:, None], by_input).swapaxes(1, 2)
 
     def rows(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
         """With one class: the filtered inputs, and the credit of their place in the block."""

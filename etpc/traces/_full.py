@@ -13,7 +13,7 @@ from .._jax import by_parts, result_type
 from .._tuning import tuning
 from ._pieces import over_examples, overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
-from ._transitions import apply, apply_columns, in_columns, of_each, times
+from ._transitions import apply, apply_columns, in_columns, times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _element_wise(site: Site, passage: Passage, eps: Array) -> Array:
     by_op = [_joined([part.sum(0) for part in parts], 1) for parts in passage.moved()]
     added = sum(by_op[1:], by_op[0])
     if site.block == 1:  # without the axis of length one, which may cost a copy
-        return times(of_each(whole, site.count)[:, 0], eps) + added[:, 0]
+        return times(whole[:, 0], eps) + added[:, 0]
     start = eps.reshape(eps.shape[0], site.block, site.kind.outputs)
     return (apply(site.pairs, whole, start) + added).reshape(eps.shape)
 
@@ -152,7 +152,7 @@ def _dense(site: Site, passage: Passage, eps: Array, paired: bool) -> Array:
     steps = len(x)
     x = x.transpose(1, 2, 0, 3)[:, :, None]  # [B, G, 1, W, I]
     added = jnp.concatenate(moved).reshape(steps, batch, m, g, o).transpose(1, 3, 2, 0, 4)
-    whole = of_each(passage.whole(), site.count)
+    whole = passage.whole()
     shared = whole.shape[-1] == 1
     whole = whole.reshape(*whole.shape[:2], 1 if shared else g, -1).swapaxes(1, 2)
     whole = jnp.expand_dims(whole, -1 if last else -2)  # as the trace, [B, G or 1, P, ...]
@@ -211,7 +211,7 @@ def _with_links(site: Site, passage: Passage, eps: Array) -> Array:
     """The same where each entry of the trace belongs to a pair of an input and an output."""
     links, groups, m = site.kind.links, site.kind.groups, site.block
     assert links is not None
-    batch, whole = eps.shape[0], of_each(passage.whole(), site.count)
+    batch, whole = eps.shape[0], passage.whole()
     per_output = whole.shape[-1] > 1
     whole = whole.reshape(*whole.shape[:2], groups if per_output else 1, -1)
     whole = whole[..., links.outputs] if per_output else whole

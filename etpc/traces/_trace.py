@@ -81,7 +81,7 @@ class Factors:
     immediate: Inexact[Array, "W B m GO"]
     """F."""
     transition: Inexact[Array, "W B P o"]
-    """D, a number for each of the site's pairs. Output n has the numbers of n modulo o, the length of the last axis."""
+    """D, a number for each of the site's pairs and each output; o is 1 where all outputs have one block."""
     counted: Inexact[Array, "W B"] | None = None
     """One for a step of the stream, and zero for a slot from before it; `None` where all are steps."""
 

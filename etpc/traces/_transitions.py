@@ -1,8 +1,7 @@
 """Products with transitions among the states of blocks.
 
-A transition is an array [..., P, o]: a number for each of the site's `Pairs` and each of o outputs. Where
-there are O outputs, a multiple of o, output n has the transition of n modulo o. So the gates of one cell,
-which act on the same states, share their transitions; and o is 1 where all outputs share a block.
+A transition is an array [..., P, o]: a number for each of the site's `Pairs` and each of o outputs, where o is 1 if all
+outputs have one block.
 
 A derivative may be infinite or NaN where no influence arrives: for example that of a norm at zero, behind a relu
 that gives zero. Backpropagation does not see it, as the relu passes nothing on, and a trace must not see it
@@ -46,14 +45,6 @@ def _contracted(contract: Callable[[Array, Array], Array], later: Array, earlier
     return lax.cond(jnp.isfinite(later).all(), lambda: contract(later, earlier), guarded)
 
 
-def of_each(transition: Inexact[Array, "... P o"], outputs: int) -> Array:
-    """A transition with an entry for each output, or with one entry for all of them."""
-    period = transition.shape[-1]
-    if period in (1, outputs):
-        return transition
-    return jnp.tile(transition, (*[1] * (transition.ndim - 1), outputs // period))
-
-
 def identity(pairs: Pairs, dtype: Any) -> Inexact[Array, "P 1"]:
     """The transition that changes nothing."""
     return jnp.asarray(pairs.after == pairs.before, dtype)[:, None]
@@ -90,23 +81,6 @@ def _compose_dense(
     return out
 
 
-def _by_period(
-    product: Callable[[Pairs, Array, Array], Array],
-) -> Callable[[Pairs, Array, Array], Array]:
-    """Lets a product with block states take fewer transitions than there are outputs."""
-
-    @functools.wraps(product)
-    def wrapped(pairs: Pairs, transition: Array, block: Array) -> Array:
-        period, outputs = transition.shape[-1], block.shape[-1]
-        if period in (1, outputs):
-            return product(pairs, transition, block)
-        periods = jnp.moveaxis(block.reshape(*block.shape[:-1], outputs // period, period), -2, -3)
-        out = jnp.moveaxis(product(pairs, transition[..., None, :, :], periods), -3, -2)
-        return out.reshape(*out.shape[:-2], outputs)
-
-    return wrapped
-
-
 def paired(credit: Inexact[Array, "... m O"], block: Inexact[Array, "... m O"]) -> Array:
     """The products of credit and block states, summed over the states; [..., O]."""
     if not 0 < block.shape[-2] <= UNROLLED:
@@ -115,7 +89,6 @@ def paired(credit: Inexact[Array, "... m O"], block: Inexact[Array, "... m O"]) 
     return sum(terms[1:], terms[0])
 
 
-@_by_period
 def apply(
     pairs: Pairs, transition: Inexact[Array, "... P o"], block: Inexact[Array, "... m O"]
 ) -> Array:
@@ -189,16 +162,10 @@ def _apply_at(
     places: Sequence[int],
 ) -> Array:
     """`apply` for k columns of a transition, where block states are zero at all other places."""
-
-    @_by_period
-    def product(pairs: Pairs, columns: Array, block: Array) -> Array:
-        rectangle = columns.reshape(*columns.shape[:-2], pairs.m, len(places), columns.shape[-1])
-        return _sum_of_columns(_parts(rectangle, -2), _at(block, -2, places))
-
-    return product(pairs, columns, block)
+    rectangle = columns.reshape(*columns.shape[:-2], pairs.m, len(places), columns.shape[-1])
+    return _sum_of_columns(_parts(rectangle, -2), _at(block, -2, places))
 
 
-@_by_period
 def apply_back(
     pairs: Pairs, transition: Inexact[Array, "... P o"], block: Inexact[Array, "... m O"]
 ) -> Array:
@@ -365,7 +332,6 @@ __all__ = [
     "compose",
     "identity",
     "in_columns",
-    "of_each",
     "paired",
     "recurrence",
     "suffix_products",

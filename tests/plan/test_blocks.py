@@ -8,7 +8,6 @@ from etpc.analyse._pattern import columns_of
 from etpc.plan._blocks import (
     Colouring,
     Index,
-    _repeated,
     _valid,
     block_rows,
     immediate_index,
@@ -53,13 +52,3 @@ def test_whether_colours_keep_rows_apart(seed):
     dense = pattern.toarray()
     apart = all(dense[colour == c].sum(0).max(initial=0) <= 1 for c in range(3))
     assert _valid(pattern, colour) == apart
-
-
-def test_blocks_that_repeat():
-    """A place without a state may stand for any, where no transition leads out of a block."""
-    rows = np.array([[0, 1, 0, 1, 0, 1], [2, 3, 2, 3, -1, -1]])
-    np.testing.assert_array_equal(_repeated(rows, closed=True), rows[:, :2])
-    np.testing.assert_array_equal(_repeated(rows, closed=False), rows)
-    np.testing.assert_array_equal(_repeated(rows[:, :4], closed=False), rows[:, :2])
-    np.testing.assert_array_equal(_repeated(rows[:, :5], closed=True), rows[:, :5])
-    np.testing.assert_array_equal(_repeated(rows[:, [0, 0, 0]], closed=False), rows[:, :1])

@@ -103,23 +103,23 @@ def test_all_forms_are_tried():
 
 
 @pytest.mark.parametrize(
-    ("steps", "m", "entered", "period"),
+    ("steps", "m", "entered", "own"),
     [
-        *((1, 1, [0], 1), (1, 4, [0, 3], 2), (2, 3, [1], 1), (2, 4, [0, 3], 6), (2, 9, [2], 6)),
+        *((1, 1, [0], 1), (1, 4, [0, 3], 6), (2, 3, [1], 1), (2, 4, [0, 3], 6), (2, 9, [2], 6)),
         *(
             (5, 1, [0], 6),
-            (5, 3, [1], 2),
+            (5, 3, [1], 6),
             (5, 4, [0, 3], 1),
-            (5, 4, [0, 1, 2, 3], 2),
+            (5, 4, [0, 1, 2, 3], 6),
             (5, 9, [2], 1),
         ),
     ],
 )
-def test_products_of_the_transitions_that_follow(steps, m, entered, period):
+def test_products_of_the_transitions_that_follow(steps, m, entered, own):
     """Of those columns alone that are needed, where the others would be multiplied with zeros."""
     rng, batch, outputs = np.random.default_rng(0), 2, 6
     pairs = _pairs.every_pair(m)
-    D = rng.normal(size=(steps, batch, m * m, period))
+    D = rng.normal(size=(steps, batch, m * m, own))
     F = np.zeros((steps, batch, m, outputs))
     F[:, :, entered] = rng.normal(size=(steps, batch, len(entered), outputs))
 
@@ -129,13 +129,13 @@ def test_products_of_the_transitions_that_follow(steps, m, entered, period):
         return move(F), whole
 
     found, whole = moved(D, F)
-    matrices = dense_of(pairs, np.tile(D, outputs // period))  # [W, B, O, m, m]
+    matrices = dense_of(pairs, np.tile(D, outputs // own))  # [W, B, O, m, m]
     product = np.broadcast_to(np.eye(m), matrices.shape[1:])
     for t in reversed(range(steps)):
         wanted = np.einsum("boxy,byo->bxo", product, F[t])
         np.testing.assert_allclose(found[t], wanted, atol=1e-9)
         product = product @ matrices[t]
-    of_each = np.tile(np.asarray(whole), outputs // period)
+    of_each = np.tile(np.asarray(whole), outputs // own)
     np.testing.assert_allclose(dense_of(pairs, of_each), product, atol=1e-9)
 
 
