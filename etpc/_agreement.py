@@ -317,7 +317,7 @@ def replaced_derivatives(step: Step) -> dict[str, str]:
 def first_read(program: Shown, steps: int) -> int:
     """The first step of a sequence whose loss gives credit to a trace."""
     window = program.window_for(steps)
-    return window * (program.plan.behind // window + 1)
+    return window * (program.ir.window.behind // window + 1)
 
 
 def unread_traces(program: Shown, steps: int, mask: Array | None) -> str | None:
@@ -327,7 +327,7 @@ def unread_traces(program: Shown, steps: int, mask: Array | None) -> str | None:
         steps > first and (mask is None or bool((mask[first:] != 0).any()))
     ):
         return None
-    kept = f" and lookback={program.algorithm.lookback}" if program.plan.behind else ""
+    kept = f" and lookback={program.algorithm.lookback}" if program.ir.window.behind else ""
     why = f"there are {steps}" if steps <= first else "no loss counts after them"
     return (
         f"no trace was read. With windows of {program.window_for(steps)} steps{kept}, the first {first} "

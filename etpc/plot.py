@@ -127,15 +127,14 @@ def traces(
     """
     p, units = _find(program, op), checked_count("units", units)
     step = program.plan.analysis.step
-    owner = p.op.number if p.shares is None else p.shares
-    place = [q.op.number for q in program.plan.carried].index(owner)
+    assert p.node is not None
+    place = program.ir.traces.index(p.node)
     functions = [e for e in step.equations if is_spike(e)]
     parameters = step.model_leaves.split(model)
     reached = [step.state_leaves.paths.index(path) for path in p.states]
 
     def shown(carry: Carry) -> dict[str, jax.Array]:
-        assert p.trace is not None
-        return program.plan.shown(p.trace, carry.traces[place])
+        return program.plan.shown(p, carry.traces[place])
 
     last = shown(program.scan(model, xs, program.init())[1])
     chosen = {name: _largest(np.asarray(array), units) for name, array in last.items()}

@@ -222,7 +222,7 @@ def test_a_choice_that_is_none():
         etpc.compile(gru, Forgetful(), inputs=jnp.zeros(3))
     with pytest.raises(etpc.AlgorithmError, match='Set backprop="full"'):
         etpc.compile(gru, Following(), inputs=jnp.zeros(3))
-    assert etpc.compile(gru, Following(backprop="full"), inputs=jnp.zeros(3)).plan.directions
+    assert etpc.compile(gru, Following(backprop="full"), inputs=jnp.zeros(3)).ir.directions
 
 
 def test_an_operation_without_a_trace_says_which_gradient_it_gets():

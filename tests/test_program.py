@@ -411,9 +411,9 @@ def test_stages_can_be_used_alone():
     assert "analysis of 3 hidden states, D has 3 entries" in str(analysis)
     assert "escapes: hidden ['h'] -> .rec -> hidden ['h']" in str(analysis)
     made = plan(analysis, D)
-    assert "plan for D_RTRL(window=2" in str(made)
-    assert ".win dot_general: trace (3, 2)" in str(made)
-    assert ".out dot_general: no trace: it reaches no hidden state" in str(made)
+    assert str(made).startswith("D_RTRL(window=2")
+    assert "t0 = Full [3 x 1]  feeds (.win)" in str(made)
+    assert "no trace for .out, dot_general: it reaches no hidden state" in str(made)
     assert "OpPlan(.win, dot_general, block=1, exact=False)" in repr(made.ops)
 
 

@@ -109,7 +109,7 @@ def _leaving(plan: Plan) -> set[tuple[Name, Name]]:
     pairs: set[tuple[Name, Name]] = set()
     onward = sp.csr_array(a.transition.T)
     for p, reach in zip(plan.ops, a.reach, strict=True):
-        if p.trace is None or reach.closed:
+        if p.node is None or reach.closed:
             continue
         for path, start, stop in zip(
             a.hidden.paths, a.hidden.offsets, a.hidden.offsets[1:], strict=False
@@ -176,14 +176,14 @@ def _op(p: OpPlan, program: Shown) -> Node:
     claim = "exact" if p.exact else "approximate"
     place = re.split(r"[/\\]", p.op.equation.source)[-1]  # without folders
     hover = [p.path, f"{p.kind} at {place}"]
-    if p.trace is None:
+    if p.node is None:
         hover.append(f"no trace: {p.reason}")
         return Node(name, p.path, f"{p.kind} · no trace", claim, False, tuple(hover), "")
     shape = shape_text(p)
-    size = "part of another trace" if p.trace.summed else f"{p.trace_bytes:,} bytes"
+    size = f"{p.trace_bytes:,} bytes" if p.owns else "part of another trace"
     hover += [
         f"reaches {', '.join(p.states)}, in blocks of at most {p.block:,}",
-        f"trace {shape} of {jnp.dtype(p.trace.dtype).name}: {size}",
+        f"trace {shape} of {jnp.dtype(p.node.dtype).name}: {size}",
         f"gradient: {verdict(program.plan, p, program.claims)}",
         *(f"left out: {text}" for text in p.escapes),
     ]

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from .._jax import result_type
-from ..plan import Index
+from ..ir import Index
 from ..traces import times
 
 Out = TypeVar("Out")

@@ -11,7 +11,8 @@ from jax import Array, lax
 
 from .._jax import linear_transpose
 from ..analyse import WeightOp, trace_dtype
-from ..plan import Columns, Layout, OpPlan, Plan
+from ..ir import Columns, Layout, TraceProgram
+from ..plan import OutputPaths
 from ..traces import Factors, times
 from ._arrays import (
     joined,
@@ -56,17 +57,17 @@ class Jacobians:
 class CutSteps:
     """What a window needs of its cut steps, all at once."""
 
-    def __init__(self, plan: Plan, step: StepFunctions):
-        self.plan, self.step = plan, step
-        self.live: list[OpPlan] = [plan.ops[op.number] for op in step.live]
-        self.reading = Reading(step, _untraced(plan) if "read_after" in plan.passes else [])
-        self.reads_old = self.reading.reads_old_states()
-        self.reads_ops = self.reading.operations_read()
+    def __init__(self, program: TraceProgram, step: StepFunctions):
+        self.program, self.step = program, step
+        self.live = step.live
+        paths = OutputPaths(program.analysis, program.credited)
+        self.reading = Reading(step, paths)
+        self.reads_old = paths.from_old_states
 
     def deltas(self, parts: Arrays) -> list[Array]:
         """Perturbations of zero of the live operations, [W, B, ...], spread over devices as the parts are."""
         lead = next(part[:, :, 0] for part in parts if part.shape[-1])
-        return [zeros_over(lead, p.op.delta.shape, p.op.delta.dtype) for p in self.live]
+        return [zeros_over(lead, op.delta.shape, op.delta.dtype) for op in self.live]
 
     # --- outputs and data ---
 
@@ -101,14 +102,14 @@ class CutSteps:
         """The `x` of each live operation in canonical form, [W, B, G, I]; `None` where it has none."""
         remaining = iter(data)
         by_op: list[Array | None] = []
-        for p in self.live:
-            if p.op.kind.data is None:
+        for op in self.live:
+            if op.kind.data is None:
                 by_op.append(None)
                 continue
-            x = over_steps(lambda x, op=p.op: _factor(op, x))(next(remaining))
-            x = x.real if p.op.kind.data in p.op.equation.real else x
+            x = over_steps(lambda x, op=op: _factor(op, x))(next(remaining))
+            x = x.real if op.kind.data in op.equation.real else x
             is_inexact = jnp.issubdtype(x.dtype, jnp.inexact)
-            by_op.append(x if is_inexact else x.astype(p.op.delta.dtype))  # spikes may be booleans
+            by_op.append(x if is_inexact else x.astype(op.delta.dtype))  # spikes may be booleans
         return by_op
 
     # --- Jacobians ---
@@ -124,7 +125,7 @@ class CutSteps:
 
         deltas = self.deltas(parts)
         _, pull = jax.vjp(cut, parts, deltas)
-        colours = self.plan.colours
+        colours = self.program.reads.colours
         of_colour = colours.colour[None, :] == np.arange(colours.count)[:, None]
         bounds = np.cumsum([part.shape[-1] for part in parts])[:-1]
         seeds = [  # spread over devices as the parts
@@ -137,47 +138,38 @@ class CutSteps:
         else:
             transition, by_ops = jax.vmap(pull)(seeds)
         immediate: list[list[Array]] = []
-        for place, p in enumerate(self.live):
-            columns = colours.columns.get(p.op.number)
+        for place, op in enumerate(self.live):
+            columns = colours.columns.get(op.number)
             if columns is None:
                 by_op = by_ops[place]
                 compressed = [by_op.reshape(*by_op.shape[:3], -1)]
             else:
                 pull_op = lambda bars, place=place: pull(bars)[1][place]
                 compressed = _by_columns(columns, pull_op, parts, deltas[place])
-            trace = trace_dtype(self.plan.analysis, p.op)
-            immediate.append([j.astype(trace) for j in compressed])
+            dtype = trace_dtype(self.program.analysis, op)
+            immediate.append([j.astype(dtype) for j in compressed])
         first = jax.vmap(lambda by_state: without_past(by_state, fresh))
         return Jacobians([first(j) for j in transition], immediate)
 
-    def factors(self, jacobians: Jacobians, data: Arrays) -> list[Factors | None]:
-        """What the window says of each live operation; `None` where it has no trace."""
-        transitions: dict[Layout, Array] = {}  # that operations share
-        rows, factors = rows_of(jacobians.transition), list[Factors | None]()
-        by_op = self.canonical(data)
-        for place, (p, compressed) in enumerate(zip(self.live, jacobians.immediate, strict=True)):
-            if p.trace is None or p.trace.beside:
-                factors.append(None)
-                continue
-            x, beside = by_op[place], self.plan.beside(p.trace)
-            if beside:
-                xs = [x, *(by_op[self.step.live.index(op)] for op in beside)]
-                x = joined([a for a in xs if a is not None], -1)
-            layout = p.trace.layout
+    def factors(self, jacobians: Jacobians, data: Arrays) -> list[list[Factors]]:
+        """What the window says of each feed of each trace."""
+        transitions: dict[Layout, Array] = {}  # which traces share
+        rows, reads = rows_of(jacobians.transition), self.program.reads
+        x_of = dict(zip(self.live, self.canonical(data), strict=True))
+        by_node: list[list[Factors]] = []
+        for node in self.program.traces:
+            layout, factors = reads.layout(node.blocks), list[Factors]()
             if layout not in transitions:
                 transitions[layout] = take_rows(rows, layout.transition)
-            immediate = take(rows_of(compressed), p.trace.immediate)
-            factors.append(Factors(x, immediate, transitions[layout]))
-        return factors
-
-
-def _untraced(plan: Plan) -> list[int]:
-    """The hidden states of which no trace holds an element, by their number."""
-    held = np.zeros(plan.analysis.hidden.size, bool)
-    for layout in {t.layout for t in plan.traces}:
-        held[layout.rows[layout.rows >= 0]] = True
-    ends = enumerate(itertools.pairwise(plan.analysis.hidden.offsets))
-    return [n for n, (start, end) in ends if not held[start:end].any()]
+            for feed in node.feeds:
+                xs = [x for op in feed.ops if (x := x_of[op]) is not None]
+                x = joined(xs, -1) if xs else None
+                op = feed.ops[0]
+                compressed = jacobians.immediate[self.live.index(op)]
+                immediate = take(rows_of(compressed), reads.immediate(op, node.blocks))
+                factors.append(Factors(x, immediate, transitions[layout]))
+            by_node.append(factors)
+        return by_node
 
 
 def _factor(op: WeightOp, x: Array) -> Array:
@@ -223,14 +215,16 @@ def _by_columns(
     return lax.cond(finite, lambda: products, by_rows)
 
 
-def into_op(plan: Plan, op: WeightOp, immediate: Arrays, credit: Sequence[Array]) -> Array:
+def into_op(
+    program: TraceProgram, op: WeightOp, immediate: Arrays, credit: Sequence[Array]
+) -> Array:
     """`F^T` on the credit of new states, [W, B, n] for each part: that of the output of an operation."""
-    columns = plan.colours.columns.get(op.number)
+    columns = program.reads.colours.columns.get(op.number)
     if columns is not None:
         parts = [times(c[None], j) for j, c in zip(immediate, credit, strict=True)]
         return take(rows_of(parts), columns.entries).sum(-1)
     (jacobian,) = immediate
-    owner = plan.colours.immediate[op.number]
+    owner = program.reads.colours.immediate[op.number]
     if owner.at.shape[-1] == 0:
         return jnp.zeros(jacobian.shape[1:], jacobian.dtype)
     return weighted(credit, owner, jacobian)

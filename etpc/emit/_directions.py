@@ -1,7 +1,7 @@
 """What a window does along the directions of state space that are followed, nothing cut."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import linear_transpose
-from ..plan import OpPlan, TracePlan
+from ..analyse import WeightOp
+from ..ir import Layout, TraceNode, TraceProgram
 from ..traces import Carry, Directions, Passage, Traces
 from ._arrays import finite_where, of_each_example, take, where_over
 
@@ -27,8 +28,8 @@ class Along(NamedTuple):
     """How they were chosen: a record of the form of the directions."""
     by_start: Array
     """Their derivatives by the states at the start, Lambda: [B, q, S]."""
-    by_ops: list[Array | None]
-    """By the output of each live operation at each step, [W, B, q, GO]; `None` where no trace follows directions."""
+    by_ops: Mapping[WeightOp, Array]
+    """By the output of each operation whose trace follows them at each step, [W, B, q, GO]."""
     push: Callable[[Array], Array]
     """From perturbations [B, q, S] of the states at the start to those at the end."""
     kept: Array | None
@@ -36,9 +37,9 @@ class Along(NamedTuple):
 
 
 def along(
+    program: TraceProgram,
     directions: Directions,
     traces: Traces,
-    live: Sequence[OpPlan],
     last: Array,
     back: PullStates,
     fresh: Array,
@@ -67,21 +68,20 @@ def along(
         forward = linear_transpose(by_start, jnp.zeros_like(ends_of_each[:, 0]))
         return jax.vmap(lambda direction: forward(direction)[0], in_axes=1, out_axes=1)(ahead)
 
-    by_ops = [
-        jnp.moveaxis(by_op.reshape(*by_op.shape[:3], -1), 0, 2)
-        if p.trace is not None and p.trace.directions is not None
-        else None
-        for p, by_op in zip(live, ops, strict=True)
-    ]
+    following = {op for node in program.traces if node.virtual for op in node.ops}
+    by_ops: dict[WeightOp, Array] = {
+        op: jnp.moveaxis(by_op.reshape(*by_op.shape[:3], -1), 0, 2)
+        for op, by_op in zip(program.grads, ops, strict=True)
+        if op in following
+    }
     by_start = jnp.concatenate(starts, -1)
     kept = directions.keeps(traces.shared, traces.each, by_start)
     if kept is not None:
-        for by_op in by_ops:
-            if by_op is not None:
-                kept = kept & jnp.isfinite(by_op).all((0, 3))
+        for by_op in by_ops.values():
+            kept = kept & jnp.isfinite(by_op).all((0, 3))
         by_start = jnp.where(kept[..., None], by_start, jnp.nan)
         mask = kept[None, ..., None]
-        by_ops = [None if by_op is None else jnp.where(mask, by_op, 0) for by_op in by_ops]
+        by_ops = {op: jnp.where(mask, by_op, 0) for op, by_op in by_ops.items()}
     return Along(ends, chosen, by_start, by_ops, push, kept)
 
 
@@ -95,7 +95,7 @@ class Followed:
     """Lambda, [B, q, S]."""
     transition: Array
     """The transition of the virtual states, [B, q, q]."""
-    by_ops: list[Array | None]
+    by_ops: Mapping[WeightOp, Array]
 
 
 def advanced(
@@ -126,10 +126,9 @@ class FollowedPassage:
     states together have the transition `[[D, 0], [Lambda - N v, N]]`, and get `[F, delta]`.
     """
 
-    trace: TracePlan
+    program: TraceProgram
+    node: TraceNode
     block: Passage
-    ops: Sequence[int]
-    """The live operations that the trace is for, by their places."""
     followed: Followed
 
     @property
@@ -137,24 +136,23 @@ class FollowedPassage:
         return self.block.xs
 
     def moved(self) -> list[Sequence[Array]]:
-        moved = self.block.moved()
-        by_ops = [self.followed.by_ops[place] for place in self.ops]
+        by_feed = [self.followed.by_ops[feed.ops[0]] for feed in self.node.feeds]
         return [
-            parts if by_op is None else [*parts, by_op.astype(parts[0].dtype)]
-            for parts, by_op in zip(moved, by_ops, strict=True)
+            [*parts, of_feed.astype(parts[0].dtype)]
+            for parts, of_feed in zip(self.block.moved(), by_feed, strict=True)
         ]
 
     def whole(self) -> Array:
-        trace, whole = self.trace, self.block.whole()  # [B, P, o]
-        layout, q, m = trace.layout, trace.virtual, trace.block
-        batch, o = len(whole), trace.site.count
+        node, whole = self.node, self.block.whole()  # [B, P, o]
+        layout, q, m = self.program.reads.layout(node.blocks), node.virtual, node.block
+        batch, o = len(whole), node.op.size
         followed = self.followed
         predicted = jnp.einsum("bpq,bqs->bps", followed.transition, followed.basis)
         beyond = take([followed.by_start - predicted], layout.states)  # [B, q, m, O]
         among = jnp.broadcast_to(followed.transition[..., None], (batch, q, q, o))
         below = jnp.concatenate([beyond, among], 2).astype(whole.dtype)
         above = jnp.broadcast_to(whole, (batch, whole.shape[1], o))
-        if trace.site.pairs.dense:
+        if self.program.site(node).pairs.dense:
             square = above.reshape(batch, m, m, o)
             zero = jnp.zeros_like(followed.transition[:, :1, :, None], whole.dtype)
             right = jnp.broadcast_to(zero, (batch, m, q, o))
@@ -181,9 +179,9 @@ class VirtualCredit(NamedTuple):
         basis = of_each_example(directions.basis(traces.shared, traces.each), credit[:, 0])
         return cls(of_states, jnp.einsum("bq,bqs->bs", of_states, basis))
 
-    def beside(self, trace: TracePlan, of_block: Array) -> Array:
+    def beside(self, layout: Layout, of_block: Array) -> Array:
         """The credit of a block and of its virtual states, [B, m + q, O], from that of the block."""
-        accounted = take([self.accounted], trace.layout.states)
+        accounted = take([self.accounted], layout.states)
         of_block = of_block - accounted.astype(of_block.dtype)
         shape = (*self.of_states.shape, of_block.shape[-1])
         of_virtual = jnp.broadcast_to(self.of_states[..., None], shape)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..plan import Plan
+from ..ir import TraceProgram
 from ._lookback import LookBack
 from ._reverse import Reverse
 from ._step import StepFunctions
@@ -10,9 +10,9 @@ from ._truncated import Truncated
 from ._window import Window
 
 
-def emit(plan: Plan) -> Window[Any]:
-    """Emit the functions of a plan."""
-    step = StepFunctions(plan.analysis)
-    if plan.algorithm.backprop == "cut":
-        return Truncated(plan, step)
-    return LookBack(plan, step) if plan.behind else Reverse(plan, step)
+def emit(program: TraceProgram) -> Window[Any]:
+    """Emit the functions of a trace program."""
+    step = StepFunctions(program.analysis)
+    if program.window.credit == "step":
+        return Truncated(program, step)
+    return LookBack(program, step) if program.window.behind else Reverse(program, step)

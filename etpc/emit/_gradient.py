@@ -1,35 +1,36 @@
-"""The gradient by the effective weights, from the credit of operations and traces, and its sums over windows."""
+"""The gradient by the effective weights: terms of the trace program, one by one, and sums over windows."""
 
+import abc
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from .._jax import by_parts, is_complex, promoting, result_type
 from ..analyse import WeightOp
-from ..plan import Plan, TracePlan
-from ..traces import Joined, Rows
+from ..ir import After, Direct, Grads, Past, Term, Through, TraceNode, TraceProgram
+from ..traces import Carry, Joined, Rows, Site
 from ._arrays import joined, replaced, sum_dtype
-from ._records import Arrays, Bars
+from ._records import Arrays, Bars, OpCredit
 from ._returned import wrong_return
 
 
 class Gradients:
     """Puts the gradient by the effective weights together."""
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
+    def __init__(self, program: TraceProgram):
+        self.program = program
 
     def of_window(self, bars: Bars) -> list[Array]:
         """The gradient of a window by the effective weights, at least float32."""
         grads = bars.weights
         for credit in bars.ops:
-            past = credit.past
-            entries = None if past is None else past.entries()
-            if past is not None and entries is not None:
-                gathered = past.trace.form.gathered(past.trace.site, entries)
-                grads = self._with(grads, past.trace.op, gathered)
+            if credit.of_trace is not None:
+                node, entries = credit.of_trace
+                gathered = node.form.gathered(self.program.site(node), entries)
+                grads = self._with(grads, node.op, gathered)
             if credit.terms:
                 grads = self._with(grads, credit.op, _product(credit.op, credit.terms))
         return grads
@@ -46,22 +47,103 @@ class Gradients:
 
     def _with(self, grads: Arrays, op: WeightOp, added: Array) -> list[Array]:
         """Gradients by the effective weights, with what one operation adds to that of its weight."""
-        place = self.plan.analysis.split.weights.index(op.weight)
+        place = self.program.analysis.split.weights.index(op.weight)
         old = grads[place]
         added = added if is_complex(old) else added.real
         return replaced(grads, [place], [_sum(old, added.astype(old.dtype))])
 
 
-def data_by_op(trace: TracePlan, x: Array) -> list[Array]:
-    """The data of each operation whose data a trace holds, that of the trace first, from the data of all."""
-    kind = trace.site.kind
+class Credit(abc.ABC):
+    """The credit of a window, as the terms of a trace program ask for it."""
+
+    def __init__(self, program: TraceProgram, carries: Sequence[Carry]):
+        self.program = program
+        self.carries = dict(zip(program.traces, carries, strict=True))
+        self._rows: dict[TraceNode, list[list[Rows]]] = {}
+
+    @abc.abstractmethod
+    def start(self, node: TraceNode) -> Array:
+        """The credit of a trace at the start of the window, as its form takes it."""
+
+    def data(self, op: WeightOp) -> Array | None:
+        """The data of an operation at each step, [W, B, G, I]."""
+        raise NotImplementedError
+
+    def direct(self, op: WeightOp) -> Array:
+        """The credit of an operation past the new states of each step, [W, B, ...]."""
+        raise NotImplementedError
+
+    def through(self, op: WeightOp, node: TraceNode | None) -> Array:
+        """The credit of an operation by way of the new states, [W, B, G * O]."""
+        raise NotImplementedError
+
+    def after(self, node: TraceNode) -> Array | None:
+        """What a trace gives at the end of a window of one step, entry by entry; `None` where its form declines."""
+        raise NotImplementedError
+
+    def first(self, past: Past) -> Array:
+        """What the past adds to the data of the first step, [B, G, I]."""
+        node = past.trace
+        added = node.form.first_data(self.program.site(node), self.carries[node])
+        return by_op(node, added)[past.slot]
+
+    def rows(self, past: Past) -> list[Rows]:
+        """The pairs of data and credit that a trace gives for one of its operations."""
+        node = past.trace
+        if node not in self._rows:
+            site = self.program.site(node)
+            rows: Any = node.form.rows(site, self.start(node), self.carries[node])
+            self._rows[node] = _checked_rows(node, site, rows)
+        return self._rows[node][past.slot]
+
+    def entries(self, node: TraceNode) -> Array | None:
+        """What a trace gives entry by entry."""
+        site = self.program.site(node)
+        return node.form.entries(site, self.start(node), self.carries[node])
+
+    def of_ops(self, grads: Grads) -> list[OpCredit]:
+        """The gradient of each operation, term by term."""
+        return [self._of_op(op, terms) for op, terms in grads.items()]
+
+    def _of_op(self, op: WeightOp, terms: Sequence[Term]) -> OpCredit:
+        credits: list[Array] = []
+        rows: list[Rows] = []
+        x: Array | None = None
+        of_trace: tuple[TraceNode, Array] | None = None
+        for term in terms:
+            match term:
+                case Direct():
+                    x = self.data(op)
+                    credits.append(self.direct(op))
+                case Through(_, trace, past):
+                    credits.append(self.through(op, trace))
+                    if past is not None and x is not None:
+                        x = jnp.concatenate([x[:1] + self.first(past)[None], x[1:]])
+                case Past(trace, slot):
+                    rows += self.rows(term)
+                    entries = None if slot else self.entries(trace)
+                    of_trace = None if entries is None else (trace, entries)
+                case After(trace):
+                    entries = self.after(trace)
+                    if entries is None:
+                        return self._of_op(op, self.program.grads[op])
+                    of_trace = trace, entries
+        if credits:
+            delta = sum((c.reshape(credits[0].shape) for c in credits[1:]), credits[0])
+            rows = [(x, delta), *rows]  # pyright: ignore[reportAssignmentType]
+        return OpCredit(op, rows, of_trace)
+
+
+def by_op(node: TraceNode, x: Array) -> list[Array]:
+    """The data of each operation of a trace's first feed, from the data of all, [..., I]."""
+    kind = node.feeds[0].kind
     return kind.split(x) if isinstance(kind, Joined) else [x]
 
 
-def rows_by_op(trace: TracePlan, rows: list[Rows]) -> list[list[Rows]]:
-    """The rows of a trace for each operation whose data it holds, that of the trace first."""
-    kind = trace.site.kind
-    sizes = kind.groups * kind.inputs, trace.site.count
+def _checked_rows(node: TraceNode, site: Site, rows: Any) -> list[list[Rows]]:
+    """The rows of a trace for each operation of its first feed."""
+    kind = site.kind
+    sizes = kind.groups * kind.inputs, site.count
     is_right = isinstance(rows, list) and all(
         [(*a.shape[:2], math.prod(a.shape[2:])) for a in pair]
         == [(*pair[0].shape[:2], size) for size in sizes]
@@ -69,10 +151,9 @@ def rows_by_op(trace: TracePlan, rows: list[Rows]) -> list[list[Rows]]:
     )
     if not is_right:
         wanted = f"a list of pairs of data, [n, B, {kind.groups}, {kind.inputs}], and credit, [n, B, {sizes[1]}]"
-        raise wrong_return(trace, "rows", rows, wanted)
-    count = len(kind.parts) if isinstance(kind, Joined) else 1
-    parts = [(data_by_op(trace, x), credit) for x, credit in rows]
-    return [[(xs[n], credit) for xs, credit in parts] for n in range(count)]
+        raise wrong_return(node, "rows", rows, wanted)
+    parts = [(by_op(node, x), credit) for x, credit in rows]
+    return [[(xs[n], credit) for xs, credit in parts] for n in range(len(node.feeds[0].ops))]
 
 
 def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -> Array:

@@ -48,7 +48,7 @@ class LookBack(Reverse):
         leaving, past = steps.part(None, count), steps.part(count, None)
         fresh, followed = leaving.first[0] | ~leaving.valid[0], None
         first = Span(leaving.xs, leaving.start, fresh)
-        if self.plan.directions is None:
+        if self.program.directions is None:
             old = self.step.run(weights, first.xs, first.state, False, stored=leaving.stored)
         else:
             old, old_pull = self.steps(weights, first, stored=leaving.stored)
@@ -57,13 +57,13 @@ class LookBack(Reverse):
         jacobians = jacobians.within(leaving.first, leaving.valid)
         counted = leaving.valid.astype(self.step.dtype)
         of_all = self.cut.factors(jacobians, self.cut.data(weights, old))
-        factors = [None if of_op is None else of_op.counting(counted) for of_op in of_all]
+        factors = [[of_feed.counting(counted) for of_feed in feeds] for feeds in of_all]
         moves = Moves(factors, self.mover.follow(factors, traces)[0], followed, past.carried)
         return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 
     def none_yet(self, state: Arrays) -> Carry:
-        batch, count = state[0].shape[0], self.plan.behind
-        avals = [v.aval for v in self.plan.analysis.step.inputs]
+        batch, count = state[0].shape[0], self.program.window.behind
+        avals = [v.aval for v in self.program.analysis.step.inputs]
         xs = [jnp.zeros((batch, count, *a.shape), a.dtype) for a in avals]
         states = [jnp.repeat(s[:, None], count, 1) for s in state]
         return (*xs, *states, *jnp.zeros((2, batch, count), bool))

@@ -5,14 +5,14 @@ states of an example are S real numbers. They come in parts [..., n]: one for ea
 one that is complex.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax import Array
 from jaxtyping import Bool
 
 from ..analyse import WeightOp
-from ..plan import TracePlan
+from ..ir import TraceNode
 from ..traces import Carry, Rows
 
 Arrays = Sequence[Array]
@@ -51,31 +51,15 @@ class Taken(NamedTuple):
     """The outputs of the operations whose data is cut."""
 
 
-class Past(NamedTuple):
-    """A trace as a window finds it, and its credit; or as it leaves the trace, where that is read after it."""
-
-    trace: TracePlan
-    carry: Carry
-    credit: Array
-    read_after: Array | None = None
-    """What the trace at the end of the window gives, entry by entry; then `carry` and `credit` are those at the end."""
-
-    def entries(self) -> Array | None:
-        """What the trace gives to the gradient entry by entry; `None` if it gives nothing so."""
-        if self.read_after is not None:
-            return self.read_after
-        return self.trace.form.entries(self.trace.site, self.credit, self.carry)
-
-
 class OpCredit(NamedTuple):
-    """The credit of a weight operation in a window, with what it is multiplied with."""
+    """What the gradient through a weight operation is made of in a window."""
 
     op: WeightOp
     terms: Sequence[tuple[Array | None, Array] | Rows]
     """Data and credit, [n, B, ...] each; the products are summed. There is no data where the operation is
     element-wise."""
-    past: Past | None
-    """`None` where no trace is carried for the operation."""
+    of_trace: tuple[TraceNode, Array] | None
+    """A trace, and what it gives to the gradient entry by entry, if it gives something so."""
 
 
 class Bars(NamedTuple):
@@ -86,5 +70,9 @@ class Bars(NamedTuple):
     inputs: list[Array | None]
     """By each input; `None` where it was not asked for."""
     ops: list[OpCredit]
+    starts: Mapping[TraceNode, Array]
+    """The credit of the traces at the start of the window, as their forms take it."""
+    moved: Mapping[TraceNode, Carry]
+    """The traces that were read at the end of the window, there."""
     states: Array | None = None
     """By the states at the start of the window, [B, S], where directions are followed."""

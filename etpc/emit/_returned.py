@@ -5,12 +5,12 @@ from typing import Any
 import equinox as eqx
 
 from .._errors import AlgorithmError
-from ..plan import TracePlan
+from ..ir import TraceNode
 
 
-def wrong_return(trace: TracePlan, method: str, value: Any, wanted: str) -> AlgorithmError:
+def wrong_return(node: TraceNode, method: str, value: Any, wanted: str) -> AlgorithmError:
     return AlgorithmError(
-        f"{type(trace.form).__name__}.{method} returned {eqx.tree_pformat(value)} for the trace of {trace.op.path}. "
+        f"{type(node.form).__name__}.{method} returned {eqx.tree_pformat(value)} for the trace of {node.op.path}. "
         f"It should return {wanted}."
     )
 

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..plan import Plan
+from ..ir import TraceNode, TraceProgram
 from ..traces import Traces
 from ._arrays import finite_where, replaced, take, widened, without_past, zeros_over
 from ._directions import Along, VirtualCredit, along
 from ._forward import Rollout, Stored
-from ._gradient import rows_by_op
+from ._gradient import Credit
 from ._move import Moves
-from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
+from ._records import Arrays, Bars, Cotangents, Span, Weights
 from ._step import StepFunctions
 from ._window import Course, Window
 
@@ -59,9 +59,9 @@ class UncutWindow(NamedTuple):
 class Reverse(Window[UncutWindow]):
     """Windows that are differentiated in reverse mode; what lies before them is in the traces."""
 
-    def __init__(self, plan: Plan, step: StepFunctions):
-        super().__init__(plan, step)
-        self.holds_steps = plan.behind > 0 or plan.directions is not None
+    def __init__(self, program: TraceProgram, step: StepFunctions):
+        super().__init__(program, step)
+        self.holds_steps = program.window.behind > 0 or program.directions is not None
 
     def forward(
         self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
@@ -73,7 +73,7 @@ class Reverse(Window[UncutWindow]):
         moves = Moves(factors, self.mover.follow(factors, traces)[0], followed)
         ends: list[Array] = []
         if followed is not None:  # else a zero would meet derivatives that may be infinite
-            size = self.plan.analysis.hidden.size
+            size = self.program.analysis.hidden.size
             ends = self._split(zeros_over(span.fresh, (size,), self.step.dtype))
         residuals = UncutWindow(pull, ends, span.fresh)
         return Course(rollout.outputs, rollout.last, moves, residuals)
@@ -86,23 +86,16 @@ class Reverse(Window[UncutWindow]):
         moves: Moves | None = None,
     ) -> Bars:
         (by,) = residuals.pull(Ends(outputs, residuals.ends))
-        by_state, directions = self._parts_of_bars(by.state), self.plan.directions
+        by_state, directions = self._parts_of_bars(by.state), self.program.directions
         credit = virtual = None
         if directions is not None:
             credit = jnp.concatenate([finite_where(s, residuals.fresh) for s in by_state], -1)
             virtual = VirtualCredit.of(directions, traces, credit)
         signals = [without_past(part[None], residuals.fresh)[0] for part in by_state]
-        ops: list[OpCredit] = []
-        for trace, carry in zip(self.plan.carried, traces.carries, strict=True):
-            of_block = take(signals, trace.layout.states)
-            if trace.directions is not None and virtual is not None:
-                of_block = virtual.beside(trace, of_block)
-            start = trace.form.start(trace.site, of_block, carry)
-            own, *others = rows_by_op(trace, trace.form.rows(trace.site, start, carry))
-            ops.append(OpCredit(trace.op, own, Past(trace, carry, start)))
-            beside = zip(self.plan.beside(trace), others, strict=True)
-            ops += [OpCredit(op, rows, None) for op, rows in beside]
-        return Bars(widened(by.weights), self.by_input(by.inputs), ops, credit)
+        of_window = WindowCredit(self.program, traces, signals, virtual)
+        ops = of_window.of_ops(self.program.grads)
+        inputs = self.by_input(by.inputs)
+        return Bars(widened(by.weights), inputs, ops, of_window.starts, {}, credit)
 
     # --- reverse mode ---
 
@@ -120,7 +113,7 @@ class Reverse(Window[UncutWindow]):
             return self.step.run(weights, span.xs, span.state, True, shifts, stored)
 
         shifts: list[Array] = []
-        if self.plan.directions is not None:
+        if self.program.directions is not None:
             steps = span.xs[0].shape[0]
             parts = self._parts(span.state)
             shifts = self.cut.deltas([jnp.broadcast_to(p[None], (steps, *p.shape)) for p in parts])
@@ -130,7 +123,7 @@ class Reverse(Window[UncutWindow]):
         self, run: Run, weights: Weights, span: Span, moving: Sequence[int], shifts: Arrays = ()
     ) -> tuple[Rollout, Pull]:
         """Run a window, and how it depends on its sources; `moving` are the inputs among them."""
-        leaves = self.plan.analysis.hidden.leaves
+        leaves = self.program.analysis.hidden.leaves
 
         def window(sources: Sources) -> tuple[Ends, Rollout]:
             xs = replaced(span.xs, moving, sources.inputs)
@@ -153,7 +146,7 @@ class Reverse(Window[UncutWindow]):
         valid: Array | None = None,
     ) -> Along | None:
         """What a window does along the directions, if some are followed; `valid` are the steps that count."""
-        if self.plan.directions is None:
+        if self.program.directions is None:
             return None
         no_outputs = [jnp.zeros_like(y) for y in rollout.outputs]
 
@@ -162,7 +155,7 @@ class Reverse(Window[UncutWindow]):
             return self._parts_of_bars(by.state), list(by.shifts)
 
         last = jnp.concatenate(self._parts(rollout.last), -1)
-        return along(self.plan.directions, traces, self.cut.live, last, back, fresh, valid)
+        return along(self.program, self.program.directions, traces, last, back, fresh, valid)
 
     # --- parts of states ---
 
@@ -175,11 +168,36 @@ class Reverse(Window[UncutWindow]):
 
         That by a complex leaf is the derivative by its real part minus i times that by the other.
         """
-        parts = self.plan.analysis.hidden.split([bar.conj() for bar in bars])
+        parts = self.program.analysis.hidden.split([bar.conj() for bar in bars])
         return [part.reshape(part.shape[0], -1).astype(self.step.dtype) for part in parts]
 
     def _split(self, states: Array) -> list[Array]:
         """A vector of all states, [B, S], in parts."""
-        sizes = [math.prod(a.shape) for a in self.plan.analysis.hidden.parts]
+        sizes = [math.prod(a.shape) for a in self.program.analysis.hidden.parts]
         parts = jnp.split(states, np.cumsum(sizes)[:-1], -1)
         return [part.astype(self.step.dtype) for part in parts]
+
+
+class WindowCredit(Credit):
+    """Credit that passed back through a window uncut: that of the states at its start."""
+
+    def __init__(
+        self,
+        program: TraceProgram,
+        traces: Traces,
+        states: Arrays,
+        virtual: VirtualCredit | None,
+    ):
+        super().__init__(program, traces.carries)
+        self.states, self.virtual = states, virtual
+        self.starts: dict[TraceNode, Array] = {}
+
+    def start(self, node: TraceNode) -> Array:
+        if node not in self.starts:
+            layout = self.program.reads.layout(node.blocks)
+            of_block = take(self.states, layout.states)
+            if node.virtual and self.virtual is not None:
+                of_block = self.virtual.beside(layout, of_block)
+            site = self.program.site(node)
+            self.starts[node] = node.form.start(site, of_block, self.carries[node])
+        return self.starts[node]

@@ -2,17 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
-from ..plan import Change, Plan, TracePlan
-from ..traces import Rows, Trace, Traces, apply_back
+from ..analyse import WeightOp
+from ..ir import Feed, Layout, TraceNode, TraceProgram
+from ..traces import Carry, Traces, apply_back
 from ._arrays import (
     by_step,
     columns,
@@ -27,21 +27,15 @@ from ._arrays import (
 )
 from ._cut import Jacobians, ReadPull, into_op
 from ._forward import Rollout
-from ._gradient import data_by_op, rows_by_op
+from ._gradient import Credit
 from ._move import Moves
-from ._records import Arrays, Bars, Cotangents, OpCredit, Past, Span, Weights
+from ._read import Sources
+from ._records import Arrays, Bars, Cotangents, Span, Weights
 from ._returned import wrong_return
 from ._window import Course, Window
 
 InputPull = Callable[[Cotangents], tuple[list[Array]]]
 """From the derivatives by the outputs of a window to those by the float inputs, each within its own step."""
-
-
-TEXTS = {
-    "read_after": "the gradient of a window of one step is read after the step",
-    "join_past": "one product for the first step of a window and what was before it",
-}
-"""What the passes over windows do to a trace."""
 
 
 class CutWindow(NamedTuple):
@@ -87,113 +81,92 @@ class Truncated(Window[CutWindow]):
     ) -> Bars:
         (by,) = residuals.read_pull(outputs)
         inputs = [] if residuals.input_pull is None else residuals.input_pull(outputs)[0]
+        credit = StepCredit(self, residuals, traces, by, moves)
+        at_end = moves is not None and len(by.new[0]) == 1
+        ops = credit.of_ops(self.program.step_grads if at_end else self.program.grads)
+        return Bars(
+            *(widened(by.weights), self.by_input(inputs), ops),
+            starts=credit.starts,
+            moved=credit.moved,
+        )
+
+
+class StepCredit(Credit):
+    """Credit of each step, cut as the traces are."""
+
+    def __init__(
+        self,
+        window: Truncated,
+        residuals: CutWindow,
+        traces: Traces,
+        by: Sources,
+        moves: Moves | None,
+    ):
+        super().__init__(window.program, traces.carries)
+        self.window, self.residuals, self.traces, self.by = window, residuals, traces, by
+        self.moves = moves
+        self.moved: dict[TraceNode, Carry] = {}
+        """The traces that were read at the end of the window."""
+        self.starts: dict[TraceNode, Array] = {}
         old = None
-        if self.cut.reads_old:
+        if window.cut.reads_old:
             old = [without_past(part, residuals.fresh) for part in by.old]
-        window = WindowSignals(self.plan, residuals.jacobians.transition, old, by.new)
-        xs = self.cut.canonical(residuals.data)
-        numbers = [t.op.number for t in self.plan.carried]
-        carried = dict(zip(numbers, zip(traces.carries, residuals.paths, strict=True), strict=True))
-        ops: list[OpCredit] = []
-        held: dict[int | None, tuple[Array, Iterator[list[Rows]]]] = {}
-        after = {} if moves is None else self._read_after(moves, traces, by.new)
-        added = self._first_data(traces)
-        for place, p in enumerate(self.cut.live):
-            immediate, trace, past = residuals.jacobians.immediate[place], p.trace, None
-            of_past: list[Rows] = []
-            if (
-                trace is not None and _owner(trace) in after
-            ):  # no path leads past it: `delta` is zero
-                ops.append(OpCredit(p.op, [], after.get(p.op.number)))
-                continue
-            if trace is None:
-                credit = into_op(self.plan, p.op, immediate, by.new)
-            elif trace.beside:
-                credit, rows = held[trace.shares]
-                of_past = next(rows)
-            else:
-                carry, path = carried.get(p.op.number, (None, ()))
-                signals = OpSignals(window, trace, immediate)
-                found: Any = trace.form.credit(trace.site, signals, path)
-                shape = (*by.new[0].shape[:2], trace.site.count)
-                if not isinstance(found, tuple) or len(found) != 2 or found[0].shape != shape:
-                    wanted = f"the credit of the output, {list(shape)}, and that of the carry at the start"
-                    raise wrong_return(trace, "credit", found, wanted)
-                credit, start = found
-                if carry is not None:
-                    past = Past(trace, carry, start)
-                    joins = p.op.number in added
-                    of_trace = [] if joins else trace.form.rows(trace.site, start, carry)
-                    rows = iter(rows_by_op(trace, of_trace))
-                    of_past = next(rows)
-                    held[p.op.number] = credit, rows
-            delta, x = by.deltas[place] + credit.reshape(by.deltas[place].shape), xs[place]
-            if x is not None and p.op.number in added:
-                x = jnp.concatenate([x[:1] + added[p.op.number][None], x[1:]])
-            ops.append(OpCredit(p.op, [(x, delta), *of_past], past))
-        return Bars(widened(by.weights), self.by_input(inputs), ops)
+        transition = residuals.jacobians.transition
+        self.signals = WindowSignals(window.program, transition, old, by.new)
+        live = window.cut.live
+        self.place = {op: place for place, op in enumerate(live)}
+        self.xs = dict(zip(live, window.cut.canonical(residuals.data), strict=True))
+        self.paths = dict(zip(window.program.traces, residuals.paths, strict=True))
+        self._through: dict[tuple[TraceNode, Feed], Array] = {}
 
-    def _read_after(self, moves: Moves, traces: Traces, new: Arrays) -> dict[int, Past]:
-        """The traces that are read at the end of a window, by the number of their operation; `new` is the credit of the
-        new states."""
-        if len(new[0]) > 1:
-            return {}
-        credit = {t.op.number: take(new, t.layout.states) for t in self._of_pass["read_after"]}
-        return self.mover.read_after(moves, traces, credit)
+    def data(self, op: WeightOp) -> Array | None:
+        return self.xs[op]
 
-    def _first_data(self, traces: Traces) -> dict[int, Array]:
-        """What traces add to the data of the first step, by the number of the operation: see `Trace.first_data`."""
-        added: dict[int, Array] = {}
-        for trace, carry in zip(self.plan.carried, traces.carries, strict=True):
-            if trace in self._of_pass["join_past"]:
-                ops = [trace.op, *self.plan.beside(trace)]
-                parts = data_by_op(trace, trace.form.first_data(trace.site, carry))
-                added |= {op.number: part for op, part in zip(ops, parts, strict=True)}
-        return added
+    def direct(self, op: WeightOp) -> Array:
+        return self.by.deltas[self.place[op]]
 
-    @cached_property
-    def _of_pass(self) -> dict[str, list[TracePlan]]:
-        """The traces that each pass over windows changes: those of forms with a method of their own for it."""
-        methods = {"read_after": Trace.read_after, "join_past": Trace.first_data}
-        has = lambda t, method: getattr(type(t.form), method.__name__) is not method
-        return {
-            name: [t for t in self._credited if name in self.plan.passes and has(t, method)]
-            for name, method in methods.items()
-        }
+    def through(self, op: WeightOp, node: TraceNode | None) -> Array:
+        if node is None:
+            immediate = self.residuals.jacobians.immediate[self.place[op]]
+            return into_op(self.program, op, immediate, self.by.new)
+        feed = next(feed for feed in node.feeds if op in feed.ops)
+        if (node, feed) not in self._through:
+            self._through[node, feed] = self._of_feed(node, feed)
+        return self._through[node, feed]
 
-    @property
-    def changes(self) -> dict[str, tuple[Change, ...]]:
-        return super().changes | {
-            name: tuple(Change(t.op.path, TEXTS[name]) for t in traces)
-            for name, traces in self._of_pass.items()
-        }
+    def _of_feed(self, node: TraceNode, feed: Feed) -> Array:
+        first, site = feed is node.feeds[0], self.program.site(node, feed)
+        immediate = self.residuals.jacobians.immediate[self.place[feed.ops[0]]]
+        signals = OpSignals(self.signals, node, feed.ops[0], immediate)
+        found: Any = node.form.credit(site, signals, self.paths[node] if first else ())
+        shape = (*self.by.new[0].shape[:2], site.count)
+        if not isinstance(found, tuple) or len(found) != 2 or found[0].shape != shape:
+            wanted = f"the credit of the output, {list(shape)}, and that of the carry at the start"
+            raise wrong_return(node, "credit", found, wanted)
+        if first:
+            self.starts[node] = found[1]
+        return found[0]
 
-    @cached_property
-    def _credited(self) -> list[TracePlan]:
-        """The carried traces to which all credit comes by way of new states: no path leads past these to the output,
-        neither from old states nor from the operations, and the trace has all states at which credit is taken."""
-        if self.cut.reads_old:
-            return []
-        a, sources = self.plan.analysis, self.cut.reading.sources
-        sizes = np.diff(a.hidden.offsets)
-        at_source = np.repeat([n in sources for n in range(len(sizes))], sizes)
-        lacks = lambda t: a.reach[t.op.number].block.multiply(at_source[None]) > t.members
-        others = {
-            _owner(t) for t in self.plan.traces if t.op.number in self.cut.reads_ops or lacks(t).nnz
-        }
-        return [t for t in self.plan.carried if t.op.number not in others]
+    def start(self, node: TraceNode) -> Array:
+        self.through(node.op, node)
+        return self.starts[node]
 
-
-def _owner(trace: TracePlan) -> int:
-    """The number of the operation that the trace is carried for."""
-    return trace.op.number if trace.shares is None else trace.shares
+    def after(self, node: TraceNode) -> Array | None:
+        assert self.moves is not None
+        states = self.program.reads.layout(node.blocks).states
+        mover, credit = self.window.mover, take(self.by.new, states)
+        found = mover.read_after(node, self.moves, self.traces, credit)
+        if found is None:
+            return None
+        self.moved[node], entries = found
+        return entries
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WindowSignals:
     """The derivatives of a window's loss by old and new states, each step apart; [W, B, n] for each part."""
 
-    plan: Plan
+    program: TraceProgram
     transition: Arrays
     """The compressed D, [C, W, B, n] for each part of the states."""
     old: Arrays | None
@@ -203,7 +176,7 @@ class WindowSignals:
     @cached_property
     def passed_back(self) -> tuple[list[Array], list[Array]]:
         """The credit of each new state, which all later steps add to, and that of the state at the start."""
-        owners = columns(self.plan.colours.transition, self.new)
+        owners = columns(self.program.reads.colours.transition, self.new)
 
         def back(later: Arrays, step: tuple[Sequence[Arrays | Array], Arrays | None, Arrays]):
             jacobian, by_old, by_new = step
@@ -224,22 +197,27 @@ class OpSignals:
     """The learning signals of a window as one operation sees them: an `etpc.traces.Signals`."""
 
     window: WindowSignals
-    trace: TracePlan
+    node: TraceNode
+    op: WeightOp
     immediate: Arrays
     """The compressed F of the operation."""
 
+    @property
+    def layout(self) -> Layout:
+        return self.window.program.reads.layout(self.node.blocks)
+
     def new(self) -> Array:
-        return take(self.window.new, self.trace.layout.states)
+        return take(self.window.new, self.layout.states)
 
     def old(self) -> Array | None:
         old = self.window.old
-        return None if old is None else take(old, self.trace.layout.states)
+        return None if old is None else take(old, self.layout.states)
 
     def through(self) -> tuple[Array, Array]:
-        window, layout = self.window, self.trace.layout
+        window, layout = self.window, self.layout
         credit, start = window.passed_back
-        by_output = into_op(window.plan, self.trace.op, self.immediate, credit)
-        if self.trace.closed:
+        by_output = into_op(window.program, self.op, self.immediate, credit)
+        if window.program.closed(self.node):
             return by_output, take(start, layout.states)
         # A window of one step: what other new states pass back to a block is no credit of its trace.
         transition, old = take_rows(rows_of(window.transition), layout.transition), self.old()

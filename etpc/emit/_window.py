@@ -9,7 +9,6 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import jax
@@ -17,8 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import promoting, without_derivative
-from .._tuning import ACCELERATOR, scheduled, tuning
-from ..plan import Change, Plan
+from .._tuning import scheduled
+from ..ir import TraceProgram
 from ..traces import Carry, Traces, zero_after
 from ._cut import CutSteps
 from ._gradient import Gradients
@@ -95,12 +94,12 @@ class Window(abc.ABC, Generic[Residuals]):
     holds_steps: bool = True
     """Whether the gradient holds parts of the steps constant, and not the traces alone."""
 
-    def __init__(self, plan: Plan, step: StepFunctions):
-        self.plan, self.step = plan, step
-        self.cut = CutSteps(plan, step)
-        self.mover = Mover(plan, [op.number for op in step.live])
-        self.gradients = Gradients(plan)
-        self.float_inputs = [i for i, v in enumerate(plan.analysis.step.inputs) if v.is_float]
+    def __init__(self, program: TraceProgram, step: StepFunctions):
+        self.program, self.step = program, step
+        self.cut = CutSteps(program, step)
+        self.mover = Mover(program)
+        self.gradients = Gradients(program)
+        self.float_inputs = [i for i, v in enumerate(program.analysis.step.inputs) if v.is_float]
         self.run = _differentiable(self)
         self.learn = self.emitted(self._learn)
         self.moved = self.emitted(self._moved)
@@ -111,21 +110,10 @@ class Window(abc.ABC, Generic[Residuals]):
 
         @functools.wraps(function)
         def emitted(*args: Any) -> Any:
-            with self._scheduled():
+            with scheduled(self.program.pieces):
                 return promoting(function)(*args)
 
         return cast(Function, emitted)
-
-    @property
-    def changes(self) -> dict[str, tuple[Change, ...]]:
-        """What the passes over the emitted functions change, by name."""
-        with self._scheduled():
-            if tuning() is ACCELERATOR:
-                return {}
-        return {"schedule": (Change("", "loops over traces are cut into pieces"),)}
-
-    def _scheduled(self) -> AbstractContextManager[None]:
-        return scheduled("schedule" in self.plan.passes)
 
     @abc.abstractmethod
     def forward(
@@ -162,43 +150,45 @@ class Window(abc.ABC, Generic[Residuals]):
 
     def fresh_traces(self, batch: int) -> Traces:
         """The traces of a stream that begins, [B, ...]."""
-        carries = [p.form.init(p.site, batch) for p in self.plan.carried]
-        directions = self.plan.directions
+        sites = map(self.program.site, self.program.traces)
+        nodes = zip(self.program.traces, sites, strict=True)
+        carries = [node.form.init(site, batch) for node, site in nodes]
+        directions = self.program.directions
         if directions is None:
             return Traces(carries)
-        shared = directions.init(self.plan.analysis.hidden.size, self.plan.dtype)
+        shared = directions.init(self.program.analysis.hidden.size, self.step.dtype)
         return Traces(carries, shared, self.fresh_each(batch))
 
     def fresh_each(self, batch: int) -> Carry:
         """What each example has of the directions when its stream begins, [B, ...]."""
-        directions = self.plan.directions
+        directions = self.program.directions
         if directions is None:
             return ()
-        return directions.each(self.plan.analysis.hidden.size, batch, self.plan.dtype)
+        return directions.each(self.program.analysis.hidden.size, batch, self.step.dtype)
 
     def none_yet(self, state: Arrays) -> Carry:
         """The steps that are kept for look-back when a stream begins with a state [B, ...]."""
         return ()
 
     def __str__(self) -> str:
-        plan, split = self.plan, self.plan.analysis.split
+        program, split = self.program, self.program.analysis.split
         lines = [
-            f"window of {plan.window} steps for {plan.algorithm}",
+            f"window of {program.window.steps} steps for {program.algorithm}",
             f"  prefix: {len(split.prefix)} equations, once for a call",
-            f"  run, learn: {len(split.body)} equations and {plan.colours}, at each step",
+            f"  run, learn: {len(split.body)} equations and {program.reads}, at each step",
             *(f"    {line}" for line in self.step.forward.lines()),
             "  traces of one example",
         ]
-        for p in plan.carried:
-            carry = jax.eval_shape(lambda p=p: p.form.init(p.site, 1))
+        for node in program.traces:
+            carry = jax.eval_shape(lambda node=node: node.form.init(program.site(node), 1))
             shapes = [f"{a.dtype.name}{list(a.shape[1:])}" for a in carry]
-            lines.append(f"    {p.op.path}: {' + '.join(shapes)}")
+            lines.append(f"    {node.op.path}: {' + '.join(shapes)}")
         return "\n".join(lines)
 
     def by_input(self, bars: Arrays) -> list[Array | None]:
         """The derivatives by each input, from those by all float inputs; none if there are none."""
         by_input = dict(zip(self.float_inputs if bars else (), bars, strict=True))
-        return [by_input.get(i) for i in range(len(self.plan.analysis.step.inputs))]
+        return [by_input.get(i) for i in range(len(self.program.analysis.step.inputs))]
 
 
 def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Result]:
@@ -233,7 +223,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
         outputs = [instantiated(a) for a in cotangents.outputs]
         bars = window.backward(residuals, traces, outputs)
         grads = window.gradients.of_window(bars)
-        dtypes = [v.aval.dtype for v in window.plan.analysis.split.weights]
+        dtypes = [v.aval.dtype for v in window.program.analysis.split.weights]
         by_weights = tuple(g.astype(dtype) for g, dtype in zip(grads, dtypes, strict=True))
         none: Any = None
         return Weights(by_weights, none), Span(bars.inputs, none, none), none

@@ -1,37 +1,40 @@
-"""Third stage: which trace each weight operation carries, and how the Jacobians are read."""
+"""Third stage: a trace program, without optimisations, and the passes that rewrite it."""
 
 from ..traces import Pairs
-from ._blocks import Colouring, Columns, Index, Layout
 from ._claims import Claim, Reason, claims
-from ._passes import PASSES, Change, PassReport, PassReports, checked_passes
-from ._plan import BEHIND, plan
-from ._records import Group, OpPlan, Plan, TracePlan, window_matters
+from ._filtered import NO_LESS
+from ._paths import MovedStates, OutputPaths, data_of
+from ._plain import AT_LEAST, BEHIND
+from ._plan import plan
+from ._proofs import Proofs
+from ._records import Group, OpPlan, Plan
+from ._report import PassReport, PassReports
 from ._select import DEFAULT_MEMORY, UNMARKED, context
-from ._smallest import Proofs
+from .passes import DEFAULT, PASSES, Pass, chosen
 
 __all__ = [
+    "AT_LEAST",
     "BEHIND",
+    "DEFAULT",
     "DEFAULT_MEMORY",
+    "NO_LESS",
     "PASSES",
     "UNMARKED",
-    "Change",
     "Claim",
-    "Colouring",
-    "Columns",
     "Group",
-    "Index",
-    "Layout",
+    "MovedStates",
     "OpPlan",
+    "OutputPaths",
     "Pairs",
+    "Pass",
     "PassReport",
     "PassReports",
     "Plan",
     "Proofs",
     "Reason",
-    "TracePlan",
-    "checked_passes",
+    "chosen",
     "claims",
     "context",
+    "data_of",
     "plan",
-    "window_matters",
 ]

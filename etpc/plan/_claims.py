@@ -80,7 +80,7 @@ def _claim(plan: Plan, number: int, path: str) -> Claim:
     reasons = tuple(reason for p in relevant for reason in reasons_of(plan, p))
     if not reasons:
         return Claim(path, "exact", (), uses)
-    traced = any(p.trace is not None for p in relevant)
+    traced = any(p.node is not None for p in relevant)
     return Claim(path, "approximate" if traced else "current step", reasons, uses)
 
 
@@ -89,11 +89,11 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     reach = plan.analysis.reach[p.op.number]
     if reach.role != "state":
         return []
-    if p.trace is None:
+    if p.node is None:
         return [] if p.exact else [Reason("untraced", p.reason, p)]
-    form = p.trace.form
+    form = p.node.form
     reasons = [Reason("form", form.left_out, p)] if not form.exact else []
-    texts = left_out(reach, p.trace.directions)
+    texts = left_out(reach, plan.ir.directions if p.node.virtual else None)
     return reasons + [
         Reason("escape", text, p, escape) for text, escape in zip(texts, reach.escapes, strict=True)
     ]

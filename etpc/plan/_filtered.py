@@ -4,23 +4,33 @@ A trace moves as `eps_o' = D_o eps_o + F_o x`, for each output o. Outputs with e
 traces, also while the weights move, and one of them is enough.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from ..analyse import Analysis, Pattern, WeightOp, columns_of, trace_dtype
+from ..ir import block_rows, entered, uses
 from ..traces import Filtered, Site, size_of
-from ._blocks import block_rows, entered
 from ._entries import MOST, Compressed, Entries
-from ._pairs import uses
-from ._records import Proved
 from ._varied import varied
 
 LARGE = f"it is not looked for, as a state depends on more than {MOST} others"
 DIFFER = "the transitions of its outputs differ"
 ENTERED = "its outputs are entered by factors that differ"
 NO_LESS = "filtered inputs would save too little, as few of its outputs have the same transitions"
+
+
+@dataclasses.dataclass(frozen=True)
+class Proved:
+    """Filtered inputs that are proved to hold the whole trace, in less memory."""
+
+    form: Filtered
+    size: int
+    """How many numbers they are for one example."""
+    why: str
+    """Why they hold the whole trace, also while parameters move."""
 
 
 class Look:

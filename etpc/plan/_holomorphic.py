@@ -4,9 +4,8 @@ import numpy as np
 
 from .._jax import Equation, Variable, is_complex, prims, propagate, prune
 from ..analyse import Analysis, Pattern, WeightOp
-from ..traces import Holomorphic, Site, size_of
-from ._blocks import block_rows
-from ._records import Proved
+from ..ir import block_rows
+from ..traces import Holomorphic
 
 WHY = "complex states depend on the weight as holomorphic functions, so their real parts hold all of it"
 LINEAR = frozenset(
@@ -22,7 +21,7 @@ LINEAR = frozenset(
 """Functions of complex numbers whose derivative is complex linear; `conj` and `abs` are not."""
 
 
-def holomorphic(analysis: Analysis, op: WeightOp, block: Pattern, site: Site) -> Proved | None:
+def holomorphic(analysis: Analysis, op: WeightOp, block: Pattern) -> Holomorphic | None:
     """The form that carries the real parts alone; `None` where that is not proved."""
     if not is_complex(op.delta):
         return None
@@ -36,8 +35,7 @@ def holomorphic(analysis: Analysis, op: WeightOp, block: Pattern, site: Site) ->
     ]
     if sorted(real + imaginary) != list(range(len(rows))) or not _linear(analysis, op, rows):
         return None
-    form = Holomorphic(real=tuple(real), imaginary=tuple(imaginary))
-    return Proved(form, size_of(form, site), WHY)
+    return Holomorphic(real=tuple(real), imaginary=tuple(imaginary))
 
 
 def _imaginary_parts(analysis: Analysis) -> np.ndarray:

@@ -1,75 +1,53 @@
-"""What each pass of a plan did, read from the traces before the passes and after them."""
+"""What each pass did to a program."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 
-from ..analyse import Analysis
-from ..traces import Filtered, Full, Holomorphic, bytes_of
-from ._blocks import Colouring
-from ._passes import Change
-from ._records import Sketch, TracePlan
-from ._window import AT_LEAST
-
-Found = Iterator[tuple[str, Change]]
+from ..ir import Change
 
 
-def changes(
-    plain: Sequence[Sketch],
-    traces: Mapping[int, TracePlan],
-    analysis: Analysis,
-    colours: Colouring,
-    window: tuple[int, str] | None,
-) -> dict[str, tuple[Change, ...]]:
-    """What each pass changed, by its name; `window` is the one that was chosen, and why."""
-    by_pass: dict[str, list[Change]] = {}
-    found = [
-        *(item for t in plain for item in _of_trace(t, traces)),
-        *_of_columns(analysis, colours),
-    ]
-    if window is not None and window[0] != AT_LEAST:
-        steps, why = window
-        found.append(("choose_window", Change("", f"{steps} steps in place of {AT_LEAST}: {why}")))
-    for name, change in found:
-        by_pass.setdefault(name, []).append(change)
-    return {name: tuple(of_pass) for name, of_pass in by_pass.items()}
+@dataclasses.dataclass(frozen=True)
+class PassReport:
+    """What one pass did to a program."""
+
+    name: str
+    does: str
+    """What it does where it applies."""
+    ran: bool
+    """Whether it was among the passes that `etpc.compile` was asked for."""
+    changes: tuple[Change, ...]
+    """Empty where it found nothing to change."""
+
+    @property
+    def bytes(self) -> int:
+        """By how many bytes the traces of one example are smaller."""
+        return sum(change.bytes for change in self.changes)
+
+    def __str__(self) -> str:
+        saved = f", {self.bytes:,} bytes fewer for one example" if self.bytes else ""
+        paths: dict[str, list[str]] = {}
+        for change in self.changes:
+            paths.setdefault(change.text, []).append(change.path or "the program")
+        each = [f"  {', '.join(dict.fromkeys(of))}: {text}" for text, of in paths.items()]
+        return "\n".join([f"{self.name}: {self.does}{saved}", *each])
 
 
-def _of_trace(t: Sketch, traces: Mapping[int, TracePlan]) -> Found:
-    path, size = t.op.path, bytes_of(t.form, t.site)
-    if t.op.number not in traces:
-        yield "drop_ended", Change(path, "no later step reads its trace", size)
-        return
-    new = traces[t.op.number]
-    if new.block < t.block:
-        saved = size - bytes_of(t.form, new.site)
-        size -= saved
-        text = f"{new.block} of {t.block} states are left"
-        yield "drop_unlasting", Change(path, text, saved)
-    if new.found.why:
-        name = {Filtered: "filtered", Holomorphic: "holomorphic"}[type(new.form)]
-        saved = size - bytes_of(new.form, new.own)
-        size -= saved
-        yield name, Change(path, new.found.why, saved)
-    if new.summed:
-        yield (
-            "share_uses",
-            Change(path, f"added to the trace of its use at {_source(new, traces)}", size),
-        )
-    elif new.beside:
-        owner = traces[new.shares or 0].op.path
-        yield "join_products", Change(path, f"in the trace of {owner}", size - new.bytes)
-    elif new.form == Full(as_complex=True):
-        yield "pair_states", Change(path, "two states as one complex number")
+class PassReports(tuple[PassReport, ...]):
+    """What each pass did, in the order in which they ran."""
+
+    @property
+    def fired(self) -> tuple[str, ...]:
+        """The names of the passes that changed something."""
+        return tuple(report.name for report in self if report.changes)
+
+    def __str__(self) -> str:
+        idle = [report.name for report in self if report.ran and not report.changes]
+        absent = [report.name for report in self if not report.ran]
+        texts = [str(report) for report in self if report.changes]
+        texts += [f"nothing to do: {', '.join(idle)}"] if idle else []
+        texts += [f"left out: {', '.join(absent)}"] if absent else []
+        return "\n".join(texts)
+
+    __repr__ = __str__
 
 
-def _source(trace: TracePlan, traces: Mapping[int, TracePlan]) -> str:
-    return str(traces[trace.shares or 0].op.equation.source)
-
-
-def _of_columns(analysis: Analysis, colours: Colouring) -> Found:
-    for number, columns in colours.columns.items():
-        op = analysis.ops[number]
-        text = f"{columns.count} Jacobian-vector products in place of a row for each state"
-        yield "by_columns", Change(op.path, text)
-
-
-__all__ = ["changes"]
+__all__ = ["PassReport", "PassReports"]

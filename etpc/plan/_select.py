@@ -5,7 +5,7 @@ from collections.abc import Collection
 from .._errors import SelectionError, raise_together
 from ..algorithms import Context
 from ..analyse import Analysis, WeightOp
-from ._smallest import Proofs
+from ._proofs import Proofs
 
 DEFAULT_MEMORY = 1 << 34
 """The bytes of traces that a program may have where `memory` is not given: 16 GiB."""

@@ -16,7 +16,8 @@ from .._errors import (
 from ..algorithms import Algorithm, resolve
 from ..analyse import analyse
 from ..emit import emit
-from ..plan import checked_passes, plan
+from ..plan import Pass, plan
+from ..plan import chosen as chosen_passes
 from ..trace import StepFunction, fits, is_array, paths_of, shape_of, trace
 from ._fusion import refuse_wrong_fusion
 from ._program import Program
@@ -32,7 +33,7 @@ def compile(
     weights: Any = None,
     memory: int | None = None,
     batch_size: int = 1,
-    passes: Collection[str] | None = None,
+    passes: Collection[str | Pass] | None = None,
 ) -> Program:
     """Compile a model into an eligibility-trace program.
 
@@ -53,8 +54,8 @@ def compile(
         program that would need more is refused; [`etpc.suggest`][] measures which rules fit.
     - `batch_size`: the number of examples that `memory` is for.
     - `passes`: the optimisations that run, by [name](../compiler.md#passes), such as
-        `("filtered", "read_after")`; `None` for all, `()` for none. No pass changes a gradient, but for
-        rounding. [`program.passes`][etpc.Program.passes] says what each did.
+        `("filtered", "read_after")`; `None` for all, `()` for none. An [`etpc.plan.Pass`][] of one's own runs after
+        them. No pass changes a gradient, but for rounding. [`program.passes`][etpc.Program.passes] says what each did.
 
     **Returns** the [`Program`][etpc.Program].
 
@@ -65,7 +66,7 @@ def compile(
     algorithm = resolve(algo)
     batch_size = checked_count("batch_size", batch_size)
     memory = None if memory is None else checked_count("memory", memory)
-    chosen, run = _selected(model, weights), checked_passes(passes)
+    chosen, run = _selected(model, weights), chosen_passes(passes)
     try:
         traced = trace(model, inputs, state, step)
     except Exception as error:
@@ -73,7 +74,7 @@ def compile(
         raise
     analysis = analyse(traced, cut=algorithm.cut, steps=algorithm.reach)
     planned = plan(analysis, algorithm, chosen, memory=memory, batch_size=batch_size, passes=run)
-    return Program(emit(planned), step)
+    return Program(planned, emit(planned.ir), step)
 
 
 def _blame_axes(error: Exception, model: Any, inputs: Any, state: Any, step: Any) -> None:

@@ -188,7 +188,7 @@ def export_learner(
         platforms=list(platforms),
         program=carry.program,
         rule=str(program.algorithm),
-        window=program.plan.window_for(learner.every),
+        window=program.ir.window.for_sequence(learner.every),
         every=learner.every,
         batch_size=batch,
         claims=claims,

@@ -23,7 +23,7 @@ def fingerprint(plan: Plan) -> str:
     the names and places of its functions. Another version of JAX may trace a model into other
     equations.
     """
-    analysis = plan.analysis
+    analysis, nodes = plan.analysis, plan.ir.traces
     step = analysis.step
     digest = hashlib.sha256()
 
@@ -44,13 +44,8 @@ def fingerprint(plan: Plan) -> str:
     for p, reach in zip(plan.ops, analysis.reach, strict=True):
         kind = p.op.kind
         add(p.path, kind.name, kind.groups, kind.inputs, kind.outputs, kind.data, p.op.operand)
-        add(
-            p.form,
-            p.trace_shape,
-            trace_dtype(analysis, p.op),
-            p.shares,
-            p.op.number in analysis.cut,
-        )
+        place = None if p.node is None else (nodes.index(p.node), p.node.ops.index(p.op))
+        add(p.form, p.trace_shape, trace_dtype(analysis, p.op), place, p.op.number in analysis.cut)
         _add_pattern(digest, reach.block)
     for pattern in (analysis.transition, *analysis.immediate):
         _add_pattern(digest, pattern)

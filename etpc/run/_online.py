@@ -22,7 +22,6 @@ from .._loss import (
     finite_where_masked,
 )
 from .._spikes import warn_of_silence
-from ..plan import window_matters
 from ..trace import Leaves
 from ._check import check_updates, warn_of_unchecked
 from ._export import Exported, export_learner
@@ -218,8 +217,8 @@ class Online(Compiled):
     def _check_windows(self, axes: list[str]) -> None:
         """**Raises** `InputError` where windows of one step would give the gradient of another rule."""
         plan = self.program.plan
-        window = plan.window_for(self.every)
-        if window > 1 and window_matters(plan.algorithm, plan.traces):
+        window = plan.ir.window.for_sequence(self.every)
+        if window > 1 and plan.ir.window.matters:
             raise InputError(
                 f"reset={axes[0]} would change the learning rule, even where no stream begins. This is because "
                 f"windows are one step long then, and the gradient of {plan.algorithm} depends on its "

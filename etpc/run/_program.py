@@ -20,7 +20,7 @@ from .._record import record
 from .._spikes import silent_layers
 from ..draw import fragment, to_svg, write
 from ..emit import Window
-from ..plan import PASSES, PassReport, PassReports
+from ..plan import DEFAULT, PassReport, PassReports, Plan
 from ..show import Shown
 from ..trace import StepFunction
 from ._arguments import Arguments
@@ -92,10 +92,10 @@ class Program(Compiled, Shown):
     trace, and whether its gradient is exact.
     """
 
-    def __init__(self, window: Window[Any], step: StepFunction | None = None):
-        super().__init__(window.plan)
-        id = fingerprint(window.plan)
-        self.arguments = Arguments(window.plan, id)
+    def __init__(self, plan: Plan, window: Window[Any], step: StepFunction | None = None):
+        super().__init__(plan)
+        id = fingerprint(plan)
+        self.arguments = Arguments(plan, id)
         self.runner = Runner(window, id)
         self._jit_fresh = jax.jit(self.runner.fresh, static_argnums=0)
         self._jit_reset = jax.jit(self.runner.reset)
@@ -126,7 +126,7 @@ class Program(Compiled, Shown):
         """Bytes of the carry: of each trace, of the state, of what else there is, in all."""
         batch_size = self._batch_size(batch_size)
         count = 1 if batch_size is None else batch_size
-        traces = tuple((t.op.path, count * t.bytes) for t in self.plan.traces if not t.summed)
+        traces = tuple((node.op.path, count * node.bytes) for node in self.ir.traces)
         state = count * (
             _bytes(self.runner.step.state_leaves.avals) + 1
         )  # one byte says if it is fresh
@@ -138,11 +138,10 @@ class Program(Compiled, Shown):
     def passes(self) -> PassReports:
         """What each pass of the compiler did to this program: whether it ran, which weight operations it changed, and
         how many bytes of traces it saved for one example. `print(program.passes)` shows it."""
-        changes = {**self.plan.changes, **self.runner.window.changes}
-        return PassReports(
-            PassReport(name, does, name in self.plan.passes, changes.get(name, ()))
-            for name, does in PASSES.items()
-        )
+        ran = self.plan.passes
+        own = [p for p in ran if p not in DEFAULT]
+        of = lambda p: tuple(change for change in self.ir.changes if change.by == p.name)
+        return PassReports(PassReport(p.name, p.does, p in ran, of(p)) for p in (*DEFAULT, *own))
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: as `etpc explain --json` prints it."""
@@ -162,7 +161,7 @@ class Program(Compiled, Shown):
         **Raises** `etpc.AlgorithmError` for another rule.
         """
         self.arguments.check_carry(carry)
-        directions = self.plan.directions
+        directions = self.ir.directions
         if directions is None and not self.algorithm.follows:
             raise AlgorithmError(
                 f"{self.algorithm} follows no directions. Compile with a rule that does, such as "

@@ -49,8 +49,8 @@ class Runner:
     """
 
     def __init__(self, window: Window[Any], id: str):
-        self.window, self.plan, self.id = window, window.plan, id
-        self.step = self.plan.analysis.step
+        self.window, self.ir, self.id = window, window.program, id
+        self.step = self.ir.analysis.step
         self.prefix = window.emitted(window.step.prefix)
 
     def fresh(self, batch_size: int | None, parameters: Parameters | None = None) -> Carry:
@@ -105,7 +105,7 @@ class Runner:
             return (state, traces, jnp.zeros_like(fresh)), ys
 
         steps = len(xs[0])
-        window = 1 if self.plan.one_step else steps
+        window = 1 if self.ir.window.step_by_step else steps
         (state, traces, _), ys = _over_windows(one_window, tuple(start), xs, steps, window)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
@@ -136,8 +136,8 @@ class Runner:
         ]
         zeroed = lambda a: instead(jnp.zeros((), a.dtype), a)
         carries = [
-            p.form.restart(p.site, trace, zeroed)
-            for p, trace in zip(self.plan.carried, traces.carries, strict=True)
+            node.form.restart(self.ir.site(node), trace, zeroed)
+            for node, trace in zip(self.ir.traces, traces.carries, strict=True)
         ]
         begun = self.window.fresh_each(fresh.shape[0])
         each = tuple(map(instead, begun, traces.each))
@@ -188,7 +188,7 @@ class Runner:
             traces = self.window.moved(moving, jax.tree.leaves(sums))
             return (state, traces, fresh, total, sums), aux
 
-        window = self.plan.window_for(steps) if reset is None else 1
+        window = self.ir.window.for_sequence(steps) if reset is None else 1
         zero = jnp.zeros((), summed_in(value_aval.dtype))
         sums = self.window.gradients.zeros(fixed.effective)
         start = (state, traces, fresh, zero, sums)

@@ -52,9 +52,9 @@ def _aligned(texts: Mapping[str, str]) -> list[str]:
 def _chosen(plan: Plan) -> str:
     if plan.algorithm.window != "auto":
         return ""
-    if not plan.window_divides:
+    if not plan.ir.window.divides:
         return " (chosen)"
-    why = f": {plan.window_reason}" if plan.window_reason else ""
+    why = f": {plan.ir.window.why}" if plan.ir.window.why else ""
     return f", or a divisor of T near it (chosen{why})"
 
 
@@ -69,7 +69,7 @@ def rows(plan: Plan, claims: Claims) -> list[list[str]]:
             p.kind,
             ", ".join(p.states),
             str(p.block),
-            "as above" if p.trace is not None and p.trace.summed else shape_text(p),
+            shape_text(p) if p.owns else "as above",
             f"{p.trace_bytes:,}",
             verdict(plan, p, claims),
         ]

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from .._errors import SelectionError, near
 from ..analyse import Analysis
-from ..plan import BEHIND, OpPlan, Plan, TracePlan
+from ..ir import TraceNode
+from ..plan import BEHIND, NO_LESS, OpPlan, Plan
 from ..traces import Full
 from ._costs import Costs
 from ._describe import Claims, shape_text, table
@@ -52,7 +53,7 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     size = f"{kind.inputs} x {kind.outputs}" if kind.links is None else f"{kind.links.inputs.size}"
     in_groups = f", in {kind.groups} groups" if kind.groups > 1 else ""
     text = [f"{p.path} meets data in {p.kind} at {p.op.equation.source}: {size} uses{in_groups}."]
-    if p.trace is None:
+    if p.node is None:
         text.append(f"It has no trace: {p.reason}.")
         if p.reason.startswith(BEHIND):
             text.append(BEHIND_ADVICE)
@@ -63,17 +64,17 @@ def _operation(plan: Plan, p: OpPlan, costs: Costs, gradient: str, width: int) -
     text.append(
         f"Each of its outputs has a lasting influence on at most {states}, of {', '.join(p.states)}."
     )
-    dtype = jnp.dtype(p.trace.dtype).name
+    dtype = jnp.dtype(p.node.dtype).name
     text.append(
-        f"Its trace is {p.trace.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
+        f"Its trace is {p.node.form.held}, {shape_text(p)} of {dtype}: {p.trace_bytes:,} bytes for one example."
     )
-    if p.trace.beside:
+    if not p.owns and p.op in p.node.feeds[0].ops:
         text.append(
             "It is carried in the trace of another weight, as the products of both are added up."
         )
-    elif p.trace.summed:
+    elif not p.owns:
         text.append("It is added to the trace of another use of the same weight.")
-    text += _smaller(p.trace)
+    text += _smaller(plan, p, p.node)
     if p.choice:
         text.append(f"It was chosen so: {p.choice}.")
     if p.exact:
@@ -96,14 +97,16 @@ def _left_out(plan: Plan, p: OpPlan, width: int) -> list[str]:
     return [*(f"  {escape}" for escape in p.escapes), *changes]
 
 
-def _smaller(trace: TracePlan) -> list[str]:
+def _smaller(plan: Plan, p: OpPlan, node: TraceNode) -> list[str]:
     """What was found where a smaller form of the same trace was looked for."""
-    found = trace.found
-    if found.why:
-        saved = found.bytes - trace.bytes
+    found = [c for c in plan.ir.changes if c.path == p.path and c.by in ("filtered", "holomorphic")]
+    if found:
+        saved = sum(change.bytes for change in found)
         return [f"That is {saved:,} bytes less than {Full().held}, which the rule gives it."]
-    if found.why_not:
-        return [f"No smaller trace is known that holds all of it: {found.why_not}."]
+    ran = "filtered" in {each.name for each in plan.passes}
+    look = plan.ir.proofs.look(p.op, node.blocks) if ran and type(node.form) is Full else None
+    if look is not None and not node.virtual:
+        return [f"No smaller trace is known that holds all of it: {look.why_not or NO_LESS}."]
     return []
 
 

@@ -42,7 +42,7 @@ def dependency_graph(plan: Plan) -> Graph:
             path=p.path,
             operation=p.kind,
             source=p.op.equation.source,
-            traced=p.trace is not None,
+            traced=p.node is not None,
             exact=p.exact,
             block=p.block,
         )

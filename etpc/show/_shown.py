@@ -7,6 +7,7 @@ from typing import Any
 from .._errors import checked_count
 from .._record import record
 from ..analyse import Analysis, analyse
+from ..ir import TraceProgram
 from ..plan import Claim, Group, OpPlan, Plan, claims
 from ._describe import describe
 from ._explain import explain
@@ -18,6 +19,11 @@ class Shown:
 
     def __init__(self, plan: Plan):
         self.plan = plan
+
+    @property
+    def ir(self) -> TraceProgram:
+        """The [trace program][etpc.ir.TraceProgram] after its passes: traces, and gradients as sums of terms."""
+        return self.plan.ir
 
     @property
     def algorithm(self) -> Any:
@@ -56,7 +62,7 @@ class Shown:
         none, each with the reason."""
         reasons: dict[str, str] = {}
         for path, claim in self.claims.items():
-            without = [p.reason for p in claim.uses if p.trace is None]
+            without = [p.reason for p in claim.uses if p.node is None]
             if len(without) < len(claim.uses):
                 missing = [r for r in claim.reasons if r.kind == "untraced" and r.use is not None]
                 without = [f"in one use ({r.use.kind}) {r.text}" for r in missing if r.use]
@@ -133,7 +139,7 @@ class Shown:
         was chosen and the gradient does not depend on it (no trace that is reduced after each window, and not
         `backprop="full"`), it is one near it that divides `steps`, so that none are left over.
         """
-        return self.plan.window_for(checked_count("steps", steps))
+        return self.ir.window.for_sequence(checked_count("steps", steps))
 
     def __str__(self) -> str:
         return describe(self.plan, self.claims, self.untraced)

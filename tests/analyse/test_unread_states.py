@@ -155,4 +155,4 @@ def test_no_state_may_be_read_at_all():
     report = etpc.verify(MODEL, XS, 0 * XS, loss, rule, state=jnp.zeros(3), step=step)
     assert all(row.held is not False for row in report.rows), str(report)
     assert [row.claim for row in report.rows] == ["unused", "exact", "unused", "unused"]
-    assert not report.program.plan.traces
+    assert not report.program.ir.traces

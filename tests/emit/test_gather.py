@@ -6,7 +6,7 @@ import pytest
 
 from etpc.emit import _arrays
 from etpc.emit._arrays import by_step, rows_of, take, weighted
-from etpc.plan._blocks import Index
+from etpc.ir import Index
 
 SIZES = [4, 0, 7, 5]
 

@@ -458,8 +458,8 @@ def test_a_kind_of_a_user_shares_a_trace_if_it_says_its_uses(kind, primitive):
         matrix, etpc.D_RTRL(window=3), inputs=xs[0], state=jnp.zeros(3), step=step
     )
     assert [type(p.op.kind) for p in program.ops] == [kind, kind]
-    assert [p.shares for p in program.ops] == [None, 0 if kind is Sharing else None]
-    assert len(program.plan.carried) == (1 if kind is Sharing else 2)
+    assert [p.owns for p in program.ops] == [True, kind is not Sharing]
+    assert len(program.ir.traces) == (1 if kind is Sharing else 2)
     assert program.exact
     run = program.value_and_grad(loss, "sum")
     _, grads = run(matrix, xs, 0 * xs, program.init())

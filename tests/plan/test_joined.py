@@ -39,11 +39,12 @@ RULE = etpc.ES_D_RTRL(decay=0.9)
 def test_the_state_factor_of_a_smoothed_trace_is_carried_once():
     one, two = (etpc.compile(MODEL, RULE, inputs=XS[0, 0], passes=p) for p in (None, ()))
     into, back = (p for p in one.plan.ops if p.path in (".into", ".back"))
-    assert (into.trace_shape, back.trace_shape) == (((I,), (N,)), (N,))
+    assert into.node is back.node
+    assert into.trace_shape == back.trace_shape == ((I + N,), (N,))
     assert two.memory(1).total - one.memory(1).total == 8 * (N + 1)  # with the normaliser
     assert one.memory(B).total == sum(a.nbytes for a in jax.tree.leaves(one.init(B)))
-    assert (into.trace_bytes, back.trace_bytes) == (8 * (I + N + 1), 8 * N)
-    assert into.trace.site.kind == Joined((into.op.kind, back.op.kind))
+    assert (into.trace_bytes, back.trace_bytes) == (8 * (I + N + N + 1), 0)
+    assert into.node.site.kind == Joined((into.op.kind, back.op.kind))
     assert "as the products of both are added up" in " ".join(one.explain(".back").split())
 
 
@@ -51,9 +52,9 @@ def test_what_pictures_show_of_it():
     one = etpc.compile(MODEL, RULE, inputs=XS[0, 0])
     into, back = (p for p in one.plan.ops if p.path in (".into", ".back"))
     _, carry = one.scan(MODEL, XS[:, 0], one.init())
-    carry = carry.traces[one.plan.carried.index(into.trace)]
+    carry = carry.traces[one.ir.traces.index(into.node)]
     for p, columns in ((into, slice(0, I)), (back, slice(I, None))):
-        shown = one.plan.shown(p.trace, carry)
+        shown = one.plan.shown(p, carry)
         np.testing.assert_array_equal(shown["input factor"], carry[0][columns])
         np.testing.assert_array_equal(shown["state factor"], carry[1])
 
@@ -111,5 +112,5 @@ def test_which_products_are_joined(step, joins):
     net = {"a": weights(N, I, seed=1), "b": weights(N, N, seed=2)}
     options = dict(state=jnp.zeros(N), step=step)
     program = etpc.compile(net, RULE, inputs=XS[0, 0], **options)
-    assert len(program.plan.carried) == (1 if joins else 2)
-    assert len(etpc.compile(net, inputs=XS[0, 0], **options).plan.carried) == 2
+    assert len(program.ir.traces) == (1 if joins else 2)
+    assert len(etpc.compile(net, inputs=XS[0, 0], **options).ir.traces) == 2

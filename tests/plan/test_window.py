@@ -7,7 +7,8 @@ import pytest
 import etpc
 from etpc import nn
 from etpc._tuning import ACCELERATOR, CPU
-from etpc.plan._window import AT_LEAST, AT_MOST, SHORTEST, bytes_of_step
+from etpc.plan import AT_LEAST
+from etpc.plan.passes.choose_window import AT_MOST, SHORTEST, bytes_of_step
 
 
 def compiled(size, algo):
@@ -20,14 +21,14 @@ def compiled(size, algo):
 def test_a_window_is_longer_for_larger_traces(size, least, most):
     plan = compiled(size, etpc.D_RTRL()).plan
     assert least <= plan.window <= most
-    kept = bytes_of_step(plan.analysis, plan.ops, plan.colours.count)
+    kept = bytes_of_step(plan.ir)
     traces = sum(p.trace_bytes for p in plan.ops)
     assert kept > 0
     if plan.window == AT_LEAST:
-        assert not plan.window_reason
+        assert not plan.ir.window.why
         assert traces < (AT_LEAST + 1) * kept
     else:
-        assert "traces" in plan.window_reason
+        assert "traces" in plan.ir.window.why
         assert plan.window * kept <= traces
         assert plan.window == AT_MOST or traces < (plan.window + 1) * kept
 
@@ -37,10 +38,10 @@ def test_a_window_is_longer_for_larger_traces(size, least, most):
 def test_a_window_is_shorter_where_small_traces_meet_large_steps(size, least, most, monkeypatch):
     plan = compiled(size, etpc.ES_D_RTRL(decay=0.9)).plan
     assert least <= plan.window <= most
-    assert bool(plan.window_reason) == (plan.window < AT_LEAST)
-    kept = bytes_of_step(plan.analysis, plan.ops, plan.colours.count)
+    assert bool(plan.ir.window.why) == (plan.window < AT_LEAST)
+    kept = bytes_of_step(plan.ir)
     assert plan.window == min(max(CPU.window // kept, SHORTEST), AT_LEAST)
-    monkeypatch.setattr("etpc.plan._window.tuning", lambda: ACCELERATOR)
+    monkeypatch.setattr("etpc.plan.passes.choose_window.tuning", lambda: ACCELERATOR)
     assert compiled(size, etpc.ES_D_RTRL(decay=0.9)).plan.window == AT_LEAST
 
 
@@ -55,7 +56,7 @@ def test_what_is_kept_bounds_what_is_allocated():
         cell = nn.MGU(4, 64, key=jax.random.key(0))
         xs = jnp.zeros((4 * window, batch, 4)), jnp.zeros((4 * window, batch, 64))
         compiled_run = jax.jit(run).lower(cell, *xs, program.init(batch)).compile()
-        kept = bytes_of_step(program.plan.analysis, program.plan.ops, program.plan.colours.count)
+        kept = bytes_of_step(program.ir)
         return compiled_run.memory_analysis().temp_size_in_bytes, batch * kept
 
     (few, kept), (many, _) = temporary(32), temporary(64)

@@ -170,7 +170,7 @@ def test_directions_that_span_all_states_lose_nothing(name):
     """Where influence does not grow too much; there are no more directions than states."""
     case, algo = case_of(name), etpc.CreditRTRL(100, None, window=2)
     plan = case.program(algo).plan
-    assert plan.directions.count == plan.analysis.hidden.size
+    assert plan.ir.directions.count == plan.analysis.hidden.size
     assert distance(case.online(algo), case.online(etpc.RTRL(window=2))) < 1e-9
     assert not case.program(algo).exact  # RTRL is, whatever the values
 

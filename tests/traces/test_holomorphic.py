@@ -97,9 +97,9 @@ def test_half_of_the_bytes(name, rule):
     """Of those of the whole trace of both parts."""
     proved = STEPS[name][2]
     for op in traced(name, rule).ops:
-        if jnp.issubdtype(op.trace.dtype, complex):
+        if jnp.issubdtype(op.node.dtype, complex):
             assert isinstance(op.form, Holomorphic) == proved
-            assert op.trace.bytes * (2 if proved else 1) == bytes_of(Full(), op.trace.site)
+            assert op.trace_bytes * (2 if proved else 1) == bytes_of(Full(), op.node.site)
 
 
 def test_a_real_weight_is_complex_where_it_acts():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import etpc
 from etpc.analyse._reach import closure
-from etpc.plan import _pairs
+from etpc.ir import _pairs
 from etpc.traces import _transitions as transitions
 
 
@@ -160,7 +160,7 @@ def test_rtrl_of_a_deep_stack_of_independent_units(window):
         model, etpc.RTRL(window=window), inputs=xs[0], state=state, step=step, weights="all"
     )
     assert [op.block for op in program.ops] == [2 * n + 1, n + 1, 1]
-    assert not program.plan.traces[0].layout.pairs.dense
+    assert not program.ir.site(program.ir.traces[0]).pairs.dense
     _, grads = program.value_and_grad(loss, "sum")(model, xs, jnp.zeros(t), program.init())
     _, expected = etpc.bptt(model, xs, jnp.zeros(t), loss, state=state, step=step, reduction="sum")
     for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):

@@ -1,14 +1,15 @@
-"""Blocks as index tables, and the colouring by which few products read a sparse Jacobian."""
+"""How a step's Jacobians are read: the colouring by which few products do, and the index tables of blocks."""
 
 import dataclasses
+from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import is_complex
-from ..analyse import Analysis, Pattern, Reach, values_at
+from ..analyse import Analysis, Pattern, WeightOp, values_at
 from ..traces import Pairs
 from ._pairs import check_table, pairs_of, uses
 
@@ -93,28 +94,35 @@ class Layout:
         return self.rows.shape[0]
 
 
-def lasting_states(analysis: Analysis) -> np.ndarray:
-    """Which states are read by more than cut data, as the last output of an LSTM is not; boolean [S].
+class Reads:
+    """How D and each F are read: by rows, few products for all, and the F of some operations by columns.
 
-    The credit of the others at the start of a window is zero.
+    What it works out is kept: programs that a pass rewrites share it, and traces with equal blocks share a layout.
     """
-    read = np.diff(sp.csc_array(analysis.transition).indptr) > 0
-    for reads in analysis.outputs:
-        read |= reads.states
-    for reach in analysis.reach:
-        if reach.role != "state":
-            read |= reach.reads.states
-    return read
 
+    def __init__(self, analysis: Analysis, by_columns: Collection[int] = ()):
+        self.analysis, self.by_columns = analysis, frozenset(by_columns)
+        self._layouts: dict[tuple[Any, ...], Layout] = {}
 
-def kept_of(reach: Reach, lasting: np.ndarray | None) -> Pattern:
-    """The blocks of an operation, without the states that do not last where that is known."""
-    if lasting is None or not reach.closed or lasting[reach.block.indices].all():
-        return reach.block
-    kept: Pattern = sp.csr_array(reach.block.multiply(lasting[None]))
-    kept.eliminate_zeros()
-    kept.sort_indices()
-    return kept
+    @cached_property
+    def colours(self) -> Colouring:
+        return colouring(self.analysis, self.by_columns)
+
+    def layout(self, blocks: Pattern) -> Layout:
+        """Where the states of blocks, and the transitions among them, lie in what is read."""
+        key = (blocks.shape, blocks.indptr.tobytes(), blocks.indices.tobytes())
+        if key not in self._layouts:
+            rows = block_rows(blocks)
+            self._layouts[key] = layout(rows, self.analysis.transition, self.colours)
+        return self._layouts[key]
+
+    def immediate(self, op: WeightOp, blocks: Pattern) -> Index:
+        """Where the F of an operation lies in what is read, for the states of blocks; [m, O]."""
+        columns, pattern = self.colours.columns.get(op.number), self.analysis.immediate[op.number]
+        return immediate_index(self.layout(blocks).rows, pattern, self.colours, columns)
+
+    def __str__(self) -> str:
+        return str(self.colours)
 
 
 def block_rows(block: Pattern) -> np.ndarray:
@@ -128,16 +136,11 @@ def block_rows(block: Pattern) -> np.ndarray:
     return rows
 
 
-def colouring(analysis: Analysis, by_columns: bool = True) -> Colouring:
-    """Colour the new states for the transition and the immediate Jacobians of a step; `by_columns` allows to read an
-    operation's by its columns."""
+def colouring(analysis: Analysis, by_columns: Collection[int] = ()) -> Colouring:
+    """Colour the new states for the transition and the immediate Jacobians of a step; those of the operations
+    `by_columns`, by number, are read by their columns."""
     ops = [op.number for op in analysis.ops if analysis.immediate[op.number].nnz]
-    columns = {
-        k: _columns(analysis.immediate[k])
-        for k in ops
-        if by_columns
-        if not is_complex(analysis.ops[k].delta) and _read_by_columns(analysis.immediate[k])
-    }
+    columns = {k: _columns(analysis.immediate[k]) for k in ops if k in by_columns}
     by_rows = [k for k in ops if k not in columns]
     patterns = [analysis.transition, *(analysis.immediate[k] for k in by_rows)]
     stacked: Pattern = sp.csr_array(sp.hstack(patterns, format="csr"))
@@ -149,13 +152,6 @@ def colouring(analysis: Analysis, by_columns: bool = True) -> Colouring:
     no_entries = Index(np.zeros((count, 0), np.int32), None)
     by_op = tuple(immediate.get(k, no_entries) for k in range(len(analysis.ops)))
     return Colouring(colour, count, owners[0], by_op, columns)
-
-
-def _read_by_columns(immediate: Pattern) -> bool:
-    """Whether an output reaches many states, and a state is reached by few outputs."""
-    states = np.bincount(immediate.indices, minlength=1).max()
-    outputs = np.diff(immediate.indptr).max(initial=0)
-    return bool(states > max(8, 4 * outputs))
 
 
 def _columns(immediate: Pattern) -> Columns:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from etpc.plan import _pairs
+from etpc.ir import _pairs
 
 
 def found(used: _pairs.Uses) -> list[tuple[int, ...]]:

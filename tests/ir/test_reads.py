@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from etpc.analyse._pattern import columns_of
-from etpc.plan._blocks import (
+from etpc.ir._reads import (
     Colouring,
     Index,
     _valid,

@@ -1,0 +1,63 @@
+"""The optimisations of a trace program, one file each: pattern, proof, rewrite, and what it buys."""
+
+from collections.abc import Collection
+from typing import Any
+
+from ..._errors import InputError, InputTypeError, near
+from ._pass import Pass
+from .by_columns import BY_COLUMNS
+from .choose_window import CHOOSE_WINDOW
+from .drop_ended import DROP_ENDED
+from .drop_unlasting import DROP_UNLASTING
+from .filtered import FILTERED
+from .holomorphic import HOLOMORPHIC
+from .join_past import JOIN_PAST
+from .join_products import JOIN_PRODUCTS
+from .pair_states import PAIR_STATES
+from .read_after import READ_AFTER
+from .schedule import SCHEDULE
+from .share_uses import SHARE_USES
+
+DEFAULT = (
+    DROP_UNLASTING,
+    DROP_ENDED,
+    SHARE_USES,
+    FILTERED,
+    HOLOMORPHIC,
+    JOIN_PRODUCTS,
+    PAIR_STATES,
+    BY_COLUMNS,
+    CHOOSE_WINDOW,
+    READ_AFTER,
+    JOIN_PAST,
+    SCHEDULE,
+)
+"""All passes, in the order in which they run."""
+PASSES = {p.name: p.does for p in DEFAULT}
+"""What each does, by name."""
+
+
+def chosen(passes: Collection[str | Pass] | None) -> tuple[Pass, ...]:
+    """The passes that run: all where `passes` is `None`. Those of other authors run last, as they are given.
+
+    **Raises** `InputTypeError` for what is no collection of passes, `InputError` for a name that no pass has.
+    """
+    if passes is None:
+        return DEFAULT
+    example = 'such as ("filtered", "read_after"); () leaves all out, and None takes all'
+    given: Any = passes
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise InputTypeError(f"passes= takes the names of passes, {example}, not {passes!r}.")
+    others = [p for p in passes if isinstance(p, Pass)]
+    names = [p for p in passes if not isinstance(p, Pass)]
+    unknown = [name for name in names if name not in PASSES]
+    if unknown:
+        hint = near(str(unknown[0]), list(PASSES))
+        raise InputError(
+            f"There is no pass {unknown[0]!r}.{hint} passes= takes the names of passes, {example}. "
+            f"The passes: {', '.join(PASSES)}."
+        )
+    return (*(p for p in DEFAULT if p.name in names), *(p for p in others if p not in DEFAULT))
+
+
+__all__ = ["DEFAULT", "PASSES", "Pass", "chosen"]

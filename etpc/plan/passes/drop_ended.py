@@ -1,0 +1,37 @@
+"""A weight whose influence on the states ends with the step needs no trace.
+
+- Pattern: a whole trace none of whose states lasts, as that of an LSTM's output gate where it is a product of its own.
+- Proof: as that of states that do not last, for all states of the block.
+- Rewrite: no trace; the gradient is that of each step.
+- It buys the trace, and up to 1.4 times the time.
+"""
+
+from ...ir import Change, Past, Term, Through, TraceProgram
+from ...traces import Full
+from ._pass import Pass
+
+
+def _run(program: TraceProgram) -> TraceProgram:
+    gone = {n for n in program.traces if n.form == Full() and all(map(program.proofs.ends, n.ops))}
+
+    def term(_: object, term: Term) -> Term | None:
+        match term:
+            case Through(op, trace) if trace in gone:
+                return Through(op, None)
+            case Past(trace) if trace in gone:
+                return None
+            case _:
+                return term
+
+    if not gone:
+        return program
+    changes = [
+        Change(NAME, n.op.path, "no later step reads its trace", n.bytes)
+        for n in program.traces
+        if n in gone
+    ]
+    return program.rewritten(dict.fromkeys(gone, ()), term).noted(*changes)
+
+
+NAME = "drop_ended"
+DROP_ENDED = Pass(NAME, "a weight whose influence ends with the step has no trace", _run)

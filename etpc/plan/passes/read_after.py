@@ -1,0 +1,37 @@
+"""In windows of one step, the whole gradient of a trace is that trace at the end of the step times the learning signal.
+
+- Pattern: a form that can be read after it was moved.
+- Proof: no path leads to the output past the new states, neither from old states nor from the operations, and the trace
+  has all states at which credit is taken. Credit of a state that no trace holds is passed on where it can be.
+- Rewrite: one term, `After`, in windows of one step.
+- It buys one loop over the trace in place of two: up to 1.2 times the time.
+"""
+
+import dataclasses
+
+from ...ir import After, Change, TraceProgram
+from ...traces import Trace
+from .._paths import credited_at, credited_whole
+from ._pass import Pass
+
+
+def _run(program: TraceProgram) -> TraceProgram:
+    if program.window.credit == "window":
+        return program
+    program = dataclasses.replace(program, credited=credited_at(program))
+    can = lambda node: type(node.form).read_after is not Trace.read_after
+    found = {node for node in credited_whole(program) if can(node)}
+    of_op = {op: node for node in found for op in node.ops}
+    first = {node.op: (After(node),) for node in found}
+    grads = {
+        op: first.get(op, ()) if op in of_op else terms for op, terms in program.step_grads.items()
+    }
+    text = "the gradient of a window of one step is read after the step"
+    changes = [Change(NAME, node.op.path, text) for node in program.traces if node in found]
+    return dataclasses.replace(program, step_grads=grads).noted(*changes)
+
+
+NAME = "read_after"
+READ_AFTER = Pass(
+    NAME, "in windows of one step, the gradient is read from the trace at the end of the step", _run
+)

@@ -1,0 +1,55 @@
+"""Uses of one weight that reach the same states need the sum of their traces alone.
+
+- Pattern: traces of one weight with equal forms and blocks, whose form sums uses.
+- Proof: a whole trace is linear in what enters it, and its gradient is linear in the trace.
+- Rewrite: one trace with a feed for each use.
+- It buys the memory of all traces but one.
+"""
+
+import dataclasses
+from collections.abc import Hashable
+
+from ...ir import Change, Past, Term, Through, TraceNode, TraceProgram
+from ...traces import Trace
+from ._pass import Pass
+
+
+def _run(program: TraceProgram) -> TraceProgram:
+    alike: dict[Hashable, list[TraceNode]] = {}
+    for node in program.traces:
+        entries = node.form.same(node.site)
+        if entries is not None and type(node.form).follow is Trace.follow:
+            blocks = node.blocks.indptr.tobytes(), node.blocks.indices.tobytes()
+            of_node = node.dtype, node.virtual, program.closed(node)
+            alike.setdefault((node.op.weight, node.form, entries, *blocks, *of_node), []).append(
+                node
+            )
+    for first, *others in alike.values():
+        if others:
+            program = _shared(program, first, others)
+    return program
+
+
+def _shared(program: TraceProgram, first: TraceNode, others: list[TraceNode]) -> TraceProgram:
+    nodes = first, *others
+    new = dataclasses.replace(first, feeds=tuple(feed for node in nodes for feed in node.feeds))
+
+    def term(_: object, term: Term) -> Term | None:
+        match term:
+            case Through(op, trace) if trace in nodes:
+                return Through(op, new)
+            case Past(trace, slot) if trace in nodes:
+                return Past(new, slot) if trace is first else None
+            case _:
+                return term
+
+    text = f"added to the trace of its use at {first.op.equation.source}"
+    traces = {first: (new,), **dict.fromkeys(others, ())}
+    changes = [Change(NAME, node.op.path, text, node.bytes) for node in others]
+    return program.rewritten(traces, term).noted(*changes)
+
+
+NAME = "share_uses"
+SHARE_USES = Pass(
+    NAME, "uses of one weight that reach the same states have one trace, the sum of theirs", _run
+)
