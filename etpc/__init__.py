@@ -3,7 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ._errors import (
+from ._jax import mark
+from .errors import (
     AlgorithmError,
     CheckpointError,
     EtpcError,
@@ -17,7 +18,6 @@ from ._errors import (
     UnsupportedError,
     VerificationError,
 )
-from ._jax import mark
 
 # The rest is imported when it is first asked for, so that `import etpc` takes hardly longer than
 # `import jax, equinox`: the compiler needs SciPy and NetworkX.

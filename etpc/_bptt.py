@@ -12,8 +12,8 @@ import numpy as np
 from jax import Array
 
 from ._data import check_data, check_lead, foreign, lead_of, one_step, shapes_text
-from ._errors import InputError, InputTypeError, checked_count, raise_together
 from ._loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced, summed_in
+from .errors import InputError, InputTypeError, checked_count, raise_together
 from .trace import (
     Leaves,
     StepFunction,

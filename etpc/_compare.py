@@ -18,11 +18,11 @@ from ._agreement import (
     unread_traces,
     whole,
 )
-from ._errors import InputError
 from ._progress import progress
 from ._record import record
 from ._trial import Lag, Trial
 from .algorithms import TBPTT, Algorithm, resolve
+from .errors import InputError
 from .plan import UNMARKED
 from .run import Program
 from .show import table

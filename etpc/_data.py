@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._errors import InputError, InputTypeError, raise_together
+from .errors import InputError, InputTypeError, raise_together
 
 
 def check_data(xs: Any, targets: Any) -> None:

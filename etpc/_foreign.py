@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import InputError, InputTypeError, near, raise_together
+from .errors import InputError, InputTypeError, near, raise_together
 from .trace import Leaves, paths_of
 
 FORMS = (

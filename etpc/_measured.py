@@ -16,8 +16,8 @@ from jax import Array
 from ._agreement import cosine, flat_gradients, whole
 from ._bptt import gradient_of
 from ._data import check_lead
-from ._errors import InputError, InputTypeError, checked_count, raise_together
 from ._trial import Trial
+from .errors import InputError, InputTypeError, checked_count, raise_together
 from .run import Program, moved, no_optimizer, strong, without_past
 from .trace import Leaves
 

@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ._errors import InputTypeError
 from ._jax import (
     Primitive,
     bcoo_dot_general_primitive,
@@ -23,6 +22,7 @@ from ._jax import (
     tile_p,
 )
 from ._origin import origin
+from .errors import InputTypeError
 
 BCOO = bcoo_dot_general_primitive
 """Stands for the product of a sparse and a dense array, a primitive that exists once its module is imported."""

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ._errors import SilentNetworkWarning
 from ._jax import Equation, Variable, is_spike
+from .errors import SilentNetworkWarning
 from .trace import Step
 
 

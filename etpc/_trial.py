@@ -27,10 +27,10 @@ from ._agreement import (
 )
 from ._bptt import Objective, batch_axis_blamed, gradient_of
 from ._data import check_lead, check_tolerance, lead_of, one_step
-from ._errors import InputError, InputTypeError, checked_count, raise_together
 from ._foreign import given_gradient
 from ._loss import check_reduction
 from .algorithms import Algorithm
+from .errors import InputError, InputTypeError, checked_count, raise_together
 from .run import Carry, Program, compile, without_past
 from .trace import Leaves
 

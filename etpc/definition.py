@@ -26,12 +26,12 @@ from jax import Array, lax
 
 from ._bptt import Objective, batch_axis_blamed, gradient_of
 from ._data import check_lead, one_step
-from ._errors import UnsupportedError, checked_count
 from ._jax import Equation, Variable, evaluate, is_complex, is_key, prims, propagate
 from ._loss import Loss, check_reduction, finite_where_masked, reduced
 from ._primitives import facts
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, resolve
 from .analyse import HiddenStates, Split, analyse, split
+from .errors import UnsupportedError, checked_count
 from .plan import Proofs, context
 from .trace import Step, StepFunction, trace
 

@@ -11,59 +11,59 @@ INTERNALS = ("jax.extend", "jax._src")
 
 SEES = {
     # what all of them may use
-    "_errors": "",
-    "_tuning": "",
-    "_jax": "_errors _tuning",
+    "errors": "",
+    "tuning": "",
+    "_jax": "errors tuning",
     "_files": "",
     "_origin": "",
-    "_primitives": "_errors _jax _origin",
+    "_primitives": "errors _jax _origin",
     "_record": "",
     "_carry": "",
-    "_data": "_errors",
-    "_loss": "_errors _jax",
+    "_data": "errors",
+    "_loss": "errors _jax",
     # the compiler: a stage sees the artefact of the one before it, and what that is made of
-    "ops": "_errors _jax _primitives _tuning",
-    "trace": "_errors _jax _primitives",
-    "analyse": "_errors _jax _primitives ops trace",
-    "traces": "_errors _jax _tuning ops",
-    "algorithms": "_errors _origin ops traces analyse",
-    "plan": "_errors _jax _record _primitives _tuning traces analyse algorithms",
-    "emit": "_errors _jax _primitives _tuning traces analyse plan",
+    "ops": "errors _jax _primitives tuning",
+    "trace": "errors _jax _primitives",
+    "analyse": "errors _jax _primitives ops trace",
+    "traces": "errors _jax tuning ops",
+    "algorithms": "errors _origin ops traces analyse",
+    "plan": "errors _jax _record _primitives tuning traces analyse algorithms",
+    "emit": "errors _jax _primitives tuning traces analyse plan",
     # what is shown of a plan
-    "show": "_errors _jax _record traces algorithms analyse plan",
-    "draw": "_errors _files _record plan show",
+    "show": "errors _jax _record traces algorithms analyse plan",
+    "draw": "errors _files _record plan show",
     # a gradient to compare with
-    "_bptt": "_data _errors _loss trace",
+    "_bptt": "_data errors _loss trace",
     "_agreement": "_jax _loss show trace",
     # what each rule means; of the plan it asks alone which whole traces are small
-    "definition": "_bptt _data _errors _jax _loss _primitives trace analyse algorithms plan",
+    "definition": "_bptt _data errors _jax _loss _primitives trace analyse algorithms plan",
     # the program, and what is done with programs
-    "_spikes": "_errors _jax trace",
-    "run": "_errors _files _jax _record _carry _data _loss _spikes _bptt _agreement"
+    "_spikes": "errors _jax trace",
+    "run": "errors _files _jax _record _carry _data _loss _spikes _bptt _agreement"
     " trace analyse traces algorithms plan emit show draw",
-    "_foreign": "_errors trace",
+    "_foreign": "errors trace",
     "_progress": "",
-    "_trial": "_errors _data _loss _bptt _agreement _foreign trace algorithms run",
-    "_compare": "_errors _record _agreement _progress _trial trace algorithms plan show run",
+    "_trial": "errors _data _loss _bptt _agreement _foreign trace algorithms run",
+    "_compare": "errors _record _agreement _progress _trial trace algorithms plan show run",
     "_faults": "_jax _loss _bptt _agreement _trial algorithms run",
-    "_check": "_errors _jax _record _agreement _progress _trial _faults _compare algorithms run show trace",
-    "checkpoint": "_carry _errors _files _jax",
-    "_fit": "_errors checkpoint run",
-    "_measured": "_errors _data _loss _bptt _agreement _trial trace run",
-    "_suggest": "_errors _record _agreement _progress _compare _trial _measured trace analyse traces algorithms plan"
+    "_check": "errors _jax _record _agreement _progress _trial _faults _compare algorithms run show trace",
+    "checkpoint": "_carry errors _files _jax",
+    "_fit": "errors checkpoint run",
+    "_measured": "errors _data _loss _bptt _agreement _trial trace run",
+    "_suggest": "errors _record _agreement _progress _compare _trial _measured trace analyse traces algorithms plan"
     " show run",
-    "plot": "_errors _jax _compare plan run",
-    "testing": "_errors _files _record _check _compare algorithms run",
+    "plot": "errors _jax _compare plan run",
+    "testing": "errors _files _record _check _compare algorithms run",
     # models
-    "surrogate": "_errors",
-    "nn": "_data _errors _jax _spikes surrogate trace analyse",
-    "interop": "_errors _jax nn surrogate",
-    "optim": "_errors",
+    "surrogate": "errors",
+    "nn": "_data errors _jax _spikes surrogate trace analyse",
+    "interop": "errors _jax nn surrogate",
+    "optim": "errors",
     "units": "",
     # the command line is above the package itself
-    "__init__": "_errors _jax _agreement _bptt _check _compare _fit _suggest checkpoint definition algorithms analyse"
+    "__init__": "errors _jax _agreement _bptt _check _compare _fit _suggest checkpoint definition algorithms analyse"
     " draw emit interop nn ops optim plan plot run surrogate testing trace units",
-    "cli": "__init__ _errors _files _jax _record _loss _bptt _agreement _compare _suggest algorithms draw run show"
+    "cli": "__init__ errors _files _jax _record _loss _bptt _agreement _compare _suggest algorithms draw run show"
     " testing trace",
     "__main__": "cli",
 }

@@ -8,7 +8,7 @@ import numpy as np
 
 from .._jax import Equation, prims
 from .._primitives import facts
-from .._tuning import tuning
+from ..tuning import tuning
 
 SymbolicZero: Any = jax.custom_derivatives.SymbolicZero
 

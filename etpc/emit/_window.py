@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import promoting, without_derivative
-from .._tuning import ACCELERATOR, scheduled, tuning
 from ..plan import Change, Plan
 from ..traces import Carry, Traces, zero_after
+from ..tuning import ACCELERATOR, scheduled, tuning
 from ._cut import CutSteps
 from ._gradient import Gradients
 from ._move import Mover, Moves

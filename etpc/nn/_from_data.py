@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from etpc._errors import InputError, ModelError, checked_count, raise_together
+from etpc.errors import InputError, ModelError, checked_count, raise_together
 
 if TYPE_CHECKING:  # layers do not import the compiler
     from etpc._jax import Equation

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from .._errors import InputError, InputTypeError, near
+from ..errors import InputError, InputTypeError, near
 
 PASSES = {
     "drop_unlasting": "states that later steps read as cut data alone are left out of a trace",

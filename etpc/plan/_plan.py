@@ -6,9 +6,9 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 import networkx as nx
 import numpy as np
 
-from .._errors import MemoryLimitError, UnsupportedError, raise_together
 from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype
+from ..errors import MemoryLimitError, UnsupportedError, raise_together
 from ..traces import Directions, Full, Site, Trace, bytes_of
 from ._blocks import (
     Colouring,

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .._tuning import tuning
 from ..analyse import Analysis
+from ..tuning import tuning
 from ._blocks import Layout
 from ._records import OpPlan
 

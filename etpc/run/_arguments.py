@@ -10,9 +10,9 @@ from jax import Array
 
 from .._carry import Carry
 from .._data import check_targets
-from .._errors import InputError, InputTypeError, UnsupportedError, raise_together
 from .._jax import Tracer, manual_axes
 from .._loss import checked_weights
+from ..errors import InputError, InputTypeError, UnsupportedError, raise_together
 from ..plan import Plan
 from ..trace import Leaves, paths_of
 

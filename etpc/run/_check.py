@@ -22,8 +22,8 @@ from .._agreement import (
 )
 from .._bptt import Objective, gradient_of
 from .._carry import Carry
-from .._errors import UncheckedWarning, VerificationError
 from .._loss import Loss
+from ..errors import UncheckedWarning, VerificationError
 from ..trace import Step
 from ._program import Program, without_past
 

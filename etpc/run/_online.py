@@ -12,7 +12,6 @@ from jax import Array, lax
 
 from .._carry import Carry
 from .._data import checked_reset, foreign
-from .._errors import InputError, InputTypeError, raise_together, whole_number
 from .._jax import Tracer
 from .._loss import (
     NO_LOSS,
@@ -22,6 +21,7 @@ from .._loss import (
     finite_where_masked,
 )
 from .._spikes import warn_of_silence
+from ..errors import InputError, InputTypeError, raise_together, whole_number
 from ..plan import window_matters
 from ..trace import Leaves
 from ._check import check_updates, warn_of_unchecked

@@ -4,8 +4,8 @@ import textwrap
 
 import jax.numpy as jnp
 
-from .._errors import SelectionError, near
 from ..analyse import Analysis
+from ..errors import SelectionError, near
 from ..plan import BEHIND, OpPlan, Plan, TracePlan
 from ..traces import Full
 from ._costs import Costs

@@ -7,8 +7,8 @@ import pytest
 
 import etpc
 from etpc import analyse
-from etpc._errors import InputError, InputTypeError
 from etpc._primitives import FACTS, facts
+from etpc.errors import InputError, InputTypeError
 from tests.analyse.test_patterns import LOOSE, TIGHT, pattern_of, sums_p
 
 H = jnp.arange(4.0)

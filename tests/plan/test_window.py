@@ -6,8 +6,8 @@ import pytest
 
 import etpc
 from etpc import nn
-from etpc._tuning import ACCELERATOR, CPU
 from etpc.plan._window import AT_LEAST, AT_MOST, SHORTEST, bytes_of_step
+from etpc.tuning import ACCELERATOR, CPU
 
 
 def compiled(size, algo):
