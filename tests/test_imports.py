@@ -13,22 +13,21 @@ SEES = {
     # what all of them may use
     "errors": "",
     "tuning": "",
-    "_jax": "errors tuning",
-    "_files": "",
     "_origin": "",
-    "_primitives": "errors _jax _origin",
+    "_jax": "errors tuning _origin",
+    "_files": "",
     "_record": "",
     "_carry": "",
     "_data": "errors",
     "_loss": "errors _jax",
     # the compiler: a stage sees the artefact of the one before it, and what that is made of
-    "ops": "errors _jax _primitives tuning",
-    "trace": "errors _jax _primitives",
-    "analyse": "errors _jax _primitives ops trace",
+    "ops": "errors _jax tuning",
+    "trace": "errors _jax",
+    "analyse": "errors _jax ops trace",
     "traces": "errors _jax tuning ops",
     "algorithms": "errors _origin ops traces analyse",
-    "plan": "errors _jax _record _primitives tuning traces analyse algorithms",
-    "emit": "errors _jax _primitives tuning traces analyse plan",
+    "plan": "errors _jax _record tuning traces analyse algorithms",
+    "emit": "errors _jax tuning traces analyse plan",
     # what is shown of a plan
     "show": "errors _jax _record traces algorithms analyse plan",
     "draw": "errors _files _record plan show",
@@ -36,7 +35,7 @@ SEES = {
     "_bptt": "_data errors _loss trace",
     "_agreement": "_jax _loss show trace",
     # what each rule means; of the plan it asks alone which whole traces are small
-    "definition": "_bptt _data errors _jax _loss _primitives trace analyse algorithms plan",
+    "definition": "_bptt _data errors _jax _loss trace analyse algorithms plan",
     # the program, and what is done with programs
     "_spikes": "errors _jax trace",
     "run": "errors _files _jax _record _carry _data _loss _spikes _bptt _agreement"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax import Equation, canonicalise, evaluate, forward_mode, is_float
-from .._primitives import check_rule, forget, register
+from .._jax.primitives import check_rule, forget, register
 from ..errors import InputError
 from ..trace import Known
 from . import _patterns  # noqa: F401  registers the rules

@@ -33,7 +33,7 @@ from .._jax import (
     propagate,
     prune,
 )
-from .._primitives import facts
+from .._jax.primitives import facts
 from ..analyse import Analysis, WeightOp
 from ._forward import Values, superpose
 from ._records import Arrays, Taken, Weights

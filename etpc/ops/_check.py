@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from .._jax import Equation, Primitive, canonicalise, evaluate, is_float, partition
-from .._primitives import check_rule, register
+from .._jax.primitives import check_rule, register
 from ..errors import InputError
 from ._kind import Kind, KindRule, Values
 

@@ -10,7 +10,9 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ._jax import (
+from .._origin import origin
+from ..errors import InputTypeError
+from . import (
     Primitive,
     bcoo_dot_general_primitive,
     etp_p,
@@ -21,8 +23,6 @@ from ._jax import (
     stack_p,
     tile_p,
 )
-from ._origin import origin
-from .errors import InputTypeError
 
 BCOO = bcoo_dot_general_primitive
 """Stands for the product of a sparse and a dense array, a primitive that exists once its module is imported."""
