@@ -13,8 +13,7 @@ SEES = {
     # what all of them may use
     "errors": "",
     "tuning": "",
-    "_origin": "",
-    "_jax": "errors tuning _origin",
+    "_jax": "errors tuning",
     "_files": "",
     "_record": "",
     "_carry": "",
@@ -25,7 +24,7 @@ SEES = {
     "trace": "errors _jax",
     "analyse": "errors _jax ops trace",
     "traces": "errors _jax tuning ops",
-    "algorithms": "errors _origin ops traces analyse",
+    "algorithms": "errors ops traces analyse",
     "plan": "errors _jax _record tuning traces analyse algorithms",
     "emit": "errors _jax tuning traces analyse plan",
     # what is shown of a plan

@@ -10,8 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .._origin import origin
-from ..errors import InputTypeError
+from ..errors import InputTypeError, origin
 from . import (
     Primitive,
     bcoo_dot_general_primitive,
