@@ -25,10 +25,10 @@ from ._compare import short_name
 from ._faults import Rewritten, Variant
 from ._jax import is_complex, is_float
 from ._progress import progress
-from ._record import record
 from ._trial import Lag, Outcome, Trial
 from .algorithms import D_RTRL, ES_D_RTRL, TBPTT, Algorithm, SnAp, resolve
 from .errors import checked_list
+from .files.record import record
 from .show import each_once, table
 from .trace import StepFunction
 

@@ -19,10 +19,10 @@ from ._agreement import (
     whole,
 )
 from ._progress import progress
-from ._record import record
 from ._trial import Lag, Trial
 from .algorithms import TBPTT, Algorithm, resolve
 from .errors import InputError
+from .files.record import record
 from .plan import UNMARKED
 from .run import Program
 from .show import table

@@ -12,11 +12,11 @@ from ._agreement import not_finite
 from ._compare import short_name
 from ._measured import Batch, Measurement, Online, Reverse, Way, step_ms
 from ._progress import show
-from ._record import record
 from ._trial import Trial
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
 from .analyse import trace_dtype, uncut_block
 from .errors import InputError
+from .files.record import record
 from .plan import DEFAULT_MEMORY
 from .run import Program
 from .show import edits, table

@@ -11,10 +11,10 @@ from typing import Any
 
 from ._check import Check, check
 from ._compare import Report, verify
-from ._files import replacing
-from ._record import read_record, record
 from .algorithms import Algorithm, resolve
 from .errors import InputError, checked_list
+from .files.disk import replacing
+from .files.record import read_record, record
 from .run import Program
 
 SCHEMA = "etpc-claims/1"

@@ -14,8 +14,7 @@ SEES = {
     "errors": "",
     "tuning": "",
     "_jax": "errors tuning",
-    "_files": "",
-    "_record": "",
+    "files": "",
     "_carry": "",
     "_data": "errors",
     "_loss": "errors _jax",
@@ -25,11 +24,11 @@ SEES = {
     "analyse": "errors _jax ops trace",
     "traces": "errors _jax tuning ops",
     "algorithms": "errors ops traces analyse",
-    "plan": "errors _jax _record tuning traces analyse algorithms",
+    "plan": "errors _jax files tuning traces analyse algorithms",
     "emit": "errors _jax tuning traces analyse plan",
     # what is shown of a plan
-    "show": "errors _jax _record traces algorithms analyse plan",
-    "draw": "errors _files _record plan show",
+    "show": "errors _jax files traces algorithms analyse plan",
+    "draw": "errors files plan show",
     # a gradient to compare with
     "_bptt": "_data errors _loss trace",
     "_agreement": "_jax _loss show trace",
@@ -37,21 +36,21 @@ SEES = {
     "definition": "_bptt _data errors _jax _loss trace analyse algorithms plan",
     # the program, and what is done with programs
     "_spikes": "errors _jax trace",
-    "run": "errors _files _jax _record _carry _data _loss _spikes _bptt _agreement"
+    "run": "errors files _jax _carry _data _loss _spikes _bptt _agreement"
     " trace analyse traces algorithms plan emit show draw",
     "_foreign": "errors trace",
     "_progress": "",
     "_trial": "errors _data _loss _bptt _agreement _foreign trace algorithms run",
-    "_compare": "errors _record _agreement _progress _trial trace algorithms plan show run",
+    "_compare": "errors files _agreement _progress _trial trace algorithms plan show run",
     "_faults": "_jax _loss _bptt _agreement _trial algorithms run",
-    "_check": "errors _jax _record _agreement _progress _trial _faults _compare algorithms run show trace",
-    "checkpoint": "_carry errors _files _jax",
+    "_check": "errors _jax files _agreement _progress _trial _faults _compare algorithms run show trace",
+    "checkpoint": "_carry errors files _jax",
     "_fit": "errors checkpoint run",
     "_measured": "errors _data _loss _bptt _agreement _trial trace run",
-    "_suggest": "errors _record _agreement _progress _compare _trial _measured trace analyse traces algorithms plan"
+    "_suggest": "errors files _agreement _progress _compare _trial _measured trace analyse traces algorithms plan"
     " show run",
     "plot": "errors _jax _compare plan run",
-    "testing": "errors _files _record _check _compare algorithms run",
+    "testing": "errors files _check _compare algorithms run",
     # models
     "surrogate": "errors",
     "nn": "_data errors _jax _spikes surrogate trace analyse",
@@ -61,7 +60,7 @@ SEES = {
     # the command line is above the package itself
     "__init__": "errors _jax _agreement _bptt _check _compare _fit _suggest checkpoint definition algorithms analyse"
     " draw emit interop nn ops optim plan plot run surrogate testing trace units",
-    "cli": "__init__ errors _files _jax _record _loss _bptt _agreement _compare _suggest algorithms draw run show"
+    "cli": "__init__ errors files _jax _loss _bptt _agreement _compare _suggest algorithms draw run show"
     " testing trace",
     "__main__": "cli",
 }

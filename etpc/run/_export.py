@@ -17,10 +17,10 @@ import numpy as np
 from jax import Array, export
 
 from .._carry import Carry
-from .._files import from_npy, key_impl, new_folder, npy_dtype, to_npy
 from .._jax import is_key
-from .._record import read_record, record
 from ..errors import CheckpointError, InputError, InputTypeError, UnsupportedError, raise_together
+from ..files.disk import from_npy, key_impl, new_folder, npy_dtype, to_npy
+from ..files.record import read_record, record
 from ..trace import Leaves
 
 if TYPE_CHECKING:

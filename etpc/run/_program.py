@@ -15,11 +15,11 @@ from jax import Array
 from .._carry import Carry
 from .._data import checked_reset
 from .._loss import Loss, check_reduction, finite_where_masked
-from .._record import record
 from .._spikes import silent_layers
 from ..draw import fragment, to_svg, write
 from ..emit import Window
 from ..errors import AlgorithmError, UnsupportedError, checked_count
+from ..files.record import record
 from ..plan import PASSES, PassReport, PassReports
 from ..show import Shown
 from ..trace import StepFunction

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from .._record import record
 from ..analyse import Analysis, analyse
 from ..errors import checked_count
+from ..files.record import record
 from ..plan import Claim, Group, OpPlan, Plan, claims
 from ._describe import describe
 from ._explain import explain
