@@ -15,7 +15,6 @@ SEES = {
     "tuning": "",
     "_jax": "errors tuning",
     "files": "",
-    "_carry": "",
     "_data": "errors",
     "_loss": "errors _jax",
     # the compiler: a stage sees the artefact of the one before it, and what that is made of
@@ -35,8 +34,7 @@ SEES = {
     # what each rule means; of the plan it asks alone which whole traces are small
     "definition": "_bptt _data errors _jax _loss trace analyse algorithms plan",
     # the program, and what is done with programs
-    "_spikes": "errors _jax trace",
-    "run": "errors files _jax _carry _data _loss _spikes _bptt _agreement"
+    "run": "errors files _jax _data _loss _bptt _agreement"
     " trace analyse traces algorithms plan emit show draw",
     "_foreign": "errors trace",
     "_progress": "",
@@ -44,7 +42,7 @@ SEES = {
     "_compare": "errors files _agreement _progress _trial trace algorithms plan show run",
     "_faults": "_jax _loss _bptt _agreement _trial algorithms run",
     "_check": "errors _jax files _agreement _progress _trial _faults _compare algorithms run show trace",
-    "checkpoint": "_carry errors files _jax",
+    "checkpoint": "errors files _jax run",
     "_fit": "errors checkpoint run",
     "_measured": "errors _data _loss _bptt _agreement _trial trace run",
     "_suggest": "errors files _agreement _progress _compare _trial _measured trace analyse traces algorithms plan"
@@ -53,7 +51,7 @@ SEES = {
     "testing": "errors files _check _compare algorithms run",
     # models
     "surrogate": "errors",
-    "nn": "_data errors _jax _spikes surrogate trace analyse",
+    "nn": "_data errors _jax surrogate trace analyse",
     "interop": "errors _jax nn surrogate",
     "optim": "errors",
     "units": "",

@@ -21,10 +21,10 @@ from .._agreement import (
     precision,
 )
 from .._bptt import Objective, gradient_of
-from .._carry import Carry
 from .._loss import Loss
 from ..errors import UncheckedWarning, VerificationError
 from ..trace import Step
+from ._carry import Carry
 from ._program import Program, without_past
 
 

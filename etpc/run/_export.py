@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
 
-from .._carry import Carry
 from .._jax import is_key
 from ..errors import CheckpointError, InputError, InputTypeError, UnsupportedError, raise_together
 from ..files.disk import from_npy, key_impl, new_folder, npy_dtype, to_npy
 from ..files.record import read_record, record
 from ..trace import Leaves
+from ._carry import Carry
 
 if TYPE_CHECKING:
     from ._online import Online

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._carry import Carry
 from .._data import checked_reset, foreign
 from .._jax import Tracer
 from .._loss import (
@@ -20,10 +19,10 @@ from .._loss import (
     Loss,
     finite_where_masked,
 )
-from .._spikes import warn_of_silence
 from ..errors import InputError, InputTypeError, raise_together, whole_number
 from ..plan import window_matters
-from ..trace import Leaves
+from ..trace import Leaves, warn_of_silence
+from ._carry import Carry
 from ._check import check_updates, warn_of_unchecked
 from ._export import Exported, export_learner
 from ._program import Compiled, Program
