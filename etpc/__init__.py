@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from . import testing as testing
     from . import trace as trace
     from . import units as units
-    from ._agreement import Row
-    from ._bptt import bptt
     from ._check import Check, CheckedRow, Fault, check
     from ._compare import Comparison, Report, Result, compare, verify
     from ._fit import Run, fit
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
     from .checkpoint import load, load_weights, save
     from .definition import reference
+    from .gradient.agreement import Row
+    from .gradient.bptt import bptt
     from .plan import Claim, Reason
     from .run import (
         Carry,
@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 else:
     _NAMES = {
         "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate testing trace units",
-        "_agreement": "Row",
-        "_bptt": "bptt",
+        "gradient.agreement": "Row",
+        "gradient.bptt": "bptt",
         "_check": "Check CheckedRow Fault check",
         "_compare": "Comparison Report Result compare verify",
         "_fit": "Run fit",

@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ._agreement import (
+from ._progress import progress
+from ._trial import Lag, Trial
+from .algorithms import TBPTT, Algorithm, resolve
+from .errors import InputError
+from .files.record import record
+from .gradient.agreement import (
     TOTAL,
     Known,
     Row,
@@ -18,11 +23,6 @@ from ._agreement import (
     unread_traces,
     whole,
 )
-from ._progress import progress
-from ._trial import Lag, Trial
-from .algorithms import TBPTT, Algorithm, resolve
-from .errors import InputError
-from .files.record import record
 from .plan import UNMARKED
 from .run import Program
 from .show import table

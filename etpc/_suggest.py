@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ._agreement import not_finite
 from ._compare import short_name
 from ._measured import Batch, Measurement, Online, Reverse, Way, step_ms
 from ._progress import show
@@ -17,6 +16,7 @@ from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
 from .analyse import trace_dtype, uncut_block
 from .errors import InputError
 from .files.record import record
+from .gradient.agreement import not_finite
 from .plan import DEFAULT_MEMORY
 from .run import Program
 from .show import edits, table

@@ -11,7 +11,7 @@ import pytest
 
 import etpc
 from etpc import D_RTRL, ES_D_RTRL, TBPTT, SnAp, _check
-from etpc._agreement import default_tolerance
+from etpc.gradient.agreement import default_tolerance
 from tests import by_hand
 from tests.helpers import loss, normal
 from tests.marks import few

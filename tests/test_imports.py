@@ -15,8 +15,6 @@ SEES = {
     "tuning": "",
     "_jax": "errors tuning",
     "files": "",
-    "_data": "errors",
-    "_loss": "errors _jax",
     # the compiler: a stage sees the artefact of the one before it, and what that is made of
     "ops": "errors _jax tuning",
     "trace": "errors _jax",
@@ -29,37 +27,34 @@ SEES = {
     "show": "errors _jax files traces algorithms analyse plan",
     "draw": "errors files plan show",
     # a gradient to compare with
-    "_bptt": "_data errors _loss trace",
-    "_agreement": "_jax _loss show trace",
+    "gradient": "errors _jax show trace",
     # what each rule means; of the plan it asks alone which whole traces are small
-    "definition": "_bptt _data errors _jax _loss trace analyse algorithms plan",
+    "definition": "gradient errors _jax trace analyse algorithms plan",
     # the program, and what is done with programs
-    "run": "errors files _jax _data _loss _bptt _agreement"
-    " trace analyse traces algorithms plan emit show draw",
+    "run": "errors files _jax gradient trace analyse traces algorithms plan emit show draw",
     "_foreign": "errors trace",
     "_progress": "",
-    "_trial": "errors _data _loss _bptt _agreement _foreign trace algorithms run",
-    "_compare": "errors files _agreement _progress _trial trace algorithms plan show run",
-    "_faults": "_jax _loss _bptt _agreement _trial algorithms run",
-    "_check": "errors _jax files _agreement _progress _trial _faults _compare algorithms run show trace",
+    "_trial": "errors gradient _foreign trace algorithms run",
+    "_compare": "errors files gradient _progress _trial trace algorithms plan show run",
+    "_faults": "_jax gradient _trial algorithms run",
+    "_check": "errors _jax files gradient _progress _trial _faults _compare algorithms run show trace",
     "checkpoint": "errors files _jax run",
     "_fit": "errors checkpoint run",
-    "_measured": "errors _data _loss _bptt _agreement _trial trace run",
-    "_suggest": "errors files _agreement _progress _compare _trial _measured trace analyse traces algorithms plan"
+    "_measured": "errors gradient _trial trace run",
+    "_suggest": "errors files gradient _progress _compare _trial _measured trace analyse traces algorithms plan"
     " show run",
     "plot": "errors _jax _compare plan run",
     "testing": "errors files _check _compare algorithms run",
     # models
     "surrogate": "errors",
-    "nn": "_data errors _jax surrogate trace analyse",
+    "nn": "gradient errors _jax surrogate trace analyse",
     "interop": "errors _jax nn surrogate",
     "optim": "errors",
     "units": "",
     # the command line is above the package itself
-    "__init__": "errors _jax _agreement _bptt _check _compare _fit _suggest checkpoint definition algorithms analyse"
+    "__init__": "errors _jax gradient _check _compare _fit _suggest checkpoint definition algorithms analyse"
     " draw emit interop nn ops optim plan plot run surrogate testing trace units",
-    "cli": "__init__ errors files _jax _loss _bptt _agreement _compare _suggest algorithms draw run show"
-    " testing trace",
+    "cli": "__init__ errors files _jax gradient _compare _suggest algorithms draw run show testing trace",
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""

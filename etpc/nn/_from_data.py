@@ -75,7 +75,7 @@ def init_from_data(
 
     ```
     """
-    from etpc._data import one_step
+    from etpc.gradient.data import one_step
     from etpc.trace import firing_rates, trace
 
     if not (isinstance(rate, int | float | np.number) and 0 < rate < 1):

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 
-from .._data import foreign, shapes_text
 from ..algorithms import Algorithm, resolve
 from ..analyse import analyse
 from ..emit import emit
@@ -16,6 +15,7 @@ from ..errors import (
     checked_count,
     raise_together,
 )
+from ..gradient.data import foreign, shapes_text
 from ..plan import checked_passes, plan
 from ..trace import StepFunction, fits, is_array, paths_of, shape_of, trace
 from ._fusion import refuse_wrong_fusion

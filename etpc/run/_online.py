@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._data import checked_reset, foreign
 from .._jax import Tracer
-from .._loss import (
+from ..errors import InputError, InputTypeError, raise_together, whole_number
+from ..gradient.data import checked_reset, foreign
+from ..gradient.loss import (
     NO_LOSS,
     NO_REDUCTION,
     REDUCTIONS,
     Loss,
     finite_where_masked,
 )
-from ..errors import InputError, InputTypeError, raise_together, whole_number
 from ..plan import window_matters
 from ..trace import Leaves, warn_of_silence
 from ._carry import Carry

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._data import checked_reset
-from .._loss import Loss, check_reduction, finite_where_masked
 from ..draw import fragment, to_svg, write
 from ..emit import Window
 from ..errors import AlgorithmError, UnsupportedError, checked_count
 from ..files.record import record
+from ..gradient.data import checked_reset
+from ..gradient.loss import Loss, check_reduction, finite_where_masked
 from ..plan import PASSES, PassReport, PassReports
 from ..show import Shown
 from ..trace import StepFunction, silent_layers
