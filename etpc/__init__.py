@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from . import testing as testing
     from . import trace as trace
     from . import units as units
-    from ._check import Check, CheckedRow, Fault, check
-    from ._compare import Comparison, Report, Result, compare, verify
     from ._fit import Run, fit
-    from ._suggest import Candidate, Suggestion, suggest
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
+    from .checking.check import Check, CheckedRow, Fault, check
+    from .checking.compare import Comparison, Report, Result, compare, verify
+    from .checking.suggest import Candidate, Suggestion, suggest
     from .checkpoint import load, load_weights, save
     from .definition import reference
     from .gradient.agreement import Row
@@ -59,15 +59,15 @@ if TYPE_CHECKING:
 else:
     _NAMES = {
         "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate testing trace units",
-        "gradient.agreement": "Row",
-        "gradient.bptt": "bptt",
-        "_check": "Check CheckedRow Fault check",
-        "_compare": "Comparison Report Result compare verify",
         "_fit": "Run fit",
-        "_suggest": "Candidate Suggestion suggest",
         "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL SnAp TBPTT",
+        "checking.check": "Check CheckedRow Fault check",
+        "checking.compare": "Comparison Report Result compare verify",
+        "checking.suggest": "Candidate Suggestion suggest",
         "checkpoint": "load load_weights save",
         "definition": "reference",
+        "gradient.agreement": "Row",
+        "gradient.bptt": "bptt",
         "plan": "Claim Reason",
         "run": "Carry Exported Memory Online Program compile load_exported online",
     }

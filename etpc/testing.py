@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._check import Check, check
-from ._compare import Report, verify
 from .algorithms import Algorithm, resolve
+from .checking.check import Check, check
+from .checking.compare import Report, verify
 from .errors import InputError, checked_list
 from .files.disk import replacing
 from .files.record import read_record, record

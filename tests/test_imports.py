@@ -32,19 +32,11 @@ SEES = {
     "definition": "gradient errors _jax trace analyse algorithms plan",
     # the program, and what is done with programs
     "run": "errors files _jax gradient trace analyse traces algorithms plan emit show draw",
-    "_foreign": "errors trace",
-    "_progress": "",
-    "_trial": "errors gradient _foreign trace algorithms run",
-    "_compare": "errors files gradient _progress _trial trace algorithms plan show run",
-    "_faults": "_jax gradient _trial algorithms run",
-    "_check": "errors _jax files gradient _progress _trial _faults _compare algorithms run show trace",
+    "checking": "errors files _jax gradient trace analyse traces algorithms plan show run",
     "checkpoint": "errors files _jax run",
     "_fit": "errors checkpoint run",
-    "_measured": "errors gradient _trial trace run",
-    "_suggest": "errors files gradient _progress _compare _trial _measured trace analyse traces algorithms plan"
-    " show run",
-    "plot": "errors _jax _compare plan run",
-    "testing": "errors files _check _compare algorithms run",
+    "plot": "errors _jax checking plan run",
+    "testing": "errors files checking algorithms run",
     # models
     "surrogate": "errors",
     "nn": "gradient errors _jax surrogate trace analyse",
@@ -52,9 +44,9 @@ SEES = {
     "optim": "errors",
     "units": "",
     # the command line is above the package itself
-    "__init__": "errors _jax gradient _check _compare _fit _suggest checkpoint definition algorithms analyse"
+    "__init__": "errors _jax gradient checking _fit checkpoint definition algorithms analyse"
     " draw emit interop nn ops optim plan plot run surrogate testing trace units",
-    "cli": "__init__ errors files _jax gradient _compare _suggest algorithms draw run show testing trace",
+    "cli": "__init__ errors files _jax gradient checking algorithms draw run show testing trace",
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc._compare import Report, Result
 from etpc.algorithms import Algorithm, Full
+from etpc.checking.compare import Report, Result
 from etpc.gradient.agreement import Known, compare_all
 from etpc.traces import Trace
 from tests.helpers import by_path, distance, mean_loss

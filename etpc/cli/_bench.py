@@ -9,8 +9,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._compare import short_name
 from ..algorithms import Algorithm
+from ..checking.compare import short_name
 from ..gradient.agreement import TOTAL, Nearness, flat_gradients, whole
 from ..gradient.bptt import Objective, gradient_of
 from ..run import Program

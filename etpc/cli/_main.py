@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from .. import __version__
-from .._compare import compare
-from .._suggest import suggest
+from ..checking.compare import compare
+from ..checking.suggest import suggest
 from ..errors import EtpcError
 from ..files.disk import new_folder
 from ..files.record import plain

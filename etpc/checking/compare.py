@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ._progress import progress
-from ._trial import Lag, Trial
-from .algorithms import TBPTT, Algorithm, resolve
-from .errors import InputError
-from .files.record import record
-from .gradient.agreement import (
+from ..algorithms import TBPTT, Algorithm, resolve
+from ..errors import InputError
+from ..files.record import record
+from ..gradient.agreement import (
     TOTAL,
     Known,
     Row,
@@ -23,10 +21,12 @@ from .gradient.agreement import (
     unread_traces,
     whole,
 )
-from .plan import UNMARKED
-from .run import Program
-from .show import table
-from .trace import StepFunction
+from ..plan import UNMARKED
+from ..run import Program
+from ..show import table
+from ..trace import StepFunction
+from ._progress import progress
+from ._trial import Lag, Trial
 
 HIDDEN = 0.01
 """By how much the lowest cosine of a parameter is below that of all together, to be shown once more."""

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._foreign import given_gradient
-from .algorithms import Algorithm
-from .errors import InputError, InputTypeError, checked_count, raise_together
-from .gradient.agreement import (
+from ..algorithms import Algorithm
+from ..errors import InputError, InputTypeError, checked_count, raise_together
+from ..gradient.agreement import (
     Gradient,
     Known,
     Row,
@@ -28,11 +27,12 @@ from .gradient.agreement import (
     replaced_derivatives,
     whole,
 )
-from .gradient.bptt import Objective, batch_axis_blamed, gradient_of
-from .gradient.data import check_lead, check_tolerance, lead_of, one_step
-from .gradient.loss import check_reduction
-from .run import Carry, Program, compile, without_past
-from .trace import Leaves
+from ..gradient.bptt import Objective, batch_axis_blamed, gradient_of
+from ..gradient.data import check_lead, check_tolerance, lead_of, one_step
+from ..gradient.loss import check_reduction
+from ..run import Carry, Program, compile, without_past
+from ..trace import Leaves
+from ._foreign import given_gradient
 
 WINDOWS = 8
 """In how many windows a sequence is cut, to tell how far back a gradient reaches."""
