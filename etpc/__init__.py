@@ -43,19 +43,11 @@ if TYPE_CHECKING:
     from .checking.suggest import Candidate, Suggestion, suggest
     from .checkpoint import load, load_weights, save
     from .definition import reference
+    from .export.learner import Exported, load_exported
     from .gradient.agreement import Row
     from .gradient.bptt import bptt
     from .plan import Claim, Reason
-    from .run import (
-        Carry,
-        Exported,
-        Memory,
-        Online,
-        Program,
-        compile,
-        load_exported,
-        online,
-    )
+    from .run import Carry, Memory, Online, Program, compile, online
 else:
     _NAMES = {
         "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate testing trace units",
@@ -66,10 +58,11 @@ else:
         "checking.suggest": "Candidate Suggestion suggest",
         "checkpoint": "load load_weights save",
         "definition": "reference",
+        "export.learner": "Exported load_exported",
         "gradient.agreement": "Row",
         "gradient.bptt": "bptt",
         "plan": "Claim Reason",
-        "run": "Carry Exported Memory Online Program compile load_exported online",
+        "run": "Carry Memory Online Program compile online",
     }
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
 
