@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from . import testing as testing
     from . import trace as trace
     from . import units as units
-    from ._fit import Run, fit
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
     from .checking.check import Check, CheckedRow, Fault, check
     from .checking.compare import Comparison, Report, Result, compare, verify
@@ -48,10 +47,10 @@ if TYPE_CHECKING:
     from .gradient.bptt import bptt
     from .plan import Claim, Reason
     from .run import Carry, Memory, Online, Program, compile, online
+    from .training.fit import Run, fit
 else:
     _NAMES = {
         "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate testing trace units",
-        "_fit": "Run fit",
         "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL SnAp TBPTT",
         "checking.check": "Check CheckedRow Fault check",
         "checking.compare": "Comparison Report Result compare verify",
@@ -63,6 +62,7 @@ else:
         "gradient.bptt": "bptt",
         "plan": "Claim Reason",
         "run": "Carry Memory Online Program compile online",
+        "training.fit": "Run fit",
     }
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
 

@@ -36,7 +36,7 @@ SEES = {
     "export": "errors files _jax trace run",
     "checking": "errors files _jax gradient trace analyse traces algorithms plan show run",
     "checkpoint": "errors files _jax run",
-    "_fit": "errors checkpoint run",
+    "training": "errors checkpoint run",
     "plot": "errors _jax checking plan run",
     "testing": "errors files checking algorithms run",
     # models
@@ -46,7 +46,7 @@ SEES = {
     "optim": "errors",
     "units": "",
     # the command line is above the package itself
-    "__init__": "errors _jax gradient export checking _fit checkpoint definition algorithms analyse"
+    "__init__": "errors _jax gradient export checking training checkpoint definition algorithms analyse"
     " draw emit interop nn ops optim plan plot run surrogate testing trace units",
     "cli": "__init__ errors files _jax gradient export checking algorithms draw run show testing trace",
     "__main__": "cli",
@@ -150,6 +150,7 @@ def internals_violations(package: Path) -> list[str]:
 
 def test_every_part_has_its_place() -> None:
     assert {part(module) for module in modules(PACKAGE)} == SEES.keys()
+    assert not [*PACKAGE.glob("_[!_]*.py")], "a private module belongs into the folder that uses it"
     for place, (name, seen) in enumerate(SEES.items()):
         assert {*seen.split()} <= {*[*SEES][:place]}, f"{name} sees a part below it"
 
