@@ -14,11 +14,10 @@ import optax
 import pytest
 
 import etpc
-from etpc import nn
+from etpc import Candidate, nn
 from etpc.checking import suggest as _suggest
 from etpc.checking._measured import Batch, Measurement, Online, Reverse
 from etpc.checking._trial import Trial
-from etpc.checking.suggest import Candidate
 from tests.helpers import loss, normal, weights
 
 T, B, I, N = 32, 3, 2, 4
