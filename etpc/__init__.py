@@ -3,7 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ._errors import (
+from ._jax import mark
+from .errors import (
     AlgorithmError,
     CheckpointError,
     EtpcError,
@@ -17,7 +18,6 @@ from ._errors import (
     UnsupportedError,
     VerificationError,
 )
-from ._jax import mark
 
 # The rest is imported when it is first asked for, so that `import etpc` takes hardly longer than
 # `import jax, equinox`: the compiler needs SciPy and NetworkX.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from . import draw as draw
     from . import emit as emit
     from . import interop as interop
+    from . import ir as ir
     from . import nn as nn
     from . import ops as ops
     from . import optim as optim
@@ -36,40 +37,33 @@ if TYPE_CHECKING:
     from . import testing as testing
     from . import trace as trace
     from . import units as units
-    from ._agreement import Row
-    from ._bptt import bptt
-    from ._check import Check, CheckedRow, Fault, check
-    from ._compare import Comparison, Report, Result, compare, verify
-    from ._fit import Run, fit
-    from ._suggest import Candidate, Suggestion, suggest
     from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
+    from .checking.check import Check, CheckedRow, Fault, check
+    from .checking.compare import Comparison, Report, Result, compare, verify
+    from .checking.suggest import Candidate, Suggestion, suggest
     from .checkpoint import load, load_weights, save
     from .definition import reference
+    from .export.learner import Exported, load_exported
+    from .gradient.agreement import Row
+    from .gradient.bptt import bptt
     from .plan import Claim, Reason
-    from .run import (
-        Carry,
-        Exported,
-        Memory,
-        Online,
-        Program,
-        compile,
-        load_exported,
-        online,
-    )
+    from .run import Carry, Memory, Online, Program, compile, online
+    from .training.fit import Run, fit
 else:
     _NAMES = {
-        "": "algorithms analyse draw emit interop nn ops optim plan plot surrogate testing trace units",
-        "_agreement": "Row",
-        "_bptt": "bptt",
-        "_check": "Check CheckedRow Fault check",
-        "_compare": "Comparison Report Result compare verify",
-        "_fit": "Run fit",
-        "_suggest": "Candidate Suggestion suggest",
+        "": "algorithms analyse draw emit interop ir nn ops optim plan plot surrogate testing trace units",
         "algorithms": "D_RTRL ES_D_RTRL CreditRTRL RTRL SnAp TBPTT",
+        "checking.check": "Check CheckedRow Fault check",
+        "checking.compare": "Comparison Report Result compare verify",
+        "checking.suggest": "Candidate Suggestion suggest",
         "checkpoint": "load load_weights save",
         "definition": "reference",
+        "export.learner": "Exported load_exported",
+        "gradient.agreement": "Row",
+        "gradient.bptt": "bptt",
         "plan": "Claim Reason",
-        "run": "Carry Exported Memory Online Program compile load_exported online",
+        "run": "Carry Memory Online Program compile online",
+        "training.fit": "Run fit",
     }
     _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
 

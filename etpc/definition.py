@@ -24,14 +24,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ._bptt import Objective, batch_axis_blamed, gradient_of
-from ._data import check_lead, one_step
-from ._errors import UnsupportedError, checked_count
 from ._jax import Equation, Variable, evaluate, is_complex, is_key, prims, propagate
-from ._loss import Loss, check_reduction, finite_where_masked, reduced
-from ._primitives import facts
+from ._jax.primitives import facts
 from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, resolve
 from .analyse import HiddenStates, Split, analyse, split
+from .errors import UnsupportedError, checked_count
+from .gradient.bptt import Objective, batch_axis_blamed, gradient_of
+from .gradient.data import check_lead, one_step
+from .gradient.loss import Loss, check_reduction, finite_where_masked, reduced
 from .plan import Proofs, context
 from .trace import Step, StepFunction, trace
 

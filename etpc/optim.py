@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._errors import InputError
+from .errors import InputError
 
 
 class GradientTrace(NamedTuple):

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._compare import Report
-from ._errors import InputError, InputTypeError, SelectionError, checked_count
 from ._jax import is_spike
+from .checking.compare import Report
+from .errors import InputError, InputTypeError, SelectionError, checked_count
 from .plan import OpPlan
 from .run import Carry, Program
 

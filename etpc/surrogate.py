@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from etpc._errors import InputError, InputTypeError
+from etpc.errors import InputError, InputTypeError
 
 __all__ = [
     "Arctan",

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._check import Check, check
-from ._compare import Report, verify
-from ._errors import InputError, checked_list
-from ._files import replacing
-from ._record import read_record, record
 from .algorithms import Algorithm, resolve
+from .checking.check import Check, check
+from .checking.compare import Report, verify
+from .errors import InputError, checked_list
+from .files.disk import replacing
+from .files.record import read_record, record
 from .run import Program
 
 SCHEMA = "etpc-claims/1"

@@ -11,8 +11,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import etpc
-from etpc._loss import Loss
 from etpc.definition import Definition
+from etpc.gradient.loss import Loss
 from etpc.trace import trace
 from tests.helpers import loss, quickly
 

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import etpc
+from tests.checking.test_verify import I, Spiking, Wrong, data, leaky, squared
 from tests.marks import few
-from tests.test_verify import I, Spiking, Wrong, data, leaky, squared
 
 B = 2
 

@@ -19,8 +19,8 @@ from etpc.cli import Task, main
 from etpc.cli._algorithm import parse
 from etpc.cli._errors import CommandError
 from etpc.cli._task import _shape, load_task, make_data, mean_square
+from tests.checking.test_verify import Wrong
 from tests.test_imports import PACKAGE
-from tests.test_verify import Wrong
 
 MODELS = """
 import equinox as eqx

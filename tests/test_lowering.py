@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 import etpc
-from etpc import _tuning, nn
+from etpc import nn, tuning
 
 RULES = [
     etpc.D_RTRL(window=2),
@@ -25,7 +25,7 @@ RULES = [
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_program_lowers_for_an_accelerator(rule, platform, monkeypatch):
     """XLA does not compile it here: what is shown is that no operation is asked for that the platform lacks."""
-    monkeypatch.setattr(_tuning, "CPU", _tuning.ACCELERATOR)
+    monkeypatch.setattr(tuning, "CPU", tuning.ACCELERATOR)
     cell = nn.Sequential([eqx.nn.LSTMCell(2, 3, key=jax.random.key(0))])
     program = etpc.compile(cell, rule, inputs=jnp.zeros(2))
     run = program.value_and_grad(lambda y, target: jnp.sum((y - target) ** 2))

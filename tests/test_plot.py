@@ -11,7 +11,7 @@ import pytest
 
 import etpc
 from etpc import Row, nn
-from etpc._compare import Report, Result
+from etpc.checking.compare import Report, Result
 from tests.helpers import loss
 
 plt = pytest.importorskip("matplotlib.pyplot")

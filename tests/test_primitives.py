@@ -3,7 +3,7 @@
 import pytest
 
 from etpc._jax import prims
-from etpc._primitives import FACTS, Facts, facts, named, register
+from etpc._jax.primitives import FACTS, Facts, facts, named, register
 
 
 def test_a_name_that_jax_does_not_have_is_an_error():

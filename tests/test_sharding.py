@@ -25,7 +25,7 @@ from jax.experimental import sparse
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import etpc
-import etpc._tuning
+import etpc.tuning
 
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 8
@@ -34,7 +34,7 @@ END = 'print("the same on eight devices")\n'
 BATCH = """
 explicit = "explicit" in sys.argv
 if "pieces" in sys.argv:
-    etpc._tuning.CPU = dataclasses.replace(etpc._tuning.CPU, piece=1 << 10)
+    etpc.tuning.CPU = dataclasses.replace(etpc.tuning.CPU, piece=1 << 10)
 axis_type = AxisType.Explicit if explicit else AxisType.Auto
 few = jax.devices()[: 4 if "few" in sys.argv else 8]
 mesh = jax.make_mesh((len(few),), ("batch",), axis_types=(axis_type,), devices=few)
@@ -131,7 +131,7 @@ assert set(moves) == {"all-reduce"}, moves
 
 
 NEURONS = """
-etpc._tuning.CPU = dataclasses.replace(etpc._tuning.CPU, piece=1 << 10)
+etpc.tuning.CPU = dataclasses.replace(etpc.tuning.CPU, piece=1 << 10)
 mesh = jax.make_mesh((8,), ("neuron",), axis_types=(AxisType.Auto,))
 T, B, I, N = 6, 3, 20, 48
 keys = jax.random.split(jax.random.key(0), 3)

@@ -14,8 +14,8 @@ from etpc import D_RTRL, TBPTT
 from etpc.cli import main
 from etpc.testing import add_claims, assert_exact, assert_gradient, read_claims, worse_claims
 from tests import by_hand
+from tests.checking.test_verify import Wrong, data, leaky, squared
 from tests.helpers import loss
-from tests.test_verify import Wrong, data, leaky, squared
 
 pytest_plugins = ["pytester"]
 

@@ -6,6 +6,7 @@ What JAX can do is asked of the objects that it offers, and not of its version n
 - `_program`: the program that the stages read (`Variable`, `Equation`, `Flat`), and how it is evaluated.
 - `params`: the parameters of JAX's equations, by name. A new version of JAX changes these.
 - `_listed`: primitives that `jax.extend` does not list.
+- `primitives`: what is known of each primitive.
 - `_flatten`: from a function or a jaxpr to such a program.
 - `_control`: loops, and functions with derivatives of their own.
 - `_backward`: the tangent map of a `custom_vjp`, which JAX does not have.

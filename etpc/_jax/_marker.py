@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
 
-from .._errors import UnsupportedError
+from ..errors import UnsupportedError
 from ._program import Primitive, is_float
 
 etp_p = Primitive("etp")

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jax.extend import source_info_util
 from jax.extend.core import primitives as prims
 
-from .._tuning import tuning
+from ..tuning import tuning
 
 Primitive = jex.Primitive
 P = ParamSpec("P")

@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from .._errors import AlgorithmError, InputTypeError
-from .._origin import origin
 from ..analyse import Analysis, WeightOp, trace_dtype
+from ..errors import AlgorithmError, InputTypeError, origin
 from ..ops import Kind
 from ..traces import Directions, Full, Site, Trace
 from ._settings import Check, check, count

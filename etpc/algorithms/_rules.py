@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from .._errors import AlgorithmError, InputError
+from ..errors import AlgorithmError, InputError
 from ..ops import Kind
 from ..traces import CreditSubspace, Decay, Full, LowRank, Trace, size_of
 from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm

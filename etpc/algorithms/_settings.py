@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .._errors import AlgorithmError, InputTypeError, checked_count, whole_number
+from ..errors import AlgorithmError, InputTypeError, checked_count, whole_number
 
 Check = Callable[[str, Any], Any]
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._errors import InputError
 from .._jax import Equation, canonicalise, evaluate, forward_mode, is_float
-from .._primitives import check_rule, forget, register
+from .._jax.primitives import check_rule, forget, register
+from ..errors import InputError
 from ..trace import Known
 from . import _patterns  # noqa: F401  registers the rules
 from ._interpreter import Interpreter, Patterns, Results, Rule

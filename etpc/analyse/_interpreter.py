@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from .._errors import InputError, MemoryLimitError
 from .._jax import Equation, Flat, Variable
-from .._primitives import facts, named, register
+from .._jax.primitives import facts, named, register
+from ..errors import InputError, MemoryLimitError
 from ..trace import Known
 from ._pattern import Pattern, TooDense, empty, joined, pick, union
 

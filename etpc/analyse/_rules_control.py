@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._jax import Equation, Flat, Variable, flatten, params, shard_map_p, unrolled
-from .._primitives import register
+from .._jax.primitives import register
 from ..trace import Known
 from ._interpreter import Interpreter, Patterns, Results, rule
 from ._pattern import Pattern, joined, numbering, pick, select, union

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax import Equation, params, scatter_sub_p
-from .._primitives import register
+from .._jax.primitives import register
 from ..trace import Known
 from ._interpreter import Interpreter, Patterns, Results, rule
 from ._pattern import numbering, pick, select, spread, union

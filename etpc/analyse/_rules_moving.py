@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._jax import Equation, Primitive, nonlinear_p, prims, split_p, stack_p, tile_p
-from .._primitives import FACTS, IDENTITIES, register
+from .._jax.primitives import FACTS, IDENTITIES, register
 from ..trace import Known
 from ._interpreter import Interpreter, Patterns, Results
 from ._pattern import empty, joined, numbering, pick, union

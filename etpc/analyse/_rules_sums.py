@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._jax import Equation, params
-from .._primitives import BCOO, register
+from .._jax.primitives import BCOO, register
 from ..ops import Axis, Geometry, geometry
 from ..trace import Known
 from ._interpreter import Interpreter, Patterns, Results, rule

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax import Equation, Primitive, Variable, prims
-from .._primitives import facts
+from .._jax.primitives import facts
 
 LARGEST = 1 << 20
 """Arrays with more elements than this are not followed."""

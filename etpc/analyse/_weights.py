@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from .._errors import UnsupportedError, raise_together
 from .._jax import Equation, Variable, etp_p, partition, prims
+from ..errors import UnsupportedError, raise_together
 from ..ops import Kind, kind_of
 from ..trace import Known, Step
 

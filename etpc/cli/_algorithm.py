@@ -5,8 +5,8 @@ import dataclasses
 import math
 from typing import Any
 
-from .._errors import near
 from ..algorithms import TBPTT, Algorithm, registered
+from ..errors import near
 from ._errors import CommandError
 
 FORM = "name[:value][,setting=value...], such as d_rtrl, es_d_rtrl:rank=8,window=10, snap:2"

@@ -9,10 +9,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._agreement import TOTAL, Nearness, flat_gradients, whole
-from .._bptt import Objective, gradient_of
-from .._compare import short_name
 from ..algorithms import Algorithm
+from ..checking.compare import short_name
+from ..gradient.agreement import TOTAL, Nearness, flat_gradients, whole
+from ..gradient.bptt import Objective, gradient_of
 from ..run import Program
 from ..trace import Leaves
 from ._task import Data, Task

@@ -4,7 +4,7 @@ import os
 import sysconfig
 import traceback
 
-from .._errors import EtpcError
+from ..errors import EtpcError
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARIES = tuple(

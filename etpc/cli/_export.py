@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from ..run import Exported, online
+from ..export.learner import Exported
+from ..run import online
 from ._algorithm import parse, parse_optimiser
 from ._errors import CommandError
 from ._task import Task, make_data

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .._errors import near
+from ..errors import near
 from ._errors import CommandError
 
 

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 
 from .. import __version__
-from .._compare import compare
-from .._errors import EtpcError
-from .._files import new_folder
-from .._record import plain
-from .._suggest import suggest
+from ..checking.compare import compare
+from ..checking.suggest import suggest
+from ..errors import EtpcError
+from ..files.disk import new_folder
+from ..files.record import plain
 from ..run import Program
 from ..show import table
 from ..testing import add_claims

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .._errors import EtpcError
 from .._jax import is_float, is_key
+from ..errors import EtpcError
 from ..run import Program, compile
 from ..testing import claims_record
 from ..trace import trace

@@ -8,8 +8,8 @@ is needed; charts of numbers are in [`etpc.plot`][].
 import os
 from pathlib import Path
 
-from .._errors import InputError
-from .._files import replacing
+from ..errors import InputError
+from ..files.disk import replacing
 from ..show import Shown
 from ._graph import to_dot, to_graphml, to_node_link
 from ._html import fragment, to_html

@@ -5,7 +5,7 @@ from typing import Any
 
 import networkx as nx
 
-from .._record import record
+from ..files.record import record
 from ..show import Shown
 
 

@@ -15,7 +15,7 @@ import networkx as nx
 from jax import Array, lax
 
 from .._jax import Equation, Rule, Variable, evaluate, prune
-from .._primitives import facts
+from .._jax.primitives import facts
 from ..analyse import Analysis
 from ._arrays import leading
 from ._records import Arrays, Taken

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax import Equation, prims
-from .._primitives import facts
-from .._tuning import tuning
+from .._jax.primitives import facts
+from ..tuning import tuning
 
 SymbolicZero: Any = jax.custom_derivatives.SymbolicZero
 

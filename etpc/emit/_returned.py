@@ -4,7 +4,7 @@ from typing import Any
 
 import equinox as eqx
 
-from .._errors import AlgorithmError
+from ..errors import AlgorithmError
 from ..ir import TraceNode
 
 

@@ -8,7 +8,7 @@ import networkx as nx
 import nir  # pyright: ignore[reportMissingImports]
 import numpy as np
 
-from etpc._errors import InputError, UnsupportedError, raise_together
+from etpc.errors import InputError, UnsupportedError, raise_together
 
 from ._model import written
 from ._nir_values import MOST, check_values

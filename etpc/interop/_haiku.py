@@ -6,7 +6,7 @@ from typing import Any
 import haiku as hk  # pyright: ignore[reportMissingImports]
 import jax
 
-from etpc._errors import InputError, InputTypeError, ModelError
+from etpc.errors import InputError, InputTypeError, ModelError
 
 from ._model import Adapted, Held, arrays, of_batch
 

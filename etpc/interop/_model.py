@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
-from etpc._errors import InputError, raise_together
+from etpc.errors import InputError, raise_together
 
 
 @jax.tree_util.register_pytree_with_keys_class

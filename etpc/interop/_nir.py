@@ -15,7 +15,7 @@ import nir  # pyright: ignore[reportMissingImports]
 import numpy as np
 from jax import Array
 
-from etpc._errors import InputError, InputTypeError, ModelError, UnsupportedError, raise_together
+from etpc.errors import InputError, InputTypeError, ModelError, UnsupportedError, raise_together
 from etpc.surrogate import ReluGrad
 
 from ._graph import Layout, Path, layout_of

@@ -11,7 +11,7 @@ import nir  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from etpc import nn
-from etpc._errors import (
+from etpc.errors import (
     InputError,
     InputTypeError,
     ModelError,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import nir  # pyright: ignore[reportMissingImports]
 import numpy as np
 
-from etpc._errors import InputError, raise_together
 from etpc._jax import is_complex
+from etpc.errors import InputError, raise_together
 
 from ._model import written
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx  # pyright: ignore[reportMissingImports]
 
-from etpc._errors import InputTypeError, ModelError, raise_together
+from etpc.errors import InputTypeError, ModelError, raise_together
 
 from ._model import (
     Adapted,

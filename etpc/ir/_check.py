@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from .._errors import AlgorithmError, raise_together
 from ..analyse import WeightOp
+from ..errors import AlgorithmError, raise_together
 from ._program import After, Direct, Past, Term, Through, TraceNode, TraceProgram
 
 

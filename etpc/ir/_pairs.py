@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import scipy.sparse as sp
 
-from .._errors import MemoryLimitError
 from ..analyse import Pattern, closure, values_at
+from ..errors import MemoryLimitError
 from ..traces import DENSE_UP_TO, Pairs, every_pair
 
 MAX_TABLE = 1 << 28

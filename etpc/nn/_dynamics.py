@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from typing_extensions import TypeAliasType
 
-from etpc._errors import InputError
+from etpc.errors import InputError
 from etpc.nn._declared import Units, constant, duration, option
 from etpc.nn._init import Number, Parameter, Size, in_unit, known
 from etpc.surrogate import ReluGrad

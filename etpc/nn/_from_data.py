@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from etpc._errors import InputError, ModelError, checked_count, raise_together
+from etpc.errors import InputError, ModelError, checked_count, raise_together
 
 if TYPE_CHECKING:  # layers do not import the compiler
     from etpc._jax import Equation
@@ -75,9 +75,8 @@ def init_from_data(
 
     ```
     """
-    from etpc._data import one_step
-    from etpc._spikes import firing_rates
-    from etpc.trace import trace
+    from etpc.gradient.data import one_step
+    from etpc.trace import firing_rates, trace
 
     if not (isinstance(rate, int | float | np.number) and 0 < rate < 1):
         raise InputError(
@@ -206,8 +205,8 @@ def _layers(step: "Step") -> list[_Layer]:
     neither through another operation that mixes nor through another spike function.
     """
     from etpc._jax import propagate
-    from etpc._spikes import spike_functions
     from etpc.analyse import split
+    from etpc.trace import spike_functions
 
     functions = spike_functions(step)
     if not functions:

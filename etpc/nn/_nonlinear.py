@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from etpc._errors import InputError
+from etpc.errors import InputError
 from etpc.nn._declared import constant, option
 from etpc.nn._dynamics import (
     BELOW_THRESHOLD,

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from etpc._errors import InputError
+from etpc.errors import InputError
 
 
 class Sequential(eqx.Module):

@@ -20,8 +20,8 @@ import numpy as np
 from jax.nn import initializers
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
-from etpc._errors import InputError
 from etpc._jax import mark
+from etpc.errors import InputError
 from etpc.nn._init import (
     AXES,
     SCHEMES,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from etpc._errors import InputError
+from etpc.errors import InputError
 from etpc.nn._declared import Units, constant, duration, option
 from etpc.nn._dynamics import check_above, leak
 from etpc.nn._init import Number, Parameter, known

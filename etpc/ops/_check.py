@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._errors import InputError
 from .._jax import Equation, Primitive, canonicalise, evaluate, is_float, partition
-from .._primitives import check_rule, register
+from .._jax.primitives import check_rule, register
+from ..errors import InputError
 from ._kind import Kind, KindRule, Values
 
 POINTS = 4

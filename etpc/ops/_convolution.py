@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from .._jax import Equation, params, prims
-from .._primitives import register
+from .._jax.primitives import register
 from ._kind import Factored, Known, Move, Values
 
 

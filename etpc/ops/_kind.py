@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Inexact
 
 from .._jax import Equation, Variable, params
-from .._primitives import facts
+from .._jax.primitives import facts
 
 Values = list[Any]
 """The values of the operands, or of the results, of one equation."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import Equation, params, prims
-from .._primitives import register
+from .._jax.primitives import register
 from ._kind import Factored, Known, Move, Values
 
 

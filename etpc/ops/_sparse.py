@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from .._jax import Equation, params, result_type
-from .._primitives import BCOO, register
+from .._jax.primitives import BCOO, register
 from ._kind import Known, Links, Move, Values
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from .._errors import AlgorithmError, raise_together
 from ..algorithms import Algorithm, Choice
 from ..analyse import WeightOp
+from ..errors import AlgorithmError, raise_together
 from ..traces import Directions, Site, Trace
 
 

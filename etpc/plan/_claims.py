@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .._record import record
 from ..analyse import Escape
+from ..files.record import record
 from ._plan import left_out
 from ._records import OpPlan, Plan
 

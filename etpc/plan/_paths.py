@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from .._jax import Equation, Variable, is_complex, is_float, prims, propagate, prune
-from .._primitives import facts
+from .._jax.primitives import facts
 from ..analyse import Analysis, WeightOp, by_equation
 from ..ir import TraceNode, TraceProgram
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import networkx as nx
 
-from .._errors import MemoryLimitError, UnsupportedError, raise_together
 from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, Reach, WeightOp
+from ..errors import MemoryLimitError, UnsupportedError, raise_together
 from ..ir import TraceProgram, check
 from ..traces import Directions
 from ._choice import check_choice

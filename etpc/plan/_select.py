@@ -2,9 +2,9 @@
 
 from collections.abc import Collection
 
-from .._errors import SelectionError, raise_together
 from ..algorithms import Context
 from ..analyse import Analysis, WeightOp
+from ..errors import SelectionError, raise_together
 from ._proofs import Proofs
 
 DEFAULT_MEMORY = 1 << 34

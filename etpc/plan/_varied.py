@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from .._jax import Variable, propagate, prune
-from .._primitives import facts
+from .._jax.primitives import facts
 from ..analyse import Analysis
 
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._carry import Carry
-from .._data import check_targets
-from .._errors import InputError, InputTypeError, UnsupportedError, raise_together
 from .._jax import Tracer, manual_axes
-from .._loss import checked_weights
+from ..errors import InputError, InputTypeError, UnsupportedError, raise_together
+from ..gradient.data import check_targets
+from ..gradient.loss import checked_weights
 from ..plan import Plan
 from ..trace import Leaves, paths_of
+from ._carry import Carry
 
 
 class Call(NamedTuple):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._agreement import (
+from ..errors import UncheckedWarning, VerificationError
+from ..gradient.agreement import (
     Gradient,
     Row,
     compare_all,
@@ -20,11 +21,10 @@ from .._agreement import (
     not_compared,
     precision,
 )
-from .._bptt import Objective, gradient_of
-from .._carry import Carry
-from .._errors import UncheckedWarning, VerificationError
-from .._loss import Loss
+from ..gradient.bptt import Objective, gradient_of
+from ..gradient.loss import Loss
 from ..trace import Step
+from ._carry import Carry
 from ._program import Program, without_past
 
 

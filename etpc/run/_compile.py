@@ -5,17 +5,17 @@ from typing import Any
 
 import jax
 
-from .._data import foreign, shapes_text
-from .._errors import (
+from ..algorithms import Algorithm, resolve
+from ..analyse import analyse
+from ..emit import emit
+from ..errors import (
     InputError,
     InputTypeError,
     SelectionError,
     checked_count,
     raise_together,
 )
-from ..algorithms import Algorithm, resolve
-from ..analyse import analyse
-from ..emit import emit
+from ..gradient.data import foreign, shapes_text
 from ..plan import Pass, plan
 from ..plan import chosen as chosen_passes
 from ..trace import StepFunction, fits, is_array, paths_of, shape_of, trace

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._errors import UnsupportedError
+from ..errors import UnsupportedError
 
 AFFECTED = "0.10.2"
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="

@@ -4,29 +4,30 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .._carry import Carry
-from .._data import checked_reset, foreign
-from .._errors import InputError, InputTypeError, raise_together, whole_number
 from .._jax import Tracer
-from .._loss import (
+from ..errors import InputError, InputTypeError, raise_together, whole_number
+from ..gradient.data import checked_reset, foreign
+from ..gradient.loss import (
     NO_LOSS,
     NO_REDUCTION,
     REDUCTIONS,
     Loss,
     finite_where_masked,
 )
-from .._spikes import warn_of_silence
-from ..trace import Leaves
+from ..trace import Leaves, warn_of_silence
+from ._carry import Carry
 from ._check import check_updates, warn_of_unchecked
-from ._export import Exported, export_learner
 from ._program import Compiled, Program
 from ._runner import Data, Runner
+
+if TYPE_CHECKING:
+    from ..export.learner import Exported
 
 
 class _Sum:
@@ -275,7 +276,7 @@ class Online(Compiled):
         mask: Any = None,
         reset: Any = None,
         platforms: Sequence[str] = ("cpu",),
-    ) -> Exported:
+    ) -> "Exported":
         """One call of `update`, and one step of the model without learning, for where Python is not.
 
         **Arguments:**
@@ -290,6 +291,8 @@ class Online(Compiled):
         **Raises** `etpc.UnsupportedError` where an update calls what is outside of StableHLO, which is named:
         a callback, or a custom call; `etpc.InputError` and `etpc.InputTypeError` as `update` does.
         """
+        from ..export.learner import export_learner  # which reads learners
+
         data = (xs, targets, mask, reset)
         return export_learner(self, model, opt_state, carry, data, platforms)
 

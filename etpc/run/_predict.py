@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .._carry import Carry
 from ..trace import Leaves, Step, StepFunction, called, check_new_state, checked_call
+from ._carry import Carry
 
 Predict = Callable[[Any, list[Array], Carry], tuple[Any, Any]]
 

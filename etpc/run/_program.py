@@ -12,18 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._carry import Carry
-from .._data import checked_reset
-from .._errors import AlgorithmError, UnsupportedError, checked_count
-from .._loss import Loss, check_reduction, finite_where_masked
-from .._record import record
-from .._spikes import silent_layers
 from ..draw import fragment, to_svg, write
 from ..emit import Window
+from ..errors import AlgorithmError, UnsupportedError, checked_count
+from ..files.record import record
+from ..gradient.data import checked_reset
+from ..gradient.loss import Loss, check_reduction, finite_where_masked
 from ..plan import DEFAULT, PassReport, PassReports, Plan
 from ..show import Shown
-from ..trace import StepFunction
+from ..trace import StepFunction, silent_layers
 from ._arguments import Arguments
+from ._carry import Carry
 from ._fingerprint import fingerprint
 from ._predict import predictor
 from ._runner import Data, Parameters, Runner

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .._carry import Carry
 from .._jax import without_derivative
-from .._loss import Loss, reduced, summed_in
 from ..emit import NO_SECOND_DERIVATIVE, Moving, Span, Weights, Window
+from ..gradient.loss import Loss, reduced, summed_in
 from ..trace import repeat
 from ..traces import Traces
+from ._carry import Carry
 
 Parameters = Sequence[Any]
 

@@ -4,8 +4,8 @@ import textwrap
 
 import jax.numpy as jnp
 
-from .._errors import SelectionError, near
 from ..analyse import Analysis
+from ..errors import SelectionError, near
 from ..ir import TraceNode
 from ..plan import BEHIND, NO_LESS, OpPlan, Plan
 from ..traces import Full

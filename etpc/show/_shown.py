@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from .._errors import checked_count
-from .._record import record
 from ..analyse import Analysis, analyse
+from ..errors import checked_count
+from ..files.record import record
 from ..ir import TraceProgram
 from ..plan import Claim, Group, OpPlan, Plan, claims
 from ._describe import describe

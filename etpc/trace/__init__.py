@@ -3,6 +3,7 @@
 from .._jax import Equation, Variable
 from ._known import Known
 from ._leaves import Leaves, is_array, paths_of, repeat, shape_of
+from ._spikes import firing_rates, silent_layers, spike_functions, warn_of_silence
 from ._trace import (
     Step,
     StepFunction,
@@ -24,11 +25,15 @@ __all__ = [
     "called",
     "check_new_state",
     "checked_call",
+    "firing_rates",
     "fits",
     "initial_state",
     "is_array",
     "paths_of",
     "repeat",
     "shape_of",
+    "silent_layers",
+    "spike_functions",
     "trace",
+    "warn_of_silence",
 ]

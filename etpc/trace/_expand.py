@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from .._jax import Equation, Flat, Variable, canonicalise, flatten, params, prims, unrolled
-from .._primitives import facts
+from .._jax.primitives import facts
 from ._known import Known
 from ._loops import written_out
 from ._products import merge_products

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._errors import InputTypeError, ModelError, UnsupportedError, raise_together
 from .._jax import (
     Equation,
     Flat,
@@ -23,6 +22,7 @@ from .._jax import (
     propagate,
     without_prints,
 )
+from ..errors import InputTypeError, ModelError, UnsupportedError, raise_together
 from ._expand import expand
 from ._leaves import Leaves, frozen, paths_of
 from ._products import merge_products

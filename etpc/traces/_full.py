@@ -10,7 +10,7 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from .._jax import by_parts, result_type
-from .._tuning import tuning
+from ..tuning import tuning
 from ._pieces import over_examples, overwrite
 from ._trace import Carry, Passage, Site, Trace, zeros
 from ._transitions import apply, apply_columns, in_columns, times

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact, Int
 
-from .._tuning import tuning
 from ..ops import summed
+from ..tuning import tuning
 from ._transitions import UNROLLED, times
 
 Operand = tuple[Array, int | None]

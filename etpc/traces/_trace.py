@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Inexact
 
-from .._errors import AlgorithmError
 from .._jax import is_complex
+from ..errors import AlgorithmError
 from ..ops import Kind
 from ._pairs import Pairs, every_pair
 

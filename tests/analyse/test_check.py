@@ -7,8 +7,8 @@ import pytest
 
 import etpc
 from etpc import analyse
-from etpc._errors import InputError, InputTypeError
-from etpc._primitives import FACTS, facts
+from etpc._jax.primitives import FACTS, facts
+from etpc.errors import InputError, InputTypeError
 from tests.analyse.test_patterns import LOOSE, TIGHT, pattern_of, sums_p
 
 H = jnp.arange(4.0)
@@ -16,7 +16,7 @@ H = jnp.arange(4.0)
 
 @pytest.fixture
 def unregistered(monkeypatch):
-    monkeypatch.setattr("etpc._primitives.FACTS", dict(FACTS))
+    monkeypatch.setattr("etpc._jax.primitives.FACTS", dict(FACTS))
 
 
 def sums_rule(interpreter, equation, patterns, known):

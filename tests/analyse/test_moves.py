@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 import etpc
 from etpc import analyse  # noqa: F401  registers the moves
 from etpc._jax import canonicalise, pvary_p
-from etpc._primitives import FACTS, facts
+from etpc._jax.primitives import FACTS, facts
 from tests.zoo.check import TOLERANCE, bptt, distance, normal, online, weights
 
 ROUNDS = 15

@@ -11,7 +11,7 @@ from jax import lax
 
 import etpc
 from etpc._jax import prims
-from etpc._primitives import FACTS
+from etpc._jax.primitives import FACTS
 from etpc.emit import _read
 from etpc.plan import _claims, _filtered
 from etpc.run._arguments import Arguments

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import etpc
-from etpc._compare import Report
+from etpc.checking.compare import Report
 
 KEY = jax.random.key(0)
 

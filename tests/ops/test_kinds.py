@@ -19,7 +19,7 @@ from jax.experimental import sparse
 import etpc
 from etpc import ops
 from etpc._jax import canonicalise, evaluate, prims
-from etpc._primitives import FACTS, Facts, facts
+from etpc._jax.primitives import FACTS, Facts, facts
 from etpc.analyse._weights import split
 from etpc.trace import trace
 from tests.helpers import normal

@@ -6,9 +6,9 @@ import pytest
 
 import etpc
 from etpc import nn
-from etpc._tuning import ACCELERATOR, CPU
 from etpc.plan import AT_LEAST
 from etpc.plan.passes.choose_window import AT_MOST, SHORTEST, bytes_of_step
+from etpc.tuning import ACCELERATOR, CPU
 
 
 def compiled(size, algo):

@@ -10,7 +10,7 @@ import pytest
 from jax.experimental import sparse
 
 import etpc
-from etpc import _tuning
+from etpc import tuning
 from etpc.traces import _pieces
 from etpc.traces._pieces import over_examples, overwrite, zero_after
 from tests.helpers import normal
@@ -30,8 +30,8 @@ def cut_for(monkeypatch):
     """As on so many devices, in pieces of so many bytes."""
 
     def cut(devices, piece):
-        cpu = dataclasses.replace(_tuning.CPU, piece=piece)
-        monkeypatch.setattr(_tuning, "CPU", cpu)
+        cpu = dataclasses.replace(tuning.CPU, piece=piece)
+        monkeypatch.setattr(tuning, "CPU", cpu)
         monkeypatch.setattr(jax, "device_count", lambda: devices)
 
     return cut
@@ -260,9 +260,9 @@ def test_programs_in_pieces(layer, states, monkeypatch):
         return jax.tree.leaves((grads, carry.traces))
 
     whole = gradient()
-    in_pieces = dataclasses.replace(_tuning.CPU, piece=1 << 8)
-    for other_machine in (in_pieces, _tuning.ACCELERATOR):
-        monkeypatch.setattr(_tuning, "CPU", other_machine)
+    in_pieces = dataclasses.replace(tuning.CPU, piece=1 << 8)
+    for other_machine in (in_pieces, tuning.ACCELERATOR):
+        monkeypatch.setattr(tuning, "CPU", other_machine)
         for one, other in zip(gradient(), whole, strict=True):
             assert np.abs(other).max() > 1e-3
             np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)

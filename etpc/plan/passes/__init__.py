@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from ..._errors import InputError, InputTypeError, near
+from ...errors import InputError, InputTypeError, near
 from ._pass import Pass
 from .by_columns import BY_COLUMNS
 from .choose_window import CHOOSE_WINDOW

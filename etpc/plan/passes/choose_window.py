@@ -10,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from ..._tuning import tuning
 from ...ir import Change, TraceProgram
+from ...tuning import tuning
 from .._plain import AT_LEAST
 from ._pass import Pass
 

@@ -8,8 +8,8 @@
 
 import dataclasses
 
-from ..._tuning import ACCELERATOR, scheduled, tuning
 from ...ir import Change, TraceProgram
+from ...tuning import ACCELERATOR, scheduled, tuning
 from ._pass import Pass
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import InputError, InputTypeError, near, raise_together
-from .trace import Leaves, paths_of
+from ..errors import InputError, InputTypeError, near, raise_together
+from ..trace import Leaves, paths_of
 
 FORMS = (
     "Pass a PyTree like the model, with an array in the place of each parameter or None, or a dict from the paths of "

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ._agreement import (
+from ..algorithms import TBPTT, Algorithm, resolve
+from ..errors import InputError
+from ..files.record import record
+from ..gradient.agreement import (
     TOTAL,
     Known,
     Row,
@@ -18,15 +21,12 @@ from ._agreement import (
     unread_traces,
     whole,
 )
-from ._errors import InputError
+from ..plan import UNMARKED
+from ..run import Program
+from ..show import table
+from ..trace import StepFunction
 from ._progress import progress
-from ._record import record
 from ._trial import Lag, Trial
-from .algorithms import TBPTT, Algorithm, resolve
-from .plan import UNMARKED
-from .run import Program
-from .show import table
-from .trace import StepFunction
 
 HIDDEN = 0.01
 """By how much the lowest cosine of a parameter is below that of all together, to be shown once more."""

@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from ._agreement import not_finite
-from ._compare import short_name
-from ._errors import InputError
+from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
+from ..analyse import trace_dtype, uncut_block
+from ..errors import InputError
+from ..files.record import record
+from ..gradient.agreement import not_finite
+from ..plan import DEFAULT_MEMORY
+from ..run import Program
+from ..show import edits, table
+from ..trace import StepFunction
+from ..traces import Full, Site, size_of
 from ._measured import Batch, Measurement, Online, Reverse, Way, step_ms
 from ._progress import show
-from ._record import record
 from ._trial import Trial
-from .algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
-from .analyse import trace_dtype, uncut_block
-from .plan import DEFAULT_MEMORY
-from .run import Program
-from .show import edits, table
-from .trace import StepFunction
-from .traces import Full, Site, size_of
+from .compare import short_name
 
 NEAR = 0.1
 """Rules whose mean cosines by lag differ by no more than this are taken as equally near to BPTT."""

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._jax import is_float, params, prims
-from ._loss import finite_where_masked
-from .show import Shown
-from .trace import Leaves, Step, paths_of
+from .._jax import is_float, params, prims
+from ..show import Shown
+from ..trace import Leaves, Step, paths_of
+from .loss import finite_where_masked
 
 Vectors = Mapping[str, np.ndarray]
 """The gradient of each parameter as a vector of real numbers, by path."""

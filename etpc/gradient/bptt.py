@@ -11,10 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._data import check_data, check_lead, foreign, lead_of, one_step, shapes_text
-from ._errors import InputError, InputTypeError, checked_count, raise_together
-from ._loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced, summed_in
-from .trace import (
+from ..errors import InputError, InputTypeError, checked_count, raise_together
+from ..trace import (
     Leaves,
     StepFunction,
     called,
@@ -24,6 +22,8 @@ from .trace import (
     initial_state,
     repeat,
 )
+from .data import check_data, check_lead, foreign, lead_of, one_step, shapes_text
+from .loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced, summed_in
 
 
 def bptt(

@@ -10,8 +10,8 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ._errors import InputTypeError
-from ._jax import (
+from ..errors import InputTypeError, origin
+from . import (
     Primitive,
     bcoo_dot_general_primitive,
     etp_p,
@@ -22,7 +22,6 @@ from ._jax import (
     stack_p,
     tile_p,
 )
-from ._origin import origin
 
 BCOO = bcoo_dot_general_primitive
 """Stands for the product of a sparse and a dense array, a primitive that exists once its module is imported."""

@@ -14,10 +14,10 @@ import optax
 import pytest
 
 import etpc
-from etpc import _suggest, nn
-from etpc._measured import Batch, Measurement, Online, Reverse
-from etpc._suggest import Candidate
-from etpc._trial import Trial
+from etpc import Candidate, nn
+from etpc.checking import suggest as _suggest
+from etpc.checking._measured import Batch, Measurement, Online, Reverse
+from etpc.checking._trial import Trial
 from tests.helpers import loss, normal, weights
 
 T, B, I, N = 32, 3, 2, 4

@@ -10,8 +10,8 @@ import pytest
 
 import etpc
 from etpc import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Row, SnAp
-from etpc._compare import Comparison, Result, short_name
-from tests.test_verify import T, Wrong, data, leaky, squared
+from etpc.checking.compare import Comparison, Result, short_name
+from tests.checking.test_verify import T, Wrong, data, leaky, squared
 
 CLAIMS = {
     D_RTRL(): "approximate",

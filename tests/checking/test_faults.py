@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from etpc import D_RTRL, TBPTT
-from etpc._agreement import Known, agrees
-from etpc._faults import Rewritten
-from etpc._trial import Trial
+from etpc.checking._faults import Rewritten
+from etpc.checking._trial import Trial
+from etpc.gradient.agreement import Known, agrees
 from tests.helpers import loss
 from tests.models import ALL_NAMED, data, named
 

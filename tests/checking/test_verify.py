@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc._agreement import Known, compare_all
-from etpc._compare import Report, Result
 from etpc.algorithms import Algorithm, Full
+from etpc.checking.compare import Report, Result
+from etpc.gradient.agreement import Known, compare_all
 from etpc.traces import Trace
 from tests.helpers import by_path, distance, mean_loss
 from tests.helpers import loss as squared

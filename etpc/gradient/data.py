@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._errors import InputError, InputTypeError, raise_together
+from ..errors import InputError, InputTypeError, raise_together
 
 
 def check_data(xs: Any, targets: Any) -> None:
@@ -59,6 +59,7 @@ def _is_data(leaf: Any) -> bool:
 
 
 def check_targets(targets: Any, xs: list[Array], batched: bool) -> None:
+    """**Raises** unless targets are arrays with the leading axes of the input, `InputTypeError` and `InputError`."""
     raise_together(foreign("targets", targets), InputTypeError)
     lead = xs[0].shape[: 2 if batched else 1]
     problems = [

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ._errors import CheckpointError, InputError, InputTypeError, checked_count, raise_together
-from .checkpoint import load, save
-from .run import Online, check_first
+from ..checkpoint import load, save
+from ..errors import CheckpointError, InputError, InputTypeError, checked_count, raise_together
+from ..run import Online, check_first
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

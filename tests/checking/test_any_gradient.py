@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc import D_RTRL, ES_D_RTRL, TBPTT, SnAp, _check
-from etpc._agreement import default_tolerance
+from etpc import D_RTRL, ES_D_RTRL, TBPTT, SnAp
+from etpc.gradient.agreement import default_tolerance
 from tests import by_hand
 from tests.helpers import loss, normal
 from tests.marks import few
@@ -31,7 +31,7 @@ def bptt(model, **options):
 @pytest.fixture
 def few_rules(monkeypatch):
     """A mistake is looked for in fewer rules, which compiles less."""
-    monkeypatch.setattr(_check, "RULES", (D_RTRL(),))
+    monkeypatch.setattr("etpc.checking.check.RULES", (D_RTRL(),))
 
 
 # --- rules that are written by hand ---

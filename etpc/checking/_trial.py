@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._agreement import (
+from ..algorithms import Algorithm
+from ..errors import InputError, InputTypeError, checked_count, raise_together
+from ..gradient.agreement import (
     Gradient,
     Known,
     Row,
@@ -25,14 +27,12 @@ from ._agreement import (
     replaced_derivatives,
     whole,
 )
-from ._bptt import Objective, batch_axis_blamed, gradient_of
-from ._data import check_lead, check_tolerance, lead_of, one_step
-from ._errors import InputError, InputTypeError, checked_count, raise_together
+from ..gradient.bptt import Objective, batch_axis_blamed, gradient_of
+from ..gradient.data import check_lead, check_tolerance, lead_of, one_step
+from ..gradient.loss import check_reduction
+from ..run import Carry, Program, compile, without_past
+from ..trace import Leaves
 from ._foreign import given_gradient
-from ._loss import check_reduction
-from .algorithms import Algorithm
-from .run import Carry, Program, compile, without_past
-from .trace import Leaves
 
 WINDOWS = 8
 """In how many windows a sequence is cut, to tell how far back a gradient reaches."""

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ._errors import InputError, InputTypeError
-from ._jax import is_complex, result_type
+from .._jax import is_complex, result_type
+from ..errors import InputError, InputTypeError
 
 REDUCTIONS = ("mean", "sum")
 NO_REDUCTION = 'reduction must be "sum" or "mean", not {!r}.'

@@ -9,22 +9,19 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
 
-from .._carry import Carry
-from .._errors import CheckpointError, InputError, InputTypeError, UnsupportedError, raise_together
-from .._files import from_npy, key_impl, new_folder, npy_dtype, to_npy
 from .._jax import is_key
-from .._record import read_record, record
+from ..errors import CheckpointError, InputError, InputTypeError, UnsupportedError, raise_together
+from ..files.disk import from_npy, key_impl, new_folder, npy_dtype, to_npy
+from ..files.record import read_record, record
+from ..run import Carry, Online
 from ..trace import Leaves
-
-if TYPE_CHECKING:
-    from ._online import Online
 
 SCHEMA = "etpc-learner/1"
 UPDATE, PREDICT, STATE, MANIFEST = "update.mlirbc", "predict.mlirbc", "state.npz", "manifest.json"
@@ -121,6 +118,7 @@ class Tree(NamedTuple):
 
 
 def described(trees: Sequence[Tree]) -> list[Leaf]:
+    """The chosen leaves of all trees, one after another."""
     return [leaf for tree in trees for leaf in tree.described]
 
 
@@ -131,6 +129,7 @@ def joined(trees: Sequence[Tree], values: Sequence[Any]) -> list[Any]:
 
 
 def split(trees: Sequence[Tree], others: Sequence[Any]) -> list[Array]:
+    """The chosen leaves of other trees like these."""
     return [a for tree, other in zip(trees, others, strict=True) for a in tree.split(other)]
 
 
@@ -148,7 +147,7 @@ def training(model: Any, opt_state: Any, carry: Any) -> list[Tree]:
 
 
 def export_learner(
-    learner: "Online",
+    learner: Online,
     model: Any,
     opt_state: Any,
     carry: Any,
@@ -201,7 +200,7 @@ def export_learner(
 
 
 def _predict(
-    learner: "Online", model: Tree, carry: Carry, xs: Any, platforms: Sequence[str]
+    learner: Online, model: Tree, carry: Carry, xs: Any, platforms: Sequence[str]
 ) -> "Module":
     """One step of the model, without learning."""
     arguments, step = learner.program.arguments, learner.program.runner.step

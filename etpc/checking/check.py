@@ -8,7 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ._agreement import (
+from .._jax import is_complex, is_float
+from ..algorithms import D_RTRL, ES_D_RTRL, TBPTT, Algorithm, SnAp, resolve
+from ..errors import checked_list
+from ..files.record import record
+from ..gradient.agreement import (
     TOTAL,
     Known,
     Nearness,
@@ -21,16 +25,12 @@ from ._agreement import (
     remarks_on,
     whole,
 )
-from ._compare import short_name
-from ._errors import checked_list
+from ..show import each_once, table
+from ..trace import StepFunction
 from ._faults import Rewritten, Variant
-from ._jax import is_complex, is_float
 from ._progress import progress
-from ._record import record
 from ._trial import Lag, Outcome, Trial
-from .algorithms import D_RTRL, ES_D_RTRL, TBPTT, Algorithm, SnAp, resolve
-from .show import each_once, table
-from .trace import StepFunction
+from .compare import short_name
 
 RULES = (
     D_RTRL(),

@@ -2,6 +2,8 @@
 
 import difflib
 import operator
+import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -99,3 +101,15 @@ def near(name: str, names: Iterable[str]) -> str:
     """A sentence with the names that are nearly `name`, or nothing."""
     matches = difflib.get_close_matches(name, list(names), n=2, cutoff=0.7)
     return f" Did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def origin(definition: Any) -> tuple[str, str]:
+    """Where a class or a function is defined, which tells a redefinition from another one: the file, or the module, and
+    the qualified name. They are the same for a file that was loaded under two names.
+
+    So a cell of a notebook that is run once more defines the same thing again.
+    """
+    module = getattr(definition, "__module__", "")
+    file = getattr(sys.modules.get(module), "__file__", None)
+    place = module if file is None else os.path.realpath(file)
+    return place, getattr(definition, "__qualname__", repr(definition))

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._agreement import cosine, flat_gradients, whole
-from ._bptt import gradient_of
-from ._data import check_lead
-from ._errors import InputError, InputTypeError, checked_count, raise_together
+from ..errors import InputError, InputTypeError, checked_count, raise_together
+from ..gradient.agreement import cosine, flat_gradients, whole
+from ..gradient.bptt import gradient_of
+from ..gradient.data import check_lead
+from ..run import Program, moved, no_optimizer, strong, without_past
+from ..trace import Leaves
 from ._trial import Trial
-from .run import Program, moved, no_optimizer, strong, without_past
-from .trace import Leaves
 
 SETTLING = 20
 """So many passes let directions of credit follow the weights at which they are compared."""

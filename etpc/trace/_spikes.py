@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ._errors import SilentNetworkWarning
-from ._jax import Equation, Variable, is_spike
-from .trace import Step
+from .._jax import Equation, Variable, is_spike
+from ..errors import SilentNetworkWarning
+from ._trace import Step
 
 
 def spike_functions(step: Step) -> list[Equation]:

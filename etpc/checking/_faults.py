@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ._agreement import Vectors, flat_gradients
-from ._bptt import Objective, gradient_of
-from ._jax import Equation, Variable, evaluate, is_spike
-from ._loss import Loss
+from .._jax import Equation, Variable, evaluate, is_spike
+from ..algorithms import D_RTRL, Algorithm
+from ..gradient.agreement import Vectors, flat_gradients
+from ..gradient.bptt import Objective, gradient_of
+from ..gradient.loss import Loss
+from ..run import Program
 from ._trial import Trial
-from .algorithms import D_RTRL, Algorithm
-from .run import Program
 
 Arrays = list[Array]
 Values = dict[Variable, Any]

@@ -1,0 +1,1 @@
+"""A learner as files: portable StableHLO, and a description of its arrays."""

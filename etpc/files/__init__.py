@@ -1,0 +1,1 @@
+"""What is written: files and folders that are whole or not there, and records for JSON."""

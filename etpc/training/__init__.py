@@ -1,0 +1,1 @@
+"""Loops of training around an online learner."""
