@@ -135,13 +135,12 @@ def where_over(mask: Array, a: Array) -> Array:
     return jnp.where(leading(mask, a), a, 0)
 
 
-def without_past(by_state: Array, fresh: Array) -> Array:
-    """Derivatives [W, B, ...] by old states, with zeros where a stream begins.
+def without_past(by_state: Array, first: Array) -> Array:
+    """Derivatives [W, B, ...] by old states, with zeros where a stream begins with the step.
 
     Such a derivative may be NaN, as that of a norm at zero is, and nothing reads it.
     """
-    first = np.arange(by_state.shape[0]) == 0
-    return jnp.where(leading(first[:, None] & fresh[None], by_state), 0, by_state)
+    return jnp.where(leading(first, by_state), 0, by_state)
 
 
 def finite_where(by_state: Array, fresh: Array) -> Array:

@@ -46,12 +46,10 @@ class Jacobians:
     """F, for each live operation [C, W, B, outputs]; where it is read by columns, [C, W, B, n] for each part of
     the states."""
 
-    def within(self, first: Array, valid: Array) -> "Jacobians":
-        """These Jacobians, with zeros where a stream begins with a step, or the step is not part of a stream."""
-        return Jacobians(
-            [where_over(~first[None], j) for j in self.transition],
-            [[where_over(valid[None], j) for j in parts] for parts in self.immediate],
-        )
+    def within(self, valid: Array) -> "Jacobians":
+        """These Jacobians, where nothing enters the states at a step that is not part of a stream."""
+        immediate = [[where_over(valid[None], j) for j in parts] for parts in self.immediate]
+        return Jacobians(self.transition, immediate)
 
 
 class CutSteps:
@@ -114,8 +112,8 @@ class CutSteps:
 
     # --- Jacobians ---
 
-    def jacobians(self, weights: Weights, taken: Taken, fresh: Array) -> Jacobians:
-        """The compressed Jacobians; nothing passes on from before a stream that begins with the window."""
+    def jacobians(self, weights: Weights, taken: Taken, first: Array) -> Jacobians:
+        """The compressed Jacobians; nothing passes on from before a step that a stream begins with, [W, B]."""
         parts = over_steps(self.step.parts)(taken.state)
         dtype = self.step.dtype
 
@@ -148,11 +146,13 @@ class CutSteps:
                 compressed = _by_columns(columns, pull_op, parts, deltas[place])
             dtype = trace_dtype(self.program.analysis, op)
             immediate.append([j.astype(dtype) for j in compressed])
-        first = jax.vmap(lambda by_state: without_past(by_state, fresh))
-        return Jacobians([first(j) for j in transition], immediate)
+        passed = jax.vmap(lambda by_state: without_past(by_state, first))
+        return Jacobians([passed(j) for j in transition], immediate)
 
-    def factors(self, jacobians: Jacobians, data: Arrays) -> list[list[Factors]]:
-        """What the window says of each feed of each trace."""
+    def factors(
+        self, jacobians: Jacobians, data: Arrays, begins: Array | None = None
+    ) -> list[list[Factors]]:
+        """What the window says of each feed of each trace; `begins` as in `Factors`."""
         transitions: dict[Layout, Array] = {}  # which traces share
         rows, reads = rows_of(jacobians.transition), self.program.reads
         x_of = dict(zip(self.live, self.canonical(data), strict=True))
@@ -167,7 +167,7 @@ class CutSteps:
                 op = feed.ops[0]
                 compressed = jacobians.immediate[self.live.index(op)]
                 immediate = take(rows_of(compressed), reads.immediate(op, node.blocks))
-                factors.append(Factors(x, immediate, transitions[layout]))
+                factors.append(Factors(x, immediate, transitions[layout], begins))
             by_node.append(factors)
         return by_node
 

@@ -1,12 +1,10 @@
-"""From a plan to the functions of its windows."""
+"""From a trace program to the functions of its windows."""
 
 from typing import Any
 
 from ..ir import TraceProgram
-from ._lookback import LookBack
-from ._reverse import Reverse
+from . import _credit_of_steps, _credit_of_window, _lookback
 from ._step import StepFunctions
-from ._truncated import Truncated
 from ._window import Window
 
 
@@ -14,5 +12,6 @@ def emit(program: TraceProgram) -> Window[Any]:
     """Emit the functions of a trace program."""
     step = StepFunctions(program.analysis)
     if program.window.credit == "step":
-        return Truncated(program, step)
-    return LookBack(program, step) if program.window.behind else Reverse(program, step)
+        return Window(program, step, _credit_of_steps.forward, _credit_of_steps.backward)
+    forward = _lookback.forward if program.window.behind else _credit_of_window.forward
+    return Window(program, step, forward, _credit_of_window.backward)

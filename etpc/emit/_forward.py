@@ -18,7 +18,7 @@ from .._jax import Equation, Rule, Variable, evaluate, prune
 from .._jax.primitives import facts
 from ..analyse import Analysis
 from ._arrays import leading
-from ._records import Arrays, Taken
+from ._records import Arrays, Begins, Taken
 
 Values = dict[Variable, Any]
 
@@ -101,6 +101,7 @@ class Forward:
         outputs: bool,
         shifts: Shifts,
         stored: Stored | None = None,
+        begins: Begins | None = None,
     ) -> Rollout:
         """Run the model over a window of a batch.
 
@@ -111,6 +112,7 @@ class Forward:
         over: dict[Variable, Array] = dict(zip(a.step.inputs, xs, strict=True))
         last, after = list(state), list(state)
         lead = xs[0].shape[:2]
+        reset = None if begins is None else begins.reset
         for stage in self.stages:
             _at_once(a, stage.batch, fixed, over, shifts, lead)
             if not stage.leaves:
@@ -119,14 +121,16 @@ class Forward:
             known = None
             if stored is not None:
                 known = Stored([stored.states[i] for i in stage.leaves], stored.first)
-            inputs = [over[v] for v in stage.inputs], shifts.added, known
-            body = _loop_body(a, stage, fixed, shifts)
+            inputs = [over[v] for v in stage.inputs], shifts.added, known, reset
+            body = _loop_body(a, stage, fixed, shifts, begins)
             end, (states, saved) = lax.scan(body, start, inputs, length=lead[0])
             over.update(zip(stage.saved, saved, strict=True))
             for n, i in enumerate(stage.leaves):
                 old = jnp.concatenate([start[n][None], states[n][:-1]])
                 if known is not None:
                     old = enter(known.states[n], old, known.first)
+                if begins is not None and reset is not None:
+                    old = begins.entered(i, old, reset)
                 over[a.step.state[i]] = old
                 over[a.split.next_state[i]] = after[i] = states[n]
                 last[i] = end[n]
@@ -158,7 +162,7 @@ def enter(stored: Array, running: Array, first: Array) -> Array:
     return superpose(stop(stored), jnp.where(leading(first, stored), stop(running), running))
 
 
-def _loop_body(a: Analysis, stage: Stage, fixed: Values, shifts: Shifts):
+def _loop_body(a: Analysis, stage: Stage, fixed: Values, shifts: Shifts, begins: Begins | None):
     """The body of the loop of a stage, from the states of a batch to the next ones, and what is kept."""
     old = [a.step.state[i] for i in stage.leaves]
     new = [a.split.next_state[i] for i in stage.leaves]
@@ -170,10 +174,15 @@ def _loop_body(a: Analysis, stage: Stage, fixed: Values, shifts: Shifts):
         evaluate(stage.loop, env, shifts.rule(added))
         return [env[v] for v in new], [env[v] for v in stage.saved]
 
-    def body(state: Arrays, inputs: tuple[Arrays, Arrays, Stored | None]) -> tuple[Any, Any]:
-        values, added, stored = inputs
+    def body(
+        state: Arrays, inputs: tuple[Arrays, Arrays, Stored | None, Array | None]
+    ) -> tuple[Any, Any]:
+        values, added, stored, reset = inputs
         if stored is not None:
             state = [enter(s, n, stored.first) for s, n in zip(stored.states, state, strict=True)]
+        if begins is not None and reset is not None:
+            places = zip(stage.leaves, state, strict=True)
+            state = [begins.entered(i, s, reset) for i, s in places]
         after, saved = jax.vmap(one)(state, values, added)
         return after, (after, saved)
 

@@ -14,59 +14,66 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from ..ir import TraceProgram
 from ..traces import Carry, Traces
-from ._arrays import leading
+from ._arrays import leading, where_over
+from ._credit_of_window import UncutWindow, differentiated, follow_directions, steps
 from ._forward import Rollout, Stored, enter
 from ._move import Moves
-from ._records import Arrays, Span, Weights
-from ._reverse import Reverse, UncutWindow
-from ._window import Course
+from ._records import Arrays, Begins, Span, Weights
+from ._window import Course, Window
 
 
-class LookBack(Reverse):
-    """Windows in reverse mode, together with the steps behind them."""
+def forward(
+    window: Window[UncutWindow],
+    weights: Weights,
+    span: Span,
+    traces: Traces,
+    moving: Sequence[int] = (),
+) -> Course[UncutWindow]:
+    """Run a window, as a function of the state before the steps behind it."""
+    behind, count = _recent(traces.past, span), span.xs[0].shape[0]
+    # Nothing passes back where no step of the stream is known to be before the window.
+    fresh = span.begins.fresh | ~behind.valid[-1]
+    span = span._replace(begins=span.begins._replace(fresh=fresh))
+    entering = span.first[0]
 
-    def forward(
-        self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
-    ) -> Course[UncutWindow]:
-        behind, count = _recent(traces.past, span), span.xs[0].shape[0]
-        # Nothing passes back where no step of the stream is known to be before the window.
-        span = span._replace(fresh=span.fresh | ~behind.valid[-1])
+    def run(weights: Weights, begin: Span, shifts: Arrays) -> Rollout:
+        past = window.step.run(weights, behind.xs, begin.state, False, stored=behind.stored)
+        ends = zip(span.state, past.last, strict=True)
+        state = [enter(entered, end, entering) for entered, end in ends]
+        return window.step.run(weights, begin.xs, state, True, begins=begin.begins)
 
-        def run(weights: Weights, begin: Span, shifts: Arrays) -> Rollout:
-            past = self.step.run(weights, behind.xs, begin.state, False, stored=behind.stored)
-            ends = zip(span.state, past.last, strict=True)
-            state = [enter(entered, end, span.fresh) for entered, end in ends]
-            return self.step.run(weights, begin.xs, state, True)
+    begin = Span(span.xs, behind.start, span.begins)
+    rollout, pull = differentiated(window, run, weights, begin, moving)
+    taken = behind.then(_of_window(span, rollout))
+    leaving, past = taken.part(None, count), taken.part(count, None)
+    fresh, followed = leaving.first[0] | ~leaving.valid[0], None
+    first = Span(leaving.xs, leaving.start, Begins(fresh))
+    if window.program.directions is None:
+        old = window.step.run(weights, first.xs, first.state, False, stored=leaving.stored)
+    else:
+        old, old_pull = steps(window, weights, first, stored=leaving.stored)
+        followed = follow_directions(window, old, old_pull, traces, fresh, leaving.valid)
+    begins = leaving.first | first.first
+    jacobians = window.cut.jacobians(weights, old.taken, begins).within(leaving.valid)
+    data = [where_over(leaving.valid, x) for x in window.cut.data(weights, old)]
+    factors = window.cut.factors(jacobians, data, begins)
+    moves = Moves(factors, window.mover.follow(factors, traces)[0], followed, past.carried)
+    return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 
-        begin = Span(span.xs, behind.start, span.fresh)
-        rollout, pull = self.differentiated(run, weights, begin, moving)
-        steps = behind.then(_of_window(span, rollout))
-        leaving, past = steps.part(None, count), steps.part(count, None)
-        fresh, followed = leaving.first[0] | ~leaving.valid[0], None
-        first = Span(leaving.xs, leaving.start, fresh)
-        if self.program.directions is None:
-            old = self.step.run(weights, first.xs, first.state, False, stored=leaving.stored)
-        else:
-            old, old_pull = self.steps(weights, first, stored=leaving.stored)
-            followed = self.along(old, old_pull, traces, fresh, leaving.valid)
-        jacobians = self.cut.jacobians(weights, old.taken, fresh)
-        jacobians = jacobians.within(leaving.first, leaving.valid)
-        counted = leaving.valid.astype(self.step.dtype)
-        of_all = self.cut.factors(jacobians, self.cut.data(weights, old))
-        factors = [[of_feed.counting(counted) for of_feed in feeds] for feeds in of_all]
-        moves = Moves(factors, self.mover.follow(factors, traces)[0], followed, past.carried)
-        return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 
-    def none_yet(self, state: Arrays) -> Carry:
-        batch, count = state[0].shape[0], self.program.window.behind
-        avals = [v.aval for v in self.program.analysis.step.inputs]
-        xs = [jnp.zeros((batch, count, *a.shape), a.dtype) for a in avals]
-        states = [jnp.repeat(s[:, None], count, 1) for s in state]
-        return (*xs, *states, *jnp.zeros((2, batch, count), bool))
+def none_yet(program: TraceProgram, state: Arrays) -> Carry:
+    """The steps that are kept when a stream begins with a state [B, ...]."""
+    batch, count = state[0].shape[0], program.window.behind
+    if not count:
+        return ()
+    avals = [v.aval for v in program.analysis.step.inputs]
+    xs = [jnp.zeros((batch, count, *a.shape), a.dtype) for a in avals]
+    states = [jnp.repeat(s[:, None], count, 1) for s in state]
+    return (*xs, *states, *jnp.zeros((2, batch, count), bool))
 
 
 class Steps(NamedTuple):
@@ -120,5 +127,5 @@ def _recent(past: Carry, span: Span) -> Steps:
 
 def _of_window(span: Span, rollout: Rollout) -> Steps:
     """The steps of a window that was run."""
-    first = (np.arange(span.xs[0].shape[0]) == 0)[:, None] & span.fresh[None]
+    first = span.first
     return Steps(list(span.xs), list(rollout.taken.state), first, jnp.ones_like(first))

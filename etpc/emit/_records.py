@@ -8,6 +8,9 @@ one that is complex.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool
 
@@ -30,6 +33,30 @@ class Weights(NamedTuple):
     """Other values that the steps read. No derivative passes through them."""
 
 
+class Begins(NamedTuple):
+    """Which examples begin a stream with which step of a window."""
+
+    fresh: Bool[Array, " B"]
+    """Those that begin with the first step."""
+    reset: Bool[Array, "W B"] | None = None
+    """Where a stream begins anew, with the state `initial`; `None` where none may."""
+    initial: Arrays = ()
+    """All array leaves of the state that a stream begins with, of one example."""
+
+    def steps(self, count: int) -> Bool[Array, "W B"]:
+        """Whether a stream begins with each step of a window of so many."""
+        first = (np.arange(count) == 0)[:, None] & self.fresh[None]
+        return first if self.reset is None else first | self.reset
+
+    def entered(self, place: int, states: Array, where: Array) -> Array:
+        """The states of one leaf, with the initial one where a stream begins anew; axes of `where` lead. PRNG keys go
+        on, so that noise does not repeat."""
+        if jnp.issubdtype(states.dtype, jax.dtypes.extended):
+            return states
+        where = where.reshape(*where.shape, *[1] * (states.ndim - where.ndim))
+        return jnp.where(where, self.initial[place], states)
+
+
 class Span(NamedTuple):
     """The inputs of a window, and where it begins."""
 
@@ -37,8 +64,12 @@ class Span(NamedTuple):
     """[W, B, ...] each."""
     state: Arrays
     """All array leaves of the state, [B, ...] each."""
-    fresh: Bool[Array, " B"]
-    """Whether the stream of an example begins with the window."""
+    begins: Begins
+
+    @property
+    def first(self) -> Bool[Array, "W B"]:
+        """Whether a stream begins with each step."""
+        return self.begins.steps(self.xs[0].shape[0])
 
 
 class Taken(NamedTuple):

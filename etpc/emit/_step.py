@@ -14,7 +14,7 @@ from .._jax import Equation, Rule, evaluate, prune
 from ..analyse import Analysis, WeightOp, by_equation, shifted
 from ._forward import Forward, Rollout, Shifts, Stored, Values
 from ._prefix import prefix_rule
-from ._records import Arrays, Taken, Weights
+from ._records import Arrays, Begins, Taken, Weights
 
 
 class StepFunctions:
@@ -83,6 +83,7 @@ class StepFunctions:
         outputs: bool,
         shifts: Arrays = (),
         stored: Stored | None = None,
+        begins: Begins | None = None,
     ) -> Rollout:
         """The model over a window of a batch.
 
@@ -90,9 +91,10 @@ class StepFunctions:
         - `shifts`: what is added where each live operation acts, [W, B, ...]; empty if nothing is.
         - `stored`: the states before each step, where they are known. The run then is a function of the
             state that it begins with, at these states.
+        - `begins`: where streams begin anew, if some may.
         """
         added = Shifts(shifts, self.acting if shifts else lambda _: None)
-        return self.forward(self._fixed(weights), xs, state, outputs, added, stored)
+        return self.forward(self._fixed(weights), xs, state, outputs, added, stored, begins)
 
     def outputs(self, weights: Weights, x: Arrays, state: Arrays) -> list[Array]:
         """The output of the model at one step of one example."""

@@ -5,7 +5,6 @@ the Jacobians of the cut steps, the outputs, and, backwards, the learning signal
 sequential is element-wise code on blocks.
 """
 
-import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from ._cut import CutSteps
 from ._gradient import Gradients
 from ._move import Mover, Moves
 from ._prefix import instantiated
-from ._records import Arrays, Bars, Cotangents, Span, Weights
+from ._records import Arrays, Bars, Span, Weights
 from ._step import StepFunctions
 
 NO_SECOND_DERIVATIVE = (
@@ -78,7 +77,7 @@ class Moving(NamedTuple):
     bars: Bars
 
 
-class Window(abc.ABC, Generic[Residuals]):
+class Window(Generic[Residuals]):
     """The functions of an emitted program.
 
     - `run(weights, span, traces)`: a window. It is differentiable by the effective weights, where the
@@ -91,11 +90,27 @@ class Window(abc.ABC, Generic[Residuals]):
         known: the arrays that are computed from the gradient of the window.
     """
 
-    holds_steps: bool = True
-    """Whether the gradient holds parts of the steps constant, and not the traces alone."""
+    def __init__(
+        self,
+        program: TraceProgram,
+        step: StepFunctions,
+        forward: Callable[..., Course[Residuals]],
+        backward: Callable[..., Bars],
+    ):
+        """Where the credit of a window comes from is given by two functions of a `Window`.
 
-    def __init__(self, program: TraceProgram, step: StepFunctions):
+        - `forward(window, weights, span, traces, moving)` runs a window; `moving` are the inputs that it will be
+            differentiated by.
+        - `backward(window, residuals, traces, outputs, moves)`: the derivatives of the loss from those by the outputs;
+            `moves` moves the traces, so that they may be read at the end of the window, and is `None` where they are
+            read at its start.
+        """
         self.program, self.step = program, step
+        self.forward = functools.partial(forward, self)
+        self.backward = functools.partial(backward, self)
+        uncut = program.window.credit == "window"
+        self.holds_steps = not uncut or program.window.behind > 0 or program.directions is not None
+        """Whether the gradient holds parts of the steps constant, and not the traces alone."""
         self.cut = CutSteps(program, step)
         self.mover = Mover(program)
         self.gradients = Gradients(program)
@@ -114,22 +129,6 @@ class Window(abc.ABC, Generic[Residuals]):
                 return promoting(function)(*args)
 
         return cast(Function, emitted)
-
-    @abc.abstractmethod
-    def forward(
-        self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
-    ) -> Course[Residuals]:
-        """Run a window; `moving` are the inputs that it will be differentiated by."""
-
-    @abc.abstractmethod
-    def backward(
-        self, residuals: Residuals, traces: Traces, outputs: Cotangents, moves: Moves | None = None
-    ) -> Bars:
-        """The derivatives of the loss of a window from those by its outputs.
-
-        `moves`: what moves the traces, so that they may be read at the end of the window; `None` where they are
-        read at its start.
-        """
 
     def _learn(
         self,
@@ -165,10 +164,6 @@ class Window(abc.ABC, Generic[Residuals]):
         if directions is None:
             return ()
         return directions.each(self.program.analysis.hidden.size, batch, self.step.dtype)
-
-    def none_yet(self, state: Arrays) -> Carry:
-        """The steps that are kept for look-back when a stream begins with a state [B, ...]."""
-        return ()
 
     def __str__(self) -> str:
         program, split = self.program, self.program.analysis.split

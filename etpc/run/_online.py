@@ -208,25 +208,10 @@ class Online(Compiled):
             axes = ["[T, B]", "[T / W, B]"] if carry.batched else ["[T]", "[T / W]"]
             reset = checked_reset(reset, [call.lead, updates], axes)
             by_step, by_update = (None, reset) if reset.shape == updates else (reset, None)
-            if by_step is not None:
-                self._check_windows(axes)
         floats, others = self._split(call.parameters)
         # Weak types would be lost in the first update, and all be compiled again for the second.
         start = strong(Training(floats, opt_state, carry))
         return UpdateArguments(others, start, Data(call.xs, targets, call.mask, by_step), by_update)
-
-    def _check_windows(self, axes: list[str]) -> None:
-        """**Raises** `InputError` where windows of one step would give the gradient of another rule."""
-        plan = self.program.plan
-        window = plan.ir.window.for_sequence(self.every)
-        if window > 1 and plan.ir.window.matters:
-            raise InputError(
-                f"reset={axes[0]} would change the learning rule, even where no stream begins. This is because "
-                f"windows are one step long then, and the gradient of {plan.algorithm} depends on its "
-                f"window, here of {window} steps. Let streams begin at the first steps after updates, "
-                f"reset={axes[1]}; or compile with a window of one step (`window=1`, or TBPTT(K, every=1)), or "
-                'with a rule whose gradient does not depend on it: one with backprop="cut" and no rank.'
-            )
 
     def restarted(self, carry: Any) -> Any:
         """A carry with which all examples begin a new stream; see [`Program.reset`][etpc.Program.reset].

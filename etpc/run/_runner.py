@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import without_derivative
-from ..emit import NO_SECOND_DERIVATIVE, Moving, Span, Weights, Window
+from ..emit import NO_SECOND_DERIVATIVE, Begins, Moving, Span, Weights, Window, none_yet
 from ..gradient.loss import Loss, reduced, summed_in
 from ..trace import repeat
 from ..traces import Traces
@@ -63,7 +63,7 @@ class Runner:
         traces = self.window.fresh_traces(1 if batch_size is None else batch_size)
         batched = batch_size is not None
         of_batch = state if batched else [value[None] for value in state]
-        traces = traces._replace(past=self.window.none_yet(of_batch))
+        traces = traces._replace(past=none_yet(self.ir, of_batch))
         fresh = jnp.ones(batch_size if batched else (), bool)
         return self.carry(state, traces if batched else _without_batch(traces), fresh, batched)
 
@@ -100,7 +100,8 @@ class Runner:
 
         def one_window(scan_carry: Any, xs: list[Array]) -> tuple[Any, list[Array]]:
             state, traces, fresh = scan_carry
-            span = Span(self._with_begins(xs, fresh), state, fresh)
+            begins = Begins(fresh)
+            span = Span(self._with_begins(xs, begins), state, begins)
             ys, state, traces = self.window.run(weights, span, traces)
             return (state, traces, jnp.zeros_like(fresh)), ys
 
@@ -111,11 +112,10 @@ class Runner:
             ys = [y[:, 0] for y in ys]
         return ys, self.leave(state, traces, carry)
 
-    def _with_begins(self, xs: list[Array], fresh: Array) -> list[Array]:
+    def _with_begins(self, xs: list[Array], begins: Begins) -> list[Array]:
         """The inputs of a window [W, B, ...], and whether a stream begins with each of its steps, if the
         program asks for that."""
-        first = jnp.arange(xs[0].shape[0]) == 0
-        return self.step.with_begins(xs, first[:, None] & fresh[None])
+        return self.step.with_begins(xs, begins.steps(xs[0].shape[0]))
 
     def restart(
         self,
@@ -154,7 +154,7 @@ class Runner:
         sequence: Data,
         carry: Carry,
     ) -> Learned:
-        """The loss of a sequence and its online gradient. With resets, windows are one step."""
+        """The loss of a sequence and its online gradient."""
         xs, targets, weights, reset = sequence
         steps = len(xs[0])
         fixed, pull = self._prefix(parameters)
@@ -169,16 +169,15 @@ class Runner:
             """A window, whose traces are yet to be moved."""
             state, traces, fresh, total, sums = scan_carry
             xs, (targets, weights, reset) = window_data
-            if reset is not None:
-                state, traces, fresh = self.restart(state, traces, fresh, reset[0], parameters)
-            xs = self._with_begins(xs, fresh)
+            begins = Begins(fresh) if reset is None else Begins(fresh, reset, initial)
+            xs = self._with_begins(xs, begins)
 
             def loss_of(ys: list[Array]) -> tuple[Array, Any]:
                 ys = self.step.output_leaves.join(ys)
                 losses, aux = jax.vmap(jax.vmap(loss))(ys, targets, weights)
                 return losses.sum() / batch, aux
 
-            span = Span(xs, state, fresh)
+            span = Span(xs, state, begins)
             value, aux, more, state, moving = self.window.learn(fixed, span, traces, loss_of)
             sums = self.window.gradients.added(sums, more)
             return (list(state), jnp.zeros_like(fresh), total + value, sums), moving, aux
@@ -188,7 +187,8 @@ class Runner:
             traces = self.window.moved(moving, jax.tree.leaves(sums))
             return (state, traces, fresh, total, sums), aux
 
-        window = self.ir.window.for_sequence(steps) if reset is None else 1
+        window = self.ir.window.for_sequence(steps)
+        initial = () if reset is None else self.initial_state(parameters)
         zero = jnp.zeros((), summed_in(value_aval.dtype))
         sums = self.window.gradients.zeros(fixed.effective)
         start = (state, traces, fresh, zero, sums)

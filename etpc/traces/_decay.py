@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Inexact
+from jaxtyping import Bool, Inexact
 
 from ._trace import Carry, Factors, Rows, Signals, Site, Trace, zeros
 from ._transitions import paired, recurrence
@@ -50,31 +50,20 @@ class Decay(Trace):
         eps_x, eps_f, norm = carry
         eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
         last_f, rest_f = recurrence(site.pairs, factors.transition, factors.immediate, eps_f, decay)
-        steps = factors.immediate.shape[0]
-        counted = factors.counted
-        if counted is None:
-            counted = jnp.ones((steps, 1), norm.dtype)
-        powers = decay ** np.arange(steps + 1.0)
-        ages = np.arange(steps + 1)[:, None] - np.arange(1, steps + 1)
-        # The decay of the steps 1 to W, in columns, after 0 to W steps, in rows.
-        weights = np.where(ages >= 0, powers[np.maximum(ages, 0)], 0)
-        new = jnp.matmul(
-            jnp.asarray(weights, norm.dtype),
-            counted.astype(norm.dtype),
-            precision=lax.Precision.HIGHEST,
-        )
-        norms = jnp.asarray(powers, norm.dtype)[:, None] * norm[None] + new
-        path = jnp.concatenate([eps_f[None], rest_f]), norms
+        powers, weights = _decays(decay, len(factors.immediate), factors.begins)
+        norms = jnp.asarray(powers, norm.dtype) * norm + jnp.asarray(weights.sum(1), norm.dtype)
+        path = jnp.concatenate([eps_f[None], rest_f]), norms, factors.begins
         assert factors.x is not None
         x = site.data(factors.x)
-        added = jnp.tensordot(
-            jnp.asarray(weights[-1], x.dtype), x, axes=1, precision=lax.Precision.HIGHEST
-        )
-        last_x = real.type(powers[-1]) * eps_x + added.reshape(eps_x.shape)
+        products = "sb,sb...->b..." if weights.shape[-1] > 1 else "sz,sb...->b..."
+        last = jnp.asarray(weights[-1], x.dtype)
+        added = jnp.einsum(products, last, x, precision=lax.Precision.HIGHEST)
+        kept = jnp.asarray(powers[-1], real).reshape(-1, *[1] * (eps_x.ndim - 1))
+        last_x = kept * eps_x + added.reshape(eps_x.shape)
         return (last_x, last_f.reshape(carry[1].shape), norms[-1]), path
 
     def credit(
-        self, site: Site, signals: Signals, path: tuple[Array, Array]
+        self, site: Site, signals: Signals, path: tuple[Array, Array, Array | None]
     ) -> tuple[Inexact[Array, "W B GO"], Inexact[Array, "B GO"]]:
         """The credit of the output at each step, and that of the first factor at the start of the window.
 
@@ -82,7 +71,7 @@ class Decay(Trace):
         multiplied with the trace before it. As `eps_x` is a sum of decayed data, the credit is decayed in its
         place, backwards in time, and multiplied with the data itself.
         """
-        eps_f, norm = path  # W + 1 values each
+        eps_f, norm, begins = path  # W + 1 values of the first two
         old = signals.old()
         credit = paired(signals.new(), eps_f[1:]) / norm[1:, :, None]
         old_credit = jnp.zeros_like(credit)
@@ -90,14 +79,16 @@ class Decay(Trace):
             old_credit = paired(old, eps_f[:-1]) / _positive(norm[:-1])[..., None]
         decay = jnp.finfo(credit.dtype).dtype.type(self.decay)
 
-        def back(later: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-            by_new, by_old = step
+        def back(later: Array, step: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
+            by_new, by_old, begins = step
             total = by_new + later
-            return by_old + decay * total, total
+            earlier = by_old + decay * total
+            if begins is not None:
+                earlier = jnp.where(begins[:, None], 0, earlier)
+            return earlier, total
 
-        start, credits = lax.scan(
-            back, jnp.zeros_like(credit[0]), (credit, old_credit), reverse=True
-        )
+        steps = credit, old_credit, begins
+        start, credits = lax.scan(back, jnp.zeros_like(credit[0]), steps, reverse=True)
         return credits, start
 
     def start(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
@@ -114,6 +105,20 @@ class Decay(Trace):
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return {"input factor": carry[0], "state factor": carry[1]}
+
+
+def _decays(decay: float, steps: int, begins: Bool[Array, "W B"] | None) -> tuple[Any, Any]:
+    """By how much what was there before a window has decayed after 0 to W steps, [W + 1, B]; and what each step added,
+    [W + 1, W, B], with a column for each of the steps 1 to W. Nothing is left of what was before a stream begins. B is
+    one where none may begin."""
+    powers = decay ** np.arange(steps + 1.0)
+    ages = np.arange(steps + 1)[:, None] - np.arange(1, steps + 1)
+    weights = np.where(ages >= 0, powers[np.maximum(ages, 0)], 0)[..., None]
+    if begins is None:
+        return powers[:, None], weights
+    stream = jnp.cumsum(jnp.pad(begins, ((1, 0), (0, 0))), 0)
+    alive = stream[:, None] == stream[None, 1:]
+    return jnp.where(stream == 0, powers[:, None], 0), jnp.where(alive, weights, 0)
 
 
 def _positive(norm: Array) -> Array:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Inexact
+from jaxtyping import Bool, Inexact
 
 from .._jax import is_complex
 from ..errors import AlgorithmError
@@ -82,15 +82,9 @@ class Factors:
     """F."""
     transition: Inexact[Array, "W B P o"]
     """D, a number for each of the site's pairs and each output; o is 1 where all outputs have one block."""
-    counted: Inexact[Array, "W B"] | None = None
-    """One for a step of the stream, and zero for a slot from before it; `None` where all are steps."""
-
-    def counting(self, counted: Inexact[Array, "W B"]) -> "Factors":
-        """The same without the data of slots from before the stream."""
-        x = self.x
-        if x is not None:
-            x = jnp.where(counted.reshape(*counted.shape, 1, 1) > 0, x, 0)
-        return Factors(x, self.immediate, self.transition, counted)
+    begins: Bool[Array, "W B"] | None = None
+    """Whether a stream begins with the step. D is zero there; what a form carries besides, and D does not move, starts
+    anew. `None` where the carry alone says it."""
 
 
 @runtime_checkable

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..analyse import WeightOp
-from ..ir import Feed, Layout, TraceNode, TraceProgram
+from ..ir import Feed, Layout, Past, TraceNode, TraceProgram
 from ..traces import Carry, Traces, apply_back
 from ._arrays import (
     by_step,
     columns,
+    leading,
     over_steps,
     replaced,
     rows_of,
@@ -32,6 +33,7 @@ from ._move import Moves
 from ._read import Sources
 from ._records import Arrays, Bars, Cotangents, Span, Weights
 from ._returned import wrong_return
+from ._step import StepFunctions
 from ._window import Course, Window
 
 InputPull = Callable[[Cotangents], tuple[list[Array]]]
@@ -48,47 +50,60 @@ class CutWindow(NamedTuple):
     data: list[Array]
     paths: list[Any]
     """What the credit of each carried trace needs of how its form followed the window."""
-    fresh: Array
+    first: Array
+    """Whether a stream begins with each step, [W, B]."""
 
 
-class Truncated(Window[CutWindow]):
-    """Windows in which the data of cut operations is held constant, so that their length does not matter."""
+def forward(
+    window: Window[CutWindow],
+    weights: Weights,
+    span: Span,
+    traces: Traces,
+    moving: Sequence[int] = (),
+) -> Course[CutWindow]:
+    """Run a window, and linearise its cut steps."""
+    first, begins = span.first, span.begins
+    rollout = window.step.run(weights, span.xs, span.state, outputs=False, begins=begins)
+    jacobians = window.cut.jacobians(weights, rollout.taken, first)
+    outputs, read_pull, data = window.cut.read(weights, rollout)
+    factors = window.cut.factors(jacobians, data, None if begins.reset is None else first)
+    followed, paths = window.mover.follow(factors, traces)
+    pull = _input_pull(window.step, weights, rollout, moving) if moving else None
+    residuals = CutWindow(read_pull, pull, jacobians, data, paths, first)
+    return Course(outputs, rollout.last, Moves(factors, followed), residuals)
 
-    def forward(
-        self, weights: Weights, span: Span, traces: Traces, moving: Sequence[int] = ()
-    ) -> Course[CutWindow]:
-        rollout = self.step.run(weights, span.xs, span.state, outputs=False)
-        jacobians = self.cut.jacobians(weights, rollout.taken, span.fresh)
-        outputs, read_pull, data = self.cut.read(weights, rollout)
-        factors = self.cut.factors(jacobians, data)
-        followed, paths = self.mover.follow(factors, traces)
-        pull = self._input_pull(weights, rollout, moving) if moving else None
-        residuals = CutWindow(read_pull, pull, jacobians, data, paths, span.fresh)
-        return Course(outputs, rollout.last, Moves(factors, followed), residuals)
 
-    def _input_pull(self, weights: Weights, rollout: Rollout, moving: Sequence[int]) -> InputPull:
-        """How the output of each step depends on the input of that step, with the old state held constant."""
-        taken = rollout.taken
+def _input_pull(
+    step: StepFunctions, weights: Weights, rollout: Rollout, moving: Sequence[int]
+) -> InputPull:
+    """How the output of each step depends on the input of that step, with the old state held constant."""
+    taken = rollout.taken
 
-        def outputs(values: Arrays) -> list[Array]:
-            xs = replaced(taken.xs, moving, values)
-            return over_steps(functools.partial(self.step.outputs, weights))(xs, taken.state)
+    def outputs(values: Arrays) -> list[Array]:
+        xs = replaced(taken.xs, moving, values)
+        return over_steps(functools.partial(step.outputs, weights))(xs, taken.state)
 
-        return jax.vjp(outputs, [taken.xs[i] for i in moving])[1]
+    return jax.vjp(outputs, [taken.xs[i] for i in moving])[1]
 
-    def backward(
-        self, residuals: CutWindow, traces: Traces, outputs: Cotangents, moves: Moves | None = None
-    ) -> Bars:
-        (by,) = residuals.read_pull(outputs)
-        inputs = [] if residuals.input_pull is None else residuals.input_pull(outputs)[0]
-        credit = StepCredit(self, residuals, traces, by, moves)
-        at_end = moves is not None and len(by.new[0]) == 1
-        ops = credit.of_ops(self.program.step_grads if at_end else self.program.grads)
-        return Bars(
-            *(widened(by.weights), self.by_input(inputs), ops),
-            starts=credit.starts,
-            moved=credit.moved,
-        )
+
+def backward(
+    window: Window[CutWindow],
+    residuals: CutWindow,
+    traces: Traces,
+    outputs: Cotangents,
+    moves: Moves | None = None,
+) -> Bars:
+    """The derivatives of the loss of a window, each step apart."""
+    (by,) = residuals.read_pull(outputs)
+    inputs = [] if residuals.input_pull is None else residuals.input_pull(outputs)[0]
+    credit = StepCredit(window, residuals, traces, by, moves)
+    at_end = moves is not None and len(by.new[0]) == 1
+    ops = credit.of_ops(window.program.step_grads if at_end else window.program.grads)
+    return Bars(
+        *(widened(by.weights), window.by_input(inputs), ops),
+        starts=credit.starts,
+        moved=credit.moved,
+    )
 
 
 class StepCredit(Credit):
@@ -96,7 +111,7 @@ class StepCredit(Credit):
 
     def __init__(
         self,
-        window: Truncated,
+        window: Window[CutWindow],
         residuals: CutWindow,
         traces: Traces,
         by: Sources,
@@ -110,7 +125,7 @@ class StepCredit(Credit):
         self.starts: dict[TraceNode, Array] = {}
         old = None
         if window.cut.reads_old:
-            old = [without_past(part, residuals.fresh) for part in by.old]
+            old = [without_past(part, residuals.first) for part in by.old]
         transition = residuals.jacobians.transition
         self.signals = WindowSignals(window.program, transition, old, by.new)
         live = window.cut.live
@@ -146,6 +161,10 @@ class StepCredit(Credit):
         if first:
             self.starts[node] = found[1]
         return found[0]
+
+    def first(self, past: Past) -> Array:
+        added = super().first(past)
+        return jnp.where(leading(self.residuals.first[0], added), 0, added)
 
     def start(self, node: TraceNode) -> Array:
         self.through(node.op, node)
@@ -225,4 +244,4 @@ class OpSignals:
         return by_output, of_block if old is None else of_block + old[0]
 
 
-__all__ = ["Truncated"]
+__all__ = ["backward", "forward"]

@@ -1,0 +1,212 @@
+"""Windows in which nothing is cut: reverse mode, and credit of the states at the start for the traces."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..ir import TraceNode, TraceProgram
+from ..traces import Traces
+from ._arrays import finite_where, replaced, take, widened, without_past, zeros_over
+from ._directions import Along, VirtualCredit, along
+from ._forward import Rollout, Stored
+from ._gradient import Credit
+from ._move import Moves
+from ._records import Arrays, Bars, Cotangents, Span, Weights
+from ._window import Course, Window
+
+
+class Sources(NamedTuple):
+    """What a window is differentiated by; and its derivatives, as cotangents."""
+
+    weights: Arrays
+    inputs: Arrays
+    """Those that it is differentiated by."""
+    state: Arrays
+    """The hidden states at its start."""
+    shifts: Arrays
+    """What is added where live operations act, [W, B, ...]; empty if nothing is."""
+
+
+class Ends(NamedTuple):
+    """What of a window is differentiated; and cotangents of it."""
+
+    outputs: Cotangents
+    last: Arrays
+    """The parts of the states at the end, where shifts are given; else empty."""
+
+
+Pull = Callable[[Ends], tuple[Sources]]
+Run = Callable[[Weights, Span, Arrays], Rollout]
+"""A window as a function of weights, inputs, the state that it begins with, and shifts."""
+
+
+class UncutWindow(NamedTuple):
+    """What the backward pass of a window needs where nothing is cut."""
+
+    pull: Pull
+    ends: Arrays
+    """Cotangents of zero of the states at the end, if `pull` takes some."""
+    fresh: Array
+    """Whether the stream of each example begins where the traces are, [B]."""
+
+
+def forward(
+    window: Window[UncutWindow],
+    weights: Weights,
+    span: Span,
+    traces: Traces,
+    moving: Sequence[int] = (),
+) -> Course[UncutWindow]:
+    """Run a window, as a function of its weights, inputs and the state that it begins with."""
+    rollout, pull = steps(window, weights, span, moving)
+    first, begins = span.first, span.begins
+    followed = follow_directions(window, rollout, pull, traces, first[0])
+    jacobians = window.cut.jacobians(weights, rollout.taken, first)
+    data = window.cut.data(weights, rollout)
+    factors = window.cut.factors(jacobians, data, None if begins.reset is None else first)
+    moves = Moves(factors, window.mover.follow(factors, traces)[0], followed)
+    ends: list[Array] = []
+    if followed is not None:  # else a zero would meet derivatives that may be infinite
+        size = window.program.analysis.hidden.size
+        ends = _split(window, zeros_over(begins.fresh, (size,), window.step.dtype))
+    residuals = UncutWindow(pull, ends, first[0])
+    return Course(rollout.outputs, rollout.last, moves, residuals)
+
+
+def backward(
+    window: Window[UncutWindow],
+    residuals: UncutWindow,
+    traces: Traces,
+    outputs: Cotangents,
+    moves: Moves | None = None,
+) -> Bars:
+    """The derivatives of the loss of a window, nothing cut."""
+    (by,) = residuals.pull(Ends(outputs, residuals.ends))
+    by_state, directions = _parts_of_bars(window, by.state), window.program.directions
+    credit = virtual = None
+    if directions is not None:
+        credit = jnp.concatenate([finite_where(s, residuals.fresh) for s in by_state], -1)
+        virtual = VirtualCredit.of(directions, traces, credit)
+    signals = [without_past(part, residuals.fresh) for part in by_state]
+    of_window = WindowCredit(window.program, traces, signals, virtual)
+    ops = of_window.of_ops(window.program.grads)
+    inputs = window.by_input(by.inputs)
+    return Bars(widened(by.weights), inputs, ops, of_window.starts, {}, credit)
+
+
+def steps(
+    window: Window[UncutWindow],
+    weights: Weights,
+    span: Span,
+    moving: Sequence[int] = (),
+    stored: Stored | None = None,
+) -> tuple[Rollout, Pull]:
+    """Run a window, and how it is differentiated; also by the outputs of operations, if directions are
+    followed. `stored` are the states before each step, where they are known."""
+
+    def run(weights: Weights, span: Span, shifts: Arrays) -> Rollout:
+        run = window.step.run
+        return run(weights, span.xs, span.state, True, shifts, stored, span.begins)
+
+    shifts: list[Array] = []
+    if window.program.directions is not None:
+        steps = span.xs[0].shape[0]
+        parts = _parts(window, span.state)
+        shifts = window.cut.deltas([jnp.broadcast_to(p[None], (steps, *p.shape)) for p in parts])
+    return differentiated(window, run, weights, span, moving, shifts)
+
+
+def differentiated(
+    window: Window[UncutWindow],
+    run: Run,
+    weights: Weights,
+    span: Span,
+    moving: Sequence[int],
+    shifts: Arrays = (),
+) -> tuple[Rollout, Pull]:
+    """Run a window, and how it depends on its sources; `moving` are the inputs among them."""
+    leaves = window.program.analysis.hidden.leaves
+
+    def of_sources(sources: Sources) -> tuple[Ends, Rollout]:
+        xs = replaced(span.xs, moving, sources.inputs)
+        state = replaced(span.state, leaves, sources.state)
+        wide = weights._replace(effective=sources.weights)
+        rollout = run(wide, Span(xs, state, span.begins), sources.shifts)
+        return Ends(rollout.outputs, _parts(window, rollout.last) if shifts else []), rollout
+
+    inputs, hidden = [span.xs[i] for i in moving], [span.state[i] for i in leaves]
+    sources = Sources(widened(weights.effective), inputs, hidden, shifts)
+    _, pull, rollout = jax.vjp(of_sources, sources, has_aux=True)
+    return rollout, pull
+
+
+def follow_directions(
+    window: Window[UncutWindow],
+    rollout: Rollout,
+    pull: Pull,
+    traces: Traces,
+    fresh: Array,
+    valid: Array | None = None,
+) -> Along | None:
+    """What a window does along the directions, if some are followed; `valid` are the steps that count."""
+    if window.program.directions is None:
+        return None
+    no_outputs = [jnp.zeros_like(y) for y in rollout.outputs]
+
+    def back(end: Array) -> tuple[list[Array], list[Array]]:
+        (by,) = pull(Ends(no_outputs, _split(window, end)))
+        return _parts_of_bars(window, by.state), list(by.shifts)
+
+    last = jnp.concatenate(_parts(window, rollout.last), -1)
+    return along(window.program, window.program.directions, traces, last, back, fresh, valid)
+
+
+def _parts(window: Window[UncutWindow], state: Arrays) -> list[Array]:
+    """The parts [B, n] of the states at one time."""
+    return jax.vmap(window.step.parts)(list(state))
+
+
+def _parts_of_bars(window: Window[UncutWindow], bars: Arrays) -> list[Array]:
+    """Derivatives by hidden states, as those by their parts [B, n].
+
+    That by a complex leaf is the derivative by its real part minus i times that by the other.
+    """
+    parts = window.program.analysis.hidden.split([bar.conj() for bar in bars])
+    return [part.reshape(part.shape[0], -1).astype(window.step.dtype) for part in parts]
+
+
+def _split(window: Window[UncutWindow], states: Array) -> list[Array]:
+    """A vector of all states, [B, S], in parts."""
+    sizes = [math.prod(a.shape) for a in window.program.analysis.hidden.parts]
+    parts = jnp.split(states, np.cumsum(sizes)[:-1], -1)
+    return [part.astype(window.step.dtype) for part in parts]
+
+
+class WindowCredit(Credit):
+    """Credit that passed back through a window uncut: that of the states at its start."""
+
+    def __init__(
+        self,
+        program: TraceProgram,
+        traces: Traces,
+        states: Arrays,
+        virtual: VirtualCredit | None,
+    ):
+        super().__init__(program, traces.carries)
+        self.states, self.virtual = states, virtual
+        self.starts: dict[TraceNode, Array] = {}
+
+    def start(self, node: TraceNode) -> Array:
+        if node not in self.starts:
+            layout = self.program.reads.layout(node.blocks)
+            of_block = take(self.states, layout.states)
+            if node.virtual and self.virtual is not None:
+                of_block = self.virtual.beside(layout, of_block)
+            site = self.program.site(node)
+            self.starts[node] = node.form.start(site, of_block, self.carries[node])
+        return self.starts[node]
