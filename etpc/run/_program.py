@@ -246,16 +246,18 @@ class Program(Compiled, Shown):
         ys, carry = self.scan(model, one_step, carry)
         return jax.tree.map(lambda a: a[0], ys), carry
 
-    def scan(self, model: Any, xs: Any, carry: Carry) -> tuple[Any, Carry]:
+    def scan(self, model: Any, xs: Any, carry: Carry, *, begins: Any = None) -> tuple[Any, Carry]:
         """T steps as one window, or step by step where the rule has no other windows; differentiable like a call.
 
-        **Arguments:** as for a call, and `xs` has a leading axis T, then B if the carry has one.
+        **Arguments:** as for a call, and `xs` has a leading axis T, then B if the carry has one. `begins` as in
+        [`value_and_grad`][etpc.Program.value_and_grad].
 
         **Returns** `(ys, carry)`, `ys` with the leading axes of `xs`. As with a call, no derivative passes
         through a carry, neither the one that goes in nor the new one.
         """
-        parameters, leaves, *_ = self.arguments.of_call(model, xs, carry)
-        outputs, carry = self._jit_scan(parameters, leaves, carry)
+        call = self.arguments.of_call(model, xs, carry)
+        begins = _checked_begins(begins, call.lead)
+        outputs, carry = self._jit_scan(call.parameters, call.xs, carry, begins)
         return self.runner.step.output_leaves.join(outputs), carry
 
     def predict(self, model: Any, xs: Any, state: Any) -> tuple[Any, Any]:
@@ -309,7 +311,7 @@ class Program(Compiled, Shown):
         - `has_aux`: `loss_fn` returns `(scalar, aux)`, where `aux` is any PyTree of arrays, such as
             whether the example was classified correctly. It is not differentiated.
 
-        **Returns** a function `(model, xs, targets, carry, *, mask=None) -> ((loss, carry), grads)`,
+        **Returns** a function `(model, xs, targets, carry, *, mask=None, begins=None) -> ((loss, carry), grads)`,
         compiled. With `has_aux` it returns `((loss, (carry, aux)), grads)`, and `aux` has leading
         axes [T, B], or [T].
 
@@ -320,6 +322,9 @@ class Program(Compiled, Shown):
             nor gradient comes from there, be the output, the target or the loss NaN; an input that is
             not finite is read as zero there. The network still runs through padded steps; only their
             loss and gradient are dropped.
+        - `begins`: booleans [T, B], or [T]: where a new stream begins with a step, such as an episode or the next of
+            several sequences in one row. The state is the initial one there, and neither traces nor credit go back
+            past it: the gradient is that of each stream alone. PRNG keys go on.
         - `grads`: the structure of the model, with `None` at leaves that are no float arrays. They have
             no derivative: `etpc.UnsupportedError` where one is asked for. The carry that goes in is data: its
             traces hold what its state owes to earlier steps, and there is no gradient by the state itself.
@@ -333,10 +338,16 @@ class Program(Compiled, Shown):
         compiled = self._compiled_for(loss.static, loss.treedef, loss.has_aux, reduction)
 
         def run(
-            model: Any, xs: Any, targets: Any, carry: Carry, *, mask: Any = None
+            model: Any,
+            xs: Any,
+            targets: Any,
+            carry: Carry,
+            *,
+            mask: Any = None,
+            begins: Any = None,
         ) -> tuple[tuple[Array, Any], Any]:
             call = self.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
-            data = Data(call.xs, targets, call.mask)
+            data = Data(call.xs, targets, call.mask, _checked_begins(begins, call.lead))
             value, carry, grads, aux = compiled(loss.arrays, call.parameters, data, carry)
             tree = self.runner.step.model_leaves.tree_of_floats(grads)
             return (value, (carry, aux) if has_aux else carry), tree
@@ -360,6 +371,15 @@ class Program(Compiled, Shown):
             return value, carry_after(grads), grads, aux
 
         return jax.jit(run)
+
+
+def _checked_begins(begins: Any, lead: tuple[int, ...]) -> Any:
+    """`begins` as booleans with the leading axes of a sequence, if it is given."""
+    return (
+        None
+        if begins is None
+        else checked_reset(begins, [lead], ["[T, B]" if len(lead) > 1 else "[T]"])
+    )
 
 
 def without_past(program: Program, carry: Carry) -> Carry:

@@ -93,21 +93,27 @@ class Runner:
         return state
 
     def scan(
-        self, parameters: Parameters, xs: list[Array], carry: Carry
+        self,
+        parameters: Parameters,
+        xs: list[Array],
+        carry: Carry,
+        reset: Array | None = None,
     ) -> tuple[list[Array], Carry]:
         weights = self.prefix(parameters)
         xs, *start = self.enter(xs, carry)
+        reset = reset if reset is None or carry.batched else reset[:, None]
+        initial = () if reset is None else self.initial_state(parameters)
 
-        def one_window(scan_carry: Any, xs: list[Array]) -> tuple[Any, list[Array]]:
-            state, traces, fresh = scan_carry
-            begins = Begins(fresh)
+        def one_window(scan_carry: Any, data: Any) -> tuple[Any, list[Array]]:
+            (state, traces, fresh), (xs, reset) = scan_carry, data
+            begins = Begins(fresh, reset, initial)
             span = Span(self._with_begins(xs, begins), state, begins)
             ys, state, traces = self.window.run(weights, span, traces)
             return (state, traces, jnp.zeros_like(fresh)), ys
 
         steps = len(xs[0])
         window = 1 if self.ir.window.step_by_step else steps
-        (state, traces, _), ys = _over_windows(one_window, tuple(start), xs, steps, window)
+        (state, traces, _), ys = _over_windows(one_window, tuple(start), (xs, reset), steps, window)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
         return ys, self.leave(state, traces, carry)
@@ -169,7 +175,7 @@ class Runner:
             """A window, whose traces are yet to be moved."""
             state, traces, fresh, total, sums = scan_carry
             xs, (targets, weights, reset) = window_data
-            begins = Begins(fresh) if reset is None else Begins(fresh, reset, initial)
+            begins = Begins(fresh, reset, initial)
             xs = self._with_begins(xs, begins)
 
             def loss_of(ys: list[Array]) -> tuple[Array, Any]:

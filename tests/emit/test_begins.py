@@ -1,0 +1,98 @@
+"""Streams that begin inside a window: the gradient is that of each stream alone, under every rule."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import etpc
+from tests.helpers import normal
+from tests.passes.networks import INPUTS, networks
+
+T, B = 9, 2
+XS = normal(T, B, INPUTS, seed=3)
+RULES = {
+    "D-RTRL": lambda w: etpc.D_RTRL(window=w),
+    "decay": lambda w: etpc.ES_D_RTRL(decay=0.9, window=w, everywhere=True),
+    "rank": lambda w: etpc.ES_D_RTRL(rank=1, window=w),
+    "RTRL": lambda w: etpc.RTRL(window=w),
+    "SnAp": lambda w: etpc.SnAp(1),
+    "full windows": lambda w: etpc.D_RTRL(window=w, backprop="full"),
+    "decay, full windows": lambda w: etpc.ES_D_RTRL(
+        decay=0.9, window=w, everywhere=True, backprop="full"
+    ),
+    "look-back": lambda w: etpc.D_RTRL(window=w, lookback=w + 2),
+    "decay, look-back": lambda w: etpc.ES_D_RTRL(
+        decay=0.9, window=w, everywhere=True, lookback=w + 2
+    ),
+    "TBPTT": lambda w: etpc.TBPTT(w + 2, every=w),
+}
+NETWORKS = networks()
+BEGINS = np.zeros((T, B), bool)
+BEGINS[[4, 5], 0] = BEGINS[[0, 3, 8], 1] = True
+FAST = {("GRU", "decay"), ("spiking", "full windows"), ("spiking", "decay, look-back")}
+CASES = [
+    pytest.param(name, rule, w, marks=[] if (name, rule) in FAST and w == 4 else pytest.mark.slow)
+    for name in NETWORKS
+    for rule in RULES
+    for w in (1, 4, T)
+]
+
+
+def loss(y, target):
+    return jnp.sum(jnp.abs(y - 0.1) ** 2)
+
+
+@pytest.mark.parametrize(("name", "rule", "window"), CASES)
+def test_each_stream_has_the_gradient_that_it_has_alone(name, rule, window):
+    """In pieces that end where a window of the whole ends, as some rules depend on the window."""
+    model, state, step = NETWORKS[name]
+    program = etpc.compile(model, RULES[rule](window), inputs=XS[0, 0], state=state, step=step)
+    run, none = program.value_and_grad(loss, "sum"), jnp.zeros((T, B))
+    (value, carry), grads = run(model, XS, none, program.init(B), begins=BEGINS)
+    length = program.ir.window.for_sequence(T)
+    total, expected = 0.0, None
+    for b in range(B):
+        alone = program.init()
+        for t in range(T):
+            alone = program.init() if BEGINS[t, b] else alone
+            later = np.flatnonzero(BEGINS[t + 1 :, b])
+            end = min(t - t % length + length, T, *(t + 1 + later[:1]))
+            if t % length and not BEGINS[t, b]:
+                continue  # the piece began before
+            piece = XS[t:end, b], none[t:end, b]
+            (more, alone), by = run(model, *piece, alone)
+            total = total + more / B
+            expected = by if expected is None else jax.tree.map(jnp.add, expected, by)
+        last = jax.tree.map(lambda a, b=b: a[b], (carry.state, carry.traces))
+        for got, want in zip(
+            *map(jax.tree.leaves, (last, (alone.state, alone.traces))), strict=True
+        ):
+            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(value, total, rtol=1e-12)
+    for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want / B, rtol=0, atol=1e-10 * (np.abs(want).max() + 1e-9))
+
+
+def test_several_sequences_in_one_row():
+    """Sequences of several lengths, one after the other, with neither padding nor a mask."""
+    model, state, step = NETWORKS["GRU"]
+    program = etpc.compile(model, inputs=XS[0, 0], state=state, step=step)
+    run, starts = program.value_and_grad(loss, "sum"), [0, 2, 6, T]
+    begins = np.isin(np.arange(T), starts)
+    _, grads = run(model, XS[:, 0], jnp.zeros(T), program.init(), begins=begins)
+    pieces = [XS[a:b, 0] for a, b in itertools.pairwise(starts)]
+    each = [run(model, xs, jnp.zeros(len(xs)), program.init())[1] for xs in pieces]
+    expected = jax.tree.map(lambda *g: sum(g), *each)
+    for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+
+
+def test_outputs_of_streams_in_a_scan():
+    model, state, step = NETWORKS["LSTM"]
+    program = etpc.compile(model, inputs=XS[0, 0], state=state, step=step)
+    ys, _ = program.scan(model, XS, program.init(B), begins=BEGINS)
+    alone, _ = program.scan(model, XS[5:, :1], program.init(1))
+    np.testing.assert_allclose(ys[5:, :1], alone, rtol=0, atol=1e-12)
