@@ -9,13 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from .algorithms import Algorithm, resolve
 from .checking.check import Check, check
 from .checking.compare import Report, verify
 from .errors import InputError, checked_list
 from .files.disk import replacing
 from .files.record import read_record, record
-from .run import Program
+from .gradient.agreement import ROUNDING, default_tolerance, flat, flat_gradients, precision
+from .gradient.data import check_tolerance, one_step
+from .ir import check as check_program
+from .plan import Pass, PassReport
+from .run import Program, compile
+from .trace import StepFunction
 
 SCHEMA = "etpc-claims/1"
 
@@ -93,6 +102,87 @@ def assert_exact(
     if not report.ok:
         raise AssertionError(f"A claim does not hold, or nothing was compared.\n\n{report}")
     return report
+
+
+# --- a pass of the compiler ---
+
+
+def check_pass(
+    pass_: Pass,
+    model: Any,
+    xs: Any,
+    targets: Any,
+    loss_fn: Callable[[Any, Any], Any],
+    algo: Algorithm | str = "d_rtrl",
+    *,
+    state: Any = None,
+    step: StepFunction | None = None,
+    batch_size: int | None = None,
+    tolerance: float | None = None,
+) -> PassReport:
+    """Check that with a pass alone a program gives the gradients, states and outputs of one without passes.
+
+    Each runs the sequence twice, the second time with the traces of the first: in windows, and step by step.
+
+    **Arguments:**
+
+    - `pass_`: the pass.
+    - `model`, `xs`, `targets`, `loss_fn`, `algo`, `state`, `step`, `batch_size`: as for [`etpc.verify`][].
+    - `tolerance`: the largest relative error that counts as rounding; by default as for `etpc.verify`. A pass that
+        rounds more, as one that carries traces in a less precise dtype, needs another one.
+
+    **Returns** what the pass did; that it did something is for the test to assert, by `changes`.
+
+    **Raises** `AssertionError` that says which gradient, state or output differs and by how much, or that all gradients
+    are zero; `etpc.AlgorithmError` where the pass makes no valid program; what `etpc.compile` and `value_and_grad`
+    raise.
+    """
+    check_tolerance(tolerance)
+    inputs = jax.tree.map(lambda a: one_step(a, batch_size), xs)
+    plain, program = (
+        compile(model, algo, inputs=inputs, state=state, step=step, passes=run)
+        for run in ((), (pass_,))
+    )
+    check_program(program.ir, f"The pass {pass_.name!r}")
+    data = model, xs, targets, loss_fn, batch_size
+    want, got = _results(plain, *data), _results(program, *data)
+    dtype = precision(plain.plan.analysis.step)
+    limit = default_tolerance(dtype) if tolerance is None else tolerance
+    if not any(value.any() for name, value in want.items() if name.startswith("the gradient")):
+        raise AssertionError("All gradients are zero on this sequence, so nothing is compared.")
+    size = lambda value: float(np.linalg.norm(value))
+    least = ROUNDING * float(jnp.finfo(dtype).eps) * size(np.concatenate([*want.values()]))
+    off = {name: (size(got[name] - value), size(value)) for name, value in want.items()}
+    lines = [
+        f"  {name}: by {by:.1e} of {norm:.1e}"
+        for name, (by, norm) in off.items()
+        if not by <= limit * norm + least
+    ]
+    if lines:
+        head = f"The pass {pass_.name!r} changes more than rounding ({limit:.0e}) does under {plain.algorithm}:"
+        raise AssertionError("\n".join([head, *lines]))
+    return next(report for report in program.passes if report.name == pass_.name)
+
+
+def _results(
+    program: Program, model: Any, xs: Any, targets: Any, loss_fn: Any, batch_size: int | None
+) -> dict[str, np.ndarray]:
+    """What a program gives for a sequence that comes twice, by what it is: in windows, and step by step."""
+    run = program.value_and_grad(lambda y, t: (loss_fn(y, t), y), "sum", has_aux=True)
+    leaves, steps = program.plan.analysis.step.model_leaves, len(jax.tree.leaves(xs)[0])
+    found: dict[str, np.ndarray] = {}
+    for how, length in (("in windows", steps), ("step by step", 1)):
+        carry, ys = program.init(batch_size), ()
+        for first in [*range(0, steps, length)] * 2:
+            part = lambda a, of=slice(first, first + length): jnp.asarray(a)[of]
+            (_, (carry, ys)), grads = run(model, *jax.tree.map(part, (xs, targets)), carry)
+            for path, value in flat_gradients(leaves, grads).items():
+                name = f"the gradient of {path}, {how}"
+                found[name] = found.get(name, 0) + value
+        for name, tree in (("the state", carry.state), ("the output", ys)):
+            values = [flat(a) for a in jax.tree.leaves(tree)]
+            found[f"{name} at the end, {how}"] = np.concatenate([*values, np.zeros(0)])
+    return found
 
 
 # --- claims that may not get worse ---

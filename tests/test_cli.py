@@ -235,11 +235,11 @@ def test_explain_of_a_parameter(capsys):
     assert record["parameter"] == ".win"
 
 
-def test_explain_with_passes(capsys):
-    call = ("explain", "tiny_models:make", "--passes")
+def test_explain_with_the_trace_program_and_passes(capsys):
+    call = ("explain", "tiny_models:make", "--ir", "--passes")
     status, out, _ = run(capsys, *call)
-    passes = leaky_program().passes
-    assert (status, out) == (0, f"{leaky_program()}\n\n{passes}\n")
+    program, passes = leaky_program(), leaky_program().passes
+    assert (status, out) == (0, f"{program}\n\n{program.ir}\n\n{passes}\n")
     record = strict(run(capsys, *call, "--json")[1])
     assert [report["name"] for report in record["passes"]] == [report.name for report in passes]
 

@@ -39,7 +39,7 @@ SEES = {
     "checkpoint": "errors files _jax run",
     "training": "errors checkpoint run",
     "plot": "errors _jax checking plan run",
-    "testing": "errors files checking algorithms run",
+    "testing": "errors files gradient checking trace algorithms ir plan run",
     # models
     "surrogate": "errors",
     "nn": "gradient errors _jax surrogate trace analyse",

@@ -412,7 +412,7 @@ def test_stages_can_be_used_alone():
     assert "escapes: hidden ['h'] -> .rec -> hidden ['h']" in str(analysis)
     made = plan(analysis, D)
     assert str(made).startswith("D_RTRL(window=2")
-    assert "t0 = Full [3 x 1]  feeds (.win)" in str(made)
+    assert "t0 = Full float64[3 x 1]  feeds (.win)" in str(made)
     assert "no trace for .out, dot_general: it reaches no hidden state" in str(made)
     assert "OpPlan(.win, dot_general, block=1, exact=False)" in repr(made.ops)
 

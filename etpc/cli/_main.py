@@ -142,6 +142,8 @@ def _explain(arguments: argparse.Namespace) -> Answer:
         columns = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else PROSE
         text = program.explain(path, min(PROSE, columns))
     record: dict[str, Any] = {"model": arguments.target, **program.as_dict()}
+    if arguments.ir:
+        text = f"{text}\n\n{program.ir}"
     if arguments.passes:
         text = f"{text}\n\n{program.passes}"
         record["passes"] = [dataclasses.asdict(report) for report in program.passes]
@@ -431,6 +433,7 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     if name == "explain":
         add("parameter", nargs="?", metavar="PARAMETER", help="a path, such as .cell.weight_hh")
+        add("--ir", action="store_true", help="also the trace program: traces and gradients")
         add("--passes", action="store_true", help="also what each pass of the compiler did")
     if name in OUTPUTS:
         metavar, what = OUTPUTS[name]

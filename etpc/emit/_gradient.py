@@ -13,6 +13,7 @@ from ..analyse import WeightOp
 from ..ir import After, Direct, Grads, Past, Term, Through, TraceNode, TraceProgram
 from ..traces import Carry, Joined, Rows, Site
 from ._arrays import joined, replaced, sum_dtype
+from ._move import computed
 from ._records import Arrays, Bars, OpCredit
 from ._returned import wrong_return
 
@@ -58,7 +59,8 @@ class Credit(abc.ABC):
 
     def __init__(self, program: TraceProgram, carries: Sequence[Carry]):
         self.program = program
-        self.carries = dict(zip(program.traces, carries, strict=True))
+        pairs = zip(program.traces, carries, strict=True)
+        self.carries = {node: computed(program, node, carry)[1] for node, carry in pairs}
         self._rows: dict[TraceNode, list[list[Rows]]] = {}
 
     @abc.abstractmethod

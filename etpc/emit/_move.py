@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .._jax import result_type
+from ..analyse import trace_dtype
 from ..ir import Layout, TraceNode, TraceProgram
-from ..traces import Advance, Carry, Factors, Passage, Trace, Traces, suffix_products
+from ..traces import Advance, Carry, Factors, Passage, Site, Trace, Traces, suffix_products
 from ._directions import Along, FollowedPassage, advanced
 from ._records import Bars
 from ._returned import wrong_return
@@ -72,7 +75,8 @@ class Mover:
         carries, paths = list[Carry](), list[Any]()
         nodes = self.program.traces
         for node, feeds, carry in zip(nodes, factors, traces.carries, strict=True):
-            found: Any = node.form.follow(self.program.site(node), feeds[0], carry)
+            site, carry = computed(self.program, node, carry)
+            found: Any = node.form.follow(site, feeds[0], carry)
             if not isinstance(found, tuple) or len(found) != 2:
                 raise wrong_return(node, "follow", found, "a carry and what `credit` gets")
             carries.append(found[0])
@@ -104,31 +108,35 @@ class Mover:
             if node.virtual and followed is not None:
                 passage = FollowedPassage(self.program, node, passage, followed)
             start = None if bars is None else bars.starts.get(node)
-            calls[node] = Advance(self.program.site(node), passage, carry, moved, start)
+            site, carry = computed(self.program, node, carry)
+            calls[node] = Advance(site, passage, carry, moved, start)
         for places in self._alike:
             of_form = [nodes[place] for place in places if nodes[place] in calls]
             if of_form:
                 together = of_form[0].form.advance_all([calls[node] for node in of_form])
                 known.update(zip(of_form, together, strict=True))
-        carries = [known[node] for node in nodes]
+        carries = list[Carry]()
         types = lambda carry: [(a.shape, a.dtype) for a in carry]
-        for node, old, new in zip(nodes, traces.carries, carries, strict=True):
+        for node, kept in zip(nodes, traces.carries, strict=True):
+            old, new = computed(self.program, node, kept)[1], known[node]
             if types(old) != types(new):
                 wanted = f"a carry of the shapes and dtypes of `init`, {eqx.tree_pformat(old)}"
                 method = "follow" if type(node.form).advance is Trace.advance else "advance"
                 raise wrong_return(node, method, new, wanted)
-        kept = traces.past if moves.past is None else moves.past
-        return Traces(carries, shared, each, kept)
+            carries.append(tuple(a.astype(b.dtype) for a, b in zip(new, kept, strict=True)))
+        past = traces.past if moves.past is None else moves.past
+        return Traces(carries, shared, each, past)
 
     def read_after(
         self, node: TraceNode, moves: Moves, traces: Traces, credit: Array
     ) -> tuple[Carry, Array] | None:
         """A trace at the end of a window of one step, and what it gives entry by entry; `credit` is that of its block,
         [1, B, m, GO]. No directions are followed where windows are cut."""
-        place, site = self._place[node], self.program.site(node)
+        place = self._place[node]
         factors = list(moves.factors)
         factors[place] = [hide_from_xla(of_feed, credit) for of_feed in factors[place]]
-        carry, followed = traces.carries[place], moves.followed[place]
+        site, carry = computed(self.program, node, traces.carries[place])
+        followed = moves.followed[place]
         new = node.form.advance(site, self._passages(factors, None)(node), carry, followed, None)
         entries = node.form.read_after(site, credit[0], new)
         return None if entries is None else (new, entries)
@@ -150,6 +158,18 @@ class Mover:
 
     def _layout(self, node: TraceNode) -> Layout:
         return self.program.reads.layout(node.blocks)
+
+
+def computed(program: TraceProgram, node: TraceNode, carry: Carry) -> tuple[Site, Carry]:
+    """The site and the carry of a trace in the dtype that it is computed in: that of its operations at least. It is
+    carried in that of the node, which a pass may replace."""
+    site = program.site(node)
+    dtype = result_type(node.dtype, trace_dtype(program.analysis, node.op))
+    if dtype == node.dtype:
+        return site, carry
+    site = dataclasses.replace(site, dtype=dtype)
+    like = jax.eval_shape(lambda: node.form.init(site, 1))
+    return site, tuple(a.astype(b.dtype) for a, b in zip(carry, like, strict=True))
 
 
 def hide_from_xla(factors: Factors, credit: Array) -> Factors:

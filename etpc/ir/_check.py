@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import jax.numpy as jnp
+
 from ..analyse import WeightOp
 from ..errors import AlgorithmError, raise_together
 from ._program import After, Direct, Past, Term, Through, TraceNode, TraceProgram
@@ -21,6 +23,9 @@ def _of_traces(program: TraceProgram) -> Iterator[str]:
             sizes = {(op.kind.groups, op.kind.outputs) for op in feed.ops}
             if len(sizes) > 1:
                 yield f"{node}: the operations of a feed have outputs of several shapes, {sizes}."
+        kinds = {jnp.issubdtype(d, jnp.complexfloating) for d in (node.dtype, node.op.delta.dtype)}
+        if not jnp.issubdtype(node.dtype, jnp.inexact) or len(kinds) > 1:
+            yield f"{node}: its dtype is {node.dtype}, and that of its operation {node.op.delta.dtype}."
         if node.blocks.shape != (node.op.size, size):
             yield f"{node}: its blocks have the shape {node.blocks.shape}, not {(node.op.size, size)}."
     ops = [op for node in program.traces for op in node.ops]

@@ -3,11 +3,15 @@
 The plan makes a program without optimisations; passes rewrite it; emission reads nothing else. `print(program.ir)`
 shows it:
 
-    t0 = Decay(decay=0.9) [512 x 1]   feeds (.weight_ih | .weight_hh)   # join_products, drop_unlasting
-    t1 = Full [512 x 1]               feeds (.bias)
-    grad .weight_ih = direct + through t0, with past t0.0
-    grad .weight_hh = direct + through t0, with past t0.1
+    t0 = Decay(decay=0.9) float32[512 x 2]  feeds (.weight_ih | .weight_hh)  # join_products
+    t1 = Full float32[512 x 1]              feeds (.bias)  # drop_unlasting
+    grad .weight_ih = direct + through t0 joined with past t0.0
+    grad .weight_hh = direct + through t0 joined with past t0.1
     grad .bias = direct + through t1 + past t1
+    in windows of one step
+      grad .bias = after t1
+    read D and F by 1 vector-Jacobian products
+    window of 16 steps, credit of each step
 
 A trace is one recursion that is carried, `eps' = D eps + F_1 x_1 + F_2 x_2 + ...`, with a summand for each feed.
 """
@@ -17,7 +21,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -28,6 +32,7 @@ from ..traces import Directions, Joined, Site, Trace, bytes_of
 from ._reads import Reads
 
 
+@runtime_checkable
 class Facts(Protocol):
     """What is proved of the whole traces of a program, for all values of its parameters."""
 
@@ -67,7 +72,8 @@ class TraceNode:
     """Outputs x states: the states that the trace of each output holds."""
     feeds: tuple[Feed, ...]
     dtype: Any
-    """At least float32, and complex where the operations are."""
+    """What it is carried in: at least float32, and complex where the operations are. A pass may choose another one; it
+    is computed in that of the operations at least."""
     virtual: int = 0
     """How many virtual states each output has besides its block, where directions are followed."""
 
@@ -268,6 +274,30 @@ class TraceProgram:
 
     # --- what it says ---
 
+    def as_dict(self) -> dict[str, Any]:
+        """The program, ready for JSON: traces, the terms of each gradient as texts, and the window."""
+        names, place = self.names(), self._place
+        traces = [
+            {
+                "form": form_text(node.form),
+                "dtype": np.dtype(node.dtype).name,
+                "outputs": node.op.size,
+                "block": node.block,
+                "feeds": [[names[op] for op in feed.ops] for feed in node.feeds],
+                "bytes": node.bytes,
+            }
+            for node in self.traces
+        ]
+        of = lambda grads: {names[op]: _texts(terms, place) for op, terms in grads.items()}
+        window = dataclasses.asdict(self.window)
+        return dict(
+            traces=traces, grads=of(self.grads), step_grads=of(self.step_grads), window=window
+        )
+
+    @property
+    def _place(self) -> dict[TraceNode, str]:
+        return {node: f"t{n}" for n, node in enumerate(self.traces)}
+
     def __str__(self) -> str:
         return program_text(self)
 
@@ -286,10 +316,9 @@ class TraceProgram:
 
 def program_text(program: TraceProgram) -> str:
     """The program as lines: traces with their feeds, gradients as sums of terms, reads and window."""
-    names, window = program.names(), program.window
-    place = {node: f"t{n}" for n, node in enumerate(program.traces)}
+    names, window, place = program.names(), program.window, program._place
     heads = [
-        f"{name} = {form_text(node.form)} [{node.blocks.shape[0]} x {node.block}]"
+        f"{name} = {form_text(node.form)} {np.dtype(node.dtype).name}[{node.op.size} x {node.block}]"
         for node, name in place.items()
     ]
     width = max(map(len, heads), default=0)
@@ -324,6 +353,10 @@ def form_text(form: Any) -> str:
 
 
 def _sum(terms: Iterable[Term], place: Mapping[TraceNode, str]) -> str:
+    return " + ".join(_texts(terms, place)) or "in that of another use"
+
+
+def _texts(terms: Iterable[Term], place: Mapping[TraceNode, str]) -> list[str]:
     """The terms of one gradient in words."""
     past = lambda term: (
         f"past {place[term.trace]}" + (f".{term.slot}" if len(term.trace.feeds[0].ops) > 1 else "")
@@ -343,4 +376,4 @@ def _sum(terms: Iterable[Term], place: Mapping[TraceNode, str]) -> str:
                 texts.append(past(term))
             case After(trace):
                 texts.append(f"after {place[trace]}")
-    return " + ".join(texts) or "in that of another use"
+    return texts

@@ -6,7 +6,7 @@ import networkx as nx
 
 from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, Reach, WeightOp
-from ..errors import MemoryLimitError, UnsupportedError, raise_together
+from ..errors import AlgorithmError, MemoryLimitError, UnsupportedError, raise_together
 from ..ir import TraceProgram, check
 from ..traces import Directions
 from ._choice import check_choice
@@ -53,9 +53,11 @@ def plan(
     untraced = {number: reason for number, reason in found.items() if reason}
     program = plain(proofs, algorithm, choice, untraced)
     for each in passes:
-        program = each.run(program)
+        program, by = each.run(program), f"The pass {each.name!r}"
+        if not isinstance(program, TraceProgram):
+            raise AlgorithmError(f"{by} returned {program!r}, which is no trace program.")
         if each not in DEFAULT:
-            check(program, f"The pass {each.name!r}")
+            check(program, by)
     _check_memory(program, memory, batch_size)
     ops = tuple(_op_plan(program, op, untraced.get(op.number, ""), choice) for op in analysis.ops)
     return Plan(program, ops, _groups(ops, analysis), tuple(passes))

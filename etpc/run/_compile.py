@@ -54,8 +54,9 @@ def compile(
         program that would need more is refused; [`etpc.suggest`][] measures which rules fit.
     - `batch_size`: the number of examples that `memory` is for.
     - `passes`: the optimisations that run, by [name](../compiler.md#passes), such as
-        `("filtered", "read_after")`; `None` for all, `()` for none. An [`etpc.plan.Pass`][] of one's own runs after
-        them. No pass changes a gradient, but for rounding. [`program.passes`][etpc.Program.passes] says what each did.
+        `("filtered", "read_after")`; `None` for all, `()` for none. With an [`etpc.plan.Pass`][] among them, all
+        run in the order given: `(*etpc.plan.DEFAULT, mine)`. No pass changes a gradient, but for rounding.
+        [`program.passes`][etpc.Program.passes] says what each did.
 
     **Returns** the [`Program`][etpc.Program].
 

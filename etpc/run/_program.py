@@ -138,9 +138,9 @@ class Program(Compiled, Shown):
         """What each pass of the compiler did to this program: whether it ran, which weight operations it changed, and
         how many bytes of traces it saved for one example. `print(program.passes)` shows it."""
         ran = self.plan.passes
-        own = [p for p in ran if p not in DEFAULT]
         of = lambda p: tuple(change for change in self.ir.changes if change.by == p.name)
-        return PassReports(PassReport(p.name, p.does, p in ran, of(p)) for p in (*DEFAULT, *own))
+        every = dict.fromkeys((*ran, *DEFAULT))
+        return PassReports(PassReport(p.name, p.does, p in ran, of(p)) for p in every)
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: as `etpc explain --json` prints it."""

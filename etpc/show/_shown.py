@@ -104,7 +104,8 @@ class Shown:
         return a if whole else analyse(a.step)
 
     def as_dict(self) -> dict[str, Any]:
-        """What it says, ready for JSON: the algorithm, each traced operation, and the claim for each parameter."""
+        """What it says, ready for JSON: the algorithm, each traced operation, the claim for each parameter, and as `ir`
+        the trace program: its traces, the terms of each gradient as texts, and the window."""
         plan = self.plan
         weights = [
             {
@@ -130,6 +131,7 @@ class Shown:
             untraced=self.untraced,
             exact=self.exact,
             claims={path: claim.as_dict() for path, claim in self.claims.items()},
+            ir=self.ir.as_dict(),
         )
 
     def window_for(self, steps: int) -> int:

@@ -1,6 +1,6 @@
 """The optimisations of a trace program, one file each: pattern, proof, rewrite, and what it buys."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ...errors import InputError, InputTypeError, near
@@ -38,7 +38,9 @@ PASSES = {p.name: p.does for p in DEFAULT}
 
 
 def chosen(passes: Collection[str | Pass] | None) -> tuple[Pass, ...]:
-    """The passes that run: all where `passes` is `None`. Those of other authors run last, as they are given.
+    """The passes that run: all where `passes` is `None`.
+
+    Names alone run in the order of `DEFAULT`; where passes themselves are among them, all run in the order given.
 
     **Raises** `InputTypeError` for what is no collection of passes, `InputError` for a name that no pass has.
     """
@@ -48,16 +50,22 @@ def chosen(passes: Collection[str | Pass] | None) -> tuple[Pass, ...]:
     given: Any = passes
     if isinstance(given, str) or not isinstance(given, Collection):
         raise InputTypeError(f"passes= takes the names of passes, {example}, not {passes!r}.")
-    others = [p for p in passes if isinstance(p, Pass)]
-    names = [p for p in passes if not isinstance(p, Pass)]
-    unknown = [name for name in names if name not in PASSES]
+    unknown = [p for p in passes if not isinstance(p, Pass) and p not in PASSES]
     if unknown:
         hint = near(str(unknown[0]), list(PASSES))
         raise InputError(
             f"There is no pass {unknown[0]!r}.{hint} passes= takes the names of passes, {example}. "
             f"The passes: {', '.join(PASSES)}."
         )
-    return (*(p for p in DEFAULT if p.name in names), *(p for p in others if p not in DEFAULT))
+    if not any(isinstance(p, Pass) for p in passes):
+        return tuple(p for p in DEFAULT if p.name in passes)
+    if not isinstance(given, Sequence):
+        raise InputTypeError(
+            f"passes= is a {type(passes).__name__}, and passes run in the order given: pass a tuple, such as "
+            "(*etpc.plan.DEFAULT, mine)."
+        )
+    named = {p.name: p for p in DEFAULT}
+    return tuple(dict.fromkeys(p if isinstance(p, Pass) else named[p] for p in passes))
 
 
 __all__ = ["DEFAULT", "PASSES", "Pass", "chosen"]
