@@ -30,7 +30,7 @@ TESTS = {
     "emit": 805,
     "fuzz": 2332,
     "interop": 2992,
-    "nn": 2656,
+    "nn": 2327,
     "ops": 470,
     "passes": 287,
     "peer": 1272,
