@@ -415,18 +415,6 @@ def test_a_silent_network_shows_nothing():
 
 
 @pytest.mark.slow
-def test_as_dict_and_lags():
-    model = by_hand.rate()
-    report = check(bptt(model), model)
-    record = report.as_dict()
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert record["schema"] == "etpc-check/1"
-    assert record["equals"] == "BPTT"
-    assert [row["path"] for row in record["rows"]] == [".w_in", ".w_rec", ".w_out"]
-    assert all(value == pytest.approx(1.0) for value in report.by_lag.values())
-
-
-@pytest.mark.slow
 def test_lags_of_a_gradient_that_is_no_rule_s(few_rules):
     """What reaches back further than four steps is left out: it has no part there, and all of the part before."""
     model = by_hand.rate()

@@ -620,7 +620,6 @@ def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
         (etpc.InputError, dict(budget=0.0), r"budget must be a number above zero, not 0\.0"),
         (etpc.InputError, dict(every=0), "every must be an int >= 1, not 0"),
         (etpc.InputError, dict(mask=np.zeros((T, B))), "mask is zero everywhere"),
-        (etpc.InputError, dict(batch_size=None), r"batch_size= is not given.*batch_size=3"),
         (etpc.InputError, dict(optimiser=optax.lbfgs()), r"\(`value_fn`\), as line searches need"),
         (etpc.InputTypeError, dict(optimiser="adam"), "'adam', which has no `init` and `update`"),
         (etpc.InputTypeError, dict(optimiser=optax.constant_schedule(0.1)), "Pass one of Optax's"),

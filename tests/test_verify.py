@@ -14,7 +14,7 @@ from etpc._agreement import Known, compare_all
 from etpc._compare import Report, Result
 from etpc.algorithms import Algorithm, Full
 from etpc.traces import Trace
-from tests.helpers import by_path, distance, mean_loss
+from tests.helpers import by_path, distance
 from tests.helpers import loss as squared
 from tests.marks import few
 
@@ -409,16 +409,8 @@ def test_the_tolerance_is_that_of_the_least_precise_dtype(dtype, tolerance, insi
     xs, targets = (a.astype(jnp.float32) for a in data(2, outputs=O))
     w = leaky().win.astype(own)
     for rule, ok in ((etpc.D_RTRL(), True), (Wrong(-1.0, window=4), False)):
-        report = etpc.verify(
-            w,
-            xs.astype(own),
-            targets,
-            squared,
-            rule,
-            state=jnp.zeros(O, own),
-            step=step,
-            batch_size=2,
-        )
+        given = w, xs.astype(own), targets, squared, rule
+        report = etpc.verify(*given, state=jnp.zeros(O, own), step=step, batch_size=2)
         assert report.tolerance == pytest.approx(tolerance, rel=1e-6)
         assert report.ok is ok, str(report)
         assert max(row.error for row in report.rows) > 1e-12  # it was not float64
@@ -453,50 +445,6 @@ def test_a_trace_that_was_not_read_is_noted(algo, steps, kept, read):
         assert {row.held for row in report.rows} == {True, False}
     if not read:
         assert all(row.held is not False for row in report.rows)
-
-
-# --- models with `eqx.nn.State` -------------------------------------------------------------------
-
-
-class RunningMean(eqx.Module):
-    """Subtracts a running mean of its own outputs, through which influence lasts."""
-
-    weight: jax.Array
-    mean: eqx.nn.StateIndex
-    count: eqx.nn.StateIndex
-
-    def __init__(self, weight):
-        self.weight = weight
-        self.mean = eqx.nn.StateIndex(jnp.zeros(len(weight)))
-        self.count = eqx.nn.StateIndex(jnp.zeros((), jnp.int32))
-
-    def __call__(self, x, state):
-        current = self.weight @ x
-        mean = 0.9 * state.get(self.mean) + 0.1 * current
-        state = state.set(self.mean, mean)
-        state = state.set(self.count, state.get(self.count) + 1)
-        return jnp.tanh(current - mean), state
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", [None, 2])
-def test_a_model_with_an_equinox_state(batch):
-    weight = jnp.asarray(eqx.nn.Linear(I, 2, key=jax.random.key(0)).weight)
-    model, state = eqx.nn.make_with_state(RunningMean)(weight)
-    xs, targets = data(batch)
-    given = {"state": state, "batch_size": batch}
-    report = etpc.verify(model, xs, targets, squared, "rtrl", **given)
-    assert report.ok, str(report)
-    assert all(row.norm > 1e-3 for row in report.rows)
-    value, grads = etpc.bptt(model, xs, targets, squared, **given)
-    assert float(value) == pytest.approx(report.loss, rel=1e-12)
-
-    batched = [a if batch else a[:, None] for a in (xs, targets)]
-    assert distance(grads, eqx.filter_grad(mean_loss)(model, *batched, state)) < 1e-12
-    found = etpc.compare(model, xs, targets, squared, ["rtrl", etpc.TBPTT(5)], **given)
-    assert found.ok, str(found)
-    leaves = jax.tree.leaves(state)  # it was not used up
-    assert all(not a.is_deleted() for a in leaves if eqx.is_array(a))
 
 
 # --- a reference that is not the model ------------------------------------------------------------
