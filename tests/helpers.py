@@ -162,6 +162,24 @@ def numbers(tree):
     return [np.asarray(jax.random.key_data(a) if is_key(a) else a) for a in jax.tree.leaves(tree)]
 
 
+def arrays(tree):
+    """Its arrays alone."""
+    return numbers(eqx.filter(tree, lambda a: hasattr(a, "dtype")))
+
+
+def close(one, other, tolerance=1e-12):
+    """The arrays of two trees are equal but for rounding; integers and keys are equal."""
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def same(one, other):
+    """The arrays of two trees are equal bit by bit."""
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def by_path(grads):
     """The arrays of a gradient by the paths that programs give them: that of a single array is "model"."""
     leaves = jax.tree.leaves_with_path(grads)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import etpc
-from tests.helpers import finite, normal
+from tests.helpers import arrays, close, finite, normal
 from tests.marks import few
-from tests.test_online import arrays, close
 
 W, B, I, N = 4, 2, 3, 4
 RULES = {

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import etpc
-from tests.helpers import loss, numbers
+from tests.helpers import arrays, close, loss, same
 from tests.marks import few
 
 T, B, I, O = 6, 3, 4, 6
@@ -73,20 +73,6 @@ def program_of(model=PLAIN, algo=D):
     if key not in _PROGRAMS:
         _PROGRAMS[key] = etpc.compile(model, algo, inputs=jnp.zeros(I))
     return _PROGRAMS[key]
-
-
-def arrays(tree):
-    return numbers(eqx.filter(tree, lambda a: hasattr(a, "dtype")))
-
-
-def close(one, other, tolerance=1e-12):
-    for a, b in zip(arrays(one), arrays(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
-
-
-def same(one, other):
-    for a, b in zip(arrays(one), arrays(other), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def differ(one, other):
@@ -165,19 +151,6 @@ def test_updates_are_those_of_a_loop(name, every, reduction, batch):
     assert differ(model, PLAIN)
     close(got, (model, opt_state, carry, jnp.stack(losses)))
     assert got[0].name == "net"
-
-
-@pytest.mark.slow
-def test_a_stream_in_one_call_and_in_several():
-    program, (xs, targets) = program_of(), data(8)
-    learner = etpc.online(program, loss, optax.sgd(0.1), 2)
-    start = PLAIN, *learner.init(PLAIN, B)
-    *whole, losses = learner.update(*start, xs, targets)
-    *parts, first = learner.update(*start, xs[:4], targets[:4])
-    *parts, second = learner.update(*parts, xs[4:], targets[4:])
-    same((whole, losses), (parts, jnp.concatenate([first, second])))
-    *jitted, _ = eqx.filter_jit(learner.update)(*start, xs, targets)
-    close(jitted, whole)
 
 
 def test_integer_arrays_of_a_model_stay():
