@@ -49,14 +49,17 @@ def test_lru_equation() -> None:
 
 
 @pytest.mark.slow
-def test_lru_starts_on_the_ring() -> None:
-    layer = nn.LRU(1, 1, 20_000, r_min=0.4, r_max=0.9, max_phase=0.5, key=KEY)
+@pytest.mark.parametrize("kind", [nn.LRU, nn.RTU])
+def test_starts_on_the_ring(kind) -> None:
+    ring = dict(r_min=0.4, r_max=0.9, max_phase=0.5)
+    layer = BUILD[kind](in_features=1, state_size=20_000, **ring)
     radius, angle = np.exp(-np.exp(layer.nu_log)), np.exp(layer.theta_log)
     # Uniform on the ring: the squares of the radii are uniform.
     places = np.arange(1, 10) / 10
     np.testing.assert_allclose(np.quantile(radius**2, places), 0.16 + 0.65 * places, atol=0.01)
     np.testing.assert_allclose(np.quantile(angle, places), 0.5 * places, atol=0.01)
-    np.testing.assert_allclose(np.exp(layer.gamma_log), np.sqrt(1 - radius**2), rtol=1e-12)
+    if kind is nn.LRU:
+        np.testing.assert_allclose(np.exp(layer.gamma_log), np.sqrt(1 - radius**2), rtol=1e-12)
     assert radius.min() >= 0.4
     assert radius.max() < 0.9
 
@@ -95,14 +98,6 @@ def test_rtu_equation(linear) -> None:
             if not linear:
                 a, b = expected[t, [n, N + n]]
     np.testing.assert_allclose(outputs(layer, xs), expected, rtol=1e-12)
-
-
-def test_rtu_starts_on_the_ring() -> None:
-    layer = nn.RTU(1, 20_000, r_min=0.4, r_max=0.9, max_phase=0.5, key=KEY)
-    radius, angle = np.exp(-np.exp(layer.nu_log)), np.exp(layer.theta_log)
-    places = np.arange(1, 10) / 10
-    np.testing.assert_allclose(np.quantile(radius**2, places), 0.16 + 0.65 * places, atol=0.01)
-    np.testing.assert_allclose(np.quantile(angle, places), 0.5 * places, atol=0.01)
 
 
 def test_rtu_starts_with_phases_on_a_logarithmic_scale() -> None:
@@ -212,14 +207,6 @@ def test_s5_starts_as_hippo_n(monkeypatch) -> None:
     xs, A = normal(T, I), hold(hippo_normal(8), np.asarray(B), np.full(8, 0.1))
     expected = dense(*A, np.asarray(C), np.asarray(layer.D), xs)
     np.testing.assert_allclose(outputs(layer, xs), expected, rtol=1e-11, atol=1e-12)
-
-
-def test_hippo_n_is_the_normal_part_of_hippo_legs() -> None:
-    n = np.arange(8)
-    legs = -np.sqrt(np.outer(2 * n + 1, 2 * n + 1))
-    legs = np.tril(legs, -1) - np.diag(n + 1.0)
-    low_rank = np.sqrt(n + 0.5)
-    np.testing.assert_allclose(legs + np.outer(low_rank, low_rank), hippo_normal(8), rtol=1e-14)
 
 
 @pytest.mark.slow

@@ -42,19 +42,12 @@ def test_coba():
     assert {op.block for op in program.ops} == {1, 2}
 
 
-def test_gradients_have_the_structure_of_the_model():
+def test_gradients_have_the_structure_of_the_model_and_physical_ones_the_unit_of_physics():
     model = zoo.COBA(2, 3)
     program = etpc.compile(model, inputs=INPUTS[0])
     grads = online(program, model, INPUTS, in_volts)
     assert jax.tree.structure(grads) == jax.tree.structure(eqx.filter(model, eqx.is_array))
-    assert grads.weight.unit == u.nS
-    assert grads.reversal.unit == u.mV
-
-
-def test_the_unit_of_physics():
-    model = zoo.COBA(2, 3)
-    program = etpc.compile(model, inputs=INPUTS[0])
-    grads = online(program, model, INPUTS, in_volts)
+    assert (grads.weight.unit, grads.reversal.unit) == (u.nS, u.mV)
 
     def total(weight):
         moved = eqx.tree_at(lambda m: m.weight, model, weight)
@@ -64,10 +57,8 @@ def test_the_unit_of_physics():
             losses.append(in_volts(y, jnp.cos(2.0 * t)))
         return sum(losses)
 
-    expected = u.autograd.grad(total)(model.weight)
-    assert expected.unit == u.UNITLESS / u.nS
-    got = physical(grads).weight
-    assert got.unit == u.UNITLESS / u.nS
+    expected, got = u.autograd.grad(total)(model.weight), physical(grads).weight
+    assert expected.unit == got.unit == u.UNITLESS / u.nS
     np.testing.assert_allclose(got.to_decimal(expected.unit), expected.mantissa, rtol=1e-9)
 
 
