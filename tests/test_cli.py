@@ -49,27 +49,12 @@ class Leaky(eqx.Module):
         return self.out @ jnp.tanh(h), h
 
 
-class Makers:
-    @staticmethod
-    def make():
-        return make()
-
-
 def make(key=jax.random.key(0)):
     return Leaky(key), jnp.zeros(2)
 
 
-def seeded(seed):
-    return make(jax.random.key(seed))
-
-
-def chatty():
-    print("hello")
-    return make()
-
-
-def silent():
-    return eqx.tree_at(lambda m: m.out, Leaky(), jnp.zeros((2, 3))), jnp.zeros(2)
+class Makers:
+    make = staticmethod(lambda: make())
 
 
 def plain_step(w, x, h):
@@ -81,58 +66,17 @@ def loss(y, target):
     return jnp.sum((y - target) ** 2)
 
 
-def task(batch=()):
+def of_units(model=jnp.ones(3), inputs=jnp.zeros(3), *data, step=plain_step, **options):
+    return Task(model, inputs, *data, state=jnp.ones(3), step=step, **options)
+
+
+def task(batch=(), inputs=jnp.zeros(3)):
     xs = jnp.arange(40 * 3.0 * max(1, sum(batch))).reshape(40, *batch, 3) % 7 - 3
-    return Task(
-        jnp.full(3, 0.5), jnp.zeros(3), xs, 0 * xs, loss, state=jnp.ones(3), step=plain_step
-    )
+    return of_units(jnp.full(3, 0.5), inputs, xs, 0 * xs, loss)
 
 
-def batched():
-    return task((4,))
-
-
-def no_inputs():
-    return Task(**{**vars(batched()), "inputs": None})
-
-
-def half():
-    return Task(jnp.ones(3), jnp.zeros(3), loss_fn=loss, state=jnp.ones(3), step=plain_step)
-
-
-def no_xs():
-    return Task(jnp.ones(3), jnp.zeros(3), None, jnp.zeros((5, 3)), loss, jnp.ones(3), plain_step)
-
-
-def odd():
-    return Task(jnp.ones(3), jnp.zeros((2, 3, 3)), jnp.zeros((5, 3)), state=jnp.ones(3), step=plain_step)
-
-
-def spikes():
-    def step(w, x, h):
-        return h > 0, w * h + x
-
-    return Task(jnp.ones(3), jnp.zeros(3), state=jnp.ones(3), step=step)
-
-
-model = Leaky()
-nothing = None
-a_task = batched()
-
-
-def forgot():
-    make()
-
-
-def leaves():
-    raise SystemExit(0)
-
-
-def leaves_later():
-    def step(w, x, h):
-        raise SystemExit("bye")
-
-    return Task(jnp.ones(3), jnp.zeros(3), state=jnp.ones(3), step=step)
+def leaving(w, x, h):
+    raise SystemExit("bye")
 
 
 class Abort(BaseException):
@@ -143,14 +87,8 @@ def aborts():
     raise Abort
 
 
-def foreign():
-    step = lambda w, x, h: (0.9 * h + w["gew\u00efcht"] * x,) * 2
-    return Task({"gew\u00efcht": jnp.ones(3)}, jnp.zeros(3), state=jnp.zeros(3), step=step)
-
-
-@etpc.algorithms.register_algorithm
-class Mine(etpc.RTRL):
-    name = "mine"
+def leaves():
+    raise SystemExit(0)
 
 
 def raises():
@@ -161,12 +99,30 @@ def misuses():
     etpc.mark(None)
 
 
-def wrong_shape():
-    return Leaky(), jnp.zeros(5)
-
-
 def needs(width, depth=2):
     return width
+
+
+seeded = lambda seed: make(jax.random.key(seed))
+chatty = lambda: (print("hello"), make())[1]
+silent = lambda: (eqx.tree_at(lambda m: m.out, Leaky(), jnp.zeros((2, 3))), jnp.zeros(2))
+batched = lambda: task((4,))
+no_inputs = lambda: task((4,), None)
+half = lambda: of_units(loss_fn=loss)
+no_xs = lambda: of_units(jnp.ones(3), jnp.zeros(3), None, jnp.zeros((5, 3)), loss)
+odd = lambda: of_units(jnp.ones(3), jnp.zeros((2, 3, 3)), jnp.zeros((5, 3)))
+spikes = lambda: of_units(step=lambda w, x, h: (h > 0, w * h + x))
+leaves_later = lambda: of_units(step=leaving)
+forgot = lambda: None
+wrong_shape = lambda: (Leaky(), jnp.zeros(5))
+weight = {"gew\u00efcht": jnp.ones(3)}
+foreign = lambda: of_units(weight, step=lambda w, x, h: (0.9 * h + w["gew\u00efcht"] * x,) * 2)
+model, nothing, a_task = Leaky(), None, task((4,))
+
+
+@etpc.algorithms.register_algorithm
+class Mine(etpc.RTRL):
+    name = "mine"
 """
 
 
@@ -404,7 +360,7 @@ BENCH = ["tiny_models:make", "--steps", 20, "--batch", 2, "--repeats", 2]
 
 @pytest.mark.slow
 def test_bench_as_json(capsys):
-    rules = ["d_rtrl,window=1", "d_rtrl,window=5", "es_d_rtrl:decay=0.5,window=1", "tbptt:4"]
+    rules = ["d_rtrl,window=1", "d_rtrl,window=5", "es_d_rtrl:decay=0.5,everywhere=True", "tbptt:4"]
     argv = [*BENCH, *(part for rule in rules for part in ("--algo", rule)), "--json"]
     status, out, _ = run(capsys, "bench", *argv)
     record = strict(out)
@@ -412,7 +368,7 @@ def test_bench_as_json(capsys):
     assert status == 0
     assert list(rows) == [
         *("BPTT", "D_RTRL(window=1)", "D_RTRL(window=5)"),
-        *("ES_D_RTRL(decay=0.5, window=1)", "TBPTT(4)"),
+        *("ES_D_RTRL(decay=0.5, everywhere=True)", "TBPTT(4)"),
     ]
     for row in rows.values():
         assert row["step_ms"] > 0
@@ -421,7 +377,7 @@ def test_bench_as_json(capsys):
     assert rows["BPTT"]["error"] == 0
     assert rows["D_RTRL(window=1)"]["error"] < 1e-9
     assert rows["D_RTRL(window=5)"]["error"] < 1e-9
-    assert rows["ES_D_RTRL(decay=0.5, window=1)"]["error"] > 1e-3
+    assert rows["ES_D_RTRL(decay=0.5, everywhere=True)"]["error"] > 1e-3
     assert rows["TBPTT(4)"]["error"] > 1e-3
     assert rows["BPTT"]["carry_bytes"] == 2 * 3 * 8
     assert rows["D_RTRL(window=1)"]["carry_bytes"] == leaky_program().memory(2).total
