@@ -403,10 +403,7 @@ OTHERS = {
 
 
 def small(model=jnp.zeros(3), optimizer=None, algo="d_rtrl", decay=0.9):
-    def step(w, x, h):
-        h = decay * h + w * x
-        return h, h
-
+    step = lambda w, x, h: (decay * h + w * x,) * 2
     program = etpc.compile(model, algo, inputs=model, state=model, step=step)
     return etpc.online(program, loss, optimizer or optax.adam(0.1)), model
 

@@ -154,10 +154,7 @@ def test_updates_are_those_of_a_loop(name, every, reduction, batch):
 
 
 def test_integer_arrays_of_a_model_stay():
-    def step(m, x, h):
-        h = 0.5 * h + m["w"][m["of"]] * x
-        return h, h
-
+    step = lambda m, x, h: (0.5 * h + m["w"][m["of"]] * x,) * 2
     model = {"of": jnp.array([1, 0, 1]), "w": jnp.array([0.5, -0.5])}
     program = etpc.compile(model, inputs=jnp.zeros(3), state=jnp.zeros(3), step=step)
     learner = etpc.online(program, loss, optax.sgd(0.01), 2)
@@ -167,10 +164,7 @@ def test_integer_arrays_of_a_model_stay():
 
 
 def test_complex_parameters_go_downhill():
-    def step(w, x, h):
-        h = 0.5j * h + w * x
-        return h, h
-
+    step = lambda w, x, h: (0.5j * h + w * x,) * 2
     target = jnp.full((40, 2), 0.3 + 1.2j)
     w, h = jnp.array([0.1 + 0.2j, -0.4j]), jnp.zeros(2, complex)
     program = etpc.compile(w, inputs=jnp.zeros(2), state=h, step=step)

@@ -380,10 +380,7 @@ DECAY = etpc.ES_D_RTRL(decay=0.9)
 
 @pytest.mark.parametrize("algo", few([etpc.D_RTRL(window=2), DECAY, etpc.ES_D_RTRL(rank=1)], DECAY))
 def test_a_weight_without_inputs(algo):
-    def step(m, x, h):
-        h = 0.9 * h + m["none"] @ x[:0] + m["w"] @ x
-        return h, h
-
+    step = lambda m, x, h: (0.9 * h + m["none"] @ x[:0] + m["w"] @ x,) * 2
     model = {"none": jnp.zeros((5, 0)), "w": jnp.ones((5, 3))}
     xs = jnp.ones((6, 3))
     program = etpc.compile(model, algo, inputs=xs[0], state=jnp.zeros(5), step=step)

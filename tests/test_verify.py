@@ -347,11 +347,7 @@ def test_a_tolerance_of_zero():
 @pytest.mark.parametrize("batch", [None, 3])
 def test_a_gradient_that_is_zero_but_for_rounding(dtype, batch):
     """What is added to all logits of a softmax changes nothing."""
-
-    def step(w, x, h):
-        h = 0.8 * h + w["in"] @ x + jax.nn.softmax(h * h[::-1] + w["bias"])
-        return h, h
-
+    step = lambda w, x, h: (0.8 * h + w["in"] @ x + jax.nn.softmax(h * h[::-1] + w["bias"]),) * 2
     rng = np.random.default_rng(0)
     w = {"in": jnp.asarray(rng.normal(size=(O, I)), dtype), "bias": jnp.ones((), dtype)}
     xs, targets = (a.astype(dtype) for a in data(batch, outputs=O))
@@ -372,11 +368,7 @@ def test_a_gradient_that_is_zero_but_for_rounding(dtype, batch):
 def test_a_small_gradient_that_is_wrong_is_not_excused(dtype):
     """A time constant with hardly any effect, beside a weight: as small as rounding of the weight's."""
     scale = 1e3 * float(jnp.finfo(dtype).eps)
-
-    def step(w, x, h):
-        h = 0.5 * h + scale * w["leak"] * jnp.tanh(h) + w["in"] @ x
-        return h, h
-
+    step = lambda w, x, h: (0.5 * h + scale * w["leak"] * jnp.tanh(h) + w["in"] @ x,) * 2
     rng = np.random.default_rng(0)
     w = {"in": jnp.asarray(rng.normal(size=(O, I)), dtype), "leak": jnp.ones(O, dtype)}
     xs, targets = (a.astype(dtype) for a in data(outputs=O))

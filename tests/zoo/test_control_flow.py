@@ -39,11 +39,7 @@ BACKWARD = {
 def ruled(rule):
     function = jax.custom_vjp(jnp.tanh)
     function.defvjp(lambda h: (jnp.tanh(h), h), lambda h, g: (rule(h, g),))
-
-    def step(m, x, h):
-        h = function(0.9 * h) + m["w"] @ x + m["bias"]
-        return h, h
-
+    step = lambda m, x, h: (function(0.9 * h) + m["w"] @ x + m["bias"],) * 2
     return {"w": weights(3, 2), "bias": jnp.asarray(0.3)}, step  # the bias is read by columns
 
 

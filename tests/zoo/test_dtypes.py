@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import etpc
+from etpc.nn import MinGRU
 from tests.zoo import dtypes
-from tests.zoo.cells import MinGRU
 from tests.zoo.check import cell, check, normal, weights
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ HALF = [jnp.bfloat16, jnp.float16]
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_mingru(dtype):
-    model, inputs, h = dtypes.cast((MinGRU(2, 3, KEY), normal(2), jnp.zeros(3)), dtype)
+    model, inputs, h = dtypes.cast((MinGRU(2, 3, key=KEY), normal(2), jnp.zeros(3)), dtype)
     options = {"every": dtype is jnp.float32, "tolerance": TOLERANCES[dtype]}
     program = check(model, inputs, h, exact=True, **options)
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(program.init().traces))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import etpc
-from tests.zoo.check import bptt, check, normal, online
+from tests.zoo.check import bptt, check, normal, online, weights
 
 u = pytest.importorskip("saiunit")
 optax = pytest.importorskip("optax")
@@ -26,19 +26,13 @@ pytestmark = pytest.mark.slow
 INPUTS = jnp.abs(normal(2))
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_lif(recurrent):
-    model = zoo.LIF(2, 3, recurrent)
-    check(model, INPUTS, model.init_state(), exact=not recurrent, every=recurrent)
-
-
 def in_volts(y, target):
     return jnp.sum((y / (10.0 * u.mV) - target) ** 2)
 
 
 def test_coba():
     model = zoo.COBA(2, 3)
-    program = check(model, INPUTS, model.init_state(), exact=True, loss=in_volts)
+    program = check(model, INPUTS, model.init_state(), exact=True, every=True, loss=in_volts)
     assert {op.block for op in program.ops} == {1, 2}
 
 
@@ -84,7 +78,7 @@ def test_marked_quantities():
         v = v * 0.9 + (weight @ x * u.ohm).in_unit(u.mV)
         return v, v
 
-    weight = zoo.LIF(2, 3).weight
+    weight = weights(3, 2, scale=10.0) * u.mA
     program = etpc.compile(weight, inputs=INPUTS[0], state=jnp.zeros(3) * u.mV, step=step)
     assert [op.exact for op in program.ops] == [True]
     expected = bptt(weight, INPUTS, jnp.zeros(3) * u.mV, step)
@@ -93,7 +87,7 @@ def test_marked_quantities():
 
 
 def test_a_state_whose_unit_changes():
-    model = zoo.Drifting(zoo.LIF(2, 3).weight.mantissa * u.mV)
+    model = zoo.Drifting(weights(3, 2, scale=10.0) * u.mV)
     with pytest.raises(etpc.ModelError, match=r"(?s)structure of the state.*mV"):
         etpc.compile(model, inputs=INPUTS[0], state=jnp.zeros(3) * u.mV)
 
