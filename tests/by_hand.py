@@ -90,11 +90,9 @@ def eprop(model, xs, targets, fault=None):
         z_new = heaviside(V - THRESHOLD - beta * a)
         presynaptic = np.concatenate([x, z_new if fault == "presynaptic" else z], 1)
         of_V = LEAK * of_V + presynaptic[:, None, :]
-        at = {
-            "before": before,
-            "reset": V - THRESHOLD * z_new - THRESHOLD,
-            "uncentred": V,
-        }.get(fault, V - THRESHOLD - beta * a)
+        at = {"before": before, "reset": V - THRESHOLD * z_new - THRESHOLD, "uncentred": V}.get(
+            fault, V - THRESHOLD - beta * a
+        )
         trace = pseudo_derivative(at)[..., None] * (
             (old if fault == "early" else of_V) - beta * of_a
         )

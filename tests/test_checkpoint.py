@@ -384,8 +384,7 @@ def fails(error):
 
 
 @pytest.mark.parametrize(
-    ("name", "error"),
-    [("fsync", errno.ENOSPC), ("replace", errno.EACCES), ("fsync", errno.EIO)],
+    ("name", "error"), [("fsync", errno.ENOSPC), ("replace", errno.EACCES), ("fsync", errno.EIO)]
 )
 def test_a_save_that_fails_leaves_what_was_there(name, error, tmp_path, monkeypatch):
     path = tmp_path / "a"

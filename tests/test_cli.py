@@ -754,11 +754,7 @@ def test_as_a_module():
     command = [sys.executable, "-m", "etpc", "verify", "tiny_models:make", "--algo", "d_rtrl"]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run(
-        [*command, "--x64", "--json"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
+        [*command, "--x64", "--json"], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
     record = strict(done.stdout)

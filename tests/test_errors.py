@@ -167,18 +167,12 @@ def test_good_arguments_raise_nothing():
 INPUTS = [
     (lambda: run(jnp.zeros((4, 3))), r"Input x has shape \[4, 3\].*\[T\] \+ \[2\]"),
     (lambda: run(jnp.zeros(2), jnp.zeros((4, 3))), r"Input x has shape \[2\]"),
-    (
-        lambda: run(jnp.zeros((4, 5, 2))),
-        r"Input x has shape \[4, 5, 2\].*carry has no batch axis",
-    ),
+    (lambda: run(jnp.zeros((4, 5, 2))), r"Input x has shape \[4, 5, 2\].*carry has no batch axis"),
     (
         lambda: run(jnp.zeros((4, 2)), jnp.zeros((4, 5, 3)), batch=5),
         r"Input x has shape \[4, 2\].*\[T, B\].*carry has a batch axis",
     ),
-    (
-        lambda: run(jnp.zeros((4, 6, 2)), batch=5),
-        r"a batch of 6; the carry has 5.*`batch_size=6`",
-    ),
+    (lambda: run(jnp.zeros((4, 6, 2)), batch=5), r"a batch of 6; the carry has 5.*`batch_size=6`"),
     (
         lambda: run(jnp.zeros((4, 2), complex)),
         r"Input x is complex128, and was compiled as float64\. Convert",
@@ -416,10 +410,7 @@ CALLS = [
         lambda: run(jnp.zeros((4, 2)), np.full(4, "a")),
         r"targets holds a ndarray.*should hold arrays of numbers",
     ),
-    (
-        call(etpc.verify, tolerance="1"),
-        r"tolerance must be None or a number >= 0, not '1'",
-    ),
+    (call(etpc.verify, tolerance="1"), r"tolerance must be None or a number >= 0, not '1'"),
     (call(etpc.compare, tolerance=-1.0), r"tolerance must.*not -1\.0"),
     (fit(None), r"blocks is None\. Pass an iterable of pairs"),
     (
@@ -430,14 +421,8 @@ CALLS = [
         call(etpc.verify, weights=np.ones(3)),
         r'weights= must be None, "all", "marked" or a function',
     ),
-    (
-        call(etpc.bptt, reduction=np.ones(3)),
-        r'reduction must be "sum" or "mean", not array',
-    ),
-    (
-        lambda: unchecked(etpc.compile)(Cell(W), inputs="abc"),
-        r"inputs= has no array",
-    ),
+    (call(etpc.bptt, reduction=np.ones(3)), r'reduction must be "sum" or "mean", not array'),
+    (lambda: unchecked(etpc.compile)(Cell(W), inputs="abc"), r"inputs= has no array"),
     (
         lambda: unchecked(etpc.Program.reset)(compiled(), compiled().init(5), "first"),
         r"A reset is <U5\[\], and should be booleans",
@@ -462,7 +447,7 @@ def stream(opt_state):
 # by the class of the error, and the class of Python that it is too
 RAISES = {
     (TypeError, TypeError): [
-        (lambda: etpc.compile(Cell(W), inputs=jnp.zeros((5, 7))), "dot_general"),  # never fits
+        (lambda: etpc.compile(Cell(W), inputs=jnp.zeros((5, 7))), "dot_general")  # never fits
     ],
     (etpc.ModelError, ValueError): [
         (
@@ -510,7 +495,7 @@ RAISES = {
         (stream("sgd"), r"opt_state holds a str, 'sgd'"),
     ],
     (etpc.SelectionError, ValueError): [
-        (lambda: compiled(weights=lambda m: m.gain), r"selects \.gain, which is no array"),
+        (lambda: compiled(weights=lambda m: m.gain), r"selects \.gain, which is no array")
     ],
     (etpc.InputError, ValueError): [
         *INPUTS,

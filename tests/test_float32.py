@@ -121,9 +121,7 @@ class Stack(eqx.Module):
 def test_a_norm_between_two_layers(batch):
     keys = jax.random.split(jax.random.key(0))
     net = Stack(
-        eqx.nn.GRUCell(4, 8, key=keys[0]),
-        eqx.nn.LayerNorm(8),
-        eqx.nn.GRUCell(8, 8, key=keys[1]),
+        eqx.nn.GRUCell(4, 8, key=keys[0]), eqx.nn.LayerNorm(8), eqx.nn.GRUCell(8, 8, key=keys[1])
     )
     xs, targets = normal(batch, 4, steps=2 * W), normal(batch, 8, steps=2 * W, seed=1)
     start = (0.1 * weights(8), 0.1 * weights(8, seed=1))

@@ -71,10 +71,7 @@ RULES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "recurrent"),
-    list(itertools.product(RULES, [False, True])),
-)
+@pytest.mark.parametrize(("name", "recurrent"), list(itertools.product(RULES, [False, True])))
 def test_what_is_exact_agrees_with_bptt_at_other_parameters_too(name, recurrent):
     program = etpc.compile(model(recurrent), RULES[name], inputs=XS[0, 0])
     other = model(recurrent, seed=7)

@@ -226,10 +226,7 @@ def check_aux(found, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("batch", "masked"),
-    list(itertools.product([B, None], [False, True])),
-)
+@pytest.mark.parametrize(("batch", "masked"), list(itertools.product([B, None], [False, True])))
 def test_aux_has_axes_of_time_and_batch(way, batch, masked):
     xs, targets = data(batch=batch)
     mask = (MASK if batch else MASK[:, 1]) if masked else None
@@ -272,8 +269,7 @@ def test_aux_under_transformations():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("every", "case"),
-    list(itertools.product([1, 2, 6], ["plain", "by step", "by update"])),
+    ("every", "case"), list(itertools.product([1, 2, 6], ["plain", "by step", "by update"]))
 )
 def test_aux_of_a_stream(every, case):
     xs, targets = data()

@@ -205,8 +205,7 @@ def test_a_step_without_data_adds_nothing(window):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("of", "scale"),
-    list(itertools.product(["inputs", "states"], [1e-25, 1e25])),
+    ("of", "scale"), list(itertools.product(["inputs", "states"], [1e-25, 1e25]))
 )
 def test_the_size_of_a_trace_does_not_matter_in_float32(scale, of):
     """Of a GRU-like layer whose inputs, or states, are many orders of magnitude larger."""

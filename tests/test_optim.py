@@ -10,15 +10,7 @@ import pytest
 import etpc
 from etpc.optim import obgd, trace_of_gradient
 from tests.test_errors import unchecked
-from tests.test_online import (
-    PLAIN,
-    D,
-    arrays,
-    close,
-    data,
-    loss,
-    program_of,
-)
+from tests.test_online import PLAIN, D, arrays, close, data, loss, program_of
 
 T, DECAY = 6, 0.6
 REWARDS = np.random.default_rng(5).normal(size=T)

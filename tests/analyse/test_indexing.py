@@ -201,11 +201,7 @@ def step(m, x, h):
     u = u.at[m["order"], :3].add(rows) + row * x["scale"]
     u = u + m["sparse"] @ (x["scale"] * jnp.ones((20, 3)))
     u = lax.scatter_add(
-        u,
-        x["pair"][None],
-        read[None],
-        lax.ScatterDimensionNumbers((), (0, 1), (0, 1)),
-        mode="clip",
+        u, x["pair"][None], read[None], lax.ScatterDimensionNumbers((), (0, 1), (0, 1)), mode="clip"
     )
     return u.sum(0), u
 

@@ -240,10 +240,7 @@ TIGHT |= {
     "eigenvalues_of_rows": by_rows(lambda row: jnp.linalg.eigh(symmetric(row))[0]),
     "singular_values_of_rows": by_rows(lambda row: jnp.linalg.svd(definite(row), compute_uv=False)),
     "tridiagonal_solve_of_rows": lambda h, i: lax.linalg.tridiagonal_solve(
-        jnp.array([0.0, 1, 2]),
-        jnp.array([4.0, 5, 6]),
-        jnp.array([1.0, 2, 0]),
-        h.reshape(3, 2),
+        jnp.array([0.0, 1, 2]), jnp.array([4.0, 5, 6]), jnp.array([1.0, 2, 0]), h.reshape(3, 2)
     ).ravel(),
 }
 
@@ -380,12 +377,7 @@ def test_a_model_without_parameters_has_a_transition_too():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "block"),
-    {
-        "optimization_barrier": 2,
-        "shard_map": 6,
-        "fft_of_rows": 3,
-        "solve_of_rows": 3,
-    }.items(),
+    {"optimization_barrier": 2, "shard_map": 6, "fft_of_rows": 3, "solve_of_rows": 3}.items(),
 )
 def test_a_tight_pattern_gives_a_small_block_and_the_exact_gradient(name, block):
     step = lambda w, x, h: (lambda h: (h, h))(0.3 * TIGHT[name](h, 0) + w * x)

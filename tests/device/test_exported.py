@@ -25,17 +25,7 @@ from jax.extend.mlir.dialects import stablehlo
 import etpc
 from etpc import nn
 from etpc.cli import main
-from tests.device.learners import (
-    CALLS,
-    CASES,
-    KEY,
-    Case,
-    H,
-    I,
-    Spiking,
-    case,
-    distance,
-)
+from tests.device.learners import CALLS, CASES, KEY, Case, H, I, Spiking, case, distance
 
 FILES = ["manifest.json", "predict.mlirbc", "state.npz", "update.mlirbc"]
 

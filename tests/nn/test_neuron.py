@@ -98,12 +98,7 @@ def test_arrays_are_marked_parameters(name: str, reset: str, shape: tuple[int, .
     # The new V away from the threshold does not see the surrogate: finite differences of the
     # detached neuron are exact there.
     def new_V(value: jax.Array) -> jax.Array:
-        detached = nn.LIF(
-            2,
-            **(given | {name: value}),
-            reset=reset,
-            detach_reset=True,
-        )
+        detached = nn.LIF(2, **(given | {name: value}), reset=reset, detach_reset=True)
         return detached(current, V)[1]
 
     value = jnp.asarray(given[name])

@@ -90,10 +90,7 @@ def test_rtu_equation(linear) -> None:
         g, phi, norm = r * np.cos(theta), r * np.sin(theta), np.sqrt(1 - r**2)
         a = b = 0.0
         for t, x in enumerate(np.asarray(xs)):
-            a, b = (
-                g * a - phi * b + norm * p.W_re[n] @ x,
-                g * b + phi * a + norm * p.W_im[n] @ x,
-            )
+            a, b = (g * a - phi * b + norm * p.W_re[n] @ x, g * b + phi * a + norm * p.W_im[n] @ x)
             expected[t, [n, N + n]] = np.tanh(a), np.tanh(b)
             if not linear:
                 a, b = expected[t, [n, N + n]]

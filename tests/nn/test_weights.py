@@ -9,12 +9,7 @@ import scipy.sparse
 
 import etpc
 from etpc import nn
-from tests.nn.online import (
-    KEY,
-    Leaky,
-    normal,
-    shuffled,
-)
+from tests.nn.online import KEY, Leaky, normal, shuffled
 
 T = 11
 PAIRS = [(2, 1), (0, 0), (1, 3), (0, 2)]

@@ -35,11 +35,7 @@ PAIRS = {
 def program_of(function, w, shape):
     step = lambda w, x, h: (jnp.tanh(function(w, h)) + x,) * 2
     return etpc.compile(
-        w,
-        etpc.D_RTRL(window=2),
-        inputs=jnp.zeros(shape),
-        state=jnp.zeros(shape),
-        step=step,
+        w, etpc.D_RTRL(window=2), inputs=jnp.zeros(shape), state=jnp.zeros(shape), step=step
     )
 
 

@@ -55,10 +55,7 @@ CONNECTIONS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("case", "calls"),
-    list(itertools.product(CONNECTIONS, [0, 1, 2])),
-)
+@pytest.mark.parametrize(("case", "calls"), list(itertools.product(CONNECTIONS, [0, 1, 2])))
 def test_connections_written_to_in_place(case, calls):
     """Before the first call, or after one: the same array object, with other values, is refused."""
     step, values, other = CONNECTIONS[case]

@@ -87,11 +87,7 @@ BRANCHES = {
     ),
     "a switch": lambda p, x, h: lax.switch(
         jnp.where(x[0] > 0, 2, jnp.where(x[0] < 0, 0, 1)),
-        [
-            lambda: p * h,
-            lambda: jnp.ones(N) * p,
-            lambda: jnp.log(p * jnp.abs(x)) + h / x[0],
-        ],
+        [lambda: p * h, lambda: jnp.ones(N) * p, lambda: jnp.log(p * jnp.abs(x)) + h / x[0]],
     ),
     "a branch in a branch": lambda p, x, h: lax.cond(
         x[0] >= 0,
