@@ -13,23 +13,18 @@ import pytest
 import etpc
 from tests.marks import few
 from tests.test_verify import I, Spiking, Wrong, data, leaky, squared
+from tests.zoo.check import model
 
 B = 2
 
 
-class Noisy(eqx.Module):
+@functools.partial(model, start=(jnp.zeros(4), jax.random.key(3), jnp.zeros((), jnp.int32)))
+def Noisy(x, state, win):
     """Leaky units with noise, whose key is in the state, and that count their steps."""
-
-    win: jax.Array
-
-    def init_state(self):
-        return jnp.zeros(4), jax.random.key(3), jnp.zeros((), jnp.int32)
-
-    def __call__(self, x, state):
-        h, key, count = state
-        key, noise_key = jax.random.split(key)
-        h = 0.9 * jnp.tanh(h) + self.win @ x + 0.1 * jax.random.normal(noise_key, h.shape)
-        return h[:2], (h, key, count + 1)
+    h, key, count = state
+    key, noise_key = jax.random.split(key)
+    h = 0.9 * jnp.tanh(h) + win @ x + 0.1 * jax.random.normal(noise_key, h.shape)
+    return h[:2], (h, key, count + 1)
 
 
 def learner(model, algo="d_rtrl", every=4, **options):
@@ -151,9 +146,6 @@ def test_data_that_is_not_finite_is_no_wrong_claim(step):
     block = dict(xs=broken, targets=targets, mask=mask)
     with pytest.warns(etpc.UncheckedWarning, match=said):
         etpc.fit(learns, model, [block], batch_size=B, independent=False, verify=True)
-
-
-# --- fit ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -550,9 +550,6 @@ def test_killed_at_any_time(tmp_path):
     assert found["left"] == ["run.etpc"]
 
 
-# --- contents that etpc does not write ------------------------------------------------------------
-
-
 def rewritten(path, header=None, arrays=lambda arrays: arrays):
     """The file with another header or other arrays, and with the right checksum."""
     old_header, old_arrays = path.read_bytes()[checkpoint._START.size :].split(b"\n", 1)

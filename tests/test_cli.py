@@ -404,9 +404,6 @@ def test_bench_leaves_the_state_of_a_task_alone(capsys):
     assert strict(out)["results"][1]["error"] < 1e-9
 
 
-# --- suggest --------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_suggest(capsys):
     argv = ["suggest", "tiny_models:make", "--steps", 20, "--batch", 2]
@@ -427,9 +424,6 @@ def test_suggest(capsys):
         status, _, err = run(capsys, *argv, "--optimiser", wrong)
         assert status == 2
         assert f"--optimiser {wrong}: write an optimiser of Optax" in err
-
-
-# --- draw -----------------------------------------------------------------------------------------
 
 
 def test_draw(capsys, monkeypatch, folder):

@@ -63,9 +63,6 @@ def test_annotations_are_checked_in_tests():
             call()
 
 
-# --- the model's contract -------------------------------------------------------------------------
-
-
 CONTRACT = {
     "structure": (
         lambda m, x, s: (x, {"v": s["v"]}),
@@ -117,9 +114,6 @@ def test_contract(case):
     with pytest.raises(etpc.ModelError, match=words) as caught:
         etpc.compile({"w": W}, inputs=X, state=state, step=step)
     assert isinstance(caught.value, ValueError)
-
-
-# --- algorithms -----------------------------------------------------------------------------------
 
 
 def test_a_name_is_registered_once(monkeypatch):

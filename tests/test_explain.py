@@ -11,20 +11,15 @@ import pytest
 from jax.experimental import sparse
 
 import etpc
+from tests.zoo.check import model
 
 
-class Model(eqx.Module):
-    up: jax.Array
-    rec: jax.Array
-    tau: jax.Array
-    out: jax.Array
-    idle: jax.Array
-
-    def __call__(self, x, state):
-        a, b = state
-        a = jnp.tanh(self.tau) * a + self.up @ x
-        b = 0.5 * b + jnp.tanh(self.rec @ b + a)
-        return self.out @ b, (a, b)
+@model
+def Model(x, state, up, rec, tau, out, idle):
+    a, b = state
+    a = jnp.tanh(tau) * a + up @ x
+    b = 0.5 * b + jnp.tanh(rec @ b + a)
+    return out @ b, (a, b)
 
 
 MODEL = Model(jnp.ones((4, 3)), jnp.ones((4, 4)), jnp.ones(4), jnp.ones((2, 4)), jnp.ones(2))

@@ -17,26 +17,20 @@ import etpc
 from etpc import nn
 from tests.helpers import loss, same
 from tests.marks import few
+from tests.zoo.check import model as of_step
 
 B, I = 3, 4
 fit = functools.partial(etpc.fit, independent=False)
 
 
-class Noisy(eqx.Module):
+@functools.partial(of_step, start=(jnp.zeros(5), jax.random.key(7)))
+def Noisy(x, state, into, back):
     """Recurrent units with noise, whose key is in the state."""
-
-    into: jax.Array
-    back: jax.Array
-
-    def init_state(self):
-        return jnp.zeros(5), jax.random.key(7)
-
-    def __call__(self, x, state):
-        h, key = state
-        key, noise_key = jax.random.split(key)
-        noise = 0.1 * jax.random.normal(noise_key, h.shape)
-        h = jnp.tanh(0.8 * h + self.into @ x + self.back @ h + noise)
-        return h, (h, key)
+    h, key = state
+    key, noise_key = jax.random.split(key)
+    noise = 0.1 * jax.random.normal(noise_key, h.shape)
+    h = jnp.tanh(0.8 * h + into @ x + back @ h + noise)
+    return h, (h, key)
 
 
 @functools.cache
@@ -166,9 +160,6 @@ def test_only_true_ends_a_run():
     assert (run.stopped, run.block) == (False, 6)
     with pytest.raises(etpc.InputTypeError, match=r"booleans of shape \[2\]. Let it return one"):
         trained(callbacks=[lambda r: r.losses < 0])
-
-
-# --- masks ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

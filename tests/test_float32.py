@@ -103,17 +103,12 @@ def test_a_million_numbers_in_a_window(norm):
     check_norm(norm, rules, size=16, batch=6400, steps=2 * W)
 
 
-class Stack(eqx.Module):
+@model
+def Stack(x, state, first, norm, second):
     """Two gated layers with a norm between them."""
-
-    first: eqx.nn.GRUCell
-    norm: eqx.nn.LayerNorm
-    second: eqx.nn.GRUCell
-
-    def __call__(self, x, state):
-        a = self.first(x, state[0])
-        b = self.second(self.norm(a), state[1])
-        return b, (a, b)
+    a = first(x, state[0])
+    b = second(norm(a), state[1])
+    return b, (a, b)
 
 
 @pytest.mark.slow

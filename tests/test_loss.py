@@ -188,9 +188,6 @@ def test_the_state_moves_on_at_masked_steps():
     close(carry, run(PLAIN, xs, targets, start)[0][1])
 
 
-# --- reductions -----------------------------------------------------------------------------------
-
-
 def test_the_mean_is_the_default_everywhere(way):
     functions = etpc.bptt, etpc.verify, etpc.compare, etpc.online, etpc.Program.value_and_grad
     for function in functions:

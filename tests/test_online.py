@@ -173,9 +173,6 @@ def test_complex_parameters_go_downhill():
     assert losses[-1] < losses[0] / 100
 
 
-# --- masks ----------------------------------------------------------------------------------------
-
-
 # A weight may be negative, as a reward is.
 MASK = np.array([[1, 1, 1], [1, 0, 0], [0, -2, 0], [0.5, 1, 0], [1, 0, 0], [1, 0, 0]])
 

@@ -85,9 +85,6 @@ def rows(report):
     return {row.path: row for row in report.rows}
 
 
-# --- bptt -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("window", "batch"), [(None, 2), (1, None), (3, None), (3, 2), (7, 2), (8, None)]
@@ -120,9 +117,6 @@ def test_bptt_is_a_loop_over_windows(window, batch):
     assert distance(grads, jax.tree.map(lambda g: g / count, expected)) < 1e-12
     whole = etpc.bptt(model, xs, targets, squared, **options)[1]
     assert (distance(grads, whole) > 1e-3) == (length < steps)
-
-
-# --- what holds -----------------------------------------------------------------------------------
 
 
 CLAIMS = {
@@ -406,9 +400,6 @@ def test_the_tolerance_is_that_of_the_least_precise_dtype(dtype, tolerance, insi
         assert report.tolerance == pytest.approx(tolerance, rel=1e-6)
         assert report.ok is ok, str(report)
         assert max(row.error for row in report.rows) > 1e-12  # it was not float64
-
-
-# --- traces that are not read ---------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -441,9 +441,6 @@ def test_a_dense_operation_still_gives_the_true_gradient():
     assert "taken as dense" in str(report.program)
 
 
-# --- JAX equation layouts -------------------------------------------------------------------------
-
-
 def test_jit_and_remat_are_inlined_and_custom_rules_kept():
     def function(a):
         return spike_vjp(spike(jax.checkpoint(jnp.cos)(jax.jit(jnp.sin)(a))))

@@ -212,9 +212,6 @@ def test_arguments_that_do_not_fit(small) -> None:
         made.learner.export(made.model, made.start()[1], (), xs, targets)
 
 
-# --- what can't be exported ---
-
-
 @pytest.mark.slow
 def test_custom_calls_and_callbacks_are_refused_by_name() -> None:
     def calling(y, t):
@@ -408,8 +405,6 @@ def test_several_platforms() -> None:
     _, losses = made.by_jax(calls=range(1))
     assert distance(exported.update(exported.state, **made.call(0))[1], losses[0]) < 1e-5
 
-
-# --- the command line ---
 
 MODELS = """
 import jax

@@ -16,9 +16,6 @@ PAIRS = [(2, 1), (0, 0), (1, 3), (0, 2)]
 ROWS, COLUMNS = (np.array(side) for side in zip(*PAIRS, strict=True))
 
 
-# --- low rank --------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_low_rank() -> None:
     layer = shuffled(nn.LowRankLinear(6, 5, 2, key=KEY))
@@ -87,9 +84,6 @@ def test_sparse_has_one_trace_entry_for_each_connection() -> None:
     assert (op.path, op.kind) == (".layers[0].weight", "bcoo_dot_general")
     assert op.trace_shape == (len(layer.weight),)
     assert bias.trace_shape == (30,)
-
-
-# --- all ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32", "int64", "uint64"])
