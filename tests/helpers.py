@@ -6,11 +6,17 @@ Backpropagation through time is written here by `jax.grad` through `lax.scan` of
 
 import contextlib
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+ROOT = Path(__file__).parents[1]
 
 
 def known(options):
@@ -57,6 +63,15 @@ def compiled(function, *args, options=QUICKLY):
     arrays, rest = eqx.partition(args, eqx.is_array)
     run = lambda arrays: function(*eqx.combine(arrays, rest))
     return jax.jit(run, compiler_options=options)(arrays)
+
+
+def in_a_process(*arguments, **environment):
+    """What another Python prints, as `python *arguments`, with more environment variables."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)} | environment
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 # --- models and data ------------------------------------------------------------------------------

@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import re
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -19,7 +17,7 @@ from etpc.cli import Task, main
 from etpc.cli._algorithm import parse
 from etpc.cli._errors import CommandError
 from etpc.cli._task import _shape, load_task, make_data, mean_square
-from tests.test_imports import PACKAGE
+from tests.helpers import in_a_process
 from tests.test_verify import Wrong
 
 MODELS = """
@@ -745,12 +743,7 @@ def test_mean_square():
 @pytest.mark.slow
 def test_as_a_module():
     """In a process of its own, where float64 is off unless asked for."""
-    command = [sys.executable, "-m", "etpc", "verify", "tiny_models:make", "--algo", "d_rtrl"]
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run(
-        [*command, "--x64", "--json"], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    record = strict(done.stdout)
+    command = ["-m", "etpc", "verify", "tiny_models:make", "--algo", "d_rtrl", "--x64", "--json"]
+    record = strict(in_a_process(*command))
     assert record["tolerance"] == 1e-9
     assert record["results"][0]["total"]["error"] < 1e-12

@@ -4,11 +4,7 @@ import copy
 import dataclasses
 import functools
 import inspect
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -561,15 +557,7 @@ def test_constants_of_any_layout_are_told_apart_by_their_values():
 def test_a_carry_of_the_same_program_compiled_again():
     """With other values of the parameters too, other function objects, and in another process."""
     found = {program_id(p) for p in (wired(), wired(scale=-3.0), wired(identity=damped(0.5)))}
-    code = "from tests.test_program import *; print(program_id(wired()))"
     for seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", "import tests.conftest; " + code],
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found.add(done.stdout.strip())
+        code = "import tests.conftest; from tests.test_program import *; print(program_id(wired()))"
+        found.add(helpers.in_a_process("-c", code, PYTHONHASHSEED=seed))
     assert len(found) == 1

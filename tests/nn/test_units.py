@@ -1,14 +1,12 @@
 """Layers whose parameters are given as `saiunit` quantities."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from etpc import nn
+from tests.helpers import in_a_process
 from tests.nn.online import made
 
 u = pytest.importorskip("saiunit")
@@ -117,5 +115,4 @@ def test_the_words_of_the_error() -> None:
 @pytest.mark.slow
 def test_saiunit_is_not_imported() -> None:
     code = "import sys; from etpc import nn; nn.LIF(2, tau=5.0); print('saiunit' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert in_a_process("-c", code) == "False"
