@@ -1,11 +1,13 @@
 """What all that take a sequence take alike, `bptt`, `verify`, `compare`, `check`, `suggest` and `reference`."""
 
 import json
+import warnings
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import etpc
@@ -13,7 +15,7 @@ from tests.helpers import by_path, distance, mean_loss, normal, weights
 from tests.helpers import loss as squared
 from tests.marks import few
 from tests.test_initial_state import model as learned
-from tests.test_verify import leaky
+from tests.test_verify import Spiking, leaky
 
 T, B = 24, 3
 
@@ -221,3 +223,68 @@ def test_bad_input(name, front):
     sequence = [options.pop(argument) for argument in ("model", "xs", "targets", "loss_fn")]
     with pytest.raises((etpc.EtpcError, TypeError), match=words):
         FRONTS[front](*sequence, **options)
+
+
+ZERO = eqx.tree_at(lambda m: m.out, leaky(), jnp.zeros((2, 4)))
+BROKEN = eqx.tree_at(lambda m: m.win, leaky(), leaky().win.at[1, 2].set(jnp.nan))
+XS, TARGETS = (a.at[2, 0].set(jnp.nan) for a in (normal(T, 2, 3, seed=1), normal(T, 2, 2, seed=2)))
+MASK = np.ones((T, 2))
+MASK[2, 0] = 0
+DOUBTS = {
+    # a model, what is changed, and what is said: of the zeros, and of what is not finite, which the mask leaves out
+    "silent": (Spiking(scale=1e-3), {}, "no spike on this sequence: the layer is silent"),
+    "zero": (ZERO, {}, "gradient of .win is zero on this sequence, so nothing is compared"),
+    "model": (BROKEN, {}, "NaN or infinity is in .win[1, 2]"),
+    "state": (
+        leaky(),
+        dict(state=jnp.zeros(4).at[3].set(jnp.nan)),
+        "NaN or infinity is in state[0, 3]",
+    ),
+    "xs": (leaky(), dict(xs=XS.at[5, 1, 2].set(jnp.nan)), "NaN or infinity is in xs[5, 1, 2]"),
+    "targets": (leaky(), dict(targets=TARGETS.at[0, 1, 1].set(jnp.nan)), "is in targets[0, 1, 1]"),
+    "loss": (
+        *(leaky(), dict(loss_fn=lambda y, t: squared(y, t) * jnp.inf)),
+        "it comes from the step or the loss; `jax.config.update('jax_debug_nans', True)`",
+    ),
+}
+
+
+@pytest.mark.parametrize("front", ["verify", "compare", "check", "a learner"])
+@pytest.mark.parametrize("name", few(DOUBTS, "zero", "xs"))
+def test_what_cannot_be_compared_is_said_and_no_claim_is_blamed(name, front):
+    model, changes, said = DOUBTS[name]
+    given = dict(xs=XS, targets=TARGETS, loss_fn=squared, mask=MASK, batch_size=2) | changes
+    if front == "a learner":
+        if name == "state":
+            return  # each example of its carry has its own
+        program = etpc.compile(model, inputs=jnp.zeros(3))
+        learner = etpc.online(program, given["loss_fn"], optax.sgd(0.1), every=2)
+        data = given["xs"], given["targets"]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            notes = learner.check(model, learner.init(model, 2)[1], *data, mask=given["mask"])
+        assert {w.category for w in caught} <= {etpc.UncheckedWarning, etpc.SilentNetworkWarning}
+        assert any(said.partition(":")[0] in str(w.message) for w in caught)
+        assert len(notes) >= len(caught) > 0
+        return
+    sequence = model, *(given.pop(argument) for argument in ("xs", "targets", "loss_fn"))
+    if front == "check":
+        found = etpc.check(lambda model, *_: model, *sequence, rules=["d_rtrl"], **given)
+        assert not found.exact
+        assert any(said in note for note in found.notes)
+        return
+    call = etpc.verify if front == "verify" else etpc.compare
+    found = call(*sequence, *([["d_rtrl"]] if front == "compare" else []), **given)
+    assert found.vacuous
+    assert not found.ok
+    assert "NOT ok: the comparison is vacuous in part" in str(found)
+    assert any(said in note for note in found.notes)
+    assert " NO" not in str(found).replace("NOT", "")
+    rows = {row.path: row for row in found.results[0].rows}
+    if name in ("silent", "zero"):
+        zero, held = (".out.weight", ".out.bias") if name == "silent" else (".win", ".out")
+        assert any(f"gradient of {zero} is zero" in note for note in found.notes)
+        assert (rows[zero].norm, rows[zero].held, rows[held].held) == (0, None, True)
+    else:
+        assert len(found.notes) == 1
+        assert rows[".win"].held is found.results[0].total.held is None

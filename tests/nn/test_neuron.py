@@ -10,23 +10,12 @@ import pytest
 
 from etpc import nn
 from etpc.surrogate import ReluGrad, Sigmoid, SuperSpike
-from tests.nn.online import run
 
 SLOPE = SuperSpike(beta=2.0)  # zero nowhere
 
 
 def h(x: np.ndarray) -> np.ndarray:
     return (1 + 2 * np.abs(x)) ** -2
-
-
-def test_state_holds_the_spike() -> None:
-    lif = nn.LIF(5)
-    currents = np.random.default_rng(1).normal(20.0, 10.0, (30, 5))
-    spikes, Vs = run(lif, currents)
-    assert spikes.any()
-    assert not spikes.all()
-    np.testing.assert_array_equal(lif.spike(jnp.asarray(Vs)[7]), spikes[7])
-    np.testing.assert_array_equal(spikes, np.greater_equal(Vs, 1.0))
 
 
 def test_spike_at_the_threshold_itself() -> None:
