@@ -4,6 +4,8 @@ They share nothing with `etpc`. Each returns the gradient of the mean of `sum((y
 as a dict from the paths of parameters to arrays. `xs` and `targets` are [T, B, ...].
 """
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 
 import etpc
 from tests.helpers import normal
+from tests.zoo.check import model as of_step
 
 THRESHOLD, LEAK, SLOW, BETA = 0.6, 0.8, 0.95, 0.3
 
@@ -90,11 +93,9 @@ def eprop(model, xs, targets, fault=None):
         z_new = heaviside(V - THRESHOLD - beta * a)
         presynaptic = np.concatenate([x, z_new if fault == "presynaptic" else z], 1)
         of_V = LEAK * of_V + presynaptic[:, None, :]
-        at = {
-            "before": before,
-            "reset": V - THRESHOLD * z_new - THRESHOLD,
-            "uncentred": V,
-        }.get(fault, V - THRESHOLD - beta * a)
+        at = {"before": before, "reset": V - THRESHOLD * z_new - THRESHOLD, "uncentred": V}.get(
+            fault, V - THRESHOLD - beta * a
+        )
         trace = pseudo_derivative(at)[..., None] * (
             (old if fault == "early" else of_V) - beta * of_a
         )
@@ -181,22 +182,14 @@ def tbptt(model, xs, targets, steps):
     return grads
 
 
-class Layers(eqx.Module):
+@functools.partial(of_step, start=(jnp.zeros(5), jnp.zeros(4)))
+def Layers(x, state, first, second, w_out):
     """Two layers of LIF neurons, the second of which reads the new spikes of the first."""
-
-    first: jax.Array
-    second: jax.Array
-    w_out: jax.Array
-
-    def init_state(self):
-        return jnp.zeros(len(self.first)), jnp.zeros(len(self.second))
-
-    def __call__(self, x, state):
-        for_reset = lambda V: V - THRESHOLD * jax.lax.stop_gradient(spike(V - THRESHOLD))
-        V, U = state
-        V = LEAK * for_reset(V) + self.first @ x
-        U = LEAK * for_reset(U) + self.second @ spike(V - THRESHOLD)
-        return self.w_out @ spike(U - THRESHOLD), (V, U)
+    for_reset = lambda V: V - THRESHOLD * jax.lax.stop_gradient(spike(V - THRESHOLD))
+    V, U = state
+    V = LEAK * for_reset(V) + first @ x
+    U = LEAK * for_reset(U) + second @ spike(V - THRESHOLD)
+    return w_out @ spike(U - THRESHOLD), (V, U)
 
 
 def layers():
@@ -233,19 +226,12 @@ def ottt(model, xs, targets):
     return grads
 
 
-class Cascade(eqx.Module):
+@functools.partial(of_step, start={"g": jnp.zeros(4), "V": jnp.zeros(4)})
+def Cascade(x, state, w, w_out):
     """A synapse, whose new current a leaky membrane reads in the same step."""
-
-    w: jax.Array
-    w_out: jax.Array
-
-    def init_state(self):
-        return {"g": jnp.zeros(len(self.w)), "V": jnp.zeros(len(self.w))}
-
-    def __call__(self, x, state):
-        g = SLOW * state["g"] + self.w @ x
-        V = LEAK * state["V"] + g
-        return self.w_out @ jnp.tanh(V), {"g": g, "V": V}
+    g = SLOW * state["g"] + w @ x
+    V = LEAK * state["V"] + g
+    return w_out @ jnp.tanh(V), {"g": g, "V": V}
 
 
 def cascade():

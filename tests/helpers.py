@@ -6,11 +6,17 @@ Backpropagation through time is written here by `jax.grad` through `lax.scan` of
 
 import contextlib
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+ROOT = Path(__file__).parents[1]
 
 
 def known(options):
@@ -57,6 +63,15 @@ def compiled(function, *args, options=QUICKLY):
     arrays, rest = eqx.partition(args, eqx.is_array)
     run = lambda arrays: function(*eqx.combine(arrays, rest))
     return jax.jit(run, compiler_options=options)(arrays)
+
+
+def in_a_process(*arguments, **environment):
+    """What another Python prints, as `python *arguments`, with more environment variables."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)} | environment
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 # --- models and data ------------------------------------------------------------------------------
@@ -160,6 +175,24 @@ def numbers(tree):
     """The leaves of a tree as arrays of numbers, which PRNG keys consist of."""
     is_key = lambda a: jnp.issubdtype(getattr(a, "dtype", bool), jax.dtypes.prng_key)
     return [np.asarray(jax.random.key_data(a) if is_key(a) else a) for a in jax.tree.leaves(tree)]
+
+
+def arrays(tree):
+    """Its arrays alone."""
+    return numbers(eqx.filter(tree, lambda a: hasattr(a, "dtype")))
+
+
+def close(one, other, tolerance=1e-12):
+    """The arrays of two trees are equal but for rounding; integers and keys are equal."""
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def same(one, other):
+    """The arrays of two trees are equal bit by bit."""
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def by_path(grads):

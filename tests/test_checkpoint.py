@@ -6,11 +6,8 @@ import errno
 import json
 import os
 import stat
-import subprocess
-import sys
 import threading
 import tracemalloc
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -23,9 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import etpc
 from etpc import checkpoint
 from etpc._jax import is_key
-from tests.helpers import loss
+from tests.helpers import in_a_process, loss
 
-ROOT = Path(__file__).parents[1]
 OLD = b"\x89etpc\r\n\x1a"  # the magic number of the format before
 
 
@@ -384,8 +380,7 @@ def fails(error):
 
 
 @pytest.mark.parametrize(
-    ("name", "error"),
-    [("fsync", errno.ENOSPC), ("replace", errno.EACCES), ("fsync", errno.EIO)],
+    ("name", "error"), [("fsync", errno.ENOSPC), ("replace", errno.EACCES), ("fsync", errno.EIO)]
 )
 def test_a_save_that_fails_leaves_what_was_there(name, error, tmp_path, monkeypatch):
     path = tmp_path / "a"
@@ -540,18 +535,12 @@ def test_a_lock_on_the_folder_is_of_somebody_else(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_at_any_time(tmp_path):
     """200 kills, of which many are amid a save; after each the file is one version, whole."""
-    command = [sys.executable, "-m", "tests.kill", str(tmp_path), "200"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(in_a_process("-m", "tests.kill", tmp_path, 200))
     assert found["kills"] == 200
     assert found["while_saving"] > 20
     assert found["saved"] > 20
     assert found["most_files"] <= 2
     assert found["left"] == ["run.etpc"]
-
-
-# --- contents that etpc does not write ------------------------------------------------------------
 
 
 def rewritten(path, header=None, arrays=lambda arrays: arrays):

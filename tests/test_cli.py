@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import re
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -20,7 +18,7 @@ from etpc.cli._algorithm import parse
 from etpc.cli._errors import CommandError
 from etpc.cli._task import _shape, load_task, make_data, mean_square
 from tests.checking.test_verify import Wrong
-from tests.test_imports import PACKAGE
+from tests.helpers import in_a_process
 
 MODELS = """
 import equinox as eqx
@@ -49,27 +47,12 @@ class Leaky(eqx.Module):
         return self.out @ jnp.tanh(h), h
 
 
-class Makers:
-    @staticmethod
-    def make():
-        return make()
-
-
 def make(key=jax.random.key(0)):
     return Leaky(key), jnp.zeros(2)
 
 
-def seeded(seed):
-    return make(jax.random.key(seed))
-
-
-def chatty():
-    print("hello")
-    return make()
-
-
-def silent():
-    return eqx.tree_at(lambda m: m.out, Leaky(), jnp.zeros((2, 3))), jnp.zeros(2)
+class Makers:
+    make = staticmethod(lambda: make())
 
 
 def plain_step(w, x, h):
@@ -81,58 +64,17 @@ def loss(y, target):
     return jnp.sum((y - target) ** 2)
 
 
-def task(batch=()):
+def of_units(model=jnp.ones(3), inputs=jnp.zeros(3), *data, step=plain_step, **options):
+    return Task(model, inputs, *data, state=jnp.ones(3), step=step, **options)
+
+
+def task(batch=(), inputs=jnp.zeros(3)):
     xs = jnp.arange(40 * 3.0 * max(1, sum(batch))).reshape(40, *batch, 3) % 7 - 3
-    return Task(
-        jnp.full(3, 0.5), jnp.zeros(3), xs, 0 * xs, loss, state=jnp.ones(3), step=plain_step
-    )
+    return of_units(jnp.full(3, 0.5), inputs, xs, 0 * xs, loss)
 
 
-def batched():
-    return task((4,))
-
-
-def no_inputs():
-    return Task(**{**vars(batched()), "inputs": None})
-
-
-def half():
-    return Task(jnp.ones(3), jnp.zeros(3), loss_fn=loss, state=jnp.ones(3), step=plain_step)
-
-
-def no_xs():
-    return Task(jnp.ones(3), jnp.zeros(3), None, jnp.zeros((5, 3)), loss, jnp.ones(3), plain_step)
-
-
-def odd():
-    return Task(jnp.ones(3), jnp.zeros((2, 3, 3)), jnp.zeros((5, 3)), state=jnp.ones(3), step=plain_step)
-
-
-def spikes():
-    def step(w, x, h):
-        return h > 0, w * h + x
-
-    return Task(jnp.ones(3), jnp.zeros(3), state=jnp.ones(3), step=step)
-
-
-model = Leaky()
-nothing = None
-a_task = batched()
-
-
-def forgot():
-    make()
-
-
-def leaves():
-    raise SystemExit(0)
-
-
-def leaves_later():
-    def step(w, x, h):
-        raise SystemExit("bye")
-
-    return Task(jnp.ones(3), jnp.zeros(3), state=jnp.ones(3), step=step)
+def leaving(w, x, h):
+    raise SystemExit("bye")
 
 
 class Abort(BaseException):
@@ -143,14 +85,8 @@ def aborts():
     raise Abort
 
 
-def foreign():
-    step = lambda w, x, h: (0.9 * h + w["gew\u00efcht"] * x,) * 2
-    return Task({"gew\u00efcht": jnp.ones(3)}, jnp.zeros(3), state=jnp.zeros(3), step=step)
-
-
-@etpc.algorithms.register_algorithm
-class Mine(etpc.RTRL):
-    name = "mine"
+def leaves():
+    raise SystemExit(0)
 
 
 def raises():
@@ -161,12 +97,30 @@ def misuses():
     etpc.mark(None)
 
 
-def wrong_shape():
-    return Leaky(), jnp.zeros(5)
-
-
 def needs(width, depth=2):
     return width
+
+
+seeded = lambda seed: make(jax.random.key(seed))
+chatty = lambda: (print("hello"), make())[1]
+silent = lambda: (eqx.tree_at(lambda m: m.out, Leaky(), jnp.zeros((2, 3))), jnp.zeros(2))
+batched = lambda: task((4,))
+no_inputs = lambda: task((4,), None)
+half = lambda: of_units(loss_fn=loss)
+no_xs = lambda: of_units(jnp.ones(3), jnp.zeros(3), None, jnp.zeros((5, 3)), loss)
+odd = lambda: of_units(jnp.ones(3), jnp.zeros((2, 3, 3)), jnp.zeros((5, 3)))
+spikes = lambda: of_units(step=lambda w, x, h: (h > 0, w * h + x))
+leaves_later = lambda: of_units(step=leaving)
+forgot = lambda: None
+wrong_shape = lambda: (Leaky(), jnp.zeros(5))
+weight = {"gew\u00efcht": jnp.ones(3)}
+foreign = lambda: of_units(weight, step=lambda w, x, h: (0.9 * h + w["gew\u00efcht"] * x,) * 2)
+model, nothing, a_task = Leaky(), None, task((4,))
+
+
+@etpc.algorithms.register_algorithm
+class Mine(etpc.RTRL):
+    name = "mine"
 """
 
 
@@ -335,34 +289,14 @@ def test_verify_as_json_is_the_comparison(capsys):
     from tiny_models import batched, loss  # pyright: ignore[reportMissingImports]
 
     task = batched()
-    expected = etpc.compare(
-        task.model,
-        task.xs,
-        task.targets,
-        loss,
-        ["d_rtrl", etpc.ES_D_RTRL(decay=0.5), etpc.TBPTT(3)],
-        state=task.state,
-        step=task.step,
-        batch_size=4,
-    )
+    algos = ["d_rtrl", etpc.ES_D_RTRL(decay=0.5), etpc.TBPTT(3)]
+    options = dict(state=task.state, step=task.step, batch_size=4)
+    expected = etpc.compare(task.model, task.xs, task.targets, loss, algos, **options)
     assert status == 0
-    assert record["ok"] is True
-    assert record["notes"] == []
-    assert (record["steps"], record["batch_size"]) == (40, 4)
-    assert record["data"] == "inputs of the task; its loss"
-    assert record["loss"] == pytest.approx(expected.loss, rel=1e-12)
-    assert record.items() >= {"schema": "etpc-comparison/1", "against": "BPTT"}.items()
-    assert record.keys() - expected.as_dict().keys() == {"model", "steps", "batch_size", "data"}
-    for got, want in zip(record["results"], expected.results, strict=True):
-        assert got["name"] == want.name
-        assert got["carry_bytes"] == want.carry_bytes
-        rows = zip([*got["parameters"], got["total"]], [*want.rows, want.total], strict=True)
-        for row, wanted in rows:
-            assert row.keys() == vars(wanted).keys()
-            assert row["path"] == wanted.path
-            assert row["claim"] == wanted.claim
-            assert row["held"] is wanted.held
-            assert row["error"] == pytest.approx(wanted.error, rel=1e-6, abs=1e-12)
+    more = {"model": "tiny_models:batched", "steps": 40, "batch_size": 4}
+    more |= {"data": "inputs of the task; its loss"}
+    assert record == strict(json.dumps(expected.as_dict())) | more
+    assert (record["ok"], record["notes"], record["against"]) == (True, [], "BPTT")
     assert record["results"][0]["total"]["error"] < 1e-9
     assert record["results"][2]["total"]["error"] > 1e-3
 
@@ -424,7 +358,7 @@ BENCH = ["tiny_models:make", "--steps", 20, "--batch", 2, "--repeats", 2]
 
 @pytest.mark.slow
 def test_bench_as_json(capsys):
-    rules = ["d_rtrl,window=1", "d_rtrl,window=5", "es_d_rtrl:decay=0.5,window=1", "tbptt:4"]
+    rules = ["d_rtrl,window=1", "d_rtrl,window=5", "es_d_rtrl:decay=0.5,everywhere=True", "tbptt:4"]
     argv = [*BENCH, *(part for rule in rules for part in ("--algo", rule)), "--json"]
     status, out, _ = run(capsys, "bench", *argv)
     record = strict(out)
@@ -432,7 +366,7 @@ def test_bench_as_json(capsys):
     assert status == 0
     assert list(rows) == [
         *("BPTT", "D_RTRL(window=1)", "D_RTRL(window=5)"),
-        *("ES_D_RTRL(decay=0.5, window=1)", "TBPTT(4)"),
+        *("ES_D_RTRL(decay=0.5, everywhere=True)", "TBPTT(4)"),
     ]
     for row in rows.values():
         assert row["step_ms"] > 0
@@ -441,7 +375,7 @@ def test_bench_as_json(capsys):
     assert rows["BPTT"]["error"] == 0
     assert rows["D_RTRL(window=1)"]["error"] < 1e-9
     assert rows["D_RTRL(window=5)"]["error"] < 1e-9
-    assert rows["ES_D_RTRL(decay=0.5, window=1)"]["error"] > 1e-3
+    assert rows["ES_D_RTRL(decay=0.5, everywhere=True)"]["error"] > 1e-3
     assert rows["TBPTT(4)"]["error"] > 1e-3
     assert rows["BPTT"]["carry_bytes"] == 2 * 3 * 8
     assert rows["D_RTRL(window=1)"]["carry_bytes"] == leaky_program().memory(2).total
@@ -468,9 +402,6 @@ def test_bench_leaves_the_state_of_a_task_alone(capsys):
     assert strict(out)["results"][1]["error"] < 1e-9
 
 
-# --- suggest --------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_suggest(capsys):
     argv = ["suggest", "tiny_models:make", "--steps", 20, "--batch", 2]
@@ -491,9 +422,6 @@ def test_suggest(capsys):
         status, _, err = run(capsys, *argv, "--optimiser", wrong)
         assert status == 2
         assert f"--optimiser {wrong}: write an optimiser of Optax" in err
-
-
-# --- draw -----------------------------------------------------------------------------------------
 
 
 def test_draw(capsys, monkeypatch, folder):
@@ -815,16 +743,7 @@ def test_mean_square():
 @pytest.mark.slow
 def test_as_a_module():
     """In a process of its own, where float64 is off unless asked for."""
-    command = [sys.executable, "-m", "etpc", "verify", "tiny_models:make", "--algo", "d_rtrl"]
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run(
-        [*command, "--x64", "--json"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    record = strict(done.stdout)
+    command = ["-m", "etpc", "verify", "tiny_models:make", "--algo", "d_rtrl", "--x64", "--json"]
+    record = strict(in_a_process(*command))
     assert record["tolerance"] == 1e-9
     assert record["results"][0]["total"]["error"] < 1e-12

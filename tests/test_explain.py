@@ -11,20 +11,15 @@ import pytest
 from jax.experimental import sparse
 
 import etpc
+from tests.zoo.check import model
 
 
-class Model(eqx.Module):
-    up: jax.Array
-    rec: jax.Array
-    tau: jax.Array
-    out: jax.Array
-    idle: jax.Array
-
-    def __call__(self, x, state):
-        a, b = state
-        a = jnp.tanh(self.tau) * a + self.up @ x
-        b = 0.5 * b + jnp.tanh(self.rec @ b + a)
-        return self.out @ b, (a, b)
+@model
+def Model(x, state, up, rec, tau, out, idle):
+    a, b = state
+    a = jnp.tanh(tau) * a + up @ x
+    b = 0.5 * b + jnp.tanh(rec @ b + a)
+    return out @ b, (a, b)
 
 
 MODEL = Model(jnp.ones((4, 3)), jnp.ones((4, 4)), jnp.ones(4), jnp.ones((2, 4)), jnp.ones(2))
@@ -211,11 +206,7 @@ def test_no_large_pattern_is_formed_to_decide():
     key = jax.random.key(0)
     places = jax.random.randint(key, (1_000_000, 2), 0, size, jnp.int32)
     matrix = sparse.BCOO((jnp.ones(1_000_000, jnp.float32), places), shape=(size, size))
-
-    def step(model, x, v):
-        v = 0.9 * v + model["rec"] @ jnp.tanh(v) + model["in"] * x
-        return v, v
-
+    step = lambda model, x, v: (0.9 * v + model["rec"] @ jnp.tanh(v) + model["in"] * x,) * 2
     model = {"rec": matrix, "in": jnp.ones(size, jnp.float32)}
     state = jnp.zeros(size, jnp.float32)
     program = etpc.compile(
@@ -317,10 +308,7 @@ def test_what_is_named_is_exact():
         h = jnp.tanh(read + m["in"] @ x)
         return h, h
 
-    def alone(m, x, h):
-        h = jnp.tanh(m["rec"] * h + m["in"] @ x)
-        return h, h
-
+    alone = lambda m, x, h: (jnp.tanh(m["rec"] * h + m["in"] @ x),) * 2
     for algo, block, step, rec in (
         ("rtrl", 2, blocks, jnp.ones((2, 2, 2))),
         ("d_rtrl", 1, alone, jnp.ones(4)),

@@ -15,28 +15,22 @@ import pytest
 
 import etpc
 from etpc import nn
-from tests.helpers import loss, numbers
+from tests.helpers import loss, same
 from tests.marks import few
+from tests.zoo.check import model as of_step
 
 B, I = 3, 4
 fit = functools.partial(etpc.fit, independent=False)
 
 
-class Noisy(eqx.Module):
+@functools.partial(of_step, start=(jnp.zeros(5), jax.random.key(7)))
+def Noisy(x, state, into, back):
     """Recurrent units with noise, whose key is in the state."""
-
-    into: jax.Array
-    back: jax.Array
-
-    def init_state(self):
-        return jnp.zeros(5), jax.random.key(7)
-
-    def __call__(self, x, state):
-        h, key = state
-        key, noise_key = jax.random.split(key)
-        noise = 0.1 * jax.random.normal(noise_key, h.shape)
-        h = jnp.tanh(0.8 * h + self.into @ x + self.back @ h + noise)
-        return h, (h, key)
+    h, key = state
+    key, noise_key = jax.random.split(key)
+    noise = 0.1 * jax.random.normal(noise_key, h.shape)
+    h = jnp.tanh(0.8 * h + into @ x + back @ h + noise)
+    return h, (h, key)
 
 
 @functools.cache
@@ -57,19 +51,25 @@ def make_blocks(count=6, batch_size=B):
     return [(rng.normal(size=(*lead, I)), rng.normal(size=(*lead, 5))) for _ in range(count)]
 
 
+def trained(blocks=6, **options):
+    """A run on some blocks, or on so many."""
+    model, learner = build()
+    blocks = make_blocks(blocks) if isinstance(blocks, int) else blocks
+    return fit(learner, model, blocks, **dict(batch_size=B) | options)
+
+
 def assert_same(run, other):
     """Bit by bit, PRNG keys too."""
     trees = [(r.model, r.opt_state, r.carry, r.block, r.stopped) for r in (run, other)]
     assert jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
-    for a, b in zip(*map(numbers, trees), strict=True):
-        np.testing.assert_array_equal(a, b)
+    same(*trees)
 
 
 @pytest.mark.parametrize("batch_size", few([None, B], B))
 def test_is_the_loop_of_its_docstring(batch_size):
     model, learner = build()
     blocks = make_blocks(batch_size=batch_size)
-    run = fit(learner, model, iter(blocks), batch_size=batch_size)
+    run = trained(iter(blocks), batch_size=batch_size)
     opt_state, carry = learner.init(model, batch_size)
     means = []
     for xs, targets in blocks:
@@ -122,63 +122,44 @@ def test_independent_sequences_begin_anew_with_other_noise(batch_size):
 
 
 def test_goes_on_from_a_run_before():
-    model, learner = build()
-    blocks = make_blocks()
-    whole = fit(learner, model, blocks, batch_size=B)
-    half = fit(learner, model, blocks[:3], batch_size=B)
-    rest = fit(
-        learner, half.model, blocks[3:], batch_size=B, opt_state=half.opt_state, carry=half.carry
-    )
-    np.testing.assert_array_equal(rest.model.back, whole.model.back)
+    _, learner = build()
+    half = trained(3)
+    state = dict(opt_state=half.opt_state, carry=half.carry)
+    rest = fit(learner, half.model, make_blocks()[3:], batch_size=B, **state)
+    same(rest.model, trained().model)
 
 
 # --- callbacks ------------------------------------------------------------------------------------
 
 
 def test_callbacks_are_called_after_each_block_and_one_may_end_the_run():
-    model, learner = build()
     seen, also = [], []
 
     def stop(run):
         seen.append((run.block, run.stopped, len(run.history), run.losses.shape))
         return run.block == 4
 
-    run = fit(
-        learner,
-        model,
-        make_blocks(),
-        batch_size=B,
-        callbacks=[stop, lambda r: also.append(r.block)],
-    )
+    run = trained(callbacks=[stop, lambda r: also.append(r.block)])
     assert seen == [(n, False, n, (2,)) for n in (1, 2, 3, 4)]
     assert also == [1, 2, 3, 4]
-    assert run.stopped
-    assert run.block == 4
-    np.testing.assert_array_equal(
-        run.model.back, fit(learner, model, make_blocks(4), batch_size=B).model.back
-    )
+    assert (run.stopped, run.block) == (True, 4)
+    same(run.model, trained(4).model)
 
 
 @pytest.mark.parametrize(
     "true", [lambda r: r.history[-1] < 1e9, lambda r: jnp.mean(r.losses) < 1e9, lambda r: True]
 )
 def test_a_true_of_any_library_ends_a_run(true):
-    model, learner = build()
-    run = fit(learner, model, make_blocks(2), batch_size=B, callbacks=[true])
+    run = trained(2, callbacks=[true])
     assert (run.stopped, run.block) == (True, 1)
 
 
 def test_only_true_ends_a_run():
-    model, learner = build()
     answers = iter([1, "yes", jnp.array(3.0), None, np.False_, {}])
-    run = fit(learner, model, make_blocks(), batch_size=B, callbacks=[lambda r: next(answers)])
-    assert not run.stopped
-    assert run.block == 6
+    run = trained(callbacks=[lambda r: next(answers)])
+    assert (run.stopped, run.block) == (False, 6)
     with pytest.raises(etpc.InputTypeError, match=r"booleans of shape \[2\]. Let it return one"):
-        fit(learner, model, make_blocks(), batch_size=B, callbacks=[lambda r: r.losses < 0])
-
-
-# --- masks ----------------------------------------------------------------------------------------
+        trained(callbacks=[lambda r: r.losses < 0])
 
 
 @pytest.mark.slow
@@ -212,25 +193,25 @@ class Interrupted(Exception):
     pass
 
 
+def not_again(run):
+    pytest.fail("it was trained on")
+
+
 @pytest.mark.parametrize("killed_at", few([1, 3, 5], 3))
 def test_a_run_that_is_killed_goes_on_bit_by_bit(tmp_path, killed_at):
     """From what was saved last: every two blocks, as nothing runs in a process that is killed."""
-    model, learner = build()
     path, left = tmp_path / "run.etpc", tmp_path / "left.etpc"
 
     def kill(run):
         if run.block == killed_at and path.exists():
             shutil.copy(path, left)
 
-    arguments = dict(batch_size=B, save_every=2)
-    whole = fit(*(learner, model, make_blocks()), callbacks=[kill], checkpoint=path, **arguments)
+    whole = trained(callbacks=[kill], checkpoint=path, save_every=2)
     assert left.exists() == (killed_at > 1)
-    other_model, other_learner = build.__wrapped__()  # as in another process
+    model, learner = build.__wrapped__()  # as in another process
     seen = []
-    resumed = fit(
-        *(other_learner, other_model, iter(make_blocks())),
-        **dict(callbacks=[lambda r: seen.append(r.block)], checkpoint=left, **arguments),
-    )
+    options = dict(callbacks=[lambda r: seen.append(r.block)], checkpoint=left, save_every=2)
+    resumed = fit(learner, model, iter(make_blocks()), batch_size=B, **options)
     assert seen == [*range(2 * (killed_at // 2) + 1, 7)]
     assert_same(resumed, whole)
 
@@ -259,18 +240,15 @@ def short(blocks):
     ],
 )
 def test_a_run_that_ends_by_an_error_is_saved(tmp_path, blocks, callbacks, error):
-    model, learner = build()
-    arguments = dict(batch_size=B, checkpoint=tmp_path / "run.etpc")
     with pytest.raises(error):
-        fit(learner, model, blocks(make_blocks()), callbacks=callbacks, **arguments)
+        trained(blocks(make_blocks()), callbacks=callbacks, checkpoint=tmp_path / "run.etpc")
     assert [path.name for path in tmp_path.iterdir()] == ["run.etpc"]
-    resumed = fit(learner, model, make_blocks(), **arguments)
+    resumed = trained(checkpoint=tmp_path / "run.etpc")
     assert len(resumed.history) == 3
-    assert_same(resumed, fit(learner, model, make_blocks(), batch_size=B))
+    assert_same(resumed, trained())
 
 
 def test_what_ends_a_run_is_raised_where_saving_fails_too(tmp_path):
-    model, learner = build()
     folder = tmp_path / "folder"
     folder.mkdir()
 
@@ -279,40 +257,26 @@ def test_what_ends_a_run_is_raised_where_saving_fails_too(tmp_path):
         raise Interrupted
 
     with pytest.raises(Interrupted) as caught:
-        fit(
-            *(learner, model, make_blocks()),
-            **dict(batch_size=B, callbacks=[lose], checkpoint=folder / "run.etpc"),
-        )
+        trained(callbacks=[lose], checkpoint=folder / "run.etpc")
     assert "The run of 1 blocks was not saved: FileNotFoundError" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("name", ["no_folder/run.etpc", "file/run.etpc", "x" * 300])
 def test_a_checkpoint_that_cannot_be_written_is_found_before_the_first_block(tmp_path, name):
     (tmp_path / "file").write_text("")
-    model, learner = build()
     with pytest.raises(OSError, match=r"No such file|Not a directory|name too long"):
-        fit(
-            *(learner, model, make_blocks(1)),
-            **dict(callbacks=[lambda r: pytest.fail("it was trained on")]),
-            **dict(batch_size=B, checkpoint=tmp_path / name),
-        )
+        trained(1, callbacks=[not_again], checkpoint=tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_run_that_ended_or_was_stopped_is_returned_as_it_is(tmp_path):
-    model, learner = build()
     for name, callbacks in {"end": [], "stop": [lambda r: r.block == 3]}.items():
-        path = tmp_path / f"{name}.etpc"
-        arguments = dict(batch_size=B, checkpoint=path, save_every=100)
-        run = fit(learner, model, make_blocks(), callbacks=callbacks, **arguments)
-        again = fit(
-            *(learner, model, make_blocks()),
-            **dict(callbacks=[lambda r: pytest.fail("it was trained on")], **arguments),
-        )
+        options = dict(checkpoint=tmp_path / f"{name}.etpc", save_every=100)
+        run = trained(callbacks=callbacks, **options)
+        again = trained(callbacks=[not_again], **options)
         assert_same(again, run)
         assert again.losses is None
-    more = fit(learner, model, make_blocks(8), batch_size=B, checkpoint=tmp_path / "end.etpc")
-    assert more.block == 8
+    assert trained(8, checkpoint=tmp_path / "end.etpc").block == 8
 
 
 # --- silence --------------------------------------------------------------------------------------
@@ -430,10 +394,7 @@ OTHERS = {
 
 
 def small(model=jnp.zeros(3), optimizer=None, algo="d_rtrl", decay=0.9):
-    def step(w, x, h):
-        h = decay * h + w * x
-        return h, h
-
+    step = lambda w, x, h: (decay * h + w * x,) * 2
     program = etpc.compile(model, algo, inputs=model, state=model, step=step)
     return etpc.online(program, loss, optimizer or optax.adam(0.1)), model
 

@@ -13,6 +13,7 @@ from etpc import nn
 from etpc.traces import Filtered
 from tests import single
 from tests.fuzz import grammar
+from tests.helpers import call
 from tests.marks import few
 from tests.zoo.check import model, normal, squared, weights
 
@@ -102,17 +103,12 @@ def test_a_million_numbers_in_a_window(norm):
     check_norm(norm, rules, size=16, batch=6400, steps=2 * W)
 
 
-class Stack(eqx.Module):
+@model
+def Stack(x, state, first, norm, second):
     """Two gated layers with a norm between them."""
-
-    first: eqx.nn.GRUCell
-    norm: eqx.nn.LayerNorm
-    second: eqx.nn.GRUCell
-
-    def __call__(self, x, state):
-        a = self.first(x, state[0])
-        b = self.second(self.norm(a), state[1])
-        return b, (a, b)
+    a = first(x, state[0])
+    b = second(norm(a), state[1])
+    return b, (a, b)
 
 
 @pytest.mark.slow
@@ -120,13 +116,10 @@ class Stack(eqx.Module):
 def test_a_norm_between_two_layers(batch):
     keys = jax.random.split(jax.random.key(0))
     net = Stack(
-        eqx.nn.GRUCell(4, 8, key=keys[0]),
-        eqx.nn.LayerNorm(8),
-        eqx.nn.GRUCell(8, 8, key=keys[1]),
+        eqx.nn.GRUCell(4, 8, key=keys[0]), eqx.nn.LayerNorm(8), eqx.nn.GRUCell(8, 8, key=keys[1])
     )
     xs, targets = normal(batch, 4, steps=2 * W), normal(batch, 8, steps=2 * W, seed=1)
     start = (0.1 * weights(8), 0.1 * weights(8, seed=1))
-    call = lambda model, x, state: model(x, state)
     assert not single.wrong(single.errors(net, RULES, xs, targets, start, call, squared))
 
 
@@ -142,7 +135,6 @@ def check_layer(name, rules, size, batch):
     from benchmarks.network import loss
 
     net, xs, targets = cells.example(name, size, 2 * W, batch)
-    call = lambda model, x, state: model(x, state)
     state = net.init_state()
     assert not single.wrong(single.errors(net, chosen(rules), xs, targets, state, call, loss))
 
@@ -159,7 +151,6 @@ def test_every_layer(name):
 def test_recurrent_trace_units(linear):
     net = nn.RTU(4, 64, linear, dtype=jnp.float64, key=jax.random.key(0))
     xs, targets = normal(64, 4, steps=2 * W), normal(64, 128, steps=2 * W, seed=1)
-    call = lambda model, x, state: model(x, state)
     found = single.errors(net, chosen(FOR_ANY), xs, targets, net.init_state(), call, squared)
     assert not single.wrong(found)
 
@@ -181,7 +172,6 @@ def test_drawn_models(seed):
     batch = 1 + 10_000 // (W * max(1, len(jax.tree.leaves(net.init_state()))))
     xs = single.batches(xs, 2 * W, batch)
     targets = normal(batch, steps=2 * W, seed=1)
-    call = lambda model, x, state: model(x, state)
     algos = chosen(("D-RTRL", "full windows"))
     found = single.errors(net, algos, xs, targets, net.init_state(), call, squared)
     assert not single.wrong(found)
@@ -204,7 +194,6 @@ def check_cascade(rules):
     net = Cascade(weights(16, 4), pair(0.9, 0.7), pair(1.0, 1e-4), weights(6, 16), pair(0.8, 0.9))
     xs, targets = normal(64, 4, steps=2 * W), normal(64, 6, steps=2 * W, seed=1)
     state = (jnp.zeros(16), jnp.zeros(16), jnp.zeros(6))
-    call = lambda model, x, state: model(x, state)
     for rule in rules:
         program = etpc.compile(net, RULES[rule], inputs=xs[0, 0], state=state)
         found = {op.path: isinstance(op.form, Filtered) for op in program.ops}

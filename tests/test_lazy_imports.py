@@ -2,13 +2,12 @@
 
 import ast
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import etpc
+from tests.helpers import in_a_process
 
 SOURCE = Path(etpc.__file__)
 
@@ -26,14 +25,7 @@ def new_modules(code: str) -> set[str]:
         "import sys, jax, equinox\nbefore = set(sys.modules)\n"
         f"{code}\nprint(*set(sys.modules) - before)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=SOURCE.parents[1],
-    )
-    return set(done.stdout.split())
+    return set(in_a_process("-c", script).split())
 
 
 def test_importing_the_package_imports_little() -> None:

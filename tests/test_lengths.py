@@ -2,16 +2,15 @@
 
 import functools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import etpc
-from tests.helpers import finite, normal
+from tests.helpers import arrays, close, finite, normal
 from tests.marks import few
-from tests.test_online import arrays, close
+from tests.zoo.check import model
 
 W, B, I, N = 4, 2, 3, 4
 RULES = {
@@ -26,23 +25,18 @@ DEFINED = ("D", "decay", "full windows")
 """The rules that `etpc.reference` has."""
 
 
-class Net(eqx.Module):
+START = jnp.zeros(N), jnp.zeros(N), jnp.zeros((), jnp.int32), jax.random.key(1)
+
+
+@functools.partial(model, start=START)
+def Net(x, state, rec, bias, out):
     """A recurrent layer with noise, a leaky one after it, and a counter."""
-
-    rec: jax.Array
-    bias: jax.Array
-    out: jax.Array
-
-    def init_state(self):
-        return jnp.zeros(N), jnp.zeros(N), jnp.zeros((), jnp.int32), jax.random.key(1)
-
-    def __call__(self, x, state):
-        h, g, count, key = state
-        key, noise = jax.random.split(key)
-        x = x + 0.1 * jax.random.normal(noise, x.shape)
-        h = 0.8 * jnp.sin(h) + jnp.tanh(self.rec @ jnp.concatenate([x, h]) + self.bias)
-        g = 0.9 * jnp.tanh(g) + self.out @ h
-        return g / (1.0 + count), (h, g, count + 1, key)
+    h, g, count, key = state
+    key, noise = jax.random.split(key)
+    x = x + 0.1 * jax.random.normal(noise, x.shape)
+    h = 0.8 * jnp.sin(h) + jnp.tanh(rec @ jnp.concatenate([x, h]) + bias)
+    g = 0.9 * jnp.tanh(g) + out @ h
+    return g / (1.0 + count), (h, g, count + 1, key)
 
 
 MODEL = Net(0.5 * normal(N, I + N), 0.1 * normal(N, seed=1), normal(N, N, seed=2))

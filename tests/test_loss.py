@@ -1,7 +1,6 @@
 """The loss of a sequence, in everything that takes one: masks, reductions, aux, and losses with arrays."""
 
 import dataclasses
-import functools
 import gc
 import inspect
 import itertools
@@ -189,32 +188,6 @@ def test_the_state_moves_on_at_masked_steps():
     close(carry, run(PLAIN, xs, targets, start)[0][1])
 
 
-@pytest.mark.slow
-def test_verify_and_compare_a_delayed_loss():
-    xs, targets = data(24)
-    mask = np.zeros((24, B))
-    mask[20:] = 1
-    targets = targets.at[:20].set(jnp.nan)
-    given = PLAIN, xs, targets, loss
-    report = etpc.verify(*given, batch_size=B, mask=mask)
-    assert report.ok, str(report)
-    value, grads = etpc.bptt(*given, batch_size=B, mask=mask)
-    assert report.loss == pytest.approx(float(value), rel=1e-12)
-    norms = [float(jnp.linalg.norm(g)) for g in arrays(grads)]
-    assert [row.norm for row in report.rows] == pytest.approx(norms, rel=1e-12)
-    found = etpc.compare(*given, ["d_rtrl", etpc.TBPTT(5)], batch_size=B, mask=mask)
-    assert found.ok, str(found)
-    assert [row.norm for row in found.results[0].rows] == pytest.approx(norms, rel=1e-12)
-    cut = found.results[1]
-    _, grads = etpc.bptt(*given, batch_size=B, mask=mask, window=5)
-    ratios = [float(jnp.linalg.norm(g)) / n for g, n in zip(arrays(grads), norms, strict=True)]
-    assert [row.ratio for row in cut.rows] == pytest.approx(ratios, rel=1e-9)
-    assert cut.total.error > 1e-3
-
-
-# --- reductions -----------------------------------------------------------------------------------
-
-
 def test_the_mean_is_the_default_everywhere(way):
     functions = etpc.bptt, etpc.verify, etpc.compare, etpc.online, etpc.Program.value_and_grad
     for function in functions:
@@ -225,20 +198,6 @@ def test_the_mean_is_the_default_everywhere(way):
     mean = jax.tree.map(lambda a: a / T, total)
     close(way(loss, PLAIN, xs, targets), mean)
     close(way(loss, PLAIN, xs, targets, reduction="mean"), mean)
-
-
-@pytest.mark.slow
-def test_reductions_of_reports():
-    xs, targets = data(24)
-    given = PLAIN, xs, targets, loss
-    for function, loss_of in (
-        (etpc.verify, lambda report: report.loss),
-        (functools.partial(etpc.compare, algos=["d_rtrl"]), lambda found: found.loss),
-    ):
-        total, mean = (function(*given, batch_size=B, reduction=r) for r in ("sum", "mean"))
-        assert loss_of(total) == pytest.approx(24 * loss_of(mean), rel=1e-12)
-        with pytest.raises(etpc.InputError, match='"sum" or "mean", not \'max\''):
-            function(*given, batch_size=B, reduction="max")
 
 
 # --- aux ------------------------------------------------------------------------------------------
@@ -264,10 +223,7 @@ def check_aux(found, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("batch", "masked"),
-    list(itertools.product([B, None], [False, True])),
-)
+@pytest.mark.parametrize(("batch", "masked"), list(itertools.product([B, None], [False, True])))
 def test_aux_has_axes_of_time_and_batch(way, batch, masked):
     xs, targets = data(batch=batch)
     mask = (MASK if batch else MASK[:, 1]) if masked else None
@@ -310,8 +266,7 @@ def test_aux_under_transformations():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("every", "case"),
-    list(itertools.product([1, 2, 6], ["plain", "by step", "by update"])),
+    ("every", "case"), list(itertools.product([1, 2, 6], ["plain", "by step", "by update"]))
 )
 def test_aux_of_a_stream(every, case):
     xs, targets = data()
@@ -332,19 +287,6 @@ def test_aux_of_a_stream(every, case):
     check_aux(jax.tree.map(lambda a: a[:every], aux), expected)
     first = expected_aux(PLAIN, xs, targets)["y"]
     assert (every < T) == (float(jnp.abs(aux["y"] - first).max()) > 1e-6)
-
-
-@pytest.mark.slow
-def test_aux_in_reports():
-    xs, targets = data(24)
-    given = PLAIN, xs, targets
-    plain = etpc.verify(*given, loss, batch_size=B)
-    report = etpc.verify(*given, with_aux, batch_size=B, has_aux=True)
-    assert report.ok
-    assert report.rows == plain.rows
-    found = etpc.compare(*given, with_aux, ["d_rtrl", etpc.TBPTT(5)], batch_size=B, has_aux=True)
-    assert found.ok
-    assert found.loss == pytest.approx(plain.loss, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -142,26 +142,6 @@ def test_the_whole_trace_is_carried_where_it_is_smaller(rank, form):
     assert (f"rank {rank}" in str(program)) == (form != Full())
 
 
-def test_memory_is_that_of_the_factors():
-    model, state = MODELS["adaptive"]
-    program, _, carry = online(model, etpc.ES_D_RTRL(rank=1, window=W), state)
-    (op,) = program.ops
-    assert op.trace_shape == ((1, 6), (1, 2, 4))
-    assert op.trace_bytes == 8 * (6 + 8)
-    assert sum(a.nbytes for a in jax.tree.leaves(carry.traces)) == op.trace_bytes
-
-
-def test_a_batch_is_the_mean_of_its_examples():
-    model, state = MODELS["adaptive"]
-    program = etpc.compile(model, etpc.ES_D_RTRL(rank=2, window=W), inputs=XS[0], state=state)
-    run = program.value_and_grad(loss, "sum")
-    several = [XS, XS[::-1], 0.5 * XS]
-    alone = [run(model, xs, jnp.zeros(T), program.init())[1].w for xs in several]
-    xs = jnp.stack(several, 1)
-    _, together = run(model, xs, jnp.zeros((T, 3)), program.init(batch_size=3))
-    np.testing.assert_allclose(together.w, sum(alone) / 3, rtol=0, atol=1e-9)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("backprop", ["cut", "full"])
 def test_complex_factors(backprop):
@@ -225,8 +205,7 @@ def test_a_step_without_data_adds_nothing(window):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("of", "scale"),
-    list(itertools.product(["inputs", "states"], [1e-25, 1e25])),
+    ("of", "scale"), list(itertools.product(["inputs", "states"], [1e-25, 1e25]))
 )
 def test_the_size_of_a_trace_does_not_matter_in_float32(scale, of):
     """Of a GRU-like layer whose inputs, or states, are many orders of magnitude larger."""

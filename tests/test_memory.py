@@ -9,6 +9,7 @@ import pytest
 
 import etpc
 from etpc.plan import PASSES
+from tests.zoo.check import model
 
 pytestmark = pytest.mark.slow
 
@@ -20,35 +21,28 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape, jnp.float32) / shape[-1] ** 0.5
 
 
-class Leaky(eqx.Module):
+@model
+def Leaky(x, V, rec, win, out):
     """One state for each neuron."""
-
-    rec: jax.Array
-    win: jax.Array
-    out: jax.Array
-
-    def __call__(self, x, V):
-        V = 0.9 * V + self.rec @ jnp.tanh(V) + self.win @ x
-        return self.out @ jnp.tanh(V), V
+    V = 0.9 * V + rec @ jnp.tanh(V) + win @ x
+    return out @ jnp.tanh(V), V
 
 
-class Adaptive(Leaky):
+@model
+def Adaptive(x, state, rec, win, out):
     """A potential and a threshold that follows it."""
-
-    def __call__(self, x, state):
-        V, a = state
-        z = jnp.tanh(V - a)
-        V, a = 0.9 * V + self.rec @ z + self.win @ x, 0.95 * a + 0.1 * z
-        return self.out @ z, (V, a)
+    V, a = state
+    z = jnp.tanh(V - a)
+    V, a = 0.9 * V + rec @ z + win @ x, 0.95 * a + 0.1 * z
+    return out @ z, (V, a)
 
 
-class Reset(Leaky):
+@model
+def Reset(x, V, rec, win, out):
     """What a weight adds to a trace does not vary, so that XLA could compute the trace again where it is read."""
-
-    def __call__(self, x, V):
-        z = jnp.tanh(V - 1)
-        V = 0.9 * V - z + self.rec @ z + self.win @ x
-        return self.out @ jnp.tanh(V), V
+    z = jnp.tanh(V - 1)
+    V = 0.9 * V - z + rec @ z + win @ x
+    return out @ jnp.tanh(V), V
 
 
 def build(cls, neurons=N):
@@ -67,11 +61,11 @@ def sequence(steps, batch=B):
 
 @functools.cache
 def compiled(cls, window):
-    model, state = build(cls)
+    net, state = build(cls)
     inputs = jax.ShapeDtypeStruct((I,), jnp.float32)
     whole = set(PASSES) - {"filtered"}
     rule = etpc.D_RTRL(window=window)
-    return etpc.compile(model, rule, inputs=inputs, state=state, passes=whole)
+    return etpc.compile(net, rule, inputs=inputs, state=state, passes=whole)
 
 
 @functools.cache

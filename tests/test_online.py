@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import etpc
-from tests.helpers import loss, numbers
+from tests.helpers import arrays, close, loss, same
 from tests.marks import few
 
 T, B, I, O = 6, 3, 4, 6
@@ -72,20 +72,6 @@ def program_of(model=PLAIN, algo=D):
     if key not in _PROGRAMS:
         _PROGRAMS[key] = etpc.compile(model, algo, inputs=jnp.zeros(I))
     return _PROGRAMS[key]
-
-
-def arrays(tree):
-    return numbers(eqx.filter(tree, lambda a: hasattr(a, "dtype")))
-
-
-def close(one, other, tolerance=1e-12):
-    for a, b in zip(arrays(one), arrays(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
-
-
-def same(one, other):
-    for a, b in zip(arrays(one), arrays(other), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def differ(one, other):
@@ -166,24 +152,8 @@ def test_updates_are_those_of_a_loop(name, every, reduction, batch):
     assert got[0].name == "net"
 
 
-@pytest.mark.slow
-def test_a_stream_in_one_call_and_in_several():
-    program, (xs, targets) = program_of(), data(8)
-    learner = etpc.online(program, loss, optax.sgd(0.1), 2)
-    start = PLAIN, *learner.init(PLAIN, B)
-    *whole, losses = learner.update(*start, xs, targets)
-    *parts, first = learner.update(*start, xs[:4], targets[:4])
-    *parts, second = learner.update(*parts, xs[4:], targets[4:])
-    same((whole, losses), (parts, jnp.concatenate([first, second])))
-    *jitted, _ = eqx.filter_jit(learner.update)(*start, xs, targets)
-    close(jitted, whole)
-
-
 def test_integer_arrays_of_a_model_stay():
-    def step(m, x, h):
-        h = 0.5 * h + m["w"][m["of"]] * x
-        return h, h
-
+    step = lambda m, x, h: (0.5 * h + m["w"][m["of"]] * x,) * 2
     model = {"of": jnp.array([1, 0, 1]), "w": jnp.array([0.5, -0.5])}
     program = etpc.compile(model, inputs=jnp.zeros(3), state=jnp.zeros(3), step=step)
     learner = etpc.online(program, loss, optax.sgd(0.01), 2)
@@ -193,19 +163,13 @@ def test_integer_arrays_of_a_model_stay():
 
 
 def test_complex_parameters_go_downhill():
-    def step(w, x, h):
-        h = 0.5j * h + w * x
-        return h, h
-
+    step = lambda w, x, h: (0.5j * h + w * x,) * 2
     target = jnp.full((40, 2), 0.3 + 1.2j)
     w, h = jnp.array([0.1 + 0.2j, -0.4j]), jnp.zeros(2, complex)
     program = etpc.compile(w, inputs=jnp.zeros(2), state=h, step=step)
     learner = etpc.online(program, lambda y, t: jnp.sum(jnp.abs(y - t) ** 2), optax.sgd(0.1), 1)
     *_, losses = learner.update(w, *learner.init(w), jnp.ones((40, 2)), target)
     assert losses[-1] < losses[0] / 100
-
-
-# --- masks ----------------------------------------------------------------------------------------
 
 
 # A weight may be negative, as a reward is.

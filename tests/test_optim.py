@@ -10,15 +10,7 @@ import pytest
 import etpc
 from etpc.optim import obgd, trace_of_gradient
 from tests.test_errors import unchecked
-from tests.test_online import (
-    PLAIN,
-    D,
-    arrays,
-    close,
-    data,
-    loss,
-    program_of,
-)
+from tests.test_online import PLAIN, D, arrays, close, data, loss, program_of
 
 T, DECAY = 6, 0.6
 REWARDS = np.random.default_rng(5).normal(size=T)
@@ -54,22 +46,15 @@ def test_late_rewards_of_one_stream(batch):
     close([sum(u) for u in zip(*updates, strict=True)], expected, 1e-10)
 
 
-def test_without_a_reward_it_is_the_trace_itself():
+def test_without_a_reward_it_is_the_trace_itself_of_which_a_reset_leaves_nothing():
     optimizer, gradients = trace_of_gradient(DECAY), np.random.default_rng(0).normal(size=(T, 3))
     state, trace = optimizer.init({"w": jnp.zeros(3), "none": None}), np.zeros(3)
-    for g in gradients:
-        update, state = optimizer.update({"w": jnp.asarray(g), "none": None}, state)
-        trace = DECAY * trace + g
-        np.testing.assert_allclose(update["w"], trace, rtol=1e-12)
-
-
-def test_a_reset_leaves_nothing_of_the_trace():
-    optimizer, gradients = trace_of_gradient(DECAY), np.random.default_rng(0).normal(size=(T, 3))
-    state, trace = optimizer.init(jnp.zeros(3)), np.zeros(3)
     for t, g in enumerate(gradients):
-        update, state = jax.jit(optimizer.update)(jnp.asarray(g), state, reset=t in (2, 4))
+        reset = {"reset": t in (2, 4)} if t else {}
+        grads = {"w": jnp.asarray(g), "none": None}
+        update, state = jax.jit(optimizer.update)(grads, state, **reset)
         trace = g if t in (2, 4) else DECAY * trace + g
-        np.testing.assert_allclose(update, trace, rtol=1e-12)
+        np.testing.assert_allclose(update["w"], trace, rtol=1e-12)
 
 
 def obgd_in_numpy(gradients, errors, decay, step_size, kappa):

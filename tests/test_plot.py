@@ -99,11 +99,7 @@ def test_names_are_shown_as_they_are(monkeypatch, parse_math):
     names = [r"$\frac$", "$x$", r"\$y$ and $"]
     model = {name: jnp.ones(3) for name in names}
     state = {name: jnp.zeros(3) for name in names}
-
-    def step(m, x, state):
-        state = {name: 0.5 * h + m[name] * x for name, h in state.items()}
-        return state, state
-
+    step = lambda m, x, state: ({name: 0.5 * h + m[name] * x for name, h in state.items()},) * 2
     program = etpc.compile(model, inputs=jnp.zeros(3), state=state, step=step)
     rows = [Row(path, 0.9, 0.3, 1.0, 1.0, "approximate", None) for path in program.claims]
     reports = {name: report(program, *rows) for name in names}

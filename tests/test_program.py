@@ -4,11 +4,7 @@ import copy
 import dataclasses
 import functools
 import inspect
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -18,14 +14,15 @@ import numpy as np
 import pytest
 
 import etpc
+from etpc._jax import is_key
 from etpc.analyse import analyse
 from etpc.plan import plan
 from etpc.trace import trace
-from tests import test_online
-from tests.helpers import numbers
+from tests import helpers, test_online
 from tests.marks import few
 
 T, B, I, O = 6, 3, 2, 3
+close = functools.partial(helpers.close, tolerance=1e-10)
 ES = etpc.ES_D_RTRL(decay=0.7, window=2)
 D = etpc.D_RTRL(window=2)
 
@@ -79,14 +76,6 @@ def loss(y, target):
 @functools.cache
 def program_of(algo=D):
     return etpc.compile(MODEL, algo, inputs=ONE)
-
-
-def close(one, other, tolerance=1e-10):
-    """The same structure and values; keys and integers exactly."""
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(numbers(one), numbers(other), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def at(tree, t):
@@ -150,23 +139,6 @@ def test_calls_scan_and_value_and_grad_agree(algo, batch):
     close(outputs[0], outputs[-1])
     assert set(outputs[0]) == {"rate", "count"}
     assert outputs[0]["rate"].shape == (*xs["flag"].shape, 1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("algo", [D, ES], ids=["D", "ES"])
-def test_two_parts_of_a_stream_sum_to_the_whole(algo):
-    program, (xs, targets) = program_of(algo), data()
-    run = program.value_and_grad(loss, "sum")
-    (whole, end), grads = run(MODEL, xs, targets, program.init())
-    (first, carry), one = run(MODEL, *at((xs, targets), slice(0, 3)), program.init())
-    (second, carry), two = run(MODEL, *at((xs, targets), slice(3, T)), carry)
-    assert float(first + second) == pytest.approx(float(whole), rel=1e-12)
-    close([a + b for a, b in zip(arrays(one), arrays(two), strict=True)], arrays(grads))
-    close(carry, end)
-    # Negative control: without the traces of the first part it is another gradient.
-    fresh = eqx.tree_at(lambda c: c.traces, carry, program.init().traces)
-    (_, _), apart = run(MODEL, *at((xs, targets), slice(3, T)), fresh)
-    assert jnp.abs(apart.win - two.win).max() > 1e-6
 
 
 def test_the_model_runs_as_it_does_alone():
@@ -286,45 +258,34 @@ def test_each_example_of_a_batch_has_noise_of_its_own():
     assert len({tuple(k) for k in keys}) == B
 
 
-# --- memory ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("algo", [D, ES, etpc.RTRL()], ids=["D", "ES", "RTRL"])
 @pytest.mark.parametrize("batch", [None, 5])
-def test_memory_is_that_of_the_carry(algo, batch):
-    program = program_of(algo)
-    carry, memory = program.init(batch), program.memory(batch)
-    expected = [
-        (op.path, sum(a.nbytes for a in t)) for op, t in zip(program.ops, carry.traces, strict=True)
-    ]
-    assert list(memory.traces) == expected
-    state = carry.state["h"].nbytes + carry.state["count"].nbytes + carry.fresh.nbytes
-    assert memory.state == state  # a key has no size that JAX promises
-    assert memory.total == state + sum(size for _, size in expected)
-    assert f"{memory.total:,} bytes" in str(memory)
-    assert ("one example" if batch is None else "batch size 5") in str(memory)
-
-
-@pytest.mark.parametrize("batch", [None, 3])
 @pytest.mark.parametrize(
     ("algo", "row"),
     [
+        *((algo, None) for algo in (D, ES, RANK, etpc.RTRL())),
         (etpc.D_RTRL(window=2, lookback=5), "last steps"),
         (etpc.TBPTT(5, every=2), "last steps"),
         (etpc.CreditRTRL(q=2), "directions"),
     ],
 )
-def test_memory_counts_directions_and_last_steps(algo, row, batch):
-    def step(w, x, h):
-        h = jnp.tanh(w @ h + x)
-        return h, h
-
-    program = etpc.compile(jnp.eye(6), algo, inputs=jnp.zeros(6), state=jnp.zeros(6), step=step)
-    memory = program.memory(batch)
-    assert memory.total == sum(a.nbytes for a in jax.tree.leaves(program.init(batch)))
+def test_memory_is_that_of_the_carry(algo, row, batch):
+    program = program_of(algo)
+    carry, memory = program.init(batch), program.memory(batch)
+    traces = [sum(a.nbytes for a in trace) for trace in carry.traces]
+    if row is None:
+        assert [*memory.traces] == [*zip((op.path for op in program.ops), traces, strict=True)]
+    # a key has no size that JAX promises
+    state = carry.state["h"].nbytes + carry.state["count"].nbytes + carry.fresh.nbytes
+    others = sum(
+        a.nbytes for a in jax.tree.leaves((carry.shared, carry.each, carry.past)) if not is_key(a)
+    )
+    assert memory.state == state
+    assert memory.total == state + sum(traces) + others
     assert (memory.directions > 0) == (row == "directions")
     assert (memory.past > 0) == (row == "last steps")
-    assert f"\n{row} " in str(memory)
+    assert (row is None) or f"\n{row} " in str(memory)
+    assert f"{memory.total:,} bytes" in str(memory)
+    assert ("one example" if batch is None else "batch size 5") in str(memory)
 
 
 # --- to look at -----------------------------------------------------------------------------------
@@ -356,13 +317,6 @@ def test_records():
     assert all(op.states == ("['h']",) and op.block == 1 for op in program.ops)
     assert not any(op.exact for op in program.ops)
     assert all(op.exact and op.block == O for op in program_of(etpc.RTRL()).ops)
-
-
-def test_untraced():
-    untraced = program_of().untraced
-    assert set(untraced) == {".out", ".spare"}
-    assert "reaches no hidden state" in untraced[".out"]
-    assert "no operation of the step depends on it" in untraced[".spare"]
 
 
 def test_graph():
@@ -417,39 +371,12 @@ def test_stages_can_be_used_alone():
     assert "OpPlan(.win, dot_general, block=1, exact=False)" in repr(made.ops)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backprop", ["cut", "full"])
-def test_a_derivative_that_is_no_number_at_the_first_state_is_not_asked_for(backprop):
-    """That of a norm at zero: BPTT does not need it, and later states are not zero."""
-
-    def step(w, x, h):
-        h = 0.5 * h / jnp.maximum(1.0, jnp.linalg.norm(h)) + w @ x
-        return h, h
-
-    w, xs, state = jnp.ones((3, 2)), jnp.ones((5, 2)), jnp.zeros(3)
-    loss = lambda y, target: jnp.sum((y - target) ** 2)
-    _, expected = etpc.bptt(w, xs, jnp.zeros(5), loss, state=state, step=step, reduction="sum")
-    assert np.isfinite(expected).all()
-    for algo in (etpc.D_RTRL, etpc.ES_D_RTRL):
-        program = etpc.compile(
-            w, algo(window=2, backprop=backprop), inputs=xs[0], state=state, step=step
-        )
-        (_, carry), grads = program.value_and_grad(loss, "sum")(w, xs, jnp.zeros(5), program.init())
-        assert np.isfinite(grads).all()
-        assert not carry.fresh
-        if program.ops[0].exact:
-            np.testing.assert_allclose(grads, expected, rtol=1e-9)
-
-
 DECAY = etpc.ES_D_RTRL(decay=0.9)
 
 
 @pytest.mark.parametrize("algo", few([etpc.D_RTRL(window=2), DECAY, etpc.ES_D_RTRL(rank=1)], DECAY))
 def test_a_weight_without_inputs(algo):
-    def step(m, x, h):
-        h = 0.9 * h + m["none"] @ x[:0] + m["w"] @ x
-        return h, h
-
+    step = lambda m, x, h: (0.9 * h + m["none"] @ x[:0] + m["w"] @ x,) * 2
     model = {"none": jnp.zeros((5, 0)), "w": jnp.ones((5, 3))}
     xs = jnp.ones((6, 3))
     program = etpc.compile(model, algo, inputs=xs[0], state=jnp.zeros(5), step=step)
@@ -630,15 +557,7 @@ def test_constants_of_any_layout_are_told_apart_by_their_values():
 def test_a_carry_of_the_same_program_compiled_again():
     """With other values of the parameters too, other function objects, and in another process."""
     found = {program_id(p) for p in (wired(), wired(scale=-3.0), wired(identity=damped(0.5)))}
-    code = "from tests.test_program import *; print(program_id(wired()))"
     for seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", "import tests.conftest; " + code],
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found.add(done.stdout.strip())
+        code = "import tests.conftest; from tests.test_program import *; print(program_id(wired()))"
+        found.add(helpers.in_a_process("-c", code, PYTHONHASHSEED=seed))
     assert len(found) == 1

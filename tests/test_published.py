@@ -264,16 +264,6 @@ def test_spatial_backpropagation_leaves_the_eigenvalues():
 # --- T-maze ---
 
 
-def test_a_maze_ends_after_twice_its_length():
-    length, key = 3, jax.random.key(0)
-    maze, ends = tmaze.begin(key), []
-    for _ in range(2 * length):
-        _, done, found, maze = tmaze.act(maze, np.ones(tmaze.BATCH, int), length, key)
-        ends.append(done.all())
-        assert not found.any()
-    assert ends == [False] * (2 * length - 1) + [True]
-
-
 @pytest.mark.slow
 def test_truncation_to_an_episode_at_each_step_is_exact():
     """The gradient of the last of some steps is that of RTRL, where the weights stay."""

@@ -4,11 +4,10 @@ In a process of its own, because the number of devices is fixed when JAX starts.
 """
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+
+from tests.helpers import in_a_process
 
 pytestmark = pytest.mark.slow
 
@@ -197,17 +196,6 @@ for algo in etpc.D_RTRL(window=2), etpc.ES_D_RTRL(decay=0.9, window=2):
     ids=["batch", "explicit", "pieces", "explicit pieces", "few", "connections", "neurons"],
 )
 def test_spread_over_devices(program, options):
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + program + END, *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "the same on eight devices"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    said = in_a_process("-c", HEAD + program + END, *options, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
+    assert said == "the same on eight devices"

@@ -11,15 +11,7 @@ import numpy as np
 import pytest
 
 from etpc import surrogate
-from etpc.surrogate import (
-    Arctan,
-    Gaussian,
-    MultiGaussian,
-    ReluGrad,
-    Sigmoid,
-    SuperSpike,
-    Surrogate,
-)
+from etpc.surrogate import Arctan, Gaussian, MultiGaussian, ReluGrad, Sigmoid, SuperSpike, Surrogate
 from tests.marks import few
 
 GRID = np.linspace(-3.0, 3.0, 241)  # contains 0 and the corners of the triangles

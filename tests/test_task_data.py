@@ -1,9 +1,9 @@
 """The data of the example tasks is what their descriptions say."""
 
+import functools
 import importlib.util
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import etpc
 from examples.tasks import arms, characters, classify, event_camera, japanese_vowels
 from examples.tasks import sequential_digits as digits
+from tests.zoo.check import model
 
 TS = """#about the data
 @problemName Two
@@ -246,17 +247,11 @@ def test_even_scores_cost_the_logarithm_of_the_alphabet():
 # --- the harness: streams and held-out data ---
 
 
-class Counter(eqx.Module):
+@functools.partial(model, start=jnp.zeros(()))
+def Counter(x, state, weight):
     """Adds up its inputs, times a weight."""
-
-    weight: jax.Array
-
-    def init_state(self):
-        return jnp.zeros(())
-
-    def __call__(self, x, state):
-        state = state + self.weight * x
-        return state, state
+    state = state + weight * x
+    return state, state
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """One program, used from several threads at once, gives what it gives in one: on free-threaded Pythons too."""
 
+import functools
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,24 +15,18 @@ from jax.experimental import sparse
 
 import etpc
 from tests.helpers import loss, weights
+from tests.zoo.check import model
 
 THREADS, T, B, N = 8, 6, 2, 4
 
 
-class Network(eqx.Module):
+@functools.partial(model, start=(jnp.zeros(N), jax.random.key(0)))
+def Network(x, state, into, back):
     """Recurrent, with a sparse matrix, whose connections a program compares and keeps."""
-
-    into: jax.Array
-    back: sparse.BCOO
-
-    def init_state(self):
-        return jnp.zeros(N), jax.random.key(0)
-
-    def __call__(self, x, state):
-        h, key = state
-        key, noise = jax.random.split(key)
-        h = 0.5 * h + jnp.tanh(self.into @ x + self.back @ h) + 0.1 * jax.random.normal(noise, (N,))
-        return h, (h, key)
+    h, key = state
+    key, noise = jax.random.split(key)
+    h = 0.5 * h + jnp.tanh(into @ x + back @ h) + 0.1 * jax.random.normal(noise, (N,))
+    return h, (h, key)
 
 
 def network(seed):

@@ -51,7 +51,9 @@ class Decay(Trace):
         eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
         last_f, rest_f = recurrence(site.pairs, factors.transition, factors.immediate, eps_f, decay)
         powers, weights = _decays(decay, len(factors.immediate), factors.begins)
-        norms = jnp.asarray(powers, norm.dtype) * norm + jnp.asarray(weights.sum(1), norm.dtype)
+        norms = jnp.asarray(powers, norm.dtype) * norm[None] + jnp.asarray(
+            weights.sum(1), norm.dtype
+        )
         path = jnp.concatenate([eps_f[None], rest_f]), norms, factors.begins
         assert factors.x is not None
         x = site.data(factors.x)

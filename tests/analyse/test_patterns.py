@@ -11,7 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 import etpc
-from etpc._jax import canonicalise, flatten, params
+from etpc._jax import canonicalise
 from etpc.analyse import _rules_control, analyse
 from etpc.trace import trace
 from tests.helpers import spike, spike_vjp
@@ -240,10 +240,7 @@ TIGHT |= {
     "eigenvalues_of_rows": by_rows(lambda row: jnp.linalg.eigh(symmetric(row))[0]),
     "singular_values_of_rows": by_rows(lambda row: jnp.linalg.svd(definite(row), compute_uv=False)),
     "tridiagonal_solve_of_rows": lambda h, i: lax.linalg.tridiagonal_solve(
-        jnp.array([0.0, 1, 2]),
-        jnp.array([4.0, 5, 6]),
-        jnp.array([1.0, 2, 0]),
-        h.reshape(3, 2),
+        jnp.array([0.0, 1, 2]), jnp.array([4.0, 5, 6]), jnp.array([1.0, 2, 0]), h.reshape(3, 2)
     ).ravel(),
 }
 
@@ -380,12 +377,7 @@ def test_a_model_without_parameters_has_a_transition_too():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "block"),
-    {
-        "optimization_barrier": 2,
-        "shard_map": 6,
-        "fft_of_rows": 3,
-        "solve_of_rows": 3,
-    }.items(),
+    {"optimization_barrier": 2, "shard_map": 6, "fft_of_rows": 3, "solve_of_rows": 3}.items(),
 )
 def test_a_tight_pattern_gives_a_small_block_and_the_exact_gradient(name, block):
     step = lambda w, x, h: (lambda h: (h, h))(0.3 * TIGHT[name](h, 0) + w * x)
@@ -447,87 +439,6 @@ def test_a_dense_operation_still_gives_the_true_gradient():
     )
     assert report.ok, str(report)
     assert "taken as dense" in str(report.program)
-
-
-# --- JAX equation layouts -------------------------------------------------------------------------
-
-
-def equation(name, function, *shapes):
-    flat = canonicalise(function, [jax.ShapeDtypeStruct(s, jnp.float64) for s in shapes])
-    (found,) = [e for e in flat.equations if e.primitive.name == name]
-    return found
-
-
-def test_layout_of_scan():
-    """Operands: constants, carry, slices. Outputs: carry, stacked. The body takes them in order."""
-
-    def function(const, first, second, xs, more):
-        def body(carry, x):
-            a, b = carry
-            return (a + const, b * x[0]), 2 * x[1]
-
-        return lax.scan(body, (first, second), (xs, more))
-
-    found = equation("scan", function, (3,), (3,), (), (5,), (5, 2))
-    assert params.scan(found)[:2] == (1, 2)
-    assert [v.shape for v in found.inputs] == [(3,), (3,), (), (5,), (5, 2)]
-    assert [v.shape for v in found.outputs] == [(3,), (), (5, 2)]
-    assert found.params["length"] == 5
-    body = flatten(found.params["jaxpr"])
-    assert [v.shape for v in body.inputs] == [(3,), (3,), (), (), (2,)]
-    assert [v.shape for v in body.outputs] == [(3,), (), (2,)]
-
-
-def test_layout_of_while():
-    """Operands: constants of the condition, constants of the body, carry."""
-
-    def function(limit, const, count, carry):
-        return lax.while_loop(
-            lambda c: c[0] < limit, lambda c: (c[0] + 1, c[1] + const), (count, carry)
-        )
-
-    found = equation("while", function, (), (3,), (), (3,))
-    assert found.params["cond_nconsts"] == 1
-    assert found.params["body_nconsts"] == 1
-    assert [v.shape for v in found.inputs] == [(), (3,), (), (3,)]
-    assert [v.shape for v in found.outputs] == [(), (3,)]
-    body = flatten(found.params["body_jaxpr"])
-    assert [v.shape for v in body.inputs] == [(3,), (), (3,)]
-    assert [v.shape for v in body.outputs] == [(), (3,)]
-
-
-def test_layout_of_cond():
-    """Operands: the branch number, then what every branch takes; all branches take the same."""
-
-    def function(a, b):
-        return lax.cond(a.sum() > 0, lambda x, y: (x * 2, y), lambda x, y: (x, y[:, 0:1] * y), a, b)
-
-    found = equation("cond", function, (3,), (3, 2))
-    assert found.inputs[0].shape == ()
-    assert not found.inputs[0].is_float
-    assert [v.shape for v in found.inputs[1:]] == [(3,), (3, 2)]
-    assert [v.shape for v in found.outputs] == [(3,), (3, 2)]
-    assert len(found.params["branches"]) == 2
-    for branch in found.params["branches"]:
-        assert [v.shape for v in flatten(branch).inputs] == [(3,), (3, 2)]
-
-
-def test_layout_of_a_linearised_scan():
-    """What the patterns are run on: tangents are further operands of the same scan, in order."""
-
-    def function(const, carry, xs, dcarry):
-        def forward(c):
-            return lax.scan(lambda c, x: (jnp.sin(c) * const + x, c), c, xs)
-
-        return jax.jvp(forward, (carry,), (dcarry,))[1]
-
-    found = equation("scan", function, (3,), (3,), (4, 3), (3,))
-    n_consts, n_carry, *_ = params.scan(found)
-    assert n_carry == 2
-    body = flatten(found.params["jaxpr"])
-    assert len(body.inputs) == len(found.inputs)
-    assert len(found.inputs) == n_consts + 3
-    assert len(body.outputs) == len(found.outputs)
 
 
 def test_jit_and_remat_are_inlined_and_custom_rules_kept():

@@ -67,12 +67,7 @@ def test_an_unread_state_is_no_hidden_state(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "rule",
-    [
-        etpc.D_RTRL(window=2, lookback=4, backprop="full"),
-        etpc.RTRL(window=2),
-    ],
-    ids=str,
+    "rule", [etpc.D_RTRL(window=2, lookback=4, backprop="full"), etpc.RTRL(window=2)], ids=str
 )
 def test_an_infinite_derivative_of_an_unread_state_is_not_met(rule):
     def step(m, x, state):
@@ -110,10 +105,7 @@ def test_a_new_state_that_only_an_output_reads_keeps_its_credit():
             np.testing.assert_allclose(grads[path], expected[path], rtol=1e-9, atol=1e-12)
 
 
-READ = {
-    "at once": lambda y, old: y + old[:2],
-    "through another state": lambda y, old: y + old[2:],
-}
+READ = {"at once": lambda y, old: y + old[:2], "through another state": lambda y, old: y + old[2:]}
 
 
 @pytest.mark.slow

@@ -398,35 +398,6 @@ def test_what_is_not_finite_is_noted(few_rules, value, where):
 
 
 @pytest.mark.slow
-def test_a_bptt_gradient_that_is_not_finite_is_noted(few_rules):
-    model, (xs, targets) = by_hand.rate(), by_hand.sequence(T, B)
-    report = etpc.check(bptt(model), model, xs, targets.at[3, 1, 0].set(np.nan), loss, batch_size=B)
-    (note,) = report.notes
-    assert note.startswith("the BPTT gradient of .w_in, .w_rec, .w_out is not finite")
-    assert note.endswith("NaN or infinity is in targets[3, 1, 0]")
-    assert not report.exact
-
-
-def test_a_silent_network_shows_nothing():
-    model = jax.tree.map(lambda w: 0.01 * w, by_hand.spiking())
-    report = check(bptt(model), model)
-    assert report.notes
-    assert not report.exact
-
-
-@pytest.mark.slow
-def test_as_dict_and_lags():
-    model = by_hand.rate()
-    report = check(bptt(model), model)
-    record = report.as_dict()
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert record["schema"] == "etpc-check/1"
-    assert record["equals"] == "BPTT"
-    assert [row["path"] for row in record["rows"]] == [".w_in", ".w_rec", ".w_out"]
-    assert all(value == pytest.approx(1.0) for value in report.by_lag.values())
-
-
-@pytest.mark.slow
 def test_lags_of_a_gradient_that_is_no_rule_s(few_rules):
     """What reaches back further than four steps is left out: it has no part there, and all of the part before."""
     model = by_hand.rate()

@@ -1,5 +1,6 @@
 """`etpc.suggest`: what it measures is what an independent reference gives, and the advice follows from it."""
 
+import functools
 import io
 import itertools
 import json
@@ -19,41 +20,29 @@ from etpc.checking import suggest as _suggest
 from etpc.checking._measured import Batch, Measurement, Online, Reverse
 from etpc.checking._trial import Trial
 from tests.helpers import loss, normal, weights
+from tests.zoo.check import model
 
 T, B, I, N = 32, 3, 2, 4
 
 
-class Recurrent(eqx.Module):
-    into: jax.Array
-    back: jax.Array
-
-    def init_state(self):
-        return jnp.zeros(N)
-
-    def __call__(self, x, h):
-        h = jnp.tanh(0.8 * h + self.into @ x + self.back @ h)
-        return h, h
+@functools.partial(model, start=jnp.zeros(N))
+def Recurrent(x, h, into, back):
+    h = jnp.tanh(0.8 * h + into @ x + back @ h)
+    return h, h
 
 
-class Independent(eqx.Module):
+@functools.partial(model, start=jnp.zeros(N))
+def Independent(x, h, into, leak):
     """Units that influence only themselves."""
-
-    into: jax.Array
-    leak: jax.Array
-
-    def init_state(self):
-        return jnp.zeros(N)
-
-    def __call__(self, x, h):
-        h = jnp.tanh(self.leak * h) + self.into @ x
-        return h, h
+    h = jnp.tanh(leak * h) + into @ x
+    return h, h
 
 
 class Begins(eqx.Module):
     """Its initial state is learned."""
 
     first: jax.Array
-    cell: Recurrent
+    cell: eqx.Module
 
     def init_state(self):
         return jnp.sin(self.first)
@@ -620,7 +609,6 @@ def test_a_rule_whose_gradient_is_not_finite_is_out(monkeypatch):
         (etpc.InputError, dict(budget=0.0), r"budget must be a number above zero, not 0\.0"),
         (etpc.InputError, dict(every=0), "every must be an int >= 1, not 0"),
         (etpc.InputError, dict(mask=np.zeros((T, B))), "mask is zero everywhere"),
-        (etpc.InputError, dict(batch_size=None), r"batch_size= is not given.*batch_size=3"),
         (etpc.InputError, dict(optimiser=optax.lbfgs()), r"\(`value_fn`\), as line searches need"),
         (etpc.InputTypeError, dict(optimiser="adam"), "'adam', which has no `init` and `update`"),
         (etpc.InputTypeError, dict(optimiser=optax.constant_schedule(0.1)), "Pass one of Optax's"),

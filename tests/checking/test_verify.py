@@ -14,7 +14,7 @@ from etpc.algorithms import Algorithm, Full
 from etpc.checking.compare import Report, Result
 from etpc.gradient.agreement import Known, compare_all
 from etpc.traces import Trace
-from tests.helpers import by_path, distance, mean_loss
+from tests.helpers import by_path, distance
 from tests.helpers import loss as squared
 from tests.marks import few
 
@@ -85,9 +85,6 @@ def rows(report):
     return {row.path: row for row in report.rows}
 
 
-# --- bptt -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("window", "batch"), [(None, 2), (1, None), (3, None), (3, 2), (7, 2), (8, None)]
@@ -120,9 +117,6 @@ def test_bptt_is_a_loop_over_windows(window, batch):
     assert distance(grads, jax.tree.map(lambda g: g / count, expected)) < 1e-12
     whole = etpc.bptt(model, xs, targets, squared, **options)[1]
     assert (distance(grads, whole) > 1e-3) == (length < steps)
-
-
-# --- what holds -----------------------------------------------------------------------------------
 
 
 CLAIMS = {
@@ -171,70 +165,6 @@ def test_claims(name):
         assert (row.error > 1e-3) == (row.claim != "exact")
     assert str(report).count(" yes") == sum(row.held is True for row in report.rows)
     assert "ok  (exact means a relative error of at most 1e-09)" in str(report)
-
-
-# --- what is empty --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("build", "zero", "held", "said"),
-    [
-        pytest.param(
-            *(lambda: Spiking(scale=1e-3), ".out.weight", ".out.bias"),
-            "no spike on this sequence: the layer is silent",
-            marks=pytest.mark.slow,
-        ),
-        (
-            *(lambda: eqx.tree_at(lambda m: m.out, leaky(), jnp.zeros((2, O))), ".win", ".out"),
-            "gradient of .win is zero on this sequence, so nothing is compared",
-        ),
-    ],
-    ids=["silent", "zero"],
-)
-def test_what_is_empty_is_noted(build, zero, held, said):
-    report = etpc.verify(build(), *data(), squared)
-    assert report.vacuous
-    assert not report.ok
-    assert "NOT ok: the comparison is vacuous in part" in str(report)
-    assert any(said in note for note in report.notes)
-    assert any(f"gradient of {zero} is zero" in note for note in report.notes)
-    found = rows(report)
-    assert (found[zero].norm, found[zero].held) == (0, None)
-    assert found[held].held is True
-
-
-@pytest.mark.parametrize(
-    ("at", "said"),
-    [
-        ("model", "NaN or infinity is in .win[1, 2]"),
-        ("state", "NaN or infinity is in state[0, 3]"),
-        ("xs", "NaN or infinity is in xs[5, 1, 2]"),
-        ("targets", "NaN or infinity is in targets[0, 1, 1]"),
-        ("loss", "it comes from the step or the loss; `jax.config.update('jax_debug_nans', True)`"),
-    ],
-)
-def test_what_is_not_finite_is_noted_and_no_claim_is_blamed(at, said):
-    """Data that the mask leaves out may be what it is."""
-    parts = dict(
-        zip(("model", "xs", "targets", "state"), (leaky(), *data(2), jnp.zeros(O)), strict=True)
-    )
-    places = {"model": (1, 2), "state": (3,), "xs": (5, 1, 2), "targets": (0, 1, 1)}
-    parts["xs"], parts["targets"] = (parts[n].at[2, 0].set(jnp.nan) for n in ("xs", "targets"))
-    if at in places:
-        where = lambda m: m.win if at == "model" else m
-        broken = where(parts[at]).at[places[at]].set(jnp.nan)
-        parts[at] = eqx.tree_at(where, parts[at], broken)
-    loss_fn = (lambda y, t: squared(y, t) * jnp.inf) if at == "loss" else squared
-    mask = jnp.ones((T, 2)).at[2, 0].set(0)
-    report = etpc.verify(**parts, loss_fn=loss_fn, batch_size=2, mask=mask)
-    (note,) = report.notes
-    assert note.startswith("the BPTT gradient of ")
-    assert ".win" in note
-    assert said in note
-    assert rows(report)[".win"].held is None
-    assert report.results[0].total.held is None
-    assert not report.ok
-    assert " NO" not in str(report)
 
 
 # --- negative controls ----------------------------------------------------------------------------
@@ -347,11 +277,7 @@ def test_a_tolerance_of_zero():
 @pytest.mark.parametrize("batch", [None, 3])
 def test_a_gradient_that_is_zero_but_for_rounding(dtype, batch):
     """What is added to all logits of a softmax changes nothing."""
-
-    def step(w, x, h):
-        h = 0.8 * h + w["in"] @ x + jax.nn.softmax(h * h[::-1] + w["bias"])
-        return h, h
-
+    step = lambda w, x, h: (0.8 * h + w["in"] @ x + jax.nn.softmax(h * h[::-1] + w["bias"]),) * 2
     rng = np.random.default_rng(0)
     w = {"in": jnp.asarray(rng.normal(size=(O, I)), dtype), "bias": jnp.ones((), dtype)}
     xs, targets = (a.astype(dtype) for a in data(batch, outputs=O))
@@ -372,11 +298,7 @@ def test_a_gradient_that_is_zero_but_for_rounding(dtype, batch):
 def test_a_small_gradient_that_is_wrong_is_not_excused(dtype):
     """A time constant with hardly any effect, beside a weight: as small as rounding of the weight's."""
     scale = 1e3 * float(jnp.finfo(dtype).eps)
-
-    def step(w, x, h):
-        h = 0.5 * h + scale * w["leak"] * jnp.tanh(h) + w["in"] @ x
-        return h, h
-
+    step = lambda w, x, h: (0.5 * h + scale * w["leak"] * jnp.tanh(h) + w["in"] @ x,) * 2
     rng = np.random.default_rng(0)
     w = {"in": jnp.asarray(rng.normal(size=(O, I)), dtype), "leak": jnp.ones(O, dtype)}
     xs, targets = (a.astype(dtype) for a in data(outputs=O))
@@ -409,22 +331,11 @@ def test_the_tolerance_is_that_of_the_least_precise_dtype(dtype, tolerance, insi
     xs, targets = (a.astype(jnp.float32) for a in data(2, outputs=O))
     w = leaky().win.astype(own)
     for rule, ok in ((etpc.D_RTRL(), True), (Wrong(-1.0, window=4), False)):
-        report = etpc.verify(
-            w,
-            xs.astype(own),
-            targets,
-            squared,
-            rule,
-            state=jnp.zeros(O, own),
-            step=step,
-            batch_size=2,
-        )
+        given = w, xs.astype(own), targets, squared, rule
+        report = etpc.verify(*given, state=jnp.zeros(O, own), step=step, batch_size=2)
         assert report.tolerance == pytest.approx(tolerance, rel=1e-6)
         assert report.ok is ok, str(report)
         assert max(row.error for row in report.rows) > 1e-12  # it was not float64
-
-
-# --- traces that are not read ---------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -453,50 +364,6 @@ def test_a_trace_that_was_not_read_is_noted(algo, steps, kept, read):
         assert {row.held for row in report.rows} == {True, False}
     if not read:
         assert all(row.held is not False for row in report.rows)
-
-
-# --- models with `eqx.nn.State` -------------------------------------------------------------------
-
-
-class RunningMean(eqx.Module):
-    """Subtracts a running mean of its own outputs, through which influence lasts."""
-
-    weight: jax.Array
-    mean: eqx.nn.StateIndex
-    count: eqx.nn.StateIndex
-
-    def __init__(self, weight):
-        self.weight = weight
-        self.mean = eqx.nn.StateIndex(jnp.zeros(len(weight)))
-        self.count = eqx.nn.StateIndex(jnp.zeros((), jnp.int32))
-
-    def __call__(self, x, state):
-        current = self.weight @ x
-        mean = 0.9 * state.get(self.mean) + 0.1 * current
-        state = state.set(self.mean, mean)
-        state = state.set(self.count, state.get(self.count) + 1)
-        return jnp.tanh(current - mean), state
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", [None, 2])
-def test_a_model_with_an_equinox_state(batch):
-    weight = jnp.asarray(eqx.nn.Linear(I, 2, key=jax.random.key(0)).weight)
-    model, state = eqx.nn.make_with_state(RunningMean)(weight)
-    xs, targets = data(batch)
-    given = {"state": state, "batch_size": batch}
-    report = etpc.verify(model, xs, targets, squared, "rtrl", **given)
-    assert report.ok, str(report)
-    assert all(row.norm > 1e-3 for row in report.rows)
-    value, grads = etpc.bptt(model, xs, targets, squared, **given)
-    assert float(value) == pytest.approx(report.loss, rel=1e-12)
-
-    batched = [a if batch else a[:, None] for a in (xs, targets)]
-    assert distance(grads, eqx.filter_grad(mean_loss)(model, *batched, state)) < 1e-12
-    found = etpc.compare(model, xs, targets, squared, ["rtrl", etpc.TBPTT(5)], **given)
-    assert found.ok, str(found)
-    leaves = jax.tree.leaves(state)  # it was not used up
-    assert all(not a.is_deleted() for a in leaves if eqx.is_array(a))
 
 
 # --- a reference that is not the model ------------------------------------------------------------

@@ -25,17 +25,7 @@ from jax.extend.mlir.dialects import stablehlo
 import etpc
 from etpc import nn
 from etpc.cli import main
-from tests.device.learners import (
-    CALLS,
-    CASES,
-    KEY,
-    Case,
-    H,
-    I,
-    Spiking,
-    case,
-    distance,
-)
+from tests.device.learners import CALLS, CASES, KEY, Case, H, I, Spiking, case, distance
 
 FILES = ["manifest.json", "predict.mlirbc", "state.npz", "update.mlirbc"]
 
@@ -220,9 +210,6 @@ def test_arguments_that_do_not_fit(small) -> None:
             learner.update(state, **data | changes)
     with pytest.raises(etpc.InputTypeError, match="carry is a tuple"):
         made.learner.export(made.model, made.start()[1], (), xs, targets)
-
-
-# --- what can't be exported ---
 
 
 @pytest.mark.slow
@@ -418,8 +405,6 @@ def test_several_platforms() -> None:
     _, losses = made.by_jax(calls=range(1))
     assert distance(exported.update(exported.state, **made.call(0))[1], losses[0]) < 1e-5
 
-
-# --- the command line ---
 
 MODELS = """
 import jax

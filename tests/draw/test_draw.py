@@ -394,12 +394,7 @@ def test_names_are_escaped():
     page = draw.to_html(built("odd"))
     assert "<state>" not in page
     assert "&lt;state&gt;" in page
-    names = [
-        "<script>&\"'`]]>-->",
-        "%%{init}%%\n\x07",
-        '"] --> X["evil',
-        "</style>",
-    ]
+    names = ["<script>&\"'`]]>-->", "%%{init}%%\n\x07", '"] --> X["evil', "</style>"]
     ones = {name: jnp.ones(3) for name in names}
     step = lambda m, x, h: ({n: 0.9 * h[n] + m[n] * x for n in h},) * 2
     program = etpc.compile(ones, inputs=jnp.ones(3), state=ones, step=step)

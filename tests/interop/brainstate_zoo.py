@@ -28,7 +28,7 @@ jax.config.update("jax_enable_x64", True)
 
 import etpc  # noqa: E402
 from etpc import interop  # noqa: E402
-from tests.interop.check import loss  # noqa: E402
+from tests.helpers import loss  # noqa: E402
 from tests.zoo.check import by_path, compiled, normal, online, targets_of  # noqa: E402
 
 N, INPUTS = 4, 3

@@ -132,13 +132,7 @@ rnn_jax(
     "GatedAntiSymmetricRNNCell", (H,), hdim=N, stepsize=0.1, diffusion=0.1, nonlinearity=jnp.tanh
 )
 rnn_jax(
-    "CoupledOscillatoryRNNCell",
-    (H, H),
-    hdim=N,
-    gamma=1.0,
-    eps=0.5,
-    dt=0.1,
-    nonlinearity=jnp.tanh,
+    "CoupledOscillatoryRNNCell", (H, H), hdim=N, gamma=1.0, eps=0.5, dt=0.1, nonlinearity=jnp.tanh
 )
 rnn_jax("UnitaryEvolutionRNNCell", (H + (0.5 + 0.5j),), hdim=N)
 rnn_jax(

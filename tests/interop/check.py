@@ -1,19 +1,12 @@
 """What must hold of any model of the catalogue."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import etpc
+from tests.helpers import loss
 from tests.interop.catalogue import Case, lines
 from tests.zoo.check import bptt, by_path, call, compiled, online
-
-
-def loss(y, target):
-    """Squares of all floats of an output, of whatever structure."""
-    leaves = [a for a in jax.tree.leaves(y) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return sum(jnp.sum(jnp.abs(a - target) ** 2) for a in leaves)
-
 
 COLUMNS = ("package", "model", "wrapper", "parameters", "states", "exact under D-RTRL")
 

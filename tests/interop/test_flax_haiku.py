@@ -151,8 +151,7 @@ def test_shared_and_separate_parameters_do_not_fit_each_other():
     ):
         interop.into_nnx(tied, Tied(False))
     with pytest.raises(
-        etpc.InputError,
-        match=rf"no parameter \.one\.kernel, which(.|\n)*In the module, {paths}",
+        etpc.InputError, match=rf"no parameter \.one\.kernel, which(.|\n)*In the module, {paths}"
     ):
         interop.into_nnx(untied, Tied())
 

@@ -1,4 +1,6 @@
-"""What the tests of layers share: small networks against backpropagation through time."""
+"""What the tests of layers share: each layer by its name, and small networks against backpropagation through time."""
+
+import inspect
 
 import equinox as eqx
 import jax
@@ -6,9 +8,41 @@ import jax.numpy as jnp
 import numpy as np
 
 import etpc
+from etpc import nn
 from etpc.checking.compare import Report
 
 KEY = jax.random.key(0)
+N = 4
+SIZES = ("size", "input_size", "hidden_size", "in_features", "out_features", "state_size", "rank")
+VALID = dict.fromkeys(SIZES, N) | dict(excitatory=2, delays=2, steps=np.arange(1, N + 1), key=KEY)
+VALID |= dict(connections=(np.array([0, 1, 2, 3]), np.array([1, 0, 2, 3])))
+"""What layers need, by the name of the argument."""
+KINDS = {
+    name: kind
+    for name in nn.__all__
+    if inspect.isclass(kind := getattr(nn, name)) and issubclass(kind, eqx.Module)
+}
+
+
+def made(kind, **changes):
+    """A layer of some kind: what it needs is `VALID`, but for what is changed."""
+    needed = {name: VALID[name] for name in inspect.signature(kind).parameters if name in VALID}
+    return kind(**needed | changes)
+
+
+def run(layer, xs):
+    """The outputs and the states of a sequence."""
+
+    def step(state, x):
+        y, state = layer(x, state)
+        return state, (y, state)
+
+    _, found = jax.lax.scan(step, layer.init_state(), jnp.asarray(xs))
+    return jax.tree.map(np.asarray, found)
+
+
+def outputs(layer, xs):
+    return run(layer, xs)[0]
 
 
 class Leaky(eqx.Module):

@@ -16,17 +16,21 @@ from etpc.surrogate import SuperSpike
 SLOPE = SuperSpike(beta=0.5)  # zero nowhere
 
 
+def at_threshold(p: dict, state: list[float]) -> bool:
+    return state[0] >= p["V_th"]
+
+
 class Model(NamedTuple):
     layer: Callable[..., Any]
     arguments: dict[str, float | str]
     """All parameters of the layer, each with a value that is not its default."""
     fields: tuple[str, ...]
-    start: Callable[[dict], list[float]]
-    threshold: Callable[[dict, list[float]], bool]
-    jump: Callable[[dict, list[float]], list[float]]
     advance: Callable[[dict, float, list[float]], list[float]]
+    jump: Callable[[dict, list[float]], list[float]]
     drive: tuple[float, float]
     """Mean and deviation of a current with which it spikes, and not always."""
+    start: Callable[[dict], list[float]] = lambda p: [p["V_rest"]]
+    threshold: Callable[[dict, list[float]], bool] = at_threshold
 
 
 def simulate(
@@ -129,96 +133,62 @@ def resonator_advance(p: dict, current: float, state: list[float]) -> list[float
     return [z.real, z.imag]
 
 
-def at_threshold(p: dict, state: list[float]) -> bool:
-    return state[0] >= p["V_th"]
-
-
 MEMBRANE = {"dt": 0.8, "tau": 8.0, "R": 1.5, "V_th": 1.2, "V_rest": 0.1, "V_reset": -0.4}
 CELL = {"dt": 0.8, "V_rest": -64.0, "V_reset": -67.0}
 
+SOFT = MEMBRANE | {"reset": "soft"}
+GIF = SOFT | {"V_th_reset": 1.4, "A_th": 0.1, "a": 0.01, "tau_th": 40.0, "tau_I1": 4.0}
+GIF |= {"tau_I2": 30.0, "R1": 0.2, "R2": 0.9, "A1": 0.5, "A2": -0.3}
+QIF = CELL | {"tau": 6.0, "R": 1.5, "V_th": -32.0, "c": 0.08, "V_c": -51.0}
+EIF = CELL | {"tau": 6.0, "R": 1.5, "V_th": -47.0, "delta_T": 3.0, "V_T": -58.0}
+ADEX = EIF | {"R": 20.0, "V_th": -45.0, "delta_T": 2.5, "V_T": -55.0}
+ADEX |= {"tau_w": 40.0, "a": 0.006, "b": 0.1}
+IZHIKEVICH = {"dt": 0.4, "a": 0.05, "b": 0.22, "c": -60.0, "d": 4.0, "V_th": 25.0}
+RESONATOR = {"dt": 0.8, "tau": 15.0, "omega": 0.6, "V_th": 0.8, "V_reset": 0.1, "reset": "soft"}
+
+
+def to_reset(p: dict, state: list[float]) -> list[float]:
+    return [p["V_reset"]]
+
+
+def resonator_jump(p: dict, state: list[float]) -> list[float]:
+    return [state[0] if p["reset"] == "soft" else 0.0, soft(p, state[1], p["V_th"])]
+
+
 MODELS = {
     "LIF": Model(
-        nn.LIF,
-        MEMBRANE | {"reset": "soft"},
-        ("V",),
-        lambda p: [p["V_rest"]],
-        at_threshold,
-        lambda p, s: [soft(p, s[0], p["V_th"])],
-        lif_advance,
-        (2.0, 2.0),
+        *(nn.LIF, SOFT, ("V",), lif_advance, lambda p, s: [soft(p, s[0], p["V_th"])]),
+        drive=(2.0, 2.0),
     ),
     "ALIF": Model(
-        nn.ALIF,
-        MEMBRANE | {"reset": "soft", "tau_a": 30.0, "beta": 0.3},
-        ("V", "a"),
-        lambda p: [p["V_rest"], 0.0],
-        lambda p, s: s[0] >= p["V_th"] + p["beta"] * s[1],
-        alif_jump,
-        alif_advance,
-        (2.0, 2.0),
+        *(nn.ALIF, SOFT | {"tau_a": 30.0, "beta": 0.3}, ("V", "a"), alif_advance, alif_jump),
+        drive=(2.0, 2.0),
+        start=lambda p: [p["V_rest"], 0.0],
+        threshold=lambda p, s: s[0] >= p["V_th"] + p["beta"] * s[1],
     ),
     "GIF": Model(
-        nn.GIF,
-        MEMBRANE
-        | {"reset": "soft", "V_th_reset": 1.4, "A_th": 0.1, "a": 0.01, "tau_th": 40.0}
-        | {"tau_I1": 4.0, "tau_I2": 30.0, "R1": 0.2, "R2": 0.9, "A1": 0.5, "A2": -0.3},
-        ("V", "I1", "I2", "V_th"),
-        lambda p: [p["V_rest"], 0.0, 0.0, p["V_th"]],
-        lambda p, s: s[0] >= s[3],
-        gif_jump,
-        gif_advance,
-        (2.0, 2.0),
+        *(nn.GIF, GIF, ("V", "I1", "I2", "V_th"), gif_advance, gif_jump),
+        drive=(2.0, 2.0),
+        start=lambda p: [p["V_rest"], 0.0, 0.0, p["V_th"]],
+        threshold=lambda p, s: s[0] >= s[3],
     ),
-    "QIF": Model(
-        nn.QIF,
-        CELL | {"tau": 6.0, "R": 1.5, "V_th": -32.0, "c": 0.08, "V_c": -51.0},
-        ("V",),
-        lambda p: [p["V_rest"]],
-        at_threshold,
-        lambda p, s: [p["V_reset"]],
-        qif_advance,
-        (12.0, 8.0),
-    ),
-    "EIF": Model(
-        nn.EIF,
-        CELL | {"tau": 6.0, "R": 1.5, "V_th": -47.0, "delta_T": 3.0, "V_T": -58.0},
-        ("V",),
-        lambda p: [p["V_rest"]],
-        at_threshold,
-        lambda p, s: [p["V_reset"]],
-        eif_advance,
-        (5.0, 4.0),
-    ),
+    "QIF": Model(nn.QIF, QIF, ("V",), qif_advance, to_reset, (12.0, 8.0)),
+    "EIF": Model(nn.EIF, EIF, ("V",), eif_advance, to_reset, (5.0, 4.0)),
     "AdEx": Model(
-        nn.AdEx,
-        CELL
-        | {"tau": 6.0, "R": 20.0, "V_th": -45.0, "delta_T": 2.5, "V_T": -55.0}
-        | {"tau_w": 40.0, "a": 0.006, "b": 0.1},
-        ("V", "w"),
-        lambda p: [p["V_rest"], 0.0],
-        at_threshold,
-        lambda p, s: [p["V_reset"], s[1] + p["b"]],
-        adex_advance,
-        (1.0, 1.0),
+        *(nn.AdEx, ADEX, ("V", "w"), adex_advance, lambda p, s: [p["V_reset"], s[1] + p["b"]]),
+        drive=(1.0, 1.0),
+        start=lambda p: [p["V_rest"], 0.0],
     ),
     "Izhikevich": Model(
-        nn.Izhikevich,
-        {"dt": 0.4, "a": 0.05, "b": 0.22, "c": -60.0, "d": 4.0, "V_th": 25.0},
-        ("V", "u"),
-        lambda p: [p["c"], p["b"] * p["c"]],
-        at_threshold,
-        lambda p, s: [p["c"], s[1] + p["d"]],
-        izhikevich_advance,
-        (15.0, 10.0),
+        *(nn.Izhikevich, IZHIKEVICH, ("V", "u"), izhikevich_advance),
+        jump=lambda p, s: [p["c"], s[1] + p["d"]],
+        drive=(15.0, 10.0),
+        start=lambda p: [p["c"], p["b"] * p["c"]],
     ),
     "ResonateAndFire": Model(
-        nn.ResonateAndFire,
-        {"dt": 0.8, "tau": 15.0, "omega": 0.6, "V_th": 0.8, "V_reset": 0.1, "reset": "soft"},
-        ("x", "V"),
-        lambda p: [0.0, 0.0],
-        lambda p, s: s[1] >= p["V_th"],
-        lambda p, s: [s[0] if p["reset"] == "soft" else 0.0, soft(p, s[1], p["V_th"])],
-        resonator_advance,
-        (0.1, 0.6),
+        *(nn.ResonateAndFire, RESONATOR, ("x", "V"), resonator_advance, resonator_jump),
+        drive=(0.1, 0.6),
+        start=lambda p: [0.0, 0.0],
+        threshold=lambda p, s: s[1] >= p["V_th"],
     ),
 }

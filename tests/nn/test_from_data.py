@@ -86,8 +86,7 @@ def firing_rates(model, xs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "rate"),
-    list(itertools.product(["LIF", "ALIF"], [0.02, 0.1, 0.5])),
+    ("name", "rate"), list(itertools.product(["LIF", "ALIF"], [0.02, 0.1, 0.5]))
 )
 def test_three_recurrent_layers_are_alive_at_low_and_high_input_rates(name, rate):
     model = Stack(NEURONS[name])

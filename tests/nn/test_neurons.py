@@ -1,6 +1,5 @@
-"""Every spiking neuron against its equations in loops, and in a network against BPTT."""
+"""Every spiking neuron against its equations in loops."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +7,9 @@ import pytest
 
 import etpc
 from etpc import nn
-from tests.helpers import loss
+from tests.nn.online import run
 from tests.nn.reference import MODELS, SLOPE, simulate
 
-KEY = jax.random.key(0)
-T = 33  # windows of 3, and no shorter one at the end
 RESETS = [(name, {}) for name in MODELS] + [
     (name, {"reset": "hard"}) for name in MODELS if "reset" in MODELS[name].arguments
 ]
@@ -21,17 +18,6 @@ RESETS = [(name, {}) for name in MODELS] + [
 def currents(name: str, steps: int, size: int) -> np.ndarray:
     mean, deviation = MODELS[name].drive
     return np.random.default_rng(0).normal(mean, deviation, (steps, size))
-
-
-def run(neuron: nn.LIF, inputs: np.ndarray):
-    """The spikes and states of a sequence."""
-
-    def step(state, current):
-        spike, state = neuron(current, state)
-        return state, (spike, state)
-
-    _, (spikes, states) = jax.lax.scan(step, neuron.init_state(), jnp.asarray(inputs))
-    return np.asarray(spikes), states
 
 
 @pytest.mark.parametrize("refractory", [0, 3])
@@ -109,61 +95,6 @@ def test_small_steps_of_the_resonator_keep_their_precision() -> None:
     np.testing.assert_allclose(state.x, [1e-6], rtol=1e-5)
 
 
-class Network(eqx.Module):
-    """Weights into neurons, and the spikes weighted: nothing escapes."""
-
-    hidden: eqx.nn.Linear
-    neuron: nn.LIF
-    out: eqx.nn.Linear
-    scale: float
-
-    def init_state(self):
-        return self.neuron.init_state()
-
-    def __call__(self, x, state):
-        spikes, state = self.neuron(self.scale * self.hidden(x), state)
-        return self.out(spikes), state
-
-
-IN_A_NETWORK = [
-    ("LIF", ("tau", "V_th"), {"refractory": 1.0}),
-    ("ALIF", ("tau_a", "beta"), {}),
-    ("ALIF", ("beta",), {"refractory": 1.0, "detach_reset": True}),
-    ("GIF", ("A2", "V_th_reset"), {}),
-    ("QIF", ("c", "V_reset"), {}),
-    ("EIF", ("delta_T",), {"detach_reset": True}),
-    ("AdEx", ("a", "b"), {"refractory": 1.0}),
-    ("Izhikevich", ("b", "d"), {}),
-    ("ResonateAndFire", ("omega", "tau"), {"refractory": 1.0, "reset": "hard"}),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "names", "options"), IN_A_NETWORK)
-def test_in_a_network(name: str, names: tuple[str, ...], options: dict) -> None:
-    model = MODELS[name]
-    trained = {n: np.full(2, model.arguments[n]) for n in names}
-    neuron = model.layer(2, **(model.arguments | trained | options), surrogate=SLOPE)
-    mean, deviation = model.drive
-    keys = jax.random.split(KEY, 2)
-    hidden = nn.init(eqx.nn.Linear(3, 2, key=keys[0]), "normal", keys[0], gain=0.6)
-    network = Network(
-        eqx.tree_at(lambda m: m.bias, hidden, jnp.ones(2)),
-        neuron,
-        nn.init(eqx.nn.Linear(2, 2, key=keys[1]), "kaiming_normal", keys[1]),
-        mean + deviation,
-    )
-    xs = jax.random.normal(jax.random.key(2), (T, 3))
-    targets = jnp.ones((T, 2))
-    report = etpc.verify(network, xs, targets, loss, etpc.D_RTRL(window=3))
-    assert report.ok, str(report)
-    assert {row.claim for row in report.rows} == {"exact"}
-    paths = {row.path for row in report.rows}
-    assert paths >= {".hidden.weight", *(f".neuron.{n}" for n in names)}
-    blocks = {op.path: op.block for op in report.program.ops}
-    assert blocks[".hidden.weight"] == len(model.fields)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_a_detached_reset_is_that_of_the_potential_alone(name: str) -> None:
     model, slopes = MODELS[name], []
@@ -200,27 +131,6 @@ def test_defaults_spike(name: str) -> None:
     spikes, _ = run(MODELS[name].layer(1), np.full((100, 1), current))
     assert 0 < spikes.sum() < 100
     assert not run(MODELS[name].layer(1), np.zeros((100, 1)))[0].any()
-
-
-@pytest.mark.parametrize(
-    ("layer", "arguments", "message"),
-    [
-        (nn.LIF, {"refractory": -1.0}, "refractory must be a finite number >= 0, got -1.0"),
-        (nn.ALIF, {"V_th": 0.0}, "V_th must be above V_reset, got V_th=0.0 and V_reset=0.0"),
-        (nn.ALIF, {"tau_a": 0.0}, "tau_a must be finite and > 0"),
-        (nn.GIF, {"A1": np.ones(3)}, r"A1 has shape \(3,\)"),
-        (nn.GIF, {"tau_th": -1.0}, "tau_th must be finite and > 0"),
-        (nn.QIF, {"V_c": -65.0}, "V_c must be above V_rest, got V_c=-65.0 and V_rest=-65.0.*Raise"),
-        (nn.EIF, {"delta_T": 0.0}, "delta_T must be finite and > 0"),
-        (nn.AdEx, {"V_reset": -30.0}, "V_th must be above V_reset"),
-        (nn.Izhikevich, {"c": 30.0}, "V_th must be above c, got V_th=30.0 and c=30.0.*lower c"),
-        (nn.ResonateAndFire, {"V_reset": 2.0}, "V_reset must not exceed V_th"),
-        (nn.ResonateAndFire, {"V_th": 0.0}, "V_th must be finite and > 0"),
-    ],
-)
-def test_arguments_out_of_range(layer, arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        layer(2, **arguments)
 
 
 def test_state_of_another_structure(without_type_checks) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from etpc import nn
-from tests.nn.online import KEY, normal, verify
+from tests.nn.online import KEY
 
 
 @pytest.mark.parametrize(("tau", "dt"), [(5.0, 1.0), (20.0, 0.5), (2, 1)])
@@ -42,33 +42,6 @@ def test_array_tau_is_a_marked_parameter(tau: jax.Array | np.ndarray) -> None:
     grads = jax.grad(lambda readout: readout(x, r)[0].sum())(readout)
     slope = np.asarray(r) * np.exp(-1 / np.asarray(tau)) / np.square(np.asarray(tau, float))
     np.testing.assert_allclose(grads.tau, slope if tau.shape else slope.sum(), rtol=1e-12)
-
-
-def test_number_tau_is_not_a_parameter() -> None:
-    readout = nn.LeakyRateReadout(3, 2, key=KEY)
-    jaxpr = str(jax.make_jaxpr(readout)(jnp.zeros(3), readout.init_state()))
-    assert jaxpr.count("= etp ") == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"in_features": 0}, "in_features must be an integer >= 1, got 0"),
-        ({"out_features": -1}, "out_features must be an integer >= 1, got -1"),
-        ({"tau": 0.0}, "tau must be finite and > 0, got 0.0"),
-        ({"tau": float("inf")}, "tau must be finite and > 0, got inf"),
-        ({"tau": np.array([1.0, -1.0])}, "tau must be finite and > 0"),
-        ({"tau": np.ones(3)}, r"tau has shape \(3,\) where the layer has shape \(2,\)"),
-        ({"dt": 0.0}, "dt must be a finite number > 0, got 0.0"),
-        ({"dtype": int}, "dtype must be a real floating-point type, got int"),
-    ],
-)
-def test_arguments_out_of_range(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        nn.LeakyRateReadout(**({"in_features": 3, "out_features": 2, "key": KEY} | arguments))
-    if "tau" in arguments:
-        with pytest.raises(ValueError, match=message):
-            nn.MembraneReadout(3, 2, key=KEY, **arguments)
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
@@ -112,10 +85,3 @@ def test_a_broadcast_refuses_what_does_not_fit(without_type_checks) -> None:
         nn.broadcast_readout(weight, weight.T, jnp.ones(3))
     with pytest.raises(ValueError, match=r"with x of shape \(2,\) where \(3,\) is needed"):
         nn.broadcast_readout(weight, weight, jnp.ones(2))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layer", [nn.LeakyRateReadout, nn.MembraneReadout])
-def test_against_bptt(layer) -> None:
-    report = verify(layer(3, 2, tau=np.array([2.0, 5.0]), key=KEY), normal(11, 3))
-    assert {row.claim for row in report.rows} == {"exact"}

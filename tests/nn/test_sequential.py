@@ -8,7 +8,7 @@ import pytest
 
 import etpc
 from etpc import nn
-from tests.nn.online import KEY, exact, marks, normal, verify
+from tests.nn.online import KEY, marks, normal
 
 KEYS = jax.random.split(KEY, 5)
 FIRST, SECOND = nn.MinGRU(3, 4, key=KEYS[0]), eqx.nn.LSTMCell(4, 4, key=KEYS[1])
@@ -50,30 +50,6 @@ def test_without_any_state() -> None:
     y, state = model(normal(4), model.init_state())
     assert state == model.init_state() == (None, None)
     np.testing.assert_array_equal(y, jnp.tanh(LINEAR(normal(4))))
-
-
-@pytest.mark.slow
-def test_a_stack_against_bptt() -> None:
-    """The last layer with a state is exact; what comes before it enters through a matrix."""
-    second = nn.Sequential([nn.MinGRU(4, 2, key=KEYS[4]), jnp.sin])
-    report = verify(nn.Sequential([FIRST, jnp.tanh, second]), normal(11, 3))
-    last = ".layers[2].layers[0]"
-    assert exact(report) == {f"{last}.weight_ih", f"{last}.bias"}
-    states = {state for op in report.program.ops for state in op.states}
-    assert states == {"[0]", "[2][0]"}
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ([], "layers must be callables, but there is none"),
-        ([LINEAR, 3], "layers must be callables, but layer 1 is 3"),
-        ([None], "layers must be callables, but layer 0 is None"),
-    ],
-)
-def test_layers_that_are_none(layers, message: str, without_type_checks) -> None:
-    with pytest.raises(etpc.InputError, match=message):
-        nn.Sequential(layers)
 
 
 def test_state_that_does_not_fit() -> None:

@@ -1,5 +1,6 @@
 """Every layer, and what the compiler makes of it, where JAX promotes no dtype by itself; what layers refuse."""
 
+import functools
 import inspect
 import itertools
 
@@ -12,53 +13,22 @@ import pytest
 import etpc
 from etpc import nn
 from tests.helpers import loss
+from tests.nn.online import KEY, KINDS, N, made, marks, parameters
 
-KEY = jax.random.key(0)
-N = 4
-AT = np.array([0, 1, 2, 3]), np.array([1, 0, 2, 3])
 SPIKING = ["LIF", "ALIF", "GIF", "QIF", "EIF", "AdEx", "Izhikevich", "ResonateAndFire"]
-CELLS = ["VanillaRNN", "MGU", "MinGRU", "MinLSTM", "IndRNN"]
-
-
-def neuron(name, learned):
-    """A layer of neurons; `learned`: with a parameter of each neuron."""
-    at = "a" if name == "Izhikevich" else "tau"
-    more = {at: np.full(N, 0.02 if at == "a" else 20.0)} if learned else {}
-    return lambda dtype: getattr(nn, name)(N, dtype=dtype, **more)
-
-
-LAYERS = {
-    "DaleLinear": lambda dtype: nn.DaleLinear(N, N, excitatory=2, dtype=dtype, key=KEY),
-    "LowRankLinear": lambda dtype: nn.LowRankLinear(N, N, 2, dtype=dtype, key=KEY),
-    "SparseLinear": lambda dtype: nn.SparseLinear(N, N, AT, dtype=dtype, key=KEY),
-    "Delay": lambda dtype: nn.Delay(N, np.arange(1, N + 1), dtype=dtype),
-    "DelayedLinear": lambda dtype: nn.DelayedLinear(N, N, 2, dtype=dtype, key=KEY),
-    "LRU": lambda dtype: nn.LRU(N, N, N, dtype=dtype, key=KEY),
-    "RTU": lambda dtype: nn.RTU(N, N // 2, dtype=dtype, key=KEY),
-    "RTU, non-linear": lambda dtype: nn.RTU(N, N // 2, linear=False, dtype=dtype, key=KEY),
-    "S5": lambda dtype: nn.S5(N, N, N, dtype=dtype, key=KEY),
-    "LeakyRateReadout": lambda dtype: nn.LeakyRateReadout(N, N, dtype=dtype, key=KEY),
-    "MembraneReadout": lambda dtype: nn.MembraneReadout(N, N, dtype=dtype, key=KEY),
-    "LeakyRateReadout, learned": lambda dtype: nn.LeakyRateReadout(
-        N, N, tau=np.full(N, 5.0), dtype=dtype, key=KEY
-    ),
-    "MembraneReadout, learned": lambda dtype: nn.MembraneReadout(
-        N, N, tau=np.full(N, 5.0), dtype=dtype, key=KEY
-    ),
-    "ExponentialSynapse": lambda dtype: nn.ExponentialSynapse(N, dtype=dtype),
-    "ExponentialSynapse, learned": lambda dtype: nn.ExponentialSynapse(
-        N, tau=np.full(N, 5.0), dtype=dtype
-    ),
-    "DualExponentialSynapse": lambda dtype: nn.DualExponentialSynapse(N, dtype=dtype),
-    "DualExponentialSynapse, learned": lambda dtype: nn.DualExponentialSynapse(
-        N, tau_decay=np.full(N, 9.0), dtype=dtype
-    ),
-    "ShortTermPlasticity": lambda dtype: nn.ShortTermPlasticity(N, dtype=dtype),
-    "ShortTermPlasticity, learned": lambda dtype: nn.ShortTermPlasticity(
-        N, U=np.full(N, 0.3), dtype=dtype
-    ),
-    "COBA": lambda dtype: nn.COBA(N, dtype=dtype),
-    "COBA, learned": lambda dtype: nn.COBA(N, E=np.full(N, 1.0), dtype=dtype),
+LEARNED = dict.fromkeys(("LeakyRateReadout", "MembraneReadout", "ExponentialSynapse"), ("tau", 5.0))
+LEARNED |= {"DualExponentialSynapse": ("tau_decay", 9.0), "ShortTermPlasticity": ("U", 0.3)}
+LEARNED |= (
+    {"COBA": ("E", 1.0)} | dict.fromkeys(SPIKING, ("tau", 20.0)) | {"Izhikevich": ("a", 0.02)}
+)
+HALF = {"state_size": N // 2}
+LAYERS = {name: functools.partial(made, kind) for name, kind in KINDS.items()} | {
+    f"{name}, learned": functools.partial(made, KINDS[name], **{parameter: np.full(N, value)})
+    for name, (parameter, value) in LEARNED.items()
+}
+LAYERS |= {
+    "RTU": functools.partial(made, nn.RTU, **HALF),
+    "RTU, non-linear": functools.partial(made, nn.RTU, linear=False, **HALF),
     "Sequential": lambda dtype: nn.Sequential(
         [
             eqx.nn.Linear(N, N, dtype=dtype, key=KEY),
@@ -67,11 +37,6 @@ LAYERS = {
         ]
     ),
 }
-LAYERS |= {
-    name: lambda dtype, name=name: getattr(nn, name)(N, N, dtype=dtype, key=KEY) for name in CELLS
-}
-LAYERS |= {name: neuron(name, learned=False) for name in SPIKING}
-LAYERS |= {f"{name}, learned": neuron(name, learned=True) for name in SPIKING}
 
 
 class Network(eqx.Module):
@@ -98,15 +63,6 @@ class Network(eqx.Module):
         return self.readout(h), (h, own)
 
 
-def test_all_layers_are_here():
-    exported = {
-        name
-        for name in nn.__all__
-        if inspect.isclass(getattr(nn, name)) and issubclass(getattr(nn, name), eqx.Module)
-    }
-    assert exported == {name.split(",")[0] for name in LAYERS}
-
-
 DTYPES = [("float32", True), ("float32", False), ("float64", True)]
 
 
@@ -116,7 +72,7 @@ DTYPES = [("float32", True), ("float32", False), ("float64", True)]
 def test_a_layer(name, dtype, x64):
     """Two steps and their derivative, in the dtype of the layer; then the same as a program."""
     with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
-        layer = LAYERS[name](dtype)
+        layer = LAYERS[name](dtype=dtype)
         x = jnp.full(N, 0.7, dtype)
         model = Network(layer, eqx.nn.Linear(N, 2, dtype=dtype, key=KEY))
 
@@ -162,7 +118,9 @@ PROGRAMS = list(itertools.product(MODELS, RULES))
 @pytest.mark.parametrize(("name", "rule"), PROGRAMS)
 def test_programs(name, rule):
     with jax.numpy_dtype_promotion("strict"):
-        model = Network(MODELS[name]("float32"), eqx.nn.Linear(N, 2, dtype="float32", key=KEY))
+        model = Network(
+            MODELS[name](dtype="float32"), eqx.nn.Linear(N, 2, dtype="float32", key=KEY)
+        )
         x = jnp.full((4, 2, N), 0.7, "float32")
         if name == "rows":
             x = jnp.asarray(np.arange(8).reshape(4, 2) * 20, jnp.uint8)
@@ -176,17 +134,35 @@ def test_programs(name, rule):
         assert y.dtype == jnp.float32
 
 
-@pytest.mark.parametrize(
-    "name", {name.split(",")[0]: name for name in LAYERS if name != "Sequential"}
-)
-def test_input_that_does_not_fit(name, without_type_checks):
-    layer = LAYERS[name]("float64")
+def called(name, **options):
+    """A layer, and what it is called with beside an input."""
+    layer = LAYERS[name](**options)
     has_state = hasattr(layer, "init_state")
     state = layer.init_state() if has_state else jnp.ones(N)
-    given = (state,) if has_state or isinstance(layer, nn.COBA) else ()
+    return layer, (state,) if has_state or isinstance(layer, nn.COBA) else ()
+
+
+ALONE = pytest.mark.parametrize("name", [name for name in LAYERS if name != "Sequential"])
+
+
+@ALONE
+def test_input_that_does_not_fit(name, without_type_checks):
+    layer, state = called(name)
     message = rf"{type(layer).__name__} was called with .* of shape \(7,\)"
     with pytest.raises(etpc.InputError, match=message + r" where \(4,\) is needed"):
-        layer(jnp.ones(7), *given)
-    if given:
+        layer(jnp.ones(7), *state)
+    if state:
         with pytest.raises(etpc.InputError, match=message):
-            layer(jnp.ones(N), jax.tree.map(lambda a: jnp.ones(7), state))
+            layer(jnp.ones(N), jax.tree.map(lambda a: jnp.ones(7), *state))
+
+
+@ALONE
+def test_every_parameter_is_marked(name):
+    layer, state = called(name)
+    uses = 2 if name in ("DualExponentialSynapse, learned", "ResonateAndFire, learned") else 1
+    assert marks(layer, jnp.ones(N), *state) == uses * parameters(layer)
+    assert parameters(layer) > 0 or "learned" not in name
+    if "use_bias" in inspect.signature(type(layer)).parameters:
+        plain, _ = called(name, use_bias=False)
+        assert plain.bias is None
+        assert marks(plain, jnp.ones(N), *state) == parameters(layer) - 1

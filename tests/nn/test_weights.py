@@ -9,23 +9,11 @@ import scipy.sparse
 
 import etpc
 from etpc import nn
-from tests.nn.online import (
-    KEY,
-    Leaky,
-    exact,
-    marks,
-    normal,
-    parameters,
-    shuffled,
-    verify,
-)
+from tests.nn.online import KEY, Leaky, normal, shuffled
 
 T = 11
 PAIRS = [(2, 1), (0, 0), (1, 3), (0, 2)]
 ROWS, COLUMNS = (np.array(side) for side in zip(*PAIRS, strict=True))
-
-
-# --- low rank --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -82,12 +70,6 @@ def test_sparse_from_a_density() -> None:
     np.testing.assert_array_equal(whole.indices, np.argwhere(np.ones((3, 4))))
 
 
-def test_sparse_from_something_else(without_type_checks) -> None:
-    for wrong in (([0], [1], [2]), "all", None):
-        with pytest.raises(etpc.InputError, match="connections must be a pair of index arrays, a"):
-            nn.SparseLinear(4, 3, wrong, key=KEY)
-
-
 def test_sparse_ensemble() -> None:
     build = lambda key: nn.SparseLinear(4, 3, (ROWS, COLUMNS), key=key).weight
     assert eqx.filter_vmap(build)(jax.random.split(KEY, 2)).shape == (2, 4)
@@ -104,81 +86,6 @@ def test_sparse_has_one_trace_entry_for_each_connection() -> None:
     assert bias.trace_shape == (30,)
 
 
-# --- all ------------------------------------------------------------------------------------------
-
-LAYERS = {
-    nn.LowRankLinear: (lambda **more: nn.LowRankLinear(4, 3, 2, key=KEY, **more), normal(T, 4)),
-    nn.SparseLinear: (
-        lambda **more: nn.SparseLinear(4, 3, (ROWS, COLUMNS), key=KEY, **more),
-        normal(T, 4),
-    ),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", LAYERS)
-def test_d_rtrl_is_exact_in_front_of_a_state(kind) -> None:
-    build, xs = LAYERS[kind]
-    layer = shuffled(build())
-    report = verify(nn.Sequential([layer, Leaky(layer(xs[0]).shape)]), xs)
-    assert len(exact(report)) == len(report.rows) == parameters(layer)
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_parameters(kind) -> None:
-    build, xs = LAYERS[kind]
-    layer = build(dtype=jnp.float32)
-    x = xs[0].astype(jnp.float32)
-    assert marks(layer, x) == parameters(layer)
-    weights = jax.tree.leaves(eqx.filter(layer, eqx.is_inexact_array))
-    assert {a.dtype for a in (*weights, layer(x))} == {jnp.dtype("float32")}
-    plain = build(use_bias=False)
-    assert plain.bias is None
-    assert marks(plain, xs[0]) == parameters(layer) - 1
-    np.testing.assert_array_equal(plain(0 * xs[0]), 0)
-
-
-DENSE = {"in_features": 4, "out_features": 3}
-SPARSE = DENSE | {"connections": (ROWS, COLUMNS)}
-
-
-@pytest.mark.parametrize(
-    ("kind", "arguments", "message"),
-    [
-        (nn.LowRankLinear, DENSE | {"rank": 0}, "rank must be an integer >= 1, got 0"),
-        (nn.SparseLinear, SPARSE | {"connections": 0.0}, "connections must be .* got 0.0"),
-        (nn.SparseLinear, SPARSE | {"connections": 1.5}, "connections must be .* got 1.5"),
-        (nn.SparseLinear, SPARSE | {"connections": True}, "connections must be .* got True"),
-        (nn.SparseLinear, SPARSE | {"connections": 1e-9}, "connections has no connection"),
-        (nn.SparseLinear, SPARSE | {"connections": ([0], [4])}, r"the pair \(0, 4\), outside"),
-        (nn.SparseLinear, SPARSE | {"connections": ([-1], [0])}, r"the pair \(-1, 0\), outside"),
-        (
-            nn.SparseLinear,
-            SPARSE | {"connections": ([1, 0, 1], [2, 0, 2])},
-            r"the pair \(1, 2\) more than once",
-        ),
-        (
-            nn.SparseLinear,
-            SPARSE | {"connections": ([0, 1], [0])},
-            r"a pair of int64\[2\] and int64\[1\]",
-        ),
-        (
-            nn.SparseLinear,
-            SPARSE | {"connections": (np.ones(1), np.ones(1))},
-            "two integer arrays of one length",
-        ),
-        (
-            nn.SparseLinear,
-            SPARSE | {"connections": scipy.sparse.eye_array(4)},
-            r"a matrix of shape \(4, 4\) where \(3, 4\) is needed",
-        ),
-    ],
-)
-def test_arguments_out_of_range(kind, arguments: dict, message: str) -> None:
-    with pytest.raises(etpc.InputError, match=message):
-        kind(**arguments, key=KEY)
-
-
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32", "int64", "uint64"])
 def test_connections_of_every_integer_type(dtype):
     rows, columns = np.array([0, 3, 100, 3], dtype), np.array([7, 120, 0, 2], dtype)
@@ -190,18 +97,3 @@ def test_connections_of_every_integer_type(dtype):
     steps = np.array([1, 100, 2], dtype)
     delay = nn.Delay(3, steps)
     assert delay.init_state().shape == (100, 3)
-
-
-NORMS = [(eqx.nn.LayerNorm, 4), (eqx.nn.RMSNorm, 4), (eqx.nn.GroupNorm, 2)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "block"), NORMS)
-def test_d_rtrl_is_exact_through_norms(kind, block) -> None:
-    norm = shuffled(kind(2, 4) if kind is eqx.nn.GroupNorm else kind(4))
-    model = nn.Sequential([eqx.nn.Linear(3, 4, key=KEY), norm, Leaky((4,))])
-    report = verify(model, normal(9, 3))
-    assert len(exact(report)) == len(report.rows) == 4
-    blocks = {op.path: op.block for op in report.program.ops}
-    assert blocks[".layers[0].weight"] == block
-    assert blocks[".layers[1].weight"] == 1

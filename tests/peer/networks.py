@@ -5,6 +5,7 @@ products; called as `model(x, state)`, which is all that etpc asks for, they are
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -47,180 +48,119 @@ class Model(eqx.Module):
         return {name: jnp.zeros(size) for name, size in self.sizes.items()}
 
 
-class ALIF(Model):
+def network(**sizes: int) -> Callable[[Callable[..., tuple[Array, State]]], type[Model]]:
+    """A class of networks by its step, `(x, state, dense, *weights)`, and the sizes of its states."""
+
+    def made(step: Callable[..., tuple[Array, State]]) -> type[Model]:
+        names = list(inspect.signature(step).parameters)[3:]
+
+        def call(self: Model, x: Array, state: State, dense: Dense = plain_dense):
+            return step(x, state, dense, *(getattr(self, name) for name in names))
+
+        inside = {"__annotations__": dict.fromkeys(names, Array), "__call__": call, "sizes": sizes}
+        inside |= {"__module__": step.__module__, "__doc__": step.__doc__}
+        return type(step.__name__, (Model,), inside)
+
+    return made
+
+
+@network(v=N_HIDDEN, a=N_HIDDEN, r=N_OUT)
+def ALIF(x, state, dense, w_in, w_rec, w_out):
     """Recurrent LIF neurons with an adapting threshold."""
-
-    w_in: Array
-    w_rec: Array
-    w_out: Array
-
-    sizes = {"v": N_HIDDEN, "a": N_HIDDEN, "r": N_OUT}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        z = spike(state["v"] - 1.0 - 0.3 * state["a"])
-        a = 0.95 * state["a"] + z
-        v = 0.9 * state["v"] - z + dense("w_in", x, self.w_in) + dense("w_rec", z, self.w_rec)
-        r = 0.8 * state["r"] + dense("w_out", spike(v - 1.0 - 0.3 * a), self.w_out)
-        return r, {"v": v, "a": a, "r": r}
+    z = spike(state["v"] - 1.0 - 0.3 * state["a"])
+    a = 0.95 * state["a"] + z
+    v = 0.9 * state["v"] - z + dense("w_in", x, w_in) + dense("w_rec", z, w_rec)
+    r = 0.8 * state["r"] + dense("w_out", spike(v - 1.0 - 0.3 * a), w_out)
+    return r, {"v": v, "a": a, "r": r}
 
 
-class Conductance(Model):
+@network(g=N_HIDDEN, v=N_HIDDEN, r=N_OUT)
+def Conductance(x, state, dense, w_in, w_rec, w_out):
     """Conductance-based synapses and a membrane that reads the new conductance."""
-
-    w_in: Array
-    w_rec: Array
-    w_out: Array
-
-    sizes = {"g": N_HIDDEN, "v": N_HIDDEN, "r": N_OUT}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        z = spike(state["v"] - 1.0)
-        g = 0.7 * state["g"] + dense("w_in", x, self.w_in) + dense("w_rec", z, self.w_rec)
-        v = 0.9 * state["v"] - z + 0.2 * g * (3.0 - state["v"])
-        r = 0.8 * state["r"] + dense("w_out", spike(v - 1.0), self.w_out)
-        return r, {"g": g, "v": v, "r": r}
+    z = spike(state["v"] - 1.0)
+    g = 0.7 * state["g"] + dense("w_in", x, w_in) + dense("w_rec", z, w_rec)
+    v = 0.9 * state["v"] - z + 0.2 * g * (3.0 - state["v"])
+    r = 0.8 * state["r"] + dense("w_out", spike(v - 1.0), w_out)
+    return r, {"g": g, "v": v, "r": r}
 
 
-class RNN(Model):
+@network(h=N_HIDDEN, r=N_OUT)
+def RNN(x, state, dense, w_in, w_rec, w_out, bias):
     """Leaky tanh rate units with a bias."""
-
-    w_in: Array
-    w_rec: Array
-    w_out: Array
-    bias: Array
-
-    sizes = {"h": N_HIDDEN, "r": N_OUT}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        pre = dense("w_in", x, self.w_in) + dense("w_rec", state["h"], self.w_rec) + self.bias
-        h = 0.7 * state["h"] + 0.3 * jnp.tanh(pre)
-        r = 0.8 * state["r"] + dense("w_out", h, self.w_out)
-        return r, {"h": h, "r": r}
+    pre = dense("w_in", x, w_in) + dense("w_rec", state["h"], w_rec) + bias
+    h = 0.7 * state["h"] + 0.3 * jnp.tanh(pre)
+    r = 0.8 * state["r"] + dense("w_out", h, w_out)
+    return r, {"h": h, "r": r}
 
 
-class Vanilla(Model):
+@network(h=N_HIDDEN)
+def Vanilla(x, state, dense, w_in, w_rec, w_out):
     """A network without memory of its own: all of it is in the recurrent matrix."""
-
-    w_in: Array
-    w_rec: Array
-    w_out: Array
-
-    sizes = {"h": N_HIDDEN}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        h = jnp.tanh(dense("w_in", x, self.w_in) + dense("w_rec", state["h"], self.w_rec))
-        return dense("w_out", h, self.w_out), {"h": h}
+    h = jnp.tanh(dense("w_in", x, w_in) + dense("w_rec", state["h"], w_rec))
+    return dense("w_out", h, w_out), {"h": h}
 
 
-class Gated(Model):
+@network(h=N_HIDDEN, r=N_OUT)
+def Gated(x, state, dense, w_gate, w_cand, w_out):
     """A gated rate network whose gate reaches the state through no other weight (minimal GRU)."""
-
-    w_gate: Array
-    w_cand: Array
-    w_out: Array
-
-    sizes = {"h": N_HIDDEN, "r": N_OUT}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        xh = jnp.concatenate([x, state["h"]])
-        z = jax.nn.sigmoid(dense("w_gate", xh, self.w_gate))
-        h = (1.0 - z) * state["h"] + z * jnp.tanh(dense("w_cand", xh, self.w_cand))
-        r = 0.8 * state["r"] + dense("w_out", h, self.w_out)
-        return r, {"h": h, "r": r}
+    xh = jnp.concatenate([x, state["h"]])
+    z = jax.nn.sigmoid(dense("w_gate", xh, w_gate))
+    h = (1.0 - z) * state["h"] + z * jnp.tanh(dense("w_cand", xh, w_cand))
+    r = 0.8 * state["r"] + dense("w_out", h, w_out)
+    return r, {"h": h, "r": r}
 
 
-class LearnedLeak(Model):
+@network(v=N_HIDDEN)
+def LearnedLeak(x, state, dense, w_in, leak, threshold):
     """LIF neurons with a learned leak and threshold; no recurrent weights, the spikes are the output."""
-
-    w_in: Array
-    leak: Array
-    threshold: Array
-
-    sizes = {"v": N_HIDDEN}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        z = spike(state["v"] - self.threshold)
-        v = (
-            jax.nn.sigmoid(self.leak) * state["v"]
-            - z * self.threshold
-            + dense("w_in", x, self.w_in)
-        )
-        return spike(v - 1.0), {"v": v}
+    z = spike(state["v"] - threshold)
+    v = jax.nn.sigmoid(leak) * state["v"] - z * threshold + dense("w_in", x, w_in)
+    return spike(v - 1.0), {"v": v}
 
 
-class Cascade(Model):
+@network(a=N_HIDDEN, b=N_HIDDEN, c=N_HIDDEN)
+def Cascade(x, state, dense, w_in):
     """A filter and two states after it, each a function of the new value of the one before."""
-
-    w_in: Array
-
-    sizes = {"a": N_HIDDEN, "b": N_HIDDEN, "c": N_HIDDEN}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        a = 0.7 * state["a"] + dense("w_in", x, self.w_in)
-        b = jnp.tanh(a)
-        c = jnp.sin(b)
-        return c, {"a": a, "b": b, "c": c}
+    a = 0.7 * state["a"] + dense("w_in", x, w_in)
+    b = jnp.tanh(a)
+    c = jnp.sin(b)
+    return c, {"a": a, "b": b, "c": c}
 
 
-class GRU(Model):
+@network(h=N_HIDDEN)
+def GRU(x, state, dense, w_gate, w_reset, w_cand, w_out):
     """A GRU with a linear readout that no state follows. Its reset gate reaches the state through `w_cand`."""
-
-    w_gate: Array
-    w_reset: Array
-    w_cand: Array
-    w_out: Array
-
-    sizes = {"h": N_HIDDEN}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        xh = jnp.concatenate([x, state["h"]])
-        z = jax.nn.sigmoid(dense("w_gate", xh, self.w_gate))
-        reset = jax.nn.sigmoid(dense("w_reset", xh, self.w_reset))
-        cand = jnp.tanh(dense("w_cand", jnp.concatenate([x, reset * state["h"]]), self.w_cand))
-        h = (1.0 - z) * state["h"] + z * cand
-        return dense("w_out", h, self.w_out), {"h": h}
+    xh = jnp.concatenate([x, state["h"]])
+    z = jax.nn.sigmoid(dense("w_gate", xh, w_gate))
+    reset = jax.nn.sigmoid(dense("w_reset", xh, w_reset))
+    cand = jnp.tanh(dense("w_cand", jnp.concatenate([x, reset * state["h"]]), w_cand))
+    h = (1.0 - z) * state["h"] + z * cand
+    return dense("w_out", h, w_out), {"h": h}
 
 
-class LSTM(Model):
+@network(c=N_HIDDEN, h=N_HIDDEN)
+def LSTM(x, state, dense, w_i, w_g, w_f, w_o):
     """An LSTM, its hidden state the output; h' reads the new cell state c'."""
-
-    w_i: Array
-    w_g: Array
-    w_f: Array
-    w_o: Array
-
-    sizes = {"c": N_HIDDEN, "h": N_HIDDEN}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        xh = jnp.concatenate([x, state["h"]])
-        i, g, f, o = (dense(name, xh, getattr(self, name)) for name in ("w_i", "w_g", "w_f", "w_o"))
-        c = jax.nn.sigmoid(f + 1.0) * state["c"] + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        return h, {"c": c, "h": h}
+    xh = jnp.concatenate([x, state["h"]])
+    weights = {"w_i": w_i, "w_g": w_g, "w_f": w_f, "w_o": w_o}
+    i, g, f, o = (dense(name, xh, w) for name, w in weights.items())
+    c = jax.nn.sigmoid(f + 1.0) * state["c"] + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return h, {"c": c, "h": h}
 
 
-class Permuted(Model):
+@network(h=N_HIDDEN)
+def Permuted(x, state, dense, w_in):
     """A leaky state that is rolled by one neuron at every step; nothing is approximate about it."""
-
-    w_in: Array
-
-    sizes = {"h": N_HIDDEN}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        h = 0.9 * jnp.tanh(jnp.roll(state["h"], 1)) + dense("w_in", x, self.w_in)
-        return h, {"h": h}
+    h = 0.9 * jnp.tanh(jnp.roll(state["h"], 1)) + dense("w_in", x, w_in)
+    return h, {"h": h}
 
 
-class MeanFree(Model):
+@network(h=N_HIDDEN)
+def MeanFree(x, state, dense, w_in):
     """A leaky state from which the population mean is subtracted at every step."""
-
-    w_in: Array
-
-    sizes = {"h": N_HIDDEN}
-
-    def __call__(self, x: Array, state: State, dense: Dense = plain_dense) -> tuple[Array, State]:
-        h = 0.9 * (state["h"] - jnp.mean(state["h"])) + jnp.tanh(dense("w_in", x, self.w_in))
-        return h, {"h": h}
+    h = 0.9 * (state["h"] - jnp.mean(state["h"])) + jnp.tanh(dense("w_in", x, w_in))
+    return h, {"h": h}
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------

@@ -47,15 +47,9 @@ TREES = {
     "flattened in another order": (node("b", "a")(X, X), (".b", ".a")),
     "a private attribute": (node("_w")(X), (".w",)),
     "a private and a public attribute": (node("w", "_w")(X, Y), (".w", "._w")),
-    "two nodes, one twice": (
-        [n := node("a", "b")(X, Y), n],
-        ("[0].a", "[0].b", "[1].a", "[1].b"),
-    ),
+    "two nodes, one twice": ([n := node("a", "b")(X, Y), n], ("[0].a", "[0].b", "[1].a", "[1].b")),
     "nodes in nodes": (node("a", "b")((X, {"c": X}), X), (".a[0]", ".a[1]['c']", ".b")),
-    "a key twice": (
-        node("a", "b", keys=[ATTRIBUTE("w")] * 2)(X, Y),
-        (".w<leaf 0>", ".w<leaf 1>"),
-    ),
+    "a key twice": (node("a", "b", keys=[ATTRIBUTE("w")] * 2)(X, Y), (".w<leaf 0>", ".w<leaf 1>")),
     "a key twice, of nodes": (
         node("a", "b", keys=[ATTRIBUTE("w")] * 2)(node("c")(X), [Y]),
         (".w.c", ".w[0]"),

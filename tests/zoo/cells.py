@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from etpc.nn import MinGRU
 from tests.zoo.check import model
 
 
@@ -30,23 +31,6 @@ class NormalisedLSTM(eqx.Module):
         return h, (h, c)
 
 
-class MinGRU(eqx.Module):
-    """Feng et al., 2024: no gate reads the hidden state."""
-
-    gate: eqx.nn.Linear
-    candidate: eqx.nn.Linear
-
-    def __init__(self, inputs, size, key):
-        one, two = jax.random.split(key)
-        self.gate = eqx.nn.Linear(inputs, size, key=one)
-        self.candidate = eqx.nn.Linear(inputs, size, key=two)
-
-    def __call__(self, x, h):
-        z = jax.nn.sigmoid(self.gate(x))
-        h = (1 - z) * h + z * self.candidate(x)
-        return h, h
-
-
 class Sandwich(eqx.Module):
     """A perceptron, a cell, and another perceptron."""
 
@@ -59,7 +43,7 @@ class Sandwich(eqx.Module):
         self.before = eqx.nn.Identity()
         if encode:
             self.before = eqx.nn.MLP(2, 2, 3, 1, activation=jnp.tanh, key=one)
-        self.cell = MinGRU(2, 3, two)
+        self.cell = MinGRU(2, 3, key=two)
         self.after = eqx.nn.MLP(3, 1, 3, 1, activation=jnp.tanh, key=three)
 
     def __call__(self, x, h):
@@ -75,7 +59,7 @@ class ResidualStack(eqx.Module):
 
     def __init__(self, size, depth, key):
         self.depth = depth
-        make = lambda key: MinGRU(size, size, key)
+        make = lambda key: MinGRU(size, size, key=key)
         self.cells = eqx.filter_vmap(make)(jax.random.split(key, depth))
 
     def __call__(self, x, state):

@@ -42,8 +42,11 @@ def integers(high, *shape, seed=0, steps=T):
     return jnp.asarray(np.random.default_rng(seed).integers(0, high, (steps, *shape)), jnp.int32)
 
 
-def model(function, data=2):
-    """A class of models whose fields are the parameters that a step `function(x, state, *parameters)` names."""
+def model(function, data=2, start=None):
+    """A class of models whose fields are the parameters that a step `function(x, state, *parameters)` names.
+
+    - `start`: their initial state, if they have one of their own.
+    """
     names = list(inspect.signature(function).parameters)[data:]
 
     def call(self, *given):
@@ -51,6 +54,7 @@ def model(function, data=2):
 
     inside = {"__annotations__": dict.fromkeys(names, Any), "__call__": call}
     inside |= {"__module__": function.__module__, "__doc__": function.__doc__}
+    inside |= {} if start is None else {"init_state": lambda self: start}
     return type(function.__name__, (eqx.Module,), inside)
 
 

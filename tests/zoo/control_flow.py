@@ -67,8 +67,7 @@ def scaled(w, x):
 
 
 scaled.defvjp(
-    lambda w, x: (w @ x, (w, x)),
-    lambda given, g: (2 * jnp.outer(g, given[1]), given[0].T @ g),
+    lambda w, x: (w @ x, (w, x)), lambda given, g: (2 * jnp.outer(g, given[1]), given[0].T @ g)
 )
 
 

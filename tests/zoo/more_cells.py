@@ -59,19 +59,14 @@ def InputDependentTransition(x, h, make, enter):
     return h, h
 
 
-class Memory(eqx.Module):
+@model
+def Memory(x, memory, key, erase, add):
     """A content-addressed memory (Graves et al., 2014), with a controller that reads it."""
-
-    key: jax.Array
-    erase: jax.Array
-    add: jax.Array
-
-    def __call__(self, x, memory):
-        norm = jnp.linalg.norm(memory, axis=1) + 1e-3
-        address = jax.nn.softmax(memory @ (self.key @ x) / norm)
-        erase = jax.nn.sigmoid(self.erase @ x)
-        memory = memory * (1 - jnp.outer(address, erase)) + jnp.outer(address, self.add @ x)
-        return address @ memory, memory
+    norm = jnp.linalg.norm(memory, axis=1) + 1e-3
+    address = jax.nn.softmax(memory @ (key @ x) / norm)
+    kept = 1 - jnp.outer(address, jax.nn.sigmoid(erase @ x))
+    memory = memory * kept + jnp.outer(address, add @ x)
+    return address @ memory, memory
 
 
 @model

@@ -81,20 +81,14 @@ def LinearAttention(x, state, qkv):
     return y, (S, z)
 
 
-class DeltaRule(eqx.Module):
+@model
+def DeltaRule(x, S, qkv, beta, out):
     """DeltaNet (Schlag et al., 2021): writes what its matrix state does not yet recall."""
-
-    qkv: jax.Array
-    beta: eqx.nn.Linear
-    out: jax.Array
-
-    def __call__(self, x, S):
-        q, k, v = jnp.einsum("phdi,i->phd", self.qkv, x)
-        k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
-        beta = jax.nn.sigmoid(self.beta(x))
-        missing = v - jnp.einsum("hde,he->hd", S, k)
-        S = S + beta[:, None, None] * jnp.einsum("hd,he->hde", missing, k)
-        return jnp.einsum("ohd,hd->o", self.out, jnp.einsum("hde,he->hd", S, q)), S
+    q, k, v = jnp.einsum("phdi,i->phd", qkv, x)
+    k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+    missing = v - jnp.einsum("hde,he->hd", S, k)
+    S = S + jax.nn.sigmoid(beta(x))[:, None, None] * jnp.einsum("hd,he->hde", missing, k)
+    return jnp.einsum("ohd,hd->o", out, jnp.einsum("hde,he->hd", S, q)), S
 
 
 @model

@@ -70,6 +70,11 @@ def x3(x):
     return jnp.concatenate([x, x[:1]])
 
 
+def conv(kernel, x, padding=((1, 1),)):
+    return lax.conv_general_dilated(x[None, None], kernel, (1,), padding)[0, 0]
+
+
+FIXED = np.arange(8.0).reshape(2, 2, 2) / 8
 EXACT = {
     "logcumsum": lambda x, h, W: 0.5 * lax.cumlogsumexp(h) + W @ x,
     "interp_state": lambda x, h, W: (
@@ -110,6 +115,61 @@ EXACT = {
         ),
         jnp.zeros((2, 2)),
     ),
+    "weight_reshape_slices": lambda x, h, R: (
+        0.5 * h + (w := R.reshape(-1))[:3] * x[0] + w[3:6] * x[1] + w[::3]
+    ),
+    "weight_index_by_state": lambda x, h, R, W: (
+        0.5 * h + R[jnp.clip(jnp.floor(h[0] * 2).astype(int), 0, 2)] * x[0] + W @ x
+    ),
+    "weight_dus": lambda x, h, w: (
+        0.5 * h + lax.dynamic_update_slice(jnp.zeros(4) + x[0], w, (jnp.argmax(x),))[:3] * x[1]
+    ),
+    "nested_vmap_scan": lambda x, h, w, W: jax.vmap(
+        lambda v, w, i: lax.fori_loop(0, 3, lambda _, v: 0.5 * v + w * i, v)
+    )(h, w, W @ x),
+    "complex_inside": lambda x, h, W: 0.5 * h + (z := jnp.exp(1j * h) * (W @ x)).real + z.imag,
+    "state_einsum_fixed": (
+        lambda x, S, v, w: 0.3 * jnp.einsum("abc,bd->ad", FIXED[:, :, :1], S) + jnp.outer(v * x, w),
+        jnp.zeros((2, 3)),
+    ),
+    "fori_at_set": lambda x, h, w, W: (
+        lax.fori_loop(0, 3, lambda i, c: c.at[i].set(0.5 * c[i] + w[i] * x[0]), h) + W @ x
+    ),
+    "reduce_custom": lambda x, h, W: 0.5 * h - 0.1 * lax.reduce(h, -jnp.inf, lax.max, (0,)) + W @ x,
+    "prefix_two_params": lambda x, h, w, s, W: (
+        (a := jax.nn.sigmoid(w * s)) * h + jnp.sqrt(1 - a**2) * ((W * s) @ x)
+    ),
+    "attention_over_input": (
+        lambda x, h, W, W2: 0.5 * h + jax.nn.softmax((x @ W.T) @ h) @ (x @ W2.T),
+        *(H, normal(4, 2)),
+    ),
+    "conv_and_transpose": (
+        lambda x, h, K1: (
+            0.5 * h
+            + conv(K1, x)
+            + lax.conv_transpose(
+                x[None, None], K1, (1,), "SAME", dimension_numbers=("NCH", "OIH", "NCH")
+            )[0, 0]
+        ),
+        *(H, normal(3)),
+    ),
+    "conv_batch_group_count": (
+        lambda x, h, C3: (
+            0.5 * h
+            + lax.conv_general_dilated(
+                jnp.stack([x[:2], x[:2] * 2]), C3, (1,), [(1, 1)], batch_group_count=2
+            )[0]
+        ),
+        *(jnp.zeros((2, 4)), normal(2, 4)),
+    ),
+    "a kernel for each channel": (
+        lambda x, h, VK: 0.5 * h + jax.vmap(conv)(VK, x),
+        *(jnp.zeros((2, 4)), normal(2, 4)),
+    ),
+    "the input as kernel of a weight": (
+        lambda x, h, image: 0.5 * h + conv(x[None, None, :2], image, "VALID")[:3],
+        *(H, normal(4)),
+    ),
 }
 INEXACT = {
     "weight_squared": lambda x, h, R, W: jnp.tanh(R @ (R @ h) + W @ x),
@@ -136,28 +196,11 @@ INEXACT = {
         lambda x, S, B2: jnp.tanh(jnp.einsum("gij,gj->ig", B2, S)) + x[None],
         jnp.zeros((2, 2)),
     ),
+    "sym_rec": lambda x, h, R: jnp.tanh((R + R.T) @ h + x3(x)),
+    "conv_rec_and_in": (lambda x, h, K1: jnp.tanh(conv(K1, h) + conv(K1, x)), H, normal(3)),
+    "conv_after_conv": (lambda x, h, K1: 0.5 * h + conv(K1, conv(K1, x)), H, normal(3)),
+    "merged_B_elsewhere": lambda x, h, B, A: 0.5 * h + A @ (t := B @ x3(x)) + t[0],
 }
-
-
-@step(exact=True)
-def weight_reshape_slices(x, h, R):
-    w = R.reshape(-1)
-    h = 0.5 * h + w[:3] * x[0] + w[3:6] * x[1] + w[::3]
-    return h, h
-
-
-@step(exact=True)
-def weight_index_by_state(x, h, R, W):
-    i = jnp.clip(jnp.floor(h[0] * 2).astype(int), 0, 2)
-    h = 0.5 * h + R[i] * x[0] + W @ x
-    return h, h
-
-
-@step(exact=True)
-def weight_dus(x, h, w):
-    z = lax.dynamic_update_slice(jnp.zeros(4) + x[0], w, (jnp.argmax(x),))
-    h = 0.5 * h + z[:3] * x[1]
-    return h, h
 
 
 @step(state=jnp.eye(2) * 1.0)
@@ -167,33 +210,10 @@ def eigh_state(x, S, v):
     return w, S
 
 
-@step(exact=True)
-def nested_vmap_scan(x, h, w, W):
-    def one(v, w, i):
-        return lax.fori_loop(0, 3, lambda _, v: 0.5 * v + w * i, v)
-
-    h = jax.vmap(one)(h, w, W @ x)
-    return h, h
-
-
-@step(exact=True)
-def complex_inside(x, h, W):
-    z = jnp.exp(1j * h) * (W @ x)
-    h = 0.5 * h + z.real + z.imag
-    return h, h
-
-
 @step(exact=True, state=H.astype(complex))
 def complex_state_abs(x, z, W):
     z = 0.5 * jnp.exp(0.3j) * z / (1 + jnp.abs(z + 1)) + W @ x
     return jnp.abs(z + 1), z
-
-
-@step(exact=True, state=jnp.zeros((2, 3)))
-def state_einsum_fixed(x, S, v, w):
-    K = np.arange(8.0).reshape(2, 2, 2) / 8
-    S = 0.3 * jnp.einsum("abc,bd->ad", K[:, :, :1], S) + jnp.outer(v * x, w)
-    return S, S
 
 
 @step(exact=True, state=(H, H))
@@ -229,22 +249,6 @@ def scan_int_carry(x, h, W):
     return h, h
 
 
-@step(exact=True)
-def fori_at_set(x, h, w, W):
-    def b(i, c):
-        return c.at[i].set(0.5 * c[i] + w[i] * x[0])
-
-    h = lax.fori_loop(0, 3, b, h) + W @ x
-    return h, h
-
-
-@step(exact=True)
-def reduce_custom(x, h, W):
-    s = lax.reduce(h, -jnp.inf, lax.max, (0,))
-    h = 0.5 * h - 0.1 * s + W @ x
-    return h, h
-
-
 @step(inputs=integers(5))
 def emb_recurrent(x, h, R, E):
     h = jnp.tanh(R @ h + E[x])
@@ -255,69 +259,6 @@ def emb_recurrent(x, h, R, E):
 def overlapping_slices(x, h, R):
     h = 0.5 * h
     return h, h.at[:2].add(R[:2] @ x3(x)).at[1:].add(R[1:] @ x3(x[::-1]))
-
-
-@step()
-def sym_rec(x, h, R):
-    S = R + R.T
-    h = jnp.tanh(S @ h + x3(x))
-    return h, h
-
-
-@step(exact=True, inputs=normal(3))
-def conv_and_transpose(x, h, K1):
-    c = lax.conv_general_dilated(x[None, None], K1, (1,), [(1, 1)])[0, 0]
-    d = lax.conv_transpose(
-        x[None, None], K1, (1,), "SAME", dimension_numbers=("NCH", "OIH", "NCH")
-    )[0, 0]
-    h = 0.5 * h + c + d
-    return h, h
-
-
-@step(inputs=normal(3))
-def conv_rec_and_in(x, h, K1):
-    c = lambda x: lax.conv_general_dilated(x[None, None], K1, (1,), [(1, 1)])[0, 0]
-    h = jnp.tanh(c(h) + c(x))
-    return h, h
-
-
-@step(inputs=normal(3))
-def conv_after_conv(x, h, K1):
-    c = lambda x: lax.conv_general_dilated(x[None, None], K1, (1,), [(1, 1)])[0, 0]
-    h = 0.5 * h + c(c(x))
-    return h, h
-
-
-@step(exact=True, inputs=normal(2, 4), state=jnp.zeros((2, 4)))
-def conv_batch_group_count(x, h, C3):
-    c = lax.conv_general_dilated(
-        jnp.stack([x[:2], x[:2] * 2]), C3, (1,), [(1, 1)], batch_group_count=2
-    )[0]
-    h = 0.5 * h + c
-    return h, h
-
-
-@step(exact=True, inputs=normal(2, 4), state=jnp.zeros((2, 4)))
-def vmapped_conv_kernel(x, h, VK):
-    # a kernel for each channel by vmap
-    f = lambda k, x: lax.conv_general_dilated(x[None, None], k, (1,), [(1, 1)])[0, 0]
-    h = 0.5 * h + jax.vmap(f)(VK, x)
-    return h, h
-
-
-@step(exact=True, inputs=normal(4))
-def data_as_kernel(x, h, image):
-    # the input is the kernel, the weight is the image
-    c = lax.conv_general_dilated(image[None, None], x[None, None, :2], (1,), "VALID")[0, 0]
-    h = 0.5 * h + c[:3]
-    return h, h
-
-
-@step()
-def merged_B_elsewhere(x, h, B, A):
-    t = B @ x3(x)
-    h = 0.5 * h + A @ t + t[0]
-    return h, h
 
 
 @step()
@@ -339,21 +280,6 @@ def merged_state_between(x, s, B, A):
 def gain_twice(x, h, w, W):
     h = w * h + w * (W @ x) + w
     return w * h, h
-
-
-@step(exact=True)
-def prefix_two_params(x, h, w, s, W):
-    a = jax.nn.sigmoid(w * s)
-    h = a * h + jnp.sqrt(1 - a**2) * ((W * s) @ x)
-    return h, h
-
-
-@step(exact=True, inputs=normal(4, 2))
-def attention_over_input(x, h, W, W2):
-    k = x @ W.T
-    a = jax.nn.softmax(k @ h)
-    h = 0.5 * h + a @ (x @ W2.T)
-    return h, h
 
 
 @step(exact=True, state=(H, H))

@@ -68,11 +68,7 @@ def holds(step, model, state, exact=True, others=()):
 
 
 def leaky(drive):
-    def step(p, x, h):
-        h = 0.5 * h + drive(p, x, h)
-        return h, h
-
-    return step
+    return lambda p, x, h: (0.5 * h + drive(p, x, h),) * 2
 
 
 def positive(x):
@@ -91,11 +87,7 @@ BRANCHES = {
     ),
     "a switch": lambda p, x, h: lax.switch(
         jnp.where(x[0] > 0, 2, jnp.where(x[0] < 0, 0, 1)),
-        [
-            lambda: p * h,
-            lambda: jnp.ones(N) * p,
-            lambda: jnp.log(p * jnp.abs(x)) + h / x[0],
-        ],
+        [lambda: p * h, lambda: jnp.ones(N) * p, lambda: jnp.log(p * jnp.abs(x)) + h / x[0]],
     ),
     "a branch in a branch": lambda p, x, h: lax.cond(
         x[0] >= 0,
@@ -161,10 +153,7 @@ def test_what_depends_on_weights_alone_in_a_branch_that_is_never_taken(effective
     def drive(p, x, h):
         return lax.cond(x[0] > 50, lambda: effective(p) * x, lambda: x + 0 * p[0])
 
-    def step(m, x, h):
-        h = 0.5 * h + drive(m["p"], x, h) + m["b"] * x
-        return h, h
-
+    step = lambda m, x, h: (0.5 * h + drive(m["p"], x, h) + m["b"] * x,) * 2
     holds(step, {"p": jnp.zeros(N), "b": V}, jnp.full(N, 0.1))
 
 
@@ -243,6 +232,12 @@ def key_now(m, x, s):
     return s, s
 
 
+def normed(m, x, h):
+    """The first state is zero, where backpropagation needs no derivative of a norm."""
+    h = 0.5 * h / jnp.maximum(1.0, jnp.linalg.norm(h)) + m @ (x + 3)
+    return h, h
+
+
 def key_later(m, x, s):
     """The key is a state, and is normalised one step later."""
     s, k = s
@@ -292,6 +287,7 @@ def key_by_selection(m, x, s):
 
 ONES = jnp.ones(N)
 KEYS = {
+    "a norm of the first state": (normed, W, jnp.zeros(N)),
     "now": (key_now, W, ONES),
     "later": (key_later, W, (ONES, ONES)),
     "much later": (key_much_later, W, (ONES, ONES, ONES)),
@@ -313,11 +309,7 @@ def test_a_derivative_that_nothing_passes_through(name):
 @pytest.mark.slow
 def test_nan_that_backpropagation_meets_is_not_hidden():
     """Negative control: where the influence arrives, an infinite derivative is the gradient's."""
-
-    def step(p, x, h):
-        h = jnp.sqrt(p * x)
-        return h, h
-
+    step = lambda p, x, h: (jnp.sqrt(p * x),) * 2
     xs = jnp.zeros((4, N))
     for rule in RULES:
         program = etpc.compile(V, rule, inputs=xs[0], state=ONES, step=step)

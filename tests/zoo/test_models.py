@@ -12,6 +12,7 @@ import pytest
 from jax.experimental import sparse
 
 import etpc
+from etpc.nn import MinGRU
 from tests.helpers import spike, spike_vjp
 from tests.marks import few
 from tests.zoo import cells, control_flow, layouts, more_cells, spiking, ssm
@@ -123,7 +124,7 @@ MODELS = {
     "layer normalisation": lambda: run(
         cells.NormalisedLSTM(2, 3, KEY), state=(H + 0.1, weights(3)), exact=False
     ),
-    "MinGRU": lambda: run(cells.MinGRU(2, 3, KEY), **ALL),
+    "MinGRU": lambda: run(MinGRU(2, 3, key=KEY), **ALL),
     "perceptron after a cell": lambda: run(cells.Sandwich(KEY, encode=False)),
     "layers by scan": lambda: run(
         cells.ResidualStack(2, 2, KEY), state=jnp.zeros((2, 2)), exact=False
@@ -357,8 +358,8 @@ def test_groups_of_states():
 @pytest.mark.slow
 def test_perceptrons_around_a_cell():
     program = check(cells.Sandwich(KEY), normal(2), H)
-    assert {op.path for op in program.ops if op.exact} >= {".cell.gate.weight"}
-    assert "only through .cell.gate.weight" in program.untraced[".before.layers[0].weight"]
+    assert {op.path for op in program.ops if op.exact} >= {".cell.weight_ih"}
+    assert "only through .cell.weight_ih" in program.untraced[".before.layers[0].weight"]
 
 
 @pytest.mark.slow

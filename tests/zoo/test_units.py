@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import etpc
-from tests.zoo.check import bptt, check, normal, online
+from tests.zoo.check import bptt, check, normal, online, weights
 
 u = pytest.importorskip("saiunit")
 optax = pytest.importorskip("optax")
@@ -26,35 +26,22 @@ pytestmark = pytest.mark.slow
 INPUTS = jnp.abs(normal(2))
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_lif(recurrent):
-    model = zoo.LIF(2, 3, recurrent)
-    check(model, INPUTS, model.init_state(), exact=not recurrent, every=recurrent)
-
-
 def in_volts(y, target):
     return jnp.sum((y / (10.0 * u.mV) - target) ** 2)
 
 
 def test_coba():
     model = zoo.COBA(2, 3)
-    program = check(model, INPUTS, model.init_state(), exact=True, loss=in_volts)
+    program = check(model, INPUTS, model.init_state(), exact=True, every=True, loss=in_volts)
     assert {op.block for op in program.ops} == {1, 2}
 
 
-def test_gradients_have_the_structure_of_the_model():
+def test_gradients_have_the_structure_of_the_model_and_physical_ones_the_unit_of_physics():
     model = zoo.COBA(2, 3)
     program = etpc.compile(model, inputs=INPUTS[0])
     grads = online(program, model, INPUTS, in_volts)
     assert jax.tree.structure(grads) == jax.tree.structure(eqx.filter(model, eqx.is_array))
-    assert grads.weight.unit == u.nS
-    assert grads.reversal.unit == u.mV
-
-
-def test_the_unit_of_physics():
-    model = zoo.COBA(2, 3)
-    program = etpc.compile(model, inputs=INPUTS[0])
-    grads = online(program, model, INPUTS, in_volts)
+    assert (grads.weight.unit, grads.reversal.unit) == (u.nS, u.mV)
 
     def total(weight):
         moved = eqx.tree_at(lambda m: m.weight, model, weight)
@@ -64,10 +51,8 @@ def test_the_unit_of_physics():
             losses.append(in_volts(y, jnp.cos(2.0 * t)))
         return sum(losses)
 
-    expected = u.autograd.grad(total)(model.weight)
-    assert expected.unit == u.UNITLESS / u.nS
-    got = physical(grads).weight
-    assert got.unit == u.UNITLESS / u.nS
+    expected, got = u.autograd.grad(total)(model.weight), physical(grads).weight
+    assert expected.unit == got.unit == u.UNITLESS / u.nS
     np.testing.assert_allclose(got.to_decimal(expected.unit), expected.mantissa, rtol=1e-9)
 
 
@@ -93,7 +78,7 @@ def test_marked_quantities():
         v = v * 0.9 + (weight @ x * u.ohm).in_unit(u.mV)
         return v, v
 
-    weight = zoo.LIF(2, 3).weight
+    weight = weights(3, 2, scale=10.0) * u.mA
     program = etpc.compile(weight, inputs=INPUTS[0], state=jnp.zeros(3) * u.mV, step=step)
     assert [op.exact for op in program.ops] == [True]
     expected = bptt(weight, INPUTS, jnp.zeros(3) * u.mV, step)
@@ -102,7 +87,7 @@ def test_marked_quantities():
 
 
 def test_a_state_whose_unit_changes():
-    model = zoo.Drifting(zoo.LIF(2, 3).weight.mantissa * u.mV)
+    model = zoo.Drifting(weights(3, 2, scale=10.0) * u.mV)
     with pytest.raises(etpc.ModelError, match=r"(?s)structure of the state.*mV"):
         etpc.compile(model, inputs=INPUTS[0], state=jnp.zeros(3) * u.mV)
 

@@ -3,8 +3,6 @@
 Each model is a leaky state that is driven by one operation, unless it says otherwise.
 """
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,24 +12,18 @@ from jax import lax
 from tests.zoo.check import layer, model
 
 
-class Leaky(eqx.Module):
+@model
+def Leaky(x, h, op):
     """`h' = 0.7 h + op(x)`, `y = tanh(h')`."""
-
-    op: Callable
-
-    def __call__(self, x, h):
-        h = 0.7 * h + self.op(x)
-        return jnp.tanh(h), h
+    h = 0.7 * h + op(x)
+    return jnp.tanh(h), h
 
 
-class Rolled(eqx.Module):
+@model
+def Rolled(x, h, op):
     """`h' = tanh(op(h) + x)`."""
-
-    op: Callable
-
-    def __call__(self, x, h):
-        h = jnp.tanh(self.op(h) + x)
-        return h, h
+    h = jnp.tanh(op(h) + x)
+    return h, h
 
 
 @layer
@@ -131,12 +123,7 @@ def Mixture(x, router, experts):
     return best[0] * (experts[index[0]] @ x)
 
 
-class Marked(eqx.Module):
+@layer
+def Marked(x, weight, bias, mark):
     """`mark` is wherever the user says."""
-
-    weight: jax.Array
-    bias: jax.Array
-    mark: Callable
-
-    def __call__(self, x):
-        return self.mark(self.weight) @ x + self.bias
+    return mark(weight) @ x + bias
