@@ -34,7 +34,7 @@ TESTS = {
     "checking": 2182,
     "device": 978,
     "draw": 515,
-    "emit": 903,
+    "emit": 928,
     "fuzz": 2332,
     "interop": 2961,
     "ir": 224,
