@@ -17,7 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from ..traces import Directions, Joined, Site, Trace, bytes_of
 from ._reads import Reads
 
 
+@runtime_checkable
 class Facts(Protocol):
     """What is proved of the whole traces of a program, for all values of its parameters."""
 
