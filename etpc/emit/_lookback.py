@@ -58,7 +58,7 @@ class LookBack(Reverse):
         counted = leaving.valid.astype(self.step.dtype)
         of_all = self.cut.factors(jacobians, self.cut.data(weights, old))
         factors = [[of_feed.counting(counted) for of_feed in feeds] for feeds in of_all]
-        moves = Moves(factors, self.mover.follow(factors, traces)[0], followed, past.carried)
+        moves = Moves(factors, self.mover.follow(factors, traces), followed, past.carried)
         return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 
     def none_yet(self, state: Arrays) -> Carry:

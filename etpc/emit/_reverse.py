@@ -14,7 +14,7 @@ from ..traces import Traces
 from ._arrays import finite_where, replaced, take, widened, without_past, zeros_over
 from ._directions import Along, VirtualCredit, along
 from ._forward import Rollout, Stored
-from ._gradient import Credit
+from ._gradient import Credit, StartSignals
 from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, Span, Weights
 from ._step import StepFunctions
@@ -70,7 +70,7 @@ class Reverse(Window[UncutWindow]):
         followed = self.along(rollout, pull, traces, span.fresh)
         jacobians = self.cut.jacobians(weights, rollout.taken, span.fresh)
         factors = self.cut.factors(jacobians, self.cut.data(weights, rollout))
-        moves = Moves(factors, self.mover.follow(factors, traces)[0], followed)
+        moves = Moves(factors, self.mover.follow(factors, traces), followed)
         ends: list[Array] = []
         if followed is not None:  # else a zero would meet derivatives that may be infinite
             size = self.program.analysis.hidden.size
@@ -198,6 +198,6 @@ class WindowCredit(Credit):
             of_block = take(self.states, layout.states)
             if node.virtual and self.virtual is not None:
                 of_block = self.virtual.beside(layout, of_block)
-            site = self.program.site(node)
-            self.starts[node] = node.form.start(site, of_block, self.carries[node])
+            signals = StartSignals(node, of_block)
+            self.starts[node] = self.read(node, self.program.site(node), signals, (), None)[1]
         return self.starts[node]

@@ -31,7 +31,6 @@ from ._gradient import Credit
 from ._move import Moves
 from ._read import Sources
 from ._records import Arrays, Bars, Cotangents, Span, Weights
-from ._returned import wrong_return
 from ._window import Course, Window
 
 InputPull = Callable[[Cotangents], tuple[list[Array]]]
@@ -47,7 +46,7 @@ class CutWindow(NamedTuple):
     jacobians: Jacobians
     data: list[Array]
     paths: list[Any]
-    """What the credit of each carried trace needs of how its form followed the window."""
+    """How each trace followed the window."""
     fresh: Array
 
 
@@ -61,10 +60,10 @@ class Truncated(Window[CutWindow]):
         jacobians = self.cut.jacobians(weights, rollout.taken, span.fresh)
         outputs, read_pull, data = self.cut.read(weights, rollout)
         factors = self.cut.factors(jacobians, data)
-        followed, paths = self.mover.follow(factors, traces)
+        paths = self.mover.follow(factors, traces)
         pull = self._input_pull(weights, rollout, moving) if moving else None
         residuals = CutWindow(read_pull, pull, jacobians, data, paths, span.fresh)
-        return Course(outputs, rollout.last, Moves(factors, followed), residuals)
+        return Course(outputs, rollout.last, Moves(factors, paths), residuals)
 
     def _input_pull(self, weights: Weights, rollout: Rollout, moving: Sequence[int]) -> InputPull:
         """How the output of each step depends on the input of that step, with the old state held constant."""
@@ -138,14 +137,11 @@ class StepCredit(Credit):
         first, site = feed is node.feeds[0], self.program.site(node, feed)
         immediate = self.residuals.jacobians.immediate[self.place[feed.ops[0]]]
         signals = OpSignals(self.signals, node, feed.ops[0], immediate)
-        found: Any = node.form.credit(site, signals, self.paths[node] if first else ())
         shape = (*self.by.new[0].shape[:2], site.count)
-        if not isinstance(found, tuple) or len(found) != 2 or found[0].shape != shape:
-            wanted = f"the credit of the output, {list(shape)}, and that of the carry at the start"
-            raise wrong_return(node, "credit", found, wanted)
+        credit, start = self.read(node, site, signals, self.paths[node], shape)
         if first:
-            self.starts[node] = found[1]
-        return found[0]
+            self.starts[node] = start
+        return credit
 
     def start(self, node: TraceNode) -> Array:
         self.through(node.op, node)
@@ -155,11 +151,11 @@ class StepCredit(Credit):
         assert self.moves is not None
         states = self.program.reads.layout(node.blocks).states
         mover, credit = self.window.mover, take(self.by.new, states)
-        found = mover.read_after(node, self.moves, self.traces, credit)
+        found = mover.read_end(node, self.moves, self.traces, credit)
         if found is None:
             return None
-        self.moved[node], entries = found
-        return entries
+        self.moved[node], gradient = found
+        return gradient
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -201,6 +197,7 @@ class OpSignals:
     op: WeightOp
     immediate: Arrays
     """The compressed F of the operation."""
+    at_start: None = None
 
     @property
     def layout(self) -> Layout:

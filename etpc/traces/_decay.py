@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Inexact
 
-from ._trace import Carry, Factors, Rows, Signals, Site, Trace, zeros
+from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
 from ._transitions import paired, recurrence
 
 
@@ -44,48 +44,35 @@ class Decay(Trace):
         norm = jnp.zeros(batch, jnp.finfo(site.dtype).dtype)
         return (*zeros(batch, self.shapes(site), site.dtype), norm)
 
-    def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
-        """The carry at the end, and the values of the second factor and the normaliser after 0 to W steps."""
-        decay, real = float(self.decay), jnp.finfo(factors.immediate.dtype).dtype
-        eps_x, eps_f, norm = carry
-        eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
-        last_f, rest_f = recurrence(site.pairs, factors.transition, factors.immediate, eps_f, decay)
-        steps = factors.immediate.shape[0]
-        counted = factors.counted
+    def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Array, Array, Array]:
+        """The values of the second factor and the normaliser after 0 to W steps, and the last of the former."""
+        eps_f, norm, decay = _state_factor(site, carry), carry[2], float(self.decay)
+        last, rest = recurrence(site.pairs, factors.transition, factors.immediate, eps_f, decay)
+        steps, counted = len(rest), factors.counted
         if counted is None:
             counted = jnp.ones((steps, 1), norm.dtype)
-        powers = decay ** np.arange(steps + 1.0)
-        ages = np.arange(steps + 1)[:, None] - np.arange(1, steps + 1)
+        powers, ages = self._powers(steps), np.arange(steps + 1)[:, None] - np.arange(1, steps + 1)
         # The decay of the steps 1 to W, in columns, after 0 to W steps, in rows.
-        weights = np.where(ages >= 0, powers[np.maximum(ages, 0)], 0)
-        new = jnp.matmul(
-            jnp.asarray(weights, norm.dtype),
-            counted.astype(norm.dtype),
-            precision=lax.Precision.HIGHEST,
-        )
+        weights = jnp.asarray(np.where(ages >= 0, powers[np.maximum(ages, 0)], 0), norm.dtype)
+        new = jnp.matmul(weights, counted.astype(norm.dtype), precision=lax.Precision.HIGHEST)
         norms = jnp.asarray(powers, norm.dtype)[:, None] * norm[None] + new
-        path = jnp.concatenate([eps_f[None], rest_f]), norms
-        assert factors.x is not None
-        x = site.data(factors.x)
-        added = jnp.tensordot(
-            jnp.asarray(weights[-1], x.dtype), x, axes=1, precision=lax.Precision.HIGHEST
-        )
-        last_x = real.type(powers[-1]) * eps_x + added.reshape(eps_x.shape)
-        return (last_x, last_f.reshape(carry[1].shape), norms[-1]), path
+        return jnp.concatenate([eps_f[None], rest]), norms, last
 
-    def credit(
-        self, site: Site, signals: Signals, path: tuple[Array, Array]
-    ) -> tuple[Inexact[Array, "W B GO"], Inexact[Array, "B GO"]]:
+    def read(
+        self, site: Site, signals: Signals, path: Any, carry: Carry
+    ) -> tuple[Inexact[Array, "W B GO"] | None, Inexact[Array, "B GO"]]:
         """The credit of the output at each step, and that of the first factor at the start of the window.
 
         The gradient is `sum_t eps_x,t (L_t eps_f,t) / c_t`; credit that passes by the new states of a step is
         multiplied with the trace before it. As `eps_x` is a sum of decayed data, the credit is decayed in its
         place, backwards in time, and multiplied with the data itself.
         """
-        eps_f, norm = path  # W + 1 values each
-        old = signals.old()
+        if signals.at_start is not None:
+            credit = paired(signals.at_start, _state_factor(site, carry))
+            return None, credit / _positive(carry[2])[:, None]
+        eps_f, norm, _ = path  # W + 1 values each
         credit = paired(signals.new(), eps_f[1:]) / norm[1:, :, None]
-        old_credit = jnp.zeros_like(credit)
+        old, old_credit = signals.old(), jnp.zeros_like(credit)
         if old is not None:
             old_credit = paired(old, eps_f[:-1]) / _positive(norm[:-1])[..., None]
         decay = jnp.finfo(credit.dtype).dtype.type(self.decay)
@@ -95,18 +82,27 @@ class Decay(Trace):
             total = by_new + later
             return by_old + decay * total, total
 
-        start, credits = lax.scan(
-            back, jnp.zeros_like(credit[0]), (credit, old_credit), reverse=True
-        )
+        none = jnp.zeros_like(credit[0])
+        start, credits = lax.scan(back, none, (credit, old_credit), reverse=True)
         return credits, start
 
-    def start(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        _, eps_f, norm = carry
-        eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
-        return paired(credit, eps_f) / _positive(norm)[:, None]
-
-    def rows(self, site: Site, start: Inexact[Array, "B GO"], carry: Carry) -> list[Rows]:
+    def past(self, site: Site, start: Inexact[Array, "B GO"], carry: Carry) -> list[Rows]:
         return [(carry[0][None], start[None])]
+
+    def move(
+        self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
+    ) -> Carry:
+        (factors,), (_, norm, last) = passage.factors, path
+        assert factors.x is not None
+        x, powers = site.data(factors.x), self._powers(len(factors.x))
+        weights, real = jnp.asarray(powers[-2::-1], x.dtype), jnp.finfo(last.dtype).dtype
+        added = jnp.tensordot(weights, x, axes=1, precision=lax.Precision.HIGHEST)
+        last_x = real.type(powers[-1]) * carry[0] + added.reshape(carry[0].shape)
+        return last_x, last.reshape(carry[1].shape), norm[-1]
+
+    def _powers(self, steps: int) -> np.ndarray:
+        """Those of the decay, from 0 to the number of steps."""
+        return float(self.decay) ** np.arange(steps + 1.0)
 
     def first_data(self, site: Site, carry: Carry) -> Array:
         """`a eps_x`: with no credit of old states, that of `eps_x` is `a` times the credit of the first step."""
@@ -114,6 +110,10 @@ class Decay(Trace):
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return {"input factor": carry[0], "state factor": carry[1]}
+
+
+def _state_factor(site: Site, carry: Carry) -> Inexact[Array, "B m GO"]:
+    return carry[1].reshape(len(carry[1]), site.block, site.count)
 
 
 def _positive(norm: Array) -> Array:
