@@ -10,6 +10,7 @@ part of the model: `etpc.nn.broadcast_readout`.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -25,12 +26,9 @@ class Leaking:
 
     site: Site
     factors: Sequence[Factors]
+    xs: Sequence[Array]
     kept: float
     after: None = None
-
-    @property
-    def xs(self) -> Sequence[Array]:
-        return [factors.x for factors in self.factors if factors.x is not None]
 
     def moved(self) -> Sequence[Sequence[Array]]:
         immediate = self.factors[0].immediate
@@ -63,9 +61,7 @@ class FixedLeak(Trace):
     def follow(self, site: Site, factors: Factors, carry: Carry) -> Array:
         return factors.immediate
 
-    def read(
-        self, site: Site, signals: Signals, path: Array, carry: Carry
-    ) -> tuple[Array | None, Array]:
+    def read(self, site: Site, signals: Signals, path: Array, carry: Carry) -> Any:
         if signals.at_start is not None:
             return signals.through()
         new, old = signals.new(), signals.old()
@@ -81,10 +77,8 @@ class FixedLeak(Trace):
     def past(self, site: Site, start: Array, carry: Carry) -> Array:
         return self.inner.past(site, start, carry)
 
-    def move(
-        self, site: Site, passage: Passage, path: Array, carry: Carry, start: Array | None
-    ) -> Carry:
-        leaking = Leaking(site, passage.factors, self.kept)
+    def move(self, site: Site, passage: Passage, path: Any, carry: Carry, start: Any) -> Carry:
+        leaking = Leaking(site, passage.factors, passage.xs, self.kept)
         return self.inner.move(site, leaking, (), carry, start)
 
 
