@@ -32,7 +32,6 @@ from ._gradient import Credit
 from ._move import Moves
 from ._read import Sources
 from ._records import Arrays, Bars, Cotangents, Span, Weights
-from ._returned import wrong_return
 from ._step import StepFunctions
 from ._window import Course, Window
 
@@ -49,7 +48,7 @@ class CutWindow(NamedTuple):
     jacobians: Jacobians
     data: list[Array]
     paths: list[Any]
-    """What the credit of each carried trace needs of how its form followed the window."""
+    """How each trace followed the window."""
     first: Array
     """Whether a stream begins with each step, [W, B]."""
 
@@ -67,10 +66,10 @@ def forward(
     jacobians = window.cut.jacobians(weights, rollout.taken, first)
     outputs, read_pull, data = window.cut.read(weights, rollout)
     factors = window.cut.factors(jacobians, data, None if begins.reset is None else first)
-    followed, paths = window.mover.follow(factors, traces)
+    paths = window.mover.follow(factors, traces)
     pull = _input_pull(window.step, weights, rollout, moving) if moving else None
     residuals = CutWindow(read_pull, pull, jacobians, data, paths, first)
-    return Course(outputs, rollout.last, Moves(factors, followed), residuals)
+    return Course(outputs, rollout.last, Moves(factors, paths), residuals)
 
 
 def _input_pull(
@@ -153,14 +152,11 @@ class StepCredit(Credit):
         first, site = feed is node.feeds[0], self.program.site(node, feed)
         immediate = self.residuals.jacobians.immediate[self.place[feed.ops[0]]]
         signals = OpSignals(self.signals, node, feed.ops[0], immediate)
-        found: Any = node.form.credit(site, signals, self.paths[node] if first else ())
         shape = (*self.by.new[0].shape[:2], site.count)
-        if not isinstance(found, tuple) or len(found) != 2 or found[0].shape != shape:
-            wanted = f"the credit of the output, {list(shape)}, and that of the carry at the start"
-            raise wrong_return(node, "credit", found, wanted)
+        credit, start = self.read(node, site, signals, self.paths[node], shape)
         if first:
-            self.starts[node] = found[1]
-        return found[0]
+            self.starts[node] = start
+        return credit
 
     def first(self, past: Past) -> Array:
         added = super().first(past)
@@ -174,11 +170,11 @@ class StepCredit(Credit):
         assert self.moves is not None
         states = self.program.reads.layout(node.blocks).states
         mover, credit = self.window.mover, take(self.by.new, states)
-        found = mover.read_after(node, self.moves, self.traces, credit)
+        found = mover.read_end(node, self.moves, self.traces, credit)
         if found is None:
             return None
-        self.moved[node], entries = found
-        return entries
+        self.moved[node], gradient = found
+        return gradient
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -220,6 +216,7 @@ class OpSignals:
     op: WeightOp
     immediate: Arrays
     """The compressed F of the operation."""
+    at_start: None = None
 
     @property
     def layout(self) -> Layout:

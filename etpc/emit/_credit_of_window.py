@@ -14,7 +14,7 @@ from ..traces import Traces
 from ._arrays import finite_where, replaced, take, widened, without_past, zeros_over
 from ._directions import Along, VirtualCredit, along
 from ._forward import Rollout, Stored
-from ._gradient import Credit
+from ._gradient import Credit, StartSignals
 from ._move import Moves
 from ._records import Arrays, Bars, Cotangents, Span, Weights
 from ._window import Course, Window
@@ -69,7 +69,7 @@ def forward(
     jacobians = window.cut.jacobians(weights, rollout.taken, first)
     data = window.cut.data(weights, rollout)
     factors = window.cut.factors(jacobians, data, None if begins.reset is None else first)
-    moves = Moves(factors, window.mover.follow(factors, traces)[0], followed)
+    moves = Moves(factors, window.mover.follow(factors, traces), followed)
     ends: list[Array] = []
     if followed is not None:  # else a zero would meet derivatives that may be infinite
         size = window.program.analysis.hidden.size
@@ -207,6 +207,6 @@ class WindowCredit(Credit):
             of_block = take(self.states, layout.states)
             if node.virtual and self.virtual is not None:
                 of_block = self.virtual.beside(layout, of_block)
-            site = self.program.site(node)
-            self.starts[node] = node.form.start(site, of_block, self.carries[node])
+            signals = StartSignals(node, of_block)
+            self.starts[node] = self.read(node, self.program.site(node), signals, (), None)[1]
         return self.starts[node]

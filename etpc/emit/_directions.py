@@ -11,7 +11,7 @@ from jax import Array
 from .._jax import linear_transpose
 from ..analyse import WeightOp
 from ..ir import Layout, TraceNode, TraceProgram
-from ..traces import Carry, Directions, Passage, Traces
+from ..traces import Carry, Directions, Factors, Passage, Traces
 from ._arrays import finite_where, of_each_example, take, where_over
 
 PullStates = Callable[[Array], tuple[list[Array], list[Array]]]
@@ -130,6 +130,10 @@ class FollowedPassage:
     node: TraceNode
     block: Passage
     followed: Followed
+
+    @property
+    def factors(self) -> Sequence[Factors]:
+        return self.block.factors
 
     @property
     def xs(self) -> Sequence[Array]:

@@ -1,6 +1,7 @@
 """The gradient by the effective weights: terms of the trace program, one by one, and sums over windows."""
 
 import abc
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +11,13 @@ from jax import Array, lax
 
 from .._jax import by_parts, is_complex, promoting, result_type
 from ..analyse import WeightOp
+from ..errors import AlgorithmError
 from ..ir import After, Direct, Grads, Past, Term, Through, TraceNode, TraceProgram
-from ..traces import Carry, Joined, Rows, Site
+from ..traces import AddsToFirst, Carry, Joined, Rows, Signals, Site
 from ._arrays import joined, replaced, sum_dtype
 from ._move import computed
 from ._records import Arrays, Bars, OpCredit
-from ._returned import wrong_return
+from ._returned import checked_gradient, wrong_return
 
 
 class Gradients:
@@ -29,9 +31,7 @@ class Gradients:
         grads = bars.weights
         for credit in bars.ops:
             if credit.of_trace is not None:
-                node, entries = credit.of_trace
-                gathered = node.form.gathered(self.program.site(node), entries)
-                grads = self._with(grads, node.op, gathered)
+                grads = self._with(grads, credit.op, credit.of_trace)
             if credit.terms:
                 grads = self._with(grads, credit.op, _product(credit.op, credit.terms))
         return grads
@@ -61,7 +61,7 @@ class Credit(abc.ABC):
         self.program = program
         pairs = zip(program.traces, carries, strict=True)
         self.carries = {node: computed(program, node, carry)[1] for node, carry in pairs}
-        self._rows: dict[TraceNode, list[list[Rows]]] = {}
+        self._pasts: dict[TraceNode, Sequence[list[Rows] | Array]] = {}
 
     @abc.abstractmethod
     def start(self, node: TraceNode) -> Array:
@@ -80,28 +80,33 @@ class Credit(abc.ABC):
         raise NotImplementedError
 
     def after(self, node: TraceNode) -> Array | None:
-        """What a trace gives at the end of a window of one step, entry by entry; `None` where its form declines."""
+        """The gradient from a trace at the end of a window of one step; `None` where its form declines."""
         raise NotImplementedError
 
     def first(self, past: Past) -> Array:
         """What the past adds to the data of the first step, [B, G, I]."""
         node = past.trace
+        assert isinstance(node.form, AddsToFirst)
         added = node.form.first_data(self.program.site(node), self.carries[node])
         return by_op(node, added)[past.slot]
 
-    def rows(self, past: Past) -> list[Rows]:
-        """The pairs of data and credit that a trace gives for one of its operations."""
+    def past(self, past: Past) -> list[Rows] | Array:
+        """What a trace gives for one of its operations: pairs of data and credit, or the gradient of the weight."""
         node = past.trace
-        if node not in self._rows:
+        if node not in self._pasts:
             site = self.program.site(node)
-            rows: Any = node.form.rows(site, self.start(node), self.carries[node])
-            self._rows[node] = _checked_rows(node, site, rows)
-        return self._rows[node][past.slot]
+            found = node.form.past(site, self.start(node), self.carries[node])
+            self._pasts[node] = _checked_past(node, site, found)
+        return self._pasts[node][past.slot]
 
-    def entries(self, node: TraceNode) -> Array | None:
-        """What a trace gives entry by entry."""
-        site = self.program.site(node)
-        return node.form.entries(site, self.start(node), self.carries[node])
+    def read(self, node: TraceNode, site: Site, signals: Signals, path: Any, shape: Any) -> Any:
+        """What a trace is read by: the credit of the output, of that shape, and of the carry at the start."""
+        found: Any = node.form.read(site, signals, path, self.carries[node])
+        is_pair = isinstance(found, tuple) and len(found) == 2
+        if not is_pair or getattr(found[0], "shape", found[0]) != shape:
+            first = "`None`" if shape is None else f"the credit of the output, {list(shape)}"
+            raise wrong_return(node, "read", found, f"{first}, and that of the carry at the start")
+        return found
 
     def of_ops(self, grads: Grads) -> list[OpCredit]:
         """The gradient of each operation, term by term."""
@@ -111,7 +116,7 @@ class Credit(abc.ABC):
         credits: list[Array] = []
         rows: list[Rows] = []
         x: Array | None = None
-        of_trace: tuple[TraceNode, Array] | None = None
+        of_trace: Array | None = None
         for term in terms:
             match term:
                 case Direct():
@@ -121,15 +126,14 @@ class Credit(abc.ABC):
                     credits.append(self.through(op, trace))
                     if past is not None and x is not None:
                         x = jnp.concatenate([x[:1] + self.first(past)[None], x[1:]])
-                case Past(trace, slot):
-                    rows += self.rows(term)
-                    entries = None if slot else self.entries(trace)
-                    of_trace = None if entries is None else (trace, entries)
+                case Past():
+                    given = self.past(term)
+                    rows += given if isinstance(given, list) else []
+                    of_trace = None if isinstance(given, list) else given
                 case After(trace):
-                    entries = self.after(trace)
-                    if entries is None:
+                    of_trace = self.after(trace)
+                    if of_trace is None:
                         return self._of_op(op, self.program.grads[op])
-                    of_trace = trace, entries
         if credits:
             delta = sum((c.reshape(credits[0].shape) for c in credits[1:]), credits[0])
             rows = [(x, delta), *rows]  # pyright: ignore[reportAssignmentType]
@@ -142,20 +146,42 @@ def by_op(node: TraceNode, x: Array) -> list[Array]:
     return kind.split(x) if isinstance(kind, Joined) else [x]
 
 
-def _checked_rows(node: TraceNode, site: Site, rows: Any) -> list[list[Rows]]:
-    """The rows of a trace for each operation of its first feed."""
-    kind = site.kind
+@dataclasses.dataclass(frozen=True, eq=False)
+class StartSignals:
+    """Credit that passed back through a window uncut, as one trace sees it: an `etpc.traces.Signals`."""
+
+    node: TraceNode
+    at_start: Array
+
+    def through(self) -> tuple[None, Array]:
+        return None, self.at_start
+
+    def new(self) -> Array:
+        raise AlgorithmError(
+            f"{type(self.node.form).__name__}.read asks for the learning signals of steps, for the trace of "
+            f'{self.node.op.path}. There are none with backprop="full", where nothing is cut inside a window. Where '
+            "`signals.at_start` is not `None`, return `None`, and the credit of the carry from `signals.at_start`."
+        )
+
+    old = new
+
+
+def _checked_past(node: TraceNode, site: Site, found: Any) -> Sequence[list[Rows] | Array]:
+    """What the past of a trace gives for each operation of its first feed."""
+    ops, kind = node.feeds[0].ops, site.kind
     sizes = kind.groups * kind.inputs, site.count
-    is_right = isinstance(rows, list) and all(
+    wanted = f"a list of pairs of data, [n, B, {kind.groups}, {kind.inputs}], and credit, [n, B, {sizes[1]}]"
+    if not isinstance(found, list) and len(ops) == 1:
+        return [checked_gradient(node, "past", found, f"{wanted}, or ")]
+    is_right = isinstance(found, list) and all(
         [(*a.shape[:2], math.prod(a.shape[2:])) for a in pair]
         == [(*pair[0].shape[:2], size) for size in sizes]
-        for pair in rows
+        for pair in found
     )
     if not is_right:
-        wanted = f"a list of pairs of data, [n, B, {kind.groups}, {kind.inputs}], and credit, [n, B, {sizes[1]}]"
-        raise wrong_return(node, "rows", rows, wanted)
-    parts = [(by_op(node, x), credit) for x, credit in rows]
-    return [[(xs[n], credit) for xs, credit in parts] for n in range(len(node.feeds[0].ops))]
+        raise wrong_return(node, "past", found, wanted)
+    parts = [(by_op(node, x), credit) for x, credit in found]
+    return [[(xs[n], credit) for xs, credit in parts] for n in range(len(ops))]
 
 
 def _product(op: WeightOp, terms: Sequence[tuple[Array | None, Array] | Rows]) -> Array:

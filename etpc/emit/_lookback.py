@@ -61,7 +61,7 @@ def forward(
     jacobians = window.cut.jacobians(weights, old.taken, begins).within(leaving.valid)
     data = [where_over(leaving.valid, x) for x in window.cut.data(weights, old)]
     factors = window.cut.factors(jacobians, data, begins)
-    moves = Moves(factors, window.mover.follow(factors, traces)[0], followed, past.carried)
+    moves = Moves(factors, window.mover.follow(factors, traces), followed, past.carried)
     return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 
 

@@ -14,10 +14,20 @@ from jax import Array
 from .._jax import result_type
 from ..analyse import trace_dtype
 from ..ir import Layout, TraceNode, TraceProgram
-from ..traces import Advance, Carry, Factors, Passage, Site, Trace, Traces, suffix_products
+from ..traces import (
+    Carry,
+    Factors,
+    Move,
+    MovesTogether,
+    Passage,
+    ReadsEnd,
+    Site,
+    Traces,
+    suffix_products,
+)
 from ._directions import Along, FollowedPassage, advanced
 from ._records import Bars
-from ._returned import wrong_return
+from ._returned import checked_gradient, wrong_return
 
 Products = tuple[Callable[[Array], Array], Array]
 """The product of all transitions after each step of a window, as a function of what is added there, and the
@@ -53,8 +63,8 @@ class Moves:
 
     factors: list[list[Factors]]
     """What the window says of each feed of each trace."""
-    followed: list[Carry]
-    """Each trace, as its form followed the window."""
+    paths: list[Any]
+    """How each trace followed the window, as its form returned it."""
     along: Along | None = None
     """What the window does along the directions that are followed, if some are."""
     past: Carry | None = None
@@ -68,22 +78,20 @@ class Mover:
         self.program = program
         self._place = {node: place for place, node in enumerate(program.traces)}
         self._entered = _entered(program)
-        self._alike = _alike([node.form for node in program.traces])
+        self._together: dict[MovesTogether, list[TraceNode]] = {}
+        for node in program.traces:
+            if isinstance(node.form, MovesTogether):
+                self._together.setdefault(node.form, []).append(node)
 
-    def follow(self, factors: list[list[Factors]], traces: Traces) -> tuple[list[Carry], list[Any]]:
-        """Each trace as its form follows the window, and what its credit needs of that."""
-        carries, paths = list[Carry](), list[Any]()
-        nodes = self.program.traces
-        for node, feeds, carry in zip(nodes, factors, traces.carries, strict=True):
-            site, carry = computed(self.program, node, carry)
-            found: Any = node.form.follow(site, feeds[0], carry)
-            if not isinstance(found, tuple) or len(found) != 2:
-                raise wrong_return(node, "follow", found, "a carry and what `credit` gets")
-            carries.append(found[0])
-            paths.append(found[1])
-        return carries, paths
+    def follow(self, factors: list[list[Factors]], traces: Traces) -> list[Any]:
+        """How each trace follows the window: what its form reads it and moves it by."""
+        paths = list[Any]()
+        for node, feeds, kept in zip(self.program.traces, factors, traces.carries, strict=True):
+            site, carry = computed(self.program, node, kept)
+            paths.append(node.form.follow(site, feeds[0], carry))
+        return paths
 
-    def advance(
+    def move(
         self, moves: Moves, traces: Traces, bars: Bars | None = None, after: Array | None = None
     ) -> Traces:
         """The traces at the end of a window.
@@ -98,48 +106,45 @@ class Mover:
             credit = None if bars is None else bars.states
             followed, shared, each = advanced(directions, traces, along, credit)
         nodes = self.program.traces
-        known: dict[TraceNode, Carry] = {} if bars is None else dict(bars.moved)
-        calls: dict[TraceNode, Advance] = {}
+        calls: dict[TraceNode, Move] = {}
         passage_of = self._passages(moves.factors, after)
-        for node, carry, moved in zip(nodes, traces.carries, moves.followed, strict=True):
-            if node in known:
-                continue
+        for node, carry, path in zip(nodes, traces.carries, moves.paths, strict=True):
             passage = passage_of(node)
             if node.virtual and followed is not None:
                 passage = FollowedPassage(self.program, node, passage, followed)
             start = None if bars is None else bars.starts.get(node)
             site, carry = computed(self.program, node, carry)
-            calls[node] = Advance(site, passage, carry, moved, start)
-        for places in self._alike:
-            of_form = [nodes[place] for place in places if nodes[place] in calls]
-            if of_form:
-                together = of_form[0].form.advance_all([calls[node] for node in of_form])
-                known.update(zip(of_form, together, strict=True))
+            calls[node] = Move(site, passage, path, carry, start)
+        known: dict[TraceNode, Carry] = {}
+        for form, alike in self._together.items():
+            known.update(zip(alike, form.move_all([calls[node] for node in alike]), strict=True))
+        known.update({} if bars is None else bars.moved)
         carries = list[Carry]()
         types = lambda carry: [(a.shape, a.dtype) for a in carry]
         for node, kept in zip(nodes, traces.carries, strict=True):
-            old, new = computed(self.program, node, kept)[1], known[node]
-            if types(old) != types(new):
-                wanted = f"a carry of the shapes and dtypes of `init`, {eqx.tree_pformat(old)}"
-                method = "follow" if type(node.form).advance is Trace.advance else "advance"
-                raise wrong_return(node, method, new, wanted)
+            new = known[node] if node in known else node.form.move(*calls[node])
+            if types(calls[node].carry) != types(new):
+                text = eqx.tree_pformat(calls[node].carry)
+                wanted = f"a carry of the shapes and dtypes of `init`, {text}"
+                raise wrong_return(node, "move", new, wanted)
             carries.append(tuple(a.astype(b.dtype) for a, b in zip(new, kept, strict=True)))
         past = traces.past if moves.past is None else moves.past
         return Traces(carries, shared, each, past)
 
-    def read_after(
+    def read_end(
         self, node: TraceNode, moves: Moves, traces: Traces, credit: Array
     ) -> tuple[Carry, Array] | None:
-        """A trace at the end of a window of one step, and what it gives entry by entry; `credit` is that of its block,
+        """A trace at the end of a window of one step, and the gradient of the weight; `credit` is that of its block,
         [1, B, m, GO]. No directions are followed where windows are cut."""
+        assert isinstance(node.form, ReadsEnd)
         place = self._place[node]
+        site, carry = computed(self.program, node, traces.carries[place])
         factors = list(moves.factors)
         factors[place] = [hide_from_xla(of_feed, credit) for of_feed in factors[place]]
-        site, carry = computed(self.program, node, traces.carries[place])
-        followed = moves.followed[place]
-        new = node.form.advance(site, self._passages(factors, None)(node), carry, followed, None)
-        entries = node.form.read_after(site, credit[0], new)
-        return None if entries is None else (new, entries)
+        passage, path = self._passages(factors, None)(node), moves.paths[place]
+        new = node.form.move(site, passage, path, carry, None)
+        found = node.form.read_end(site, credit[0], new)
+        return None if found is None else (new, checked_gradient(node, "read_end", found))
 
     def _passages(
         self, factors: list[list[Factors]], after: Array | None
@@ -182,18 +187,6 @@ def hide_from_xla(factors: Factors, credit: Array) -> Factors:
     immediate = factors.immediate
     zero = jnp.minimum(jnp.isnan(credit[..., :1]).astype(jnp.int32), 0)
     return dataclasses.replace(factors, immediate=immediate + zero.astype(immediate.dtype))
-
-
-def _alike(forms: Sequence[Trace]) -> list[list[int]]:
-    """The places of forms that are equal, together."""
-    groups: list[list[int]] = []
-    for place, form in enumerate(forms):
-        group = next((g for g in groups if forms[g[0]] == form), None)
-        if group is None:
-            groups.append([place])
-        else:
-            group.append(place)
-    return groups
 
 
 def _entered(program: TraceProgram) -> dict[Layout, list[int]]:

@@ -89,8 +89,8 @@ class OpCredit(NamedTuple):
     terms: Sequence[tuple[Array | None, Array] | Rows]
     """Data and credit, [n, B, ...] each; the products are summed. There is no data where the operation is
     element-wise."""
-    of_trace: tuple[TraceNode, Array] | None
-    """A trace, and what it gives to the gradient entry by entry, if it gives something so."""
+    of_trace: Array | None
+    """The gradient of the weight from a trace, if that gives one."""
 
 
 class Bars(NamedTuple):

@@ -1,8 +1,9 @@
-"""The error for what a method of a form of trace returns, raised while a window is traced."""
+"""Errors for what a method of a form of trace returns, raised while a window is traced."""
 
 from typing import Any
 
 import equinox as eqx
+from jax import Array
 
 from ..errors import AlgorithmError
 from ..ir import TraceNode
@@ -15,4 +16,12 @@ def wrong_return(node: TraceNode, method: str, value: Any, wanted: str) -> Algor
     )
 
 
-__all__ = ["wrong_return"]
+def checked_gradient(node: TraceNode, method: str, found: Any, others: str = "") -> Array:
+    """What a method of a form returned as the gradient of the weight."""
+    shape = node.op.weight.shape
+    if getattr(found, "shape", None) == shape:
+        return found
+    raise wrong_return(node, method, found, f"{others}the gradient of the weight, {list(shape)}")
+
+
+__all__ = ["checked_gradient", "wrong_return"]

@@ -145,7 +145,7 @@ class Window(Generic[Residuals]):
         return Learned(loss, aux, grads, course.last, Moving(traces, course.moves, bars))
 
     def _moved(self, moving: Moving, last: Sequence[Array]) -> Traces:
-        return self.mover.advance(moving.moves, moving.traces, moving.bars, zero_after(*last))
+        return self.mover.move(moving.moves, moving.traces, moving.bars, zero_after(*last))
 
     def fresh_traces(self, batch: int) -> Traces:
         """The traces of a stream that begins, [B, ...]."""
@@ -191,7 +191,7 @@ def _differentiable(window: Window[Any]) -> Callable[[Weights, Span, Traces], Re
     emitted = window.emitted
 
     def finished(course: Course[Any], traces: Traces) -> Result:
-        return Result(course.outputs, course.last, window.mover.advance(course.moves, traces))
+        return Result(course.outputs, course.last, window.mover.move(course.moves, traces))
 
     @jax.custom_vjp
     @emitted

@@ -9,7 +9,18 @@ import jax
 from ..algorithms import Algorithm, Choice
 from ..analyse import WeightOp
 from ..errors import AlgorithmError, raise_together
-from ..traces import Directions, Site, Trace
+from ..traces import Directions, Settles, Site, Trace
+
+RENAMED = {
+    "advance": "`move(site, passage, path, carry, start)`, as `follow` returns the path alone",
+    "credit": "`read(site, signals, path, carry)`",
+    "start": "`read`, with `signals.at_start`",
+    "rows": "`past`",
+    "entries": "`past`, which returns the gradient of the weight",
+    "read_after": "`read_end`, which returns the gradient of the weight",
+    "window_matters": "`reduces`",
+}
+"""What has the place of what a form had in earlier versions."""
 
 
 def check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp]) -> None:
@@ -46,7 +57,7 @@ def check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp]
 
 def settled(form: Trace, site: Site, path: str) -> Trace:
     """The form that an operation gets. **Raises** `AlgorithmError` where it lacks something, with all that it lacks."""
-    found: Any = form.settle(site)
+    found: Any = form.settle(site) if isinstance(form, Settles) else form
     if not isinstance(found, Trace):
         raise AlgorithmError(
             f"{type(form).__name__}.settle returned {found!r} for {path}. Return `self`, or another form of trace."
@@ -58,7 +69,12 @@ def settled(form: Trace, site: Site, path: str) -> Trace:
 
 
 def _problems(form: Trace, site: Site) -> Iterator[str]:
-    gives = lambda *names: any(getattr(type(form), n) is not getattr(Trace, n) for n in names)
+    old = [name for name in RENAMED if hasattr(type(form), name) and name not in vars(form)]
+    if old:
+        new = "; ".join(f"{RENAMED[name]} in place of `{name}`" for name in old)
+        yield f"It is written for an earlier version. Let it have {new}."
+        return
+    gives = lambda name: getattr(type(form), name) is not getattr(Trace, name)
     exact = getattr(form, "exact", None)
     if not isinstance(exact, bool):
         yield (
@@ -68,10 +84,8 @@ def _problems(form: Trace, site: Site) -> Iterator[str]:
         )
     elif not exact and not form.left_out:
         yield "It has `exact = False`, and `left_out` does not say what it leaves out. Say it in words."
-    if not gives("follow", "advance", "advance_all"):
-        yield "It has neither `follow` nor `advance`, so that nothing moves it through a window."
-    if gives("entries", "read_after") and not gives("gathered"):
-        yield "It has `entries`, and no `gathered` to make the gradient of the weight of them."
+    if not gives("move"):
+        yield "It has no `move`, which returns the carry at the end of a window."
     if not gives("init"):
         yield "It has no `init`, which returns the carry: a tuple of arrays with a leading batch axis."
         return
@@ -79,8 +93,8 @@ def _problems(form: Trace, site: Site) -> Iterator[str]:
     if not isinstance(carry, tuple) or any(a.shape[:1] != (2,) for a in jax.tree.leaves(carry)):
         text = eqx.tree_pformat(carry, struct_as_array=True)
         yield f"`init` returns {text} for 2 examples. Let it return a tuple of arrays [2, ...]."
-    elif carry and not gives("rows", "entries"):
-        yield "It has neither `rows` nor `entries`, so that nothing of what it carries enters the gradient."
+    elif carry and not gives("past"):
+        yield "It has no `past`, so that nothing of what it carries enters the gradient."
 
 
 __all__ = ["check_choice", "settled"]

@@ -61,7 +61,7 @@ def _window(program: TraceProgram) -> WindowSpec:
     """
     algorithm, credit = program.algorithm, program.window.credit
     step_by_step = credit == "step" and not all(map(program.closed, program.traces))
-    matters = credit == "window" or any(node.form.window_matters for node in program.traces)
+    matters = credit == "window" or any(node.form.reduces for node in program.traces)
     open_ = algorithm.window == "auto"
     steps = AT_LEAST if algorithm.window == "auto" else algorithm.window
     if open_ and step_by_step:

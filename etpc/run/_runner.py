@@ -140,11 +140,10 @@ class Runner:
             old if jnp.issubdtype(old.dtype, jax.dtypes.extended) else instead(value[None], old)
             for value, old in zip(self.initial_state(parameters), state, strict=True)
         ]
-        zeroed = lambda a: instead(jnp.zeros((), a.dtype), a)
-        carries = [
-            node.form.restart(self.ir.site(node), trace, zeroed)
-            for node, trace in zip(self.ir.traces, traces.carries, strict=True)
-        ]
+        # An integer, such as a form's counter for keys, goes on.
+        is_float = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
+        zeroed = lambda a: instead(jnp.zeros((), a.dtype), a) if is_float(a) else a
+        carries = [tuple(map(zeroed, carry)) for carry in traces.carries]
         begun = self.window.fresh_each(fresh.shape[0])
         each = tuple(map(instead, begun, traces.each))
         past = traces.past

@@ -11,11 +11,15 @@ from ._low_rank import LowRank
 from ._pairs import DENSE_UP_TO, Pairs, every_pair
 from ._pieces import zero_after
 from ._trace import (
-    Advance,
+    AddsToFirst,
     Carry,
     Factors,
+    Move,
+    MovesTogether,
     Passage,
+    ReadsEnd,
     Rows,
+    Settles,
     Signals,
     Site,
     Trace,
@@ -28,7 +32,7 @@ from ._transitions import apply_back, paired, suffix_products, times
 
 __all__ = [
     "DENSE_UP_TO",
-    "Advance",
+    "AddsToFirst",
     "Carry",
     "CreditSubspace",
     "Decay",
@@ -39,9 +43,13 @@ __all__ = [
     "Holomorphic",
     "Joined",
     "LowRank",
+    "Move",
+    "MovesTogether",
     "Pairs",
     "Passage",
+    "ReadsEnd",
     "Rows",
+    "Settles",
     "Signals",
     "Site",
     "Trace",

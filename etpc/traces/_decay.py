@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Inexact
 
-from ._trace import Carry, Factors, Rows, Signals, Site, Trace, zeros
+from ._trace import Carry, Factors, Passage, Rows, Signals, Site, Trace, zeros
 from ._transitions import paired, recurrence
 
 
@@ -44,39 +44,31 @@ class Decay(Trace):
         norm = jnp.zeros(batch, jnp.finfo(site.dtype).dtype)
         return (*zeros(batch, self.shapes(site), site.dtype), norm)
 
-    def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
-        """The carry at the end, and the values of the second factor and the normaliser after 0 to W steps."""
-        decay, real = float(self.decay), jnp.finfo(factors.immediate.dtype).dtype
-        eps_x, eps_f, norm = carry
-        eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
-        last_f, rest_f = recurrence(site.pairs, factors.transition, factors.immediate, eps_f, decay)
-        powers, weights = _decays(decay, len(factors.immediate), factors.begins)
-        norms = jnp.asarray(powers, norm.dtype) * norm[None] + jnp.asarray(
-            weights.sum(1), norm.dtype
-        )
-        path = jnp.concatenate([eps_f[None], rest_f]), norms, factors.begins
-        assert factors.x is not None
-        x = site.data(factors.x)
-        products = "sb,sb...->b..." if weights.shape[-1] > 1 else "sz,sb...->b..."
-        last = jnp.asarray(weights[-1], x.dtype)
-        added = jnp.einsum(products, last, x, precision=lax.Precision.HIGHEST)
-        kept = jnp.asarray(powers[-1], real).reshape(-1, *[1] * (eps_x.ndim - 1))
-        last_x = kept * eps_x + added.reshape(eps_x.shape)
-        return (last_x, last_f.reshape(carry[1].shape), norms[-1]), path
+    def follow(self, site: Site, factors: Factors, carry: Carry) -> Any:
+        """The values of the second factor and the normaliser after 0 to W steps, the last of the former, and where
+        streams begin."""
+        eps_f, norm, decay = _state_factor(site, carry), carry[2], float(self.decay)
+        last, rest = recurrence(site.pairs, factors.transition, factors.immediate, eps_f, decay)
+        powers, weights = _decays(decay, len(rest), factors.begins)
+        new = jnp.asarray(weights.sum(1), norm.dtype)
+        norms = jnp.asarray(powers, norm.dtype) * norm[None] + new
+        return jnp.concatenate([eps_f[None], rest]), norms, last, factors.begins
 
-    def credit(
-        self, site: Site, signals: Signals, path: tuple[Array, Array, Array | None]
-    ) -> tuple[Inexact[Array, "W B GO"], Inexact[Array, "B GO"]]:
+    def read(
+        self, site: Site, signals: Signals, path: Any, carry: Carry
+    ) -> tuple[Inexact[Array, "W B GO"] | None, Inexact[Array, "B GO"]]:
         """The credit of the output at each step, and that of the first factor at the start of the window.
 
         The gradient is `sum_t eps_x,t (L_t eps_f,t) / c_t`; credit that passes by the new states of a step is
         multiplied with the trace before it. As `eps_x` is a sum of decayed data, the credit is decayed in its
         place, backwards in time, and multiplied with the data itself.
         """
-        eps_f, norm, begins = path  # W + 1 values of the first two
-        old = signals.old()
+        if signals.at_start is not None:
+            credit = paired(signals.at_start, _state_factor(site, carry))
+            return None, credit / _positive(carry[2])[:, None]
+        eps_f, norm, _, begins = path  # W + 1 values of the first two
         credit = paired(signals.new(), eps_f[1:]) / norm[1:, :, None]
-        old_credit = jnp.zeros_like(credit)
+        old, old_credit = signals.old(), jnp.zeros_like(credit)
         if old is not None:
             old_credit = paired(old, eps_f[:-1]) / _positive(norm[:-1])[..., None]
         decay = jnp.finfo(credit.dtype).dtype.type(self.decay)
@@ -85,21 +77,32 @@ class Decay(Trace):
             by_new, by_old, begins = step
             total = by_new + later
             earlier = by_old + decay * total
-            if begins is not None:
-                earlier = jnp.where(begins[:, None], 0, earlier)
-            return earlier, total
+            return earlier if begins is None else jnp.where(begins[:, None], 0, earlier), total
 
-        steps = credit, old_credit, begins
-        start, credits = lax.scan(back, jnp.zeros_like(credit[0]), steps, reverse=True)
+        none = jnp.zeros_like(credit[0])
+        start, credits = lax.scan(back, none, (credit, old_credit, begins), reverse=True)
         return credits, start
 
-    def start(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        _, eps_f, norm = carry
-        eps_f = eps_f.reshape(eps_f.shape[0], site.block, site.count)
-        return paired(credit, eps_f) / _positive(norm)[:, None]
-
-    def rows(self, site: Site, start: Inexact[Array, "B GO"], carry: Carry) -> list[Rows]:
+    def past(self, site: Site, start: Inexact[Array, "B GO"], carry: Carry) -> list[Rows]:
         return [(carry[0][None], start[None])]
+
+    def move(
+        self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
+    ) -> Carry:
+        (factors,), (_, norm, last, begins) = passage.factors, path
+        assert factors.x is not None
+        x = site.data(factors.x)
+        powers, weights = _decays(float(self.decay), len(x), begins)
+        last_weights = jnp.asarray(weights[-1], x.dtype)
+        highest = lax.Precision.HIGHEST
+        if begins is None:
+            added = jnp.tensordot(last_weights[:, 0], x, axes=1, precision=highest)
+        else:
+            added = jnp.einsum("sb,sb...->b...", last_weights, x, precision=highest)
+        kept = jnp.asarray(powers[-1], jnp.finfo(last.dtype).dtype)
+        last_x = kept.reshape(-1, *[1] * (carry[0].ndim - 1)) * carry[0]
+        last_x += added.reshape(carry[0].shape)
+        return last_x, last.reshape(carry[1].shape), norm[-1]
 
     def first_data(self, site: Site, carry: Carry) -> Array:
         """`a eps_x`: with no credit of old states, that of `eps_x` is `a` times the credit of the first step."""
@@ -107,6 +110,10 @@ class Decay(Trace):
 
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         return {"input factor": carry[0], "state factor": carry[1]}
+
+
+def _state_factor(site: Site, carry: Carry) -> Inexact[Array, "B m GO"]:
+    return carry[1].reshape(len(carry[1]), site.block, site.count)
 
 
 def _decays(decay: float, steps: int, begins: Bool[Array, "W B"] | None) -> tuple[Any, Any]:

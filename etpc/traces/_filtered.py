@@ -14,7 +14,7 @@ from .._jax import by_parts
 from ..ops import summed
 from ._full import Full
 from ._pairs import grouped
-from ._trace import Carry, Factors, Rows, Site, Trace, zeros
+from ._trace import Carry, Passage, Rows, Site, Trace, zeros
 from ._transitions import apply, suffix_products
 
 FEW = 8
@@ -34,7 +34,6 @@ class Filtered(Trace):
     uniform: bool = False
     """Whether all outputs of all groups have equal transitions."""
     exact = True
-    start_alone = True
 
     @property
     def held(self) -> str:
@@ -68,15 +67,17 @@ class Filtered(Trace):
     def init(self, site: Site, batch: int) -> Carry:
         return zeros(batch, self.shapes(site), site.dtype)
 
-    def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
-        """The carry at the end of the window."""
-        first, transition = self.first.reshape(-1), factors.transition
+    def move(
+        self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
+    ) -> Carry:
+        (factors,), first = passage.factors, self.first.reshape(-1)
+        transition = factors.transition
         if transition.shape[-1] > 1:
             transition = transition[..., first[:1] if self.uniform else first]
         added = factors.immediate[..., first].astype(site.dtype)
         assert factors.x is not None
         last = self._at_end(site, transition, added, site.data(factors.x), carry[0])
-        return (last.astype(site.dtype),), ()
+        return (last.astype(site.dtype),)
 
     def _at_end(
         self,
@@ -116,27 +117,17 @@ class Filtered(Trace):
         by_input = filtered.reshape(-1, m, inputs, g * k).swapaxes(1, 2)
         return apply(site.pairs, transition[:, None], by_input).swapaxes(1, 2)
 
-    def rows(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
-        """With one class: the filtered inputs, and the credit of their place in the block."""
-        if self.per_group > 1:
-            return []
-        data = self._data(site, carry)[..., 0]  # [B, m, I, G]
-        return [(data.transpose(1, 0, 3, 2), start.swapaxes(0, 1))]
-
-    def entries(
-        self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry
-    ) -> Inexact[Array, "G I O"] | None:
-        """With several classes: the gradient, a product of matrices for each class."""
+    def past(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows] | Array:
+        """With one class: the filtered inputs, and the credit of their place in the block. With several: the gradient,
+        a product of matrices for each class."""
+        data = self._data(site, carry)
         if self.per_group == 1:
-            return None
-        data, (outputs, place) = self._data(site, carry), self._members
+            return [(data[..., 0].transpose(1, 0, 3, 2), start.swapaxes(0, 1))]
+        outputs, place = self._members
         credit = jnp.where(outputs >= 0, start[..., outputs], jnp.zeros((), start.dtype))
         of_class = summed("bmigk,bmgkn->gikn", data, credit, precision=lax.Precision.HIGHEST)
         by_place = of_class.reshape(*of_class.shape[:2], -1)
-        return jnp.take_along_axis(by_place, place[:, None], 2)
-
-    def gathered(self, site: Site, entries: Inexact[Array, "G I O"]) -> Array:
-        return site.kind.gather(entries)
+        return site.kind.gather(jnp.take_along_axis(by_place, place[:, None], 2))
 
     @cached_property
     def _places(self) -> np.ndarray:

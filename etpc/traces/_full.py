@@ -1,7 +1,7 @@
 """The whole eligibility trace: one entry for every use of a weight and every block state."""
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,6 @@ class Full(Trace):
 
     as_complex: bool = False
     exact = True
-    start_alone = True
 
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         kind = site.kind
@@ -58,39 +57,17 @@ class Full(Trace):
         is_dense = site.factored and site.kind.links is None
         return site.block == 2 and is_dense and jnp.issubdtype(site.dtype, jnp.floating)
 
-    def same(self, site: Site) -> Hashable:
-        return getattr(site.kind, "uses", None)  # a kind may leave it out
+    def past(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
+        return _gathered(site, over_examples(carry[0], _spread(site, start), _states(site)))
 
-    def entries(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        return over_examples(carry[0], _spread(site, start), self._states(site))
-
-    def read_after(
-        self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry
-    ) -> Array | None:
+    def read_end(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array | None:
         if self.as_complex and len(credit) == 1:
             return None  # XLA would compute the parts of a complex number a second time where they are read
         signal = _spread(site, credit)
-        return over_examples(carry[0], signal, self._states(site), at_each_step=True)
+        return _gathered(site, over_examples(carry[0], signal, _states(site), at_each_step=True))
 
-    def _states(self, site: Site) -> int | None:
-        """The axis of block states in what is multiplied with the trace, if there is one."""
-        return 1 + len(site.group) if site.block > 1 else None
-
-    def gathered(self, site: Site, entries: Array) -> Array:
-        kind = site.kind
-        g, i, o = kind.groups, kind.inputs, kind.outputs
-        if kind.links is not None:
-            return kind.gather(entries.reshape(g, -1))
-        entries = entries.reshape(g, *_ordered(site, i, o))
-        return kind.gather(entries.swapaxes(1, 2) if _inputs_last(site) else entries)
-
-    def advance(
-        self,
-        site: Site,
-        passage: Passage,
-        carry: Carry,
-        followed: Carry,
-        start: Array | None,
+    def move(
+        self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
     ) -> Carry:
         (eps,) = carry
         if not site.factored:
@@ -239,6 +216,21 @@ def _spread(site: Site, start: Inexact[Array, "B m GO"]) -> Array:
         return start.reshape(batch, *site.group, *site.states, -1)
     plane = _ordered(site, 1, kind.outputs)
     return start.reshape(batch, *site.group, *site.states, *plane)
+
+
+def _states(site: Site) -> int | None:
+    """The axis of block states in what is multiplied with the trace, if there is one."""
+    return 1 + len(site.group) if site.block > 1 else None
+
+
+def _gathered(site: Site, entries: Array) -> Array:
+    """The gradient of the weight from that of each entry of the trace."""
+    kind = site.kind
+    g, i, o = kind.groups, kind.inputs, kind.outputs
+    if kind.links is not None:
+        return kind.gather(entries.reshape(g, -1))
+    entries = entries.reshape(g, *_ordered(site, i, o))
+    return kind.gather(entries.swapaxes(1, 2) if _inputs_last(site) else entries)
 
 
 __all__ = ["Full"]

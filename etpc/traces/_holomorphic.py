@@ -1,14 +1,15 @@
 """The whole trace of complex weights in complex states, as derivatives by complex numbers."""
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
 from ._full import Full
-from ._trace import Carry, Passage, Site, Trace
+from ._trace import Carry, Factors, Passage, Site, Trace
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,6 +24,10 @@ class ComplexPassage:
     site: Site
     real: tuple[int, ...]
     imaginary: tuple[int, ...]
+
+    @property
+    def factors(self) -> Sequence[Factors]:
+        return self.block.factors
 
     @property
     def xs(self) -> Sequence[Array]:
@@ -79,7 +84,6 @@ class Holomorphic(Trace):
     """The places of the imaginary parts of the same states, in the same order."""
     inner: Full = dataclasses.field(default=Full(), repr=False)
     exact = True
-    start_alone = True
 
     @property
     def held(self) -> str:
@@ -89,25 +93,17 @@ class Holomorphic(Trace):
         """The operation, with a block of complex states."""
         return dataclasses.replace(site, block=len(self.real), transitions=None)
 
-    def same(self, site: Site) -> Hashable:
-        return self.inner.same(site)
-
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         return self.inner.shapes(self._complex(site))
 
     def init(self, site: Site, batch: int) -> Carry:
         return self.inner.init(self._complex(site), batch)
 
-    def entries(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        return self.inner.entries(self._complex(site), self._joined(start), carry)
+    def past(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> Array:
+        return self.inner.past(self._complex(site), self._joined(start), carry)
 
-    def gathered(self, site: Site, entries: Array) -> Array:
-        return self.inner.gathered(site, entries)
-
-    def read_after(
-        self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry
-    ) -> Array | None:
-        return self.inner.read_after(self._complex(site), self._joined(credit), carry)
+    def read_end(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array | None:
+        return self.inner.read_end(self._complex(site), self._joined(credit), carry)
 
     def _joined(self, credit: Inexact[Array, "B m GO"]) -> Array:
         """The credit of complex states, from that of their parts."""
@@ -119,16 +115,11 @@ class Holomorphic(Trace):
         (trace,) = carry
         return {"trace": jnp.stack([trace.real, trace.imag], len(site.group))}
 
-    def advance(
-        self,
-        site: Site,
-        passage: Passage,
-        carry: Carry,
-        followed: Carry,
-        start: Array | None,
+    def move(
+        self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
     ) -> Carry:
         of_complex = ComplexPassage(passage, site, self.real, self.imaginary)
-        return self.inner.advance(self._complex(site), of_complex, carry, followed, start)
+        return self.inner.move(self._complex(site), of_complex, path, carry, start)
 
 
 __all__ = ["Holomorphic"]

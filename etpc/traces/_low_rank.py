@@ -13,7 +13,7 @@ from jaxtyping import Inexact
 
 from ._full import Full
 from ._modes import combined, diagonal, leading
-from ._trace import Advance, Carry, Passage, Rows, Site, Trace, zeros
+from ._trace import Carry, Move, Passage, Rows, Site, Trace, zeros
 from ._transitions import apply, paired
 
 
@@ -27,7 +27,7 @@ class LowRank(Trace):
 
     rank: int
     exact = False
-    window_matters = True
+    reduces = True
 
     @property
     def left_out(self) -> str:
@@ -58,7 +58,7 @@ class LowRank(Trace):
     def init(self, site: Site, batch: int) -> Carry:
         return zeros(batch, self.shapes(site), site.dtype)
 
-    def rows(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
+    def past(self, site: Site, start: Inexact[Array, "B m GO"], carry: Carry) -> list[Rows]:
         """The left modes, and their credit `lambda_0 b`."""
         a, b = carry[:2]
         b = b.reshape(b.shape[0], -1, site.block, site.count)
@@ -85,18 +85,13 @@ class LowRank(Trace):
         pairs = lax.dynamic_update_slice(pairs, old.astype(b.dtype), (0, 0, 0, 0))
         return a, pairs.reshape(*pairs.shape[:3], g, o)
 
-    def advance(
-        self,
-        site: Site,
-        passage: Passage,
-        carry: Carry,
-        followed: Carry,
-        start: Array | None,
+    def move(
+        self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
     ) -> Carry:
-        (result,) = self.advance_all([Advance(site, passage, carry, followed, start)])
+        (result,) = self.move_all([Move(site, passage, path, carry, start)])
         return result
 
-    def advance_all(self, calls: Sequence[Advance]) -> list[Carry]:
+    def move_all(self, calls: Sequence[Move]) -> list[Carry]:
         """Add the factor pairs of a window to those of each trace, and keep the leading modes.
 
         All Q pairs together are `A B^T`. The span of its R leading left modes is found as `A c` by
@@ -128,7 +123,7 @@ class LowRank(Trace):
 
     def _projected(
         self,
-        call: Advance,
+        call: Move,
         pairs: "_Pairs",
         c: Inexact[Array, "Q R n"],
         image: Inexact[Array, "Q R n"],

@@ -5,7 +5,7 @@ hands over, a block's outputs are flat, G * O.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -91,6 +91,12 @@ class Factors:
 class Signals(Protocol):
     """The learning signals of a window, as one weight operation sees them."""
 
+    @property
+    def at_start(self) -> Inexact[Array, "B m GO"] | None:
+        """The credit of the block at the start of a window in which nothing is cut, `backprop="full"`. Steps have no
+        signals of their own there, so that neither `new` nor `old` may be called. `None` in windows that are cut."""
+        ...
+
     def new(self) -> Inexact[Array, "W B m GO"]:
         """The learning signal L: the credit of the new states of the block of each output, at each step."""
         ...
@@ -100,9 +106,9 @@ class Signals(Protocol):
         such path."""
         ...
 
-    def through(self) -> tuple[Inexact[Array, "W B GO"], Inexact[Array, "B m GO"]]:
+    def through(self) -> tuple[Inexact[Array, "W B GO"] | None, Inexact[Array, "B m GO"]]:
         """All signals of the window, passed back through the cut steps: the credit of the operation's
-        output at each step, and of its block at the start of the window."""
+        output at each step, and of its block at the start of the window. `None` and `at_start` where nothing is cut."""
         ...
 
 
@@ -110,17 +116,22 @@ class Signals(Protocol):
 class Passage(Protocol):
     """A window, as it moves one trace, `eps_W = whole eps_0 + sum_t moved_t x_t`.
 
-    A trace is moved by the first three alone. So a form with other transitions wraps the passage in one that
-    gives its own.
+    [`Full`][etpc.algorithms.Full] is moved by `xs`, `moved` and `whole` alone. So a form with other transitions wraps
+    the passage in one that gives its own.
     """
 
     @property
+    def factors(self) -> Sequence[Factors]:
+        """What the window says of each use of the weight that the trace is for."""
+        ...
+
+    @property
     def xs(self) -> Sequence[Inexact[Array, "W B G I"]]:
-        """The data of each operation that the trace is for; none where the operations have no data."""
+        """The data of each use; none where the operations have no data."""
         ...
 
     def moved(self) -> Sequence[Sequence[Inexact[Array, "W B _ GO"]]]:
-        """What each operation adds at each step, moved on to the end of the window, `(prod_{after t} D) F_t`.
+        """What each use adds at each step, moved on to the end of the window, `(prod_{after t} D) F_t`.
 
         It is in one or two parts along the states of the block, as XLA is slow to join them.
         """
@@ -137,22 +148,23 @@ class Passage(Protocol):
         ...
 
 
-class Advance(NamedTuple):
-    """The arguments of `Trace.advance`."""
+class Move(NamedTuple):
+    """What `Trace.move` is called with, for one trace."""
 
     site: Site
     passage: Passage
+    path: Any
     carry: Carry
-    followed: Carry
     start: Array | None
 
 
 class Trace:
-    """The form of a trace: frozen data, and the methods that the compiler calls.
+    """The form of a trace: frozen data, and five methods that the compiler calls.
 
-    A form gives `exact`, `init`, `advance` or `follow`, and of the other methods those that differ. For each
-    window the compiler calls `follow`, before any credit is known; `credit`; `rows` and `entries`, for what the past
-    gives; and `advance`. [Extending](../extend.md#a-form-of-trace) has a table.
+    A form gives `exact`, `init`, `past` and `move`, and of the others those that differ. For each window the compiler
+    calls `follow`, before any credit is known, then `read`, `past` and `move`. What only some forms can do are
+    protocols of one method each: `ReadsEnd`, `AddsToFirst`, `MovesTogether` and `Settles`.
+    [Extending](../extend.md#a-form-of-trace) has tables.
 
     A class that gives `exact` is final, as its methods belong together: a form that builds upon another one holds it
     as a field, and calls it.
@@ -160,14 +172,10 @@ class Trace:
 
     exact: bool
     """Whether the form leaves nothing out."""
-    start_alone: bool = False
-    """Whether the trace is only read at the start of a window, where it is multiplied with the credit of its block.
-    Then states whose influence ends with the step are left out of the blocks."""
-    window_matters: bool = False
-    """Whether the gradient that this form gives depends on the window."""
+    reduces: bool = False
+    """Whether the trace is reduced after each window, so that the gradient depends on how long these are."""
     joins: bool = False
-    """Whether products that are added up may have one trace, with their data side by side: the form gives nothing as
-    `entries`."""
+    """Whether products that are added up may have one trace, with their data side by side: `past` gives rows."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -196,102 +204,82 @@ class Trace:
         """What the trace of one example holds, in words."""
         return "one entry for each use and state"
 
-    def settle(self, site: Site) -> "Trace":
-        """The form that this operation gets in place of this one, such as `Full` where that is no larger."""
-        return self
-
-    def init(self, site: Site, batch: int) -> Carry:
-        """The carry at the start of a stream. Memory, printing and checkpoints follow from it."""
-        raise NotImplementedError
-
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         """The shapes of the arrays that hold the trace of one example, as the printed program shows them."""
         return tuple(a.shape[1:] for a in jax.eval_shape(lambda: self.init(site, 1)))
 
-    def same(self, site: Site) -> Hashable:
-        """Two operations on one weight with the same blocks share a trace, which is the sum of both, where
-        this is equal and not `None`. A form with a `follow` of its own shares none."""
-        return None
-
-    def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Any]:
-        """The carry at the end of the window, as far as it is known before the credit, and what `credit` needs."""
-        return carry, ()
-
-    def credit(self, site: Site, signals: Signals, path: Any) -> tuple[Array, Array]:
-        """The credit of the output at each step, [W, B, G * O], which is multiplied with the data of that
-        step; and the credit of the carry at the start of the window."""
-        return signals.through()
-
-    def start(self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry) -> Array:
-        """The credit of the carry from the credit of the block states, both at the start of a window.
-
-        It is called in place of `credit` in windows with `backprop="full"`.
-        """
-        return credit
-
-    def rows(self, site: Site, start: Array, carry: Carry) -> list[Rows]:
-        """What the past gives to the gradient, as pairs of data and credit."""
-        return []
-
-    def first_data(self, site: Site, carry: Carry) -> Array:
-        """What the past adds to the data of the first step of a window, [B, G, I].
-
-        With `backprop="cut"` it is asked for in place of `rows` where no path leads past the new states to the output,
-        neither from old states nor from the operation. Then `credit` is the only credit that the data of a step is
-        multiplied with. A form without it is asked for `rows`.
-        """
-        raise NotImplementedError
-
-    def read_after(
-        self, site: Site, credit: Inexact[Array, "B m GO"], carry: Carry
-    ) -> Array | None:
-        """The whole gradient as `entries` give it, from the carry at the end of a window of one step and the credit of
-        the new states; `None` where the carry is to be read at the start.
-
-        It is asked for in place of `entries` and `rows` where no path leads past the new states to the output.
-        """
-        return None
-
-    def entries(self, site: Site, start: Array, carry: Carry) -> Array | None:
-        """What the past gives to the gradient, for each entry of the trace, in the order of the trace."""
-        return None
-
-    def gathered(self, site: Site, entries: Array) -> Array:
-        """The gradient of the weight from `entries`."""
-        raise NotImplementedError
-
-    def advance(
-        self,
-        site: Site,
-        passage: Passage,
-        carry: Carry,
-        followed: Carry,
-        start: Array | None,
-    ) -> Carry:
-        """The carry at the end of a window.
-
-        - `passage`: the window, as it moves this trace.
-        - `followed`: the carry as `follow` returned it.
-        - `start`: the credit of the carry, where that is known, else `None`.
-
-        Where a form has a `follow` and no `advance`, the carry is as `follow` returned it.
-        """
-        if type(self).follow is Trace.follow:
-            raise NotImplementedError
-        return followed
-
-    def advance_all(self, calls: Sequence[Advance]) -> list[Carry]:
-        """`advance` for the traces of one program whose forms are equal to this one. A form may override it, to
-        compute together what they have in common."""
-        return [self.advance(*call) for call in calls]
-
-    def restart(self, site: Site, carry: Carry, fresh: Callable[[Array], Array]) -> Carry:
-        """The carry after some examples began a new stream; `fresh` sets an array to zero in these."""
-        return tuple(map(fresh, carry))
-
     def shown(self, site: Site, carry: Carry) -> dict[str, Array]:
         """The arrays that pictures show, by name, of the trace of one example: `carry` has no batch axis."""
         return {"trace": carry[0]}
+
+    def init(self, site: Site, batch: int) -> Carry:
+        """The carry at the start of a stream. Memory, printing and checkpoints follow from it. For examples that begin
+        a new stream its floats are set to zero; integers, such as a counter, go on."""
+        raise NotImplementedError
+
+    def follow(self, site: Site, factors: Factors, carry: Carry) -> Any:
+        """The path, which is what `read` and `move` share: what they need of the way through the window."""
+        return ()
+
+    def read(
+        self, site: Site, signals: Signals, path: Any, carry: Carry
+    ) -> tuple[Array | None, Array]:
+        """The credit of the output at each step, [W, B, G * O], which is multiplied with the data of that
+        step; and the credit of the carry at the start of the window.
+
+        With `signals.at_start` there are no steps: the path is empty, and the first is `None`.
+        """
+        return signals.through()
+
+    def past(self, site: Site, start: Array, carry: Carry) -> list[Rows] | Array:
+        """What the carry at the start of the window gives to the gradient, from its credit: pairs of data and credit,
+        or the gradient of the weight itself."""
+        return []
+
+    def move(
+        self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
+    ) -> Carry:
+        """The carry at the end of the window, from that at its start and from its credit, where that is known."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class ReadsEnd(Protocol):
+    """A form whose whole gradient can be read from the carry at the end of a window of one step."""
+
+    def read_end(self, site: Site, credit: Array, carry: Carry) -> Array | None:
+        """The gradient of the weight, from the credit [B, m, G * O] of the new states. It takes the place of `read` and
+        `past` where no path leads past the new states to the output; `None` where the carry is to be read at the start.
+        """
+        ...
+
+
+@runtime_checkable
+class AddsToFirst(Protocol):
+    """A form whose past is data with the credit of the first step."""
+
+    def first_data(self, site: Site, carry: Carry) -> Array:
+        """What the past adds to the data of the first step of a window, [B, G, I]. It takes the place of `past` where
+        no path leads past the new states to the output."""
+        ...
+
+
+@runtime_checkable
+class MovesTogether(Protocol):
+    """A form that computes together what the moves of several traces have in common."""
+
+    def move_all(self, calls: Sequence[Move]) -> list[Carry]:
+        """`Trace.move` for the traces of one program whose forms are equal to this one."""
+        ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """A form that some operations get another one for."""
+
+    def settle(self, site: Site) -> Trace:
+        """The form that this operation gets, such as `Full` where that is no larger."""
+        ...
 
 
 class Traces(NamedTuple):
@@ -324,11 +312,15 @@ def zeros(batch: int, shapes: Sequence[tuple[int, ...]], dtype: Any) -> Carry:
 
 
 __all__ = [
-    "Advance",
+    "AddsToFirst",
     "Carry",
     "Factors",
+    "Move",
+    "MovesTogether",
     "Passage",
+    "ReadsEnd",
     "Rows",
+    "Settles",
     "Signals",
     "Site",
     "Trace",

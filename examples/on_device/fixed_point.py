@@ -73,14 +73,11 @@ class RoundedTrace(traces.Trace):
     def init(self, site: Any, batch: int) -> Any:
         return self.inner.init(site, batch)
 
-    def entries(self, site: Any, start: Any, carry: Any) -> Any:
-        return self.inner.entries(site, start, carry)
+    def past(self, site: Any, start: Any, carry: Any) -> Any:
+        return self.inner.past(site, start, carry)
 
-    def gathered(self, site: Any, entries: Any) -> Any:
-        return self.inner.gathered(site, entries)
-
-    def advance(self, site: Any, passage: Any, carry: Any, followed: Any, start: Any) -> Any:
-        moved = self.inner.advance(site, passage, carry, followed, start)
+    def move(self, site: Any, passage: Any, path: Any, carry: Any, start: Any) -> Any:
+        moved = self.inner.move(site, passage, path, carry, start)
         return tuple(rounded(a, self.bits) for a in moved)
 
 

@@ -12,7 +12,7 @@ signs of its own, and one that is not multiplied with data, such as a bias, has 
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class KroneckerFactor(Trace):
     seed: int = 0
     pair: LowRank = LowRank(1)
     exact = False
-    window_matters = True
+    reduces = True
 
     @property
     def left_out(self) -> str:
@@ -49,19 +49,16 @@ class KroneckerFactor(Trace):
     def shapes(self, site: Site) -> tuple[tuple[int, ...], ...]:
         return self.pair.shapes(site)
 
-    def restart(self, site: Site, carry: Carry, fresh) -> Carry:
-        return (*map(fresh, carry[:2]), carry[2])
-
-    def rows(self, site: Site, start: Array, carry: Carry) -> list[Rows]:
-        return self.pair.rows(site, start, carry)
+    def past(self, site: Site, start: Array, carry: Carry) -> list[Rows]:
+        return self.pair.past(site, start, carry)
 
     def signs(self, number: Array, shape: tuple[int, ...]) -> Array:
         """-1 or 1 for the two pairs of each step, [B, G, W, 2]."""
         key = jax.random.fold_in(jax.random.key(self.seed), number[0])
         return jax.random.rademacher(key, shape)
 
-    def advance(
-        self, site: Site, passage: Passage, carry: Carry, followed: Carry, start: Array | None
+    def move(
+        self, site: Site, passage: Passage, path: Any, carry: Carry, start: Array | None
     ) -> Carry:
         a, b = self.pair.all_pairs(site, passage, carry)  # [B, 1 + W, G, I], [B, 1 + W, m, G, O]
         a, b = jnp.moveaxis(a, 1, 0), jnp.moveaxis(b, 1, 0).swapaxes(2, 3)

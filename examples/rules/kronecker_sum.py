@@ -43,7 +43,7 @@ class KroneckerSum(Trace):
     pairs: LowRank = LowRank(2)
     seed: int = 0
     exact = False
-    window_matters = True
+    reduces = True
 
     @property
     def held(self):
@@ -62,17 +62,14 @@ class KroneckerSum(Trace):
     def shapes(self, site):
         return self.pairs.shapes(site)
 
-    def restart(self, site, carry, fresh):
-        return (*map(fresh, carry[:2]), carry[2])
-
-    def rows(self, site, start, carry):
-        return self.pairs.rows(site, start, carry)
+    def past(self, site, start, carry):
+        return self.pairs.past(site, start, carry)
 
     def signs(self, number, shape):
         key = jax.random.fold_in(jax.random.key(self.seed), number[0])
         return jax.random.rademacher(key, shape)
 
-    def advance(self, site, passage, carry, followed, start):
+    def move(self, site, passage, path, carry, start):
         a, b = self.pairs.all_pairs(site, passage, carry)  # [B, Q, G, I], [B, Q, m, G, O]
         a, b = jnp.moveaxis(a, 2, 1), jnp.moveaxis(b, 3, 1)
         flat = b.reshape(*b.shape[:3], -1)

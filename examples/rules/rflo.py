@@ -10,13 +10,14 @@ part of the model: `etpc.nn.broadcast_readout`.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from etpc.algorithms import Algorithm
 from etpc.ops import Kind
-from etpc.traces import Carry, Factors, Full, Signals, Site, Trace
+from etpc.traces import Carry, Factors, Full, Passage, Signals, Site, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +25,18 @@ class Leaking:
     """A window in which every state of a block keeps a fixed part of its trace at each step: a `Passage`."""
 
     site: Site
-    factors: Factors
+    factors: Sequence[Factors]
+    xs: Sequence[Array]
     kept: float
     after: None = None
 
-    @property
-    def xs(self) -> Sequence[Array]:
-        return [] if self.factors.x is None else [self.factors.x]
-
     def moved(self) -> Sequence[Sequence[Array]]:
-        immediate = self.factors.immediate
+        immediate = self.factors[0].immediate
         powers = self.kept ** jnp.arange(len(immediate) - 1, -1, -1, dtype=immediate.dtype)
         return [[powers[:, None, None, None] * immediate]]
 
     def whole(self) -> Array:
-        pairs, (steps, batch) = self.site.pairs, self.factors.immediate.shape[:2]
+        pairs, (steps, batch) = self.site.pairs, self.factors[0].immediate.shape[:2]
         transition = self.kept**steps * jnp.asarray(pairs.after == pairs.before, self.site.dtype)
         return jnp.broadcast_to(transition[:, None], (batch, len(pairs.after), 1))
 
@@ -60,11 +58,12 @@ class FixedLeak(Trace):
     def init(self, site: Site, batch: int) -> Carry:
         return self.inner.init(site, batch)
 
-    def follow(self, site: Site, factors: Factors, carry: Carry) -> tuple[Carry, Array]:
-        leaking = Leaking(site, factors, self.kept)
-        return self.inner.advance(site, leaking, carry, carry, None), factors.immediate
+    def follow(self, site: Site, factors: Factors, carry: Carry) -> Array:
+        return factors.immediate
 
-    def credit(self, site: Site, signals: Signals, path: Array) -> tuple[Array, Array]:
+    def read(self, site: Site, signals: Signals, path: Array, carry: Carry) -> Any:
+        if signals.at_start is not None:
+            return signals.through()
         new, old = signals.new(), signals.old()
         old = jnp.zeros_like(new) if old is None else old
 
@@ -75,11 +74,12 @@ class FixedLeak(Trace):
         start, of_new = lax.scan(back, jnp.zeros_like(new[0]), (new, old), reverse=True)
         return jnp.sum(of_new * path, -2), start
 
-    def entries(self, site: Site, start: Array, carry: Carry) -> Array:
-        return self.inner.entries(site, start, carry)
+    def past(self, site: Site, start: Array, carry: Carry) -> Array:
+        return self.inner.past(site, start, carry)
 
-    def gathered(self, site: Site, entries: Array) -> Array:
-        return self.inner.gathered(site, entries)
+    def move(self, site: Site, passage: Passage, path: Any, carry: Carry, start: Any) -> Carry:
+        leaking = Leaking(site, passage.factors, passage.xs, self.kept)
+        return self.inner.move(site, leaking, (), carry, start)
 
 
 @dataclasses.dataclass(frozen=True)

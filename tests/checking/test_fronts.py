@@ -11,11 +11,11 @@ import optax
 import pytest
 
 import etpc
+from tests.checking.test_verify import Spiking, leaky
 from tests.helpers import by_path, distance, mean_loss, normal, weights
 from tests.helpers import loss as squared
 from tests.marks import few
 from tests.test_initial_state import model as learned
-from tests.checking.test_verify import Spiking, leaky
 
 T, B = 24, 3
 

@@ -182,18 +182,14 @@ class Scaled(Trace):
     def init(self, site, batch):
         return self.inner.init(site, batch)
 
-    def entries(self, site, start, carry):
-        return self.inner.entries(site, start, carry)
+    def past(self, site, start, carry):
+        return self.inner.past(site, start, carry)
 
-    def gathered(self, site, entries):
-        return self.inner.gathered(site, entries)
-
-    def advance(self, site, passage, carry, followed, start):
-        move = self.inner.advance
+    def move(self, site, passage, path, carry, start):
+        move = self.inner.move
         if self.when_moved:
-            carry = tuple(self.factor * a for a in carry)
-            return move(site, passage, carry, followed, None)
-        return tuple(self.factor * a for a in move(site, passage, carry, followed, start))
+            return move(site, passage, path, tuple(self.factor * a for a in carry), None)
+        return tuple(self.factor * a for a in move(site, passage, path, carry, start))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,10 +29,10 @@ def rule(**own):
 
 
 def gives(form, **settings):
-    return rule(trace_form=lambda self, kind: form)(window=2, **settings)
+    return rule(trace_form=lambda self, kind: form)(**{"window": 2, **settings})
 
 
-GIVEN = ("left_out", "init", "follow", "credit", "rows")
+GIVEN = ("left_out", "init", "follow", "read", "past", "move")
 METHODS = {"decay": 0.8, **{name: getattr(Presynaptic, name) for name in GIVEN}}
 
 
@@ -40,11 +40,6 @@ def form(without=(), **own):
     """`Presynaptic` with some attributes and methods of its own, and without others."""
     methods = {"exact": False, **METHODS, **own}
     return type("Own", (Trace,), {n: m for n, m in methods.items() if n not in without})()
-
-
-def followed(change):
-    """A `follow` that returns something else."""
-    return lambda self, *args: change(*Presynaptic.follow(self, *args))
 
 
 def chooses(choose, **settings):
@@ -76,13 +71,13 @@ MISTAKES = {
     "no `left_out`": (lambda: gives(form(left_out="")), "`left_out` does not say"),
     "no `init`": (lambda: gives(form(without=["init"])), "no `init`"),
     "nothing moves it": (
-        lambda: gives(form(without=["follow", "rows"])),
-        r"(?s)1\. It has neither `follow` nor `advance`.*2\. It has neither `rows`",
+        lambda: gives(form(without=["move", "past"])),
+        r"(?s)1\. It has no `move`.*2\. It has no `past`",
     ),
-    "nothing reads it": (lambda: gives(form(without=["rows"])), "neither `rows` nor `entries`"),
-    "entries alone": (
-        lambda: gives(form(entries=lambda self, *args: None)),
-        "It has `entries`, and no `gathered`",
+    "nothing reads it": (lambda: gives(form(without=["past"])), "no `past`, so that nothing"),
+    "names of an earlier version": (
+        lambda: gives(form(advance=Presynaptic.move, rows=Presynaptic.past, window_matters=True)),
+        r"`move\(.*\)`, .* in place of `advance`; `past` in place of `rows`; `reduces` in place",
     ),
     "a carry without a batch axis": (
         lambda: gives(form(init=lambda self, site, batch: zeros(1, [(I,)], site.dtype))),
@@ -93,42 +88,46 @@ MISTAKES = {
         r"`init` returns f64\[2,3\] .*tuple",
     ),
     "a carry of another shape": (
-        lambda: gives(form(follow=followed(lambda carry, path: ((carry[0][:, :1],), path)))),
-        r"Own\.follow returned \(f64\[2,1\],\) for the trace of model.* `init`, \(f64\[2,3\],\)",
+        lambda: gives(form(move=lambda self, *args: (Presynaptic.move(self, *args)[0][:, :1],))),
+        r"Own\.move returned \(f64\[2,1\],\) for the trace of model.* `init`, \(f64\[2,3\],\)",
     ),
     "a carry of another dtype": (
-        lambda: gives(
-            form(
-                advance=lambda self, site, passage, carry, followed, start: [
-                    a.astype("float32") for a in followed
-                ],
-            )
-        ),
-        r"Own\.advance returned \[f32\[2,3\]\].* `init`, \(f64\[2,3\],\)",
+        lambda: gives(form(move=lambda self, *args: [args[3][0].astype("float32")])),
+        r"Own\.move returned \[f32\[2,3\]\].* `init`, \(f64\[2,3\],\)",
     ),
-    "no path": (lambda: gives(form(follow=followed(lambda carry, _: carry))), r"Own\.follow ret"),
     "credit alone": (
-        lambda: gives(form(credit=lambda self, *args: Presynaptic.credit(self, *args)[0])),
-        r"Own\.credit returned f64\[2,2,4\] .*\[2, 2, 4\], and that of the carry",
+        lambda: gives(form(read=lambda self, *args: Presynaptic.read(self, *args)[0])),
+        r"Own\.read returned f64\[2,2,4\] .*\[2, 2, 4\], and that of the carry",
     ),
     "credit in another order": (
         lambda: gives(
-            form(
-                credit=lambda self, *args: (
-                    (made := Presynaptic.credit(self, *args))[0].swapaxes(1, 2),
-                    made[1],
-                )
-            )
+            form(read=lambda self, *args: tuple(a.T for a in Presynaptic.read(self, *args)))
         ),
-        r"Own\.credit returned \(f64\[2,4,2\], f64\[2,4\]\)",
+        r"Own\.read returned \(f64\[4,2,2\], f64\[4,2\]\)",
+    ),
+    "signals of steps where nothing is cut": (
+        lambda: gives(form(), backprop="full"),
+        r"Own\.read asks for the learning signals .* model\. .*`signals\.at_start`",
+    ),
+    "credit of steps where nothing is cut": (
+        lambda: gives(form(read=lambda self, *args: (args[2], args[2])), backprop="full"),
+        r"Own\.read returned \(\(\), \(\)\)",
     ),
     "a row that is no list": (
-        lambda: gives(form(rows=lambda self, *args: Presynaptic.rows(self, *args)[0])),
-        r"Own\.rows returned \(f64\[1,2,3\], f64\[1,2,4\]\).* list of pairs",
+        lambda: gives(form(past=lambda self, *args: Presynaptic.past(self, *args)[0])),
+        r"Own\.past returned \(f64\[1,2,3\], f64\[1,2,4\]\).* list of pairs",
     ),
     "rows without an axis": (
-        lambda: gives(form(rows=lambda self, site, start, carry: [(carry[0], start)])),
-        r"Own\.rows returned \[\(f64\[2,3\], f64\[2,4\]\)\].*\[n, B, 1, 3\].*\[n, B, 4\]",
+        lambda: gives(form(past=lambda self, site, start, carry: [(carry[0], start)])),
+        r"Own\.past returned \[\(f64\[2,3\], f64\[2,4\]\)\].*\[n, B, 1, 3\].*\[n, B, 4\]",
+    ),
+    "a gradient of another shape": (
+        lambda: gives(form(past=lambda self, site, start, carry: carry[0])),
+        r"Own\.past returned f64\[2,3\] .* or the gradient of the weight, \[4, 3\]",
+    ),
+    "a gradient of another shape at the end": (
+        lambda: gives(form(read_end=lambda self, site, credit, carry: carry[0]), window=1),
+        r"Own\.read_end returned f64\[2,3\] .* the gradient of the weight, \[4, 3\]",
     ),
 }
 

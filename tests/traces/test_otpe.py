@@ -41,14 +41,12 @@ class Postsynaptic(Trace):
         return (*self.inner.init(site, batch), *zeros(batch, [(site.kind.inputs,)], site.dtype))
 
     def follow(self, site, factors, carry):
-        def step(now, given):
-            (r, p), (x, f) = now, given
-            p = self.decay * p + x.reshape(p.shape)
-            return (self.decay * r + p[:, None, None] * f[..., None], p), None
+        return factors.immediate
 
-        return lax.scan(step, carry, (factors.x, factors.immediate))[0], factors.immediate
+    def read(self, site, signals, immediate, carry):
+        if signals.at_start is not None:
+            return None, jnp.pad(signals.at_start, [(0, 0), (0, 1), (0, 0)])
 
-    def credit(self, site, signals, immediate):
         def back(after, given):
             (r, p), (new, f) = after, given
             r = new + self.decay * r
@@ -59,17 +57,17 @@ class Postsynaptic(Trace):
         (r, p), here = lax.scan(back, none, (signals.new(), immediate), reverse=True)
         return here, self.decay * jnp.concatenate([r, p[:, None]], 1)
 
-    def start(self, site, credit, carry):
-        return jnp.pad(credit, [(0, 0), (0, 1), (0, 0)])
+    def past(self, site, start, carry):
+        of_p = site.kind.contract(carry[1][None, :, None], start[None, :, None, -1])
+        return self.inner.past(site, start[:, :-1], carry) + of_p
 
-    def rows(self, site, start, carry):
-        return [(carry[1][None], start[None, :, -1])]
+    def move(self, site, passage, immediate, carry, start):
+        def step(now, given):
+            (r, p), (x, f) = now, given
+            p = self.decay * p + x.reshape(p.shape)
+            return (self.decay * r + p[:, None, None] * f[..., None], p), None
 
-    def entries(self, site, start, carry):
-        return self.inner.entries(site, start[:, :-1], carry)
-
-    def gathered(self, site, entries):
-        return self.inner.gathered(site, entries)
+        return lax.scan(step, carry, (passage.xs[0], immediate))[0]
 
 
 @dataclasses.dataclass(frozen=True)

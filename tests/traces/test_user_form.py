@@ -32,13 +32,9 @@ class Presynaptic(Trace):
         return zeros(batch, [(*site.group, site.kind.inputs)], site.dtype)
 
     def follow(self, site, factors, carry):
-        def step(a, x):
-            return self.decay * a + x.reshape(a.shape), None
+        return factors.immediate
 
-        (a,) = carry
-        return (lax.scan(step, a, factors.x.astype(a.dtype))[0],), factors.immediate
-
-    def credit(self, site, signals, immediate):
+    def read(self, site, signals, immediate, carry):
         now = jnp.sum(signals.new() * immediate, -2)
 
         def back(after, here):
@@ -48,8 +44,14 @@ class Presynaptic(Trace):
         start, here = lax.scan(back, jnp.zeros_like(now[0]), now, reverse=True)
         return here, self.decay * start
 
-    def rows(self, site, start, carry):
+    def past(self, site, start, carry):
         return [(carry[0][None], start[None])]
+
+    def move(self, site, passage, path, carry, start):
+        def step(a, x):
+            return self.decay * a + x.reshape(a.shape), None
+
+        return (lax.scan(step, carry[0], passage.xs[0].astype(carry[0].dtype))[0],)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,10 +162,9 @@ class Slower:
 
     passage: Passage
     g: float
-
-    @property
-    def xs(self):
-        return self.passage.xs
+    factors = property(lambda self: self.passage.factors)
+    xs = property(lambda self: self.passage.xs)
+    after = property(lambda self: self.passage.after)
 
     def moved(self):
         def discounted(part):
@@ -174,10 +175,6 @@ class Slower:
 
     def whole(self):
         return self.g ** len(self.passage.moved()[0][0]) * self.passage.whole()
-
-    @property
-    def after(self):
-        return self.passage.after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,14 +187,11 @@ class Discounted(Trace):
     def init(self, site, batch):
         return self.inner.init(site, batch)
 
-    def entries(self, site, start, carry):
-        return self.inner.entries(site, start, carry)
+    def past(self, site, start, carry):
+        return self.inner.past(site, start, carry)
 
-    def gathered(self, site, entries):
-        return self.inner.gathered(site, entries)
-
-    def advance(self, site, passage, carry, followed, start):
-        return self.inner.advance(site, Slower(passage, self.g), carry, followed, start)
+    def move(self, site, passage, path, carry, start):
+        return self.inner.move(site, Slower(passage, self.g), path, carry, start)
 
 
 @dataclasses.dataclass(frozen=True)

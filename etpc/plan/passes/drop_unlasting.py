@@ -17,7 +17,7 @@ def _run(program: TraceProgram) -> TraceProgram:
     changes: list[Change] = []
     for node in program.traces:
         kept = program.proofs.block(node.op)
-        read_at_start = node.form.exact and type(node.form).credit is Trace.credit
+        read_at_start = node.form.exact and type(node.form).read is Trace.read
         if read_at_start and 0 < kept.nnz < node.blocks.nnz:
             new = dataclasses.replace(node, blocks=kept)
             program = program.replaced({node: new})

@@ -9,7 +9,7 @@
 import dataclasses
 
 from ...ir import Change, Past, Through, TraceProgram
-from ...traces import Trace
+from ...traces import AddsToFirst
 from .._paths import credited_whole
 from ._pass import Pass
 
@@ -17,8 +17,7 @@ from ._pass import Pass
 def _run(program: TraceProgram) -> TraceProgram:
     if program.window.credit == "window":
         return program
-    can = lambda node: type(node.form).first_data is not Trace.first_data
-    found = [node for node in credited_whole(program) if can(node)]
+    found = [node for node in credited_whole(program) if isinstance(node.form, AddsToFirst)]
 
     def joined(terms: tuple[object, ...]) -> tuple[object, ...]:
         past = next((t for t in terms if isinstance(t, Past) and t.trace in found), None)

@@ -10,7 +10,7 @@
 import dataclasses
 
 from ...ir import After, Change, TraceProgram
-from ...traces import Trace
+from ...traces import ReadsEnd
 from .._paths import credited_at, credited_whole
 from ._pass import Pass
 
@@ -19,8 +19,7 @@ def _run(program: TraceProgram) -> TraceProgram:
     if program.window.credit == "window":
         return program
     program = dataclasses.replace(program, credited=credited_at(program))
-    can = lambda node: type(node.form).read_after is not Trace.read_after
-    found = {node for node in credited_whole(program) if can(node)}
+    found = {node for node in credited_whole(program) if isinstance(node.form, ReadsEnd)}
     of_op = {op: node for node in found for op in node.ops}
     first = {node.op: (After(node),) for node in found}
     grads = {

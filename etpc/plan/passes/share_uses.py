@@ -1,6 +1,6 @@
 """Uses of one weight that reach the same states need the sum of their traces alone.
 
-- Pattern: traces of one weight with equal forms and blocks, whose form sums uses.
+- Pattern: whole traces of one weight with equal blocks, whose kinds have equal `uses`.
 - Proof: a whole trace is linear in what enters it, and its gradient is linear in the trace.
 - Rewrite: one trace with a feed for each use.
 - It buys the memory of all traces but one.
@@ -10,20 +10,18 @@ import dataclasses
 from collections.abc import Hashable
 
 from ...ir import Change, Past, Term, Through, TraceNode, TraceProgram
-from ...traces import Trace
+from ...traces import Full
 from ._pass import Pass
 
 
 def _run(program: TraceProgram) -> TraceProgram:
     alike: dict[Hashable, list[TraceNode]] = {}
     for node in program.traces:
-        entries = node.form.same(node.site)
-        if entries is not None and type(node.form).follow is Trace.follow:
+        uses = getattr(node.site.kind, "uses", None)  # a kind may leave it out
+        if uses is not None and node.form == Full():
             blocks = node.blocks.indptr.tobytes(), node.blocks.indices.tobytes()
             of_node = node.dtype, node.virtual, program.closed(node)
-            alike.setdefault((node.op.weight, node.form, entries, *blocks, *of_node), []).append(
-                node
-            )
+            alike.setdefault((node.op.weight, uses, *blocks, *of_node), []).append(node)
     for first, *others in alike.values():
         if others:
             program = _shared(program, first, others)
