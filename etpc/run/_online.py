@@ -165,8 +165,8 @@ class Online(Compiled):
             `program.reset` sets that one back.
         - `reset`: booleans; True where an example begins a new stream (see
             [`Program.reset`][etpc.Program.reset]). [T / W, B] at the first steps after updates alone; or [T, B] at
-            any step, and then windows are one step long, whatever `window=` says, which is slower. A rule whose
-            gradient depends on the window refuses the latter where its window is longer.
+            any step, also inside a window, where it changes no rule. A trace that is not finite is set back
+            by the former alone.
 
         **Returns** `(model, opt_state, carry, losses)`, with the loss of each of the
         N = T / W updates, before it, at least in float32; and with `has_aux` as a fifth one what

@@ -32,12 +32,14 @@ RULES = {
 NETWORKS = networks()
 BEGINS = np.zeros((T, B), bool)
 BEGINS[[4, 5], 0] = BEGINS[[0, 3, 8], 1] = True
+WINDOWS = 1, 4, T
 FAST = {("GRU", "decay"), ("spiking", "full windows"), ("spiking", "decay, look-back")}
 CASES = [
-    pytest.param(name, rule, w, marks=[] if (name, rule) in FAST and w == 4 else pytest.mark.slow)
-    for name in NETWORKS
-    for rule in RULES
-    for w in (1, 4, T)
+    pytest.param(*(name, rule), 4, marks=())
+    if (name, rule) in FAST
+    else pytest.param(*(name, rule), WINDOWS[(i + j) % 3], marks=pytest.mark.slow)
+    for i, name in enumerate(NETWORKS)
+    for j, rule in enumerate(RULES)
 ]
 
 
