@@ -65,11 +65,12 @@ def forward(
     rollout = window.step.run(weights, span.xs, span.state, outputs=False, begins=begins)
     jacobians = window.cut.jacobians(weights, rollout.taken, first)
     outputs, read_pull, data = window.cut.read(weights, rollout)
-    factors = window.cut.factors(jacobians, data, None if begins.reset is None else first)
+    reset = None if begins.reset is None else first
+    factors = window.cut.factors(jacobians, data, reset)
     paths = window.mover.follow(factors, traces)
     pull = _input_pull(window.step, weights, rollout, moving) if moving else None
     residuals = CutWindow(read_pull, pull, jacobians, data, paths, first)
-    return Course(outputs, rollout.last, Moves(factors, paths), residuals)
+    return Course(outputs, rollout.last, Moves(factors, paths, begins=reset), residuals)
 
 
 def _input_pull(

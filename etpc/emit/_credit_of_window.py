@@ -68,8 +68,9 @@ def forward(
     followed = follow_directions(window, rollout, pull, traces, first[0])
     jacobians = window.cut.jacobians(weights, rollout.taken, first)
     data = window.cut.data(weights, rollout)
-    factors = window.cut.factors(jacobians, data, None if begins.reset is None else first)
-    moves = Moves(factors, window.mover.follow(factors, traces), followed)
+    reset = None if begins.reset is None else first
+    factors = window.cut.factors(jacobians, data, reset)
+    moves = Moves(factors, window.mover.follow(factors, traces), followed, begins=reset)
     ends: list[Array] = []
     if followed is not None:  # else a zero would meet derivatives that may be infinite
         size = window.program.analysis.hidden.size

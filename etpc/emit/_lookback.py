@@ -61,7 +61,9 @@ def forward(
     jacobians = window.cut.jacobians(weights, old.taken, begins).within(leaving.valid)
     data = [where_over(leaving.valid, x) for x in window.cut.data(weights, old)]
     factors = window.cut.factors(jacobians, data, begins)
-    moves = Moves(factors, window.mover.follow(factors, traces), followed, past.carried)
+    paths, reset = window.mover.follow(factors, traces), span.begins.reset
+    of_moves = None if reset is None else begins
+    moves = Moves(factors, paths, followed, past.carried, of_moves)
     return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 
 

@@ -25,6 +25,7 @@ from ..traces import (
     Traces,
     suffix_products,
 )
+from ._arrays import where_over
 from ._directions import Along, FollowedPassage, advanced
 from ._records import Bars
 from ._returned import checked_gradient, wrong_return
@@ -69,6 +70,28 @@ class Moves:
     """What the window does along the directions that are followed, if some are."""
     past: Carry | None = None
     """The steps that are kept for look-back at the end of the window, if some are."""
+    begins: Array | None = None
+    """Whether a stream begins with each step, [W, B]; `None` where none begins after the carry did."""
+
+    def of_last_streams(self) -> list[list[Factors]]:
+        """The factors without the steps of streams that end in the window, also where those are not finite."""
+        if self.begins is None or len(self.begins) == 1:
+            return self.factors
+        later = jnp.cumsum(self.begins[::-1], 0)[::-1]  # how many begin with the step or later
+        goes_on = jnp.pad(later[1:], ((0, 1), (0, 0))) == 0
+        kept = lambda a: None if a is None else where_over(goes_on, a)
+        return [
+            [dataclasses.replace(f, x=kept(f.x), immediate=kept(f.immediate)) for f in feeds]
+            for feeds in self.factors
+        ]
+
+    def going_on(self, carry: Carry) -> Carry:
+        """A carry without what it holds of streams that end in the window."""
+        if self.begins is None:
+            return carry
+        goes_on = ~self.begins.any(0)
+        real = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
+        return tuple(where_over(goes_on, a) if real(a) else a for a in carry)
 
 
 class Mover:
@@ -107,13 +130,13 @@ class Mover:
             followed, shared, each = advanced(directions, traces, along, credit)
         nodes = self.program.traces
         calls: dict[TraceNode, Move] = {}
-        passage_of = self._passages(moves.factors, after)
+        passage_of = self._passages(moves.of_last_streams(), after)
         for node, carry, path in zip(nodes, traces.carries, moves.paths, strict=True):
             passage = passage_of(node)
             if node.virtual and followed is not None:
                 passage = FollowedPassage(self.program, node, passage, followed)
             start = None if bars is None else bars.starts.get(node)
-            site, carry = computed(self.program, node, carry)
+            site, carry = computed(self.program, node, moves.going_on(carry))
             calls[node] = Move(site, passage, path, carry, start)
         known: dict[TraceNode, Carry] = {}
         for form, alike in self._together.items():
@@ -138,7 +161,7 @@ class Mover:
         [1, B, m, GO]. No directions are followed where windows are cut."""
         assert isinstance(node.form, ReadsEnd)
         place = self._place[node]
-        site, carry = computed(self.program, node, traces.carries[place])
+        site, carry = computed(self.program, node, moves.going_on(traces.carries[place]))
         factors = list(moves.factors)
         factors[place] = [hide_from_xla(of_feed, credit) for of_feed in factors[place]]
         passage, path = self._passages(factors, None)(node), moves.paths[place]

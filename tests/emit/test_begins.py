@@ -16,7 +16,6 @@ XS = normal(T, B, INPUTS, seed=3)
 RULES = {
     "D-RTRL": lambda w: etpc.D_RTRL(window=w),
     "decay": lambda w: etpc.ES_D_RTRL(decay=0.9, window=w, everywhere=True),
-    "rank": lambda w: etpc.ES_D_RTRL(rank=1, window=w),
     "RTRL": lambda w: etpc.RTRL(window=w),
     "SnAp": lambda w: etpc.SnAp(1),
     "full windows": lambda w: etpc.D_RTRL(window=w, backprop="full"),
