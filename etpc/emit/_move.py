@@ -85,9 +85,10 @@ class Moves:
             for feeds in self.factors
         ]
 
-    def going_on(self, carry: Carry) -> Carry:
-        """A carry without what it holds of streams that end in the window."""
-        if self.begins is None:
+    def going_on(self, node: TraceNode, carry: Carry) -> Carry:
+        """A carry without what it holds of streams that end in the window, where its form reduces it. Of a whole trace
+        nothing is left anyway, as D is zero, and a pass over it took a third of the time of a window."""
+        if self.begins is None or not node.form.reduces:
             return carry
         goes_on = ~self.begins.any(0)
         real = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
@@ -136,7 +137,7 @@ class Mover:
             if node.virtual and followed is not None:
                 passage = FollowedPassage(self.program, node, passage, followed)
             start = None if bars is None else bars.starts.get(node)
-            site, carry = computed(self.program, node, moves.going_on(carry))
+            site, carry = computed(self.program, node, moves.going_on(node, carry))
             calls[node] = Move(site, passage, path, carry, start)
         known: dict[TraceNode, Carry] = {}
         for form, alike in self._together.items():
@@ -161,7 +162,7 @@ class Mover:
         [1, B, m, GO]. No directions are followed where windows are cut."""
         assert isinstance(node.form, ReadsEnd)
         place = self._place[node]
-        site, carry = computed(self.program, node, moves.going_on(traces.carries[place]))
+        site, carry = computed(self.program, node, moves.going_on(node, traces.carries[place]))
         factors = list(moves.factors)
         factors[place] = [hide_from_xla(of_feed, credit) for of_feed in factors[place]]
         passage, path = self._passages(factors, None)(node), moves.paths[place]
