@@ -34,7 +34,7 @@ TESTS = {
     "checking": 2178,
     "device": 978,
     "draw": 515,
-    "emit": 926,
+    "emit": 942,
     "fuzz": 2332,
     "interop": 2961,
     "ir": 224,
