@@ -14,9 +14,8 @@ from jax import Array
 from .._jax import result_type
 from ..analyse import trace_dtype
 from ..ir import Layout, TraceNode, TraceProgram
-from ..traces import Advance, Carry, Factors, Passage, Site, Trace, Traces, suffix_products
-from ._directions import Along, FollowedPassage, advanced
-from ._records import Bars
+from ..traces import Advance, Carry, Factors, Passage, Site, Trace, Traces, Uncut, suffix_products
+from ._records import Bars, block_of
 from ._returned import wrong_return
 
 Products = tuple[Callable[[Array], Array], Array]
@@ -55,8 +54,8 @@ class Moves:
     """What the window says of each feed of each trace."""
     followed: list[Carry]
     """Each trace, as its form followed the window."""
-    along: Along | None = None
-    """What the window does along the directions that are followed, if some are."""
+    uncut: Uncut | None = None
+    """The window with nothing cut, where an extension asks for it."""
     past: Carry | None = None
     """The steps that are kept for look-back at the end of the window, if some are."""
 
@@ -92,11 +91,11 @@ class Mover:
         - `after`: zero, known once the traces have been read for the last time, so that they may be overwritten;
             `None` where they are kept.
         """
-        directions, along = self.program.directions, moves.along
-        shared, each, followed = traces.shared, traces.each, None
-        if directions is not None and along is not None:
-            credit = None if bars is None else bars.states
-            followed, shared, each = advanced(directions, traces, along, credit)
+        extension, shared, each = self.program.extends, traces.shared, traces.each
+        extended: Any = None
+        if extension is not None and moves.uncut is not None:
+            of_states = None if bars is None else bars.states
+            shared, each, extended = extension.move(shared, each, moves.uncut, of_states)
         nodes = self.program.traces
         known: dict[TraceNode, Carry] = {} if bars is None else dict(bars.moved)
         calls: dict[TraceNode, Advance] = {}
@@ -105,8 +104,8 @@ class Mover:
             if node in known:
                 continue
             passage = passage_of(node)
-            if node.virtual and followed is not None:
-                passage = FollowedPassage(self.program, node, passage, followed)
+            if node.virtual and extension is not None:
+                passage = extension.passage(block_of(self.program, node), passage, extended)
             start = None if bars is None else bars.starts.get(node)
             site, carry = computed(self.program, node, carry)
             calls[node] = Advance(site, passage, carry, moved, start)
@@ -131,7 +130,7 @@ class Mover:
         self, node: TraceNode, moves: Moves, traces: Traces, credit: Array
     ) -> tuple[Carry, Array] | None:
         """A trace at the end of a window of one step, and what it gives entry by entry; `credit` is that of its block,
-        [1, B, m, GO]. No directions are followed where windows are cut."""
+        [1, B, m, GO]. There is no extension where windows are cut."""
         place = self._place[node]
         factors = list(moves.factors)
         factors[place] = [hide_from_xla(of_feed, credit) for of_feed in factors[place]]

@@ -145,7 +145,7 @@ class Runner:
             node.form.restart(self.ir.site(node), trace, zeroed)
             for node, trace in zip(self.ir.traces, traces.carries, strict=True)
         ]
-        begun = self.window.fresh_each(fresh.shape[0])
+        _, begun = self.window.fresh_extension(fresh.shape[0])
         each = tuple(map(instead, begun, traces.each))
         past = traces.past
         if past:  # nothing of it is a step of the stream that begins
