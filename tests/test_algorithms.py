@@ -13,6 +13,7 @@ import pytest
 import etpc
 from etpc import nn
 from etpc.algorithms import Full
+from etpc.algorithms.directions import CreditSubspace
 from tests.helpers import normal
 
 T, N, IN = 6, 5, 3
@@ -215,14 +216,14 @@ def test_a_choice_that_is_none():
     class Following(etpc.algorithms.Algorithm):
         def choose(self, context):
             forms = {op.number: Full() for op in context.ops}
-            return etpc.algorithms.Choice(forms, directions=etpc.traces.CreditSubspace(1))
+            return etpc.algorithms.Choice(forms, extension=CreditSubspace(1))
 
     gru = nn.Sequential([eqx.nn.GRUCell(3, 4, key=jax.random.key(0))])
     with pytest.raises(etpc.AlgorithmError, match=r"Forgetful.choose gives no form for \S"):
         etpc.compile(gru, Forgetful(), inputs=jnp.zeros(3))
     with pytest.raises(etpc.AlgorithmError, match='Set backprop="full"'):
         etpc.compile(gru, Following(), inputs=jnp.zeros(3))
-    assert etpc.compile(gru, Following(backprop="full"), inputs=jnp.zeros(3)).ir.directions
+    assert etpc.compile(gru, Following(backprop="full"), inputs=jnp.zeros(3)).ir.extends
 
 
 def test_an_operation_without_a_trace_says_which_gradient_it_gets():

@@ -104,7 +104,7 @@ def test_a_weight_that_acts_through_other_weights_alone():
 
 BEHIND = (
     "it acts on the states only through ['gate'], ['value'], where {} cuts; it gets the gradient of the "
-    "current step, unlike under CreditRTRL, SnAp and RTRL"
+    "current step, unlike under SnAp and RTRL"
 )
 GIVEN_NONE = "TBPTT gives it none; it gets the gradient of the last steps"
 

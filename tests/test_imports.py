@@ -1,6 +1,7 @@
 """The stages stay in order, and one module alone touches JAX's internals."""
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ SEES = {
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""
+COMPILER, EXTENSION = "_jax ops trace analyse traces ir plan emit", "etpc.algorithms.directions"
 LATER = {f"etpc.run._online imports etpc.export.{module}" for module in ("__init__", "learner")}
 """Imports upwards, in a function or for types alone: a learner writes itself where it is asked to."""
 
@@ -163,6 +165,16 @@ def test_parts_see_what_is_before_them() -> None:
 
 def test_what_is_private_stays_where_it_is() -> None:
     assert not private_imports(PACKAGE)
+
+
+def test_the_compiler_names_no_extension() -> None:
+    """And the one that comes with the package imports public names alone."""
+    names = re.compile("directions|CreditRTRL|CreditSubspace|UORO", re.IGNORECASE)
+    for file in (file for part in COMPILER.split() for file in (PACKAGE / part).rglob("*.py")):
+        assert not names.search(file.read_text()), file
+    for module, tree in modules(PACKAGE).items():
+        for name in imports(module, ast.walk(tree)) if within(module, EXTENSION) else ():
+            assert "._" not in name or within(name, EXTENSION), f"{module} imports {name}"
 
 
 def test_internals_are_touched_in_one_module() -> None:

@@ -1,7 +1,7 @@
 """Learning rules, as data: what is cut, and which trace each weight operation carries.
 
 An algorithm is a frozen record. The compiler asks it for `cut`, for the form of each trace (`choose`, or
-`trace_form` of each kind of operation), for the directions that are followed, and for the window.
+`trace_form` of each kind of operation), for an extension, and for the window.
 [`register_algorithm`][etpc.algorithms.register_algorithm] gives one a name.
 """
 
@@ -16,7 +16,8 @@ from ._algorithm import (
     registered,
     resolve,
 )
-from ._rules import D_RTRL, ES_D_RTRL, RTRL, TBPTT, CreditRTRL, SnAp
+from ._rules import D_RTRL, ES_D_RTRL, RTRL, TBPTT, SnAp
+from .directions import CreditRTRL
 
 for _rule in (D_RTRL, ES_D_RTRL, CreditRTRL, RTRL, SnAp):
     register_algorithm(_rule)

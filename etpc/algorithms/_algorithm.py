@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..errors import AlgorithmError, InputTypeError, origin
 from ..ops import Kind
-from ..traces import Directions, Full, Site, Trace
+from ..traces import Extension, Full, Site, Trace
 from ._settings import Check, check, count
 
 Backprop = Literal["cut", "full"]
@@ -22,8 +22,8 @@ class Choice:
     """The form of each trace, by the number of its operation; `None` for no trace."""
     reasons: Mapping[int, str] = dataclasses.field(default_factory=dict[int, str])
     """Why a trace has this form, by the same numbers, where the printed program should say it."""
-    directions: Directions | None = None
-    """The directions along which influence is followed that escapes from the traces."""
+    extension: Extension | None = None
+    """What is carried besides traces, and adds rows to them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,6 @@ class Algorithm:
     name: ClassVar[str] = "algorithm"
     cut: ClassVar[bool] = True
     """Whether the data of operations that mix positions is held constant in the trace."""
-    follows: ClassVar[bool] = False
-    """Whether `choose` gives directions along which escaping influence is followed."""
 
     @property
     def in_blocks(self) -> bool:

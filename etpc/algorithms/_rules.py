@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from ..errors import AlgorithmError, InputError
 from ..ops import Kind
-from ..traces import CreditSubspace, Decay, Full, LowRank, Trace, size_of
+from ..traces import Decay, Full, LowRank, size_of
 from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm
 from ._settings import Check, check, checked_decay, checked_flag, checked_rank, count
 
@@ -108,60 +108,6 @@ def _whole_where_no_larger(choice: Choice, context: Context) -> Choice:
             forms[op.number] = Full()
             reasons[op.number] = f"the whole trace, which takes no more memory than {form.held}"
     return dataclasses.replace(choice, forms=forms, reasons=reasons)
-
-
-@dataclasses.dataclass(frozen=True)
-class CreditRTRL(Algorithm):
-    """D-RTRL with full windows, and what it cuts along the directions in which credit arrives.
-
-    Credit, the derivative of later losses by a hidden state, lies in few directions of state space.
-    Beside the trace of D-RTRL, a weight from which influence escapes carries its whole influence on
-    `q` of them. It passes from unit to unit and from layer to layer. The directions
-    follow the credit as windows of `value_and_grad` or `etpc.online` bring it; calls of the program
-    and `scan` leave them as they are. Where nothing escapes it is D-RTRL. It follows at most as many
-    directions as there are states. As the growth of influence along them is bounded, that is not exact
-    either: the exact rule is [`RTRL`][etpc.RTRL]. Where the simulation of a network becomes unstable, as
-    that of conductances in steps that are too long, directions along which influence overflows are
-    dropped, and `credit_lost` counts them.
-
-    - `q`: the number of directions. `program.credit_lost(carry)` says how much of the energy of the credit
-        lies in none of them.
-    - `rank`: R, of the traces from which influence escapes: R pairs of factors, O(R (I + (m + q) O))
-        numbers for a weight matrix. `None` for whole traces, O((m + q) I O).
-
-    **Source:** none that we know for the rule. Near are certified low-rank RTRL (Yi and Wang,
-    preprint, SSRN 7070381), which takes its directions from the influence matrix of a dense network,
-    and Benzing et al., arXiv 1902.03993.
-    """
-
-    q: int = 4
-    rank: int | None = 4
-    backprop: Backprop = dataclasses.field(default="full", kw_only=True)
-    name: ClassVar[str] = "credit"
-    follows: ClassVar[bool] = True
-    checks: ClassVar[Mapping[str, Check]] = {
-        "q": count("It is the number of directions of credit that are followed."),
-        "rank": checked_rank,
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.backprop != "full":
-            raise AlgorithmError(
-                'CreditRTRL has backprop="full": the credit that its directions are of is that '
-                "which passes through all units."
-            )
-
-    def choose(self, context: Context) -> Choice:
-        directions = CreditSubspace(min(self.q, context.analysis.hidden.size))
-        forms: dict[int, Trace | None] = {op.number: Full() for op in context.ops}
-        for op in context.ops:
-            if self.rank is not None and op.kind.data is not None and context.escapes(op):
-                site, low = context.site(op), LowRank(self.rank)
-                site = dataclasses.replace(site, block=site.block + directions.count)
-                if size_of(low, site) < size_of(Full(), site):
-                    forms[op.number] = low
-        return Choice(forms, directions=directions)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -96,7 +96,7 @@ class Online:
         self.batch, self.program, self.at, self.trained = batch, program, batch.start, batch.start
         self.carry = program.init(batch.size)
         self._state = self.carry.state
-        self._settling = SETTLING if program.ir.directions is not None else 0
+        self._settling = SETTLING if program.ir.extends is not None else 0
         self.passes = self._settling + 2 + len(batch.firsts)
         self._jit_pass = jax.jit(self._pass)
 

@@ -9,14 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .._jax import linear_transpose
 from ..ir import TraceNode, TraceProgram
-from ..traces import Traces
-from ._arrays import finite_where, replaced, take, widened, without_past, zeros_over
-from ._directions import Along, VirtualCredit, along
+from ..traces import Traces, Uncut
+from ._arrays import (
+    finite_where,
+    of_each_example,
+    replaced,
+    take,
+    where_over,
+    widened,
+    without_past,
+)
 from ._forward import Rollout, Stored
 from ._gradient import Credit, StartSignals
 from ._move import Moves
-from ._records import Arrays, Bars, Cotangents, Span, Weights
+from ._records import Arrays, Bars, Cotangents, Span, Weights, block_of
 from ._window import Course, Window
 
 
@@ -65,16 +73,15 @@ def forward(
     """Run a window, as a function of its weights, inputs and the state that it begins with."""
     rollout, pull = steps(window, weights, span, moving)
     first, begins = span.first, span.begins
-    followed = follow_directions(window, rollout, pull, traces, first[0])
+    uncut = uncut_by(window, rollout, pull, first[0], None)
     jacobians = window.cut.jacobians(weights, rollout.taken, first)
     data = window.cut.data(weights, rollout)
     reset = None if begins.reset is None else first
     factors = window.cut.factors(jacobians, data, reset)
-    moves = Moves(factors, window.mover.follow(factors, traces), followed, begins=reset)
+    moves = Moves(factors, window.mover.follow(factors, traces), uncut, begins=reset)
     ends: list[Array] = []
-    if followed is not None:  # else a zero would meet derivatives that may be infinite
-        size = window.program.analysis.hidden.size
-        ends = _split(window, zeros_over(begins.fresh, (size,), window.step.dtype))
+    if uncut is not None:  # else a zero would meet derivatives that may be infinite
+        ends = _split(window, jnp.zeros_like(uncut.last))
     residuals = UncutWindow(pull, ends, first[0])
     return Course(rollout.outputs, rollout.last, moves, residuals)
 
@@ -88,16 +95,14 @@ def backward(
 ) -> Bars:
     """The derivatives of the loss of a window, nothing cut."""
     (by,) = residuals.pull(Ends(outputs, residuals.ends))
-    by_state, directions = _parts_of_bars(window, by.state), window.program.directions
-    credit = virtual = None
-    if directions is not None:
-        credit = jnp.concatenate([finite_where(s, residuals.fresh) for s in by_state], -1)
-        virtual = VirtualCredit.of(directions, traces, credit)
+    by_state, of_states = _parts_of_bars(window, by.state), None
+    if window.program.extends is not None:
+        of_states = jnp.concatenate([finite_where(s, residuals.fresh) for s in by_state], -1)
     signals = [without_past(part, residuals.fresh) for part in by_state]
-    of_window = WindowCredit(window.program, traces, signals, virtual)
+    of_window = WindowCredit(window.program, traces, signals, of_states)
     ops = of_window.of_ops(window.program.grads)
     inputs = window.by_input(by.inputs)
-    return Bars(widened(by.weights), inputs, ops, of_window.starts, {}, credit)
+    return Bars(widened(by.weights), inputs, ops, of_window.starts, {}, of_states)
 
 
 def steps(
@@ -107,15 +112,15 @@ def steps(
     moving: Sequence[int] = (),
     stored: Stored | None = None,
 ) -> tuple[Rollout, Pull]:
-    """Run a window, and how it is differentiated; also by the outputs of operations, if directions are
-    followed. `stored` are the states before each step, where they are known."""
+    """Run a window, and how it is differentiated; also by the outputs of operations, if an extension
+    asks for it. `stored` are the states before each step, where they are known."""
 
     def run(weights: Weights, span: Span, shifts: Arrays) -> Rollout:
         run = window.step.run
         return run(weights, span.xs, span.state, True, shifts, stored, span.begins)
 
     shifts: list[Array] = []
-    if window.program.directions is not None:
+    if window.program.extends is not None:
         steps = span.xs[0].shape[0]
         parts = _parts(window, span.state)
         shifts = window.cut.deltas([jnp.broadcast_to(p[None], (steps, *p.shape)) for p in parts])
@@ -146,25 +151,40 @@ def differentiated(
     return rollout, pull
 
 
-def follow_directions(
-    window: Window[UncutWindow],
-    rollout: Rollout,
-    pull: Pull,
-    traces: Traces,
-    fresh: Array,
-    valid: Array | None = None,
-) -> Along | None:
-    """What a window does along the directions, if some are followed; `valid` are the steps that count."""
-    if window.program.directions is None:
+def uncut_by(
+    window: Window[UncutWindow], rollout: Rollout, pull: Pull, fresh: Array, valid: Array | None
+) -> Uncut | None:
+    """A window as the extension of a rule sees it, if there is one; `fresh` says whether a stream begins with it, and
+    `valid` which of its steps are part of the stream, [W, B]."""
+    program, no_outputs = window.program, [jnp.zeros_like(y) for y in rollout.outputs]
+    if program.extends is None:
         return None
-    no_outputs = [jnp.zeros_like(y) for y in rollout.outputs]
-
-    def back(end: Array) -> tuple[list[Array], list[Array]]:
-        (by,) = pull(Ends(no_outputs, _split(window, end)))
-        return _parts_of_bars(window, by.state), list(by.shifts)
-
+    extended = {op for node in program.traces if node.virtual for op in node.ops}
     last = jnp.concatenate(_parts(window, rollout.last), -1)
-    return along(window.program, window.program.directions, traces, last, back, fresh, valid)
+
+    def back(end: Array) -> tuple[list[Array], Arrays]:
+        (by,) = pull(Ends(no_outputs, _split(window, end)))
+        shifts = by.shifts if valid is None else [where_over(valid, s) for s in by.shifts]
+        return _parts_of_bars(window, by.state), shifts
+
+    def pull_all(ends: Array) -> tuple[Array, dict[int, Array]]:
+        starts, shifts = jax.vmap(back, in_axes=1)(of_each_example(ends, fresh))
+        starts = [finite_where(part.swapaxes(0, 1), fresh) for part in starts]
+        if valid is not None:  # a window that begins before its stream has no past
+            starts = [where_over(valid[0], part) for part in starts]
+        by_ops = {
+            op.number: jnp.moveaxis(shift.reshape(*shift.shape[:3], -1), 0, 2)
+            for op, shift in zip(program.grads, shifts, strict=True)
+            if op in extended
+        }
+        return jnp.concatenate(starts, -1), by_ops
+
+    def push(ahead: Array) -> Array:
+        by_start = lambda end: jnp.concatenate(back(end)[0], -1)
+        forward = linear_transpose(by_start, jnp.zeros_like(last))
+        return jax.vmap(lambda one: forward(one)[0], in_axes=1, out_axes=1)(ahead)
+
+    return Uncut(last, pull_all, push)
 
 
 def _parts(window: Window[UncutWindow], state: Arrays) -> list[Array]:
@@ -192,22 +212,20 @@ class WindowCredit(Credit):
     """Credit that passed back through a window uncut: that of the states at its start."""
 
     def __init__(
-        self,
-        program: TraceProgram,
-        traces: Traces,
-        states: Arrays,
-        virtual: VirtualCredit | None,
+        self, program: TraceProgram, traces: Traces, parts: Arrays, of_states: Array | None
     ):
         super().__init__(program, traces.carries)
-        self.states, self.virtual = states, virtual
+        self.traces, self.parts, self.of_states = traces, parts, of_states
         self.starts: dict[TraceNode, Array] = {}
 
     def start(self, node: TraceNode) -> Array:
         if node not in self.starts:
-            layout = self.program.reads.layout(node.blocks)
-            of_block = take(self.states, layout.states)
-            if node.virtual and self.virtual is not None:
-                of_block = self.virtual.beside(layout, of_block)
+            program, extension = self.program, self.program.extends
+            of_block = take(self.parts, program.reads.layout(node.blocks).states)
+            if node.virtual and extension is not None and self.of_states is not None:
+                carried = self.traces.shared, self.traces.each
+                block = block_of(program, node)
+                of_block = extension.credit(block, of_block, *carried, self.of_states)
             signals = StartSignals(node, of_block)
-            self.starts[node] = self.read(node, self.program.site(node), signals, (), None)[1]
+            self.starts[node] = self.read(node, program.site(node), signals, (), None)[1]
         return self.starts[node]

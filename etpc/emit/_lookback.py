@@ -19,7 +19,7 @@ from jax import Array
 from ..ir import TraceProgram
 from ..traces import Carry, Traces
 from ._arrays import leading, where_over
-from ._credit_of_window import UncutWindow, differentiated, follow_directions, steps
+from ._credit_of_window import UncutWindow, differentiated, steps, uncut_by
 from ._forward import Rollout, Stored, enter
 from ._move import Moves
 from ._records import Arrays, Begins, Span, Weights
@@ -50,20 +50,20 @@ def forward(
     rollout, pull = differentiated(window, run, weights, begin, moving)
     taken = behind.then(_of_window(span, rollout))
     leaving, past = taken.part(None, count), taken.part(count, None)
-    fresh, followed = leaving.first[0] | ~leaving.valid[0], None
+    fresh, uncut = leaving.first[0] | ~leaving.valid[0], None
     first = Span(leaving.xs, leaving.start, Begins(fresh))
-    if window.program.directions is None:
+    if window.program.extends is None:
         old = window.step.run(weights, first.xs, first.state, False, stored=leaving.stored)
     else:
         old, old_pull = steps(window, weights, first, stored=leaving.stored)
-        followed = follow_directions(window, old, old_pull, traces, fresh, leaving.valid)
+        uncut = uncut_by(window, old, old_pull, fresh, leaving.valid)
     begins = leaving.first | first.first
     jacobians = window.cut.jacobians(weights, old.taken, begins).within(leaving.valid)
     data = [where_over(leaving.valid, x) for x in window.cut.data(weights, old)]
     factors = window.cut.factors(jacobians, data, begins)
     paths, reset = window.mover.follow(factors, traces), span.begins.reset
     of_moves = None if reset is None else begins
-    moves = Moves(factors, paths, followed, past.carried, of_moves)
+    moves = Moves(factors, paths, uncut, past.carried, of_moves)
     return Course(rollout.outputs, rollout.last, moves, UncutWindow(pull, [], fresh))
 
 

@@ -23,11 +23,11 @@ from ..traces import (
     ReadsEnd,
     Site,
     Traces,
+    Uncut,
     suffix_products,
 )
 from ._arrays import where_over
-from ._directions import Along, FollowedPassage, advanced
-from ._records import Bars
+from ._records import Bars, block_of
 from ._returned import checked_gradient, wrong_return
 
 Products = tuple[Callable[[Array], Array], Array]
@@ -66,8 +66,8 @@ class Moves:
     """What the window says of each feed of each trace."""
     paths: list[Any]
     """How each trace followed the window, as its form returned it."""
-    along: Along | None = None
-    """What the window does along the directions that are followed, if some are."""
+    uncut: Uncut | None = None
+    """The window with nothing cut, where an extension asks for it."""
     past: Carry | None = None
     """The steps that are kept for look-back at the end of the window, if some are."""
     begins: Array | None = None
@@ -124,18 +124,18 @@ class Mover:
         - `after`: zero, known once the traces have been read for the last time, so that they may be overwritten;
             `None` where they are kept.
         """
-        directions, along = self.program.directions, moves.along
-        shared, each, followed = traces.shared, traces.each, None
-        if directions is not None and along is not None:
-            credit = None if bars is None else bars.states
-            followed, shared, each = advanced(directions, traces, along, credit)
+        extension, shared, each = self.program.extends, traces.shared, traces.each
+        extended: Any = None
+        if extension is not None and moves.uncut is not None:
+            of_states = None if bars is None else bars.states
+            shared, each, extended = extension.move(shared, each, moves.uncut, of_states)
         nodes = self.program.traces
         calls: dict[TraceNode, Move] = {}
         passage_of = self._passages(moves.of_last_streams(), after)
         for node, carry, path in zip(nodes, traces.carries, moves.paths, strict=True):
             passage = passage_of(node)
-            if node.virtual and followed is not None:
-                passage = FollowedPassage(self.program, node, passage, followed)
+            if node.virtual and extension is not None:
+                passage = extension.passage(block_of(self.program, node), passage, extended)
             start = None if bars is None else bars.starts.get(node)
             site, carry = computed(self.program, node, moves.going_on(node, carry))
             calls[node] = Move(site, passage, path, carry, start)
@@ -159,7 +159,7 @@ class Mover:
         self, node: TraceNode, moves: Moves, traces: Traces, credit: Array
     ) -> tuple[Carry, Array] | None:
         """A trace at the end of a window of one step, and the gradient of the weight; `credit` is that of its block,
-        [1, B, m, GO]. No directions are followed where windows are cut."""
+        [1, B, m, GO]. There is no extension where windows are cut."""
         assert isinstance(node.form, ReadsEnd)
         place = self._place[node]
         site, carry = computed(self.program, node, moves.going_on(node, traces.carries[place]))

@@ -15,8 +15,9 @@ from jax import Array
 from jaxtyping import Bool
 
 from ..analyse import WeightOp
-from ..ir import TraceNode
-from ..traces import Carry, Rows
+from ..ir import TraceNode, TraceProgram
+from ..traces import Block, Carry, Rows
+from ._arrays import take
 
 Arrays = Sequence[Array]
 Cotangents = Sequence[Any]
@@ -106,4 +107,11 @@ class Bars(NamedTuple):
     moved: Mapping[TraceNode, Carry]
     """The traces that were read at the end of the window, there."""
     states: Array | None = None
-    """By the states at the start of the window, [B, S], where directions are followed."""
+    """By the states at the start of the window, [B, S], where an extension asks for it."""
+
+
+def block_of(program: TraceProgram, node: TraceNode) -> Block:
+    """A trace, as the extension that has rows in it sees it."""
+    states = program.reads.layout(node.blocks).states
+    ops = tuple(feed.ops[0].number for feed in node.feeds)
+    return Block(program.site(node), ops, lambda a: take([a], states))

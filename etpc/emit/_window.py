@@ -109,7 +109,7 @@ class Window(Generic[Residuals]):
         self.forward = functools.partial(forward, self)
         self.backward = functools.partial(backward, self)
         uncut = program.window.credit == "window"
-        self.holds_steps = not uncut or program.window.behind > 0 or program.directions is not None
+        self.holds_steps = not uncut or program.window.behind > 0 or program.extends is not None
         """Whether the gradient holds parts of the steps constant, and not the traces alone."""
         self.cut = CutSteps(program, step)
         self.mover = Mover(program)
@@ -152,18 +152,12 @@ class Window(Generic[Residuals]):
         sites = map(self.program.site, self.program.traces)
         nodes = zip(self.program.traces, sites, strict=True)
         carries = [node.form.init(site, batch) for node, site in nodes]
-        directions = self.program.directions
-        if directions is None:
-            return Traces(carries)
-        shared = directions.init(self.program.analysis.hidden.size, self.step.dtype)
-        return Traces(carries, shared, self.fresh_each(batch))
+        return Traces(carries, *self.fresh_extension(batch))
 
-    def fresh_each(self, batch: int) -> Carry:
-        """What each example has of the directions when its stream begins, [B, ...]."""
-        directions = self.program.directions
-        if directions is None:
-            return ()
-        return directions.each(self.program.analysis.hidden.size, batch, self.step.dtype)
+    def fresh_extension(self, batch: int) -> tuple[Carry, Carry]:
+        """What the batch shares of an extension, and what each example has when its stream begins, [B, ...]."""
+        extension, size = self.program.extends, self.program.analysis.hidden.size
+        return ((), ()) if extension is None else extension.init(size, batch, self.step.dtype)
 
     def __str__(self) -> str:
         program, split = self.program, self.program.analysis.split

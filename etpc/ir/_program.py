@@ -28,7 +28,7 @@ import numpy as np
 from ..algorithms import Algorithm
 from ..analyse import Analysis, Pattern, WeightOp
 from ..ops import Kind
-from ..traces import Directions, Joined, Site, Trace, bytes_of
+from ..traces import Extension, Joined, Site, Trace, bytes_of
 from ._reads import Reads
 
 
@@ -75,7 +75,7 @@ class TraceNode:
     """What it is carried in: at least float32, and complex where the operations are. A pass may choose another one; it
     is computed in that of the operations at least."""
     virtual: int = 0
-    """How many virtual states each output has besides its block, where directions are followed."""
+    """How many rows of an extension each output has after those of its block."""
 
     @property
     def ops(self) -> tuple[WeightOp, ...]:
@@ -205,15 +205,16 @@ class TraceProgram:
     is passed on to the states that they are computed from."""
     proofs: Facts
     """What is proved of the whole traces, found when a pass asks for it."""
-    directions: Directions | None = None
-    """The directions along which influence is followed that escapes from the traces."""
+    extension: Extension | None = None
+    """What the rule has carried besides traces; where no trace has rows of it, nothing is."""
     pieces: bool = False
     """Whether loops over traces are cut into pieces that stay in a cache, on back ends that have one."""
     changes: tuple[Change, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.directions is not None and not any(node.virtual for node in self.traces):
-            object.__setattr__(self, "directions", None)
+    @cached_property
+    def extends(self) -> Extension | None:
+        """The extension, if a trace has rows of it."""
+        return self.extension if any(node.virtual for node in self.traces) else None
 
     def site(self, node: TraceNode, feed: Feed | None = None) -> Site:
         """What the form of a trace knows of the operations of a feed, the first by default."""
@@ -336,7 +337,7 @@ def program_text(program: TraceProgram) -> str:
     credit = {"step": "of each step", "window": "through the window, uncut"}[window.credit]
     count = f"{window.steps} step{'s' if window.steps > 1 else ''}"
     lines += [f"read D and F by {program.reads}", f"window of {count}{behind}, credit {credit}"]
-    lines += [] if program.directions is None else [f"directions {form_text(program.directions)}"]
+    lines += [] if program.extends is None else [f"extension {form_text(program.extends)}"]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ import jax
 from ..algorithms import Algorithm, Choice
 from ..analyse import WeightOp
 from ..errors import AlgorithmError, raise_together
-from ..traces import Directions, Settles, Site, Trace
+from ..traces import Extension, Settles, Site, Trace
 
 RENAMED = {
     "advance": "`move(site, passage, path, carry, start)`, as `follow` returns the path alone",
@@ -39,7 +39,7 @@ def check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp]
     method = "trace_form" if type(algorithm).choose is Algorithm.choose else "choose"
     given: list[tuple[str, Any, type]] = [
         *((f"for {op.path}", choice.forms[op.number], Trace) for op in ops),
-        ("as directions", choice.directions, Directions),
+        ("as an extension", choice.extension, Extension),
     ]
     for where, value, base in given:
         if value is not None and not isinstance(value, base):
@@ -47,11 +47,10 @@ def check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp]
             raise AlgorithmError(
                 f"{name}.{method} gives {value!r} {where}, which is no `etpc.traces.{base.__name__}`.{hint}"
             )
-    if choice.directions is not None and algorithm.backprop != "full":
+    if choice.extension is not None and algorithm.backprop != "full":
         raise AlgorithmError(
-            f"{name} follows directions in windows that are cut. This is because `choose` gives "
-            "directions, whose cotangents pass through the window with nothing cut. Set "
-            'backprop="full" in the rule.'
+            f"{name} has an extension, {type(choice.extension).__name__}, in windows that are cut. This is because an "
+            'extension is moved by windows with nothing cut. Set backprop="full" in the rule.'
         )
 
 

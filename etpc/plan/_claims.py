@@ -93,7 +93,7 @@ def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
         return [] if p.exact else [Reason("untraced", p.reason, p)]
     form = p.node.form
     reasons = [Reason("form", form.left_out, p)] if not form.exact else []
-    texts = left_out(reach, plan.ir.directions if p.node.virtual else None)
+    texts = left_out(reach, plan.ir.extends if p.node.virtual else None)
     return reasons + [
         Reason("escape", text, p, escape) for text, escape in zip(texts, reach.escapes, strict=True)
     ]

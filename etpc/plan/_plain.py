@@ -7,6 +7,7 @@ import numpy as np
 from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype
 from ..ir import Direct, Feed, Past, Reads, Term, Through, TraceNode, TraceProgram, WindowSpec
+from ..traces import Site
 from ._choice import settled
 from ._proofs import Proofs
 
@@ -14,7 +15,7 @@ AT_LEAST = 16
 """The steps of a window where the rule leaves them open and no pass chooses them."""
 BEHIND = "it acts on the states only through"
 """How the reason begins why a weight whose output only other weights read has no trace."""
-UNLIKE = ", unlike under CreditRTRL, SnAp and RTRL"
+UNLIKE = ", unlike under SnAp and RTRL"
 
 
 def plain(
@@ -39,7 +40,7 @@ def plain(
         window=WindowSpec(AT_LEAST, "step" if within else "window"),
         credited=frozenset(range(len(analysis.hidden.leaves))),
         proofs=proofs,
-        directions=choice.directions,
+        extension=choice.extension,
     )
     return dataclasses.replace(program, window=_window(program))
 
@@ -47,10 +48,17 @@ def plain(
 def _node(analysis: Analysis, op: WeightOp, choice: Choice) -> TraceNode:
     reach, form = analysis.reach[op.number], choice.forms[op.number]
     assert form is not None
-    escapes = bool(reach.escapes) or not reach.block.nnz
-    virtual = choice.directions.count if escapes and choice.directions is not None else 0
-    node = TraceNode(form, reach.block, (Feed((op,)),), trace_dtype(analysis, op), virtual)
+    rows = _rows(analysis, op, choice)
+    node = TraceNode(form, reach.block, (Feed((op,)),), trace_dtype(analysis, op), rows)
     return dataclasses.replace(node, form=settled(form, node.site, op.path))
+
+
+def _rows(analysis: Analysis, op: WeightOp, choice: Choice) -> int:
+    """How many rows of an extension the trace of an operation has."""
+    reach, extension = analysis.reach[op.number], choice.extension
+    site = Site(op.kind, reach.size, trace_dtype(analysis, op))
+    escapes = bool(reach.escapes) or not reach.block.nnz
+    return 0 if extension is None else extension.rows(site, escapes)
 
 
 def _window(program: TraceProgram) -> WindowSpec:
@@ -93,7 +101,7 @@ def no_trace(
         reason = f"{type(algorithm).__name__} gives it none"
     steps = "current step" if algorithm.backprop == "cut" else "last steps"
     gradient = f"it gets the gradient of the {steps}"
-    if not reason and not reach.block.nnz and choice.directions is None:
+    if not reason and not reach.block.nnz and not _rows(analysis, op, choice):
         through = ", ".join(_entrances(analysis, op))
         cuts = "cuts" if algorithm.backprop == "cut" else "cuts between windows"
         reason = f"{BEHIND} {through}, where {type(algorithm).__name__} {cuts}"

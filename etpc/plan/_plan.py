@@ -8,7 +8,7 @@ from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, Reach, WeightOp
 from ..errors import AlgorithmError, MemoryLimitError, UnsupportedError, raise_together
 from ..ir import TraceProgram, check
-from ..traces import Directions
+from ..traces import Extension
 from ._choice import check_choice
 from ._plain import ends, no_trace, plain
 from ._proofs import Proofs
@@ -112,8 +112,8 @@ def _op_plan(program: TraceProgram, op: WeightOp, untraced: str, choice: Choice)
     reach, node = program.analysis.reach[op.number], program.of_op(op)
     ended = node is None and not untraced  # a pass found that its influence ends
     missing = node is None and not ended and reach.role == "state"
-    followed = program.directions if node is not None and node.virtual else None
-    escapes = () if missing else left_out(reach, followed)
+    extension = program.extends if node is not None and node.virtual else None
+    escapes = () if missing else left_out(reach, extension)
     if node is not None and not node.form.exact:
         escapes = (node.form.left_out, *escapes)
     return OpPlan(
@@ -134,11 +134,11 @@ def _reason(program: TraceProgram, op: WeightOp, choice: Choice) -> str:
     return "; ".join(filter(None, (choice.reasons.get(op.number, ""), *dict.fromkeys(found))))
 
 
-def left_out(reach: Reach, directions: Directions | None) -> tuple[str, ...]:
+def left_out(reach: Reach, extension: Extension | None) -> tuple[str, ...]:
     """The influence that leaves a trace, in words."""
-    if directions is None:
+    if extension is None:
         return tuple(map(str, reach.escapes))
-    return tuple(f"{escape}, {directions.left_out}" for escape in reach.escapes)
+    return tuple(f"{escape}, {extension.left_out}" for escape in reach.escapes)
 
 
 def _groups(ops: Sequence[OpPlan], analysis: Analysis) -> tuple[Group, ...]:

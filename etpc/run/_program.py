@@ -160,13 +160,12 @@ class Program(Compiled, Shown):
         **Raises** `etpc.AlgorithmError` for another rule.
         """
         self.arguments.check_carry(carry)
-        directions = self.ir.directions
-        if directions is None and not self.algorithm.follows:
+        if self.ir.extension is None:
             raise AlgorithmError(
                 f"{self.algorithm} follows no directions. Compile with a rule that does, such as "
                 "CreditRTRL()."
             )
-        return None if directions is None else directions.lost(carry.shared)
+        return None if self.ir.extends is None else self.ir.extends.lost(carry.shared)
 
     def silent(self, model: Any, xs: Any, carry: Carry, *, mask: Any = None) -> tuple[str, ...]:
         """Which layers of neurons give no spike on a sequence; it runs the model and no traces.

@@ -144,7 +144,7 @@ class Runner:
         is_float = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
         zeroed = lambda a: instead(jnp.zeros((), a.dtype), a) if is_float(a) else a
         carries = [tuple(map(zeroed, carry)) for carry in traces.carries]
-        begun = self.window.fresh_each(fresh.shape[0])
+        _, begun = self.window.fresh_extension(fresh.shape[0])
         each = tuple(map(instead, begun, traces.each))
         past = traces.past
         if past:  # nothing of it is a step of the stream that begins

@@ -1,8 +1,7 @@
 """The forms of a trace: each one file, and one object that the compiler asks."""
 
-from ._credit import CreditSubspace
 from ._decay import Decay
-from ._directions import Directions
+from ._extension import Block, Extension, Uncut
 from ._filtered import Filtered
 from ._full import Full
 from ._holomorphic import Holomorphic
@@ -33,10 +32,10 @@ from ._transitions import apply_back, paired, suffix_products, times
 __all__ = [
     "DENSE_UP_TO",
     "AddsToFirst",
+    "Block",
     "Carry",
-    "CreditSubspace",
     "Decay",
-    "Directions",
+    "Extension",
     "Factors",
     "Filtered",
     "Full",
@@ -54,6 +53,7 @@ __all__ = [
     "Site",
     "Trace",
     "Traces",
+    "Uncut",
     "apply_back",
     "bytes_of",
     "every_pair",

@@ -288,9 +288,9 @@ class Traces(NamedTuple):
     carries: list[Carry]
     """The carry of each trace."""
     shared: Carry = ()
-    """What the batch shares of the directions; empty where no directions are followed."""
+    """What the batch shares of an extension; empty where there is none."""
     each: Carry = ()
-    """What each example has of the directions."""
+    """What each example has of it."""
     past: Carry = ()
     """The last steps, [B, n, ...], where the rule looks back through them."""
 

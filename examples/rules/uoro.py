@@ -9,13 +9,13 @@ lengths of s and theta. The mean is the same for all that do not depend on the s
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from etpc.algorithms import Algorithm, Backprop, Choice
-from etpc.traces import Directions, Full
+from etpc.algorithms.directions import Directions
+from etpc.traces import Full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +29,16 @@ class RandomDirection(Directions):
     def left_out(self):
         return "carried as an unbiased estimate of rank one"
 
-    def init(self, size, dtype):
-        return (jnp.zeros((), jnp.int32),)
-
-    def each(self, size, batch, dtype):
-        return (jnp.zeros((batch, size), dtype),) * 2
+    def init(self, size, batch, dtype):
+        return (jnp.zeros((), jnp.int32),), (jnp.zeros((batch, size), dtype),) * 2
 
     def signs(self, number, shape):
         key = jax.random.fold_in(jax.random.key(self.seed), number)
         return jax.random.rademacher(key, shape)
 
     def ends(self, shared, each, states):
-        return self.signs(shared[0], each[0].shape).astype(each[0].dtype)[:, None], None
+        nu = self.signs(shared[0], each[0].shape).astype(each[0].dtype)
+        return nu[:, None], nu
 
     def basis(self, shared, each):
         return each[1][:, None]
@@ -48,19 +46,18 @@ class RandomDirection(Directions):
     def coefficients(self, shared, each, credit):
         return jnp.sum(credit * each[0], 1, keepdims=True)
 
-    def advance(self, shared, each, ends, chosen, starts, credit, push):
+    def advance(self, shared, each, chosen, starts, credit, push):
         moved = push(each[0][:, None])
         length = jnp.linalg.norm(moved, axis=2, keepdims=True)
         some = length > 0
-        rho = jnp.where(some, ends.shape[2] ** 0.5 / jnp.where(some, length, 1), 1)
-        return 1 / rho, (shared[0] + 1,), ((rho * moved + ends)[:, 0], ends[:, 0])
+        rho = jnp.where(some, chosen.shape[1] ** 0.5 / jnp.where(some, length, 1), 1)
+        return 1 / rho, (shared[0] + 1,), ((rho * moved)[:, 0] + chosen, chosen)
 
 
 @dataclasses.dataclass(frozen=True)
 class UORO(Algorithm):
     directions: Directions = RandomDirection()
     backprop: Backprop = dataclasses.field(default="full", kw_only=True)
-    follows: ClassVar[bool] = True
 
     def choose(self, context):
-        return Choice({op.number: Full() for op in context.ops}, directions=self.directions)
+        return Choice({op.number: Full() for op in context.ops}, extension=self.directions)

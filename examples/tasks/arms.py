@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 import etpc
 from etpc.algorithms import Algorithm
-from etpc.traces import CreditSubspace
+from etpc.algorithms.directions import CreditSubspace
 from examples.rules.kronecker_sum import OK
 from examples.rules.uoro import UORO
 
@@ -84,9 +84,9 @@ class RandomDirections(CreditSubspace):
         return self.basis(shared, each), (*shared[:3], shared[-2], units, units)
 
     def advance(
-        self, shared: Any, each: Any, ends: Any, chosen: Any, starts: Any, credit: Any, push: Any
+        self, shared: Any, each: Any, chosen: Any, starts: Any, credit: Any, push: Any
     ) -> tuple[Array, Any, Any]:
-        transition, _, each = super().advance(shared, each, ends, chosen, starts, None, push)
+        transition, _, each = super().advance(shared, each, chosen, starts, None, push)
         return transition, shared, each
 
 
@@ -97,7 +97,7 @@ class RandomRTRL(etpc.CreditRTRL):
     def choose(self, context: Any) -> Any:
         choice = super().choose(context)
         count = min(4, context.analysis.hidden.size)
-        return dataclasses.replace(choice, directions=RandomDirections(count))
+        return dataclasses.replace(choice, extension=RandomDirections(count))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ import pytest
 
 import etpc
 from etpc.algorithms import Algorithm, Choice, Full
-from etpc.traces import CreditSubspace, Directions, Trace, zeros
+from etpc.algorithms.directions import CreditSubspace
+from etpc.traces import Trace, zeros
 from tests.helpers import loss, normal
 from tests.traces.test_user_form import Presynaptic
 
@@ -52,12 +53,12 @@ MISTAKES = {
     "the class of a form": (lambda: gives(Full), r"Full'> for model, .*Call it: Full\(\.\.\.\)"),
     "forms for a choice": (lambda: chooses(dict), r"Mine\.choose returned \{0: Full\("),
     "no form": (lambda: chooses(lambda forms: Choice({})), "gives no form for model.*`number`"),
-    "a word for directions": (
-        lambda: chooses(lambda f: Choice(f, directions=CreditSubspace), backprop="full"),
-        r"Mine\.choose gives .*CreditSubspace'> as directions, which is no `etpc\.traces\.Dir",
+    "a word for an extension": (
+        lambda: chooses(lambda f: Choice(f, extension=CreditSubspace), backprop="full"),
+        r"Mine\.choose gives .*CreditSubspace'> as an extension, which is no `etpc\.traces\.Ext",
     ),
-    "directions in windows that are cut": (
-        lambda: chooses(lambda forms: Choice(forms, directions=Directions())),
+    "an extension in windows that are cut": (
+        lambda: chooses(lambda forms: Choice(forms, extension=CreditSubspace(1))),
         'Set backprop="full"',
     ),
     "reach of no step": (rule(cut=False, reach=0), "reach must be None or an int >= 1, not 0"),

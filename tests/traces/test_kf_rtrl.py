@@ -6,7 +6,7 @@ import pytest
 
 import etpc
 from examples.rules.kf_rtrl import KF_RTRL, KroneckerFactor
-from tests.traces.test_uoro import MODEL, TARGETS, XS, I, N, T, rtrl, step
+from tests.algorithms.test_uoro import MODEL, TARGETS, XS, I, N, T, rtrl, step
 
 
 def all_signs(form, number, shape):

@@ -7,7 +7,7 @@ import pytest
 import etpc
 from etpc.traces import LowRank
 from examples.rules.kronecker_sum import OK, KroneckerSum, reduced
-from tests.traces.test_uoro import MODEL, TARGETS, XS, N, T, rtrl, step
+from tests.algorithms.test_uoro import MODEL, TARGETS, XS, N, T, rtrl, step
 
 
 def all_signs(form, number, shape):

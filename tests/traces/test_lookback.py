@@ -10,9 +10,9 @@ import pytest
 
 import etpc
 from tests import models, oracle
+from tests.algorithms.test_credit import B, Case, T, case_of
 from tests.helpers import distance
 from tests.marks import few
-from tests.traces.test_credit import B, Case, T, case_of
 
 RULES = [etpc.D_RTRL, etpc.ES_D_RTRL, etpc.CreditRTRL, etpc.RTRL]
 

@@ -1,6 +1,6 @@
 """Outputs that are proved to move alike have equal traces, and one of them is enough.
 
-- Pattern: a whole trace of a product, no directions followed.
+- Pattern: a whole trace of a product, without rows of an extension.
 - Proof: entries of D and F that are equal for all values of the parameters and the data (`plan/_filtered.py`).
 - Rewrite: another form. Uses that share a trace give way together, each with filtered inputs of its own.
 - It buys a tenth of the memory or less for a leaky readout, and up to 1.3 times the time.

@@ -1,17 +1,20 @@
-"""The directions of state space along which credit arrives."""
+"""The directions of state space along which credit arrives, and the rule that follows them."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from ..ops import summed
-from ._directions import Directions, Push
+from ...errors import AlgorithmError, checked_count
+from ...ops import summed
+from ...traces import Carry, Full, LowRank, Trace, size_of
+from .. import RTRL, Algorithm, Backprop, Choice, Context
+from ._directions import Directions
 from ._orthonormal import orthonormal
-from ._trace import Carry
 
 SPARE = 4
 """The moment is estimated along twice as many directions as are followed, and along so many more."""
@@ -29,8 +32,63 @@ COARSE = 10
 """Units of states are powers of two to the power of this. So states of sizes from 1/32 to 32, as in most networks,
 have the unit one, and only states whose sizes differ by a thousand are scaled."""
 
+Q = "It is the number of directions of credit that are followed."
+
 FAR = 15
 """The exponent of two by which the size of a state differs from its unit before it gets another one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CreditRTRL(Algorithm):
+    """D-RTRL with full windows, and what it cuts along the directions in which credit arrives.
+
+    Credit, the derivative of later losses by a hidden state, lies in few directions of state space.
+    Beside the trace of D-RTRL, a weight from which influence escapes carries its whole influence on
+    `q` of them. It passes from unit to unit and from layer to layer. The directions
+    follow the credit as windows of `value_and_grad` or `etpc.online` bring it; calls of the program
+    and `scan` leave them as they are. Where nothing escapes it is D-RTRL. It follows at most as many
+    directions as there are states. As the growth of influence along them is bounded, that is not exact
+    either: the exact rule is [`RTRL`][etpc.RTRL]. Where the simulation of a network becomes unstable, as
+    that of conductances in steps that are too long, directions along which influence overflows are
+    dropped, and `credit_lost` counts them.
+
+    - `q`: the number of directions. `program.credit_lost(carry)` says how much of the energy of the credit
+        lies in none of them.
+    - `rank`: R, of the traces from which influence escapes: R pairs of factors, O(R (I + (m + q) O))
+        numbers for a weight matrix. `None` for whole traces, O((m + q) I O).
+
+    **Source:** none that we know for the rule. Near are certified low-rank RTRL (Yi and Wang,
+    preprint, SSRN 7070381), which takes its directions from the influence matrix of a dense network,
+    and Benzing et al., arXiv 1902.03993.
+    """
+
+    q: int = 4
+    rank: int | None = 4
+    backprop: Backprop = dataclasses.field(default="full", kw_only=True)
+    name: ClassVar[str] = "credit"
+    checks: ClassVar[Mapping[str, Any]] = {
+        "q": lambda name, value: checked_count(name, value, "an int >= 1", Q, AlgorithmError),
+        "rank": RTRL.checks["rank"],
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backprop != "full":
+            raise AlgorithmError(
+                'CreditRTRL has backprop="full": the credit that its directions are of is that '
+                "which passes through all units."
+            )
+
+    def choose(self, context: Context) -> Choice:
+        directions = CreditSubspace(min(self.q, context.analysis.hidden.size))
+        forms: dict[int, Trace | None] = {op.number: Full() for op in context.ops}
+        for op in context.ops:
+            if self.rank is not None and op.kind.data is not None and context.escapes(op):
+                site, low = context.site(op), LowRank(self.rank)
+                site = dataclasses.replace(site, block=site.block + directions.count)
+                if size_of(low, site) < size_of(Full(), site):
+                    forms[op.number] = low
+        return Choice(forms, extension=directions)
 
 
 class Shared(NamedTuple):
@@ -90,7 +148,7 @@ class CreditSubspace(Directions):
         many = "direction" if self.count == 1 else f"{self.count} directions"
         return f"followed along {many} of credit"
 
-    def init(self, size: int, dtype: Any) -> Carry:
+    def init(self, size: int, batch: int, dtype: Any) -> tuple[Carry, Carry]:
         spare = min(size, 2 * self.count + SPARE)
         # drawn in one dtype, so that float32 begins with the directions that float64 does
         drawn = jax.random.normal(jax.random.key(0), (size, spare), jnp.float32)
@@ -98,10 +156,8 @@ class CreditSubspace(Directions):
         zero = jnp.zeros((), dtype)
         moment, counts = jnp.zeros((spare, spare), dtype), jnp.zeros(2, dtype)
         sizes = jnp.zeros((2, size), dtype)
-        return tuple(Shared(basis[: self.count], basis, moment, counts, zero, zero, *sizes))
-
-    def each(self, size: int, batch: int, dtype: Any) -> Carry:
-        return jnp.ones(batch, dtype), jnp.ones((batch, self.count), dtype)
+        shared = Shared(basis[: self.count], basis, moment, counts, zero, zero, *sizes)
+        return tuple(shared), (jnp.ones(batch, dtype), jnp.ones((batch, self.count), dtype))
 
     def lost(self, shared: Carry) -> float | None:
         energy, outside = float(Shared(*shared).energy), float(Shared(*shared).outside)
@@ -153,11 +209,10 @@ class CreditSubspace(Directions):
         self,
         shared: Carry,
         each: Carry,
-        ends: Float[Array, "1 q S"],
         chosen: Carry,
         starts: Float[Array, "B q S"],
         credit: Float[Array, "B S"] | None,
-        push: Push,
+        push: Callable[[Array], Array],
     ) -> tuple[Float[Array, "B q q"], Carry, Carry]:
         basis, u, h, sizes, old_units, units = chosen
         v, _, _, counts, energy, outside, _, _ = Shared(*shared)

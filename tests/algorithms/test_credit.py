@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc.traces import CreditSubspace, _credit
-from etpc.traces._credit import GROWTH
+from etpc.algorithms.directions import CreditSubspace, _credit
+from etpc.algorithms.directions._credit import GROWTH
 from tests import helpers, models, oracle
 from tests.helpers import distance, normal
 from tests.marks import few
@@ -127,7 +127,7 @@ def test_equals_its_equations(name, monkeypatch):
     analysis = case.program(etpc.D_RTRL()).plan.analysis
     q, W = ((1, 3), (2, 2))[NAMES.index(name) % 2]
     algo = etpc.CreditRTRL(q, None, window=W)
-    shared = CreditSubspace(q).init(analysis.hidden.size, jnp.float64)
+    shared, _ = CreditSubspace(q).init(analysis.hidden.size, B, jnp.float64)
     basis, spare = map(np.asarray, shared[:2])
     assert distance(case.online(algo), by_equations(case, basis, spare, W)) < 1e-9
 
@@ -138,7 +138,7 @@ def test_moment_lasts_through_windows_without_credit():
     rng = np.random.default_rng(0)
     size, q, batch, rate, ahead = 6, 2, 3, 0.3, 0.9
     d = CreditSubspace(q, rate, ahead)
-    shared, each = d.init(size, jnp.float64), d.each(size, batch, jnp.float64)
+    shared, each = d.init(size, batch, jnp.float64)
     M, with_credit = np.zeros((size, size)), 0
     for count in range(1, 30):
         some = count % 5 == 0
@@ -147,7 +147,7 @@ def test_moment_lasts_through_windows_without_credit():
         ends, chosen = d.ends(shared, (), jnp.ones((batch, size)))
         inner = np.asarray(ends[0] @ M @ ends[0].T)
         credits, push = jnp.asarray(credit), lambda ahead: ahead
-        _, shared, each = d.advance(shared, each, ends, chosen, jnp.asarray(starts), credits, push)
+        _, shared, each = d.advance(shared, each, chosen, jnp.asarray(starts), credits, push)
         if not with_credit and not some:
             assert not shared[2].any()
             continue
@@ -170,7 +170,7 @@ def test_directions_that_span_all_states_lose_nothing(name):
     """Where influence does not grow too much; there are no more directions than states."""
     case, algo = case_of(name), etpc.CreditRTRL(100, None, window=2)
     plan = case.program(algo).plan
-    assert plan.ir.directions.count == plan.analysis.hidden.size
+    assert plan.ir.extension.count == plan.analysis.hidden.size
     assert distance(case.online(algo), case.online(etpc.RTRL(window=2))) < 1e-9
     assert not case.program(algo).exact  # RTRL is, whatever the values
 
@@ -327,8 +327,8 @@ def test_a_reset_keeps_what_the_batch_shares():
 @functools.partial(jax.jit, static_argnums=0)
 def one_window(directions, shared, each, starts, credit=None):
     """What a window makes of the directions and what is carried of them, where all states are of size one."""
-    ends, chosen = directions.ends(shared, each, jnp.ones_like(starts[:, 0]))
-    return directions.advance(shared, each, ends, chosen, starts, credit, lambda ahead: ahead)
+    _, chosen = directions.ends(shared, each, jnp.ones_like(starts[:, 0]))
+    return directions.advance(shared, each, chosen, starts, credit, lambda ahead: ahead)
 
 
 @pytest.mark.parametrize("scale", [0.4, 3.0, 30.0])
@@ -337,7 +337,7 @@ def test_products_of_transitions_are_bounded(scale):
     rng = np.random.default_rng(0)
     size, q = 6, 2
     d = CreditSubspace(q)
-    shared, each = d.init(size, jnp.float64), d.each(size, 1, jnp.float64)
+    shared, each = d.init(size, 1, jnp.float64)
     found, wanted = [], []
     for _ in range(20):
         starts = scale * rng.normal(size=(1, q, size)) / np.sqrt(size)
@@ -358,7 +358,7 @@ def test_products_of_transitions_are_bounded(scale):
 def test_what_is_preserved_is_not_forgotten():
     """The bound of a norm is a little too large, and counts anew in each window."""
     d = CreditSubspace(4)
-    shared, each = d.init(6, jnp.float64), d.each(6, 1, jnp.float64)
+    shared, each = d.init(6, 1, jnp.float64)
     for _ in range(300):
         transition, shared, each = one_window(d, shared, each, shared[0][None])
         np.testing.assert_allclose(transition[0], np.eye(4), atol=1e-12)
@@ -368,7 +368,7 @@ def test_what_is_preserved_is_not_forgotten():
 @pytest.mark.parametrize("size", [1e15, 1e20, 1e30])
 def test_one_overflow_does_not_spoil_the_running_means(size):
     rng, d = np.random.default_rng(0), CreditSubspace(2)
-    shared, each = d.init(6, jnp.float32), d.each(6, 3, jnp.float32)
+    shared, each = d.init(6, 3, jnp.float32)
     for count in range(8):
         starts = jnp.asarray(0.3 * rng.normal(size=(3, 2, 6)), jnp.float32)
         credit = rng.normal(size=(3, 6))
