@@ -13,7 +13,7 @@ PACKAGE = {
     "checking": 2533,
     "cli": 1125,
     "draw": 878,
-    "emit": 2615,
+    "emit": 2617,
     "export": 588,
     "files": 213,
     "gradient": 932,

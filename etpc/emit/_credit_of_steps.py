@@ -16,13 +16,13 @@ from ..traces import Carry, Traces, apply_back
 from ._arrays import (
     by_step,
     columns,
-    leading,
     over_steps,
     replaced,
     rows_of,
     take,
     take_rows,
     weighted,
+    where_over,
     widened,
     without_past,
 )
@@ -51,6 +51,8 @@ class CutWindow(NamedTuple):
     """How each trace followed the window."""
     first: Array
     """Whether a stream begins with each step, [W, B]."""
+    begins: Array | None
+    """The same where one may begin after the carry did, as traces hold what was before; else `None`."""
 
 
 def forward(
@@ -69,7 +71,7 @@ def forward(
     factors = window.cut.factors(jacobians, data, reset)
     paths = window.mover.follow(factors, traces)
     pull = _input_pull(window.step, weights, rollout, moving) if moving else None
-    residuals = CutWindow(read_pull, pull, jacobians, data, paths, first)
+    residuals = CutWindow(read_pull, pull, jacobians, data, paths, first, reset)
     return Course(outputs, rollout.last, Moves(factors, paths, begins=reset), residuals)
 
 
@@ -160,8 +162,8 @@ class StepCredit(Credit):
         return credit
 
     def first(self, past: Past) -> Array:
-        added = super().first(past)
-        return jnp.where(leading(self.residuals.first[0], added), 0, added)
+        added, begins = super().first(past), self.residuals.begins
+        return added if begins is None else where_over(~begins[0], added)
 
     def start(self, node: TraceNode) -> Array:
         self.through(node.op, node)
