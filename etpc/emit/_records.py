@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from ..analyse import WeightOp
 from ..ir import TraceNode, TraceProgram
 from ..traces import Block, Carry, Rows
-from ._arrays import take
+from ._arrays import leading, take
 
 Arrays = Sequence[Array]
 Cotangents = Sequence[Any]
@@ -54,8 +54,7 @@ class Begins(NamedTuple):
         on, so that noise does not repeat."""
         if jnp.issubdtype(states.dtype, jax.dtypes.extended):
             return states
-        where = where.reshape(*where.shape, *[1] * (states.ndim - where.ndim))
-        return jnp.where(where, self.initial[place], states)
+        return jnp.where(leading(where, states), self.initial[place], states)
 
 
 class Span(NamedTuple):

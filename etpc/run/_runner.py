@@ -124,22 +124,15 @@ class Runner:
         return self.step.with_begins(xs, begins.steps(xs[0].shape[0]))
 
     def restart(
-        self,
-        state: list[Any],
-        traces: Traces,
-        fresh: Array,
-        where: Array,
-        parameters: Parameters | None = None,
+        self, state: list[Any], traces: Traces, fresh: Array, where: Array
     ) -> tuple[list[Any], Traces, Array]:
         """State, traces and `fresh`, in which the examples in `where` begin a new stream. All have a batch axis."""
 
         def instead(value: Array, old: Array) -> Array:
             return jnp.where(where.reshape(-1, *[1] * (old.ndim - 1)), value, old)
 
-        state = [
-            old if jnp.issubdtype(old.dtype, jax.dtypes.extended) else instead(value[None], old)
-            for value, old in zip(self.initial_state(parameters), state, strict=True)
-        ]
+        begins = Begins(where, initial=self.initial_state())
+        state = [begins.entered(place, old, where) for place, old in enumerate(state)]
         # An integer, such as a form's counter for keys, goes on.
         is_float = lambda a: jnp.issubdtype(a.dtype, jnp.inexact)
         zeroed = lambda a: instead(jnp.zeros((), a.dtype), a) if is_float(a) else a
