@@ -56,7 +56,8 @@ def reference(
 
     At each step it takes the Jacobian of all S states by all effective weights, so it is for small models. It shares
     with the compiler how a step is traced and what a weight operation is: no patterns, blocks or forms of traces. It
-    asks the compiler which weights have whole traces under ES-D-RTRL without `everywhere`, and nothing else.
+    asks the compiler which weights have whole traces under ES-D-RTRL without `everywhere`, and nothing else. Under
+    `jax.jit` close over the model's integer arrays: what is sparse by unknown ones is not seen to be, and is not cut.
 
     **Arguments:** as for [`etpc.verify`][]. `algo` is [`D_RTRL`][etpc.D_RTRL] or [`RTRL`][etpc.RTRL], also with
     `backprop="full"` and a number as `window`; [`ES_D_RTRL`][etpc.ES_D_RTRL] with a decay, which with

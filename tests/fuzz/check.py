@@ -87,8 +87,9 @@ def exact_gradients(model, xs, targets, state, stop):
 
 
 @quickly
-def defined(model, xs, targets, state, rule):
-    """The gradient by the definition of a rule."""
+def defined(known, model, xs, targets, state, rule):
+    """The gradient by the definition of a rule. The integer arrays of the model are known, as where it is compiled."""
+    model = jax.tree.map(lambda a, b: a if eqx.is_inexact_array(a) else b, model, known())
     return etpc.reference(model, xs, targets, helpers.loss, rule, state=state, reduction="sum")[1]
 
 
@@ -98,6 +99,9 @@ class Case:
     def __init__(self, program: grammar.Program):
         self.program = program
         self.model = grammar.DrawnModel(program)
+        self.apart = grammar.Apart(self.model, self.model)
+        # functions, as `quickly` makes every array that it is given unknown
+        self.known, self.known_apart = (lambda: self.model), (lambda: self.apart)
         self.state = self.model.init_state()
         self.x = jax.tree.map(lambda a: a[0], data(program, np.random.default_rng(0), 1))
 
@@ -124,10 +128,10 @@ class Case:
     def reference(self, point: Point, rule):
         """The gradient by the definition of a rule. What has no trace has that of each step alone."""
         if self.program.weights == "all" or not self.program.marked:
-            return defined(*point, rule)
+            return defined(self.known, *point, rule)
         apart = point._replace(model=grammar.Apart(point.model, point.model))
         alone = exact_gradients(*apart, True)[1][0]
-        return jax.tree.map(jnp.add, defined(*apart, rule).marked, alone.others)
+        return jax.tree.map(jnp.add, defined(self.known_apart, *apart, rule).marked, alone.others)
 
 
 # Ways into a program --------------------------------------------------------------------------------------------------

@@ -256,6 +256,13 @@ def test_connections_that_change_without_a_word_are_found(monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_definition_knows_the_connections_too():
+    """Where it does not, a sparse product is no operation that mixes, and nothing is cut."""
+    ops = (Op("tanh", n=2), Op("sparse_of_bytes", n=2))
+    agrees(Program((Leaf(n=2, rule="leaky", a=4, b=6, before=ops),), seed=40292), count=2)
+
+
+@pytest.mark.slow
 def test_indices_that_wrap_are_found(monkeypatch):
     program = Program((Leaf(n=3, before=(Op("embedding_of_bytes", n=3),)),))
     agrees(program, count=2)
