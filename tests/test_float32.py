@@ -10,7 +10,7 @@ import pytest
 
 import etpc
 from etpc import nn
-from etpc.traces import Filtered
+from etpc.forms import Filtered
 from tests import single
 from tests.fuzz import grammar
 from tests.helpers import call

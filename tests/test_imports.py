@@ -21,22 +21,22 @@ SEES = {
     "ops": "errors _jax tuning",
     "trace": "errors _jax",
     "analyse": "errors _jax ops trace",
-    "traces": "errors _jax tuning ops",
-    "algorithms": "errors ops traces analyse",
-    "ir": "errors _jax ops traces analyse algorithms",
-    "plan": "errors _jax files tuning traces analyse algorithms ir",
-    "emit": "errors _jax tuning traces analyse ir plan",
+    "forms": "errors _jax tuning ops",
+    "algorithms": "errors ops forms analyse",
+    "ir": "errors _jax ops forms analyse algorithms",
+    "plan": "errors _jax files tuning forms analyse algorithms ir",
+    "emit": "errors _jax tuning forms analyse ir plan",
     # what is shown of a plan
-    "show": "errors _jax files traces algorithms analyse ir plan",
+    "show": "errors _jax files forms algorithms analyse ir plan",
     "draw": "errors files plan show",
     # a gradient to compare with
     "gradient": "errors _jax show trace",
     # what each rule means; of the plan it asks alone which whole traces are small
     "definition": "gradient errors _jax trace analyse algorithms plan",
     # the program, and what is done with programs
-    "run": "errors files _jax gradient trace analyse traces algorithms plan emit show draw",
+    "run": "errors files _jax gradient trace analyse forms algorithms plan emit show draw",
     "export": "errors files _jax trace run",
-    "checking": "errors files _jax gradient trace analyse traces algorithms plan show run",
+    "checking": "errors files _jax gradient trace analyse forms algorithms plan show run",
     "checkpoint": "errors files _jax run",
     "training": "errors checkpoint run",
     "plot": "errors _jax checking plan run",
@@ -54,7 +54,7 @@ SEES = {
     "__main__": "cli",
 }
 """Which parts of the package each part may import. A part may name only those above it, so there is no cycle."""
-COMPILER, EXTENSION = "_jax ops trace analyse traces ir plan emit", "etpc.algorithms.directions"
+COMPILER, EXTENSION = "_jax ops trace analyse forms ir plan emit", "etpc.algorithms.directions"
 LATER = {f"etpc.run._online imports etpc.export.{module}" for module in ("__init__", "learner")}
 """Imports upwards, in a function or for types alone: a learner writes itself where it is asked to."""
 

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import etpc
 from etpc.algorithms import Full, LowRank
-from etpc.traces import _modes
+from etpc.forms import _modes
 from tests.helpers import loss, normal
 
 T, W = 9, 3

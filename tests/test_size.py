@@ -25,7 +25,7 @@ PACKAGE = {
     "run": 2121,
     "show": 626,
     "trace": 1250,
-    "traces": 2203,
+    "forms": 2203,
     "training": 286,
 }
 TESTS = {
@@ -45,7 +45,7 @@ TESTS = {
     "peer": 1212,
     "plan": 552,
     "trace": 903,
-    "traces": 2287,
+    "forms": 2287,
     "zoo": 2607,
 }
 """Of a folder with all that is in it; of `.` the files beside the folders."""

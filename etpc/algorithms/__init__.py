@@ -5,7 +5,7 @@ An algorithm is a frozen record. The compiler asks it for `cut`, for the form of
 [`register_algorithm`][etpc.algorithms.register_algorithm] gives one a name.
 """
 
-from ..traces import Decay, Full, LowRank
+from ..forms import Decay, Full, LowRank
 from ._algorithm import (
     Algorithm,
     Backprop,

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from ..analyse import Analysis, WeightOp, trace_dtype
 from ..errors import AlgorithmError, InputTypeError, origin
+from ..forms import Extension, Full, Site, Trace
 from ..ops import Kind
-from ..traces import Extension, Full, Site, Trace
 from ._settings import Check, check, count
 
 Backprop = Literal["cut", "full"]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from ..errors import AlgorithmError, InputError
+from ..forms import Decay, Full, LowRank, size_of
 from ..ops import Kind
-from ..traces import Decay, Full, LowRank, size_of
 from ._algorithm import Algorithm, Backprop, Choice, Context, TraceForm
 from ._settings import Check, check, checked_decay, checked_flag, checked_rank, count
 

@@ -12,12 +12,12 @@ from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
 from ..analyse import trace_dtype, uncut_block
 from ..errors import InputError
 from ..files.record import record
+from ..forms import Full, Site, size_of
 from ..gradient.agreement import not_finite
 from ..plan import DEFAULT_MEMORY
 from ..run import Program
 from ..show import edits, table
 from ..trace import StepFunction
-from ..traces import Full, Site, size_of
 from ._measured import Batch, Measurement, Online, Reverse, Way, step_ms
 from ._progress import show
 from ._trial import Trial

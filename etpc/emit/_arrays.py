@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 
 from .._jax import result_type
+from ..forms import times
 from ..ir import Index
-from ..traces import times
 
 Out = TypeVar("Out")
 MAX_SLICES = 32

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..analyse import WeightOp
+from ..forms import Carry, Traces, apply_back
 from ..ir import Feed, Layout, Past, TraceNode, TraceProgram
-from ..traces import Carry, Traces, apply_back
 from ._arrays import (
     by_step,
     columns,
@@ -212,7 +212,7 @@ class WindowSignals:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OpSignals:
-    """The learning signals of a window as one operation sees them: an `etpc.traces.Signals`."""
+    """The learning signals of a window as one operation sees them: an `etpc.forms.Signals`."""
 
     window: WindowSignals
     node: TraceNode

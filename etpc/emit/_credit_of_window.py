@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 
 from .._jax import linear_transpose
+from ..forms import Traces, Uncut
 from ..ir import TraceNode, TraceProgram
-from ..traces import Traces, Uncut
 from ._arrays import (
     finite_where,
     of_each_example,

@@ -11,9 +11,9 @@ from jax import Array, lax
 
 from .._jax import linear_transpose
 from ..analyse import WeightOp, trace_dtype
+from ..forms import Factors, times
 from ..ir import Columns, Layout, TraceProgram
 from ..plan import OutputPaths
-from ..traces import Factors, times
 from ._arrays import (
     joined,
     over_steps,

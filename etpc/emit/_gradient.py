@@ -12,8 +12,8 @@ from jax import Array, lax
 from .._jax import by_parts, is_complex, promoting, result_type
 from ..analyse import WeightOp
 from ..errors import AlgorithmError
+from ..forms import AddsToFirst, Carry, Joined, Rows, Signals, Site
 from ..ir import After, Direct, Grads, Past, Term, Through, TraceNode, TraceProgram
-from ..traces import AddsToFirst, Carry, Joined, Rows, Signals, Site
 from ._arrays import joined, replaced, sum_dtype
 from ._move import computed
 from ._records import Arrays, Bars, OpCredit
@@ -148,7 +148,7 @@ def by_op(node: TraceNode, x: Array) -> list[Array]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StartSignals:
-    """Credit that passed back through a window uncut, as one trace sees it: an `etpc.traces.Signals`."""
+    """Credit that passed back through a window uncut, as one trace sees it: an `etpc.forms.Signals`."""
 
     node: TraceNode
     at_start: Array

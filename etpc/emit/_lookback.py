@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..forms import Carry, Traces
 from ..ir import TraceProgram
-from ..traces import Carry, Traces
 from ._arrays import leading, where_over
 from ._credit_of_window import UncutWindow, differentiated, steps, uncut_by
 from ._forward import Rollout, Stored, enter

@@ -13,8 +13,7 @@ from jax import Array
 
 from .._jax import result_type
 from ..analyse import trace_dtype
-from ..ir import Layout, TraceNode, TraceProgram
-from ..traces import (
+from ..forms import (
     Carry,
     Factors,
     Move,
@@ -26,6 +25,7 @@ from ..traces import (
     Uncut,
     suffix_products,
 )
+from ..ir import Layout, TraceNode, TraceProgram
 from ._arrays import where_over
 from ._records import Bars, block_of
 from ._returned import checked_gradient, wrong_return

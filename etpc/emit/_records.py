@@ -15,8 +15,8 @@ from jax import Array
 from jaxtyping import Bool
 
 from ..analyse import WeightOp
+from ..forms import Block, Carry, Rows
 from ..ir import TraceNode, TraceProgram
-from ..traces import Block, Carry, Rows
 from ._arrays import leading, take
 
 Arrays = Sequence[Array]

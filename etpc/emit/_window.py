@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._jax import promoting, without_derivative
+from ..forms import Carry, Traces, zero_after
 from ..ir import TraceProgram
-from ..traces import Carry, Traces, zero_after
 from ..tuning import scheduled
 from ._cut import CutSteps
 from ._gradient import Gradients

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from ..analyse import Pattern, closure, values_at
 from ..errors import MemoryLimitError
-from ..traces import DENSE_UP_TO, Pairs, every_pair
+from ..forms import DENSE_UP_TO, Pairs, every_pair
 
 MAX_TABLE = 1 << 28
 """An index table has at most so many entries."""

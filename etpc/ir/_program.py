@@ -27,8 +27,8 @@ import numpy as np
 
 from ..algorithms import Algorithm
 from ..analyse import Analysis, Pattern, WeightOp
+from ..forms import Extension, Joined, Site, Trace, bytes_of
 from ..ops import Kind
-from ..traces import Extension, Joined, Site, Trace, bytes_of
 from ._reads import Reads
 
 

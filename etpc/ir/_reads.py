@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..analyse import Analysis, Pattern, WeightOp, values_at
-from ..traces import Pairs
+from ..forms import Pairs
 from ._pairs import check_table, pairs_of, uses
 
 

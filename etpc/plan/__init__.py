@@ -1,6 +1,6 @@
 """Third stage: a trace program, without optimisations, and the passes that rewrite it."""
 
-from ..traces import Pairs
+from ..forms import Pairs
 from ._claims import Claim, Reason, claims
 from ._filtered import NO_LESS
 from ._paths import MovedStates, OutputPaths, data_of

@@ -9,7 +9,7 @@ import jax
 from ..algorithms import Algorithm, Choice
 from ..analyse import WeightOp
 from ..errors import AlgorithmError, raise_together
-from ..traces import Extension, Settles, Site, Trace
+from ..forms import Extension, Settles, Site, Trace
 
 RENAMED = {
     "advance": "`move(site, passage, path, carry, start)`, as `follow` returns the path alone",
@@ -45,7 +45,7 @@ def check_choice(algorithm: Algorithm, choice: Choice, ops: Collection[WeightOp]
         if value is not None and not isinstance(value, base):
             hint = f" Call it: {value.__name__}(...)." if isinstance(value, type) else ""
             raise AlgorithmError(
-                f"{name}.{method} gives {value!r} {where}, which is no `etpc.traces.{base.__name__}`.{hint}"
+                f"{name}.{method} gives {value!r} {where}, which is no `etpc.forms.{base.__name__}`.{hint}"
             )
     if choice.extension is not None and algorithm.backprop != "full":
         raise AlgorithmError(

@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 
 from ..analyse import Analysis, Pattern, WeightOp, columns_of, trace_dtype
+from ..forms import Filtered, Site, size_of
 from ..ir import block_rows, entered, uses
-from ..traces import Filtered, Site, size_of
 from ._entries import MOST, Compressed, Entries
 from ._varied import varied
 

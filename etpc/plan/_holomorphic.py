@@ -4,8 +4,8 @@ import numpy as np
 
 from .._jax import Equation, Variable, is_complex, prims, propagate, prune
 from ..analyse import Analysis, Pattern, WeightOp
+from ..forms import Holomorphic
 from ..ir import block_rows
-from ..traces import Holomorphic
 
 WHY = "complex states depend on the weight as holomorphic functions, so their real parts hold all of it"
 LINEAR = frozenset(

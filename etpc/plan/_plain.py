@@ -6,8 +6,8 @@ import numpy as np
 
 from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, Reach, WeightOp, trace_dtype
+from ..forms import Site
 from ..ir import Direct, Feed, Past, Reads, Term, Through, TraceNode, TraceProgram, WindowSpec
-from ..traces import Site
 from ._choice import settled
 from ._proofs import Proofs
 

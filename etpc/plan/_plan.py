@@ -7,8 +7,8 @@ import networkx as nx
 from ..algorithms import Algorithm, Choice
 from ..analyse import Analysis, Reach, WeightOp
 from ..errors import AlgorithmError, MemoryLimitError, UnsupportedError, raise_together
+from ..forms import Extension
 from ..ir import TraceProgram, check
-from ..traces import Extension
 from ._choice import check_choice
 from ._plain import ends, no_trace, plain
 from ._proofs import Proofs

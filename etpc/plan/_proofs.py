@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from ..algorithms import Backprop
 from ..analyse import Analysis, Pattern, Reach, WeightOp, trace_dtype
-from ..traces import Full, Site, size_of
+from ..forms import Full, Site, size_of
 from ._filtered import Look, filtered
 
 

@@ -6,8 +6,8 @@ from jax import Array
 
 from ..algorithms import Algorithm
 from ..analyse import Analysis, WeightOp
+from ..forms import Carry, Joined, Trace
 from ..ir import TraceNode, TraceProgram
-from ..traces import Carry, Joined, Trace
 from .passes import Pass
 
 

@@ -11,9 +11,9 @@ from jax import Array
 
 from .._jax import without_derivative
 from ..emit import NO_SECOND_DERIVATIVE, Begins, Moving, Span, Weights, Window, none_yet
+from ..forms import Traces
 from ..gradient.loss import Loss, reduced, summed_in
 from ..trace import repeat
-from ..traces import Traces
 from ._carry import Carry
 
 Parameters = Sequence[Any]

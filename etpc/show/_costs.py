@@ -4,8 +4,8 @@ import jax.numpy as jnp
 
 from ..algorithms import Backprop
 from ..analyse import Analysis, WeightOp, one_step_block, trace_dtype, uncut_block
+from ..forms import Decay, Full, LowRank, Site, bytes_of, size_of
 from ..plan import Proofs
-from ..traces import Decay, Full, LowRank, Site, bytes_of, size_of
 
 
 class Costs:

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from ..analyse import Analysis
 from ..errors import SelectionError, near
+from ..forms import Full
 from ..ir import TraceNode
 from ..plan import BEHIND, NO_LESS, OpPlan, Plan
-from ..traces import Full
 from ._costs import Costs
 from ._describe import Claims, shape_text, table
 from ._edits import edits

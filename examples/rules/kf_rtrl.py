@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from etpc.algorithms import Algorithm
+from etpc.forms import Carry, Full, LowRank, Passage, Rows, Site, Trace
 from etpc.ops import Kind
-from etpc.traces import Carry, Full, LowRank, Passage, Rows, Site, Trace
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from etpc.algorithms import Algorithm
-from etpc.traces import Full, LowRank, Trace
+from etpc.forms import Full, LowRank, Trace
 
 
 def reduced(a, b, signs):

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from etpc.algorithms import Algorithm
+from etpc.forms import Carry, Factors, Full, Passage, Signals, Site, Trace
 from etpc.ops import Kind
-from etpc.traces import Carry, Factors, Full, Passage, Signals, Site, Trace
 
 
 @dataclasses.dataclass(frozen=True)

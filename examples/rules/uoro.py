@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from etpc.algorithms import Algorithm, Backprop, Choice
 from etpc.algorithms.directions import Directions
-from etpc.traces import Full
+from etpc.forms import Full
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ import pytest
 import etpc
 from etpc.algorithms import Algorithm, Full
 from etpc.checking.compare import Report, Result
+from etpc.forms import Trace
 from etpc.gradient.agreement import Known, compare_all
-from etpc.traces import Trace
 from tests.helpers import by_path, distance
 from tests.helpers import loss as squared
 from tests.marks import few

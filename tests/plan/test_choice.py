@@ -9,9 +9,9 @@ import pytest
 import etpc
 from etpc.algorithms import Algorithm, Choice, Full
 from etpc.algorithms.directions import CreditSubspace
-from etpc.traces import Trace, zeros
+from etpc.forms import Trace, zeros
+from tests.forms.test_user_form import Presynaptic
 from tests.helpers import loss, normal
-from tests.traces.test_user_form import Presynaptic
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")
 

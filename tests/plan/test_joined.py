@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc.traces import Joined
+from etpc.forms import Joined
 from tests.helpers import normal, weights
 
 T, B, I, N = 12, 3, 2, 5

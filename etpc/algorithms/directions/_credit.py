@@ -10,8 +10,8 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from ...errors import AlgorithmError, checked_count
+from ...forms import Carry, Full, LowRank, Trace, size_of
 from ...ops import summed
-from ...traces import Carry, Full, LowRank, Trace, size_of
 from .. import RTRL, Algorithm, Backprop, Choice, Context
 from ._directions import Directions
 from ._orthonormal import orthonormal

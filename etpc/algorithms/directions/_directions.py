@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
 
-from ...traces import Block, Carry, Extension, Factors, Passage, Site, Uncut
+from ...forms import Block, Carry, Extension, Factors, Passage, Site, Uncut
 
 
 class Directions(Extension):

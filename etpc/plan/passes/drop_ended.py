@@ -6,8 +6,8 @@
 - It buys the trace, and up to 1.4 times the time.
 """
 
+from ...forms import Full
 from ...ir import Change, Past, Term, Through, TraceProgram
-from ...traces import Full
 from ._pass import Pass
 
 

@@ -8,8 +8,8 @@
 
 import dataclasses
 
+from ...forms import Trace
 from ...ir import Change, TraceProgram
-from ...traces import Trace
 from ._pass import Pass
 
 

@@ -8,8 +8,8 @@
 
 import dataclasses
 
+from ...forms import Full, size_of
 from ...ir import Change, Past, Term, Through, TraceNode, TraceProgram
-from ...traces import Full, size_of
 from .._proofs import saves_enough
 from ._pass import Pass
 

@@ -8,8 +8,8 @@
 
 import dataclasses
 
+from ...forms import Full
 from ...ir import Change, TraceProgram
-from ...traces import Full
 from .._holomorphic import WHY, holomorphic
 from ._pass import Pass
 

@@ -8,8 +8,8 @@
 
 import dataclasses
 
+from ...forms import AddsToFirst
 from ...ir import Change, Past, Through, TraceProgram
-from ...traces import AddsToFirst
 from .._paths import credited_whole
 from ._pass import Pass
 

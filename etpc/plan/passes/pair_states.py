@@ -9,8 +9,8 @@
 
 import dataclasses
 
+from ...forms import Full
 from ...ir import Change, TraceProgram
-from ...traces import Full
 from ._pass import Pass
 
 

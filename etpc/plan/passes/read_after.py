@@ -9,8 +9,8 @@
 
 import dataclasses
 
+from ...forms import ReadsEnd
 from ...ir import After, Change, TraceProgram
-from ...traces import ReadsEnd
 from .._paths import credited_at, credited_whole
 from ._pass import Pass
 

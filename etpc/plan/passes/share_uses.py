@@ -9,8 +9,8 @@
 import dataclasses
 from collections.abc import Hashable
 
+from ...forms import Full
 from ...ir import Change, Past, Term, Through, TraceNode, TraceProgram
-from ...traces import Full
 from ._pass import Pass
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import etpc
 from etpc.analyse._reach import closure
+from etpc.forms import _transitions as transitions
 from etpc.ir import _pairs
-from etpc.traces import _transitions as transitions
 
 
 def random_transition(seed, states=40, links=1.2):

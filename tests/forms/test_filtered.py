@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 import etpc
-from etpc.traces import Filtered, Full, LowRank
+from etpc.forms import Filtered, Full, LowRank
 from tests.helpers import loss, normal, spike
 
 T, I, N = 12, 6, 8

@@ -12,8 +12,8 @@ from jax import lax
 
 import etpc
 from etpc import nn
+from tests.forms.test_user_form import loss, normal
 from tests.marks import few
-from tests.traces.test_user_form import loss, normal
 
 T, B, I, N, O, ALPHA, KAPPA = 9, 3, 4, 6, 2, 0.9, 0.7
 MODEL = {

@@ -14,7 +14,7 @@ from jax import lax
 
 import etpc
 from etpc.algorithms import Algorithm
-from etpc.traces import Full, Passage, Trace, zeros
+from etpc.forms import Full, Passage, Trace, zeros
 from tests.helpers import loss, normal
 from tests.marks import few
 

@@ -17,8 +17,8 @@ from jax import lax
 
 import etpc
 from etpc.algorithms import Algorithm
-from etpc.traces import Full, Trace, zeros
-from tests.traces.test_user_form import Presynaptic, loss, normal
+from etpc.forms import Full, Trace, zeros
+from tests.forms.test_user_form import Presynaptic, loss, normal
 
 T, B, I, N, O, A = 8, 3, 4, 5, 2, 0.8
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import etpc
-from etpc.traces import Full, Holomorphic, bytes_of
+from etpc.forms import Full, Holomorphic, bytes_of
 from tests.helpers import normal
 
 O, I = 5, 4

@@ -185,7 +185,7 @@ class Trace:
                 raise AlgorithmError(
                     f"{cls.__name__} cannot be derived from {name}, which is itself a form of trace. This is "
                     "because the methods of a form belong together: those that are inherited would not fit one that "
-                    "is overridden. Derive it from `etpc.traces.Trace`, hold the other form in a field, "
+                    "is overridden. Derive it from `etpc.forms.Trace`, hold the other form in a field, "
                     f"`inner: {name}`, and call its methods."
                 )
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from etpc.traces._modes import SMALL, leading, orthonormal
+from etpc.forms._modes import SMALL, leading, orthonormal
 
 Q, I, O = 12, 9, 20
 

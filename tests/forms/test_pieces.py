@@ -11,8 +11,8 @@ from jax.experimental import sparse
 
 import etpc
 from etpc import tuning
-from etpc.traces import _pieces
-from etpc.traces._pieces import over_examples, overwrite, zero_after
+from etpc.forms import _pieces
+from etpc.forms._pieces import over_examples, overwrite, zero_after
 from tests.helpers import normal
 from tests.marks import few
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import etpc
-from etpc.traces import LowRank
+from etpc.forms import LowRank
 from examples.rules.kronecker_sum import OK, KroneckerSum, reduced
 from tests.algorithms.test_uoro import MODEL, TARGETS, XS, N, T, rtrl, step
 
