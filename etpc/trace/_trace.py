@@ -23,9 +23,8 @@ from .._jax import (
     without_prints,
 )
 from ..errors import InputTypeError, ModelError, UnsupportedError, raise_together
-from ._expand import expand
 from ._leaves import Leaves, frozen, paths_of
-from ._products import merge_products
+from .rewrites import REWRITES
 
 StepFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
 """How one step is called: `step(model, x, state) -> (y, new_state)`."""
@@ -169,7 +168,8 @@ def trace(model: Any, inputs: Any, state: Any = None, step: StepFunction | None 
     _check_effects(effects)
     program = flatten(jaxpr)
     parameters = program.inputs[:first]
-    program = merge_products(expand(program, parameters), parameters)
+    for rewrite in REWRITES:
+        program = rewrite(program, parameters)
     constants = {v: frozen(a) for v, a in program.constants.items()}
     return Step(
         program=dataclasses.replace(program, constants=constants),

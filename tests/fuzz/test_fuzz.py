@@ -15,7 +15,7 @@ from etpc._jax.primitives import FACTS
 from etpc.emit import _read
 from etpc.plan import _claims, _filtered
 from etpc.run._arguments import Arguments
-from etpc.trace import _expand
+from etpc.trace.rewrites import _expand
 from tests.fuzz import check, grammar, run
 from tests.fuzz.grammar import Leaf, Op, Program
 

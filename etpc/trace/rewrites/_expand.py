@@ -1,8 +1,9 @@
-"""Loops and branches that use weights, as plain operations.
+"""Loops and branches that use weights are plain operations.
 
-A weight operation inside a `scan` or a `cond` has its data, its perturbation and its trace at each
-iteration or in each branch, so these must be visible: a short loop is unrolled, and of a branch all
-sides are computed and one is chosen, which is what `vmap` makes of it too.
+- Pattern: a short `scan`, a loop that Equinox differentiates by checkpoints, or a `cond`, where a weight meets data.
+- Proof: a loop is its iterations; of a branch all sides are computed and one is chosen, as `vmap` does too.
+- Rewrite: the equations inside, in the place of the one.
+- Without it a weight operation inside would have no data, perturbation and trace for each iteration and branch.
 
 A model may have a branch because an operation has no derivative elsewhere, as a square root has none
 at zero. In a branch that is not taken, zero times an infinite derivative is NaN, and this NaN must not
@@ -21,17 +22,17 @@ marked, and where no derivative comes in, the prefix passes none on.
 import dataclasses
 import functools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .._jax import Equation, Flat, Variable, canonicalise, flatten, params, prims, unrolled
-from .._jax.primitives import facts
-from ._known import Known
+from ..._jax import Equation, Flat, Variable, canonicalise, flatten, params, prims, unrolled
+from ..._jax.primitives import facts
+from .._known import Known
 from ._loops import written_out
-from ._products import merge_products
+from ._merge_products import merge_products
 
 MAX_ITERATIONS = 256
 MAX_EQUATIONS = 4096
@@ -40,16 +41,12 @@ Taken = Variable | None
 """A boolean of the program: whether the branch that an equation is in is taken. `None` outside of branches."""
 
 
-def expand(flat: Flat, parameters: tuple[Variable, ...]) -> Flat:
-    """The program with its loops and branches expanded where weights meet data inside them.
-
-    `parameters` are the arguments that are parameters, floats or not.
-    """
+def expand(flat: Flat, parameters: Collection[Variable]) -> Flat:
     return _Expansion(flat, parameters).run()
 
 
 class _Expansion:
-    def __init__(self, flat: Flat, parameters: tuple[Variable, ...]):
+    def __init__(self, flat: Flat, parameters: Collection[Variable]):
         self.flat = flat
         self.constants: dict[Variable, Any] = dict(flat.constants)
         self.fixed: set[Variable] = {*flat.constants, *parameters}

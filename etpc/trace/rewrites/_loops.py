@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import (
+from ..._jax import (
     Equation,
     Flat,
     Tracer,
