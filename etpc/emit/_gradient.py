@@ -62,6 +62,7 @@ class Credit(abc.ABC):
         pairs = zip(program.traces, carries, strict=True)
         self.carries = {node: computed(program, node, carry)[1] for node, carry in pairs}
         self._pasts: dict[TraceNode, Sequence[list[Rows] | Array]] = {}
+        self._ends: dict[TraceNode, Array | None] = {}
 
     @abc.abstractmethod
     def start(self, node: TraceNode) -> Array:
@@ -109,8 +110,13 @@ class Credit(abc.ABC):
         return found
 
     def of_ops(self, grads: Grads) -> list[OpCredit]:
-        """The gradient of each operation, term by term."""
-        return [self._of_op(op, terms) for op, terms in grads.items()]
+        """The gradient of each operation, term by term. Where a form declines to be read at the end of the window, all
+        operations of its trace have their terms of any window."""
+        read_at_end = {t.trace for terms in grads.values() for t in terms if isinstance(t, After)}
+        self._ends = {node: self.after(node) for node in self.program.traces if node in read_at_end}
+        declined = {op for node, end in self._ends.items() if end is None for op in node.ops}
+        terms_of = lambda op: self.program.grads[op] if op in declined else grads[op]
+        return [self._of_op(op, terms_of(op)) for op in grads]
 
     def _of_op(self, op: WeightOp, terms: Sequence[Term]) -> OpCredit:
         credits: list[Array] = []
@@ -131,9 +137,7 @@ class Credit(abc.ABC):
                     rows += given if isinstance(given, list) else []
                     of_trace = None if isinstance(given, list) else given
                 case After(trace):
-                    of_trace = self.after(trace)
-                    if of_trace is None:
-                        return self._of_op(op, self.program.grads[op])
+                    of_trace = self._ends[trace]
         if credits:
             delta = sum((c.reshape(credits[0].shape) for c in credits[1:]), credits[0])
             rows = [(x, delta), *rows]  # pyright: ignore[reportAssignmentType]

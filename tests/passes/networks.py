@@ -46,11 +46,11 @@ def shared(x, h, w, leak):
 
 @model
 def adaptive(x, state, w):
-    """Neurons of two states, each of which reads the other."""
+    """Neurons of two states, each of which reads the other; a weight enters both."""
     v, a = state
     z = spike(v - a)
-    v, a = 0.9 * v - 0.3 * z + w @ x, 0.95 * a + 0.1 * jnp.tanh(v)
-    return z, (v, a)
+    v, a = 0.9 * v - 0.3 * z + w @ x, 0.95 * a + 0.1 * jnp.tanh(v) + 0.1 * (w @ jnp.sin(x))
+    return spike(v - a), (v, a)
 
 
 @model
