@@ -25,8 +25,9 @@ from ..plan import UNMARKED
 from ..run import Program
 from ..show import table
 from ..trace import StepFunction
+from ._lags import ByLag, Lag
 from ._progress import progress
-from ._trial import Lag, Trial
+from ._trial import Trial
 
 HIDDEN = 0.01
 """By how much the lowest cosine of a parameter is below that of all together, to be shown once more."""
@@ -127,13 +128,12 @@ class Comparison:
 
         It is computed when it is first asked for: some 30 gradients of BPTT, and for each program as many windows.
         """
-        trial, results = self.trial, {result.name: result for result in self.results}
-        assert trial is not None
+        assert self.trial is not None
+        found, results = ByLag(self.trial), {result.name: result for result in self.results}
+        named = ((name, results[name]) for name in progress(list(results), "by lag"))
         return {
-            name: trial.by_lag(
-                results[name].algorithm, results[name].program, whole(results[name].values)
-            )
-            for name in progress(list(results), "by lag")
+            name: found.of(result.algorithm, result.program, whole(result.values))
+            for name, result in named
         }
 
     def as_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from time import monotonic
 from typing import Any
 
@@ -10,15 +11,16 @@ import numpy as np
 
 from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
 from ..analyse import trace_dtype, uncut_block
-from ..errors import InputError
+from ..errors import InputError, InputTypeError, checked_count, raise_together
 from ..files.record import record
 from ..forms import Full, Site, size_of
 from ..gradient.agreement import not_finite
+from ..gradient.data import check_lead
 from ..plan import DEFAULT_MEMORY
-from ..run import Program
+from ..run import Program, no_optimizer
 from ..show import edits, table
 from ..trace import StepFunction
-from ._measured import Batch, Measurement, Online, Reverse, Way, step_ms
+from ._lags import Batch, Measurement, Online, Reverse, Way, step_ms
 from ._progress import show
 from ._trial import Trial
 from .compare import short_name
@@ -190,7 +192,7 @@ def suggest(
     end = monotonic() + budget
     called = dict(state=state, step=step, weights=weights, memory=1 << 62)
     trial = Trial(*(model, xs, targets, loss_fn), **called, batch_size=batch_size, mask=mask)
-    batch, cut = Batch(trial, every, optimiser), trial.program(D_RTRL())
+    batch, cut = _batch(trial, every, optimiser), trial.program(D_RTRL())
     report = _Report(cut, batch, memory, time, budget, end)
     rules = [D_RTRL()] if cut.exact and memory is time is None else _rules(batch, cut)
     if not report.reference.comparable:
@@ -212,6 +214,29 @@ def suggest(
     finally:
         show(0, 0, "")
     return report.suggestion()
+
+
+def _batch(trial: Trial, every: Any, optimiser: Any) -> Batch:
+    """The steps of a trial until the last loss that counts, in windows that suit them, or of `every` steps."""
+    check_lead(trial.xs, trial.targets, trial.batch_size)
+    every = None if every is None else checked_count("every", every)
+    raise_together(
+        [] if optimiser is None else no_optimizer("optimiser", optimiser), InputTypeError
+    )
+    steps = trial.steps
+    if trial.mask is not None:
+        counting = np.flatnonzero(np.asarray(trial.mask).reshape(steps, -1).any(1))
+        if not counting.size:
+            raise InputError("mask is zero everywhere, so there is no loss to take a gradient of.")
+        steps = int(counting[-1]) + 1
+    return Batch(trial, every or _window(steps), steps, every, optimiser)
+
+
+def _window(steps: int) -> int:
+    """About 16 steps, fewer so that there are eight windows; a divisor of all steps where one is near."""
+    wanted = max(1, min(16, steps // 8))
+    near = [w for w in range(-(-wanted // 2), 2 * wanted + 1) if steps % w == 0]
+    return min(near, key=lambda w: abs(math.log(w / wanted)), default=wanted)
 
 
 def _check_positive(**limits: Any) -> None:
@@ -257,13 +282,16 @@ class _Report:
         self, cut: Program, batch: Batch, memory: Any, time: Any, budget: float, end: float
     ):
         self.cut, self.batch, self.memory, self.time = cut, batch, memory, time
+        bounds = [(reach - 1) * batch.window for reach in batch.reaches]
+        self.lags = [*pairwise(bounds)]
+        """The ranges of steps before the last window."""
         self.budget, self.end, self.latest = budget, end, end + budget / 10
         self.compiling, self.missing = 0.0, False
         self.rows: list[Candidate] = []
         self.ways: list[Way] = []
         self.left_out: list[str] = []
         bptt = Reverse(batch)
-        self.reference = Measurement(bptt, batch.trial.leaves)
+        self.reference = Measurement(bptt)
         self.add(bptt, self.reference, None, None, True)
         self.remarks = [
             f"{text[0].upper()}{text[1:]}. Scale its weights with `etpc.nn.init_from_data`."
@@ -308,7 +336,7 @@ class _Report:
             self.unmeasured(f"{name}, as the budget of {self.budget:g} s is too short for {passes}")
             return
         way.move_to(self.batch.start)
-        found = Measurement(way, self.batch.trial.leaves)
+        found = Measurement(way)
         if self.reference.comparable and not found.finite:
             self.left_out.append(f"{name}, whose gradient is NaN or infinite")
         else:
@@ -347,13 +375,13 @@ class _Report:
     def _measured_again(self, lowest: int) -> bool:
         """Whether there are cosines by lag at the weights that one of the rows has trained: those at the first ones
         say little of a later training."""
-        leaves, at = self.batch.trial.leaves, self.ways[lowest].trained
+        at = self.ways[lowest].trained
         found: list[Measurement] = []
         for n, way in enumerate(self.ways):
             if monotonic() + self._seconds(n, way.passes) > self.latest:
                 return False
             way.move_to(at)
-            found.append(Measurement(way, leaves))
+            found.append(Measurement(way))
             if not found[0].comparable:
                 return False
         for n, measurement in enumerate(found):
@@ -375,7 +403,7 @@ class _Report:
             text = f"{rules[0].name} is the only rule that was measured, with {rules[0].nearness}"
             reasons.append(f"{text}. Take a larger budget= to compare it with others.")
         elif self.reference.comparable:
-            best, why = _best(fitting, self.batch.lags)
+            best, why = _best(fitting, self.lags)
             reasons += why
         if best is not None and not best.exact and not self.batch.every:
             reasons.append(
@@ -391,7 +419,7 @@ class _Report:
             reasons += [f"A change of the network: {text}" for text in changes]
         rule = None if best is None else best.rule
         return Suggestion(
-            *(rule, tuple(self.rows), tuple(self.batch.lags)), tuple(reasons), tuple(self.left_out)
+            *(rule, tuple(self.rows), tuple(self.lags)), tuple(reasons), tuple(self.left_out)
         )
 
     def _escaping(self, rules: Sequence[Candidate]) -> list[str]:
@@ -411,7 +439,7 @@ class _Report:
         far = [n for n, c in enumerate(cut.by_lag) if c < 1 - NEAR][:3]
         if not far and cut.mean_cosine >= 1 - NEAR:
             return [f"{text} On this data that matters little: it has {cut.nearness}."]
-        lags = [" from {} to {} steps back".format(*self.batch.lags[n]) for n in far]
+        lags = [" from {} to {} steps back".format(*self.lags[n]) for n in far]
         by_lag = lambda row: [row.by_lag[n] for n in far] or [row.cosine]
         parts = [f"{c:.2f}{lag}" for c, lag in zip(by_lag(cut), lags or [""], strict=True)]
         why = f"The cosine of D-RTRL with BPTT is {', '.join(parts)}"

@@ -20,9 +20,9 @@ from ..gradient.loss import (
     Loss,
     finite_where_masked,
 )
-from ..trace import Leaves, warn_of_silence
+from ..trace import Leaves
 from ._carry import Carry
-from ._check import check_updates, warn_of_unchecked
+from ._check import check_first
 from ._program import Compiled, Program
 from ._runner import Data, Runner
 
@@ -497,27 +497,4 @@ def online(
     return Online(program, loss_fn, optimizer, steps, reduction, has_aux)
 
 
-def check_first(
-    learner: Online,
-    model: Any,
-    carry: Carry,
-    xs: Any,
-    targets: Any,
-    mask: Any,
-    *,
-    stacklevel: int,
-) -> tuple[str, ...]:
-    """What [`Online.check`][etpc.Online.check] does, with warnings that point to its caller's caller."""
-    silent = learner.program.silent(model, xs, carry, mask=mask)
-    warn_of_silence(silent, stacklevel=stacklevel + 1)
-    if targets is None:
-        return silent
-    unchecked = check_updates(
-        *(learner.program, Loss.of(learner.loss_fn, learner.has_aux), learner.every),
-        *(learner.summed, model, carry, xs, targets, mask),
-    )
-    warn_of_unchecked(unchecked, stacklevel=stacklevel + 1)
-    return (*silent, *unchecked)
-
-
-__all__ = ["Online", "check_first", "online"]
+__all__ = ["Online", "online"]
