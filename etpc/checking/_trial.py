@@ -242,7 +242,12 @@ class Trial:
         """
         values = self.reference.values
         compared = values if paths is None else {path: values[path] for path in paths}
-        return doubts(self.shown, self.silent(), Known(compared))
+        return (*self.silent(), *doubts(self.shown, compared, *self.data))
+
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """The model, its state, the sequence and the mask."""
+        return self.model, self.carry.state, self.xs, self.targets, self.mask
 
     def silent(self) -> tuple[str, ...]:
         """What [`Program.silent`][etpc.Program.silent] says of the sequence."""

@@ -21,7 +21,6 @@ from ..gradient.agreement import (
     agrees,
     default_tolerance,
     flat,
-    not_compared,
     remarks_on,
     whole,
 )
@@ -252,8 +251,6 @@ def check(
         for path, array in arrays.items()
         if (bad := ~np.isfinite(array)).any()
     ]
-    bptt = {path: trial.bptt.values[path] for path in values}
-    notes += not_compared(bptt, model, trial.carry.state, xs, targets, trial.mask)
     notes += trial.doubts(values)
     return Check(
         *(rows, total, equals, search.missing(rows), tuple(notes)),

@@ -16,7 +16,6 @@ from ..gradient.agreement import (
     Row,
     Vectors,
     cosine,
-    not_compared,
     remarks_on,
     unread_traces,
     whole,
@@ -410,8 +409,7 @@ def _compare(trial: Trial, chosen: Mapping[str, Any], *, in_blocks: bool) -> Com
             why = unread_traces(found.program, trial.steps, trial.mask)
             unread.setdefault(why, []).append(result.name)
     unread.pop(None, None)
-    data = trial.model, trial.carry.state, trial.xs, trial.targets, trial.mask
-    notes = [*trial.doubts(), *not_compared(trial.reference.values, *data)]
+    notes = [*trial.doubts()]
     notes += [f"{', '.join(names)}: {why}" for why, names in unread.items()]
     return Comparison(tuple(results), tuple(notes), trial.tolerance, trial.reference.loss, trial)
 

@@ -15,7 +15,7 @@ from ..errors import InputError, InputTypeError, checked_count, raise_together
 from ..files.record import record
 from ..forms import Full, Site, size_of
 from ..gradient.agreement import not_finite
-from ..gradient.data import check_lead
+from ..gradient.data import check_lead, is_real
 from ..plan import DEFAULT_MEMORY
 from ..run import Program, no_optimizer
 from ..show import edits, table
@@ -188,7 +188,9 @@ def suggest(
 
     ```
     """
-    _check_positive(memory=memory, time=time, budget=budget)
+    for name, limit in (("memory", memory), ("time", time), ("budget", budget)):
+        if limit is not None and not (is_real(limit) and limit > 0):
+            raise InputError(f"{name} must be a number above zero, not {limit!r}.")
     end = monotonic() + budget
     called = dict(state=state, step=step, weights=weights, memory=1 << 62)
     trial = Trial(*(model, xs, targets, loss_fn), **called, batch_size=batch_size, mask=mask)
@@ -237,13 +239,6 @@ def _window(steps: int) -> int:
     wanted = max(1, min(16, steps // 8))
     near = [w for w in range(-(-wanted // 2), 2 * wanted + 1) if steps % w == 0]
     return min(near, key=lambda w: abs(math.log(w / wanted)), default=wanted)
-
-
-def _check_positive(**limits: Any) -> None:
-    for name, limit in limits.items():
-        number = isinstance(limit, int | float | np.number) and not isinstance(limit, bool)
-        if limit is not None and not (number and limit > 0):
-            raise InputError(f"{name} must be a number above zero, not {limit!r}.")
 
 
 def _rules(batch: Batch, cut: Program) -> list[Algorithm]:
@@ -298,9 +293,7 @@ class _Report:
             for text in batch.trial.silent()
         ]
         if not self.reference.comparable:
-            trial = batch.trial
-            data = trial.model, trial.carry.state, trial.xs, trial.targets, trial.mask
-            where = [f", as {place} is" for place in not_finite(*data)[:1]]
+            where = [f", as {place} is" for place in not_finite(*batch.trial.data)[:1]]
             why = "".join(["NaN or infinite", *where] if not self.reference.finite else ["zero"])
             self.remarks.append(f"No rule can be compared: the gradient of BPTT is {why}.")
 

@@ -17,7 +17,6 @@ from ..gradient.agreement import (
     default_tolerance,
     doubts,
     first_read,
-    not_compared,
     precision,
 )
 from ..gradient.bptt import Objective, gradient_of
@@ -109,8 +108,7 @@ def _check_updates(
     rows = compare_all(got, want, claims, tolerance, dtype)
     if wrong := [row for row in rows if row.held is False]:
         raise VerificationError(_refusal(program, wrong, carry, dtype, tolerance, len(where)))
-    origin = not_compared(want.values, model, carry.state, xs, targets, mask, where)
-    return (*doubts(program, (), want), *origin)
+    return doubts(program, want.values, model, carry.state, xs, targets, mask, where)
 
 
 def _chosen_steps(

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .._jax import Tracer
-from ..errors import InputError, InputTypeError, raise_together, whole_number
+from ..errors import InputError, InputTypeError, checked_count, raise_together
 from ..gradient.data import checked_reset, foreign
 from ..gradient.loss import (
     NO_LOSS,
-    NO_REDUCTION,
-    REDUCTIONS,
     Loss,
+    check_reduction,
     finite_where_masked,
 )
 from ..trace import Leaves
@@ -477,16 +476,8 @@ def online(
 
     ```
     """
-    problems = []
-    steps = whole_number(every)
-    if steps is None or steps < 1:
-        problems.append(
-            f"every must be an int >= 1, not {every!r}. It is the number of steps between updates."
-        )
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        problems.append(NO_REDUCTION.format(reduction))
-    raise_together(problems, InputError)
-    assert steps is not None
+    steps = checked_count("every", every, why="It is the number of steps between updates.")
+    check_reduction(reduction)
     wrong = []
     if not isinstance(program, Program):
         wrong.append(f"program is a {type(program).__name__}. Pass what `etpc.compile` returns.")

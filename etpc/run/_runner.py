@@ -56,25 +56,16 @@ class Runner:
     def fresh(self, batch_size: int | None, parameters: Parameters | None = None) -> Carry:
         """The carry of a stream that begins, with the initial state of a model with these parameters."""
         state = self.initial_state(parameters)
-        if batch_size is None:  # whoever donates a carry keeps the arrays it began with
-            state = [jnp.copy(value) for value in state]
-        else:
-            state = [repeat(value, batch_size) for value in state]
-        traces = self.window.fresh_traces(1 if batch_size is None else batch_size)
-        batched = batch_size is not None
-        of_batch = state if batched else [value[None] for value in state]
-        traces = traces._replace(past=none_yet(self.ir, of_batch))
-        fresh = jnp.ones(batch_size if batched else (), bool)
-        return self.carry(state, traces if batched else _without_batch(traces), fresh, batched)
+        size = 1 if batch_size is None else batch_size
+        state = [v[None] if batch_size is None else repeat(v, batch_size) for v in state]
+        traces = self.window.fresh_traces(size)._replace(past=none_yet(self.ir, state))
+        return self.carry(state, traces, jnp.ones(size, bool), batch_size is not None)
 
     def reset(self, carry: Carry, where: Array) -> Carry:
         """The carry, with a new stream where `where` is true, [B] or []."""
         _, state, traces, fresh = self.enter([], carry)
         where = where if carry.batched else where[None]
-        state, traces, fresh = self.restart(state, traces, fresh, where)
-        if not carry.batched:
-            state, traces, fresh = [s[0] for s in state], _without_batch(traces), fresh[0]
-        return self.carry(state, traces, fresh, carry.batched)
+        return self.carry(*self.restart(state, traces, fresh, where), carry.batched)
 
     def initial_state(self, parameters: Parameters | None = None) -> list[Any]:
         """The array leaves of the initial state of one example: of a model with these parameters, or as
@@ -240,20 +231,22 @@ class Runner:
 
     def leave(self, state: list[Any], traces: Traces, carry: Carry) -> Carry:
         """The carry after a call, of the kind that came in."""
-        if not carry.batched:
-            state, traces = [s[0] for s in state], _without_batch(traces)
         # False, in a way that XLA does not see through: a constant is not spread over devices as
         # the old array was, and the next call would be compiled for that.
-        begun = jnp.minimum(carry.fresh.astype(jnp.int8), 0) > 0
+        begun = jnp.minimum(jnp.atleast_1d(carry.fresh).astype(jnp.int8), 0) > 0
         return self.carry(state, traces, begun, carry.batched)
 
     def carry(self, state: list[Any], traces: Traces, fresh: Array, batched: bool) -> Carry:
+        """A carry, from arrays with a batch axis; without one where it is not `batched`."""
+        own = state, traces.carries, fresh, traces.each, traces.past
+        if not batched:
+            own = jax.tree.map(lambda a: a[0], own)
+        state, carries, fresh, each, past = own
         leaves = dataclasses.replace(
             self.step.state_leaves, static=(None,) * len(self.step.state_leaves.static)
         )
-        carries = tuple(tuple(t) for t in traces.carries)
-        rest = tuple(traces.shared), tuple(traces.each), tuple(traces.past)
-        return Carry(leaves.join(state), carries, fresh, self.id, batched, *rest)
+        rest = tuple(traces.shared), tuple(each), tuple(past)
+        return Carry(leaves.join(state), tuple(map(tuple, carries)), fresh, self.id, batched, *rest)
 
 
 def _over_windows(
@@ -305,8 +298,3 @@ def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[
 def _part(tree: Any, start: int, stop: int) -> Any:
     """Some steps of arrays with a leading axis of steps."""
     return jax.tree.map(lambda a: a[start:stop], tree)
-
-
-def _without_batch(traces: Traces) -> Traces:
-    carries, each, past = jax.tree.map(lambda a: a[0], (traces.carries, traces.each, traces.past))
-    return Traces(carries, traces.shared, each, past)
