@@ -364,30 +364,23 @@ def compare(
 
 def _chosen(algos: Any) -> dict[str, Any]:
     """Algorithms and gradients by their names. **Raises** `InputError` where there are none, or two have one name."""
-    if isinstance(algos, str) or not isinstance(algos, Iterable) or not (items := _items(algos)):
+    groups = [algos] if isinstance(algos, Mapping) else algos
+    if isinstance(algos, str) or not isinstance(groups, Iterable) or not (groups := [*groups]):
         raise InputError(
             f"algos is a list of algorithms or their names, with at least one, not {algos!r}."
         )
     chosen: dict[str, Any] = {}
-    for name, algo in items:
-        algo = resolve(algo) if isinstance(algo, Algorithm | str) else algo
-        name = name or short_name(algo)
-        if name in chosen:
-            raise InputError(
-                f"algos has {name!r} twice. Give each its own name: {{'name': gradient}}."
-            )
-        chosen[name] = algo
+    for group in groups:
+        named = group if isinstance(group, Mapping) else {"": resolve(group)}
+        for name, algo in named.items():
+            algo = resolve(algo) if isinstance(algo, Algorithm | str) else algo
+            name = str(name) or short_name(algo)
+            if name in chosen:
+                raise InputError(
+                    f"algos has {name!r} twice. Give each its own name: {{'name': gradient}}."
+                )
+            chosen[name] = algo
     return chosen
-
-
-def _items(algos: Iterable[Any]) -> list[tuple[str, Any]]:
-    if isinstance(algos, Mapping):
-        return [(str(name), algo) for name, algo in algos.items()]
-    return [
-        item
-        for algo in algos
-        for item in (_items(algo) if isinstance(algo, Mapping) else [("", resolve(algo))])
-    ]
 
 
 def _compare(trial: Trial, chosen: Mapping[str, Any], *, in_blocks: bool) -> Comparison:

@@ -23,7 +23,15 @@ from ..trace import (
     repeat,
 )
 from .data import check_data, check_lead, foreign, lead_of, one_step, shapes_text
-from .loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced, summed_in
+from .loss import (
+    Loss,
+    check_reduction,
+    checked_weights,
+    finite_where_masked,
+    over_windows,
+    reduced,
+    summed_in,
+)
 
 
 def bptt(
@@ -220,17 +228,11 @@ def _windows(
         (more, (state, aux)), more_grads = gradient(model, state, window_data)
         return (state, value + more, jax.tree.map(jnp.add, grads, more_grads)), aux
 
-    cut = steps - steps % window
     first = jax.tree.map(lambda a: a[:window], data)
     (value, _), grads = eqx.filter_eval_shape(gradient, model, start, first)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (value, grads))
-    whole = jax.tree.map(lambda a: a[:cut].reshape(-1, window, *a.shape[1:]), data)
-    after, aux = jax.lax.scan(one_window, (start, *zeros), whole)
-    aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
-    if cut < steps:
-        after, rest = one_window(after, jax.tree.map(lambda a: a[cut:], data))
-        aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
-    return (*after[1:], aux)
+    (_, value, grads), aux = over_windows(one_window, (start, *zeros), data, steps, window)
+    return value, grads, aux
 
 
 @contextlib.contextmanager

@@ -219,3 +219,29 @@ def finite_where_masked(x: Any, mask: Array | None) -> Any:
         return x
     masked = (~mask.astype(bool)).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
     return jnp.where(masked & ~jnp.isfinite(x), jnp.zeros((), x.dtype), x)
+
+
+def over_windows(
+    one_window: Callable[..., Any], scan_carry: Any, data: Any, steps: int, window: int
+) -> tuple[Any, Any]:
+    """Run `one_window(scan_carry, data) -> (scan_carry, aux)` over a sequence, whose last window may be shorter."""
+    part = lambda start, stop: jax.tree.map(lambda a: a[start:stop], data)
+    whole = steps // window
+    cut = whole * window
+    if whole == 1:  # and a shorter one
+        scan_carry, aux = one_window(scan_carry, part(0, cut))
+    elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
+
+        def one_step(step_carry: Any, step_data: Any) -> tuple[Any, Any]:
+            step_carry, aux = one_window(step_carry, jax.tree.map(lambda a: a[None], step_data))
+            return step_carry, jax.tree.map(lambda a: a[0], aux)
+
+        scan_carry, aux = jax.lax.scan(one_step, scan_carry, data)
+    else:
+        stacked = jax.tree.map(lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), data)
+        scan_carry, aux = jax.lax.scan(one_window, scan_carry, stacked)
+        aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
+    if cut < steps:
+        scan_carry, rest = one_window(scan_carry, part(cut, steps))
+        aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
+    return scan_carry, aux

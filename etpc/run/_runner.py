@@ -12,7 +12,7 @@ from jax import Array
 from .._jax import without_derivative
 from ..emit import NO_SECOND_DERIVATIVE, Begins, Moving, Span, Weights, Window, none_yet
 from ..forms import Traces
-from ..gradient.loss import Loss, reduced, summed_in
+from ..gradient.loss import Loss, over_windows, reduced, summed_in
 from ..trace import repeat
 from ._carry import Carry
 
@@ -104,7 +104,7 @@ class Runner:
 
         steps = len(xs[0])
         window = 1 if self.ir.window.step_by_step else steps
-        (state, traces, _), ys = _over_windows(one_window, tuple(start), (xs, reset), steps, window)
+        (state, traces, _), ys = over_windows(one_window, tuple(start), (xs, reset), steps, window)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
         return ys, self.leave(state, traces, carry)
@@ -185,7 +185,7 @@ class Runner:
             (state, _, value, sums), moving, aux = learned(start, (xs, data))
             moved = functools.partial(self.window.moved, moving)
         else:
-            end, aux = _over_windows(one_window, start, (xs, data), steps, window)
+            end, aux = over_windows(one_window, start, (xs, data), steps, window)
             state, traces, _, value, sums = end
             moved = lambda last, traces=traces: traces
         if not carry.batched:
@@ -249,34 +249,6 @@ class Runner:
         return Carry(leaves.join(state), tuple(map(tuple, carries)), fresh, self.id, batched, *rest)
 
 
-def _over_windows(
-    one_window: Callable[..., Any], scan_carry: Any, data: Any, steps: int, window: int
-) -> tuple[Any, Any]:
-    """Run `one_window(scan_carry, data) -> (scan_carry, aux)` over a sequence.
-
-    The last window may be shorter.
-    """
-    whole = steps // window
-    cut = whole * window
-    if whole == 1:  # and a shorter one
-        scan_carry, aux = one_window(scan_carry, _part(data, 0, cut))
-    elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
-
-        def one_step(step_carry: Any, step_data: Any) -> tuple[Any, Any]:
-            step_carry, aux = one_window(step_carry, jax.tree.map(lambda a: a[None], step_data))
-            return step_carry, jax.tree.map(lambda a: a[0], aux)
-
-        scan_carry, aux = jax.lax.scan(one_step, scan_carry, data)
-    else:
-        stacked = jax.tree.map(lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), data)
-        scan_carry, aux = jax.lax.scan(one_window, scan_carry, stacked)
-        aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
-    if cut < steps:
-        scan_carry, rest = one_window(scan_carry, _part(data, cut, steps))
-        aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
-    return scan_carry, aux
-
-
 def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[Array]:
     """The gradient of the parameters from that of the effective weights.
 
@@ -293,8 +265,3 @@ def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[
     ]
     (correction,) = pull(tuple(r.astype(w.dtype) for r, w in zip(rest, weights, strict=True)))
     return jax.tree.map(jnp.add, moving, correction)
-
-
-def _part(tree: Any, start: int, stop: int) -> Any:
-    """Some steps of arrays with a leading axis of steps."""
-    return jax.tree.map(lambda a: a[start:stop], tree)
