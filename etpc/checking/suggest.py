@@ -15,7 +15,7 @@ from ..errors import InputError, InputTypeError, checked_count, raise_together
 from ..files.record import record
 from ..forms import Full, Site, size_of
 from ..gradient.agreement import not_finite
-from ..gradient.data import check_lead, is_real
+from ..gradient.data import is_real
 from ..plan import DEFAULT_MEMORY
 from ..run import Program, no_optimizer
 from ..show import edits, table
@@ -194,7 +194,8 @@ def suggest(
     end = monotonic() + budget
     called = dict(state=state, step=step, weights=weights, memory=1 << 62)
     trial = Trial(*(model, xs, targets, loss_fn), **called, batch_size=batch_size, mask=mask)
-    batch, cut = _batch(trial, every, optimiser), trial.program(D_RTRL())
+    cut = trial.program(D_RTRL())  # which checks the data
+    batch = _batch(trial, every, optimiser)
     report = _Report(cut, batch, memory, time, budget, end)
     rules = [D_RTRL()] if cut.exact and memory is time is None else _rules(batch, cut)
     if not report.reference.comparable:
@@ -220,7 +221,6 @@ def suggest(
 
 def _batch(trial: Trial, every: Any, optimiser: Any) -> Batch:
     """The steps of a trial until the last loss that counts, in windows that suit them, or of `every` steps."""
-    check_lead(trial.xs, trial.targets, trial.batch_size)
     every = None if every is None else checked_count("every", every)
     raise_together(
         [] if optimiser is None else no_optimizer("optimiser", optimiser), InputTypeError
@@ -407,9 +407,11 @@ class _Report:
                 reasons.append(f"No windows but those of {best.rule.window} steps were measured.")
         if self.reference.comparable and (best.mean_cosine < 0.8 if best else not fitting):
             plan = self.cut.plan
-            ops = [p for p in plan.ops if p.escapes]
-            changes = dict.fromkeys(t for p in ops for t in edits(plan.analysis, p.op.number))
-            reasons += [f"A change of the network: {text}" for text in changes]
+            numbers = [p.op.number for p in plan.ops if p.escapes]
+            escapes = (e for n in numbers for e in plan.analysis.reach[n].escapes)
+            reasons += [
+                f"A change of the network: {text}" for text in edits(self.cut.graph, escapes)
+            ]
         rule = None if best is None else best.rule
         return Suggestion(
             *(rule, tuple(self.rows), tuple(self.lags)), tuple(reasons), tuple(self.left_out)
