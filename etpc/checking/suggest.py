@@ -11,13 +11,13 @@ import numpy as np
 
 from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
 from ..analyse import trace_dtype, uncut_block
-from ..errors import InputError, InputTypeError, checked_count, raise_together
+from ..errors import InputError, checked_count
 from ..files.record import record
 from ..forms import Full, Site, size_of
 from ..gradient.agreement import not_finite
 from ..gradient.data import is_real
 from ..plan import DEFAULT_MEMORY
-from ..run import Program, no_optimizer
+from ..run import Program, check_optimizer
 from ..show import edits, table
 from ..trace import StepFunction
 from ._lags import Batch, Measurement, Online, Reverse, Way, step_ms
@@ -222,9 +222,8 @@ def suggest(
 def _batch(trial: Trial, every: Any, optimiser: Any) -> Batch:
     """The steps of a trial until the last loss that counts, in windows that suit them, or of `every` steps."""
     every = None if every is None else checked_count("every", every)
-    raise_together(
-        [] if optimiser is None else no_optimizer("optimiser", optimiser), InputTypeError
-    )
+    if optimiser is not None:
+        check_optimizer("optimiser", optimiser)
     steps = trial.steps
     if trial.mask is not None:
         counting = np.flatnonzero(np.asarray(trial.mask).reshape(steps, -1).any(1))

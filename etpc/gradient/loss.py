@@ -12,10 +12,6 @@ from jax import Array, lax
 from .._jax import is_complex, result_type
 from ..errors import InputError, InputTypeError
 
-REDUCTIONS = ("mean", "sum")
-NO_REDUCTION = 'reduction must be "sum" or "mean", not {!r}.'
-NO_LOSS = "loss_fn must be a function (y, target), not {!r}."
-
 
 class Loss(eqx.Module):
     """A loss function as a PyTree: the arrays that it holds are data, the rest is the program's.
@@ -35,7 +31,7 @@ class Loss(eqx.Module):
     def of(cls, loss_fn: Any, has_aux: bool) -> "Loss":
         """**Raises** `InputTypeError` where `loss_fn` is no function, or cannot be hashed."""
         if not callable(loss_fn):
-            raise InputTypeError(NO_LOSS.format(loss_fn))
+            raise InputTypeError(f"loss_fn must be a function (y, target), not {loss_fn!r}.")
         leaves, treedef = jax.tree.flatten(loss_fn)
         data = [eqx.is_array(leaf) or isinstance(leaf, np.ndarray) for leaf in leaves]
         arrays = tuple(jnp.asarray(a) if d else None for a, d in zip(leaves, data, strict=True))
@@ -175,8 +171,8 @@ def summed_in(dtype: Any) -> Any:
 
 def check_reduction(reduction: Any) -> None:
     """**Raises** `InputError` unless it is one."""
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        raise InputError(NO_REDUCTION.format(reduction))
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
+        raise InputError(f'reduction must be "sum" or "mean", not {reduction!r}.')
 
 
 def reduced(reduction: str, sums: Any, mask: Array | None, steps: int) -> Any:

@@ -14,7 +14,6 @@ from .._jax import Tracer
 from ..errors import InputError, InputTypeError, checked_count, raise_together
 from ..gradient.data import checked_reset, foreign
 from ..gradient.loss import (
-    NO_LOSS,
     Loss,
     check_reduction,
     finite_where_masked,
@@ -113,7 +112,7 @@ class Online(Compiled):
     def __init__(
         self,
         program: Program,
-        loss_fn: Callable[[Any, Any], Any],
+        loss_fn: Any,
         optimizer: Any,
         every: int,
         reduction: str,
@@ -407,14 +406,13 @@ def moved(
     return parameters, strong(opt_state)
 
 
-def no_optimizer(name: str, optimizer: Any) -> list[str]:
-    """A sentence where an argument is no optimizer."""
-    text = (
-        f"{name} is {optimizer!r}, which has no `init` and `update`. Pass one of Optax's, "
-        "such as `optax.adam(1e-3)`."
-    )
-    has_both = all(callable(getattr(optimizer, method, None)) for method in ("init", "update"))
-    return [] if has_both else [text]
+def check_optimizer(name: str, optimizer: Any) -> None:
+    """**Raises** `InputTypeError` where an argument is no optimizer."""
+    if not all(callable(getattr(optimizer, method, None)) for method in ("init", "update")):
+        raise InputTypeError(
+            f"{name} is {optimizer!r}, which has no `init` and `update`. Pass one of Optax's, "
+            "such as `optax.adam(1e-3)`."
+        )
 
 
 def strong(tree: Any) -> Any:
@@ -478,13 +476,10 @@ def online(
     """
     steps = checked_count("every", every, why="It is the number of steps between updates.")
     check_reduction(reduction)
-    wrong = []
     if not isinstance(program, Program):
-        wrong.append(f"program is a {type(program).__name__}. Pass what `etpc.compile` returns.")
-    if not callable(loss_fn):
-        wrong.append(NO_LOSS.format(loss_fn))
-    wrong += no_optimizer("optimizer", optimizer)
-    raise_together(wrong, InputTypeError)
+        kind = type(program).__name__
+        raise InputTypeError(f"program is a {kind}. Pass what `etpc.compile` returns.")
+    check_optimizer("optimizer", optimizer)
     return Online(program, loss_fn, optimizer, steps, reduction, has_aux)
 
 
