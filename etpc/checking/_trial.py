@@ -133,8 +133,8 @@ class Trial:
             claim = (
                 "exact" if window >= self.steps else "approximate" if window > 1 else "current step"
             )
-            unused = [path for path, c in self.shown.claims.items() if c.claim == "unused"]
-            claims = {path: "unused" if path in unused else claim for path in self.shown.claims}
+            of = self.shown.claims
+            claims = {path: "unused" if of[path].claim == "unused" else claim for path in of}
             return Outcome(self.in_blocks(window), claims, _bytes(self.carry.state), None)
         program = self.program(algorithm)
         claims = {path: c.claim for path, c in program.claims.items()}

@@ -166,7 +166,10 @@ def _compiled(
         def body(before: list[Array], step_data: Any) -> tuple[list[Array], Any]:
             x, target, weight, cut = step_data
             if cut is not None:
-                before = [_passed_on(a, cut) for a in before]
+                before = [
+                    jnp.where(cut, jax.lax.stop_gradient(a), a) if eqx.is_inexact_array(a) else a
+                    for a in before
+                ]
             rounded = rounding()
             # Joined for each call: an `eqx.nn.State` may be used once.
             result = lambda: call(rounded, x, state_leaves.join(before))
@@ -209,13 +212,6 @@ def _compiled(
         value, grads, aux = _windows(gradient, wide, begin, data, steps, window)
     value, (low_grads, grads) = reduced(reduction, (value, grads), mask, steps)
     return value, eqx.combine(jax.tree.map(jnp.astype, low_grads, dtypes), grads), aux
-
-
-def _passed_on(state: Any, cut: Array) -> Any:
-    """A leaf of the state, without its derivative where it is cut."""
-    if not eqx.is_inexact_array(state):
-        return state
-    return jnp.where(cut, jax.lax.stop_gradient(state), state)
 
 
 def _windows(
