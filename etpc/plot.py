@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ._jax import is_spike
@@ -148,11 +147,9 @@ def traces(
         entries = [a[tuple(np.transpose(chosen[name]))] for name, a in shown(carry).items()]
         return carry, (spikes, [states[i].reshape(-1) for i in reached], entries)
 
-    leaves = [
-        jnp.asarray(x, a.dtype)
-        for x, a in zip(step.input_leaves.split(xs), step.input_leaves.avals, strict=True)
-    ]
-    _, recorded = jax.lax.scan(body, program.init(), step.input_leaves.join(leaves))
+    start = program.init()
+    leaves = program.arguments.inputs(xs, start)
+    _, recorded = jax.lax.scan(body, start, step.input_leaves.join(leaves))
     spikes, states, entries = jax.tree.map(np.asarray, recorded)
     spikes = _distinct(spikes)
 

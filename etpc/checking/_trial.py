@@ -1,8 +1,7 @@
 """One sequence, and the gradients of learning rules on it."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -18,31 +17,18 @@ from ..gradient.agreement import (
     Known,
     Row,
     compare_all,
-    cosine,
     default_tolerance,
     doubts,
     flat,
-    flat_gradients,
     precision,
     replaced_derivatives,
-    whole,
 )
 from ..gradient.bptt import Objective, batch_axis_blamed, gradient_of
 from ..gradient.data import check_lead, check_tolerance, lead_of, one_step
 from ..gradient.loss import check_reduction
-from ..run import Carry, Program, compile, without_past
+from ..run import Carry, Program, compile
 from ..trace import Leaves
 from ._foreign import given_gradient
-
-WINDOWS = 8
-"""In how many windows a sequence is cut, to tell how far back a gradient reaches."""
-
-Lag = tuple[int, int]
-"""From how many to how many steps back."""
-Parts = list[np.ndarray]
-"""The part of a gradient for each lag, with all parameters as one vector."""
-Late = Callable[[int, Sequence[int]], Iterator[Any]]
-"""From the first window whose uses of the parameters count, to the gradients of the losses of later windows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +133,8 @@ class Trial:
             claim = (
                 "exact" if window >= self.steps else "approximate" if window > 1 else "current step"
             )
-            unused = [path for path, c in self.shown.claims.items() if c.claim == "unused"]
-            claims = {path: "unused" if path in unused else claim for path in self.shown.claims}
+            of = self.shown.claims
+            claims = {path: "unused" if of[path].claim == "unused" else claim for path in of}
             return Outcome(self.in_blocks(window), claims, _bytes(self.carry.state), None)
         program = self.program(algorithm)
         claims = {path: c.claim for path, c in program.claims.items()}
@@ -169,7 +155,9 @@ class Trial:
         """BPTT of blocks of so many steps: BPTT in which the state is cut."""
         if window >= self.steps:
             return self.bptt
-        return self._reverse(self._cut(np.arange(self.steps) % window == 0))
+        steps = np.arange(self.steps)
+        cuts = (steps % window == 0) & (steps > 0)  # the initial state may be learned
+        return self._reverse(dataclasses.replace(self.objective, cuts=jnp.asarray(cuts)))
 
     @cached_property
     def bptt(self) -> Gradient:
@@ -210,11 +198,6 @@ class Trial:
 
         model = self.model if model is None else model
         return Gradient(run, leaves or self.leaves, model, self.mask, self.lead)
-
-    def _cut(self, where: np.ndarray) -> Objective:
-        """The objective in which the state is passed on to these steps without its derivative."""
-        where = where & (np.arange(self.steps) > 0)  # the initial state may be learned
-        return dataclasses.replace(self.objective, cuts=jnp.asarray(where))
 
     def given(self, gradient: Any) -> Outcome:
         """A gradient that something else computed; zero where it does not give one.
@@ -259,7 +242,12 @@ class Trial:
         """
         values = self.reference.values
         compared = values if paths is None else {path: values[path] for path in paths}
-        return doubts(self.shown, self.silent(), Known(compared))
+        return (*self.silent(), *doubts(self.shown, compared, *self.data))
+
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """The model, its state, the sequence and the mask."""
+        return self.model, self.carry.state, self.xs, self.targets, self.mask
 
     def silent(self) -> tuple[str, ...]:
         """What [`Program.silent`][etpc.Program.silent] says of the sequence."""
@@ -276,108 +264,6 @@ class Trial:
             "true weights in their place"
             for source, how in replaced_derivatives(self.shown.plan.analysis.step).items()
         )
-
-    # --- how far back they reach ---
-
-    @cached_property
-    def window(self) -> int:
-        """In how many steps lags are counted."""
-        return max(1, self.steps // WINDOWS)
-
-    @cached_property
-    def lags(self) -> list[Lag]:
-        """0 to W steps back, W to 2 W, 2 W to 4 W, ..."""
-        count, edges = self.steps // self.window, [0, 1]
-        while edges[-1] < count:
-            edges.append(min(2 * edges[-1], count))
-        return [(a * self.window, b * self.window) for a, b in itertools.pairwise(edges)]
-
-    def by_lag(
-        self, algorithm: Algorithm | None, program: Program | None, gradient: np.ndarray
-    ) -> dict[Lag, float]:
-        """The cosine with BPTT by how far back a gradient reaches; see [`etpc.Comparison.by_lag`][].
-
-        - `algorithm`, `program`: as of a result; the gradient of none is known as a whole alone.
-        """
-        if algorithm is None:
-            values = _partial_cosines(gradient, self._parts_of_bptt)
-        else:
-            block = algorithm.lookback or self.steps
-            late = self._late_in_blocks(block) if program is None else self._late_of(program)
-            pairs = zip(self._parts(late), self._parts_of_bptt, strict=True)
-            values = [cosine(a, b) for a, b in pairs]
-        return dict(zip(self.lags, values, strict=True))
-
-    @cached_property
-    def _parts_of_bptt(self) -> Parts:
-        return self._parts(self._late_in_blocks(self.steps))
-
-    def _parts(self, late: Late) -> Parts:
-        """The parts of a gradient that reach back so far."""
-        count, reaches = self.steps // self.window, [until // self.window for _, until in self.lags]
-        totals = [np.zeros_like(whole(self.bptt.values)) for _ in reaches]
-        for first in range(count):
-            wanted = {
-                last: [n for n, reach in enumerate(reaches) if max(0, last - reach + 1) == first]
-                for last in range(first, count)
-            }
-            lasts = [last for last, places in wanted.items() if places]
-            for last, tree in zip(lasts, late(first, lasts), strict=True):
-                vector = whole(flat_gradients(self.leaves, tree))
-                for place in wanted[last]:
-                    totals[place] += vector
-        return [totals[0], *(more - less for less, more in itertools.pairwise(totals))]
-
-    def _late_in_blocks(self, block: int) -> Late:
-        """BPTT of blocks: with a cut at the first step that counts, and the loss of one window."""
-        steps = np.arange(self.steps)
-        weights = jnp.ones(self.lead) if self.mask is None else self.mask.astype(float)
-
-        def late(first: int, lasts: Sequence[int]) -> Iterator[Any]:
-            objective = self._cut((steps % block == 0) | (steps == first * self.window))
-            for last in lasts:
-                counts = (steps // self.window == last).reshape(-1, *[1] * (len(self.lead) - 1))
-                of_window = dataclasses.replace(objective, mask=weights * counts)
-                yield gradient_of(self.model, of_window, "sum")[1]
-
-        return late
-
-    def _late_of(self, program: Program) -> Late:
-        """A program, whose traces begin with zeros at the first step that counts."""
-        gradient = program.value_and_grad(self.loss_fn, "sum", has_aux=self.has_aux)
-        carries = [program.init(self.batch_size)]
-
-        def of_window(carry: Carry, number: int) -> tuple[Carry, Any]:
-            within = slice(number * self.window, (number + 1) * self.window)
-            xs, targets, mask = jax.tree.map(
-                lambda a: jnp.asarray(a)[within], (self.xs, self.targets, self.mask)
-            )
-            (_, after), grads = gradient(self.model, xs, targets, carry, mask=mask)
-            return (after[0] if self.has_aux else after), grads
-
-        def late(first: int, lasts: Sequence[int]) -> Iterator[Any]:
-            carry = without_past(program, carries[first])
-            for number in range(first, lasts[-1] + 1 if first else self.steps // self.window):
-                carry, grads = of_window(carry, number)
-                if not first:
-                    carries.append(carry)
-                if number in lasts:
-                    yield grads
-
-        return late
-
-
-def _partial_cosines(total: np.ndarray, of_bptt: Parts) -> list[float]:
-    """Of a gradient that is known as a whole with each part of BPTT, once the other parts are projected out of both."""
-    found = []
-    for n, part in enumerate(of_bptt):
-        others = [other for m, other in enumerate(of_bptt) if m != n and other.any()]
-        basis = np.linalg.qr(np.stack(others, 1))[0] if others else np.zeros((part.size, 0))
-        own, rest = (a - basis @ (basis.T @ a) for a in (part, total))
-        seen = np.linalg.norm(own) > 1e-6 * np.linalg.norm(part)
-        seen &= np.linalg.norm(rest) > 1e-9 * np.linalg.norm(total)
-        found.append(cosine(own, rest) if seen else float("nan"))
-    return found
 
 
 def _bytes(tree: Any) -> int:

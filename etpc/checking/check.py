@@ -21,15 +21,15 @@ from ..gradient.agreement import (
     agrees,
     default_tolerance,
     flat,
-    not_compared,
     remarks_on,
     whole,
 )
 from ..show import each_once, table
 from ..trace import StepFunction
 from ._faults import Rewritten, Variant
+from ._lags import ByLag, Lag
 from ._progress import progress
-from ._trial import Lag, Outcome, Trial
+from ._trial import Outcome, Trial
 from .compare import short_name
 
 RULES = (
@@ -118,7 +118,7 @@ class Check:
         """
         search = self.search
         found = search.tried.get(self.equals) if self.equals else None
-        return search.trial.by_lag(self.equals, found and found.program, search.whole)
+        return ByLag(search.trial).of(self.equals, found and found.program, search.whole)
 
     def as_dict(self) -> dict[str, Any]:
         """What it says, ready for JSON: rules by their names, and `None` for numbers that are not finite."""
@@ -251,8 +251,6 @@ def check(
         for path, array in arrays.items()
         if (bad := ~np.isfinite(array)).any()
     ]
-    bptt = {path: trial.bptt.values[path] for path in values}
-    notes += not_compared(bptt, model, trial.carry.state, xs, targets, trial.mask)
     notes += trial.doubts(values)
     return Check(
         *(rows, total, equals, search.missing(rows), tuple(notes)),

@@ -16,7 +16,6 @@ from ..gradient.agreement import (
     Row,
     Vectors,
     cosine,
-    not_compared,
     remarks_on,
     unread_traces,
     whole,
@@ -25,8 +24,9 @@ from ..plan import UNMARKED
 from ..run import Program
 from ..show import table
 from ..trace import StepFunction
+from ._lags import ByLag, Lag
 from ._progress import progress
-from ._trial import Lag, Trial
+from ._trial import Trial
 
 HIDDEN = 0.01
 """By how much the lowest cosine of a parameter is below that of all together, to be shown once more."""
@@ -127,13 +127,12 @@ class Comparison:
 
         It is computed when it is first asked for: some 30 gradients of BPTT, and for each program as many windows.
         """
-        trial, results = self.trial, {result.name: result for result in self.results}
-        assert trial is not None
+        assert self.trial is not None
+        found, results = ByLag(self.trial), {result.name: result for result in self.results}
+        named = ((name, results[name]) for name in progress(list(results), "by lag"))
         return {
-            name: trial.by_lag(
-                results[name].algorithm, results[name].program, whole(results[name].values)
-            )
-            for name in progress(list(results), "by lag")
+            name: found.of(result.algorithm, result.program, whole(result.values))
+            for name, result in named
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -365,30 +364,23 @@ def compare(
 
 def _chosen(algos: Any) -> dict[str, Any]:
     """Algorithms and gradients by their names. **Raises** `InputError` where there are none, or two have one name."""
-    if isinstance(algos, str) or not isinstance(algos, Iterable) or not (items := _items(algos)):
+    groups = [algos] if isinstance(algos, Mapping) else algos
+    if isinstance(algos, str) or not isinstance(groups, Iterable) or not (groups := [*groups]):
         raise InputError(
             f"algos is a list of algorithms or their names, with at least one, not {algos!r}."
         )
     chosen: dict[str, Any] = {}
-    for name, algo in items:
-        algo = resolve(algo) if isinstance(algo, Algorithm | str) else algo
-        name = name or short_name(algo)
-        if name in chosen:
-            raise InputError(
-                f"algos has {name!r} twice. Give each its own name: {{'name': gradient}}."
-            )
-        chosen[name] = algo
+    for group in groups:
+        named = group if isinstance(group, Mapping) else {"": resolve(group)}
+        for name, algo in named.items():
+            algo = resolve(algo) if isinstance(algo, Algorithm | str) else algo
+            name = str(name) or short_name(algo)
+            if name in chosen:
+                raise InputError(
+                    f"algos has {name!r} twice. Give each its own name: {{'name': gradient}}."
+                )
+            chosen[name] = algo
     return chosen
-
-
-def _items(algos: Iterable[Any]) -> list[tuple[str, Any]]:
-    if isinstance(algos, Mapping):
-        return [(str(name), algo) for name, algo in algos.items()]
-    return [
-        item
-        for algo in algos
-        for item in (_items(algo) if isinstance(algo, Mapping) else [("", resolve(algo))])
-    ]
 
 
 def _compare(trial: Trial, chosen: Mapping[str, Any], *, in_blocks: bool) -> Comparison:
@@ -410,8 +402,7 @@ def _compare(trial: Trial, chosen: Mapping[str, Any], *, in_blocks: bool) -> Com
             why = unread_traces(found.program, trial.steps, trial.mask)
             unread.setdefault(why, []).append(result.name)
     unread.pop(None, None)
-    data = trial.model, trial.carry.state, trial.xs, trial.targets, trial.mask
-    notes = [*trial.doubts(), *not_compared(trial.reference.values, *data)]
+    notes = [*trial.doubts()]
     notes += [f"{', '.join(names)}: {why}" for why, names in unread.items()]
     return Comparison(tuple(results), tuple(notes), trial.tolerance, trial.reference.loss, trial)
 

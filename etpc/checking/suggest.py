@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from time import monotonic
 from typing import Any
 
@@ -10,15 +11,16 @@ import numpy as np
 
 from ..algorithms import D_RTRL, ES_D_RTRL, RTRL, TBPTT, Algorithm, CreditRTRL
 from ..analyse import trace_dtype, uncut_block
-from ..errors import InputError
+from ..errors import InputError, checked_count
 from ..files.record import record
 from ..forms import Full, Site, size_of
 from ..gradient.agreement import not_finite
+from ..gradient.data import is_real
 from ..plan import DEFAULT_MEMORY
-from ..run import Program
+from ..run import Program, check_optimizer
 from ..show import edits, table
 from ..trace import StepFunction
-from ._measured import Batch, Measurement, Online, Reverse, Way, step_ms
+from ._lags import Batch, Measurement, Online, Reverse, Way, step_ms
 from ._progress import show
 from ._trial import Trial
 from .compare import short_name
@@ -186,11 +188,14 @@ def suggest(
 
     ```
     """
-    _check_positive(memory=memory, time=time, budget=budget)
+    for name, limit in (("memory", memory), ("time", time), ("budget", budget)):
+        if limit is not None and not (is_real(limit) and limit > 0):
+            raise InputError(f"{name} must be a number above zero, not {limit!r}.")
     end = monotonic() + budget
     called = dict(state=state, step=step, weights=weights, memory=1 << 62)
     trial = Trial(*(model, xs, targets, loss_fn), **called, batch_size=batch_size, mask=mask)
-    batch, cut = Batch(trial, every, optimiser), trial.program(D_RTRL())
+    cut = trial.program(D_RTRL())  # which checks the data
+    batch = _batch(trial, every, optimiser)
     report = _Report(cut, batch, memory, time, budget, end)
     rules = [D_RTRL()] if cut.exact and memory is time is None else _rules(batch, cut)
     if not report.reference.comparable:
@@ -214,11 +219,25 @@ def suggest(
     return report.suggestion()
 
 
-def _check_positive(**limits: Any) -> None:
-    for name, limit in limits.items():
-        number = isinstance(limit, int | float | np.number) and not isinstance(limit, bool)
-        if limit is not None and not (number and limit > 0):
-            raise InputError(f"{name} must be a number above zero, not {limit!r}.")
+def _batch(trial: Trial, every: Any, optimiser: Any) -> Batch:
+    """The steps of a trial until the last loss that counts, in windows that suit them, or of `every` steps."""
+    every = None if every is None else checked_count("every", every)
+    if optimiser is not None:
+        check_optimizer("optimiser", optimiser)
+    steps = trial.steps
+    if trial.mask is not None:
+        counting = np.flatnonzero(np.asarray(trial.mask).reshape(steps, -1).any(1))
+        if not counting.size:
+            raise InputError("mask is zero everywhere, so there is no loss to take a gradient of.")
+        steps = int(counting[-1]) + 1
+    return Batch(trial, every or _window(steps), steps, every, optimiser)
+
+
+def _window(steps: int) -> int:
+    """About 16 steps, fewer so that there are eight windows; a divisor of all steps where one is near."""
+    wanted = max(1, min(16, steps // 8))
+    near = [w for w in range(-(-wanted // 2), 2 * wanted + 1) if steps % w == 0]
+    return min(near, key=lambda w: abs(math.log(w / wanted)), default=wanted)
 
 
 def _rules(batch: Batch, cut: Program) -> list[Algorithm]:
@@ -257,22 +276,23 @@ class _Report:
         self, cut: Program, batch: Batch, memory: Any, time: Any, budget: float, end: float
     ):
         self.cut, self.batch, self.memory, self.time = cut, batch, memory, time
+        bounds = [(reach - 1) * batch.window for reach in batch.reaches]
+        self.lags = [*pairwise(bounds)]
+        """The ranges of steps before the last window."""
         self.budget, self.end, self.latest = budget, end, end + budget / 10
         self.compiling, self.missing = 0.0, False
         self.rows: list[Candidate] = []
         self.ways: list[Way] = []
         self.left_out: list[str] = []
         bptt = Reverse(batch)
-        self.reference = Measurement(bptt, batch.trial.leaves)
+        self.reference = Measurement(bptt)
         self.add(bptt, self.reference, None, None, True)
         self.remarks = [
             f"{text[0].upper()}{text[1:]}. Scale its weights with `etpc.nn.init_from_data`."
             for text in batch.trial.silent()
         ]
         if not self.reference.comparable:
-            trial = batch.trial
-            data = trial.model, trial.carry.state, trial.xs, trial.targets, trial.mask
-            where = [f", as {place} is" for place in not_finite(*data)[:1]]
+            where = [f", as {place} is" for place in not_finite(*batch.trial.data)[:1]]
             why = "".join(["NaN or infinite", *where] if not self.reference.finite else ["zero"])
             self.remarks.append(f"No rule can be compared: the gradient of BPTT is {why}.")
 
@@ -308,7 +328,7 @@ class _Report:
             self.unmeasured(f"{name}, as the budget of {self.budget:g} s is too short for {passes}")
             return
         way.move_to(self.batch.start)
-        found = Measurement(way, self.batch.trial.leaves)
+        found = Measurement(way)
         if self.reference.comparable and not found.finite:
             self.left_out.append(f"{name}, whose gradient is NaN or infinite")
         else:
@@ -347,13 +367,13 @@ class _Report:
     def _measured_again(self, lowest: int) -> bool:
         """Whether there are cosines by lag at the weights that one of the rows has trained: those at the first ones
         say little of a later training."""
-        leaves, at = self.batch.trial.leaves, self.ways[lowest].trained
+        at = self.ways[lowest].trained
         found: list[Measurement] = []
         for n, way in enumerate(self.ways):
             if monotonic() + self._seconds(n, way.passes) > self.latest:
                 return False
             way.move_to(at)
-            found.append(Measurement(way, leaves))
+            found.append(Measurement(way))
             if not found[0].comparable:
                 return False
         for n, measurement in enumerate(found):
@@ -375,7 +395,7 @@ class _Report:
             text = f"{rules[0].name} is the only rule that was measured, with {rules[0].nearness}"
             reasons.append(f"{text}. Take a larger budget= to compare it with others.")
         elif self.reference.comparable:
-            best, why = _best(fitting, self.batch.lags)
+            best, why = _best(fitting, self.lags)
             reasons += why
         if best is not None and not best.exact and not self.batch.every:
             reasons.append(
@@ -386,12 +406,14 @@ class _Report:
                 reasons.append(f"No windows but those of {best.rule.window} steps were measured.")
         if self.reference.comparable and (best.mean_cosine < 0.8 if best else not fitting):
             plan = self.cut.plan
-            ops = [p for p in plan.ops if p.escapes]
-            changes = dict.fromkeys(t for p in ops for t in edits(plan.analysis, p.op.number))
-            reasons += [f"A change of the network: {text}" for text in changes]
+            numbers = [p.op.number for p in plan.ops if p.escapes]
+            escapes = (e for n in numbers for e in plan.analysis.reach[n].escapes)
+            reasons += [
+                f"A change of the network: {text}" for text in edits(self.cut.graph, escapes)
+            ]
         rule = None if best is None else best.rule
         return Suggestion(
-            *(rule, tuple(self.rows), tuple(self.batch.lags)), tuple(reasons), tuple(self.left_out)
+            *(rule, tuple(self.rows), tuple(self.lags)), tuple(reasons), tuple(self.left_out)
         )
 
     def _escaping(self, rules: Sequence[Candidate]) -> list[str]:
@@ -411,7 +433,7 @@ class _Report:
         far = [n for n, c in enumerate(cut.by_lag) if c < 1 - NEAR][:3]
         if not far and cut.mean_cosine >= 1 - NEAR:
             return [f"{text} On this data that matters little: it has {cut.nearness}."]
-        lags = [" from {} to {} steps back".format(*self.batch.lags[n]) for n in far]
+        lags = [" from {} to {} steps back".format(*self.lags[n]) for n in far]
         by_lag = lambda row: [row.by_lag[n] for n in far] or [row.cosine]
         parts = [f"{c:.2f}{lag}" for c, lag in zip(by_lag(cut), lags or [""], strict=True)]
         why = f"The cosine of D-RTRL with BPTT is {', '.join(parts)}"

@@ -25,7 +25,7 @@ from ..run import Program
 from ..show import table
 from ..testing import add_claims
 from ._algorithm import FORM, OPTIMISER, parse, parse_optimiser
-from ._bench import Timing, bench
+from ._bench import bench
 from ._errors import CommandError, described, is_of_user
 from ._export import compiled, exported
 from ._task import BATCH, STEPS, Data, Task, claims_of, load_task, make_data
@@ -198,7 +198,19 @@ def _bench(arguments: argparse.Namespace) -> Answer:
     where = jax.devices()[0].device_kind
     columns = ["gradient", "ms/step", "to BPTT", "compile s", "carry bytes", "temp bytes"]
     columns += ["rel. error", "cosine"]
-    rows = [_timing_row(timing, timings[0]) for timing in timings]
+    rows = [
+        [
+            timing.name,
+            f"{timing.step_ms:.4f}",
+            f"{timing.step_ms / timings[0].step_ms:.2f}",
+            f"{timing.compile_s:.2f}",
+            f"{timing.carry_bytes:,}",
+            "-" if timing.temp_bytes is None else f"{timing.temp_bytes:,}",
+            f"{timing.error:.2e}",
+            f"{timing.cosine:.6f}",
+        ]
+        for timing in timings
+    ]
     head = f"on {where}, shortest of {arguments.repeats}"
     results = [dataclasses.asdict(timing) for timing in timings]
     record = dict(device=where, repeats=arguments.repeats, results=results)
@@ -264,19 +276,6 @@ def _writing(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
-
-
-def _timing_row(timing: Timing, bptt: Timing) -> list[str]:
-    return [
-        timing.name,
-        f"{timing.step_ms:.4f}",
-        f"{timing.step_ms / bptt.step_ms:.2f}",
-        f"{timing.compile_s:.2f}",
-        f"{timing.carry_bytes:,}",
-        "-" if timing.temp_bytes is None else f"{timing.temp_bytes:,}",
-        f"{timing.error:.2e}",
-        f"{timing.cosine:.6f}",
-    ]
 
 
 def _program(arguments: argparse.Namespace) -> Program:

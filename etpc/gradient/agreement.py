@@ -245,14 +245,23 @@ def default_tolerance(dtype: Any) -> float:
     return 1e-9 if unit < 1e-15 else 1e-3 if unit < 1e-6 else unit**0.5
 
 
-def doubts(program: Shown, silent: tuple[str, ...], reference: Known) -> tuple[str, ...]:
-    """Sentences on parameters of which nothing is compared, whatever the algorithm is."""
+def doubts(program: Shown, bptt: Vectors, *data: Any) -> tuple[str, ...]:
+    """Sentences on parameters of which nothing is compared, whatever the algorithm is; `data` as in `not_finite`."""
     zero = [
         f"the BPTT gradient of {path} is zero on this sequence, so nothing is compared"
-        for path, value in reference.values.items()
+        for path, value in bptt.items()
         if not value.any() and program.claims[path].claim != "unused"
     ]
-    return (*silent, *zero)
+    which = ", ".join(path for path, value in bptt.items() if not np.isfinite(value).all())
+    if not which:
+        return tuple(zero)
+    origin = (
+        "the data and the parameters are finite, so it comes from the step or the loss; "
+        "`jax.config.update('jax_debug_nans', True)` shows the operation"
+    )
+    if found := not_finite(*data):
+        origin = f"NaN or infinity is in {', '.join(found)}"
+    return (*zero, f"the BPTT gradient of {which} is not finite, so nothing is compared: {origin}")
 
 
 def not_finite(
@@ -275,20 +284,6 @@ def not_finite(
                     first[0] = int(steps[first[0]])
                 found.append(f"{name * (name not in ('model', path))}{path}{first or ''}")
     return found
-
-
-def not_compared(bptt: Vectors, *data: Any) -> tuple[str, ...]:
-    """A sentence on the parameters whose BPTT gradient is not finite, if there are any; `data` as in `not_finite`."""
-    which = ", ".join(path for path, value in bptt.items() if not np.isfinite(value).all())
-    if not which:
-        return ()
-    origin = (
-        "the data and the parameters are finite, so it comes from the step or the loss; "
-        "`jax.config.update('jax_debug_nans', True)` shows the operation"
-    )
-    if found := not_finite(*data):
-        origin = f"NaN or infinity is in {', '.join(found)}"
-    return (f"the BPTT gradient of {which} is not finite, so nothing is compared: {origin}",)
 
 
 def replaced_derivatives(step: Step) -> dict[str, str]:

@@ -23,7 +23,15 @@ from ..trace import (
     repeat,
 )
 from .data import check_data, check_lead, foreign, lead_of, one_step, shapes_text
-from .loss import Loss, check_reduction, checked_weights, finite_where_masked, reduced, summed_in
+from .loss import (
+    Loss,
+    check_reduction,
+    checked_weights,
+    finite_where_masked,
+    over_windows,
+    reduced,
+    summed_in,
+)
 
 
 def bptt(
@@ -158,7 +166,10 @@ def _compiled(
         def body(before: list[Array], step_data: Any) -> tuple[list[Array], Any]:
             x, target, weight, cut = step_data
             if cut is not None:
-                before = [_passed_on(a, cut) for a in before]
+                before = [
+                    jnp.where(cut, jax.lax.stop_gradient(a), a) if eqx.is_inexact_array(a) else a
+                    for a in before
+                ]
             rounded = rounding()
             # Joined for each call: an `eqx.nn.State` may be used once.
             result = lambda: call(rounded, x, state_leaves.join(before))
@@ -203,13 +214,6 @@ def _compiled(
     return value, eqx.combine(jax.tree.map(jnp.astype, low_grads, dtypes), grads), aux
 
 
-def _passed_on(state: Any, cut: Array) -> Any:
-    """A leaf of the state, without its derivative where it is cut."""
-    if not eqx.is_inexact_array(state):
-        return state
-    return jnp.where(cut, jax.lax.stop_gradient(state), state)
-
-
 def _windows(
     gradient: Callable[..., Any], model: Any, start: Any, data: Any, steps: int, window: int
 ) -> tuple[Array, Any, Any]:
@@ -220,17 +224,11 @@ def _windows(
         (more, (state, aux)), more_grads = gradient(model, state, window_data)
         return (state, value + more, jax.tree.map(jnp.add, grads, more_grads)), aux
 
-    cut = steps - steps % window
     first = jax.tree.map(lambda a: a[:window], data)
     (value, _), grads = eqx.filter_eval_shape(gradient, model, start, first)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (value, grads))
-    whole = jax.tree.map(lambda a: a[:cut].reshape(-1, window, *a.shape[1:]), data)
-    after, aux = jax.lax.scan(one_window, (start, *zeros), whole)
-    aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
-    if cut < steps:
-        after, rest = one_window(after, jax.tree.map(lambda a: a[cut:], data))
-        aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
-    return (*after[1:], aux)
+    (_, value, grads), aux = over_windows(one_window, (start, *zeros), data, steps, window)
+    return value, grads, aux
 
 
 @contextlib.contextmanager

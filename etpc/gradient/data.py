@@ -47,9 +47,13 @@ def check_lead(xs: Any, targets: Any, batch_size: int | None) -> None:
 
 def check_tolerance(tolerance: Any) -> None:
     """**Raises** `InputError` unless it is `None` or a number of at least zero."""
-    number = isinstance(tolerance, int | float | np.number) and not isinstance(tolerance, bool)
-    if tolerance is not None and not (number and tolerance >= 0):
+    if tolerance is not None and not (is_real(tolerance) and tolerance >= 0):
         raise InputError(f"tolerance must be None or a number >= 0, not {tolerance!r}.")
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a number of Python or NumPy."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _is_data(leaf: Any) -> bool:

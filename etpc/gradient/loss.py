@@ -12,10 +12,6 @@ from jax import Array, lax
 from .._jax import is_complex, result_type
 from ..errors import InputError, InputTypeError
 
-REDUCTIONS = ("mean", "sum")
-NO_REDUCTION = 'reduction must be "sum" or "mean", not {!r}.'
-NO_LOSS = "loss_fn must be a function (y, target), not {!r}."
-
 
 class Loss(eqx.Module):
     """A loss function as a PyTree: the arrays that it holds are data, the rest is the program's.
@@ -35,7 +31,7 @@ class Loss(eqx.Module):
     def of(cls, loss_fn: Any, has_aux: bool) -> "Loss":
         """**Raises** `InputTypeError` where `loss_fn` is no function, or cannot be hashed."""
         if not callable(loss_fn):
-            raise InputTypeError(NO_LOSS.format(loss_fn))
+            raise InputTypeError(f"loss_fn must be a function (y, target), not {loss_fn!r}.")
         leaves, treedef = jax.tree.flatten(loss_fn)
         data = [eqx.is_array(leaf) or isinstance(leaf, np.ndarray) for leaf in leaves]
         arrays = tuple(jnp.asarray(a) if d else None for a, d in zip(leaves, data, strict=True))
@@ -175,8 +171,8 @@ def summed_in(dtype: Any) -> Any:
 
 def check_reduction(reduction: Any) -> None:
     """**Raises** `InputError` unless it is one."""
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        raise InputError(NO_REDUCTION.format(reduction))
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
+        raise InputError(f'reduction must be "sum" or "mean", not {reduction!r}.')
 
 
 def reduced(reduction: str, sums: Any, mask: Array | None, steps: int) -> Any:
@@ -219,3 +215,29 @@ def finite_where_masked(x: Any, mask: Array | None) -> Any:
         return x
     masked = (~mask.astype(bool)).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
     return jnp.where(masked & ~jnp.isfinite(x), jnp.zeros((), x.dtype), x)
+
+
+def over_windows(
+    one_window: Callable[..., Any], scan_carry: Any, data: Any, steps: int, window: int
+) -> tuple[Any, Any]:
+    """Run `one_window(scan_carry, data) -> (scan_carry, aux)` over a sequence, whose last window may be shorter."""
+    part = lambda start, stop: jax.tree.map(lambda a: a[start:stop], data)
+    whole = steps // window
+    cut = whole * window
+    if whole == 1:  # and a shorter one
+        scan_carry, aux = one_window(scan_carry, part(0, cut))
+    elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
+
+        def one_step(step_carry: Any, step_data: Any) -> tuple[Any, Any]:
+            step_carry, aux = one_window(step_carry, jax.tree.map(lambda a: a[None], step_data))
+            return step_carry, jax.tree.map(lambda a: a[0], aux)
+
+        scan_carry, aux = jax.lax.scan(one_step, scan_carry, data)
+    else:
+        stacked = jax.tree.map(lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), data)
+        scan_carry, aux = jax.lax.scan(one_window, scan_carry, stacked)
+        aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
+    if cut < steps:
+        scan_carry, rest = one_window(scan_carry, part(cut, steps))
+        aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
+    return scan_carry, aux

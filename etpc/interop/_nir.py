@@ -129,15 +129,11 @@ def _convolution(node: Any, p: Values, x: Array) -> Array:
 
 
 def _pool(node: Any, p: Values, x: Array) -> Array:
-    window = _pair(node.kernel_size, 2)
-    y = jax.lax.reduce_window(
-        x,
-        jnp.zeros((), x.dtype),
-        jax.lax.add,
-        (1, *window),
-        (1, *_pair(node.stride, 2)),
-        [(0, 0), *((a, a) for a in _pair(node.padding, 2))],
+    window, stride, padding = (
+        _pair(value, 2) for value in (node.kernel_size, node.stride, node.padding)
     )
+    ends = tuple((a, a) for a in padding)
+    y = eqx.nn.Pool(jnp.zeros((), x.dtype), jax.lax.add, 2, window, stride, ends)(x)
     return y / math.prod(window) if isinstance(node, nir.AvgPool2d) else y
 
 

@@ -109,10 +109,8 @@ class DelayedLinear(eqx.Module):
     ):
         """**Arguments:**
 
-        - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `delays`: the delays d in steps, an integer or an array of integers of shape `(O, I)`.
-        - `dtype`: of the weight and the state; JAX's default float where None.
-        - `key`: a PRNG key for the initial weight.
+        - the others as for [`etpc.nn.DaleLinear`][].
 
         **Raises** `InputError` for a size below 1, delays that `Delay` would refuse, or a dtype that
         is not a float.

@@ -136,11 +136,9 @@ class LowRankLinear(Projection):
     ):
         """**Arguments:**
 
-        - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `rank`: R.
         - `use_bias`: whether there is a `b`.
-        - `dtype`: of the parameters; JAX's default float where None.
-        - `key`: a PRNG key for the initial parameters.
+        - the others as for [`etpc.nn.DaleLinear`][].
 
         **Raises** `InputError` for a size below 1, or a dtype that is not a float.
         """

@@ -54,15 +54,13 @@ class SparseLinear(Projection):
     ):
         """**Arguments:**
 
-        - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `connections`: which inputs feed which outputs. Either a pair of integer arrays (rows,
             columns): outputs and inputs. Or a matrix of `scipy.sparse` of shape `(O, I)`, with the
             initial weights as its stored values. Or a density in (0, 1], the probability of each
             connection, to be drawn with `key`. Weights that are not given are normal with variance
             `2 / fan_in`, the number of connections of the output.
         - `use_bias`: whether there is a `b`.
-        - `dtype`: of the parameters; JAX's default float where None.
-        - `key`: a PRNG key for the initial parameters.
+        - the others as for [`etpc.nn.DaleLinear`][].
 
         **Raises** `InputError` for a size below 1, connections that are none, lie outside of the
         matrix or are given twice, or a dtype that is not a float.

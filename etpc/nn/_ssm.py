@@ -210,19 +210,14 @@ class RTU(Diagonal):
     ):
         """**Arguments:**
 
-        - `in_features`: I, the length of `x`.
         - `state_size`: N, the number of complex states. The output has the length 2N.
         - `linear`: whether `activation` is applied to the output alone, and not to the state.
         - `activation`: f, a function of one array.
-        - `r_min`, `r_max`: the radii of the ring, `0 <= r_min < r_max <= 1`.
-        - `max_phase`: the largest phase (radian), in (0, 2π].
         - `min_phase`: the smallest phase (radian), in (0, max_phase), for phases that are uniform on a
           logarithmic scale. Without it they are uniform in (0, max_phase).
-        - `dtype`: of the parameters, float32 or float64; JAX's default float where None.
-        - `key`: a PRNG key for the initial parameters.
+        - the others as for [`etpc.nn.LRU`][].
 
-        **Raises** `InputError` for a size below 1, radii or a phase out of range, a dtype without a
-        complex counterpart, or an activation that is no function.
+        **Raises** `InputError` as `LRU` does, and for an activation that is no function.
         """
         I = self.in_features = positive_int("in_features", in_features)
         N = self.state_size = positive_int("state_size", state_size)
@@ -286,14 +281,11 @@ class S5(Diagonal):
     ):
         """**Arguments:**
 
-        - `in_features`, `out_features`: I and O, the lengths of `x` and `y`.
         - `state_size`: 2N, the number of states of the real system; even.
         - `step_min`, `step_max`: Δ is at first log-uniform between them, in the unit of time of Λ.
-        - `dtype`: of the parameters, float32 or float64; JAX's default float where None.
-        - `key`: a PRNG key for the initial parameters.
+        - the others as for [`etpc.nn.LRU`][].
 
-        **Raises** `InputError` for a size below 1, an odd `state_size`, steps out of range, or a
-        dtype without a complex counterpart.
+        **Raises** `InputError` as `LRU` does, and for an odd `state_size` or steps out of range.
         """
         I = self.in_features = positive_int("in_features", in_features)
         O = self.out_features = positive_int("out_features", out_features)

@@ -87,10 +87,9 @@ class DualExponentialSynapse(Units):
 
     **Arguments:**
 
-    - `size`: the number of synapses K, or the shape of a layer of them.
-    - `tau_rise`, `tau_decay`: time constants (ms). `dt`: length of one step (ms).
+    - `tau_rise`, `tau_decay`: time constants (ms).
     - `normalise`: whether the peak is 1 for an input of 1.
-    - `dtype`: of the state and of the trainable parameters; JAX's default float where None.
+    - the others as for `ExponentialSynapse`.
 
     **Raises** `InputError` as `ExponentialSynapse` does, and for a `tau_decay` that is not above
     `tau_rise`.
@@ -210,19 +209,16 @@ class ShortTermPlasticity(Units):
     jumps, each in proportion to `s`: `u' = u + U (1 - u) s`, the output `y = u' x s`, and `x' = x - y`. The
     output goes into the weights of a projection. The first spike has the efficacy `U`.
 
-    A parameter given as a number is a fixed constant. One given as an array, of shape `()` or
-    `size`, is a trainable parameter and marked as a weight. Each may be a `saiunit` quantity.
+    Numbers, arrays and units are as in [`ExponentialSynapse`][etpc.nn.ExponentialSynapse].
 
     **Arguments:**
 
     - `size`: the number of presynaptic neurons K, or the shape of a layer of them.
     - `U`: the part of the resources that the first spike uses, above 0 and at most 1.
     - `tau_f`, `tau_d`: time constants of facilitation and of depression (ms).
-    - `dt`: length of one step (ms).
-    - `dtype`: of the state and of the trainable parameters; JAX's default float where None.
+    - the others as for `ExponentialSynapse`.
 
-    **Raises** `InputError` for a size below 1, a `U` out of range, and for a time that is not
-    positive, does not fit or is a quantity of another dimension.
+    **Raises** `InputError` as `ExponentialSynapse` does, and for a `U` out of range.
 
     ```pycon
     >>> import jax.numpy as jnp

@@ -1,7 +1,8 @@
 """Last stage: the compiled program, and how it is called."""
 
+from ._check import check_first
 from ._compile import compile
-from ._online import Online, check_first, moved, no_optimizer, online, strong
+from ._online import Online, check_optimizer, moved, online, strong
 from ._program import Carry, Memory, Program, without_past
 
 __all__ = [
@@ -10,9 +11,9 @@ __all__ = [
     "Online",
     "Program",
     "check_first",
+    "check_optimizer",
     "compile",
     "moved",
-    "no_optimizer",
     "online",
     "strong",
     "without_past",

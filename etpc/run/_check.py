@@ -2,8 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,16 @@ from ..gradient.agreement import (
     default_tolerance,
     doubts,
     first_read,
-    not_compared,
     precision,
 )
 from ..gradient.bptt import Objective, gradient_of
 from ..gradient.loss import Loss
-from ..trace import Step
+from ..trace import Step, warn_of_silence
 from ._carry import Carry
 from ._program import Program, without_past
+
+if TYPE_CHECKING:
+    from ._online import Online
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +42,30 @@ class TracedStep:
         return y, [values[v] for v in step.next_state]
 
 
-Summed = Callable[[Any, Carry, Any, Any, Array | None], tuple[Array, Any]]
-"""From a model, a carry, `xs`, `targets` and `mask` to the losses and the gradients of all updates, added up."""
-
-
-def check_updates(
-    program: Program,
-    loss: Loss,
-    every: int,
-    summed: Summed,
+def check_first(
+    learner: "Online",
     model: Any,
     carry: Carry,
     xs: Any,
     targets: Any,
     mask: Any,
+    *,
+    stacklevel: int,
+) -> tuple[str, ...]:
+    """What [`Online.check`][etpc.Online.check] does, with warnings that point to its caller's caller."""
+    silent = learner.program.silent(model, xs, carry, mask=mask)
+    warn_of_silence(silent, stacklevel=stacklevel + 1)
+    if targets is None:
+        return silent
+    unchecked = _check_updates(learner, model, carry, xs, targets, mask)
+    if unchecked:
+        text = "; ".join(unchecked) + ". Check again with other data, or after some updates."
+        warnings.warn(text, UncheckedWarning, stacklevel=stacklevel + 1)
+    return (*silent, *unchecked)
+
+
+def _check_updates(
+    learner: "Online", model: Any, carry: Carry, xs: Any, targets: Any, mask: Any
 ) -> tuple[str, ...]:
     """Compare the gradients of some updates, added up, with BPTT of the same steps.
 
@@ -67,6 +78,7 @@ def check_updates(
 
     **Raises** `VerificationError` where a claim does not hold; `InputError`, `InputTypeError`.
     """
+    program, every, loss = learner.program, learner.every, Loss.of(learner.loss_fn, learner.has_aux)
     _, leaves, mask, lead = program.arguments.of_call(model, xs, carry, targets=targets, mask=mask)
     where = _chosen_steps(program, every, lead[0], mask)
     if where is None:
@@ -78,7 +90,7 @@ def check_updates(
     xs = step.input_leaves.join(leaves)
 
     def online(model: Any, mask: Any) -> tuple[Any, Any]:
-        return summed(model, start, xs, targets, mask)
+        return learner.summed(model, start, xs, targets, mask)
 
     def reverse(model: Any, mask: Any) -> tuple[Any, Any]:
         state = step.state_leaves.split(carry.state)
@@ -96,8 +108,7 @@ def check_updates(
     rows = compare_all(got, want, claims, tolerance, dtype)
     if wrong := [row for row in rows if row.held is False]:
         raise VerificationError(_refusal(program, wrong, carry, dtype, tolerance, len(where)))
-    origin = not_compared(want.values, model, carry.state, xs, targets, mask, where)
-    return (*doubts(program, (), want), *origin)
+    return doubts(program, want.values, model, carry.state, xs, targets, mask, where)
 
 
 def _chosen_steps(
@@ -137,10 +148,3 @@ def _refusal(
         "there, it is the compilation, and another `window=` or version of jaxlib may be right."
     )
     return "\n".join([head, *lines, why])
-
-
-def warn_of_unchecked(notes: tuple[str, ...], stacklevel: int) -> None:
-    """Warn where a claim was not checked."""
-    if notes:
-        text = "; ".join(notes) + ". Check again with other data, or after some updates."
-        warnings.warn(text, UncheckedWarning, stacklevel=stacklevel + 1)

@@ -11,18 +11,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .._jax import Tracer
-from ..errors import InputError, InputTypeError, raise_together, whole_number
+from ..errors import InputError, InputTypeError, checked_count, raise_together
 from ..gradient.data import checked_reset, foreign
 from ..gradient.loss import (
-    NO_LOSS,
-    NO_REDUCTION,
-    REDUCTIONS,
     Loss,
+    check_reduction,
     finite_where_masked,
 )
-from ..trace import Leaves, warn_of_silence
+from ..trace import Leaves
 from ._carry import Carry
-from ._check import check_updates, warn_of_unchecked
+from ._check import check_first
 from ._program import Compiled, Program
 from ._runner import Data, Runner
 
@@ -114,7 +112,7 @@ class Online(Compiled):
     def __init__(
         self,
         program: Program,
-        loss_fn: Callable[[Any, Any], Any],
+        loss_fn: Any,
         optimizer: Any,
         every: int,
         reduction: str,
@@ -408,14 +406,13 @@ def moved(
     return parameters, strong(opt_state)
 
 
-def no_optimizer(name: str, optimizer: Any) -> list[str]:
-    """A sentence where an argument is no optimizer."""
-    text = (
-        f"{name} is {optimizer!r}, which has no `init` and `update`. Pass one of Optax's, "
-        "such as `optax.adam(1e-3)`."
-    )
-    has_both = all(callable(getattr(optimizer, method, None)) for method in ("init", "update"))
-    return [] if has_both else [text]
+def check_optimizer(name: str, optimizer: Any) -> None:
+    """**Raises** `InputTypeError` where an argument is no optimizer."""
+    if not all(callable(getattr(optimizer, method, None)) for method in ("init", "update")):
+        raise InputTypeError(
+            f"{name} is {optimizer!r}, which has no `init` and `update`. Pass one of Optax's, "
+            "such as `optax.adam(1e-3)`."
+        )
 
 
 def strong(tree: Any) -> Any:
@@ -477,47 +474,13 @@ def online(
 
     ```
     """
-    problems = []
-    steps = whole_number(every)
-    if steps is None or steps < 1:
-        problems.append(
-            f"every must be an int >= 1, not {every!r}. It is the number of steps between updates."
-        )
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        problems.append(NO_REDUCTION.format(reduction))
-    raise_together(problems, InputError)
-    assert steps is not None
-    wrong = []
+    steps = checked_count("every", every, why="It is the number of steps between updates.")
+    check_reduction(reduction)
     if not isinstance(program, Program):
-        wrong.append(f"program is a {type(program).__name__}. Pass what `etpc.compile` returns.")
-    if not callable(loss_fn):
-        wrong.append(NO_LOSS.format(loss_fn))
-    wrong += no_optimizer("optimizer", optimizer)
-    raise_together(wrong, InputTypeError)
+        kind = type(program).__name__
+        raise InputTypeError(f"program is a {kind}. Pass what `etpc.compile` returns.")
+    check_optimizer("optimizer", optimizer)
     return Online(program, loss_fn, optimizer, steps, reduction, has_aux)
 
 
-def check_first(
-    learner: Online,
-    model: Any,
-    carry: Carry,
-    xs: Any,
-    targets: Any,
-    mask: Any,
-    *,
-    stacklevel: int,
-) -> tuple[str, ...]:
-    """What [`Online.check`][etpc.Online.check] does, with warnings that point to its caller's caller."""
-    silent = learner.program.silent(model, xs, carry, mask=mask)
-    warn_of_silence(silent, stacklevel=stacklevel + 1)
-    if targets is None:
-        return silent
-    unchecked = check_updates(
-        *(learner.program, Loss.of(learner.loss_fn, learner.has_aux), learner.every),
-        *(learner.summed, model, carry, xs, targets, mask),
-    )
-    warn_of_unchecked(unchecked, stacklevel=stacklevel + 1)
-    return (*silent, *unchecked)
-
-
-__all__ = ["Online", "check_first", "online"]
+__all__ = ["Online", "online"]

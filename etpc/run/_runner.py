@@ -12,7 +12,7 @@ from jax import Array
 from .._jax import without_derivative
 from ..emit import NO_SECOND_DERIVATIVE, Begins, Moving, Span, Weights, Window, none_yet
 from ..forms import Traces
-from ..gradient.loss import Loss, reduced, summed_in
+from ..gradient.loss import Loss, over_windows, reduced, summed_in
 from ..trace import repeat
 from ._carry import Carry
 
@@ -56,25 +56,16 @@ class Runner:
     def fresh(self, batch_size: int | None, parameters: Parameters | None = None) -> Carry:
         """The carry of a stream that begins, with the initial state of a model with these parameters."""
         state = self.initial_state(parameters)
-        if batch_size is None:  # whoever donates a carry keeps the arrays it began with
-            state = [jnp.copy(value) for value in state]
-        else:
-            state = [repeat(value, batch_size) for value in state]
-        traces = self.window.fresh_traces(1 if batch_size is None else batch_size)
-        batched = batch_size is not None
-        of_batch = state if batched else [value[None] for value in state]
-        traces = traces._replace(past=none_yet(self.ir, of_batch))
-        fresh = jnp.ones(batch_size if batched else (), bool)
-        return self.carry(state, traces if batched else _without_batch(traces), fresh, batched)
+        size = 1 if batch_size is None else batch_size
+        state = [v[None] if batch_size is None else repeat(v, batch_size) for v in state]
+        traces = self.window.fresh_traces(size)._replace(past=none_yet(self.ir, state))
+        return self.carry(state, traces, jnp.ones(size, bool), batch_size is not None)
 
     def reset(self, carry: Carry, where: Array) -> Carry:
         """The carry, with a new stream where `where` is true, [B] or []."""
         _, state, traces, fresh = self.enter([], carry)
         where = where if carry.batched else where[None]
-        state, traces, fresh = self.restart(state, traces, fresh, where)
-        if not carry.batched:
-            state, traces, fresh = [s[0] for s in state], _without_batch(traces), fresh[0]
-        return self.carry(state, traces, fresh, carry.batched)
+        return self.carry(*self.restart(state, traces, fresh, where), carry.batched)
 
     def initial_state(self, parameters: Parameters | None = None) -> list[Any]:
         """The array leaves of the initial state of one example: of a model with these parameters, or as
@@ -113,7 +104,7 @@ class Runner:
 
         steps = len(xs[0])
         window = 1 if self.ir.window.step_by_step else steps
-        (state, traces, _), ys = _over_windows(one_window, tuple(start), (xs, reset), steps, window)
+        (state, traces, _), ys = over_windows(one_window, tuple(start), (xs, reset), steps, window)
         if not carry.batched:
             ys = [y[:, 0] for y in ys]
         return ys, self.leave(state, traces, carry)
@@ -194,7 +185,7 @@ class Runner:
             (state, _, value, sums), moving, aux = learned(start, (xs, data))
             moved = functools.partial(self.window.moved, moving)
         else:
-            end, aux = _over_windows(one_window, start, (xs, data), steps, window)
+            end, aux = over_windows(one_window, start, (xs, data), steps, window)
             state, traces, _, value, sums = end
             moved = lambda last, traces=traces: traces
         if not carry.batched:
@@ -240,48 +231,22 @@ class Runner:
 
     def leave(self, state: list[Any], traces: Traces, carry: Carry) -> Carry:
         """The carry after a call, of the kind that came in."""
-        if not carry.batched:
-            state, traces = [s[0] for s in state], _without_batch(traces)
         # False, in a way that XLA does not see through: a constant is not spread over devices as
         # the old array was, and the next call would be compiled for that.
-        begun = jnp.minimum(carry.fresh.astype(jnp.int8), 0) > 0
+        begun = jnp.minimum(jnp.atleast_1d(carry.fresh).astype(jnp.int8), 0) > 0
         return self.carry(state, traces, begun, carry.batched)
 
     def carry(self, state: list[Any], traces: Traces, fresh: Array, batched: bool) -> Carry:
+        """A carry, from arrays with a batch axis; without one where it is not `batched`."""
+        own = state, traces.carries, fresh, traces.each, traces.past
+        if not batched:
+            own = jax.tree.map(lambda a: a[0], own)
+        state, carries, fresh, each, past = own
         leaves = dataclasses.replace(
             self.step.state_leaves, static=(None,) * len(self.step.state_leaves.static)
         )
-        carries = tuple(tuple(t) for t in traces.carries)
-        rest = tuple(traces.shared), tuple(traces.each), tuple(traces.past)
-        return Carry(leaves.join(state), carries, fresh, self.id, batched, *rest)
-
-
-def _over_windows(
-    one_window: Callable[..., Any], scan_carry: Any, data: Any, steps: int, window: int
-) -> tuple[Any, Any]:
-    """Run `one_window(scan_carry, data) -> (scan_carry, aux)` over a sequence.
-
-    The last window may be shorter.
-    """
-    whole = steps // window
-    cut = whole * window
-    if whole == 1:  # and a shorter one
-        scan_carry, aux = one_window(scan_carry, _part(data, 0, cut))
-    elif window == 1:  # an axis of length one in the sequence would have XLA copy all of it
-
-        def one_step(step_carry: Any, step_data: Any) -> tuple[Any, Any]:
-            step_carry, aux = one_window(step_carry, jax.tree.map(lambda a: a[None], step_data))
-            return step_carry, jax.tree.map(lambda a: a[0], aux)
-
-        scan_carry, aux = jax.lax.scan(one_step, scan_carry, data)
-    else:
-        stacked = jax.tree.map(lambda a: a[:cut].reshape(whole, window, *a.shape[1:]), data)
-        scan_carry, aux = jax.lax.scan(one_window, scan_carry, stacked)
-        aux = jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), aux)
-    if cut < steps:
-        scan_carry, rest = one_window(scan_carry, _part(data, cut, steps))
-        aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, rest)
-    return scan_carry, aux
+        rest = tuple(traces.shared), tuple(each), tuple(past)
+        return Carry(leaves.join(state), tuple(map(tuple, carries)), fresh, self.id, batched, *rest)
 
 
 def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[Array]:
@@ -300,13 +265,3 @@ def _pulled(pull: Callable[..., Any], weights: Any, grads: list[Array]) -> list[
     ]
     (correction,) = pull(tuple(r.astype(w.dtype) for r, w in zip(rest, weights, strict=True)))
     return jax.tree.map(jnp.add, moving, correction)
-
-
-def _part(tree: Any, start: int, stop: int) -> Any:
-    """Some steps of arrays with a leading axis of steps."""
-    return jax.tree.map(lambda a: a[start:stop], tree)
-
-
-def _without_batch(traces: Traces) -> Traces:
-    carries, each, past = jax.tree.map(lambda a: a[0], (traces.carries, traces.each, traces.past))
-    return Traces(carries, traces.shared, each, past)

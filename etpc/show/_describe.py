@@ -31,7 +31,8 @@ def describe(plan: Plan, claims: Claims, untraced: Mapping[str, str]) -> str:
     lines += _section("used more than once", _aligned(several))
     chosen = {name: p.choice for name, p in zip(names, plan.traced, strict=True) if p.choice}
     lines += _section("chosen", _aligned(chosen))
-    lines += _section("left out (influence that leaves the trace)", escapes(plan))
+    left_out = each_once((text, p.path) for p in plan.ops for text in p.escapes)
+    lines += _section("left out (influence that leaves the trace)", left_out)
     lines += _section("without a trace", _aligned(untraced))
     opaque = [f"{o.primitive} at {o.source}" for o in plan.analysis.findings.opaque]
     lines += _section("taken as dense (no rule for their sparsity)", opaque)
@@ -101,11 +102,6 @@ def verdict(plan: Plan, p: OpPlan, claims: Claims) -> str:
 def shape_text(p: OpPlan) -> str:
     """The trace's shape; its factors joined by `+`."""
     return " + ".join("x".join(map(str, shape)) for shape in p.shapes) or "none"
-
-
-def escapes(plan: Plan) -> list[str]:
-    """Each escape path once, with the weights that it concerns."""
-    return each_once((text, p.path) for p in plan.ops for text in p.escapes)
 
 
 def each_once(texts: Iterable[tuple[str, str]]) -> list[str]:

@@ -12,6 +12,7 @@ from ..plan import BEHIND, NO_LESS, OpPlan, Plan
 from ._costs import Costs
 from ._describe import Claims, shape_text, table
 from ._edits import edits
+from ._graph import dependency_graph
 
 BEHIND_ADVICE = (
     "SnAp and RTRL carry its influence on each state that it reaches, CreditRTRL() that along a few "
@@ -93,7 +94,8 @@ def _left_out(plan: Plan, p: OpPlan, width: int) -> list[str]:
     """What is left out, and what would change that."""
     if not p.escapes:
         return []
-    changes = [_wrapped([edit], width) for edit in edits(plan.analysis, p.op.number)]
+    found = edits(dependency_graph(plan), plan.analysis.reach[p.op.number].escapes)
+    changes = [_wrapped([edit], width) for edit in found]
     return [*(f"  {escape}" for escape in p.escapes), *changes]
 
 

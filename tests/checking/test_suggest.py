@@ -17,7 +17,7 @@ import pytest
 import etpc
 from etpc import Candidate, nn
 from etpc.checking import suggest as _suggest
-from etpc.checking._measured import Batch, Measurement, Online, Reverse
+from etpc.checking._lags import Measurement, Online, Reverse
 from etpc.checking._trial import Trial
 from tests.helpers import loss, normal, weights
 from tests.zoo.check import model
@@ -64,7 +64,8 @@ def suggest(model=MODEL, xs=XS, targets=TARGETS, **options):
 def batch_of(model=MODEL, steps=T, **options):
     settings = {name: options.pop(name) for name in ("every", "optimiser") if name in options}
     data = XS[:steps], TARGETS[:steps]
-    return Batch(Trial(model, *data, loss, **{"batch_size": B, **options}), **settings)
+    trial = Trial(model, *data, loss, **{"batch_size": B, **options})
+    return _suggest._batch(trial, **{"every": None, "optimiser": None, **settings})
 
 
 def online(batch, rule, model=MODEL):
@@ -108,20 +109,18 @@ def test_the_parts_of_each_gradient(model, steps):
     assert (batch.window, batch.count) == ((4, 8) if steps == T else (3, 10))
     last = (batch.count - 1) * batch.window
     late = mask * (np.arange(steps) >= last)[:, None]
-    assert batch.lags[0] == (0, batch.window)
-    assert batch.lags[-1][1] == last
-    firsts = [first * batch.window or -1 for first in batch.firsts]
-    wanted = [gradient_from(model, first, late) for first in firsts]
+    reaches = sorted((batch.count - reach, batch.count - 1) for reach in batch.reaches)
+    wanted = [gradient_from(model, first * batch.window or -1, late) for first, _ in reaches]
     assert min(np.linalg.norm(a - b) for a, b in itertools.pairwise(wanted)) > 1e-9
     for way in (Reverse(batch), online(batch, etpc.RTRL(window=batch.window), model)):
         np.testing.assert_allclose(flat(way.gradient()), gradient_from(model, -1, mask), rtol=1e-9)
-        for part, reference in zip(way.gradients_by_reach(), wanted, strict=True):
+        for part, reference in zip(way.reaching(batch.late, reaches), wanted, strict=True):
             np.testing.assert_allclose(flat(part), reference, rtol=1e-9, atol=1e-12)
     if steps != T:
         return
     # The windows of truncated BPTT look back: where a part of the past begins, there are no steps behind them.
     truncated = online(batch, etpc.TBPTT(8, every=batch.window), model)
-    for first, part in zip(batch.firsts, truncated.gradients_by_reach(), strict=True):
+    for (first, _), part in zip(reaches, truncated.reaching(batch.late, reaches), strict=True):
         wanted = gradient_from(model, max(first * batch.window, steps - 8), late)
         np.testing.assert_allclose(flat(part), wanted, rtol=1e-9, atol=1e-12)
 
@@ -129,10 +128,8 @@ def test_the_parts_of_each_gradient(model, steps):
 @pytest.mark.slow
 def test_cosines_by_lag():
     batch = batch_of()
-    program = etpc.compile(MODEL, inputs=XS[0, 0])
-    leaves = program.plan.analysis.step.model_leaves
-    reference = Measurement(Reverse(batch), leaves)
-    assert batch.lags == [(0, 4), (4, 12), (12, 28)]
+    reference = Measurement(Reverse(batch))
+    assert batch.reaches == [1, 2, 4, 8]
     known = {
         etpc.RTRL(window=4): [1, 1, 1],
         etpc.TBPTT(8, every=4): [1, 0, 0],
@@ -140,10 +137,10 @@ def test_cosines_by_lag():
         etpc.TBPTT(1): [0, 0, 0],
     }
     for rule, by_lag in known.items():
-        _, found = Measurement(online(batch, rule), leaves).cosines(reference)
+        _, found = Measurement(online(batch, rule)).cosines(reference)
         np.testing.assert_allclose(found, by_lag, atol=1e-9)
     behind = online(batch, etpc.D_RTRL(window=4, lookback=8))
-    whole, found = Measurement(behind, leaves).cosines(reference)
+    whole, found = Measurement(behind).cosines(reference)
     np.testing.assert_allclose(found[0], 1, atol=1e-9)
     assert 0.1 < found[1] < 0.999
     assert 0.5 < whole < 0.9999
@@ -518,7 +515,7 @@ class Work:
                 return 1 / self.updates
 
         class Measured(Measurement):
-            def __init__(self, way, leaves):
+            def __init__(self, way):
                 way.run(5)
                 self.finite = self.comparable = way.n != broken
 

@@ -65,29 +65,6 @@ def test_a_soft_reset_that_stays_above_threshold_is_no_spike_while_refractory() 
     assert slope.tolist() == [0]
 
 
-def test_an_exponential_neuron_without_upswing_is_a_lif() -> None:
-    shared = {"tau": 8.0, "R": 2.0, "V_th": -50.0, "V_rest": -65.0, "V_reset": -70.0}
-    inputs = np.random.default_rng(0).normal(8.0, 6.0, (60, 2))
-    spikes, V = run(nn.LIF(2, **shared, reset="hard"), inputs)
-    for neuron in (
-        nn.EIF(2, **shared, V_T=2000.0, delta_T=2.0),
-        nn.AdEx(2, **shared, V_T=2000.0, a=0.0, b=0.0),
-    ):
-        found, states = run(neuron, inputs)
-        np.testing.assert_array_equal(found, spikes)
-        np.testing.assert_allclose(getattr(states, "V", states), V, rtol=1e-12)
-    assert spikes.any()
-
-
-@pytest.mark.parametrize("dt", [0.1, 0.7])
-def test_the_resonator_is_exact_below_threshold(dt: float) -> None:
-    neuron = nn.ResonateAndFire(1, omega=0.4, tau=12.0, V_th=100.0, dt=dt)
-    _, states = run(neuron, np.full((40, 1), 0.3))
-    rate, t = complex(-1 / 12, 0.4), dt * np.arange(1, 41)
-    z = 0.3 * (np.exp(rate * t) - 1) / rate
-    np.testing.assert_allclose(states.x[:, 0] + 1j * states.V[:, 0], z, rtol=1e-11)
-
-
 def test_small_steps_of_the_resonator_keep_their_precision() -> None:
     # (exp(l dt) - 1) / l in float32 by its formula would be off by 10 %.
     neuron = nn.ResonateAndFire(1, tau=np.array(10.0), dt=1e-6, dtype=jnp.float32)

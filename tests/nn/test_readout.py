@@ -1,4 +1,4 @@
-"""The leaky readout against its equation."""
+"""Readouts against their equations."""
 
 import equinox as eqx
 import jax
@@ -10,18 +10,31 @@ from etpc import nn
 from tests.nn.online import KEY
 
 
-@pytest.mark.parametrize(("tau", "dt"), [(5.0, 1.0), (20.0, 0.5), (2, 1)])
-def test_equation(tau: float, dt: float) -> None:
-    readout = nn.LeakyRateReadout(3, 2, tau=tau, dt=dt, key=KEY)
-    weight = np.asarray(readout.weight)
-    xs = jax.random.normal(jax.random.key(1), (7, 3))
-    r = readout.init_state()
-    np.testing.assert_array_equal(r, np.zeros(2))
-    for t in range(7):
-        y, r = eqx.filter_jit(readout)(xs[t], r)
-        np.testing.assert_array_equal(y, r)
-        closed = sum(np.exp(-(t - s) * dt / tau) * weight @ np.asarray(xs[s]) for s in range(t + 1))
-        np.testing.assert_allclose(r, closed, rtol=1e-13)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (nn.LeakyRateReadout, {}),
+        (nn.MembraneReadout, {"use_bias": True}),
+        (nn.MembraneReadout, {"use_bias": False}),
+    ],
+)
+@pytest.mark.parametrize(("tau", "dt"), [(5.0, 1.0), (2, 1), (np.array([4.0, 20.0]), 0.5)])
+def test_equation(kind, options: dict, tau, dt: float) -> None:
+    readout = kind(3, 2, **options, tau=tau, dt=dt, key=KEY)
+    bias = np.zeros(2)
+    if options.get("use_bias"):
+        bias = np.array([0.3, -0.2])
+        readout = eqx.tree_at(lambda r: r.bias, readout, jnp.asarray(bias))
+    xs = np.asarray(jax.random.normal(jax.random.key(1), (7, 3)))
+    state, expected = readout.init_state(), np.zeros(2)
+    np.testing.assert_array_equal(state, expected)
+    decay = np.exp(-dt / tau)
+    gain = 1 if kind is nn.LeakyRateReadout else 1 - decay
+    for x in xs:
+        y, state = eqx.filter_jit(readout)(jnp.asarray(x), state)
+        np.testing.assert_array_equal(y, state)
+        expected = decay * expected + gain * (np.asarray(readout.weight) @ x + bias)
+        np.testing.assert_allclose(state, expected, rtol=1e-12)
 
 
 def test_defaults() -> None:
@@ -42,26 +55,6 @@ def test_array_tau_is_a_marked_parameter(tau: jax.Array | np.ndarray) -> None:
     grads = jax.grad(lambda readout: readout(x, r)[0].sum())(readout)
     slope = np.asarray(r) * np.exp(-1 / np.asarray(tau)) / np.square(np.asarray(tau, float))
     np.testing.assert_allclose(grads.tau, slope if tau.shape else slope.sum(), rtol=1e-12)
-
-
-@pytest.mark.parametrize("use_bias", [True, False])
-@pytest.mark.parametrize(("tau", "dt"), [(5.0, 1.0), (np.array([4.0, 20.0]), 0.5)])
-def test_membrane(tau, dt: float, use_bias: bool) -> None:
-    readout = nn.MembraneReadout(3, 2, use_bias, tau=tau, dt=dt, key=KEY)
-    if use_bias:
-        readout = eqx.tree_at(lambda r: r.bias, readout, jnp.array([0.3, -0.2]))
-    weight = np.asarray(readout.weight)
-    bias = np.zeros(2) if readout.bias is None else np.asarray(readout.bias)
-    assert bias.any() == use_bias
-    xs = np.asarray(jax.random.normal(jax.random.key(1), (7, 3)))
-    V, expected = readout.init_state(), np.zeros(2)
-    np.testing.assert_array_equal(V, expected)
-    for t in range(7):
-        y, V = eqx.filter_jit(readout)(jnp.asarray(xs[t]), V)
-        np.testing.assert_array_equal(y, V)
-        goal = weight @ xs[t] + bias
-        expected = goal + np.exp(-dt / tau) * (expected - goal)
-        np.testing.assert_allclose(V, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

@@ -58,14 +58,6 @@ def test_short_term_plasticity() -> None:
     np.testing.assert_allclose(found[first, range(3)], U, rtol=1e-12)
 
 
-def test_facilitation_and_depression() -> None:
-    regular = np.tile([[1.0], [0.0], [0.0], [0.0]], (10, 1))
-    facilitating = outputs(nn.ShortTermPlasticity(1, U=0.05, tau_f=1000.0, tau_d=1.0), regular)[::4]
-    depressing = outputs(nn.ShortTermPlasticity(1, U=0.6, tau_f=1.0, tau_d=500.0), regular)[::4]
-    assert (np.diff(facilitating[:, 0]) > 0).all()
-    assert (np.diff(depressing[:, 0]) < 0).all()
-
-
 @pytest.mark.parametrize(
     ("size", "steps"),
     [((3,), 2), ((3,), np.array([0, 4, 1])), ((2, 3), np.arange(1, 7).reshape(2, 3))],

@@ -1,9 +1,11 @@
-"""Gradients of one batch, by BPTT and by rules: their time, how near they are by lag, and what they train."""
+"""A sequence in windows: gradients by BPTT and by rules, how near they are by lag, their time, and what they train."""
 
 import dataclasses
+import itertools
 import math
 import time
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,57 +15,57 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..errors import InputError, InputTypeError, checked_count, raise_together
+from ..algorithms import Algorithm
 from ..gradient.agreement import cosine, flat_gradients, whole
 from ..gradient.bptt import gradient_of
-from ..gradient.data import check_lead
-from ..run import Program, moved, no_optimizer, strong, without_past
-from ..trace import Leaves
+from ..run import Program, moved, strong, without_past
 from ._trial import Trial
+
+WINDOWS = 8
+"""In how many windows a sequence is cut, to tell how far back a gradient reaches."""
 
 SETTLING = 20
 """So many passes let directions of credit follow the weights at which they are compared."""
 
+Lag = tuple[int, int]
+"""From how many to how many steps back."""
+Reach = tuple[int, int]
+"""Of the loss of the second window, the gradient that reaches back to the first."""
+
 
 class Batch:
-    """The data of a trial, cut into N windows of W steps.
+    """The first `steps` of a trial, cut into N windows of W steps. The last window is filled up with masked steps.
 
-    - `firsts`: the windows at which parts of the past begin: all of it, then half, down to the last window alone.
-    - `lags`: the ranges of steps before the last window that lie between two of these, the nearest first.
+    - `every`, `optimiser`: of updates, where the rules train.
+    - `reaches`: over how many windows gradients reach back, their own among them: 1, 2, 4, ... N.
     - `mask`, `late`, `mean`: weights of losses [N W, B]: as given; in the last window alone; and those of which a sum
         over time is the mean over the steps that one update sees.
     """
 
-    def __init__(self, trial: Trial, every: int | None = None, optimiser: Any = None):
-        check_lead(trial.xs, trial.targets, trial.batch_size)
-        self.trial, self.size, self.optimiser = trial, trial.batch_size, optimiser
-        self.every = None if every is None else checked_count("every", every)
-        wrong = [] if optimiser is None else no_optimizer("optimiser", optimiser)
-        raise_together(wrong, InputTypeError)
-        lead = trial.lead
-        weights = np.asarray(np.ones(lead) if trial.mask is None else trial.mask, np.float32)
-        counting = np.flatnonzero(weights.reshape(lead[0], -1).any(1))
-        if not counting.size:
-            raise InputError("mask is zero everywhere, so there is no loss to take a gradient of.")
-        self.steps = int(counting[-1]) + 1
-        self.window = self.every or _window(self.steps)
-        self.count = -(-self.steps // self.window)
-        taken = np.minimum(np.arange(self.count * self.window), self.steps - 1)
+    def __init__(
+        self,
+        trial: Trial,
+        window: int,
+        steps: int,
+        every: int | None = None,
+        optimiser: Any = None,
+    ):
+        self.trial, self.size, self.window, self.steps = trial, trial.batch_size, window, steps
+        self.every, self.optimiser = every, optimiser
+        self.count = -(-steps // window)
+        self.reaches = sorted({self.count, *(2**n for n in range(self.count.bit_length()))})
+        taken = np.minimum(np.arange(self.count * window), steps - 1)
         padded = lambda a: jnp.asarray(a if hasattr(a, "dtype") else np.asarray(a))[taken]
         self.xs, self.targets = jax.tree.map(padded, (trial.xs, trial.targets))
-        ones = (1,) * (len(lead) - 1)
-        column = np.arange(len(taken)).reshape(-1, *ones)
-        self.mask = jnp.asarray(weights[taken] * (column < self.steps))
-        self.late = self.mask * (column >= (self.count - 1) * self.window)
-        by_update = self.mask.reshape(self.count if self.every else 1, -1)
+        weights = np.asarray(np.ones(trial.lead) if trial.mask is None else trial.mask, float)
+        column = np.arange(len(taken)).reshape(-1, *[1] * (len(trial.lead) - 1))
+        self.mask = jnp.asarray(weights[taken] * (column < steps))
+        self.late = self.counted(self.count - 1)
+        by_update = self.mask.reshape(self.count if every else 1, -1)
         totals = by_update.sum(1, keepdims=True)
         self.updates = int((totals != 0).sum())
         scaled = by_update * ((self.size or 1) / jnp.where(totals == 0, 1, totals))
         self.mean = scaled.reshape(self.mask.shape)
-        back = [self.count - 2**n for n in range(self.count.bit_length())]
-        self.firsts = sorted({0, *(n for n in back if n > 0)})
-        bounds = [(self.count - 1 - n) * self.window for n in self.firsts[::-1]]
-        self.lags = [*pairwise(bounds)]
 
         arrays, self.static = eqx.partition(trial.model, eqx.is_inexact_array)
         self.arrays = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), arrays)
@@ -76,12 +78,11 @@ class Batch:
     def model(self, arrays: Any) -> Any:
         return eqx.combine(arrays, self.static)
 
-
-def _window(steps: int) -> int:
-    """About 16 steps, fewer so that there are eight windows; a divisor of all steps where one is near."""
-    wanted = max(1, min(16, steps // 8))
-    near = [w for w in range(-(-wanted // 2), 2 * wanted + 1) if steps % w == 0]
-    return min(near, key=lambda w: abs(math.log(w / wanted)), default=wanted)
+    def counted(self, window: int) -> Array:
+        """The mask of the losses of one window."""
+        by_window = self.mask.reshape(self.count, self.window, -1)
+        chosen = jnp.arange(self.count).reshape(-1, 1, 1) == window
+        return (by_window * chosen).reshape(self.mask.shape)
 
 
 class Online:
@@ -97,7 +98,7 @@ class Online:
         self.carry = program.init(batch.size)
         self._state = self.carry.state
         self._settling = SETTLING if program.ir.extends is not None else 0
-        self.passes = self._settling + 2 + len(batch.firsts)
+        self.passes = self._settling + 2 + len(batch.reaches)
         self._jit_pass = jax.jit(self._pass)
 
     def move_to(self, at: Any) -> None:
@@ -116,13 +117,17 @@ class Online:
         """That of the sequence."""
         return self._run(self.batch.mask, self.carry)[4]
 
-    def gradients_by_reach(self) -> list[Any]:
-        """Those of the losses in the last window, which reach back to each of `batch.firsts`."""
-        batch, carry, at, found = self.batch, self.carry, 0, []
-        for first in batch.firsts:
-            carry, at = self._run(batch.late, carry, at, first)[2], first
-            found.append(self._run(batch.late, without_past(self.program, carry), first)[4])
-        return found
+    def reaching(self, mask: Array, reaches: Sequence[Reach]) -> Iterator[Any]:
+        """The gradients of windows, whose traces begin with zeros at the first one that they reach back to."""
+        past, at = self.carry, 0
+        for first, of_first in itertools.groupby(reaches, key=lambda reach: reach[0]):
+            past, at = self._run(mask, past, at, first)[2], first
+            carry, now = without_past(self.program, past), first
+            for _, last in of_first:
+                carry = self._run(mask, carry, now, last)[2]
+                *_, carry, _, grads = self._run(mask, carry, last, last + 1)
+                now = last + 1
+                yield grads
 
     def update(self) -> float:
         """The loss of a pass through the data, in or after which the weights have moved."""
@@ -150,13 +155,15 @@ class Online:
         self, arrays: Any, opt_state: Any, carry: Any, data: Any, start: Any, stop: Any, train: Any
     ) -> Any:
         """Parameters, state of the optimiser, carry, and the sums of loss and gradient over windows."""
-        batch, gradient = self.batch, self.program.value_and_grad(self.batch.trial.loss_fn, "sum")
+        batch, trial = self.batch, self.batch.trial
+        gradient = self.program.value_and_grad(trial.loss_fn, "sum", has_aux=trial.has_aux)
         shape = batch.count, batch.window
         data = jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), data)
 
         def learn(arrays: Any, carry: Any, piece: Any) -> Any:
             xs, targets, mask = piece
-            return gradient(batch.model(arrays), xs, targets, carry, mask=mask)
+            (value, after), grads = gradient(batch.model(arrays), xs, targets, carry, mask=mask)
+            return (value, after[0] if trial.has_aux else after), grads
 
         def window(n: Any, before: Any) -> Any:
             arrays, opt_state, carry, total, sums = before
@@ -176,13 +183,16 @@ class Online:
 
 
 class Reverse:
-    """BPTT. At which step the state is passed on without its derivative is data, so that it is compiled once."""
+    """BPTT, of blocks of so many steps if a number is given. At which step the state is passed on without its
+    derivative is data, so that it is compiled once."""
 
-    def __init__(self, batch: Batch):
+    def __init__(self, batch: Batch, block: int | None = None):
         self.batch, self.at, self.trained = batch, batch.start, batch.start
-        self.passes = 1 + len(batch.firsts)
+        self.passes = 1 + len(batch.reaches)
         whole = batch.trial.objective
         self._objective = dataclasses.replace(whole, xs=batch.xs, targets=batch.targets)
+        self._steps = np.arange(len(batch.mask))
+        self._cuts = self._steps % (block or len(batch.mask)) == 0
 
     def move_to(self, at: Any) -> None:
         self.at = at
@@ -190,36 +200,53 @@ class Reverse:
     def gradient(self) -> Any:
         return self._run(self.at[0], self.batch.mask)[1]
 
-    def gradients_by_reach(self) -> list[Any]:
-        batch = self.batch
-        firsts = [first * batch.window if first else -1 for first in batch.firsts]
-        return [self._run(self.at[0], batch.late, first)[1] for first in firsts]
+    def reaching(self, mask: Array, reaches: Sequence[Reach]) -> Iterator[Any]:
+        for first, last in reaches:
+            yield self._run(self.at[0], self.batch.counted(last), first * self.batch.window)[1]
 
     def update(self) -> float:
         loss, grads = self._run(self.trained[0], self.batch.mean)
         self.trained = self.batch.moved(loss, grads, *self.trained)
         return float(loss)
 
-    def _run(self, arrays: Any, mask: Array, first: int = -1) -> tuple[Array, Any]:
-        cuts = jnp.arange(len(mask)) == first
-        objective = dataclasses.replace(self._objective, mask=mask, cuts=cuts)
+    def _run(self, arrays: Any, mask: Array, first: int = 0) -> tuple[Array, Any]:
+        cuts = (self._cuts | (self._steps == first)) & (self._steps > 0)  # the start may be learned
+        objective = dataclasses.replace(self._objective, mask=mask, cuts=jnp.asarray(cuts))
         return gradient_of(self.batch.model(arrays), objective, "sum")[:2]
 
 
 Way = Online | Reverse
 
 
+def parts_of(way: Way, mask: Array, lasts: Sequence[int]) -> list[np.ndarray]:
+    """The gradient of the losses of some windows, all parameters as one vector, in parts: what reaches back over the
+    first of `batch.reaches`, and what each of the others adds."""
+    leaves, wanted = way.batch.trial.leaves, dict[Reach, list[int]]()
+    for n, reach in enumerate(way.batch.reaches):
+        for last in lasts:
+            wanted.setdefault((max(0, last - reach + 1), last), []).append(n)
+    reaches = sorted(wanted)
+    totals: list[Any] = [0.0] * len(way.batch.reaches)
+    for reach, tree in zip(reaches, way.reaching(mask, reaches), strict=True):
+        vector = whole(flat_gradients(leaves, tree))
+        for n in wanted[reach]:
+            totals[n] = totals[n] + vector
+    return [totals[0], *(more - less for less, more in pairwise(totals))]
+
+
 class Measurement:
-    """The gradient of one way as vectors; another can be compared with it where it is `finite` and not zero."""
+    """The gradient of one way as vectors; another can be compared with it where it is `finite` and not zero.
+
+    `by_lag` are the parts of the gradient of the last window that reach back beyond it.
+    """
 
     @np.errstate(all="ignore")
-    def __init__(self, way: Way, leaves: Leaves):
-        flat = lambda tree: whole(flat_gradients(leaves, tree))
-        self.whole = flat(way.gradient())
+    def __init__(self, way: Way):
+        batch = way.batch
+        self.whole = whole(flat_gradients(batch.trial.leaves, way.gradient()))
         self.finite = bool(np.isfinite(self.whole).all())
         self.comparable = self.finite and bool(self.whole.any())
-        by_reach = [flat(part) for part in way.gradients_by_reach()]
-        self.by_lag = [far - near for far, near in pairwise(by_reach)][::-1]
+        self.by_lag = parts_of(way, batch.late, [batch.count - 1])[1:]
 
     @np.errstate(all="ignore")
     def cosines(self, reference: "Measurement") -> tuple[float, tuple[float, ...]]:
@@ -232,6 +259,36 @@ class Measurement:
         )
 
 
+class ByLag:
+    """The cosines of gradients of a trial with BPTT by how far back they reach, in an eighth of its steps; see
+    [`etpc.Comparison.by_lag`][]."""
+
+    def __init__(self, trial: Trial):
+        window = max(1, trial.steps // WINDOWS)
+        self.batch = Batch(trial, window, trial.steps - trial.steps % window)
+        self.lags = [(a * window, b * window) for a, b in pairwise([0, *self.batch.reaches])]
+
+    def of(
+        self, algorithm: Algorithm | None, program: Program | None, gradient: np.ndarray
+    ) -> Mapping[Lag, float]:
+        """Those of a gradient: that of an algorithm and its program, as of a result, or one that is known as a whole
+        alone."""
+        if algorithm is None:
+            values = _partial_cosines(gradient, self._of_bptt)
+        else:
+            batch = self.batch
+            way = Online(batch, program) if program else Reverse(batch, algorithm.lookback)
+            values = [cosine(a, b) for a, b in zip(self._parts(way), self._of_bptt, strict=True)]
+        return dict(zip(self.lags, values, strict=True))
+
+    def _parts(self, way: Way) -> list[np.ndarray]:
+        return parts_of(way, self.batch.mask, range(self.batch.count))
+
+    @cached_property
+    def _of_bptt(self) -> list[np.ndarray]:
+        return self._parts(Reverse(self.batch))
+
+
 def step_ms(way: Way) -> float:
     """The shortest time of the gradient, of one step of the batch, in ms."""
     shortest, end = math.inf, time.monotonic() + 0.5
@@ -242,3 +299,16 @@ def step_ms(way: Way) -> float:
         if time.monotonic() > end:
             break
     return 1e3 * shortest / way.batch.steps
+
+
+def _partial_cosines(total: np.ndarray, of_bptt: list[np.ndarray]) -> list[float]:
+    """Of a gradient that is known as a whole with each part of BPTT, once the other parts are projected out of both."""
+    found = []
+    for n, part in enumerate(of_bptt):
+        others = [other for m, other in enumerate(of_bptt) if m != n and other.any()]
+        basis = np.linalg.qr(np.stack(others, 1))[0] if others else np.zeros((part.size, 0))
+        own, rest = (a - basis @ (basis.T @ a) for a in (part, total))
+        seen = np.linalg.norm(own) > 1e-6 * np.linalg.norm(part)
+        seen &= np.linalg.norm(rest) > 1e-9 * np.linalg.norm(total)
+        found.append(cosine(own, rest) if seen else float("nan"))
+    return found
