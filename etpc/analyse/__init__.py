@@ -9,6 +9,7 @@ from ._interpreter import Rule as PatternRule
 from ._pattern import (
     Pattern,
     columns_of,
+    entries_of,
     joined,
     numbering,
     pick,
@@ -42,6 +43,7 @@ __all__ = [
     "check_pattern",
     "closure",
     "columns_of",
+    "entries_of",
     "joined",
     "numbering",
     "one_step_block",

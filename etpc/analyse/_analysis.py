@@ -92,6 +92,11 @@ class Analysis:
     def ops(self) -> tuple[WeightOp, ...]:
         return self.split.ops
 
+    @cached_property
+    def live(self) -> tuple[WeightOp, ...]:
+        """The operations that reach a state."""
+        return tuple(op for op in self.ops if self.reach[op.number].role == "state")
+
     def __str__(self) -> str:
         size = self.hidden.size
         lines = [f"analysis of {size} hidden states, D has {self.transition.nnz} entries"]

@@ -37,12 +37,11 @@ class Entries:
     def __init__(self, analysis: Analysis, states: np.ndarray):
         self.analysis, self.states = analysis, states
         self.numbering = Numbering()
-        tangents, parts = analysis.tangents, analysis.hidden.parts
-        bounds = np.cumsum([0, *(int(np.prod(a.shape)) for a in parts)])
-        wanted = np.unique(np.searchsorted(bounds, states, side="right") - 1)
+        tangents, hidden = analysis.tangents, analysis.hidden
+        wanted = np.unique(hidden.part_of(states))
         self._outputs = {int(n): tangents.outputs[n] for n in wanted}
-        self._bounds = bounds
-        seeds = len(parts) + len(analysis.ops)
+        self._bounds = hidden.part_bounds
+        seeds = len(hidden.parts) + len(analysis.ops)
         arguments, self._seeds = tangents.inputs[:-seeds], tangents.inputs[-seeds:]
         equations = prune(tangents.equations, self._outputs.values())
         self._tangents = propagate(equations, self._seeds)

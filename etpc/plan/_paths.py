@@ -35,7 +35,7 @@ class OutputPaths:
 
     def __init__(self, analysis: Analysis, credited: Collection[int]):
         self.analysis = analysis
-        self.live = [op for op in analysis.ops if analysis.reach[op.number].role == "state"]
+        self.live = analysis.live
         self.saved = [op for op in self.live if op.number in analysis.cut]
         self.moves = _moved_states(analysis, credited)
 

@@ -35,20 +35,18 @@ class Proofs:
     @cached_property
     def looks(self) -> Mapping[int, Look]:
         """What was found of operations whose outputs might share filtered inputs, by number."""
-        reach = self.analysis.reach
-        ops = [op for op in self.analysis.ops if reach[op.number].role == "state"]
-        return filtered(self.analysis, {op: self.block(op) for op in ops if not self.ends(op)})
+        blocks = {op: self.block(op) for op in self.analysis.live if not self.ends(op)}
+        return filtered(self.analysis, blocks)
 
     def whole_size(self, op: WeightOp) -> int:
         """The fewest numbers, of one example, that are proved to hold the whole trace of an operation."""
         if self.ends(op):
             return 0
         block = int(np.diff(self.block(op).indptr).max(initial=0))
-        whole = size_of(Full(), Site(op.kind, block, trace_dtype(self.analysis, op)))
-        look = self.looks.get(op.number)
-        if look is not None and look.proved is not None and saves_enough(look.proved.size, whole):
-            return look.proved.size
-        return whole
+        site = Site(op.kind, block, trace_dtype(self.analysis, op))
+        whole, look = size_of(Full(), site), self.looks.get(op.number)
+        size = whole if look is None or look.form is None else size_of(look.form, site)
+        return size if saves_enough(size, whole) else whole
 
     def look(self, op: WeightOp, block: Pattern) -> Look | None:
         """What was found of an operation whose trace has some block; `None` if nothing was looked for."""
