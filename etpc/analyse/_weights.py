@@ -137,6 +137,11 @@ def _effective(
     return reads, marked
 
 
+def data_of(op: WeightOp) -> Variable | None:
+    """What the weight of an operation is multiplied with; `None` if the operation is element-wise."""
+    return None if op.kind.data is None else op.equation.inputs[op.kind.data]
+
+
 def by_equation(ops: Sequence[WeightOp]) -> dict[Equation, list[WeightOp]]:
     """The weight operations of each equation that has some."""
     table: dict[Equation, list[WeightOp]] = {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from .._jax import Equation, Variable, is_complex, is_float, prims, propagate, prune
 from .._jax.primitives import facts
-from ..analyse import Analysis, WeightOp, by_equation
+from ..analyse import Analysis, by_equation, data_of
 from ..ir import TraceNode, TraceProgram
 
 
@@ -116,11 +116,6 @@ def credited_whole(program: TraceProgram) -> list[TraceNode]:
         for node in program.traces
         if not any(op.number in paths.from_operations or lacks(node, op) for op in node.ops)
     ]
-
-
-def data_of(op: WeightOp) -> Variable | None:
-    """What the weight of an operation is multiplied with; `None` if the operation is element-wise."""
-    return None if op.kind.data is None else op.equation.inputs[op.kind.data]
 
 
 def _stops(eqn: Equation, output: Variable) -> bool:

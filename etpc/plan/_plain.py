@@ -60,12 +60,9 @@ def _window(
     closed = all(analysis.reach[op.number].closed for op in nodes)
     step_by_step = credit == "step" and not closed
     matters = credit == "window" or any(node.form.reduces for node in nodes.values())
-    open_ = algorithm.window == "auto"
-    steps = AT_LEAST if algorithm.window == "auto" else algorithm.window
-    if open_ and step_by_step:
-        steps = 1
-    elif open_ and matters:
-        steps = min(steps, algorithm.lookback or steps)
+    open_, steps = algorithm.window == "auto", algorithm.window
+    if steps == "auto":
+        steps = 1 if step_by_step else min(AT_LEAST, algorithm.lookback or AT_LEAST)
     return WindowSpec(
         steps,
         credit,

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..algorithms import Backprop
-from ..analyse import Analysis, Pattern, Reach, WeightOp, trace_dtype
+from ..analyse import Analysis, Pattern, WeightOp, trace_dtype
 from ..forms import Full, Site, size_of
 from ._filtered import Look, filtered
 
@@ -23,9 +23,15 @@ class Proofs:
         self._blocks: dict[WeightOp, Pattern] = {}
 
     def block(self, op: WeightOp) -> Pattern:
-        """The states in the whole trace of an operation."""
+        """The states in the whole trace of an operation that are read at the start of a window."""
         if op not in self._blocks:
-            self._blocks[op] = kept_of(self.analysis.reach[op.number], self.lasting)
+            reach = self.analysis.reach[op.number]
+            kept, lasting = reach.block, self.lasting
+            if lasting is not None and reach.closed and not lasting[kept.indices].all():
+                kept = sp.csr_array(kept.multiply(lasting[None]))
+                kept.eliminate_zeros()
+                kept.sort_indices()
+            self._blocks[op] = kept
         return self._blocks[op]
 
     def ends(self, op: WeightOp) -> bool:
@@ -76,13 +82,3 @@ def lasting_states(analysis: Analysis) -> np.ndarray:
         if reach.role != "state":
             read |= reach.reads.states
     return read
-
-
-def kept_of(reach: Reach, lasting: np.ndarray | None) -> Pattern:
-    """The blocks of an operation, without the states that do not last where that is known."""
-    if lasting is None or not reach.closed or lasting[reach.block.indices].all():
-        return reach.block
-    kept: Pattern = sp.csr_array(reach.block.multiply(lasting[None]))
-    kept.eliminate_zeros()
-    kept.sort_indices()
-    return kept
