@@ -130,17 +130,16 @@ def analyse(step: Step, *, cut: bool = True, steps: int | None = None) -> Analys
     tangents = linearise(step, parts, hidden, held, wanted)
     sizes = [math.prod(a.shape) for a in (*hidden.parts, *(op.delta for op in ops))]
     with jax.ensure_compile_time_eval():  # also where a program is compiled inside `jax.jit`
-        propagated = propagate(tangents, step, sizes)
+        patterns, interpreter, relied = propagate(tangents, step, sizes)
 
     bounds = np.cumsum([hidden.size, *(op.size for op in ops)])
-    new_states = sp.csr_array(sp.vstack(propagated.patterns[: len(hidden.parts)], format="csr"))
-    pattern_of = dict(zip(wanted, propagated.patterns[len(hidden.parts) :], strict=True))
+    new_states = sp.csr_array(sp.vstack(patterns[: len(hidden.parts)], format="csr"))
+    pattern_of = dict(zip(wanted, patterns[len(hidden.parts) :], strict=True))
     transition = sp.csr_array(new_states[:, : hidden.size])
     immediate = tuple(sp.csr_array(new_states[:, a:b]) for a, b in itertools.pairwise(bounds))
     reads = lambda v: _reads(None if v is None else pattern_of.get(v), bounds)
     outputs = tuple(map(reads, parts.outputs))
     influence = Influence(ops, held, hidden, immediate, list(map(reads, data)))
-    interpreter, relied = propagated.interpreter, propagated.relied
     findings = Findings(
         tuple(interpreter.opaque),
         tuple(interpreter.unbounded),

@@ -1,7 +1,6 @@
 """Third stage: a trace program, without optimisations, and the passes that rewrite it."""
 
 from ..analyse import data_of
-from ..forms import Pairs
 from ._claims import Claim, Reason, claims
 from ._filtered import NO_LESS
 from ._paths import MovedStates, OutputPaths
@@ -26,7 +25,6 @@ __all__ = [
     "MovedStates",
     "OpPlan",
     "OutputPaths",
-    "Pairs",
     "Pass",
     "PassReport",
     "PassReports",

@@ -139,7 +139,6 @@ def _groups(ops: Sequence[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
     for p in ops:
         if p.node is not None:
             nx.add_path(graph, p.states)
-            graph.add_nodes_from(p.states)
     order = {path: i for i, path in enumerate(analysis.hidden.paths)}
     components = [sorted(c, key=order.__getitem__) for c in nx.connected_components(graph)]
     groups = []

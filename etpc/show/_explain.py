@@ -106,9 +106,8 @@ def _smaller(plan: Plan, p: OpPlan, node: TraceNode) -> list[str]:
     ran = "filtered" in {each.name for each in plan.passes}
     look = plan.ir.proofs.look(p.op, node.blocks) if ran and type(node.form) is Full else None
     if look is not None and not node.virtual:
-        return [
-            f"No smaller trace is known that holds all of it: {look.why if look.form is None else NO_LESS}."
-        ]
+        why = look.why if look.form is None else NO_LESS
+        return [f"No smaller trace is known that holds all of it: {why}."]
     return []
 
 
