@@ -77,20 +77,19 @@ def _window(
 def no_trace(
     op: WeightOp, algorithm: Algorithm, asked: Context, choice: Choice, unchosen: str
 ) -> str:
-    """Why an operation has no trace; empty if it has one."""
-    analysis = asked.analysis
-    reach = analysis.reach[op.number]
+    """Why an operation has no trace, `unchosen` if it was not asked for; empty if it has one."""
+    reach = asked.analysis.reach[op.number]
     if reach.role == "output":
         return "it reaches no hidden state; the gradient of each step is exact"
     if reach.role == "nothing":
         return "it reaches no output, at this step or later"
-    reason = unchosen
+    reason = "" if op in asked.ops else unchosen
     if not reason and choice.forms[op.number] is None:
         reason = f"{type(algorithm).__name__} gives it none"
     steps = "current step" if algorithm.backprop == "cut" else "last steps"
     gradient = f"it gets the gradient of the {steps}"
     if not reason and not reach.block.nnz and not _rows(op, asked, choice):
-        through = ", ".join(_entrances(analysis, op))
+        through = ", ".join(_entrances(asked.analysis, op))
         cuts = "cuts" if algorithm.backprop == "cut" else "cuts between windows"
         reason = f"{BEHIND} {through}, where {type(algorithm).__name__} {cuts}"
         gradient += UNLIKE

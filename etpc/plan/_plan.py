@@ -45,11 +45,8 @@ def plan(
     choice = algorithm.choose(asked)
     check_choice(algorithm, choice, asked.ops)
     unchosen = UNMARKED if weights == "marked" else UNSELECTED
-    found = {
-        op.number: no_trace(op, algorithm, asked, choice, "" if op in asked.ops else unchosen)
-        for op in analysis.ops
-    }
-    untraced = {number: reason for number, reason in found.items() if reason}
+    found = [no_trace(op, algorithm, asked, choice, unchosen) for op in analysis.ops]
+    untraced = {number: reason for number, reason in enumerate(found) if reason}
     program = plain(proofs, algorithm, asked, choice, untraced)
     for each in passes:
         program, by = each.run(program), f"The pass {each.name!r}"
