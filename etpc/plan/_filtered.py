@@ -87,10 +87,10 @@ def _prove(entries: Entries, looks: Sequence[Look]) -> None:
         form = Filtered(_classes([look.rows >= 0, transitions[key]], kind.groups))
         look.why = DIFFER if form.per_group == kind.outputs else ""
     looks = [look for look in looks if not look.why]
-    by_op = entries.immediate([look.op.number for look in looks])
+    by_op = entries.immediate([look.op for look in looks]) if looks else {}
     for look in looks:
-        number, transition = look.op.number, transitions[look.rows.tobytes()]
-        immediate = _immediate(entries, by_op[number], look.rows, analysis.immediate[number])
+        pattern, transition = analysis.immediate[look.op.number], transitions[look.rows.tobytes()]
+        immediate = _immediate(entries, by_op[look.op], look.rows, pattern)
         form = _form([look.rows >= 0, transition, immediate], transition, look.op.kind.groups)
         if form.per_group == look.op.kind.outputs:
             look.why = ENTERED
