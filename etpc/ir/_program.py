@@ -143,7 +143,6 @@ Term = Direct | Through | Past | After
 Grads = Mapping[WeightOp, tuple[Term, ...]]
 """For each operation that reaches a state, the terms that the gradient through it is the sum of."""
 CreditFlow = Literal["step", "window"]
-"""Whether credit is that of each step, cut as the traces are, or passes back through the window uncut."""
 
 
 def terms_of(op: WeightOp, node: TraceNode | None, credit: CreditFlow) -> tuple[Term, ...]:
@@ -163,6 +162,7 @@ class WindowSpec:
 
     steps: int
     credit: CreditFlow
+    """Whether credit is that of each step, cut as the traces are, or passes back through the window uncut."""
     behind: int = 0
     """How many steps before the window its credit goes back through."""
     matters: bool = False
