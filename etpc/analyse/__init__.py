@@ -1,6 +1,6 @@
 """Second stage: which weights reach which hidden states, and how."""
 
-from ._analysis import Analysis, Escape, Findings, Opaque, Reach, Reads, analyse
+from ._analysis import Analysis, Escape, Findings, Opaque, Reach, Reads, analyse, trace_dtype
 from ._check import check_pattern, register_pattern
 from ._cost import one_step_block, uncut_block
 from ._hidden import HiddenStates
@@ -9,6 +9,7 @@ from ._interpreter import Rule as PatternRule
 from ._pattern import (
     Pattern,
     columns_of,
+    entries_of,
     joined,
     numbering,
     pick,
@@ -18,9 +19,8 @@ from ._pattern import (
     values_at,
 )
 from ._reach import closure
-from ._size import trace_dtype
 from ._values import Numbering, Numbers
-from ._weights import Split, WeightOp, by_equation, shifted, split
+from ._weights import Split, WeightOp, by_equation, data_of, shifted, split
 
 __all__ = [
     "Analysis",
@@ -42,6 +42,8 @@ __all__ = [
     "check_pattern",
     "closure",
     "columns_of",
+    "data_of",
+    "entries_of",
     "joined",
     "numbering",
     "one_step_block",

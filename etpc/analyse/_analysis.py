@@ -5,20 +5,21 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
 import scipy.sparse as sp
 
-from .._jax import Flat
+from .._jax import Flat, result_type
 from ..trace import Step
 from ._escapes import Escape, Influence, Reads
 from ._hidden import HiddenStates
 from ._interpreter import Opaque
-from ._pattern import Pattern, columns_of, empty
+from ._pattern import Pattern, columns_of
 from ._patterns import linearise, propagate
-from ._reach import closure, within
-from ._weights import Split, WeightOp, split
+from ._reach import within
+from ._weights import Split, WeightOp, data_of, split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,9 +33,6 @@ class Reach:
     reaches in a number of steps."""
     closed: bool
     """Whether the block holds every state that its states ever reach."""
-    data: Pattern
-    """The states that each element of the data depends on within the cut step: elements x states. The data is
-    not in canonical form yet."""
     reads: Reads
     """What the data depends on within the cut step."""
     escapes: tuple[Escape, ...]
@@ -92,6 +90,11 @@ class Analysis:
     def ops(self) -> tuple[WeightOp, ...]:
         return self.split.ops
 
+    @cached_property
+    def live(self) -> tuple[WeightOp, ...]:
+        """The operations that reach a state."""
+        return tuple(op for op in self.ops if self.reach[op.number].role == "state")
+
     def __str__(self) -> str:
         size = self.hidden.size
         lines = [f"analysis of {size} hidden states, D has {self.transition.nnz} entries"]
@@ -100,6 +103,11 @@ class Analysis:
             lines += [f"    escapes: {path}" for path in reach.escapes]
         lines += [f"  taken as dense: {o.primitive} at {o.source}" for o in self.findings.opaque]
         return "\n".join(lines)
+
+
+def trace_dtype(analysis: Analysis, op: WeightOp) -> Any:
+    """The dtype of the trace of an operation: that of the states, or complex if the operation is."""
+    return result_type(analysis.hidden.dtype, op.delta.dtype)
 
 
 def analyse(step: Step, *, cut: bool = True, steps: int | None = None) -> Analysis:
@@ -117,48 +125,33 @@ def analyse(step: Step, *, cut: bool = True, steps: int | None = None) -> Analys
     hidden = HiddenStates.of(step)
     ops = parts.ops
     held = frozenset(op.number for op in ops if cut and op.kind.data is not None)
-    data = [op.equation.inputs[op.kind.data] for op in ops if op.kind.data is not None]
-    wanted = [v for v in dict.fromkeys([*data, *parts.outputs]) if v.is_float]
+    data = [data_of(op) for op in ops]
+    wanted = [v for v in dict.fromkeys([*data, *parts.outputs]) if v is not None and v.is_float]
     tangents = linearise(step, parts, hidden, held, wanted)
     sizes = [math.prod(a.shape) for a in (*hidden.parts, *(op.delta for op in ops))]
     with jax.ensure_compile_time_eval():  # also where a program is compiled inside `jax.jit`
-        propagated = propagate(tangents, step, sizes)
+        patterns, interpreter, relied = propagate(tangents, step, sizes)
 
     bounds = np.cumsum([hidden.size, *(op.size for op in ops)])
-    new_states = sp.csr_array(sp.vstack(propagated.patterns[: len(hidden.parts)], format="csr"))
-    pattern_of = dict(zip(wanted, propagated.patterns[len(hidden.parts) :], strict=True))
+    new_states = sp.csr_array(sp.vstack(patterns[: len(hidden.parts)], format="csr"))
+    pattern_of = dict(zip(wanted, patterns[len(hidden.parts) :], strict=True))
     transition = sp.csr_array(new_states[:, : hidden.size])
     immediate = tuple(sp.csr_array(new_states[:, a:b]) for a, b in itertools.pairwise(bounds))
-    outputs = tuple(_reads(pattern_of.get(v), bounds) for v in parts.outputs)
-    data_patterns = [
-        None if op.kind.data is None else pattern_of.get(op.equation.inputs[op.kind.data])
-        for op in ops
-    ]
-    data_reads = [_reads(pattern, bounds) for pattern in data_patterns]
-    influence = Influence(ops, held, hidden, immediate, data_reads)
-    by_states = [
-        empty(0, hidden.size) if pattern is None else sp.csr_array(pattern[:, : hidden.size])
-        for pattern in data_patterns
-    ]
-    interpreter, relied = propagated.interpreter, propagated.relied
+    reads = lambda v: _reads(None if v is None else pattern_of.get(v), bounds)
+    outputs = tuple(map(reads, parts.outputs))
+    influence = Influence(ops, held, hidden, immediate, list(map(reads, data)))
     findings = Findings(
         tuple(interpreter.opaque),
         tuple(interpreter.unbounded),
         tuple(interpreter.nonlinear) if new_states[:, [bounds[-1]]].nnz else (),
         tuple(i for i, v in enumerate(step.parameters) if v in parts.assumed or i in relied),
     )
-    reach = _reached(influence, by_states, outputs, transition, steps)
-    return Analysis(
-        step, parts, held, transition, tuple(immediate), reach, outputs, findings, tangents
-    )
+    reach = _reached(influence, outputs, transition, steps)
+    return Analysis(step, parts, held, transition, immediate, reach, outputs, findings, tangents)
 
 
 def _reached(
-    influence: Influence,
-    data: Sequence[Pattern],
-    outputs: Sequence[Reads],
-    transition: Pattern,
-    steps: int | None,
+    influence: Influence, outputs: Sequence[Reads], transition: Pattern, steps: int | None
 ) -> tuple[Reach, ...]:
     """What each operation reaches: ever, or in this number of steps."""
     hidden = influence.hidden
@@ -168,19 +161,14 @@ def _reached(
     to_output = influence.upstream(read_by_outputs)
     reach = []
     for k, op in enumerate(influence.ops):
-        block, beyond = sp.csr_array(influence.immediate[k].T), empty(0, hidden.size)
-        if steps is None:
-            block = closure(block, transition)
-        else:
-            block, beyond = within(block, transition, steps)
+        block, beyond = within(sp.csr_array(influence.immediate[k].T), transition, steps)
         is_state = hidden.read and influence.to_state[k]
         role = "state" if is_state else "output" if to_output[k] else "nothing"
         escapes = influence.escapes(op, block)
         if beyond.nnz:
             inside, outside = (" and ".join(_names(hidden, p)) for p in (block, beyond))
             escapes = (Escape(inside, (), outside, steps), *escapes)
-        closed = not beyond.nnz
-        reach.append(Reach(role, block, closed, data[k], influence.data[k], escapes))
+        reach.append(Reach(role, block, not beyond.nnz, influence.data[k], escapes))
     return tuple(reach)
 
 

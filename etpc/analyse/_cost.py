@@ -18,20 +18,15 @@ def uncut_block(analysis: Analysis, number: int) -> int:
     members[reach[number].states] = True
     passed = np.zeros_like(members)
     entered: set[int] = set()
-    sources = {number}
-    grew = True
-    while grew:
-        grew = False
-        for j in sorted(analysis.cut):
-            if j in entered:
-                continue
-            reads = reach[j].reads
-            if (members & reads.states).any() or any(reads.ops[k] for k in sources):
-                entered.add(j)
-                sources.add(j)
-                passed[reach[j].states] = True
-                members |= passed
-                grew = True
+    reads = lambda j: (
+        (members & reach[j].reads.states).any()
+        or any(reach[j].reads.ops[k] for k in {number, *entered})
+    )
+    while more := {j for j in analysis.cut - entered if reads(j)}:
+        entered |= more
+        for j in more:
+            passed[reach[j].states] = True
+        members |= passed
     return int(passed.sum()) + _most(~passed, reach[number].block)
 
 
@@ -39,15 +34,9 @@ def one_step_block(analysis: Analysis, number: int) -> int:
     """At most how many states an output of operation `number` reaches in its own step, uncut."""
     sources = {number}
     passed = np.zeros(analysis.hidden.size, bool)
-    for _ in analysis.ops:
-        entered = {
-            j
-            for j in analysis.cut - sources
-            if any(analysis.reach[j].reads.ops[k] for k in sources)
-        }
-        if not entered:
-            break
-        sources |= entered
+    reads = lambda j: any(analysis.reach[j].reads.ops[k] for k in sources)
+    while more := {j for j in analysis.cut - sources if reads(j)}:
+        sources |= more
     for j in sources - {number}:
         passed[np.flatnonzero(np.diff(analysis.immediate[j].indptr))] = True
     return int(passed.sum()) + _most(~passed, analysis.immediate[number].T.tocsr())

@@ -65,12 +65,9 @@ class Influence:
 
     def upstream(self, start: np.ndarray) -> np.ndarray:
         """Operations in `start`, and all whose output enters one of them."""
-        reached = start.copy()
-        for _ in range(len(start)):
-            grown = reached | self.into[reached].any(0)
-            if (grown == reached).all():
-                break
-            reached = grown
+        reached = start
+        for _ in start:
+            reached = reached | self.into[reached].any(0)
         return reached
 
     def escapes(self, op: WeightOp, block: Pattern) -> tuple[Escape, ...]:

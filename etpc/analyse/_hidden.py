@@ -1,6 +1,7 @@
 """The hidden states of a step as one vector."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -78,6 +79,15 @@ class HiddenStates:
     def leaf_of(self, elements: np.ndarray) -> np.ndarray:
         """For each element, which of `leaves` holds it."""
         return np.searchsorted(self.offsets, elements, side="right") - 1
+
+    @cached_property
+    def part_bounds(self) -> np.ndarray:
+        """The number of the first element of each part, and S at the end."""
+        return np.cumsum([0, *(math.prod(part.shape) for part in self.parts)])
+
+    def part_of(self, elements: np.ndarray) -> np.ndarray:
+        """For each element, which of `parts` holds it."""
+        return np.searchsorted(self.part_bounds, elements, side="right") - 1
 
     def names(self, elements: np.ndarray) -> tuple[str, ...]:
         """The paths of the leaves that hold some elements, in order."""

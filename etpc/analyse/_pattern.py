@@ -54,6 +54,11 @@ def columns_of(pattern: Pattern) -> np.ndarray:
     return np.flatnonzero(present)
 
 
+def entries_of(pattern: Pattern) -> tuple[Any, ...]:
+    """The shape and the entries of a pattern, by which equal ones are found."""
+    return pattern.shape, pattern.indptr.tobytes(), pattern.indices.tobytes()
+
+
 def values_at(matrix: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The values of a sparse matrix at some places, [n]: zero, or False, where it has no entry."""
     values = np.zeros(rows.shape, matrix.dtype)

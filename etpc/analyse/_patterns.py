@@ -1,6 +1,5 @@
 """The sparsity patterns of a cut step: its tangents as a program, and that program run on patterns."""
 
-import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -73,20 +72,15 @@ def linearise(
     return canonicalise(lambda *args: tangents(*jax.tree.unflatten(treedef, args)), avals)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Propagated:
-    """The result of running a program of tangents on patterns."""
+def propagate(
+    tangents: Flat, step: Step, sizes: Sequence[int]
+) -> tuple[list[Pattern], Interpreter, frozenset[int]]:
+    """Run `tangents`, whose last arguments, of these sizes, are tangents, on patterns.
 
-    patterns: list[Pattern]
-    """One for each output of the program: elements x seeds. The seeds are the elements of the tangents that came
-    in, and a last one that stands for a backward rule that is not linear."""
-    interpreter: Interpreter
-    relied: frozenset[int]
-    """The numbers of the arguments whose values the patterns rely on."""
-
-
-def propagate(tangents: Flat, step: Step, sizes: Sequence[int]) -> Propagated:
-    """The patterns of the outputs of `tangents`, whose last arguments, of these sizes, are tangents."""
+    **Returns** a pattern for each output, elements x seeds; the interpreter; and the numbers of the arguments whose
+    values the patterns rely on. The seeds are the elements of the tangents that come in, and a last one that stands for
+    a backward rule that is not linear.
+    """
     seeds = sum(sizes) + 1
     fixed = {
         argument: step.fixed[v]
@@ -98,4 +92,4 @@ def propagate(tangents: Flat, step: Step, sizes: Sequence[int]) -> Propagated:
     patterns = interpreter.run_on_seeds(tangents, sizes, known)
     sources = known.sources()
     relied = frozenset(i for i, argument in enumerate(tangents.inputs) if argument in sources)
-    return Propagated(patterns, interpreter, relied)
+    return patterns, interpreter, relied

@@ -5,7 +5,7 @@ import scipy.sparse as sp
 from scipy.sparse import csgraph
 
 from ._interpreter import too_dense
-from ._pattern import Pattern, TooDense, afford
+from ._pattern import Pattern, TooDense, afford, empty
 
 
 def closure(block: Pattern, transition: Pattern) -> Pattern:
@@ -44,9 +44,11 @@ def closure(block: Pattern, transition: Pattern) -> Pattern:
     return states
 
 
-def within(block: Pattern, transition: Pattern, steps: int) -> tuple[Pattern, Pattern]:
-    """The states that each row's block reaches in fewer than `steps` transitions, and the states that one more
-    transition would add."""
+def within(block: Pattern, transition: Pattern, steps: int | None) -> tuple[Pattern, Pattern]:
+    """The states that each row's block reaches in fewer than `steps` transitions, or in any number, and the states that
+    one more transition would add."""
+    if steps is None:
+        return closure(block, transition), empty(*block.shape)
     successors = sp.csr_array(transition.T)
     try:
         for _ in range(steps - 1):

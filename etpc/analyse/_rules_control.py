@@ -29,33 +29,27 @@ def _cond(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: Kn
     for branch in params.branches(eqn):
         flat = flatten(branch)
         results.append(interpreter.run(flat, patterns[1:], inside(flat, eqn.inputs[1:], known)))
-    outs: list[Pattern | None] = []
-    for alternatives in zip(*results, strict=True):
-        present = [p for p in alternatives if p is not None]
-        outs.append(union(present) if present else None)
-    return outs
+    return [_any_of(alternatives) for alternatives in zip(*results, strict=True)]
+
+
+def _any_of(patterns: Sequence[Pattern | None]) -> Pattern | None:
+    """The union of the patterns that there are; `None` without any."""
+    present = [p for p in patterns if p is not None]
+    return union(present) if present else None
 
 
 def _fixpoint(
     interpreter: Interpreter, body: Callable[[Patterns], Patterns], carry: Patterns
 ) -> Patterns:
     """The smallest patterns of a loop's carry that its body does not enlarge."""
+    entries = lambda patterns: sum(p.nnz for p in patterns if p is not None)
     bound = sum(p.shape[0] for p in carry if p is not None) + len(carry)
     bound = (bound + 2) * (interpreter.seeds + 1)
     for _ in range(bound):
-        results = body(carry)
-        grown, changed = [], False
-        for old, new in zip(carry, results, strict=True):
-            if new is None or old is None:
-                grown.append(old if new is None else new)
-                changed |= new is not None
-                continue
-            merged = old + new
-            changed |= merged.nnz > old.nnz
-            grown.append(merged)
-        carry = grown
-        if not changed:
+        grown = [_any_of(pair) for pair in zip(carry, body(carry), strict=True)]
+        if entries(grown) == entries(carry):
             return carry
+        carry = grown
     raise AssertionError("a fixpoint over finite patterns did not end; this is a bug in etpc")
 
 
@@ -109,8 +103,7 @@ def _shard_map(
         for n, (v, part) in enumerate(zip(eqn.outputs, results, strict=True)):
             if part is not None:
                 at = _shard(v.shape, out_specs[n], mesh, device)
-                placed = select(at, np.arange(at.size), v.size, part)
-                outs[n] = placed if outs[n] is None else union([outs[n], placed])
+                outs[n] = _any_of([outs[n], select(at, np.arange(at.size), v.size, part)])
     return outs
 
 

@@ -1,23 +1,27 @@
 """Pattern rules of reads and writes by index, known or not."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation, params, scatter_sub_p
+from .._jax import Equation, Variable, params, scatter_sub_p
 from .._jax.primitives import register
 from ..trace import Known
 from ._interpreter import Interpreter, Patterns, Results, rule
 from ._pattern import numbering, pick, select, spread, union
 
 
-def _run_on_numbers(eqn: Equation, operands: Sequence[Any]) -> np.ndarray:
-    """The element numbers, from 0, that an indexing operation puts at each place of its output."""
-    with jax.ensure_compile_time_eval():
-        return np.asarray(np.asarray(eqn.bind(*operands)[0]) - 1)
+def _window(
+    shape: Sequence[int], sizes: Sequence[int], starts: Sequence[Variable], known: Known
+) -> tuple[tuple[slice, ...], list[int]]:
+    """Where a slice lies, from zero where its start is not known, and the axes along which it may lie elsewhere."""
+    values = [known(start) for start in starts]
+    axes = list(zip(values, shape, sizes, strict=True))
+    offsets = [0 if value is None else min(max(int(value), 0), n - m) for value, n, m in axes]
+    unknown = [axis for axis, (value, n, m) in enumerate(axes) if value is None and m < n]
+    return tuple(slice(a, a + n) for a, n in zip(offsets, sizes, strict=True)), unknown
 
 
 @rule("gather")
@@ -30,8 +34,9 @@ def _gather(interpreter: Interpreter, eqn: Equation, patterns: Patterns, known: 
     if positions is None:
         positions = np.zeros(indices.shape, indices.aval.dtype)
         pattern = spread(pattern, operand.shape, params.gather(eqn).indexed)
-    moved = params.with_fill_value(eqn, 0)
-    return [pick(pattern, _run_on_numbers(moved, [numbers, jnp.asarray(positions)]))]
+    with jax.ensure_compile_time_eval():  # the numbers of elements, and 0 where there is none
+        (moved,) = params.with_fill_value(eqn, 0).bind(numbers, jnp.asarray(positions))
+    return [pick(pattern, np.asarray(moved) - 1)]
 
 
 @rule("dynamic_slice")
@@ -41,16 +46,8 @@ def _dynamic_slice(
     operand, *starts = eqn.inputs
     if patterns[0] is None:
         return None
-    pattern, sizes = patterns[0], params.slice_sizes(eqn)
-    offsets = []
-    for axis, start in enumerate(starts):
-        value = known(start)
-        if value is None:
-            if sizes[axis] < operand.shape[axis]:
-                pattern = spread(pattern, operand.shape, (axis,))
-            value = np.zeros((), np.int32)
-        offsets.append(min(max(int(value), 0), operand.shape[axis] - sizes[axis]))
-    window = tuple(slice(a, a + n) for a, n in zip(offsets, sizes, strict=True))
+    window, unknown_axes = _window(operand.shape, params.slice_sizes(eqn), starts, known)
+    pattern = spread(patterns[0], operand.shape, unknown_axes)
     return [pick(pattern, numbering(operand.shape)[window])]
 
 
@@ -60,15 +57,7 @@ def _dynamic_update_slice(
 ) -> Results:
     operand, update, *starts = eqn.inputs
     (out,) = eqn.outputs
-    offsets, unknown_axes = [], []
-    for axis, start in enumerate(starts):
-        value = known(start)
-        if value is None:
-            if update.shape[axis] < operand.shape[axis]:
-                unknown_axes.append(axis)
-            value = np.zeros((), np.int32)
-        offsets.append(min(max(int(value), 0), operand.shape[axis] - update.shape[axis]))
-    window = tuple(slice(a, a + n) for a, n in zip(offsets, update.shape, strict=True))
+    window, unknown_axes = _window(operand.shape, update.shape, starts, known)
     update_index = np.full(out.shape, -1)
     update_index[window] = numbering(update.shape)
     joins = []

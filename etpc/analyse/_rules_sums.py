@@ -48,17 +48,12 @@ def _dot_general(
     for n, pattern in enumerate(patterns):
         if pattern is None:
             continue
-        shape = shapes[n]
+        shape, ones = shapes[n], [1] * len(free[1 - n])
         summed = joined(pattern, shape, contract[n])
         reduced = [1 if a in contract[n] else size for a, size in enumerate(shape)]
         index = numbering(reduced).transpose(*batch[n], *free[n], *contract[n])
-        index = index.reshape([shape[a] for a in (*batch[n], *free[n])])
-        other_sizes = [1] * len(free[1 - n])
-        lead = [shape[a] for a in batch[n]]
-        free_sizes = [shape[a] for a in free[n]]
-        index = index.reshape(
-            [*lead, *free_sizes, *other_sizes] if n == 0 else [*lead, *other_sizes, *free_sizes]
-        )
+        lead, own = ([shape[a] for a in axes[n]] for axes in (batch, free))
+        index = index.reshape([*lead, *own, *ones] if n == 0 else [*lead, *ones, *own])
         joins.append(pick(summed, np.broadcast_to(index, out.shape)))
     return [union(joins)]
 

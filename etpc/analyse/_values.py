@@ -6,14 +6,14 @@ an operation without a rule have new numbers. So equal numbers are a proof that 
 of the parameters and of the data; different numbers say nothing.
 """
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Equation, Primitive, Variable, prims
+from .._jax import Equation, Variable, prims
 from .._jax.primitives import facts
 
 LARGEST = 1 << 20
@@ -75,23 +75,29 @@ class Numbering:
         An equation that reads `tangents` is linear in them, so that its results are zero where they are zero.
         """
         for eqn in equations:
-            operands = [env[v] for v in eqn.inputs]
-            rule = _rule_of(eqn.primitive)
-            entering = [env[v] for v in eqn.inputs if v in tangents]
-            linear = entering and (rule is not None or _is_linear(eqn.primitive))
-            linear = linear and all(v.is_float for v in eqn.outputs)
-            if linear and all(self.is_zero(numbers).all() for numbers in entering):
-                env.update((v, self.zeros(v.aval)) for v in eqn.outputs)
-                continue
+            operands, known = [env[v] for v in eqn.inputs], facts(eqn.primitive)
+            followed = known.rearranges is not None or known.element_wise
             large = any(v.size > LARGEST for v in (*eqn.inputs, *eqn.outputs))
-            if rule is None or large or any((numbers < 0).any() for numbers in operands):
+            are = [v in tangents for v in eqn.inputs]
+            entering = [numbers for numbers, is_one in zip(operands, are, strict=True) if is_one]
+            linear = followed or known.moves or known.heavy or eqn.primitive is prims.reduce_sum_p
+            linear = linear and bool(entering) and all(v.is_float for v in eqn.outputs)
+            if linear and all(self.is_zero(numbers).all() for numbers in entering):
+                results = [self.zeros(v.aval) for v in eqn.outputs]
+            elif not followed or large or any((numbers < 0).any() for numbers in operands):
                 results = [self.new(v.aval) for v in eqn.outputs]
+            elif known.rearranges is not None:
+                results = known.rearranges(*operands, **eqn.params)
             else:
-                results = rule(self, eqn, operands)
-                if linear and facts(eqn.primitive).element_wise:
-                    are = [v in tangents for v in eqn.inputs]
-                    results = [self._linear(eqn, operands, are, results[0])]
+                result = self._element_wise(eqn, operands)
+                results = [self._linear(eqn, operands, are, result) if linear else result]
             env.update(zip(eqn.outputs, results, strict=True))
+
+    def _element_wise(self, eqn: Equation, operands: Sequence[Numbers]) -> Numbers:
+        shape = eqn.outputs[0].shape
+        settings = tuple(sorted((name, str(value)) for name, value in eqn.params.items()))
+        same_shape = [np.broadcast_to(at, shape) for at in operands]
+        return self.scalars((eqn.primitive, settings), same_shape)
 
     def _linear(
         self, eqn: Equation, operands: Sequence[Numbers], tangents: Sequence[bool], result: Numbers
@@ -135,27 +141,4 @@ class Numbering:
         return np.arange(start, self._count)
 
 
-Rule = Callable[[Numbering, Equation, list[Numbers]], list[Numbers]]
-
-
-def _element_wise(numbering: Numbering, eqn: Equation, operands: list[Numbers]) -> list[Numbers]:
-    shape = eqn.outputs[0].shape
-    settings = tuple(sorted((name, str(value)) for name, value in eqn.params.items()))
-    operation = (eqn.primitive, settings)
-    return [numbering.scalars(operation, [np.broadcast_to(at, shape) for at in operands])]
-
-
 _SUMS = (prims.add_p, prims.sub_p, prims.add_jaxvals_p)
-
-
-def _is_linear(primitive: Primitive) -> bool:
-    """Whether an operation without a rule is linear in the tangents that enter it."""
-    record = facts(primitive)
-    return record.moves or record.heavy or primitive is prims.reduce_sum_p
-
-
-def _rule_of(primitive: Primitive) -> Rule | None:
-    record = facts(primitive)
-    if record.rearranges is not None:
-        return lambda numbering, eqn, operands: record.rearranges(*operands, **eqn.params)
-    return _element_wise if record.element_wise else None

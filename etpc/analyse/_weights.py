@@ -78,10 +78,8 @@ def split(step: Step) -> Split:
     prefix, body, fixed = partition(step.equations, [*step.constants, *step.parameters])
     reads, marked = _effective(step, prefix)
     body, outputs, next_state = _copies(step, body, reads)
-    needed: dict[Variable, None] = {}
-    for eqn in body:
-        needed.update((v, None) for v in eqn.inputs if v in fixed)
-    needed.update((v, None) for v in (*outputs, *next_state) if v in fixed)
+    read = [*(v for eqn in body for v in eqn.inputs), *outputs, *next_state]
+    needed = [v for v in dict.fromkeys(read) if v in fixed]
     weights = tuple(v for v in needed if v in reads)
     others = tuple(v for v in needed if v not in reads and v not in step.constants)
 
@@ -135,6 +133,11 @@ def _effective(
                 if is_marked:
                     marked.add(v)
     return reads, marked
+
+
+def data_of(op: WeightOp) -> Variable | None:
+    """What the weight of an operation is multiplied with; `None` if the operation is element-wise."""
+    return None if op.kind.data is None else op.equation.inputs[op.kind.data]
 
 
 def by_equation(ops: Sequence[WeightOp]) -> dict[Equation, list[WeightOp]]:

@@ -14,6 +14,7 @@ from ._program import (
     TraceNode,
     TraceProgram,
     WindowSpec,
+    terms_of,
 )
 from ._reads import Colouring, Columns, Index, Layout, Reads, block_rows, colours_of, entered
 
@@ -38,5 +39,6 @@ __all__ = [
     "check",
     "colours_of",
     "entered",
+    "terms_of",
     "uses",
 ]

@@ -1,12 +1,12 @@
 """What holds of each trace program, after each pass."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax.numpy as jnp
 
 from ..analyse import WeightOp
 from ..errors import AlgorithmError, raise_together
-from ._program import After, Direct, Past, Term, Through, TraceNode, TraceProgram
+from ._program import After, Direct, Past, Term, Through, TraceProgram, terms_of
 
 
 def check(program: TraceProgram, by: str = "plan") -> None:
@@ -34,10 +34,9 @@ def _of_traces(program: TraceProgram) -> Iterator[str]:
 
 
 def _of_grads(program: TraceProgram) -> Iterator[str]:
-    reach = program.analysis.reach
-    live = [op for op in program.analysis.ops if reach[op.number].role == "state"]
+    live = program.analysis.live
     for name, grads in (("grads", program.grads), ("step_grads", program.step_grads)):
-        if list(grads) != live:
+        if tuple(grads) != live:
             yield f"`{name}` does not have the operations that reach a state, in their order."
             continue
         yield from (
@@ -45,7 +44,7 @@ def _of_grads(program: TraceProgram) -> Iterator[str]:
             for op in live
             for text in _of_op(program, op, grads[op])
         )
-        read = {node for terms in grads.values() for term in terms for node in _read(term)}
+        read = {past.trace for terms in grads.values() for past in _pasts(terms)}
         yield from (
             f"`{name}` reads nothing of {node}." for node in program.traces if node not in read
         )
@@ -53,46 +52,27 @@ def _of_grads(program: TraceProgram) -> Iterator[str]:
 
 def _of_op(program: TraceProgram, op: WeightOp, terms: tuple[Term, ...]) -> Iterator[str]:
     node = program.of_op(op)
+    own = terms_of(op, node, "step")
+    all_at_end = node is not None and terms == (After(node),)
     for term in terms:
-        match term:
-            case Direct(of) if of is op:
-                continue
-            case Through(of, trace, past) if of is op and trace is node:
-                if past is not None and not _is_past(past, node, op):
-                    yield f"the past that {term} is joined with is not its own."
-            case Past() if _is_past(term, node, op):
-                continue
-            case After(trace) if trace is node and len(terms) == 1:
-                continue
-            case _:
-                yield f"{term} does not belong to it."
+        if isinstance(term, Through) and term.past is not None and Through(*term[:2]) in own:
+            if term.past not in own:
+                yield f"the past that {term} is joined with is not its own."
+        elif term not in own and not all_at_end:
+            yield f"{term} does not belong to it."
     if node is None and any(isinstance(term, Past | After) for term in terms):
         yield "it has no trace, and a past."
     directs = [term for term in terms if isinstance(term, Direct | Through)]
     if program.window.credit == "window" and directs:
         yield "credit passes back through the window, which has the gradient within it."
-    pasts = [
-        term
-        for term in terms
-        if isinstance(term, Past) or (isinstance(term, Through) and term.past)
-    ]
-    if len(pasts) > 1:
+    if sum(not isinstance(term, After) for term in _pasts(terms)) > 1:
         yield "its past counts twice."
 
 
-def _is_past(past: Past, node: TraceNode | None, op: WeightOp) -> bool:
-    ops = () if node is None else node.feeds[0].ops
-    return past.trace is node and past.slot < len(ops) and ops[past.slot] is op
-
-
-def _read(term: Term) -> list[TraceNode]:
-    match term:
-        case Past(trace) | After(trace):
-            return [trace]
-        case Through(_, trace, past):
-            return [] if trace is None or past is None else [trace]
-        case _:
-            return []
+def _pasts(terms: Iterable[Term]) -> list[Past | After]:
+    """The terms that read what a trace carries, alone or joined with another."""
+    found = [term.past if isinstance(term, Through) else term for term in terms]
+    return [term for term in found if isinstance(term, Past | After)]
 
 
 __all__ = ["check"]

@@ -142,6 +142,18 @@ class After(NamedTuple):
 Term = Direct | Through | Past | After
 Grads = Mapping[WeightOp, tuple[Term, ...]]
 """For each operation that reaches a state, the terms that the gradient through it is the sum of."""
+CreditFlow = Literal["step", "window"]
+
+
+def terms_of(op: WeightOp, node: TraceNode | None, credit: CreditFlow) -> tuple[Term, ...]:
+    """The terms of an operation with this trace, before passes choose others.
+
+    Where credit passes back through the window, the gradient within it is that of reverse mode. The first feed of a
+    trace has the past of all.
+    """
+    first = () if node is None else node.feeds[0].ops
+    past = (Past(node, first.index(op)),) if node is not None and op in first else ()
+    return past if credit == "window" else (Direct(op), Through(op, node), *past)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +161,7 @@ class WindowSpec:
     """How many steps are processed at once, and how credit flows inside of them."""
 
     steps: int
-    credit: Literal["step", "window"]
+    credit: CreditFlow
     """Whether credit is that of each step, cut as the traces are, or passes back through the window uncut."""
     behind: int = 0
     """How many steps before the window its credit goes back through."""
@@ -239,6 +251,15 @@ class TraceProgram:
 
     # --- what passes do ---
 
+    def regrouped(self, traces: Mapping[TraceNode, tuple[TraceNode, ...]]) -> "TraceProgram":
+        """The program with other traces in the place of some, for any of their operations; these have the terms of
+        `terms_of`."""
+        program = dataclasses.replace(self, traces=self._with(traces))
+        ops = [op for node in traces for op in node.ops]
+        terms = {op: terms_of(op, program.of_op(op), self.window.credit) for op in ops}
+        grads, step_grads = {**self.grads, **terms}, {**self.step_grads, **terms}
+        return dataclasses.replace(program, grads=grads, step_grads=step_grads)
+
     def rewritten(
         self,
         traces: Mapping[TraceNode, tuple[TraceNode, ...]],
@@ -246,28 +267,30 @@ class TraceProgram:
     ) -> "TraceProgram":
         """The program with other traces in the place of some, and other terms; a term that becomes `None` goes."""
         each = lambda op, terms: tuple(new for t in terms if (new := term(op, t)) is not None)
-        of = lambda grads: {op: each(op, terms) for op, terms in grads.items()}
-        nodes = tuple(new for node in self.traces for new in traces.get(node, (node,)))
+        grads, step_grads = (
+            {op: each(op, terms) for op, terms in of.items()}
+            for of in (self.grads, self.step_grads)
+        )
         return dataclasses.replace(
-            self, traces=nodes, grads=of(self.grads), step_grads=of(self.step_grads)
+            self, traces=self._with(traces), grads=grads, step_grads=step_grads
         )
 
     def replaced(self, traces: Mapping[TraceNode, TraceNode]) -> "TraceProgram":
         """The program with other traces for the same operations in the place of some."""
 
-        moved = lambda past: past._replace(trace=traces.get(past.trace, past.trace))
-
         def renamed(_: WeightOp, term: Term) -> Term:
             match term:
-                case Direct():
+                case Through(op, trace, past) if trace is not None and trace in traces:
+                    return Through(op, traces[trace], past and past._replace(trace=traces[trace]))
+                case Past(trace) | After(trace) if trace in traces:
+                    return term._replace(trace=traces[trace])
+                case _:
                     return term
-                case Through(op, trace, past):
-                    new = None if trace is None else traces.get(trace, trace)
-                    return Through(op, new, None if past is None else moved(past))
-                case Past() | After():
-                    return moved(term)
 
         return self.rewritten({old: (new,) for old, new in traces.items()}, renamed)
+
+    def _with(self, traces: Mapping[TraceNode, tuple[TraceNode, ...]]) -> tuple[TraceNode, ...]:
+        return tuple(new for node in self.traces for new in traces.get(node, (node,)))
 
     def noted(self, *changes: Change) -> "TraceProgram":
         """The program with what a pass changed."""
@@ -289,7 +312,7 @@ class TraceProgram:
             }
             for node in self.traces
         ]
-        of = lambda grads: {names[op]: _texts(terms, place) for op, terms in grads.items()}
+        of = lambda grads: {names[op]: [_text(t, place) for t in ts] for op, ts in grads.items()}
         window = dataclasses.asdict(self.window)
         return dict(
             traces=traces, grads=of(self.grads), step_grads=of(self.step_grads), window=window
@@ -354,27 +377,18 @@ def form_text(form: Any) -> str:
 
 
 def _sum(terms: Iterable[Term], place: Mapping[TraceNode, str]) -> str:
-    return " + ".join(_texts(terms, place)) or "in that of another use"
+    return " + ".join(_text(term, place) for term in terms) or "in that of another use"
 
 
-def _texts(terms: Iterable[Term], place: Mapping[TraceNode, str]) -> list[str]:
-    """The terms of one gradient in words."""
-    past = lambda term: (
-        f"past {place[term.trace]}" + (f".{term.slot}" if len(term.trace.feeds[0].ops) > 1 else "")
-    )
-    texts: list[str] = []
-    for term in terms:
-        match term:
-            case Direct():
-                texts.append("direct")
-            case Through(_, trace, first) if trace is not None:
-                texts.append(
-                    f"through {place[trace]}" + (f" joined with {past(first)}" if first else "")
-                )
-            case Through():
-                texts.append("through the step")
-            case Past():
-                texts.append(past(term))
-            case After(trace):
-                texts.append(f"after {place[trace]}")
-    return texts
+def _text(term: Term, place: Mapping[TraceNode, str]) -> str:
+    """A term in words."""
+    match term:
+        case Direct():
+            return "direct"
+        case Through(_, trace, past):
+            through = "the step" if trace is None else place[trace]
+            return f"through {through}" + (f" joined with {_text(past, place)}" if past else "")
+        case Past(trace, slot):
+            return f"past {place[trace]}" + (f".{slot}" if len(trace.feeds[0].ops) > 1 else "")
+        case After(trace):
+            return f"after {place[trace]}"

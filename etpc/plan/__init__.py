@@ -1,9 +1,9 @@
 """Third stage: a trace program, without optimisations, and the passes that rewrite it."""
 
-from ..forms import Pairs
+from ..analyse import data_of
 from ._claims import Claim, Reason, claims
 from ._filtered import NO_LESS
-from ._paths import MovedStates, OutputPaths, data_of
+from ._paths import MovedStates, OutputPaths
 from ._plain import AT_LEAST, BEHIND
 from ._plan import plan
 from ._proofs import Proofs
@@ -25,7 +25,6 @@ __all__ = [
     "MovedStates",
     "OpPlan",
     "OutputPaths",
-    "Pairs",
     "Pass",
     "PassReport",
     "PassReports",

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from ..analyse import Escape
 from ..files.record import record
-from ._plan import left_out
 from ._records import OpPlan, Plan
 
 ClaimName = Literal["exact", "approximate", "current step", "unused"]
@@ -86,14 +85,8 @@ def _claim(plan: Plan, number: int, path: str) -> Claim:
 
 def reasons_of(plan: Plan, p: OpPlan) -> list[Reason]:
     """Why the gradient through one weight operation is not exact; empty where it is."""
-    reach = plan.analysis.reach[p.op.number]
-    if reach.role != "state":
-        return []
     if p.node is None:
         return [] if p.exact else [Reason("untraced", p.reason, p)]
-    form = p.node.form
-    reasons = [Reason("form", form.left_out, p)] if not form.exact else []
-    texts = left_out(reach, plan.ir.extends if p.node.virtual else None)
-    return reasons + [
-        Reason("escape", text, p, escape) for text, escape in zip(texts, reach.escapes, strict=True)
-    ]
+    of_form = [] if p.node.form.exact else [Reason("form", p.escapes[0], p)]
+    pairs = zip(p.escapes[len(of_form) :], plan.analysis.reach[p.op.number].escapes, strict=True)
+    return of_form + [Reason("escape", text, p, escape) for text, escape in pairs]

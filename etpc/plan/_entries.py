@@ -1,13 +1,13 @@
 """The entries of D and F of a cut step as numbers: equal ones are equal for all parameters and data."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
 
 from .._jax import Equation, is_complex, propagate, prune
-from ..analyse import Analysis, Numbering, Numbers, Pattern
+from ..analyse import Analysis, Numbering, Numbers, Pattern, WeightOp
 from ..ir import colours_of
 
 MOST = 16
@@ -37,12 +37,11 @@ class Entries:
     def __init__(self, analysis: Analysis, states: np.ndarray):
         self.analysis, self.states = analysis, states
         self.numbering = Numbering()
-        tangents, parts = analysis.tangents, analysis.hidden.parts
-        bounds = np.cumsum([0, *(int(np.prod(a.shape)) for a in parts)])
-        wanted = np.unique(np.searchsorted(bounds, states, side="right") - 1)
+        tangents, hidden = analysis.tangents, analysis.hidden
+        wanted = np.unique(hidden.part_of(states))
         self._outputs = {int(n): tangents.outputs[n] for n in wanted}
-        self._bounds = bounds
-        seeds = len(parts) + len(analysis.ops)
+        self._bounds = hidden.part_bounds
+        seeds = len(hidden.parts) + len(analysis.ops)
         arguments, self._seeds = tangents.inputs[:-seeds], tangents.inputs[-seeds:]
         equations = prune(tangents.equations, self._outputs.values())
         self._tangents = propagate(equations, self._seeds)
@@ -75,46 +74,29 @@ class Entries:
             numbers.append(self._run({i: a for i, a in enumerate(ones) if a.any()}))
         return Compressed(of_state, np.stack(numbers))
 
-    def immediate(self, numbers: Iterable[int]) -> dict[int, Compressed]:
+    def immediate(self, ops: Sequence[WeightOp]) -> dict[WeightOp, Compressed]:
         """F of each of some operations, none of whose states is entered by more than `MOST` outputs of it.
 
-        Operations that enter different states are run together.
+        Outputs that enter different states are run together, also those of several operations.
         """
-        found: dict[int, Compressed] = {}
-        left = list(numbers)
-        while left:
-            taken, together = np.zeros(self.analysis.hidden.size, bool), list[int]()
-            for number in left:
-                entered = np.diff(self.analysis.immediate[number].indptr) > 0
-                if not (taken & entered).any():
-                    taken |= entered
-                    together.append(number)
-            left = [number for number in left if number not in together]
-            found |= self._together(together)
-        return found
-
-    def _together(self, numbers: list[int]) -> Mapping[int, Compressed]:
-        ops = [self.analysis.ops[number] for number in numbers]
-        runs: list[np.ndarray] = []
-        for number in numbers:
-            pattern = self.analysis.immediate[number]
-            runs.append(colours_of(sp.csr_array(pattern.T), np.zeros(pattern.shape[1], np.int64)))
+        sizes, first = [op.size for op in ops], len(self.analysis.hidden.parts)
+        entered = sp.hstack([self.analysis.immediate[op.number] for op in ops], format="csr")
+        run = colours_of(sp.csr_array(entered.T), np.repeat(np.arange(len(ops)), sizes))
+        runs = dict(zip(ops, np.split(run, np.cumsum(sizes)[:-1]), strict=True))
         units = (1, 1j) if any(is_complex(op.delta) for op in ops) else (1,)
-        places = [len(self.analysis.hidden.parts) + number for number in numbers]
         by_run: list[Numbers] = []
-        for n in range(max(int(run.max(initial=0)) for run in runs) + 1):
+        for n in range(run.max(initial=0) + 1):
             by_unit = [
-                self._run(
-                    {
-                        place: (unit if is_complex(op.delta) else 1) * (run == n)
-                        for place, op, run in zip(places, ops, runs, strict=True)
-                    }
-                )
+                {
+                    first + op.number: (unit if is_complex(op.delta) else 1) * (run == n)
+                    for op, run in runs.items()
+                    if (run == n).any()
+                }
                 for unit in units
             ]
-            by_run.append(self.numbering.scalars("complex", by_unit))
+            by_run.append(self.numbering.scalars("complex", list(map(self._run, by_unit))))
         of_all = np.stack(by_run)
-        return {k: Compressed(run, of_all) for k, run in zip(numbers, runs, strict=True)}
+        return {op: Compressed(run, of_all) for op, run in runs.items()}
 
     def _run(self, seeds: dict[int, np.ndarray]) -> Numbers:
         """The numbers of the tangents of all states, [S], for seeds given by their places; other seeds are zero.

@@ -10,8 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ..analyse import Analysis, Pattern, WeightOp, columns_of, trace_dtype
-from ..forms import Filtered, Site, size_of
+from ..analyse import Analysis, Pattern, WeightOp, columns_of
+from ..forms import Filtered
 from ..ir import block_rows, entered, uses
 from ._entries import MOST, Compressed, Entries
 from ._varied import varied
@@ -22,26 +22,16 @@ ENTERED = "its outputs are entered by factors that differ"
 NO_LESS = "filtered inputs would save too little, as few of its outputs have the same transitions"
 
 
-@dataclasses.dataclass(frozen=True)
-class Proved:
-    """Filtered inputs that are proved to hold the whole trace, in less memory."""
-
-    form: Filtered
-    size: int
-    """How many numbers they are for one example."""
-    why: str
-    """Why they hold the whole trace, also while parameters move."""
-
-
+@dataclasses.dataclass(eq=False)
 class Look:
     """What was found of the trace of one operation."""
 
-    def __init__(self, op: WeightOp, block: Pattern):
-        self.op, self.block = op, block
-        self.proved: Proved | None = None
-        """Filtered inputs that hold the whole trace in less memory."""
-        self.why_not = ""
-        """Why there are none; empty where there may be some."""
+    op: WeightOp
+    block: Pattern
+    form: Filtered | None = None
+    """The form in which filtered inputs are proved to hold the whole trace."""
+    why: str = ""
+    """Why they hold it, also while parameters move; or why there is no such form."""
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -60,25 +50,26 @@ def filtered(analysis: Analysis, blocks: Mapping[WeightOp, Pattern]) -> dict[int
         if op.kind.data is not None and op.kind.links is None
         if op.kind.outputs > 1 and op.kind.inputs and block.nnz
     ]
-    _check_leaves(analysis, looks)
-    _check_sizes(analysis, looks)
-    left = [look for look in looks if not look.why_not]
+    by_part = varied(analysis) if looks else []
+    for look in looks:
+        look.why = _ruled_out(analysis, by_part, look)
+    left = [look for look in looks if not look.why]
     if left:
         entries = Entries(analysis, np.unique(np.concatenate([columns_of(l.block) for l in left])))
         _prove(entries, left)
     return {look.op.number: look for look in looks}
 
 
-def _check_sizes(analysis: Analysis, looks: Sequence[Look]) -> None:
-    """Rule out what would take many runs of the tangents."""
-    for look in looks:
-        if look.why_not:
-            continue
-        states = columns_of(look.block)
-        among: Pattern = analysis.transition[states][:, states]
-        entering = analysis.immediate[look.op.number]
-        if max(len(look.rows), _most(among), _most(entering)) > MOST:
-            look.why_not = LARGE
+def _ruled_out(analysis: Analysis, by_part: Sequence[int], look: Look) -> str:
+    """Why there is no form, where a quick look says it; empty where there may be one."""
+    states = columns_of(look.block)
+    of_block = np.unique(analysis.hidden.part_of(states)).tolist()
+    old = sum(1 << j for j in of_block)
+    if any(by_part[i] & old for i in of_block):
+        return DIFFER
+    among: Pattern = analysis.transition[states][:, states]
+    entering = analysis.immediate[look.op.number]
+    return LARGE if max(len(look.rows), _most(among), _most(entering)) > MOST else ""
 
 
 def _most(pattern: Pattern) -> int:
@@ -86,44 +77,25 @@ def _most(pattern: Pattern) -> int:
     return int(np.diff(pattern.indptr).max(initial=0))
 
 
-def _check_leaves(analysis: Analysis, looks: Sequence[Look]) -> None:
-    """Rule out, by a quick look, what has a transition of its own for each output."""
-    if not looks:
-        return
-    by_part, parts = varied(analysis), analysis.hidden.parts
-    bounds = np.cumsum([0, *(int(np.prod(a.shape)) for a in parts)])
-    for look in looks:
-        places = np.searchsorted(bounds, columns_of(look.block), side="right") - 1
-        of_block = np.unique(places).tolist()
-        old = sum(1 << j for j in of_block)
-        if any(by_part[i] & old for i in of_block):
-            look.why_not = DIFFER
-
-
 def _prove(entries: Entries, looks: Sequence[Look]) -> None:
     analysis, compressed = entries.analysis, entries.transition()
     transitions: dict[bytes, np.ndarray] = {}
-    by_block: dict[tuple[bytes, int], Filtered] = {}
     for look in looks:
         kind, key = look.op.kind, look.rows.tobytes()
         if key not in transitions:
             transitions[key] = _transitions(entries, compressed, look.rows)
-        if (key, kind.groups) not in by_block:
-            tables = [look.rows >= 0, transitions[key]]
-            by_block[key, kind.groups] = Filtered(_classes(tables, kind.groups))
-        if by_block[key, kind.groups].per_group == kind.outputs:
-            look.why_not = DIFFER
-    looks = [look for look in looks if not look.why_not]
-    by_op = entries.immediate([look.op.number for look in looks])
+        form = Filtered(_classes([look.rows >= 0, transitions[key]], kind.groups))
+        look.why = DIFFER if form.per_group == kind.outputs else ""
+    looks = [look for look in looks if not look.why]
+    by_op = entries.immediate([look.op for look in looks]) if looks else {}
     for look in looks:
-        number, transition = look.op.number, transitions[look.rows.tobytes()]
-        immediate = _immediate(entries, by_op[number], look.rows, analysis.immediate[number])
+        pattern, transition = analysis.immediate[look.op.number], transitions[look.rows.tobytes()]
+        immediate = _immediate(entries, by_op[look.op], look.rows, pattern)
         form = _form([look.rows >= 0, transition, immediate], transition, look.op.kind.groups)
         if form.per_group == look.op.kind.outputs:
-            look.why_not = ENTERED
-            continue
-        size = size_of(form, Site(look.op.kind, len(look.rows), trace_dtype(analysis, look.op)))
-        look.proved = Proved(form, size, _why(form, len(look.rows)))
+            look.why = ENTERED
+        else:
+            look.form, look.why = form, _why(form, len(look.rows))
 
 
 def _transitions(entries: Entries, compressed: Compressed, rows: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .._jax import Equation, Variable, is_complex, is_float, prims, propagate, prune
 from .._jax.primitives import facts
-from ..analyse import Analysis, WeightOp, by_equation
+from ..analyse import Analysis, by_equation, data_of
 from ..ir import TraceNode, TraceProgram
 
 
@@ -35,7 +35,7 @@ class OutputPaths:
 
     def __init__(self, analysis: Analysis, credited: Collection[int]):
         self.analysis = analysis
-        self.live = [op for op in analysis.ops if analysis.reach[op.number].role == "state"]
+        self.live = analysis.live
         self.saved = [op for op in self.live if op.number in analysis.cut]
         self.moves = _moved_states(analysis, credited)
 
@@ -116,11 +116,6 @@ def credited_whole(program: TraceProgram) -> list[TraceNode]:
         for node in program.traces
         if not any(op.number in paths.from_operations or lacks(node, op) for op in node.ops)
     ]
-
-
-def data_of(op: WeightOp) -> Variable | None:
-    """What the weight of an operation is multiplied with; `None` if the operation is element-wise."""
-    return None if op.kind.data is None else op.equation.inputs[op.kind.data]
 
 
 def _stops(eqn: Equation, output: Variable) -> bool:

@@ -1,13 +1,13 @@
 """The trace program of a learning rule without optimisations: each operation has a trace of its own, or none."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
-from ..algorithms import Algorithm, Choice
-from ..analyse import Analysis, Reach, WeightOp, trace_dtype
-from ..forms import Site
-from ..ir import Direct, Feed, Past, Reads, Term, Through, TraceNode, TraceProgram, WindowSpec
+from ..algorithms import Algorithm, Choice, Context
+from ..analyse import Analysis, Reach, WeightOp
+from ..ir import Feed, Reads, TraceNode, TraceProgram, WindowSpec, terms_of
 from ._choice import settled
 from ._proofs import Proofs
 
@@ -19,63 +19,50 @@ UNLIKE = ", unlike under SnAp and RTRL"
 
 
 def plain(
-    proofs: Proofs, algorithm: Algorithm, choice: Choice, untraced: dict[int, str]
+    proofs: Proofs, algorithm: Algorithm, asked: Context, choice: Choice, untraced: dict[int, str]
 ) -> TraceProgram:
     """The program; `untraced` are the reasons why operations have no trace, by number."""
     analysis = proofs.analysis
-    live = [op for op in analysis.ops if analysis.reach[op.number].role == "state"]
-    nodes = {op: _node(analysis, op, choice) for op in live if op.number not in untraced}
-    within = (
-        algorithm.backprop == "cut"
-    )  # else the gradient within a window is that of reverse mode
-
-    def terms(op: WeightOp) -> tuple[Term, ...]:
-        node = nodes.get(op)
-        past = () if node is None else (Past(node),)
-        return (Direct(op), Through(op, node), *past) if within else past
-
-    grads = {op: terms(op) for op in live}
-    program = TraceProgram(
-        *(analysis, algorithm, tuple(nodes.values()), grads, grads, Reads(analysis)),
-        window=WindowSpec(AT_LEAST, "step" if within else "window"),
+    nodes = {op: _node(op, asked, choice) for op in analysis.live if op.number not in untraced}
+    window = _window(algorithm, analysis, nodes)
+    grads = {op: terms_of(op, nodes.get(op), window.credit) for op in analysis.live}
+    return TraceProgram(
+        *(analysis, algorithm, tuple(nodes.values()), grads, grads, Reads(analysis), window),
         credited=frozenset(range(len(analysis.hidden.leaves))),
         proofs=proofs,
         extension=choice.extension,
     )
-    return dataclasses.replace(program, window=_window(program))
 
 
-def _node(analysis: Analysis, op: WeightOp, choice: Choice) -> TraceNode:
-    reach, form = analysis.reach[op.number], choice.forms[op.number]
+def _node(op: WeightOp, asked: Context, choice: Choice) -> TraceNode:
+    block, form = asked.analysis.reach[op.number].block, choice.forms[op.number]
     assert form is not None
-    rows = _rows(analysis, op, choice)
-    node = TraceNode(form, reach.block, (Feed((op,)),), trace_dtype(analysis, op), rows)
+    dtype, rows = asked.site(op).dtype, _rows(op, asked, choice)
+    node = TraceNode(form, block, (Feed((op,)),), dtype, rows)
     return dataclasses.replace(node, form=settled(form, node.site, op.path))
 
 
-def _rows(analysis: Analysis, op: WeightOp, choice: Choice) -> int:
+def _rows(op: WeightOp, asked: Context, choice: Choice) -> int:
     """How many rows of an extension the trace of an operation has."""
-    reach, extension = analysis.reach[op.number], choice.extension
-    site = Site(op.kind, reach.size, trace_dtype(analysis, op))
-    escapes = bool(reach.escapes) or not reach.block.nnz
-    return 0 if extension is None else extension.rows(site, escapes)
+    extension = choice.extension
+    return 0 if extension is None else extension.rows(asked.site(op), asked.escapes(op))
 
 
-def _window(program: TraceProgram) -> WindowSpec:
+def _window(
+    algorithm: Algorithm, analysis: Analysis, nodes: Mapping[WeightOp, TraceNode]
+) -> WindowSpec:
     """The window of a rule.
 
     Where the steps are not cut, it is one number for all sequences: a gradient depends much more on the length of
     such windows than on how often a trace is reduced.
     """
-    algorithm, credit = program.algorithm, program.window.credit
-    step_by_step = credit == "step" and not all(map(program.closed, program.traces))
-    matters = credit == "window" or any(node.form.reduces for node in program.traces)
-    open_ = algorithm.window == "auto"
-    steps = AT_LEAST if algorithm.window == "auto" else algorithm.window
-    if open_ and step_by_step:
-        steps = 1
-    elif open_ and matters:
-        steps = min(steps, algorithm.lookback or steps)
+    credit = "step" if algorithm.backprop == "cut" else "window"
+    closed = all(analysis.reach[op.number].closed for op in nodes)
+    step_by_step = credit == "step" and not closed
+    matters = credit == "window" or any(node.form.reduces for node in nodes.values())
+    open_, steps = algorithm.window == "auto", algorithm.window
+    if steps == "auto":
+        steps = 1 if step_by_step else min(AT_LEAST, algorithm.lookback or AT_LEAST)
     return WindowSpec(
         steps,
         credit,
@@ -88,21 +75,21 @@ def _window(program: TraceProgram) -> WindowSpec:
 
 
 def no_trace(
-    analysis: Analysis, op: WeightOp, algorithm: Algorithm, choice: Choice, unchosen: str
+    op: WeightOp, algorithm: Algorithm, asked: Context, choice: Choice, unchosen: str
 ) -> str:
-    """Why an operation has no trace; empty if it has one."""
-    reach = analysis.reach[op.number]
+    """Why an operation has no trace, `unchosen` if it was not asked for; empty if it has one."""
+    reach = asked.analysis.reach[op.number]
     if reach.role == "output":
         return "it reaches no hidden state; the gradient of each step is exact"
     if reach.role == "nothing":
         return "it reaches no output, at this step or later"
-    reason = unchosen
+    reason = "" if op in asked.ops else unchosen
     if not reason and choice.forms[op.number] is None:
         reason = f"{type(algorithm).__name__} gives it none"
     steps = "current step" if algorithm.backprop == "cut" else "last steps"
     gradient = f"it gets the gradient of the {steps}"
-    if not reason and not reach.block.nnz and not _rows(analysis, op, choice):
-        through = ", ".join(_entrances(analysis, op))
+    if not reason and not reach.block.nnz and not _rows(op, asked, choice):
+        through = ", ".join(_entrances(asked.analysis, op))
         cuts = "cuts" if algorithm.backprop == "cut" else "cuts between windows"
         reason = f"{BEHIND} {through}, where {type(algorithm).__name__} {cuts}"
         gradient += UNLIKE

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import networkx as nx
 
 from ..algorithms import Algorithm, Choice
-from ..analyse import Analysis, Reach, WeightOp
+from ..analyse import Analysis, WeightOp
 from ..errors import AlgorithmError, MemoryLimitError, UnsupportedError, raise_together
-from ..forms import Extension
 from ..ir import TraceProgram, check
 from ._choice import check_choice
 from ._plain import ends, no_trace, plain
@@ -46,12 +45,9 @@ def plan(
     choice = algorithm.choose(asked)
     check_choice(algorithm, choice, asked.ops)
     unchosen = UNMARKED if weights == "marked" else UNSELECTED
-    found = {
-        op.number: no_trace(analysis, op, algorithm, choice, "" if op in asked.ops else unchosen)
-        for op in analysis.ops
-    }
-    untraced = {number: reason for number, reason in found.items() if reason}
-    program = plain(proofs, algorithm, choice, untraced)
+    found = [no_trace(op, algorithm, asked, choice, unchosen) for op in analysis.ops]
+    untraced = {number: reason for number, reason in enumerate(found) if reason}
+    program = plain(proofs, algorithm, asked, choice, untraced)
     for each in passes:
         program, by = each.run(program), f"The pass {each.name!r}"
         if not isinstance(program, TraceProgram):
@@ -112,8 +108,9 @@ def _op_plan(program: TraceProgram, op: WeightOp, untraced: str, choice: Choice)
     reach, node = program.analysis.reach[op.number], program.of_op(op)
     ended = node is None and not untraced  # a pass found that its influence ends
     missing = node is None and not ended and reach.role == "state"
-    extension = program.extends if node is not None and node.virtual else None
-    escapes = () if missing else left_out(reach, extension)
+    followed = node is not None and node.virtual and program.extension
+    late = f", {followed.left_out}" if followed else ""
+    escapes = () if missing else tuple(f"{escape}{late}" for escape in reach.escapes)
     if node is not None and not node.form.exact:
         escapes = (node.form.left_out, *escapes)
     return OpPlan(
@@ -134,19 +131,11 @@ def _reason(program: TraceProgram, op: WeightOp, choice: Choice) -> str:
     return "; ".join(filter(None, (choice.reasons.get(op.number, ""), *dict.fromkeys(found))))
 
 
-def left_out(reach: Reach, extension: Extension | None) -> tuple[str, ...]:
-    """The influence that leaves a trace, in words."""
-    if extension is None:
-        return tuple(map(str, reach.escapes))
-    return tuple(f"{escape}, {extension.left_out}" for escape in reach.escapes)
-
-
 def _groups(ops: Sequence[OpPlan], analysis: Analysis) -> tuple[Group, ...]:
     graph: nx.Graph[str] = nx.Graph()
     for p in ops:
         if p.node is not None:
             nx.add_path(graph, p.states)
-            graph.add_nodes_from(p.states)
     order = {path: i for i, path in enumerate(analysis.hidden.paths)}
     components = [sorted(c, key=order.__getitem__) for c in nx.connected_components(graph)]
     groups = []

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..algorithms import Backprop
-from ..analyse import Analysis, Pattern, Reach, WeightOp, trace_dtype
+from ..analyse import Analysis, Pattern, WeightOp, trace_dtype
 from ..forms import Full, Site, size_of
 from ._filtered import Look, filtered
 
@@ -23,9 +23,15 @@ class Proofs:
         self._blocks: dict[WeightOp, Pattern] = {}
 
     def block(self, op: WeightOp) -> Pattern:
-        """The states in the whole trace of an operation."""
+        """The states in the whole trace of an operation that are read at the start of a window."""
         if op not in self._blocks:
-            self._blocks[op] = kept_of(self.analysis.reach[op.number], self.lasting)
+            reach = self.analysis.reach[op.number]
+            kept, lasting = reach.block, self.lasting
+            if lasting is not None and reach.closed and not lasting[kept.indices].all():
+                kept = sp.csr_array(kept.multiply(lasting[None]))
+                kept.eliminate_zeros()
+                kept.sort_indices()
+            self._blocks[op] = kept
         return self._blocks[op]
 
     def ends(self, op: WeightOp) -> bool:
@@ -35,20 +41,18 @@ class Proofs:
     @cached_property
     def looks(self) -> Mapping[int, Look]:
         """What was found of operations whose outputs might share filtered inputs, by number."""
-        reach = self.analysis.reach
-        ops = [op for op in self.analysis.ops if reach[op.number].role == "state"]
-        return filtered(self.analysis, {op: self.block(op) for op in ops if not self.ends(op)})
+        blocks = {op: self.block(op) for op in self.analysis.live if not self.ends(op)}
+        return filtered(self.analysis, blocks)
 
     def whole_size(self, op: WeightOp) -> int:
         """The fewest numbers, of one example, that are proved to hold the whole trace of an operation."""
         if self.ends(op):
             return 0
         block = int(np.diff(self.block(op).indptr).max(initial=0))
-        whole = size_of(Full(), Site(op.kind, block, trace_dtype(self.analysis, op)))
-        look = self.looks.get(op.number)
-        if look is not None and look.proved is not None and saves_enough(look.proved.size, whole):
-            return look.proved.size
-        return whole
+        site = Site(op.kind, block, trace_dtype(self.analysis, op))
+        whole, look = size_of(Full(), site), self.looks.get(op.number)
+        size = whole if look is None or look.form is None else size_of(look.form, site)
+        return size if saves_enough(size, whole) else whole
 
     def look(self, op: WeightOp, block: Pattern) -> Look | None:
         """What was found of an operation whose trace has some block; `None` if nothing was looked for."""
@@ -78,13 +82,3 @@ def lasting_states(analysis: Analysis) -> np.ndarray:
         if reach.role != "state":
             read |= reach.reads.states
     return read
-
-
-def kept_of(reach: Reach, lasting: np.ndarray | None) -> Pattern:
-    """The blocks of an operation, without the states that do not last where that is known."""
-    if lasting is None or not reach.closed or lasting[reach.block.indices].all():
-        return reach.block
-    kept: Pattern = sp.csr_array(reach.block.multiply(lasting[None]))
-    kept.eliminate_zeros()
-    kept.sort_indices()
-    return kept

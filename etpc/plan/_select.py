@@ -25,10 +25,8 @@ def context(
 ) -> Context:
     """What an algorithm chooses from; the other arguments are those of `plan`."""
     analysis = proofs.analysis
-    chosen, reach = selected(analysis, weights), analysis.reach
-    ops = tuple(
-        op for op in analysis.ops if op.number in chosen and reach[op.number].role == "state"
-    )
+    chosen = selected(analysis, weights)
+    ops = tuple(op for op in analysis.live if op.number in chosen)
     limit = DEFAULT_MEMORY if memory is None else memory
     return Context(analysis, ops, limit, batch_size, proofs.whole_size)
 
@@ -62,7 +60,7 @@ def _marked(analysis: Analysis) -> set[int]:
             'weights="marked" selects nothing: no weight passes through `etpc.mark`. Mark the '
             'weights where they are used, or pass weights="all" or a selector.'
         )
-    reached = [op for op in analysis.ops if analysis.reach[op.number].role == "state"]
+    reached = analysis.live
     if reached and not any(op.marked for op in reached):
         raise SelectionError(
             'weights="marked" gives no weight a trace: those that are marked '

@@ -105,11 +105,10 @@ def _smaller(plan: Plan, p: OpPlan, node: TraceNode) -> list[str]:
     if found:
         saved = sum(change.bytes for change in found)
         return [f"That is {saved:,} bytes less than {Full().held}, which the rule gives it."]
-    ran = "filtered" in {each.name for each in plan.passes}
+    ran = "filtered" in {each.name for each in plan.passes} and not node.virtual
     look = plan.ir.proofs.look(p.op, node.blocks) if ran and type(node.form) is Full else None
-    if look is not None and not node.virtual:
-        return [f"No smaller trace is known that holds all of it: {look.why_not or NO_LESS}."]
-    return []
+    why = look and (look.why if look.form is None else NO_LESS)
+    return [f"No smaller trace is known that holds all of it: {why}."] if why else []
 
 
 def _wrapped(text: list[str], width: int) -> str:

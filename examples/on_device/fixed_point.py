@@ -20,7 +20,7 @@ import optax
 from jax import Array
 
 import etpc
-from etpc import algorithms, traces
+from etpc import algorithms, forms
 
 from .drift import (
     DRIFT,
@@ -59,11 +59,11 @@ def rounded(a: Array, bits: int, key: Array | None = None) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundedTrace(traces.Trace):
+class RoundedTrace(forms.Trace):
     """The trace of D-RTRL, rounded at the end of each window."""
 
     bits: int = 16
-    inner: traces.Full = traces.Full()
+    inner: forms.Full = forms.Full()
     exact = False
 
     @property
@@ -87,7 +87,7 @@ class Rounded(algorithms.Algorithm):
 
     bits: int = 16
 
-    def trace_form(self, kind: Any) -> traces.Trace:
+    def trace_form(self, kind: Any) -> forms.Trace:
         return RoundedTrace(self.bits)
 
 

@@ -1,6 +1,7 @@
 """What is asked of a trace program, and how one is printed."""
 
 import dataclasses
+import importlib
 import re
 
 import equinox as eqx
@@ -33,10 +34,6 @@ def traced(node, **changes):
     return PROGRAM.replaced({node: dataclasses.replace(node, **changes)})
 
 
-def with_window(**changes):
-    return dataclasses.replace(PROGRAM, window=dataclasses.replace(PROGRAM.window, **changes))
-
-
 def replace(**changes):
     return dataclasses.replace(PROGRAM, **changes)
 
@@ -48,10 +45,7 @@ BREAKAGES = {
         replace(traces=(*PROGRAM.traces, dataclasses.replace(BIAS))),
         f"{OP.path} enters more than one trace",
     ),
-    "an operation is left out": (
-        replace(grads={IH: PROGRAM.grads[IH]}),
-        "`grads` does not have the operations",
-    ),
+    "an operation is left out": (replace(grads={IH: PROGRAM.grads[IH]}), "`grads` does not have"),
     "in another order": (
         replace(step_grads=dict(reversed(PROGRAM.step_grads.items()))),
         "`step_grads` does not have the operations that reach a state, in their order",
@@ -62,10 +56,7 @@ BREAKAGES = {
         graded(OP, DIRECT, THROUGH._replace(past=PAST), PAST),
         "past counts twice",
     ),
-    "the place of another": (
-        graded(IH, *PROGRAM.grads[HH]),
-        f"`grads` of {IH.path}: Direct",
-    ),
+    "the place of another": (graded(IH, *PROGRAM.grads[HH]), f"`grads` of {IH.path}: Direct"),
     "a past of another": (
         graded(HH, PROGRAM.grads[HH][0], Through(HH, JOINED, Past(JOINED, 0))),
         "is joined with is not its own",
@@ -75,7 +66,10 @@ BREAKAGES = {
         "does not belong to it",
     ),
     "all at the end, and more": (graded(OP, DIRECT, After(BIAS)), "After.* does not belong to it"),
-    "credit through the window": (with_window(credit="window"), "has the gradient within it"),
+    "credit through the window": (
+        replace(window=dataclasses.replace(PROGRAM.window, credit="window")),
+        "has the gradient within it",
+    ),
     "blocks of fewer outputs": (traced(BIAS, blocks=BIAS.blocks[:3]), "its blocks have the shape"),
     "a real operation, complex": (traced(BIAS, dtype=jnp.dtype("complex64")), "its dtype is"),
     "integers": (traced(BIAS, dtype=jnp.dtype("int32")), "its dtype is int32, and that of its op"),
@@ -113,11 +107,20 @@ def test_each_pass_makes_a_program(network):
             check(program, each.name)
 
 
+def test_the_map_of_the_source_names_what_is_there():
+    page = (ROOT / "docs/compiler.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.MULTILINE))
+    assert {"_jax", "analyse", "ir", "plan", "emit", "run"} <= rows.keys()
+    for package, text in rows.items():
+        for module, name in re.findall(r"`(_\w+)(?:\.(\w+))?[.`]", text):
+            found = importlib.import_module(f"etpc.{package}.{module}")
+            assert hasattr(found, name or "__doc__"), f"{package}/{module}.{name}"
+
+
 def test_what_is_printed_is_in_the_documentation():
     program = etpc.compile(LSTM, etpc.ES_D_RTRL(decay=0.9), **OPTIONS).ir
     text = str(program)
-    page = (ROOT / "docs/compiler.md").read_text()
-    assert text.replace("float64", "float32") in page
+    assert text.replace("float64", "float32") in (ROOT / "docs/compiler.md").read_text()
     assert re.search(r"^t1 = Full .* # drop_unlasting$", text, re.MULTILINE)
 
 
@@ -125,11 +128,8 @@ def test_as_a_record():
     record = PROGRAM.as_dict()
     joined, bias = record["traces"]
     assert joined["feeds"] == [[".weight_ih", ".weight_hh"]]
-    assert (joined["form"], joined["dtype"], joined["outputs"]) == (
-        "Decay(decay=0.9)",
-        "float64",
-        64,
-    )
+    shown = [joined[key] for key in ("form", "dtype", "outputs")]
+    assert shown == ["Decay(decay=0.9)", "float64", 64]
     assert bias["bytes"] == BIAS.bytes
     assert record["grads"][".bias"] == ["direct", "through t1", "past t1"]
     assert record["window"]["steps"] == 4

@@ -55,7 +55,7 @@ MISTAKES = {
     "no form": (lambda: chooses(lambda forms: Choice({})), "gives no form for model.*`number`"),
     "a word for an extension": (
         lambda: chooses(lambda f: Choice(f, extension=CreditSubspace), backprop="full"),
-        r"Mine\.choose gives .*CreditSubspace'> as an extension, which is no `etpc\.traces\.Ext",
+        r"Mine\.choose gives .*CreditSubspace'> as an extension, which is no `etpc\.forms\.Ext",
     ),
     "an extension in windows that are cut": (
         lambda: chooses(lambda forms: Choice(forms, extension=CreditSubspace(1))),

@@ -7,30 +7,15 @@
 """
 
 from ...forms import Full
-from ...ir import Change, Past, Term, Through, TraceProgram
+from ...ir import Change, TraceProgram
 from ._pass import Pass
 
 
 def _run(program: TraceProgram) -> TraceProgram:
-    gone = {n for n in program.traces if n.form == Full() and all(map(program.proofs.ends, n.ops))}
-
-    def term(_: object, term: Term) -> Term | None:
-        match term:
-            case Through(op, trace) if trace in gone:
-                return Through(op, None)
-            case Past(trace) if trace in gone:
-                return None
-            case _:
-                return term
-
-    if not gone:
-        return program
-    changes = [
-        Change(NAME, n.op.path, "no later step reads its trace", n.bytes)
-        for n in program.traces
-        if n in gone
-    ]
-    return program.rewritten(dict.fromkeys(gone, ()), term).noted(*changes)
+    gone = [n for n in program.traces if n.form == Full() and all(map(program.proofs.ends, n.ops))]
+    text = "no later step reads its trace"
+    changes = [Change(NAME, node.op.path, text, node.bytes) for node in gone]
+    return program.regrouped(dict.fromkeys(gone, ())).noted(*changes)
 
 
 NAME = "drop_ended"

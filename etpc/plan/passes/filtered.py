@@ -8,8 +8,8 @@
 
 import dataclasses
 
-from ...forms import Full, size_of
-from ...ir import Change, Past, Term, Through, TraceNode, TraceProgram
+from ...forms import Full
+from ...ir import Change, TraceNode, TraceProgram
 from .._proofs import saves_enough
 from ._pass import Pass
 
@@ -22,38 +22,20 @@ def _run(program: TraceProgram) -> TraceProgram:
 
 
 def _filtered(program: TraceProgram, node: TraceNode) -> TraceProgram:
-    found = [program.proofs.look(op, node.blocks) for op in node.ops]
-    proved = [look.proved for look in found if look is not None and look.proved is not None]
-    size = sum(p.size for p in proved)
-    if len(proved) < len(found) or not saves_enough(size, size_of(node.form, node.site)):
+    looks = [program.proofs.look(op, node.blocks) for op in node.ops]
+    new = tuple(
+        dataclasses.replace(node, form=look.form, feeds=(feed,))
+        for look, feed in zip(looks, node.feeds, strict=True)
+        if look is not None and look.form is not None
+    )
+    if len(new) < len(looks) or not saves_enough(sum(n.bytes for n in new), node.bytes):
         return program
-    new = [
-        dataclasses.replace(node, form=p.form, feeds=(feed,))
-        for p, feed in zip(proved, node.feeds, strict=True)
-    ]
-
-    def term(_: object, term: Term) -> Term | None:
-        match term:
-            case Through(op, trace) if trace is node:
-                return Through(op, of_op[op])
-            case Past(trace) if trace is node:
-                return None
-            case _:
-                return term
-
-    of_op = {n.op: n for n in new}
-    program = program.rewritten({node: tuple(new)}, term)
-    with_past = lambda grads: {
-        op: (*terms, Past(of_op[op])) if op in of_op else terms for op, terms in grads.items()
-    }
     saved = [node.bytes - new[0].bytes, *(-n.bytes for n in new[1:])]
     changes = [
-        Change(NAME, n.op.path, p.why, bytes)
-        for n, p, bytes in zip(new, proved, saved, strict=True)
+        Change(NAME, n.op.path, look.why, bytes)
+        for n, look, bytes in zip(new, looks, saved, strict=True)
     ]
-    return dataclasses.replace(
-        program, grads=with_past(program.grads), step_grads=with_past(program.step_grads)
-    ).noted(*changes)
+    return program.regrouped({node: new}).noted(*changes)
 
 
 NAME = "filtered"

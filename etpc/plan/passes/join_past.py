@@ -6,10 +6,9 @@
 - It buys a product: 1.6 times the time of a GRU at each step.
 """
 
-import dataclasses
-
+from ...analyse import WeightOp
 from ...forms import AddsToFirst
-from ...ir import Change, Past, Through, TraceProgram
+from ...ir import Change, Past, Term, Through, TraceProgram
 from .._paths import credited_whole
 from ._pass import Pass
 
@@ -19,20 +18,18 @@ def _run(program: TraceProgram) -> TraceProgram:
         return program
     found = [node for node in credited_whole(program) if isinstance(node.form, AddsToFirst)]
 
-    def joined(terms: tuple[object, ...]) -> tuple[object, ...]:
-        past = next((t for t in terms if isinstance(t, Past) and t.trace in found), None)
-        if past is None:
-            return terms
-        with_past = lambda t: t._replace(past=past) if isinstance(t, Through) else t
-        return tuple(with_past(t) for t in terms if t is not past)
+    def term(op: WeightOp, term: Term) -> Term | None:
+        match term:
+            case Through(_, trace) if trace in found and op in trace.feeds[0].ops:
+                return Through(op, trace, Past(trace, trace.feeds[0].ops.index(op)))
+            case Past(trace) if trace in found:
+                return None
+            case _:
+                return term
 
-    grads, step_grads = (
-        {op: joined(terms) for op, terms in of.items()}
-        for of in (program.grads, program.step_grads)
-    )
     text = "one product for the first step of a window and what was before it"
     changes = [Change(NAME, node.op.path, text) for node in found]
-    return dataclasses.replace(program, grads=grads, step_grads=step_grads).noted(*changes)
+    return program.rewritten({}, term).noted(*changes)
 
 
 NAME = "join_past"

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._jax import Equation, Variable, prims
-from ...analyse import Analysis, WeightOp
-from ...ir import Change, Feed, Past, Term, Through, TraceNode, TraceProgram
+from ...analyse import Analysis, WeightOp, entries_of
+from ...ir import Change, Feed, TraceNode, TraceProgram
 from ._pass import Pass
 
 
@@ -30,9 +30,9 @@ def _run(program: TraceProgram) -> TraceProgram:
         op, kind, alone = node.op, node.op.kind, len(node.ops) == 1
         is_product = kind.data is not None and kind.links is None
         if node.form.joins and is_product and program.closed(node) and alone:
-            blocks = node.blocks.indptr.tobytes(), node.blocks.indices.tobytes()
             of_node = node.form, node.dtype, node.virtual, op.delta.dtype
-            key = (_sum_of(op, readers), kind.groups, kind.outputs, *of_node, *blocks)
+            blocks = entries_of(node.blocks)
+            key = (_sum_of(op, readers), kind.groups, kind.outputs, *of_node, blocks)
             groups.setdefault(key, []).append(node)
     for first, *others in groups.values():
         order = _added(first.op) if others else b""
@@ -45,21 +45,11 @@ def _run(program: TraceProgram) -> TraceProgram:
 def _joined(program: TraceProgram, first: TraceNode, others: list[TraceNode]) -> TraceProgram:
     nodes = [first, *others]
     new = dataclasses.replace(first, feeds=(Feed(tuple(node.op for node in nodes)),))
-
-    def term(_: object, term: Term) -> Term:
-        match term:
-            case Through(op, trace) if trace in nodes:
-                return Through(op, new)
-            case Past(trace) if trace in nodes:
-                return Past(new, nodes.index(trace))
-            case _:
-                return term
-
     traces = {first: (new,), **dict.fromkeys(others, ())}
     more = {node: new.bytes - first.bytes if node is others[0] else 0 for node in others}
     text = f"in the trace of {first.op.path}"
     changes = [Change(NAME, node.op.path, text, node.bytes - more[node]) for node in others]
-    return program.rewritten(traces, term).noted(*changes)
+    return program.regrouped(traces).noted(*changes)
 
 
 def _readers(analysis: Analysis) -> Mapping[Variable, Sequence[Equation | None]]:

@@ -9,8 +9,9 @@
 import dataclasses
 from collections.abc import Hashable
 
+from ...analyse import entries_of
 from ...forms import Full
-from ...ir import Change, Past, Term, Through, TraceNode, TraceProgram
+from ...ir import Change, TraceNode, TraceProgram
 from ._pass import Pass
 
 
@@ -19,9 +20,8 @@ def _run(program: TraceProgram) -> TraceProgram:
     for node in program.traces:
         uses = getattr(node.site.kind, "uses", None)  # a kind may leave it out
         if uses is not None and node.form == Full():
-            blocks = node.blocks.indptr.tobytes(), node.blocks.indices.tobytes()
-            of_node = node.dtype, node.virtual, program.closed(node)
-            alike.setdefault((node.op.weight, uses, *blocks, *of_node), []).append(node)
+            of_node = entries_of(node.blocks), node.dtype, node.virtual, program.closed(node)
+            alike.setdefault((node.op.weight, uses, *of_node), []).append(node)
     for first, *others in alike.values():
         if others:
             program = _shared(program, first, others)
@@ -31,20 +31,10 @@ def _run(program: TraceProgram) -> TraceProgram:
 def _shared(program: TraceProgram, first: TraceNode, others: list[TraceNode]) -> TraceProgram:
     nodes = first, *others
     new = dataclasses.replace(first, feeds=tuple(feed for node in nodes for feed in node.feeds))
-
-    def term(_: object, term: Term) -> Term | None:
-        match term:
-            case Through(op, trace) if trace in nodes:
-                return Through(op, new)
-            case Past(trace, slot) if trace in nodes:
-                return Past(new, slot) if trace is first else None
-            case _:
-                return term
-
     text = f"added to the trace of its use at {first.op.equation.source}"
     traces = {first: (new,), **dict.fromkeys(others, ())}
     changes = [Change(NAME, node.op.path, text, node.bytes) for node in others]
-    return program.rewritten(traces, term).noted(*changes)
+    return program.regrouped(traces).noted(*changes)
 
 
 NAME = "share_uses"
