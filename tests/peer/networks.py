@@ -183,8 +183,3 @@ def random_weights(cls: type[Model], seed: int = 0) -> Weights:
         mean = 1.0 if field.name in ("leak", "threshold") else 0.0
         weights[field.name] = mean + std * rng.standard_normal(shape)
     return weights
-
-
-def build(cls: type[Model], weights: Weights) -> Model:
-    """The Equinox model with these weights."""
-    return cls(**{name: jnp.asarray(w) for name, w in weights.items()})

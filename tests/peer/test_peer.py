@@ -79,7 +79,7 @@ class Case:
 
     @ft.cached_property
     def model(self) -> Model:
-        return networks.build(self.network, self.weights)
+        return self.network(**{name: jnp.asarray(w) for name, w in self.weights.items()})
 
     @ft.cached_property
     def data(self) -> tuple[np.ndarray, np.ndarray]:
