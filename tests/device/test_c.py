@@ -113,11 +113,11 @@ def test_a_cortex_m4_learns_the_same(tmp_path: Path) -> None:
     write_c(case(nn.MinGRU(I, H, key=KEY)).exported(), tmp_path)
     (tmp_path / "main.c").write_text(STREAM)
     start = ROOT / "examples" / "on_device"
-    chip = ["-mcpu=cortex-m4", "-mthumb", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard", "--specs=rdimon.specs"]
+    chip = "-mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard --specs=rdimon.specs"
     files = ["main.c", "learner.c", "-lm", "-o"]
     boot = [str(start / "cortex_m4.c"), "-T", str(start / "cortex_m4.ld")]
     run(["cc", *CFLAGS, *files, "host"], tmp_path)
-    run(["arm-none-eabi-gcc", "-O2", *CFLAGS, *chip, *boot, *files, "chip.elf"], tmp_path)
+    run(["arm-none-eabi-gcc", "-O2", *CFLAGS, *chip.split(), *boot, *files, "chip.elf"], tmp_path)
     board = "-M mps2-an386 -nographic -monitor none -serial none"
     emulated = f"{board} -semihosting-config enable=on,target=native -kernel chip.elf"
     there = run(["qemu-system-arm", *emulated.split()], tmp_path)
